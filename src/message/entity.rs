@@ -1,0 +1,209 @@
+//! What a message is about: the unit of order within a lane.
+
+use uuid::Uuid;
+
+/// The kinds of thing that messages create, change or refer to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[repr(u8)]
+pub enum EntityKind {
+    /// A trace, by its UUID.
+    Trace = 1,
+    /// A span, by its UUID.
+    Span = 2,
+    /// A thread, by its free string.
+    Thread = 3,
+    /// An experiment, by its UUID.
+    Experiment = 4,
+    /// A dataset item, by its UUID.
+    DatasetItem = 5,
+    /// A trace of OpenTelemetry, by its 16 bytes.
+    OtelTrace = 6,
+}
+
+/// Names one entity within a lane: 16 bytes of id and one of kind.
+///
+/// The id comes first because clients make UUIDv7: keys of neighbouring messages then stand beside each other in an
+/// index, which keeps the index cheap to write. Ids that are no UUID are hashed to 16 bytes; two that collide would only
+/// be kept in order with each other.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct EntityKey([u8; 17]);
+
+impl EntityKey {
+    /// Bytes of a key in a store.
+    pub const LEN: usize = 17;
+
+    /// Returns the key of the entity of this kind whose id is written like this.
+    ///
+    /// UUIDs are read without regard to case and hyphens, as the server does.
+    pub fn new(kind: EntityKind, id: &str) -> Self {
+        let id = match Uuid::try_parse(id) {
+            Ok(uuid) => uuid.into_bytes(),
+            Err(_) => fnv1a_128(id.as_bytes()),
+        };
+        Self::from_parts(kind, id)
+    }
+
+    /// Returns the key of the entity of this kind with these 16 bytes as its id.
+    pub fn from_parts(kind: EntityKind, id: [u8; 16]) -> Self {
+        let mut key = [0; Self::LEN];
+        key[..16].copy_from_slice(&id);
+        key[16] = kind as u8;
+        Self(key)
+    }
+
+    /// Returns the bytes that stand for the key in a store.
+    pub fn as_bytes(&self) -> &[u8; Self::LEN] {
+        &self.0
+    }
+
+    /// Returns the key that these bytes stand for, or `None` when there are not [`EntityKey::LEN`] of them.
+    pub fn from_bytes(bytes: &[u8]) -> Option<Self> {
+        bytes.try_into().ok().map(Self)
+    }
+}
+
+/// What a message does to an entity.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[repr(u8)]
+pub enum Effect {
+    /// Makes it, or makes it again more complete.
+    Create = 1,
+    /// Changes its fields (PATCH). The one effect that a later create may overtake, see [`crate::store`].
+    Update = 2,
+    /// Adds to it: scores, guardrail and assertion results, items of an experiment.
+    Annotate = 3,
+    /// Only names it, as a span names its trace. Needs no order against a create: the server accepts either first.
+    Refer = 4,
+}
+
+impl Effect {
+    /// Returns the effect with this number, or `None`.
+    pub fn from_code(code: u8) -> Option<Self> {
+        match code {
+            1 => Some(Self::Create),
+            2 => Some(Self::Update),
+            3 => Some(Self::Annotate),
+            4 => Some(Self::Refer),
+            _ => None,
+        }
+    }
+}
+
+/// One entity that a message is about, and what the message does to it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Touch {
+    /// Which entity.
+    pub key: EntityKey,
+    /// What happens to it.
+    pub effect: Effect,
+}
+
+impl Touch {
+    /// Bytes of a touch in a store.
+    pub const LEN: usize = EntityKey::LEN + 1;
+
+    /// Returns touches with each key once, sorted by key; of two effects on one entity the strongest stays.
+    pub fn distinct(mut touches: Vec<Touch>) -> Vec<Touch> {
+        touches.sort_unstable();
+        touches.dedup_by_key(|touch| touch.key);
+        touches
+    }
+
+    /// Returns the bytes that stand for these touches in a store.
+    pub fn to_bytes(touches: &[Touch]) -> Vec<u8> {
+        let mut bytes = Vec::with_capacity(touches.len() * Self::LEN);
+        for touch in touches {
+            bytes.extend_from_slice(touch.key.as_bytes());
+            bytes.push(touch.effect as u8);
+        }
+        bytes
+    }
+
+    /// Returns the touches that [`Touch::to_bytes`] wrote, or `None` when the bytes are not such.
+    pub fn from_bytes(bytes: &[u8]) -> Option<Vec<Touch>> {
+        if !bytes.len().is_multiple_of(Self::LEN) {
+            return None;
+        }
+        bytes
+            .chunks_exact(Self::LEN)
+            .map(|chunk| {
+                let key = EntityKey::from_bytes(&chunk[..EntityKey::LEN])?;
+                Some(Touch { key, effect: Effect::from_code(chunk[EntityKey::LEN])? })
+            })
+            .collect()
+    }
+}
+
+/// Says whether two messages of one lane must reach the server in the order in which they were accepted.
+///
+/// They must when they touch one entity, unless one of them only refers to it. Both lists are sorted by key, as
+/// [`Touch::distinct`] leaves them.
+pub fn conflict(a: &[Touch], b: &[Touch]) -> bool {
+    let (mut i, mut j) = (0, 0);
+    while i < a.len() && j < b.len() {
+        match a[i].key.cmp(&b[j].key) {
+            std::cmp::Ordering::Less => i += 1,
+            std::cmp::Ordering::Greater => j += 1,
+            std::cmp::Ordering::Equal => {
+                if a[i].effect != Effect::Refer && b[j].effect != Effect::Refer {
+                    return true;
+                }
+                i += 1;
+                j += 1;
+            }
+        }
+    }
+    false
+}
+
+/// 128-bit FNV-1a: stable over versions, which the standard library's hasher is not.
+fn fnv1a_128(bytes: &[u8]) -> [u8; 16] {
+    let mut hash: u128 = 0x6c62_272e_07bb_0142_62b8_2175_6295_c58d;
+    for byte in bytes {
+        hash ^= u128::from(*byte);
+        hash = hash.wrapping_mul(0x0000_0000_0100_0000_0000_0000_0000_013b);
+    }
+    hash.to_be_bytes()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn touch(id: &str, effect: Effect) -> Touch {
+        Touch { key: EntityKey::new(EntityKind::Trace, id), effect }
+    }
+
+    #[test]
+    fn one_uuid_in_two_spellings_is_one_entity_and_two_kinds_are_two() {
+        let id = "01a20445-0b55-7feb-b47d-9a6087614672";
+        assert_eq!(EntityKey::new(EntityKind::Span, id), EntityKey::new(EntityKind::Span, &id.to_uppercase()));
+        assert_ne!(EntityKey::new(EntityKind::Span, id), EntityKey::new(EntityKind::Trace, id));
+        assert_ne!(EntityKey::new(EntityKind::Thread, "a"), EntityKey::new(EntityKind::Thread, "b"));
+    }
+
+    #[test]
+    fn the_strongest_effect_on_an_entity_stays() {
+        let touches =
+            Touch::distinct(vec![touch("b", Effect::Refer), touch("a", Effect::Update), touch("b", Effect::Create)]);
+        assert_eq!(touches.len(), 2);
+        assert!(touches.contains(&touch("b", Effect::Create)));
+        assert_eq!(Touch::from_bytes(&Touch::to_bytes(&touches)), Some(touches));
+        assert_eq!(Touch::from_bytes(&[0; 5]), None);
+    }
+
+    #[test]
+    fn only_a_reference_needs_no_order() {
+        let cases = [
+            (Effect::Create, Effect::Update, true),
+            (Effect::Create, Effect::Create, true),
+            (Effect::Update, Effect::Annotate, true),
+            (Effect::Refer, Effect::Create, false),
+            (Effect::Update, Effect::Refer, false),
+        ];
+        for (a, b, expected) in cases {
+            assert_eq!(conflict(&[touch("t", a)], &[touch("t", b)]), expected, "{a:?} {b:?}");
+        }
+        assert!(!conflict(&[touch("t", Effect::Create)], &[touch("u", Effect::Create)]));
+    }
+}

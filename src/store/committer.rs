@@ -1,0 +1,1 @@
+//! Many registrations, one commit. (Filled in by the next commit.)

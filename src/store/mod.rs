@@ -1,0 +1,564 @@
+//! Bytes that survive: messages that were acknowledged and are not on the server yet.
+//!
+//! The [`Store`] trait keeps promises about bytes and order and decides nothing: what an answer means, when to retry and
+//! how fast to go are policy ([`crate::delivery`]), and neither room knows the other. No SQL, no row and no error of an
+//! engine leaves this room; [`open`] is the only place that names one. Today there is one engine, [`sqlite`], and one
+//! test double that keeps the same promises in memory.
+//!
+//! # Order
+//!
+//! Messages leave in the order in which they were accepted, per lane. The one exception helps the user: an *update* that
+//! was accepted before the first create of its entity is put right after that create when the create arrives, because
+//! the server would let the partial record of an early PATCH win (protocol dossier, section f, rule 2; design.md,
+//! section 4). It moves only while it waits, and only when no earlier create of the entity waits before it.
+//!
+//! # Who may do what
+//!
+//! Anyone may register, read, purge and requeue at any time, from several processes at once. Claiming and settling need
+//! the [`Lease`]: one replayer at a time per store. A lease ends by itself after its time to live, measured on a clock
+//! that no one sets, so a killed replayer is replaced; a replayer that was stopped longer than that finds
+//! [`StoreError::LeaseLost`] and writes nothing.
+
+pub mod committer;
+pub mod sqlite;
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use thiserror::Error;
+
+use crate::message::{EntityKey, Lane, Message, MessageId, MessageStatus, MessageType, Request, Touch};
+
+/// Messages that survive the process, and the right to replay them.
+///
+/// Every verb that writes is one commit: after a crash either all of it has happened or none of it, and once it
+/// returned, it is on the disk.
+pub trait Store: Send + Sync {
+    // For intake.
+
+    /// Stores messages, in this order, as *failed*: waiting for the next replay.
+    ///
+    /// Returns their ids, ascending, only when all of them are durable: the caller may acknowledge them.
+    ///
+    /// # Errors
+    ///
+    /// On any error none of them is stored. [`StoreError::Full`] when a limit would be passed,
+    /// [`StoreError::Unusable`] when the disk refuses.
+    fn register(&self, messages: &[Message]) -> Result<Vec<MessageId>, StoreError>;
+
+    /// Returns how many messages of the lane still have to reach the server (failed or registered, not rejected).
+    ///
+    /// Sees what other processes committed. Costs one indexed look-up: intake asks it before every forwarded write.
+    fn waiting(&self, lane: &Lane) -> Result<u64, StoreError>;
+
+    // For replay.
+
+    /// Takes the right to replay this store for `time_to_live`, or longer by [`Store::renew`].
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError::LeaseHeld`] while another owner has it.
+    fn acquire(&self, owner: &Owner, time_to_live: Duration) -> Result<Lease, StoreError>;
+
+    /// Extends the lease to `time_to_live` from now.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError::LeaseLost`] when somebody else took it since: stop sending at once.
+    fn renew(&self, lease: &Lease, time_to_live: Duration) -> Result<(), StoreError>;
+
+    /// Gives the lease back. A lease that was lost meanwhile is no error.
+    fn release(&self, lease: &Lease) -> Result<(), StoreError>;
+
+    /// Makes *failed* again whatever an earlier lease left in flight; returns how many messages that were.
+    fn return_in_flight(&self, lease: &Lease) -> Result<u64, StoreError>;
+
+    /// Returns the lanes with failed messages that the filter selects, in the order of their oldest message.
+    fn lanes(&self, filter: &Filter, now_ms: i64) -> Result<Vec<LaneWork>, StoreError>;
+
+    /// Keeps the lane from being replayed until then, and says why; `None` lets it go again.
+    fn hold(&self, lease: &Lease, lane: LaneId, hold: Option<&Hold>) -> Result<(), StoreError>;
+
+    /// Takes the next failed messages of a lane for sending and marks them *registered*.
+    ///
+    /// They come in delivery order. A message whose time has not come (`next_attempt_at_ms`) is left, and so is every
+    /// later one that [`crate::message::conflict`]s with one that is left or still in flight: nothing is ever claimed
+    /// while an earlier message about the same entity waits. A filter of the user's narrows what counts as waiting.
+    fn claim(
+        &self,
+        lease: &Lease,
+        lane: LaneId,
+        filter: &Filter,
+        limits: ClaimLimits,
+        now_ms: i64,
+    ) -> Result<Vec<Claimed>, StoreError>;
+
+    /// Writes what became of claimed messages, in one commit.
+    ///
+    /// Delivered messages are deleted, failed ones wait for the next replay, rejected ones stay with the server's
+    /// answer. A message that `outcomes` does not name stays in flight until [`Store::return_in_flight`].
+    ///
+    /// After a crash either all of this has happened or none of it. None means a second delivery, which is harmless:
+    /// ids come from the client, so the server sees an upsert.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError::LeaseLost`] if another process replays by now: nothing was written, stop at once.
+    fn settle(&self, lease: &Lease, outcomes: &[(MessageId, Outcome)]) -> Result<(), StoreError>;
+
+    // For people.
+
+    /// Counts what the filter selects. Without conditions on age, id, project or entity it never scans messages.
+    fn backlog(&self, filter: &Filter) -> Result<Backlog, StoreError>;
+
+    /// Returns one page of what the filter selects, without bodies.
+    fn list(&self, filter: &Filter, page: &Page) -> Result<Vec<Listed>, StoreError>;
+
+    /// Returns one message whole, or `None` when there is none (any more).
+    fn get(&self, id: MessageId) -> Result<Option<StoredMessage>, StoreError>;
+
+    /// Deletes up to `limit` of the messages that the filter selects, except those in flight under a living lease.
+    fn purge(&self, filter: &Filter, limit: usize) -> Result<Purged, StoreError>;
+
+    /// Makes rejected messages that the filter selects *failed* again, with no attempts counted; returns how many.
+    fn requeue(&self, filter: &Filter) -> Result<u64, StoreError>;
+
+    /// Looks for damage and for summary rows that don't agree with the messages; returns what is wrong, in words.
+    fn check(&self) -> Result<Vec<String>, StoreError>;
+
+    /// Gives space of deleted messages back to the file system; returns how many bytes the store takes now.
+    fn compact(&self) -> Result<u64, StoreError>;
+
+    /// Returns who works with the store, what is held and how it stands with its limits.
+    fn condition(&self) -> Result<Condition, StoreError>;
+
+    /// Records a running agent, or with `None` that this process runs none any more.
+    fn announce(&self, agent: Option<&AgentRecord>) -> Result<(), StoreError>;
+
+    /// Records how a replay ended, for `status`.
+    fn note_replay(&self, record: &ReplayRecord) -> Result<(), StoreError>;
+}
+
+/// Why a store can't do what it was asked, sorted by what the caller can do about it.
+#[derive(Debug, Error)]
+pub enum StoreError {
+    /// There is no store at this path yet: nothing was ever stored, or it is the wrong path.
+    #[error("there is no message store at {path}")]
+    Missing {
+        /// Where it was looked for.
+        path: PathBuf,
+    },
+    /// The path is no place for a store: a directory, another kind of file, somebody else's database.
+    #[error("{path} is not a message store: {reason}")]
+    NotAStore {
+        /// The path given.
+        path: PathBuf,
+        /// What stands there instead.
+        reason: String,
+    },
+    /// A newer opik-offline wrote it; it was left untouched.
+    #[error("the message store {path} has schema version {found}, and this opik-offline knows versions up to {known}")]
+    NewerSchema {
+        /// The file.
+        path: PathBuf,
+        /// Its `user_version`.
+        found: i64,
+        /// The newest that we know.
+        known: i64,
+    },
+    /// The file is damaged.
+    #[error("the message store {path} is damaged: {reason}")]
+    Damaged {
+        /// The file.
+        path: PathBuf,
+        /// What the engine says.
+        reason: String,
+    },
+    /// It can't be read or written: permissions, a full disk, a failing disk.
+    #[error("cannot use the message store {path}: {reason}")]
+    Unusable {
+        /// The file.
+        path: PathBuf,
+        /// What the system says.
+        reason: String,
+    },
+    /// A limit of ours would be passed: `max_size` or the free-disk reserve.
+    #[error("the message store {path} is full: {reason}")]
+    Full {
+        /// The file.
+        path: PathBuf,
+        /// Which limit, with its figures.
+        reason: String,
+    },
+    /// Other processes kept it locked for too long; try again.
+    #[error("the message store {path} is busy: other processes kept it locked for {waited_ms} ms")]
+    Busy {
+        /// The file.
+        path: PathBuf,
+        /// How long was waited, in milliseconds.
+        waited_ms: u64,
+    },
+    /// Another process replays this store.
+    #[error("another process replays this store: {owner}")]
+    LeaseHeld {
+        /// Who has it.
+        owner: Owner,
+    },
+    /// Our lease ended and somebody else took it.
+    #[error("the replay lease was lost to another process")]
+    LeaseLost,
+}
+
+/// Who holds a lease: shown to people, and different for every process and replay.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Owner {
+    /// `agent` or `replay`.
+    pub role: String,
+    /// The process id.
+    pub pid: u32,
+    /// Tells owners with one process id apart.
+    pub nonce: String,
+}
+
+impl Owner {
+    /// Returns a new owner in this process.
+    pub fn this_process(role: &str) -> Self {
+        Self { role: role.to_owned(), pid: std::process::id(), nonce: uuid::Uuid::now_v7().simple().to_string() }
+    }
+}
+
+impl std::fmt::Display for Owner {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "opik-offline {} (pid {})", self.role, self.pid)
+    }
+}
+
+/// The right to replay one store. Worth nothing once [`StoreError::LeaseLost`] was seen.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Lease {
+    /// Who has it.
+    pub owner: Owner,
+    /// Grows with every acquisition; what an older one writes is refused.
+    pub epoch: i64,
+}
+
+/// Names a lane in one store.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct LaneId(pub i64);
+
+/// Why a lane is not replayed, and until when.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Hold {
+    /// When it is tried again, in milliseconds since the Unix epoch.
+    pub until_ms: i64,
+    /// Why, for people; names no key.
+    pub reason: String,
+    /// Whether one message is to try the lane before the rest follows (an expired key), or all may go (a rate limit).
+    pub probe: bool,
+}
+
+/// A lane with messages to replay.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LaneWork {
+    /// Its name in this store.
+    pub id: LaneId,
+    /// Whose messages they are.
+    pub lane: Lane,
+    /// How many failed messages the filter selects.
+    pub failed: u64,
+    /// The earliest time at which one of them may be claimed, in milliseconds since the Unix epoch; past or now when
+    /// one may be at once. Takes the hold into account.
+    pub due_at_ms: i64,
+    /// The hold in force, or the last one that ended without a success since.
+    pub hold: Option<Hold>,
+}
+
+/// How much one claim may take. At least one message is always taken, whatever its size.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ClaimLimits {
+    /// Messages at most.
+    pub messages_max: usize,
+    /// Bytes of bodies at most.
+    pub bytes_max: u64,
+}
+
+/// A message taken for sending.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Claimed {
+    /// Its id.
+    pub id: MessageId,
+    /// What kind it is.
+    pub message_type: MessageType,
+    /// What to send.
+    pub request: Request,
+    /// What it is about.
+    pub touches: Vec<Touch>,
+    /// How many items it carries.
+    pub items: u32,
+    /// Attempts that counted against it so far.
+    pub attempts: u32,
+}
+
+/// What became of one claimed message.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// The server confirmed it: it is deleted.
+    Delivered,
+    /// It waits for another try, not before `next_attempt_at_ms` (Unix epoch; 0: at once).
+    Failed {
+        /// When it may be claimed again.
+        next_attempt_at_ms: i64,
+        /// Whether this counts as an attempt of its own; it does not when the fault was the connection's or the lane's.
+        counts: bool,
+        /// The server's answer or the failure, for people; `None` when the message was not sent.
+        answer: Option<LastAnswer>,
+    },
+    /// The server refused it for good: kept until a person replays or purges it.
+    Rejected {
+        /// The server's words.
+        answer: LastAnswer,
+    },
+}
+
+/// The last answer to a message.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LastAnswer {
+    /// The status, or `None` when no answer came.
+    pub status: Option<u16>,
+    /// The body's beginning, or what failed. At most [`LastAnswer::TEXT_BYTES_MAX`] bytes are kept.
+    pub text: String,
+    /// When, in milliseconds since the Unix epoch.
+    pub at_ms: i64,
+}
+
+impl LastAnswer {
+    /// How much of an answer is kept, in bytes.
+    pub const TEXT_BYTES_MAX: usize = 4096;
+}
+
+/// Selects messages; every condition that is set must hold. The default selects all.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Filter {
+    /// One of these statuses; empty: any.
+    pub statuses: Vec<MessageStatus>,
+    /// One of these types; empty: any.
+    pub types: Vec<MessageType>,
+    /// In one of these workspaces, by [`Lane::workspace_name`]; empty: any.
+    pub workspaces: Vec<String>,
+    /// One of these projects; empty: any.
+    pub projects: Vec<String>,
+    /// One of these ids; empty: any.
+    pub ids: Vec<MessageId>,
+    /// About one of these entities, references included; empty: any.
+    pub entities: Vec<EntityKey>,
+    /// Accepted before this time, in milliseconds since the Unix epoch.
+    pub accepted_before_ms: Option<i64>,
+}
+
+/// Which part of a list to return.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Page {
+    /// Continue after this message.
+    pub after: Option<MessageId>,
+    /// Messages at most.
+    pub limit: usize,
+    /// The newest first instead of the oldest.
+    pub newest_first: bool,
+}
+
+/// A message as a list shows it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Listed {
+    /// Its id.
+    pub id: MessageId,
+    /// What has become of it.
+    pub status: MessageStatus,
+    /// What kind it is.
+    pub message_type: MessageType,
+    /// Whose it is.
+    pub lane: Lane,
+    /// The project that it names.
+    pub project: Option<String>,
+    /// The method and path that it goes to.
+    pub method: String,
+    /// Path and query below the server's base.
+    pub path: String,
+    /// How many items it carries.
+    pub items: u32,
+    /// Bytes of its body as sent.
+    pub body_bytes: u64,
+    /// When it was accepted, in milliseconds since the Unix epoch.
+    pub accepted_at_ms: i64,
+    /// Attempts that counted against it.
+    pub attempts: u32,
+    /// When it may be tried again, in milliseconds since the Unix epoch; 0: at once.
+    pub next_attempt_at_ms: i64,
+    /// The last answer to it.
+    pub answer: Option<LastAnswer>,
+}
+
+/// A message whole.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StoredMessage {
+    /// What a list shows of it.
+    pub listed: Listed,
+    /// What would be sent.
+    pub request: Request,
+    /// What it is about.
+    pub touches: Vec<Touch>,
+}
+
+/// Counts of stored messages.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Backlog {
+    /// One row per status, type and workspace.
+    pub groups: Vec<BacklogGroup>,
+    /// When the oldest message that still has to reach the server was accepted, in milliseconds since the Unix epoch.
+    pub oldest_accepted_at_ms: Option<i64>,
+    /// How many rejected messages per status of the server's answer, the commonest first.
+    pub rejected_by_answer: Vec<(Option<u16>, u64)>,
+}
+
+/// One row of a backlog.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BacklogGroup {
+    /// Their status.
+    pub status: MessageStatus,
+    /// Their type.
+    pub message_type: MessageType,
+    /// Their workspace, by [`Lane::workspace_name`].
+    pub workspace: String,
+    /// How many.
+    pub messages: u64,
+    /// Items in them.
+    pub items: u64,
+    /// Bytes of their bodies.
+    pub body_bytes: u64,
+}
+
+impl Backlog {
+    /// Returns how many messages still have to reach the server.
+    pub fn waiting(&self) -> u64 {
+        self.count(|status| status != MessageStatus::Rejected)
+    }
+
+    /// Returns how many messages the server refused.
+    pub fn rejected(&self) -> u64 {
+        self.count(|status| status == MessageStatus::Rejected)
+    }
+
+    /// Returns how many messages were counted, whatever their status.
+    pub fn messages(&self) -> u64 {
+        self.count(|_| true)
+    }
+
+    fn count(&self, of: impl Fn(MessageStatus) -> bool) -> u64 {
+        self.groups.iter().filter(|group| of(group.status)).map(|group| group.messages).sum()
+    }
+}
+
+/// What a purge took.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Purged {
+    /// Messages deleted.
+    pub messages: u64,
+    /// Items in them.
+    pub items: u64,
+    /// Bytes of their bodies.
+    pub body_bytes: u64,
+}
+
+/// Who works with a store, and how it stands.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Condition {
+    /// Bytes of the store's files.
+    pub file_bytes: u64,
+    /// Bytes in those files that new messages can reuse.
+    pub free_bytes: u64,
+    /// The limit in force for this process, in bytes.
+    pub size_max: Option<u64>,
+    /// Bytes free on the disk.
+    pub disk_free_bytes: Option<u64>,
+    /// The schema's version.
+    pub schema_version: i64,
+    /// Who replays right now.
+    pub lease: Option<Owner>,
+    /// Agents that announced themselves; one that was killed may still stand here.
+    pub agents: Vec<AgentRecord>,
+    /// How the last replay ended.
+    pub last_replay: Option<ReplayRecord>,
+    /// Lanes on hold.
+    pub held: Vec<(Lane, Hold)>,
+    /// Messages dropped because the store was full, since it was made.
+    pub dropped: u64,
+}
+
+/// A running agent.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AgentRecord {
+    /// Its process id.
+    pub pid: u32,
+    /// Where it listens: `127.0.0.1:6745`.
+    pub listen: String,
+    /// The Opik server that it delivers to.
+    pub upstream: String,
+    /// When it started, in milliseconds since the Unix epoch.
+    pub started_at_ms: i64,
+}
+
+/// How a replay ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ReplayRecord {
+    /// Who replayed.
+    pub role: String,
+    /// When it began, in milliseconds since the Unix epoch.
+    pub started_at_ms: i64,
+    /// When it ended.
+    pub ended_at_ms: i64,
+    /// Messages that the server confirmed.
+    pub delivered: u64,
+    /// Messages that it refused.
+    pub rejected: u64,
+    /// Messages left waiting at the end.
+    pub remaining: u64,
+}
+
+/// What a store may use.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// Bytes of the store's files at most.
+    pub size_max: u64,
+    /// Bytes that stay free on the disk.
+    pub disk_reserve: u64,
+    /// What happens to new messages when a limit is reached.
+    pub when_full: WhenFull,
+}
+
+/// What happens to new messages when the store is full.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum WhenFull {
+    /// They are refused ([`StoreError::Full`]): the client still has them.
+    Refuse,
+    /// The oldest messages make room and are counted as dropped.
+    DropOldest,
+}
+
+/// Whether opening may make a new store.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum OpenMode {
+    /// Make it, and its folder, when there is none.
+    CreateIfMissing,
+    /// [`StoreError::Missing`] when there is none.
+    Existing,
+}
+
+/// Opens the store at this path.
+///
+/// # Errors
+///
+/// [`StoreError::Missing`], [`StoreError::NotAStore`], [`StoreError::NewerSchema`], [`StoreError::Damaged`],
+/// [`StoreError::Unusable`] or [`StoreError::Busy`]; the file is as it was.
+pub fn open(path: &Path, mode: OpenMode, limits: Limits) -> Result<Arc<dyn Store>, StoreError> {
+    Ok(Arc::new(sqlite::SqliteStore::open(path, mode, limits)?))
+}
