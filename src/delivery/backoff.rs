@@ -1,0 +1,54 @@
+//! How long a message waits after a bad attempt: growing, jittered, bounded.
+
+use std::time::Duration;
+
+/// The wait after the first bad attempt, before jitter.
+pub const FIRST_WAIT: Duration = Duration::from_secs(1);
+/// The longest wait.
+pub const WAIT_MAX: Duration = Duration::from_secs(300);
+
+/// Returns how long to wait after this many bad attempts (1 or more).
+///
+/// Doubles from [`FIRST_WAIT`] to [`WAIT_MAX`]; `jitter` in 0.0 to 1.0 takes up to half of it away, so that messages that
+/// failed together don't come back together. A server that asked for longer is obeyed.
+pub fn wait(attempts: u32, jitter: f64, asked: Option<Duration>) -> Duration {
+    let doublings = attempts.saturating_sub(1).min(16);
+    let grown = FIRST_WAIT.saturating_mul(1 << doublings).min(WAIT_MAX);
+    let jittered = grown.mul_f64(1.0 - 0.5 * jitter.clamp(0.0, 1.0));
+    jittered.max(asked.unwrap_or(Duration::ZERO))
+}
+
+/// Says whether a message has had its last attempt.
+pub fn is_exhausted(attempts: u32, attempts_max: u32) -> bool {
+    attempts >= attempts_max
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn waits_grow_to_their_bound_and_obey_the_server() {
+        let seconds = |s: f64| Duration::from_secs_f64(s);
+        for (attempts, jitter, asked, expected) in [
+            (1, 0.0, None, 1.0),
+            (2, 0.0, None, 2.0),
+            (5, 0.0, None, 16.0),
+            (10, 0.0, None, 300.0),
+            (u32::MAX, 0.0, None, 300.0),
+            (5, 1.0, None, 8.0),
+            (5, 7.0, None, 8.0),
+            (0, 0.0, None, 1.0),
+            (1, 0.0, Some(30.0), 30.0),
+            (9, 0.0, Some(1.0), 256.0),
+        ] {
+            assert_eq!(wait(attempts, jitter, asked.map(seconds)), seconds(expected), "attempt {attempts}");
+        }
+    }
+
+    #[test]
+    fn the_last_attempt_is_the_configured_one() {
+        assert!(!is_exhausted(9, 10));
+        assert!(is_exhausted(10, 10));
+    }
+}

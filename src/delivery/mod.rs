@@ -1,0 +1,11 @@
+//! Policy, pure: no clock, socket, disk or log. Everything that decides about delivery is a function that a test can call.
+//!
+//! - [`admission`]: what happens to a protected write at the door.
+//! - [`verdict`]: what an answer means, when forwarding and when replaying.
+//! - [`backoff`]: how long a message waits after a bad attempt.
+//! - [`pacing`]: how fast a backlog is replayed.
+
+pub mod admission;
+pub mod backoff;
+pub mod pacing;
+pub mod verdict;

@@ -1,0 +1,132 @@
+//! How fast a backlog is replayed.
+//!
+//! The documented pace is 50 messages, then 0.5 s of pause, and it is exact for those who set it. For everyone else it
+//! is where replay starts: while the server keeps up the batch doubles and the pause halves; an answer that says "too
+//! much" takes both back at once, but never below the documented pace, because a backlog of N messages must not take
+//! longer than ceil(N/50) times 0.5 s for our caution alone (design.md, section 4).
+
+use std::time::Duration;
+
+/// The documented batch, `OPIK_REPLAY_BATCH_SIZE`.
+pub const BATCH_DEFAULT: usize = 50;
+/// The documented pause after a full batch, `OPIK_REPLAY_BATCH_REPLAY_DELAY`.
+pub const DELAY_DEFAULT: Duration = Duration::from_millis(500);
+/// The largest batch of the automatic pace, in messages.
+pub const BATCH_MAX: usize = 1000;
+/// Pauses below this are none.
+const DELAY_MIN: Duration = Duration::from_millis(2);
+
+/// What the user asked for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct PaceSettings {
+    /// Messages per batch, when set.
+    pub batch: Option<usize>,
+    /// Pause after a full batch, when set.
+    pub delay: Option<Duration>,
+}
+
+/// How a batch went.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum BatchEnd {
+    /// Every request was answered and none asked to slow down.
+    KeptUp,
+    /// The server asked to slow down, or faltered.
+    Strained,
+}
+
+/// The pace in force.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Pace {
+    settings: PaceSettings,
+    batch: usize,
+    delay: Duration,
+}
+
+impl Pace {
+    /// Returns the pace to start with.
+    pub fn start(settings: PaceSettings) -> Self {
+        Self {
+            settings,
+            batch: settings.batch.unwrap_or(BATCH_DEFAULT),
+            delay: settings.delay.unwrap_or(DELAY_DEFAULT),
+        }
+    }
+
+    /// Returns how many messages the next batch takes.
+    pub fn batch(&self) -> usize {
+        self.batch
+    }
+
+    /// Returns how long to pause after a batch of this many messages: nothing after one that was not full, as the SDK
+    /// does, because then there is nothing to be careful with.
+    pub fn pause_after(&self, messages: usize) -> Duration {
+        if messages < self.batch { Duration::ZERO } else { self.delay }
+    }
+
+    /// Returns the pace after a batch. What the user set stays as it is.
+    pub fn after(self, end: BatchEnd) -> Self {
+        let (batch, delay) = match end {
+            BatchEnd::KeptUp => {
+                let delay = self.delay / 2;
+                ((self.batch * 2).min(BATCH_MAX), if delay < DELAY_MIN { Duration::ZERO } else { delay })
+            }
+            BatchEnd::Strained => {
+                ((self.batch / 4).max(BATCH_DEFAULT), (self.delay * 4).max(DELAY_DEFAULT / 16).min(DELAY_DEFAULT))
+            }
+        };
+        Self {
+            settings: self.settings,
+            batch: self.settings.batch.unwrap_or(batch),
+            delay: self.settings.delay.unwrap_or(delay),
+        }
+    }
+
+    /// Returns how long a backlog of this many messages takes at most at this pace, pauses only.
+    pub fn pauses_for(&self, messages: u64) -> Duration {
+        let full_batches = u32::try_from(messages / self.batch.max(1) as u64).unwrap_or(u32::MAX);
+        self.delay.saturating_mul(full_batches)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn a_pace_that_was_set_is_exact_whatever_the_server_does() {
+        let settings = PaceSettings { batch: Some(200), delay: Some(Duration::from_millis(100)) };
+        let mut pace = Pace::start(settings);
+        for end in [BatchEnd::KeptUp, BatchEnd::Strained, BatchEnd::KeptUp] {
+            assert_eq!((pace.batch(), pace.pause_after(200)), (200, Duration::from_millis(100)));
+            assert_eq!(pace.pause_after(199), Duration::ZERO);
+            pace = pace.after(end);
+        }
+    }
+
+    #[test]
+    fn the_automatic_pace_speeds_up_to_no_pause_at_all() {
+        let mut pace = Pace::start(PaceSettings::default());
+        assert_eq!((pace.batch(), pace.pause_after(50)), (50, DELAY_DEFAULT));
+        for _ in 0..10 {
+            pace = pace.after(BatchEnd::KeptUp);
+        }
+        assert_eq!((pace.batch(), pace.pause_after(BATCH_MAX)), (BATCH_MAX, Duration::ZERO));
+        pace = pace.after(BatchEnd::Strained);
+        assert_eq!(pace.batch(), 250);
+        assert!(pace.pause_after(250) > Duration::ZERO);
+    }
+
+    proptest! {
+        #[test]
+        fn the_automatic_pace_is_never_slower_than_the_documented_one(ends in prop::collection::vec(any::<bool>(), 0..40)) {
+            let mut pace = Pace::start(PaceSettings::default());
+            for kept_up in ends {
+                pace = pace.after(if kept_up { BatchEnd::KeptUp } else { BatchEnd::Strained });
+                prop_assert!(pace.batch() >= BATCH_DEFAULT && pace.batch() <= BATCH_MAX);
+                prop_assert!(pace.pause_after(usize::MAX) <= DELAY_DEFAULT);
+            }
+        }
+    }
+}

@@ -1,0 +1,431 @@
+//! One pass over JSON as Opik's clients really write it, without building a tree.
+//!
+//! A strict parser would lose data here: Python's `json.dumps` writes bare `NaN`, `Infinity` and `-Infinity`, integers of
+//! any size and escapes of lone surrogates, and the SDKs send them (protocol dossier, sections b and e). This scanner
+//! accepts those, keeps nothing, needs no stack for depth, and tells where values stand, so that ids can be read from a
+//! body and an id can be put into it without touching another byte.
+//!
+//! What it refuses no JSON server reads: broken structure, raw control characters in strings, invalid UTF-8, anything
+//! behind the value.
+
+use std::borrow::Cow;
+use std::ops::Range;
+
+use thiserror::Error;
+
+/// The text is not JSON, seen at this byte.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+#[error("not JSON at byte {at}")]
+pub struct NotJson {
+    /// Offset of the first byte that can't be part of it.
+    pub at: usize,
+}
+
+/// The first byte of a value tells its kind.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// `{`
+    Object,
+    /// `[`
+    Array,
+    /// `"`
+    String,
+    /// `null`
+    Null,
+    /// Numbers, `NaN` and the infinities, `true`, `false`.
+    Scalar,
+}
+
+/// Reads one JSON text from front to back.
+#[derive(Clone, Debug)]
+pub struct Scanner<'a> {
+    text: &'a [u8],
+    at: usize,
+}
+
+impl<'a> Scanner<'a> {
+    /// Starts at the beginning of a text.
+    ///
+    /// # Errors
+    ///
+    /// [`NotJson`] when the text is not UTF-8.
+    pub fn new(text: &'a [u8]) -> Result<Self, NotJson> {
+        if let Err(error) = std::str::from_utf8(text) {
+            return Err(NotJson { at: error.valid_up_to() });
+        }
+        // Jackson skips a byte order mark, so the server reads such a body.
+        let at = if text.starts_with(b"\xef\xbb\xbf") { 3 } else { 0 };
+        Ok(Self { text, at })
+    }
+
+    /// Returns the kind of the next value without reading it.
+    pub fn peek(&mut self) -> Result<Kind, NotJson> {
+        self.skip_space();
+        match self.text.get(self.at) {
+            Some(b'{') => Ok(Kind::Object),
+            Some(b'[') => Ok(Kind::Array),
+            Some(b'"') => Ok(Kind::String),
+            Some(b'n') => Ok(Kind::Null),
+            Some(b'-' | b'0'..=b'9' | b't' | b'f' | b'N' | b'I') => Ok(Kind::Scalar),
+            _ => Err(self.fault()),
+        }
+    }
+
+    /// Reads an object: calls `member` with each key, to read or skip its value. Returns where the object stands.
+    pub fn object(
+        &mut self,
+        mut member: impl FnMut(&str, &mut Self) -> Result<(), NotJson>,
+    ) -> Result<Range<usize>, NotJson> {
+        self.skip_space();
+        let start = self.at;
+        self.expect(b'{')?;
+        self.skip_space();
+        if self.take(b'}') {
+            return Ok(start..self.at);
+        }
+        loop {
+            self.skip_space();
+            let key = self.string()?;
+            self.skip_space();
+            self.expect(b':')?;
+            member(&key, self)?;
+            self.skip_space();
+            if self.take(b'}') {
+                return Ok(start..self.at);
+            }
+            self.expect(b',')?;
+        }
+    }
+
+    /// Reads an array: calls `item` at each value, to read or skip it. Returns where the array stands.
+    pub fn array(&mut self, mut item: impl FnMut(&mut Self) -> Result<(), NotJson>) -> Result<Range<usize>, NotJson> {
+        self.skip_space();
+        let start = self.at;
+        self.expect(b'[')?;
+        self.skip_space();
+        if self.take(b']') {
+            return Ok(start..self.at);
+        }
+        loop {
+            item(self)?;
+            self.skip_space();
+            if self.take(b']') {
+                return Ok(start..self.at);
+            }
+            self.expect(b',')?;
+        }
+    }
+
+    /// Reads a string and returns its text; an escaped lone surrogate, which no text can hold, becomes U+FFFD.
+    pub fn string(&mut self) -> Result<Cow<'a, str>, NotJson> {
+        self.skip_space();
+        let start = self.at;
+        let has_escapes = self.skip_string()?;
+        let inner = &self.text[start + 1..self.at - 1];
+        // The text was checked as a whole in `new`, and a string ends at ASCII quotes.
+        let inner = std::str::from_utf8(inner).map_err(|_| NotJson { at: start })?;
+        Ok(if has_escapes { Cow::Owned(unescape(inner)) } else { Cow::Borrowed(inner) })
+    }
+
+    /// Reads the next value whatever it is, and returns where it stands.
+    pub fn skip_value(&mut self) -> Result<Range<usize>, NotJson> {
+        self.skip_space();
+        let start = self.at;
+        // One bit per open bracket: true for an object. A Vec<bool> and no recursion, so that depth can't exhaust a stack.
+        let mut open: Vec<bool> = Vec::new();
+        loop {
+            match self.peek()? {
+                Kind::Object => {
+                    self.at += 1;
+                    self.skip_space();
+                    if !self.take(b'}') {
+                        open.push(true);
+                        self.key_and_colon()?;
+                        continue;
+                    }
+                }
+                Kind::Array => {
+                    self.at += 1;
+                    self.skip_space();
+                    if !self.take(b']') {
+                        open.push(false);
+                        continue;
+                    }
+                }
+                Kind::String => {
+                    self.skip_string()?;
+                }
+                Kind::Null => self.literal(b"null")?,
+                Kind::Scalar => self.skip_scalar()?,
+            }
+            // A value is read; close what ends here, or go on to the next member.
+            loop {
+                let Some(in_object) = open.last().copied() else { return Ok(start..self.at) };
+                self.skip_space();
+                if self.take(b',') {
+                    if in_object {
+                        self.skip_space();
+                        self.key_and_colon()?;
+                    }
+                    break;
+                }
+                self.expect(if in_object { b'}' } else { b']' })?;
+                open.pop();
+            }
+        }
+    }
+
+    /// Checks that nothing but white space is left.
+    pub fn end(&mut self) -> Result<(), NotJson> {
+        self.skip_space();
+        if self.at == self.text.len() { Ok(()) } else { Err(self.fault()) }
+    }
+
+    fn key_and_colon(&mut self) -> Result<(), NotJson> {
+        self.skip_string()?;
+        self.skip_space();
+        self.expect(b':')
+    }
+
+    fn skip_space(&mut self) {
+        while let Some(b' ' | b'\n' | b'\r' | b'\t') = self.text.get(self.at) {
+            self.at += 1;
+        }
+    }
+
+    fn take(&mut self, byte: u8) -> bool {
+        let taken = self.text.get(self.at) == Some(&byte);
+        self.at += usize::from(taken);
+        taken
+    }
+
+    fn expect(&mut self, byte: u8) -> Result<(), NotJson> {
+        if self.take(byte) { Ok(()) } else { Err(self.fault()) }
+    }
+
+    fn fault(&self) -> NotJson {
+        NotJson { at: self.at }
+    }
+
+    fn literal(&mut self, word: &[u8]) -> Result<(), NotJson> {
+        if !self.text[self.at..].starts_with(word) {
+            return Err(self.fault());
+        }
+        self.at += word.len();
+        match self.text.get(self.at) {
+            Some(b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'_' | b'.') => Err(self.fault()),
+            _ => Ok(()),
+        }
+    }
+
+    /// Passes over a string and says whether it has escapes.
+    fn skip_string(&mut self) -> Result<bool, NotJson> {
+        self.expect(b'"')?;
+        let mut has_escapes = false;
+        loop {
+            let rest = &self.text[self.at..];
+            let Some(next) = rest.iter().position(|byte| matches!(byte, b'"' | b'\\' | 0..=0x1f)) else {
+                self.at = self.text.len();
+                return Err(self.fault());
+            };
+            self.at += next;
+            match self.text[self.at] {
+                b'"' => {
+                    self.at += 1;
+                    return Ok(has_escapes);
+                }
+                b'\\' => {
+                    has_escapes = true;
+                    self.at += 1;
+                    match self.text.get(self.at) {
+                        Some(b'"' | b'\\' | b'/' | b'b' | b'f' | b'n' | b'r' | b't') => self.at += 1,
+                        Some(b'u') => {
+                            let digits = self.text.get(self.at + 1..self.at + 5);
+                            if !digits.is_some_and(|d| d.iter().all(u8::is_ascii_hexdigit)) {
+                                return Err(self.fault());
+                            }
+                            self.at += 5;
+                        }
+                        _ => return Err(self.fault()),
+                    }
+                }
+                _ => return Err(self.fault()),
+            }
+        }
+    }
+
+    fn skip_scalar(&mut self) -> Result<(), NotJson> {
+        match self.text[self.at] {
+            b't' => return self.literal(b"true"),
+            b'f' => return self.literal(b"false"),
+            b'N' => return self.literal(b"NaN"),
+            b'I' => return self.literal(b"Infinity"),
+            _ => {}
+        }
+        if self.take(b'-') && self.text.get(self.at) == Some(&b'I') {
+            return self.literal(b"Infinity");
+        }
+        // A leading zero stands alone; more digits behind it are refused by the caller, who wants a delimiter.
+        if !self.take(b'0') {
+            self.digits()?;
+        }
+        if self.take(b'.') {
+            self.digits()?;
+        }
+        if self.take(b'e') || self.take(b'E') {
+            if !self.take(b'+') {
+                self.take(b'-');
+            }
+            self.digits()?;
+        }
+        Ok(())
+    }
+
+    fn digits(&mut self) -> Result<(), NotJson> {
+        let start = self.at;
+        while let Some(b'0'..=b'9') = self.text.get(self.at) {
+            self.at += 1;
+        }
+        if self.at == start { Err(self.fault()) } else { Ok(()) }
+    }
+}
+
+/// Returns the text of a string whose escapes were checked.
+fn unescape(escaped: &str) -> String {
+    let mut text = String::with_capacity(escaped.len());
+    let mut units: Vec<u16> = Vec::new();
+    let mut rest = escaped.chars();
+    while let Some(character) = rest.next() {
+        let unit = if character != '\\' {
+            None
+        } else {
+            match rest.next() {
+                Some('u') => {
+                    let digits: String = rest.by_ref().take(4).collect();
+                    u16::from_str_radix(&digits, 16).ok()
+                }
+                Some('b') => Some(8),
+                Some('f') => Some(12),
+                Some('n') => Some(10),
+                Some('r') => Some(13),
+                Some('t') => Some(9),
+                Some(other) => u16::try_from(u32::from(other)).ok(),
+                None => None,
+            }
+        };
+        match unit {
+            // Collected, because a surrogate pair is written as two escapes.
+            Some(unit) => units.push(unit),
+            None => {
+                flush_units(&mut units, &mut text);
+                text.push(character);
+            }
+        }
+    }
+    flush_units(&mut units, &mut text);
+    text
+}
+
+fn flush_units(units: &mut Vec<u16>, text: &mut String) {
+    text.extend(char::decode_utf16(units.drain(..)).map(|c| c.unwrap_or(char::REPLACEMENT_CHARACTER)));
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn check(text: &[u8]) -> Result<(), NotJson> {
+        let mut scanner = Scanner::new(text)?;
+        scanner.skip_value()?;
+        scanner.end()
+    }
+
+    #[test]
+    fn what_the_sdks_send_is_accepted() {
+        let deep = format!("{}1{}", "[".repeat(100_000), "]".repeat(100_000));
+        for text in [
+            "{}",
+            "[]",
+            " {\"a\": NaN, \"b\": [Infinity, -Infinity, -0.0, 1e+22, 18446744073709551616123]}\n",
+            r#"{"s": "\ud83d", "pair": "\ud83d\ude00", "nul": "\u0000", "u": "Grüße \u2028"}"#,
+            r#"{"a": 1, "a": 2}"#,
+            r#"{"a":{"b":[{"c":null},true,false,""]}}"#,
+            "\u{feff}{}",
+            &deep,
+        ] {
+            assert_eq!(check(text.as_bytes()), Ok(()), "{}", &text[..text.len().min(80)]);
+        }
+    }
+
+    #[test]
+    fn what_no_server_reads_is_refused_where_it_breaks() {
+        for (text, at) in [
+            (&b""[..], 0),
+            (b"{", 1),
+            (b"{\"a\"}", 4),
+            (b"{\"a\":}", 5),
+            (b"{\"a\":1,}", 7),
+            (b"[1,]", 3),
+            (b"[1 2]", 3),
+            (b"{}x", 2),
+            (b"nul", 0),
+            (b"NaNa", 3),
+            (b"-", 1),
+            (b"01", 1),
+            (b"1.", 2),
+            (b"\"\\x\"", 2),
+            (b"\"\\u12g4\"", 2),
+            (b"\"a\nb\"", 2),
+            (b"\"a", 2),
+            (b"\"\xff\"", 1),
+            (b"'a'", 0),
+            (b"[}", 1),
+        ] {
+            assert_eq!(check(text), Err(NotJson { at }), "{}", String::from_utf8_lossy(text));
+        }
+    }
+
+    #[test]
+    fn strings_are_read_with_their_escapes() {
+        let text = r#""a\"\\\/\b\f\n\r\t\u00e9\ud83d\ude00\ud83d z""#;
+        let read = Scanner::new(text.as_bytes()).and_then(|mut s| s.string().map(Cow::into_owned));
+        assert_eq!(read.as_deref(), Ok("a\"\\/\u{8}\u{c}\n\r\té😀\u{fffd} z"));
+    }
+
+    proptest! {
+        #[test]
+        fn whatever_a_strict_parser_accepts_is_accepted_and_spans_are_exact(value in arbitrary_json()) {
+            let text = value.to_string();
+            prop_assert_eq!(check(text.as_bytes()), Ok(()));
+            let padded = format!("  {text}  ");
+            let mut scanner = Scanner::new(padded.as_bytes()).expect("UTF-8");
+            prop_assert_eq!(scanner.skip_value(), Ok(2..2 + text.len()));
+        }
+
+        #[test]
+        fn no_bytes_make_the_scanner_panic_and_what_it_accepts_without_extensions_is_json(bytes in "[\\[\\]{}\",:\\\\ntrue01.eE+-]{0,40}") {
+            if check(bytes.as_bytes()).is_ok() {
+                prop_assert!(serde_json::from_str::<serde_json::Value>(&bytes).is_ok() || bytes.contains(['e', 'E']), "{}", bytes);
+            }
+        }
+    }
+
+    fn arbitrary_json() -> impl Strategy<Value = serde_json::Value> {
+        let leaf = prop_oneof![
+            Just(serde_json::Value::Null),
+            any::<bool>().prop_map(Into::into),
+            any::<i64>().prop_map(Into::into),
+            any::<f64>().prop_map(Into::into),
+            ".*".prop_map(serde_json::Value::String),
+        ];
+        leaf.prop_recursive(4, 64, 8, |inner| {
+            prop_oneof![
+                prop::collection::vec(inner.clone(), 0..8).prop_map(Into::into),
+                prop::collection::hash_map(".*", inner, 0..8)
+                    .prop_map(|members| serde_json::Value::Object(members.into_iter().collect())),
+            ]
+        })
+    }
+}

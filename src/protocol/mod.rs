@@ -1,0 +1,9 @@
+//! Pure facts about Opik's HTTP interface, as far as delivery depends on them.
+//!
+//! Each fact names its source: the protocol dossier (`protocol/README.md` beside the server's OpenAPI file), the
+//! OpenAPI file itself, or what the published SDKs were seen to send. No clock, socket, disk or log.
+
+pub mod answers;
+pub mod inspection;
+pub mod json;
+pub mod routes;
