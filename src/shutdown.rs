@@ -1,0 +1,73 @@
+//! One value handed to every loop: stop now, please.
+
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::time::Duration;
+
+/// Says whether the process is to stop. Clones share one state, which only ever goes from *no* to *yes*.
+#[derive(Clone, Default)]
+pub struct Shutdown {
+    inner: Arc<Inner>,
+}
+
+#[derive(Default)]
+struct Inner {
+    requested: Mutex<bool>,
+    changed: Condvar,
+    notify: tokio::sync::Notify,
+}
+
+impl Shutdown {
+    /// Returns a shutdown that nobody asked for yet.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Asks every holder to stop.
+    pub fn request(&self) {
+        *self.inner.requested.lock().unwrap_or_else(PoisonError::into_inner) = true;
+        self.inner.changed.notify_all();
+        self.inner.notify.notify_waiters();
+    }
+
+    /// Says whether somebody asked.
+    pub fn is_requested(&self) -> bool {
+        *self.inner.requested.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Sleeps for this time, or until shutdown; returns whether shutdown was requested.
+    pub fn sleep(&self, time: Duration) -> bool {
+        let requested = self.inner.requested.lock().unwrap_or_else(PoisonError::into_inner);
+        let waited = self.inner.changed.wait_timeout_while(requested, time, |requested| !*requested);
+        *waited.unwrap_or_else(PoisonError::into_inner).0
+    }
+
+    /// Waits for shutdown, without a thread.
+    pub async fn requested(&self) {
+        let mut notified = std::pin::pin!(self.inner.notify.notified());
+        // Enabled before the check: a request between the two would otherwise never wake us.
+        notified.as_mut().enable();
+        if !self.is_requested() {
+            notified.await;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_request_ends_every_wait_early_and_for_good() {
+        let shutdown = Shutdown::new();
+        assert!(!shutdown.sleep(Duration::ZERO));
+        let clone = shutdown.clone();
+        std::thread::scope(|scope| {
+            let sleeper = scope.spawn(|| shutdown.sleep(Duration::from_secs(60)));
+            clone.request();
+            assert!(sleeper.join().expect("no panic"));
+        });
+        assert!(shutdown.is_requested());
+        let runtime = tokio::runtime::Builder::new_current_thread().build().expect("a runtime");
+        runtime.block_on(clone.requested());
+    }
+}

@@ -1,0 +1,257 @@
+//! The only room that opens connections to the Opik server.
+//!
+//! Two clients, for two jobs, with one set of TLS and proxy settings ([`tls`]):
+//!
+//! - [`Upstream`] is blocking (ureq) and serves whoever has a thread of its own: replay, the connection monitor, the
+//!   commands. It sends one request and reads one bounded answer.
+//! - [`forward::Forwarder`] is asynchronous (hyper) and serves intake: requests and answers stream through it.
+//!
+//! Neither follows redirects (a redirect would carry the key to another host), neither decides what an answer means, and
+//! neither retries.
+
+pub mod forward;
+pub mod tls;
+
+use std::path::PathBuf;
+use std::time::{Duration, Instant, SystemTime};
+
+use thiserror::Error;
+
+use crate::message::{Lane, Request};
+use crate::protocol::answers::{Answer, SendFailure, asked_wait};
+
+/// How to reach the server.
+#[derive(Clone, Debug)]
+pub struct UpstreamSettings {
+    /// The server's base URL without a slash at its end: `http://127.0.0.1:5173/api`.
+    pub base_url: String,
+    /// Whether certificates are checked (`OPIK_CHECK_TLS_CERTIFICATE`).
+    pub check_tls_certificate: bool,
+    /// A PEM file of authorities to trust instead of the built-in ones (`SSL_CERT_FILE`).
+    pub ca_file: Option<PathBuf>,
+    /// A proxy to go through: `http://127.0.0.1:3128`.
+    pub proxy: Option<String>,
+    /// How long connecting may take.
+    pub connect_timeout: Duration,
+    /// How long an answer may take, from the first byte sent to the last byte read.
+    pub answer_timeout: Duration,
+}
+
+/// Settings that no connection can be made with.
+#[derive(Debug, Error)]
+pub enum UpstreamError {
+    /// The file of authorities can't be read.
+    #[error("cannot read the certificate file {path}: {reason}")]
+    CaFile {
+        /// The file.
+        path: PathBuf,
+        /// What the system says.
+        reason: String,
+    },
+    /// The file of authorities has none.
+    #[error("the certificate file {path} holds no certificate in PEM form")]
+    NoCertificates {
+        /// The file.
+        path: PathBuf,
+    },
+    /// The proxy's URL can't be used.
+    #[error("cannot use the proxy {url}: {reason}")]
+    Proxy {
+        /// The URL without user and password.
+        url: String,
+        /// Why.
+        reason: String,
+    },
+    /// The TLS library refuses its settings.
+    #[error("cannot set up TLS: {reason}")]
+    Tls {
+        /// What it says.
+        reason: String,
+    },
+}
+
+/// Blocking connections to the server, kept alive between requests. Cheap to share between threads.
+pub struct Upstream {
+    agent: ureq::Agent,
+    base_url: String,
+    answer_timeout: Duration,
+}
+
+/// Idle connections that are kept, and for how long: shorter than the 60 s and more after which servers close them.
+const IDLE_CONNECTIONS_MAX: usize = 16;
+pub(crate) const IDLE_AGE_MAX: Duration = Duration::from_secs(25);
+
+/// A ping that was answered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Pong {
+    /// The status; only 200 means that the server is there (protocol dossier, section b).
+    pub status: u16,
+    /// From the first byte sent to the answer.
+    pub latency: Duration,
+}
+
+impl Upstream {
+    /// Returns connections with these settings; none is opened yet.
+    ///
+    /// # Errors
+    ///
+    /// [`UpstreamError`] for a certificate file or a proxy that can't be used.
+    pub fn new(settings: &UpstreamSettings) -> Result<Self, UpstreamError> {
+        let config = ureq::Agent::config_builder()
+            .http_status_as_error(false)
+            .max_redirects(0)
+            .max_redirects_will_error(false)
+            .tls_config(tls::for_ureq(settings)?)
+            .proxy(proxy(settings)?)
+            .no_delay(true)
+            .timeout_connect(Some(settings.connect_timeout))
+            .timeout_global(Some(settings.answer_timeout))
+            .max_idle_connections(IDLE_CONNECTIONS_MAX)
+            .max_idle_connections_per_host(IDLE_CONNECTIONS_MAX)
+            .max_idle_age(IDLE_AGE_MAX)
+            .user_agent(concat!("opik-offline/", env!("CARGO_PKG_VERSION")))
+            .build();
+        Ok(Self {
+            agent: config.new_agent(),
+            base_url: settings.base_url.clone(),
+            answer_timeout: settings.answer_timeout,
+        })
+    }
+
+    /// Returns the server's base URL.
+    pub fn base_url(&self) -> &str {
+        &self.base_url
+    }
+
+    /// Sends a stored request as its client would have sent it.
+    ///
+    /// # Errors
+    ///
+    /// [`SendFailure`] when no whole answer came.
+    pub fn send(&self, lane: &Lane, request: &Request) -> Result<Answer, SendFailure> {
+        let mut builder =
+            http::Request::builder().method(request.method.as_str()).uri(format!("{}/{}", self.base_url, request.path));
+        for (name, value) in request.headers.iter() {
+            builder = builder.header(name, value);
+        }
+        self.finish(with_lane(builder, lane), &request.body.bytes, self.answer_timeout)
+    }
+
+    /// Asks the server whether it is there (`is-alive/ping`), as the SDK's connection monitor does.
+    ///
+    /// # Errors
+    ///
+    /// [`SendFailure`] when no answer came within `timeout`.
+    pub fn ping(&self, timeout: Duration) -> Result<Pong, SendFailure> {
+        let started = Instant::now();
+        let request = http::Request::builder().method("GET").uri(format!("{}/is-alive/ping", self.base_url));
+        let answer = self.finish(request, &[], timeout)?;
+        Ok(Pong { status: answer.status, latency: started.elapsed() })
+    }
+
+    /// Asks the server whether it knows the key and the workspace (`POST v1/private/auth`, empty body).
+    ///
+    /// # Errors
+    ///
+    /// [`SendFailure`] when no answer came within `timeout`.
+    pub fn check_access(&self, lane: &Lane, timeout: Duration) -> Result<Answer, SendFailure> {
+        let request = http::Request::builder()
+            .method("POST")
+            .uri(format!("{}/v1/private/auth", self.base_url))
+            .header("content-type", "application/json");
+        self.finish(with_lane(request, lane), &[], timeout)
+    }
+
+    /// Returns the server's version (`is-alive/ver`), or `None` when it doesn't tell.
+    pub fn version(&self, timeout: Duration) -> Option<String> {
+        let request = http::Request::builder().method("GET").uri(format!("{}/is-alive/ver", self.base_url));
+        let answer = self.finish(request, &[], timeout).ok().filter(|answer| answer.status == 200)?;
+        let value: serde_json::Value = serde_json::from_str(&answer.text).ok()?;
+        value.get("version")?.as_str().map(str::to_owned)
+    }
+
+    fn finish(&self, builder: http::request::Builder, body: &[u8], timeout: Duration) -> Result<Answer, SendFailure> {
+        let failed = |error: ureq::Error| failure(&self.base_url, timeout, error);
+        let request = builder.body(body).map_err(|error| failed(ureq::Error::Http(error)))?;
+        let request = self.agent.configure_request(request).timeout_global(Some(timeout)).build();
+        let mut response = self.agent.run(request).map_err(failed)?;
+        let headers = response.headers();
+        let header = |name: &str| headers.get(name).and_then(|value| value.to_str().ok());
+        let asked = asked_wait(header("ratelimit-reset"), header("retry-after"), SystemTime::now());
+        let location = header("location").map(str::to_owned);
+        let status = response.status().as_u16();
+        // The rest of a longer body is not read: the connection is then closed instead of kept.
+        let mut text = Vec::new();
+        let reader = response.body_mut().as_reader();
+        std::io::Read::read_to_end(&mut std::io::Read::take(reader, Answer::TEXT_BYTES_MAX as u64), &mut text)
+            .map_err(|error| failed(ureq::Error::from(error)))?;
+        Ok(Answer { status, asked_wait: asked, location, text: String::from_utf8_lossy(&text).into_owned() })
+    }
+}
+
+/// Adds what names the lane: workspace and credential, exactly as the client sent them.
+fn with_lane(mut builder: http::request::Builder, lane: &Lane) -> http::request::Builder {
+    if let Some(workspace) = &lane.workspace {
+        builder = builder.header("Comet-Workspace", workspace.as_str());
+    }
+    if let Some(credential) = &lane.credential
+        && let Ok(mut value) = http::HeaderValue::from_bytes(credential.reveal())
+    {
+        value.set_sensitive(true);
+        builder = builder.header("Authorization", value);
+    }
+    builder
+}
+
+fn proxy(settings: &UpstreamSettings) -> Result<Option<ureq::Proxy>, UpstreamError> {
+    let Some(url) = &settings.proxy else { return Ok(None) };
+    match ureq::Proxy::new(url) {
+        Ok(proxy) => Ok(Some(proxy)),
+        Err(error) => Err(UpstreamError::Proxy { url: without_userinfo(url), reason: error.to_string() }),
+    }
+}
+
+/// Returns a URL as it may be shown: a proxy's user and password are secrets.
+fn without_userinfo(url: &str) -> String {
+    match (url.split_once("://"), url.rsplit_once('@')) {
+        (Some((scheme, _)), Some((_, host))) => format!("{scheme}://{host}"),
+        (None, Some((_, host))) => host.to_owned(),
+        _ => url.to_owned(),
+    }
+}
+
+fn failure(url: &str, timeout: Duration, error: ureq::Error) -> SendFailure {
+    let url = url.to_owned();
+    match error {
+        ureq::Error::Timeout(ureq::Timeout::Connect | ureq::Timeout::Resolve) => {
+            SendFailure::Connect { url, reason: "no connection within the time".to_owned() }
+        }
+        ureq::Error::Timeout(_) => SendFailure::Timeout { url, after: timeout },
+        ureq::Error::Io(io) if is_connect_error(&io) => SendFailure::Connect { url, reason: io.to_string() },
+        ureq::Error::HostNotFound | ureq::Error::ConnectionFailed | ureq::Error::Tls(_) | ureq::Error::Rustls(_) => {
+            SendFailure::Connect { url, reason: error.to_string() }
+        }
+        other => SendFailure::Broken { url, reason: other.to_string() },
+    }
+}
+
+fn is_connect_error(error: &std::io::Error) -> bool {
+    use std::io::ErrorKind::{AddrNotAvailable, ConnectionRefused, HostUnreachable, NetworkUnreachable};
+    matches!(error.kind(), ConnectionRefused | HostUnreachable | NetworkUnreachable | AddrNotAvailable)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_proxys_password_is_not_shown() {
+        for (url, shown) in [
+            ("http://user:secret@proxy:3128", "http://proxy:3128"),
+            ("user:secret@proxy", "proxy"),
+            ("http://proxy:3128", "http://proxy:3128"),
+        ] {
+            assert_eq!(without_userinfo(url), shown);
+        }
+    }
+}
