@@ -2,10 +2,12 @@
 //!
 //! - [`admission`]: what happens to a protected write at the door.
 //! - [`verdict`]: what an answer means, when forwarding and when replaying.
+//! - [`coalesce`]: which messages share a request.
 //! - [`backoff`]: how long a message waits after a bad attempt.
 //! - [`pacing`]: how fast a backlog is replayed.
 
 pub mod admission;
 pub mod backoff;
+pub mod coalesce;
 pub mod pacing;
 pub mod verdict;

@@ -164,6 +164,23 @@ pub struct Message {
     pub accepted_at_ms: i64,
 }
 
+/// A message taken for sending.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Claimed {
+    /// Its id.
+    pub id: MessageId,
+    /// What kind it is.
+    pub message_type: MessageType,
+    /// What to send.
+    pub request: Request,
+    /// What it is about.
+    pub touches: Vec<Touch>,
+    /// How many items it carries.
+    pub items: u32,
+    /// Attempts that counted against it so far.
+    pub attempts: u32,
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

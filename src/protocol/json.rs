@@ -290,6 +290,61 @@ impl<'a> Scanner<'a> {
     }
 }
 
+/// Returns JSON with line breaks and indentation for people, every token exactly as it was written.
+///
+/// Returns `None` when the text is not JSON.
+pub fn pretty(text: &str) -> Option<String> {
+    let mut scanner = Scanner::new(text.as_bytes()).ok()?;
+    let range = scanner.skip_value().and_then(|range| scanner.end().map(|()| range)).ok()?;
+    const INDENT_MAX: usize = 40;
+    let mut shown = String::with_capacity(text.len() * 2);
+    let mut depth: usize = 0;
+    let new_line = |shown: &mut String, depth: usize| {
+        shown.push('\n');
+        shown.extend(std::iter::repeat_n("  ", depth.min(INDENT_MAX)));
+    };
+    let mut characters = text[range].chars().peekable();
+    while let Some(character) = characters.next() {
+        match character {
+            '"' => {
+                shown.push(character);
+                while let Some(inside) = characters.next() {
+                    shown.push(inside);
+                    match inside {
+                        '\\' => shown.extend(characters.next()),
+                        '"' => break,
+                        _ => {}
+                    }
+                }
+            }
+            '{' | '[' => {
+                shown.push(character);
+                while characters.next_if(|next| next.is_ascii_whitespace()).is_some() {}
+                match characters.next_if(|next| matches!(next, '}' | ']')) {
+                    Some(closing) => shown.push(closing),
+                    None => {
+                        depth += 1;
+                        new_line(&mut shown, depth);
+                    }
+                }
+            }
+            '}' | ']' => {
+                depth = depth.saturating_sub(1);
+                new_line(&mut shown, depth);
+                shown.push(character);
+            }
+            ',' => {
+                shown.push(character);
+                new_line(&mut shown, depth);
+            }
+            ':' => shown.push_str(": "),
+            space if space.is_ascii_whitespace() => {}
+            other => shown.push(other),
+        }
+    }
+    Some(shown)
+}
+
 /// Returns the text of a string whose escapes were checked.
 fn unescape(escaped: &str) -> String {
     let mut text = String::with_capacity(escaped.len());
@@ -335,6 +390,14 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+
+    #[test]
+    fn people_see_every_token_as_it_was_written() {
+        let text = r#" {"a" : [1e+22,NaN, {} ,[ ]], "b":"x: {\"y\"}, z"} "#;
+        let expected = "{\n  \"a\": [\n    1e+22,\n    NaN,\n    {},\n    []\n  ],\n  \"b\": \"x: {\\\"y\\\"}, z\"\n}";
+        assert_eq!(pretty(text).as_deref(), Some(expected));
+        assert_eq!(pretty("{"), None);
+    }
 
     fn check(text: &[u8]) -> Result<(), NotJson> {
         let mut scanner = Scanner::new(text)?;

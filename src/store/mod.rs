@@ -28,7 +28,7 @@ use std::time::Duration;
 
 use thiserror::Error;
 
-use crate::message::{EntityKey, Lane, Message, MessageId, MessageStatus, MessageType, Request, Touch};
+use crate::message::{Claimed, EntityKey, Lane, Message, MessageId, MessageStatus, MessageType, Request, Touch};
 
 /// Messages that survive the process, and the right to replay them.
 ///
@@ -281,23 +281,6 @@ pub struct ClaimLimits {
     pub messages_max: usize,
     /// Bytes of bodies at most.
     pub bytes_max: u64,
-}
-
-/// A message taken for sending.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Claimed {
-    /// Its id.
-    pub id: MessageId,
-    /// What kind it is.
-    pub message_type: MessageType,
-    /// What to send.
-    pub request: Request,
-    /// What it is about.
-    pub touches: Vec<Touch>,
-    /// How many items it carries.
-    pub items: u32,
-    /// Attempts that counted against it so far.
-    pub attempts: u32,
 }
 
 /// What became of one claimed message.

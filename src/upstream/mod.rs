@@ -144,8 +144,7 @@ impl Upstream {
     /// [`SendFailure`] when no answer came within `timeout`.
     pub fn ping(&self, timeout: Duration) -> Result<Pong, SendFailure> {
         let started = Instant::now();
-        let request = http::Request::builder().method("GET").uri(format!("{}/is-alive/ping", self.base_url));
-        let answer = self.finish(request, &[], timeout)?;
+        let answer = self.read("is-alive/ping", timeout)?;
         Ok(Pong { status: answer.status, latency: started.elapsed() })
     }
 
@@ -162,10 +161,19 @@ impl Upstream {
         self.finish(with_lane(request, lane), &[], timeout)
     }
 
+    /// Reads a path below the base URL; how the commands ask a running agent.
+    ///
+    /// # Errors
+    ///
+    /// [`SendFailure`] when no answer came within `timeout`.
+    pub fn read(&self, path: &str, timeout: Duration) -> Result<Answer, SendFailure> {
+        let request = http::Request::builder().method("GET").uri(format!("{}/{path}", self.base_url));
+        self.finish(request, &[], timeout)
+    }
+
     /// Returns the server's version (`is-alive/ver`), or `None` when it doesn't tell.
     pub fn version(&self, timeout: Duration) -> Option<String> {
-        let request = http::Request::builder().method("GET").uri(format!("{}/is-alive/ver", self.base_url));
-        let answer = self.finish(request, &[], timeout).ok().filter(|answer| answer.status == 200)?;
+        let answer = self.read("is-alive/ver", timeout).ok().filter(|answer| answer.status == 200)?;
         let value: serde_json::Value = serde_json::from_str(&answer.text).ok()?;
         value.get("version")?.as_str().map(str::to_owned)
     }

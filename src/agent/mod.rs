@@ -1,0 +1,261 @@
+//! The composition root: builds the store, the connections to the server, monitor, replay and intake, and starts and
+//! stops them in order.
+//!
+//! # Starting
+//!
+//! 1. The address is bound: a second agent there, or an address that is not ours, ends everything before it began.
+//! 2. The server's address is compared with ours: an agent in front of itself would store for ever.
+//! 3. The store is opened. If that fails, the agent warns, works as a plain proxy, and tries again.
+//! 4. Committer, connection monitor, replay manager, then intake.
+//!
+//! # Stopping (SIGINT, SIGTERM)
+//!
+//! 1. Intake takes no new connections; requests in progress finish. Writes that the server does not answer in half of the
+//!    time are stored and acknowledged in the other half. What is cut off then was never acknowledged.
+//! 2. The committer commits what it was given, and stops.
+//! 3. The replay manager finishes the request on its way, settles its batch, puts the rest back and gives up the lease.
+//! 4. The connection monitor stops.
+//! 5. The agent's record is taken out of the store.
+
+use std::io;
+use std::net::{SocketAddr, TcpListener, ToSocketAddrs};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use thiserror::Error;
+use tracing::{error, info, warn};
+
+use crate::intake::{Intake, IntakeLimits};
+use crate::monitor::connection::Connection;
+use crate::monitor::{self, MonitorSettings};
+use crate::replay::report::ReplayCounts;
+use crate::replay::{ReplayManager, ReplaySettings, now_ms};
+use crate::shutdown::Shutdown;
+use crate::store::committer::Committer;
+use crate::store::slot::StoreSlot;
+use crate::store::{AgentRecord, Limits};
+use crate::telemetry::metrics::Metrics;
+use crate::upstream::forward::Forwarder;
+use crate::upstream::{Upstream, UpstreamError, UpstreamSettings};
+
+/// Everything that an agent needs to know.
+#[derive(Clone, Debug)]
+pub struct AgentSettings {
+    /// Where to listen; port 0 takes a free one.
+    pub listen: SocketAddr,
+    /// The token that clients must show.
+    pub intake_token: Option<String>,
+    /// The store's file.
+    pub store_path: PathBuf,
+    /// What the store may use.
+    pub store_limits: Limits,
+    /// The server.
+    pub upstream: UpstreamSettings,
+    /// The host and port that the server's URL names.
+    pub upstream_address: (String, u16),
+    /// Pings.
+    pub monitor: MonitorSettings,
+    /// Replay.
+    pub replay: ReplaySettings,
+    /// How often replay looks for work.
+    pub replay_tick_interval: Duration,
+    /// Intake.
+    pub intake: IntakeLimits,
+    /// How long stopping may take, intake and replay each.
+    pub shutdown_timeout: Duration,
+}
+
+/// Why an agent does not start. Nothing was started and nothing was changed.
+#[derive(Debug, Error)]
+pub enum AgentError {
+    /// The address can't be listened on.
+    #[error("cannot listen on {address}: {source}")]
+    Listen {
+        /// The address.
+        address: SocketAddr,
+        /// What the system says.
+        source: io::Error,
+    },
+    /// The server would be the agent itself.
+    #[error("the Opik server {url} is this agent's own address {address}")]
+    UpstreamIsSelf {
+        /// The server's URL.
+        url: String,
+        /// Where the agent listens.
+        address: SocketAddr,
+    },
+    /// The server can't be reached with these settings.
+    #[error(transparent)]
+    Upstream(#[from] UpstreamError),
+    /// Threads or signal handlers can't be made.
+    #[error("cannot start: {reason}")]
+    System {
+        /// What the system says.
+        reason: String,
+    },
+}
+
+/// An agent that has its address and its settings, and has started nothing yet.
+pub struct Agent {
+    settings: AgentSettings,
+    listener: TcpListener,
+    address: SocketAddr,
+    upstream: Upstream,
+    forwarder: Forwarder,
+}
+
+impl Agent {
+    /// Takes the address and checks the settings.
+    ///
+    /// # Errors
+    ///
+    /// [`AgentError`]; nothing was started.
+    pub fn bind(settings: AgentSettings) -> Result<Self, AgentError> {
+        let failed = |source| AgentError::Listen { address: settings.listen, source };
+        let listener = TcpListener::bind(settings.listen).map_err(failed)?;
+        let local = listener.local_addr().map_err(failed)?;
+        if leads_to(&settings.upstream_address, local) {
+            return Err(AgentError::UpstreamIsSelf { url: settings.upstream.base_url.clone(), address: local });
+        }
+        let upstream = Upstream::new(&settings.upstream)?;
+        let forwarder = Forwarder::new(&settings.upstream)?;
+        Ok(Self { settings, listener, address: local, upstream, forwarder })
+    }
+
+    /// Returns the address that it listens on.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Runs until `shutdown`, in the order that the module's head states.
+    ///
+    /// # Errors
+    ///
+    /// [`AgentError::System`] when threads can't be made; nothing was acknowledged then.
+    pub fn run(self, shutdown: &Shutdown) -> Result<(), AgentError> {
+        let system = |error: io::Error| AgentError::System { reason: error.to_string() };
+        let settings = &self.settings;
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .enable_all()
+            .thread_name("intake")
+            .max_blocking_threads(BLOCKING_THREADS_MAX)
+            .build()
+            .map_err(system)?;
+        self.listener.set_nonblocking(true).map_err(system)?;
+        let listener = {
+            let _inside = runtime.enter();
+            tokio::net::TcpListener::from_std(self.listener).map_err(system)?
+        };
+
+        let record = AgentRecord {
+            pid: std::process::id(),
+            listen: self.address.to_string(),
+            upstream: settings.upstream.base_url.clone(),
+            started_at_ms: now_ms(),
+        };
+        let slot = Arc::new(StoreSlot::at(&settings.store_path, settings.store_limits));
+        match slot.get() {
+            Ok(store) => {
+                if let Err(error) = store.announce(Some(&record)) {
+                    warn!(target: "db_manager", "the agent is not recorded in the store: {error}");
+                }
+            }
+            Err(error) => error!(
+                target: "db_manager",
+                "some network resiliency features were disabled, writes are only passed on until the store can be used: {error}"
+            ),
+        }
+
+        let metrics = Arc::new(Metrics::default());
+        let connection = Arc::new(Connection::new(settings.monitor));
+        let committer = Arc::new(Committer::start(slot.clone()).map_err(system)?);
+        let counts = ReplayCounts::default();
+        let replay_shutdown = Shutdown::new();
+        let monitor_shutdown = Shutdown::new();
+        let intake = Intake {
+            slot: slot.clone(),
+            committer: committer.clone(),
+            connection: connection.clone(),
+            forwarder: self.forwarder,
+            metrics: metrics.clone(),
+            limits: settings.intake,
+            token: settings.intake_token.clone(),
+            listen_host: settings.listen.ip().to_string(),
+        };
+        let replay = ReplayManager {
+            slot: &slot,
+            upstream: &self.upstream,
+            connection: &connection,
+            settings: settings.replay.clone(),
+            tick_interval: settings.replay_tick_interval,
+            counts: &counts,
+            shutdown: &replay_shutdown,
+        };
+        std::thread::scope(|scope| {
+            scope.spawn(|| monitor::run(&connection, &self.upstream, settings.monitor, &monitor_shutdown));
+            let replaying = scope.spawn(|| replay.run());
+            info!(target: "intake", "listening on http://{} for {}", self.address, settings.upstream.base_url);
+
+            runtime.block_on(intake.serve(listener, shutdown.clone(), settings.shutdown_timeout));
+            committer.stop();
+            replay_shutdown.request();
+            connection.wake();
+            if replaying.join().is_err() {
+                error!(target: "replay_manager", "replay ended by a fault of its own; what was in flight is kept");
+            }
+            monitor_shutdown.request();
+            connection.wake();
+        });
+        // Tasks that were cut off end here, without an acknowledgement.
+        runtime.shutdown_timeout(Duration::from_millis(100));
+        if let Ok(store) = slot.get()
+            && let Err(error) = store.announce(None)
+        {
+            warn!(target: "db_manager", "the agent's record stays in the store: {error}");
+        }
+        info!(target: "intake", "stopped");
+        Ok(())
+    }
+}
+
+/// Threads for large bodies: preparing one may take a tenth of a second of pure work.
+const BLOCKING_THREADS_MAX: usize = 4;
+
+/// Says whether a connection to the server's address would reach our own listener.
+fn leads_to((host, port): &(String, u16), own: SocketAddr) -> bool {
+    if *port != own.port() {
+        return false;
+    }
+    let host = host.trim_start_matches('[').trim_end_matches(']');
+    let Ok(addresses) = (host, *port).to_socket_addrs() else {
+        // A name that can't be resolved now can't be the loopback address that we listen on either.
+        return false;
+    };
+    addresses.map(|address| address.ip()).any(|ip| match own.ip() {
+        own_ip if own_ip == ip => true,
+        // Listening on every address: each of this machine's addresses is ours, and those we know are loopback's.
+        own_ip => own_ip.is_unspecified() && (ip.is_loopback() || ip.is_unspecified()),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_server_at_the_agents_own_address_is_recognised() {
+        for (host, port, own, expected) in [
+            ("127.0.0.1", 6745, "127.0.0.1:6745", true),
+            ("localhost", 6745, "127.0.0.1:6745", true),
+            ("127.0.0.1", 6745, "0.0.0.0:6745", true),
+            ("[::1]", 6745, "[::1]:6745", true),
+            ("127.0.0.1", 5173, "127.0.0.1:6745", false),
+            ("127.0.0.2", 6745, "127.0.0.1:6745", false),
+            ("no-such-host.invalid", 6745, "127.0.0.1:6745", false),
+        ] {
+            let own = own.parse().expect("an address");
+            assert_eq!(leads_to(&(host.to_owned(), port), own), expected, "{host}:{port} {own}");
+        }
+    }
+}

@@ -1,0 +1,168 @@
+//! `opik-offline agent`
+
+use std::ffi::OsString;
+use std::time::Duration;
+
+use clap::Args;
+
+use super::{Common, Failure, configuration, stop_on_signals, translate};
+use crate::agent::{Agent, AgentSettings};
+use crate::config::{Config, Flags};
+use crate::intake::IntakeLimits;
+use crate::monitor::MonitorSettings;
+use crate::replay::ReplaySettings;
+use crate::shutdown::Shutdown;
+use crate::store::Filter;
+
+const EXAMPLES: &str = "\
+Examples:
+  Stand in front of a local Opik server:
+    opik-offline agent --upstream http://127.0.0.1:5173/api
+  Let a Python or TypeScript application use it:
+    OPIK_URL_OVERRIDE=http://127.0.0.1:6745/api python app.py
+
+It stops on SIGINT or SIGTERM: requests in progress finish or are stored. What is stored is delivered by the next agent \
+on the same store, or by `opik-offline replay`.";
+
+/// Run the agent: pass on, store while the server is away, deliver afterwards
+#[derive(Args, Debug)]
+#[command(after_long_help = EXAMPLES)]
+pub struct AgentArgs {
+    /// Listen on this address [default: 127.0.0.1:6745]
+    #[arg(long, value_name = "HOST:PORT")]
+    listen: Option<OsString>,
+
+    /// Listen beyond this machine without asking for an intake token
+    #[arg(long, num_args = 0, default_missing_value = "true")]
+    insecure_listen: Option<OsString>,
+
+    /// Replay this many messages, then pause; unset, replay starts at 50 and speeds up while the server keeps up
+    #[arg(long, value_name = "N")]
+    batch_size: Option<OsString>,
+
+    /// Pause this long after a full batch; unset, replay starts at 500ms and speeds up while the server keeps up
+    #[arg(long, value_name = "DURATION")]
+    delay: Option<OsString>,
+
+    /// Let the store take this much space at most [default: 10GiB]
+    #[arg(long, value_name = "SIZE")]
+    max_size: Option<OsString>,
+
+    /// Leave this much space on the disk [default: 256MiB]
+    #[arg(long, value_name = "SIZE")]
+    free_disk_reserve: Option<OsString>,
+
+    /// When the store is full, refuse new writes or drop the oldest: refuse, drop_oldest [default: refuse]
+    #[arg(long, value_name = "POLICY")]
+    when_full: Option<OsString>,
+
+    /// Reject a message that failed alone this many times [default: 10]
+    #[arg(long, value_name = "N")]
+    max_attempts: Option<OsString>,
+
+    /// Refuse bodies larger than this as sent [default: 64MiB]
+    #[arg(long, value_name = "SIZE")]
+    max_body_size: Option<OsString>,
+
+    /// Refuse bodies larger than this when decoded [default: 128MiB]
+    #[arg(long, value_name = "SIZE")]
+    max_inflated_size: Option<OsString>,
+
+    /// Give up connecting to the server after this long [default: 5s]
+    #[arg(long, value_name = "DURATION")]
+    connect_timeout: Option<OsString>,
+
+    /// Store a write that the server has not answered after this long [default: 30s]
+    #[arg(long, value_name = "DURATION")]
+    forward_timeout: Option<OsString>,
+
+    /// Try a lane that waits for a valid key again after this long [default: 10s]
+    #[arg(long, value_name = "DURATION")]
+    retry_interval: Option<OsString>,
+
+    /// Let requests in progress finish for this long when stopping [default: 10s]
+    #[arg(long, value_name = "DURATION")]
+    shutdown_timeout: Option<OsString>,
+
+    /// Write log lines as text or json [default: text]
+    #[arg(long, value_name = "FORMAT")]
+    log_format: Option<OsString>,
+}
+
+/// Connections at once.
+const CONNECTIONS_MAX: usize = 16_384;
+/// Bytes of all bodies of protected writes that are held at once, unless one body may be larger.
+const BODY_MEMORY_BYTES_MAX: usize = 256 * 1024 * 1024;
+/// How long a client may take to send a request's head; what an idle connection may last, too.
+const HEADER_READ_TIMEOUT: Duration = Duration::from_secs(120);
+/// How long a client may pause within a body.
+const BODY_READ_TIMEOUT: Duration = Duration::from_secs(60);
+
+pub fn run(common: &Common, args: &AgentArgs) -> Result<(), Failure> {
+    let config = configuration(&args.flags(common.flags()))?;
+    super::selection::refuse_jsonl(common.format)?;
+    let _logging = common.start_logging(&config, None)?;
+    let agent = Agent::bind(settings(&config))?;
+    let shutdown = Shutdown::new();
+    stop_on_signals(&shutdown)?;
+    Ok(agent.run(&shutdown)?)
+}
+
+impl AgentArgs {
+    fn flags(&self, common: Flags) -> Flags {
+        Flags {
+            listen: self.listen.clone(),
+            insecure_listen: self.insecure_listen.clone(),
+            replay_batch_size: self.batch_size.clone(),
+            replay_batch_replay_delay: self.delay.clone(),
+            max_size: self.max_size.clone(),
+            free_disk_reserve: self.free_disk_reserve.clone(),
+            when_full: self.when_full.clone(),
+            max_attempts: self.max_attempts.clone(),
+            max_body_size: self.max_body_size.clone(),
+            max_inflated_size: self.max_inflated_size.clone(),
+            connect_timeout: self.connect_timeout.clone(),
+            forward_timeout: self.forward_timeout.clone(),
+            retry_interval: self.retry_interval.clone(),
+            shutdown_timeout: self.shutdown_timeout.clone(),
+            log_format: self.log_format.clone(),
+            ..common
+        }
+    }
+}
+
+fn settings(config: &Config) -> AgentSettings {
+    let upstream = &config.upstream.value;
+    let body_bytes_max = config.max_body_size.value.bytes();
+    AgentSettings {
+        listen: config.listen.value,
+        intake_token: config.intake_token.value.as_ref().map(|token| token.expose().to_owned()),
+        store_path: config.db.value.clone(),
+        store_limits: translate::store_limits(config),
+        upstream: translate::upstream_settings(config),
+        upstream_address: (upstream.host().to_owned(), upstream.port()),
+        monitor: MonitorSettings {
+            ping_interval: config.connection_monitor_ping_interval.value,
+            check_timeout: config.connection_monitor_check_timeout.value,
+        },
+        replay: ReplaySettings {
+            filter: Filter::default(),
+            limit: None,
+            pace: translate::pace(config),
+            retry_interval: config.retry_interval.value,
+            attempts_max: config.max_attempts.value,
+        },
+        replay_tick_interval: config.replay_tick_interval.value,
+        intake: IntakeLimits {
+            connections_max: CONNECTIONS_MAX,
+            body_bytes_max,
+            inflated_bytes_max: config.max_inflated_size.value.bytes(),
+            body_memory_bytes_max: BODY_MEMORY_BYTES_MAX.max(usize::try_from(body_bytes_max).unwrap_or(usize::MAX)),
+            header_read_timeout: HEADER_READ_TIMEOUT,
+            body_read_timeout: BODY_READ_TIMEOUT,
+            forward_timeout: config.forward_timeout.value,
+            ping_interval: config.connection_monitor_ping_interval.value,
+        },
+        shutdown_timeout: config.shutdown_timeout.value,
+    }
+}

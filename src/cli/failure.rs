@@ -1,0 +1,174 @@
+//! Every error becomes a message, a hint and an exit code here. The only file that knows exit codes.
+
+use std::fmt;
+use std::io;
+
+use crate::agent::AgentError;
+use crate::config::ConfigError;
+use crate::protocol::answers::SendFailure;
+use crate::store::StoreError;
+use crate::telemetry::log::LogError;
+use crate::upstream::UpstreamError;
+
+/// How a command ended; the numbers are those of the manual page and of design.md, section 6.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Exit {
+    /// Done.
+    Done = 0,
+    /// It failed.
+    Failure = 1,
+    /// The command line or the configuration is wrong; nothing was done.
+    Usage = 2,
+    /// The Opik server can't be reached.
+    Unreachable = 3,
+    /// Messages remain, or a threshold is exceeded.
+    Remaining = 4,
+    /// The server does not accept the key or the workspace.
+    NotAuthorised = 5,
+    /// Interrupted by the user.
+    Interrupted = 130,
+}
+
+/// Why a command did not do what it was asked: what failed, on what, why, and what can be done.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Failure {
+    /// How the process ends.
+    pub exit: Exit,
+    /// What failed, on what, why. Empty when everything was said already.
+    pub message: String,
+    /// What to do next.
+    pub hint: Option<String>,
+}
+
+impl Failure {
+    /// Returns a failure with these words.
+    pub fn new(exit: Exit, message: impl Into<String>, hint: Option<&str>) -> Self {
+        Self { exit, message: message.into(), hint: hint.map(str::to_owned) }
+    }
+
+    /// Returns an exit code for which the command's own output has said everything.
+    pub fn silent(exit: Exit) -> Self {
+        Self { exit, message: String::new(), hint: None }
+    }
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "error: {}", self.message)?;
+        match &self.hint {
+            Some(hint) => write!(f, "\nhint: {hint}"),
+            None => Ok(()),
+        }
+    }
+}
+
+impl From<ConfigError> for Failure {
+    fn from(error: ConfigError) -> Self {
+        Self { exit: Exit::Usage, hint: error.hint(), message: error.to_string() }
+    }
+}
+
+impl From<StoreError> for Failure {
+    fn from(error: StoreError) -> Self {
+        let hint = match &error {
+            StoreError::Missing { .. } => "nothing was stored there yet; name another file with --db",
+            StoreError::NotAStore { .. } => "name the message store with --db; the file was not touched",
+            StoreError::NewerSchema { .. } => "use the newer opik-offline that wrote it; the file was not touched",
+            StoreError::Damaged { .. } => "keep a copy of the file, then move it away: a new store is made when needed",
+            StoreError::Unusable { .. } => {
+                "give this user write access to the file and its folder, free disk space, or name another file with --db"
+            }
+            StoreError::Full { .. } => "replay or purge messages, or raise OPIK_OFFLINE_MAX_SIZE",
+            StoreError::Busy { .. } => "try again; another process is writing to the store",
+            StoreError::LeaseHeld { .. } => "it delivers the same messages; wait for it, or stop it first",
+            StoreError::LeaseLost => "the other process goes on; `opik-offline status` shows how far it is",
+        };
+        Self::new(Exit::Failure, error.to_string(), Some(hint))
+    }
+}
+
+impl From<UpstreamError> for Failure {
+    fn from(error: UpstreamError) -> Self {
+        let hint = match &error {
+            UpstreamError::CaFile { .. } | UpstreamError::NoCertificates { .. } => {
+                "set SSL_CERT_FILE to a PEM file that can be read, or unset it"
+            }
+            UpstreamError::Proxy { .. } => "set the proxy variable to a URL such as http://127.0.0.1:3128, or unset it",
+            UpstreamError::Tls { .. } => "check SSL_CERT_FILE",
+        };
+        Self::new(Exit::Usage, error.to_string(), Some(hint))
+    }
+}
+
+impl From<AgentError> for Failure {
+    fn from(error: AgentError) -> Self {
+        match error {
+            AgentError::Upstream(error) => error.into(),
+            AgentError::Listen { ref source, .. } => {
+                let hint = match source.kind() {
+                    io::ErrorKind::AddrInUse => {
+                        "another agent or program listens there: use it, stop it, or choose another address with --listen"
+                    }
+                    io::ErrorKind::PermissionDenied => "choose a port above 1023 with --listen",
+                    _ => "choose an address of this machine with --listen",
+                };
+                Self::new(Exit::Usage, error.to_string(), Some(hint))
+            }
+            AgentError::UpstreamIsSelf { .. } => Self::new(
+                Exit::Usage,
+                error.to_string(),
+                Some("name the real Opik server with --upstream or OPIK_OFFLINE_UPSTREAM; OPIK_URL_OVERRIDE may stay as it is for the application"),
+            ),
+            AgentError::System { .. } => {
+                Self::new(Exit::Failure, error.to_string(), Some("check this user's limits on processes and open files"))
+            }
+        }
+    }
+}
+
+impl From<SendFailure> for Failure {
+    fn from(error: SendFailure) -> Self {
+        let hint = "check that the Opik server runs and that --upstream names it; `opik-offline healthcheck` looks closer";
+        Self::new(Exit::Unreachable, error.to_string(), Some(hint))
+    }
+}
+
+impl From<LogError> for Failure {
+    fn from(error: LogError) -> Self {
+        Self::new(Exit::Usage, error.to_string(), Some("set OPIK_LOGGING_FILE to a file that can be written, or unset it"))
+    }
+}
+
+impl From<io::Error> for Failure {
+    /// Output that can't be written. A reader that has seen enough (`| head`) is no error.
+    fn from(error: io::Error) -> Self {
+        match error.kind() {
+            io::ErrorKind::BrokenPipe => Self::silent(Exit::Done),
+            _ => Self::new(Exit::Failure, format!("cannot write the output: {error}"), None),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn exit_codes_are_those_of_the_manual() {
+        let codes = [Exit::Done, Exit::Failure, Exit::Usage, Exit::Unreachable, Exit::Remaining, Exit::NotAuthorised];
+        assert_eq!(codes.map(|exit| exit as u8), [0, 1, 2, 3, 4, 5]);
+        assert_eq!(Exit::Interrupted as u8, 130);
+        let store = StoreError::Missing { path: "x".into() };
+        assert_eq!(Failure::from(store).exit, Exit::Failure);
+        let url = String::from("http://127.0.0.1:1");
+        assert_eq!(Failure::from(SendFailure::Broken { url, reason: "reset".into() }).exit, Exit::Unreachable);
+        assert_eq!(Failure::from(io::Error::from(io::ErrorKind::BrokenPipe)), Failure::silent(Exit::Done));
+    }
+
+    #[test]
+    fn a_failure_reads_as_what_failed_and_what_to_do() {
+        let failure = Failure::new(Exit::Usage, "cannot do it", Some("do that"));
+        assert_eq!(failure.to_string(), "error: cannot do it\nhint: do that");
+    }
+}

@@ -1,0 +1,297 @@
+//! `opik-offline inspect`
+
+use std::io::{self, Write};
+
+use clap::Args;
+use serde::Serialize;
+
+use super::render::{Format, Renderer, count, size, table_text, time};
+use super::selection::Selection;
+use super::{Common, Exit, Failure, configuration, existing_store};
+use crate::config::Config;
+use crate::message::{BodyFault, MessageId};
+use crate::protocol::json::pretty;
+use crate::replay::now_ms;
+use crate::store::{Listed, Page, Store, StoreError, StoredMessage};
+
+const EXAMPLES: &str = "\
+Examples:
+  The oldest messages that wait, and what was refused:
+    opik-offline inspect
+    opik-offline inspect --rejected
+  One message whole, with the server's last answer:
+    opik-offline inspect 42
+  Everything about one trace, as JSON lines:
+    opik-offline inspect --trace 01a20445-0b53-7443-881b-86277651b909 --limit 0 --format jsonl";
+
+/// List stored messages, or show one whole
+#[derive(Args, Debug)]
+#[command(after_long_help = EXAMPLES)]
+pub struct InspectArgs {
+    /// Show this message whole
+    #[arg(value_name = "ID", conflicts_with_all = ["status", "rejected", "types", "workspace", "project", "ids", "trace", "older_than"])]
+    id: Option<i64>,
+
+    #[command(flatten)]
+    selection: Selection,
+
+    /// List this many messages at most; 0 lists all
+    #[arg(long, value_name = "N", default_value_t = 50)]
+    limit: usize,
+
+    /// List the newest first
+    #[arg(long)]
+    newest: bool,
+}
+
+/// One message of a list.
+#[derive(Serialize)]
+struct Line {
+    id: i64,
+    status: &'static str,
+    message_type: &'static str,
+    workspace: String,
+    project: Option<String>,
+    method: String,
+    path: String,
+    items: u32,
+    body_bytes: u64,
+    accepted_at: String,
+    attempts: u32,
+    next_attempt_at: Option<String>,
+    answer: Option<Answer>,
+}
+
+#[derive(Serialize)]
+struct Answer {
+    status: Option<u16>,
+    text: String,
+    at: String,
+}
+
+#[derive(Serialize)]
+struct List {
+    schema_version: u32,
+    messages: Vec<Line>,
+    /// How many the filter selects in all.
+    selected: u64,
+}
+
+#[derive(Serialize)]
+struct Whole {
+    schema_version: u32,
+    #[serde(flatten)]
+    line: Line,
+    headers: Vec<(String, String)>,
+    /// Decoded; `None` when it can't be decoded or is not text.
+    body: Option<String>,
+    body_problem: Option<String>,
+}
+
+/// Messages read from the store at a time: a list of a million is never in memory.
+const PAGE: usize = 500;
+/// Rows of a table that share one computation of column widths.
+const TABLE_ROWS: usize = PAGE;
+/// Bodies longer than this when decoded are not shown.
+const SHOWN_BYTES_MAX: u64 = 128 * 1024 * 1024;
+/// Headers whose values hold no secret; of all others only the name is shown.
+const SHOWN_HEADERS: [&str; 8] = [
+    "content-type",
+    "content-encoding",
+    "user-agent",
+    "accept",
+    "x-fern-language",
+    "x-opik-debug-sdk-version",
+    "x-opik-debug-py-version",
+    "projectname",
+];
+
+pub fn run(common: &Common, args: &InspectArgs) -> Result<(), Failure> {
+    let config = configuration(&common.flags())?;
+    let renderer = common.renderer();
+    let store = existing_store(&config)?;
+    match args.id {
+        Some(id) => show(&renderer, store.as_deref(), MessageId(id), &config),
+        None => list(&renderer, store.as_deref(), args),
+    }
+}
+
+fn show(renderer: &Renderer, store: Option<&dyn Store>, id: MessageId, config: &Config) -> Result<(), Failure> {
+    let message = store.map(|store| store.get(id)).transpose()?.flatten();
+    let Some(message) = message else {
+        let path = config.db.value.display();
+        return Err(Failure::new(
+            Exit::Failure,
+            format!("there is no message {id} in {path}"),
+            Some("it was delivered or purged, or it is in another store (--db); `opik-offline inspect` lists what is there"),
+        ));
+    };
+    Ok(renderer.result(&whole(message), |renderer, whole| whole_text(renderer, whole))?)
+}
+
+fn list(renderer: &Renderer, store: Option<&dyn Store>, args: &InspectArgs) -> Result<(), Failure> {
+    let filter = args.selection.filter(now_ms());
+    let selected = store.map_or(Ok(0), |store| store.backlog(&filter).map(|backlog| backlog.messages()))?;
+    let limit = if args.limit == 0 { usize::MAX } else { args.limit };
+    let mut pages = Pages { store, filter, newest: args.newest, left: limit, after: None };
+    let mut stdout = io::stdout().lock();
+    match renderer.format() {
+        Format::Jsonl => {
+            while let Some(lines) = pages.next()? {
+                for line in lines {
+                    let text = serde_json::to_string(&line).map_err(io::Error::other)?;
+                    writeln!(stdout, "{text}")?;
+                }
+            }
+            stdout.flush()?;
+        }
+        Format::Json | Format::Yaml => {
+            drop(stdout);
+            let mut messages = Vec::new();
+            while let Some(lines) = pages.next()? {
+                messages.extend(lines);
+            }
+            renderer.result(&List { schema_version: 1, messages, selected }, |_, _| String::new())?;
+        }
+        Format::Table => {
+            let mut shown = 0;
+            while let Some(lines) = pages.next()? {
+                shown += lines.len() as u64;
+                stdout.write_all(lines_text(renderer, &lines).as_bytes())?;
+            }
+            match (shown, selected) {
+                (0, _) => writeln!(stdout, "no message is stored that is selected")?,
+                (shown, selected) if shown < selected => {
+                    writeln!(stdout, "{shown} of {selected} messages; more with --limit, others with --newest or filters")?;
+                }
+                _ => {}
+            }
+            stdout.flush()?;
+        }
+    }
+    Ok(())
+}
+
+/// Pages through a list of any length.
+struct Pages<'a> {
+    store: Option<&'a dyn Store>,
+    filter: crate::store::Filter,
+    newest: bool,
+    left: usize,
+    after: Option<MessageId>,
+}
+
+impl Pages<'_> {
+    fn next(&mut self) -> Result<Option<Vec<Line>>, StoreError> {
+        let Some(store) = self.store.filter(|_| self.left > 0) else { return Ok(None) };
+        let page = Page { after: self.after, limit: self.left.min(PAGE.min(TABLE_ROWS)), newest_first: self.newest };
+        let listed = store.list(&self.filter, &page)?;
+        self.left -= listed.len();
+        match listed.last() {
+            None => return Ok(None),
+            Some(last) => self.after = Some(last.id),
+        }
+        Ok(Some(listed.into_iter().map(line).collect()))
+    }
+}
+
+fn line(listed: Listed) -> Line {
+    Line {
+        id: listed.id.0,
+        status: listed.status.name(),
+        message_type: listed.message_type.name(),
+        workspace: listed.lane.workspace_name().to_owned(),
+        project: listed.project,
+        method: listed.method,
+        path: listed.path,
+        items: listed.items,
+        body_bytes: listed.body_bytes,
+        accepted_at: time(listed.accepted_at_ms),
+        attempts: listed.attempts,
+        next_attempt_at: (listed.next_attempt_at_ms > 0).then(|| time(listed.next_attempt_at_ms)),
+        answer: listed.answer.map(|answer| Answer { status: answer.status, text: answer.text, at: time(answer.at_ms) }),
+    }
+}
+
+fn lines_text(renderer: &Renderer, lines: &[Line]) -> String {
+    let mut table =
+        renderer.table(&[">id", "status", "type", "workspace", "project", ">items", ">size", "accepted", ">attempts", "last answer"]);
+    for line in lines {
+        table.add_row([
+            line.id.to_string(),
+            line.status.to_owned(),
+            line.message_type.trim_end_matches("Message").to_owned(),
+            line.workspace.clone(),
+            line.project.clone().unwrap_or_default(),
+            line.items.to_string(),
+            size(line.body_bytes),
+            line.accepted_at.clone(),
+            line.attempts.to_string(),
+            line.answer.as_ref().map(answer_text).unwrap_or_default(),
+        ]);
+    }
+    table_text(&table)
+}
+
+/// The beginning of an answer, in one line.
+fn answer_text(answer: &Answer) -> String {
+    const CHARACTERS_MAX: usize = 60;
+    let text: String =
+        answer.text.chars().map(|c| if c.is_control() { ' ' } else { c }).take(CHARACTERS_MAX).collect();
+    match answer.status {
+        Some(status) => format!("{status} {text}").trim_end().to_owned(),
+        None => text,
+    }
+}
+
+fn whole(message: StoredMessage) -> Whole {
+    let decoded = message.request.body.decode(SHOWN_BYTES_MAX).map_err(|fault: BodyFault| fault.to_string());
+    let (body, body_problem) = match decoded.map(|content| String::from_utf8(content.to_vec())) {
+        Ok(Ok(text)) => (Some(text), None),
+        Ok(Err(_)) => (None, Some("the body is not text".to_owned())),
+        Err(problem) => (None, Some(problem)),
+    };
+    let headers = message.request.headers.iter().map(|(name, value)| {
+        let is_shown = SHOWN_HEADERS.contains(&name.to_ascii_lowercase().as_str());
+        let shown = if is_shown { String::from_utf8_lossy(value).into_owned() } else { "***".to_owned() };
+        (name.to_owned(), shown)
+    });
+    Whole { schema_version: 1, headers: headers.collect(), line: line(message.listed), body, body_problem }
+}
+
+fn whole_text(_: &Renderer, whole: &Whole) -> String {
+    let line = &whole.line;
+    let mut text = String::new();
+    let mut row = |name: &str, value: &str| text.push_str(&format!("{name:<13} {value}\n"));
+    row("id", &line.id.to_string());
+    row("status", line.status);
+    row("type", line.message_type);
+    row("request", &format!("{} {}", line.method, line.path));
+    row("workspace", &line.workspace);
+    if let Some(project) = &line.project {
+        row("project", project);
+    }
+    row("accepted", &line.accepted_at);
+    row("body", &format!("{}, {}", count(line.items.into(), "item"), size(line.body_bytes)));
+    row("attempts", &line.attempts.to_string());
+    if let Some(next) = &line.next_attempt_at {
+        row("next attempt", next);
+    }
+    if let Some(answer) = &line.answer {
+        let status = answer.status.map_or("no answer".to_owned(), |status| status.to_string());
+        row("last answer", &format!("{status} at {}", answer.at));
+        if !answer.text.is_empty() {
+            row("", &answer.text);
+        }
+    }
+    for (name, value) in &whole.headers {
+        row("header", &format!("{name}: {value}"));
+    }
+    text.push('\n');
+    match (&whole.body, &whole.body_problem) {
+        (Some(body), _) => text.push_str(pretty(body).as_deref().unwrap_or(body)),
+        (None, problem) => text.push_str(problem.as_deref().unwrap_or("no body")),
+    }
+    text.push('\n');
+    text
+}

@@ -1,0 +1,236 @@
+//! The command line: what can be typed, and the dispatch to one thin command each.
+//!
+//! clap parses, [`crate::config`] resolves; nothing is opened before both are done. Results go to stdout, notes, progress
+//! and logs to stderr. Values of settings are passed on as they were typed, so that a bad one is reported like a bad one
+//! in any other layer: key, value, source.
+
+mod agent;
+mod failure;
+mod healthcheck;
+mod inspect;
+mod progress;
+mod purge;
+mod render;
+mod replay;
+mod selection;
+mod status;
+
+use std::ffi::OsString;
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use clap::{Args, CommandFactory, Parser, Subcommand};
+
+use crate::config::{Config, Flags, LogLevel, ProcessEnvironment};
+use crate::shutdown::Shutdown;
+use crate::store::{self, Limits, OpenMode, Store, StoreError};
+use crate::telemetry::log;
+use crate::upstream::{Upstream, UpstreamSettings};
+pub use failure::{Exit, Failure};
+use render::{Format, Renderer};
+
+const LONG_ABOUT: &str = "\
+Keep Opik traces through an outage.
+
+`opik-offline agent` runs beside an application as its Opik server: it passes everything on while the real server is \
+there, stores what is written while it is away, and delivers it afterwards, in order. The other commands look at the \
+store or drive it, with or without an agent running.";
+
+const AFTER_HELP: &str = "\
+Exit codes: 0 done; 1 failure; 2 usage or configuration; 3 server unreachable; 4 messages remain or a threshold is \
+exceeded; 5 not authorised; 130 interrupted.
+
+Settings come from flags, then the environment (OPIK_..., OPIK_OFFLINE_...), then ~/.opik.config, then \
+opik-offline/config.yaml in the user's configuration folder, then defaults; `opik-offline healthcheck` shows each with \
+its origin.";
+
+/// Keep Opik traces through an outage
+#[derive(Parser, Debug)]
+#[command(name = "opik-offline", version, long_about = LONG_ABOUT, after_long_help = AFTER_HELP)]
+pub struct Cli {
+    #[command(flatten)]
+    common: Common,
+    #[command(subcommand)]
+    command: Command,
+}
+
+/// What every command understands.
+#[derive(Args, Clone, Debug)]
+struct Common {
+    /// Use this message store [default: opik-offline/opik_messages.db in the user's data folder]
+    #[arg(long, value_name = "PATH", global = true)]
+    db: Option<OsString>,
+
+    /// Use the Opik server at this URL, such as http://127.0.0.1:5173/api
+    #[arg(long, value_name = "URL", global = true)]
+    upstream: Option<OsString>,
+
+    /// Write results in this format
+    #[arg(long, value_name = "FORMAT", global = true, value_enum, default_value_t = Format::Table)]
+    format: Format,
+
+    /// Say nothing on stderr but errors
+    #[arg(short, long, global = true, conflicts_with = "verbose")]
+    quiet: bool,
+
+    /// Say more on stderr
+    #[arg(short, long, global = true)]
+    verbose: bool,
+
+    /// Use no colours, as with NO_COLOR in the environment
+    #[arg(long, global = true)]
+    no_color: bool,
+}
+
+#[derive(Subcommand, Debug)]
+enum Command {
+    Agent(agent::AgentArgs),
+    Healthcheck(healthcheck::HealthcheckArgs),
+    Status(status::StatusArgs),
+    Replay(replay::ReplayArgs),
+    Inspect(inspect::InspectArgs),
+    Purge(purge::PurgeArgs),
+}
+
+/// Returns the definition of the command line, for the manual pages and completions.
+pub fn command() -> clap::Command {
+    Cli::command()
+}
+
+/// Runs the command line of this process and returns how it ends.
+pub fn run() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => {
+            // Help and version come this way too. A closed pipe is all that can go wrong here.
+            let _ = error.print();
+            return ExitCode::from(if error.use_stderr() { Exit::Usage } else { Exit::Done } as u8);
+        }
+    };
+    match cli.dispatch() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            if !failure.message.is_empty() {
+                eprintln!("{failure}");
+            }
+            ExitCode::from(failure.exit as u8)
+        }
+    }
+}
+
+impl Cli {
+    fn dispatch(self) -> Result<(), Failure> {
+        match &self.command {
+            Command::Agent(args) => agent::run(&self.common, args),
+            Command::Healthcheck(args) => healthcheck::run(&self.common, args),
+            Command::Status(args) => status::run(&self.common, args),
+            Command::Replay(args) => replay::run(&self.common, args),
+            Command::Inspect(args) => inspect::run(&self.common, args),
+            Command::Purge(args) => purge::run(&self.common, args),
+        }
+    }
+}
+
+impl Common {
+    /// Returns the flags that every command has.
+    fn flags(&self) -> Flags {
+        Flags { db: self.db.clone(), upstream: self.upstream.clone(), ..Flags::default() }
+    }
+
+    fn renderer(&self) -> Renderer {
+        Renderer::new(self.format, self.no_color || std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty()))
+    }
+
+    /// Starts logging, at what was asked for on the command line before what is configured.
+    fn start_logging(&self, config: &Config, default_level: Option<LogLevel>) -> Result<log::Guard, Failure> {
+        let configured = &config.console_logging_level;
+        let level = match default_level {
+            _ if self.verbose => LogLevel::Debug,
+            _ if self.quiet => LogLevel::Error,
+            Some(level) if !configured.is_set() => level,
+            _ => configured.value,
+        };
+        log::init(&translate::log_settings(config, level)).map_err(Failure::from)
+    }
+}
+
+/// Resolves the configuration.
+fn configuration(flags: &Flags) -> Result<Config, Failure> {
+    Config::resolve(flags, &ProcessEnvironment).map_err(Failure::from)
+}
+
+/// Opens the store that is there; `None` when nothing was ever stored.
+fn existing_store(config: &Config) -> Result<Option<Arc<dyn Store>>, StoreError> {
+    match store::open(&config.db.value, OpenMode::Existing, translate::store_limits(config)) {
+        Ok(store) => Ok(Some(store)),
+        Err(StoreError::Missing { .. }) => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+/// Returns the way to the server.
+fn upstream(config: &Config) -> Result<Upstream, Failure> {
+    Ok(Upstream::new(&translate::upstream_settings(config))?)
+}
+
+/// Asks for a clean end on SIGINT and SIGTERM; a second signal ends the process at once.
+fn stop_on_signals(shutdown: &Shutdown) -> Result<(), Failure> {
+    let shutdown = shutdown.clone();
+    ctrlc::set_handler(move || {
+        if shutdown.is_requested() {
+            std::process::exit(i32::from(Exit::Interrupted as u8));
+        }
+        shutdown.request();
+    })
+    .map_err(|error| Failure::new(Exit::Failure, format!("cannot handle signals: {error}"), None))
+}
+
+/// From resolved settings to the plain values that the rooms take.
+mod translate {
+    use super::{Config, Limits, LogLevel, UpstreamSettings, log};
+    use crate::config::{self, LogFormat};
+    use crate::delivery::pacing::PaceSettings;
+    use crate::store::WhenFull;
+
+    pub(super) fn store_limits(config: &Config) -> Limits {
+        Limits {
+            size_max: config.max_size.value.bytes(),
+            disk_reserve: config.free_disk_reserve.value.bytes(),
+            when_full: match config.when_full.value {
+                config::WhenFull::Refuse => WhenFull::Refuse,
+                config::WhenFull::DropOldest => WhenFull::DropOldest,
+            },
+        }
+    }
+
+    pub(super) fn upstream_settings(config: &Config) -> UpstreamSettings {
+        UpstreamSettings {
+            base_url: config.upstream.value.to_string(),
+            check_tls_certificate: config.check_tls_certificate.value,
+            ca_file: config.ssl_cert_file.value.clone(),
+            proxy: config.http_proxy.value.as_ref().map(|proxy| proxy.expose().to_owned()),
+            connect_timeout: config.connect_timeout.value,
+            answer_timeout: config.forward_timeout.value,
+        }
+    }
+
+    /// The pace that the user set; what comes from the defaults leaves replay free to find its own.
+    pub(super) fn pace(config: &Config) -> PaceSettings {
+        let batch = &config.replay_batch_size;
+        let delay = &config.replay_batch_replay_delay;
+        PaceSettings {
+            batch: batch.is_set().then(|| usize::try_from(batch.value).unwrap_or(usize::MAX)),
+            delay: delay.is_set().then_some(delay.value),
+        }
+    }
+
+    pub(super) fn log_settings(config: &Config, level: LogLevel) -> log::LogSettings {
+        log::LogSettings {
+            console_level: level,
+            file_level: config.file_logging_level.value,
+            file_path: config.logging_file.value.clone(),
+            format: config.log_format.value,
+            color: config.log_format.value == LogFormat::Text,
+        }
+    }
+}

@@ -1,0 +1,171 @@
+//! Results on stdout: a table for people, JSON, JSON lines or YAML for programs.
+
+use std::io::{self, IsTerminal, Write};
+use std::time::{Duration, UNIX_EPOCH};
+
+use comfy_table::{Attribute, Cell, CellAlignment, ContentArrangement, Table, presets};
+use serde::Serialize;
+
+use crate::config::units::{ByteSize, print_duration};
+
+/// How results are written.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
+pub enum Format {
+    /// Tables and sentences for people.
+    #[default]
+    Table,
+    /// One JSON document.
+    Json,
+    /// One JSON document a line (`inspect` only).
+    Jsonl,
+    /// One YAML document.
+    Yaml,
+}
+
+/// Writes results.
+#[derive(Clone, Copy, Debug)]
+pub struct Renderer {
+    format: Format,
+    color: bool,
+}
+
+impl Renderer {
+    /// Returns a renderer; colours only on a terminal that wants them.
+    pub fn new(format: Format, no_color: bool) -> Self {
+        Self { format, color: !no_color && io::stdout().is_terminal() }
+    }
+
+    /// Returns the format in use.
+    pub fn format(&self) -> Format {
+        self.format
+    }
+
+    /// Writes one result: `people` says how it reads as text.
+    ///
+    /// # Errors
+    ///
+    /// Whatever stdout says.
+    pub fn result<T: Serialize>(&self, result: &T, people: impl FnOnce(&Self, &T) -> String) -> io::Result<()> {
+        let text = match self.format {
+            Format::Table => people(self, result),
+            Format::Json => serde_json::to_string_pretty(result).map_err(io::Error::other)? + "\n",
+            Format::Jsonl => serde_json::to_string(result).map_err(io::Error::other)? + "\n",
+            Format::Yaml => serde_yaml::to_string(result).map_err(io::Error::other)?,
+        };
+        let mut stdout = io::stdout().lock();
+        stdout.write_all(text.as_bytes())?;
+        stdout.flush()
+    }
+
+    /// Returns an empty table with these column heads; a head that begins with `>` is of a column of numbers.
+    pub fn table(&self, heads: &[&str]) -> Table {
+        let mut table = Table::new();
+        table.load_preset(presets::NOTHING).set_content_arrangement(ContentArrangement::Dynamic);
+        if !io::stdout().is_terminal() {
+            // Piped output is for grep and cut: a row stays a line, however long.
+            table.set_content_arrangement(ContentArrangement::Disabled);
+        }
+        let plain = |head: &str| head.trim_start_matches('>').to_owned();
+        table.set_header(heads.iter().map(|head| self.bold(plain(head))));
+        for (index, head) in heads.iter().enumerate() {
+            if head.starts_with('>')
+                && let Some(column) = table.column_mut(index)
+            {
+                column.set_cell_alignment(CellAlignment::Right);
+            }
+        }
+        table
+    }
+
+    fn bold(&self, text: String) -> Cell {
+        let cell = Cell::new(text);
+        if self.color { cell.add_attribute(Attribute::Bold) } else { cell }
+    }
+
+    /// Returns a mark for a line of a report, coloured where colours are.
+    pub fn mark(&self, mark: Mark) -> String {
+        let (sign, color) = match mark {
+            Mark::Good => ("ok", "32"),
+            Mark::Warn => ("!!", "33"),
+            Mark::Bad => ("xx", "31"),
+            Mark::Note => ("--", "2"),
+        };
+        if self.color { format!("\u{1b}[{color}m{sign}\u{1b}[0m") } else { sign.to_owned() }
+    }
+}
+
+/// How a line of a report is meant.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Mark {
+    /// As it should be.
+    #[serde(rename = "ok")]
+    Good,
+    /// Works, and deserves a look.
+    #[serde(rename = "warning")]
+    Warn,
+    /// Does not work.
+    #[serde(rename = "failed")]
+    Bad,
+    /// For information.
+    Note,
+}
+
+/// Returns a table as text with its lines trimmed at the end.
+pub fn table_text(table: &Table) -> String {
+    let mut text = String::new();
+    for line in table.lines() {
+        text.push_str(line.trim_end());
+        text.push('\n');
+    }
+    text
+}
+
+/// Returns a time in UTC, RFC 3339, to the second.
+pub fn time(ms: i64) -> String {
+    let since = Duration::from_millis(u64::try_from(ms).unwrap_or(0));
+    humantime::format_rfc3339_seconds(UNIX_EPOCH + since).to_string()
+}
+
+/// Returns a duration in its two largest units, from seconds up.
+pub fn short_duration(duration: Duration) -> String {
+    let seconds = duration.as_secs();
+    let units = [("d", 86_400), ("h", 3600), ("m", 60), ("s", 1)];
+    let Some(first) = units.iter().position(|(_, size)| seconds >= *size) else { return "0s".to_owned() };
+    let rounded = match units.get(first + 1) {
+        Some((_, size)) => seconds - seconds % size,
+        None => seconds,
+    };
+    print_duration(Duration::from_secs(rounded))
+}
+
+/// Returns a size as people read it.
+pub fn size(bytes: u64) -> String {
+    let units = [("GiB", ByteSize::GIB.bytes()), ("MiB", ByteSize::MIB.bytes()), ("KiB", ByteSize::KIB.bytes())];
+    match units.into_iter().find(|(_, unit)| bytes >= *unit) {
+        Some((name, unit)) => format!("{:.1} {name}", bytes as f64 / unit as f64),
+        None => format!("{bytes} B"),
+    }
+}
+
+/// Returns a count with its noun in the right number.
+pub fn count(number: u64, noun: &str) -> String {
+    match number {
+        1 => format!("1 {noun}"),
+        _ => format!("{number} {noun}s"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn figures_are_written_as_people_read_them() {
+        assert_eq!(time(1_700_000_000_999), "2023-11-14T22:13:20Z");
+        assert_eq!([size(0), size(1023), size(1536), size(10 << 30)], ["0 B", "1023 B", "1.5 KiB", "10.0 GiB"]);
+        assert_eq!([count(0, "message"), count(1, "message"), count(2, "message")], ["0 messages", "1 message", "2 messages"]);
+        let short = |seconds| short_duration(Duration::from_secs(seconds));
+        assert_eq!([short(0), short(59), short(61), short(3600), short(90_061)], ["0s", "59s", "1m1s", "1h", "1d1h"]);
+    }
+}

@@ -1,0 +1,123 @@
+//! The filters that `replay`, `inspect` and `purge` share.
+
+use std::time::Duration;
+
+use clap::Args;
+
+use super::failure::{Exit, Failure};
+use crate::config::units::parse_duration;
+use crate::message::{EntityKey, EntityKind, MessageId, MessageStatus, MessageType};
+use crate::store::Filter;
+
+/// Which messages.
+#[derive(Args, Clone, Debug, Default)]
+pub struct Selection {
+    /// Select messages with this status: failed, registered or rejected (may be given more than once)
+    #[arg(long, value_name = "STATUS", value_parser = parse_status)]
+    pub status: Vec<MessageStatus>,
+
+    /// Select rejected messages; short for --status rejected
+    #[arg(long)]
+    pub rejected: bool,
+
+    /// Select messages of this SDK message type, such as CreateSpansBatch (may be given more than once)
+    #[arg(long = "type", value_name = "TYPE", value_parser = parse_type)]
+    pub types: Vec<MessageType>,
+
+    /// Select messages of this workspace (may be given more than once)
+    #[arg(long, value_name = "NAME")]
+    pub workspace: Vec<String>,
+
+    /// Select messages that name this project (may be given more than once)
+    #[arg(long, value_name = "NAME")]
+    pub project: Vec<String>,
+
+    /// Select the message with this id, as `inspect` lists it (may be given more than once)
+    #[arg(long = "id", value_name = "ID")]
+    pub ids: Vec<i64>,
+
+    /// Select messages about this trace or about spans in it (may be given more than once)
+    #[arg(long, value_name = "UUID")]
+    pub trace: Vec<String>,
+
+    /// Select messages accepted longer ago than this, such as 90s, 2h or 7d
+    #[arg(long, value_name = "DURATION", value_parser = duration)]
+    pub older_than: Option<Duration>,
+}
+
+impl Selection {
+    /// Returns the filter.
+    pub fn filter(&self, now_ms: i64) -> Filter {
+        let mut statuses = self.status.clone();
+        if self.rejected && !statuses.contains(&MessageStatus::Rejected) {
+            statuses.push(MessageStatus::Rejected);
+        }
+        Filter {
+            statuses,
+            types: self.types.clone(),
+            workspaces: self.workspace.clone(),
+            projects: self.project.clone(),
+            ids: self.ids.iter().copied().map(MessageId).collect(),
+            entities: self.trace.iter().map(|id| EntityKey::new(EntityKind::Trace, id)).collect(),
+            accepted_before_ms: self.older_than.map(|age| {
+                now_ms.saturating_sub(i64::try_from(age.as_millis()).unwrap_or(i64::MAX))
+            }),
+        }
+    }
+}
+
+/// Reads a duration such as `500ms`, `10s` or `7d`.
+pub fn duration(text: &str) -> Result<Duration, String> {
+    parse_duration(text).map_err(|error| error.to_string())
+}
+
+fn parse_status(text: &str) -> Result<MessageStatus, String> {
+    let status = MessageStatus::from_name(&text.to_ascii_lowercase()).filter(|s| *s != MessageStatus::Delivered);
+    status.ok_or_else(|| "expected failed, registered or rejected".to_owned())
+}
+
+fn parse_type(text: &str) -> Result<MessageType, String> {
+    MessageType::from_name(text).ok_or_else(|| {
+        let names: Vec<&str> = MessageType::ALL.iter().map(|t| t.name().trim_end_matches("Message")).collect();
+        format!("expected one of {}", names.join(", "))
+    })
+}
+
+/// Refuses a format that only another command has.
+pub fn refuse_jsonl(format: super::render::Format) -> Result<(), Failure> {
+    match format {
+        super::render::Format::Jsonl => Err(Failure::new(
+            Exit::Usage,
+            "--format jsonl is for lists, and this command has one result",
+            Some("use --format json"),
+        )),
+        _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_selection_becomes_a_filter() {
+        let selection = Selection {
+            rejected: true,
+            ids: vec![7],
+            older_than: Some(Duration::from_secs(60)),
+            ..Selection::default()
+        };
+        let filter = selection.filter(100_000);
+        assert_eq!(filter.statuses, [MessageStatus::Rejected]);
+        assert_eq!(filter.ids, [MessageId(7)]);
+        assert_eq!(filter.accepted_before_ms, Some(40_000));
+    }
+
+    #[test]
+    fn values_are_read_as_people_type_them() {
+        assert_eq!(parse_status("Rejected"), Ok(MessageStatus::Rejected));
+        assert!(parse_status("delivered").is_err());
+        assert_eq!(parse_type("createspansbatch"), Ok(MessageType::CreateSpansBatch));
+        assert!(parse_type("span").is_err_and(|text| text.contains("CreateSpan")));
+    }
+}

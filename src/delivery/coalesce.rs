@@ -1,0 +1,326 @@
+//! Which claimed messages may share a request, and in what order the requests go.
+//!
+//! Many single creates of traces or spans become one batch create. Nothing else is merged, and a create only when the
+//! batch says exactly what the single ones would have said: it carries `id` and `last_updated_at` (a batch create without
+//! the latter is stamped by the server, protocol dossier, section f), it has no query, and no other member of the batch
+//! is about the same entity.
+//!
+//! A message joins an earlier request only past requests that it does not conflict with, so order per entity is what it
+//! was. A refused request of several messages is halved ([`Shipment::halves`]) until the bad one stands alone.
+
+use std::collections::HashSet;
+
+use bytes::Bytes;
+
+use crate::message::{Body, Claimed, Effect, Encoding, EntityKey, HeaderSet, MessageType, Request};
+use crate::protocol::json::{Kind, NotJson, Scanner};
+
+/// The most items in a batch request (OpenAPI: `maxItems` of every batch).
+pub const ITEMS_MAX: usize = 1000;
+/// The most bytes of content in a batch that we make: a tenth of what the SDK allows itself, so that nothing large is
+/// held or lost with one request.
+pub const CONTENT_BYTES_MAX: usize = 5 * 1024 * 1024;
+/// Contents larger than this are sent alone.
+const SINGLE_CONTENT_BYTES_MAX: u64 = 1024 * 1024;
+/// How many requests back a message looks for company.
+const LOOK_BACK: usize = 4;
+
+/// One request and the messages that it carries, in order; at least one.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Shipment {
+    members: Vec<Member>,
+    content_bytes: usize,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Member {
+    message: Claimed,
+    /// The decoded object, when it may stand in a batch.
+    content: Option<Bytes>,
+}
+
+impl Shipment {
+    /// Returns the messages, in order.
+    pub fn messages(&self) -> impl Iterator<Item = &Claimed> {
+        self.members.iter().map(|member| &member.message)
+    }
+
+    /// Returns how many messages it carries.
+    pub fn len(&self) -> usize {
+        self.members.len()
+    }
+
+    /// Says whether it carries none, which never happens.
+    pub fn is_empty(&self) -> bool {
+        self.members.is_empty()
+    }
+
+    /// Returns the type that the server's answer is read by.
+    pub fn message_type(&self) -> MessageType {
+        match (self.members.len(), self.members[0].message.message_type) {
+            (1, message_type) => message_type,
+            (_, MessageType::CreateTrace) => MessageType::CreateTraceBatch,
+            (_, _) => MessageType::CreateSpansBatch,
+        }
+    }
+
+    /// Returns what to send: a single message's own request byte for byte, several as one batch.
+    pub fn request(&self) -> Request {
+        let first = &self.members[0].message;
+        if self.members.len() == 1 {
+            return first.request.clone();
+        }
+        let (path, member) = match first.message_type {
+            MessageType::CreateTrace => ("v1/private/traces/batch", "traces"),
+            _ => ("v1/private/spans/batch", "spans"),
+        };
+        let mut content = Vec::with_capacity(self.content_bytes + self.members.len() + member.len() + 8);
+        content.extend_from_slice(b"{\"");
+        content.extend_from_slice(member.as_bytes());
+        content.extend_from_slice(b"\":[");
+        for (index, object) in self.members.iter().filter_map(|member| member.content.as_ref()).enumerate() {
+            if index > 0 {
+                content.push(b',');
+            }
+            content.extend_from_slice(object);
+        }
+        content.extend_from_slice(b"]}");
+        let (body, encoded) = gzip(content);
+        let mut headers = shared_headers(&first.request.headers);
+        if encoded {
+            headers.push(("Content-Encoding".to_owned(), b"gzip".to_vec()));
+        }
+        Request { method: "POST".to_owned(), path: path.to_owned(), headers: HeaderSet::new(headers), body }
+    }
+
+    /// Returns the two halves of a shipment of several messages, or the shipment itself when it has only one.
+    pub fn halves(mut self) -> Result<(Shipment, Shipment), Shipment> {
+        if self.members.len() < 2 {
+            return Err(self);
+        }
+        let second = self.members.split_off(self.members.len() / 2);
+        Ok((Self::of(self.members), Self::of(second)))
+    }
+
+    fn of(members: Vec<Member>) -> Self {
+        let content_bytes = members.iter().filter_map(|member| member.content.as_ref()).map(Bytes::len).sum();
+        Self { members, content_bytes }
+    }
+
+    fn takes(&self, message: &Claimed, content: &Bytes) -> bool {
+        let first = &self.members[0];
+        first.content.is_some()
+            && first.message.message_type == message.message_type
+            && self.members.len() < ITEMS_MAX
+            && self.content_bytes + content.len() <= CONTENT_BYTES_MAX
+            && shared_headers(&first.message.request.headers) == shared_headers(&message.request.headers)
+    }
+}
+
+/// Puts claimed messages, given in delivery order, into as few requests as order allows.
+pub fn plan(messages: impl IntoIterator<Item = Claimed>) -> Vec<Shipment> {
+    let mut shipments: Vec<Shipment> = Vec::new();
+    // What each shipment creates or changes; mere references need no order.
+    let mut owned: Vec<HashSet<EntityKey>> = Vec::new();
+    for message in messages {
+        let content = batch_content(&message);
+        let keys: Vec<EntityKey> =
+            message.touches.iter().filter(|touch| touch.effect != Effect::Refer).map(|touch| touch.key).collect();
+        let mut joined = None;
+        if let Some(content) = &content {
+            for index in (0..shipments.len()).rev().take(LOOK_BACK) {
+                if keys.iter().any(|key| owned[index].contains(key)) {
+                    break;
+                }
+                if shipments[index].takes(&message, content) {
+                    joined = Some(index);
+                    break;
+                }
+            }
+        }
+        match joined {
+            Some(index) => {
+                shipments[index].content_bytes += content.as_ref().map_or(0, Bytes::len);
+                shipments[index].members.push(Member { message, content });
+                owned[index].extend(keys);
+            }
+            None => {
+                shipments.push(Shipment::of(vec![Member { message, content }]));
+                owned.push(keys.into_iter().collect());
+            }
+        }
+    }
+    shipments
+}
+
+/// Returns the object of a create that may stand in a batch.
+fn batch_content(message: &Claimed) -> Option<Bytes> {
+    let single_path = match message.message_type {
+        MessageType::CreateTrace => "v1/private/traces",
+        MessageType::CreateSpan => "v1/private/spans",
+        _ => return None,
+    };
+    if message.request.path != single_path {
+        return None;
+    }
+    let content = message.request.body.decode(SINGLE_CONTENT_BYTES_MAX).ok()?;
+    let object = whole_object(&content).ok()??;
+    Some(content.slice(object))
+}
+
+/// Returns where the object stands when it has both members that make it fit for a batch.
+fn whole_object(content: &[u8]) -> Result<Option<std::ops::Range<usize>>, NotJson> {
+    let mut scanner = Scanner::new(content)?;
+    if scanner.peek()? != Kind::Object {
+        return Ok(None);
+    }
+    let (mut has_id, mut has_time) = (false, false);
+    let range = scanner.object(|key, scanner| {
+        let is_text = scanner.peek()? == Kind::String;
+        has_id |= is_text && key == "id";
+        has_time |= is_text && key == "last_updated_at";
+        scanner.skip_value().map(drop)
+    })?;
+    Ok((has_id && has_time).then_some(range))
+}
+
+/// Returns the headers that a batch shares with its members: all but those that describe the one body.
+fn shared_headers(headers: &HeaderSet) -> Vec<(String, Vec<u8>)> {
+    headers
+        .iter()
+        .filter(|(name, _)| !name.eq_ignore_ascii_case("content-encoding"))
+        .map(|(name, value)| (name.to_owned(), value.to_vec()))
+        .collect()
+}
+
+/// Compresses at the fastest level; returns whether it did. Small contents are cheaper as they are.
+fn gzip(content: Vec<u8>) -> (Body, bool) {
+    use std::io::Write;
+    /// Below this the SDK doesn't compress either (protocol dossier, section b).
+    const CONTENT_BYTES_MIN: usize = 256;
+    if content.len() < CONTENT_BYTES_MIN {
+        return (Body::new(content, Encoding::Identity), false);
+    }
+    let mut encoder = flate2::write::GzEncoder::new(Vec::with_capacity(content.len() / 4), flate2::Compression::fast());
+    match encoder.write_all(&content).and_then(|()| encoder.finish()) {
+        Ok(bytes) => (Body::new(bytes, Encoding::Gzip), true),
+        // Writing to memory does not fail; were it to, the plain content says the same.
+        Err(_) => (Body::new(content, Encoding::Identity), false),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::message::{MessageId, conflict};
+    use crate::protocol::inspection::inspect;
+    use crate::protocol::routes::{Route, classify};
+
+    fn claimed(id: i64, method: &str, path: &str, content: &str) -> Claimed {
+        let Route::Protected(write) = classify(method, path) else { panic!("{path} is protected") };
+        let inspection = inspect(&write, content.as_bytes()).expect("JSON");
+        Claimed {
+            id: MessageId(id),
+            message_type: write.message_type,
+            request: Request {
+                method: method.into(),
+                path: path.into(),
+                headers: HeaderSet::new(vec![("content-type".into(), b"application/json".to_vec())]),
+                body: Body::new(content.to_owned(), Encoding::Identity),
+            },
+            touches: inspection.touches,
+            items: inspection.items,
+            attempts: 0,
+        }
+    }
+
+    fn create(id: i64, kind: &str, entity: u32) -> Claimed {
+        let content = format!(r#"  {{"id":"{entity}","trace_id":"t","last_updated_at":"2026-01-01T00:00:00Z"}}  "#);
+        claimed(id, "POST", &format!("v1/private/{kind}"), &content)
+    }
+
+    fn update(id: i64, kind: &str, entity: u32) -> Claimed {
+        claimed(id, "PATCH", &format!("v1/private/{kind}/{entity}"), "{}")
+    }
+
+    fn ids(shipment: &Shipment) -> Vec<i64> {
+        shipment.messages().map(|message| message.id.0).collect()
+    }
+
+    #[test]
+    fn creates_of_traces_and_spans_become_two_requests_whose_bodies_are_the_objects_as_sent() {
+        let shipments = plan([create(1, "traces", 1), create(2, "spans", 2), create(3, "traces", 3)]);
+        assert_eq!(shipments.iter().map(ids).collect::<Vec<_>>(), [vec![1, 3], vec![2]]);
+        let request = shipments[0].request();
+        assert_eq!((request.method.as_str(), request.path.as_str()), ("POST", "v1/private/traces/batch"));
+        let object = |entity| format!(r#"{{"id":"{entity}","trace_id":"t","last_updated_at":"2026-01-01T00:00:00Z"}}"#);
+        let content = request.body.decode(10_000).expect("whole");
+        assert_eq!(String::from_utf8_lossy(&content), format!(r#"{{"traces":[{},{}]}}"#, object(1), object(3)));
+        assert_eq!(shipments[0].message_type(), MessageType::CreateTraceBatch);
+        assert_eq!(shipments[1].request(), create(2, "spans", 2).request);
+        assert_eq!(shipments[1].message_type(), MessageType::CreateSpan);
+    }
+
+    #[test]
+    fn a_create_that_a_batch_would_change_goes_alone() {
+        let odd = [
+            claimed(2, "POST", "v1/private/traces", r#"{"id":"2"}"#),
+            claimed(3, "POST", "v1/private/traces", r#"{"id":"3","last_updated_at":null}"#),
+            claimed(4, "POST", "v1/private/traces", "[]"),
+        ];
+        let shipments = plan([create(1, "traces", 1)].into_iter().chain(odd));
+        assert_eq!(shipments.len(), 4);
+    }
+
+    #[test]
+    fn a_second_create_of_an_entity_does_not_join_the_first() {
+        let shipments = plan([create(1, "traces", 1), create(2, "traces", 1)]);
+        assert_eq!(shipments.len(), 2);
+    }
+
+    #[test]
+    fn halving_ends_with_single_messages_in_their_order() {
+        let mut queue = plan((0..5).map(|n| create(n.into(), "spans", n)));
+        assert_eq!(queue.len(), 1);
+        let mut singles = Vec::new();
+        while let Some(shipment) = queue.pop() {
+            match shipment.halves() {
+                Ok((first, second)) => queue.extend([second, first]),
+                Err(single) => singles.extend(ids(&single)),
+            }
+        }
+        assert_eq!(singles, [0, 1, 2, 3, 4]);
+    }
+
+    #[test]
+    fn a_batch_stops_at_the_servers_limit() {
+        let shipments = plan((0..1001).map(|n| create(n.into(), "spans", n)));
+        assert_eq!(shipments.iter().map(Shipment::len).collect::<Vec<_>>(), [1000, 1]);
+    }
+
+    proptest! {
+        #[test]
+        fn messages_about_one_entity_keep_their_order(
+            steps in prop::collection::vec((any::<bool>(), any::<bool>(), 0_u32..6), 1..60),
+        ) {
+            let messages: Vec<Claimed> = steps
+                .iter()
+                .zip(0..)
+                .map(|((is_create, is_trace, entity), id)| {
+                    let kind = if *is_trace { "traces" } else { "spans" };
+                    if *is_create { create(id, kind, *entity) } else { update(id, kind, *entity) }
+                })
+                .collect();
+            let sent: Vec<Claimed> = plan(messages.clone()).iter().flat_map(|s| s.messages().cloned().collect::<Vec<_>>()).collect();
+            prop_assert_eq!(sent.len(), messages.len());
+            for (index, later) in sent.iter().enumerate() {
+                for earlier in &sent[..index] {
+                    let swapped = earlier.id > later.id;
+                    prop_assert!(!(swapped && conflict(&earlier.touches, &later.touches)), "{} before {}", earlier.id, later.id);
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,392 @@
+//! A protected write from admission to acknowledgement.
+//!
+//! ```text
+//! body read ─▶ prepared (decoded, ids, entities) ─▶ its turn ─▶ admission ─┬─ forward ─▶ verdict ─▶ the server's answer
+//!                                                                          └─ register ─▶ committed ─▶ acknowledged
+//! ```
+//!
+//! The crash between every two steps: before the answer or the commit nothing was acknowledged and the client still has
+//! its data; after it, the server or the disk has it. Once the body is read the work goes on in a task of its own, so a
+//! client that hangs up neither loses a write half-way nor frees its turn too early.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bytes::{Bytes, BytesMut};
+use http::header::{self, HeaderMap};
+use http::request::Parts;
+use http_body_util::{BodyExt, Limited};
+use hyper::body::{Body as _, Incoming};
+use tokio::sync::{OwnedSemaphorePermit, oneshot};
+use tracing::{debug, warn};
+use uuid::Uuid;
+
+use super::forward::{self, ClientAnswer};
+use super::{ClientUrl, Shared};
+use crate::delivery::admission::{Admission, LaneState, Reachability, admit};
+use crate::delivery::verdict::{ForwardVerdict, forwarding};
+use crate::message::{Body, BodyFault, Credential, Encoding, HeaderSet, Lane, Message, Request};
+use crate::monitor::{Availability, Change};
+use crate::protocol::answers::{Reply, SendFailure, error, success, unavailable};
+use crate::protocol::inspection::{Inspection, inspect, with_ids};
+use crate::protocol::routes::Protected;
+use crate::store::StoreError;
+use crate::store::committer::CommitError;
+
+/// Bodies up to this size are prepared where they arrive; larger ones on a thread that may take its time.
+const PREPARE_INLINE_BYTES_MAX: usize = 16 * 1024;
+/// How much of the server's answer to a write is read. Its answers to writes are empty or a line long.
+const ANSWER_BYTES_MAX: usize = 1024 * 1024;
+/// What a client is asked to wait when the store is full or busy.
+const STORE_RETRY_AFTER: Duration = Duration::from_secs(10);
+
+/// Headers that are not kept with a message: those of the connection, those that the lane carries, and what only this
+/// exchange was about.
+const NOT_KEPT: [header::HeaderName; 6] = [
+    header::HOST,
+    header::CONTENT_LENGTH,
+    header::EXPECT,
+    header::ACCEPT_ENCODING,
+    header::AUTHORIZATION,
+    header::DATE,
+];
+
+/// Takes a protected write and returns its client's answer.
+pub(super) async fn accept(
+    shared: Arc<Shared>,
+    write: Protected,
+    head: Parts,
+    below: String,
+    client: ClientUrl,
+    body: Incoming,
+) -> ClientAnswer {
+    let (bytes, memory) = match read_body(&shared, &head.headers, body).await {
+        Ok(read) => read,
+        Err(reply) => return forward::own_answer(reply),
+    };
+    let work = async move {
+        let answer = Write::prepare(&shared, write, head, below, bytes).await;
+        let answer = match answer {
+            Ok(write) => write.deliver(&shared, &client).await,
+            Err(reply) => forward::own_answer(reply),
+        };
+        drop(memory);
+        answer
+    };
+    // Not tied to the connection: see the module's head.
+    tokio::spawn(work).await.unwrap_or_else(|_| {
+        forward::own_answer(error(500, "opik-offline failed to handle this request, which was not stored"))
+    })
+}
+
+/// Reads a body whole, within the limits of size and of memory for all bodies together.
+async fn read_body(
+    shared: &Shared,
+    headers: &HeaderMap,
+    body: Incoming,
+) -> Result<(Bytes, Option<OwnedSemaphorePermit>), Reply> {
+    let limit = shared.limits.body_bytes_max;
+    let too_large =
+        || error(413, &format!("the body is larger than {limit} bytes, opik-offline's limit (max_body_size)"));
+    let busy = || unavailable("opik-offline holds too many bodies at once", Duration::from_secs(1));
+    let announced = body.size_hint().exact();
+    if announced.is_some_and(|bytes| bytes > limit) {
+        return Err(too_large());
+    }
+    let mut memory: Option<OwnedSemaphorePermit> = None;
+    let mut read = BytesMut::with_capacity(announced.and_then(|bytes| usize::try_from(bytes).ok()).unwrap_or(0).min(64 * 1024));
+    let mut body = std::pin::pin!(body);
+    loop {
+        let frame = match tokio::time::timeout(shared.limits.body_read_timeout, body.frame()).await {
+            Err(_) => return Err(error(408, "the body did not arrive in time")),
+            Ok(None) => break,
+            Ok(Some(Err(_))) => return Err(error(400, "the body ended too early or is framed wrongly")),
+            Ok(Some(Ok(frame))) => frame,
+        };
+        let Ok(data) = frame.into_data() else { continue };
+        if (read.len() + data.len()) as u64 > limit {
+            return Err(too_large());
+        }
+        let permits = u32::try_from(data.len()).unwrap_or(u32::MAX);
+        // Refused rather than awaited: bodies that wait for each other's memory could wait for ever.
+        let more = shared.body_memory.clone().try_acquire_many_owned(permits).map_err(|_| busy())?;
+        match &mut memory {
+            Some(memory) => memory.merge(more),
+            None => memory = Some(more),
+        }
+        read.extend_from_slice(&data);
+    }
+    if let Some(expected) = headers.get(header::CONTENT_LENGTH).and_then(|v| v.to_str().ok()?.parse::<u64>().ok())
+        && expected != read.len() as u64
+    {
+        return Err(error(400, "the body is shorter than its Content-Length"));
+    }
+    Ok((read.freeze(), memory))
+}
+
+/// A protected write, ready for its turn.
+struct Write {
+    route: Protected,
+    /// The head as it goes to the server.
+    head: Parts,
+    id: Option<String>,
+    message: Message,
+}
+
+impl Write {
+    /// Decodes the body, reads what it is about and gives an id to creates that have none.
+    ///
+    /// Returns a reply for what no Opik server could ever accept.
+    async fn prepare(
+        shared: &Shared,
+        route: Protected,
+        mut head: Parts,
+        below: String,
+        bytes: Bytes,
+    ) -> Result<Self, Reply> {
+        let encoding = head.headers.get(header::CONTENT_ENCODING);
+        let named = encoding.map(|value| value.to_str().unwrap_or("unreadable"));
+        let Some(encoding) = Encoding::from_header(named) else {
+            let text = format!("Content-Encoding {} is not supported, use gzip, deflate or none", named.unwrap_or(""));
+            return Err(error(415, &text));
+        };
+        let lane = lane(&head.headers)?;
+        let body = Body::new(bytes, encoding);
+        let is_small = body.bytes.len() <= PREPARE_INLINE_BYTES_MAX;
+        let inflated_max = shared.limits.inflated_bytes_max;
+        let inspected = if is_small {
+            inspect_body(&route, body, inflated_max)
+        } else {
+            let route = route.clone();
+            tokio::task::spawn_blocking(move || inspect_body(&route, body, inflated_max))
+                .await
+                .unwrap_or_else(|_| Err(error(500, "opik-offline failed to read this body, which was not stored")))
+        };
+        let Inspected { inspection, body, id } = inspected?;
+        if body.encoding == Encoding::Identity && encoding != Encoding::Identity {
+            head.headers.remove(header::CONTENT_ENCODING);
+        }
+        let request = Request {
+            method: head.method.as_str().to_owned(),
+            path: below,
+            headers: kept_headers(&head.headers),
+            body,
+        };
+        let message = Message {
+            lane,
+            message_type: route.message_type,
+            request,
+            touches: inspection.touches,
+            items: inspection.items,
+            project: inspection.project,
+            accepted_at_ms: 0,
+        };
+        Ok(Self { route, head, id, message })
+    }
+
+    /// Takes its turn, then forwards or registers it.
+    async fn deliver(self, shared: &Arc<Shared>, client: &ClientUrl) -> ClientAnswer {
+        let turn = shared.lanes.turn(&self.message.lane, &self.message.touches).await;
+        let answer = match admit(shared.reachability(), shared.lane_state(&self.message.lane)) {
+            Admission::Register => self.register(shared, client, None).await,
+            Admission::Forward => match self.forward(shared, client).await {
+                Forwarded::Answered(answer) => answer,
+                Forwarded::Keep { fallback } => self.register(shared, client, fallback).await,
+            },
+            Admission::ForwardOnly => match self.forward(shared, client).await {
+                Forwarded::Answered(answer) => answer,
+                Forwarded::Keep { fallback: Some(answer) } => answer,
+                Forwarded::Keep { fallback: None } => {
+                    shared.metrics.requests_refused.add(1);
+                    forward::own_answer(unavailable(
+                        "the Opik server cannot be reached, and opik-offline cannot store this write",
+                        shared.retry_after(),
+                    ))
+                }
+            },
+        };
+        drop(turn);
+        answer
+    }
+
+    async fn forward(&self, shared: &Shared, client: &ClientUrl) -> Forwarded {
+        let base_url = shared.forwarder.base_url();
+        let Some(uri) = forward::upstream_uri(base_url, &self.message.request.path) else {
+            return Forwarded::Answered(forward::own_answer(error(400, "the path is not a valid URL")));
+        };
+        let mut request = http::Request::new(forward::whole(self.message.request.body.bytes.clone()));
+        *request.method_mut() = self.head.method.clone();
+        *request.headers_mut() = forward::request_headers(self.head.headers.clone(), &uri, &shared.agent_mark);
+        // Set by hyper from the body that is really sent: it differs when an id was added, and for chunked uploads.
+        request.headers_mut().remove(header::CONTENT_LENGTH);
+        *request.uri_mut() = uri;
+
+        let timeout = shared.limits.forward_timeout;
+        let started = Instant::now();
+        let exchange = async {
+            let (head, body) = shared.forwarder.send(request).await?.into_parts();
+            let body = Limited::new(body, ANSWER_BYTES_MAX).collect().await.map_err(|error| SendFailure::Broken {
+                url: base_url.to_owned(),
+                reason: crate::upstream::forward::innermost(error.as_ref()),
+            })?;
+            Ok((head, body.to_bytes()))
+        };
+        let timed_out = |after| Err(SendFailure::Timeout { url: base_url.to_owned(), after });
+        let result: Result<_, SendFailure> = tokio::select! {
+            result = tokio::time::timeout(timeout, exchange) => result.unwrap_or_else(|_| timed_out(timeout)),
+            () = shared.hurry.requested() => timed_out(started.elapsed()),
+        };
+        let verdict = forwarding(result.as_ref().map(|(head, _)| head.status.as_u16()));
+        debug!(target: "intake", message_type = %self.route.message_type, ?verdict, elapsed = ?started.elapsed(), "forwarded");
+        match (verdict, result) {
+            (ForwardVerdict::Return, Ok((head, body))) => {
+                shared.metrics.requests_forwarded.add(1);
+                Forwarded::Answered(forward::whole_answer(head, body, base_url, &client.base()))
+            }
+            (ForwardVerdict::Keep { unavailable }, Ok((head, body))) => {
+                if unavailable {
+                    shared.lost(&format!("a write was answered with {}", head.status.as_u16()));
+                }
+                Forwarded::Keep { fallback: Some(forward::whole_answer(head, body, base_url, &client.base())) }
+            }
+            (_, Err(failure)) => {
+                shared.lost(&failure.to_string());
+                Forwarded::Keep { fallback: None }
+            }
+        }
+    }
+
+    /// Stores the write and acknowledges it once it is committed.
+    ///
+    /// `fallback` is the server's own answer to a forwarded write: the client's when the store can't take it either.
+    async fn register(self, shared: &Shared, client: &ClientUrl, fallback: Option<ClientAnswer>) -> ClientAnswer {
+        let acknowledgement = success(&self.route, &client.base(), self.id.as_deref());
+        let (done, committed) = oneshot::channel();
+        let message = Message { accepted_at_ms: crate::intake::now_ms(), ..self.message };
+        shared.committer.submit(
+            message,
+            // The receiver is gone only when the runtime is: then nobody is left to answer.
+            Box::new(move |result| drop(done.send(result))),
+        );
+        match committed.await {
+            Ok(Ok(_)) => {
+                shared.metrics.messages_registered.add(1);
+                forward::own_answer(acknowledgement)
+            }
+            Ok(Err(error)) => {
+                shared.metrics.requests_refused.add(1);
+                fallback.unwrap_or_else(|| forward::own_answer(not_stored(&error)))
+            }
+            Err(_) => {
+                warn!(target: "intake", "the committer stopped before it answered");
+                fallback.unwrap_or_else(|| {
+                    forward::own_answer(unavailable("opik-offline is stopping", STORE_RETRY_AFTER))
+                })
+            }
+        }
+    }
+}
+
+enum Forwarded {
+    /// The server has decided.
+    Answered(ClientAnswer),
+    /// The write has to be kept.
+    Keep { fallback: Option<ClientAnswer> },
+}
+
+fn not_stored(failure: &CommitError) -> Reply {
+    let text = match failure {
+        CommitError::Busy => "opik-offline takes as many writes as its disk can".to_owned(),
+        CommitError::Stopped => "opik-offline is stopping".to_owned(),
+        CommitError::Store(error) => match error.as_ref() {
+            StoreError::Full { reason, .. } => format!("opik-offline's store is full: {reason}"),
+            // Paths and the system's words are for the operator, in `status` and in the log.
+            _ => "opik-offline cannot store this write, and the Opik server cannot be reached".to_owned(),
+        },
+    };
+    unavailable(&text, STORE_RETRY_AFTER)
+}
+
+struct Inspected {
+    inspection: Inspection,
+    /// As sent, unless an id had to be added.
+    body: Body,
+    id: Option<String>,
+}
+
+/// Reads what a body is about; the part of preparing that takes time.
+fn inspect_body(route: &Protected, body: Body, inflated_bytes_max: u64) -> Result<Inspected, Reply> {
+    let content = body.decode(inflated_bytes_max).map_err(|fault| match fault {
+        BodyFault::Damaged(_) => error(400, &format!("{fault}")),
+        BodyFault::TooLarge(_) => error(413, &format!("{fault}, opik-offline's limit (max_inflated_size)")),
+    })?;
+    let read = |content: &[u8]| inspect(route, content).map_err(|fault| error(400, &format!("the body is {fault}")));
+    let inspection = read(&content)?;
+    if inspection.missing_ids.is_empty() {
+        let id = inspection.id.clone();
+        return Ok(Inspected { inspection, body, id });
+    }
+    let filled = with_ids(&content, &inspection.missing_ids, || Uuid::now_v7().to_string());
+    let inspection = read(&filled)?;
+    let id = inspection.id.clone();
+    Ok(Inspected { inspection, body: Body::new(filled, Encoding::Identity), id })
+}
+
+/// Returns whose write it is.
+fn lane(headers: &HeaderMap) -> Result<Lane, Reply> {
+    let workspace = match headers.get("comet-workspace") {
+        None => None,
+        Some(value) => match std::str::from_utf8(value.as_bytes()) {
+            Ok(workspace) => Some(workspace.to_owned()),
+            Err(_) => return Err(error(400, "Comet-Workspace is not UTF-8")),
+        },
+    };
+    let credential = headers.get(header::AUTHORIZATION).map(|value| Credential::new(value.as_bytes()));
+    Ok(Lane { workspace, credential })
+}
+
+/// Returns the headers that a replay sends again.
+fn kept_headers(headers: &HeaderMap) -> HeaderSet {
+    let mut kept = headers.clone();
+    forward::strip_hop_by_hop(&mut kept);
+    for name in NOT_KEPT {
+        kept.remove(name);
+    }
+    for name in ["comet-workspace", super::guard::TOKEN_HEADER] {
+        kept.remove(name);
+    }
+    HeaderSet::new(kept.iter().map(|(name, value)| (name.as_str().to_owned(), value.as_bytes().to_vec())).collect())
+}
+
+impl Shared {
+    fn reachability(&self) -> Reachability {
+        match self.connection.availability() {
+            Availability::Unavailable => Reachability::Unavailable,
+            Availability::Unknown | Availability::Available => Reachability::Presumed,
+        }
+    }
+
+    /// Asks the store whether earlier messages of the lane wait. The one place where the asynchronous side calls it
+    /// directly: the answer is one indexed look-up, cheaper than changing threads for it.
+    fn lane_state(&self, lane: &Lane) -> LaneState {
+        match self.slot.get() {
+            Err(_) => LaneState::StoreUnusable,
+            Ok(store) => match store.waiting(lane) {
+                Ok(0) => LaneState::Clear,
+                Ok(_) => LaneState::Waiting,
+                Err(error) => {
+                    warn!(target: "db_manager", "cannot ask the store for what waits: {error}");
+                    // What waits unseen must not be overtaken.
+                    LaneState::Waiting
+                }
+            },
+        }
+    }
+
+    /// Notes that the server is gone.
+    fn lost(&self, reason: &str) {
+        if self.connection.send_failed(reason) == Change::Lost {
+            warn!(target: "connection_monitor", "the Opik server is unavailable, writes are stored: {reason}");
+        }
+    }
+}

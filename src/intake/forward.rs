@@ -1,0 +1,147 @@
+//! Pass-through: a request to the server and its answer back, streamed, headers and status untouched.
+
+use bytes::Bytes;
+use http::header::{self, HeaderMap, HeaderName, HeaderValue};
+use http_body_util::{BodyExt, Either, Full, combinators::BoxBody};
+use hyper::body::Incoming;
+
+use crate::protocol::answers::Reply;
+
+/// The body of an answer to a client.
+pub type AnswerBody = BoxBody<Bytes, Box<dyn std::error::Error + Send + Sync>>;
+/// An answer to a client.
+pub type ClientAnswer = http::Response<AnswerBody>;
+
+/// Names the agents that a request came through, so that one that meets itself again notices.
+pub const AGENT_HEADER: HeaderName = HeaderName::from_static("x-opik-offline-agent");
+
+/// Headers that belong to one connection and go no further (RFC 9110, section 7.6.1).
+const HOP_BY_HOP: [HeaderName; 8] = [
+    header::CONNECTION,
+    HeaderName::from_static("keep-alive"),
+    HeaderName::from_static("proxy-connection"),
+    header::PROXY_AUTHENTICATE,
+    header::PROXY_AUTHORIZATION,
+    header::TE,
+    header::TRANSFER_ENCODING,
+    header::UPGRADE,
+];
+
+/// Takes away what belongs to one connection: the hop-by-hop headers and those that `Connection` names.
+pub fn strip_hop_by_hop(headers: &mut HeaderMap) {
+    let named: Vec<HeaderName> = headers
+        .get_all(header::CONNECTION)
+        .iter()
+        .filter_map(|value| value.to_str().ok())
+        .flat_map(|value| value.split(','))
+        .filter_map(|name| name.trim().parse().ok())
+        .collect();
+    for name in named.iter().chain(&HOP_BY_HOP) {
+        headers.remove(name);
+    }
+}
+
+/// Returns the URL of a path and query below the server's base, or `None` when it is no URL.
+pub fn upstream_uri(base_url: &str, below: &str) -> Option<http::Uri> {
+    format!("{base_url}/{below}").parse().ok()
+}
+
+/// Returns the headers that go to the server: the client's, with the server's own `Host` and the agent's mark.
+pub fn request_headers(mut headers: HeaderMap, uri: &http::Uri, agent: &HeaderValue) -> HeaderMap {
+    strip_hop_by_hop(&mut headers);
+    // The body is read by us, and its sender has been told to go on by us.
+    headers.remove(header::EXPECT);
+    headers.remove(super::guard::TOKEN_HEADER);
+    headers.append(AGENT_HEADER, agent.clone());
+    if let Some(host) = uri.authority().and_then(|authority| HeaderValue::from_str(authority.as_str()).ok()) {
+        headers.insert(header::HOST, host);
+    }
+    headers
+}
+
+/// Returns the server's answer for the client: only what belongs to the connection is taken away, and a `Location` that
+/// points into the server is made to point through the agent, under the URL that the client used (protocol dossier,
+/// section b).
+pub fn client_answer(mut answer: http::Response<Incoming>, server_base: &str, client_base: &str) -> ClientAnswer {
+    strip_hop_by_hop(answer.headers_mut());
+    rewrite_location(answer.headers_mut(), server_base, client_base);
+    answer.map(|body| body.map_err(Into::into).boxed())
+}
+
+/// As [`client_answer`], for an answer whose body was read.
+pub fn whole_answer(head: http::response::Parts, body: Bytes, server_base: &str, client_base: &str) -> ClientAnswer {
+    let mut answer = http::Response::from_parts(head, full(body));
+    strip_hop_by_hop(answer.headers_mut());
+    rewrite_location(answer.headers_mut(), server_base, client_base);
+    answer
+}
+
+fn rewrite_location(headers: &mut HeaderMap, server_base: &str, client_base: &str) {
+    let below = headers.get(header::LOCATION).and_then(|location| location.to_str().ok()?.strip_prefix(server_base));
+    if let Some(location) = below.and_then(|below| HeaderValue::from_str(&format!("{client_base}{below}")).ok()) {
+        headers.insert(header::LOCATION, location);
+    }
+}
+
+/// Returns an answer of the agent's own.
+pub fn own_answer(reply: Reply) -> ClientAnswer {
+    let is_json = !reply.body.is_empty();
+    let mut answer = http::Response::new(full(reply.body.into()));
+    *answer.status_mut() = http::StatusCode::from_u16(reply.status).unwrap_or(http::StatusCode::INTERNAL_SERVER_ERROR);
+    let headers = answer.headers_mut();
+    if is_json {
+        headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    }
+    if let Some(location) = reply.location.and_then(|location| HeaderValue::try_from(location).ok()) {
+        headers.insert(header::LOCATION, location);
+    }
+    if let Some(seconds) = reply.retry_after_seconds {
+        headers.insert(header::RETRY_AFTER, HeaderValue::from(seconds));
+    }
+    answer
+}
+
+/// Returns a body of these bytes.
+pub fn full(bytes: Bytes) -> AnswerBody {
+    Full::new(bytes).map_err(|never| match never {}).boxed()
+}
+
+/// Returns a request body of these bytes.
+pub fn whole(bytes: Bytes) -> Either<Full<Bytes>, Incoming> {
+    Either::Left(Full::new(bytes))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_belongs_to_one_connection_goes_no_further() {
+        let mut headers = HeaderMap::new();
+        for (name, value) in [
+            ("connection", "close, X-Mine"),
+            ("x-mine", "1"),
+            ("keep-alive", "5"),
+            ("transfer-encoding", "chunked"),
+            ("te", "trailers"),
+            ("x-opik-deprecation", "old"),
+        ] {
+            headers.insert(name.parse::<HeaderName>().expect("a name"), HeaderValue::from_static(value));
+        }
+        strip_hop_by_hop(&mut headers);
+        assert_eq!(headers.keys().map(HeaderName::as_str).collect::<Vec<_>>(), ["x-opik-deprecation"]);
+    }
+
+    #[test]
+    fn a_location_into_the_server_is_made_to_point_through_the_agent() {
+        let cases = [
+            ("http://s:5173/api/v1/private/traces/1", "http://a:6745/opik/api/v1/private/traces/1"),
+            ("https://elsewhere/x", "https://elsewhere/x"),
+        ];
+        for (location, expected) in cases {
+            let mut headers = HeaderMap::from_iter([(header::LOCATION, HeaderValue::from_static(location))]);
+            rewrite_location(&mut headers, "http://s:5173/api", "http://a:6745/opik/api");
+            assert_eq!(headers[header::LOCATION], expected);
+        }
+    }
+}

@@ -1,0 +1,137 @@
+//! The agent's own pages: health for supervisors, metrics for Prometheus, a few lines for people. No payloads, no keys.
+
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use http::header::{self, HeaderValue};
+use hyper::Method;
+use serde_json::json;
+
+use super::forward::{self, ClientAnswer};
+use super::{Shared, now_ms};
+use crate::monitor::Availability;
+use crate::protocol::answers::error;
+use crate::store::Filter;
+
+/// One of the agent's own pages.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Page {
+    Overview,
+    Healthy,
+    Ready,
+    Metrics,
+    MethodNotAllowed,
+}
+
+impl Page {
+    /// Returns the page at this path, or `None` when the path is the server's.
+    pub(super) fn of(method: &Method, path: &str) -> Option<Self> {
+        let page = match path {
+            "/" => Self::Overview,
+            "/-/healthy" => Self::Healthy,
+            "/-/ready" => Self::Ready,
+            "/metrics" => Self::Metrics,
+            _ => return None,
+        };
+        let is_read = method == Method::GET || method == Method::HEAD;
+        Some(if is_read { page } else { Self::MethodNotAllowed })
+    }
+
+    pub(super) fn render(self, shared: &Shared) -> ClientAnswer {
+        match self {
+            Self::Healthy => plain("text/plain; charset=utf-8", "opik-offline is running\n".to_owned()),
+            Self::Ready => plain("application/json", format!("{}\n", ready(shared))),
+            Self::Metrics => plain("text/plain; version=0.0.4; charset=utf-8", metrics(shared)),
+            Self::Overview => plain("text/plain; charset=utf-8", overview(shared)),
+            Self::MethodNotAllowed => forward::own_answer(error(405, "this page of the agent can only be read")),
+        }
+    }
+}
+
+/// Answers `is-alive/ping` for the agent.
+pub(super) fn ping() -> ClientAnswer {
+    plain("application/json", json!({ "message": "opik-offline is running", "healthy": true }).to_string())
+}
+
+fn plain(content_type: &'static str, text: String) -> ClientAnswer {
+    let mut answer = http::Response::new(forward::full(text.into()));
+    answer.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(content_type));
+    answer.headers_mut().insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    answer
+}
+
+/// Says how the agent stands. It is ready as long as it can take requests: a server that is away is what it is for.
+fn ready(shared: &Shared) -> serde_json::Value {
+    let state = shared.connection.state();
+    let since = state.since.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis());
+    let store = match shared.slot.get() {
+        Err(error) => json!({ "usable": false, "reason": error.to_string() }),
+        Ok(store) => match store.backlog(&Filter::default()) {
+            Err(error) => json!({ "usable": false, "reason": error.to_string() }),
+            Ok(backlog) => json!({
+                "usable": true,
+                "waiting": backlog.waiting(),
+                "rejected": backlog.rejected(),
+                "oldest_accepted_at_ms": backlog.oldest_accepted_at_ms,
+            }),
+        },
+    };
+    json!({
+        "ready": true,
+        "agent": {
+            "pid": std::process::id(),
+            "version": env!("CARGO_PKG_VERSION"),
+            "uptime_seconds": shared.started.elapsed().as_secs(),
+        },
+        "server": {
+            "url": shared.forwarder.base_url(),
+            "connection": connection_word(state.availability),
+            "since_ms": u64::try_from(since).unwrap_or(u64::MAX),
+            "reason": state.reason,
+        },
+        "store": store,
+    })
+}
+
+fn connection_word(availability: Availability) -> &'static str {
+    match availability {
+        Availability::Unknown => "unknown",
+        Availability::Available => "available",
+        Availability::Unavailable => "unavailable",
+    }
+}
+
+fn metrics(shared: &Shared) -> String {
+    let available = shared.connection.availability() == Availability::Available;
+    shared.metrics.connection_available.set(u64::from(available));
+    let usable = shared.slot.get().and_then(|store| store.backlog(&Filter::default()).map_err(Into::into));
+    shared.metrics.store_usable.set(u64::from(usable.is_ok()));
+    if let Ok(backlog) = usable {
+        shared.metrics.backlog_messages.set(backlog.waiting());
+        shared.metrics.rejected_messages.set(backlog.rejected());
+        let oldest = backlog.oldest_accepted_at_ms.map_or(0, |oldest| now_ms().saturating_sub(oldest) / 1000);
+        shared.metrics.backlog_oldest_age_seconds.set(u64::try_from(oldest).unwrap_or(0));
+    }
+    shared.metrics.render()
+}
+
+fn overview(shared: &Shared) -> String {
+    let state = shared.connection.state();
+    let since = SystemTime::now().duration_since(state.since).unwrap_or_default().as_secs();
+    let mut text = format!(
+        "opik-offline {} for {}\nserver: {} for {since} s\n",
+        env!("CARGO_PKG_VERSION"),
+        shared.forwarder.base_url(),
+        connection_word(state.availability),
+    );
+    if let Some(reason) = state.reason {
+        text.push_str(&format!("reason: {reason}\n"));
+    }
+    match shared.slot.get().and_then(|store| store.backlog(&Filter::default()).map_err(Into::into)) {
+        Ok(backlog) => {
+            text.push_str(&format!("waiting: {} messages, rejected: {}\n", backlog.waiting(), backlog.rejected()));
+        }
+        Err(error) => text.push_str(&format!("store: {error}\n")),
+    }
+    text.push_str("details: /-/ready, /metrics, or `opik-offline status`\n");
+    text
+}

@@ -1,0 +1,392 @@
+//! Replay: what is stored reaches the server, in order, and leaves the store when the server confirmed it.
+//!
+//! ```text
+//! lease ─▶ lanes due ─▶ per lane: claim ─▶ coalesce ─▶ send ─▶ verdict ─▶ settle ─▶ pause
+//! ```
+//!
+//! [`ReplayManager`] is the agent's loop; [`Replay::drain`] is one round of it and what the `replay` command calls. One
+//! replayer at a time works on a store (the lease). Inside it each lane has at most one worker, so that order per entity
+//! is the order of the store; lanes run side by side, so that none waits for another's slow server, limit or poison.
+//!
+//! A message is deleted by the settle that follows its confirmation, one commit per batch. A crash between the two sends
+//! it again, which is an upsert; for the few messages where it would not be ([`MessageType::repeat_is_harmless`]), the
+//! settle follows each single answer.
+//!
+//! Limits: [`LANES_MAX`] workers, [`CLAIM_BYTES_MAX`] of bodies in memory for each. No lock is held over I/O.
+//!
+//! [`MessageType::repeat_is_harmless`]: crate::message::MessageType::repeat_is_harmless
+
+mod lane;
+pub mod report;
+
+use std::collections::{HashMap, HashSet};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError, mpsc};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use tracing::{debug, error, info, warn};
+
+use crate::delivery::pacing::{Pace, PaceSettings};
+use crate::monitor::Availability;
+use crate::monitor::connection::Connection;
+use crate::shutdown::Shutdown;
+use crate::store::slot::StoreSlot;
+use crate::store::{Filter, LaneId, Lease, Owner, ReplayRecord, Store, StoreError};
+use crate::upstream::Upstream;
+use lane::{LaneEnd, LaneWorker};
+use report::ReplayCounts;
+
+/// How many lanes are replayed side by side.
+pub const LANES_MAX: usize = 8;
+/// Bytes of bodies that one claim takes at most, unless a single message is larger.
+pub const CLAIM_BYTES_MAX: u64 = 8 * 1024 * 1024;
+/// How long a lease lives without being renewed: the longest time that a killed replayer keeps others out.
+pub const LEASE_TIME_TO_LIVE: Duration = Duration::from_secs(30);
+/// How often it is renewed.
+const LEASE_RENEW_INTERVAL: Duration = Duration::from_secs(5);
+/// Nothing is sent with less than this left: a replayer that was stopped and woken must not send beside its successor.
+const LEASE_MARGIN: Duration = Duration::from_secs(10);
+/// How often the coordinator looks for lanes that became due while others are being replayed.
+const LANES_LOOK_INTERVAL: Duration = Duration::from_millis(100);
+
+/// How to replay.
+#[derive(Clone, Debug)]
+pub struct ReplaySettings {
+    /// Which messages.
+    pub filter: Filter,
+    /// Messages at most, delivered and rejected together.
+    pub limit: Option<u64>,
+    /// The pace that the user asked for.
+    pub pace: PaceSettings,
+    /// How long a held lane waits when the server named no time.
+    pub retry_interval: Duration,
+    /// Attempts after which a message that fails alone is rejected.
+    pub attempts_max: u32,
+}
+
+/// How a round of replay ended without an error.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum DrainEnd {
+    /// Nothing that the filter selects waits any more.
+    Empty,
+    /// What is left is not due: lanes are held or messages wait for their next attempt, the first until then.
+    NotDue {
+        /// Milliseconds since the Unix epoch.
+        next_due_at_ms: i64,
+    },
+    /// The server went away.
+    Unavailable,
+    /// The limit was reached.
+    LimitReached,
+    /// Shutdown was requested.
+    Stopped,
+}
+
+/// One replayer's view of a store and a server.
+pub struct Replay<'a> {
+    /// Where the messages are.
+    pub store: &'a dyn Store,
+    /// Where they go.
+    pub upstream: &'a Upstream,
+    /// Told when a send fails; ends the round when the server is gone.
+    pub connection: &'a Connection,
+    /// How.
+    pub settings: &'a ReplaySettings,
+    /// Counts for whoever watches.
+    pub counts: &'a ReplayCounts,
+    /// Ends the round early.
+    pub shutdown: &'a Shutdown,
+}
+
+impl Replay<'_> {
+    /// Replays all that is due, until nothing is, and says how it ended.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError::LeaseHeld`] while another process replays this store, [`StoreError::LeaseLost`] when it took over
+    /// in the middle, and what else keeps the store from being used. Whatever was claimed is *failed* again, at once or
+    /// at the next round's start.
+    pub fn drain(&self, owner: &Owner) -> Result<DrainEnd, StoreError> {
+        let keeper = LeaseKeeper::acquire(self.store, owner)?;
+        let started_at_ms = now_ms();
+        let before = (self.counts.delivered(), self.counts.rejected());
+        let result = self.store.return_in_flight(&keeper.lease).and_then(|returned| {
+            if returned > 0 {
+                info!(target: "replay_manager", returned, "messages that were in flight are failed again");
+            }
+            self.replay_lanes(&keeper)
+        });
+        let (delivered, rejected) = (self.counts.delivered() - before.0, self.counts.rejected() - before.1);
+        if delivered + rejected > 0 {
+            self.note(owner, started_at_ms, delivered, rejected);
+        }
+        self.store.release(&keeper.lease)?;
+        result
+    }
+
+    fn note(&self, owner: &Owner, started_at_ms: i64, delivered: u64, rejected: u64) {
+        let remaining = self.store.backlog(&Filter::default()).map_or(0, |backlog| backlog.waiting());
+        let role = owner.role.clone();
+        let record = ReplayRecord { role, started_at_ms, ended_at_ms: now_ms(), delivered, rejected, remaining };
+        // A record for `status` only: that it can't be written must not hide how the replay itself went.
+        if let Err(error) = self.store.note_replay(&record) {
+            debug!(target: "replay_manager", %error, "the replay is not recorded");
+        }
+        info!(target: "replay_manager", delivered, rejected, remaining, "replayed");
+    }
+
+    /// Gives due lanes to workers, each lane to one, until nothing is due and every worker came back.
+    fn replay_lanes(&self, keeper: &LeaseKeeper<'_>) -> Result<DrainEnd, StoreError> {
+        let gate = Gate::default();
+        let budget = Budget::new(self.settings.limit);
+        let mut paces: HashMap<LaneId, Pace> = HashMap::new();
+        let mut busy: HashSet<LaneId> = HashSet::new();
+        let mut failed: Option<StoreError> = None;
+        let (done, finished) = mpsc::channel();
+        std::thread::scope(|scope| {
+            loop {
+                if let Err(error) = keeper.renew_if_due() {
+                    failed.get_or_insert(error);
+                }
+                let stop = failed.is_some() || self.stop_reason(&budget).is_some();
+                let mut next_due_at_ms = i64::MAX;
+                if !stop {
+                    match self.store.lanes(&self.settings.filter, now_ms()) {
+                        Err(error) => failed = Some(error),
+                        Ok(lanes) => {
+                            let now = now_ms();
+                            for work in lanes {
+                                if busy.contains(&work.id) {
+                                    continue;
+                                }
+                                if work.due_at_ms > now {
+                                    next_due_at_ms = next_due_at_ms.min(work.due_at_ms);
+                                } else if busy.len() < LANES_MAX {
+                                    busy.insert(work.id);
+                                    let pace = paces.get(&work.id).copied();
+                                    let worker = LaneWorker {
+                                        replay: self,
+                                        keeper,
+                                        gate: &gate,
+                                        budget: &budget,
+                                        pace: pace.unwrap_or_else(|| Pace::start(self.settings.pace)),
+                                        work,
+                                    };
+                                    let done = done.clone();
+                                    scope.spawn(move || {
+                                        // The receiver outlives the scope, so sending can't fail.
+                                        let _ = done.send(worker.run());
+                                    });
+                                }
+                            }
+                        }
+                    }
+                }
+                if busy.is_empty() {
+                    return match failed.take() {
+                        Some(error) => Err(error),
+                        None => Ok(self.stop_reason(&budget).unwrap_or(match next_due_at_ms {
+                            i64::MAX => DrainEnd::Empty,
+                            next_due_at_ms => DrainEnd::NotDue { next_due_at_ms },
+                        })),
+                    };
+                }
+                if let Ok(LaneEnd { lane, pace, result }) = finished.recv_timeout(LANES_LOOK_INTERVAL) {
+                    busy.remove(&lane);
+                    paces.insert(lane, pace);
+                    if let Err(error) = result {
+                        failed.get_or_insert(error);
+                    }
+                }
+            }
+        })
+    }
+
+    /// Returns why no more is to be sent, if so.
+    fn stop_reason(&self, budget: &Budget) -> Option<DrainEnd> {
+        if self.shutdown.is_requested() {
+            Some(DrainEnd::Stopped)
+        } else if self.connection.availability() == Availability::Unavailable {
+            Some(DrainEnd::Unavailable)
+        } else if budget.is_spent() {
+            Some(DrainEnd::LimitReached)
+        } else {
+            None
+        }
+    }
+}
+
+/// The agent's replay loop.
+pub struct ReplayManager<'a> {
+    /// The store, which may come and go.
+    pub slot: &'a StoreSlot,
+    /// Where the messages go.
+    pub upstream: &'a Upstream,
+    /// Starts a round when the server is available.
+    pub connection: &'a Connection,
+    /// How.
+    pub settings: ReplaySettings,
+    /// How often to look for work, `OPIK_REPLAY_TICK_INTERVAL`.
+    pub tick_interval: Duration,
+    /// Counts for metrics.
+    pub counts: &'a ReplayCounts,
+    /// Ends the loop.
+    pub shutdown: &'a Shutdown,
+}
+
+impl ReplayManager<'_> {
+    /// Replays whenever the server is available and something is due, until shutdown.
+    pub fn run(&self) {
+        let owner = Owner::this_process("agent");
+        /// After an error of the store the loop waits this long.
+        const ERROR_PAUSE: Duration = Duration::from_secs(2);
+        let mut pause = self.tick_interval;
+        let mut reported = String::new();
+        while !self.shutdown.sleep(pause) {
+            pause = self.tick_interval;
+            if !self.connection.wait_until_available(self.tick_interval) {
+                continue;
+            }
+            // That the store is unusable is reported by whoever opens it.
+            let Ok(store) = self.slot.get() else { continue };
+            let round = match self.has_work(store.as_ref()) {
+                Ok(false) => continue,
+                Ok(true) => Replay {
+                    store: store.as_ref(),
+                    upstream: self.upstream,
+                    connection: self.connection,
+                    settings: &self.settings,
+                    counts: self.counts,
+                    shutdown: self.shutdown,
+                }
+                .drain(&owner),
+                Err(error) => Err(error),
+            };
+            match round {
+                Ok(end) => {
+                    debug!(target: "replay_manager", ?end, "round ended");
+                    reported.clear();
+                }
+                Err(StoreError::LeaseHeld { owner }) => {
+                    debug!(target: "replay_manager", %owner, "another process replays this store");
+                }
+                Err(StoreError::LeaseLost) => {
+                    warn!(target: "replay_manager", "the replay lease was lost to another process");
+                }
+                Err(error) => {
+                    // Once per cause: a full disk stays full for a while.
+                    if reported != error.to_string() {
+                        reported = error.to_string();
+                        error!(target: "replay_manager", "cannot replay: {error}");
+                    }
+                    pause = ERROR_PAUSE;
+                }
+            }
+        }
+    }
+
+    fn has_work(&self, store: &dyn Store) -> Result<bool, StoreError> {
+        let now = now_ms();
+        let lanes = store.lanes(&self.settings.filter, now)?;
+        if lanes.iter().any(|lane| lane.due_at_ms <= now) {
+            return Ok(true);
+        }
+        // Messages that a killed process left in flight are in no lane's failed count; a round makes them failed again.
+        let in_flight = Filter { statuses: vec![crate::message::MessageStatus::Registered], ..Filter::default() };
+        Ok(store.backlog(&in_flight)?.messages() > 0)
+    }
+}
+
+/// The lease, renewed in time, and the answer to "may I still send?".
+struct LeaseKeeper<'a> {
+    store: &'a dyn Store,
+    lease: Lease,
+    renewed: Mutex<Instant>,
+    lost: AtomicBool,
+}
+
+impl<'a> LeaseKeeper<'a> {
+    fn acquire(store: &'a dyn Store, owner: &Owner) -> Result<Self, StoreError> {
+        // Taken before the call: the lease may be shorter than we think, never longer.
+        let renewed = Instant::now();
+        let lease = store.acquire(owner, LEASE_TIME_TO_LIVE)?;
+        Ok(Self { store, lease, renewed: Mutex::new(renewed), lost: AtomicBool::new(false) })
+    }
+
+    /// Says whether enough of the lease is left to send one more request.
+    fn may_send(&self) -> bool {
+        !self.lost.load(Ordering::Relaxed) && lock(&self.renewed).elapsed() < LEASE_TIME_TO_LIVE - LEASE_MARGIN
+    }
+
+    fn renew_if_due(&self) -> Result<(), StoreError> {
+        if lock(&self.renewed).elapsed() < LEASE_RENEW_INTERVAL {
+            return Ok(());
+        }
+        let now = Instant::now();
+        let renewed = self.store.renew(&self.lease, LEASE_TIME_TO_LIVE);
+        match &renewed {
+            Ok(()) => *lock(&self.renewed) = now,
+            Err(_) => self.lost.store(true, Ordering::Relaxed),
+        }
+        renewed
+    }
+}
+
+/// Holds every lane back for the pause that the user set: "50 messages, then 0.5 s" is said of the whole replay.
+#[derive(Default)]
+struct Gate {
+    opens: Mutex<Option<Instant>>,
+}
+
+impl Gate {
+    fn close_for(&self, pause: Duration) {
+        *lock(&self.opens) = Some(Instant::now() + pause);
+    }
+
+    /// Returns how long it stays closed.
+    fn opens_in(&self) -> Duration {
+        lock(&self.opens).map_or(Duration::ZERO, |opens| opens.saturating_duration_since(Instant::now()))
+    }
+}
+
+/// How many messages may still be claimed under a limit.
+struct Budget {
+    left: Option<Mutex<u64>>,
+}
+
+impl Budget {
+    fn new(limit: Option<u64>) -> Self {
+        Self { left: limit.map(Mutex::new) }
+    }
+
+    /// Takes up to this many.
+    fn take(&self, wanted: usize) -> usize {
+        let Some(left) = &self.left else { return wanted };
+        let mut left = lock(left);
+        let taken = wanted.min(usize::try_from(*left).unwrap_or(usize::MAX));
+        *left -= taken as u64;
+        taken
+    }
+
+    /// Gives back what was taken and not used.
+    fn give_back(&self, unused: usize) {
+        if let Some(left) = &self.left {
+            *lock(left) += unused as u64;
+        }
+    }
+
+    fn is_spent(&self) -> bool {
+        self.left.as_ref().is_some_and(|left| *lock(left) == 0)
+    }
+}
+
+/// A panic elsewhere can't leave these values half written.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Returns the wall clock in milliseconds since the Unix epoch.
+pub(crate) fn now_ms() -> i64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO);
+    i64::try_from(since.as_millis()).unwrap_or(i64::MAX)
+}

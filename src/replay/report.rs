@@ -1,0 +1,68 @@
+//! How a replay goes: delivered, rejected, remaining, rate and time to go.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+/// Counts of one replay, shared between its lanes; read at any time by whoever shows progress.
+#[derive(Debug, Default)]
+pub struct ReplayCounts {
+    delivered: AtomicU64,
+    rejected: AtomicU64,
+    requests: AtomicU64,
+}
+
+impl ReplayCounts {
+    /// Counts messages that the server confirmed.
+    pub fn add_delivered(&self, messages: u64) {
+        self.delivered.fetch_add(messages, Ordering::Relaxed);
+    }
+
+    /// Counts messages that the server refused.
+    pub fn add_rejected(&self, messages: u64) {
+        self.rejected.fetch_add(messages, Ordering::Relaxed);
+    }
+
+    /// Counts one request.
+    pub fn add_request(&self) {
+        self.requests.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Returns how many messages the server confirmed.
+    pub fn delivered(&self) -> u64 {
+        self.delivered.load(Ordering::Relaxed)
+    }
+
+    /// Returns how many messages the server refused.
+    pub fn rejected(&self) -> u64 {
+        self.rejected.load(Ordering::Relaxed)
+    }
+
+    /// Returns how many requests that took.
+    pub fn requests(&self) -> u64 {
+        self.requests.load(Ordering::Relaxed)
+    }
+}
+
+/// Returns messages per second since `started`, and how long `remaining` messages take at that rate.
+pub fn rate_and_eta(delivered: u64, remaining: u64, started: Instant, now: Instant) -> (f64, Option<Duration>) {
+    let seconds = now.saturating_duration_since(started).as_secs_f64();
+    if delivered == 0 || seconds <= 0.0 {
+        return (0.0, None);
+    }
+    let rate = delivered as f64 / seconds;
+    (rate, Duration::try_from_secs_f64(remaining as f64 / rate).ok())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_time_to_go_follows_from_the_rate_so_far() {
+        let started = Instant::now();
+        let now = started + Duration::from_secs(10);
+        assert_eq!(rate_and_eta(100, 50, started, now), (10.0, Some(Duration::from_secs(5))));
+        assert_eq!(rate_and_eta(0, 50, started, now), (0.0, None));
+        assert_eq!(rate_and_eta(5, 0, started, started), (0.0, None));
+    }
+}
