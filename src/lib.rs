@@ -1,1 +1,3 @@
 //! Store-and-forward agent for Opik.
+
+pub mod config;
