@@ -1,3 +1,4 @@
 //! Store-and-forward agent for Opik.
 
 pub mod config;
+pub mod telemetry;
