@@ -329,6 +329,22 @@ fn bad_value<T: Value>(setting: &'static Setting, raw: &Raw, reason: String) -> 
         value: T::mask(raw.text.to_string_lossy().trim()),
         origin: raw.source.clone(),
         reason,
-        hint: Some(format!("{}: {}; the default is {}", setting.key, setting.about, setting.default)),
+        hint: Some(format!(
+            "{} means: {}; the default is {}",
+            setting.key,
+            in_sentence(setting.about),
+            setting.default
+        )),
     }))
+}
+
+/// Returns a sentence's text as it stands inside another: `API key` keeps its capitals.
+fn in_sentence(text: &str) -> String {
+    let mut chars = text.chars();
+    match chars.next() {
+        Some(first) if chars.clone().next().is_some_and(|c| !c.is_uppercase()) => {
+            first.to_lowercase().chain(chars).collect()
+        }
+        _ => text.to_owned(),
+    }
 }

@@ -203,7 +203,7 @@ fn a_malformed_value_names_key_value_and_source() {
     let (message, hint) = environment.error(&Flags::default());
     let expected = "replay_batch_size: cannot use \"ten\" from environment OPIK_REPLAY_BATCH_SIZE: not a whole number";
     assert_eq!(message, expected);
-    assert_eq!(hint, "replay_batch_size: Messages per replay batch; obeyed exactly when set; the default is 50");
+    assert_eq!(hint, "replay_batch_size means: messages per replay batch; obeyed exactly when set; the default is 50");
 
     let environment = FakeEnvironment::new().with_opik_config("check_tls_certificate = maybe");
     let (message, _) = environment.error(&Flags::default());
