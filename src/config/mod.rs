@@ -1,0 +1,58 @@
+//! Every setting once, resolved, and knowing where it came from.
+//!
+//! A value is looked for in five layers, and the first that has it wins:
+//!
+//! 1. the command line: [`Flags`];
+//! 2. the environment, where the SDK's own variables keep their names (`OPIK_WORKSPACE`) and the agent's start with
+//!    `OPIK_OFFLINE_`;
+//! 3. `~/.opik.config`, or the file in `OPIK_CONFIG_PATH`: the file that the SDKs read, for the settings they share
+//!    with us;
+//! 4. `<config dir>/opik-offline/config.yaml`, for the agent's own settings;
+//! 5. the default.
+//!
+//! A blank variable or file value counts as unset. A malformed one is an error that names key, value and source, and
+//! never gives way to a lower layer. A missing file is fine unless the user named it. Unknown keys are errors in
+//! `config.yaml`, which is ours, and ignored in `~/.opik.config`, where the SDK keeps many more.
+//!
+//! This is the only room that reads the environment, through [`Environment`]. It opens the two files, nothing else:
+//! whether a store or certificate can be read is for those who use it. Secrets are masked in everything that can be
+//! printed.
+
+mod error;
+mod ini;
+mod proxy;
+mod scan;
+mod secret;
+mod server_url;
+mod settings;
+mod sources;
+pub mod units;
+mod value;
+mod yaml;
+
+#[cfg(test)]
+mod tests;
+
+pub use error::{BadValue, ConfigError};
+pub use proxy::ProxyUrl;
+pub use scan::Misconfiguration;
+pub use secret::Secret;
+pub use server_url::{ServerUrl, ServerUrlError};
+pub use settings::{Config, Flags, Keeps, SETTINGS, Setting, SettingLine};
+pub use sources::{ConfigFile, Environment, ProcessEnvironment, Source, Sourced};
+pub use units::ByteSize;
+pub use value::{LogFormat, LogLevel, WhenFull};
+
+impl Config {
+    /// Resolves every setting through the five layers.
+    ///
+    /// # Errors
+    ///
+    /// [`ConfigError`], for the first setting or file that can't be used; every one of them is a mistake in the
+    /// configuration, to be corrected by the user.
+    pub fn resolve(flags: &Flags, environment: &dyn Environment) -> Result<Config, ConfigError> {
+        let config = Config::from_layers(sources::Layers::read(flags, environment)?)?;
+        config.check_listen()?;
+        Ok(config)
+    }
+}

@@ -1,0 +1,151 @@
+//! Configurations that are valid, and known not to do what their owner expects.
+
+use std::fmt;
+use std::net::SocketAddr;
+
+use super::error::{BadValue, ConfigError};
+use super::server_url::ServerUrl;
+use super::settings::Config;
+
+/// A known misconfiguration; the first two are those that the SDK's own `opik healthcheck` looks for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Misconfiguration {
+    CloudWithoutKey,
+    /// An open source server on localhost knows the workspace `default` only.
+    LocalhostWorkspace {
+        workspace: String,
+    },
+    /// The server is the agent's own address.
+    UpstreamIsAgent {
+        upstream: ServerUrl,
+    },
+}
+
+impl fmt::Display for Misconfiguration {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Misconfiguration::CloudWithoutKey => f.write_str("the Opik cloud needs an API key, and none is configured"),
+            Misconfiguration::LocalhostWorkspace { workspace } => {
+                write!(
+                    f,
+                    "the Opik server is on localhost, which knows the workspace default only, and workspace is {workspace}"
+                )
+            }
+            Misconfiguration::UpstreamIsAgent { upstream } => {
+                write!(f, "the Opik server is configured as {upstream}, which is the agent itself")
+            }
+        }
+    }
+}
+
+impl Misconfiguration {
+    /// Returns what the user can do about it.
+    pub fn hint(&self) -> &'static str {
+        match self {
+            Misconfiguration::CloudWithoutKey => "set OPIK_API_KEY, or run `opik configure`",
+            Misconfiguration::LocalhostWorkspace { .. } => {
+                "set OPIK_WORKSPACE=default, or write 127.0.0.1 for localhost if the server has more workspaces"
+            }
+            Misconfiguration::UpstreamIsAgent { .. } => {
+                "name the real server with --upstream or OPIK_OFFLINE_UPSTREAM; OPIK_URL_OVERRIDE may stay for the application"
+            }
+        }
+    }
+}
+
+impl Config {
+    /// Returns the known misconfigurations, for `healthcheck` to report. None of them makes the configuration invalid.
+    pub fn scan(&self) -> Vec<Misconfiguration> {
+        let upstream = &self.upstream.value;
+        let workspace = &self.workspace.value;
+        let mut found = Vec::new();
+        if upstream.is_cloud() && self.api_key.value.is_none() {
+            found.push(Misconfiguration::CloudWithoutKey);
+        }
+        if upstream.is_localhost() && workspace != "default" {
+            found.push(Misconfiguration::LocalhostWorkspace { workspace: workspace.clone() });
+        }
+        if is_agent(upstream, self.listen.value) {
+            found.push(Misconfiguration::UpstreamIsAgent { upstream: upstream.clone() });
+        }
+        found
+    }
+
+    /// Refuses a server that is the agent's own address: for the commands that send to the server.
+    ///
+    /// It isn't part of [`Config::resolve`], because `status` and its like work well in an application's environment,
+    /// in which `OPIK_URL_OVERRIDE` names the agent.
+    ///
+    /// # Errors
+    ///
+    /// [`ConfigError::Value`] for `upstream`.
+    pub fn check_upstream(&self) -> Result<(), ConfigError> {
+        if !is_agent(&self.upstream.value, self.listen.value) {
+            return Ok(());
+        }
+        let itself = Misconfiguration::UpstreamIsAgent { upstream: self.upstream.value.clone() };
+        Err(ConfigError::Value(Box::new(BadValue {
+            key: "upstream",
+            value: self.upstream.value.to_string(),
+            origin: self.upstream.source.clone(),
+            reason: format!("this is the agent itself, which listens on {}", self.listen.value),
+            hint: Some(itself.hint().to_owned()),
+        })))
+    }
+
+    /// Refuses an intake that other machines can reach and that asks for no token, unless the user chose that.
+    pub(super) fn check_listen(&self) -> Result<(), ConfigError> {
+        let is_open = !self.listen.value.ip().to_canonical().is_loopback();
+        if !is_open || self.intake_token.value.is_some() || self.insecure_listen.value {
+            return Ok(());
+        }
+        Err(ConfigError::Value(Box::new(BadValue {
+            key: "listen",
+            value: self.listen.value.to_string(),
+            origin: self.listen.source.clone(),
+            reason: "other machines can reach this address, and no intake token is set".to_owned(),
+            hint: Some(
+                "set OPIK_OFFLINE_INTAKE_TOKEN, listen on 127.0.0.1, or accept the risk with --insecure-listen"
+                    .to_owned(),
+            ),
+        })))
+    }
+}
+
+/// Says whether the server's URL leads to the agent, as far as can be told without asking a name server.
+fn is_agent(upstream: &ServerUrl, listen: SocketAddr) -> bool {
+    let listen_ip = listen.ip().to_canonical();
+    let is_same_host = match upstream.ip().map(|ip| ip.to_canonical()) {
+        Some(ip) if !ip.is_unspecified() => ip == listen_ip || (ip.is_loopback() && listen_ip.is_unspecified()),
+        // `localhost`, or an address that connects to this machine as it does.
+        Some(_) => listen_ip.is_unspecified() || listen_ip.is_loopback(),
+        None => upstream.is_loopback() && (listen_ip.is_unspecified() || listen_ip.is_loopback()),
+    };
+    is_same_host && upstream.port() == listen.port()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_agent_recognises_its_own_address() {
+        let cases = [
+            ("http://127.0.0.1:6745/api", "127.0.0.1:6745", true),
+            ("http://localhost:6745/api", "127.0.0.1:6745", true),
+            ("http://[::ffff:127.0.0.1]:6745", "127.0.0.1:6745", true),
+            ("http://[::1]:6745", "[::1]:6745", true),
+            ("http://127.0.0.2:6745", "127.0.0.1:6745", false),
+            ("http://0.0.0.0:6745", "127.0.0.1:6745", true),
+            ("http://127.0.0.1:6745", "0.0.0.0:6745", true),
+            ("http://10.0.0.1:6745", "10.0.0.1:6745", true),
+            ("http://10.0.0.2:6745", "0.0.0.0:6745", false),
+            ("http://127.0.0.1:5173/api", "127.0.0.1:6745", false),
+            ("https://www.comet.com/opik/api", "127.0.0.1:443", false),
+        ];
+        for (upstream, listen, expected) in cases {
+            let is_agent = is_agent(&upstream.parse().expect("valid"), listen.parse().expect("valid"));
+            assert_eq!(is_agent, expected, "{upstream} {listen}");
+        }
+    }
+}

@@ -1,0 +1,54 @@
+//! A text that is never shown.
+
+use std::fmt;
+
+/// An API key or token. Neither `Debug` nor `Display` shows it.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Secret(String);
+
+impl Secret {
+    pub fn new(text: impl Into<String>) -> Secret {
+        Secret(text.into())
+    }
+
+    /// Returns the text itself, for the request that needs it and for nothing else.
+    pub fn expose(&self) -> &str {
+        &self.0
+    }
+}
+
+/// Shows enough to recognise a long secret (`abcd...(22 chars)`), and nothing of a short one.
+impl fmt::Display for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        const SHOWN_CHARS: usize = 4;
+        /// Below this, four characters would be too much of the whole.
+        const MASKED_CHARS_MIN: usize = 16;
+
+        let chars = self.0.chars().count();
+        if chars < MASKED_CHARS_MIN {
+            return f.write_str("***");
+        }
+        let start: String = self.0.chars().take(SHOWN_CHARS).collect();
+        write!(f, "{}...({chars} chars)", start.escape_debug())
+    }
+}
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Secret({self})")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_secret_shows_at_most_its_first_four_characters() {
+        let long = Secret::new("abcdefghijklmnopqrstuv");
+        assert_eq!(long.to_string(), "abcd...(22 chars)");
+        assert_eq!(format!("{long:?}"), "Secret(abcd...(22 chars))");
+        assert_eq!(Secret::new("short-secret").to_string(), "***");
+        assert_eq!(long.expose(), "abcdefghijklmnopqrstuv");
+    }
+}

@@ -1,0 +1,279 @@
+//! The address of an Opik server.
+
+use std::fmt;
+use std::net::IpAddr;
+use std::str::FromStr;
+
+use base64::Engine;
+use base64::engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig};
+use http::Uri;
+
+/// The base URL of an Opik server's API, such as `https://www.comet.com/opik/api`.
+///
+/// Only `http` and `https`; no user, query or fragment; the path has no slash at its end, so that a request's path is
+/// appended as it is.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct ServerUrl {
+    is_https: bool,
+    /// An IPv6 address is in brackets.
+    host: String,
+    port: Option<u16>,
+    /// Empty, or starting with a slash.
+    path: String,
+}
+
+/// Why a text is no server's address. The text itself is left out: it may hold a password.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ServerUrlError {
+    #[error("not a URL that starts with http:// or https://")]
+    NotHttp,
+    #[error("not a valid URL")]
+    Invalid,
+    #[error("a user name or password is not allowed here")]
+    UserInfo,
+    #[error("a query or fragment is not allowed here")]
+    QueryOrFragment,
+}
+
+impl ServerUrl {
+    pub fn is_https(&self) -> bool {
+        self.is_https
+    }
+
+    /// Returns the host as in the URL: an IPv6 address is in brackets.
+    pub fn host(&self) -> &str {
+        &self.host
+    }
+
+    /// Returns the port, the scheme's own when the URL names none.
+    pub fn port(&self) -> u16 {
+        self.port.unwrap_or(if self.is_https { 443 } else { 80 })
+    }
+
+    /// Returns the path without a slash at its end: `/opik/api`, or nothing.
+    pub fn path(&self) -> &str {
+        &self.path
+    }
+
+    /// Returns the URL of a path and query below this base; `below` starts with a slash.
+    pub fn join(&self, below: &str) -> String {
+        format!("{self}{below}")
+    }
+
+    /// Says whether this is Opik's own cloud, as the Python SDK decides it.
+    pub fn is_cloud(&self) -> bool {
+        self.is_https && self.host == "www.comet.com" && self.port() == 443
+    }
+
+    /// Says whether the SDK takes this for a local installation: by the word, so that `127.0.0.1` is none.
+    pub fn is_localhost(&self) -> bool {
+        self.to_string().contains("localhost")
+    }
+
+    /// Says whether the host is this machine, without asking a name server.
+    pub fn is_loopback(&self) -> bool {
+        self.host == "localhost"
+            || self.host.ends_with(".localhost")
+            || self.ip().is_some_and(|ip| ip.to_canonical().is_loopback())
+    }
+
+    /// Returns the host when it is an IP address.
+    pub fn ip(&self) -> Option<IpAddr> {
+        self.host.trim_start_matches('[').trim_end_matches(']').parse().ok()
+    }
+}
+
+impl fmt::Display for ServerUrl {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let scheme = if self.is_https { "https" } else { "http" };
+        write!(f, "{scheme}://{}", self.host)?;
+        if let Some(port) = self.port {
+            write!(f, ":{port}")?;
+        }
+        f.write_str(&self.path)
+    }
+}
+
+impl FromStr for ServerUrl {
+    type Err = ServerUrlError;
+
+    fn from_str(text: &str) -> Result<ServerUrl, ServerUrlError> {
+        let text = text.trim();
+        let (scheme, rest) = text.split_once("://").ok_or(ServerUrlError::NotHttp)?;
+        let is_https = match scheme.to_ascii_lowercase().as_str() {
+            "http" => false,
+            "https" => true,
+            _ => return Err(ServerUrlError::NotHttp),
+        };
+        if authority(rest).contains('@') {
+            return Err(ServerUrlError::UserInfo);
+        }
+        // `Uri` drops a fragment without a word.
+        if rest.contains(['?', '#']) {
+            return Err(ServerUrlError::QueryOrFragment);
+        }
+        let uri: Uri = text.parse().map_err(|_| ServerUrlError::Invalid)?;
+        let host = uri.host().filter(|host| !host.is_empty()).ok_or(ServerUrlError::Invalid)?.to_ascii_lowercase();
+        // `Uri` takes `host:`, `host:0` and a port beyond 65535 for a host without a port.
+        let after_host = authority(rest).get(host.len()..).ok_or(ServerUrlError::Invalid)?;
+        let port = match after_host.strip_prefix(':') {
+            Some(digits) => Some(digits.parse().ok().filter(|port| *port != 0).ok_or(ServerUrlError::Invalid)?),
+            None if after_host.is_empty() => None,
+            None => return Err(ServerUrlError::Invalid),
+        };
+        let path = uri.path().trim_end_matches('/').to_owned();
+        Ok(ServerUrl { is_https, host, port, path })
+    }
+}
+
+/// Returns `text` with what stands before an `@` in the authority hidden: a user name or password.
+pub(super) fn hide_user_info(text: &str) -> String {
+    let scheme_bytes = text.find("://").map_or(0, |start| start + "://".len());
+    let (scheme, rest) = text.split_at(scheme_bytes);
+    // By the last `@` before the path, and of the whole text when the `/` could be part of a password.
+    match rest.rfind('@') {
+        Some(at) => format!("{scheme}***{}", &rest[at..]),
+        None => text.to_owned(),
+    }
+}
+
+fn authority(after_scheme: &str) -> &str {
+    after_scheme.split(['/', '?', '#', '\\']).next().unwrap_or_default()
+}
+
+/// Why the address inside an API key can't be used.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub(super) enum ApiKeyUrlError {
+    #[error("what follows the * is not base64 of JSON")]
+    NotJson,
+    #[error("the baseUrl inside the key: {0}")]
+    Url(#[from] ServerUrlError),
+}
+
+/// Returns the server's address inside an API key of the form `<key>*<base64 of {"baseUrl": ...}>`.
+///
+/// As the SDK: without padding too, nothing after the `*` or more than one `*` means no address, and the rest is
+/// joined as a URL, so that `https://host/base` becomes `https://host/opik/api`.
+pub(super) fn inside_api_key(key: &str) -> Result<Option<ServerUrl>, ApiKeyUrlError> {
+    const LENIENT: GeneralPurposeConfig = GeneralPurposeConfig::new()
+        .with_decode_padding_mode(DecodePaddingMode::Indifferent)
+        .with_decode_allow_trailing_bits(true);
+    const BASE64: GeneralPurpose = GeneralPurpose::new(&base64::alphabet::STANDARD, LENIENT);
+
+    let mut parts = key.split('*').skip(1);
+    let (Some(attributes), None) = (parts.next(), parts.next()) else {
+        return Ok(None);
+    };
+    let attributes = attributes.trim();
+    if attributes.is_empty() {
+        return Ok(None);
+    }
+    let json = BASE64.decode(attributes.trim_end_matches('=')).map_err(|_| ApiKeyUrlError::NotJson)?;
+    let attributes: serde_json::Map<String, serde_json::Value> =
+        serde_json::from_slice(&json).map_err(|_| ApiKeyUrlError::NotJson)?;
+    match attributes.get("baseUrl") {
+        None | Some(serde_json::Value::Null) => Ok(None),
+        Some(serde_json::Value::String(base)) => {
+            let is_host_only = base.split_once("://").is_none_or(|(_, rest)| !rest.contains('/'));
+            let folder =
+                if is_host_only { format!("{base}/") } else { base[..=base.rfind('/').unwrap_or(0)].to_owned() };
+            Ok(Some(format!("{folder}opik/api/").parse()?))
+        }
+        Some(_) => Err(ApiKeyUrlError::NotJson),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use base64::engine::general_purpose::{STANDARD, STANDARD_NO_PAD};
+
+    use super::*;
+
+    fn url(text: &str) -> ServerUrl {
+        text.parse().unwrap_or_else(|e| panic!("{text}: {e}"))
+    }
+
+    #[test]
+    fn a_url_is_kept_without_the_slash_at_its_end() {
+        let cases = [
+            ("https://www.comet.com/opik/api/", "https://www.comet.com/opik/api", 443),
+            ("HTTP://LocalHost:5173/api", "http://localhost:5173/api", 5173),
+            ("http://opik", "http://opik", 80),
+            ("http://opik//", "http://opik", 80),
+            ("http://[::1]:8080/api/", "http://[::1]:8080/api", 8080),
+            (" http://127.0.0.1:6745 ", "http://127.0.0.1:6745", 6745),
+            ("https://h/a%20b", "https://h/a%20b", 443),
+        ];
+        for (text, shown, port) in cases {
+            assert_eq!(url(text).to_string(), shown);
+            assert_eq!(url(text).port(), port, "{text}");
+            assert_eq!(url(shown), url(text), "what is shown reads back");
+        }
+        assert_eq!(url("http://h/api/").join("/is-alive/ping"), "http://h/api/is-alive/ping");
+    }
+
+    #[test]
+    fn what_is_no_server_is_refused() {
+        let cases = [
+            ("", ServerUrlError::NotHttp),
+            ("localhost:5173/api", ServerUrlError::NotHttp),
+            ("ftp://h/", ServerUrlError::NotHttp),
+            ("http://", ServerUrlError::Invalid),
+            ("http:///api", ServerUrlError::Invalid),
+            ("http://h:70000/", ServerUrlError::Invalid),
+            ("http://h:/", ServerUrlError::Invalid),
+            ("http://h:0/", ServerUrlError::Invalid),
+            ("http://h:x/", ServerUrlError::Invalid),
+            ("http://a b/", ServerUrlError::Invalid),
+            ("http://user:secret@h/", ServerUrlError::UserInfo),
+            ("http://h/?a=b", ServerUrlError::QueryOrFragment),
+            ("http://h/#a", ServerUrlError::QueryOrFragment),
+        ];
+        for (text, error) in cases {
+            assert_eq!(text.parse::<ServerUrl>(), Err(error), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_password_is_hidden_wherever_it_stands() {
+        assert_eq!(hide_user_info("http://user:pa@ss@h/x"), "http://***@h/x");
+        assert_eq!(hide_user_info("http://user:pa/ss@h"), "http://***@h");
+        assert_eq!(hide_user_info("user:secret@h"), "***@h");
+        assert_eq!(hide_user_info("http://h/x"), "http://h/x");
+    }
+
+    #[test]
+    fn kinds_of_server_are_told_apart_as_the_sdk_does() {
+        assert!(url("https://www.comet.com/opik/api/").is_cloud());
+        assert!(!url("http://www.comet.com/opik/api/").is_cloud());
+        assert!(url("http://localhost:5173/api").is_localhost());
+        assert!(!url("http://127.0.0.1:5173/api").is_localhost());
+        for text in ["http://localhost/", "http://127.0.0.9/", "http://[::1]/", "http://[::ffff:127.0.0.1]/"] {
+            assert!(url(text).is_loopback(), "{text}");
+        }
+        assert!(!url("http://10.0.0.1/").is_loopback());
+    }
+
+    #[test]
+    fn an_api_key_may_carry_its_server() {
+        let key = |json: &str| format!("abc*{}", STANDARD.encode(json));
+        let cases = [
+            (r#"{"baseUrl":"https://opik.example"}"#, "https://opik.example/opik/api"),
+            (r#"{"baseUrl":"https://opik.example/"}"#, "https://opik.example/opik/api"),
+            (r#"{"baseUrl":"https://opik.example/base"}"#, "https://opik.example/opik/api"),
+            (r#"{"baseUrl":"https://opik.example/base/"}"#, "https://opik.example/base/opik/api"),
+        ];
+        for (json, expected) in cases {
+            assert_eq!(inside_api_key(&key(json)), Ok(Some(url(expected))), "{json}");
+            let unpadded = format!("abc*{}", STANDARD_NO_PAD.encode(json));
+            assert_eq!(inside_api_key(&unpadded), Ok(Some(url(expected))), "{json}");
+        }
+        for plain in ["abc", "abc*", "a*b*c", &key("{}"), &key(r#"{"baseUrl":null}"#)] {
+            assert_eq!(inside_api_key(plain), Ok(None), "{plain}");
+        }
+        for bad in ["abc*!!", &key("not json"), &key("[]"), &key(r#"{"baseUrl":1}"#)] {
+            assert_eq!(inside_api_key(bad), Err(ApiKeyUrlError::NotJson), "{bad}");
+        }
+        assert_eq!(inside_api_key(&key(r#"{"baseUrl":"x"}"#)), Err(ApiKeyUrlError::Url(ServerUrlError::NotHttp)));
+    }
+}

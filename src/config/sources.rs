@@ -1,0 +1,265 @@
+//! Where a value comes from: flag, environment, `~/.opik.config`, `config.yaml`, default, in that order.
+
+use std::collections::BTreeMap;
+use std::ffi::{OsStr, OsString};
+use std::fmt;
+use std::io::{self, Read};
+use std::path::{Path, PathBuf};
+
+use super::error::ConfigError;
+use super::settings::{self, Flags, Keeps, Setting};
+use super::{ini, yaml};
+
+/// The layer that a value was taken from. A later variant wins over an earlier one.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Source {
+    Default,
+    /// The server's address inside an API key of the form `<key>*<base64>`; the key's own source is inside.
+    ApiKey(Box<Source>),
+    /// `<config dir>/opik-offline/config.yaml`
+    ConfigYaml {
+        path: PathBuf,
+    },
+    /// `~/.opik.config`, or the file that `OPIK_CONFIG_PATH` names.
+    OpikConfig {
+        path: PathBuf,
+    },
+    Environment {
+        name: &'static str,
+    },
+    Flag {
+        name: &'static str,
+    },
+}
+
+impl fmt::Display for Source {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Source::Default => f.write_str("default"),
+            Source::ApiKey(source) => write!(f, "api_key from {source}"),
+            Source::ConfigYaml { path } | Source::OpikConfig { path } => write!(f, "{}", path.display()),
+            Source::Environment { name } => write!(f, "environment {name}"),
+            Source::Flag { name } => write!(f, "flag {name}"),
+        }
+    }
+}
+
+/// A value that knows where it came from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Sourced<T> {
+    pub value: T,
+    pub source: Source,
+}
+
+impl<T> Sourced<T> {
+    /// Says whether the user chose the value, even if it equals the default.
+    pub fn is_set(&self) -> bool {
+        self.source != Source::Default
+    }
+}
+
+/// What the process finds around it. The one way in which this crate reads the environment.
+pub trait Environment {
+    /// Returns an environment variable.
+    fn variable(&self, name: &str) -> Option<OsString>;
+
+    fn home_dir(&self) -> Option<PathBuf>;
+
+    fn config_dir(&self) -> Option<PathBuf>;
+
+    fn data_dir(&self) -> Option<PathBuf>;
+}
+
+/// The real environment of this process.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct ProcessEnvironment;
+
+impl Environment for ProcessEnvironment {
+    fn variable(&self, name: &str) -> Option<OsString> {
+        std::env::var_os(name)
+    }
+
+    fn home_dir(&self) -> Option<PathBuf> {
+        dirs::home_dir()
+    }
+
+    fn config_dir(&self) -> Option<PathBuf> {
+        dirs::config_dir()
+    }
+
+    fn data_dir(&self) -> Option<PathBuf> {
+        dirs::data_dir()
+    }
+}
+
+/// A configuration file that was looked for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ConfigFile {
+    /// The path in full.
+    pub path: PathBuf,
+    pub is_present: bool,
+}
+
+/// A value as it stood in its layer, not yet understood.
+#[derive(Clone, Debug)]
+pub(super) struct Raw {
+    pub(super) text: OsString,
+    pub(super) source: Source,
+}
+
+/// All layers, read once.
+pub(super) struct Layers<'a> {
+    pub(super) flags: &'a Flags,
+    pub(super) files: Vec<ConfigFile>,
+    environment: &'a dyn Environment,
+    home: Option<PathBuf>,
+    opik_config: Option<FileLayer>,
+    config_yaml: Option<FileLayer>,
+}
+
+struct FileLayer {
+    source: Source,
+    values: BTreeMap<String, String>,
+}
+
+impl FileLayer {
+    fn get(&self, key: &str) -> Option<Raw> {
+        let text = self.values.get(key).filter(|text| !text.trim().is_empty())?;
+        Some(Raw { text: text.into(), source: self.source.clone() })
+    }
+}
+
+impl<'a> Layers<'a> {
+    pub(super) fn read(flags: &'a Flags, environment: &'a dyn Environment) -> Result<Layers<'a>, ConfigError> {
+        let home = environment.home_dir();
+        let mut layers = Layers { flags, files: Vec::new(), environment, home, opik_config: None, config_yaml: None };
+        layers.opik_config = layers.read_opik_config()?;
+        layers.config_yaml = layers.read_config_yaml()?;
+        Ok(layers)
+    }
+
+    /// Returns the value of the highest layer that has the setting; `None` leaves it to the default.
+    pub(super) fn find(&self, setting: &'static Setting, flag: Option<&OsStr>) -> Option<Raw> {
+        self.flag(setting, flag).or_else(|| self.variable(setting.environment)).or_else(|| match setting.file {
+            Keeps::OpikConfig => self.in_opik_config(setting.key),
+            Keeps::ConfigYaml => self.in_config_yaml(setting.key),
+            Keeps::Nowhere => None,
+        })
+    }
+
+    pub(super) fn flag(&self, setting: &'static Setting, flag: Option<&OsStr>) -> Option<Raw> {
+        let source = Source::Flag { name: setting.flag? };
+        // A blank flag is kept and refused later: unlike a blank variable, it isn't a template's empty slot.
+        Some(Raw { text: flag?.to_owned(), source })
+    }
+
+    /// Returns a variable; a blank one counts as unset, because that is what `API_KEY=${API_KEY}` makes of a missing
+    /// one.
+    pub(super) fn variable(&self, name: &'static str) -> Option<Raw> {
+        let text = self.environment.variable(name)?;
+        let is_blank = text.to_str().is_some_and(|text| text.trim().is_empty());
+        (!is_blank).then_some(Raw { text, source: Source::Environment { name } })
+    }
+
+    pub(super) fn in_opik_config(&self, key: &str) -> Option<Raw> {
+        self.opik_config.as_ref()?.get(key)
+    }
+
+    pub(super) fn in_config_yaml(&self, key: &str) -> Option<Raw> {
+        self.config_yaml.as_ref()?.get(key)
+    }
+
+    pub(super) fn home(&self) -> Option<&Path> {
+        self.home.as_deref()
+    }
+
+    pub(super) fn data_dir(&self) -> Option<PathBuf> {
+        self.environment.data_dir()
+    }
+
+    fn read_opik_config(&mut self) -> Result<Option<FileLayer>, ConfigError> {
+        const CHOOSES_FILE: &str = "OPIK_CONFIG_PATH";
+
+        let chosen = self.variable(CHOOSES_FILE);
+        let path = match &chosen {
+            Some(raw) => {
+                let text = raw.text.to_str().map_or(raw.text.as_os_str(), |text| OsStr::new(text.trim()));
+                expand_home(Path::new(text), self.home())
+            }
+            None => match self.home() {
+                Some(home) => home.join(".opik.config"),
+                None => return Ok(None),
+            },
+        };
+        let shown = self.shown(&path);
+        let Some(text) = self.read_file(&path)? else {
+            return match chosen {
+                // Python warns and goes on without, TypeScript refuses; a path that someone chose is meant.
+                Some(raw) => Err(ConfigError::MissingFile { path: shown, origin: raw.source }),
+                None => Ok(None),
+            };
+        };
+        let values = ini::read_section(&text, "opik").map_err(|error| ConfigError::Malformed {
+            path: shown.clone(),
+            line: Some(error.line),
+            reason: error.to_string(),
+        })?;
+        Ok(Some(FileLayer { source: Source::OpikConfig { path: shown }, values }))
+    }
+
+    fn read_config_yaml(&mut self) -> Result<Option<FileLayer>, ConfigError> {
+        let Some(path) = self.environment.config_dir().map(|dir| dir.join("opik-offline").join("config.yaml")) else {
+            return Ok(None);
+        };
+        let Some(text) = self.read_file(&path)? else {
+            return Ok(None);
+        };
+        let shown = self.shown(&path);
+        let values = yaml::read_mapping(&text).map_err(|error| ConfigError::Malformed {
+            path: shown.clone(),
+            line: error.line,
+            reason: error.reason,
+        })?;
+        if let Some(key) = values.keys().find(|key| !settings::is_yaml_key(key)) {
+            return Err(ConfigError::unknown_key(shown, key));
+        }
+        Ok(Some(FileLayer { source: Source::ConfigYaml { path: shown }, values }))
+    }
+
+    /// Returns the file's text, `None` when there is no such file.
+    fn read_file(&mut self, path: &Path) -> Result<Option<String>, ConfigError> {
+        /// Far beyond any real configuration; a path that names a device or a log must not fill the memory.
+        const FILE_BYTES_MAX: u64 = 1 << 20;
+
+        let read = || {
+            let mut bytes = Vec::new();
+            std::fs::File::open(path)?.take(FILE_BYTES_MAX + 1).read_to_end(&mut bytes)?;
+            io::Result::Ok(bytes)
+        };
+        let text = match read() {
+            Ok(bytes) if bytes.len() as u64 > FILE_BYTES_MAX => Err(io::Error::other("larger than 1MiB")),
+            Ok(bytes) => String::from_utf8(bytes).map(Some).map_err(|_| io::Error::other("not valid UTF-8")),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(error),
+        };
+        let text = text.map_err(|source| ConfigError::Read { path: self.shown(path), source })?;
+        self.files.push(ConfigFile { path: path.to_owned(), is_present: text.is_some() });
+        Ok(text)
+    }
+
+    /// Returns the path as a person writes it, with `~` for the home folder.
+    fn shown(&self, path: &Path) -> PathBuf {
+        match self.home().and_then(|home| path.strip_prefix(home).ok()) {
+            Some(below) => Path::new("~").join(below),
+            None => path.to_owned(),
+        }
+    }
+}
+
+/// Returns `path` with a leading `~` replaced, as Python's `expanduser` and a shell would.
+pub(super) fn expand_home(path: &Path, home: Option<&Path>) -> PathBuf {
+    match (path.strip_prefix("~"), home) {
+        (Ok(below), Some(home)) => home.join(below),
+        _ => path.to_owned(),
+    }
+}

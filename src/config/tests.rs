@@ -1,0 +1,432 @@
+//! The layers from end to end: real files in a temporary folder, an environment that the test makes up.
+
+use std::collections::BTreeMap;
+use std::ffi::OsString;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use base64::Engine;
+use tempfile::TempDir;
+
+use super::*;
+
+/// A user's home folder and variables, made up by a test.
+struct FakeEnvironment {
+    home: TempDir,
+    variables: BTreeMap<&'static str, OsString>,
+    has_data_dir: bool,
+}
+
+impl FakeEnvironment {
+    fn new() -> FakeEnvironment {
+        let home = tempfile::tempdir().expect("a temporary folder");
+        FakeEnvironment { home, variables: BTreeMap::new(), has_data_dir: true }
+    }
+
+    fn with(mut self, name: &'static str, value: impl Into<OsString>) -> FakeEnvironment {
+        self.variables.insert(name, value.into());
+        self
+    }
+
+    fn with_opik_config(self, keys: &str) -> FakeEnvironment {
+        self.with_file(".opik.config", format!("[opik]\n{keys}\n"))
+    }
+
+    fn with_config_yaml(self, text: &str) -> FakeEnvironment {
+        self.with_file(".config/opik-offline/config.yaml", text)
+    }
+
+    fn with_file(self, path: &str, text: impl AsRef<[u8]>) -> FakeEnvironment {
+        let path = self.path(path);
+        fs::create_dir_all(path.parent().expect("a folder")).expect("a new folder");
+        fs::write(path, text).expect("a new file");
+        self
+    }
+
+    fn path(&self, path: &str) -> PathBuf {
+        self.home.path().join(path)
+    }
+
+    fn resolve(&self, flags: &Flags) -> Result<Config, ConfigError> {
+        Config::resolve(flags, self)
+    }
+
+    fn config(&self) -> Config {
+        self.resolve(&Flags::default()).unwrap_or_else(|error| panic!("{error}"))
+    }
+
+    /// Returns the message and hint of the error that the configuration must cause.
+    fn error(&self, flags: &Flags) -> (String, String) {
+        let error = self.resolve(flags).expect_err("an error");
+        (error.to_string(), error.hint().unwrap_or_default())
+    }
+}
+
+impl Environment for FakeEnvironment {
+    fn variable(&self, name: &str) -> Option<OsString> {
+        self.variables.get(name).cloned()
+    }
+
+    fn home_dir(&self) -> Option<PathBuf> {
+        Some(self.home.path().to_owned())
+    }
+
+    fn config_dir(&self) -> Option<PathBuf> {
+        Some(self.path(".config"))
+    }
+
+    fn data_dir(&self) -> Option<PathBuf> {
+        self.has_data_dir.then(|| self.path(".local/share"))
+    }
+}
+
+fn source(config: &Config, key: &str) -> String {
+    let lines = config.settings();
+    lines.iter().find(|line| line.key == key).unwrap_or_else(|| panic!("no {key}")).source.to_string()
+}
+
+#[test]
+fn the_table_is_sorted_and_names_nothing_twice() {
+    assert!(SETTINGS.is_sorted_by(|a, b| a.key < b.key));
+    let mut names: Vec<_> =
+        SETTINGS.iter().flat_map(|setting| setting.flag.into_iter().chain([setting.environment])).collect();
+    let count = names.len();
+    names.sort_unstable();
+    names.dedup();
+    assert_eq!(names.len(), count);
+}
+
+#[test]
+fn variables_are_named_after_their_keys() {
+    for Setting { key, environment, file, .. } in SETTINGS {
+        let upper = key.to_uppercase();
+        match file {
+            Keeps::OpikConfig => assert_eq!(*environment, format!("OPIK_{upper}")),
+            Keeps::ConfigYaml => assert_eq!(*environment, format!("OPIK_OFFLINE_{upper}")),
+            Keeps::Nowhere => assert!(["_OPIK_HTTP_PROXY", "SSL_CERT_FILE"].contains(environment), "{environment}"),
+        }
+    }
+}
+
+#[test]
+fn without_any_layer_every_setting_has_its_documented_default() {
+    let environment = FakeEnvironment::new();
+    let config = environment.config();
+    for line in config.settings() {
+        assert_eq!(line.source, Source::Default, "{}", line.key);
+        if line.key != "db" {
+            let documented = SETTINGS.iter().find(|setting| setting.key == line.key).map(|setting| setting.default);
+            assert_eq!(Some(line.value.as_str()), documented, "{}", line.key);
+        }
+    }
+    assert_eq!(config.db.value, environment.path(".local/share/opik-offline/opik_messages.db"));
+    assert_eq!(config.replay_tick_interval.value, Duration::from_millis(300));
+    assert_eq!(config.max_size.value, ByteSize::new(10 << 30));
+    assert!(config.files.iter().all(|file| !file.is_present));
+    assert!(!config.replay_batch_size.is_set());
+}
+
+#[test]
+fn each_layer_wins_over_those_below() {
+    let environment = FakeEnvironment::new()
+        .with_opik_config("workspace = from-file\nreplay_batch_size = 7\nreplay_tick_interval = 2")
+        .with_config_yaml("max_attempts: 3\nlisten: :7000\nmax_age: 7d\n")
+        .with("OPIK_WORKSPACE", "from-environment")
+        .with("OPIK_REPLAY_BATCH_SIZE", "8")
+        .with("OPIK_OFFLINE_LISTEN", "localhost:7001");
+    let flags =
+        Flags { replay_batch_size: Some("9".into()), listen: Some("127.0.0.1:7002".into()), ..Flags::default() };
+    let config = environment.resolve(&flags).expect("valid");
+
+    assert_eq!(config.replay_batch_size.value, 9);
+    assert_eq!(source(&config, "replay_batch_size"), "flag --batch-size");
+    assert_eq!(config.listen.value.to_string(), "127.0.0.1:7002");
+    assert_eq!(config.workspace.value, "from-environment");
+    assert_eq!(source(&config, "workspace"), "environment OPIK_WORKSPACE");
+    assert_eq!(config.replay_tick_interval.value, Duration::from_secs(2));
+    assert_eq!(source(&config, "replay_tick_interval"), "~/.opik.config");
+    assert_eq!(config.max_attempts.value, 3);
+    assert_eq!(source(&config, "max_attempts"), "~/.config/opik-offline/config.yaml");
+    assert_eq!(config.max_age.value, Some(Duration::from_secs(604_800)));
+    assert_eq!(source(&config, "when_full"), "default");
+    assert!(config.files.iter().all(|file| file.is_present));
+}
+
+#[test]
+fn a_value_equal_to_its_default_still_counts_as_set() {
+    let config = FakeEnvironment::new().with("OPIK_REPLAY_BATCH_SIZE", "50").config();
+    assert!(config.replay_batch_size.is_set());
+}
+
+#[test]
+fn sources_are_ordered_as_they_win() {
+    let path = || PathBuf::from("f");
+    let rising = [
+        Source::Default,
+        Source::ApiKey(Box::new(Source::Flag { name: "--x" })),
+        Source::ConfigYaml { path: path() },
+        Source::OpikConfig { path: path() },
+        Source::Environment { name: "X" },
+        Source::Flag { name: "--x" },
+    ];
+    assert!(rising.is_sorted());
+}
+
+#[test]
+fn the_server_is_looked_for_in_seven_places() {
+    let key = format!("k*{}", base64::engine::general_purpose::STANDARD.encode(r#"{"baseUrl":"http://from-key"}"#));
+    let mut environment = FakeEnvironment::new();
+    let expect = |environment: &FakeEnvironment, flags: &Flags, url: &str, from: &str| {
+        let config = environment.resolve(flags).expect("valid");
+        assert_eq!((config.upstream.value.to_string(), source(&config, "upstream")), (url.to_owned(), from.to_owned()));
+    };
+    let none = Flags::default();
+    expect(&environment, &none, "https://www.comet.com/opik/api", "default");
+    environment = environment.with("OPIK_API_KEY", &key);
+    expect(&environment, &none, "http://from-key/opik/api", "api_key from environment OPIK_API_KEY");
+    environment = environment.with_config_yaml("upstream: http://from-yaml/api/\n");
+    expect(&environment, &none, "http://from-yaml/api", "~/.config/opik-offline/config.yaml");
+    environment = environment.with_opik_config("url_override = http://from-file/api/");
+    expect(&environment, &none, "http://from-file/api", "~/.opik.config");
+    environment = environment.with("OPIK_URL_OVERRIDE", "http://from-sdk/api");
+    expect(&environment, &none, "http://from-sdk/api", "environment OPIK_URL_OVERRIDE");
+    environment = environment.with("OPIK_OFFLINE_UPSTREAM", "http://from-ours/api");
+    expect(&environment, &none, "http://from-ours/api", "environment OPIK_OFFLINE_UPSTREAM");
+    let flags = Flags { upstream: Some("http://from-flag/api".into()), ..Flags::default() };
+    expect(&environment, &flags, "http://from-flag/api", "flag --upstream");
+}
+
+#[test]
+fn a_malformed_value_names_key_value_and_source() {
+    let environment = FakeEnvironment::new().with("OPIK_REPLAY_BATCH_SIZE", "ten");
+    let (message, hint) = environment.error(&Flags::default());
+    let expected = "replay_batch_size: cannot use \"ten\" from environment OPIK_REPLAY_BATCH_SIZE: not a whole number";
+    assert_eq!(message, expected);
+    assert_eq!(hint, "replay_batch_size means: messages per replay batch; obeyed exactly when set; the default is 50");
+
+    let environment = FakeEnvironment::new().with_opik_config("check_tls_certificate = maybe");
+    let (message, _) = environment.error(&Flags::default());
+    assert_eq!(message, "check_tls_certificate: cannot use \"maybe\" from ~/.opik.config: neither true nor false");
+
+    let environment = FakeEnvironment::new().with_config_yaml("max_size: lots\n");
+    let (message, _) = environment.error(&Flags::default());
+    assert!(
+        message.starts_with("max_size: cannot use \"lots\" from ~/.config/opik-offline/config.yaml: not a size"),
+        "{message}"
+    );
+
+    let flags = Flags { listen: Some("nowhere".into()), ..Flags::default() };
+    let (message, _) = FakeEnvironment::new().error(&flags);
+    assert!(message.starts_with("listen: cannot use \"nowhere\" from flag --listen: not an IP address"), "{message}");
+}
+
+#[test]
+fn values_beyond_their_limits_are_refused() {
+    let cases = [
+        ("OPIK_REPLAY_BATCH_SIZE", "0", "not between 1 and 100000"),
+        ("OPIK_REPLAY_BATCH_SIZE", "100001", "not between 1 and 100000"),
+        ("OPIK_REPLAY_TICK_INTERVAL", "0", "not between 1ms and 1d"),
+        ("OPIK_CONNECTION_MONITOR_PING_INTERVAL", "-1", "negative"),
+        ("OPIK_CONNECTION_MONITOR_PING_INTERVAL", "nan", "not a duration"),
+        ("OPIK_OFFLINE_MAX_BODY_SIZE", "2GiB", "not between 1KiB and"),
+        ("OPIK_OFFLINE_MAX_SIZE", "1", "less than 1MiB"),
+        ("OPIK_OFFLINE_MAX_ATTEMPTS", "0", "not between 1 and"),
+    ];
+    for (name, value, reason) in cases {
+        let (message, _) = FakeEnvironment::new().with(name, value).error(&Flags::default());
+        assert!(message.contains(reason), "{name}={value}: {message}");
+    }
+    let config = FakeEnvironment::new().with("OPIK_REPLAY_BATCH_REPLAY_DELAY", "0").config();
+    assert_eq!(config.replay_batch_replay_delay.value, Duration::ZERO);
+}
+
+#[test]
+fn a_blank_variable_or_value_leaves_the_setting_to_the_layer_below() {
+    let environment = FakeEnvironment::new()
+        .with_opik_config("workspace = from-file\napi_key =")
+        .with("OPIK_WORKSPACE", " ")
+        .with("OPIK_API_KEY", "")
+        .with("OPIK_CONFIG_PATH", "  ");
+    let config = environment.config();
+    assert_eq!(config.workspace.value, "from-file");
+    assert_eq!(config.api_key.value, None);
+}
+
+#[test]
+fn a_blank_flag_is_a_mistake() {
+    let flags = Flags { upstream: Some("".into()), ..Flags::default() };
+    let (message, _) = FakeEnvironment::new().error(&flags);
+    assert!(message.starts_with("upstream: cannot use \"\" from flag --upstream"), "{message}");
+}
+
+#[test]
+fn the_file_that_the_user_names_replaces_the_usual_one() {
+    let environment = FakeEnvironment::new()
+        .with_opik_config("workspace = usual")
+        .with_file("other.ini", "[opik]\nworkspace: chosen\n")
+        .with("OPIK_CONFIG_PATH", " ~/other.ini ");
+    let config = environment.config();
+    assert_eq!(config.workspace.value, "chosen");
+    assert_eq!(source(&config, "workspace"), "~/other.ini");
+
+    let (message, hint) = FakeEnvironment::new().with("OPIK_CONFIG_PATH", "/nowhere/at.all").error(&Flags::default());
+    assert_eq!(message, "cannot read /nowhere/at.all, named by environment OPIK_CONFIG_PATH: no such file");
+    assert!(hint.contains("~/.opik.config"));
+}
+
+#[test]
+fn a_file_that_cannot_be_read_is_named_with_the_line() {
+    let cases = [
+        (".opik.config", "[opik]\nworkspace\n", "cannot read ~/.opik.config, line 2: expected `key = value`"),
+        (".opik.config", "workspace = x\n", "cannot read ~/.opik.config, line 1: expected a section"),
+        (".opik.config", "[opik]\na=1\na=2\n", "cannot read ~/.opik.config, line 3: key a is in section [opik] twice"),
+        (
+            ".config/opik-offline/config.yaml",
+            "max_age: 7d\nlisten: [\n",
+            "cannot read ~/.config/opik-offline/config.yaml, line ",
+        ),
+        (
+            ".config/opik-offline/config.yaml",
+            "db: [a]\n",
+            "cannot read ~/.config/opik-offline/config.yaml: db: expected a single value",
+        ),
+    ];
+    for (path, text, expected) in cases {
+        let (message, hint) = FakeEnvironment::new().with_file(path, text).error(&Flags::default());
+        assert!(message.starts_with(expected), "{message}");
+        assert!(!hint.is_empty(), "{message}");
+    }
+    let (message, _) = FakeEnvironment::new().with_file(".opik.config", b"[opik]\na = \xff\n").error(&Flags::default());
+    assert_eq!(message, "cannot read ~/.opik.config: not valid UTF-8");
+    let (message, _) = FakeEnvironment::new().with_file(".opik.config/x", "").error(&Flags::default());
+    assert!(message.starts_with("cannot read ~/.opik.config: "), "{message}");
+    let (message, _) = FakeEnvironment::new().with_file(".opik.config", vec![b'#'; 2 << 20]).error(&Flags::default());
+    assert_eq!(message, "cannot read ~/.opik.config: larger than 1MiB");
+}
+
+#[test]
+fn an_unknown_key_is_an_error_in_our_file_only() {
+    let (message, hint) = FakeEnvironment::new().with_config_yaml("max_sise: 1GiB\n").error(&Flags::default());
+    assert_eq!(message, "cannot read ~/.config/opik-offline/config.yaml: unknown key max_sise");
+    assert_eq!(hint, "did you mean max_size?");
+    let (_, hint) = FakeEnvironment::new().with_config_yaml("shutdown-timeout: 1s\n").error(&Flags::default());
+    assert_eq!(hint, "did you mean shutdown_timeout?");
+    let (_, hint) = FakeEnvironment::new().with_config_yaml("zzz: 1\n").error(&Flags::default());
+    assert!(hint.starts_with("the known keys are connect_timeout, db, "), "{hint}");
+    let (_, hint) = FakeEnvironment::new().with_config_yaml("workspace: x\n").error(&Flags::default());
+    assert!(hint.contains("~/.opik.config"), "{hint}");
+
+    FakeEnvironment::new().with_opik_config("project_name = x\nanything = y").config();
+}
+
+#[test]
+fn no_secret_is_printed_anywhere() {
+    let api_key = "sk-live-0123456789abcdef";
+    let token = "token-0123456789abcdef";
+    let environment = FakeEnvironment::new()
+        .with("OPIK_API_KEY", api_key)
+        .with("_OPIK_HTTP_PROXY", "http://me:hunter2@proxy:3128")
+        .with_config_yaml(&format!("intake_token: {token}\n"));
+    let config = environment.config();
+    let printed = format!("{config:?} {:?}", config.settings());
+    for secret in [api_key, token, "hunter2"] {
+        assert!(!printed.contains(secret), "{secret} is shown");
+    }
+    assert!(printed.contains("sk-l...(24 chars)"));
+    assert_eq!(config.api_key.value.expect("set").expose(), api_key);
+
+    let flags = Flags { intake_token: Some("token-\n-with-a-break-inside".into()), ..Flags::default() };
+    assert_eq!(format!("{flags:?}"), "[\"--intake-token\"]");
+    let (message, _) = FakeEnvironment::new().error(&flags);
+    assert!(message.starts_with("intake_token: cannot use \"toke...(27 chars)\" from flag"), "{message}");
+
+    let flags = Flags { upstream: Some("http://me:hunter2@opik/".into()), ..Flags::default() };
+    let (message, _) = FakeEnvironment::new().error(&flags);
+    assert!(message.contains("user name or password"), "{message}");
+    assert!(!message.contains("hunter2"), "{message}");
+}
+
+#[test]
+fn a_key_with_a_broken_address_is_an_error_only_when_the_address_is_needed() {
+    let environment = FakeEnvironment::new().with("OPIK_API_KEY", "0123456789abcdef*???");
+    let (message, _) = environment.error(&Flags::default());
+    assert_eq!(
+        message,
+        "api_key: cannot use \"0123...(20 chars)\" from environment OPIK_API_KEY: what follows the * is not base64 of JSON"
+    );
+    environment.with("OPIK_URL_OVERRIDE", "http://opik/api").config();
+}
+
+#[test]
+fn an_open_intake_needs_a_token_or_the_users_word() {
+    let flags = Flags { listen: Some("0.0.0.0:6745".into()), ..Flags::default() };
+    let (message, hint) = FakeEnvironment::new().error(&flags);
+    assert!(
+        message.starts_with("listen: cannot use \"0.0.0.0:6745\" from flag --listen: other machines can reach"),
+        "{message}"
+    );
+    assert!(hint.contains("OPIK_OFFLINE_INTAKE_TOKEN") && hint.contains("--insecure-listen"), "{hint}");
+    for (name, value) in [("OPIK_OFFLINE_INTAKE_TOKEN", "t"), ("OPIK_OFFLINE_INSECURE_LISTEN", "yes")] {
+        FakeEnvironment::new().with(name, value).resolve(&flags).expect(name);
+    }
+}
+
+#[test]
+fn known_misconfigurations_are_found() {
+    assert_eq!(FakeEnvironment::new().config().scan(), [Misconfiguration::CloudWithoutKey]);
+
+    let environment =
+        FakeEnvironment::new().with("OPIK_URL_OVERRIDE", "http://localhost:6745/api").with("OPIK_WORKSPACE", "team");
+    let config = environment.config();
+    let found: Vec<_> = config.scan().iter().map(Misconfiguration::to_string).collect();
+    assert_eq!(found.len(), 2, "{found:?}");
+    let error = config.check_upstream().expect_err("the agent itself");
+    assert!(error.to_string().contains("this is the agent itself, which listens on 127.0.0.1:6745"), "{error}");
+    assert!(error.hint().is_some_and(|hint| hint.contains("OPIK_OFFLINE_UPSTREAM")));
+
+    let config = environment.with("OPIK_OFFLINE_UPSTREAM", "http://127.0.0.1:5173/api").config();
+    assert_eq!(config.scan(), []);
+    config.check_upstream().expect("another server");
+}
+
+#[test]
+fn the_proxy_is_the_sdks_or_the_usual_one() {
+    let proxy = |environment: &FakeEnvironment| {
+        let config = environment.config();
+        config.http_proxy.value.as_ref().map(|proxy| (proxy.expose().to_owned(), source(&config, "http_proxy")))
+    };
+    let environment = FakeEnvironment::new().with("HTTPS_PROXY", "https-proxy:1").with("HTTP_PROXY", "http-proxy:1");
+    assert_eq!(proxy(&environment), Some(("http://https-proxy:1".into(), "environment HTTPS_PROXY".into())));
+    let environment = environment.with("OPIK_URL_OVERRIDE", "http://opik.example/api");
+    assert_eq!(proxy(&environment), Some(("http://http-proxy:1".into(), "environment HTTP_PROXY".into())));
+    let environment = environment.with("NO_PROXY", "other, .example");
+    assert_eq!(proxy(&environment), None);
+    let environment = environment.with("NO_PROXY", "").with("OPIK_URL_OVERRIDE", "http://127.0.0.1:5173/api");
+    assert_eq!(proxy(&environment), None, "no proxy reaches this machine's own loopback");
+    let environment = environment.with("_OPIK_HTTP_PROXY", "http://debug:8080");
+    assert_eq!(proxy(&environment), Some(("http://debug:8080".into(), "environment _OPIK_HTTP_PROXY".into())));
+}
+
+#[test]
+fn paths_know_the_home_folder_and_a_missing_data_folder_is_explained() {
+    let mut environment = FakeEnvironment::new().with("SSL_CERT_FILE", "~/ca.pem");
+    assert_eq!(environment.config().ssl_cert_file.value, Some(environment.path("ca.pem")));
+    environment.has_data_dir = false;
+    let (message, hint) = environment.error(&Flags::default());
+    assert_eq!((message.as_str(), hint.contains("--db")), ("db: no data folder for this user", true));
+    let flags = Flags { db: Some("x.db".into()), ..Flags::default() };
+    assert_eq!(environment.resolve(&flags).expect("valid").db.value, Path::new("x.db"));
+}
+
+#[cfg(unix)]
+#[test]
+fn a_path_may_be_any_bytes_and_a_text_may_not() {
+    use std::os::unix::ffi::OsStringExt;
+
+    let bytes = || OsString::from_vec(b"a\xff".to_vec());
+    let config = FakeEnvironment::new().with("OPIK_OFFLINE_DB", bytes()).config();
+    assert_eq!(config.db.value.as_os_str(), bytes());
+    let (message, _) = FakeEnvironment::new().with("OPIK_WORKSPACE", bytes()).error(&Flags::default());
+    assert!(message.ends_with("environment OPIK_WORKSPACE: not valid UTF-8"), "{message}");
+}

@@ -1,0 +1,316 @@
+//! The log: lines on stderr, and in a file when the user asks for one.
+//!
+//! The levels are the SDK's. What other crates log shows from WARN on, unless the level is DEBUG. Crates that log
+//! through `log` instead of `tracing` (ureq, rustls) aren't listened to at all: whether a key could stand in their lines
+//! would be for them to decide, and what goes wrong there comes back as an error that we log.
+//!
+//! Each line is written before the call returns, so that a crash loses none of the lines that explain it.
+
+use std::fmt;
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Mutex;
+
+use tracing::Subscriber;
+use tracing::level_filters::LevelFilter;
+use tracing_subscriber::Layer;
+use tracing_subscriber::filter::Targets;
+use tracing_subscriber::fmt::MakeWriter;
+use tracing_subscriber::fmt::format::Writer;
+use tracing_subscriber::fmt::time::{FormatTime, SystemTime};
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::registry::LookupSpan;
+
+/// The targets that our rooms log to. The first three names are the SDK's.
+pub const CONNECTION_MONITOR: &str = "connection_monitor";
+pub const REPLAY_MANAGER: &str = "replay_manager";
+pub const DB_MANAGER: &str = "db_manager";
+pub const INTAKE: &str = "intake";
+
+/// The SDK's log levels.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Level {
+    Debug,
+    Info,
+    Warning,
+    Error,
+    Critical,
+}
+
+impl Level {
+    /// Returns the filter of our own targets.
+    ///
+    /// `tracing` has nothing above ERROR. CRITICAL shows errors all the same: ours mean that data is at risk.
+    fn filter(self) -> LevelFilter {
+        match self {
+            Level::Debug => LevelFilter::DEBUG,
+            Level::Info => LevelFilter::INFO,
+            Level::Warning => LevelFilter::WARN,
+            Level::Error | Level::Critical => LevelFilter::ERROR,
+        }
+    }
+}
+
+/// How a line is written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Format {
+    /// `2026-11-22T18:00:00.123Z  INFO intake: message key=value`
+    Text,
+    /// One JSON object per line.
+    Json,
+}
+
+/// What to log, and where.
+#[derive(Clone, Debug)]
+pub struct LogSettings {
+    pub console_level: Level,
+    /// `None`: no file.
+    pub file_level: Option<Level>,
+    pub file_path: PathBuf,
+    pub format: Format,
+    /// Whether text on stderr is coloured; the file never is.
+    pub color: bool,
+}
+
+/// Why there is no log.
+#[derive(Debug, thiserror::Error)]
+pub enum LogError {
+    #[error("cannot write the log file {}: {source}", path.display())]
+    OpenFile { path: PathBuf, source: io::Error },
+    /// A programming mistake of the caller, told apart because a test process may well do it.
+    #[error("the log is set up already")]
+    AlreadySetUp,
+}
+
+impl LogError {
+    /// Returns what the user can do.
+    pub fn hint(&self) -> Option<&'static str> {
+        match self {
+            LogError::OpenFile { .. } => {
+                Some("choose another file with OPIK_LOGGING_FILE, or unset OPIK_FILE_LOGGING_LEVEL")
+            }
+            LogError::AlreadySetUp => None,
+        }
+    }
+}
+
+/// Sets up the log of this process; to be called once, before anything is logged.
+///
+/// # Errors
+///
+/// [`LogError::OpenFile`] if the file can't be opened for appending; then nothing was set up.
+pub fn init(settings: &LogSettings) -> Result<(), LogError> {
+    let subscriber = subscriber(settings, io::stderr)?;
+    tracing::subscriber::set_global_default(subscriber).map_err(|_| LogError::AlreadySetUp)
+}
+
+fn subscriber<W>(settings: &LogSettings, console: W) -> Result<impl Subscriber + Send + Sync, LogError>
+where
+    W: for<'a> MakeWriter<'a> + Send + Sync + 'static,
+{
+    let file = settings.file_level.map(|level| Ok((level, open(&settings.file_path)?))).transpose()?;
+    // The file is the first, so that its fields are formatted without colour before the console's are.
+    let file = file.map(|(level, file)| layer(Mutex::new(file), settings.format, false).with_filter(targets(level)));
+    let console = layer(console, settings.format, settings.color).with_filter(targets(settings.console_level));
+    Ok(tracing_subscriber::registry().with(file).with(console))
+}
+
+fn layer<S, W>(writer: W, format: Format, color: bool) -> Box<dyn Layer<S> + Send + Sync>
+where
+    S: Subscriber + for<'a> LookupSpan<'a>,
+    W: for<'a> MakeWriter<'a> + Send + Sync + 'static,
+{
+    let layer = tracing_subscriber::fmt::layer().with_writer(writer).with_timer(Milliseconds).with_ansi(color);
+    match format {
+        Format::Text => Box::new(layer),
+        Format::Json => {
+            Box::new(layer.with_ansi(false).json().flatten_event(true).with_current_span(false).with_span_list(false))
+        }
+    }
+}
+
+fn targets(level: Level) -> Targets {
+    let own = [CONNECTION_MONITOR, REPLAY_MANAGER, DB_MANAGER, INTAKE, env!("CARGO_CRATE_NAME")];
+    let others = if level == Level::Debug { LevelFilter::DEBUG } else { level.filter().min(LevelFilter::WARN) };
+    Targets::new().with_default(others).with_targets(own.map(|target| (target, level.filter())))
+}
+
+/// Opens the file for appending; a new one is for this user alone, because paths and workspaces stand in it.
+fn open(path: &Path) -> Result<File, LogError> {
+    let mut options = OpenOptions::new();
+    options.append(true).create(true);
+    #[cfg(unix)]
+    {
+        use std::os::unix::fs::OpenOptionsExt;
+        options.mode(0o600);
+    }
+    options.open(path).map_err(|source| LogError::OpenFile { path: path.to_owned(), source })
+}
+
+/// UTC with milliseconds: `2026-11-22T18:00:00.123Z`. The crate's own clock prints six digits, of which the last three
+/// say nothing to a reader.
+struct Milliseconds;
+
+impl FormatTime for Milliseconds {
+    fn format_time(&self, writer: &mut Writer<'_>) -> fmt::Result {
+        const FRACTION_DIGITS: usize = 3;
+
+        let mut time = String::new();
+        SystemTime.format_time(&mut Writer::new(&mut time))?;
+        match time.split_once('.') {
+            Some((seconds, fraction)) => write!(writer, "{seconds}.{:.FRACTION_DIGITS$}Z", fraction),
+            None => writer.write_str(&time),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+    use std::sync::Arc;
+
+    use super::*;
+
+    /// A console that a test can read.
+    #[derive(Clone, Default)]
+    struct Console(Arc<Mutex<Vec<u8>>>);
+
+    impl Write for Console {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            self.0.lock().expect("no panic while writing").write(bytes)
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    impl Console {
+        fn text(&self) -> String {
+            String::from_utf8(self.0.lock().expect("no panic while writing").clone()).expect("text")
+        }
+    }
+
+    fn settings() -> LogSettings {
+        LogSettings {
+            console_level: Level::Info,
+            file_level: None,
+            file_path: PathBuf::from("unused"),
+            format: Format::Text,
+            color: false,
+        }
+    }
+
+    /// Returns what `log` leaves on the console.
+    fn console(settings: &LogSettings, log: impl FnOnce()) -> String {
+        let console = Console::default();
+        let writer = console.clone();
+        let subscriber = subscriber(settings, move || writer.clone()).expect("a log");
+        tracing::subscriber::with_default(subscriber, log);
+        console.text()
+    }
+
+    fn log_on_every_level() {
+        tracing::debug!(target: "intake", "ours-debug");
+        tracing::info!(target: "intake", "ours-info");
+        tracing::warn!(target: "intake", "ours-warn");
+        tracing::error!(target: "intake", "ours-error");
+        tracing::debug!(target: "hyper::proto", "theirs-debug");
+        tracing::info!(target: "hyper::proto", "theirs-info");
+        tracing::warn!(target: "hyper::proto", "theirs-warn");
+        tracing::error!(target: "hyper::proto", "theirs-error");
+    }
+
+    #[test]
+    fn a_text_line_is_time_level_target_and_message() {
+        let text = console(&settings(), || tracing::info!(target: INTAKE, port = 6745, "listening"));
+        let (time, rest) = text.split_once(' ').expect("a line");
+        assert_eq!(time.len(), "2026-11-22T18:00:00.123Z".len(), "{text}");
+        assert!(time.ends_with('Z') && time.as_bytes()[19] == b'.', "{text}");
+        assert_eq!(rest, " INFO intake: listening port=6745\n");
+    }
+
+    #[test]
+    fn a_json_line_is_one_object() {
+        let settings = LogSettings { format: Format::Json, color: true, ..settings() };
+        let text = console(&settings, || tracing::warn!(target: INTAKE, port = 6745, "listening"));
+        let line: serde_json::Value = serde_json::from_str(&text).expect("JSON");
+        assert_eq!((&line["level"], &line["target"]), (&"WARN".into(), &"intake".into()));
+        assert_eq!((&line["message"], &line["port"]), (&"listening".into(), &6745.into()));
+    }
+
+    #[test]
+    fn each_level_shows_ours_from_itself_on_and_others_from_warn_on() {
+        let cases: [(Level, &[&str]); 5] = [
+            (
+                Level::Debug,
+                &[
+                    "ours-debug",
+                    "ours-info",
+                    "ours-warn",
+                    "ours-error",
+                    "theirs-debug",
+                    "theirs-info",
+                    "theirs-warn",
+                    "theirs-error",
+                ],
+            ),
+            (Level::Info, &["ours-info", "ours-warn", "ours-error", "theirs-warn", "theirs-error"]),
+            (Level::Warning, &["ours-warn", "ours-error", "theirs-warn", "theirs-error"]),
+            (Level::Error, &["ours-error", "theirs-error"]),
+            (Level::Critical, &["ours-error", "theirs-error"]),
+        ];
+        for (level, expected) in cases {
+            let text = console(&LogSettings { console_level: level, ..settings() }, log_on_every_level);
+            let shown: Vec<_> = text.lines().filter_map(|line| line.split(' ').next_back()).collect();
+            assert_eq!(shown, expected, "{level:?}");
+        }
+    }
+
+    #[test]
+    fn the_file_has_its_own_level_no_colour_and_is_appended_to() {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let file_path = folder.path().join("opik.log");
+        std::fs::write(&file_path, "before\n").expect("a file");
+        let settings = LogSettings {
+            console_level: Level::Error,
+            file_level: Some(Level::Info),
+            file_path: file_path.clone(),
+            color: true,
+            ..settings()
+        };
+        let text = console(&settings, || {
+            tracing::info!(target: INTAKE, key = 1, "to the file");
+            tracing::error!(target: INTAKE, key = 2, "to both");
+        });
+        assert!(text.contains("to both") && text.contains('\u{1b}') && !text.contains("to the file"), "{text}");
+        let file = std::fs::read_to_string(&file_path).expect("the log");
+        assert!(file.starts_with("before\n"), "{file}");
+        assert!(
+            file.contains(" INFO intake: to the file key=1\n") && file.contains("ERROR intake: to both key=2\n"),
+            "{file}"
+        );
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn a_new_file_is_for_its_owner_alone() {
+        use std::os::unix::fs::PermissionsExt;
+
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let path = folder.path().join("opik.log");
+        open(&path).expect("a new file");
+        let mode = std::fs::metadata(&path).expect("the file").permissions().mode();
+        assert_eq!(mode & 0o777, 0o600);
+    }
+
+    #[test]
+    fn a_file_that_cannot_be_opened_is_named() {
+        let settings =
+            LogSettings { file_level: Some(Level::Info), file_path: PathBuf::from("/nowhere/opik.log"), ..settings() };
+        let error = init(&settings).expect_err("no such folder");
+        assert!(error.to_string().starts_with("cannot write the log file /nowhere/opik.log: "), "{error}");
+        assert!(error.hint().is_some());
+    }
+}

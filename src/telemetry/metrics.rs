@@ -1,0 +1,150 @@
+//! Counters and gauges, and their Prometheus text.
+//!
+//! The table below is the only place that names a metric; a new one is one new line. All accesses are relaxed atomics:
+//! a scrape may see one number a moment before another, which no reader of metrics minds.
+
+use std::fmt::Write;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+/// A number that only grows while the process lives.
+#[derive(Debug, Default)]
+pub struct Counter(AtomicU64);
+
+impl Counter {
+    pub fn add(&self, count: u64) {
+        self.0.fetch_add(count, Ordering::Relaxed);
+    }
+
+    pub fn get(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+/// A number that is measured, and goes up and down.
+///
+/// Whole numbers are exact up to 2^53, far beyond any count or size here.
+#[derive(Debug, Default)]
+pub struct Gauge(AtomicU64);
+
+impl Gauge {
+    pub fn set(&self, value: f64) {
+        self.0.store(value.to_bits(), Ordering::Relaxed);
+    }
+
+    pub fn get(&self) -> f64 {
+        f64::from_bits(self.0.load(Ordering::Relaxed))
+    }
+}
+
+/// What is known of a metric without measuring it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Description {
+    pub name: &'static str,
+    pub help: &'static str,
+    pub kind: Kind,
+}
+
+/// The Prometheus type of a metric.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    Counter,
+    Gauge,
+}
+
+impl Kind {
+    fn as_str(self) -> &'static str {
+        match self {
+            Kind::Counter => "counter",
+            Kind::Gauge => "gauge",
+        }
+    }
+}
+
+macro_rules! metrics {
+    ($($field:ident: $kind:ident = $name:literal, $help:literal;)*) => {
+        /// Every metric, in the order in which they are rendered.
+        pub static DESCRIPTIONS: &[Description] =
+            &[$(Description { name: $name, help: $help, kind: Kind::$kind }),*];
+
+        /// The metrics of this process; shared by reference.
+        #[derive(Debug, Default)]
+        pub struct Metrics {
+            $(#[doc = $help] pub $field: $kind,)*
+        }
+
+        impl Metrics {
+            /// Returns the Prometheus text exposition, version 0.0.4.
+            pub fn render(&self) -> String {
+                let mut text = String::new();
+                $(sample(&mut text, $name, $help, Kind::$kind, &self.$field.get().to_string());)*
+                let help = "The version that is running; always 1";
+                let name = concat!("opik_offline_build_info{version=\"", env!("CARGO_PKG_VERSION"), "\"}");
+                sample(&mut text, name, help, Kind::Gauge, "1");
+                text
+            }
+        }
+    };
+}
+
+metrics! {
+    messages_registered: Counter = "opik_offline_messages_registered_total", "Messages committed to the store";
+    messages_delivered: Counter = "opik_offline_messages_delivered_total", "Stored messages that the Opik server confirmed";
+    messages_failed: Counter = "opik_offline_messages_failed_total", "Replay attempts of messages that will be tried again";
+    messages_rejected: Counter = "opik_offline_messages_rejected_total", "Messages set aside, because the Opik server refused them";
+    messages_dropped: Counter = "opik_offline_messages_dropped_total", "Messages lost to the store's size or age limit";
+    intake_refused: Counter = "opik_offline_intake_refused_total", "Writes answered with 503, because they could not be stored";
+    requests_forwarded: Counter = "opik_offline_requests_forwarded_total", "Protected writes that the Opik server answered at once";
+    requests_passed_through: Counter = "opik_offline_requests_passed_through_total", "Other requests streamed to the Opik server";
+    replay_requests: Counter = "opik_offline_replay_requests_total", "Requests sent to replay stored messages";
+    backlog_messages: Gauge = "opik_offline_backlog_messages", "Messages that still have to reach the Opik server";
+    rejected_messages: Gauge = "opik_offline_rejected_messages", "Rejected messages that are kept";
+    backlog_oldest_age_seconds: Gauge = "opik_offline_backlog_oldest_age_seconds", "Age of the oldest message of the backlog";
+    store_size_bytes: Gauge = "opik_offline_store_size_bytes", "Size of the store on disk";
+    store_usable: Gauge = "opik_offline_store_usable", "1 while messages can be stored, 0 while the agent is a plain proxy";
+    connection_available: Gauge = "opik_offline_connection_available", "1 while the Opik server can be reached";
+    ping_duration_seconds: Gauge = "opik_offline_ping_duration_seconds", "How long the last ping took";
+}
+
+fn sample(text: &mut String, sample: &str, help: &str, kind: Kind, value: &str) {
+    let name = sample.split('{').next().unwrap_or(sample);
+    let kind = kind.as_str();
+    // Writing to a String can't fail.
+    let _ = write!(text, "# HELP {name} {help}\n# TYPE {name} {kind}\n{sample} {value}\n");
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_counted_is_rendered() {
+        let metrics = Metrics::default();
+        metrics.messages_registered.add(2);
+        metrics.messages_registered.add(1);
+        metrics.connection_available.set(1.0);
+        metrics.ping_duration_seconds.set(0.025);
+        let text = metrics.render();
+        let expected = "# HELP opik_offline_messages_registered_total Messages committed to the store\n\
+                        # TYPE opik_offline_messages_registered_total counter\n\
+                        opik_offline_messages_registered_total 3\n";
+        assert!(text.starts_with(expected), "{text}");
+        assert!(
+            text.contains("\n# TYPE opik_offline_connection_available gauge\nopik_offline_connection_available 1\n")
+        );
+        assert!(text.contains("\nopik_offline_ping_duration_seconds 0.025\n"));
+        assert!(text.contains("\nopik_offline_messages_dropped_total 0\n"), "an untouched counter is there, as 0");
+        assert!(text.ends_with(concat!("opik_offline_build_info{version=\"", env!("CARGO_PKG_VERSION"), "\"} 1\n")));
+    }
+
+    #[test]
+    fn names_follow_the_prometheus_rules() {
+        let mut names = std::collections::BTreeSet::new();
+        for Description { name, help, kind } in DESCRIPTIONS {
+            assert!(names.insert(name), "{name} is there twice");
+            assert!(name.starts_with("opik_offline_"), "{name}");
+            assert!(name.bytes().all(|b| b.is_ascii_lowercase() || b == b'_'), "{name}");
+            assert_eq!(name.ends_with("_total"), *kind == Kind::Counter, "{name}");
+            assert!(!help.contains(['\n', '\\']), "{name}: would need escaping");
+        }
+    }
+}
