@@ -1,1 +1,262 @@
-//! Many registrations, one commit. (Filled in by the next commit.)
+//! Many registrations, one commit: gathers what is waiting, commits it once, then answers. Knows no engine.
+//!
+//! ```text
+//!   submit ─┐
+//!   submit ─┼─▶ queue (bounded) ─▶ one thread: take all ─▶ register (one fsync) ─▶ answer each ─┐
+//!   submit ─┘                          ▲                                                        │
+//!                                      └────────────────────────────────────────────────────────┘
+//! ```
+//!
+//! Nobody waits on purpose: a message that comes alone is committed alone, and while that commit runs the next batch
+//! gathers by itself. An answer is given after the commit, never before; each callback is called exactly once.
+//!
+//! # Limits
+//!
+//! The queue holds at most [`QUEUE_MESSAGES_MAX`] messages and [`QUEUE_BYTES_MAX`] bytes of bodies; past that a message is
+//! refused at once ([`CommitError::Busy`]), and the client still has it. One commit takes at most
+//! [`COMMIT_MESSAGES_MAX`] messages and [`COMMIT_BYTES_MAX`] bytes, or one message, whatever its size.
+
+use std::collections::VecDeque;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
+
+use thiserror::Error;
+
+use super::slot::StoreSlot;
+use super::{Store, StoreError};
+use crate::message::{Message, MessageId};
+
+/// Messages that may wait for a commit.
+pub const QUEUE_MESSAGES_MAX: usize = 4096;
+/// Bytes of bodies that may wait for a commit.
+pub const QUEUE_BYTES_MAX: usize = 128 * 1024 * 1024;
+/// Messages in one commit.
+pub const COMMIT_MESSAGES_MAX: usize = 256;
+/// Bytes of bodies in one commit.
+pub const COMMIT_BYTES_MAX: usize = 16 * 1024 * 1024;
+
+/// Why a message was not stored. The client may not be told that it was.
+#[derive(Clone, Debug, Error)]
+pub enum CommitError {
+    /// Too many messages wait for a commit already; try again shortly.
+    #[error("too many messages wait to be written to the message store")]
+    Busy,
+    /// The committer has stopped.
+    #[error("the message store takes no more messages: the agent is stopping")]
+    Stopped,
+    /// The store could not take it.
+    #[error(transparent)]
+    Store(Arc<StoreError>),
+}
+
+/// Called with the message's id once it is durable, or with the reason why it is not stored.
+///
+/// It runs on the committing thread, so it hands the answer on and does nothing else.
+pub type OnDone = Box<dyn FnOnce(Result<MessageId, CommitError>) + Send>;
+
+/// Gathers registrations from many threads into few commits.
+///
+/// Dropping it stops it as [`Committer::stop`] does.
+pub struct Committer {
+    queue: Arc<Queue>,
+    thread: Mutex<Option<JoinHandle<()>>>,
+}
+
+impl Committer {
+    /// Starts the committing thread.
+    ///
+    /// # Errors
+    ///
+    /// The system's, when it allows no more threads.
+    pub fn start(stores: Arc<StoreSlot>) -> std::io::Result<Self> {
+        let queue = Arc::new(Queue::default());
+        let thread = std::thread::Builder::new().name("committer".into()).spawn({
+            let queue = Arc::clone(&queue);
+            move || {
+                // However this thread ends, nobody may wait for an answer that never comes.
+                let _closes = CloseOnExit(&queue);
+                while let Some(batch) = queue.take_batch() {
+                    commit(&stores, batch);
+                }
+            }
+        })?;
+        Ok(Self { queue, thread: Mutex::new(Some(thread)) })
+    }
+
+    /// Stores a message with whatever else is waiting, and calls back when that is done.
+    ///
+    /// Never blocks. When the message can't even wait, the callback is called at once, on this thread.
+    pub fn submit(&self, message: Message, on_done: OnDone) {
+        if let Some((on_done, error)) = self.queue.push(Waiting { message, on_done }) {
+            on_done(Err(error));
+        }
+    }
+
+    /// Stores a message and waits until that is done.
+    ///
+    /// # Errors
+    ///
+    /// As the callback of [`Committer::submit`] gets them.
+    pub fn store(&self, message: Message) -> Result<MessageId, CommitError> {
+        let (answer, answered) = std::sync::mpsc::sync_channel(1);
+        // The receiver lives until it has got its one answer, so sending can't fail.
+        self.submit(message, Box::new(move |result| answer.send(result).unwrap_or_default()));
+        answered.recv().unwrap_or(Err(CommitError::Stopped))
+    }
+
+    /// Takes no more messages, commits those that were submitted, answers them and ends the thread.
+    pub fn stop(&self) {
+        self.queue.close();
+        let thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(thread) = thread
+            && thread.join().is_err()
+        {
+            tracing::error!(target: "db_manager", "the committing thread had panicked; what waited for it was refused");
+        }
+    }
+}
+
+impl Drop for Committer {
+    fn drop(&mut self) {
+        self.stop();
+    }
+}
+
+struct Waiting {
+    message: Message,
+    on_done: OnDone,
+}
+
+impl Waiting {
+    fn bytes(&self) -> usize {
+        self.message.request.body.bytes.len()
+    }
+}
+
+#[derive(Default)]
+struct Queue {
+    state: Mutex<QueueState>,
+    changed: Condvar,
+}
+
+#[derive(Default)]
+struct QueueState {
+    waiting: VecDeque<Waiting>,
+    bytes: usize,
+    closed: bool,
+}
+
+impl Queue {
+    /// Adds a message, or returns whom to tell why it can't wait here.
+    fn push(&self, waiting: Waiting) -> Option<(OnDone, CommitError)> {
+        let mut state = self.state();
+        if state.closed {
+            return Some((waiting.on_done, CommitError::Stopped));
+        }
+        let bytes = waiting.bytes();
+        let full = state.waiting.len() >= QUEUE_MESSAGES_MAX || state.bytes.saturating_add(bytes) > QUEUE_BYTES_MAX;
+        // One message alone always may wait: how large it may be is for intake to say.
+        if full && !state.waiting.is_empty() {
+            return Some((waiting.on_done, CommitError::Busy));
+        }
+        state.bytes += bytes;
+        state.waiting.push_back(waiting);
+        drop(state);
+        self.changed.notify_one();
+        None
+    }
+
+    /// Waits for messages and returns those of the next commit; `None` once closed and empty.
+    fn take_batch(&self) -> Option<Vec<Waiting>> {
+        let mut state = self
+            .changed
+            .wait_while(self.state(), |state| state.waiting.is_empty() && !state.closed)
+            .unwrap_or_else(PoisonError::into_inner);
+        let mut bytes = 0;
+        let take = state
+            .waiting
+            .iter()
+            .take(COMMIT_MESSAGES_MAX)
+            .take_while(|waiting| {
+                bytes += waiting.bytes();
+                bytes <= COMMIT_BYTES_MAX
+            })
+            .count()
+            .max(1)
+            .min(state.waiting.len());
+        let batch: Vec<Waiting> = state.waiting.drain(..take).collect();
+        state.bytes -= batch.iter().map(Waiting::bytes).sum::<usize>();
+        (!batch.is_empty()).then_some(batch)
+    }
+
+    fn close(&self) {
+        self.state().closed = true;
+        self.changed.notify_all();
+    }
+
+    fn state(&self) -> MutexGuard<'_, QueueState> {
+        // Nothing in the critical sections above can panic half way.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+struct CloseOnExit<'thread>(&'thread Queue);
+
+impl Drop for CloseOnExit<'_> {
+    fn drop(&mut self) {
+        self.0.close();
+        let left = std::mem::take(&mut self.0.state().waiting);
+        for waiting in left {
+            (waiting.on_done)(Err(CommitError::Stopped));
+        }
+    }
+}
+
+/// Commits a batch and answers everyone in it.
+fn commit(stores: &StoreSlot, batch: Vec<Waiting>) {
+    let (messages, callbacks): (Vec<_>, Vec<_>) =
+        batch.into_iter().map(|waiting| (waiting.message, waiting.on_done)).unzip();
+    let results = register(stores, &messages);
+    for (on_done, result) in callbacks.into_iter().zip(results) {
+        on_done(result);
+    }
+}
+
+/// Stores messages and returns one result for each, in order.
+fn register(stores: &StoreSlot, messages: &[Message]) -> Vec<Result<MessageId, CommitError>> {
+    let refused = |error: Arc<StoreError>| vec![Err(CommitError::Store(error)); messages.len()];
+    let store = match stores.get() {
+        Ok(store) => store,
+        Err(error) => return refused(error),
+    };
+    match register_in(&store, messages) {
+        Ok(ids) => ids.into_iter().map(Ok).collect(),
+        // A limit that stops many may let some of them through, in order, until it stops one.
+        Err(error) if matches!(*error, StoreError::Full { .. }) && messages.len() > 1 => {
+            let (first, second) = messages.split_at(messages.len() / 2);
+            let mut results = register(stores, first);
+            results.extend(register(stores, second));
+            results
+        }
+        Err(error) => {
+            stores.report(&store, &error);
+            // A store whose file was replaced is there again at once, and nothing of the batch is in it.
+            match stores.get() {
+                Ok(other) if !Arc::ptr_eq(&other, &store) => match register_in(&other, messages) {
+                    Ok(ids) => ids.into_iter().map(Ok).collect(),
+                    Err(error) => {
+                        stores.report(&other, &error);
+                        refused(error)
+                    }
+                },
+                Ok(_) | Err(_) => refused(error),
+            }
+        }
+    }
+}
+
+fn register_in(store: &Arc<dyn Store>, messages: &[Message]) -> Result<Vec<MessageId>, Arc<StoreError>> {
+    let ids = store.register(messages).map_err(Arc::new)?;
+    assert_eq!(ids.len(), messages.len(), "a store names every message that it registered");
+    Ok(ids)
+}

@@ -20,6 +20,7 @@
 //! [`StoreError::LeaseLost`] and writes nothing.
 
 pub mod committer;
+pub mod slot;
 pub mod sqlite;
 
 use std::path::{Path, PathBuf};
@@ -318,6 +319,15 @@ pub struct LastAnswer {
 impl LastAnswer {
     /// How much of an answer is kept, in bytes.
     pub const TEXT_BYTES_MAX: usize = 4096;
+
+    /// Returns the part of the text that is kept: whole characters, at most [`LastAnswer::TEXT_BYTES_MAX`] bytes.
+    pub fn text_kept(&self) -> &str {
+        let mut end = self.text.len().min(Self::TEXT_BYTES_MAX);
+        while !self.text.is_char_boundary(end) {
+            end -= 1;
+        }
+        &self.text[..end]
+    }
 }
 
 /// Selects messages; every condition that is set must hold. The default selects all.

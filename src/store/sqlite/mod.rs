@@ -1,5 +1,271 @@
-//! The SQLite engine.
-use super::*;
-use std::path::Path;
+//! The SQLite engine: a store in one file, beside its write-ahead log.
+//!
+//! # How it keeps its promises
+//!
+//! - **Durable**: WAL with `synchronous=FULL`, so a commit returns after an fsync of the log. The folder entry is synced
+//!   when the file is made. Every commit of new messages looks whether the path still leads to the open file: a message
+//!   in a deleted file is not stored.
+//! - **Never in the way**: reads use connections of their own and don't wait for a commit; commits don't wait for reads.
+//!   Writes are short, and what may be long (purge, compact) is cut into steps.
+//! - **Constant cost**: the summary is kept in the transactions that change it, so counting doesn't scan. Claims walk an
+//!   index that holds waiting messages only.
+//! - **Bounded memory**: a few MiB of pages per connection, whatever the backlog; a claim is bounded by its limits.
+//!
+//! # Locking
+//!
+//! One writer and two readers, each behind a mutex of its own; the first reader answers [`Store::waiting`] only, so that
+//! intake never waits for anybody's list. A thread takes at most one of these mutexes at a time, except that claims take
+//! `claiming` first. Between processes SQLite's locks do the same; who waits longer than [`BUSY_TIMEOUT`] is told so.
+
+mod claim;
+mod fault;
+mod lease;
+mod open;
+mod people;
+mod queries;
+mod register;
+mod rows;
+mod schema;
+mod settle;
+mod space;
+mod summary;
+
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use rusqlite::{Connection, Transaction, TransactionBehavior};
+
+use self::fault::Fault;
+pub(in crate::store) use self::open::FileId;
+use super::{
+    AgentRecord, Backlog, ClaimLimits, Claimed, Condition, Filter, Hold, LaneId, LaneWork, Lease, Limits, Listed,
+    OpenMode, Outcome, Owner, Page, Purged, ReplayRecord, Store, StoreError, StoredMessage,
+};
+use crate::message::{Lane, Message, MessageId};
+
+/// How long a write waits for other processes.
+const BUSY_TIMEOUT: Duration = Duration::from_secs(10);
+
 /// A store in one SQLite file.
-pub struct SqliteStore;
+pub struct SqliteStore {
+    path: PathBuf,
+    file: FileId,
+    limits: Limits,
+    writer: Mutex<Connection>,
+    /// Answers [`Store::waiting`].
+    quick_reader: Mutex<Connection>,
+    reader: Mutex<Connection>,
+    /// Makes choosing and marking one step for the threads of this process.
+    claiming: Mutex<()>,
+}
+
+impl SqliteStore {
+    /// Opens the store at this path; see [`super::open`].
+    ///
+    /// # Errors
+    ///
+    /// As [`super::open`].
+    pub fn open(path: &Path, mode: OpenMode, limits: Limits) -> Result<Self, StoreError> {
+        let opened = open::open(path, mode)?;
+        let [quick_reader, reader] = opened.readers;
+        Ok(Self {
+            path: path.to_owned(),
+            file: opened.file,
+            limits,
+            writer: Mutex::new(opened.writer),
+            quick_reader: Mutex::new(quick_reader),
+            reader: Mutex::new(reader),
+            claiming: Mutex::new(()),
+        })
+    }
+
+    /// Does this work in one transaction under the write lock, and commits it.
+    fn write<T>(&self, work: impl FnOnce(&Transaction<'_>) -> Result<T, Fault>) -> Result<T, StoreError> {
+        let mut connection = lock(&self.writer);
+        let result = (|| {
+            let tx = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
+            let result = work(&tx)?;
+            tx.commit()?;
+            Ok(result)
+        })();
+        result.map_err(|fault: Fault| fault.at(&self.path))
+    }
+
+    /// Does this work under the write lock after the lease has been verified, and commits it.
+    fn write_as<T>(
+        &self,
+        lease: &Lease,
+        work: impl FnOnce(&Transaction<'_>) -> Result<T, Fault>,
+    ) -> Result<T, StoreError> {
+        self.write(|tx| {
+            lease::verify(tx, lease)?;
+            work(tx)
+        })
+    }
+
+    /// Does this work on one snapshot of the store.
+    fn read<T>(
+        &self,
+        connection: &Mutex<Connection>,
+        work: impl FnOnce(&Connection) -> Result<T, Fault>,
+    ) -> Result<T, StoreError> {
+        let mut connection = lock(connection);
+        let result = (|| {
+            let tx = connection.transaction_with_behavior(TransactionBehavior::Deferred)?;
+            let result = work(&tx)?;
+            tx.finish()?;
+            Ok(result)
+        })();
+        result.map_err(|fault: Fault| fault.at(&self.path))
+    }
+}
+
+/// A panic in another thread rolled its transaction back, so its connection is as good as before.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Store for SqliteStore {
+    fn register(&self, messages: &[Message]) -> Result<Vec<MessageId>, StoreError> {
+        if messages.is_empty() {
+            return Ok(Vec::new());
+        }
+        let ids = self.write(|tx| {
+            space::make_room(tx, &self.path, &self.limits, messages)?;
+            register::register(tx, messages)
+        })?;
+        if FileId::at(&self.path) != Some(self.file) {
+            let reason = "its file was removed or replaced while it was open".into();
+            return Err(StoreError::Unusable { path: self.path.clone(), reason });
+        }
+        Ok(ids)
+    }
+
+    fn waiting(&self, lane: &Lane) -> Result<u64, StoreError> {
+        // One statement is a snapshot by itself, so this takes no transaction around two of them: a lane keeps its
+        // number while it has messages.
+        let connection = lock(&self.quick_reader);
+        let count = || -> Result<u64, Fault> {
+            let Some(lane) = register::lane_id(&connection, lane)? else { return Ok(0) };
+            let waiting: i64 =
+                connection.prepare_cached(queries::WAITING_IN_LANE)?.query_row([lane], |row| row.get(0))?;
+            Ok(waiting.unsigned_abs())
+        };
+        count().map_err(|fault| fault.at(&self.path))
+    }
+
+    fn acquire(&self, owner: &Owner, time_to_live: Duration) -> Result<Lease, StoreError> {
+        self.write(|tx| lease::acquire(tx, owner, time_to_live))
+    }
+
+    fn renew(&self, lease: &Lease, time_to_live: Duration) -> Result<(), StoreError> {
+        self.write(|tx| lease::renew(tx, lease, time_to_live))
+    }
+
+    fn release(&self, lease: &Lease) -> Result<(), StoreError> {
+        self.write(|tx| lease::release(tx, lease))
+    }
+
+    fn return_in_flight(&self, lease: &Lease) -> Result<u64, StoreError> {
+        self.write_as(lease, |tx| settle::return_in_flight(tx, lease.epoch))
+    }
+
+    fn lanes(&self, filter: &Filter, now_ms: i64) -> Result<Vec<LaneWork>, StoreError> {
+        self.read(&self.reader, |connection| claim::lanes(connection, filter, now_ms))
+    }
+
+    fn hold(&self, lease: &Lease, lane: LaneId, hold: Option<&Hold>) -> Result<(), StoreError> {
+        self.write_as(lease, |tx| settle::hold(tx, lane, hold))
+    }
+
+    fn claim(
+        &self,
+        lease: &Lease,
+        lane: LaneId,
+        filter: &Filter,
+        limits: ClaimLimits,
+        now_ms: i64,
+    ) -> Result<Vec<Claimed>, StoreError> {
+        let _one_at_a_time = lock(&self.claiming);
+        let chosen = self.read(&self.reader, |connection| claim::choose(connection, lane, filter, limits, now_ms))?;
+        self.write_as(lease, |tx| claim::mark(tx, lease.epoch, chosen))
+    }
+
+    fn settle(&self, lease: &Lease, outcomes: &[(MessageId, Outcome)]) -> Result<(), StoreError> {
+        self.write_as(lease, |tx| settle::settle(tx, lease.epoch, outcomes))
+    }
+
+    fn backlog(&self, filter: &Filter) -> Result<Backlog, StoreError> {
+        self.read(&self.reader, |connection| people::backlog(connection, filter))
+    }
+
+    fn list(&self, filter: &Filter, page: &Page) -> Result<Vec<Listed>, StoreError> {
+        self.read(&self.reader, |connection| people::list(connection, filter, page))
+    }
+
+    fn get(&self, id: MessageId) -> Result<Option<StoredMessage>, StoreError> {
+        self.read(&self.reader, |connection| people::get(connection, id))
+    }
+
+    fn purge(&self, filter: &Filter, limit: usize) -> Result<Purged, StoreError> {
+        self.write(|tx| {
+            let nobody_replays = lease::holder(tx)?.is_none();
+            settle::purge(tx, filter, limit, nobody_replays)
+        })
+    }
+
+    fn requeue(&self, filter: &Filter) -> Result<u64, StoreError> {
+        self.write(|tx| settle::requeue(tx, filter))
+    }
+
+    fn check(&self) -> Result<Vec<String>, StoreError> {
+        match self.read(&self.reader, people::check) {
+            Err(StoreError::Damaged { reason, .. }) => Ok(vec![reason]),
+            result => result,
+        }
+    }
+
+    fn compact(&self) -> Result<u64, StoreError> {
+        self.write(|tx| {
+            tx.execute(queries::FORGET_LANES, [])?;
+            tx.execute(queries::FORGET_CREDENTIALS, [])?;
+            Ok(())
+        })?;
+        let shrink = || space::shrink_a_step(&lock(&self.writer));
+        while shrink().map_err(|error| Fault::from(error).at(&self.path))? {}
+        let connection = lock(&self.writer);
+        let truncate = || -> Result<u64, Fault> {
+            space::truncate_log(&connection)?;
+            Ok(space::Space::of(&connection, &self.path)?.file_bytes)
+        };
+        truncate().map_err(|fault| fault.at(&self.path))
+    }
+
+    fn condition(&self) -> Result<Condition, StoreError> {
+        let now_ms = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as i64);
+        self.read(&self.reader, |connection| {
+            let space = space::Space::of(connection, &self.path)?;
+            Ok(Condition {
+                file_bytes: space.file_bytes,
+                free_bytes: space.free_bytes,
+                size_max: Some(self.limits.size_max),
+                disk_free_bytes: Some(space.disk_free_bytes),
+                schema_version: schema::version(connection)?,
+                lease: lease::holder(connection)?,
+                agents: people::agents(connection)?,
+                last_replay: people::last_replay(connection)?,
+                held: settle::held(connection, now_ms)?,
+                dropped: people::dropped(connection)?,
+            })
+        })
+    }
+
+    fn announce(&self, agent: Option<&AgentRecord>) -> Result<(), StoreError> {
+        self.write(|tx| people::announce(tx, agent))
+    }
+
+    fn note_replay(&self, record: &ReplayRecord) -> Result<(), StoreError> {
+        self.write(|tx| people::note_replay(tx, record))
+    }
+}

@@ -1,0 +1,86 @@
+//! What can go wrong inside the engine, and what of it callers see.
+
+use std::io;
+use std::path::Path;
+
+use rusqlite::ErrorCode;
+
+use super::BUSY_TIMEOUT;
+use crate::store::StoreError;
+
+/// Why a step of ours failed, before the store puts its path to it.
+#[derive(Debug)]
+pub(super) enum Fault {
+    /// SQLite says so.
+    Engine(rusqlite::Error),
+    /// Rows that no version of ours writes.
+    Damaged(String),
+    /// Already in the words of the trait.
+    Store(StoreError),
+}
+
+impl From<rusqlite::Error> for Fault {
+    fn from(error: rusqlite::Error) -> Self {
+        Self::Engine(error)
+    }
+}
+
+impl From<StoreError> for Fault {
+    fn from(error: StoreError) -> Self {
+        Self::Store(error)
+    }
+}
+
+impl Fault {
+    /// Sorts the fault by what the caller can do about it.
+    pub(super) fn at(self, path: &Path) -> StoreError {
+        let path_buf = path.to_owned();
+        match self {
+            Self::Store(error) => error,
+            Self::Damaged(reason) => StoreError::Damaged { path: path_buf, reason },
+            Self::Engine(error) => {
+                let reason = words(&error);
+                match error.sqlite_error_code() {
+                    Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked) => {
+                        StoreError::Busy { path: path_buf, waited_ms: BUSY_TIMEOUT.as_millis() as u64 }
+                    }
+                    Some(ErrorCode::DatabaseCorrupt) => StoreError::Damaged { path: path_buf, reason },
+                    Some(ErrorCode::NotADatabase) => {
+                        StoreError::NotAStore { path: path_buf, reason: "it is no SQLite database".into() }
+                    }
+                    // What the file holds is not what this version wrote: a missing table, a column of another type.
+                    None => StoreError::Damaged { path: path_buf, reason },
+                    Some(ErrorCode::Unknown | ErrorCode::TypeMismatch | ErrorCode::ConstraintViolation) => {
+                        StoreError::Damaged { path: path_buf, reason }
+                    }
+                    Some(_) => StoreError::Unusable { path: path_buf, reason: access_words(path).unwrap_or(reason) },
+                }
+            }
+        }
+    }
+}
+
+/// Says what the system holds against reading and writing this file, or `None` when it allows both.
+///
+/// Asks without opening it: closing a second descriptor would drop the locks that SQLite holds in this process.
+pub(super) fn access_words(path: &Path) -> Option<String> {
+    use rustix::fs::{Access, access};
+    access(path, Access::READ_OK | Access::WRITE_OK).err().map(|errno| os_words(&errno.into()))
+}
+
+/// Returns the system's words for an error as they stand inside a sentence.
+pub(super) fn os_words(error: &io::Error) -> String {
+    let words = error.to_string();
+    let words = words.split(" (os error").next().unwrap_or(&words);
+    let mut letters = words.chars();
+    letters.next().map(|first| first.to_lowercase().chain(letters).collect()).unwrap_or_default()
+}
+
+fn words(error: &rusqlite::Error) -> String {
+    match error {
+        rusqlite::Error::SqliteFailure(code, Some(message)) => {
+            format!("{message} (SQLite error {})", code.extended_code)
+        }
+        other => other.to_string(),
+    }
+}

@@ -1,0 +1,94 @@
+//! The right to replay: one row, read and written under the write lock.
+//!
+//! Its end is measured on a clock that nobody sets and that runs on while the machine sleeps (`CLOCK_BOOTTIME`), beside
+//! the id of this boot: a lease of an earlier boot has ended. Systems other than Linux have neither; there the monotonic
+//! clock stands in, and a lease granted at a later reading than now is taken as one of an earlier boot.
+
+use std::sync::OnceLock;
+use std::time::Duration;
+
+use rusqlite::{Connection, OptionalExtension, Transaction, params};
+
+use super::fault::Fault;
+use super::queries;
+use crate::store::{Lease, Owner, StoreError};
+
+/// A reading of the clock that leases are measured on.
+struct Reading {
+    boot: &'static str,
+    ms: i64,
+}
+
+impl Reading {
+    fn now() -> Self {
+        static BOOT: OnceLock<String> = OnceLock::new();
+        let boot = BOOT.get_or_init(|| {
+            std::fs::read_to_string("/proc/sys/kernel/random/boot_id")
+                .map(|id| id.trim().to_owned())
+                .unwrap_or_default()
+        });
+        #[cfg(target_os = "linux")]
+        let clock = rustix::time::ClockId::Boottime;
+        #[cfg(not(target_os = "linux"))]
+        let clock = rustix::time::ClockId::Monotonic;
+        let time = rustix::time::clock_gettime(clock);
+        Self { boot, ms: time.tv_sec * 1000 + time.tv_nsec / 1_000_000 }
+    }
+}
+
+/// Returns who holds a living lease.
+pub(super) fn holder(connection: &Connection) -> Result<Option<Owner>, Fault> {
+    let now = Reading::now();
+    let owner = connection
+        .prepare_cached(queries::LIVING_LEASE)?
+        .query_row(params![now.boot, now.ms], |row| {
+            Ok(Owner { role: row.get(0)?, pid: row.get(1)?, nonce: row.get(2)? })
+        })
+        .optional()?;
+    Ok(owner)
+}
+
+/// Gives the lease to this owner under a new epoch, unless another one has it.
+pub(super) fn acquire(tx: &Transaction, owner: &Owner, time_to_live: Duration) -> Result<Lease, Fault> {
+    if let Some(holder) = holder(tx)?.filter(|holder| holder != owner) {
+        return Err(StoreError::LeaseHeld { owner: holder }.into());
+    }
+    let now = Reading::now();
+    let until_ms = end(&now, time_to_live);
+    let epoch = tx
+        .prepare_cached(queries::GRANT_LEASE)?
+        .query_row(params![owner.role, owner.pid, owner.nonce, now.boot, now.ms, until_ms], |row| row.get(0))?;
+    Ok(Lease { owner: owner.clone(), epoch })
+}
+
+/// Extends the lease from now.
+pub(super) fn renew(tx: &Transaction, lease: &Lease, time_to_live: Duration) -> Result<(), Fault> {
+    let now = Reading::now();
+    let until_ms = end(&now, time_to_live);
+    let renewed = tx.prepare_cached(queries::RENEW_LEASE)?.execute(params![
+        lease.epoch,
+        lease.owner.nonce,
+        now.boot,
+        now.ms,
+        until_ms
+    ])?;
+    if renewed == 0 { Err(StoreError::LeaseLost.into()) } else { Ok(()) }
+}
+
+/// Gives the lease back, if it is still this one.
+pub(super) fn release(tx: &Transaction, lease: &Lease) -> Result<(), Fault> {
+    tx.prepare_cached(queries::RELEASE_LEASE)?.execute(params![lease.epoch, lease.owner.nonce])?;
+    Ok(())
+}
+
+/// Fails with [`StoreError::LeaseLost`] unless the lease is still this one.
+///
+/// One that has run out but that nobody took is still ours: nobody else can have claimed anything.
+pub(super) fn verify(tx: &Transaction, lease: &Lease) -> Result<(), Fault> {
+    let ours = tx.prepare_cached(queries::LEASE_IS_OURS)?.exists(params![lease.epoch, lease.owner.nonce])?;
+    if ours { Ok(()) } else { Err(StoreError::LeaseLost.into()) }
+}
+
+fn end(now: &Reading, time_to_live: Duration) -> i64 {
+    now.ms.saturating_add(i64::try_from(time_to_live.as_millis()).unwrap_or(i64::MAX))
+}

@@ -1,0 +1,227 @@
+//! Finding out what stands at a path, making a new store there, and opening connections to it.
+//!
+//! Nothing here opens the database file except SQLite itself (and the one call that makes it): POSIX drops all of a
+//! process's locks on a file when any descriptor of it is closed, and SQLite's locks are among them.
+
+use std::fs;
+use std::io;
+use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt, OpenOptionsExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::Mutex;
+
+use rusqlite::config::DbConfig;
+use rusqlite::{Connection, OpenFlags};
+
+use super::fault::{Fault, access_words, os_words};
+use super::{BUSY_TIMEOUT, schema};
+use crate::store::{OpenMode, StoreError};
+
+/// The oldest SQLite without the WAL-reset fault, which can damage a file that several processes write.
+const SQLITE_VERSION_MIN: i32 = 3_051_003;
+
+/// Pages in the write-ahead log that make the committing connection write them back into the file.
+const WAL_PAGES: u32 = 2000;
+/// Bytes to which a write-ahead log that grew past them (under a long reader) is cut back.
+const WAL_BYTES_KEPT: u32 = 16 * 1024 * 1024;
+/// Memory for pages of one connection, in KiB.
+const CACHE_KIB: i32 = 4096;
+/// Statements kept prepared by one connection; more than we have, filters in their variants included.
+const STATEMENTS_KEPT: usize = 96;
+
+/// Makes "is it there? make it" one step for the threads of this process.
+static OPENING: Mutex<()> = Mutex::new(());
+
+/// Tells a file from any other: device and inode.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(in crate::store) struct FileId(u64, u64);
+
+impl FileId {
+    /// Returns which file stands at this path, or `None` when none can be seen there.
+    pub(in crate::store) fn at(path: &Path) -> Option<Self> {
+        fs::metadata(path).ok().map(|metadata| Self(metadata.dev(), metadata.ino()))
+    }
+}
+
+/// The connections of an open store.
+pub(super) struct Opened {
+    pub(super) writer: Connection,
+    pub(super) readers: [Connection; 2],
+    pub(super) file: FileId,
+}
+
+/// Opens the store at this path, makes it when the mode says so, and brings its schema up to date.
+pub(super) fn open(path: &Path, mode: OpenMode) -> Result<Opened, StoreError> {
+    assert!(
+        rusqlite::version_number() >= SQLITE_VERSION_MIN,
+        "linked with SQLite {}, which several processes may not use on one file",
+        rusqlite::version()
+    );
+    let _one_at_a_time = OPENING.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+    make_or_examine(path, mode)?;
+    let writer = open_writer(path).map_err(|fault| fault.at(path))?;
+    let reader = || {
+        connect(path).and_then(|connection| {
+            connection.pragma_update(None, "query_only", true)?;
+            Ok(connection)
+        })
+    };
+    let readers = [reader().map_err(|e| Fault::from(e).at(path))?, reader().map_err(|e| Fault::from(e).at(path))?];
+    let file = FileId::at(path).ok_or_else(|| StoreError::Unusable {
+        path: path.to_owned(),
+        reason: "it was removed while it was opened".into(),
+    })?;
+    Ok(Opened { writer, readers, file })
+}
+
+fn make_or_examine(path: &Path, mode: OpenMode) -> Result<(), StoreError> {
+    let unusable = |reason: String| StoreError::Unusable { path: path.to_owned(), reason };
+    match fs::metadata(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => match mode {
+            OpenMode::Existing => Err(StoreError::Missing { path: path.to_owned() }),
+            OpenMode::CreateIfMissing => make_file(path),
+        },
+        Err(error) => Err(unusable(os_words(&error))),
+        Ok(metadata) => {
+            let not_a_store = |reason: &str| StoreError::NotAStore { path: path.to_owned(), reason: reason.into() };
+            let kind = metadata.file_type();
+            if kind.is_dir() {
+                return Err(not_a_store("it is a directory"));
+            }
+            if kind.is_fifo() || kind.is_socket() || kind.is_block_device() || kind.is_char_device() {
+                return Err(not_a_store("it is no regular file"));
+            }
+            if let Some(words) = access_words(path) {
+                return Err(unusable(words));
+            }
+            if metadata.len() == 0 { Ok(()) } else { examine(path) }
+        }
+    }
+}
+
+/// Makes an empty file, and folders down to it, that only this user can read.
+fn make_file(path: &Path) -> Result<(), StoreError> {
+    let unusable = |reason: String| StoreError::Unusable { path: path.to_owned(), reason };
+    let folder = match path.parent() {
+        Some(folder) if !folder.as_os_str().is_empty() => folder.to_owned(),
+        _ => PathBuf::from("."),
+    };
+    let in_folder = |error: io::Error| unusable(format!("its folder {}: {}", folder.display(), os_words(&error)));
+    if !folder.is_dir() {
+        fs::DirBuilder::new().recursive(true).mode(0o700).create(&folder).map_err(in_folder)?;
+        // The umask may have taken bits from it; it never adds any.
+        fs::set_permissions(&folder, fs::Permissions::from_mode(0o700)).map_err(in_folder)?;
+        if let Some(above) = folder.parent().filter(|above| !above.as_os_str().is_empty()) {
+            fs::File::open(above).and_then(|above| above.sync_all()).map_err(in_folder)?;
+        }
+    }
+    match fs::OpenOptions::new().read(true).write(true).create_new(true).mode(0o600).open(path) {
+        Ok(file) => {
+            file.set_permissions(fs::Permissions::from_mode(0o600)).map_err(|error| unusable(os_words(&error)))?;
+        }
+        // Another process was faster; it makes the same.
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+        Err(error) => return Err(unusable(os_words(&error))),
+    }
+    fs::File::open(&folder).and_then(|folder| folder.sync_all()).map_err(in_folder)
+}
+
+/// Refuses what is not ours, without changing a byte of it.
+///
+/// Looks through an immutable connection: no lock, no log, no recovery. What it sees may therefore be older than what
+/// the write-ahead log says, so only a clear "not ours" counts here and [`open_writer`] looks again.
+fn examine(path: &Path) -> Result<(), StoreError> {
+    let not_a_store = |reason: String| StoreError::NotAStore { path: path.to_owned(), reason };
+    let look = || -> rusqlite::Result<(i32, i64, Connection)> {
+        let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_URI | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+        let connection = Connection::open_with_flags(immutable_uri(path), flags)?;
+        let application_id = connection.pragma_query_value(None, "application_id", |row| row.get(0))?;
+        let version = schema::version(&connection)?;
+        Ok((application_id, version, connection))
+    };
+    match look() {
+        Ok((schema::APPLICATION_ID, found, _)) => refuse_newer(path, found),
+        Ok((0, 0, connection)) => match tables(&connection) {
+            // Made by us a moment ago and not filled yet; or the log knows more.
+            Ok(tables) if tables.is_empty() => Ok(()),
+            Ok(tables) if tables == ["messages"] && has_sdk_columns(&connection) => Err(not_a_store(
+                "it is a leftover file of the Opik Python SDK, which `replay --from` and `inspect --from` read".into(),
+            )),
+            Ok(_) | Err(_) => Err(not_a_store("it is the database of another program".into())),
+        },
+        Ok((application_id, _, _)) => {
+            Err(not_a_store(format!("it is the database of another program (application_id {application_id:#x})")))
+        }
+        Err(error) if error.sqlite_error_code() == Some(rusqlite::ErrorCode::NotADatabase) => {
+            Err(not_a_store("it is no SQLite database".into()))
+        }
+        // Perhaps only the log makes it whole.
+        Err(_) => Ok(()),
+    }
+}
+
+fn refuse_newer(path: &Path, found: i64) -> Result<(), StoreError> {
+    let known = schema::known_version();
+    if found > known { Err(StoreError::NewerSchema { path: path.to_owned(), found, known }) } else { Ok(()) }
+}
+
+fn tables(connection: &Connection) -> rusqlite::Result<Vec<String>> {
+    let mut statement = connection.prepare("SELECT name FROM sqlite_schema WHERE type = 'table' LIMIT 10")?;
+    let names = statement.query_map([], |row| row.get(0))?;
+    names.collect()
+}
+
+fn has_sdk_columns(connection: &Connection) -> bool {
+    connection.prepare("SELECT message_id, status, message_type, message_json FROM messages").is_ok()
+}
+
+fn immutable_uri(path: &Path) -> String {
+    use std::fmt::Write as _;
+    use std::os::unix::ffi::OsStrExt as _;
+    let mut uri = String::from("file:");
+    for byte in path.as_os_str().as_bytes() {
+        match byte {
+            b'/' | b'.' | b'-' | b'_' => uri.push(char::from(*byte)),
+            byte if byte.is_ascii_alphanumeric() => uri.push(char::from(*byte)),
+            byte => {
+                let _ = write!(uri, "%{byte:02X}");
+            }
+        }
+    }
+    uri + "?immutable=1"
+}
+
+fn connect(path: &Path) -> rusqlite::Result<Connection> {
+    let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+    let connection = Connection::open_with_flags(path, flags)?;
+    connection.busy_timeout(BUSY_TIMEOUT)?;
+    connection.set_prepared_statement_cache_capacity(STATEMENTS_KEPT);
+    connection.pragma_update(None, "synchronous", "FULL")?;
+    connection.pragma_update(None, "foreign_keys", false)?;
+    connection.pragma_update(None, "temp_store", "MEMORY")?;
+    connection.pragma_update(None, "cache_size", -CACHE_KIB)?;
+    connection.pragma_update(None, "secure_delete", false)?;
+    connection.pragma_update(None, "wal_autocheckpoint", WAL_PAGES)?;
+    connection.pragma_update(None, "journal_size_limit", WAL_BYTES_KEPT)?;
+    Ok(connection)
+}
+
+fn open_writer(path: &Path) -> Result<Connection, Fault> {
+    let mut connection = connect(path)?;
+    // Until we know that the file is ours, closing it must not write its log back.
+    connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true)?;
+    let version = schema::version(&connection)?;
+    refuse_newer(path, version)?;
+    if version == 0 {
+        connection.pragma_update(None, "page_size", schema::PAGE_BYTES)?;
+        connection.pragma_update(None, "auto_vacuum", "INCREMENTAL")?;
+    }
+    let mode: String = connection.pragma_update_and_check(None, "journal_mode", "WAL", |row| row.get(0))?;
+    if !mode.eq_ignore_ascii_case("wal") {
+        let reason = "this file system allows no write-ahead log; choose a local disk".into();
+        return Err(StoreError::Unusable { path: path.to_owned(), reason }.into());
+    }
+    schema::migrate(&mut connection)?;
+    refuse_newer(path, schema::version(&connection)?)?;
+    connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, false)?;
+    Ok(connection)
+}

@@ -1,0 +1,238 @@
+//! What people ask: how much waits, which messages, who works with the store, is it sound.
+
+use rusqlite::{Connection, OptionalExtension, Transaction, params};
+
+use super::fault::Fault;
+use super::queries::{self, Selection, bind};
+use super::rows::{self, HeaderSets, LISTED, Lanes};
+use crate::message::{MessageId, MessageStatus, MessageType};
+use crate::store::{AgentRecord, Backlog, BacklogGroup, Filter, Listed, Page, ReplayRecord, StoredMessage};
+
+/// Problems that one check names at most.
+const PROBLEMS_MAX: u32 = 20;
+
+/// Counts what the filter selects, from the summary where it can.
+pub(super) fn backlog(connection: &Connection, filter: &Filter) -> Result<Backlog, Fault> {
+    let selection = Selection::of(filter);
+    let groups = groups(connection, &selection)?;
+    let waiting = groups.iter().any(|group| group.status != MessageStatus::Rejected);
+    let rejected = groups.iter().any(|group| group.status == MessageStatus::Rejected);
+    Ok(Backlog {
+        oldest_accepted_at_ms: if waiting { oldest(connection, &selection)? } else { None },
+        rejected_by_answer: if rejected { rejected_by_answer(connection, &selection)? } else { Vec::new() },
+        groups,
+    })
+}
+
+fn groups(connection: &Connection, selection: &Selection) -> Result<Vec<BacklogGroup>, Fault> {
+    let (source, counts) = if selection.is_fine() {
+        ("messages", "count(*), sum(items), sum(body_bytes)")
+    } else {
+        ("summary", "sum(messages), sum(items), sum(body_bytes)")
+    };
+    let mut statement = connection.prepare_cached(&format!(
+        "SELECT status, message_type, (SELECT coalesce(workspace, 'default') FROM lanes WHERE lanes.lane_id = {source}.lane_id)
+             AS workspace_name, {counts}
+         FROM {source} WHERE {} GROUP BY status, message_type, workspace_name",
+        selection.sql()
+    ))?;
+    selection.bind(&mut statement)?;
+    let mut found = statement.raw_query();
+    let mut groups = Vec::new();
+    while let Some(row) = found.next()? {
+        groups.push(BacklogGroup {
+            status: rows::status(row, 0)?,
+            message_type: rows::message_type(row, 1)?,
+            workspace: row.get(2)?,
+            messages: rows::unsigned(row, 3)?,
+            items: rows::unsigned(row, 4)?,
+            body_bytes: rows::unsigned(row, 5)?,
+        });
+    }
+    let place = |status| MessageStatus::STORED.iter().position(|stored| *stored == status);
+    groups.sort_by(|a, b| {
+        (place(a.status), a.message_type, &a.workspace).cmp(&(place(b.status), b.message_type, &b.workspace))
+    });
+    Ok(groups)
+}
+
+/// The first message in each lane's delivery order stands for the lane: ids and positions grow with acceptance.
+fn oldest(connection: &Connection, selection: &Selection) -> Result<Option<i64>, Fault> {
+    let mut oldest: Option<i64> = None;
+    let mut note = |accepted: Option<i64>| oldest = [oldest, accepted].into_iter().flatten().min();
+
+    let mut in_flight = connection.prepare_cached(&format!(
+        "SELECT min(accepted_at_ms) FROM messages WHERE status = 1 AND {}",
+        selection.sql()
+    ))?;
+    selection.bind(&mut in_flight)?;
+    note(match in_flight.raw_query().next()? {
+        Some(row) => row.get(0)?,
+        None => None,
+    });
+
+    let mut lanes = connection.prepare_cached("SELECT DISTINCT lane_id FROM summary WHERE status = 3")?;
+    let lanes = lanes.query_map([], |row| row.get::<_, i64>(0))?.collect::<rusqlite::Result<Vec<_>>>()?;
+    let mut first = connection.prepare_cached(&format!(
+        "SELECT accepted_at_ms FROM messages WHERE {} AND status = 3 AND {} ORDER BY position, message_id LIMIT 1",
+        selection.lane_condition(),
+        selection.sql()
+    ))?;
+    for lane in lanes {
+        bind(&mut first, ":lane", &lane)?;
+        selection.bind(&mut first)?;
+        note(match first.raw_query().next()? {
+            Some(row) => Some(row.get(0)?),
+            None => None,
+        });
+    }
+    Ok(oldest)
+}
+
+fn rejected_by_answer(connection: &Connection, selection: &Selection) -> Result<Vec<(Option<u16>, u64)>, Fault> {
+    let (source, count) = if selection.is_fine() { ("messages", "count(*)") } else { ("summary", "sum(messages)") };
+    let mut statement = connection.prepare_cached(&format!(
+        "SELECT nullif(answer_status, 0) AS answer, {count} AS messages_found FROM {source}
+         WHERE status = 4 AND {} GROUP BY answer ORDER BY messages_found DESC, answer",
+        selection.sql()
+    ))?;
+    selection.bind(&mut statement)?;
+    let mut found = statement.raw_query();
+    let mut answers = Vec::new();
+    while let Some(row) = found.next()? {
+        answers.push((row.get(0)?, rows::unsigned(row, 1)?));
+    }
+    Ok(answers)
+}
+
+/// Returns one page of what the filter selects.
+pub(super) fn list(connection: &Connection, filter: &Filter, page: &Page) -> Result<Vec<Listed>, Fault> {
+    let selection = Selection::of(filter);
+    let (after, order) = match (page.after.is_some(), page.newest_first) {
+        (false, false) => ("TRUE", "ASC"),
+        (false, true) => ("TRUE", "DESC"),
+        (true, false) => ("message_id > :after", "ASC"),
+        (true, true) => ("message_id < :after", "DESC"),
+    };
+    let mut statement = connection.prepare_cached(&format!(
+        "SELECT {LISTED} FROM messages WHERE {after} AND {} ORDER BY message_id {order} LIMIT :limit",
+        selection.sql()
+    ))?;
+    selection.bind(&mut statement)?;
+    if let Some(after) = page.after {
+        bind(&mut statement, ":after", &after.0)?;
+    }
+    bind(&mut statement, ":limit", &i64::try_from(page.limit).unwrap_or(i64::MAX))?;
+    let mut lanes = Lanes::default();
+    let mut found = statement.raw_query();
+    let mut listed = Vec::new();
+    while let Some(row) = found.next()? {
+        listed.push(rows::listed(connection, &mut lanes, row)?);
+    }
+    Ok(listed)
+}
+
+/// Returns one message whole.
+pub(super) fn get(connection: &Connection, id: MessageId) -> Result<Option<StoredMessage>, Fault> {
+    let mut statement =
+        connection.prepare_cached(&format!("SELECT {LISTED}, touches FROM messages WHERE message_id = ?1"))?;
+    let mut found = statement.query([id.0])?;
+    let Some(row) = found.next()? else { return Ok(None) };
+    let Some(request) = HeaderSets::default().request(connection, id)? else { return Ok(None) };
+    let listed = rows::listed(connection, &mut Lanes::default(), row)?;
+    Ok(Some(StoredMessage { listed, request, touches: rows::touches(row, 15)? }))
+}
+
+/// Records that an agent runs in this process, or that none does.
+pub(super) fn announce(tx: &Transaction<'_>, agent: Option<&AgentRecord>) -> Result<(), Fault> {
+    let (pid, listen) = agent.map_or((std::process::id(), ""), |agent| (agent.pid, agent.listen.as_str()));
+    // Whoever was recorded at this address before can't be listening there any more.
+    tx.prepare_cached(queries::TAKE_BACK_ANNOUNCEMENT)?.execute(params![pid, listen])?;
+    if let Some(agent) = agent {
+        tx.prepare_cached(queries::ANNOUNCE)?.execute(params![
+            agent.pid,
+            agent.listen,
+            agent.upstream,
+            agent.started_at_ms
+        ])?;
+    }
+    Ok(())
+}
+
+/// Returns the agents that announced themselves.
+pub(super) fn agents(connection: &Connection) -> Result<Vec<AgentRecord>, Fault> {
+    let mut statement = connection.prepare_cached(queries::AGENTS)?;
+    let agents = statement.query_map([], |row| {
+        Ok(AgentRecord { pid: row.get(0)?, listen: row.get(1)?, upstream: row.get(2)?, started_at_ms: row.get(3)? })
+    })?;
+    Ok(agents.collect::<rusqlite::Result<_>>()?)
+}
+
+/// Records how a replay ended.
+pub(super) fn note_replay(tx: &Transaction<'_>, record: &ReplayRecord) -> Result<(), Fault> {
+    tx.prepare_cached(queries::NOTE_REPLAY)?.execute(params![
+        record.role,
+        record.started_at_ms,
+        record.ended_at_ms,
+        record.delivered as i64,
+        record.rejected as i64,
+        record.remaining as i64
+    ])?;
+    Ok(())
+}
+
+/// Returns how the last replay ended.
+pub(super) fn last_replay(connection: &Connection) -> Result<Option<ReplayRecord>, Fault> {
+    let record = connection
+        .prepare_cached(queries::LAST_REPLAY)?
+        .query_row([], |row| {
+            Ok(ReplayRecord {
+                role: row.get(0)?,
+                started_at_ms: row.get(1)?,
+                ended_at_ms: row.get(2)?,
+                delivered: row.get::<_, i64>(3)?.unsigned_abs(),
+                rejected: row.get::<_, i64>(4)?.unsigned_abs(),
+                remaining: row.get::<_, i64>(5)?.unsigned_abs(),
+            })
+        })
+        .optional()?;
+    Ok(record)
+}
+
+/// Looks for damage, and for counts and look-ups that don't agree with the messages.
+pub(super) fn check(connection: &Connection) -> Result<Vec<String>, Fault> {
+    let mut problems = Vec::new();
+    let mut quick_check = connection.prepare(&format!("PRAGMA quick_check({PROBLEMS_MAX})"))?;
+    let found = quick_check.query_map([], |row| row.get::<_, String>(0))?;
+    for problem in found {
+        problems.push(problem?);
+    }
+    problems.retain(|problem| problem != "ok");
+    if !problems.is_empty() {
+        return Ok(problems);
+    }
+    for (query, wrong) in [
+        (queries::WRONG_SUMMARY, "rows of the summary that don't agree with the messages"),
+        (queries::WRONG_TOUCHES, "entries of the entity look-up that don't agree with the messages"),
+        (queries::WRONG_HEADER_SETS, "header sets whose number of users is wrong"),
+    ] {
+        let count: i64 = connection.query_row(query, [], |row| row.get(0))?;
+        if count > 0 {
+            problems.push(format!("{count} {wrong}"));
+        }
+    }
+    let mut types = connection.prepare("SELECT DISTINCT message_type FROM messages")?;
+    for name in types.query_map([], |row| row.get::<_, String>(0))? {
+        let name = name?;
+        if MessageType::from_name(&name).is_none() {
+            problems.push(format!("messages of the type {name:?}, which does not exist"));
+        }
+    }
+    Ok(problems)
+}
+
+/// Returns how many messages were dropped for want of room.
+pub(super) fn dropped(connection: &Connection) -> Result<u64, Fault> {
+    let dropped: i64 = connection.prepare_cached(queries::COUNTER)?.query_row(["dropped"], |row| row.get(0))?;
+    Ok(dropped.unsigned_abs())
+}

@@ -1,0 +1,142 @@
+//! Storing messages, and the one exception to their order.
+
+use std::collections::HashMap;
+
+use rusqlite::{OptionalExtension, Transaction, params};
+
+use super::fault::Fault;
+use super::summary::{Changes, Group, Size};
+use super::{queries, rows};
+use crate::message::{Effect, EntityKey, HeaderSet, Lane, Message, MessageId, MessageStatus, Touch};
+
+/// Returns the number of a lane, or `None` when it never had a message.
+pub(super) fn lane_id(connection: &rusqlite::Connection, lane: &Lane) -> Result<Option<i64>, Fault> {
+    let credential = lane.credential.as_ref().map(|credential| credential.reveal());
+    let mut statement = connection.prepare_cached(queries::LANE_ID)?;
+    Ok(statement.query_row(params![lane.workspace, credential], |row| row.get(0)).optional()?)
+}
+
+/// Stores messages as *failed*, in this order.
+pub(super) fn register(tx: &Transaction<'_>, messages: &[Message]) -> Result<Vec<MessageId>, Fault> {
+    let mut names = Names::default();
+    let mut changes = Changes::default();
+    let first: i64 = tx.prepare_cached(queries::COUNTER)?.query_row(["next_message_id"], |row| row.get(0))?;
+    let mut updates_exist = tx.prepare_cached(queries::ANY_UPDATE)?.exists([])?;
+    let mut add_message = tx.prepare_cached(queries::ADD_MESSAGE)?;
+    let mut add_touch = tx.prepare_cached(queries::ADD_TOUCH)?;
+    let mut ids = Vec::with_capacity(messages.len());
+    for (id, message) in (first..).zip(messages) {
+        let lane = names.lane(tx, &message.lane)?;
+        let header_set = names.header_set(tx, &message.request.headers)?;
+        let body = &message.request.body;
+        add_message.execute(params![
+            id,
+            message.message_type.name(),
+            lane,
+            position(id),
+            message.accepted_at_ms,
+            message.items,
+            body.bytes.len() as i64,
+            message.project,
+            message.request.method,
+            message.request.path,
+            header_set,
+            rows::encoding_code(body.encoding),
+            Touch::to_bytes(&message.touches),
+            &body.bytes[..],
+        ])?;
+        for touch in &message.touches {
+            add_touch.execute(params![touch.effect as u8, &touch.key.as_bytes()[..], id])?;
+        }
+        if updates_exist {
+            for touch in message.touches.iter().filter(|touch| touch.effect == Effect::Create) {
+                move_early_updates(tx, lane, id, &touch.key)?;
+            }
+        }
+        updates_exist |= message.touches.iter().any(|touch| touch.effect == Effect::Update);
+        let size = Size { items: message.items.into(), body_bytes: body.bytes.len() as i64 };
+        changes.add(Group::new(lane, MessageStatus::Failed, message.message_type), size);
+        changes.use_header_set(header_set, 1);
+        ids.push(MessageId(id));
+    }
+    tx.prepare_cached(queries::ADD_TO_COUNTER)?.execute(params!["next_message_id", ids.len() as i64])?;
+    changes.write(tx)?;
+    Ok(ids)
+}
+
+/// Where a message stands in its lane unless it is an early update. Leaves one place free behind every message.
+fn position(id: i64) -> i64 {
+    2 * id
+}
+
+/// Puts updates that wait before the first create of their entity right behind it.
+///
+/// Only an update that changes nothing but this entity moves: another one would leave its place in the order of its
+/// other entities. And if one can't move, none does, because updates of one entity keep their own order.
+fn move_early_updates(tx: &Transaction<'_>, lane: i64, create: i64, entity: &EntityKey) -> Result<(), Fault> {
+    let entity = &entity.as_bytes()[..];
+    let mut early = Vec::new();
+    {
+        let mut waiting = tx.prepare_cached(queries::WAITING_UPDATES)?;
+        let mut waiting = waiting.query(params![entity, lane])?;
+        while let Some(row) = waiting.next()? {
+            let changes = rows::touches(row, 2)?.iter().filter(|touch| touch.effect != Effect::Refer).count();
+            early.push((row.get::<_, i64>(0)?, row.get::<_, i64>(1)?, changes == 1));
+        }
+    }
+    if early.is_empty() {
+        return Ok(());
+    }
+    let first_create: Option<i64> =
+        tx.prepare_cached(queries::FIRST_CREATE)?.query_row(params![entity, lane, create], |row| row.get(0))?;
+    early.retain(|(_, position, _)| first_create.is_none_or(|create| *position < create));
+    if early.iter().all(|(_, _, movable)| *movable) {
+        let mut move_to = tx.prepare_cached(queries::MOVE_TO)?;
+        for (id, _, _) in early {
+            move_to.execute([id, position(create) + 1])?;
+        }
+    }
+    Ok(())
+}
+
+/// The lanes and header sets of one batch, each looked up once.
+#[derive(Default)]
+struct Names<'batch> {
+    lanes: HashMap<&'batch Lane, i64>,
+    header_sets: HashMap<&'batch HeaderSet, i64>,
+}
+
+impl<'batch> Names<'batch> {
+    fn lane(&mut self, tx: &Transaction<'_>, lane: &'batch Lane) -> Result<i64, Fault> {
+        if let Some(id) = self.lanes.get(lane) {
+            return Ok(*id);
+        }
+        let id = match lane_id(tx, lane)? {
+            Some(id) => id,
+            None => {
+                let credential = lane.credential.as_ref().map(|credential| credential.reveal());
+                if let Some(credential) = credential {
+                    tx.prepare_cached(queries::KEEP_CREDENTIAL)?.execute([credential])?;
+                }
+                tx.prepare_cached(queries::ADD_LANE)?
+                    .query_row(params![lane.workspace, credential], |row| row.get(0))?
+            }
+        };
+        self.lanes.insert(lane, id);
+        Ok(id)
+    }
+
+    fn header_set(&mut self, tx: &Transaction<'_>, headers: &'batch HeaderSet) -> Result<i64, Fault> {
+        if let Some(id) = self.header_sets.get(headers) {
+            return Ok(*id);
+        }
+        let wire = headers.to_wire();
+        let known = tx.prepare_cached(queries::HEADER_SET_ID)?.query_row([&wire], |row| row.get(0)).optional()?;
+        let id = match known {
+            Some(id) => id,
+            None => tx.prepare_cached(queries::ADD_HEADER_SET)?.query_row([&wire], |row| row.get(0))?,
+        };
+        self.header_sets.insert(headers, id);
+        Ok(id)
+    }
+}

@@ -1,0 +1,157 @@
+//! Tables and migrations; the list only grows.
+//!
+//! `user_version` counts the migrations that a file has had. A released migration is never edited: a change is a new one
+//! at the end.
+
+use rusqlite::{Connection, TransactionBehavior};
+
+/// Marks the file as ours (`OpOf` in ASCII); the Python SDK and most other programs leave it 0.
+pub(super) const APPLICATION_ID: i32 = 0x4f70_4f66;
+
+/// Bytes of a page in a new store.
+pub(super) const PAGE_BYTES: u32 = 4096;
+
+const MIGRATIONS: [&str; 1] = [MESSAGES_LANES_AND_LEASE];
+
+/// Version 1.
+///
+/// - `messages` starts with the SDK's columns. `body` stands last and `touches` before it, so that a list reads neither.
+///   `position` is the delivery order within a lane: twice the id, or one more than the position of the create behind
+///   which an early update was put.
+/// - `message_touches` finds messages by what they do to an entity. Its key starts with the effect, so that one look
+///   says whether any update waits at all, and so that neighbouring UUIDv7 share pages.
+/// - `summary` counts messages per lane, status, type and (rejected only, else 0) status of the server's answer, in the
+///   transactions that change them.
+/// - `header_sets.messages` counts their users, so that a client with a header of its own in every request leaves
+///   nothing behind.
+/// - `lanes.credential_id` is 0 for a client that sends none; an empty one is a row of `credentials` like any other.
+const MESSAGES_LANES_AND_LEASE: &str = "
+CREATE TABLE messages (
+    message_id         INTEGER PRIMARY KEY,
+    status             INTEGER NOT NULL,
+    message_type       TEXT    NOT NULL,
+    lane_id            INTEGER NOT NULL,
+    position           INTEGER NOT NULL,
+    accepted_at_ms     INTEGER NOT NULL,
+    attempts           INTEGER NOT NULL,
+    next_attempt_at_ms INTEGER NOT NULL,
+    claim_epoch        INTEGER,
+    answer_at_ms       INTEGER,
+    answer_status      INTEGER,
+    answer_text        TEXT,
+    items              INTEGER NOT NULL,
+    body_bytes         INTEGER NOT NULL,
+    project            TEXT,
+    method             TEXT    NOT NULL,
+    path               TEXT    NOT NULL,
+    header_set_id      INTEGER NOT NULL,
+    encoding           INTEGER NOT NULL,
+    touches            BLOB    NOT NULL,
+    body               BLOB    NOT NULL
+);
+CREATE INDEX messages_waiting   ON messages (lane_id, position) WHERE status = 3;
+CREATE INDEX messages_in_flight ON messages (lane_id)           WHERE status = 1;
+CREATE INDEX messages_rejected  ON messages (status)            WHERE status = 4;
+
+CREATE TABLE message_touches (
+    effect     INTEGER NOT NULL,
+    entity     BLOB    NOT NULL,
+    message_id INTEGER NOT NULL,
+    PRIMARY KEY (effect, entity, message_id)
+) WITHOUT ROWID;
+
+CREATE TABLE lanes (
+    lane_id       INTEGER PRIMARY KEY AUTOINCREMENT,
+    workspace     TEXT,
+    credential_id INTEGER NOT NULL,
+    held_until_ms INTEGER,
+    hold_reason   TEXT,
+    hold_probe    INTEGER,
+    hold_passed   INTEGER
+);
+CREATE INDEX lanes_by_client ON lanes (credential_id, workspace);
+
+CREATE TABLE credentials (
+    credential_id INTEGER PRIMARY KEY,
+    value         BLOB NOT NULL UNIQUE
+);
+
+CREATE TABLE header_sets (
+    header_set_id INTEGER PRIMARY KEY,
+    wire          BLOB    NOT NULL UNIQUE,
+    messages      INTEGER NOT NULL
+);
+
+CREATE TABLE summary (
+    lane_id       INTEGER NOT NULL,
+    status        INTEGER NOT NULL,
+    message_type  TEXT    NOT NULL,
+    answer_status INTEGER NOT NULL,
+    messages      INTEGER NOT NULL,
+    items         INTEGER NOT NULL,
+    body_bytes    INTEGER NOT NULL,
+    PRIMARY KEY (lane_id, status, message_type, answer_status)
+) WITHOUT ROWID;
+
+CREATE TABLE counters (
+    name  TEXT PRIMARY KEY,
+    value INTEGER NOT NULL
+) WITHOUT ROWID;
+INSERT INTO counters VALUES ('next_message_id', 1), ('dropped', 0);
+
+CREATE TABLE lease (
+    lease_id      INTEGER PRIMARY KEY CHECK (lease_id = 1),
+    epoch         INTEGER NOT NULL,
+    role          TEXT,
+    pid           INTEGER,
+    nonce         TEXT,
+    boot          TEXT,
+    granted_at_ms INTEGER,
+    until_ms      INTEGER
+);
+INSERT INTO lease (lease_id, epoch) VALUES (1, 0);
+
+CREATE TABLE agents (
+    pid           INTEGER PRIMARY KEY,
+    listen        TEXT    NOT NULL,
+    upstream      TEXT    NOT NULL,
+    started_at_ms INTEGER NOT NULL
+);
+
+CREATE TABLE last_replay (
+    replay_id     INTEGER PRIMARY KEY CHECK (replay_id = 1),
+    role          TEXT    NOT NULL,
+    started_at_ms INTEGER NOT NULL,
+    ended_at_ms   INTEGER NOT NULL,
+    delivered     INTEGER NOT NULL,
+    rejected      INTEGER NOT NULL,
+    remaining     INTEGER NOT NULL
+);
+";
+
+/// Returns the newest version that we know.
+pub(super) fn known_version() -> i64 {
+    MIGRATIONS.len() as i64
+}
+
+/// Returns the version of this file, 0 for a new one.
+pub(super) fn version(connection: &Connection) -> rusqlite::Result<i64> {
+    connection.pragma_query_value(None, "user_version", |row| row.get(0))
+}
+
+/// Brings the file to the newest version, one transaction per step: after a crash it stands at one version or the next.
+///
+/// Other processes may do the same at the same time; every step looks again under the write lock.
+pub(super) fn migrate(connection: &mut Connection) -> rusqlite::Result<()> {
+    while version(connection)? < known_version() {
+        let step = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
+        let done = version(&step)?;
+        if let Some(migration) = usize::try_from(done).ok().and_then(|done| MIGRATIONS.get(done)) {
+            step.execute_batch(migration)?;
+            step.pragma_update(None, "application_id", APPLICATION_ID)?;
+            step.pragma_update(None, "user_version", done + 1)?;
+        }
+        step.commit()?;
+    }
+    Ok(())
+}

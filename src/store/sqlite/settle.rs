@@ -1,0 +1,195 @@
+//! What became of messages: delivered, failed, rejected, returned, purged, requeued.
+
+use std::collections::BTreeSet;
+
+use rusqlite::{CachedStatement, Connection, OptionalExtension, Row, Transaction, params};
+
+use super::claim::HOLD_MS_MAX;
+use super::fault::Fault;
+use super::queries::{self, Selection};
+use super::rows::{self, Lanes};
+use super::summary::{Changes, Group, Size, counted};
+use crate::message::{Lane, MessageId, MessageStatus};
+use crate::store::{Filter, Hold, LaneId, LastAnswer, Outcome, Purged};
+
+/// Writes the outcomes of messages that were claimed under this epoch. One that is not there any more was purged.
+pub(super) fn settle(tx: &Transaction<'_>, epoch: i64, outcomes: &[(MessageId, Outcome)]) -> Result<(), Fault> {
+    let mut changes = Changes::default();
+    let mut succeeded = BTreeSet::new();
+    let mut delete = tx.prepare_cached(queries::DELETE_DELIVERED)?;
+    for (id, outcome) in outcomes {
+        match outcome {
+            Outcome::Delivered => {
+                if let Some((group, _)) = delete_one(tx, &mut delete, params![id.0, epoch], &mut changes)? {
+                    succeeded.insert(group.lane);
+                }
+            }
+            Outcome::Failed { next_attempt_at_ms, counts, answer } => {
+                let Some((group, size)) = claimed(tx, *id, epoch)? else { continue };
+                tx.prepare_cached(queries::MARK_FAILED)?.execute(params![id.0, next_attempt_at_ms, counts])?;
+                if let Some(answer) = answer {
+                    keep_answer(tx, *id, answer)?;
+                }
+                changes.take(group, size);
+                changes.add(Group { status: MessageStatus::Failed, ..group }, size);
+            }
+            Outcome::Rejected { answer } => {
+                let Some((group, size)) = claimed(tx, *id, epoch)? else { continue };
+                tx.prepare_cached(queries::MARK_REJECTED)?.execute([id.0])?;
+                keep_answer(tx, *id, answer)?;
+                changes.take(group, size);
+                let answer_status = answer.status.unwrap_or(0);
+                changes.add(Group { status: MessageStatus::Rejected, answer_status, ..group }, size);
+            }
+        }
+    }
+    for lane in succeeded {
+        tx.prepare_cached(queries::NOTE_SUCCESS)?.execute([lane])?;
+    }
+    changes.write(tx)
+}
+
+fn claimed(tx: &Transaction<'_>, id: MessageId, epoch: i64) -> Result<Option<(Group, Size)>, Fault> {
+    let mut statement = tx.prepare_cached(queries::CLAIMED_MESSAGE)?;
+    let mut found = statement.query([id.0, epoch])?;
+    let Some(row) = found.next()? else { return Ok(None) };
+    let group = Group::new(row.get(0)?, MessageStatus::Registered, rows::message_type(row, 1)?);
+    Ok(Some((group, Size { items: row.get(2)?, body_bytes: row.get(3)? })))
+}
+
+fn keep_answer(tx: &Transaction<'_>, id: MessageId, answer: &LastAnswer) -> Result<(), Fault> {
+    tx.prepare_cached(queries::KEEP_ANSWER)?.execute(params![id.0, answer.status, answer.text_kept(), answer.at_ms])?;
+    Ok(())
+}
+
+/// Deletes a message by a statement that returns what it was, with everything that hangs on it.
+pub(super) fn delete_one(
+    tx: &Transaction<'_>,
+    delete: &mut CachedStatement<'_>,
+    which: impl rusqlite::Params,
+    changes: &mut Changes,
+) -> Result<Option<(Group, Size)>, Fault> {
+    let id;
+    let gone = {
+        let mut deleted = delete.query(which)?;
+        let Some(row) = deleted.next()? else { return Ok(None) };
+        let gone = (counted(row)?, row.get(6)?, rows::touches(row, 7)?);
+        id = row.get::<_, i64>(8)?;
+        // The statement has to run to its end for the deletion to be complete.
+        while deleted.next()?.is_some() {}
+        gone
+    };
+    let ((group, size), header_set, touches) = gone;
+    let mut drop_touch = tx.prepare_cached(queries::DROP_TOUCH)?;
+    for touch in touches {
+        drop_touch.execute(params![touch.effect as u8, &touch.key.as_bytes()[..], id])?;
+    }
+    changes.take(group, size);
+    changes.use_header_set(header_set, -1);
+    Ok(Some((group, size)))
+}
+
+/// Makes *failed* again what was claimed under an earlier epoch.
+pub(super) fn return_in_flight(tx: &Transaction<'_>, epoch: i64) -> Result<u64, Fault> {
+    let mut changes = Changes::default();
+    let mut statement = tx.prepare_cached(queries::LEFT_IN_FLIGHT)?;
+    let returned = move_to_failed(statement.query([epoch])?, &mut changes)?;
+    changes.write(tx)?;
+    Ok(returned)
+}
+
+/// Makes rejected messages *failed* again.
+pub(super) fn requeue(tx: &Transaction<'_>, filter: &Filter) -> Result<u64, Fault> {
+    let selection = Selection::of(filter);
+    let mut changes = Changes::default();
+    // RETURNING shows a row as the update left it; the status before it is known.
+    let mut statement = tx.prepare_cached(&format!(
+        "UPDATE messages SET status = 3, attempts = 0, next_attempt_at_ms = 0 WHERE status = 4 AND {}
+         RETURNING lane_id, 4, message_type, answer_status, items, body_bytes",
+        selection.sql()
+    ))?;
+    selection.bind(&mut statement)?;
+    let requeued = move_to_failed(statement.raw_query(), &mut changes)?;
+    changes.write(tx)?;
+    Ok(requeued)
+}
+
+fn move_to_failed(mut updated: rusqlite::Rows<'_>, changes: &mut Changes) -> Result<u64, Fault> {
+    let mut messages = 0;
+    while let Some(row) = updated.next()? {
+        let (group, size) = counted(row)?;
+        changes.take(group, size);
+        changes.add(Group { status: MessageStatus::Failed, answer_status: 0, ..group }, size);
+        messages += 1;
+    }
+    Ok(messages)
+}
+
+/// Deletes up to `limit` of the messages that the filter selects; those in flight only when nobody replays.
+pub(super) fn purge(tx: &Transaction<'_>, filter: &Filter, limit: usize, in_flight_too: bool) -> Result<Purged, Fault> {
+    let selection = Selection::of(filter);
+    let ids: Vec<i64> = {
+        let spared = if in_flight_too { "TRUE" } else { "status <> 1" };
+        let mut statement = tx.prepare_cached(&format!(
+            "SELECT message_id FROM messages WHERE {spared} AND {} ORDER BY message_id LIMIT :limit",
+            selection.sql()
+        ))?;
+        selection.bind(&mut statement)?;
+        queries::bind(&mut statement, ":limit", &(limit as i64))?;
+        statement.raw_query().mapped(|row: &Row<'_>| row.get(0)).collect::<rusqlite::Result<_>>()?
+    };
+    let mut changes = Changes::default();
+    let mut purged = Purged::default();
+    let mut delete = tx.prepare_cached(queries::DELETE_MESSAGE)?;
+    for id in ids {
+        if let Some((_, size)) = delete_one(tx, &mut delete, [id], &mut changes)? {
+            purged.messages += 1;
+            purged.items += size.items.unsigned_abs();
+            purged.body_bytes += size.body_bytes.unsigned_abs();
+        }
+    }
+    changes.write(tx)?;
+    Ok(purged)
+}
+
+/// Keeps a lane back, or lets it go.
+pub(super) fn hold(tx: &Transaction<'_>, lane: LaneId, hold: Option<&Hold>) -> Result<(), Fault> {
+    match hold {
+        Some(hold) => {
+            tx.prepare_cached(queries::HOLD_LANE)?.execute(params![lane.0, hold.until_ms, hold.reason, hold.probe])?
+        }
+        None => tx.prepare_cached(queries::LET_LANE_GO)?.execute([lane.0])?,
+    };
+    Ok(())
+}
+
+/// Returns the hold of a lane that is in force, or that ended without a success since.
+pub(super) fn hold_of(connection: &Connection, lane: i64, now_ms: i64) -> Result<Option<Hold>, Fault> {
+    let found = connection
+        .prepare_cached(queries::HOLD)?
+        .query_row([lane], |row| {
+            let hold = Hold { until_ms: row.get(0)?, reason: row.get(1)?, probe: row.get(2)? };
+            Ok((hold, row.get::<_, bool>(3)?))
+        })
+        .optional()?;
+    let Some((mut hold, passed)) = found else { return Ok(None) };
+    if hold.until_ms.saturating_sub(now_ms) > HOLD_MS_MAX {
+        hold.until_ms = now_ms;
+    }
+    Ok((hold.until_ms > now_ms || !passed).then_some(hold))
+}
+
+/// Returns the lanes whose hold is in force.
+pub(super) fn held(connection: &Connection, now_ms: i64) -> Result<Vec<(Lane, Hold)>, Fault> {
+    let mut statement = connection.prepare_cached(queries::HELD_LANES)?;
+    let lanes = statement.query_map([now_ms, now_ms.saturating_add(HOLD_MS_MAX)], |row| row.get(0))?;
+    let lanes = lanes.collect::<rusqlite::Result<Vec<i64>>>()?;
+    let mut names = Lanes::default();
+    let mut held = Vec::new();
+    for lane in lanes {
+        if let Some(hold) = hold_of(connection, lane, now_ms)? {
+            held.push((names.get(connection, lane)?, hold));
+        }
+    }
+    Ok(held)
+}

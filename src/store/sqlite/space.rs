@@ -1,0 +1,145 @@
+//! The size limit, the free-disk reserve, and giving space back.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use rusqlite::{Connection, ErrorCode, Transaction};
+
+use super::fault::{Fault, os_words};
+use super::settle::delete_one;
+use super::summary::Changes;
+use super::{BUSY_TIMEOUT, queries};
+use crate::message::{Message, Touch};
+use crate::store::{Limits, StoreError, WhenFull};
+
+/// What a message takes beside its body, path and entities: the row's other columns and its entries in the indexes.
+const ROW_BYTES: u64 = 160;
+/// What an entity takes in the look-up.
+const TOUCH_BYTES: u64 = Touch::LEN as u64 + 30;
+/// Pages given back in one step, so that nobody waits long for the write lock.
+const PAGES_PER_STEP: u32 = 1000;
+/// When room is made, at least this share of the limit, so that it need not be made again with the next message.
+const ROOM_SHARE: u64 = 100;
+
+/// How much room a store has.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Space {
+    /// Bytes of the database and its write-ahead log.
+    pub(super) file_bytes: u64,
+    /// Bytes in the database that new messages can reuse.
+    pub(super) free_bytes: u64,
+    /// Bytes free on the disk for this user.
+    pub(super) disk_free_bytes: u64,
+}
+
+impl Space {
+    /// Measures the store; cheap enough for every commit.
+    pub(super) fn of(connection: &Connection, path: &Path) -> Result<Self, Fault> {
+        let pages: i64 = connection.prepare_cached("PRAGMA page_count")?.query_row([], |row| row.get(0))?;
+        let free: i64 = connection.prepare_cached("PRAGMA freelist_count")?.query_row([], |row| row.get(0))?;
+        let page_bytes: i64 = connection.prepare_cached("PRAGMA page_size")?.query_row([], |row| row.get(0))?;
+        let log_bytes = fs::metadata(log_path(path)).map_or(0, |metadata| metadata.len());
+        Ok(Self {
+            file_bytes: (pages * page_bytes).unsigned_abs() + log_bytes,
+            free_bytes: (free * page_bytes).unsigned_abs(),
+            disk_free_bytes: disk_free_bytes(path)?,
+        })
+    }
+}
+
+fn log_path(path: &Path) -> PathBuf {
+    let mut log = path.as_os_str().to_owned();
+    log.push("-wal");
+    PathBuf::from(log)
+}
+
+/// Returns the bytes free for this user on the disk that holds the path.
+fn disk_free_bytes(path: &Path) -> Result<u64, StoreError> {
+    match rustix::fs::statvfs(path) {
+        Ok(disk) => Ok(disk.f_bavail.saturating_mul(disk.f_frsize)),
+        Err(errno) => Err(StoreError::Unusable { path: path.to_owned(), reason: os_words(&errno.into()) }),
+    }
+}
+
+/// Sees to it that these messages fit into the limits, or says which one is in the way.
+pub(super) fn make_room(tx: &Transaction<'_>, path: &Path, limits: &Limits, messages: &[Message]) -> Result<(), Fault> {
+    let needed = messages.iter().map(bytes_needed).sum::<u64>();
+    let space = Space::of(tx, path)?;
+    let Some(reason) = in_the_way(&space, limits, needed) else { return Ok(()) };
+    let full = |reason| Fault::from(StoreError::Full { path: path.to_owned(), reason });
+    if limits.when_full == WhenFull::Refuse || needed > limits.size_max {
+        return Err(full(reason));
+    }
+    // What is dropped leaves free pages, and messages in free pages let neither the file grow nor the disk fill up.
+    let missing = needed.saturating_sub(space.free_bytes).max(limits.size_max / ROOM_SHARE);
+    if needed <= space.free_bytes || drop_oldest(tx, missing)? { Ok(()) } else { Err(full(reason)) }
+}
+
+/// Names the limit that storing so many bytes would pass.
+fn in_the_way(space: &Space, limits: &Limits, needed: u64) -> Option<String> {
+    let growth = needed.saturating_sub(space.free_bytes);
+    if space.file_bytes.saturating_add(growth) > limits.size_max && growth > 0 {
+        let used = space.file_bytes - space.free_bytes.min(space.file_bytes);
+        return Some(format!("it holds {used} bytes, and max_size is {} bytes", limits.size_max));
+    }
+    if space.disk_free_bytes < limits.disk_reserve.saturating_add(needed) {
+        let free = space.disk_free_bytes;
+        return Some(format!("the disk has {free} bytes free, and {} bytes are reserved", limits.disk_reserve));
+    }
+    None
+}
+
+fn bytes_needed(message: &Message) -> u64 {
+    let request = &message.request;
+    (request.body.bytes.len() + request.path.len()) as u64 + ROW_BYTES + message.touches.len() as u64 * TOUCH_BYTES
+}
+
+/// Deletes the oldest waiting messages until so many bytes are free; says whether there were enough of them.
+fn drop_oldest(tx: &Transaction<'_>, bytes: u64) -> Result<bool, Fault> {
+    let mut oldest = Vec::new();
+    let mut found = 0;
+    {
+        let mut statement = tx.prepare_cached(queries::OLDEST_WAITING)?;
+        let mut waiting = statement.query([])?;
+        while found < bytes {
+            let Some(row) = waiting.next()? else { return Ok(false) };
+            oldest.push(row.get::<_, i64>(0)?);
+            found += row.get::<_, i64>(1)?.unsigned_abs() + ROW_BYTES;
+        }
+    }
+    let mut changes = Changes::default();
+    let mut delete = tx.prepare_cached(queries::DELETE_MESSAGE)?;
+    for id in &oldest {
+        delete_one(tx, &mut delete, [*id], &mut changes)?;
+    }
+    tx.prepare_cached(queries::ADD_TO_COUNTER)?.execute(rusqlite::params!["dropped", oldest.len() as i64])?;
+    changes.write(tx)?;
+    Ok(true)
+}
+
+/// Gives some free pages back to the file system; says whether there are more.
+pub(super) fn shrink_a_step(connection: &Connection) -> rusqlite::Result<bool> {
+    let free = |connection: &Connection| -> rusqlite::Result<i64> {
+        connection.pragma_query_value(None, "freelist_count", |row| row.get(0))
+    };
+    let before = free(connection)?;
+    let mut step = connection.prepare(&format!("PRAGMA incremental_vacuum({PAGES_PER_STEP})"))?;
+    let mut rows = step.query([])?;
+    while rows.next()?.is_some() {}
+    drop(rows);
+    let after = free(connection)?;
+    Ok(after > 0 && after < before)
+}
+
+/// Writes the log back into the database and cuts it to nothing, unless other processes are reading: nobody waits for
+/// them here, and the next compaction gets it.
+pub(super) fn truncate_log(connection: &Connection) -> rusqlite::Result<()> {
+    connection.busy_timeout(Duration::ZERO)?;
+    let truncated = connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(()));
+    connection.busy_timeout(BUSY_TIMEOUT)?;
+    match truncated {
+        Err(error) if error.sqlite_error_code() == Some(ErrorCode::DatabaseBusy) => Ok(()),
+        result => result,
+    }
+}

@@ -1,0 +1,98 @@
+//! What a transaction changes in the counts, gathered while it runs and written once at its end.
+
+use std::collections::BTreeMap;
+
+use rusqlite::{Row, Transaction, params};
+
+use super::fault::Fault;
+use super::queries;
+use super::rows;
+use crate::message::{MessageStatus, MessageType};
+
+/// What messages are counted by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Group {
+    pub(super) lane: i64,
+    pub(super) status: MessageStatus,
+    pub(super) message_type: MessageType,
+    /// The status of the server's answer; 0 for none and for all that are not rejected.
+    pub(super) answer_status: u16,
+}
+
+impl Group {
+    /// Returns the group of a message that the server has not refused.
+    pub(super) fn new(lane: i64, status: MessageStatus, message_type: MessageType) -> Self {
+        Self { lane, status, message_type, answer_status: 0 }
+    }
+}
+
+/// What is counted of a message.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Size {
+    pub(super) items: i64,
+    pub(super) body_bytes: i64,
+}
+
+/// Reads group and size from columns lane_id, status, message_type, answer_status, items, body_bytes.
+pub(super) fn counted(row: &Row<'_>) -> Result<(Group, Size), Fault> {
+    let status = rows::status(row, 1)?;
+    let answer: Option<u16> = if status == MessageStatus::Rejected { row.get(3)? } else { None };
+    let message_type = rows::message_type(row, 2)?;
+    let group = Group { lane: row.get(0)?, status, message_type, answer_status: answer.unwrap_or(0) };
+    Ok((group, Size { items: row.get(4)?, body_bytes: row.get(5)? }))
+}
+
+/// Changes of the counts in one transaction.
+#[derive(Debug, Default)]
+pub(super) struct Changes {
+    groups: BTreeMap<Group, (i64, Size)>,
+    header_sets: BTreeMap<i64, i64>,
+}
+
+impl Changes {
+    /// Counts a message that is in this group now.
+    pub(super) fn add(&mut self, group: Group, size: Size) {
+        self.change(group, 1, size);
+    }
+
+    /// Counts a message that is no longer in this group.
+    pub(super) fn take(&mut self, group: Group, size: Size) {
+        self.change(group, -1, Size { items: -size.items, body_bytes: -size.body_bytes });
+    }
+
+    /// Counts messages that use this header set from now on, or no longer.
+    pub(super) fn use_header_set(&mut self, header_set: i64, messages: i64) {
+        *self.header_sets.entry(header_set).or_default() += messages;
+    }
+
+    /// Writes the changes; the last thing that a transaction does.
+    pub(super) fn write(self, tx: &Transaction<'_>) -> Result<(), Fault> {
+        let mut add = tx.prepare_cached(queries::ADD_TO_SUMMARY)?;
+        for (group, (messages, size)) in self.groups {
+            if (messages, size) == (0, Size::default()) {
+                continue;
+            }
+            let (status, message_type) = (group.status.code(), group.message_type.name());
+            let key = (group.lane, status, message_type, group.answer_status);
+            add.execute(params![key.0, key.1, key.2, key.3, messages, size.items, size.body_bytes])?;
+            if messages < 0 {
+                tx.prepare_cached(queries::DROP_FROM_SUMMARY)?.execute(key)?;
+            }
+        }
+        for (header_set, messages) in self.header_sets {
+            let left: i64 =
+                tx.prepare_cached(queries::COUNT_HEADER_SET)?.query_row([header_set, messages], |row| row.get(0))?;
+            if left <= 0 {
+                tx.prepare_cached(queries::DROP_HEADER_SET)?.execute([header_set])?;
+            }
+        }
+        Ok(())
+    }
+
+    fn change(&mut self, group: Group, messages: i64, size: Size) {
+        let change = self.groups.entry(group).or_default();
+        change.0 += messages;
+        change.1.items += size.items;
+        change.1.body_bytes += size.body_bytes;
+    }
+}

@@ -1,0 +1,39 @@
+//! Messages to store, short to write.
+
+use opik_offline::message::{
+    Body, Credential, Effect, Encoding, EntityKey, EntityKind, HeaderSet, Lane, Message, MessageType, Request, Touch,
+};
+
+pub fn lane(workspace: &str) -> Lane {
+    Lane { workspace: Some(workspace.into()), credential: Some(Credential::new("made-up-key-0123456789")) }
+}
+
+pub fn touch(kind: EntityKind, id: &str, effect: Effect) -> Touch {
+    Touch { key: EntityKey::new(kind, id), effect }
+}
+
+/// A message of one effect on one trace; the body says which.
+pub fn about_trace(lane: &Lane, id: &str, effect: Effect, accepted_at_ms: i64) -> Message {
+    let (message_type, method, path) = match effect {
+        Effect::Create => (MessageType::CreateTrace, "POST", "v1/private/traces".to_owned()),
+        Effect::Update => (MessageType::UpdateTrace, "PATCH", format!("v1/private/traces/{id}")),
+        Effect::Annotate => {
+            (MessageType::AddTraceFeedbackScoresBatch, "PUT", "v1/private/traces/feedback-scores".to_owned())
+        }
+        Effect::Refer => (MessageType::CreateSpan, "POST", "v1/private/spans".to_owned()),
+    };
+    Message {
+        lane: lane.clone(),
+        message_type,
+        request: Request {
+            method: method.into(),
+            path,
+            headers: HeaderSet::new(vec![("content-type".into(), b"application/json".to_vec())]),
+            body: Body::new(format!("{{\"id\":\"{id}\",\"at\":{accepted_at_ms}}}"), Encoding::Identity),
+        },
+        touches: vec![touch(EntityKind::Trace, id, effect)],
+        items: 1,
+        project: Some("project".into()),
+        accepted_at_ms,
+    }
+}

@@ -1,0 +1,213 @@
+//! Every verb in one story, run on each engine.
+
+use std::path::Path;
+use std::time::Duration;
+
+use opik_offline::message::{Effect, EntityKind, Lane, MessageId, MessageStatus, MessageType};
+use opik_offline::store::sqlite::SqliteStore;
+use opik_offline::store::{
+    AgentRecord, ClaimLimits, Claimed, Filter, Hold, LastAnswer, Lease, Limits, OpenMode, Outcome, Owner, Page,
+    ReplayRecord, Store, StoreError, WhenFull,
+};
+
+use crate::messages::{about_trace, lane, touch};
+use crate::model_store::ModelStore;
+
+pub const LIMITS: Limits = Limits { size_max: 1 << 30, disk_reserve: 0, when_full: WhenFull::Refuse };
+const MINUTE: Duration = Duration::from_secs(60);
+const NOW_MS: i64 = 1_800_000_000_000;
+const MANY: ClaimLimits = ClaimLimits { messages_max: 100, bytes_max: 1 << 20 };
+
+pub fn open(path: &Path) -> SqliteStore {
+    SqliteStore::open(path, OpenMode::CreateIfMissing, LIMITS).expect("a store can be made in a new folder")
+}
+
+#[test]
+fn sqlite_keeps_every_promise_of_the_story() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let store = open(&folder.path().join("opik_messages.db"));
+    story(&store);
+    assert_eq!(store.check().expect("the store can be read"), Vec::<String>::new());
+}
+
+#[test]
+fn the_model_keeps_every_promise_of_the_story() {
+    story(&ModelStore::default());
+}
+
+fn ids(messages: &[Claimed]) -> Vec<i64> {
+    messages.iter().map(|message| message.id.0).collect()
+}
+
+fn answer(status: u16, text: &str) -> LastAnswer {
+    LastAnswer { status: Some(status), text: text.into(), at_ms: NOW_MS }
+}
+
+fn failed(next_attempt_at_ms: i64, counts: bool) -> Outcome {
+    Outcome::Failed { next_attempt_at_ms, counts, answer: Some(answer(500, "later")) }
+}
+
+fn claim(store: &dyn Store, lease: &Lease, of: &Lane, limits: ClaimLimits) -> Vec<Claimed> {
+    let lanes = store.lanes(&Filter::default(), NOW_MS).expect("lanes can be read");
+    let Some(work) = lanes.into_iter().find(|work| work.lane == *of) else { return Vec::new() };
+    store.claim(lease, work.id, &Filter::default(), limits, NOW_MS).expect("we have the lease")
+}
+
+fn story(store: &dyn Store) {
+    let (team, other) = (lane("team"), Lane::default());
+
+    // An outage: the team sends an update before its create, another client sends without workspace or key.
+    assert_eq!(store.waiting(&team).unwrap(), 0);
+    let stored = store
+        .register(&[
+            about_trace(&team, "a", Effect::Update, 10),   // 1: moves behind 3
+            about_trace(&team, "b", Effect::Create, 11),   // 2
+            about_trace(&team, "a", Effect::Create, 12),   // 3
+            about_trace(&team, "a", Effect::Annotate, 13), // 4
+            about_trace(&team, "b", Effect::Update, 14),   // 5
+        ])
+        .unwrap();
+    assert_eq!(stored, (1..=5).map(MessageId).collect::<Vec<_>>());
+    assert_eq!(store.register(&[about_trace(&other, "a", Effect::Create, 15)]).unwrap(), [MessageId(6)]);
+    assert_eq!(store.register(&[]).unwrap(), []);
+    assert_eq!((store.waiting(&team).unwrap(), store.waiting(&other).unwrap()), (5, 1));
+    let no_key = Lane { workspace: Some("team".into()), credential: None };
+    assert_eq!(store.waiting(&no_key).unwrap(), 0, "another key is another lane");
+
+    // People look.
+    let backlog = store.backlog(&Filter::default()).unwrap();
+    assert_eq!((backlog.messages(), backlog.waiting(), backlog.rejected()), (6, 6, 0));
+    assert_eq!(backlog.oldest_accepted_at_ms, Some(11), "the first in delivery order stands for its lane");
+    let updates = Filter { types: vec![MessageType::UpdateTrace], ..Filter::default() };
+    assert_eq!(store.backlog(&updates).unwrap().messages(), 2);
+    let default = Filter { workspaces: vec!["default".into()], ..Filter::default() };
+    assert_eq!(store.list(&default, &Page { after: None, limit: 9, newest_first: false }).unwrap()[0].lane, other);
+    let about_a = Filter { entities: vec![touch(EntityKind::Trace, "a", Effect::Refer).key], ..Filter::default() };
+    assert_eq!(store.backlog(&about_a).unwrap().messages(), 4);
+    let page = Page { after: Some(MessageId(4)), limit: 2, newest_first: true };
+    let listed = store.list(&Filter::default(), &page).unwrap();
+    assert_eq!(listed.iter().map(|message| message.id.0).collect::<Vec<_>>(), [3, 2]);
+
+    // The server is back. One replays, nobody else does.
+    let (me, rival) = (Owner::this_process("agent"), Owner::this_process("replay"));
+    let lease = store.acquire(&me, MINUTE).unwrap();
+    assert!(matches!(store.acquire(&rival, MINUTE), Err(StoreError::LeaseHeld { owner }) if owner == me));
+    store.renew(&lease, MINUTE).unwrap();
+    assert_eq!(store.condition().unwrap().lease, Some(me));
+    let lanes = store.lanes(&Filter::default(), NOW_MS).unwrap();
+    assert_eq!(lanes.iter().map(|work| (&work.lane, work.failed)).collect::<Vec<_>>(), [(&team, 5), (&other, 1)]);
+    assert!(lanes.iter().all(|work| work.due_at_ms <= NOW_MS && work.hold.is_none()));
+
+    // The early update comes right after its create, before what came after it.
+    let two = ClaimLimits { messages_max: 2, ..MANY };
+    let first = claim(store, &lease, &team, two);
+    assert_eq!(ids(&first), [2, 3]);
+    assert_eq!(first[0].request, about_trace(&team, "b", Effect::Create, 11).request, "byte for byte");
+    // Everything else is about a or b, which are in flight.
+    assert_eq!(ids(&claim(store, &lease, &team, MANY)), Vec::<i64>::new());
+    let work = &store.lanes(&Filter::default(), NOW_MS).unwrap()[0];
+    assert_eq!((work.failed, work.due_at_ms), (3, i64::MAX), "nothing is due before something is settled");
+    assert_eq!(store.waiting(&team).unwrap(), 5, "in flight is not on the server yet");
+
+    // b is delivered; a failed and has to wait: so does everything about a, and 5 about b may go.
+    let later = NOW_MS + 5_000;
+    store.settle(&lease, &[(MessageId(2), Outcome::Delivered), (MessageId(3), failed(later, true))]).unwrap();
+    assert_eq!(store.get(MessageId(2)).unwrap(), None);
+    assert_eq!(store.get(MessageId(3)).unwrap().unwrap().listed.attempts, 1);
+    assert_eq!(ids(&claim(store, &lease, &team, MANY)), [5]);
+    store.settle(&lease, &[(MessageId(5), Outcome::Delivered)]).unwrap();
+    assert_eq!(store.lanes(&Filter::default(), NOW_MS).unwrap()[0].due_at_ms, later);
+    let team_id = store.lanes(&Filter::default(), NOW_MS).unwrap()[0].id;
+    let claimed = store.claim(&lease, team_id, &Filter::default(), MANY, later).unwrap();
+    assert_eq!(ids(&claimed), [3, 1, 4]);
+
+    // The server refuses 1; 3 and 4 get no answer and nobody settles them. Bytes limit a claim, but never to nothing.
+    let long = "ö".repeat(4000);
+    store.settle(&lease, &[(MessageId(1), Outcome::Rejected { answer: answer(422, &long) })]).unwrap();
+    let kept = store.get(MessageId(1)).unwrap().unwrap();
+    assert_eq!(kept.listed.status, MessageStatus::Rejected);
+    assert_eq!(kept.listed.answer.unwrap().text.len(), LastAnswer::TEXT_BYTES_MAX);
+    assert_eq!(store.waiting(&team).unwrap(), 2, "a rejected message holds nothing back");
+    let rejected = store.backlog(&Filter::default()).unwrap();
+    assert_eq!(rejected.rejected_by_answer, [(Some(422), 1)]);
+    let small = ClaimLimits { messages_max: 10, bytes_max: 1 };
+    assert_eq!(ids(&claim(store, &lease, &other, small)), [6]);
+
+    // A lane is held.
+    let other_id = store.lanes(&Filter::default(), NOW_MS).unwrap().iter().find(|w| w.lane == other).map(|w| w.id);
+    assert_eq!(other_id, None, "it has nothing to claim");
+    store.settle(&lease, &[(MessageId(6), failed(0, false))]).unwrap();
+    let other_id = store.lanes(&Filter::default(), NOW_MS).unwrap()[0].id;
+    let hold = Hold { until_ms: NOW_MS + 1000, reason: "the key was refused".into(), probe: true };
+    store.hold(&lease, other_id, Some(&hold)).unwrap();
+    let work = store.lanes(&Filter::default(), NOW_MS).unwrap().remove(0);
+    assert_eq!((work.due_at_ms, work.hold.as_ref()), (NOW_MS + 1000, Some(&hold)));
+    // It ends, and is still known until a message got through.
+    let work = store.lanes(&Filter::default(), NOW_MS + 2000).unwrap().remove(0);
+    assert_eq!((work.due_at_ms, work.hold.as_ref()), (NOW_MS + 2000, Some(&hold)));
+    let probe = store.claim(&lease, other_id, &Filter::default(), MANY, NOW_MS + 2000).unwrap();
+    store.settle(&lease, &[(probe[0].id, Outcome::Delivered)]).unwrap();
+    store.register(&[about_trace(&other, "c", Effect::Create, 20)]).unwrap(); // 7
+    assert_eq!(store.lanes(&Filter::default(), NOW_MS + 2000).unwrap()[0].hold, None);
+
+    // We are replaced: what we still write is refused, and what we left in flight waits again.
+    store.release(&lease).unwrap();
+    store.release(&lease).unwrap();
+    assert_eq!(store.condition().unwrap().lease, None);
+    let rivals = store.acquire(&rival, MINUTE).unwrap();
+    assert!(rivals.epoch > lease.epoch);
+    for refused in [
+        store.renew(&lease, MINUTE),
+        store.hold(&lease, other_id, None),
+        store.settle(&lease, &[(MessageId(3), Outcome::Delivered)]),
+        store.claim(&lease, team_id, &Filter::default(), MANY, later).map(|_| ()),
+        store.return_in_flight(&lease).map(|_| ()),
+    ] {
+        assert!(matches!(refused, Err(StoreError::LeaseLost)), "{refused:?}");
+    }
+    store.release(&lease).unwrap();
+    assert!(store.condition().unwrap().lease.is_some(), "only its owner gives a lease back");
+
+    // Somebody purges while 3 and 4 are in flight and the rejected 1 lies there.
+    assert_eq!(store.purge(&updates, 10).unwrap().messages, 1);
+    assert_eq!(
+        store.purge(&Filter { statuses: vec![MessageStatus::Registered], ..Filter::default() }, 10).unwrap().messages,
+        0
+    );
+    assert_eq!(store.return_in_flight(&rivals).unwrap(), 2);
+    assert_eq!(store.return_in_flight(&rivals).unwrap(), 0);
+    assert_eq!(ids(&store.claim(&rivals, team_id, &Filter::default(), MANY, later).unwrap()), [3, 4]);
+    let refusals = [3, 4].map(|id| (MessageId(id), Outcome::Rejected { answer: answer(400, "no") }));
+    store.settle(&rivals, &refusals).unwrap();
+    assert_eq!(store.requeue(&Filter { ids: vec![MessageId(4)], ..Filter::default() }).unwrap(), 1);
+    assert_eq!(store.get(MessageId(4)).unwrap().unwrap().listed.attempts, 0);
+    assert_eq!(store.requeue(&Filter::default()).unwrap(), 1);
+    assert_eq!(store.requeue(&Filter::default()).unwrap(), 0);
+
+    // The rest goes, one step at a time.
+    assert_eq!(store.purge(&Filter::default(), 2).unwrap().messages, 2);
+    assert_eq!(store.purge(&Filter::default(), 2).unwrap().messages, 1);
+    assert_eq!(store.purge(&Filter::default(), 2).unwrap(), Default::default());
+    assert_eq!(store.backlog(&Filter::default()).unwrap(), Default::default());
+    store.compact().unwrap();
+    assert_eq!(store.register(&[about_trace(&team, "d", Effect::Create, 30)]).unwrap(), [MessageId(8)], "ids are new");
+
+    // Who is here, and what happened last.
+    let agent =
+        AgentRecord { pid: std::process::id(), listen: "127.0.0.1:1".into(), upstream: "u".into(), started_at_ms: 1 };
+    store.announce(Some(&agent)).unwrap();
+    store.announce(Some(&agent)).unwrap();
+    let record = ReplayRecord {
+        role: "agent".into(),
+        started_at_ms: 1,
+        ended_at_ms: 2,
+        delivered: 3,
+        rejected: 1,
+        remaining: 0,
+    };
+    store.note_replay(&record).unwrap();
+    let condition = store.condition().unwrap();
+    assert_eq!((condition.agents, condition.last_replay), (vec![agent], Some(record)));
+    store.announce(None).unwrap();
+    assert_eq!(store.condition().unwrap().agents, []);
+}

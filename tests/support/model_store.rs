@@ -1,0 +1,508 @@
+//! The store's promises in memory, written to be obviously right: the oracle for the engines, and a fast double for tests
+//! of whoever uses a store. It keeps everything in one list and looks through all of it for every answer.
+
+use std::collections::BTreeMap;
+use std::sync::{Mutex, MutexGuard};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use opik_offline::message::{Effect, EntityKey, Lane, Message, MessageId, MessageStatus, conflict};
+use opik_offline::store::{
+    AgentRecord, Backlog, BacklogGroup, ClaimLimits, Claimed, Condition, Filter, Hold, LaneId, LaneWork, LastAnswer,
+    Lease, Listed, Outcome, Owner, Page, Purged, ReplayRecord, Store, StoreError, StoredMessage,
+};
+
+const HOUR_MS: i64 = 60 * 60 * 1000;
+
+/// Messages in memory.
+#[derive(Default)]
+pub struct ModelStore {
+    state: Mutex<State>,
+}
+
+#[derive(Default)]
+struct State {
+    next_id: i64,
+    messages: Vec<Record>,
+    lanes: Vec<(Lane, Option<(Hold, bool)>)>,
+    lease: Option<(Lease, Instant)>,
+    epoch: i64,
+    agents: Vec<AgentRecord>,
+    last_replay: Option<ReplayRecord>,
+}
+
+#[derive(Clone)]
+struct Record {
+    id: i64,
+    position: i64,
+    lane: LaneId,
+    status: MessageStatus,
+    message: Message,
+    attempts: u32,
+    next_attempt_at_ms: i64,
+    epoch: i64,
+    answer: Option<LastAnswer>,
+}
+
+impl Record {
+    fn is_waiting(&self) -> bool {
+        self.status == MessageStatus::Failed
+    }
+
+    fn still_has_to_go(&self) -> bool {
+        self.status != MessageStatus::Rejected
+    }
+
+    fn does(&self, effect: Effect, entity: &EntityKey) -> bool {
+        self.message.touches.iter().any(|touch| touch.effect == effect && touch.key == *entity)
+    }
+
+    fn changes_only_one_entity(&self) -> bool {
+        self.message.touches.iter().filter(|touch| touch.effect != Effect::Refer).count() == 1
+    }
+
+    fn due_at_ms(&self, now_ms: i64) -> i64 {
+        if self.next_attempt_at_ms - now_ms > HOUR_MS { now_ms } else { self.next_attempt_at_ms }
+    }
+
+    fn is_selected(&self, filter: &Filter) -> bool {
+        fn any<T: PartialEq>(wanted: &[T], is: &T) -> bool {
+            wanted.is_empty() || wanted.contains(is)
+        }
+        any(&filter.statuses, &self.status)
+            && any(&filter.types, &self.message.message_type)
+            && any(&filter.workspaces, &self.message.lane.workspace_name().to_owned())
+            && (filter.projects.is_empty()
+                || self.message.project.as_ref().is_some_and(|project| filter.projects.contains(project)))
+            && any(&filter.ids, &MessageId(self.id))
+            && (filter.entities.is_empty()
+                || self.message.touches.iter().any(|touch| filter.entities.contains(&touch.key)))
+            && filter.accepted_before_ms.is_none_or(|before| self.message.accepted_at_ms < before)
+    }
+
+    fn listed(&self) -> Listed {
+        Listed {
+            id: MessageId(self.id),
+            status: self.status,
+            message_type: self.message.message_type,
+            lane: self.message.lane.clone(),
+            project: self.message.project.clone(),
+            method: self.message.request.method.clone(),
+            path: self.message.request.path.clone(),
+            items: self.message.items,
+            body_bytes: self.message.request.body.bytes.len() as u64,
+            accepted_at_ms: self.message.accepted_at_ms,
+            attempts: self.attempts,
+            next_attempt_at_ms: self.next_attempt_at_ms,
+            answer: self.answer.clone(),
+        }
+    }
+}
+
+impl State {
+    fn lane(&mut self, lane: &Lane) -> LaneId {
+        let place = self.lanes.iter().position(|(known, _)| known == lane).unwrap_or_else(|| {
+            self.lanes.push((lane.clone(), None));
+            self.lanes.len() - 1
+        });
+        LaneId(place as i64 + 1)
+    }
+
+    fn move_early_updates(&mut self, create: &Record) {
+        for touch in create.message.touches.iter().filter(|touch| touch.effect == Effect::Create) {
+            let here = |record: &&Record| record.lane == create.lane && record.id != create.id;
+            let first_create = self
+                .messages
+                .iter()
+                .filter(here)
+                .filter(|record| record.still_has_to_go() && record.does(Effect::Create, &touch.key))
+                .map(|record| record.position)
+                .min()
+                .unwrap_or(i64::MAX);
+            let early: Vec<i64> = self
+                .messages
+                .iter()
+                .filter(here)
+                .filter(|record| record.is_waiting() && record.does(Effect::Update, &touch.key))
+                .filter(|record| record.position < first_create)
+                .map(|record| record.id)
+                .collect();
+            let is_early = |record: &Record| early.contains(&record.id);
+            if self.messages.iter().filter(|record| is_early(record)).all(Record::changes_only_one_entity) {
+                for record in self.messages.iter_mut().filter(|record| early.contains(&record.id)) {
+                    record.position = create.position + 1;
+                }
+            }
+        }
+    }
+
+    /// The lane's failed messages that the filter selects, in delivery order, each with whether it may be claimed.
+    fn queue(&self, lane: LaneId, filter: &Filter, now_ms: i64) -> Vec<(Record, Result<(), Option<i64>>)> {
+        let here = |record: &&Record| record.lane == lane;
+        let mut left: Vec<Record> = self
+            .messages
+            .iter()
+            .filter(here)
+            .filter(|record| record.status == MessageStatus::Registered)
+            .cloned()
+            .collect();
+        let mut waiting: Vec<Record> = self
+            .messages
+            .iter()
+            .filter(here)
+            .filter(|record| record.is_waiting() && record.is_selected(filter))
+            .cloned()
+            .collect();
+        waiting.sort_by_key(|record| (record.position, record.id));
+        waiting
+            .into_iter()
+            .map(|record| {
+                let blocked = left.iter().any(|earlier| conflict(&earlier.message.touches, &record.message.touches));
+                let due_at_ms = record.due_at_ms(now_ms);
+                let verdict = match (blocked, due_at_ms <= now_ms) {
+                    (false, true) => Ok(()),
+                    (true, _) => Err(None),
+                    (false, false) => Err(Some(due_at_ms)),
+                };
+                if verdict.is_err() {
+                    left.push(record.clone());
+                }
+                (record, verdict)
+            })
+            .collect()
+    }
+
+    fn hold_of(&self, lane: LaneId, now_ms: i64) -> Option<Hold> {
+        let (hold, passed) = self.lanes[lane.0 as usize - 1].1.clone()?;
+        let until_ms = if hold.until_ms - now_ms > 24 * HOUR_MS { now_ms } else { hold.until_ms };
+        (until_ms > now_ms || !passed).then_some(Hold { until_ms, ..hold })
+    }
+
+    fn verify(&self, lease: &Lease) -> Result<(), StoreError> {
+        match &self.lease {
+            Some((current, _)) if current == lease => Ok(()),
+            _ => Err(StoreError::LeaseLost),
+        }
+    }
+
+    fn holder(&self) -> Option<Owner> {
+        self.lease.as_ref().filter(|(_, until)| Instant::now() < *until).map(|(lease, _)| lease.owner.clone())
+    }
+}
+
+impl ModelStore {
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().expect("no test goes on after a panic in here")
+    }
+}
+
+impl Store for ModelStore {
+    fn register(&self, messages: &[Message]) -> Result<Vec<MessageId>, StoreError> {
+        let mut state = self.state();
+        let mut ids = Vec::new();
+        for message in messages {
+            state.next_id += 1;
+            let id = state.next_id;
+            let record = Record {
+                id,
+                position: 2 * id,
+                lane: state.lane(&message.lane),
+                status: MessageStatus::Failed,
+                message: message.clone(),
+                attempts: 0,
+                next_attempt_at_ms: 0,
+                epoch: 0,
+                answer: None,
+            };
+            state.move_early_updates(&record);
+            state.messages.push(record);
+            ids.push(MessageId(id));
+        }
+        Ok(ids)
+    }
+
+    fn waiting(&self, lane: &Lane) -> Result<u64, StoreError> {
+        let state = self.state();
+        Ok(state.messages.iter().filter(|r| r.message.lane == *lane && r.still_has_to_go()).count() as u64)
+    }
+
+    fn acquire(&self, owner: &Owner, time_to_live: Duration) -> Result<Lease, StoreError> {
+        let mut state = self.state();
+        if let Some(holder) = state.holder().filter(|holder| holder != owner) {
+            return Err(StoreError::LeaseHeld { owner: holder });
+        }
+        state.epoch += 1;
+        let lease = Lease { owner: owner.clone(), epoch: state.epoch };
+        state.lease = Some((lease.clone(), Instant::now() + time_to_live));
+        Ok(lease)
+    }
+
+    fn renew(&self, lease: &Lease, time_to_live: Duration) -> Result<(), StoreError> {
+        let mut state = self.state();
+        state.verify(lease)?;
+        state.lease = Some((lease.clone(), Instant::now() + time_to_live));
+        Ok(())
+    }
+
+    fn release(&self, lease: &Lease) -> Result<(), StoreError> {
+        let mut state = self.state();
+        if state.verify(lease).is_ok() {
+            state.lease = None;
+        }
+        Ok(())
+    }
+
+    fn return_in_flight(&self, lease: &Lease) -> Result<u64, StoreError> {
+        let mut state = self.state();
+        state.verify(lease)?;
+        let mut returned = 0;
+        for record in &mut state.messages {
+            if record.status == MessageStatus::Registered && record.epoch < lease.epoch {
+                record.status = MessageStatus::Failed;
+                returned += 1;
+            }
+        }
+        Ok(returned)
+    }
+
+    fn lanes(&self, filter: &Filter, now_ms: i64) -> Result<Vec<LaneWork>, StoreError> {
+        let state = self.state();
+        let mut work = Vec::new();
+        for (place, (lane, _)) in state.lanes.iter().enumerate() {
+            let id = LaneId(place as i64 + 1);
+            let queue = state.queue(id, filter, now_ms);
+            let Some((first, _)) = queue.first() else { continue };
+            let due_at_ms = if queue.iter().any(|(_, verdict)| verdict.is_ok()) {
+                now_ms
+            } else {
+                queue.iter().filter_map(|(_, verdict)| verdict.err().flatten()).min().unwrap_or(i64::MAX)
+            };
+            let hold = state.hold_of(id, now_ms);
+            let due_at_ms = due_at_ms.max(hold.as_ref().map_or(i64::MIN, |hold| hold.until_ms));
+            work.push((first.id, LaneWork { id, lane: lane.clone(), failed: queue.len() as u64, due_at_ms, hold }));
+        }
+        work.sort_by_key(|(first, _)| *first);
+        Ok(work.into_iter().map(|(_, lane_work)| lane_work).collect())
+    }
+
+    fn hold(&self, lease: &Lease, lane: LaneId, hold: Option<&Hold>) -> Result<(), StoreError> {
+        let mut state = self.state();
+        state.verify(lease)?;
+        if let Some((_, held)) = state.lanes.get_mut(lane.0 as usize - 1) {
+            *held = hold.map(|hold| (hold.clone(), false));
+        }
+        Ok(())
+    }
+
+    fn claim(
+        &self,
+        lease: &Lease,
+        lane: LaneId,
+        filter: &Filter,
+        limits: ClaimLimits,
+        now_ms: i64,
+    ) -> Result<Vec<Claimed>, StoreError> {
+        let mut state = self.state();
+        state.verify(lease)?;
+        let mut bytes = 0;
+        let mut claimed: Vec<Claimed> = Vec::new();
+        for (record, verdict) in state.queue(lane, filter, now_ms) {
+            if verdict.is_err() {
+                continue;
+            }
+            bytes += record.message.request.body.bytes.len() as u64;
+            if claimed.len() >= limits.messages_max || (bytes > limits.bytes_max && !claimed.is_empty()) {
+                break;
+            }
+            claimed.push(Claimed {
+                id: MessageId(record.id),
+                message_type: record.message.message_type,
+                request: record.message.request,
+                touches: record.message.touches,
+                items: record.message.items,
+                attempts: record.attempts,
+            });
+        }
+        for record in &mut state.messages {
+            if claimed.iter().any(|message| message.id.0 == record.id) {
+                record.status = MessageStatus::Registered;
+                record.epoch = lease.epoch;
+            }
+        }
+        Ok(claimed)
+    }
+
+    fn settle(&self, lease: &Lease, outcomes: &[(MessageId, Outcome)]) -> Result<(), StoreError> {
+        let mut state = self.state();
+        state.verify(lease)?;
+        for (id, outcome) in outcomes {
+            let in_flight =
+                |r: &Record| r.id == id.0 && r.status == MessageStatus::Registered && r.epoch == lease.epoch;
+            let Some(place) = state.messages.iter().position(in_flight) else { continue };
+            let keep = |answer: &LastAnswer| Some(LastAnswer { text: answer.text_kept().to_owned(), ..answer.clone() });
+            match outcome {
+                Outcome::Delivered => {
+                    let lane = state.messages.remove(place).lane;
+                    if let Some((_, passed)) = &mut state.lanes[lane.0 as usize - 1].1 {
+                        *passed = true;
+                    }
+                }
+                Outcome::Failed { next_attempt_at_ms, counts, answer } => {
+                    let record = &mut state.messages[place];
+                    record.status = MessageStatus::Failed;
+                    record.next_attempt_at_ms = *next_attempt_at_ms;
+                    record.attempts += u32::from(*counts);
+                    record.answer = answer.as_ref().map_or(record.answer.take(), keep);
+                }
+                Outcome::Rejected { answer } => {
+                    let record = &mut state.messages[place];
+                    record.status = MessageStatus::Rejected;
+                    record.next_attempt_at_ms = 0;
+                    record.attempts += 1;
+                    record.answer = keep(answer);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn backlog(&self, filter: &Filter) -> Result<Backlog, StoreError> {
+        let state = self.state();
+        let selected: Vec<&Record> = state.messages.iter().filter(|record| record.is_selected(filter)).collect();
+        let mut groups = BTreeMap::new();
+        let mut answers: BTreeMap<Option<u16>, u64> = BTreeMap::new();
+        // Per lane the first message that waits, and every message in flight.
+        let mut oldest: Vec<i64> = Vec::new();
+        let mut first: BTreeMap<LaneId, (i64, i64, i64)> = BTreeMap::new();
+        for record in &selected {
+            let listed = record.listed();
+            let place = MessageStatus::STORED.iter().position(|status| *status == record.status);
+            let key = (place, listed.message_type, listed.lane.workspace_name().to_owned());
+            let group = groups.entry(key).or_insert_with(|| BacklogGroup {
+                status: record.status,
+                message_type: listed.message_type,
+                workspace: listed.lane.workspace_name().to_owned(),
+                messages: 0,
+                items: 0,
+                body_bytes: 0,
+            });
+            group.messages += 1;
+            group.items += u64::from(listed.items);
+            group.body_bytes += listed.body_bytes;
+            match record.status {
+                MessageStatus::Rejected => {
+                    *answers.entry(record.answer.as_ref().and_then(|answer| answer.status)).or_default() += 1;
+                }
+                MessageStatus::Registered => oldest.push(listed.accepted_at_ms),
+                MessageStatus::Failed | MessageStatus::Delivered => {
+                    let at = (record.position, record.id, listed.accepted_at_ms);
+                    let earliest = first.entry(record.lane).or_insert(at);
+                    *earliest = at.min(*earliest);
+                }
+            }
+        }
+        oldest.extend(first.values().map(|(_, _, accepted_at_ms)| *accepted_at_ms));
+        let mut rejected_by_answer: Vec<_> = answers.into_iter().collect();
+        rejected_by_answer.sort_by_key(|(answer, messages)| (std::cmp::Reverse(*messages), *answer));
+        Ok(Backlog {
+            groups: groups.into_values().collect(),
+            oldest_accepted_at_ms: oldest.into_iter().min(),
+            rejected_by_answer,
+        })
+    }
+
+    fn list(&self, filter: &Filter, page: &Page) -> Result<Vec<Listed>, StoreError> {
+        let state = self.state();
+        let mut listed: Vec<Listed> =
+            state.messages.iter().filter(|record| record.is_selected(filter)).map(Record::listed).collect();
+        if page.newest_first {
+            listed.reverse();
+        }
+        listed.retain(|message| match page.after {
+            Some(after) if page.newest_first => message.id < after,
+            Some(after) => message.id > after,
+            None => true,
+        });
+        listed.truncate(page.limit);
+        Ok(listed)
+    }
+
+    fn get(&self, id: MessageId) -> Result<Option<StoredMessage>, StoreError> {
+        let state = self.state();
+        Ok(state.messages.iter().find(|record| record.id == id.0).map(|record| StoredMessage {
+            listed: record.listed(),
+            request: record.message.request.clone(),
+            touches: record.message.touches.clone(),
+        }))
+    }
+
+    fn purge(&self, filter: &Filter, limit: usize) -> Result<Purged, StoreError> {
+        let mut state = self.state();
+        let nobody_replays = state.holder().is_none();
+        let mut purged = Purged::default();
+        state.messages.retain(|record| {
+            let spared = record.status == MessageStatus::Registered && !nobody_replays;
+            if spared || !record.is_selected(filter) || purged.messages as usize >= limit {
+                return true;
+            }
+            let listed = record.listed();
+            purged.messages += 1;
+            purged.items += u64::from(listed.items);
+            purged.body_bytes += listed.body_bytes;
+            false
+        });
+        Ok(purged)
+    }
+
+    fn requeue(&self, filter: &Filter) -> Result<u64, StoreError> {
+        let mut state = self.state();
+        let mut requeued = 0;
+        for record in &mut state.messages {
+            if record.status == MessageStatus::Rejected && record.is_selected(filter) {
+                record.status = MessageStatus::Failed;
+                record.attempts = 0;
+                record.next_attempt_at_ms = 0;
+                requeued += 1;
+            }
+        }
+        Ok(requeued)
+    }
+
+    fn check(&self) -> Result<Vec<String>, StoreError> {
+        Ok(Vec::new())
+    }
+
+    fn compact(&self) -> Result<u64, StoreError> {
+        Ok(0)
+    }
+
+    fn condition(&self) -> Result<Condition, StoreError> {
+        let now_ms = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as i64);
+        let state = self.state();
+        let holds = (1..=state.lanes.len() as i64).map(LaneId);
+        Ok(Condition {
+            lease: state.holder(),
+            agents: state.agents.clone(),
+            last_replay: state.last_replay.clone(),
+            held: holds
+                .filter_map(|id| {
+                    let hold = state.hold_of(id, now_ms).filter(|hold| hold.until_ms > now_ms)?;
+                    Some((state.lanes[id.0 as usize - 1].0.clone(), hold))
+                })
+                .collect(),
+            ..Condition::default()
+        })
+    }
+
+    fn announce(&self, agent: Option<&AgentRecord>) -> Result<(), StoreError> {
+        let mut state = self.state();
+        let pid = agent.map_or(std::process::id(), |agent| agent.pid);
+        state.agents.retain(|known| known.pid != pid && agent.is_none_or(|agent| agent.listen != known.listen));
+        state.agents.extend(agent.cloned());
+        Ok(())
+    }
+
+    fn note_replay(&self, record: &ReplayRecord) -> Result<(), StoreError> {
+        self.state().last_replay = Some(record.clone());
+        Ok(())
+    }
+}
