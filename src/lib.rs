@@ -1,4 +1,53 @@
-//! Store-and-forward agent for Opik.
+//! Keep Opik traces through an outage: a store-and-forward agent for every Opik client.
+//!
+//! # The life of a message
+//!
+//! ```text
+//! client ─▶ intake ─┬─ forward ─▶ upstream ─▶ verdict ─▶ the server's own answer
+//!                   └─ register ─▶ store (committed) ─▶ acknowledged
+//! monitor ─ ping ─▶ upstream            restored ─▶ replay
+//! replay: lease ─▶ claim from store ─▶ coalesce ─▶ upstream ─▶ verdict ─▶ settle in store
+//! ```
+//!
+//! An application takes the agent for its Opik server. [`intake`] reads a write whole, [`protocol`] says what it is about,
+//! and [`delivery`] decides: forwarded at once while the server is there and nothing of the same lane waits, otherwise
+//! registered in the [`store`] and acknowledged after the commit. [`monitor`] pings the server; when it is back,
+//! [`replay`] takes the lease, claims what waits in the order in which it was accepted, sends it through [`upstream`],
+//! and deletes each message once the server confirmed it.
+//!
+//! Nothing acknowledged is ever only in memory: between any two steps either the client still has it (no answer yet), or
+//! the disk has it, or the server has it.
+//!
+//! # The rooms
+//!
+//! | room | what it is for |
+//! | --- | --- |
+//! | [`message`] | pure words of the domain |
+//! | [`protocol`] | pure facts about Opik's HTTP interface |
+//! | [`delivery`] | pure policy: admission, verdicts, coalescing, backoff, pacing |
+//! | [`store`] | bytes that survive, behind one trait |
+//! | [`upstream`] | the only connections to the server |
+//! | [`monitor`] | is the server there? |
+//! | [`replay`] | what is stored reaches the server |
+//! | [`intake`] | the HTTP interface for clients; the only asynchronous room |
+//! | [`agent`] | builds and starts all of it, and stops it in order |
+//! | [`config`] | every setting once, with its source |
+//! | [`telemetry`] | logs and metrics |
+//! | [`cli`] | the command line |
+//! | [`shutdown`] | one value that tells every loop to stop |
+//!
+//! Who may import whom is checked by `tests/tidy.rs`; CONTRIBUTING.md says why.
 
+pub mod agent;
+pub mod cli;
 pub mod config;
+pub mod delivery;
+pub mod intake;
+pub mod message;
+pub mod monitor;
+pub mod protocol;
+pub mod replay;
+pub mod shutdown;
+pub mod store;
 pub mod telemetry;
+pub mod upstream;

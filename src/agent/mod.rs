@@ -29,7 +29,6 @@ use tracing::{error, info, warn};
 use crate::intake::{Intake, IntakeLimits};
 use crate::monitor::connection::Connection;
 use crate::monitor::{self, MonitorSettings};
-use crate::replay::report::ReplayCounts;
 use crate::replay::{ReplayManager, ReplaySettings, now_ms};
 use crate::shutdown::Shutdown;
 use crate::store::committer::Committer;
@@ -170,7 +169,6 @@ impl Agent {
         let metrics = Arc::new(Metrics::default());
         let connection = Arc::new(Connection::new(settings.monitor));
         let committer = Arc::new(Committer::start(slot.clone()).map_err(system)?);
-        let counts = ReplayCounts::default();
         let replay_shutdown = Shutdown::new();
         let monitor_shutdown = Shutdown::new();
         let intake = Intake {
@@ -189,7 +187,7 @@ impl Agent {
             connection: &connection,
             settings: settings.replay.clone(),
             tick_interval: settings.replay_tick_interval,
-            counts: &counts,
+            metrics: &metrics,
             shutdown: &replay_shutdown,
         };
         std::thread::scope(|scope| {

@@ -101,7 +101,7 @@ const BODY_READ_TIMEOUT: Duration = Duration::from_secs(60);
 pub fn run(common: &Common, args: &AgentArgs) -> Result<(), Failure> {
     let config = configuration(&args.flags(common.flags()))?;
     super::selection::refuse_jsonl(common.format)?;
-    let _logging = common.start_logging(&config, None)?;
+    common.start_logging(&config, None)?;
     let agent = Agent::bind(settings(&config))?;
     let shutdown = Shutdown::new();
     stop_on_signals(&shutdown)?;

@@ -118,25 +118,34 @@ impl From<AgentError> for Failure {
             AgentError::UpstreamIsSelf { .. } => Self::new(
                 Exit::Usage,
                 error.to_string(),
-                Some("name the real Opik server with --upstream or OPIK_OFFLINE_UPSTREAM; OPIK_URL_OVERRIDE may stay as it is for the application"),
+                Some(
+                    "name the real Opik server with --upstream or OPIK_OFFLINE_UPSTREAM; OPIK_URL_OVERRIDE may stay as it is for the application",
+                ),
             ),
-            AgentError::System { .. } => {
-                Self::new(Exit::Failure, error.to_string(), Some("check this user's limits on processes and open files"))
-            }
+            AgentError::System { .. } => Self::new(
+                Exit::Failure,
+                error.to_string(),
+                Some("check this user's limits on processes and open files"),
+            ),
         }
     }
 }
 
 impl From<SendFailure> for Failure {
     fn from(error: SendFailure) -> Self {
-        let hint = "check that the Opik server runs and that --upstream names it; `opik-offline healthcheck` looks closer";
+        let hint =
+            "check that the Opik server runs and that --upstream names it; `opik-offline healthcheck` looks closer";
         Self::new(Exit::Unreachable, error.to_string(), Some(hint))
     }
 }
 
 impl From<LogError> for Failure {
     fn from(error: LogError) -> Self {
-        Self::new(Exit::Usage, error.to_string(), Some("set OPIK_LOGGING_FILE to a file that can be written, or unset it"))
+        Self::new(
+            Exit::Usage,
+            error.to_string(),
+            Some("set OPIK_LOGGING_FILE to a file that can be written, or unset it"),
+        )
     }
 }
 

@@ -107,7 +107,11 @@ pub fn run(common: &Common, args: &HealthcheckArgs) -> Result<(), Failure> {
             schema_version: 1,
             healthy: worst.is_none(),
             version: env!("CARGO_PKG_VERSION"),
-            files: config.files.iter().map(|file| File { path: file.path.display().to_string(), exists: file.is_present }).collect(),
+            files: config
+                .files
+                .iter()
+                .map(|file| File { path: file.path.display().to_string(), exists: file.is_present })
+                .collect(),
             settings: settings(&config),
             checks,
         };
@@ -144,7 +148,11 @@ fn checks(config: &Config, upstream: &Upstream) -> Vec<Check> {
             false
         }
     };
-    checks.push(if is_there { access(config, upstream) } else { Check::note("access", "not checked without a server") });
+    checks.push(if is_there {
+        access(config, upstream)
+    } else {
+        Check::note("access", "not checked without a server")
+    });
     checks.push(store(config));
     checks.push(agent(config));
     checks
@@ -171,8 +179,12 @@ fn access(config: &Config, upstream: &Upstream) -> Check {
     let credential = config.api_key.value.as_ref().map(|key| Credential::new(key.expose()));
     let lane = Lane { workspace: Some(workspace.clone()), credential };
     match upstream.check_access(&lane, config.connection_monitor_check_timeout.value) {
-        Ok(answer) if (200..300).contains(&answer.status) => Check::good("access", format!("workspace {workspace} is open to this key")),
-        Ok(answer) if answer.status == 404 => Check::note("access", "the server has no access check; local servers need none"),
+        Ok(answer) if (200..300).contains(&answer.status) => {
+            Check::good("access", format!("workspace {workspace} is open to this key"))
+        }
+        Ok(answer) if answer.status == 404 => {
+            Check::note("access", "the server has no access check; local servers need none")
+        }
         Ok(answer) if (401..=403).contains(&answer.status) => {
             let text = format!("the server answers {} for workspace {workspace}", answer.status);
             Check::bad("access", Exit::NotAuthorised, text, "check OPIK_API_KEY and OPIK_WORKSPACE")
@@ -196,7 +208,8 @@ fn store(config: &Config) -> Check {
         Err(StoreError::Missing { .. }) => Check::note("store", format!("{path}: nothing was stored yet")),
         Err(error) => Check::failed("store", error.into()),
         Ok((problems, condition)) if problems.is_empty() => {
-            let free = condition.disk_free_bytes.map_or(String::new(), |free| format!(", {} free on its disk", size(free)));
+            let free =
+                condition.disk_free_bytes.map_or(String::new(), |free| format!(", {} free on its disk", size(free)));
             Check::good("store", format!("{path}: sound, {}{free}", size(condition.file_bytes)))
         }
         Ok((problems, _)) => {

@@ -123,7 +123,9 @@ fn show(renderer: &Renderer, store: Option<&dyn Store>, id: MessageId, config: &
         return Err(Failure::new(
             Exit::Failure,
             format!("there is no message {id} in {path}"),
-            Some("it was delivered or purged, or it is in another store (--db); `opik-offline inspect` lists what is there"),
+            Some(
+                "it was delivered or purged, or it is in another store (--db); `opik-offline inspect` lists what is there",
+            ),
         ));
     };
     Ok(renderer.result(&whole(message), |renderer, whole| whole_text(renderer, whole))?)
@@ -162,7 +164,10 @@ fn list(renderer: &Renderer, store: Option<&dyn Store>, args: &InspectArgs) -> R
             match (shown, selected) {
                 (0, _) => writeln!(stdout, "no message is stored that is selected")?,
                 (shown, selected) if shown < selected => {
-                    writeln!(stdout, "{shown} of {selected} messages; more with --limit, others with --newest or filters")?;
+                    writeln!(
+                        stdout,
+                        "{shown} of {selected} messages; more with --limit, others with --newest or filters"
+                    )?;
                 }
                 _ => {}
             }
@@ -214,8 +219,18 @@ fn line(listed: Listed) -> Line {
 }
 
 fn lines_text(renderer: &Renderer, lines: &[Line]) -> String {
-    let mut table =
-        renderer.table(&[">id", "status", "type", "workspace", "project", ">items", ">size", "accepted", ">attempts", "last answer"]);
+    let mut table = renderer.table(&[
+        ">id",
+        "status",
+        "type",
+        "workspace",
+        "project",
+        ">items",
+        ">size",
+        "accepted",
+        ">attempts",
+        "last answer",
+    ]);
     for line in lines {
         table.add_row([
             line.id.to_string(),
@@ -236,8 +251,7 @@ fn lines_text(renderer: &Renderer, lines: &[Line]) -> String {
 /// The beginning of an answer, in one line.
 fn answer_text(answer: &Answer) -> String {
     const CHARACTERS_MAX: usize = 60;
-    let text: String =
-        answer.text.chars().map(|c| if c.is_control() { ' ' } else { c }).take(CHARACTERS_MAX).collect();
+    let text: String = answer.text.chars().map(|c| if c.is_control() { ' ' } else { c }).take(CHARACTERS_MAX).collect();
     match answer.status {
         Some(status) => format!("{status} {text}").trim_end().to_owned(),
         None => text,

@@ -16,12 +16,13 @@ mod selection;
 mod status;
 
 use std::ffi::OsString;
+use std::io::IsTerminal;
 use std::process::ExitCode;
 use std::sync::Arc;
 
 use clap::{Args, CommandFactory, Parser, Subcommand};
 
-use crate::config::{Config, Flags, LogLevel, ProcessEnvironment};
+use crate::config::{Config, Flags, LogLevel, ProcessEnvironment, is_no_color_set};
 use crate::shutdown::Shutdown;
 use crate::store::{self, Limits, OpenMode, Store, StoreError};
 use crate::telemetry::log;
@@ -138,11 +139,16 @@ impl Common {
     }
 
     fn renderer(&self) -> Renderer {
-        Renderer::new(self.format, self.no_color || std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty()))
+        Renderer::new(self.format, self.is_colored(&std::io::stdout()))
+    }
+
+    /// Says whether a stream gets colours: a terminal that was not asked to do without (<https://no-color.org>).
+    fn is_colored(&self, stream: &impl IsTerminal) -> bool {
+        !self.no_color && !is_no_color_set(&ProcessEnvironment) && stream.is_terminal()
     }
 
     /// Starts logging, at what was asked for on the command line before what is configured.
-    fn start_logging(&self, config: &Config, default_level: Option<LogLevel>) -> Result<log::Guard, Failure> {
+    fn start_logging(&self, config: &Config, default_level: Option<LogLevel>) -> Result<(), Failure> {
         let configured = &config.console_logging_level;
         let level = match default_level {
             _ if self.verbose => LogLevel::Debug,
@@ -150,7 +156,7 @@ impl Common {
             Some(level) if !configured.is_set() => level,
             _ => configured.value,
         };
-        log::init(&translate::log_settings(config, level)).map_err(Failure::from)
+        log::init(&translate::log_settings(config, level, self.is_colored(&std::io::stderr()))).map_err(Failure::from)
     }
 }
 
@@ -224,13 +230,26 @@ mod translate {
         }
     }
 
-    pub(super) fn log_settings(config: &Config, level: LogLevel) -> log::LogSettings {
+    fn log_level(level: LogLevel) -> log::Level {
+        match level {
+            LogLevel::Debug => log::Level::Debug,
+            LogLevel::Info => log::Level::Info,
+            LogLevel::Warning => log::Level::Warning,
+            LogLevel::Error => log::Level::Error,
+            LogLevel::Critical => log::Level::Critical,
+        }
+    }
+
+    pub(super) fn log_settings(config: &Config, level: LogLevel, color: bool) -> log::LogSettings {
         log::LogSettings {
-            console_level: level,
-            file_level: config.file_logging_level.value,
+            console_level: log_level(level),
+            file_level: config.file_logging_level.value.map(log_level),
             file_path: config.logging_file.value.clone(),
-            format: config.log_format.value,
-            color: config.log_format.value == LogFormat::Text,
+            format: match config.log_format.value {
+                LogFormat::Text => log::Format::Text,
+                LogFormat::Json => log::Format::Json,
+            },
+            color,
         }
     }
 }

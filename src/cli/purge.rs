@@ -57,7 +57,8 @@ pub fn run(common: &Common, args: &PurgeArgs) -> Result<(), Failure> {
     let renderer = common.renderer();
     let filter = args.selection.filter(now_ms());
     let Some(store) = existing_store(&config)? else {
-        let nothing = Report { schema_version: 1, dry_run: args.dry_run, messages: 0, items: 0, body_bytes: 0, file_bytes: None };
+        let nothing =
+            Report { schema_version: 1, dry_run: args.dry_run, messages: 0, items: 0, body_bytes: 0, file_bytes: None };
         return Ok(renderer.result(&nothing, |_, _| "nothing is stored\n".to_owned())?);
     };
     let selected = store.backlog(&filter)?;
@@ -78,7 +79,8 @@ pub fn run(common: &Common, args: &PurgeArgs) -> Result<(), Failure> {
     let purged = purge_all(store.as_ref(), &filter)?;
     let file_bytes = store.compact()?;
     let Purged { messages, items, body_bytes } = purged;
-    let report = Report { schema_version: 1, dry_run: false, messages, items, body_bytes, file_bytes: Some(file_bytes) };
+    let report =
+        Report { schema_version: 1, dry_run: false, messages, items, body_bytes, file_bytes: Some(file_bytes) };
     Ok(renderer.result(&report, |_, report| {
         let kept = match would.messages.saturating_sub(report.messages) {
             0 => String::new(),

@@ -30,9 +30,9 @@ pub struct Renderer {
 }
 
 impl Renderer {
-    /// Returns a renderer; colours only on a terminal that wants them.
-    pub fn new(format: Format, no_color: bool) -> Self {
-        Self { format, color: !no_color && io::stdout().is_terminal() }
+    /// Returns a renderer.
+    pub fn new(format: Format, color: bool) -> Self {
+        Self { format, color }
     }
 
     /// Returns the format in use.
@@ -60,7 +60,7 @@ impl Renderer {
     /// Returns an empty table with these column heads; a head that begins with `>` is of a column of numbers.
     pub fn table(&self, heads: &[&str]) -> Table {
         let mut table = Table::new();
-        table.load_preset(presets::NOTHING).set_content_arrangement(ContentArrangement::Dynamic);
+        table.load_style(presets::NOTHING).set_content_arrangement(ContentArrangement::Dynamic);
         if !io::stdout().is_terminal() {
             // Piped output is for grep and cut: a row stays a line, however long.
             table.set_content_arrangement(ContentArrangement::Disabled);
@@ -164,7 +164,10 @@ mod tests {
     fn figures_are_written_as_people_read_them() {
         assert_eq!(time(1_700_000_000_999), "2023-11-14T22:13:20Z");
         assert_eq!([size(0), size(1023), size(1536), size(10 << 30)], ["0 B", "1023 B", "1.5 KiB", "10.0 GiB"]);
-        assert_eq!([count(0, "message"), count(1, "message"), count(2, "message")], ["0 messages", "1 message", "2 messages"]);
+        assert_eq!(
+            [count(0, "message"), count(1, "message"), count(2, "message")],
+            ["0 messages", "1 message", "2 messages"]
+        );
         let short = |seconds| short_duration(Duration::from_secs(seconds));
         assert_eq!([short(0), short(59), short(61), short(3600), short(90_061)], ["0s", "59s", "1m1s", "1h", "1d1h"]);
     }

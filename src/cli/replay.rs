@@ -14,10 +14,11 @@ use crate::config::{Flags, LogLevel};
 use crate::message::MessageStatus;
 use crate::monitor::MonitorSettings;
 use crate::monitor::connection::Connection;
-use crate::replay::report::{ReplayCounts, rate_and_eta};
+use crate::replay::report::rate_and_eta;
 use crate::replay::{DrainEnd, Replay, ReplaySettings, now_ms};
 use crate::shutdown::Shutdown;
 use crate::store::{Filter, Owner, Store, StoreError};
+use crate::telemetry::metrics::Metrics;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -84,7 +85,7 @@ pub fn run(common: &Common, args: &ReplayArgs) -> Result<(), Failure> {
         ..common.flags()
     };
     let config = configuration(&flags)?;
-    let _logging = common.start_logging(&config, Some(LogLevel::Error))?;
+    common.start_logging(&config, Some(LogLevel::Error))?;
     let renderer = common.renderer();
     let mut progress = Progress::new(common.quiet);
     let Some(store) = existing_store(&config)? else {
@@ -105,7 +106,11 @@ pub fn run(common: &Common, args: &ReplayArgs) -> Result<(), Failure> {
     let pong = upstream.ping(monitor.check_timeout)?;
     if pong.status != 200 {
         let message = format!("the Opik server {} answers its ping with {}", upstream.base_url(), pong.status);
-        return Err(Failure::new(Exit::Unreachable, message, Some("check that --upstream names the API, such as http://127.0.0.1:5173/api")));
+        return Err(Failure::new(
+            Exit::Unreachable,
+            message,
+            Some("check that --upstream names the API, such as http://127.0.0.1:5173/api"),
+        ));
     }
     let connection = Connection::new(monitor);
     connection.pinged(true, None, Instant::now());
@@ -124,7 +129,7 @@ pub fn run(common: &Common, args: &ReplayArgs) -> Result<(), Failure> {
         retry_interval: config.retry_interval.value,
         attempts_max: config.max_attempts.value,
     };
-    let counts = ReplayCounts::default();
+    let metrics = Metrics::default();
     let started = Instant::now();
     progress.start(args.limit.map_or(waiting, |limit| limit.min(waiting)));
     let end = {
@@ -133,17 +138,17 @@ pub fn run(common: &Common, args: &ReplayArgs) -> Result<(), Failure> {
             upstream: &upstream,
             connection: &connection,
             settings: &settings,
-            counts: &counts,
+            metrics: &metrics,
             shutdown: &shutdown,
         };
         let drained = Shutdown::new();
         std::thread::scope(|scope| {
             let shown = &progress;
             scope.spawn({
-                let (drained, counts) = (drained.clone(), &counts);
+                let (drained, metrics) = (drained.clone(), &metrics);
                 move || {
                     while !drained.sleep(Duration::from_millis(100)) {
-                        shown.at(counts.delivered() + counts.rejected(), waiting);
+                        shown.at(metrics.messages_delivered.get() + metrics.messages_rejected.get(), waiting);
                     }
                 }
             });
@@ -158,10 +163,10 @@ pub fn run(common: &Common, args: &ReplayArgs) -> Result<(), Failure> {
     let report = Report {
         schema_version: 1,
         dry_run: false,
-        delivered: counts.delivered(),
-        rejected: counts.rejected(),
+        delivered: metrics.messages_delivered.get(),
+        rejected: metrics.messages_rejected.get(),
         remaining,
-        requests: counts.requests(),
+        requests: metrics.replay_requests.get(),
         seconds: started.elapsed().as_secs_f64(),
         reasons: reasons(&end, store.as_ref(), &connection)?,
     };

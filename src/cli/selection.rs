@@ -59,9 +59,9 @@ impl Selection {
             projects: self.project.clone(),
             ids: self.ids.iter().copied().map(MessageId).collect(),
             entities: self.trace.iter().map(|id| EntityKey::new(EntityKind::Trace, id)).collect(),
-            accepted_before_ms: self.older_than.map(|age| {
-                now_ms.saturating_sub(i64::try_from(age.as_millis()).unwrap_or(i64::MAX))
-            }),
+            accepted_before_ms: self
+                .older_than
+                .map(|age| now_ms.saturating_sub(i64::try_from(age.as_millis()).unwrap_or(i64::MAX))),
         }
     }
 }

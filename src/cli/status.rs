@@ -210,11 +210,15 @@ fn gather(config: &Config, upstream: &Upstream) -> (Report, Option<StoreError>) 
         backlog: waiting(config, &backlog, now),
         rejected: rejected(&backlog),
         store: store_report(config, condition.as_ref(), problem.as_ref()),
-        held: condition.iter().flat_map(|condition| &condition.held).map(|(lane, hold)| Held {
-            workspace: lane.workspace_name().to_owned(),
-            reason: hold.reason.clone(),
-            until: time(hold.until_ms),
-        }).collect(),
+        held: condition
+            .iter()
+            .flat_map(|condition| &condition.held)
+            .map(|(lane, hold)| Held {
+                workspace: lane.workspace_name().to_owned(),
+                reason: hold.reason.clone(),
+                until: time(hold.until_ms),
+            })
+            .collect(),
         last_replay: condition.and_then(|condition| condition.last_replay).map(|record| LastReplay {
             by: record.role,
             started_at: time(record.started_at_ms),
@@ -233,12 +237,10 @@ fn ask_agent(config: &Config, records: &[AgentRecord]) -> (Agent, Option<serde_j
     let known = records.iter().map(|record| record.listen.clone());
     for listen in known.chain([configured]) {
         let base_url = format!("http://{listen}");
-        let settings = crate::upstream::UpstreamSettings {
-            base_url,
-            proxy: None,
-            ..translate::upstream_settings(config)
-        };
-        let Some(answer) = Upstream::new(&settings).ok().and_then(|agent| agent.read("-/ready", AGENT_TIMEOUT).ok()) else {
+        let settings =
+            crate::upstream::UpstreamSettings { base_url, proxy: None, ..translate::upstream_settings(config) };
+        let Some(answer) = Upstream::new(&settings).ok().and_then(|agent| agent.read("-/ready", AGENT_TIMEOUT).ok())
+        else {
             continue;
         };
         let Ok(ready) = serde_json::from_str::<serde_json::Value>(&answer.text) else { continue };
@@ -362,44 +364,59 @@ fn people(renderer: &Renderer, report: &Report) -> String {
         row("", reason.clone());
     }
     let agent = &report.agent;
-    row("agent", match (agent.running, &agent.listen, agent.pid, agent.uptime_seconds) {
-        (true, Some(listen), Some(pid), Some(uptime)) => {
-            format!("running on {listen} for {} (pid {pid})", short_duration(Duration::from_secs(uptime)))
-        }
-        (true, ..) => "running".to_owned(),
-        (false, ..) => "not running".to_owned(),
-    });
+    row(
+        "agent",
+        match (agent.running, &agent.listen, agent.pid, agent.uptime_seconds) {
+            (true, Some(listen), Some(pid), Some(uptime)) => {
+                format!("running on {listen} for {} (pid {pid})", short_duration(Duration::from_secs(uptime)))
+            }
+            (true, ..) => "running".to_owned(),
+            (false, ..) => "not running".to_owned(),
+        },
+    );
     if let Some(problem) = &agent.store_problem {
         row("", format!("it only passes writes on: {problem}"));
     }
     let store = &report.store;
-    row("store", match (store.state, store.file_bytes) {
-        ("none", _) => format!("{} (nothing was stored yet)", store.path),
-        (_, Some(bytes)) => match store.size_max_bytes {
-            Some(max) => format!("{}, {} of at most {}", store.path, size(bytes), size(max)),
-            None => format!("{}, {}", store.path, size(bytes)),
+    row(
+        "store",
+        match (store.state, store.file_bytes) {
+            ("none", _) => format!("{} (nothing was stored yet)", store.path),
+            (_, Some(bytes)) => match store.size_max_bytes {
+                Some(max) => format!("{}, {} of at most {}", store.path, size(bytes), size(max)),
+                None => format!("{}, {}", store.path, size(bytes)),
+            },
+            _ => format!("{} cannot be used", store.path),
         },
-        _ => format!("{} cannot be used", store.path),
-    });
+    );
     let backlog = &report.backlog;
-    row("waiting", match (backlog.messages, &backlog.oldest_age_seconds) {
-        (0, _) => "nothing: all that was accepted is delivered".to_owned(),
-        (messages, oldest) => format!(
-            "{} with {} ({}), the oldest for {}; replay takes at most {} of pauses",
-            count(messages, "message"),
-            count(backlog.items, "item"),
-            size(backlog.body_bytes),
-            short_duration(Duration::from_secs(oldest.unwrap_or(0))),
-            short_duration(Duration::try_from_secs_f64(backlog.eta_seconds_max.ceil()).unwrap_or_default()),
-        ),
-    });
+    row(
+        "waiting",
+        match (backlog.messages, &backlog.oldest_age_seconds) {
+            (0, _) => "nothing: all that was accepted is delivered".to_owned(),
+            (messages, oldest) => format!(
+                "{} with {} ({}), the oldest for {}; replay takes at most {} of pauses",
+                count(messages, "message"),
+                count(backlog.items, "item"),
+                size(backlog.body_bytes),
+                short_duration(Duration::from_secs(oldest.unwrap_or(0))),
+                short_duration(Duration::try_from_secs_f64(backlog.eta_seconds_max.ceil()).unwrap_or_default()),
+            ),
+        },
+    );
     if report.rejected.messages > 0 {
         let answers = report.rejected.by_answer.iter().map(|by| match by.status {
             Some(status) => format!("{} x {status}", by.messages),
             None => format!("{} x no answer", by.messages),
         });
         let answers = answers.collect::<Vec<_>>().join(", ");
-        row("rejected", format!("{} ({answers}): see `opik-offline inspect --rejected`", count(report.rejected.messages, "message")));
+        row(
+            "rejected",
+            format!(
+                "{} ({answers}): see `opik-offline inspect --rejected`",
+                count(report.rejected.messages, "message")
+            ),
+        );
     }
     if store.dropped_messages > 0 {
         row("dropped", format!("{} because the store was full", count(store.dropped_messages, "message")));
@@ -411,7 +428,13 @@ fn people(renderer: &Renderer, report: &Report) -> String {
         row("replaying", replaying.clone());
     }
     if let Some(last) = &report.last_replay {
-        row("last replay", format!("{}: {} delivered, {} rejected, {} remaining", last.ended_at, last.delivered, last.rejected, last.remaining));
+        row(
+            "last replay",
+            format!(
+                "{}: {} delivered, {} rejected, {} remaining",
+                last.ended_at, last.delivered, last.rejected, last.remaining
+            ),
+        );
     }
     if !backlog.groups.is_empty() {
         let mut table = renderer.table(&["status", "type", "workspace", ">messages", ">items", ">size"]);

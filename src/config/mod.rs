@@ -43,6 +43,11 @@ pub use sources::{ConfigFile, Environment, ProcessEnvironment, Source, Sourced};
 pub use units::ByteSize;
 pub use value::{LogFormat, LogLevel, WhenFull};
 
+/// Says whether the user wants no colours anywhere: `NO_COLOR` is set and not empty (<https://no-color.org>).
+pub fn is_no_color_set(environment: &dyn Environment) -> bool {
+    environment.variable("NO_COLOR").is_some_and(|value| !value.is_empty())
+}
+
 impl Config {
     /// Resolves every setting through the five layers.
     ///

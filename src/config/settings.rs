@@ -16,7 +16,7 @@ use super::secret::Secret;
 use super::server_url::{self, ServerUrl};
 use super::sources::{ConfigFile, Layers, Raw, Source, Sourced};
 use super::units::ByteSize;
-use super::value::{Limit, LogFormat, LogLevel, Value, WhenFull, any, at_least, if_set, within};
+use super::value::{Limit, LogFormat, LogLevel, Value, WhenFull, any, at_least, within};
 
 /// What is known of a setting without resolving it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -165,7 +165,7 @@ settings! {
     insecure_listen: bool = "false", "OPIK_OFFLINE_INSECURE_LISTEN", "--insecure-listen", ConfigYaml, plain(any);
 
     /// Token that a client has to send
-    intake_token: Option<Secret> = "none", "OPIK_OFFLINE_INTAKE_TOKEN", "--intake-token", ConfigYaml, plain(any);
+    intake_token: Option<Secret> = "none", "OPIK_OFFLINE_INTAKE_TOKEN", ConfigYaml, plain(any);
 
     /// Address that the agent listens on
     listen: SocketAddr = "127.0.0.1:6745", "OPIK_OFFLINE_LISTEN", "--listen", ConfigYaml, plain(any);
@@ -175,10 +175,6 @@ settings! {
 
     /// Log file, written when `file_logging_level` is set
     logging_file: PathBuf = "opik.log", "OPIK_LOGGING_FILE", OpikConfig, plain(any);
-
-    /// Age at which a stored message is given up
-    max_age: Option<Duration> = "none", "OPIK_OFFLINE_MAX_AGE", "--max-age", ConfigYaml,
-        plain(if_set(at_least(MILLISECOND)));
 
     /// Sends of a message that the server answered with an error of its own, before it is rejected
     max_attempts: u32 = "10", "OPIK_OFFLINE_MAX_ATTEMPTS", "--max-attempts", ConfigYaml, plain(within(1, 1_000_000));

@@ -131,7 +131,7 @@ fn without_any_layer_every_setting_has_its_documented_default() {
 fn each_layer_wins_over_those_below() {
     let environment = FakeEnvironment::new()
         .with_opik_config("workspace = from-file\nreplay_batch_size = 7\nreplay_tick_interval = 2")
-        .with_config_yaml("max_attempts: 3\nlisten: :7000\nmax_age: 7d\n")
+        .with_config_yaml("max_attempts: 3\nlisten: :7000\nretry_interval: 20s\n")
         .with("OPIK_WORKSPACE", "from-environment")
         .with("OPIK_REPLAY_BATCH_SIZE", "8")
         .with("OPIK_OFFLINE_LISTEN", "localhost:7001");
@@ -148,7 +148,7 @@ fn each_layer_wins_over_those_below() {
     assert_eq!(source(&config, "replay_tick_interval"), "~/.opik.config");
     assert_eq!(config.max_attempts.value, 3);
     assert_eq!(source(&config, "max_attempts"), "~/.config/opik-offline/config.yaml");
-    assert_eq!(config.max_age.value, Some(Duration::from_secs(604_800)));
+    assert_eq!(config.retry_interval.value, Duration::from_secs(20));
     assert_eq!(source(&config, "when_full"), "default");
     assert!(config.files.iter().all(|file| file.is_present));
 }
@@ -283,7 +283,7 @@ fn a_file_that_cannot_be_read_is_named_with_the_line() {
         (".opik.config", "[opik]\na=1\na=2\n", "cannot read ~/.opik.config, line 3: key a is in section [opik] twice"),
         (
             ".config/opik-offline/config.yaml",
-            "max_age: 7d\nlisten: [\n",
+            "retry_interval: 7s\nlisten: [\n",
             "cannot read ~/.config/opik-offline/config.yaml, line ",
         ),
         (
@@ -336,10 +336,9 @@ fn no_secret_is_printed_anywhere() {
     assert!(printed.contains("sk-l...(24 chars)"));
     assert_eq!(config.api_key.value.expect("set").expose(), api_key);
 
-    let flags = Flags { intake_token: Some("token-\n-with-a-break-inside".into()), ..Flags::default() };
-    assert_eq!(format!("{flags:?}"), "[\"--intake-token\"]");
-    let (message, _) = FakeEnvironment::new().error(&flags);
-    assert!(message.starts_with("intake_token: cannot use \"toke...(27 chars)\" from flag"), "{message}");
+    let broken = FakeEnvironment::new().with("OPIK_OFFLINE_INTAKE_TOKEN", "token-\n-with-a-break-inside");
+    let (message, _) = broken.error(&Flags::default());
+    assert!(message.starts_with("intake_token: cannot use \"toke...(27 chars)\" from environment"), "{message}");
 
     let flags = Flags { upstream: Some("http://me:hunter2@opik/".into()), ..Flags::default() };
     let (message, _) = FakeEnvironment::new().error(&flags);

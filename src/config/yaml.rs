@@ -67,7 +67,7 @@ mod tests {
 
     #[test]
     fn every_kind_of_scalar_becomes_its_text() {
-        let text = "listen: 127.0.0.1:6745\nmax_size: 10GiB\nmax_attempts: 7\nretry_interval: 0.5\ninsecure_listen: true\nmax_age:\n";
+        let text = "listen: 127.0.0.1:6745\nmax_size: 10GiB\nmax_attempts: 7\nretry_interval: 0.5\ninsecure_listen: true\nshutdown_timeout:\n";
         let values = read_mapping(text).expect("valid");
         let values: Vec<_> = values.iter().map(|(key, value)| (key.as_str(), value.as_str())).collect();
         let expected = [
@@ -90,7 +90,7 @@ mod tests {
     #[test]
     fn what_is_no_flat_mapping_is_refused_with_its_line() {
         let cases = [
-            ("max_age: 7d\nlisten: [", true, "did not find"),
+            ("retry_interval: 7s\nlisten: [", true, "did not find"),
             ("- listen\n", false, "key: value"),
             ("just words", false, "key: value"),
             ("db: a\ndb: b\n", false, "duplicate entry"),

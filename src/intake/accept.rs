@@ -94,7 +94,8 @@ async fn read_body(
         return Err(too_large());
     }
     let mut memory: Option<OwnedSemaphorePermit> = None;
-    let mut read = BytesMut::with_capacity(announced.and_then(|bytes| usize::try_from(bytes).ok()).unwrap_or(0).min(64 * 1024));
+    let mut read =
+        BytesMut::with_capacity(announced.and_then(|bytes| usize::try_from(bytes).ok()).unwrap_or(0).min(64 * 1024));
     let mut body = std::pin::pin!(body);
     loop {
         let frame = match tokio::time::timeout(shared.limits.body_read_timeout, body.frame()).await {
@@ -197,7 +198,7 @@ impl Write {
                 Forwarded::Answered(answer) => answer,
                 Forwarded::Keep { fallback: Some(answer) } => answer,
                 Forwarded::Keep { fallback: None } => {
-                    shared.metrics.requests_refused.add(1);
+                    shared.metrics.intake_refused.add(1);
                     forward::own_answer(unavailable(
                         "the Opik server cannot be reached, and opik-offline cannot store this write",
                         shared.retry_after(),
@@ -274,14 +275,13 @@ impl Write {
                 forward::own_answer(acknowledgement)
             }
             Ok(Err(error)) => {
-                shared.metrics.requests_refused.add(1);
+                shared.metrics.intake_refused.add(1);
                 fallback.unwrap_or_else(|| forward::own_answer(not_stored(&error)))
             }
             Err(_) => {
                 warn!(target: "intake", "the committer stopped before it answered");
-                fallback.unwrap_or_else(|| {
-                    forward::own_answer(unavailable("opik-offline is stopping", STORE_RETRY_AFTER))
-                })
+                fallback
+                    .unwrap_or_else(|| forward::own_answer(unavailable("opik-offline is stopping", STORE_RETRY_AFTER)))
             }
         }
     }

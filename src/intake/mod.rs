@@ -265,7 +265,7 @@ async fn answer(shared: Arc<Shared>, request: http::Request<Incoming>) -> Client
                 }
                 Err(failure) => {
                     debug!(target: "intake", "passing through failed: {failure}");
-                    shared.metrics.requests_refused.add(1);
+                    shared.metrics.intake_refused.add(1);
                     let text = "the Opik server cannot be reached, and this request needs its answer";
                     forward::own_answer(unavailable(text, shared.retry_after()))
                 }

@@ -102,14 +102,16 @@ fn connection_word(availability: Availability) -> &'static str {
 
 fn metrics(shared: &Shared) -> String {
     let available = shared.connection.availability() == Availability::Available;
-    shared.metrics.connection_available.set(u64::from(available));
-    let usable = shared.slot.get().and_then(|store| store.backlog(&Filter::default()).map_err(Into::into));
-    shared.metrics.store_usable.set(u64::from(usable.is_ok()));
-    if let Ok(backlog) = usable {
-        shared.metrics.backlog_messages.set(backlog.waiting());
-        shared.metrics.rejected_messages.set(backlog.rejected());
-        let oldest = backlog.oldest_accepted_at_ms.map_or(0, |oldest| now_ms().saturating_sub(oldest) / 1000);
-        shared.metrics.backlog_oldest_age_seconds.set(u64::try_from(oldest).unwrap_or(0));
+    shared.metrics.connection_available.set(if available { 1.0 } else { 0.0 });
+    let read = shared.slot.get().and_then(|store| Ok((store.backlog(&Filter::default())?, store.condition()?)));
+    shared.metrics.store_usable.set(if read.is_ok() { 1.0 } else { 0.0 });
+    if let Ok((backlog, condition)) = read {
+        shared.metrics.backlog_messages.set(backlog.waiting() as f64);
+        shared.metrics.rejected_messages.set(backlog.rejected() as f64);
+        let oldest_age_ms = backlog.oldest_accepted_at_ms.map_or(0, |oldest| now_ms().saturating_sub(oldest).max(0));
+        shared.metrics.backlog_oldest_age_seconds.set(oldest_age_ms as f64 / 1000.0);
+        shared.metrics.store_size_bytes.set(condition.file_bytes as f64);
+        shared.metrics.store_dropped_messages.set(condition.dropped as f64);
     }
     shared.metrics.render()
 }

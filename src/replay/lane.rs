@@ -76,13 +76,7 @@ impl LaneWorker<'_> {
         let limits = ClaimLimits { messages_max: wanted, bytes_max: CLAIM_BYTES_MAX };
         let claimed = match wanted {
             0 => Vec::new(),
-            _ => replay.store.claim(
-                &self.keeper.lease,
-                self.work.id,
-                &replay.settings.filter,
-                limits,
-                now_ms(),
-            )?,
+            _ => replay.store.claim(&self.keeper.lease, self.work.id, &replay.settings.filter, limits, now_ms())?,
         };
         self.budget.give_back(wanted - claimed.len());
         if claimed.is_empty() {
@@ -90,7 +84,15 @@ impl LaneWorker<'_> {
         }
 
         let count = claimed.len();
-        let mut batch = Batch { worker: self, is_probe, outcomes: Vec::new(), retries: Vec::new(), delivered: 0, falters: 0, halt: None };
+        let mut batch = Batch {
+            worker: self,
+            is_probe,
+            outcomes: Vec::new(),
+            retries: Vec::new(),
+            delivered: 0,
+            falters: 0,
+            halt: None,
+        };
         batch.send_all(claimed)?;
         batch.count_retries()?;
         let (outcomes, delivered, halt) = (batch.outcomes, batch.delivered, batch.halt);
@@ -121,8 +123,8 @@ impl LaneWorker<'_> {
 
     fn count(&self, outcomes: &[(MessageId, Outcome)]) {
         let of = |wanted: fn(&Outcome) -> bool| outcomes.iter().filter(|(_, outcome)| wanted(outcome)).count() as u64;
-        self.replay.counts.add_delivered(of(|outcome| matches!(outcome, Outcome::Delivered)));
-        self.replay.counts.add_rejected(of(|outcome| matches!(outcome, Outcome::Rejected { .. })));
+        self.replay.metrics.messages_delivered.add(of(|outcome| matches!(outcome, Outcome::Delivered)));
+        self.replay.metrics.messages_rejected.add(of(|outcome| matches!(outcome, Outcome::Rejected { .. })));
     }
 }
 
@@ -152,7 +154,7 @@ impl Batch<'_, '_> {
                 continue;
             }
             let replay = self.worker.replay;
-            replay.counts.add_request();
+            replay.metrics.replay_requests.add(1);
             let result = replay.upstream.send(&self.worker.work.lane, &shipment.request());
             let verdict = replaying(shipment.message_type(), result.as_ref());
             debug!(target: "replay_manager", messages = shipment.len(), ?verdict, "sent");
@@ -184,7 +186,8 @@ impl Batch<'_, '_> {
                         }
                         Err(single) => {
                             let answer = last_answer(&result);
-                            self.retries.extend(single.messages().map(|message| (message.clone(), answer.clone(), asked)));
+                            self.retries
+                                .extend(single.messages().map(|message| (message.clone(), answer.clone(), asked)));
                         }
                     }
                 }
@@ -239,7 +242,11 @@ impl Batch<'_, '_> {
             "{}: held for {} s, nothing is dropped: {reason}", self.worker.work.lane, time.as_secs_f64()
         );
         let until_ms = now_ms().saturating_add(i64::try_from(time.as_millis()).unwrap_or(i64::MAX));
-        self.worker.replay.store.hold(&self.worker.keeper.lease, self.worker.work.id, Some(&Hold { until_ms, reason, probe }))?;
+        self.worker.replay.store.hold(
+            &self.worker.keeper.lease,
+            self.worker.work.id,
+            Some(&Hold { until_ms, reason, probe }),
+        )?;
         self.halt = Some(Halt::Held);
         Ok(())
     }
@@ -304,7 +311,12 @@ fn reason(result: &Result<Answer, SendFailure>) -> String {
 /// The beginning of an answer as one line of a message.
 fn first_line(text: &str) -> String {
     const CHARACTERS_MAX: usize = 200;
-    text.chars().map(|c| if c.is_control() { ' ' } else { c }).take(CHARACTERS_MAX).collect::<String>().trim().to_owned()
+    text.chars()
+        .map(|c| if c.is_control() { ' ' } else { c })
+        .take(CHARACTERS_MAX)
+        .collect::<String>()
+        .trim()
+        .to_owned()
 }
 
 /// Returns a number in 0.0 to 1.0 that differs between messages and processes.

@@ -32,9 +32,9 @@ use crate::monitor::connection::Connection;
 use crate::shutdown::Shutdown;
 use crate::store::slot::StoreSlot;
 use crate::store::{Filter, LaneId, Lease, Owner, ReplayRecord, Store, StoreError};
+use crate::telemetry::metrics::Metrics;
 use crate::upstream::Upstream;
 use lane::{LaneEnd, LaneWorker};
-use report::ReplayCounts;
 
 /// How many lanes are replayed side by side.
 pub const LANES_MAX: usize = 8;
@@ -93,7 +93,7 @@ pub struct Replay<'a> {
     /// How.
     pub settings: &'a ReplaySettings,
     /// Counts for whoever watches.
-    pub counts: &'a ReplayCounts,
+    pub metrics: &'a Metrics,
     /// Ends the round early.
     pub shutdown: &'a Shutdown,
 }
@@ -109,19 +109,24 @@ impl Replay<'_> {
     pub fn drain(&self, owner: &Owner) -> Result<DrainEnd, StoreError> {
         let keeper = LeaseKeeper::acquire(self.store, owner)?;
         let started_at_ms = now_ms();
-        let before = (self.counts.delivered(), self.counts.rejected());
+        let before = self.delivered_and_rejected();
         let result = self.store.return_in_flight(&keeper.lease).and_then(|returned| {
             if returned > 0 {
                 info!(target: "replay_manager", returned, "messages that were in flight are failed again");
             }
             self.replay_lanes(&keeper)
         });
-        let (delivered, rejected) = (self.counts.delivered() - before.0, self.counts.rejected() - before.1);
+        let after = self.delivered_and_rejected();
+        let (delivered, rejected) = (after.0 - before.0, after.1 - before.1);
         if delivered + rejected > 0 {
             self.note(owner, started_at_ms, delivered, rejected);
         }
         self.store.release(&keeper.lease)?;
         result
+    }
+
+    fn delivered_and_rejected(&self) -> (u64, u64) {
+        (self.metrics.messages_delivered.get(), self.metrics.messages_rejected.get())
     }
 
     fn note(&self, owner: &Owner, started_at_ms: i64, delivered: u64, rejected: u64) {
@@ -228,8 +233,8 @@ pub struct ReplayManager<'a> {
     pub settings: ReplaySettings,
     /// How often to look for work, `OPIK_REPLAY_TICK_INTERVAL`.
     pub tick_interval: Duration,
-    /// Counts for metrics.
-    pub counts: &'a ReplayCounts,
+    /// Counts for whoever watches.
+    pub metrics: &'a Metrics,
     /// Ends the loop.
     pub shutdown: &'a Shutdown,
 }
@@ -256,7 +261,7 @@ impl ReplayManager<'_> {
                     upstream: self.upstream,
                     connection: self.connection,
                     settings: &self.settings,
-                    counts: self.counts,
+                    metrics: self.metrics,
                     shutdown: self.shutdown,
                 }
                 .drain(&owner),

@@ -1,47 +1,6 @@
-//! How a replay goes: delivered, rejected, remaining, rate and time to go.
+//! Rate of a replay, and the time to go.
 
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
-
-/// Counts of one replay, shared between its lanes; read at any time by whoever shows progress.
-#[derive(Debug, Default)]
-pub struct ReplayCounts {
-    delivered: AtomicU64,
-    rejected: AtomicU64,
-    requests: AtomicU64,
-}
-
-impl ReplayCounts {
-    /// Counts messages that the server confirmed.
-    pub fn add_delivered(&self, messages: u64) {
-        self.delivered.fetch_add(messages, Ordering::Relaxed);
-    }
-
-    /// Counts messages that the server refused.
-    pub fn add_rejected(&self, messages: u64) {
-        self.rejected.fetch_add(messages, Ordering::Relaxed);
-    }
-
-    /// Counts one request.
-    pub fn add_request(&self) {
-        self.requests.fetch_add(1, Ordering::Relaxed);
-    }
-
-    /// Returns how many messages the server confirmed.
-    pub fn delivered(&self) -> u64 {
-        self.delivered.load(Ordering::Relaxed)
-    }
-
-    /// Returns how many messages the server refused.
-    pub fn rejected(&self) -> u64 {
-        self.rejected.load(Ordering::Relaxed)
-    }
-
-    /// Returns how many requests that took.
-    pub fn requests(&self) -> u64 {
-        self.requests.load(Ordering::Relaxed)
-    }
-}
 
 /// Returns messages per second since `started`, and how long `remaining` messages take at that rate.
 pub fn rate_and_eta(delivered: u64, remaining: u64, started: Instant, now: Instant) -> (f64, Option<Duration>) {

@@ -89,9 +89,7 @@ macro_rules! metrics {
 metrics! {
     messages_registered: Counter = "opik_offline_messages_registered_total", "Messages committed to the store";
     messages_delivered: Counter = "opik_offline_messages_delivered_total", "Stored messages that the Opik server confirmed";
-    messages_failed: Counter = "opik_offline_messages_failed_total", "Replay attempts of messages that will be tried again";
     messages_rejected: Counter = "opik_offline_messages_rejected_total", "Messages set aside, because the Opik server refused them";
-    messages_dropped: Counter = "opik_offline_messages_dropped_total", "Messages lost to the store's size or age limit";
     intake_refused: Counter = "opik_offline_intake_refused_total", "Writes answered with 503, because they could not be stored";
     requests_forwarded: Counter = "opik_offline_requests_forwarded_total", "Protected writes that the Opik server answered at once";
     requests_passed_through: Counter = "opik_offline_requests_passed_through_total", "Other requests streamed to the Opik server";
@@ -100,9 +98,9 @@ metrics! {
     rejected_messages: Gauge = "opik_offline_rejected_messages", "Rejected messages that are kept";
     backlog_oldest_age_seconds: Gauge = "opik_offline_backlog_oldest_age_seconds", "Age of the oldest message of the backlog";
     store_size_bytes: Gauge = "opik_offline_store_size_bytes", "Size of the store on disk";
+    store_dropped_messages: Gauge = "opik_offline_store_dropped_messages", "Messages that the store dropped when it was full, since it was made";
     store_usable: Gauge = "opik_offline_store_usable", "1 while messages can be stored, 0 while the agent is a plain proxy";
     connection_available: Gauge = "opik_offline_connection_available", "1 while the Opik server can be reached";
-    ping_duration_seconds: Gauge = "opik_offline_ping_duration_seconds", "How long the last ping took";
 }
 
 fn sample(text: &mut String, sample: &str, help: &str, kind: Kind, value: &str) {
@@ -122,7 +120,7 @@ mod tests {
         metrics.messages_registered.add(2);
         metrics.messages_registered.add(1);
         metrics.connection_available.set(1.0);
-        metrics.ping_duration_seconds.set(0.025);
+        metrics.backlog_oldest_age_seconds.set(0.025);
         let text = metrics.render();
         let expected = "# HELP opik_offline_messages_registered_total Messages committed to the store\n\
                         # TYPE opik_offline_messages_registered_total counter\n\
@@ -131,8 +129,8 @@ mod tests {
         assert!(
             text.contains("\n# TYPE opik_offline_connection_available gauge\nopik_offline_connection_available 1\n")
         );
-        assert!(text.contains("\nopik_offline_ping_duration_seconds 0.025\n"));
-        assert!(text.contains("\nopik_offline_messages_dropped_total 0\n"), "an untouched counter is there, as 0");
+        assert!(text.contains("\nopik_offline_backlog_oldest_age_seconds 0.025\n"));
+        assert!(text.contains("\nopik_offline_messages_rejected_total 0\n"), "an untouched counter is there, as 0");
         assert!(text.ends_with(concat!("opik_offline_build_info{version=\"", env!("CARGO_PKG_VERSION"), "\"} 1\n")));
     }
 
