@@ -1,0 +1,6 @@
+//! End-to-end tests: real processes and real HTTP on loopback.
+
+#[path = "../support/mod.rs"]
+mod support;
+
+mod fake_opik;
