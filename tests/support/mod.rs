@@ -10,6 +10,8 @@ pub mod fake_opik;
 pub mod http;
 pub mod json;
 pub mod ledger;
+pub mod sdk;
+pub mod tools;
 
 use std::time::{Duration, Instant};
 
