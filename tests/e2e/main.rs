@@ -4,4 +4,5 @@
 mod support;
 
 mod fake_opik;
+mod prism;
 mod sdk;

@@ -1,18 +1,16 @@
 //! The agent as a real process, in a home of its own.
 
-use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
-use std::sync::{Arc, Mutex};
 
 use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 
 use super::fake_opik::FakeOpik;
-use super::{PATIENCE, tempdir, wait_until};
+use super::process::{Output, Written, listening_port, run};
+use super::{PATIENCE, reserve_port, tempdir, wait_until};
 
 const BINARY: &str = env!("CARGO_BIN_EXE_opik-offline");
-const LISTENING: &str = "listening on http://";
 
 /// A home directory that no other test and no user shares, and the environment that goes with it.
 pub struct Home {
@@ -52,34 +50,6 @@ impl Home {
     }
 }
 
-pub struct Output {
-    pub status: ExitStatus,
-    pub stdout: String,
-    pub stderr: String,
-}
-
-impl Output {
-    pub fn code(&self) -> Option<i32> {
-        self.status.code()
-    }
-
-    #[track_caller]
-    pub fn json(&self) -> serde_json::Value {
-        serde_json::from_str(&self.stdout)
-            .unwrap_or_else(|why| panic!("{why} in {:?}, standard error {:?}", self.stdout, self.stderr))
-    }
-}
-
-/// Runs a command to its end.
-pub fn run(command: &mut Command) -> Output {
-    let output = command.output().unwrap_or_else(|why| panic!("cannot run {:?}: {why}", command.get_program()));
-    Output {
-        status: output.status,
-        stdout: String::from_utf8_lossy(&output.stdout).into_owned(),
-        stderr: String::from_utf8_lossy(&output.stderr).into_owned(),
-    }
-}
-
 /// How an agent is started.
 pub struct AgentBuilder {
     home: Home,
@@ -116,7 +86,7 @@ impl AgentBuilder {
     /// Starts the agent and waits until it listens.
     #[track_caller]
     pub fn start(self) -> Agent {
-        let mut agent = Agent { setup: self, child: None, stderr: Arc::default(), port: 0, reservation: None };
+        let mut agent = Agent { setup: self, child: None, stderr: Written::default(), port: 0, reservation: None };
         agent.launch();
         agent
     }
@@ -138,7 +108,7 @@ impl AgentBuilder {
 pub struct Agent {
     setup: AgentBuilder,
     child: Option<Child>,
-    stderr: Arc<Mutex<String>>,
+    stderr: Written,
     port: u16,
     /// Keeps the port ours while no agent listens on it.
     reservation: Option<tokio::net::TcpSocket>,
@@ -184,7 +154,7 @@ impl Agent {
 
     /// Returns what the agent has written to standard error so far, over all its starts.
     pub fn stderr(&self) -> String {
-        self.stderr.lock().expect("no thread panicked").clone()
+        self.stderr.text()
     }
 
     /// Runs a subcommand on this agent's store and server.
@@ -239,14 +209,11 @@ impl Agent {
     pub fn wait(&mut self) -> ExitStatus {
         let mut child = self.child.take().expect("the agent runs");
         let mut status = None;
-        let mut ended = || {
+        wait_until("the agent ends", PATIENCE, || {
             status = child.try_wait().expect("a child can be waited for");
             status.is_some()
-        };
-        let stderr = Arc::clone(&self.stderr);
-        let what = || format!("the agent ends; it wrote:\n{}", stderr.lock().expect("no thread panicked"));
-        wait_until(&what(), PATIENCE, &mut ended);
-        self.reserve();
+        });
+        self.reservation = reserve_port(self.port);
         status.expect("it has ended")
     }
 
@@ -258,40 +225,21 @@ impl Agent {
         self.launch();
     }
 
-    fn reserve(&mut self) {
-        let socket = tokio::net::TcpSocket::new_v4().expect("a socket can be made");
-        let address = format!("127.0.0.1:{}", self.port).parse().expect("an address");
-        let bound = socket.set_reuseaddr(true).and_then(|()| socket.bind(address));
-        self.reservation = bound.is_ok().then_some(socket);
-    }
-
     #[track_caller]
     fn launch(&mut self) {
         let mut command = self.setup.command(self.port);
         let mut child = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().expect("the agent can be started");
         let start = self.stderr().len();
-        let lines = BufReader::new(child.stderr.take().expect("it is piped")).lines();
-        let stderr = Arc::clone(&self.stderr);
-        std::thread::spawn(move || {
-            for line in lines.map_while(Result::ok) {
-                let mut all = stderr.lock().expect("no thread panicked");
-                all.push_str(&line);
-                all.push('\n');
-            }
-        });
+        self.stderr.follow(child.stderr.take().expect("it is piped"));
         self.child = Some(child);
-        let mut port = None;
         wait_until("the agent says where it listens", PATIENCE, || {
+            let running = self.is_running();
             let written = self.stderr();
-            port = listening_port(&written[start..]);
-            assert!(
-                port.is_some() || self.is_running(),
-                "the agent ended before it listened; it wrote:\n{}",
-                self.stderr()
-            );
+            let port = listening_port(&written[start..]);
+            assert!(port.is_some() || running, "the agent ended before it listened; it wrote:\n{written}");
+            self.port = port.unwrap_or(self.port);
             port.is_some()
         });
-        self.port = port.expect("it was found");
     }
 }
 
@@ -306,11 +254,4 @@ impl Drop for Agent {
             eprintln!("--- standard error of the agent ---\n{}---", self.stderr());
         }
     }
-}
-
-fn listening_port(stderr: &str) -> Option<u16> {
-    let rest = &stderr[stderr.find(LISTENING)? + LISTENING.len()..];
-    let address = rest.split(|c: char| c.is_whitespace() || c == '/' || c == '"').next()?;
-    // The line may not be written whole yet.
-    rest.contains('\n').then(|| address.rsplit(':').next()?.parse().ok())?
 }

@@ -8,7 +8,7 @@ use flate2::{Compression, write::GzEncoder};
 use serde_json::Value;
 
 use super::PATIENCE;
-use super::fake_opik::read_chunk;
+use super::fake_opik::wire::read_chunk;
 
 #[derive(Clone, Debug)]
 pub struct Request {

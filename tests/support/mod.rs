@@ -10,6 +10,8 @@ pub mod fake_opik;
 pub mod http;
 pub mod json;
 pub mod ledger;
+pub mod prism;
+pub mod process;
 pub mod sdk;
 pub mod tools;
 
@@ -40,4 +42,15 @@ pub fn tempdir() -> tempfile::TempDir {
 /// Returns a new version 7 UUID, as the SDKs make them.
 pub fn uuid7() -> String {
     uuid::Uuid::now_v7().to_string()
+}
+
+/// Keeps a loopback port, or a free one for 0, out of everybody's hands without listening on it.
+///
+/// Connections to it are refused, and whoever asks for this very port with `SO_REUSEADDR` can still listen on it.
+/// `None` when somebody listens there already.
+pub fn reserve_port(port: u16) -> Option<tokio::net::TcpSocket> {
+    let socket = tokio::net::TcpSocket::new_v4().ok()?;
+    socket.set_reuseaddr(true).ok()?;
+    socket.bind(([127, 0, 0, 1], port).into()).ok()?;
+    Some(socket)
 }

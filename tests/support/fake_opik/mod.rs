@@ -15,20 +15,21 @@ mod routes;
 mod script;
 mod server;
 pub mod state;
-mod wire;
+pub mod wire;
 
 use std::collections::{BTreeMap, HashMap};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::thread::JoinHandle;
 
+use super::reserve_port;
 use bytes::Bytes;
 use check::{Key, Kind, Write};
 use state::Entity;
 
 pub use log::{EarlyUpdate, Overlap, Received};
+pub use routes::decompressed;
 pub use script::{Answer, Then, When};
-pub use wire::read_chunk;
 
 /// What the server knows, by workspace.
 pub type State = BTreeMap<String, BTreeMap<Key, Entity>>;
@@ -108,9 +109,7 @@ impl Shared {
 impl FakeOpik {
     /// Starts a server on a free loopback port.
     pub fn start_new() -> Self {
-        let reservation = tokio::net::TcpSocket::new_v4().expect("a socket can be made");
-        reservation.set_reuseaddr(true).expect("a socket can share its address");
-        reservation.bind("127.0.0.1:0".parse().expect("an address")).expect("a loopback port is free");
+        let reservation = reserve_port(0).expect("a loopback port is free");
         let address = reservation.local_addr().expect("a bound socket has an address");
         let inner = Arc::new(Inner { shared: Mutex::default(), changed: Condvar::new() });
         let server = Self { inner, address, accepting: Mutex::default(), _reservation: reservation };

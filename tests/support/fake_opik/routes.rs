@@ -55,7 +55,7 @@ pub fn received(head: &Head, body: Bytes) -> Received {
 pub fn read(request: &mut Received) -> Reading {
     let endpoint = route(&request.path).and_then(|path| Endpoint::of(&request.method, path));
     let refused = |status, message| Reading::Refused { status, message };
-    let body = match inflate(request) {
+    let body = match decompressed(request.header("Content-Encoding"), &request.body) {
         Ok(body) => body,
         Err((status, message)) => return refused(status, message),
     };
@@ -74,21 +74,20 @@ pub fn read(request: &mut Received) -> Reading {
     }
 }
 
-fn inflate(request: &Received) -> Result<Bytes, (u16, String)> {
-    let body = match request.header("Content-Encoding") {
-        None | Some("identity" | "") => request.body.clone(),
-        Some("gzip") => {
-            let mut body = Vec::new();
-            let mut decoder = MultiGzDecoder::new(&request.body[..]).take(INFLATED_BYTES_MAX + 1);
-            decoder.read_to_end(&mut body).map_err(|why| (400, format!("broken gzip: {why}")))?;
-            Bytes::from(body)
-        }
+/// Returns a body without its compression, or the status and text with which the server refuses it.
+pub fn decompressed(encoding: Option<&str>, body: &[u8]) -> Result<Vec<u8>, (u16, String)> {
+    let mut plain = Vec::new();
+    let limit = INFLATED_BYTES_MAX + 1;
+    let read = match encoding {
+        None | Some("identity" | "") => body.take(limit).read_to_end(&mut plain),
+        Some("gzip") => MultiGzDecoder::new(body).take(limit).read_to_end(&mut plain),
         Some(other) => return Err((415, format!("unknown Content-Encoding {other:?}"))),
     };
-    if body.len() as u64 > INFLATED_BYTES_MAX {
+    read.map_err(|why| (400, format!("broken gzip: {why}")))?;
+    if plain.len() as u64 == limit {
         return Err((413, format!("the body has more than {INFLATED_BYTES_MAX} bytes")));
     }
-    Ok(body)
+    Ok(plain)
 }
 
 impl Shared {
