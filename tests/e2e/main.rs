@@ -6,3 +6,4 @@ mod support;
 mod fake_opik;
 mod prism;
 mod sdk;
+mod sdk_outage;

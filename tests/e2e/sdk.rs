@@ -4,7 +4,6 @@
 use crate::support::fake_opik::FakeOpik;
 use crate::support::fake_opik::check::Kind;
 use crate::support::sdk::SdkApp;
-use crate::support::{PATIENCE, wait_until};
 
 #[test]
 fn the_python_sdk_works_against_fake_opik() {
@@ -20,8 +19,7 @@ fn the_python_sdk_works_against_fake_opik() {
 
     assert_eq!((app.expected_count(Kind::Trace), app.expected_count(Kind::Span)), (11, 30));
     assert!(app.expected_count(Kind::Thread) > 0);
-    wait_until("everything is there", PATIENCE, || app.missing_on(&server).is_empty());
-    app.assert_all_on(&server);
+    app.wait_until_all_on(&server);
     server.assert_no_violations();
     server.assert_no_update_before_create();
     assert!(server.conflicts().is_empty(), "{:?}", server.conflicts());

@@ -230,10 +230,13 @@ impl Agent {
         let mut command = self.setup.command(self.port);
         let mut child = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().expect("the agent can be started");
         let start = self.stderr().len();
-        self.stderr.follow(child.stderr.take().expect("it is piped"));
+        let mut reading = Some(self.stderr.follow(child.stderr.take().expect("it is piped")));
         self.child = Some(child);
         wait_until("the agent says where it listens", PATIENCE, || {
             let running = self.is_running();
+            if let Some(reading) = reading.take_if(|_| !running) {
+                reading.join().expect("the reading thread did not panic");
+            }
             let written = self.stderr();
             let port = listening_port(&written[start..]);
             assert!(port.is_some() || running, "the agent ended before it listened; it wrote:\n{written}");

@@ -79,8 +79,8 @@ impl Prism {
         command.args(["mock", "--errors", "--host", "127.0.0.1", "--port", "0"]).arg(&spec);
         let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("prism can be started");
         let written = Written::default();
-        written.follow(child.stdout.take().expect("it is piped"));
-        written.follow(child.stderr.take().expect("it is piped"));
+        drop(written.follow(child.stdout.take().expect("it is piped")));
+        drop(written.follow(child.stderr.take().expect("it is piped")));
         let mut port = None;
         wait_until("prism listens", PATIENCE, || {
             let ended = child.try_wait().expect("a child can be waited for");

@@ -3,6 +3,7 @@
 use std::io::{BufRead, BufReader, Read};
 use std::process::{Command, ExitStatus};
 use std::sync::{Arc, Mutex};
+use std::thread::JoinHandle;
 
 const LISTENING: &str = "listening on http://";
 
@@ -41,7 +42,9 @@ pub struct Written(Arc<Mutex<String>>);
 
 impl Written {
     /// Adds everything that comes from here, line by line, until it ends.
-    pub fn follow(&self, from: impl Read + Send + 'static) {
+    ///
+    /// The returned thread ends when all has been read.
+    pub fn follow(&self, from: impl Read + Send + 'static) -> JoinHandle<()> {
         let all = Arc::clone(&self.0);
         std::thread::spawn(move || {
             for line in BufReader::new(from).lines().map_while(Result::ok) {
@@ -49,7 +52,7 @@ impl Written {
                 all.push_str(&line);
                 all.push('\n');
             }
-        });
+        })
     }
 
     pub fn text(&self) -> String {

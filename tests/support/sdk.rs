@@ -5,10 +5,11 @@ use std::io::{BufRead, BufReader, Write};
 use std::path::Path;
 use std::process::{Child, ChildStdin, Stdio};
 use std::sync::mpsc::{Receiver, channel};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
+use super::PATIENCE;
 use super::agent::Home;
 use super::fake_opik::FakeOpik;
 use super::fake_opik::check::{Fields, Key, Kind};
@@ -121,6 +122,16 @@ impl SdkApp {
             }
         }
         missing
+    }
+
+    /// Waits until the server knows all that the application sent, and says what is lost when that does not happen.
+    #[track_caller]
+    pub fn wait_until_all_on(&self, server: &FakeOpik) {
+        let deadline = Instant::now() + PATIENCE;
+        while !self.missing_on(server).is_empty() && Instant::now() < deadline {
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        self.assert_all_on(server);
     }
 
     /// Checks that the server knows all that the application sent, and no trace or span besides.
