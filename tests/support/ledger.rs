@@ -7,7 +7,7 @@
 use std::collections::BTreeMap;
 use std::sync::Mutex;
 
-use super::fake_opik::check::{Change, Endpoint, Fields, Key, Write};
+use super::fake_opik::check::{Change, Fields, Key, Write};
 use super::fake_opik::clock::{self, Stamp};
 use super::fake_opik::state::Entity;
 use super::fake_opik::{FakeOpik, writes_of};
@@ -313,9 +313,4 @@ fn short(value: &serde_json::Value) -> String {
         Some((end, _)) => format!("{}... ({} bytes)", &text[..end], text.len()),
         None => text,
     }
-}
-
-/// Whether this is a write that the ledger understands.
-pub fn is_message_endpoint(method: &str, path: &str) -> bool {
-    Endpoint::of(method, path).is_some()
 }
