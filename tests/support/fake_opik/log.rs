@@ -1,0 +1,79 @@
+//! The log of what the server received.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use bytes::Bytes;
+use serde_json::Value;
+
+use super::check::{Key, Write};
+
+/// One request, as it arrived and as it was answered.
+#[derive(Clone, Debug)]
+pub struct Received {
+    /// Counts requests in the order in which they were read whole.
+    pub seq: usize,
+    pub at: Instant,
+    pub method: String,
+    /// The path as sent, with its prefix.
+    pub path: String,
+    pub query: Option<String>,
+    /// In the order and case of the wire.
+    pub headers: Vec<(String, String)>,
+    /// The bytes as sent, maybe compressed.
+    pub body: Bytes,
+    /// The body, decompressed and read leniently; `None` when it is no JSON.
+    pub json: Option<Arc<Value>>,
+    pub workspace: String,
+    pub authorization: Option<String>,
+    /// What it writes; empty for reads and for what was refused.
+    pub writes: Vec<Write>,
+    /// `None` when no answer was sent.
+    pub answered_status: Option<u16>,
+    /// The server's state changed, whether or not the client heard of it.
+    pub processed: bool,
+    /// When it ended, in steps of the server's own counter; see [`super::FakeOpik::overlaps`].
+    pub(super) began_step: u64,
+    pub(super) ended_step: Option<u64>,
+}
+
+impl Received {
+    /// Returns the path after `/api` or `/opik/api`; the whole path when it has no such prefix.
+    pub fn route(&self) -> &str {
+        route(&self.path).unwrap_or(&self.path)
+    }
+
+    pub fn header(&self, name: &str) -> Option<&str> {
+        self.headers.iter().find(|(found, _)| found.eq_ignore_ascii_case(name)).map(|(_, value)| value.as_str())
+    }
+
+    pub fn touches(&self, key: &Key) -> bool {
+        self.writes.iter().any(|write| write.key == *key)
+    }
+
+    pub fn touches_id(&self, id: &str) -> bool {
+        self.writes.iter().any(|write| write.key.id == id)
+    }
+}
+
+/// Strips the prefix under which Opik is served.
+pub(super) fn route(path: &str) -> Option<&str> {
+    ["/opik/api", "/api"].iter().find_map(|prefix| path.strip_prefix(prefix).filter(|rest| rest.starts_with('/')))
+}
+
+/// An update that reached the server before the create of its entity.
+#[derive(Clone, Debug)]
+pub struct EarlyUpdate {
+    pub seq: usize,
+    pub workspace: String,
+    pub key: Key,
+}
+
+/// Two requests that were in flight at once and write the same entity.
+#[derive(Clone, Debug)]
+pub struct Overlap {
+    pub first: usize,
+    pub second: usize,
+    pub workspace: String,
+    pub key: Key,
+}

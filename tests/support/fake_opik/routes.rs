@@ -1,0 +1,192 @@
+//! From a request to its answer.
+
+use std::io::Read;
+use std::sync::Arc;
+use std::time::Instant;
+
+use bytes::Bytes;
+use flate2::read::MultiGzDecoder;
+use serde_json::{Value, json};
+
+use super::Shared;
+use super::check::{self, Endpoint, Key, Kind};
+use super::clock;
+use super::log::{EarlyUpdate, Received, route};
+use super::script::Answer;
+use super::state::{Effect, Entity};
+use super::wire::Head;
+use crate::support::json::parse_lenient;
+
+/// Bytes of one body after decompression: the SDKs' own limit of 50 MB and some slack.
+const INFLATED_BYTES_MAX: u64 = 51 * 1024 * 1024;
+
+/// What a request turned out to be.
+pub enum Reading {
+    Write(Endpoint),
+    Refused { status: u16, message: String },
+    Other,
+}
+
+pub fn received(head: &Head, body: Bytes) -> Received {
+    let (path, query) = match head.target.split_once('?') {
+        Some((path, query)) => (path.to_owned(), Some(query.to_owned())),
+        None => (head.target.clone(), None),
+    };
+    Received {
+        seq: 0,
+        at: Instant::now(),
+        method: head.method.clone(),
+        path,
+        query,
+        workspace: head.header("Comet-Workspace").unwrap_or("default").to_owned(),
+        authorization: head.header("Authorization").map(str::to_owned),
+        headers: head.headers.clone(),
+        body,
+        json: None,
+        writes: Vec::new(),
+        answered_status: None,
+        processed: false,
+        began_step: 0,
+        ended_step: None,
+    }
+}
+
+/// Decodes the body, and checks it when it goes to a message endpoint.
+pub fn read(request: &mut Received) -> Reading {
+    let endpoint = route(&request.path).and_then(|path| Endpoint::of(&request.method, path));
+    let refused = |status, message| Reading::Refused { status, message };
+    let body = match decompressed(request.header("Content-Encoding"), &request.body) {
+        Ok(body) => body,
+        Err((status, message)) => return refused(status, message),
+    };
+    let json = parse_lenient(&body);
+    request.json = json.as_ref().ok().map(|json| Arc::new(json.clone()));
+    let Some(endpoint) = endpoint else {
+        return Reading::Other;
+    };
+    match json.map_err(|why| format!("Unable to process JSON: {why}")).and_then(|json| check::writes(&endpoint, &json))
+    {
+        Ok(writes) => {
+            request.writes = writes;
+            Reading::Write(endpoint)
+        }
+        Err(message) => refused(400, message),
+    }
+}
+
+/// Returns a body without its compression, or the status and text with which the server refuses it.
+pub fn decompressed(encoding: Option<&str>, body: &[u8]) -> Result<Vec<u8>, (u16, String)> {
+    let mut plain = Vec::new();
+    let limit = INFLATED_BYTES_MAX + 1;
+    let read = match encoding {
+        None | Some("identity" | "") => body.take(limit).read_to_end(&mut plain),
+        Some("gzip") => MultiGzDecoder::new(body).take(limit).read_to_end(&mut plain),
+        Some(other) => return Err((415, format!("unknown Content-Encoding {other:?}"))),
+    };
+    read.map_err(|why| (400, format!("broken gzip: {why}")))?;
+    if plain.len() as u64 == limit {
+        return Err((413, format!("the body has more than {INFLATED_BYTES_MAX} bytes")));
+    }
+    Ok(plain)
+}
+
+impl Shared {
+    /// Does what a request asks for and returns the answer, without sending it.
+    pub(super) fn process(&mut self, seq: usize, reading: &Reading) -> Answer {
+        match reading {
+            Reading::Refused { status, message } => Answer::error(*status, message),
+            Reading::Write(endpoint) => self.write(seq, endpoint),
+            Reading::Other => {
+                let request = &self.requests[seq];
+                self.other(request).unwrap_or_else(|| Answer::error(404, "HTTP 404 Not Found"))
+            }
+        }
+    }
+
+    fn write(&mut self, seq: usize, endpoint: &Endpoint) -> Answer {
+        let now = clock::now();
+        let request = &mut self.requests[seq];
+        request.processed = true;
+        let request = request.clone();
+        let entities = self.state.entry(request.workspace.clone()).or_default();
+        for write in &request.writes {
+            match entities.entry(write.key.clone()).or_default().apply(&write.change, now) {
+                Ok(Effect::Applied) => {}
+                Ok(Effect::EarlyUpdate) => {
+                    let (workspace, key) = (request.workspace.clone(), write.key.clone());
+                    self.early_updates.push(EarlyUpdate { seq, workspace, key });
+                }
+                Err(message) => {
+                    self.conflicts.push(format!("request {seq}, {}: {message}", write.key));
+                    return Answer::error(409, &message);
+                }
+            }
+        }
+        let answer = Answer::empty(endpoint.success_status());
+        if !matches!(endpoint, Endpoint::CreateOne(_)) {
+            return answer;
+        }
+        let host = request.header("Host").unwrap_or("localhost");
+        answer.with("Location", &format!("http://{host}{}/{}", request.path, request.writes[0].key.id))
+    }
+
+    fn other(&self, request: &Received) -> Option<Answer> {
+        let path = route(&request.path)?;
+        match (request.method.as_str(), path) {
+            ("GET", "/is-alive/ping") => {
+                return Some(Answer::json(200, &json!({ "message": "Healthy Server" })));
+            }
+            ("GET", "/is-alive/ver") => {
+                return Some(Answer::json(200, &json!({ "version": "2.2.0" })));
+            }
+            ("POST", "/v1/private/auth") => return Some(Answer::empty(204)),
+            ("POST", "/v1/private/traces/search") => return Some(self.search(request)),
+            ("GET", _) => {}
+            _ => return None,
+        }
+        let (list, id) = path.strip_prefix("/v1/private/")?.split_once('/')?;
+        match list {
+            "traces" => Some(self.one(request, Kind::Trace, id)),
+            "spans" => Some(self.one(request, Kind::Span, id)),
+            "stream" => {
+                let chunks = id.parse::<usize>().ok()?;
+                Some(stream((0..chunks).map(|n| format!("chunk {n}\n").into_bytes()).collect()))
+            }
+            _ => None,
+        }
+    }
+
+    fn one(&self, request: &Received, kind: Kind, id: &str) -> Answer {
+        let key = Key { kind, id: id.to_owned() };
+        let entity = self.state.get(&request.workspace).and_then(|entities| entities.get(&key));
+        match entity.and_then(|entity| as_read(&key, entity)) {
+            Some(body) => Answer::json(200, &body),
+            None => Answer::error(404, &format!("{key} not found")),
+        }
+    }
+
+    /// The traces of the wanted project, newest first, one line each.
+    fn search(&self, request: &Received) -> Answer {
+        let wanted = request.json.as_ref().and_then(|json| json.get("project_name").cloned()).filter(|p| !p.is_null());
+        let entities = self.state.get(&request.workspace).into_iter().flatten().rev();
+        let traces = entities.filter(|(key, _)| key.kind == Kind::Trace).filter_map(|(key, entity)| {
+            let body = as_read(key, entity)?;
+            let fits = wanted.as_ref().is_none_or(|project| body.get("project_name") == Some(project));
+            fits.then(|| format!("{body}\n").into_bytes())
+        });
+        stream(traces.collect())
+    }
+}
+
+fn as_read(key: &Key, entity: &Entity) -> Option<Value> {
+    let mut body = entity.record.as_ref()?.fields.clone();
+    body.insert("id".into(), key.id.clone().into());
+    let scores = entity.scores.values().cloned().map(Value::Object).collect();
+    body.insert("feedback_scores".into(), Value::Array(scores));
+    Some(Value::Object(body))
+}
+
+fn stream(chunks: Vec<Vec<u8>>) -> Answer {
+    let answer = Answer { stream: Some(chunks), ..Answer::empty(200) };
+    answer.with("Content-Type", "application/octet-stream")
+}

@@ -1,0 +1,143 @@
+//! The script of faults: which requests go wrong, and how.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::log::Received;
+
+type Predicate = Arc<dyn Fn(&Received) -> bool + Send + Sync>;
+
+/// Which requests a fault meets; everything that is not set matches.
+#[derive(Clone, Default)]
+pub struct When {
+    method: Option<String>,
+    path: Option<String>,
+    workspace: Option<String>,
+    authorization: Option<String>,
+    ids: Option<BTreeSet<String>>,
+    predicate: Option<Predicate>,
+}
+
+impl When {
+    pub fn any() -> Self {
+        Self::default()
+    }
+
+    /// Matches the path after the prefix, where `*` stands for anything: `/v1/private/traces/*`.
+    pub fn path(glob: &str) -> Self {
+        Self { path: Some(glob.to_owned()), ..Self::default() }
+    }
+
+    /// Matches requests that write one of these entities.
+    pub fn ids<S: Into<String>>(ids: impl IntoIterator<Item = S>) -> Self {
+        Self { ids: Some(ids.into_iter().map(Into::into).collect()), ..Self::default() }
+    }
+
+    /// Matches every write to a message endpoint.
+    pub fn write() -> Self {
+        Self::any().and(|request| !request.writes.is_empty())
+    }
+
+    pub fn method(self, method: &str) -> Self {
+        Self { method: Some(method.to_owned()), ..self }
+    }
+
+    pub fn workspace(self, workspace: &str) -> Self {
+        Self { workspace: Some(workspace.to_owned()), ..self }
+    }
+
+    pub fn authorization(self, key: &str) -> Self {
+        Self { authorization: Some(key.to_owned()), ..self }
+    }
+
+    pub fn and(self, predicate: impl Fn(&Received) -> bool + Send + Sync + 'static) -> Self {
+        Self { predicate: Some(Arc::new(predicate)), ..self }
+    }
+
+    pub(super) fn matches(&self, request: &Received) -> bool {
+        let is = |wanted: &Option<String>, found: &str| wanted.as_deref().is_none_or(|wanted| wanted == found);
+        is(&self.method, &request.method)
+            && self.path.as_deref().is_none_or(|glob| glob_matches(glob, request.route()))
+            && is(&self.workspace, &request.workspace)
+            && is(&self.authorization, request.authorization.as_deref().unwrap_or(""))
+            && self.ids.as_ref().is_none_or(|ids| request.writes.iter().any(|write| ids.contains(&write.key.id)))
+            && self.predicate.as_ref().is_none_or(|predicate| predicate(request))
+    }
+}
+
+fn glob_matches(glob: &str, text: &str) -> bool {
+    match glob.split_once('*') {
+        None => glob == text,
+        Some((head, rest)) => text.strip_prefix(head).is_some_and(|text| {
+            (0..=text.len()).any(|at| text.is_char_boundary(at) && glob_matches(rest, &text[at..]))
+        }),
+    }
+}
+
+/// What happens to a request that matches.
+#[derive(Clone, Debug)]
+pub enum Then {
+    /// Answered so, and not processed.
+    Answer(Answer),
+    /// Never answered and not processed; the connection stays open until the fault is cleared or the client goes.
+    Hang,
+    /// Waits until the fault is cleared, and is then processed as if nothing had been.
+    Hold,
+    /// Waits so long before it is processed.
+    Delay(Duration),
+    /// The connection is reset after the head was read and before the body is. Entity ids are not known yet, so
+    /// [`When::ids`] never matches here.
+    ResetUnread,
+    /// Processed, and then the connection is reset without an answer.
+    ProcessThenReset,
+    /// Processed, and then the connection is closed without an answer.
+    ProcessThenClose,
+    /// Processed and never answered.
+    ProcessThenHang,
+    /// Processed; the answer breaks off: half of its body where it has one, else the middle of its head.
+    Truncate,
+}
+
+impl Then {
+    pub fn status(status: u16) -> Self {
+        Self::Answer(Answer::error(status, "scripted by the test"))
+    }
+
+    /// A 429 as the server sends it.
+    pub fn rate_limited(reset_seconds: u64) -> Self {
+        let answer = Answer::error(429, "Too Many Requests");
+        Self::Answer(answer.with("RateLimit-Reset", &reset_seconds.to_string()))
+    }
+}
+
+/// An answer to a request.
+#[derive(Clone, Debug)]
+pub struct Answer {
+    pub status: u16,
+    pub headers: Vec<(String, String)>,
+    pub body: Vec<u8>,
+    /// The body goes out in these pieces, chunked, instead of `body` at once.
+    pub(super) stream: Option<Vec<Vec<u8>>>,
+}
+
+impl Answer {
+    pub fn empty(status: u16) -> Self {
+        Self { status, headers: Vec::new(), body: Vec::new(), stream: None }
+    }
+
+    pub fn json(status: u16, body: &serde_json::Value) -> Self {
+        Self { body: body.to_string().into_bytes(), ..Self::empty(status) }.with("Content-Type", "application/json")
+    }
+
+    /// Opik's error shape.
+    pub fn error(status: u16, message: &str) -> Self {
+        Self::json(status, &serde_json::json!({ "code": status, "message": message }))
+    }
+
+    #[must_use]
+    pub fn with(mut self, name: &str, value: &str) -> Self {
+        self.headers.push((name.to_owned(), value.to_owned()));
+        self
+    }
+}

@@ -1,0 +1,56 @@
+//! What the end-to-end tests stand on: a fake Opik server, the agent as a real process, a plain HTTP client,
+//! a ledger of what the client was told, and real tools from other hands.
+//!
+//! The rule of the house: a test waits for a condition and never for time to pass, and when it fails it says
+//! what the user would have lost.
+#![allow(dead_code, reason = "each test binary uses another part of it")]
+
+pub mod agent;
+pub mod fake_opik;
+pub mod http;
+pub mod json;
+pub mod ledger;
+pub mod prism;
+pub mod process;
+pub mod sdk;
+pub mod tools;
+
+use std::time::{Duration, Instant};
+
+/// How long a test waits for something that is expected to happen soon, before it gives up and says what did not happen.
+pub const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Waits until `condition` holds.
+///
+/// # Panics
+///
+/// When it does not hold within `timeout`; the message names `what` was awaited.
+#[track_caller]
+pub fn wait_until(what: &str, timeout: Duration, mut condition: impl FnMut() -> bool) {
+    let deadline = Instant::now() + timeout;
+    while !condition() {
+        assert!(Instant::now() < deadline, "waited {timeout:?} in vain until {what}");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
+/// Makes a directory that is removed with everything in it when the value is dropped.
+pub fn tempdir() -> tempfile::TempDir {
+    tempfile::Builder::new().prefix("opik-offline-test-").tempdir().expect("a temporary directory can be made")
+}
+
+/// Returns a new version 7 UUID, as the SDKs make them.
+pub fn uuid7() -> String {
+    uuid::Uuid::now_v7().to_string()
+}
+
+/// Keeps a loopback port, or a free one for 0, out of everybody's hands without listening on it.
+///
+/// Connections to it are refused, and whoever asks for this very port with `SO_REUSEADDR` can still listen on it.
+/// `None` when somebody listens there already.
+pub fn reserve_port(port: u16) -> Option<tokio::net::TcpSocket> {
+    let socket = tokio::net::TcpSocket::new_v4().ok()?;
+    socket.set_reuseaddr(true).ok()?;
+    socket.bind(([127, 0, 0, 1], port).into()).ok()?;
+    Some(socket)
+}

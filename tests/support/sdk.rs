@@ -1,0 +1,191 @@
+//! An application that uses the published Python SDK (`tests/sdk/app.py`), as a real process.
+
+use std::collections::BTreeMap;
+use std::io::{BufRead, BufReader, Write};
+use std::path::Path;
+use std::process::{Child, ChildStdin, Stdio};
+use std::sync::mpsc::{Receiver, channel};
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+
+use super::PATIENCE;
+use super::agent::Home;
+use super::fake_opik::FakeOpik;
+use super::fake_opik::check::{Fields, Key, Kind};
+use super::json::parse_lenient;
+use super::tools::{OPIK_VERSION, python_sdk};
+
+/// How long one command may take; the SDK itself waits up to three seconds for its batches.
+const COMMAND_PATIENCE: Duration = Duration::from_secs(180);
+
+#[derive(Default)]
+struct Expected {
+    fields: Fields,
+    scores: BTreeMap<String, Value>,
+}
+
+pub struct SdkApp {
+    child: Child,
+    stdin: ChildStdin,
+    lines: Receiver<String>,
+    expected: BTreeMap<Key, Expected>,
+    home: Home,
+}
+
+impl SdkApp {
+    /// Starts an application that sends to this base URL. `run` marks all it makes.
+    #[track_caller]
+    pub fn start(run: &str, url: &str) -> Self {
+        let home = Home::new();
+        let python = python_sdk(OPIK_VERSION);
+        let mut command = home.command(python);
+        command.arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/sdk/app.py")).arg(run);
+        command.env("OPIK_URL_OVERRIDE", url).env("TMPDIR", home.path());
+        for name in ["OPIK_SENTRY_ENABLE", "OPIK_ANALYTICS_ENABLE"] {
+            command.env(name, "false");
+        }
+        // The script flushes where an update must not overtake its create.
+        command.env("OPIK_SUPPRESS_BATCHING_UPDATE_WARNING", "true");
+        command.env("OPIK_CONSOLE_LOGGING_LEVEL", "WARNING").env("PYTHONUTF8", "1");
+        let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("python can be started");
+        let stdout = BufReader::new(child.stdout.take().expect("it is piped"));
+        let stdin = child.stdin.take().expect("it is piped");
+        let (sender, lines) = channel();
+        std::thread::spawn(move || {
+            for line in stdout.lines().map_while(Result::ok) {
+                if sender.send(line).is_err() {
+                    return;
+                }
+            }
+        });
+        let mut app = Self { child, stdin, lines, expected: BTreeMap::new(), home };
+        app.read_until_done("start");
+        app
+    }
+
+    /// Runs one command of the application (see `tests/sdk/app.py`) and notes what the server has to know from now on.
+    #[track_caller]
+    pub fn run(&mut self, command: &str) -> Value {
+        writeln!(self.stdin, "{command}")
+            .and_then(|()| self.stdin.flush())
+            .expect("the application reads its commands");
+        self.read_until_done(command.split(' ').next().expect("a command"))
+    }
+
+    /// Sends everything that is still in the SDK's queues.
+    #[track_caller]
+    pub fn flush(&mut self) {
+        let done = self.run("flush");
+        assert_eq!(done["flushed"], true, "the SDK says that it could not send everything");
+    }
+
+    /// Ends the application and waits for it.
+    #[track_caller]
+    pub fn quit(&mut self) {
+        self.run("quit");
+        let status = self.child.wait().expect("a child can be waited for");
+        assert!(status.success(), "the application ended with {status}");
+    }
+
+    /// Returns how many traces, spans and threads the server has to know.
+    pub fn expected_count(&self, kind: Kind) -> usize {
+        self.expected.keys().filter(|key| key.kind == kind).count()
+    }
+
+    /// Returns the folders in which the SDK keeps its own store.
+    pub fn home(&self) -> &Home {
+        &self.home
+    }
+
+    /// Returns what the server lacks of that which the application sent.
+    pub fn missing_on(&self, server: &FakeOpik) -> Vec<String> {
+        let mut missing = Vec::new();
+        for (key, expected) in &self.expected {
+            let entity = server.entity("default", key.kind, &key.id).unwrap_or_default();
+            let actual = entity.record.map(|record| record.fields);
+            if actual.is_none() && !expected.fields.is_empty() {
+                missing.push(format!("{key} is lost"));
+                continue;
+            }
+            for (name, value) in &expected.fields {
+                let found = actual.as_ref().and_then(|actual| actual.get(name));
+                if found != Some(value) && !value.is_null() {
+                    missing.push(format!("{key}: {name} is {found:?}, the application sent {value}"));
+                }
+            }
+            for (name, value) in &expected.scores {
+                let found = entity.scores.get(name).map(|score| &score["value"]);
+                if found != Some(value) {
+                    missing.push(format!("{key}: score {name} is {found:?}, the application sent {value}"));
+                }
+            }
+        }
+        missing
+    }
+
+    /// Waits until the server knows all that the application sent, and says what is lost when that does not happen.
+    #[track_caller]
+    pub fn wait_until_all_on(&self, server: &FakeOpik) {
+        let deadline = Instant::now() + PATIENCE;
+        while !self.missing_on(server).is_empty() && Instant::now() < deadline {
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        self.assert_all_on(server);
+    }
+
+    /// Checks that the server knows all that the application sent, and no trace or span besides.
+    #[track_caller]
+    pub fn assert_all_on(&self, server: &FakeOpik) {
+        let missing = self.missing_on(server);
+        let shown: Vec<&str> = missing.iter().take(20).map(String::as_str).collect();
+        assert!(
+            missing.is_empty(),
+            "{} differences to what the application sent:\n{}",
+            missing.len(),
+            shown.join("\n")
+        );
+        for kind in [Kind::Trace, Kind::Span] {
+            assert_eq!(server.count("default", kind), self.expected_count(kind), "{kind:?} records that nobody sent");
+        }
+    }
+
+    #[track_caller]
+    fn read_until_done(&mut self, command: &str) -> Value {
+        loop {
+            let line = self.lines.recv_timeout(COMMAND_PATIENCE);
+            let line = line.unwrap_or_else(|why| panic!("the application did not finish {command:?}: {why}"));
+            // The SDK prints hints for people as well.
+            let Ok(line) = parse_lenient(line.as_bytes()) else { continue };
+            if line.get("done").is_some_and(|done| done == command) {
+                return line;
+            }
+            self.note(&line);
+        }
+    }
+
+    fn note(&mut self, line: &Value) {
+        let kind = match line["kind"].as_str() {
+            Some("trace") => Kind::Trace,
+            Some("span") => Kind::Span,
+            Some("thread") => Kind::Thread,
+            _ => panic!("the application said {line}"),
+        };
+        let key = Key { kind, id: line["id"].as_str().expect("an id").to_owned() };
+        let expected = self.expected.entry(key).or_default();
+        if let Some(fields) = line["fields"].as_object() {
+            expected.fields.extend(fields.clone());
+        }
+        if let Some(score) = line["score"].as_str() {
+            expected.scores.insert(score.to_owned(), line["value"].clone());
+        }
+    }
+}
+
+impl Drop for SdkApp {
+    fn drop(&mut self) {
+        // Both fail only when it has ended by itself.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}

@@ -1,0 +1,73 @@
+//! Real tools from other hands, installed once under `target/tools/` by the test that needs them first.
+//!
+//! Several test processes may ask at once: a lock file lets one install while the others wait, and a marker written
+//! last tells a finished installation from an interrupted one. What is missing on the machine fails the test with
+//! the name of the package to install; nothing passes by skipping.
+
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+/// The Python SDK that the protocol dossier describes.
+pub const OPIK_VERSION: &str = "2.2.122";
+/// The newest Prism that still runs on Node 18 and 20.
+pub const PRISM_VERSION: &str = "5.14.2";
+
+const PYTHON_HINT: &str = "install Python with venv and pip: apt-get install python3 python3-venv python3-pip";
+const NODE_HINT: &str = "install Node.js 18 or newer with npm: apt-get install nodejs npm";
+
+/// Returns a Python interpreter that has this version of the `opik` package.
+///
+/// # Panics
+///
+/// When it can't be installed; the message says what to do.
+pub fn python_sdk(version: &str) -> PathBuf {
+    let folder = installed(&format!("opik-{version}"), |folder| {
+        run(Command::new("python3").args(["-m", "venv"]).arg(folder), PYTHON_HINT);
+        let pip = ["-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-input"];
+        let package = format!("opik=={version}");
+        run(Command::new(folder.join("bin/python")).args(pip).arg(package), PYTHON_HINT);
+    });
+    folder.join("bin/python")
+}
+
+/// Returns the `prism` command.
+///
+/// # Panics
+///
+/// When it can't be installed; the message says what to do.
+pub fn prism() -> PathBuf {
+    let folder = installed(&format!("prism-{PRISM_VERSION}"), |folder| {
+        let mut npm = Command::new("npm");
+        npm.args(["install", "--no-audit", "--no-fund", "--no-update-notifier", "--omit-lockfile-registry-resolved"]);
+        npm.arg("--prefix").arg(folder).arg(format!("@stoplight/prism-cli@{PRISM_VERSION}"));
+        run(&mut npm, NODE_HINT);
+    });
+    folder.join("node_modules/.bin/prism")
+}
+
+/// Returns the folder of a tool, after `install` has filled it if nobody did so before.
+fn installed(name: &str, install: impl FnOnce(&Path)) -> PathBuf {
+    let tools = Path::new(env!("CARGO_TARGET_TMPDIR")).parent().expect("it lies in the target folder").join("tools");
+    fs::create_dir_all(&tools).unwrap_or_else(|why| panic!("cannot make {}: {why}", tools.display()));
+    let (folder, marker) = (tools.join(name), tools.join(format!("{name}.complete")));
+    let lock = File::create(tools.join(format!("{name}.lock"))).expect("a lock file can be made");
+    lock.lock().expect("a file can be locked");
+    if !marker.exists() {
+        if folder.exists() {
+            fs::remove_dir_all(&folder).expect("what an interrupted installation left can be removed");
+        }
+        fs::create_dir_all(&folder).expect("a folder can be made");
+        install(&folder);
+        File::create(&marker).expect("a marker can be made");
+    }
+    folder
+}
+
+#[track_caller]
+fn run(command: &mut Command, hint: &str) {
+    let program = command.get_program().to_string_lossy().into_owned();
+    let output = command.output().unwrap_or_else(|why| panic!("cannot run {program}: {why}\nhint: {hint}"));
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{command:?} failed ({}):\n{stderr}\nhint: {hint}", output.status);
+}
