@@ -128,7 +128,7 @@ fn show(renderer: &Renderer, store: Option<&dyn Store>, id: MessageId, config: &
             ),
         ));
     };
-    Ok(renderer.result(&whole(message), |renderer, whole| whole_text(renderer, whole))?)
+    Ok(renderer.result(&whole(message), whole_text)?)
 }
 
 fn list(renderer: &Renderer, store: Option<&dyn Store>, args: &InspectArgs) -> Result<(), Failure> {

@@ -17,8 +17,11 @@ use crate::message::{Effect, EntityKey, Lane, Touch};
 /// The turns of all lanes.
 #[derive(Clone, Default)]
 pub struct Lanes {
-    last: Arc<Mutex<HashMap<(Arc<Lane>, EntityKey), Ended>>>,
+    last: Arc<Mutex<LastTurns>>,
 }
+
+/// The latest turn about each entity of each lane.
+type LastTurns = HashMap<(Arc<Lane>, EntityKey), Ended>;
 
 /// Closed when a turn has ended: whoever waits for a permit is told at once, and there never is a permit.
 type Ended = Arc<Semaphore>;
@@ -58,7 +61,7 @@ impl Lanes {
         }
     }
 
-    fn lock(&self) -> MutexGuard<'_, HashMap<(Arc<Lane>, EntityKey), Ended>> {
+    fn lock(&self) -> MutexGuard<'_, LastTurns> {
         self.last.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
