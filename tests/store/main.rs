@@ -1,6 +1,7 @@
 //! The store's promises: one story that every engine must pass, random histories against the model, and what only a file
 //! can do (permissions, other people's files, processes, kills).
 
+mod file;
 mod messages;
 #[path = "../support/model_store.rs"]
 mod model_store;

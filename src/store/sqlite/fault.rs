@@ -8,6 +8,9 @@ use rusqlite::ErrorCode;
 use super::BUSY_TIMEOUT;
 use crate::store::StoreError;
 
+/// Why a file of another kind is refused.
+pub(super) const NO_DATABASE: &str = "it is no SQLite database";
+
 /// Why a step of ours failed, before the store puts its path to it.
 #[derive(Debug)]
 pub(super) enum Fault {
@@ -46,7 +49,7 @@ impl Fault {
                     }
                     Some(ErrorCode::DatabaseCorrupt) => StoreError::Damaged { path: path_buf, reason },
                     Some(ErrorCode::NotADatabase) => {
-                        StoreError::NotAStore { path: path_buf, reason: "it is no SQLite database".into() }
+                        StoreError::NotAStore { path: path_buf, reason: NO_DATABASE.into() }
                     }
                     // What the file holds is not what this version wrote: a missing table, a column of another type.
                     None => StoreError::Damaged { path: path_buf, reason },

@@ -67,7 +67,7 @@ impl SqliteStore {
     ///
     /// As [`super::open`].
     pub fn open(path: &Path, mode: OpenMode, limits: Limits) -> Result<Self, StoreError> {
-        let opened = open::open(path, mode)?;
+        let opened = open::open(path, mode, limits.size_max)?;
         let [quick_reader, reader] = opened.readers;
         Ok(Self {
             path: path.to_owned(),
@@ -227,11 +227,7 @@ impl Store for SqliteStore {
     }
 
     fn compact(&self) -> Result<u64, StoreError> {
-        self.write(|tx| {
-            tx.execute(queries::FORGET_LANES, [])?;
-            tx.execute(queries::FORGET_CREDENTIALS, [])?;
-            Ok(())
-        })?;
+        self.write(people::forget_unused_keys)?;
         let shrink = || space::shrink_a_step(&lock(&self.writer));
         while shrink().map_err(|error| Fault::from(error).at(&self.path))? {}
         let connection = lock(&self.writer);

@@ -12,7 +12,7 @@ use std::sync::Mutex;
 use rusqlite::config::DbConfig;
 use rusqlite::{Connection, OpenFlags};
 
-use super::fault::{Fault, access_words, os_words};
+use super::fault::{Fault, NO_DATABASE, access_words, os_words};
 use super::{BUSY_TIMEOUT, schema};
 use crate::store::{OpenMode, StoreError};
 
@@ -20,9 +20,13 @@ use crate::store::{OpenMode, StoreError};
 const SQLITE_VERSION_MIN: i32 = 3_051_003;
 
 /// Pages in the write-ahead log that make the committing connection write them back into the file.
-const WAL_PAGES: u32 = 2000;
-/// Bytes to which a write-ahead log that grew past them (under a long reader) is cut back.
-const WAL_BYTES_KEPT: u32 = 16 * 1024 * 1024;
+const LOG_PAGES_MAX: u64 = 2000;
+/// The same for a store whose size limit is small: the log is to stay a small part of it.
+const LOG_PAGES_MIN: u64 = 100;
+/// The part of the size limit that the log may take, as a divisor.
+const LOG_SHARE: u64 = 16;
+/// Bytes of the header that every SQLite database starts with.
+const HEADER_BYTES: u64 = 100;
 /// Memory for pages of one connection, in KiB.
 const CACHE_KIB: i32 = 4096;
 /// Statements kept prepared by one connection; more than we have, filters in their variants included.
@@ -50,7 +54,7 @@ pub(super) struct Opened {
 }
 
 /// Opens the store at this path, makes it when the mode says so, and brings its schema up to date.
-pub(super) fn open(path: &Path, mode: OpenMode) -> Result<Opened, StoreError> {
+pub(super) fn open(path: &Path, mode: OpenMode, size_max: u64) -> Result<Opened, StoreError> {
     assert!(
         rusqlite::version_number() >= SQLITE_VERSION_MIN,
         "linked with SQLite {}, which several processes may not use on one file",
@@ -58,7 +62,7 @@ pub(super) fn open(path: &Path, mode: OpenMode) -> Result<Opened, StoreError> {
     );
     let _one_at_a_time = OPENING.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
     make_or_examine(path, mode)?;
-    let writer = open_writer(path).map_err(|fault| fault.at(path))?;
+    let writer = open_writer(path, size_max).map_err(|fault| fault.at(path))?;
     let reader = || {
         connect(path).and_then(|connection| {
             connection.pragma_update(None, "query_only", true)?;
@@ -93,7 +97,12 @@ fn make_or_examine(path: &Path, mode: OpenMode) -> Result<(), StoreError> {
             if let Some(words) = access_words(path) {
                 return Err(unusable(words));
             }
-            if metadata.len() == 0 { Ok(()) } else { examine(path) }
+            match metadata.len() {
+                0 => Ok(()),
+                // SQLite would take a file of one byte for an empty one.
+                1..HEADER_BYTES => Err(not_a_store(NO_DATABASE)),
+                _ => examine(path),
+            }
         }
     }
 }
@@ -152,7 +161,7 @@ fn examine(path: &Path) -> Result<(), StoreError> {
             Err(not_a_store(format!("it is the database of another program (application_id {application_id:#x})")))
         }
         Err(error) if error.sqlite_error_code() == Some(rusqlite::ErrorCode::NotADatabase) => {
-            Err(not_a_store("it is no SQLite database".into()))
+            Err(not_a_store(NO_DATABASE.into()))
         }
         // Perhaps only the log makes it whole.
         Err(_) => Ok(()),
@@ -200,13 +209,16 @@ fn connect(path: &Path) -> rusqlite::Result<Connection> {
     connection.pragma_update(None, "temp_store", "MEMORY")?;
     connection.pragma_update(None, "cache_size", -CACHE_KIB)?;
     connection.pragma_update(None, "secure_delete", false)?;
-    connection.pragma_update(None, "wal_autocheckpoint", WAL_PAGES)?;
-    connection.pragma_update(None, "journal_size_limit", WAL_BYTES_KEPT)?;
     Ok(connection)
 }
 
-fn open_writer(path: &Path) -> Result<Connection, Fault> {
+fn open_writer(path: &Path, size_max: u64) -> Result<Connection, Fault> {
     let mut connection = connect(path)?;
+    let page_bytes = u64::from(schema::PAGE_BYTES);
+    let log_pages = (size_max / LOG_SHARE / page_bytes).clamp(LOG_PAGES_MIN, LOG_PAGES_MAX);
+    connection.pragma_update(None, "wal_autocheckpoint", log_pages as i64)?;
+    // A log that grew further (under a long reader, by a large commit) is cut back.
+    connection.pragma_update(None, "journal_size_limit", (2 * log_pages * page_bytes) as i64)?;
     // Until we know that the file is ours, closing it must not write its log back.
     connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true)?;
     let version = schema::version(&connection)?;

@@ -236,3 +236,16 @@ pub(super) fn dropped(connection: &Connection) -> Result<u64, Fault> {
     let dropped: i64 = connection.prepare_cached(queries::COUNTER)?.query_row(["dropped"], |row| row.get(0))?;
     Ok(dropped.unsigned_abs())
 }
+
+/// Forgets lanes that hold nothing, and overwrites the keys that only they used.
+pub(super) fn forget_unused_keys(tx: &Transaction<'_>) -> Result<(), Fault> {
+    tx.pragma_update(None, "secure_delete", true)?;
+    let forget = || {
+        tx.execute(queries::FORGET_LANES, [])?;
+        tx.execute(queries::FORGET_CREDENTIALS, [])
+    };
+    let forgotten = forget();
+    tx.pragma_update(None, "secure_delete", false)?;
+    forgotten?;
+    Ok(())
+}

@@ -1,0 +1,299 @@
+//! What only a file can do: permissions, other people's files, newer versions, removal, limits.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+
+use opik_offline::message::{Effect, Lane, MessageId};
+use opik_offline::store::sqlite::SqliteStore;
+use opik_offline::store::{Filter, Limits, OpenMode, Page, Store, StoreError, WhenFull};
+use rusqlite::Connection;
+
+use crate::messages::{about_trace, lane};
+use crate::story::{LIMITS, open};
+
+fn mode(path: &Path) -> u32 {
+    fs::metadata(path).expect("the file exists").permissions().mode() & 0o7777
+}
+
+fn beside(path: &Path, suffix: &str) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(suffix);
+    name.into()
+}
+
+/// Everything in a folder with its bytes, to show that nothing in it has changed.
+fn contents(folder: &Path) -> Vec<(PathBuf, Vec<u8>)> {
+    let mut files: Vec<_> = fs::read_dir(folder)
+        .expect("the folder can be read")
+        .map(|entry| entry.expect("the folder can be read").path())
+        // The shared memory beside a log that is in use holds marks of readers, and nothing that is kept.
+        .filter(|path| path.is_file() && !path.to_string_lossy().ends_with("-shm"))
+        .map(|path| (path.clone(), fs::read(&path).expect("the file can be read")))
+        .collect();
+    files.sort();
+    files
+}
+
+fn assert_unchanged(folder: &Path, before: &[(PathBuf, Vec<u8>)]) {
+    let after = contents(folder);
+    let names = |files: &[(PathBuf, Vec<u8>)]| files.iter().map(|(path, _)| path.clone()).collect::<Vec<_>>();
+    assert_eq!(names(&after), names(before));
+    for ((path, after), (_, before)) in after.iter().zip(before) {
+        assert!(after == before, "{} was changed", path.display());
+    }
+}
+
+fn refusal(path: &Path) -> StoreError {
+    match SqliteStore::open(path, OpenMode::CreateIfMissing, LIMITS) {
+        Ok(_) => panic!("{} was opened as a store", path.display()),
+        Err(error) => error,
+    }
+}
+
+#[test]
+fn only_this_user_can_read_the_store_whatever_the_umask() {
+    // The umask belongs to the process, so a child of its own sets it.
+    if std::env::var_os("OPIK_OFFLINE_TEST_UMASK").is_none() {
+        for umask in ["000", "777"] {
+            let test = "file::only_this_user_can_read_the_store_whatever_the_umask";
+            let child = std::process::Command::new(std::env::current_exe().expect("this test has a path"))
+                .args(["--exact", test, "--nocapture"])
+                .env("OPIK_OFFLINE_TEST_UMASK", umask)
+                .output()
+                .expect("this test can be started again");
+            assert!(child.status.success(), "umask {umask}: {}", String::from_utf8_lossy(&child.stderr));
+        }
+        return;
+    }
+    let temporary = tempfile::tempdir().expect("a temporary folder");
+    let umask = std::env::var("OPIK_OFFLINE_TEST_UMASK").expect("set above");
+    let umask = u32::from_str_radix(&umask, 8).expect("an octal number");
+    rustix::process::umask(rustix::fs::Mode::from_raw_mode(umask));
+    let folder = temporary.path().join("opik-offline");
+    let path = folder.join("opik_messages.db");
+    let store = open(&path);
+    store.register(&[about_trace(&lane("team"), "a", Effect::Create, 1)]).expect("it fits");
+    assert_eq!(mode(&folder), 0o700);
+    for suffix in ["", "-wal", "-shm"] {
+        assert_eq!(mode(&beside(&path, suffix)), 0o600, "opik_messages.db{suffix}");
+    }
+}
+
+#[test]
+fn a_new_store_is_made_only_where_it_is_wanted() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let path = folder.path().join("deep/er/opik_messages.db");
+    let missing = SqliteStore::open(&path, OpenMode::Existing, LIMITS);
+    assert!(matches!(missing, Err(StoreError::Missing { .. })));
+    assert!(!folder.path().join("deep").exists(), "looking for a store makes no folder");
+    let empty = folder.path().join("empty.db");
+    fs::write(&empty, b"").expect("the folder is ours");
+    for path in [path, empty] {
+        open(&path).register(&[about_trace(&lane("t"), "a", Effect::Create, 1)]).expect("a new store takes messages");
+        let again = SqliteStore::open(&path, OpenMode::Existing, LIMITS).expect("it is there now");
+        assert_eq!(again.waiting(&lane("t")).expect("it can be read"), 1);
+    }
+}
+
+#[test]
+fn what_is_no_store_is_refused_with_its_reason_and_left_as_it_is() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let at = |name: &str| folder.path().join(name);
+    fs::create_dir(at("folder.db")).expect("the folder is ours");
+    fs::write(at("text.db"), "Dear diary,\n".repeat(1000)).expect("the folder is ours");
+    fs::write(at("short.db"), "x").expect("the folder is ours");
+    fs::copy(
+        Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/sdk-store/all-types.db"),
+        at("python sdk?#%.db"),
+    )
+    .expect("the fixture is in the repository");
+    let foreign = Connection::open(at("foreign.db")).expect("a database");
+    foreign.execute_batch("CREATE TABLE messages (id, text); PRAGMA user_version = 1").expect("a table");
+    drop(foreign);
+    let marked = Connection::open(at("marked.db")).expect("a database");
+    marked.execute_batch("PRAGMA application_id = 7; CREATE TABLE t (x)").expect("a table");
+    drop(marked);
+
+    let before = contents(folder.path());
+    for (name, reason) in [
+        ("folder.db", "it is a directory"),
+        ("text.db", "it is no SQLite database"),
+        ("short.db", "it is no SQLite database"),
+        ("python sdk?#%.db", "leftover file of the Opik Python SDK"),
+        ("foreign.db", "the database of another program"),
+        ("marked.db", "the database of another program"),
+    ] {
+        let error = refusal(&at(name));
+        assert!(matches!(error, StoreError::NotAStore { .. }), "{name}: {error}");
+        assert!(error.to_string().contains(reason), "{name}: {error}");
+    }
+    assert_unchanged(folder.path(), &before);
+}
+
+#[test]
+fn a_newer_schema_is_refused_untouched() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let path = folder.path().join("opik_messages.db");
+    open(&path).register(&[about_trace(&lane("team"), "a", Effect::Create, 1)]).expect("it fits");
+    let newer = Connection::open(&path).expect("a database");
+    newer.pragma_update(None, "user_version", 99).expect("a version");
+    // Once with the new version only in the log of a program that is still running, once written back.
+    for _ in 0..2 {
+        let before = contents(folder.path());
+        let error = refusal(&path);
+        assert!(matches!(error, StoreError::NewerSchema { found: 99, .. }), "{error}");
+        assert_unchanged(folder.path(), &before);
+        newer.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(())).expect("nobody else reads");
+    }
+    drop(newer);
+    let before = contents(folder.path());
+    assert_eq!(before.len(), 1, "the other program left one file");
+    assert!(matches!(refusal(&path), StoreError::NewerSchema { found: 99, known: _, path: _ }));
+    assert_unchanged(folder.path(), &before);
+}
+
+#[test]
+fn the_file_is_in_the_form_that_the_engine_relies_on() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let path = folder.path().join("opik_messages.db");
+    let _store = open(&path);
+    let look = Connection::open(&path).expect("a database");
+    let pragma = |name: &str| -> String {
+        look.pragma_query_value(None, name, |row| {
+            Ok(match row.get_ref(0)? {
+                rusqlite::types::ValueRef::Integer(number) => number.to_string(),
+                other => other.as_str()?.to_owned(),
+            })
+        })
+        .expect("a pragma")
+    };
+    assert_eq!((pragma("journal_mode"), pragma("auto_vacuum")), ("wal".into(), "2".into()));
+    assert_eq!(pragma("application_id"), 0x4f70_4f66.to_string());
+}
+
+#[test]
+fn what_the_system_refuses_is_said_in_its_words() {
+    // Root may do everything, so the refusals here are those that even root gets.
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    fs::write(folder.path().join("file"), "x").expect("the folder is ours");
+    let below_a_file = refusal(&folder.path().join("file/opik_messages.db"));
+    assert!(matches!(below_a_file, StoreError::Unusable { .. }), "{below_a_file}");
+    assert!(below_a_file.to_string().ends_with("not a directory"), "{below_a_file}");
+    let too_long = refusal(&folder.path().join("x".repeat(300)));
+    assert!(too_long.to_string().ends_with("file name too long"), "{too_long}");
+    if !rustix::process::geteuid().is_root() {
+        let path = folder.path().join("opik_messages.db");
+        drop(open(&path));
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o400)).expect("it is ours");
+        let read_only = refusal(&path);
+        assert!(read_only.to_string().ends_with("permission denied"), "{read_only}");
+    }
+}
+
+#[test]
+fn a_damaged_file_is_called_damaged() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let path = folder.path().join("opik_messages.db");
+    let messages: Vec<_> = (0..200).map(|i| about_trace(&lane("team"), &i.to_string(), Effect::Create, i)).collect();
+    open(&path).register(&messages).expect("they fit");
+    let mut bytes = fs::read(&path).expect("it is ours");
+    let end = bytes.len();
+    bytes[4096..end - 4096].fill(0xa5);
+    fs::write(&path, bytes).expect("it is ours");
+    match SqliteStore::open(&path, OpenMode::Existing, LIMITS) {
+        Err(error) => assert!(matches!(error, StoreError::Damaged { .. }), "{error}"),
+        Ok(store) => {
+            assert_ne!(store.check().expect("a check says what is wrong"), Vec::<String>::new());
+            let page = Page { after: None, limit: 1000, newest_first: false };
+            let error = store.list(&Filter::default(), &page).expect_err("most pages are overwritten");
+            assert!(matches!(error, StoreError::Damaged { .. }), "{error}");
+        }
+    }
+}
+
+#[test]
+fn a_message_in_a_removed_file_is_not_stored() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let path = folder.path().join("opik_messages.db");
+    let store = open(&path);
+    fs::remove_file(&path).expect("it is ours");
+    let error =
+        store.register(&[about_trace(&lane("team"), "a", Effect::Create, 1)]).expect_err("nobody would find it");
+    assert!(matches!(error, StoreError::Unusable { .. }), "{error}");
+}
+
+fn fill(store: &SqliteStore, limit: i64) -> (i64, Option<StoreError>) {
+    for number in 0..limit {
+        let mut message = about_trace(&lane("team"), &number.to_string(), Effect::Create, number);
+        message.request.body.bytes = vec![b'x'; 20_000].into();
+        if let Err(error) = store.register(&[message]) {
+            return (number, Some(error));
+        }
+    }
+    (limit, None)
+}
+
+#[test]
+fn a_full_store_refuses_and_stays_within_its_limit() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let path = folder.path().join("opik_messages.db");
+    let limits = Limits { size_max: 8 << 20, disk_reserve: 0, when_full: WhenFull::Refuse };
+    let store = SqliteStore::open(&path, OpenMode::CreateIfMissing, limits).expect("a new store");
+    let (stored, error) = fill(&store, 1000);
+    assert!(matches!(error, Some(StoreError::Full { .. })), "{error:?}");
+    assert!(stored > 50, "{stored} messages of 20 kB in 8 MiB");
+    let size = |suffix| fs::metadata(beside(&path, suffix)).map_or(0, |metadata| metadata.len());
+    assert!(size("") + size("-wal") <= limits.size_max, "{} + {}", size(""), size("-wal"));
+    // Nothing of what was stored is lost, and when some of it goes there is room again.
+    assert_eq!(store.waiting(&lane("team")).expect("it can be read"), stored as u64);
+    assert_eq!(store.purge(&Filter::default(), 20).expect("it can be purged").messages, 20);
+    assert_eq!(fill(&store, 10).0, 10);
+}
+
+#[test]
+fn a_full_store_drops_the_oldest_and_counts_them_when_told_so() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let path = folder.path().join("opik_messages.db");
+    let limits = Limits { size_max: 8 << 20, disk_reserve: 0, when_full: WhenFull::DropOldest };
+    let store = SqliteStore::open(&path, OpenMode::CreateIfMissing, limits).expect("a new store");
+    let (stored, error) = fill(&store, 1000);
+    assert!(error.is_none(), "{error:?}");
+    let dropped = store.condition().expect("it can be read").dropped;
+    let waiting = store.waiting(&lane("team")).expect("it can be read");
+    assert_eq!(waiting + dropped, stored as u64);
+    assert!(dropped > 0);
+    let page = Page { after: None, limit: 1, newest_first: false };
+    let oldest = store.list(&Filter::default(), &page).expect("it can be read");
+    assert_eq!(oldest[0].id, MessageId(dropped as i64 + 1), "the oldest went first");
+    let size = |suffix| fs::metadata(beside(&path, suffix)).map_or(0, |metadata| metadata.len());
+    assert!(size("") + size("-wal") <= limits.size_max + (1 << 20), "{} + {}", size(""), size("-wal"));
+    assert_eq!(store.check().expect("it can be read"), Vec::<String>::new());
+}
+
+#[test]
+fn the_disk_reserve_is_kept() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let path = folder.path().join("opik_messages.db");
+    let limits = Limits { size_max: u64::MAX, disk_reserve: u64::MAX / 2, when_full: WhenFull::Refuse };
+    let store = SqliteStore::open(&path, OpenMode::CreateIfMissing, limits).expect("a new store");
+    let error =
+        store.register(&[about_trace(&Lane::default(), "a", Effect::Create, 1)]).expect_err("no disk is so large");
+    assert!(matches!(error, StoreError::Full { .. }), "{error}");
+}
+
+#[test]
+fn space_and_keys_of_delivered_messages_are_given_back() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let path = folder.path().join("opik_messages.db");
+    let store = open(&path);
+    fill(&store, 200);
+    let full = store.compact().expect("it can be compacted");
+    store.purge(&Filter::default(), 1000).expect("it can be purged");
+    let empty = store.compact().expect("it can be compacted");
+    assert!(full > 4_000_000 && empty < 200_000, "{full} bytes before, {empty} after");
+    assert_eq!(fs::metadata(&path).expect("it is there").len(), empty);
+    let bytes = fs::read(&path).expect("it is ours");
+    let key = b"made-up-key-0123456789";
+    assert!(!bytes.windows(key.len()).any(|window| window == key), "a key that no message needs is still there");
+}
