@@ -29,7 +29,8 @@ use std::time::Duration;
 
 use thiserror::Error;
 
-use crate::message::{Claimed, EntityKey, Lane, Message, MessageId, MessageStatus, MessageType, Request, Touch};
+pub use crate::message::Claimed;
+use crate::message::{EntityKey, Lane, Message, MessageId, MessageStatus, MessageType, Request, Touch};
 
 /// Messages that survive the process, and the right to replay them.
 ///
