@@ -11,8 +11,7 @@ use super::{Common, Exit, Failure, configuration, existing_store};
 use crate::config::Config;
 use crate::message::{BodyFault, MessageId};
 use crate::protocol::json::pretty;
-use crate::replay::now_ms;
-use crate::store::{Listed, Page, Store, StoreError, StoredMessage};
+use crate::store::{Listed, Page, Store, StoreError, StoredMessage, now_ms};
 
 const AFTER_HELP: &str = "\
 Examples:

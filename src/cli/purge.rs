@@ -8,8 +8,7 @@ use serde::Serialize;
 use super::render::{count, size};
 use super::selection::{Selection, refuse_jsonl};
 use super::{Common, Exit, Failure, configuration, existing_store};
-use crate::replay::now_ms;
-use crate::store::{Filter, Purged, Store};
+use crate::store::{Filter, Purged, Store, now_ms};
 
 const AFTER_HELP: &str = "\
 Examples:

@@ -15,9 +15,9 @@ use crate::message::MessageStatus;
 use crate::monitor::MonitorSettings;
 use crate::monitor::connection::Connection;
 use crate::replay::report::rate_and_eta;
-use crate::replay::{DrainEnd, Replay, ReplaySettings, now_ms};
+use crate::replay::{DrainEnd, Replay, ReplaySettings};
 use crate::shutdown::Shutdown;
-use crate::store::{Filter, Owner, Store, StoreError};
+use crate::store::{Filter, Owner, Store, StoreError, now_ms};
 use crate::telemetry::metrics::Metrics;
 
 const AFTER_HELP: &str = "\

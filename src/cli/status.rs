@@ -10,9 +10,8 @@ use super::selection::{duration, refuse_jsonl};
 use super::{Common, Exit, Failure, configuration, existing_store, stop_on_signals, translate, upstream};
 use crate::config::Config;
 use crate::delivery::pacing::Pace;
-use crate::replay::now_ms;
 use crate::shutdown::Shutdown;
-use crate::store::{AgentRecord, Backlog, Condition, Filter, StoreError};
+use crate::store::{AgentRecord, Backlog, Condition, Filter, StoreError, now_ms};
 use crate::upstream::Upstream;
 
 const AFTER_HELP: &str = "\
