@@ -14,19 +14,24 @@ use crate::replay::ReplaySettings;
 use crate::shutdown::Shutdown;
 use crate::store::Filter;
 
-const EXAMPLES: &str = "\
+const AFTER_HELP: &str = "\
 Examples:
   Stand in front of a local Opik server:
     opik-offline agent --upstream http://127.0.0.1:5173/api
   Let a Python or TypeScript application use it:
     OPIK_URL_OVERRIDE=http://127.0.0.1:6745/api python app.py
 
-It stops on SIGINT or SIGTERM: requests in progress finish or are stored. What is stored is delivered by the next agent \
-on the same store, or by `opik-offline replay`.";
+Exit codes:
+  0  Stopped as asked
+  1  It could not run
+  2  Wrong usage or configuration, the address is taken, or the server would be the agent itself";
 
 /// Run the agent: pass on, store while the server is away, deliver afterwards
+///
+/// It runs in the foreground and stops on SIGINT or SIGTERM: requests in progress finish or are stored. What is stored is
+/// delivered by the next agent on the same store, or by `opik-offline replay`.
 #[derive(Args, Debug)]
-#[command(after_long_help = EXAMPLES)]
+#[command(after_long_help = AFTER_HELP)]
 pub struct AgentArgs {
     /// Listen on this address [default: 127.0.0.1:6745]
     #[arg(long, value_name = "HOST:PORT")]

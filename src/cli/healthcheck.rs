@@ -14,19 +14,25 @@ use crate::shutdown::Shutdown;
 use crate::store::{self, OpenMode, StoreError};
 use crate::upstream::Upstream;
 
-const EXAMPLES: &str = "\
+const AFTER_HELP: &str = "\
 Examples:
   Look at everything once:
     opik-offline healthcheck
   Wait for the server in a start script:
     opik-offline healthcheck --wait 30s
 
-Exit codes: 0 healthy; 1 the store can't be used; 2 the configuration is wrong; 3 the server can't be reached; 5 it does
-not accept the key or the workspace.";
+Exit codes:
+  0  Healthy
+  1  The store can't be used
+  2  Wrong usage or configuration
+  3  The server can't be reached
+  5  The server does not accept the key or the workspace";
 
 /// Check the configuration, the Opik server, access to it and the store
+///
+/// It shows every setting with its origin, secrets masked, and what would keep data from being delivered.
 #[derive(Args, Debug)]
-#[command(after_long_help = EXAMPLES)]
+#[command(after_long_help = AFTER_HELP)]
 pub struct HealthcheckArgs {
     /// Keep checking for this long until all is well
     #[arg(long, value_name = "DURATION", value_parser = duration)]

@@ -11,29 +11,32 @@ use super::{Common, Exit, Failure, configuration, existing_store};
 use crate::config::Config;
 use crate::message::{BodyFault, MessageId};
 use crate::protocol::json::pretty;
-use crate::replay::now_ms;
-use crate::store::{Listed, Page, Store, StoreError, StoredMessage};
+use crate::store::{Listed, Page, Store, StoreError, StoredMessage, now_ms};
 
-const EXAMPLES: &str = "\
+const AFTER_HELP: &str = "\
 Examples:
-  The oldest messages that wait, and what was refused:
+  The oldest messages that are stored, and those that were refused:
     opik-offline inspect
     opik-offline inspect --rejected
   One message whole, with the server's last answer:
     opik-offline inspect 42
   Everything about one trace, as JSON lines:
-    opik-offline inspect --trace 01a20445-0b53-7443-881b-86277651b909 --limit 0 --format jsonl";
+    opik-offline inspect --trace 01a20445-0b53-7443-881b-86277651b909 --limit 0 --format jsonl
+
+Exit codes:
+  0  Shown
+  1  There is no such message, or the store can't be read
+  2  Wrong usage or configuration";
 
 /// List stored messages, or show one whole
+///
+/// The oldest come first. API keys and tokens are never shown; of a message's headers only harmless ones are.
 #[derive(Args, Debug)]
-#[command(after_long_help = EXAMPLES)]
+#[command(after_long_help = AFTER_HELP)]
 pub struct InspectArgs {
     /// Show this message whole
     #[arg(value_name = "ID", conflicts_with_all = ["status", "rejected", "types", "workspace", "project", "ids", "trace", "older_than"])]
     id: Option<i64>,
-
-    #[command(flatten)]
-    selection: Selection,
 
     /// List this many messages at most; 0 lists all
     #[arg(long, value_name = "N", default_value_t = 50)]
@@ -42,6 +45,9 @@ pub struct InspectArgs {
     /// List the newest first
     #[arg(long)]
     newest: bool,
+
+    #[command(flatten)]
+    selection: Selection,
 }
 
 /// One message of a list.

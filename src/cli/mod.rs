@@ -38,12 +38,27 @@ there, stores what is written while it is away, and delivers it afterwards, in o
 store or drive it, with or without an agent running.";
 
 const AFTER_HELP: &str = "\
-Exit codes: 0 done; 1 failure; 2 usage or configuration; 3 server unreachable; 4 messages remain or a threshold is \
-exceeded; 5 not authorised; 130 interrupted.
+Examples:
+  Stand in front of a local Opik server:
+    opik-offline agent --upstream http://127.0.0.1:5173/api
+  Let an application use it:
+    OPIK_URL_OVERRIDE=http://127.0.0.1:6745/api python app.py
+  See what waits for the server:
+    opik-offline status
 
-Settings come from flags, then the environment (OPIK_..., OPIK_OFFLINE_...), then ~/.opik.config, then \
-opik-offline/config.yaml in the user's configuration folder, then defaults; `opik-offline healthcheck` shows each with \
-its origin.";
+Exit codes:
+  0    Done
+  1    Failure
+  2    Wrong usage or configuration; nothing was done
+  3    The Opik server can't be reached
+  4    Messages remain or were rejected, or a threshold is exceeded
+  5    The server does not accept the key or the workspace
+  130  Interrupted
+
+Settings:
+  A flag counts before the environment (OPIK_..., OPIK_OFFLINE_...), that before ~/.opik.config, that before \
+opik-offline/config.yaml in the user's configuration folder, and that before the default. `opik-offline healthcheck` \
+shows every setting with its origin.";
 
 /// Keep Opik traces through an outage
 #[derive(Parser, Debug)]
@@ -57,12 +72,13 @@ pub struct Cli {
 
 /// What every command understands.
 #[derive(Args, Clone, Debug)]
+#[command(next_help_heading = "Common options")]
 struct Common {
     /// Use this message store [default: opik-offline/opik_messages.db in the user's data folder]
     #[arg(long, value_name = "PATH", global = true)]
     db: Option<OsString>,
 
-    /// Use the Opik server at this URL, such as http://127.0.0.1:5173/api
+    /// Use the Opik server at this URL, such as http://127.0.0.1:5173/api [default: Opik Cloud]
     #[arg(long, value_name = "URL", global = true)]
     upstream: Option<OsString>,
 
@@ -70,11 +86,11 @@ struct Common {
     #[arg(long, value_name = "FORMAT", global = true, value_enum, default_value_t = Format::Table)]
     format: Format,
 
-    /// Say nothing on stderr but errors
+    /// Say only what was asked for, and errors: no notes, no progress, no word about what was done
     #[arg(short, long, global = true, conflicts_with = "verbose")]
     quiet: bool,
 
-    /// Say more on stderr
+    /// Say more on standard error
     #[arg(short, long, global = true)]
     verbose: bool,
 

@@ -8,25 +8,27 @@ use serde::Serialize;
 use super::render::{count, size};
 use super::selection::{Selection, refuse_jsonl};
 use super::{Common, Exit, Failure, configuration, existing_store};
-use crate::replay::now_ms;
-use crate::store::{Filter, Purged, Store};
+use crate::store::{Filter, Purged, Store, now_ms};
 
-const EXAMPLES: &str = "\
+const AFTER_HELP: &str = "\
 Examples:
   See what would go:
     opik-offline purge --rejected --older-than 7d --dry-run
   Delete it without a question, from cron:
     opik-offline purge --rejected --older-than 7d --yes
 
-Without a filter everything is selected. Messages that a replay is sending right now are left alone.";
+Exit codes:
+  0  Deleted, or nothing was selected
+  1  Failure, or the question was answered with no
+  2  Wrong usage or configuration, or there was nobody to ask and no --yes";
 
 /// Delete stored messages for good
+///
+/// Without a filter everything is selected. On a terminal it asks first; elsewhere it needs --yes. Messages that a replay
+/// is sending right now are left alone. The space is given back to the disk.
 #[derive(Args, Debug)]
-#[command(after_long_help = EXAMPLES)]
+#[command(after_long_help = AFTER_HELP)]
 pub struct PurgeArgs {
-    #[command(flatten)]
-    selection: Selection,
-
     /// Show what would be deleted, and delete nothing
     #[arg(long)]
     dry_run: bool,
@@ -34,6 +36,9 @@ pub struct PurgeArgs {
     /// Delete without asking
     #[arg(short, long)]
     yes: bool,
+
+    #[command(flatten)]
+    selection: Selection,
 }
 
 /// What was deleted, or would be.

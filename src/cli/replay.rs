@@ -15,12 +15,12 @@ use crate::message::MessageStatus;
 use crate::monitor::MonitorSettings;
 use crate::monitor::connection::Connection;
 use crate::replay::report::rate_and_eta;
-use crate::replay::{DrainEnd, Replay, ReplaySettings, now_ms};
+use crate::replay::{DrainEnd, Replay, ReplaySettings};
 use crate::shutdown::Shutdown;
-use crate::store::{Filter, Owner, Store, StoreError};
+use crate::store::{Filter, Owner, Store, StoreError, now_ms};
 use crate::telemetry::metrics::Metrics;
 
-const EXAMPLES: &str = "\
+const AFTER_HELP: &str = "\
 Examples:
   Deliver everything that is stored, 200 messages at a time:
     opik-offline replay --batch-size 200
@@ -29,16 +29,22 @@ Examples:
   From cron, for a minute at most:
     opik-offline replay --timeout 60s --quiet
 
-It works beside a running agent: one of the two replays at a time, and the other waits. Interrupting it loses nothing.
-Exit codes: 0 all delivered; 3 server unreachable; 4 messages remain or were rejected; 130 interrupted.";
+Exit codes:
+  0    All that was selected is delivered, or --limit was reached
+  1    Failure
+  2    Wrong usage or configuration
+  3    The server can't be reached
+  4    Messages remain or were rejected
+  130  Interrupted";
 
 /// Deliver stored messages to the Opik server
+///
+/// It works beside a running agent: one of the two replays at a time, and the other waits. A message leaves the store when
+/// the server has confirmed it, so that interrupting a replay loses nothing. Messages that the server refuses are kept as
+/// rejected; they are replayed only with --rejected, --status rejected or their --id.
 #[derive(Args, Debug)]
-#[command(after_long_help = EXAMPLES)]
+#[command(after_long_help = AFTER_HELP)]
 pub struct ReplayArgs {
-    #[command(flatten)]
-    selection: Selection,
-
     /// Replay this many messages, then pause; unset, replay starts at 50 and speeds up while the server keeps up
     #[arg(long, value_name = "N")]
     batch_size: Option<OsString>,
@@ -58,6 +64,9 @@ pub struct ReplayArgs {
     /// Show what would be replayed, and send nothing
     #[arg(long)]
     dry_run: bool,
+
+    #[command(flatten)]
+    selection: Selection,
 }
 
 /// What a replay did.

@@ -11,6 +11,7 @@ use crate::store::Filter;
 
 /// Which messages.
 #[derive(Args, Clone, Debug, Default)]
+#[command(next_help_heading = "Which messages")]
 pub struct Selection {
     /// Select messages with this status: failed, registered or rejected (may be given more than once)
     #[arg(long, value_name = "STATUS", value_parser = parse_status)]

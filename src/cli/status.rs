@@ -10,23 +10,29 @@ use super::selection::{duration, refuse_jsonl};
 use super::{Common, Exit, Failure, configuration, existing_store, stop_on_signals, translate, upstream};
 use crate::config::Config;
 use crate::delivery::pacing::Pace;
-use crate::replay::now_ms;
 use crate::shutdown::Shutdown;
-use crate::store::{AgentRecord, Backlog, Condition, Filter, StoreError};
+use crate::store::{AgentRecord, Backlog, Condition, Filter, StoreError, now_ms};
 use crate::upstream::Upstream;
 
-const EXAMPLES: &str = "\
+const AFTER_HELP: &str = "\
 Examples:
   Is my data safe, is it moving, when will it be done:
     opik-offline status
   Alert from cron when more than 1000 messages wait, or one waits longer than an hour:
     opik-offline status --quiet --fail-if-backlog 1000 --fail-if-older-than 1h
 
-Exit codes: 0; 4 when a threshold is exceeded; 1 when the store can't be read.";
+Exit codes:
+  0    Shown; no threshold is exceeded
+  1    The store can't be read
+  2    Wrong usage or configuration
+  4    A threshold is exceeded
+  130  Interrupted (--watch)";
 
 /// Show the connection, the agent and what is stored
+///
+/// It reads the store itself, so that it works with and without an agent running.
 #[derive(Args, Debug)]
-#[command(after_long_help = EXAMPLES)]
+#[command(after_long_help = AFTER_HELP)]
 pub struct StatusArgs {
     /// Show it again every 2 seconds until interrupted
     #[arg(long)]

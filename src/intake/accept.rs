@@ -263,7 +263,7 @@ impl Write {
     async fn register(self, shared: &Shared, client: &ClientUrl, fallback: Option<ClientAnswer>) -> ClientAnswer {
         let acknowledgement = success(&self.route, &client.base(), self.id.as_deref());
         let (done, committed) = oneshot::channel();
-        let message = Message { accepted_at_ms: crate::intake::now_ms(), ..self.message };
+        let message = Message { accepted_at_ms: crate::store::now_ms(), ..self.message };
         shared.committer.submit(
             message,
             // The receiver is gone only when the runtime is: then nobody is left to answer.

@@ -43,8 +43,6 @@ use crate::telemetry::metrics::Metrics;
 use crate::upstream::forward::Forwarder;
 use forward::ClientAnswer;
 
-pub(crate) use crate::replay::now_ms;
-
 /// What intake may use.
 #[derive(Clone, Copy, Debug)]
 pub struct IntakeLimits {

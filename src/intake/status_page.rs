@@ -6,11 +6,11 @@ use http::header::{self, HeaderValue};
 use hyper::Method;
 use serde_json::json;
 
+use super::Shared;
 use super::forward::{self, ClientAnswer};
-use super::{Shared, now_ms};
 use crate::monitor::Availability;
 use crate::protocol::answers::error;
-use crate::store::Filter;
+use crate::store::{Filter, now_ms};
 
 /// One of the agent's own pages.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -22,7 +22,7 @@ pub mod report;
 use std::collections::{HashMap, HashSet};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError, mpsc};
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
 use tracing::{debug, error, info, warn};
 
@@ -31,7 +31,7 @@ use crate::monitor::Availability;
 use crate::monitor::connection::Connection;
 use crate::shutdown::Shutdown;
 use crate::store::slot::StoreSlot;
-use crate::store::{Filter, LaneId, Lease, Owner, ReplayRecord, Store, StoreError};
+use crate::store::{Filter, LaneId, Lease, Owner, ReplayRecord, Store, StoreError, now_ms};
 use crate::telemetry::metrics::Metrics;
 use crate::upstream::Upstream;
 use lane::{LaneEnd, LaneWorker};
@@ -388,10 +388,4 @@ impl Budget {
 /// A panic elsewhere can't leave these values half written.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-/// Returns the wall clock in milliseconds since the Unix epoch.
-pub(crate) fn now_ms() -> i64 {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO);
-    i64::try_from(since.as_millis()).unwrap_or(i64::MAX)
 }

@@ -25,7 +25,7 @@ pub mod sqlite;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use thiserror::Error;
 
@@ -555,4 +555,10 @@ pub enum OpenMode {
 /// [`StoreError::Unusable`] or [`StoreError::Busy`]; the file is as it was.
 pub fn open(path: &Path, mode: OpenMode, limits: Limits) -> Result<Arc<dyn Store>, StoreError> {
     Ok(Arc::new(sqlite::SqliteStore::open(path, mode, limits)?))
+}
+
+/// Returns the time as a store's records have it: the wall clock, in milliseconds since the Unix epoch.
+pub fn now_ms() -> i64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO);
+    i64::try_from(since.as_millis()).unwrap_or(i64::MAX)
 }

@@ -32,7 +32,7 @@ mod summary;
 
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use rusqlite::{Connection, Transaction, TransactionBehavior};
 
@@ -239,7 +239,7 @@ impl Store for SqliteStore {
     }
 
     fn condition(&self) -> Result<Condition, StoreError> {
-        let now_ms = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as i64);
+        let now_ms = super::now_ms();
         self.read(&self.reader, |connection| {
             let space = space::Space::of(connection, &self.path)?;
             Ok(Condition {

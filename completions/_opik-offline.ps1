@@ -1,0 +1,211 @@
+
+using namespace System.Management.Automation
+using namespace System.Management.Automation.Language
+
+Register-ArgumentCompleter -Native -CommandName 'opik-offline' -ScriptBlock {
+    param($wordToComplete, $commandAst, $cursorPosition)
+
+    $commandElements = $commandAst.CommandElements
+    $command = @(
+        'opik-offline'
+        for ($i = 1; $i -lt $commandElements.Count; $i++) {
+            $element = $commandElements[$i]
+            if ($element -isnot [StringConstantExpressionAst] -or
+                $element.StringConstantType -ne [StringConstantType]::BareWord -or
+                $element.Value.StartsWith('-') -or
+                $element.Value -eq $wordToComplete) {
+                break
+        }
+        $element.Value
+    }) -join ';'
+
+    $completions = @(switch ($command) {
+        'opik-offline' {
+            [CompletionResult]::new('--db', '--db', [CompletionResultType]::ParameterName, 'Use this message store [default: opik-offline/opik_messages.db in the user''s data folder]')
+            [CompletionResult]::new('--upstream', '--upstream', [CompletionResultType]::ParameterName, 'Use the Opik server at this URL, such as http://127.0.0.1:5173/api [default: Opik Cloud]')
+            [CompletionResult]::new('--format', '--format', [CompletionResultType]::ParameterName, 'Write results in this format')
+            [CompletionResult]::new('-q', '-q', [CompletionResultType]::ParameterName, 'Say only what was asked for, and errors: no notes, no progress, no word about what was done')
+            [CompletionResult]::new('--quiet', '--quiet', [CompletionResultType]::ParameterName, 'Say only what was asked for, and errors: no notes, no progress, no word about what was done')
+            [CompletionResult]::new('-v', '-v', [CompletionResultType]::ParameterName, 'Say more on standard error')
+            [CompletionResult]::new('--verbose', '--verbose', [CompletionResultType]::ParameterName, 'Say more on standard error')
+            [CompletionResult]::new('--no-color', '--no-color', [CompletionResultType]::ParameterName, 'Use no colours, as with NO_COLOR in the environment')
+            [CompletionResult]::new('-h', '-h', [CompletionResultType]::ParameterName, 'Print help (see more with ''--help'')')
+            [CompletionResult]::new('--help', '--help', [CompletionResultType]::ParameterName, 'Print help (see more with ''--help'')')
+            [CompletionResult]::new('-V', '-V ', [CompletionResultType]::ParameterName, 'Print version')
+            [CompletionResult]::new('--version', '--version', [CompletionResultType]::ParameterName, 'Print version')
+            [CompletionResult]::new('agent', 'agent', [CompletionResultType]::ParameterValue, 'Run the agent: pass on, store while the server is away, deliver afterwards')
+            [CompletionResult]::new('healthcheck', 'healthcheck', [CompletionResultType]::ParameterValue, 'Check the configuration, the Opik server, access to it and the store')
+            [CompletionResult]::new('status', 'status', [CompletionResultType]::ParameterValue, 'Show the connection, the agent and what is stored')
+            [CompletionResult]::new('replay', 'replay', [CompletionResultType]::ParameterValue, 'Deliver stored messages to the Opik server')
+            [CompletionResult]::new('inspect', 'inspect', [CompletionResultType]::ParameterValue, 'List stored messages, or show one whole')
+            [CompletionResult]::new('purge', 'purge', [CompletionResultType]::ParameterValue, 'Delete stored messages for good')
+            [CompletionResult]::new('help', 'help', [CompletionResultType]::ParameterValue, 'Print this message or the help of the given subcommand(s)')
+            break
+        }
+        'opik-offline;agent' {
+            [CompletionResult]::new('--listen', '--listen', [CompletionResultType]::ParameterName, 'Listen on this address [default: 127.0.0.1:6745]')
+            [CompletionResult]::new('--batch-size', '--batch-size', [CompletionResultType]::ParameterName, 'Replay this many messages, then pause; unset, replay starts at 50 and speeds up while the server keeps up')
+            [CompletionResult]::new('--delay', '--delay', [CompletionResultType]::ParameterName, 'Pause this long after a full batch; unset, replay starts at 500ms and speeds up while the server keeps up')
+            [CompletionResult]::new('--max-size', '--max-size', [CompletionResultType]::ParameterName, 'Let the store take this much space at most [default: 10GiB]')
+            [CompletionResult]::new('--free-disk-reserve', '--free-disk-reserve', [CompletionResultType]::ParameterName, 'Leave this much space on the disk [default: 256MiB]')
+            [CompletionResult]::new('--when-full', '--when-full', [CompletionResultType]::ParameterName, 'When the store is full, refuse new writes or drop the oldest: refuse, drop_oldest [default: refuse]')
+            [CompletionResult]::new('--max-attempts', '--max-attempts', [CompletionResultType]::ParameterName, 'Reject a message that failed alone this many times [default: 10]')
+            [CompletionResult]::new('--max-body-size', '--max-body-size', [CompletionResultType]::ParameterName, 'Refuse bodies larger than this as sent [default: 64MiB]')
+            [CompletionResult]::new('--max-inflated-size', '--max-inflated-size', [CompletionResultType]::ParameterName, 'Refuse bodies larger than this when decoded [default: 128MiB]')
+            [CompletionResult]::new('--connect-timeout', '--connect-timeout', [CompletionResultType]::ParameterName, 'Give up connecting to the server after this long [default: 5s]')
+            [CompletionResult]::new('--forward-timeout', '--forward-timeout', [CompletionResultType]::ParameterName, 'Store a write that the server has not answered after this long [default: 30s]')
+            [CompletionResult]::new('--retry-interval', '--retry-interval', [CompletionResultType]::ParameterName, 'Try a lane that waits for a valid key again after this long [default: 10s]')
+            [CompletionResult]::new('--shutdown-timeout', '--shutdown-timeout', [CompletionResultType]::ParameterName, 'Let requests in progress finish for this long when stopping [default: 10s]')
+            [CompletionResult]::new('--log-format', '--log-format', [CompletionResultType]::ParameterName, 'Write log lines as text or json [default: text]')
+            [CompletionResult]::new('--db', '--db', [CompletionResultType]::ParameterName, 'Use this message store [default: opik-offline/opik_messages.db in the user''s data folder]')
+            [CompletionResult]::new('--upstream', '--upstream', [CompletionResultType]::ParameterName, 'Use the Opik server at this URL, such as http://127.0.0.1:5173/api [default: Opik Cloud]')
+            [CompletionResult]::new('--format', '--format', [CompletionResultType]::ParameterName, 'Write results in this format')
+            [CompletionResult]::new('--insecure-listen', '--insecure-listen', [CompletionResultType]::ParameterName, 'Listen beyond this machine without asking for an intake token')
+            [CompletionResult]::new('-q', '-q', [CompletionResultType]::ParameterName, 'Say only what was asked for, and errors: no notes, no progress, no word about what was done')
+            [CompletionResult]::new('--quiet', '--quiet', [CompletionResultType]::ParameterName, 'Say only what was asked for, and errors: no notes, no progress, no word about what was done')
+            [CompletionResult]::new('-v', '-v', [CompletionResultType]::ParameterName, 'Say more on standard error')
+            [CompletionResult]::new('--verbose', '--verbose', [CompletionResultType]::ParameterName, 'Say more on standard error')
+            [CompletionResult]::new('--no-color', '--no-color', [CompletionResultType]::ParameterName, 'Use no colours, as with NO_COLOR in the environment')
+            [CompletionResult]::new('-h', '-h', [CompletionResultType]::ParameterName, 'Print help (see more with ''--help'')')
+            [CompletionResult]::new('--help', '--help', [CompletionResultType]::ParameterName, 'Print help (see more with ''--help'')')
+            break
+        }
+        'opik-offline;healthcheck' {
+            [CompletionResult]::new('--wait', '--wait', [CompletionResultType]::ParameterName, 'Keep checking for this long until all is well')
+            [CompletionResult]::new('--db', '--db', [CompletionResultType]::ParameterName, 'Use this message store [default: opik-offline/opik_messages.db in the user''s data folder]')
+            [CompletionResult]::new('--upstream', '--upstream', [CompletionResultType]::ParameterName, 'Use the Opik server at this URL, such as http://127.0.0.1:5173/api [default: Opik Cloud]')
+            [CompletionResult]::new('--format', '--format', [CompletionResultType]::ParameterName, 'Write results in this format')
+            [CompletionResult]::new('-q', '-q', [CompletionResultType]::ParameterName, 'Say only what was asked for, and errors: no notes, no progress, no word about what was done')
+            [CompletionResult]::new('--quiet', '--quiet', [CompletionResultType]::ParameterName, 'Say only what was asked for, and errors: no notes, no progress, no word about what was done')
+            [CompletionResult]::new('-v', '-v', [CompletionResultType]::ParameterName, 'Say more on standard error')
+            [CompletionResult]::new('--verbose', '--verbose', [CompletionResultType]::ParameterName, 'Say more on standard error')
+            [CompletionResult]::new('--no-color', '--no-color', [CompletionResultType]::ParameterName, 'Use no colours, as with NO_COLOR in the environment')
+            [CompletionResult]::new('-h', '-h', [CompletionResultType]::ParameterName, 'Print help (see more with ''--help'')')
+            [CompletionResult]::new('--help', '--help', [CompletionResultType]::ParameterName, 'Print help (see more with ''--help'')')
+            break
+        }
+        'opik-offline;status' {
+            [CompletionResult]::new('--fail-if-backlog', '--fail-if-backlog', [CompletionResultType]::ParameterName, 'Exit with 4 when more than this many messages wait')
+            [CompletionResult]::new('--fail-if-older-than', '--fail-if-older-than', [CompletionResultType]::ParameterName, 'Exit with 4 when a message has been waiting longer than this')
+            [CompletionResult]::new('--db', '--db', [CompletionResultType]::ParameterName, 'Use this message store [default: opik-offline/opik_messages.db in the user''s data folder]')
+            [CompletionResult]::new('--upstream', '--upstream', [CompletionResultType]::ParameterName, 'Use the Opik server at this URL, such as http://127.0.0.1:5173/api [default: Opik Cloud]')
+            [CompletionResult]::new('--format', '--format', [CompletionResultType]::ParameterName, 'Write results in this format')
+            [CompletionResult]::new('--watch', '--watch', [CompletionResultType]::ParameterName, 'Show it again every 2 seconds until interrupted')
+            [CompletionResult]::new('-q', '-q', [CompletionResultType]::ParameterName, 'Say only what was asked for, and errors: no notes, no progress, no word about what was done')
+            [CompletionResult]::new('--quiet', '--quiet', [CompletionResultType]::ParameterName, 'Say only what was asked for, and errors: no notes, no progress, no word about what was done')
+            [CompletionResult]::new('-v', '-v', [CompletionResultType]::ParameterName, 'Say more on standard error')
+            [CompletionResult]::new('--verbose', '--verbose', [CompletionResultType]::ParameterName, 'Say more on standard error')
+            [CompletionResult]::new('--no-color', '--no-color', [CompletionResultType]::ParameterName, 'Use no colours, as with NO_COLOR in the environment')
+            [CompletionResult]::new('-h', '-h', [CompletionResultType]::ParameterName, 'Print help (see more with ''--help'')')
+            [CompletionResult]::new('--help', '--help', [CompletionResultType]::ParameterName, 'Print help (see more with ''--help'')')
+            break
+        }
+        'opik-offline;replay' {
+            [CompletionResult]::new('--batch-size', '--batch-size', [CompletionResultType]::ParameterName, 'Replay this many messages, then pause; unset, replay starts at 50 and speeds up while the server keeps up')
+            [CompletionResult]::new('--delay', '--delay', [CompletionResultType]::ParameterName, 'Pause this long after a full batch; unset, replay starts at 500ms and speeds up while the server keeps up')
+            [CompletionResult]::new('--limit', '--limit', [CompletionResultType]::ParameterName, 'Stop after this many messages')
+            [CompletionResult]::new('--timeout', '--timeout', [CompletionResultType]::ParameterName, 'Keep trying for this long when lanes or messages have to wait; stop then, whatever is left')
+            [CompletionResult]::new('--status', '--status', [CompletionResultType]::ParameterName, 'Select messages with this status: failed, registered or rejected (may be given more than once)')
+            [CompletionResult]::new('--type', '--type', [CompletionResultType]::ParameterName, 'Select messages of this SDK message type, such as CreateSpansBatch (may be given more than once)')
+            [CompletionResult]::new('--workspace', '--workspace', [CompletionResultType]::ParameterName, 'Select messages of this workspace (may be given more than once)')
+            [CompletionResult]::new('--project', '--project', [CompletionResultType]::ParameterName, 'Select messages that name this project (may be given more than once)')
+            [CompletionResult]::new('--id', '--id', [CompletionResultType]::ParameterName, 'Select the message with this id, as `inspect` lists it (may be given more than once)')
+            [CompletionResult]::new('--trace', '--trace', [CompletionResultType]::ParameterName, 'Select messages about this trace or about spans in it (may be given more than once)')
+            [CompletionResult]::new('--older-than', '--older-than', [CompletionResultType]::ParameterName, 'Select messages accepted longer ago than this, such as 90s, 2h or 7d')
+            [CompletionResult]::new('--db', '--db', [CompletionResultType]::ParameterName, 'Use this message store [default: opik-offline/opik_messages.db in the user''s data folder]')
+            [CompletionResult]::new('--upstream', '--upstream', [CompletionResultType]::ParameterName, 'Use the Opik server at this URL, such as http://127.0.0.1:5173/api [default: Opik Cloud]')
+            [CompletionResult]::new('--format', '--format', [CompletionResultType]::ParameterName, 'Write results in this format')
+            [CompletionResult]::new('--dry-run', '--dry-run', [CompletionResultType]::ParameterName, 'Show what would be replayed, and send nothing')
+            [CompletionResult]::new('--rejected', '--rejected', [CompletionResultType]::ParameterName, 'Select rejected messages; short for --status rejected')
+            [CompletionResult]::new('-q', '-q', [CompletionResultType]::ParameterName, 'Say only what was asked for, and errors: no notes, no progress, no word about what was done')
+            [CompletionResult]::new('--quiet', '--quiet', [CompletionResultType]::ParameterName, 'Say only what was asked for, and errors: no notes, no progress, no word about what was done')
+            [CompletionResult]::new('-v', '-v', [CompletionResultType]::ParameterName, 'Say more on standard error')
+            [CompletionResult]::new('--verbose', '--verbose', [CompletionResultType]::ParameterName, 'Say more on standard error')
+            [CompletionResult]::new('--no-color', '--no-color', [CompletionResultType]::ParameterName, 'Use no colours, as with NO_COLOR in the environment')
+            [CompletionResult]::new('-h', '-h', [CompletionResultType]::ParameterName, 'Print help (see more with ''--help'')')
+            [CompletionResult]::new('--help', '--help', [CompletionResultType]::ParameterName, 'Print help (see more with ''--help'')')
+            break
+        }
+        'opik-offline;inspect' {
+            [CompletionResult]::new('--limit', '--limit', [CompletionResultType]::ParameterName, 'List this many messages at most; 0 lists all')
+            [CompletionResult]::new('--status', '--status', [CompletionResultType]::ParameterName, 'Select messages with this status: failed, registered or rejected (may be given more than once)')
+            [CompletionResult]::new('--type', '--type', [CompletionResultType]::ParameterName, 'Select messages of this SDK message type, such as CreateSpansBatch (may be given more than once)')
+            [CompletionResult]::new('--workspace', '--workspace', [CompletionResultType]::ParameterName, 'Select messages of this workspace (may be given more than once)')
+            [CompletionResult]::new('--project', '--project', [CompletionResultType]::ParameterName, 'Select messages that name this project (may be given more than once)')
+            [CompletionResult]::new('--id', '--id', [CompletionResultType]::ParameterName, 'Select the message with this id, as `inspect` lists it (may be given more than once)')
+            [CompletionResult]::new('--trace', '--trace', [CompletionResultType]::ParameterName, 'Select messages about this trace or about spans in it (may be given more than once)')
+            [CompletionResult]::new('--older-than', '--older-than', [CompletionResultType]::ParameterName, 'Select messages accepted longer ago than this, such as 90s, 2h or 7d')
+            [CompletionResult]::new('--db', '--db', [CompletionResultType]::ParameterName, 'Use this message store [default: opik-offline/opik_messages.db in the user''s data folder]')
+            [CompletionResult]::new('--upstream', '--upstream', [CompletionResultType]::ParameterName, 'Use the Opik server at this URL, such as http://127.0.0.1:5173/api [default: Opik Cloud]')
+            [CompletionResult]::new('--format', '--format', [CompletionResultType]::ParameterName, 'Write results in this format')
+            [CompletionResult]::new('--newest', '--newest', [CompletionResultType]::ParameterName, 'List the newest first')
+            [CompletionResult]::new('--rejected', '--rejected', [CompletionResultType]::ParameterName, 'Select rejected messages; short for --status rejected')
+            [CompletionResult]::new('-q', '-q', [CompletionResultType]::ParameterName, 'Say only what was asked for, and errors: no notes, no progress, no word about what was done')
+            [CompletionResult]::new('--quiet', '--quiet', [CompletionResultType]::ParameterName, 'Say only what was asked for, and errors: no notes, no progress, no word about what was done')
+            [CompletionResult]::new('-v', '-v', [CompletionResultType]::ParameterName, 'Say more on standard error')
+            [CompletionResult]::new('--verbose', '--verbose', [CompletionResultType]::ParameterName, 'Say more on standard error')
+            [CompletionResult]::new('--no-color', '--no-color', [CompletionResultType]::ParameterName, 'Use no colours, as with NO_COLOR in the environment')
+            [CompletionResult]::new('-h', '-h', [CompletionResultType]::ParameterName, 'Print help (see more with ''--help'')')
+            [CompletionResult]::new('--help', '--help', [CompletionResultType]::ParameterName, 'Print help (see more with ''--help'')')
+            break
+        }
+        'opik-offline;purge' {
+            [CompletionResult]::new('--status', '--status', [CompletionResultType]::ParameterName, 'Select messages with this status: failed, registered or rejected (may be given more than once)')
+            [CompletionResult]::new('--type', '--type', [CompletionResultType]::ParameterName, 'Select messages of this SDK message type, such as CreateSpansBatch (may be given more than once)')
+            [CompletionResult]::new('--workspace', '--workspace', [CompletionResultType]::ParameterName, 'Select messages of this workspace (may be given more than once)')
+            [CompletionResult]::new('--project', '--project', [CompletionResultType]::ParameterName, 'Select messages that name this project (may be given more than once)')
+            [CompletionResult]::new('--id', '--id', [CompletionResultType]::ParameterName, 'Select the message with this id, as `inspect` lists it (may be given more than once)')
+            [CompletionResult]::new('--trace', '--trace', [CompletionResultType]::ParameterName, 'Select messages about this trace or about spans in it (may be given more than once)')
+            [CompletionResult]::new('--older-than', '--older-than', [CompletionResultType]::ParameterName, 'Select messages accepted longer ago than this, such as 90s, 2h or 7d')
+            [CompletionResult]::new('--db', '--db', [CompletionResultType]::ParameterName, 'Use this message store [default: opik-offline/opik_messages.db in the user''s data folder]')
+            [CompletionResult]::new('--upstream', '--upstream', [CompletionResultType]::ParameterName, 'Use the Opik server at this URL, such as http://127.0.0.1:5173/api [default: Opik Cloud]')
+            [CompletionResult]::new('--format', '--format', [CompletionResultType]::ParameterName, 'Write results in this format')
+            [CompletionResult]::new('--dry-run', '--dry-run', [CompletionResultType]::ParameterName, 'Show what would be deleted, and delete nothing')
+            [CompletionResult]::new('-y', '-y', [CompletionResultType]::ParameterName, 'Delete without asking')
+            [CompletionResult]::new('--yes', '--yes', [CompletionResultType]::ParameterName, 'Delete without asking')
+            [CompletionResult]::new('--rejected', '--rejected', [CompletionResultType]::ParameterName, 'Select rejected messages; short for --status rejected')
+            [CompletionResult]::new('-q', '-q', [CompletionResultType]::ParameterName, 'Say only what was asked for, and errors: no notes, no progress, no word about what was done')
+            [CompletionResult]::new('--quiet', '--quiet', [CompletionResultType]::ParameterName, 'Say only what was asked for, and errors: no notes, no progress, no word about what was done')
+            [CompletionResult]::new('-v', '-v', [CompletionResultType]::ParameterName, 'Say more on standard error')
+            [CompletionResult]::new('--verbose', '--verbose', [CompletionResultType]::ParameterName, 'Say more on standard error')
+            [CompletionResult]::new('--no-color', '--no-color', [CompletionResultType]::ParameterName, 'Use no colours, as with NO_COLOR in the environment')
+            [CompletionResult]::new('-h', '-h', [CompletionResultType]::ParameterName, 'Print help (see more with ''--help'')')
+            [CompletionResult]::new('--help', '--help', [CompletionResultType]::ParameterName, 'Print help (see more with ''--help'')')
+            break
+        }
+        'opik-offline;help' {
+            [CompletionResult]::new('agent', 'agent', [CompletionResultType]::ParameterValue, 'Run the agent: pass on, store while the server is away, deliver afterwards')
+            [CompletionResult]::new('healthcheck', 'healthcheck', [CompletionResultType]::ParameterValue, 'Check the configuration, the Opik server, access to it and the store')
+            [CompletionResult]::new('status', 'status', [CompletionResultType]::ParameterValue, 'Show the connection, the agent and what is stored')
+            [CompletionResult]::new('replay', 'replay', [CompletionResultType]::ParameterValue, 'Deliver stored messages to the Opik server')
+            [CompletionResult]::new('inspect', 'inspect', [CompletionResultType]::ParameterValue, 'List stored messages, or show one whole')
+            [CompletionResult]::new('purge', 'purge', [CompletionResultType]::ParameterValue, 'Delete stored messages for good')
+            [CompletionResult]::new('help', 'help', [CompletionResultType]::ParameterValue, 'Print this message or the help of the given subcommand(s)')
+            break
+        }
+        'opik-offline;help;agent' {
+            break
+        }
+        'opik-offline;help;healthcheck' {
+            break
+        }
+        'opik-offline;help;status' {
+            break
+        }
+        'opik-offline;help;replay' {
+            break
+        }
+        'opik-offline;help;inspect' {
+            break
+        }
+        'opik-offline;help;purge' {
+            break
+        }
+        'opik-offline;help;help' {
+            break
+        }
+    })
+
+    $completions.Where{ $_.CompletionText -like "$wordToComplete*" } |
+        Sort-Object -Property ListItemText
+}

@@ -1,0 +1,191 @@
+
+use builtin;
+use str;
+
+set edit:completion:arg-completer[opik-offline] = {|@words|
+    fn spaces {|n|
+        builtin:repeat $n ' ' | str:join ''
+    }
+    fn cand {|text desc|
+        edit:complex-candidate $text &display=$text' '(spaces (- 14 (wcswidth $text)))$desc
+    }
+    var command = 'opik-offline'
+    for word $words[1..-1] {
+        if (str:has-prefix $word '-') {
+            break
+        }
+        set command = $command';'$word
+    }
+    var completions = [
+        &'opik-offline'= {
+            cand --db 'Use this message store [default: opik-offline/opik_messages.db in the user''s data folder]'
+            cand --upstream 'Use the Opik server at this URL, such as http://127.0.0.1:5173/api [default: Opik Cloud]'
+            cand --format 'Write results in this format'
+            cand -q 'Say only what was asked for, and errors: no notes, no progress, no word about what was done'
+            cand --quiet 'Say only what was asked for, and errors: no notes, no progress, no word about what was done'
+            cand -v 'Say more on standard error'
+            cand --verbose 'Say more on standard error'
+            cand --no-color 'Use no colours, as with NO_COLOR in the environment'
+            cand -h 'Print help (see more with ''--help'')'
+            cand --help 'Print help (see more with ''--help'')'
+            cand -V 'Print version'
+            cand --version 'Print version'
+            cand agent 'Run the agent: pass on, store while the server is away, deliver afterwards'
+            cand healthcheck 'Check the configuration, the Opik server, access to it and the store'
+            cand status 'Show the connection, the agent and what is stored'
+            cand replay 'Deliver stored messages to the Opik server'
+            cand inspect 'List stored messages, or show one whole'
+            cand purge 'Delete stored messages for good'
+            cand help 'Print this message or the help of the given subcommand(s)'
+        }
+        &'opik-offline;agent'= {
+            cand --listen 'Listen on this address [default: 127.0.0.1:6745]'
+            cand --batch-size 'Replay this many messages, then pause; unset, replay starts at 50 and speeds up while the server keeps up'
+            cand --delay 'Pause this long after a full batch; unset, replay starts at 500ms and speeds up while the server keeps up'
+            cand --max-size 'Let the store take this much space at most [default: 10GiB]'
+            cand --free-disk-reserve 'Leave this much space on the disk [default: 256MiB]'
+            cand --when-full 'When the store is full, refuse new writes or drop the oldest: refuse, drop_oldest [default: refuse]'
+            cand --max-attempts 'Reject a message that failed alone this many times [default: 10]'
+            cand --max-body-size 'Refuse bodies larger than this as sent [default: 64MiB]'
+            cand --max-inflated-size 'Refuse bodies larger than this when decoded [default: 128MiB]'
+            cand --connect-timeout 'Give up connecting to the server after this long [default: 5s]'
+            cand --forward-timeout 'Store a write that the server has not answered after this long [default: 30s]'
+            cand --retry-interval 'Try a lane that waits for a valid key again after this long [default: 10s]'
+            cand --shutdown-timeout 'Let requests in progress finish for this long when stopping [default: 10s]'
+            cand --log-format 'Write log lines as text or json [default: text]'
+            cand --db 'Use this message store [default: opik-offline/opik_messages.db in the user''s data folder]'
+            cand --upstream 'Use the Opik server at this URL, such as http://127.0.0.1:5173/api [default: Opik Cloud]'
+            cand --format 'Write results in this format'
+            cand --insecure-listen 'Listen beyond this machine without asking for an intake token'
+            cand -q 'Say only what was asked for, and errors: no notes, no progress, no word about what was done'
+            cand --quiet 'Say only what was asked for, and errors: no notes, no progress, no word about what was done'
+            cand -v 'Say more on standard error'
+            cand --verbose 'Say more on standard error'
+            cand --no-color 'Use no colours, as with NO_COLOR in the environment'
+            cand -h 'Print help (see more with ''--help'')'
+            cand --help 'Print help (see more with ''--help'')'
+        }
+        &'opik-offline;healthcheck'= {
+            cand --wait 'Keep checking for this long until all is well'
+            cand --db 'Use this message store [default: opik-offline/opik_messages.db in the user''s data folder]'
+            cand --upstream 'Use the Opik server at this URL, such as http://127.0.0.1:5173/api [default: Opik Cloud]'
+            cand --format 'Write results in this format'
+            cand -q 'Say only what was asked for, and errors: no notes, no progress, no word about what was done'
+            cand --quiet 'Say only what was asked for, and errors: no notes, no progress, no word about what was done'
+            cand -v 'Say more on standard error'
+            cand --verbose 'Say more on standard error'
+            cand --no-color 'Use no colours, as with NO_COLOR in the environment'
+            cand -h 'Print help (see more with ''--help'')'
+            cand --help 'Print help (see more with ''--help'')'
+        }
+        &'opik-offline;status'= {
+            cand --fail-if-backlog 'Exit with 4 when more than this many messages wait'
+            cand --fail-if-older-than 'Exit with 4 when a message has been waiting longer than this'
+            cand --db 'Use this message store [default: opik-offline/opik_messages.db in the user''s data folder]'
+            cand --upstream 'Use the Opik server at this URL, such as http://127.0.0.1:5173/api [default: Opik Cloud]'
+            cand --format 'Write results in this format'
+            cand --watch 'Show it again every 2 seconds until interrupted'
+            cand -q 'Say only what was asked for, and errors: no notes, no progress, no word about what was done'
+            cand --quiet 'Say only what was asked for, and errors: no notes, no progress, no word about what was done'
+            cand -v 'Say more on standard error'
+            cand --verbose 'Say more on standard error'
+            cand --no-color 'Use no colours, as with NO_COLOR in the environment'
+            cand -h 'Print help (see more with ''--help'')'
+            cand --help 'Print help (see more with ''--help'')'
+        }
+        &'opik-offline;replay'= {
+            cand --batch-size 'Replay this many messages, then pause; unset, replay starts at 50 and speeds up while the server keeps up'
+            cand --delay 'Pause this long after a full batch; unset, replay starts at 500ms and speeds up while the server keeps up'
+            cand --limit 'Stop after this many messages'
+            cand --timeout 'Keep trying for this long when lanes or messages have to wait; stop then, whatever is left'
+            cand --status 'Select messages with this status: failed, registered or rejected (may be given more than once)'
+            cand --type 'Select messages of this SDK message type, such as CreateSpansBatch (may be given more than once)'
+            cand --workspace 'Select messages of this workspace (may be given more than once)'
+            cand --project 'Select messages that name this project (may be given more than once)'
+            cand --id 'Select the message with this id, as `inspect` lists it (may be given more than once)'
+            cand --trace 'Select messages about this trace or about spans in it (may be given more than once)'
+            cand --older-than 'Select messages accepted longer ago than this, such as 90s, 2h or 7d'
+            cand --db 'Use this message store [default: opik-offline/opik_messages.db in the user''s data folder]'
+            cand --upstream 'Use the Opik server at this URL, such as http://127.0.0.1:5173/api [default: Opik Cloud]'
+            cand --format 'Write results in this format'
+            cand --dry-run 'Show what would be replayed, and send nothing'
+            cand --rejected 'Select rejected messages; short for --status rejected'
+            cand -q 'Say only what was asked for, and errors: no notes, no progress, no word about what was done'
+            cand --quiet 'Say only what was asked for, and errors: no notes, no progress, no word about what was done'
+            cand -v 'Say more on standard error'
+            cand --verbose 'Say more on standard error'
+            cand --no-color 'Use no colours, as with NO_COLOR in the environment'
+            cand -h 'Print help (see more with ''--help'')'
+            cand --help 'Print help (see more with ''--help'')'
+        }
+        &'opik-offline;inspect'= {
+            cand --limit 'List this many messages at most; 0 lists all'
+            cand --status 'Select messages with this status: failed, registered or rejected (may be given more than once)'
+            cand --type 'Select messages of this SDK message type, such as CreateSpansBatch (may be given more than once)'
+            cand --workspace 'Select messages of this workspace (may be given more than once)'
+            cand --project 'Select messages that name this project (may be given more than once)'
+            cand --id 'Select the message with this id, as `inspect` lists it (may be given more than once)'
+            cand --trace 'Select messages about this trace or about spans in it (may be given more than once)'
+            cand --older-than 'Select messages accepted longer ago than this, such as 90s, 2h or 7d'
+            cand --db 'Use this message store [default: opik-offline/opik_messages.db in the user''s data folder]'
+            cand --upstream 'Use the Opik server at this URL, such as http://127.0.0.1:5173/api [default: Opik Cloud]'
+            cand --format 'Write results in this format'
+            cand --newest 'List the newest first'
+            cand --rejected 'Select rejected messages; short for --status rejected'
+            cand -q 'Say only what was asked for, and errors: no notes, no progress, no word about what was done'
+            cand --quiet 'Say only what was asked for, and errors: no notes, no progress, no word about what was done'
+            cand -v 'Say more on standard error'
+            cand --verbose 'Say more on standard error'
+            cand --no-color 'Use no colours, as with NO_COLOR in the environment'
+            cand -h 'Print help (see more with ''--help'')'
+            cand --help 'Print help (see more with ''--help'')'
+        }
+        &'opik-offline;purge'= {
+            cand --status 'Select messages with this status: failed, registered or rejected (may be given more than once)'
+            cand --type 'Select messages of this SDK message type, such as CreateSpansBatch (may be given more than once)'
+            cand --workspace 'Select messages of this workspace (may be given more than once)'
+            cand --project 'Select messages that name this project (may be given more than once)'
+            cand --id 'Select the message with this id, as `inspect` lists it (may be given more than once)'
+            cand --trace 'Select messages about this trace or about spans in it (may be given more than once)'
+            cand --older-than 'Select messages accepted longer ago than this, such as 90s, 2h or 7d'
+            cand --db 'Use this message store [default: opik-offline/opik_messages.db in the user''s data folder]'
+            cand --upstream 'Use the Opik server at this URL, such as http://127.0.0.1:5173/api [default: Opik Cloud]'
+            cand --format 'Write results in this format'
+            cand --dry-run 'Show what would be deleted, and delete nothing'
+            cand -y 'Delete without asking'
+            cand --yes 'Delete without asking'
+            cand --rejected 'Select rejected messages; short for --status rejected'
+            cand -q 'Say only what was asked for, and errors: no notes, no progress, no word about what was done'
+            cand --quiet 'Say only what was asked for, and errors: no notes, no progress, no word about what was done'
+            cand -v 'Say more on standard error'
+            cand --verbose 'Say more on standard error'
+            cand --no-color 'Use no colours, as with NO_COLOR in the environment'
+            cand -h 'Print help (see more with ''--help'')'
+            cand --help 'Print help (see more with ''--help'')'
+        }
+        &'opik-offline;help'= {
+            cand agent 'Run the agent: pass on, store while the server is away, deliver afterwards'
+            cand healthcheck 'Check the configuration, the Opik server, access to it and the store'
+            cand status 'Show the connection, the agent and what is stored'
+            cand replay 'Deliver stored messages to the Opik server'
+            cand inspect 'List stored messages, or show one whole'
+            cand purge 'Delete stored messages for good'
+            cand help 'Print this message or the help of the given subcommand(s)'
+        }
+        &'opik-offline;help;agent'= {
+        }
+        &'opik-offline;help;healthcheck'= {
+        }
+        &'opik-offline;help;status'= {
+        }
+        &'opik-offline;help;replay'= {
+        }
+        &'opik-offline;help;inspect'= {
+        }
+        &'opik-offline;help;purge'= {
+        }
+        &'opik-offline;help;help'= {
+        }
+    ]
+    $completions[$command]
+}

@@ -1,0 +1,163 @@
+# Print an optspec for argparse to handle cmd's options that are independent of any subcommand.
+function __fish_opik_offline_global_optspecs
+    string join \n db= upstream= format= q/quiet v/verbose no-color h/help V/version
+end
+
+function __fish_opik_offline_needs_command
+    # Figure out if the current invocation already has a command.
+    set -l cmd (commandline -opc)
+    set -e cmd[1]
+    argparse -s (__fish_opik_offline_global_optspecs) -- $cmd 2>/dev/null
+    or return
+    if set -q argv[1]
+        # Also print the command, so this can be used to figure out what it is.
+        echo $argv[1]
+        return 1
+    end
+    return 0
+end
+
+function __fish_opik_offline_using_subcommand
+    set -l cmd (__fish_opik_offline_needs_command)
+    test -z "$cmd"
+    and return 1
+    contains -- $cmd[1] $argv
+end
+
+complete -c opik-offline -n "__fish_opik_offline_needs_command" -l db -d 'Use this message store [default: opik-offline/opik_messages.db in the user\'s data folder]' -r
+complete -c opik-offline -n "__fish_opik_offline_needs_command" -l upstream -d 'Use the Opik server at this URL, such as http://127.0.0.1:5173/api [default: Opik Cloud]' -r
+complete -c opik-offline -n "__fish_opik_offline_needs_command" -l format -d 'Write results in this format' -r -f -a "table\t'Tables and sentences for people'
+json\t'One JSON document'
+jsonl\t'One JSON document a line (`inspect` only)'
+yaml\t'One YAML document'"
+complete -c opik-offline -n "__fish_opik_offline_needs_command" -s q -l quiet -d 'Say only what was asked for, and errors: no notes, no progress, no word about what was done'
+complete -c opik-offline -n "__fish_opik_offline_needs_command" -s v -l verbose -d 'Say more on standard error'
+complete -c opik-offline -n "__fish_opik_offline_needs_command" -l no-color -d 'Use no colours, as with NO_COLOR in the environment'
+complete -c opik-offline -n "__fish_opik_offline_needs_command" -s h -l help -d 'Print help (see more with \'--help\')'
+complete -c opik-offline -n "__fish_opik_offline_needs_command" -s V -l version -d 'Print version'
+complete -c opik-offline -n "__fish_opik_offline_needs_command" -f -a "agent" -d 'Run the agent: pass on, store while the server is away, deliver afterwards'
+complete -c opik-offline -n "__fish_opik_offline_needs_command" -f -a "healthcheck" -d 'Check the configuration, the Opik server, access to it and the store'
+complete -c opik-offline -n "__fish_opik_offline_needs_command" -f -a "status" -d 'Show the connection, the agent and what is stored'
+complete -c opik-offline -n "__fish_opik_offline_needs_command" -f -a "replay" -d 'Deliver stored messages to the Opik server'
+complete -c opik-offline -n "__fish_opik_offline_needs_command" -f -a "inspect" -d 'List stored messages, or show one whole'
+complete -c opik-offline -n "__fish_opik_offline_needs_command" -f -a "purge" -d 'Delete stored messages for good'
+complete -c opik-offline -n "__fish_opik_offline_needs_command" -f -a "help" -d 'Print this message or the help of the given subcommand(s)'
+complete -c opik-offline -n "__fish_opik_offline_using_subcommand agent" -l listen -d 'Listen on this address [default: 127.0.0.1:6745]' -r
+complete -c opik-offline -n "__fish_opik_offline_using_subcommand agent" -l batch-size -d 'Replay this many messages, then pause; unset, replay starts at 50 and speeds up while the server keeps up' -r
+complete -c opik-offline -n "__fish_opik_offline_using_subcommand agent" -l delay -d 'Pause this long after a full batch; unset, replay starts at 500ms and speeds up while the server keeps up' -r
+complete -c opik-offline -n "__fish_opik_offline_using_subcommand agent" -l max-size -d 'Let the store take this much space at most [default: 10GiB]' -r
+complete -c opik-offline -n "__fish_opik_offline_using_subcommand agent" -l free-disk-reserve -d 'Leave this much space on the disk [default: 256MiB]' -r
+complete -c opik-offline -n "__fish_opik_offline_using_subcommand agent" -l when-full -d 'When the store is full, refuse new writes or drop the oldest: refuse, drop_oldest [default: refuse]' -r
+complete -c opik-offline -n "__fish_opik_offline_using_subcommand agent" -l max-attempts -d 'Reject a message that failed alone this many times [default: 10]' -r
+complete -c opik-offline -n "__fish_opik_offline_using_subcommand agent" -l max-body-size -d 'Refuse bodies larger than this as sent [default: 64MiB]' -r
+complete -c opik-offline -n "__fish_opik_offline_using_subcommand agent" -l max-inflated-size -d 'Refuse bodies larger than this when decoded [default: 128MiB]' -r
+complete -c opik-offline -n "__fish_opik_offline_using_subcommand agent" -l connect-timeout -d 'Give up connecting to the server after this long [default: 5s]' -r
+complete -c opik-offline -n "__fish_opik_offline_using_subcommand agent" -l forward-timeout -d 'Store a write that the server has not answered after this long [default: 30s]' -r
+complete -c opik-offline -n "__fish_opik_offline_using_subcommand agent" -l retry-interval -d 'Try a lane that waits for a valid key again after this long [default: 10s]' -r
+complete -c opik-offline -n "__fish_opik_offline_using_subcommand agent" -l shutdown-timeout -d 'Let requests in progress finish for this long when stopping [default: 10s]' -r
+complete -c opik-offline -n "__fish_opik_offline_using_subcommand agent" -l log-format -d 'Write log lines as text or json [default: text]' -r
+complete -c opik-offline -n "__fish_opik_offline_using_subcommand agent" -l db -d 'Use this message store [default: opik-offline/opik_messages.db in the user\'s data folder]' -r
+complete -c opik-offline -n "__fish_opik_offline_using_subcommand agent" -l upstream -d 'Use the Opik server at this URL, such as http://127.0.0.1:5173/api [default: Opik Cloud]' -r
+complete -c opik-offline -n "__fish_opik_offline_using_subcommand agent" -l format -d 'Write results in this format' -r -f -a "table\t'Tables and sentences for people'
+json\t'One JSON document'
+jsonl\t'One JSON document a line (`inspect` only)'
+yaml\t'One YAML document'"
+complete -c opik-offline -n "__fish_opik_offline_using_subcommand agent" -l insecure-listen -d 'Listen beyond this machine without asking for an intake token'
+complete -c opik-offline -n "__fish_opik_offline_using_subcommand agent" -s q -l quiet -d 'Say only what was asked for, and errors: no notes, no progress, no word about what was done'
+complete -c opik-offline -n "__fish_opik_offline_using_subcommand agent" -s v -l verbose -d 'Say more on standard error'
+complete -c opik-offline -n "__fish_opik_offline_using_subcommand agent" -l no-color -d 'Use no colours, as with NO_COLOR in the environment'
+complete -c opik-offline -n "__fish_opik_offline_using_subcommand agent" -s h -l help -d 'Print help (see more with \'--help\')'
+complete -c opik-offline -n "__fish_opik_offline_using_subcommand healthcheck" -l wait -d 'Keep checking for this long until all is well' -r
+complete -c opik-offline -n "__fish_opik_offline_using_subcommand healthcheck" -l db -d 'Use this message store [default: opik-offline/opik_messages.db in the user\'s data folder]' -r
+complete -c opik-offline -n "__fish_opik_offline_using_subcommand healthcheck" -l upstream -d 'Use the Opik server at this URL, such as http://127.0.0.1:5173/api [default: Opik Cloud]' -r
+complete -c opik-offline -n "__fish_opik_offline_using_subcommand healthcheck" -l format -d 'Write results in this format' -r -f -a "table\t'Tables and sentences for people'
+json\t'One JSON document'
+jsonl\t'One JSON document a line (`inspect` only)'
+yaml\t'One YAML document'"
+complete -c opik-offline -n "__fish_opik_offline_using_subcommand healthcheck" -s q -l quiet -d 'Say only what was asked for, and errors: no notes, no progress, no word about what was done'
+complete -c opik-offline -n "__fish_opik_offline_using_subcommand healthcheck" -s v -l verbose -d 'Say more on standard error'
+complete -c opik-offline -n "__fish_opik_offline_using_subcommand healthcheck" -l no-color -d 'Use no colours, as with NO_COLOR in the environment'
+complete -c opik-offline -n "__fish_opik_offline_using_subcommand healthcheck" -s h -l help -d 'Print help (see more with \'--help\')'
+complete -c opik-offline -n "__fish_opik_offline_using_subcommand status" -l fail-if-backlog -d 'Exit with 4 when more than this many messages wait' -r
+complete -c opik-offline -n "__fish_opik_offline_using_subcommand status" -l fail-if-older-than -d 'Exit with 4 when a message has been waiting longer than this' -r
+complete -c opik-offline -n "__fish_opik_offline_using_subcommand status" -l db -d 'Use this message store [default: opik-offline/opik_messages.db in the user\'s data folder]' -r
+complete -c opik-offline -n "__fish_opik_offline_using_subcommand status" -l upstream -d 'Use the Opik server at this URL, such as http://127.0.0.1:5173/api [default: Opik Cloud]' -r
+complete -c opik-offline -n "__fish_opik_offline_using_subcommand status" -l format -d 'Write results in this format' -r -f -a "table\t'Tables and sentences for people'
+json\t'One JSON document'
+jsonl\t'One JSON document a line (`inspect` only)'
+yaml\t'One YAML document'"
+complete -c opik-offline -n "__fish_opik_offline_using_subcommand status" -l watch -d 'Show it again every 2 seconds until interrupted'
+complete -c opik-offline -n "__fish_opik_offline_using_subcommand status" -s q -l quiet -d 'Say only what was asked for, and errors: no notes, no progress, no word about what was done'
+complete -c opik-offline -n "__fish_opik_offline_using_subcommand status" -s v -l verbose -d 'Say more on standard error'
+complete -c opik-offline -n "__fish_opik_offline_using_subcommand status" -l no-color -d 'Use no colours, as with NO_COLOR in the environment'
+complete -c opik-offline -n "__fish_opik_offline_using_subcommand status" -s h -l help -d 'Print help (see more with \'--help\')'
+complete -c opik-offline -n "__fish_opik_offline_using_subcommand replay" -l batch-size -d 'Replay this many messages, then pause; unset, replay starts at 50 and speeds up while the server keeps up' -r
+complete -c opik-offline -n "__fish_opik_offline_using_subcommand replay" -l delay -d 'Pause this long after a full batch; unset, replay starts at 500ms and speeds up while the server keeps up' -r
+complete -c opik-offline -n "__fish_opik_offline_using_subcommand replay" -l limit -d 'Stop after this many messages' -r
+complete -c opik-offline -n "__fish_opik_offline_using_subcommand replay" -l timeout -d 'Keep trying for this long when lanes or messages have to wait; stop then, whatever is left' -r
+complete -c opik-offline -n "__fish_opik_offline_using_subcommand replay" -l status -d 'Select messages with this status: failed, registered or rejected (may be given more than once)' -r
+complete -c opik-offline -n "__fish_opik_offline_using_subcommand replay" -l type -d 'Select messages of this SDK message type, such as CreateSpansBatch (may be given more than once)' -r
+complete -c opik-offline -n "__fish_opik_offline_using_subcommand replay" -l workspace -d 'Select messages of this workspace (may be given more than once)' -r
+complete -c opik-offline -n "__fish_opik_offline_using_subcommand replay" -l project -d 'Select messages that name this project (may be given more than once)' -r
+complete -c opik-offline -n "__fish_opik_offline_using_subcommand replay" -l id -d 'Select the message with this id, as `inspect` lists it (may be given more than once)' -r
+complete -c opik-offline -n "__fish_opik_offline_using_subcommand replay" -l trace -d 'Select messages about this trace or about spans in it (may be given more than once)' -r
+complete -c opik-offline -n "__fish_opik_offline_using_subcommand replay" -l older-than -d 'Select messages accepted longer ago than this, such as 90s, 2h or 7d' -r
+complete -c opik-offline -n "__fish_opik_offline_using_subcommand replay" -l db -d 'Use this message store [default: opik-offline/opik_messages.db in the user\'s data folder]' -r
+complete -c opik-offline -n "__fish_opik_offline_using_subcommand replay" -l upstream -d 'Use the Opik server at this URL, such as http://127.0.0.1:5173/api [default: Opik Cloud]' -r
+complete -c opik-offline -n "__fish_opik_offline_using_subcommand replay" -l format -d 'Write results in this format' -r -f -a "table\t'Tables and sentences for people'
+json\t'One JSON document'
+jsonl\t'One JSON document a line (`inspect` only)'
+yaml\t'One YAML document'"
+complete -c opik-offline -n "__fish_opik_offline_using_subcommand replay" -l dry-run -d 'Show what would be replayed, and send nothing'
+complete -c opik-offline -n "__fish_opik_offline_using_subcommand replay" -l rejected -d 'Select rejected messages; short for --status rejected'
+complete -c opik-offline -n "__fish_opik_offline_using_subcommand replay" -s q -l quiet -d 'Say only what was asked for, and errors: no notes, no progress, no word about what was done'
+complete -c opik-offline -n "__fish_opik_offline_using_subcommand replay" -s v -l verbose -d 'Say more on standard error'
+complete -c opik-offline -n "__fish_opik_offline_using_subcommand replay" -l no-color -d 'Use no colours, as with NO_COLOR in the environment'
+complete -c opik-offline -n "__fish_opik_offline_using_subcommand replay" -s h -l help -d 'Print help (see more with \'--help\')'
+complete -c opik-offline -n "__fish_opik_offline_using_subcommand inspect" -l limit -d 'List this many messages at most; 0 lists all' -r
+complete -c opik-offline -n "__fish_opik_offline_using_subcommand inspect" -l status -d 'Select messages with this status: failed, registered or rejected (may be given more than once)' -r
+complete -c opik-offline -n "__fish_opik_offline_using_subcommand inspect" -l type -d 'Select messages of this SDK message type, such as CreateSpansBatch (may be given more than once)' -r
+complete -c opik-offline -n "__fish_opik_offline_using_subcommand inspect" -l workspace -d 'Select messages of this workspace (may be given more than once)' -r
+complete -c opik-offline -n "__fish_opik_offline_using_subcommand inspect" -l project -d 'Select messages that name this project (may be given more than once)' -r
+complete -c opik-offline -n "__fish_opik_offline_using_subcommand inspect" -l id -d 'Select the message with this id, as `inspect` lists it (may be given more than once)' -r
+complete -c opik-offline -n "__fish_opik_offline_using_subcommand inspect" -l trace -d 'Select messages about this trace or about spans in it (may be given more than once)' -r
+complete -c opik-offline -n "__fish_opik_offline_using_subcommand inspect" -l older-than -d 'Select messages accepted longer ago than this, such as 90s, 2h or 7d' -r
+complete -c opik-offline -n "__fish_opik_offline_using_subcommand inspect" -l db -d 'Use this message store [default: opik-offline/opik_messages.db in the user\'s data folder]' -r
+complete -c opik-offline -n "__fish_opik_offline_using_subcommand inspect" -l upstream -d 'Use the Opik server at this URL, such as http://127.0.0.1:5173/api [default: Opik Cloud]' -r
+complete -c opik-offline -n "__fish_opik_offline_using_subcommand inspect" -l format -d 'Write results in this format' -r -f -a "table\t'Tables and sentences for people'
+json\t'One JSON document'
+jsonl\t'One JSON document a line (`inspect` only)'
+yaml\t'One YAML document'"
+complete -c opik-offline -n "__fish_opik_offline_using_subcommand inspect" -l newest -d 'List the newest first'
+complete -c opik-offline -n "__fish_opik_offline_using_subcommand inspect" -l rejected -d 'Select rejected messages; short for --status rejected'
+complete -c opik-offline -n "__fish_opik_offline_using_subcommand inspect" -s q -l quiet -d 'Say only what was asked for, and errors: no notes, no progress, no word about what was done'
+complete -c opik-offline -n "__fish_opik_offline_using_subcommand inspect" -s v -l verbose -d 'Say more on standard error'
+complete -c opik-offline -n "__fish_opik_offline_using_subcommand inspect" -l no-color -d 'Use no colours, as with NO_COLOR in the environment'
+complete -c opik-offline -n "__fish_opik_offline_using_subcommand inspect" -s h -l help -d 'Print help (see more with \'--help\')'
+complete -c opik-offline -n "__fish_opik_offline_using_subcommand purge" -l status -d 'Select messages with this status: failed, registered or rejected (may be given more than once)' -r
+complete -c opik-offline -n "__fish_opik_offline_using_subcommand purge" -l type -d 'Select messages of this SDK message type, such as CreateSpansBatch (may be given more than once)' -r
+complete -c opik-offline -n "__fish_opik_offline_using_subcommand purge" -l workspace -d 'Select messages of this workspace (may be given more than once)' -r
+complete -c opik-offline -n "__fish_opik_offline_using_subcommand purge" -l project -d 'Select messages that name this project (may be given more than once)' -r
+complete -c opik-offline -n "__fish_opik_offline_using_subcommand purge" -l id -d 'Select the message with this id, as `inspect` lists it (may be given more than once)' -r
+complete -c opik-offline -n "__fish_opik_offline_using_subcommand purge" -l trace -d 'Select messages about this trace or about spans in it (may be given more than once)' -r
+complete -c opik-offline -n "__fish_opik_offline_using_subcommand purge" -l older-than -d 'Select messages accepted longer ago than this, such as 90s, 2h or 7d' -r
+complete -c opik-offline -n "__fish_opik_offline_using_subcommand purge" -l db -d 'Use this message store [default: opik-offline/opik_messages.db in the user\'s data folder]' -r
+complete -c opik-offline -n "__fish_opik_offline_using_subcommand purge" -l upstream -d 'Use the Opik server at this URL, such as http://127.0.0.1:5173/api [default: Opik Cloud]' -r
+complete -c opik-offline -n "__fish_opik_offline_using_subcommand purge" -l format -d 'Write results in this format' -r -f -a "table\t'Tables and sentences for people'
+json\t'One JSON document'
+jsonl\t'One JSON document a line (`inspect` only)'
+yaml\t'One YAML document'"
+complete -c opik-offline -n "__fish_opik_offline_using_subcommand purge" -l dry-run -d 'Show what would be deleted, and delete nothing'
+complete -c opik-offline -n "__fish_opik_offline_using_subcommand purge" -s y -l yes -d 'Delete without asking'
+complete -c opik-offline -n "__fish_opik_offline_using_subcommand purge" -l rejected -d 'Select rejected messages; short for --status rejected'
+complete -c opik-offline -n "__fish_opik_offline_using_subcommand purge" -s q -l quiet -d 'Say only what was asked for, and errors: no notes, no progress, no word about what was done'
+complete -c opik-offline -n "__fish_opik_offline_using_subcommand purge" -s v -l verbose -d 'Say more on standard error'
+complete -c opik-offline -n "__fish_opik_offline_using_subcommand purge" -l no-color -d 'Use no colours, as with NO_COLOR in the environment'
+complete -c opik-offline -n "__fish_opik_offline_using_subcommand purge" -s h -l help -d 'Print help (see more with \'--help\')'
+complete -c opik-offline -n "__fish_opik_offline_using_subcommand help; and not __fish_seen_subcommand_from agent healthcheck status replay inspect purge help" -f -a "agent" -d 'Run the agent: pass on, store while the server is away, deliver afterwards'
+complete -c opik-offline -n "__fish_opik_offline_using_subcommand help; and not __fish_seen_subcommand_from agent healthcheck status replay inspect purge help" -f -a "healthcheck" -d 'Check the configuration, the Opik server, access to it and the store'
+complete -c opik-offline -n "__fish_opik_offline_using_subcommand help; and not __fish_seen_subcommand_from agent healthcheck status replay inspect purge help" -f -a "status" -d 'Show the connection, the agent and what is stored'
+complete -c opik-offline -n "__fish_opik_offline_using_subcommand help; and not __fish_seen_subcommand_from agent healthcheck status replay inspect purge help" -f -a "replay" -d 'Deliver stored messages to the Opik server'
+complete -c opik-offline -n "__fish_opik_offline_using_subcommand help; and not __fish_seen_subcommand_from agent healthcheck status replay inspect purge help" -f -a "inspect" -d 'List stored messages, or show one whole'
+complete -c opik-offline -n "__fish_opik_offline_using_subcommand help; and not __fish_seen_subcommand_from agent healthcheck status replay inspect purge help" -f -a "purge" -d 'Delete stored messages for good'
+complete -c opik-offline -n "__fish_opik_offline_using_subcommand help; and not __fish_seen_subcommand_from agent healthcheck status replay inspect purge help" -f -a "help" -d 'Print this message or the help of the given subcommand(s)'

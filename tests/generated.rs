@@ -1,0 +1,168 @@
+//! `man/` and `completions/` say what the command line says.
+//!
+//! Both are rendered from the clap definition and compared with what is committed. To write them anew:
+//! `OPIK_OFFLINE_UPDATE=1 cargo test --test generated`.
+
+#![allow(clippy::disallowed_methods, reason = "a test is no part of the configuration")]
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::Path;
+
+use clap::Command;
+use clap_complete::Shell;
+use clap_mangen::Man;
+use opik_offline::config::{SETTINGS, Setting};
+
+const NAME: &str = "opik-offline";
+
+#[test]
+fn the_manual_pages_are_current() {
+    let mut command = opik_offline::cli::command();
+    // Fills in what subcommands inherit.
+    command.build();
+    let mut pages = BTreeMap::from([(format!("{NAME}.1"), page(&command, NAME))]);
+    for subcommand in command.get_subcommands().filter(|subcommand| subcommand.get_name() != "help") {
+        let name = format!("{NAME}-{}", subcommand.get_name());
+        pages.insert(format!("{name}.1"), page(subcommand, &name));
+    }
+    assert_current("man", &pages);
+}
+
+#[test]
+fn the_completions_are_current() {
+    let mut scripts = BTreeMap::new();
+    for shell in [Shell::Bash, Shell::Elvish, Shell::Fish, Shell::PowerShell, Shell::Zsh] {
+        let mut script = Vec::new();
+        clap_complete::generate(shell, &mut opik_offline::cli::command(), NAME, &mut script);
+        let name = clap_complete::Generator::file_name(&shell, NAME);
+        scripts.insert(name, String::from_utf8(script).expect("a script is text"));
+    }
+    assert_current("completions", &scripts);
+}
+
+/// Compares generated files with a folder of this repository, or rewrites it when asked to.
+fn assert_current(folder: &str, files: &BTreeMap<String, String>) {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(folder);
+    if std::env::var_os("OPIK_OFFLINE_UPDATE").is_some() {
+        fs::create_dir_all(&path).expect("the folder can be made");
+        for entry in fs::read_dir(&path).expect("the folder can be read") {
+            fs::remove_file(entry.expect("the folder can be read").path()).expect("an old file can be removed");
+        }
+        for (name, text) in files {
+            fs::write(path.join(name), text).expect("a file can be written");
+        }
+    }
+    let committed: BTreeMap<String, String> = fs::read_dir(&path)
+        .into_iter()
+        .flatten()
+        .map(|entry| entry.expect("the folder can be read"))
+        .map(|entry| (entry.file_name().to_string_lossy().into_owned(), fs::read_to_string(entry.path())))
+        .map(|(name, text)| (name, text.expect("a generated file is text")))
+        .collect();
+    let outdated: Vec<&String> =
+        files.keys().chain(committed.keys()).filter(|name| files.get(*name) != committed.get(*name)).collect();
+    assert!(
+        outdated.is_empty(),
+        "{folder}/ is not what the command line says: {outdated:?}\n\
+         hint: OPIK_OFFLINE_UPDATE=1 cargo test --test generated, then commit"
+    );
+}
+
+/// Renders one manual page. What `--help` says after the options becomes sections of their own.
+fn page(command: &Command, name: &str) -> String {
+    let man = Man::new(command.clone())
+        .title(name.to_uppercase())
+        .source(format!("{NAME} {}", env!("CARGO_PKG_VERSION")))
+        .manual("opik-offline manual");
+    let mut text = Vec::new();
+    let render = |rendered: std::io::Result<()>| rendered.expect("memory can be written");
+    render(man.render_title(&mut text));
+    render(man.render_name_section(&mut text));
+    let usage = command.clone().render_usage().to_string();
+    let usage = usage.trim_start_matches("Usage: ").trim();
+    text.extend(format!(".SH SYNOPSIS\n\\fB{}\\fR\n", escaped(usage)).into_bytes());
+    render(man.render_description_section(&mut text));
+    render(man.render_options_section(&mut text));
+    let is_main = command.has_subcommands();
+    if is_main {
+        text.extend(commands(command).into_bytes());
+    }
+    let after = command.get_after_long_help().map(ToString::to_string).unwrap_or_default();
+    text.extend(sections(&after).into_bytes());
+    if is_main {
+        text.extend(environment().into_bytes());
+    }
+    text.extend(see_also(command, name).into_bytes());
+    // No line of ours ends with a blank.
+    let text = String::from_utf8(text).expect("a page is text");
+    text.lines().map(|line| line.trim_end().to_owned() + "\n").collect()
+}
+
+fn commands(command: &Command) -> String {
+    let mut text = ".SH COMMANDS\n".to_owned();
+    for subcommand in command.get_subcommands().filter(|subcommand| subcommand.get_name() != "help") {
+        let about = subcommand.get_about().map(ToString::to_string).unwrap_or_default();
+        text.push_str(&tagged(&format!("{NAME}-{}(1)", subcommand.get_name()), &about));
+    }
+    text
+}
+
+/// Turns `Examples:` and the other blocks after the options into sections.
+///
+/// Two blanks before a line are text, four are a command; a line that begins with a number is an exit code.
+fn sections(after: &str) -> String {
+    let mut text = String::new();
+    for line in after.lines().filter(|line| !line.is_empty()) {
+        if let Some(command) = line.strip_prefix("    ") {
+            text.push_str(&format!(".RS 4\n.nf\n{}\n.fi\n.RE\n", escaped(command)));
+        } else if let Some(said) = line.strip_prefix("  ") {
+            match said.split_once("  ") {
+                Some((code, meaning)) if code.parse::<u8>().is_ok() => text.push_str(&tagged(code, meaning.trim())),
+                _ => text.push_str(&format!(".PP\n{}\n", escaped(said))),
+            }
+        } else {
+            let heading = line.strip_suffix(':').unwrap_or_else(|| panic!("{line:?} stands outside a section"));
+            let heading = if heading == "Exit codes" { "EXIT STATUS".to_owned() } else { heading.to_uppercase() };
+            text.push_str(&format!(".SH \"{heading}\"\n"));
+        }
+    }
+    text
+}
+
+/// Every setting's variable, from the table that the program itself reads.
+fn environment() -> String {
+    let mut settings: Vec<&Setting> = SETTINGS.iter().collect();
+    settings.sort_by_key(|setting| setting.environment);
+    let mut text = ".SH ENVIRONMENT\n".to_owned();
+    for setting in settings {
+        let default = match setting.default {
+            "none" => String::new(),
+            default => format!(" [default: {default}]"),
+        };
+        text.push_str(&tagged(setting.environment, &format!("{}{default}", setting.about)));
+    }
+    text.push_str(&tagged("NO_COLOR", "When set, no colours are used"));
+    text
+}
+
+fn see_also(command: &Command, name: &str) -> String {
+    let others: Vec<String> = if command.has_subcommands() {
+        let subcommands = command.get_subcommands().filter(|subcommand| subcommand.get_name() != "help");
+        subcommands.map(|subcommand| format!("{name}-{}", subcommand.get_name())).collect()
+    } else {
+        vec![NAME.to_owned()]
+    };
+    let others: Vec<String> = others.iter().map(|other| format!("\\fB{}\\fR(1)", escaped(other))).collect();
+    format!(".SH \"SEE ALSO\"\n{}\n", others.join(", "))
+}
+
+fn tagged(tag: &str, said: &str) -> String {
+    format!(".TP\n\\fB{}\\fR\n{}\n", escaped(tag), escaped(said))
+}
+
+/// Escapes what roff would read as its own.
+fn escaped(text: &str) -> String {
+    let text = text.replace('\\', "\\(rs").replace('-', "\\-").replace('\'', "\\(aq");
+    if text.starts_with('.') { format!("\\&{text}") } else { text }
+}
