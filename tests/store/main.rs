@@ -2,6 +2,7 @@
 //! can do (permissions, other people's files, processes, kills).
 
 mod file;
+mod history;
 mod messages;
 #[path = "../support/model_store.rs"]
 mod model_store;

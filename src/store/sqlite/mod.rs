@@ -227,7 +227,10 @@ impl Store for SqliteStore {
     }
 
     fn compact(&self) -> Result<u64, StoreError> {
-        self.write(people::forget_unused_keys)?;
+        self.write(|tx| {
+            register::forget_header_sets(tx)?;
+            people::forget_unused_keys(tx)
+        })?;
         let shrink = || space::shrink_a_step(&lock(&self.writer));
         while shrink().map_err(|error| Fault::from(error).at(&self.path))? {}
         let connection = lock(&self.writer);

@@ -214,7 +214,8 @@ pub(super) fn check(connection: &Connection) -> Result<Vec<String>, Fault> {
     for (query, wrong) in [
         (queries::WRONG_SUMMARY, "rows of the summary that don't agree with the messages"),
         (queries::WRONG_TOUCHES, "entries of the entity look-up that don't agree with the messages"),
-        (queries::WRONG_HEADER_SETS, "header sets whose number of users is wrong"),
+        (queries::WRONG_BODIES, "messages and bodies that don't belong together"),
+        (queries::WRONG_NAMES, "messages whose lane or headers are missing"),
     ] {
         let count: i64 = connection.query_row(query, [], |row| row.get(0))?;
         if count > 0 {

@@ -25,12 +25,13 @@ pub(super) const ADD_LANE: &str = "
 pub(super) const LANE: &str = "
     SELECT workspace, value FROM lanes LEFT JOIN credentials USING (credential_id) WHERE lane_id = ?1";
 pub(super) const HEADER_SET_ID: &str = "SELECT header_set_id FROM header_sets WHERE wire = ?1";
-pub(super) const ADD_HEADER_SET: &str =
-    "INSERT INTO header_sets (wire, messages) VALUES (?1, 0) RETURNING header_set_id";
+pub(super) const ADD_HEADER_SET: &str = "INSERT INTO header_sets (wire) VALUES (?1) RETURNING header_set_id";
 pub(super) const HEADER_SET: &str = "SELECT wire FROM header_sets WHERE header_set_id = ?1";
-pub(super) const COUNT_HEADER_SET: &str =
-    "UPDATE header_sets SET messages = messages + ?2 WHERE header_set_id = ?1 RETURNING messages";
-pub(super) const DROP_HEADER_SET: &str = "DELETE FROM header_sets WHERE header_set_id = ?1 AND messages <= 0";
+pub(super) const FORGET_HEADER_SETS: &str =
+    "DELETE FROM header_sets WHERE header_set_id NOT IN (SELECT header_set_id FROM messages)";
+/// The highest number of a header set, and how many there are.
+pub(super) const HEADER_SETS: &str = "SELECT coalesce(max(header_set_id), 0), count(*) FROM header_sets";
+pub(super) const HIGHEST_HEADER_SET: &str = "SELECT coalesce(max(header_set_id), 0) FROM header_sets";
 /// Forgets lanes that hold nothing and whose hold is over, and keys that no lane uses.
 pub(super) const FORGET_LANES: &str = "
     DELETE FROM lanes WHERE held_until_ms IS NULL
@@ -42,6 +43,12 @@ pub(super) const FORGET_CREDENTIALS: &str =
 
 pub(super) const COUNTER: &str = "SELECT value FROM counters WHERE name = ?1";
 pub(super) const ADD_TO_COUNTER: &str = "UPDATE counters SET value = value + ?2 WHERE name = ?1";
+pub(super) const SET_COUNTER: &str = "UPDATE counters SET value = ?2 WHERE name = ?1";
+pub(super) const RAISE_COUNTER: &str = "UPDATE counters SET value = ?2 WHERE name = ?1 AND value < ?2";
+/// The id of the next message: higher than any that is there or was.
+pub(super) const NEXT_ID: &str = "
+    SELECT 1 + max((SELECT coalesce(max(message_id), 0) FROM messages),
+        (SELECT value FROM counters WHERE name = 'deleted_id'))";
 pub(super) const ADD_TO_SUMMARY: &str = "
     INSERT INTO summary VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)
     ON CONFLICT DO UPDATE SET messages = messages + excluded.messages, items = items + excluded.items,
@@ -61,20 +68,25 @@ pub(super) const WRONG_SUMMARY: &str = "
     SELECT count(*) FROM (
         SELECT * FROM (SELECT * FROM recount EXCEPT SELECT * FROM summary)
         UNION ALL SELECT * FROM (SELECT * FROM summary EXCEPT SELECT * FROM recount))";
-/// Messages whose entities are not all in the index, and entries of the index without a message.
+/// Entries of the entity look-up without a message that does so.
 pub(super) const WRONG_TOUCHES: &str = "
-    SELECT abs((SELECT count(*) FROM message_touches) - (SELECT coalesce(sum(length(touches) / 18), 0) FROM messages))
-        + (SELECT count(*) FROM message_touches WHERE message_id NOT IN (SELECT message_id FROM messages))";
-pub(super) const WRONG_HEADER_SETS: &str = "
-    SELECT count(*) FROM header_sets WHERE messages <>
-        (SELECT count(*) FROM messages WHERE messages.header_set_id = header_sets.header_set_id)";
+    SELECT count(*) FROM message_touches LEFT JOIN messages USING (message_id)
+    WHERE instr(coalesce(touches, x''), entity || unhex(printf('%02X', effect))) = 0";
+/// Messages without a body, bodies without a message, and bodies of another length than their message says.
+pub(super) const WRONG_BODIES: &str = "
+    SELECT count(*) FROM messages FULL JOIN bodies USING (message_id) WHERE body_bytes IS NOT length(body)";
+/// Messages whose lane or header set is not there.
+pub(super) const WRONG_NAMES: &str = "
+    SELECT count(*) FROM messages WHERE lane_id NOT IN (SELECT lane_id FROM lanes)
+        OR header_set_id NOT IN (SELECT header_set_id FROM header_sets)";
 
 // Registering.
 
 pub(super) const ADD_MESSAGE: &str = "
     INSERT INTO messages (message_id, status, message_type, lane_id, position, accepted_at_ms, attempts,
-        next_attempt_at_ms, items, body_bytes, project, method, path, header_set_id, encoding, touches, body)
-    VALUES (?1, 3, ?2, ?3, ?4, ?5, 0, 0, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14)";
+        next_attempt_at_ms, items, body_bytes, project, method, path, header_set_id, encoding, touches)
+    VALUES (?1, 3, ?2, ?3, ?4, ?5, 0, 0, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13)";
+pub(super) const ADD_BODY: &str = "INSERT INTO bodies VALUES (?1, ?2)";
 pub(super) const ADD_TOUCH: &str = "INSERT OR IGNORE INTO message_touches VALUES (?1, ?2, ?3)";
 pub(super) const DROP_TOUCH: &str = "DELETE FROM message_touches WHERE effect = ?1 AND entity = ?2 AND message_id = ?3";
 /// Whether any stored message updates anything.
@@ -90,7 +102,7 @@ pub(super) const FIRST_CREATE: &str = "
 pub(super) const MOVE_TO: &str = "UPDATE messages SET position = ?2 WHERE message_id = ?1";
 /// The messages that make room in a full store: the oldest that wait.
 pub(super) const OLDEST_WAITING: &str = "
-    SELECT message_id, length(body) + length(touches) FROM messages WHERE status = 3 ORDER BY message_id";
+    SELECT message_id, body_bytes FROM messages WHERE status = 3 ORDER BY message_id";
 
 // Lease.
 
@@ -113,14 +125,15 @@ pub(super) const TOUCHES_IN_FLIGHT: &str = "SELECT touches FROM messages WHERE s
 pub(super) const MARK_CLAIMED: &str =
     "UPDATE messages SET status = 1, claim_epoch = ?2 WHERE message_id = ?1 AND status = 3";
 pub(super) const REQUEST: &str = "
-    SELECT method, path, encoding, header_set_id, body FROM messages WHERE message_id = ?1";
+    SELECT method, path, encoding, header_set_id, body FROM messages CROSS JOIN bodies USING (message_id)
+    WHERE message_id = ?1";
 /// What the summary needs to know of a message before its status changes.
 pub(super) const CLAIMED_MESSAGE: &str = "
     SELECT lane_id, message_type, items, body_bytes FROM messages
     WHERE message_id = ?1 AND status = 1 AND claim_epoch = ?2";
 pub(super) const DELETE_DELIVERED: &str = "
     DELETE FROM messages WHERE message_id = ?1 AND status = 1 AND claim_epoch = ?2
-    RETURNING lane_id, status, message_type, answer_status, items, body_bytes, header_set_id, touches, message_id";
+    RETURNING lane_id, status, message_type, answer_status, items, body_bytes, touches, message_id";
 pub(super) const MARK_FAILED: &str = "
     UPDATE messages SET status = 3, claim_epoch = NULL, next_attempt_at_ms = ?2, attempts = attempts + ?3
     WHERE message_id = ?1";
@@ -150,7 +163,8 @@ pub(super) const HELD_LANES: &str = "
 
 pub(super) const DELETE_MESSAGE: &str = "
     DELETE FROM messages WHERE message_id = ?1
-    RETURNING lane_id, status, message_type, answer_status, items, body_bytes, header_set_id, touches, message_id";
+    RETURNING lane_id, status, message_type, answer_status, items, body_bytes, touches, message_id";
+pub(super) const DELETE_BODY: &str = "DELETE FROM bodies WHERE message_id = ?1";
 pub(super) const ANNOUNCE: &str = "INSERT OR REPLACE INTO agents VALUES (?1, ?2, ?3, ?4)";
 pub(super) const TAKE_BACK_ANNOUNCEMENT: &str = "DELETE FROM agents WHERE pid = ?1 OR listen = ?2";
 pub(super) const AGENTS: &str = "SELECT pid, listen, upstream, started_at_ms FROM agents ORDER BY started_at_ms, pid";
@@ -173,7 +187,7 @@ impl Selection {
             conditions: vec![statuses(&filter.statuses)],
             parameters: Vec::new(),
             fine: false,
-            by_id: !(filter.ids.is_empty() && filter.entities.is_empty()),
+            by_id: !filter.ids.is_empty(),
         };
         // Conditions that the summary can answer too.
         let types = filter.types.iter().map(|t| t.name());
@@ -191,12 +205,12 @@ impl Selection {
         selection.any_of(":projects", projects, "project IN (SELECT value FROM json_each(:projects))");
         let ids = filter.ids.iter().map(|id| id.0);
         selection.any_of(":ids", ids, "message_id IN (SELECT value FROM json_each(:ids))");
+        // References are in no index, so this looks through the messages.
         let entities = filter.entities.iter().map(|key| hex(key.as_bytes()));
         selection.any_of(
             ":entities",
             entities,
-            "message_id IN (SELECT message_id FROM message_touches
-                WHERE effect IN (1, 2, 3, 4) AND entity IN (SELECT unhex(value) FROM json_each(:entities)))",
+            "EXISTS (SELECT 1 FROM json_each(:entities) WHERE instr(touches, unhex(value)) % 18 = 1)",
         );
         if let Some(before) = filter.accepted_before_ms {
             selection.conditions.push("accepted_at_ms < :accepted_before_ms");

@@ -7,6 +7,7 @@ use rusqlite::{CachedStatement, Connection, OptionalExtension, Row, Transaction,
 use super::claim::HOLD_MS_MAX;
 use super::fault::Fault;
 use super::queries::{self, Selection};
+use super::register::is_looked_up;
 use super::rows::{self, Lanes};
 use super::summary::{Changes, Group, Size, counted};
 use crate::message::{Lane, MessageId, MessageStatus};
@@ -73,19 +74,20 @@ pub(super) fn delete_one(
     let gone = {
         let mut deleted = delete.query(which)?;
         let Some(row) = deleted.next()? else { return Ok(None) };
-        let gone = (counted(row)?, row.get(6)?, rows::touches(row, 7)?);
-        id = row.get::<_, i64>(8)?;
+        let gone = (counted(row)?, rows::touches(row, 6)?);
+        id = row.get::<_, i64>(7)?;
         // The statement has to run to its end for the deletion to be complete.
         while deleted.next()?.is_some() {}
         gone
     };
-    let ((group, size), header_set, touches) = gone;
+    let ((group, size), touches) = gone;
+    tx.prepare_cached(queries::DELETE_BODY)?.execute([id])?;
     let mut drop_touch = tx.prepare_cached(queries::DROP_TOUCH)?;
-    for touch in touches {
+    for touch in touches.iter().filter(|touch| is_looked_up(touch)) {
         drop_touch.execute(params![touch.effect as u8, &touch.key.as_bytes()[..], id])?;
     }
     changes.take(group, size);
-    changes.use_header_set(header_set, -1);
+    changes.delete(id);
     Ok(Some((group, size)))
 }
 
