@@ -1,9 +1,11 @@
 //! The store's promises: one story that every engine must pass, random histories against the model, and what only a file
 //! can do (permissions, other people's files, processes, kills).
 
+mod committing;
 mod file;
 mod history;
 mod messages;
 #[path = "../support/model_store.rs"]
 mod model_store;
+mod processes;
 mod story;

@@ -143,16 +143,8 @@ impl Store for SqliteStore {
     }
 
     fn waiting(&self, lane: &Lane) -> Result<u64, StoreError> {
-        // One statement is a snapshot by itself, so this takes no transaction around two of them: a lane keeps its
-        // number while it has messages.
-        let connection = lock(&self.quick_reader);
-        let count = || -> Result<u64, Fault> {
-            let Some(lane) = register::lane_id(&connection, lane)? else { return Ok(0) };
-            let waiting: i64 =
-                connection.prepare_cached(queries::WAITING_IN_LANE)?.query_row([lane], |row| row.get(0))?;
-            Ok(waiting.unsigned_abs())
-        };
-        count().map_err(|fault| fault.at(&self.path))
+        // One statement is one snapshot, without the cost of a transaction around it.
+        register::waiting(&lock(&self.quick_reader), lane).map_err(|fault| fault.at(&self.path))
     }
 
     fn acquire(&self, owner: &Owner, time_to_live: Duration) -> Result<Lease, StoreError> {

@@ -16,6 +16,12 @@ pub(super) const LANE_ID: &str = "
     SELECT lane_id FROM lanes
     WHERE workspace IS ?1 AND credential_id = CASE WHEN ?2 IS NULL THEN 0
         ELSE (SELECT credential_id FROM credentials WHERE value = ?2) END";
+/// How many messages of a lane still have to reach the server, in one look at the store.
+pub(super) const WAITING: &str = "
+    SELECT coalesce(sum(messages), 0) FROM summary WHERE status IN (1, 3) AND lane_id = (
+        SELECT lane_id FROM lanes
+        WHERE workspace IS ?1 AND credential_id = CASE WHEN ?2 IS NULL THEN 0
+            ELSE (SELECT credential_id FROM credentials WHERE value = ?2) END)";
 pub(super) const KEEP_CREDENTIAL: &str = "INSERT OR IGNORE INTO credentials (value) VALUES (?1)";
 pub(super) const ADD_LANE: &str = "
     INSERT INTO lanes (workspace, credential_id) VALUES (?1, CASE WHEN ?2 IS NULL THEN 0
@@ -56,9 +62,6 @@ pub(super) const ADD_TO_SUMMARY: &str = "
 pub(super) const DROP_FROM_SUMMARY: &str = "
     DELETE FROM summary
     WHERE lane_id = ?1 AND status = ?2 AND message_type = ?3 AND answer_status = ?4 AND messages <= 0";
-/// How many messages of a lane still have to reach the server.
-pub(super) const WAITING_IN_LANE: &str = "
-    SELECT coalesce(sum(messages), 0) FROM summary WHERE lane_id = ?1 AND status IN (1, 3)";
 /// Groups of the summary that a recount of the messages does not confirm.
 pub(super) const WRONG_SUMMARY: &str = "
     WITH recount AS (

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use rusqlite::{OptionalExtension, Transaction, params};
+use rusqlite::{Connection, OptionalExtension, Transaction, params};
 
 use super::fault::Fault;
 use super::summary::{Changes, Group, Size};
@@ -12,8 +12,16 @@ use crate::message::{Effect, EntityKey, HeaderSet, Lane, Message, MessageId, Mes
 /// Header sets that may be there without a message that uses them.
 const HEADER_SETS_KEPT: i64 = 256;
 
+/// Returns how many messages of a lane still have to reach the server.
+pub(super) fn waiting(connection: &Connection, lane: &Lane) -> Result<u64, Fault> {
+    let credential = lane.credential.as_ref().map(|credential| credential.reveal());
+    let mut statement = connection.prepare_cached(queries::WAITING)?;
+    let waiting: i64 = statement.query_row(params![lane.workspace, credential], |row| row.get(0))?;
+    Ok(waiting.unsigned_abs())
+}
+
 /// Returns the number of a lane, or `None` when it never had a message.
-pub(super) fn lane_id(connection: &rusqlite::Connection, lane: &Lane) -> Result<Option<i64>, Fault> {
+fn lane_id(connection: &Connection, lane: &Lane) -> Result<Option<i64>, Fault> {
     let credential = lane.credential.as_ref().map(|credential| credential.reveal());
     let mut statement = connection.prepare_cached(queries::LANE_ID)?;
     Ok(statement.query_row(params![lane.workspace, credential], |row| row.get(0)).optional()?)
