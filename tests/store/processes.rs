@@ -226,7 +226,7 @@ fn nothing_is_claimed_twice_or_before_its_turn_by_threads() {
     let effects = [Effect::Create, Effect::Annotate, Effect::Update, Effect::Annotate];
     let batch = |round: i64| -> Vec<Message> {
         let number = |place: usize| round * 40 + place as i64;
-        (0..40_usize).map(|p| about_trace(&lane("team"), &format!("t{}", p % 10), effects[p % 4], number(p))).collect()
+        (0..40_usize).map(|p| about_trace(&lane("team"), &format!("t{}", p % 3), effects[p % 4], number(p))).collect()
     };
     store.register(&batch(0)).expect("it fits");
     let lease = store.acquire(&Owner::this_process("agent"), Duration::from_secs(600)).expect("nobody else replays");
@@ -268,7 +268,9 @@ fn claim_and_deliver(
     else {
         return std::thread::yield_now();
     };
-    let limits = ClaimLimits { messages_max: 5, bytes_max: 1 << 20 };
+    // Claims of different lengths overlap in part, which is where two of them could get in each other's way.
+    let messages_max = 1 + delivered.lock().expect("no panic").len() % 7;
+    let limits = ClaimLimits { messages_max, bytes_max: 1 << 20 };
     let claimed = store.claim(lease, lane, &Filter::default(), limits, NOW_MS).expect("we have the lease");
     {
         let mut in_flight = in_flight.lock().expect("no panic");
@@ -280,6 +282,8 @@ fn claim_and_deliver(
             assert!(in_flight.insert(message.id, message.clone()).is_none(), "{} was claimed twice", message.id);
         }
     }
+    // The time that sending takes, in which a wrong claim of another thread would show.
+    std::thread::sleep(Duration::from_micros(300));
     // Known as delivered before the store lets the next one about the same entity go.
     {
         let mut in_flight = in_flight.lock().expect("no panic");
