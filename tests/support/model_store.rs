@@ -1,6 +1,8 @@
 //! The store's promises in memory, written to be obviously right: the oracle for the engines, and a fast double for tests
 //! of whoever uses a store. It keeps everything in one list and looks through all of it for every answer.
 
+#![allow(dead_code, reason = "every test binary uses its own part of it")]
+
 use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};

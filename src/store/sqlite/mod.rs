@@ -51,6 +51,7 @@ const BUSY_TIMEOUT: Duration = Duration::from_secs(10);
 pub struct SqliteStore {
     path: PathBuf,
     file: FileId,
+    log: PathBuf,
     limits: Limits,
     writer: Mutex<Connection>,
     /// Answers [`Store::waiting`].
@@ -72,6 +73,7 @@ impl SqliteStore {
         Ok(Self {
             path: path.to_owned(),
             file: opened.file,
+            log: opened.log,
             limits,
             writer: Mutex::new(opened.writer),
             quick_reader: Mutex::new(quick_reader),
@@ -132,7 +134,7 @@ impl Store for SqliteStore {
             return Ok(Vec::new());
         }
         let ids = self.write(|tx| {
-            space::make_room(tx, &self.path, &self.limits, messages)?;
+            space::make_room(tx, &self.path, &self.log, &self.limits, messages)?;
             register::register(tx, messages)
         })?;
         if FileId::at(&self.path) != Some(self.file) {
@@ -228,7 +230,7 @@ impl Store for SqliteStore {
         let connection = lock(&self.writer);
         let truncate = || -> Result<u64, Fault> {
             space::truncate_log(&connection)?;
-            Ok(space::Space::of(&connection, &self.path)?.file_bytes)
+            Ok(space::Space::of(&connection, &self.path, &self.log)?.file_bytes)
         };
         truncate().map_err(|fault| fault.at(&self.path))
     }
@@ -236,7 +238,7 @@ impl Store for SqliteStore {
     fn condition(&self) -> Result<Condition, StoreError> {
         let now_ms = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as i64);
         self.read(&self.reader, |connection| {
-            let space = space::Space::of(connection, &self.path)?;
+            let space = space::Space::of(connection, &self.path, &self.log)?;
             Ok(Condition {
                 file_bytes: space.file_bytes,
                 free_bytes: space.free_bytes,

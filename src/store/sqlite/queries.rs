@@ -1,7 +1,8 @@
 //! The SQL, named after what it answers.
 //!
-//! Statements are constants, or constants put together from the fixed fragments of [`Selection`]; values are always
-//! bound, never written into the text.
+//! Statements are constants, or put together from constants and the fixed fragments of [`Selection`]; values are always
+//! bound, never written into the text. Where one answer can come from the summary or from the messages, [`Selection`]
+//! says which.
 
 use rusqlite::types::Value;
 use rusqlite::{Statement, ToSql};
@@ -82,6 +83,12 @@ pub(super) const WRONG_BODIES: &str = "
 pub(super) const WRONG_NAMES: &str = "
     SELECT count(*) FROM messages WHERE lane_id NOT IN (SELECT lane_id FROM lanes)
         OR header_set_id NOT IN (SELECT header_set_id FROM header_sets)";
+
+pub(super) const TYPES: &str = "SELECT DISTINCT message_type FROM messages";
+/// What tables a file has, ours or not.
+pub(super) const TABLES: &str = "SELECT name FROM sqlite_schema WHERE type = 'table' LIMIT 10";
+/// The columns of a store of the Python SDK.
+pub(super) const SDK_MESSAGES: &str = "SELECT message_id, status, message_type, message_json FROM messages";
 
 // Registering.
 
@@ -175,6 +182,94 @@ pub(super) const NOTE_REPLAY: &str = "INSERT OR REPLACE INTO last_replay VALUES 
 pub(super) const LAST_REPLAY: &str =
     "SELECT role, started_at_ms, ended_at_ms, delivered, rejected, remaining FROM last_replay";
 
+/// The columns that a [`Listed`](crate::store::Listed) is read from.
+const LISTED: &str = "message_id, status, message_type, lane_id, project, method, path, items, body_bytes,
+    accepted_at_ms, attempts, next_attempt_at_ms, answer_at_ms, answer_status, answer_text";
+
+/// One message, with what it is about.
+pub(super) fn one_message() -> String {
+    format!("SELECT {LISTED}, touches FROM messages WHERE message_id = ?1")
+}
+
+/// A page of messages in the order of their ids, from `:after` on, at most `:limit`.
+pub(super) fn page(selection: &Selection, newest_first: bool, continued: bool) -> String {
+    let (after, order) = match (continued, newest_first) {
+        (false, false) => ("TRUE", "ASC"),
+        (false, true) => ("TRUE", "DESC"),
+        (true, false) => ("message_id > :after", "ASC"),
+        (true, true) => ("message_id < :after", "DESC"),
+    };
+    let selected = selection.sql();
+    format!("SELECT {LISTED} FROM messages WHERE {after} AND {selected} ORDER BY message_id {order} LIMIT :limit")
+}
+
+/// The failed messages of `:lane` in delivery order.
+pub(super) fn waiting_in_order(selection: &Selection) -> String {
+    let (in_lane, selected) = (selection.lane_condition(), selection.sql());
+    format!(
+        "SELECT message_id, next_attempt_at_ms, touches, message_type, items, body_bytes, attempts FROM messages
+         WHERE {in_lane} AND status = 3 AND {selected} ORDER BY position, message_id"
+    )
+}
+
+/// How many failed messages each lane has.
+pub(super) fn failed_by_lane(selection: &Selection) -> String {
+    let (source, count, selected) = (selection.source(), selection.count(), selection.sql());
+    format!("SELECT lane_id, {count} FROM {source} WHERE status = 3 AND {selected} GROUP BY lane_id")
+}
+
+/// Messages, items and bytes per status, type and workspace.
+pub(super) fn groups(selection: &Selection) -> String {
+    let (source, count, selected) = (selection.source(), selection.count(), selection.sql());
+    format!(
+        "SELECT status, message_type,
+            (SELECT coalesce(workspace, 'default') FROM lanes WHERE lanes.lane_id = {source}.lane_id) AS workspace_name,
+            {count}, sum(items), sum(body_bytes)
+         FROM {source} WHERE {selected} GROUP BY status, message_type, workspace_name"
+    )
+}
+
+/// How many rejected messages there are per status of the answer, the commonest first.
+pub(super) fn rejected_by_answer(selection: &Selection) -> String {
+    let (source, count, selected) = (selection.source(), selection.count(), selection.sql());
+    format!(
+        "SELECT nullif(answer_status, 0) AS answer, {count} AS found FROM {source}
+         WHERE status = 4 AND {selected} GROUP BY answer ORDER BY found DESC, answer"
+    )
+}
+
+/// When the oldest message in flight was accepted.
+pub(super) fn oldest_in_flight(selection: &Selection) -> String {
+    format!("SELECT min(accepted_at_ms) FROM messages WHERE status = 1 AND {}", selection.sql())
+}
+
+/// When the first message of `:lane` in delivery order was accepted.
+pub(super) fn first_waiting(selection: &Selection) -> String {
+    let (in_lane, selected) = (selection.lane_condition(), selection.sql());
+    format!(
+        "SELECT accepted_at_ms FROM messages WHERE {in_lane} AND status = 3 AND {selected}
+         ORDER BY position, message_id LIMIT 1"
+    )
+}
+
+/// Lanes that have failed messages.
+pub(super) const LANES_WAITING: &str = "SELECT DISTINCT lane_id FROM summary WHERE status = 3";
+
+/// Up to `:limit` messages to delete, those in flight only on demand.
+pub(super) fn to_purge(selection: &Selection, in_flight_too: bool) -> String {
+    let (spared, selected) = (if in_flight_too { "TRUE" } else { "status <> 1" }, selection.sql());
+    format!("SELECT message_id FROM messages WHERE {spared} AND {selected} ORDER BY message_id LIMIT :limit")
+}
+
+/// Makes rejected messages *failed*. RETURNING shows a row as the update left it; the status before it is known.
+pub(super) fn requeue(selection: &Selection) -> String {
+    format!(
+        "UPDATE messages SET status = 3, attempts = 0, next_attempt_at_ms = 0 WHERE status = 4 AND {}
+         RETURNING lane_id, 4, message_type, answer_status, items, body_bytes",
+        selection.sql()
+    )
+}
+
 /// The conditions of a [`Filter`], as SQL with named parameters.
 pub(super) struct Selection {
     conditions: Vec<&'static str>,
@@ -223,23 +318,27 @@ impl Selection {
         selection
     }
 
-    /// Whether a condition needs the messages themselves; without one the summary can answer.
-    pub(super) fn is_fine(&self) -> bool {
-        self.fine
+    /// Where counts come from: the summary, unless a condition needs the messages themselves.
+    fn source(&self) -> &'static str {
+        if self.fine { "messages" } else { "summary" }
     }
 
-    /// Returns a condition on one lane, for the statement's first parameter. Where single messages are named it keeps
-    /// SQLite from walking the lane to find them.
-    pub(super) fn lane_condition(&self) -> &'static str {
+    /// How many messages a group of [`Selection::source`] has.
+    fn count(&self) -> &'static str {
+        if self.fine { "count(*)" } else { "sum(messages)" }
+    }
+
+    /// Returns a condition on `:lane`. Where single messages are named it keeps SQLite from walking the lane for them.
+    fn lane_condition(&self) -> &'static str {
         if self.by_id { "+lane_id = :lane" } else { "lane_id = :lane" }
     }
 
     /// Returns the conditions joined by AND; never empty.
-    pub(super) fn sql(&self) -> String {
+    fn sql(&self) -> String {
         self.conditions.join(" AND ")
     }
 
-    /// Binds the values to a statement that contains [`Selection::sql`].
+    /// Binds the values to a statement that was made with this selection.
     pub(super) fn bind(&self, statement: &mut Statement<'_>) -> rusqlite::Result<()> {
         for (name, value) in &self.parameters {
             bind(statement, name, value)?;
@@ -284,4 +383,58 @@ fn statuses(statuses: &[MessageStatus]) -> &'static str {
 
 fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02X}")).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use rusqlite::Connection;
+
+    use super::*;
+    use crate::store::sqlite::schema;
+
+    /// How SQLite goes about a statement, in its words.
+    fn plan(connection: &Connection, sql: &str) -> String {
+        let mut statement =
+            connection.prepare(&format!("EXPLAIN QUERY PLAN {sql}")).expect("the statement fits the schema");
+        let steps = statement.raw_query().mapped(|row| row.get::<_, String>(3));
+        steps.collect::<rusqlite::Result<Vec<_>>>().expect("a plan").join("; ")
+    }
+
+    #[test]
+    fn what_has_to_be_fast_walks_an_index() {
+        let mut connection = Connection::open_in_memory().expect("memory");
+        schema::migrate(&mut connection).expect("a schema");
+        let all = Selection::of(&Filter::default());
+        let rejected = Selection::of(&Filter { statuses: vec![MessageStatus::Rejected], ..Filter::default() });
+        let of_type =
+            Selection::of(&Filter { types: vec![crate::message::MessageType::UpdateTrace], ..Filter::default() });
+        let by_id = Selection::of(&Filter { ids: vec![crate::message::MessageId(1)], ..Filter::default() });
+        for (sql, expected) in [
+            (WAITING.to_owned(), "SEARCH summary USING PRIMARY KEY (lane_id=? AND status=?)"),
+            (waiting_in_order(&all), "SEARCH messages USING INDEX messages_waiting (lane_id=?)"),
+            (waiting_in_order(&of_type), "SEARCH messages USING INDEX messages_waiting (lane_id=?)"),
+            (waiting_in_order(&by_id), "SEARCH messages USING INTEGER PRIMARY KEY (rowid=?)"),
+            (first_waiting(&all), "SEARCH messages USING INDEX messages_waiting (lane_id=?)"),
+            (oldest_in_flight(&all), "messages_in_flight"),
+            (TOUCHES_IN_FLIGHT.to_owned(), "SEARCH messages USING INDEX messages_in_flight (lane_id=?)"),
+            (LEFT_IN_FLIGHT.to_owned(), "messages_in_flight"),
+            (page(&all, false, true), "SEARCH messages USING INTEGER PRIMARY KEY (rowid>?)"),
+            (page(&rejected, true, false), "SEARCH messages USING INDEX messages_rejected (status=?)"),
+            (to_purge(&rejected, false), "messages_rejected (status=?)"),
+            (requeue(&all), "SEARCH messages USING INDEX messages_rejected (status=?)"),
+            (ANY_UPDATE.to_owned(), "SEARCH message_touches USING PRIMARY KEY (effect=?)"),
+            (WAITING_UPDATES.to_owned(), "SEARCH message_touches USING PRIMARY KEY (effect=? AND entity=?)"),
+            (FIRST_CREATE.to_owned(), "SEARCH message_touches USING PRIMARY KEY (effect=? AND entity=?)"),
+        ] {
+            let plan = plan(&connection, &sql);
+            assert!(plan.contains(expected), "{sql}\n{plan}");
+            assert!(!plan.contains("SCAN messages;") && !plan.ends_with("SCAN messages"), "{sql}\n{plan}");
+        }
+        for sql in [waiting_in_order(&all), waiting_in_order(&of_type), page(&rejected, true, false)] {
+            assert!(!plan(&connection, &sql).contains("TEMP B-TREE"), "{sql} sorts");
+        }
+        for sql in [groups(&of_type), failed_by_lane(&of_type), rejected_by_answer(&all)] {
+            assert!(!plan(&connection, &sql).contains("messages"), "{sql} does not count by the summary");
+        }
+    }
 }

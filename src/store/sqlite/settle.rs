@@ -104,12 +104,7 @@ pub(super) fn return_in_flight(tx: &Transaction<'_>, epoch: i64) -> Result<u64, 
 pub(super) fn requeue(tx: &Transaction<'_>, filter: &Filter) -> Result<u64, Fault> {
     let selection = Selection::of(filter);
     let mut changes = Changes::default();
-    // RETURNING shows a row as the update left it; the status before it is known.
-    let mut statement = tx.prepare_cached(&format!(
-        "UPDATE messages SET status = 3, attempts = 0, next_attempt_at_ms = 0 WHERE status = 4 AND {}
-         RETURNING lane_id, 4, message_type, answer_status, items, body_bytes",
-        selection.sql()
-    ))?;
+    let mut statement = tx.prepare_cached(&queries::requeue(&selection))?;
     selection.bind(&mut statement)?;
     let requeued = move_to_failed(statement.raw_query(), &mut changes)?;
     changes.write(tx)?;
@@ -131,11 +126,7 @@ fn move_to_failed(mut updated: rusqlite::Rows<'_>, changes: &mut Changes) -> Res
 pub(super) fn purge(tx: &Transaction<'_>, filter: &Filter, limit: usize, in_flight_too: bool) -> Result<Purged, Fault> {
     let selection = Selection::of(filter);
     let ids: Vec<i64> = {
-        let spared = if in_flight_too { "TRUE" } else { "status <> 1" };
-        let mut statement = tx.prepare_cached(&format!(
-            "SELECT message_id FROM messages WHERE {spared} AND {} ORDER BY message_id LIMIT :limit",
-            selection.sql()
-        ))?;
+        let mut statement = tx.prepare_cached(&queries::to_purge(&selection, in_flight_too))?;
         selection.bind(&mut statement)?;
         queries::bind(&mut statement, ":limit", &(limit as i64))?;
         statement.raw_query().mapped(|row: &Row<'_>| row.get(0)).collect::<rusqlite::Result<_>>()?
