@@ -421,7 +421,7 @@ mod tests {
             (page(&all, false, true), "SEARCH messages USING INTEGER PRIMARY KEY (rowid>?)"),
             (page(&rejected, true, false), "SEARCH messages USING INDEX messages_rejected (status=?)"),
             (to_purge(&rejected, false), "messages_rejected (status=?)"),
-            (requeue(&all), "SEARCH messages USING INDEX messages_rejected (status=?)"),
+            (requeue(&all), "messages_rejected (status=?)"),
             (ANY_UPDATE.to_owned(), "SEARCH message_touches USING PRIMARY KEY (effect=?)"),
             (WAITING_UPDATES.to_owned(), "SEARCH message_touches USING PRIMARY KEY (effect=? AND entity=?)"),
             (FIRST_CREATE.to_owned(), "SEARCH message_touches USING PRIMARY KEY (effect=? AND entity=?)"),
