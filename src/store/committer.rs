@@ -99,8 +99,8 @@ impl Committer {
     /// As the callback of [`Committer::submit`] gets them.
     pub fn store(&self, message: Message) -> Result<MessageId, CommitError> {
         let (answer, answered) = std::sync::mpsc::sync_channel(1);
-        // The receiver lives until it has got its one answer, so sending can't fail.
-        self.submit(message, Box::new(move |result| answer.send(result).unwrap_or_default()));
+        let on_done = move |result| answer.send(result).expect("the receiver below lives until it has its one answer");
+        self.submit(message, Box::new(on_done));
         answered.recv().unwrap_or(Err(CommitError::Stopped))
     }
 

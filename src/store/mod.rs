@@ -10,7 +10,9 @@
 //! Messages leave in the order in which they were accepted, per lane. The one exception helps the user: an *update* that
 //! was accepted before the first create of its entity is put right after that create when the create arrives, because
 //! the server would let the partial record of an early PATCH win (protocol dossier, section f, rule 2; design.md,
-//! section 4). It moves only while it waits, and only when no earlier create of the entity waits before it.
+//! section 4). It moves only while it waits, only when no earlier create of the entity waits before it, and only when it
+//! changes nothing else: its place among the messages about another entity is as good a promise. Updates of one entity
+//! keep their order, so one that may not move keeps the others.
 //!
 //! # Who may do what
 //!
@@ -270,7 +272,7 @@ pub struct LaneWork {
     /// How many failed messages the filter selects.
     pub failed: u64,
     /// The earliest time at which one of them may be claimed, in milliseconds since the Unix epoch; past or now when
-    /// one may be at once. Takes the hold into account.
+    /// one may be at once, `i64::MAX` when all wait for what is in flight. Takes the hold into account.
     pub due_at_ms: i64,
     /// The hold in force, or the last one that ended without a success since.
     pub hold: Option<Hold>,
@@ -409,6 +411,7 @@ pub struct Backlog {
     /// One row per status, type and workspace.
     pub groups: Vec<BacklogGroup>,
     /// When the oldest message that still has to reach the server was accepted, in milliseconds since the Unix epoch.
+    /// The first message in a lane's order of delivery stands for those behind it.
     pub oldest_accepted_at_ms: Option<i64>,
     /// How many rejected messages per status of the server's answer, the commonest first.
     pub rejected_by_answer: Vec<(Option<u16>, u64)>,

@@ -3,8 +3,11 @@
 
 #![allow(clippy::unwrap_used, clippy::disallowed_methods, reason = "a test that cannot go on says so by failing")]
 
+mod committing;
 mod file;
+mod history;
 mod messages;
 #[path = "../support/model_store.rs"]
 mod model_store;
+mod processes;
 mod story;

@@ -1,6 +1,8 @@
 //! The store's promises in memory, written to be obviously right: the oracle for the engines, and a fast double for tests
 //! of whoever uses a store. It keeps everything in one list and looks through all of it for every answer.
 
+#![allow(dead_code, reason = "every test binary uses its own part of it")]
+
 use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -13,10 +15,14 @@ use opik_offline::store::{
 
 const HOUR_MS: i64 = 60 * 60 * 1000;
 
+/// Asked before every registration, so that a test can make it slow or let it fail.
+pub type BeforeRegister = Box<dyn Fn(&[Message]) -> Result<(), StoreError> + Send + Sync>;
+
 /// Messages in memory.
 #[derive(Default)]
 pub struct ModelStore {
     state: Mutex<State>,
+    before_register: Option<BeforeRegister>,
 }
 
 #[derive(Default)]
@@ -190,6 +196,11 @@ impl State {
 }
 
 impl ModelStore {
+    /// Returns a store that asks this before every registration.
+    pub fn with_register(before_register: BeforeRegister) -> Self {
+        Self { before_register: Some(before_register), ..Self::default() }
+    }
+
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().expect("no test goes on after a panic in here")
     }
@@ -197,6 +208,9 @@ impl ModelStore {
 
 impl Store for ModelStore {
     fn register(&self, messages: &[Message]) -> Result<Vec<MessageId>, StoreError> {
+        if let Some(before_register) = &self.before_register {
+            before_register(messages)?;
+        }
         let mut state = self.state();
         let mut ids = Vec::new();
         for message in messages {

@@ -103,30 +103,25 @@ pub(super) fn choose(
     let mut header_sets = HeaderSets::default();
     let mut chosen = Vec::new();
     let mut bytes = 0;
-    let mut waiting = connection.prepare_cached(&format!(
-        "SELECT message_id, message_type, items, body_bytes, attempts, next_attempt_at_ms, touches FROM messages
-         WHERE {} AND status = 3 AND {} ORDER BY position, message_id",
-        selection.lane_condition(),
-        selection.sql()
-    ))?;
+    let mut waiting = connection.prepare_cached(&queries::waiting_in_order(&selection))?;
     bind(&mut waiting, ":lane", &lane.0)?;
     selection.bind(&mut waiting)?;
     let mut waiting = waiting.raw_query();
     while chosen.len() < limits.messages_max && !walk.is_spent() {
         let Some(row) = waiting.next()? else { break };
-        let touches = rows::touches(row, 6)?;
-        if !walk.admits(&touches, row.get(5)?) {
+        let touches = rows::touches(row, 2)?;
+        if !walk.admits(&touches, row.get(1)?) {
             continue;
         }
-        let size = Size { items: row.get(2)?, body_bytes: row.get(3)? };
+        let size = Size { items: row.get(4)?, body_bytes: row.get(5)? };
         bytes += size.body_bytes.unsigned_abs();
         if bytes > limits.bytes_max && !chosen.is_empty() {
             break;
         }
         let id = MessageId(row.get(0)?);
-        let message_type = rows::message_type(row, 1)?;
+        let message_type = rows::message_type(row, 3)?;
         let Some(request) = header_sets.request(connection, id)? else { continue };
-        let claimed = Claimed { id, message_type, request, touches, items: row.get(2)?, attempts: row.get(4)? };
+        let claimed = Claimed { id, message_type, request, touches, items: row.get(4)?, attempts: row.get(6)? };
         chosen.push(Chosen { claimed, group: Group::new(lane.0, MessageStatus::Failed, message_type), size });
     }
     Ok(chosen)
@@ -155,12 +150,7 @@ pub(super) fn lanes(connection: &Connection, filter: &Filter, now_ms: i64) -> Re
     let mut work = Vec::new();
     for (lane, failed) in failed_by_lane(connection, &selection)? {
         let mut walk = Walk::start(connection, lane, now_ms)?;
-        let mut waiting = connection.prepare_cached(&format!(
-            "SELECT message_id, next_attempt_at_ms, touches FROM messages
-             WHERE {} AND status = 3 AND {} ORDER BY position, message_id",
-            selection.lane_condition(),
-            selection.sql()
-        ))?;
+        let mut waiting = connection.prepare_cached(&queries::waiting_in_order(&selection))?;
         bind(&mut waiting, ":lane", &lane)?;
         selection.bind(&mut waiting)?;
         let mut waiting = waiting.raw_query();
@@ -189,11 +179,7 @@ pub(super) fn lanes(connection: &Connection, filter: &Filter, now_ms: i64) -> Re
 }
 
 fn failed_by_lane(connection: &Connection, selection: &Selection) -> Result<Vec<(i64, u64)>, Fault> {
-    let (source, count) = if selection.is_fine() { ("messages", "count(*)") } else { ("summary", "sum(messages)") };
-    let mut statement = connection.prepare_cached(&format!(
-        "SELECT lane_id, {count} FROM {source} WHERE status = 3 AND {} GROUP BY lane_id",
-        selection.sql()
-    ))?;
+    let mut statement = connection.prepare_cached(&queries::failed_by_lane(selection))?;
     selection.bind(&mut statement)?;
     let mut found = statement.raw_query();
     let mut lanes = Vec::new();

@@ -51,6 +51,7 @@ const BUSY_TIMEOUT: Duration = Duration::from_secs(10);
 pub struct SqliteStore {
     path: PathBuf,
     file: FileId,
+    log: PathBuf,
     limits: Limits,
     writer: Mutex<Connection>,
     /// Answers [`Store::waiting`].
@@ -72,6 +73,7 @@ impl SqliteStore {
         Ok(Self {
             path: path.to_owned(),
             file: opened.file,
+            log: opened.log,
             limits,
             writer: Mutex::new(opened.writer),
             quick_reader: Mutex::new(quick_reader),
@@ -132,7 +134,7 @@ impl Store for SqliteStore {
             return Ok(Vec::new());
         }
         let ids = self.write(|tx| {
-            space::make_room(tx, &self.path, &self.limits, messages)?;
+            space::make_room(tx, &self.path, &self.log, &self.limits, messages)?;
             register::register(tx, messages)
         })?;
         if FileId::at(&self.path) != Some(self.file) {
@@ -143,16 +145,8 @@ impl Store for SqliteStore {
     }
 
     fn waiting(&self, lane: &Lane) -> Result<u64, StoreError> {
-        // One statement is a snapshot by itself, so this takes no transaction around two of them: a lane keeps its
-        // number while it has messages.
-        let connection = lock(&self.quick_reader);
-        let count = || -> Result<u64, Fault> {
-            let Some(lane) = register::lane_id(&connection, lane)? else { return Ok(0) };
-            let waiting: i64 =
-                connection.prepare_cached(queries::WAITING_IN_LANE)?.query_row([lane], |row| row.get(0))?;
-            Ok(waiting.unsigned_abs())
-        };
-        count().map_err(|fault| fault.at(&self.path))
+        // One statement is one snapshot, without the cost of a transaction around it.
+        register::waiting(&lock(&self.quick_reader), lane).map_err(|fault| fault.at(&self.path))
     }
 
     fn acquire(&self, owner: &Owner, time_to_live: Duration) -> Result<Lease, StoreError> {
@@ -227,13 +221,16 @@ impl Store for SqliteStore {
     }
 
     fn compact(&self) -> Result<u64, StoreError> {
-        self.write(people::forget_unused_keys)?;
+        self.write(|tx| {
+            register::forget_header_sets(tx)?;
+            people::forget_unused_keys(tx)
+        })?;
         let shrink = || space::shrink_a_step(&lock(&self.writer));
         while shrink().map_err(|error| Fault::from(error).at(&self.path))? {}
         let connection = lock(&self.writer);
         let truncate = || -> Result<u64, Fault> {
             space::truncate_log(&connection)?;
-            Ok(space::Space::of(&connection, &self.path)?.file_bytes)
+            Ok(space::Space::of(&connection, &self.path, &self.log)?.file_bytes)
         };
         truncate().map_err(|fault| fault.at(&self.path))
     }
@@ -241,7 +238,7 @@ impl Store for SqliteStore {
     fn condition(&self) -> Result<Condition, StoreError> {
         let now_ms = super::now_ms();
         self.read(&self.reader, |connection| {
-            let space = space::Space::of(connection, &self.path)?;
+            let space = space::Space::of(connection, &self.path, &self.log)?;
             Ok(Condition {
                 file_bytes: space.file_bytes,
                 free_bytes: space.free_bytes,

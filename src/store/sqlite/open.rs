@@ -13,7 +13,7 @@ use rusqlite::config::DbConfig;
 use rusqlite::{Connection, OpenFlags};
 
 use super::fault::{Fault, NO_DATABASE, access_words, os_words};
-use super::{BUSY_TIMEOUT, schema};
+use super::{BUSY_TIMEOUT, queries, schema};
 use crate::store::{OpenMode, StoreError};
 
 /// The oldest SQLite without the WAL-reset fault, which can damage a file that several processes write.
@@ -51,6 +51,8 @@ pub(super) struct Opened {
     pub(super) writer: Connection,
     pub(super) readers: [Connection; 2],
     pub(super) file: FileId,
+    /// The write-ahead log. It lies beside the file itself, also when the path is a symbolic link to it.
+    pub(super) log: PathBuf,
 }
 
 /// Opens the store at this path, makes it when the mode says so, and brings its schema up to date.
@@ -70,11 +72,12 @@ pub(super) fn open(path: &Path, mode: OpenMode, size_max: u64) -> Result<Opened,
         })
     };
     let readers = [reader().map_err(|e| Fault::from(e).at(path))?, reader().map_err(|e| Fault::from(e).at(path))?];
-    let file = FileId::at(path).ok_or_else(|| StoreError::Unusable {
-        path: path.to_owned(),
-        reason: "it was removed while it was opened".into(),
-    })?;
-    Ok(Opened { writer, readers, file })
+    let removed =
+        || StoreError::Unusable { path: path.to_owned(), reason: "it was removed while it was opened".into() };
+    let file = FileId::at(path).ok_or_else(removed)?;
+    let mut log = fs::canonicalize(path).map_err(|_| removed())?.into_os_string();
+    log.push("-wal");
+    Ok(Opened { writer, readers, file, log: log.into() })
 }
 
 fn make_or_examine(path: &Path, mode: OpenMode) -> Result<(), StoreError> {
@@ -174,26 +177,23 @@ fn refuse_newer(path: &Path, found: i64) -> Result<(), StoreError> {
 }
 
 fn tables(connection: &Connection) -> rusqlite::Result<Vec<String>> {
-    let mut statement = connection.prepare("SELECT name FROM sqlite_schema WHERE type = 'table' LIMIT 10")?;
+    let mut statement = connection.prepare(queries::TABLES)?;
     let names = statement.query_map([], |row| row.get(0))?;
     names.collect()
 }
 
 fn has_sdk_columns(connection: &Connection) -> bool {
-    connection.prepare("SELECT message_id, status, message_type, message_json FROM messages").is_ok()
+    connection.prepare(queries::SDK_MESSAGES).is_ok()
 }
 
 fn immutable_uri(path: &Path) -> String {
-    use std::fmt::Write as _;
     use std::os::unix::ffi::OsStrExt as _;
     let mut uri = String::from("file:");
     for byte in path.as_os_str().as_bytes() {
         match byte {
             b'/' | b'.' | b'-' | b'_' => uri.push(char::from(*byte)),
             byte if byte.is_ascii_alphanumeric() => uri.push(char::from(*byte)),
-            byte => {
-                let _ = write!(uri, "%{byte:02X}");
-            }
+            byte => uri.push_str(&format!("%{byte:02X}")),
         }
     }
     uri + "?immutable=1"

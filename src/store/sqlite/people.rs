@@ -4,7 +4,7 @@ use rusqlite::{Connection, OptionalExtension, Transaction, params};
 
 use super::fault::Fault;
 use super::queries::{self, Selection, bind};
-use super::rows::{self, HeaderSets, LISTED, Lanes};
+use super::rows::{self, HeaderSets, Lanes};
 use crate::message::{MessageId, MessageStatus, MessageType};
 use crate::store::{AgentRecord, Backlog, BacklogGroup, Filter, Listed, Page, ReplayRecord, StoredMessage};
 
@@ -25,17 +25,7 @@ pub(super) fn backlog(connection: &Connection, filter: &Filter) -> Result<Backlo
 }
 
 fn groups(connection: &Connection, selection: &Selection) -> Result<Vec<BacklogGroup>, Fault> {
-    let (source, counts) = if selection.is_fine() {
-        ("messages", "count(*), sum(items), sum(body_bytes)")
-    } else {
-        ("summary", "sum(messages), sum(items), sum(body_bytes)")
-    };
-    let mut statement = connection.prepare_cached(&format!(
-        "SELECT status, message_type, (SELECT coalesce(workspace, 'default') FROM lanes WHERE lanes.lane_id = {source}.lane_id)
-             AS workspace_name, {counts}
-         FROM {source} WHERE {} GROUP BY status, message_type, workspace_name",
-        selection.sql()
-    ))?;
+    let mut statement = connection.prepare_cached(&queries::groups(selection))?;
     selection.bind(&mut statement)?;
     let mut found = statement.raw_query();
     let mut groups = Vec::new();
@@ -61,23 +51,16 @@ fn oldest(connection: &Connection, selection: &Selection) -> Result<Option<i64>,
     let mut oldest: Option<i64> = None;
     let mut note = |accepted: Option<i64>| oldest = [oldest, accepted].into_iter().flatten().min();
 
-    let mut in_flight = connection.prepare_cached(&format!(
-        "SELECT min(accepted_at_ms) FROM messages WHERE status = 1 AND {}",
-        selection.sql()
-    ))?;
+    let mut in_flight = connection.prepare_cached(&queries::oldest_in_flight(selection))?;
     selection.bind(&mut in_flight)?;
     note(match in_flight.raw_query().next()? {
         Some(row) => row.get(0)?,
         None => None,
     });
 
-    let mut lanes = connection.prepare_cached("SELECT DISTINCT lane_id FROM summary WHERE status = 3")?;
+    let mut lanes = connection.prepare_cached(queries::LANES_WAITING)?;
     let lanes = lanes.query_map([], |row| row.get::<_, i64>(0))?.collect::<rusqlite::Result<Vec<_>>>()?;
-    let mut first = connection.prepare_cached(&format!(
-        "SELECT accepted_at_ms FROM messages WHERE {} AND status = 3 AND {} ORDER BY position, message_id LIMIT 1",
-        selection.lane_condition(),
-        selection.sql()
-    ))?;
+    let mut first = connection.prepare_cached(&queries::first_waiting(selection))?;
     for lane in lanes {
         bind(&mut first, ":lane", &lane)?;
         selection.bind(&mut first)?;
@@ -90,12 +73,7 @@ fn oldest(connection: &Connection, selection: &Selection) -> Result<Option<i64>,
 }
 
 fn rejected_by_answer(connection: &Connection, selection: &Selection) -> Result<Vec<(Option<u16>, u64)>, Fault> {
-    let (source, count) = if selection.is_fine() { ("messages", "count(*)") } else { ("summary", "sum(messages)") };
-    let mut statement = connection.prepare_cached(&format!(
-        "SELECT nullif(answer_status, 0) AS answer, {count} AS messages_found FROM {source}
-         WHERE status = 4 AND {} GROUP BY answer ORDER BY messages_found DESC, answer",
-        selection.sql()
-    ))?;
+    let mut statement = connection.prepare_cached(&queries::rejected_by_answer(selection))?;
     selection.bind(&mut statement)?;
     let mut found = statement.raw_query();
     let mut answers = Vec::new();
@@ -108,16 +86,8 @@ fn rejected_by_answer(connection: &Connection, selection: &Selection) -> Result<
 /// Returns one page of what the filter selects.
 pub(super) fn list(connection: &Connection, filter: &Filter, page: &Page) -> Result<Vec<Listed>, Fault> {
     let selection = Selection::of(filter);
-    let (after, order) = match (page.after.is_some(), page.newest_first) {
-        (false, false) => ("TRUE", "ASC"),
-        (false, true) => ("TRUE", "DESC"),
-        (true, false) => ("message_id > :after", "ASC"),
-        (true, true) => ("message_id < :after", "DESC"),
-    };
-    let mut statement = connection.prepare_cached(&format!(
-        "SELECT {LISTED} FROM messages WHERE {after} AND {} ORDER BY message_id {order} LIMIT :limit",
-        selection.sql()
-    ))?;
+    let continued = page.after.is_some();
+    let mut statement = connection.prepare_cached(&queries::page(&selection, page.newest_first, continued))?;
     selection.bind(&mut statement)?;
     if let Some(after) = page.after {
         bind(&mut statement, ":after", &after.0)?;
@@ -134,8 +104,7 @@ pub(super) fn list(connection: &Connection, filter: &Filter, page: &Page) -> Res
 
 /// Returns one message whole.
 pub(super) fn get(connection: &Connection, id: MessageId) -> Result<Option<StoredMessage>, Fault> {
-    let mut statement =
-        connection.prepare_cached(&format!("SELECT {LISTED}, touches FROM messages WHERE message_id = ?1"))?;
+    let mut statement = connection.prepare_cached(&queries::one_message())?;
     let mut found = statement.query([id.0])?;
     let Some(row) = found.next()? else { return Ok(None) };
     let Some(request) = HeaderSets::default().request(connection, id)? else { return Ok(None) };
@@ -214,14 +183,15 @@ pub(super) fn check(connection: &Connection) -> Result<Vec<String>, Fault> {
     for (query, wrong) in [
         (queries::WRONG_SUMMARY, "rows of the summary that don't agree with the messages"),
         (queries::WRONG_TOUCHES, "entries of the entity look-up that don't agree with the messages"),
-        (queries::WRONG_HEADER_SETS, "header sets whose number of users is wrong"),
+        (queries::WRONG_BODIES, "messages and bodies that don't belong together"),
+        (queries::WRONG_NAMES, "messages whose lane or headers are missing"),
     ] {
         let count: i64 = connection.query_row(query, [], |row| row.get(0))?;
         if count > 0 {
             problems.push(format!("{count} {wrong}"));
         }
     }
-    let mut types = connection.prepare("SELECT DISTINCT message_type FROM messages")?;
+    let mut types = connection.prepare(queries::TYPES)?;
     for name in types.query_map([], |row| row.get::<_, String>(0))? {
         let name = name?;
         if MessageType::from_name(&name).is_none() {

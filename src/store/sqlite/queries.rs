@@ -1,7 +1,8 @@
 //! The SQL, named after what it answers.
 //!
-//! Statements are constants, or constants put together from the fixed fragments of [`Selection`]; values are always
-//! bound, never written into the text.
+//! Statements are constants, or put together from constants and the fixed fragments of [`Selection`]; values are always
+//! bound, never written into the text. Where one answer can come from the summary or from the messages, [`Selection`]
+//! says which.
 
 use rusqlite::types::Value;
 use rusqlite::{Statement, ToSql};
@@ -16,6 +17,12 @@ pub(super) const LANE_ID: &str = "
     SELECT lane_id FROM lanes
     WHERE workspace IS ?1 AND credential_id = CASE WHEN ?2 IS NULL THEN 0
         ELSE (SELECT credential_id FROM credentials WHERE value = ?2) END";
+/// How many messages of a lane still have to reach the server, in one look at the store.
+pub(super) const WAITING: &str = "
+    SELECT coalesce(sum(messages), 0) FROM summary WHERE status IN (1, 3) AND lane_id = (
+        SELECT lane_id FROM lanes
+        WHERE workspace IS ?1 AND credential_id = CASE WHEN ?2 IS NULL THEN 0
+            ELSE (SELECT credential_id FROM credentials WHERE value = ?2) END)";
 pub(super) const KEEP_CREDENTIAL: &str = "INSERT OR IGNORE INTO credentials (value) VALUES (?1)";
 pub(super) const ADD_LANE: &str = "
     INSERT INTO lanes (workspace, credential_id) VALUES (?1, CASE WHEN ?2 IS NULL THEN 0
@@ -25,12 +32,13 @@ pub(super) const ADD_LANE: &str = "
 pub(super) const LANE: &str = "
     SELECT workspace, value FROM lanes LEFT JOIN credentials USING (credential_id) WHERE lane_id = ?1";
 pub(super) const HEADER_SET_ID: &str = "SELECT header_set_id FROM header_sets WHERE wire = ?1";
-pub(super) const ADD_HEADER_SET: &str =
-    "INSERT INTO header_sets (wire, messages) VALUES (?1, 0) RETURNING header_set_id";
+pub(super) const ADD_HEADER_SET: &str = "INSERT INTO header_sets (wire) VALUES (?1) RETURNING header_set_id";
 pub(super) const HEADER_SET: &str = "SELECT wire FROM header_sets WHERE header_set_id = ?1";
-pub(super) const COUNT_HEADER_SET: &str =
-    "UPDATE header_sets SET messages = messages + ?2 WHERE header_set_id = ?1 RETURNING messages";
-pub(super) const DROP_HEADER_SET: &str = "DELETE FROM header_sets WHERE header_set_id = ?1 AND messages <= 0";
+pub(super) const FORGET_HEADER_SETS: &str =
+    "DELETE FROM header_sets WHERE header_set_id NOT IN (SELECT header_set_id FROM messages)";
+/// The highest number of a header set, and how many there are.
+pub(super) const HEADER_SETS: &str = "SELECT coalesce(max(header_set_id), 0), count(*) FROM header_sets";
+pub(super) const HIGHEST_HEADER_SET: &str = "SELECT coalesce(max(header_set_id), 0) FROM header_sets";
 /// Forgets lanes that hold nothing and whose hold is over, and keys that no lane uses.
 pub(super) const FORGET_LANES: &str = "
     DELETE FROM lanes WHERE held_until_ms IS NULL
@@ -42,6 +50,12 @@ pub(super) const FORGET_CREDENTIALS: &str =
 
 pub(super) const COUNTER: &str = "SELECT value FROM counters WHERE name = ?1";
 pub(super) const ADD_TO_COUNTER: &str = "UPDATE counters SET value = value + ?2 WHERE name = ?1";
+pub(super) const SET_COUNTER: &str = "UPDATE counters SET value = ?2 WHERE name = ?1";
+pub(super) const RAISE_COUNTER: &str = "UPDATE counters SET value = ?2 WHERE name = ?1 AND value < ?2";
+/// The id of the next message: higher than any that is there or was.
+pub(super) const NEXT_ID: &str = "
+    SELECT 1 + max((SELECT coalesce(max(message_id), 0) FROM messages),
+        (SELECT value FROM counters WHERE name = 'deleted_id'))";
 pub(super) const ADD_TO_SUMMARY: &str = "
     INSERT INTO summary VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)
     ON CONFLICT DO UPDATE SET messages = messages + excluded.messages, items = items + excluded.items,
@@ -49,9 +63,6 @@ pub(super) const ADD_TO_SUMMARY: &str = "
 pub(super) const DROP_FROM_SUMMARY: &str = "
     DELETE FROM summary
     WHERE lane_id = ?1 AND status = ?2 AND message_type = ?3 AND answer_status = ?4 AND messages <= 0";
-/// How many messages of a lane still have to reach the server.
-pub(super) const WAITING_IN_LANE: &str = "
-    SELECT coalesce(sum(messages), 0) FROM summary WHERE lane_id = ?1 AND status IN (1, 3)";
 /// Groups of the summary that a recount of the messages does not confirm.
 pub(super) const WRONG_SUMMARY: &str = "
     WITH recount AS (
@@ -61,20 +72,31 @@ pub(super) const WRONG_SUMMARY: &str = "
     SELECT count(*) FROM (
         SELECT * FROM (SELECT * FROM recount EXCEPT SELECT * FROM summary)
         UNION ALL SELECT * FROM (SELECT * FROM summary EXCEPT SELECT * FROM recount))";
-/// Messages whose entities are not all in the index, and entries of the index without a message.
+/// Entries of the entity look-up without a message that does so.
 pub(super) const WRONG_TOUCHES: &str = "
-    SELECT abs((SELECT count(*) FROM message_touches) - (SELECT coalesce(sum(length(touches) / 18), 0) FROM messages))
-        + (SELECT count(*) FROM message_touches WHERE message_id NOT IN (SELECT message_id FROM messages))";
-pub(super) const WRONG_HEADER_SETS: &str = "
-    SELECT count(*) FROM header_sets WHERE messages <>
-        (SELECT count(*) FROM messages WHERE messages.header_set_id = header_sets.header_set_id)";
+    SELECT count(*) FROM message_touches LEFT JOIN messages USING (message_id)
+    WHERE instr(coalesce(touches, x''), entity || unhex(printf('%02X', effect))) = 0";
+/// Messages without a body, bodies without a message, and bodies of another length than their message says.
+pub(super) const WRONG_BODIES: &str = "
+    SELECT count(*) FROM messages FULL JOIN bodies USING (message_id) WHERE body_bytes IS NOT length(body)";
+/// Messages whose lane or header set is not there.
+pub(super) const WRONG_NAMES: &str = "
+    SELECT count(*) FROM messages WHERE lane_id NOT IN (SELECT lane_id FROM lanes)
+        OR header_set_id NOT IN (SELECT header_set_id FROM header_sets)";
+
+pub(super) const TYPES: &str = "SELECT DISTINCT message_type FROM messages";
+/// What tables a file has, ours or not.
+pub(super) const TABLES: &str = "SELECT name FROM sqlite_schema WHERE type = 'table' LIMIT 10";
+/// The columns of a store of the Python SDK.
+pub(super) const SDK_MESSAGES: &str = "SELECT message_id, status, message_type, message_json FROM messages";
 
 // Registering.
 
 pub(super) const ADD_MESSAGE: &str = "
     INSERT INTO messages (message_id, status, message_type, lane_id, position, accepted_at_ms, attempts,
-        next_attempt_at_ms, items, body_bytes, project, method, path, header_set_id, encoding, touches, body)
-    VALUES (?1, 3, ?2, ?3, ?4, ?5, 0, 0, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14)";
+        next_attempt_at_ms, items, body_bytes, project, method, path, header_set_id, encoding, touches)
+    VALUES (?1, 3, ?2, ?3, ?4, ?5, 0, 0, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13)";
+pub(super) const ADD_BODY: &str = "INSERT INTO bodies VALUES (?1, ?2)";
 pub(super) const ADD_TOUCH: &str = "INSERT OR IGNORE INTO message_touches VALUES (?1, ?2, ?3)";
 pub(super) const DROP_TOUCH: &str = "DELETE FROM message_touches WHERE effect = ?1 AND entity = ?2 AND message_id = ?3";
 /// Whether any stored message updates anything.
@@ -90,7 +112,7 @@ pub(super) const FIRST_CREATE: &str = "
 pub(super) const MOVE_TO: &str = "UPDATE messages SET position = ?2 WHERE message_id = ?1";
 /// The messages that make room in a full store: the oldest that wait.
 pub(super) const OLDEST_WAITING: &str = "
-    SELECT message_id, length(body) + length(touches) FROM messages WHERE status = 3 ORDER BY message_id";
+    SELECT message_id, body_bytes FROM messages WHERE status = 3 ORDER BY message_id";
 
 // Lease.
 
@@ -113,14 +135,15 @@ pub(super) const TOUCHES_IN_FLIGHT: &str = "SELECT touches FROM messages WHERE s
 pub(super) const MARK_CLAIMED: &str =
     "UPDATE messages SET status = 1, claim_epoch = ?2 WHERE message_id = ?1 AND status = 3";
 pub(super) const REQUEST: &str = "
-    SELECT method, path, encoding, header_set_id, body FROM messages WHERE message_id = ?1";
+    SELECT method, path, encoding, header_set_id, body FROM messages CROSS JOIN bodies USING (message_id)
+    WHERE message_id = ?1";
 /// What the summary needs to know of a message before its status changes.
 pub(super) const CLAIMED_MESSAGE: &str = "
     SELECT lane_id, message_type, items, body_bytes FROM messages
     WHERE message_id = ?1 AND status = 1 AND claim_epoch = ?2";
 pub(super) const DELETE_DELIVERED: &str = "
     DELETE FROM messages WHERE message_id = ?1 AND status = 1 AND claim_epoch = ?2
-    RETURNING lane_id, status, message_type, answer_status, items, body_bytes, header_set_id, touches, message_id";
+    RETURNING lane_id, status, message_type, answer_status, items, body_bytes, touches, message_id";
 pub(super) const MARK_FAILED: &str = "
     UPDATE messages SET status = 3, claim_epoch = NULL, next_attempt_at_ms = ?2, attempts = attempts + ?3
     WHERE message_id = ?1";
@@ -150,13 +173,102 @@ pub(super) const HELD_LANES: &str = "
 
 pub(super) const DELETE_MESSAGE: &str = "
     DELETE FROM messages WHERE message_id = ?1
-    RETURNING lane_id, status, message_type, answer_status, items, body_bytes, header_set_id, touches, message_id";
+    RETURNING lane_id, status, message_type, answer_status, items, body_bytes, touches, message_id";
+pub(super) const DELETE_BODY: &str = "DELETE FROM bodies WHERE message_id = ?1";
 pub(super) const ANNOUNCE: &str = "INSERT OR REPLACE INTO agents VALUES (?1, ?2, ?3, ?4)";
 pub(super) const TAKE_BACK_ANNOUNCEMENT: &str = "DELETE FROM agents WHERE pid = ?1 OR listen = ?2";
 pub(super) const AGENTS: &str = "SELECT pid, listen, upstream, started_at_ms FROM agents ORDER BY started_at_ms, pid";
 pub(super) const NOTE_REPLAY: &str = "INSERT OR REPLACE INTO last_replay VALUES (1, ?1, ?2, ?3, ?4, ?5, ?6)";
 pub(super) const LAST_REPLAY: &str =
     "SELECT role, started_at_ms, ended_at_ms, delivered, rejected, remaining FROM last_replay";
+
+/// The columns that a [`Listed`](crate::store::Listed) is read from.
+const LISTED: &str = "message_id, status, message_type, lane_id, project, method, path, items, body_bytes,
+    accepted_at_ms, attempts, next_attempt_at_ms, answer_at_ms, answer_status, answer_text";
+
+/// One message, with what it is about.
+pub(super) fn one_message() -> String {
+    format!("SELECT {LISTED}, touches FROM messages WHERE message_id = ?1")
+}
+
+/// A page of messages in the order of their ids, from `:after` on, at most `:limit`.
+pub(super) fn page(selection: &Selection, newest_first: bool, continued: bool) -> String {
+    let (after, order) = match (continued, newest_first) {
+        (false, false) => ("TRUE", "ASC"),
+        (false, true) => ("TRUE", "DESC"),
+        (true, false) => ("message_id > :after", "ASC"),
+        (true, true) => ("message_id < :after", "DESC"),
+    };
+    let selected = selection.sql();
+    format!("SELECT {LISTED} FROM messages WHERE {after} AND {selected} ORDER BY message_id {order} LIMIT :limit")
+}
+
+/// The failed messages of `:lane` in delivery order.
+pub(super) fn waiting_in_order(selection: &Selection) -> String {
+    let (in_lane, selected) = (selection.lane_condition(), selection.sql());
+    format!(
+        "SELECT message_id, next_attempt_at_ms, touches, message_type, items, body_bytes, attempts FROM messages
+         WHERE {in_lane} AND status = 3 AND {selected} ORDER BY position, message_id"
+    )
+}
+
+/// How many failed messages each lane has.
+pub(super) fn failed_by_lane(selection: &Selection) -> String {
+    let (source, count, selected) = (selection.source(), selection.count(), selection.sql());
+    format!("SELECT lane_id, {count} FROM {source} WHERE status = 3 AND {selected} GROUP BY lane_id")
+}
+
+/// Messages, items and bytes per status, type and workspace.
+pub(super) fn groups(selection: &Selection) -> String {
+    let (source, count, selected) = (selection.source(), selection.count(), selection.sql());
+    format!(
+        "SELECT status, message_type,
+            (SELECT coalesce(workspace, 'default') FROM lanes WHERE lanes.lane_id = {source}.lane_id) AS workspace_name,
+            {count}, sum(items), sum(body_bytes)
+         FROM {source} WHERE {selected} GROUP BY status, message_type, workspace_name"
+    )
+}
+
+/// How many rejected messages there are per status of the answer, the commonest first.
+pub(super) fn rejected_by_answer(selection: &Selection) -> String {
+    let (source, count, selected) = (selection.source(), selection.count(), selection.sql());
+    format!(
+        "SELECT nullif(answer_status, 0) AS answer, {count} AS found FROM {source}
+         WHERE status = 4 AND {selected} GROUP BY answer ORDER BY found DESC, answer"
+    )
+}
+
+/// When the oldest message in flight was accepted.
+pub(super) fn oldest_in_flight(selection: &Selection) -> String {
+    format!("SELECT min(accepted_at_ms) FROM messages WHERE status = 1 AND {}", selection.sql())
+}
+
+/// When the first message of `:lane` in delivery order was accepted.
+pub(super) fn first_waiting(selection: &Selection) -> String {
+    let (in_lane, selected) = (selection.lane_condition(), selection.sql());
+    format!(
+        "SELECT accepted_at_ms FROM messages WHERE {in_lane} AND status = 3 AND {selected}
+         ORDER BY position, message_id LIMIT 1"
+    )
+}
+
+/// Lanes that have failed messages.
+pub(super) const LANES_WAITING: &str = "SELECT DISTINCT lane_id FROM summary WHERE status = 3";
+
+/// Up to `:limit` messages to delete, those in flight only on demand.
+pub(super) fn to_purge(selection: &Selection, in_flight_too: bool) -> String {
+    let (spared, selected) = (if in_flight_too { "TRUE" } else { "status <> 1" }, selection.sql());
+    format!("SELECT message_id FROM messages WHERE {spared} AND {selected} ORDER BY message_id LIMIT :limit")
+}
+
+/// Makes rejected messages *failed*. RETURNING shows a row as the update left it; the status before it is known.
+pub(super) fn requeue(selection: &Selection) -> String {
+    format!(
+        "UPDATE messages SET status = 3, attempts = 0, next_attempt_at_ms = 0 WHERE status = 4 AND {}
+         RETURNING lane_id, 4, message_type, answer_status, items, body_bytes",
+        selection.sql()
+    )
+}
 
 /// The conditions of a [`Filter`], as SQL with named parameters.
 pub(super) struct Selection {
@@ -173,7 +285,7 @@ impl Selection {
             conditions: vec![statuses(&filter.statuses)],
             parameters: Vec::new(),
             fine: false,
-            by_id: !(filter.ids.is_empty() && filter.entities.is_empty()),
+            by_id: !filter.ids.is_empty(),
         };
         // Conditions that the summary can answer too.
         let types = filter.types.iter().map(|t| t.name());
@@ -191,12 +303,12 @@ impl Selection {
         selection.any_of(":projects", projects, "project IN (SELECT value FROM json_each(:projects))");
         let ids = filter.ids.iter().map(|id| id.0);
         selection.any_of(":ids", ids, "message_id IN (SELECT value FROM json_each(:ids))");
+        // References are in no index, so this looks through the messages.
         let entities = filter.entities.iter().map(|key| hex(key.as_bytes()));
         selection.any_of(
             ":entities",
             entities,
-            "message_id IN (SELECT message_id FROM message_touches
-                WHERE effect IN (1, 2, 3, 4) AND entity IN (SELECT unhex(value) FROM json_each(:entities)))",
+            "EXISTS (SELECT 1 FROM json_each(:entities) WHERE instr(touches, unhex(value)) % 18 = 1)",
         );
         if let Some(before) = filter.accepted_before_ms {
             selection.conditions.push("accepted_at_ms < :accepted_before_ms");
@@ -206,23 +318,27 @@ impl Selection {
         selection
     }
 
-    /// Whether a condition needs the messages themselves; without one the summary can answer.
-    pub(super) fn is_fine(&self) -> bool {
-        self.fine
+    /// Where counts come from: the summary, unless a condition needs the messages themselves.
+    fn source(&self) -> &'static str {
+        if self.fine { "messages" } else { "summary" }
     }
 
-    /// Returns a condition on one lane, for the statement's first parameter. Where single messages are named it keeps
-    /// SQLite from walking the lane to find them.
-    pub(super) fn lane_condition(&self) -> &'static str {
+    /// How many messages a group of [`Selection::source`] has.
+    fn count(&self) -> &'static str {
+        if self.fine { "count(*)" } else { "sum(messages)" }
+    }
+
+    /// Returns a condition on `:lane`. Where single messages are named it keeps SQLite from walking the lane for them.
+    fn lane_condition(&self) -> &'static str {
         if self.by_id { "+lane_id = :lane" } else { "lane_id = :lane" }
     }
 
     /// Returns the conditions joined by AND; never empty.
-    pub(super) fn sql(&self) -> String {
+    fn sql(&self) -> String {
         self.conditions.join(" AND ")
     }
 
-    /// Binds the values to a statement that contains [`Selection::sql`].
+    /// Binds the values to a statement that was made with this selection.
     pub(super) fn bind(&self, statement: &mut Statement<'_>) -> rusqlite::Result<()> {
         for (name, value) in &self.parameters {
             bind(statement, name, value)?;
@@ -267,4 +383,58 @@ fn statuses(statuses: &[MessageStatus]) -> &'static str {
 
 fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02X}")).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use rusqlite::Connection;
+
+    use super::*;
+    use crate::store::sqlite::schema;
+
+    /// How SQLite goes about a statement, in its words.
+    fn plan(connection: &Connection, sql: &str) -> String {
+        let mut statement =
+            connection.prepare(&format!("EXPLAIN QUERY PLAN {sql}")).expect("the statement fits the schema");
+        let steps = statement.raw_query().mapped(|row| row.get::<_, String>(3));
+        steps.collect::<rusqlite::Result<Vec<_>>>().expect("a plan").join("; ")
+    }
+
+    #[test]
+    fn what_has_to_be_fast_walks_an_index() {
+        let mut connection = Connection::open_in_memory().expect("memory");
+        schema::migrate(&mut connection).expect("a schema");
+        let all = Selection::of(&Filter::default());
+        let rejected = Selection::of(&Filter { statuses: vec![MessageStatus::Rejected], ..Filter::default() });
+        let of_type =
+            Selection::of(&Filter { types: vec![crate::message::MessageType::UpdateTrace], ..Filter::default() });
+        let by_id = Selection::of(&Filter { ids: vec![crate::message::MessageId(1)], ..Filter::default() });
+        for (sql, expected) in [
+            (WAITING.to_owned(), "SEARCH summary USING PRIMARY KEY (lane_id=? AND status=?)"),
+            (waiting_in_order(&all), "SEARCH messages USING INDEX messages_waiting (lane_id=?)"),
+            (waiting_in_order(&of_type), "SEARCH messages USING INDEX messages_waiting (lane_id=?)"),
+            (waiting_in_order(&by_id), "SEARCH messages USING INTEGER PRIMARY KEY (rowid=?)"),
+            (first_waiting(&all), "SEARCH messages USING INDEX messages_waiting (lane_id=?)"),
+            (oldest_in_flight(&all), "messages_in_flight"),
+            (TOUCHES_IN_FLIGHT.to_owned(), "SEARCH messages USING INDEX messages_in_flight (lane_id=?)"),
+            (LEFT_IN_FLIGHT.to_owned(), "messages_in_flight"),
+            (page(&all, false, true), "SEARCH messages USING INTEGER PRIMARY KEY (rowid>?)"),
+            (page(&rejected, true, false), "SEARCH messages USING INDEX messages_rejected (status=?)"),
+            (to_purge(&rejected, false), "messages_rejected (status=?)"),
+            (requeue(&all), "messages_rejected (status=?)"),
+            (ANY_UPDATE.to_owned(), "SEARCH message_touches USING PRIMARY KEY (effect=?)"),
+            (WAITING_UPDATES.to_owned(), "SEARCH message_touches USING PRIMARY KEY (effect=? AND entity=?)"),
+            (FIRST_CREATE.to_owned(), "SEARCH message_touches USING PRIMARY KEY (effect=? AND entity=?)"),
+        ] {
+            let plan = plan(&connection, &sql);
+            assert!(plan.contains(expected), "{sql}\n{plan}");
+            assert!(!plan.contains("SCAN messages;") && !plan.ends_with("SCAN messages"), "{sql}\n{plan}");
+        }
+        for sql in [waiting_in_order(&all), waiting_in_order(&of_type), page(&rejected, true, false)] {
+            assert!(!plan(&connection, &sql).contains("TEMP B-TREE"), "{sql} sorts");
+        }
+        for sql in [groups(&of_type), failed_by_lane(&of_type), rejected_by_answer(&all)] {
+            assert!(!plan(&connection, &sql).contains("messages"), "{sql} does not count by the summary");
+        }
+    }
 }

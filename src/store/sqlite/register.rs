@@ -2,15 +2,26 @@
 
 use std::collections::HashMap;
 
-use rusqlite::{OptionalExtension, Transaction, params};
+use rusqlite::{Connection, OptionalExtension, Transaction, params};
 
 use super::fault::Fault;
 use super::summary::{Changes, Group, Size};
 use super::{queries, rows};
 use crate::message::{Effect, EntityKey, HeaderSet, Lane, Message, MessageId, MessageStatus, Touch};
 
+/// Header sets that may be there without a message that uses them.
+const HEADER_SETS_KEPT: i64 = 256;
+
+/// Returns how many messages of a lane still have to reach the server.
+pub(super) fn waiting(connection: &Connection, lane: &Lane) -> Result<u64, Fault> {
+    let credential = lane.credential.as_ref().map(|credential| credential.reveal());
+    let mut statement = connection.prepare_cached(queries::WAITING)?;
+    let waiting: i64 = statement.query_row(params![lane.workspace, credential], |row| row.get(0))?;
+    Ok(waiting.unsigned_abs())
+}
+
 /// Returns the number of a lane, or `None` when it never had a message.
-pub(super) fn lane_id(connection: &rusqlite::Connection, lane: &Lane) -> Result<Option<i64>, Fault> {
+fn lane_id(connection: &Connection, lane: &Lane) -> Result<Option<i64>, Fault> {
     let credential = lane.credential.as_ref().map(|credential| credential.reveal());
     let mut statement = connection.prepare_cached(queries::LANE_ID)?;
     Ok(statement.query_row(params![lane.workspace, credential], |row| row.get(0)).optional()?)
@@ -20,9 +31,10 @@ pub(super) fn lane_id(connection: &rusqlite::Connection, lane: &Lane) -> Result<
 pub(super) fn register(tx: &Transaction<'_>, messages: &[Message]) -> Result<Vec<MessageId>, Fault> {
     let mut names = Names::default();
     let mut changes = Changes::default();
-    let first: i64 = tx.prepare_cached(queries::COUNTER)?.query_row(["next_message_id"], |row| row.get(0))?;
+    let first: i64 = tx.prepare_cached(queries::NEXT_ID)?.query_row([], |row| row.get(0))?;
     let mut updates_exist = tx.prepare_cached(queries::ANY_UPDATE)?.exists([])?;
     let mut add_message = tx.prepare_cached(queries::ADD_MESSAGE)?;
+    let mut add_body = tx.prepare_cached(queries::ADD_BODY)?;
     let mut add_touch = tx.prepare_cached(queries::ADD_TOUCH)?;
     let mut ids = Vec::with_capacity(messages.len());
     for (id, message) in (first..).zip(messages) {
@@ -43,9 +55,9 @@ pub(super) fn register(tx: &Transaction<'_>, messages: &[Message]) -> Result<Vec
             header_set,
             rows::encoding_code(body.encoding),
             Touch::to_bytes(&message.touches),
-            &body.bytes[..],
         ])?;
-        for touch in &message.touches {
+        add_body.execute(params![id, &body.bytes[..]])?;
+        for touch in message.touches.iter().filter(|touch| is_looked_up(touch)) {
             add_touch.execute(params![touch.effect as u8, &touch.key.as_bytes()[..], id])?;
         }
         if updates_exist {
@@ -56,12 +68,15 @@ pub(super) fn register(tx: &Transaction<'_>, messages: &[Message]) -> Result<Vec
         updates_exist |= message.touches.iter().any(|touch| touch.effect == Effect::Update);
         let size = Size { items: message.items.into(), body_bytes: body.bytes.len() as i64 };
         changes.add(Group::new(lane, MessageStatus::Failed, message.message_type), size);
-        changes.use_header_set(header_set, 1);
         ids.push(MessageId(id));
     }
-    tx.prepare_cached(queries::ADD_TO_COUNTER)?.execute(params!["next_message_id", ids.len() as i64])?;
     changes.write(tx)?;
     Ok(ids)
+}
+
+/// Says whether messages are found by this touch.
+pub(super) fn is_looked_up(touch: &Touch) -> bool {
+    matches!(touch.effect, Effect::Create | Effect::Update)
 }
 
 /// Where a message stands in its lane unless it is an early update. Leaves one place free behind every message.
@@ -134,9 +149,35 @@ impl<'batch> Names<'batch> {
         let known = tx.prepare_cached(queries::HEADER_SET_ID)?.query_row([&wire], |row| row.get(0)).optional()?;
         let id = match known {
             Some(id) => id,
-            None => tx.prepare_cached(queries::ADD_HEADER_SET)?.query_row([&wire], |row| row.get(0))?,
+            None => {
+                forget_header_sets_sometimes(tx)?;
+                tx.prepare_cached(queries::ADD_HEADER_SET)?.query_row([&wire], |row| row.get(0))?
+            }
         };
         self.header_sets.insert(headers, id);
         Ok(id)
     }
+}
+
+/// Forgets header sets that no message uses, once in a while.
+///
+/// Clients send the same few sets, and for those this costs nothing. One that sends another set with every request would
+/// let the table grow for ever; the next sweep comes when the table has doubled, so that all sweeps together cost as much
+/// as the sets that were added.
+fn forget_header_sets_sometimes(tx: &Transaction<'_>) -> Result<(), Fault> {
+    let highest: i64 = tx.prepare_cached(queries::HIGHEST_HEADER_SET)?.query_row([], |row| row.get(0))?;
+    let sweep_at: i64 = tx.prepare_cached(queries::COUNTER)?.query_row(["header_sets_swept_next"], |row| row.get(0))?;
+    if highest >= sweep_at {
+        forget_header_sets(tx)?;
+    }
+    Ok(())
+}
+
+/// Forgets header sets that no message uses.
+pub(super) fn forget_header_sets(tx: &Transaction<'_>) -> Result<(), Fault> {
+    tx.execute(queries::FORGET_HEADER_SETS, [])?;
+    let (highest, left): (i64, i64) = tx.query_row(queries::HEADER_SETS, [], |row| Ok((row.get(0)?, row.get(1)?)))?;
+    let next = highest + left.max(HEADER_SETS_KEPT);
+    tx.execute(queries::SET_COUNTER, params!["header_sets_swept_next", next])?;
+    Ok(())
 }

@@ -12,10 +12,6 @@ use crate::message::{
 };
 use crate::store::{LastAnswer, Listed};
 
-/// The columns that [`listed`] reads.
-pub(super) const LISTED: &str = "message_id, status, message_type, lane_id, project, method, path, items, body_bytes,
-    accepted_at_ms, attempts, next_attempt_at_ms, answer_at_ms, answer_status, answer_text";
-
 /// Returns the number kept for an encoding.
 pub(super) fn encoding_code(encoding: Encoding) -> u8 {
     match encoding {
@@ -114,7 +110,7 @@ impl HeaderSets {
     }
 }
 
-/// Reads a row of [`LISTED`].
+/// Reads a row of [`queries::page`] or [`queries::one_message`].
 pub(super) fn listed(connection: &Connection, lanes: &mut Lanes, row: &Row<'_>) -> Result<Listed, Fault> {
     let answer = match row.get::<_, Option<i64>>(12)? {
         Some(at_ms) => {

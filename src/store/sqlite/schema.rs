@@ -15,16 +15,18 @@ const MIGRATIONS: [&str; 1] = [MESSAGES_LANES_AND_LEASE];
 
 /// Version 1.
 ///
-/// - `messages` starts with the SDK's columns. `body` stands last and `touches` before it, so that a list reads neither.
+/// - `messages` starts with the SDK's columns and holds all that changes, lists and counts; `bodies` holds the bytes. A
+///   status change rewrites a row, and a list reads many: both are to cost a hundred bytes per message, not its body.
 ///   `position` is the delivery order within a lane: twice the id, or one more than the position of the create behind
 ///   which an early update was put.
-/// - `message_touches` finds messages by what they do to an entity. Its key starts with the effect, so that one look
-///   says whether any update waits at all, and so that neighbouring UUIDv7 share pages.
+/// - `message_touches` finds creates and updates by their entity, for the order of early updates. Other effects need no
+///   look-up and would cost a page in every commit. Its key starts with the effect, so that one look says whether any
+///   update is stored at all, and so that neighbouring UUIDv7 share pages.
 /// - `summary` counts messages per lane, status, type and (rejected only, else 0) status of the server's answer, in the
 ///   transactions that change them.
-/// - `header_sets.messages` counts their users, so that a client with a header of its own in every request leaves
-///   nothing behind.
 /// - `lanes.credential_id` is 0 for a client that sends none; an empty one is a row of `credentials` like any other.
+/// - `counters.deleted_id` is the highest id of a message that is gone, so that no id is used twice without a write per
+///   registration.
 const MESSAGES_LANES_AND_LEASE: &str = "
 CREATE TABLE messages (
     message_id         INTEGER PRIMARY KEY,
@@ -46,12 +48,16 @@ CREATE TABLE messages (
     path               TEXT    NOT NULL,
     header_set_id      INTEGER NOT NULL,
     encoding           INTEGER NOT NULL,
-    touches            BLOB    NOT NULL,
-    body               BLOB    NOT NULL
+    touches            BLOB    NOT NULL
 );
 CREATE INDEX messages_waiting   ON messages (lane_id, position) WHERE status = 3;
 CREATE INDEX messages_in_flight ON messages (lane_id)           WHERE status = 1;
 CREATE INDEX messages_rejected  ON messages (status)            WHERE status = 4;
+
+CREATE TABLE bodies (
+    message_id INTEGER PRIMARY KEY,
+    body       BLOB NOT NULL
+);
 
 CREATE TABLE message_touches (
     effect     INTEGER NOT NULL,
@@ -78,8 +84,7 @@ CREATE TABLE credentials (
 
 CREATE TABLE header_sets (
     header_set_id INTEGER PRIMARY KEY,
-    wire          BLOB    NOT NULL UNIQUE,
-    messages      INTEGER NOT NULL
+    wire          BLOB NOT NULL UNIQUE
 );
 
 CREATE TABLE summary (
@@ -97,7 +102,7 @@ CREATE TABLE counters (
     name  TEXT PRIMARY KEY,
     value INTEGER NOT NULL
 ) WITHOUT ROWID;
-INSERT INTO counters VALUES ('next_message_id', 1), ('dropped', 0);
+INSERT INTO counters VALUES ('deleted_id', 0), ('dropped', 0), ('header_sets_swept_next', 256);
 
 CREATE TABLE lease (
     lease_id      INTEGER PRIMARY KEY CHECK (lease_id = 1),

@@ -7,6 +7,7 @@ use rusqlite::{CachedStatement, Connection, OptionalExtension, Row, Transaction,
 use super::claim::HOLD_MS_MAX;
 use super::fault::Fault;
 use super::queries::{self, Selection};
+use super::register::is_looked_up;
 use super::rows::{self, Lanes};
 use super::summary::{Changes, Group, Size, counted};
 use crate::message::{Lane, MessageId, MessageStatus};
@@ -73,19 +74,20 @@ pub(super) fn delete_one(
     let gone = {
         let mut deleted = delete.query(which)?;
         let Some(row) = deleted.next()? else { return Ok(None) };
-        let gone = (counted(row)?, row.get(6)?, rows::touches(row, 7)?);
-        id = row.get::<_, i64>(8)?;
+        let gone = (counted(row)?, rows::touches(row, 6)?);
+        id = row.get::<_, i64>(7)?;
         // The statement has to run to its end for the deletion to be complete.
         while deleted.next()?.is_some() {}
         gone
     };
-    let ((group, size), header_set, touches) = gone;
+    let ((group, size), touches) = gone;
+    tx.prepare_cached(queries::DELETE_BODY)?.execute([id])?;
     let mut drop_touch = tx.prepare_cached(queries::DROP_TOUCH)?;
-    for touch in touches {
+    for touch in touches.iter().filter(|touch| is_looked_up(touch)) {
         drop_touch.execute(params![touch.effect as u8, &touch.key.as_bytes()[..], id])?;
     }
     changes.take(group, size);
-    changes.use_header_set(header_set, -1);
+    changes.delete(id);
     Ok(Some((group, size)))
 }
 
@@ -102,12 +104,7 @@ pub(super) fn return_in_flight(tx: &Transaction<'_>, epoch: i64) -> Result<u64, 
 pub(super) fn requeue(tx: &Transaction<'_>, filter: &Filter) -> Result<u64, Fault> {
     let selection = Selection::of(filter);
     let mut changes = Changes::default();
-    // RETURNING shows a row as the update left it; the status before it is known.
-    let mut statement = tx.prepare_cached(&format!(
-        "UPDATE messages SET status = 3, attempts = 0, next_attempt_at_ms = 0 WHERE status = 4 AND {}
-         RETURNING lane_id, 4, message_type, answer_status, items, body_bytes",
-        selection.sql()
-    ))?;
+    let mut statement = tx.prepare_cached(&queries::requeue(&selection))?;
     selection.bind(&mut statement)?;
     let requeued = move_to_failed(statement.raw_query(), &mut changes)?;
     changes.write(tx)?;
@@ -129,11 +126,7 @@ fn move_to_failed(mut updated: rusqlite::Rows<'_>, changes: &mut Changes) -> Res
 pub(super) fn purge(tx: &Transaction<'_>, filter: &Filter, limit: usize, in_flight_too: bool) -> Result<Purged, Fault> {
     let selection = Selection::of(filter);
     let ids: Vec<i64> = {
-        let spared = if in_flight_too { "TRUE" } else { "status <> 1" };
-        let mut statement = tx.prepare_cached(&format!(
-            "SELECT message_id FROM messages WHERE {spared} AND {} ORDER BY message_id LIMIT :limit",
-            selection.sql()
-        ))?;
+        let mut statement = tx.prepare_cached(&queries::to_purge(&selection, in_flight_too))?;
         selection.bind(&mut statement)?;
         queries::bind(&mut statement, ":limit", &(limit as i64))?;
         statement.raw_query().mapped(|row: &Row<'_>| row.get(0)).collect::<rusqlite::Result<_>>()?

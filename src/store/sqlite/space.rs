@@ -1,7 +1,7 @@
 //! The size limit, the free-disk reserve, and giving space back.
 
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::Duration;
 
 use rusqlite::{Connection, ErrorCode, Transaction};
@@ -35,23 +35,17 @@ pub(super) struct Space {
 
 impl Space {
     /// Measures the store; cheap enough for every commit.
-    pub(super) fn of(connection: &Connection, path: &Path) -> Result<Self, Fault> {
+    pub(super) fn of(connection: &Connection, path: &Path, log: &Path) -> Result<Self, Fault> {
         let pages: i64 = connection.prepare_cached("PRAGMA page_count")?.query_row([], |row| row.get(0))?;
         let free: i64 = connection.prepare_cached("PRAGMA freelist_count")?.query_row([], |row| row.get(0))?;
         let page_bytes: i64 = connection.prepare_cached("PRAGMA page_size")?.query_row([], |row| row.get(0))?;
-        let log_bytes = fs::metadata(log_path(path)).map_or(0, |metadata| metadata.len());
+        let log_bytes = fs::metadata(log).map_or(0, |metadata| metadata.len());
         Ok(Self {
             file_bytes: (pages * page_bytes).unsigned_abs() + log_bytes,
             free_bytes: (free * page_bytes).unsigned_abs(),
             disk_free_bytes: disk_free_bytes(path)?,
         })
     }
-}
-
-fn log_path(path: &Path) -> PathBuf {
-    let mut log = path.as_os_str().to_owned();
-    log.push("-wal");
-    PathBuf::from(log)
 }
 
 /// Returns the bytes free for this user on the disk that holds the path.
@@ -63,9 +57,15 @@ fn disk_free_bytes(path: &Path) -> Result<u64, StoreError> {
 }
 
 /// Sees to it that these messages fit into the limits, or says which one is in the way.
-pub(super) fn make_room(tx: &Transaction<'_>, path: &Path, limits: &Limits, messages: &[Message]) -> Result<(), Fault> {
+pub(super) fn make_room(
+    tx: &Transaction<'_>,
+    path: &Path,
+    log: &Path,
+    limits: &Limits,
+    messages: &[Message],
+) -> Result<(), Fault> {
     let needed = messages.iter().map(bytes_needed).sum::<u64>();
-    let space = Space::of(tx, path)?;
+    let space = Space::of(tx, path, log)?;
     let Some(reason) = in_the_way(&space, limits, needed) else { return Ok(()) };
     let full = |reason| Fault::from(StoreError::Full { path: path.to_owned(), reason });
     if limits.when_full == WhenFull::Refuse || needed > limits.size_max {

@@ -46,7 +46,7 @@ pub(super) fn counted(row: &Row<'_>) -> Result<(Group, Size), Fault> {
 #[derive(Debug, Default)]
 pub(super) struct Changes {
     groups: BTreeMap<Group, (i64, Size)>,
-    header_sets: BTreeMap<i64, i64>,
+    highest_deleted: i64,
 }
 
 impl Changes {
@@ -60,9 +60,9 @@ impl Changes {
         self.change(group, -1, Size { items: -size.items, body_bytes: -size.body_bytes });
     }
 
-    /// Counts messages that use this header set from now on, or no longer.
-    pub(super) fn use_header_set(&mut self, header_set: i64, messages: i64) {
-        *self.header_sets.entry(header_set).or_default() += messages;
+    /// Remembers that this id was used.
+    pub(super) fn delete(&mut self, id: i64) {
+        self.highest_deleted = self.highest_deleted.max(id);
     }
 
     /// Writes the changes; the last thing that a transaction does.
@@ -79,12 +79,8 @@ impl Changes {
                 tx.prepare_cached(queries::DROP_FROM_SUMMARY)?.execute(key)?;
             }
         }
-        for (header_set, messages) in self.header_sets {
-            let left: i64 =
-                tx.prepare_cached(queries::COUNT_HEADER_SET)?.query_row([header_set, messages], |row| row.get(0))?;
-            if left <= 0 {
-                tx.prepare_cached(queries::DROP_HEADER_SET)?.execute([header_set])?;
-            }
+        if self.highest_deleted > 0 {
+            tx.prepare_cached(queries::RAISE_COUNTER)?.execute(params!["deleted_id", self.highest_deleted])?;
         }
         Ok(())
     }

@@ -1,0 +1,287 @@
+//! Random histories: whatever happens to a store, the engine answers as the model does.
+//!
+//! After every step both stores list the same messages, count the same backlog and offer the same work; at the end the
+//! engine's own books agree with its messages. A *crash* goes on with a copy of the files as they are, without the store
+//! being closed: what a killed process leaves behind.
+//!
+//! `OPIK_OFFLINE_CASES` sets how many histories are tried.
+
+use std::fs;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use opik_offline::message::{
+    Body, Effect, Encoding, EntityKind, Lane, Message, MessageId, MessageStatus, MessageType, Touch,
+};
+use opik_offline::store::sqlite::SqliteStore;
+use opik_offline::store::{
+    ClaimLimits, Filter, Hold, LaneId, LastAnswer, Lease, Outcome, Owner, Page, Store, StoreError,
+};
+use proptest::collection::vec;
+use proptest::prelude::*;
+
+use crate::messages::{about_trace, lane, touch};
+use crate::model_store::ModelStore;
+use crate::story::open;
+
+const NOW_MS: i64 = 1_800_000_000_000;
+const HOUR_MS: i64 = 60 * 60 * 1000;
+
+fn cases() -> u32 {
+    std::env::var("OPIK_OFFLINE_CASES").ok().and_then(|cases| cases.parse().ok()).unwrap_or(48)
+}
+
+fn lanes() -> [Lane; 3] {
+    [lane("team"), Lane { workspace: None, ..lane("") }, Lane::default()]
+}
+
+#[derive(Clone, Debug)]
+enum Step {
+    Register(Vec<Message>),
+    Claim { lane: usize, filter: Filter, limits: ClaimLimits, now_ms: i64 },
+    Settle(Vec<(usize, Outcome)>),
+    Hold { lane: usize, hold: Option<Hold> },
+    ChangeReplayer,
+    ReturnInFlight,
+    Purge { filter: Filter, limit: usize },
+    Requeue(Filter),
+    Compact,
+    Reopen,
+    Crash,
+}
+
+fn any_message() -> impl Strategy<Value = Message> {
+    let effect = prop_oneof![
+        4 => Just(Effect::Create),
+        4 => Just(Effect::Update),
+        2 => Just(Effect::Annotate),
+        2 => Just(Effect::Refer),
+    ];
+    let touches = vec(("[a-d]", effect), 1..4);
+    (0..3_usize, touches, 0..1000_i64, 0..6000_usize, 1..5_u32, prop::option::of("[pq]")).prop_map(
+        |(lane, touches, accepted_at_ms, body_bytes, items, project)| {
+            let (id, effect) = &touches[0];
+            let mut message = about_trace(&lanes()[lane], id, *effect, accepted_at_ms);
+            message.touches =
+                Touch::distinct(touches.iter().map(|(id, effect)| touch(EntityKind::Trace, id, *effect)).collect());
+            message.request.body = Body::new(vec![b'x'; body_bytes], Encoding::Gzip);
+            message.items = items;
+            message.project = project;
+            message
+        },
+    )
+}
+
+fn any_filter() -> impl Strategy<Value = Filter> {
+    let status = prop::sample::select(vec![
+        MessageStatus::Registered,
+        MessageStatus::Delivered,
+        MessageStatus::Failed,
+        MessageStatus::Rejected,
+    ]);
+    let message_type = prop::sample::select(vec![MessageType::CreateTrace, MessageType::UpdateTrace]);
+    let workspace = prop::sample::select(vec!["team".to_owned(), "default".to_owned(), "nobody".to_owned()]);
+    let entity = "[a-e]".prop_map(|id| touch(EntityKind::Trace, &id, Effect::Refer).key);
+    let narrow = (
+        vec(status, 0..3),
+        vec(message_type, 0..2),
+        vec(workspace, 0..2),
+        vec("[pq]", 0..2),
+        vec((1..30_i64).prop_map(MessageId), 0..6),
+        vec(entity, 0..3),
+        prop::option::of(0..1000_i64),
+    );
+    let narrow = narrow.prop_map(|(statuses, types, workspaces, projects, ids, entities, accepted_before_ms)| Filter {
+        statuses,
+        types,
+        workspaces,
+        projects,
+        ids,
+        entities,
+        accepted_before_ms,
+    });
+    // Every condition alone is more telling than all at once, which selects nothing.
+    (narrow, 0..8_u8).prop_map(|(narrow, which)| {
+        let all = Filter::default();
+        match which {
+            0 => Filter { statuses: narrow.statuses, ..all },
+            1 => Filter { types: narrow.types, ..all },
+            2 => Filter { workspaces: narrow.workspaces, ..all },
+            3 => Filter { projects: narrow.projects, ..all },
+            4 => Filter { ids: narrow.ids, ..all },
+            5 => Filter { entities: narrow.entities, statuses: narrow.statuses, ..all },
+            6 => Filter { accepted_before_ms: narrow.accepted_before_ms, types: narrow.types, ..all },
+            _ => all,
+        }
+    })
+}
+
+fn any_outcome() -> impl Strategy<Value = Outcome> {
+    let answer = (prop::option::of(400..404_u16), "[a-z ö]{0,9}", 0..9_i64);
+    let answer = answer.prop_map(|(status, text, at_ms)| LastAnswer { status, text, at_ms });
+    let next = prop::sample::select(vec![0, NOW_MS + 500, NOW_MS + 5000, NOW_MS + 2 * HOUR_MS]);
+    let failed = (next, any::<bool>(), prop::option::of(answer.clone()));
+    prop_oneof![
+        3 => Just(Outcome::Delivered),
+        3 => failed.prop_map(|(next_attempt_at_ms, counts, answer)| Outcome::Failed { next_attempt_at_ms, counts, answer }),
+        2 => answer.prop_map(|answer| Outcome::Rejected { answer }),
+    ]
+}
+
+fn any_step() -> impl Strategy<Value = Step> {
+    let limits =
+        (1..6_usize, 1..20_000_u64).prop_map(|(messages_max, bytes_max)| ClaimLimits { messages_max, bytes_max });
+    let now = prop::sample::select(vec![NOW_MS, NOW_MS + 1000, NOW_MS + 10_000]);
+    let hold = (prop::sample::select(vec![0, NOW_MS + 2000, NOW_MS + 48 * HOUR_MS]), any::<bool>())
+        .prop_map(|(until_ms, probe)| Hold { until_ms, reason: "busy".into(), probe });
+    prop_oneof![
+        8 => vec(any_message(), 1..6).prop_map(Step::Register),
+        8 => (0..3_usize, any_filter(), limits, now)
+            .prop_map(|(lane, filter, limits, now_ms)| Step::Claim { lane, filter, limits, now_ms }),
+        8 => vec((0..8_usize, any_outcome()), 1..6).prop_map(Step::Settle),
+        1 => (0..3_usize, prop::option::of(hold)).prop_map(|(lane, hold)| Step::Hold { lane, hold }),
+        1 => Just(Step::ChangeReplayer),
+        2 => Just(Step::ReturnInFlight),
+        1 => (any_filter(), 0..4_usize).prop_map(|(filter, limit)| Step::Purge { filter, limit }),
+        1 => any_filter().prop_map(Step::Requeue),
+        1 => Just(Step::Compact),
+        1 => Just(Step::Reopen),
+        1 => Just(Step::Crash),
+    ]
+}
+
+/// A store with its replayer.
+struct Side {
+    store: Box<dyn Store>,
+    lease: Lease,
+    earlier: Option<Lease>,
+}
+
+impl Side {
+    fn new(store: Box<dyn Store>, owner: &Owner) -> Self {
+        let lease = store.acquire(owner, Duration::from_secs(600)).expect("nobody else replays");
+        Self { store, lease, earlier: None }
+    }
+
+    fn lane_id(&self, lane: usize) -> Option<LaneId> {
+        let work = self.store.lanes(&Filter::default(), NOW_MS).expect("lanes can be read");
+        work.into_iter().find(|work| work.lane == lanes()[lane]).map(|work| work.id)
+    }
+
+    /// Does the step and returns what it answered, in words that two stores have in common.
+    fn take(&mut self, step: &Step, in_flight: &mut Vec<MessageId>, next_owner: &Owner) -> String {
+        let (store, lease) = (&self.store, &self.lease);
+        match step {
+            Step::Register(messages) => format!("{:?}", store.register(messages).expect("there is room")),
+            Step::Claim { lane, filter, limits, now_ms } => {
+                let Some(lane) = self.lane_id(*lane) else { return "nothing waits".into() };
+                let claimed = store.claim(lease, lane, filter, *limits, *now_ms).expect("we have the lease");
+                in_flight.extend(claimed.iter().map(|message| message.id));
+                format!("{claimed:?}")
+            }
+            Step::Settle(outcomes) => {
+                // Some of these are in flight no more, or never were: nothing happens to them.
+                let named = |place: &usize| in_flight.get(*place).copied().unwrap_or(MessageId(*place as i64));
+                let outcomes: Vec<_> = outcomes.iter().map(|(place, what)| (named(place), what.clone())).collect();
+                store.settle(lease, &outcomes).expect("we have the lease");
+                in_flight.retain(|id| outcomes.iter().all(|(settled, _)| settled != id));
+                if let Some(earlier) = &self.earlier {
+                    let refused = store.settle(earlier, &outcomes);
+                    assert!(matches!(refused, Err(StoreError::LeaseLost)), "an earlier replayer settled");
+                }
+                String::new()
+            }
+            Step::Hold { lane, hold } => {
+                let Some(lane) = self.lane_id(*lane) else { return "nothing waits".into() };
+                store.hold(lease, lane, hold.as_ref()).expect("we have the lease");
+                String::new()
+            }
+            Step::ChangeReplayer => {
+                store.release(lease).expect("it is ours");
+                let next = store.acquire(next_owner, Duration::from_secs(600)).expect("it was given back");
+                self.earlier = Some(std::mem::replace(&mut self.lease, next));
+                String::new()
+            }
+            Step::ReturnInFlight => format!("{}", store.return_in_flight(lease).expect("we have the lease")),
+            Step::Purge { filter, limit } => format!("{:?}", store.purge(filter, *limit).expect("it can be purged")),
+            Step::Requeue(filter) => format!("{}", store.requeue(filter).expect("it can be requeued")),
+            Step::Compact => {
+                store.compact().expect("it can be compacted");
+                String::new()
+            }
+            Step::Reopen | Step::Crash => String::new(),
+        }
+    }
+
+    /// Everything that can be seen of a store, in words.
+    fn view(&self, filter: &Filter) -> Vec<String> {
+        let store = &self.store;
+        let mut view = Vec::new();
+        for filter in [&Filter::default(), filter] {
+            for newest_first in [false, true] {
+                let page = Page { after: newest_first.then_some(MessageId(9)), limit: 12, newest_first };
+                view.extend(store.list(filter, &page).expect("it can be listed").iter().map(|m| format!("{m:?}")));
+            }
+            view.push(format!("{:?}", store.backlog(filter).expect("it can be counted")));
+            for now_ms in [NOW_MS, NOW_MS + 3000] {
+                let work = store.lanes(filter, now_ms).expect("lanes can be read");
+                view.extend(work.iter().map(|w| format!("{:?} {} {} {:?}", w.lane, w.failed, w.due_at_ms, w.hold)));
+            }
+        }
+        view.extend(lanes().iter().map(|lane| format!("{}", store.waiting(lane).expect("it can be counted"))));
+        view.push(format!("{:?}", store.get(MessageId(3)).expect("it can be read")));
+        view
+    }
+}
+
+struct Engine {
+    folder: tempfile::TempDir,
+    generation: u32,
+}
+
+impl Engine {
+    fn path(&self) -> PathBuf {
+        self.folder.path().join(format!("{}.db", self.generation))
+    }
+
+    fn reopened(&mut self, crashed: bool) -> SqliteStore {
+        if crashed {
+            let before = self.path();
+            self.generation += 1;
+            for suffix in ["", "-wal"] {
+                let beside = |path: &PathBuf| format!("{}{suffix}", path.display());
+                fs::copy(beside(&before), beside(&self.path())).expect("the files can be copied");
+            }
+        }
+        open(&self.path())
+    }
+}
+
+fn compare(steps: &[Step], filter: &Filter) {
+    let owner = Owner::this_process("agent");
+    let mut engine = Engine { folder: tempfile::tempdir().expect("a temporary folder"), generation: 0 };
+    let mut sqlite = Side::new(Box::new(open(&engine.path())), &owner);
+    let mut model = Side::new(Box::new(ModelStore::default()), &owner);
+    let (mut in_flight, mut in_flight_of_model) = (Vec::new(), Vec::new());
+    for (number, step) in steps.iter().enumerate() {
+        let next_owner = Owner::this_process("replay");
+        if matches!(step, Step::Crash | Step::Reopen) {
+            let store = engine.reopened(matches!(step, Step::Crash));
+            sqlite.store = Box::new(store);
+        }
+        let answer = sqlite.take(step, &mut in_flight, &next_owner);
+        let expected = model.take(step, &mut in_flight_of_model, &next_owner);
+        assert_eq!(answer, expected, "step {number}: {step:?}");
+        assert_eq!(sqlite.view(filter), model.view(filter), "after step {number}: {step:?}");
+    }
+    assert_eq!(sqlite.store.check().expect("it can be checked"), Vec::<String>::new());
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: cases(), max_shrink_iters: 2000, ..ProptestConfig::default() })]
+
+    #[test]
+    fn whatever_happens_sqlite_answers_as_the_model_does(steps in vec(any_step(), 1..40), filter in any_filter()) {
+        compare(&steps, &filter);
+    }
+}
