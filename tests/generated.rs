@@ -1,6 +1,6 @@
-//! `man/` and `completions/` say what the command line says.
+//! `man/` and `completions/` say what the command line says, and the README's table of settings what the program reads.
 //!
-//! Both are rendered from the clap definition and compared with what is committed. To write them anew:
+//! They are rendered from the clap definition and the settings, and compared with what is committed. To write them anew:
 //! `OPIK_OFFLINE_UPDATE=1 cargo test --test generated`.
 
 #![allow(clippy::disallowed_methods, reason = "a test is no part of the configuration")]
@@ -12,7 +12,7 @@ use std::path::Path;
 use clap::Command;
 use clap_complete::Shell;
 use clap_mangen::Man;
-use opik_offline::config::{SETTINGS, Setting};
+use opik_offline::config::{Keeps, SETTINGS, Setting};
 
 const NAME: &str = "opik-offline";
 
@@ -39,6 +39,43 @@ fn the_completions_are_current() {
         scripts.insert(name, String::from_utf8(script).expect("a script is text"));
     }
     assert_current("completions", &scripts);
+}
+
+#[test]
+fn the_readmes_table_of_settings_is_current() {
+    const BEGIN: &str = "<!-- settings: written by OPIK_OFFLINE_UPDATE=1 cargo test --test generated -->\n";
+    const END: &str = "<!-- end of settings -->";
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("README.md");
+    let readme = fs::read_to_string(&path).expect("there is a README");
+    let (before, rest) = readme.split_once(BEGIN).expect("the README marks where its table of settings begins");
+    let (_, after) = rest.split_once(END).expect("the README marks where its table of settings ends");
+    let current = format!("{before}{BEGIN}{}{END}{after}", settings_table());
+    if std::env::var_os("OPIK_OFFLINE_UPDATE").is_some() {
+        fs::write(&path, &current).expect("the README can be written");
+        return;
+    }
+    assert!(
+        readme == current,
+        "the README's table of settings is not what the program reads\n\
+         hint: OPIK_OFFLINE_UPDATE=1 cargo test --test generated, then commit"
+    );
+}
+
+/// Renders every setting with its variable, file and default; the agent's own come last.
+fn settings_table() -> String {
+    let mut settings: Vec<&Setting> = SETTINGS.iter().collect();
+    settings.sort_by_key(|setting| setting.environment.starts_with("OPIK_OFFLINE_"));
+    let mut table = "| variable | file | default | meaning |\n| --- | --- | --- | --- |\n".to_owned();
+    for Setting { key, about, default, environment, flag, file } in settings {
+        let file = match file {
+            Keeps::OpikConfig => format!("`{key}` in `~/.opik.config`"),
+            Keeps::ConfigYaml => format!("`{key}` in `config.yaml`"),
+            Keeps::Nowhere => String::new(),
+        };
+        let flag = flag.map_or(String::new(), |flag| format!(", `{flag}`"));
+        table.push_str(&format!("| `{environment}`{flag} | {file} | `{default}` | {about} |\n"));
+    }
+    table
 }
 
 /// Compares generated files with a folder of this repository, or rewrites it when asked to.
