@@ -214,7 +214,9 @@ impl Store for SqliteStore {
     }
 
     fn check(&self) -> Result<Vec<String>, StoreError> {
-        match self.read(&self.reader, people::check) {
+        // It takes long, so it has a connection of its own.
+        let reader = Mutex::new(open::open_reader(&self.path)?);
+        match self.read(&reader, people::check) {
             Err(StoreError::Damaged { reason, .. }) => Ok(vec![reason]),
             result => result,
         }
