@@ -15,7 +15,7 @@
 //!
 //! One writer and two readers, each behind a mutex of its own; the first reader answers [`Store::waiting`] only, so that
 //! intake never waits for anybody's list. A thread takes at most one of these mutexes at a time, except that claims take
-//! `claiming` first. Between processes SQLite's locks do the same; who waits longer than [`BUSY_TIMEOUT`] is told so.
+//! `claiming` first. Between processes SQLite's locks do the same; who waits longer than ten seconds is told so.
 
 mod claim;
 mod fault;
