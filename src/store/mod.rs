@@ -129,6 +129,8 @@ pub trait Store: Send + Sync {
     fn requeue(&self, filter: &Filter) -> Result<u64, StoreError>;
 
     /// Looks for damage and for summary rows that don't agree with the messages; returns what is wrong, in words.
+    ///
+    /// Reads the whole store: some ten seconds for a gigabyte. Nobody else waits for it.
     fn check(&self) -> Result<Vec<String>, StoreError>;
 
     /// Gives space of deleted messages back to the file system; returns how many bytes the store takes now.

@@ -188,6 +188,11 @@ fn what_the_system_refuses_is_said_in_its_words() {
         fs::set_permissions(&path, fs::Permissions::from_mode(0o400)).expect("it is ours");
         let read_only = refusal(&path);
         assert!(read_only.to_string().ends_with("permission denied"), "{read_only}");
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).expect("it is ours");
+        fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o500)).expect("it is ours");
+        let no_log = refusal(&path);
+        fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o700)).expect("it is ours");
+        assert!(no_log.to_string().contains("its folder"), "{no_log}");
     }
 }
 

@@ -1,6 +1,6 @@
 //! Which message of a lane may be sent next.
 //!
-//! One walk over the waiting messages in delivery order answers it, for claims and for the list of lanes alike. It reads a
+//! One walk over the waiting messages in delivery order answers it, for [`choose`] and for [`lanes`] alike. It reads a
 //! snapshot, outside the write lock, so that intake commits meanwhile; [`mark`] then takes what is still there. What
 //! happens between the two can only be registering, requeueing, purging and settling, and each of them may as well have
 //! happened after the claim. Claims of one process don't overlap (see `SqliteStore::claim`), and the lease keeps those

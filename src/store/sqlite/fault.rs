@@ -63,12 +63,26 @@ impl Fault {
     }
 }
 
-/// Says what the system holds against reading and writing this file, or `None` when it allows both.
+/// Says what the system holds against reading and writing this file and files beside it, or `None` when it allows both.
 ///
 /// Asks without opening it: closing a second descriptor would drop the locks that SQLite holds in this process.
 pub(super) fn access_words(path: &Path) -> Option<String> {
     use rustix::fs::{Access, access};
-    access(path, Access::READ_OK | Access::WRITE_OK).err().map(|errno| os_words(&errno.into()))
+    if let Err(errno) = access(path, Access::READ_OK | Access::WRITE_OK) {
+        return Some(os_words(&errno.into()));
+    }
+    // The write-ahead log is made there.
+    let folder = folder_of(path);
+    let errno = access(folder, Access::WRITE_OK | Access::EXEC_OK).err()?;
+    Some(format!("its folder {}: {}", folder.display(), os_words(&errno.into())))
+}
+
+/// Returns the folder that a path lies in.
+pub(super) fn folder_of(path: &Path) -> &Path {
+    match path.parent() {
+        Some(folder) if !folder.as_os_str().is_empty() => folder,
+        _ => Path::new("."),
+    }
 }
 
 /// Returns the system's words for an error as they stand inside a sentence.

@@ -15,7 +15,7 @@
 //!
 //! One writer and two readers, each behind a mutex of its own; the first reader answers [`Store::waiting`] only, so that
 //! intake never waits for anybody's list. A thread takes at most one of these mutexes at a time, except that claims take
-//! `claiming` first. Between processes SQLite's locks do the same; who waits longer than [`BUSY_TIMEOUT`] is told so.
+//! `claiming` first. Between processes SQLite's locks do the same; who waits longer than ten seconds is told so.
 
 mod claim;
 mod fault;
@@ -214,7 +214,9 @@ impl Store for SqliteStore {
     }
 
     fn check(&self) -> Result<Vec<String>, StoreError> {
-        match self.read(&self.reader, people::check) {
+        // It takes long, so it has a connection of its own.
+        let reader = Mutex::new(open::open_reader(&self.path)?);
+        match self.read(&reader, people::check) {
             Err(StoreError::Damaged { reason, .. }) => Ok(vec![reason]),
             result => result,
         }

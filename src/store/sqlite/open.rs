@@ -12,7 +12,7 @@ use std::sync::Mutex;
 use rusqlite::config::DbConfig;
 use rusqlite::{Connection, OpenFlags};
 
-use super::fault::{Fault, NO_DATABASE, access_words, os_words};
+use super::fault::{Fault, NO_DATABASE, access_words, folder_of, os_words};
 use super::{BUSY_TIMEOUT, queries, schema};
 use crate::store::{OpenMode, StoreError};
 
@@ -65,13 +65,7 @@ pub(super) fn open(path: &Path, mode: OpenMode, size_max: u64) -> Result<Opened,
     let _one_at_a_time = OPENING.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
     make_or_examine(path, mode)?;
     let writer = open_writer(path, size_max).map_err(|fault| fault.at(path))?;
-    let reader = || {
-        connect(path).and_then(|connection| {
-            connection.pragma_update(None, "query_only", true)?;
-            Ok(connection)
-        })
-    };
-    let readers = [reader().map_err(|e| Fault::from(e).at(path))?, reader().map_err(|e| Fault::from(e).at(path))?];
+    let readers = [open_reader(path)?, open_reader(path)?];
     let removed =
         || StoreError::Unusable { path: path.to_owned(), reason: "it was removed while it was opened".into() };
     let file = FileId::at(path).ok_or_else(removed)?;
@@ -113,15 +107,12 @@ fn make_or_examine(path: &Path, mode: OpenMode) -> Result<(), StoreError> {
 /// Makes an empty file, and folders down to it, that only this user can read.
 fn make_file(path: &Path) -> Result<(), StoreError> {
     let unusable = |reason: String| StoreError::Unusable { path: path.to_owned(), reason };
-    let folder = match path.parent() {
-        Some(folder) if !folder.as_os_str().is_empty() => folder.to_owned(),
-        _ => PathBuf::from("."),
-    };
+    let folder = folder_of(path);
     let in_folder = |error: io::Error| unusable(format!("its folder {}: {}", folder.display(), os_words(&error)));
     if !folder.is_dir() {
-        fs::DirBuilder::new().recursive(true).mode(0o700).create(&folder).map_err(in_folder)?;
+        fs::DirBuilder::new().recursive(true).mode(0o700).create(folder).map_err(in_folder)?;
         // The umask may have taken bits from it; it never adds any.
-        fs::set_permissions(&folder, fs::Permissions::from_mode(0o700)).map_err(in_folder)?;
+        fs::set_permissions(folder, fs::Permissions::from_mode(0o700)).map_err(in_folder)?;
         if let Some(above) = folder.parent().filter(|above| !above.as_os_str().is_empty()) {
             fs::File::open(above).and_then(|above| above.sync_all()).map_err(in_folder)?;
         }
@@ -134,7 +125,7 @@ fn make_file(path: &Path) -> Result<(), StoreError> {
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
         Err(error) => return Err(unusable(os_words(&error))),
     }
-    fs::File::open(&folder).and_then(|folder| folder.sync_all()).map_err(in_folder)
+    fs::File::open(folder).and_then(|folder| folder.sync_all()).map_err(in_folder)
 }
 
 /// Refuses what is not ours, without changing a byte of it.
@@ -210,6 +201,15 @@ fn connect(path: &Path) -> rusqlite::Result<Connection> {
     connection.pragma_update(None, "cache_size", -CACHE_KIB)?;
     connection.pragma_update(None, "secure_delete", false)?;
     Ok(connection)
+}
+
+/// Opens a connection that only reads.
+pub(super) fn open_reader(path: &Path) -> Result<Connection, StoreError> {
+    let reader = connect(path).and_then(|connection| {
+        connection.pragma_update(None, "query_only", true)?;
+        Ok(connection)
+    });
+    reader.map_err(|error| Fault::from(error).at(path))
 }
 
 fn open_writer(path: &Path, size_max: u64) -> Result<Connection, Fault> {

@@ -5,6 +5,7 @@ use rusqlite::{Connection, OptionalExtension, Transaction, params};
 use super::fault::Fault;
 use super::queries::{self, Selection, bind};
 use super::rows::{self, HeaderSets, Lanes};
+use super::summary;
 use crate::message::{MessageId, MessageStatus, MessageType};
 use crate::store::{AgentRecord, Backlog, BacklogGroup, Filter, Listed, Page, ReplayRecord, StoredMessage};
 
@@ -180,8 +181,11 @@ pub(super) fn check(connection: &Connection) -> Result<Vec<String>, Fault> {
     if !problems.is_empty() {
         return Ok(problems);
     }
+    let groups = summary::wrong_groups(connection)?;
+    if groups > 0 {
+        problems.push(format!("{groups} rows of the summary that don't agree with the messages"));
+    }
     for (query, wrong) in [
-        (queries::WRONG_SUMMARY, "rows of the summary that don't agree with the messages"),
         (queries::WRONG_TOUCHES, "entries of the entity look-up that don't agree with the messages"),
         (queries::WRONG_BODIES, "messages and bodies that don't belong together"),
         (queries::WRONG_NAMES, "messages whose lane or headers are missing"),

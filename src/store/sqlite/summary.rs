@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use rusqlite::{Row, Transaction, params};
+use rusqlite::{Connection, Row, Transaction, params};
 
 use super::fault::Fault;
 use super::queries;
@@ -91,4 +91,29 @@ impl Changes {
         change.1.items += size.items;
         change.1.body_bytes += size.body_bytes;
     }
+}
+
+/// Returns how many groups of the summary a recount of the messages does not confirm.
+pub(super) fn wrong_groups(connection: &Connection) -> Result<usize, Fault> {
+    let mut counts: BTreeMap<Group, (i64, Size)> = BTreeMap::new();
+    let mut count = |group, messages, size: Size| {
+        let sum = counts.entry(group).or_default();
+        *sum = (
+            sum.0 + messages,
+            Size { items: sum.1.items + size.items, body_bytes: sum.1.body_bytes + size.body_bytes },
+        );
+    };
+    let mut messages = connection.prepare(queries::COUNTED)?;
+    let mut messages = messages.query([])?;
+    while let Some(row) = messages.next()? {
+        let (group, size) = counted(row)?;
+        count(group, 1, size);
+    }
+    let mut summary = connection.prepare(queries::SUMMARY)?;
+    let mut summary = summary.query([])?;
+    while let Some(row) = summary.next()? {
+        let (group, size) = counted(row)?;
+        count(group, -row.get::<_, i64>(6)?, Size { items: -size.items, body_bytes: -size.body_bytes });
+    }
+    Ok(counts.values().filter(|left| **left != (0, Size::default())).count())
 }
