@@ -6,4 +6,6 @@
 pub mod answers;
 pub mod inspection;
 pub mod json;
+pub mod operations;
+pub mod otlp;
 pub mod routes;

@@ -87,6 +87,10 @@ pub(super) const WAITING_UPDATES: &str = "
 pub(super) const FIRST_CREATE: &str = "
     SELECT min(position) FROM message_touches CROSS JOIN messages USING (message_id)
     WHERE effect = 1 AND entity = ?1 AND lane_id = ?2 AND status IN (1, 3) AND message_id <> ?3";
+/// Whether a lane still has to end an entity.
+pub(super) const WAITING_END: &str = "
+    SELECT 1 FROM message_touches CROSS JOIN messages USING (message_id)
+    WHERE effect = 0 AND entity = ?1 AND lane_id = ?2 AND status IN (1, 3) LIMIT 1";
 pub(super) const MOVE_TO: &str = "UPDATE messages SET position = ?2 WHERE message_id = ?1";
 /// The messages that make room in a full store: the oldest that wait.
 pub(super) const OLDEST_WAITING: &str = "
@@ -196,7 +200,7 @@ impl Selection {
             ":entities",
             entities,
             "message_id IN (SELECT message_id FROM message_touches
-                WHERE effect IN (1, 2, 3, 4) AND entity IN (SELECT unhex(value) FROM json_each(:entities)))",
+                WHERE effect IN (0, 1, 2, 3, 4) AND entity IN (SELECT unhex(value) FROM json_each(:entities)))",
         );
         if let Some(before) = filter.accepted_before_ms {
             selection.conditions.push("accepted_at_ms < :accepted_before_ms");
