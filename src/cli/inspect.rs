@@ -9,8 +9,9 @@ use super::render::{Format, Renderer, count, size, table_text, time};
 use super::selection::Selection;
 use super::{Common, Exit, Failure, configuration, existing_store};
 use crate::config::Config;
-use crate::message::{BodyFault, MessageId};
+use crate::message::{BodyFault, MessageId, MessageType};
 use crate::protocol::json::pretty;
+use crate::protocol::otlp;
 use crate::store::{Listed, Page, Store, StoreError, StoredMessage, now_ms};
 
 const AFTER_HELP: &str = "\
@@ -89,7 +90,10 @@ struct Whole {
     #[serde(flatten)]
     line: Line,
     headers: Vec<(String, String)>,
-    /// Decoded; `None` when it can't be decoded or is not text.
+    /// The services that an OTLP request's spans come from.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    services: Option<Vec<String>>,
+    /// Decoded, an OTLP request as OTLP's JSON; `None` when it can't be decoded or is not text.
     body: Option<String>,
     body_problem: Option<String>,
 }
@@ -266,9 +270,21 @@ fn answer_text(answer: &Answer) -> String {
 
 fn whole(message: StoredMessage) -> Whole {
     let decoded = message.request.body.decode(SHOWN_BYTES_MAX).map_err(|fault: BodyFault| fault.to_string());
-    let (body, body_problem) = match decoded.map(|content| String::from_utf8(content.to_vec())) {
-        Ok(Ok(text)) => (Some(text), None),
-        Ok(Err(_)) => (None, Some("the body is not text".to_owned())),
+    let content_type = message.request.headers.get("content-type").map(String::from_utf8_lossy).unwrap_or_default();
+    let otlp = (message.listed.message_type == MessageType::OtlpTraces)
+        .then(|| otlp::Format::from_content_type(&content_type))
+        .flatten();
+    let services = match (otlp, &decoded) {
+        (Some(format), Ok(content)) => otlp::Traces::read(format, content).map(|traces| traces.services).ok(),
+        _ => None,
+    };
+    let shown = decoded.map(|content| match otlp {
+        Some(otlp::Format::Protobuf) => otlp::to_json(&content).map(|json| json.to_string()),
+        Some(otlp::Format::Json) | None => String::from_utf8(content.to_vec()).ok(),
+    });
+    let (body, body_problem) = match shown {
+        Ok(Some(text)) => (Some(text), None),
+        Ok(None) => (None, Some("the body is not text".to_owned())),
         Err(problem) => (None, Some(problem)),
     };
     let headers = message.request.headers.iter().map(|(name, value)| {
@@ -276,7 +292,7 @@ fn whole(message: StoredMessage) -> Whole {
         let shown = if is_shown { String::from_utf8_lossy(value).into_owned() } else { "***".to_owned() };
         (name.to_owned(), shown)
     });
-    Whole { schema_version: 1, headers: headers.collect(), line: line(message.listed), body, body_problem }
+    Whole { schema_version: 1, headers: headers.collect(), line: line(message.listed), services, body, body_problem }
 }
 
 fn whole_text(_: &Renderer, whole: &Whole) -> String {
@@ -290,6 +306,9 @@ fn whole_text(_: &Renderer, whole: &Whole) -> String {
     row("workspace", &line.workspace);
     if let Some(project) = &line.project {
         row("project", project);
+    }
+    if let Some(services) = whole.services.as_ref().filter(|services| !services.is_empty()) {
+        row("services", &services.join(", "));
     }
     row("accepted", &line.accepted_at);
     row("body", &format!("{}, {}", count(line.items.into(), "item"), size(line.body_bytes)));

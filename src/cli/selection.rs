@@ -21,7 +21,7 @@ pub struct Selection {
     #[arg(long)]
     pub rejected: bool,
 
-    /// Select messages of this SDK message type, such as CreateSpansBatch (may be given more than once)
+    /// Select messages of this type, such as CreateSpansBatch or OtlpTraces (may be given more than once)
     #[arg(long = "type", value_name = "TYPE", value_parser = parse_type)]
     pub types: Vec<MessageType>,
 

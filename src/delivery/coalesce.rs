@@ -8,11 +8,9 @@
 //! A message joins an earlier request only past requests that it does not conflict with, so order per entity is what it
 //! was. A refused request of several messages is halved ([`Shipment::halves`]) until the bad one stands alone.
 
-use std::collections::HashSet;
-
 use bytes::Bytes;
 
-use crate::message::{Body, Claimed, Effect, Encoding, EntityKey, HeaderSet, MessageType, Request};
+use crate::message::{Body, Claimed, Effect, Encoding, Footprint, HeaderSet, MessageType, Request, Touch};
 use crate::protocol::json::{Kind, NotJson, Scanner};
 
 /// The most items in a batch request (OpenAPI: `maxItems` of every batch).
@@ -120,35 +118,39 @@ impl Shipment {
 /// Puts claimed messages, given in delivery order, into as few requests as order allows.
 pub fn plan(messages: impl IntoIterator<Item = Claimed>) -> Vec<Shipment> {
     let mut shipments: Vec<Shipment> = Vec::new();
-    // What each shipment creates or changes; mere references need no order.
-    let mut owned: Vec<HashSet<EntityKey>> = Vec::new();
+    // What each shipment is about, and what it makes.
+    let mut about: Vec<(Footprint, Footprint)> = Vec::new();
     for message in messages {
         let content = batch_content(&message);
-        let keys: Vec<EntityKey> =
-            message.touches.iter().filter(|touch| touch.effect != Effect::Refer).map(|touch| touch.key).collect();
+        let touches = message.touches.clone();
+        let made: Vec<Touch> = touches.iter().copied().filter(|touch| touch.effect == Effect::Create).collect();
         let mut joined = None;
         if let Some(content) = &content {
             for index in (0..shipments.len()).rev().take(LOOK_BACK) {
-                if keys.iter().any(|key| owned[index].contains(key)) {
-                    break;
-                }
-                if shipments[index].takes(&message, content) {
+                // Inside a batch order is kept, so only what it makes must differ: traces of one thread go together.
+                if shipments[index].takes(&message, content) && !about[index].1.conflicts(&made) {
                     joined = Some(index);
                     break;
                 }
+                if about[index].0.conflicts(&touches) {
+                    break;
+                }
             }
         }
-        match joined {
+        let index = match joined {
             Some(index) => {
                 shipments[index].content_bytes += content.as_ref().map_or(0, Bytes::len);
                 shipments[index].members.push(Member { message, content });
-                owned[index].extend(keys);
+                index
             }
             None => {
                 shipments.push(Shipment::of(vec![Member { message, content }]));
-                owned.push(keys.into_iter().collect());
+                about.push(Default::default());
+                about.len() - 1
             }
-        }
+        };
+        about[index].0.add(&touches);
+        about[index].1.add(&made);
     }
     shipments
 }
@@ -272,6 +274,24 @@ mod tests {
         ];
         let shipments = plan([create(1, "traces", 1)].into_iter().chain(odd));
         assert_eq!(shipments.len(), 4);
+    }
+
+    #[test]
+    fn traces_of_one_thread_share_a_request_and_none_passes_the_threads_end() {
+        let of_thread = |id, entity| {
+            let content = format!(r#"{{"id":"{entity}","thread_id":"th","last_updated_at":"2026-01-01T00:00:00Z"}}"#);
+            claimed(id, "POST", "v1/private/traces", &content)
+        };
+        let close = claimed(3, "PUT", "v1/private/traces/threads/close", r#"{"thread_id":"th"}"#);
+        let shipments = plan([of_thread(1, 1), of_thread(2, 2), close, of_thread(4, 4)]);
+        assert_eq!(shipments.iter().map(ids).collect::<Vec<_>>(), [vec![1, 2], vec![3], vec![4]]);
+    }
+
+    #[test]
+    fn a_span_does_not_pass_the_deletion_of_its_trace() {
+        let delete = claimed(2, "DELETE", "v1/private/traces/t", "");
+        let shipments = plan([create(1, "spans", 1), delete, create(3, "spans", 3), create(4, "traces", 4)]);
+        assert_eq!(shipments.iter().map(ids).collect::<Vec<_>>(), [vec![1], vec![2], vec![3], vec![4]]);
     }
 
     #[test]

@@ -25,10 +25,11 @@ use super::forward::{self, ClientAnswer};
 use super::{ClientUrl, Shared};
 use crate::delivery::admission::{Admission, LaneState, Reachability, admit};
 use crate::delivery::verdict::{ForwardVerdict, forwarding};
-use crate::message::{Body, BodyFault, Credential, Encoding, HeaderSet, Lane, Message, Request};
+use crate::message::{Body, BodyFault, Credential, Encoding, HeaderSet, Lane, Message, MessageType, Request};
 use crate::monitor::{Availability, Change};
 use crate::protocol::answers::{Reply, SendFailure, error, success, unavailable};
 use crate::protocol::inspection::{Inspection, inspect, with_ids};
+use crate::protocol::otlp;
 use crate::protocol::routes::Protected;
 use crate::store::StoreError;
 use crate::store::committer::CommitError;
@@ -132,6 +133,10 @@ struct Write {
     head: Parts,
     id: Option<String>,
     message: Message,
+    /// Whether it may be stored; otherwise its client needs the server's answer.
+    is_keepable: bool,
+    /// How an OTLP exporter wants its answer.
+    acknowledged_as: Option<otlp::Format>,
 }
 
 impl Write {
@@ -155,11 +160,13 @@ impl Write {
         let body = Body::new(bytes, encoding);
         let is_small = body.bytes.len() <= PREPARE_INLINE_BYTES_MAX;
         let inflated_max = shared.limits.inflated_bytes_max;
+        let otlp = otlp_of(&route, &head.headers)?;
+        let acknowledged_as = otlp.as_ref().map(|otlp| otlp.format);
         let inspected = if is_small {
-            inspect_body(&route, body, inflated_max)
+            inspect_body(&route, otlp, body, inflated_max)
         } else {
             let route = route.clone();
-            tokio::task::spawn_blocking(move || inspect_body(&route, body, inflated_max))
+            tokio::task::spawn_blocking(move || inspect_body(&route, otlp, body, inflated_max))
                 .await
                 .unwrap_or_else(|_| Err(error(500, "opik-offline failed to read this body, which was not stored")))
         };
@@ -173,6 +180,9 @@ impl Write {
             headers: kept_headers(&head.headers),
             body,
         };
+        if let Some(why) = inspection.needs_answer {
+            debug!(target: "intake", message_type = %route.message_type, "passed through, because {why}");
+        }
         let message = Message {
             lane,
             message_type: route.message_type,
@@ -182,13 +192,17 @@ impl Write {
             project: inspection.project,
             accepted_at_ms: 0,
         };
-        Ok(Self { route, head, id, message })
+        Ok(Self { route, head, id, message, is_keepable: inspection.needs_answer.is_none(), acknowledged_as })
     }
 
     /// Takes its turn, then forwards or registers it.
     async fn deliver(self, shared: &Arc<Shared>, client: &ClientUrl) -> ClientAnswer {
         let turn = shared.lanes.turn(&self.message.lane, &self.message.touches).await;
-        let answer = match admit(shared.reachability(), shared.lane_state(&self.message.lane)) {
+        let admission = match self.is_keepable {
+            true => admit(shared.reachability(), shared.lane_state(&self.message.lane)),
+            false => Admission::ForwardOnly,
+        };
+        let answer = match admission {
             Admission::Register => self.register(shared, client, None).await,
             Admission::Forward => match self.forward(shared, client).await {
                 Forwarded::Answered(answer) => answer,
@@ -199,10 +213,11 @@ impl Write {
                 Forwarded::Keep { fallback: Some(answer) } => answer,
                 Forwarded::Keep { fallback: None } => {
                     shared.metrics.intake_refused.add(1);
-                    forward::own_answer(unavailable(
-                        "the Opik server cannot be reached, and opik-offline cannot store this write",
-                        shared.retry_after(),
-                    ))
+                    let text = match self.is_keepable {
+                        true => "the Opik server cannot be reached, and opik-offline cannot store this write",
+                        false => "the Opik server cannot be reached, and this request needs its answer",
+                    };
+                    forward::own_answer(unavailable(text, shared.retry_after()))
                 }
             },
         };
@@ -261,7 +276,10 @@ impl Write {
     ///
     /// `fallback` is the server's own answer to a forwarded write: the client's when the store can't take it either.
     async fn register(self, shared: &Shared, client: &ClientUrl, fallback: Option<ClientAnswer>) -> ClientAnswer {
-        let acknowledgement = success(&self.route, &client.base(), self.id.as_deref());
+        let acknowledgement = match self.acknowledged_as {
+            Some(format) => otlp::success(format),
+            None => success(&self.route, &client.base(), self.id.as_deref()),
+        };
         let (done, committed) = oneshot::channel();
         let message = Message { accepted_at_ms: crate::store::now_ms(), ..self.message };
         shared.committer.submit(
@@ -314,12 +332,46 @@ struct Inspected {
     id: Option<String>,
 }
 
+/// What the head of an OTLP request says about its body.
+struct Otlp {
+    format: otlp::Format,
+    project: Option<String>,
+}
+
+/// Returns what is to be known of an OTLP request's head, and `None` for all other writes.
+fn otlp_of(route: &Protected, headers: &HeaderMap) -> Result<Option<Otlp>, Reply> {
+    if route.message_type != MessageType::OtlpTraces {
+        return Ok(None);
+    }
+    let content_type = headers.get(header::CONTENT_TYPE).map(|value| value.to_str().unwrap_or("unreadable"));
+    let Some(format) = otlp::Format::from_content_type(content_type.unwrap_or("")) else {
+        let text = format!(
+            "Content-Type {} is not supported for OTLP traces, use application/x-protobuf or application/json",
+            content_type.unwrap_or("(none)")
+        );
+        return Err(error(415, &text));
+    };
+    let project = headers.get(otlp::PROJECT_HEADER).and_then(|value| std::str::from_utf8(value.as_bytes()).ok());
+    let project = project.map(str::trim).filter(|project| !project.is_empty());
+    Ok(Some(Otlp { format, project: project.map(str::to_owned) }))
+}
+
 /// Reads what a body is about; the part of preparing that takes time.
-fn inspect_body(route: &Protected, body: Body, inflated_bytes_max: u64) -> Result<Inspected, Reply> {
+fn inspect_body(
+    route: &Protected,
+    otlp: Option<Otlp>,
+    body: Body,
+    inflated_bytes_max: u64,
+) -> Result<Inspected, Reply> {
     let content = body.decode(inflated_bytes_max).map_err(|fault| match fault {
         BodyFault::Damaged(_) => error(400, &format!("{fault}")),
         BodyFault::TooLarge(_) => error(413, &format!("{fault}, opik-offline's limit (max_inflated_size)")),
     })?;
+    if let Some(Otlp { format, project }) = otlp {
+        let traces =
+            otlp::Traces::read(format, &content).map_err(|fault| error(400, &format!("the body is {fault}")))?;
+        return Ok(Inspected { inspection: traces.inspection(project), body, id: None });
+    }
     let read = |content: &[u8]| inspect(route, content).map_err(|fault| error(400, &format!("the body is {fault}")));
     let inspection = read(&content)?;
     if inspection.missing_ids.is_empty() {

@@ -85,12 +85,11 @@ fn rewrite_location(headers: &mut HeaderMap, server_base: &str, client_base: &st
 
 /// Returns an answer of the agent's own.
 pub fn own_answer(reply: Reply) -> ClientAnswer {
-    let is_json = !reply.body.is_empty();
     let mut answer = http::Response::new(full(reply.body.into()));
     *answer.status_mut() = http::StatusCode::from_u16(reply.status).unwrap_or(http::StatusCode::INTERNAL_SERVER_ERROR);
     let headers = answer.headers_mut();
-    if is_json {
-        headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    if let Some(content_type) = reply.content_type {
+        headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(content_type));
     }
     if let Some(location) = reply.location.and_then(|location| HeaderValue::try_from(location).ok()) {
         headers.insert(header::LOCATION, location);

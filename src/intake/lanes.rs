@@ -8,6 +8,7 @@
 //! it is dropped. Memory: one entry per entity of a write in progress.
 
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::Semaphore;
@@ -20,8 +21,49 @@ pub struct Lanes {
     last: Arc<Mutex<LastTurns>>,
 }
 
-/// The latest turn about each entity of each lane.
-type LastTurns = HashMap<(Arc<Lane>, EntityKey), Ended>;
+/// The latest turns about each entity of each lane.
+type LastTurns = HashMap<(Arc<Lane>, EntityKey), Latest>;
+
+/// The turns about one entity that a later one may have to wait for; earlier ones end before these do.
+#[derive(Default)]
+struct Latest {
+    /// The last one that changes or ends it.
+    change: Option<Ended>,
+    /// The last one that ends it.
+    end: Option<Ended>,
+    /// Those that refer to it, since that one.
+    references: Vec<Ended>,
+}
+
+impl Latest {
+    /// Puts a turn behind those that it must not overtake, and returns them ([`Effect::conflicts`]).
+    fn enqueue(&mut self, effect: Effect, ended: &Ended) -> Vec<Ended> {
+        match effect {
+            Effect::Refer => {
+                self.references.push(ended.clone());
+                self.end.iter().cloned().collect()
+            }
+            Effect::Create | Effect::Update | Effect::Annotate => {
+                self.change.replace(ended.clone()).into_iter().collect()
+            }
+            Effect::End => {
+                self.end = Some(ended.clone());
+                let mut earlier = std::mem::take(&mut self.references);
+                earlier.extend(self.change.replace(ended.clone()));
+                earlier
+            }
+        }
+    }
+
+    /// Forgets a turn, and says whether nothing is left. A later turn that took its place still waits for it, and
+    /// forgets itself.
+    fn forget(&mut self, ended: &Ended) -> bool {
+        self.change.take_if(|change| Arc::ptr_eq(change, ended));
+        self.end.take_if(|end| Arc::ptr_eq(end, ended));
+        self.references.retain(|reference| !Arc::ptr_eq(reference, ended));
+        self.change.is_none() && self.end.is_none() && self.references.is_empty()
+    }
+}
 
 /// Closed when a turn has ended: whoever waits for a permit is told at once, and there never is a permit.
 type Ended = Arc<Semaphore>;
@@ -35,20 +77,20 @@ pub struct Turn {
 }
 
 impl Lanes {
-    /// Waits until every earlier write about these entities of the lane has its end.
+    /// Waits until every earlier write that must not be overtaken has its end ([`crate::message::conflict`]).
     ///
-    /// References need no order and are passed over. The place in the queue is taken when this is called, not when it is
-    /// first awaited.
+    /// The place in the queue is taken when this is called, not when it is first awaited.
     pub fn turn(&self, lane: &Lane, touches: &[Touch]) -> impl Future<Output = Turn> + Send + use<> {
         let lane = Arc::new(lane.clone());
         let ended: Ended = Arc::new(Semaphore::new(0));
         let mut earlier = Vec::new();
-        let mut keys = Vec::new();
+        let mut keys = Vec::with_capacity(touches.len());
         {
             let mut last = self.lock();
-            for touch in touches.iter().filter(|touch| touch.effect != Effect::Refer) {
+            for touch in touches {
                 keys.push(touch.key);
-                earlier.extend(last.insert((lane.clone(), touch.key), ended.clone()));
+                let latest = last.entry((lane.clone(), touch.key)).or_default();
+                earlier.extend(latest.enqueue(touch.effect, &ended));
             }
         }
         let turn = Turn { lanes: self.clone(), lane, keys, ended };
@@ -70,10 +112,10 @@ impl Drop for Turn {
     fn drop(&mut self) {
         let mut last = self.lanes.lock();
         for key in self.keys.drain(..) {
-            let entry = (self.lane.clone(), key);
-            // A later turn has taken the entry over and still waits for us; it takes it away itself.
-            if last.get(&entry).is_some_and(|ended| Arc::ptr_eq(ended, &self.ended)) {
-                last.remove(&entry);
+            if let Entry::Occupied(mut entry) = last.entry((self.lane.clone(), key))
+                && entry.get_mut().forget(&self.ended)
+            {
+                entry.remove();
             }
         }
         drop(last);
@@ -118,6 +160,24 @@ mod tests {
         drop(second);
         let third = is_ready(&mut third).await.expect("the second write has its end");
         drop(third);
+        assert!(lanes.lock().is_empty(), "turns that ended are still remembered");
+    }
+
+    #[tokio::test]
+    async fn a_deletion_waits_for_what_names_its_entity_and_holds_back_what_names_it_later() {
+        let lanes = Lanes::default();
+        let lane = Lane::default();
+        let span = lanes.turn(&lane, &[touch("t", Effect::Refer), touch("s", Effect::Create)]).await;
+        let update = lanes.turn(&lane, &[touch("t", Effect::Update)]).await;
+        let mut delete = Box::pin(lanes.turn(&lane, &[touch("t", Effect::End)]));
+        let mut late_span = Box::pin(lanes.turn(&lane, &[touch("t", Effect::Refer), touch("s2", Effect::Create)]));
+        drop(update);
+        assert!(is_ready(&mut delete).await.is_none(), "the deletion overtook a span of its trace");
+        drop(span);
+        let delete = is_ready(&mut delete).await.expect("nothing is before the deletion any more");
+        assert!(is_ready(&mut late_span).await.is_none(), "a span overtook the deletion of its trace");
+        drop(delete);
+        drop(is_ready(&mut late_span).await.expect("the deletion has its end"));
         assert!(lanes.lock().is_empty(), "turns that ended are still remembered");
     }
 }

@@ -1,5 +1,7 @@
 //! What a message is about: the unit of order within a lane.
 
+use std::collections::HashMap;
+
 use uuid::Uuid;
 
 /// The kinds of thing that messages create, change or refer to.
@@ -18,6 +20,18 @@ pub enum EntityKind {
     DatasetItem = 5,
     /// A trace of OpenTelemetry, by its 16 bytes.
     OtelTrace = 6,
+    /// A dataset, by its UUID or by its name: writes use either.
+    Dataset = 7,
+    /// An item of an experiment, by its UUID.
+    ExperimentItem = 8,
+    /// An optimization, by its UUID.
+    Optimization = 9,
+    /// A comment, by its UUID.
+    Comment = 10,
+    /// An annotation queue, by its UUID.
+    AnnotationQueue = 11,
+    /// A job of a local runner, by its UUID.
+    Job = 12,
 }
 
 /// Names one entity within a lane: 16 bytes of id and one of kind.
@@ -66,13 +80,16 @@ impl EntityKey {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[repr(u8)]
 pub enum Effect {
+    /// Ends it: deletes it, or closes it. Must come after everything that names it, and before everything that does so
+    /// later: a span of a deleted trace would bring a part of it back, and an unknown thread can't be closed.
+    End = 0,
     /// Makes it, or makes it again more complete.
     Create = 1,
     /// Changes its fields (PATCH). The one effect that a later create may overtake, see [`crate::store`].
     Update = 2,
     /// Adds to it: scores, guardrail and assertion results, items of an experiment.
     Annotate = 3,
-    /// Only names it, as a span names its trace. Needs no order against a create: the server accepts either first.
+    /// Only names it, as a span names its trace. Needs no order but against its end: the server accepts either first.
     Refer = 4,
 }
 
@@ -80,12 +97,19 @@ impl Effect {
     /// Returns the effect with this number, or `None`.
     pub fn from_code(code: u8) -> Option<Self> {
         match code {
+            0 => Some(Self::End),
             1 => Some(Self::Create),
             2 => Some(Self::Update),
             3 => Some(Self::Annotate),
             4 => Some(Self::Refer),
             _ => None,
         }
+    }
+
+    /// Says whether two effects on one entity must keep their order.
+    pub fn conflicts(self, other: Effect) -> bool {
+        let (either, both) = (|e| self == e || other == e, |e| self == e && other == e);
+        !both(Self::Refer) && (either(Self::End) || !either(Self::Refer))
     }
 }
 
@@ -136,8 +160,8 @@ impl Touch {
 
 /// Says whether two messages of one lane must reach the server in the order in which they were accepted.
 ///
-/// They must when they touch one entity, unless one of them only refers to it. Both lists are sorted by key, as
-/// [`Touch::distinct`] leaves them.
+/// They must when they touch one entity, unless one of them only refers to it and the other does not end it. Both lists
+/// are sorted by key, as [`Touch::distinct`] leaves them.
 pub fn conflict(a: &[Touch], b: &[Touch]) -> bool {
     let (mut i, mut j) = (0, 0);
     while i < a.len() && j < b.len() {
@@ -145,7 +169,7 @@ pub fn conflict(a: &[Touch], b: &[Touch]) -> bool {
             std::cmp::Ordering::Less => i += 1,
             std::cmp::Ordering::Greater => j += 1,
             std::cmp::Ordering::Equal => {
-                if a[i].effect != Effect::Refer && b[j].effect != Effect::Refer {
+                if a[i].effect.conflicts(b[j].effect) {
                     return true;
                 }
                 i += 1;
@@ -154,6 +178,53 @@ pub fn conflict(a: &[Touch], b: &[Touch]) -> bool {
         }
     }
     false
+}
+
+/// What a group of messages touches: answers [`conflict`] about all of them at the price of one look-up per entity.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Footprint(HashMap<EntityKey, Strongest>);
+
+/// The most that a group does to an entity, as far as order depends on it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Strongest {
+    Refers,
+    Changes,
+    Ends,
+}
+
+impl Footprint {
+    /// Adds a message to the group.
+    pub fn add(&mut self, touches: &[Touch]) {
+        for touch in touches {
+            let strength = match touch.effect {
+                Effect::End => Strongest::Ends,
+                Effect::Create | Effect::Update | Effect::Annotate => Strongest::Changes,
+                Effect::Refer => Strongest::Refers,
+            };
+            let known = self.0.entry(touch.key).or_insert(strength);
+            *known = strength.max(*known);
+        }
+    }
+
+    /// Says whether a message with these touches must keep its order to one of the group.
+    pub fn conflicts(&self, touches: &[Touch]) -> bool {
+        touches.iter().any(|touch| match (self.0.get(&touch.key), touch.effect) {
+            (None, _) => false,
+            (Some(_), Effect::End) => true,
+            (Some(strongest), Effect::Refer) => *strongest == Strongest::Ends,
+            (Some(strongest), Effect::Create | Effect::Update | Effect::Annotate) => *strongest > Strongest::Refers,
+        })
+    }
+
+    /// Returns how many entities the group touches.
+    pub fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    /// Says whether the group touches nothing.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
 }
 
 /// 128-bit FNV-1a: stable over versions, which the standard library's hasher is not.
@@ -193,15 +264,23 @@ mod tests {
     }
 
     #[test]
-    fn only_a_reference_needs_no_order() {
+    fn a_reference_needs_no_order_but_against_the_end() {
         let cases = [
             (Effect::Create, Effect::Update, true),
             (Effect::Create, Effect::Create, true),
             (Effect::Update, Effect::Annotate, true),
             (Effect::Refer, Effect::Create, false),
             (Effect::Update, Effect::Refer, false),
+            (Effect::Refer, Effect::Refer, false),
+            (Effect::End, Effect::Refer, true),
+            (Effect::Refer, Effect::End, true),
+            (Effect::End, Effect::Create, true),
+            (Effect::End, Effect::End, true),
         ];
         for (a, b, expected) in cases {
+            let mut group = Footprint::default();
+            group.add(&[touch("t", a)]);
+            assert_eq!(group.conflicts(&[touch("t", b)]), expected, "a group of {a:?}, {b:?}");
             assert_eq!(conflict(&[touch("t", a)], &[touch("t", b)]), expected, "{a:?} {b:?}");
         }
         assert!(!conflict(&[touch("t", Effect::Create)], &[touch("u", Effect::Create)]));

@@ -9,7 +9,7 @@ mod lane;
 mod message_type;
 
 pub use body::{Body, BodyFault, Encoding};
-pub use entity::{Effect, EntityKey, EntityKind, Touch, conflict};
+pub use entity::{Effect, EntityKey, EntityKind, Footprint, Touch, conflict};
 pub use lane::{Credential, Lane};
 pub use message_type::MessageType;
 
@@ -150,7 +150,7 @@ impl HeaderSet {
 pub struct Message {
     /// Whose it is: order holds inside a lane.
     pub lane: Lane,
-    /// Which of the SDK's message types it is.
+    /// What kind of write it is.
     pub message_type: MessageType,
     /// What to send.
     pub request: Request,

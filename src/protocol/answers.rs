@@ -90,44 +90,40 @@ pub struct Reply {
     pub location: Option<String>,
     /// `Retry-After` in seconds.
     pub retry_after_seconds: Option<u64>,
-    /// A JSON body, or an empty one.
+    /// `Content-Type`, where there is one.
+    pub content_type: Option<&'static str>,
+    /// The body.
     pub body: String,
+}
+
+impl Reply {
+    /// Returns an answer with a status only.
+    pub fn empty(status: u16) -> Self {
+        Self { status, location: None, retry_after_seconds: None, content_type: None, body: String::new() }
+    }
 }
 
 /// Returns the endpoint's normal success, for a write that was stored.
 ///
 /// `base` is the URL under which the client reached the server's base, `id` the id of a single create. Statuses and the
-/// `Location` of single creates are those of the OpenAPI file (protocol dossier, section a).
+/// `Location` of single creates are those of the OpenAPI file (protocol dossier, sections a and i). An OTLP request has an
+/// answer of its own, see [`super::otlp::success`].
 pub fn success(write: &Protected, base: &str, id: Option<&str>) -> Reply {
-    let created = |collection: &str| Reply {
-        status: 201,
-        location: id.map(|id| format!("{base}/v1/private/{collection}/{id}")),
-        retry_after_seconds: None,
-        body: String::new(),
+    let collection = match write.message_type {
+        MessageType::CreateTrace => "traces",
+        MessageType::CreateSpan => "spans",
+        MessageType::CreateDataset => "datasets",
+        MessageType::CreateExperiment => "experiments",
+        MessageType::CreateOptimization | MessageType::PutOptimization => "optimizations",
+        _ => return Reply::empty(204),
     };
-    match write.message_type {
-        MessageType::CreateTrace => created("traces"),
-        MessageType::CreateSpan => created("spans"),
-        MessageType::UpdateTrace
-        | MessageType::CreateTraceBatch
-        | MessageType::UpdateSpan
-        | MessageType::CreateSpansBatch
-        | MessageType::AddTraceFeedbackScoresBatch
-        | MessageType::AddSpanFeedbackScoresBatch
-        | MessageType::AddThreadsFeedbackScoresBatch
-        | MessageType::CreateExperimentItemsBatch
-        | MessageType::GuardrailBatch
-        | MessageType::AddAssertionResultsBatch
-        | MessageType::CreateAttachment => {
-            Reply { status: 204, location: None, retry_after_seconds: None, body: String::new() }
-        }
-    }
+    Reply { location: id.map(|id| format!("{base}/v1/private/{collection}/{id}")), ..Reply::empty(201) }
 }
 
 /// Returns an error in Opik's shape: `{"code": ..., "message": ...}` (OpenAPI: `ErrorMessage`).
 pub fn error(status: u16, message: &str) -> Reply {
     let body = json!({ "code": status, "message": message }).to_string();
-    Reply { status, location: None, retry_after_seconds: None, body }
+    Reply { content_type: Some("application/json"), body, ..Reply::empty(status) }
 }
 
 /// Returns a 503 in Opik's shape that tells the client when to come again.
@@ -164,7 +160,10 @@ mod tests {
         let created = success(&write(MessageType::CreateSpan), "http://127.0.0.1:6745/api", Some("x"));
         assert_eq!(created.status, 201);
         assert_eq!(created.location.as_deref(), Some("http://127.0.0.1:6745/api/v1/private/spans/x"));
-        assert_eq!(success(&write(MessageType::CreateSpansBatch), "http://h", None).status, 204);
+        assert_eq!(success(&write(MessageType::CreateSpansBatch), "http://h", None), Reply::empty(204));
+        assert_eq!(success(&write(MessageType::DeleteTrace), "http://h", None), Reply::empty(204));
+        let dataset = success(&write(MessageType::CreateDataset), "http://h", Some("x"));
+        assert_eq!(dataset.location.as_deref(), Some("http://h/v1/private/datasets/x"));
     }
 
     #[test]

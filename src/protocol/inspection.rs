@@ -17,6 +17,8 @@ pub struct Inspection {
     pub project: Option<String>,
     /// The id of a single create as the client wrote it.
     pub id: Option<String>,
+    /// Why this write can't be kept: its client needs the server's answer, or its meaning depends on when it arrives.
+    pub needs_answer: Option<&'static str>,
     /// Where ids are missing: creates for which the server would invent one, so that a repeat would make another.
     pub missing_ids: Vec<MissingId>,
 }
@@ -35,60 +37,198 @@ pub enum MissingId {
     Null(Range<usize>),
 }
 
-/// How the endpoint's body is built.
+/// How the endpoint's body is built (OpenAPI file).
+#[derive(Clone, Copy)]
 struct Shape {
-    /// The member that holds the items; `None` when the body is the item.
-    items: Option<&'static str>,
-    /// The entity that each item is about: its member, kind and effect.
-    subject: Option<(&'static str, EntityKind, Effect)>,
-    /// Other entities that an item names.
-    others: &'static [(&'static str, EntityKind, Effect)],
+    items: Items,
+    /// What the id in the path names.
+    path: Option<Names>,
+    /// What members of each item name.
+    named: &'static [(&'static str, Names)],
+    /// What members beside the items name.
+    beside: &'static [(&'static str, Names)],
+    condition: Condition,
+}
+
+/// A kind of entity, and what happens to it.
+type Names = (EntityKind, Effect);
+
+/// Where the items of a body are.
+#[derive(Clone, Copy)]
+enum Items {
+    /// The body is not looked at.
+    Unread,
+    /// The body is the item.
+    Whole,
+    /// The body is an array of items.
+    Array,
+    /// Objects in the array that this member holds.
+    Objects(&'static str),
+    /// Ids in the array that this member holds; each names such an entity.
+    Ids(&'static str, Names),
+}
+
+/// What must hold for a write to be kept: otherwise its meaning changes while it waits, or its ids are the server's.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Condition {
+    None,
+    /// The client gives the id.
+    OwnId,
+    /// Ids say what it is about, and no filter does.
+    IdsOnly,
+    /// It copies nothing that the server has.
+    NoCopy,
+    /// The experiment, its traces and their spans have ids.
+    AllIds,
 }
 
 const fn shape(message_type: MessageType) -> Shape {
-    use Effect::{Annotate, Create, Refer};
-    use EntityKind::{DatasetItem, Experiment, Span, Thread, Trace};
-    const TRACE_NAMES: &[(&str, EntityKind, Effect)] = &[("thread_id", Thread, Annotate)];
-    const SPAN_NAMES: &[(&str, EntityKind, Effect)] = &[("trace_id", Trace, Refer)];
+    use Effect::{Annotate, Create, End, Refer, Update};
+    use EntityKind::{
+        AnnotationQueue, Comment, Dataset, DatasetItem, Experiment, ExperimentItem, Job, Optimization, Span, Thread,
+        Trace,
+    };
+    use Items::{Array, Ids, Objects, Unread, Whole};
+    const PLAIN: Shape = Shape { items: Whole, path: None, named: &[], beside: &[], condition: Condition::None };
+    const TRACE: &[(&str, Names)] = &[("id", (Trace, Create)), ("thread_id", (Thread, Annotate))];
+    const SPAN: &[(&str, Names)] = &[("id", (Span, Create)), ("trace_id", (Trace, Refer))];
+    // An upsert of a dataset item is no create: updates that were accepted before it must stay before it.
+    const DATASET_ITEM: &[(&str, Names)] =
+        &[("id", (DatasetItem, Annotate)), ("trace_id", (Trace, Refer)), ("span_id", (Span, Refer))];
+    // Datasets are named by id or by name, and a create gives both.
+    const DATASET: &[(&str, Names)] = &[("dataset_id", (Dataset, Annotate)), ("dataset_name", (Dataset, Annotate))];
+    const OPTIMIZATION: &[(&str, Names)] = &[("id", (Optimization, Create)), ("dataset_name", (Dataset, Annotate))];
     match message_type {
-        MessageType::CreateTrace => Shape { items: None, subject: Some(("id", Trace, Create)), others: TRACE_NAMES },
-        MessageType::CreateTraceBatch => {
-            Shape { items: Some("traces"), subject: Some(("id", Trace, Create)), others: TRACE_NAMES }
+        MessageType::CreateTrace => Shape { named: TRACE, ..PLAIN },
+        MessageType::CreateTraceBatch => Shape { items: Objects("traces"), named: TRACE, ..PLAIN },
+        MessageType::UpdateTrace => {
+            Shape { path: Some((Trace, Update)), named: &[("thread_id", (Thread, Annotate))], ..PLAIN }
         }
-        MessageType::UpdateTrace => Shape { items: None, subject: None, others: TRACE_NAMES },
-        MessageType::CreateSpan => Shape { items: None, subject: Some(("id", Span, Create)), others: SPAN_NAMES },
-        MessageType::CreateSpansBatch => {
-            Shape { items: Some("spans"), subject: Some(("id", Span, Create)), others: SPAN_NAMES }
+        MessageType::CreateSpan => Shape { named: SPAN, ..PLAIN },
+        MessageType::CreateSpansBatch => Shape { items: Objects("spans"), named: SPAN, ..PLAIN },
+        MessageType::UpdateSpan => {
+            Shape { path: Some((Span, Update)), named: &[("trace_id", (Trace, Refer))], ..PLAIN }
         }
-        MessageType::UpdateSpan => Shape { items: None, subject: None, others: SPAN_NAMES },
         MessageType::AddTraceFeedbackScoresBatch => {
-            Shape { items: Some("scores"), subject: Some(("id", Trace, Annotate)), others: &[] }
+            Shape { items: Objects("scores"), named: &[("id", (Trace, Annotate))], ..PLAIN }
         }
         MessageType::AddSpanFeedbackScoresBatch => {
-            Shape { items: Some("scores"), subject: Some(("id", Span, Annotate)), others: &[] }
+            Shape { items: Objects("scores"), named: &[("id", (Span, Annotate))], ..PLAIN }
         }
         MessageType::AddThreadsFeedbackScoresBatch => {
-            Shape { items: Some("scores"), subject: Some(("thread_id", Thread, Annotate)), others: &[] }
+            Shape { items: Objects("scores"), named: &[("thread_id", (Thread, Annotate))], ..PLAIN }
         }
         MessageType::GuardrailBatch => Shape {
-            items: Some("guardrails"),
-            subject: Some(("entity_id", Trace, Annotate)),
-            others: &[("secondary_id", Span, Annotate)],
+            items: Objects("guardrails"),
+            named: &[("entity_id", (Trace, Annotate)), ("secondary_id", (Span, Annotate))],
+            ..PLAIN
         },
         // `entity_type` may name spans or threads; their ids differ from every trace's, so one kind is enough for order.
         MessageType::AddAssertionResultsBatch => {
-            Shape { items: Some("assertion_results"), subject: Some(("entity_id", Trace, Annotate)), others: &[] }
+            Shape { items: Objects("assertion_results"), named: &[("entity_id", (Trace, Annotate))], ..PLAIN }
         }
         MessageType::CreateExperimentItemsBatch => Shape {
-            items: Some("experiment_items"),
-            subject: Some(("experiment_id", Experiment, Annotate)),
-            others: &[("trace_id", Trace, Refer), ("dataset_item_id", DatasetItem, Refer)],
+            items: Objects("experiment_items"),
+            named: &[
+                ("id", (ExperimentItem, Annotate)),
+                ("experiment_id", (Experiment, Annotate)),
+                ("trace_id", (Trace, Refer)),
+                ("dataset_item_id", (DatasetItem, Refer)),
+            ],
+            ..PLAIN
         },
-        MessageType::CreateAttachment => Shape { items: None, subject: None, others: &[] },
+        MessageType::CreateAttachment | MessageType::OtlpTraces => Shape { items: Unread, ..PLAIN },
+
+        MessageType::UpdateTraces => {
+            Shape { items: Ids("ids", (Trace, Update)), beside: &[("thread_id", (Thread, Annotate))], ..PLAIN }
+        }
+        MessageType::DeleteTrace => Shape { items: Unread, path: Some((Trace, End)), ..PLAIN },
+        MessageType::DeleteTraces => Shape { items: Ids("ids", (Trace, End)), ..PLAIN },
+        MessageType::ScoreTrace | MessageType::DeleteTraceScore => Shape { path: Some((Trace, Annotate)), ..PLAIN },
+        MessageType::UpdateSpans => {
+            Shape { items: Ids("ids", (Span, Update)), beside: &[("trace_id", (Trace, Refer))], ..PLAIN }
+        }
+        MessageType::DeleteSpan => Shape { items: Unread, path: Some((Span, End)), ..PLAIN },
+        MessageType::ScoreSpan | MessageType::DeleteSpanScore => Shape { path: Some((Span, Annotate)), ..PLAIN },
+        MessageType::UpdateTraceComment | MessageType::UpdateSpanComment | MessageType::UpdateThreadComment => {
+            Shape { path: Some((Comment, Update)), ..PLAIN }
+        }
+        MessageType::DeleteTraceComments | MessageType::DeleteSpanComments | MessageType::DeleteThreadComments => {
+            Shape { items: Ids("ids", (Comment, End)), ..PLAIN }
+        }
+
+        MessageType::OpenThread => Shape { named: &[("thread_id", (Thread, Update))], ..PLAIN },
+        MessageType::CloseThreads | MessageType::DeleteThreads => {
+            Shape { items: Ids("thread_ids", (Thread, End)), beside: &[("thread_id", (Thread, End))], ..PLAIN }
+        }
+        // These name a thread by the id that the server gave it.
+        MessageType::UpdateThread => Shape { path: Some((Thread, Update)), ..PLAIN },
+        MessageType::UpdateThreads => Shape { items: Ids("ids", (Thread, Update)), ..PLAIN },
+        MessageType::DeleteThreadScores => Shape { named: &[("thread_id", (Thread, Annotate))], ..PLAIN },
+
+        MessageType::CreateDataset => Shape {
+            named: &[("id", (Dataset, Create)), ("name", (Dataset, Create))],
+            condition: Condition::OwnId,
+            ..PLAIN
+        },
+        MessageType::PutDatasetItems => Shape {
+            items: Objects("items"),
+            named: DATASET_ITEM,
+            beside: DATASET,
+            condition: Condition::NoCopy,
+            ..PLAIN
+        },
+        MessageType::UpdateDatasetItem => Shape { path: Some((DatasetItem, Update)), ..PLAIN },
+        MessageType::UpdateDatasetItems => {
+            Shape { items: Ids("ids", (DatasetItem, Update)), beside: DATASET, condition: Condition::IdsOnly, ..PLAIN }
+        }
+        MessageType::DeleteDatasetItems => Shape {
+            items: Ids("item_ids", (DatasetItem, End)),
+            beside: DATASET,
+            condition: Condition::IdsOnly,
+            ..PLAIN
+        },
+
+        MessageType::CreateExperiment => Shape {
+            named: &[
+                ("id", (Experiment, Create)),
+                ("dataset_name", (Dataset, Annotate)),
+                ("optimization_id", (Optimization, Refer)),
+            ],
+            condition: Condition::OwnId,
+            ..PLAIN
+        },
+        MessageType::UpdateExperiment => Shape { path: Some((Experiment, Update)), ..PLAIN },
+        MessageType::UpdateExperiments | MessageType::FinishExperiments => {
+            Shape { items: Ids("ids", (Experiment, Update)), ..PLAIN }
+        }
+        MessageType::DeleteExperiments => Shape { items: Ids("ids", (Experiment, End)), ..PLAIN },
+        MessageType::PutExperimentItems => Shape {
+            items: Objects("items"),
+            named: &[("dataset_item_id", (DatasetItem, Refer))],
+            beside: &[("experiment_id", (Experiment, Annotate)), ("dataset_name", (Dataset, Annotate))],
+            condition: Condition::AllIds,
+            ..PLAIN
+        },
+        MessageType::DeleteExperimentItems => Shape { items: Ids("ids", (ExperimentItem, End)), ..PLAIN },
+
+        MessageType::CreateOptimization | MessageType::PutOptimization => {
+            Shape { named: OPTIMIZATION, condition: Condition::OwnId, ..PLAIN }
+        }
+        MessageType::UpdateOptimization => Shape { path: Some((Optimization, Update)), ..PLAIN },
+        MessageType::AddQueueItems | MessageType::RemoveQueueItems => {
+            Shape { items: Ids("ids", (Trace, Refer)), path: Some((AnnotationQueue, Annotate)), ..PLAIN }
+        }
+        // As with assertion results, one kind stands for traces and spans.
+        MessageType::DeleteAttachments => {
+            Shape { named: &[("entity_id", (Trace, Annotate)), ("container_id", (Trace, Refer))], ..PLAIN }
+        }
+        MessageType::AppendJobLogs => Shape { items: Array, path: Some((Job, Annotate)), ..PLAIN },
     }
 }
 
-/// Whether the server would invent the `id` of an item that has none (OpenAPI: `id` of these is optional).
+/// Whether the server would invent the `id` of an item that has none (OpenAPI: `id` of these is optional), and the
+/// client does not ask for it: it gets one from us, so that a repeat can't make a second item.
 const fn gets_an_id(message_type: MessageType) -> bool {
     matches!(
         message_type,
@@ -97,6 +237,7 @@ const fn gets_an_id(message_type: MessageType) -> bool {
             | MessageType::CreateSpan
             | MessageType::CreateSpansBatch
             | MessageType::CreateExperimentItemsBatch
+            | MessageType::PutDatasetItems
     )
 }
 
@@ -107,59 +248,154 @@ const fn gets_an_id(message_type: MessageType) -> bool {
 /// [`NotJson`] when no server could read the body.
 pub fn inspect(write: &Protected, content: &[u8]) -> Result<Inspection, NotJson> {
     let shape = shape(write.message_type);
-    let mut found = Found { inspection: Inspection::default(), touches: Vec::new() };
-    match (write.message_type, &write.path_id) {
-        (MessageType::UpdateTrace, Some(id)) => found.touch(EntityKind::Trace, Effect::Update, id),
-        (MessageType::UpdateSpan, Some(id)) => found.touch(EntityKind::Span, Effect::Update, id),
-        _ => {}
+    let mut found = Found { message_type: write.message_type, shape, ..Found::default() };
+    if let (Some((kind, effect)), Some(id)) = (shape.path, &write.path_id) {
+        found.touch(kind, effect, id);
+    }
+    if matches!(shape.items, Items::Unread) {
+        return Ok(found.finish());
     }
 
     let mut scanner = Scanner::new(content)?;
     match (shape.items, scanner.peek()?) {
-        (None, Kind::Object) => found.item(&mut scanner, &shape, write.message_type)?,
-        (Some(items), Kind::Object) => {
-            scanner.object(|key, scanner| {
-                if key == items && scanner.peek()? == Kind::Array {
-                    scanner.array(|scanner| found.item(scanner, &shape, write.message_type)).map(drop)
-                } else {
-                    scanner.skip_value().map(drop)
-                }
-            })?;
+        (Items::Whole, Kind::Object) => found.item(&mut scanner)?,
+        (Items::Array, Kind::Array) => scanner.array(|scanner| found.item(scanner)).map(drop)?,
+        (Items::Objects(_) | Items::Ids(..), Kind::Object) => {
+            scanner.object(|key, scanner| found.member(key, scanner))?;
         }
         _ => {
             scanner.skip_value()?;
         }
     }
     scanner.end()?;
-
-    found.inspection.touches = Touch::distinct(found.touches);
-    if shape.items.is_some() {
-        found.inspection.id = None;
-    } else {
-        found.inspection.items = 1;
-    }
-    Ok(found.inspection)
+    Ok(found.finish())
 }
 
 struct Found {
+    message_type: MessageType,
+    shape: Shape,
     inspection: Inspection,
     touches: Vec<Touch>,
+    /// Something beside the ids says what the write is about: a filter, another dataset.
+    has_selector: bool,
+    /// The bulk upload names its experiment.
+    has_experiment: bool,
+    /// A nested trace or span of a bulk upload has no id.
+    lacks_id: bool,
+}
+
+impl Default for Found {
+    fn default() -> Self {
+        Self {
+            message_type: MessageType::CreateAttachment,
+            shape: shape(MessageType::CreateAttachment),
+            inspection: Inspection::default(),
+            touches: Vec::new(),
+            has_selector: false,
+            has_experiment: false,
+            lacks_id: false,
+        }
+    }
 }
 
 impl Found {
+    fn finish(mut self) -> Inspection {
+        self.inspection.touches = Touch::distinct(self.touches);
+        match self.shape.items {
+            Items::Unread | Items::Whole => self.inspection.items = 1,
+            Items::Array | Items::Objects(_) | Items::Ids(..) => self.inspection.id = None,
+        }
+        let needs_answer = match self.shape.condition {
+            Condition::None => None,
+            Condition::OwnId => self.inspection.id.is_none().then_some("the server makes its id"),
+            Condition::IdsOnly => {
+                (self.has_selector || self.inspection.items == 0).then_some("the server finds out what it is about")
+            }
+            Condition::NoCopy => self.has_selector.then_some("it copies what the server has"),
+            Condition::AllIds => (self.lacks_id || !self.has_experiment).then_some("the server makes some of its ids"),
+        };
+        self.inspection.needs_answer = needs_answer;
+        self.inspection
+    }
+
     fn touch(&mut self, kind: EntityKind, effect: Effect, id: &str) {
         self.touches.push(Touch { key: EntityKey::new(kind, id), effect });
     }
 
-    fn item(&mut self, scanner: &mut Scanner<'_>, shape: &Shape, message_type: MessageType) -> Result<(), NotJson> {
+    /// Reads a member beside or around the items.
+    fn member(&mut self, key: &str, scanner: &mut Scanner<'_>) -> Result<(), NotJson> {
+        let kind = scanner.peek()?;
+        match (self.shape.items, kind) {
+            (Items::Objects(items), Kind::Array) if key == items => {
+                return scanner.array(|scanner| self.item(scanner)).map(drop);
+            }
+            (Items::Ids(items, names), Kind::Array) if key == items => {
+                return scanner.array(|scanner| self.id(scanner, names)).map(drop);
+            }
+            // What a change of many entities sets.
+            (Items::Ids(..), Kind::Object) if key == "update" => {
+                return scanner.object(|key, scanner| self.beside(key, scanner)).map(drop);
+            }
+            _ => {}
+        }
+        let is_selector = matches!(key, "filters" | "copy_from_dataset_id" | "copy_from_version_id");
+        if is_selector && kind != Kind::Null {
+            let mut is_empty = kind == Kind::Array;
+            match kind {
+                Kind::Array => scanner.array(|scanner| {
+                    is_empty = false;
+                    scanner.skip_value().map(drop)
+                })?,
+                _ => scanner.skip_value()?,
+            };
+            self.has_selector |= !is_empty;
+            return Ok(());
+        }
+        self.beside(key, scanner)
+    }
+
+    fn beside(&mut self, key: &str, scanner: &mut Scanner<'_>) -> Result<(), NotJson> {
+        if scanner.peek()? != Kind::String {
+            return scanner.skip_value().map(drop);
+        }
+        let text = scanner.string()?;
+        self.has_experiment |= key == "experiment_id";
+        self.name(self.shape.beside, key, &text);
+        Ok(())
+    }
+
+    /// Notes what a member names.
+    fn name(&mut self, named: &[(&str, Names)], key: &str, text: &str) {
+        if let Some((_, (kind, effect))) = named.iter().find(|(member, _)| *member == key) {
+            self.touch(*kind, *effect, text);
+        }
+        if key == "project_name" && self.inspection.project.is_none() {
+            self.inspection.project = Some(text.to_owned());
+        }
+    }
+
+    fn id(&mut self, scanner: &mut Scanner<'_>, (kind, effect): Names) -> Result<(), NotJson> {
+        self.inspection.items = self.inspection.items.saturating_add(1);
+        if scanner.peek()? != Kind::String {
+            return scanner.skip_value().map(drop);
+        }
+        let id = scanner.string()?;
+        self.touch(kind, effect, &id);
+        Ok(())
+    }
+
+    fn item(&mut self, scanner: &mut Scanner<'_>) -> Result<(), NotJson> {
         self.inspection.items = self.inspection.items.saturating_add(1);
         if scanner.peek()? != Kind::Object {
             scanner.skip_value()?;
             return Ok(());
         }
+        let named = self.shape.named;
         let mut id = None;
         let mut null_id = None;
         let mut members = 0_u32;
+        let mut has_result = false;
+        let mut has_trace = false;
         let range = scanner.object(|key, scanner| {
             members += 1;
             let kind = scanner.peek()?;
@@ -167,30 +403,60 @@ impl Found {
                 null_id = Some(scanner.skip_value()?);
                 return Ok(());
             }
-            let subject = shape.subject.filter(|(member, _, _)| *member == key);
-            let named = subject.or_else(|| shape.others.iter().copied().find(|(member, _, _)| *member == key));
-            let is_project = key == "project_name" && self.inspection.project.is_none();
-            if kind != Kind::String || (named.is_none() && !is_project && key != "id") {
+            if self.shape.condition == Condition::AllIds {
+                has_result |= key == "evaluate_task_result" && kind != Kind::Null;
+                match (key, kind) {
+                    ("trace", Kind::Object) => {
+                        has_trace = true;
+                        return self.nested(scanner, EntityKind::Trace);
+                    }
+                    ("spans", Kind::Array) => {
+                        return scanner.array(|scanner| self.nested(scanner, EntityKind::Span)).map(drop);
+                    }
+                    _ => {}
+                }
+            }
+            let is_read = key == "id" || key == "project_name" || named.iter().any(|(member, _)| *member == key);
+            if kind != Kind::String || !is_read {
                 return scanner.skip_value().map(drop);
             }
             let text = scanner.string()?;
-            if let Some((_, entity_kind, effect)) = named {
-                self.touch(entity_kind, effect, &text);
-            }
+            self.name(named, key, &text);
             if key == "id" {
                 id = Some(text.into_owned());
-            } else if is_project {
-                self.inspection.project = Some(text.into_owned());
             }
             Ok(())
         })?;
-        if gets_an_id(message_type) && id.is_none() {
+        // Without a trace the server makes one for the result.
+        self.lacks_id |= has_result || (self.shape.condition == Condition::AllIds && !has_trace);
+        if gets_an_id(self.message_type) && id.is_none() {
             self.inspection.missing_ids.push(match null_id {
                 Some(range) => MissingId::Null(range),
                 None => MissingId::Absent { at: range.start + 1, others_follow: members > 0 },
             });
         }
         self.inspection.id = id;
+        Ok(())
+    }
+
+    /// Reads a trace or span inside an item of a bulk upload.
+    fn nested(&mut self, scanner: &mut Scanner<'_>, kind: EntityKind) -> Result<(), NotJson> {
+        let mut id = None;
+        if scanner.peek()? == Kind::Object {
+            scanner.object(|key, scanner| {
+                if key == "id" && scanner.peek()? == Kind::String {
+                    id = Some(scanner.string()?.into_owned());
+                    return Ok(());
+                }
+                scanner.skip_value().map(drop)
+            })?;
+        } else {
+            scanner.skip_value()?;
+        }
+        match id {
+            Some(id) => self.touch(kind, Effect::Create, &id),
+            None => self.lacks_id = true,
+        }
         Ok(())
     }
 }
@@ -232,7 +498,7 @@ mod tests {
     #[test]
     fn each_message_type_names_its_entities() {
         use Effect::{Annotate, Create, Refer};
-        use EntityKind::{DatasetItem, Experiment, Span, Thread, Trace};
+        use EntityKind::{DatasetItem, Experiment, ExperimentItem, Span, Thread, Trace};
         let cases = [
             (
                 MessageType::CreateTrace,
@@ -273,7 +539,12 @@ mod tests {
                 format!(
                     r#"{{"experiment_items":[{{"id":"i","project_name":"p","experiment_id":"e","trace_id":"{TRACE}","dataset_item_id":"d"}}]}}"#
                 ),
-                vec![touch(Experiment, Annotate, "e"), touch(Trace, Refer, TRACE), touch(DatasetItem, Refer, "d")],
+                vec![
+                    touch(ExperimentItem, Annotate, "i"),
+                    touch(Experiment, Annotate, "e"),
+                    touch(Trace, Refer, TRACE),
+                    touch(DatasetItem, Refer, "d"),
+                ],
                 1,
             ),
         ];
@@ -293,6 +564,95 @@ mod tests {
         let expected =
             vec![touch(EntityKind::Span, Effect::Update, SPAN), touch(EntityKind::Trace, Effect::Refer, TRACE)];
         assert_eq!(found.touches, Touch::distinct(expected));
+    }
+
+    #[test]
+    fn other_writes_name_their_entities_too() {
+        use Effect::{Annotate, Create, End, Refer, Update};
+        use EntityKind::{Dataset, DatasetItem, Experiment, ExperimentItem, Span, Thread, Trace};
+        let with_path = |message_type| Protected { message_type, path_id: Some("p".into()) };
+        let cases = [
+            (with_path(MessageType::DeleteTrace), "", vec![touch(Trace, End, "p")], 1),
+            (
+                write(MessageType::DeleteTraces),
+                r#"{"ids":["a","b"]}"#,
+                vec![touch(Trace, End, "a"), touch(Trace, End, "b")],
+                2,
+            ),
+            (with_path(MessageType::ScoreSpan), r#"{"name":"n","id":7}"#, vec![touch(Span, Annotate, "p")], 1),
+            (
+                write(MessageType::UpdateSpans),
+                r#"{"ids":["a"],"update":{"trace_id":"t","name":"x"}}"#,
+                vec![touch(Span, Update, "a"), touch(Trace, Refer, "t")],
+                1,
+            ),
+            (
+                write(MessageType::CloseThreads),
+                r#"{"thread_id":"a","thread_ids":["b"]}"#,
+                vec![touch(Thread, End, "a"), touch(Thread, End, "b")],
+                1,
+            ),
+            (
+                write(MessageType::PutDatasetItems),
+                r#"{"dataset_name":"d","items":[{"id":"i","data":{"id":"no"},"trace_id":"t"}]}"#,
+                vec![touch(Dataset, Annotate, "d"), touch(DatasetItem, Annotate, "i"), touch(Trace, Refer, "t")],
+                1,
+            ),
+            (
+                write(MessageType::CreateDataset),
+                r#"{"id":"i","name":"d"}"#,
+                vec![touch(Dataset, Create, "i"), touch(Dataset, Create, "d")],
+                1,
+            ),
+            (write(MessageType::FinishExperiments), r#"{"ids":["e"]}"#, vec![touch(Experiment, Update, "e")], 1),
+            (write(MessageType::DeleteExperimentItems), r#"{"ids":["i"]}"#, vec![touch(ExperimentItem, End, "i")], 1),
+            (
+                with_path(MessageType::AppendJobLogs),
+                r#"[{"text":"a"},{"text":"b"}]"#,
+                vec![touch(EntityKind::Job, Annotate, "p")],
+                2,
+            ),
+        ];
+        for (route, content, touches, items) in cases {
+            let found = inspect(&route, content.as_bytes()).expect("JSON");
+            assert_eq!(found.touches, Touch::distinct(touches), "{}", route.message_type);
+            assert_eq!(found.items, items, "{}", route.message_type);
+            assert_eq!(found.needs_answer, None, "{}", route.message_type);
+        }
+    }
+
+    #[test]
+    fn what_depends_on_the_server_is_not_kept() {
+        for (message_type, content, is_kept) in [
+            (MessageType::CreateDataset, r#"{"name":"d"}"#, false),
+            (MessageType::CreateExperiment, r#"{"dataset_name":"d","id":null}"#, false),
+            (MessageType::CreateExperiment, r#"{"dataset_name":"d","id":"e"}"#, true),
+            (MessageType::DeleteDatasetItems, r#"{"dataset_id":"d","filters":[]}"#, false),
+            (MessageType::DeleteDatasetItems, r#"{"item_ids":["a"],"filters":[]}"#, true),
+            (MessageType::DeleteDatasetItems, r#"{"item_ids":["a"],"filters":[{"field":"id"}]}"#, false),
+            (MessageType::UpdateDatasetItems, r#"{"ids":["a"],"filters":null,"update":{}}"#, true),
+            (MessageType::PutDatasetItems, r#"{"dataset_name":"d","items":[]}"#, true),
+            (MessageType::PutDatasetItems, r#"{"dataset_name":"d","items":[],"copy_from_dataset_id":"x"}"#, false),
+            (
+                MessageType::PutExperimentItems,
+                r#"{"experiment_id":"e","items":[{"dataset_item_id":"i","trace":{"id":"t"},"spans":[{"id":"s"}]}]}"#,
+                true,
+            ),
+            (MessageType::PutExperimentItems, r#"{"items":[{"dataset_item_id":"i","trace":{"id":"t"}}]}"#, false),
+            (
+                MessageType::PutExperimentItems,
+                r#"{"experiment_id":"e","items":[{"dataset_item_id":"i","trace":{"id":"t"},"spans":[{}]}]}"#,
+                false,
+            ),
+            (
+                MessageType::PutExperimentItems,
+                r#"{"experiment_id":"e","items":[{"dataset_item_id":"i","evaluate_task_result":{}}]}"#,
+                false,
+            ),
+        ] {
+            let found = inspect(&write(message_type), content.as_bytes()).expect("JSON");
+            assert_eq!(found.needs_answer.is_none(), is_kept, "{message_type} {content}");
+        }
     }
 
     #[test]

@@ -1,8 +1,9 @@
 //! Method and path to what the agent does with a request.
 //!
-//! The table holds the protected writes of the dossier's section i. Everything that is not in it passes through: reads,
-//! writes whose client uses the answer, and paths that a newer server may have.
+//! [`super::operations`] lists the writes. Everything that is not to be kept passes through: reads, writes whose client uses
+//! the answer, and paths that a newer server may have.
 
+use super::operations::{Class, OPERATIONS, Operation};
 use crate::message::MessageType;
 
 /// What a request is to the agent.
@@ -19,62 +20,42 @@ pub enum Route {
 /// A protected write.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Protected {
-    /// The SDK's type of it.
+    /// What kind of write it is.
     pub message_type: MessageType,
-    /// The id in the path, for updates of one entity.
+    /// The id in the path, for writes about one entity.
     pub path_id: Option<String>,
 }
 
-struct Pattern {
-    method: &'static str,
-    /// Below `v1/private/`; `{}` stands for one segment, the id.
-    path: &'static str,
-    message_type: MessageType,
-}
-
-const fn pattern(method: &'static str, path: &'static str, message_type: MessageType) -> Pattern {
-    Pattern { method, path, message_type }
-}
-
-/// The SDK's message types and their endpoints (protocol dossier, section a).
-const PROTECTED: [Pattern; 12] = [
-    pattern("POST", "traces", MessageType::CreateTrace),
-    pattern("POST", "traces/batch", MessageType::CreateTraceBatch),
-    pattern("PATCH", "traces/{}", MessageType::UpdateTrace),
-    pattern("POST", "spans", MessageType::CreateSpan),
-    pattern("POST", "spans/batch", MessageType::CreateSpansBatch),
-    pattern("PATCH", "spans/{}", MessageType::UpdateSpan),
-    pattern("PUT", "traces/feedback-scores", MessageType::AddTraceFeedbackScoresBatch),
-    pattern("PUT", "spans/feedback-scores", MessageType::AddSpanFeedbackScoresBatch),
-    pattern("PUT", "traces/threads/feedback-scores", MessageType::AddThreadsFeedbackScoresBatch),
-    pattern("POST", "experiments/items", MessageType::CreateExperimentItemsBatch),
-    pattern("POST", "guardrails", MessageType::GuardrailBatch),
-    pattern("PUT", "assertion-results", MessageType::AddAssertionResultsBatch),
-];
-
-/// `PATCH traces/batch` and `PATCH spans/batch` are other operations than an update of the entity "batch".
-const NOT_AN_ID: [&str; 1] = ["batch"];
-
 /// Returns what a request is. `path` is below the server's base, without query and leading slash.
+///
+/// Where two operations fit, the one whose path says more wins: `PATCH traces/batch` is no update of the trace "batch".
 pub fn classify(method: &str, path: &str) -> Route {
     let path = path.trim_end_matches('/');
     if path == "is-alive/ping" && (method == "GET" || method == "HEAD") {
         return Route::Ping;
     }
-    let Some(below) = path.strip_prefix("v1/private/") else { return Route::PassThrough };
-    for pattern in PROTECTED.iter().filter(|pattern| pattern.method == method) {
-        if pattern.path == below {
-            return Route::Protected(Protected { message_type: pattern.message_type, path_id: None });
+    let fitting = OPERATIONS.iter().filter(|operation| operation.method == method);
+    let fitting = fitting.filter_map(|operation| Some((operation, id_in(operation.path, path)?)));
+    match fitting.min_by_key(|(_, id)| id.is_some()) {
+        Some((Operation { class: Class::Protected(message_type) | Class::Deferrable(message_type), .. }, id)) => {
+            Route::Protected(Protected { message_type: *message_type, path_id: id.map(str::to_owned) })
         }
-        if let Some(id) = pattern.path.strip_suffix("{}").and_then(|fixed| below.strip_prefix(fixed))
-            && !id.is_empty()
-            && !id.contains('/')
-            && !NOT_AN_ID.contains(&id)
-        {
-            return Route::Protected(Protected { message_type: pattern.message_type, path_id: Some(id.to_owned()) });
+        Some((Operation { class: Class::Upload | Class::NeedsAnswer, .. }, _)) | None => Route::PassThrough,
+    }
+}
+
+/// Says whether a path fits a pattern, and returns the last segment that stands for an id.
+fn id_in<'path>(pattern: &str, path: &'path str) -> Option<Option<&'path str>> {
+    let (mut wanted, mut found) = (pattern.split('/'), path.split('/'));
+    let mut id = None;
+    loop {
+        match (wanted.next(), found.next()) {
+            (None, None) => return Some(id),
+            (Some(wanted), Some(found)) if wanted.starts_with('{') && !found.is_empty() => id = Some(found),
+            (Some(wanted), Some(found)) if wanted == found => {}
+            _ => return None,
         }
     }
-    Route::PassThrough
 }
 
 /// Splits a request's path into the prefix that the client's `url_override` has and the path below the server's base.
@@ -96,20 +77,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn each_sdk_message_type_but_attachments_has_its_endpoint() {
-        for message_type in MessageType::ALL {
-            let found = PROTECTED.iter().any(|pattern| pattern.message_type == message_type);
-            assert_eq!(found, message_type != MessageType::CreateAttachment, "{message_type}");
-        }
-    }
-
-    #[test]
     fn requests_are_classified_by_method_and_path() {
         let id = "01a20445-0b55-7feb-b47d-9a6087614672";
         let update = |message_type| Route::Protected(Protected { message_type, path_id: Some(id.into()) });
         let plain = |message_type| Route::Protected(Protected { message_type, path_id: None });
         let trace_path = format!("v1/private/traces/{id}");
         let span_path = format!("v1/private/spans/{id}/");
+        let comment_path = format!("v1/private/traces/comments/{id}");
         for (method, path, expected) in [
             ("GET", "is-alive/ping", Route::Ping),
             ("POST", "is-alive/ping", Route::PassThrough),
@@ -121,9 +95,14 @@ mod tests {
             ("POST", "v1/private/traces/batch", plain(MessageType::CreateTraceBatch)),
             ("PATCH", &trace_path, update(MessageType::UpdateTrace)),
             ("PATCH", &span_path, update(MessageType::UpdateSpan)),
-            ("DELETE", &trace_path, Route::PassThrough),
-            ("PATCH", "v1/private/traces/batch", Route::PassThrough),
-            ("PATCH", "v1/private/traces/comments/1", Route::PassThrough),
+            ("DELETE", &trace_path, update(MessageType::DeleteTrace)),
+            ("PATCH", "v1/private/traces/batch", plain(MessageType::UpdateTraces)),
+            ("PATCH", "v1/private/traces/threads/batch", plain(MessageType::UpdateThreads)),
+            ("PATCH", &comment_path, update(MessageType::UpdateTraceComment)),
+            ("POST", "v1/private/otel/v1/traces", plain(MessageType::OtlpTraces)),
+            ("POST", "v1/private/traces//comments", Route::PassThrough),
+            ("POST", "v1/private/attachment/upload-start", Route::PassThrough),
+            ("POST", "v1/private/datasets/items/stream", Route::PassThrough),
             ("PUT", "v1/private/traces/threads/feedback-scores", plain(MessageType::AddThreadsFeedbackScoresBatch)),
             ("PUT", "v1/private/guardrails", Route::PassThrough),
             ("POST", "v2/private/traces", Route::PassThrough),

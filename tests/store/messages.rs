@@ -20,6 +20,7 @@ pub fn about_trace(lane: &Lane, id: &str, effect: Effect, accepted_at_ms: i64) -
         Effect::Annotate => {
             (MessageType::AddTraceFeedbackScoresBatch, "PUT", "v1/private/traces/feedback-scores".to_owned())
         }
+        Effect::End => (MessageType::DeleteTrace, "DELETE", format!("v1/private/traces/{id}")),
         Effect::Refer => (MessageType::CreateSpan, "POST", "v1/private/spans".to_owned()),
     };
     Message {

@@ -132,6 +132,10 @@ impl State {
                 .filter(|record| record.position < first_create)
                 .map(|record| record.id)
                 .collect();
+            let is_ended = |record: &Record| record.still_has_to_go() && record.does(Effect::End, &touch.key);
+            if self.messages.iter().filter(here).any(is_ended) {
+                continue;
+            }
             let is_early = |record: &Record| early.contains(&record.id);
             if self.messages.iter().filter(|record| is_early(record)).all(Record::changes_only_one_entity) {
                 for record in self.messages.iter_mut().filter(|record| early.contains(&record.id)) {

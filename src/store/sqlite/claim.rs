@@ -6,8 +6,6 @@
 //! happened after the claim. Claims of one process don't overlap (see `SqliteStore::claim`), and the lease keeps those
 //! of others away.
 
-use std::collections::HashSet;
-
 use rusqlite::{Connection, Transaction};
 
 use super::fault::Fault;
@@ -15,7 +13,7 @@ use super::queries::{self, Selection, bind};
 use super::rows::{self, HeaderSets, Lanes};
 use super::settle;
 use super::summary::{Changes, Group, Size};
-use crate::message::{Effect, EntityKey, MessageId, MessageStatus, Touch};
+use crate::message::{Footprint, MessageId, MessageStatus, Touch};
 use crate::store::{ClaimLimits, Claimed, Filter, Hold, LaneId, LaneWork};
 
 /// A next attempt further away than this comes from a clock that was wrong, and counts as due.
@@ -35,8 +33,8 @@ fn due_at_ms(next_attempt_at_ms: i64, now_ms: i64) -> i64 {
 /// A walk over the messages of a lane in delivery order.
 struct Walk {
     now_ms: i64,
-    /// Entities that messages in flight, or left on the way, change.
-    blocked: HashSet<EntityKey>,
+    /// What messages in flight, or left on the way, are about.
+    blocked: Footprint,
     left: usize,
     /// When the first of those becomes due that were left only for their time.
     soonest_ms: Option<i64>,
@@ -44,11 +42,11 @@ struct Walk {
 
 impl Walk {
     fn start(connection: &Connection, lane: i64, now_ms: i64) -> Result<Self, Fault> {
-        let mut walk = Self { now_ms, blocked: HashSet::new(), left: 0, soonest_ms: None };
+        let mut walk = Self { now_ms, blocked: Footprint::default(), left: 0, soonest_ms: None };
         let mut in_flight = connection.prepare_cached(queries::TOUCHES_IN_FLIGHT)?;
         let mut in_flight = in_flight.query([lane])?;
         while let Some(row) = in_flight.next()? {
-            walk.block(&rows::touches(row, 0)?);
+            walk.blocked.add(&rows::touches(row, 0)?);
         }
         Ok(walk)
     }
@@ -58,14 +56,14 @@ impl Walk {
     /// The same as asking [`crate::message::conflict`] about every message that was left, at the price of one look-up.
     fn admits(&mut self, touches: &[Touch], next_attempt_at_ms: i64) -> bool {
         let due_at_ms = due_at_ms(next_attempt_at_ms, self.now_ms);
-        let free = changed(touches).all(|key| !self.blocked.contains(&key));
+        let free = !self.blocked.conflicts(touches);
         if free && due_at_ms <= self.now_ms {
             return true;
         }
         if free {
             self.soonest_ms = Some(self.soonest_ms.map_or(due_at_ms, |soonest| soonest.min(due_at_ms)));
         }
-        self.block(touches);
+        self.blocked.add(touches);
         self.left += 1;
         false
     }
@@ -73,14 +71,6 @@ impl Walk {
     fn is_spent(&self) -> bool {
         self.left >= LEFT_MAX || self.blocked.len() >= BLOCKED_MAX
     }
-
-    fn block(&mut self, touches: &[Touch]) {
-        self.blocked.extend(changed(touches));
-    }
-}
-
-fn changed(touches: &[Touch]) -> impl Iterator<Item = EntityKey> {
-    touches.iter().filter(|touch| touch.effect != Effect::Refer).map(|touch| touch.key)
 }
 
 /// A message that a walk chose, with its place in the counts.

@@ -105,6 +105,10 @@ pub(super) const WAITING_UPDATES: &str = "
 pub(super) const FIRST_CREATE: &str = "
     SELECT min(position) FROM message_touches CROSS JOIN messages USING (message_id)
     WHERE effect = 1 AND entity = ?1 AND lane_id = ?2 AND status IN (1, 3) AND message_id <> ?3";
+/// Whether a lane still has to end an entity.
+pub(super) const WAITING_END: &str = "
+    SELECT 1 FROM message_touches CROSS JOIN messages USING (message_id)
+    WHERE effect = 0 AND entity = ?1 AND lane_id = ?2 AND status IN (1, 3) LIMIT 1";
 pub(super) const MOVE_TO: &str = "UPDATE messages SET position = ?2 WHERE message_id = ?1";
 /// The messages that make room in a full store: the oldest that wait.
 pub(super) const OLDEST_WAITING: &str = "

@@ -87,7 +87,8 @@ fn position(id: i64) -> i64 {
 /// Puts updates that wait before the first create of their entity right behind it.
 ///
 /// Only an update that changes nothing but this entity moves: another one would leave its place in the order of its
-/// other entities. And if one can't move, none does, because updates of one entity keep their own order.
+/// other entities. And if one can't move, none does, because updates of one entity keep their own order; nor do they pass
+/// the entity's end.
 fn move_early_updates(tx: &Transaction<'_>, lane: i64, create: i64, entity: &EntityKey) -> Result<(), Fault> {
     let entity = &entity.as_bytes()[..];
     let mut early = Vec::new();
@@ -99,7 +100,7 @@ fn move_early_updates(tx: &Transaction<'_>, lane: i64, create: i64, entity: &Ent
             early.push((row.get::<_, i64>(0)?, row.get::<_, i64>(1)?, changes == 1));
         }
     }
-    if early.is_empty() {
+    if early.is_empty() || tx.prepare_cached(queries::WAITING_END)?.exists(params![entity, lane])? {
         return Ok(());
     }
     let first_create: Option<i64> =

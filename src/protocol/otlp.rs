@@ -1,0 +1,620 @@
+//! What we need to know of an OTLP/HTTP traces request (protocol dossier, section d).
+//!
+//! Protobuf is read by a walker over the wire format with a table of the fields that OpenTelemetry's `trace.proto` has:
+//! generated code would bring a compiler for the schema and copy every attribute of a request of which we want the ids.
+//! The walker copies nothing, and it takes fields that it does not know as newer exporters' and passes them over.
+
+use base64::Engine;
+use serde_json::{Map, Value, json};
+use thiserror::Error;
+
+use super::answers::Reply;
+use super::inspection::Inspection;
+use super::json::{Kind, NotJson, Scanner};
+use crate::message::{Effect, EntityKey, EntityKind, Touch};
+
+/// The header that names the project; the Python exporter sends it in lower case.
+pub const PROJECT_HEADER: &str = "projectName";
+
+/// How an exporter encodes a request, and wants its answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Format {
+    /// `application/x-protobuf`
+    Protobuf,
+    /// `application/json`
+    Json,
+}
+
+impl Format {
+    /// Reads a `Content-Type`; its parameters don't matter. `None` for any that the endpoint does not take.
+    pub fn from_content_type(value: &str) -> Option<Self> {
+        let essence = value.split(';').next().unwrap_or("").trim();
+        if essence.eq_ignore_ascii_case("application/x-protobuf") {
+            Some(Self::Protobuf)
+        } else if essence.eq_ignore_ascii_case("application/json") {
+            Some(Self::Json)
+        } else {
+            None
+        }
+    }
+}
+
+/// Why a request is none.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+pub enum NotOtlp {
+    /// The bytes are no protobuf message.
+    #[error("not a protobuf message")]
+    Protobuf,
+    /// The text is no JSON.
+    #[error(transparent)]
+    Json(#[from] NotJson),
+}
+
+/// Returns the success for a request that was stored: an empty `ExportTraceServiceResponse` in the request's encoding.
+pub fn success(format: Format) -> Reply {
+    match format {
+        // A message without fields has no bytes.
+        Format::Protobuf => Reply { content_type: Some("application/x-protobuf"), ..Reply::empty(200) },
+        Format::Json => Reply { content_type: Some("application/json"), body: "{}".to_owned(), ..Reply::empty(200) },
+    }
+}
+
+/// What a request is about.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Traces {
+    /// How many spans it has.
+    pub spans: u32,
+    /// The traces of OpenTelemetry that they belong to, and those of Opik that they name.
+    pub touches: Vec<Touch>,
+    /// `service.name` of its resources, each once.
+    pub services: Vec<String>,
+}
+
+impl Traces {
+    /// Reads a request.
+    ///
+    /// # Errors
+    ///
+    /// [`NotOtlp`] when no server could read it.
+    pub fn read(format: Format, content: &[u8]) -> Result<Self, NotOtlp> {
+        let mut traces = Self::default();
+        match format {
+            Format::Protobuf => traces.read_protobuf(content)?,
+            Format::Json => traces.read_json(content)?,
+        }
+        traces.touches = Touch::distinct(traces.touches);
+        Ok(traces)
+    }
+
+    /// Returns what delivery needs to know of a request of this project.
+    pub fn inspection(self, project: Option<String>) -> Inspection {
+        Inspection { touches: self.touches, items: self.spans, project, ..Inspection::default() }
+    }
+
+    fn trace(&mut self, id: &[u8]) {
+        // 16 bytes in every valid request; what else it may be is only kept in order with itself.
+        let key = match <[u8; 16]>::try_from(id) {
+            Ok(id) => EntityKey::from_parts(EntityKind::OtelTrace, id),
+            Err(_) => EntityKey::new(EntityKind::OtelTrace, &hex(id)),
+        };
+        self.touches.push(Touch { key, effect: Effect::Annotate });
+    }
+
+    fn opik_trace(&mut self, id: &str) {
+        self.touches.push(Touch { key: EntityKey::new(EntityKind::Trace, id), effect: Effect::Refer });
+    }
+
+    fn service(&mut self, name: &str) {
+        if !self.services.iter().any(|known| known == name) {
+            self.services.push(name.to_owned());
+        }
+    }
+
+    fn read_protobuf(&mut self, content: &[u8]) -> Result<(), NotOtlp> {
+        check(&REQUEST, content, 0)?;
+        for resource_spans in messages(content, 1) {
+            for resource in messages(resource_spans, 1) {
+                for (key, value) in attributes(resource, 1) {
+                    if key == b"service.name" {
+                        self.service(&String::from_utf8_lossy(value));
+                    }
+                }
+            }
+            for span in messages(resource_spans, 2).flat_map(|scope_spans| messages(scope_spans, 2)) {
+                self.spans = self.spans.saturating_add(1);
+                messages(span, 1).for_each(|id| self.trace(id));
+                for (key, value) in attributes(span, 9) {
+                    if key == OPIK_TRACE_ATTRIBUTE.as_bytes() {
+                        self.opik_trace(&String::from_utf8_lossy(value));
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn read_json(&mut self, content: &[u8]) -> Result<(), NotOtlp> {
+        let mut scanner = Scanner::new(content)?;
+        if scanner.peek()? != Kind::Object {
+            scanner.skip_value()?;
+        } else {
+            scanner.object(|key, scanner| match key {
+                "resourceSpans" | "resource_spans" => {
+                    objects(scanner, |_, key, scanner| self.json_resource(key, scanner))
+                }
+                _ => scanner.skip_value().map(drop),
+            })?;
+        }
+        Ok(scanner.end()?)
+    }
+
+    fn json_resource(&mut self, key: &str, scanner: &mut Scanner<'_>) -> Result<(), NotJson> {
+        match (key, scanner.peek()?) {
+            ("resource", Kind::Object) => scanner
+                .object(|key, scanner| match key {
+                    "attributes" => json_attributes(scanner, |key, value| {
+                        if key == "service.name" {
+                            self.service(value);
+                        }
+                    }),
+                    _ => scanner.skip_value().map(drop),
+                })
+                .map(drop),
+            ("scopeSpans" | "scope_spans", _) => objects(scanner, |_, key, scanner| match key {
+                "spans" => objects(scanner, |is_first, key, scanner| self.json_span(is_first, key, scanner)),
+                _ => scanner.skip_value().map(drop),
+            }),
+            _ => scanner.skip_value().map(drop),
+        }
+    }
+
+    fn json_span(&mut self, is_first: bool, key: &str, scanner: &mut Scanner<'_>) -> Result<(), NotJson> {
+        if is_first {
+            self.spans = self.spans.saturating_add(1);
+        }
+        match (key, scanner.peek()?) {
+            ("traceId" | "trace_id", Kind::String) => {
+                // Written as hexadecimal digits; EntityKey reads 32 of them as 16 bytes.
+                let id = scanner.string()?;
+                self.touches.push(Touch { key: EntityKey::new(EntityKind::OtelTrace, &id), effect: Effect::Annotate });
+                Ok(())
+            }
+            ("attributes", _) => json_attributes(scanner, |key, value| {
+                if key == OPIK_TRACE_ATTRIBUTE {
+                    self.opik_trace(value);
+                }
+            }),
+            _ => scanner.skip_value().map(drop),
+        }
+    }
+}
+
+/// Names the Opik trace that a span belongs to, in place of one derived from its OTel trace.
+const OPIK_TRACE_ATTRIBUTE: &str = "opik.trace_id";
+
+/// Calls `member` with each member of each object of an array, and with whether it is the object's first.
+fn objects(
+    scanner: &mut Scanner<'_>,
+    mut member: impl FnMut(bool, &str, &mut Scanner<'_>) -> Result<(), NotJson>,
+) -> Result<(), NotJson> {
+    if scanner.peek()? != Kind::Array {
+        return scanner.skip_value().map(drop);
+    }
+    let item = |scanner: &mut Scanner<'_>| {
+        if scanner.peek()? != Kind::Object {
+            return scanner.skip_value().map(drop);
+        }
+        let mut is_first = true;
+        scanner.object(|key, scanner| member(std::mem::take(&mut is_first), key, scanner)).map(drop)
+    };
+    scanner.array(item).map(drop)
+}
+
+/// Calls `attribute` with key and text of each attribute that has a text.
+fn json_attributes(scanner: &mut Scanner<'_>, mut attribute: impl FnMut(&str, &str)) -> Result<(), NotJson> {
+    let mut name = String::new();
+    let mut text: Option<String> = None;
+    objects(scanner, |is_first, key, scanner| {
+        if is_first {
+            (name, text) = (String::new(), None);
+        }
+        match (key, scanner.peek()?) {
+            ("key", Kind::String) => name = scanner.string()?.into_owned(),
+            ("value", Kind::Object) => {
+                scanner.object(|key, scanner| {
+                    if matches!(key, "stringValue" | "string_value") && scanner.peek()? == Kind::String {
+                        text = Some(scanner.string()?.into_owned());
+                        return Ok(());
+                    }
+                    scanner.skip_value().map(drop)
+                })?;
+            }
+            _ => return scanner.skip_value().map(drop),
+        }
+        if let Some(text) = text.as_ref().filter(|_| !name.is_empty()) {
+            attribute(&name, text);
+        }
+        Ok(())
+    })
+}
+
+/// Returns a protobuf request as OTLP's JSON, for people; `None` when it is no protobuf message.
+pub fn to_json(content: &[u8]) -> Option<Value> {
+    check(&REQUEST, content, 0).ok()?;
+    Some(json_of(&REQUEST, content))
+}
+
+// The wire format.
+
+/// A value as it stands on the wire.
+enum Wire<'a> {
+    Varint(u64),
+    Fixed64(u64),
+    Bytes(&'a [u8]),
+    Fixed32(u32),
+}
+
+/// Reads the fields of a message one after the other.
+struct Fields<'a> {
+    rest: &'a [u8],
+}
+
+impl<'a> Fields<'a> {
+    /// Returns the next field's number and value, `None` at the end.
+    fn next_field(&mut self) -> Result<Option<(u64, Wire<'a>)>, NotOtlp> {
+        if self.rest.is_empty() {
+            return Ok(None);
+        }
+        let tag = self.varint()?;
+        let value = match tag & 7 {
+            0 => Wire::Varint(self.varint()?),
+            1 => Wire::Fixed64(u64::from_le_bytes(self.array()?)),
+            2 => {
+                let length = usize::try_from(self.varint()?).map_err(|_| NotOtlp::Protobuf)?;
+                Wire::Bytes(self.take(length)?)
+            }
+            5 => Wire::Fixed32(u32::from_le_bytes(self.array()?)),
+            // Groups, which no OTLP message has, and what does not exist.
+            _ => return Err(NotOtlp::Protobuf),
+        };
+        match tag >> 3 {
+            0 => Err(NotOtlp::Protobuf),
+            number => Ok(Some((number, value))),
+        }
+    }
+
+    fn varint(&mut self) -> Result<u64, NotOtlp> {
+        let mut value = 0_u64;
+        for shift in (0..70).step_by(7) {
+            let [byte] = self.array()?;
+            // Bits past the 64th are dropped, as protobuf's own readers do.
+            value |= u64::from(byte & 0x7f).checked_shl(shift).unwrap_or(0);
+            if byte & 0x80 == 0 {
+                return Ok(value);
+            }
+        }
+        Err(NotOtlp::Protobuf)
+    }
+
+    fn array<const N: usize>(&mut self) -> Result<[u8; N], NotOtlp> {
+        self.take(N)?.try_into().map_err(|_| NotOtlp::Protobuf)
+    }
+
+    fn take(&mut self, length: usize) -> Result<&'a [u8], NotOtlp> {
+        let (taken, rest) = self.rest.split_at_checked(length).ok_or(NotOtlp::Protobuf)?;
+        self.rest = rest;
+        Ok(taken)
+    }
+}
+
+/// Iterates over a message that was checked.
+impl<'a> Iterator for Fields<'a> {
+    type Item = (u64, Wire<'a>);
+
+    fn next(&mut self) -> Option<Self::Item> {
+        self.next_field().ok().flatten()
+    }
+}
+
+/// Returns the values of a field that has a length: messages, texts, bytes.
+fn messages(content: &[u8], wanted: u64) -> impl Iterator<Item = &[u8]> {
+    Fields { rest: content }.filter_map(move |(number, value)| match value {
+        Wire::Bytes(bytes) if number == wanted => Some(bytes),
+        _ => None,
+    })
+}
+
+/// Returns keys and texts of the attributes in this field.
+fn attributes(content: &[u8], field: u64) -> impl Iterator<Item = (&[u8], &[u8])> {
+    messages(content, field).filter_map(|attribute| {
+        let key = messages(attribute, 1).last()?;
+        let value = messages(attribute, 2).last()?;
+        Some((key, messages(value, 1).last()?))
+    })
+}
+
+// The schema: opentelemetry-proto, `trace/v1/trace.proto` and what it imports.
+
+struct Message {
+    fields: &'static [Field],
+}
+
+struct Field {
+    number: u64,
+    /// As OTLP's JSON spells it.
+    name: &'static str,
+    kind: Type,
+    is_repeated: bool,
+}
+
+enum Type {
+    Text,
+    /// Ids, which OTLP's JSON writes as hexadecimal digits.
+    Id,
+    Bytes,
+    Unsigned,
+    Signed,
+    Bool,
+    Double,
+    /// Times in nanoseconds, which OTLP's JSON writes as text.
+    Time,
+    Flags,
+    Message(&'static Message),
+}
+
+const fn one(number: u64, name: &'static str, kind: Type) -> Field {
+    Field { number, name, kind, is_repeated: false }
+}
+
+const fn many(number: u64, name: &'static str, message: &'static Message) -> Field {
+    Field { number, name, kind: Type::Message(message), is_repeated: true }
+}
+
+static REQUEST: Message = Message { fields: &[many(1, "resourceSpans", &RESOURCE_SPANS)] };
+static RESOURCE_SPANS: Message = Message {
+    fields: &[
+        one(1, "resource", Type::Message(&RESOURCE)),
+        many(2, "scopeSpans", &SCOPE_SPANS),
+        one(3, "schemaUrl", Type::Text),
+    ],
+};
+static RESOURCE: Message =
+    Message { fields: &[many(1, "attributes", &KEY_VALUE), one(2, "droppedAttributesCount", Type::Unsigned)] };
+static SCOPE_SPANS: Message = Message {
+    fields: &[one(1, "scope", Type::Message(&SCOPE)), many(2, "spans", &SPAN), one(3, "schemaUrl", Type::Text)],
+};
+static SCOPE: Message = Message {
+    fields: &[
+        one(1, "name", Type::Text),
+        one(2, "version", Type::Text),
+        many(3, "attributes", &KEY_VALUE),
+        one(4, "droppedAttributesCount", Type::Unsigned),
+    ],
+};
+static SPAN: Message = Message {
+    fields: &[
+        one(1, "traceId", Type::Id),
+        one(2, "spanId", Type::Id),
+        one(3, "traceState", Type::Text),
+        one(4, "parentSpanId", Type::Id),
+        one(5, "name", Type::Text),
+        one(6, "kind", Type::Unsigned),
+        one(7, "startTimeUnixNano", Type::Time),
+        one(8, "endTimeUnixNano", Type::Time),
+        many(9, "attributes", &KEY_VALUE),
+        one(10, "droppedAttributesCount", Type::Unsigned),
+        many(11, "events", &EVENT),
+        one(12, "droppedEventsCount", Type::Unsigned),
+        many(13, "links", &LINK),
+        one(14, "droppedLinksCount", Type::Unsigned),
+        one(15, "status", Type::Message(&STATUS)),
+        one(16, "flags", Type::Flags),
+    ],
+};
+static EVENT: Message = Message {
+    fields: &[
+        one(1, "timeUnixNano", Type::Time),
+        one(2, "name", Type::Text),
+        many(3, "attributes", &KEY_VALUE),
+        one(4, "droppedAttributesCount", Type::Unsigned),
+    ],
+};
+static LINK: Message = Message {
+    fields: &[
+        one(1, "traceId", Type::Id),
+        one(2, "spanId", Type::Id),
+        one(3, "traceState", Type::Text),
+        many(4, "attributes", &KEY_VALUE),
+        one(5, "droppedAttributesCount", Type::Unsigned),
+        one(6, "flags", Type::Flags),
+    ],
+};
+static STATUS: Message = Message { fields: &[one(2, "message", Type::Text), one(3, "code", Type::Unsigned)] };
+static KEY_VALUE: Message =
+    Message { fields: &[one(1, "key", Type::Text), one(2, "value", Type::Message(&ANY_VALUE))] };
+static ANY_VALUE: Message = Message {
+    fields: &[
+        one(1, "stringValue", Type::Text),
+        one(2, "boolValue", Type::Bool),
+        one(3, "intValue", Type::Signed),
+        one(4, "doubleValue", Type::Double),
+        one(5, "arrayValue", Type::Message(&ARRAY_VALUE)),
+        one(6, "kvlistValue", Type::Message(&KEY_VALUE_LIST)),
+        one(7, "bytesValue", Type::Bytes),
+    ],
+};
+static ARRAY_VALUE: Message = Message { fields: &[many(1, "values", &ANY_VALUE)] };
+static KEY_VALUE_LIST: Message = Message { fields: &[many(1, "values", &KEY_VALUE)] };
+
+/// How deep messages may lie in each other, as protobuf's own readers have it.
+const DEPTH_MAX: usize = 100;
+
+/// Checks that a message and all that lie in it can be read to their ends.
+fn check(message: &Message, content: &[u8], depth: usize) -> Result<(), NotOtlp> {
+    if depth > DEPTH_MAX {
+        return Err(NotOtlp::Protobuf);
+    }
+    let mut fields = Fields { rest: content };
+    while let Some((number, value)) = fields.next_field()? {
+        let field = message.fields.iter().find(|field| field.number == number);
+        if let (Some(Field { kind: Type::Message(inner), .. }), Wire::Bytes(bytes)) = (field, value) {
+            check(inner, bytes, depth + 1)?;
+        }
+    }
+    Ok(())
+}
+
+/// Returns a message that was checked as JSON.
+fn json_of(message: &Message, content: &[u8]) -> Value {
+    let mut shown = Map::new();
+    for (number, value) in (Fields { rest: content }) {
+        let Some(field) = message.fields.iter().find(|field| field.number == number) else { continue };
+        let value = match (&field.kind, value) {
+            (Type::Message(inner), Wire::Bytes(bytes)) => json_of(inner, bytes),
+            (Type::Text, Wire::Bytes(bytes)) => json!(String::from_utf8_lossy(bytes)),
+            (Type::Id, Wire::Bytes(bytes)) => json!(hex(bytes)),
+            (Type::Bytes, Wire::Bytes(bytes)) => json!(base64::engine::general_purpose::STANDARD.encode(bytes)),
+            (Type::Unsigned, Wire::Varint(number)) => json!(number),
+            (Type::Signed, Wire::Varint(number)) => json!(number.cast_signed().to_string()),
+            (Type::Bool, Wire::Varint(number)) => json!(number != 0),
+            (Type::Double, Wire::Fixed64(bits)) => match f64::from_bits(bits) {
+                number if number.is_finite() => json!(number),
+                // JSON has no number for these; protobuf's mapping writes their names.
+                number if number.is_nan() => json!("NaN"),
+                number => json!(if number > 0.0 { "Infinity" } else { "-Infinity" }),
+            },
+            (Type::Time, Wire::Fixed64(nanoseconds)) => json!(nanoseconds.to_string()),
+            (Type::Flags, Wire::Fixed32(bits)) => json!(bits),
+            // Of another wire type than the schema's: passed over, as unknown fields are.
+            _ => continue,
+        };
+        match (field.is_repeated, shown.get_mut(field.name)) {
+            (true, Some(Value::Array(values))) => values.push(value),
+            (true, _) => drop(shown.insert(field.name.to_owned(), Value::Array(vec![value]))),
+            (false, _) => drop(shown.insert(field.name.to_owned(), value)),
+        }
+    }
+    Value::Object(shown)
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// A field with a length.
+    fn field(number: u8, content: &[u8]) -> Vec<u8> {
+        let length = [(content.len() & 0x7f) as u8 | 0x80, (content.len() >> 7) as u8];
+        [&[number << 3 | 2][..], &length, content].concat()
+    }
+
+    fn attribute(key: &str, text: &str) -> Vec<u8> {
+        [field(1, key.as_bytes()), field(2, &field(1, text.as_bytes()))].concat()
+    }
+
+    fn span(trace: u8, name: &str) -> Vec<u8> {
+        let start = [&[7 << 3 | 1][..], &1_700_000_000_000_000_000_u64.to_le_bytes()].concat();
+        [field(1, &[trace; 16]), field(2, &[3; 8]), field(5, name.as_bytes()), start].concat()
+    }
+
+    fn request() -> Vec<u8> {
+        let resource = field(1, &field(1, &attribute("service.name", "checkout")));
+        let spans = field(2, &[field(2, &span(1, "a")), field(2, &span(2, "b"))].concat());
+        field(1, &[resource, spans].concat())
+    }
+
+    fn otel_trace(byte: u8) -> Touch {
+        Touch { key: EntityKey::from_parts(EntityKind::OtelTrace, [byte; 16]), effect: Effect::Annotate }
+    }
+
+    #[test]
+    fn a_protobuf_request_tells_its_traces_spans_and_services() {
+        let traces = Traces::read(Format::Protobuf, &request()).expect("a request");
+        assert_eq!(traces.spans, 2);
+        assert_eq!(traces.services, ["checkout"]);
+        assert_eq!(traces.touches, Touch::distinct(vec![otel_trace(1), otel_trace(2)]));
+        assert_eq!(Traces::read(Format::Protobuf, b""), Ok(Traces::default()));
+    }
+
+    #[test]
+    fn a_json_request_tells_the_same() {
+        let id = "01".repeat(16);
+        let opik = "01a20445-0b53-7443-881b-86277651b909";
+        let content = format!(
+            r#"{{"resourceSpans":[{{"resource":{{"attributes":[{{"key":"service.name","value":{{"stringValue":"checkout"}}}}]}},
+            "scopeSpans":[{{"spans":[{{"traceId":"{id}","name":"a"}},
+            {{"traceId":"{}","attributes":[{{"key":"opik.trace_id","value":{{"stringValue":"{opik}"}}}}]}}]}}]}}]}}"#,
+            "02".repeat(16)
+        );
+        let traces = Traces::read(Format::Json, content.as_bytes()).expect("a request");
+        assert_eq!(traces.spans, 2);
+        assert_eq!(traces.services, ["checkout"]);
+        let opik = Touch { key: EntityKey::new(EntityKind::Trace, opik), effect: Effect::Refer };
+        assert_eq!(traces.touches, Touch::distinct(vec![otel_trace(1), otel_trace(2), opik]));
+        assert_eq!(Traces::read(Format::Json, b"{}"), Ok(Traces::default()));
+        assert!(Traces::read(Format::Json, b"").is_err());
+    }
+
+    #[test]
+    fn people_see_protobuf_as_json() {
+        let shown = to_json(&request()).expect("a request");
+        assert_eq!(shown["resourceSpans"][0]["resource"]["attributes"][0]["value"]["stringValue"], "checkout");
+        let spans = &shown["resourceSpans"][0]["scopeSpans"][0]["spans"];
+        assert_eq!(spans[1]["name"], "b");
+        assert_eq!(spans[1]["traceId"], "02".repeat(16));
+        assert_eq!(spans[0]["startTimeUnixNano"], "1700000000000000000");
+    }
+
+    #[test]
+    fn what_is_cut_or_no_protobuf_is_refused() {
+        let whole = request();
+        for cut in [1, 2, 20, whole.len() - 1] {
+            assert_eq!(Traces::read(Format::Protobuf, &whole[..cut]), Err(NotOtlp::Protobuf), "cut at {cut}");
+        }
+        // Also where only a message inside is broken.
+        assert!(Traces::read(Format::Protobuf, &field(1, &field(2, b"\x0a\x7f"))).is_err());
+        for content in [&b"not protobuf"[..], b"{}", b"\x00", b"\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\x01"] {
+            assert_eq!(Traces::read(Format::Protobuf, content), Err(NotOtlp::Protobuf), "{content:?}");
+        }
+    }
+
+    #[test]
+    fn attributes_lie_in_each_other_as_deep_as_protobufs_own_readers_allow() {
+        let nested = |levels| (0..levels).fold(Vec::new(), |inner, _| field(5, &field(1, &inner)));
+        assert_eq!(check(&ANY_VALUE, &nested(50), 0), Ok(()));
+        assert_eq!(check(&ANY_VALUE, &nested(51), 0), Err(NotOtlp::Protobuf));
+    }
+
+    #[test]
+    fn formats_are_read_without_case_and_parameters() {
+        for (value, format) in [
+            ("application/x-protobuf", Some(Format::Protobuf)),
+            ("Application/JSON; charset=utf-8", Some(Format::Json)),
+            ("application/protobuf", None),
+            ("text/plain", None),
+            ("", None),
+        ] {
+            assert_eq!(Format::from_content_type(value), format, "{value}");
+        }
+        assert_eq!(success(Format::Json).body, "{}");
+        assert_eq!(success(Format::Protobuf).body, "");
+    }
+
+    proptest! {
+        #[test]
+        fn no_bytes_make_the_reader_panic(mut bytes in prop::collection::vec(any::<u8>(), 0..60), flip in 0_usize..100, to: u8) {
+            let _ = Traces::read(Format::Protobuf, &bytes);
+            bytes = request();
+            let at = flip % bytes.len();
+            bytes[at] = to;
+            if Traces::read(Format::Protobuf, &bytes).is_ok() {
+                prop_assert!(to_json(&bytes).is_some());
+            }
+        }
+    }
+}
