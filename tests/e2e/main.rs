@@ -6,6 +6,8 @@
 mod support;
 
 mod fake_opik;
+mod forwarding;
 mod prism;
 mod sdk;
 mod sdk_outage;
+mod writes;
