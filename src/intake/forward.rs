@@ -1,11 +1,13 @@
 //! Pass-through: a request to the server and its answer back, streamed, headers and status untouched.
 
+use std::time::SystemTime;
+
 use bytes::Bytes;
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use http_body_util::{BodyExt, Either, Full, combinators::BoxBody};
 use hyper::body::Incoming;
 
-use crate::protocol::answers::Reply;
+use crate::protocol::answers::{Reply, asked_wait};
 
 /// The body of an answer to a client.
 pub type AnswerBody = BoxBody<Bytes, Box<dyn std::error::Error + Send + Sync>>;
@@ -63,17 +65,35 @@ pub fn request_headers(mut headers: HeaderMap, uri: &http::Uri, agent: &HeaderVa
 /// points into the server is made to point through the agent, under the URL that the client used (protocol dossier,
 /// section b).
 pub fn client_answer(mut answer: http::Response<Incoming>, server_base: &str, client_base: &str) -> ClientAnswer {
-    strip_hop_by_hop(answer.headers_mut());
-    rewrite_location(answer.headers_mut(), server_base, client_base);
+    for_client(&mut answer, server_base, client_base);
     answer.map(|body| body.map_err(Into::into).boxed())
 }
 
 /// As [`client_answer`], for an answer whose body was read.
 pub fn whole_answer(head: http::response::Parts, body: Bytes, server_base: &str, client_base: &str) -> ClientAnswer {
     let mut answer = http::Response::from_parts(head, full(body));
+    for_client(&mut answer, server_base, client_base);
+    answer
+}
+
+fn for_client<B>(answer: &mut http::Response<B>, server_base: &str, client_base: &str) {
     strip_hop_by_hop(answer.headers_mut());
     rewrite_location(answer.headers_mut(), server_base, client_base);
-    answer
+    if answer.status() == http::StatusCode::TOO_MANY_REQUESTS {
+        name_the_reset(answer.headers_mut());
+    }
+}
+
+/// Sees to it that a 429 says in `RateLimit-Reset` when it ends: without that header the Python SDK drops its data in
+/// silence (protocol dossier, section b).
+fn name_the_reset(headers: &mut HeaderMap) {
+    const RESET: HeaderName = HeaderName::from_static("ratelimit-reset");
+    if headers.contains_key(RESET) {
+        return;
+    }
+    let retry_after = headers.get(header::RETRY_AFTER).and_then(|value| value.to_str().ok());
+    let asked = asked_wait(None, retry_after, SystemTime::now()).map_or(0, |wait| wait.as_secs());
+    headers.insert(RESET, HeaderValue::from(asked.max(1)));
 }
 
 fn rewrite_location(headers: &mut HeaderMap, server_base: &str, client_base: &str) {

@@ -4,6 +4,7 @@ use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
 use super::{Availability, Change, ConnectionMonitor, MonitorSettings};
+use crate::shutdown::Shutdown;
 
 /// What is known of the server, for people.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -60,27 +61,33 @@ impl Connection {
         self.changed(inner, change, Some(reason.to_owned()))
     }
 
-    /// Waits until the server is available or the time is over; returns whether it is.
-    pub fn wait_until_available(&self, timeout: Duration) -> bool {
-        let is_away = |inner: &mut Inner| inner.monitor.availability() != Availability::Available;
+    /// Waits until the server is available, shutdown is requested or the time is over; returns whether it is available.
+    pub fn wait_until_available(&self, timeout: Duration, shutdown: &Shutdown) -> bool {
+        let is_away =
+            |inner: &mut Inner| inner.monitor.availability() != Availability::Available && !shutdown.is_requested();
         let waited = self.changed.wait_timeout_while(self.lock(), timeout, is_away);
         let (inner, _) = waited.unwrap_or_else(PoisonError::into_inner);
         inner.monitor.availability() == Availability::Available
     }
 
-    /// Returns how long the monitor waits before its next ping.
-    pub fn next_ping_in(&self, now: Instant) -> Duration {
-        self.lock().monitor.next_ping_in(now)
+    /// Waits until a ping is due or shutdown is requested.
+    ///
+    /// What is due is worked out under the lock that is given up by waiting, so a failed send can't slip in between.
+    pub fn wait_for_ping(&self, shutdown: &Shutdown) {
+        let mut inner = self.lock();
+        while !shutdown.is_requested() {
+            let wait = inner.monitor.next_ping_in(Instant::now());
+            if wait.is_zero() {
+                return;
+            }
+            inner = self.changed.wait_timeout(inner, wait).unwrap_or_else(PoisonError::into_inner).0;
+        }
     }
 
-    /// Waits until a ping is due, something changed, or [`Connection::wake`] was called.
-    pub fn wait_for_ping(&self, timeout: Duration) {
-        let waited = self.changed.wait_timeout(self.lock(), timeout);
-        drop(waited.unwrap_or_else(PoisonError::into_inner));
-    }
-
-    /// Wakes whoever waits, for shutdown.
+    /// Wakes whoever waits, after shutdown was requested.
     pub fn wake(&self) {
+        // Whoever holds the lock has not seen the request yet and is about to wait: it must be waiting before we call.
+        drop(self.lock());
         self.changed.notify_all();
     }
 
@@ -110,14 +117,32 @@ mod tests {
         let settings =
             MonitorSettings { ping_interval: Duration::from_secs(10), check_timeout: Duration::from_secs(5) };
         let connection = Connection::new(settings);
+        let shutdown = Shutdown::new();
         connection.send_failed("refused");
         assert_eq!(connection.state().reason.as_deref(), Some("refused"));
-        assert!(!connection.wait_until_available(Duration::ZERO));
+        assert!(!connection.wait_until_available(Duration::ZERO, &shutdown));
         std::thread::scope(|scope| {
-            let waiter = scope.spawn(|| connection.wait_until_available(Duration::from_secs(60)));
+            let waiter = scope.spawn(|| connection.wait_until_available(Duration::from_secs(60), &shutdown));
             connection.pinged(true, None, Instant::now());
             assert!(waiter.join().expect("no panic"));
         });
         assert_eq!(connection.state().reason, None);
+    }
+
+    #[test]
+    fn shutdown_ends_every_wait_however_it_falls() {
+        let settings =
+            MonitorSettings { ping_interval: Duration::from_secs(600), check_timeout: Duration::from_secs(5) };
+        for _ in 0..200 {
+            let connection = Connection::new(settings);
+            connection.pinged(false, None, Instant::now());
+            let shutdown = Shutdown::new();
+            std::thread::scope(|scope| {
+                scope.spawn(|| connection.wait_for_ping(&shutdown));
+                scope.spawn(|| connection.wait_until_available(Duration::from_secs(600), &shutdown));
+                shutdown.request();
+                connection.wake();
+            });
+        }
     }
 }

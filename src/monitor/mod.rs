@@ -105,11 +105,10 @@ impl ConnectionMonitor {
 
 /// Pings until shutdown, and keeps `connection` true to what it learns.
 pub fn run(connection: &Connection, upstream: &Upstream, settings: MonitorSettings, shutdown: &Shutdown) {
-    while !shutdown.is_requested() {
-        let wait = connection.next_ping_in(Instant::now());
-        if !wait.is_zero() {
-            connection.wait_for_ping(wait);
-            continue;
+    loop {
+        connection.wait_for_ping(shutdown);
+        if shutdown.is_requested() {
+            return;
         }
         let sent = Instant::now();
         let (answered, reason) = match upstream.ping(settings.check_timeout) {

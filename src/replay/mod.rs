@@ -249,7 +249,7 @@ impl ReplayManager<'_> {
         let mut reported = String::new();
         while !self.shutdown.sleep(pause) {
             pause = self.tick_interval;
-            if !self.connection.wait_until_available(self.tick_interval) {
+            if !self.connection.wait_until_available(self.tick_interval, self.shutdown) {
                 continue;
             }
             // That the store is unusable is reported by whoever opens it.

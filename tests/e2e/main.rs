@@ -5,7 +5,11 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+mod delivery;
 mod fake_opik;
+mod forwarding;
+mod outage;
 mod prism;
 mod sdk;
 mod sdk_outage;
+mod writes;

@@ -54,6 +54,8 @@ impl Home {
 pub struct AgentBuilder {
     home: Home,
     upstream: String,
+    /// Whether the store's file is named on the command line.
+    names_db: bool,
     args: Vec<String>,
     env: Vec<(String, String)>,
 }
@@ -77,6 +79,12 @@ impl AgentBuilder {
         self.env("OPIK_CONNECTION_MONITOR_PING_INTERVAL", "0.2").env("OPIK_CONNECTION_MONITOR_CHECK_TIMEOUT", "1")
     }
 
+    /// Leaves it to the environment where the store is.
+    #[must_use]
+    pub fn without_db(self) -> Self {
+        Self { names_db: false, ..self }
+    }
+
     #[must_use]
     pub fn home(mut self, home: Home) -> Self {
         self.home = home;
@@ -98,8 +106,11 @@ impl AgentBuilder {
 
     fn command(&self, port: u16) -> Command {
         let mut command = self.home.command(BINARY);
-        command.args(["agent", "--listen", &format!("127.0.0.1:{port}"), "--upstream", &self.upstream, "--db"]);
-        command.arg(self.home.db()).args(&self.args);
+        command.args(["agent", "--listen", &format!("127.0.0.1:{port}"), "--upstream", &self.upstream]);
+        if self.names_db {
+            command.arg("--db").arg(self.home.db());
+        }
+        command.args(&self.args);
         command.envs(self.env.iter().map(|(name, value)| (name, value)));
         command
     }
@@ -117,7 +128,13 @@ pub struct Agent {
 impl Agent {
     /// Prepares an agent in front of the server at this base URL.
     pub fn builder(upstream: &str) -> AgentBuilder {
-        AgentBuilder { home: Home::new(), upstream: upstream.to_owned(), args: Vec::new(), env: Vec::new() }
+        AgentBuilder {
+            home: Home::new(),
+            upstream: upstream.to_owned(),
+            names_db: true,
+            args: Vec::new(),
+            env: Vec::new(),
+        }
     }
 
     /// Starts an agent in front of `server` that looks for it often.
