@@ -3,6 +3,7 @@
 //! - [`admission`]: what happens to a protected write at the door.
 //! - [`verdict`]: what an answer means, when forwarding and when replaying.
 //! - [`coalesce`]: which messages share a request.
+//! - [`split`]: a refused batch cut into pieces, also inside one stored body.
 //! - [`backoff`]: how long a message waits after a bad attempt.
 //! - [`pacing`]: how fast a backlog is replayed.
 
@@ -10,4 +11,5 @@ pub mod admission;
 pub mod backoff;
 pub mod coalesce;
 pub mod pacing;
+pub mod split;
 pub mod verdict;

@@ -73,6 +73,108 @@ impl Divisible {
     }
 }
 
+/// How far the division of one batch is. Pure: it says which items to send next and takes what became of them.
+#[derive(Clone, Debug)]
+pub struct Division<Answer> {
+    len: usize,
+    /// Pieces to send, the next one last.
+    open: Vec<Range<usize>>,
+    kept: Vec<Range<usize>>,
+    refused: Vec<(Range<usize>, Answer)>,
+    passed: usize,
+    refused_alone: usize,
+}
+
+/// What a division came to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum DivisionEnd<Answer> {
+    /// Every piece was delivered.
+    AllPassed,
+    /// Nothing was: the fault is not one item's.
+    AllRefused,
+    /// Nothing could be said of any piece.
+    NothingDecided,
+    /// What is left, in order: pieces that were refused, with the answer, and pieces that wait.
+    Parts(Vec<(Range<usize>, Option<Answer>)>),
+}
+
+/// After so many items that were refused alone, and none that passed, the rest is tried in the pieces that it is in and
+/// divided no further: a server that refuses everything must not be asked about every item of every batch.
+const REFUSED_ALONE_MAX: usize = 32;
+
+impl<Answer: Clone> Division<Answer> {
+    /// Begins with the halves of a refused batch of `len` items, two at least.
+    pub fn of(len: usize) -> Self {
+        let mut division =
+            Self { len, open: Vec::new(), kept: Vec::new(), refused: Vec::new(), passed: 0, refused_alone: 0 };
+        division.halve(0..len);
+        division
+    }
+
+    /// Returns the items to send next, in order.
+    #[expect(clippy::should_implement_trait, reason = "what comes next depends on what became of the last")]
+    pub fn next(&mut self) -> Option<Range<usize>> {
+        self.open.pop()
+    }
+
+    /// Notes that a piece was delivered.
+    pub fn passed(&mut self, items: Range<usize>) {
+        self.passed += items.len();
+    }
+
+    /// Notes that a piece was refused: it is divided, or it is a single item and stays.
+    pub fn refused(&mut self, items: Range<usize>, answer: Answer) {
+        let gives_up = self.passed == 0 && self.refused_alone >= REFUSED_ALONE_MAX;
+        if items.len() > 1 && !gives_up {
+            self.halve(items);
+        } else {
+            self.refused_alone += 1;
+            self.refused.push((items, answer));
+        }
+    }
+
+    /// Notes that nothing can be said of a piece now.
+    pub fn keep(&mut self, items: Range<usize>) {
+        match self.kept.last_mut() {
+            // Pieces come in order, so what waits side by side can wait as one.
+            Some(last) if last.end == items.start => last.end = items.end,
+            _ => self.kept.push(items),
+        }
+    }
+
+    /// Says whether any piece was delivered.
+    pub fn anything_passed(&self) -> bool {
+        self.passed > 0
+    }
+
+    /// Says whether any piece waits for another try.
+    pub fn has_kept(&self) -> bool {
+        !self.kept.is_empty()
+    }
+
+    /// Returns what it came to, once there is nothing to send next.
+    pub fn end(self) -> DivisionEnd<Answer> {
+        match (self.passed == self.len, self.kept.is_empty(), self.refused.is_empty()) {
+            (true, _, _) => DivisionEnd::AllPassed,
+            (false, true, false) if self.passed == 0 => DivisionEnd::AllRefused,
+            (false, false, true) if self.passed == 0 => DivisionEnd::NothingDecided,
+            _ => {
+                let kept = self.kept.into_iter().map(|items| (items, None));
+                let refused = self.refused.into_iter().map(|(items, answer)| (items, Some(answer)));
+                let mut parts: Vec<_> = kept.chain(refused).collect();
+                parts.sort_by_key(|(items, _)| items.start);
+                DivisionEnd::Parts(parts)
+            }
+        }
+    }
+
+    fn halve(&mut self, items: Range<usize>) {
+        let middle = items.start + items.len() / 2;
+        self.open.push(middle..items.end);
+        self.open.push(items.start..middle);
+    }
+}
+
 type Found = (Range<usize>, Vec<Range<usize>>);
 
 /// Returns where the array of items and each item stand. Of an array that is there twice the last one counts, as for the
@@ -118,12 +220,14 @@ mod tests {
 
     #[test]
     fn a_piece_has_its_items_byte_for_byte_and_all_that_stands_around_them() {
-        let content = r#" {"entity_type" : "TRACE", "assertion_results": [ {"a": NaN} , {"b":"x,]"},[1e+22] ] , "z":{}} "#;
+        let content =
+            r#" {"entity_type" : "TRACE", "assertion_results": [ {"a": NaN} , {"b":"x,]"},[1e+22] ] , "z":{}} "#;
         let whole = request(content);
         let divisible = Divisible::of(MessageType::AddAssertionResultsBatch, &whole).expect("three items");
         assert_eq!(divisible.len(), 3);
         let piece = |items| String::from_utf8(divisible.piece(&whole, items).body.bytes.to_vec()).expect("text");
-        let around = |items: &str| format!(r#" {{"entity_type" : "TRACE", "assertion_results": [{items}] , "z":{{}}}} "#);
+        let around =
+            |items: &str| format!(r#" {{"entity_type" : "TRACE", "assertion_results": [{items}] , "z":{{}}}} "#);
         assert_eq!(piece(0..1), around(r#"{"a": NaN}"#));
         assert_eq!(piece(1..3), around(r#"{"b":"x,]"},[1e+22]"#));
         assert_eq!(divisible.piece(&whole, 0..1).headers.get("content-encoding"), None);
@@ -142,9 +246,77 @@ mod tests {
         }
     }
 
+    fn divide(len: usize, bad: &[usize]) -> (DivisionEnd<()>, usize) {
+        let mut division = Division::of(len);
+        let mut requests = 0;
+        while let Some(items) = division.next() {
+            requests += 1;
+            if bad.iter().any(|bad| items.contains(bad)) {
+                division.refused(items, ());
+            } else {
+                division.passed(items);
+            }
+        }
+        (division.end(), requests)
+    }
+
+    #[test]
+    fn one_bad_item_of_a_thousand_stands_alone_after_twenty_requests() {
+        for bad in [0, 1, 499, 500, 999] {
+            let (end, requests) = divide(1000, &[bad]);
+            assert_eq!(end, DivisionEnd::Parts(vec![(bad..bad + 1, Some(()))]), "{bad}");
+            assert!(requests <= 20, "{requests} requests");
+        }
+    }
+
+    #[test]
+    fn a_server_that_refuses_everything_is_not_asked_about_every_item() {
+        let all: Vec<usize> = (0..1000).collect();
+        let (end, requests) = divide(1000, &all);
+        assert_eq!(end, DivisionEnd::AllRefused);
+        assert!(requests < 100, "{requests} requests");
+    }
+
+    #[test]
+    fn what_can_not_be_said_now_waits_in_one_piece() {
+        let mut division = Division::of(8);
+        assert_eq!(division.next(), Some(0..4));
+        division.refused(0..4, "no");
+        assert_eq!(division.next(), Some(0..2));
+        division.passed(0..2);
+        assert_eq!(division.next(), Some(2..4));
+        division.keep(2..4);
+        assert_eq!(division.next(), Some(4..8));
+        division.keep(4..8);
+        assert_eq!(division.next(), None);
+        assert_eq!(division.end(), DivisionEnd::Parts(vec![(2..8, None)]));
+        let mut division: Division<()> = Division::of(2);
+        while let Some(items) = division.next() {
+            division.keep(items);
+        }
+        assert_eq!(division.end(), DivisionEnd::NothingDecided);
+    }
+
     proptest! {
         #[test]
-        fn pieces_of_a_batch_are_the_batch(items in prop::collection::vec("[0-9]{1,4}", 2..40), at in 1_usize..39) {
+        fn exactly_the_bad_items_are_left(len in 2_usize..300, bad in prop::collection::btree_set(0_usize..300, 0..12)) {
+            let bad: Vec<usize> = bad.into_iter().filter(|bad| *bad < len).collect();
+            prop_assume!(bad.len() < len);
+            let (end, requests) = divide(len, &bad);
+            match end {
+                DivisionEnd::AllPassed => prop_assert!(bad.is_empty()),
+                DivisionEnd::Parts(parts) => {
+                    let left: Vec<usize> = parts.into_iter().flat_map(|(items, _)| items).collect();
+                    prop_assert_eq!(&left, &bad);
+                }
+                other => prop_assert!(false, "{:?}", other),
+            }
+            let depth = len.ilog2() as usize + 1;
+            prop_assert!(requests <= 2 * depth * bad.len().max(1), "{} requests", requests);
+        }
+
+        #[test]
+        fn pieces_of_a_batch_are_the_batch(items in prop::collection::vec("[1-9][0-9]{0,3}", 2..40), at in 1_usize..39) {
             let at = at.min(items.len() - 1);
             let whole = request(&format!(r#"{{"assertion_results":[{}]}}"#, items.join(" , ")));
             let divisible = Divisible::of(MessageType::AddAssertionResultsBatch, &whole).expect("two items or more");
@@ -155,9 +327,7 @@ mod tests {
                 let array = value["assertion_results"].as_array().expect("an array").clone();
                 found.extend(array.iter().map(ToString::to_string));
             }
-            let numbers: Vec<String> = items.iter().map(|n| n.trim_start_matches('0').to_owned()).collect();
-            prop_assume!(items.iter().all(|n| !n.starts_with('0')));
-            prop_assert_eq!(found, numbers);
+            prop_assert_eq!(found, items);
         }
     }
 }

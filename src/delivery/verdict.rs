@@ -65,8 +65,12 @@ pub enum ReplayVerdict {
         /// How long the server asked to wait.
         asked: Option<Duration>,
     },
-    /// The request is refused: smaller pieces may pass, and what can't be divided is rejected with the server's words.
-    Refused,
+    /// The request is refused: what can't be divided any further is rejected with the server's words.
+    Refused {
+        /// Whether the fault may be one item's, so that the items of one body are worth trying in pieces: not when the
+        /// server doesn't know the endpoint or the content type.
+        items: bool,
+    },
 }
 
 /// Says what a replayed message's answer means.
@@ -87,7 +91,8 @@ pub fn replaying(message_type: MessageType, result: Result<&Answer, &SendFailure
         409 if message_type.is_create() => ReplayVerdict::Delivered,
         408 | 425 => ReplayVerdict::Retry { asked },
         429 => ReplayVerdict::HoldLane { asked, probe: false },
-        400..=499 => ReplayVerdict::Refused,
+        400 | 409 | 413 | 422 => ReplayVerdict::Refused { items: true },
+        404..=499 => ReplayVerdict::Refused { items: false },
         502..=504 => ReplayVerdict::Unavailable,
         // What is no final status at all (1xx or nonsense) is a broken server, like a 500.
         _ => ReplayVerdict::Retry { asked },
@@ -147,18 +152,18 @@ mod tests {
             (MessageType::CreateTrace, 201, ReplayVerdict::Delivered),
             (MessageType::UpdateTrace, 204, ReplayVerdict::Delivered),
             (MessageType::UpdateTrace, 308, hold(true)),
-            (MessageType::UpdateTrace, 400, ReplayVerdict::Refused),
+            (MessageType::UpdateTrace, 400, ReplayVerdict::Refused { items: true }),
             (MessageType::UpdateTrace, 401, hold(true)),
             (MessageType::UpdateTrace, 402, hold(true)),
             (MessageType::UpdateTrace, 403, hold(true)),
-            (MessageType::UpdateTrace, 404, ReplayVerdict::Refused),
+            (MessageType::UpdateTrace, 404, ReplayVerdict::Refused { items: false }),
             (MessageType::UpdateTrace, 408, retry),
             (MessageType::CreateSpan, 409, ReplayVerdict::Delivered),
             (MessageType::CreateTraceBatch, 409, ReplayVerdict::Delivered),
-            (MessageType::UpdateSpan, 409, ReplayVerdict::Refused),
-            (MessageType::AddThreadsFeedbackScoresBatch, 409, ReplayVerdict::Refused),
-            (MessageType::CreateTraceBatch, 413, ReplayVerdict::Refused),
-            (MessageType::CreateTraceBatch, 422, ReplayVerdict::Refused),
+            (MessageType::UpdateSpan, 409, ReplayVerdict::Refused { items: true }),
+            (MessageType::AddThreadsFeedbackScoresBatch, 409, ReplayVerdict::Refused { items: true }),
+            (MessageType::CreateTraceBatch, 413, ReplayVerdict::Refused { items: true }),
+            (MessageType::CreateTraceBatch, 422, ReplayVerdict::Refused { items: true }),
             (MessageType::UpdateTrace, 425, retry),
             (MessageType::UpdateTrace, 429, hold(false)),
             (MessageType::UpdateTrace, 500, retry),

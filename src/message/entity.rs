@@ -80,8 +80,9 @@ impl EntityKey {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[repr(u8)]
 pub enum Effect {
-    /// Ends it: deletes it, or closes it. Must come after everything that names it, and before everything that does so
-    /// later: a span of a deleted trace would bring a part of it back, and an unknown thread can't be closed.
+    /// Ends it, or sums it up: deletes or closes it, or scores a thread. Must come after everything that names it, and
+    /// before everything that does so later: a span of a deleted trace would bring a part of it back, and a thread that
+    /// its traces have not made yet can't be closed or scored.
     End = 0,
     /// Makes it, or makes it again more complete.
     Create = 1,

@@ -90,7 +90,8 @@ const fn shape(message_type: MessageType) -> Shape {
     };
     use Items::{Array, Ids, Objects, Unread, Whole};
     const PLAIN: Shape = Shape { items: Whole, path: None, named: &[], beside: &[], condition: Condition::None };
-    const TRACE: &[(&str, Names)] = &[("id", (Trace, Create)), ("thread_id", (Thread, Annotate))];
+    // A thread is made by its traces: they need no order among themselves, and scores of the thread come after them.
+    const TRACE: &[(&str, Names)] = &[("id", (Trace, Create)), ("thread_id", (Thread, Refer))];
     const SPAN: &[(&str, Names)] = &[("id", (Span, Create)), ("trace_id", (Trace, Refer))];
     // An upsert of a dataset item is no create: updates that were accepted before it must stay before it.
     const DATASET_ITEM: &[(&str, Names)] =
@@ -102,7 +103,7 @@ const fn shape(message_type: MessageType) -> Shape {
         MessageType::CreateTrace => Shape { named: TRACE, ..PLAIN },
         MessageType::CreateTraceBatch => Shape { items: Objects("traces"), named: TRACE, ..PLAIN },
         MessageType::UpdateTrace => {
-            Shape { path: Some((Trace, Update)), named: &[("thread_id", (Thread, Annotate))], ..PLAIN }
+            Shape { path: Some((Trace, Update)), named: &[("thread_id", (Thread, Refer))], ..PLAIN }
         }
         MessageType::CreateSpan => Shape { named: SPAN, ..PLAIN },
         MessageType::CreateSpansBatch => Shape { items: Objects("spans"), named: SPAN, ..PLAIN },
@@ -116,7 +117,7 @@ const fn shape(message_type: MessageType) -> Shape {
             Shape { items: Objects("scores"), named: &[("id", (Span, Annotate))], ..PLAIN }
         }
         MessageType::AddThreadsFeedbackScoresBatch => {
-            Shape { items: Objects("scores"), named: &[("thread_id", (Thread, Annotate))], ..PLAIN }
+            Shape { items: Objects("scores"), named: &[("thread_id", (Thread, End))], ..PLAIN }
         }
         MessageType::GuardrailBatch => Shape {
             items: Objects("guardrails"),
@@ -239,6 +240,14 @@ const fn gets_an_id(message_type: MessageType) -> bool {
             | MessageType::CreateExperimentItemsBatch
             | MessageType::PutDatasetItems
     )
+}
+
+/// Returns the member that holds the items of a batch, each of which stands for itself; `None` for other writes.
+pub fn items_member(message_type: MessageType) -> Option<&'static str> {
+    match shape(message_type).items {
+        Items::Objects(member) => Some(member),
+        Items::Unread | Items::Whole | Items::Array | Items::Ids(..) => None,
+    }
 }
 
 /// Reads what a body is about. Members of an unexpected kind are passed over: the server judges them.
@@ -497,13 +506,13 @@ mod tests {
 
     #[test]
     fn each_message_type_names_its_entities() {
-        use Effect::{Annotate, Create, Refer};
+        use Effect::{Annotate, Create, End, Refer};
         use EntityKind::{DatasetItem, Experiment, ExperimentItem, Span, Thread, Trace};
         let cases = [
             (
                 MessageType::CreateTrace,
                 format!(r#"{{"project_name":"p","input":{{"id":"no"}},"id":"{TRACE}","thread_id":"t-1"}}"#),
-                vec![touch(Trace, Create, TRACE), touch(Thread, Annotate, "t-1")],
+                vec![touch(Trace, Create, TRACE), touch(Thread, Refer, "t-1")],
                 1,
             ),
             (
@@ -517,7 +526,7 @@ mod tests {
             (
                 MessageType::AddThreadsFeedbackScoresBatch,
                 r#"{"scores":[{"thread_id":"t-1","project_name":"p","name":"n","value":NaN}]}"#.into(),
-                vec![touch(Thread, Annotate, "t-1")],
+                vec![touch(Thread, End, "t-1")],
                 1,
             ),
             (

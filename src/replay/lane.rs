@@ -1,6 +1,7 @@
 //! One lane's worker: claim, send, settle, pause, until the lane is empty, held, or its turn is over.
 
 use std::collections::VecDeque;
+use std::ops::Range;
 use std::time::{Duration, Instant};
 
 use tracing::{debug, warn};
@@ -10,11 +11,14 @@ use super::{Budget, CLAIM_BYTES_MAX, Gate, LeaseKeeper, Replay, now_ms};
 use crate::delivery::backoff;
 use crate::delivery::coalesce::{Shipment, plan};
 use crate::delivery::pacing::{BatchEnd, Pace};
+use crate::delivery::split::{Divisible, Division, DivisionEnd};
 use crate::delivery::verdict::{ReplayVerdict, replaying};
-use crate::message::{Claimed, MessageId, Touch, conflict};
+use crate::message::{Claimed, Footprint, MessageId};
 use crate::protocol::answers::{Answer, SendFailure};
 use crate::protocol::fallback::fallback;
-use crate::store::{ClaimLimits, Hold, LaneId, LaneWork, LastAnswer, Outcome, StoreError};
+use crate::protocol::inspection::inspect;
+use crate::protocol::routes::Protected;
+use crate::store::{ClaimLimits, Hold, LaneId, LaneWork, LastAnswer, Outcome, Part, StoreError};
 
 /// A worker comes back after this long even if more waits, so that more lanes than workers all get their turn.
 const TURN: Duration = Duration::from_secs(1);
@@ -93,6 +97,7 @@ impl LaneWorker<'_> {
             is_probe,
             outcomes: Vec::new(),
             retries: Vec::new(),
+            left: Footprint::default(),
             delivered: 0,
             falters: 0,
             halt: None,
@@ -128,7 +133,8 @@ impl LaneWorker<'_> {
     fn count(&self, outcomes: &[(MessageId, Outcome)]) {
         let of = |wanted: fn(&Outcome) -> bool| outcomes.iter().filter(|(_, outcome)| wanted(outcome)).count() as u64;
         self.replay.metrics.messages_delivered.add(of(|outcome| matches!(outcome, Outcome::Delivered)));
-        self.replay.metrics.messages_rejected.add(of(|outcome| matches!(outcome, Outcome::Rejected { .. })));
+        let rejected: usize = outcomes.iter().map(|(_, outcome)| outcome.rejected_messages()).sum();
+        self.replay.metrics.messages_rejected.add(rejected as u64);
     }
 }
 
@@ -139,6 +145,8 @@ struct Batch<'w, 'a> {
     outcomes: Vec<(MessageId, Outcome)>,
     /// Messages that failed alone, with what the server said and how long it asked to wait.
     retries: Vec<(Claimed, LastAnswer, Option<Duration>)>,
+    /// What messages are about that wait for another try: later ones of this batch must not overtake them.
+    left: Footprint,
     /// Messages delivered so far.
     delivered: usize,
     /// Requests that failed in a way that time may heal.
@@ -153,7 +161,7 @@ impl Batch<'_, '_> {
             if self.halt.is_none() && (self.worker.replay.shutdown.is_requested() || !self.worker.keeper.may_send()) {
                 self.halt = Some(Halt::Stopped);
             }
-            if self.halt.is_some() || self.waits_for_a_retry(&shipment) {
+            if self.halt.is_some() || self.waits_for_an_earlier(&shipment) {
                 self.put_back(&shipment, None);
                 continue;
             }
@@ -198,12 +206,13 @@ impl Batch<'_, '_> {
                         }
                         Err(single) => {
                             let answer = last_answer(&result);
+                            single.messages().for_each(|message| self.left.add(&message.touches));
                             self.retries
                                 .extend(single.messages().map(|message| (message.clone(), answer.clone(), asked)));
                         }
                     }
                 }
-                ReplayVerdict::Refused => match shipment.halves() {
+                ReplayVerdict::Refused { items } => match shipment.halves() {
                     Ok((first, second)) => {
                         queue.push_front(second);
                         queue.push_front(first);
@@ -211,18 +220,83 @@ impl Batch<'_, '_> {
                     Err(single) => {
                         let answer = last_answer(&result);
                         for message in single.messages() {
-                            warn!(
-                                target: "replay_manager",
-                                id = %message.id, message_type = %message.message_type, status = answer.status,
-                                "the Opik server refused a message, it is kept as rejected"
-                            );
-                            self.outcomes.push((message.id, Outcome::Rejected { answer: answer.clone() }));
+                            self.refused(message, &answer, items)?;
                         }
                     }
                 },
             }
         }
         Ok(())
+    }
+
+    /// Rejects a message, or those of its items that the server refuses.
+    fn refused(&mut self, message: &Claimed, answer: &LastAnswer, items: bool) -> Result<(), StoreError> {
+        let divisible = if items { Divisible::of(message.message_type, &message.request) } else { None };
+        let outcome = match divisible {
+            Some(divisible) => self.divide(message, &divisible, answer)?,
+            None => Outcome::Rejected { answer: answer.clone() },
+        };
+        match &outcome {
+            Outcome::Rejected { answer } => warn!(
+                target: "replay_manager",
+                id = %message.id, message_type = %message.message_type, status = answer.status,
+                "the Opik server refused a message, it is kept as rejected"
+            ),
+            Outcome::Divided { parts } => warn!(
+                target: "replay_manager",
+                id = %message.id, message_type = %message.message_type, items = message.items, parts = parts.len(),
+                "the Opik server refused a batch, it was divided: what passed is delivered, the rest is kept"
+            ),
+            Outcome::Delivered | Outcome::Failed { .. } => {}
+        }
+        self.outcomes.push((message.id, outcome));
+        Ok(())
+    }
+
+    /// Sends a refused batch in pieces until each bad item stands alone.
+    ///
+    /// All of it is settled at once, afterwards: a crash in the middle repeats pieces, which are upserts.
+    fn divide(&mut self, message: &Claimed, divisible: &Divisible, whole: &LastAnswer) -> Result<Outcome, StoreError> {
+        let mut division = Division::of(divisible.len());
+        while let Some(items) = division.next() {
+            let replay = self.worker.replay;
+            if self.halt.is_none() && (replay.shutdown.is_requested() || !self.worker.keeper.may_send()) {
+                self.halt = Some(Halt::Stopped);
+            }
+            if self.halt.is_some() {
+                division.keep(items);
+                continue;
+            }
+            replay.metrics.replay_requests.add(1);
+            let piece = divisible.piece(&message.request, items.clone());
+            let result = replay.upstream.send(&self.worker.work.lane, &piece);
+            match replaying(message.message_type, result.as_ref()) {
+                ReplayVerdict::Delivered => division.passed(items),
+                ReplayVerdict::Refused { .. } => division.refused(items, last_answer(&result)),
+                ReplayVerdict::Retry { .. } => division.keep(items),
+                ReplayVerdict::Unavailable => {
+                    replay.connection.send_failed(&last_answer(&result).text);
+                    self.halt = Some(Halt::Unavailable);
+                    division.keep(items);
+                }
+                ReplayVerdict::HoldLane { asked, probe } => {
+                    self.hold(asked.unwrap_or(replay.settings.retry_interval), reason(&result), probe)?;
+                    division.keep(items);
+                }
+            }
+        }
+        self.delivered += usize::from(division.anything_passed());
+        if division.has_kept() {
+            self.left.add(&message.touches);
+        }
+        Ok(match division.end() {
+            DivisionEnd::AllPassed => Outcome::Delivered,
+            DivisionEnd::AllRefused => Outcome::Rejected { answer: whole.clone() },
+            DivisionEnd::NothingDecided => Outcome::Failed { next_attempt_at_ms: 0, counts: false, answer: None },
+            DivisionEnd::Parts(parts) => Outcome::Divided {
+                parts: parts.into_iter().map(|(items, answer)| part(message, divisible, items, answer)).collect(),
+            },
+        })
     }
 
     fn delivered(&mut self, shipment: &Shipment) -> Result<(), StoreError> {
@@ -237,12 +311,12 @@ impl Batch<'_, '_> {
     }
 
     /// Says whether an earlier message of this batch about the same entity waits for another attempt.
-    fn waits_for_a_retry(&self, shipment: &Shipment) -> bool {
-        let waits = |touches: &[Touch]| self.retries.iter().any(|(message, _, _)| conflict(&message.touches, touches));
-        !self.retries.is_empty() && shipment.messages().any(|message| waits(&message.touches))
+    fn waits_for_an_earlier(&self, shipment: &Shipment) -> bool {
+        !self.left.is_empty() && shipment.messages().any(|message| self.left.conflicts(&message.touches))
     }
 
     fn put_back(&mut self, shipment: &Shipment, answer: Option<LastAnswer>) {
+        shipment.messages().for_each(|message| self.left.add(&message.touches));
         self.outcomes.extend(shipment.messages().map(|message| {
             (message.id, Outcome::Failed { next_attempt_at_ms: 0, counts: false, answer: answer.clone() })
         }));
@@ -298,6 +372,16 @@ impl Batch<'_, '_> {
         }
         Ok(())
     }
+}
+
+/// Returns a part of a divided message as the store keeps it.
+fn part(message: &Claimed, divisible: &Divisible, items: Range<usize>, rejected: Option<LastAnswer>) -> Part {
+    let count = u32::try_from(items.len()).unwrap_or(u32::MAX);
+    let request = divisible.piece(&message.request, items);
+    let route = Protected { message_type: message.message_type, path_id: None };
+    // Cut out of JSON that was read before; were it not, the whole message's entities are a safe answer.
+    let touches = inspect(&route, &request.body.bytes).map_or_else(|_| message.touches.clone(), |found| found.touches);
+    Part { request, touches, items: count, rejected }
 }
 
 fn last_answer(result: &Result<Answer, SendFailure>) -> LastAnswer {

@@ -308,6 +308,36 @@ pub enum Outcome {
         /// The server's words.
         answer: LastAnswer,
     },
+    /// It was divided. What these parts don't carry was delivered; each of them takes the message's place in the order,
+    /// as a message with an id of its own.
+    Divided {
+        /// What is left of it, in the order of its items; at least one.
+        parts: Vec<Part>,
+    },
+}
+
+impl Outcome {
+    /// Returns how many messages this leaves rejected.
+    pub fn rejected_messages(&self) -> usize {
+        match self {
+            Self::Rejected { .. } => 1,
+            Self::Divided { parts } => parts.iter().filter(|part| part.rejected.is_some()).count(),
+            Self::Delivered | Self::Failed { .. } => 0,
+        }
+    }
+}
+
+/// A part of a message that was divided.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Part {
+    /// What to send.
+    pub request: Request,
+    /// What it is about.
+    pub touches: Vec<Touch>,
+    /// How many items it carries.
+    pub items: u32,
+    /// The server's words when it refused this part for good; `None` when it waits for another try.
+    pub rejected: Option<LastAnswer>,
 }
 
 /// The last answer to a message.

@@ -15,7 +15,7 @@ use opik_offline::message::{
 };
 use opik_offline::store::sqlite::SqliteStore;
 use opik_offline::store::{
-    ClaimLimits, Filter, Hold, LaneId, LastAnswer, Lease, Outcome, Owner, Page, Store, StoreError,
+    ClaimLimits, Filter, Hold, LaneId, LastAnswer, Lease, Outcome, Owner, Page, Part, Store, StoreError,
 };
 use proptest::collection::vec;
 use proptest::prelude::*;
@@ -124,7 +124,18 @@ fn any_outcome() -> impl Strategy<Value = Outcome> {
     prop_oneof![
         3 => Just(Outcome::Delivered),
         3 => failed.prop_map(|(next_attempt_at_ms, counts, answer)| Outcome::Failed { next_attempt_at_ms, counts, answer }),
-        2 => answer.prop_map(|answer| Outcome::Rejected { answer }),
+        2 => answer.clone().prop_map(|answer| Outcome::Rejected { answer }),
+        2 => vec((any_message(), prop::option::of(answer)), 1..3).prop_map(|parts| Outcome::Divided {
+            parts: parts
+                .into_iter()
+                .map(|(message, rejected)| Part {
+                    request: message.request,
+                    touches: message.touches,
+                    items: message.items,
+                    rejected,
+                })
+                .collect(),
+        }),
     ]
 }
 

@@ -378,6 +378,24 @@ impl Store for ModelStore {
                     record.attempts += 1;
                     record.answer = keep(answer);
                 }
+                Outcome::Divided { parts } => {
+                    let whole = state.messages.remove(place);
+                    for part in parts {
+                        state.next_id += 1;
+                        let mut record = Record { id: state.next_id, ..whole.clone() };
+                        record.message.request = part.request.clone();
+                        record.message.touches = part.touches.clone();
+                        record.message.items = part.items;
+                        record.status = match part.rejected {
+                            Some(_) => MessageStatus::Rejected,
+                            None => MessageStatus::Failed,
+                        };
+                        record.attempts += u32::from(part.rejected.is_some());
+                        record.next_attempt_at_ms = 0;
+                        record.answer = part.rejected.as_ref().and_then(keep);
+                        state.messages.push(record);
+                    }
+                }
             }
         }
         Ok(())

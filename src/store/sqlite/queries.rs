@@ -92,6 +92,14 @@ pub(super) const ADD_MESSAGE: &str = "
     INSERT INTO messages (message_id, status, message_type, lane_id, position, accepted_at_ms, attempts,
         next_attempt_at_ms, items, body_bytes, project, method, path, header_set_id, encoding, touches)
     VALUES (?1, 3, ?2, ?3, ?4, ?5, 0, 0, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13)";
+/// A part of a divided message, in its place; ?1 is the whole.
+pub(super) const ADD_PART: &str = "
+    INSERT INTO messages (message_id, status, message_type, lane_id, position, accepted_at_ms, attempts,
+        next_attempt_at_ms, answer_at_ms, answer_status, answer_text, items, body_bytes, project, method, path,
+        header_set_id, encoding, touches)
+    SELECT ?2, ?3, message_type, lane_id, position, accepted_at_ms, attempts + ?4, 0, ?5, ?6, ?7, ?8, ?9, project, ?10,
+        ?11, ?12, ?13, ?14
+    FROM messages WHERE message_id = ?1";
 pub(super) const ADD_BODY: &str = "INSERT INTO bodies VALUES (?1, ?2)";
 pub(super) const ADD_TOUCH: &str = "INSERT OR IGNORE INTO message_touches VALUES (?1, ?2, ?3)";
 pub(super) const DROP_TOUCH: &str = "DELETE FROM message_touches WHERE effect = ?1 AND entity = ?2 AND message_id = ?3";

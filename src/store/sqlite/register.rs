@@ -34,8 +34,6 @@ pub(super) fn register(tx: &Transaction<'_>, messages: &[Message]) -> Result<Vec
     let first: i64 = tx.prepare_cached(queries::NEXT_ID)?.query_row([], |row| row.get(0))?;
     let mut updates_exist = tx.prepare_cached(queries::ANY_UPDATE)?.exists([])?;
     let mut add_message = tx.prepare_cached(queries::ADD_MESSAGE)?;
-    let mut add_body = tx.prepare_cached(queries::ADD_BODY)?;
-    let mut add_touch = tx.prepare_cached(queries::ADD_TOUCH)?;
     let mut ids = Vec::with_capacity(messages.len());
     for (id, message) in (first..).zip(messages) {
         let lane = names.lane(tx, &message.lane)?;
@@ -56,10 +54,7 @@ pub(super) fn register(tx: &Transaction<'_>, messages: &[Message]) -> Result<Vec
             rows::encoding_code(body.encoding),
             Touch::to_bytes(&message.touches),
         ])?;
-        add_body.execute(params![id, &body.bytes[..]])?;
-        for touch in message.touches.iter().filter(|touch| is_looked_up(touch)) {
-            add_touch.execute(params![touch.effect as u8, &touch.key.as_bytes()[..], id])?;
-        }
+        add_body_and_touches(tx, id, &body.bytes, &message.touches)?;
         if updates_exist {
             for touch in message.touches.iter().filter(|touch| touch.effect == Effect::Create) {
                 move_early_updates(tx, lane, id, &touch.key)?;
@@ -72,6 +67,16 @@ pub(super) fn register(tx: &Transaction<'_>, messages: &[Message]) -> Result<Vec
     }
     changes.write(tx)?;
     Ok(ids)
+}
+
+/// Stores what hangs on the row of a message.
+pub(super) fn add_body_and_touches(tx: &Transaction<'_>, id: i64, body: &[u8], touches: &[Touch]) -> Result<(), Fault> {
+    tx.prepare_cached(queries::ADD_BODY)?.execute(params![id, body])?;
+    let mut add_touch = tx.prepare_cached(queries::ADD_TOUCH)?;
+    for touch in touches.iter().filter(|touch| is_looked_up(touch)) {
+        add_touch.execute(params![touch.effect as u8, &touch.key.as_bytes()[..], id])?;
+    }
+    Ok(())
 }
 
 /// Says whether messages are found by this touch.
@@ -117,7 +122,7 @@ fn move_early_updates(tx: &Transaction<'_>, lane: i64, create: i64, entity: &Ent
 
 /// The lanes and header sets of one batch, each looked up once.
 #[derive(Default)]
-struct Names<'batch> {
+pub(super) struct Names<'batch> {
     lanes: HashMap<&'batch Lane, i64>,
     header_sets: HashMap<&'batch HeaderSet, i64>,
 }
@@ -142,7 +147,7 @@ impl<'batch> Names<'batch> {
         Ok(id)
     }
 
-    fn header_set(&mut self, tx: &Transaction<'_>, headers: &'batch HeaderSet) -> Result<i64, Fault> {
+    pub(super) fn header_set(&mut self, tx: &Transaction<'_>, headers: &'batch HeaderSet) -> Result<i64, Fault> {
         if let Some(id) = self.header_sets.get(headers) {
             return Ok(*id);
         }

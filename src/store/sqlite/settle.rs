@@ -7,11 +7,11 @@ use rusqlite::{CachedStatement, Connection, OptionalExtension, Row, Transaction,
 use super::claim::HOLD_MS_MAX;
 use super::fault::Fault;
 use super::queries::{self, Selection};
-use super::register::is_looked_up;
+use super::register::{Names, add_body_and_touches, is_looked_up};
 use super::rows::{self, Lanes};
 use super::summary::{Changes, Group, Size, counted};
-use crate::message::{Lane, MessageId, MessageStatus};
-use crate::store::{Filter, Hold, LaneId, LastAnswer, Outcome, Purged};
+use crate::message::{Lane, MessageId, MessageStatus, Touch};
+use crate::store::{Filter, Hold, LaneId, LastAnswer, Outcome, Part, Purged};
 
 /// Writes the outcomes of messages that were claimed under this epoch. One that is not there any more was purged.
 pub(super) fn settle(tx: &Transaction<'_>, epoch: i64, outcomes: &[(MessageId, Outcome)]) -> Result<(), Fault> {
@@ -42,12 +42,56 @@ pub(super) fn settle(tx: &Transaction<'_>, epoch: i64, outcomes: &[(MessageId, O
                 let answer_status = answer.status.unwrap_or(0);
                 changes.add(Group { status: MessageStatus::Rejected, answer_status, ..group }, size);
             }
+            Outcome::Divided { parts } => {
+                let Some((group, _)) = claimed(tx, *id, epoch)? else { continue };
+                add_parts(tx, *id, group, parts, &mut changes)?;
+                delete_one(tx, &mut delete, params![id.0, epoch], &mut changes)?;
+            }
         }
     }
     for lane in succeeded {
         tx.prepare_cached(queries::NOTE_SUCCESS)?.execute([lane])?;
     }
     changes.write(tx)
+}
+
+/// Stores what is left of a message beside it; the message itself goes in the same transaction.
+fn add_parts(
+    tx: &Transaction<'_>,
+    whole: MessageId,
+    group: Group,
+    parts: &[Part],
+    changes: &mut Changes,
+) -> Result<(), Fault> {
+    let mut names = Names::default();
+    let first: i64 = tx.prepare_cached(queries::NEXT_ID)?.query_row([], |row| row.get(0))?;
+    let mut add_part = tx.prepare_cached(queries::ADD_PART)?;
+    for (id, part) in (first..).zip(parts) {
+        let answer = part.rejected.as_ref();
+        let status = if answer.is_some() { MessageStatus::Rejected } else { MessageStatus::Failed };
+        let body = &part.request.body;
+        add_part.execute(params![
+            whole.0,
+            id,
+            status.code(),
+            i64::from(answer.is_some()),
+            answer.map(|answer| answer.at_ms),
+            answer.and_then(|answer| answer.status),
+            answer.map(LastAnswer::text_kept),
+            part.items,
+            body.bytes.len() as i64,
+            part.request.method,
+            part.request.path,
+            names.header_set(tx, &part.request.headers)?,
+            rows::encoding_code(body.encoding),
+            Touch::to_bytes(&part.touches),
+        ])?;
+        add_body_and_touches(tx, id, &body.bytes, &part.touches)?;
+        let answer_status = answer.and_then(|answer| answer.status).unwrap_or(0);
+        let size = Size { items: part.items.into(), body_bytes: body.bytes.len() as i64 };
+        changes.add(Group { status, answer_status, ..group }, size);
+    }
+    Ok(())
 }
 
 fn claimed(tx: &Transaction<'_>, id: MessageId, epoch: i64) -> Result<Option<(Group, Size)>, Fault> {
