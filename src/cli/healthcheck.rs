@@ -240,7 +240,7 @@ fn people(renderer: &Renderer, report: &Report, quiet: bool) -> String {
         for file in &report.files {
             text.push_str(&format!("file {}{}\n", file.path, if file.exists { "" } else { " (not there)" }));
         }
-        let mut table = renderer.table(&["setting", "value", "from"]);
+        let mut table = renderer.table(&["setting", "~value", "~from"]);
         for setting in &report.settings {
             table.add_row([setting.key, &setting.value, &setting.source]);
         }

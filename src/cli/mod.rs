@@ -128,7 +128,7 @@ pub fn run() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
             if !failure.message.is_empty() {
-                eprintln!("{failure}");
+                progress::say(&failure.to_string());
             }
             ExitCode::from(failure.exit as u8)
         }
@@ -156,6 +156,11 @@ impl Common {
 
     fn renderer(&self) -> Renderer {
         Renderer::new(self.format, self.is_colored(&std::io::stdout()))
+    }
+
+    /// Says whether a command tells people what it did; programs that ask for JSON or YAML are always told.
+    fn tells_what_was_done(&self) -> bool {
+        !self.quiet || self.format != Format::Table
     }
 
     /// Says whether a stream gets colours: a terminal that was not asked to do without (<https://no-color.org>).

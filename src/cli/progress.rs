@@ -1,6 +1,6 @@
 //! Progress and notes on stderr; silent when it is no terminal, or when the user wants quiet.
 
-use std::io::{self, IsTerminal};
+use std::io::{self, IsTerminal, Write};
 use std::time::Duration;
 
 use indicatif::{ProgressBar, ProgressStyle};
@@ -50,8 +50,13 @@ impl Progress {
             return;
         }
         match &self.bar {
-            Some(bar) => bar.suspend(|| eprintln!("{text}")),
-            None => eprintln!("{text}"),
+            Some(bar) => bar.suspend(|| say(text)),
+            None => say(text),
         }
     }
+}
+
+/// Writes a line to stderr. Where nobody reads it any more nobody can be told, and `eprintln!` would panic.
+pub fn say(text: &str) {
+    let _ = writeln!(io::stderr(), "{text}");
 }

@@ -5,7 +5,7 @@ use std::io::{self, BufRead, IsTerminal, Write};
 use clap::Args;
 use serde::Serialize;
 
-use super::render::{count, size};
+use super::render::{count, nothing, size};
 use super::selection::{Selection, refuse_jsonl};
 use super::{Common, Exit, Failure, configuration, existing_store};
 use crate::store::{Filter, Purged, Store, now_ms};
@@ -62,9 +62,9 @@ pub fn run(common: &Common, args: &PurgeArgs) -> Result<(), Failure> {
     let renderer = common.renderer();
     let filter = args.selection.filter(now_ms());
     let Some(store) = existing_store(&config)? else {
-        let nothing =
+        let none =
             Report { schema_version: 1, dry_run: args.dry_run, messages: 0, items: 0, body_bytes: 0, file_bytes: None };
-        return Ok(renderer.result(&nothing, |_, _| "nothing is stored\n".to_owned())?);
+        return Ok(renderer.result(&none, |_, _| format!("{}\n", nothing(true)))?);
     };
     let selected = store.backlog(&filter)?;
     let messages = selected.messages();
@@ -74,7 +74,7 @@ pub fn run(common: &Common, args: &PurgeArgs) -> Result<(), Failure> {
     if args.dry_run || messages == 0 {
         let report = Report { dry_run: args.dry_run, ..would };
         return Ok(renderer.result(&report, |_, report| match report.messages {
-            0 => "no message is selected\n".to_owned(),
+            0 => format!("{}\n", nothing(filter == Filter::default())),
             _ => format!("would delete {} ({})\n", count(report.messages, "message"), size(report.body_bytes)),
         })?);
     }
@@ -86,10 +86,14 @@ pub fn run(common: &Common, args: &PurgeArgs) -> Result<(), Failure> {
     let Purged { messages, items, body_bytes } = purged;
     let report =
         Report { schema_version: 1, dry_run: false, messages, items, body_bytes, file_bytes: Some(file_bytes) };
+    if !common.tells_what_was_done() {
+        return Ok(());
+    }
     Ok(renderer.result(&report, |_, report| {
         let kept = match would.messages.saturating_sub(report.messages) {
             0 => String::new(),
-            kept => format!("{} left alone: a replay is sending them\n", count(kept, "message")),
+            1 => "1 message left alone: a replay is sending it\n".to_owned(),
+            kept => format!("{kept} messages left alone: a replay is sending them\n"),
         };
         let deleted = count(report.messages, "message");
         format!("deleted {deleted} ({}); the store takes {} now\n{kept}", size(report.body_bytes), size(file_bytes))
@@ -103,8 +107,9 @@ fn ask(would: &Report) -> Result<(), Failure> {
         let message = format!("purge would delete {what}, and there is nobody to ask");
         return Err(Failure::new(Exit::Usage, message, Some("look with --dry-run, then give --yes")));
     }
-    eprint!("delete {what} for good? [y/N] ");
-    io::stderr().flush()?;
+    let mut stderr = io::stderr();
+    write!(stderr, "delete {what} for good? [y/N] ")?;
+    stderr.flush()?;
     let mut answer = String::new();
     io::stdin().lock().read_line(&mut answer)?;
     match answer.trim().to_ascii_lowercase().as_str() {

@@ -34,7 +34,7 @@ pub struct Selection {
     pub project: Vec<String>,
 
     /// Select the message with this id, as `inspect` lists it (may be given more than once)
-    #[arg(long = "id", value_name = "ID")]
+    #[arg(long = "id", value_name = "ID", value_parser = id)]
     pub ids: Vec<i64>,
 
     /// Select messages about this trace or about spans in it (may be given more than once)
@@ -70,6 +70,21 @@ impl Selection {
 /// Reads a duration such as `500ms`, `10s` or `7d`.
 pub fn duration(text: &str) -> Result<Duration, String> {
     parse_duration(text).map_err(|error| error.to_string())
+}
+
+/// Reads the id of a message.
+pub fn id(text: &str) -> Result<i64, String> {
+    text.parse().map_err(|_| "expected a number, as `opik-offline inspect` lists it".to_owned())
+}
+
+/// Reads a number of messages.
+pub fn number(text: &str) -> Result<u64, String> {
+    text.parse().map_err(|_| "expected a whole number".to_owned())
+}
+
+/// Reads a number of messages, at least one.
+pub fn number_from_one(text: &str) -> Result<u64, String> {
+    number(text).ok().filter(|number| *number > 0).ok_or_else(|| "expected a whole number from 1".to_owned())
 }
 
 fn parse_status(text: &str) -> Result<MessageStatus, String> {
