@@ -327,15 +327,19 @@ fn people(_: &super::render::Renderer, report: &Report) -> String {
         let why = report.reasons.first().map_or(String::new(), |reason| format!(": {reason}"));
         return format!("nothing to replay{why}\n");
     }
-    let started = Instant::now() - Duration::try_from_secs_f64(report.seconds).unwrap_or_default();
-    let (rate, _) = rate_and_eta(report.delivered, report.remaining, started, Instant::now());
-    let mut text = format!(
-        "delivered {} in {:.1} s ({} a second, {})\n",
-        count(report.delivered, "message"),
-        report.seconds,
-        rate.round(),
-        count(report.requests, "request")
-    );
+    let mut text = if report.delivered == 0 {
+        "delivered nothing\n".to_owned()
+    } else {
+        let started = Instant::now() - Duration::try_from_secs_f64(report.seconds).unwrap_or_default();
+        let (rate, _) = rate_and_eta(report.delivered, report.remaining, started, Instant::now());
+        format!(
+            "delivered {} in {:.1} s ({} a second, {})\n",
+            count(report.delivered, "message"),
+            report.seconds,
+            rate.round(),
+            count(report.requests, "request")
+        )
+    };
     if report.rejected > 0 {
         text.push_str(&format!(
             "rejected  {}: see why with `opik-offline inspect --rejected`\n",

@@ -1,7 +1,14 @@
 //! `status`, `inspect` and `healthcheck`: what a person reads.
 
-use crate::sandbox::{API_KEY, Sandbox, TRACE, assert_text};
+use serde_json::json;
+
+use crate::sandbox::{API_KEY, BINARY, Sandbox, TRACE, assert_text};
+use crate::support::agent::{Agent, Home};
+use crate::support::fake_opik::check::Kind;
 use crate::support::fake_opik::{FakeOpik, Then, When};
+use crate::support::http::Client;
+use crate::support::process::run;
+use crate::support::{PATIENCE, wait_until};
 
 #[test]
 fn status_before_anything_was_stored() {
@@ -207,4 +214,48 @@ fn healthcheck_waits_until_all_is_well() {
     assert_eq!(code, Some(0), "{stdout}");
     server.stop();
     assert_eq!(sandbox.output(&["healthcheck", "--wait", "100ms"]).code(), Some(3));
+}
+
+#[test]
+fn a_running_agent_is_seen() {
+    let server = FakeOpik::start_new();
+    let agent = Agent::start(&server);
+    // An agent tells of itself in its store once it has one.
+    server.stop();
+    Client::new(&agent.url()).post("/v1/private/traces", &json!({ "id": TRACE, "start_time": "2026-01-02T03:04:05Z" }));
+    wait_until("the agent is seen", PATIENCE, || {
+        let status = agent.cli(&["status", "--format", "json"]).json();
+        status["agent"]["running"] == true && status["server"]["connection"] == "unavailable"
+    });
+    let status = agent.cli(&["status"]).stdout;
+    let running = format!("agent        running on 127.0.0.1:{} for ", agent.port());
+    assert!(status.contains(&running) && status.contains(&format!("(pid {})\n", agent.pid())), "{status}");
+    assert!(status.contains("waiting      1 message with 1 item ("), "{status}");
+    let health = agent.cli(&["healthcheck", "-q"]);
+    assert!(
+        health.stdout.contains(&format!("ok agent         running on 127.0.0.1:{}\n", agent.port())),
+        "{}",
+        health.stdout
+    );
+    assert_eq!(health.code(), Some(3));
+}
+
+#[test]
+fn an_agent_without_a_usable_store_passes_on_and_says_so() {
+    let server = FakeOpik::start_new();
+    let home = Home::new();
+    std::fs::write(home.db(), "dear diary").unwrap();
+    let agent = Agent::builder(&server.url()).impatient().home(home).start();
+    let trace = json!({ "id": TRACE, "start_time": "2026-01-02T03:04:05Z" });
+    assert_eq!(Client::new(&agent.url()).post("/v1/private/traces", &trace).status, 201);
+    assert_eq!(server.count("default", Kind::Trace), 1);
+    wait_until("it warns", PATIENCE, || agent.stderr().contains("some network resiliency features were disabled"));
+    let listen = format!("127.0.0.1:{}", agent.port());
+    let mut status = agent.home().command(BINARY);
+    status.args(["status", "--upstream", &server.url(), "--db"]).arg(agent.db()).env("OPIK_OFFLINE_LISTEN", listen);
+    let status = run(&mut status);
+    assert_eq!(status.code(), Some(1));
+    assert!(status.stdout.contains("it only passes writes on: "), "{}", status.stdout);
+    assert!(status.stdout.contains("waiting      unknown: the store can't be read\n"), "{}", status.stdout);
+    assert_eq!(std::fs::read(agent.db()).unwrap(), b"dear diary", "the file was not touched");
 }

@@ -3,13 +3,14 @@
 use std::process::Stdio;
 use std::time::Duration;
 
-use opik_offline::store::Filter;
+use opik_offline::store::{Filter, Owner};
 use rustix::process::{Pid, Signal, kill_process};
 
 use crate::sandbox::{BAD_TRACE, Sandbox, TRACE, assert_text, create_trace, open, team};
 use crate::support::agent::Agent;
 use crate::support::fake_opik::check::Kind;
 use crate::support::fake_opik::{FakeOpik, Then, When};
+use crate::support::process::Written;
 use crate::support::{PATIENCE, uuid7, wait_until};
 
 #[test]
@@ -211,4 +212,26 @@ fn a_rate_limit_is_waited_for_within_the_timeout() {
     let sandbox = Sandbox::filled().with_server(&server);
     let found = sandbox.run(&["replay", "--timeout", "30s"]);
     assert!(found.starts_with("delivered 4 messages in ") && found.ends_with("--- exit 0\n"), "{found}");
+}
+
+#[test]
+fn a_replay_that_waits_for_another_can_be_interrupted() {
+    let server = FakeOpik::start_new();
+    let sandbox = Sandbox::filled().with_server(&server);
+    let store = open(&sandbox.home.db());
+    let _lease = store.acquire(&Owner::this_process("agent"), Duration::from_secs(3600)).unwrap();
+    let mut child = sandbox.command(&["replay"]).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let said = Written::default();
+    said.follow(child.stderr.take().unwrap());
+    wait_until("the replay says for whom it waits", PATIENCE, || said.text().contains("replays this store"));
+    assert!(said.text().starts_with("waiting: opik-offline agent (pid "), "{}", said.text());
+    kill_process(Pid::from_child(&child), Signal::INT).unwrap();
+    let output = child.wait_with_output().unwrap();
+    assert_eq!(output.status.code(), Some(130));
+    assert_eq!(
+        String::from_utf8(output.stdout).unwrap(),
+        "delivered nothing\nremaining 4 messages\n  interrupted; nothing is lost, run it again to go on\n"
+    );
+    assert_eq!(sandbox.output(&["replay", "--timeout", "200ms"]).code(), Some(1), "somebody else has the lease");
+    assert!(server.requests_to("POST", "*").is_empty(), "only the holder of the lease sends");
 }
