@@ -97,7 +97,7 @@ set edit:completion:arg-completer[opik-offline] = {|@words|
             cand --batch-size 'Replay this many messages, then pause; unset, replay starts at 50 and speeds up while the server keeps up'
             cand --delay 'Pause this long after a full batch; unset, replay starts at 500ms and speeds up while the server keeps up'
             cand --limit 'Stop after this many messages'
-            cand --timeout 'Keep trying for this long when lanes or messages have to wait; stop then, whatever is left'
+            cand --timeout 'Stop after this long, and keep trying until then when lanes or messages have to wait'
             cand --status 'Select messages with this status: failed, registered or rejected (may be given more than once)'
             cand --type 'Select messages of this SDK message type, such as CreateSpansBatch (may be given more than once)'
             cand --workspace 'Select messages of this workspace (may be given more than once)'

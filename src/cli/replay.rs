@@ -1,6 +1,7 @@
 //! `opik-offline replay`
 
 use std::ffi::OsString;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use clap::Args;
@@ -57,7 +58,7 @@ pub struct ReplayArgs {
     #[arg(long, value_name = "N", value_parser = number_from_one)]
     limit: Option<u64>,
 
-    /// Keep trying for this long when lanes or messages have to wait; stop then, whatever is left
+    /// Stop after this long, and keep trying until then when lanes or messages have to wait
     #[arg(long, value_name = "DURATION", value_parser = duration)]
     timeout: Option<Duration>,
 
@@ -144,6 +145,7 @@ pub fn run(common: &Common, args: &ReplayArgs) -> Result<(), Failure> {
         attempts_max: config.max_attempts.value,
     };
     let metrics = Metrics::default();
+    let is_time_over = AtomicBool::new(false);
     let started = Instant::now();
     progress.start(args.limit.map_or(waiting, |limit| limit.min(waiting)));
     let end = {
@@ -156,13 +158,18 @@ pub fn run(common: &Common, args: &ReplayArgs) -> Result<(), Failure> {
             shutdown: &shutdown,
         };
         let drained = Shutdown::new();
+        // Ends the round as an interruption does: what is in flight gets its answer.
         std::thread::scope(|scope| {
             let shown = &progress;
             scope.spawn({
-                let (drained, metrics) = (drained.clone(), &metrics);
+                let (drained, metrics, shutdown, is_time_over) = (drained.clone(), &metrics, &shutdown, &is_time_over);
                 move || {
                     while !drained.sleep(Duration::from_millis(100)) {
                         shown.at(metrics.messages_delivered.get() + metrics.messages_rejected.get(), waiting);
+                        if args.timeout.is_some_and(|timeout| started.elapsed() >= timeout) {
+                            is_time_over.store(true, Ordering::Relaxed);
+                            shutdown.request();
+                        }
                     }
                 }
             });
@@ -173,6 +180,7 @@ pub fn run(common: &Common, args: &ReplayArgs) -> Result<(), Failure> {
     };
     progress.finish();
     let end = end?;
+    let is_time_over = is_time_over.into_inner() && end == DrainEnd::Stopped;
     let remaining = waiting_now(store.as_ref(), &filter)? + untried;
     let mut report = Report {
         schema_version: 1,
@@ -182,7 +190,10 @@ pub fn run(common: &Common, args: &ReplayArgs) -> Result<(), Failure> {
         remaining,
         requests: metrics.replay_requests.get(),
         seconds: started.elapsed().as_secs_f64(),
-        reasons: reasons(&end, store.as_ref(), &connection)?,
+        reasons: match is_time_over {
+            true => vec!["the time given with --timeout is over; run it again to go on".to_owned()],
+            false => reasons(&end, store.as_ref(), &connection)?,
+        },
     };
     if untried > 0 {
         report.reasons.push(format!("{REQUEUED_MAX} rejected messages are tried at a time; run it again for the rest"));
@@ -194,14 +205,15 @@ pub fn run(common: &Common, args: &ReplayArgs) -> Result<(), Failure> {
         renderer.result(&report, people)?;
     }
     match end {
-        DrainEnd::Stopped => Err(Failure::silent(Exit::Interrupted)),
+        DrainEnd::Stopped if !is_time_over => Err(Failure::silent(Exit::Interrupted)),
         DrainEnd::Unavailable => Err(Failure::silent(Exit::Unreachable)),
         DrainEnd::LimitReached if report.rejected == 0 => Ok(()),
-        DrainEnd::Empty | DrainEnd::LimitReached | DrainEnd::NotDue { .. } => match (report.remaining, report.rejected)
-        {
-            (0, 0) => Ok(()),
-            _ => Err(Failure::silent(Exit::Remaining)),
-        },
+        DrainEnd::Empty | DrainEnd::LimitReached | DrainEnd::Stopped | DrainEnd::NotDue { .. } => {
+            match (report.remaining, report.rejected) {
+                (0, 0) => Ok(()),
+                _ => Err(Failure::silent(Exit::Remaining)),
+            }
+        }
     }
 }
 
@@ -266,9 +278,6 @@ fn drain(
                 }
                 if waiting_now(replay.store, &replay.settings.filter)? == 0 {
                     return Ok(DrainEnd::Empty);
-                }
-                if timeout.is_some() && time_left.is_zero() {
-                    return Err(StoreError::LeaseHeld { owner }.into());
                 }
                 if replay.shutdown.sleep(LEASE_LOOK_INTERVAL) {
                     return Ok(DrainEnd::Stopped);

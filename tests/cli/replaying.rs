@@ -232,6 +232,23 @@ fn a_replay_that_waits_for_another_can_be_interrupted() {
         String::from_utf8(output.stdout).unwrap(),
         "delivered nothing\nremaining 4 messages\n  interrupted; nothing is lost, run it again to go on\n"
     );
-    assert_eq!(sandbox.output(&["replay", "--timeout", "200ms"]).code(), Some(1), "somebody else has the lease");
+    let found = sandbox.run(&["replay", "--timeout", "200ms"]);
+    assert!(found.contains("  the time given with --timeout is over; run it again to go on\n"), "{found}");
+    assert!(found.ends_with("--- exit 4\n"), "{found}");
     assert!(server.requests_to("POST", "*").is_empty(), "only the holder of the lease sends");
+}
+
+#[test]
+fn a_replay_ends_when_its_time_is_over_even_in_the_middle() {
+    let server = FakeOpik::start_new();
+    let sandbox = Sandbox::new().with_server(&server);
+    let messages: Vec<_> = (0..200).map(|number| create_trace(number, &team(), &uuid7())).collect();
+    open(&sandbox.home.db()).register(&messages).unwrap();
+    server.script(When::write(), Then::Delay(Duration::from_millis(50)));
+    let found = sandbox.run(&["replay", "--timeout", "1s"]);
+    assert!(found.starts_with("delivered ") && found.ends_with("--- exit 4\n"), "{found}");
+    let delivered = server.count("team", Kind::Trace);
+    let left = open(&sandbox.home.db()).backlog(&Filter::default()).unwrap();
+    assert_eq!(usize::try_from(left.waiting()).unwrap() + delivered, 200, "each is on the server or in the store");
+    assert!(delivered > 0);
 }
