@@ -75,11 +75,11 @@ pub struct Cli {
 #[command(next_help_heading = "Common options")]
 struct Common {
     /// Use this message store [default: opik-offline/opik_messages.db in the user's data folder]
-    #[arg(long, value_name = "PATH", global = true)]
+    #[arg(long, value_name = "PATH", global = true, value_hint = clap::ValueHint::FilePath)]
     db: Option<OsString>,
 
     /// Use the Opik server at this URL, such as http://127.0.0.1:5173/api [default: Opik Cloud]
-    #[arg(long, value_name = "URL", global = true)]
+    #[arg(long, value_name = "URL", global = true, value_hint = clap::ValueHint::Url)]
     upstream: Option<OsString>,
 
     /// Write results in this format

@@ -51,9 +51,9 @@ fn a_bad_value_of_a_filter_names_the_flag_and_what_is_expected() {
     for (args, said) in [
         (
             &["inspect", "--status", "done"][..],
-            "'done' for '--status <STATUS>': expected failed, registered or rejected",
+            "'done' for '--status <STATUS>'\n  [possible values: failed, registered, rejected]",
         ),
-        (&["purge", "--type", "span"], "'span' for '--type <TYPE>': expected one of CreateTrace, UpdateTrace,"),
+        (&["purge", "--type", "span"], "'span' for '--type <TYPE>'\n  [possible values: CreateTrace, UpdateTrace,"),
         (&["replay", "--limit", "0"], "'0' for '--limit <N>': expected a whole number from 1"),
         (&["inspect", "--limit", "x"], "'x' for '--limit <N>': expected a whole number"),
         (&["inspect", "one"], "'one' for '[ID]': expected a number, as `opik-offline inspect` lists it"),
