@@ -30,7 +30,8 @@ Exit codes:
 
 /// Check the configuration, the Opik server, access to it and the store
 ///
-/// It shows every setting with its origin, secrets masked, and what would keep data from being delivered.
+/// It shows every setting with its origin, secrets masked, and what would keep data from being delivered. When
+/// several checks fail, the first one decides the exit code.
 #[derive(Args, Debug)]
 #[command(after_long_help = AFTER_HELP)]
 pub struct HealthcheckArgs {

@@ -6,6 +6,7 @@
 
 mod agent;
 mod failure;
+mod groups;
 mod healthcheck;
 mod inspect;
 mod progress;

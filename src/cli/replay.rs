@@ -7,8 +7,9 @@ use std::time::{Duration, Instant};
 use clap::Args;
 use serde::Serialize;
 
+use super::groups::{Group, groups, groups_text};
 use super::progress::Progress;
-use super::render::{count, short_duration};
+use super::render::{Renderer, count, short_duration};
 use super::selection::{Selection, duration, number_from_one, refuse_jsonl};
 use super::{Common, Exit, Failure, configuration, existing_store, stop_on_signals, translate, upstream};
 use crate::config::{Flags, LogLevel};
@@ -78,6 +79,8 @@ struct Report {
     delivered: u64,
     rejected: u64,
     remaining: u64,
+    /// What was selected, before anything was sent.
+    groups: Vec<Group>,
     requests: u64,
     seconds: f64,
     /// Why messages remain, for people.
@@ -104,9 +107,11 @@ pub fn run(common: &Common, args: &ReplayArgs) -> Result<(), Failure> {
         return Ok(renderer.result(&Report::of_nothing(args.dry_run), people)?);
     };
     let filter = selected(args.selection.filter(now_ms()));
-    let waiting = store.backlog(&filter)?.messages();
+    let backlog = store.backlog(&filter)?;
+    let waiting = backlog.messages();
     if args.dry_run || waiting == 0 {
-        let report = Report { remaining: waiting, ..Report::of_nothing(args.dry_run) };
+        let groups = groups(&backlog);
+        let report = Report { remaining: waiting, groups, ..Report::of_nothing(args.dry_run) };
         return Ok(renderer.result(&report, people)?);
     }
 
@@ -188,6 +193,7 @@ pub fn run(common: &Common, args: &ReplayArgs) -> Result<(), Failure> {
         delivered: metrics.messages_delivered.get(),
         rejected: metrics.messages_rejected.get(),
         remaining,
+        groups: groups(&backlog),
         requests: metrics.replay_requests.get(),
         seconds: started.elapsed().as_secs_f64(),
         reasons: match is_time_over {
@@ -318,6 +324,7 @@ impl Report {
             delivered: 0,
             rejected: 0,
             remaining: 0,
+            groups: Vec::new(),
             requests: 0,
             seconds: 0.0,
             reasons: Vec::new(),
@@ -325,11 +332,13 @@ impl Report {
     }
 }
 
-fn people(_: &super::render::Renderer, report: &Report) -> String {
+fn people(renderer: &Renderer, report: &Report) -> String {
     if report.dry_run {
         return match report.remaining {
             0 => "nothing to replay\n".to_owned(),
-            waiting => format!("would replay {}\n", count(waiting, "message")),
+            waiting => {
+                format!("would replay {}\n\n{}", count(waiting, "message"), groups_text(renderer, &report.groups))
+            }
         };
     }
     if report.delivered + report.rejected + report.remaining == 0 {

@@ -5,7 +5,8 @@ use std::time::Duration;
 use clap::Args;
 use serde::Serialize;
 
-use super::render::{Renderer, count, short_duration, size, table_text, time};
+use super::groups::{Group, groups, groups_text};
+use super::render::{Renderer, count, short_duration, size, time};
 use super::selection::{duration, refuse_jsonl};
 use super::{Common, Exit, Failure, configuration, existing_store, stop_on_signals, translate, upstream};
 use crate::config::Config;
@@ -92,16 +93,6 @@ struct Waiting {
     /// At the documented pace or the one that was set; replay is faster while the server keeps up.
     eta_seconds_max: f64,
     groups: Vec<Group>,
-}
-
-#[derive(Serialize)]
-struct Group {
-    status: &'static str,
-    message_type: &'static str,
-    workspace: String,
-    messages: u64,
-    items: u64,
-    body_bytes: u64,
 }
 
 #[derive(Serialize, Default)]
@@ -306,18 +297,7 @@ fn server(config: &Config, upstream: &Upstream, seen: Option<serde_json::Value>)
 }
 
 fn waiting(config: &Config, backlog: &Backlog, now: i64) -> Waiting {
-    let groups: Vec<Group> = backlog
-        .groups
-        .iter()
-        .map(|group| Group {
-            status: group.status.name(),
-            message_type: group.message_type.name(),
-            workspace: group.workspace.clone(),
-            messages: group.messages,
-            items: group.items,
-            body_bytes: group.body_bytes,
-        })
-        .collect();
+    let groups = groups(backlog);
     let sum = |of: fn(&Group) -> u64| groups.iter().filter(|group| group.status != "rejected").map(of).sum();
     let oldest = backlog.oldest_accepted_at_ms;
     let messages = backlog.waiting();
@@ -427,19 +407,8 @@ fn people(renderer: &Renderer, report: &Report) -> String {
         );
     }
     if let Some(backlog) = report.backlog.as_ref().filter(|backlog| !backlog.groups.is_empty()) {
-        let mut table = renderer.table(&["status", "type", "workspace", ">messages", ">items", ">size"]);
-        for group in &backlog.groups {
-            table.add_row([
-                group.status.to_owned(),
-                group.message_type.trim_end_matches("Message").to_owned(),
-                group.workspace.clone(),
-                group.messages.to_string(),
-                group.items.to_string(),
-                size(group.body_bytes),
-            ]);
-        }
         text.push('\n');
-        text.push_str(&table_text(&table));
+        text.push_str(&groups_text(renderer, &backlog.groups));
     }
     text
 }

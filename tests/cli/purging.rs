@@ -14,7 +14,20 @@ hint: look with --dry-run, then give --yes
 --- exit 2
 ",
     );
-    assert_text(&sandbox.run(&["purge", "--dry-run"]), "would delete 5 messages (869 B)\n--- exit 0\n");
+    assert_text(
+        &sandbox.run(&["purge", "--dry-run"]),
+        "
+would delete 5 messages (869 B)
+
+status    type              workspace  messages  items   size
+failed    CreateTrace       default           1      1  121 B
+failed    CreateTrace       team              1      1  121 B
+failed    UpdateTrace       team              1      1   57 B
+failed    CreateSpansBatch  team              1      3  449 B
+rejected  CreateTrace       team              1      1  121 B
+--- exit 0
+",
+    );
     assert_eq!(sandbox.output(&["inspect", "--format", "json"]).json()["selected"], 5, "nothing was deleted yet");
 }
 

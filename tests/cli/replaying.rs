@@ -17,7 +17,19 @@ use crate::support::{PATIENCE, uuid7, wait_until};
 fn nothing_to_replay_is_no_failure() {
     assert_text(&Sandbox::new().run(&["replay"]), "nothing to replay\n--- exit 0\n");
     assert_text(&Sandbox::filled().run(&["replay", "--workspace", "nobody"]), "nothing to replay\n--- exit 0\n");
-    assert_text(&Sandbox::filled().run(&["replay", "--dry-run"]), "would replay 4 messages\n--- exit 0\n");
+    assert_text(
+        &Sandbox::filled().run(&["replay", "--dry-run"]),
+        "
+would replay 4 messages
+
+status  type              workspace  messages  items   size
+failed  CreateTrace       default           1      1  121 B
+failed  CreateTrace       team              1      1  121 B
+failed  UpdateTrace       team              1      1   57 B
+failed  CreateSpansBatch  team              1      3  449 B
+--- exit 0
+",
+    );
 }
 
 #[test]
@@ -109,7 +121,7 @@ fn rejected_messages_are_tried_again_and_no_others() {
 fn a_message_named_by_its_id_is_tried_whatever_its_status() {
     let server = FakeOpik::start_new();
     let sandbox = Sandbox::filled().with_server(&server);
-    assert_text(&sandbox.run(&["replay", "--id", "1", "--dry-run"]), "would replay 1 message\n--- exit 0\n");
+    assert!(sandbox.run(&["replay", "--id", "1", "--dry-run"]).starts_with("would replay 1 message\n"));
     assert!(sandbox.run(&["replay", "--id", "1"]).starts_with("delivered 1 message in "));
     assert!(server.entity("team", Kind::Trace, BAD_TRACE).is_some());
     assert_eq!(server.count("team", Kind::Trace), 1);
@@ -156,7 +168,7 @@ fn an_interrupted_replay_loses_nothing() {
 
 #[test]
 fn a_replay_beside_an_agent_sends_nothing_twice_at_once() {
-    const TRACES: usize = 300;
+    const TRACES: usize = 120;
     let server = FakeOpik::new_stopped();
     let agent = Agent::start(&server);
     let store = open(&agent.db());
