@@ -104,9 +104,9 @@ Register-ArgumentCompleter -Native -CommandName 'opik-offline' -ScriptBlock {
             [CompletionResult]::new('--batch-size', '--batch-size', [CompletionResultType]::ParameterName, 'Replay this many messages, then pause; unset, replay starts at 50 and speeds up while the server keeps up')
             [CompletionResult]::new('--delay', '--delay', [CompletionResultType]::ParameterName, 'Pause this long after a full batch; unset, replay starts at 500ms and speeds up while the server keeps up')
             [CompletionResult]::new('--limit', '--limit', [CompletionResultType]::ParameterName, 'Stop after this many messages')
-            [CompletionResult]::new('--timeout', '--timeout', [CompletionResultType]::ParameterName, 'Keep trying for this long when lanes or messages have to wait; stop then, whatever is left')
-            [CompletionResult]::new('--status', '--status', [CompletionResultType]::ParameterName, 'Select messages with this status: failed, registered or rejected (may be given more than once)')
-            [CompletionResult]::new('--type', '--type', [CompletionResultType]::ParameterName, 'Select messages of this SDK message type, such as CreateSpansBatch (may be given more than once)')
+            [CompletionResult]::new('--timeout', '--timeout', [CompletionResultType]::ParameterName, 'Stop after this long, and keep trying until then when lanes or messages have to wait')
+            [CompletionResult]::new('--status', '--status', [CompletionResultType]::ParameterName, 'Select messages with this status (may be given more than once)')
+            [CompletionResult]::new('--type', '--type', [CompletionResultType]::ParameterName, 'Select messages of this SDK message type (may be given more than once)')
             [CompletionResult]::new('--workspace', '--workspace', [CompletionResultType]::ParameterName, 'Select messages of this workspace (may be given more than once)')
             [CompletionResult]::new('--project', '--project', [CompletionResultType]::ParameterName, 'Select messages that name this project (may be given more than once)')
             [CompletionResult]::new('--id', '--id', [CompletionResultType]::ParameterName, 'Select the message with this id, as `inspect` lists it (may be given more than once)')
@@ -128,8 +128,8 @@ Register-ArgumentCompleter -Native -CommandName 'opik-offline' -ScriptBlock {
         }
         'opik-offline;inspect' {
             [CompletionResult]::new('--limit', '--limit', [CompletionResultType]::ParameterName, 'List this many messages at most; 0 lists all')
-            [CompletionResult]::new('--status', '--status', [CompletionResultType]::ParameterName, 'Select messages with this status: failed, registered or rejected (may be given more than once)')
-            [CompletionResult]::new('--type', '--type', [CompletionResultType]::ParameterName, 'Select messages of this SDK message type, such as CreateSpansBatch (may be given more than once)')
+            [CompletionResult]::new('--status', '--status', [CompletionResultType]::ParameterName, 'Select messages with this status (may be given more than once)')
+            [CompletionResult]::new('--type', '--type', [CompletionResultType]::ParameterName, 'Select messages of this SDK message type (may be given more than once)')
             [CompletionResult]::new('--workspace', '--workspace', [CompletionResultType]::ParameterName, 'Select messages of this workspace (may be given more than once)')
             [CompletionResult]::new('--project', '--project', [CompletionResultType]::ParameterName, 'Select messages that name this project (may be given more than once)')
             [CompletionResult]::new('--id', '--id', [CompletionResultType]::ParameterName, 'Select the message with this id, as `inspect` lists it (may be given more than once)')
@@ -150,8 +150,8 @@ Register-ArgumentCompleter -Native -CommandName 'opik-offline' -ScriptBlock {
             break
         }
         'opik-offline;purge' {
-            [CompletionResult]::new('--status', '--status', [CompletionResultType]::ParameterName, 'Select messages with this status: failed, registered or rejected (may be given more than once)')
-            [CompletionResult]::new('--type', '--type', [CompletionResultType]::ParameterName, 'Select messages of this SDK message type, such as CreateSpansBatch (may be given more than once)')
+            [CompletionResult]::new('--status', '--status', [CompletionResultType]::ParameterName, 'Select messages with this status (may be given more than once)')
+            [CompletionResult]::new('--type', '--type', [CompletionResultType]::ParameterName, 'Select messages of this SDK message type (may be given more than once)')
             [CompletionResult]::new('--workspace', '--workspace', [CompletionResultType]::ParameterName, 'Select messages of this workspace (may be given more than once)')
             [CompletionResult]::new('--project', '--project', [CompletionResultType]::ParameterName, 'Select messages that name this project (may be given more than once)')
             [CompletionResult]::new('--id', '--id', [CompletionResultType]::ParameterName, 'Select the message with this id, as `inspect` lists it (may be given more than once)')

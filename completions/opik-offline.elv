@@ -97,9 +97,9 @@ set edit:completion:arg-completer[opik-offline] = {|@words|
             cand --batch-size 'Replay this many messages, then pause; unset, replay starts at 50 and speeds up while the server keeps up'
             cand --delay 'Pause this long after a full batch; unset, replay starts at 500ms and speeds up while the server keeps up'
             cand --limit 'Stop after this many messages'
-            cand --timeout 'Keep trying for this long when lanes or messages have to wait; stop then, whatever is left'
-            cand --status 'Select messages with this status: failed, registered or rejected (may be given more than once)'
-            cand --type 'Select messages of this SDK message type, such as CreateSpansBatch (may be given more than once)'
+            cand --timeout 'Stop after this long, and keep trying until then when lanes or messages have to wait'
+            cand --status 'Select messages with this status (may be given more than once)'
+            cand --type 'Select messages of this SDK message type (may be given more than once)'
             cand --workspace 'Select messages of this workspace (may be given more than once)'
             cand --project 'Select messages that name this project (may be given more than once)'
             cand --id 'Select the message with this id, as `inspect` lists it (may be given more than once)'
@@ -120,8 +120,8 @@ set edit:completion:arg-completer[opik-offline] = {|@words|
         }
         &'opik-offline;inspect'= {
             cand --limit 'List this many messages at most; 0 lists all'
-            cand --status 'Select messages with this status: failed, registered or rejected (may be given more than once)'
-            cand --type 'Select messages of this SDK message type, such as CreateSpansBatch (may be given more than once)'
+            cand --status 'Select messages with this status (may be given more than once)'
+            cand --type 'Select messages of this SDK message type (may be given more than once)'
             cand --workspace 'Select messages of this workspace (may be given more than once)'
             cand --project 'Select messages that name this project (may be given more than once)'
             cand --id 'Select the message with this id, as `inspect` lists it (may be given more than once)'
@@ -141,8 +141,8 @@ set edit:completion:arg-completer[opik-offline] = {|@words|
             cand --help 'Print help (see more with ''--help'')'
         }
         &'opik-offline;purge'= {
-            cand --status 'Select messages with this status: failed, registered or rejected (may be given more than once)'
-            cand --type 'Select messages of this SDK message type, such as CreateSpansBatch (may be given more than once)'
+            cand --status 'Select messages with this status (may be given more than once)'
+            cand --type 'Select messages of this SDK message type (may be given more than once)'
             cand --workspace 'Select messages of this workspace (may be given more than once)'
             cand --project 'Select messages that name this project (may be given more than once)'
             cand --id 'Select the message with this id, as `inspect` lists it (may be given more than once)'

@@ -24,8 +24,8 @@ function __fish_opik_offline_using_subcommand
     contains -- $cmd[1] $argv
 end
 
-complete -c opik-offline -n "__fish_opik_offline_needs_command" -l db -d 'Use this message store [default: opik-offline/opik_messages.db in the user\'s data folder]' -r
-complete -c opik-offline -n "__fish_opik_offline_needs_command" -l upstream -d 'Use the Opik server at this URL, such as http://127.0.0.1:5173/api [default: Opik Cloud]' -r
+complete -c opik-offline -n "__fish_opik_offline_needs_command" -l db -d 'Use this message store [default: opik-offline/opik_messages.db in the user\'s data folder]' -r -F
+complete -c opik-offline -n "__fish_opik_offline_needs_command" -l upstream -d 'Use the Opik server at this URL, such as http://127.0.0.1:5173/api [default: Opik Cloud]' -r -f
 complete -c opik-offline -n "__fish_opik_offline_needs_command" -l format -d 'Write results in this format' -r -f -a "table\t'Tables and sentences for people'
 json\t'One JSON document'
 jsonl\t'One JSON document a line (`inspect` only)'
@@ -56,8 +56,8 @@ complete -c opik-offline -n "__fish_opik_offline_using_subcommand agent" -l forw
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand agent" -l retry-interval -d 'Try a lane that waits for a valid key again after this long [default: 10s]' -r
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand agent" -l shutdown-timeout -d 'Let requests in progress finish for this long when stopping [default: 10s]' -r
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand agent" -l log-format -d 'Write log lines as text or json [default: text]' -r
-complete -c opik-offline -n "__fish_opik_offline_using_subcommand agent" -l db -d 'Use this message store [default: opik-offline/opik_messages.db in the user\'s data folder]' -r
-complete -c opik-offline -n "__fish_opik_offline_using_subcommand agent" -l upstream -d 'Use the Opik server at this URL, such as http://127.0.0.1:5173/api [default: Opik Cloud]' -r
+complete -c opik-offline -n "__fish_opik_offline_using_subcommand agent" -l db -d 'Use this message store [default: opik-offline/opik_messages.db in the user\'s data folder]' -r -F
+complete -c opik-offline -n "__fish_opik_offline_using_subcommand agent" -l upstream -d 'Use the Opik server at this URL, such as http://127.0.0.1:5173/api [default: Opik Cloud]' -r -f
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand agent" -l format -d 'Write results in this format' -r -f -a "table\t'Tables and sentences for people'
 json\t'One JSON document'
 jsonl\t'One JSON document a line (`inspect` only)'
@@ -68,8 +68,8 @@ complete -c opik-offline -n "__fish_opik_offline_using_subcommand agent" -s v -l
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand agent" -l no-color -d 'Use no colours, as with NO_COLOR in the environment'
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand agent" -s h -l help -d 'Print help (see more with \'--help\')'
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand healthcheck" -l wait -d 'Keep checking for this long until all is well' -r
-complete -c opik-offline -n "__fish_opik_offline_using_subcommand healthcheck" -l db -d 'Use this message store [default: opik-offline/opik_messages.db in the user\'s data folder]' -r
-complete -c opik-offline -n "__fish_opik_offline_using_subcommand healthcheck" -l upstream -d 'Use the Opik server at this URL, such as http://127.0.0.1:5173/api [default: Opik Cloud]' -r
+complete -c opik-offline -n "__fish_opik_offline_using_subcommand healthcheck" -l db -d 'Use this message store [default: opik-offline/opik_messages.db in the user\'s data folder]' -r -F
+complete -c opik-offline -n "__fish_opik_offline_using_subcommand healthcheck" -l upstream -d 'Use the Opik server at this URL, such as http://127.0.0.1:5173/api [default: Opik Cloud]' -r -f
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand healthcheck" -l format -d 'Write results in this format' -r -f -a "table\t'Tables and sentences for people'
 json\t'One JSON document'
 jsonl\t'One JSON document a line (`inspect` only)'
@@ -80,8 +80,8 @@ complete -c opik-offline -n "__fish_opik_offline_using_subcommand healthcheck" -
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand healthcheck" -s h -l help -d 'Print help (see more with \'--help\')'
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand status" -l fail-if-backlog -d 'Exit with 4 when more than this many messages wait' -r
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand status" -l fail-if-older-than -d 'Exit with 4 when a message has been waiting longer than this' -r
-complete -c opik-offline -n "__fish_opik_offline_using_subcommand status" -l db -d 'Use this message store [default: opik-offline/opik_messages.db in the user\'s data folder]' -r
-complete -c opik-offline -n "__fish_opik_offline_using_subcommand status" -l upstream -d 'Use the Opik server at this URL, such as http://127.0.0.1:5173/api [default: Opik Cloud]' -r
+complete -c opik-offline -n "__fish_opik_offline_using_subcommand status" -l db -d 'Use this message store [default: opik-offline/opik_messages.db in the user\'s data folder]' -r -F
+complete -c opik-offline -n "__fish_opik_offline_using_subcommand status" -l upstream -d 'Use the Opik server at this URL, such as http://127.0.0.1:5173/api [default: Opik Cloud]' -r -f
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand status" -l format -d 'Write results in this format' -r -f -a "table\t'Tables and sentences for people'
 json\t'One JSON document'
 jsonl\t'One JSON document a line (`inspect` only)'
@@ -94,16 +94,30 @@ complete -c opik-offline -n "__fish_opik_offline_using_subcommand status" -s h -
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand replay" -l batch-size -d 'Replay this many messages, then pause; unset, replay starts at 50 and speeds up while the server keeps up' -r
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand replay" -l delay -d 'Pause this long after a full batch; unset, replay starts at 500ms and speeds up while the server keeps up' -r
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand replay" -l limit -d 'Stop after this many messages' -r
-complete -c opik-offline -n "__fish_opik_offline_using_subcommand replay" -l timeout -d 'Keep trying for this long when lanes or messages have to wait; stop then, whatever is left' -r
-complete -c opik-offline -n "__fish_opik_offline_using_subcommand replay" -l status -d 'Select messages with this status: failed, registered or rejected (may be given more than once)' -r
-complete -c opik-offline -n "__fish_opik_offline_using_subcommand replay" -l type -d 'Select messages of this SDK message type, such as CreateSpansBatch (may be given more than once)' -r
+complete -c opik-offline -n "__fish_opik_offline_using_subcommand replay" -l timeout -d 'Stop after this long, and keep trying until then when lanes or messages have to wait' -r
+complete -c opik-offline -n "__fish_opik_offline_using_subcommand replay" -l status -d 'Select messages with this status (may be given more than once)' -r -f -a "failed\t''
+registered\t''
+rejected\t''"
+complete -c opik-offline -n "__fish_opik_offline_using_subcommand replay" -l type -d 'Select messages of this SDK message type (may be given more than once)' -r -f -a "CreateTrace\t''
+UpdateTrace\t''
+CreateTraceBatch\t''
+CreateSpan\t''
+UpdateSpan\t''
+CreateSpansBatch\t''
+AddTraceFeedbackScoresBatch\t''
+AddSpanFeedbackScoresBatch\t''
+AddThreadsFeedbackScoresBatch\t''
+CreateExperimentItemsBatch\t''
+GuardrailBatch\t''
+AddAssertionResultsBatch\t''
+CreateAttachment\t''"
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand replay" -l workspace -d 'Select messages of this workspace (may be given more than once)' -r
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand replay" -l project -d 'Select messages that name this project (may be given more than once)' -r
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand replay" -l id -d 'Select the message with this id, as `inspect` lists it (may be given more than once)' -r
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand replay" -l trace -d 'Select messages about this trace or about spans in it (may be given more than once)' -r
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand replay" -l older-than -d 'Select messages accepted longer ago than this, such as 90s, 2h or 7d' -r
-complete -c opik-offline -n "__fish_opik_offline_using_subcommand replay" -l db -d 'Use this message store [default: opik-offline/opik_messages.db in the user\'s data folder]' -r
-complete -c opik-offline -n "__fish_opik_offline_using_subcommand replay" -l upstream -d 'Use the Opik server at this URL, such as http://127.0.0.1:5173/api [default: Opik Cloud]' -r
+complete -c opik-offline -n "__fish_opik_offline_using_subcommand replay" -l db -d 'Use this message store [default: opik-offline/opik_messages.db in the user\'s data folder]' -r -F
+complete -c opik-offline -n "__fish_opik_offline_using_subcommand replay" -l upstream -d 'Use the Opik server at this URL, such as http://127.0.0.1:5173/api [default: Opik Cloud]' -r -f
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand replay" -l format -d 'Write results in this format' -r -f -a "table\t'Tables and sentences for people'
 json\t'One JSON document'
 jsonl\t'One JSON document a line (`inspect` only)'
@@ -115,15 +129,29 @@ complete -c opik-offline -n "__fish_opik_offline_using_subcommand replay" -s v -
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand replay" -l no-color -d 'Use no colours, as with NO_COLOR in the environment'
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand replay" -s h -l help -d 'Print help (see more with \'--help\')'
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand inspect" -l limit -d 'List this many messages at most; 0 lists all' -r
-complete -c opik-offline -n "__fish_opik_offline_using_subcommand inspect" -l status -d 'Select messages with this status: failed, registered or rejected (may be given more than once)' -r
-complete -c opik-offline -n "__fish_opik_offline_using_subcommand inspect" -l type -d 'Select messages of this SDK message type, such as CreateSpansBatch (may be given more than once)' -r
+complete -c opik-offline -n "__fish_opik_offline_using_subcommand inspect" -l status -d 'Select messages with this status (may be given more than once)' -r -f -a "failed\t''
+registered\t''
+rejected\t''"
+complete -c opik-offline -n "__fish_opik_offline_using_subcommand inspect" -l type -d 'Select messages of this SDK message type (may be given more than once)' -r -f -a "CreateTrace\t''
+UpdateTrace\t''
+CreateTraceBatch\t''
+CreateSpan\t''
+UpdateSpan\t''
+CreateSpansBatch\t''
+AddTraceFeedbackScoresBatch\t''
+AddSpanFeedbackScoresBatch\t''
+AddThreadsFeedbackScoresBatch\t''
+CreateExperimentItemsBatch\t''
+GuardrailBatch\t''
+AddAssertionResultsBatch\t''
+CreateAttachment\t''"
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand inspect" -l workspace -d 'Select messages of this workspace (may be given more than once)' -r
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand inspect" -l project -d 'Select messages that name this project (may be given more than once)' -r
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand inspect" -l id -d 'Select the message with this id, as `inspect` lists it (may be given more than once)' -r
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand inspect" -l trace -d 'Select messages about this trace or about spans in it (may be given more than once)' -r
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand inspect" -l older-than -d 'Select messages accepted longer ago than this, such as 90s, 2h or 7d' -r
-complete -c opik-offline -n "__fish_opik_offline_using_subcommand inspect" -l db -d 'Use this message store [default: opik-offline/opik_messages.db in the user\'s data folder]' -r
-complete -c opik-offline -n "__fish_opik_offline_using_subcommand inspect" -l upstream -d 'Use the Opik server at this URL, such as http://127.0.0.1:5173/api [default: Opik Cloud]' -r
+complete -c opik-offline -n "__fish_opik_offline_using_subcommand inspect" -l db -d 'Use this message store [default: opik-offline/opik_messages.db in the user\'s data folder]' -r -F
+complete -c opik-offline -n "__fish_opik_offline_using_subcommand inspect" -l upstream -d 'Use the Opik server at this URL, such as http://127.0.0.1:5173/api [default: Opik Cloud]' -r -f
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand inspect" -l format -d 'Write results in this format' -r -f -a "table\t'Tables and sentences for people'
 json\t'One JSON document'
 jsonl\t'One JSON document a line (`inspect` only)'
@@ -134,15 +162,29 @@ complete -c opik-offline -n "__fish_opik_offline_using_subcommand inspect" -s q 
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand inspect" -s v -l verbose -d 'Say more on standard error'
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand inspect" -l no-color -d 'Use no colours, as with NO_COLOR in the environment'
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand inspect" -s h -l help -d 'Print help (see more with \'--help\')'
-complete -c opik-offline -n "__fish_opik_offline_using_subcommand purge" -l status -d 'Select messages with this status: failed, registered or rejected (may be given more than once)' -r
-complete -c opik-offline -n "__fish_opik_offline_using_subcommand purge" -l type -d 'Select messages of this SDK message type, such as CreateSpansBatch (may be given more than once)' -r
+complete -c opik-offline -n "__fish_opik_offline_using_subcommand purge" -l status -d 'Select messages with this status (may be given more than once)' -r -f -a "failed\t''
+registered\t''
+rejected\t''"
+complete -c opik-offline -n "__fish_opik_offline_using_subcommand purge" -l type -d 'Select messages of this SDK message type (may be given more than once)' -r -f -a "CreateTrace\t''
+UpdateTrace\t''
+CreateTraceBatch\t''
+CreateSpan\t''
+UpdateSpan\t''
+CreateSpansBatch\t''
+AddTraceFeedbackScoresBatch\t''
+AddSpanFeedbackScoresBatch\t''
+AddThreadsFeedbackScoresBatch\t''
+CreateExperimentItemsBatch\t''
+GuardrailBatch\t''
+AddAssertionResultsBatch\t''
+CreateAttachment\t''"
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand purge" -l workspace -d 'Select messages of this workspace (may be given more than once)' -r
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand purge" -l project -d 'Select messages that name this project (may be given more than once)' -r
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand purge" -l id -d 'Select the message with this id, as `inspect` lists it (may be given more than once)' -r
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand purge" -l trace -d 'Select messages about this trace or about spans in it (may be given more than once)' -r
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand purge" -l older-than -d 'Select messages accepted longer ago than this, such as 90s, 2h or 7d' -r
-complete -c opik-offline -n "__fish_opik_offline_using_subcommand purge" -l db -d 'Use this message store [default: opik-offline/opik_messages.db in the user\'s data folder]' -r
-complete -c opik-offline -n "__fish_opik_offline_using_subcommand purge" -l upstream -d 'Use the Opik server at this URL, such as http://127.0.0.1:5173/api [default: Opik Cloud]' -r
+complete -c opik-offline -n "__fish_opik_offline_using_subcommand purge" -l db -d 'Use this message store [default: opik-offline/opik_messages.db in the user\'s data folder]' -r -F
+complete -c opik-offline -n "__fish_opik_offline_using_subcommand purge" -l upstream -d 'Use the Opik server at this URL, such as http://127.0.0.1:5173/api [default: Opik Cloud]' -r -f
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand purge" -l format -d 'Write results in this format' -r -f -a "table\t'Tables and sentences for people'
 json\t'One JSON document'
 jsonl\t'One JSON document a line (`inspect` only)'

@@ -171,3 +171,26 @@ fn settings(config: &Config) -> AgentSettings {
         shutdown_timeout: config.shutdown_timeout.value,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use crate::config::SETTINGS;
+
+    /// The help says each default in words that clap does not know; they must be those of the table of settings.
+    #[test]
+    fn the_help_tells_the_defaults_that_are_in_force() {
+        let command = crate::cli::command();
+        let agent = command.find_subcommand("agent").expect("there is an agent");
+        let mut compared = 0;
+        for argument in agent.get_arguments() {
+            let flag = argument.get_long().map(|long| format!("--{long}"));
+            let Some(setting) = SETTINGS.iter().find(|setting| setting.flag == flag.as_deref()) else { continue };
+            let help = argument.get_help().map(ToString::to_string).unwrap_or_default();
+            if let Some((_, default)) = help.split_once("[default: ") {
+                assert_eq!(default.trim_end_matches(']'), setting.default, "{help}");
+                compared += 1;
+            }
+        }
+        assert!(compared >= 10, "only {compared} defaults are told");
+    }
+}

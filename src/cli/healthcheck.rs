@@ -30,7 +30,8 @@ Exit codes:
 
 /// Check the configuration, the Opik server, access to it and the store
 ///
-/// It shows every setting with its origin, secrets masked, and what would keep data from being delivered.
+/// It shows every setting with its origin, secrets masked, and what would keep data from being delivered. When
+/// several checks fail, the first one decides the exit code.
 #[derive(Args, Debug)]
 #[command(after_long_help = AFTER_HELP)]
 pub struct HealthcheckArgs {
@@ -240,7 +241,7 @@ fn people(renderer: &Renderer, report: &Report, quiet: bool) -> String {
         for file in &report.files {
             text.push_str(&format!("file {}{}\n", file.path, if file.exists { "" } else { " (not there)" }));
         }
-        let mut table = renderer.table(&["setting", "value", "from"]);
+        let mut table = renderer.table(&["setting", "~value", "~from"]);
         for setting in &report.settings {
             table.add_row([setting.key, &setting.value, &setting.source]);
         }

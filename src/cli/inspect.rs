@@ -1,18 +1,19 @@
 //! `opik-offline inspect`
 
 use std::io::{self, Write};
+use std::time::Duration;
 
 use clap::Args;
 use serde::Serialize;
 
-use super::render::{Format, Renderer, count, size, table_text, time};
-use super::selection::Selection;
+use super::render::{Format, Renderer, count, nothing, short_duration, size, table_text_cut, time};
+use super::selection::{Selection, id, number};
 use super::{Common, Exit, Failure, configuration, existing_store};
 use crate::config::Config;
 use crate::message::{BodyFault, MessageId, MessageType};
 use crate::protocol::json::pretty;
 use crate::protocol::otlp;
-use crate::store::{Listed, Page, Store, StoreError, StoredMessage, now_ms};
+use crate::store::{Filter, Listed, Page, Store, StoreError, StoredMessage, now_ms};
 
 const AFTER_HELP: &str = "\
 Examples:
@@ -36,12 +37,12 @@ Exit codes:
 #[command(after_long_help = AFTER_HELP)]
 pub struct InspectArgs {
     /// Show this message whole
-    #[arg(value_name = "ID", conflicts_with_all = ["status", "rejected", "types", "workspace", "project", "ids", "trace", "older_than"])]
+    #[arg(value_name = "ID", value_parser = id, conflicts_with_all = ["status", "rejected", "types", "workspace", "project", "ids", "trace", "older_than"])]
     id: Option<i64>,
 
     /// List this many messages at most; 0 lists all
-    #[arg(long, value_name = "N", default_value_t = 50)]
-    limit: usize,
+    #[arg(long, value_name = "N", default_value = "50", value_parser = number)]
+    limit: u64,
 
     /// List the newest first
     #[arg(long)]
@@ -64,6 +65,8 @@ struct Line {
     items: u32,
     body_bytes: u64,
     accepted_at: String,
+    #[serde(skip)]
+    accepted_at_ms: i64,
     attempts: u32,
     next_attempt_at: Option<String>,
     answer: Option<Answer>,
@@ -76,6 +79,14 @@ struct Answer {
     at: String,
 }
 
+/// One message as a line of JSON.
+#[derive(Serialize)]
+struct JsonLine {
+    schema_version: u32,
+    #[serde(flatten)]
+    line: Line,
+}
+
 #[derive(Serialize)]
 struct List {
     schema_version: u32,
@@ -85,11 +96,18 @@ struct List {
 }
 
 #[derive(Serialize)]
+struct Header {
+    name: String,
+    /// `***` unless the header is known to be harmless.
+    value: String,
+}
+
+#[derive(Serialize)]
 struct Whole {
     schema_version: u32,
     #[serde(flatten)]
     line: Line,
-    headers: Vec<(String, String)>,
+    headers: Vec<Header>,
     /// The services that an OTLP request's spans come from.
     #[serde(skip_serializing_if = "Option::is_none")]
     services: Option<Vec<String>>,
@@ -144,14 +162,16 @@ fn show(renderer: &Renderer, store: Option<&dyn Store>, id: MessageId, config: &
 fn list(renderer: &Renderer, store: Option<&dyn Store>, args: &InspectArgs) -> Result<(), Failure> {
     let filter = args.selection.filter(now_ms());
     let selected = store.map_or(Ok(0), |store| store.backlog(&filter).map(|backlog| backlog.messages()))?;
-    let limit = if args.limit == 0 { usize::MAX } else { args.limit };
+    let is_any = filter == Filter::default();
+    let limit = if args.limit == 0 { usize::MAX } else { usize::try_from(args.limit).unwrap_or(usize::MAX) };
     let mut pages = Pages { store, filter, newest: args.newest, left: limit, after: None };
     let mut stdout = io::stdout().lock();
     match renderer.format() {
         Format::Jsonl => {
             while let Some(lines) = pages.next()? {
                 for line in lines {
-                    let text = serde_json::to_string(&line).map_err(io::Error::other)?;
+                    let text =
+                        serde_json::to_string(&JsonLine { schema_version: 1, line }).map_err(io::Error::other)?;
                     writeln!(stdout, "{text}")?;
                 }
             }
@@ -172,7 +192,7 @@ fn list(renderer: &Renderer, store: Option<&dyn Store>, args: &InspectArgs) -> R
                 stdout.write_all(lines_text(renderer, &lines).as_bytes())?;
             }
             match (shown, selected) {
-                (0, _) => writeln!(stdout, "no message is stored that is selected")?,
+                (0, _) => writeln!(stdout, "{}", nothing(is_any))?,
                 (shown, selected) if shown < selected => {
                     writeln!(
                         stdout,
@@ -190,7 +210,7 @@ fn list(renderer: &Renderer, store: Option<&dyn Store>, args: &InspectArgs) -> R
 /// Pages through a list of any length.
 struct Pages<'a> {
     store: Option<&'a dyn Store>,
-    filter: crate::store::Filter,
+    filter: Filter,
     newest: bool,
     left: usize,
     after: Option<MessageId>,
@@ -222,6 +242,7 @@ fn line(listed: Listed) -> Line {
         items: listed.items,
         body_bytes: listed.body_bytes,
         accepted_at: time(listed.accepted_at_ms),
+        accepted_at_ms: listed.accepted_at_ms,
         attempts: listed.attempts,
         next_attempt_at: (listed.next_attempt_at_ms > 0).then(|| time(listed.next_attempt_at_ms)),
         answer: listed.answer.map(|answer| Answer { status: answer.status, text: answer.text, at: time(answer.at_ms) }),
@@ -229,39 +250,31 @@ fn line(listed: Listed) -> Line {
 }
 
 fn lines_text(renderer: &Renderer, lines: &[Line]) -> String {
-    let mut table = renderer.table(&[
-        ">id",
-        "status",
-        "type",
-        "workspace",
-        "project",
-        ">items",
-        ">size",
-        "accepted",
-        ">attempts",
-        "last answer",
-    ]);
+    let now = now_ms();
+    let mut table = renderer.table(&[">id", "status", "type", "workspace", "project", ">size", ">age", "last answer"]);
     for line in lines {
+        let age = u64::try_from(now.saturating_sub(line.accepted_at_ms)).unwrap_or(0);
         table.add_row([
             line.id.to_string(),
             line.status.to_owned(),
             line.message_type.trim_end_matches("Message").to_owned(),
             line.workspace.clone(),
             line.project.clone().unwrap_or_default(),
-            line.items.to_string(),
             size(line.body_bytes),
-            line.accepted_at.clone(),
-            line.attempts.to_string(),
+            short_duration(Duration::from_millis(age)),
             line.answer.as_ref().map(answer_text).unwrap_or_default(),
         ]);
     }
-    table_text(&table)
+    table_text_cut(&table)
 }
 
-/// The beginning of an answer, in one line.
+/// The beginning of an answer, in one line: of Opik's errors (`{"code":400,"message":"..."}`) the message.
 fn answer_text(answer: &Answer) -> String {
     const CHARACTERS_MAX: usize = 60;
-    let text: String = answer.text.chars().map(|c| if c.is_control() { ' ' } else { c }).take(CHARACTERS_MAX).collect();
+    let error: Option<serde_json::Value> = serde_json::from_str(&answer.text).ok();
+    let message = error.as_ref().and_then(|error| error["message"].as_str());
+    let text = message.unwrap_or(&answer.text);
+    let text: String = text.chars().map(|c| if c.is_control() { ' ' } else { c }).take(CHARACTERS_MAX).collect();
     match answer.status {
         Some(status) => format!("{status} {text}").trim_end().to_owned(),
         None => text,
@@ -290,7 +303,7 @@ fn whole(message: StoredMessage) -> Whole {
     let headers = message.request.headers.iter().map(|(name, value)| {
         let is_shown = SHOWN_HEADERS.contains(&name.to_ascii_lowercase().as_str());
         let shown = if is_shown { String::from_utf8_lossy(value).into_owned() } else { "***".to_owned() };
-        (name.to_owned(), shown)
+        Header { name: name.to_owned(), value: shown }
     });
     Whole { schema_version: 1, headers: headers.collect(), line: line(message.listed), services, body, body_problem }
 }
@@ -323,7 +336,7 @@ fn whole_text(_: &Renderer, whole: &Whole) -> String {
             row("", &answer.text);
         }
     }
-    for (name, value) in &whole.headers {
+    for Header { name, value } in &whole.headers {
         row("header", &format!("{name}: {value}"));
     }
     text.push('\n');

@@ -6,6 +6,7 @@
 
 mod agent;
 mod failure;
+mod groups;
 mod healthcheck;
 mod inspect;
 mod progress;
@@ -75,11 +76,11 @@ pub struct Cli {
 #[command(next_help_heading = "Common options")]
 struct Common {
     /// Use this message store [default: opik-offline/opik_messages.db in the user's data folder]
-    #[arg(long, value_name = "PATH", global = true)]
+    #[arg(long, value_name = "PATH", global = true, value_hint = clap::ValueHint::FilePath)]
     db: Option<OsString>,
 
     /// Use the Opik server at this URL, such as http://127.0.0.1:5173/api [default: Opik Cloud]
-    #[arg(long, value_name = "URL", global = true)]
+    #[arg(long, value_name = "URL", global = true, value_hint = clap::ValueHint::Url)]
     upstream: Option<OsString>,
 
     /// Write results in this format
@@ -128,7 +129,7 @@ pub fn run() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
             if !failure.message.is_empty() {
-                eprintln!("{failure}");
+                progress::say(&failure.to_string());
             }
             ExitCode::from(failure.exit as u8)
         }
@@ -156,6 +157,11 @@ impl Common {
 
     fn renderer(&self) -> Renderer {
         Renderer::new(self.format, self.is_colored(&std::io::stdout()))
+    }
+
+    /// Says whether a command tells people what it did; programs that ask for JSON or YAML are always told.
+    fn tells_what_was_done(&self) -> bool {
+        !self.quiet || self.format != Format::Table
     }
 
     /// Says whether a stream gets colours: a terminal that was not asked to do without (<https://no-color.org>).

@@ -5,7 +5,8 @@ use std::io::{self, BufRead, IsTerminal, Write};
 use clap::Args;
 use serde::Serialize;
 
-use super::render::{count, size};
+use super::groups::{Group, groups, groups_text};
+use super::render::{Renderer, count, nothing, size};
 use super::selection::{Selection, refuse_jsonl};
 use super::{Common, Exit, Failure, configuration, existing_store};
 use crate::store::{Filter, Purged, Store, now_ms};
@@ -49,6 +50,8 @@ struct Report {
     messages: u64,
     items: u64,
     body_bytes: u64,
+    /// What was selected, before anything was deleted.
+    groups: Vec<Group>,
     /// Bytes of the store's files afterwards.
     file_bytes: Option<u64>,
 }
@@ -62,34 +65,64 @@ pub fn run(common: &Common, args: &PurgeArgs) -> Result<(), Failure> {
     let renderer = common.renderer();
     let filter = args.selection.filter(now_ms());
     let Some(store) = existing_store(&config)? else {
-        let nothing =
-            Report { schema_version: 1, dry_run: args.dry_run, messages: 0, items: 0, body_bytes: 0, file_bytes: None };
-        return Ok(renderer.result(&nothing, |_, _| "nothing is stored\n".to_owned())?);
+        let none = Report {
+            schema_version: 1,
+            dry_run: args.dry_run,
+            messages: 0,
+            items: 0,
+            body_bytes: 0,
+            groups: Vec::new(),
+            file_bytes: None,
+        };
+        return Ok(renderer.result(&none, |_, _| format!("{}\n", nothing(true)))?);
     };
     let selected = store.backlog(&filter)?;
     let messages = selected.messages();
     let body_bytes = selected.groups.iter().map(|group| group.body_bytes).sum();
     let items = selected.groups.iter().map(|group| group.items).sum();
-    let would = Report { schema_version: 1, dry_run: true, messages, items, body_bytes, file_bytes: None };
+    let would = Report {
+        schema_version: 1,
+        dry_run: true,
+        messages,
+        items,
+        body_bytes,
+        groups: groups(&selected),
+        file_bytes: None,
+    };
     if args.dry_run || messages == 0 {
         let report = Report { dry_run: args.dry_run, ..would };
-        return Ok(renderer.result(&report, |_, report| match report.messages {
-            0 => "no message is selected\n".to_owned(),
-            _ => format!("would delete {} ({})\n", count(report.messages, "message"), size(report.body_bytes)),
+        return Ok(renderer.result(&report, |renderer, report| match report.messages {
+            0 => format!("{}\n", nothing(filter == Filter::default())),
+            _ => {
+                let what = format!("{} ({})", count(report.messages, "message"), size(report.body_bytes));
+                format!("would delete {what}\n\n{}", groups_text(renderer, &report.groups))
+            }
         })?);
     }
     if !args.yes {
-        ask(&would)?;
+        ask(&renderer, &would)?;
     }
     let purged = purge_all(store.as_ref(), &filter)?;
     let file_bytes = store.compact()?;
+    let would_messages = would.messages;
     let Purged { messages, items, body_bytes } = purged;
-    let report =
-        Report { schema_version: 1, dry_run: false, messages, items, body_bytes, file_bytes: Some(file_bytes) };
+    let report = Report {
+        schema_version: 1,
+        dry_run: false,
+        messages,
+        items,
+        body_bytes,
+        groups: would.groups,
+        file_bytes: Some(file_bytes),
+    };
+    if !common.tells_what_was_done() {
+        return Ok(());
+    }
     Ok(renderer.result(&report, |_, report| {
-        let kept = match would.messages.saturating_sub(report.messages) {
+        let kept = match would_messages.saturating_sub(report.messages) {
             0 => String::new(),
-            kept => format!("{} left alone: a replay is sending them\n", count(kept, "message")),
+            1 => "1 message left alone: a replay is sending it\n".to_owned(),
+            kept => format!("{kept} messages left alone: a replay is sending them\n"),
         };
         let deleted = count(report.messages, "message");
         format!("deleted {deleted} ({}); the store takes {} now\n{kept}", size(report.body_bytes), size(file_bytes))
@@ -97,14 +130,15 @@ pub fn run(common: &Common, args: &PurgeArgs) -> Result<(), Failure> {
 }
 
 /// Asks a person on a terminal; anything else than yes ends the command.
-fn ask(would: &Report) -> Result<(), Failure> {
+fn ask(renderer: &Renderer, would: &Report) -> Result<(), Failure> {
     let what = format!("{} ({})", count(would.messages, "message"), size(would.body_bytes));
     if !io::stdin().is_terminal() || !io::stderr().is_terminal() {
         let message = format!("purge would delete {what}, and there is nobody to ask");
         return Err(Failure::new(Exit::Usage, message, Some("look with --dry-run, then give --yes")));
     }
-    eprint!("delete {what} for good? [y/N] ");
-    io::stderr().flush()?;
+    let mut stderr = io::stderr();
+    write!(stderr, "{}\ndelete {what} for good? [y/N] ", groups_text(renderer, &would.groups))?;
+    stderr.flush()?;
     let mut answer = String::new();
     io::stdin().lock().read_line(&mut answer)?;
     match answer.trim().to_ascii_lowercase().as_str() {

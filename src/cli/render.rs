@@ -3,7 +3,7 @@
 use std::io::{self, IsTerminal, Write};
 use std::time::{Duration, UNIX_EPOCH};
 
-use comfy_table::{Attribute, Cell, CellAlignment, ContentArrangement, Table, presets};
+use comfy_table::{Attribute, Cell, CellAlignment, ColumnConstraint, ContentArrangement, Table, presets};
 use serde::Serialize;
 
 use crate::config::units::{ByteSize, print_duration};
@@ -57,7 +57,22 @@ impl Renderer {
         stdout.flush()
     }
 
+    /// Clears the terminal and goes to its top; does nothing to a pipe or a file.
+    ///
+    /// # Errors
+    ///
+    /// Whatever stdout says.
+    pub fn clear_screen(&self) -> io::Result<()> {
+        let mut stdout = io::stdout().lock();
+        if self.format == Format::Table && stdout.is_terminal() {
+            stdout.write_all(b"\x1b[2J\x1b[H")?;
+        }
+        stdout.flush()
+    }
+
     /// Returns an empty table with these column heads; a head that begins with `>` is of a column of numbers.
+    ///
+    /// On a terminal that is too narrow, only columns whose head begins with `~` are broken into lines.
     pub fn table(&self, heads: &[&str]) -> Table {
         let mut table = Table::new();
         table.load_style(presets::NOTHING).set_content_arrangement(ContentArrangement::Dynamic);
@@ -65,13 +80,15 @@ impl Renderer {
             // Piped output is for grep and cut: a row stays a line, however long.
             table.set_content_arrangement(ContentArrangement::Disabled);
         }
-        let plain = |head: &str| head.trim_start_matches('>').to_owned();
+        let plain = |head: &str| head.trim_start_matches(['>', '~']).to_owned();
         table.set_header(heads.iter().map(|head| self.bold(plain(head))));
-        for (index, head) in heads.iter().enumerate() {
-            if head.starts_with('>')
-                && let Some(column) = table.column_mut(index)
-            {
+        for (column, head) in table.column_iter_mut().zip(heads) {
+            column.set_padding((0, 2));
+            if head.starts_with('>') {
                 column.set_cell_alignment(CellAlignment::Right);
+            }
+            if !head.starts_with('~') {
+                column.set_constraint(ColumnConstraint::ContentWidth);
             }
         }
         table
@@ -121,6 +138,34 @@ pub fn table_text(table: &Table) -> String {
     text
 }
 
+/// Returns a table as text, its lines cut where the terminal ends: what stands in the last column is a beginning only.
+pub fn table_text_cut(table: &Table) -> String {
+    let Some(width) = table.width().filter(|_| io::stdout().is_terminal()) else { return table_text(table) };
+    table_text(table).lines().map(|line| cut(line, usize::from(width)) + "\n").collect()
+}
+
+/// Cuts a line to this many characters; colours take no room.
+fn cut(line: &str, width: usize) -> String {
+    let mut is_color = false;
+    // Each character with its column, escape sequences with none.
+    let columns = line.chars().scan(0, |column, c| {
+        is_color |= c == '\u{1b}';
+        let is_shown = !is_color;
+        is_color &= c != 'm';
+        *column += usize::from(is_shown);
+        Some((c, is_shown.then_some(*column)))
+    });
+    let columns: Vec<(char, Option<usize>)> = columns.collect();
+    if columns.iter().all(|(_, column)| column.is_none_or(|column| column <= width)) {
+        return line.to_owned();
+    }
+    columns
+        .into_iter()
+        .filter(|(_, column)| column.is_none_or(|column| column <= width))
+        .map(|(c, column)| if column == Some(width) { '…' } else { c })
+        .collect()
+}
+
 /// Returns a time in UTC, RFC 3339, to the second.
 pub fn time(ms: i64) -> String {
     let since = Duration::from_millis(u64::try_from(ms).unwrap_or(0));
@@ -156,9 +201,21 @@ pub fn count(number: u64, noun: &str) -> String {
     }
 }
 
+/// Returns what to say when a list is empty: there is nothing, or the filters leave nothing.
+pub fn nothing(is_any_selected: bool) -> &'static str {
+    if is_any_selected { "no message is stored" } else { "no stored message is selected" }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_line_ends_where_the_terminal_does() {
+        assert_eq!(cut("twelve chars", 12), "twelve chars");
+        assert_eq!(cut("twelve chars", 8), "twelve …");
+        assert_eq!(cut("\u{1b}[1mbold\u{1b}[0m text", 9), "\u{1b}[1mbold\u{1b}[0m text");
+    }
 
     #[test]
     fn figures_are_written_as_people_read_them() {

@@ -1,14 +1,16 @@
 //! `opik-offline replay`
 
 use std::ffi::OsString;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use clap::Args;
 use serde::Serialize;
 
+use super::groups::{Group, groups, groups_text};
 use super::progress::Progress;
-use super::render::{count, short_duration};
-use super::selection::{Selection, duration, refuse_jsonl};
+use super::render::{Renderer, count, short_duration};
+use super::selection::{Selection, duration, number_from_one, refuse_jsonl};
 use super::{Common, Exit, Failure, configuration, existing_store, stop_on_signals, translate, upstream};
 use crate::config::{Flags, LogLevel};
 use crate::message::MessageStatus;
@@ -17,7 +19,7 @@ use crate::monitor::connection::Connection;
 use crate::replay::report::rate_and_eta;
 use crate::replay::{DrainEnd, Replay, ReplaySettings};
 use crate::shutdown::Shutdown;
-use crate::store::{Filter, Owner, Store, StoreError, now_ms};
+use crate::store::{Filter, Owner, Page, Store, StoreError, now_ms};
 use crate::telemetry::metrics::Metrics;
 
 const AFTER_HELP: &str = "\
@@ -54,10 +56,10 @@ pub struct ReplayArgs {
     delay: Option<OsString>,
 
     /// Stop after this many messages
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    #[arg(long, value_name = "N", value_parser = number_from_one)]
     limit: Option<u64>,
 
-    /// Keep trying for this long when lanes or messages have to wait; stop then, whatever is left
+    /// Stop after this long, and keep trying until then when lanes or messages have to wait
     #[arg(long, value_name = "DURATION", value_parser = duration)]
     timeout: Option<Duration>,
 
@@ -77,6 +79,8 @@ struct Report {
     delivered: u64,
     rejected: u64,
     remaining: u64,
+    /// What was selected, before anything was sent.
+    groups: Vec<Group>,
     requests: u64,
     seconds: f64,
     /// Why messages remain, for people.
@@ -85,6 +89,8 @@ struct Report {
 
 /// How long to wait between two looks at a store that another process replays.
 const LEASE_LOOK_INTERVAL: Duration = Duration::from_millis(200);
+/// Rejected messages that one replay tries again.
+const REQUEUED_MAX: usize = 10_000;
 
 pub fn run(common: &Common, args: &ReplayArgs) -> Result<(), Failure> {
     refuse_jsonl(common.format)?;
@@ -100,10 +106,12 @@ pub fn run(common: &Common, args: &ReplayArgs) -> Result<(), Failure> {
     let Some(store) = existing_store(&config)? else {
         return Ok(renderer.result(&Report::of_nothing(args.dry_run), people)?);
     };
-    let filter = args.selection.filter(now_ms());
-    let waiting = selected(store.as_ref(), &filter)?;
+    let filter = selected(args.selection.filter(now_ms()));
+    let backlog = store.backlog(&filter)?;
+    let waiting = backlog.messages();
     if args.dry_run || waiting == 0 {
-        let report = Report { remaining: waiting, ..Report::of_nothing(args.dry_run) };
+        let groups = groups(&backlog);
+        let report = Report { remaining: waiting, groups, ..Report::of_nothing(args.dry_run) };
         return Ok(renderer.result(&report, people)?);
     }
 
@@ -126,11 +134,14 @@ pub fn run(common: &Common, args: &ReplayArgs) -> Result<(), Failure> {
     let shutdown = Shutdown::new();
     stop_on_signals(&shutdown)?;
 
-    if filter.statuses.contains(&MessageStatus::Rejected) {
-        store.requeue(&filter)?;
-    }
-    // What was rejected is failed again now, and rejected ones of before are not selected by a status any more.
-    let filter = Filter { statuses: Vec::new(), ..filter };
+    let is_only_rejected = filter.statuses == [MessageStatus::Rejected];
+    let Some(filter) = requeue(store.as_ref(), filter, args.limit)? else {
+        return Ok(renderer.result(&Report::of_nothing(false), people)?);
+    };
+    let untried = match (is_only_rejected, args.limit) {
+        (true, None) => waiting.saturating_sub(filter.ids.len() as u64),
+        _ => 0,
+    };
     let settings = ReplaySettings {
         filter: filter.clone(),
         limit: args.limit,
@@ -139,6 +150,7 @@ pub fn run(common: &Common, args: &ReplayArgs) -> Result<(), Failure> {
         attempts_max: config.max_attempts.value,
     };
     let metrics = Metrics::default();
+    let is_time_over = AtomicBool::new(false);
     let started = Instant::now();
     progress.start(args.limit.map_or(waiting, |limit| limit.min(waiting)));
     let end = {
@@ -151,13 +163,18 @@ pub fn run(common: &Common, args: &ReplayArgs) -> Result<(), Failure> {
             shutdown: &shutdown,
         };
         let drained = Shutdown::new();
+        // Ends the round as an interruption does: what is in flight gets its answer.
         std::thread::scope(|scope| {
             let shown = &progress;
             scope.spawn({
-                let (drained, metrics) = (drained.clone(), &metrics);
+                let (drained, metrics, shutdown, is_time_over) = (drained.clone(), &metrics, &shutdown, &is_time_over);
                 move || {
                     while !drained.sleep(Duration::from_millis(100)) {
                         shown.at(metrics.messages_delivered.get() + metrics.messages_rejected.get(), waiting);
+                        if args.timeout.is_some_and(|timeout| started.elapsed() >= timeout) {
+                            is_time_over.store(true, Ordering::Relaxed);
+                            shutdown.request();
+                        }
                     }
                 }
             });
@@ -168,36 +185,76 @@ pub fn run(common: &Common, args: &ReplayArgs) -> Result<(), Failure> {
     };
     progress.finish();
     let end = end?;
-    let remaining = selected(store.as_ref(), &filter)?;
-    let report = Report {
+    let is_time_over = is_time_over.into_inner() && end == DrainEnd::Stopped;
+    let remaining = waiting_now(store.as_ref(), &filter)? + untried;
+    let mut report = Report {
         schema_version: 1,
         dry_run: false,
         delivered: metrics.messages_delivered.get(),
         rejected: metrics.messages_rejected.get(),
         remaining,
+        groups: groups(&backlog),
         requests: metrics.replay_requests.get(),
         seconds: started.elapsed().as_secs_f64(),
-        reasons: reasons(&end, store.as_ref(), &connection)?,
-    };
-    renderer.result(&report, people)?;
-    match end {
-        DrainEnd::Stopped => Err(Failure::silent(Exit::Interrupted)),
-        DrainEnd::Unavailable => Err(Failure::silent(Exit::Unreachable)),
-        DrainEnd::LimitReached => Ok(()),
-        DrainEnd::Empty | DrainEnd::NotDue { .. } => match (report.remaining, report.rejected) {
-            (0, 0) => Ok(()),
-            _ => Err(Failure::silent(Exit::Remaining)),
+        reasons: match is_time_over {
+            true => vec!["the time given with --timeout is over; run it again to go on".to_owned()],
+            false => reasons(&end, store.as_ref(), &connection)?,
         },
+    };
+    if untried > 0 {
+        report.reasons.push(format!("{REQUEUED_MAX} rejected messages are tried at a time; run it again for the rest"));
+    }
+    if report.delivered + report.rejected + report.remaining == 0 {
+        report.reasons.push("another process has replayed what was selected".to_owned());
+    }
+    if common.tells_what_was_done() {
+        renderer.result(&report, people)?;
+    }
+    match end {
+        DrainEnd::Stopped if !is_time_over => Err(Failure::silent(Exit::Interrupted)),
+        DrainEnd::Unavailable => Err(Failure::silent(Exit::Unreachable)),
+        DrainEnd::LimitReached if report.rejected == 0 => Ok(()),
+        DrainEnd::Empty | DrainEnd::LimitReached | DrainEnd::Stopped | DrainEnd::NotDue { .. } => {
+            match (report.remaining, report.rejected) {
+                (0, 0) => Ok(()),
+                _ => Err(Failure::silent(Exit::Remaining)),
+            }
+        }
     }
 }
 
-/// Counts what a replay with this filter would send.
-fn selected(store: &dyn Store, filter: &Filter) -> Result<u64, Failure> {
-    let mut filter = filter.clone();
-    if filter.statuses.is_empty() {
-        filter.statuses = vec![MessageStatus::Failed, MessageStatus::Registered];
+/// Says which messages a replay is about when no status was asked for: those that wait, and one that is named by its id
+/// even if it was rejected.
+fn selected(filter: Filter) -> Filter {
+    if !filter.statuses.is_empty() || !filter.ids.is_empty() {
+        return filter;
     }
-    Ok(store.backlog(&filter)?.messages())
+    Filter { statuses: vec![MessageStatus::Failed, MessageStatus::Registered], ..filter }
+}
+
+/// Makes the selected rejected messages *failed* again and returns which messages to replay, `None` when there is none.
+///
+/// Their status no longer tells them from others that wait. Where only rejected ones were asked for they are therefore
+/// named one by one, [`REQUEUED_MAX`] at a time, so that nothing else is sent and a limit leaves the rest as it is.
+fn requeue(store: &dyn Store, mut filter: Filter, limit: Option<u64>) -> Result<Option<Filter>, Failure> {
+    if filter.statuses == [MessageStatus::Rejected] {
+        let limit = limit.and_then(|limit| usize::try_from(limit).ok()).unwrap_or(REQUEUED_MAX).min(REQUEUED_MAX);
+        let listed = store.list(&filter, &Page { after: None, limit, newest_first: false })?;
+        if listed.is_empty() {
+            // Gone since they were counted; a filter without ids would select everything.
+            return Ok(None);
+        }
+        filter.ids = listed.into_iter().map(|listed| listed.id).collect();
+    }
+    if filter.statuses.is_empty() || filter.statuses.contains(&MessageStatus::Rejected) {
+        store.requeue(&filter)?;
+    }
+    Ok(Some(Filter { statuses: Vec::new(), ..filter }))
+}
+
+/// Counts what still waits of the messages to replay.
+fn waiting_now(store: &dyn Store, filter: &Filter) -> Result<u64, Failure> {
+    Ok(store.backlog(filter)?.waiting())
 }
 
 /// Replays until nothing is left, or nothing more can be done in the time given.
@@ -225,11 +282,8 @@ fn drain(
                     progress.note(&format!("waiting: {owner} replays this store"));
                     said = true;
                 }
-                if selected(replay.store, &replay.settings.filter)? == 0 {
+                if waiting_now(replay.store, &replay.settings.filter)? == 0 {
                     return Ok(DrainEnd::Empty);
-                }
-                if timeout.is_some() && time_left.is_zero() {
-                    return Err(StoreError::LeaseHeld { owner }.into());
                 }
                 if replay.shutdown.sleep(LEASE_LOOK_INTERVAL) {
                     return Ok(DrainEnd::Stopped);
@@ -270,6 +324,7 @@ impl Report {
             delivered: 0,
             rejected: 0,
             remaining: 0,
+            groups: Vec::new(),
             requests: 0,
             seconds: 0.0,
             reasons: Vec::new(),
@@ -277,25 +332,32 @@ impl Report {
     }
 }
 
-fn people(_: &super::render::Renderer, report: &Report) -> String {
+fn people(renderer: &Renderer, report: &Report) -> String {
     if report.dry_run {
         return match report.remaining {
             0 => "nothing to replay\n".to_owned(),
-            waiting => format!("would replay {}\n", count(waiting, "message")),
+            waiting => {
+                format!("would replay {}\n\n{}", count(waiting, "message"), groups_text(renderer, &report.groups))
+            }
         };
     }
     if report.delivered + report.rejected + report.remaining == 0 {
-        return "nothing to replay\n".to_owned();
+        let why = report.reasons.first().map_or(String::new(), |reason| format!(": {reason}"));
+        return format!("nothing to replay{why}\n");
     }
-    let started = Instant::now() - Duration::try_from_secs_f64(report.seconds).unwrap_or_default();
-    let (rate, _) = rate_and_eta(report.delivered, report.remaining, started, Instant::now());
-    let mut text = format!(
-        "delivered {} in {:.1} s ({} a second, {})\n",
-        count(report.delivered, "message"),
-        report.seconds,
-        rate.round(),
-        count(report.requests, "request")
-    );
+    let mut text = if report.delivered == 0 {
+        "delivered nothing\n".to_owned()
+    } else {
+        let started = Instant::now() - Duration::try_from_secs_f64(report.seconds).unwrap_or_default();
+        let (rate, _) = rate_and_eta(report.delivered, report.remaining, started, Instant::now());
+        format!(
+            "delivered {} in {:.1} s ({} a second, {})\n",
+            count(report.delivered, "message"),
+            report.seconds,
+            rate.round(),
+            count(report.requests, "request")
+        )
+    };
     if report.rejected > 0 {
         text.push_str(&format!(
             "rejected  {}: see why with `opik-offline inspect --rejected`\n",

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use clap::Args;
+use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
 
 use super::failure::{Exit, Failure};
 use crate::config::units::parse_duration;
@@ -13,8 +14,8 @@ use crate::store::Filter;
 #[derive(Args, Clone, Debug, Default)]
 #[command(next_help_heading = "Which messages")]
 pub struct Selection {
-    /// Select messages with this status: failed, registered or rejected (may be given more than once)
-    #[arg(long, value_name = "STATUS", value_parser = parse_status)]
+    /// Select messages with this status (may be given more than once)
+    #[arg(long, value_name = "STATUS", ignore_case = true, value_parser = status())]
     pub status: Vec<MessageStatus>,
 
     /// Select rejected messages; short for --status rejected
@@ -22,7 +23,7 @@ pub struct Selection {
     pub rejected: bool,
 
     /// Select messages of this type, such as CreateSpansBatch or OtlpTraces (may be given more than once)
-    #[arg(long = "type", value_name = "TYPE", value_parser = parse_type)]
+    #[arg(long = "type", value_name = "TYPE", ignore_case = true, value_parser = message_type())]
     pub types: Vec<MessageType>,
 
     /// Select messages of this workspace (may be given more than once)
@@ -34,7 +35,7 @@ pub struct Selection {
     pub project: Vec<String>,
 
     /// Select the message with this id, as `inspect` lists it (may be given more than once)
-    #[arg(long = "id", value_name = "ID")]
+    #[arg(long = "id", value_name = "ID", value_parser = id)]
     pub ids: Vec<i64>,
 
     /// Select messages about this trace or about spans in it (may be given more than once)
@@ -72,16 +73,35 @@ pub fn duration(text: &str) -> Result<Duration, String> {
     parse_duration(text).map_err(|error| error.to_string())
 }
 
-fn parse_status(text: &str) -> Result<MessageStatus, String> {
-    let status = MessageStatus::from_name(&text.to_ascii_lowercase()).filter(|s| *s != MessageStatus::Delivered);
-    status.ok_or_else(|| "expected failed, registered or rejected".to_owned())
+/// Reads the id of a message.
+pub fn id(text: &str) -> Result<i64, String> {
+    text.parse().map_err(|_| "expected a number, as `opik-offline inspect` lists it".to_owned())
 }
 
-fn parse_type(text: &str) -> Result<MessageType, String> {
-    MessageType::from_name(text).ok_or_else(|| {
-        let names: Vec<&str> = MessageType::ALL.iter().map(|t| t.name().trim_end_matches("Message")).collect();
-        format!("expected one of {}", names.join(", "))
-    })
+/// Reads a number of messages.
+pub fn number(text: &str) -> Result<u64, String> {
+    text.parse().map_err(|_| "expected a whole number".to_owned())
+}
+
+/// Reads a number of messages, at least one.
+pub fn number_from_one(text: &str) -> Result<u64, String> {
+    number(text).ok().filter(|number| *number > 0).ok_or_else(|| "expected a whole number from 1".to_owned())
+}
+
+/// Reads a status that a stored message can have.
+fn status() -> impl TypedValueParser<Value = MessageStatus> {
+    let names = MessageStatus::STORED.map(MessageStatus::name);
+    PossibleValuesParser::new(names)
+        .try_map(|text| MessageStatus::from_name(&text.to_ascii_lowercase()).ok_or("no status of a stored message"))
+}
+
+/// Reads a message type by its name, with or without `Message` at its end.
+fn message_type() -> impl TypedValueParser<Value = MessageType> {
+    let names = MessageType::ALL.iter().map(|message_type| {
+        let name = message_type.name();
+        PossibleValue::new(name.trim_end_matches("Message")).alias(name)
+    });
+    PossibleValuesParser::new(names).try_map(|text| MessageType::from_name(&text).ok_or("no message type"))
 }
 
 /// Refuses a format that only another command has.
@@ -98,6 +118,8 @@ pub fn refuse_jsonl(format: super::render::Format) -> Result<(), Failure> {
 
 #[cfg(test)]
 mod tests {
+    use clap::Parser as _;
+
     use super::*;
 
     #[test]
@@ -116,9 +138,18 @@ mod tests {
 
     #[test]
     fn values_are_read_as_people_type_them() {
-        assert_eq!(parse_status("Rejected"), Ok(MessageStatus::Rejected));
-        assert!(parse_status("delivered").is_err());
-        assert_eq!(parse_type("createspansbatch"), Ok(MessageType::CreateSpansBatch));
-        assert!(parse_type("span").is_err_and(|text| text.contains("CreateSpan")));
+        #[derive(clap::Parser)]
+        struct Line {
+            #[command(flatten)]
+            selection: Selection,
+        }
+        let read = |args: &[&str]| Line::try_parse_from(args).map(|line| line.selection);
+        let selection =
+            read(&["x", "--status", "Rejected", "--type", "createspansbatch", "--type", "CreateSpanMessage"]);
+        let selection = selection.expect("it can be read");
+        assert_eq!(selection.status, [MessageStatus::Rejected]);
+        assert_eq!(selection.types, [MessageType::CreateSpansBatch, MessageType::CreateSpan]);
+        assert!(read(&["x", "--status", "delivered"]).is_err(), "a delivered message is not stored");
+        assert!(read(&["x", "--type", "span"]).is_err());
     }
 }

@@ -5,7 +5,8 @@ use std::time::Duration;
 use clap::Args;
 use serde::Serialize;
 
-use super::render::{Renderer, count, short_duration, size, table_text, time};
+use super::groups::{Group, groups, groups_text};
+use super::render::{Renderer, count, short_duration, size, time};
 use super::selection::{duration, refuse_jsonl};
 use super::{Common, Exit, Failure, configuration, existing_store, stop_on_signals, translate, upstream};
 use crate::config::Config;
@@ -53,8 +54,9 @@ struct Report {
     schema_version: u32,
     server: Server,
     agent: Agent,
-    backlog: Waiting,
-    rejected: Rejected,
+    /// `null` when the store can't be read: nobody knows.
+    backlog: Option<Waiting>,
+    rejected: Option<Rejected>,
     store: StoreReport,
     held: Vec<Held>,
     last_replay: Option<LastReplay>,
@@ -91,16 +93,6 @@ struct Waiting {
     /// At the documented pace or the one that was set; replay is faster while the server keeps up.
     eta_seconds_max: f64,
     groups: Vec<Group>,
-}
-
-#[derive(Serialize)]
-struct Group {
-    status: &'static str,
-    message_type: &'static str,
-    workspace: String,
-    messages: u64,
-    items: u64,
-    body_bytes: u64,
 }
 
 #[derive(Serialize, Default)]
@@ -162,8 +154,7 @@ pub fn run(common: &Common, args: &StatusArgs) -> Result<(), Failure> {
     loop {
         let (report, problem) = gather(&config, &upstream);
         if args.watch {
-            // Clears the screen and goes to its top.
-            print!("\u{1b}[2J\u{1b}[H");
+            renderer.clear_screen()?;
         }
         if !common.quiet || problem.is_none() && args.fail_if_backlog.is_none() && args.fail_if_older_than.is_none() {
             renderer.result(&report, people)?;
@@ -181,15 +172,18 @@ fn end(args: &StatusArgs, report: &Report, problem: Option<StoreError>) -> Resul
     if let Some(problem) = problem {
         return Err(problem.into());
     }
-    if let Some(limit) = args.fail_if_backlog.filter(|limit| report.backlog.messages > *limit) {
-        let waiting = count(report.backlog.messages, "message");
-        return Err(Failure::new(Exit::Remaining, format!("{waiting} wait, more than {limit}"), None));
+    let Some(backlog) = &report.backlog else { return Ok(()) };
+    if let Some(limit) = args.fail_if_backlog.filter(|limit| backlog.messages > *limit) {
+        let wait = if backlog.messages == 1 { "waits" } else { "wait" };
+        let waiting = count(backlog.messages, "message");
+        return Err(Failure::new(Exit::Remaining, format!("{waiting} {wait}, more than {limit}"), None));
     }
-    let oldest = report.backlog.oldest_age_seconds.map(Duration::from_secs);
+    let oldest = backlog.oldest_age_seconds.map(Duration::from_secs);
     if let (Some(limit), Some(oldest)) = (args.fail_if_older_than, oldest)
         && oldest > limit
     {
-        let text = format!("a message has been waiting for {}", short_duration(oldest));
+        let (oldest, limit) = (short_duration(oldest), short_duration(limit));
+        let text = format!("a message has been waiting for {oldest}, longer than {limit}");
         return Err(Failure::new(Exit::Remaining, text, None));
     }
     Ok(())
@@ -203,9 +197,9 @@ fn gather(config: &Config, upstream: &Upstream) -> (Report, Option<StoreError>) 
         Some(store) => Ok(Some((store.backlog(&Filter::default())?, store.condition()?))),
     });
     let (backlog, condition, problem) = match read {
-        Ok(Some((backlog, condition))) => (backlog, Some(condition), None),
-        Ok(None) => (Backlog::default(), None, None),
-        Err(error) => (Backlog::default(), None, Some(error)),
+        Ok(Some((backlog, condition))) => (Some(backlog), Some(condition), None),
+        Ok(None) => (Some(Backlog::default()), None, None),
+        Err(error) => (None, None, Some(error)),
     };
     let agents = condition.as_ref().map_or(&[][..], |condition| &condition.agents);
     let (agent, seen) = ask_agent(config, agents);
@@ -213,8 +207,8 @@ fn gather(config: &Config, upstream: &Upstream) -> (Report, Option<StoreError>) 
         schema_version: 1,
         server: server(config, upstream, seen),
         agent,
-        backlog: waiting(config, &backlog, now),
-        rejected: rejected(&backlog),
+        backlog: backlog.as_ref().map(|backlog| waiting(config, backlog, now)),
+        rejected: backlog.as_ref().map(rejected),
         store: store_report(config, condition.as_ref(), problem.as_ref()),
         held: condition
             .iter()
@@ -303,18 +297,7 @@ fn server(config: &Config, upstream: &Upstream, seen: Option<serde_json::Value>)
 }
 
 fn waiting(config: &Config, backlog: &Backlog, now: i64) -> Waiting {
-    let groups: Vec<Group> = backlog
-        .groups
-        .iter()
-        .map(|group| Group {
-            status: group.status.name(),
-            message_type: group.message_type.name(),
-            workspace: group.workspace.clone(),
-            messages: group.messages,
-            items: group.items,
-            body_bytes: group.body_bytes,
-        })
-        .collect();
+    let groups = groups(backlog);
     let sum = |of: fn(&Group) -> u64| groups.iter().filter(|group| group.status != "rejected").map(of).sum();
     let oldest = backlog.oldest_accepted_at_ms;
     let messages = backlog.waiting();
@@ -395,34 +378,15 @@ fn people(renderer: &Renderer, report: &Report) -> String {
             _ => format!("{} cannot be used", store.path),
         },
     );
-    let backlog = &report.backlog;
-    row(
-        "waiting",
-        match (backlog.messages, &backlog.oldest_age_seconds) {
-            (0, _) => "nothing: all that was accepted is delivered".to_owned(),
-            (messages, oldest) => format!(
-                "{} with {} ({}), the oldest for {}; replay takes at most {} of pauses",
-                count(messages, "message"),
-                count(backlog.items, "item"),
-                size(backlog.body_bytes),
-                short_duration(Duration::from_secs(oldest.unwrap_or(0))),
-                short_duration(Duration::try_from_secs_f64(backlog.eta_seconds_max.ceil()).unwrap_or_default()),
-            ),
-        },
-    );
-    if report.rejected.messages > 0 {
-        let answers = report.rejected.by_answer.iter().map(|by| match by.status {
+    row("waiting", waiting_text(report));
+    if let Some(rejected) = report.rejected.as_ref().filter(|rejected| rejected.messages > 0) {
+        let answers = rejected.by_answer.iter().map(|by| match by.status {
             Some(status) => format!("{} x {status}", by.messages),
             None => format!("{} x no answer", by.messages),
         });
         let answers = answers.collect::<Vec<_>>().join(", ");
-        row(
-            "rejected",
-            format!(
-                "{} ({answers}): see `opik-offline inspect --rejected`",
-                count(report.rejected.messages, "message")
-            ),
-        );
+        let messages = count(rejected.messages, "message");
+        row("rejected", format!("{messages} ({answers}): see `opik-offline inspect --rejected`"));
     }
     if store.dropped_messages > 0 {
         row("dropped", format!("{} because the store was full", count(store.dropped_messages, "message")));
@@ -442,20 +406,35 @@ fn people(renderer: &Renderer, report: &Report) -> String {
             ),
         );
     }
-    if !backlog.groups.is_empty() {
-        let mut table = renderer.table(&["status", "type", "workspace", ">messages", ">items", ">size"]);
-        for group in &backlog.groups {
-            table.add_row([
-                group.status.to_owned(),
-                group.message_type.trim_end_matches("Message").to_owned(),
-                group.workspace.clone(),
-                group.messages.to_string(),
-                group.items.to_string(),
-                size(group.body_bytes),
-            ]);
-        }
+    if let Some(backlog) = report.backlog.as_ref().filter(|backlog| !backlog.groups.is_empty()) {
         text.push('\n');
-        text.push_str(&table_text(&table));
+        text.push_str(&groups_text(renderer, &backlog.groups));
+    }
+    text
+}
+
+/// What still has to reach the server, in a sentence.
+fn waiting_text(report: &Report) -> String {
+    let Some(backlog) = &report.backlog else { return "unknown: the store can't be read".to_owned() };
+    if backlog.messages == 0 {
+        let is_all_delivered = report.store.dropped_messages == 0
+            && report.rejected.as_ref().is_none_or(|rejected| rejected.messages == 0);
+        return match (report.store.state, is_all_delivered) {
+            ("usable", true) => "nothing: all that was stored is delivered".to_owned(),
+            _ => "nothing".to_owned(),
+        };
+    }
+    let oldest = Duration::from_secs(backlog.oldest_age_seconds.unwrap_or(0));
+    let mut text = format!(
+        "{} with {} ({}), the oldest for {}",
+        count(backlog.messages, "message"),
+        count(backlog.items, "item"),
+        size(backlog.body_bytes),
+        short_duration(oldest),
+    );
+    let pauses = Duration::try_from_secs_f64(backlog.eta_seconds_max.ceil()).unwrap_or_default();
+    if !pauses.is_zero() {
+        text.push_str(&format!("; replay pauses for {} at most", short_duration(pauses)));
     }
     text
 }

@@ -228,6 +228,14 @@ fn without_userinfo(url: &str) -> String {
     }
 }
 
+/// Returns the system's words as they stand inside a sentence, without a number that says the same to fewer people.
+fn words(reason: &str) -> String {
+    let reason = reason.strip_prefix("io: ").unwrap_or(reason);
+    let reason = reason.split(" (os error").next().unwrap_or(reason);
+    let mut chars = reason.chars();
+    chars.next().map_or(String::new(), |first| first.to_lowercase().chain(chars).collect())
+}
+
 fn failure(url: &str, timeout: Duration, error: ureq::Error) -> SendFailure {
     let url = url.to_owned();
     match error {
@@ -235,11 +243,11 @@ fn failure(url: &str, timeout: Duration, error: ureq::Error) -> SendFailure {
             SendFailure::Connect { url, reason: "no connection within the time".to_owned() }
         }
         ureq::Error::Timeout(_) => SendFailure::Timeout { url, after: timeout },
-        ureq::Error::Io(io) if is_connect_error(&io) => SendFailure::Connect { url, reason: io.to_string() },
+        ureq::Error::Io(io) if is_connect_error(&io) => SendFailure::Connect { url, reason: words(&io.to_string()) },
         ureq::Error::HostNotFound | ureq::Error::ConnectionFailed | ureq::Error::Tls(_) | ureq::Error::Rustls(_) => {
             SendFailure::Connect { url, reason: error.to_string() }
         }
-        other => SendFailure::Broken { url, reason: other.to_string() },
+        other => SendFailure::Broken { url, reason: words(&other.to_string()) },
     }
 }
 

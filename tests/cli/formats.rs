@@ -1,0 +1,79 @@
+//! JSON and YAML are for programs: one document with its version, the same words in every command.
+
+use serde_json::Value;
+
+use crate::sandbox::Sandbox;
+
+const COMMANDS: [&[&str]; 7] = [
+    &["status"],
+    &["healthcheck"],
+    &["inspect"],
+    &["inspect", "1"],
+    &["replay", "--dry-run"],
+    &["purge", "--dry-run"],
+    &["purge", "--yes", "--workspace", "nobody"],
+];
+
+#[test]
+fn every_result_is_one_document_with_its_version() {
+    let sandbox = Sandbox::filled();
+    for command in COMMANDS {
+        let json = sandbox.output(&[command, &["--format", "json"]].concat()).json();
+        assert_eq!(json["schema_version"], 1, "{command:?}: {json}");
+        let yaml = sandbox.output(&[command, &["--format", "yaml"]].concat()).stdout;
+        let yaml: Value = serde_yaml::from_str(&yaml).unwrap_or_else(|why| panic!("{command:?}: {why} in\n{yaml}"));
+        assert_eq!(keys(&yaml), keys(&json), "{command:?}");
+    }
+    for line in sandbox.output(&["inspect", "--format", "jsonl"]).stdout.lines() {
+        let line: Value = serde_json::from_str(line).expect("a line is a document");
+        assert_eq!(line["schema_version"], 1);
+        assert!(line["id"].is_i64() && line["accepted_at"].is_string(), "{line}");
+    }
+}
+
+#[test]
+fn a_document_comes_with_a_bad_end_too() {
+    let output = Sandbox::filled().output(&["status", "--format", "json", "--fail-if-backlog", "1"]);
+    assert_eq!(output.code(), Some(4));
+    assert_eq!(output.json()["backlog"]["messages"], 4);
+
+    let broken = Sandbox::new();
+    std::fs::write(broken.home.db(), "no database").unwrap();
+    let output = broken.output(&["status", "--format", "json"]);
+    assert_eq!(output.code(), Some(1));
+    let status = output.json();
+    assert_eq!(status["store"]["state"], "unusable");
+    assert!(status["backlog"].is_null(), "nobody knows what is in a store that can't be read: {status}");
+}
+
+#[test]
+fn colours_are_for_terminals_only() {
+    let sandbox = Sandbox::filled().with_env("CLICOLOR_FORCE", "1");
+    for command in COMMANDS {
+        let output = sandbox.output(command);
+        assert!(
+            !output.stdout.contains('\u{1b}') && !output.stderr.contains('\u{1b}'),
+            "{command:?}: {}",
+            output.stdout
+        );
+    }
+}
+
+/// The keys of a document and of those inside it, which tell what a program can ask for.
+fn keys(value: &Value) -> Vec<String> {
+    match value {
+        Value::Object(fields) => {
+            let mut found: Vec<String> = fields
+                .iter()
+                .flat_map(|(key, value)| {
+                    let inside = keys(value).into_iter().map(move |inner| format!("{key}.{inner}"));
+                    std::iter::once(key.clone()).chain(inside)
+                })
+                .collect();
+            found.sort();
+            found
+        }
+        Value::Array(items) => items.first().map(keys).unwrap_or_default(),
+        _ => Vec::new(),
+    }
+}

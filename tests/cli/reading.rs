@@ -1,0 +1,261 @@
+//! `status`, `inspect` and `healthcheck`: what a person reads.
+
+use serde_json::json;
+
+use crate::sandbox::{API_KEY, BINARY, Sandbox, TRACE, assert_text};
+use crate::support::agent::{Agent, Home};
+use crate::support::fake_opik::check::Kind;
+use crate::support::fake_opik::{FakeOpik, Then, When};
+use crate::support::http::Client;
+use crate::support::process::run;
+use crate::support::{PATIENCE, wait_until};
+
+#[test]
+fn status_before_anything_was_stored() {
+    assert_text(
+        &Sandbox::new().run(&["status"]),
+        "
+server       SERVER, unavailable
+             cannot connect to SERVER: connection refused
+agent        not running
+store        HOME/opik_messages.db (nothing was stored yet)
+waiting      nothing
+--- exit 0
+",
+    );
+}
+
+#[test]
+fn status_of_a_backlog() {
+    let server = FakeOpik::start_new();
+    assert_text(
+        &Sandbox::filled().with_server(&server).run(&["status"]),
+        "
+server       SERVER, available (N ms)
+agent        not running
+store        HOME/opik_messages.db, SIZE
+waiting      4 messages with 6 items (748 B), the oldest for AGE
+rejected     1 message (1 x 400): see `opik-offline inspect --rejected`
+last replay  2026-01-02T03:05:05Z: 7 delivered, 1 rejected, 4 remaining
+
+status    type              workspace  messages  items   size
+failed    CreateTrace       default           1      1  121 B
+failed    CreateTrace       team              1      1  121 B
+failed    UpdateTrace       team              1      1   57 B
+failed    CreateSpansBatch  team              1      3  449 B
+rejected  CreateTrace       team              1      1  121 B
+--- exit 0
+",
+    );
+}
+
+#[test]
+fn status_alerts_with_exit_4_and_says_nothing_more_when_quiet() {
+    let sandbox = Sandbox::filled();
+    assert_text(
+        &sandbox.run(&["status", "-q", "--fail-if-backlog", "3"]),
+        "--- stderr\nerror: 4 messages wait, more than 3\n--- exit 4\n",
+    );
+    assert_text(
+        &sandbox.run(&["status", "-q", "--fail-if-older-than", "1h"]),
+        "--- stderr\nerror: a message has been waiting for AGE, longer than 1h\n--- exit 4\n",
+    );
+    assert_text(
+        &sandbox.run(&["status", "-q", "--fail-if-backlog", "4", "--fail-if-older-than", "100000d"]),
+        "--- exit 0\n",
+    );
+    assert_text(&Sandbox::new().run(&["status", "-q", "--fail-if-backlog", "0"]), "--- exit 0\n");
+}
+
+#[test]
+fn inspect_lists_what_is_stored() {
+    let ages = |text: String| {
+        let lines = text.lines().map(|line| {
+            line.split_whitespace()
+                .map(|word| if word.contains('d') && word.ends_with('h') { "AGE" } else { word })
+                .collect::<Vec<_>>()
+                .join(" ")
+                + "\n"
+        });
+        lines.collect::<String>()
+    };
+    let sandbox = Sandbox::filled();
+    assert_text(
+        &ages(sandbox.run(&["inspect"])),
+        "
+id status type workspace project size age last answer
+1 rejected CreateTrace team demo 121 B AGE 400 start_time must not be null
+2 failed CreateTrace team demo 121 B AGE
+3 failed CreateSpansBatch team demo 449 B AGE
+4 failed UpdateTrace team demo 57 B AGE
+5 failed CreateTrace default demo 121 B AGE
+--- exit 0
+",
+    );
+    assert_text(
+        &ages(sandbox.run(&["inspect", "--newest", "--limit", "2", "--workspace", "team"])),
+        "
+id status type workspace project size age last answer
+4 failed UpdateTrace team demo 57 B AGE
+3 failed CreateSpansBatch team demo 449 B AGE
+2 of 4 messages; more with --limit, others with --newest or filters
+--- exit 0
+",
+    );
+    assert_text(&sandbox.run(&["inspect", "--workspace", "nobody"]), "no stored message is selected\n--- exit 0\n");
+    assert_text(&Sandbox::new().run(&["inspect"]), "no message is stored\n--- exit 0\n");
+    let of_trace = sandbox.output(&["inspect", "--trace", TRACE, "--format", "jsonl"]).stdout;
+    assert_eq!(of_trace.lines().count(), 2, "the trace and its update: {of_trace}");
+}
+
+#[test]
+fn inspect_shows_one_message_whole() {
+    let sandbox = Sandbox::filled();
+    assert_text(
+        &sandbox.run(&["inspect", "1"]),
+        r#"
+id            1
+status        rejected
+type          CreateTraceMessage
+request       POST v1/private/traces
+workspace     team
+project       demo
+accepted      2026-01-02T03:04:05Z
+body          1 item, 121 B
+attempts      1
+last answer   400 at 2026-01-02T03:05:05Z
+              {"code":400,"message":"start_time must not be null"}
+header        content-type: application/json
+header        x-private: ***
+
+{
+  "id": "019b7c3f-5f20-7000-8000-000000000003",
+  "name": "question",
+  "project_name": "demo",
+  "start_time": "2026-01-02T03:04:05Z"
+}
+--- exit 0
+"#,
+    );
+    assert_text(
+        &sandbox.run(&["inspect", "99"]),
+        "
+--- stderr
+error: there is no message 99 in HOME/opik_messages.db
+hint: it was delivered or purged, or it is in another store (--db); `opik-offline inspect` lists what is there
+--- exit 1
+",
+    );
+}
+
+#[test]
+fn healthcheck_says_what_is_well_and_what_is_not() {
+    let server = FakeOpik::start_new();
+    let sandbox = Sandbox::filled().with_server(&server).with_env("OPIK_API_KEY", API_KEY);
+    let well = sandbox.run(&["healthcheck"]);
+    for line in [
+        "file HOME/.opik.config (not there)\n",
+        "retry_interval                    10s  ",
+        "  environment OPIK_API_KEY\n",
+        "ok server        SERVER answers in N ms",
+        "ok store         HOME/opik_messages.db: sound, SIZE\n",
+        "-- agent         not running; start it with `opik-offline agent`\n",
+    ] {
+        assert!(well.contains(line), "{line:?} is not in\n{well}");
+    }
+    assert!(well.ends_with("--- exit 0\n"), "{well}");
+    assert!(!sandbox.run(&["healthcheck", "-q"]).contains("retry_interval"));
+}
+
+#[test]
+fn healthcheck_ends_as_its_manual_says() {
+    assert_text(
+        &Sandbox::new().run(&["healthcheck", "-q"]),
+        "
+ok configuration no known mistake
+xx server        cannot connect to SERVER: connection refused
+                 hint: start the server, check the network, or name another server with --upstream
+-- access        not checked without a server
+-- store         HOME/opik_messages.db: nothing was stored yet
+-- agent         not running; start it with `opik-offline agent`
+--- exit 3
+",
+    );
+    let server = FakeOpik::start_new();
+    let not_found = server.script(When::any(), Then::status(404));
+    assert!(Sandbox::new().with_server(&server).run(&["healthcheck", "-q"]).ends_with("--- exit 3\n"));
+    not_found.clear();
+    server.script(When::path("/v1/private/auth"), Then::status(401));
+    let refused = Sandbox::new().with_server(&server).run(&["healthcheck", "-q"]);
+    assert!(refused.contains("xx access        the server answers 401 for workspace default\n"), "{refused}");
+    assert!(refused.ends_with("--- exit 5\n"), "{refused}");
+    server.clear_script();
+    let broken = Sandbox::new().with_server(&server);
+    std::fs::write(broken.home.db(), "no database").unwrap();
+    assert!(broken.run(&["healthcheck", "-q"]).ends_with("--- exit 1\n"));
+    let malformed = Sandbox::new().with_server(&server).with_env("OPIK_REPLAY_BATCH_SIZE", "x");
+    assert!(malformed.run(&["healthcheck", "-q"]).ends_with("--- exit 2\n"));
+}
+
+#[test]
+fn healthcheck_waits_until_all_is_well() {
+    let server = FakeOpik::new_stopped();
+    let sandbox = Sandbox::new().with_server(&server);
+    let (stdout, code) = std::thread::scope(|scope| {
+        let waiting = scope.spawn(|| {
+            let output = sandbox.output(&["healthcheck", "-q", "--wait", "60s"]);
+            (output.stdout.clone(), output.code())
+        });
+        std::thread::sleep(std::time::Duration::from_millis(300));
+        assert!(!waiting.is_finished(), "the server is not there yet");
+        server.start();
+        waiting.join().unwrap()
+    });
+    assert_eq!(code, Some(0), "{stdout}");
+    server.stop();
+    assert_eq!(sandbox.output(&["healthcheck", "--wait", "100ms"]).code(), Some(3));
+}
+
+#[test]
+fn a_running_agent_is_seen() {
+    let server = FakeOpik::start_new();
+    let agent = Agent::start(&server);
+    // An agent tells of itself in its store once it has one.
+    server.stop();
+    Client::new(&agent.url()).post("/v1/private/traces", &json!({ "id": TRACE, "start_time": "2026-01-02T03:04:05Z" }));
+    wait_until("the agent is seen", PATIENCE, || {
+        let status = agent.cli(&["status", "--format", "json"]).json();
+        status["agent"]["running"] == true && status["server"]["connection"] == "unavailable"
+    });
+    let status = agent.cli(&["status"]).stdout;
+    let running = format!("agent        running on 127.0.0.1:{} for ", agent.port());
+    assert!(status.contains(&running) && status.contains(&format!("(pid {})\n", agent.pid())), "{status}");
+    assert!(status.contains("waiting      1 message with 1 item ("), "{status}");
+    let health = agent.cli(&["healthcheck", "-q"]);
+    assert!(
+        health.stdout.contains(&format!("ok agent         running on 127.0.0.1:{}\n", agent.port())),
+        "{}",
+        health.stdout
+    );
+    assert_eq!(health.code(), Some(3));
+}
+
+#[test]
+fn an_agent_without_a_usable_store_passes_on_and_says_so() {
+    let server = FakeOpik::start_new();
+    let home = Home::new();
+    std::fs::write(home.db(), "dear diary").unwrap();
+    let agent = Agent::builder(&server.url()).impatient().home(home).start();
+    let trace = json!({ "id": TRACE, "start_time": "2026-01-02T03:04:05Z" });
+    assert_eq!(Client::new(&agent.url()).post("/v1/private/traces", &trace).status, 201);
+    assert_eq!(server.count("default", Kind::Trace), 1);
+    wait_until("it warns", PATIENCE, || agent.stderr().contains("some network resiliency features were disabled"));
+    let listen = format!("127.0.0.1:{}", agent.port());
+    let mut status = agent.home().command(BINARY);
+    status.args(["status", "--upstream", &server.url(), "--db"]).arg(agent.db()).env("OPIK_OFFLINE_LISTEN", listen);
+    let status = run(&mut status);
+    assert_eq!(status.code(), Some(1));
+    assert!(status.stdout.contains("it only passes writes on: "), "{}", status.stdout);
+    assert!(status.stdout.contains("waiting      unknown: the store can't be read\n"), "{}", status.stdout);
+    assert_eq!(std::fs::read(agent.db()).unwrap(), b"dear diary", "the file was not touched");
+}

@@ -1,0 +1,266 @@
+//! `replay`: what is stored reaches the server, and how it ends when it doesn't.
+
+use std::process::Stdio;
+use std::time::Duration;
+
+use opik_offline::store::{Filter, Owner};
+use rustix::process::{Pid, Signal, kill_process};
+
+use crate::sandbox::{BAD_TRACE, Sandbox, TRACE, assert_text, create_trace, open, team};
+use crate::support::agent::Agent;
+use crate::support::fake_opik::check::Kind;
+use crate::support::fake_opik::{FakeOpik, Then, When};
+use crate::support::process::Written;
+use crate::support::{PATIENCE, uuid7, wait_until};
+
+#[test]
+fn nothing_to_replay_is_no_failure() {
+    assert_text(&Sandbox::new().run(&["replay"]), "nothing to replay\n--- exit 0\n");
+    assert_text(&Sandbox::filled().run(&["replay", "--workspace", "nobody"]), "nothing to replay\n--- exit 0\n");
+    assert_text(
+        &Sandbox::filled().run(&["replay", "--dry-run"]),
+        "
+would replay 4 messages
+
+status  type              workspace  messages  items   size
+failed  CreateTrace       default           1      1  121 B
+failed  CreateTrace       team              1      1  121 B
+failed  UpdateTrace       team              1      1   57 B
+failed  CreateSpansBatch  team              1      3  449 B
+--- exit 0
+",
+    );
+}
+
+#[test]
+fn a_backlog_is_delivered_and_rejected_ones_stay() {
+    let server = FakeOpik::start_new();
+    let sandbox = Sandbox::filled().with_server(&server);
+    let found = sandbox.run(&["replay"]);
+    assert!(found.starts_with("delivered 4 messages in N s (N a second, "), "{found}");
+    assert!(found.ends_with("requests)\n--- exit 0\n"), "{found}");
+    assert_eq!((server.count("team", Kind::Trace), server.count("team", Kind::Span)), (1, 3));
+    assert_eq!(server.count("default", Kind::Trace), 1);
+    server.assert_no_violations();
+    server.assert_no_update_before_create();
+    let status = sandbox.output(&["status", "--format", "json"]).json();
+    assert_eq!((&status["backlog"]["messages"], &status["rejected"]["messages"]), (&0.into(), &1.into()));
+    assert!(sandbox.run(&["status"]).contains("waiting      nothing\n"), "one is rejected, so not all was delivered");
+    assert_text(&sandbox.run(&["replay"]), "nothing to replay\n--- exit 0\n");
+}
+
+#[test]
+fn a_quiet_replay_says_nothing_when_all_is_well() {
+    let server = FakeOpik::start_new();
+    assert_text(&Sandbox::filled().with_server(&server).run(&["replay", "-q"]), "--- exit 0\n");
+    let report = Sandbox::filled().with_server(&server).output(&["replay", "-q", "--format", "json"]).json();
+    assert_eq!(report["delivered"], 4, "a program that asks for a document gets it");
+}
+
+#[test]
+fn a_server_that_is_away_ends_it_with_3_and_everything_is_kept() {
+    let sandbox = Sandbox::filled();
+    assert_text(
+        &sandbox.run(&["replay"]),
+        "
+--- stderr
+error: cannot connect to SERVER: connection refused
+hint: check that the Opik server runs and that --upstream names it; `opik-offline healthcheck` looks closer
+--- exit 3
+",
+    );
+    assert_eq!(sandbox.output(&["inspect", "--format", "json"]).json()["selected"], 5);
+    let server = FakeOpik::start_new();
+    server.status_all(500);
+    let found = sandbox.with_server(&server).run(&["replay"]);
+    assert!(found.contains("answers its ping with 500") && found.ends_with("--- exit 3\n"), "{found}");
+}
+
+#[test]
+fn a_key_that_is_refused_holds_its_lane_with_4() {
+    let server = FakeOpik::start_new();
+    server.script(When::write().workspace("team"), Then::status(401));
+    let sandbox = Sandbox::filled().with_server(&server);
+    let found = sandbox.run(&["replay"]);
+    assert!(found.starts_with("delivered 1 message in N s") && found.ends_with("--- exit 4\n"), "{found}");
+    assert!(found.contains("remaining 3 messages\n  workspace team, key cred***: "), "{found}");
+    assert!(found.contains("  the next attempt is due in "), "{found}");
+    let status = sandbox.run(&["status"]);
+    assert!(status.contains("held         workspace team until "), "{status}");
+    let held = sandbox.output(&["status", "--format", "json"]).json();
+    assert_eq!(held["held"][0]["workspace"], "team");
+}
+
+#[test]
+fn a_refused_message_is_kept_and_ends_it_with_4() {
+    let server = FakeOpik::start_new();
+    server.reject_ids([TRACE]);
+    let sandbox = Sandbox::filled().with_server(&server);
+    let found = sandbox.run(&["replay", "--type", "CreateTrace"]);
+    assert!(found.starts_with("delivered 1 message in "), "{found}");
+    assert!(
+        found.ends_with("rejected  1 message: see why with `opik-offline inspect --rejected`\n--- exit 4\n"),
+        "{found}"
+    );
+    let rejected = sandbox.output(&["inspect", "2", "--format", "json"]).json();
+    assert_eq!((&rejected["status"], &rejected["answer"]["status"]), (&"rejected".into(), &400.into()));
+}
+
+#[test]
+fn rejected_messages_are_tried_again_and_no_others() {
+    let server = FakeOpik::start_new();
+    let sandbox = Sandbox::filled().with_server(&server);
+    let found = sandbox.run(&["replay", "--rejected"]);
+    assert!(found.starts_with("delivered 1 message in ") && found.ends_with("--- exit 0\n"), "{found}");
+    assert!(server.entity("team", Kind::Trace, BAD_TRACE).is_some());
+    assert_eq!(server.count("team", Kind::Trace), 1, "what waits for other reasons was not asked for");
+    assert_eq!(sandbox.output(&["inspect", "--format", "json"]).json()["selected"], 4);
+}
+
+#[test]
+fn a_message_named_by_its_id_is_tried_whatever_its_status() {
+    let server = FakeOpik::start_new();
+    let sandbox = Sandbox::filled().with_server(&server);
+    assert!(sandbox.run(&["replay", "--id", "1", "--dry-run"]).starts_with("would replay 1 message\n"));
+    assert!(sandbox.run(&["replay", "--id", "1"]).starts_with("delivered 1 message in "));
+    assert!(server.entity("team", Kind::Trace, BAD_TRACE).is_some());
+    assert_eq!(server.count("team", Kind::Trace), 1);
+}
+
+#[test]
+fn a_limit_of_rejected_messages_leaves_the_others_rejected() {
+    let server = FakeOpik::start_new();
+    let sandbox = Sandbox::filled().with_server(&server);
+    server.reject_ids([TRACE]);
+    sandbox.output(&["replay"]);
+    server.clear_script();
+    let before = sandbox.output(&["status", "--format", "json"]).json()["rejected"]["messages"].as_u64().unwrap();
+    assert!(before >= 2);
+    assert_eq!(sandbox.output(&["replay", "--rejected", "--limit", "1"]).code(), Some(0));
+    let after = sandbox.output(&["status", "--format", "json"]).json();
+    assert_eq!(after["rejected"]["messages"], before - 1);
+    assert_eq!(after["backlog"]["messages"], 0);
+}
+
+#[test]
+fn an_interrupted_replay_loses_nothing() {
+    let server = FakeOpik::start_new();
+    let slow = server.script(When::write(), Then::Hold);
+    let sandbox = Sandbox::filled().with_server(&server);
+    let child = sandbox.command(&["replay"]).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    wait_until("the replay has sent something", PATIENCE, || slow.hits() > 0);
+    kill_process(Pid::from_child(&child), Signal::INT).unwrap();
+    // What is in flight gets its answer, and is settled by it.
+    slow.clear();
+    let output = child.wait_with_output().unwrap();
+    let stdout = String::from_utf8(output.stdout).unwrap();
+    assert_eq!(output.status.code(), Some(130), "{stdout}");
+    let left = open(&sandbox.home.db()).backlog(&Filter::default()).unwrap();
+    assert!(left.waiting() < 4, "what was answered is settled");
+    if left.waiting() > 0 {
+        assert!(stdout.contains("interrupted; nothing is lost, run it again to go on"), "{stdout}");
+    }
+    sandbox.output(&["replay"]);
+    assert_eq!((server.count("team", Kind::Trace), server.count("team", Kind::Span)), (1, 3));
+    assert_eq!(server.count("default", Kind::Trace), 1);
+    server.assert_no_overlaps();
+}
+
+#[test]
+fn a_replay_beside_an_agent_sends_nothing_twice_at_once() {
+    const TRACES: usize = 120;
+    let server = FakeOpik::new_stopped();
+    let agent = Agent::start(&server);
+    let store = open(&agent.db());
+    let messages: Vec<_> = (0..TRACES).map(|number| create_trace(number as i64, &team(), &uuid7())).collect();
+    store.register(&messages).unwrap();
+    server.script(When::write(), Then::Delay(Duration::from_millis(20)));
+    server.start();
+    let outputs: Vec<_> = std::thread::scope(|scope| {
+        let replays: Vec<_> = (0..2).map(|_| scope.spawn(|| agent.cli(&["replay", "--batch-size", "7"]))).collect();
+        replays.into_iter().map(|replay| replay.join().unwrap()).collect()
+    });
+    for output in outputs {
+        assert_eq!(output.code(), Some(0), "{}{}", output.stdout, output.stderr);
+    }
+    agent.wait_until_delivered();
+    assert_eq!(server.count("team", Kind::Trace), TRACES);
+    server.assert_no_overlaps();
+    server.assert_no_violations();
+}
+
+#[test]
+fn a_reader_that_has_seen_enough_is_no_failure() {
+    let sandbox = Sandbox::new();
+    let store = open(&sandbox.home.db());
+    let messages: Vec<_> = (0..2000).map(|number| create_trace(number, &team(), &uuid7())).collect();
+    store.register(&messages).unwrap();
+    drop(store);
+    for args in [
+        &["inspect", "--limit", "0"][..],
+        &["inspect", "--limit", "0", "--format", "json"],
+        &["inspect", "--limit", "0", "--format", "jsonl"],
+        &["inspect", "--limit", "0", "--format", "yaml"],
+        &["healthcheck"],
+        &["status"],
+        &["help"],
+    ] {
+        let mut child = sandbox.command(args).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        drop(child.stdout.take());
+        let output = child.wait_with_output().unwrap();
+        let stderr = String::from_utf8(output.stderr).unwrap();
+        assert_eq!((output.status.code(), &*stderr), (Some(0), ""), "{args:?}");
+    }
+    // Nobody reads the errors either.
+    let mut child = sandbox.command(&["inspect", "9999"]).stderr(Stdio::piped()).spawn().unwrap();
+    drop(child.stderr.take());
+    assert_eq!(child.wait().unwrap().code(), Some(1));
+}
+
+#[test]
+fn a_rate_limit_is_waited_for_within_the_timeout() {
+    let server = FakeOpik::start_new();
+    server.script_times(1, When::write(), Then::rate_limited(1));
+    let sandbox = Sandbox::filled().with_server(&server);
+    let found = sandbox.run(&["replay", "--timeout", "30s"]);
+    assert!(found.starts_with("delivered 4 messages in ") && found.ends_with("--- exit 0\n"), "{found}");
+}
+
+#[test]
+fn a_replay_that_waits_for_another_can_be_interrupted() {
+    let server = FakeOpik::start_new();
+    let sandbox = Sandbox::filled().with_server(&server);
+    let store = open(&sandbox.home.db());
+    let _lease = store.acquire(&Owner::this_process("agent"), Duration::from_secs(3600)).unwrap();
+    let mut child = sandbox.command(&["replay"]).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let said = Written::default();
+    said.follow(child.stderr.take().unwrap());
+    wait_until("the replay says for whom it waits", PATIENCE, || said.text().contains("replays this store"));
+    assert!(said.text().starts_with("waiting: opik-offline agent (pid "), "{}", said.text());
+    kill_process(Pid::from_child(&child), Signal::INT).unwrap();
+    let output = child.wait_with_output().unwrap();
+    assert_eq!(output.status.code(), Some(130));
+    assert_eq!(
+        String::from_utf8(output.stdout).unwrap(),
+        "delivered nothing\nremaining 4 messages\n  interrupted; nothing is lost, run it again to go on\n"
+    );
+    let found = sandbox.run(&["replay", "--timeout", "200ms"]);
+    assert!(found.contains("  the time given with --timeout is over; run it again to go on\n"), "{found}");
+    assert!(found.ends_with("--- exit 4\n"), "{found}");
+    assert!(server.requests_to("POST", "*").is_empty(), "only the holder of the lease sends");
+}
+
+#[test]
+fn a_replay_ends_when_its_time_is_over_even_in_the_middle() {
+    let server = FakeOpik::start_new();
+    let sandbox = Sandbox::new().with_server(&server);
+    let messages: Vec<_> = (0..200).map(|number| create_trace(number, &team(), &uuid7())).collect();
+    open(&sandbox.home.db()).register(&messages).unwrap();
+    server.script(When::write(), Then::Delay(Duration::from_millis(50)));
+    let found = sandbox.run(&["replay", "--timeout", "1s"]);
+    assert!(found.starts_with("delivered ") && found.ends_with("--- exit 4\n"), "{found}");
+    let delivered = server.count("team", Kind::Trace);
+    let left = open(&sandbox.home.db()).backlog(&Filter::default()).unwrap();
+    assert_eq!(usize::try_from(left.waiting()).unwrap() + delivered, 200, "each is on the server or in the store");
+    assert!(delivered > 0);
+}

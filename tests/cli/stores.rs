@@ -1,0 +1,84 @@
+//! Stores that can't be used: every command says why, touches nothing and ends with 1.
+
+use std::fs;
+use std::path::Path;
+
+use crate::sandbox::{Sandbox, assert_text, fill};
+
+const COMMANDS: [&[&str]; 4] = [&["status"], &["inspect"], &["replay"], &["purge", "--yes"]];
+
+#[track_caller]
+fn assert_refused(damage: impl Fn(&Path), said: &str) {
+    for command in COMMANDS {
+        let sandbox = Sandbox::new();
+        let db = sandbox.home.db();
+        damage(&db);
+        let before = fs::read(&db).ok();
+        let found = sandbox.run(command);
+        assert!(found.contains(said), "{command:?}: {said:?} is not in\n{found}");
+        assert!(found.contains("\nhint: ") && found.ends_with("--- exit 1\n"), "{command:?}: {found}");
+        assert!(!found.contains("delivered"), "{command:?} says more than it knows:\n{found}");
+        assert!(fs::read(&db).ok() == before, "{command:?} changed the file");
+    }
+}
+
+#[test]
+fn a_directory_is_no_store() {
+    assert_refused(
+        |db| fs::create_dir(db).unwrap(),
+        "error: HOME/opik_messages.db is not a message store: it is a directory",
+    );
+}
+
+#[test]
+fn a_text_file_is_no_store() {
+    assert_refused(
+        |db| fs::write(db, "dear diary").unwrap(),
+        "error: HOME/opik_messages.db is not a message store: it is no SQLite database",
+    );
+}
+
+#[test]
+fn a_store_of_a_newer_version_is_left_alone() {
+    assert_refused(
+        |db| {
+            let connection = rusqlite::Connection::open(db).unwrap();
+            fill(&db.with_extension("other"));
+            drop(connection);
+            fs::copy(db.with_extension("other"), db).unwrap();
+            let connection = rusqlite::Connection::open(db).unwrap();
+            connection.pragma_update(None, "user_version", 999).unwrap();
+            connection.pragma_update(None, "journal_mode", "DELETE").unwrap();
+        },
+        "has schema version 999, and this opik-offline knows versions up to",
+    );
+}
+
+#[test]
+fn a_truncated_store_is_damaged() {
+    assert_refused(
+        |db| {
+            fill(db);
+            let file = fs::OpenOptions::new().write(true).open(db).unwrap();
+            file.set_len(5000).unwrap();
+        },
+        "error: the message store HOME/opik_messages.db is damaged",
+    );
+}
+
+#[test]
+fn a_path_through_a_file_leads_nowhere() {
+    let sandbox = Sandbox::new();
+    fs::write(sandbox.home.path().join("file"), "").unwrap();
+    let db = sandbox.home.path().join("file/store.db");
+    let found = sandbox.run(&["inspect", "--db", &db.to_string_lossy()]);
+    assert_text(
+        &found,
+        "
+--- stderr
+error: cannot use the message store HOME/file/store.db: not a directory
+hint: give this user write access to the file and its folder, free disk space, or name another file with --db
+--- exit 1
+",
+    );
+}

@@ -1,0 +1,142 @@
+//! What is wrong with a command line or a configuration is said before anything is done: exit 2, naming key, value and
+//! source.
+
+use std::fs;
+
+use crate::sandbox::{Sandbox, assert_text};
+
+#[test]
+fn no_command_shows_the_help() {
+    let output = Sandbox::new().output(&[]);
+    assert_eq!(output.code(), Some(2));
+    assert_eq!(output.stdout, "");
+    assert!(output.stderr.contains("Usage: opik-offline [OPTIONS] <COMMAND>"), "{}", output.stderr);
+    let help = Sandbox::new().output(&["help"]);
+    assert_eq!((help.code(), &*help.stderr), (Some(0), ""));
+    for word in ["Examples:", "Exit codes:", "130  Interrupted", "healthcheck", "Common options:"] {
+        assert!(help.stdout.contains(word), "{word} is not in {}", help.stdout);
+    }
+    for command in ["agent", "healthcheck", "status", "replay", "inspect", "purge"] {
+        let help = Sandbox::new().output(&["help", command]).stdout;
+        assert!(help.contains("Examples:") && help.contains("Exit codes:"), "{help}");
+    }
+    assert_text(
+        &Sandbox::new().run(&["--version"]),
+        concat!("opik-offline ", env!("CARGO_PKG_VERSION"), "\n--- exit 0\n"),
+    );
+}
+
+#[test]
+fn a_slip_gets_a_suggestion() {
+    assert_text(
+        &Sandbox::new().run(&["stauts"]),
+        "
+--- stderr
+error: unrecognized subcommand 'stauts'
+
+  tip: a similar subcommand exists: 'status'
+
+Usage: opik-offline [OPTIONS] <COMMAND>
+
+For more information, try '--help'.
+--- exit 2
+",
+    );
+    let frmat = Sandbox::new().run(&["inspect", "--frmat", "json"]);
+    assert!(frmat.contains("tip: a similar argument exists: '--format'"), "{frmat}");
+}
+
+#[test]
+fn a_bad_value_of_a_filter_names_the_flag_and_what_is_expected() {
+    for (args, said) in [
+        (
+            &["inspect", "--status", "done"][..],
+            "'done' for '--status <STATUS>'\n  [possible values: failed, registered, rejected]",
+        ),
+        (&["purge", "--type", "span"], "'span' for '--type <TYPE>'\n  [possible values: CreateTrace, UpdateTrace,"),
+        (&["replay", "--limit", "0"], "'0' for '--limit <N>': expected a whole number from 1"),
+        (&["inspect", "--limit", "x"], "'x' for '--limit <N>': expected a whole number"),
+        (&["inspect", "one"], "'one' for '[ID]': expected a number, as `opik-offline inspect` lists it"),
+        (&["purge", "--older-than", "yesterday"], "'yesterday' for '--older-than <DURATION>': not a duration such as"),
+        (&["inspect", "1", "--rejected"], "'[ID]' cannot be used with '--rejected'"),
+        (&["status", "-q", "-v"], "'--quiet' cannot be used with '--verbose'"),
+        (&["status", "--format", "xml"], "[possible values: table, json, jsonl, yaml]"),
+        (&["status", "--format", "jsonl"], "--format jsonl is for lists, and this command has one result"),
+    ] {
+        let found = Sandbox::new().run(args);
+        assert!(found.contains(said), "{args:?}: {found}");
+        assert!(found.starts_with("--- stderr\nerror: ") && found.ends_with("--- exit 2\n"), "{found}");
+    }
+}
+
+#[test]
+fn a_malformed_setting_names_its_key_its_value_and_its_source() {
+    assert_text(
+        &Sandbox::new().run(&["replay", "--batch-size", "many"]),
+        "
+--- stderr
+error: replay_batch_size: cannot use \"many\" from flag --batch-size: not a whole number
+hint: replay_batch_size means: messages per replay batch; obeyed exactly when set; the default is 50
+--- exit 2
+",
+    );
+    assert_text(
+        &Sandbox::new().with_env("OPIK_CONNECTION_MONITOR_PING_INTERVAL", "often").run(&["status"]),
+        "
+--- stderr
+error: connection_monitor_ping_interval: cannot use \"often\" from environment OPIK_CONNECTION_MONITOR_PING_INTERVAL: not a duration such as 500ms, 10s, 7d or a number of seconds
+hint: connection_monitor_ping_interval means: time between two pings; the default is 10s
+--- exit 2
+",
+    );
+}
+
+#[test]
+fn a_malformed_file_names_the_file_and_the_line() {
+    let sandbox = Sandbox::new();
+    fs::write(sandbox.home.path().join(".opik.config"), "[opik]\nreplay_batch_size = lots\n").unwrap();
+    let found = sandbox.run(&["status"]);
+    assert!(found.contains("error: replay_batch_size: cannot use \"lots\" from ~/.opik.config"), "{found}");
+    assert!(found.ends_with("--- exit 2\n"), "{found}");
+
+    fs::write(sandbox.home.path().join(".opik.config"), "[opik\n").unwrap();
+    let found = sandbox.run(&["status"]);
+    assert!(found.contains("~/.opik.config") && found.ends_with("--- exit 2\n"), "{found}");
+
+    let sandbox = Sandbox::new();
+    let folder = sandbox.home.path().join("config/opik-offline");
+    fs::create_dir_all(&folder).unwrap();
+    for (text, said) in [
+        ("max_size: [", "config.yaml"),
+        ("max_sise: 1GiB", "max_size"),
+        ("max_size: big", "max_size: cannot use \"big\" from"),
+        ("- max_size", "config.yaml"),
+    ] {
+        fs::write(folder.join("config.yaml"), text).unwrap();
+        let found = sandbox.run(&["healthcheck"]);
+        assert!(found.contains(said) && found.contains("~/config/opik-offline/config.yaml"), "{text}: {found}");
+        assert!(found.ends_with("--- exit 2\n"), "{text}: {found}");
+    }
+}
+
+#[test]
+fn an_agent_that_cannot_start_says_why() {
+    for (args, said) in [
+        (&["agent", "--listen", "nowhere"][..], "listen: cannot use \"nowhere\" from flag --listen"),
+        (&["agent", "--upstream", "ftp://x"], "upstream: cannot use \"ftp://x\" from flag --upstream"),
+        (&["agent", "--when-full", "panic"], "when_full: cannot use \"panic\" from flag --when-full"),
+        (&["agent", "--max-size", "1"], "max_size: cannot use \"1\" from flag --max-size"),
+        (&["agent", "--listen", "0.0.0.0:0"], "OPIK_OFFLINE_INTAKE_TOKEN"),
+        (
+            &["agent", "--listen", "127.0.0.1:6745", "--upstream", "http://127.0.0.1:6745/api"],
+            "--upstream or OPIK_OFFLINE_UPSTREAM",
+        ),
+    ] {
+        let found = Sandbox::new().run(args);
+        assert!(found.contains(said), "{args:?}: {found}");
+        assert!(found.contains("\nhint: ") && found.ends_with("--- exit 2\n"), "{found}");
+    }
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let found = Sandbox::new().run(&["agent", "--listen", &taken.local_addr().unwrap().to_string()]);
+    assert!(found.contains("another agent or program listens there") && found.ends_with("--- exit 2\n"), "{found}");
+}
