@@ -168,6 +168,12 @@ mod tests {
         let codes = [Exit::Done, Exit::Failure, Exit::Usage, Exit::Unreachable, Exit::Remaining, Exit::NotAuthorised];
         assert_eq!(codes.map(|exit| exit as u8), [0, 1, 2, 3, 4, 5]);
         assert_eq!(Exit::Interrupted as u8, 130);
+        let command = crate::cli::command();
+        let manual = command.get_after_long_help().map(ToString::to_string).unwrap_or_default();
+        for exit in codes.into_iter().chain([Exit::Interrupted]) {
+            let row = format!("\n  {:<5}", exit as u8);
+            assert!(manual.contains(&row), "the manual does not tell of {exit:?}:\n{manual}");
+        }
         let store = StoreError::Missing { path: "x".into() };
         assert_eq!(Failure::from(store).exit, Exit::Failure);
         let url = String::from("http://127.0.0.1:1");

@@ -417,12 +417,8 @@ fn people(renderer: &Renderer, report: &Report) -> String {
 fn waiting_text(report: &Report) -> String {
     let Some(backlog) = &report.backlog else { return "unknown: the store can't be read".to_owned() };
     if backlog.messages == 0 {
-        let is_all_delivered = report.store.dropped_messages == 0
-            && report.rejected.as_ref().is_none_or(|rejected| rejected.messages == 0);
-        return match (report.store.state, is_all_delivered) {
-            ("usable", true) => "nothing: all that was stored is delivered".to_owned(),
-            _ => "nothing".to_owned(),
-        };
+        // Not "all is delivered": some may have been rejected, dropped or purged.
+        return "nothing".to_owned();
     }
     let oldest = Duration::from_secs(backlog.oldest_age_seconds.unwrap_or(0));
     let mut text = format!(
