@@ -37,6 +37,10 @@ use crate::store::committer::CommitError;
 const PREPARE_INLINE_BYTES_MAX: usize = 16 * 1024;
 /// How much of the server's answer to a write is read. Its answers to writes are empty or a line long.
 const ANSWER_BYTES_MAX: usize = 1024 * 1024;
+/// How much of a refused body is read and thrown away, so that its client gets to read the answer.
+const DISCARD_BYTES_MAX: usize = 256 * 1024 * 1024;
+/// How long a client may pause while it does.
+const DISCARD_PAUSE_MAX: Duration = Duration::from_secs(5);
 /// What a client is asked to wait when the store is full or busy.
 const STORE_RETRY_AFTER: Duration = Duration::from_secs(10);
 
@@ -60,9 +64,10 @@ pub(super) async fn accept(
     client: ClientUrl,
     body: Incoming,
 ) -> ClientAnswer {
-    let (bytes, memory) = match read_body(&shared, &head.headers, body).await {
+    let mut body = body;
+    let (bytes, memory) = match read_body(&shared, &head.headers, &mut body).await {
         Ok(read) => read,
-        Err(reply) => return forward::own_answer(reply),
+        Err(reply) => return refuse(reply, &head.headers, body).await,
     };
     let work = async move {
         let answer = Write::prepare(&shared, write, head, below, bytes).await;
@@ -79,11 +84,26 @@ pub(super) async fn accept(
     })
 }
 
+/// Returns an answer of the agent's own after the rest of the body was read and thrown away.
+///
+/// A connection that is closed while its client still sends is reset, and the client would see that instead of the
+/// answer. Bounded by [`DISCARD_BYTES_MAX`] and [`DISCARD_PAUSE_MAX`]; who asked before sending gets the answer at once.
+pub(super) async fn refuse(reply: Reply, headers: &HeaderMap, mut body: Incoming) -> ClientAnswer {
+    let mut left = if headers.contains_key(header::EXPECT) { 0 } else { DISCARD_BYTES_MAX };
+    while left > 0 {
+        match tokio::time::timeout(DISCARD_PAUSE_MAX, body.frame()).await {
+            Ok(Some(Ok(frame))) => left = left.saturating_sub(frame.data_ref().map_or(0, Bytes::len)),
+            Ok(Some(Err(_)) | None) | Err(_) => break,
+        }
+    }
+    forward::own_answer(reply)
+}
+
 /// Reads a body whole, within the limits of size and of memory for all bodies together.
 async fn read_body(
     shared: &Shared,
     headers: &HeaderMap,
-    body: Incoming,
+    body: &mut Incoming,
 ) -> Result<(Bytes, Option<OwnedSemaphorePermit>), Reply> {
     let limit = shared.limits.body_bytes_max;
     let too_large =
@@ -96,7 +116,6 @@ async fn read_body(
     let mut memory: Option<OwnedSemaphorePermit> = None;
     let mut read =
         BytesMut::with_capacity(announced.and_then(|bytes| usize::try_from(bytes).ok()).unwrap_or(0).min(64 * 1024));
-    let mut body = std::pin::pin!(body);
     loop {
         let frame = match tokio::time::timeout(shared.limits.body_read_timeout, body.frame()).await {
             Err(_) => return Err(error(408, "the body did not arrive in time")),

@@ -5,6 +5,7 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+mod bad_input;
 mod delivery;
 mod fake_opik;
 mod forwarding;
