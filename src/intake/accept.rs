@@ -208,25 +208,35 @@ impl Write {
     async fn deliver(self, shared: &Arc<Shared>, client: &ClientUrl) -> ClientAnswer {
         let turn = shared.lanes.turn(&self.message.lane, &self.message.touches).await;
         let answer = match admit(shared.reachability(), shared.lane_state(&self.message.lane)) {
-            Admission::Register => self.register(shared, client, None).await,
+            Admission::Register => match self.register(shared, client).await {
+                Ok(answer) => answer,
+                // The store broke under this write: as long as it is away the agent is a plain proxy, for this one, too.
+                Err(_) if shared.slot.get().is_err() => self.forward_only(shared, client).await,
+                Err(refusal) => forward::own_answer(refusal),
+            },
             Admission::Forward => match self.forward(shared, client).await {
                 Forwarded::Answered(answer) => answer,
-                Forwarded::Keep { fallback } => self.register(shared, client, fallback).await,
+                Forwarded::Keep { fallback } => match self.register(shared, client).await {
+                    Ok(answer) => answer,
+                    Err(refusal) => fallback.unwrap_or_else(|| forward::own_answer(refusal)),
+                },
             },
-            Admission::ForwardOnly => match self.forward(shared, client).await {
-                Forwarded::Answered(answer) => answer,
-                Forwarded::Keep { fallback: Some(answer) } => answer,
-                Forwarded::Keep { fallback: None } => {
-                    shared.metrics.intake_refused.add(1);
-                    forward::own_answer(unavailable(
-                        "the Opik server cannot be reached, and opik-offline cannot store this write",
-                        shared.retry_after(),
-                    ))
-                }
-            },
+            Admission::ForwardOnly => self.forward_only(shared, client).await,
         };
         drop(turn);
         answer
+    }
+
+    /// Forwards a write that can't be kept; its client gets whatever comes of it.
+    async fn forward_only(&self, shared: &Shared, client: &ClientUrl) -> ClientAnswer {
+        match self.forward(shared, client).await {
+            Forwarded::Answered(answer) | Forwarded::Keep { fallback: Some(answer) } => answer,
+            Forwarded::Keep { fallback: None } => {
+                shared.metrics.intake_refused.add(1);
+                let text = "the Opik server cannot be reached, and opik-offline cannot store this write";
+                forward::own_answer(unavailable(text, shared.retry_after()))
+            }
+        }
     }
 
     async fn forward(&self, shared: &Shared, client: &ClientUrl) -> Forwarded {
@@ -276,13 +286,11 @@ impl Write {
         }
     }
 
-    /// Stores the write and acknowledges it once it is committed.
-    ///
-    /// `fallback` is the server's own answer to a forwarded write: the client's when the store can't take it either.
-    async fn register(self, shared: &Shared, client: &ClientUrl, fallback: Option<ClientAnswer>) -> ClientAnswer {
-        let acknowledgement = success(&self.route, &client.base(), self.id.as_deref());
+    /// Stores the write and acknowledges it once it is committed, or says why it is not stored.
+    async fn register(&self, shared: &Shared, client: &ClientUrl) -> Result<ClientAnswer, Reply> {
         let (done, committed) = oneshot::channel();
-        let message = Message { accepted_at_ms: crate::intake::now_ms(), ..self.message };
+        // Copies no body: those bytes are shared.
+        let message = Message { accepted_at_ms: crate::intake::now_ms(), ..self.message.clone() };
         shared.committer.submit(
             message,
             // The receiver is gone only when the runtime is: then nobody is left to answer.
@@ -291,16 +299,15 @@ impl Write {
         match committed.await {
             Ok(Ok(_)) => {
                 shared.metrics.messages_registered.add(1);
-                forward::own_answer(acknowledgement)
+                Ok(forward::own_answer(success(&self.route, &client.base(), self.id.as_deref())))
             }
             Ok(Err(error)) => {
                 shared.metrics.intake_refused.add(1);
-                fallback.unwrap_or_else(|| forward::own_answer(not_stored(&error)))
+                Err(not_stored(&error))
             }
             Err(_) => {
                 warn!(target: "intake", "the committer stopped before it answered");
-                fallback
-                    .unwrap_or_else(|| forward::own_answer(unavailable("opik-offline is stopping", STORE_RETRY_AFTER)))
+                Err(unavailable("opik-offline is stopping", STORE_RETRY_AFTER))
             }
         }
     }
@@ -309,7 +316,7 @@ impl Write {
 enum Forwarded {
     /// The server has decided.
     Answered(ClientAnswer),
-    /// The write has to be kept.
+    /// The write has to be kept. The server's own answer, if there was one, is the client's when it can't be.
     Keep { fallback: Option<ClientAnswer> },
 }
 
@@ -388,18 +395,19 @@ impl Shared {
     /// Asks the store whether earlier messages of the lane wait. The one place where the asynchronous side calls it
     /// directly: the answer is one indexed look-up, cheaper than changing threads for it.
     fn lane_state(&self, lane: &Lane) -> LaneState {
-        match self.slot.get() {
-            Err(_) => LaneState::StoreUnusable,
-            Ok(store) => match store.waiting(lane) {
-                Ok(0) => LaneState::Clear,
-                Ok(_) => LaneState::Waiting,
-                Err(error) => {
-                    warn!(target: "db_manager", "cannot ask the store for what waits: {error}");
-                    // What waits unseen must not be overtaken.
-                    LaneState::Waiting
-                }
-            },
+        // The second time it may be another store, or none: a failure that is reported can change that.
+        for _ in 0..2 {
+            match self.slot.with(|store| store.waiting(lane)) {
+                Ok(0) => return LaneState::Clear,
+                Ok(_) => return LaneState::Waiting,
+                Err(error) => match self.slot.get() {
+                    Ok(_) => warn!(target: "db_manager", "cannot ask the store for what waits: {error}"),
+                    Err(_) => return LaneState::StoreUnusable,
+                },
+            }
         }
+        // What waits unseen must not be overtaken.
+        LaneState::Waiting
     }
 
     /// Notes that the server is gone.
