@@ -5,7 +5,8 @@
 //!
 //! 1. The address is bound: a second agent there, or an address that is not ours, ends everything before it began.
 //! 2. The server's address is compared with ours: an agent in front of itself would store for ever.
-//! 3. The store is opened. If that fails, the agent warns, works as a plain proxy, and tries again.
+//! 3. The store is opened. If that fails, the agent warns, works as a plain proxy, and tries again. Each store that is
+//!    opened gets the agent's record.
 //! 4. Committer, connection monitor, replay manager, then intake.
 //!
 //! # Stopping (SIGINT, SIGTERM)
@@ -13,14 +14,16 @@
 //! 1. Intake takes no new connections; requests in progress finish. Writes that the server does not answer in half of the
 //!    time are stored and acknowledged in the other half. What is cut off then was never acknowledged.
 //! 2. The committer commits what it was given, and stops.
-//! 3. The replay manager finishes the request on its way, settles its batch, puts the rest back and gives up the lease.
-//! 4. The connection monitor stops.
+//! 3. The replay manager finishes the request on its way, settles its batch, puts the rest back and gives up the lease. If
+//!    the server does not answer in time, its lease is taken away and what was on its way is *failed* again.
+//! 4. The connection monitor stops; a ping on its way is left alone.
 //! 5. The agent's record is taken out of the store.
 
 use std::io;
 use std::net::{SocketAddr, TcpListener, ToSocketAddrs};
+use std::panic::AssertUnwindSafe;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, mpsc};
 use std::time::Duration;
 
 use thiserror::Error;
@@ -29,11 +32,11 @@ use tracing::{error, info, warn};
 use crate::intake::{Intake, IntakeLimits};
 use crate::monitor::connection::Connection;
 use crate::monitor::{self, MonitorSettings};
-use crate::replay::{ReplayManager, ReplaySettings};
+use crate::replay::{LEASE_TIME_TO_LIVE, ReplayManager, ReplaySettings};
 use crate::shutdown::Shutdown;
 use crate::store::committer::Committer;
 use crate::store::slot::StoreSlot;
-use crate::store::{AgentRecord, Limits, now_ms};
+use crate::store::{AgentRecord, Limits, Owner, now_ms};
 use crate::telemetry::metrics::Metrics;
 use crate::upstream::forward::Forwarder;
 use crate::upstream::{Upstream, UpstreamError, UpstreamSettings};
@@ -153,24 +156,20 @@ impl Agent {
             upstream: settings.upstream.base_url.clone(),
             started_at_ms: now_ms(),
         };
-        let slot = Arc::new(StoreSlot::at(&settings.store_path, settings.store_limits));
-        match slot.get() {
-            Ok(store) => {
-                if let Err(error) = store.announce(Some(&record)) {
-                    warn!(target: "db_manager", "the agent is not recorded in the store: {error}");
-                }
+        let slot = StoreSlot::at(&settings.store_path, settings.store_limits).whenever_opened(move |store| {
+            if let Err(error) = store.announce(Some(&record)) {
+                warn!(target: "db_manager", "the agent is not recorded in the store: {error}");
             }
-            Err(error) => error!(
-                target: "db_manager",
-                "some network resiliency features were disabled, writes are only passed on until the store can be used: {error}"
-            ),
-        }
+        });
+        let slot = Arc::new(slot);
 
         let metrics = Arc::new(Metrics::default());
         let connection = Arc::new(Connection::new(settings.monitor));
         let committer = Arc::new(Committer::start(slot.clone()).map_err(system)?);
         let replay_shutdown = Shutdown::new();
         let monitor_shutdown = Shutdown::new();
+        let owner = Owner::this_process("agent");
+        let upstream = Arc::new(self.upstream);
         let intake = Intake {
             slot: slot.clone(),
             committer: committer.clone(),
@@ -181,39 +180,87 @@ impl Agent {
             token: settings.intake_token.clone(),
             listen_host: settings.listen.ip().to_string(),
         };
-        let replay = ReplayManager {
-            slot: &slot,
-            upstream: &self.upstream,
-            connection: &connection,
-            settings: settings.replay.clone(),
-            tick_interval: settings.replay_tick_interval,
-            metrics: &metrics,
-            shutdown: &replay_shutdown,
+        let monitoring = {
+            let (connection, upstream, settings) = (connection.clone(), upstream.clone(), settings.monitor);
+            let shutdown = monitor_shutdown.clone();
+            Part::start("connection-monitor", move || monitor::run(&connection, &upstream, settings, &shutdown))
         };
-        std::thread::scope(|scope| {
-            scope.spawn(|| monitor::run(&connection, &self.upstream, settings.monitor, &monitor_shutdown));
-            let replaying = scope.spawn(|| replay.run());
-            info!(target: "intake", "listening on http://{} for {}", self.address, settings.upstream.base_url);
+        let replaying = {
+            let (slot, connection, metrics) = (slot.clone(), connection.clone(), metrics.clone());
+            let (owner, shutdown) = (owner.clone(), replay_shutdown.clone());
+            let (settings, tick_interval) = (settings.replay.clone(), settings.replay_tick_interval);
+            Part::start("replay-manager", move || {
+                let (settings, owner) = (settings.clone(), owner.clone());
+                let (slot, upstream, connection, metrics) = (&*slot, &*upstream, &*connection, &*metrics);
+                let shutdown = &shutdown;
+                ReplayManager { slot, upstream, connection, settings, tick_interval, metrics, shutdown, owner }.run();
+            })
+        };
+        let (monitoring, replaying) = (monitoring.map_err(system)?, replaying.map_err(system)?);
+        info!(target: "intake", "listening on http://{} for {}", self.address, settings.upstream.base_url);
 
-            runtime.block_on(intake.serve(listener, shutdown.clone(), settings.shutdown_timeout));
-            committer.stop();
-            replay_shutdown.request();
-            connection.wake();
-            if replaying.join().is_err() {
-                error!(target: "replay_manager", "replay ended by a fault of its own; what was in flight is kept");
-            }
-            monitor_shutdown.request();
-            connection.wake();
-        });
+        runtime.block_on(intake.serve(listener, shutdown.clone(), settings.shutdown_timeout));
+        committer.stop();
+        replay_shutdown.request();
+        connection.wake();
+        if !replaying.has_ended_within(settings.shutdown_timeout) {
+            abandon_replay(&slot, &owner);
+        }
+        monitor_shutdown.request();
+        connection.wake();
+        // A ping on its way changes nothing any more, so nobody waits for its answer.
+        drop(monitoring);
         // Tasks that were cut off end here, without an acknowledgement.
         runtime.shutdown_timeout(Duration::from_millis(100));
-        if let Ok(store) = slot.get()
-            && let Err(error) = store.announce(None)
-        {
+        if let Err(error) = slot.with(|store| store.announce(None)) {
             warn!(target: "db_manager", "the agent's record stays in the store: {error}");
         }
         info!(target: "intake", "stopped");
         Ok(())
+    }
+}
+
+/// A part of the agent that has a thread of its own and ends when its shutdown is requested.
+struct Part {
+    ended: mpsc::Receiver<()>,
+}
+
+impl Part {
+    /// How long a part that failed rests before it is started again.
+    const REST: Duration = Duration::from_secs(1);
+
+    /// Starts a part. One that fails by a fault of our own is started again: an agent without its replay or its monitor
+    /// would take messages and never deliver them.
+    fn start(name: &'static str, work: impl Fn() + Send + 'static) -> io::Result<Self> {
+        let (ends, ended) = mpsc::channel();
+        std::thread::Builder::new().name(name.to_owned()).spawn(move || {
+            // Dropped with the thread, which is all that is ever told.
+            let _ends: mpsc::Sender<()> = ends;
+            while std::panic::catch_unwind(AssertUnwindSafe(&work)).is_err() {
+                error!("the {name} failed by a fault of its own and is started again; nothing is lost");
+                std::thread::sleep(Self::REST);
+            }
+        })?;
+        Ok(Self { ended })
+    }
+
+    fn has_ended_within(&self, time: Duration) -> bool {
+        self.ended.recv_timeout(time) != Err(mpsc::RecvTimeoutError::Timeout)
+    }
+}
+
+/// Takes the lease away from a replay that waits for the server longer than stopping may take.
+///
+/// What it has on its way is *failed* again and sent once more later; what it still might write is refused.
+fn abandon_replay(slot: &StoreSlot, owner: &Owner) {
+    warn!(target: "replay_manager", "the server did not answer in time; what was on its way is kept and sent again");
+    let taken = slot.with(|store| {
+        let lease = store.acquire(owner, LEASE_TIME_TO_LIVE)?;
+        store.return_in_flight(&lease)?;
+        store.release(&lease)
+    });
+    if let Err(error) = taken {
+        warn!(target: "replay_manager", "the replay lease ends by itself in {} s: {error}", LEASE_TIME_TO_LIVE.as_secs());
     }
 }
 

@@ -38,6 +38,10 @@ use crate::store::committer::CommitError;
 const PREPARE_INLINE_BYTES_MAX: usize = 16 * 1024;
 /// How much of the server's answer to a write is read. Its answers to writes are empty or a line long.
 const ANSWER_BYTES_MAX: usize = 1024 * 1024;
+/// How much of a refused body is read and thrown away, so that its client gets to read the answer.
+const DISCARD_BYTES_MAX: usize = 256 * 1024 * 1024;
+/// How long a client may pause while it does.
+const DISCARD_PAUSE_MAX: Duration = Duration::from_secs(5);
 /// What a client is asked to wait when the store is full or busy.
 const STORE_RETRY_AFTER: Duration = Duration::from_secs(10);
 
@@ -61,9 +65,10 @@ pub(super) async fn accept(
     client: ClientUrl,
     body: Incoming,
 ) -> ClientAnswer {
-    let (bytes, memory) = match read_body(&shared, &head.headers, body).await {
+    let mut body = body;
+    let (bytes, memory) = match read_body(&shared, &head.headers, &mut body).await {
         Ok(read) => read,
-        Err(reply) => return forward::own_answer(reply),
+        Err(reply) => return refuse(reply, &head.headers, body).await,
     };
     let work = async move {
         let answer = Write::prepare(&shared, write, head, below, bytes).await;
@@ -80,11 +85,26 @@ pub(super) async fn accept(
     })
 }
 
+/// Returns an answer of the agent's own after the rest of the body was read and thrown away.
+///
+/// A connection that is closed while its client still sends is reset, and the client would see that instead of the
+/// answer. Bounded by [`DISCARD_BYTES_MAX`] and [`DISCARD_PAUSE_MAX`]; who asked before sending gets the answer at once.
+pub(super) async fn refuse(reply: Reply, headers: &HeaderMap, mut body: Incoming) -> ClientAnswer {
+    let mut left = if headers.contains_key(header::EXPECT) { 0 } else { DISCARD_BYTES_MAX };
+    while left > 0 {
+        match tokio::time::timeout(DISCARD_PAUSE_MAX, body.frame()).await {
+            Ok(Some(Ok(frame))) => left = left.saturating_sub(frame.data_ref().map_or(0, Bytes::len)),
+            Ok(Some(Err(_)) | None) | Err(_) => break,
+        }
+    }
+    forward::own_answer(reply)
+}
+
 /// Reads a body whole, within the limits of size and of memory for all bodies together.
 async fn read_body(
     shared: &Shared,
     headers: &HeaderMap,
-    body: Incoming,
+    body: &mut Incoming,
 ) -> Result<(Bytes, Option<OwnedSemaphorePermit>), Reply> {
     let limit = shared.limits.body_bytes_max;
     let too_large =
@@ -97,7 +117,6 @@ async fn read_body(
     let mut memory: Option<OwnedSemaphorePermit> = None;
     let mut read =
         BytesMut::with_capacity(announced.and_then(|bytes| usize::try_from(bytes).ok()).unwrap_or(0).min(64 * 1024));
-    let mut body = std::pin::pin!(body);
     loop {
         let frame = match tokio::time::timeout(shared.limits.body_read_timeout, body.frame()).await {
             Err(_) => return Err(error(408, "the body did not arrive in time")),
@@ -203,26 +222,38 @@ impl Write {
             false => Admission::ForwardOnly,
         };
         let answer = match admission {
-            Admission::Register => self.register(shared, client, None).await,
+            Admission::Register => match self.register(shared, client).await {
+                Ok(answer) => answer,
+                // The store broke under this write: as long as it is away the agent is a plain proxy, for this one, too.
+                Err(_) if shared.slot.get().is_err() => self.forward_only(shared, client).await,
+                Err(refusal) => forward::own_answer(refusal),
+            },
             Admission::Forward => match self.forward(shared, client).await {
                 Forwarded::Answered(answer) => answer,
-                Forwarded::Keep { fallback } => self.register(shared, client, fallback).await,
+                Forwarded::Keep { fallback } => match self.register(shared, client).await {
+                    Ok(answer) => answer,
+                    Err(refusal) => fallback.unwrap_or_else(|| forward::own_answer(refusal)),
+                },
             },
-            Admission::ForwardOnly => match self.forward(shared, client).await {
-                Forwarded::Answered(answer) => answer,
-                Forwarded::Keep { fallback: Some(answer) } => answer,
-                Forwarded::Keep { fallback: None } => {
-                    shared.metrics.intake_refused.add(1);
-                    let text = match self.is_keepable {
-                        true => "the Opik server cannot be reached, and opik-offline cannot store this write",
-                        false => "the Opik server cannot be reached, and this request needs its answer",
-                    };
-                    forward::own_answer(unavailable(text, shared.retry_after()))
-                }
-            },
+            Admission::ForwardOnly => self.forward_only(shared, client).await,
         };
         drop(turn);
         answer
+    }
+
+    /// Forwards a write that can't be kept; its client gets whatever comes of it.
+    async fn forward_only(&self, shared: &Shared, client: &ClientUrl) -> ClientAnswer {
+        match self.forward(shared, client).await {
+            Forwarded::Answered(answer) | Forwarded::Keep { fallback: Some(answer) } => answer,
+            Forwarded::Keep { fallback: None } => {
+                shared.metrics.intake_refused.add(1);
+                let text = match self.is_keepable {
+                    true => "the Opik server cannot be reached, and opik-offline cannot store this write",
+                    false => "the Opik server cannot be reached, and this request needs its answer",
+                };
+                forward::own_answer(unavailable(text, shared.retry_after()))
+            }
+        }
     }
 
     async fn forward(&self, shared: &Shared, client: &ClientUrl) -> Forwarded {
@@ -272,16 +303,11 @@ impl Write {
         }
     }
 
-    /// Stores the write and acknowledges it once it is committed.
-    ///
-    /// `fallback` is the server's own answer to a forwarded write: the client's when the store can't take it either.
-    async fn register(self, shared: &Shared, client: &ClientUrl, fallback: Option<ClientAnswer>) -> ClientAnswer {
-        let acknowledgement = match self.acknowledged_as {
-            Some(format) => otlp::success(format),
-            None => success(&self.route, &client.base(), self.id.as_deref()),
-        };
+    /// Stores the write and acknowledges it once it is committed, or says why it is not stored.
+    async fn register(&self, shared: &Shared, client: &ClientUrl) -> Result<ClientAnswer, Reply> {
         let (done, committed) = oneshot::channel();
-        let message = Message { accepted_at_ms: crate::store::now_ms(), ..self.message };
+        // Copies no body: those bytes are shared.
+        let message = Message { accepted_at_ms: crate::store::now_ms(), ..self.message.clone() };
         shared.committer.submit(
             message,
             // The receiver is gone only when the runtime is: then nobody is left to answer.
@@ -290,16 +316,18 @@ impl Write {
         match committed.await {
             Ok(Ok(_)) => {
                 shared.metrics.messages_registered.add(1);
-                forward::own_answer(acknowledgement)
+                Ok(forward::own_answer(match self.acknowledged_as {
+                    Some(format) => otlp::success(format),
+                    None => success(&self.route, &client.base(), self.id.as_deref()),
+                }))
             }
             Ok(Err(error)) => {
                 shared.metrics.intake_refused.add(1);
-                fallback.unwrap_or_else(|| forward::own_answer(not_stored(&error)))
+                Err(not_stored(&error))
             }
             Err(_) => {
                 warn!(target: "intake", "the committer stopped before it answered");
-                fallback
-                    .unwrap_or_else(|| forward::own_answer(unavailable("opik-offline is stopping", STORE_RETRY_AFTER)))
+                Err(unavailable("opik-offline is stopping", STORE_RETRY_AFTER))
             }
         }
     }
@@ -308,7 +336,7 @@ impl Write {
 enum Forwarded {
     /// The server has decided.
     Answered(ClientAnswer),
-    /// The write has to be kept.
+    /// The write has to be kept. The server's own answer, if there was one, is the client's when it can't be.
     Keep { fallback: Option<ClientAnswer> },
 }
 
@@ -421,18 +449,19 @@ impl Shared {
     /// Asks the store whether earlier messages of the lane wait. The one place where the asynchronous side calls it
     /// directly: the answer is one indexed look-up, cheaper than changing threads for it.
     fn lane_state(&self, lane: &Lane) -> LaneState {
-        match self.slot.get() {
-            Err(_) => LaneState::StoreUnusable,
-            Ok(store) => match store.waiting(lane) {
-                Ok(0) => LaneState::Clear,
-                Ok(_) => LaneState::Waiting,
-                Err(error) => {
-                    warn!(target: "db_manager", "cannot ask the store for what waits: {error}");
-                    // What waits unseen must not be overtaken.
-                    LaneState::Waiting
-                }
-            },
+        // The second time it may be another store, or none: a failure that is reported can change that.
+        for _ in 0..2 {
+            match self.slot.with(|store| store.waiting(lane)) {
+                Ok(0) => return LaneState::Clear,
+                Ok(_) => return LaneState::Waiting,
+                Err(error) => match self.slot.get() {
+                    Ok(_) => warn!(target: "db_manager", "cannot ask the store for what waits: {error}"),
+                    Err(_) => return LaneState::StoreUnusable,
+                },
+            }
         }
+        // What waits unseen must not be overtaken.
+        LaneState::Waiting
     }
 
     /// Notes that the server is gone.

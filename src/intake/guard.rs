@@ -1,9 +1,10 @@
-//! Who may talk to the agent: the intake token, and the `Host` of whoever reads the agent's own pages.
+//! Who may talk to the agent: the intake token, the `Host` of whoever reads the agent's own pages.
 
 use std::net::IpAddr;
 
-use hyper::HeaderMap;
+use http::request::Parts;
 use hyper::header::{HOST, HeaderValue};
+use hyper::{HeaderMap, Version};
 
 /// The header that carries the intake token.
 pub const TOKEN_HEADER: &str = "x-opik-offline-token";
@@ -33,6 +34,13 @@ fn same(a: &[u8], b: &[u8]) -> bool {
         difference |= byte ^ a.get(index).copied().unwrap_or(0);
     }
     std::hint::black_box(difference) == 0
+}
+
+/// Says what is wrong with a request's head that hyper leaves to its user (RFC 9112, section 3.2).
+pub fn head_fault(head: &Parts) -> Option<&'static str> {
+    let hosts = head.headers.get_all(HOST).iter().count();
+    let is_missing = hosts == 0 && head.version == Version::HTTP_11;
+    (hosts > 1 || is_missing).then_some("the request needs exactly one Host header")
 }
 
 /// Says whether the agent's own pages may be shown for this `Host`: an address, or `localhost`.

@@ -223,8 +223,12 @@ async fn answer(shared: Arc<Shared>, request: http::Request<Incoming>) -> Client
             false => forward::own_answer(error(403, "the agent's own pages are shown to addresses and localhost only")),
         };
     }
+    if let Some(fault) = guard::head_fault(&head) {
+        return accept::refuse(error(400, fault), &head.headers, body).await;
+    }
     if !guard::is_allowed(shared.token.as_deref(), token, &head.headers) {
-        return forward::own_answer(error(401, "this opik-offline agent asks for its intake token"));
+        let reply = error(401, "this opik-offline agent asks for its intake token");
+        return accept::refuse(reply, &head.headers, body).await;
     }
     let via = head.headers.get_all(forward::AGENT_HEADER);
     if via.iter().any(|mark| *mark == shared.agent_mark) {

@@ -63,17 +63,14 @@ fn plain(content_type: &'static str, text: String) -> ClientAnswer {
 fn ready(shared: &Shared) -> serde_json::Value {
     let state = shared.connection.state();
     let since = state.since.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis());
-    let store = match shared.slot.get() {
+    let store = match shared.slot.with(|store| store.backlog(&Filter::default())) {
         Err(error) => json!({ "usable": false, "reason": error.to_string() }),
-        Ok(store) => match store.backlog(&Filter::default()) {
-            Err(error) => json!({ "usable": false, "reason": error.to_string() }),
-            Ok(backlog) => json!({
-                "usable": true,
-                "waiting": backlog.waiting(),
-                "rejected": backlog.rejected(),
-                "oldest_accepted_at_ms": backlog.oldest_accepted_at_ms,
-            }),
-        },
+        Ok(backlog) => json!({
+            "usable": true,
+            "waiting": backlog.waiting(),
+            "rejected": backlog.rejected(),
+            "oldest_accepted_at_ms": backlog.oldest_accepted_at_ms,
+        }),
     };
     json!({
         "ready": true,
@@ -103,7 +100,7 @@ fn connection_word(availability: Availability) -> &'static str {
 fn metrics(shared: &Shared) -> String {
     let available = shared.connection.availability() == Availability::Available;
     shared.metrics.connection_available.set(if available { 1.0 } else { 0.0 });
-    let read = shared.slot.get().and_then(|store| Ok((store.backlog(&Filter::default())?, store.condition()?)));
+    let read = shared.slot.with(|store| Ok((store.backlog(&Filter::default())?, store.condition()?)));
     shared.metrics.store_usable.set(if read.is_ok() { 1.0 } else { 0.0 });
     if let Ok((backlog, condition)) = read {
         shared.metrics.backlog_messages.set(backlog.waiting() as f64);
@@ -128,7 +125,7 @@ fn overview(shared: &Shared) -> String {
     if let Some(reason) = state.reason {
         text.push_str(&format!("reason: {reason}\n"));
     }
-    match shared.slot.get().and_then(|store| store.backlog(&Filter::default()).map_err(Into::into)) {
+    match shared.slot.with(|store| store.backlog(&Filter::default())) {
         Ok(backlog) => {
             text.push_str(&format!("waiting: {} messages, rejected: {}\n", backlog.waiting(), backlog.rejected()));
         }

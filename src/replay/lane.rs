@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 use std::ops::Range;
 use std::time::{Duration, Instant};
 
-use tracing::{debug, warn};
+use tracing::{debug, error, warn};
 use uuid::Uuid;
 
 use super::{Budget, CLAIM_BYTES_MAX, Gate, LeaseKeeper, Replay, now_ms};
@@ -60,7 +60,24 @@ enum Halt {
 }
 
 impl LaneWorker<'_> {
-    pub fn run(mut self) -> LaneEnd {
+    /// Runs, and survives a fault of our own: the lane is held and the others go on.
+    ///
+    /// What it had claimed stays in flight until the next round begins.
+    pub fn run_caught(self) -> LaneEnd {
+        let (replay, keeper, lane, pace) = (self.replay, self.keeper, self.work.id, self.pace);
+        caught(|| self.run()).unwrap_or_else(|| {
+            error!(target: "replay_manager", "replaying a lane failed by a fault of opik-offline's own, nothing is lost");
+            let retry_interval = i64::try_from(replay.settings.retry_interval.as_millis()).unwrap_or(i64::MAX);
+            let hold = Hold {
+                until_ms: now_ms().saturating_add(retry_interval),
+                reason: "opik-offline failed to replay it by a fault of its own, see its log".to_owned(),
+                probe: true,
+            };
+            LaneEnd { lane, pace, result: replay.store.hold(&keeper.lease, lane, Some(&hold)) }
+        })
+    }
+
+    fn run(mut self) -> LaneEnd {
         let started = Instant::now();
         let result = loop {
             match self.step() {
@@ -382,6 +399,11 @@ fn part(message: &Claimed, divisible: &Divisible, items: Range<usize>, rejected:
     // Cut out of JSON that was read before; were it not, the whole message's entities are a safe answer.
     let touches = inspect(&route, &request.body.bytes).map_or_else(|_| message.touches.clone(), |found| found.touches);
     Part { request, touches, items: count, rejected }
+}
+
+/// Does this, or returns `None` when it panics. What it worked on is not used again.
+fn caught<T>(work: impl FnOnce() -> T) -> Option<T> {
+    std::panic::catch_unwind(std::panic::AssertUnwindSafe(work)).ok()
 }
 
 fn last_answer(result: &Result<Answer, SendFailure>) -> LastAnswer {

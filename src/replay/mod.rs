@@ -21,7 +21,7 @@ pub mod report;
 
 use std::collections::{HashMap, HashSet};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError, mpsc};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
 use std::time::{Duration, Instant};
 
 use tracing::{debug, error, info, warn};
@@ -180,7 +180,7 @@ impl Replay<'_> {
                                     let done = done.clone();
                                     scope.spawn(move || {
                                         // The receiver outlives the scope, so sending can't fail.
-                                        let _ = done.send(worker.run());
+                                        let _ = done.send(worker.run_caught());
                                     });
                                 }
                             }
@@ -237,12 +237,13 @@ pub struct ReplayManager<'a> {
     pub metrics: &'a Metrics,
     /// Ends the loop.
     pub shutdown: &'a Shutdown,
+    /// Who holds the lease while it replays.
+    pub owner: Owner,
 }
 
 impl ReplayManager<'_> {
     /// Replays whenever the server is available and something is due, until shutdown.
     pub fn run(&self) {
-        let owner = Owner::this_process("agent");
         /// After an error of the store the loop waits this long.
         const ERROR_PAUSE: Duration = Duration::from_secs(2);
         let mut pause = self.tick_interval;
@@ -264,7 +265,7 @@ impl ReplayManager<'_> {
                     metrics: self.metrics,
                     shutdown: self.shutdown,
                 }
-                .drain(&owner),
+                .drain(&self.owner),
                 Err(error) => Err(error),
             };
             match round {
@@ -279,6 +280,8 @@ impl ReplayManager<'_> {
                     warn!(target: "replay_manager", "the replay lease was lost to another process");
                 }
                 Err(error) => {
+                    let error = Arc::new(error);
+                    self.slot.report(&store, &error);
                     // Once per cause: a full disk stays full for a while.
                     if reported != error.to_string() {
                         reported = error.to_string();

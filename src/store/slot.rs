@@ -13,10 +13,14 @@
 //!
 //! A store that comes back after a full disk is only known to work once something was written, so a slot that found it
 //! openable again shows it as open; the next failed write is reported and the wait starts over.
+//!
+//! Whoever uses the store says how it failed ([`StoreSlot::report`], or by itself through [`StoreSlot::with`]).
 
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
+
+use tracing::{error, info};
 
 use super::sqlite::FileId;
 use super::{Limits, OpenMode, Store, StoreError};
@@ -27,12 +31,14 @@ const RETRY_AFTER: Duration = Duration::from_secs(3);
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 
 type Opener = Box<dyn Fn() -> Result<Arc<dyn Store>, StoreError> + Send + Sync>;
+type OnOpen = Box<dyn Fn(&dyn Store) + Send + Sync>;
 
 /// A store, or the reason why there is none right now. Heals by itself when it is used.
 pub struct StoreSlot {
     /// The file to watch; a store without one (a test double) is never looked after.
     file: Option<PathBuf>,
     opener: Opener,
+    on_open: Option<OnOpen>,
     inner: Mutex<Inner>,
     /// Held while the store is opened, which may take as long as other processes keep it locked. Nobody waits for it.
     opening: Mutex<()>,
@@ -47,6 +53,14 @@ impl Inner {
     fn open(store: Arc<dyn Store>, path: Option<&Path>) -> Self {
         Self::Open { store, file: path.and_then(FileId::at), looked_at: Instant::now() }
     }
+}
+
+/// Says what the user has to know when a store went away. Once for each time, and not while it stays away.
+fn warn_of_loss(error: &StoreError) {
+    error!(
+        target: "db_manager",
+        "some network resiliency features were disabled, writes are only passed on until the store can be used: {error}"
+    );
 }
 
 /// How a slot stands, for `status`.
@@ -81,9 +95,37 @@ impl StoreSlot {
     fn opened_by(file: Option<PathBuf>, opener: Opener) -> Self {
         let inner = match opener() {
             Ok(store) => Inner::open(store, file.as_deref()),
-            Err(error) => Inner::Away { error: Arc::new(error), since: Instant::now(), tried_at: Some(Instant::now()) },
+            Err(error) => {
+                warn_of_loss(&error);
+                Inner::Away { error: Arc::new(error), since: Instant::now(), tried_at: Some(Instant::now()) }
+            }
         };
-        Self { file, opener, inner: Mutex::new(inner), opening: Mutex::new(()) }
+        Self { file, opener, on_open: None, inner: Mutex::new(inner), opening: Mutex::new(()) }
+    }
+
+    /// Does this with every store that is opened, the one that is open already included: what has to be in it has to be
+    /// in the next one, too.
+    #[must_use]
+    pub fn whenever_opened(mut self, work: impl Fn(&dyn Store) + Send + Sync + 'static) -> Self {
+        if let Ok(store) = self.current() {
+            work(store.as_ref());
+        }
+        self.on_open = Some(Box::new(work));
+        self
+    }
+
+    /// Does this with the store, and tells the slot when that failed.
+    ///
+    /// # Errors
+    ///
+    /// Why there is no store, or how the work failed.
+    pub fn with<T>(&self, work: impl FnOnce(&dyn Store) -> Result<T, StoreError>) -> Result<T, Arc<StoreError>> {
+        let store = self.get()?;
+        work(store.as_ref()).map_err(|error| {
+            let error = Arc::new(error);
+            self.report(&store, &error);
+            error
+        })
     }
 
     /// Returns the store, or why there is none.
@@ -121,9 +163,13 @@ impl StoreSlot {
             return Ok(store);
         }
         let opened = (self.opener)();
+        if let (Ok(store), Some(on_open)) = (&opened, &self.on_open) {
+            on_open(store.as_ref());
+        }
         let mut inner = self.inner();
         match opened {
             Ok(store) => {
+                info!(target: "db_manager", "the message store can be used again");
                 *inner = Inner::open(Arc::clone(&store), self.file.as_deref());
                 Ok(store)
             }
@@ -160,6 +206,7 @@ impl StoreSlot {
             // Another file at the path is a reason to look at once, a sick disk is one to wait.
             let replaced = self.file.as_deref().is_some_and(|path| FileId::at(path) != *file);
             let tried_at = (!replaced).then(Instant::now);
+            warn_of_loss(error);
             *inner = Inner::Away { error: Arc::clone(error), since: Instant::now(), tried_at };
         }
     }
@@ -189,6 +236,7 @@ impl StoreSlot {
         if FileId::at(path) != *file {
             let reason = "its file was removed or replaced while it was open".into();
             let error = Arc::new(StoreError::Unusable { path: path.to_owned(), reason });
+            warn_of_loss(&error);
             *inner = Inner::Away { error, since: Instant::now(), tried_at: None };
         }
     }

@@ -5,6 +5,9 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+mod bad_input;
+mod chaos;
+mod degraded;
 mod delivery;
 mod fake_opik;
 mod forwarding;
@@ -12,4 +15,6 @@ mod outage;
 mod prism;
 mod sdk;
 mod sdk_outage;
+mod startup;
+mod stopping;
 mod writes;

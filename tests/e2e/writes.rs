@@ -62,6 +62,19 @@ impl<'a> Told<'a> {
         answer
     }
 
+    /// As [`Told::send`]; a connection that was refused is no try, because nothing was sent.
+    pub fn try_send(&mut self, request: &Request) -> std::io::Result<Response> {
+        let mut request = request.clone();
+        if let Some(workspace) = &self.workspace {
+            request = request.header("Comet-Workspace", workspace);
+        }
+        let answer = self.client.send(&request);
+        if !answer.as_ref().is_err_and(|why| why.kind() == std::io::ErrorKind::ConnectionRefused) {
+            self.ledger.told(&request, &answer);
+        }
+        answer
+    }
+
     /// Sends a write that has to be acknowledged with this status.
     #[track_caller]
     pub fn acknowledged(&mut self, request: Request, status: u16) -> Response {

@@ -54,6 +54,7 @@ impl Home {
 pub struct AgentBuilder {
     home: Home,
     upstream: String,
+    port: u16,
     /// Whether the store's file is named on the command line.
     names_db: bool,
     args: Vec<String>,
@@ -79,6 +80,12 @@ impl AgentBuilder {
         self.env("OPIK_CONNECTION_MONITOR_PING_INTERVAL", "0.2").env("OPIK_CONNECTION_MONITOR_CHECK_TIMEOUT", "1")
     }
 
+    /// Listens on this port instead of any free one.
+    #[must_use]
+    pub fn on_port(self, port: u16) -> Self {
+        Self { port, ..self }
+    }
+
     /// Leaves it to the environment where the store is.
     #[must_use]
     pub fn without_db(self) -> Self {
@@ -94,7 +101,8 @@ impl AgentBuilder {
     /// Starts the agent and waits until it listens.
     #[track_caller]
     pub fn start(self) -> Agent {
-        let mut agent = Agent { setup: self, child: None, stderr: Written::default(), port: 0, reservation: None };
+        let port = self.port;
+        let mut agent = Agent { setup: self, child: None, stderr: Written::default(), port, reservation: None };
         agent.launch();
         agent
     }
@@ -131,6 +139,7 @@ impl Agent {
         AgentBuilder {
             home: Home::new(),
             upstream: upstream.to_owned(),
+            port: 0,
             names_db: true,
             args: Vec::new(),
             env: Vec::new(),

@@ -1,0 +1,197 @@
+//! What no Opik server could ever accept is refused at once, in Opik's error shape, with the server there or away; and
+//! nothing of it is stored.
+
+use std::io::{Read, Write};
+use std::net::TcpStream;
+
+use serde_json::json;
+
+use crate::support::agent::Agent;
+use crate::support::fake_opik::FakeOpik;
+use crate::support::http::{Client, Request, gzip};
+use crate::support::{PATIENCE, uuid7, wait_until};
+use crate::writes::{assert_error, create, trace};
+
+const PATH: &str = "/v1/private/traces";
+
+fn limited(server: &FakeOpik) -> Agent {
+    Agent::builder(&server.url())
+        .impatient()
+        .arg("--max-body-size")
+        .arg("64KiB")
+        .arg("--max-inflated-size")
+        .arg("1MiB")
+        .start()
+}
+
+/// Does it with the server there, and with the server away.
+fn there_and_away(test: impl Fn(&FakeOpik, &Agent)) {
+    for away in [false, true] {
+        let server = FakeOpik::start_new();
+        let agent = limited(&server);
+        let state = if away { "unavailable" } else { "available" };
+        if away {
+            server.stop();
+        }
+        wait_until("the agent knows how its server is", PATIENCE, || {
+            Client::new(&agent.origin()).get("/-/ready").json()["server"]["connection"] == state
+        });
+        eprintln!("the server is {state}");
+        test(&server, &agent);
+        assert_eq!(agent.backlog(), 0, "something that was refused is stored");
+        assert!(server.requests().iter().all(|request| request.route() == "/is-alive/ping"), "it reached the server");
+        // The agent is as well as before.
+        assert_eq!(Client::new(&agent.url()).expect(&create(&uuid7())).status, 201);
+    }
+}
+
+/// Sends these bytes, and no more when `ends`, and reads until the agent closes the connection.
+fn raw(agent: &Agent, wire: &[u8], ends: bool) -> (u16, String) {
+    let mut stream = TcpStream::connect(("127.0.0.1", agent.port())).unwrap();
+    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    stream.write_all(wire).unwrap();
+    if ends {
+        stream.shutdown(std::net::Shutdown::Write).unwrap();
+    }
+    let mut answer = Vec::new();
+    stream.read_to_end(&mut answer).unwrap();
+    let answer = String::from_utf8_lossy(&answer).into_owned();
+    let status = answer.get(9..12).and_then(|code| code.parse().ok()).unwrap_or(0);
+    (status, answer)
+}
+
+#[test]
+fn a_body_that_no_server_could_read_is_refused() {
+    there_and_away(|_, agent| {
+        let mut client = Client::new(&agent.url());
+        let good = trace(&uuid7(), "chat").to_string().into_bytes();
+        let damaged = |cut: usize| {
+            let mut body = gzip(&good);
+            body.truncate(body.len() - cut);
+            body
+        };
+        let flipped = {
+            let mut body = gzip(&good);
+            let at = body.len() - 6;
+            body[at] ^= 0xff;
+            body
+        };
+        let post = |body: &[u8]| Request::new("POST", PATH).header("Content-Type", "application/json").bytes(body);
+        let mut cases = vec![
+            (post(b"not json"), 400),
+            (post(b""), 400),
+            (post(b"   "), 400),
+            (post(b"{"), 400),
+            (post(b"{\"a\":1} trailing"), 400),
+            (post(b"\xff\xfe{}"), 400),
+            (post(b"plain").header("Content-Encoding", "gzip"), 400),
+            (post(b"").header("Content-Encoding", "gzip"), 400),
+            (post(&damaged(1)).header("Content-Encoding", "gzip"), 400),
+            (post(&damaged(20)).header("Content-Encoding", "gzip"), 400),
+            (post(&flipped).header("Content-Encoding", "gzip"), 400),
+            (post(&good).header("Content-Encoding", "br"), 415),
+            (post(&good).header("Content-Encoding", "gzip, gzip"), 415),
+            (post(&vec![b' '; 65 * 1024]), 413),
+            (post(&vec![b' '; 65 * 1024]).chunked(1000), 413),
+            (post(&vec![b' '; 8 * 1024 * 1024]), 413),
+            (post(&vec![b' '; 8 * 1024 * 1024]).chunked(100_000), 413),
+            (post(&vec![b' '; 2 * 1024 * 1024]).gzip(), 413),
+        ];
+        for path in [
+            "/v1/private/traces/batch",
+            "/v1/private/spans",
+            "/v1/private/spans/batch",
+            "/v1/private/guardrails",
+            "/v1/private/experiments/items",
+        ] {
+            cases.push((Request::new("POST", path).bytes(*b"[1,"), 400));
+        }
+        for (request, status) in cases {
+            // A client that is cut off while it still writes would never see why.
+            assert_error(&client.expect(&request), status);
+        }
+    });
+}
+
+#[test]
+fn what_is_within_the_limits_is_taken() {
+    let server = FakeOpik::new_stopped();
+    let agent = limited(&server);
+    let mut client = Client::new(&agent.url());
+    let mut body = trace(&uuid7(), "large");
+    body["input"] = json!("x".repeat(1024 * 1024 - 1024));
+    assert_eq!(client.expect(&Request::new("POST", PATH).json(&body).gzip()).status, 201);
+    body["id"] = json!(uuid7());
+    body["input"] = json!("x".repeat(63 * 1024));
+    assert_eq!(client.expect(&Request::new("POST", PATH).json(&body)).status, 201);
+    body["id"] = json!(uuid7());
+    assert_eq!(client.expect(&Request::new("POST", PATH).json(&body).chunked(999)).status, 201);
+    server.start();
+    agent.wait_until_delivered();
+    server.assert_no_violations();
+}
+
+#[test]
+fn a_request_that_is_framed_wrongly_is_refused() {
+    there_and_away(|_, agent| {
+        let body = trace(&uuid7(), "chat").to_string();
+        let length = body.len();
+        let post = |headers: &str, body: &str| {
+            format!("POST /api{PATH} HTTP/1.1\r\nConnection: close\r\n{headers}\r\n{body}").into_bytes()
+        };
+        let chunks = format!("{length:x}\r\n{body}\r\n");
+        let chunked = format!("{chunks}0\r\n\r\n");
+        let lengths = format!("Host: a\r\nContent-Length: {length}\r\nContent-Length: 5\r\n");
+        for (what, ends, wire) in [
+            ("more promised than sent", true, post("Host: a\r\nContent-Length: 9999\r\n", &body)),
+            ("two lengths", false, post(&lengths, &body)),
+            ("a length that is none", false, post("Host: a\r\nContent-Length: ten\r\n", &body)),
+            ("broken chunks", false, post("Host: a\r\nTransfer-Encoding: chunked\r\n", "zz\r\nabc\r\n0\r\n\r\n")),
+            ("chunks without an end", true, post("Host: a\r\nTransfer-Encoding: chunked\r\n", &chunks)),
+            ("another coding", false, post("Host: a\r\nTransfer-Encoding: chunked, gzip\r\n", &chunked)),
+            ("no host", false, post(&format!("Content-Length: {length}\r\n"), &body)),
+            ("two hosts", false, post(&format!("Host: a\r\nHost: b\r\nContent-Length: {length}\r\n"), &body)),
+            ("no HTTP", false, b"hello\r\n\r\n".to_vec()),
+        ] {
+            let (status, answer) = raw(agent, &wire, ends);
+            assert_eq!(status, 400, "{what}: {answer:?}");
+            assert!(!answer.contains(" 201 "), "{what}: {answer:?}");
+        }
+    });
+}
+
+#[test]
+fn a_client_that_hangs_up_in_the_middle_leaves_nothing_behind() {
+    there_and_away(|_, agent| {
+        let mut client = Client::new(&agent.url());
+        for bytes in [0, 1, 40] {
+            client.send_part(&create(&uuid7()), bytes).unwrap().hang_up();
+            client.send_part(&create(&uuid7()).chunked(7), bytes).unwrap().hang_up();
+        }
+        // Its place in the order is free again.
+        let id = uuid7();
+        client.send_part(&create(&id), 40).unwrap().hang_up();
+    });
+}
+
+#[test]
+fn a_length_beside_chunks_counts_for_nothing() {
+    // RFC 9112, section 6.3: the chunks say where the body ends. What goes to the server has one framing only.
+    let server = FakeOpik::start_new();
+    let agent = limited(&server);
+    let body = trace(&uuid7(), "chat").to_string();
+    let wire = format!(
+        "POST /api{PATH} HTTP/1.1\r\nHost: a\r\nConnection: close\r\nContent-Length: 5\r\n\
+         Transfer-Encoding: chunked\r\n\r\n{:x}\r\n{body}\r\n0\r\n\r\n",
+        body.len()
+    );
+    let (status, answer) = raw(&agent, wire.as_bytes(), false);
+    assert_eq!(status, 201, "{answer}");
+    agent.wait_until_delivered();
+    let arrived = &server.requests_to("POST", PATH)[0];
+    assert_eq!(&arrived.body[..], body.as_bytes());
+    assert_eq!(
+        (arrived.header("Content-Length"), arrived.header("Transfer-Encoding")),
+        (Some(&*body.len().to_string()), None)
+    );
+}

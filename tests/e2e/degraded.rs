@@ -1,0 +1,246 @@
+//! The store can't be used: the agent warns, works as a plain proxy, acknowledges nothing that could be lost, and is
+//! whole again without a restart when the obstacle is gone.
+
+use std::fs;
+
+use serde_json::Value;
+
+use crate::support::agent::{Agent, Home};
+use crate::support::fake_opik::check::Kind;
+use crate::support::fake_opik::{FakeOpik, Then, When};
+use crate::support::http::{Client, Request};
+use crate::support::ledger::ClientLedger;
+use crate::support::{PATIENCE, uuid7, wait_until};
+use crate::writes::{Told, assert_error, create, trace, update};
+
+const WARNING: &str = "some network resiliency features were disabled";
+
+fn ready(agent: &Agent) -> Value {
+    Client::new(&agent.origin()).get("/-/ready").json()
+}
+
+fn wait_until_usable(agent: &Agent, usable: bool) {
+    wait_until("the agent notices how its store is", PATIENCE, || ready(agent)["store"]["usable"] == usable);
+}
+
+/// Asserts that the agent is a plain proxy and says so, and that it heals when `mend` was done.
+fn assert_degrades_and_heals(server: &FakeOpik, agent: &Agent, mend: impl FnOnce()) {
+    let before = server.count("default", Kind::Trace);
+    assert!(agent.stderr().contains(WARNING), "nobody was warned");
+    assert_eq!(ready(agent)["ready"], true);
+    assert!(!ready(agent)["store"]["reason"].as_str().unwrap().is_empty());
+    let metrics = Client::new(&agent.origin()).get("/metrics").text();
+    assert!(metrics.contains("opik_offline_store_usable 0"), "{metrics}");
+    let status = agent.cli(&["status"]);
+    let shown = format!("{}{}", status.stdout, status.stderr);
+    assert!(shown.contains("passes writes on") || shown.contains("error:"), "status hides it:\n{shown}");
+
+    // Plain pass-through: the server's answers, its errors too, and a 503 when there is none.
+    let mut client = Client::new(&agent.url());
+    let id = uuid7();
+    assert_eq!(client.expect(&create(&id)).status, 201);
+    assert!(server.entity("default", Kind::Trace, &id).is_some(), "acknowledged, and nowhere");
+    let fault = server.script(When::write(), Then::status(503));
+    assert_error(&client.expect(&update(&id, 1)), 503);
+    fault.clear();
+    server.stop();
+    let refused = client.expect(&update(&id, 1));
+    assert_error(&refused, 503);
+    assert!(refused.header("Retry-After").is_some());
+
+    mend();
+    wait_until_usable(agent, true);
+    assert_eq!(client.expect(&update(&id, 2)).status, 204);
+    assert_eq!(agent.backlog(), 1);
+    let status = agent.cli(&["status", "--format", "json"]).json();
+    assert_eq!(status["agent"]["running"], true, "{status}");
+    server.start();
+    agent.wait_until_delivered();
+    assert_eq!(server.count("default", Kind::Trace), before + 1);
+}
+
+#[test]
+fn a_directory_in_the_stores_place() {
+    let server = FakeOpik::start_new();
+    let home = Home::new();
+    let db = home.db();
+    fs::create_dir(&db).unwrap();
+    let agent = Agent::builder(&server.url()).impatient().home(home).start();
+    assert_degrades_and_heals(&server, &agent, || fs::remove_dir(&db).unwrap());
+}
+
+#[test]
+fn somebody_elses_file_in_the_stores_place_is_left_alone() {
+    let server = FakeOpik::start_new();
+    let home = Home::new();
+    let db = home.db();
+    let letter = "not a database at all, but a letter to a friend\n".repeat(100);
+    fs::write(&db, &letter).unwrap();
+    let agent = Agent::builder(&server.url()).impatient().home(home).start();
+    assert_degrades_and_heals(&server, &agent, || {
+        assert_eq!(fs::read_to_string(&db).unwrap(), letter);
+        fs::remove_file(&db).unwrap();
+    });
+}
+
+#[test]
+fn a_store_of_a_newer_version_is_left_alone() {
+    let server = FakeOpik::start_new();
+    let mut agent = Agent::start(&server);
+    assert!(agent.terminate().success());
+    let mut newer = fs::read(agent.db()).unwrap();
+    // `user_version` stands at offset 60 of an SQLite file, big-endian.
+    newer[60..64].copy_from_slice(&9_999_u32.to_be_bytes());
+    fs::write(agent.db(), &newer).unwrap();
+    agent.restart_on_same_port();
+    assert!(agent.stderr().contains("9999"), "{}", agent.stderr());
+    let db = agent.db();
+    assert_degrades_and_heals(&server, &agent, || {
+        assert_eq!(fs::read(&db).unwrap(), newer, "it was touched");
+        fs::remove_file(&db).unwrap();
+    });
+}
+
+#[test]
+fn a_folder_that_cannot_be_made() {
+    let server = FakeOpik::start_new();
+    let home = Home::new();
+    let folder = home.path().join("no-folder");
+    fs::write(&folder, "a file where the folder should be").unwrap();
+    let db = folder.join("opik_messages.db").display().to_string();
+    let agent = Agent::builder(&server.url()).impatient().without_db().env("OPIK_OFFLINE_DB", &db).home(home).start();
+    wait_until_usable(&agent, false);
+    assert!(agent.stderr().contains(WARNING));
+    let mut client = Client::new(&agent.url());
+    assert_eq!(client.expect(&create(&uuid7())).status, 201);
+    assert_eq!(server.count("default", Kind::Trace), 1);
+    fs::remove_file(&folder).unwrap();
+    wait_until_usable(&agent, true);
+}
+
+#[test]
+fn a_file_that_is_removed_under_the_agent_costs_what_was_in_it_and_no_more() {
+    let server = FakeOpik::start_new();
+    let agent = Agent::start(&server);
+    server.stop();
+    let ledger = ClientLedger::new();
+    let mut lost = Client::new(&agent.url());
+    assert_eq!(lost.expect(&create(&uuid7())).status, 201);
+    for suffix in ["", "-wal", "-shm"] {
+        fs::remove_file(format!("{}{suffix}", agent.db().display())).unwrap();
+    }
+    // Whatever is acknowledged from now on is in a file that is there.
+    let mut app = Told::new(&agent.url(), &ledger);
+    let mut acknowledged = 0;
+    wait_until("writes are stored again", PATIENCE, || {
+        acknowledged += u32::from(app.send(create(&uuid7())).unwrap().status == 201);
+        acknowledged == 5
+    });
+    assert_eq!(agent.backlog(), 5);
+    assert!(agent.stderr().contains(WARNING));
+    let status = agent.cli(&["status", "--format", "json"]).json();
+    assert_eq!(status["agent"]["running"], true, "the new file does not know the agent: {status}");
+    server.start();
+    agent.wait_until_delivered();
+    server.assert_equals(&ledger);
+}
+
+#[test]
+fn a_file_that_is_damaged_under_the_agent_is_noticed() {
+    let server = FakeOpik::start_new();
+    let mut agent = Agent::start(&server);
+    assert!(agent.terminate().success());
+    // Whole pages of nonsense behind a good header: it opens, and can't be read.
+    let mut damaged = fs::read(agent.db()).unwrap();
+    damaged[4096..].fill(0xa5);
+    fs::write(agent.db(), &damaged).unwrap();
+    agent.restart_on_same_port();
+    // Reads and writes both meet it; neither may take the server away from the application.
+    let mut client = Client::new(&agent.url());
+    for _ in 0..3 {
+        assert_eq!(client.expect(&create(&uuid7())).status, 201);
+    }
+    assert_eq!(server.count("default", Kind::Trace), 3, "acknowledged, and not on the server");
+    assert!(agent.stderr().contains(WARNING), "{}", agent.stderr());
+    assert!(agent.is_running());
+}
+
+/// A body that neither compresses nor shares a page with others.
+fn large(id: &str) -> Request {
+    let mut body = trace(id, "large");
+    body["input"] = (0..2_000).map(|_| uuid7()).collect::<String>().into();
+    Request::new("POST", "/v1/private/traces").json(&body)
+}
+
+#[test]
+fn a_full_store_refuses_what_it_cannot_keep() {
+    let server = FakeOpik::new_stopped();
+    let agent = Agent::builder(&server.url()).impatient().arg("--max-size").arg("1MiB").start();
+    let ledger = ClientLedger::new();
+    let mut app = Told::new(&agent.url(), &ledger);
+    let mut refused = None;
+    for _ in 0..40 {
+        let answer = app.send(large(&uuid7())).unwrap();
+        if answer.status != 201 {
+            refused = Some(answer);
+            break;
+        }
+    }
+    let refused = refused.expect("more than a MiB was stored");
+    assert_error(&refused, 503);
+    assert!(refused.header("Retry-After").is_some());
+    assert!(refused.json()["message"].as_str().unwrap().contains("full"), "{}", refused.text());
+    assert!(agent.backlog() > 2);
+    assert_eq!(ready(&agent)["store"]["usable"], true, "a full store still delivers");
+    server.start();
+    agent.wait_until_delivered();
+    server.assert_equals(&ledger);
+    // There is room again.
+    server.stop();
+    assert_eq!(app.send(large(&uuid7())).unwrap().status, 201);
+    server.start();
+    agent.wait_until_delivered();
+    server.assert_equals(&ledger);
+}
+
+#[test]
+fn a_full_store_drops_the_oldest_when_told_to_and_counts_them() {
+    let server = FakeOpik::new_stopped();
+    let args = ["--max-size", "1MiB", "--when-full", "drop_oldest"];
+    let agent = args.iter().fold(Agent::builder(&server.url()).impatient(), |agent, arg| agent.arg(arg)).start();
+    let mut client = Client::new(&agent.url());
+    let ids: Vec<String> = (0..30).map(|_| uuid7()).collect();
+    for id in &ids {
+        assert_eq!(client.expect(&large(id)).status, 201);
+    }
+    let kept = agent.backlog();
+    assert!(kept < 30);
+    let metrics = Client::new(&agent.origin()).get("/metrics").text();
+    assert!(metrics.contains(&format!("opik_offline_store_dropped_messages {}\n", 30 - kept)), "{metrics}");
+    let status = agent.cli(&["status"]).stdout;
+    assert!(status.contains("dropped"), "{status}");
+    server.start();
+    agent.wait_until_delivered();
+    let arrived: Vec<bool> = ids.iter().map(|id| server.entity("default", Kind::Trace, id).is_some()).collect();
+    assert!(arrived.is_sorted() && arrived[29], "not the oldest were dropped: {arrived:?}");
+}
+
+#[test]
+fn a_disk_that_is_nearly_full_is_left_alone() {
+    let server = FakeOpik::start_new();
+    let agent = Agent::builder(&server.url()).impatient().arg("--free-disk-reserve").arg("4096TiB").start();
+    let mut client = Client::new(&agent.url());
+    // The server is there, so nothing has to be kept.
+    assert_eq!(client.expect(&create(&uuid7())).status, 201);
+    // What can't be kept goes back with the server's own words.
+    let fault = server.script(When::write(), Then::status(500));
+    let answer = client.expect(&create(&uuid7()));
+    assert_error(&answer, 500);
+    assert_eq!(answer.json()["message"], "scripted by the test");
+    fault.clear();
+    server.stop();
+    let answer = client.expect(&create(&uuid7()));
+    assert_error(&answer, 503);
+    assert!(answer.text().contains("reserved"), "{}", answer.text());
+    assert_eq!(agent.backlog(), 0);
+}
