@@ -444,11 +444,15 @@ impl Found {
         let mut id = None;
         if scanner.peek()? == Kind::Object {
             scanner.object(|key, scanner| {
-                if key == "id" && scanner.peek()? == Kind::String {
-                    id = Some(scanner.string()?.into_owned());
-                    return Ok(());
+                if scanner.peek()? != Kind::String || !matches!(key, "id" | "project_name") {
+                    return scanner.skip_value().map(drop);
                 }
-                scanner.skip_value().map(drop)
+                let text = scanner.string()?;
+                self.name(&[], key, &text);
+                if key == "id" {
+                    id = Some(text.into_owned());
+                }
+                Ok(())
             })?;
         } else {
             scanner.skip_value()?;

@@ -5,7 +5,10 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+mod bodies;
 mod fake_opik;
+mod messages;
 mod prism;
+mod proxy;
 mod sdk;
 mod sdk_outage;
