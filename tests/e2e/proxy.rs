@@ -8,7 +8,7 @@ use serde_json::json;
 use crate::support::agent::Agent;
 use crate::support::fake_opik::{Answer, FakeOpik, Then, When};
 use crate::support::http::{Client, Request};
-use crate::support::{PATIENCE, uuid7};
+use crate::support::{PATIENCE, uuid7, wait_until};
 
 /// Sends raw bytes and reads until the other side closes the connection.
 fn raw(agent: &Agent, request: &str) -> String {
@@ -174,4 +174,21 @@ fn one_connection_serves_forwarded_stored_and_refused_requests() {
     ask(&create(), &["201"]);
     server.start();
     agent.wait_until_delivered();
+}
+
+#[test]
+fn a_read_meets_a_server_that_hangs_and_is_told_so_soon() {
+    let server = FakeOpik::start_new();
+    let agent = Agent::start(&server);
+    let mut client = Client::new(&agent.url());
+    let _hanging = server.hang_all();
+    // A write notices nothing: it is stored as soon as the ping failed.
+    wait_until("the agent takes the server to be away", PATIENCE, || agent.stderr().contains("is unavailable"));
+    let started = std::time::Instant::now();
+    let answer = client.get("/v1/private/traces/x");
+    assert_eq!(answer.status, 503, "{}", answer.text());
+    let create = client.post("/v1/private/experiments", &json!({ "dataset_name": "d" }));
+    assert_eq!(create.status, 503, "{}", create.text());
+    assert!(started.elapsed() < std::time::Duration::from_secs(20), "it took {:?}", started.elapsed());
+    assert_eq!(client.post("/v1/private/experiments", &json!({ "dataset_name": "d", "id": uuid7() })).status, 201);
 }
