@@ -241,6 +241,24 @@ const fn gets_an_id(message_type: MessageType) -> bool {
     )
 }
 
+/// Where the items of a batch stand.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ItemList {
+    /// The body is the array.
+    Body,
+    /// The array in this member.
+    Member(&'static str),
+}
+
+/// Returns where the items of these messages stand; `None` when such a message has only one.
+pub fn item_list(message_type: MessageType) -> Option<ItemList> {
+    match shape(message_type).items {
+        Items::Unread | Items::Whole => None,
+        Items::Array => Some(ItemList::Body),
+        Items::Objects(member) | Items::Ids(member, _) => Some(ItemList::Member(member)),
+    }
+}
+
 /// Reads what a body is about. Members of an unexpected kind are passed over: the server judges them.
 ///
 /// # Errors

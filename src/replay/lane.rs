@@ -1,6 +1,7 @@
 //! One lane's worker: claim, send, settle, pause, until the lane is empty, held, or its turn is over.
 
 use std::collections::VecDeque;
+use std::ops::Range;
 use std::time::{Duration, Instant};
 
 use tracing::{debug, warn};
@@ -11,8 +12,9 @@ use crate::delivery::backoff;
 use crate::delivery::coalesce::{Shipment, plan};
 use crate::delivery::pacing::{BatchEnd, Pace};
 use crate::delivery::verdict::{ReplayVerdict, replaying};
-use crate::message::{Claimed, MessageId, Touch, conflict};
+use crate::message::{Claimed, MessageId, MessageType, Request, Touch, conflict};
 use crate::protocol::answers::{Answer, SendFailure};
+use crate::protocol::batches::{self, may_be_about_one_item};
 use crate::protocol::fallback::fallback;
 use crate::store::{ClaimLimits, Hold, LaneId, LaneWork, LastAnswer, Outcome, StoreError};
 
@@ -22,8 +24,11 @@ const TURN: Duration = Duration::from_secs(1);
 /// altogether: enough to halve a full batch down to one message, few enough not to storm a server in trouble.
 const FALTERS_MAX: u32 = 12;
 
-/// Contents larger than this are not rewritten for an older server; the SDK makes none above 5 MB.
+/// Contents larger than this are sent as they are only: not rewritten for an older server, not divided.
 const CONTENT_BYTES_MAX: u64 = 64 * 1024 * 1024;
+
+/// How many requests one refused batch may cost: enough to find a few bad items among a thousand.
+const PARTS_MAX: usize = 100;
 
 pub(super) struct LaneWorker<'a> {
     pub replay: &'a Replay<'a>,
@@ -159,15 +164,7 @@ impl Batch<'_, '_> {
             }
             let replay = self.worker.replay;
             replay.metrics.replay_requests.add(1);
-            let request = shipment.request();
-            let mut result = replay.upstream.send(&self.worker.work.lane, &request);
-            if let Ok(answer) = &result
-                && let Some(other) = fallback(shipment.message_type(), &request, answer.status, CONTENT_BYTES_MAX)
-            {
-                debug!(target: "replay_manager", "the Opik server takes assertion results as feedback scores only");
-                replay.metrics.replay_requests.add(1);
-                result = replay.upstream.send(&self.worker.work.lane, &other);
-            }
+            let result = self.send(shipment.message_type(), &shipment.request());
             let verdict = replaying(shipment.message_type(), result.as_ref());
             debug!(target: "replay_manager", messages = shipment.len(), ?verdict, "sent");
             match verdict {
@@ -211,6 +208,9 @@ impl Batch<'_, '_> {
                     Err(single) => {
                         let answer = last_answer(&result);
                         for message in single.messages() {
+                            if self.send_in_parts(message, &answer)? {
+                                continue;
+                            }
                             warn!(
                                 target: "replay_manager",
                                 id = %message.id, message_type = %message.message_type, status = answer.status,
@@ -223,6 +223,92 @@ impl Batch<'_, '_> {
             }
         }
         Ok(())
+    }
+
+    /// Sends a request, and where the server is too old for it what says the same.
+    fn send(&self, message_type: MessageType, request: &Request) -> Result<Answer, SendFailure> {
+        let replay = self.worker.replay;
+        replay.metrics.replay_requests.add(1);
+        let result = replay.upstream.send(&self.worker.work.lane, request);
+        let Ok(answer) = &result else { return result };
+        let Some(other) = fallback(message_type, request, answer.status, CONTENT_BYTES_MAX) else { return result };
+        debug!(target: "replay_manager", "the Opik server takes assertion results as feedback scores only");
+        replay.metrics.replay_requests.add(1);
+        replay.upstream.send(&self.worker.work.lane, &other)
+    }
+
+    /// Delivers what can be delivered of a client's batch that was refused as a whole, and says whether its outcome is
+    /// decided: it is not when it can't be divided.
+    ///
+    /// A batch with refused items stays rejected as it is, and its answer tells how many they are. Items that were
+    /// delivered are so again when a person replays it, which is harmless where a repeat is.
+    fn send_in_parts(&mut self, message: &Claimed, refusal: &LastAnswer) -> Result<bool, StoreError> {
+        let replay = self.worker.replay;
+        if !message.message_type.repeat_is_harmless() || !refusal.status.is_some_and(may_be_about_one_item) {
+            return Ok(false);
+        }
+        let Some(batch) = batches::Batch::of(message.message_type, &message.request, CONTENT_BYTES_MAX) else {
+            return Ok(false);
+        };
+        let halves = |items: Range<usize>| {
+            let middle = items.start + items.len() / 2;
+            [items.start..middle, middle..items.end]
+        };
+        let mut queue = VecDeque::from(halves(0..batch.items()));
+        let (mut refused, mut requests, mut refusal) = (0, 0, refusal.clone());
+        while let Some(items) = queue.pop_front() {
+            if replay.shutdown.is_requested() || !self.worker.keeper.may_send() {
+                self.halt = Some(Halt::Stopped);
+                self.put_back_one(message, None);
+                return Ok(true);
+            }
+            requests += 1;
+            if requests > PARTS_MAX {
+                refused += items.len() + queue.iter().map(Range::len).sum::<usize>();
+                break;
+            }
+            let result = self.send(message.message_type, &batch.part(items.clone()));
+            match replaying(message.message_type, result.as_ref()) {
+                ReplayVerdict::Delivered => {}
+                ReplayVerdict::Refused if items.len() > 1 => {
+                    halves(items).into_iter().rev().for_each(|half| queue.push_front(half));
+                }
+                ReplayVerdict::Refused => {
+                    refused += 1;
+                    refusal = last_answer(&result);
+                }
+                ReplayVerdict::Unavailable => {
+                    let answer = last_answer(&result);
+                    replay.connection.send_failed(&answer.text);
+                    self.halt = Some(Halt::Unavailable);
+                    self.put_back_one(message, Some(answer));
+                    return Ok(true);
+                }
+                ReplayVerdict::HoldLane { asked, probe } => {
+                    let answer = last_answer(&result);
+                    self.hold(asked.unwrap_or(replay.settings.retry_interval), reason(&result), probe)?;
+                    self.put_back_one(message, Some(answer));
+                    return Ok(true);
+                }
+                ReplayVerdict::Retry { asked } => {
+                    self.retries.push((message.clone(), last_answer(&result), asked));
+                    return Ok(true);
+                }
+            }
+        }
+        if refused == 0 {
+            self.delivered += 1;
+            self.outcomes.push((message.id, Outcome::Delivered));
+            return Ok(true);
+        }
+        let text = format!("{refused} of {} items were not taken, the last because: {}", batch.items(), refusal.text);
+        warn!(
+            target: "replay_manager",
+            id = %message.id, message_type = %message.message_type, refused, items = batch.items(),
+            "the Opik server refused items of a message, it is kept as rejected"
+        );
+        self.outcomes.push((message.id, Outcome::Rejected { answer: LastAnswer { text, ..refusal } }));
+        Ok(true)
     }
 
     fn delivered(&mut self, shipment: &Shipment) -> Result<(), StoreError> {
@@ -243,9 +329,11 @@ impl Batch<'_, '_> {
     }
 
     fn put_back(&mut self, shipment: &Shipment, answer: Option<LastAnswer>) {
-        self.outcomes.extend(shipment.messages().map(|message| {
-            (message.id, Outcome::Failed { next_attempt_at_ms: 0, counts: false, answer: answer.clone() })
-        }));
+        shipment.messages().for_each(|message| self.put_back_one(message, answer.clone()));
+    }
+
+    fn put_back_one(&mut self, message: &Claimed, answer: Option<LastAnswer>) {
+        self.outcomes.push((message.id, Outcome::Failed { next_attempt_at_ms: 0, counts: false, answer }));
     }
 
     fn hold(&mut self, time: Duration, reason: String, probe: bool) -> Result<(), StoreError> {
