@@ -13,7 +13,7 @@ use std::ops::Range;
 use bytes::Bytes;
 
 use crate::message::{Body, Encoding, HeaderSet, MessageType, Request};
-use crate::protocol::inspection::items_member;
+use crate::protocol::inspection::{ItemList, item_list};
 use crate::protocol::json::{Kind, NotJson, Scanner};
 
 /// Bodies larger than this when decoded are not divided.
@@ -31,9 +31,9 @@ pub struct Divisible {
 impl Divisible {
     /// Finds the items of a batch; `None` when the message is no batch, or one of a single item.
     pub fn of(message_type: MessageType, request: &Request) -> Option<Self> {
-        let member = items_member(message_type)?;
+        let list = item_list(message_type)?;
         let content = request.body.decode(CONTENT_BYTES_MAX).ok()?;
-        let (array, items) = find_items(&content, member).ok()??;
+        let (array, items) = find_items(&content, list).ok()??;
         (items.len() > 1).then_some(Self { content, array, items })
     }
 
@@ -179,25 +179,32 @@ type Found = (Range<usize>, Vec<Range<usize>>);
 
 /// Returns where the array of items and each item stand. Of an array that is there twice the last one counts, as for the
 /// server's parser.
-fn find_items(content: &[u8], member: &str) -> Result<Option<Found>, NotJson> {
+fn find_items(content: &[u8], list: ItemList) -> Result<Option<Found>, NotJson> {
     let mut scanner = Scanner::new(content)?;
-    if scanner.peek()? != Kind::Object {
-        return Ok(None);
-    }
-    let mut found = None;
-    scanner.object(|key, scanner| {
-        if key == member && scanner.peek()? == Kind::Array {
-            let mut items = Vec::new();
-            let array = scanner.array(|scanner| {
-                items.push(scanner.skip_value()?);
-                Ok(())
+    match (list, scanner.peek()?) {
+        (ItemList::Body, Kind::Array) => items_of(&mut scanner).map(Some),
+        (ItemList::Member(member), Kind::Object) => {
+            let mut found = None;
+            scanner.object(|key, scanner| {
+                if key == member && scanner.peek()? == Kind::Array {
+                    found = Some(items_of(scanner)?);
+                    return Ok(());
+                }
+                scanner.skip_value().map(drop)
             })?;
-            found = Some((array, items));
-            return Ok(());
+            Ok(found)
         }
-        scanner.skip_value().map(drop)
+        _ => Ok(None),
+    }
+}
+
+fn items_of(scanner: &mut Scanner<'_>) -> Result<Found, NotJson> {
+    let mut items = Vec::new();
+    let array = scanner.array(|scanner| {
+        items.push(scanner.skip_value()?);
+        Ok(())
     })?;
-    Ok(found)
+    Ok((array, items))
 }
 
 #[cfg(test)]

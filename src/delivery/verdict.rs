@@ -14,7 +14,8 @@
 //! | 429 | stored, the lane waits as asked | the lane waits as asked |
 //! | other 4xx | the client gets it | split; a single one is rejected |
 //! | 500 | stored | this message waits, growing |
-//! | 501, 505 and above | the client gets it | this message waits, growing |
+//! | 501 | the client gets it | this message waits, growing; on the deletion of a span: rejected |
+//! | 505 and above | the client gets it | this message waits, growing |
 //! | 502, 503, 504, no answer | stored, connection unavailable | back to failed, connection unavailable |
 
 use std::time::Duration;
@@ -93,6 +94,8 @@ pub fn replaying(message_type: MessageType, result: Result<&Answer, &SendFailure
         429 => ReplayVerdict::HoldLane { asked, probe: false },
         400 | 409 | 413 | 422 => ReplayVerdict::Refused { items: true },
         404..=499 => ReplayVerdict::Refused { items: false },
+        // The one operation for which the OpenAPI file lists 501: time does not mend what the server can't do.
+        501 if message_type == MessageType::DeleteSpan => ReplayVerdict::Refused { items: false },
         502..=504 => ReplayVerdict::Unavailable,
         // What is no final status at all (1xx or nonsense) is a broken server, like a 500.
         _ => ReplayVerdict::Retry { asked },
@@ -168,6 +171,10 @@ mod tests {
             (MessageType::UpdateTrace, 429, hold(false)),
             (MessageType::UpdateTrace, 500, retry),
             (MessageType::UpdateTrace, 501, retry),
+            (MessageType::DeleteSpan, 501, ReplayVerdict::Refused { items: false }),
+            (MessageType::CreateDataset, 409, ReplayVerdict::Delivered),
+            (MessageType::CloseThreads, 404, ReplayVerdict::Refused { items: false }),
+            (MessageType::OtlpTraces, 400, ReplayVerdict::Refused { items: true }),
             (MessageType::UpdateTrace, 502, ReplayVerdict::Unavailable),
             (MessageType::UpdateTrace, 503, ReplayVerdict::Unavailable),
             (MessageType::UpdateTrace, 504, ReplayVerdict::Unavailable),

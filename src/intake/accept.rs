@@ -268,7 +268,10 @@ impl Write {
         request.headers_mut().remove(header::CONTENT_LENGTH);
         *request.uri_mut() = uri;
 
-        let timeout = shared.limits.forward_timeout;
+        let timeout = match shared.patience() {
+            Some(patience) if !self.is_keepable => patience.min(shared.limits.forward_timeout),
+            _ => shared.limits.forward_timeout,
+        };
         let started = Instant::now();
         let exchange = async {
             let (head, body) = shared.forwarder.send(request).await?.into_parts();

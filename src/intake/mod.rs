@@ -33,8 +33,9 @@ use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
 use tracing::{debug, info, warn};
 
+use crate::monitor::Availability;
 use crate::monitor::connection::Connection;
-use crate::protocol::answers::{error, unavailable};
+use crate::protocol::answers::{SendFailure, error, unavailable};
 use crate::protocol::routes::{Route, classify, split_prefix};
 use crate::shutdown::Shutdown;
 use crate::store::committer::Committer;
@@ -66,6 +67,9 @@ pub struct IntakeLimits {
 
 /// Bytes of a request's head at most.
 const HEAD_BYTES_MAX: usize = 64 * 1024;
+/// How long a server that was not there when last looked for may take to begin an answer that can't be given for it. It
+/// may be back, so it is asked; if it hangs, the client is told soon.
+const AWAY_TIMEOUT: Duration = Duration::from_secs(5);
 /// Headers of a request at most.
 const HEADERS_MAX: usize = 128;
 
@@ -108,6 +112,11 @@ struct Shared {
 }
 
 impl Shared {
+    /// How long the server may take to begin an answer that only it can give; no bound while it is there.
+    fn patience(&self) -> Option<Duration> {
+        (self.connection.availability() == Availability::Unavailable).then_some(AWAY_TIMEOUT)
+    }
+
     /// What a client is told to wait when the server is away.
     fn retry_after(&self) -> Duration {
         self.limits.ping_interval
@@ -260,7 +269,14 @@ async fn answer(shared: Arc<Shared>, request: http::Request<Incoming>) -> Client
             head.uri = uri;
             head.version = http::Version::HTTP_11;
             let request = http::Request::from_parts(head, http_body_util::Either::Right(body));
-            match shared.forwarder.send(request).await {
+            let sending = shared.forwarder.send(request);
+            let sent = match shared.patience() {
+                None => sending.await,
+                Some(patience) => tokio::time::timeout(patience, sending)
+                    .await
+                    .unwrap_or_else(|_| Err(SendFailure::Timeout { url: base_url.to_owned(), after: patience })),
+            };
+            match sent {
                 Ok(answer) => {
                     shared.metrics.requests_passed_through.add(1);
                     forward::client_answer(answer, base_url, &client.base())

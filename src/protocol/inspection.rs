@@ -242,11 +242,21 @@ const fn gets_an_id(message_type: MessageType) -> bool {
     )
 }
 
-/// Returns the member that holds the items of a batch, each of which stands for itself; `None` for other writes.
-pub fn items_member(message_type: MessageType) -> Option<&'static str> {
+/// Where the items of a batch stand.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ItemList {
+    /// The body is the array.
+    Body,
+    /// The array in this member.
+    Member(&'static str),
+}
+
+/// Returns where the items of these messages stand; `None` when such a message has only one.
+pub fn item_list(message_type: MessageType) -> Option<ItemList> {
     match shape(message_type).items {
-        Items::Objects(member) => Some(member),
-        Items::Unread | Items::Whole | Items::Array | Items::Ids(..) => None,
+        Items::Unread | Items::Whole => None,
+        Items::Array => Some(ItemList::Body),
+        Items::Objects(member) | Items::Ids(member, _) => Some(ItemList::Member(member)),
     }
 }
 
@@ -453,11 +463,15 @@ impl Found {
         let mut id = None;
         if scanner.peek()? == Kind::Object {
             scanner.object(|key, scanner| {
-                if key == "id" && scanner.peek()? == Kind::String {
-                    id = Some(scanner.string()?.into_owned());
-                    return Ok(());
+                if scanner.peek()? != Kind::String || !matches!(key, "id" | "project_name") {
+                    return scanner.skip_value().map(drop);
                 }
-                scanner.skip_value().map(drop)
+                let text = scanner.string()?;
+                self.name(&[], key, &text);
+                if key == "id" {
+                    id = Some(text.into_owned());
+                }
+                Ok(())
             })?;
         } else {
             scanner.skip_value()?;

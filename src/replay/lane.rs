@@ -13,7 +13,7 @@ use crate::delivery::coalesce::{Shipment, plan};
 use crate::delivery::pacing::{BatchEnd, Pace};
 use crate::delivery::split::{Divisible, Division, DivisionEnd};
 use crate::delivery::verdict::{ReplayVerdict, replaying};
-use crate::message::{Claimed, Footprint, MessageId};
+use crate::message::{Claimed, Footprint, MessageId, MessageType, Request};
 use crate::protocol::answers::{Answer, SendFailure};
 use crate::protocol::fallback::fallback;
 use crate::protocol::inspection::inspect;
@@ -26,7 +26,7 @@ const TURN: Duration = Duration::from_secs(1);
 /// altogether: enough to halve a full batch down to one message, few enough not to storm a server in trouble.
 const FALTERS_MAX: u32 = 12;
 
-/// Contents larger than this are not rewritten for an older server; the SDK makes none above 5 MB.
+/// Contents larger than this are sent as they are only: not rewritten for an older server, not divided.
 const CONTENT_BYTES_MAX: u64 = 64 * 1024 * 1024;
 
 pub(super) struct LaneWorker<'a> {
@@ -183,16 +183,7 @@ impl Batch<'_, '_> {
                 continue;
             }
             let replay = self.worker.replay;
-            replay.metrics.replay_requests.add(1);
-            let request = shipment.request();
-            let mut result = replay.upstream.send(&self.worker.work.lane, &request);
-            if let Ok(answer) = &result
-                && let Some(other) = fallback(shipment.message_type(), &request, answer.status, CONTENT_BYTES_MAX)
-            {
-                debug!(target: "replay_manager", "the Opik server takes assertion results as feedback scores only");
-                replay.metrics.replay_requests.add(1);
-                result = replay.upstream.send(&self.worker.work.lane, &other);
-            }
+            let result = self.send(shipment.message_type(), &shipment.request());
             let verdict = replaying(shipment.message_type(), result.as_ref());
             debug!(target: "replay_manager", messages = shipment.len(), ?verdict, "sent");
             match verdict {
@@ -239,11 +230,24 @@ impl Batch<'_, '_> {
                         for message in single.messages() {
                             self.refused(message, &answer, items)?;
                         }
+                        self.settle_if_repeat_hurts(&single)?;
                     }
                 },
             }
         }
         Ok(())
+    }
+
+    /// Sends a request, and where the server is too old for it what says the same.
+    fn send(&self, message_type: MessageType, request: &Request) -> Result<Answer, SendFailure> {
+        let replay = self.worker.replay;
+        replay.metrics.replay_requests.add(1);
+        let result = replay.upstream.send(&self.worker.work.lane, request);
+        let Ok(answer) = &result else { return result };
+        let Some(other) = fallback(message_type, request, answer.status, CONTENT_BYTES_MAX) else { return result };
+        debug!(target: "replay_manager", "the Opik server takes assertion results as feedback scores only");
+        replay.metrics.replay_requests.add(1);
+        replay.upstream.send(&self.worker.work.lane, &other)
     }
 
     /// Rejects a message, or those of its items that the server refuses.
@@ -284,9 +288,8 @@ impl Batch<'_, '_> {
                 division.keep(items);
                 continue;
             }
-            replay.metrics.replay_requests.add(1);
             let piece = divisible.piece(&message.request, items.clone());
-            let result = replay.upstream.send(&self.worker.work.lane, &piece);
+            let result = self.send(message.message_type, &piece);
             match replaying(message.message_type, result.as_ref()) {
                 ReplayVerdict::Delivered => division.passed(items),
                 ReplayVerdict::Refused { .. } => division.refused(items, last_answer(&result)),
@@ -319,6 +322,11 @@ impl Batch<'_, '_> {
     fn delivered(&mut self, shipment: &Shipment) -> Result<(), StoreError> {
         self.delivered += shipment.len();
         self.outcomes.extend(shipment.messages().map(|message| (message.id, Outcome::Delivered)));
+        self.settle_if_repeat_hurts(shipment)
+    }
+
+    /// Settles at once what the server would not take as an upsert a second time.
+    fn settle_if_repeat_hurts(&mut self, shipment: &Shipment) -> Result<(), StoreError> {
         if shipment.messages().any(|message| !message.message_type.repeat_is_harmless()) {
             let outcomes = std::mem::take(&mut self.outcomes);
             self.worker.replay.store.settle(&self.worker.keeper.lease, &outcomes)?;

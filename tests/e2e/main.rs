@@ -6,13 +6,16 @@
 mod support;
 
 mod bad_input;
+mod bodies;
 mod chaos;
 mod degraded;
 mod delivery;
 mod fake_opik;
 mod forwarding;
+mod messages;
 mod outage;
 mod prism;
+mod proxy;
 mod sdk;
 mod sdk_outage;
 mod startup;

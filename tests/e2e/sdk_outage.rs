@@ -1,10 +1,11 @@
-//! The main job: the published Python SDK through the agent, with the server away in the middle and the agent killed
-//! while it is away. The application sees no error, and everything it sent is on the server afterwards.
+//! The main job: published clients through the agent, with the server away in the middle and the agent killed while it is
+//! away. The application sees no error, and everything it sent is on the server afterwards.
 
 use crate::support::agent::Agent;
 use crate::support::fake_opik::FakeOpik;
 use crate::support::prism::Prism;
-use crate::support::sdk::SdkApp;
+use crate::support::sdk::{SdkApp, Using};
+use crate::support::tools::{OPIK_VERSION, OPIK_VERSION_OLDER};
 
 /// Everything that the application does, once.
 fn work(app: &mut SdkApp, traces: usize) {
@@ -14,21 +15,21 @@ fn work(app: &mut SdkApp, traces: usize) {
     app.run("scores");
 }
 
-#[test]
-fn an_outage_and_a_killed_agent_cost_the_python_sdk_nothing() {
+/// Takes an application through an outage in which the agent is killed as well.
+fn through_an_outage(using: Using, work: impl Fn(&mut SdkApp)) {
     let server = FakeOpik::start_new();
     let mut agent = Agent::start(&server);
-    let mut app = SdkApp::start("outage", &agent.url());
+    let mut app = SdkApp::start_with(using, "outage", &agent.url());
 
-    work(&mut app, 10);
+    work(&mut app);
     app.flush();
     app.wait_until_all_on(&server);
     agent.wait_until_delivered();
 
-    // What the SDK still holds at this moment meets a server that is gone.
+    // What the client still holds at this moment meets a server that is gone.
     app.run("traces 10");
     server.stop();
-    work(&mut app, 10);
+    work(&mut app);
     app.flush();
     let kept = agent.backlog();
     assert!(kept > 0, "the server is away, so the agent holds what it acknowledged");
@@ -36,7 +37,7 @@ fn an_outage_and_a_killed_agent_cost_the_python_sdk_nothing() {
     agent.kill9();
     agent.restart_on_same_port();
     assert_eq!(agent.backlog(), kept, "what was acknowledged survives SIGKILL");
-    work(&mut app, 10);
+    work(&mut app);
     app.flush();
     assert!(!app.missing_on(&server).is_empty());
 
@@ -52,6 +53,58 @@ fn an_outage_and_a_killed_agent_cost_the_python_sdk_nothing() {
     assert!(server.conflicts().is_empty(), "{:?}", server.conflicts());
     assert_eq!(agent.backlog(), 0);
     assert!(agent.terminate().success());
+}
+
+#[test]
+fn an_outage_and_a_killed_agent_cost_the_python_sdk_nothing() {
+    through_an_outage(Using::Python(OPIK_VERSION), |app| work(app, 10));
+}
+
+#[test]
+fn an_outage_and_a_killed_agent_cost_an_older_python_sdk_nothing() {
+    through_an_outage(Using::Python(OPIK_VERSION_OLDER), |app| work(app, 10));
+}
+
+#[test]
+fn an_outage_and_a_killed_agent_cost_the_typescript_sdk_nothing() {
+    through_an_outage(Using::TypeScript, |app| work(app, 10));
+}
+
+#[test]
+fn an_outage_and_a_killed_agent_cost_otlp_exporters_nothing() {
+    for using in [Using::OtlpPython, Using::OtlpJavaScript] {
+        through_an_outage(using, |app| drop(app.run("traces 8")));
+    }
+}
+
+#[test]
+fn people_see_the_spans_and_services_of_otlp_requests() {
+    let server = FakeOpik::new_stopped();
+    let agent = Agent::start(&server);
+    for (using, service) in [(Using::OtlpPython, "python-app"), (Using::OtlpJavaScript, "javascript-app")] {
+        let mut app = SdkApp::start_with(using, "seen", &agent.url());
+        app.run("traces 4");
+        app.flush();
+        app.quit();
+        let list = agent.cli(&["inspect", "--type", "OtlpTraces", "--newest", "--format", "json"]).json();
+        let message = &list["messages"][0];
+        assert_eq!(message["project"], "sdk-test");
+        assert_eq!(message["workspace"], "default");
+        assert!(message["items"].as_u64().is_some_and(|spans| spans >= 3 && spans % 3 == 0), "{message}");
+        let id = message["id"].to_string();
+        let shown = agent.cli(&["inspect", &id]).stdout;
+        assert!(shown.contains(&format!("services      {service}")), "{shown}");
+        for text in
+            ["\"traceId\": \"", "\"name\": \"retrieve\"", "startTimeUnixNano", "Grüße 你好", "\"gen_ai.system\""]
+        {
+            assert!(shown.contains(text), "{text} is missing in {shown}");
+        }
+        let whole = agent.cli(&["inspect", &id, "--format", "json"]).json();
+        assert_eq!(whole["services"], serde_json::json!([service]));
+    }
+    let purged = agent.cli(&["purge", "--type", "otlptraces", "--yes", "--format", "json"]);
+    assert_eq!(purged.code(), Some(0), "{}", purged.stderr);
+    assert_eq!(agent.backlog(), 0);
 }
 
 #[test]

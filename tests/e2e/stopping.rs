@@ -187,7 +187,6 @@ fn a_killed_replay_is_taken_up_by_the_next_agent() {
     wait_until("the replay is in the middle", PATIENCE, || hold.hits() == 1);
     agent.kill9();
     hold.clear();
-    drop(fifth);
     agent.restart_on_same_port();
     // What comes meanwhile stands behind.
     for _ in 0..5 {

@@ -211,3 +211,38 @@ fn story(store: &dyn Store) {
     store.announce(None).unwrap();
     assert_eq!(store.condition().unwrap().agents, []);
 }
+
+#[test]
+fn a_deletion_keeps_its_place_among_references_on_every_engine() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let sqlite = open(&folder.path().join("opik_messages.db"));
+    let model = ModelStore::default();
+    let stores: [&dyn Store; 2] = [&sqlite, &model];
+    let (team, owner) = (lane("team"), Owner::this_process("agent"));
+    for store in stores {
+        store
+            .register(&[
+                about_trace(&team, "a", Effect::Refer, 10),  // 1
+                about_trace(&team, "a", Effect::End, 11),    // 2
+                about_trace(&team, "a", Effect::Refer, 12),  // 3
+                about_trace(&team, "b", Effect::Refer, 13),  // 4
+                about_trace(&team, "a", Effect::Update, 14), // 5
+                about_trace(&team, "a", Effect::Create, 15), // 6: the update does not move, an end waits
+            ])
+            .unwrap();
+        let lease = store.acquire(&owner, MINUTE).unwrap();
+        let one = ClaimLimits { messages_max: 1, ..MANY };
+        let first = claim(store, &lease, &team, one);
+        assert_eq!(ids(&first), [1]);
+        // While a reference is in flight its entity can't be deleted, and what comes after the deletion waits with it.
+        let free = claim(store, &lease, &team, MANY);
+        assert_eq!(ids(&free), [4]);
+        let settled: Vec<_> = first.iter().chain(&free).map(|message| (message.id, Outcome::Delivered)).collect();
+        store.settle(&lease, &settled).unwrap();
+        assert_eq!(ids(&claim(store, &lease, &team, MANY)), [2, 3, 5, 6]);
+        // People find a deletion by what it deletes.
+        let about_a = Filter { entities: vec![touch(EntityKind::Trace, "a", Effect::Refer).key], ..Filter::default() };
+        assert_eq!(store.backlog(&about_a).unwrap().messages(), 4);
+    }
+    assert_eq!(sqlite.check().expect("the store can be read"), Vec::<String>::new());
+}

@@ -190,7 +190,7 @@ impl Hop {
                 answer: answer.text(),
             };
             self.checked.lock().expect("no thread panicked").push(checked);
-            wire::write_answer(reader.get_ref(), &passed_on(answer), head.wants_close())?;
+            wire::write_answer(reader.get_ref(), &passed_on(answer), head.method == "HEAD", head.wants_close())?;
             if head.wants_close() {
                 break;
             }

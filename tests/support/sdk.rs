@@ -1,9 +1,9 @@
-//! An application that uses the published Python SDK (`tests/sdk/app.py`), as a real process.
+//! An application that uses a published client (the scripts in `tests/sdk/`), as a real process.
 
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Write};
-use std::path::Path;
-use std::process::{Child, ChildStdin, Stdio};
+use std::path::{Path, PathBuf};
+use std::process::{Child, ChildStdin, Command, Stdio};
 use std::sync::mpsc::{Receiver, channel};
 use std::time::{Duration, Instant};
 
@@ -14,7 +14,7 @@ use super::agent::Home;
 use super::fake_opik::FakeOpik;
 use super::fake_opik::check::{Fields, Key, Kind};
 use super::json::parse_lenient;
-use super::tools::{OPIK_VERSION, python_sdk};
+use super::tools::{OPIK_VERSION, javascript_otlp, python_otlp, python_sdk, typescript_sdk};
 
 /// How long one command may take; the SDK itself waits up to three seconds for its batches.
 const COMMAND_PATIENCE: Duration = Duration::from_secs(180);
@@ -23,6 +23,40 @@ const COMMAND_PATIENCE: Duration = Duration::from_secs(180);
 struct Expected {
     fields: Fields,
     scores: BTreeMap<String, Value>,
+}
+
+/// Which client the application uses.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Using {
+    /// The Python SDK in this version.
+    Python(&'static str),
+    TypeScript,
+    /// OpenTelemetry's exporter for Python.
+    OtlpPython,
+    /// OpenTelemetry's exporters for JavaScript, protobuf and JSON.
+    OtlpJavaScript,
+}
+
+impl Using {
+    fn command(self, home: &Home) -> Command {
+        let script = |name: &str| Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/sdk").join(name);
+        let with_node = |modules: PathBuf, name: &str| {
+            let mut command = home.command("node");
+            command.env("NODE_PATH", modules).arg(script(name));
+            command
+        };
+        let with_python = |python: PathBuf, name: &str| {
+            let mut command = home.command(python);
+            command.arg(script(name));
+            command
+        };
+        match self {
+            Self::Python(version) => with_python(python_sdk(version), "app.py"),
+            Self::TypeScript => with_node(typescript_sdk(), "app.cjs"),
+            Self::OtlpPython => with_python(python_otlp(), "otlp.py"),
+            Self::OtlpJavaScript => with_node(javascript_otlp(), "otlp.cjs"),
+        }
+    }
 }
 
 pub struct SdkApp {
@@ -37,10 +71,15 @@ impl SdkApp {
     /// Starts an application that sends to this base URL. `run` marks all it makes.
     #[track_caller]
     pub fn start(run: &str, url: &str) -> Self {
+        Self::start_with(Using::Python(OPIK_VERSION), run, url)
+    }
+
+    /// Starts an application that uses another client.
+    #[track_caller]
+    pub fn start_with(using: Using, run: &str, url: &str) -> Self {
         let home = Home::new();
-        let python = python_sdk(OPIK_VERSION);
-        let mut command = home.command(python);
-        command.arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/sdk/app.py")).arg(run);
+        let mut command = using.command(&home);
+        command.arg(run);
         command.env("OPIK_URL_OVERRIDE", url).env("TMPDIR", home.path());
         for name in ["OPIK_SENTRY_ENABLE", "OPIK_ANALYTICS_ENABLE"] {
             command.env(name, "false");
@@ -145,7 +184,7 @@ impl SdkApp {
             missing.len(),
             shown.join("\n")
         );
-        for kind in [Kind::Trace, Kind::Span] {
+        for kind in [Kind::Trace, Kind::Span, Kind::OtelSpan] {
             assert_eq!(server.count("default", kind), self.expected_count(kind), "{kind:?} records that nobody sent");
         }
     }
@@ -169,6 +208,7 @@ impl SdkApp {
             Some("trace") => Kind::Trace,
             Some("span") => Kind::Span,
             Some("thread") => Kind::Thread,
+            Some("otel") => Kind::OtelSpan,
             _ => panic!("the application said {line}"),
         };
         let key = Key { kind, id: line["id"].as_str().expect("an id").to_owned() };

@@ -10,6 +10,14 @@ use std::process::Command;
 
 /// The Python SDK that the protocol dossier describes.
 pub const OPIK_VERSION: &str = "2.2.122";
+/// An older Python SDK of the same major version.
+pub const OPIK_VERSION_OLDER: &str = "2.0.40";
+/// The TypeScript SDK that the protocol dossier describes.
+pub const OPIK_TYPESCRIPT_VERSION: &str = "2.0.40";
+/// The OTLP/HTTP exporter for Python that the protocol dossier describes.
+pub const OTLP_PYTHON_VERSION: &str = "1.45.2";
+/// Exporters for JavaScript that run on Node 18: newer ones ask for 22.
+pub const OTLP_JAVASCRIPT_VERSIONS: (&str, &str) = ("0.57.2", "1.30.1");
 /// The newest Prism that still runs on Node 18 and 20.
 pub const PRISM_VERSION: &str = "5.14.2";
 
@@ -22,10 +30,23 @@ const NODE_HINT: &str = "install Node.js 18 or newer with npm: apt-get install n
 ///
 /// When it can't be installed; the message says what to do.
 pub fn python_sdk(version: &str) -> PathBuf {
-    let folder = installed(&format!("opik-{version}"), |folder| {
+    python_with(&format!("opik-{version}"), &format!("opik=={version}"))
+}
+
+/// Returns a Python interpreter that has the OTLP/HTTP exporter.
+///
+/// # Panics
+///
+/// When it can't be installed; the message says what to do.
+pub fn python_otlp() -> PathBuf {
+    let package = format!("opentelemetry-exporter-otlp-proto-http=={OTLP_PYTHON_VERSION}");
+    python_with(&format!("otlp-python-{OTLP_PYTHON_VERSION}"), &package)
+}
+
+fn python_with(name: &str, package: &str) -> PathBuf {
+    let folder = installed(name, |folder| {
         run(Command::new("python3").args(["-m", "venv"]).arg(folder), PYTHON_HINT);
         let pip = ["-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-input"];
-        let package = format!("opik=={version}");
         run(Command::new(folder.join("bin/python")).args(pip).arg(package), PYTHON_HINT);
     });
     folder.join("bin/python")
@@ -37,13 +58,45 @@ pub fn python_sdk(version: &str) -> PathBuf {
 ///
 /// When it can't be installed; the message says what to do.
 pub fn prism() -> PathBuf {
-    let folder = installed(&format!("prism-{PRISM_VERSION}"), |folder| {
+    let package = format!("@stoplight/prism-cli@{PRISM_VERSION}");
+    node_with(&format!("prism-{PRISM_VERSION}"), &[&package]).join(".bin/prism")
+}
+
+/// Returns a `node_modules` folder with the TypeScript SDK.
+///
+/// # Panics
+///
+/// When it can't be installed; the message says what to do.
+pub fn typescript_sdk() -> PathBuf {
+    let package = format!("opik@{OPIK_TYPESCRIPT_VERSION}");
+    node_with(&format!("opik-typescript-{OPIK_TYPESCRIPT_VERSION}"), &[&package])
+}
+
+/// Returns a `node_modules` folder with both OTLP/HTTP exporters for JavaScript.
+///
+/// # Panics
+///
+/// When it can't be installed; the message says what to do.
+pub fn javascript_otlp() -> PathBuf {
+    let (exporters, sdk) = OTLP_JAVASCRIPT_VERSIONS;
+    let packages = [
+        "@opentelemetry/api@1.9.0".to_owned(),
+        format!("@opentelemetry/sdk-trace-base@{sdk}"),
+        format!("@opentelemetry/resources@{sdk}"),
+        format!("@opentelemetry/exporter-trace-otlp-proto@{exporters}"),
+        format!("@opentelemetry/exporter-trace-otlp-http@{exporters}"),
+    ];
+    let packages: Vec<&str> = packages.iter().map(String::as_str).collect();
+    node_with(&format!("otlp-javascript-{exporters}"), &packages)
+}
+
+fn node_with(name: &str, packages: &[&str]) -> PathBuf {
+    let folder = installed(name, |folder| {
         let mut npm = Command::new("npm");
         npm.args(["install", "--no-audit", "--no-fund", "--no-update-notifier", "--omit-lockfile-registry-resolved"]);
-        npm.arg("--prefix").arg(folder).arg(format!("@stoplight/prism-cli@{PRISM_VERSION}"));
-        run(&mut npm, NODE_HINT);
+        run(npm.arg("--prefix").arg(folder).args(packages), NODE_HINT);
     });
-    folder.join("node_modules/.bin/prism")
+    folder.join("node_modules")
 }
 
 /// Returns the folder of a tool, after `install` has filled it if nobody did so before.

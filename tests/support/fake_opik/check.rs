@@ -1,6 +1,6 @@
 //! What the server would check in a request, and what the request writes.
 //!
-//! [`writes`] turns a request to one of the twelve message endpoints into the [`Write`]s it asks for, one per entity, or
+//! [`writes`] turns a request to one of the message endpoints, or to one of the other writes whose state is kept, into the [`Write`]s it asks for, one per entity, or
 //! says why the server refuses it. Facts come from the protocol dossier, sections a and f; unknown fields are
 //! ignored as the server ignores them, and a null field means "not given".
 
@@ -27,6 +27,11 @@ pub enum Kind {
     Span,
     Thread,
     ExperimentItem,
+    Experiment,
+    Dataset,
+    DatasetItem,
+    /// A span of an OTLP request; its id is the trace's and its own.
+    OtelSpan,
 }
 
 /// One entity of a workspace: the unit of order.
@@ -43,6 +48,10 @@ impl fmt::Display for Key {
             Kind::Span => "span",
             Kind::Thread => "thread",
             Kind::ExperimentItem => "experiment item",
+            Kind::Experiment => "experiment",
+            Kind::Dataset => "dataset",
+            Kind::DatasetItem => "dataset item",
+            Kind::OtelSpan => "OTel span",
         };
         write!(f, "{kind} {}", self.id)
     }
@@ -56,6 +65,9 @@ pub enum Change {
     /// A create in a batch: the newest `last_updated_at` wins.
     CreateInBatch(Fields),
     Update(Fields),
+    /// An update of something other than a trace or span: simply merged, and it must be there.
+    Set(Fields),
+    Delete,
     Score {
         name: String,
         fields: Fields,
@@ -91,6 +103,8 @@ impl fmt::Display for Change {
             Self::CreateOne(_) => write!(f, "create"),
             Self::CreateInBatch(_) => write!(f, "create in a batch"),
             Self::Update(fields) => write!(f, "update of {:?}", fields.keys().collect::<Vec<_>>()),
+            Self::Set(fields) => write!(f, "change to {fields:?}"),
+            Self::Delete => write!(f, "deletion"),
             Self::Score { name, fields } => write!(f, "score {name:?} = {}", fields["value"]),
             Self::Assertion { name, .. } => write!(f, "assertion result {name:?}"),
             Self::Guardrail(_) => write!(f, "guardrail result"),
@@ -116,6 +130,15 @@ pub enum Endpoint {
     Guardrails,
     AssertionResults,
     ExperimentItems,
+    DeleteOne(Kind, String),
+    /// Ids in the array of this member.
+    DeleteMany(Kind, &'static str),
+    /// Threads are named, and their status becomes this.
+    Threads(&'static str),
+    DatasetItems,
+    FinishExperiments,
+    UpdateExperiment(String),
+    Otlp,
 }
 
 impl Endpoint {
@@ -133,6 +156,25 @@ impl Endpoint {
             ("POST", "guardrails") => Self::Guardrails,
             ("PUT", "assertion-results") => Self::AssertionResults,
             ("POST", "experiments/items") => Self::ExperimentItems,
+            ("POST", "traces/delete") => Self::DeleteMany(Kind::Trace, "ids"),
+            ("PUT", "traces/threads/close") => Self::Threads("closed"),
+            ("PUT", "traces/threads/open") => Self::Threads("open"),
+            ("POST", "datasets") => Self::CreateOne(Kind::Dataset),
+            ("PUT", "datasets/items") => Self::DatasetItems,
+            ("POST", "datasets/items/delete") => Self::DeleteMany(Kind::DatasetItem, "item_ids"),
+            ("POST", "experiments") => Self::CreateOne(Kind::Experiment),
+            ("POST", "experiments/finish") => Self::FinishExperiments,
+            ("POST", "experiments/delete") => Self::DeleteMany(Kind::Experiment, "ids"),
+            ("POST", "experiments/items/delete") => Self::DeleteMany(Kind::ExperimentItem, "ids"),
+            ("POST", "otel/v1/traces") => Self::Otlp,
+            ("DELETE", _) => match path.split_once('/')? {
+                ("traces", id) => Self::DeleteOne(Kind::Trace, id.to_owned()),
+                ("spans", id) => Self::DeleteOne(Kind::Span, id.to_owned()),
+                _ => return None,
+            },
+            ("PATCH", _) if path.starts_with("experiments/") && !path.ends_with("/batch") => {
+                Self::UpdateExperiment(path.strip_prefix("experiments/")?.to_owned())
+            }
             ("PATCH", _) => {
                 let (kind, id) = match path.split_once('/')? {
                     ("traces", id) => (Kind::Trace, id),
@@ -146,13 +188,18 @@ impl Endpoint {
     }
 
     pub fn success_status(&self) -> u16 {
-        if matches!(self, Self::CreateOne(_)) { 201 } else { 204 }
+        match self {
+            Self::CreateOne(_) => 201,
+            Self::Otlp => 200,
+            _ => 204,
+        }
     }
 }
 
 /// Returns what a request asks for, or why the server refuses it.
 pub fn writes(endpoint: &Endpoint, body: &Value) -> Result<Vec<Write>, String> {
     match endpoint {
+        Endpoint::CreateOne(kind @ (Kind::Dataset | Kind::Experiment)) => Ok(vec![named(*kind, body)?]),
         Endpoint::CreateOne(kind) => Ok(vec![create(*kind, body, false)?]),
         Endpoint::CreateBatch(kind) => {
             let list = if *kind == Kind::Trace { "traces" } else { "spans" };
@@ -171,6 +218,33 @@ pub fn writes(endpoint: &Endpoint, body: &Value) -> Result<Vec<Write>, String> {
             each(body, "assertion_results", |item| assertion(kind, item))
         }
         Endpoint::ExperimentItems => each(body, "experiment_items", experiment_item),
+        Endpoint::DeleteOne(kind, id) => Ok(vec![change(*kind, uuid7(id)?, Change::Delete)]),
+        Endpoint::DeleteMany(kind, list) => {
+            ids(body, list)?.into_iter().map(|id| Ok(change(*kind, uuid7(&id)?, Change::Delete))).collect()
+        }
+        Endpoint::Threads(status) => {
+            let one = body.get("thread_id").and_then(Value::as_str).map(str::to_owned);
+            let many = if body.get("thread_ids").is_some() { ids(body, "thread_ids")? } else { Vec::new() };
+            let threads: Vec<String> = one.into_iter().chain(many).collect();
+            if threads.is_empty() {
+                return Err("thread_id or thread_ids must be given".into());
+            }
+            let set = Fields::from_iter([("status".to_owned(), Value::from(*status))]);
+            Ok(threads.into_iter().map(|id| change(Kind::Thread, id, Change::Set(set.clone()))).collect())
+        }
+        Endpoint::DatasetItems => {
+            if body.get("dataset_name").is_none() && body.get("dataset_id").is_none() {
+                return Err("dataset_name or dataset_id must be given".into());
+            }
+            each(body, "items", dataset_item)
+        }
+        Endpoint::FinishExperiments => {
+            let set = Fields::from_iter([("status".to_owned(), Value::from("finished"))]);
+            let ids = ids(body, "ids")?.into_iter();
+            ids.map(|id| Ok(change(Kind::Experiment, uuid7(&id)?, Change::Set(set.clone())))).collect()
+        }
+        Endpoint::UpdateExperiment(id) => Ok(vec![change(Kind::Experiment, uuid7(id)?, Change::Set(given(body)?))]),
+        Endpoint::Otlp => Ok(otel_spans(body)),
     }
 }
 
@@ -180,6 +254,48 @@ fn each(body: &Value, list: &str, read: impl Fn(&Value) -> Result<Write, String>
         return Err(format!("{list} size must be between 1 and {BATCH_ITEMS_MAX}, it is {}", items.len()));
     }
     items.iter().enumerate().map(|(at, item)| read(item).map_err(|why| format!("{list}[{at}]: {why}"))).collect()
+}
+
+fn change(kind: Kind, id: String, change: Change) -> Write {
+    Write { key: Key { kind, id }, change, id_invented: false }
+}
+
+fn ids(body: &Value, list: &str) -> Result<Vec<String>, String> {
+    let items = body.get(list).and_then(Value::as_array).ok_or_else(|| format!("{list} must be an array"))?;
+    if items.is_empty() || items.len() > BATCH_ITEMS_MAX {
+        return Err(format!("{list} size must be between 1 and {BATCH_ITEMS_MAX}"));
+    }
+    items.iter().map(|id| id.as_str().map(str::to_owned).ok_or_else(|| format!("{list} must hold texts"))).collect()
+}
+
+/// A dataset or an experiment.
+fn named(kind: Kind, item: &Value) -> Result<Write, String> {
+    let fields = given(item)?;
+    let (id, id_invented) = own_id(&fields)?;
+    required(&fields, if kind == Kind::Dataset { "name" } else { "dataset_name" })?;
+    Ok(Write { key: Key { kind, id }, change: Change::CreateOne(fields), id_invented })
+}
+
+fn dataset_item(item: &Value) -> Result<Write, String> {
+    let fields = given(item)?;
+    let (id, id_invented) = own_id(&fields)?;
+    required(&fields, "source")?;
+    fields.get("data").filter(|data| data.is_object()).ok_or("data must be an object")?;
+    Ok(Write { key: Key { kind: Kind::DatasetItem, id }, change: Change::CreateInBatch(fields), id_invented })
+}
+
+/// The spans of an OTLP request in OTLP's JSON.
+fn otel_spans(body: &Value) -> Vec<Write> {
+    let list = |value: &Value, name: &str| value.get(name).and_then(Value::as_array).cloned().unwrap_or_default();
+    let scopes = list(body, "resourceSpans").into_iter().flat_map(|resource| list(&resource, "scopeSpans"));
+    let spans = scopes.flat_map(|scope| list(&scope, "spans"));
+    let text = |span: &Value, name: &str| span.get(name).and_then(Value::as_str).unwrap_or_default().to_lowercase();
+    let write = |span: Value| {
+        let id = format!("{}:{}", text(&span, "traceId"), text(&span, "spanId"));
+        let fields = Fields::from_iter([("name".to_owned(), span.get("name").cloned().unwrap_or_default())]);
+        change(Kind::OtelSpan, id, Change::CreateInBatch(fields))
+    };
+    spans.map(write).collect()
 }
 
 fn create(kind: Kind, item: &Value, batch: bool) -> Result<Write, String> {

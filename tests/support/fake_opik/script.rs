@@ -66,7 +66,7 @@ impl When {
     }
 }
 
-fn glob_matches(glob: &str, text: &str) -> bool {
+pub(super) fn glob_matches(glob: &str, text: &str) -> bool {
     match glob.split_once('*') {
         None => glob == text,
         Some((head, rest)) => text.strip_prefix(head).is_some_and(|text| {

@@ -94,6 +94,7 @@ impl Connection<'_> {
         let mut request = routes::received(&head, Bytes::from(body));
         let reading = routes::read(&mut request);
         let close = head.wants_close();
+        let is_head = head.method == "HEAD";
         let mut shared = self.inner.lock();
         if !shared.is_run(self.run) {
             return Ok(Next::Close);
@@ -155,7 +156,7 @@ impl Connection<'_> {
             }
             Some(Then::ResetUnread) => unreachable!("it is met before the body is read"),
         };
-        self.answer(shared, stream, seq, &answer, close)
+        self.answer(shared, stream, seq, &answer, (is_head, close))
     }
 
     fn answer(
@@ -164,12 +165,15 @@ impl Connection<'_> {
         stream: &TcpStream,
         seq: usize,
         answer: &Answer,
-        close: bool,
+        (is_head, close): (bool, bool),
     ) -> io::Result<Next> {
         // The client may send the next request the moment it has the answer, so this one ends before.
         shared.end(seq, Some(answer.status));
         drop(shared);
-        wire::write_answer(stream, answer, close)?;
+        wire::write_answer(stream, answer, is_head, close)?;
+        if is_head {
+            return Ok(if close { Next::Close } else { Next::KeepAlive });
+        }
         for (sent, chunk) in answer.stream.iter().flatten().enumerate() {
             let shared = self.inner.lock();
             let free = |shared: &mut Shared| shared.stream_allowance.is_none_or(|allowed| sent < allowed);

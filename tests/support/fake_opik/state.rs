@@ -41,6 +41,12 @@ impl Entity {
             Change::CreateOne(fields) => self.create_one(fields, now),
             Change::CreateInBatch(fields) => self.create_in_batch(fields, now),
             Change::Update(fields) => return self.update(fields, now),
+            Change::Set(fields) => match &mut self.record {
+                Some(record) => record.fields.extend(fields.clone()),
+                // Threads come to be with their first trace, which this state doesn't follow.
+                None => self.record = Some(Record { fields: fields.clone(), partial: false, stamp: now }),
+            },
+            Change::Delete => *self = Self::default(),
             Change::Score { name, fields } => drop(self.scores.insert(name.clone(), fields.clone())),
             Change::Assertion { name, fields } => drop(self.assertions.insert(name.clone(), fields.clone())),
             Change::Guardrail(fields) => {

@@ -112,10 +112,12 @@ fn broken(what: &str) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, what)
 }
 
-/// Sends an answer whole, except when it is a stream: then only its head.
-pub fn write_answer(mut to: &TcpStream, answer: &Answer, close: bool) -> io::Result<()> {
+/// Sends an answer whole, except when it is a stream or answers a HEAD: then only its head.
+pub fn write_answer(mut to: &TcpStream, answer: &Answer, is_head: bool, close: bool) -> io::Result<()> {
     let mut bytes = head_bytes(answer, close);
-    bytes.extend_from_slice(&answer.body);
+    if !is_head {
+        bytes.extend_from_slice(&answer.body);
+    }
     to.write_all(&bytes)
 }
 
