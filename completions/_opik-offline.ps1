@@ -106,7 +106,7 @@ Register-ArgumentCompleter -Native -CommandName 'opik-offline' -ScriptBlock {
             [CompletionResult]::new('--limit', '--limit', [CompletionResultType]::ParameterName, 'Stop after this many messages')
             [CompletionResult]::new('--timeout', '--timeout', [CompletionResultType]::ParameterName, 'Stop after this long, and keep trying until then when lanes or messages have to wait')
             [CompletionResult]::new('--status', '--status', [CompletionResultType]::ParameterName, 'Select messages with this status (may be given more than once)')
-            [CompletionResult]::new('--type', '--type', [CompletionResultType]::ParameterName, 'Select messages of this SDK message type (may be given more than once)')
+            [CompletionResult]::new('--type', '--type', [CompletionResultType]::ParameterName, 'Select messages of this type, such as CreateSpansBatch or OtlpTraces (may be given more than once)')
             [CompletionResult]::new('--workspace', '--workspace', [CompletionResultType]::ParameterName, 'Select messages of this workspace (may be given more than once)')
             [CompletionResult]::new('--project', '--project', [CompletionResultType]::ParameterName, 'Select messages that name this project (may be given more than once)')
             [CompletionResult]::new('--id', '--id', [CompletionResultType]::ParameterName, 'Select the message with this id, as `inspect` lists it (may be given more than once)')
@@ -129,7 +129,7 @@ Register-ArgumentCompleter -Native -CommandName 'opik-offline' -ScriptBlock {
         'opik-offline;inspect' {
             [CompletionResult]::new('--limit', '--limit', [CompletionResultType]::ParameterName, 'List this many messages at most; 0 lists all')
             [CompletionResult]::new('--status', '--status', [CompletionResultType]::ParameterName, 'Select messages with this status (may be given more than once)')
-            [CompletionResult]::new('--type', '--type', [CompletionResultType]::ParameterName, 'Select messages of this SDK message type (may be given more than once)')
+            [CompletionResult]::new('--type', '--type', [CompletionResultType]::ParameterName, 'Select messages of this type, such as CreateSpansBatch or OtlpTraces (may be given more than once)')
             [CompletionResult]::new('--workspace', '--workspace', [CompletionResultType]::ParameterName, 'Select messages of this workspace (may be given more than once)')
             [CompletionResult]::new('--project', '--project', [CompletionResultType]::ParameterName, 'Select messages that name this project (may be given more than once)')
             [CompletionResult]::new('--id', '--id', [CompletionResultType]::ParameterName, 'Select the message with this id, as `inspect` lists it (may be given more than once)')
@@ -151,7 +151,7 @@ Register-ArgumentCompleter -Native -CommandName 'opik-offline' -ScriptBlock {
         }
         'opik-offline;purge' {
             [CompletionResult]::new('--status', '--status', [CompletionResultType]::ParameterName, 'Select messages with this status (may be given more than once)')
-            [CompletionResult]::new('--type', '--type', [CompletionResultType]::ParameterName, 'Select messages of this SDK message type (may be given more than once)')
+            [CompletionResult]::new('--type', '--type', [CompletionResultType]::ParameterName, 'Select messages of this type, such as CreateSpansBatch or OtlpTraces (may be given more than once)')
             [CompletionResult]::new('--workspace', '--workspace', [CompletionResultType]::ParameterName, 'Select messages of this workspace (may be given more than once)')
             [CompletionResult]::new('--project', '--project', [CompletionResultType]::ParameterName, 'Select messages that name this project (may be given more than once)')
             [CompletionResult]::new('--id', '--id', [CompletionResultType]::ParameterName, 'Select the message with this id, as `inspect` lists it (may be given more than once)')

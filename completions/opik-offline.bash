@@ -363,7 +363,7 @@ _opik__offline() {
                     return 0
                     ;;
                 --type)
-                    COMPREPLY=($(compgen -W "CreateTrace UpdateTrace CreateTraceBatch CreateSpan UpdateSpan CreateSpansBatch AddTraceFeedbackScoresBatch AddSpanFeedbackScoresBatch AddThreadsFeedbackScoresBatch CreateExperimentItemsBatch GuardrailBatch AddAssertionResultsBatch CreateAttachment" -- "${cur}"))
+                    COMPREPLY=($(compgen -W "CreateTrace UpdateTrace CreateTraceBatch CreateSpan UpdateSpan CreateSpansBatch AddTraceFeedbackScoresBatch AddSpanFeedbackScoresBatch AddThreadsFeedbackScoresBatch CreateExperimentItemsBatch GuardrailBatch AddAssertionResultsBatch CreateAttachment OtlpTraces UpdateTraces DeleteTrace DeleteTraces ScoreTrace DeleteTraceScore UpdateTraceComment DeleteTraceComments UpdateSpans DeleteSpan ScoreSpan DeleteSpanScore UpdateSpanComment DeleteSpanComments OpenThread CloseThreads UpdateThread UpdateThreads DeleteThreads DeleteThreadScores UpdateThreadComment DeleteThreadComments CreateDataset PutDatasetItems UpdateDatasetItem UpdateDatasetItems DeleteDatasetItems CreateExperiment UpdateExperiment UpdateExperiments FinishExperiments DeleteExperiments PutExperimentItems DeleteExperimentItems CreateOptimization PutOptimization UpdateOptimization AddQueueItems RemoveQueueItems DeleteAttachments AppendJobLogs" -- "${cur}"))
                     return 0
                     ;;
                 --workspace)
@@ -428,7 +428,7 @@ _opik__offline() {
                     return 0
                     ;;
                 --type)
-                    COMPREPLY=($(compgen -W "CreateTrace UpdateTrace CreateTraceBatch CreateSpan UpdateSpan CreateSpansBatch AddTraceFeedbackScoresBatch AddSpanFeedbackScoresBatch AddThreadsFeedbackScoresBatch CreateExperimentItemsBatch GuardrailBatch AddAssertionResultsBatch CreateAttachment" -- "${cur}"))
+                    COMPREPLY=($(compgen -W "CreateTrace UpdateTrace CreateTraceBatch CreateSpan UpdateSpan CreateSpansBatch AddTraceFeedbackScoresBatch AddSpanFeedbackScoresBatch AddThreadsFeedbackScoresBatch CreateExperimentItemsBatch GuardrailBatch AddAssertionResultsBatch CreateAttachment OtlpTraces UpdateTraces DeleteTrace DeleteTraces ScoreTrace DeleteTraceScore UpdateTraceComment DeleteTraceComments UpdateSpans DeleteSpan ScoreSpan DeleteSpanScore UpdateSpanComment DeleteSpanComments OpenThread CloseThreads UpdateThread UpdateThreads DeleteThreads DeleteThreadScores UpdateThreadComment DeleteThreadComments CreateDataset PutDatasetItems UpdateDatasetItem UpdateDatasetItems DeleteDatasetItems CreateExperiment UpdateExperiment UpdateExperiments FinishExperiments DeleteExperiments PutExperimentItems DeleteExperimentItems CreateOptimization PutOptimization UpdateOptimization AddQueueItems RemoveQueueItems DeleteAttachments AppendJobLogs" -- "${cur}"))
                     return 0
                     ;;
                 --workspace)
@@ -509,7 +509,7 @@ _opik__offline() {
                     return 0
                     ;;
                 --type)
-                    COMPREPLY=($(compgen -W "CreateTrace UpdateTrace CreateTraceBatch CreateSpan UpdateSpan CreateSpansBatch AddTraceFeedbackScoresBatch AddSpanFeedbackScoresBatch AddThreadsFeedbackScoresBatch CreateExperimentItemsBatch GuardrailBatch AddAssertionResultsBatch CreateAttachment" -- "${cur}"))
+                    COMPREPLY=($(compgen -W "CreateTrace UpdateTrace CreateTraceBatch CreateSpan UpdateSpan CreateSpansBatch AddTraceFeedbackScoresBatch AddSpanFeedbackScoresBatch AddThreadsFeedbackScoresBatch CreateExperimentItemsBatch GuardrailBatch AddAssertionResultsBatch CreateAttachment OtlpTraces UpdateTraces DeleteTrace DeleteTraces ScoreTrace DeleteTraceScore UpdateTraceComment DeleteTraceComments UpdateSpans DeleteSpan ScoreSpan DeleteSpanScore UpdateSpanComment DeleteSpanComments OpenThread CloseThreads UpdateThread UpdateThreads DeleteThreads DeleteThreadScores UpdateThreadComment DeleteThreadComments CreateDataset PutDatasetItems UpdateDatasetItem UpdateDatasetItems DeleteDatasetItems CreateExperiment UpdateExperiment UpdateExperiments FinishExperiments DeleteExperiments PutExperimentItems DeleteExperimentItems CreateOptimization PutOptimization UpdateOptimization AddQueueItems RemoveQueueItems DeleteAttachments AppendJobLogs" -- "${cur}"))
                     return 0
                     ;;
                 --workspace)

@@ -99,7 +99,7 @@ set edit:completion:arg-completer[opik-offline] = {|@words|
             cand --limit 'Stop after this many messages'
             cand --timeout 'Stop after this long, and keep trying until then when lanes or messages have to wait'
             cand --status 'Select messages with this status (may be given more than once)'
-            cand --type 'Select messages of this SDK message type (may be given more than once)'
+            cand --type 'Select messages of this type, such as CreateSpansBatch or OtlpTraces (may be given more than once)'
             cand --workspace 'Select messages of this workspace (may be given more than once)'
             cand --project 'Select messages that name this project (may be given more than once)'
             cand --id 'Select the message with this id, as `inspect` lists it (may be given more than once)'
@@ -121,7 +121,7 @@ set edit:completion:arg-completer[opik-offline] = {|@words|
         &'opik-offline;inspect'= {
             cand --limit 'List this many messages at most; 0 lists all'
             cand --status 'Select messages with this status (may be given more than once)'
-            cand --type 'Select messages of this SDK message type (may be given more than once)'
+            cand --type 'Select messages of this type, such as CreateSpansBatch or OtlpTraces (may be given more than once)'
             cand --workspace 'Select messages of this workspace (may be given more than once)'
             cand --project 'Select messages that name this project (may be given more than once)'
             cand --id 'Select the message with this id, as `inspect` lists it (may be given more than once)'
@@ -142,7 +142,7 @@ set edit:completion:arg-completer[opik-offline] = {|@words|
         }
         &'opik-offline;purge'= {
             cand --status 'Select messages with this status (may be given more than once)'
-            cand --type 'Select messages of this SDK message type (may be given more than once)'
+            cand --type 'Select messages of this type, such as CreateSpansBatch or OtlpTraces (may be given more than once)'
             cand --workspace 'Select messages of this workspace (may be given more than once)'
             cand --project 'Select messages that name this project (may be given more than once)'
             cand --id 'Select the message with this id, as `inspect` lists it (may be given more than once)'

@@ -106,7 +106,7 @@ fn what_needs_the_servers_answer_gets_an_error_while_it_is_away() {
     for request in [
         Request::new("GET", "/v1/private/projects"),
         Request::new("POST", "/v1/private/traces/search").json(&json!({})),
-        Request::new("DELETE", &format!("/v1/private/traces/{}", uuid7())),
+        Request::new("POST", "/v1/private/projects").json(&json!({"name": "p"})),
     ] {
         let answer = client.expect(&request);
         assert_error(&answer, 503);

@@ -181,7 +181,7 @@ fn a_killed_replay_is_taken_up_by_the_next_agent() {
         app.acknowledged(create(&id), 201);
         app.acknowledged(update(&id, 1), 204);
     }
-    let fifth = server.script_times(5, When::write().method("PATCH"), Then::Delay(std::time::Duration::ZERO));
+    let _fifth = server.script_times(5, When::write().method("PATCH"), Then::Delay(std::time::Duration::ZERO));
     let hold = server.script(When::write().and(|request| request.method == "PATCH"), Then::Hold);
     server.start();
     wait_until("the replay is in the middle", PATIENCE, || hold.hits() == 1);
