@@ -75,6 +75,7 @@ Register-ArgumentCompleter -Native -CommandName 'opik-offline' -ScriptBlock {
             [CompletionResult]::new('--db', '--db', [CompletionResultType]::ParameterName, 'Use this message store [default: opik-offline/opik_messages.db in the user''s data folder]')
             [CompletionResult]::new('--upstream', '--upstream', [CompletionResultType]::ParameterName, 'Use the Opik server at this URL, such as http://127.0.0.1:5173/api [default: Opik Cloud]')
             [CompletionResult]::new('--format', '--format', [CompletionResultType]::ParameterName, 'Write results in this format')
+            [CompletionResult]::new('--full', '--full', [CompletionResultType]::ParameterName, 'Read the store page by page even when it is large, which takes some 20 seconds a gigabyte')
             [CompletionResult]::new('-q', '-q', [CompletionResultType]::ParameterName, 'Say only what was asked for, and errors: no notes, no progress, no word about what was done')
             [CompletionResult]::new('--quiet', '--quiet', [CompletionResultType]::ParameterName, 'Say only what was asked for, and errors: no notes, no progress, no word about what was done')
             [CompletionResult]::new('-v', '-v', [CompletionResultType]::ParameterName, 'Say more on standard error')

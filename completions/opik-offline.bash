@@ -195,7 +195,7 @@ _opik__offline() {
             return 0
             ;;
         opik__subcmd__offline__subcmd__healthcheck)
-            opts="-q -v -h --wait --db --upstream --format --quiet --verbose --no-color --help"
+            opts="-q -v -h --wait --full --db --upstream --format --quiet --verbose --no-color --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0

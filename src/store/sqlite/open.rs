@@ -95,7 +95,10 @@ fn make_or_examine(path: &Path, mode: OpenMode) -> Result<(), StoreError> {
                 return Err(unusable(words));
             }
             match metadata.len() {
-                0 => Ok(()),
+                // What a process left that was killed while it made a store, or what `touch` made: nothing is in it.
+                0 if mode == OpenMode::Existing => Err(StoreError::Missing { path: path.to_owned() }),
+                0 => fs::set_permissions(path, fs::Permissions::from_mode(0o600))
+                    .map_err(|error| unusable(os_words(&error))),
                 // SQLite would take a file of one byte for an empty one.
                 1..HEADER_BYTES => Err(not_a_store(NO_DATABASE)),
                 _ => examine(path),
