@@ -81,7 +81,7 @@ pub(super) fn add_body_and_touches(tx: &Transaction<'_>, id: i64, body: &[u8], t
 
 /// Says whether messages are found by this touch.
 pub(super) fn is_looked_up(touch: &Touch) -> bool {
-    matches!(touch.effect, Effect::Create | Effect::Update)
+    matches!(touch.effect, Effect::End | Effect::Create | Effect::Update)
 }
 
 /// Where a message stands in its lane unless it is an early update. Leaves one place free behind every message.

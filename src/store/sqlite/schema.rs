@@ -19,7 +19,7 @@ const MIGRATIONS: [&str; 1] = [MESSAGES_LANES_AND_LEASE];
 ///   status change rewrites a row, and a list reads many: both are to cost a hundred bytes per message, not its body.
 ///   `position` is the delivery order within a lane: twice the id, or one more than the position of the create behind
 ///   which an early update was put.
-/// - `message_touches` finds creates and updates by their entity, for the order of early updates. Other effects need no
+/// - `message_touches` finds creates, updates and ends by their entity, for the order of early updates. Other effects need no
 ///   look-up and would cost a page in every commit. Its key starts with the effect, so that one look says whether any
 ///   update is stored at all, and so that neighbouring UUIDv7 share pages.
 /// - `summary` counts messages per lane, status, type and (rejected only, else 0) status of the server's answer, in the
