@@ -11,7 +11,10 @@ mod degraded;
 mod delivery;
 mod fake_opik;
 mod forwarding;
+#[path = "../support/model_store.rs"]
+mod model_store;
 mod outage;
+mod own_faults;
 mod prism;
 mod sdk;
 mod sdk_outage;
