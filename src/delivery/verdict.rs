@@ -15,6 +15,7 @@
 //! | other 4xx | the client gets it | split; a single one is rejected |
 //! | 500 | stored | this message waits, growing |
 //! | 501, 505 and above | the client gets it | this message waits, growing |
+//! | 508 | the client gets it | the lane is held: an agent has met itself |
 //! | 502, 503, 504, no answer | stored, connection unavailable | back to failed, connection unavailable |
 
 use std::time::Duration;
@@ -89,6 +90,8 @@ pub fn replaying(message_type: MessageType, result: Result<&Answer, &SendFailure
         429 => ReplayVerdict::HoldLane { asked, probe: false },
         400..=499 => ReplayVerdict::Refused,
         502..=504 => ReplayVerdict::Unavailable,
+        // Said by agents only. No message is to blame for agents that are each other's server.
+        508 => ReplayVerdict::HoldLane { asked, probe: true },
         // What is no final status at all (1xx or nonsense) is a broken server, like a 500.
         _ => ReplayVerdict::Retry { asked },
     }
@@ -166,6 +169,7 @@ mod tests {
             (MessageType::UpdateTrace, 502, ReplayVerdict::Unavailable),
             (MessageType::UpdateTrace, 503, ReplayVerdict::Unavailable),
             (MessageType::UpdateTrace, 504, ReplayVerdict::Unavailable),
+            (MessageType::UpdateTrace, 508, hold(true)),
             (MessageType::UpdateTrace, 999, retry),
         ] {
             let answer = Answer { asked_wait: asked, ..Answer::of_status(status) };
