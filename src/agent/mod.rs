@@ -26,6 +26,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, mpsc};
 use std::time::Duration;
 
+use http::HeaderValue;
 use thiserror::Error;
 use tracing::{error, info, warn};
 
@@ -169,7 +170,8 @@ impl Agent {
         let replay_shutdown = Shutdown::new();
         let monitor_shutdown = Shutdown::new();
         let owner = Owner::this_process("agent");
-        let upstream = Arc::new(self.upstream);
+        let agent_mark = agent_mark();
+        let upstream = Arc::new(self.upstream.marked(agent_mark.clone()));
         let intake = Intake {
             slot: slot.clone(),
             committer: committer.clone(),
@@ -179,6 +181,7 @@ impl Agent {
             limits: settings.intake,
             token: settings.intake_token.clone(),
             listen_host: settings.listen.ip().to_string(),
+            agent_mark,
         };
         let monitoring = {
             let (connection, upstream, settings) = (connection.clone(), upstream.clone(), settings.monitor);
@@ -218,6 +221,12 @@ impl Agent {
         info!(target: "intake", "stopped");
         Ok(())
     }
+}
+
+/// Returns what names this process among the agents that a request comes through.
+fn agent_mark() -> HeaderValue {
+    let mark = uuid::Uuid::now_v7().simple().to_string();
+    HeaderValue::try_from(mark).unwrap_or_else(|_| HeaderValue::from_static("agent"))
 }
 
 /// A part of the agent that has a thread of its own and ends when its shutdown is requested.

@@ -16,6 +16,7 @@
 //! | 500 | stored | this message waits, growing |
 //! | 501 | the client gets it | this message waits, growing; on the deletion of a span: rejected |
 //! | 505 and above | the client gets it | this message waits, growing |
+//! | 508 | the client gets it | the lane is held: an agent has met itself |
 //! | 502, 503, 504, no answer | stored, connection unavailable | back to failed, connection unavailable |
 
 use std::time::Duration;
@@ -97,6 +98,8 @@ pub fn replaying(message_type: MessageType, result: Result<&Answer, &SendFailure
         // The one operation for which the OpenAPI file lists 501: time does not mend what the server can't do.
         501 if message_type == MessageType::DeleteSpan => ReplayVerdict::Refused { items: false },
         502..=504 => ReplayVerdict::Unavailable,
+        // Said by agents only. No message is to blame for agents that are each other's server.
+        508 => ReplayVerdict::HoldLane { asked, probe: true },
         // What is no final status at all (1xx or nonsense) is a broken server, like a 500.
         _ => ReplayVerdict::Retry { asked },
     }
@@ -178,6 +181,7 @@ mod tests {
             (MessageType::UpdateTrace, 502, ReplayVerdict::Unavailable),
             (MessageType::UpdateTrace, 503, ReplayVerdict::Unavailable),
             (MessageType::UpdateTrace, 504, ReplayVerdict::Unavailable),
+            (MessageType::UpdateTrace, 508, hold(true)),
             (MessageType::UpdateTrace, 999, retry),
         ] {
             let answer = Answer { asked_wait: asked, ..Answer::of_status(status) };

@@ -8,14 +8,12 @@ use http_body_util::{BodyExt, Either, Full, combinators::BoxBody};
 use hyper::body::Incoming;
 
 use crate::protocol::answers::{Reply, asked_wait};
+use crate::upstream::AGENT_HEADER;
 
 /// The body of an answer to a client.
 pub type AnswerBody = BoxBody<Bytes, Box<dyn std::error::Error + Send + Sync>>;
 /// An answer to a client.
 pub type ClientAnswer = http::Response<AnswerBody>;
-
-/// Names the agents that a request came through, so that one that meets itself again notices.
-pub const AGENT_HEADER: HeaderName = HeaderName::from_static("x-opik-offline-agent");
 
 /// Headers that belong to one connection and go no further (RFC 9110, section 7.6.1).
 const HOP_BY_HOP: [HeaderName; 8] = [

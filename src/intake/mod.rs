@@ -41,6 +41,7 @@ use crate::shutdown::Shutdown;
 use crate::store::committer::Committer;
 use crate::store::slot::StoreSlot;
 use crate::telemetry::metrics::Metrics;
+use crate::upstream::AGENT_HEADER;
 use crate::upstream::forward::Forwarder;
 use forward::ClientAnswer;
 
@@ -91,6 +92,8 @@ pub struct Intake {
     pub token: Option<String>,
     /// The host that the agent was told to listen on.
     pub listen_host: String,
+    /// What names this process in [`AGENT_HEADER`].
+    pub agent_mark: HeaderValue,
 }
 
 struct Shared {
@@ -104,7 +107,7 @@ struct Shared {
     listen_host: String,
     lanes: lanes::Lanes,
     body_memory: Arc<Semaphore>,
-    /// This process's value of [`forward::AGENT_HEADER`].
+    /// This process's value of [`AGENT_HEADER`].
     agent_mark: HeaderValue,
     started: Instant,
     /// Requested when forwarded writes have had their time to finish before the agent stops: they are stored instead.
@@ -141,7 +144,6 @@ impl Intake {
     ///
     /// Returns when the last of them has its answer or the time is over. A request cut off then was not acknowledged.
     pub async fn serve(self, listener: TcpListener, shutdown: Shutdown, grace: Duration) {
-        let mark = uuid::Uuid::now_v7().simple().to_string();
         let shared = Arc::new(Shared {
             slot: self.slot,
             committer: self.committer,
@@ -153,7 +155,7 @@ impl Intake {
             listen_host: self.listen_host,
             lanes: lanes::Lanes::default(),
             body_memory: Arc::new(Semaphore::new(self.limits.body_memory_bytes_max)),
-            agent_mark: HeaderValue::try_from(mark).unwrap_or_else(|_| HeaderValue::from_static("agent")),
+            agent_mark: self.agent_mark,
             started: Instant::now(),
             hurry: Shutdown::new(),
         });
@@ -239,7 +241,7 @@ async fn answer(shared: Arc<Shared>, request: http::Request<Incoming>) -> Client
         let reply = error(401, "this opik-offline agent asks for its intake token");
         return accept::refuse(reply, &head.headers, body).await;
     }
-    let via = head.headers.get_all(forward::AGENT_HEADER);
+    let via = head.headers.get_all(AGENT_HEADER);
     if via.iter().any(|mark| *mark == shared.agent_mark) {
         return forward::own_answer(error(508, "this opik-offline agent's server is the agent itself: set --upstream"));
     }

@@ -364,10 +364,13 @@ impl Batch<'_, '_> {
 
     /// Decides what failed messages have to wait, and whether it counts against them.
     ///
-    /// A fault that meets one message while others pass is the message's. When nothing passes, it is the server's: then
-    /// nothing counts, and the lane waits and lets another message try, so that a poisoned one can't keep it held.
+    /// A fault that meets one message while others pass is the message's, and from then on that message is suspect
+    /// (`attempts`): what it meets later counts, whoever passes or does not. When no other passes, it is the server's:
+    /// then nothing counts, and the lane waits and lets another message try, so that a poisoned one can't keep it held.
     fn count_retries(&mut self) -> Result<(), StoreError> {
-        let is_servers_fault = self.delivered == 0 && (self.retries.len() > 1 || self.is_probe);
+        let is_suspect = |message: &Claimed| message.attempts > 0;
+        let unsuspected = self.retries.iter().filter(|(message, _, _)| !is_suspect(message)).count();
+        let is_servers_fault = self.delivered == 0 && (unsuspected > 1 || (unsuspected == 1 && self.is_probe));
         let settings = self.worker.replay.settings;
         if is_servers_fault && self.halt.is_none() {
             let said = self.retries.first().map(|(_, answer, _)| answer.text.clone()).unwrap_or_default();
@@ -376,7 +379,7 @@ impl Batch<'_, '_> {
         let retry_interval_ms = i64::try_from(settings.retry_interval.as_millis()).unwrap_or(i64::MAX);
         for (index, (message, answer, asked)) in std::mem::take(&mut self.retries).into_iter().enumerate() {
             let attempts = message.attempts.saturating_add(1);
-            let outcome = if is_servers_fault {
+            let outcome = if is_servers_fault && !is_suspect(&message) {
                 // Only the first one tried is moved behind the next probe.
                 let wait = if index == 0 { retry_interval_ms.saturating_mul(3) } else { 0 };
                 let next_attempt_at_ms = if wait == 0 { 0 } else { now_ms().saturating_add(wait) };

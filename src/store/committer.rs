@@ -8,7 +8,7 @@
 //! ```
 //!
 //! Nobody waits on purpose: a message that comes alone is committed alone, and while that commit runs the next batch
-//! gathers by itself. An answer is given after the commit, never before; each callback is called exactly once.
+//! gathers by itself. An answer is given after the commit, never before; each callback is called at most once.
 //!
 //! # Limits
 //!
@@ -17,10 +17,12 @@
 //! [`COMMIT_MESSAGES_MAX`] messages and [`COMMIT_BYTES_MAX`] bytes, or one message, whatever its size.
 
 use std::collections::VecDeque;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 
 use thiserror::Error;
+use tracing::error;
 
 use super::slot::StoreSlot;
 use super::{Store, StoreError};
@@ -51,7 +53,8 @@ pub enum CommitError {
 
 /// Called with the message's id once it is durable, or with the reason why it is not stored.
 ///
-/// It runs on the committing thread, so it hands the answer on and does nothing else.
+/// Dropped uncalled when storing fails by a fault of our own: then nobody may be told that it was stored. It runs on the
+/// committing thread, so it hands the answer on and does nothing else.
 pub type OnDone = Box<dyn FnOnce(Result<MessageId, CommitError>) + Send>;
 
 /// Gathers registrations from many threads into few commits.
@@ -76,7 +79,10 @@ impl Committer {
                 // However this thread ends, nobody may wait for an answer that never comes.
                 let _closes = CloseOnExit(&queue);
                 while let Some(batch) = queue.take_batch() {
-                    commit(&stores, batch);
+                    // A fault of our own costs this batch, whose clients are told so, and not the agent's store.
+                    if catch_unwind(AssertUnwindSafe(|| commit(&stores, batch))).is_err() {
+                        error!(target: "db_manager", "storing failed by a fault of opik-offline's own");
+                    }
                 }
             }
         })?;
@@ -111,7 +117,7 @@ impl Committer {
         if let Some(thread) = thread
             && thread.join().is_err()
         {
-            tracing::error!(target: "db_manager", "the committing thread had panicked; what waited for it was refused");
+            error!(target: "db_manager", "the committing thread had panicked; what waited for it was refused");
         }
     }
 }

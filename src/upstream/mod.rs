@@ -70,11 +70,15 @@ pub enum UpstreamError {
     },
 }
 
+/// Names the agents that a request came through, so that one that meets itself again notices.
+pub const AGENT_HEADER: http::HeaderName = http::HeaderName::from_static("x-opik-offline-agent");
+
 /// Blocking connections to the server, kept alive between requests. Cheap to share between threads.
 pub struct Upstream {
     agent: ureq::Agent,
     base_url: String,
     answer_timeout: Duration,
+    agent_mark: Option<http::HeaderValue>,
 }
 
 /// Idle connections that are kept, and for how long: shorter than the 60 s and more after which servers close them.
@@ -115,7 +119,14 @@ impl Upstream {
             agent: config.new_agent(),
             base_url: settings.base_url.clone(),
             answer_timeout: settings.answer_timeout,
+            agent_mark: None,
         })
+    }
+
+    /// Names this agent in every stored request that is sent ([`AGENT_HEADER`]).
+    #[must_use]
+    pub fn marked(self, agent_mark: http::HeaderValue) -> Self {
+        Self { agent_mark: Some(agent_mark), ..self }
     }
 
     /// Returns the server's base URL.
@@ -133,6 +144,9 @@ impl Upstream {
             http::Request::builder().method(request.method.as_str()).uri(format!("{}/{}", self.base_url, request.path));
         for (name, value) in request.headers.iter() {
             builder = builder.header(name, value);
+        }
+        if let Some(mark) = &self.agent_mark {
+            builder = builder.header(AGENT_HEADER, mark);
         }
         self.finish(with_lane(builder, lane), &request.body.bytes, self.answer_timeout)
     }

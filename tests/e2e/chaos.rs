@@ -120,7 +120,7 @@ fn what_clients_were_told_is_true_whatever_happens_between() {
                         4 => Then::status(503),
                         _ => Then::rate_limited(1),
                     };
-                    let _scripted = server.script_times(times, When::path("/v1/private/*"), then);
+                    let _stays = server.script_times(times, When::path("/v1/private/*"), then);
                 }
                 6 => {
                     agent.kill9();

@@ -113,6 +113,20 @@ fn a_message_that_the_server_fails_at_is_set_aside_and_the_rest_is_delivered() {
 }
 
 #[test]
+fn several_bad_messages_with_nothing_left_beside_them_are_set_aside_too() {
+    let (server, agent) = storing();
+    let stored = ids(20);
+    store_creates(&agent, &stored);
+    let poison = &stored[4..12];
+    server.script(When::ids(poison.iter()), Then::status(500));
+    server.start();
+    // Once the rest is delivered nothing passes any more, which must not look like a server that fails at everything.
+    agent.wait_until_delivered();
+    assert!(stored.iter().all(|id| is_there(&server, id) != poison.contains(id)));
+    assert_eq!(rejected(&agent), 8);
+}
+
+#[test]
 fn a_refused_batch_loses_only_the_bad_message() {
     let (server, agent) = storing();
     let stored = ids(40);
@@ -201,11 +215,11 @@ fn a_redirect_holds_the_lane_and_says_what_to_do() {
 }
 
 #[test]
-fn one_workspace_that_hangs_keeps_no_other_waiting() {
+fn a_workspace_that_hangs_fails_or_is_limited_keeps_no_other_waiting() {
     let (server, agent) = storing();
     let ledger = ClientLedger::new();
     let lanes: Vec<String> = (0..6).map(|n| format!("team-{n}")).collect();
-    for workspace in ["slow"].into_iter().chain(lanes.iter().map(String::as_str)) {
+    for workspace in ["slow", "broken", "limited"].into_iter().chain(lanes.iter().map(String::as_str)) {
         let mut app = Told::new(&agent.url(), &ledger).in_workspace(workspace);
         for id in ids(60) {
             app.acknowledged(create(&id), 201);
@@ -213,20 +227,27 @@ fn one_workspace_that_hangs_keeps_no_other_waiting() {
         }
     }
     let hang = server.script(When::write().workspace("slow"), Then::Hold);
+    let broken = server.script(When::write().workspace("broken"), Then::status(503));
+    let limited = server.script(When::write().workspace("limited"), Then::rate_limited(600));
     server.start();
     wait_until("all other lanes are delivered", PATIENCE, || {
-        lanes.iter().all(|workspace| server.count(workspace, Kind::Trace) == 60) && agent.backlog() == 120
+        lanes.iter().all(|workspace| server.count(workspace, Kind::Trace) == 60) && agent.backlog() == 3 * 120
     });
     assert_eq!(hang.hits(), 1, "the slow one is still at its first request");
     // Live traffic of the others goes on, too.
     let live = uuid7();
     Told::new(&agent.url(), &ledger).in_workspace("team-0").acknowledged(create(&live), 201);
-    assert!(server.entity("team-0", Kind::Trace, &live).is_some());
+    wait_until("it is delivered", PATIENCE, || server.entity("team-0", Kind::Trace, &live).is_some());
+    assert_eq!(limited.hits(), 1, "a limited workspace was asked again before its time");
     hang.clear();
-    agent.wait_until_delivered();
-    server.assert_equals(&ledger);
-    server.assert_order(&ledger);
+    broken.clear();
+    // Nothing of the limited one is dropped; it waits for ten minutes, and the test does not.
+    wait_until("all but the limited one are delivered", PATIENCE, || agent.backlog() == 120);
     server.assert_no_overlaps();
+    server.assert_order(&ledger);
+    for workspace in ["slow", "broken"] {
+        assert_eq!(server.count(workspace, Kind::Trace), 60);
+    }
 }
 
 #[test]

@@ -13,7 +13,10 @@ mod delivery;
 mod fake_opik;
 mod forwarding;
 mod messages;
+#[path = "../support/model_store.rs"]
+mod model_store;
 mod outage;
+mod own_faults;
 mod prism;
 mod proxy;
 mod sdk;

@@ -5,7 +5,7 @@ use crate::support::fake_opik::FakeOpik;
 use crate::support::fake_opik::check::Kind;
 use crate::support::http::{Client, Request};
 use crate::support::process::Output;
-use crate::support::{reserve_port, uuid7};
+use crate::support::{PATIENCE, reserve_port, uuid7, wait_until};
 use crate::writes::{assert_error, create};
 
 fn agent(home: &Home, args: &[&str], env: &[(&str, &str)]) -> Output {
@@ -143,7 +143,7 @@ fn an_agent_that_meets_itself_behind_another_says_so() {
     let mut second = Agent::builder(&format!("http://127.0.0.1:{first}/api")).impatient().start();
     let first = Agent::builder(&second.url()).impatient().on_port(first).start();
     let mut client = Client::new(&first.url());
-    crate::support::wait_until("both think that they have a server", crate::support::PATIENCE, || {
+    wait_until("both think that they have a server", PATIENCE, || {
         let ready = |agent: &Agent| Client::new(&agent.origin()).get("/-/ready").json()["server"]["connection"].clone();
         ready(&first) == "available" && ready(&second) == "available"
     });
@@ -153,4 +153,23 @@ fn an_agent_that_meets_itself_behind_another_says_so() {
     assert_error(&answer, 508);
     assert_eq!((first.backlog(), second.backlog()), (0, 0));
     assert!(second.terminate().success());
+}
+
+#[test]
+fn agents_that_are_each_others_server_do_not_pass_a_backlog_round_and_round() {
+    let reservation = reserve_port(0).unwrap();
+    let first = reservation.local_addr().unwrap().port();
+    let keeping =
+        || Agent::builder(&format!("http://127.0.0.1:{first}/api")).impatient().arg("--retry-interval").arg("1s");
+    let second = keeping().start();
+    assert_eq!(Client::new(&second.url()).expect(&create(&uuid7())).status, 201);
+    let first = Agent::builder(&second.url()).impatient().on_port(first).start();
+    wait_until("somebody says that it goes round", PATIENCE, || second.stderr().contains("508"));
+    assert_eq!((first.backlog(), second.backlog()), (0, 1));
+    for agent in [&first, &second] {
+        let metrics = Client::new(&agent.origin()).get("/metrics").text();
+        assert!(metrics.contains("opik_offline_messages_delivered_total 0\n"), "{metrics}");
+    }
+    let status = second.cli(&["status"]).stdout;
+    assert!(status.contains("--upstream"), "{status}");
 }

@@ -1,0 +1,182 @@
+//! A fault of opik-offline's own, a panic in the middle of its work: it costs nobody's acknowledged data and no other
+//! lane, and the agent goes on. The rooms are put together here by hand, because no process panics on demand.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use opik_offline::delivery::pacing::PaceSettings;
+use opik_offline::message::{Body, Encoding, HeaderSet, Lane, Message, MessageId, MessageType, Request};
+use opik_offline::monitor::MonitorSettings;
+use opik_offline::monitor::connection::Connection;
+use opik_offline::replay::{ReplayManager, ReplaySettings};
+use opik_offline::shutdown::Shutdown;
+use opik_offline::store::committer::Committer;
+use opik_offline::store::slot::StoreSlot;
+use opik_offline::store::{
+    AgentRecord, Backlog, ClaimLimits, Claimed, Condition, Filter, Hold, LaneId, LaneWork, Lease, Listed, Outcome,
+    Owner, Page, Purged, ReplayRecord, Store, StoreError, StoredMessage,
+};
+use opik_offline::telemetry::metrics::Metrics;
+use opik_offline::upstream::{Upstream, UpstreamSettings};
+
+use crate::model_store::ModelStore;
+use crate::support::fake_opik::FakeOpik;
+use crate::support::fake_opik::check::Kind;
+use crate::support::{PATIENCE, uuid7, wait_until};
+use crate::writes::trace;
+
+/// A store that panics the next so many times.
+struct Panicking {
+    store: ModelStore,
+    registering: AtomicUsize,
+    /// When this lane's messages are claimed.
+    claiming: AtomicUsize,
+    lane: &'static str,
+}
+
+impl Panicking {
+    fn new(lane: &'static str) -> Self {
+        let (registering, claiming) = (AtomicUsize::new(0), AtomicUsize::new(0));
+        Self { store: ModelStore::default(), registering, claiming, lane }
+    }
+
+    fn panics(left: &AtomicUsize) {
+        let before = left.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |left| left.checked_sub(1));
+        assert!(before.is_err(), "a panic that the test asked for");
+    }
+}
+
+macro_rules! delegate {
+    ($(fn $name:ident(&self $(, $argument:ident: $type:ty)*) -> $returns:ty;)*) => {
+        $(fn $name(&self $(, $argument: $type)*) -> Result<$returns, StoreError> { self.store.$name($($argument),*) })*
+    };
+}
+
+impl Store for Panicking {
+    fn register(&self, messages: &[Message]) -> Result<Vec<MessageId>, StoreError> {
+        Self::panics(&self.registering);
+        self.store.register(messages)
+    }
+
+    fn claim(
+        &self,
+        lease: &Lease,
+        lane: LaneId,
+        filter: &Filter,
+        limits: ClaimLimits,
+        now_ms: i64,
+    ) -> Result<Vec<Claimed>, StoreError> {
+        let claimed = self.store.claim(lease, lane, filter, limits, now_ms)?;
+        let is_ours = |id: MessageId| {
+            self.store.get(id).is_ok_and(|found| found.is_some_and(|m| m.listed.lane.workspace_name() == self.lane))
+        };
+        if claimed.iter().any(|message| is_ours(message.id)) {
+            Self::panics(&self.claiming);
+        }
+        Ok(claimed)
+    }
+
+    delegate! {
+        fn waiting(&self, lane: &Lane) -> u64;
+        fn acquire(&self, owner: &Owner, time_to_live: Duration) -> Lease;
+        fn renew(&self, lease: &Lease, time_to_live: Duration) -> ();
+        fn release(&self, lease: &Lease) -> ();
+        fn return_in_flight(&self, lease: &Lease) -> u64;
+        fn lanes(&self, filter: &Filter, now_ms: i64) -> Vec<LaneWork>;
+        fn hold(&self, lease: &Lease, lane: LaneId, hold: Option<&Hold>) -> ();
+        fn settle(&self, lease: &Lease, outcomes: &[(MessageId, Outcome)]) -> ();
+        fn backlog(&self, filter: &Filter) -> Backlog;
+        fn list(&self, filter: &Filter, page: &Page) -> Vec<Listed>;
+        fn get(&self, id: MessageId) -> Option<StoredMessage>;
+        fn purge(&self, filter: &Filter, limit: usize) -> Purged;
+        fn requeue(&self, filter: &Filter) -> u64;
+        fn check(&self) -> Vec<String>;
+        fn compact(&self) -> u64;
+        fn condition(&self) -> Condition;
+        fn announce(&self, agent: Option<&AgentRecord>) -> ();
+        fn note_replay(&self, record: &ReplayRecord) -> ();
+    }
+}
+
+fn message(workspace: &str) -> Message {
+    Message {
+        lane: Lane { workspace: Some(workspace.to_owned()), credential: None },
+        message_type: MessageType::CreateTrace,
+        request: Request {
+            method: "POST".into(),
+            path: "v1/private/traces".into(),
+            headers: HeaderSet::new(vec![("content-type".into(), b"application/json".to_vec())]),
+            body: Body::new(trace(&uuid7(), "chat").to_string(), Encoding::Identity),
+        },
+        touches: Vec::new(),
+        items: 1,
+        project: None,
+        accepted_at_ms: 1,
+    }
+}
+
+#[test]
+fn a_panic_while_storing_is_no_acknowledgement_and_not_the_end_of_storing() {
+    let store = Arc::new(Panicking::new(""));
+    let committer = Committer::start(Arc::new(StoreSlot::holding(store.clone()))).unwrap();
+    committer.store(message("team")).unwrap();
+    store.registering.store(1, Ordering::SeqCst);
+    assert!(committer.store(message("team")).is_err(), "what was not stored was acknowledged");
+    committer.store(message("team")).expect("the store is as good as before");
+    assert_eq!(store.backlog(&Filter::default()).unwrap().waiting(), 2);
+}
+
+#[test]
+fn a_panic_in_one_lane_stops_no_other_and_loses_nothing() {
+    let server = FakeOpik::start_new();
+    let store = Arc::new(Panicking::new("cursed"));
+    for workspace in ["cursed", "a", "b"] {
+        for _ in 0..5 {
+            store.register(&[message(workspace)]).unwrap();
+        }
+    }
+    store.claiming.store(3, Ordering::SeqCst);
+    let slot = StoreSlot::holding(store.clone());
+    let second = Duration::from_secs(1);
+    let upstream = Upstream::new(&UpstreamSettings {
+        base_url: server.url(),
+        check_tls_certificate: true,
+        ca_file: None,
+        proxy: None,
+        connect_timeout: second,
+        answer_timeout: PATIENCE,
+    });
+    let upstream = upstream.unwrap();
+    let connection = Connection::new(MonitorSettings { ping_interval: second, check_timeout: second });
+    connection.pinged(true, None, std::time::Instant::now());
+    let (metrics, shutdown) = (Metrics::default(), Shutdown::new());
+    let manager = ReplayManager {
+        slot: &slot,
+        upstream: &upstream,
+        connection: &connection,
+        settings: ReplaySettings {
+            filter: Filter::default(),
+            limit: None,
+            pace: PaceSettings::default(),
+            retry_interval: Duration::from_millis(200),
+            attempts_max: 10,
+        },
+        tick_interval: Duration::from_millis(20),
+        metrics: &metrics,
+        shutdown: &shutdown,
+        owner: Owner::this_process("agent"),
+    };
+    std::thread::scope(|scope| {
+        let running = scope.spawn(|| manager.run());
+        wait_until("every lane is delivered", PATIENCE, || store.backlog(&Filter::default()).unwrap().waiting() == 0);
+        shutdown.request();
+        connection.wake();
+        running.join().expect("the replay survives");
+    });
+    assert_eq!(store.claiming.load(Ordering::SeqCst), 0, "nothing panicked");
+    for workspace in ["cursed", "a", "b"] {
+        assert_eq!(server.count(workspace, Kind::Trace), 5, "{workspace}");
+    }
+    assert_eq!(store.backlog(&Filter::default()).unwrap().rejected(), 0);
+}
