@@ -124,22 +124,24 @@ fn people_see_the_spans_and_services_of_otlp_requests() {
 
 #[test]
 fn what_the_agent_forwards_and_replays_fits_opiks_openapi_file() {
-    let mut prism = Prism::start();
-    let agent = Agent::builder(&prism.url()).impatient().start();
-    let mut app = SdkApp::start("prism", &agent.url());
-    work(&mut app, 5);
-    app.flush();
-    let forwarded = prism.checked().iter().filter(|checked| checked.is_write()).count();
-    assert!(forwarded > 0);
+    for using in [Using::Python(OPIK_VERSION), Using::TypeScript] {
+        let mut prism = Prism::start();
+        let agent = Agent::builder(&prism.url()).impatient().start();
+        let mut app = SdkApp::start_with(using, "prism", &agent.url());
+        work(&mut app, 5);
+        app.flush();
+        let forwarded = prism.checked().iter().filter(|checked| checked.is_write()).count();
+        assert!(forwarded > 0);
 
-    prism.stop();
-    work(&mut app, 5);
-    app.flush();
-    assert!(agent.backlog() > 0);
-    prism.resume();
-    agent.wait_until_delivered();
-    app.quit();
+        prism.stop();
+        work(&mut app, 5);
+        app.flush();
+        assert!(agent.backlog() > 0);
+        prism.resume();
+        agent.wait_until_delivered();
+        app.quit();
 
-    prism.assert_all_writes_valid();
-    assert!(prism.checked().iter().filter(|checked| checked.is_write()).count() > forwarded);
+        prism.assert_all_writes_valid();
+        assert!(prism.checked().iter().filter(|checked| checked.is_write()).count() > forwarded);
+    }
 }
