@@ -3,7 +3,7 @@
 //! Many single creates of traces or spans become one batch create. Nothing else is merged, and a create only when the
 //! batch says exactly what the single ones would have said: it carries `id` and `last_updated_at` (a batch create without
 //! the latter is stamped by the server, protocol dossier, section f), it has no query, and no other member of the batch
-//! is about the same entity.
+//! makes the same entity.
 //!
 //! A message joins an earlier request only past requests that it does not conflict with, so order per entity is what it
 //! was. A refused request of several messages is halved ([`Shipment::halves`]) until the bad one stands alone.

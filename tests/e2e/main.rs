@@ -8,6 +8,7 @@ mod support;
 mod bodies;
 mod fake_opik;
 mod messages;
+mod mixed;
 mod prism;
 mod proxy;
 mod sdk;
