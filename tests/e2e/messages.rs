@@ -410,6 +410,33 @@ fn what_needs_the_servers_answer_is_never_kept() {
 }
 
 #[test]
+fn a_deletion_by_filter_does_not_pass_the_items_that_wait() {
+    let server = FakeOpik::new_stopped();
+    let agent = Agent::start(&server);
+    let mut client = Client::new(&agent.url());
+    let (dataset, item) = (uuid7(), uuid7());
+    let items = json!({ "dataset_id": dataset, "items": [{ "id": item, "source": "sdk", "data": {} }] });
+    assert_eq!(client.put("/v1/private/datasets/items", &items).status, 204);
+    // The server is back for this path alone: the items still wait.
+    let stuck = server.script(When::path("/v1/private/datasets/items"), Then::rate_limited(1));
+    server.start();
+    wait_until("the replay meets the limit", PATIENCE, || stuck.hits() > 0);
+    let filter = json!({ "dataset_id": dataset, "filters": [{ "field": "source", "operator": "=", "value": "sdk" }] });
+    let answer = client.post("/v1/private/datasets/items/delete", &filter);
+    assert_eq!(answer.status, 503, "{}", answer.text());
+    assert!(answer.text().contains("depends on all of them"), "{}", answer.text());
+    // Nothing that waits means anything to a create.
+    let create = client.post("/v1/private/experiments", &json!({ "dataset_name": "d" }));
+    assert_eq!(create.status, 201, "{}", create.text());
+    stuck.clear();
+    agent.wait_until_delivered();
+    let deletions = server.requests_to("POST", "/v1/private/datasets/items/delete");
+    assert!(deletions.is_empty(), "the deletion passed the items");
+    client.post("/v1/private/datasets/items/delete", &filter);
+    assert_eq!(server.requests_to("POST", "/v1/private/datasets/items/delete").len(), 1, "nothing holds it any more");
+}
+
+#[test]
 fn assertion_results_reach_a_server_that_only_knows_scores() {
     let server = FakeOpik::new_stopped();
     let agent = Agent::start(&server);
