@@ -28,7 +28,7 @@ use crate::delivery::verdict::{ForwardVerdict, forwarding};
 use crate::message::{Body, BodyFault, Credential, Encoding, HeaderSet, Lane, Message, MessageType, Request};
 use crate::monitor::{Availability, Change};
 use crate::protocol::answers::{Reply, SendFailure, error, success, unavailable};
-use crate::protocol::inspection::{Inspection, inspect, with_ids};
+use crate::protocol::inspection::{Inspection, NeedsAnswer, inspect, with_ids};
 use crate::protocol::otlp;
 use crate::protocol::routes::Protected;
 use crate::store::StoreError;
@@ -152,8 +152,8 @@ struct Write {
     head: Parts,
     id: Option<String>,
     message: Message,
-    /// Whether it may be stored; otherwise its client needs the server's answer.
-    is_keepable: bool,
+    /// Why it may not be stored, if so.
+    needs_answer: Option<NeedsAnswer>,
     /// How an OTLP exporter wants its answer.
     acknowledged_as: Option<otlp::Format>,
 }
@@ -199,8 +199,8 @@ impl Write {
             headers: kept_headers(&head.headers),
             body,
         };
-        if let Some(why) = inspection.needs_answer {
-            debug!(target: "intake", message_type = %route.message_type, "passed through, because {why}");
+        if let Some(needs) = inspection.needs_answer {
+            debug!(target: "intake", message_type = %route.message_type, "never kept, because {}", needs.why);
         }
         let message = Message {
             lane,
@@ -211,15 +211,21 @@ impl Write {
             project: inspection.project,
             accepted_at_ms: 0,
         };
-        Ok(Self { route, head, id, message, is_keepable: inspection.needs_answer.is_none(), acknowledged_as })
+        Ok(Self { route, head, id, message, needs_answer: inspection.needs_answer, acknowledged_as })
     }
 
     /// Takes its turn, then forwards or registers it.
     async fn deliver(self, shared: &Arc<Shared>, client: &ClientUrl) -> ClientAnswer {
         let turn = shared.lanes.turn(&self.message.lane, &self.message.touches).await;
-        let admission = match self.is_keepable {
-            true => admit(shared.reachability(), shared.lane_state(&self.message.lane)),
-            false => Admission::ForwardOnly,
+        let lane = shared.lane_state(&self.message.lane);
+        let admission = match self.needs_answer {
+            None => admit(shared.reachability(), lane),
+            Some(NeedsAnswer { follows_all: true, .. }) if lane == LaneState::Waiting => {
+                shared.metrics.intake_refused.add(1);
+                let text = "earlier writes still wait for the Opik server, and this request depends on all of them";
+                return forward::own_answer(unavailable(text, shared.retry_after()));
+            }
+            Some(_) => Admission::ForwardOnly,
         };
         let answer = match admission {
             Admission::Register => match self.register(shared, client).await {
@@ -247,9 +253,9 @@ impl Write {
             Forwarded::Answered(answer) | Forwarded::Keep { fallback: Some(answer) } => answer,
             Forwarded::Keep { fallback: None } => {
                 shared.metrics.intake_refused.add(1);
-                let text = match self.is_keepable {
-                    true => "the Opik server cannot be reached, and opik-offline cannot store this write",
-                    false => "the Opik server cannot be reached, and this request needs its answer",
+                let text = match self.needs_answer {
+                    None => "the Opik server cannot be reached, and opik-offline cannot store this write",
+                    Some(_) => "the Opik server cannot be reached, and this request needs its answer",
                 };
                 forward::own_answer(unavailable(text, shared.retry_after()))
             }
@@ -269,7 +275,7 @@ impl Write {
         *request.uri_mut() = uri;
 
         let timeout = match shared.patience() {
-            Some(patience) if !self.is_keepable => patience.min(shared.limits.forward_timeout),
+            Some(patience) if self.needs_answer.is_some() => patience.min(shared.limits.forward_timeout),
             _ => shared.limits.forward_timeout,
         };
         let started = Instant::now();

@@ -240,6 +240,8 @@ fn fnv1a_128(bytes: &[u8]) -> [u8; 16] {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     fn touch(id: &str, effect: Effect) -> Touch {
@@ -285,5 +287,27 @@ mod tests {
             assert_eq!(conflict(&[touch("t", a)], &[touch("t", b)]), expected, "{a:?} {b:?}");
         }
         assert!(!conflict(&[touch("t", Effect::Create)], &[touch("u", Effect::Create)]));
+    }
+
+    fn any_touches() -> impl Strategy<Value = Vec<Touch>> {
+        let any_touch = (0_u8..4, 0_u8..5).prop_map(|(id, code)| {
+            let key = EntityKey::from_parts(EntityKind::Span, [id; 16]);
+            Touch { key, effect: Effect::from_code(code).expect("it exists") }
+        });
+        prop::collection::vec(any_touch, 0..4).prop_map(Touch::distinct)
+    }
+
+    proptest! {
+        #[test]
+        fn a_footprint_answers_for_each_message_of_its_group(
+            group in prop::collection::vec(any_touches(), 0..5),
+            message in any_touches(),
+        ) {
+            let mut footprint = Footprint::default();
+            group.iter().for_each(|touches| footprint.add(touches));
+            let expected = group.iter().any(|touches| conflict(touches, &message));
+            prop_assert_eq!(footprint.conflicts(&message), expected);
+            prop_assert!(group.iter().all(|touches| conflict(touches, &message) == conflict(&message, touches)));
+        }
     }
 }

@@ -18,9 +18,19 @@ pub struct Inspection {
     /// The id of a single create as the client wrote it.
     pub id: Option<String>,
     /// Why this write can't be kept: its client needs the server's answer, or its meaning depends on when it arrives.
-    pub needs_answer: Option<&'static str>,
+    pub needs_answer: Option<NeedsAnswer>,
     /// Where ids are missing: creates for which the server would invent one, so that a repeat would make another.
     pub missing_ids: Vec<MissingId>,
+}
+
+/// Why a write can't be kept.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct NeedsAnswer {
+    /// For developers.
+    pub why: &'static str,
+    /// What it does depends on everything that was written before, so it must not pass what waits in its lane: a deletion
+    /// by filter would miss items that are still stored here, and they would come to the server after it.
+    pub follows_all: bool,
 }
 
 /// A create without an id.
@@ -324,16 +334,17 @@ impl Found {
             Items::Unread | Items::Whole => self.inspection.items = 1,
             Items::Array | Items::Objects(_) | Items::Ids(..) => self.inspection.id = None,
         }
-        let needs_answer = match self.shape.condition {
-            Condition::None => None,
-            Condition::OwnId => self.inspection.id.is_none().then_some("the server makes its id"),
+        let (is_kept, why, follows_all) = match self.shape.condition {
+            Condition::None => (true, "", false),
+            Condition::OwnId => (self.inspection.id.is_some(), "the server makes its id", false),
             Condition::IdsOnly => {
-                (self.has_selector || self.inspection.items == 0).then_some("the server finds out what it is about")
+                let names_ids = self.inspection.items > 0 && !self.has_selector;
+                (names_ids, "the server finds out what it is about", true)
             }
-            Condition::NoCopy => self.has_selector.then_some("it copies what the server has"),
-            Condition::AllIds => (self.lacks_id || !self.has_experiment).then_some("the server makes some of its ids"),
+            Condition::NoCopy => (!self.has_selector, "it copies what the server has", true),
+            Condition::AllIds => (self.has_experiment && !self.lacks_id, "the server makes some of its ids", false),
         };
-        self.inspection.needs_answer = needs_answer;
+        self.inspection.needs_answer = (!is_kept).then_some(NeedsAnswer { why, follows_all });
         self.inspection
     }
 

@@ -10,9 +10,10 @@
 //! Messages leave in the order in which they were accepted, per lane. The one exception helps the user: an *update* that
 //! was accepted before the first create of its entity is put right after that create when the create arrives, because
 //! the server would let the partial record of an early PATCH win (protocol dossier, section f, rule 2; design.md,
-//! section 4). It moves only while it waits, only when no earlier create of the entity waits before it, and only when it
-//! changes nothing else: its place among the messages about another entity is as good a promise. Updates of one entity
-//! keep their order, so one that may not move keeps the others.
+//! section 4). It moves only while it waits, only when no earlier create of the entity waits before it and no end of the
+//! entity waits at all, and only when it changes nothing else: its place among the messages about another entity is as
+//! good a promise. Updates of one entity keep their order, so one that may not move keeps the others. An *end* (deletion,
+//! closing) keeps its place even to messages that only refer to its entity.
 //!
 //! # Who may do what
 //!

@@ -13,6 +13,7 @@ mod delivery;
 mod fake_opik;
 mod forwarding;
 mod messages;
+mod mixed;
 #[path = "../support/model_store.rs"]
 mod model_store;
 mod outage;

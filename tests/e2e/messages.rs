@@ -7,9 +7,10 @@ use opik_offline::message::MessageType;
 use serde_json::{Value, json};
 
 use crate::support::agent::Agent;
-use crate::support::fake_opik::FakeOpik;
+use crate::support::fake_opik::{FakeOpik, Then, When};
 use crate::support::http::{Client, Request, Response};
-use crate::support::uuid7;
+use crate::support::prism::Prism;
+use crate::support::{PATIENCE, uuid7, wait_until};
 
 /// One write.
 struct Row {
@@ -146,7 +147,7 @@ fn rows() -> Vec<Row> {
     let put_items = json!({ "dataset_name": "d", "items": [dataset_item], "batch_group_id": uuid7() });
     let items_by_id = json!({ "item_ids": [item], "dataset_id": dataset });
     let tags = json!({ "tags": ["a"] });
-    let attachment = json!({ "file_name": "f", "entity_type": "trace", "entity_id": trace, "project_name": "p" });
+    let attachment = json!({ "file_name": "f", "entity_type": "trace", "entity_id": trace, "project_name": "p", "file_size": 1, "upload_id": "u", "uploaded_file_parts": [{ "e_tag": "e", "part_number": 1 }] });
     for (message_type, method, path, body, items) in [
         (T::UpdateTraces, "PATCH", "traces/batch".to_owned(), &set(&json!({ "project_name": "p", "tags": [] })), 2),
         (T::ScoreTrace, "PUT", format!("traces/{trace}/feedback-scores"), &score, 1),
@@ -282,6 +283,50 @@ fn every_write_that_is_kept_is_acknowledged_counted_and_replayed_byte_for_byte()
 }
 
 #[test]
+fn what_is_acknowledged_is_what_opiks_openapi_file_says() {
+    let prism = Prism::start();
+    let live = Agent::builder(&prism.url()).impatient().start();
+    let away = FakeOpik::new_stopped();
+    let keeping = Agent::start(&away);
+    let (mut live, mut keeping) = (Client::new(&live.url()), Client::new(&keeping.url()));
+    for row in rows() {
+        // The file knows OTLP only as some binary object, and a 501 as the first answer to the deletion of a span.
+        if [MessageType::OtlpTraces, MessageType::DeleteSpan].contains(&row.message_type) {
+            continue;
+        }
+        let (said, told) = (live.expect(&row.request), keeping.expect(&row.request));
+        assert_eq!(told.status, said.status, "{}: Prism says {}", row.message_type, said.text());
+        assert_eq!(told.header("Location").is_some(), said.header("Location").is_some(), "{}", row.message_type);
+    }
+}
+
+#[test]
+fn a_live_deletion_waits_for_a_span_that_is_on_its_way() {
+    let server = FakeOpik::start_new();
+    let agent = Agent::start(&server);
+    let (trace, span) = (uuid7(), uuid7());
+    let held = server.script(When::path("/v1/private/spans"), Then::Hold);
+    std::thread::scope(|scope| {
+        let create = scope.spawn(|| {
+            let body = json!({ "id": span, "trace_id": trace, "start_time": "2026-03-01T04:00:16Z" });
+            Client::new(&agent.url()).post("/v1/private/spans", &body).status
+        });
+        wait_until("the span is on its way", PATIENCE, || held.hits() == 1);
+        let delete = scope.spawn(|| {
+            Client::new(&agent.url()).expect(&Request::new("DELETE", &format!("/v1/private/traces/{trace}"))).status
+        });
+        // Other traces are not held up meanwhile.
+        let other = Request::new("DELETE", &format!("/v1/private/traces/{}", uuid7()));
+        assert_eq!(Client::new(&agent.url()).expect(&other).status, 204);
+        assert_eq!(server.requests_to("DELETE", &format!("/v1/private/traces/{trace}")).len(), 0);
+        held.clear();
+        assert_eq!((create.join().expect("it ran"), delete.join().expect("it ran")), (201, 204));
+    });
+    let sent: Vec<String> = server.requests().into_iter().filter(|r| r.method != "GET").map(|r| r.path).collect();
+    assert!(sent[0].ends_with("/spans") && sent.last().is_some_and(|path| path.ends_with(&trace)), "{sent:?}");
+}
+
+#[test]
 fn single_creates_become_a_batch_that_says_the_same() {
     let server = FakeOpik::new_stopped();
     let agent = Agent::start(&server);
@@ -365,6 +410,33 @@ fn what_needs_the_servers_answer_is_never_kept() {
 }
 
 #[test]
+fn a_deletion_by_filter_does_not_pass_the_items_that_wait() {
+    let server = FakeOpik::new_stopped();
+    let agent = Agent::start(&server);
+    let mut client = Client::new(&agent.url());
+    let (dataset, item) = (uuid7(), uuid7());
+    let items = json!({ "dataset_id": dataset, "items": [{ "id": item, "source": "sdk", "data": {} }] });
+    assert_eq!(client.put("/v1/private/datasets/items", &items).status, 204);
+    // The server is back for this path alone: the items still wait.
+    let stuck = server.script(When::path("/v1/private/datasets/items"), Then::rate_limited(1));
+    server.start();
+    wait_until("the replay meets the limit", PATIENCE, || stuck.hits() > 0);
+    let filter = json!({ "dataset_id": dataset, "filters": [{ "field": "source", "operator": "=", "value": "sdk" }] });
+    let answer = client.post("/v1/private/datasets/items/delete", &filter);
+    assert_eq!(answer.status, 503, "{}", answer.text());
+    assert!(answer.text().contains("depends on all of them"), "{}", answer.text());
+    // Nothing that waits means anything to a create.
+    let create = client.post("/v1/private/experiments", &json!({ "dataset_name": "d" }));
+    assert_eq!(create.status, 201, "{}", create.text());
+    stuck.clear();
+    agent.wait_until_delivered();
+    let deletions = server.requests_to("POST", "/v1/private/datasets/items/delete");
+    assert!(deletions.is_empty(), "the deletion passed the items");
+    client.post("/v1/private/datasets/items/delete", &filter);
+    assert_eq!(server.requests_to("POST", "/v1/private/datasets/items/delete").len(), 1, "nothing holds it any more");
+}
+
+#[test]
 fn assertion_results_reach_a_server_that_only_knows_scores() {
     let server = FakeOpik::new_stopped();
     let agent = Agent::start(&server);
@@ -374,7 +446,6 @@ fn assertion_results_reach_a_server_that_only_knows_scores() {
         json!({ "entity_id": trace, "name": "polite", "status": "passed", "source": "sdk", "reason": "so" });
     let body = json!({ "entity_type": "TRACE", "assertion_results": [assertion] });
     assert_eq!(client.put("/v1/private/assertion-results", &body).status, 204);
-    use crate::support::fake_opik::{Then, When};
     let _older = server.script(When::path("/v1/private/assertion-results"), Then::status(404));
     server.start();
     agent.wait_until_delivered();

@@ -2,7 +2,7 @@
 //! away. The application sees no error, and everything it sent is on the server afterwards.
 
 use crate::support::agent::Agent;
-use crate::support::fake_opik::FakeOpik;
+use crate::support::fake_opik::{FakeOpik, Received};
 use crate::support::prism::Prism;
 use crate::support::sdk::{SdkApp, Using};
 use crate::support::tools::{OPIK_VERSION, OPIK_VERSION_OLDER};
@@ -16,7 +16,7 @@ fn work(app: &mut SdkApp, traces: usize) {
 }
 
 /// Takes an application through an outage in which the agent is killed as well.
-fn through_an_outage(using: Using, work: impl Fn(&mut SdkApp)) {
+fn through_an_outage(using: Using, work: impl Fn(&mut SdkApp)) -> FakeOpik {
     let server = FakeOpik::start_new();
     let mut agent = Agent::start(&server);
     let mut app = SdkApp::start_with(using, "outage", &agent.url());
@@ -53,6 +53,7 @@ fn through_an_outage(using: Using, work: impl Fn(&mut SdkApp)) {
     assert!(server.conflicts().is_empty(), "{:?}", server.conflicts());
     assert_eq!(agent.backlog(), 0);
     assert!(agent.terminate().success());
+    server
 }
 
 #[test]
@@ -73,7 +74,21 @@ fn an_outage_and_a_killed_agent_cost_the_typescript_sdk_nothing() {
 #[test]
 fn an_outage_and_a_killed_agent_cost_otlp_exporters_nothing() {
     for using in [Using::OtlpPython, Using::OtlpJavaScript] {
-        through_an_outage(using, |app| drop(app.run("traces 8")));
+        let server = through_an_outage(using, |app| drop(app.run("traces 8")));
+        let requests = server.requests_to("POST", "/v1/private/otel/v1/traces");
+        let sent = |content_type: &str, encoding: Option<&str>| {
+            let is_such = |request: &&Received| {
+                request.header("Content-Type") == Some(content_type) && request.header("Content-Encoding") == encoding
+            };
+            requests.iter().filter(is_such).count()
+        };
+        let json = if using == Using::OtlpJavaScript { "application/json" } else { "application/x-protobuf" };
+        for content_type in ["application/x-protobuf", json] {
+            for encoding in [None, Some("gzip")] {
+                assert!(sent(content_type, encoding) > 0, "{using:?} sent no {content_type} {encoding:?}");
+            }
+        }
+        assert!(requests.iter().all(|request| request.header("projectName") == Some("sdk-test")));
     }
 }
 
@@ -109,22 +124,24 @@ fn people_see_the_spans_and_services_of_otlp_requests() {
 
 #[test]
 fn what_the_agent_forwards_and_replays_fits_opiks_openapi_file() {
-    let mut prism = Prism::start();
-    let agent = Agent::builder(&prism.url()).impatient().start();
-    let mut app = SdkApp::start("prism", &agent.url());
-    work(&mut app, 5);
-    app.flush();
-    let forwarded = prism.checked().iter().filter(|checked| checked.is_write()).count();
-    assert!(forwarded > 0);
+    for using in [Using::Python(OPIK_VERSION), Using::TypeScript] {
+        let mut prism = Prism::start();
+        let agent = Agent::builder(&prism.url()).impatient().start();
+        let mut app = SdkApp::start_with(using, "prism", &agent.url());
+        work(&mut app, 5);
+        app.flush();
+        let forwarded = prism.checked().iter().filter(|checked| checked.is_write()).count();
+        assert!(forwarded > 0);
 
-    prism.stop();
-    work(&mut app, 5);
-    app.flush();
-    assert!(agent.backlog() > 0);
-    prism.resume();
-    agent.wait_until_delivered();
-    app.quit();
+        prism.stop();
+        work(&mut app, 5);
+        app.flush();
+        assert!(agent.backlog() > 0);
+        prism.resume();
+        agent.wait_until_delivered();
+        app.quit();
 
-    prism.assert_all_writes_valid();
-    assert!(prism.checked().iter().filter(|checked| checked.is_write()).count() > forwarded);
+        prism.assert_all_writes_valid();
+        assert!(prism.checked().iter().filter(|checked| checked.is_write()).count() > forwarded);
+    }
 }
