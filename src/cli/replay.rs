@@ -15,7 +15,7 @@ use crate::message::MessageStatus;
 use crate::monitor::MonitorSettings;
 use crate::monitor::connection::Connection;
 use crate::replay::report::rate_and_eta;
-use crate::replay::{DrainEnd, Replay, ReplaySettings, now_ms};
+use crate::replay::{DrainEnd, Probes, Replay, ReplaySettings, now_ms};
 use crate::shutdown::Shutdown;
 use crate::store::{Filter, Owner, Store, StoreError};
 use crate::telemetry::metrics::Metrics;
@@ -139,6 +139,7 @@ pub fn run(common: &Common, args: &ReplayArgs) -> Result<(), Failure> {
             connection: &connection,
             settings: &settings,
             metrics: &metrics,
+            probes: &Probes::default(),
             shutdown: &shutdown,
         };
         let drained = Shutdown::new();

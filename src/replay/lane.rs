@@ -20,6 +20,8 @@ const TURN: Duration = Duration::from_secs(1);
 /// After so many requests of one batch that time might heal, and none that passed, the server is taken to be failing
 /// altogether: enough to halve a full batch down to one message, few enough not to storm a server in trouble.
 const FALTERS_MAX: u32 = 12;
+/// The longest that a message waits because it failed as a probe.
+const PROBE_WAIT_MAX: Duration = Duration::from_secs(30 * 60);
 
 pub(super) struct LaneWorker<'a> {
     pub replay: &'a Replay<'a>,
@@ -116,6 +118,9 @@ impl LaneWorker<'_> {
         replay.store.settle(&self.keeper.lease, &outcomes)?;
         self.count(&outcomes);
 
+        if delivered > 0 {
+            replay.probes.passed(self.work.id);
+        }
         if delivered > 0 && self.work.hold.take().is_some() && halt != Some(Halt::Held) {
             replay.store.hold(&self.keeper.lease, self.work.id, None)?;
         }
@@ -282,12 +287,14 @@ impl Batch<'_, '_> {
             let said = self.retries.first().map(|(_, answer, _)| answer.text.clone()).unwrap_or_default();
             self.hold(settings.retry_interval, format!("the server fails every message: {said}"), true)?;
         }
-        let retry_interval_ms = i64::try_from(settings.retry_interval.as_millis()).unwrap_or(i64::MAX);
+        let failed = if is_servers_fault { self.worker.replay.probes.failed(self.worker.work.id) } else { 0 };
+        let behind = settings.retry_interval.saturating_mul(failed.saturating_add(2)).min(PROBE_WAIT_MAX);
+        let behind_ms = i64::try_from(behind.as_millis()).unwrap_or(i64::MAX);
         for (index, (message, answer, asked)) in std::mem::take(&mut self.retries).into_iter().enumerate() {
             let attempts = message.attempts.saturating_add(1);
             let outcome = if is_servers_fault && !is_suspect(&message) {
-                // Only the first one tried is moved behind the next probe.
-                let wait = if index == 0 { retry_interval_ms.saturating_mul(3) } else { 0 };
+                // Only the first one tried is moved behind the next probes.
+                let wait = if index == 0 { behind_ms } else { 0 };
                 let next_attempt_at_ms = if wait == 0 { 0 } else { now_ms().saturating_add(wait) };
                 Outcome::Failed { next_attempt_at_ms, counts: false, answer: Some(answer) }
             } else if backoff::is_exhausted(attempts, settings.attempts_max) {
