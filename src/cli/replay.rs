@@ -17,7 +17,7 @@ use crate::message::MessageStatus;
 use crate::monitor::MonitorSettings;
 use crate::monitor::connection::Connection;
 use crate::replay::report::rate_and_eta;
-use crate::replay::{DrainEnd, Replay, ReplaySettings};
+use crate::replay::{DrainEnd, Probes, Replay, ReplaySettings};
 use crate::shutdown::Shutdown;
 use crate::store::{Filter, Owner, Page, Store, StoreError, now_ms};
 use crate::telemetry::metrics::Metrics;
@@ -160,6 +160,7 @@ pub fn run(common: &Common, args: &ReplayArgs) -> Result<(), Failure> {
             connection: &connection,
             settings: &settings,
             metrics: &metrics,
+            probes: &Probes::default(),
             shutdown: &shutdown,
         };
         let drained = Shutdown::new();

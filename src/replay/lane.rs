@@ -25,6 +25,8 @@ const TURN: Duration = Duration::from_secs(1);
 /// After so many requests of one batch that time might heal, and none that passed, the server is taken to be failing
 /// altogether: enough to halve a full batch down to one message, few enough not to storm a server in trouble.
 const FALTERS_MAX: u32 = 12;
+/// The longest that a message waits because it failed as a probe.
+const PROBE_WAIT_MAX: Duration = Duration::from_secs(30 * 60);
 
 /// Contents larger than this are sent as they are only: not rewritten for an older server, not divided.
 const CONTENT_BYTES_MAX: u64 = 64 * 1024 * 1024;
@@ -125,6 +127,9 @@ impl LaneWorker<'_> {
         replay.store.settle(&self.keeper.lease, &outcomes)?;
         self.count(&outcomes);
 
+        if delivered > 0 {
+            replay.probes.passed(self.work.id);
+        }
         if delivered > 0 && self.work.hold.take().is_some() && halt != Some(Halt::Held) {
             replay.store.hold(&self.keeper.lease, self.work.id, None)?;
         }
@@ -254,7 +259,10 @@ impl Batch<'_, '_> {
     fn refused(&mut self, message: &Claimed, answer: &LastAnswer, items: bool) -> Result<(), StoreError> {
         let divisible = if items { Divisible::of(message.message_type, &message.request) } else { None };
         let outcome = match divisible {
-            Some(divisible) => self.divide(message, &divisible, answer)?,
+            Some(divisible) => match self.divide(message, &divisible, answer)? {
+                Some(outcome) => outcome,
+                None => return Ok(()),
+            },
             None => Outcome::Rejected { answer: answer.clone() },
         };
         match &outcome {
@@ -276,9 +284,16 @@ impl Batch<'_, '_> {
 
     /// Sends a refused batch in pieces until each bad item stands alone.
     ///
-    /// All of it is settled at once, afterwards: a crash in the middle repeats pieces, which are upserts.
-    fn divide(&mut self, message: &Claimed, divisible: &Divisible, whole: &LastAnswer) -> Result<Outcome, StoreError> {
+    /// All of it is settled at once, afterwards: a crash in the middle repeats pieces, which are upserts. Returns `None`
+    /// when the message waits for another attempt as a whole, like one that the server could not answer for.
+    fn divide(
+        &mut self,
+        message: &Claimed,
+        divisible: &Divisible,
+        whole: &LastAnswer,
+    ) -> Result<Option<Outcome>, StoreError> {
         let mut division = Division::of(divisible.len());
+        let mut faltered = None;
         while let Some(items) = division.next() {
             let replay = self.worker.replay;
             if self.halt.is_none() && (replay.shutdown.is_requested() || !self.worker.keeper.may_send()) {
@@ -293,7 +308,10 @@ impl Batch<'_, '_> {
             match replaying(message.message_type, result.as_ref()) {
                 ReplayVerdict::Delivered => division.passed(items),
                 ReplayVerdict::Refused { .. } => division.refused(items, last_answer(&result)),
-                ReplayVerdict::Retry { .. } => division.keep(items),
+                ReplayVerdict::Retry { asked } => {
+                    faltered = Some((last_answer(&result), asked));
+                    division.keep(items);
+                }
                 ReplayVerdict::Unavailable => {
                     replay.connection.send_failed(&last_answer(&result).text);
                     self.halt = Some(Halt::Unavailable);
@@ -309,14 +327,20 @@ impl Batch<'_, '_> {
         if division.has_kept() {
             self.left.add(&message.touches);
         }
-        Ok(match division.end() {
+        Ok(Some(match division.end() {
             DivisionEnd::AllPassed => Outcome::Delivered,
             DivisionEnd::AllRefused => Outcome::Rejected { answer: whole.clone() },
-            DivisionEnd::NothingDecided => Outcome::Failed { next_attempt_at_ms: 0, counts: false, answer: None },
+            DivisionEnd::NothingDecided => {
+                if let (Some((answer, asked)), None) = (faltered, self.halt) {
+                    self.retries.push((message.clone(), answer, asked));
+                    return Ok(None);
+                }
+                Outcome::Failed { next_attempt_at_ms: 0, counts: false, answer: None }
+            }
             DivisionEnd::Parts(parts) => Outcome::Divided {
                 parts: parts.into_iter().map(|(items, answer)| part(message, divisible, items, answer)).collect(),
             },
-        })
+        }))
     }
 
     fn delivered(&mut self, shipment: &Shipment) -> Result<(), StoreError> {
@@ -376,12 +400,14 @@ impl Batch<'_, '_> {
             let said = self.retries.first().map(|(_, answer, _)| answer.text.clone()).unwrap_or_default();
             self.hold(settings.retry_interval, format!("the server fails every message: {said}"), true)?;
         }
-        let retry_interval_ms = i64::try_from(settings.retry_interval.as_millis()).unwrap_or(i64::MAX);
+        let failed = if is_servers_fault { self.worker.replay.probes.failed(self.worker.work.id) } else { 0 };
+        let behind = settings.retry_interval.saturating_mul(failed.saturating_add(2)).min(PROBE_WAIT_MAX);
+        let behind_ms = i64::try_from(behind.as_millis()).unwrap_or(i64::MAX);
         for (index, (message, answer, asked)) in std::mem::take(&mut self.retries).into_iter().enumerate() {
             let attempts = message.attempts.saturating_add(1);
             let outcome = if is_servers_fault && !is_suspect(&message) {
-                // Only the first one tried is moved behind the next probe.
-                let wait = if index == 0 { retry_interval_ms.saturating_mul(3) } else { 0 };
+                // Only the first one tried is moved behind the next probes.
+                let wait = if index == 0 { behind_ms } else { 0 };
                 let next_attempt_at_ms = if wait == 0 { 0 } else { now_ms().saturating_add(wait) };
                 Outcome::Failed { next_attempt_at_ms, counts: false, answer: Some(answer) }
             } else if backoff::is_exhausted(attempts, settings.attempts_max) {

@@ -94,8 +94,30 @@ pub struct Replay<'a> {
     pub settings: &'a ReplaySettings,
     /// Counts for whoever watches.
     pub metrics: &'a Metrics,
+    /// What earlier rounds learnt of lanes that fail.
+    pub probes: &'a Probes,
     /// Ends the round early.
     pub shutdown: &'a Shutdown,
+}
+
+/// How many probes of a lane failed in a row, while the server seemed to fail at everything. Kept between rounds.
+///
+/// A message that failed as a probe waits for longer the longer this lasts, so that the ones behind it get their turn as
+/// probes, however many bad ones stand before them; and never for longer than the trouble has lasted already.
+#[derive(Debug, Default)]
+pub struct Probes(Mutex<HashMap<LaneId, u32>>);
+
+impl Probes {
+    fn failed(&self, lane: LaneId) -> u32 {
+        let mut lanes = lock(&self.0);
+        let row = lanes.entry(lane).or_default();
+        *row = row.saturating_add(1);
+        *row
+    }
+
+    fn passed(&self, lane: LaneId) {
+        lock(&self.0).remove(&lane);
+    }
 }
 
 impl Replay<'_> {
@@ -248,6 +270,7 @@ impl ReplayManager<'_> {
         const ERROR_PAUSE: Duration = Duration::from_secs(2);
         let mut pause = self.tick_interval;
         let mut reported = String::new();
+        let probes = Probes::default();
         while !self.shutdown.sleep(pause) {
             pause = self.tick_interval;
             if !self.connection.wait_until_available(self.tick_interval, self.shutdown) {
@@ -263,6 +286,7 @@ impl ReplayManager<'_> {
                     connection: self.connection,
                     settings: &self.settings,
                     metrics: self.metrics,
+                    probes: &probes,
                     shutdown: self.shutdown,
                 }
                 .drain(&self.owner),

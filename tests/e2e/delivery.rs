@@ -127,6 +127,19 @@ fn several_bad_messages_with_nothing_left_beside_them_are_set_aside_too() {
 }
 
 #[test]
+fn good_messages_get_through_behind_many_bad_ones() {
+    let server = FakeOpik::new_stopped();
+    let agent = Agent::builder(&server.url()).impatient().arg("--retry-interval").arg("100ms").start();
+    let stored = ids(40);
+    store_creates(&agent, &stored);
+    // So many at the head of the lane that the server seems to fail at everything.
+    let (bad, good) = stored.split_at(14);
+    server.script(When::ids(bad.iter()), Then::status(500));
+    server.start();
+    wait_until("the good ones are delivered", PATIENCE, || good.iter().all(|id| is_there(&server, id)));
+}
+
+#[test]
 fn a_refused_batch_loses_only_the_bad_message() {
     let (server, agent) = storing();
     let stored = ids(40);
