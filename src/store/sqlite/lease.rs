@@ -3,6 +3,9 @@
 //! Its end is measured on a clock that nobody sets and that runs on while the machine sleeps (`CLOCK_BOOTTIME`), beside
 //! the id of this boot: a lease of an earlier boot has ended. Systems other than Linux have neither; there the monotonic
 //! clock stands in, and a lease granted at a later reading than now is taken as one of an earlier boot.
+//!
+//! A lease also ends with its process, where that can be known: its process id has to mean the same to us, so both have
+//! to be of one pid namespace. An agent that was killed and started again then goes on at once.
 
 use std::sync::OnceLock;
 use std::time::Duration;
@@ -39,13 +42,31 @@ impl Reading {
 /// Returns who holds a living lease.
 pub(super) fn holder(connection: &Connection) -> Result<Option<Owner>, Fault> {
     let now = Reading::now();
-    let owner = connection
+    let found = connection
         .prepare_cached(queries::LIVING_LEASE)?
         .query_row(params![now.boot, now.ms], |row| {
-            Ok(Owner { role: row.get(0)?, pid: row.get(1)?, nonce: row.get(2)? })
+            let owner = Owner { role: row.get(0)?, pid: row.get(1)?, nonce: row.get(2)? };
+            Ok((owner, row.get::<_, Option<String>>(3)?))
         })
         .optional()?;
-    Ok(owner)
+    Ok(found.filter(|(owner, namespace)| !is_gone(owner.pid, namespace.as_deref())).map(|(owner, _)| owner))
+}
+
+/// Returns the name of the pid namespace that this process is in, or `None` where there are none.
+fn pid_namespace() -> Option<&'static str> {
+    static NAMESPACE: OnceLock<Option<String>> = OnceLock::new();
+    let read = || std::fs::read_link("/proc/self/ns/pid").ok()?.into_os_string().into_string().ok();
+    NAMESPACE.get_or_init(read).as_deref()
+}
+
+/// Says whether a process is known not to exist any more. A number that was given to another process counts as alive:
+/// the lease then ends by its time.
+fn is_gone(pid: u32, namespace: Option<&str>) -> bool {
+    if namespace.is_none() || namespace != pid_namespace() {
+        return false;
+    }
+    let pid = i32::try_from(pid).ok().and_then(rustix::process::Pid::from_raw);
+    pid.is_some_and(|pid| rustix::process::test_kill_process(pid) == Err(rustix::io::Errno::SRCH))
 }
 
 /// Gives the lease to this owner under a new epoch, unless another one has it.
@@ -57,7 +78,9 @@ pub(super) fn acquire(tx: &Transaction, owner: &Owner, time_to_live: Duration) -
     let until_ms = end(&now, time_to_live);
     let epoch = tx
         .prepare_cached(queries::GRANT_LEASE)?
-        .query_row(params![owner.role, owner.pid, owner.nonce, now.boot, now.ms, until_ms], |row| row.get(0))?;
+        .query_row(params![owner.role, owner.pid, owner.nonce, now.boot, now.ms, until_ms, pid_namespace()], |row| {
+            row.get(0)
+        })?;
     Ok(Lease { owner: owner.clone(), epoch })
 }
 

@@ -125,10 +125,11 @@ pub(super) const OLDEST_WAITING: &str = "
 // Lease.
 
 pub(super) const LIVING_LEASE: &str = "
-    SELECT role, pid, nonce FROM lease
+    SELECT role, pid, nonce, pid_namespace FROM lease
     WHERE nonce IS NOT NULL AND boot = ?1 AND granted_at_ms <= ?2 AND ?2 < until_ms";
 pub(super) const GRANT_LEASE: &str = "
-    UPDATE lease SET epoch = epoch + 1, role = ?1, pid = ?2, nonce = ?3, boot = ?4, granted_at_ms = ?5, until_ms = ?6
+    UPDATE lease SET epoch = epoch + 1, role = ?1, pid = ?2, nonce = ?3, boot = ?4, granted_at_ms = ?5, until_ms = ?6,
+        pid_namespace = ?7
     RETURNING epoch";
 pub(super) const RENEW_LEASE: &str = "
     UPDATE lease SET boot = ?3, granted_at_ms = ?4, until_ms = ?5 WHERE epoch = ?1 AND nonce = ?2";

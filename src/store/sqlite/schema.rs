@@ -111,6 +111,7 @@ CREATE TABLE lease (
     pid           INTEGER,
     nonce         TEXT,
     boot          TEXT,
+    pid_namespace TEXT,
     granted_at_ms INTEGER,
     until_ms      INTEGER
 );
