@@ -4,11 +4,13 @@
 //! - [`verdict`]: what an answer means, when forwarding and when replaying.
 //! - [`coalesce`]: which messages share a request.
 //! - [`split`]: a refused batch cut into pieces, also inside one stored body.
+//! - [`blame`]: whether a fault counts against a message.
 //! - [`backoff`]: how long a message waits after a bad attempt.
 //! - [`pacing`]: how fast a backlog is replayed.
 
 pub mod admission;
 pub mod backoff;
+pub mod blame;
 pub mod coalesce;
 pub mod pacing;
 pub mod split;

@@ -16,6 +16,7 @@
 //!
 //! [`MessageType::repeat_is_harmless`]: crate::message::MessageType::repeat_is_harmless
 
+mod batch;
 mod lane;
 pub mod report;
 
