@@ -54,7 +54,7 @@ Register-ArgumentCompleter -Native -CommandName 'opik-offline' -ScriptBlock {
             [CompletionResult]::new('--max-inflated-size', '--max-inflated-size', [CompletionResultType]::ParameterName, 'Refuse bodies larger than this when decoded [default: 128MiB]')
             [CompletionResult]::new('--connect-timeout', '--connect-timeout', [CompletionResultType]::ParameterName, 'Give up connecting to the server after this long [default: 5s]')
             [CompletionResult]::new('--forward-timeout', '--forward-timeout', [CompletionResultType]::ParameterName, 'Store a write that the server has not answered after this long [default: 30s]')
-            [CompletionResult]::new('--retry-interval', '--retry-interval', [CompletionResultType]::ParameterName, 'Try a lane that waits for a valid key again after this long [default: 10s]')
+            [CompletionResult]::new('--retry-interval', '--retry-interval', [CompletionResultType]::ParameterName, 'Try a held lane again after this long: no valid key, a redirect, a server that fails at everything [default: 10s]')
             [CompletionResult]::new('--shutdown-timeout', '--shutdown-timeout', [CompletionResultType]::ParameterName, 'Let requests in progress finish for this long when stopping [default: 10s]')
             [CompletionResult]::new('--log-format', '--log-format', [CompletionResultType]::ParameterName, 'Write log lines as text or json [default: text]')
             [CompletionResult]::new('--db', '--db', [CompletionResultType]::ParameterName, 'Use this message store [default: opik-offline/opik_messages.db in the user''s data folder]')

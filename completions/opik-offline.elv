@@ -50,7 +50,7 @@ set edit:completion:arg-completer[opik-offline] = {|@words|
             cand --max-inflated-size 'Refuse bodies larger than this when decoded [default: 128MiB]'
             cand --connect-timeout 'Give up connecting to the server after this long [default: 5s]'
             cand --forward-timeout 'Store a write that the server has not answered after this long [default: 30s]'
-            cand --retry-interval 'Try a lane that waits for a valid key again after this long [default: 10s]'
+            cand --retry-interval 'Try a held lane again after this long: no valid key, a redirect, a server that fails at everything [default: 10s]'
             cand --shutdown-timeout 'Let requests in progress finish for this long when stopping [default: 10s]'
             cand --log-format 'Write log lines as text or json [default: text]'
             cand --db 'Use this message store [default: opik-offline/opik_messages.db in the user''s data folder]'

@@ -53,7 +53,7 @@ complete -c opik-offline -n "__fish_opik_offline_using_subcommand agent" -l max-
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand agent" -l max-inflated-size -d 'Refuse bodies larger than this when decoded [default: 128MiB]' -r
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand agent" -l connect-timeout -d 'Give up connecting to the server after this long [default: 5s]' -r
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand agent" -l forward-timeout -d 'Store a write that the server has not answered after this long [default: 30s]' -r
-complete -c opik-offline -n "__fish_opik_offline_using_subcommand agent" -l retry-interval -d 'Try a lane that waits for a valid key again after this long [default: 10s]' -r
+complete -c opik-offline -n "__fish_opik_offline_using_subcommand agent" -l retry-interval -d 'Try a held lane again after this long: no valid key, a redirect, a server that fails at everything [default: 10s]' -r
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand agent" -l shutdown-timeout -d 'Let requests in progress finish for this long when stopping [default: 10s]' -r
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand agent" -l log-format -d 'Write log lines as text or json [default: text]' -r
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand agent" -l db -d 'Use this message store [default: opik-offline/opik_messages.db in the user\'s data folder]' -r -F

@@ -81,7 +81,7 @@ pub struct AgentArgs {
     #[arg(long, value_name = "DURATION")]
     forward_timeout: Option<OsString>,
 
-    /// Try a lane that waits for a valid key again after this long [default: 10s]
+    /// Try a held lane again after this long: no valid key, a redirect, a server that fails at everything [default: 10s]
     #[arg(long, value_name = "DURATION")]
     retry_interval: Option<OsString>,
 

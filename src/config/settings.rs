@@ -200,7 +200,7 @@ settings! {
     /// Time between two looks at the store for something to replay
     replay_tick_interval: Duration = "300ms", "OPIK_REPLAY_TICK_INTERVAL", OpikConfig, plain(within(MILLISECOND, DAY));
 
-    /// Time after which a lane that the server refused with 401 or 403 is tried again
+    /// Time after which a held lane is tried again: no valid key, a redirect, a server that fails at everything
     retry_interval: Duration = "10s", "OPIK_OFFLINE_RETRY_INTERVAL", "--retry-interval", ConfigYaml,
         plain(within(MILLISECOND, DAY));
 

@@ -1,27 +1,29 @@
 //! Whose fault is it that messages fail with answers that time may heal: their own, or the server's?
 //!
-//! A fault that meets one message while others pass is the message's, and from then on that message is suspect: what it
-//! meets later counts against it, whoever else passes or does not. When no other message passes, the fault is the
-//! server's, and counting it against messages would reject a whole backlog for an outage.
+//! A fault that meets a message while others pass is the message's, and from then on the message is suspect: what it meets
+//! later counts against it. A fault that meets many, or all, is the server's. Then nothing counts: a server that fails at
+//! everything for an hour must not turn a backlog into rejected messages.
 
-/// What a batch has met.
+/// What is known about the failure of one message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Failures {
-    /// Messages that failed alone, and never failed before while others passed.
-    pub unsuspected: usize,
-    /// Messages that were delivered beside them.
-    pub delivered: usize,
-    /// Whether the batch is one message that tries a lane in trouble.
-    pub is_probe: bool,
+pub struct Evidence {
+    /// Another message passed after this one, or the request that it shared, had failed.
+    pub passed_since: bool,
+    /// Another message of the same batch passed.
+    pub passed_beside: bool,
+    /// A failure counted against it before.
+    pub is_suspect: bool,
+    /// How many messages of the lane failed since one passed, this one included.
+    pub failing: usize,
 }
 
-/// Says whether the server is to blame for the unsuspected messages.
-///
-/// A single message that fails with nothing beside it to compare with is taken to be at fault itself, unless it only
-/// probes a lane that is in trouble already.
-pub fn is_servers_fault(failures: Failures) -> bool {
-    let Failures { unsuspected, delivered, is_probe } = failures;
-    delivered == 0 && (unsuspected > 1 || (unsuspected == 1 && is_probe))
+/// When more messages than this fail and none passes, it is the server, whatever was known of them before.
+pub const FAILING_MAX: usize = 10;
+
+/// Says whether the failure counts against the message.
+pub fn counts(evidence: Evidence) -> bool {
+    let Evidence { passed_since, passed_beside, is_suspect, failing } = evidence;
+    passed_since || (failing <= FAILING_MAX && (passed_beside || is_suspect))
 }
 
 #[cfg(test)]
@@ -29,19 +31,19 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_message_is_blamed_only_when_others_pass_or_nothing_can_be_compared() {
-        for (unsuspected, delivered, is_probe, expected) in [
-            (1, 0, false, false),
-            (1, 9, false, false),
-            (5, 1, false, false),
-            (2, 0, false, true),
-            (1, 0, true, true),
-            (1, 1, true, false),
-            (0, 0, true, false),
-            (0, 0, false, false),
+    fn a_message_is_blamed_only_when_others_pass() {
+        for (passed_since, passed_beside, is_suspect, failing, expected, what) in [
+            (false, false, false, 1, false, "alone, and never seen beside one that passed"),
+            (false, false, false, 1000, false, "everything fails"),
+            (false, false, true, 1, true, "known to be bad, and left alone"),
+            (false, false, true, FAILING_MAX, true, "one of a few that are known to be bad"),
+            (false, false, true, FAILING_MAX + 1, false, "an outage that meets what a shaky server made suspect"),
+            (false, true, false, 1, true, "the last of a batch that passed"),
+            (false, true, false, 1000, false, "the server broke down in the middle of a batch"),
+            (true, true, false, 1000, true, "one behind it passed"),
         ] {
-            let failures = Failures { unsuspected, delivered, is_probe };
-            assert_eq!(is_servers_fault(failures), expected, "{failures:?}");
+            let evidence = Evidence { passed_since, passed_beside, is_suspect, failing };
+            assert_eq!(counts(evidence), expected, "{what}");
         }
     }
 }

@@ -476,7 +476,7 @@ impl Shared {
     /// Notes that the server is gone.
     fn lost(&self, reason: &str) {
         if self.connection.send_failed(reason) == Change::Lost {
-            warn!(target: "connection_monitor", "the Opik server is unavailable, writes are stored: {reason}");
+            warn!(target: "connection_monitor", "the Opik server is unavailable: {reason}");
         }
     }
 }

@@ -121,7 +121,7 @@ pub fn run(connection: &Connection, upstream: &Upstream, settings: MonitorSettin
             Change::Restored => info!(target: "connection_monitor", "the Opik server is available"),
             Change::Lost => warn!(
                 target: "connection_monitor",
-                "the Opik server is unavailable, writes are stored: {}", reason.unwrap_or_default()
+                "the Opik server is unavailable: {}", reason.unwrap_or_default()
             ),
             Change::None => {}
         }

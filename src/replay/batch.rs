@@ -10,7 +10,7 @@ use uuid::Uuid;
 use super::lane::LaneWorker;
 use super::now_ms;
 use crate::delivery::backoff;
-use crate::delivery::blame::{Failures, is_servers_fault};
+use crate::delivery::blame::{self, Evidence};
 use crate::delivery::coalesce::{Shipment, plan};
 use crate::delivery::split::{Divisible, Division, DivisionEnd};
 use crate::delivery::verdict::{ReplayVerdict, replaying};
@@ -21,11 +21,11 @@ use crate::protocol::inspection::inspect;
 use crate::protocol::routes::Protected;
 use crate::store::{Hold, LastAnswer, Outcome, Part, StoreError};
 
-/// After so many requests of one batch that time might heal, and none that passed, the server is taken to be failing
+/// After so many requests in a row that time might heal, and none that passed, the server is taken to be failing
 /// altogether: enough to halve a full batch down to one message, few enough not to storm a server in trouble.
 const FALTERS_MAX: u32 = 12;
-/// The longest that a message waits because it failed as a probe.
-const PROBE_WAIT_MAX: Duration = Duration::from_secs(30 * 60);
+/// The longest that a message waits because it failed as a probe; what a healed server may still wait for it.
+const PROBE_WAIT_MAX: Duration = Duration::from_secs(5 * 60);
 
 /// Contents larger than this are sent as they are only: not rewritten for an older server, not divided.
 const CONTENT_BYTES_MAX: u64 = 64 * 1024 * 1024;
@@ -41,29 +41,41 @@ pub(super) enum Halt {
 /// One claim on its way.
 pub(super) struct Batch<'w, 'a> {
     worker: &'w LaneWorker<'a>,
-    is_probe: bool,
     pub outcomes: Vec<(MessageId, Outcome)>,
-    /// Messages that failed alone, with what the server said and how long it asked to wait.
-    retries: Vec<(Claimed, LastAnswer, Option<Duration>)>,
+    /// Messages that failed alone.
+    retries: Vec<Failed>,
     /// What messages are about that wait for another try: later ones of this batch must not overtake them.
     left: Footprint,
     /// Messages delivered so far.
     pub delivered: usize,
-    /// Requests that failed in a way that time may heal.
+    /// Requests that passed.
+    passes: usize,
+    /// Requests that failed in a way that time may heal, since one passed.
     falters: u32,
     pub halt: Option<Halt>,
 }
 
+/// A message that failed alone in a way that time may heal.
+struct Failed {
+    message: Claimed,
+    answer: LastAnswer,
+    reason: String,
+    /// How long the server asked to wait.
+    asked: Option<Duration>,
+    /// How many requests had passed when it failed first, be it with others in one request.
+    passes: usize,
+}
+
 impl<'w, 'a> Batch<'w, 'a> {
     /// Returns a batch of which nothing was sent yet.
-    pub fn new(worker: &'w LaneWorker<'a>, is_probe: bool) -> Self {
+    pub fn new(worker: &'w LaneWorker<'a>) -> Self {
         Self {
             worker,
-            is_probe,
             outcomes: Vec::new(),
             retries: Vec::new(),
             left: Footprint::default(),
             delivered: 0,
+            passes: 0,
             falters: 0,
             halt: None,
         }
@@ -71,8 +83,9 @@ impl<'w, 'a> Batch<'w, 'a> {
 
     /// Sends everything, or as much as the server and our lease allow; what is not sent is put back.
     pub fn send_all(&mut self, claimed: Vec<Claimed>) -> Result<(), StoreError> {
-        let mut queue: VecDeque<Shipment> = plan(claimed).into();
-        while let Some(shipment) = queue.pop_front() {
+        // With each shipment: how many requests had passed when it first failed, as a part of a larger one.
+        let mut queue: VecDeque<(Shipment, Option<usize>)> = plan(claimed).into_iter().map(|s| (s, None)).collect();
+        while let Some((shipment, first_failed)) = queue.pop_front() {
             if self.halt.is_none() && (self.worker.replay.shutdown.is_requested() || !self.worker.keeper.may_send()) {
                 self.halt = Some(Halt::Stopped);
             }
@@ -100,28 +113,36 @@ impl<'w, 'a> Batch<'w, 'a> {
                 }
                 ReplayVerdict::Retry { asked } => {
                     self.falters += 1;
-                    if self.delivered == 0 && self.falters >= FALTERS_MAX {
+                    let passes = first_failed.unwrap_or(self.passes);
+                    replay.probes.failing(self.worker.work.id, shipment.messages().map(|message| message.id));
+                    if self.falters >= FALTERS_MAX {
                         self.hold(replay.settings.retry_interval, reason(&result), true)?;
                         self.put_back(&shipment, Some(last_answer(&result)));
                         continue;
                     }
                     match shipment.halves() {
                         Ok((first, second)) => {
-                            queue.push_front(second);
-                            queue.push_front(first);
+                            queue.push_front((second, Some(passes)));
+                            queue.push_front((first, Some(passes)));
                         }
                         Err(single) => {
-                            let answer = last_answer(&result);
-                            single.messages().for_each(|message| self.left.add(&message.touches));
-                            self.retries
-                                .extend(single.messages().map(|message| (message.clone(), answer.clone(), asked)));
+                            for message in single.messages() {
+                                self.left.add(&message.touches);
+                                self.retries.push(Failed {
+                                    message: message.clone(),
+                                    answer: last_answer(&result),
+                                    reason: reason(&result),
+                                    asked,
+                                    passes,
+                                });
+                            }
                         }
                     }
                 }
                 ReplayVerdict::Refused { items } => match shipment.halves() {
                     Ok((first, second)) => {
-                        queue.push_front(second);
-                        queue.push_front(first);
+                        queue.push_front((second, first_failed));
+                        queue.push_front((first, first_failed));
                     }
                     Err(single) => {
                         let answer = last_answer(&result);
@@ -202,7 +223,13 @@ impl<'w, 'a> Batch<'w, 'a> {
                 ReplayVerdict::Delivered => division.passed(items),
                 ReplayVerdict::Refused { .. } => division.refused(items, last_answer(&result)),
                 ReplayVerdict::Retry { asked } => {
-                    faltered = Some((last_answer(&result), asked));
+                    faltered = Some(Failed {
+                        message: message.clone(),
+                        answer: last_answer(&result),
+                        reason: reason(&result),
+                        asked,
+                        passes: self.passes,
+                    });
                     division.keep(items);
                 }
                 ReplayVerdict::Unavailable => {
@@ -216,7 +243,9 @@ impl<'w, 'a> Batch<'w, 'a> {
                 }
             }
         }
-        self.delivered += usize::from(division.anything_passed());
+        if division.anything_passed() {
+            self.passed(1);
+        }
         if division.has_kept() {
             self.left.add(&message.touches);
         }
@@ -224,8 +253,9 @@ impl<'w, 'a> Batch<'w, 'a> {
             DivisionEnd::AllPassed => Outcome::Delivered,
             DivisionEnd::AllRefused => Outcome::Rejected { answer: whole.clone() },
             DivisionEnd::NothingDecided => {
-                if let (Some((answer, asked)), None) = (faltered, self.halt) {
-                    self.retries.push((message.clone(), answer, asked));
+                if let (Some(failed), None) = (faltered, self.halt) {
+                    self.worker.replay.probes.failing(self.worker.work.id, std::iter::once(message.id));
+                    self.retries.push(failed);
                     return Ok(None);
                 }
                 Outcome::Failed { next_attempt_at_ms: 0, counts: false, answer: None }
@@ -237,9 +267,17 @@ impl<'w, 'a> Batch<'w, 'a> {
     }
 
     fn delivered(&mut self, shipment: &Shipment) -> Result<(), StoreError> {
-        self.delivered += shipment.len();
+        self.passed(shipment.len());
         self.outcomes.extend(shipment.messages().map(|message| (message.id, Outcome::Delivered)));
         self.settle_if_repeat_hurts(shipment)
+    }
+
+    /// Notes that a request passed: whatever troubled the lane before, it is not the server as a whole.
+    fn passed(&mut self, messages: usize) {
+        self.delivered += messages;
+        self.passes += 1;
+        self.falters = 0;
+        self.worker.replay.probes.passed(self.worker.work.id);
     }
 
     /// Settles at once what the server would not take as an upsert a second time.
@@ -269,41 +307,33 @@ impl<'w, 'a> Batch<'w, 'a> {
             target: "replay_manager",
             "{}: held for {} s, nothing is dropped: {reason}", self.worker.work.lane, time.as_secs_f64()
         );
-        let until_ms = now_ms().saturating_add(i64::try_from(time.as_millis()).unwrap_or(i64::MAX));
-        self.worker.replay.store.hold(
-            &self.worker.keeper.lease,
-            self.worker.work.id,
-            Some(&Hold { until_ms, reason, probe }),
-        )?;
+        let hold = Hold { until_ms: in_ms(time), reason, probe };
+        self.worker.replay.store.hold(&self.worker.keeper.lease, self.worker.work.id, Some(&hold))?;
         self.halt = Some(Halt::Held);
         Ok(())
     }
 
-    /// Decides what failed messages have to wait, and whether it counts against them ([`is_servers_fault`]).
+    /// Decides what failed messages have to wait, and whether it counts against them ([`blame`]).
     ///
-    /// When the fault is the server's nothing counts, and the lane waits and lets another message try, so that a poisoned
-    /// one can't keep it held.
+    /// What does not count is the server's trouble: the lane waits and lets another message try, so that a poisoned one
+    /// can't keep it held.
     pub fn count_retries(&mut self) -> Result<(), StoreError> {
-        let is_suspect = |message: &Claimed| message.attempts > 0;
-        let unsuspected = self.retries.iter().filter(|(message, _, _)| !is_suspect(message)).count();
-        let is_servers_fault =
-            is_servers_fault(Failures { unsuspected, delivered: self.delivered, is_probe: self.is_probe });
-        let settings = self.worker.replay.settings;
-        if is_servers_fault && self.halt.is_none() {
-            let said = self.retries.first().map(|(_, answer, _)| answer.text.clone()).unwrap_or_default();
-            self.hold(settings.retry_interval, format!("the server fails every message: {said}"), true)?;
-        }
-        let failed = if is_servers_fault { self.worker.replay.probes.failed(self.worker.work.id) } else { 0 };
-        let behind = settings.retry_interval.saturating_mul(failed.saturating_add(2)).min(PROBE_WAIT_MAX);
-        let behind_ms = i64::try_from(behind.as_millis()).unwrap_or(i64::MAX);
-        for (index, (message, answer, asked)) in std::mem::take(&mut self.retries).into_iter().enumerate() {
+        let (replay, lane) = (self.worker.replay, self.worker.work.id);
+        let settings = replay.settings;
+        let failing = replay.probes.failing(lane, std::iter::empty());
+        let (blamed, spared): (Vec<Failed>, Vec<Failed>) =
+            std::mem::take(&mut self.retries).into_iter().partition(|failed| {
+                let was_spared_before_a_pass = replay.probes.passed_since_spared(lane, failed.message.id);
+                blame::counts(Evidence {
+                    passed_since: self.passes > failed.passes || was_spared_before_a_pass,
+                    passed_beside: self.passes > 0,
+                    is_suspect: failed.message.attempts > 0,
+                    failing,
+                })
+            });
+        for Failed { message, answer, asked, .. } in blamed {
             let attempts = message.attempts.saturating_add(1);
-            let outcome = if is_servers_fault && !is_suspect(&message) {
-                // Only the first one tried is moved behind the next probes.
-                let wait = if index == 0 { behind_ms } else { 0 };
-                let next_attempt_at_ms = if wait == 0 { 0 } else { now_ms().saturating_add(wait) };
-                Outcome::Failed { next_attempt_at_ms, counts: false, answer: Some(answer) }
-            } else if backoff::is_exhausted(attempts, settings.attempts_max) {
+            let outcome = if backoff::is_exhausted(attempts, settings.attempts_max) {
                 warn!(
                     target: "replay_manager",
                     id = %message.id, message_type = %message.message_type, attempts,
@@ -311,14 +341,32 @@ impl<'w, 'a> Batch<'w, 'a> {
                 );
                 Outcome::Rejected { answer }
             } else {
-                let wait = backoff::wait(attempts, jitter(), asked);
-                let next_attempt_at_ms = now_ms().saturating_add(i64::try_from(wait.as_millis()).unwrap_or(i64::MAX));
+                let next_attempt_at_ms = in_ms(backoff::wait(attempts, jitter(), asked));
                 Outcome::Failed { next_attempt_at_ms, counts: true, answer: Some(answer) }
             };
             self.outcomes.push((message.id, outcome));
         }
+        let Some(first) = spared.first() else { return Ok(()) };
+        if self.halt.is_none() {
+            let reason = format!("the server fails at everything: {}", first.reason);
+            self.hold(settings.retry_interval, reason, true)?;
+        }
+        let probes_failed = replay.probes.probe_failed(lane);
+        let behind = settings.retry_interval.saturating_mul(probes_failed.saturating_add(2)).min(PROBE_WAIT_MAX);
+        for (index, Failed { message, answer, .. }) in spared.into_iter().enumerate() {
+            replay.probes.spare(lane, message.id);
+            // Only the first one tried is moved behind the next probes.
+            let next_attempt_at_ms = if index == 0 { in_ms(behind) } else { 0 };
+            self.outcomes
+                .push((message.id, Outcome::Failed { next_attempt_at_ms, counts: false, answer: Some(answer) }));
+        }
         Ok(())
     }
+}
+
+/// Returns the time after this wait, in milliseconds since the Unix epoch.
+fn in_ms(wait: Duration) -> i64 {
+    now_ms().saturating_add(i64::try_from(wait.as_millis()).unwrap_or(i64::MAX))
 }
 
 /// Returns a part of a divided message as the store keeps it.

@@ -84,16 +84,13 @@ impl LaneWorker<'_> {
         }
 
         let count = claimed.len();
-        let mut batch = Batch::new(self, is_probe);
+        let mut batch = Batch::new(self);
         batch.send_all(claimed)?;
         batch.count_retries()?;
         let Batch { outcomes, delivered, halt, .. } = batch;
         replay.store.settle(&self.keeper.lease, &outcomes)?;
         self.count(&outcomes);
 
-        if delivered > 0 {
-            replay.probes.passed(self.work.id);
-        }
         if delivered > 0 && self.work.hold.take().is_some() && halt != Some(Halt::Held) {
             replay.store.hold(&self.keeper.lease, self.work.id, None)?;
         }

@@ -27,7 +27,9 @@ use std::time::{Duration, Instant};
 
 use tracing::{debug, error, info, warn};
 
+use crate::delivery::blame::FAILING_MAX;
 use crate::delivery::pacing::{Pace, PaceSettings};
+use crate::message::MessageId;
 use crate::monitor::Availability;
 use crate::monitor::connection::Connection;
 use crate::shutdown::Shutdown;
@@ -101,23 +103,69 @@ pub struct Replay<'a> {
     pub shutdown: &'a Shutdown,
 }
 
-/// How many probes of a lane failed in a row, while the server seemed to fail at everything. Kept between rounds.
-///
-/// A message that failed as a probe waits for longer the longer this lasts, so that the ones behind it get their turn as
-/// probes, however many bad ones stand before them; and never for longer than the trouble has lasted already.
+/// What went wrong in each lane. Kept between rounds, in memory only: a new process finds out
+/// again.
 #[derive(Debug, Default)]
-pub struct Probes(Mutex<HashMap<LaneId, u32>>);
+pub struct Probes(Mutex<HashMap<LaneId, Trouble>>);
+
+#[derive(Debug, Default)]
+struct Trouble {
+    /// Probes that failed since a message passed. A message that failed as a probe waits for longer the longer this lasts, so that the
+    /// ones behind it get their turn as probes, however many bad ones stand before them.
+    probes_failed: u32,
+    /// Messages that failed since one passed, as many as are worth telling apart.
+    failing: HashSet<MessageId>,
+    /// How many requests passed, ever.
+    passes: u64,
+    /// Messages whose last failure did not count, with `passes` as it was then: when one passed since, the next counts.
+    spared: HashMap<MessageId, u64>,
+}
+
+/// Messages whose failure did not count and that are remembered; of others each failure looks like the first.
+const SPARED_MAX: usize = 10_000;
 
 impl Probes {
-    fn failed(&self, lane: LaneId) -> u32 {
+    fn probe_failed(&self, lane: LaneId) -> u32 {
         let mut lanes = lock(&self.0);
-        let row = lanes.entry(lane).or_default();
-        *row = row.saturating_add(1);
-        *row
+        let trouble = lanes.entry(lane).or_default();
+        trouble.probes_failed = trouble.probes_failed.saturating_add(1);
+        trouble.probes_failed
+    }
+
+    /// Adds messages that failed, and returns how many have since one passed.
+    fn failing(&self, lane: LaneId, messages: impl Iterator<Item = MessageId>) -> usize {
+        let mut lanes = lock(&self.0);
+        let trouble = lanes.entry(lane).or_default();
+        for message in messages {
+            if trouble.failing.len() <= FAILING_MAX {
+                trouble.failing.insert(message);
+            }
+        }
+        trouble.failing.len()
+    }
+
+    /// Notes that a message's failure does not count for now.
+    fn spare(&self, lane: LaneId, message: MessageId) {
+        let mut lanes = lock(&self.0);
+        let trouble = lanes.entry(lane).or_default();
+        if trouble.spared.len() < SPARED_MAX {
+            trouble.spared.insert(message, trouble.passes);
+        }
+    }
+
+    /// Says whether something passed since a message was spared, and forgets that it was.
+    fn passed_since_spared(&self, lane: LaneId, message: MessageId) -> bool {
+        let mut lanes = lock(&self.0);
+        let trouble = lanes.entry(lane).or_default();
+        trouble.spared.remove(&message).is_some_and(|passes| trouble.passes > passes)
     }
 
     fn passed(&self, lane: LaneId) {
-        lock(&self.0).remove(&lane);
+        let mut lanes = lock(&self.0);
+        let trouble = lanes.entry(lane).or_default();
+        trouble.probes_failed = 0;
+        trouble.failing.clear();
+        trouble.passes += 1;
     }
 }
 

@@ -127,6 +127,25 @@ fn several_bad_messages_with_nothing_left_beside_them_are_set_aside_too() {
 }
 
 #[test]
+fn an_outage_of_nothing_but_500s_rejects_nothing_not_even_a_lone_message() {
+    let server = FakeOpik::new_stopped();
+    let impatient = Agent::builder(&server.url()).impatient().arg("--retry-interval").arg("100ms");
+    let agent = impatient.arg("--max-attempts").arg("2").start();
+    let mut client = Client::new(&agent.url());
+    let id = uuid7();
+    assert_eq!(client.expect(&create(&id)).status, 201);
+    assert_eq!(client.expect(&update(&id, 1)).status, 204);
+    let fault = server.script(When::write(), Then::status(500));
+    server.start();
+    wait_until("the server has failed more often than a message may", PATIENCE, || fault.hits() >= 6);
+    assert_eq!(rejected(&agent), 0, "an outage turned what was acknowledged into rejected messages");
+    fault.clear();
+    agent.wait_until_delivered();
+    assert!(is_there(&server, &id));
+    server.assert_no_update_before_create();
+}
+
+#[test]
 fn good_messages_get_through_behind_many_bad_ones() {
     let server = FakeOpik::new_stopped();
     let agent = Agent::builder(&server.url()).impatient().arg("--retry-interval").arg("100ms").start();
