@@ -44,6 +44,9 @@ Exit codes:
 /// It works beside a running agent: one of the two replays at a time, and the other waits. A message leaves the store when
 /// the server has confirmed it, so that interrupting a replay loses nothing. Messages that the server refuses are kept as
 /// rejected; they are replayed only with --rejected, --status rejected or their --id.
+///
+/// What is selected is sent in its order, and does not wait for what is not selected: an update that is selected without
+/// its create reaches the server first.
 #[derive(Args, Debug)]
 #[command(after_long_help = AFTER_HELP)]
 pub struct ReplayArgs {
