@@ -64,7 +64,9 @@ fn add_parts(
     changes: &mut Changes,
 ) -> Result<(), Fault> {
     let mut names = Names::default();
-    let first: i64 = tx.prepare_cached(queries::NEXT_ID)?.query_row([], |row| row.get(0))?;
+    // The table can't know what this very transaction has deleted, and no id is used twice.
+    let next: i64 = tx.prepare_cached(queries::NEXT_ID)?.query_row([], |row| row.get(0))?;
+    let first = next.max(changes.highest_deleted() + 1);
     let mut add_part = tx.prepare_cached(queries::ADD_PART)?;
     for (id, part) in (first..).zip(parts) {
         let answer = part.rejected.as_ref();

@@ -55,6 +55,11 @@ impl Changes {
         self.change(group, 1, size);
     }
 
+    /// Returns the highest id that was deleted so far.
+    pub(super) fn highest_deleted(&self) -> i64 {
+        self.highest_deleted
+    }
+
     /// Counts a message that is no longer in this group.
     pub(super) fn take(&mut self, group: Group, size: Size) {
         self.change(group, -1, Size { items: -size.items, body_bytes: -size.body_bytes });
