@@ -81,6 +81,8 @@ pub struct Division<Answer> {
     open: Vec<Range<usize>>,
     kept: Vec<Range<usize>>,
     refused: Vec<(Range<usize>, Answer)>,
+    /// Pieces of several items that were refused and are divided no further unless something passes.
+    given_up: Vec<(Range<usize>, Answer)>,
     passed: usize,
     refused_alone: usize,
 }
@@ -99,14 +101,22 @@ pub enum DivisionEnd<Answer> {
 }
 
 /// After so many items that were refused alone, and none that passed, the rest is tried in the pieces that it is in and
-/// divided no further: a server that refuses everything must not be asked about every item of every batch.
+/// divided no further: a server that refuses everything must not be asked about every item of every batch. When one of
+/// those pieces passes after all, the others are divided as well.
 const REFUSED_ALONE_MAX: usize = 32;
 
 impl<Answer: Clone> Division<Answer> {
     /// Begins with the halves of a refused batch of `len` items, two at least.
     pub fn of(len: usize) -> Self {
-        let mut division =
-            Self { len, open: Vec::new(), kept: Vec::new(), refused: Vec::new(), passed: 0, refused_alone: 0 };
+        let mut division = Self {
+            len,
+            open: Vec::new(),
+            kept: Vec::new(),
+            refused: Vec::new(),
+            given_up: Vec::new(),
+            passed: 0,
+            refused_alone: 0,
+        };
         division.halve(0..len);
         division
     }
@@ -120,16 +130,20 @@ impl<Answer: Clone> Division<Answer> {
     /// Notes that a piece was delivered.
     pub fn passed(&mut self, items: Range<usize>) {
         self.passed += items.len();
+        for (items, _) in std::mem::take(&mut self.given_up).into_iter().rev() {
+            self.halve(items);
+        }
     }
 
     /// Notes that a piece was refused: it is divided, or it is a single item and stays.
     pub fn refused(&mut self, items: Range<usize>, answer: Answer) {
-        let gives_up = self.passed == 0 && self.refused_alone >= REFUSED_ALONE_MAX;
-        if items.len() > 1 && !gives_up {
-            self.halve(items);
-        } else {
+        if items.len() == 1 {
             self.refused_alone += 1;
             self.refused.push((items, answer));
+        } else if self.passed == 0 && self.refused_alone >= REFUSED_ALONE_MAX {
+            self.given_up.push((items, answer));
+        } else {
+            self.halve(items);
         }
     }
 
@@ -153,7 +167,8 @@ impl<Answer: Clone> Division<Answer> {
     }
 
     /// Returns what it came to, once there is nothing to send next.
-    pub fn end(self) -> DivisionEnd<Answer> {
+    pub fn end(mut self) -> DivisionEnd<Answer> {
+        self.refused.append(&mut self.given_up);
         match (self.passed == self.len, self.kept.is_empty(), self.refused.is_empty()) {
             (true, _, _) => DivisionEnd::AllPassed,
             (false, true, false) if self.passed == 0 => DivisionEnd::AllRefused,
@@ -285,6 +300,16 @@ mod tests {
     }
 
     #[test]
+    fn many_bad_items_at_the_front_cost_no_good_one() {
+        let bad: Vec<usize> = (0..200).collect();
+        let (end, requests) = divide(1000, &bad);
+        let DivisionEnd::Parts(parts) = end else { panic!("the good items were not delivered: {end:?}") };
+        let left: Vec<usize> = parts.into_iter().flat_map(|(items, _)| items).collect();
+        assert_eq!(left, bad, "good items are kept as rejected");
+        assert!(requests < 2 * 200 + 40, "{requests} requests");
+    }
+
+    #[test]
     fn what_can_not_be_said_now_waits_in_one_piece() {
         let mut division = Division::of(8);
         assert_eq!(division.next(), Some(0..4));
@@ -306,7 +331,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn exactly_the_bad_items_are_left(len in 2_usize..300, bad in prop::collection::btree_set(0_usize..300, 0..12)) {
+        fn exactly_the_bad_items_are_left(len in 2_usize..300, bad in prop::collection::btree_set(0_usize..300, 0..120)) {
             let bad: Vec<usize> = bad.into_iter().filter(|bad| *bad < len).collect();
             prop_assume!(bad.len() < len);
             let (end, requests) = divide(len, &bad);
