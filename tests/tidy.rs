@@ -17,7 +17,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("telemetry", &[]),
     ("store", &["message", "telemetry", "shutdown"]),
     ("upstream", &["protocol", "message", "telemetry", "shutdown"]),
-    ("monitor", &["upstream", "telemetry", "shutdown"]),
+    ("monitor", &["upstream", "message", "telemetry", "shutdown"]),
     ("replay", &["monitor", "store", "upstream", "delivery", "protocol", "message", "telemetry", "shutdown"]),
     ("intake", &["monitor", "store", "upstream", "delivery", "protocol", "message", "telemetry", "shutdown"]),
     ("agent", &["intake", "replay", "monitor", "store", "upstream", "config", "telemetry", "shutdown", "message"]),

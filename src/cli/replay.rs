@@ -14,8 +14,8 @@ use super::selection::{Selection, duration, number_from_one, refuse_jsonl};
 use super::{Common, Exit, Failure, configuration, existing_store, stop_on_signals, translate, upstream};
 use crate::config::{Flags, LogLevel};
 use crate::message::MessageStatus;
-use crate::monitor::MonitorSettings;
 use crate::monitor::connection::Connection;
+use crate::monitor::{self, MonitorSettings};
 use crate::replay::report::rate_and_eta;
 use crate::replay::{DrainEnd, Probes, Replay, ReplaySettings};
 use crate::shutdown::Shutdown;
@@ -119,11 +119,11 @@ pub fn run(common: &Common, args: &ReplayArgs) -> Result<(), Failure> {
     }
 
     let upstream = upstream(&config)?;
-    let monitor = MonitorSettings {
+    let monitor_settings = MonitorSettings {
         ping_interval: config.connection_monitor_ping_interval.value,
         check_timeout: config.connection_monitor_check_timeout.value,
     };
-    let pong = upstream.ping(monitor.check_timeout)?;
+    let pong = upstream.ping(monitor_settings.check_timeout)?;
     if pong.status != 200 {
         let message = format!("the Opik server {} answers its ping with {}", upstream.base_url(), pong.status);
         return Err(Failure::new(
@@ -132,7 +132,7 @@ pub fn run(common: &Common, args: &ReplayArgs) -> Result<(), Failure> {
             Some("check that --upstream names the API, such as http://127.0.0.1:5173/api"),
         ));
     }
-    let connection = Connection::new(monitor);
+    let connection = Connection::new(monitor_settings);
     connection.pinged(true, None, Instant::now());
     let shutdown = Shutdown::new();
     stop_on_signals(&shutdown)?;
@@ -182,8 +182,13 @@ pub fn run(common: &Common, args: &ReplayArgs) -> Result<(), Failure> {
                     }
                 }
             });
+            scope.spawn({
+                let (connection, upstream, drained) = (&connection, &upstream, drained.clone());
+                move || monitor::run(connection, upstream, monitor_settings, &drained)
+            });
             let end = drain(&replay, &progress, started, args.timeout);
             drained.request();
+            connection.wake();
             end
         })
     };

@@ -14,7 +14,10 @@ pub enum Reachability {
 pub enum LaneState {
     /// Nothing of it waits in the store.
     Clear,
-    /// Earlier messages wait.
+    /// Earlier messages wait, none of them about an entity of this write, and the lane is on its way: neither held nor
+    /// in trouble.
+    Apart,
+    /// Earlier messages wait, and this write has to wait behind them.
     Waiting,
     /// The store can't be read or written: it promises nothing, and it holds nothing back.
     StoreUnusable,
@@ -33,14 +36,19 @@ pub enum Admission {
 
 /// Decides about a protected write (design.md, section 3).
 ///
-/// A write never overtakes an earlier one of its lane that waits, whatever the connection is; and while the server is
-/// away nothing is tried, so that an application in an outage gets its answer at once.
+/// A write never overtakes an earlier one of its lane about the same entity, whatever the connection is; and while the
+/// server is away nothing is tried, so that an application in an outage gets its answer at once.
+///
+/// A write about entities that nothing stored is about is forwarded even while a backlog drains, so that live traffic
+/// does not wait for the night's. That overtakes nothing: the caller asks the store while it has the write's turn, so
+/// whatever is accepted later about these entities comes after it, and what was accepted earlier is either on the server
+/// or would be in the store's answer.
 pub fn admit(reachability: Reachability, lane: LaneState) -> Admission {
     match (lane, reachability) {
         (LaneState::StoreUnusable, _) => Admission::ForwardOnly,
         (LaneState::Waiting, _) => Admission::Register,
-        (LaneState::Clear, Reachability::Unavailable) => Admission::Register,
-        (LaneState::Clear, Reachability::Presumed) => Admission::Forward,
+        (LaneState::Clear | LaneState::Apart, Reachability::Unavailable) => Admission::Register,
+        (LaneState::Clear | LaneState::Apart, Reachability::Presumed) => Admission::Forward,
     }
 }
 
@@ -49,11 +57,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_a_clear_lane_to_a_server_that_is_there_is_forwarded() {
-        use LaneState::{Clear, StoreUnusable, Waiting};
+    fn only_what_overtakes_nothing_is_forwarded_and_only_to_a_server_that_is_there() {
+        use LaneState::{Apart, Clear, StoreUnusable, Waiting};
         use Reachability::{Presumed, Unavailable};
         for (reachability, lane, expected) in [
             (Presumed, Clear, Admission::Forward),
+            (Presumed, Apart, Admission::Forward),
+            (Unavailable, Apart, Admission::Register),
             (Presumed, Waiting, Admission::Register),
             (Unavailable, Clear, Admission::Register),
             (Unavailable, Waiting, Admission::Register),

@@ -18,6 +18,18 @@ pub fn wait(attempts: u32, jitter: f64, asked: Option<Duration>) -> Duration {
     jittered.max(asked.unwrap_or(Duration::ZERO))
 }
 
+/// Returns how long a lane waits that was held so many times (1 or more) since something passed.
+///
+/// A wait that the server asked for is obeyed. Without one it doubles from [`FIRST_WAIT`] to `retry_interval`, so that a
+/// short trouble costs a second and a long one no storm. `jitter` in 0.0 to 1.0 adds up to a tenth, at most a second: of a
+/// thousand lanes that were held together not all come back together, and none comes too early.
+pub fn lane_wait(holds: u32, jitter: f64, asked: Option<Duration>, retry_interval: Duration) -> Duration {
+    let doublings = holds.saturating_sub(1).min(16);
+    let grown = FIRST_WAIT.saturating_mul(1 << doublings).min(retry_interval);
+    let wait = asked.unwrap_or(grown);
+    wait + wait.mul_f64(0.1 * jitter.clamp(0.0, 1.0)).min(Duration::from_secs(1))
+}
+
 /// Says whether a message has had its last attempt.
 pub fn is_exhausted(attempts: u32, attempts_max: u32) -> bool {
     attempts >= attempts_max
@@ -43,6 +55,24 @@ mod tests {
             (9, 0.0, Some(1.0), 256.0),
         ] {
             assert_eq!(wait(attempts, jitter, asked.map(seconds)), seconds(expected), "attempt {attempts}");
+        }
+    }
+
+    #[test]
+    fn lanes_come_back_soon_at_first_never_too_early_and_not_together() {
+        let seconds = |s: f64| Duration::from_secs_f64(s);
+        for (holds, jitter, asked, expected) in [
+            (1, 0.0, None, 1.0),
+            (3, 0.0, None, 4.0),
+            (5, 0.0, None, 10.0),
+            (u32::MAX, 0.0, None, 10.0),
+            (1, 1.0, None, 1.1),
+            (1, 0.0, Some(60.0), 60.0),
+            (9, 1.0, Some(60.0), 61.0),
+            (9, 0.0, Some(0.0), 0.0),
+        ] {
+            let wait = lane_wait(holds, jitter, asked.map(seconds), seconds(10.0));
+            assert_eq!(wait, seconds(expected), "hold {holds}");
         }
     }
 

@@ -4,6 +4,8 @@
 //! later counts against it. A fault that meets many, or all, is the server's. Then nothing counts: a server that fails at
 //! everything for an hour must not turn a backlog into rejected messages.
 
+use crate::message::{Claimed, Footprint};
+
 /// What is known about the failure of one message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Evidence {
@@ -26,9 +28,53 @@ pub fn counts(evidence: Evidence) -> bool {
     passed_since || (failing <= FAILING_MAX && (passed_beside || is_suspect))
 }
 
+/// Takes those of a claim aside that failed before, so that they travel alone and after the others: one that hangs or
+/// fails again delays and divides nothing else.
+///
+/// Returns the others, then the suspects with everything that must not overtake them; both in delivery order.
+pub fn set_apart(claimed: Vec<Claimed>, is_suspect: impl Fn(&Claimed) -> bool) -> (Vec<Claimed>, Vec<Claimed>) {
+    let mut behind = Footprint::default();
+    claimed.into_iter().partition(|message| {
+        let apart = is_suspect(message) || (!behind.is_empty() && behind.conflicts(&message.touches));
+        if apart {
+            behind.add(&message.touches);
+        }
+        !apart
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::message::{
+        Body, Effect, Encoding, EntityKey, EntityKind, HeaderSet, MessageId, MessageType, Request, Touch,
+    };
+
+    fn claimed(id: i64, entity: &str, attempts: u32) -> Claimed {
+        let request = Request {
+            method: "PATCH".into(),
+            path: format!("v1/private/traces/{entity}"),
+            headers: HeaderSet::default(),
+            body: Body::new("{}", Encoding::Identity),
+        };
+        let touches = vec![Touch { key: EntityKey::new(EntityKind::Trace, entity), effect: Effect::Update }];
+        Claimed { id: MessageId(id), message_type: MessageType::UpdateTrace, request, touches, items: 1, attempts }
+    }
+
+    #[test]
+    fn what_failed_before_goes_last_with_all_that_must_not_overtake_it() {
+        let messages = vec![
+            claimed(1, "a", 0),
+            claimed(2, "b", 3),
+            claimed(3, "c", 0),
+            claimed(4, "b", 0),
+            claimed(5, "a", 0),
+            claimed(6, "b", 0),
+        ];
+        let (first, last) = set_apart(messages, |message| message.attempts > 0);
+        let ids = |messages: &[Claimed]| messages.iter().map(|message| message.id.0).collect::<Vec<_>>();
+        assert_eq!((ids(&first), ids(&last)), (vec![1, 3, 5], vec![2, 4, 6]));
+    }
 
     #[test]
     fn a_message_is_blamed_only_when_others_pass() {

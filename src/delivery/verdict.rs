@@ -8,16 +8,20 @@
 //! | 2xx | the client gets it | delivered |
 //! | 3xx | the client gets it | the lane is held: the configured URL is wrong |
 //! | 401, 402, 403 | the client gets it | the lane is held, nothing is dropped |
-//! | 408, 425 | the client gets it | this message waits, growing |
+//! | 408, 425 | stored | this message waits, growing |
 //! | 409 | the client gets it | on a create: already there, delivered; else rejected |
 //! | 413 | the client gets it | split; a single one is rejected |
 //! | 429 | stored, the lane waits as asked | the lane waits as asked |
 //! | other 4xx | the client gets it | split; a single one is rejected |
-//! | 500 | stored | this message waits, growing |
-//! | 501 | the client gets it | this message waits, growing; on the deletion of a span: rejected |
-//! | 505 and above | the client gets it | this message waits, growing |
+//! | 500, 507, 509 | stored | this message waits, growing |
+//! | 501, 505, 506, 510, 511 | the client gets it | this message waits, growing; 501 on the deletion of a span: rejected |
 //! | 508 | the client gets it | the lane is held: an agent has met itself |
-//! | 502, 503, 504, no answer | stored, connection unavailable | back to failed, connection unavailable |
+//! | 502, 503, 504, 520 and above | stored | a ping decides: connection unavailable, or this message waits, growing |
+//! | connection lost, answer cut off, timeout | stored | the same: the outcome is unknown, so it is repeated |
+//! | no connection | stored, connection unavailable | back to failed, connection unavailable |
+//!
+//! What waits, growing, is rejected after `max_attempts` only if the server itself answered: silence, and what a proxy
+//! says in the server's place (502 to 504; 520 and above are those of a well-known one), is not a word about the message.
 
 use std::time::Duration;
 
@@ -30,22 +34,37 @@ pub enum ForwardVerdict {
     /// The server has decided: its answer goes to the client, nothing is kept.
     Return,
     /// Time can heal this: keep the write, acknowledge it, replay it later.
-    Keep {
-        /// Whether the server is to be taken as gone until a ping says otherwise.
-        unavailable: bool,
-    },
+    Keep(Trouble),
+}
+
+/// Whose trouble it is that a write was not taken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Trouble {
+    /// The lane's: the server limits its rate.
+    Limited,
+    /// The write's, or the lane's: the server failed at it.
+    Failed,
+    /// Perhaps the server's: nothing said that it is alive. A ping has to decide.
+    Unanswered,
+    /// The server's: there is no connection.
+    Gone,
 }
 
 /// Says what a forwarded write's answer means.
 pub fn forwarding(result: Result<u16, &SendFailure>) -> ForwardVerdict {
     match result {
-        Ok(429 | 500) => ForwardVerdict::Keep { unavailable: false },
-        Ok(502..=504) => ForwardVerdict::Keep { unavailable: true },
+        Ok(429) => ForwardVerdict::Keep(Trouble::Limited),
+        Ok(408 | 425 | 500 | 507 | 509) => ForwardVerdict::Keep(Trouble::Failed),
+        Ok(status) if is_a_proxys(status) => ForwardVerdict::Keep(Trouble::Unanswered),
         Ok(_) => ForwardVerdict::Return,
-        Err(SendFailure::Connect { .. } | SendFailure::Broken { .. } | SendFailure::Timeout { .. }) => {
-            ForwardVerdict::Keep { unavailable: true }
-        }
+        Err(SendFailure::Broken { .. } | SendFailure::Timeout { .. }) => ForwardVerdict::Keep(Trouble::Unanswered),
+        Err(SendFailure::Connect { .. }) => ForwardVerdict::Keep(Trouble::Gone),
     }
+}
+
+/// Says whether a status is what a proxy says in the place of a server that did not answer it.
+fn is_a_proxys(status: u16) -> bool {
+    matches!(status, 502..=504 | 520..=599)
 }
 
 /// What to do with a message that was replayed.
@@ -53,7 +72,7 @@ pub fn forwarding(result: Result<u16, &SendFailure>) -> ForwardVerdict {
 pub enum ReplayVerdict {
     /// The server has it.
     Delivered,
-    /// The server is not there: everything goes back to *failed* and waits for a ping.
+    /// There is no connection: everything goes back to *failed* and waits for a ping.
     Unavailable,
     /// The lane waits, for as long as the server asked or for the retry interval; nothing counts against the message.
     HoldLane {
@@ -66,6 +85,9 @@ pub enum ReplayVerdict {
     Retry {
         /// How long the server asked to wait.
         asked: Option<Duration>,
+        /// Whether nothing said that the server is alive: a ping has to decide whether it is, and the message is not
+        /// rejected for it, however often it happens.
+        unanswered: bool,
     },
     /// The request is refused: what can't be divided any further is rejected with the server's words.
     Refused {
@@ -79,8 +101,9 @@ pub enum ReplayVerdict {
 pub fn replaying(message_type: MessageType, result: Result<&Answer, &SendFailure>) -> ReplayVerdict {
     let answer = match result {
         Ok(answer) => answer,
-        Err(SendFailure::Connect { .. } | SendFailure::Broken { .. } | SendFailure::Timeout { .. }) => {
-            return ReplayVerdict::Unavailable;
+        Err(SendFailure::Connect { .. }) => return ReplayVerdict::Unavailable,
+        Err(SendFailure::Broken { .. } | SendFailure::Timeout { .. }) => {
+            return ReplayVerdict::Retry { asked: None, unanswered: true };
         }
     };
     let asked = answer.asked_wait;
@@ -91,17 +114,17 @@ pub fn replaying(message_type: MessageType, result: Result<&Answer, &SendFailure
         // The key may be renewed, the plan extended: hold, never drop (the SDK drops, protocol dossier, section b).
         401..=403 => ReplayVerdict::HoldLane { asked, probe: true },
         409 if message_type.is_create() => ReplayVerdict::Delivered,
-        408 | 425 => ReplayVerdict::Retry { asked },
+        408 | 425 => ReplayVerdict::Retry { asked, unanswered: false },
         429 => ReplayVerdict::HoldLane { asked, probe: false },
         400 | 409 | 413 | 422 => ReplayVerdict::Refused { items: true },
         404..=499 => ReplayVerdict::Refused { items: false },
         // The one operation for which the OpenAPI file lists 501: time does not mend what the server can't do.
         501 if message_type == MessageType::DeleteSpan => ReplayVerdict::Refused { items: false },
-        502..=504 => ReplayVerdict::Unavailable,
+        status if is_a_proxys(status) => ReplayVerdict::Retry { asked, unanswered: true },
         // Said by agents only. No message is to blame for agents that are each other's server.
         508 => ReplayVerdict::HoldLane { asked, probe: true },
         // What is no final status at all (1xx or nonsense) is a broken server, like a 500.
-        _ => ReplayVerdict::Retry { asked },
+        _ => ReplayVerdict::Retry { asked, unanswered: false },
     }
 }
 
@@ -120,8 +143,7 @@ mod tests {
 
     #[test]
     fn forwarded_writes_that_time_can_heal_are_kept_and_all_else_is_the_clients() {
-        let keep = ForwardVerdict::Keep { unavailable: false };
-        let gone = ForwardVerdict::Keep { unavailable: true };
+        use Trouble::{Failed, Gone, Limited, Unanswered};
         for (status, expected) in [
             (200, ForwardVerdict::Return),
             (201, ForwardVerdict::Return),
@@ -131,21 +153,32 @@ mod tests {
             (401, ForwardVerdict::Return),
             (403, ForwardVerdict::Return),
             (404, ForwardVerdict::Return),
-            (408, ForwardVerdict::Return),
+            (408, ForwardVerdict::Keep(Failed)),
             (409, ForwardVerdict::Return),
             (413, ForwardVerdict::Return),
             (422, ForwardVerdict::Return),
-            (429, keep),
-            (500, keep),
+            (425, ForwardVerdict::Keep(Failed)),
+            (429, ForwardVerdict::Keep(Limited)),
+            (451, ForwardVerdict::Return),
+            (500, ForwardVerdict::Keep(Failed)),
             (501, ForwardVerdict::Return),
-            (502, gone),
-            (503, gone),
-            (504, gone),
+            (502, ForwardVerdict::Keep(Unanswered)),
+            (503, ForwardVerdict::Keep(Unanswered)),
+            (504, ForwardVerdict::Keep(Unanswered)),
+            (505, ForwardVerdict::Return),
+            (506, ForwardVerdict::Return),
+            (507, ForwardVerdict::Keep(Failed)),
+            (508, ForwardVerdict::Return),
+            (509, ForwardVerdict::Keep(Failed)),
+            (510, ForwardVerdict::Return),
+            (511, ForwardVerdict::Return),
+            (520, ForwardVerdict::Keep(Unanswered)),
+            (599, ForwardVerdict::Keep(Unanswered)),
         ] {
             assert_eq!(forwarding(Ok(status)), expected, "{status}");
         }
-        for failure in failures() {
-            assert_eq!(forwarding(Err(&failure)), gone, "{failure}");
+        for (failure, trouble) in failures().iter().zip([Gone, Unanswered, Unanswered]) {
+            assert_eq!(forwarding(Err(failure)), ForwardVerdict::Keep(trouble), "{failure}");
         }
     }
 
@@ -153,7 +186,8 @@ mod tests {
     fn replayed_messages_are_never_dropped_for_what_time_or_a_person_can_mend() {
         let asked = Some(Duration::from_secs(7));
         let hold = |probe| ReplayVerdict::HoldLane { asked, probe };
-        let retry = ReplayVerdict::Retry { asked };
+        let retry = ReplayVerdict::Retry { asked, unanswered: false };
+        let unanswered = ReplayVerdict::Retry { asked, unanswered: true };
         for (message_type, status, expected) in [
             (MessageType::CreateTrace, 201, ReplayVerdict::Delivered),
             (MessageType::UpdateTrace, 204, ReplayVerdict::Delivered),
@@ -178,17 +212,21 @@ mod tests {
             (MessageType::CreateDataset, 409, ReplayVerdict::Delivered),
             (MessageType::CloseThreads, 404, ReplayVerdict::Refused { items: false }),
             (MessageType::OtlpTraces, 400, ReplayVerdict::Refused { items: true }),
-            (MessageType::UpdateTrace, 502, ReplayVerdict::Unavailable),
-            (MessageType::UpdateTrace, 503, ReplayVerdict::Unavailable),
-            (MessageType::UpdateTrace, 504, ReplayVerdict::Unavailable),
+            (MessageType::UpdateTrace, 502, unanswered),
+            (MessageType::UpdateTrace, 503, unanswered),
+            (MessageType::UpdateTrace, 504, unanswered),
+            (MessageType::UpdateTrace, 505, retry),
+            (MessageType::UpdateTrace, 507, retry),
             (MessageType::UpdateTrace, 508, hold(true)),
+            (MessageType::UpdateTrace, 522, unanswered),
             (MessageType::UpdateTrace, 999, retry),
         ] {
             let answer = Answer { asked_wait: asked, ..Answer::of_status(status) };
             assert_eq!(replaying(message_type, Ok(&answer)), expected, "{message_type} {status}");
         }
-        for failure in failures() {
-            assert_eq!(replaying(MessageType::CreateTrace, Err(&failure)), ReplayVerdict::Unavailable, "{failure}");
+        let unanswered = ReplayVerdict::Retry { asked: None, unanswered: true };
+        for (failure, expected) in failures().iter().zip([ReplayVerdict::Unavailable, unanswered, unanswered]) {
+            assert_eq!(replaying(MessageType::CreateTrace, Err(failure)), expected, "{failure}");
         }
     }
 }

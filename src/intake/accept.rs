@@ -10,7 +10,7 @@
 //! client that hangs up neither loses a write half-way nor frees its turn too early.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use bytes::{Bytes, BytesMut};
 use http::header::{self, HeaderMap};
@@ -24,15 +24,16 @@ use uuid::Uuid;
 use super::forward::{self, ClientAnswer};
 use super::{ClientUrl, Shared};
 use crate::delivery::admission::{Admission, LaneState, Reachability, admit};
-use crate::delivery::verdict::{ForwardVerdict, forwarding};
+use crate::delivery::verdict::{ForwardVerdict, Trouble, forwarding};
 use crate::message::{Body, BodyFault, Credential, Encoding, HeaderSet, Lane, Message, MessageType, Request};
+use crate::monitor::lane_trouble::Limit;
 use crate::monitor::{Availability, Change};
-use crate::protocol::answers::{Reply, SendFailure, error, success, unavailable};
+use crate::protocol::answers::{Reply, SendFailure, asked_wait, error, success, unavailable};
 use crate::protocol::inspection::{Inspection, NeedsAnswer, inspect, with_ids};
 use crate::protocol::otlp;
 use crate::protocol::routes::Protected;
-use crate::store::StoreError;
 use crate::store::committer::CommitError;
+use crate::store::{Ahead, StoreError};
 
 /// Bodies up to this size are prepared where they arrive; larger ones on a thread that may take its time.
 const PREPARE_INLINE_BYTES_MAX: usize = 16 * 1024;
@@ -42,6 +43,10 @@ const ANSWER_BYTES_MAX: usize = 1024 * 1024;
 const DISCARD_BYTES_MAX: usize = 256 * 1024 * 1024;
 /// How long a client may pause while it does.
 const DISCARD_PAUSE_MAX: Duration = Duration::from_secs(5);
+/// A server that has not answered a write for so long is asked by a ping whether it is there.
+const SILENCE_DOUBTED_AFTER: Duration = Duration::from_secs(5);
+/// How often a write that waits for its answer looks whether that still makes sense.
+const SILENCE_LOOK_INTERVAL: Duration = Duration::from_millis(500);
 /// What a client is asked to wait when the store is full or busy.
 const STORE_RETRY_AFTER: Duration = Duration::from_secs(10);
 
@@ -217,10 +222,10 @@ impl Write {
     /// Takes its turn, then forwards or registers it.
     async fn deliver(self, shared: &Arc<Shared>, client: &ClientUrl) -> ClientAnswer {
         let turn = shared.lanes.turn(&self.message.lane, &self.message.touches).await;
-        let lane = shared.lane_state(&self.message.lane);
+        let lane = shared.lane_state(&self.message);
         let admission = match self.needs_answer {
             None => admit(shared.reachability(), lane),
-            Some(NeedsAnswer { follows_all: true, .. }) if lane == LaneState::Waiting => {
+            Some(NeedsAnswer { follows_all: true, .. }) if matches!(lane, LaneState::Waiting | LaneState::Apart) => {
                 shared.metrics.intake_refused.add(1);
                 let text = "earlier writes still wait for the Opik server, and this request depends on all of them";
                 return forward::own_answer(unavailable(text, shared.retry_after()));
@@ -234,7 +239,7 @@ impl Write {
                 Err(_) if shared.slot.get().is_err() => self.forward_only(shared, client).await,
                 Err(refusal) => forward::own_answer(refusal),
             },
-            Admission::Forward => match self.forward(shared, client).await {
+            Admission::Forward => match self.forward(shared, client, true).await {
                 Forwarded::Answered(answer) => answer,
                 Forwarded::Keep { fallback } => match self.register(shared, client).await {
                     Ok(answer) => answer,
@@ -249,7 +254,7 @@ impl Write {
 
     /// Forwards a write that can't be kept; its client gets whatever comes of it.
     async fn forward_only(&self, shared: &Shared, client: &ClientUrl) -> ClientAnswer {
-        match self.forward(shared, client).await {
+        match self.forward(shared, client, false).await {
             Forwarded::Answered(answer) | Forwarded::Keep { fallback: Some(answer) } => answer,
             Forwarded::Keep { fallback: None } => {
                 shared.metrics.intake_refused.add(1);
@@ -262,7 +267,9 @@ impl Write {
         }
     }
 
-    async fn forward(&self, shared: &Shared, client: &ClientUrl) -> Forwarded {
+    /// Sends it to the server. One that can be stored does not wait out the server's silence once the server is known to
+    /// be gone.
+    async fn forward(&self, shared: &Shared, client: &ClientUrl, storable: bool) -> Forwarded {
         let base_url = shared.forwarder.base_url();
         let Some(uri) = forward::upstream_uri(base_url, &self.message.request.path) else {
             return Forwarded::Answered(forward::own_answer(error(400, "the path is not a valid URL")));
@@ -288,26 +295,65 @@ impl Write {
             Ok((head, body.to_bytes()))
         };
         let timed_out = |after| Err(SendFailure::Timeout { url: base_url.to_owned(), after });
-        let result: Result<_, SendFailure> = tokio::select! {
-            result = tokio::time::timeout(timeout, exchange) => result.unwrap_or_else(|_| timed_out(timeout)),
-            () = shared.hurry.requested() => timed_out(started.elapsed()),
+        let mut exchange = std::pin::pin!(exchange);
+        let mut is_doubted = false;
+        let result: Result<_, SendFailure> = loop {
+            let look = SILENCE_LOOK_INTERVAL.min(timeout.saturating_sub(started.elapsed()));
+            tokio::select! {
+                result = exchange.as_mut() => break result,
+                () = shared.hurry.requested() => break timed_out(started.elapsed()),
+                () = tokio::time::sleep(look) => {}
+            }
+            let elapsed = started.elapsed();
+            let is_gone = storable && shared.connection.availability() == Availability::Unavailable;
+            if elapsed >= timeout || is_gone {
+                break timed_out(elapsed);
+            }
+            if elapsed >= SILENCE_DOUBTED_AFTER && !std::mem::replace(&mut is_doubted, true) {
+                shared.connection.doubted();
+            }
         };
         let verdict = forwarding(result.as_ref().map(|(head, _)| head.status.as_u16()));
         debug!(target: "intake", message_type = %self.route.message_type, ?verdict, elapsed = ?started.elapsed(), "forwarded");
+        match verdict {
+            ForwardVerdict::Return => self.connection_passed(shared),
+            ForwardVerdict::Keep(trouble) => self.report(shared, trouble, &result),
+        }
         match (verdict, result) {
             (ForwardVerdict::Return, Ok((head, body))) => {
                 shared.metrics.requests_forwarded.add(1);
                 Forwarded::Answered(forward::whole_answer(head, body, base_url, &client.base()))
             }
-            (ForwardVerdict::Keep { unavailable }, Ok((head, body))) => {
-                if unavailable {
-                    shared.lost(&format!("a write was answered with {}", head.status.as_u16()));
-                }
+            (ForwardVerdict::Keep(_), Ok((head, body))) => {
                 Forwarded::Keep { fallback: Some(forward::whole_answer(head, body, base_url, &client.base())) }
             }
-            (_, Err(failure)) => {
-                shared.lost(&failure.to_string());
-                Forwarded::Keep { fallback: None }
+            (_, Err(_)) => Forwarded::Keep { fallback: None },
+        }
+    }
+
+    fn connection_passed(&self, shared: &Shared) {
+        shared.connection.lanes().passed(&self.message.lane);
+    }
+
+    /// Tells replay and the connection monitor why this write was not taken.
+    fn report(&self, shared: &Shared, trouble: Trouble, result: &Result<(http::response::Parts, Bytes), SendFailure>) {
+        let lane = &self.message.lane;
+        match (trouble, result) {
+            (Trouble::Limited, Ok((head, _))) => {
+                let header = |name: &str| head.headers.get(name).and_then(|value| value.to_str().ok());
+                let asked = asked_wait(header("ratelimit-reset"), header("retry-after"), SystemTime::now());
+                shared.connection.lanes().limited(lane, Limit { asked });
+            }
+            (Trouble::Limited | Trouble::Failed, _) => shared.connection.lanes().failed(lane),
+            (Trouble::Unanswered, _) => {
+                shared.connection.lanes().failed(lane);
+                shared.connection.doubted();
+            }
+            (Trouble::Gone, result) => {
+                let reason = result.as_ref().err().map_or_else(String::new, SendFailure::to_string);
+                if shared.connection.send_failed(&reason) == Change::Lost {
+                    warn!(target: "connection_monitor", "the Opik server is unavailable: {reason}");
+                }
             }
         }
     }
@@ -455,14 +501,19 @@ impl Shared {
         }
     }
 
-    /// Asks the store whether earlier messages of the lane wait. The one place where the asynchronous side calls it
-    /// directly: the answer is one indexed look-up, cheaper than changing threads for it.
-    fn lane_state(&self, lane: &Lane) -> LaneState {
+    /// Asks the store whether earlier messages stand before this one. The one place where the asynchronous side calls it
+    /// directly: the answer is an indexed look-up, cheaper than changing threads for it.
+    fn lane_state(&self, message: &Message) -> LaneState {
+        let lane = &message.lane;
         // The second time it may be another store, or none: a failure that is reported can change that.
         for _ in 0..2 {
-            match self.slot.with(|store| store.waiting(lane)) {
-                Ok(0) => return LaneState::Clear,
-                Ok(_) => return LaneState::Waiting,
+            match self.slot.with(|store| store.ahead(lane, &message.touches)) {
+                Ok(Ahead { messages: 0, .. }) => return LaneState::Clear,
+                Ok(Ahead { conflicting: true, .. } | Ahead { held: true, .. }) => return LaneState::Waiting,
+                // What names no entity has no order to be proven.
+                Ok(_) if message.touches.is_empty() => return LaneState::Waiting,
+                Ok(_) if self.connection.lanes().is_in_trouble(lane) => return LaneState::Waiting,
+                Ok(_) => return LaneState::Apart,
                 Err(error) => match self.slot.get() {
                     Ok(_) => warn!(target: "db_manager", "cannot ask the store for what waits: {error}"),
                     Err(_) => return LaneState::StoreUnusable,
@@ -471,12 +522,5 @@ impl Shared {
         }
         // What waits unseen must not be overtaken.
         LaneState::Waiting
-    }
-
-    /// Notes that the server is gone.
-    fn lost(&self, reason: &str) {
-        if self.connection.send_failed(reason) == Change::Lost {
-            warn!(target: "connection_monitor", "the Opik server is unavailable: {reason}");
-        }
     }
 }

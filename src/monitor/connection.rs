@@ -3,6 +3,7 @@
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
+use super::lane_trouble::LaneTrouble;
 use super::{Availability, Change, ConnectionMonitor, MonitorSettings};
 use crate::shutdown::Shutdown;
 
@@ -21,19 +22,31 @@ pub struct ConnectionState {
 pub struct Connection {
     inner: Mutex<Inner>,
     changed: Condvar,
+    lanes: LaneTrouble,
 }
 
 struct Inner {
     monitor: ConnectionMonitor,
     since: SystemTime,
     reason: Option<String>,
+    ping_takes_at_most: Duration,
 }
 
 impl Connection {
     /// Returns a connection of which nothing is known yet.
     pub fn new(settings: MonitorSettings) -> Self {
-        let inner = Inner { monitor: ConnectionMonitor::new(settings), since: SystemTime::now(), reason: None };
-        Self { inner: Mutex::new(inner), changed: Condvar::new() }
+        let inner = Inner {
+            monitor: ConnectionMonitor::new(settings),
+            since: SystemTime::now(),
+            reason: None,
+            ping_takes_at_most: settings.check_timeout,
+        };
+        Self { inner: Mutex::new(inner), changed: Condvar::new(), lanes: LaneTrouble::default() }
+    }
+
+    /// Returns which lanes are in trouble of their own.
+    pub fn lanes(&self) -> &LaneTrouble {
+        &self.lanes
     }
 
     /// Returns what is known now.
@@ -54,11 +67,37 @@ impl Connection {
         self.changed(inner, change, reason)
     }
 
-    /// Takes the failure of a send: the server is unavailable until a ping is answered. Returns whether that is news.
+    /// Takes the failure of a send that could not even connect: the server is unavailable until a ping is answered.
+    /// Returns whether that is news.
     pub fn send_failed(&self, reason: &str) -> Change {
         let mut inner = self.lock();
-        let change = inner.monitor.send_failed();
+        let change = inner.monitor.send_failed(Instant::now());
         self.changed(inner, change, Some(reason.to_owned()))
+    }
+
+    /// Takes a failure that may be the server's or not: the next ping, which is due soon, decides.
+    pub fn doubted(&self) {
+        self.lock().monitor.doubted();
+        self.changed.notify_all();
+    }
+
+    /// Takes such a failure and waits for the ping that decides; returns whether the server is there.
+    ///
+    /// Takes as long as a ping at most, and a moment; without anyone who pings, the answer is what was known before.
+    pub fn is_there_after_all(&self, shutdown: &Shutdown) -> bool {
+        let asked = Instant::now();
+        let mut inner = self.lock();
+        inner.monitor.doubted();
+        self.changed.notify_all();
+        let longest = inner.ping_takes_at_most + 2 * super::PING_DISTANCE_MIN;
+        let is_undecided = |inner: &mut Inner| {
+            inner.monitor.availability() != Availability::Unavailable
+                && inner.monitor.last_ping().is_none_or(|sent| sent < asked)
+                && !shutdown.is_requested()
+        };
+        let waited = self.changed.wait_timeout_while(inner, longest, is_undecided);
+        let (inner, _) = waited.unwrap_or_else(PoisonError::into_inner);
+        inner.monitor.availability() == Availability::Available
     }
 
     /// Waits until the server is available, shutdown is requested or the time is over; returns whether it is available.
@@ -127,6 +166,23 @@ mod tests {
             assert!(waiter.join().expect("no panic"));
         });
         assert_eq!(connection.state().reason, None);
+    }
+
+    #[test]
+    fn a_doubt_is_decided_by_the_ping_that_follows_it() {
+        let settings =
+            MonitorSettings { ping_interval: Duration::from_secs(600), check_timeout: Duration::from_secs(60) };
+        for answered in [true, false] {
+            let connection = Connection::new(settings);
+            let shutdown = Shutdown::new();
+            connection.pinged(true, None, Instant::now());
+            std::thread::scope(|scope| {
+                let doubter = scope.spawn(|| connection.is_there_after_all(&shutdown));
+                connection.wait_for_ping(&shutdown);
+                connection.pinged(answered, None, Instant::now());
+                assert_eq!(doubter.join().expect("no panic"), answered);
+            });
+        }
     }
 
     #[test]

@@ -4,11 +4,21 @@
 //! a thread, and [`connection::Connection`] is what intake and replay read and wait on. Terms are the SDK's
 //! (`OpikConnectionMonitor`): a ping is *ok*, *failed*, or *restored* when it is the first good one after a bad one.
 //!
-//! A failed send is followed by a ping at once instead of after the interval: a connection that the server closed while
-//! it was idle then costs milliseconds of detour through the store, not ten seconds. Such pings keep a distance of
+//! What a failed send says about the server differs. No connection at all: the server is gone until a ping says otherwise.
+//! An answer that never came, or a 502 to 504: one message, one lane or a proxy in between may be to blame as well, so
+//! this is a *doubt*, and the next ping decides it. Were it taken for the whole, one message that always hangs would send
+//! every lane's traffic through the store, again and again. What a lane has to wait for alone is in
+//! [`lane_trouble::LaneTrouble`].
+//!
+//! Either is followed by a ping at once instead of after the interval: a connection that the server closed while it was
+//! idle then costs milliseconds of detour through the store, not ten seconds. Such pings keep a distance of
 //! [`PING_DISTANCE_MIN`], so that a server that answers pings and fails writes is not asked in a loop.
+//!
+//! A server that comes and goes has to answer more than one ping before it counts as there again: as many as the times
+//! that it was lost within [`STEADY_AFTER`] of its return, up to [`GOOD_PINGS_MAX`].
 
 pub mod connection;
+pub mod lane_trouble;
 
 use std::time::{Duration, Instant};
 
@@ -19,7 +29,11 @@ use crate::upstream::Upstream;
 use connection::Connection;
 
 /// The shortest time between two pings, however many sends fail.
-pub const PING_DISTANCE_MIN: Duration = Duration::from_secs(1);
+pub const PING_DISTANCE_MIN: Duration = Duration::from_millis(500);
+/// A server that was there for so long without a break is steady: one good ping is enough when it returns the next time.
+pub const STEADY_AFTER: Duration = Duration::from_secs(30);
+/// The most good pings in a row that a server which comes and goes has to answer.
+pub const GOOD_PINGS_MAX: u32 = 4;
 
 /// When to ping.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -59,12 +73,26 @@ pub struct ConnectionMonitor {
     availability: Availability,
     last_ping: Option<Instant>,
     asked_early: bool,
+    /// When it became available.
+    restored: Option<Instant>,
+    /// How often it was lost soon after it had returned.
+    flaps: u32,
+    /// Good pings in a row since it was lost.
+    good_pings: u32,
 }
 
 impl ConnectionMonitor {
     /// Returns a monitor that knows nothing yet and wants to ping at once.
     pub fn new(settings: MonitorSettings) -> Self {
-        Self { settings, availability: Availability::Unknown, last_ping: None, asked_early: false }
+        Self {
+            settings,
+            availability: Availability::Unknown,
+            last_ping: None,
+            asked_early: false,
+            restored: None,
+            flaps: 0,
+            good_pings: 0,
+        }
     }
 
     /// Returns what is known.
@@ -72,17 +100,41 @@ impl ConnectionMonitor {
         self.availability
     }
 
+    /// Returns when the last ping that has a result was sent.
+    pub fn last_ping(&self) -> Option<Instant> {
+        self.last_ping
+    }
+
     /// Takes the result of a ping that was sent at `now`.
     pub fn pinged(&mut self, answered: bool, now: Instant) -> Change {
         self.last_ping = Some(now);
         self.asked_early = false;
-        self.become_(if answered { Availability::Available } else { Availability::Unavailable })
+        if !answered {
+            return self.lose(now);
+        }
+        self.good_pings += 1;
+        let needed = self.flaps.clamp(1, GOOD_PINGS_MAX);
+        if self.availability == Availability::Unavailable && self.good_pings < needed {
+            self.asked_early = true;
+            return Change::None;
+        }
+        if std::mem::replace(&mut self.availability, Availability::Available) == Availability::Available {
+            return Change::None;
+        }
+        self.restored = Some(now);
+        Change::Restored
     }
 
-    /// Takes the failure of a send: the server is gone until a ping says otherwise, and one is due soon.
-    pub fn send_failed(&mut self) -> Change {
+    /// Takes the failure of a send that could not even connect: the server is gone until a ping says otherwise, and one
+    /// is due soon.
+    pub fn send_failed(&mut self, now: Instant) -> Change {
         self.asked_early = true;
-        self.become_(Availability::Unavailable)
+        self.lose(now)
+    }
+
+    /// Takes a failure that may be the server's or not: a ping is due soon.
+    pub fn doubted(&mut self) {
+        self.asked_early = true;
     }
 
     /// Returns how long to wait before the next ping.
@@ -92,14 +144,17 @@ impl ConnectionMonitor {
         (last + distance.min(self.settings.ping_interval)).saturating_duration_since(now)
     }
 
-    fn become_(&mut self, availability: Availability) -> Change {
-        let before = std::mem::replace(&mut self.availability, availability);
-        match (before, availability) {
-            (before, after) if before == after => Change::None,
-            (_, Availability::Available) => Change::Restored,
-            (_, Availability::Unavailable) => Change::Lost,
-            (_, Availability::Unknown) => Change::None,
+    fn lose(&mut self, now: Instant) -> Change {
+        self.good_pings = 0;
+        if std::mem::replace(&mut self.availability, Availability::Unavailable) == Availability::Unavailable {
+            return Change::None;
         }
+        let was_there_for = self.restored.take().map(|restored| now.saturating_duration_since(restored));
+        self.flaps = match was_there_for {
+            Some(time) if time < STEADY_AFTER => self.flaps.saturating_add(1),
+            _ => 0,
+        };
+        Change::Lost
     }
 }
 
@@ -158,11 +213,44 @@ mod tests {
         let mut monitor = monitor();
         monitor.pinged(true, now);
         assert_eq!(monitor.next_ping_in(now), Duration::from_secs(10));
-        assert_eq!(monitor.send_failed(), Change::Lost);
-        assert_eq!(monitor.send_failed(), Change::None);
+        assert_eq!(monitor.send_failed(now), Change::Lost);
+        assert_eq!(monitor.send_failed(now), Change::None);
         assert_eq!(monitor.next_ping_in(now), PING_DISTANCE_MIN);
         assert_eq!(monitor.next_ping_in(now + Duration::from_secs(4)), Duration::ZERO);
         monitor.pinged(false, now);
         assert_eq!(monitor.next_ping_in(now), Duration::from_secs(10));
+    }
+
+    #[test]
+    fn a_doubt_changes_nothing_until_a_ping_has_decided_it() {
+        let now = Instant::now();
+        let mut monitor = monitor();
+        monitor.pinged(true, now);
+        monitor.doubted();
+        assert_eq!(monitor.availability(), Availability::Available);
+        assert_eq!(monitor.next_ping_in(now), PING_DISTANCE_MIN);
+        assert_eq!(monitor.pinged(true, now), Change::None, "one message's trouble is not everyone's");
+        monitor.doubted();
+        assert_eq!(monitor.pinged(false, now), Change::Lost);
+    }
+
+    #[test]
+    fn a_server_that_comes_and_goes_has_to_show_that_it_stays() {
+        let mut now = Instant::now();
+        let mut monitor = monitor();
+        assert_eq!(monitor.pinged(true, now), Change::Restored);
+        for flaps in 1..10 {
+            now += Duration::from_secs(1);
+            assert_eq!(monitor.send_failed(now), Change::Lost);
+            for _ in 1..flaps.min(GOOD_PINGS_MAX) {
+                assert_eq!(monitor.pinged(true, now), Change::None, "flap {flaps}");
+                assert_eq!(monitor.next_ping_in(now), PING_DISTANCE_MIN, "the next one follows soon");
+            }
+            assert_eq!(monitor.pinged(true, now), Change::Restored, "flap {flaps}");
+        }
+        now += STEADY_AFTER;
+        assert_eq!(monitor.pinged(false, now), Change::Lost);
+        now += Duration::from_secs(3600);
+        assert_eq!(monitor.pinged(true, now), Change::Restored, "after a plain outage the first good ping is enough");
     }
 }

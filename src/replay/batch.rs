@@ -10,7 +10,7 @@ use uuid::Uuid;
 use super::lane::LaneWorker;
 use super::now_ms;
 use crate::delivery::backoff;
-use crate::delivery::blame::{self, Evidence};
+use crate::delivery::blame::{self, Evidence, set_apart};
 use crate::delivery::coalesce::{Shipment, plan};
 use crate::delivery::split::{Divisible, Division, DivisionEnd};
 use crate::delivery::verdict::{ReplayVerdict, replaying};
@@ -24,6 +24,10 @@ use crate::store::{Hold, LastAnswer, Outcome, Part, StoreError};
 /// After so many requests in a row that time might heal, and none that passed, the server is taken to be failing
 /// altogether: enough to halve a full batch down to one message, few enough not to storm a server in trouble.
 const FALTERS_MAX: u32 = 12;
+/// After so many requests in a row without an answer, and none that passed, the lane rests: each may take half a minute.
+const SILENCES_MAX: u32 = 3;
+/// Why a lane is held that the server limits.
+pub(super) const RATE_LIMITED: &str = "the server limits the rate (429)";
 /// The longest that a message waits because it failed as a probe; what a healed server may still wait for it.
 const PROBE_WAIT_MAX: Duration = Duration::from_secs(5 * 60);
 
@@ -48,22 +52,46 @@ pub(super) struct Batch<'w, 'a> {
     left: Footprint,
     /// Messages delivered so far.
     pub delivered: usize,
+    /// Whether any request failed in a way that time may heal.
+    pub faltered: bool,
     /// Requests that passed.
     passes: usize,
     /// Requests that failed in a way that time may heal, since one passed.
     falters: u32,
+    /// Those of them that were not answered.
+    silences: u32,
     pub halt: Option<Halt>,
 }
 
 /// A message that failed alone in a way that time may heal.
 struct Failed {
     message: Claimed,
+    falter: Falter,
+    /// How many requests had passed when it failed first, be it with others in one request.
+    passes: usize,
+}
+
+/// What became of one request.
+enum Attempt {
+    /// The server has it.
+    Passed,
+    /// The server refuses it; `items`: perhaps for one item of its body.
+    Refused { items: bool, answer: LastAnswer },
+    /// It failed in a way that time may heal, and the server is there.
+    Faltered(Falter),
+    /// Nothing more is to be sent. The answer, if it was sent at all.
+    Halted(Option<LastAnswer>),
+}
+
+/// A failure that time may heal.
+#[derive(Clone)]
+struct Falter {
     answer: LastAnswer,
     reason: String,
     /// How long the server asked to wait.
     asked: Option<Duration>,
-    /// How many requests had passed when it failed first, be it with others in one request.
-    passes: usize,
+    /// Whether nothing said that the server is alive: then no number of attempts is the last.
+    unanswered: bool,
 }
 
 impl<'w, 'a> Batch<'w, 'a> {
@@ -75,51 +103,41 @@ impl<'w, 'a> Batch<'w, 'a> {
             retries: Vec::new(),
             left: Footprint::default(),
             delivered: 0,
+            faltered: false,
             passes: 0,
             falters: 0,
+            silences: 0,
             halt: None,
         }
     }
 
     /// Sends everything, or as much as the server and our lease allow; what is not sent is put back.
-    pub fn send_all(&mut self, claimed: Vec<Claimed>) -> Result<(), StoreError> {
-        // With each shipment: how many requests had passed when it first failed, as a part of a larger one.
-        let mut queue: VecDeque<(Shipment, Option<usize>)> = plan(claimed).into_iter().map(|s| (s, None)).collect();
-        while let Some((shipment, first_failed)) = queue.pop_front() {
-            if self.halt.is_none() && (self.worker.replay.shutdown.is_requested() || !self.worker.keeper.may_send()) {
-                self.halt = Some(Halt::Stopped);
+    pub fn send_all(&mut self, mut claimed: Vec<Claimed>) -> Result<(), StoreError> {
+        let (probes, lane) = (self.worker.replay.probes, self.worker.work.id);
+        claimed.retain(|message| {
+            let is_confirmed = probes.is_confirmed(message.id);
+            if is_confirmed {
+                self.outcomes.push((message.id, Outcome::Delivered));
             }
-            if self.halt.is_some() || self.waits_for_an_earlier(&shipment) {
+            !is_confirmed
+        });
+        let (first, suspects) =
+            set_apart(claimed, |message| message.attempts > 0 || probes.is_spared(lane, message.id));
+        let suspects = suspects.into_iter().flat_map(|message| plan(std::iter::once(message)));
+        // With each shipment: how many requests had passed when it first failed, as a part of a larger one.
+        let mut queue: VecDeque<(Shipment, Option<usize>)> =
+            plan(first).into_iter().chain(suspects).map(|shipment| (shipment, None)).collect();
+        while let Some((shipment, first_failed)) = queue.pop_front() {
+            if !self.may_send() || self.waits_for_an_earlier(&shipment) {
                 self.put_back(&shipment, None);
                 continue;
             }
-            let replay = self.worker.replay;
-            let result = self.send(shipment.message_type(), &shipment.request());
-            let verdict = replaying(shipment.message_type(), result.as_ref());
-            debug!(target: "replay_manager", messages = shipment.len(), ?verdict, "sent");
-            match verdict {
-                ReplayVerdict::Delivered => self.delivered(&shipment)?,
-                ReplayVerdict::Unavailable => {
-                    let answer = last_answer(&result);
-                    // A send that fails while pings pass would otherwise look like nothing at all.
-                    replay.connection.send_failed(&answer.text);
-                    self.halt = Some(Halt::Unavailable);
-                    self.put_back(&shipment, Some(answer));
-                }
-                ReplayVerdict::HoldLane { asked, probe } => {
-                    let answer = last_answer(&result);
-                    self.hold(asked.unwrap_or(replay.settings.retry_interval), reason(&result), probe)?;
-                    self.put_back(&shipment, Some(answer));
-                }
-                ReplayVerdict::Retry { asked } => {
-                    self.falters += 1;
+            match self.attempt(shipment.message_type(), &shipment.request())? {
+                Attempt::Passed => self.delivered(&shipment)?,
+                Attempt::Halted(answer) => self.put_back(&shipment, answer),
+                Attempt::Faltered(falter) => {
                     let passes = first_failed.unwrap_or(self.passes);
-                    replay.probes.failing(self.worker.work.id, shipment.messages().map(|message| message.id));
-                    if self.falters >= FALTERS_MAX {
-                        self.hold(replay.settings.retry_interval, reason(&result), true)?;
-                        self.put_back(&shipment, Some(last_answer(&result)));
-                        continue;
-                    }
+                    probes.failing(lane, shipment.messages().map(|message| message.id));
                     match shipment.halves() {
                         Ok((first, second)) => {
                             queue.push_front((second, Some(passes)));
@@ -128,24 +146,18 @@ impl<'w, 'a> Batch<'w, 'a> {
                         Err(single) => {
                             for message in single.messages() {
                                 self.left.add(&message.touches);
-                                self.retries.push(Failed {
-                                    message: message.clone(),
-                                    answer: last_answer(&result),
-                                    reason: reason(&result),
-                                    asked,
-                                    passes,
-                                });
+                                let (message, falter) = (message.clone(), falter.clone());
+                                self.retries.push(Failed { message, falter, passes });
                             }
                         }
                     }
                 }
-                ReplayVerdict::Refused { items } => match shipment.halves() {
+                Attempt::Refused { items, answer } => match shipment.halves() {
                     Ok((first, second)) => {
                         queue.push_front((second, first_failed));
                         queue.push_front((first, first_failed));
                     }
                     Err(single) => {
-                        let answer = last_answer(&result);
                         for message in single.messages() {
                             self.refused(message, &answer, items)?;
                         }
@@ -155,6 +167,59 @@ impl<'w, 'a> Batch<'w, 'a> {
             }
         }
         Ok(())
+    }
+
+    /// Says whether the next request may be sent.
+    fn may_send(&mut self) -> bool {
+        if self.halt.is_none() && (self.worker.replay.shutdown.is_requested() || !self.worker.keeper.may_send()) {
+            self.halt = Some(Halt::Stopped);
+        }
+        self.halt.is_none()
+    }
+
+    /// Sends one request, and sees to what its answer means for the lane and for the connection.
+    fn attempt(&mut self, message_type: MessageType, request: &Request) -> Result<Attempt, StoreError> {
+        let (replay, work) = (self.worker.replay, &self.worker.work);
+        let result = self.send(message_type, request);
+        let verdict = replaying(message_type, result.as_ref());
+        debug!(target: "replay_manager", %message_type, ?verdict, "sent");
+        Ok(match verdict {
+            ReplayVerdict::Delivered => {
+                self.passed();
+                Attempt::Passed
+            }
+            ReplayVerdict::Refused { items } => Attempt::Refused { items, answer: last_answer(&result) },
+            ReplayVerdict::Unavailable => {
+                // A send that fails while pings pass would otherwise look like nothing at all.
+                replay.connection.send_failed(&last_answer(&result).text);
+                self.halt = Some(Halt::Unavailable);
+                Attempt::Halted(Some(last_answer(&result)))
+            }
+            ReplayVerdict::HoldLane { asked, probe } => {
+                replay.connection.lanes().failed(&work.lane);
+                // A rate limit without a time is tried again soon; a key is not renewed within seconds.
+                let holds = if probe { u32::MAX } else { replay.probes.held(work.id, false) };
+                self.hold(holds, asked, reason(&result), probe)?;
+                Attempt::Halted(Some(last_answer(&result)))
+            }
+            ReplayVerdict::Retry { asked, unanswered } => {
+                replay.connection.lanes().failed(&work.lane);
+                let answer = last_answer(&result);
+                if unanswered && !replay.connection.is_there_after_all(replay.shutdown) {
+                    self.halt = Some(Halt::Unavailable);
+                    return Ok(Attempt::Halted(Some(answer)));
+                }
+                self.faltered = true;
+                self.falters += 1;
+                self.silences += u32::from(unanswered);
+                if self.falters >= FALTERS_MAX || (self.passes == 0 && self.silences >= SILENCES_MAX) {
+                    let holds = replay.probes.held(work.id, true);
+                    self.hold(holds, asked, reason(&result), true)?;
+                    return Ok(Attempt::Halted(Some(answer)));
+                }
+                Attempt::Faltered(Falter { answer, reason: reason(&result), asked, unanswered })
+            }
+        })
     }
 
     /// Sends a request, and where the server is too old for it what says the same.
@@ -209,42 +274,22 @@ impl<'w, 'a> Batch<'w, 'a> {
         let mut division = Division::of(divisible.len());
         let mut faltered = None;
         while let Some(items) = division.next() {
-            let replay = self.worker.replay;
-            if self.halt.is_none() && (replay.shutdown.is_requested() || !self.worker.keeper.may_send()) {
-                self.halt = Some(Halt::Stopped);
-            }
-            if self.halt.is_some() {
+            if !self.may_send() {
                 division.keep(items);
                 continue;
             }
-            let piece = divisible.piece(&message.request, items.clone());
-            let result = self.send(message.message_type, &piece);
-            match replaying(message.message_type, result.as_ref()) {
-                ReplayVerdict::Delivered => division.passed(items),
-                ReplayVerdict::Refused { .. } => division.refused(items, last_answer(&result)),
-                ReplayVerdict::Retry { asked } => {
-                    faltered = Some(Failed {
-                        message: message.clone(),
-                        answer: last_answer(&result),
-                        reason: reason(&result),
-                        asked,
-                        passes: self.passes,
-                    });
-                    division.keep(items);
-                }
-                ReplayVerdict::Unavailable => {
-                    replay.connection.send_failed(&last_answer(&result).text);
-                    self.halt = Some(Halt::Unavailable);
-                    division.keep(items);
-                }
-                ReplayVerdict::HoldLane { asked, probe } => {
-                    self.hold(asked.unwrap_or(replay.settings.retry_interval), reason(&result), probe)?;
+            match self.attempt(message.message_type, &divisible.piece(&message.request, items.clone()))? {
+                Attempt::Passed => division.passed(items),
+                Attempt::Refused { answer, .. } => division.refused(items, answer),
+                Attempt::Halted(_) => division.keep(items),
+                Attempt::Faltered(falter) => {
+                    faltered = Some(Failed { message: message.clone(), falter, passes: self.passes });
                     division.keep(items);
                 }
             }
         }
         if division.anything_passed() {
-            self.passed(1);
+            self.delivered += 1;
         }
         if division.has_kept() {
             self.left.add(&message.touches);
@@ -267,25 +312,25 @@ impl<'w, 'a> Batch<'w, 'a> {
     }
 
     fn delivered(&mut self, shipment: &Shipment) -> Result<(), StoreError> {
-        self.passed(shipment.len());
+        self.delivered += shipment.len();
         self.outcomes.extend(shipment.messages().map(|message| (message.id, Outcome::Delivered)));
         self.settle_if_repeat_hurts(shipment)
     }
 
     /// Notes that a request passed: whatever troubled the lane before, it is not the server as a whole.
-    fn passed(&mut self, messages: usize) {
-        self.delivered += messages;
+    fn passed(&mut self) {
         self.passes += 1;
         self.falters = 0;
+        self.silences = 0;
         self.worker.replay.probes.passed(self.worker.work.id);
+        self.worker.replay.connection.lanes().passed(&self.worker.work.lane);
     }
 
     /// Settles at once what the server would not take as an upsert a second time.
     fn settle_if_repeat_hurts(&mut self, shipment: &Shipment) -> Result<(), StoreError> {
         if shipment.messages().any(|message| !message.message_type.repeat_is_harmless()) {
             let outcomes = std::mem::take(&mut self.outcomes);
-            self.worker.replay.store.settle(&self.worker.keeper.lease, &outcomes)?;
-            self.worker.count(&outcomes);
+            self.worker.settle(&outcomes)?;
         }
         Ok(())
     }
@@ -302,10 +347,12 @@ impl<'w, 'a> Batch<'w, 'a> {
         }));
     }
 
-    fn hold(&mut self, time: Duration, reason: String, probe: bool) -> Result<(), StoreError> {
+    /// Holds the lane, for longer the more often that happened since something passed.
+    fn hold(&mut self, holds: u32, asked: Option<Duration>, reason: String, probe: bool) -> Result<(), StoreError> {
+        let time = backoff::lane_wait(holds, jitter(), asked, self.worker.replay.settings.retry_interval);
         warn!(
             target: "replay_manager",
-            "{}: held for {} s, nothing is dropped: {reason}", self.worker.work.lane, time.as_secs_f64()
+            "{}: held for {:.1} s, nothing is dropped: {reason}", self.worker.work.lane, time.as_secs_f64()
         );
         let hold = Hold { until_ms: in_ms(time), reason, probe };
         self.worker.replay.store.hold(&self.worker.keeper.lease, self.worker.work.id, Some(&hold))?;
@@ -331,41 +378,43 @@ impl<'w, 'a> Batch<'w, 'a> {
                     failing,
                 })
             });
-        for Failed { message, answer, asked, .. } in blamed {
+        for Failed { message, falter, .. } in blamed {
             let attempts = message.attempts.saturating_add(1);
-            let outcome = if backoff::is_exhausted(attempts, settings.attempts_max) {
+            let outcome = if !falter.unanswered && backoff::is_exhausted(attempts, settings.attempts_max) {
                 warn!(
                     target: "replay_manager",
                     id = %message.id, message_type = %message.message_type, attempts,
                     "a message failed at every attempt, it is kept as rejected"
                 );
-                Outcome::Rejected { answer }
+                Outcome::Rejected { answer: falter.answer }
             } else {
-                let next_attempt_at_ms = in_ms(backoff::wait(attempts, jitter(), asked));
-                Outcome::Failed { next_attempt_at_ms, counts: true, answer: Some(answer) }
+                let next_attempt_at_ms = in_ms(backoff::wait(attempts, jitter(), falter.asked));
+                Outcome::Failed { next_attempt_at_ms, counts: true, answer: Some(falter.answer) }
             };
             self.outcomes.push((message.id, outcome));
         }
         let Some(first) = spared.first() else { return Ok(()) };
         if self.halt.is_none() {
-            let reason = format!("the server fails at everything: {}", first.reason);
-            self.hold(settings.retry_interval, reason, true)?;
+            let reason = format!("the server fails at everything: {}", first.falter.reason);
+            let (holds, asked) = (replay.probes.held(lane, true), first.falter.asked);
+            self.hold(holds, asked, reason, true)?;
         }
         let probes_failed = replay.probes.probe_failed(lane);
         let behind = settings.retry_interval.saturating_mul(probes_failed.saturating_add(2)).min(PROBE_WAIT_MAX);
-        for (index, Failed { message, answer, .. }) in spared.into_iter().enumerate() {
-            replay.probes.spare(lane, message.id);
+        for (index, Failed { message, falter, .. }) in spared.into_iter().enumerate() {
             // Only the first one tried is moved behind the next probes.
-            let next_attempt_at_ms = if index == 0 { in_ms(behind) } else { 0 };
-            self.outcomes
-                .push((message.id, Outcome::Failed { next_attempt_at_ms, counts: false, answer: Some(answer) }));
+            let waits = index == 0;
+            replay.probes.spare(lane, message.id, waits);
+            let next_attempt_at_ms = if waits { in_ms(behind) } else { 0 };
+            let answer = Some(falter.answer);
+            self.outcomes.push((message.id, Outcome::Failed { next_attempt_at_ms, counts: false, answer }));
         }
         Ok(())
     }
 }
 
 /// Returns the time after this wait, in milliseconds since the Unix epoch.
-fn in_ms(wait: Duration) -> i64 {
+pub(super) fn in_ms(wait: Duration) -> i64 {
     now_ms().saturating_add(i64::try_from(wait.as_millis()).unwrap_or(i64::MAX))
 }
 
@@ -392,7 +441,7 @@ fn reason(result: &Result<Answer, SendFailure>) -> String {
         Ok(Answer { status, location: Some(location), .. }) if (300..400).contains(status) => {
             format!("the server redirects to {location}: set --upstream to where it is")
         }
-        Ok(Answer { status: 429, .. }) => "the server limits the rate (429)".to_owned(),
+        Ok(Answer { status: 429, .. }) => RATE_LIMITED.to_owned(),
         Ok(answer) if answer.text.trim().is_empty() => format!("the server answered {}", answer.status),
         Ok(answer) => format!("the server answered {}: {}", answer.status, first_line(&answer.text)),
         Err(failure) => failure.to_string(),
@@ -411,7 +460,7 @@ fn first_line(text: &str) -> String {
 }
 
 /// Returns a number in 0.0 to 1.0 that differs between messages and processes.
-fn jitter() -> f64 {
+pub(super) fn jitter() -> f64 {
     let bytes = Uuid::now_v7().into_bytes();
     f64::from(u16::from_be_bytes([bytes[14], bytes[15]])) / f64::from(u16::MAX)
 }

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use tracing::error;
 
 use super::batch::{Batch, Halt};
-use super::{Budget, CLAIM_BYTES_MAX, Gate, LeaseKeeper, Replay, now_ms};
+use super::{Budget, Gate, LeaseKeeper, Replay, now_ms};
 use crate::delivery::pacing::{BatchEnd, Pace};
 use crate::message::MessageId;
 use crate::store::{ClaimLimits, Hold, LaneId, LaneWork, Outcome, StoreError};
@@ -18,6 +18,8 @@ pub(super) struct LaneWorker<'a> {
     pub gate: &'a Gate,
     pub budget: &'a Budget,
     pub pace: Pace,
+    /// Bytes of bodies that one claim takes at most, unless a single message is larger.
+    pub claim_bytes_max: u64,
     pub work: LaneWork,
 }
 
@@ -72,8 +74,9 @@ impl LaneWorker<'_> {
         }
         // A lane that was held for its key or its server lets one message try before the rest follows.
         let is_probe = self.work.hold.as_ref().is_some_and(|hold| hold.probe);
-        let wanted = self.budget.take(if is_probe { 1 } else { self.pace.batch() });
-        let limits = ClaimLimits { messages_max: wanted, bytes_max: CLAIM_BYTES_MAX };
+        let window = if is_probe { 1 } else { replay.probes.window(self.work.id).min(self.pace.batch()) };
+        let wanted = self.budget.take(window);
+        let limits = ClaimLimits { messages_max: wanted, bytes_max: self.claim_bytes_max };
         let claimed = match wanted {
             0 => Vec::new(),
             _ => replay.store.claim(&self.keeper.lease, self.work.id, &replay.settings.filter, limits, now_ms())?,
@@ -87,12 +90,20 @@ impl LaneWorker<'_> {
         let mut batch = Batch::new(self);
         batch.send_all(claimed)?;
         batch.count_retries()?;
-        let Batch { outcomes, delivered, halt, .. } = batch;
-        replay.store.settle(&self.keeper.lease, &outcomes)?;
-        self.count(&outcomes);
+        let Batch { outcomes, delivered, halt, faltered, .. } = batch;
+        self.settle(&outcomes)?;
 
-        if delivered > 0 && self.work.hold.take().is_some() && halt != Some(Halt::Held) {
-            replay.store.hold(&self.keeper.lease, self.work.id, None)?;
+        if delivered > 0 {
+            if self.work.hold.take().is_some() && halt != Some(Halt::Held) {
+                replay.store.hold(&self.keeper.lease, self.work.id, None)?;
+            }
+            let waiting = replay.probes.take_waiting(self.work.id);
+            if !waiting.is_empty() {
+                replay.store.make_due(&self.keeper.lease, &waiting)?;
+            }
+        }
+        if halt.is_none() && !faltered {
+            replay.probes.batch_passed(self.work.id, self.pace.batch());
         }
         self.pace = self.pace.after(if halt.is_none() { BatchEnd::KeptUp } else { BatchEnd::Strained });
         if halt.is_some() {
@@ -100,6 +111,19 @@ impl LaneWorker<'_> {
         }
         self.pause(count);
         Ok(Step::GoOn)
+    }
+
+    /// Settles and counts. What the server has confirmed is remembered when the store can't take it: it is not sent again.
+    pub fn settle(&self, outcomes: &[(MessageId, Outcome)]) -> Result<(), StoreError> {
+        let replay = self.replay;
+        let ids = |of: fn(&Outcome) -> bool| outcomes.iter().filter(move |(_, o)| of(o)).map(|(id, _)| *id);
+        if let Err(error) = replay.store.settle(&self.keeper.lease, outcomes) {
+            replay.probes.confirm(ids(|outcome| matches!(outcome, Outcome::Delivered)));
+            return Err(error);
+        }
+        replay.probes.settled(ids(|_| true));
+        self.count(outcomes);
+        Ok(())
     }
 
     /// Pauses as the pace asks: everyone when the user set it, this lane alone otherwise.
@@ -113,7 +137,7 @@ impl LaneWorker<'_> {
         }
     }
 
-    pub fn count(&self, outcomes: &[(MessageId, Outcome)]) {
+    fn count(&self, outcomes: &[(MessageId, Outcome)]) {
         let of = |wanted: fn(&Outcome) -> bool| outcomes.iter().filter(|(_, outcome)| wanted(outcome)).count() as u64;
         self.replay.metrics.messages_delivered.add(of(|outcome| matches!(outcome, Outcome::Delivered)));
         let rejected: usize = outcomes.iter().map(|(_, outcome)| outcome.rejected_messages()).sum();

@@ -5,44 +5,63 @@
 //! ```
 //!
 //! [`ReplayManager`] is the agent's loop; [`Replay::drain`] is one round of it and what the `replay` command calls. One
-//! replayer at a time works on a store (the lease). Inside it each lane has at most one worker, so that order per entity
-//! is the order of the store; lanes run side by side, so that none waits for another's slow server, limit or poison.
+//! replayer at a time works on a store (the lease). Inside it lanes run side by side, so that none waits for another's slow
+//! server, limit or poison. Order per entity is the order of the store, because a claim leaves out what must not overtake
+//! anything that is in flight.
 //!
 //! A message is deleted by the settle that follows its confirmation, one commit per batch. A crash between the two sends
 //! it again, which is an upsert; for the few messages where it would not be ([`MessageType::repeat_is_harmless`]), the
 //! settle follows each single answer.
 //!
-//! Limits: [`LANES_MAX`] workers, [`CLAIM_BYTES_MAX`] of bodies in memory for each. No lock is held over I/O.
+//! While a request hangs, another worker may go on with its lane: the store gives out nothing that must not overtake what
+//! is in flight. Limits: [`LANES_MAX`] workers that get answers, [`LANES_MAX_WITH_SLOW`] and a few with those that wait
+//! for one; [`CLAIM_BYTES_MAX`] of bodies in memory for each, less when they are many. No lock is held over I/O.
 //!
 //! [`MessageType::repeat_is_harmless`]: crate::message::MessageType::repeat_is_harmless
 
 mod batch;
 mod lane;
+mod probes;
 pub mod report;
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
 use std::time::{Duration, Instant};
 
 use tracing::{debug, error, info, warn};
 
-use crate::delivery::blame::FAILING_MAX;
+use crate::delivery::backoff::lane_wait;
 use crate::delivery::pacing::{Pace, PaceSettings};
-use crate::message::MessageId;
 use crate::monitor::Availability;
 use crate::monitor::connection::Connection;
 use crate::shutdown::Shutdown;
 use crate::store::slot::StoreSlot;
-use crate::store::{Filter, LaneId, Lease, Owner, ReplayRecord, Store, StoreError, now_ms};
+use crate::store::{Filter, Hold, LaneId, LaneWork, Lease, Owner, ReplayRecord, Store, StoreError, now_ms};
 use crate::telemetry::metrics::Metrics;
 use crate::upstream::Upstream;
 use lane::{LaneEnd, LaneWorker};
+pub use probes::Probes;
 
 /// How many lanes are replayed side by side.
-pub const LANES_MAX: usize = 8;
+pub const LANES_MAX: usize = 24;
+/// The same with those whose request has been open for longer than [`SLOW_AFTER`]: a server that hangs on some lanes must
+/// not keep the others from being replayed.
+pub const LANES_MAX_WITH_SLOW: usize = 56;
+/// How many of these may be lanes whose last request failed.
+const LANES_IN_TROUBLE_MAX: usize = 40;
+/// A worker that is with its lane for so long waits for an answer: its turn is over after a second.
+const SLOW_AFTER: Duration = Duration::from_secs(3);
+/// How many workers a lane may have while its others wait for answers: what hangs holds back its own entities only.
+const WORKERS_OF_A_LANE_MAX: usize = 3;
+/// How many such workers there are in all.
+const EXTRA_WORKERS_MAX: usize = 8;
 /// Bytes of bodies that one claim takes at most, unless a single message is larger.
 pub const CLAIM_BYTES_MAX: u64 = 8 * 1024 * 1024;
+/// Bytes of bodies that all claims take together, about: with many workers each takes less.
+const CLAIMS_BYTES_MAX: u64 = 64 * 1024 * 1024;
+/// The least that a claim may take.
+const CLAIM_BYTES_MIN: u64 = 512 * 1024;
 /// How long a lease lives without being renewed: the longest time that a killed replayer keeps others out.
 pub const LEASE_TIME_TO_LIVE: Duration = Duration::from_secs(30);
 /// How often it is renewed.
@@ -103,72 +122,6 @@ pub struct Replay<'a> {
     pub shutdown: &'a Shutdown,
 }
 
-/// What went wrong in each lane. Kept between rounds, in memory only: a new process finds out
-/// again.
-#[derive(Debug, Default)]
-pub struct Probes(Mutex<HashMap<LaneId, Trouble>>);
-
-#[derive(Debug, Default)]
-struct Trouble {
-    /// Probes that failed since a message passed. A message that failed as a probe waits for longer the longer this lasts, so that the
-    /// ones behind it get their turn as probes, however many bad ones stand before them.
-    probes_failed: u32,
-    /// Messages that failed since one passed, as many as are worth telling apart.
-    failing: HashSet<MessageId>,
-    /// How many requests passed, ever.
-    passes: u64,
-    /// Messages whose last failure did not count, with `passes` as it was then: when one passed since, the next counts.
-    spared: HashMap<MessageId, u64>,
-}
-
-/// Messages whose failure did not count and that are remembered; of others each failure looks like the first.
-const SPARED_MAX: usize = 10_000;
-
-impl Probes {
-    fn probe_failed(&self, lane: LaneId) -> u32 {
-        let mut lanes = lock(&self.0);
-        let trouble = lanes.entry(lane).or_default();
-        trouble.probes_failed = trouble.probes_failed.saturating_add(1);
-        trouble.probes_failed
-    }
-
-    /// Adds messages that failed, and returns how many have since one passed.
-    fn failing(&self, lane: LaneId, messages: impl Iterator<Item = MessageId>) -> usize {
-        let mut lanes = lock(&self.0);
-        let trouble = lanes.entry(lane).or_default();
-        for message in messages {
-            if trouble.failing.len() <= FAILING_MAX {
-                trouble.failing.insert(message);
-            }
-        }
-        trouble.failing.len()
-    }
-
-    /// Notes that a message's failure does not count for now.
-    fn spare(&self, lane: LaneId, message: MessageId) {
-        let mut lanes = lock(&self.0);
-        let trouble = lanes.entry(lane).or_default();
-        if trouble.spared.len() < SPARED_MAX {
-            trouble.spared.insert(message, trouble.passes);
-        }
-    }
-
-    /// Says whether something passed since a message was spared, and forgets that it was.
-    fn passed_since_spared(&self, lane: LaneId, message: MessageId) -> bool {
-        let mut lanes = lock(&self.0);
-        let trouble = lanes.entry(lane).or_default();
-        trouble.spared.remove(&message).is_some_and(|passes| trouble.passes > passes)
-    }
-
-    fn passed(&self, lane: LaneId) {
-        let mut lanes = lock(&self.0);
-        let trouble = lanes.entry(lane).or_default();
-        trouble.probes_failed = 0;
-        trouble.failing.clear();
-        trouble.passes += 1;
-    }
-}
-
 impl Replay<'_> {
     /// Replays all that is due, until nothing is, and says how it ended.
     ///
@@ -203,7 +156,8 @@ impl Replay<'_> {
     fn note(&self, owner: &Owner, started_at_ms: i64, delivered: u64, rejected: u64) {
         let remaining = self.store.backlog(&Filter::default()).map_or(0, |backlog| backlog.waiting());
         let role = owner.role.clone();
-        let record = ReplayRecord { role, started_at_ms, ended_at_ms: now_ms(), delivered, rejected, remaining };
+        let round = ReplayRecord { role, started_at_ms, ended_at_ms: now_ms(), delivered, rejected, remaining };
+        let record = self.probes.add_round(round);
         // A record for `status` only: that it can't be written must not hide how the replay itself went.
         if let Err(error) = self.store.note_replay(&record) {
             debug!(target: "replay_manager", %error, "the replay is not recorded");
@@ -211,47 +165,48 @@ impl Replay<'_> {
         info!(target: "replay_manager", delivered, rejected, remaining, "replayed");
     }
 
-    /// Gives due lanes to workers, each lane to one, until nothing is due and every worker came back.
+    /// Gives due lanes to workers until nothing is due and every worker came back.
     fn replay_lanes(&self, keeper: &LeaseKeeper<'_>) -> Result<DrainEnd, StoreError> {
         let gate = Gate::default();
         let budget = Budget::new(self.settings.limit);
         let mut paces: HashMap<LaneId, Pace> = HashMap::new();
-        let mut busy: HashSet<LaneId> = HashSet::new();
+        let mut busy = Busy::default();
         let mut failed: Option<StoreError> = None;
         let (done, finished) = mpsc::channel();
         std::thread::scope(|scope| {
             loop {
+                let looked = Instant::now();
                 if let Err(error) = keeper.renew_if_due() {
                     failed.get_or_insert(error);
                 }
                 let stop = failed.is_some() || self.stop_reason(&budget).is_some();
                 let mut next_due_at_ms = i64::MAX;
                 if !stop {
-                    match self.store.lanes(&self.settings.filter, now_ms()) {
+                    match self.due_lanes(keeper) {
                         Err(error) => failed = Some(error),
                         Ok(lanes) => {
                             let now = now_ms();
                             for work in lanes {
-                                if busy.contains(&work.id) {
-                                    continue;
-                                }
+                                let in_trouble = self.connection.lanes().is_in_trouble(&work.lane);
                                 if work.due_at_ms > now {
-                                    next_due_at_ms = next_due_at_ms.min(work.due_at_ms);
-                                } else if busy.len() < LANES_MAX {
-                                    busy.insert(work.id);
-                                    let pace = paces.get(&work.id).copied();
+                                    if !busy.has(work.id) {
+                                        next_due_at_ms = next_due_at_ms.min(work.due_at_ms);
+                                    }
+                                } else if let Some(number) = busy.admit(&work, in_trouble, Instant::now()) {
                                     let worker = LaneWorker {
                                         replay: self,
                                         keeper,
                                         gate: &gate,
                                         budget: &budget,
-                                        pace: pace.unwrap_or_else(|| Pace::start(self.settings.pace)),
+                                        pace: paces.get(&work.id).copied().unwrap_or(Pace::start(self.settings.pace)),
+                                        claim_bytes_max: (CLAIMS_BYTES_MAX / busy.len() as u64)
+                                            .clamp(CLAIM_BYTES_MIN, CLAIM_BYTES_MAX),
                                         work,
                                     };
                                     let done = done.clone();
                                     scope.spawn(move || {
                                         // The receiver outlives the scope, so sending can't fail.
-                                        let _ = done.send(worker.run_caught());
+                                        let _ = done.send((number, worker.run_caught()));
                                     });
                                 }
                             }
@@ -267,8 +222,10 @@ impl Replay<'_> {
                         })),
                     };
                 }
-                if let Ok(LaneEnd { lane, pace, result }) = finished.recv_timeout(LANES_LOOK_INTERVAL) {
-                    busy.remove(&lane);
+                // With thousands of lanes a look takes long: it must not become all that is done.
+                let wait = LANES_LOOK_INTERVAL.max(looked.elapsed() * 4);
+                if let Ok((number, LaneEnd { lane, pace, result })) = finished.recv_timeout(wait) {
+                    busy.remove(number);
                     paces.insert(lane, pace);
                     if let Err(error) = result {
                         failed.get_or_insert(error);
@@ -276,6 +233,24 @@ impl Replay<'_> {
                 }
             }
         })
+    }
+
+    /// Returns the lanes with work, those in trouble last, after the limits that intake met have become holds.
+    fn due_lanes(&self, keeper: &LeaseKeeper<'_>) -> Result<Vec<LaneWork>, StoreError> {
+        let mut lanes = self.store.lanes(&self.settings.filter, now_ms())?;
+        let trouble = self.connection.lanes();
+        for work in &mut lanes {
+            let Some(limit) = trouble.take_limit(&work.lane) else { continue };
+            let holds = self.probes.held(work.id, false);
+            let wait = lane_wait(holds, batch::jitter(), limit.asked, self.settings.retry_interval);
+            let hold = Hold { until_ms: batch::in_ms(wait), reason: batch::RATE_LIMITED.to_owned(), probe: false };
+            self.store.hold(&keeper.lease, work.id, Some(&hold))?;
+            warn!(target: "replay_manager", "{}: held for {} s: {}", work.lane, wait.as_secs_f64(), hold.reason);
+            work.due_at_ms = work.due_at_ms.max(hold.until_ms);
+            work.hold = Some(hold);
+        }
+        lanes.sort_by_key(|work| trouble.is_in_trouble(&work.lane));
+        Ok(lanes)
     }
 
     /// Returns why no more is to be sent, if so.
@@ -410,6 +385,64 @@ impl<'a> LeaseKeeper<'a> {
             Err(_) => self.lost.store(true, Ordering::Relaxed),
         }
         renewed
+    }
+}
+
+/// Who works on which lane.
+#[derive(Default)]
+struct Busy {
+    workers: Vec<Worker>,
+    next_number: u64,
+}
+
+struct Worker {
+    number: u64,
+    lane: LaneId,
+    since: Instant,
+    in_trouble: bool,
+    is_extra: bool,
+}
+
+impl Busy {
+    /// Gives a due lane a worker if there may be one more, and returns its number.
+    fn admit(&mut self, work: &LaneWork, in_trouble: bool, now: Instant) -> Option<u64> {
+        let is_slow = |worker: &Worker| now.saturating_duration_since(worker.since) >= SLOW_AFTER;
+        let count = |of: &dyn Fn(&Worker) -> bool| self.workers.iter().filter(|worker| of(worker)).count();
+        let here = count(&|worker| worker.lane == work.id);
+        let is_extra = here > 0;
+        let may = if is_extra {
+            // A lane that is tried with one message has nothing for a second worker.
+            here < WORKERS_OF_A_LANE_MAX
+                && count(&|worker| worker.is_extra) < EXTRA_WORKERS_MAX
+                && count(&|worker| worker.lane == work.id && !is_slow(worker)) == 0
+                && !work.hold.as_ref().is_some_and(|hold| hold.probe)
+        } else {
+            count(&|worker| !worker.is_extra && !is_slow(worker)) < LANES_MAX
+                && count(&|worker| !worker.is_extra) < LANES_MAX_WITH_SLOW
+                && !(in_trouble && count(&|worker| worker.in_trouble) >= LANES_IN_TROUBLE_MAX)
+        };
+        may.then(|| {
+            self.next_number += 1;
+            let number = self.next_number;
+            self.workers.push(Worker { number, lane: work.id, since: now, in_trouble, is_extra });
+            number
+        })
+    }
+
+    fn remove(&mut self, number: u64) {
+        self.workers.retain(|worker| worker.number != number);
+    }
+
+    fn has(&self, lane: LaneId) -> bool {
+        self.workers.iter().any(|worker| worker.lane == lane)
+    }
+
+    fn len(&self) -> usize {
+        self.workers.len()
+    }
+
+    fn is_empty(&self) -> bool {
+        self.workers.is_empty()
     }
 }
 

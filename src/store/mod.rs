@@ -52,10 +52,16 @@ pub trait Store: Send + Sync {
     /// [`StoreError::Unusable`] when the disk refuses.
     fn register(&self, messages: &[Message]) -> Result<Vec<MessageId>, StoreError>;
 
-    /// Returns how many messages of the lane still have to reach the server (failed or registered, not rejected).
+    /// Returns what stands before a new write of this lane that touches these entities.
     ///
-    /// Sees what other processes committed. Costs one indexed look-up: intake asks it before every forwarded write.
-    fn waiting(&self, lane: &Lane) -> Result<u64, StoreError>;
+    /// Sees what other processes committed. Intake asks it before every forwarded write: one indexed look-up while nothing
+    /// waits, else one per entity, up to [`Ahead::TOUCHES_MAX`] of them.
+    fn ahead(&self, lane: &Lane, touches: &[Touch]) -> Result<Ahead, StoreError>;
+
+    /// Returns how many messages of the lane still have to reach the server (failed or registered, not rejected).
+    fn waiting(&self, lane: &Lane) -> Result<u64, StoreError> {
+        Ok(self.ahead(lane, &[])?.messages)
+    }
 
     // For replay.
 
@@ -81,6 +87,9 @@ pub trait Store: Send + Sync {
 
     /// Returns the lanes with failed messages that the filter selects, in the order of their oldest message.
     fn lanes(&self, filter: &Filter, now_ms: i64) -> Result<Vec<LaneWork>, StoreError>;
+
+    /// Makes these messages due at once where they wait for their next attempt: what kept them waiting is over.
+    fn make_due(&self, lease: &Lease, messages: &[MessageId]) -> Result<(), StoreError>;
 
     /// Keeps the lane from being replayed until then, and says why; `None` lets it go again.
     fn hold(&self, lease: &Lease, lane: LaneId, hold: Option<&Hold>) -> Result<(), StoreError>;
@@ -253,6 +262,22 @@ pub struct Lease {
 /// Names a lane in one store.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct LaneId(pub i64);
+
+/// What stands before a new write.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Ahead {
+    /// Messages of its lane that still have to reach the server.
+    pub messages: u64,
+    /// Whether one of them is, or may be, one that the write must not overtake ([`crate::message::conflict`]).
+    pub conflicting: bool,
+    /// Whether the lane is held.
+    pub held: bool,
+}
+
+impl Ahead {
+    /// A write that touches more entities than this is taken to conflict with whatever waits.
+    pub const TOUCHES_MAX: usize = 256;
+}
 
 /// Why a lane is not replayed, and until when.
 #[derive(Clone, Debug, PartialEq, Eq)]

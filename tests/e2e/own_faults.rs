@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use opik_offline::delivery::pacing::PaceSettings;
-use opik_offline::message::{Body, Encoding, HeaderSet, Lane, Message, MessageId, MessageType, Request};
+use opik_offline::message::{Body, Encoding, HeaderSet, Lane, Message, MessageId, MessageType, Request, Touch};
 use opik_offline::monitor::MonitorSettings;
 use opik_offline::monitor::connection::Connection;
 use opik_offline::replay::{ReplayManager, ReplaySettings};
@@ -14,8 +14,8 @@ use opik_offline::shutdown::Shutdown;
 use opik_offline::store::committer::Committer;
 use opik_offline::store::slot::StoreSlot;
 use opik_offline::store::{
-    AgentRecord, Backlog, ClaimLimits, Claimed, Condition, Filter, Hold, LaneId, LaneWork, Lease, Listed, Outcome,
-    Owner, Page, Purged, ReplayRecord, Store, StoreError, StoredMessage,
+    AgentRecord, Ahead, Backlog, ClaimLimits, Claimed, Condition, Filter, Hold, LaneId, LaneWork, Lease, Listed,
+    Outcome, Owner, Page, Purged, ReplayRecord, Store, StoreError, StoredMessage,
 };
 use opik_offline::telemetry::metrics::Metrics;
 use opik_offline::upstream::{Upstream, UpstreamSettings};
@@ -78,7 +78,8 @@ impl Store for Panicking {
     }
 
     delegate! {
-        fn waiting(&self, lane: &Lane) -> u64;
+        fn ahead(&self, lane: &Lane, touches: &[Touch]) -> Ahead;
+        fn make_due(&self, lease: &Lease, messages: &[MessageId]) -> ();
         fn acquire(&self, owner: &Owner, time_to_live: Duration) -> Lease;
         fn renew(&self, lease: &Lease, time_to_live: Duration) -> ();
         fn release(&self, lease: &Lease) -> ();

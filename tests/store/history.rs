@@ -41,6 +41,7 @@ enum Step {
     Claim { lane: usize, filter: Filter, limits: ClaimLimits, now_ms: i64 },
     Settle(Vec<(usize, Outcome)>),
     Hold { lane: usize, hold: Option<Hold> },
+    MakeDue(Vec<usize>),
     ChangeReplayer,
     ReturnInFlight,
     Purge { filter: Filter, limit: usize },
@@ -151,6 +152,7 @@ fn any_step() -> impl Strategy<Value = Step> {
             .prop_map(|(lane, filter, limits, now_ms)| Step::Claim { lane, filter, limits, now_ms }),
         8 => vec((0..8_usize, any_outcome()), 1..6).prop_map(Step::Settle),
         1 => (0..3_usize, prop::option::of(hold)).prop_map(|(lane, hold)| Step::Hold { lane, hold }),
+        1 => vec(0..8_usize, 1..4).prop_map(Step::MakeDue),
         1 => Just(Step::ChangeReplayer),
         2 => Just(Step::ReturnInFlight),
         1 => (any_filter(), 0..4_usize).prop_map(|(filter, limit)| Step::Purge { filter, limit }),
@@ -202,6 +204,11 @@ impl Side {
                 }
                 String::new()
             }
+            Step::MakeDue(places) => {
+                let ids: Vec<_> = places.iter().map(|place| MessageId(*place as i64)).collect();
+                store.make_due(lease, &ids).expect("we have the lease");
+                String::new()
+            }
             Step::Hold { lane, hold } => {
                 let Some(lane) = self.lane_id(*lane) else { return "nothing waits".into() };
                 store.hold(lease, lane, hold.as_ref()).expect("we have the lease");
@@ -240,6 +247,14 @@ impl Side {
             }
         }
         view.extend(lanes().iter().map(|lane| format!("{}", store.waiting(lane).expect("it can be counted"))));
+        // What a new write would find ahead of it decides whether it may be forwarded: one that overtakes is lost work.
+        for lane in &lanes() {
+            for effect in [Effect::End, Effect::Create, Effect::Annotate, Effect::Refer] {
+                let write = [touch(EntityKind::Trace, "a", effect), touch(EntityKind::Trace, "d", Effect::Refer)];
+                let ahead = store.ahead(lane, &Touch::distinct(write.to_vec())).expect("it can be asked");
+                view.push(format!("{effect:?} {ahead:?}"));
+            }
+        }
         view.push(format!("{:?}", store.get(MessageId(3)).expect("it can be read")));
         view
     }

@@ -7,10 +7,10 @@ use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use opik_offline::message::{Effect, EntityKey, Lane, Message, MessageId, MessageStatus, conflict};
+use opik_offline::message::{Effect, EntityKey, Lane, Message, MessageId, MessageStatus, Touch, conflict};
 use opik_offline::store::{
-    AgentRecord, Backlog, BacklogGroup, ClaimLimits, Claimed, Condition, Filter, Hold, LaneId, LaneWork, LastAnswer,
-    Lease, Listed, Outcome, Owner, Page, Purged, ReplayRecord, Store, StoreError, StoredMessage,
+    AgentRecord, Ahead, Backlog, BacklogGroup, ClaimLimits, Claimed, Condition, Filter, Hold, LaneId, LaneWork,
+    LastAnswer, Lease, Listed, Outcome, Owner, Page, Purged, ReplayRecord, Store, StoreError, StoredMessage,
 };
 
 const HOUR_MS: i64 = 60 * 60 * 1000;
@@ -238,9 +238,16 @@ impl Store for ModelStore {
         Ok(ids)
     }
 
-    fn waiting(&self, lane: &Lane) -> Result<u64, StoreError> {
+    fn ahead(&self, lane: &Lane, touches: &[Touch]) -> Result<Ahead, StoreError> {
         let state = self.state();
-        Ok(state.messages.iter().filter(|r| r.message.lane == *lane && r.still_has_to_go()).count() as u64)
+        let ahead: Vec<_> = state.messages.iter().filter(|r| r.message.lane == *lane && r.still_has_to_go()).collect();
+        let Some(first) = ahead.first() else { return Ok(Ahead::default()) };
+        let held = !touches.is_empty() && state.hold_of(first.lane, opik_offline::store::now_ms()).is_some();
+        let conflicting = held
+            || touches.len() > Ahead::TOUCHES_MAX
+            || touches.iter().any(|touch| touch.effect == Effect::End)
+            || ahead.iter().any(|record| conflict(&record.message.touches, touches));
+        Ok(Ahead { messages: ahead.len() as u64, conflicting, held })
     }
 
     fn acquire(&self, owner: &Owner, time_to_live: Duration) -> Result<Lease, StoreError> {
@@ -300,6 +307,15 @@ impl Store for ModelStore {
         }
         work.sort_by_key(|(first, _)| *first);
         Ok(work.into_iter().map(|(_, lane_work)| lane_work).collect())
+    }
+
+    fn make_due(&self, lease: &Lease, messages: &[MessageId]) -> Result<(), StoreError> {
+        let mut state = self.state();
+        state.verify(lease)?;
+        for record in state.messages.iter_mut().filter(|r| r.is_waiting() && messages.contains(&MessageId(r.id))) {
+            record.next_attempt_at_ms = 0;
+        }
+        Ok(())
     }
 
     fn hold(&self, lease: &Lease, lane: LaneId, hold: Option<&Hold>) -> Result<(), StoreError> {

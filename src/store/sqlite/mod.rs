@@ -39,10 +39,10 @@ use rusqlite::{Connection, Transaction, TransactionBehavior};
 use self::fault::Fault;
 pub(in crate::store) use self::open::FileId;
 use super::{
-    AgentRecord, Backlog, ClaimLimits, Claimed, Condition, Filter, Hold, LaneId, LaneWork, Lease, Limits, Listed,
-    OpenMode, Outcome, Owner, Page, Purged, ReplayRecord, Store, StoreError, StoredMessage,
+    AgentRecord, Ahead, Backlog, ClaimLimits, Claimed, Condition, Filter, Hold, LaneId, LaneWork, Lease, Limits,
+    Listed, OpenMode, Outcome, Owner, Page, Purged, ReplayRecord, Store, StoreError, StoredMessage,
 };
-use crate::message::{Lane, Message, MessageId};
+use crate::message::{Lane, Message, MessageId, Touch};
 
 /// How long a write waits for other processes.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(10);
@@ -144,9 +144,14 @@ impl Store for SqliteStore {
         Ok(ids)
     }
 
-    fn waiting(&self, lane: &Lane) -> Result<u64, StoreError> {
-        // One statement is one snapshot, without the cost of a transaction around it.
-        register::waiting(&lock(&self.quick_reader), lane).map_err(|fault| fault.at(&self.path))
+    fn ahead(&self, lane: &Lane, touches: &[Touch]) -> Result<Ahead, StoreError> {
+        // One statement is one snapshot, without the cost of a transaction around it: that is all while nothing waits.
+        // Only when something does, it is looked at more closely, in a snapshot of its own.
+        let quick = register::ahead(&lock(&self.quick_reader), lane, &[]).map_err(|fault| fault.at(&self.path))?;
+        if quick.messages == 0 || touches.is_empty() {
+            return Ok(quick);
+        }
+        self.read(&self.quick_reader, |connection| register::ahead(connection, lane, touches))
     }
 
     fn acquire(&self, owner: &Owner, time_to_live: Duration) -> Result<Lease, StoreError> {
@@ -167,6 +172,10 @@ impl Store for SqliteStore {
 
     fn lanes(&self, filter: &Filter, now_ms: i64) -> Result<Vec<LaneWork>, StoreError> {
         self.read(&self.reader, |connection| claim::lanes(connection, filter, now_ms))
+    }
+
+    fn make_due(&self, lease: &Lease, messages: &[MessageId]) -> Result<(), StoreError> {
+        self.write_as(lease, |tx| settle::make_due(tx, messages))
     }
 
     fn hold(&self, lease: &Lease, lane: LaneId, hold: Option<&Hold>) -> Result<(), StoreError> {

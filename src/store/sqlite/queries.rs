@@ -117,6 +117,16 @@ pub(super) const FIRST_CREATE: &str = "
 pub(super) const WAITING_END: &str = "
     SELECT 1 FROM message_touches CROSS JOIN messages USING (message_id)
     WHERE effect = 0 AND entity = ?1 AND lane_id = ?2 AND status IN (1, 3) LIMIT 1";
+/// Whether a lane still has to deliver anything that makes, changes, adds to or ends an entity.
+pub(super) const WAITING_CHANGE: &str = "
+    SELECT 1 FROM message_touches CROSS JOIN messages USING (message_id)
+    WHERE effect IN (0, 1, 2, 3) AND entity = ?1 AND lane_id = ?2 AND status IN (1, 3) LIMIT 1";
+/// Whether a lane still has to deliver anything from before the time when all changes were indexed (schema version 2).
+pub(super) const WAITS_UNINDEXED: &str = "
+    WITH last AS (SELECT value FROM counters WHERE name = 'annotations_indexed_after')
+    SELECT 1 FROM messages WHERE lane_id = ?1 AND status = 3 AND position <= 2 * (SELECT value FROM last) + 1
+    UNION ALL
+    SELECT 1 FROM messages WHERE lane_id = ?1 AND status = 1 AND message_id <= (SELECT value FROM last) LIMIT 1";
 pub(super) const MOVE_TO: &str = "UPDATE messages SET position = ?2 WHERE message_id = ?1";
 /// The messages that make room in a full store: the oldest that wait.
 pub(super) const OLDEST_WAITING: &str = "
@@ -175,6 +185,8 @@ pub(super) const NOTE_SUCCESS: &str =
 pub(super) const HOLD: &str = "
     SELECT held_until_ms, hold_reason, hold_probe, hold_passed FROM lanes
     WHERE lane_id = ?1 AND held_until_ms IS NOT NULL";
+pub(super) const MAKE_DUE: &str =
+    "UPDATE messages SET next_attempt_at_ms = 0 WHERE message_id = ?1 AND status = 3 AND next_attempt_at_ms > 0";
 pub(super) const HELD_LANES: &str = "
     SELECT lane_id FROM lanes WHERE held_until_ms > ?1 AND held_until_ms <= ?2 ORDER BY lane_id";
 

@@ -6,18 +6,47 @@ use rusqlite::{Connection, OptionalExtension, Transaction, params};
 
 use super::fault::Fault;
 use super::summary::{Changes, Group, Size};
-use super::{queries, rows};
+use super::{queries, rows, settle};
 use crate::message::{Effect, EntityKey, HeaderSet, Lane, Message, MessageId, MessageStatus, Touch};
+use crate::store::{Ahead, now_ms};
 
 /// Header sets that may be there without a message that uses them.
 const HEADER_SETS_KEPT: i64 = 256;
 
-/// Returns how many messages of a lane still have to reach the server.
-pub(super) fn waiting(connection: &Connection, lane: &Lane) -> Result<u64, Fault> {
+/// Returns what stands before a new write of a lane. The caller gives one snapshot.
+pub(super) fn ahead(connection: &Connection, lane: &Lane, touches: &[Touch]) -> Result<Ahead, Fault> {
     let credential = lane.credential.as_ref().map(|credential| credential.reveal());
-    let mut statement = connection.prepare_cached(queries::WAITING)?;
-    let waiting: i64 = statement.query_row(params![lane.workspace, credential], |row| row.get(0))?;
-    Ok(waiting.unsigned_abs())
+    let messages: i64 = connection
+        .prepare_cached(queries::WAITING)?
+        .query_row(params![lane.workspace, credential], |row| row.get(0))?;
+    if messages <= 0 || touches.is_empty() {
+        return Ok(Ahead { messages: messages.unsigned_abs(), ..Ahead::default() });
+    }
+    let Some(lane) = lane_id(connection, lane)? else { return Ok(Ahead::default()) };
+    let held = settle::hold_of(connection, lane, now_ms())?.is_some();
+    // A lane that is held forwards nothing, so what conflicts need not be known.
+    let conflicting = held || waits_behind(connection, lane, touches)?;
+    Ok(Ahead { messages: messages.unsigned_abs(), conflicting, held })
+}
+
+/// Says whether a write has to wait behind a message of its lane, or may have to.
+fn waits_behind(connection: &Connection, lane: i64, touches: &[Touch]) -> Result<bool, Fault> {
+    if touches.len() > Ahead::TOUCHES_MAX
+        // References are in no index: an end goes behind everything.
+        || touches.iter().any(|touch| touch.effect == Effect::End)
+        || connection.prepare_cached(queries::WAITS_UNINDEXED)?.exists([lane])?
+    {
+        return Ok(true);
+    }
+    let mut ended = connection.prepare_cached(queries::WAITING_END)?;
+    let mut changed = connection.prepare_cached(queries::WAITING_CHANGE)?;
+    for touch in touches {
+        let statement = if touch.effect == Effect::Refer { &mut ended } else { &mut changed };
+        if statement.exists(params![&touch.key.as_bytes()[..], lane])? {
+            return Ok(true);
+        }
+    }
+    Ok(false)
 }
 
 /// Returns the number of a lane, or `None` when it never had a message.
@@ -81,7 +110,7 @@ pub(super) fn add_body_and_touches(tx: &Transaction<'_>, id: i64, body: &[u8], t
 
 /// Says whether messages are found by this touch.
 pub(super) fn is_looked_up(touch: &Touch) -> bool {
-    matches!(touch.effect, Effect::End | Effect::Create | Effect::Update)
+    touch.effect != Effect::Refer
 }
 
 /// Where a message stands in its lane unless it is an early update. Leaves one place free behind every message.

@@ -11,7 +11,7 @@ pub(super) const APPLICATION_ID: i32 = 0x4f70_4f66;
 /// Bytes of a page in a new store.
 pub(super) const PAGE_BYTES: u32 = 4096;
 
-const MIGRATIONS: [&str; 1] = [MESSAGES_LANES_AND_LEASE];
+const MIGRATIONS: [&str; 2] = [MESSAGES_LANES_AND_LEASE, ALL_CHANGES_INDEXED];
 
 /// Version 1.
 ///
@@ -133,6 +133,15 @@ CREATE TABLE last_replay (
     rejected      INTEGER NOT NULL,
     remaining     INTEGER NOT NULL
 );
+";
+
+/// Version 2.
+///
+/// `message_touches` also has what adds to an entity (scores, results), so that it answers whether a new write would
+/// overtake anything. Of messages up to the id in `counters.annotations_indexed_after` it has not: while one of those
+/// waits in a lane, nothing overtakes.
+const ALL_CHANGES_INDEXED: &str = "
+INSERT INTO counters SELECT 'annotations_indexed_after', coalesce(max(message_id), 0) FROM messages;
 ";
 
 /// Returns the newest version that we know.

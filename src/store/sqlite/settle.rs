@@ -191,6 +191,15 @@ pub(super) fn purge(tx: &Transaction<'_>, filter: &Filter, limit: usize, in_flig
     Ok(purged)
 }
 
+/// Lets messages go that wait for their next attempt.
+pub(super) fn make_due(tx: &Transaction<'_>, messages: &[MessageId]) -> Result<(), Fault> {
+    let mut make_due = tx.prepare_cached(queries::MAKE_DUE)?;
+    for id in messages {
+        make_due.execute([id.0])?;
+    }
+    Ok(())
+}
+
 /// Keeps a lane back, or lets it go.
 pub(super) fn hold(tx: &Transaction<'_>, lane: LaneId, hold: Option<&Hold>) -> Result<(), Fault> {
     match hold {

@@ -1,0 +1,222 @@
+//! What a replayer remembers of lanes that fail, between its rounds. In memory only: a new process finds out again.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::Mutex;
+
+use super::lock;
+use crate::delivery::blame::FAILING_MAX;
+use crate::message::MessageId;
+use crate::store::{LaneId, ReplayRecord};
+
+/// Messages whose failure did not count and that are remembered; of others each failure looks like the first.
+const SPARED_MAX: usize = 10_000;
+/// Confirmed messages that could not be settled and are remembered (8 bytes each); more are sent again, as upserts.
+const CONFIRMED_MAX: usize = 100_000;
+
+/// What went wrong in each lane.
+#[derive(Debug, Default)]
+pub struct Probes {
+    lanes: Mutex<HashMap<LaneId, Trouble>>,
+    /// Messages that the server has confirmed and the store could not settle.
+    confirmed: Mutex<HashSet<MessageId>>,
+    /// What was replayed since the backlog began.
+    episode: Mutex<Option<ReplayRecord>>,
+}
+
+#[derive(Debug, Default)]
+struct Trouble {
+    /// Probes that failed since a message passed. A message that failed as a probe waits for longer the longer this
+    /// lasts, so that the ones behind it get their turn as probes, however many bad ones stand before them.
+    probes_failed: u32,
+    /// Times that the lane was held since a message passed.
+    holds: u32,
+    /// How many messages a batch may have while the lane recovers; `None`: as many as the pace says.
+    window: Option<usize>,
+    /// Messages that failed since one passed, as many as are worth telling apart.
+    failing: HashSet<MessageId>,
+    /// How many requests passed, ever.
+    passes: u64,
+    /// Messages whose last failure did not count, with `passes` as it was then: when one passed since, the next counts.
+    spared: HashMap<MessageId, u64>,
+    /// Those of them that were told to wait behind the next probes.
+    waiting: HashSet<MessageId>,
+}
+
+impl Probes {
+    pub(super) fn probe_failed(&self, lane: LaneId) -> u32 {
+        self.with(lane, |trouble| {
+            trouble.probes_failed = trouble.probes_failed.saturating_add(1);
+            trouble.probes_failed
+        })
+    }
+
+    /// Notes that the lane is held until something else is known, and returns how often it was since something passed.
+    pub(super) fn held(&self, lane: LaneId, slowly: bool) -> u32 {
+        self.with(lane, |trouble| {
+            trouble.holds = trouble.holds.saturating_add(1);
+            if slowly {
+                trouble.window = Some(1);
+            }
+            trouble.holds
+        })
+    }
+
+    /// Returns how many messages the next batch of a lane may have at most.
+    pub(super) fn window(&self, lane: LaneId) -> usize {
+        self.with(lane, |trouble| trouble.window.unwrap_or(usize::MAX))
+    }
+
+    /// Notes that a whole batch passed: a lane that recovers may send twice as many with the next, up to its pace.
+    pub(super) fn batch_passed(&self, lane: LaneId, pace: usize) {
+        self.with(lane, |trouble| {
+            trouble.window = trouble.window.map(|window| window.saturating_mul(2)).filter(|window| *window < pace);
+        });
+    }
+
+    /// Adds messages that failed, and returns how many have since one passed.
+    pub(super) fn failing(&self, lane: LaneId, messages: impl Iterator<Item = MessageId>) -> usize {
+        self.with(lane, |trouble| {
+            for message in messages {
+                if trouble.failing.len() <= FAILING_MAX {
+                    trouble.failing.insert(message);
+                }
+            }
+            trouble.failing.len()
+        })
+    }
+
+    /// Notes that a message's failure does not count for now, and whether it was told to wait.
+    pub(super) fn spare(&self, lane: LaneId, message: MessageId, waits: bool) {
+        self.with(lane, |trouble| {
+            if trouble.spared.len() < SPARED_MAX {
+                trouble.spared.insert(message, trouble.passes);
+                if waits {
+                    trouble.waiting.insert(message);
+                }
+            }
+        });
+    }
+
+    /// Says whether the message failed before, and nobody knows yet whose fault it was.
+    pub(super) fn is_spared(&self, lane: LaneId, message: MessageId) -> bool {
+        lock(&self.lanes).get(&lane).is_some_and(|trouble| trouble.spared.contains_key(&message))
+    }
+
+    /// Says whether something passed since a message was spared, and forgets that it was.
+    pub(super) fn passed_since_spared(&self, lane: LaneId, message: MessageId) -> bool {
+        self.with(lane, |trouble| trouble.spared.remove(&message).is_some_and(|passes| trouble.passes > passes))
+    }
+
+    /// Notes that a request passed: whatever troubled the lane before, it is not all of it.
+    pub(super) fn passed(&self, lane: LaneId) {
+        self.with(lane, |trouble| {
+            trouble.probes_failed = 0;
+            trouble.holds = 0;
+            trouble.failing.clear();
+            trouble.passes += 1;
+        });
+    }
+
+    /// Returns the messages that wait only because the lane failed at everything, once it does no more.
+    pub(super) fn take_waiting(&self, lane: LaneId) -> Vec<MessageId> {
+        self.with(lane, |trouble| match trouble.probes_failed {
+            0 => trouble.waiting.drain().collect(),
+            _ => Vec::new(),
+        })
+    }
+
+    /// Remembers messages that the server has confirmed and the store could not settle.
+    pub(super) fn confirm(&self, messages: impl Iterator<Item = MessageId>) {
+        let mut confirmed = lock(&self.confirmed);
+        let room = CONFIRMED_MAX.saturating_sub(confirmed.len());
+        confirmed.extend(messages.take(room));
+    }
+
+    /// Says whether the server has confirmed a message before.
+    pub(super) fn is_confirmed(&self, message: MessageId) -> bool {
+        lock(&self.confirmed).contains(&message)
+    }
+
+    /// Forgets messages that are settled now. Costs nothing while none was left unsettled.
+    pub(super) fn settled(&self, messages: impl Iterator<Item = MessageId>) {
+        let mut confirmed = lock(&self.confirmed);
+        if !confirmed.is_empty() {
+            messages.for_each(|message| {
+                confirmed.remove(&message);
+            });
+        }
+    }
+
+    /// Adds a round to what was replayed since the backlog began, and returns the sum.
+    pub(super) fn add_round(&self, round: ReplayRecord) -> ReplayRecord {
+        let mut episode = lock(&self.episode);
+        let sum = match episode.take() {
+            Some(before) => ReplayRecord {
+                started_at_ms: before.started_at_ms,
+                delivered: before.delivered + round.delivered,
+                rejected: before.rejected + round.rejected,
+                ..round
+            },
+            None => round,
+        };
+        if sum.remaining > 0 {
+            *episode = Some(sum.clone());
+        }
+        sum
+    }
+
+    fn with<T>(&self, lane: LaneId, change: impl FnOnce(&mut Trouble) -> T) -> T {
+        change(lock(&self.lanes).entry(lane).or_default())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LANE: LaneId = LaneId(1);
+
+    #[test]
+    fn a_lane_that_recovers_sends_one_message_then_two_then_as_many_as_its_pace() {
+        let probes = Probes::default();
+        assert_eq!(probes.window(LANE), usize::MAX);
+        probes.held(LANE, true);
+        let mut windows = Vec::new();
+        while probes.window(LANE) < usize::MAX {
+            windows.push(probes.window(LANE));
+            probes.batch_passed(LANE, 50);
+        }
+        assert_eq!(windows, [1, 2, 4, 8, 16, 32]);
+        probes.held(LANE, false);
+        assert_eq!(probes.window(LANE), usize::MAX, "a rate limit is no reason to be careful afterwards");
+    }
+
+    #[test]
+    fn what_waits_for_the_lane_is_let_go_when_the_lane_passes() {
+        let probes = Probes::default();
+        probes.probe_failed(LANE);
+        probes.spare(LANE, MessageId(7), true);
+        probes.spare(LANE, MessageId(8), false);
+        assert_eq!(probes.take_waiting(LANE), [], "the lane still fails at everything");
+        probes.passed(LANE);
+        assert_eq!(probes.take_waiting(LANE), [MessageId(7)]);
+        assert_eq!(probes.take_waiting(LANE), []);
+    }
+
+    #[test]
+    fn the_record_of_a_replay_is_of_the_whole_backlog() {
+        let probes = Probes::default();
+        let round = |started_at_ms, delivered, remaining| ReplayRecord {
+            role: "agent".into(),
+            started_at_ms,
+            ended_at_ms: started_at_ms + 1,
+            delivered,
+            rejected: 1,
+            remaining,
+        };
+        probes.add_round(round(10, 5, 20));
+        let sum = probes.add_round(round(20, 19, 0));
+        assert_eq!((sum.started_at_ms, sum.ended_at_ms, sum.delivered, sum.rejected), (10, 21, 24, 2));
+        assert_eq!(probes.add_round(round(30, 1, 0)).delivered, 1, "the next backlog is counted by itself");
+    }
+}
