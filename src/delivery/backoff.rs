@@ -10,12 +10,15 @@ pub const WAIT_MAX: Duration = Duration::from_secs(300);
 /// Returns how long to wait after this many bad attempts (1 or more).
 ///
 /// Doubles from [`FIRST_WAIT`] to [`WAIT_MAX`]; `jitter` in 0.0 to 1.0 takes up to half of it away, so that messages that
-/// failed together don't come back together. A server that asked for longer is obeyed.
-pub fn wait(attempts: u32, jitter: f64, asked: Option<Duration>) -> Duration {
+/// failed together don't come back together. A server that asked for longer is obeyed. An attempt that took long is paid
+/// for: the wait is twice as long at least, and longer with every attempt, so that messages which hang don't take all the
+/// time of those that deliver.
+pub fn wait(attempts: u32, jitter: f64, asked: Option<Duration>, took: Duration) -> Duration {
     let doublings = attempts.saturating_sub(1).min(16);
     let grown = FIRST_WAIT.saturating_mul(1 << doublings).min(WAIT_MAX);
     let jittered = grown.mul_f64(1.0 - 0.5 * jitter.clamp(0.0, 1.0));
-    jittered.max(asked.unwrap_or(Duration::ZERO))
+    let paid = took.saturating_mul(attempts.saturating_add(1).clamp(2, 20)).min(WAIT_MAX.max(took));
+    jittered.max(paid).max(asked.unwrap_or(Duration::ZERO))
 }
 
 /// Returns how long a lane waits that was held so many times (1 or more) since something passed.
@@ -54,7 +57,16 @@ mod tests {
             (1, 0.0, Some(30.0), 30.0),
             (9, 0.0, Some(1.0), 256.0),
         ] {
-            assert_eq!(wait(attempts, jitter, asked.map(seconds)), seconds(expected), "attempt {attempts}");
+            let wait = wait(attempts, jitter, asked.map(seconds), Duration::ZERO);
+            assert_eq!(wait, seconds(expected), "attempt {attempts}");
+        }
+    }
+
+    #[test]
+    fn an_attempt_that_took_long_is_paid_for() {
+        for (attempts, took, expected) in [(1, 30, 60), (4, 30, 150), (20, 30, 300), (1, 600, 600), (5, 1, 16)] {
+            let wait = wait(attempts, 0.0, None, Duration::from_secs(took));
+            assert_eq!(wait, Duration::from_secs(expected), "attempt {attempts} of {took} s");
         }
     }
 

@@ -43,6 +43,14 @@ impl Shipment {
         self.members.iter().map(|member| &member.message)
     }
 
+    /// Returns its message when it carries one only.
+    pub fn only(&self) -> Option<&Claimed> {
+        match &*self.members {
+            [member] => Some(&member.message),
+            _ => None,
+        }
+    }
+
     /// Returns how many messages it carries.
     pub fn len(&self) -> usize {
         self.members.len()

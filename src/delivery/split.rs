@@ -135,6 +135,18 @@ impl<Answer: Clone> Division<Answer> {
         }
     }
 
+    /// Notes that a piece failed in a way that time may heal: it is divided, or it is a single item and waits.
+    ///
+    /// Its halves come last: each such failure may take half a minute, and what stands beside it may well pass.
+    pub fn faltered(&mut self, items: Range<usize>) {
+        if items.len() == 1 {
+            self.keep(items);
+        } else {
+            let middle = items.start + items.len() / 2;
+            self.open.splice(0..0, [middle..items.end, items.start..middle]);
+        }
+    }
+
     /// Notes that a piece was refused: it is divided, or it is a single item and stays.
     pub fn refused(&mut self, items: Range<usize>, answer: Answer) {
         if items.len() == 1 {
@@ -149,11 +161,7 @@ impl<Answer: Clone> Division<Answer> {
 
     /// Notes that nothing can be said of a piece now.
     pub fn keep(&mut self, items: Range<usize>) {
-        match self.kept.last_mut() {
-            // Pieces come in order, so what waits side by side can wait as one.
-            Some(last) if last.end == items.start => last.end = items.end,
-            _ => self.kept.push(items),
-        }
+        self.kept.push(items);
     }
 
     /// Says whether any piece was delivered.
@@ -174,7 +182,16 @@ impl<Answer: Clone> Division<Answer> {
             (false, true, false) if self.passed == 0 => DivisionEnd::AllRefused,
             (false, false, true) if self.passed == 0 => DivisionEnd::NothingDecided,
             _ => {
-                let kept = self.kept.into_iter().map(|items| (items, None));
+                // What waits side by side can wait as one.
+                self.kept.sort_by_key(|items| items.start);
+                let mut kept: Vec<Range<usize>> = Vec::new();
+                for items in self.kept {
+                    match kept.last_mut() {
+                        Some(last) if last.end == items.start => last.end = items.end,
+                        _ => kept.push(items),
+                    }
+                }
+                let kept = kept.into_iter().map(|items| (items, None));
                 let refused = self.refused.into_iter().map(|(items, answer)| (items, Some(answer)));
                 let mut parts: Vec<_> = kept.chain(refused).collect();
                 parts.sort_by_key(|(items, _)| items.start);
@@ -330,6 +347,50 @@ mod tests {
     }
 
     proptest! {
+        #[test]
+        fn whatever_becomes_of_pieces_every_item_has_one_end(
+            len in 2_usize..200,
+            bad in prop::collection::btree_set(0_usize..200, 0..9),
+            sick in prop::collection::btree_set(0_usize..200, 0..9),
+            stops_after in 0_usize..60,
+        ) {
+            let mut division = Division::of(len);
+            let (mut passed, mut requests) = (Vec::new(), 0);
+            while let Some(items) = division.next() {
+                requests += 1;
+                if requests > stops_after {
+                    division.keep(items);
+                } else if items.clone().any(|item| sick.contains(&item)) {
+                    division.faltered(items);
+                } else if items.clone().any(|item| bad.contains(&item)) {
+                    division.refused(items, ());
+                } else {
+                    passed.extend(items.clone());
+                    division.passed(items);
+                }
+            }
+            let (mut kept, mut refused) = (Vec::new(), Vec::new());
+            match division.end() {
+                DivisionEnd::AllPassed => {}
+                DivisionEnd::AllRefused => refused.extend(0..len),
+                DivisionEnd::NothingDecided => kept.extend(0..len),
+                DivisionEnd::Parts(parts) => {
+                    prop_assert!(parts.is_sorted_by_key(|(items, _)| items.start));
+                    for (items, answer) in parts {
+                        if answer.is_some() { refused.extend(items) } else { kept.extend(items) }
+                    }
+                }
+            }
+            prop_assert!(refused.iter().all(|item| bad.contains(item)), "a good item is rejected");
+            prop_assert!(passed.iter().all(|item| !bad.contains(item) && !sick.contains(item)));
+            if stops_after == 59 && requests <= stops_after {
+                prop_assert!(kept.iter().all(|item| sick.contains(item)), "a good item waits for a sick one");
+            }
+            let mut all = [passed, kept, refused].concat();
+            all.sort_unstable();
+            prop_assert_eq!(all, (0..len).collect::<Vec<_>>(), "an item is lost or doubled");
+        }
+
         #[test]
         fn exactly_the_bad_items_are_left(len in 2_usize..300, bad in prop::collection::btree_set(0_usize..300, 0..120)) {
             let bad: Vec<usize> = bad.into_iter().filter(|bad| *bad < len).collect();

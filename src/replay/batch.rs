@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 use std::ops::Range;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tracing::{debug, warn};
 use uuid::Uuid;
@@ -14,7 +14,7 @@ use crate::delivery::blame::{self, Evidence, set_apart};
 use crate::delivery::coalesce::{Shipment, plan};
 use crate::delivery::split::{Divisible, Division, DivisionEnd};
 use crate::delivery::verdict::{ReplayVerdict, replaying};
-use crate::message::{Claimed, Footprint, MessageId, MessageType, Request};
+use crate::message::{Claimed, Effect, Footprint, MessageId, MessageType, Request};
 use crate::protocol::answers::{Answer, SendFailure};
 use crate::protocol::fallback::fallback;
 use crate::protocol::inspection::inspect;
@@ -26,6 +26,13 @@ use crate::store::{Hold, LastAnswer, Outcome, Part, StoreError};
 const FALTERS_MAX: u32 = 12;
 /// After so many requests in a row without an answer, and none that passed, the lane rests: each may take half a minute.
 const SILENCES_MAX: u32 = 3;
+/// A request that took so long before it failed is not worth many more of its kind: what it carried is divided into more
+/// than two, which costs a few requests more and much less time.
+const SILENCE_LONG: Duration = Duration::from_secs(2);
+/// Into how many halves of halves: eighths.
+const HALVINGS_AFTER_SILENCE: u32 = 3;
+/// After so many pieces of a batch that failed in a way that time may heal, and none that passed, the rest is not tried.
+const PIECES_FAILED_MAX: u32 = 4;
 /// Why a lane is held that the server limits.
 pub(super) const RATE_LIMITED: &str = "the server limits the rate (429)";
 /// The longest that a message waits because it failed as a probe; what a healed server may still wait for it.
@@ -92,6 +99,8 @@ struct Falter {
     asked: Option<Duration>,
     /// Whether nothing said that the server is alive: then no number of attempts is the last.
     unanswered: bool,
+    /// How long the request took.
+    took: Duration,
 }
 
 impl<'w, 'a> Batch<'w, 'a> {
@@ -113,7 +122,7 @@ impl<'w, 'a> Batch<'w, 'a> {
 
     /// Sends everything, or as much as the server and our lease allow; what is not sent is put back.
     pub fn send_all(&mut self, mut claimed: Vec<Claimed>) -> Result<(), StoreError> {
-        let (probes, lane) = (self.worker.replay.probes, self.worker.work.id);
+        let probes = self.worker.replay.probes;
         claimed.retain(|message| {
             let is_confirmed = probes.is_confirmed(message.id);
             if is_confirmed {
@@ -121,8 +130,7 @@ impl<'w, 'a> Batch<'w, 'a> {
             }
             !is_confirmed
         });
-        let (first, suspects) =
-            set_apart(claimed, |message| message.attempts > 0 || probes.is_spared(lane, message.id));
+        let (first, suspects) = set_apart(claimed, |message| self.is_suspect(message));
         let suspects = suspects.into_iter().flat_map(|message| plan(std::iter::once(message)));
         // With each shipment: how many requests had passed when it first failed, as a part of a larger one.
         let mut queue: VecDeque<(Shipment, Option<usize>)> =
@@ -132,16 +140,30 @@ impl<'w, 'a> Batch<'w, 'a> {
                 self.put_back(&shipment, None);
                 continue;
             }
+            if let Some(message) = shipment.only()
+                && self.is_suspect(message)
+            {
+                // What else it carries must not wait for one bad item, nor does it have to fail as a whole once more.
+                if let Some(divisible) = Divisible::of(message.message_type, &message.request) {
+                    if let Some(outcome) = self.divide(message, &divisible, None)? {
+                        self.conclude(message, outcome);
+                    }
+                    self.settle_if_repeat_hurts(&shipment)?;
+                    continue;
+                }
+            }
             match self.attempt(shipment.message_type(), &shipment.request())? {
                 Attempt::Passed => self.delivered(&shipment)?,
                 Attempt::Halted(answer) => self.put_back(&shipment, answer),
                 Attempt::Faltered(falter) => {
                     let passes = first_failed.unwrap_or(self.passes);
-                    probes.failing(lane, shipment.messages().map(|message| message.id));
-                    match shipment.halves() {
-                        Ok((first, second)) => {
-                            queue.push_front((second, Some(passes)));
-                            queue.push_front((first, Some(passes)));
+                    probes.failing(self.worker.work.id, shipment.messages().map(|message| message.id));
+                    let halvings = if falter.took >= SILENCE_LONG { HALVINGS_AFTER_SILENCE } else { 1 };
+                    match pieces(shipment, halvings) {
+                        Ok(pieces) => {
+                            for piece in pieces.into_iter().rev() {
+                                queue.push_front((piece, Some(passes)));
+                            }
                         }
                         Err(single) => {
                             for message in single.messages() {
@@ -169,6 +191,11 @@ impl<'w, 'a> Batch<'w, 'a> {
         Ok(())
     }
 
+    /// Says whether a message failed before, alone, in a way that time may heal.
+    fn is_suspect(&self, message: &Claimed) -> bool {
+        message.attempts > 0 || self.worker.replay.probes.is_spared(self.worker.work.id, message.id)
+    }
+
     /// Says whether the next request may be sent.
     fn may_send(&mut self) -> bool {
         if self.halt.is_none() && (self.worker.replay.shutdown.is_requested() || !self.worker.keeper.may_send()) {
@@ -180,7 +207,9 @@ impl<'w, 'a> Batch<'w, 'a> {
     /// Sends one request, and sees to what its answer means for the lane and for the connection.
     fn attempt(&mut self, message_type: MessageType, request: &Request) -> Result<Attempt, StoreError> {
         let (replay, work) = (self.worker.replay, &self.worker.work);
+        let sent = Instant::now();
         let result = self.send(message_type, request);
+        let took = sent.elapsed();
         let verdict = replaying(message_type, result.as_ref());
         debug!(target: "replay_manager", %message_type, ?verdict, "sent");
         Ok(match verdict {
@@ -217,7 +246,7 @@ impl<'w, 'a> Batch<'w, 'a> {
                     self.hold(holds, asked, reason(&result), true)?;
                     return Ok(Attempt::Halted(Some(answer)));
                 }
-                Attempt::Faltered(Falter { answer, reason: reason(&result), asked, unanswered })
+                Attempt::Faltered(Falter { answer, reason: reason(&result), asked, unanswered, took })
             }
         })
     }
@@ -238,12 +267,18 @@ impl<'w, 'a> Batch<'w, 'a> {
     fn refused(&mut self, message: &Claimed, answer: &LastAnswer, items: bool) -> Result<(), StoreError> {
         let divisible = if items { Divisible::of(message.message_type, &message.request) } else { None };
         let outcome = match divisible {
-            Some(divisible) => match self.divide(message, &divisible, answer)? {
+            Some(divisible) => match self.divide(message, &divisible, Some(answer))? {
                 Some(outcome) => outcome,
                 None => return Ok(()),
             },
             None => Outcome::Rejected { answer: answer.clone() },
         };
+        self.conclude(message, outcome);
+        Ok(())
+    }
+
+    /// Notes what became of a message that was refused or divided, and says so.
+    fn conclude(&mut self, message: &Claimed, outcome: Outcome) {
         match &outcome {
             Outcome::Rejected { answer } => warn!(
                 target: "replay_manager",
@@ -253,15 +288,14 @@ impl<'w, 'a> Batch<'w, 'a> {
             Outcome::Divided { parts } => warn!(
                 target: "replay_manager",
                 id = %message.id, message_type = %message.message_type, items = message.items, parts = parts.len(),
-                "the Opik server refused a batch, it was divided: what passed is delivered, the rest is kept"
+                "a batch was refused or failed, and was divided: what passed is delivered, the rest is kept"
             ),
             Outcome::Delivered | Outcome::Failed { .. } => {}
         }
         self.outcomes.push((message.id, outcome));
-        Ok(())
     }
 
-    /// Sends a refused batch in pieces until each bad item stands alone.
+    /// Sends a batch in pieces until each bad item stands alone: one that was refused as a `whole`, or a suspect.
     ///
     /// All of it is settled at once, afterwards: a crash in the middle repeats pieces, which are upserts. Returns `None`
     /// when the message waits for another attempt as a whole, like one that the server could not answer for.
@@ -269,22 +303,33 @@ impl<'w, 'a> Batch<'w, 'a> {
         &mut self,
         message: &Claimed,
         divisible: &Divisible,
-        whole: &LastAnswer,
+        whole: Option<&LastAnswer>,
     ) -> Result<Option<Outcome>, StoreError> {
+        let changes = message.touches.iter().filter(|touch| touch.effect != Effect::Refer).count();
         let mut division = Division::of(divisible.len());
+        let mut last_refusal = None;
         let mut faltered = None;
+        let mut falters = 0;
+        let mut goes_on = true;
         while let Some(items) = division.next() {
-            if !self.may_send() {
+            if !goes_on || !self.may_send() {
                 division.keep(items);
                 continue;
             }
             match self.attempt(message.message_type, &divisible.piece(&message.request, items.clone()))? {
                 Attempt::Passed => division.passed(items),
-                Attempt::Refused { answer, .. } => division.refused(items, answer),
+                Attempt::Refused { answer, .. } => {
+                    last_refusal = Some(answer.clone());
+                    division.refused(items, answer);
+                }
                 Attempt::Halted(_) => division.keep(items),
                 Attempt::Faltered(falter) => {
                     faltered = Some(Failed { message: message.clone(), falter, passes: self.passes });
-                    division.keep(items);
+                    falters += 1;
+                    // Two items about one entity keep their order, so no later one may pass this one. And a server that
+                    // fails at the first pieces of a batch is not asked about all of them.
+                    goes_on = changes == divisible.len() && (division.anything_passed() || falters < PIECES_FAILED_MAX);
+                    if goes_on { division.faltered(items) } else { division.keep(items) }
                 }
             }
         }
@@ -296,7 +341,10 @@ impl<'w, 'a> Batch<'w, 'a> {
         }
         Ok(Some(match division.end() {
             DivisionEnd::AllPassed => Outcome::Delivered,
-            DivisionEnd::AllRefused => Outcome::Rejected { answer: whole.clone() },
+            DivisionEnd::AllRefused => match whole.cloned().or(last_refusal) {
+                Some(answer) => Outcome::Rejected { answer },
+                None => Outcome::Failed { next_attempt_at_ms: 0, counts: false, answer: None },
+            },
             DivisionEnd::NothingDecided => {
                 if let (Some(failed), None) = (faltered, self.halt) {
                     self.worker.replay.probes.failing(self.worker.work.id, std::iter::once(message.id));
@@ -388,7 +436,7 @@ impl<'w, 'a> Batch<'w, 'a> {
                 );
                 Outcome::Rejected { answer: falter.answer }
             } else {
-                let next_attempt_at_ms = in_ms(backoff::wait(attempts, jitter(), falter.asked));
+                let next_attempt_at_ms = in_ms(backoff::wait(attempts, jitter(), falter.asked, falter.took));
                 Outcome::Failed { next_attempt_at_ms, counts: true, answer: Some(falter.answer) }
             };
             self.outcomes.push((message.id, outcome));
@@ -411,6 +459,18 @@ impl<'w, 'a> Batch<'w, 'a> {
         }
         Ok(())
     }
+}
+
+/// Returns a shipment halved so many times, or the shipment itself when it can't be.
+fn pieces(shipment: Shipment, halvings: u32) -> Result<Vec<Shipment>, Shipment> {
+    let (first, second) = shipment.halves()?;
+    let again = |half| match halvings {
+        0 | 1 => vec![half],
+        halvings => pieces(half, halvings - 1).unwrap_or_else(|whole| vec![whole]),
+    };
+    let mut pieces = again(first);
+    pieces.extend(again(second));
+    Ok(pieces)
 }
 
 /// Returns the time after this wait, in milliseconds since the Unix epoch.

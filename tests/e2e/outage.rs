@@ -121,7 +121,10 @@ fn while_a_backlog_drains_only_what_would_overtake_it_waits() {
     app.acknowledged(update(&id, 1), 204);
     app.acknowledged(create(&second), 201);
     assert_eq!(hold.hits(), 1, "the update went past its create");
-    assert!(server.entity("default", Kind::Trace, &second).is_some(), "live traffic waits for what it does not concern");
+    assert!(
+        server.entity("default", Kind::Trace, &second).is_some(),
+        "live traffic waits for what it does not concern"
+    );
     assert_eq!(agent.backlog(), 2);
 
     let elsewhere = uuid7();

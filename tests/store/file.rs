@@ -311,9 +311,10 @@ fn space_and_keys_of_delivered_messages_are_given_back() {
 fn stores_of_earlier_versions_lose_nothing() {
     let fixtures = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/stores");
     let folder = tempfile::tempdir().expect("a temporary folder");
-    for version in ["version-1.db"] {
-        let path = folder.path().join(version);
-        fs::copy(fixtures.join(version), &path).expect("the fixture is in the repository");
+    let versions = fs::read_dir(&fixtures).expect("the fixtures can be listed");
+    for version in versions.map(|entry| entry.expect("an entry").file_name().into_string().expect("a name")) {
+        let path = folder.path().join(&version);
+        fs::copy(fixtures.join(&version), &path).expect("the fixture is in the repository");
         let store = open(&path);
         let team = Lane { workspace: Some("team".into()), credential: Some(Credential::new(b"key-of-the-fixture")) };
         let trace = "01a20440-760d-73a3-a0fd-1799bd005824";
