@@ -5,12 +5,17 @@
 //! the latter is stamped by the server, protocol dossier, section f), it has no query, and no other member of the batch
 //! makes the same entity.
 //!
+//! A stored batch create goes as it is, or with the updates of its items folded into it ([`super::fold`]).
+//!
 //! A message joins an earlier request only past requests that it does not conflict with, so order per entity is what it
-//! was. A refused request of several messages is halved ([`Shipment::halves`]) until the bad one stands alone.
+//! was. A refused request of several messages is divided ([`Shipment::parts`]) until the bad one stands alone.
+
+use std::collections::HashMap;
 
 use bytes::Bytes;
 
-use crate::message::{Body, Claimed, Effect, Encoding, Footprint, HeaderSet, MessageType, Request, Touch};
+use super::fold::Fold;
+use crate::message::{Body, Claimed, Effect, Encoding, EntityKey, Footprint, HeaderSet, MessageType, Request, Touch};
 use crate::protocol::json::{Kind, NotJson, Scanner};
 
 /// The most items in a batch request (OpenAPI: `maxItems` of every batch).
@@ -28,6 +33,8 @@ const LOOK_BACK: usize = 4;
 pub struct Shipment {
     members: Vec<Member>,
     content_bytes: usize,
+    /// The first member, a batch create, with all others folded into it.
+    fold: Option<Box<Fold>>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -63,6 +70,10 @@ impl Shipment {
 
     /// Returns the type that the server's answer is read by.
     pub fn message_type(&self) -> MessageType {
+        if self.fold.is_some() {
+            // A 409 says that a create is there already, and nothing of the updates: for these it is a refusal.
+            return self.members[self.members.len() - 1].message.message_type;
+        }
         match (self.members.len(), self.members[0].message.message_type) {
             (1, message_type) => message_type,
             (_, MessageType::CreateTrace) => MessageType::CreateTraceBatch,
@@ -73,6 +84,9 @@ impl Shipment {
     /// Returns what to send: a single message's own request byte for byte, several as one batch.
     pub fn request(&self) -> Request {
         let first = &self.members[0].message;
+        if let Some(fold) = &self.fold {
+            return batch_request(first, &first.request.path, fold.content());
+        }
         if self.members.len() == 1 {
             return first.request.clone();
         }
@@ -91,26 +105,26 @@ impl Shipment {
             content.extend_from_slice(object);
         }
         content.extend_from_slice(b"]}");
-        let (body, encoded) = gzip(content);
-        let mut headers = shared_headers(&first.request.headers);
-        if encoded {
-            headers.push(("Content-Encoding".to_owned(), b"gzip".to_vec()));
-        }
-        Request { method: "POST".to_owned(), path: path.to_owned(), headers: HeaderSet::new(headers), body }
+        batch_request(first, path, content)
     }
 
-    /// Returns the two halves of a shipment of several messages, or the shipment itself when it has only one.
-    pub fn halves(mut self) -> Result<(Shipment, Shipment), Shipment> {
+    /// Returns smaller shipments that together say the same, in order, or the shipment itself when it has one message.
+    ///
+    /// What was folded is unfolded: the create as stored, then each update. Others are halved.
+    pub fn parts(mut self) -> Result<Vec<Shipment>, Shipment> {
         if self.members.len() < 2 {
             return Err(self);
         }
+        if self.fold.is_some() {
+            return Ok(self.members.into_iter().map(|member| Self::of(vec![member])).collect());
+        }
         let second = self.members.split_off(self.members.len() / 2);
-        Ok((Self::of(self.members), Self::of(second)))
+        Ok(vec![Self::of(self.members), Self::of(second)])
     }
 
     fn of(members: Vec<Member>) -> Self {
         let content_bytes = members.iter().filter_map(|member| member.content.as_ref()).map(Bytes::len).sum();
-        Self { members, content_bytes }
+        Self { members, content_bytes, fold: None }
     }
 
     fn takes(&self, message: &Claimed, content: &Bytes) -> bool {
@@ -128,7 +142,18 @@ pub fn plan(messages: impl IntoIterator<Item = Claimed>) -> Vec<Shipment> {
     let mut shipments: Vec<Shipment> = Vec::new();
     // What each shipment is about, and what it makes.
     let mut about: Vec<(Footprint, Footprint)> = Vec::new();
+    let messages: Vec<Claimed> = messages.into_iter().collect();
+    let has_updates = messages.iter().any(|message| Fold::entity_of_update(message).is_some());
+    let has_batches = messages.iter().any(|message| Fold::kind_of_create(message).is_some());
+    let mut folding = (has_updates && has_batches).then(Folding::default);
     for message in messages {
+        if let Some(folding) = &mut folding
+            && let Some(index) = folding.take(&shipments, &message)
+        {
+            about[index].0.add(&message.touches);
+            shipments[index].members.push(Member { message, content: None });
+            continue;
+        }
         let content = batch_content(&message);
         let touches = message.touches.clone();
         let made: Vec<Touch> = touches.iter().copied().filter(|touch| touch.effect == Effect::Create).collect();
@@ -159,8 +184,97 @@ pub fn plan(messages: impl IntoIterator<Item = Claimed>) -> Vec<Shipment> {
         };
         about[index].0.add(&touches);
         about[index].1.add(&made);
+        if let Some(folding) = &mut folding {
+            folding.placed(index, &shipments[index].members[0].message, &touches);
+        }
+    }
+    for (index, fold) in folding.into_iter().flat_map(|folding| folding.folds) {
+        shipments[index].fold = fold.filter(|_| shipments[index].members.len() > 1).map(Box::new);
     }
     shipments
+}
+
+/// Where updates may be folded into what is planned so far.
+#[derive(Default)]
+struct Folding {
+    /// Which shipment has the last batch create of an entity.
+    creates: HashMap<EntityKey, usize>,
+    /// Batch creates that an update was held against; `None` for one that can't take any.
+    folds: HashMap<usize, Option<Fold>>,
+    /// The last shipment that ends an entity, makes or changes it, or refers to it.
+    last: HashMap<EntityKey, [Option<usize>; 3]>,
+}
+
+impl Folding {
+    /// Folds an update, and returns the shipment that has it now.
+    fn take(&mut self, shipments: &[Shipment], message: &Claimed) -> Option<usize> {
+        let index = *self.creates.get(&Fold::entity_of_update(message)?)?;
+        let create = &shipments[index].members[0].message;
+        if self.conflicts_behind(index, &message.touches)
+            || !are_compatible(&create.request.headers, &message.request.headers)
+        {
+            return None;
+        }
+        let fold = self.folds.entry(index).or_insert_with(|| Fold::of(create, CONTENT_BYTES_MAX)).as_mut()?;
+        if !fold.take(message) {
+            return None;
+        }
+        self.note(index, &message.touches);
+        Some(index)
+    }
+
+    /// Notes that a message went into a shipment, of which this is the first.
+    fn placed(&mut self, index: usize, first: &Claimed, touches: &[Touch]) {
+        if Fold::kind_of_create(first).is_some() {
+            self.creates.extend(touches.iter().filter(|t| t.effect == Effect::Create).map(|t| (t.key, index)));
+        }
+        self.note(index, touches);
+    }
+
+    fn note(&mut self, index: usize, touches: &[Touch]) {
+        for touch in touches {
+            let last = &mut self.last.entry(touch.key).or_default()[strength(touch.effect)];
+            *last = (*last).max(Some(index));
+        }
+    }
+
+    /// Says whether a shipment behind this one conflicts with these touches.
+    fn conflicts_behind(&self, index: usize, touches: &[Touch]) -> bool {
+        touches.iter().any(|touch| {
+            let last = self.last.get(&touch.key).copied().unwrap_or_default();
+            [Effect::End, Effect::Create, Effect::Refer]
+                .into_iter()
+                .any(|other| last[strength(other)] > Some(index) && touch.effect.conflicts(other))
+        })
+    }
+}
+
+/// Sorts effects by what they conflict with.
+fn strength(effect: Effect) -> usize {
+    match effect {
+        Effect::End => 0,
+        Effect::Create | Effect::Update | Effect::Annotate => 1,
+        Effect::Refer => 2,
+    }
+}
+
+/// Returns a request for a batch with the headers of its first message.
+fn batch_request(first: &Claimed, path: &str, content: Vec<u8>) -> Request {
+    let (body, encoded) = gzip(content);
+    let mut headers = shared_headers(&first.request.headers);
+    if encoded {
+        headers.push(("Content-Encoding".to_owned(), b"gzip".to_vec()));
+    }
+    Request { method: "POST".to_owned(), path: path.to_owned(), headers: HeaderSet::new(headers), body }
+}
+
+/// Says whether the request of one message says with its headers what the other's would; what answer a client likes
+/// to have is nothing to the server's record.
+fn are_compatible(a: &HeaderSet, b: &HeaderSet) -> bool {
+    let counts = |(name, _): &(&str, &[u8])| {
+        !["content-encoding", "accept", "accept-language"].iter().any(|other| name.eq_ignore_ascii_case(other))
+    };
+    a == b || a.iter().filter(counts).eq(b.iter().filter(counts))
 }
 
 /// Returns the object of a create that may stand in a batch.
@@ -314,8 +428,8 @@ mod tests {
         assert_eq!(queue.len(), 1);
         let mut singles = Vec::new();
         while let Some(shipment) = queue.pop() {
-            match shipment.halves() {
-                Ok((first, second)) => queue.extend([second, first]),
+            match shipment.parts() {
+                Ok(parts) => queue.extend(parts.into_iter().rev()),
                 Err(single) => singles.extend(ids(&single)),
             }
         }

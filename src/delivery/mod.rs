@@ -3,6 +3,7 @@
 //! - [`admission`]: what happens to a protected write at the door.
 //! - [`verdict`]: what an answer means, when forwarding and when replaying.
 //! - [`coalesce`]: which messages share a request.
+//! - [`fold`]: which updates go with the create of their entity.
 //! - [`split`]: a refused batch cut into pieces, also inside one stored body.
 //! - [`blame`]: whether a fault counts against a message.
 //! - [`backoff`]: how long a message waits after a bad attempt.
@@ -12,6 +13,7 @@ pub mod admission;
 pub mod backoff;
 pub mod blame;
 pub mod coalesce;
+pub mod fold;
 pub mod pacing;
 pub mod split;
 pub mod verdict;

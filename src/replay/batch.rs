@@ -174,11 +174,8 @@ impl<'w, 'a> Batch<'w, 'a> {
                         }
                     }
                 }
-                Attempt::Refused { items, answer } => match shipment.halves() {
-                    Ok((first, second)) => {
-                        queue.push_front((second, first_failed));
-                        queue.push_front((first, first_failed));
-                    }
+                Attempt::Refused { items, answer } => match shipment.parts() {
+                    Ok(parts) => parts.into_iter().rev().for_each(|part| queue.push_front((part, first_failed))),
                     Err(single) => {
                         for message in single.messages() {
                             self.refused(message, &answer, items)?;
@@ -461,16 +458,13 @@ impl<'w, 'a> Batch<'w, 'a> {
     }
 }
 
-/// Returns a shipment halved so many times, or the shipment itself when it can't be.
-fn pieces(shipment: Shipment, halvings: u32) -> Result<Vec<Shipment>, Shipment> {
-    let (first, second) = shipment.halves()?;
-    let again = |half| match halvings {
-        0 | 1 => vec![half],
-        halvings => pieces(half, halvings - 1).unwrap_or_else(|whole| vec![whole]),
-    };
-    let mut pieces = again(first);
-    pieces.extend(again(second));
-    Ok(pieces)
+/// Returns a shipment divided so many times, or the shipment itself when it can't be.
+fn pieces(shipment: Shipment, divisions: u32) -> Result<Vec<Shipment>, Shipment> {
+    let parts = shipment.parts()?;
+    if divisions <= 1 {
+        return Ok(parts);
+    }
+    Ok(parts.into_iter().flat_map(|part| pieces(part, divisions - 1).unwrap_or_else(|whole| vec![whole])).collect())
 }
 
 /// Returns the time after this wait, in milliseconds since the Unix epoch.
