@@ -3,6 +3,8 @@
 
 use std::time::Duration;
 
+use serde_json::json;
+
 use crate::support::agent::{Agent, Home};
 use crate::support::fake_opik::check::Kind;
 use crate::support::fake_opik::{Answer, FakeOpik, Received, Then, When};
@@ -170,6 +172,66 @@ fn a_refused_batch_loses_only_the_bad_message() {
     assert!(stored.iter().all(|id| is_there(&server, id) != bad.contains(id)));
     assert_eq!(rejected(&agent), 2);
     assert!(fault.hits() <= 2 * 7, "{} requests were spent on two bad messages of 40", fault.hits());
+}
+
+/// A backlog as the TypeScript SDK leaves it: batches without `last_updated_at`, then one update per trace.
+fn store_batches_and_updates(agent: &Agent, batches: &[&[String]]) {
+    let mut client = Client::new(&agent.url());
+    for ids in batches {
+        let trace = |id: &String| json!({ "id": id, "name": "chat", "start_time": "2026-03-01T04:00:16Z" });
+        let batch = json!({ "traces": ids.iter().map(trace).collect::<Vec<_>>() });
+        assert_eq!(client.post("/v1/private/traces/batch", &batch).status, 204);
+    }
+    for (n, id) in (0..).zip(batches.concat()) {
+        assert_eq!(client.expect(&update(&id, n)).status, 204);
+    }
+}
+
+fn output(server: &FakeOpik, id: &str) -> Option<serde_json::Value> {
+    server.entity("default", Kind::Trace, id)?.record?.fields.get("output").cloned()
+}
+
+#[test]
+fn updates_go_with_the_batch_that_makes_their_entities() {
+    let server = FakeOpik::new_stopped();
+    let agent = Agent::builder(&server.url()).impatient().arg("--batch-size").arg("1000").start();
+    let stored = ids(40);
+    store_batches_and_updates(&agent, &[&stored[..20], &stored[20..]]);
+    server.start();
+    agent.wait_until_delivered();
+    for (n, id) in stored.iter().enumerate() {
+        assert_eq!(output(&server, id), Some(json!({ "n": n })), "the update of trace {n} is lost");
+    }
+    let sent = writes(&server);
+    // The first message may go alone, as the one that finds out whether the server is back.
+    assert!(sent.len() <= 5, "{} requests for two batches whose updates fold", sent.len());
+    assert_eq!(rejected(&agent), 0);
+    server.assert_no_update_before_create();
+    server.assert_no_violations();
+}
+
+#[test]
+fn a_refused_update_that_was_folded_is_rejected_alone() {
+    let server = FakeOpik::new_stopped();
+    let agent = Agent::builder(&server.url()).impatient().arg("--batch-size").arg("1000").start();
+    let stored = ids(12);
+    store_batches_and_updates(&agent, &[&stored]);
+    // 409 to a batch create alone would be a delivery.
+    let fault = server.script(
+        When::write().and(|request| request.json.as_ref().is_some_and(|json| json.to_string().contains(r#"{"n":7}"#))),
+        Then::Answer(Answer::error(409, "another project")),
+    );
+    server.start();
+    agent.wait_until_delivered();
+    assert_eq!(fault.hits(), 2, "once folded, once alone");
+    for (n, id) in stored.iter().enumerate() {
+        let expected = (n != 7).then(|| json!({ "n": n }));
+        assert_eq!(output(&server, id), expected, "the update of trace {n}");
+        assert!(is_there(&server, id), "the refused update has cost trace {n}");
+    }
+    assert_eq!(rejected(&agent), 1);
+    let shown = agent.cli(&["inspect", "--rejected", "--format", "json"]).stdout;
+    assert!(shown.contains("UpdateTraceMessage") && shown.contains("another project"), "{shown}");
 }
 
 #[test]

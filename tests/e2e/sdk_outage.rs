@@ -72,6 +72,27 @@ fn an_outage_and_a_killed_agent_cost_the_typescript_sdk_nothing() {
 }
 
 #[test]
+fn what_the_typescript_sdk_made_and_updated_in_an_outage_arrives_in_a_handful_of_requests() {
+    let server = FakeOpik::new_stopped();
+    let agent = Agent::builder(&server.url()).impatient().arg("--batch-size").arg("1000").start();
+    let mut app = SdkApp::start_with(Using::TypeScript, "folded", &agent.url());
+    app.run("manual 20");
+    app.run("update");
+    app.flush();
+    let kept = agent.backlog();
+    assert!(kept >= 60, "{kept} messages: the SDK sends an update for each of 20 traces and 40 spans");
+    server.start();
+    app.wait_until_all_on(&server);
+    agent.wait_until_delivered();
+    app.quit();
+    app.assert_all_on(&server);
+    let sent = server.requests().into_iter().filter(|request| !request.writes.is_empty()).count();
+    assert!(sent <= 8, "{sent} requests for {kept} messages");
+    server.assert_no_violations();
+    server.assert_no_update_before_create();
+}
+
+#[test]
 fn an_outage_and_a_killed_agent_cost_otlp_exporters_nothing() {
     for using in [Using::OtlpPython, Using::OtlpJavaScript] {
         let server = through_an_outage(using, |app| drop(app.run("traces 8")));
