@@ -398,12 +398,12 @@ fn is_not_empty(value: &[u8]) -> Result<bool, NotJson> {
         scanner.skip_value().map(drop)
     };
     match scanner.peek()? {
-        Kind::Object => drop(scanner.object(|_, scanner| count(scanner))?),
-        Kind::Array => drop(scanner.array(count)?),
+        Kind::Object => scanner.object(|_, scanner| count(scanner))?,
+        Kind::Array => scanner.array(count)?,
         Kind::String => return Ok(!scanner.string()?.trim().is_empty()),
         // No member that takes these is a number or a truth value: a server may read them in its own way.
         Kind::Null | Kind::Scalar => return Ok(false),
-    }
+    };
     Ok(members > 0)
 }
 
