@@ -530,8 +530,13 @@ proptest! {
         }
         let apart = deliver(server, &claims, false, false);
         prop_assert_eq!(&deliver(server, &claims, true, false), &apart);
-        // Where a repeat alone changes the end, folding has nothing to prove.
-        if deliver(server, &claims, false, true) == apart {
+        // Where a repeat alone changes the end, folding has nothing to prove. Unfolded, a crash comes after other messages
+        // than folded: a repeat is harmless here when it is wherever the crash comes.
+        let harmless = |stop: usize| {
+            let claims: Vec<_> = claims.iter().map(|(claim, crash)| (claim.clone(), crash.map(|_| stop))).collect();
+            deliver(server, &claims, false, true) == apart
+        };
+        if deliver(server, &claims, false, true) == apart && (0..30).all(harmless) {
             prop_assert_eq!(&deliver(server, &claims, true, true), &apart);
         }
     }
