@@ -16,6 +16,7 @@ mod messages;
 mod mixed;
 #[path = "../support/model_store.rs"]
 mod model_store;
+mod otlp;
 mod outage;
 mod own_faults;
 mod prism;
