@@ -45,8 +45,8 @@ Exit codes:
 /// the server has confirmed it, so that interrupting a replay loses nothing. Messages that the server refuses are kept as
 /// rejected; they are replayed only with --rejected, --status rejected or their --id.
 ///
-/// What is selected is sent in its order, and does not wait for what is not selected: an update that is selected without
-/// its create reaches the server first.
+/// What is selected keeps its place in the order of delivery: it is not sent while an earlier message about the same trace,
+/// span or other entity is stored, selected or not. Such messages are left, and the summary counts them.
 #[derive(Args, Debug)]
 #[command(after_long_help = AFTER_HELP)]
 pub struct ReplayArgs {
@@ -210,6 +210,12 @@ pub fn run(common: &Common, args: &ReplayArgs) -> Result<(), Failure> {
             false => reasons(&end, store.as_ref(), &connection)?,
         },
     };
+    let left = remaining - untried;
+    if end == DrainEnd::Empty && left > 0 && filter != Filter::default() {
+        let verb = if left == 1 { "waits" } else { "wait" };
+        let waiting = count(left, "message");
+        report.reasons.push(format!("{waiting} {verb} for earlier ones that the filter does not select"));
+    }
     if untried > 0 {
         report.reasons.push(format!("{REQUEUED_MAX} rejected messages are tried at a time; run it again for the rest"));
     }
