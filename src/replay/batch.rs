@@ -212,6 +212,9 @@ impl<'w, 'a> Batch<'w, 'a> {
         debug!(target: "replay_manager", %message_type, ?verdict, "sent");
         Ok(match verdict {
             ReplayVerdict::Delivered => {
+                if let Some(observer) = replay.observer {
+                    observer.delivered(&work.lane, message_type, request);
+                }
                 self.passed();
                 Attempt::Passed
             }
