@@ -49,7 +49,11 @@ impl Readback {
             missing: missing.collect(),
             unread: verified.unread,
             reasons: verified.reasons,
-            not_readable: verified.not_readable.into_iter().map(|(t, requests)| (t.name().trim_end_matches("Message"), requests)).collect(),
+            not_readable: verified
+                .not_readable
+                .into_iter()
+                .map(|(t, requests)| (t.name().trim_end_matches("Message"), requests))
+                .collect(),
             delivered_elsewhere: 0,
         }
     }

@@ -25,4 +25,5 @@ mod sdk;
 mod sdk_outage;
 mod startup;
 mod stopping;
+mod verify;
 mod writes;

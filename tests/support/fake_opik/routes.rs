@@ -239,7 +239,9 @@ impl Shared {
         let found = entities.filter(|(key, _)| key.kind == kind && behind.is_none_or(|behind| *key.id < *behind));
         let found = found.filter_map(|(key, entity)| {
             let body = as_read(key, entity)?;
-            let fits = project.as_ref().is_none_or(|project| body.get("project_name") == Some(project));
+            let of_default = Value::from("Default Project");
+            let own = body.get("project_name").unwrap_or(&of_default);
+            let fits = project.as_ref().is_none_or(|project| own == project);
             fits.then(|| (key.id.clone(), format!("{body}\n").into_bytes()))
         });
         let mut found: Vec<_> = found.take(usize::try_from(limit).unwrap_or(usize::MAX)).collect();
