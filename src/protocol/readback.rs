@@ -332,12 +332,16 @@ impl Item {
                         Some(member) if scanner.peek()? == Json::String => {
                             item.texts.push((member, scanner.string()?.into_owned()));
                         }
-                        _ => drop(scanner.skip_value()?),
+                        _ => {
+                            scanner.skip_value()?;
+                        }
                     }
                     Ok(())
                 })?;
             }
-            Json::Array | Json::Null | Json::Scalar => drop(scanner.skip_value()?),
+            Json::Array | Json::Null | Json::Scalar => {
+                scanner.skip_value()?;
+            }
         }
         Ok(item)
     }
@@ -491,7 +495,9 @@ fn read_shown(scanner: &mut Scanner<'_>) -> Result<Shown, NotJson> {
                     Ok(())
                 })?;
             }
-            _ => drop(scanner.skip_value()?),
+            _ => {
+                scanner.skip_value()?;
+            }
         }
         Ok(())
     })?;
