@@ -11,6 +11,7 @@ mod healthcheck;
 mod inspect;
 mod progress;
 mod purge;
+mod readback;
 mod render;
 mod replay;
 mod selection;

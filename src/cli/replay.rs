@@ -9,6 +9,7 @@ use serde::Serialize;
 
 use super::groups::{Group, groups, groups_text};
 use super::progress::Progress;
+use super::readback::Readback;
 use super::render::{Renderer, count, short_duration};
 use super::selection::{Selection, duration, number_from_one, refuse_jsonl};
 use super::{Common, Exit, Failure, configuration, existing_store, stop_on_signals, translate, upstream};
@@ -17,7 +18,8 @@ use crate::message::MessageStatus;
 use crate::monitor::connection::Connection;
 use crate::monitor::{self, MonitorSettings};
 use crate::replay::report::rate_and_eta;
-use crate::replay::{DrainEnd, Probes, Replay, ReplaySettings};
+use crate::replay::verify::Verifier;
+use crate::replay::{DrainEnd, Observer, Probes, Replay, ReplaySettings};
 use crate::shutdown::Shutdown;
 use crate::store::{Filter, Owner, Page, Store, StoreError, now_ms};
 use crate::telemetry::metrics::Metrics;
@@ -28,6 +30,8 @@ Examples:
     opik-offline replay --batch-size 200
   Try rejected messages again after the cause is mended:
     opik-offline replay --rejected
+  Deliver everything, and make sure that the server shows it:
+    opik-offline replay --verify
   From cron, for a minute at most:
     opik-offline replay --timeout 60s --quiet
 
@@ -35,8 +39,8 @@ Exit codes:
   0    All that was selected is delivered, or --limit was reached
   1    Failure
   2    Wrong usage or configuration
-  3    The server can't be reached
-  4    Messages remain or were rejected
+  3    The server can't be reached, or --verify can't read from it
+  4    Messages remain or were rejected, or --verify does not find what was delivered
   130  Interrupted";
 
 /// Deliver stored messages to the Opik server
@@ -45,8 +49,8 @@ Exit codes:
 /// the server has confirmed it, so that interrupting a replay loses nothing. Messages that the server refuses are kept as
 /// rejected; they are replayed only with --rejected, --status rejected or their --id.
 ///
-/// What is selected is sent in its order, and does not wait for what is not selected: an update that is selected without
-/// its create reaches the server first.
+/// What is selected keeps its place in the order of delivery: it is not sent while an earlier message about the same trace,
+/// span or other entity is stored, selected or not. Such messages are left, and the summary counts them.
 #[derive(Args, Debug)]
 #[command(after_long_help = AFTER_HELP)]
 pub struct ReplayArgs {
@@ -65,6 +69,19 @@ pub struct ReplayArgs {
     /// Stop after this long, and keep trying until then when lanes or messages have to wait
     #[arg(long, value_name = "DURATION", value_parser = duration)]
     timeout: Option<Duration>,
+
+    /// Read back what was delivered, and report what the server does not show
+    ///
+    /// Traces, spans, experiments and their items, datasets and their items, optimizations, and feedback scores by name
+    /// are asked for by their ids, in pages where the server has them. What can't be read back is counted: OTLP spans,
+    /// whose ids the server makes, guardrail and assertion results, comments, attachments. What another process delivers
+    /// is not read back.
+    #[arg(long)]
+    verify: bool,
+
+    /// Ask again for what the server does not show yet, until this long after the delivery
+    #[arg(long, value_name = "DURATION", value_parser = duration, default_value = "30s", requires = "verify")]
+    verify_timeout: Duration,
 
     /// Show what would be replayed, and send nothing
     #[arg(long)]
@@ -88,6 +105,9 @@ struct Report {
     seconds: f64,
     /// Why messages remain, for people.
     reasons: Vec<String>,
+    /// What `--verify` found.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    verified: Option<Readback>,
 }
 
 /// How long to wait between two looks at a store that another process replays.
@@ -155,6 +175,7 @@ pub fn run(common: &Common, args: &ReplayArgs) -> Result<(), Failure> {
     let metrics = Metrics::default();
     let is_time_over = AtomicBool::new(false);
     let started = Instant::now();
+    let verifier = args.verify.then(|| Verifier::new(&upstream));
     progress.start(args.limit.map_or(waiting, |limit| limit.min(waiting)));
     let end = {
         let replay = Replay {
@@ -164,6 +185,7 @@ pub fn run(common: &Common, args: &ReplayArgs) -> Result<(), Failure> {
             settings: &settings,
             metrics: &metrics,
             probes: &Probes::default(),
+            observer: verifier.as_ref().map(|verifier| verifier as &dyn Observer),
             shutdown: &shutdown,
         };
         let drained = Shutdown::new();
@@ -209,7 +231,24 @@ pub fn run(common: &Common, args: &ReplayArgs) -> Result<(), Failure> {
             true => vec!["the time given with --timeout is over; run it again to go on".to_owned()],
             false => reasons(&end, store.as_ref(), &connection)?,
         },
+        verified: None,
     };
+    if let Some(verifier) = verifier {
+        // --timeout has stopped the replay through the same value; what was delivered is still read back.
+        let stop = if is_time_over { Shutdown::new() } else { shutdown.clone() };
+        if end != DrainEnd::Stopped || is_time_over {
+            progress.note("reading back what was delivered");
+        }
+        let mut readback = Readback::of(verifier.finish(args.verify_timeout, &stop));
+        readback.delivered_elsewhere = waiting.saturating_sub(report.delivered + report.rejected + remaining);
+        report.verified = Some(readback);
+    }
+    let left = remaining - untried;
+    if end == DrainEnd::Empty && left > 0 && filter != Filter::default() {
+        let verb = if left == 1 { "waits" } else { "wait" };
+        let waiting = count(left, "message");
+        report.reasons.push(format!("{waiting} {verb} for earlier ones that the filter does not select"));
+    }
     if untried > 0 {
         report.reasons.push(format!("{REQUEUED_MAX} rejected messages are tried at a time; run it again for the rest"));
     }
@@ -222,6 +261,8 @@ pub fn run(common: &Common, args: &ReplayArgs) -> Result<(), Failure> {
     match end {
         DrainEnd::Stopped if !is_time_over => Err(Failure::silent(Exit::Interrupted)),
         DrainEnd::Unavailable => Err(Failure::silent(Exit::Unreachable)),
+        _ if report.verified.as_ref().is_some_and(Readback::misses_something) => Err(Failure::silent(Exit::Remaining)),
+        _ if report.verified.as_ref().is_some_and(Readback::is_cut_short) => Err(Failure::silent(Exit::Unreachable)),
         DrainEnd::LimitReached if report.rejected == 0 => Ok(()),
         DrainEnd::Empty | DrainEnd::LimitReached | DrainEnd::Stopped | DrainEnd::NotDue { .. } => {
             match (report.remaining, report.rejected) {
@@ -337,6 +378,7 @@ impl Report {
             requests: 0,
             seconds: 0.0,
             reasons: Vec::new(),
+            verified: None,
         }
     }
 }
@@ -350,9 +392,10 @@ fn people(renderer: &Renderer, report: &Report) -> String {
             }
         };
     }
+    let readback = report.verified.as_ref().map_or_else(String::new, Readback::text);
     if report.delivered + report.rejected + report.remaining == 0 {
         let why = report.reasons.first().map_or(String::new(), |reason| format!(": {reason}"));
-        return format!("nothing to replay{why}\n");
+        return format!("nothing to replay{why}\n{readback}");
     }
     let mut text = if report.delivered == 0 {
         "delivered nothing\n".to_owned()
@@ -379,5 +422,6 @@ fn people(renderer: &Renderer, report: &Report) -> String {
             text.push_str(&format!("  {reason}\n"));
         }
     }
+    text.push_str(&readback);
     text
 }

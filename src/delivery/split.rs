@@ -6,54 +6,111 @@
 //! that.
 //!
 //! Pieces are cut out of the content where its items stand: every byte of an item is as the client sent it, and the other
-//! members of the body (`entity_type`, `batch_group_id`) are in every piece.
+//! members of the body (`entity_type`, `batch_group_id`) are in every piece. The items of an OTLP request are its spans;
+//! each keeps its resource and its scope ([`otlp::piece`]).
 
 use std::ops::Range;
 
 use bytes::Bytes;
 
-use crate::message::{Body, Encoding, HeaderSet, MessageType, Request};
-use crate::protocol::inspection::{ItemList, item_list};
+use crate::message::{Body, Encoding, HeaderSet, MessageType, Request, Touch};
+use crate::protocol::inspection::{ItemList, inspect, item_list};
 use crate::protocol::json::{Kind, NotJson, Scanner};
+use crate::protocol::otlp::{self, Format};
+use crate::protocol::routes::{Protected, Route, classify};
 
 /// Bodies larger than this when decoded are not divided.
 const CONTENT_BYTES_MAX: u64 = 256 * 1024 * 1024;
 
-/// A stored batch that can be divided: where its items stand in its decoded content.
+/// A stored batch that can be divided: its decoded content, and where the items stand in it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Divisible {
     content: Bytes,
-    /// The array with its brackets.
-    array: Range<usize>,
-    items: Vec<Range<usize>>,
+    items: Items,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Items {
+    /// In one JSON array, which stands here with its brackets.
+    Listed { array: Range<usize>, items: Vec<Range<usize>> },
+    /// So many spans of an OTLP request.
+    Spans { format: Format, count: usize },
 }
 
 impl Divisible {
     /// Finds the items of a batch; `None` when the message is no batch, or one of a single item.
     pub fn of(message_type: MessageType, request: &Request) -> Option<Self> {
-        let list = item_list(message_type)?;
+        let items = |content: &[u8]| match message_type {
+            MessageType::OtlpTraces => {
+                let content_type = std::str::from_utf8(request.headers.get("content-type")?).ok()?;
+                let format = Format::from_content_type(content_type)?;
+                Some(Items::Spans { format, count: otlp::span_count(format, content).ok()? })
+            }
+            _ => {
+                let (array, items) = find_items(content, item_list(message_type)?).ok()??;
+                Some(Items::Listed { array, items })
+            }
+        };
         let content = request.body.decode(CONTENT_BYTES_MAX).ok()?;
-        let (array, items) = find_items(&content, list).ok()??;
-        (items.len() > 1).then_some(Self { content, array, items })
+        let divisible = Self { items: items(&content)?, content };
+        (divisible.len() > 1).then_some(divisible)
     }
 
     /// Returns how many items there are; at least two.
     pub fn len(&self) -> usize {
-        self.items.len()
+        match &self.items {
+            Items::Listed { items, .. } => items.len(),
+            Items::Spans { count, .. } => *count,
+        }
     }
 
     /// Says whether there are none, which never happens.
     pub fn is_empty(&self) -> bool {
-        self.items.is_empty()
+        self.len() == 0
     }
 
     /// Returns the request that carries only these items, and otherwise says what `whole` says.
     pub fn piece(&self, whole: &Request, items: Range<usize>) -> Request {
-        let chosen = &self.items[items];
+        let content = match &self.items {
+            Items::Listed { array, items: all } => self.listed(array, &all[items]),
+            // It was read to its end before. Were it not, all of it is the answer that loses nothing.
+            Items::Spans { format, .. } => {
+                otlp::piece(*format, &self.content, items).unwrap_or_else(|_| self.content.to_vec())
+            }
+        };
+        let headers = whole.headers.iter().filter(|(name, _)| !name.eq_ignore_ascii_case("content-encoding"));
+        Request {
+            method: whole.method.clone(),
+            path: whole.path.clone(),
+            headers: HeaderSet::new(headers.map(|(name, value)| (name.to_owned(), value.to_vec())).collect()),
+            body: Body::new(content, Encoding::Identity),
+        }
+    }
+
+    /// Returns what a piece is about, read from the piece; `None` when it can't be read, which never happens.
+    pub fn touches(&self, message_type: MessageType, piece: &Request) -> Option<Vec<Touch>> {
+        match &self.items {
+            Items::Listed { .. } => {
+                // The id in the path is every piece's.
+                let path = piece.path.split('?').next().unwrap_or_default();
+                let path_id = match classify(&piece.method, path) {
+                    Route::Protected(write) if write.message_type == message_type => write.path_id,
+                    Route::Protected(_) | Route::Ping | Route::PassThrough => None,
+                };
+                let write = Protected { message_type, path_id };
+                inspect(&write, &piece.body.bytes).ok().map(|found| found.touches)
+            }
+            Items::Spans { format, .. } => {
+                otlp::Traces::read(*format, &piece.body.bytes).ok().map(|traces| traces.touches)
+            }
+        }
+    }
+
+    fn listed(&self, array: &Range<usize>, chosen: &[Range<usize>]) -> Vec<u8> {
         let bytes: usize = chosen.iter().map(|item| item.len() + 1).sum();
-        let around = self.content.len() - self.array.len();
+        let around = self.content.len() - array.len();
         let mut content = Vec::with_capacity(around + bytes + 2);
-        content.extend_from_slice(&self.content[..self.array.start]);
+        content.extend_from_slice(&self.content[..array.start]);
         content.push(b'[');
         for (index, item) in chosen.iter().enumerate() {
             if index > 0 {
@@ -62,14 +119,8 @@ impl Divisible {
             content.extend_from_slice(&self.content[item.clone()]);
         }
         content.push(b']');
-        content.extend_from_slice(&self.content[self.array.end..]);
-        let headers = whole.headers.iter().filter(|(name, _)| !name.eq_ignore_ascii_case("content-encoding"));
-        Request {
-            method: whole.method.clone(),
-            path: whole.path.clone(),
-            headers: HeaderSet::new(headers.map(|(name, value)| (name.to_owned(), value.to_vec())).collect()),
-            body: Body::new(content, Encoding::Identity),
-        }
+        content.extend_from_slice(&self.content[array.end..]);
+        content
     }
 }
 
@@ -283,6 +334,24 @@ mod tests {
         ] {
             assert_eq!(Divisible::of(message_type, &request(content)), None, "{content}");
         }
+    }
+
+    #[test]
+    fn a_piece_is_about_its_own_items_and_about_what_its_path_names() {
+        let queue = "01a20445-0b53-7443-881b-86277651b901";
+        let (one, other) = ("01a20445-0b53-7443-881b-86277651b902", "01a20445-0b53-7443-881b-86277651b903");
+        let whole = Request {
+            method: "POST".into(),
+            path: format!("v1/private/annotation-queues/{queue}/items/add?x=y"),
+            ..request(&format!(r#"{{"ids":["{one}","{other}"]}}"#))
+        };
+        let divisible = Divisible::of(MessageType::AddQueueItems, &whole).expect("two items");
+        let touches = divisible.touches(MessageType::AddQueueItems, &divisible.piece(&whole, 1..2)).expect("JSON");
+        let key = |kind, id| crate::message::EntityKey::new(kind, id);
+        let names = |key| touches.iter().any(|touch| touch.key == key);
+        use crate::message::EntityKind::{AnnotationQueue, Trace};
+        assert!(names(key(AnnotationQueue, queue)), "a part would overtake what waits for its queue");
+        assert!(names(key(Trace, other)) && !names(key(Trace, one)));
     }
 
     fn divide(len: usize, bad: &[usize]) -> (DivisionEnd<()>, usize) {

@@ -9,4 +9,5 @@ pub mod inspection;
 pub mod json;
 pub mod operations;
 pub mod otlp;
+pub mod readback;
 pub mod routes;

@@ -4,6 +4,8 @@
 //! generated code would bring a compiler for the schema and copy every attribute of a request of which we want the ids.
 //! The walker copies nothing, and it takes fields that it does not know as newer exporters' and passes them over.
 
+use std::ops::Range;
+
 use base64::Engine;
 use serde_json::{Map, Value, json};
 use thiserror::Error;
@@ -187,6 +189,154 @@ impl Traces {
             _ => scanner.skip_value().map(drop),
         }
     }
+}
+
+// Pieces.
+
+/// Where the messages in a protobuf request lie, down to the spans: resource_spans, scope_spans, spans (`trace.proto`).
+const SPAN_FIELDS: [u64; 3] = [1, 2, 2];
+/// The same in OTLP's JSON, each in its two spellings.
+const SPAN_MEMBERS: [[&str; 2]; 3] =
+    [["resourceSpans", "resource_spans"], ["scopeSpans", "scope_spans"], ["spans", "spans"]];
+
+/// Returns how many spans a request has, as [`piece`] counts them.
+///
+/// # Errors
+///
+/// [`NotOtlp`] when no server could read it.
+pub fn span_count(format: Format, content: &[u8]) -> Result<usize, NotOtlp> {
+    // What only repeats the look at the content is done here, once, and not for every piece.
+    Traces::read(format, content)?;
+    Ok(cut(format, content, &(0..0))?.1)
+}
+
+/// Returns a request with only these spans of another one, counted from 0 in the order in which they stand there.
+///
+/// Every span, resource and scope is as the exporter wrote it, byte for byte, and so is all else beside the spans:
+/// schema URLs, and fields that only newer exporters know. Resources and scopes without any of these spans are left out.
+///
+/// # Errors
+///
+/// [`NotOtlp`] when no server could read the whole.
+pub fn piece(format: Format, content: &[u8], spans: Range<usize>) -> Result<Vec<u8>, NotOtlp> {
+    Ok(cut(format, content, &spans)?.0)
+}
+
+/// Returns a request with these spans only, and how many spans the whole has.
+fn cut(format: Format, content: &[u8], wanted: &Range<usize>) -> Result<(Vec<u8>, usize), NotOtlp> {
+    let (mut piece, mut seen) = (Vec::new(), 0);
+    match format {
+        Format::Protobuf => drop(cut_protobuf(&SPAN_FIELDS, content, wanted, &mut seen, &mut piece)?),
+        Format::Json => {
+            let mut scanner = Scanner::new(content)?;
+            if scanner.peek()? == Kind::Object {
+                cut_json(&SPAN_MEMBERS, &mut scanner, content, wanted, &mut seen, &mut piece)?;
+            }
+        }
+    }
+    Ok((piece, seen))
+}
+
+/// Writes a message with the wanted spans only, which lie in it as deep as there are `fields`, and says whether it has
+/// any. `seen` counts the spans on the way.
+fn cut_protobuf(
+    fields: &[u64],
+    content: &[u8],
+    wanted: &Range<usize>,
+    seen: &mut usize,
+    piece: &mut Vec<u8>,
+) -> Result<bool, NotOtlp> {
+    let Some((field, deeper)) = fields.split_first() else { return Ok(false) };
+    let mut has_any = false;
+    let mut reader = Fields { rest: content };
+    loop {
+        let before = reader.rest;
+        let Some((number, value)) = reader.next_field()? else { return Ok(has_any) };
+        let whole = &before[..before.len() - reader.rest.len()];
+        match value {
+            Wire::Bytes(_) if number == *field && deeper.is_empty() => {
+                if wanted.contains(seen) {
+                    piece.extend_from_slice(whole);
+                    has_any = true;
+                }
+                *seen += 1;
+            }
+            Wire::Bytes(inner) if number == *field => {
+                let mut kept = Vec::new();
+                if cut_protobuf(deeper, inner, wanted, seen, &mut kept)? {
+                    put_varint(piece, number << 3 | 2);
+                    put_varint(piece, kept.len() as u64);
+                    piece.append(&mut kept);
+                    has_any = true;
+                }
+            }
+            _ => piece.extend_from_slice(whole),
+        }
+    }
+}
+
+/// The same for an object of OTLP's JSON. An array that is there twice stays there twice: whichever of them the server
+/// reads, it finds in all pieces together what it would have found in the whole.
+fn cut_json(
+    members: &[[&str; 2]],
+    scanner: &mut Scanner<'_>,
+    content: &[u8],
+    wanted: &Range<usize>,
+    seen: &mut usize,
+    piece: &mut Vec<u8>,
+) -> Result<bool, NotJson> {
+    let Some((names, deeper)) = members.split_first() else { return Ok(false) };
+    let mut has_any = false;
+    // Arrays of this object, and what stands in their place.
+    let mut arrays: Vec<(Range<usize>, Vec<u8>)> = Vec::new();
+    let object = scanner.object(|key, scanner| {
+        if !names.contains(&key) || scanner.peek()? != Kind::Array {
+            return scanner.skip_value().map(drop);
+        }
+        let mut kept = Vec::new();
+        let array = scanner.array(|scanner| {
+            let mut item = Vec::new();
+            if deeper.is_empty() {
+                let span = scanner.skip_value()?;
+                if wanted.contains(seen) {
+                    item.extend_from_slice(&content[span]);
+                }
+                *seen += 1;
+            } else if scanner.peek()? != Kind::Object {
+                return scanner.skip_value().map(drop);
+            } else if !cut_json(deeper, scanner, content, wanted, seen, &mut item)? {
+                return Ok(());
+            }
+            if !item.is_empty() {
+                if !kept.is_empty() {
+                    kept.push(b',');
+                }
+                kept.append(&mut item);
+                has_any = true;
+            }
+            Ok(())
+        })?;
+        arrays.push((array, kept));
+        Ok(())
+    })?;
+    let mut copied = object.start;
+    for (array, kept) in arrays {
+        piece.extend_from_slice(&content[copied..array.start]);
+        piece.push(b'[');
+        piece.extend_from_slice(&kept);
+        piece.push(b']');
+        copied = array.end;
+    }
+    piece.extend_from_slice(&content[copied..object.end]);
+    Ok(has_any)
+}
+
+fn put_varint(to: &mut Vec<u8>, mut value: u64) {
+    while value > 0x7f {
+        to.push((value & 0x7f) as u8 | 0x80);
+        value >>= 7;
+    }
+    to.push(value as u8);
 }
 
 /// Names the Opik trace that a span belongs to, in place of one derived from its OTel trace.
@@ -506,6 +656,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::message::{Body, Encoding};
 
     /// A field with a length.
     fn field(number: u8, content: &[u8]) -> Vec<u8> {
@@ -605,7 +756,119 @@ mod tests {
         assert_eq!(success(Format::Protobuf).body, "");
     }
 
+    /// What each span of a protobuf request is to the server: the bytes of its resource, of its scope, and its own,
+    /// with all that stands beside them.
+    fn spans_with_surroundings(content: &[u8]) -> Vec<[Vec<u8>; 4]> {
+        let beside = |content: &[u8], field: u64| -> Vec<u8> {
+            let mut found = Vec::new();
+            let mut fields = Fields { rest: content };
+            let mut before = content;
+            while let Some((number, _)) = fields.next_field().expect("a message") {
+                if number != field {
+                    found.extend_from_slice(&before[..before.len() - fields.rest.len()]);
+                }
+                before = fields.rest;
+            }
+            found
+        };
+        let mut spans = Vec::new();
+        for resource_spans in messages(content, 1) {
+            for scope_spans in messages(resource_spans, 2) {
+                for span in messages(scope_spans, 2) {
+                    spans.push([beside(content, 1), beside(resource_spans, 2), beside(scope_spans, 2), span.to_vec()]);
+                }
+            }
+        }
+        spans
+    }
+
+    fn assert_pieces_are_the_whole(content: &[u8], size: usize) {
+        let count = span_count(Format::Protobuf, content).expect("a request");
+        let mut found = Vec::new();
+        for start in (0..count).step_by(size) {
+            let piece = piece(Format::Protobuf, content, start..count.min(start + size)).expect("a request");
+            let spans = spans_with_surroundings(&piece);
+            assert_eq!(spans.len(), size.min(count - start));
+            assert_eq!(span_count(Format::Protobuf, &piece), Ok(spans.len()));
+            found.extend(spans);
+        }
+        assert!(found == spans_with_surroundings(content), "spans are lost or stand in another resource or scope");
+    }
+
+    #[test]
+    fn what_an_exporter_sent_is_whole_in_its_pieces() {
+        let captured = include_str!("../../tests/fixtures/http/otlp-http-python-1.45.2.jsonl");
+        let mut spans_most = 0;
+        for line in captured.lines() {
+            let line: Value = serde_json::from_str(line).expect("JSON");
+            let body = line["body_base64"].as_str().expect("a body");
+            let bytes = base64::engine::general_purpose::STANDARD.decode(body).expect("base64");
+            let is_gzip = bytes.starts_with(&[0x1f, 0x8b]);
+            let encoding = if is_gzip { Encoding::Gzip } else { Encoding::Identity };
+            let content = Body::new(bytes, encoding).decode(1 << 20).expect("a body");
+            let count = span_count(Format::Protobuf, &content).expect("a request");
+            spans_most = spans_most.max(count);
+            assert_eq!(count, Traces::read(Format::Protobuf, &content).expect("a request").spans as usize);
+            assert_eq!(piece(Format::Protobuf, &content, 0..count).as_deref(), Ok(&content[..]));
+            for size in [1, 2, 7, count] {
+                assert_pieces_are_the_whole(&content, size);
+            }
+        }
+        assert!(spans_most > 10, "no captured request has many spans: {spans_most}");
+    }
+
+    #[test]
+    fn a_piece_of_json_has_its_spans_with_their_resource_and_scope() {
+        let content = concat!(
+            r#" {"new": 1, "resourceSpans" : [ {"resource": {"x": NaN}, "scopeSpans": [{"scope":{"name":"s"}, "spans": [{"spanId":"a"} , {"spanId":"b"}],"#,
+            r#""schemaUrl":"u"}, {"spans":[]}, {"spans":[{"spanId":"c"}]}]}, {"resource": 2, "scope_spans": [{"spans": [{"spanId":"d"}]}], "later":[]} ] } "#
+        );
+        let text = |spans| {
+            String::from_utf8(piece(Format::Json, content.as_bytes(), spans).expect("a request")).expect("text")
+        };
+        assert_eq!(span_count(Format::Json, content.as_bytes()), Ok(4));
+        assert_eq!(
+            text(1..2),
+            r#"{"new": 1, "resourceSpans" : [{"resource": {"x": NaN}, "scopeSpans": [{"scope":{"name":"s"}, "spans": [{"spanId":"b"}],"schemaUrl":"u"}]}] }"#
+        );
+        assert_eq!(
+            text(2..4),
+            r#"{"new": 1, "resourceSpans" : [{"resource": {"x": NaN}, "scopeSpans": [{"spans":[{"spanId":"c"}]}]},{"resource": 2, "scope_spans": [{"spans": [{"spanId":"d"}]}], "later":[]}] }"#
+        );
+        assert_eq!(span_count(Format::Json, b"[]"), Ok(0));
+        assert!(span_count(Format::Json, b"{").is_err());
+    }
+
+    /// A request of resources, of scopes, of so many spans each, with fields that nobody knows at every level.
+    fn any_request() -> impl Strategy<Value = Vec<u8>> {
+        prop::collection::vec(prop::collection::vec(0_usize..5, 0..4), 0..4).prop_map(|resources| {
+            let mut id = 0;
+            let mut content = field(9, b"newer");
+            for (number, scopes) in resources.into_iter().enumerate() {
+                let mut resource_spans = field(1, &field(1, &attribute("service.name", &format!("service {number}"))));
+                for (number, spans) in scopes.into_iter().enumerate() {
+                    let mut scope_spans = field(1, &field(1, format!("scope {number}").as_bytes()));
+                    for _ in 0..spans {
+                        id += 1;
+                        scope_spans.extend(field(2, &span(id, "s")));
+                    }
+                    scope_spans.extend(field(3, b"https://schema"));
+                    scope_spans.extend(field(8, b"unknown"));
+                    resource_spans.extend(field(2, &scope_spans));
+                }
+                resource_spans.extend(field(3, b"https://schema"));
+                content.extend(field(1, &resource_spans));
+            }
+            content
+        })
+    }
+
     proptest! {
+        #[test]
+        fn pieces_of_a_request_are_the_request(content in any_request(), size in 1_usize..9) {
+            assert_pieces_are_the_whole(&content, size);
+        }
+
         #[test]
         fn no_bytes_make_the_reader_panic(mut bytes in prop::collection::vec(any::<u8>(), 0..60), flip in 0_usize..100, to: u8) {
             let _ = Traces::read(Format::Protobuf, &bytes);

@@ -17,8 +17,6 @@ use crate::delivery::verdict::{ReplayVerdict, replaying};
 use crate::message::{Claimed, Effect, Footprint, MessageId, MessageType, Request};
 use crate::protocol::answers::{Answer, SendFailure};
 use crate::protocol::fallback::fallback;
-use crate::protocol::inspection::inspect;
-use crate::protocol::routes::Protected;
 use crate::store::{Hold, LastAnswer, Outcome, Part, StoreError};
 
 /// After so many requests in a row that time might heal, and none that passed, the server is taken to be failing
@@ -211,6 +209,9 @@ impl<'w, 'a> Batch<'w, 'a> {
         debug!(target: "replay_manager", %message_type, ?verdict, "sent");
         Ok(match verdict {
             ReplayVerdict::Delivered => {
+                if let Some(observer) = replay.observer {
+                    observer.delivered(&work.lane, message_type, request);
+                }
                 self.passed();
                 Attempt::Passed
             }
@@ -476,9 +477,8 @@ pub(super) fn in_ms(wait: Duration) -> i64 {
 fn part(message: &Claimed, divisible: &Divisible, items: Range<usize>, rejected: Option<LastAnswer>) -> Part {
     let count = u32::try_from(items.len()).unwrap_or(u32::MAX);
     let request = divisible.piece(&message.request, items);
-    let route = Protected { message_type: message.message_type, path_id: None };
-    // Cut out of JSON that was read before; were it not, the whole message's entities are a safe answer.
-    let touches = inspect(&route, &request.body.bytes).map_or_else(|_| message.touches.clone(), |found| found.touches);
+    // Cut out of what was read before; were it not, the whole message's entities are a safe answer.
+    let touches = divisible.touches(message.message_type, &request).unwrap_or_else(|| message.touches.clone());
     Part { request, touches, items: count, rejected }
 }
 

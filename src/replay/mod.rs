@@ -23,6 +23,7 @@ mod batch;
 mod lane;
 mod probes;
 pub mod report;
+pub mod verify;
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -33,6 +34,7 @@ use tracing::{debug, error, info, warn};
 
 use crate::delivery::backoff::lane_wait;
 use crate::delivery::pacing::{Pace, PaceSettings};
+use crate::message::{Lane, MessageType, Request};
 use crate::monitor::Availability;
 use crate::monitor::connection::Connection;
 use crate::shutdown::Shutdown;
@@ -104,6 +106,13 @@ pub enum DrainEnd {
     Stopped,
 }
 
+/// Whoever wants to know what was delivered.
+pub trait Observer: Sync {
+    /// Notes that the server confirmed this request: a message, several in one, or a piece of one. Called by the lane's
+    /// worker, in the order of the answers, before it sends the next.
+    fn delivered(&self, lane: &Lane, message_type: MessageType, request: &Request);
+}
+
 /// One replayer's view of a store and a server.
 pub struct Replay<'a> {
     /// Where the messages are.
@@ -118,6 +127,8 @@ pub struct Replay<'a> {
     pub metrics: &'a Metrics,
     /// What earlier rounds learnt of lanes that fail.
     pub probes: &'a Probes,
+    /// Told of every request that the server confirmed.
+    pub observer: Option<&'a dyn Observer>,
     /// Ends the round early.
     pub shutdown: &'a Shutdown,
 }
@@ -311,6 +322,7 @@ impl ReplayManager<'_> {
                     settings: &self.settings,
                     metrics: self.metrics,
                     probes: &probes,
+                    observer: None,
                     shutdown: self.shutdown,
                 }
                 .drain(&self.owner),

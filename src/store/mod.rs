@@ -98,7 +98,8 @@ pub trait Store: Send + Sync {
     ///
     /// They come in delivery order. A message whose time has not come (`next_attempt_at_ms`) is left, and so is every
     /// later one that [`crate::message::conflict`]s with one that is left or still in flight: nothing is ever claimed
-    /// while an earlier message about the same entity waits. A filter of the user's narrows what counts as waiting.
+    /// while an earlier message about the same entity waits. A filter narrows what is taken, not what is waited for: an
+    /// earlier message that it does not select holds back what conflicts with it all the same.
     fn claim(
         &self,
         lease: &Lease,
@@ -300,7 +301,8 @@ pub struct LaneWork {
     /// How many failed messages the filter selects.
     pub failed: u64,
     /// The earliest time at which one of them may be claimed, in milliseconds since the Unix epoch; past or now when
-    /// one may be at once, `i64::MAX` when all wait for what is in flight. Takes the hold into account.
+    /// one may be at once, `i64::MAX` when all wait for what is in flight or for what the filter does not select. Takes
+    /// the hold into account.
     pub due_at_ms: i64,
     /// The hold in force, or the last one that ended without a success since.
     pub hold: Option<Hold>,

@@ -19,6 +19,7 @@ use thiserror::Error;
 
 use crate::message::{Lane, Request};
 use crate::protocol::answers::{Answer, SendFailure, asked_wait};
+use crate::protocol::readback::Read;
 
 /// How to reach the server.
 #[derive(Clone, Debug)]
@@ -148,7 +149,7 @@ impl Upstream {
         if let Some(mark) = &self.agent_mark {
             builder = builder.header(AGENT_HEADER, mark);
         }
-        self.finish(with_lane(builder, lane), &request.body.bytes, self.answer_timeout)
+        self.finish(with_lane(builder, lane), &request.body.bytes, self.answer_timeout, Answer::TEXT_BYTES_MAX)
     }
 
     /// Asks the server whether it is there (`is-alive/ping`), as the SDK's connection monitor does.
@@ -172,7 +173,7 @@ impl Upstream {
             .method("POST")
             .uri(format!("{}/v1/private/auth", self.base_url))
             .header("content-type", "application/json");
-        self.finish(with_lane(request, lane), &[], timeout)
+        self.finish(with_lane(request, lane), &[], timeout, Answer::TEXT_BYTES_MAX)
     }
 
     /// Reads a path below the base URL; how the commands ask a running agent.
@@ -182,7 +183,21 @@ impl Upstream {
     /// [`SendFailure`] when no answer came within `timeout`.
     pub fn read(&self, path: &str, timeout: Duration) -> Result<Answer, SendFailure> {
         let request = http::Request::builder().method("GET").uri(format!("{}/{path}", self.base_url));
-        self.finish(request, &[], timeout)
+        self.finish(request, &[], timeout, Answer::TEXT_BYTES_MAX)
+    }
+
+    /// Reads what the server has of a lane, by `GET` or by a `POST` with a JSON body; at most `bytes_max` of the answer.
+    ///
+    /// # Errors
+    ///
+    /// [`SendFailure`] when no whole answer came.
+    pub fn read_back(&self, lane: &Lane, read: &Read, bytes_max: usize) -> Result<Answer, SendFailure> {
+        let mut builder = http::Request::builder().method(read.method).uri(format!("{}/{}", self.base_url, read.path));
+        if read.body.is_some() {
+            builder = builder.header("content-type", "application/json");
+        }
+        let body = read.body.as_deref().unwrap_or_default();
+        self.finish(with_lane(builder, lane), body.as_bytes(), self.answer_timeout, bytes_max)
     }
 
     /// Returns the server's version (`is-alive/ver`), or `None` when it doesn't tell.
@@ -192,7 +207,13 @@ impl Upstream {
         value.get("version")?.as_str().map(str::to_owned)
     }
 
-    fn finish(&self, builder: http::request::Builder, body: &[u8], timeout: Duration) -> Result<Answer, SendFailure> {
+    fn finish(
+        &self,
+        builder: http::request::Builder,
+        body: &[u8],
+        timeout: Duration,
+        bytes_max: usize,
+    ) -> Result<Answer, SendFailure> {
         let failed = |error: ureq::Error| failure(&self.base_url, timeout, error);
         let request = builder.body(body).map_err(|error| failed(ureq::Error::Http(error)))?;
         let request = self.agent.configure_request(request).timeout_global(Some(timeout)).build();
@@ -205,7 +226,7 @@ impl Upstream {
         // The rest of a longer body is not read: the connection is then closed instead of kept.
         let mut text = Vec::new();
         let reader = response.body_mut().as_reader();
-        std::io::Read::read_to_end(&mut std::io::Read::take(reader, Answer::TEXT_BYTES_MAX as u64), &mut text)
+        std::io::Read::read_to_end(&mut std::io::Read::take(reader, bytes_max as u64), &mut text)
             .map_err(|error| failed(ureq::Error::from(error)))?;
         Ok(Answer { status, asked_wait: asked, location, text: String::from_utf8_lossy(&text).into_owned() })
     }

@@ -15,3 +15,4 @@ mod sandbox;
 mod secrets;
 mod stores;
 mod usage;
+mod verifying;

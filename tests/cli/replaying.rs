@@ -264,3 +264,23 @@ fn a_replay_ends_when_its_time_is_over_even_in_the_middle() {
     assert_eq!(usize::try_from(left.waiting()).unwrap() + delivered, 200, "each is on the server or in the store");
     assert!(delivered > 0);
 }
+
+#[test]
+fn what_waits_for_a_message_that_is_not_selected_is_left_and_counted() {
+    let server = FakeOpik::start_new();
+    let sandbox = Sandbox::filled().with_server(&server);
+    assert_text(
+        &sandbox.run(&["replay", "--type", "UpdateTrace"]),
+        "
+delivered nothing
+remaining 1 message
+  1 message waits for earlier ones that the filter does not select
+--- exit 4
+",
+    );
+    assert_eq!(server.count("team", Kind::Trace), 0, "an update reached the server before its create");
+    // Nothing waits behind what has nothing before it.
+    assert!(sandbox.run(&["replay", "--type", "CreateTrace"]).ends_with("--- exit 0\n"));
+    assert!(sandbox.run(&["replay", "--type", "UpdateTrace"]).ends_with("--- exit 0\n"));
+    server.assert_no_update_before_create();
+}

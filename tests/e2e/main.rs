@@ -16,6 +16,7 @@ mod messages;
 mod mixed;
 #[path = "../support/model_store.rs"]
 mod model_store;
+mod otlp;
 mod outage;
 mod own_faults;
 mod prism;
@@ -24,4 +25,5 @@ mod sdk;
 mod sdk_outage;
 mod startup;
 mod stopping;
+mod verify;
 mod writes;

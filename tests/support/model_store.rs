@@ -155,17 +155,16 @@ impl State {
             .filter(|record| record.status == MessageStatus::Registered)
             .cloned()
             .collect();
-        let mut waiting: Vec<Record> = self
-            .messages
-            .iter()
-            .filter(here)
-            .filter(|record| record.is_waiting() && record.is_selected(filter))
-            .cloned()
-            .collect();
+        let mut waiting: Vec<Record> =
+            self.messages.iter().filter(here).filter(|record| record.is_waiting()).cloned().collect();
         waiting.sort_by_key(|record| (record.position, record.id));
         waiting
             .into_iter()
-            .map(|record| {
+            .filter_map(|record| {
+                if !record.is_selected(filter) {
+                    left.push(record);
+                    return None;
+                }
                 let blocked = left.iter().any(|earlier| conflict(&earlier.message.touches, &record.message.touches));
                 let due_at_ms = record.due_at_ms(now_ms);
                 let verdict = match (blocked, due_at_ms <= now_ms) {
@@ -176,7 +175,7 @@ impl State {
                 if verdict.is_err() {
                     left.push(record.clone());
                 }
-                (record, verdict)
+                Some((record, verdict))
             })
             .collect()
     }

@@ -1,19 +1,24 @@
 //! Which message of a lane may be sent next.
 //!
-//! One walk over the waiting messages in delivery order answers it, for [`choose`] and for [`lanes`] alike. It reads a
+//! One [`walk`] over the waiting messages in delivery order answers it, for [`choose`] and for [`lanes`] alike. It reads a
 //! snapshot, outside the write lock, so that intake commits meanwhile; [`mark`] then takes what is still there. What
 //! happens between the two can only be registering, requeueing, purging and settling, and each of them may as well have
 //! happened after the claim. Claims of one process don't overlap (see `SqliteStore::claim`), and the lease keeps those
 //! of others away.
+//!
+//! A filter narrows what is sent, not what is waited for: a selected message stays behind an earlier one about the same
+//! entity whether that one is selected or not ([`narrowed`]).
 
-use rusqlite::{Connection, Transaction};
+use std::collections::{HashSet, VecDeque};
+
+use rusqlite::{Connection, Row, Transaction};
 
 use super::fault::Fault;
 use super::queries::{self, Selection, bind};
 use super::rows::{self, HeaderSets, Lanes};
 use super::settle;
 use super::summary::{Changes, Group, Size};
-use crate::message::{Footprint, MessageId, MessageStatus, Touch};
+use crate::message::{EntityKey, Footprint, MessageId, MessageStatus, MessageType, Touch};
 use crate::store::{ClaimLimits, Claimed, Filter, Hold, LaneId, LaneWork};
 
 /// A next attempt further away than this comes from a clock that was wrong, and counts as due.
@@ -24,6 +29,8 @@ pub(super) const HOLD_MS_MAX: i64 = 24 * 60 * 60 * 1000;
 const LEFT_MAX: usize = 20_000;
 /// Entities of messages that one walk left, which bounds its memory (about 40 bytes each).
 const BLOCKED_MAX: usize = 200_000;
+/// Selected messages that are looked at together where a filter leaves others of the lane out (some 200 bytes each).
+const WINDOW_MAX: usize = 20_000;
 
 /// Says when a message may be tried again, as far as its own time tells.
 fn due_at_ms(next_attempt_at_ms: i64, now_ms: i64) -> i64 {
@@ -73,6 +80,131 @@ impl Walk {
     }
 }
 
+/// A failed message as a walk meets it.
+struct Waiting {
+    id: i64,
+    next_attempt_at_ms: i64,
+    touches: Vec<Touch>,
+    message_type: MessageType,
+    items: u32,
+    body_bytes: i64,
+    attempts: u32,
+}
+
+impl Waiting {
+    fn read(row: &Row<'_>) -> Result<Self, Fault> {
+        Ok(Self {
+            id: row.get(0)?,
+            next_attempt_at_ms: row.get(1)?,
+            touches: rows::touches(row, 2)?,
+            message_type: rows::message_type(row, 3)?,
+            items: row.get(4)?,
+            body_bytes: row.get(5)?,
+            attempts: row.get(6)?,
+        })
+    }
+}
+
+/// Whether a walk goes on after a message that may be sent.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Step {
+    /// It is taken: those behind it need not wait for it.
+    Taken,
+    /// Nothing more is wanted.
+    Stop,
+}
+
+/// What a walk has seen.
+#[derive(Default)]
+struct Seen {
+    /// The first message that is selected.
+    first: Option<i64>,
+    /// When the first of those becomes due that were left only for their time.
+    soonest_ms: Option<i64>,
+}
+
+/// Calls `visit` with the selected messages of a lane that may be sent, in delivery order.
+fn walk(
+    connection: &Connection,
+    lane: i64,
+    selection: &Selection,
+    now_ms: i64,
+    window_max: usize,
+    mut visit: impl FnMut(Waiting) -> Result<Step, Fault>,
+) -> Result<Seen, Fault> {
+    let mut selected = connection.prepare_cached(&queries::waiting_in_order(selection))?;
+    bind(&mut selected, ":lane", &lane)?;
+    selection.bind(&mut selected)?;
+    let mut selected = selected.raw_query();
+    if selection.divides_lanes() {
+        return narrowed(connection, lane, &mut selected, now_ms, window_max, visit);
+    }
+    let mut walk = Walk::start(connection, lane, now_ms)?;
+    let mut first = None;
+    while !walk.is_spent() {
+        let Some(row) = selected.next()? else { break };
+        let message = Waiting::read(row)?;
+        first = first.or(Some(message.id));
+        if walk.admits(&message.touches, message.next_attempt_at_ms) && visit(message)? == Step::Stop {
+            break;
+        }
+    }
+    Ok(Seen { first, soonest_ms: walk.soonest_ms })
+}
+
+/// The walk where a filter leaves out messages of the lane that others may have to wait for.
+///
+/// It takes a window of selected messages, notes what they are about, and goes through the whole lane up to the last of
+/// them: of what is left out, and of what earlier windows left, it remembers only what concerns an entity of the window.
+/// A filter that selects a few of a million messages therefore costs their memory and not the million's, and one whose
+/// messages all have to wait goes through the lane once for every [`WINDOW_MAX`] of them.
+fn narrowed(
+    connection: &Connection,
+    lane: i64,
+    selected: &mut rusqlite::Rows<'_>,
+    now_ms: i64,
+    window_max: usize,
+    mut visit: impl FnMut(Waiting) -> Result<Step, Fault>,
+) -> Result<Seen, Fault> {
+    let mut seen = Seen::default();
+    let mut taken: HashSet<i64> = HashSet::new();
+    loop {
+        let mut window: VecDeque<Waiting> = VecDeque::new();
+        let mut entities: HashSet<EntityKey> = HashSet::new();
+        while window.len() < window_max && entities.len() < BLOCKED_MAX {
+            let Some(row) = selected.next()? else { break };
+            let message = Waiting::read(row)?;
+            entities.extend(message.touches.iter().map(|touch| touch.key));
+            window.push_back(message);
+        }
+        let Some(first) = window.front() else { return Ok(seen) };
+        seen.first = seen.first.or(Some(first.id));
+        let mut walk = Walk::start(connection, lane, now_ms)?;
+        let mut all = connection.prepare_cached(queries::WAITING_TOUCHES)?;
+        let mut all = all.query([lane])?;
+        // Both are in delivery order and of one snapshot, so the walk meets every message of the window.
+        while let (Some(next), Some(row)) = (window.front(), all.next()?) {
+            let id: i64 = row.get(0)?;
+            if next.id != id {
+                if !taken.contains(&id) {
+                    let mut touches = rows::touches(row, 1)?;
+                    touches.retain(|touch| entities.contains(&touch.key));
+                    walk.blocked.add(&touches);
+                }
+            } else if let Some(message) = window.pop_front()
+                && walk.admits(&message.touches, message.next_attempt_at_ms)
+            {
+                taken.insert(id);
+                if visit(message)? == Step::Stop {
+                    return Ok(seen);
+                }
+            }
+        }
+        let soonest_ms = walk.soonest_ms.into_iter().chain(seen.soonest_ms).min();
+        seen.soonest_ms = soonest_ms;
+    }
+}
+
 /// A message that a walk chose, with its place in the counts.
 pub(super) struct Chosen {
     claimed: Claimed,
@@ -88,32 +220,26 @@ pub(super) fn choose(
     limits: ClaimLimits,
     now_ms: i64,
 ) -> Result<Vec<Chosen>, Fault> {
-    let selection = Selection::of(filter);
-    let mut walk = Walk::start(connection, lane.0, now_ms)?;
     let mut header_sets = HeaderSets::default();
     let mut chosen = Vec::new();
     let mut bytes = 0;
-    let mut waiting = connection.prepare_cached(&queries::waiting_in_order(&selection))?;
-    bind(&mut waiting, ":lane", &lane.0)?;
-    selection.bind(&mut waiting)?;
-    let mut waiting = waiting.raw_query();
-    while chosen.len() < limits.messages_max && !walk.is_spent() {
-        let Some(row) = waiting.next()? else { break };
-        let touches = rows::touches(row, 2)?;
-        if !walk.admits(&touches, row.get(1)?) {
-            continue;
+    walk(connection, lane.0, &Selection::of(filter), now_ms, WINDOW_MAX, |message| {
+        let Waiting { id, touches, message_type, items, body_bytes, attempts, .. } = message;
+        bytes += body_bytes.unsigned_abs();
+        let is_full = chosen.len() >= limits.messages_max || (bytes > limits.bytes_max && !chosen.is_empty());
+        if is_full {
+            return Ok(Step::Stop);
         }
-        let size = Size { items: row.get(4)?, body_bytes: row.get(5)? };
-        bytes += size.body_bytes.unsigned_abs();
-        if bytes > limits.bytes_max && !chosen.is_empty() {
-            break;
+        let id = MessageId(id);
+        // Without a body when somebody else deleted it.
+        if let Some(request) = header_sets.request(connection, id)? {
+            let claimed = Claimed { id, message_type, request, touches, items, attempts };
+            let size = Size { items: items.into(), body_bytes };
+            chosen.push(Chosen { claimed, group: Group::new(lane.0, MessageStatus::Failed, message_type), size });
         }
-        let id = MessageId(row.get(0)?);
-        let message_type = rows::message_type(row, 3)?;
-        let Some(request) = header_sets.request(connection, id)? else { continue };
-        let claimed = Claimed { id, message_type, request, touches, items: row.get(4)?, attempts: row.get(6)? };
-        chosen.push(Chosen { claimed, group: Group::new(lane.0, MessageStatus::Failed, message_type), size });
-    }
+        // Stopping here and not at the next one spares a filtered claim the way to it, be it through the whole lane.
+        Ok(if chosen.len() < limits.messages_max { Step::Taken } else { Step::Stop })
+    })?;
     Ok(chosen)
 }
 
@@ -139,21 +265,14 @@ pub(super) fn lanes(connection: &Connection, filter: &Filter, now_ms: i64) -> Re
     let mut names = Lanes::default();
     let mut work = Vec::new();
     for (lane, failed) in failed_by_lane(connection, &selection)? {
-        let mut walk = Walk::start(connection, lane, now_ms)?;
-        let mut waiting = connection.prepare_cached(&queries::waiting_in_order(&selection))?;
-        bind(&mut waiting, ":lane", &lane)?;
-        selection.bind(&mut waiting)?;
-        let mut waiting = waiting.raw_query();
-        let mut oldest: Option<i64> = None;
         let mut may_go = false;
-        while !may_go && !walk.is_spent() {
-            let Some(row) = waiting.next()? else { break };
-            oldest = oldest.or(Some(row.get(0)?));
-            may_go = walk.admits(&rows::touches(row, 2)?, row.get(1)?);
-        }
-        let Some(oldest) = oldest else { continue };
+        let seen = walk(connection, lane, &selection, now_ms, WINDOW_MAX, |_| {
+            may_go = true;
+            Ok(Step::Stop)
+        })?;
+        let Some(oldest) = seen.first else { continue };
         let hold = settle::hold_of(connection, lane, now_ms)?;
-        let due_at_ms = if may_go { now_ms } else { walk.soonest_ms.unwrap_or(i64::MAX) };
+        let due_at_ms = if may_go { now_ms } else { seen.soonest_ms.unwrap_or(i64::MAX) };
         let held_until_ms = hold.as_ref().map_or(i64::MIN, |hold: &Hold| hold.until_ms);
         let lane_work = LaneWork {
             id: LaneId(lane),
@@ -177,4 +296,95 @@ fn failed_by_lane(connection: &Connection, selection: &Selection) -> Result<Vec<
         lanes.push((row.get(0)?, rows::unsigned(row, 1)?));
     }
     Ok(lanes)
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::message::{Body, Effect, Encoding, EntityKind, HeaderSet, Lane, Message, Request, conflict};
+    use crate::store::sqlite::{register, schema};
+
+    fn message(message_type: MessageType, touches: Vec<Touch>) -> Message {
+        let body = Body::new("{}".to_owned(), Encoding::Identity);
+        let (method, path, headers) = ("POST".into(), "v1/private/traces".into(), HeaderSet::default());
+        let request = Request { method, path, headers, body };
+        let lane = Lane { workspace: None, credential: None };
+        Message { lane, message_type, request, touches, items: 1, project: None, accepted_at_ms: 0 }
+    }
+
+    /// A lane with these messages, the first with id 1.
+    fn lane_with(messages: &[Message]) -> (Connection, i64) {
+        let mut connection = Connection::open_in_memory().expect("memory");
+        schema::migrate(&mut connection).expect("a schema");
+        let tx = connection.transaction().expect("a transaction");
+        register::register(&tx, messages).expect("they are stored");
+        tx.commit().expect("a commit");
+        let lane = connection.query_row("SELECT lane_id FROM lanes", [], |row| row.get(0)).expect("a lane");
+        (connection, lane)
+    }
+
+    fn of_type(message_type: MessageType) -> Selection {
+        Selection::of(&Filter { types: vec![message_type], ..Filter::default() })
+    }
+
+    fn free(connection: &Connection, lane: i64, selection: &Selection, window_max: usize) -> Vec<i64> {
+        let mut ids = Vec::new();
+        walk(connection, lane, selection, 0, window_max, |message| {
+            ids.push(message.id);
+            Ok(Step::Taken)
+        })
+        .expect("the lane can be walked");
+        ids
+    }
+
+    fn any_message() -> impl Strategy<Value = Message> {
+        // No creates: they would move updates that came before them, which is another rule.
+        let effect = prop::sample::select(vec![Effect::End, Effect::Update, Effect::Annotate, Effect::Refer]);
+        let touch = (0_u8..6, effect).prop_map(|(id, effect)| {
+            let key = EntityKey::from_parts(EntityKind::Trace, [id; 16]);
+            Touch { key, effect }
+        });
+        let message_type = prop::sample::select(vec![MessageType::UpdateTrace, MessageType::ScoreTrace]);
+        (message_type, prop::collection::vec(touch, 1..3).prop_map(Touch::distinct))
+            .prop_map(|(message_type, touches)| message(message_type, touches))
+    }
+
+    proptest! {
+        #[test]
+        fn windows_of_any_size_let_go_what_waits_for_nothing(messages in prop::collection::vec(any_message(), 1..25)) {
+            let (connection, lane) = lane_with(&messages);
+            let mut left: Vec<&[Touch]> = Vec::new();
+            let mut expected = Vec::new();
+            for (id, message) in (1_i64..).zip(&messages) {
+                let is_blocked = left.iter().any(|earlier| conflict(earlier, &message.touches));
+                if message.message_type == MessageType::UpdateTrace && !is_blocked {
+                    expected.push(id);
+                } else {
+                    left.push(&message.touches);
+                }
+            }
+            for window_max in [1, 2, 3, WINDOW_MAX] {
+                let selection = of_type(MessageType::UpdateTrace);
+                prop_assert_eq!(free(&connection, lane, &selection, window_max), &expected[..], "{}", window_max);
+            }
+        }
+    }
+
+    #[test]
+    fn one_free_message_is_found_behind_more_blocked_ones_than_a_window_holds() {
+        let touch = |id: u32, effect| {
+            let mut bytes = [0; 16];
+            bytes[..4].copy_from_slice(&id.to_be_bytes());
+            vec![Touch { key: EntityKey::from_parts(EntityKind::Trace, bytes), effect }]
+        };
+        let count = WINDOW_MAX as u32 + 10;
+        let mut messages: Vec<Message> =
+            (0..count).map(|id| message(MessageType::ScoreTrace, touch(id, Effect::Annotate))).collect();
+        messages.extend((0..count + 1).map(|id| message(MessageType::UpdateTrace, touch(id, Effect::Update))));
+        let (connection, lane) = lane_with(&messages);
+        let found = free(&connection, lane, &of_type(MessageType::UpdateTrace), WINDOW_MAX);
+        assert_eq!(found, [messages.len() as i64], "a message that waits for nothing is never sent");
+    }
 }

@@ -151,6 +151,9 @@ pub(super) const LEASE_IS_OURS: &str = "SELECT 1 FROM lease WHERE epoch = ?1 AND
 // Replay.
 
 pub(super) const TOUCHES_IN_FLIGHT: &str = "SELECT touches FROM messages WHERE status = 1 AND lane_id = ?1";
+/// What the failed messages of a lane are about, in delivery order.
+pub(super) const WAITING_TOUCHES: &str = "
+    SELECT message_id, touches FROM messages WHERE lane_id = ?1 AND status = 3 ORDER BY position, message_id";
 pub(super) const MARK_CLAIMED: &str =
     "UPDATE messages SET status = 1, claim_epoch = ?2 WHERE message_id = ?1 AND status = 3";
 pub(super) const REQUEST: &str = "
@@ -297,6 +300,7 @@ pub(super) struct Selection {
     parameters: Vec<(&'static str, Value)>,
     fine: bool,
     by_id: bool,
+    divides_lanes: bool,
 }
 
 impl Selection {
@@ -307,6 +311,7 @@ impl Selection {
             parameters: Vec::new(),
             fine: false,
             by_id: !filter.ids.is_empty(),
+            divides_lanes: false,
         };
         // Conditions that the summary can answer too.
         let types = filter.types.iter().map(|t| t.name());
@@ -336,7 +341,13 @@ impl Selection {
             selection.parameters.push((":accepted_before_ms", Value::Integer(before)));
         }
         selection.fine = selection.conditions.len() > coarse;
+        selection.divides_lanes = selection.fine || !filter.types.is_empty();
         selection
+    }
+
+    /// Says whether it may select some messages of a lane that have a status and leave out others.
+    pub(super) fn divides_lanes(&self) -> bool {
+        self.divides_lanes
     }
 
     /// Where counts come from: the summary, unless a condition needs the messages themselves.
@@ -437,6 +448,7 @@ mod tests {
             (waiting_in_order(&by_id), "SEARCH messages USING INTEGER PRIMARY KEY (rowid=?)"),
             (first_waiting(&all), "SEARCH messages USING INDEX messages_waiting (lane_id=?)"),
             (oldest_in_flight(&all), "messages_in_flight"),
+            (WAITING_TOUCHES.to_owned(), "SEARCH messages USING INDEX messages_waiting (lane_id=?)"),
             (TOUCHES_IN_FLIGHT.to_owned(), "SEARCH messages USING INDEX messages_in_flight (lane_id=?)"),
             (LEFT_IN_FLIGHT.to_owned(), "messages_in_flight"),
             (page(&all, false, true), "SEARCH messages USING INTEGER PRIMARY KEY (rowid>?)"),
@@ -451,7 +463,12 @@ mod tests {
             assert!(plan.contains(expected), "{sql}\n{plan}");
             assert!(!plan.contains("SCAN messages;") && !plan.ends_with("SCAN messages"), "{sql}\n{plan}");
         }
-        for sql in [waiting_in_order(&all), waiting_in_order(&of_type), page(&rejected, true, false)] {
+        for sql in [
+            WAITING_TOUCHES.to_owned(),
+            waiting_in_order(&all),
+            waiting_in_order(&of_type),
+            page(&rejected, true, false),
+        ] {
             assert!(!plan(&connection, &sql).contains("TEMP B-TREE"), "{sql} sorts");
         }
         for sql in [groups(&of_type), failed_by_lane(&of_type), rejected_by_answer(&all)] {

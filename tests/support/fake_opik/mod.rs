@@ -64,6 +64,8 @@ struct Shared {
     conflicts: Vec<String>,
     early_updates: Vec<EarlyUpdate>,
     stream_allowance: Option<usize>,
+    /// Entities that so many more reads don't show.
+    hidden: HashMap<String, usize>,
 }
 
 struct Fault {
@@ -206,6 +208,16 @@ impl FakeOpik {
     /// Refuses every request that writes one of these entities as the server refuses bad data.
     pub fn reject_ids<S: Into<String>>(&self, ids: impl IntoIterator<Item = S>) -> Scripted<'_> {
         self.script(When::ids(ids), Then::status(400))
+    }
+
+    /// Takes entities without ever showing them, as a server that loses what it confirmed.
+    pub fn swallow<S: Into<String>>(&self, ids: impl IntoIterator<Item = S>) {
+        self.show_after(usize::MAX, ids);
+    }
+
+    /// Shows entities only after so many reads of each that did not.
+    pub fn show_after<S: Into<String>>(&self, reads: usize, ids: impl IntoIterator<Item = S>) {
+        self.lock().hidden.extend(ids.into_iter().map(|id| (id.into(), reads)));
     }
 
     /// Clears the whole script.

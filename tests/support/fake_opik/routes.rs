@@ -127,8 +127,8 @@ impl Shared {
             Reading::Refused { status, message } => Answer::error(*status, message),
             Reading::Write(endpoint) => self.write(seq, endpoint),
             Reading::Other => {
-                let request = &self.requests[seq];
-                self.other(request).unwrap_or_else(|| Answer::error(404, "HTTP 404 Not Found"))
+                let request = self.requests[seq].clone();
+                self.other(&request).unwrap_or_else(|| Answer::error(404, "HTTP 404 Not Found"))
             }
         }
     }
@@ -158,7 +158,7 @@ impl Shared {
         }
     }
 
-    fn other(&self, request: &Received) -> Option<Answer> {
+    fn other(&mut self, request: &Received) -> Option<Answer> {
         let path = route(&request.path)?;
         let method = if request.method == "HEAD" { "GET" } else { request.method.as_str() };
         match (method, path) {
@@ -170,7 +170,15 @@ impl Shared {
                 return Some(Answer::json(200, &json!({ "version": "2.2.0" })));
             }
             ("POST", "/v1/private/auth") => return Some(Answer::empty(204)),
-            ("POST", "/v1/private/traces/search") => return Some(self.search(request)),
+            ("POST", "/v1/private/traces/search") => return Some(self.search(request, Kind::Trace)),
+            ("POST", "/v1/private/spans/search") => return Some(self.search(request, Kind::Span)),
+            ("POST", "/v1/private/traces/threads/retrieve") => {
+                let id = request.json.as_ref().and_then(|json| json.get("thread_id")?.as_str().map(str::to_owned));
+                return Some(match id {
+                    Some(id) => self.one(request, Kind::Thread, &id),
+                    None => Answer::error(400, "thread_id must not be blank"),
+                });
+            }
             // Writes that are recorded, and change no state that a test looks at.
             ("POST" | "PUT" | "PATCH", path) if RECORDED.iter().any(|glob| glob_matches(glob, path)) => {
                 let id = request.json.as_ref().and_then(|json| json.get("id")).and_then(Value::as_str);
@@ -186,6 +194,14 @@ impl Shared {
         match list {
             "traces" => Some(self.one(request, Kind::Trace, id)),
             "spans" => Some(self.one(request, Kind::Span, id)),
+            "experiments" => Some(match id.strip_prefix("items/") {
+                Some(id) => self.one(request, Kind::ExperimentItem, id),
+                None => self.one(request, Kind::Experiment, id),
+            }),
+            "datasets" => Some(match id.strip_prefix("items/") {
+                Some(id) => self.one(request, Kind::DatasetItem, id),
+                None => self.one(request, Kind::Dataset, id),
+            }),
             "stream" => {
                 let chunks = id.parse::<usize>().ok()?;
                 Some(stream((0..chunks).map(|n| format!("chunk {n}\n").into_bytes()).collect()))
@@ -194,25 +210,44 @@ impl Shared {
         }
     }
 
-    fn one(&self, request: &Received, kind: Kind, id: &str) -> Answer {
+    fn one(&mut self, request: &Received, kind: Kind, id: &str) -> Answer {
         let key = Key { kind, id: id.to_owned() };
         let entity = self.state.get(&request.workspace).and_then(|entities| entities.get(&key));
-        match entity.and_then(|entity| as_read(&key, entity)) {
+        let body = entity.and_then(|entity| as_read(&key, entity));
+        match body.filter(|_| !self.is_hidden(id)) {
             Some(body) => Answer::json(200, &body),
             None => Answer::error(404, &format!("{key} not found")),
         }
     }
 
-    /// The traces of the wanted project, newest first, one line each.
-    fn search(&self, request: &Received) -> Answer {
-        let wanted = request.json.as_ref().and_then(|json| json.get("project_name").cloned()).filter(|p| !p.is_null());
+    /// Says whether an entity is hidden from this read, and uses one of the reads for which it is.
+    fn is_hidden(&mut self, id: &str) -> bool {
+        self.hidden.get_mut(id).is_some_and(|reads| {
+            let hidden = *reads > 0;
+            *reads = reads.saturating_sub(1);
+            hidden
+        })
+    }
+
+    /// The entities of the wanted project behind `last_retrieved_id`, newest first, one line each, `limit` at most.
+    fn search(&mut self, request: &Received, kind: Kind) -> Answer {
+        let asked = |name: &str| request.json.as_ref()?.get(name).filter(|value| !value.is_null()).cloned();
+        let (project, behind) = (asked("project_name"), asked("last_retrieved_id"));
+        let limit = asked("limit").and_then(|limit| limit.as_u64()).unwrap_or(500);
+        let behind = behind.as_ref().and_then(Value::as_str);
         let entities = self.state.get(&request.workspace).into_iter().flatten().rev();
-        let traces = entities.filter(|(key, _)| key.kind == Kind::Trace).filter_map(|(key, entity)| {
+        let found = entities.filter(|(key, _)| key.kind == kind && behind.is_none_or(|behind| *key.id < *behind));
+        let found = found.filter_map(|(key, entity)| {
             let body = as_read(key, entity)?;
-            let fits = wanted.as_ref().is_none_or(|project| body.get("project_name") == Some(project));
-            fits.then(|| format!("{body}\n").into_bytes())
+            let of_default = Value::from("Default Project");
+            let own = body.get("project_name").unwrap_or(&of_default);
+            let fits = project.as_ref().is_none_or(|project| own == project);
+            fits.then(|| (key.id.clone(), format!("{body}\n").into_bytes()))
         });
-        stream(traces.collect())
+        let mut found: Vec<_> = found.take(usize::try_from(limit).unwrap_or(usize::MAX)).collect();
+        found.retain(|(id, _)| !self.is_hidden(id));
+        // A chunk a line would take a pause a line.
+        stream(found.chunks(100).map(|lines| lines.iter().flat_map(|(_, line)| line.clone()).collect()).collect())
     }
 }
 

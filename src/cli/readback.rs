@@ -1,0 +1,113 @@
+//! What `replay --verify` found, as it is shown.
+
+use std::collections::BTreeMap;
+
+use serde::Serialize;
+
+use super::render::count;
+use crate::replay::verify::Verified;
+
+/// What the server shows of what was delivered.
+#[derive(Serialize)]
+pub struct Readback {
+    /// Entities that it shows.
+    shown: u64,
+    missing: Vec<NotShown>,
+    /// Entities that could not be asked for.
+    unread: u64,
+    /// Why not, for people.
+    reasons: Vec<String>,
+    /// Requests by type of which nothing can be read back.
+    not_readable: BTreeMap<&'static str, u64>,
+    /// Messages that left the store through another process, whose entities are not read back.
+    pub delivered_elsewhere: u64,
+}
+
+#[derive(Serialize)]
+struct NotShown {
+    kind: &'static str,
+    id: String,
+    workspace: String,
+    project: Option<String>,
+    /// Scores that are missing, of an entity that is there.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    scores: Vec<String>,
+}
+
+impl Readback {
+    /// Returns what was found, in the words of the output.
+    pub fn of(verified: Verified) -> Self {
+        let missing = verified.missing.into_iter().map(|missing| NotShown {
+            kind: missing.kind.name(),
+            id: missing.id,
+            workspace: missing.workspace,
+            project: missing.project,
+            scores: if missing.is_shown { missing.scores.into_iter().collect() } else { Vec::new() },
+        });
+        Self {
+            shown: verified.shown,
+            missing: missing.collect(),
+            unread: verified.unread,
+            reasons: verified.reasons,
+            not_readable: verified
+                .not_readable
+                .into_iter()
+                .map(|(t, requests)| (t.name().trim_end_matches("Message"), requests))
+                .collect(),
+            delivered_elsewhere: 0,
+        }
+    }
+
+    /// Says whether the server does not show something that was delivered.
+    pub fn misses_something(&self) -> bool {
+        !self.missing.is_empty()
+    }
+
+    /// Says whether the server could not be asked for everything.
+    pub fn is_cut_short(&self) -> bool {
+        self.unread > 0
+    }
+
+    /// Says it for people.
+    pub fn text(&self) -> String {
+        const LISTED_MAX: usize = 20;
+        let missing = self.missing.len() as u64;
+        let asked = self.shown + missing;
+        let mut text = match (asked, missing) {
+            (0, _) if self.unread > 0 => String::new(),
+            (0, _) => "verified  nothing: no entity was delivered that can be read back\n".to_owned(),
+            (_, 0) => format!("verified  {}: the server shows all of them\n", entities(asked)),
+            _ => format!("missing   {missing} of {}: the server does not show\n", entities(asked)),
+        };
+        for entity in self.missing.iter().take(LISTED_MAX) {
+            let project = entity.project.as_ref().map_or(String::new(), |project| format!(", project {project}"));
+            let scores = match entity.scores.is_empty() {
+                true => String::new(),
+                false => format!("scores {} of ", entity.scores.join(", ")),
+            };
+            text.push_str(&format!(
+                "  {scores}{} {} (workspace {}{project})\n",
+                entity.kind, entity.id, entity.workspace
+            ));
+        }
+        if self.missing.len() > LISTED_MAX {
+            text.push_str("  and more: --format json lists all\n");
+        }
+        if self.unread > 0 {
+            text.push_str(&format!("unread    {}\n", entities(self.unread)));
+            self.reasons.iter().for_each(|reason| text.push_str(&format!("  {reason}\n")));
+        }
+        for (message_type, requests) in &self.not_readable {
+            text.push_str(&format!("  {} can't be read back\n", count(*requests, &format!("{message_type} request"))));
+        }
+        if self.delivered_elsewhere > 0 {
+            let messages = count(self.delivered_elsewhere, "message");
+            text.push_str(&format!("  {messages} left the store through another process and are not read back\n"));
+        }
+        text
+    }
+}
+
+fn entities(number: u64) -> String {
+    if number == 1 { "1 entity".to_owned() } else { format!("{number} entities") }
+}
