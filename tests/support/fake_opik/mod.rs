@@ -247,6 +247,29 @@ impl FakeOpik {
         self.lock().unfinished
     }
 
+    /// Returns how many requests that match are in progress: read whole, and neither answered nor broken off.
+    pub fn open(&self, when: &When) -> usize {
+        let shared = self.lock();
+        shared.requests.iter().filter(|request| request.ended_step.is_none() && when.matches(request)).count()
+    }
+
+    /// Returns how many requests that match were in progress at once, at most.
+    pub fn open_at_once(&self, when: &When) -> usize {
+        let shared = self.lock();
+        let mut steps: Vec<(u64, i64)> = Vec::new();
+        for request in shared.requests.iter().filter(|request| when.matches(request)) {
+            steps.push((request.began_step, 1));
+            steps.extend(request.ended_step.map(|ended| (ended, -1)));
+        }
+        steps.sort_unstable();
+        let mut open = 0;
+        let most = steps.iter().map(|(_, change)| {
+            open += change;
+            open
+        });
+        most.max().unwrap_or(0).try_into().expect("a request ends after it began")
+    }
+
     /// Returns what the server would have refused as malformed.
     pub fn violations(&self) -> Vec<String> {
         self.lock().violations.clone()

@@ -1,6 +1,6 @@
 //! Accepting connections and serving the requests on them, with the script's faults at every step.
 
-use std::io::{self, BufReader};
+use std::io::{self, BufReader, Write};
 use std::net::{TcpListener, TcpStream};
 use std::sync::{Arc, MutexGuard};
 use std::time::{Duration, Instant};
@@ -112,7 +112,9 @@ impl Connection<'_> {
             }
             Some(Then::Answer(answer)) => (shared, answer),
             Some(Then::Hang) => {
-                self.wait(shared, stream, seq, cleared);
+                if let Some(mut shared) = self.wait(shared, stream, seq, cleared) {
+                    shared.end(seq, None);
+                }
                 return Ok(Next::Close);
             }
             Some(Then::Hold) => match self.wait(shared, stream, seq, cleared) {
@@ -132,6 +134,16 @@ impl Connection<'_> {
                     None => return Ok(Next::Close),
                 }
             }
+            Some(Then::Reset) => {
+                shared.end(seq, None);
+                return Ok(Next::Reset);
+            }
+            Some(Then::Garbage(bytes)) => {
+                shared.end(seq, None);
+                drop(shared);
+                (&mut &*stream).write_all(bytes)?;
+                return Ok(Next::Close);
+            }
             Some(Then::ProcessThenReset) => {
                 process(&mut shared);
                 shared.end(seq, None);
@@ -144,7 +156,9 @@ impl Connection<'_> {
             }
             Some(Then::ProcessThenHang) => {
                 process(&mut shared);
-                self.wait(shared, stream, seq, cleared);
+                if let Some(mut shared) = self.wait(shared, stream, seq, cleared) {
+                    shared.end(seq, None);
+                }
                 return Ok(Next::Close);
             }
             Some(Then::Truncate) => {
