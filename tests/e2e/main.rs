@@ -12,6 +12,7 @@ mod degraded;
 mod delivery;
 mod fake_opik;
 mod forwarding;
+mod isolation;
 mod messages;
 mod mixed;
 #[path = "../support/model_store.rs"]
