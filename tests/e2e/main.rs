@@ -23,6 +23,7 @@ mod prism;
 mod proxy;
 mod sdk;
 mod sdk_outage;
+mod splitting;
 mod startup;
 mod stopping;
 mod writes;
