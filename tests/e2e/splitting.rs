@@ -52,7 +52,10 @@ fn assert_alone_with_the_servers_words(agent: &Agent, bad: &[String]) {
         let about: Vec<_> = kept.iter().filter(|(_, _, body)| body.contains(id.as_str())).collect();
         let [(items, answer, _)] = about[..] else { panic!("{id} is kept {} times", about.len()) };
         assert_eq!(*items, 1, "{id} is not kept alone");
-        assert!(answer["status"] == 422 && answer["text"].as_str().is_some_and(|text| text.contains(WORDS)), "{answer}");
+        assert!(
+            answer["status"] == 422 && answer["text"].as_str().is_some_and(|text| text.contains(WORDS)),
+            "{answer}"
+        );
     }
 }
 
@@ -130,9 +133,7 @@ fn a_kill_in_the_middle_of_a_division_loses_and_doubles_nothing() {
         let sent = || server.requests().iter().filter(|request| !request.writes.is_empty()).count();
         for _ in 0..4 {
             let until = sent() + 1 + dice.below(25) as usize;
-            wait_until("more pieces are sent, or all is done", PATIENCE, || {
-                sent() >= until || agent.backlog() == 0
-            });
+            wait_until("more pieces are sent, or all is done", PATIENCE, || sent() >= until || agent.backlog() == 0);
             agent.kill9();
             agent.restart_on_same_port();
         }
