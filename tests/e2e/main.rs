@@ -26,4 +26,5 @@ mod sdk_outage;
 mod splitting;
 mod startup;
 mod stopping;
+mod weather;
 mod writes;
