@@ -26,5 +26,6 @@ mod sdk_outage;
 mod splitting;
 mod startup;
 mod stopping;
+mod storm;
 mod weather;
 mod writes;

@@ -74,6 +74,8 @@ struct Fault {
     times_left: Option<usize>,
     cleared: bool,
     hits: usize,
+    /// Decides before all others and stays when the script is cleared.
+    always: bool,
 }
 
 /// A fault in the script. Dropping this leaves it in force.
@@ -184,11 +186,19 @@ impl FakeOpik {
         self.add_fault(when, then, Some(times))
     }
 
+    /// Says what the server does with a request whatever else goes wrong: before every fault, and after the script was
+    /// cleared, too.
+    pub fn always(&self, when: When, then: Then) -> Scripted<'_> {
+        let scripted = self.add_fault(when, then, None);
+        self.lock().fault(scripted.id).always = true;
+        scripted
+    }
+
     fn add_fault(&self, when: When, then: Then, times_left: Option<usize>) -> Scripted<'_> {
         let mut shared = self.lock();
         shared.faults_count += 1;
         let id = shared.faults_count;
-        shared.faults.push(Fault { id, when, then, times_left, cleared: false, hits: 0 });
+        shared.faults.push(Fault { id, when, then, times_left, cleared: false, hits: 0, always: false });
         drop(shared);
         Scripted { server: self, id }
     }
@@ -208,10 +218,10 @@ impl FakeOpik {
         self.script(When::ids(ids), Then::status(400))
     }
 
-    /// Clears the whole script.
+    /// Clears the whole script, but for what the server always does.
     pub fn clear_script(&self) {
         for fault in &mut self.lock().faults {
-            fault.cleared = true;
+            fault.cleared = !fault.always;
         }
         self.inner.changed.notify_all();
     }
