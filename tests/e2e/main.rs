@@ -27,5 +27,6 @@ mod splitting;
 mod startup;
 mod stopping;
 mod storm;
+mod two_processes;
 mod weather;
 mod writes;
