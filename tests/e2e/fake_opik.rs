@@ -11,6 +11,7 @@ use crate::support::http::{Client, Request};
 use crate::support::json::parse_lenient;
 use crate::support::ledger::ClientLedger;
 use crate::support::{PATIENCE, uuid7, wait_until};
+use crate::writes::{create, update};
 
 fn trace(id: &str, name: &str) -> Value {
     json!({ "id": id, "name": name, "start_time": "2026-03-01T09:30:15.123456+05:30", "input": { "q": name } })
@@ -455,6 +456,32 @@ fn the_ledger_sees_a_wrong_order_and_forgives_an_update_moved_behind_its_create(
     assert!(complaint.contains(&format!("trace {swapped}: update")), "{complaint}");
     assert!(!complaint.contains(&early), "{complaint}");
     assert_eq!(server.differences(&ledger).len(), 1);
+}
+
+#[test]
+fn faults_of_a_bad_day_meet_what_they_are_meant_for() {
+    let server = FakeOpik::start_new();
+    let mut client = Client::new(&server.url());
+    let (chosen, other) = (uuid7(), uuid7());
+    let reset = server.script(When::ids([&*chosen]), Then::Reset);
+    assert!(client.send(&create(&chosen)).is_err());
+    assert_eq!(client.expect(&create(&other)).status, 201, "only the chosen one is reset");
+    assert!(server.entity("default", Kind::Trace, &chosen).is_none(), "it was processed");
+    reset.clear();
+    let garbage = server.script(When::write().workspaces("team-"), Then::garbage());
+    assert!(client.send(&create(&uuid7()).header("Comet-Workspace", "team-1")).is_err());
+    assert_eq!(client.expect(&create(&uuid7()).header("Comet-Workspace", "alone")).status, 201);
+    assert_eq!(garbage.hits(), 1);
+    garbage.clear();
+    let large = server.script(When::write().larger_than(100), Then::status(413));
+    assert_eq!(client.expect(&create(&uuid7())).status, 413);
+    assert_eq!(client.expect(&update(&other, 1)).status, 204);
+    large.clear();
+    let limit = server.script(When::write().beyond_rate(2), Then::rate_limited(1));
+    let told: Vec<u16> = (0..4).map(|n| client.expect(&update(&other, n)).status).collect();
+    assert!(told.starts_with(&[204, 204]) && told.contains(&429), "{told:?}");
+    limit.clear();
+    assert_eq!((server.open(&When::any()), server.open_at_once(&When::any())), (0, 1));
 }
 
 fn uuid4() -> &'static str {

@@ -9,6 +9,8 @@ use opik_offline::delivery::pacing::PaceSettings;
 use opik_offline::message::{Body, Encoding, HeaderSet, Lane, Message, MessageId, MessageType, Request, Touch};
 use opik_offline::monitor::MonitorSettings;
 use opik_offline::monitor::connection::Connection;
+use opik_offline::protocol::inspection::inspect;
+use opik_offline::protocol::routes::Protected;
 use opik_offline::replay::{ReplayManager, ReplaySettings};
 use opik_offline::shutdown::Shutdown;
 use opik_offline::store::committer::Committer;
@@ -24,7 +26,7 @@ use crate::model_store::ModelStore;
 use crate::support::fake_opik::FakeOpik;
 use crate::support::fake_opik::check::Kind;
 use crate::support::{PATIENCE, uuid7, wait_until};
-use crate::writes::trace;
+use crate::writes::{create_batch, trace};
 
 /// A store that panics the next so many times.
 struct Panicking {
@@ -33,18 +35,32 @@ struct Panicking {
     /// When this lane's messages are claimed.
     claiming: AtomicUsize,
     lane: &'static str,
+    /// How many settles fail, as on a disk in trouble, and how.
+    unsettled: AtomicUsize,
+    trouble: fn() -> StoreError,
 }
 
 impl Panicking {
     fn new(lane: &'static str) -> Self {
-        let (registering, claiming) = (AtomicUsize::new(0), AtomicUsize::new(0));
-        Self { store: ModelStore::default(), registering, claiming, lane }
+        let (registering, claiming, unsettled) = (AtomicUsize::new(0), AtomicUsize::new(0), AtomicUsize::new(0));
+        Self { store: ModelStore::default(), registering, claiming, lane, unsettled, trouble: busy }
     }
 
     fn panics(left: &AtomicUsize) {
-        let before = left.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |left| left.checked_sub(1));
-        assert!(before.is_err(), "a panic that the test asked for");
+        assert!(!Self::takes_one(left), "a panic that the test asked for");
     }
+
+    fn takes_one(left: &AtomicUsize) -> bool {
+        left.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |left| left.checked_sub(1)).is_ok()
+    }
+}
+
+fn busy() -> StoreError {
+    StoreError::Busy { path: "/tmp/none.db".into(), waited_ms: 1 }
+}
+
+fn unusable() -> StoreError {
+    StoreError::Unusable { path: "/tmp/none.db".into(), reason: "the disk failed, as the test asked for".into() }
 }
 
 macro_rules! delegate {
@@ -57,6 +73,13 @@ impl Store for Panicking {
     fn register(&self, messages: &[Message]) -> Result<Vec<MessageId>, StoreError> {
         Self::panics(&self.registering);
         self.store.register(messages)
+    }
+
+    fn settle(&self, lease: &Lease, outcomes: &[(MessageId, Outcome)]) -> Result<(), StoreError> {
+        if Self::takes_one(&self.unsettled) {
+            return Err((self.trouble)());
+        }
+        self.store.settle(lease, outcomes)
     }
 
     fn claim(
@@ -86,7 +109,6 @@ impl Store for Panicking {
         fn return_in_flight(&self, lease: &Lease) -> u64;
         fn lanes(&self, filter: &Filter, now_ms: i64) -> Vec<LaneWork>;
         fn hold(&self, lease: &Lease, lane: LaneId, hold: Option<&Hold>) -> ();
-        fn settle(&self, lease: &Lease, outcomes: &[(MessageId, Outcome)]) -> ();
         fn backlog(&self, filter: &Filter) -> Backlog;
         fn list(&self, filter: &Filter, page: &Page) -> Vec<Listed>;
         fn get(&self, id: MessageId) -> Option<StoredMessage>;
@@ -128,16 +150,8 @@ fn a_panic_while_storing_is_no_acknowledgement_and_not_the_end_of_storing() {
     assert_eq!(store.backlog(&Filter::default()).unwrap().waiting(), 2);
 }
 
-#[test]
-fn a_panic_in_one_lane_stops_no_other_and_loses_nothing() {
-    let server = FakeOpik::start_new();
-    let store = Arc::new(Panicking::new("cursed"));
-    for workspace in ["cursed", "a", "b"] {
-        for _ in 0..5 {
-            store.register(&[message(workspace)]).unwrap();
-        }
-    }
-    store.claiming.store(3, Ordering::SeqCst);
+/// Replays everything in this store to this server, as the agent does.
+fn replay_all(store: &Arc<Panicking>, server: &FakeOpik) {
     let slot = StoreSlot::holding(store.clone());
     let second = Duration::from_secs(1);
     let upstream = Upstream::new(&UpstreamSettings {
@@ -175,9 +189,74 @@ fn a_panic_in_one_lane_stops_no_other_and_loses_nothing() {
         connection.wake();
         running.join().expect("the replay survives");
     });
+}
+
+#[test]
+fn a_panic_in_one_lane_stops_no_other_and_loses_nothing() {
+    let server = FakeOpik::start_new();
+    let store = Arc::new(Panicking::new("cursed"));
+    for workspace in ["cursed", "a", "b"] {
+        for _ in 0..5 {
+            store.register(&[message(workspace)]).unwrap();
+        }
+    }
+    store.claiming.store(3, Ordering::SeqCst);
+    replay_all(&store, &server);
     assert_eq!(store.claiming.load(Ordering::SeqCst), 0, "nothing panicked");
     for workspace in ["cursed", "a", "b"] {
         assert_eq!(server.count(workspace, Kind::Trace), 5, "{workspace}");
     }
     assert_eq!(store.backlog(&Filter::default()).unwrap().rejected(), 0);
+}
+
+#[test]
+fn what_the_server_confirmed_is_not_sent_again_because_the_disk_is_in_trouble() {
+    for (what, trouble) in [("busy", busy as fn() -> StoreError), ("unusable", unusable)] {
+        eprintln!("the store is {what}");
+        let server = FakeOpik::start_new();
+        let store = Arc::new(Panicking { trouble, ..Panicking::new("") });
+        let messages: Vec<Message> = (0..40).map(|n| message(if n % 2 == 0 { "a" } else { "b" })).collect();
+        store.register(&messages).unwrap();
+        store.unsettled.store(4, Ordering::SeqCst);
+        replay_all(&store, &server);
+        assert_eq!(store.unsettled.load(Ordering::SeqCst), 0, "no settle failed");
+        let sent: usize = server.requests().iter().map(|request| request.writes.len()).sum();
+        assert_eq!(sent, 40, "what the server had confirmed was sent again");
+        assert_eq!(server.count("a", Kind::Trace) + server.count("b", Kind::Trace), 40);
+        assert_eq!(store.backlog(&Filter::default()).unwrap().rejected(), 0);
+    }
+}
+
+#[test]
+fn a_division_that_cannot_be_settled_is_not_sent_again_and_again() {
+    let server = FakeOpik::start_new();
+    let store = Arc::new(Panicking::new(""));
+    let ids: Vec<String> = (0..64).map(|_| uuid7()).collect();
+    let body = create_batch(&ids).body;
+    let route = Protected { message_type: MessageType::CreateTraceBatch, path_id: None };
+    let whole = message("a");
+    let batch = Message {
+        message_type: MessageType::CreateTraceBatch,
+        touches: inspect(&route, &body).unwrap().touches,
+        items: 64,
+        request: Request {
+            path: "v1/private/traces/batch".into(),
+            body: Body::new(body, Encoding::Identity),
+            ..whole.request.clone()
+        },
+        ..whole
+    };
+    store.register(&[batch]).unwrap();
+    store.unsettled.store(4, Ordering::SeqCst);
+    server.reject_ids([&ids[20]]);
+    replay_all(&store, &server);
+    assert_eq!(store.backlog(&Filter::default()).unwrap().rejected(), 1);
+    assert_eq!(server.count("a", Kind::Trace), 63);
+    // Once with the whole, once in each of the halves that hold it, and once more because the settle failed.
+    let passed = ids
+        .iter()
+        .filter(|id| **id != ids[20])
+        .map(|id| server.sequence_for(id).iter().filter(|request| request.processed).count());
+    let most = passed.max().unwrap();
+    assert!(most <= 2, "an item that the server had confirmed was sent {most} times, for each settle that failed");
 }

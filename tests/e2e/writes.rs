@@ -34,6 +34,10 @@ pub fn span(id: &str, trace_id: &str) -> Request {
     Request::new("POST", "/v1/private/spans").json(&body)
 }
 
+pub fn delete(id: &str) -> Request {
+    Request::new("DELETE", &format!("/v1/private/traces/{id}"))
+}
+
 /// A client that writes down what it was told.
 pub struct Told<'a> {
     pub client: Client,

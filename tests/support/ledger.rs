@@ -4,7 +4,7 @@
 //! writes, in the order in which they were accepted. Two things may differ without anybody losing data: an update that
 //! was accepted before its own create may be applied after it, and a write whose answer never came may be there or not.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Mutex;
 
 use super::fake_opik::check::{Change, Fields, Key, Write};
@@ -69,6 +69,20 @@ impl ClientLedger {
             Ok(_) => {}
             Err(_) => self.note(method, path, headers, body, None, false),
         }
+    }
+
+    /// Returns what clients were told about everything but these ids.
+    pub fn without(&self, ids: &BTreeSet<String>) -> Self {
+        let entries = self.entries.lock().expect("no thread panicked");
+        let others = entries.iter().filter(|entry| !ids.contains(&entry.write.key.id)).cloned().collect();
+        Self { entries: Mutex::new(others) }
+    }
+
+    /// Returns the accepted writes about these ids, each with its workspace, in the order of acceptance.
+    pub fn accepted_about(&self, ids: &BTreeSet<String>) -> Vec<(String, Write)> {
+        let entries = self.entries.lock().expect("no thread panicked");
+        let about = entries.iter().filter(|entry| entry.accepted && ids.contains(&entry.write.key.id));
+        about.map(|entry| (entry.workspace.clone(), entry.write.clone())).collect()
     }
 
     pub fn is_empty(&self) -> bool {
@@ -288,7 +302,7 @@ fn difference(expected: &Entity, actual: &Entity) -> Vec<String> {
 }
 
 fn fields(found: &mut Vec<String>, of: &str, expected: &Fields, actual: &Fields) {
-    let names: std::collections::BTreeSet<&String> = expected.keys().chain(actual.keys()).collect();
+    let names: BTreeSet<&String> = expected.keys().chain(actual.keys()).collect();
     // An update makes the server set its own time, so this field says nothing once it is gone on one side.
     let names = names
         .into_iter()

@@ -76,6 +76,8 @@ struct Fault {
     times_left: Option<usize>,
     cleared: bool,
     hits: usize,
+    /// Decides before all others and stays when the script is cleared.
+    always: bool,
 }
 
 /// A fault in the script. Dropping this leaves it in force.
@@ -186,11 +188,19 @@ impl FakeOpik {
         self.add_fault(when, then, Some(times))
     }
 
+    /// Says what the server does with a request whatever else goes wrong: before every fault, and after the script was
+    /// cleared, too.
+    pub fn always(&self, when: When, then: Then) -> Scripted<'_> {
+        let scripted = self.add_fault(when, then, None);
+        self.lock().fault(scripted.id).always = true;
+        scripted
+    }
+
     fn add_fault(&self, when: When, then: Then, times_left: Option<usize>) -> Scripted<'_> {
         let mut shared = self.lock();
         shared.faults_count += 1;
         let id = shared.faults_count;
-        shared.faults.push(Fault { id, when, then, times_left, cleared: false, hits: 0 });
+        shared.faults.push(Fault { id, when, then, times_left, cleared: false, hits: 0, always: false });
         drop(shared);
         Scripted { server: self, id }
     }
@@ -220,10 +230,10 @@ impl FakeOpik {
         self.lock().hidden.extend(ids.into_iter().map(|id| (id.into(), reads)));
     }
 
-    /// Clears the whole script.
+    /// Clears the whole script, but for what the server always does.
     pub fn clear_script(&self) {
         for fault in &mut self.lock().faults {
-            fault.cleared = true;
+            fault.cleared = !fault.always;
         }
         self.inner.changed.notify_all();
     }
@@ -257,6 +267,29 @@ impl FakeOpik {
     /// Returns how many requests broke off before they were read whole.
     pub fn unfinished(&self) -> usize {
         self.lock().unfinished
+    }
+
+    /// Returns how many requests that match are in progress: read whole, and neither answered nor broken off.
+    pub fn open(&self, when: &When) -> usize {
+        let shared = self.lock();
+        shared.requests.iter().filter(|request| request.ended_step.is_none() && when.matches(request)).count()
+    }
+
+    /// Returns how many requests that match were in progress at once, at most.
+    pub fn open_at_once(&self, when: &When) -> usize {
+        let shared = self.lock();
+        let mut steps: Vec<(u64, i64)> = Vec::new();
+        for request in shared.requests.iter().filter(|request| when.matches(request)) {
+            steps.push((request.began_step, 1));
+            steps.extend(request.ended_step.map(|ended| (ended, -1)));
+        }
+        steps.sort_unstable();
+        let mut open = 0;
+        let most = steps.iter().map(|(_, change)| {
+            open += change;
+            open
+        });
+        most.max().unwrap_or(0).try_into().expect("a request ends after it began")
     }
 
     /// Returns what the server would have refused as malformed.

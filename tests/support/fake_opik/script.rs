@@ -1,8 +1,8 @@
 //! The script of faults: which requests go wrong, and how.
 
 use std::collections::BTreeSet;
-use std::sync::Arc;
-use std::time::Duration;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
 
 use super::log::Received;
 
@@ -51,8 +51,44 @@ impl When {
         Self { authorization: Some(key.to_owned()), ..self }
     }
 
+    /// Matches when this holds, too. It is asked last, and once for each request that everything before it matches.
     pub fn and(self, predicate: impl Fn(&Received) -> bool + Send + Sync + 'static) -> Self {
-        Self { predicate: Some(Arc::new(predicate)), ..self }
+        match self.predicate.clone() {
+            None => Self { predicate: Some(Arc::new(predicate)), ..self },
+            Some(earlier) => {
+                Self { predicate: Some(Arc::new(move |request| earlier(request) && predicate(request))), ..self }
+            }
+        }
+    }
+
+    /// Matches the requests of these workspaces.
+    pub fn workspaces(self, prefix: &str) -> Self {
+        let prefix = prefix.to_owned();
+        self.and(move |request| request.workspace.starts_with(&prefix))
+    }
+
+    /// Matches bodies of more than so many bytes on the wire.
+    pub fn larger_than(self, bytes: usize) -> Self {
+        self.and(move |request| request.body.len() > bytes)
+    }
+
+    /// Matches what comes beyond so many requests in a second, as a limited workspace does.
+    pub fn beyond_rate(self, per_second: usize) -> Self {
+        let window = Mutex::new((Instant::now(), 0));
+        self.and(move |_| {
+            let mut window = window.lock().expect("no thread panicked");
+            if window.0.elapsed() >= Duration::from_secs(1) {
+                *window = (Instant::now(), 0);
+            }
+            window.1 += 1;
+            window.1 > per_second
+        })
+    }
+
+    /// Matches in every second period of this length, beginning with the first.
+    pub fn flapping(self, period: Duration) -> Self {
+        let begin = Instant::now();
+        self.and(move |_| (begin.elapsed().as_millis() / period.as_millis().max(1)).is_multiple_of(2))
     }
 
     pub(super) fn matches(&self, request: &Received) -> bool {
@@ -89,6 +125,10 @@ pub enum Then {
     /// The connection is reset after the head was read and before the body is. Entity ids are not known yet, so
     /// [`When::ids`] never matches here.
     ResetUnread,
+    /// The connection is reset after the request was read whole; nothing is processed.
+    Reset,
+    /// These bytes come instead of HTTP, and the connection is closed; nothing is processed.
+    Garbage(&'static [u8]),
     /// Processed, and then the connection is reset without an answer.
     ProcessThenReset,
     /// Processed, and then the connection is closed without an answer.
@@ -102,6 +142,11 @@ pub enum Then {
 impl Then {
     pub fn status(status: u16) -> Self {
         Self::Answer(Answer::error(status, "scripted by the test"))
+    }
+
+    /// What comes from a port on which something else listens.
+    pub fn garbage() -> Self {
+        Self::Garbage(b"SSH-2.0-OpenSSH_9.6\r\n\0\x01\xfe no HTTP here\r\n")
     }
 
     /// A 429 as the server sends it.

@@ -1,6 +1,6 @@
 //! Accepting connections and serving the requests on them, with the script's faults at every step.
 
-use std::io::{self, BufReader};
+use std::io::{self, BufReader, Write};
 use std::net::{TcpListener, TcpStream};
 use std::sync::{Arc, MutexGuard};
 use std::time::{Duration, Instant};
@@ -11,7 +11,7 @@ use super::log::Received;
 use super::routes::{self, Reading};
 use super::script::{Answer, Then};
 use super::wire::{self, Head};
-use super::{Inner, Shared};
+use super::{Fault, Inner, Shared};
 
 /// How often a waiting request looks whether its client is still there.
 const LOOK_INTERVAL: Duration = Duration::from_millis(20);
@@ -112,7 +112,9 @@ impl Connection<'_> {
             }
             Some(Then::Answer(answer)) => (shared, answer),
             Some(Then::Hang) => {
-                self.wait(shared, stream, seq, cleared);
+                if let Some(mut shared) = self.wait(shared, stream, seq, cleared) {
+                    shared.end(seq, None);
+                }
                 return Ok(Next::Close);
             }
             Some(Then::Hold) => match self.wait(shared, stream, seq, cleared) {
@@ -132,6 +134,16 @@ impl Connection<'_> {
                     None => return Ok(Next::Close),
                 }
             }
+            Some(Then::Reset) => {
+                shared.end(seq, None);
+                return Ok(Next::Reset);
+            }
+            Some(Then::Garbage(bytes)) => {
+                shared.end(seq, None);
+                drop(shared);
+                (&mut &*stream).write_all(bytes)?;
+                return Ok(Next::Close);
+            }
             Some(Then::ProcessThenReset) => {
                 process(&mut shared);
                 shared.end(seq, None);
@@ -144,7 +156,9 @@ impl Connection<'_> {
             }
             Some(Then::ProcessThenHang) => {
                 process(&mut shared);
-                self.wait(shared, stream, seq, cleared);
+                if let Some(mut shared) = self.wait(shared, stream, seq, cleared) {
+                    shared.end(seq, None);
+                }
                 return Ok(Next::Close);
             }
             Some(Then::Truncate) => {
@@ -246,12 +260,15 @@ impl Shared {
 
     /// Takes one use of the newest fault that meets this request, among those that act on the head or on the whole.
     fn fault_for(&mut self, request: &Received, on_head: bool) -> Option<(u64, Then)> {
-        let fault = self.faults.iter_mut().rev().find(|fault| {
+        let meets = |fault: &Fault| {
             !fault.cleared
                 && fault.times_left != Some(0)
                 && matches!(fault.then, Then::ResetUnread) == on_head
                 && fault.when.matches(request)
-        })?;
+        };
+        let always = self.faults.iter().rposition(|fault| fault.always && meets(fault));
+        let at = always.or_else(|| self.faults.iter().rposition(|fault| !fault.always && meets(fault)))?;
+        let fault = &mut self.faults[at];
         fault.hits += 1;
         if let Some(left) = &mut fault.times_left {
             *left -= 1;

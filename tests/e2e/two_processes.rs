@@ -1,0 +1,109 @@
+//! Two agents on one store, and `replay` beside an agent: what one of them knows of a lane's trouble holds for both.
+
+use crate::support::agent::{Agent, AgentBuilder, Home};
+use crate::support::fake_opik::check::Kind;
+use crate::support::fake_opik::{FakeOpik, Then, When};
+use crate::support::ledger::ClientLedger;
+use crate::support::{PATIENCE, uuid7, wait_until};
+use crate::writes::{Told, create, update};
+
+fn agent(server: &FakeOpik) -> AgentBuilder {
+    Agent::builder(&server.url()).impatient().arg("--retry-interval").arg("1s").arg("--forward-timeout").arg("500ms")
+}
+
+fn beside(server: &FakeOpik, first: &Agent) -> Agent {
+    let db = first.db().display().to_string();
+    agent(server).home(Home::new()).env("OPIK_OFFLINE_DB", &db).without_db().start()
+}
+
+fn pings(server: &FakeOpik) -> usize {
+    server.requests_to("GET", "/is-alive/ping").len()
+}
+
+fn is_there(server: &FakeOpik, workspace: &str, id: &str) -> bool {
+    server.entity(workspace, Kind::Trace, id).is_some_and(|entity| entity.record.is_some())
+}
+
+#[test]
+fn a_limit_that_one_agent_met_is_respected_by_the_other() {
+    const LANES: usize = 12;
+    let server = FakeOpik::start_new();
+    let first = agent(&server).start();
+    let second = beside(&server, &first);
+    let ledger = ClientLedger::new();
+    let limit = server.script(When::write().workspaces("limited-"), Then::rate_limited(600));
+    for lane in 0..LANES {
+        // Now by this door, now by that one; each lane only ever by one.
+        let agent = if lane % 2 == 0 { &first } else { &second };
+        let mut app = Told::new(&agent.url(), &ledger).in_workspace(&format!("limited-{lane}"));
+        app.acknowledged(create(&uuid7()), 201);
+        app.acknowledged(create(&uuid7()), 201);
+    }
+    let until = pings(&server) + 20;
+    wait_until("both agents have pinged ten times", PATIENCE, || pings(&server) >= until);
+    assert_eq!(limit.hits(), LANES, "limited lanes were asked again before the server's ten minutes were over");
+    assert_eq!(first.backlog(), 2 * LANES as u64);
+}
+
+#[test]
+fn a_replay_beside_the_agent_asks_no_limited_lane_and_is_held_up_by_no_poison() {
+    let server = FakeOpik::new_stopped();
+    let agent = agent(&server).start();
+    let ledger = ClientLedger::new();
+    let mut limited = Told::new(&agent.url(), &ledger).in_workspace("limited");
+    let mut app = Told::new(&agent.url(), &ledger);
+    limited.acknowledged(create(&uuid7()), 201);
+    let stored: Vec<String> = (0..40).map(|_| uuid7()).collect();
+    for id in &stored {
+        app.acknowledged(create(id), 201);
+        app.acknowledged(update(id, 1), 204);
+    }
+    let limit = server.script(When::write().workspace("limited"), Then::rate_limited(600));
+    let poison = server.script(When::ids([&*stored[7]]), Then::Hang);
+    server.start();
+    wait_until("the limit is met", PATIENCE, || limit.hits() > 0);
+    wait_until("all but the poison are delivered, with replays beside the agent", PATIENCE, || {
+        let beside = agent.cli(&["replay", "--quiet", "--timeout", "2s"]);
+        assert!(beside.code().is_some_and(|code| [0, 1, 4].contains(&code)), "{:?} {}", beside.code(), beside.stderr);
+        agent.backlog() == 3
+    });
+    assert_eq!(limit.hits(), 1, "a replay asked the limited lane before its time");
+    poison.clear();
+    wait_until("the poison is mended", PATIENCE, || agent.backlog() == 1);
+    server.assert_order(&ledger);
+    server.assert_no_overlaps();
+    server.assert_no_update_before_create();
+    assert!(stored.iter().all(|id| is_there(&server, "default", id)));
+}
+
+#[test]
+fn poison_that_hangs_holds_up_neither_agent() {
+    let server = FakeOpik::new_stopped();
+    let first = agent(&server).start();
+    let second = beside(&server, &first);
+    let ledger = ClientLedger::new();
+    let stored: Vec<String> = (0..30).map(|_| uuid7()).collect();
+    for (n, id) in stored.iter().enumerate() {
+        let (one, other) = if n % 2 == 0 { (&first, &second) } else { (&second, &first) };
+        Told::new(&one.url(), &ledger).acknowledged(create(id), 201);
+        Told::new(&other.url(), &ledger).acknowledged(update(id, 1), 204);
+    }
+    let poison = server.script(When::ids([&*stored[3]]), Then::Hang);
+    server.start();
+    wait_until("all others are delivered", PATIENCE, || first.backlog() == 2);
+    let tries = poison.hits();
+    wait_until("the poison is tried again", PATIENCE, || {
+        for agent in [&first, &second] {
+            let id = uuid7();
+            Told::new(&agent.url(), &ledger).in_workspace("other").acknowledged(create(&id), 201);
+            assert!(is_there(&server, "other", &id), "a live write of another lane was stored");
+        }
+        poison.hits() >= tries + 2
+    });
+    poison.clear();
+    first.wait_until_delivered();
+    server.assert_equals(&ledger);
+    server.assert_order(&ledger);
+    server.assert_no_overlaps();
+    server.assert_no_update_before_create();
+}
