@@ -4,6 +4,7 @@ use crate::support::agent::{Agent, AgentBuilder, Home};
 use crate::support::fake_opik::check::Kind;
 use crate::support::fake_opik::{FakeOpik, Then, When};
 use crate::support::ledger::ClientLedger;
+use crate::support::process::{Output, run};
 use crate::support::{PATIENCE, uuid7, wait_until};
 use crate::writes::{Told, create, update};
 
@@ -22,6 +23,13 @@ fn pings(server: &FakeOpik) -> usize {
 
 fn is_there(server: &FakeOpik, workspace: &str, id: &str) -> bool {
     server.entity(workspace, Kind::Trace, id).is_some_and(|entity| entity.record.is_some())
+}
+
+/// Runs `replay` on the agent's store, no more patient with a request than the agent is.
+fn replay(server: &FakeOpik, agent: &Agent) -> Output {
+    let mut command = agent.home().command(env!("CARGO_BIN_EXE_opik-offline"));
+    command.args(["replay", "--quiet", "--timeout", "2s", "--upstream", &server.url(), "--db"]).arg(agent.db());
+    run(command.env("OPIK_OFFLINE_FORWARD_TIMEOUT", "500ms"))
 }
 
 #[test]
@@ -63,7 +71,7 @@ fn a_replay_beside_the_agent_asks_no_limited_lane_and_is_held_up_by_no_poison() 
     server.start();
     wait_until("the limit is met", PATIENCE, || limit.hits() > 0);
     wait_until("all but the poison are delivered, with replays beside the agent", PATIENCE, || {
-        let beside = agent.cli(&["replay", "--quiet", "--timeout", "2s"]);
+        let beside = replay(&server, &agent);
         assert!(beside.code().is_some_and(|code| [0, 1, 4].contains(&code)), "{:?} {}", beside.code(), beside.stderr);
         agent.backlog() == 3
     });
@@ -106,4 +114,26 @@ fn poison_that_hangs_holds_up_neither_agent() {
     server.assert_order(&ledger);
     server.assert_no_overlaps();
     server.assert_no_update_before_create();
+}
+
+#[test]
+fn a_replay_with_a_timeout_ends_in_time_though_a_request_hangs() {
+    let server = FakeOpik::new_stopped();
+    let mut storing = agent(&server).start();
+    let ledger = ClientLedger::new();
+    Told::new(&storing.url(), &ledger).acknowledged(create(&uuid7()), 201);
+    assert!(storing.terminate().success());
+    let hang = server.script(When::write(), Then::Hang);
+    server.start();
+    let mut command = storing.home().command(env!("CARGO_BIN_EXE_opik-offline"));
+    command.args(["replay", "--quiet", "--timeout", "1s", "--upstream", &server.url(), "--db"]).arg(storing.db());
+    let mut replaying = command.env("OPIK_OFFLINE_FORWARD_TIMEOUT", "600s").spawn().expect("it can be started");
+    let mut ended = None;
+    // When it doesn't end, the server that goes away with the test ends it.
+    wait_until("`replay --timeout 1s` has ended, though its request hangs", PATIENCE, || {
+        ended = replaying.try_wait().expect("a child can be waited for");
+        ended.is_some()
+    });
+    assert_eq!((ended.and_then(|status| status.code()), hang.hits()), (Some(4), 1));
+    assert_eq!(storing.backlog(), 1, "what was not confirmed is gone");
 }
