@@ -1,0 +1,84 @@
+//! The release binary as a process with a home of its own.
+
+use std::fs;
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::OnceLock;
+use std::time::{Duration, Instant};
+
+use rustix::process::{Pid, Signal, kill_process};
+use tempfile::TempDir;
+
+/// What is measured: the binary that cargo built with the benches, or another one for a comparison of two versions.
+pub static BINARY: OnceLock<PathBuf> = OnceLock::new();
+/// Nobody listens on this port.
+pub const NOWHERE: &str = "http://127.0.0.1:9/api";
+
+/// Returns a folder on the disk that the build uses, which is one with a real fsync.
+pub fn folder() -> TempDir {
+    tempfile::Builder::new().prefix("figures-").tempdir_in(env!("CARGO_TARGET_TMPDIR")).expect("a folder can be made")
+}
+
+/// Returns a command that inherits nothing but the search path.
+pub fn command(home: &Path) -> Command {
+    let mut command = Command::new(BINARY.get().expect("main has set it"));
+    command.env_clear().env("HOME", home).env("OPIK_CONNECTION_MONITOR_PING_INTERVAL", "0.2").current_dir(home);
+    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+    command
+}
+
+pub fn store_path(home: &Path) -> PathBuf {
+    home.join("opik_messages.db")
+}
+
+/// A running agent; stopped when dropped.
+pub struct Agent {
+    child: Child,
+    pub address: SocketAddr,
+}
+
+impl Agent {
+    /// Starts an agent on the store of this home and waits until it listens.
+    pub fn start(home: &Path, upstream: &str) -> Self {
+        let agent = Self::spawn(home, upstream);
+        let deadline = Instant::now() + Duration::from_secs(30);
+        while TcpStream::connect(agent.address).is_err() {
+            assert!(Instant::now() < deadline, "the agent does not listen");
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        agent
+    }
+
+    /// Starts an agent, which may not listen yet.
+    pub fn spawn(home: &Path, upstream: &str) -> Self {
+        let free = TcpListener::bind("127.0.0.1:0").expect("a free port");
+        let address = free.local_addr().expect("an address");
+        drop(free);
+        let mut command = command(home);
+        command.args(["agent", "--listen", &address.to_string(), "--upstream", upstream, "--db"]);
+        let child = command.arg(store_path(home)).spawn().expect("the agent starts");
+        Self { child, address }
+    }
+
+    /// Returns a figure of /proc in KiB: `VmRSS`, `VmHWM`.
+    pub fn memory_kib(&self, name: &str) -> u64 {
+        memory_kib(self.child.id(), name).expect("the agent runs")
+    }
+}
+
+pub fn memory_kib(pid: u32, name: &str) -> Option<u64> {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+    let line = status.lines().find(|line| line.starts_with(name))?;
+    line.split_whitespace().nth(1)?.parse().ok()
+}
+
+impl Drop for Agent {
+    fn drop(&mut self) {
+        let pid = Pid::from_raw(i32::try_from(self.child.id()).unwrap_or(0));
+        if let Some(pid) = pid {
+            let _ = kill_process(pid, Signal::TERM);
+        }
+        let _ = self.child.wait();
+    }
+}

@@ -1,0 +1,132 @@
+//! The figures that the README quotes, each measured beside what it is compared with, in one run.
+//!
+//! ```text
+//! cargo bench --bench figures                                   everything; writes a table to benches/results/
+//! cargo bench --bench figures -- --size small intake forward    some groups, smaller and sooner
+//! ```
+//!
+//! Groups: intake, disk, replay, forward, large, idle. Sizes: tiny (does it still run?), small, full. Rounds of the two sides of a
+//! comparison alternate, and the table shows medians: machines are noisy, and only what ran side by side compares. The
+//! load generator and the sink share the machine with what is measured.
+
+#![allow(clippy::disallowed_methods, reason = "a bench is no part of the configuration")]
+
+mod agent;
+mod bodies;
+mod intake;
+mod load;
+mod raw;
+mod report;
+mod sdk;
+#[allow(dead_code)]
+#[path = "../../tests/support/tools.rs"]
+mod tools;
+
+use std::fmt::Write as _;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+/// How much is measured.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Size {
+    /// Seconds: says only that the benches still run.
+    Tiny,
+    /// A minute or two.
+    Small,
+    /// What the README quotes.
+    Full,
+}
+
+impl Size {
+    /// Returns the value of this size.
+    pub fn pick<T>(self, tiny: T, small: T, full: T) -> T {
+        match self {
+            Self::Tiny => tiny,
+            Self::Small => small,
+            Self::Full => full,
+        }
+    }
+
+    /// Returns how often the two sides of a comparison alternate.
+    pub fn rounds(self) -> usize {
+        self.pick(1, 3, 5)
+    }
+}
+
+fn main() {
+    let mut size = Size::Full;
+    let mut binary = PathBuf::from(env!("CARGO_BIN_EXE_opik-offline"));
+    let mut wanted: Vec<String> = Vec::new();
+    let mut args = std::env::args().skip(1).filter(|arg| arg != "--bench");
+    while let Some(arg) = args.next() {
+        match arg.as_str() {
+            "--size" => {
+                size = match args.next().as_deref() {
+                    Some("tiny") => Size::Tiny,
+                    Some("small") => Size::Small,
+                    Some("full") => Size::Full,
+                    other => panic!("--size takes tiny, small or full, not {other:?}"),
+                }
+            }
+            "--binary" => binary = args.next().expect("--binary takes a path").into(),
+            group => wanted.push(group.to_owned()),
+        }
+    }
+    agent::BINARY.set(binary).expect("set once");
+    let groups: [(&str, fn(Size, &mut Vec<report::Row>)); 2] = [("intake", intake::run), ("disk", intake::disk)];
+    for name in &wanted {
+        assert!(groups.iter().any(|(group, _)| group == name), "there is no group {name}");
+    }
+    let mut text = head(size);
+    println!("{text}");
+    for (name, run) in groups {
+        if !wanted.is_empty() && !wanted.iter().any(|wanted| wanted == name) {
+            continue;
+        }
+        let before = load_average();
+        let mut rows = Vec::new();
+        run(size, &mut rows);
+        let mut part = String::new();
+        writeln!(part, "## {name}\n\n{}", report::table(&rows)).expect("memory");
+        writeln!(part, "Load average {before} before, {} after.\n", load_average()).expect("memory");
+        println!("{part}");
+        text.push_str(&part);
+    }
+    if size == Size::Full {
+        let name = if wanted.is_empty() { "all".to_owned() } else { wanted.join("-") };
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("benches/results");
+        let path = folder.join(format!("{}-{name}.md", said("date", &["-u", "+%Y-%m-%d"])));
+        fs::write(&path, text).expect("the result can be written");
+        println!("written to {}", path.display());
+    }
+}
+
+/// What was measured, where and when.
+fn head(size: Size) -> String {
+    let cpu = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let cpu = cpu.lines().find_map(|line| line.strip_prefix("model name")).unwrap_or("").trim_start_matches([' ', '\t', ':']);
+    let cores = std::thread::available_parallelism().map_or(0, std::num::NonZero::get);
+    format!(
+        "# Figures\n\n- {}, size {size:?}, {} rounds\n- {cores} cores of {cpu}, {} {}\n- opik-offline {} ({}), SQLite {}, opik {} (Python), {}\n",
+        said("date", &["-u", "+%Y-%m-%d %H:%M UTC"]),
+        size.rounds(),
+        said("uname", &["-s"]),
+        said("uname", &["-r"]),
+        env!("CARGO_PKG_VERSION"),
+        said("git", &["rev-parse", "--short", "HEAD"]),
+        rusqlite::version(),
+        tools::OPIK_VERSION,
+        said("sh", &["-c", "nginx -v 2>&1 | sed 's/nginx version: //'"]),
+    )
+}
+
+fn load_average() -> String {
+    fs::read_to_string("/proc/loadavg").unwrap_or_default().split(' ').next().unwrap_or_default().to_owned()
+}
+
+/// Returns what a command says, or nothing.
+fn said(program: &str, args: &[&str]) -> String {
+    let output = Command::new(program).args(args).output();
+    output.map_or_else(|_| String::new(), |output| String::from_utf8_lossy(&output.stdout).trim().to_owned())
+}
