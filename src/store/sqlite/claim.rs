@@ -15,7 +15,7 @@ use rusqlite::{Connection, Row, Transaction};
 
 use super::fault::Fault;
 use super::queries::{self, Selection, bind};
-use super::rows::{self, HeaderSets, Lanes};
+use super::rows::{self, Lanes, Requests};
 use super::settle;
 use super::summary::{Changes, Group, Size};
 use crate::message::{EntityKey, Footprint, MessageId, MessageStatus, MessageType, Touch};
@@ -220,7 +220,7 @@ pub(super) fn choose(
     limits: ClaimLimits,
     now_ms: i64,
 ) -> Result<Vec<Chosen>, Fault> {
-    let mut header_sets = HeaderSets::default();
+    let mut requests = Requests::default();
     let mut chosen = Vec::new();
     let mut bytes = 0;
     walk(connection, lane.0, &Selection::of(filter), now_ms, WINDOW_MAX, |message| {
@@ -232,7 +232,7 @@ pub(super) fn choose(
         }
         let id = MessageId(id);
         // Without a body when somebody else deleted it.
-        if let Some(request) = header_sets.request(connection, id)? {
+        if let Some(request) = requests.request(connection, id)? {
             let claimed = Claimed { id, message_type, request, touches, items, attempts };
             let size = Size { items: items.into(), body_bytes };
             chosen.push(Chosen { claimed, group: Group::new(lane.0, MessageStatus::Failed, message_type), size });

@@ -18,6 +18,7 @@
 //! `claiming` first. Between processes SQLite's locks do the same; who waits longer than ten seconds is told so.
 
 mod claim;
+mod codec;
 mod fault;
 mod lease;
 mod open;
@@ -36,6 +37,7 @@ use std::time::Duration;
 
 use rusqlite::{Connection, Transaction, TransactionBehavior};
 
+use self::codec::Packer;
 use self::fault::Fault;
 pub(in crate::store) use self::open::FileId;
 use super::{
@@ -57,6 +59,7 @@ pub struct SqliteStore {
     /// Answers [`Store::waiting`].
     quick_reader: Mutex<Connection>,
     reader: Mutex<Connection>,
+    packer: Packer,
     /// Makes choosing and marking one step for the threads of this process.
     claiming: Mutex<()>,
 }
@@ -78,6 +81,7 @@ impl SqliteStore {
             writer: Mutex::new(opened.writer),
             quick_reader: Mutex::new(quick_reader),
             reader: Mutex::new(reader),
+            packer: Packer::new(),
             claiming: Mutex::new(()),
         })
     }
@@ -133,9 +137,11 @@ impl Store for SqliteStore {
         if messages.is_empty() {
             return Ok(Vec::new());
         }
+        // Takes time, so it is done before the write lock is.
+        let bodies: Vec<_> = messages.iter().map(|message| self.packer.pack(&message.request.body)).collect();
         let ids = self.write(|tx| {
-            space::make_room(tx, &self.path, &self.log, &self.limits, messages)?;
-            register::register(tx, messages)
+            space::make_room(tx, &self.path, &self.log, &self.limits, messages, &bodies)?;
+            register::register(tx, messages, &bodies)
         })?;
         if FileId::at(&self.path) != Some(self.file) {
             let reason = "its file was removed or replaced while it was open".into();
@@ -196,7 +202,7 @@ impl Store for SqliteStore {
     }
 
     fn settle(&self, lease: &Lease, outcomes: &[(MessageId, Outcome)]) -> Result<(), StoreError> {
-        self.write_as(lease, |tx| settle::settle(tx, lease.epoch, outcomes))
+        self.write_as(lease, |tx| settle::settle(tx, lease.epoch, outcomes, &self.packer))
     }
 
     fn backlog(&self, filter: &Filter) -> Result<Backlog, StoreError> {

@@ -2,9 +2,10 @@
 
 use rusqlite::{Connection, OptionalExtension, Transaction, params};
 
+use super::codec::Unpacker;
 use super::fault::Fault;
 use super::queries::{self, Selection, bind};
-use super::rows::{self, HeaderSets, Lanes};
+use super::rows::{self, Lanes, Requests};
 use super::summary;
 use crate::message::{MessageId, MessageStatus, MessageType};
 use crate::store::{AgentRecord, Backlog, BacklogGroup, Filter, Listed, Page, ReplayRecord, StoredMessage};
@@ -108,7 +109,7 @@ pub(super) fn get(connection: &Connection, id: MessageId) -> Result<Option<Store
     let mut statement = connection.prepare_cached(&queries::one_message())?;
     let mut found = statement.query([id.0])?;
     let Some(row) = found.next()? else { return Ok(None) };
-    let Some(request) = HeaderSets::default().request(connection, id)? else { return Ok(None) };
+    let Some(request) = Requests::default().request(connection, id)? else { return Ok(None) };
     let listed = rows::listed(connection, &mut Lanes::default(), row)?;
     Ok(Some(StoredMessage { listed, request, touches: rows::touches(row, 15)? }))
 }
@@ -194,6 +195,17 @@ pub(super) fn check(connection: &Connection) -> Result<Vec<String>, Fault> {
         if count > 0 {
             problems.push(format!("{count} {wrong}"));
         }
+    }
+    let mut unpacker = Unpacker::default();
+    let mut packed = connection.prepare(queries::PACKED_BODIES)?;
+    let mut packed = packed.query([])?;
+    let mut unreadable = 0_u64;
+    while let Some(row) = packed.next()? {
+        let kept = row.get_ref(1)?.as_blob().map_err(rusqlite::Error::from)?;
+        unreadable += u64::from(unpacker.unpack(row.get(0)?, kept, rows::unsigned(row, 2)?).is_err());
+    }
+    if unreadable > 0 {
+        problems.push(format!("{unreadable} compressed bodies that can't be read"));
     }
     let mut types = connection.prepare(queries::TYPES)?;
     for name in types.query_map([], |row| row.get::<_, String>(0))? {

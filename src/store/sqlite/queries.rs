@@ -71,10 +71,14 @@ pub(super) const SUMMARY: &str =
 pub(super) const WRONG_TOUCHES: &str = "
     SELECT count(*) FROM message_touches LEFT JOIN messages USING (message_id)
     WHERE instr(coalesce(touches, x''), entity || unhex(printf('%02X', effect))) = 0";
-/// Messages without a body, bodies without a message, and bodies of another length than their message says.
+/// Messages without a body, bodies without a message, and bodies kept as sent of another length than their message says.
 pub(super) const WRONG_BODIES: &str = "
-    SELECT (SELECT count(*) FROM messages LEFT JOIN bodies USING (message_id) WHERE body_bytes IS NOT length(body))
+    SELECT (SELECT count(*) FROM messages LEFT JOIN bodies USING (message_id)
+            WHERE body IS NULL OR (codec = 0 AND body_bytes <> length(body)))
         + (SELECT count(*) FROM bodies LEFT JOIN messages USING (message_id) WHERE status IS NULL)";
+/// Bodies that are not kept as they were sent.
+pub(super) const PACKED_BODIES: &str = "
+    SELECT codec, body, body_bytes FROM bodies CROSS JOIN messages USING (message_id) WHERE codec <> 0";
 /// Messages whose lane or header set is not there.
 pub(super) const WRONG_NAMES: &str = "
     SELECT count(*) FROM messages WHERE lane_id NOT IN (SELECT lane_id FROM lanes)
@@ -100,7 +104,7 @@ pub(super) const ADD_PART: &str = "
     SELECT ?2, ?3, message_type, lane_id, position, accepted_at_ms, attempts + ?4, 0, ?5, ?6, ?7, ?8, ?9, project, ?10,
         ?11, ?12, ?13, ?14
     FROM messages WHERE message_id = ?1";
-pub(super) const ADD_BODY: &str = "INSERT INTO bodies VALUES (?1, ?2)";
+pub(super) const ADD_BODY: &str = "INSERT INTO bodies (message_id, body, codec) VALUES (?1, ?2, ?3)";
 pub(super) const ADD_TOUCH: &str = "INSERT OR IGNORE INTO message_touches VALUES (?1, ?2, ?3)";
 pub(super) const DROP_TOUCH: &str = "DELETE FROM message_touches WHERE effect = ?1 AND entity = ?2 AND message_id = ?3";
 /// Whether any stored message updates anything.
@@ -128,9 +132,10 @@ pub(super) const WAITS_UNINDEXED: &str = "
     UNION ALL
     SELECT 1 FROM messages WHERE lane_id = ?1 AND status = 1 AND message_id <= (SELECT value FROM last) LIMIT 1";
 pub(super) const MOVE_TO: &str = "UPDATE messages SET position = ?2 WHERE message_id = ?1";
-/// The messages that make room in a full store: the oldest that wait.
+/// The messages that make room in a full store, and how much: the oldest that wait.
 pub(super) const OLDEST_WAITING: &str = "
-    SELECT message_id, body_bytes FROM messages WHERE status = 3 ORDER BY message_id";
+    SELECT message_id, length(body) FROM messages CROSS JOIN bodies USING (message_id)
+    WHERE status = 3 ORDER BY message_id";
 
 // Lease.
 
@@ -157,7 +162,7 @@ pub(super) const WAITING_TOUCHES: &str = "
 pub(super) const MARK_CLAIMED: &str =
     "UPDATE messages SET status = 1, claim_epoch = ?2 WHERE message_id = ?1 AND status = 3";
 pub(super) const REQUEST: &str = "
-    SELECT method, path, encoding, header_set_id, body FROM messages CROSS JOIN bodies USING (message_id)
+    SELECT method, path, encoding, header_set_id, body, codec, body_bytes FROM messages CROSS JOIN bodies USING (message_id)
     WHERE message_id = ?1";
 /// What the summary needs to know of a message before its status changes.
 pub(super) const CLAIMED_MESSAGE: &str = "

@@ -4,6 +4,7 @@ use std::collections::HashMap;
 
 use rusqlite::{Connection, OptionalExtension, Transaction, params};
 
+use super::codec::Packed;
 use super::fault::Fault;
 use super::summary::{Changes, Group, Size};
 use super::{queries, rows, settle};
@@ -56,15 +57,15 @@ fn lane_id(connection: &Connection, lane: &Lane) -> Result<Option<i64>, Fault> {
     Ok(statement.query_row(params![lane.workspace, credential], |row| row.get(0)).optional()?)
 }
 
-/// Stores messages as *failed*, in this order.
-pub(super) fn register(tx: &Transaction<'_>, messages: &[Message]) -> Result<Vec<MessageId>, Fault> {
+/// Stores messages as *failed*, in this order, with their bodies as they are to be kept.
+pub(super) fn register(tx: &Transaction<'_>, messages: &[Message], bodies: &[Packed]) -> Result<Vec<MessageId>, Fault> {
     let mut names = Names::default();
     let mut changes = Changes::default();
     let first: i64 = tx.prepare_cached(queries::NEXT_ID)?.query_row([], |row| row.get(0))?;
     let mut updates_exist = tx.prepare_cached(queries::ANY_UPDATE)?.exists([])?;
     let mut add_message = tx.prepare_cached(queries::ADD_MESSAGE)?;
     let mut ids = Vec::with_capacity(messages.len());
-    for (id, message) in (first..).zip(messages) {
+    for (id, (message, packed)) in (first..).zip(messages.iter().zip(bodies)) {
         let lane = names.lane(tx, &message.lane)?;
         let header_set = names.header_set(tx, &message.request.headers)?;
         let body = &message.request.body;
@@ -83,7 +84,7 @@ pub(super) fn register(tx: &Transaction<'_>, messages: &[Message]) -> Result<Vec
             rows::encoding_code(body.encoding),
             Touch::to_bytes(&message.touches),
         ])?;
-        add_body_and_touches(tx, id, &body.bytes, &message.touches)?;
+        add_body_and_touches(tx, id, packed, &message.touches)?;
         if updates_exist {
             for touch in message.touches.iter().filter(|touch| touch.effect == Effect::Create) {
                 move_early_updates(tx, lane, id, &touch.key)?;
@@ -99,8 +100,13 @@ pub(super) fn register(tx: &Transaction<'_>, messages: &[Message]) -> Result<Vec
 }
 
 /// Stores what hangs on the row of a message.
-pub(super) fn add_body_and_touches(tx: &Transaction<'_>, id: i64, body: &[u8], touches: &[Touch]) -> Result<(), Fault> {
-    tx.prepare_cached(queries::ADD_BODY)?.execute(params![id, body])?;
+pub(super) fn add_body_and_touches(
+    tx: &Transaction<'_>,
+    id: i64,
+    body: &Packed,
+    touches: &[Touch],
+) -> Result<(), Fault> {
+    tx.prepare_cached(queries::ADD_BODY)?.execute(params![id, &body.bytes[..], body.codec as i64])?;
     let mut add_touch = tx.prepare_cached(queries::ADD_TOUCH)?;
     for touch in touches.iter().filter(|touch| is_looked_up(touch)) {
         add_touch.execute(params![touch.effect as u8, &touch.key.as_bytes()[..], id])?;

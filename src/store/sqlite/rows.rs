@@ -2,9 +2,9 @@
 
 use std::collections::HashMap;
 
-use bytes::Bytes;
 use rusqlite::{Connection, OptionalExtension, Row};
 
+use super::codec::Unpacker;
 use super::fault::Fault;
 use super::queries;
 use crate::message::{
@@ -76,13 +76,16 @@ impl Lanes {
     }
 }
 
-/// Header sets by their number, each read once.
+/// Reads requests: each header set once, and bodies as they were sent.
 #[derive(Default)]
-pub(super) struct HeaderSets(HashMap<i64, HeaderSet>);
+pub(super) struct Requests {
+    header_sets: HashMap<i64, HeaderSet>,
+    unpacker: Unpacker,
+}
 
-impl HeaderSets {
-    fn get(&mut self, connection: &Connection, header_set: i64) -> Result<HeaderSet, Fault> {
-        if let Some(headers) = self.0.get(&header_set) {
+impl Requests {
+    fn header_set(&mut self, connection: &Connection, header_set: i64) -> Result<HeaderSet, Fault> {
+        if let Some(headers) = self.header_sets.get(&header_set) {
             return Ok(headers.clone());
         }
         let wire: Vec<u8> = connection
@@ -91,7 +94,7 @@ impl HeaderSets {
             .optional()?
             .ok_or_else(|| Fault::Damaged(format!("header set {header_set} of a message does not exist")))?;
         let headers = HeaderSet::from_wire(&wire);
-        self.0.insert(header_set, headers.clone());
+        self.header_sets.insert(header_set, headers.clone());
         Ok(headers)
     }
 
@@ -100,11 +103,12 @@ impl HeaderSets {
         let mut statement = connection.prepare_cached(queries::REQUEST)?;
         let mut found = statement.query([id.0])?;
         let Some(row) = found.next()? else { return Ok(None) };
-        let bytes = Bytes::copy_from_slice(row.get_ref(4)?.as_blob().map_err(rusqlite::Error::from)?);
+        let kept = row.get_ref(4)?.as_blob().map_err(rusqlite::Error::from)?;
+        let bytes = self.unpacker.unpack(row.get(5)?, kept, unsigned(row, 6)?)?;
         Ok(Some(Request {
             method: row.get(0)?,
             path: row.get(1)?,
-            headers: self.get(connection, row.get(3)?)?,
+            headers: self.header_set(connection, row.get(3)?)?,
             body: Body { bytes, encoding: encoding(row, 2)? },
         }))
     }

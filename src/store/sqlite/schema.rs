@@ -11,7 +11,7 @@ pub(super) const APPLICATION_ID: i32 = 0x4f70_4f66;
 /// Bytes of a page in a new store.
 pub(super) const PAGE_BYTES: u32 = 4096;
 
-const MIGRATIONS: [&str; 2] = [MESSAGES_LANES_AND_LEASE, ALL_CHANGES_INDEXED];
+const MIGRATIONS: [&str; 3] = [MESSAGES_LANES_AND_LEASE, ALL_CHANGES_INDEXED, BODY_CODEC];
 
 /// Version 1.
 ///
@@ -144,6 +144,9 @@ const ALL_CHANGES_INDEXED: &str = "
 INSERT INTO counters SELECT 'annotations_indexed_after', coalesce(max(message_id), 0) FROM messages;
 ";
 
+/// Version 3: how the bytes of a body are kept ([`super::codec`]); those that are there already are kept as sent.
+const BODY_CODEC: &str = "ALTER TABLE bodies ADD COLUMN codec INTEGER NOT NULL DEFAULT 0";
+
 /// Returns the newest version that we know.
 pub(super) fn known_version() -> i64 {
     MIGRATIONS.len() as i64
@@ -169,4 +172,22 @@ pub(super) fn migrate(connection: &mut Connection) -> rusqlite::Result<()> {
         step.commit()?;
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bodies_of_a_store_that_compressed_none_are_read_as_they_were_sent() {
+        let mut connection = Connection::open_in_memory().expect("memory");
+        connection.execute_batch(MESSAGES_LANES_AND_LEASE).expect("the first schema");
+        connection.execute_batch("INSERT INTO bodies VALUES (1, x'7b7d'); PRAGMA user_version = 1").expect("a body");
+        migrate(&mut connection).expect("the newest schema");
+        let kept: (Vec<u8>, i64) = connection
+            .query_row("SELECT body, codec FROM bodies", [], |row| Ok((row.get(0)?, row.get(1)?)))
+            .expect("the body is still there");
+        assert_eq!(kept, (b"{}".to_vec(), super::super::codec::Codec::Plain as i64));
+        assert_eq!(version(&connection).expect("a version"), known_version());
+    }
 }

@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 use rusqlite::{CachedStatement, Connection, OptionalExtension, Row, Transaction, params};
 
 use super::claim::HOLD_MS_MAX;
+use super::codec::Packer;
 use super::fault::Fault;
 use super::queries::{self, Selection};
 use super::register::{Names, add_body_and_touches, is_looked_up};
@@ -14,7 +15,12 @@ use crate::message::{Lane, MessageId, MessageStatus, Touch};
 use crate::store::{Filter, Hold, LaneId, LastAnswer, Outcome, Part, Purged};
 
 /// Writes the outcomes of messages that were claimed under this epoch. One that is not there any more was purged.
-pub(super) fn settle(tx: &Transaction<'_>, epoch: i64, outcomes: &[(MessageId, Outcome)]) -> Result<(), Fault> {
+pub(super) fn settle(
+    tx: &Transaction<'_>,
+    epoch: i64,
+    outcomes: &[(MessageId, Outcome)],
+    packer: &Packer,
+) -> Result<(), Fault> {
     let mut changes = Changes::default();
     let mut succeeded = BTreeSet::new();
     let mut delete = tx.prepare_cached(queries::DELETE_DELIVERED)?;
@@ -44,7 +50,7 @@ pub(super) fn settle(tx: &Transaction<'_>, epoch: i64, outcomes: &[(MessageId, O
             }
             Outcome::Divided { parts } => {
                 let Some((group, _)) = claimed(tx, *id, epoch)? else { continue };
-                add_parts(tx, *id, group, parts, &mut changes)?;
+                add_parts(tx, *id, group, parts, packer, &mut changes)?;
                 delete_one(tx, &mut delete, params![id.0, epoch], &mut changes)?;
             }
         }
@@ -61,6 +67,7 @@ fn add_parts(
     whole: MessageId,
     group: Group,
     parts: &[Part],
+    packer: &Packer,
     changes: &mut Changes,
 ) -> Result<(), Fault> {
     let mut names = Names::default();
@@ -88,7 +95,7 @@ fn add_parts(
             rows::encoding_code(body.encoding),
             Touch::to_bytes(&part.touches),
         ])?;
-        add_body_and_touches(tx, id, &body.bytes, &part.touches)?;
+        add_body_and_touches(tx, id, &packer.pack(body), &part.touches)?;
         let answer_status = answer.and_then(|answer| answer.status).unwrap_or(0);
         let size = Size { items: part.items.into(), body_bytes: body.bytes.len() as i64 };
         changes.add(Group { status, answer_status, ..group }, size);

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use rusqlite::{Connection, ErrorCode, Transaction};
 
+use super::codec::Packed;
 use super::fault::{Fault, os_words};
 use super::settle::delete_one;
 use super::summary::Changes;
@@ -63,8 +64,9 @@ pub(super) fn make_room(
     log: &Path,
     limits: &Limits,
     messages: &[Message],
+    bodies: &[Packed],
 ) -> Result<(), Fault> {
-    let needed = messages.iter().map(bytes_needed).sum::<u64>();
+    let needed = messages.iter().zip(bodies).map(|(message, body)| bytes_needed(message, body)).sum::<u64>();
     let space = Space::of(tx, path, log)?;
     let Some(reason) = in_the_way(&space, limits, needed) else { return Ok(()) };
     let full = |reason| Fault::from(StoreError::Full { path: path.to_owned(), reason });
@@ -90,9 +92,8 @@ fn in_the_way(space: &Space, limits: &Limits, needed: u64) -> Option<String> {
     None
 }
 
-fn bytes_needed(message: &Message) -> u64 {
-    let request = &message.request;
-    (request.body.bytes.len() + request.path.len()) as u64 + ROW_BYTES + message.touches.len() as u64 * TOUCH_BYTES
+fn bytes_needed(message: &Message, body: &Packed) -> u64 {
+    (body.bytes.len() + message.request.path.len()) as u64 + ROW_BYTES + message.touches.len() as u64 * TOUCH_BYTES
 }
 
 /// Deletes the oldest waiting messages until so many bytes are free; says whether there were enough of them.
