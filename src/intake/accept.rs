@@ -222,9 +222,15 @@ impl Write {
     /// Takes its turn, then forwards or registers it.
     async fn deliver(self, shared: &Arc<Shared>, client: &ClientUrl) -> ClientAnswer {
         let turn = shared.lanes.turn(&self.message.lane, &self.message.touches).await;
-        let lane = shared.lane_state(&self.message);
+        let reachability = shared.reachability();
+        // While the server is away every write is stored, whatever waits: that is not worth a look into the store, which
+        // costs more than reading the request.
+        let lane = match reachability {
+            Reachability::Unavailable if self.needs_answer.is_none() && shared.slot.get().is_ok() => LaneState::Clear,
+            _ => shared.lane_state(&self.message),
+        };
         let admission = match self.needs_answer {
-            None => admit(shared.reachability(), lane),
+            None => admit(reachability, lane),
             Some(NeedsAnswer { follows_all: true, .. }) if matches!(lane, LaneState::Waiting | LaneState::Apart) => {
                 shared.metrics.intake_refused.add(1);
                 let text = "earlier writes still wait for the Opik server, and this request depends on all of them";

@@ -14,6 +14,7 @@ pub use lane::{Credential, Lane};
 pub use message_type::MessageType;
 
 use std::fmt;
+use std::sync::Arc;
 
 /// Identifies a message in one store; ascending in the order of acceptance, never used twice.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -99,14 +100,14 @@ pub struct Request {
 
 /// The headers that a repeat sends again: names and values in wire order and case.
 ///
-/// Clients send the same few sets with every request, so a store keeps each set once.
+/// Clients send the same few sets with every request, so a store keeps each set once. Cheap to clone.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
-pub struct HeaderSet(Vec<(String, Vec<u8>)>);
+pub struct HeaderSet(Arc<[(String, Vec<u8>)]>);
 
 impl HeaderSet {
     /// Returns a set of these headers, in this order.
     pub fn new(headers: Vec<(String, Vec<u8>)>) -> Self {
-        Self(headers)
+        Self(headers.into())
     }
 
     /// Returns the headers in wire order.
@@ -141,7 +142,7 @@ impl HeaderSet {
             let value = line[colon + 1..].strip_prefix(b" ").unwrap_or(&line[colon + 1..]);
             headers.push((name, value.to_vec()));
         }
-        Self(headers)
+        Self(headers.into())
     }
 }
 
