@@ -63,14 +63,19 @@ impl Agent {
 
     /// Returns a figure of /proc in KiB: `VmRSS`, `VmHWM`.
     pub fn memory_kib(&self, name: &str) -> u64 {
-        memory_kib(self.child.id(), name).expect("the agent runs")
+        let status = fs::read_to_string(format!("/proc/{}/status", self.child.id())).expect("the agent runs");
+        let line = status.lines().find(|line| line.starts_with(name)).expect("the kernel tells it");
+        line.split_whitespace().nth(1).and_then(|kib| kib.parse().ok()).expect("a number")
     }
-}
 
-pub fn memory_kib(pid: u32, name: &str) -> Option<u64> {
-    let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
-    let line = status.lines().find(|line| line.starts_with(name))?;
-    line.split_whitespace().nth(1)?.parse().ok()
+    /// Returns the processor time that the agent took so far.
+    pub fn cpu(&self) -> Duration {
+        let stat = fs::read_to_string(format!("/proc/{}/stat", self.child.id())).expect("the agent runs");
+        // After the name, which may hold anything: utime and stime are the 12th and 13th, in hundredths of a second.
+        let fields = stat.rsplit(") ").next().unwrap_or_default().split(' ').skip(11).take(2);
+        let ticks: u64 = fields.filter_map(|field| field.parse::<u64>().ok()).sum();
+        Duration::from_millis(ticks * 10)
+    }
 }
 
 impl Drop for Agent {

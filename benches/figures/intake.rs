@@ -64,11 +64,12 @@ pub fn run(size: Size, rows: &mut Vec<Row>) {
     for (index, case) in cases.iter().enumerate() {
         let bodies = span_batches(index as u64, case.count, 1, case.bytes, case.sent);
         let requests = Arc::new(bodies.iter().map(|body| request(body, case.sent)).collect::<Vec<_>>());
-        let (mut ours, mut theirs) = (Vec::new(), Vec::new());
+        let (mut ours, mut theirs, mut cpu) = (Vec::new(), Vec::new(), Vec::new());
         for _ in 0..size.rounds() {
             let home = folder();
             let agent = Agent::start(home.path(), NOWHERE);
             ours.push(load::run(agent.address, case.connections, &requests));
+            cpu.push(agent.cpu().as_secs_f64() * 1e6 / case.count as f64);
             drop(agent);
             let folder = folder();
             theirs.push(case.count as f64 / raw::write(folder.path(), &bodies, case.rows).as_secs_f64());
@@ -78,7 +79,11 @@ pub fn run(size: Size, rows: &mut Vec<Row>) {
         rows.push(Row::at_least(case.what, (per_second, median(theirs)), "/s", &than, case.reach));
         let p99 = median(ours.iter().map(|went| went.latency(0.99).as_secs_f64() * 1e3));
         let body_bytes = bodies.iter().map(Vec::len).sum::<usize>() / bodies.len();
-        rows.push(Row::told("", &format!("p99 {p99:.1} ms"), &format!("{body_bytes} B a body as sent")));
+        rows.push(Row::told(
+            "",
+            &format!("p99 {p99:.1} ms, {:.0} us of processor time each", median(cpu)),
+            &format!("{body_bytes} B a body as sent"),
+        ));
         if index == 0 {
             let sdk = sdk::write(size.pick(50, 1_000, 3_000));
             rows.push(Row::at_least("", (per_second, sdk.per_second), "/s", "the SDK's own store", 25.0));

@@ -5,19 +5,24 @@
 //! cargo bench --bench figures -- --size small intake forward    some groups, smaller and sooner
 //! ```
 //!
-//! Groups: intake, disk, replay, forward, large, idle. Sizes: tiny (does it still run?), small, full. Rounds of the two sides of a
+//! Groups: intake, disk, forward, replay, large. Sizes: tiny (does it still run?), small, full. Rounds of the two sides of a
 //! comparison alternate, and the table shows medians: machines are noisy, and only what ran side by side compares. The
 //! load generator and the sink share the machine with what is measured.
 
 #![allow(clippy::disallowed_methods, reason = "a bench is no part of the configuration")]
 
 mod agent;
+mod backlog;
 mod bodies;
+mod forward;
 mod intake;
+mod large;
 mod load;
 mod raw;
+mod replay;
 mod report;
 mod sdk;
+mod sink;
 #[allow(dead_code)]
 #[path = "../../tests/support/tools.rs"]
 mod tools;
@@ -26,6 +31,9 @@ use std::fmt::Write as _;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+
+/// A group of figures by its name.
+type Group = (&'static str, fn(Size, &mut Vec<report::Row>));
 
 /// How much is measured.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -74,7 +82,13 @@ fn main() {
         }
     }
     agent::BINARY.set(binary).expect("set once");
-    let groups: [(&str, fn(Size, &mut Vec<report::Row>)); 2] = [("intake", intake::run), ("disk", intake::disk)];
+    let groups: [Group; 5] = [
+        ("intake", intake::run),
+        ("disk", intake::disk),
+        ("forward", forward::run),
+        ("replay", replay::run),
+        ("large", large::run),
+    ];
     for name in &wanted {
         assert!(groups.iter().any(|(group, _)| group == name), "there is no group {name}");
     }
@@ -105,7 +119,8 @@ fn main() {
 /// What was measured, where and when.
 fn head(size: Size) -> String {
     let cpu = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
-    let cpu = cpu.lines().find_map(|line| line.strip_prefix("model name")).unwrap_or("").trim_start_matches([' ', '\t', ':']);
+    let cpu =
+        cpu.lines().find_map(|line| line.strip_prefix("model name")).unwrap_or("").trim_start_matches([' ', '\t', ':']);
     let cores = std::thread::available_parallelism().map_or(0, std::num::NonZero::get);
     format!(
         "# Figures\n\n- {}, size {size:?}, {} rounds\n- {cores} cores of {cpu}, {} {}\n- opik-offline {} ({}), SQLite {}, opik {} (Python), {}\n",

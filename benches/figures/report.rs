@@ -69,7 +69,13 @@ pub fn table(rows: &[Row]) -> String {
 
 /// Writes a number with three figures that count.
 pub fn number(value: f64) -> String {
-    let digits = if value.abs() >= 100.0 { 0 } else if value.abs() >= 10.0 { 1 } else { 2 };
+    let digits = if value.abs() >= 100.0 {
+        0
+    } else if value.abs() >= 10.0 {
+        1
+    } else {
+        2
+    };
     let plain = format!("{value:.digits$}");
     let (whole, fraction) = plain.split_once('.').map_or((plain.as_str(), ""), |(whole, fraction)| (whole, fraction));
     let mut grouped = String::new();

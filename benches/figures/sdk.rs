@@ -27,7 +27,8 @@ pub fn write(count: usize) -> Written {
 /// `tuned` is the largest batch and no delay; otherwise its defaults.
 pub fn replay(count: usize, spans: usize, url: &str, tuned: bool) -> f64 {
     let (batch, delay) = if tuned { ("1000", "0") } else { ("50", "0.5") };
-    let env = [("OPIK_URL_OVERRIDE", url), ("OPIK_REPLAY_BATCH_SIZE", batch), ("OPIK_REPLAY_BATCH_REPLAY_DELAY", delay)];
+    let env =
+        [("OPIK_URL_OVERRIDE", url), ("OPIK_REPLAY_BATCH_SIZE", batch), ("OPIK_REPLAY_BATCH_REPLAY_DELAY", delay)];
     figure(&python("sdk_replay.py", &[&count.to_string(), &spans.to_string()], &env), "seconds")
 }
 

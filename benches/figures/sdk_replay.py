@@ -1,0 +1,32 @@
+"""The Python SDK's own replay of spans that it stored, to the server that OPIK_URL_OVERRIDE names.
+
+    sdk_replay.py COUNT SPANS     prints {"seconds": ...}: from the start of the replay until its store is empty
+"""
+
+import json
+import sys
+import time
+
+import opik
+from opik.message_processing import messages
+from opik.message_processing.replay import db_manager
+
+from sdk_store import span
+
+count, spans = int(sys.argv[1]), int(sys.argv[2])
+client = opik.Opik(project_name="demo-project")
+manager = client._streamer._fallback_replay_manager
+store = manager.database_manager
+for number in range(count):
+    batch = [span(number) for _ in range(spans)]
+    message = batch[0] if spans == 1 else messages.CreateSpansBatchMessage(batch=batch)
+    message.message_id = number
+    manager._next_message_id = number + 1
+    store.register_message(message, status=db_manager.MessageStatus.failed)
+started = time.perf_counter()
+store.replay_failed_messages(client._streamer.put)
+client.flush(timeout=600)
+while store.conn.execute("SELECT count(*) FROM messages").fetchone()[0] > 0:
+    time.sleep(0.01)
+print(json.dumps({"seconds": time.perf_counter() - started}))
+client.end()
