@@ -319,7 +319,9 @@ mod tests {
         let mut connection = Connection::open_in_memory().expect("memory");
         schema::migrate(&mut connection).expect("a schema");
         let tx = connection.transaction().expect("a transaction");
-        register::register(&tx, messages).expect("they are stored");
+        let packer = super::super::codec::Packer::new();
+        let bodies: Vec<_> = messages.iter().map(|message| packer.pack(&message.request.body)).collect();
+        register::register(&tx, messages, &bodies).expect("they are stored");
         tx.commit().expect("a commit");
         let lane = connection.query_row("SELECT lane_id FROM lanes", [], |row| row.get(0)).expect("a lane");
         (connection, lane)
