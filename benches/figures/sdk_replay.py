@@ -12,6 +12,7 @@ import time
 import opik
 from opik.message_processing import messages
 from opik.message_processing.replay import db_manager
+from opik.rest_api.types import span_write
 
 from sdk_store import span
 
@@ -20,8 +21,10 @@ client = opik.Opik(project_name="demo-project")
 manager = client._streamer._fallback_replay_manager
 store = manager.database_manager
 for number in range(count):
-    batch = [span(number) for _ in range(spans)]
-    message = batch[0] if spans == 1 else messages.CreateSpansBatchMessage(batch=batch)
+    message = span(number)
+    if spans > 1:
+        batch = [span_write.SpanWrite(**span(number).as_payload_dict()) for _ in range(spans)]
+        message = messages.CreateSpansBatchMessage(batch=batch)
     message.message_id = number
     manager._next_message_id = number + 1
     store.register_message(message, status=db_manager.MessageStatus.failed)
