@@ -166,6 +166,7 @@ fn settings(config: &Config) -> AgentSettings {
             header_read_timeout: HEADER_READ_TIMEOUT,
             body_read_timeout: BODY_READ_TIMEOUT,
             forward_timeout: config.forward_timeout.value,
+            retry_interval: config.retry_interval.value,
             ping_interval: config.connection_monitor_ping_interval.value,
         },
         shutdown_timeout: config.shutdown_timeout.value,

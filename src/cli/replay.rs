@@ -138,7 +138,7 @@ pub fn run(common: &Common, args: &ReplayArgs) -> Result<(), Failure> {
         return Ok(renderer.result(&report, people)?);
     }
 
-    let upstream = upstream(&config)?;
+    let upstream = upstream(&config)?.until(args.timeout.map(|timeout| Instant::now() + timeout));
     let monitor_settings = MonitorSettings {
         ping_interval: config.connection_monitor_ping_interval.value,
         check_timeout: config.connection_monitor_check_timeout.value,

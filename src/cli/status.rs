@@ -125,6 +125,8 @@ struct Held {
     workspace: String,
     reason: String,
     until: String,
+    /// Whether that time has come: the lane is tried again, and nothing of it has passed yet.
+    is_over: bool,
 }
 
 #[derive(Serialize)]
@@ -217,6 +219,7 @@ fn gather(config: &Config, upstream: &Upstream) -> (Report, Option<StoreError>) 
                 workspace: lane.workspace_name().to_owned(),
                 reason: hold.reason.clone(),
                 until: time(hold.until_ms),
+                is_over: hold.until_ms <= now,
             })
             .collect(),
         last_replay: condition.and_then(|condition| condition.last_replay).map(|record| LastReplay {
@@ -392,7 +395,8 @@ fn people(renderer: &Renderer, report: &Report) -> String {
         row("dropped", format!("{} because the store was full", count(store.dropped_messages, "message")));
     }
     for held in &report.held {
-        row("held", format!("workspace {} until {}: {}", held.workspace, held.until, held.reason));
+        let until = if held.is_over { "tried again now".to_owned() } else { format!("until {}", held.until) };
+        row("held", format!("workspace {} {until}: {}", held.workspace, held.reason));
     }
     if let Some(replaying) = &store.replaying {
         row("replaying", replaying.clone());

@@ -64,6 +64,8 @@ pub struct IntakeLimits {
     pub forward_timeout: Duration,
     /// How often the server is asked whether it is back; what a client is told to wait for a read.
     pub ping_interval: Duration,
+    /// How long a lane is held at most that the server limits without saying for how long.
+    pub retry_interval: Duration,
 }
 
 /// Bytes of a request's head at most.

@@ -5,7 +5,6 @@ use std::ops::Range;
 use std::time::{Duration, Instant};
 
 use tracing::{debug, warn};
-use uuid::Uuid;
 
 use super::lane::LaneWorker;
 use super::now_ms;
@@ -13,8 +12,9 @@ use crate::delivery::backoff;
 use crate::delivery::blame::{self, Evidence, set_apart};
 use crate::delivery::coalesce::{Shipment, plan};
 use crate::delivery::split::{Divisible, Division, DivisionEnd};
-use crate::delivery::verdict::{ReplayVerdict, replaying};
+use crate::delivery::verdict::{RATE_LIMITED, ReplayVerdict, replaying};
 use crate::message::{Claimed, Effect, Footprint, MessageId, MessageType, Request};
+use crate::monitor::lane_trouble::jitter;
 use crate::protocol::answers::{Answer, SendFailure};
 use crate::protocol::fallback::fallback;
 use crate::store::{Hold, LastAnswer, Outcome, Part, StoreError};
@@ -31,8 +31,6 @@ const SILENCE_LONG: Duration = Duration::from_secs(2);
 const HALVINGS_AFTER_SILENCE: u32 = 3;
 /// After so many pieces of a batch that failed in a way that time may heal, and none that passed, the rest is not tried.
 const PIECES_FAILED_MAX: u32 = 4;
-/// Why a lane is held that the server limits.
-pub(super) const RATE_LIMITED: &str = "the server limits the rate (429)";
 /// The longest that a message waits because it failed as a probe; what a healed server may still wait for it.
 const PROBE_WAIT_MAX: Duration = Duration::from_secs(5 * 60);
 
@@ -121,12 +119,12 @@ impl<'w, 'a> Batch<'w, 'a> {
     /// Sends everything, or as much as the server and our lease allow; what is not sent is put back.
     pub fn send_all(&mut self, mut claimed: Vec<Claimed>) -> Result<(), StoreError> {
         let probes = self.worker.replay.probes;
-        claimed.retain(|message| {
-            let is_confirmed = probes.is_confirmed(message.id);
-            if is_confirmed {
-                self.outcomes.push((message.id, Outcome::Delivered));
+        claimed.retain(|message| match probes.decision(message.id) {
+            Some(outcome) => {
+                self.outcomes.push((message.id, outcome));
+                false
             }
-            !is_confirmed
+            None => true,
         });
         let (first, suspects) = set_apart(claimed, |message| self.is_suspect(message));
         let suspects = suspects.into_iter().flat_map(|message| plan(std::iter::once(message)));
@@ -232,6 +230,11 @@ impl<'w, 'a> Batch<'w, 'a> {
             ReplayVerdict::Retry { asked, unanswered } => {
                 replay.connection.lanes().failed(&work.lane);
                 let answer = last_answer(&result);
+                if unanswered && replay.shutdown.is_requested() {
+                    // Cut short by us, perhaps: nobody is to blame.
+                    self.halt = Some(Halt::Stopped);
+                    return Ok(Attempt::Halted(Some(answer)));
+                }
                 if unanswered && !replay.connection.is_there_after_all(replay.shutdown) {
                     self.halt = Some(Halt::Unavailable);
                     return Ok(Attempt::Halted(Some(answer)));
@@ -469,7 +472,7 @@ fn pieces(shipment: Shipment, divisions: u32) -> Result<Vec<Shipment>, Shipment>
 }
 
 /// Returns the time after this wait, in milliseconds since the Unix epoch.
-pub(super) fn in_ms(wait: Duration) -> i64 {
+fn in_ms(wait: Duration) -> i64 {
     now_ms().saturating_add(i64::try_from(wait.as_millis()).unwrap_or(i64::MAX))
 }
 
@@ -511,10 +514,4 @@ fn first_line(text: &str) -> String {
         .collect::<String>()
         .trim()
         .to_owned()
-}
-
-/// Returns a number in 0.0 to 1.0 that differs between messages and processes.
-pub(super) fn jitter() -> f64 {
-    let bytes = Uuid::now_v7().into_bytes();
-    f64::from(u16::from_be_bytes([bytes[14], bytes[15]])) / f64::from(u16::MAX)
 }

@@ -113,15 +113,14 @@ impl LaneWorker<'_> {
         Ok(Step::GoOn)
     }
 
-    /// Settles and counts. What the server has confirmed is remembered when the store can't take it: it is not sent again.
+    /// Settles and counts. What the server has decided is remembered when the store can't take it: it is not sent again.
     pub fn settle(&self, outcomes: &[(MessageId, Outcome)]) -> Result<(), StoreError> {
         let replay = self.replay;
-        let ids = |of: fn(&Outcome) -> bool| outcomes.iter().filter(move |(_, o)| of(o)).map(|(id, _)| *id);
         if let Err(error) = replay.store.settle(&self.keeper.lease, outcomes) {
-            replay.probes.confirm(ids(|outcome| matches!(outcome, Outcome::Delivered)));
+            replay.probes.decided(outcomes);
             return Err(error);
         }
-        replay.probes.settled(ids(|_| true));
+        replay.probes.settled(outcomes);
         self.count(outcomes);
         Ok(())
     }

@@ -63,6 +63,12 @@ pub trait Store: Send + Sync {
         Ok(self.ahead(lane, &[])?.messages)
     }
 
+    /// Keeps a lane from being replayed until then, whoever replays: the server limits it, as a forwarded write was told.
+    ///
+    /// A hold in force that lasts longer stays. Asked for before the write is registered, so that no other process sends
+    /// it meanwhile.
+    fn limit(&self, lane: &Lane, hold: &Hold) -> Result<(), StoreError>;
+
     // For replay.
 
     /// Takes the right to replay this store for `time_to_live`, or longer by [`Store::renew`].
@@ -545,7 +551,7 @@ pub struct Condition {
     pub agents: Vec<AgentRecord>,
     /// How the last replay ended.
     pub last_replay: Option<ReplayRecord>,
-    /// Lanes on hold.
+    /// Lanes on hold, and those that are tried again after one.
     pub held: Vec<(Lane, Hold)>,
     /// Messages dropped because the store was full, since it was made.
     pub dropped: u64,

@@ -21,6 +21,9 @@ use crate::message::{Lane, Request};
 use crate::protocol::answers::{Answer, SendFailure, asked_wait};
 use crate::protocol::readback::Read;
 
+/// How much later than its deadline a request may end: what is on its way has this long to be answered.
+pub const DEADLINE_GRACE: Duration = Duration::from_secs(1);
+
 /// How to reach the server.
 #[derive(Clone, Debug)]
 pub struct UpstreamSettings {
@@ -79,6 +82,8 @@ pub struct Upstream {
     agent: ureq::Agent,
     base_url: String,
     answer_timeout: Duration,
+    /// When the sending of stored requests is to end.
+    deadline: Option<Instant>,
     agent_mark: Option<http::HeaderValue>,
 }
 
@@ -120,6 +125,7 @@ impl Upstream {
             agent: config.new_agent(),
             base_url: settings.base_url.clone(),
             answer_timeout: settings.answer_timeout,
+            deadline: None,
             agent_mark: None,
         })
     }
@@ -128,6 +134,12 @@ impl Upstream {
     #[must_use]
     pub fn marked(self, agent_mark: http::HeaderValue) -> Self {
         Self { agent_mark: Some(agent_mark), ..self }
+    }
+
+    /// Waits for no answer to a stored request for much longer than until then ([`DEADLINE_GRACE`]).
+    #[must_use]
+    pub fn until(self, deadline: Option<Instant>) -> Self {
+        Self { deadline, ..self }
     }
 
     /// Returns the server's base URL.
@@ -149,7 +161,9 @@ impl Upstream {
         if let Some(mark) = &self.agent_mark {
             builder = builder.header(AGENT_HEADER, mark);
         }
-        self.finish(with_lane(builder, lane), &request.body.bytes, self.answer_timeout, Answer::TEXT_BYTES_MAX)
+        let left = self.deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()) + DEADLINE_GRACE);
+        let timeout = left.map_or(self.answer_timeout, |left| left.min(self.answer_timeout));
+        self.finish(with_lane(builder, lane), &request.body.bytes, timeout, Answer::TEXT_BYTES_MAX)
     }
 
     /// Asks the server whether it is there (`is-alive/ping`), as the SDK's connection monitor does.

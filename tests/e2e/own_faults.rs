@@ -101,6 +101,7 @@ impl Store for Panicking {
     }
 
     delegate! {
+        fn limit(&self, lane: &Lane, hold: &Hold) -> ();
         fn ahead(&self, lane: &Lane, touches: &[Touch]) -> Ahead;
         fn make_due(&self, lease: &Lease, messages: &[MessageId]) -> ();
         fn acquire(&self, owner: &Owner, time_to_live: Duration) -> Lease;

@@ -249,6 +249,15 @@ impl Store for ModelStore {
         Ok(Ahead { messages: ahead.len() as u64, conflicting, held })
     }
 
+    fn limit(&self, lane: &Lane, hold: &Hold) -> Result<(), StoreError> {
+        let mut state = self.state();
+        let id = state.lane(lane);
+        if state.hold_of(id, opik_offline::store::now_ms()).is_none_or(|held| held.until_ms < hold.until_ms) {
+            state.lanes[id.0 as usize - 1].1 = Some((hold.clone(), false));
+        }
+        Ok(())
+    }
+
     fn acquire(&self, owner: &Owner, time_to_live: Duration) -> Result<Lease, StoreError> {
         let mut state = self.state();
         if let Some(holder) = state.holder().filter(|holder| holder != owner) {
@@ -536,7 +545,9 @@ impl Store for ModelStore {
             last_replay: state.last_replay.clone(),
             held: holds
                 .filter_map(|id| {
-                    let hold = state.hold_of(id, now_ms).filter(|hold| hold.until_ms > now_ms)?;
+                    let waits = |r: &Record| r.lane == id && r.still_has_to_go();
+                    let is_shown = |hold: &Hold| hold.until_ms > now_ms || state.messages.iter().any(waits);
+                    let hold = state.hold_of(id, now_ms).filter(is_shown)?;
                     Some((state.lanes[id.0 as usize - 1].0.clone(), hold))
                 })
                 .collect(),

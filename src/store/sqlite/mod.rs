@@ -154,6 +154,10 @@ impl Store for SqliteStore {
         self.read(&self.quick_reader, |connection| register::ahead(connection, lane, touches))
     }
 
+    fn limit(&self, lane: &Lane, hold: &Hold) -> Result<(), StoreError> {
+        self.write(|tx| register::limit(tx, lane, hold))
+    }
+
     fn acquire(&self, owner: &Owner, time_to_live: Duration) -> Result<Lease, StoreError> {
         self.write(|tx| lease::acquire(tx, owner, time_to_live))
     }

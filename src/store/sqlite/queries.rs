@@ -190,8 +190,11 @@ pub(super) const HOLD: &str = "
     WHERE lane_id = ?1 AND held_until_ms IS NOT NULL";
 pub(super) const MAKE_DUE: &str =
     "UPDATE messages SET next_attempt_at_ms = 0 WHERE message_id = ?1 AND status = 3 AND next_attempt_at_ms > 0";
+/// Lanes with a hold: in force, or over and with messages that it held.
 pub(super) const HELD_LANES: &str = "
-    SELECT lane_id FROM lanes WHERE held_until_ms > ?1 AND held_until_ms <= ?2 ORDER BY lane_id";
+    SELECT lane_id FROM lanes WHERE held_until_ms IS NOT NULL AND (held_until_ms > ?1 OR hold_passed = 0 AND EXISTS (
+        SELECT 1 FROM summary WHERE summary.lane_id = lanes.lane_id AND status IN (1, 3)))
+    ORDER BY lane_id";
 
 // People.
 

@@ -8,7 +8,7 @@ use super::fault::Fault;
 use super::summary::{Changes, Group, Size};
 use super::{queries, rows, settle};
 use crate::message::{Effect, EntityKey, HeaderSet, Lane, Message, MessageId, MessageStatus, Touch};
-use crate::store::{Ahead, now_ms};
+use crate::store::{Ahead, Hold, LaneId, now_ms};
 
 /// Header sets that may be there without a message that uses them.
 const HEADER_SETS_KEPT: i64 = 256;
@@ -54,6 +54,15 @@ fn lane_id(connection: &Connection, lane: &Lane) -> Result<Option<i64>, Fault> {
     let credential = lane.credential.as_ref().map(|credential| credential.reveal());
     let mut statement = connection.prepare_cached(queries::LANE_ID)?;
     Ok(statement.query_row(params![lane.workspace, credential], |row| row.get(0)).optional()?)
+}
+
+/// Holds a lane, which may have no message yet, unless it is held for longer.
+pub(super) fn limit(tx: &Transaction<'_>, lane: &Lane, hold: &Hold) -> Result<(), Fault> {
+    let id = Names::default().lane(tx, lane)?;
+    match settle::hold_of(tx, id, now_ms())? {
+        Some(held) if held.until_ms >= hold.until_ms => Ok(()),
+        _ => settle::hold(tx, LaneId(id), Some(hold)),
+    }
 }
 
 /// Stores messages as *failed*, in this order.

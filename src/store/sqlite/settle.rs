@@ -227,10 +227,10 @@ pub(super) fn hold_of(connection: &Connection, lane: i64, now_ms: i64) -> Result
     Ok((hold.until_ms > now_ms || !passed).then_some(hold))
 }
 
-/// Returns the lanes whose hold is in force.
+/// Returns the lanes whose hold is in force, or over without a success since.
 pub(super) fn held(connection: &Connection, now_ms: i64) -> Result<Vec<(Lane, Hold)>, Fault> {
     let mut statement = connection.prepare_cached(queries::HELD_LANES)?;
-    let lanes = statement.query_map([now_ms, now_ms.saturating_add(HOLD_MS_MAX)], |row| row.get(0))?;
+    let lanes = statement.query_map([now_ms], |row| row.get(0))?;
     let lanes = lanes.collect::<rusqlite::Result<Vec<i64>>>()?;
     let mut names = Lanes::default();
     let mut held = Vec::new();
