@@ -48,6 +48,7 @@ set edit:completion:arg-completer[opik-offline] = {|@words|
             cand --max-attempts 'Reject a message that failed alone this many times [default: 10]'
             cand --max-body-size 'Refuse bodies larger than this as sent [default: 64MiB]'
             cand --max-inflated-size 'Refuse bodies larger than this when decoded [default: 128MiB]'
+            cand --max-attachment-size 'Refuse files of attachments larger than this [default: 5GiB]'
             cand --connect-timeout 'Give up connecting to the server after this long [default: 5s]'
             cand --forward-timeout 'Store a write that the server has not answered after this long [default: 30s]'
             cand --retry-interval 'Try a held lane again after this long: no valid key, a redirect, a server that fails at everything [default: 10s]'

@@ -73,6 +73,10 @@ pub struct AgentArgs {
     #[arg(long, value_name = "SIZE")]
     max_inflated_size: Option<OsString>,
 
+    /// Refuse files of attachments larger than this [default: 5GiB]
+    #[arg(long, value_name = "SIZE")]
+    max_attachment_size: Option<OsString>,
+
     /// Give up connecting to the server after this long [default: 5s]
     #[arg(long, value_name = "DURATION")]
     connect_timeout: Option<OsString>,
@@ -126,6 +130,7 @@ impl AgentArgs {
             max_attempts: self.max_attempts.clone(),
             max_body_size: self.max_body_size.clone(),
             max_inflated_size: self.max_inflated_size.clone(),
+            max_attachment_size: self.max_attachment_size.clone(),
             connect_timeout: self.connect_timeout.clone(),
             forward_timeout: self.forward_timeout.clone(),
             retry_interval: self.retry_interval.clone(),
@@ -162,6 +167,7 @@ fn settings(config: &Config) -> AgentSettings {
             connections_max: CONNECTIONS_MAX,
             body_bytes_max,
             inflated_bytes_max: config.max_inflated_size.value.bytes(),
+            attachment_bytes_max: config.max_attachment_size.value.bytes(),
             body_memory_bytes_max: BODY_MEMORY_BYTES_MAX.max(usize::try_from(body_bytes_max).unwrap_or(usize::MAX)),
             header_read_timeout: HEADER_READ_TIMEOUT,
             body_read_timeout: BODY_READ_TIMEOUT,

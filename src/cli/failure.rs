@@ -82,6 +82,7 @@ impl From<StoreError> for Failure {
             StoreError::Full { .. } => "replay or purge messages, or raise OPIK_OFFLINE_MAX_SIZE",
             StoreError::Busy { .. } => "try again; another process is writing to the store",
             StoreError::LeaseHeld { .. } => "it delivers the same messages; wait for it, or stop it first",
+            StoreError::AttachmentGone => "give the file again; nothing of it was kept",
             StoreError::LeaseLost => "the other process goes on; `opik-offline status` shows how far it is",
         };
         Self::new(Exit::Failure, error.to_string(), Some(hint))

@@ -176,6 +176,10 @@ settings! {
     /// Log file, written when `file_logging_level` is set
     logging_file: PathBuf = "opik.log", "OPIK_LOGGING_FILE", OpikConfig, plain(any);
 
+    /// Largest file of an attachment
+    max_attachment_size: ByteSize = "5GiB", "OPIK_OFFLINE_MAX_ATTACHMENT_SIZE", "--max-attachment-size", ConfigYaml,
+        plain(at_least(ByteSize::KIB));
+
     /// Sends of a message that the server answered with an error of its own, before it is rejected
     max_attempts: u32 = "10", "OPIK_OFFLINE_MAX_ATTEMPTS", "--max-attempts", ConfigYaml, plain(within(1, 1_000_000));
 

@@ -107,7 +107,7 @@ pub(super) async fn refuse(reply: Reply, headers: &HeaderMap, mut body: Incoming
 }
 
 /// Reads a body whole, within the limits of size and of memory for all bodies together.
-async fn read_body(
+pub(super) async fn read_body(
     shared: &Shared,
     headers: &HeaderMap,
     body: &mut Incoming,
@@ -181,7 +181,7 @@ impl Write {
             let text = format!("Content-Encoding {} is not supported, use gzip, deflate or none", named.unwrap_or(""));
             return Err(error(415, &text));
         };
-        let lane = lane(&head.headers)?;
+        let lane = lane_of(&head.headers)?;
         let body = Body::new(bytes, encoding);
         let is_small = body.bytes.len() <= PREPARE_INLINE_BYTES_MAX;
         let inflated_max = shared.limits.inflated_bytes_max;
@@ -402,7 +402,7 @@ enum Forwarded {
     Keep { fallback: Option<ClientAnswer> },
 }
 
-fn not_stored(failure: &CommitError) -> Reply {
+pub(super) fn not_stored(failure: &CommitError) -> Reply {
     let text = match failure {
         CommitError::Busy => "opik-offline takes as many writes as its disk can".to_owned(),
         CommitError::Stopped => "opik-offline is stopping".to_owned(),
@@ -475,7 +475,7 @@ fn inspect_body(
 }
 
 /// Returns whose write it is.
-fn lane(headers: &HeaderMap) -> Result<Lane, Reply> {
+pub(super) fn lane_of(headers: &HeaderMap) -> Result<Lane, Reply> {
     let workspace = match headers.get("comet-workspace") {
         None => None,
         Some(value) => match std::str::from_utf8(value.as_bytes()) {
@@ -488,7 +488,7 @@ fn lane(headers: &HeaderMap) -> Result<Lane, Reply> {
 }
 
 /// Returns the headers that a replay sends again.
-fn kept_headers(headers: &HeaderMap) -> HeaderSet {
+pub(super) fn kept_headers(headers: &HeaderMap) -> HeaderSet {
     let mut kept = headers.clone();
     forward::strip_hop_by_hop(&mut kept);
     for name in NOT_KEPT {

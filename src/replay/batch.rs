@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use tracing::{debug, warn};
 
+use super::attachment;
 use super::lane::LaneWorker;
 use super::now_ms;
 use crate::delivery::backoff;
@@ -148,7 +149,8 @@ impl<'w, 'a> Batch<'w, 'a> {
                     continue;
                 }
             }
-            match self.attempt(shipment.message_type(), &shipment.request())? {
+            let attempt = self.attempt(shipment.message_type(), &shipment.request(), shipment.only())?;
+            match attempt {
                 Attempt::Passed => self.delivered(&shipment)?,
                 Attempt::Halted(answer) => self.put_back(&shipment, answer),
                 Attempt::Faltered(falter) => {
@@ -197,11 +199,20 @@ impl<'w, 'a> Batch<'w, 'a> {
         self.halt.is_none()
     }
 
-    /// Sends one request, and sees to what its answer means for the lane and for the connection.
-    fn attempt(&mut self, message_type: MessageType, request: &Request) -> Result<Attempt, StoreError> {
+    /// Sends one request, and sees to what its answer means for the lane and for the connection. `alone` is the message
+    /// whose request it is, if it is one's: an attachment takes several.
+    fn attempt(
+        &mut self,
+        message_type: MessageType,
+        request: &Request,
+        alone: Option<&Claimed>,
+    ) -> Result<Attempt, StoreError> {
         let (replay, work) = (self.worker.replay, &self.worker.work);
         let sent = Instant::now();
-        let result = self.send(message_type, request);
+        let result = match alone.filter(|message| message.message_type == MessageType::CreateAttachment) {
+            Some(message) => attachment::upload(self.worker, message),
+            None => self.send(message_type, request),
+        };
         let took = sent.elapsed();
         let verdict = replaying(message_type, result.as_ref());
         debug!(target: "replay_manager", %message_type, ?verdict, "sent");
@@ -317,7 +328,7 @@ impl<'w, 'a> Batch<'w, 'a> {
                 division.keep(items);
                 continue;
             }
-            match self.attempt(message.message_type, &divisible.piece(&message.request, items.clone()))? {
+            match self.attempt(message.message_type, &divisible.piece(&message.request, items.clone()), None)? {
                 Attempt::Passed => division.passed(items),
                 Attempt::Refused { answer, .. } => {
                     last_refusal = Some(answer.clone());

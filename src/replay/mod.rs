@@ -19,6 +19,7 @@
 //!
 //! [`MessageType::repeat_is_harmless`]: crate::message::MessageType::repeat_is_harmless
 
+mod attachment;
 mod batch;
 mod lane;
 mod probes;

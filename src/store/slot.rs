@@ -197,6 +197,7 @@ impl StoreSlot {
             | StoreError::Unusable { .. } => true,
             StoreError::Full { .. }
             | StoreError::Busy { .. }
+            | StoreError::AttachmentGone
             | StoreError::LeaseHeld { .. }
             | StoreError::LeaseLost => false,
         };

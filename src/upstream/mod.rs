@@ -11,6 +11,7 @@
 
 pub mod forward;
 pub mod tls;
+pub mod upload;
 
 use std::path::PathBuf;
 use std::time::{Duration, Instant, SystemTime};
@@ -163,7 +164,7 @@ impl Upstream {
         }
         let left = self.deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()) + DEADLINE_GRACE);
         let timeout = left.map_or(self.answer_timeout, |left| left.min(self.answer_timeout));
-        self.finish(with_lane(builder, lane), &request.body.bytes, timeout, Answer::TEXT_BYTES_MAX)
+        self.finish(with_lane(builder, lane), &request.body.bytes[..], timeout, Answer::TEXT_BYTES_MAX)
     }
 
     /// Asks the server whether it is there (`is-alive/ping`), as the SDK's connection monitor does.
@@ -187,7 +188,7 @@ impl Upstream {
             .method("POST")
             .uri(format!("{}/v1/private/auth", self.base_url))
             .header("content-type", "application/json");
-        self.finish(with_lane(request, lane), &[], timeout, Answer::TEXT_BYTES_MAX)
+        self.finish(with_lane(request, lane), &[][..], timeout, Answer::TEXT_BYTES_MAX)
     }
 
     /// Reads a path below the base URL; how the commands ask a running agent.
@@ -197,7 +198,7 @@ impl Upstream {
     /// [`SendFailure`] when no answer came within `timeout`.
     pub fn read(&self, path: &str, timeout: Duration) -> Result<Answer, SendFailure> {
         let request = http::Request::builder().method("GET").uri(format!("{}/{path}", self.base_url));
-        self.finish(request, &[], timeout, Answer::TEXT_BYTES_MAX)
+        self.finish(request, &[][..], timeout, Answer::TEXT_BYTES_MAX)
     }
 
     /// Reads what the server has of a lane, by `GET` or by a `POST` with a JSON body; at most `bytes_max` of the answer.
@@ -221,10 +222,11 @@ impl Upstream {
         value.get("version")?.as_str().map(str::to_owned)
     }
 
+    /// Sends a request and reads its answer, at most `bytes_max` of it.
     fn finish(
         &self,
         builder: http::request::Builder,
-        body: &[u8],
+        body: impl ureq::AsSendBody,
         timeout: Duration,
         bytes_max: usize,
     ) -> Result<Answer, SendFailure> {

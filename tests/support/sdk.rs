@@ -64,6 +64,8 @@ pub struct SdkApp {
     stdin: ChildStdin,
     lines: Receiver<String>,
     expected: BTreeMap<Key, Expected>,
+    /// Entity id and name of each file, with its size and digest.
+    files: BTreeMap<(String, String), (u64, String)>,
     home: Home,
 }
 
@@ -98,7 +100,7 @@ impl SdkApp {
                 }
             }
         });
-        let mut app = Self { child, stdin, lines, expected: BTreeMap::new(), home };
+        let mut app = Self { child, stdin, lines, expected: BTreeMap::new(), files: BTreeMap::new(), home };
         app.read_until_done("start");
         app
     }
@@ -160,6 +162,16 @@ impl SdkApp {
                 }
             }
         }
+        let files = server.files();
+        for ((id, name), (bytes, digest)) in &self.files {
+            match files.get(&("default".to_owned(), id.clone(), name.clone())) {
+                None => missing.push(format!("file {name:?} of {id} is lost")),
+                Some(file) if file.bytes != *bytes || file.sha256 != *digest => {
+                    missing.push(format!("file {name:?} of {id} is another"));
+                }
+                Some(_) => {}
+            }
+        }
         missing
     }
 
@@ -204,6 +216,12 @@ impl SdkApp {
     }
 
     fn note(&mut self, line: &Value) {
+        if let Some(name) = line["file"].as_str() {
+            let key = (line["id"].as_str().expect("an id").to_owned(), name.to_owned());
+            let digest = line["sha256"].as_str().expect("a digest").to_owned();
+            self.files.insert(key, (line["bytes"].as_u64().expect("a size"), digest));
+            return;
+        }
         let kind = match line["kind"].as_str() {
             Some("trace") => Kind::Trace,
             Some("span") => Kind::Span,

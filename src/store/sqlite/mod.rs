@@ -17,6 +17,7 @@
 //! intake never waits for anybody's list. A thread takes at most one of these mutexes at a time, except that claims take
 //! `claiming` first. Between processes SQLite's locks do the same; who waits longer than ten seconds is told so.
 
+mod attachments;
 mod claim;
 mod fault;
 mod lease;
@@ -35,14 +36,15 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use rusqlite::{Connection, Transaction, TransactionBehavior};
+use tracing::warn;
 
 use self::fault::Fault;
 pub(in crate::store) use self::open::FileId;
 use super::{
-    AgentRecord, Ahead, Backlog, ClaimLimits, Claimed, Condition, Filter, Hold, LaneId, LaneWork, Lease, Limits,
-    Listed, OpenMode, Outcome, Owner, Page, Purged, ReplayRecord, Store, StoreError, StoredMessage,
+    AgentRecord, Ahead, AttachmentId, Backlog, ClaimLimits, Claimed, Condition, Filter, Hold, LaneId, LaneWork, Lease,
+    Limits, Listed, OpenMode, Outcome, Owner, Page, Purged, ReplayRecord, Store, StoreError, StoredMessage,
 };
-use crate::message::{Lane, Message, MessageId, Touch};
+use crate::message::{Attachment, Lane, Message, MessageId, Touch};
 
 /// How long a write waits for other processes.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(10);
@@ -106,6 +108,43 @@ impl SqliteStore {
         })
     }
 
+    /// Sees to it that so many bytes fit into the limits.
+    fn make_room(&self, tx: &Transaction<'_>, needed: u64) -> Result<(), Fault> {
+        space::make_room(tx, &self.path, &self.log, &self.limits, needed)
+    }
+
+    /// Says whether what was committed is in the file that stands at the path.
+    fn verify_file(&self) -> Result<(), StoreError> {
+        if FileId::at(&self.path) == Some(self.file) {
+            return Ok(());
+        }
+        let reason = "its file was removed or replaced while it was open".into();
+        Err(StoreError::Unusable { path: self.path.clone(), reason })
+    }
+
+    /// Removes the bytes of uploads that can't come to their end any more, and of messages that are gone.
+    fn remove_unfinished(&self) -> Result<(), StoreError> {
+        if !self.read(&self.reader, attachments::any_without_message)? {
+            return Ok(());
+        }
+        self.write(attachments::release_dead)?;
+        self.remove_released()
+    }
+
+    /// Removes the bytes of attachments that are nobody's any more, in steps between which others may write.
+    fn remove_released(&self) -> Result<(), StoreError> {
+        while self.write(attachments::remove_a_step)? {}
+        Ok(())
+    }
+
+    /// Removes the bytes that a commit released. That commit has happened, so a failure of this is not its failure: the
+    /// next one who looks for such bytes removes them.
+    fn remove_soon(&self, released: bool) {
+        if released && let Err(error) = self.remove_released() {
+            warn!(target: "db_manager", "the bytes of deleted attachments stay for now: {error}");
+        }
+    }
+
     /// Does this work on one snapshot of the store.
     fn read<T>(
         &self,
@@ -134,13 +173,10 @@ impl Store for SqliteStore {
             return Ok(Vec::new());
         }
         let ids = self.write(|tx| {
-            space::make_room(tx, &self.path, &self.log, &self.limits, messages)?;
+            self.make_room(tx, messages.iter().map(space::bytes_needed).sum())?;
             register::register(tx, messages)
         })?;
-        if FileId::at(&self.path) != Some(self.file) {
-            let reason = "its file was removed or replaced while it was open".into();
-            return Err(StoreError::Unusable { path: self.path.clone(), reason });
-        }
+        self.verify_file()?;
         Ok(ids)
     }
 
@@ -158,6 +194,51 @@ impl Store for SqliteStore {
         self.write(|tx| register::limit(tx, lane, hold))
     }
 
+    fn begin_attachment(&self, bytes_expected: Option<u64>) -> Result<AttachmentId, StoreError> {
+        self.remove_unfinished()?;
+        self.write(|tx| {
+            self.make_room(tx, bytes_expected.unwrap_or(0))?;
+            attachments::begin(tx)
+        })
+    }
+
+    fn add_piece(&self, attachment: AttachmentId, number: u32, piece: &[u8]) -> Result<(), StoreError> {
+        self.write(|tx| {
+            self.make_room(tx, piece.len() as u64)?;
+            attachments::add_piece(tx, attachment, number, piece)
+        })
+    }
+
+    fn register_attachment(
+        &self,
+        attachment: AttachmentId,
+        file: &Attachment,
+        message: &Message,
+    ) -> Result<MessageId, StoreError> {
+        let id = self.write(|tx| {
+            self.make_room(tx, space::bytes_needed(message))?;
+            let id = register::register_attachment(tx, message, file.bytes)?;
+            attachments::give(tx, attachment, file, id)?;
+            Ok(id)
+        })?;
+        self.verify_file()?;
+        Ok(id)
+    }
+
+    fn abandon_attachment(&self, attachment: AttachmentId) -> Result<(), StoreError> {
+        self.write(|tx| attachments::abandon(tx, attachment))?;
+        self.remove_soon(true);
+        Ok(())
+    }
+
+    fn attachment(&self, message: MessageId) -> Result<Option<Attachment>, StoreError> {
+        self.read(&self.reader, |connection| attachments::of(connection, message))
+    }
+
+    fn piece(&self, message: MessageId, number: u32) -> Result<Option<Vec<u8>>, StoreError> {
+        self.read(&self.reader, |connection| attachments::piece(connection, message, number))
+    }
+
     fn acquire(&self, owner: &Owner, time_to_live: Duration) -> Result<Lease, StoreError> {
         self.write(|tx| lease::acquire(tx, owner, time_to_live))
     }
@@ -171,6 +252,7 @@ impl Store for SqliteStore {
     }
 
     fn return_in_flight(&self, lease: &Lease) -> Result<u64, StoreError> {
+        self.remove_unfinished()?;
         self.write_as(lease, |tx| settle::return_in_flight(tx, lease.epoch))
     }
 
@@ -200,7 +282,12 @@ impl Store for SqliteStore {
     }
 
     fn settle(&self, lease: &Lease, outcomes: &[(MessageId, Outcome)]) -> Result<(), StoreError> {
-        self.write_as(lease, |tx| settle::settle(tx, lease.epoch, outcomes))
+        let released = self.write_as(lease, |tx| {
+            settle::settle(tx, lease.epoch, outcomes)?;
+            attachments::any_released(tx)
+        })?;
+        self.remove_soon(released);
+        Ok(())
     }
 
     fn backlog(&self, filter: &Filter) -> Result<Backlog, StoreError> {
@@ -216,10 +303,13 @@ impl Store for SqliteStore {
     }
 
     fn purge(&self, filter: &Filter, limit: usize) -> Result<Purged, StoreError> {
-        self.write(|tx| {
+        let (purged, released) = self.write(|tx| {
             let nobody_replays = lease::holder(tx)?.is_none();
-            settle::purge(tx, filter, limit, nobody_replays)
-        })
+            let purged = settle::purge(tx, filter, limit, nobody_replays)?;
+            Ok((purged, attachments::any_released(tx)?))
+        })?;
+        self.remove_soon(released);
+        Ok(purged)
     }
 
     fn requeue(&self, filter: &Filter) -> Result<u64, StoreError> {
@@ -236,6 +326,7 @@ impl Store for SqliteStore {
     }
 
     fn compact(&self) -> Result<u64, StoreError> {
+        self.remove_unfinished()?;
         self.write(|tx| {
             register::forget_header_sets(tx)?;
             people::forget_unused_keys(tx)
@@ -270,7 +361,11 @@ impl Store for SqliteStore {
     }
 
     fn announce(&self, agent: Option<&AgentRecord>) -> Result<(), StoreError> {
-        self.write(|tx| people::announce(tx, agent))
+        self.write(|tx| people::announce(tx, agent))?;
+        if agent.is_some() {
+            self.remove_unfinished()?;
+        }
+        Ok(())
     }
 
     fn note_replay(&self, record: &ReplayRecord) -> Result<(), StoreError> {

@@ -2,6 +2,7 @@
 
 use rusqlite::{Connection, OptionalExtension, Transaction, params};
 
+use super::attachments;
 use super::fault::Fault;
 use super::queries::{self, Selection, bind};
 use super::rows::{self, HeaderSets, Lanes};
@@ -195,6 +196,7 @@ pub(super) fn check(connection: &Connection) -> Result<Vec<String>, Fault> {
             problems.push(format!("{count} {wrong}"));
         }
     }
+    problems.extend(attachments::problems(connection)?);
     let mut types = connection.prepare(queries::TYPES)?;
     for name in types.query_map([], |row| row.get::<_, String>(0))? {
         let name = name?;

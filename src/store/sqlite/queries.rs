@@ -71,9 +71,10 @@ pub(super) const SUMMARY: &str =
 pub(super) const WRONG_TOUCHES: &str = "
     SELECT count(*) FROM message_touches LEFT JOIN messages USING (message_id)
     WHERE instr(coalesce(touches, x''), entity || unhex(printf('%02X', effect))) = 0";
-/// Messages without a body, bodies without a message, and bodies of another length than their message says.
+/// Messages without a body, bodies without a message, and bodies and files of another length than their message says.
 pub(super) const WRONG_BODIES: &str = "
-    SELECT (SELECT count(*) FROM messages LEFT JOIN bodies USING (message_id) WHERE body_bytes IS NOT length(body))
+    SELECT (SELECT count(*) FROM messages LEFT JOIN bodies USING (message_id) LEFT JOIN attachments USING (message_id)
+            WHERE body_bytes IS NOT length(body) + coalesce(bytes, 0))
         + (SELECT count(*) FROM bodies LEFT JOIN messages USING (message_id) WHERE status IS NULL)";
 /// Messages whose lane or header set is not there.
 pub(super) const WRONG_NAMES: &str = "
@@ -131,6 +132,50 @@ pub(super) const MOVE_TO: &str = "UPDATE messages SET position = ?2 WHERE messag
 /// The messages that make room in a full store: the oldest that wait.
 pub(super) const OLDEST_WAITING: &str = "
     SELECT message_id, body_bytes FROM messages WHERE status = 3 ORDER BY message_id";
+
+// Attachments. A row without a message is being uploaded while it has an owner (`process`), and released without one.
+
+pub(super) const BEGIN_ATTACHMENT: &str = "
+    INSERT INTO attachments (bytes, process, pid, pid_namespace, boot, grown_at_ms) VALUES (0, ?1, ?2, ?3, ?4, ?5)
+    RETURNING attachment_id";
+pub(super) const GROW_ATTACHMENT: &str = "
+    UPDATE attachments SET bytes = bytes + ?4, grown_at_ms = ?5
+    WHERE attachment_id = ?1 AND message_id IS NULL AND process = ?2 AND bytes = ?3";
+pub(super) const ADD_PIECE: &str = "INSERT INTO attachment_pieces VALUES (?1, ?2)";
+pub(super) const GIVE_ATTACHMENT: &str = "
+    UPDATE attachments SET message_id = ?4, sha256 = ?5, process = NULL, pid = NULL, pid_namespace = NULL, boot = NULL,
+        grown_at_ms = NULL
+    WHERE attachment_id = ?1 AND message_id IS NULL AND process = ?2 AND bytes = ?3";
+pub(super) const ABANDON_ATTACHMENT: &str =
+    "UPDATE attachments SET process = NULL WHERE attachment_id = ?1 AND message_id IS NULL AND process = ?2";
+pub(super) const RELEASE_ATTACHMENT: &str = "UPDATE attachments SET message_id = NULL WHERE message_id = ?1";
+pub(super) const RELEASE_UPLOAD: &str =
+    "UPDATE attachments SET process = NULL WHERE attachment_id = ?1 AND message_id IS NULL";
+pub(super) const UPLOADS: &str = "
+    SELECT attachment_id, process, pid, pid_namespace, boot, grown_at_ms FROM attachments
+    WHERE message_id IS NULL AND process IS NOT NULL";
+pub(super) const ANY_WITHOUT_MESSAGE: &str = "SELECT 1 FROM attachments WHERE message_id IS NULL LIMIT 1";
+pub(super) const RELEASED_ATTACHMENT: &str =
+    "SELECT attachment_id FROM attachments WHERE message_id IS NULL AND process IS NULL LIMIT 1";
+pub(super) const REMOVE_PIECES: &str = "
+    DELETE FROM attachment_pieces WHERE piece_id IN (
+        SELECT piece_id FROM attachment_pieces WHERE piece_id >= ?1 AND piece_id < ?2 LIMIT ?3)";
+pub(super) const REMOVE_ATTACHMENT: &str = "DELETE FROM attachments WHERE attachment_id = ?1";
+pub(super) const ATTACHMENT: &str = "SELECT attachment_id, bytes, sha256 FROM attachments WHERE message_id = ?1";
+/// A piece of a message's file; ?2 is how many numbers a file has.
+pub(super) const PIECE: &str = "
+    SELECT piece FROM attachment_pieces
+    WHERE piece_id = (SELECT attachment_id FROM attachments WHERE message_id = ?1) * ?2 + ?3";
+pub(super) const PIECES: &str =
+    "SELECT piece FROM attachment_pieces WHERE piece_id >= ?1 AND piece_id < ?2 ORDER BY piece_id";
+pub(super) const ATTACHMENTS: &str =
+    "SELECT attachment_id, message_id, bytes, sha256 FROM attachments WHERE message_id IS NOT NULL";
+/// Files of messages that are not there. A message whose file is not there has too few bytes ([`WRONG_BODIES`]).
+pub(super) const WRONG_ATTACHMENTS: &str = "
+    SELECT count(*) FROM attachments LEFT JOIN messages USING (message_id)
+    WHERE message_id IS NOT NULL AND status IS NULL";
+pub(super) const WRONG_PIECES: &str = "
+    SELECT count(*) FROM attachment_pieces WHERE piece_id >> 24 NOT IN (SELECT attachment_id FROM attachments)";
 
 // Lease.
 
@@ -460,6 +505,12 @@ mod tests {
             (requeue(&all), "messages_rejected (status=?)"),
             (ANY_UPDATE.to_owned(), "SEARCH message_touches USING PRIMARY KEY (effect=?)"),
             (WAITING_UPDATES.to_owned(), "SEARCH message_touches USING PRIMARY KEY (effect=? AND entity=?)"),
+            (PIECE.to_owned(), "SEARCH attachment_pieces USING INTEGER PRIMARY KEY (rowid=?)"),
+            (PIECE.to_owned(), "SEARCH attachments USING"),
+            (RELEASED_ATTACHMENT.to_owned(), "SEARCH attachments USING INDEX"),
+            (UPLOADS.to_owned(), "SEARCH attachments USING INDEX"),
+            (RELEASE_ATTACHMENT.to_owned(), "SEARCH attachments USING"),
+            (REMOVE_PIECES.to_owned(), "SEARCH attachment_pieces USING INTEGER PRIMARY KEY (rowid>? AND rowid<?)"),
             (FIRST_CREATE.to_owned(), "SEARCH message_touches USING PRIMARY KEY (effect=? AND entity=?)"),
         ] {
             let plan = plan(&connection, &sql);

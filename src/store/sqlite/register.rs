@@ -67,6 +67,20 @@ pub(super) fn limit(tx: &Transaction<'_>, lane: &Lane, hold: &Hold) -> Result<()
 
 /// Stores messages as *failed*, in this order.
 pub(super) fn register(tx: &Transaction<'_>, messages: &[Message]) -> Result<Vec<MessageId>, Fault> {
+    register_with_files(tx, messages, 0)
+}
+
+/// Stores a message as *failed*, and counts the bytes of its file as its own.
+pub(super) fn register_attachment(
+    tx: &Transaction<'_>,
+    message: &Message,
+    file_bytes: u64,
+) -> Result<MessageId, Fault> {
+    let ids = register_with_files(tx, std::slice::from_ref(message), i64::try_from(file_bytes).unwrap_or(i64::MAX))?;
+    Ok(ids[0])
+}
+
+fn register_with_files(tx: &Transaction<'_>, messages: &[Message], file_bytes: i64) -> Result<Vec<MessageId>, Fault> {
     let mut names = Names::default();
     let mut changes = Changes::default();
     let first: i64 = tx.prepare_cached(queries::NEXT_ID)?.query_row([], |row| row.get(0))?;
@@ -77,6 +91,7 @@ pub(super) fn register(tx: &Transaction<'_>, messages: &[Message]) -> Result<Vec
         let lane = names.lane(tx, &message.lane)?;
         let header_set = names.header_set(tx, &message.request.headers)?;
         let body = &message.request.body;
+        let body_bytes = body.bytes.len() as i64 + file_bytes;
         add_message.execute(params![
             id,
             message.message_type.name(),
@@ -84,7 +99,7 @@ pub(super) fn register(tx: &Transaction<'_>, messages: &[Message]) -> Result<Vec
             position(id),
             message.accepted_at_ms,
             message.items,
-            body.bytes.len() as i64,
+            body_bytes,
             message.project,
             message.request.method,
             message.request.path,
@@ -99,7 +114,7 @@ pub(super) fn register(tx: &Transaction<'_>, messages: &[Message]) -> Result<Vec
             }
         }
         updates_exist |= message.touches.iter().any(|touch| touch.effect == Effect::Update);
-        let size = Size { items: message.items.into(), body_bytes: body.bytes.len() as i64 };
+        let size = Size { items: message.items.into(), body_bytes };
         changes.add(Group::new(lane, MessageStatus::Failed, message.message_type), size);
         ids.push(MessageId(id));
     }

@@ -4,13 +4,14 @@ use std::collections::BTreeSet;
 
 use rusqlite::{CachedStatement, Connection, OptionalExtension, Row, Transaction, params};
 
+use super::attachments;
 use super::claim::HOLD_MS_MAX;
 use super::fault::Fault;
 use super::queries::{self, Selection};
 use super::register::{Names, add_body_and_touches, is_looked_up};
 use super::rows::{self, Lanes};
 use super::summary::{Changes, Group, Size, counted};
-use crate::message::{Lane, MessageId, MessageStatus, Touch};
+use crate::message::{Lane, MessageId, MessageStatus, MessageType, Touch};
 use crate::store::{Filter, Hold, LaneId, LastAnswer, Outcome, Part, Purged};
 
 /// Writes the outcomes of messages that were claimed under this epoch. One that is not there any more was purged.
@@ -110,6 +111,8 @@ fn keep_answer(tx: &Transaction<'_>, id: MessageId, answer: &LastAnswer) -> Resu
 }
 
 /// Deletes a message by a statement that returns what it was, with everything that hangs on it.
+///
+/// The bytes of its file are released only: removing them takes longer than others should wait.
 pub(super) fn delete_one(
     tx: &Transaction<'_>,
     delete: &mut CachedStatement<'_>,
@@ -128,6 +131,9 @@ pub(super) fn delete_one(
     };
     let ((group, size), touches) = gone;
     tx.prepare_cached(queries::DELETE_BODY)?.execute([id])?;
+    if group.message_type == MessageType::CreateAttachment {
+        attachments::release(tx, id)?;
+    }
     let mut drop_touch = tx.prepare_cached(queries::DROP_TOUCH)?;
     for touch in touches.iter().filter(|touch| is_looked_up(touch)) {
         drop_touch.execute(params![touch.effect as u8, &touch.key.as_bytes()[..], id])?;
