@@ -31,6 +31,7 @@
 
 pub mod attachment;
 pub mod committer;
+pub mod orphan;
 pub mod slot;
 pub mod sqlite;
 
@@ -40,6 +41,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use thiserror::Error;
 
+pub use self::sqlite::sdk_file::{SdkFile, SdkFileError, StoredRow, count_rows, files_of};
 pub use crate::message::Claimed;
 use crate::message::{Attachment, EntityKey, Lane, Message, MessageId, MessageStatus, MessageType, Request, Touch};
 

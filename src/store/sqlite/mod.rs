@@ -27,6 +27,8 @@ mod queries;
 mod register;
 mod rows;
 mod schema;
+pub(in crate::store) mod sdk_file;
+mod sdk_pages;
 mod settle;
 mod space;
 mod summary;

@@ -86,6 +86,16 @@ pub(super) const TYPES: &str = "SELECT DISTINCT message_type FROM messages";
 pub(super) const TABLES: &str = "SELECT name FROM sqlite_schema WHERE type = 'table' LIMIT 10";
 /// The columns of a store of the Python SDK.
 pub(super) const SDK_MESSAGES: &str = "SELECT message_id, status, message_type, message_json FROM messages";
+pub(super) const SDK_FIRST: &str =
+    "SELECT message_id, status, message_type, message_json FROM messages ORDER BY message_id LIMIT 1";
+pub(super) const SDK_NEXT: &str =
+    "SELECT message_id, status, message_type, message_json FROM messages WHERE message_id > ?1 ORDER BY message_id LIMIT 1";
+pub(super) const SDK_ONE: &str =
+    "SELECT message_id, status, message_type, message_json FROM messages WHERE message_id = ?1";
+pub(super) const SDK_ROWS: &str = "SELECT count(*) FROM messages";
+/// For a copy only.
+pub(super) const EMPTY_SDK_STORE: &str = "
+    CREATE TEMP TABLE messages (message_id INTEGER PRIMARY KEY, status INTEGER, message_type TEXT, message_json TEXT)";
 
 // Registering.
 
