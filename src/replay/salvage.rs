@@ -11,15 +11,14 @@ use std::fs::{self, File};
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
-use base64::Engine as _;
 use ring::digest::{Context, SHA256};
-use serde::Serialize;
 use thiserror::Error;
 use uuid::Uuid;
 
 use crate::message::{
-    Body, Effect, Encoding, EntityKey, EntityKind, HeaderSet, Lane, Message, MessageType, Request, Sha256, Touch,
+    Body, Encoding, HeaderSet, Lane, Message, MessageType, Request, Sha256,
 };
+use crate::protocol::attachment::{START_PATH, Subject};
 use crate::protocol::inspection::{inspect, with_ids};
 use crate::protocol::routes::Protected;
 use crate::protocol::sdk_rows::{CONTENT_TYPE, SdkAttachment, SdkRow, SdkWrite, convert, sdk_type};
@@ -140,12 +139,19 @@ pub fn salvage(
             RowRead::Attachment(attachment) => {
                 // Its bytes have a commit of their own, and it keeps its place.
                 batch.commit(&mut salvaged)?;
-                match open_attached(&attachment) {
-                    Ok(bytes) => batch.attach(row, &attachment, bytes, lane, &mut salvaged)?,
-                    Err(error) => {
-                        let reason = format!("its file {} cannot be read: {error}", attachment.file_path);
-                        batch.add(refused(row, &stored, reason, path, lane), &mut salvaged)?;
-                    }
+                let unreadable = |error| format!("its file {} cannot be read: {error}", attachment.file_path);
+                let message = attached(&attachment, lane);
+                let ready = message.and_then(|message| Ok((message, open_attached(&attachment).map_err(unreadable)?)));
+                match ready {
+                    Ok((message, bytes)) => batch.attach(row, message, bytes, &mut salvaged).map_err(|fault| match fault {
+                        AttachFault::Store(error) => SalvageError::Store(error),
+                        AttachFault::Read(error) => SdkFileError::Unreadable {
+                            path: attachment.file_path.clone().into(),
+                            reason: error.to_string(),
+                        }
+                        .into(),
+                    })?,
+                    Err(reason) => batch.add(refused(row, &stored, reason, path, lane), &mut salvaged)?,
                 }
             }
             RowRead::Refused(reason) => batch.add(refused(row, &stored, reason, path, lane), &mut salvaged)?,
@@ -173,6 +179,15 @@ impl Target<'_> {
             Self::Nowhere(None) => Ok(false),
         }
     }
+}
+
+/// Why an attachment was not stored.
+#[derive(Debug, Error)]
+enum AttachFault {
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    #[error(transparent)]
+    Read(io::Error),
 }
 
 /// Rows that go into one commit.
@@ -217,11 +232,10 @@ impl Batch<'_> {
     fn attach(
         &mut self,
         row: Sha256,
-        attachment: &SdkAttachment,
+        message: Message,
         mut bytes: File,
-        lane: &Lane,
         salvaged: &mut Salvaged,
-    ) -> Result<(), StoreError> {
+    ) -> Result<(), AttachFault> {
         let Target::Store(store) = self.target else {
             salvaged.taken += 1;
             return Ok(());
@@ -234,15 +248,10 @@ impl Batch<'_> {
                 Ok(0) => break,
                 Ok(read) => writer.write(&piece[..read])?,
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) => {
-                    return Err(StoreError::Unusable {
-                        path: attachment.file_path.clone().into(),
-                        reason: error.to_string(),
-                    });
-                }
+                // Not the row's fault, as a missing file is: a disk that fails now may not the next time.
+                Err(error) => return Err(AttachFault::Read(error)),
             }
         }
-        let message = attached(attachment, lane);
         let ids = writer.register_by(|store, id, file| {
             store.salvage(&[SalvagedRow { row, message, rejected: None, file: Some((id, *file)) }])
         })?;
@@ -292,7 +301,7 @@ fn digest(row: &StoredRow) -> Sha256 {
     Sha256::new(bytes)
 }
 
-/// Opens the file of an attachment. The server refuses an empty one, so the SDK never sends it either.
+/// Opens the file of an attachment.
 fn open_attached(attachment: &SdkAttachment) -> io::Result<File> {
     // A pipe would never end, and opening one may wait for ever.
     let metadata = fs::metadata(&attachment.file_path)?;
@@ -333,45 +342,32 @@ fn written(row: Sha256, write: SdkWrite, lane: &Lane) -> SalvagedRow {
     SalvagedRow { row, message, rejected: None, file: None }
 }
 
-/// The start of an upload, as clients send it; replay computes the number of parts and `path` for the server it has.
-#[derive(Serialize)]
-struct UploadStart<'a> {
-    file_name: &'a str,
-    num_of_file_parts: u32,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    mime_type: Option<&'a str>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    project_name: Option<&'a str>,
-    entity_type: &'a str,
-    entity_id: &'a str,
-    path: String,
-}
-
-fn attached(attachment: &SdkAttachment, lane: &Lane) -> Message {
-    let start = UploadStart {
-        file_name: &attachment.file_name,
-        num_of_file_parts: 1,
-        mime_type: attachment.mime_type.as_deref(),
-        project_name: attachment.project_name.as_deref(),
-        entity_type: &attachment.entity_type,
-        entity_id: &attachment.entity_id,
-        path: base64::engine::general_purpose::STANDARD.encode("/"),
-    };
-    let kind = if attachment.entity_type == "span" { EntityKind::Span } else { EntityKind::Trace };
-    Message {
+/// Returns the message of an attachment, or what the server would have against it.
+fn attached(attachment: &SdkAttachment, lane: &Lane) -> Result<Message, String> {
+    let members = [
+        ("file_name", Some(&attachment.file_name)),
+        ("mime_type", attachment.mime_type.as_ref()),
+        ("project_name", attachment.project_name.as_ref()),
+        ("entity_type", Some(&attachment.entity_type)),
+        ("entity_id", Some(&attachment.entity_id)),
+    ];
+    let given = members.into_iter().filter_map(|(name, value)| Some((name.to_owned(), value?.as_str().into())));
+    let body = serde_json::Value::Object(given.collect()).to_string().into_bytes();
+    let subject = Subject::from_body(&body)?;
+    Ok(Message {
         lane: lane.clone(),
         message_type: MessageType::CreateAttachment,
         request: Request {
             method: "POST".into(),
-            path: "v1/private/attachment/upload-start".into(),
-            headers: json_headers(),
-            body: Body::new(serde_json::to_vec(&start).unwrap_or_default(), Encoding::Identity),
+            path: START_PATH.into(),
+            headers: HeaderSet::default(),
+            body: Body::new(subject.to_body(), Encoding::Identity),
         },
-        touches: vec![Touch { key: EntityKey::new(kind, &attachment.entity_id), effect: Effect::Annotate }],
+        touches: subject.touches(),
         items: 1,
-        project: attachment.project_name.clone(),
+        project: subject.project().map(str::to_owned),
         accepted_at_ms: now_ms(),
-    }
+    })
 }
 
 /// Keeps a row that can't be sent: its text as the body, and the reason where others have the server's answer.
