@@ -183,10 +183,10 @@ fn settings(config: &Config) -> AgentSettings {
             ping_interval: config.connection_monitor_ping_interval.value,
         },
         shutdown_timeout: config.shutdown_timeout.value,
-        adopt: config.adopt_orphans.value.then(|| Adoption {
-            temp_dir: temp_dir(&ProcessEnvironment),
-            lane: translate::lane(config),
-        }),
+        adopt: config
+            .adopt_orphans
+            .value
+            .then(|| Adoption { temp_dir: temp_dir(&ProcessEnvironment), lane: translate::lane(config) }),
     }
 }
 

@@ -12,9 +12,9 @@ use super::groups::{Group, groups, groups_text};
 use super::progress::Progress;
 use super::readback::Readback;
 use super::render::{Renderer, count, short_duration};
+use super::salvage::{Source, take_in};
 use super::selection::{Selection, duration, number_from_one, refuse_jsonl};
 use super::{Common, Exit, Failure, configuration, existing_store, stop_on_signals, translate, upstream};
-use super::salvage::{Source, take_in};
 use crate::config::{Config, Flags, LogLevel};
 use crate::message::MessageStatus;
 use crate::monitor::connection::Connection;
@@ -440,12 +440,13 @@ impl Report {
 fn people(renderer: &Renderer, report: &Report) -> String {
     if report.dry_run {
         let sources: String = report.sources.iter().map(|source| source.text(true)).collect();
-        return sources + &match report.remaining {
-            0 => "nothing to replay\n".to_owned(),
-            waiting => {
-                format!("would replay {}\n\n{}", count(waiting, "message"), groups_text(renderer, &report.groups))
-            }
-        };
+        return sources
+            + &match report.remaining {
+                0 => "nothing to replay\n".to_owned(),
+                waiting => {
+                    format!("would replay {}\n\n{}", count(waiting, "message"), groups_text(renderer, &report.groups))
+                }
+            };
     }
     let readback = report.verified.as_ref().map_or_else(String::new, Readback::text);
     if report.delivered + report.rejected + report.remaining == 0 {

@@ -14,7 +14,7 @@ use crate::protocol::sdk_rows::{SdkRow, convert};
 use crate::replay::salvage::{SalvageError, Salvaged, Target, remove_source, salvage};
 use crate::shutdown::Shutdown;
 use crate::store::orphan::{self, SDK_STORE_NAME};
-use crate::store::{self, OpenMode, SdkFile, SdkFileError, Store, StoredRow, count_rows, now_ms};
+use crate::store::{self, OpenMode, SdkFile, Store, StoredRow, count_rows, now_ms};
 
 /// What became of one file.
 #[derive(Serialize)]
@@ -122,9 +122,10 @@ fn expand(given: &[PathBuf]) -> (Vec<PathBuf>, bool) {
     for name in given {
         let found = match name.to_str().filter(|text| text.contains(['*', '?', '[']) && !name.exists()) {
             Some(pattern) => match glob::glob(pattern) {
-                Ok(matching) => {
-                    matching.flatten().flat_map(|path| if path.is_dir() { in_folder(&path) } else { vec![path] }).collect()
-                }
+                Ok(matching) => matching
+                    .flatten()
+                    .flat_map(|path| if path.is_dir() { in_folder(&path) } else { vec![path] })
+                    .collect(),
                 Err(_) => Vec::new(),
             },
             None if name.is_dir() => in_folder(name),
@@ -185,7 +186,8 @@ fn row(stored: &StoredRow) -> Row {
     let (method, path, problem) = match convert(&stored.message_type, json) {
         Ok(SdkRow::Write(write)) => (Some(write.method), Some(write.path), None),
         Ok(SdkRow::Attachment(file)) => {
-            let problem = (!Path::new(&file.file_path).is_file()).then(|| format!("its file {} is gone", file.file_path));
+            let problem =
+                (!Path::new(&file.file_path).is_file()).then(|| format!("its file {} is gone", file.file_path));
             (Some("POST"), Some("v1/private/attachment/upload-start".to_owned()), problem)
         }
         Err(fault) => (None, None, Some(fault.to_string())),
@@ -197,7 +199,15 @@ fn row(stored: &StoredRow) -> Row {
         other => other.to_string(),
     };
     let json_bytes = json.len() as u64;
-    Row { message_id: stored.message_id, status, message_type: stored.message_type.clone(), method, path, json_bytes, problem }
+    Row {
+        message_id: stored.message_id,
+        status,
+        message_type: stored.message_type.clone(),
+        method,
+        path,
+        json_bytes,
+        problem,
+    }
 }
 
 /// Lists the rows of one file.
@@ -275,7 +285,9 @@ pub struct OrphanLine {
 impl OrphanLine {
     /// Says what was found.
     pub fn text(&self) -> String {
-        let rows = self.rows.map_or("messages that nobody can count (it may be damaged)".to_owned(), |rows| count(rows, "message"));
+        let rows = self
+            .rows
+            .map_or("messages that nobody can count (it may be damaged)".to_owned(), |rows| count(rows, "message"));
         let age = short_duration(Duration::from_secs(self.age_seconds));
         format!("{}: {rows}, {}, left {age} ago by a Python process", self.path, size(self.bytes))
     }
@@ -296,27 +308,4 @@ pub fn orphans() -> Vec<OrphanLine> {
         age_seconds: u64::try_from((now_ms() - orphan.changed_at_ms) / 1000).unwrap_or(0),
     };
     found.into_iter().map(line).collect()
-}
-
-impl From<SalvageError> for Failure {
-    fn from(error: SalvageError) -> Self {
-        let hint = match &error {
-            SalvageError::File(error) => match error {
-                SdkFileError::Missing { .. } => "`opik-offline status` lists the stores that were found",
-                SdkFileError::NotADatabase { .. } | SdkFileError::OtherProgram { .. } => {
-                    "name an opik_messages.db that a Python process left; the file was not touched"
-                }
-                SdkFileError::Live { .. } => {
-                    "its process still delivers it by itself; try again when it has ended. The file was not touched"
-                }
-                SdkFileError::Unreadable { .. } => {
-                    "check that this user can read the file, and that the temporary folder has room for a copy"
-                }
-            },
-            SalvageError::Store(_) => "what was stored so far is kept, and the file was not touched; run it again",
-            SalvageError::Interrupted { .. } => "run it again to go on",
-            SalvageError::NotRemoved { .. } => "its messages are in the message store; remove the file by hand",
-        };
-        Self::new(Exit::Failure, error.to_string(), Some(hint))
-    }
 }

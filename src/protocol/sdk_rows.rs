@@ -232,9 +232,7 @@ const ENTITY_TYPE: [Field; 1] = [required(same("entity_type", Holds::Text))];
 /// Returns method, path and shape of an SDK's type; `None` for the types that no SDK stores.
 const fn request_of(message_type: MessageType) -> Option<(&'static str, &'static str, Shape)> {
     Some(match message_type {
-        MessageType::CreateTrace => {
-            ("POST", "v1/private/traces", Shape::Single(&[&TRACE_CREATE, &TRACE_UPDATE]))
-        }
+        MessageType::CreateTrace => ("POST", "v1/private/traces", Shape::Single(&[&TRACE_CREATE, &TRACE_UPDATE])),
         MessageType::UpdateTrace => {
             ("PATCH", "v1/private/traces", Shape::Update { id: "trace_id", fields: &[&TRACE_UPDATE] })
         }
@@ -297,9 +295,7 @@ pub fn convert(message_type: &str, json: &[u8]) -> Result<SdkRow, RowFault> {
     }
     let members = Members::read(&mut scanner, json)?;
     scanner.end()?;
-    let write = |path: String, path_id, body| {
-        SdkRow::Write(SdkWrite { message_type, method, path, path_id, body })
-    };
+    let write = |path: String, path_id, body| SdkRow::Write(SdkWrite { message_type, method, path, path_id, body });
     Ok(match shape {
         Shape::Single(fields) => {
             let mut body = Object::default();
@@ -508,7 +504,10 @@ mod tests {
         let row = format!(r#"{{"span_id":"{ID}","trace_id":"{ID}","total_cost":0.5}}"#);
         let Ok(SdkRow::Write(write)) = convert("UpdateSpanMessage", row.as_bytes()) else { panic!("{row}") };
         assert_eq!((write.method, write.path), ("PATCH", format!("v1/private/spans/{ID}")));
-        assert_eq!(String::from_utf8_lossy(&write.body), format!(r#"{{"trace_id":"{ID}","total_estimated_cost":0.5}}"#));
+        assert_eq!(
+            String::from_utf8_lossy(&write.body),
+            format!(r#"{{"trace_id":"{ID}","total_estimated_cost":0.5}}"#)
+        );
     }
 
     #[test]

@@ -15,18 +15,14 @@ use ring::digest::{Context, SHA256};
 use thiserror::Error;
 use uuid::Uuid;
 
-use crate::message::{
-    Body, Encoding, HeaderSet, Lane, Message, MessageType, Request, Sha256,
-};
+use crate::message::{Body, Encoding, HeaderSet, Lane, Message, MessageType, Request, Sha256};
 use crate::protocol::attachment::{START_PATH, Subject};
 use crate::protocol::inspection::{inspect, with_ids};
 use crate::protocol::routes::Protected;
 use crate::protocol::sdk_rows::{CONTENT_TYPE, SdkAttachment, SdkRow, SdkWrite, convert, sdk_type};
 use crate::shutdown::Shutdown;
 use crate::store::attachment::AttachmentWriter;
-use crate::store::{
-    LastAnswer, SalvagedRow, SdkFile, SdkFileError, Store, StoreError, StoredRow, files_of, now_ms,
-};
+use crate::store::{LastAnswer, SalvagedRow, SdkFile, SdkFileError, Store, StoreError, StoredRow, files_of, now_ms};
 
 /// Rows in one commit.
 const COMMIT_ROWS_MAX: usize = 256;
@@ -143,14 +139,16 @@ pub fn salvage(
                 let message = attached(&attachment, lane);
                 let ready = message.and_then(|message| Ok((message, open_attached(&attachment).map_err(unreadable)?)));
                 match ready {
-                    Ok((message, bytes)) => batch.attach(row, message, bytes, &mut salvaged).map_err(|fault| match fault {
-                        AttachFault::Store(error) => SalvageError::Store(error),
-                        AttachFault::Read(error) => SdkFileError::Unreadable {
-                            path: attachment.file_path.clone().into(),
-                            reason: error.to_string(),
-                        }
-                        .into(),
-                    })?,
+                    Ok((message, bytes)) => {
+                        batch.attach(row, message, bytes, &mut salvaged).map_err(|fault| match fault {
+                            AttachFault::Store(error) => SalvageError::Store(error),
+                            AttachFault::Read(error) => SdkFileError::Unreadable {
+                                path: attachment.file_path.clone().into(),
+                                reason: error.to_string(),
+                            }
+                            .into(),
+                        })?
+                    }
                     Err(reason) => batch.add(refused(row, &stored, reason, path, lane), &mut salvaged)?,
                 }
             }

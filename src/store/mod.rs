@@ -43,7 +43,9 @@ use thiserror::Error;
 
 pub use self::sqlite::sdk_file::{SdkFile, SdkFileError, StoredRow, count_rows, files_of};
 pub use crate::message::Claimed;
-use crate::message::{Attachment, Sha256, EntityKey, Lane, Message, MessageId, MessageStatus, MessageType, Request, Touch};
+use crate::message::{
+    Attachment, EntityKey, Lane, Message, MessageId, MessageStatus, MessageType, Request, Sha256, Touch,
+};
 
 /// Messages that survive the process, and the right to replay them.
 ///

@@ -19,8 +19,7 @@ use opik_offline::store::committer::Committer;
 use opik_offline::store::slot::StoreSlot;
 use opik_offline::store::{
     AgentRecord, Ahead, AttachmentId, Backlog, ClaimLimits, Claimed, Condition, Filter, Hold, LaneId, LaneWork, Lease,
-    Listed, Outcome, Owner, Page, Purged, ReplayRecord, SalvagedRow, Store, StoreError,
-    StoredMessage,
+    Listed, Outcome, Owner, Page, Purged, ReplayRecord, SalvagedRow, Store, StoreError, StoredMessage,
 };
 use opik_offline::telemetry::metrics::Metrics;
 use opik_offline::upstream::{Upstream, UpstreamSettings};

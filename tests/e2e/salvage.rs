@@ -13,8 +13,8 @@ use rustix::process::Signal;
 use serde_json::{Value, json};
 
 use crate::support::agent::{Agent, Home};
-use crate::support::fake_opik::FakeOpik;
 use crate::support::fake_opik::check::Kind;
+use crate::support::fake_opik::{FakeOpik, Then, When};
 use crate::support::json::parse_lenient;
 use crate::support::process::Output;
 use crate::support::sdk::SdkApp;
@@ -130,8 +130,11 @@ fn sdk_store(path: &Path, rows: impl IntoIterator<Item = (i64, String, String)>)
         .expect("a table");
     let all = connection.transaction().expect("a transaction");
     for (number, (status, message_type, json)) in rows.into_iter().enumerate() {
-        all.execute("INSERT INTO messages VALUES (?1, ?2, ?3, ?4)", rusqlite::params![number as i64, status, message_type, json])
-            .expect("a row");
+        all.execute(
+            "INSERT INTO messages VALUES (?1, ?2, ?3, ?4)",
+            rusqlite::params![number as i64, status, message_type, json],
+        )
+        .expect("a row");
     }
     all.commit().expect("a commit");
 }
@@ -148,7 +151,8 @@ fn what_was_taken_in_is_delivered_once_and_recognised_in_a_copy() {
     let home = Home::new();
     let source = home.path().join("tmpabcdefgh/opik_messages.db");
     sdk_store(&source, (0..40).map(trace_row));
-    let before = (fs::read(&source).expect("a file"), fs::metadata(&source).and_then(|m| m.modified()).expect("a time"));
+    let before =
+        (fs::read(&source).expect("a file"), fs::metadata(&source).and_then(|m| m.modified()).expect("a time"));
     let from = source.to_string_lossy().into_owned();
 
     let dry = cli(&home, &server.url(), &["replay", "--from", &from, "--dry-run"]);
@@ -279,7 +283,11 @@ fn bad_files_are_told_and_left_alone_and_good_ones_go_on() {
     let live = cli(&home, &server.url(), &["replay", "--from", &held_path.to_string_lossy()]);
     assert!(live.stderr.contains(&format!("in use by process {}", std::process::id())), "{live:?}");
 
-    let mixed = cli(&home, &server.url(), &["replay", "--from", &folder.to_string_lossy(), "--remove-source", "--format", "json"]);
+    let mixed = cli(
+        &home,
+        &server.url(),
+        &["replay", "--from", &folder.to_string_lossy(), "--remove-source", "--format", "json"],
+    );
     assert_eq!(mixed.code(), Some(1), "{mixed:?}");
     let source = &mixed.json()["sources"][0];
     assert!(source["messages"].as_u64() > Some(350) && source["unread"].as_u64() > Some(300), "{source}");
@@ -312,7 +320,9 @@ fn a_salvage_that_is_killed_anywhere_loses_nothing_and_stores_nothing_twice() {
         let mut child = run();
         wait_until("some rows are stored", PATIENCE, || {
             let has_ended = child.try_wait().expect("a child can be waited for").is_some();
-            has_ended || home.db().exists() && store::open(&home.db(), OpenMode::Existing, LIMITS).is_ok_and(|_| counts(&home).0 >= kill_at)
+            has_ended
+                || home.db().exists()
+                    && store::open(&home.db(), OpenMode::Existing, LIMITS).is_ok_and(|_| counts(&home).0 >= kill_at)
         });
         // Fails only when it has ended by itself.
         let _ = child.kill();
@@ -324,7 +334,8 @@ fn a_salvage_that_is_killed_anywhere_loses_nothing_and_stores_nothing_twice() {
     assert!(!source.exists());
     let store = opened(&home);
     assert_eq!(store.check().expect("it can be read"), Vec::<String>::new());
-    let listed = store.list(&Filter::default(), &Page { after: None, limit: ROWS, newest_first: false }).expect("a list");
+    let listed =
+        store.list(&Filter::default(), &Page { after: None, limit: ROWS, newest_first: false }).expect("a list");
     assert!(listed.iter().all(|listed| listed.status == MessageStatus::Failed));
     let leftovers = fs::read_dir(home.path()).expect("a folder").flatten();
     let copies = leftovers.filter(|entry| entry.file_name().to_string_lossy().starts_with("opik-offline-"));
@@ -374,10 +385,10 @@ fn what_a_terminated_python_process_left_is_adopted_and_delivered() {
 #[test]
 fn what_a_python_process_was_sending_when_it_was_killed_is_sent_again() {
     let server = FakeOpik::start_new();
-    let hanging = server.hang_all();
+    let hanging = server.script(When::write(), Then::Hang);
     let mut app = SdkApp::start("online", &server.url());
     app.run("traces 6");
-    wait_until("a write of the SDK waits for its answer", PATIENCE, || server.unfinished() > 0 && !server.requests().is_empty());
+    wait_until("a write of the SDK waits for its answer", PATIENCE, || hanging.hits() > 0);
     let stores = app.stores();
     app.kill(Signal::KILL);
     hanging.clear();
@@ -387,8 +398,12 @@ fn what_a_python_process_was_sending_when_it_was_killed_is_sent_again() {
         let listed = cli(&home, &server.url(), &["inspect", "--from", &store.to_string_lossy(), "--format", "json"]);
         rows += listed.json()["rows"].as_array().map_or(0, Vec::len);
     }
+    assert!(rows > 0, "the SDK was sending and kept nothing of it");
     let from: Vec<String> = stores.iter().map(|store| store.to_string_lossy().into_owned()).collect();
-    let args: Vec<&str> = ["replay", "--format", "json", "--remove-source", "--from"].into_iter().chain(from.iter().map(String::as_str)).collect();
+    let args: Vec<&str> = ["replay", "--format", "json", "--remove-source", "--from"]
+        .into_iter()
+        .chain(from.iter().map(String::as_str))
+        .collect();
     let replayed = cli(&home, &server.url(), &args);
     assert_eq!(replayed.json()["delivered"], rows, "rows that were being sent are lost: {replayed:?}");
     assert!(app.stores().is_empty());

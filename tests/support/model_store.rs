@@ -7,11 +7,14 @@ use std::collections::{BTreeMap, HashSet};
 use std::sync::{Mutex, MutexGuard};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use opik_offline::message::{Attachment, Effect, EntityKey, Lane, Message, MessageId, MessageStatus, Sha256, Touch, conflict};
+use opik_offline::message::{
+    Attachment, Effect, EntityKey, Lane, Message, MessageId, MessageStatus, Sha256, Touch, conflict,
+};
 use opik_offline::store::attachment::PIECE_BYTES;
 use opik_offline::store::{
     AgentRecord, Ahead, AttachmentId, Backlog, BacklogGroup, ClaimLimits, Claimed, Condition, Filter, Hold, LaneId,
-    LaneWork, LastAnswer, Lease, Listed, Outcome, Owner, Page, Purged, ReplayRecord, SalvagedRow, Store, StoreError, StoredMessage,
+    LaneWork, LastAnswer, Lease, Listed, Outcome, Owner, Page, Purged, ReplayRecord, SalvagedRow, Store, StoreError,
+    StoredMessage,
 };
 
 const HOUR_MS: i64 = 60 * 60 * 1000;

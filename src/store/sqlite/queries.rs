@@ -93,8 +93,7 @@ pub(super) const REJECT_SALVAGED: &str = "UPDATE messages SET status = 4 WHERE m
 pub(super) const LANE_AND_BYTES: &str = "SELECT lane_id, body_bytes FROM messages WHERE message_id = ?1";
 pub(super) const SDK_FIRST: &str =
     "SELECT message_id, status, message_type, message_json FROM messages ORDER BY message_id LIMIT 1";
-pub(super) const SDK_NEXT: &str =
-    "SELECT message_id, status, message_type, message_json FROM messages WHERE message_id > ?1 ORDER BY message_id LIMIT 1";
+pub(super) const SDK_NEXT: &str = "SELECT message_id, status, message_type, message_json FROM messages WHERE message_id > ?1 ORDER BY message_id LIMIT 1";
 pub(super) const SDK_ONE: &str =
     "SELECT message_id, status, message_type, message_json FROM messages WHERE message_id = ?1";
 pub(super) const SDK_ROWS: &str = "SELECT count(*) FROM messages";

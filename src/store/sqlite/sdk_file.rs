@@ -132,8 +132,9 @@ impl SdkFile {
         if !is_empty && !starts_as_database(path).map_err(in_words)? {
             return Err(SdkFileError::NotADatabase { path: path.to_owned() });
         }
-        let folder = PrivateFolder::make(scratch)
-            .map_err(|error| unreadable(format!("no copy can be made in {}: {}", scratch.display(), os_words(&error))))?;
+        let folder = PrivateFolder::make(scratch).map_err(|error| {
+            unreadable(format!("no copy can be made in {}: {}", scratch.display(), os_words(&error)))
+        })?;
         let (connection, copy) = folder.open_copy_of(path).map_err(|fault| match fault {
             CopyFault::System(error) => {
                 unreadable(format!("no copy can be made in {}: {}", scratch.display(), os_words(&error)))
@@ -232,15 +233,18 @@ impl SdkFile {
 
     /// Refuses what is not the SDK's.
     fn recognise(&mut self) -> Result<(), SdkFileError> {
-        let tables = self.connection.prepare(queries::TABLES).and_then(|mut tables| {
-            tables.query_map([], |row| row.get(0))?.collect::<rusqlite::Result<Vec<String>>>()
-        });
+        let tables = self
+            .connection
+            .prepare(queries::TABLES)
+            .and_then(|mut tables| tables.query_map([], |row| row.get(0))?.collect::<rusqlite::Result<Vec<String>>>());
         match tables {
             // A first page that is broken lists no tables either, but there are others.
             Ok(tables) if tables.is_empty() && self.has_pages_besides_the_first() => self.recognise_by_pages(),
             Ok(tables) if tables.is_empty() => {
                 // Killed before it made its table. Nothing can be read from it, and nothing is in it.
-                self.connection.execute_batch(queries::EMPTY_SDK_STORE).map_err(|error| self.unreadable(error.to_string()))
+                self.connection
+                    .execute_batch(queries::EMPTY_SDK_STORE)
+                    .map_err(|error| self.unreadable(error.to_string()))
             }
             Ok(tables) => {
                 let application: i32 =
@@ -456,7 +460,10 @@ mod tests {
         let told = rows.len() as u64 + unread;
         assert!(told.abs_diff(1003) <= 3, "it tells of {told}");
         assert!(ids(&rows).is_sorted());
-        assert!(rows.iter().all(|row| serde_json::from_slice::<serde_json::Value>(row.json.as_deref().unwrap_or(b"")).is_ok()));
+        assert!(
+            rows.iter()
+                .all(|row| serde_json::from_slice::<serde_json::Value>(row.json.as_deref().unwrap_or(b"")).is_ok())
+        );
     }
 
     #[test]
