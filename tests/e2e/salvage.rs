@@ -348,6 +348,7 @@ fn adopted_after(signal: Signal) {
     let mut app = SdkApp::start_impatient("orphan", &server.url());
     app.run("traces 6");
     app.run("manual 2");
+    app.run("attach 2");
     app.run("flush");
     app.run("scores");
     app.run("flush");
@@ -406,6 +407,36 @@ fn what_a_python_process_was_sending_when_it_was_killed_is_sent_again() {
         .collect();
     let replayed = cli(&home, &server.url(), &args);
     assert_eq!(replayed.json()["delivered"], rows, "rows that were being sent are lost: {replayed:?}");
+    assert!(app.stores().is_empty());
+    server.assert_no_violations();
+}
+
+#[test]
+fn an_upload_that_was_under_way_when_its_process_was_killed_is_done_again() {
+    let server = FakeOpik::start_new();
+    let mut app = SdkApp::start("upload", &server.url());
+    let hanging = server.script(When::path("/v1/private/attachment/*"), Then::Hang);
+    app.run("attach 2");
+    wait_until("an upload of the SDK is under way", PATIENCE, || hanging.hits() > 0);
+    let stores = app.stores();
+    app.kill(Signal::KILL);
+    hanging.clear();
+    let home = Home::new();
+    let mut uploads = 0;
+    for store in &stores {
+        let listed = cli(&home, &server.url(), &["inspect", "--from", &store.to_string_lossy(), "--format", "json"]);
+        let listed = listed.json();
+        let rows = listed["rows"].as_array().expect("a list");
+        uploads += rows.iter().filter(|row| row["message_type"] == "CreateAttachmentMessage").count();
+    }
+    assert!(uploads > 0, "the SDK was uploading and kept nothing of it");
+    let from: Vec<String> = stores.iter().map(|store| store.to_string_lossy().into_owned()).collect();
+    let args = ["replay", "--format", "json", "--remove-source", "--from"];
+    let args: Vec<&str> = args.into_iter().chain(from.iter().map(String::as_str)).collect();
+    let replayed = cli(&home, &server.url(), &args);
+    assert_eq!(counts(&home), (0, 0), "files are lost: {replayed:?}");
+    let done = server.requests_to("PUT", "/v1/private/attachment/upload").len();
+    assert!(done >= uploads, "{uploads} uploads were under way, and {done} were done: {replayed:?}");
     assert!(app.stores().is_empty());
     server.assert_no_violations();
 }
