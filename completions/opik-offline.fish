@@ -98,6 +98,7 @@ complete -c opik-offline -n "__fish_opik_offline_using_subcommand replay" -l bat
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand replay" -l delay -d 'Pause this long after a full batch; unset, replay starts at 500ms and speeds up while the server keeps up' -r
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand replay" -l limit -d 'Stop after this many messages' -r
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand replay" -l timeout -d 'Stop after this long, and keep trying until then when lanes or messages have to wait' -r
+complete -c opik-offline -n "__fish_opik_offline_using_subcommand replay" -l verify-timeout -d 'Ask again for what the server does not show yet, until this long after the delivery' -r
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand replay" -l from -d 'Take in what a Python process left, then deliver: a file, a folder, or a pattern (may be given more than once)' -r -F
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand replay" -l status -d 'Select messages with this status (may be given more than once)' -r -f -a "failed\t''
 registered\t''
@@ -168,6 +169,7 @@ complete -c opik-offline -n "__fish_opik_offline_using_subcommand replay" -l for
 json\t'One JSON document'
 jsonl\t'One JSON document a line (`inspect` only)'
 yaml\t'One YAML document'"
+complete -c opik-offline -n "__fish_opik_offline_using_subcommand replay" -l verify -d 'Read back what was delivered, and report what the server does not show'
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand replay" -l remove-source -d 'Delete each file of --from, and the SDK\'s temporary copies of attachments, once every message in it is stored'
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand replay" -l dry-run -d 'Show what would be replayed, and send nothing'
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand replay" -l rejected -d 'Select rejected messages; short for --status rejected'
