@@ -62,6 +62,7 @@ Register-ArgumentCompleter -Native -CommandName 'opik-offline' -ScriptBlock {
             [CompletionResult]::new('--upstream', '--upstream', [CompletionResultType]::ParameterName, 'Use the Opik server at this URL, such as http://127.0.0.1:5173/api [default: Opik Cloud]')
             [CompletionResult]::new('--format', '--format', [CompletionResultType]::ParameterName, 'Write results in this format')
             [CompletionResult]::new('--insecure-listen', '--insecure-listen', [CompletionResultType]::ParameterName, 'Listen beyond this machine without asking for an intake token')
+            [CompletionResult]::new('--adopt-orphans', '--adopt-orphans', [CompletionResultType]::ParameterName, 'Take in what killed Python processes leave in the temporary folder, deliver it, and delete it then')
             [CompletionResult]::new('-q', '-q', [CompletionResultType]::ParameterName, 'Say only what was asked for, and errors: no notes, no progress, no word about what was done')
             [CompletionResult]::new('--quiet', '--quiet', [CompletionResultType]::ParameterName, 'Say only what was asked for, and errors: no notes, no progress, no word about what was done')
             [CompletionResult]::new('-v', '-v', [CompletionResultType]::ParameterName, 'Say more on standard error')
@@ -108,6 +109,7 @@ Register-ArgumentCompleter -Native -CommandName 'opik-offline' -ScriptBlock {
             [CompletionResult]::new('--limit', '--limit', [CompletionResultType]::ParameterName, 'Stop after this many messages')
             [CompletionResult]::new('--timeout', '--timeout', [CompletionResultType]::ParameterName, 'Stop after this long, and keep trying until then when lanes or messages have to wait')
             [CompletionResult]::new('--verify-timeout', '--verify-timeout', [CompletionResultType]::ParameterName, 'Ask again for what the server does not show yet, until this long after the delivery')
+            [CompletionResult]::new('--from', '--from', [CompletionResultType]::ParameterName, 'Take in what a Python process left, then deliver: a file, a folder, or a pattern (may be given more than once)')
             [CompletionResult]::new('--status', '--status', [CompletionResultType]::ParameterName, 'Select messages with this status (may be given more than once)')
             [CompletionResult]::new('--type', '--type', [CompletionResultType]::ParameterName, 'Select messages of this type, such as CreateSpansBatch or OtlpTraces (may be given more than once)')
             [CompletionResult]::new('--workspace', '--workspace', [CompletionResultType]::ParameterName, 'Select messages of this workspace (may be given more than once)')
@@ -119,6 +121,7 @@ Register-ArgumentCompleter -Native -CommandName 'opik-offline' -ScriptBlock {
             [CompletionResult]::new('--upstream', '--upstream', [CompletionResultType]::ParameterName, 'Use the Opik server at this URL, such as http://127.0.0.1:5173/api [default: Opik Cloud]')
             [CompletionResult]::new('--format', '--format', [CompletionResultType]::ParameterName, 'Write results in this format')
             [CompletionResult]::new('--verify', '--verify', [CompletionResultType]::ParameterName, 'Read back what was delivered, and report what the server does not show')
+            [CompletionResult]::new('--remove-source', '--remove-source', [CompletionResultType]::ParameterName, 'Delete each file of --from, and the SDK''s temporary copies of attachments, once every message in it is stored')
             [CompletionResult]::new('--dry-run', '--dry-run', [CompletionResultType]::ParameterName, 'Show what would be replayed, and send nothing')
             [CompletionResult]::new('--rejected', '--rejected', [CompletionResultType]::ParameterName, 'Select rejected messages; short for --status rejected')
             [CompletionResult]::new('-q', '-q', [CompletionResultType]::ParameterName, 'Say only what was asked for, and errors: no notes, no progress, no word about what was done')
@@ -131,6 +134,7 @@ Register-ArgumentCompleter -Native -CommandName 'opik-offline' -ScriptBlock {
             break
         }
         'opik-offline;inspect' {
+            [CompletionResult]::new('--from', '--from', [CompletionResultType]::ParameterName, 'List what a Python process left in this file, without changing it')
             [CompletionResult]::new('--limit', '--limit', [CompletionResultType]::ParameterName, 'List this many messages at most; 0 lists all')
             [CompletionResult]::new('--status', '--status', [CompletionResultType]::ParameterName, 'Select messages with this status (may be given more than once)')
             [CompletionResult]::new('--type', '--type', [CompletionResultType]::ParameterName, 'Select messages of this type, such as CreateSpansBatch or OtlpTraces (may be given more than once)')

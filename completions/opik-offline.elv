@@ -58,6 +58,7 @@ set edit:completion:arg-completer[opik-offline] = {|@words|
             cand --upstream 'Use the Opik server at this URL, such as http://127.0.0.1:5173/api [default: Opik Cloud]'
             cand --format 'Write results in this format'
             cand --insecure-listen 'Listen beyond this machine without asking for an intake token'
+            cand --adopt-orphans 'Take in what killed Python processes leave in the temporary folder, deliver it, and delete it then'
             cand -q 'Say only what was asked for, and errors: no notes, no progress, no word about what was done'
             cand --quiet 'Say only what was asked for, and errors: no notes, no progress, no word about what was done'
             cand -v 'Say more on standard error'
@@ -101,6 +102,7 @@ set edit:completion:arg-completer[opik-offline] = {|@words|
             cand --limit 'Stop after this many messages'
             cand --timeout 'Stop after this long, and keep trying until then when lanes or messages have to wait'
             cand --verify-timeout 'Ask again for what the server does not show yet, until this long after the delivery'
+            cand --from 'Take in what a Python process left, then deliver: a file, a folder, or a pattern (may be given more than once)'
             cand --status 'Select messages with this status (may be given more than once)'
             cand --type 'Select messages of this type, such as CreateSpansBatch or OtlpTraces (may be given more than once)'
             cand --workspace 'Select messages of this workspace (may be given more than once)'
@@ -112,6 +114,7 @@ set edit:completion:arg-completer[opik-offline] = {|@words|
             cand --upstream 'Use the Opik server at this URL, such as http://127.0.0.1:5173/api [default: Opik Cloud]'
             cand --format 'Write results in this format'
             cand --verify 'Read back what was delivered, and report what the server does not show'
+            cand --remove-source 'Delete each file of --from, and the SDK''s temporary copies of attachments, once every message in it is stored'
             cand --dry-run 'Show what would be replayed, and send nothing'
             cand --rejected 'Select rejected messages; short for --status rejected'
             cand -q 'Say only what was asked for, and errors: no notes, no progress, no word about what was done'
@@ -123,6 +126,7 @@ set edit:completion:arg-completer[opik-offline] = {|@words|
             cand --help 'Print help (see more with ''--help'')'
         }
         &'opik-offline;inspect'= {
+            cand --from 'List what a Python process left in this file, without changing it'
             cand --limit 'List this many messages at most; 0 lists all'
             cand --status 'Select messages with this status (may be given more than once)'
             cand --type 'Select messages of this type, such as CreateSpansBatch or OtlpTraces (may be given more than once)'

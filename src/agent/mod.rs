@@ -19,6 +19,9 @@
 //! 4. The connection monitor stops; a ping on its way is left alone.
 //! 5. The agent's record is taken out of the store.
 
+pub mod adoption;
+
+use self::adoption::Adoption;
 use std::io;
 use std::net::{SocketAddr, TcpListener, ToSocketAddrs};
 use std::panic::AssertUnwindSafe;
@@ -67,6 +70,8 @@ pub struct AgentSettings {
     pub intake: IntakeLimits,
     /// How long stopping may take, intake and replay each.
     pub shutdown_timeout: Duration,
+    /// Whether, and how, stores of killed Python processes are taken in.
+    pub adopt: Option<Adoption>,
 }
 
 /// Why an agent does not start. Nothing was started and nothing was changed.
@@ -199,10 +204,21 @@ impl Agent {
                 ReplayManager { slot, upstream, connection, settings, tick_interval, metrics, shutdown, owner }.run();
             })
         };
+        let adoption_shutdown = Shutdown::new();
+        let adopting = settings.adopt.clone().map(|adoption| {
+            let (slot, shutdown) = (slot.clone(), adoption_shutdown.clone());
+            Part::start("adoption", move || adoption.run(&slot, &shutdown))
+        });
+        let adopting = adopting.transpose().map_err(system)?;
         let (monitoring, replaying) = (monitoring.map_err(system)?, replaying.map_err(system)?);
         info!(target: "intake", "listening on http://{} for {}", self.address, settings.upstream.base_url);
 
         runtime.block_on(intake.serve(listener, shutdown.clone(), settings.shutdown_timeout));
+        adoption_shutdown.request();
+        if adopting.is_some_and(|adopting| !adopting.has_ended_within(settings.shutdown_timeout)) {
+            // What it has stored is recognised by the next agent, and it removes nothing before all is stored.
+            warn!(target: "replay_manager", "a salvage did not end in time; the next agent goes on with it");
+        }
         committer.stop();
         replay_shutdown.request();
         connection.wake();

@@ -6,8 +6,9 @@ use std::time::Duration;
 use clap::Args;
 
 use super::{Common, Failure, configuration, stop_on_signals, translate};
+use crate::agent::adoption::Adoption;
 use crate::agent::{Agent, AgentSettings};
-use crate::config::{Config, Flags};
+use crate::config::{Config, Flags, ProcessEnvironment, temp_dir};
 use crate::intake::IntakeLimits;
 use crate::monitor::MonitorSettings;
 use crate::replay::ReplaySettings;
@@ -20,6 +21,8 @@ Examples:
     opik-offline agent --upstream http://127.0.0.1:5173/api
   Let a Python or TypeScript application use it:
     OPIK_URL_OVERRIDE=http://127.0.0.1:6745/api python app.py
+  Deliver what killed Python processes left, with no change of the applications:
+    opik-offline agent --adopt-orphans
 
 Exit codes:
   0  Stopped as asked
@@ -40,6 +43,10 @@ pub struct AgentArgs {
     /// Listen beyond this machine without asking for an intake token
     #[arg(long, num_args = 0, default_missing_value = "true")]
     insecure_listen: Option<OsString>,
+
+    /// Take in what killed Python processes leave in the temporary folder, deliver it, and delete it then
+    #[arg(long, num_args = 0, default_missing_value = "true")]
+    adopt_orphans: Option<OsString>,
 
     /// Replay this many messages, then pause; unset, replay starts at 50 and speeds up while the server keeps up
     #[arg(long, value_name = "N")]
@@ -122,6 +129,7 @@ impl AgentArgs {
         Flags {
             listen: self.listen.clone(),
             insecure_listen: self.insecure_listen.clone(),
+            adopt_orphans: self.adopt_orphans.clone(),
             replay_batch_size: self.batch_size.clone(),
             replay_batch_replay_delay: self.delay.clone(),
             max_size: self.max_size.clone(),
@@ -176,6 +184,10 @@ fn settings(config: &Config) -> AgentSettings {
             ping_interval: config.connection_monitor_ping_interval.value,
         },
         shutdown_timeout: config.shutdown_timeout.value,
+        adopt: config
+            .adopt_orphans
+            .value
+            .then(|| Adoption { temp_dir: temp_dir(&ProcessEnvironment), lane: translate::lane(config) }),
     }
 }
 

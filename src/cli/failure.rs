@@ -6,7 +6,8 @@ use std::io;
 use crate::agent::AgentError;
 use crate::config::ConfigError;
 use crate::protocol::answers::SendFailure;
-use crate::store::StoreError;
+use crate::replay::salvage::SalvageError;
+use crate::store::{SdkFileError, StoreError};
 use crate::telemetry::log::LogError;
 use crate::upstream::UpstreamError;
 
@@ -84,6 +85,29 @@ impl From<StoreError> for Failure {
             StoreError::LeaseHeld { .. } => "it delivers the same messages; wait for it, or stop it first",
             StoreError::AttachmentGone => "give the file again; nothing of it was kept",
             StoreError::LeaseLost => "the other process goes on; `opik-offline status` shows how far it is",
+        };
+        Self::new(Exit::Failure, error.to_string(), Some(hint))
+    }
+}
+
+impl From<SalvageError> for Failure {
+    fn from(error: SalvageError) -> Self {
+        let hint = match &error {
+            SalvageError::File(error) => match error {
+                SdkFileError::Missing { .. } => "`opik-offline status` lists the stores that were found",
+                SdkFileError::NotADatabase { .. } | SdkFileError::OtherProgram { .. } => {
+                    "name an opik_messages.db that a Python process left; the file was not touched"
+                }
+                SdkFileError::Live { .. } => {
+                    "its process still delivers it by itself; try again when it has ended. The file was not touched"
+                }
+                SdkFileError::Unreadable { .. } => {
+                    "check that this user can read the file, and that the temporary folder has room for a copy"
+                }
+            },
+            SalvageError::Store(_) => "what was stored so far is kept, and the file was not touched; run it again",
+            SalvageError::Interrupted { .. } => "run it again to go on",
+            SalvageError::NotRemoved { .. } => "its messages are in the message store; remove the file by hand",
         };
         Self::new(Exit::Failure, error.to_string(), Some(hint))
     }

@@ -169,6 +169,13 @@ fn checks(config: &Config, upstream: &Upstream, full: bool) -> Vec<Check> {
     });
     checks.push(store(config, full));
     checks.push(agent(config));
+    checks.extend(super::salvage::orphans().into_iter().map(|orphan| Check {
+        name: "orphaned",
+        result: Mark::Warn,
+        text: orphan.text(),
+        hint: Some(orphan.hint()),
+        exit: None,
+    }));
     checks
 }
 

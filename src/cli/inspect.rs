@@ -1,6 +1,7 @@
 //! `opik-offline inspect`
 
 use std::io::{self, Write};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::Args;
@@ -23,6 +24,8 @@ Examples:
     opik-offline inspect --rejected
   One message whole, with the server's last answer:
     opik-offline inspect 42
+  What a killed Python process left:
+    opik-offline inspect --from /tmp/tmp1a2b3c4d/opik_messages.db
   Everything about one trace, as JSON lines:
     opik-offline inspect --trace 01a20445-0b53-7443-881b-86277651b909 --limit 0 --format jsonl
 
@@ -40,6 +43,10 @@ pub struct InspectArgs {
     /// Show this message whole
     #[arg(value_name = "ID", value_parser = id, conflicts_with_all = ["status", "rejected", "types", "workspace", "project", "ids", "trace", "older_than"])]
     id: Option<i64>,
+
+    /// List what a Python process left in this file, without changing it
+    #[arg(long, value_name = "FILE", value_hint = clap::ValueHint::FilePath, conflicts_with_all = ["id", "newest", "status", "rejected", "types", "workspace", "project", "ids", "trace", "older_than"])]
+    from: Option<PathBuf>,
 
     /// List this many messages at most; 0 lists all
     #[arg(long, value_name = "N", default_value = "50", value_parser = number)]
@@ -138,7 +145,7 @@ const TABLE_ROWS: usize = PAGE;
 /// Bodies longer than this when decoded are not shown.
 const SHOWN_BYTES_MAX: u64 = 128 * 1024 * 1024;
 /// Headers whose values hold no secret; of all others only the name is shown.
-const SHOWN_HEADERS: [&str; 8] = [
+const SHOWN_HEADERS: [&str; 9] = [
     "content-type",
     "content-encoding",
     "user-agent",
@@ -147,11 +154,16 @@ const SHOWN_HEADERS: [&str; 8] = [
     "x-opik-debug-sdk-version",
     "x-opik-debug-py-version",
     "projectname",
+    crate::replay::salvage::TYPE_HEADER,
 ];
 
 pub fn run(common: &Common, args: &InspectArgs) -> Result<(), Failure> {
     let config = configuration(&common.flags())?;
     let renderer = common.renderer();
+    if let Some(file) = &args.from {
+        let limit = if args.limit == 0 { usize::MAX } else { usize::try_from(args.limit).unwrap_or(usize::MAX) };
+        return super::salvage::list(common, file, limit);
+    }
     let store = existing_store(&config)?;
     match args.id {
         Some(id) => show(&renderer, store.as_deref(), MessageId(id), &config),

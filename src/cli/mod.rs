@@ -14,6 +14,7 @@ mod purge;
 mod readback;
 mod render;
 mod replay;
+mod salvage;
 mod selection;
 mod status;
 
@@ -219,7 +220,14 @@ mod translate {
     use super::{Config, Limits, LogLevel, UpstreamSettings, log};
     use crate::config::{self, LogFormat};
     use crate::delivery::pacing::PaceSettings;
+    use crate::message::{Credential, Lane};
     use crate::store::WhenFull;
+
+    /// The lane of messages for which no client says whose they are.
+    pub(super) fn lane(config: &Config) -> Lane {
+        let credential = config.api_key.value.as_ref().map(|key| Credential::new(key.expose()));
+        Lane { workspace: Some(config.workspace.value.clone()), credential }
+    }
 
     pub(super) fn store_limits(config: &Config) -> Limits {
         Limits {

@@ -7,6 +7,7 @@ use serde::Serialize;
 
 use super::groups::{Group, groups, groups_text};
 use super::render::{Renderer, count, short_duration, size, time};
+use super::salvage::{OrphanLine, orphans};
 use super::selection::{duration, refuse_jsonl};
 use super::{Common, Exit, Failure, configuration, existing_store, stop_on_signals, translate, upstream};
 use crate::config::Config;
@@ -59,6 +60,8 @@ struct Report {
     rejected: Option<Rejected>,
     store: StoreReport,
     held: Vec<Held>,
+    /// Stores that killed Python processes of this user left in the temporary folder.
+    orphans: Vec<OrphanLine>,
     last_replay: Option<LastReplay>,
 }
 
@@ -222,6 +225,7 @@ fn gather(config: &Config, upstream: &Upstream) -> (Report, Option<StoreError>) 
                 is_over: hold.until_ms <= now,
             })
             .collect(),
+        orphans: orphans(),
         last_replay: condition.and_then(|condition| condition.last_replay).map(|record| LastReplay {
             by: record.role,
             started_at: time(record.started_at_ms),
@@ -409,6 +413,10 @@ fn people(renderer: &Renderer, report: &Report) -> String {
                 last.ended_at, last.delivered, last.rejected, last.remaining
             ),
         );
+    }
+    for orphan in &report.orphans {
+        row("orphaned", orphan.text());
+        row("", orphan.hint());
     }
     if let Some(backlog) = report.backlog.as_ref().filter(|backlog| !backlog.groups.is_empty()) {
         text.push('\n');

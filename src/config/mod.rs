@@ -48,6 +48,14 @@ pub fn is_no_color_set(environment: &dyn Environment) -> bool {
     environment.variable("NO_COLOR").is_some_and(|value| !value.is_empty())
 }
 
+/// Returns the folder in which a Python process of the same environment keeps temporary files (`tempfile.gettempdir`).
+pub fn temp_dir(environment: &dyn Environment) -> std::path::PathBuf {
+    let named = ["TMPDIR", "TEMP", "TMP"].into_iter().filter_map(|name| environment.variable(name));
+    let known = ["/tmp", "/var/tmp", "/usr/tmp"].into_iter().map(Into::into);
+    let mut candidates = named.filter(|value| !value.is_empty()).chain(known).map(std::path::PathBuf::from);
+    candidates.find(|folder| folder.is_dir()).unwrap_or_else(|| "/tmp".into())
+}
+
 impl Config {
     /// Resolves every setting through the five layers.
     ///

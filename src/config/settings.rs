@@ -124,6 +124,9 @@ const STORED_BODY_MAX: ByteSize = ByteSize::new(1_000_000_000);
 
 // Sorted by key, which a test checks.
 settings! {
+    /// Whether the agent takes in and delivers what killed Python processes left, and deletes it then
+    adopt_orphans: bool = "false", "OPIK_OFFLINE_ADOPT_ORPHANS", "--adopt-orphans", ConfigYaml, plain(any);
+
     /// API key, sent as the `Authorization` header
     api_key: Option<Secret> = "none", "OPIK_API_KEY", OpikConfig, plain(any);
 

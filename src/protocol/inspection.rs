@@ -148,7 +148,9 @@ const fn shape(message_type: MessageType) -> Shape {
             ],
             ..PLAIN
         },
-        MessageType::CreateAttachment | MessageType::OtlpTraces => Shape { items: Unread, ..PLAIN },
+        MessageType::CreateAttachment | MessageType::OtlpTraces | MessageType::UnknownSdkRow => {
+            Shape { items: Unread, ..PLAIN }
+        }
 
         MessageType::UpdateTraces => {
             Shape { items: Ids("ids", (Trace, Update)), beside: &[("thread_id", (Thread, Annotate))], ..PLAIN }

@@ -12,3 +12,4 @@ pub mod operations;
 pub mod otlp;
 pub mod readback;
 pub mod routes;
+pub mod sdk_rows;

@@ -320,7 +320,8 @@ mod tests {
                 Class::Upload(_) | Class::NeedsAnswer => false,
             };
             let found = OPERATIONS.iter().filter(|operation| of_type(&operation.class)).count();
-            assert_eq!(found, usize::from(*message_type != MessageType::CreateAttachment), "{message_type}");
+            let has_none = [MessageType::CreateAttachment, MessageType::UnknownSdkRow].contains(message_type);
+            assert_eq!(found, usize::from(!has_none), "{message_type}");
         }
     }
 }

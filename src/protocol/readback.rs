@@ -171,7 +171,8 @@ fn table(message_type: MessageType) -> Option<(Kind, Names, What)> {
         | T::AddQueueItems
         | T::RemoveQueueItems
         | T::DeleteAttachments
-        | T::AppendJobLogs => return None,
+        | T::AppendJobLogs
+        | T::UnknownSdkRow => return None,
     })
 }
 

@@ -24,6 +24,7 @@ mod batch;
 mod lane;
 mod probes;
 pub mod report;
+pub mod salvage;
 pub mod verify;
 
 use std::collections::{HashMap, VecDeque};

@@ -76,16 +76,28 @@ where
     /// # Errors
     ///
     /// As [`Store::register_attachment`]; the bytes are removed.
-    pub fn register(mut self, message: &Message) -> Result<MessageId, StoreError> {
+    pub fn register(self, message: &Message) -> Result<MessageId, StoreError> {
+        self.register_by(|store, attachment, file| store.register_attachment(attachment, file, message))
+    }
+
+    /// The same by another verb of the store.
+    ///
+    /// # Errors
+    ///
+    /// Those of `register`; the bytes are removed.
+    pub fn register_by<T>(
+        mut self,
+        register: impl FnOnce(&S::Target, AttachmentId, &Attachment) -> Result<T, StoreError>,
+    ) -> Result<T, StoreError> {
         if !self.rest.is_empty() {
             self.add_rest()?;
         }
         let mut sha256 = [0; Sha256::LEN];
         sha256.copy_from_slice(self.digest.clone().finish().as_ref());
         let file = Attachment { bytes: self.bytes, sha256: Sha256::new(sha256) };
-        let id = self.store.register_attachment(self.attachment, &file, message)?;
+        let registered = register(&self.store, self.attachment, &file)?;
         self.is_registered = true;
-        Ok(id)
+        Ok(registered)
     }
 
     fn add_rest(&mut self) -> Result<(), StoreError> {

@@ -31,6 +31,7 @@
 
 pub mod attachment;
 pub mod committer;
+pub mod orphan;
 pub mod slot;
 pub mod sqlite;
 
@@ -40,8 +41,11 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use thiserror::Error;
 
+pub use self::sqlite::sdk_file::{SdkFile, SdkFileError, StoredRow, count_rows, files_of};
 pub use crate::message::Claimed;
-use crate::message::{Attachment, EntityKey, Lane, Message, MessageId, MessageStatus, MessageType, Request, Touch};
+use crate::message::{
+    Attachment, EntityKey, Lane, Message, MessageId, MessageStatus, MessageType, Request, Sha256, Touch,
+};
 
 /// Messages that survive the process, and the right to replay them.
 ///
@@ -123,6 +127,23 @@ pub trait Store: Send + Sync {
     /// Returns a piece of a message's file as it was added, or `None` past the end and when the message is gone.
     fn piece(&self, message: MessageId, number: u32) -> Result<Option<Vec<u8>>, StoreError>;
 
+    // For salvage.
+
+    /// Stores rows of SDK files that were not stored before, in this order and in one commit with the fact that they were.
+    ///
+    /// Returns the id of each that is new, `None` for one that was salvaged earlier, from whatever file: a copy has the
+    /// same rows. That is remembered for good, so that a row is never sent a second time because its file came back.
+    ///
+    /// A full store refuses rows whatever [`WhenFull`] says: their file still has them.
+    ///
+    /// # Errors
+    ///
+    /// On any error none of them is stored; else as [`Store::register_attachment`].
+    fn salvage(&self, rows: &[SalvagedRow]) -> Result<Vec<Option<MessageId>>, StoreError>;
+
+    /// Says whether the row with this digest was salvaged earlier.
+    fn is_salvaged(&self, row: &Sha256) -> Result<bool, StoreError>;
+
     // For replay.
 
     /// Takes the right to replay this store for `time_to_live`, or longer by [`Store::renew`].
@@ -197,6 +218,8 @@ pub trait Store: Send + Sync {
     fn purge(&self, filter: &Filter, limit: usize) -> Result<Purged, StoreError>;
 
     /// Makes rejected messages that the filter selects *failed* again, with no attempts counted; returns how many.
+    ///
+    /// A salvaged row that no request could be made of has no method, and stays rejected.
     fn requeue(&self, filter: &Filter) -> Result<u64, StoreError>;
 
     /// Looks for damage and for summary rows that don't agree with the messages; returns what is wrong, in words.
@@ -326,6 +349,19 @@ pub struct Lease {
 /// Names the bytes of an attachment in one store while they belong to no message; never used twice.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct AttachmentId(pub i64);
+
+/// A row of an SDK's file, as it is to be stored.
+#[derive(Clone, Debug)]
+pub struct SalvagedRow {
+    /// The digest by which the row is recognised, in whatever file it lies.
+    pub row: Sha256,
+    /// What is stored of it.
+    pub message: Message,
+    /// Why it can't be sent; `None` when it waits for replay.
+    pub rejected: Option<LastAnswer>,
+    /// The bytes of its file, for attachments.
+    pub file: Option<(AttachmentId, Attachment)>,
+}
 
 /// Names a lane in one store.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]

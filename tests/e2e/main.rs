@@ -23,6 +23,7 @@ mod outage;
 mod own_faults;
 mod prism;
 mod proxy;
+mod salvage;
 mod sdk;
 mod sdk_outage;
 mod splitting;

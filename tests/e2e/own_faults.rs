@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use opik_offline::delivery::pacing::PaceSettings;
 use opik_offline::message::{
-    Attachment, Body, Encoding, HeaderSet, Lane, Message, MessageId, MessageType, Request, Touch,
+    Attachment, Body, Encoding, HeaderSet, Lane, Message, MessageId, MessageType, Request, Sha256, Touch,
 };
 use opik_offline::monitor::MonitorSettings;
 use opik_offline::monitor::connection::Connection;
@@ -19,7 +19,7 @@ use opik_offline::store::committer::Committer;
 use opik_offline::store::slot::StoreSlot;
 use opik_offline::store::{
     AgentRecord, Ahead, AttachmentId, Backlog, ClaimLimits, Claimed, Condition, Filter, Hold, LaneId, LaneWork, Lease,
-    Listed, Outcome, Owner, Page, Purged, ReplayRecord, Store, StoreError, StoredMessage,
+    Listed, Outcome, Owner, Page, Purged, ReplayRecord, SalvagedRow, Store, StoreError, StoredMessage,
 };
 use opik_offline::telemetry::metrics::Metrics;
 use opik_offline::upstream::{Upstream, UpstreamSettings};
@@ -112,6 +112,8 @@ impl Store for Panicking {
         fn abandon_attachment(&self, attachment: AttachmentId) -> ();
         fn attachment(&self, message: MessageId) -> Option<Attachment>;
         fn piece(&self, message: MessageId, number: u32) -> Option<Vec<u8>>;
+        fn salvage(&self, rows: &[SalvagedRow]) -> Vec<Option<MessageId>>;
+        fn is_salvaged(&self, row: &Sha256) -> bool;
         fn acquire(&self, owner: &Owner, time_to_live: Duration) -> Lease;
         fn renew(&self, lease: &Lease, time_to_live: Duration) -> ();
         fn release(&self, lease: &Lease) -> ();

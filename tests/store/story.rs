@@ -4,12 +4,12 @@ use std::io::Read;
 use std::path::Path;
 use std::time::Duration;
 
-use opik_offline::message::{Effect, EntityKind, Lane, MessageId, MessageStatus, MessageType};
+use opik_offline::message::{Effect, EntityKind, Lane, MessageId, MessageStatus, MessageType, Sha256};
 use opik_offline::store::attachment::{AttachmentReader, AttachmentWriter, PIECE_BYTES};
 use opik_offline::store::sqlite::SqliteStore;
 use opik_offline::store::{
     AgentRecord, ClaimLimits, Claimed, Filter, Hold, LastAnswer, Lease, Limits, OpenMode, Outcome, Owner, Page,
-    ReplayRecord, Store, StoreError, WhenFull,
+    ReplayRecord, SalvagedRow, Store, StoreError, WhenFull,
 };
 
 use crate::messages::{about_trace, attachment, file, lane, touch};
@@ -327,4 +327,42 @@ fn a_deletion_keeps_its_place_among_references_on_every_engine() {
         assert_eq!(store.backlog(&about_a).unwrap().messages(), 4);
     }
     assert_eq!(sqlite.check().expect("the store can be read"), Vec::<String>::new());
+}
+
+#[test]
+fn sqlite_takes_salvaged_rows_once() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let store = open(&folder.path().join("opik_messages.db"));
+    salvage_story(&store);
+    assert_eq!(store.check().expect("the store can be read"), Vec::<String>::new());
+}
+
+#[test]
+fn the_model_takes_salvaged_rows_once() {
+    salvage_story(&ModelStore::default());
+}
+
+fn salvage_story(store: &dyn Store) {
+    let row = |number: u8, rejected: bool| {
+        let mut message = about_trace(&lane("team"), &format!("trace {number}"), Effect::Create, NOW_MS);
+        if rejected {
+            message.request.method.clear();
+            message.request.path.clear();
+        }
+        let answer = rejected.then(|| LastAnswer { status: None, text: "it is not JSON".into(), at_ms: NOW_MS });
+        SalvagedRow { row: Sha256::new([number; 32]), message, rejected: answer, file: None }
+    };
+    let first = store.salvage(&[row(1, false), row(2, true)]).expect("there is room");
+    assert!(first.iter().all(Option::is_some));
+    // The same rows out of a copy of the file, one new one among them, one twice.
+    let again = store.salvage(&[row(2, true), row(3, false), row(1, false), row(3, false)]).expect("there is room");
+    assert_eq!(again.iter().map(Option::is_some).collect::<Vec<_>>(), [false, true, false, false]);
+    assert!(store.is_salvaged(&Sha256::new([3; 32])).expect("it can be read"));
+    assert!(!store.is_salvaged(&Sha256::new([4; 32])).expect("it can be read"));
+    let backlog = store.backlog(&Filter::default()).expect("it can be counted");
+    assert_eq!((backlog.waiting(), backlog.rejected()), (2, 1));
+    assert_eq!(store.requeue(&Filter::default()).expect("it can be asked"), 0, "a row without a request would be sent");
+    // What became of a message does not matter: its row is known for good.
+    store.purge(&Filter::default(), 10).expect("it can be purged");
+    assert_eq!(store.salvage(&[row(1, false)]).expect("there is room"), [None]);
 }

@@ -3,15 +3,18 @@
 
 #![allow(dead_code, reason = "every test binary uses its own part of it")]
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::sync::{Mutex, MutexGuard};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use opik_offline::message::{Attachment, Effect, EntityKey, Lane, Message, MessageId, MessageStatus, Touch, conflict};
+use opik_offline::message::{
+    Attachment, Effect, EntityKey, Lane, Message, MessageId, MessageStatus, Sha256, Touch, conflict,
+};
 use opik_offline::store::attachment::PIECE_BYTES;
 use opik_offline::store::{
     AgentRecord, Ahead, AttachmentId, Backlog, BacklogGroup, ClaimLimits, Claimed, Condition, Filter, Hold, LaneId,
-    LaneWork, LastAnswer, Lease, Listed, Outcome, Owner, Page, Purged, ReplayRecord, Store, StoreError, StoredMessage,
+    LaneWork, LastAnswer, Lease, Listed, Outcome, Owner, Page, Purged, ReplayRecord, SalvagedRow, Store, StoreError,
+    StoredMessage,
 };
 
 const HOUR_MS: i64 = 60 * 60 * 1000;
@@ -33,6 +36,7 @@ struct State {
     /// Uploads that have no message yet.
     uploads: BTreeMap<AttachmentId, Vec<u8>>,
     uploads_count: i64,
+    salvaged: HashSet<Sha256>,
     lanes: Vec<(Lane, Option<(Hold, bool)>)>,
     lease: Option<(Lease, Instant)>,
     epoch: i64,
@@ -324,6 +328,32 @@ impl Store for ModelStore {
         Ok(bytes.chunks(PIECE_BYTES).nth(number as usize).map(<[u8]>::to_vec))
     }
 
+    fn salvage(&self, rows: &[SalvagedRow]) -> Result<Vec<Option<MessageId>>, StoreError> {
+        let mut ids = Vec::new();
+        for row in rows {
+            if !self.state().salvaged.insert(row.row) {
+                ids.push(None);
+                continue;
+            }
+            let id = match &row.file {
+                Some((attachment, file)) => self.register_attachment(*attachment, file, &row.message)?,
+                None => self.register(std::slice::from_ref(&row.message))?[0],
+            };
+            if let Some(answer) = &row.rejected {
+                let mut state = self.state();
+                let record = state.messages.iter_mut().find(|record| record.id == id.0).expect("it was registered");
+                record.status = MessageStatus::Rejected;
+                record.answer = Some(answer.clone());
+            }
+            ids.push(Some(id));
+        }
+        Ok(ids)
+    }
+
+    fn is_salvaged(&self, row: &Sha256) -> Result<bool, StoreError> {
+        Ok(self.state().salvaged.contains(row))
+    }
+
     fn acquire(&self, owner: &Owner, time_to_live: Duration) -> Result<Lease, StoreError> {
         let mut state = self.state();
         if let Some(holder) = state.holder().filter(|holder| holder != owner) {
@@ -583,7 +613,10 @@ impl Store for ModelStore {
         let mut state = self.state();
         let mut requeued = 0;
         for record in &mut state.messages {
-            if record.status == MessageStatus::Rejected && record.is_selected(filter) {
+            if record.status == MessageStatus::Rejected
+                && record.is_selected(filter)
+                && !record.message.request.method.is_empty()
+            {
                 record.status = MessageStatus::Failed;
                 record.attempts = 0;
                 record.next_attempt_at_ms = 0;

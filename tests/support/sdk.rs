@@ -7,6 +7,7 @@ use std::process::{Child, ChildStdin, Command, Stdio};
 use std::sync::mpsc::{Receiver, channel};
 use std::time::{Duration, Instant};
 
+use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
 use super::PATIENCE;
@@ -76,9 +77,20 @@ impl SdkApp {
         Self::start_with(Using::Python(OPIK_VERSION), run, url)
     }
 
+    /// Starts an application that looks for its server often, so that its own store is in use soon after an outage.
+    #[track_caller]
+    pub fn start_impatient(run: &str, url: &str) -> Self {
+        Self::start_in(Using::Python(OPIK_VERSION), run, url, &[("OPIK_CONNECTION_MONITOR_PING_INTERVAL", "0.5")])
+    }
+
     /// Starts an application that uses another client.
     #[track_caller]
     pub fn start_with(using: Using, run: &str, url: &str) -> Self {
+        Self::start_in(using, run, url, &[])
+    }
+
+    #[track_caller]
+    fn start_in(using: Using, run: &str, url: &str, env: &[(&str, &str)]) -> Self {
         let home = Home::new();
         let mut command = using.command(&home);
         command.arg(run);
@@ -88,6 +100,7 @@ impl SdkApp {
         }
         // The script flushes where an update must not overtake its create.
         command.env("OPIK_SUPPRESS_BATCHING_UPDATE_WARNING", "true");
+        command.envs(env.iter().copied());
         command.env("OPIK_CONSOLE_LOGGING_LEVEL", "WARNING").env("PYTHONUTF8", "1");
         let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("python can be started");
         let stdout = BufReader::new(child.stdout.take().expect("it is piped"));
@@ -127,6 +140,23 @@ impl SdkApp {
         self.run("quit");
         let status = self.child.wait().expect("a child can be waited for");
         assert!(status.success(), "the application ended with {status}");
+    }
+
+    /// Ends the application by a signal that it does not handle, and waits until it is gone.
+    pub fn kill(&mut self, signal: Signal) {
+        kill_process(Pid::from_child(&self.child), signal).expect("our own child can be signalled");
+        self.child.wait().expect("a child can be waited for");
+    }
+
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Returns the stores that the SDK has made so far.
+    pub fn stores(&self) -> Vec<PathBuf> {
+        let entries = std::fs::read_dir(self.home.path()).expect("the application's home").flatten();
+        let folders = entries.filter(|entry| entry.file_name().to_string_lossy().starts_with("tmp"));
+        folders.map(|folder| folder.path().join("opik_messages.db")).filter(|path| path.exists()).collect()
     }
 
     /// Returns how many traces, spans and threads the server has to know.

@@ -26,7 +26,10 @@ mod people;
 mod queries;
 mod register;
 mod rows;
+mod salvaged;
 mod schema;
+pub(in crate::store) mod sdk_file;
+mod sdk_pages;
 mod settle;
 mod space;
 mod summary;
@@ -42,9 +45,10 @@ use self::fault::Fault;
 pub(in crate::store) use self::open::FileId;
 use super::{
     AgentRecord, Ahead, AttachmentId, Backlog, ClaimLimits, Claimed, Condition, Filter, Hold, LaneId, LaneWork, Lease,
-    Limits, Listed, OpenMode, Outcome, Owner, Page, Purged, ReplayRecord, Store, StoreError, StoredMessage,
+    Limits, Listed, OpenMode, Outcome, Owner, Page, Purged, ReplayRecord, SalvagedRow, Store, StoreError,
+    StoredMessage, WhenFull,
 };
-use crate::message::{Attachment, Lane, Message, MessageId, Touch};
+use crate::message::{Attachment, Lane, Message, MessageId, Sha256, Touch};
 
 /// How long a write waits for other processes.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(10);
@@ -237,6 +241,21 @@ impl Store for SqliteStore {
 
     fn piece(&self, message: MessageId, number: u32) -> Result<Option<Vec<u8>>, StoreError> {
         self.read(&self.reader, |connection| attachments::piece(connection, message, number))
+    }
+
+    fn salvage(&self, rows: &[SalvagedRow]) -> Result<Vec<Option<MessageId>>, StoreError> {
+        let limits = Limits { when_full: WhenFull::Refuse, ..self.limits };
+        let ids = self.write(|tx| {
+            let needed = rows.iter().map(|row| space::bytes_needed(&row.message)).sum();
+            space::make_room(tx, &self.path, &self.log, &limits, needed)?;
+            salvaged::salvage(tx, rows)
+        })?;
+        self.verify_file()?;
+        Ok(ids)
+    }
+
+    fn is_salvaged(&self, row: &Sha256) -> Result<bool, StoreError> {
+        self.read(&self.reader, |connection| salvaged::is_salvaged(connection, row))
     }
 
     fn acquire(&self, owner: &Owner, time_to_live: Duration) -> Result<Lease, StoreError> {

@@ -86,6 +86,20 @@ pub(super) const TYPES: &str = "SELECT DISTINCT message_type FROM messages";
 pub(super) const TABLES: &str = "SELECT name FROM sqlite_schema WHERE type = 'table' LIMIT 10";
 /// The columns of a store of the Python SDK.
 pub(super) const SDK_MESSAGES: &str = "SELECT message_id, status, message_type, message_json FROM messages";
+pub(super) const IS_SALVAGED: &str = "SELECT 1 FROM salvaged WHERE digest = ?1";
+pub(super) const ADD_SALVAGED: &str = "INSERT OR IGNORE INTO salvaged VALUES (?1)";
+pub(super) const REJECT_SALVAGED: &str = "UPDATE messages SET status = 4 WHERE message_id = ?1";
+/// Of a message that was stored a moment ago.
+pub(super) const LANE_AND_BYTES: &str = "SELECT lane_id, body_bytes FROM messages WHERE message_id = ?1";
+pub(super) const SDK_FIRST: &str =
+    "SELECT message_id, status, message_type, message_json FROM messages ORDER BY message_id LIMIT 1";
+pub(super) const SDK_NEXT: &str = "SELECT message_id, status, message_type, message_json FROM messages WHERE message_id > ?1 ORDER BY message_id LIMIT 1";
+pub(super) const SDK_ONE: &str =
+    "SELECT message_id, status, message_type, message_json FROM messages WHERE message_id = ?1";
+pub(super) const SDK_ROWS: &str = "SELECT count(*) FROM messages";
+/// For a copy only.
+pub(super) const EMPTY_SDK_STORE: &str = "
+    CREATE TEMP TABLE messages (message_id INTEGER PRIMARY KEY, status INTEGER, message_type TEXT, message_json TEXT)";
 
 // Registering.
 
@@ -336,7 +350,7 @@ pub(super) fn to_purge(selection: &Selection, in_flight_too: bool) -> String {
 /// Makes rejected messages *failed*. RETURNING shows a row as the update left it; the status before it is known.
 pub(super) fn requeue(selection: &Selection) -> String {
     format!(
-        "UPDATE messages SET status = 3, attempts = 0, next_attempt_at_ms = 0 WHERE status = 4 AND {}
+        "UPDATE messages SET status = 3, attempts = 0, next_attempt_at_ms = 0 WHERE status = 4 AND method <> '' AND {}
          RETURNING lane_id, 4, message_type, answer_status, items, body_bytes",
         selection.sql()
     )

@@ -11,7 +11,7 @@ pub(super) const APPLICATION_ID: i32 = 0x4f70_4f66;
 /// Bytes of a page in a new store.
 pub(super) const PAGE_BYTES: u32 = 4096;
 
-const MIGRATIONS: [&str; 3] = [MESSAGES_LANES_AND_LEASE, ALL_CHANGES_INDEXED, ATTACHMENTS];
+const MIGRATIONS: [&str; 4] = [MESSAGES_LANES_AND_LEASE, ALL_CHANGES_INDEXED, ATTACHMENTS, SALVAGED];
 
 /// Version 1.
 ///
@@ -167,6 +167,15 @@ CREATE TABLE attachment_pieces (
     piece_id INTEGER PRIMARY KEY,
     piece    BLOB NOT NULL
 );
+";
+
+/// Version 4.
+///
+/// - `salvaged` has the digest of every row that was ever taken from an SDK's file: 32 bytes for a row that may be sent once.
+const SALVAGED: &str = "
+CREATE TABLE salvaged (
+    digest BLOB PRIMARY KEY
+) WITHOUT ROWID;
 ";
 
 /// Returns the newest version that we know.
