@@ -8,7 +8,7 @@ use clap::Args;
 use super::{Common, Failure, configuration, stop_on_signals, translate};
 use crate::agent::adoption::Adoption;
 use crate::agent::{Agent, AgentSettings};
-use crate::config::{Config, Flags, ProcessEnvironment, temp_dir};
+use crate::config::{Config, Flags, ProcessEnvironment, ServiceManager, temp_dir};
 use crate::intake::IntakeLimits;
 use crate::monitor::MonitorSettings;
 use crate::replay::ReplaySettings;
@@ -118,7 +118,8 @@ pub fn run(common: &Common, args: &AgentArgs) -> Result<(), Failure> {
     let config = configuration(&args.flags(common.flags()))?;
     super::selection::refuse_jsonl(common.format)?;
     common.start_logging(&config, None)?;
-    let agent = Agent::bind(settings(&config))?;
+    let service_manager = ServiceManager::find(&ProcessEnvironment, std::process::id())?;
+    let agent = Agent::bind(settings(&config, service_manager))?;
     let shutdown = Shutdown::new();
     stop_on_signals(&shutdown)?;
     Ok(agent.run(&shutdown)?)
@@ -149,7 +150,7 @@ impl AgentArgs {
     }
 }
 
-fn settings(config: &Config) -> AgentSettings {
+fn settings(config: &Config, service_manager: Option<ServiceManager>) -> AgentSettings {
     let upstream = &config.upstream.value;
     let body_bytes_max = config.max_body_size.value.bytes();
     AgentSettings {
@@ -188,6 +189,7 @@ fn settings(config: &Config) -> AgentSettings {
             .adopt_orphans
             .value
             .then(|| Adoption { temp_dir: temp_dir(&ProcessEnvironment), lane: translate::lane(config) }),
+        service_manager,
     }
 }
 

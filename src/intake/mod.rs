@@ -38,6 +38,7 @@ use crate::monitor::Availability;
 use crate::monitor::connection::Connection;
 use crate::protocol::answers::{SendFailure, error, unavailable};
 use crate::protocol::routes::{Route, classify, split_prefix};
+use crate::pulse::{Beat, Pulses};
 use crate::shutdown::Shutdown;
 use crate::store::committer::Committer;
 use crate::store::slot::StoreSlot;
@@ -76,6 +77,8 @@ const HEAD_BYTES_MAX: usize = 64 * 1024;
 /// How long a server that was not there when last looked for may take to begin an answer that can't be given for it. It
 /// may be back, so it is asked; if it hangs, the client is told soon.
 const AWAY_TIMEOUT: Duration = Duration::from_secs(5);
+/// How often intake gives a sign of life.
+const BEAT_INTERVAL: Duration = Duration::from_secs(5);
 /// Headers of a request at most.
 const HEADERS_MAX: usize = 128;
 
@@ -99,6 +102,10 @@ pub struct Intake {
     pub listen_host: String,
     /// What names this process in [`AGENT_HEADER`].
     pub agent_mark: HeaderValue,
+    /// Intake's own sign of life.
+    pub beat: Arc<Beat>,
+    /// Whether every part of the agent is alive, for `/-/healthy`.
+    pub pulses: Arc<Pulses>,
 }
 
 struct Shared {
@@ -116,6 +123,7 @@ struct Shared {
     /// This process's value of [`AGENT_HEADER`].
     agent_mark: HeaderValue,
     started: Instant,
+    pulses: Arc<Pulses>,
     /// Requested when forwarded writes have had their time to finish before the agent stops: they are stored instead.
     hurry: Shutdown,
 }
@@ -176,6 +184,7 @@ impl Intake {
             body_memory: Arc::new(Semaphore::new(self.limits.body_memory_bytes_max)),
             agent_mark: self.agent_mark,
             started: Instant::now(),
+            pulses: self.pulses,
             hurry: Shutdown::new(),
         });
         let connections = Arc::new(Semaphore::new(self.limits.connections_max));
@@ -186,9 +195,16 @@ impl Intake {
             .header_read_timeout(self.limits.header_read_timeout)
             .max_buf_size(HEAD_BYTES_MAX)
             .max_headers(HEADERS_MAX);
+        let mut beats = tokio::time::interval(BEAT_INTERVAL);
         loop {
             let accepted = tokio::select! {
                 () = shutdown.requested() => break,
+                _ = beats.tick() => {
+                    // From this loop to a worker: it shows that connections are taken and that requests are worked on.
+                    let beat = self.beat.clone();
+                    tokio::spawn(async move { beat.beat() });
+                    continue;
+                }
                 accepted = listener.accept() => accepted,
             };
             let (stream, peer) = match accepted {

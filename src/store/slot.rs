@@ -212,6 +212,11 @@ impl StoreSlot {
         }
     }
 
+    /// Says whether a thread opens the store just now, which takes as long as there is to recover or to bring up to date.
+    pub fn is_opening(&self) -> bool {
+        self.opening.try_lock().is_err()
+    }
+
     /// Returns how the slot stands, without trying anything.
     pub fn state(&self) -> SlotState {
         match &*self.inner() {

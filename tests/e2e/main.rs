@@ -27,6 +27,7 @@ mod salvage;
 mod sdk;
 mod sdk_outage;
 mod splitting;
+mod service_manager;
 mod startup;
 mod stopping;
 mod storm;
