@@ -251,7 +251,7 @@ impl Agent {
         // Tasks that were cut off end here, without an acknowledgement.
         runtime.shutdown_timeout(Duration::from_millis(100));
         if telling.is_some_and(|telling| telling.join().is_err()) {
-            warn!("telling the service manager failed by a fault of opik-offline's own");
+            warn!(target: "opik_offline", "telling the service manager failed by a fault of opik-offline's own");
         }
         if let Err(error) = slot.with(|store| store.announce(None)) {
             warn!(target: "db_manager", "the agent's record stays in the store: {error}");

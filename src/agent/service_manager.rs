@@ -55,7 +55,7 @@ impl Teller {
         match Line::open(&self.manager.socket) {
             Err(error) => {
                 let socket = self.manager.socket.to_string_lossy();
-                warn!("the service manager at {socket} is not told how the agent is: {error}");
+                warn!(target: "opik_offline", "the service manager at {socket} is not told how the agent is: {error}");
                 Ok(None)
             }
             Ok(line) => {
@@ -75,7 +75,7 @@ impl Teller {
             if self.manager.watchdog.is_some() {
                 match self.pulses.check() {
                     Ok(()) => line.say("WATCHDOG=1\n"),
-                    Err(silence) if was_alive => error!("{silence}; the service manager may end and restart the agent"),
+                    Err(silence) if was_alive => error!(target: "opik_offline", "{silence}; the service manager may end and restart the agent"),
                     Err(_) => {}
                 }
                 was_alive = self.pulses.check().is_ok();
@@ -160,7 +160,7 @@ impl Line {
         if let Err(error) = said
             && !std::mem::replace(&mut self.has_failed, true)
         {
-            warn!("the service manager can't be told how the agent is: {error}");
+            warn!(target: "opik_offline", "the service manager can't be told how the agent is: {error}");
         }
     }
 }
