@@ -75,7 +75,9 @@ impl Teller {
             if self.manager.watchdog.is_some() {
                 match self.pulses.check() {
                     Ok(()) => line.say("WATCHDOG=1\n"),
-                    Err(silence) if was_alive => error!(target: "opik_offline", "{silence}; the service manager may end and restart the agent"),
+                    Err(silence) if was_alive => {
+                        error!(target: "opik_offline", "{silence}; the service manager may end and restart the agent")
+                    }
                     Err(_) => {}
                 }
                 was_alive = self.pulses.check().is_ok();
