@@ -158,7 +158,7 @@ impl Line {
         #[cfg(unix)]
         let said = self.socket.send_to_addr(text.as_bytes(), &self.address).map(|_| ());
         #[cfg(not(unix))]
-        let said: io::Result<()> = Ok(drop(text));
+        let said: io::Result<()> = Err(io::Error::new(io::ErrorKind::Unsupported, text.to_owned()));
         if let Err(error) = said
             && !std::mem::replace(&mut self.has_failed, true)
         {
