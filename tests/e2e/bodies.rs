@@ -101,6 +101,10 @@ fn captured_sdk_requests_are_replayed_byte_for_byte() {
                     request = request.header(name, value);
                 }
             }
+            // Attachments are taken over and uploaded by a flow of the agent's own, see `attachments.rs`.
+            if below.starts_with("/v1/private/attachment/") {
+                continue;
+            }
             let answer = client.expect(&request);
             if (200..300).contains(&answer.status) && request.method != "GET" {
                 assert_eq!(u64::from(answer.status), captured["answered_status"], "{} {path}", request.method);
