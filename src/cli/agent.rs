@@ -5,7 +5,8 @@ use std::time::Duration;
 
 use clap::Args;
 
-use super::{Common, Failure, configuration, stop_on_signals, translate};
+use super::signals::stop_agent_on_signals;
+use super::{Common, Failure, configuration, translate};
 use crate::agent::adoption::Adoption;
 use crate::agent::{Agent, AgentSettings};
 use crate::config::{Config, Flags, ProcessEnvironment, temp_dir};
@@ -32,7 +33,7 @@ Exit codes:
 /// Run the agent: pass on, store while the server is away, deliver afterwards
 ///
 /// It runs in the foreground and stops on SIGINT or SIGTERM: requests in progress finish or are stored. What is stored is
-/// delivered by the next agent on the same store, or by `opik-offline replay`.
+/// delivered by the next agent on the same store, or by `opik-offline replay`. SIGHUP makes it open its log file again.
 #[derive(Args, Debug)]
 #[command(after_long_help = AFTER_HELP)]
 pub struct AgentArgs {
@@ -117,10 +118,10 @@ const BODY_READ_TIMEOUT: Duration = Duration::from_secs(60);
 pub fn run(common: &Common, args: &AgentArgs) -> Result<(), Failure> {
     let config = configuration(&args.flags(common.flags()))?;
     super::selection::refuse_jsonl(common.format)?;
-    common.start_logging(&config, None)?;
+    let log = common.start_logging(&config, None)?;
     let agent = Agent::bind(settings(&config))?;
     let shutdown = Shutdown::new();
-    stop_on_signals(&shutdown)?;
+    stop_agent_on_signals(&shutdown, log)?;
     Ok(agent.run(&shutdown)?)
 }
 

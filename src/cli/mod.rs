@@ -16,6 +16,7 @@ mod render;
 mod replay;
 mod salvage;
 mod selection;
+mod signals;
 mod status;
 
 use std::ffi::OsString;
@@ -26,12 +27,12 @@ use std::sync::Arc;
 use clap::{Args, CommandFactory, Parser, Subcommand};
 
 use crate::config::{Config, Flags, LogLevel, ProcessEnvironment, is_no_color_set};
-use crate::shutdown::Shutdown;
 use crate::store::{self, Limits, OpenMode, Store, StoreError};
-use crate::telemetry::log;
+use crate::telemetry::log::{self, LogFile};
 use crate::upstream::{Upstream, UpstreamSettings};
 pub use failure::{Exit, Failure};
 use render::{Format, Renderer};
+use signals::stop_on_signals;
 
 const LONG_ABOUT: &str = "\
 Keep Opik traces through an outage.
@@ -171,8 +172,8 @@ impl Common {
         !self.no_color && !is_no_color_set(&ProcessEnvironment) && stream.is_terminal()
     }
 
-    /// Starts logging, at what was asked for on the command line before what is configured.
-    fn start_logging(&self, config: &Config, default_level: Option<LogLevel>) -> Result<(), Failure> {
+    /// Starts logging, at what was asked for on the command line before what is configured; returns the file.
+    fn start_logging(&self, config: &Config, default_level: Option<LogLevel>) -> Result<LogFile, Failure> {
         let configured = &config.console_logging_level;
         let level = match default_level {
             _ if self.verbose => LogLevel::Debug,
@@ -201,18 +202,6 @@ fn existing_store(config: &Config) -> Result<Option<Arc<dyn Store>>, StoreError>
 /// Returns the way to the server.
 fn upstream(config: &Config) -> Result<Upstream, Failure> {
     Ok(Upstream::new(&translate::upstream_settings(config))?)
-}
-
-/// Asks for a clean end on SIGINT and SIGTERM; a second signal ends the process at once.
-fn stop_on_signals(shutdown: &Shutdown) -> Result<(), Failure> {
-    let shutdown = shutdown.clone();
-    ctrlc::set_handler(move || {
-        if shutdown.is_requested() {
-            std::process::exit(i32::from(Exit::Interrupted as u8));
-        }
-        shutdown.request();
-    })
-    .map_err(|error| Failure::new(Exit::Failure, format!("cannot handle signals: {error}"), None))
 }
 
 /// From resolved settings to the plain values that the rooms take.

@@ -14,6 +14,7 @@ mod delivery;
 mod fake_opik;
 mod forwarding;
 mod isolation;
+mod logs;
 mod messages;
 mod mixed;
 #[path = "../support/model_store.rs"]
