@@ -57,6 +57,7 @@ Register-ArgumentCompleter -Native -CommandName 'opik-offline' -ScriptBlock {
             [CompletionResult]::new('--forward-timeout', '--forward-timeout', [CompletionResultType]::ParameterName, 'Store a write that the server has not answered after this long [default: 30s]')
             [CompletionResult]::new('--retry-interval', '--retry-interval', [CompletionResultType]::ParameterName, 'Try a held lane again after this long: no valid key, a redirect, a server that fails at everything [default: 10s]')
             [CompletionResult]::new('--shutdown-timeout', '--shutdown-timeout', [CompletionResultType]::ParameterName, 'Let requests in progress finish for this long when stopping [default: 10s]')
+            [CompletionResult]::new('--flush-timeout', '--flush-timeout', [CompletionResultType]::ParameterName, 'With a command: deliver what is stored for this long after the command has ended [default: 30s]')
             [CompletionResult]::new('--log-format', '--log-format', [CompletionResultType]::ParameterName, 'Write log lines as text or json [default: text]')
             [CompletionResult]::new('--db', '--db', [CompletionResultType]::ParameterName, 'Use this message store [default: opik-offline/opik_messages.db in the user''s data folder]')
             [CompletionResult]::new('--upstream', '--upstream', [CompletionResultType]::ParameterName, 'Use the Opik server at this URL, such as http://127.0.0.1:5173/api [default: Opik Cloud]')

@@ -102,7 +102,7 @@ _opik__offline() {
             return 0
             ;;
         opik__subcmd__offline__subcmd__agent)
-            opts="-q -v -h --listen --insecure-listen --adopt-orphans --batch-size --delay --max-size --free-disk-reserve --when-full --max-attempts --max-body-size --max-inflated-size --max-attachment-size --connect-timeout --forward-timeout --retry-interval --shutdown-timeout --log-format --db --upstream --format --quiet --verbose --no-color --help"
+            opts="-q -v -h --listen --insecure-listen --batch-size --delay --max-size --free-disk-reserve --when-full --max-attempts --max-body-size --max-inflated-size --connect-timeout --forward-timeout --retry-interval --shutdown-timeout --flush-timeout --log-format --db --upstream --format --quiet --verbose --no-color --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -144,10 +144,6 @@ _opik__offline() {
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;
-                --max-attachment-size)
-                    COMPREPLY=($(compgen -f "${cur}"))
-                    return 0
-                    ;;
                 --connect-timeout)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
@@ -161,6 +157,10 @@ _opik__offline() {
                     return 0
                     ;;
                 --shutdown-timeout)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --flush-timeout)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;
@@ -352,27 +352,12 @@ _opik__offline() {
             return 0
             ;;
         opik__subcmd__offline__subcmd__inspect)
-            opts="-q -v -h --from --limit --newest --status --rejected --type --workspace --project --id --trace --older-than --db --upstream --format --quiet --verbose --no-color --help"
+            opts="-q -v -h --limit --newest --status --rejected --type --workspace --project --id --trace --older-than --db --upstream --format --quiet --verbose --no-color --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
             fi
             case "${prev}" in
-                --from)
-                    local oldifs
-                    if [ -n "${IFS+x}" ]; then
-                        oldifs="$IFS"
-                    fi
-                    IFS=$'\n'
-                    COMPREPLY=($(compgen -f "${cur}"))
-                    if [ -n "${oldifs+x}" ]; then
-                        IFS="$oldifs"
-                    fi
-                    if [[ "${BASH_VERSINFO[0]}" -ge 4 ]]; then
-                        compopt -o filenames
-                    fi
-                    return 0
-                    ;;
                 --limit)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
@@ -382,7 +367,7 @@ _opik__offline() {
                     return 0
                     ;;
                 --type)
-                    COMPREPLY=($(compgen -W "CreateTrace UpdateTrace CreateTraceBatch CreateSpan UpdateSpan CreateSpansBatch AddTraceFeedbackScoresBatch AddSpanFeedbackScoresBatch AddThreadsFeedbackScoresBatch CreateExperimentItemsBatch GuardrailBatch AddAssertionResultsBatch CreateAttachment OtlpTraces UpdateTraces DeleteTrace DeleteTraces ScoreTrace DeleteTraceScore UpdateTraceComment DeleteTraceComments UpdateSpans DeleteSpan ScoreSpan DeleteSpanScore UpdateSpanComment DeleteSpanComments OpenThread CloseThreads UpdateThread UpdateThreads DeleteThreads DeleteThreadScores UpdateThreadComment DeleteThreadComments CreateDataset PutDatasetItems UpdateDatasetItem UpdateDatasetItems DeleteDatasetItems CreateExperiment UpdateExperiment UpdateExperiments FinishExperiments DeleteExperiments PutExperimentItems DeleteExperimentItems CreateOptimization PutOptimization UpdateOptimization AddQueueItems RemoveQueueItems DeleteAttachments AppendJobLogs UnknownSdkRow" -- "${cur}"))
+                    COMPREPLY=($(compgen -W "CreateTrace UpdateTrace CreateTraceBatch CreateSpan UpdateSpan CreateSpansBatch AddTraceFeedbackScoresBatch AddSpanFeedbackScoresBatch AddThreadsFeedbackScoresBatch CreateExperimentItemsBatch GuardrailBatch AddAssertionResultsBatch CreateAttachment OtlpTraces UpdateTraces DeleteTrace DeleteTraces ScoreTrace DeleteTraceScore UpdateTraceComment DeleteTraceComments UpdateSpans DeleteSpan ScoreSpan DeleteSpanScore UpdateSpanComment DeleteSpanComments OpenThread CloseThreads UpdateThread UpdateThreads DeleteThreads DeleteThreadScores UpdateThreadComment DeleteThreadComments CreateDataset PutDatasetItems UpdateDatasetItem UpdateDatasetItems DeleteDatasetItems CreateExperiment UpdateExperiment UpdateExperiments FinishExperiments DeleteExperiments PutExperimentItems DeleteExperimentItems CreateOptimization PutOptimization UpdateOptimization AddQueueItems RemoveQueueItems DeleteAttachments AppendJobLogs" -- "${cur}"))
                     return 0
                     ;;
                 --workspace)
@@ -447,7 +432,7 @@ _opik__offline() {
                     return 0
                     ;;
                 --type)
-                    COMPREPLY=($(compgen -W "CreateTrace UpdateTrace CreateTraceBatch CreateSpan UpdateSpan CreateSpansBatch AddTraceFeedbackScoresBatch AddSpanFeedbackScoresBatch AddThreadsFeedbackScoresBatch CreateExperimentItemsBatch GuardrailBatch AddAssertionResultsBatch CreateAttachment OtlpTraces UpdateTraces DeleteTrace DeleteTraces ScoreTrace DeleteTraceScore UpdateTraceComment DeleteTraceComments UpdateSpans DeleteSpan ScoreSpan DeleteSpanScore UpdateSpanComment DeleteSpanComments OpenThread CloseThreads UpdateThread UpdateThreads DeleteThreads DeleteThreadScores UpdateThreadComment DeleteThreadComments CreateDataset PutDatasetItems UpdateDatasetItem UpdateDatasetItems DeleteDatasetItems CreateExperiment UpdateExperiment UpdateExperiments FinishExperiments DeleteExperiments PutExperimentItems DeleteExperimentItems CreateOptimization PutOptimization UpdateOptimization AddQueueItems RemoveQueueItems DeleteAttachments AppendJobLogs UnknownSdkRow" -- "${cur}"))
+                    COMPREPLY=($(compgen -W "CreateTrace UpdateTrace CreateTraceBatch CreateSpan UpdateSpan CreateSpansBatch AddTraceFeedbackScoresBatch AddSpanFeedbackScoresBatch AddThreadsFeedbackScoresBatch CreateExperimentItemsBatch GuardrailBatch AddAssertionResultsBatch CreateAttachment OtlpTraces UpdateTraces DeleteTrace DeleteTraces ScoreTrace DeleteTraceScore UpdateTraceComment DeleteTraceComments UpdateSpans DeleteSpan ScoreSpan DeleteSpanScore UpdateSpanComment DeleteSpanComments OpenThread CloseThreads UpdateThread UpdateThreads DeleteThreads DeleteThreadScores UpdateThreadComment DeleteThreadComments CreateDataset PutDatasetItems UpdateDatasetItem UpdateDatasetItems DeleteDatasetItems CreateExperiment UpdateExperiment UpdateExperiments FinishExperiments DeleteExperiments PutExperimentItems DeleteExperimentItems CreateOptimization PutOptimization UpdateOptimization AddQueueItems RemoveQueueItems DeleteAttachments AppendJobLogs" -- "${cur}"))
                     return 0
                     ;;
                 --workspace)
@@ -501,7 +486,7 @@ _opik__offline() {
             return 0
             ;;
         opik__subcmd__offline__subcmd__replay)
-            opts="-q -v -h --batch-size --delay --limit --timeout --verify --verify-timeout --from --remove-source --dry-run --status --rejected --type --workspace --project --id --trace --older-than --db --upstream --format --quiet --verbose --no-color --help"
+            opts="-q -v -h --batch-size --delay --limit --timeout --verify --verify-timeout --dry-run --status --rejected --type --workspace --project --id --trace --older-than --db --upstream --format --quiet --verbose --no-color --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -527,16 +512,12 @@ _opik__offline() {
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;
-                --from)
-                    COMPREPLY=($(compgen -f "${cur}"))
-                    return 0
-                    ;;
                 --status)
                     COMPREPLY=($(compgen -W "failed registered rejected" -- "${cur}"))
                     return 0
                     ;;
                 --type)
-                    COMPREPLY=($(compgen -W "CreateTrace UpdateTrace CreateTraceBatch CreateSpan UpdateSpan CreateSpansBatch AddTraceFeedbackScoresBatch AddSpanFeedbackScoresBatch AddThreadsFeedbackScoresBatch CreateExperimentItemsBatch GuardrailBatch AddAssertionResultsBatch CreateAttachment OtlpTraces UpdateTraces DeleteTrace DeleteTraces ScoreTrace DeleteTraceScore UpdateTraceComment DeleteTraceComments UpdateSpans DeleteSpan ScoreSpan DeleteSpanScore UpdateSpanComment DeleteSpanComments OpenThread CloseThreads UpdateThread UpdateThreads DeleteThreads DeleteThreadScores UpdateThreadComment DeleteThreadComments CreateDataset PutDatasetItems UpdateDatasetItem UpdateDatasetItems DeleteDatasetItems CreateExperiment UpdateExperiment UpdateExperiments FinishExperiments DeleteExperiments PutExperimentItems DeleteExperimentItems CreateOptimization PutOptimization UpdateOptimization AddQueueItems RemoveQueueItems DeleteAttachments AppendJobLogs UnknownSdkRow" -- "${cur}"))
+                    COMPREPLY=($(compgen -W "CreateTrace UpdateTrace CreateTraceBatch CreateSpan UpdateSpan CreateSpansBatch AddTraceFeedbackScoresBatch AddSpanFeedbackScoresBatch AddThreadsFeedbackScoresBatch CreateExperimentItemsBatch GuardrailBatch AddAssertionResultsBatch CreateAttachment OtlpTraces UpdateTraces DeleteTrace DeleteTraces ScoreTrace DeleteTraceScore UpdateTraceComment DeleteTraceComments UpdateSpans DeleteSpan ScoreSpan DeleteSpanScore UpdateSpanComment DeleteSpanComments OpenThread CloseThreads UpdateThread UpdateThreads DeleteThreads DeleteThreadScores UpdateThreadComment DeleteThreadComments CreateDataset PutDatasetItems UpdateDatasetItem UpdateDatasetItems DeleteDatasetItems CreateExperiment UpdateExperiment UpdateExperiments FinishExperiments DeleteExperiments PutExperimentItems DeleteExperimentItems CreateOptimization PutOptimization UpdateOptimization AddQueueItems RemoveQueueItems DeleteAttachments AppendJobLogs" -- "${cur}"))
                     return 0
                     ;;
                 --workspace)

@@ -53,6 +53,7 @@ set edit:completion:arg-completer[opik-offline] = {|@words|
             cand --forward-timeout 'Store a write that the server has not answered after this long [default: 30s]'
             cand --retry-interval 'Try a held lane again after this long: no valid key, a redirect, a server that fails at everything [default: 10s]'
             cand --shutdown-timeout 'Let requests in progress finish for this long when stopping [default: 10s]'
+            cand --flush-timeout 'With a command: deliver what is stored for this long after the command has ended [default: 30s]'
             cand --log-format 'Write log lines as text or json [default: text]'
             cand --db 'Use this message store [default: opik-offline/opik_messages.db in the user''s data folder]'
             cand --upstream 'Use the Opik server at this URL, such as http://127.0.0.1:5173/api [default: Opik Cloud]'

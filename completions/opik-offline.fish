@@ -56,6 +56,7 @@ complete -c opik-offline -n "__fish_opik_offline_using_subcommand agent" -l conn
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand agent" -l forward-timeout -d 'Store a write that the server has not answered after this long [default: 30s]' -r
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand agent" -l retry-interval -d 'Try a held lane again after this long: no valid key, a redirect, a server that fails at everything [default: 10s]' -r
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand agent" -l shutdown-timeout -d 'Let requests in progress finish for this long when stopping [default: 10s]' -r
+complete -c opik-offline -n "__fish_opik_offline_using_subcommand agent" -l flush-timeout -d 'With a command: deliver what is stored for this long after the command has ended [default: 30s]' -r
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand agent" -l log-format -d 'Write log lines as text or json [default: text]' -r
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand agent" -l db -d 'Use this message store [default: opik-offline/opik_messages.db in the user\'s data folder]' -r -F
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand agent" -l upstream -d 'Use the Opik server at this URL, such as http://127.0.0.1:5173/api [default: Opik Cloud]' -r -f

@@ -2,20 +2,23 @@
 //!
 //! A thread of its own takes them, with their sender, so that nothing here runs inside a signal handler.
 //!
-//! | signal | a command | the agent |
-//! | --- | --- | --- |
-//! | SIGINT, SIGTERM | stops cleanly; the second one ends it at once | the same |
-//! | SIGHUP | the same as SIGTERM | opens its log file again; stops when its terminal has gone |
+//! | signal | a command | the agent | the agent with a wrapped command |
+//! | --- | --- | --- | --- |
+//! | SIGINT, SIGTERM | stops cleanly; the second one ends it at once | the same | passed on to the command; once that has ended, the flush stops, and the next one ends the agent |
+//! | SIGHUP | the same as SIGTERM | opens its log file again; stops when its terminal has gone | opens its log file again; passed on |
+//! | SIGQUIT, SIGUSR1, SIGUSR2 | the system's default | the same | passed on |
 
 use std::fs::File;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use rustix::process::{Pid, getsid};
-use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1, SIGUSR2};
 use signal_hook::iterator::SignalsInfo;
 use signal_hook::iterator::exfiltrator::WithOrigin;
 use tracing::{info, warn};
 
 use super::{Exit, Failure};
+use crate::agent::child::{Child, is_passed_on};
 use crate::shutdown::Shutdown;
 use crate::telemetry::log::LogFile;
 
@@ -68,6 +71,76 @@ fn stop(shutdown: &Shutdown) {
         std::process::exit(i32::from(Exit::Interrupted as u8));
     }
     shutdown.request();
+}
+
+/// Signals that a wrapped command gets when the agent gets them.
+const PASSED_ON: [i32; 6] = [SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1, SIGUSR2];
+/// Of these, those that a terminal sends by itself to all in its foreground.
+const TYPED: [i32; 3] = [SIGHUP, SIGINT, SIGQUIT];
+
+/// Passes signals on to a wrapped command, and ends the flush that follows it.
+pub(super) struct Relay {
+    stage: Arc<Mutex<Stage>>,
+}
+
+enum Stage {
+    /// The command is being started. What came meanwhile is kept for it.
+    Before(Vec<i32>),
+    Running(Arc<Child>),
+    /// The command has ended, with this exit code for the agent.
+    After(u8),
+}
+
+impl Relay {
+    /// Handles signals from now on. A signal that is ignored stays so, for the command as well.
+    pub(super) fn start(flush_stop: &Shutdown, log: LogFile) -> Result<Self, Failure> {
+        let stage = Arc::new(Mutex::new(Stage::Before(Vec::new())));
+        let ignored = ignored();
+        let numbers: Vec<i32> = PASSED_ON.into_iter().filter(|number| !ignored.contains(*number)).collect();
+        let (shared, flush_stop) = (stage.clone(), flush_stop.clone());
+        watch(&numbers, move |signal| {
+            if signal.number == SIGHUP {
+                reopen(&log);
+            }
+            match &mut *lock(&shared) {
+                Stage::Before(kept) => kept.push(signal.number),
+                Stage::Running(child) => {
+                    if is_passed_on(signal.number, &TYPED, signal.sender, child.pid()) {
+                        child.signal(signal.number);
+                    }
+                }
+                Stage::After(code) if matches!(signal.number, SIGINT | SIGTERM) => {
+                    if flush_stop.is_requested() {
+                        std::process::exit(i32::from(*code));
+                    }
+                    flush_stop.request();
+                }
+                Stage::After(_) => {}
+            }
+        })?;
+        Ok(Self { stage })
+    }
+
+    /// Takes the command that was started, and passes on what was kept for it.
+    pub(super) fn attach(&self, child: Child) -> Arc<Child> {
+        let child = Arc::new(child);
+        let before = std::mem::replace(&mut *lock(&self.stage), Stage::Running(child.clone()));
+        if let Stage::Before(kept) = before {
+            for number in kept {
+                child.signal(number);
+            }
+        }
+        child
+    }
+
+    /// Notes that the command has ended, and what exit code that means.
+    pub(super) fn ended(&self, code: u8) {
+        *lock(&self.stage) = Stage::After(code);
+    }
+}
+
+fn lock(stage: &Mutex<Stage>) -> MutexGuard<'_, Stage> {
+    stage.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Opens the log file again, for a program that moves log files away.

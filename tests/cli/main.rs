@@ -16,3 +16,4 @@ mod secrets;
 mod stores;
 mod usage;
 mod verifying;
+mod wrapping;

@@ -34,4 +34,5 @@ mod storm;
 mod two_processes;
 mod verify;
 mod weather;
+mod wrapped;
 mod writes;

@@ -94,6 +94,24 @@ impl SdkApp {
         let home = Home::new();
         let mut command = using.command(&home);
         command.arg(run);
+        Self::start_command(command, home, url)
+    }
+
+    /// Starts an application within `agent -- COMMAND`, in an environment that names this server. The agent's store is the
+    /// home's [`Home::db`]; what it says goes to `said` in the home.
+    #[track_caller]
+    pub fn start_wrapped(using: Using, run: &str, url: &str) -> Self {
+        let home = Home::new();
+        let inner = using.command(&home);
+        let mut command = home.command(env!("CARGO_BIN_EXE_opik-offline"));
+        command.envs(inner.get_envs().filter_map(|(name, value)| Some((name, value?))));
+        command.arg("agent").arg("--db").arg(home.db()).arg("--").arg(inner.get_program()).args(inner.get_args());
+        command.arg(run).stderr(std::fs::File::create(home.path().join("said")).expect("a file can be made"));
+        Self::start_command(command, home, url)
+    }
+
+    #[track_caller]
+    fn start_command(mut command: Command, home: Home, url: &str) -> Self {
         command.env("OPIK_URL_OVERRIDE", url).env("TMPDIR", home.path());
         for name in ["OPIK_SENTRY_ENABLE", "OPIK_ANALYTICS_ENABLE"] {
             command.env(name, "false");
