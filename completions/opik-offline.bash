@@ -199,13 +199,17 @@ _opik__offline() {
             return 0
             ;;
         opik__subcmd__offline__subcmd__healthcheck)
-            opts="-q -v -h --wait --full --db --upstream --format --quiet --verbose --no-color --help"
+            opts="-q -v -h --wait --full --smoke-test --project-name --db --upstream --format --quiet --verbose --no-color --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
             fi
             case "${prev}" in
                 --wait)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --project-name)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;

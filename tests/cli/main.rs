@@ -8,6 +8,7 @@
 mod support;
 
 mod formats;
+mod health;
 mod purging;
 mod reading;
 mod replaying;

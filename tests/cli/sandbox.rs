@@ -190,6 +190,10 @@ impl Sandbox {
             let line = masked_after(&line, "the store takes ", "SIZE", |c| c != '\n');
             let line = masked_after(&line, " in ", "N", |c| c.is_ascii_digit() || c == '.');
             let line = masked_after(&line, " s (", "N", |c| c.is_ascii_digit());
+            let line = masked_after(&line, "disk          ", "N", |c| c.is_ascii_digit() || c == '.');
+            let line = masked_after(&line, "disk          N ", "UNIT", |c| c.is_alphabetic());
+            let line = masked_after(&line, "smoke test    trace ", "ID", |c| c != ' ');
+            let line = masked_after(&line, "read back after ", "N", |c| c.is_ascii_digit());
             let line = masked_after(&line, "sends to http://127.0.0.1:", "PORT", |c| c.is_ascii_digit());
             let line = masked_after(&line, "due in ", "N", |c| c.is_ascii_digit());
             masked.push_str(&line);
