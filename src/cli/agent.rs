@@ -125,7 +125,7 @@ pub struct AgentArgs {
     shutdown_timeout: Option<OsString>,
 
     /// With a command: deliver what is stored for this long after the command has ended [default: 30s]
-    #[arg(long, value_name = "DURATION")]
+    #[arg(long, value_name = "DURATION", requires = "command")]
     flush_timeout: Option<OsString>,
 
     /// Write log lines as text or json [default: text]

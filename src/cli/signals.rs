@@ -105,8 +105,10 @@ impl Relay {
             match &mut *lock(&shared) {
                 Stage::Before(kept) => kept.push(signal.number),
                 Stage::Running(child) => {
-                    if is_passed_on(signal.number, &TYPED, signal.sender, child.pid()) {
-                        child.signal(signal.number);
+                    let is_passed_on = is_passed_on(signal.number, &TYPED, signal.sender, child.pid());
+                    if is_passed_on && !child.signal(signal.number) && matches!(signal.number, SIGINT | SIGTERM) {
+                        // It has ended a moment ago, so this is meant for what follows.
+                        flush_stop.request();
                     }
                 }
                 Stage::After(code) if matches!(signal.number, SIGINT | SIGTERM) => {

@@ -73,4 +73,6 @@ hint: check the spelling and PATH; what follows -- is a program with its argumen
         "{found}"
     );
     assert!(found.ends_with("--- exit 2\n"), "{found}");
+    let found = sandbox(&server).run(&["agent", "--flush-timeout", "5s"]);
+    assert!(found.contains("-- <COMMAND>...") && found.ends_with("--- exit 2\n"), "{found}");
 }

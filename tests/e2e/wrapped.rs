@@ -252,6 +252,20 @@ fn signals_are_passed_on_and_the_agent_outlives_the_command() {
 }
 
 #[test]
+fn a_signal_that_is_ignored_as_under_nohup_is_ignored_by_the_command_too() {
+    let server = FakeOpik::start_new();
+    let home = Home::new();
+    let how = "import signal; print(*[signal.getsignal(s).name for s in (signal.SIGHUP, signal.SIGTERM)])";
+    for (ignored, seen) in [("--ignore-signal=HUP", "SIG_IGN SIG_DFL\n"), ("--default-signal=HUP", "SIG_DFL SIG_DFL\n")]
+    {
+        let mut command = home.command("env");
+        command.args(["--default-signal=TERM", ignored, BINARY, "agent", "--upstream", &server.url(), "--db"]);
+        let output = run(command.arg(home.db()).args(["--", "python3", "-c", how]));
+        assert_eq!(output.stdout, seen, "{}", output.stderr);
+    }
+}
+
+#[test]
 fn what_is_typed_at_a_terminal_reaches_the_command_once() {
     let server = FakeOpik::start_new();
     let home = Home::new();
