@@ -75,7 +75,7 @@ set edit:completion:arg-completer[opik-offline] = {|@words|
             cand --upstream 'Use the Opik server at this URL, such as http://127.0.0.1:5173/api [default: Opik Cloud]'
             cand --format 'Write results in this format'
             cand --full 'Read the store page by page even when it is large, which takes some 20 seconds a gigabyte'
-            cand --smoke-test 'Write a trace with a span to the server and read it back, when all else is well'
+            cand --smoke-test 'Write a trace with a span and an image to the server and read it back, when all else is well'
             cand -q 'Say only what was asked for, and errors: no notes, no progress, no word about what was done'
             cand --quiet 'Say only what was asked for, and errors: no notes, no progress, no word about what was done'
             cand -v 'Say more on standard error'

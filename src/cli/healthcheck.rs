@@ -47,7 +47,7 @@ pub struct HealthcheckArgs {
     #[arg(long)]
     full: bool,
 
-    /// Write a trace with a span to the server and read it back, when all else is well
+    /// Write a trace with a span and an image to the server and read it back, when all else is well
     #[arg(long)]
     smoke_test: bool,
 
@@ -372,7 +372,7 @@ fn try_it(config: &Config, upstream: &Upstream, project: &str, shutdown: &Shutdo
             };
             let SmokeTest { project, trace_id, written_in_ms, visible_after_ms } = &passed;
             let text = format!(
-                "trace {trace_id} with a span, written in {written_in_ms} ms and read back after {visible_after_ms} ms, \
+                "trace {trace_id} with a span and an image, written in {written_in_ms} ms and read back after {visible_after_ms} ms, \
                  project {project}"
             );
             return (Check::good("smoke test", text), Some(passed));

@@ -10,7 +10,7 @@ use serde_json::json;
 use crate::sandbox::{API_KEY, Sandbox, TRACE, assert_text, message, open, team};
 use crate::support::PATIENCE;
 use crate::support::fake_opik::check::Kind;
-use crate::support::fake_opik::{Answer, FakeOpik, Then, When};
+use crate::support::fake_opik::{Answer, FakeOpik, FilesIn, Then, When};
 
 #[test]
 fn healthcheck_says_what_is_well_and_where_each_value_comes_from() {
@@ -108,7 +108,7 @@ fn a_smoke_test_writes_a_trace_and_reads_it_back() {
     let tried = sandbox.run(&["healthcheck", "-q", "--smoke-test"]);
     assert!(
         tried.ends_with(
-            "ok smoke test    trace ID with a span, written in N ms and read back after N ms, \
+            "ok smoke test    trace ID with a span and an image, written in N ms and read back after N ms, \
              project smoke-test-project\n--- exit 0\n"
         ),
         "{tried}"
@@ -119,6 +119,19 @@ fn a_smoke_test_writes_a_trace_and_reads_it_back() {
             !request.path.contains("/private/") || request.authorization.as_deref() == Some(API_KEY)
         })
     );
+    let files = server.files();
+    assert_eq!(files.len(), 1);
+    assert!(
+        files
+            .values()
+            .all(|file| file.bytes == 70 && file.mime_type.as_deref() == Some("image/png") && file.after_entity),
+        "{files:?}"
+    );
+
+    // The server keeps files elsewhere.
+    server.keep_files_in(FilesIn::ObjectStore);
+    assert!(sandbox.run(&["healthcheck", "-q", "--smoke-test"]).ends_with("--- exit 0\n"));
+    assert_eq!(server.files().len(), 2);
 
     // The server writes late.
     let late = server.script_times(3, When::path("/v1/private/traces/*").method("GET"), Then::status(404));
@@ -146,6 +159,12 @@ fn a_smoke_test_fails_with_the_servers_words_and_an_exit_code_that_means_it() {
             Then::status(400),
             "the server answers 400 to a span: scripted by the test\n",
             1,
+        ),
+        (
+            When::path("/v1/private/attachment/upload-start"),
+            Then::status(403),
+            "the server answers 403 to an attachment: scripted by the test\n",
+            5,
         ),
         (
             When::path("/v1/private/spans/*").method("GET"),
