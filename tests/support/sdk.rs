@@ -93,7 +93,7 @@ impl SdkApp {
     fn start_in(using: Using, run: &str, url: &str, env: &[(&str, &str)]) -> Self {
         let home = Home::new();
         let mut command = using.command(&home);
-        command.arg(run);
+        command.arg(run).envs(env.iter().copied());
         Self::start_command(command, home, url)
     }
 
@@ -118,7 +118,6 @@ impl SdkApp {
         }
         // The script flushes where an update must not overtake its create.
         command.env("OPIK_SUPPRESS_BATCHING_UPDATE_WARNING", "true");
-        command.envs(env.iter().copied());
         command.env("OPIK_CONSOLE_LOGGING_LEVEL", "WARNING").env("PYTHONUTF8", "1");
         let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("python can be started");
         let stdout = BufReader::new(child.stdout.take().expect("it is piped"));
