@@ -31,7 +31,7 @@ set edit:completion:arg-completer[opik-offline] = {|@words|
             cand -V 'Print version'
             cand --version 'Print version'
             cand agent 'Run the agent: pass on, store while the server is away, deliver afterwards'
-            cand healthcheck 'Check the configuration, the Opik server, access to it and the store'
+            cand healthcheck 'Check the configuration, the Opik server, access to it, the store and its disk'
             cand status 'Show the connection, the agent and what is stored'
             cand replay 'Deliver stored messages to the Opik server'
             cand inspect 'List stored messages, or show one whole'
@@ -53,6 +53,7 @@ set edit:completion:arg-completer[opik-offline] = {|@words|
             cand --forward-timeout 'Store a write that the server has not answered after this long [default: 30s]'
             cand --retry-interval 'Try a held lane again after this long: no valid key, a redirect, a server that fails at everything [default: 10s]'
             cand --shutdown-timeout 'Let requests in progress finish for this long when stopping [default: 10s]'
+            cand --flush-timeout 'With a command: deliver what is stored for this long after the command has ended [default: 30s]'
             cand --log-format 'Write log lines as text or json [default: text]'
             cand --db 'Use this message store [default: opik-offline/opik_messages.db in the user''s data folder]'
             cand --upstream 'Use the Opik server at this URL, such as http://127.0.0.1:5173/api [default: Opik Cloud]'
@@ -69,10 +70,12 @@ set edit:completion:arg-completer[opik-offline] = {|@words|
         }
         &'opik-offline;healthcheck'= {
             cand --wait 'Keep checking for this long until all is well'
+            cand --project-name 'The project that the smoke test writes to'
             cand --db 'Use this message store [default: opik-offline/opik_messages.db in the user''s data folder]'
             cand --upstream 'Use the Opik server at this URL, such as http://127.0.0.1:5173/api [default: Opik Cloud]'
             cand --format 'Write results in this format'
             cand --full 'Read the store page by page even when it is large, which takes some 20 seconds a gigabyte'
+            cand --smoke-test 'Write a trace with a span and an image to the server and read it back, when all else is well'
             cand -q 'Say only what was asked for, and errors: no notes, no progress, no word about what was done'
             cand --quiet 'Say only what was asked for, and errors: no notes, no progress, no word about what was done'
             cand -v 'Say more on standard error'
@@ -173,7 +176,7 @@ set edit:completion:arg-completer[opik-offline] = {|@words|
         }
         &'opik-offline;help'= {
             cand agent 'Run the agent: pass on, store while the server is away, deliver afterwards'
-            cand healthcheck 'Check the configuration, the Opik server, access to it and the store'
+            cand healthcheck 'Check the configuration, the Opik server, access to it, the store and its disk'
             cand status 'Show the connection, the agent and what is stored'
             cand replay 'Deliver stored messages to the Opik server'
             cand inspect 'List stored messages, or show one whole'

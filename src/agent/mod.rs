@@ -10,15 +10,19 @@
 //! 4. Committer, connection monitor, replay manager, then intake. A service manager is told that the agent is ready, and
 //!    from then on that it is alive (the head of `service_manager.rs`).
 //!
-//! # Stopping (SIGINT, SIGTERM)
+//! # Stopping (SIGINT, SIGTERM; the end of a wrapped command, see [`child`])
 //!
 //! 1. Intake takes no new connections; requests in progress finish. Writes that the server does not answer in half of the
 //!    time are stored and acknowledged in the other half. What is cut off then was never acknowledged.
 //! 2. The committer commits what it was given, and stops.
-//! 3. The replay manager finishes the request on its way, settles its batch, puts the rest back and gives up the lease. If
+//! 3. An agent that wraps a command flushes ([`mod@flush`]): what is stored is delivered as far as that is possible.
+//! 4. The replay manager finishes the request on its way, settles its batch, puts the rest back and gives up the lease. If
 //!    the server does not answer in time, its lease is taken away and what was on its way is *failed* again.
-//! 4. The connection monitor stops; a ping on its way is left alone.
-//! 5. The agent's record is taken out of the store.
+//! 5. The connection monitor stops; a ping on its way is left alone.
+//! 6. The agent's record is taken out of the store.
+
+pub mod child;
+pub mod flush;
 
 pub mod adoption;
 mod service_manager;
@@ -44,10 +48,11 @@ use crate::replay::{LEASE_TIME_TO_LIVE, ReplayManager, ReplaySettings};
 use crate::shutdown::Shutdown;
 use crate::store::committer::Committer;
 use crate::store::slot::StoreSlot;
-use crate::store::{AgentRecord, Limits, Owner, now_ms};
+use crate::store::{AgentRecord, Filter, Limits, Owner, now_ms};
 use crate::telemetry::metrics::Metrics;
 use crate::upstream::forward::Forwarder;
 use crate::upstream::{Upstream, UpstreamError, UpstreamSettings};
+use flush::{Flush, FlushEnd, flush};
 
 /// Everything that an agent needs to know.
 #[derive(Clone, Debug)]
@@ -78,6 +83,23 @@ pub struct AgentSettings {
     pub adopt: Option<Adoption>,
     /// Who started the agent and wants to be told how it is.
     pub service_manager: Option<ServiceManager>,
+}
+
+/// What an agent has done by its end.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RunEnd {
+    /// Writes that the server answered at once.
+    pub forwarded: u64,
+    /// Messages that were stored.
+    pub stored: u64,
+    /// Stored messages that the server confirmed.
+    pub delivered: u64,
+    /// Messages that the server refused.
+    pub rejected: u64,
+    /// Messages that still have to reach the server; `None` when nobody knows, because the store can't be used.
+    pub waiting: Option<u64>,
+    /// How the flush ended, if there was one.
+    pub flush: Option<FlushEnd>,
 }
 
 /// Why an agent does not start. Nothing was started and nothing was changed.
@@ -142,12 +164,13 @@ impl Agent {
         self.address
     }
 
-    /// Runs until `shutdown`, in the order that the module's head states.
+    /// Runs until `shutdown`, and for as long as the flush that may follow takes, in the order that the module's head
+    /// states.
     ///
     /// # Errors
     ///
     /// [`AgentError::System`] when threads can't be made; nothing was acknowledged then.
-    pub fn run(self, shutdown: &Shutdown) -> Result<(), AgentError> {
+    pub fn run(self, shutdown: &Shutdown, flushing: Option<&Flush<'_>>) -> Result<RunEnd, AgentError> {
         let system = |error: io::Error| AgentError::System { reason: error.to_string() };
         let settings = &self.settings;
         let runtime = tokio::runtime::Builder::new_multi_thread()
@@ -239,6 +262,7 @@ impl Agent {
             warn!(target: "replay_manager", "a salvage did not end in time; the next agent goes on with it");
         }
         committer.stop();
+        let flushed = flushing.map(|flushing| flush(&slot, &connection, flushing));
         replay_shutdown.request();
         connection.wake();
         if !replaying.has_ended_within(settings.shutdown_timeout) {
@@ -257,7 +281,14 @@ impl Agent {
             warn!(target: "db_manager", "the agent's record stays in the store: {error}");
         }
         info!(target: "intake", "stopped");
-        Ok(())
+        Ok(RunEnd {
+            forwarded: metrics.requests_forwarded.get(),
+            stored: metrics.messages_registered.get(),
+            delivered: metrics.messages_delivered.get(),
+            rejected: metrics.messages_rejected.get(),
+            waiting: slot.with(|store| store.backlog(&Filter::default())).ok().map(|backlog| backlog.waiting()),
+            flush: flushed,
+        })
     }
 }
 

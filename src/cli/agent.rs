@@ -1,14 +1,16 @@
 //! `opik-offline agent`
 
 use std::ffi::OsString;
+use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::Args;
 
-use super::{Common, Failure, configuration, stop_on_signals, translate};
+use super::signals::stop_agent_on_signals;
+use super::{Common, Failure, configuration, translate, wrapped};
 use crate::agent::adoption::Adoption;
 use crate::agent::{Agent, AgentSettings};
-use crate::config::{Config, Flags, ProcessEnvironment, ServiceManager, temp_dir};
+use crate::config::{Config, Flags, LogLevel, ProcessEnvironment, ServiceManager, temp_dir};
 use crate::intake::IntakeLimits;
 use crate::monitor::MonitorSettings;
 use crate::replay::ReplaySettings;
@@ -17,6 +19,10 @@ use crate::store::Filter;
 
 const AFTER_HELP: &str = "\
 Examples:
+  Run an application with an agent of its own, which delivers everything before it ends:
+    opik-offline agent -- python app.py
+  In CI, where nobody wants to wait:
+    opik-offline agent --flush-timeout 5s --db .opik/messages.db -- pytest
   Stand in front of a local Opik server:
     opik-offline agent --upstream http://127.0.0.1:5173/api
   Let a Python or TypeScript application use it:
@@ -24,15 +30,33 @@ Examples:
   Deliver what killed Python processes left, with no change of the applications:
     opik-offline agent --adopt-orphans
 
+Wrapped command:
+  With a command after -- the agent listens on a free port of this machine, unless a flag, the environment or a file \
+names an address. The command finds OPIK_URL_OVERRIDE and OTEL_EXPORTER_OTLP_ENDPOINT set to the agent. A variable of \
+OpenTelemetry that leads to something else than the Opik server stays as it is, and where a proxy is configured the \
+agent's address is added to NO_PROXY. The agent itself sends to the server that --upstream, OPIK_OFFLINE_UPSTREAM or \
+OPIK_URL_OVERRIDE name.
+  Signals are passed on to the command, except those that the terminal sends to both. The agent ends after the command, \
+with its exit code, or 128 and the number of the signal that ended it. What is stored by then is delivered for up to \
+--flush-timeout; while the server is away nobody waits. What remains stays stored, and `opik-offline replay` or the next \
+agent delivers it. Ctrl-C ends that as well.
+  Only warnings are logged to standard error, unless -v or OPIK_CONSOLE_LOGGING_LEVEL ask for more. -q leaves out the \
+lines at the start and the end, too.
+
 Exit codes:
-  0  Stopped as asked
-  1  It could not run
-  2  Wrong usage or configuration, the address is taken, or the server would be the agent itself";
+  0    Stopped as asked
+  1    It could not run
+  2    Wrong usage or configuration, the address is taken, or the server would be the agent itself
+  126  The command after -- can't be executed
+  127  There is no such command
+  130  A second signal ended it at once";
 
 /// Run the agent: pass on, store while the server is away, deliver afterwards
 ///
+/// With a command after -- it runs the command, leads its traces through the agent, and ends with it.
+///
 /// It runs in the foreground and stops on SIGINT or SIGTERM: requests in progress finish or are stored. What is stored is
-/// delivered by the next agent on the same store, or by `opik-offline replay`.
+/// delivered by the next agent on the same store, or by `opik-offline replay`. SIGHUP makes it open its log file again.
 #[derive(Args, Debug)]
 #[command(after_long_help = AFTER_HELP)]
 pub struct AgentArgs {
@@ -100,9 +124,17 @@ pub struct AgentArgs {
     #[arg(long, value_name = "DURATION")]
     shutdown_timeout: Option<OsString>,
 
+    /// With a command: deliver what is stored for this long after the command has ended [default: 30s]
+    #[arg(long, value_name = "DURATION", requires = "command")]
+    flush_timeout: Option<OsString>,
+
     /// Write log lines as text or json [default: text]
     #[arg(long, value_name = "FORMAT")]
     log_format: Option<OsString>,
+
+    /// Run this command with its traces led through the agent, and end with it
+    #[arg(last = true, value_name = "COMMAND", value_hint = clap::ValueHint::CommandName)]
+    command: Vec<OsString>,
 }
 
 /// Connections at once.
@@ -114,15 +146,21 @@ const HEADER_READ_TIMEOUT: Duration = Duration::from_secs(120);
 /// How long a client may pause within a body.
 const BODY_READ_TIMEOUT: Duration = Duration::from_secs(60);
 
-pub fn run(common: &Common, args: &AgentArgs) -> Result<(), Failure> {
+pub fn run(common: &Common, args: &AgentArgs) -> Result<ExitCode, Failure> {
     let config = configuration(&args.flags(common.flags()))?;
     super::selection::refuse_jsonl(common.format)?;
-    common.start_logging(&config, None)?;
+    if !args.command.is_empty() {
+        // The terminal is the command's, and so is what a service manager said to us.
+        let log = common.start_logging(&config, Some(LogLevel::Warning))?;
+        return wrapped::run(common, &config, settings(&config, None), &args.command, log);
+    }
+    let log = common.start_logging(&config, None)?;
     let service_manager = ServiceManager::find(&ProcessEnvironment, std::process::id())?;
     let agent = Agent::bind(settings(&config, service_manager))?;
     let shutdown = Shutdown::new();
-    stop_on_signals(&shutdown)?;
-    Ok(agent.run(&shutdown)?)
+    stop_agent_on_signals(&shutdown, log)?;
+    agent.run(&shutdown, None)?;
+    Ok(ExitCode::SUCCESS)
 }
 
 impl AgentArgs {
@@ -141,6 +179,7 @@ impl AgentArgs {
             max_inflated_size: self.max_inflated_size.clone(),
             max_attachment_size: self.max_attachment_size.clone(),
             connect_timeout: self.connect_timeout.clone(),
+            flush_timeout: self.flush_timeout.clone(),
             forward_timeout: self.forward_timeout.clone(),
             retry_interval: self.retry_interval.clone(),
             shutdown_timeout: self.shutdown_timeout.clone(),

@@ -4,6 +4,7 @@ use std::fmt;
 use std::io;
 
 use crate::agent::AgentError;
+use crate::agent::child::ChildError;
 use crate::config::ConfigError;
 use crate::protocol::answers::SendFailure;
 use crate::replay::salvage::SalvageError;
@@ -27,6 +28,10 @@ pub enum Exit {
     Remaining = 4,
     /// The server does not accept the key or the workspace.
     NotAuthorised = 5,
+    /// A wrapped command can't be executed.
+    NotExecutable = 126,
+    /// A wrapped command is not there.
+    NotFound = 127,
     /// Interrupted by the user.
     Interrupted = 130,
 }
@@ -46,6 +51,12 @@ impl Failure {
     /// Returns a failure with these words.
     pub fn new(exit: Exit, message: impl Into<String>, hint: Option<&str>) -> Self {
         Self { exit, message: message.into(), hint: hint.map(str::to_owned) }
+    }
+
+    /// Returns the failure to learn how a wrapped command ended.
+    pub fn of_child_lost(name: &str, error: &io::Error) -> Self {
+        let hint = "start the agent with SIGCHLD at its default: whoever ignores it is not told how a process ended";
+        Self::new(Exit::Failure, format!("nobody knows how {name} ended: {error}"), Some(hint))
     }
 
     /// Returns an exit code for which the command's own output has said everything.
@@ -156,6 +167,20 @@ impl From<AgentError> for Failure {
     }
 }
 
+impl From<ChildError> for Failure {
+    fn from(error: ChildError) -> Self {
+        let (exit, hint) = match &error {
+            ChildError::NotFound { .. } => {
+                (Exit::NotFound, "check the spelling and PATH; what follows -- is a program with its arguments")
+            }
+            ChildError::NotExecutable { .. } => {
+                (Exit::NotExecutable, "make it executable (chmod +x), or name the interpreter that runs it")
+            }
+        };
+        Self::new(exit, error.to_string(), Some(hint))
+    }
+}
+
 impl From<SendFailure> for Failure {
     fn from(error: SendFailure) -> Self {
         let hint =
@@ -192,10 +217,11 @@ mod tests {
     fn exit_codes_are_those_of_the_manual() {
         let codes = [Exit::Done, Exit::Failure, Exit::Usage, Exit::Unreachable, Exit::Remaining, Exit::NotAuthorised];
         assert_eq!(codes.map(|exit| exit as u8), [0, 1, 2, 3, 4, 5]);
-        assert_eq!(Exit::Interrupted as u8, 130);
+        let of_command = [Exit::NotExecutable, Exit::NotFound, Exit::Interrupted];
+        assert_eq!(of_command.map(|exit| exit as u8), [126, 127, 130]);
         let command = crate::cli::command();
         let manual = command.get_after_long_help().map(ToString::to_string).unwrap_or_default();
-        for exit in codes.into_iter().chain([Exit::Interrupted]) {
+        for exit in codes.into_iter().chain(of_command) {
             let row = format!("\n  {:<5}", exit as u8);
             assert!(manual.contains(&row), "the manual does not tell of {exit:?}:\n{manual}");
         }

@@ -268,14 +268,10 @@ fn ask_agent(config: &Config, records: &[AgentRecord]) -> (Agent, Option<serde_j
     (agent, None)
 }
 
-/// Describes the running agent, if there is one, for `healthcheck`.
-pub(super) fn running_agent(config: &Config, records: &[AgentRecord]) -> Option<String> {
+/// Returns where the running agent listens, if there is one, and what is wrong with its store, for `healthcheck`.
+pub(super) fn running_agent(config: &Config, records: &[AgentRecord]) -> Option<(String, Option<String>)> {
     let (agent, _) = ask_agent(config, records);
-    let listen = agent.listen?;
-    Some(match agent.store_problem {
-        None => format!("running on {listen}"),
-        Some(problem) => format!("running on {listen}, but it only passes writes on: {problem}"),
-    })
+    Some((agent.listen?, agent.store_problem))
 }
 
 /// What the running agent knows of the server, or a ping of our own.

@@ -154,6 +154,10 @@ settings! {
     /// Least level of the messages in `logging_file`
     file_logging_level: Option<LogLevel> = "none", "OPIK_FILE_LOGGING_LEVEL", OpikConfig, plain(any);
 
+    /// How long a wrapped agent delivers what is stored after its command has ended
+    flush_timeout: Duration = "30s", "OPIK_OFFLINE_FLUSH_TIMEOUT", "--flush-timeout", ConfigYaml,
+        plain(within(Duration::ZERO, DAY));
+
     /// How long the server may take to answer a forwarded request
     forward_timeout: Duration = "30s", "OPIK_OFFLINE_FORWARD_TIMEOUT", "--forward-timeout", ConfigYaml,
         plain(within(MILLISECOND, DAY));

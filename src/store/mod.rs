@@ -32,6 +32,7 @@
 pub mod attachment;
 pub mod committer;
 pub mod orphan;
+pub mod place;
 pub mod slot;
 pub mod sqlite;
 

@@ -10,6 +10,7 @@
 //! neither retries.
 
 pub mod forward;
+pub mod smoke;
 pub mod tls;
 pub mod upload;
 

@@ -14,6 +14,7 @@ mod delivery;
 mod fake_opik;
 mod forwarding;
 mod isolation;
+mod logs;
 mod messages;
 mod mixed;
 #[path = "../support/model_store.rs"]
@@ -34,4 +35,5 @@ mod storm;
 mod two_processes;
 mod verify;
 mod weather;
+mod wrapped;
 mod writes;

@@ -93,14 +93,31 @@ impl SdkApp {
     fn start_in(using: Using, run: &str, url: &str, env: &[(&str, &str)]) -> Self {
         let home = Home::new();
         let mut command = using.command(&home);
-        command.arg(run);
+        command.arg(run).envs(env.iter().copied());
+        Self::start_command(command, home, url)
+    }
+
+    /// Starts an application within `agent -- COMMAND`, in an environment that names this server. The agent's store is the
+    /// home's [`Home::db`]; what it says goes to `said` in the home.
+    #[track_caller]
+    pub fn start_wrapped(using: Using, run: &str, url: &str) -> Self {
+        let home = Home::new();
+        let inner = using.command(&home);
+        let mut command = home.command(env!("CARGO_BIN_EXE_opik-offline"));
+        command.envs(inner.get_envs().filter_map(|(name, value)| Some((name, value?))));
+        command.arg("agent").arg("--db").arg(home.db()).arg("--").arg(inner.get_program()).args(inner.get_args());
+        command.arg(run).stderr(std::fs::File::create(home.path().join("said")).expect("a file can be made"));
+        Self::start_command(command, home, url)
+    }
+
+    #[track_caller]
+    fn start_command(mut command: Command, home: Home, url: &str) -> Self {
         command.env("OPIK_URL_OVERRIDE", url).env("TMPDIR", home.path());
         for name in ["OPIK_SENTRY_ENABLE", "OPIK_ANALYTICS_ENABLE"] {
             command.env(name, "false");
         }
         // The script flushes where an update must not overtake its create.
         command.env("OPIK_SUPPRESS_BATCHING_UPDATE_WARNING", "true");
-        command.envs(env.iter().copied());
         command.env("OPIK_CONSOLE_LOGGING_LEVEL", "WARNING").env("PYTHONUTF8", "1");
         let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("python can be started");
         let stdout = BufReader::new(child.stdout.take().expect("it is piped"));
