@@ -124,13 +124,11 @@ impl Subject {
     }
 
     /// Returns what an upload is about, for its order: it goes after the trace or span that it belongs to.
+    ///
+    /// An update of it, so that an upload which comes before its create, as the SDK's do, is put behind it.
     pub fn touches(&self) -> Vec<Touch> {
-        let mut touches = vec![self.touch(EntityKind::Trace)];
-        // Deleting attachments names its entity without a kind that we rely on, so a trace stands for it (inspection).
-        if self.get("entity_type") == Some("span") {
-            touches.push(self.touch(EntityKind::Span));
-        }
-        Touch::distinct(touches)
+        let kind = if self.get("entity_type") == Some("span") { EntityKind::Span } else { EntityKind::Trace };
+        vec![Touch { key: EntityKey::new(kind, self.entity().1), effect: Effect::Update }]
     }
 
     /// Returns the name of the file.
@@ -202,10 +200,6 @@ impl Subject {
 
     fn get(&self, name: &str) -> Option<&str> {
         self.0.iter().find(|(known, _)| known == name).map(|(_, value)| value.as_str())
-    }
-
-    fn touch(&self, kind: EntityKind) -> Touch {
-        Touch { key: EntityKey::new(kind, self.entity().1), effect: Effect::Annotate }
     }
 }
 

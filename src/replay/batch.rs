@@ -253,6 +253,9 @@ impl<'w, 'a> Batch<'w, 'a> {
                 self.faltered = true;
                 self.falters += 1;
                 self.silences += u32::from(unanswered);
+                if took >= SILENCE_LONG {
+                    replay.probes.hung(work.id);
+                }
                 if self.falters >= FALTERS_MAX || (self.passes == 0 && self.silences >= SILENCES_MAX) {
                     let holds = replay.probes.held(work.id, true);
                     self.hold(holds, asked, reason(&result), true)?;

@@ -50,15 +50,15 @@ pub use probes::Probes;
 pub const LANES_MAX: usize = 24;
 /// The same with those whose request has been open for longer than [`SLOW_AFTER`]: a server that hangs on some lanes must
 /// not keep the others from being replayed.
-pub const LANES_MAX_WITH_SLOW: usize = 56;
+pub const LANES_MAX_WITH_SLOW: usize = 48;
 /// How many of these may be lanes whose last request failed.
-const LANES_IN_TROUBLE_MAX: usize = 40;
+const LANES_IN_TROUBLE_MAX: usize = 36;
 /// A worker that is with its lane for so long waits for an answer: its turn is over after a second.
 const SLOW_AFTER: Duration = Duration::from_secs(3);
 /// How many workers a lane may have while its others wait for answers: what hangs holds back its own entities only.
-const WORKERS_OF_A_LANE_MAX: usize = 3;
+const WORKERS_OF_A_LANE_MAX: usize = 4;
 /// How many such workers there are in all.
-const EXTRA_WORKERS_MAX: usize = 8;
+const EXTRA_WORKERS_MAX: usize = 16;
 /// Bytes of bodies that one claim takes at most, unless a single message is larger.
 pub const CLAIM_BYTES_MAX: u64 = 8 * 1024 * 1024;
 /// Bytes of bodies that all claims take together, about: with many workers each takes less.
@@ -212,8 +212,9 @@ impl Replay<'_> {
                         continue;
                     }
                     let in_trouble = self.connection.lanes().is_in_trouble(&work.lane);
+                    let is_extra = busy.has(work.id);
                     let Some(number) = busy.admit(&work, in_trouble, Instant::now()) else {
-                        if busy.has(work.id) {
+                        if is_extra {
                             continue;
                         }
                         lanes.push_front(work);
@@ -226,6 +227,7 @@ impl Replay<'_> {
                         budget: &budget,
                         pace: paces.get(&work.id).copied().unwrap_or(Pace::start(self.settings.pace)),
                         claim_bytes_max: (CLAIMS_BYTES_MAX / busy.len() as u64).clamp(CLAIM_BYTES_MIN, CLAIM_BYTES_MAX),
+                        is_extra,
                         work,
                     };
                     let done = done.clone();

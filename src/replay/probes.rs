@@ -10,6 +10,8 @@ use crate::store::{LaneId, Outcome, ReplayRecord};
 
 /// Messages whose failure did not count and that are remembered; of others each failure looks like the first.
 const SPARED_MAX: usize = 10_000;
+/// How many messages a batch may have after a request hung, and one beside a request that hangs.
+pub(super) const WINDOW_AFTER_SILENCE: usize = 8;
 /// Outcomes that could not be settled and are remembered; what more were decided is sent again, as upserts.
 const UNSETTLED_MAX: usize = 10_000;
 
@@ -59,6 +61,13 @@ impl Probes {
             }
             trouble.holds
         })
+    }
+
+    /// Notes that a request hung: what else is claimed with one that does waits as long, so it is not to be much.
+    pub(super) fn hung(&self, lane: LaneId) {
+        self.with(lane, |trouble| {
+            trouble.window = Some(trouble.window.map_or(WINDOW_AFTER_SILENCE, |known| known.min(WINDOW_AFTER_SILENCE)));
+        });
     }
 
     /// Returns how many messages the next batch of a lane may have at most.

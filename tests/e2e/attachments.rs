@@ -119,6 +119,35 @@ fn a_file_reaches_either_kind_of_server_online_and_after_an_outage() {
 }
 
 #[test]
+fn a_file_that_was_told_before_its_trace_or_span_goes_after_it() {
+    let server = FakeOpik::new_stopped();
+    let agent = Agent::builder(&server.url()).impatient().start();
+    let mut client = client(&agent);
+    let mut sent = BTreeMap::new();
+    for (kind, path) in [("trace", "/v1/private/traces"), ("span", "/v1/private/spans")] {
+        let entity = uuid7();
+        let mut body = start_body(&agent.url(), &entity, "early.pdf", 1);
+        body["entity_type"] = kind.into();
+        let answer = client.expect(&Request::new("POST", START).json(&body));
+        let url = answer.json()["pre_sign_urls"][0].as_str().unwrap().to_owned();
+        let file = bytes(7, 1000);
+        assert_eq!(put(&mut client, url.strip_prefix(&agent.url()).unwrap(), &file).unwrap().status, 204);
+        let mut create = trace(&entity, "t");
+        if kind == "span" {
+            create["trace_id"] = uuid7().into();
+        }
+        assert_eq!(client.post(path, &create).status, 201);
+        sent.insert((entity, "early.pdf".to_owned()), sha256(&file));
+    }
+    server.start();
+    wait_for_files(&server, &sent);
+    assert!(
+        server.files().values().all(|file| file.after_entity),
+        "a file reached the server before what it belongs to"
+    );
+}
+
+#[test]
 fn the_python_sdks_attachments_survive_an_outage_and_a_killed_agent() {
     for files_in in [FilesIn::Itself, FilesIn::ObjectStore] {
         let server = FakeOpik::start_new();
