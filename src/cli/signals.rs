@@ -13,7 +13,6 @@
 use std::fs::File;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use rustix::process::{Pid, getsid};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1, SIGUSR2};
 use signal_hook::iterator::SignalsInfo;
 use signal_hook::iterator::exfiltrator::WithOrigin;
@@ -161,12 +160,28 @@ pub(super) fn reopen(log: &LogFile) {
 ///
 /// The system sends it then, or the shell to its jobs, after the system told the shell. While there is a terminal, or from
 /// anybody else, it is the daemon's signal.
-fn is_hangup(signal: Signal, session_leader: i32, has_terminal: bool) -> bool {
-    !has_terminal && signal.sender.is_none_or(|sender| sender == session_leader)
+fn is_hangup(signal: Signal, session_leader: Option<i32>, has_terminal: bool) -> bool {
+    !has_terminal && signal.sender.is_none_or(|sender| session_leader == Some(sender))
 }
 
-fn session_leader() -> i32 {
-    getsid(None).map_or(0, Pid::as_raw_pid)
+/// Returns the leader of this process's session: for what was started from a terminal, its shell. `None` where it can't
+/// be seen from here, as in a container that was entered from outside; `getsid` then says 0, which `rustix` does not
+/// allow for. Only Linux has such containers, and `/proc`.
+#[cfg(target_os = "linux")]
+fn session_leader() -> Option<i32> {
+    std::fs::read_to_string("/proc/self/stat").ok().and_then(|stat| session(&stat))
+}
+
+#[cfg(not(target_os = "linux"))]
+fn session_leader() -> Option<i32> {
+    rustix::process::getsid(None).ok().map(rustix::process::Pid::as_raw_pid)
+}
+
+/// Reads the field `session` of `/proc/self/stat` (`proc_pid_stat(5)`). The name in front of it may hold anything.
+#[cfg(any(target_os = "linux", test))]
+fn session(stat: &str) -> Option<i32> {
+    let (_, after_name) = stat.rsplit_once(')')?;
+    after_name.split_whitespace().nth(3)?.parse().ok().filter(|pid| *pid > 0)
 }
 
 fn has_terminal() -> bool {
@@ -217,8 +232,19 @@ mod tests {
             (logrotate, true, false),
             (Some(0), false, false),
         ] {
-            assert_eq!(is_hangup(from(sender), 100, has_terminal), expected, "{sender:?} {has_terminal}");
+            assert_eq!(is_hangup(from(sender), Some(100), has_terminal), expected, "{sender:?} {has_terminal}");
         }
+        // Who is not to be seen is not taken for a shell that is not to be seen.
+        assert!(!is_hangup(from(Some(0)), None, false));
+        assert!(is_hangup(from(None), None, false));
+    }
+
+    #[test]
+    fn the_session_is_read_from_what_the_system_tells() {
+        assert_eq!(session("17 (a ) b (c) S 9 17 12 34816 17 4194560 231"), Some(12));
+        // Its leader is outside this container.
+        assert_eq!(session("1 (opik-offline) S 0 0 0 0 -1 4194560 231"), None);
+        assert_eq!(session("no such line"), None);
     }
 
     #[test]
