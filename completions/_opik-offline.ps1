@@ -34,7 +34,7 @@ Register-ArgumentCompleter -Native -CommandName 'opik-offline' -ScriptBlock {
             [CompletionResult]::new('-V', '-V ', [CompletionResultType]::ParameterName, 'Print version')
             [CompletionResult]::new('--version', '--version', [CompletionResultType]::ParameterName, 'Print version')
             [CompletionResult]::new('agent', 'agent', [CompletionResultType]::ParameterValue, 'Run the agent: pass on, store while the server is away, deliver afterwards')
-            [CompletionResult]::new('healthcheck', 'healthcheck', [CompletionResultType]::ParameterValue, 'Check the configuration, the Opik server, access to it and the store')
+            [CompletionResult]::new('healthcheck', 'healthcheck', [CompletionResultType]::ParameterValue, 'Check the configuration, the Opik server, access to it, the store and its disk')
             [CompletionResult]::new('status', 'status', [CompletionResultType]::ParameterValue, 'Show the connection, the agent and what is stored')
             [CompletionResult]::new('replay', 'replay', [CompletionResultType]::ParameterValue, 'Deliver stored messages to the Opik server')
             [CompletionResult]::new('inspect', 'inspect', [CompletionResultType]::ParameterValue, 'List stored messages, or show one whole')
@@ -52,15 +52,18 @@ Register-ArgumentCompleter -Native -CommandName 'opik-offline' -ScriptBlock {
             [CompletionResult]::new('--max-attempts', '--max-attempts', [CompletionResultType]::ParameterName, 'Reject a message that failed alone this many times [default: 10]')
             [CompletionResult]::new('--max-body-size', '--max-body-size', [CompletionResultType]::ParameterName, 'Refuse bodies larger than this as sent [default: 64MiB]')
             [CompletionResult]::new('--max-inflated-size', '--max-inflated-size', [CompletionResultType]::ParameterName, 'Refuse bodies larger than this when decoded [default: 128MiB]')
+            [CompletionResult]::new('--max-attachment-size', '--max-attachment-size', [CompletionResultType]::ParameterName, 'Refuse files of attachments larger than this [default: 5GiB]')
             [CompletionResult]::new('--connect-timeout', '--connect-timeout', [CompletionResultType]::ParameterName, 'Give up connecting to the server after this long [default: 5s]')
             [CompletionResult]::new('--forward-timeout', '--forward-timeout', [CompletionResultType]::ParameterName, 'Store a write that the server has not answered after this long [default: 30s]')
             [CompletionResult]::new('--retry-interval', '--retry-interval', [CompletionResultType]::ParameterName, 'Try a held lane again after this long: no valid key, a redirect, a server that fails at everything [default: 10s]')
             [CompletionResult]::new('--shutdown-timeout', '--shutdown-timeout', [CompletionResultType]::ParameterName, 'Let requests in progress finish for this long when stopping [default: 10s]')
+            [CompletionResult]::new('--flush-timeout', '--flush-timeout', [CompletionResultType]::ParameterName, 'With a command: deliver what is stored for this long after the command has ended [default: 30s]')
             [CompletionResult]::new('--log-format', '--log-format', [CompletionResultType]::ParameterName, 'Write log lines as text or json [default: text]')
             [CompletionResult]::new('--db', '--db', [CompletionResultType]::ParameterName, 'Use this message store [default: opik-offline/opik_messages.db in the user''s data folder]')
             [CompletionResult]::new('--upstream', '--upstream', [CompletionResultType]::ParameterName, 'Use the Opik server at this URL, such as http://127.0.0.1:5173/api [default: Opik Cloud]')
             [CompletionResult]::new('--format', '--format', [CompletionResultType]::ParameterName, 'Write results in this format')
             [CompletionResult]::new('--insecure-listen', '--insecure-listen', [CompletionResultType]::ParameterName, 'Listen beyond this machine without asking for an intake token')
+            [CompletionResult]::new('--adopt-orphans', '--adopt-orphans', [CompletionResultType]::ParameterName, 'Take in what killed Python processes leave in the temporary folder, deliver it, and delete it then')
             [CompletionResult]::new('-q', '-q', [CompletionResultType]::ParameterName, 'Say only what was asked for, and errors: no notes, no progress, no word about what was done')
             [CompletionResult]::new('--quiet', '--quiet', [CompletionResultType]::ParameterName, 'Say only what was asked for, and errors: no notes, no progress, no word about what was done')
             [CompletionResult]::new('-v', '-v', [CompletionResultType]::ParameterName, 'Say more on standard error')
@@ -72,10 +75,12 @@ Register-ArgumentCompleter -Native -CommandName 'opik-offline' -ScriptBlock {
         }
         'opik-offline;healthcheck' {
             [CompletionResult]::new('--wait', '--wait', [CompletionResultType]::ParameterName, 'Keep checking for this long until all is well')
+            [CompletionResult]::new('--project-name', '--project-name', [CompletionResultType]::ParameterName, 'The project that the smoke test writes to')
             [CompletionResult]::new('--db', '--db', [CompletionResultType]::ParameterName, 'Use this message store [default: opik-offline/opik_messages.db in the user''s data folder]')
             [CompletionResult]::new('--upstream', '--upstream', [CompletionResultType]::ParameterName, 'Use the Opik server at this URL, such as http://127.0.0.1:5173/api [default: Opik Cloud]')
             [CompletionResult]::new('--format', '--format', [CompletionResultType]::ParameterName, 'Write results in this format')
             [CompletionResult]::new('--full', '--full', [CompletionResultType]::ParameterName, 'Read the store page by page even when it is large, which takes some 20 seconds a gigabyte')
+            [CompletionResult]::new('--smoke-test', '--smoke-test', [CompletionResultType]::ParameterName, 'Write a trace with a span and an image to the server and read it back, when all else is well')
             [CompletionResult]::new('-q', '-q', [CompletionResultType]::ParameterName, 'Say only what was asked for, and errors: no notes, no progress, no word about what was done')
             [CompletionResult]::new('--quiet', '--quiet', [CompletionResultType]::ParameterName, 'Say only what was asked for, and errors: no notes, no progress, no word about what was done')
             [CompletionResult]::new('-v', '-v', [CompletionResultType]::ParameterName, 'Say more on standard error')
@@ -107,6 +112,7 @@ Register-ArgumentCompleter -Native -CommandName 'opik-offline' -ScriptBlock {
             [CompletionResult]::new('--limit', '--limit', [CompletionResultType]::ParameterName, 'Stop after this many messages')
             [CompletionResult]::new('--timeout', '--timeout', [CompletionResultType]::ParameterName, 'Stop after this long, and keep trying until then when lanes or messages have to wait')
             [CompletionResult]::new('--verify-timeout', '--verify-timeout', [CompletionResultType]::ParameterName, 'Ask again for what the server does not show yet, until this long after the delivery')
+            [CompletionResult]::new('--from', '--from', [CompletionResultType]::ParameterName, 'Take in what a Python process left, then deliver: a file, a folder, or a pattern (may be given more than once)')
             [CompletionResult]::new('--status', '--status', [CompletionResultType]::ParameterName, 'Select messages with this status (may be given more than once)')
             [CompletionResult]::new('--type', '--type', [CompletionResultType]::ParameterName, 'Select messages of this type, such as CreateSpansBatch or OtlpTraces (may be given more than once)')
             [CompletionResult]::new('--workspace', '--workspace', [CompletionResultType]::ParameterName, 'Select messages of this workspace (may be given more than once)')
@@ -118,6 +124,7 @@ Register-ArgumentCompleter -Native -CommandName 'opik-offline' -ScriptBlock {
             [CompletionResult]::new('--upstream', '--upstream', [CompletionResultType]::ParameterName, 'Use the Opik server at this URL, such as http://127.0.0.1:5173/api [default: Opik Cloud]')
             [CompletionResult]::new('--format', '--format', [CompletionResultType]::ParameterName, 'Write results in this format')
             [CompletionResult]::new('--verify', '--verify', [CompletionResultType]::ParameterName, 'Read back what was delivered, and report what the server does not show')
+            [CompletionResult]::new('--remove-source', '--remove-source', [CompletionResultType]::ParameterName, 'Delete each file of --from, and the SDK''s temporary copies of attachments, once every message in it is stored')
             [CompletionResult]::new('--dry-run', '--dry-run', [CompletionResultType]::ParameterName, 'Show what would be replayed, and send nothing')
             [CompletionResult]::new('--rejected', '--rejected', [CompletionResultType]::ParameterName, 'Select rejected messages; short for --status rejected')
             [CompletionResult]::new('-q', '-q', [CompletionResultType]::ParameterName, 'Say only what was asked for, and errors: no notes, no progress, no word about what was done')
@@ -130,6 +137,7 @@ Register-ArgumentCompleter -Native -CommandName 'opik-offline' -ScriptBlock {
             break
         }
         'opik-offline;inspect' {
+            [CompletionResult]::new('--from', '--from', [CompletionResultType]::ParameterName, 'List what a Python process left in this file, without changing it')
             [CompletionResult]::new('--limit', '--limit', [CompletionResultType]::ParameterName, 'List this many messages at most; 0 lists all')
             [CompletionResult]::new('--status', '--status', [CompletionResultType]::ParameterName, 'Select messages with this status (may be given more than once)')
             [CompletionResult]::new('--type', '--type', [CompletionResultType]::ParameterName, 'Select messages of this type, such as CreateSpansBatch or OtlpTraces (may be given more than once)')
@@ -178,7 +186,7 @@ Register-ArgumentCompleter -Native -CommandName 'opik-offline' -ScriptBlock {
         }
         'opik-offline;help' {
             [CompletionResult]::new('agent', 'agent', [CompletionResultType]::ParameterValue, 'Run the agent: pass on, store while the server is away, deliver afterwards')
-            [CompletionResult]::new('healthcheck', 'healthcheck', [CompletionResultType]::ParameterValue, 'Check the configuration, the Opik server, access to it and the store')
+            [CompletionResult]::new('healthcheck', 'healthcheck', [CompletionResultType]::ParameterValue, 'Check the configuration, the Opik server, access to it, the store and its disk')
             [CompletionResult]::new('status', 'status', [CompletionResultType]::ParameterValue, 'Show the connection, the agent and what is stored')
             [CompletionResult]::new('replay', 'replay', [CompletionResultType]::ParameterValue, 'Deliver stored messages to the Opik server')
             [CompletionResult]::new('inspect', 'inspect', [CompletionResultType]::ParameterValue, 'List stored messages, or show one whole')

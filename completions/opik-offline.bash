@@ -102,7 +102,7 @@ _opik__offline() {
             return 0
             ;;
         opik__subcmd__offline__subcmd__agent)
-            opts="-q -v -h --listen --insecure-listen --batch-size --delay --max-size --free-disk-reserve --when-full --max-attempts --max-body-size --max-inflated-size --connect-timeout --forward-timeout --retry-interval --shutdown-timeout --log-format --db --upstream --format --quiet --verbose --no-color --help"
+            opts="-q -v -h --listen --insecure-listen --adopt-orphans --batch-size --delay --max-size --free-disk-reserve --when-full --max-attempts --max-body-size --max-inflated-size --max-attachment-size --connect-timeout --forward-timeout --retry-interval --shutdown-timeout --flush-timeout --log-format --db --upstream --format --quiet --verbose --no-color --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -144,6 +144,10 @@ _opik__offline() {
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;
+                --max-attachment-size)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
                 --connect-timeout)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
@@ -157,6 +161,10 @@ _opik__offline() {
                     return 0
                     ;;
                 --shutdown-timeout)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --flush-timeout)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;
@@ -195,13 +203,17 @@ _opik__offline() {
             return 0
             ;;
         opik__subcmd__offline__subcmd__healthcheck)
-            opts="-q -v -h --wait --full --db --upstream --format --quiet --verbose --no-color --help"
+            opts="-q -v -h --wait --full --smoke-test --project-name --db --upstream --format --quiet --verbose --no-color --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
             fi
             case "${prev}" in
                 --wait)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --project-name)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;
@@ -348,12 +360,27 @@ _opik__offline() {
             return 0
             ;;
         opik__subcmd__offline__subcmd__inspect)
-            opts="-q -v -h --limit --newest --status --rejected --type --workspace --project --id --trace --older-than --db --upstream --format --quiet --verbose --no-color --help"
+            opts="-q -v -h --from --limit --newest --status --rejected --type --workspace --project --id --trace --older-than --db --upstream --format --quiet --verbose --no-color --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
             fi
             case "${prev}" in
+                --from)
+                    local oldifs
+                    if [ -n "${IFS+x}" ]; then
+                        oldifs="$IFS"
+                    fi
+                    IFS=$'\n'
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    if [ -n "${oldifs+x}" ]; then
+                        IFS="$oldifs"
+                    fi
+                    if [[ "${BASH_VERSINFO[0]}" -ge 4 ]]; then
+                        compopt -o filenames
+                    fi
+                    return 0
+                    ;;
                 --limit)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
@@ -363,7 +390,7 @@ _opik__offline() {
                     return 0
                     ;;
                 --type)
-                    COMPREPLY=($(compgen -W "CreateTrace UpdateTrace CreateTraceBatch CreateSpan UpdateSpan CreateSpansBatch AddTraceFeedbackScoresBatch AddSpanFeedbackScoresBatch AddThreadsFeedbackScoresBatch CreateExperimentItemsBatch GuardrailBatch AddAssertionResultsBatch CreateAttachment OtlpTraces UpdateTraces DeleteTrace DeleteTraces ScoreTrace DeleteTraceScore UpdateTraceComment DeleteTraceComments UpdateSpans DeleteSpan ScoreSpan DeleteSpanScore UpdateSpanComment DeleteSpanComments OpenThread CloseThreads UpdateThread UpdateThreads DeleteThreads DeleteThreadScores UpdateThreadComment DeleteThreadComments CreateDataset PutDatasetItems UpdateDatasetItem UpdateDatasetItems DeleteDatasetItems CreateExperiment UpdateExperiment UpdateExperiments FinishExperiments DeleteExperiments PutExperimentItems DeleteExperimentItems CreateOptimization PutOptimization UpdateOptimization AddQueueItems RemoveQueueItems DeleteAttachments AppendJobLogs" -- "${cur}"))
+                    COMPREPLY=($(compgen -W "CreateTrace UpdateTrace CreateTraceBatch CreateSpan UpdateSpan CreateSpansBatch AddTraceFeedbackScoresBatch AddSpanFeedbackScoresBatch AddThreadsFeedbackScoresBatch CreateExperimentItemsBatch GuardrailBatch AddAssertionResultsBatch CreateAttachment OtlpTraces UpdateTraces DeleteTrace DeleteTraces ScoreTrace DeleteTraceScore UpdateTraceComment DeleteTraceComments UpdateSpans DeleteSpan ScoreSpan DeleteSpanScore UpdateSpanComment DeleteSpanComments OpenThread CloseThreads UpdateThread UpdateThreads DeleteThreads DeleteThreadScores UpdateThreadComment DeleteThreadComments CreateDataset PutDatasetItems UpdateDatasetItem UpdateDatasetItems DeleteDatasetItems CreateExperiment UpdateExperiment UpdateExperiments FinishExperiments DeleteExperiments PutExperimentItems DeleteExperimentItems CreateOptimization PutOptimization UpdateOptimization AddQueueItems RemoveQueueItems DeleteAttachments AppendJobLogs UnknownSdkRow" -- "${cur}"))
                     return 0
                     ;;
                 --workspace)
@@ -428,7 +455,7 @@ _opik__offline() {
                     return 0
                     ;;
                 --type)
-                    COMPREPLY=($(compgen -W "CreateTrace UpdateTrace CreateTraceBatch CreateSpan UpdateSpan CreateSpansBatch AddTraceFeedbackScoresBatch AddSpanFeedbackScoresBatch AddThreadsFeedbackScoresBatch CreateExperimentItemsBatch GuardrailBatch AddAssertionResultsBatch CreateAttachment OtlpTraces UpdateTraces DeleteTrace DeleteTraces ScoreTrace DeleteTraceScore UpdateTraceComment DeleteTraceComments UpdateSpans DeleteSpan ScoreSpan DeleteSpanScore UpdateSpanComment DeleteSpanComments OpenThread CloseThreads UpdateThread UpdateThreads DeleteThreads DeleteThreadScores UpdateThreadComment DeleteThreadComments CreateDataset PutDatasetItems UpdateDatasetItem UpdateDatasetItems DeleteDatasetItems CreateExperiment UpdateExperiment UpdateExperiments FinishExperiments DeleteExperiments PutExperimentItems DeleteExperimentItems CreateOptimization PutOptimization UpdateOptimization AddQueueItems RemoveQueueItems DeleteAttachments AppendJobLogs" -- "${cur}"))
+                    COMPREPLY=($(compgen -W "CreateTrace UpdateTrace CreateTraceBatch CreateSpan UpdateSpan CreateSpansBatch AddTraceFeedbackScoresBatch AddSpanFeedbackScoresBatch AddThreadsFeedbackScoresBatch CreateExperimentItemsBatch GuardrailBatch AddAssertionResultsBatch CreateAttachment OtlpTraces UpdateTraces DeleteTrace DeleteTraces ScoreTrace DeleteTraceScore UpdateTraceComment DeleteTraceComments UpdateSpans DeleteSpan ScoreSpan DeleteSpanScore UpdateSpanComment DeleteSpanComments OpenThread CloseThreads UpdateThread UpdateThreads DeleteThreads DeleteThreadScores UpdateThreadComment DeleteThreadComments CreateDataset PutDatasetItems UpdateDatasetItem UpdateDatasetItems DeleteDatasetItems CreateExperiment UpdateExperiment UpdateExperiments FinishExperiments DeleteExperiments PutExperimentItems DeleteExperimentItems CreateOptimization PutOptimization UpdateOptimization AddQueueItems RemoveQueueItems DeleteAttachments AppendJobLogs UnknownSdkRow" -- "${cur}"))
                     return 0
                     ;;
                 --workspace)
@@ -482,7 +509,7 @@ _opik__offline() {
             return 0
             ;;
         opik__subcmd__offline__subcmd__replay)
-            opts="-q -v -h --batch-size --delay --limit --timeout --verify --verify-timeout --dry-run --status --rejected --type --workspace --project --id --trace --older-than --db --upstream --format --quiet --verbose --no-color --help"
+            opts="-q -v -h --batch-size --delay --limit --timeout --verify --verify-timeout --from --remove-source --dry-run --status --rejected --type --workspace --project --id --trace --older-than --db --upstream --format --quiet --verbose --no-color --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -508,12 +535,16 @@ _opik__offline() {
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;
+                --from)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
                 --status)
                     COMPREPLY=($(compgen -W "failed registered rejected" -- "${cur}"))
                     return 0
                     ;;
                 --type)
-                    COMPREPLY=($(compgen -W "CreateTrace UpdateTrace CreateTraceBatch CreateSpan UpdateSpan CreateSpansBatch AddTraceFeedbackScoresBatch AddSpanFeedbackScoresBatch AddThreadsFeedbackScoresBatch CreateExperimentItemsBatch GuardrailBatch AddAssertionResultsBatch CreateAttachment OtlpTraces UpdateTraces DeleteTrace DeleteTraces ScoreTrace DeleteTraceScore UpdateTraceComment DeleteTraceComments UpdateSpans DeleteSpan ScoreSpan DeleteSpanScore UpdateSpanComment DeleteSpanComments OpenThread CloseThreads UpdateThread UpdateThreads DeleteThreads DeleteThreadScores UpdateThreadComment DeleteThreadComments CreateDataset PutDatasetItems UpdateDatasetItem UpdateDatasetItems DeleteDatasetItems CreateExperiment UpdateExperiment UpdateExperiments FinishExperiments DeleteExperiments PutExperimentItems DeleteExperimentItems CreateOptimization PutOptimization UpdateOptimization AddQueueItems RemoveQueueItems DeleteAttachments AppendJobLogs" -- "${cur}"))
+                    COMPREPLY=($(compgen -W "CreateTrace UpdateTrace CreateTraceBatch CreateSpan UpdateSpan CreateSpansBatch AddTraceFeedbackScoresBatch AddSpanFeedbackScoresBatch AddThreadsFeedbackScoresBatch CreateExperimentItemsBatch GuardrailBatch AddAssertionResultsBatch CreateAttachment OtlpTraces UpdateTraces DeleteTrace DeleteTraces ScoreTrace DeleteTraceScore UpdateTraceComment DeleteTraceComments UpdateSpans DeleteSpan ScoreSpan DeleteSpanScore UpdateSpanComment DeleteSpanComments OpenThread CloseThreads UpdateThread UpdateThreads DeleteThreads DeleteThreadScores UpdateThreadComment DeleteThreadComments CreateDataset PutDatasetItems UpdateDatasetItem UpdateDatasetItems DeleteDatasetItems CreateExperiment UpdateExperiment UpdateExperiments FinishExperiments DeleteExperiments PutExperimentItems DeleteExperimentItems CreateOptimization PutOptimization UpdateOptimization AddQueueItems RemoveQueueItems DeleteAttachments AppendJobLogs UnknownSdkRow" -- "${cur}"))
                     return 0
                     ;;
                 --workspace)

@@ -36,7 +36,7 @@ complete -c opik-offline -n "__fish_opik_offline_needs_command" -l no-color -d '
 complete -c opik-offline -n "__fish_opik_offline_needs_command" -s h -l help -d 'Print help (see more with \'--help\')'
 complete -c opik-offline -n "__fish_opik_offline_needs_command" -s V -l version -d 'Print version'
 complete -c opik-offline -n "__fish_opik_offline_needs_command" -f -a "agent" -d 'Run the agent: pass on, store while the server is away, deliver afterwards'
-complete -c opik-offline -n "__fish_opik_offline_needs_command" -f -a "healthcheck" -d 'Check the configuration, the Opik server, access to it and the store'
+complete -c opik-offline -n "__fish_opik_offline_needs_command" -f -a "healthcheck" -d 'Check the configuration, the Opik server, access to it, the store and its disk'
 complete -c opik-offline -n "__fish_opik_offline_needs_command" -f -a "status" -d 'Show the connection, the agent and what is stored'
 complete -c opik-offline -n "__fish_opik_offline_needs_command" -f -a "replay" -d 'Deliver stored messages to the Opik server'
 complete -c opik-offline -n "__fish_opik_offline_needs_command" -f -a "inspect" -d 'List stored messages, or show one whole'
@@ -51,10 +51,12 @@ complete -c opik-offline -n "__fish_opik_offline_using_subcommand agent" -l when
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand agent" -l max-attempts -d 'Reject a message that failed alone this many times [default: 10]' -r
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand agent" -l max-body-size -d 'Refuse bodies larger than this as sent [default: 64MiB]' -r
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand agent" -l max-inflated-size -d 'Refuse bodies larger than this when decoded [default: 128MiB]' -r
+complete -c opik-offline -n "__fish_opik_offline_using_subcommand agent" -l max-attachment-size -d 'Refuse files of attachments larger than this [default: 5GiB]' -r
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand agent" -l connect-timeout -d 'Give up connecting to the server after this long [default: 5s]' -r
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand agent" -l forward-timeout -d 'Store a write that the server has not answered after this long [default: 30s]' -r
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand agent" -l retry-interval -d 'Try a held lane again after this long: no valid key, a redirect, a server that fails at everything [default: 10s]' -r
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand agent" -l shutdown-timeout -d 'Let requests in progress finish for this long when stopping [default: 10s]' -r
+complete -c opik-offline -n "__fish_opik_offline_using_subcommand agent" -l flush-timeout -d 'With a command: deliver what is stored for this long after the command has ended [default: 30s]' -r
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand agent" -l log-format -d 'Write log lines as text or json [default: text]' -r
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand agent" -l db -d 'Use this message store [default: opik-offline/opik_messages.db in the user\'s data folder]' -r -F
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand agent" -l upstream -d 'Use the Opik server at this URL, such as http://127.0.0.1:5173/api [default: Opik Cloud]' -r -f
@@ -63,11 +65,13 @@ json\t'One JSON document'
 jsonl\t'One JSON document a line (`inspect` only)'
 yaml\t'One YAML document'"
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand agent" -l insecure-listen -d 'Listen beyond this machine without asking for an intake token'
+complete -c opik-offline -n "__fish_opik_offline_using_subcommand agent" -l adopt-orphans -d 'Take in what killed Python processes leave in the temporary folder, deliver it, and delete it then'
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand agent" -s q -l quiet -d 'Say only what was asked for, and errors: no notes, no progress, no word about what was done'
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand agent" -s v -l verbose -d 'Say more on standard error'
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand agent" -l no-color -d 'Use no colours, as with NO_COLOR in the environment'
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand agent" -s h -l help -d 'Print help (see more with \'--help\')'
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand healthcheck" -l wait -d 'Keep checking for this long until all is well' -r
+complete -c opik-offline -n "__fish_opik_offline_using_subcommand healthcheck" -l project-name -d 'The project that the smoke test writes to' -r
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand healthcheck" -l db -d 'Use this message store [default: opik-offline/opik_messages.db in the user\'s data folder]' -r -F
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand healthcheck" -l upstream -d 'Use the Opik server at this URL, such as http://127.0.0.1:5173/api [default: Opik Cloud]' -r -f
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand healthcheck" -l format -d 'Write results in this format' -r -f -a "table\t'Tables and sentences for people'
@@ -75,6 +79,7 @@ json\t'One JSON document'
 jsonl\t'One JSON document a line (`inspect` only)'
 yaml\t'One YAML document'"
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand healthcheck" -l full -d 'Read the store page by page even when it is large, which takes some 20 seconds a gigabyte'
+complete -c opik-offline -n "__fish_opik_offline_using_subcommand healthcheck" -l smoke-test -d 'Write a trace with a span and an image to the server and read it back, when all else is well'
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand healthcheck" -s q -l quiet -d 'Say only what was asked for, and errors: no notes, no progress, no word about what was done'
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand healthcheck" -s v -l verbose -d 'Say more on standard error'
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand healthcheck" -l no-color -d 'Use no colours, as with NO_COLOR in the environment'
@@ -97,6 +102,7 @@ complete -c opik-offline -n "__fish_opik_offline_using_subcommand replay" -l del
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand replay" -l limit -d 'Stop after this many messages' -r
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand replay" -l timeout -d 'Stop after this long, and keep trying until then when lanes or messages have to wait' -r
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand replay" -l verify-timeout -d 'Ask again for what the server does not show yet, until this long after the delivery' -r
+complete -c opik-offline -n "__fish_opik_offline_using_subcommand replay" -l from -d 'Take in what a Python process left, then deliver: a file, a folder, or a pattern (may be given more than once)' -r -F
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand replay" -l status -d 'Select messages with this status (may be given more than once)' -r -f -a "failed\t''
 registered\t''
 rejected\t''"
@@ -153,7 +159,8 @@ UpdateOptimization\t''
 AddQueueItems\t''
 RemoveQueueItems\t''
 DeleteAttachments\t''
-AppendJobLogs\t''"
+AppendJobLogs\t''
+UnknownSdkRow\t''"
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand replay" -l workspace -d 'Select messages of this workspace (may be given more than once)' -r
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand replay" -l project -d 'Select messages that name this project (may be given more than once)' -r
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand replay" -l id -d 'Select the message with this id, as `inspect` lists it (may be given more than once)' -r
@@ -166,12 +173,14 @@ json\t'One JSON document'
 jsonl\t'One JSON document a line (`inspect` only)'
 yaml\t'One YAML document'"
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand replay" -l verify -d 'Read back what was delivered, and report what the server does not show'
+complete -c opik-offline -n "__fish_opik_offline_using_subcommand replay" -l remove-source -d 'Delete each file of --from, and the SDK\'s temporary copies of attachments, once every message in it is stored'
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand replay" -l dry-run -d 'Show what would be replayed, and send nothing'
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand replay" -l rejected -d 'Select rejected messages; short for --status rejected'
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand replay" -s q -l quiet -d 'Say only what was asked for, and errors: no notes, no progress, no word about what was done'
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand replay" -s v -l verbose -d 'Say more on standard error'
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand replay" -l no-color -d 'Use no colours, as with NO_COLOR in the environment'
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand replay" -s h -l help -d 'Print help (see more with \'--help\')'
+complete -c opik-offline -n "__fish_opik_offline_using_subcommand inspect" -l from -d 'List what a Python process left in this file, without changing it' -r -F
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand inspect" -l limit -d 'List this many messages at most; 0 lists all' -r
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand inspect" -l status -d 'Select messages with this status (may be given more than once)' -r -f -a "failed\t''
 registered\t''
@@ -229,7 +238,8 @@ UpdateOptimization\t''
 AddQueueItems\t''
 RemoveQueueItems\t''
 DeleteAttachments\t''
-AppendJobLogs\t''"
+AppendJobLogs\t''
+UnknownSdkRow\t''"
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand inspect" -l workspace -d 'Select messages of this workspace (may be given more than once)' -r
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand inspect" -l project -d 'Select messages that name this project (may be given more than once)' -r
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand inspect" -l id -d 'Select the message with this id, as `inspect` lists it (may be given more than once)' -r
@@ -303,7 +313,8 @@ UpdateOptimization\t''
 AddQueueItems\t''
 RemoveQueueItems\t''
 DeleteAttachments\t''
-AppendJobLogs\t''"
+AppendJobLogs\t''
+UnknownSdkRow\t''"
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand purge" -l workspace -d 'Select messages of this workspace (may be given more than once)' -r
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand purge" -l project -d 'Select messages that name this project (may be given more than once)' -r
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand purge" -l id -d 'Select the message with this id, as `inspect` lists it (may be given more than once)' -r
@@ -323,7 +334,7 @@ complete -c opik-offline -n "__fish_opik_offline_using_subcommand purge" -s v -l
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand purge" -l no-color -d 'Use no colours, as with NO_COLOR in the environment'
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand purge" -s h -l help -d 'Print help (see more with \'--help\')'
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand help; and not __fish_seen_subcommand_from agent healthcheck status replay inspect purge help" -f -a "agent" -d 'Run the agent: pass on, store while the server is away, deliver afterwards'
-complete -c opik-offline -n "__fish_opik_offline_using_subcommand help; and not __fish_seen_subcommand_from agent healthcheck status replay inspect purge help" -f -a "healthcheck" -d 'Check the configuration, the Opik server, access to it and the store'
+complete -c opik-offline -n "__fish_opik_offline_using_subcommand help; and not __fish_seen_subcommand_from agent healthcheck status replay inspect purge help" -f -a "healthcheck" -d 'Check the configuration, the Opik server, access to it, the store and its disk'
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand help; and not __fish_seen_subcommand_from agent healthcheck status replay inspect purge help" -f -a "status" -d 'Show the connection, the agent and what is stored'
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand help; and not __fish_seen_subcommand_from agent healthcheck status replay inspect purge help" -f -a "replay" -d 'Deliver stored messages to the Opik server'
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand help; and not __fish_seen_subcommand_from agent healthcheck status replay inspect purge help" -f -a "inspect" -d 'List stored messages, or show one whole'

@@ -35,6 +35,7 @@
 //! | [`telemetry`] | logs and metrics |
 //! | [`cli`] | the command line |
 //! | [`shutdown`] | one value that tells every loop to stop |
+//! | [`pulse`] | which part gives no sign of life |
 //!
 //! Who may import whom is checked by `tests/tidy.rs`; CONTRIBUTING.md says why.
 
@@ -46,6 +47,7 @@ pub mod intake;
 pub mod message;
 pub mod monitor;
 pub mod protocol;
+pub mod pulse;
 pub mod replay;
 pub mod shutdown;
 pub mod store;

@@ -1,7 +1,10 @@
 //! One value handed to every loop: stop now, please.
+//!
+//! A loop that lives asks at least as often as it waits, so the value also knows when it was asked last: the agent takes
+//! that for the loop's sign of life ([`crate::pulse`]).
 
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
-use std::time::Duration;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 /// Says whether the process is to stop. Clones share one state, which only ever goes from *no* to *yes*.
 #[derive(Clone, Default)]
@@ -11,9 +14,27 @@ pub struct Shutdown {
 
 #[derive(Default)]
 struct Inner {
-    requested: Mutex<bool>,
+    state: Mutex<State>,
     changed: Condvar,
     notify: tokio::sync::Notify,
+}
+
+struct State {
+    requested: bool,
+    asked: Instant,
+}
+
+impl Default for State {
+    fn default() -> Self {
+        Self { requested: false, asked: Instant::now() }
+    }
+}
+
+impl State {
+    fn ask(&mut self) -> bool {
+        self.asked = Instant::now();
+        self.requested
+    }
 }
 
 impl Shutdown {
@@ -24,21 +45,25 @@ impl Shutdown {
 
     /// Asks every holder to stop.
     pub fn request(&self) {
-        *self.inner.requested.lock().unwrap_or_else(PoisonError::into_inner) = true;
+        self.state().requested = true;
         self.inner.changed.notify_all();
         self.inner.notify.notify_waiters();
     }
 
     /// Says whether somebody asked.
     pub fn is_requested(&self) -> bool {
-        *self.inner.requested.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state().ask()
+    }
+
+    /// Returns how long nobody has asked.
+    pub fn unasked_for(&self) -> Duration {
+        self.state().asked.elapsed()
     }
 
     /// Sleeps for this time, or until shutdown; returns whether shutdown was requested.
     pub fn sleep(&self, time: Duration) -> bool {
-        let requested = self.inner.requested.lock().unwrap_or_else(PoisonError::into_inner);
-        let waited = self.inner.changed.wait_timeout_while(requested, time, |requested| !*requested);
-        *waited.unwrap_or_else(PoisonError::into_inner).0
+        let waited = self.inner.changed.wait_timeout_while(self.state(), time, |state| !state.ask());
+        waited.unwrap_or_else(PoisonError::into_inner).0.ask()
     }
 
     /// Waits for shutdown, without a thread.
@@ -49,6 +74,11 @@ impl Shutdown {
         if !self.is_requested() {
             notified.await;
         }
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        // Every change is one assignment, so a panic elsewhere left it whole.
+        self.inner.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

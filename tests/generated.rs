@@ -1,6 +1,6 @@
-//! `man/` and `completions/` say what the command line says, and the README's table of settings what the program reads.
+//! `man/` and `completions/` say what the command line says, and the README's tables what the program reads and counts.
 //!
-//! They are rendered from the clap definition and the settings, and compared with what is committed. To write them anew:
+//! They are rendered from the clap definition, the settings and the metrics, and compared with what is committed. To write them anew:
 //! `OPIK_OFFLINE_UPDATE=1 cargo test --test generated`.
 
 #![allow(clippy::disallowed_methods, reason = "a test is no part of the configuration")]
@@ -13,6 +13,7 @@ use clap::Command;
 use clap_complete::Shell;
 use clap_mangen::Man;
 use opik_offline::config::{Keeps, SETTINGS, Setting};
+use opik_offline::telemetry::metrics::{DESCRIPTIONS, Description, Kind};
 
 const NAME: &str = "opik-offline";
 
@@ -42,23 +43,42 @@ fn the_completions_are_current() {
 }
 
 #[test]
-fn the_readmes_table_of_settings_is_current() {
-    const BEGIN: &str = "<!-- settings: written by OPIK_OFFLINE_UPDATE=1 cargo test --test generated -->\n";
-    const END: &str = "<!-- end of settings -->";
+fn the_readmes_tables_are_current() {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("README.md");
     let readme = fs::read_to_string(&path).expect("there is a README");
-    let (before, rest) = readme.split_once(BEGIN).expect("the README marks where its table of settings begins");
-    let (_, after) = rest.split_once(END).expect("the README marks where its table of settings ends");
-    let current = format!("{before}{BEGIN}{}{END}{after}", settings_table());
+    let current = with_table(&readme, "settings", &settings_table());
+    let current = with_table(&current, "metrics", &metrics_table());
     if std::env::var_os("OPIK_OFFLINE_UPDATE").is_some() {
         fs::write(&path, &current).expect("the README can be written");
         return;
     }
     assert!(
         readme == current,
-        "the README's table of settings is not what the program reads\n\
+        "the README's tables are not what the program reads and counts\n\
          hint: OPIK_OFFLINE_UPDATE=1 cargo test --test generated, then commit"
     );
+}
+
+/// Returns the README with this table between its marks.
+fn with_table(readme: &str, of: &str, table: &str) -> String {
+    let begin = format!("<!-- {of}: written by OPIK_OFFLINE_UPDATE=1 cargo test --test generated -->\n");
+    let end = format!("<!-- end of {of} -->");
+    let (before, rest) = readme.split_once(&begin).expect("the README marks where the table begins");
+    let (_, after) = rest.split_once(&end).expect("the README marks where the table ends");
+    format!("{before}{begin}{table}{end}{after}")
+}
+
+/// Renders every metric of `/metrics`, in its order.
+fn metrics_table() -> String {
+    let mut table = "| metric | type | meaning |\n| --- | --- | --- |\n".to_owned();
+    for Description { name, help, kind } in DESCRIPTIONS {
+        let kind = match kind {
+            Kind::Counter => "counter",
+            Kind::Gauge => "gauge",
+        };
+        table.push_str(&format!("| `{name}` | {kind} | {help} |\n"));
+    }
+    table
 }
 
 /// Renders every setting with its variable, file and default; the agent's own come last.

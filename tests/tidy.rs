@@ -13,14 +13,18 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("protocol", &["message"]),
     ("delivery", &["protocol", "message"]),
     ("shutdown", &[]),
+    ("pulse", &[]),
     ("config", &[]),
     ("telemetry", &[]),
     ("store", &["message", "telemetry", "shutdown"]),
     ("upstream", &["protocol", "message", "telemetry", "shutdown"]),
     ("monitor", &["upstream", "message", "telemetry", "shutdown"]),
     ("replay", &["monitor", "store", "upstream", "delivery", "protocol", "message", "telemetry", "shutdown"]),
-    ("intake", &["monitor", "store", "upstream", "delivery", "protocol", "message", "telemetry", "shutdown"]),
-    ("agent", &["intake", "replay", "monitor", "store", "upstream", "config", "telemetry", "shutdown", "message"]),
+    ("intake", &["monitor", "store", "upstream", "delivery", "protocol", "message", "telemetry", "shutdown", "pulse"]),
+    (
+        "agent",
+        &["intake", "replay", "monitor", "store", "upstream", "config", "telemetry", "shutdown", "pulse", "message"],
+    ),
     (
         "cli",
         &[

@@ -7,18 +7,27 @@
 //! 2. The server's address is compared with ours: an agent in front of itself would store for ever.
 //! 3. The store is opened. If that fails, the agent warns, works as a plain proxy, and tries again. Each store that is
 //!    opened gets the agent's record.
-//! 4. Committer, connection monitor, replay manager, then intake.
+//! 4. Committer, connection monitor, replay manager, then intake. A service manager is told that the agent is ready, and
+//!    from then on that it is alive (the head of `service_manager.rs`).
 //!
-//! # Stopping (SIGINT, SIGTERM)
+//! # Stopping (SIGINT, SIGTERM; the end of a wrapped command, see [`child`])
 //!
 //! 1. Intake takes no new connections; requests in progress finish. Writes that the server does not answer in half of the
 //!    time are stored and acknowledged in the other half. What is cut off then was never acknowledged.
 //! 2. The committer commits what it was given, and stops.
-//! 3. The replay manager finishes the request on its way, settles its batch, puts the rest back and gives up the lease. If
+//! 3. An agent that wraps a command flushes ([`mod@flush`]): what is stored is delivered as far as that is possible.
+//! 4. The replay manager finishes the request on its way, settles its batch, puts the rest back and gives up the lease. If
 //!    the server does not answer in time, its lease is taken away and what was on its way is *failed* again.
-//! 4. The connection monitor stops; a ping on its way is left alone.
-//! 5. The agent's record is taken out of the store.
+//! 5. The connection monitor stops; a ping on its way is left alone.
+//! 6. The agent's record is taken out of the store.
 
+pub mod child;
+pub mod flush;
+
+pub mod adoption;
+mod service_manager;
+
+use self::adoption::Adoption;
 use std::io;
 use std::net::{SocketAddr, TcpListener, ToSocketAddrs};
 use std::panic::AssertUnwindSafe;
@@ -30,17 +39,20 @@ use http::HeaderValue;
 use thiserror::Error;
 use tracing::{error, info, warn};
 
+use crate::config::ServiceManager;
 use crate::intake::{Intake, IntakeLimits};
 use crate::monitor::connection::Connection;
 use crate::monitor::{self, MonitorSettings};
+use crate::pulse::{Beat, Pulse, Pulses};
 use crate::replay::{LEASE_TIME_TO_LIVE, ReplayManager, ReplaySettings};
 use crate::shutdown::Shutdown;
 use crate::store::committer::Committer;
 use crate::store::slot::StoreSlot;
-use crate::store::{AgentRecord, Limits, Owner, now_ms};
+use crate::store::{AgentRecord, Filter, Limits, Owner, now_ms};
 use crate::telemetry::metrics::Metrics;
 use crate::upstream::forward::Forwarder;
 use crate::upstream::{Upstream, UpstreamError, UpstreamSettings};
+use flush::{Flush, FlushEnd, flush};
 
 /// Everything that an agent needs to know.
 #[derive(Clone, Debug)]
@@ -67,6 +79,27 @@ pub struct AgentSettings {
     pub intake: IntakeLimits,
     /// How long stopping may take, intake and replay each.
     pub shutdown_timeout: Duration,
+    /// Whether, and how, stores of killed Python processes are taken in.
+    pub adopt: Option<Adoption>,
+    /// Who started the agent and wants to be told how it is.
+    pub service_manager: Option<ServiceManager>,
+}
+
+/// What an agent has done by its end.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RunEnd {
+    /// Writes that the server answered at once.
+    pub forwarded: u64,
+    /// Messages that were stored.
+    pub stored: u64,
+    /// Stored messages that the server confirmed.
+    pub delivered: u64,
+    /// Messages that the server refused.
+    pub rejected: u64,
+    /// Messages that still have to reach the server; `None` when nobody knows, because the store can't be used.
+    pub waiting: Option<u64>,
+    /// How the flush ended, if there was one.
+    pub flush: Option<FlushEnd>,
 }
 
 /// Why an agent does not start. Nothing was started and nothing was changed.
@@ -131,12 +164,13 @@ impl Agent {
         self.address
     }
 
-    /// Runs until `shutdown`, in the order that the module's head states.
+    /// Runs until `shutdown`, and for as long as the flush that may follow takes, in the order that the module's head
+    /// states.
     ///
     /// # Errors
     ///
     /// [`AgentError::System`] when threads can't be made; nothing was acknowledged then.
-    pub fn run(self, shutdown: &Shutdown) -> Result<(), AgentError> {
+    pub fn run(self, shutdown: &Shutdown, flushing: Option<&Flush<'_>>) -> Result<RunEnd, AgentError> {
         let system = |error: io::Error| AgentError::System { reason: error.to_string() };
         let settings = &self.settings;
         let runtime = tokio::runtime::Builder::new_multi_thread()
@@ -172,6 +206,8 @@ impl Agent {
         let owner = Owner::this_process("agent");
         let agent_mark = agent_mark();
         let upstream = Arc::new(self.upstream.marked(agent_mark.clone()));
+        let beat = Arc::new(Beat::default());
+        let pulses = Arc::new(pulses(settings, &beat, &committer, &slot, &replay_shutdown, &monitor_shutdown));
         let intake = Intake {
             slot: slot.clone(),
             committer: committer.clone(),
@@ -182,6 +218,8 @@ impl Agent {
             token: settings.intake_token.clone(),
             listen_host: settings.listen.ip().to_string(),
             agent_mark,
+            beat,
+            pulses: pulses.clone(),
         };
         let monitoring = {
             let (connection, upstream, settings) = (connection.clone(), upstream.clone(), settings.monitor);
@@ -199,11 +237,32 @@ impl Agent {
                 ReplayManager { slot, upstream, connection, settings, tick_interval, metrics, shutdown, owner }.run();
             })
         };
+        let adoption_shutdown = Shutdown::new();
+        let adopting = settings.adopt.clone().map(|adoption| {
+            let (slot, shutdown) = (slot.clone(), adoption_shutdown.clone());
+            Part::start("adoption", move || adoption.run(&slot, &shutdown))
+        });
+        let adopting = adopting.transpose().map_err(system)?;
         let (monitoring, replaying) = (monitoring.map_err(system)?, replaying.map_err(system)?);
         info!(target: "intake", "listening on http://{} for {}", self.address, settings.upstream.base_url);
+        let telling = match settings.service_manager.clone() {
+            None => None,
+            Some(manager) => {
+                let (slot, connection, shutdown) = (slot.clone(), connection.clone(), shutdown.clone());
+                let stopping_max = settings.shutdown_timeout * 3 + STOPPING_MARGIN;
+                let teller = service_manager::Teller { manager, pulses, slot, connection, stopping_max, shutdown };
+                teller.start().map_err(system)?
+            }
+        };
 
         runtime.block_on(intake.serve(listener, shutdown.clone(), settings.shutdown_timeout));
+        adoption_shutdown.request();
+        if adopting.is_some_and(|adopting| !adopting.has_ended_within(settings.shutdown_timeout)) {
+            // What it has stored is recognised by the next agent, and it removes nothing before all is stored.
+            warn!(target: "replay_manager", "a salvage did not end in time; the next agent goes on with it");
+        }
         committer.stop();
+        let flushed = flushing.map(|flushing| flush(&slot, &connection, flushing));
         replay_shutdown.request();
         connection.wake();
         if !replaying.has_ended_within(settings.shutdown_timeout) {
@@ -215,12 +274,58 @@ impl Agent {
         drop(monitoring);
         // Tasks that were cut off end here, without an acknowledgement.
         runtime.shutdown_timeout(Duration::from_millis(100));
+        if telling.is_some_and(|telling| telling.join().is_err()) {
+            warn!(target: "opik_offline", "telling the service manager failed by a fault of opik-offline's own");
+        }
         if let Err(error) = slot.with(|store| store.announce(None)) {
             warn!(target: "db_manager", "the agent's record stays in the store: {error}");
         }
         info!(target: "intake", "stopped");
-        Ok(())
+        Ok(RunEnd {
+            forwarded: metrics.requests_forwarded.get(),
+            stored: metrics.messages_registered.get(),
+            delivered: metrics.messages_delivered.get(),
+            rejected: metrics.messages_rejected.get(),
+            waiting: slot.with(|store| store.backlog(&Filter::default())).ok().map(|backlog| backlog.waiting()),
+            flush: flushed,
+        })
     }
+}
+
+/// Returns the parts that have to be alive, and how long each may be silent.
+fn pulses(
+    settings: &AgentSettings,
+    beat: &Arc<Beat>,
+    committer: &Arc<Committer>,
+    slot: &Arc<StoreSlot>,
+    replay: &Shutdown,
+    monitor: &Shutdown,
+) -> Pulses {
+    // A store that is being opened may have to be recovered or brought up to date first: that is work, not silence.
+    let unless_opening = |silent_for: Box<dyn Fn() -> Duration + Send + Sync>| {
+        let slot = slot.clone();
+        Box::new(move || if slot.is_opening() { Duration::ZERO } else { silent_for() })
+    };
+    let (beat, committer, replay, monitor) = (beat.clone(), committer.clone(), replay.clone(), monitor.clone());
+    let pings = settings.monitor.ping_interval + settings.monitor.check_timeout;
+    Pulses::of(vec![
+        Pulse { name: "intake", silence_max: INTAKE_SILENCE_MAX, silent_for: Box::new(move || beat.silent_for()) },
+        Pulse {
+            name: "committer",
+            silence_max: PART_SILENCE_MAX,
+            silent_for: unless_opening(Box::new(move || committer.silent_for())),
+        },
+        Pulse {
+            name: "replay-manager",
+            silence_max: PART_SILENCE_MAX + settings.replay_tick_interval * 2,
+            silent_for: unless_opening(Box::new(move || replay.unasked_for())),
+        },
+        Pulse {
+            name: "connection-monitor",
+            silence_max: PART_SILENCE_MAX + pings,
+            silent_for: Box::new(move || monitor.unasked_for()),
+        },
+    ])
 }
 
 /// Returns what names this process among the agents that a request comes through.
@@ -272,6 +377,14 @@ fn abandon_replay(slot: &StoreSlot, owner: &Owner) {
         warn!(target: "replay_manager", "the replay lease ends by itself in {} s: {error}", LEASE_TIME_TO_LIVE.as_secs());
     }
 }
+
+/// How long intake may give no sign of life: it waits for nothing.
+const INTAKE_SILENCE_MAX: Duration = Duration::from_secs(60);
+/// The same for what works with the disk: a commit that waits for a busy disk ends some day, and a restart would not
+/// make it faster.
+const PART_SILENCE_MAX: Duration = Duration::from_secs(300);
+/// What stopping takes beside the waiting that is bounded by the user's setting.
+const STOPPING_MARGIN: Duration = Duration::from_secs(15);
 
 /// Threads for large bodies: preparing one may take a tenth of a second of pure work.
 const BLOCKING_THREADS_MAX: usize = 4;

@@ -1,13 +1,16 @@
 //! `opik-offline agent`
 
 use std::ffi::OsString;
+use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::Args;
 
-use super::{Common, Failure, configuration, stop_on_signals, translate};
+use super::signals::stop_agent_on_signals;
+use super::{Common, Failure, configuration, translate, wrapped};
+use crate::agent::adoption::Adoption;
 use crate::agent::{Agent, AgentSettings};
-use crate::config::{Config, Flags};
+use crate::config::{Config, Flags, LogLevel, ProcessEnvironment, ServiceManager, temp_dir};
 use crate::intake::IntakeLimits;
 use crate::monitor::MonitorSettings;
 use crate::replay::ReplaySettings;
@@ -16,20 +19,44 @@ use crate::store::Filter;
 
 const AFTER_HELP: &str = "\
 Examples:
+  Run an application with an agent of its own, which delivers everything before it ends:
+    opik-offline agent -- python app.py
+  In CI, where nobody wants to wait:
+    opik-offline agent --flush-timeout 5s --db .opik/messages.db -- pytest
   Stand in front of a local Opik server:
     opik-offline agent --upstream http://127.0.0.1:5173/api
   Let a Python or TypeScript application use it:
     OPIK_URL_OVERRIDE=http://127.0.0.1:6745/api python app.py
+  Deliver what killed Python processes left, with no change of the applications:
+    opik-offline agent --adopt-orphans
+
+Wrapped command:
+  With a command after -- the agent listens on a free port of this machine, unless a flag, the environment or a file \
+names an address. The command finds OPIK_URL_OVERRIDE and OTEL_EXPORTER_OTLP_ENDPOINT set to the agent. A variable of \
+OpenTelemetry that leads to something else than the Opik server stays as it is, and where a proxy is configured the \
+agent's address is added to NO_PROXY. The agent itself sends to the server that --upstream, OPIK_OFFLINE_UPSTREAM or \
+OPIK_URL_OVERRIDE name.
+  Signals are passed on to the command, except those that the terminal sends to both. The agent ends after the command, \
+with its exit code, or 128 and the number of the signal that ended it. What is stored by then is delivered for up to \
+--flush-timeout; while the server is away nobody waits. What remains stays stored, and `opik-offline replay` or the next \
+agent delivers it. Ctrl-C ends that as well.
+  Only warnings are logged to standard error, unless -v or OPIK_CONSOLE_LOGGING_LEVEL ask for more. -q leaves out the \
+lines at the start and the end, too.
 
 Exit codes:
-  0  Stopped as asked
-  1  It could not run
-  2  Wrong usage or configuration, the address is taken, or the server would be the agent itself";
+  0    Stopped as asked
+  1    It could not run
+  2    Wrong usage or configuration, the address is taken, or the server would be the agent itself
+  126  The command after -- can't be executed
+  127  There is no such command
+  130  A second signal ended it at once";
 
 /// Run the agent: pass on, store while the server is away, deliver afterwards
 ///
+/// With a command after -- it runs the command, leads its traces through the agent, and ends with it.
+///
 /// It runs in the foreground and stops on SIGINT or SIGTERM: requests in progress finish or are stored. What is stored is
-/// delivered by the next agent on the same store, or by `opik-offline replay`.
+/// delivered by the next agent on the same store, or by `opik-offline replay`. SIGHUP makes it open its log file again.
 #[derive(Args, Debug)]
 #[command(after_long_help = AFTER_HELP)]
 pub struct AgentArgs {
@@ -40,6 +67,10 @@ pub struct AgentArgs {
     /// Listen beyond this machine without asking for an intake token
     #[arg(long, num_args = 0, default_missing_value = "true")]
     insecure_listen: Option<OsString>,
+
+    /// Take in what killed Python processes leave in the temporary folder, deliver it, and delete it then
+    #[arg(long, num_args = 0, default_missing_value = "true")]
+    adopt_orphans: Option<OsString>,
 
     /// Replay this many messages, then pause; unset, replay starts at 50 and speeds up while the server keeps up
     #[arg(long, value_name = "N")]
@@ -73,6 +104,10 @@ pub struct AgentArgs {
     #[arg(long, value_name = "SIZE")]
     max_inflated_size: Option<OsString>,
 
+    /// Refuse files of attachments larger than this [default: 5GiB]
+    #[arg(long, value_name = "SIZE")]
+    max_attachment_size: Option<OsString>,
+
     /// Give up connecting to the server after this long [default: 5s]
     #[arg(long, value_name = "DURATION")]
     connect_timeout: Option<OsString>,
@@ -89,9 +124,17 @@ pub struct AgentArgs {
     #[arg(long, value_name = "DURATION")]
     shutdown_timeout: Option<OsString>,
 
+    /// With a command: deliver what is stored for this long after the command has ended [default: 30s]
+    #[arg(long, value_name = "DURATION", requires = "command")]
+    flush_timeout: Option<OsString>,
+
     /// Write log lines as text or json [default: text]
     #[arg(long, value_name = "FORMAT")]
     log_format: Option<OsString>,
+
+    /// Run this command with its traces led through the agent, and end with it
+    #[arg(last = true, value_name = "COMMAND", value_hint = clap::ValueHint::CommandName)]
+    command: Vec<OsString>,
 }
 
 /// Connections at once.
@@ -103,14 +146,21 @@ const HEADER_READ_TIMEOUT: Duration = Duration::from_secs(120);
 /// How long a client may pause within a body.
 const BODY_READ_TIMEOUT: Duration = Duration::from_secs(60);
 
-pub fn run(common: &Common, args: &AgentArgs) -> Result<(), Failure> {
+pub fn run(common: &Common, args: &AgentArgs) -> Result<ExitCode, Failure> {
     let config = configuration(&args.flags(common.flags()))?;
     super::selection::refuse_jsonl(common.format)?;
-    common.start_logging(&config, None)?;
-    let agent = Agent::bind(settings(&config))?;
+    if !args.command.is_empty() {
+        // The terminal is the command's, and so is what a service manager said to us.
+        let log = common.start_logging(&config, Some(LogLevel::Warning))?;
+        return wrapped::run(common, &config, settings(&config, None), &args.command, log);
+    }
+    let log = common.start_logging(&config, None)?;
+    let service_manager = ServiceManager::find(&ProcessEnvironment, std::process::id())?;
+    let agent = Agent::bind(settings(&config, service_manager))?;
     let shutdown = Shutdown::new();
-    stop_on_signals(&shutdown)?;
-    Ok(agent.run(&shutdown)?)
+    stop_agent_on_signals(&shutdown, log)?;
+    agent.run(&shutdown, None)?;
+    Ok(ExitCode::SUCCESS)
 }
 
 impl AgentArgs {
@@ -118,6 +168,7 @@ impl AgentArgs {
         Flags {
             listen: self.listen.clone(),
             insecure_listen: self.insecure_listen.clone(),
+            adopt_orphans: self.adopt_orphans.clone(),
             replay_batch_size: self.batch_size.clone(),
             replay_batch_replay_delay: self.delay.clone(),
             max_size: self.max_size.clone(),
@@ -126,7 +177,9 @@ impl AgentArgs {
             max_attempts: self.max_attempts.clone(),
             max_body_size: self.max_body_size.clone(),
             max_inflated_size: self.max_inflated_size.clone(),
+            max_attachment_size: self.max_attachment_size.clone(),
             connect_timeout: self.connect_timeout.clone(),
+            flush_timeout: self.flush_timeout.clone(),
             forward_timeout: self.forward_timeout.clone(),
             retry_interval: self.retry_interval.clone(),
             shutdown_timeout: self.shutdown_timeout.clone(),
@@ -136,7 +189,7 @@ impl AgentArgs {
     }
 }
 
-fn settings(config: &Config) -> AgentSettings {
+fn settings(config: &Config, service_manager: Option<ServiceManager>) -> AgentSettings {
     let upstream = &config.upstream.value;
     let body_bytes_max = config.max_body_size.value.bytes();
     AgentSettings {
@@ -162,13 +215,20 @@ fn settings(config: &Config) -> AgentSettings {
             connections_max: CONNECTIONS_MAX,
             body_bytes_max,
             inflated_bytes_max: config.max_inflated_size.value.bytes(),
+            attachment_bytes_max: config.max_attachment_size.value.bytes(),
             body_memory_bytes_max: BODY_MEMORY_BYTES_MAX.max(usize::try_from(body_bytes_max).unwrap_or(usize::MAX)),
             header_read_timeout: HEADER_READ_TIMEOUT,
             body_read_timeout: BODY_READ_TIMEOUT,
             forward_timeout: config.forward_timeout.value,
+            retry_interval: config.retry_interval.value,
             ping_interval: config.connection_monitor_ping_interval.value,
         },
         shutdown_timeout: config.shutdown_timeout.value,
+        adopt: config
+            .adopt_orphans
+            .value
+            .then(|| Adoption { temp_dir: temp_dir(&ProcessEnvironment), lane: translate::lane(config) }),
+        service_manager,
     }
 }
 

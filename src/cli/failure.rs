@@ -4,9 +4,11 @@ use std::fmt;
 use std::io;
 
 use crate::agent::AgentError;
+use crate::agent::child::ChildError;
 use crate::config::ConfigError;
 use crate::protocol::answers::SendFailure;
-use crate::store::StoreError;
+use crate::replay::salvage::SalvageError;
+use crate::store::{SdkFileError, StoreError};
 use crate::telemetry::log::LogError;
 use crate::upstream::UpstreamError;
 
@@ -26,6 +28,10 @@ pub enum Exit {
     Remaining = 4,
     /// The server does not accept the key or the workspace.
     NotAuthorised = 5,
+    /// A wrapped command can't be executed.
+    NotExecutable = 126,
+    /// A wrapped command is not there.
+    NotFound = 127,
     /// Interrupted by the user.
     Interrupted = 130,
 }
@@ -45,6 +51,12 @@ impl Failure {
     /// Returns a failure with these words.
     pub fn new(exit: Exit, message: impl Into<String>, hint: Option<&str>) -> Self {
         Self { exit, message: message.into(), hint: hint.map(str::to_owned) }
+    }
+
+    /// Returns the failure to learn how a wrapped command ended.
+    pub fn of_child_lost(name: &str, error: &io::Error) -> Self {
+        let hint = "start the agent with SIGCHLD at its default: whoever ignores it is not told how a process ended";
+        Self::new(Exit::Failure, format!("nobody knows how {name} ended: {error}"), Some(hint))
     }
 
     /// Returns an exit code for which the command's own output has said everything.
@@ -82,7 +94,31 @@ impl From<StoreError> for Failure {
             StoreError::Full { .. } => "replay or purge messages, or raise OPIK_OFFLINE_MAX_SIZE",
             StoreError::Busy { .. } => "try again; another process is writing to the store",
             StoreError::LeaseHeld { .. } => "it delivers the same messages; wait for it, or stop it first",
+            StoreError::AttachmentGone => "give the file again; nothing of it was kept",
             StoreError::LeaseLost => "the other process goes on; `opik-offline status` shows how far it is",
+        };
+        Self::new(Exit::Failure, error.to_string(), Some(hint))
+    }
+}
+
+impl From<SalvageError> for Failure {
+    fn from(error: SalvageError) -> Self {
+        let hint = match &error {
+            SalvageError::File(error) => match error {
+                SdkFileError::Missing { .. } => "`opik-offline status` lists the stores that were found",
+                SdkFileError::NotADatabase { .. } | SdkFileError::OtherProgram { .. } => {
+                    "name an opik_messages.db that a Python process left; the file was not touched"
+                }
+                SdkFileError::Live { .. } => {
+                    "its process still delivers it by itself; try again when it has ended. The file was not touched"
+                }
+                SdkFileError::Unreadable { .. } => {
+                    "check that this user can read the file, and that the temporary folder has room for a copy"
+                }
+            },
+            SalvageError::Store(_) => "what was stored so far is kept, and the file was not touched; run it again",
+            SalvageError::Interrupted { .. } => "run it again to go on",
+            SalvageError::NotRemoved { .. } => "its messages are in the message store; remove the file by hand",
         };
         Self::new(Exit::Failure, error.to_string(), Some(hint))
     }
@@ -131,6 +167,20 @@ impl From<AgentError> for Failure {
     }
 }
 
+impl From<ChildError> for Failure {
+    fn from(error: ChildError) -> Self {
+        let (exit, hint) = match &error {
+            ChildError::NotFound { .. } => {
+                (Exit::NotFound, "check the spelling and PATH; what follows -- is a program with its arguments")
+            }
+            ChildError::NotExecutable { .. } => {
+                (Exit::NotExecutable, "make it executable (chmod +x), or name the interpreter that runs it")
+            }
+        };
+        Self::new(exit, error.to_string(), Some(hint))
+    }
+}
+
 impl From<SendFailure> for Failure {
     fn from(error: SendFailure) -> Self {
         let hint =
@@ -167,10 +217,11 @@ mod tests {
     fn exit_codes_are_those_of_the_manual() {
         let codes = [Exit::Done, Exit::Failure, Exit::Usage, Exit::Unreachable, Exit::Remaining, Exit::NotAuthorised];
         assert_eq!(codes.map(|exit| exit as u8), [0, 1, 2, 3, 4, 5]);
-        assert_eq!(Exit::Interrupted as u8, 130);
+        let of_command = [Exit::NotExecutable, Exit::NotFound, Exit::Interrupted];
+        assert_eq!(of_command.map(|exit| exit as u8), [126, 127, 130]);
         let command = crate::cli::command();
         let manual = command.get_after_long_help().map(ToString::to_string).unwrap_or_default();
-        for exit in codes.into_iter().chain([Exit::Interrupted]) {
+        for exit in codes.into_iter().chain(of_command) {
             let row = format!("\n  {:<5}", exit as u8);
             assert!(manual.contains(&row), "the manual does not tell of {exit:?}:\n{manual}");
         }

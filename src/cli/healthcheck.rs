@@ -7,12 +7,13 @@ use serde::Serialize;
 
 use super::render::{Mark, Renderer, size, table_text};
 use super::selection::{duration, refuse_jsonl};
-use super::{Common, Exit, Failure, configuration, existing_store, translate, upstream};
-use crate::config::{Config, Misconfiguration};
+use super::{Common, Exit, Failure, configuration, existing_store, stop_on_signals, translate, upstream};
+use crate::config::{Config, ConfigFile, Misconfiguration};
 use crate::message::{Credential, Lane};
 use crate::shutdown::Shutdown;
-use crate::store::{self, OpenMode, StoreError};
+use crate::store::{self, OpenMode, StoreError, place};
 use crate::upstream::Upstream;
+use crate::upstream::smoke::SmokeFailure;
 
 const AFTER_HELP: &str = "\
 Examples:
@@ -20,18 +21,21 @@ Examples:
     opik-offline healthcheck
   Wait for the server in a start script:
     opik-offline healthcheck --wait 30s
+  See a trace arrive at the server:
+    opik-offline healthcheck --smoke-test
 
 Exit codes:
-  0  Healthy
-  1  The store can't be used
-  2  Wrong usage or configuration
-  3  The server can't be reached
-  5  The server does not accept the key or the workspace";
+  0    Healthy
+  1    The store can't be used, or the smoke test failed
+  2    Wrong usage or configuration
+  3    The server can't be reached
+  5    The server does not accept the key or the workspace
+  130  Interrupted";
 
-/// Check the configuration, the Opik server, access to it and the store
+/// Check the configuration, the Opik server, access to it, the store and its disk
 ///
-/// It shows every setting with its origin, secrets masked, and what would keep data from being delivered. When
-/// several checks fail, the first one decides the exit code.
+/// It shows every setting with its origin, secrets masked, and what would keep data from being delivered: a line for each
+/// check, with what to do where something is wrong. When several checks fail, the first one decides the exit code.
 #[derive(Args, Debug)]
 #[command(after_long_help = AFTER_HELP)]
 pub struct HealthcheckArgs {
@@ -42,6 +46,14 @@ pub struct HealthcheckArgs {
     /// Read the store page by page even when it is large, which takes some 20 seconds a gigabyte
     #[arg(long)]
     full: bool,
+
+    /// Write a trace with a span and an image to the server and read it back, when all else is well
+    #[arg(long)]
+    smoke_test: bool,
+
+    /// The project that the smoke test writes to
+    #[arg(long, value_name = "NAME", requires = "smoke_test", default_value = "smoke-test-project")]
+    project_name: String,
 }
 
 /// Stores up to this size are read page by page without being asked to.
@@ -55,6 +67,17 @@ struct Report {
     files: Vec<File>,
     settings: Vec<Setting>,
     checks: Vec<Check>,
+    /// `null` without `--smoke-test`, and when it did not come to it or failed.
+    smoke_test: Option<SmokeTest>,
+}
+
+/// A smoke test that went well.
+#[derive(Serialize)]
+struct SmokeTest {
+    project: String,
+    trace_id: String,
+    written_in_ms: u64,
+    visible_after_ms: u64,
 }
 
 #[derive(Serialize)]
@@ -90,6 +113,14 @@ impl Check {
         Self { name, result: Mark::Note, text: text.into(), hint: None, exit: None }
     }
 
+    fn warn(name: &'static str, text: impl Into<String>, hint: impl Into<String>) -> Self {
+        Self { name, result: Mark::Warn, text: text.into(), hint: Some(hint.into()), exit: None }
+    }
+
+    fn with_hint(self, hint: &str) -> Self {
+        Self { hint: Some(hint.to_owned()), ..self }
+    }
+
     fn bad(name: &'static str, exit: Exit, text: impl Into<String>, hint: impl Into<String>) -> Self {
         Self { name, result: Mark::Bad, text: text.into(), hint: Some(hint.into()), exit: Some(exit) }
     }
@@ -101,6 +132,10 @@ impl Check {
 
 /// How often `--wait` looks again.
 const WAIT_INTERVAL: Duration = Duration::from_millis(500);
+/// How long the smoke test waits for the server to show what it took: as long as the SDK's own.
+const SMOKE_PATIENCE: Duration = Duration::from_secs(20);
+/// From here on, in hundredths of the largest size, a store counts as nearly full.
+const NEARLY_FULL_PERCENT: u64 = 90;
 
 pub fn run(common: &Common, args: &HealthcheckArgs) -> Result<(), Failure> {
     refuse_jsonl(common.format)?;
@@ -108,15 +143,30 @@ pub fn run(common: &Common, args: &HealthcheckArgs) -> Result<(), Failure> {
     let renderer = common.renderer();
     let upstream = upstream(&config)?;
     let shutdown = Shutdown::new();
+    stop_on_signals(&shutdown)?;
     let started = Instant::now();
     loop {
-        let checks = checks(&config, &upstream, args.full);
-        let worst = checks.iter().find_map(|check| check.exit);
+        let mut checks = checks(&config, &upstream, args.full);
+        let is_well = |checks: &[Check]| checks.iter().all(|check| check.exit.is_none());
         let time_left = args.wait.is_some_and(|wait| started.elapsed() < wait);
-        if worst.is_some() && time_left {
-            shutdown.sleep(WAIT_INTERVAL);
+        if !is_well(&checks) && time_left {
+            if shutdown.sleep(WAIT_INTERVAL) {
+                return Err(Failure::silent(Exit::Interrupted));
+            }
             continue;
         }
+        let mut smoke_test = None;
+        if args.smoke_test {
+            let check = if is_well(&checks) {
+                let (check, passed) = try_it(&config, &upstream, &args.project_name, &shutdown);
+                smoke_test = passed;
+                check
+            } else {
+                Check::note("smoke test", "not tried while a check fails")
+            };
+            checks.push(check);
+        }
+        let worst = checks.iter().find_map(|check| check.exit);
         let report = Report {
             schema_version: 1,
             healthy: worst.is_none(),
@@ -128,6 +178,7 @@ pub fn run(common: &Common, args: &HealthcheckArgs) -> Result<(), Failure> {
                 .collect(),
             settings: settings(&config),
             checks,
+            smoke_test,
         };
         renderer.result(&report, |renderer, report| people(renderer, report, common.quiet))?;
         return worst.map_or(Ok(()), |exit| Err(Failure::silent(exit)));
@@ -141,7 +192,8 @@ fn settings(config: &Config) -> Vec<Setting> {
 
 /// Looks at everything; the order is that of what depends on what.
 fn checks(config: &Config, upstream: &Upstream, full: bool) -> Vec<Check> {
-    let mut checks = scan(config);
+    let mut checks = files(config);
+    checks.extend(scan(config));
     let timeout = config.connection_monitor_check_timeout.value;
     let is_there = match upstream.ping(timeout) {
         Ok(pong) if pong.status == 200 => {
@@ -168,8 +220,28 @@ fn checks(config: &Config, upstream: &Upstream, full: bool) -> Vec<Check> {
         Check::note("access", "not checked without a server")
     });
     checks.push(store(config, full));
+    checks.push(disk(config));
     checks.push(agent(config));
+    checks.extend(super::salvage::orphans().into_iter().map(|orphan| Check {
+        name: "orphaned",
+        result: Mark::Warn,
+        text: orphan.text(),
+        hint: Some(orphan.hint()),
+        exit: None,
+    }));
     checks
+}
+
+/// The configuration files. One that can't be read has ended the command before.
+fn files(config: &Config) -> Vec<Check> {
+    let check = |file: &ConfigFile| {
+        let path = file.path.display();
+        match file.is_present {
+            true => Check::good("file", format!("{path} is read")),
+            false => Check::note("file", format!("{path} is not there, and need not be")),
+        }
+    };
+    config.files.iter().map(check).collect()
 }
 
 /// The known misconfigurations. They are warnings: traffic may flow all the same.
@@ -188,11 +260,15 @@ fn scan(config: &Config) -> Vec<Check> {
     found.into_iter().map(check).collect()
 }
 
-fn access(config: &Config, upstream: &Upstream) -> Check {
-    let workspace = config.workspace.value.clone();
+/// Whose data the configuration would send.
+fn lane(config: &Config) -> Lane {
     let credential = config.api_key.value.as_ref().map(|key| Credential::new(key.expose()));
-    let lane = Lane { workspace: Some(workspace.clone()), credential };
-    match upstream.check_access(&lane, config.connection_monitor_check_timeout.value) {
+    Lane { workspace: Some(config.workspace.value.clone()), credential }
+}
+
+fn access(config: &Config, upstream: &Upstream) -> Check {
+    let workspace = &config.workspace.value;
+    match upstream.check_access(&lane(config), config.connection_monitor_check_timeout.value) {
         Ok(answer) if (200..300).contains(&answer.status) => {
             Check::good("access", format!("workspace {workspace} is open to this key"))
         }
@@ -221,12 +297,21 @@ fn store(config: &Config, full: bool) -> Check {
     });
     match looked {
         Err(StoreError::Missing { .. }) => Check::note("store", format!("{path}: nothing was stored yet")),
+        Err(error @ StoreError::Busy { .. }) => {
+            let failure = Failure::from(error);
+            Check::warn("store", failure.message, failure.hint.unwrap_or_default())
+        }
         Err(error) => Check::failed("store", error.into()),
         Ok((problems, condition)) if problems.as_ref().is_none_or(Vec::is_empty) => {
-            let free =
-                condition.disk_free_bytes.map_or(String::new(), |free| format!(", {} free on its disk", size(free)));
             let looked = if problems.is_some() { "sound" } else { "can be opened (--full reads every page)" };
-            Check::good("store", format!("{path}: {looked}, {}{free}", size(condition.file_bytes)))
+            let (used, max) = (condition.file_bytes, config.max_size.value.bytes());
+            let text = format!("{path}: {looked}, {} of at most {}", size(used), size(max));
+            // What messages that were deleted left behind is used again before the file grows.
+            let is_nearly_full = used.saturating_sub(condition.free_bytes) > max / 100 * NEARLY_FULL_PERCENT;
+            match is_nearly_full {
+                true => Check::warn("store", text, "replay or purge messages, or raise OPIK_OFFLINE_MAX_SIZE"),
+                false => Check::good("store", text),
+            }
         }
         Ok((problems, _)) => {
             let problems = problems.unwrap_or_default();
@@ -236,26 +321,85 @@ fn store(config: &Config, full: bool) -> Check {
     }
 }
 
+/// The place where the store is or will be. A store that stands open may hide that nothing more fits.
+fn disk(config: &Config) -> Check {
+    let place = match place::look_at(&config.db.value) {
+        Ok(place) => place,
+        Err(error) => {
+            let text = format!("{} cannot be looked at: {error}", config.db.value.display());
+            return Check::bad("disk", Exit::Failure, text, "name another file with --db");
+        }
+    };
+    let (found, free, reserve) =
+        (place.found.display(), size(place.free_bytes), size(config.free_disk_reserve.value.bytes()));
+    if !place.is_writable {
+        let text = format!("{found} cannot be written by this user");
+        return Check::bad("disk", Exit::Failure, text, "give this user write access, or name another file with --db");
+    }
+    if place.free_bytes <= config.free_disk_reserve.value.bytes() {
+        let text = format!("{free} free, and {reserve} stay free: nothing new can be stored");
+        let hint = "free disk space, lower OPIK_OFFLINE_FREE_DISK_RESERVE, or name a file on another disk with --db";
+        return Check::bad("disk", Exit::Failure, text, hint);
+    }
+    Check::good("disk", format!("{free} free, of which {reserve} stay free"))
+}
+
 fn agent(config: &Config) -> Check {
     let records = existing_store(config).ok().flatten().and_then(|store| store.condition().ok());
     let records = records.map(|condition| condition.agents).unwrap_or_default();
     match super::status::running_agent(config, &records) {
-        Some(text) => Check::good("agent", text),
-        None => Check::note("agent", "not running; start it with `opik-offline agent`"),
+        Some((listen, None)) => Check::good("agent", format!("running on {listen}")),
+        Some((listen, Some(problem))) => {
+            let text = format!("running on {listen}, but it only passes writes on: {problem}");
+            Check::warn("agent", text, "see to the store; the agent tries it again by itself")
+        }
+        None => Check::note("agent", "not running")
+            .with_hint("start it with `opik-offline agent`, or in front of a command: `opik-offline agent -- COMMAND`"),
     }
+}
+
+/// Sends a trace through the real server and reads it back.
+fn try_it(config: &Config, upstream: &Upstream, project: &str, shutdown: &Shutdown) -> (Check, Option<SmokeTest>) {
+    let lane = lane(config);
+    let failure = match upstream.smoke_test(&lane, project, SMOKE_PATIENCE, shutdown) {
+        Ok(passed) => {
+            let milliseconds = |time: Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
+            let passed = SmokeTest {
+                project: project.to_owned(),
+                trace_id: passed.trace_id,
+                written_in_ms: milliseconds(passed.written_in),
+                visible_after_ms: milliseconds(passed.visible_after),
+            };
+            let SmokeTest { project, trace_id, written_in_ms, visible_after_ms } = &passed;
+            let text = format!(
+                "trace {trace_id} with a span and an image, written in {written_in_ms} ms and read back after {visible_after_ms} ms, \
+                 project {project}"
+            );
+            return (Check::good("smoke test", text), Some(passed));
+        }
+        Err(failure) => failure,
+    };
+    let (exit, hint) = match &failure {
+        SmokeFailure::Send(_) => (Exit::Unreachable, "the server went away in between; try again"),
+        SmokeFailure::Refused { answer, .. } if (401..=403).contains(&answer.status) => {
+            (Exit::NotAuthorised, "check OPIK_API_KEY, OPIK_WORKSPACE, and that they may write to the project")
+        }
+        SmokeFailure::Refused { .. } => (Exit::Failure, "look at the server's log"),
+        SmokeFailure::NotVisible { .. } => {
+            (Exit::Failure, "the server takes data and does not show it: look at its database (ClickHouse) and its log")
+        }
+    };
+    let failed = Check::bad("smoke test", exit, failure.to_string(), hint);
+    (failed, None)
 }
 
 fn people(renderer: &Renderer, report: &Report, quiet: bool) -> String {
     let mut text = String::new();
     if !quiet {
-        for file in &report.files {
-            text.push_str(&format!("file {}{}\n", file.path, if file.exists { "" } else { " (not there)" }));
-        }
         let mut table = renderer.table(&["setting", "~value", "~from"]);
         for setting in &report.settings {
             table.add_row([setting.key, &setting.value, &setting.source]);
         }
-        text.push('\n');
         text.push_str(&table_text(&table));
         text.push('\n');
     }

@@ -1,6 +1,7 @@
 //! `opik-offline inspect`
 
 use std::io::{self, Write};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::Args;
@@ -11,6 +12,7 @@ use super::selection::{Selection, id, number};
 use super::{Common, Exit, Failure, configuration, existing_store};
 use crate::config::Config;
 use crate::message::{BodyFault, MessageId, MessageType};
+use crate::protocol::attachment::Subject;
 use crate::protocol::json::pretty;
 use crate::protocol::otlp;
 use crate::store::{Filter, Listed, Page, Store, StoreError, StoredMessage, now_ms};
@@ -22,6 +24,8 @@ Examples:
     opik-offline inspect --rejected
   One message whole, with the server's last answer:
     opik-offline inspect 42
+  What a killed Python process left:
+    opik-offline inspect --from /tmp/tmp1a2b3c4d/opik_messages.db
   Everything about one trace, as JSON lines:
     opik-offline inspect --trace 01a20445-0b53-7443-881b-86277651b909 --limit 0 --format jsonl
 
@@ -39,6 +43,10 @@ pub struct InspectArgs {
     /// Show this message whole
     #[arg(value_name = "ID", value_parser = id, conflicts_with_all = ["status", "rejected", "types", "workspace", "project", "ids", "trace", "older_than"])]
     id: Option<i64>,
+
+    /// List what a Python process left in this file, without changing it
+    #[arg(long, value_name = "FILE", value_hint = clap::ValueHint::FilePath, conflicts_with_all = ["id", "newest", "status", "rejected", "types", "workspace", "project", "ids", "trace", "older_than"])]
+    from: Option<PathBuf>,
 
     /// List this many messages at most; 0 lists all
     #[arg(long, value_name = "N", default_value = "50", value_parser = number)]
@@ -70,6 +78,8 @@ struct Line {
     attempts: u32,
     next_attempt_at: Option<String>,
     answer: Option<Answer>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    attachment: Option<File>,
 }
 
 #[derive(Serialize)]
@@ -77,6 +87,18 @@ struct Answer {
     status: Option<u16>,
     text: String,
     at: String,
+}
+
+/// The file of an attachment.
+#[derive(Serialize)]
+struct File {
+    name: String,
+    mime_type: Option<String>,
+    bytes: u64,
+    sha256: String,
+    /// `trace` or `span`.
+    entity_type: String,
+    entity_id: String,
 }
 
 /// One message as a line of JSON.
@@ -123,7 +145,7 @@ const TABLE_ROWS: usize = PAGE;
 /// Bodies longer than this when decoded are not shown.
 const SHOWN_BYTES_MAX: u64 = 128 * 1024 * 1024;
 /// Headers whose values hold no secret; of all others only the name is shown.
-const SHOWN_HEADERS: [&str; 8] = [
+const SHOWN_HEADERS: [&str; 9] = [
     "content-type",
     "content-encoding",
     "user-agent",
@@ -132,11 +154,16 @@ const SHOWN_HEADERS: [&str; 8] = [
     "x-opik-debug-sdk-version",
     "x-opik-debug-py-version",
     "projectname",
+    crate::replay::salvage::TYPE_HEADER,
 ];
 
 pub fn run(common: &Common, args: &InspectArgs) -> Result<(), Failure> {
     let config = configuration(&common.flags())?;
     let renderer = common.renderer();
+    if let Some(file) = &args.from {
+        let limit = if args.limit == 0 { usize::MAX } else { usize::try_from(args.limit).unwrap_or(usize::MAX) };
+        return super::salvage::list(common, file, limit);
+    }
     let store = existing_store(&config)?;
     match args.id {
         Some(id) => show(&renderer, store.as_deref(), MessageId(id), &config),
@@ -226,7 +253,13 @@ impl Pages<'_> {
             None => return Ok(None),
             Some(last) => self.after = Some(last.id),
         }
-        Ok(Some(listed.into_iter().map(line).collect()))
+        let mut lines = Vec::with_capacity(listed.len());
+        for listed in listed {
+            // What a file is called is in the body, which a list does not have.
+            let message = if listed.attachment.is_some() { store.get(listed.id)? } else { None };
+            lines.push(Line { attachment: message.as_ref().and_then(file), ..line(listed) });
+        }
+        Ok(Some(lines))
     }
 }
 
@@ -245,8 +278,25 @@ fn line(listed: Listed) -> Line {
         accepted_at_ms: listed.accepted_at_ms,
         attempts: listed.attempts,
         next_attempt_at: (listed.next_attempt_at_ms > 0).then(|| time(listed.next_attempt_at_ms)),
+        attachment: None,
         answer: listed.answer.map(|answer| Answer { status: answer.status, text: answer.text, at: time(answer.at_ms) }),
     }
+}
+
+/// Returns what is known of a message's file; `None` for messages that have none.
+fn file(message: &StoredMessage) -> Option<File> {
+    let attachment = message.listed.attachment?;
+    let content = message.request.body.decode(SHOWN_BYTES_MAX).ok()?;
+    let subject = Subject::from_body(&content).ok()?;
+    let (entity_type, entity_id) = subject.entity();
+    Some(File {
+        name: subject.file_name().to_owned(),
+        mime_type: subject.mime_type().map(str::to_owned),
+        bytes: attachment.bytes,
+        sha256: attachment.sha256.to_string(),
+        entity_type: entity_type.to_owned(),
+        entity_id: entity_id.to_owned(),
+    })
 }
 
 fn lines_text(renderer: &Renderer, lines: &[Line]) -> String {
@@ -257,7 +307,7 @@ fn lines_text(renderer: &Renderer, lines: &[Line]) -> String {
         table.add_row([
             line.id.to_string(),
             line.status.to_owned(),
-            line.message_type.trim_end_matches("Message").to_owned(),
+            type_text(line),
             line.workspace.clone(),
             line.project.clone().unwrap_or_default(),
             size(line.body_bytes),
@@ -266,6 +316,15 @@ fn lines_text(renderer: &Renderer, lines: &[Line]) -> String {
         ]);
     }
     table_text_cut(&table)
+}
+
+/// The type, and of an attachment the name of its file.
+fn type_text(line: &Line) -> String {
+    let name = line.message_type.trim_end_matches("Message");
+    match &line.attachment {
+        Some(file) => format!("{name} {}", file.name.replace(char::is_control, " ")),
+        None => name.to_owned(),
+    }
 }
 
 /// The beginning of an answer, in one line: of Opik's errors (`{"code":400,"message":"..."}`) the message.
@@ -305,7 +364,10 @@ fn whole(message: StoredMessage) -> Whole {
         let shown = if is_shown { String::from_utf8_lossy(value).into_owned() } else { "***".to_owned() };
         Header { name: name.to_owned(), value: shown }
     });
-    Whole { schema_version: 1, headers: headers.collect(), line: line(message.listed), services, body, body_problem }
+    let headers = headers.collect();
+    let attachment = file(&message);
+    let line = Line { attachment, ..line(message.listed) };
+    Whole { schema_version: 1, headers, line, services, body, body_problem }
 }
 
 fn whole_text(_: &Renderer, whole: &Whole) -> String {
@@ -322,6 +384,15 @@ fn whole_text(_: &Renderer, whole: &Whole) -> String {
     }
     if let Some(services) = whole.services.as_ref().filter(|services| !services.is_empty()) {
         row("services", &services.join(", "));
+    }
+    if let Some(file) = &line.attachment {
+        row("file", &file.name.replace(char::is_control, " "));
+        if let Some(mime_type) = &file.mime_type {
+            row("mime type", mime_type);
+        }
+        row("file size", &format!("{} ({} bytes)", size(file.bytes), file.bytes));
+        row("sha-256", &file.sha256);
+        row("belongs to", &format!("{} {}", file.entity_type, file.entity_id));
     }
     row("accepted", &line.accepted_at);
     row("body", &format!("{}, {}", count(line.items.into(), "item"), size(line.body_bytes)));

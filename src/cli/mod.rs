@@ -14,23 +14,27 @@ mod purge;
 mod readback;
 mod render;
 mod replay;
+mod salvage;
 mod selection;
+mod signals;
 mod status;
+mod wrapped;
 
 use std::ffi::OsString;
 use std::io::IsTerminal;
 use std::process::ExitCode;
 use std::sync::Arc;
 
+use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{Args, CommandFactory, Parser, Subcommand};
 
 use crate::config::{Config, Flags, LogLevel, ProcessEnvironment, is_no_color_set};
-use crate::shutdown::Shutdown;
 use crate::store::{self, Limits, OpenMode, Store, StoreError};
-use crate::telemetry::log;
+use crate::telemetry::log::{self, LogFile};
 use crate::upstream::{Upstream, UpstreamSettings};
 pub use failure::{Exit, Failure};
 use render::{Format, Renderer};
+use signals::stop_on_signals;
 
 const LONG_ABOUT: &str = "\
 Keep Opik traces through an outage.
@@ -41,6 +45,8 @@ store or drive it, with or without an agent running.";
 
 const AFTER_HELP: &str = "\
 Examples:
+  Run an application with an agent of its own:
+    opik-offline agent -- python app.py
   Stand in front of a local Opik server:
     opik-offline agent --upstream http://127.0.0.1:5173/api
   Let an application use it:
@@ -55,6 +61,8 @@ Exit codes:
   3    The Opik server can't be reached
   4    Messages remain or were rejected, or a threshold is exceeded
   5    The server does not accept the key or the workspace
+  126  agent -- COMMAND: the command can't be executed
+  127  agent -- COMMAND: there is no such command
   130  Interrupted
 
 Settings:
@@ -120,14 +128,15 @@ pub fn command() -> clap::Command {
 pub fn run() -> ExitCode {
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
-        Err(error) => {
+        Err(mut error) => {
+            suggest_dashes(&mut error, std::env::args_os().any(|argument| argument == "agent"));
             // Help and version come this way too. A closed pipe is all that can go wrong here.
             let _ = error.print();
             return ExitCode::from(if error.use_stderr() { Exit::Usage } else { Exit::Done } as u8);
         }
     };
     match cli.dispatch() {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(code) => code,
         Err(failure) => {
             if !failure.message.is_empty() {
                 progress::say(&failure.to_string());
@@ -137,16 +146,26 @@ pub fn run() -> ExitCode {
     }
 }
 
+/// Says what is missing in `agent python app.py`.
+fn suggest_dashes(error: &mut clap::Error, is_agent: bool) {
+    let Some(ContextValue::String(argument)) = error.get(ContextKind::InvalidArg) else { return };
+    if is_agent && error.kind() == ErrorKind::UnknownArgument && !argument.starts_with('-') {
+        let tip = format!("a command to be run stands behind two dashes: opik-offline agent -- {argument} ...");
+        error.insert(ContextKind::Suggested, ContextValue::StyledStrs(vec![tip.into()]));
+    }
+}
+
 impl Cli {
-    fn dispatch(self) -> Result<(), Failure> {
-        match &self.command {
-            Command::Agent(args) => agent::run(&self.common, args),
+    fn dispatch(self) -> Result<ExitCode, Failure> {
+        let done = match &self.command {
+            Command::Agent(args) => return agent::run(&self.common, args),
             Command::Healthcheck(args) => healthcheck::run(&self.common, args),
             Command::Status(args) => status::run(&self.common, args),
             Command::Replay(args) => replay::run(&self.common, args),
             Command::Inspect(args) => inspect::run(&self.common, args),
             Command::Purge(args) => purge::run(&self.common, args),
-        }
+        };
+        done.map(|()| ExitCode::SUCCESS)
     }
 }
 
@@ -170,8 +189,8 @@ impl Common {
         !self.no_color && !is_no_color_set(&ProcessEnvironment) && stream.is_terminal()
     }
 
-    /// Starts logging, at what was asked for on the command line before what is configured.
-    fn start_logging(&self, config: &Config, default_level: Option<LogLevel>) -> Result<(), Failure> {
+    /// Starts logging, at what was asked for on the command line before what is configured; returns the file.
+    fn start_logging(&self, config: &Config, default_level: Option<LogLevel>) -> Result<LogFile, Failure> {
         let configured = &config.console_logging_level;
         let level = match default_level {
             _ if self.verbose => LogLevel::Debug,
@@ -202,24 +221,19 @@ fn upstream(config: &Config) -> Result<Upstream, Failure> {
     Ok(Upstream::new(&translate::upstream_settings(config))?)
 }
 
-/// Asks for a clean end on SIGINT and SIGTERM; a second signal ends the process at once.
-fn stop_on_signals(shutdown: &Shutdown) -> Result<(), Failure> {
-    let shutdown = shutdown.clone();
-    ctrlc::set_handler(move || {
-        if shutdown.is_requested() {
-            std::process::exit(i32::from(Exit::Interrupted as u8));
-        }
-        shutdown.request();
-    })
-    .map_err(|error| Failure::new(Exit::Failure, format!("cannot handle signals: {error}"), None))
-}
-
 /// From resolved settings to the plain values that the rooms take.
 mod translate {
     use super::{Config, Limits, LogLevel, UpstreamSettings, log};
     use crate::config::{self, LogFormat};
     use crate::delivery::pacing::PaceSettings;
+    use crate::message::{Credential, Lane};
     use crate::store::WhenFull;
+
+    /// The lane of messages for which no client says whose they are.
+    pub(super) fn lane(config: &Config) -> Lane {
+        let credential = config.api_key.value.as_ref().map(|key| Credential::new(key.expose()));
+        Lane { workspace: Some(config.workspace.value.clone()), credential }
+    }
 
     pub(super) fn store_limits(config: &Config) -> Limits {
         Limits {

@@ -1,6 +1,7 @@
 //! `opik-offline replay`
 
 use std::ffi::OsString;
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
@@ -11,9 +12,10 @@ use super::groups::{Group, groups, groups_text};
 use super::progress::Progress;
 use super::readback::Readback;
 use super::render::{Renderer, count, short_duration};
+use super::salvage::{Source, take_in};
 use super::selection::{Selection, duration, number_from_one, refuse_jsonl};
 use super::{Common, Exit, Failure, configuration, existing_store, stop_on_signals, translate, upstream};
-use crate::config::{Flags, LogLevel};
+use crate::config::{Config, Flags, LogLevel};
 use crate::message::MessageStatus;
 use crate::monitor::connection::Connection;
 use crate::monitor::{self, MonitorSettings};
@@ -32,12 +34,14 @@ Examples:
     opik-offline replay --rejected
   Deliver everything, and make sure that the server shows it:
     opik-offline replay --verify
+  Take in and deliver what killed Python processes left, then delete it:
+    opik-offline replay --from '/tmp/tmp*/opik_messages.db' --remove-source
   From cron, for a minute at most:
     opik-offline replay --timeout 60s --quiet
 
 Exit codes:
   0    All that was selected is delivered, or --limit was reached
-  1    Failure
+  1    Failure, or a file of --from could not be read
   2    Wrong usage or configuration
   3    The server can't be reached, or --verify can't read from it
   4    Messages remain or were rejected, or --verify does not find what was delivered
@@ -83,6 +87,17 @@ pub struct ReplayArgs {
     #[arg(long, value_name = "DURATION", value_parser = duration, default_value = "30s", requires = "verify")]
     verify_timeout: Duration,
 
+    /// Take in what a Python process left, then deliver: a file, a folder, or a pattern (may be given more than once)
+    ///
+    /// It is read from a private copy. What was taken in before is recognised, also in a copied file, so that running this
+    /// again sends nothing twice. Messages get the configured workspace and API key, because the file names none.
+    #[arg(long, value_name = "FILE|FOLDER|GLOB", num_args = 1.., value_hint = clap::ValueHint::AnyPath)]
+    from: Vec<PathBuf>,
+
+    /// Delete each file of --from, and the SDK's temporary copies of attachments, once every message in it is stored
+    #[arg(long, requires = "from")]
+    remove_source: bool,
+
     /// Show what would be replayed, and send nothing
     #[arg(long)]
     dry_run: bool,
@@ -96,6 +111,9 @@ pub struct ReplayArgs {
 struct Report {
     schema_version: u32,
     dry_run: bool,
+    /// The files that were taken in (--from).
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    sources: Vec<Source>,
     delivered: u64,
     rejected: u64,
     remaining: u64,
@@ -124,21 +142,54 @@ pub fn run(common: &Common, args: &ReplayArgs) -> Result<(), Failure> {
     };
     let config = configuration(&flags)?;
     common.start_logging(&config, Some(LogLevel::Error))?;
-    let renderer = common.renderer();
     let mut progress = Progress::new(common.quiet);
-    let Some(store) = existing_store(&config)? else {
-        return Ok(renderer.result(&Report::of_nothing(args.dry_run), people)?);
+    let shutdown = Shutdown::new();
+    let mut sources = Vec::new();
+    let mut source_failed = false;
+    if !args.from.is_empty() {
+        stop_on_signals(&shutdown)?;
+        (sources, source_failed) = take_in(&config, &args.from, args.dry_run, args.remove_source, &shutdown)?;
+        if sources.is_empty() {
+            // Every one of them was told about; what else waits was not asked for.
+            return Err(Failure::silent(Exit::Failure));
+        }
+    }
+    match deliver(common, args, &config, &mut progress, &shutdown, sources) {
+        Err(failure) if source_failed && failure.exit != Exit::Interrupted => {
+            Err(Failure { exit: Exit::Failure, ..failure })
+        }
+        Ok(()) if source_failed => Err(Failure::silent(Exit::Failure)),
+        result => result,
+    }
+}
+
+/// Delivers what is selected, and tells of it.
+fn deliver(
+    common: &Common,
+    args: &ReplayArgs,
+    config: &Config,
+    progress: &mut Progress,
+    shutdown: &Shutdown,
+    sources: Vec<Source>,
+) -> Result<(), Failure> {
+    let renderer = common.renderer();
+    let Some(store) = existing_store(config)? else {
+        return Ok(renderer.result(&Report { sources, ..Report::of_nothing(args.dry_run) }, people)?);
     };
     let filter = selected(args.selection.filter(now_ms()));
     let backlog = store.backlog(&filter)?;
     let waiting = backlog.messages();
     if args.dry_run || waiting == 0 {
         let groups = groups(&backlog);
-        let report = Report { remaining: waiting, groups, ..Report::of_nothing(args.dry_run) };
+        let report = Report { remaining: waiting, groups, sources, ..Report::of_nothing(args.dry_run) };
         return Ok(renderer.result(&report, people)?);
     }
 
-    let upstream = upstream(&config)?;
+    for source in sources.iter().filter(|_| !common.quiet) {
+        // Told before the server is asked, because they are safe now whatever it says.
+        progress.note(source.text(false).trim_end());
+    }
+    let upstream = upstream(config)?.until(args.timeout.map(|timeout| Instant::now() + timeout));
     let monitor_settings = MonitorSettings {
         ping_interval: config.connection_monitor_ping_interval.value,
         check_timeout: config.connection_monitor_check_timeout.value,
@@ -154,12 +205,13 @@ pub fn run(common: &Common, args: &ReplayArgs) -> Result<(), Failure> {
     }
     let connection = Connection::new(monitor_settings);
     connection.pinged(true, None, Instant::now());
-    let shutdown = Shutdown::new();
-    stop_on_signals(&shutdown)?;
+    if args.from.is_empty() {
+        stop_on_signals(shutdown)?;
+    }
 
     let is_only_rejected = filter.statuses == [MessageStatus::Rejected];
     let Some(filter) = requeue(store.as_ref(), filter, args.limit)? else {
-        return Ok(renderer.result(&Report::of_nothing(false), people)?);
+        return Ok(renderer.result(&Report { sources, ..Report::of_nothing(false) }, people)?);
     };
     let untried = match (is_only_rejected, args.limit) {
         (true, None) => waiting.saturating_sub(filter.ids.len() as u64),
@@ -168,7 +220,7 @@ pub fn run(common: &Common, args: &ReplayArgs) -> Result<(), Failure> {
     let settings = ReplaySettings {
         filter: filter.clone(),
         limit: args.limit,
-        pace: translate::pace(&config),
+        pace: translate::pace(config),
         retry_interval: config.retry_interval.value,
         attempts_max: config.max_attempts.value,
     };
@@ -186,14 +238,14 @@ pub fn run(common: &Common, args: &ReplayArgs) -> Result<(), Failure> {
             metrics: &metrics,
             probes: &Probes::default(),
             observer: verifier.as_ref().map(|verifier| verifier as &dyn Observer),
-            shutdown: &shutdown,
+            shutdown,
         };
         let drained = Shutdown::new();
         // Ends the round as an interruption does: what is in flight gets its answer.
         std::thread::scope(|scope| {
-            let shown = &progress;
+            let shown = &*progress;
             scope.spawn({
-                let (drained, metrics, shutdown, is_time_over) = (drained.clone(), &metrics, &shutdown, &is_time_over);
+                let (drained, metrics, shutdown, is_time_over) = (drained.clone(), &metrics, shutdown, &is_time_over);
                 move || {
                     while !drained.sleep(Duration::from_millis(100)) {
                         shown.at(metrics.messages_delivered.get() + metrics.messages_rejected.get(), waiting);
@@ -208,7 +260,7 @@ pub fn run(common: &Common, args: &ReplayArgs) -> Result<(), Failure> {
                 let (connection, upstream, drained) = (&connection, &upstream, drained.clone());
                 move || monitor::run(connection, upstream, monitor_settings, &drained)
             });
-            let end = drain(&replay, &progress, started, args.timeout);
+            let end = drain(&replay, shown, started, args.timeout);
             drained.request();
             connection.wake();
             end
@@ -221,6 +273,7 @@ pub fn run(common: &Common, args: &ReplayArgs) -> Result<(), Failure> {
     let mut report = Report {
         schema_version: 1,
         dry_run: false,
+        sources,
         delivered: metrics.messages_delivered.get(),
         rejected: metrics.messages_rejected.get(),
         remaining,
@@ -371,6 +424,7 @@ impl Report {
         Self {
             schema_version: 1,
             dry_run,
+            sources: Vec::new(),
             delivered: 0,
             rejected: 0,
             remaining: 0,
@@ -385,12 +439,14 @@ impl Report {
 
 fn people(renderer: &Renderer, report: &Report) -> String {
     if report.dry_run {
-        return match report.remaining {
-            0 => "nothing to replay\n".to_owned(),
-            waiting => {
-                format!("would replay {}\n\n{}", count(waiting, "message"), groups_text(renderer, &report.groups))
-            }
-        };
+        let sources: String = report.sources.iter().map(|source| source.text(true)).collect();
+        return sources
+            + &match report.remaining {
+                0 => "nothing to replay\n".to_owned(),
+                waiting => {
+                    format!("would replay {}\n\n{}", count(waiting, "message"), groups_text(renderer, &report.groups))
+                }
+            };
     }
     let readback = report.verified.as_ref().map_or_else(String::new, Readback::text);
     if report.delivered + report.rejected + report.remaining == 0 {

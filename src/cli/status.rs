@@ -7,6 +7,7 @@ use serde::Serialize;
 
 use super::groups::{Group, groups, groups_text};
 use super::render::{Renderer, count, short_duration, size, time};
+use super::salvage::{OrphanLine, orphans};
 use super::selection::{duration, refuse_jsonl};
 use super::{Common, Exit, Failure, configuration, existing_store, stop_on_signals, translate, upstream};
 use crate::config::Config;
@@ -59,6 +60,8 @@ struct Report {
     rejected: Option<Rejected>,
     store: StoreReport,
     held: Vec<Held>,
+    /// Stores that killed Python processes of this user left in the temporary folder.
+    orphans: Vec<OrphanLine>,
     last_replay: Option<LastReplay>,
 }
 
@@ -125,6 +128,8 @@ struct Held {
     workspace: String,
     reason: String,
     until: String,
+    /// Whether that time has come: the lane is tried again, and nothing of it has passed yet.
+    is_over: bool,
 }
 
 #[derive(Serialize)]
@@ -217,8 +222,10 @@ fn gather(config: &Config, upstream: &Upstream) -> (Report, Option<StoreError>) 
                 workspace: lane.workspace_name().to_owned(),
                 reason: hold.reason.clone(),
                 until: time(hold.until_ms),
+                is_over: hold.until_ms <= now,
             })
             .collect(),
+        orphans: orphans(),
         last_replay: condition.and_then(|condition| condition.last_replay).map(|record| LastReplay {
             by: record.role,
             started_at: time(record.started_at_ms),
@@ -261,14 +268,10 @@ fn ask_agent(config: &Config, records: &[AgentRecord]) -> (Agent, Option<serde_j
     (agent, None)
 }
 
-/// Describes the running agent, if there is one, for `healthcheck`.
-pub(super) fn running_agent(config: &Config, records: &[AgentRecord]) -> Option<String> {
+/// Returns where the running agent listens, if there is one, and what is wrong with its store, for `healthcheck`.
+pub(super) fn running_agent(config: &Config, records: &[AgentRecord]) -> Option<(String, Option<String>)> {
     let (agent, _) = ask_agent(config, records);
-    let listen = agent.listen?;
-    Some(match agent.store_problem {
-        None => format!("running on {listen}"),
-        Some(problem) => format!("running on {listen}, but it only passes writes on: {problem}"),
-    })
+    Some((agent.listen?, agent.store_problem))
 }
 
 /// What the running agent knows of the server, or a ping of our own.
@@ -392,7 +395,8 @@ fn people(renderer: &Renderer, report: &Report) -> String {
         row("dropped", format!("{} because the store was full", count(store.dropped_messages, "message")));
     }
     for held in &report.held {
-        row("held", format!("workspace {} until {}: {}", held.workspace, held.until, held.reason));
+        let until = if held.is_over { "tried again now".to_owned() } else { format!("until {}", held.until) };
+        row("held", format!("workspace {} {until}: {}", held.workspace, held.reason));
     }
     if let Some(replaying) = &store.replaying {
         row("replaying", replaying.clone());
@@ -405,6 +409,10 @@ fn people(renderer: &Renderer, report: &Report) -> String {
                 last.ended_at, last.delivered, last.rejected, last.remaining
             ),
         );
+    }
+    for orphan in &report.orphans {
+        row("orphaned", orphan.text());
+        row("", orphan.hint());
     }
     if let Some(backlog) = report.backlog.as_ref().filter(|backlog| !backlog.groups.is_empty()) {
         text.push('\n');

@@ -24,6 +24,7 @@ mod proxy;
 mod scan;
 mod secret;
 mod server_url;
+mod service_manager;
 mod settings;
 mod sources;
 pub mod units;
@@ -38,6 +39,7 @@ pub use proxy::ProxyUrl;
 pub use scan::Misconfiguration;
 pub use secret::Secret;
 pub use server_url::{ServerUrl, ServerUrlError};
+pub use service_manager::ServiceManager;
 pub use settings::{Config, Flags, Keeps, SETTINGS, Setting, SettingLine};
 pub use sources::{ConfigFile, Environment, ProcessEnvironment, Source, Sourced};
 pub use units::ByteSize;
@@ -46,6 +48,14 @@ pub use value::{LogFormat, LogLevel, WhenFull};
 /// Says whether the user wants no colours anywhere: `NO_COLOR` is set and not empty (<https://no-color.org>).
 pub fn is_no_color_set(environment: &dyn Environment) -> bool {
     environment.variable("NO_COLOR").is_some_and(|value| !value.is_empty())
+}
+
+/// Returns the folder in which a Python process of the same environment keeps temporary files (`tempfile.gettempdir`).
+pub fn temp_dir(environment: &dyn Environment) -> std::path::PathBuf {
+    let named = ["TMPDIR", "TEMP", "TMP"].into_iter().filter_map(|name| environment.variable(name));
+    let known = ["/tmp", "/var/tmp", "/usr/tmp"].into_iter().map(Into::into);
+    let mut candidates = named.filter(|value| !value.is_empty()).chain(known).map(std::path::PathBuf::from);
+    candidates.find(|folder| folder.is_dir()).unwrap_or_else(|| "/tmp".into())
 }
 
 impl Config {

@@ -124,6 +124,9 @@ const STORED_BODY_MAX: ByteSize = ByteSize::new(1_000_000_000);
 
 // Sorted by key, which a test checks.
 settings! {
+    /// Whether the agent takes in and delivers what killed Python processes left, and deletes it then
+    adopt_orphans: bool = "false", "OPIK_OFFLINE_ADOPT_ORPHANS", "--adopt-orphans", ConfigYaml, plain(any);
+
     /// API key, sent as the `Authorization` header
     api_key: Option<Secret> = "none", "OPIK_API_KEY", OpikConfig, plain(any);
 
@@ -151,6 +154,10 @@ settings! {
     /// Least level of the messages in `logging_file`
     file_logging_level: Option<LogLevel> = "none", "OPIK_FILE_LOGGING_LEVEL", OpikConfig, plain(any);
 
+    /// How long a wrapped agent delivers what is stored after its command has ended
+    flush_timeout: Duration = "30s", "OPIK_OFFLINE_FLUSH_TIMEOUT", "--flush-timeout", ConfigYaml,
+        plain(within(Duration::ZERO, DAY));
+
     /// How long the server may take to answer a forwarded request
     forward_timeout: Duration = "30s", "OPIK_OFFLINE_FORWARD_TIMEOUT", "--forward-timeout", ConfigYaml,
         plain(within(MILLISECOND, DAY));
@@ -175,6 +182,10 @@ settings! {
 
     /// Log file, written when `file_logging_level` is set
     logging_file: PathBuf = "opik.log", "OPIK_LOGGING_FILE", OpikConfig, plain(any);
+
+    /// Largest file of an attachment
+    max_attachment_size: ByteSize = "5GiB", "OPIK_OFFLINE_MAX_ATTACHMENT_SIZE", "--max-attachment-size", ConfigYaml,
+        plain(at_least(ByteSize::KIB));
 
     /// Sends of a message that the server answered with an error of its own, before it is rejected
     max_attempts: u32 = "10", "OPIK_OFFLINE_MAX_ATTEMPTS", "--max-attempts", ConfigYaml, plain(within(1, 1_000_000));

@@ -5,17 +5,21 @@
 //! the latter is stamped by the server, protocol dossier, section f), it has no query, and no other member of the batch
 //! makes the same entity.
 //!
-//! A stored batch create goes as it is, or with the updates of its items folded into it ([`super::fold`]).
+//! Small stored batch creates become larger ones in the same way: what each of their items says does not depend on the
+//! others. Where updates wait beside them, they take these in instead ([`super::fold`]). Any other one goes as it is.
 //!
 //! A message joins an earlier request only past requests that it does not conflict with, so order per entity is what it
 //! was. A refused request of several messages is divided ([`Shipment::parts`]) until the bad one stands alone.
 
 use std::collections::HashMap;
+use std::ops::Range;
 
 use bytes::Bytes;
 
 use super::fold::Fold;
-use crate::message::{Body, Claimed, Effect, Encoding, EntityKey, Footprint, HeaderSet, MessageType, Request, Touch};
+use crate::message::{
+    Body, Claimed, Effect, Encoding, EntityKey, EntityKind, Footprint, HeaderSet, MessageType, Request, Touch,
+};
 use crate::protocol::json::{Kind, NotJson, Scanner};
 
 /// The most items in a batch request (OpenAPI: `maxItems` of every batch).
@@ -25,6 +29,8 @@ pub const ITEMS_MAX: usize = 1000;
 pub const CONTENT_BYTES_MAX: usize = 5 * 1024 * 1024;
 /// Contents larger than this are sent alone.
 const SINGLE_CONTENT_BYTES_MAX: u64 = 1024 * 1024;
+/// Stored batches of more items than this are sent as they are: little is gained, and reading them costs.
+const SMALL_BATCH_ITEMS_MAX: u32 = 100;
 /// How many requests back a message looks for company.
 const LOOK_BACK: usize = 4;
 
@@ -40,7 +46,7 @@ pub struct Shipment {
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Member {
     message: Claimed,
-    /// The decoded object, when it may stand in a batch.
+    /// The decoded object, or the items of a batch without their brackets, when these may stand in a batch with others.
     content: Option<Bytes>,
 }
 
@@ -76,9 +82,14 @@ impl Shipment {
         }
         match (self.members.len(), self.members[0].message.message_type) {
             (1, message_type) => message_type,
-            (_, MessageType::CreateTrace) => MessageType::CreateTraceBatch,
+            (_, MessageType::CreateTrace | MessageType::CreateTraceBatch) => MessageType::CreateTraceBatch,
             (_, _) => MessageType::CreateSpansBatch,
         }
+    }
+
+    /// Returns how many items it carries.
+    fn items(&self) -> usize {
+        self.members.iter().map(|member| member.message.items as usize).sum()
     }
 
     /// Returns what to send: a single message's own request byte for byte, several as one batch.
@@ -91,7 +102,7 @@ impl Shipment {
             return first.request.clone();
         }
         let (path, member) = match first.message_type {
-            MessageType::CreateTrace => ("v1/private/traces/batch", "traces"),
+            MessageType::CreateTrace | MessageType::CreateTraceBatch => ("v1/private/traces/batch", "traces"),
             _ => ("v1/private/spans/batch", "spans"),
         };
         let mut content = Vec::with_capacity(self.content_bytes + self.members.len() + member.len() + 8);
@@ -131,7 +142,7 @@ impl Shipment {
         let first = &self.members[0];
         first.content.is_some()
             && first.message.message_type == message.message_type
-            && self.members.len() < ITEMS_MAX
+            && self.items() + message.items as usize <= ITEMS_MAX
             && self.content_bytes + content.len() <= CONTENT_BYTES_MAX
             && shared_headers(&first.message.request.headers) == shared_headers(&message.request.headers)
     }
@@ -154,7 +165,11 @@ pub fn plan(messages: impl IntoIterator<Item = Claimed>) -> Vec<Shipment> {
             shipments[index].members.push(Member { message, content: None });
             continue;
         }
-        let content = batch_content(&message);
+        let content = match folding.is_none() {
+            true => batch_content(&message).or_else(|| items_of_batch(&message)),
+            // Into a batch of several messages no update can be folded.
+            false => batch_content(&message),
+        };
         let touches = message.touches.clone();
         let made: Vec<Touch> = touches.iter().copied().filter(|touch| touch.effect == Effect::Create).collect();
         let mut joined = None;
@@ -292,8 +307,44 @@ fn batch_content(message: &Claimed) -> Option<Bytes> {
     Some(content.slice(object))
 }
 
+/// Returns the items of a small batch create, without their brackets.
+///
+/// Whether they carry `last_updated_at` or not: the server reads each item as it would in the request that it came with,
+/// and stamps those without when they come.
+fn items_of_batch(message: &Claimed) -> Option<Bytes> {
+    let list = match Fold::kind_of_create(message)? {
+        EntityKind::Trace => "traces",
+        EntityKind::Span => "spans",
+        _ => return None,
+    };
+    if message.items == 0 || message.items > SMALL_BATCH_ITEMS_MAX {
+        return None;
+    }
+    let content = message.request.body.decode(SINGLE_CONTENT_BYTES_MAX).ok()?;
+    let array = only_list(&content, list).ok()??;
+    Some(content.slice(array.start + 1..array.end - 1))
+}
+
+/// Returns where the array stands of an object that has this one member and nothing else.
+fn only_list(content: &[u8], list: &str) -> Result<Option<Range<usize>>, NotJson> {
+    let mut scanner = Scanner::new(content)?;
+    if scanner.peek()? != Kind::Object {
+        return Ok(None);
+    }
+    let (mut found, mut members) = (None, 0);
+    scanner.object(|key, scanner| {
+        members += 1;
+        if key == list && scanner.peek()? == Kind::Array {
+            found = Some(scanner.skip_value()?);
+            return Ok(());
+        }
+        scanner.skip_value().map(drop)
+    })?;
+    Ok(found.filter(|_| members == 1))
+}
+
 /// Returns where the object stands when it has both members that make it fit for a batch.
-fn whole_object(content: &[u8]) -> Result<Option<std::ops::Range<usize>>, NotJson> {
+fn whole_object(content: &[u8]) -> Result<Option<Range<usize>>, NotJson> {
     let mut scanner = Scanner::new(content)?;
     if scanner.peek()? != Kind::Object {
         return Ok(None);
@@ -385,6 +436,49 @@ mod tests {
         assert_eq!(shipments[0].message_type(), MessageType::CreateTraceBatch);
         assert_eq!(shipments[1].request(), create(2, "spans", 2).request);
         assert_eq!(shipments[1].message_type(), MessageType::CreateSpan);
+    }
+
+    fn batch(id: i64, kind: &str, entities: &[u32]) -> Claimed {
+        let items: Vec<String> =
+            entities.iter().map(|entity| format!(r#"{{"id":"{entity}","trace_id":"t"}}"#)).collect();
+        claimed(
+            id,
+            "POST",
+            &format!("v1/private/{kind}/batch"),
+            &format!(r#" {{"{kind}": [ {} ]}}"#, items.join(" , ")),
+        )
+    }
+
+    #[test]
+    fn small_batches_become_larger_ones_and_keep_every_item_in_its_order() {
+        let shipments = plan([batch(1, "spans", &[1, 2]), batch(2, "traces", &[7]), batch(3, "spans", &[3])]);
+        assert_eq!(shipments.iter().map(ids).collect::<Vec<_>>(), [vec![1, 3], vec![2]]);
+        let content = shipments[0].request().body.decode(10_000).expect("whole");
+        let value: serde_json::Value = serde_json::from_slice(&content).expect("JSON");
+        let sent: Vec<&str> =
+            value["spans"].as_array().expect("a list").iter().filter_map(|i| i["id"].as_str()).collect();
+        assert_eq!(sent, ["1", "2", "3"]);
+        assert_eq!(shipments[0].message_type(), MessageType::CreateSpansBatch);
+        assert_eq!(shipments[1].request(), batch(2, "traces", &[7]).request, "one that is alone goes as it was sent");
+    }
+
+    #[test]
+    fn batches_that_would_not_say_the_same_together_stay_apart() {
+        let large: Vec<u32> = (100..201).collect();
+        let half: Vec<u32> = (1000..1090).collect();
+        let twice = plan([batch(1, "spans", &[1]), batch(2, "spans", &[1])]);
+        assert_eq!(twice.len(), 2, "of two creates of one entity the later one must win");
+        assert_eq!(plan([batch(1, "spans", &[1]), batch(2, "spans", &large)]).len(), 2);
+        let odd = claimed(2, "POST", "v1/private/spans/batch", r#"{"spans":[{"id":"9"}],"more":1}"#);
+        assert_eq!(plan([batch(1, "spans", &[1]), odd]).len(), 2);
+        let many = (0..12).map(|id| {
+            let entities: Vec<u32> = half.iter().map(|entity| entity + 1000 * id).collect();
+            batch(i64::from(id) + 1, "spans", &entities)
+        });
+        let sizes: Vec<usize> = plan(many).iter().map(Shipment::items).collect();
+        assert_eq!(sizes, [990, 90], "the server takes a thousand items");
+        let folded = plan([batch(1, "spans", &[1]), batch(2, "spans", &[2]), update(3, "spans", 1)]);
+        assert_eq!(folded.iter().map(ids).collect::<Vec<_>>().concat().len(), 3);
     }
 
     #[test]

@@ -95,7 +95,7 @@ impl Divisible {
                 let path = piece.path.split('?').next().unwrap_or_default();
                 let path_id = match classify(&piece.method, path) {
                     Route::Protected(write) if write.message_type == message_type => write.path_id,
-                    Route::Protected(_) | Route::Ping | Route::PassThrough => None,
+                    Route::Protected(_) | Route::Ping | Route::Upload(_) | Route::PassThrough => None,
                 };
                 let write = Protected { message_type, path_id };
                 inspect(&write, &piece.body.bytes).ok().map(|found| found.touches)

@@ -28,6 +28,9 @@ use std::time::Duration;
 use crate::message::MessageType;
 use crate::protocol::answers::{Answer, SendFailure};
 
+/// Why a lane is held that the server limits.
+pub const RATE_LIMITED: &str = "the server limits the rate (429)";
+
 /// What to do with a write that was forwarded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ForwardVerdict {

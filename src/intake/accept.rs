@@ -24,16 +24,17 @@ use uuid::Uuid;
 use super::forward::{self, ClientAnswer};
 use super::{ClientUrl, Shared};
 use crate::delivery::admission::{Admission, LaneState, Reachability, admit};
-use crate::delivery::verdict::{ForwardVerdict, Trouble, forwarding};
+use crate::delivery::backoff::lane_wait;
+use crate::delivery::verdict::{ForwardVerdict, RATE_LIMITED, Trouble, forwarding};
 use crate::message::{Body, BodyFault, Credential, Encoding, HeaderSet, Lane, Message, MessageType, Request};
-use crate::monitor::lane_trouble::Limit;
+use crate::monitor::lane_trouble::jitter;
 use crate::monitor::{Availability, Change};
 use crate::protocol::answers::{Reply, SendFailure, asked_wait, error, success, unavailable};
 use crate::protocol::inspection::{Inspection, NeedsAnswer, inspect, with_ids};
 use crate::protocol::otlp;
 use crate::protocol::routes::Protected;
 use crate::store::committer::CommitError;
-use crate::store::{Ahead, StoreError};
+use crate::store::{Ahead, Hold, StoreError, now_ms};
 
 /// Bodies up to this size are prepared where they arrive; larger ones on a thread that may take its time.
 const PREPARE_INLINE_BYTES_MAX: usize = 16 * 1024;
@@ -106,7 +107,7 @@ pub(super) async fn refuse(reply: Reply, headers: &HeaderMap, mut body: Incoming
 }
 
 /// Reads a body whole, within the limits of size and of memory for all bodies together.
-async fn read_body(
+pub(super) async fn read_body(
     shared: &Shared,
     headers: &HeaderMap,
     body: &mut Incoming,
@@ -180,7 +181,7 @@ impl Write {
             let text = format!("Content-Encoding {} is not supported, use gzip, deflate or none", named.unwrap_or(""));
             return Err(error(415, &text));
         };
-        let lane = lane(&head.headers)?;
+        let lane = lane_of(&head.headers)?;
         let body = Body::new(bytes, encoding);
         let is_small = body.bytes.len() <= PREPARE_INLINE_BYTES_MAX;
         let inflated_max = shared.limits.inflated_bytes_max;
@@ -259,7 +260,7 @@ impl Write {
     }
 
     /// Forwards a write that can't be kept; its client gets whatever comes of it.
-    async fn forward_only(&self, shared: &Shared, client: &ClientUrl) -> ClientAnswer {
+    async fn forward_only(&self, shared: &Arc<Shared>, client: &ClientUrl) -> ClientAnswer {
         match self.forward(shared, client, false).await {
             Forwarded::Answered(answer) | Forwarded::Keep { fallback: Some(answer) } => answer,
             Forwarded::Keep { fallback: None } => {
@@ -275,7 +276,7 @@ impl Write {
 
     /// Sends it to the server. One that can be stored does not wait out the server's silence once the server is known to
     /// be gone.
-    async fn forward(&self, shared: &Shared, client: &ClientUrl, storable: bool) -> Forwarded {
+    async fn forward(&self, shared: &Arc<Shared>, client: &ClientUrl, storable: bool) -> Forwarded {
         let base_url = shared.forwarder.base_url();
         let Some(uri) = forward::upstream_uri(base_url, &self.message.request.path) else {
             return Forwarded::Answered(forward::own_answer(error(400, "the path is not a valid URL")));
@@ -323,7 +324,7 @@ impl Write {
         debug!(target: "intake", message_type = %self.route.message_type, ?verdict, elapsed = ?started.elapsed(), "forwarded");
         match verdict {
             ForwardVerdict::Return => self.connection_passed(shared),
-            ForwardVerdict::Keep(trouble) => self.report(shared, trouble, &result),
+            ForwardVerdict::Keep(trouble) => self.report(shared, trouble, &result).await,
         }
         match (verdict, result) {
             (ForwardVerdict::Return, Ok((head, body))) => {
@@ -342,13 +343,19 @@ impl Write {
     }
 
     /// Tells replay and the connection monitor why this write was not taken.
-    fn report(&self, shared: &Shared, trouble: Trouble, result: &Result<(http::response::Parts, Bytes), SendFailure>) {
+    async fn report(
+        &self,
+        shared: &Arc<Shared>,
+        trouble: Trouble,
+        result: &Result<(http::response::Parts, Bytes), SendFailure>,
+    ) {
         let lane = &self.message.lane;
         match (trouble, result) {
             (Trouble::Limited, Ok((head, _))) => {
+                shared.connection.lanes().failed(lane);
                 let header = |name: &str| head.headers.get(name).and_then(|value| value.to_str().ok());
                 let asked = asked_wait(header("ratelimit-reset"), header("retry-after"), SystemTime::now());
-                shared.connection.lanes().limited(lane, Limit { asked });
+                shared.hold_limited(lane.clone(), asked).await;
             }
             (Trouble::Limited | Trouble::Failed, _) => shared.connection.lanes().failed(lane),
             (Trouble::Unanswered, _) => {
@@ -401,7 +408,7 @@ enum Forwarded {
     Keep { fallback: Option<ClientAnswer> },
 }
 
-fn not_stored(failure: &CommitError) -> Reply {
+pub(super) fn not_stored(failure: &CommitError) -> Reply {
     let text = match failure {
         CommitError::Busy => "opik-offline takes as many writes as its disk can".to_owned(),
         CommitError::Stopped => "opik-offline is stopping".to_owned(),
@@ -474,7 +481,7 @@ fn inspect_body(
 }
 
 /// Returns whose write it is.
-fn lane(headers: &HeaderMap) -> Result<Lane, Reply> {
+pub(super) fn lane_of(headers: &HeaderMap) -> Result<Lane, Reply> {
     let workspace = match headers.get("comet-workspace") {
         None => None,
         Some(value) => match std::str::from_utf8(value.as_bytes()) {
@@ -487,7 +494,7 @@ fn lane(headers: &HeaderMap) -> Result<Lane, Reply> {
 }
 
 /// Returns the headers that a replay sends again.
-fn kept_headers(headers: &HeaderMap) -> HeaderSet {
+pub(super) fn kept_headers(headers: &HeaderMap) -> HeaderSet {
     let mut kept = headers.clone();
     forward::strip_hop_by_hop(&mut kept);
     for name in NOT_KEPT {
@@ -500,6 +507,20 @@ fn kept_headers(headers: &HeaderMap) -> HeaderSet {
 }
 
 impl Shared {
+    /// Holds a lane that the server limits, in the store, before the write that met the limit is registered there.
+    async fn hold_limited(self: &Arc<Self>, lane: Lane, asked: Option<Duration>) {
+        let time = lane_wait(1, jitter(), asked, self.limits.retry_interval);
+        let until_ms = now_ms().saturating_add(i64::try_from(time.as_millis()).unwrap_or(i64::MAX));
+        warn!(target: "intake", "{lane}: held for {:.1} s: {RATE_LIMITED}", time.as_secs_f64());
+        let hold = Hold { until_ms, reason: RATE_LIMITED.to_owned(), probe: false };
+        let shared = self.clone();
+        let held = tokio::task::spawn_blocking(move || shared.slot.with(|store| store.limit(&lane, &hold))).await;
+        if let Ok(Err(error)) = held {
+            // Replay meets the limit itself then, with one request.
+            debug!(target: "intake", "the limit is not recorded: {error}");
+        }
+    }
+
     fn reachability(&self) -> Reachability {
         match self.connection.availability() {
             Availability::Unavailable => Reachability::Unavailable,

@@ -13,6 +13,7 @@
 //! bodies held at once. A connection that is idle between requests costs no thread and no buffer beyond hyper's.
 
 mod accept;
+mod attachments;
 pub mod forward;
 pub mod guard;
 mod lanes;
@@ -37,12 +38,13 @@ use crate::monitor::Availability;
 use crate::monitor::connection::Connection;
 use crate::protocol::answers::{SendFailure, error, unavailable};
 use crate::protocol::routes::{Route, classify, split_prefix};
+use crate::pulse::{Beat, Pulses};
 use crate::shutdown::Shutdown;
 use crate::store::committer::Committer;
 use crate::store::slot::StoreSlot;
 use crate::telemetry::metrics::Metrics;
 use crate::upstream::AGENT_HEADER;
-use crate::upstream::forward::Forwarder;
+use crate::upstream::forward::{ForwardBody, Forwarder};
 use forward::ClientAnswer;
 
 /// What intake may use.
@@ -54,6 +56,8 @@ pub struct IntakeLimits {
     pub body_bytes_max: u64,
     /// Bytes of one body when decoded.
     pub inflated_bytes_max: u64,
+    /// Bytes of an attachment's file.
+    pub attachment_bytes_max: u64,
     /// Bytes of all bodies of protected writes that are held at once.
     pub body_memory_bytes_max: usize,
     /// How long a client may take to send a request's head.
@@ -64,6 +68,8 @@ pub struct IntakeLimits {
     pub forward_timeout: Duration,
     /// How often the server is asked whether it is back; what a client is told to wait for a read.
     pub ping_interval: Duration,
+    /// How long a lane is held at most that the server limits without saying for how long.
+    pub retry_interval: Duration,
 }
 
 /// Bytes of a request's head at most.
@@ -71,6 +77,8 @@ const HEAD_BYTES_MAX: usize = 64 * 1024;
 /// How long a server that was not there when last looked for may take to begin an answer that can't be given for it. It
 /// may be back, so it is asked; if it hangs, the client is told soon.
 const AWAY_TIMEOUT: Duration = Duration::from_secs(5);
+/// How often intake gives a sign of life.
+const BEAT_INTERVAL: Duration = Duration::from_secs(5);
 /// Headers of a request at most.
 const HEADERS_MAX: usize = 128;
 
@@ -94,6 +102,10 @@ pub struct Intake {
     pub listen_host: String,
     /// What names this process in [`AGENT_HEADER`].
     pub agent_mark: HeaderValue,
+    /// Intake's own sign of life.
+    pub beat: Arc<Beat>,
+    /// Whether every part of the agent is alive, for `/-/healthy`.
+    pub pulses: Arc<Pulses>,
 }
 
 struct Shared {
@@ -107,9 +119,11 @@ struct Shared {
     listen_host: String,
     lanes: lanes::Lanes,
     body_memory: Arc<Semaphore>,
+    uploads: attachments::Recent,
     /// This process's value of [`AGENT_HEADER`].
     agent_mark: HeaderValue,
     started: Instant,
+    pulses: Arc<Pulses>,
     /// Requested when forwarded writes have had their time to finish before the agent stops: they are stored instead.
     hurry: Shutdown,
 }
@@ -137,6 +151,18 @@ impl ClientUrl {
     fn base(&self) -> String {
         format!("http://{}{}", self.host, self.prefix)
     }
+
+    /// Returns the base that the client itself says it uses, if it leads to the host that its request names: it knows of
+    /// TLS in front of the agent.
+    fn seen_as(&self, client_url: Option<&str>) -> String {
+        let seen = client_url.and_then(|url| {
+            let uri: http::Uri = url.parse().ok()?;
+            let is_http = matches!(uri.scheme_str(), Some("http" | "https"));
+            let is_here = uri.authority()?.as_str().eq_ignore_ascii_case(&self.host);
+            (is_http && is_here && uri.query().is_none()).then(|| url.trim_end_matches('/').to_owned())
+        });
+        seen.unwrap_or_else(|| self.base())
+    }
 }
 
 impl Intake {
@@ -154,9 +180,11 @@ impl Intake {
             token: self.token,
             listen_host: self.listen_host,
             lanes: lanes::Lanes::default(),
+            uploads: attachments::Recent::default(),
             body_memory: Arc::new(Semaphore::new(self.limits.body_memory_bytes_max)),
             agent_mark: self.agent_mark,
             started: Instant::now(),
+            pulses: self.pulses,
             hurry: Shutdown::new(),
         });
         let connections = Arc::new(Semaphore::new(self.limits.connections_max));
@@ -167,9 +195,16 @@ impl Intake {
             .header_read_timeout(self.limits.header_read_timeout)
             .max_buf_size(HEAD_BYTES_MAX)
             .max_headers(HEADERS_MAX);
+        let mut beats = tokio::time::interval(BEAT_INTERVAL);
         loop {
             let accepted = tokio::select! {
                 () = shutdown.requested() => break,
+                _ = beats.tick() => {
+                    // From this loop to a worker: it shows that connections are taken and that requests are worked on.
+                    let beat = self.beat.clone();
+                    tokio::spawn(async move { beat.beat() });
+                    continue;
+                }
                 accepted = listener.accept() => accepted,
             };
             let (stream, peer) = match accepted {
@@ -225,7 +260,7 @@ async fn handle(
 }
 
 async fn answer(shared: Arc<Shared>, request: http::Request<Incoming>) -> ClientAnswer {
-    let (mut head, body) = request.into_parts();
+    let (head, body) = request.into_parts();
     let uri = head.uri.clone();
     let (token, path) = guard::split_token(uri.path());
     if let Some(page) = status_page::Page::of(&head.method, path) {
@@ -262,34 +297,44 @@ async fn answer(shared: Arc<Shared>, request: http::Request<Incoming>) -> Client
     match route {
         Route::Ping => status_page::ping(),
         Route::Protected(write) => accept::accept(shared, write, head, below, client, body).await,
-        Route::PassThrough => {
-            let base_url = shared.forwarder.base_url();
-            let Some(uri) = forward::upstream_uri(base_url, &below) else {
-                return forward::own_answer(error(400, "the path is not a valid URL"));
-            };
-            head.headers = forward::request_headers(head.headers, &uri, &shared.agent_mark);
-            head.uri = uri;
-            head.version = http::Version::HTTP_11;
-            let request = http::Request::from_parts(head, http_body_util::Either::Right(body));
-            let sending = shared.forwarder.send(request);
-            let sent = match shared.patience() {
-                None => sending.await,
-                Some(patience) => tokio::time::timeout(patience, sending)
-                    .await
-                    .unwrap_or_else(|_| Err(SendFailure::Timeout { url: base_url.to_owned(), after: patience })),
-            };
-            match sent {
-                Ok(answer) => {
-                    shared.metrics.requests_passed_through.add(1);
-                    forward::client_answer(answer, base_url, &client.base())
-                }
-                Err(failure) => {
-                    debug!(target: "intake", "passing through failed: {failure}");
-                    shared.metrics.intake_refused.add(1);
-                    let text = "the Opik server cannot be reached, and this request needs its answer";
-                    forward::own_answer(unavailable(text, shared.retry_after()))
-                }
-            }
+        Route::Upload(step) => attachments::upload(shared, step, head, below, client, body).await,
+        Route::PassThrough => pass_through(&shared, head, &below, &client, http_body_util::Either::Right(body)).await,
+    }
+}
+
+/// Streams a request to the server and its answer back.
+async fn pass_through(
+    shared: &Shared,
+    mut head: http::request::Parts,
+    below: &str,
+    client: &ClientUrl,
+    body: ForwardBody,
+) -> ClientAnswer {
+    let base_url = shared.forwarder.base_url();
+    let Some(uri) = forward::upstream_uri(base_url, below) else {
+        return forward::own_answer(error(400, "the path is not a valid URL"));
+    };
+    head.headers = forward::request_headers(head.headers, &uri, &shared.agent_mark);
+    head.uri = uri;
+    head.version = http::Version::HTTP_11;
+    let request = http::Request::from_parts(head, body);
+    let sending = shared.forwarder.send(request);
+    let sent = match shared.patience() {
+        None => sending.await,
+        Some(patience) => tokio::time::timeout(patience, sending)
+            .await
+            .unwrap_or_else(|_| Err(SendFailure::Timeout { url: base_url.to_owned(), after: patience })),
+    };
+    match sent {
+        Ok(answer) => {
+            shared.metrics.requests_passed_through.add(1);
+            forward::client_answer(answer, base_url, &client.base())
+        }
+        Err(failure) => {
+            debug!(target: "intake", "passing through failed: {failure}");
+            shared.metrics.intake_refused.add(1);
+            let text = "the Opik server cannot be reached, and this request needs its answer";
+            forward::own_answer(unavailable(text, shared.retry_after()))
         }
     }
 }

@@ -38,7 +38,10 @@ impl Page {
 
     pub(super) fn render(self, shared: &Shared) -> ClientAnswer {
         match self {
-            Self::Healthy => plain("text/plain; charset=utf-8", "opik-offline is running\n".to_owned()),
+            Self::Healthy => match shared.pulses.check() {
+                Ok(()) => plain("text/plain; charset=utf-8", "opik-offline is running\n".to_owned()),
+                Err(silence) => forward::own_answer(error(503, &silence.to_string())),
+            },
             Self::Ready => plain("application/json", format!("{}\n", ready(shared))),
             Self::Metrics => plain("text/plain; version=0.0.4; charset=utf-8", metrics(shared)),
             Self::Overview => plain("text/plain; charset=utf-8", overview(shared)),

@@ -86,7 +86,8 @@ pub enum Effect {
     End = 0,
     /// Makes it, or makes it again more complete.
     Create = 1,
-    /// Changes its fields (PATCH). The one effect that a later create may overtake, see [`crate::store`].
+    /// Changes its fields (PATCH), or gives it a file. The one effect that a later create may overtake, see
+    /// [`crate::store`].
     Update = 2,
     /// Adds to it: scores, guardrail and assertion results, items of an experiment.
     Annotate = 3,

@@ -140,6 +140,8 @@ message_types! {
     DeleteAttachments = "DeleteAttachments",
     /// `POST v1/private/local-runners/jobs/{jobId}/logs`
     AppendJobLogs = "AppendJobLogs",
+    /// No write: a row of an SDK's file whose type is unknown, kept as rejected
+    UnknownSdkRow = "UnknownSdkRow",
 }
 
 impl MessageType {

@@ -3,11 +3,13 @@
 //! Everything here is a plain value. This room imports nothing of ours, and no clock, socket, disk or log: all other
 //! rooms may therefore use its words freely.
 
+mod attachment;
 mod body;
 mod entity;
 mod lane;
 mod message_type;
 
+pub use attachment::{Attachment, Sha256};
 pub use body::{Body, BodyFault, Encoding};
 pub use entity::{Effect, EntityKey, EntityKind, Footprint, Touch, conflict};
 pub use lane::{Credential, Lane};

@@ -4,7 +4,7 @@ use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
 use super::lane_trouble::LaneTrouble;
-use super::{Availability, Change, ConnectionMonitor, MonitorSettings};
+use super::{Availability, Change, ConnectionMonitor, GOOD_PINGS_MAX, MonitorSettings};
 use crate::shutdown::Shutdown;
 
 /// What is known of the server, for people.
@@ -94,6 +94,24 @@ impl Connection {
             inner.monitor.availability() != Availability::Unavailable
                 && inner.monitor.last_ping().is_none_or(|sent| sent < asked)
                 && !shutdown.is_requested()
+        };
+        let waited = self.changed.wait_timeout_while(inner, longest, is_undecided);
+        let (inner, _) = waited.unwrap_or_else(PoisonError::into_inner);
+        inner.monitor.availability() == Availability::Available
+    }
+
+    /// Asks for a ping now and waits for what it says, for this long at most; returns whether the server is there.
+    ///
+    /// One that comes and goes has to answer more than once, and is waited for as long as it answers.
+    pub fn look_again(&self, timeout: Duration, shutdown: &Shutdown) -> bool {
+        let asked = Instant::now();
+        let mut inner = self.lock();
+        inner.monitor.doubted();
+        self.changed.notify_all();
+        let longest = timeout.min(inner.ping_takes_at_most * GOOD_PINGS_MAX + 2 * super::PING_DISTANCE_MIN);
+        let is_undecided = |inner: &mut Inner| {
+            let is_fresh = inner.monitor.last_ping().is_some_and(|sent| sent >= asked);
+            !shutdown.is_requested() && (!is_fresh || inner.monitor.is_returning())
         };
         let waited = self.changed.wait_timeout_while(inner, longest, is_undecided);
         let (inner, _) = waited.unwrap_or_else(PoisonError::into_inner);

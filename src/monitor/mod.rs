@@ -105,6 +105,11 @@ impl ConnectionMonitor {
         self.last_ping
     }
 
+    /// Says whether the server answers again and has yet to show that it stays.
+    pub fn is_returning(&self) -> bool {
+        self.availability == Availability::Unavailable && self.good_pings > 0
+    }
+
     /// Takes the result of a ping that was sent at `now`.
     pub fn pinged(&mut self, answered: bool, now: Instant) -> Change {
         self.last_ping = Some(now);

@@ -148,7 +148,9 @@ const fn shape(message_type: MessageType) -> Shape {
             ],
             ..PLAIN
         },
-        MessageType::CreateAttachment | MessageType::OtlpTraces => Shape { items: Unread, ..PLAIN },
+        MessageType::CreateAttachment | MessageType::OtlpTraces | MessageType::UnknownSdkRow => {
+            Shape { items: Unread, ..PLAIN }
+        }
 
         MessageType::UpdateTraces => {
             Shape { items: Ids("ids", (Trace, Update)), beside: &[("thread_id", (Thread, Annotate))], ..PLAIN }
@@ -230,10 +232,12 @@ const fn shape(message_type: MessageType) -> Shape {
         MessageType::AddQueueItems | MessageType::RemoveQueueItems => {
             Shape { items: Ids("ids", (Trace, Refer)), path: Some((AnnotationQueue, Annotate)), ..PLAIN }
         }
-        // As with assertion results, one kind stands for traces and spans.
-        MessageType::DeleteAttachments => {
-            Shape { named: &[("entity_id", (Trace, Annotate)), ("container_id", (Trace, Refer))], ..PLAIN }
-        }
+        // Of which kind the entity is does not matter for order, so it stands for both. An update, as uploads are: they keep
+        // their order, also where a create makes updates wait behind it.
+        MessageType::DeleteAttachments => Shape {
+            named: &[("entity_id", (Trace, Update)), ("entity_id", (Span, Update)), ("container_id", (Trace, Refer))],
+            ..PLAIN
+        },
         MessageType::AppendJobLogs => Shape { items: Array, path: Some((Job, Annotate)), ..PLAIN },
     }
 }
@@ -396,7 +400,7 @@ impl Found {
 
     /// Notes what a member names.
     fn name(&mut self, named: &[(&str, Names)], key: &str, text: &str) {
-        if let Some((_, (kind, effect))) = named.iter().find(|(member, _)| *member == key) {
+        for (_, (kind, effect)) in named.iter().filter(|(member, _)| *member == key) {
             self.touch(*kind, *effect, text);
         }
         if key == "project_name" && self.inspection.project.is_none() {

@@ -4,6 +4,7 @@
 //! OpenAPI file itself, or what the published SDKs were seen to send. No clock, socket, disk or log.
 
 pub mod answers;
+pub mod attachment;
 pub mod fallback;
 pub mod inspection;
 pub mod json;
@@ -11,3 +12,4 @@ pub mod operations;
 pub mod otlp;
 pub mod readback;
 pub mod routes;
+pub mod sdk_rows;

@@ -3,6 +3,7 @@
 //! One row per POST, PUT, PATCH and DELETE of the server's OpenAPI file; a test walks that file. The classes and reasons
 //! are those of the protocol dossier's section i, except that making a comment needs an answer: its id is the server's.
 
+use super::attachment::Step;
 use crate::message::MessageType;
 
 /// What the agent does with a write.
@@ -14,7 +15,7 @@ pub enum Class {
     /// the body, [`super::inspection`] says whether it holds for this one.
     Deferrable(MessageType),
     /// A step of the attachment upload flow.
-    Upload,
+    Upload(Step),
     /// Passed through, never kept: the client needs the server's answer.
     NeedsAnswer,
 }
@@ -49,13 +50,8 @@ const fn deferrable(
     row(method, path, Class::Deferrable(message_type), why)
 }
 
-const fn upload(method: &'static str, path: &'static str) -> Operation {
-    row(
-        method,
-        path,
-        Class::Upload,
-        "a step of CreateAttachmentMessage; passed through until the agent takes the flow over",
-    )
+const fn upload(method: &'static str, path: &'static str, step: Step) -> Operation {
+    row(method, path, Class::Upload(step), "a step of CreateAttachmentMessage; the agent takes the flow over")
 }
 
 const fn ask(method: &'static str, path: &'static str, why: &'static str) -> Operation {
@@ -94,9 +90,9 @@ pub const OPERATIONS: &[Operation] = &[
     protected("PUT", "v1/private/traces/feedback-scores", MessageType::AddTraceFeedbackScoresBatch),
 
     // The attachment upload flow.
-    upload("POST", "v1/private/attachment/upload-complete"),
-    upload("POST", "v1/private/attachment/upload-start"),
-    upload("PUT", "v1/private/attachment/upload"),
+    upload("POST", "v1/private/attachment/upload-complete", Step::Complete),
+    upload("POST", "v1/private/attachment/upload-start", Step::Start),
+    upload("PUT", "v1/private/attachment/upload", Step::Put),
 
     // Other writes that can be kept.
     deferrable("POST", "v1/private/annotation-queues/{id}/items/add", MessageType::AddQueueItems, "ids are given and form a set"),
@@ -321,10 +317,11 @@ mod tests {
             let of_type = |class: &Class| match class {
                 Class::Protected(found) => found == message_type && index < MessageType::SDK_COUNT,
                 Class::Deferrable(found) => found == message_type && index >= MessageType::SDK_COUNT,
-                Class::Upload | Class::NeedsAnswer => false,
+                Class::Upload(_) | Class::NeedsAnswer => false,
             };
             let found = OPERATIONS.iter().filter(|operation| of_type(&operation.class)).count();
-            assert_eq!(found, usize::from(*message_type != MessageType::CreateAttachment), "{message_type}");
+            let has_none = [MessageType::CreateAttachment, MessageType::UnknownSdkRow].contains(message_type);
+            assert_eq!(found, usize::from(!has_none), "{message_type}");
         }
     }
 }

@@ -171,7 +171,8 @@ fn table(message_type: MessageType) -> Option<(Kind, Names, What)> {
         | T::AddQueueItems
         | T::RemoveQueueItems
         | T::DeleteAttachments
-        | T::AppendJobLogs => return None,
+        | T::AppendJobLogs
+        | T::UnknownSdkRow => return None,
     })
 }
 
@@ -182,7 +183,7 @@ pub fn facts(message_type: MessageType, method: &str, path: &str, content: &[u8]
     let (kind, names, what) = table(message_type)?;
     let path_id = match classify(method, path.split('?').next().unwrap_or_default()) {
         Route::Protected(write) => write.path_id,
-        Route::Ping | Route::PassThrough => None,
+        Route::Ping | Route::Upload(_) | Route::PassThrough => None,
     };
     let mut found = Vec::new();
     let read = read_items(message_type, content, |item| {

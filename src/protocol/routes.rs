@@ -3,6 +3,7 @@
 //! [`super::operations`] lists the writes. Everything that is not to be kept passes through: reads, writes whose client uses
 //! the answer, and paths that a newer server may have.
 
+use super::attachment::Step;
 use super::operations::{Class, OPERATIONS, Operation};
 use crate::message::MessageType;
 
@@ -13,6 +14,8 @@ pub enum Route {
     Ping,
     /// A write that is forwarded while it can be and kept while it can't.
     Protected(Protected),
+    /// A step of an attachment's upload, which the agent takes over while it has a store.
+    Upload(Step),
     /// The server's business: streamed through.
     PassThrough,
 }
@@ -40,7 +43,8 @@ pub fn classify(method: &str, path: &str) -> Route {
         Some((Operation { class: Class::Protected(message_type) | Class::Deferrable(message_type), .. }, id)) => {
             Route::Protected(Protected { message_type: *message_type, path_id: id.map(str::to_owned) })
         }
-        Some((Operation { class: Class::Upload | Class::NeedsAnswer, .. }, _)) | None => Route::PassThrough,
+        Some((Operation { class: Class::Upload(step), .. }, _)) => Route::Upload(*step),
+        Some((Operation { class: Class::NeedsAnswer, .. }, _)) | None => Route::PassThrough,
     }
 }
 
@@ -106,7 +110,10 @@ mod tests {
             ("PATCH", &comment_path, update(MessageType::UpdateTraceComment)),
             ("POST", "v1/private/otel/v1/traces", plain(MessageType::OtlpTraces)),
             ("POST", "v1/private/traces//comments", Route::PassThrough),
-            ("POST", "v1/private/attachment/upload-start", Route::PassThrough),
+            ("POST", "v1/private/attachment/upload-start", Route::Upload(Step::Start)),
+            ("PUT", "v1/private/attachment/upload", Route::Upload(Step::Put)),
+            ("POST", "v1/private/attachment/upload-complete", Route::Upload(Step::Complete)),
+            ("GET", "v1/private/attachment/download", Route::PassThrough),
             ("POST", "v1/private/datasets/items/stream", Route::PassThrough),
             ("PUT", "v1/private/traces/threads/feedback-scores", plain(MessageType::AddThreadsFeedbackScoresBatch)),
             ("PUT", "v1/private/guardrails", Route::PassThrough),

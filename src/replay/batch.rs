@@ -5,16 +5,17 @@ use std::ops::Range;
 use std::time::{Duration, Instant};
 
 use tracing::{debug, warn};
-use uuid::Uuid;
 
+use super::attachment;
 use super::lane::LaneWorker;
 use super::now_ms;
 use crate::delivery::backoff;
 use crate::delivery::blame::{self, Evidence, set_apart};
 use crate::delivery::coalesce::{Shipment, plan};
 use crate::delivery::split::{Divisible, Division, DivisionEnd};
-use crate::delivery::verdict::{ReplayVerdict, replaying};
+use crate::delivery::verdict::{RATE_LIMITED, ReplayVerdict, replaying};
 use crate::message::{Claimed, Effect, Footprint, MessageId, MessageType, Request};
+use crate::monitor::lane_trouble::jitter;
 use crate::protocol::answers::{Answer, SendFailure};
 use crate::protocol::fallback::fallback;
 use crate::store::{Hold, LastAnswer, Outcome, Part, StoreError};
@@ -31,8 +32,6 @@ const SILENCE_LONG: Duration = Duration::from_secs(2);
 const HALVINGS_AFTER_SILENCE: u32 = 3;
 /// After so many pieces of a batch that failed in a way that time may heal, and none that passed, the rest is not tried.
 const PIECES_FAILED_MAX: u32 = 4;
-/// Why a lane is held that the server limits.
-pub(super) const RATE_LIMITED: &str = "the server limits the rate (429)";
 /// The longest that a message waits because it failed as a probe; what a healed server may still wait for it.
 const PROBE_WAIT_MAX: Duration = Duration::from_secs(5 * 60);
 
@@ -121,12 +120,12 @@ impl<'w, 'a> Batch<'w, 'a> {
     /// Sends everything, or as much as the server and our lease allow; what is not sent is put back.
     pub fn send_all(&mut self, mut claimed: Vec<Claimed>) -> Result<(), StoreError> {
         let probes = self.worker.replay.probes;
-        claimed.retain(|message| {
-            let is_confirmed = probes.is_confirmed(message.id);
-            if is_confirmed {
-                self.outcomes.push((message.id, Outcome::Delivered));
+        claimed.retain(|message| match probes.decision(message.id) {
+            Some(outcome) => {
+                self.outcomes.push((message.id, outcome));
+                false
             }
-            !is_confirmed
+            None => true,
         });
         let (first, suspects) = set_apart(claimed, |message| self.is_suspect(message));
         let suspects = suspects.into_iter().flat_map(|message| plan(std::iter::once(message)));
@@ -150,7 +149,8 @@ impl<'w, 'a> Batch<'w, 'a> {
                     continue;
                 }
             }
-            match self.attempt(shipment.message_type(), &shipment.request())? {
+            let attempt = self.attempt(shipment.message_type(), &shipment.request(), shipment.only())?;
+            match attempt {
                 Attempt::Passed => self.delivered(&shipment)?,
                 Attempt::Halted(answer) => self.put_back(&shipment, answer),
                 Attempt::Faltered(falter) => {
@@ -199,11 +199,20 @@ impl<'w, 'a> Batch<'w, 'a> {
         self.halt.is_none()
     }
 
-    /// Sends one request, and sees to what its answer means for the lane and for the connection.
-    fn attempt(&mut self, message_type: MessageType, request: &Request) -> Result<Attempt, StoreError> {
+    /// Sends one request, and sees to what its answer means for the lane and for the connection. `alone` is the message
+    /// whose request it is, if it is one's: an attachment takes several.
+    fn attempt(
+        &mut self,
+        message_type: MessageType,
+        request: &Request,
+        alone: Option<&Claimed>,
+    ) -> Result<Attempt, StoreError> {
         let (replay, work) = (self.worker.replay, &self.worker.work);
         let sent = Instant::now();
-        let result = self.send(message_type, request);
+        let result = match alone.filter(|message| message.message_type == MessageType::CreateAttachment) {
+            Some(message) => attachment::upload(self.worker, message),
+            None => self.send(message_type, request),
+        };
         let took = sent.elapsed();
         let verdict = replaying(message_type, result.as_ref());
         debug!(target: "replay_manager", %message_type, ?verdict, "sent");
@@ -232,6 +241,11 @@ impl<'w, 'a> Batch<'w, 'a> {
             ReplayVerdict::Retry { asked, unanswered } => {
                 replay.connection.lanes().failed(&work.lane);
                 let answer = last_answer(&result);
+                if unanswered && replay.shutdown.is_requested() {
+                    // Cut short by us, perhaps: nobody is to blame.
+                    self.halt = Some(Halt::Stopped);
+                    return Ok(Attempt::Halted(Some(answer)));
+                }
                 if unanswered && !replay.connection.is_there_after_all(replay.shutdown) {
                     self.halt = Some(Halt::Unavailable);
                     return Ok(Attempt::Halted(Some(answer)));
@@ -239,6 +253,9 @@ impl<'w, 'a> Batch<'w, 'a> {
                 self.faltered = true;
                 self.falters += 1;
                 self.silences += u32::from(unanswered);
+                if took >= SILENCE_LONG {
+                    replay.probes.hung(work.id);
+                }
                 if self.falters >= FALTERS_MAX || (self.passes == 0 && self.silences >= SILENCES_MAX) {
                     let holds = replay.probes.held(work.id, true);
                     self.hold(holds, asked, reason(&result), true)?;
@@ -314,7 +331,7 @@ impl<'w, 'a> Batch<'w, 'a> {
                 division.keep(items);
                 continue;
             }
-            match self.attempt(message.message_type, &divisible.piece(&message.request, items.clone()))? {
+            match self.attempt(message.message_type, &divisible.piece(&message.request, items.clone()), None)? {
                 Attempt::Passed => division.passed(items),
                 Attempt::Refused { answer, .. } => {
                     last_refusal = Some(answer.clone());
@@ -469,7 +486,7 @@ fn pieces(shipment: Shipment, divisions: u32) -> Result<Vec<Shipment>, Shipment>
 }
 
 /// Returns the time after this wait, in milliseconds since the Unix epoch.
-pub(super) fn in_ms(wait: Duration) -> i64 {
+fn in_ms(wait: Duration) -> i64 {
     now_ms().saturating_add(i64::try_from(wait.as_millis()).unwrap_or(i64::MAX))
 }
 
@@ -511,10 +528,4 @@ fn first_line(text: &str) -> String {
         .collect::<String>()
         .trim()
         .to_owned()
-}
-
-/// Returns a number in 0.0 to 1.0 that differs between messages and processes.
-pub(super) fn jitter() -> f64 {
-    let bytes = Uuid::now_v7().into_bytes();
-    f64::from(u16::from_be_bytes([bytes[14], bytes[15]])) / f64::from(u16::MAX)
 }

@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 use tracing::error;
 
 use super::batch::{Batch, Halt};
+use super::probes::WINDOW_AFTER_SILENCE;
 use super::{Budget, Gate, LeaseKeeper, Replay, now_ms};
 use crate::delivery::pacing::{BatchEnd, Pace};
 use crate::message::MessageId;
@@ -20,6 +21,8 @@ pub(super) struct LaneWorker<'a> {
     pub pace: Pace,
     /// Bytes of bodies that one claim takes at most, unless a single message is larger.
     pub claim_bytes_max: u64,
+    /// Whether another worker of the lane waits for an answer.
+    pub is_extra: bool,
     pub work: LaneWork,
 }
 
@@ -75,6 +78,7 @@ impl LaneWorker<'_> {
         // A lane that was held for its key or its server lets one message try before the rest follows.
         let is_probe = self.work.hold.as_ref().is_some_and(|hold| hold.probe);
         let window = if is_probe { 1 } else { replay.probes.window(self.work.id).min(self.pace.batch()) };
+        let window = if self.is_extra { window.min(WINDOW_AFTER_SILENCE) } else { window };
         let wanted = self.budget.take(window);
         let limits = ClaimLimits { messages_max: wanted, bytes_max: self.claim_bytes_max };
         let claimed = match wanted {
@@ -113,15 +117,14 @@ impl LaneWorker<'_> {
         Ok(Step::GoOn)
     }
 
-    /// Settles and counts. What the server has confirmed is remembered when the store can't take it: it is not sent again.
+    /// Settles and counts. What the server has decided is remembered when the store can't take it: it is not sent again.
     pub fn settle(&self, outcomes: &[(MessageId, Outcome)]) -> Result<(), StoreError> {
         let replay = self.replay;
-        let ids = |of: fn(&Outcome) -> bool| outcomes.iter().filter(move |(_, o)| of(o)).map(|(id, _)| *id);
         if let Err(error) = replay.store.settle(&self.keeper.lease, outcomes) {
-            replay.probes.confirm(ids(|outcome| matches!(outcome, Outcome::Delivered)));
+            replay.probes.decided(outcomes);
             return Err(error);
         }
-        replay.probes.settled(ids(|_| true));
+        replay.probes.settled(outcomes);
         self.count(outcomes);
         Ok(())
     }

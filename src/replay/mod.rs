@@ -19,27 +19,28 @@
 //!
 //! [`MessageType::repeat_is_harmless`]: crate::message::MessageType::repeat_is_harmless
 
+mod attachment;
 mod batch;
 mod lane;
 mod probes;
 pub mod report;
+pub mod salvage;
 pub mod verify;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
 use std::time::{Duration, Instant};
 
 use tracing::{debug, error, info, warn};
 
-use crate::delivery::backoff::lane_wait;
 use crate::delivery::pacing::{Pace, PaceSettings};
 use crate::message::{Lane, MessageType, Request};
 use crate::monitor::Availability;
 use crate::monitor::connection::Connection;
 use crate::shutdown::Shutdown;
 use crate::store::slot::StoreSlot;
-use crate::store::{Filter, Hold, LaneId, LaneWork, Lease, Owner, ReplayRecord, Store, StoreError, now_ms};
+use crate::store::{Filter, LaneId, LaneWork, Lease, Owner, ReplayRecord, Store, StoreError, now_ms};
 use crate::telemetry::metrics::Metrics;
 use crate::upstream::Upstream;
 use lane::{LaneEnd, LaneWorker};
@@ -49,15 +50,15 @@ pub use probes::Probes;
 pub const LANES_MAX: usize = 24;
 /// The same with those whose request has been open for longer than [`SLOW_AFTER`]: a server that hangs on some lanes must
 /// not keep the others from being replayed.
-pub const LANES_MAX_WITH_SLOW: usize = 56;
+pub const LANES_MAX_WITH_SLOW: usize = 48;
 /// How many of these may be lanes whose last request failed.
-const LANES_IN_TROUBLE_MAX: usize = 40;
+const LANES_IN_TROUBLE_MAX: usize = 36;
 /// A worker that is with its lane for so long waits for an answer: its turn is over after a second.
 const SLOW_AFTER: Duration = Duration::from_secs(3);
 /// How many workers a lane may have while its others wait for answers: what hangs holds back its own entities only.
-const WORKERS_OF_A_LANE_MAX: usize = 3;
+const WORKERS_OF_A_LANE_MAX: usize = 4;
 /// How many such workers there are in all.
-const EXTRA_WORKERS_MAX: usize = 8;
+const EXTRA_WORKERS_MAX: usize = 16;
 /// Bytes of bodies that one claim takes at most, unless a single message is larger.
 pub const CLAIM_BYTES_MAX: u64 = 8 * 1024 * 1024;
 /// Bytes of bodies that all claims take together, about: with many workers each takes less.
@@ -183,46 +184,57 @@ impl Replay<'_> {
         let mut paces: HashMap<LaneId, Pace> = HashMap::new();
         let mut busy = Busy::default();
         let mut failed: Option<StoreError> = None;
+        let mut lanes = VecDeque::new();
+        let mut look_at = Instant::now();
+        let mut next_due_at_ms = i64::MAX;
         let (done, finished) = mpsc::channel();
         std::thread::scope(|scope| {
             loop {
-                let looked = Instant::now();
                 if let Err(error) = keeper.renew_if_due() {
                     failed.get_or_insert(error);
                 }
                 let stop = failed.is_some() || self.stop_reason(&budget).is_some();
-                let mut next_due_at_ms = i64::MAX;
-                if !stop {
-                    match self.due_lanes(keeper) {
+                // Looked for anew when there may be something else to see: with thousands of lanes a look takes long.
+                if !stop && (busy.is_empty() || (lanes.is_empty() && look_at <= Instant::now())) {
+                    let looked = Instant::now();
+                    match self.lanes() {
                         Err(error) => failed = Some(error),
-                        Ok(lanes) => {
-                            let now = now_ms();
-                            for work in lanes {
-                                let in_trouble = self.connection.lanes().is_in_trouble(&work.lane);
-                                if work.due_at_ms > now {
-                                    if !busy.has(work.id) {
-                                        next_due_at_ms = next_due_at_ms.min(work.due_at_ms);
-                                    }
-                                } else if let Some(number) = busy.admit(&work, in_trouble, Instant::now()) {
-                                    let worker = LaneWorker {
-                                        replay: self,
-                                        keeper,
-                                        gate: &gate,
-                                        budget: &budget,
-                                        pace: paces.get(&work.id).copied().unwrap_or(Pace::start(self.settings.pace)),
-                                        claim_bytes_max: (CLAIMS_BYTES_MAX / busy.len() as u64)
-                                            .clamp(CLAIM_BYTES_MIN, CLAIM_BYTES_MAX),
-                                        work,
-                                    };
-                                    let done = done.clone();
-                                    scope.spawn(move || {
-                                        // The receiver outlives the scope, so sending can't fail.
-                                        let _ = done.send((number, worker.run_caught()));
-                                    });
-                                }
-                            }
-                        }
+                        Ok(found) => lanes = found,
                     }
+                    look_at = looked + LANES_LOOK_INTERVAL.max(looked.elapsed() * 4);
+                    next_due_at_ms = i64::MAX;
+                }
+                let now = now_ms();
+                // What finds no worker now is looked for again.
+                while let Some(work) = lanes.pop_front().filter(|_| !stop && failed.is_none()) {
+                    if work.due_at_ms > now {
+                        next_due_at_ms = next_due_at_ms.min(work.due_at_ms);
+                        continue;
+                    }
+                    let in_trouble = self.connection.lanes().is_in_trouble(&work.lane);
+                    let is_extra = busy.has(work.id);
+                    let Some(number) = busy.admit(&work, in_trouble, Instant::now()) else {
+                        if is_extra {
+                            continue;
+                        }
+                        lanes.push_front(work);
+                        break;
+                    };
+                    let worker = LaneWorker {
+                        replay: self,
+                        keeper,
+                        gate: &gate,
+                        budget: &budget,
+                        pace: paces.get(&work.id).copied().unwrap_or(Pace::start(self.settings.pace)),
+                        claim_bytes_max: (CLAIMS_BYTES_MAX / busy.len() as u64).clamp(CLAIM_BYTES_MIN, CLAIM_BYTES_MAX),
+                        is_extra,
+                        work,
+                    };
+                    let done = done.clone();
+                    scope.spawn(move || {
+                        // The receiver outlives the scope, so sending can't fail.
+                        let _ = done.send((number, worker.run_caught()));
+                    });
                 }
                 if busy.is_empty() {
                     return match failed.take() {
@@ -233,35 +245,24 @@ impl Replay<'_> {
                         })),
                     };
                 }
-                // With thousands of lanes a look takes long: it must not become all that is done.
-                let wait = LANES_LOOK_INTERVAL.max(looked.elapsed() * 4);
-                if let Ok((number, LaneEnd { lane, pace, result })) = finished.recv_timeout(wait) {
+                let mut ended = finished.recv_timeout(LANES_LOOK_INTERVAL).ok();
+                while let Some((number, LaneEnd { lane, pace, result })) = ended {
                     busy.remove(number);
                     paces.insert(lane, pace);
                     if let Err(error) = result {
                         failed.get_or_insert(error);
                     }
+                    ended = finished.try_recv().ok();
                 }
             }
         })
     }
 
-    /// Returns the lanes with work, those in trouble last, after the limits that intake met have become holds.
-    fn due_lanes(&self, keeper: &LeaseKeeper<'_>) -> Result<Vec<LaneWork>, StoreError> {
+    /// Returns the lanes with work, those in trouble last.
+    fn lanes(&self) -> Result<VecDeque<LaneWork>, StoreError> {
         let mut lanes = self.store.lanes(&self.settings.filter, now_ms())?;
-        let trouble = self.connection.lanes();
-        for work in &mut lanes {
-            let Some(limit) = trouble.take_limit(&work.lane) else { continue };
-            let holds = self.probes.held(work.id, false);
-            let wait = lane_wait(holds, batch::jitter(), limit.asked, self.settings.retry_interval);
-            let hold = Hold { until_ms: batch::in_ms(wait), reason: batch::RATE_LIMITED.to_owned(), probe: false };
-            self.store.hold(&keeper.lease, work.id, Some(&hold))?;
-            warn!(target: "replay_manager", "{}: held for {} s: {}", work.lane, wait.as_secs_f64(), hold.reason);
-            work.due_at_ms = work.due_at_ms.max(hold.until_ms);
-            work.hold = Some(hold);
-        }
-        lanes.sort_by_key(|work| trouble.is_in_trouble(&work.lane));
-        Ok(lanes)
+        lanes.sort_by_key(|work| self.connection.lanes().is_in_trouble(&work.lane));
+        Ok(lanes.into())
     }
 
     /// Returns why no more is to be sent, if so.

@@ -6,19 +6,21 @@ use std::sync::Mutex;
 use super::lock;
 use crate::delivery::blame::FAILING_MAX;
 use crate::message::MessageId;
-use crate::store::{LaneId, ReplayRecord};
+use crate::store::{LaneId, Outcome, ReplayRecord};
 
 /// Messages whose failure did not count and that are remembered; of others each failure looks like the first.
 const SPARED_MAX: usize = 10_000;
-/// Confirmed messages that could not be settled and are remembered (8 bytes each); more are sent again, as upserts.
-const CONFIRMED_MAX: usize = 100_000;
+/// How many messages a batch may have after a request hung, and one beside a request that hangs.
+pub(super) const WINDOW_AFTER_SILENCE: usize = 8;
+/// Outcomes that could not be settled and are remembered; what more were decided is sent again, as upserts.
+const UNSETTLED_MAX: usize = 10_000;
 
 /// What went wrong in each lane.
 #[derive(Debug, Default)]
 pub struct Probes {
     lanes: Mutex<HashMap<LaneId, Trouble>>,
-    /// Messages that the server has confirmed and the store could not settle.
-    confirmed: Mutex<HashSet<MessageId>>,
+    /// What the server has decided and the store could not settle.
+    unsettled: Mutex<HashMap<MessageId, Outcome>>,
     /// What was replayed since the backlog began.
     episode: Mutex<Option<ReplayRecord>>,
 }
@@ -59,6 +61,13 @@ impl Probes {
             }
             trouble.holds
         })
+    }
+
+    /// Notes that a request hung: what else is claimed with one that does waits as long, so it is not to be much.
+    pub(super) fn hung(&self, lane: LaneId) {
+        self.with(lane, |trouble| {
+            trouble.window = Some(trouble.window.map_or(WINDOW_AFTER_SILENCE, |known| known.min(WINDOW_AFTER_SILENCE)));
+        });
     }
 
     /// Returns how many messages the next batch of a lane may have at most.
@@ -125,25 +134,27 @@ impl Probes {
         })
     }
 
-    /// Remembers messages that the server has confirmed and the store could not settle.
-    pub(super) fn confirm(&self, messages: impl Iterator<Item = MessageId>) {
-        let mut confirmed = lock(&self.confirmed);
-        let room = CONFIRMED_MAX.saturating_sub(confirmed.len());
-        confirmed.extend(messages.take(room));
+    /// Remembers what the server has decided and the store could not settle.
+    pub(super) fn decided(&self, outcomes: &[(MessageId, Outcome)]) {
+        let mut unsettled = lock(&self.unsettled);
+        for (message, outcome) in outcomes {
+            let is_final = !matches!(outcome, Outcome::Failed { .. });
+            if is_final && unsettled.len() < UNSETTLED_MAX {
+                unsettled.insert(*message, outcome.clone());
+            }
+        }
     }
 
-    /// Says whether the server has confirmed a message before.
-    pub(super) fn is_confirmed(&self, message: MessageId) -> bool {
-        lock(&self.confirmed).contains(&message)
+    /// Returns what the server has decided of a message before.
+    pub(super) fn decision(&self, message: MessageId) -> Option<Outcome> {
+        lock(&self.unsettled).get(&message).cloned()
     }
 
     /// Forgets messages that are settled now. Costs nothing while none was left unsettled.
-    pub(super) fn settled(&self, messages: impl Iterator<Item = MessageId>) {
-        let mut confirmed = lock(&self.confirmed);
-        if !confirmed.is_empty() {
-            messages.for_each(|message| {
-                confirmed.remove(&message);
-            });
+    pub(super) fn settled(&self, outcomes: &[(MessageId, Outcome)]) {
+        let mut unsettled = lock(&self.unsettled);
+        if !unsettled.is_empty() {
+            outcomes.iter().for_each(|(message, _)| drop(unsettled.remove(message)));
         }
     }
 

@@ -20,6 +20,7 @@ use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
 
 use thiserror::Error;
 use tracing::error;
@@ -110,6 +111,17 @@ impl Committer {
         answered.recv().unwrap_or(Err(CommitError::Stopped))
     }
 
+    /// Returns how long the committing thread has been busy with what it has in hand: zero while it waits for work, and
+    /// for ever when it has ended without being stopped.
+    pub fn silent_for(&self) -> Duration {
+        let state = self.queue.state();
+        match state.taken_at {
+            _ if state.is_lost => Duration::MAX,
+            Some(taken_at) => taken_at.elapsed(),
+            None => Duration::ZERO,
+        }
+    }
+
     /// Takes no more messages, commits those that were submitted, answers them and ends the thread.
     pub fn stop(&self) {
         self.queue.close();
@@ -150,6 +162,10 @@ struct QueueState {
     waiting: VecDeque<Waiting>,
     bytes: usize,
     closed: bool,
+    /// When the batch was taken that is being committed.
+    taken_at: Option<Instant>,
+    /// Nobody takes batches any more, and nobody had asked for that.
+    is_lost: bool,
 }
 
 impl Queue {
@@ -174,9 +190,11 @@ impl Queue {
 
     /// Waits for messages and returns those of the next commit; `None` once closed and empty.
     fn take_batch(&self) -> Option<Vec<Waiting>> {
+        let mut state = self.state();
+        state.taken_at = None;
         let mut state = self
             .changed
-            .wait_while(self.state(), |state| state.waiting.is_empty() && !state.closed)
+            .wait_while(state, |state| state.waiting.is_empty() && !state.closed)
             .unwrap_or_else(PoisonError::into_inner);
         let mut bytes = 0;
         let take = state
@@ -192,6 +210,7 @@ impl Queue {
             .min(state.waiting.len());
         let batch: Vec<Waiting> = state.waiting.drain(..take).collect();
         state.bytes -= batch.iter().map(Waiting::bytes).sum::<usize>();
+        state.taken_at = (!batch.is_empty()).then(Instant::now);
         (!batch.is_empty()).then_some(batch)
     }
 
@@ -210,6 +229,10 @@ struct CloseOnExit<'thread>(&'thread Queue);
 
 impl Drop for CloseOnExit<'_> {
     fn drop(&mut self) {
+        {
+            let mut state = self.0.state();
+            state.is_lost = !state.closed;
+        }
         self.0.close();
         let left = std::mem::take(&mut self.0.state().waiting);
         for waiting in left {

@@ -15,6 +15,13 @@
 //! good a promise. Updates of one entity keep their order, so one that may not move keeps the others. An *end* (deletion,
 //! closing) keeps its place even to messages that only refer to its entity.
 //!
+//! # Attachments
+//!
+//! The bytes of an attachment's file may be more than memory holds, so they come in *pieces*, each in a commit of its
+//! own, and belong to no message until [`Store::register_attachment`] says so in the commit that makes the message:
+//! there is no message without its bytes, and bytes of an upload that never came to its end are removed.
+//! [`attachment`] reads and writes them as one stream.
+//!
 //! # Who may do what
 //!
 //! Anyone may register, read, purge and requeue at any time, from several processes at once. Claiming and settling need
@@ -22,7 +29,10 @@
 //! that no one sets, so a killed replayer is replaced; a replayer that was stopped longer than that finds
 //! [`StoreError::LeaseLost`] and writes nothing.
 
+pub mod attachment;
 pub mod committer;
+pub mod orphan;
+pub mod place;
 pub mod slot;
 pub mod sqlite;
 
@@ -32,8 +42,11 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use thiserror::Error;
 
+pub use self::sqlite::sdk_file::{SdkFile, SdkFileError, StoredRow, count_rows, files_of};
 pub use crate::message::Claimed;
-use crate::message::{EntityKey, Lane, Message, MessageId, MessageStatus, MessageType, Request, Touch};
+use crate::message::{
+    Attachment, EntityKey, Lane, Message, MessageId, MessageStatus, MessageType, Request, Sha256, Touch,
+};
 
 /// Messages that survive the process, and the right to replay them.
 ///
@@ -62,6 +75,75 @@ pub trait Store: Send + Sync {
     fn waiting(&self, lane: &Lane) -> Result<u64, StoreError> {
         Ok(self.ahead(lane, &[])?.messages)
     }
+
+    /// Keeps a lane from being replayed until then, whoever replays: the server limits it, as a forwarded write was told.
+    ///
+    /// A hold in force that lasts longer stays. Asked for before the write is registered, so that no other process sends
+    /// it meanwhile.
+    fn limit(&self, lane: &Lane, hold: &Hold) -> Result<(), StoreError>;
+
+    // For attachments. Most callers use them through [`attachment`].
+
+    /// Makes a place for the bytes of an attachment; they count in the store's limits from the first piece on.
+    ///
+    /// What an upload left that ended without a message is removed: at once where its process is gone, and after an hour
+    /// without a new piece in any case. The same happens in [`Store::announce`], [`Store::return_in_flight`] and
+    /// [`Store::compact`]. Nobody's living upload is touched.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError::Full`] at once when `bytes_expected` would pass a limit.
+    fn begin_attachment(&self, bytes_expected: Option<u64>) -> Result<AttachmentId, StoreError>;
+
+    /// Adds a piece; `number` counts from 0. Every piece but the last has exactly [`attachment::PIECE_BYTES`].
+    ///
+    /// It is durable only with the message. Other writers wait no longer for it than for a commit of that size.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError::AttachmentGone`] when the upload was taken for dead and removed, [`StoreError::Full`].
+    fn add_piece(&self, attachment: AttachmentId, number: u32, piece: &[u8]) -> Result<(), StoreError>;
+
+    /// Stores a message with the bytes that were added, as *failed*: [`Store::register`] for an attachment.
+    ///
+    /// Returns its id only when message and bytes are durable. After a crash there are both or neither. From then on the
+    /// bytes live as long as the message does, whoever deletes it, and count as bytes of its body.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError::AttachmentGone`] when the store does not hold `file.bytes` bytes for it; else as [`Store::register`].
+    fn register_attachment(
+        &self,
+        attachment: AttachmentId,
+        file: &Attachment,
+        message: &Message,
+    ) -> Result<MessageId, StoreError>;
+
+    /// Removes the bytes of an upload that ended without a message. One that is gone already is no error.
+    fn abandon_attachment(&self, attachment: AttachmentId) -> Result<(), StoreError>;
+
+    /// Returns what is known of a message's file, or `None` when it has none or is gone.
+    fn attachment(&self, message: MessageId) -> Result<Option<Attachment>, StoreError>;
+
+    /// Returns a piece of a message's file as it was added, or `None` past the end and when the message is gone.
+    fn piece(&self, message: MessageId, number: u32) -> Result<Option<Vec<u8>>, StoreError>;
+
+    // For salvage.
+
+    /// Stores rows of SDK files that were not stored before, in this order and in one commit with the fact that they were.
+    ///
+    /// Returns the id of each that is new, `None` for one that was salvaged earlier, from whatever file: a copy has the
+    /// same rows. That is remembered for good, so that a row is never sent a second time because its file came back.
+    ///
+    /// A full store refuses rows whatever [`WhenFull`] says: their file still has them.
+    ///
+    /// # Errors
+    ///
+    /// On any error none of them is stored; else as [`Store::register_attachment`].
+    fn salvage(&self, rows: &[SalvagedRow]) -> Result<Vec<Option<MessageId>>, StoreError>;
+
+    /// Says whether the row with this digest was salvaged earlier.
+    fn is_salvaged(&self, row: &Sha256) -> Result<bool, StoreError>;
 
     // For replay.
 
@@ -137,6 +219,8 @@ pub trait Store: Send + Sync {
     fn purge(&self, filter: &Filter, limit: usize) -> Result<Purged, StoreError>;
 
     /// Makes rejected messages that the filter selects *failed* again, with no attempts counted; returns how many.
+    ///
+    /// A salvaged row that no request could be made of has no method, and stays rejected.
     fn requeue(&self, filter: &Filter) -> Result<u64, StoreError>;
 
     /// Looks for damage and for summary rows that don't agree with the messages; returns what is wrong, in words.
@@ -222,6 +306,9 @@ pub enum StoreError {
         /// Who has it.
         owner: Owner,
     },
+    /// The bytes of an attachment that was not registered yet are not there any more.
+    #[error("the attachment's bytes were removed from the message store before the upload was complete")]
+    AttachmentGone,
     /// Our lease ended and somebody else took it.
     #[error("the replay lease was lost to another process")]
     LeaseLost,
@@ -258,6 +345,23 @@ pub struct Lease {
     pub owner: Owner,
     /// Grows with every acquisition; what an older one writes is refused.
     pub epoch: i64,
+}
+
+/// Names the bytes of an attachment in one store while they belong to no message; never used twice.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct AttachmentId(pub i64);
+
+/// A row of an SDK's file, as it is to be stored.
+#[derive(Clone, Debug)]
+pub struct SalvagedRow {
+    /// The digest by which the row is recognised, in whatever file it lies.
+    pub row: Sha256,
+    /// What is stored of it.
+    pub message: Message,
+    /// Why it can't be sent; `None` when it waits for replay.
+    pub rejected: Option<LastAnswer>,
+    /// The bytes of its file, for attachments.
+    pub file: Option<(AttachmentId, Attachment)>,
 }
 
 /// Names a lane in one store.
@@ -442,8 +546,10 @@ pub struct Listed {
     pub path: String,
     /// How many items it carries.
     pub items: u32,
-    /// Bytes of its body as sent.
+    /// Bytes of its body as sent, and of its file.
     pub body_bytes: u64,
+    /// What is known of its file, for attachments.
+    pub attachment: Option<Attachment>,
     /// When it was accepted, in milliseconds since the Unix epoch.
     pub accepted_at_ms: i64,
     /// Attempts that counted against it.
@@ -545,7 +651,7 @@ pub struct Condition {
     pub agents: Vec<AgentRecord>,
     /// How the last replay ended.
     pub last_replay: Option<ReplayRecord>,
-    /// Lanes on hold.
+    /// Lanes on hold, and those that are tried again after one.
     pub held: Vec<(Lane, Hold)>,
     /// Messages dropped because the store was full, since it was made.
     pub dropped: u64,

@@ -197,6 +197,7 @@ impl StoreSlot {
             | StoreError::Unusable { .. } => true,
             StoreError::Full { .. }
             | StoreError::Busy { .. }
+            | StoreError::AttachmentGone
             | StoreError::LeaseHeld { .. }
             | StoreError::LeaseLost => false,
         };
@@ -209,6 +210,11 @@ impl StoreSlot {
             warn_of_loss(error);
             *inner = Inner::Away { error: Arc::clone(error), since: Instant::now(), tried_at };
         }
+    }
+
+    /// Says whether a thread opens the store just now, which takes as long as there is to recover or to bring up to date.
+    pub fn is_opening(&self) -> bool {
+        self.opening.try_lock().is_err()
     }
 
     /// Returns how the slot stands, without trying anything.

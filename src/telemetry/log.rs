@@ -5,12 +5,14 @@
 //! would be for them to decide, and what goes wrong there comes back as an error that we log.
 //!
 //! Each line is written before the call returns, so that a crash loses none of the lines that explain it.
+//!
+//! A program such as logrotate moves the file away and asks for a new one: [`LogFile::reopen`].
 
 use std::fmt;
 use std::fs::{File, OpenOptions};
-use std::io;
+use std::io::{self, Write};
 use std::path::{Path, PathBuf};
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tracing::Subscriber;
 use tracing::level_filters::LevelFilter;
@@ -100,20 +102,74 @@ impl LogError {
 /// # Errors
 ///
 /// [`LogError::OpenFile`] if the file can't be opened for appending; then nothing was set up.
-pub fn init(settings: &LogSettings) -> Result<(), LogError> {
-    let subscriber = subscriber(settings, io::stderr)?;
-    tracing::subscriber::set_global_default(subscriber).map_err(|_| LogError::AlreadySetUp)
+pub fn init(settings: &LogSettings) -> Result<LogFile, LogError> {
+    let file = LogFile::open(settings)?;
+    let subscriber = subscriber(settings, &file, io::stderr);
+    tracing::subscriber::set_global_default(subscriber).map_err(|_| LogError::AlreadySetUp)?;
+    Ok(file)
 }
 
-fn subscriber<W>(settings: &LogSettings, console: W) -> Result<impl Subscriber + Send + Sync, LogError>
+fn subscriber<W>(settings: &LogSettings, file: &LogFile, console: W) -> impl Subscriber + Send + Sync + use<W>
 where
     W: for<'a> MakeWriter<'a> + Send + Sync + 'static,
 {
-    let file = settings.file_level.map(|level| Ok((level, open(&settings.file_path)?))).transpose()?;
     // The file is the first, so that its fields are formatted without colour before the console's are.
-    let file = file.map(|(level, file)| layer(Mutex::new(file), settings.format, false).with_filter(targets(level)));
+    let file = settings.file_level.zip(file.0.clone());
+    let file = file.map(|(level, file)| layer(file, settings.format, false).with_filter(targets(level)));
     let console = layer(console, settings.format, settings.color).with_filter(targets(settings.console_level));
-    Ok(tracing_subscriber::registry().with(file).with(console))
+    tracing_subscriber::registry().with(file).with(console)
+}
+
+/// The log file of this process, if it writes one. Clones share it.
+#[derive(Clone, Default)]
+pub struct LogFile(Option<Arc<OpenFile>>);
+
+struct OpenFile {
+    path: PathBuf,
+    file: Mutex<File>,
+}
+
+impl LogFile {
+    fn open(settings: &LogSettings) -> Result<Self, LogError> {
+        let Some(_) = settings.file_level else { return Ok(Self(None)) };
+        let (path, file) = (settings.file_path.clone(), Mutex::new(open(&settings.file_path)?));
+        Ok(Self(Some(Arc::new(OpenFile { path, file }))))
+    }
+
+    /// Opens the file again by its name, making it where it was moved away: the next line is written there. Returns
+    /// whether there is a file at all.
+    ///
+    /// # Errors
+    ///
+    /// [`LogError::OpenFile`]; the log then goes on in the file that was open.
+    pub fn reopen(&self) -> Result<bool, LogError> {
+        let Some(log) = &self.0 else { return Ok(false) };
+        let file = open(&log.path)?;
+        *log.lock() = file;
+        Ok(true)
+    }
+}
+
+impl OpenFile {
+    /// A panic elsewhere can't leave a file half opened.
+    fn lock(&self) -> MutexGuard<'_, File> {
+        self.file.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Write for &OpenFile {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.lock().write(bytes)
+    }
+
+    /// One lock for one line: no other thread's line comes between its pieces, and no other file.
+    fn write_all(&mut self, bytes: &[u8]) -> io::Result<()> {
+        self.lock().write_all(bytes)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.lock().flush()
+    }
 }
 
 fn layer<S, W>(writer: W, format: Format, color: bool) -> Box<dyn Layer<S> + Send + Sync>
@@ -206,7 +262,8 @@ mod tests {
     fn console(settings: &LogSettings, log: impl FnOnce()) -> String {
         let console = Console::default();
         let writer = console.clone();
-        let subscriber = subscriber(settings, move || writer.clone()).expect("a log");
+        let file = LogFile::open(settings).expect("a log");
+        let subscriber = subscriber(settings, &file, move || writer.clone());
         tracing::subscriber::with_default(subscriber, log);
         console.text()
     }
@@ -293,6 +350,37 @@ mod tests {
         );
     }
 
+    #[test]
+    fn a_file_that_was_moved_away_is_left_and_a_new_one_is_written() {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let (path, moved) = (folder.path().join("opik.log"), folder.path().join("opik.log.1"));
+        let settings = LogSettings { file_level: Some(Level::Info), file_path: path.clone(), ..settings() };
+        let file = LogFile::open(&settings).expect("a log");
+        let subscriber = subscriber(&settings, &file, io::sink);
+        tracing::subscriber::with_default(subscriber, || {
+            tracing::info!(target: INTAKE, "first");
+            std::fs::rename(&path, &moved).expect("it is there");
+            tracing::info!(target: INTAKE, "second");
+            assert!(file.reopen().expect("a new file"));
+            tracing::info!(target: INTAKE, "third");
+            // A folder in its place: the log goes on where it was.
+            let aside = folder.path().join("aside");
+            std::fs::rename(&path, &aside).expect("it is there");
+            std::fs::create_dir(&path).expect("a folder");
+            assert!(matches!(file.reopen(), Err(LogError::OpenFile { .. })));
+            tracing::info!(target: INTAKE, "fourth");
+            let words = |path| {
+                let text: String = std::fs::read_to_string(path).expect("a log");
+                text.lines().filter_map(|line| line.rsplit(' ').next().map(str::to_owned)).collect::<Vec<_>>()
+            };
+            assert_eq!(
+                (words(&moved), words(&aside)),
+                (vec!["first".into(), "second".into()], vec!["third".into(), "fourth".into()])
+            );
+        });
+        assert!(!LogFile::default().reopen().expect("nothing to open"));
+    }
+
     #[cfg(unix)]
     #[test]
     fn a_new_file_is_for_its_owner_alone() {
@@ -309,7 +397,7 @@ mod tests {
     fn a_file_that_cannot_be_opened_is_named() {
         let settings =
             LogSettings { file_level: Some(Level::Info), file_path: PathBuf::from("/nowhere/opik.log"), ..settings() };
-        let error = init(&settings).expect_err("no such folder");
+        let error = init(&settings).err().expect("no such folder");
         assert!(error.to_string().starts_with("cannot write the log file /nowhere/opik.log: "), "{error}");
         assert!(error.hint().is_some());
     }

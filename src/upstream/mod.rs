@@ -10,7 +10,9 @@
 //! neither retries.
 
 pub mod forward;
+pub mod smoke;
 pub mod tls;
+pub mod upload;
 
 use std::path::PathBuf;
 use std::time::{Duration, Instant, SystemTime};
@@ -20,6 +22,9 @@ use thiserror::Error;
 use crate::message::{Lane, Request};
 use crate::protocol::answers::{Answer, SendFailure, asked_wait};
 use crate::protocol::readback::Read;
+
+/// How much later than its deadline a request may end: what is on its way has this long to be answered.
+pub const DEADLINE_GRACE: Duration = Duration::from_secs(1);
 
 /// How to reach the server.
 #[derive(Clone, Debug)]
@@ -79,6 +84,8 @@ pub struct Upstream {
     agent: ureq::Agent,
     base_url: String,
     answer_timeout: Duration,
+    /// When the sending of stored requests is to end.
+    deadline: Option<Instant>,
     agent_mark: Option<http::HeaderValue>,
 }
 
@@ -120,6 +127,7 @@ impl Upstream {
             agent: config.new_agent(),
             base_url: settings.base_url.clone(),
             answer_timeout: settings.answer_timeout,
+            deadline: None,
             agent_mark: None,
         })
     }
@@ -128,6 +136,12 @@ impl Upstream {
     #[must_use]
     pub fn marked(self, agent_mark: http::HeaderValue) -> Self {
         Self { agent_mark: Some(agent_mark), ..self }
+    }
+
+    /// Waits for no answer to a stored request for much longer than until then ([`DEADLINE_GRACE`]).
+    #[must_use]
+    pub fn until(self, deadline: Option<Instant>) -> Self {
+        Self { deadline, ..self }
     }
 
     /// Returns the server's base URL.
@@ -149,7 +163,9 @@ impl Upstream {
         if let Some(mark) = &self.agent_mark {
             builder = builder.header(AGENT_HEADER, mark);
         }
-        self.finish(with_lane(builder, lane), &request.body.bytes, self.answer_timeout, Answer::TEXT_BYTES_MAX)
+        let left = self.deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()) + DEADLINE_GRACE);
+        let timeout = left.map_or(self.answer_timeout, |left| left.min(self.answer_timeout));
+        self.finish(with_lane(builder, lane), &request.body.bytes[..], timeout, Answer::TEXT_BYTES_MAX)
     }
 
     /// Asks the server whether it is there (`is-alive/ping`), as the SDK's connection monitor does.
@@ -173,7 +189,7 @@ impl Upstream {
             .method("POST")
             .uri(format!("{}/v1/private/auth", self.base_url))
             .header("content-type", "application/json");
-        self.finish(with_lane(request, lane), &[], timeout, Answer::TEXT_BYTES_MAX)
+        self.finish(with_lane(request, lane), &[][..], timeout, Answer::TEXT_BYTES_MAX)
     }
 
     /// Reads a path below the base URL; how the commands ask a running agent.
@@ -183,7 +199,7 @@ impl Upstream {
     /// [`SendFailure`] when no answer came within `timeout`.
     pub fn read(&self, path: &str, timeout: Duration) -> Result<Answer, SendFailure> {
         let request = http::Request::builder().method("GET").uri(format!("{}/{path}", self.base_url));
-        self.finish(request, &[], timeout, Answer::TEXT_BYTES_MAX)
+        self.finish(request, &[][..], timeout, Answer::TEXT_BYTES_MAX)
     }
 
     /// Reads what the server has of a lane, by `GET` or by a `POST` with a JSON body; at most `bytes_max` of the answer.
@@ -207,10 +223,11 @@ impl Upstream {
         value.get("version")?.as_str().map(str::to_owned)
     }
 
+    /// Sends a request and reads its answer, at most `bytes_max` of it.
     fn finish(
         &self,
         builder: http::request::Builder,
-        body: &[u8],
+        body: impl ureq::AsSendBody,
         timeout: Duration,
         bytes_max: usize,
     ) -> Result<Answer, SendFailure> {

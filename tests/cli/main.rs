@@ -8,6 +8,7 @@
 mod support;
 
 mod formats;
+mod health;
 mod purging;
 mod reading;
 mod replaying;
@@ -16,3 +17,4 @@ mod secrets;
 mod stores;
 mod usage;
 mod verifying;
+mod wrapping;

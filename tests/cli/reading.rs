@@ -1,11 +1,11 @@
-//! `status`, `inspect` and `healthcheck`: what a person reads.
+//! `status` and `inspect`: what a person reads.
 
 use serde_json::json;
 
-use crate::sandbox::{API_KEY, BINARY, Sandbox, TRACE, assert_text};
+use crate::sandbox::{BINARY, Sandbox, TRACE, assert_text};
 use crate::support::agent::{Agent, Home};
+use crate::support::fake_opik::FakeOpik;
 use crate::support::fake_opik::check::Kind;
-use crate::support::fake_opik::{FakeOpik, Then, When};
 use crate::support::http::Client;
 use crate::support::process::run;
 use crate::support::{PATIENCE, wait_until};
@@ -146,74 +146,6 @@ hint: it was delivered or purged, or it is in another store (--db); `opik-offlin
 --- exit 1
 ",
     );
-}
-
-#[test]
-fn healthcheck_says_what_is_well_and_what_is_not() {
-    let server = FakeOpik::start_new();
-    let sandbox = Sandbox::filled().with_server(&server).with_env("OPIK_API_KEY", API_KEY);
-    let well = sandbox.run(&["healthcheck"]);
-    for line in [
-        "file HOME/.opik.config (not there)\n",
-        "retry_interval                    10s  ",
-        "  environment OPIK_API_KEY\n",
-        "ok server        SERVER answers in N ms",
-        "ok store         HOME/opik_messages.db: sound, SIZE\n",
-        "-- agent         not running; start it with `opik-offline agent`\n",
-    ] {
-        assert!(well.contains(line), "{line:?} is not in\n{well}");
-    }
-    assert!(well.ends_with("--- exit 0\n"), "{well}");
-    assert!(!sandbox.run(&["healthcheck", "-q"]).contains("retry_interval"));
-}
-
-#[test]
-fn healthcheck_ends_as_its_manual_says() {
-    assert_text(
-        &Sandbox::new().run(&["healthcheck", "-q"]),
-        "
-ok configuration no known mistake
-xx server        cannot connect to SERVER: connection refused
-                 hint: start the server, check the network, or name another server with --upstream
--- access        not checked without a server
--- store         HOME/opik_messages.db: nothing was stored yet
--- agent         not running; start it with `opik-offline agent`
---- exit 3
-",
-    );
-    let server = FakeOpik::start_new();
-    let not_found = server.script(When::any(), Then::status(404));
-    assert!(Sandbox::new().with_server(&server).run(&["healthcheck", "-q"]).ends_with("--- exit 3\n"));
-    not_found.clear();
-    server.script(When::path("/v1/private/auth"), Then::status(401));
-    let refused = Sandbox::new().with_server(&server).run(&["healthcheck", "-q"]);
-    assert!(refused.contains("xx access        the server answers 401 for workspace default\n"), "{refused}");
-    assert!(refused.ends_with("--- exit 5\n"), "{refused}");
-    server.clear_script();
-    let broken = Sandbox::new().with_server(&server);
-    std::fs::write(broken.home.db(), "no database").unwrap();
-    assert!(broken.run(&["healthcheck", "-q"]).ends_with("--- exit 1\n"));
-    let malformed = Sandbox::new().with_server(&server).with_env("OPIK_REPLAY_BATCH_SIZE", "x");
-    assert!(malformed.run(&["healthcheck", "-q"]).ends_with("--- exit 2\n"));
-}
-
-#[test]
-fn healthcheck_waits_until_all_is_well() {
-    let server = FakeOpik::new_stopped();
-    let sandbox = Sandbox::new().with_server(&server);
-    let (stdout, code) = std::thread::scope(|scope| {
-        let waiting = scope.spawn(|| {
-            let output = sandbox.output(&["healthcheck", "-q", "--wait", "60s"]);
-            (output.stdout.clone(), output.code())
-        });
-        std::thread::sleep(std::time::Duration::from_millis(300));
-        assert!(!waiting.is_finished(), "the server is not there yet");
-        server.start();
-        waiting.join().unwrap()
-    });
-    assert_eq!(code, Some(0), "{stdout}");
-    server.stop();
-    assert_eq!(sandbox.output(&["healthcheck", "--wait", "100ms"]).code(), Some(3));
 }
 
 #[test]

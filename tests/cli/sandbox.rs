@@ -176,7 +176,7 @@ impl Sandbox {
         run(&mut self.command(args))
     }
 
-    /// Puts words where runs differ: HOME, SERVER, AGE, MS, SIZE, PID.
+    /// Puts words where runs differ: HOME, SERVER, AGE, MS, SIZE, PID, PORT.
     fn masked(&self, text: &str) -> String {
         let text = text.replace(&*self.home.path().to_string_lossy(), "HOME").replace(&self.upstream, "SERVER");
         let mut masked = String::new();
@@ -190,6 +190,11 @@ impl Sandbox {
             let line = masked_after(&line, "the store takes ", "SIZE", |c| c != '\n');
             let line = masked_after(&line, " in ", "N", |c| c.is_ascii_digit() || c == '.');
             let line = masked_after(&line, " s (", "N", |c| c.is_ascii_digit());
+            let line = masked_after(&line, "disk          ", "N", |c| c.is_ascii_digit() || c == '.');
+            let line = masked_after(&line, "disk          N ", "UNIT", |c| c.is_alphabetic());
+            let line = masked_after(&line, "smoke test    trace ", "ID", |c| c != ' ');
+            let line = masked_after(&line, "read back after ", "N", |c| c.is_ascii_digit());
+            let line = masked_after(&line, "sends to http://127.0.0.1:", "PORT", |c| c.is_ascii_digit());
             let line = masked_after(&line, "due in ", "N", |c| c.is_ascii_digit());
             masked.push_str(&line);
         }

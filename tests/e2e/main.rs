@@ -5,6 +5,7 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+mod attachments;
 mod bad_input;
 mod bodies;
 mod chaos;
@@ -13,6 +14,7 @@ mod delivery;
 mod fake_opik;
 mod forwarding;
 mod isolation;
+mod logs;
 mod messages;
 mod mixed;
 #[path = "../support/model_store.rs"]
@@ -22,8 +24,10 @@ mod outage;
 mod own_faults;
 mod prism;
 mod proxy;
+mod salvage;
 mod sdk;
 mod sdk_outage;
+mod service_manager;
 mod splitting;
 mod startup;
 mod stopping;
@@ -31,4 +35,5 @@ mod storm;
 mod two_processes;
 mod verify;
 mod weather;
+mod wrapped;
 mod writes;

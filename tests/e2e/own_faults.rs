@@ -6,7 +6,9 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use opik_offline::delivery::pacing::PaceSettings;
-use opik_offline::message::{Body, Encoding, HeaderSet, Lane, Message, MessageId, MessageType, Request, Touch};
+use opik_offline::message::{
+    Attachment, Body, Encoding, HeaderSet, Lane, Message, MessageId, MessageType, Request, Sha256, Touch,
+};
 use opik_offline::monitor::MonitorSettings;
 use opik_offline::monitor::connection::Connection;
 use opik_offline::protocol::inspection::inspect;
@@ -16,8 +18,8 @@ use opik_offline::shutdown::Shutdown;
 use opik_offline::store::committer::Committer;
 use opik_offline::store::slot::StoreSlot;
 use opik_offline::store::{
-    AgentRecord, Ahead, Backlog, ClaimLimits, Claimed, Condition, Filter, Hold, LaneId, LaneWork, Lease, Listed,
-    Outcome, Owner, Page, Purged, ReplayRecord, Store, StoreError, StoredMessage,
+    AgentRecord, Ahead, AttachmentId, Backlog, ClaimLimits, Claimed, Condition, Filter, Hold, LaneId, LaneWork, Lease,
+    Listed, Outcome, Owner, Page, Purged, ReplayRecord, SalvagedRow, Store, StoreError, StoredMessage,
 };
 use opik_offline::telemetry::metrics::Metrics;
 use opik_offline::upstream::{Upstream, UpstreamSettings};
@@ -101,8 +103,17 @@ impl Store for Panicking {
     }
 
     delegate! {
+        fn limit(&self, lane: &Lane, hold: &Hold) -> ();
         fn ahead(&self, lane: &Lane, touches: &[Touch]) -> Ahead;
         fn make_due(&self, lease: &Lease, messages: &[MessageId]) -> ();
+        fn begin_attachment(&self, bytes_expected: Option<u64>) -> AttachmentId;
+        fn add_piece(&self, attachment: AttachmentId, number: u32, piece: &[u8]) -> ();
+        fn register_attachment(&self, attachment: AttachmentId, file: &Attachment, message: &Message) -> MessageId;
+        fn abandon_attachment(&self, attachment: AttachmentId) -> ();
+        fn attachment(&self, message: MessageId) -> Option<Attachment>;
+        fn piece(&self, message: MessageId, number: u32) -> Option<Vec<u8>>;
+        fn salvage(&self, rows: &[SalvagedRow]) -> Vec<Option<MessageId>>;
+        fn is_salvaged(&self, row: &Sha256) -> bool;
         fn acquire(&self, owner: &Owner, time_to_live: Duration) -> Lease;
         fn renew(&self, lease: &Lease, time_to_live: Duration) -> ();
         fn release(&self, lease: &Lease) -> ();

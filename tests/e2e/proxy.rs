@@ -54,15 +54,15 @@ fn large_downloads_and_uploads_pass_without_being_held() {
     let mut large = Answer::empty(200);
     large.body = content.clone();
     let _download = server.script(When::path("/v1/private/attachment/download"), Then::Answer(large));
-    let _upload = server.script(When::path("/v1/private/attachment/upload"), Then::Answer(Answer::empty(204)));
+    let _upload = server.script(When::path("/v1/private/datasets/items/from-csv"), Then::Answer(Answer::empty(204)));
     client.get("/is-alive/ver");
     let before = memory_peak(agent.pid());
 
     let answer = client.get("/v1/private/attachment/download");
     assert!(answer.status == 200 && answer.body == content, "the download was changed");
-    let upload = Request::new("PUT", "/v1/private/attachment/upload").bytes(content.clone()).chunked(64 * 1024);
+    let upload = Request::new("POST", "/v1/private/datasets/items/from-csv").bytes(content.clone()).chunked(64 * 1024);
     assert_eq!(client.expect(&upload).status, 204);
-    let received = server.requests_to("PUT", "/v1/private/attachment/upload");
+    let received = server.requests_to("POST", "/v1/private/datasets/items/from-csv");
     assert!(received[0].body[..] == content[..], "the upload was changed");
 
     let grown = memory_peak(agent.pid()) - before;

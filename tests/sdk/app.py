@@ -7,8 +7,11 @@ by one line {"done": "<command>"}:
     manual N    N traces made by hand, each with a span and a span within that span; ended by the next `update`
     update      updates and ends everything made by `manual` that was not updated yet
     scores      feedback scores on every trace, every first span and every thread that has none yet
+    attach N    N traces, each with a text file and a larger one of random bytes, and a span with a third
     flush       waits until the SDK has sent everything; "flushed" says whether it believes so
     quit        ends the client and the process
+
+Files are {"file": name, "id": entity, "sha256": ..., "bytes": ...}.
 
 Expectations are {"kind": "trace"|"span", "id": ..., "fields": {...}} and
 {"kind": "trace"|"span"|"thread", "id": ..., "score": name, "value": number}. A later line about the same thing adds to
@@ -18,7 +21,9 @@ The SDK sends with several threads, and an update that follows its create too so
 not what is tested here, so everything that needs an order is flushed in between.
 """
 
+import hashlib
 import json
+import os
 import sys
 
 import opik
@@ -137,6 +142,22 @@ def scores():
     unscored.clear()
 
 
+def attach(number):
+    global count
+    for _ in range(number):
+        count += 1
+        small, large, odd = b"Gr\xfc\xdfe" * 100, os.urandom(1_300_000), os.urandom(70_000)
+        files = ((f"small {count}.txt", small, "text/plain"), (f"large-{count}.bin", large, "application/octet-stream"))
+        trace = client.trace(name=f"attached {count}", input={"n": count}, tags=[RUN], attachments=[
+            opik.Attachment(data=data, file_name=name, content_type=kind) for name, data, kind in files])
+        span = trace.span(name="attached", attachments=[
+            opik.Attachment(data=odd, file_name=f"odd-{count}.bin", content_type="image/png")])
+        expect("trace", trace.id, name=f"attached {count}", project_name=PROJECT, input={"n": count}, tags=[RUN])
+        expect("span", span.id, trace_id=trace.id, name="attached")
+        for id, name, data in [(trace.id, name, data) for name, data, _ in files] + [(span.id, f"odd-{count}.bin", odd)]:
+            say(file=name, id=id, sha256=hashlib.sha256(data).hexdigest(), bytes=len(data))
+
+
 say(done="start")
 for line in sys.stdin:
     command, *arguments = line.split()
@@ -149,6 +170,8 @@ for line in sys.stdin:
         update()
     elif command == "scores":
         scores()
+    elif command == "attach":
+        attach(int(arguments[0]))
     elif command == "flush":
         result["flushed"] = flush()
     elif command == "quit":

@@ -211,3 +211,23 @@ fn a_message_goes_into_the_new_file_when_the_old_one_was_removed() {
     committer.store(message(1)).expect("the store is made anew");
     assert_eq!(slot.get().expect("it is open").waiting(&lane("team")).unwrap(), 1);
 }
+
+#[test]
+fn a_commit_that_does_not_end_is_seen_and_waiting_for_work_is_no_silence() {
+    let door = Arc::new(Door::default());
+    let (committer, _) = committer(behind(&door));
+    assert_eq!(committer.silent_for(), Duration::ZERO, "an idle agent would be restarted");
+    let answers = submit(&committer, [0]);
+    door.wait_for_one();
+    let silent_for = committer.silent_for();
+    assert!(silent_for > Duration::ZERO, "an agent that acknowledges nothing any more would never be restarted");
+    assert!(committer.silent_for() >= silent_for);
+    door.open();
+    assert!(answers.recv().expect("an answer").1.is_ok());
+    // The thread turns to its queue a moment after the answer.
+    while committer.silent_for() > Duration::ZERO {
+        std::thread::yield_now();
+    }
+    committer.stop();
+    assert_eq!(committer.silent_for(), Duration::ZERO, "a committer that was stopped is not lost");
+}

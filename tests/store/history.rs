@@ -13,6 +13,7 @@ use std::time::Duration;
 use opik_offline::message::{
     Body, Effect, Encoding, EntityKind, Lane, Message, MessageId, MessageStatus, MessageType, Touch,
 };
+use opik_offline::store::attachment::{AttachmentWriter, PIECE_BYTES};
 use opik_offline::store::sqlite::SqliteStore;
 use opik_offline::store::{
     ClaimLimits, Filter, Hold, LaneId, LastAnswer, Lease, Outcome, Owner, Page, Part, Store, StoreError,
@@ -20,7 +21,7 @@ use opik_offline::store::{
 use proptest::collection::vec;
 use proptest::prelude::*;
 
-use crate::messages::{about_trace, lane, touch};
+use crate::messages::{about_trace, attachment, file, lane, touch};
 use crate::model_store::ModelStore;
 use crate::story::open;
 
@@ -38,13 +39,31 @@ fn lanes() -> [Lane; 3] {
 #[derive(Clone, Debug)]
 enum Step {
     Register(Vec<Message>),
-    Claim { lane: usize, filter: Filter, limits: ClaimLimits, now_ms: i64 },
+    /// A file of so many bytes, registered or given up.
+    Attach {
+        trace: String,
+        lane: usize,
+        bytes: usize,
+        is_whole: bool,
+    },
+    Claim {
+        lane: usize,
+        filter: Filter,
+        limits: ClaimLimits,
+        now_ms: i64,
+    },
     Settle(Vec<(usize, Outcome)>),
-    Hold { lane: usize, hold: Option<Hold> },
+    Hold {
+        lane: usize,
+        hold: Option<Hold>,
+    },
     MakeDue(Vec<usize>),
     ChangeReplayer,
     ReturnInFlight,
-    Purge { filter: Filter, limit: usize },
+    Purge {
+        filter: Filter,
+        limit: usize,
+    },
     Requeue(Filter),
     Compact,
     Reopen,
@@ -149,6 +168,8 @@ fn any_step() -> impl Strategy<Value = Step> {
         .prop_map(|(until_ms, probe)| Hold { until_ms, reason: "busy".into(), probe });
     prop_oneof![
         8 => vec(any_message(), 1..6).prop_map(Step::Register),
+        2 => ("[a-d]", 0..3_usize, prop::sample::select(vec![0, 900, PIECE_BYTES, PIECE_BYTES + 900]), 0..4_u8)
+            .prop_map(|(trace, lane, bytes, dice)| Step::Attach { trace, lane, bytes, is_whole: dice > 0 }),
         8 => (0..3_usize, any_filter(), limits, now)
             .prop_map(|(lane, filter, limits, now_ms)| Step::Claim { lane, filter, limits, now_ms }),
         8 => vec((0..8_usize, any_outcome()), 1..6).prop_map(Step::Settle),
@@ -187,6 +208,16 @@ impl Side {
         let (store, lease) = (&self.store, &self.lease);
         match step {
             Step::Register(messages) => format!("{:?}", store.register(messages).expect("there is room")),
+            Step::Attach { trace, lane, bytes, is_whole } => {
+                let mut writer = AttachmentWriter::begin(store.as_ref(), None).expect("there is room");
+                writer.write(&file(*bytes as u64, *bytes)).expect("there is room");
+                match is_whole {
+                    true => {
+                        format!("{:?}", writer.register(&attachment(&lanes()[*lane], trace, 7)).expect("there is room"))
+                    }
+                    false => "given up".into(),
+                }
+            }
             Step::Claim { lane, filter, limits, now_ms } => {
                 let Some(lane) = self.lane_id(*lane) else { return "nothing waits".into() };
                 let claimed = store.claim(lease, lane, filter, *limits, *now_ms).expect("we have the lease");

@@ -12,6 +12,29 @@ pub fn touch(kind: EntityKind, id: &str, effect: Effect) -> Touch {
     Touch { key: EntityKey::new(kind, id), effect }
 }
 
+/// A message that attaches a file to a trace.
+pub fn attachment(lane: &Lane, trace: &str, accepted_at_ms: i64) -> Message {
+    let mut message = about_trace(lane, trace, Effect::Annotate, accepted_at_ms);
+    message.message_type = MessageType::CreateAttachment;
+    message.request.method = "POST".into();
+    message.request.path = "v1/private/attachment/upload-start".into();
+    message
+}
+
+/// Bytes that differ from place to place and from file to file.
+pub fn file(seed: u64, bytes: usize) -> Vec<u8> {
+    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
+    std::iter::repeat_with(|| {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        state.to_le_bytes()
+    })
+    .flatten()
+    .take(bytes)
+    .collect()
+}
+
 /// A message of one effect on one trace; the body says which.
 pub fn about_trace(lane: &Lane, id: &str, effect: Effect, accepted_at_ms: i64) -> Message {
     let (message_type, method, path) = match effect {

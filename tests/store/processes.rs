@@ -3,16 +3,17 @@
 //! Children are this test binary, started again with one test and a variable that says what to do there.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Read};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::sync::Mutex;
 use std::time::Duration;
 
 use opik_offline::message::{Effect, Message, MessageId, conflict};
+use opik_offline::store::attachment::{AttachmentReader, AttachmentWriter, PIECE_BYTES};
 use opik_offline::store::{ClaimLimits, Claimed, Filter, Lease, Outcome, Owner, Page, Store, StoreError};
 
-use crate::messages::{about_trace, lane};
+use crate::messages::{about_trace, attachment, file, lane};
 use crate::story::open;
 
 const CHILD: &str = "OPIK_OFFLINE_TEST_CHILD";
@@ -56,6 +57,19 @@ fn child() {
                 let ids =
                     store.register(&[message(number), message(number + 1), message(number + 2)]).expect("it fits");
                 println!("> {number} {}", ids[0]);
+            }
+        }
+        "attach-until-killed" => {
+            let store = open(Path::new(path));
+            for number in 0.. {
+                let bytes = file(number, 3 * PIECE_BYTES + 1000);
+                let mut writer = AttachmentWriter::begin(&store as &dyn Store, None).expect("it fits");
+                for portion in bytes.chunks(200_000) {
+                    writer.write(portion).expect("it fits");
+                    println!("> ...");
+                }
+                let id = writer.register(&attachment(&lane("team"), "t", number as i64)).expect("it fits");
+                println!("> {number} {id}");
             }
         }
         "hold-lease" => {
@@ -130,6 +144,55 @@ fn what_was_acknowledged_survives_a_kill_at_any_moment() {
         }
         // A registration is one commit: what was not acknowledged is there whole or not at all.
         assert_eq!(store.waiting(&lane("team")).expect("it can be read") % 3, 0);
+    }
+}
+
+#[test]
+fn an_upload_killed_at_any_moment_leaves_neither_bytes_nor_half_a_file() {
+    let rounds = std::env::var("OPIK_OFFLINE_KILLS").ok().and_then(|rounds| rounds.parse().ok()).unwrap_or(6);
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let path = folder.path().join("opik_messages.db");
+    let store = open(&path);
+    for round in 0..rounds {
+        // Somebody else's upload, which is not to be taken for a dead one.
+        let mut others = AttachmentWriter::begin(&store as &dyn Store, None).expect("it fits");
+        others.write(&file(77, PIECE_BYTES + 5)).expect("it fits");
+        let mut child = start("attach-until-killed", &path);
+        let mut acknowledged = Vec::new();
+        for (said, line) in lines(&mut child).enumerate() {
+            if let Some((number, id)) = line.split_once(' ') {
+                let (number, id): (u64, i64) = (number.parse().expect("a number"), id.parse().expect("an id"));
+                acknowledged.push((number, MessageId(id)));
+            }
+            if said == 1 + round * 5 {
+                child.kill().expect("it is ours");
+            }
+        }
+        child.wait().expect("it is dead");
+        // Whoever begins the next upload, starts an agent or replays finds what the dead one left.
+        let lease = store.acquire(&Owner::this_process("agent"), Duration::from_secs(600)).expect("nobody else has it");
+        store.return_in_flight(&lease).expect("we have the lease");
+        let page = Page { after: None, limit: 1000, newest_first: false };
+        let listed = store.list(&Filter::default(), &page).expect("it can be read");
+        assert!(listed.iter().all(|message| message.attachment.is_some()), "a record without bytes, round {round}");
+        for (number, id) in &acknowledged {
+            let mut bytes = Vec::new();
+            let whole = 0..3 * PIECE_BYTES as u64 + 1000;
+            AttachmentReader::new(&store, *id, whole).read_to_end(&mut bytes).expect("an acknowledged file is lost");
+            assert_eq!(bytes, file(*number, 3 * PIECE_BYTES + 1000), "an acknowledged file is another");
+        }
+        assert_eq!(store.check().expect("it can be checked"), Vec::<String>::new(), "round {round}");
+        let pieces = rusqlite::Connection::open(&path).expect("a database");
+        let stray = "SELECT count(*) FROM attachments WHERE message_id IS NULL";
+        let stray: i64 = pieces.query_row(stray, [], |row| row.get(0)).expect("a count");
+        assert_eq!(stray, 1, "only the living upload has bytes without a message, round {round}");
+        others.write(b"more").expect("a living upload was removed");
+        others.register(&attachment(&lane("team"), "other", 1)).expect("a living upload was removed");
+        store.release(&lease).expect("it is ours");
+        store.purge(&Filter::default(), 1000).expect("nobody replays");
+        let left: i64 =
+            pieces.query_row("SELECT count(*) FROM attachment_pieces", [], |row| row.get(0)).expect("a count");
+        assert_eq!(left, 0, "bytes of deleted messages stay, round {round}");
     }
 }
 

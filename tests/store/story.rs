@@ -1,16 +1,18 @@
 //! Every verb in one story, run on each engine.
 
+use std::io::Read;
 use std::path::Path;
 use std::time::Duration;
 
-use opik_offline::message::{Effect, EntityKind, Lane, MessageId, MessageStatus, MessageType};
+use opik_offline::message::{Effect, EntityKind, Lane, MessageId, MessageStatus, MessageType, Sha256};
+use opik_offline::store::attachment::{AttachmentReader, AttachmentWriter, PIECE_BYTES};
 use opik_offline::store::sqlite::SqliteStore;
 use opik_offline::store::{
     AgentRecord, ClaimLimits, Claimed, Filter, Hold, LastAnswer, Lease, Limits, OpenMode, Outcome, Owner, Page,
-    ReplayRecord, Store, StoreError, WhenFull,
+    ReplayRecord, SalvagedRow, Store, StoreError, WhenFull,
 };
 
-use crate::messages::{about_trace, lane, touch};
+use crate::messages::{about_trace, attachment, file, lane, touch};
 use crate::model_store::ModelStore;
 
 pub const LIMITS: Limits = Limits { size_max: 1 << 30, disk_reserve: 0, when_full: WhenFull::Refuse };
@@ -213,6 +215,86 @@ fn story(store: &dyn Store) {
 }
 
 #[test]
+fn attachments_live_as_long_as_their_message_on_every_engine() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let sqlite = open(&folder.path().join("opik_messages.db"));
+    let model = ModelStore::default();
+    let stores: [&dyn Store; 2] = [&sqlite, &model];
+    let (team, owner) = (lane("team"), Owner::this_process("agent"));
+    let sizes = [0, 1, PIECE_BYTES - 1, PIECE_BYTES, PIECE_BYTES + 1, 3 * PIECE_BYTES + 17];
+    for store in stores {
+        store.register(&[about_trace(&team, "a", Effect::Create, 1)]).unwrap(); // 1
+        for (seed, size) in sizes.into_iter().enumerate() {
+            let bytes = file(seed as u64, size);
+            let mut writer = AttachmentWriter::begin(store, Some(size as u64)).unwrap();
+            // In whatever portions they come.
+            bytes.chunks(100_003).for_each(|portion| writer.write(portion).unwrap());
+            assert_eq!(store.list(&Filter::default(), &ALL).unwrap().len(), 1 + seed, "a message without its bytes");
+            let id = writer.register(&attachment(&team, "a", 2 + seed as i64)).unwrap(); // 2 to 7
+            assert_eq!(id, MessageId(2 + seed as i64));
+            let kept = store.attachment(id).unwrap().expect("it was registered");
+            assert_eq!((kept.bytes, read(store, id, 0..size as u64)), (size as u64, bytes.clone()));
+            let part = size as u64 / 3..(size as u64).saturating_sub(1);
+            assert_eq!(read(store, id, part.clone()), bytes[part.start as usize..part.end.max(part.start) as usize]);
+            let listed = store.get(id).unwrap().unwrap().listed;
+            let body = attachment(&team, "a", 2 + seed as i64).request.body.bytes.len();
+            assert_eq!((listed.attachment, listed.body_bytes), (Some(kept), (size + body) as u64));
+        }
+        let sum: u64 = store.list(&Filter::default(), &ALL).unwrap().iter().map(|listed| listed.body_bytes).sum();
+        let counted: u64 = store.backlog(&Filter::default()).unwrap().groups.iter().map(|g| g.body_bytes).sum();
+        assert_eq!(counted, sum, "a file is not counted");
+        assert_eq!(store.attachment(MessageId(1)).unwrap(), None);
+
+        // An upload that ends without a message leaves nothing.
+        let mut writer = AttachmentWriter::begin(store, None).unwrap();
+        writer.write(&file(9, 2 * PIECE_BYTES)).unwrap();
+        drop(writer);
+        let gone = store.begin_attachment(None).unwrap();
+        store.abandon_attachment(gone).unwrap();
+        store.abandon_attachment(gone).unwrap();
+        assert!(matches!(store.add_piece(gone, 0, b"late"), Err(StoreError::AttachmentGone)));
+        // Nor can it be registered with bytes missing, or out of order.
+        let short = store.begin_attachment(None).unwrap();
+        let kept = store.attachment(MessageId(7)).unwrap().unwrap();
+        let refused = store.register_attachment(short, &kept, &attachment(&team, "a", 9));
+        assert!(matches!(refused, Err(StoreError::AttachmentGone)), "{refused:?}");
+        assert!(matches!(store.add_piece(short, 1, b"too early"), Err(StoreError::AttachmentGone)));
+        store.abandon_attachment(short).unwrap();
+
+        // They go after what they belong to, and their bytes go with them.
+        let lease = store.acquire(&owner, MINUTE).unwrap();
+        let one = ClaimLimits { messages_max: 1, ..MANY };
+        assert_eq!(ids(&claim(store, &lease, &team, one)), [1]);
+        assert_eq!(ids(&claim(store, &lease, &team, MANY)), Vec::<i64>::new());
+        store.settle(&lease, &[(MessageId(1), Outcome::Delivered)]).unwrap();
+        let first = claim(store, &lease, &team, MANY);
+        assert_eq!(ids(&first), [2, 3, 4], "a file counts in what a claim may take");
+        store.settle(&lease, &[(MessageId(2), Outcome::Delivered), (MessageId(4), failed(0, true))]).unwrap();
+        assert_eq!((store.attachment(MessageId(2)).unwrap(), store.piece(MessageId(2), 0).unwrap()), (None, None));
+        assert_eq!(read(store, MessageId(4), 0..10), file(2, 10), "a message that waits keeps its bytes");
+        store.return_in_flight(&lease).unwrap();
+        store.settle(&lease, &[(MessageId(3), Outcome::Rejected { answer: answer(400, "no") })]).unwrap();
+        assert_eq!(read(store, MessageId(3), 0..1), file(1, 1), "a rejected message keeps its bytes");
+        store.release(&lease).unwrap();
+        let purged = store.purge(&Filter::default(), 100).unwrap();
+        assert_eq!(purged.messages, 5);
+        assert!(purged.body_bytes > 6 * PIECE_BYTES as u64 - 10, "files are not counted: {}", purged.body_bytes);
+        assert_eq!(store.piece(MessageId(7), 0).unwrap(), None);
+    }
+    assert_eq!(sqlite.check().expect("the store can be read"), Vec::<String>::new());
+    let bytes = sqlite.compact().unwrap();
+    assert!(bytes < 300_000, "{bytes} bytes are left of a store that holds nothing");
+}
+
+const ALL: Page = Page { after: None, limit: 100, newest_first: false };
+
+fn read(store: &dyn Store, message: MessageId, range: std::ops::Range<u64>) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    AttachmentReader::new(store, message, range).read_to_end(&mut bytes).expect("the bytes are there");
+    bytes
+}
+
+#[test]
 fn a_deletion_keeps_its_place_among_references_on_every_engine() {
     let folder = tempfile::tempdir().expect("a temporary folder");
     let sqlite = open(&folder.path().join("opik_messages.db"));
@@ -245,4 +327,42 @@ fn a_deletion_keeps_its_place_among_references_on_every_engine() {
         assert_eq!(store.backlog(&about_a).unwrap().messages(), 4);
     }
     assert_eq!(sqlite.check().expect("the store can be read"), Vec::<String>::new());
+}
+
+#[test]
+fn sqlite_takes_salvaged_rows_once() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let store = open(&folder.path().join("opik_messages.db"));
+    salvage_story(&store);
+    assert_eq!(store.check().expect("the store can be read"), Vec::<String>::new());
+}
+
+#[test]
+fn the_model_takes_salvaged_rows_once() {
+    salvage_story(&ModelStore::default());
+}
+
+fn salvage_story(store: &dyn Store) {
+    let row = |number: u8, rejected: bool| {
+        let mut message = about_trace(&lane("team"), &format!("trace {number}"), Effect::Create, NOW_MS);
+        if rejected {
+            message.request.method.clear();
+            message.request.path.clear();
+        }
+        let answer = rejected.then(|| LastAnswer { status: None, text: "it is not JSON".into(), at_ms: NOW_MS });
+        SalvagedRow { row: Sha256::new([number; 32]), message, rejected: answer, file: None }
+    };
+    let first = store.salvage(&[row(1, false), row(2, true)]).expect("there is room");
+    assert!(first.iter().all(Option::is_some));
+    // The same rows out of a copy of the file, one new one among them, one twice.
+    let again = store.salvage(&[row(2, true), row(3, false), row(1, false), row(3, false)]).expect("there is room");
+    assert_eq!(again.iter().map(Option::is_some).collect::<Vec<_>>(), [false, true, false, false]);
+    assert!(store.is_salvaged(&Sha256::new([3; 32])).expect("it can be read"));
+    assert!(!store.is_salvaged(&Sha256::new([4; 32])).expect("it can be read"));
+    let backlog = store.backlog(&Filter::default()).expect("it can be counted");
+    assert_eq!((backlog.waiting(), backlog.rejected()), (2, 1));
+    assert_eq!(store.requeue(&Filter::default()).expect("it can be asked"), 0, "a row without a request would be sent");
+    // What became of a message does not matter: its row is known for good.
+    store.purge(&Filter::default(), 10).expect("it can be purged");
+    assert_eq!(store.salvage(&[row(1, false)]).expect("there is room"), [None]);
 }

@@ -37,6 +37,8 @@ impl Home {
         for (name, folder) in [("XDG_CONFIG_HOME", "config"), ("XDG_DATA_HOME", "data"), ("XDG_STATE_HOME", "state")] {
             command.env(name, self.path().join(folder));
         }
+        // What other tests leave in the machine's own is not this home's.
+        command.env("TMPDIR", self.path());
         if let Some(path) = std::env::var_os("PATH") {
             command.env("PATH", path);
         }

@@ -3,14 +3,18 @@
 
 #![allow(dead_code, reason = "every test binary uses its own part of it")]
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::sync::{Mutex, MutexGuard};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use opik_offline::message::{Effect, EntityKey, Lane, Message, MessageId, MessageStatus, Touch, conflict};
+use opik_offline::message::{
+    Attachment, Effect, EntityKey, Lane, Message, MessageId, MessageStatus, Sha256, Touch, conflict,
+};
+use opik_offline::store::attachment::PIECE_BYTES;
 use opik_offline::store::{
-    AgentRecord, Ahead, Backlog, BacklogGroup, ClaimLimits, Claimed, Condition, Filter, Hold, LaneId, LaneWork,
-    LastAnswer, Lease, Listed, Outcome, Owner, Page, Purged, ReplayRecord, Store, StoreError, StoredMessage,
+    AgentRecord, Ahead, AttachmentId, Backlog, BacklogGroup, ClaimLimits, Claimed, Condition, Filter, Hold, LaneId,
+    LaneWork, LastAnswer, Lease, Listed, Outcome, Owner, Page, Purged, ReplayRecord, SalvagedRow, Store, StoreError,
+    StoredMessage,
 };
 
 const HOUR_MS: i64 = 60 * 60 * 1000;
@@ -29,6 +33,10 @@ pub struct ModelStore {
 struct State {
     next_id: i64,
     messages: Vec<Record>,
+    /// Uploads that have no message yet.
+    uploads: BTreeMap<AttachmentId, Vec<u8>>,
+    uploads_count: i64,
+    salvaged: HashSet<Sha256>,
     lanes: Vec<(Lane, Option<(Hold, bool)>)>,
     lease: Option<(Lease, Instant)>,
     epoch: i64,
@@ -47,9 +55,15 @@ struct Record {
     next_attempt_at_ms: i64,
     epoch: i64,
     answer: Option<LastAnswer>,
+    file: Option<(Attachment, Vec<u8>)>,
 }
 
 impl Record {
+    fn bytes(&self) -> u64 {
+        let file = self.file.as_ref().map_or(0, |(_, bytes)| bytes.len());
+        (self.message.request.body.bytes.len() + file) as u64
+    }
+
     fn is_waiting(&self) -> bool {
         self.status == MessageStatus::Failed
     }
@@ -95,7 +109,8 @@ impl Record {
             method: self.message.request.method.clone(),
             path: self.message.request.path.clone(),
             items: self.message.items,
-            body_bytes: self.message.request.body.bytes.len() as u64,
+            body_bytes: self.bytes(),
+            attachment: self.file.as_ref().map(|(file, _)| *file),
             accepted_at_ms: self.message.accepted_at_ms,
             attempts: self.attempts,
             next_attempt_at_ms: self.next_attempt_at_ms,
@@ -229,6 +244,7 @@ impl Store for ModelStore {
                 next_attempt_at_ms: 0,
                 epoch: 0,
                 answer: None,
+                file: None,
             };
             state.move_early_updates(&record);
             state.messages.push(record);
@@ -247,6 +263,95 @@ impl Store for ModelStore {
             || touches.iter().any(|touch| touch.effect == Effect::End)
             || ahead.iter().any(|record| conflict(&record.message.touches, touches));
         Ok(Ahead { messages: ahead.len() as u64, conflicting, held })
+    }
+
+    fn limit(&self, lane: &Lane, hold: &Hold) -> Result<(), StoreError> {
+        let mut state = self.state();
+        let id = state.lane(lane);
+        if state.hold_of(id, opik_offline::store::now_ms()).is_none_or(|held| held.until_ms < hold.until_ms) {
+            state.lanes[id.0 as usize - 1].1 = Some((hold.clone(), false));
+        }
+        Ok(())
+    }
+
+    fn begin_attachment(&self, _bytes_expected: Option<u64>) -> Result<AttachmentId, StoreError> {
+        let mut state = self.state();
+        state.uploads_count += 1;
+        let id = AttachmentId(state.uploads_count);
+        state.uploads.insert(id, Vec::new());
+        Ok(id)
+    }
+
+    fn add_piece(&self, attachment: AttachmentId, number: u32, piece: &[u8]) -> Result<(), StoreError> {
+        let mut state = self.state();
+        let bytes = state.uploads.get_mut(&attachment).ok_or(StoreError::AttachmentGone)?;
+        if bytes.len() != number as usize * PIECE_BYTES {
+            return Err(StoreError::AttachmentGone);
+        }
+        bytes.extend_from_slice(piece);
+        Ok(())
+    }
+
+    fn register_attachment(
+        &self,
+        attachment: AttachmentId,
+        file: &Attachment,
+        message: &Message,
+    ) -> Result<MessageId, StoreError> {
+        let whole = self.state().uploads.get(&attachment).map(Vec::len);
+        if whole != usize::try_from(file.bytes).ok() {
+            return Err(StoreError::AttachmentGone);
+        }
+        let id = self.register(std::slice::from_ref(message))?[0];
+        let mut state = self.state();
+        let bytes = state.uploads.remove(&attachment).expect("looked at above");
+        let record = state.messages.iter_mut().find(|record| record.id == id.0).expect("registered above");
+        record.file = Some((*file, bytes));
+        Ok(id)
+    }
+
+    fn abandon_attachment(&self, attachment: AttachmentId) -> Result<(), StoreError> {
+        self.state().uploads.remove(&attachment);
+        Ok(())
+    }
+
+    fn attachment(&self, message: MessageId) -> Result<Option<Attachment>, StoreError> {
+        let state = self.state();
+        let record = state.messages.iter().find(|record| record.id == message.0);
+        Ok(record.and_then(|record| record.file.as_ref()).map(|(file, _)| *file))
+    }
+
+    fn piece(&self, message: MessageId, number: u32) -> Result<Option<Vec<u8>>, StoreError> {
+        let state = self.state();
+        let record = state.messages.iter().find(|record| record.id == message.0);
+        let Some((_, bytes)) = record.and_then(|record| record.file.as_ref()) else { return Ok(None) };
+        Ok(bytes.chunks(PIECE_BYTES).nth(number as usize).map(<[u8]>::to_vec))
+    }
+
+    fn salvage(&self, rows: &[SalvagedRow]) -> Result<Vec<Option<MessageId>>, StoreError> {
+        let mut ids = Vec::new();
+        for row in rows {
+            if !self.state().salvaged.insert(row.row) {
+                ids.push(None);
+                continue;
+            }
+            let id = match &row.file {
+                Some((attachment, file)) => self.register_attachment(*attachment, file, &row.message)?,
+                None => self.register(std::slice::from_ref(&row.message))?[0],
+            };
+            if let Some(answer) = &row.rejected {
+                let mut state = self.state();
+                let record = state.messages.iter_mut().find(|record| record.id == id.0).expect("it was registered");
+                record.status = MessageStatus::Rejected;
+                record.answer = Some(answer.clone());
+            }
+            ids.push(Some(id));
+        }
+        Ok(ids)
+    }
+
+    fn is_salvaged(&self, row: &Sha256) -> Result<bool, StoreError> {
+        Ok(self.state().salvaged.contains(row))
     }
 
     fn acquire(&self, owner: &Owner, time_to_live: Duration) -> Result<Lease, StoreError> {
@@ -342,7 +447,7 @@ impl Store for ModelStore {
             if verdict.is_err() {
                 continue;
             }
-            bytes += record.message.request.body.bytes.len() as u64;
+            bytes += record.bytes();
             if claimed.len() >= limits.messages_max || (bytes > limits.bytes_max && !claimed.is_empty()) {
                 break;
             }
@@ -397,7 +502,7 @@ impl Store for ModelStore {
                     let whole = state.messages.remove(place);
                     for part in parts {
                         state.next_id += 1;
-                        let mut record = Record { id: state.next_id, ..whole.clone() };
+                        let mut record = Record { id: state.next_id, file: None, ..whole.clone() };
                         record.message.request = part.request.clone();
                         record.message.touches = part.touches.clone();
                         record.message.items = part.items;
@@ -508,7 +613,10 @@ impl Store for ModelStore {
         let mut state = self.state();
         let mut requeued = 0;
         for record in &mut state.messages {
-            if record.status == MessageStatus::Rejected && record.is_selected(filter) {
+            if record.status == MessageStatus::Rejected
+                && record.is_selected(filter)
+                && !record.message.request.method.is_empty()
+            {
                 record.status = MessageStatus::Failed;
                 record.attempts = 0;
                 record.next_attempt_at_ms = 0;
@@ -536,7 +644,9 @@ impl Store for ModelStore {
             last_replay: state.last_replay.clone(),
             held: holds
                 .filter_map(|id| {
-                    let hold = state.hold_of(id, now_ms).filter(|hold| hold.until_ms > now_ms)?;
+                    let waits = |r: &Record| r.lane == id && r.still_has_to_go();
+                    let is_shown = |hold: &Hold| hold.until_ms > now_ms || state.messages.iter().any(waits);
+                    let hold = state.hold_of(id, now_ms).filter(is_shown)?;
                     Some((state.lanes[id.0 as usize - 1].0.clone(), hold))
                 })
                 .collect(),

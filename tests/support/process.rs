@@ -7,6 +7,7 @@ use std::thread::JoinHandle;
 
 const LISTENING: &str = "listening on http://";
 
+#[derive(Debug)]
 pub struct Output {
     pub status: ExitStatus,
     pub stdout: String,

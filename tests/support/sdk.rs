@@ -7,6 +7,7 @@ use std::process::{Child, ChildStdin, Command, Stdio};
 use std::sync::mpsc::{Receiver, channel};
 use std::time::{Duration, Instant};
 
+use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
 use super::PATIENCE;
@@ -64,6 +65,8 @@ pub struct SdkApp {
     stdin: ChildStdin,
     lines: Receiver<String>,
     expected: BTreeMap<Key, Expected>,
+    /// Entity id and name of each file, with its size and digest.
+    files: BTreeMap<(String, String), (u64, String)>,
     home: Home,
 }
 
@@ -74,12 +77,41 @@ impl SdkApp {
         Self::start_with(Using::Python(OPIK_VERSION), run, url)
     }
 
+    /// Starts an application that looks for its server often, so that its own store is in use soon after an outage.
+    #[track_caller]
+    pub fn start_impatient(run: &str, url: &str) -> Self {
+        Self::start_in(Using::Python(OPIK_VERSION), run, url, &[("OPIK_CONNECTION_MONITOR_PING_INTERVAL", "0.5")])
+    }
+
     /// Starts an application that uses another client.
     #[track_caller]
     pub fn start_with(using: Using, run: &str, url: &str) -> Self {
+        Self::start_in(using, run, url, &[])
+    }
+
+    #[track_caller]
+    fn start_in(using: Using, run: &str, url: &str, env: &[(&str, &str)]) -> Self {
         let home = Home::new();
         let mut command = using.command(&home);
-        command.arg(run);
+        command.arg(run).envs(env.iter().copied());
+        Self::start_command(command, home, url)
+    }
+
+    /// Starts an application within `agent -- COMMAND`, in an environment that names this server. The agent's store is the
+    /// home's [`Home::db`]; what it says goes to `said` in the home.
+    #[track_caller]
+    pub fn start_wrapped(using: Using, run: &str, url: &str) -> Self {
+        let home = Home::new();
+        let inner = using.command(&home);
+        let mut command = home.command(env!("CARGO_BIN_EXE_opik-offline"));
+        command.envs(inner.get_envs().filter_map(|(name, value)| Some((name, value?))));
+        command.arg("agent").arg("--db").arg(home.db()).arg("--").arg(inner.get_program()).args(inner.get_args());
+        command.arg(run).stderr(std::fs::File::create(home.path().join("said")).expect("a file can be made"));
+        Self::start_command(command, home, url)
+    }
+
+    #[track_caller]
+    fn start_command(mut command: Command, home: Home, url: &str) -> Self {
         command.env("OPIK_URL_OVERRIDE", url).env("TMPDIR", home.path());
         for name in ["OPIK_SENTRY_ENABLE", "OPIK_ANALYTICS_ENABLE"] {
             command.env(name, "false");
@@ -98,7 +130,7 @@ impl SdkApp {
                 }
             }
         });
-        let mut app = Self { child, stdin, lines, expected: BTreeMap::new(), home };
+        let mut app = Self { child, stdin, lines, expected: BTreeMap::new(), files: BTreeMap::new(), home };
         app.read_until_done("start");
         app
     }
@@ -125,6 +157,23 @@ impl SdkApp {
         self.run("quit");
         let status = self.child.wait().expect("a child can be waited for");
         assert!(status.success(), "the application ended with {status}");
+    }
+
+    /// Ends the application by a signal that it does not handle, and waits until it is gone.
+    pub fn kill(&mut self, signal: Signal) {
+        kill_process(Pid::from_child(&self.child), signal).expect("our own child can be signalled");
+        self.child.wait().expect("a child can be waited for");
+    }
+
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Returns the stores that the SDK has made so far.
+    pub fn stores(&self) -> Vec<PathBuf> {
+        let entries = std::fs::read_dir(self.home.path()).expect("the application's home").flatten();
+        let folders = entries.filter(|entry| entry.file_name().to_string_lossy().starts_with("tmp"));
+        folders.map(|folder| folder.path().join("opik_messages.db")).filter(|path| path.exists()).collect()
     }
 
     /// Returns how many traces, spans and threads the server has to know.
@@ -158,6 +207,16 @@ impl SdkApp {
                 if found != Some(value) {
                     missing.push(format!("{key}: score {name} is {found:?}, the application sent {value}"));
                 }
+            }
+        }
+        let files = server.files();
+        for ((id, name), (bytes, digest)) in &self.files {
+            match files.get(&("default".to_owned(), id.clone(), name.clone())) {
+                None => missing.push(format!("file {name:?} of {id} is lost")),
+                Some(file) if file.bytes != *bytes || file.sha256 != *digest => {
+                    missing.push(format!("file {name:?} of {id} is another"));
+                }
+                Some(_) => {}
             }
         }
         missing
@@ -204,6 +263,12 @@ impl SdkApp {
     }
 
     fn note(&mut self, line: &Value) {
+        if let Some(name) = line["file"].as_str() {
+            let key = (line["id"].as_str().expect("an id").to_owned(), name.to_owned());
+            let digest = line["sha256"].as_str().expect("a digest").to_owned();
+            self.files.insert(key, (line["bytes"].as_u64().expect("a size"), digest));
+            return;
+        }
         let kind = match line["kind"].as_str() {
             Some("trace") => Kind::Trace,
             Some("span") => Kind::Span,

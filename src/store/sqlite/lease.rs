@@ -17,13 +17,13 @@ use super::queries;
 use crate::store::{Lease, Owner, StoreError};
 
 /// A reading of the clock that leases are measured on.
-struct Reading {
-    boot: &'static str,
-    ms: i64,
+pub(super) struct Reading {
+    pub(super) boot: &'static str,
+    pub(super) ms: i64,
 }
 
 impl Reading {
-    fn now() -> Self {
+    pub(super) fn now() -> Self {
         static BOOT: OnceLock<String> = OnceLock::new();
         let boot = BOOT.get_or_init(|| {
             std::fs::read_to_string("/proc/sys/kernel/random/boot_id")
@@ -53,7 +53,7 @@ pub(super) fn holder(connection: &Connection) -> Result<Option<Owner>, Fault> {
 }
 
 /// Returns the name of the pid namespace that this process is in, or `None` where there are none.
-fn pid_namespace() -> Option<&'static str> {
+pub(super) fn pid_namespace() -> Option<&'static str> {
     static NAMESPACE: OnceLock<Option<String>> = OnceLock::new();
     let read = || std::fs::read_link("/proc/self/ns/pid").ok()?.into_os_string().into_string().ok();
     NAMESPACE.get_or_init(read).as_deref()
@@ -61,7 +61,7 @@ fn pid_namespace() -> Option<&'static str> {
 
 /// Says whether a process is known not to exist any more. A number that was given to another process counts as alive:
 /// the lease then ends by its time.
-fn is_gone(pid: u32, namespace: Option<&str>) -> bool {
+pub(super) fn is_gone(pid: u32, namespace: Option<&str>) -> bool {
     if namespace.is_none() || namespace != pid_namespace() {
         return false;
     }

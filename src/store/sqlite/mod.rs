@@ -17,6 +17,7 @@
 //! intake never waits for anybody's list. A thread takes at most one of these mutexes at a time, except that claims take
 //! `claiming` first. Between processes SQLite's locks do the same; who waits longer than ten seconds is told so.
 
+mod attachments;
 mod claim;
 mod codec;
 mod fault;
@@ -26,7 +27,10 @@ mod people;
 mod queries;
 mod register;
 mod rows;
+mod salvaged;
 mod schema;
+pub(in crate::store) mod sdk_file;
+mod sdk_pages;
 mod settle;
 mod space;
 mod summary;
@@ -36,15 +40,17 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use rusqlite::{Connection, Transaction, TransactionBehavior};
+use tracing::warn;
 
 use self::codec::Packer;
 use self::fault::Fault;
 pub(in crate::store) use self::open::FileId;
 use super::{
-    AgentRecord, Ahead, Backlog, ClaimLimits, Claimed, Condition, Filter, Hold, LaneId, LaneWork, Lease, Limits,
-    Listed, OpenMode, Outcome, Owner, Page, Purged, ReplayRecord, Store, StoreError, StoredMessage,
+    AgentRecord, Ahead, AttachmentId, Backlog, ClaimLimits, Claimed, Condition, Filter, Hold, LaneId, LaneWork, Lease,
+    Limits, Listed, OpenMode, Outcome, Owner, Page, Purged, ReplayRecord, SalvagedRow, Store, StoreError,
+    StoredMessage, WhenFull,
 };
-use crate::message::{Lane, Message, MessageId, Touch};
+use crate::message::{Attachment, Lane, Message, MessageId, Sha256, Touch};
 
 /// How long a write waits for other processes.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(10);
@@ -110,6 +116,43 @@ impl SqliteStore {
         })
     }
 
+    /// Sees to it that so many bytes fit into the limits.
+    fn make_room(&self, tx: &Transaction<'_>, needed: u64) -> Result<(), Fault> {
+        space::make_room(tx, &self.path, &self.log, &self.limits, needed)
+    }
+
+    /// Says whether what was committed is in the file that stands at the path.
+    fn verify_file(&self) -> Result<(), StoreError> {
+        if FileId::at(&self.path) == Some(self.file) {
+            return Ok(());
+        }
+        let reason = "its file was removed or replaced while it was open".into();
+        Err(StoreError::Unusable { path: self.path.clone(), reason })
+    }
+
+    /// Removes the bytes of uploads that can't come to their end any more, and of messages that are gone.
+    fn remove_unfinished(&self) -> Result<(), StoreError> {
+        if !self.read(&self.reader, attachments::any_without_message)? {
+            return Ok(());
+        }
+        self.write(attachments::release_dead)?;
+        self.remove_released()
+    }
+
+    /// Removes the bytes of attachments that are nobody's any more, in steps between which others may write.
+    fn remove_released(&self) -> Result<(), StoreError> {
+        while self.write(attachments::remove_a_step)? {}
+        Ok(())
+    }
+
+    /// Removes the bytes that a commit released. That commit has happened, so a failure of this is not its failure: the
+    /// next one who looks for such bytes removes them.
+    fn remove_soon(&self, released: bool) {
+        if released && let Err(error) = self.remove_released() {
+            warn!(target: "db_manager", "the bytes of deleted attachments stay for now: {error}");
+        }
+    }
+
     /// Does this work on one snapshot of the store.
     fn read<T>(
         &self,
@@ -140,13 +183,13 @@ impl Store for SqliteStore {
         // Takes time, so it is done before the write lock is.
         let bodies: Vec<_> = messages.iter().map(|message| self.packer.pack(&message.request.body)).collect();
         let ids = self.write(|tx| {
-            space::make_room(tx, &self.path, &self.log, &self.limits, messages, &bodies)?;
+            self.make_room(
+                tx,
+                messages.iter().zip(&bodies).map(|(message, body)| space::bytes_needed(message, body)).sum(),
+            )?;
             register::register(tx, messages, &bodies)
         })?;
-        if FileId::at(&self.path) != Some(self.file) {
-            let reason = "its file was removed or replaced while it was open".into();
-            return Err(StoreError::Unusable { path: self.path.clone(), reason });
-        }
+        self.verify_file()?;
         Ok(ids)
     }
 
@@ -158,6 +201,72 @@ impl Store for SqliteStore {
             return Ok(quick);
         }
         self.read(&self.quick_reader, |connection| register::ahead(connection, lane, touches))
+    }
+
+    fn limit(&self, lane: &Lane, hold: &Hold) -> Result<(), StoreError> {
+        self.write(|tx| register::limit(tx, lane, hold))
+    }
+
+    fn begin_attachment(&self, bytes_expected: Option<u64>) -> Result<AttachmentId, StoreError> {
+        self.remove_unfinished()?;
+        self.write(|tx| {
+            self.make_room(tx, bytes_expected.unwrap_or(0))?;
+            attachments::begin(tx)
+        })
+    }
+
+    fn add_piece(&self, attachment: AttachmentId, number: u32, piece: &[u8]) -> Result<(), StoreError> {
+        self.write(|tx| {
+            self.make_room(tx, piece.len() as u64)?;
+            attachments::add_piece(tx, attachment, number, piece)
+        })
+    }
+
+    fn register_attachment(
+        &self,
+        attachment: AttachmentId,
+        file: &Attachment,
+        message: &Message,
+    ) -> Result<MessageId, StoreError> {
+        let body = self.packer.pack(&message.request.body);
+        let id = self.write(|tx| {
+            self.make_room(tx, space::bytes_needed(message, &body))?;
+            let id = register::register_attachment(tx, message, &body, file.bytes)?;
+            attachments::give(tx, attachment, file, id)?;
+            Ok(id)
+        })?;
+        self.verify_file()?;
+        Ok(id)
+    }
+
+    fn abandon_attachment(&self, attachment: AttachmentId) -> Result<(), StoreError> {
+        self.write(|tx| attachments::abandon(tx, attachment))?;
+        self.remove_soon(true);
+        Ok(())
+    }
+
+    fn attachment(&self, message: MessageId) -> Result<Option<Attachment>, StoreError> {
+        self.read(&self.reader, |connection| attachments::of(connection, message))
+    }
+
+    fn piece(&self, message: MessageId, number: u32) -> Result<Option<Vec<u8>>, StoreError> {
+        self.read(&self.reader, |connection| attachments::piece(connection, message, number))
+    }
+
+    fn salvage(&self, rows: &[SalvagedRow]) -> Result<Vec<Option<MessageId>>, StoreError> {
+        let limits = Limits { when_full: WhenFull::Refuse, ..self.limits };
+        let bodies: Vec<_> = rows.iter().map(|row| self.packer.pack(&row.message.request.body)).collect();
+        let ids = self.write(|tx| {
+            let needed = rows.iter().zip(&bodies).map(|(row, body)| space::bytes_needed(&row.message, body)).sum();
+            space::make_room(tx, &self.path, &self.log, &limits, needed)?;
+            salvaged::salvage(tx, rows, &bodies)
+        })?;
+        self.verify_file()?;
+        Ok(ids)
+    }
+
+    fn is_salvaged(&self, row: &Sha256) -> Result<bool, StoreError> {
+        self.read(&self.reader, |connection| salvaged::is_salvaged(connection, row))
     }
 
     fn acquire(&self, owner: &Owner, time_to_live: Duration) -> Result<Lease, StoreError> {
@@ -173,6 +282,7 @@ impl Store for SqliteStore {
     }
 
     fn return_in_flight(&self, lease: &Lease) -> Result<u64, StoreError> {
+        self.remove_unfinished()?;
         self.write_as(lease, |tx| settle::return_in_flight(tx, lease.epoch))
     }
 
@@ -202,7 +312,12 @@ impl Store for SqliteStore {
     }
 
     fn settle(&self, lease: &Lease, outcomes: &[(MessageId, Outcome)]) -> Result<(), StoreError> {
-        self.write_as(lease, |tx| settle::settle(tx, lease.epoch, outcomes, &self.packer))
+        let released = self.write_as(lease, |tx| {
+            settle::settle(tx, lease.epoch, outcomes, &self.packer)?;
+            attachments::any_released(tx)
+        })?;
+        self.remove_soon(released);
+        Ok(())
     }
 
     fn backlog(&self, filter: &Filter) -> Result<Backlog, StoreError> {
@@ -218,10 +333,13 @@ impl Store for SqliteStore {
     }
 
     fn purge(&self, filter: &Filter, limit: usize) -> Result<Purged, StoreError> {
-        self.write(|tx| {
+        let (purged, released) = self.write(|tx| {
             let nobody_replays = lease::holder(tx)?.is_none();
-            settle::purge(tx, filter, limit, nobody_replays)
-        })
+            let purged = settle::purge(tx, filter, limit, nobody_replays)?;
+            Ok((purged, attachments::any_released(tx)?))
+        })?;
+        self.remove_soon(released);
+        Ok(purged)
     }
 
     fn requeue(&self, filter: &Filter) -> Result<u64, StoreError> {
@@ -238,6 +356,7 @@ impl Store for SqliteStore {
     }
 
     fn compact(&self) -> Result<u64, StoreError> {
+        self.remove_unfinished()?;
         self.write(|tx| {
             register::forget_header_sets(tx)?;
             people::forget_unused_keys(tx)
@@ -272,7 +391,11 @@ impl Store for SqliteStore {
     }
 
     fn announce(&self, agent: Option<&AgentRecord>) -> Result<(), StoreError> {
-        self.write(|tx| people::announce(tx, agent))
+        self.write(|tx| people::announce(tx, agent))?;
+        if agent.is_some() {
+            self.remove_unfinished()?;
+        }
+        Ok(())
     }
 
     fn note_replay(&self, record: &ReplayRecord) -> Result<(), StoreError> {

@@ -36,7 +36,7 @@ const STATEMENTS_KEPT: usize = 96;
 static OPENING: Mutex<()> = Mutex::new(());
 
 /// Tells a file from any other: device and inode.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(in crate::store) struct FileId(u64, u64);
 
 impl FileId {
@@ -180,7 +180,7 @@ fn has_sdk_columns(connection: &Connection) -> bool {
     connection.prepare(queries::SDK_MESSAGES).is_ok()
 }
 
-fn immutable_uri(path: &Path) -> String {
+pub(super) fn immutable_uri(path: &Path) -> String {
     use std::os::unix::ffi::OsStrExt as _;
     let mut uri = String::from("file:");
     for byte in path.as_os_str().as_bytes() {

@@ -2,6 +2,7 @@
 
 use rusqlite::{Connection, OptionalExtension, Transaction, params};
 
+use super::attachments;
 use super::codec::Unpacker;
 use super::fault::Fault;
 use super::queries::{self, Selection, bind};
@@ -207,6 +208,7 @@ pub(super) fn check(connection: &Connection) -> Result<Vec<String>, Fault> {
     if unreadable > 0 {
         problems.push(format!("{unreadable} compressed bodies that can't be read"));
     }
+    problems.extend(attachments::problems(connection)?);
     let mut types = connection.prepare(queries::TYPES)?;
     for name in types.query_map([], |row| row.get::<_, String>(0))? {
         let name = name?;

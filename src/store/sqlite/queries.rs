@@ -71,14 +71,16 @@ pub(super) const SUMMARY: &str =
 pub(super) const WRONG_TOUCHES: &str = "
     SELECT count(*) FROM message_touches LEFT JOIN messages USING (message_id)
     WHERE instr(coalesce(touches, x''), entity || unhex(printf('%02X', effect))) = 0";
-/// Messages without a body, bodies without a message, and bodies kept as sent of another length than their message says.
+/// Messages without a body, bodies without a message, and bodies kept as sent that have, with their file, another length
+/// than their message says.
 pub(super) const WRONG_BODIES: &str = "
-    SELECT (SELECT count(*) FROM messages LEFT JOIN bodies USING (message_id)
-            WHERE body IS NULL OR (codec = 0 AND body_bytes <> length(body)))
+    SELECT (SELECT count(*) FROM messages LEFT JOIN bodies USING (message_id) LEFT JOIN attachments USING (message_id)
+            WHERE body IS NULL OR (codec = 0 AND body_bytes <> length(body) + coalesce(bytes, 0)))
         + (SELECT count(*) FROM bodies LEFT JOIN messages USING (message_id) WHERE status IS NULL)";
-/// Bodies that are not kept as they were sent.
+/// Bodies that are not kept as they were sent, with the length that they had: what their message has without its file.
 pub(super) const PACKED_BODIES: &str = "
-    SELECT codec, body, body_bytes FROM bodies CROSS JOIN messages USING (message_id) WHERE codec <> 0";
+    SELECT codec, body, body_bytes - coalesce(bytes, 0)
+    FROM bodies CROSS JOIN messages USING (message_id) LEFT JOIN attachments USING (message_id) WHERE codec <> 0";
 /// Messages whose lane or header set is not there.
 pub(super) const WRONG_NAMES: &str = "
     SELECT count(*) FROM messages WHERE lane_id NOT IN (SELECT lane_id FROM lanes)
@@ -89,6 +91,20 @@ pub(super) const TYPES: &str = "SELECT DISTINCT message_type FROM messages";
 pub(super) const TABLES: &str = "SELECT name FROM sqlite_schema WHERE type = 'table' LIMIT 10";
 /// The columns of a store of the Python SDK.
 pub(super) const SDK_MESSAGES: &str = "SELECT message_id, status, message_type, message_json FROM messages";
+pub(super) const IS_SALVAGED: &str = "SELECT 1 FROM salvaged WHERE digest = ?1";
+pub(super) const ADD_SALVAGED: &str = "INSERT OR IGNORE INTO salvaged VALUES (?1)";
+pub(super) const REJECT_SALVAGED: &str = "UPDATE messages SET status = 4 WHERE message_id = ?1";
+/// Of a message that was stored a moment ago.
+pub(super) const LANE_AND_BYTES: &str = "SELECT lane_id, body_bytes FROM messages WHERE message_id = ?1";
+pub(super) const SDK_FIRST: &str =
+    "SELECT message_id, status, message_type, message_json FROM messages ORDER BY message_id LIMIT 1";
+pub(super) const SDK_NEXT: &str = "SELECT message_id, status, message_type, message_json FROM messages WHERE message_id > ?1 ORDER BY message_id LIMIT 1";
+pub(super) const SDK_ONE: &str =
+    "SELECT message_id, status, message_type, message_json FROM messages WHERE message_id = ?1";
+pub(super) const SDK_ROWS: &str = "SELECT count(*) FROM messages";
+/// For a copy only.
+pub(super) const EMPTY_SDK_STORE: &str = "
+    CREATE TEMP TABLE messages (message_id INTEGER PRIMARY KEY, status INTEGER, message_type TEXT, message_json TEXT)";
 
 // Registering.
 
@@ -134,8 +150,53 @@ pub(super) const WAITS_UNINDEXED: &str = "
 pub(super) const MOVE_TO: &str = "UPDATE messages SET position = ?2 WHERE message_id = ?1";
 /// The messages that make room in a full store, and how much: the oldest that wait.
 pub(super) const OLDEST_WAITING: &str = "
-    SELECT message_id, length(body) FROM messages CROSS JOIN bodies USING (message_id)
+    SELECT message_id, length(body) + coalesce(bytes, 0)
+    FROM messages CROSS JOIN bodies USING (message_id) LEFT JOIN attachments USING (message_id)
     WHERE status = 3 ORDER BY message_id";
+
+// Attachments. A row without a message is being uploaded while it has an owner (`process`), and released without one.
+
+pub(super) const BEGIN_ATTACHMENT: &str = "
+    INSERT INTO attachments (bytes, process, pid, pid_namespace, boot, grown_at_ms) VALUES (0, ?1, ?2, ?3, ?4, ?5)
+    RETURNING attachment_id";
+pub(super) const GROW_ATTACHMENT: &str = "
+    UPDATE attachments SET bytes = bytes + ?4, grown_at_ms = ?5
+    WHERE attachment_id = ?1 AND message_id IS NULL AND process = ?2 AND bytes = ?3";
+pub(super) const ADD_PIECE: &str = "INSERT INTO attachment_pieces VALUES (?1, ?2)";
+pub(super) const GIVE_ATTACHMENT: &str = "
+    UPDATE attachments SET message_id = ?4, sha256 = ?5, process = NULL, pid = NULL, pid_namespace = NULL, boot = NULL,
+        grown_at_ms = NULL
+    WHERE attachment_id = ?1 AND message_id IS NULL AND process = ?2 AND bytes = ?3";
+pub(super) const ABANDON_ATTACHMENT: &str =
+    "UPDATE attachments SET process = NULL WHERE attachment_id = ?1 AND message_id IS NULL AND process = ?2";
+pub(super) const RELEASE_ATTACHMENT: &str = "UPDATE attachments SET message_id = NULL WHERE message_id = ?1";
+pub(super) const RELEASE_UPLOAD: &str =
+    "UPDATE attachments SET process = NULL WHERE attachment_id = ?1 AND message_id IS NULL";
+pub(super) const UPLOADS: &str = "
+    SELECT attachment_id, process, pid, pid_namespace, boot, grown_at_ms FROM attachments
+    WHERE message_id IS NULL AND process IS NOT NULL";
+pub(super) const ANY_WITHOUT_MESSAGE: &str = "SELECT 1 FROM attachments WHERE message_id IS NULL LIMIT 1";
+pub(super) const RELEASED_ATTACHMENT: &str =
+    "SELECT attachment_id FROM attachments WHERE message_id IS NULL AND process IS NULL LIMIT 1";
+pub(super) const REMOVE_PIECES: &str = "
+    DELETE FROM attachment_pieces WHERE piece_id IN (
+        SELECT piece_id FROM attachment_pieces WHERE piece_id >= ?1 AND piece_id < ?2 LIMIT ?3)";
+pub(super) const REMOVE_ATTACHMENT: &str = "DELETE FROM attachments WHERE attachment_id = ?1";
+pub(super) const ATTACHMENT: &str = "SELECT attachment_id, bytes, sha256 FROM attachments WHERE message_id = ?1";
+/// A piece of a message's file; ?2 is how many numbers a file has.
+pub(super) const PIECE: &str = "
+    SELECT piece FROM attachment_pieces
+    WHERE piece_id = (SELECT attachment_id FROM attachments WHERE message_id = ?1) * ?2 + ?3";
+pub(super) const PIECES: &str =
+    "SELECT piece FROM attachment_pieces WHERE piece_id >= ?1 AND piece_id < ?2 ORDER BY piece_id";
+pub(super) const ATTACHMENTS: &str =
+    "SELECT attachment_id, message_id, bytes, sha256 FROM attachments WHERE message_id IS NOT NULL";
+/// Files of messages that are not there. A message whose file is not there has too few bytes ([`WRONG_BODIES`]).
+pub(super) const WRONG_ATTACHMENTS: &str = "
+    SELECT count(*) FROM attachments LEFT JOIN messages USING (message_id)
+    WHERE message_id IS NOT NULL AND status IS NULL";
+pub(super) const WRONG_PIECES: &str = "
+    SELECT count(*) FROM attachment_pieces WHERE piece_id >> 24 NOT IN (SELECT attachment_id FROM attachments)";
 
 // Lease.
 
@@ -162,8 +223,9 @@ pub(super) const WAITING_TOUCHES: &str = "
 pub(super) const MARK_CLAIMED: &str =
     "UPDATE messages SET status = 1, claim_epoch = ?2 WHERE message_id = ?1 AND status = 3";
 pub(super) const REQUEST: &str = "
-    SELECT method, path, encoding, header_set_id, body, codec, body_bytes FROM messages CROSS JOIN bodies USING (message_id)
-    WHERE message_id = ?1";
+    SELECT method, path, encoding, header_set_id, body, codec, CASE codec WHEN 0 THEN length(body)
+        ELSE body_bytes - coalesce((SELECT bytes FROM attachments WHERE message_id = ?1), 0) END
+    FROM messages CROSS JOIN bodies USING (message_id) WHERE message_id = ?1";
 /// What the summary needs to know of a message before its status changes.
 pub(super) const CLAIMED_MESSAGE: &str = "
     SELECT lane_id, message_type, items, body_bytes FROM messages
@@ -195,8 +257,11 @@ pub(super) const HOLD: &str = "
     WHERE lane_id = ?1 AND held_until_ms IS NOT NULL";
 pub(super) const MAKE_DUE: &str =
     "UPDATE messages SET next_attempt_at_ms = 0 WHERE message_id = ?1 AND status = 3 AND next_attempt_at_ms > 0";
+/// Lanes with a hold: in force, or over and with messages that it held.
 pub(super) const HELD_LANES: &str = "
-    SELECT lane_id FROM lanes WHERE held_until_ms > ?1 AND held_until_ms <= ?2 ORDER BY lane_id";
+    SELECT lane_id FROM lanes WHERE held_until_ms IS NOT NULL AND (held_until_ms > ?1 OR hold_passed = 0 AND EXISTS (
+        SELECT 1 FROM summary WHERE summary.lane_id = lanes.lane_id AND status IN (1, 3)))
+    ORDER BY lane_id";
 
 // People.
 
@@ -293,7 +358,7 @@ pub(super) fn to_purge(selection: &Selection, in_flight_too: bool) -> String {
 /// Makes rejected messages *failed*. RETURNING shows a row as the update left it; the status before it is known.
 pub(super) fn requeue(selection: &Selection) -> String {
     format!(
-        "UPDATE messages SET status = 3, attempts = 0, next_attempt_at_ms = 0 WHERE status = 4 AND {}
+        "UPDATE messages SET status = 3, attempts = 0, next_attempt_at_ms = 0 WHERE status = 4 AND method <> '' AND {}
          RETURNING lane_id, 4, message_type, answer_status, items, body_bytes",
         selection.sql()
     )
@@ -462,6 +527,12 @@ mod tests {
             (requeue(&all), "messages_rejected (status=?)"),
             (ANY_UPDATE.to_owned(), "SEARCH message_touches USING PRIMARY KEY (effect=?)"),
             (WAITING_UPDATES.to_owned(), "SEARCH message_touches USING PRIMARY KEY (effect=? AND entity=?)"),
+            (PIECE.to_owned(), "SEARCH attachment_pieces USING INTEGER PRIMARY KEY (rowid=?)"),
+            (PIECE.to_owned(), "SEARCH attachments USING"),
+            (RELEASED_ATTACHMENT.to_owned(), "SEARCH attachments USING INDEX"),
+            (UPLOADS.to_owned(), "SEARCH attachments USING INDEX"),
+            (RELEASE_ATTACHMENT.to_owned(), "SEARCH attachments USING"),
+            (REMOVE_PIECES.to_owned(), "SEARCH attachment_pieces USING INTEGER PRIMARY KEY (rowid>? AND rowid<?)"),
             (FIRST_CREATE.to_owned(), "SEARCH message_touches USING PRIMARY KEY (effect=? AND entity=?)"),
         ] {
             let plan = plan(&connection, &sql);

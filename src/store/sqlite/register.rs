@@ -9,7 +9,7 @@ use super::fault::Fault;
 use super::summary::{Changes, Group, Size};
 use super::{queries, rows, settle};
 use crate::message::{Effect, EntityKey, HeaderSet, Lane, Message, MessageId, MessageStatus, Touch};
-use crate::store::{Ahead, now_ms};
+use crate::store::{Ahead, Hold, LaneId, now_ms};
 
 /// Header sets that may be there without a message that uses them.
 const HEADER_SETS_KEPT: i64 = 256;
@@ -57,8 +57,38 @@ fn lane_id(connection: &Connection, lane: &Lane) -> Result<Option<i64>, Fault> {
     Ok(statement.query_row(params![lane.workspace, credential], |row| row.get(0)).optional()?)
 }
 
+/// Holds a lane, which may have no message yet, unless it is held for longer.
+pub(super) fn limit(tx: &Transaction<'_>, lane: &Lane, hold: &Hold) -> Result<(), Fault> {
+    let id = Names::default().lane(tx, lane)?;
+    match settle::hold_of(tx, id, now_ms())? {
+        Some(held) if held.until_ms >= hold.until_ms => Ok(()),
+        _ => settle::hold(tx, LaneId(id), Some(hold)),
+    }
+}
+
 /// Stores messages as *failed*, in this order, with their bodies as they are to be kept.
 pub(super) fn register(tx: &Transaction<'_>, messages: &[Message], bodies: &[Packed]) -> Result<Vec<MessageId>, Fault> {
+    register_with_files(tx, messages, bodies, 0)
+}
+
+/// Stores a message as *failed*, and counts the bytes of its file as its own.
+pub(super) fn register_attachment(
+    tx: &Transaction<'_>,
+    message: &Message,
+    body: &Packed,
+    file_bytes: u64,
+) -> Result<MessageId, Fault> {
+    let file_bytes = i64::try_from(file_bytes).unwrap_or(i64::MAX);
+    let ids = register_with_files(tx, std::slice::from_ref(message), std::slice::from_ref(body), file_bytes)?;
+    Ok(ids[0])
+}
+
+fn register_with_files(
+    tx: &Transaction<'_>,
+    messages: &[Message],
+    bodies: &[Packed],
+    file_bytes: i64,
+) -> Result<Vec<MessageId>, Fault> {
     let mut names = Names::default();
     let mut changes = Changes::default();
     let first: i64 = tx.prepare_cached(queries::NEXT_ID)?.query_row([], |row| row.get(0))?;
@@ -69,6 +99,7 @@ pub(super) fn register(tx: &Transaction<'_>, messages: &[Message], bodies: &[Pac
         let lane = names.lane(tx, &message.lane)?;
         let header_set = names.header_set(tx, &message.request.headers)?;
         let body = &message.request.body;
+        let body_bytes = body.bytes.len() as i64 + file_bytes;
         add_message.execute(params![
             id,
             message.message_type.name(),
@@ -76,7 +107,7 @@ pub(super) fn register(tx: &Transaction<'_>, messages: &[Message], bodies: &[Pac
             position(id),
             message.accepted_at_ms,
             message.items,
-            body.bytes.len() as i64,
+            body_bytes,
             message.project,
             message.request.method,
             message.request.path,
@@ -91,7 +122,7 @@ pub(super) fn register(tx: &Transaction<'_>, messages: &[Message], bodies: &[Pac
             }
         }
         updates_exist |= message.touches.iter().any(|touch| touch.effect == Effect::Update);
-        let size = Size { items: message.items.into(), body_bytes: body.bytes.len() as i64 };
+        let size = Size { items: message.items.into(), body_bytes };
         changes.add(Group::new(lane, MessageStatus::Failed, message.message_type), size);
         ids.push(MessageId(id));
     }

@@ -6,7 +6,7 @@ use rusqlite::{Connection, OptionalExtension, Row};
 
 use super::codec::Unpacker;
 use super::fault::Fault;
-use super::queries;
+use super::{attachments, queries};
 use crate::message::{
     Body, Credential, Encoding, HeaderSet, Lane, MessageId, MessageStatus, MessageType, Request, Touch,
 };
@@ -122,16 +122,20 @@ pub(super) fn listed(connection: &Connection, lanes: &mut Lanes, row: &Row<'_>) 
         }
         None => None,
     };
+    let id = MessageId(row.get(0)?);
+    let message_type = message_type(row, 2)?;
+    let has_file = message_type == MessageType::CreateAttachment;
     Ok(Listed {
-        id: MessageId(row.get(0)?),
+        id,
         status: status(row, 1)?,
-        message_type: message_type(row, 2)?,
+        message_type,
         lane: lanes.get(connection, row.get(3)?)?,
         project: row.get(4)?,
         method: row.get(5)?,
         path: row.get(6)?,
         items: row.get(7)?,
         body_bytes: unsigned(row, 8)?,
+        attachment: if has_file { attachments::of(connection, id)? } else { None },
         accepted_at_ms: row.get(9)?,
         attempts: row.get(10)?,
         next_attempt_at_ms: row.get(11)?,

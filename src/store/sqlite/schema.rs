@@ -11,7 +11,7 @@ pub(super) const APPLICATION_ID: i32 = 0x4f70_4f66;
 /// Bytes of a page in a new store.
 pub(super) const PAGE_BYTES: u32 = 4096;
 
-const MIGRATIONS: [&str; 3] = [MESSAGES_LANES_AND_LEASE, ALL_CHANGES_INDEXED, BODY_CODEC];
+const MIGRATIONS: [&str; 5] = [MESSAGES_LANES_AND_LEASE, ALL_CHANGES_INDEXED, ATTACHMENTS, SALVAGED, BODY_CODEC];
 
 /// Version 1.
 ///
@@ -144,7 +144,43 @@ const ALL_CHANGES_INDEXED: &str = "
 INSERT INTO counters SELECT 'annotations_indexed_after', coalesce(max(message_id), 0) FROM messages;
 ";
 
-/// Version 3: how the bytes of a body are kept ([`super::codec`]); those that are there already are kept as sent.
+/// Version 3.
+///
+/// - `attachments` has a row per file: of a message, being uploaded by a process, or released; see
+///   [`super::attachments`]. Its numbers are never used twice, so that a writer that was taken for dead can't write into
+///   another file. `grown_at_ms` is a reading of the clock of leases.
+/// - `attachment_pieces` holds the bytes. They count in the `body_bytes` of their message, beside its body.
+const ATTACHMENTS: &str = "
+CREATE TABLE attachments (
+    attachment_id INTEGER PRIMARY KEY AUTOINCREMENT,
+    message_id    INTEGER UNIQUE,
+    bytes         INTEGER NOT NULL,
+    sha256        BLOB,
+    process       TEXT,
+    pid           INTEGER,
+    pid_namespace TEXT,
+    boot          TEXT,
+    grown_at_ms   INTEGER
+);
+
+CREATE TABLE attachment_pieces (
+    piece_id INTEGER PRIMARY KEY,
+    piece    BLOB NOT NULL
+);
+";
+
+/// Version 4.
+///
+/// - `salvaged` has the digest of every row that was ever taken from an SDK's file: 32 bytes for a row that may be sent once.
+const SALVAGED: &str = "
+CREATE TABLE salvaged (
+    digest BLOB PRIMARY KEY
+) WITHOUT ROWID;
+";
+
+/// Version 5.
+///
+/// - `bodies.codec` says how the bytes of a body are kept ([`super::codec`]); those that are there already are kept as sent.
 const BODY_CODEC: &str = "ALTER TABLE bodies ADD COLUMN codec INTEGER NOT NULL DEFAULT 0";
 
 /// Returns the newest version that we know.

@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 
 use rusqlite::{CachedStatement, Connection, OptionalExtension, Row, Transaction, params};
 
+use super::attachments;
 use super::claim::HOLD_MS_MAX;
 use super::codec::Packer;
 use super::fault::Fault;
@@ -11,7 +12,7 @@ use super::queries::{self, Selection};
 use super::register::{Names, add_body_and_touches, is_looked_up};
 use super::rows::{self, Lanes};
 use super::summary::{Changes, Group, Size, counted};
-use crate::message::{Lane, MessageId, MessageStatus, Touch};
+use crate::message::{Lane, MessageId, MessageStatus, MessageType, Touch};
 use crate::store::{Filter, Hold, LaneId, LastAnswer, Outcome, Part, Purged};
 
 /// Writes the outcomes of messages that were claimed under this epoch. One that is not there any more was purged.
@@ -117,6 +118,8 @@ fn keep_answer(tx: &Transaction<'_>, id: MessageId, answer: &LastAnswer) -> Resu
 }
 
 /// Deletes a message by a statement that returns what it was, with everything that hangs on it.
+///
+/// The bytes of its file are released only: removing them takes longer than others should wait.
 pub(super) fn delete_one(
     tx: &Transaction<'_>,
     delete: &mut CachedStatement<'_>,
@@ -135,6 +138,9 @@ pub(super) fn delete_one(
     };
     let ((group, size), touches) = gone;
     tx.prepare_cached(queries::DELETE_BODY)?.execute([id])?;
+    if group.message_type == MessageType::CreateAttachment {
+        attachments::release(tx, id)?;
+    }
     let mut drop_touch = tx.prepare_cached(queries::DROP_TOUCH)?;
     for touch in touches.iter().filter(|touch| is_looked_up(touch)) {
         drop_touch.execute(params![touch.effect as u8, &touch.key.as_bytes()[..], id])?;
@@ -234,10 +240,10 @@ pub(super) fn hold_of(connection: &Connection, lane: i64, now_ms: i64) -> Result
     Ok((hold.until_ms > now_ms || !passed).then_some(hold))
 }
 
-/// Returns the lanes whose hold is in force.
+/// Returns the lanes whose hold is in force, or over without a success since.
 pub(super) fn held(connection: &Connection, now_ms: i64) -> Result<Vec<(Lane, Hold)>, Fault> {
     let mut statement = connection.prepare_cached(queries::HELD_LANES)?;
-    let lanes = statement.query_map([now_ms, now_ms.saturating_add(HOLD_MS_MAX)], |row| row.get(0))?;
+    let lanes = statement.query_map([now_ms], |row| row.get(0))?;
     let lanes = lanes.collect::<rusqlite::Result<Vec<i64>>>()?;
     let mut names = Lanes::default();
     let mut held = Vec::new();

@@ -10,7 +10,7 @@ use super::codec::Packed;
 use super::fault::{Fault, os_words};
 use super::settle::delete_one;
 use super::summary::Changes;
-use super::{BUSY_TIMEOUT, queries};
+use super::{BUSY_TIMEOUT, attachments, queries};
 use crate::message::{Message, Touch};
 use crate::store::{Limits, StoreError, WhenFull};
 
@@ -57,16 +57,14 @@ fn disk_free_bytes(path: &Path) -> Result<u64, StoreError> {
     }
 }
 
-/// Sees to it that these messages fit into the limits, or says which one is in the way.
+/// Sees to it that so many bytes fit into the limits, or says which one is in the way.
 pub(super) fn make_room(
     tx: &Transaction<'_>,
     path: &Path,
     log: &Path,
     limits: &Limits,
-    messages: &[Message],
-    bodies: &[Packed],
+    needed: u64,
 ) -> Result<(), Fault> {
-    let needed = messages.iter().zip(bodies).map(|(message, body)| bytes_needed(message, body)).sum::<u64>();
     let space = Space::of(tx, path, log)?;
     let Some(reason) = in_the_way(&space, limits, needed) else { return Ok(()) };
     let full = |reason| Fault::from(StoreError::Full { path: path.to_owned(), reason });
@@ -92,7 +90,8 @@ fn in_the_way(space: &Space, limits: &Limits, needed: u64) -> Option<String> {
     None
 }
 
-fn bytes_needed(message: &Message, body: &Packed) -> u64 {
+/// Returns about how many bytes of the file a message takes with its body as it is kept, without its attachment.
+pub(super) fn bytes_needed(message: &Message, body: &Packed) -> u64 {
     (body.bytes.len() + message.request.path.len()) as u64 + ROW_BYTES + message.touches.len() as u64 * TOUCH_BYTES
 }
 
@@ -114,6 +113,8 @@ fn drop_oldest(tx: &Transaction<'_>, bytes: u64) -> Result<bool, Fault> {
     for id in &oldest {
         delete_one(tx, &mut delete, [*id], &mut changes)?;
     }
+    // The room is needed now, so the bytes of their files go at once.
+    while attachments::remove_a_step(tx)? {}
     tx.prepare_cached(queries::ADD_TO_COUNTER)?.execute(rusqlite::params!["dropped", oldest.len() as i64])?;
     changes.write(tx)?;
     Ok(true)

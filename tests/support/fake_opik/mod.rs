@@ -8,6 +8,7 @@
 //! The port stays reserved for the life of the value: while the server is stopped, connections are refused and nobody
 //! else can get the port.
 
+pub mod attachments;
 pub mod check;
 pub mod clock;
 mod log;
@@ -27,6 +28,7 @@ use bytes::Bytes;
 use check::{Key, Kind, Write};
 use state::Entity;
 
+pub use attachments::{FilesIn, StoredFile};
 pub use log::{EarlyUpdate, Overlap, Received};
 pub use routes::decompressed;
 pub use script::{Answer, Then, When};
@@ -66,6 +68,7 @@ struct Shared {
     stream_allowance: Option<usize>,
     /// Entities that so many more reads don't show.
     hidden: HashMap<String, usize>,
+    attachments: attachments::Attachments,
 }
 
 struct Fault {
@@ -330,6 +333,16 @@ impl FakeOpik {
             }
         }
         found
+    }
+
+    /// Says where files are kept from now on.
+    pub fn keep_files_in(&self, place: FilesIn) {
+        self.lock().attachments.files_in = place;
+    }
+
+    /// Returns the files that are there whole.
+    pub fn files(&self) -> BTreeMap<attachments::FileKey, StoredFile> {
+        self.lock().attachments.files.clone()
     }
 
     pub fn state(&self) -> State {

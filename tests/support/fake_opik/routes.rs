@@ -76,6 +76,11 @@ pub fn received(head: &Head, body: Bytes) -> Received {
 pub fn read(request: &mut Received) -> Reading {
     let endpoint = route(&request.path).and_then(|path| Endpoint::of(&request.method, path));
     let refused = |status, message| Reading::Refused { status, message };
+    if request.method == "PUT"
+        && (request.path.ends_with("/attachment/upload") || request.path.starts_with("/object-store/"))
+    {
+        return Reading::Other;
+    }
     let body = match decompressed(request.header("Content-Encoding"), &request.body) {
         Ok(body) => body,
         Err((status, message)) => return refused(status, message),
@@ -127,6 +132,9 @@ impl Shared {
             Reading::Refused { status, message } => Answer::error(*status, message),
             Reading::Write(endpoint) => self.write(seq, endpoint),
             Reading::Other => {
+                if let Some(answer) = self.attachment(seq) {
+                    return answer;
+                }
                 let request = self.requests[seq].clone();
                 self.other(&request).unwrap_or_else(|| Answer::error(404, "HTTP 404 Not Found"))
             }

@@ -8,7 +8,7 @@ use super::script::Answer;
 
 /// Bytes of a request's head, and of one body on the wire.
 const HEAD_BYTES_MAX: usize = 64 * 1024;
-const BODY_BYTES_MAX: usize = 256 * 1024 * 1024;
+const BODY_BYTES_MAX: usize = 1024 * 1024 * 1024;
 
 pub struct Head {
     pub method: String,

@@ -1,0 +1,29 @@
+#!/usr/bin/env node
+// Runs the binary of this platform, which npm installed as an optional dependency. No script runs at installation and
+// nothing is downloaded. Signals and the exit code pass through, because a supervisor knows this process only.
+"use strict";
+
+const { spawn } = require("node:child_process");
+const { constants } = require("node:os");
+
+const name = `opik-offline-${process.platform}-${process.arch}`;
+const file = process.platform === "win32" ? "opik-offline.exe" : "opik-offline";
+
+let binary;
+try {
+  binary = require.resolve(`${name}/bin/${file}`);
+} catch {
+  console.error(`error: opik-offline has no binary for this platform, or it was not installed: ${name} is missing`);
+  console.error("hint: install without --omit=optional; for other platforms, build it with `cargo install`");
+  process.exit(1);
+}
+
+const child = spawn(binary, process.argv.slice(2), { stdio: "inherit" });
+for (const signal of ["SIGINT", "SIGTERM", "SIGHUP"]) {
+  process.on(signal, () => child.kill(signal));
+}
+child.on("error", (error) => {
+  console.error(`error: cannot run ${binary}: ${error.message}`);
+  process.exit(1);
+});
+child.on("exit", (code, signal) => process.exit(signal === null ? code : 128 + constants.signals[signal]));

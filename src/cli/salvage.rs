@@ -1,0 +1,311 @@
+//! What `replay --from` and `inspect --from` share: finding the files of SDK processes, reading them, telling about them.
+
+use std::fs;
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use serde::Serialize;
+
+use super::render::{Format, Renderer, count, short_duration, size, table_text};
+use super::{Common, Exit, Failure, existing_store, progress, translate};
+use crate::config::{Config, ProcessEnvironment, temp_dir};
+use crate::protocol::sdk_rows::{SdkRow, convert};
+use crate::replay::salvage::{SalvageError, Salvaged, Target, remove_source, salvage};
+use crate::shutdown::Shutdown;
+use crate::store::orphan::{self, SDK_STORE_NAME};
+use crate::store::{self, OpenMode, SdkFile, Store, StoredRow, count_rows, now_ms};
+
+/// What became of one file.
+#[derive(Serialize)]
+pub struct Source {
+    path: String,
+    /// Messages that wait for the server now.
+    messages: u64,
+    /// Rows that can't be sent, kept as rejected.
+    rejected: u64,
+    /// Rows that were taken from this file or a copy of it before.
+    known: u64,
+    /// Rows that could not be read, about.
+    unread: u64,
+    removed: bool,
+    /// Why it was not read, or not removed.
+    problem: Option<String>,
+}
+
+impl Source {
+    /// Says what became of the file in a line.
+    pub fn text(&self, dry_run: bool) -> String {
+        let verb = if dry_run { "would take" } else { "took" };
+        let mut text = format!("{verb} {} from {}", count(self.messages, "message"), self.path);
+        let mut add = |number: u64, what: &str| {
+            if number > 0 {
+                text.push_str(&format!(", {number} {what}"));
+            }
+        };
+        add(self.rejected, "that cannot be sent kept as rejected");
+        add(self.known, "known already");
+        add(self.unread, "could not be read (about)");
+        text.push_str(if self.removed { ", removed it\n" } else { "\n" });
+        text
+    }
+}
+
+/// Takes the rows of these files into the store, or says what that would do. A file that can't be read costs the others
+/// nothing; `failed` says whether there was one.
+pub fn take_in(
+    config: &Config,
+    given: &[PathBuf],
+    dry_run: bool,
+    remove: bool,
+    shutdown: &Shutdown,
+) -> Result<(Vec<Source>, bool), Failure> {
+    let (paths, mut failed) = expand(given);
+    let scratch = temp_dir(&ProcessEnvironment);
+    let mut sources = Vec::new();
+    let mut opened: Option<std::sync::Arc<dyn Store>> = None;
+    let mut tell = |error: SalvageError| {
+        failed = true;
+        let failure = Failure::from(error);
+        progress::say(&failure.to_string());
+        failure.message
+    };
+    for path in paths {
+        let file = match SdkFile::open(&path, &scratch) {
+            Ok(file) => file,
+            Err(error) => {
+                tell(error.into());
+                continue;
+            }
+        };
+        if opened.is_none() {
+            // Made only when there is something to put into it.
+            opened = match dry_run {
+                true => existing_store(config)?,
+                false => {
+                    let limits = translate::store_limits(config);
+                    Some(store::open(&config.db.value, OpenMode::CreateIfMissing, limits)?)
+                }
+            };
+        }
+        let target = match (&opened, dry_run) {
+            (Some(store), false) => Target::Store(store.as_ref()),
+            (store, _) => Target::Nowhere(store.as_deref()),
+        };
+        match salvage(target, file, &scratch, &translate::lane(config), shutdown) {
+            Ok(salvaged) => {
+                let (mut removed, mut problem) = (false, None);
+                if remove && !dry_run {
+                    match remove_source(&path, &salvaged) {
+                        Ok(()) => removed = true,
+                        Err(error) => problem = Some(tell(error)),
+                    }
+                }
+                let Salvaged { taken: messages, rejected, known, unread, .. } = salvaged;
+                let path = path.display().to_string();
+                sources.push(Source { path, messages, rejected, known, unread, removed, problem });
+            }
+            Err(error @ SalvageError::Interrupted { .. }) => {
+                return Err(Failure::new(Exit::Interrupted, error.to_string(), None));
+            }
+            Err(error) => drop(tell(error)),
+        }
+    }
+    Ok((sources, failed))
+}
+
+/// Returns the files that these names mean: files themselves, folders with such files in them, patterns. Says so where
+/// one means nothing.
+fn expand(given: &[PathBuf]) -> (Vec<PathBuf>, bool) {
+    let mut paths = Vec::new();
+    let mut failed = false;
+    for name in given {
+        let found = match name.to_str().filter(|text| text.contains(['*', '?', '[']) && !name.exists()) {
+            Some(pattern) => match glob::glob(pattern) {
+                Ok(matching) => matching
+                    .flatten()
+                    .flat_map(|path| if path.is_dir() { in_folder(&path) } else { vec![path] })
+                    .collect(),
+                Err(_) => Vec::new(),
+            },
+            None if name.is_dir() => in_folder(name),
+            None => vec![name.clone()],
+        };
+        if found.is_empty() {
+            failed = true;
+            let message = format!("there is no store of an SDK at {}", name.display());
+            let hint = "name files such as /tmp/tmp*/opik_messages.db; `opik-offline status` lists what was found";
+            progress::say(&Failure::new(Exit::Failure, message, Some(hint)).to_string());
+        }
+        paths.extend(found);
+    }
+    let mut seen = std::collections::HashSet::new();
+    paths.retain(|path| seen.insert(path.clone()));
+    (paths, failed)
+}
+
+/// Returns the databases in a folder, and the SDK's stores in the folders in it.
+fn in_folder(folder: &Path) -> Vec<PathBuf> {
+    let Ok(entries) = fs::read_dir(folder) else { return Vec::new() };
+    let mut found: Vec<PathBuf> = entries
+        .flatten()
+        .map(|entry| entry.path())
+        .filter_map(|path| match path.is_dir() {
+            true => Some(path.join(SDK_STORE_NAME)).filter(|path| path.is_file()),
+            false => path.extension().is_some_and(|extension| extension == "db").then_some(path),
+        })
+        .collect();
+    found.sort();
+    found
+}
+
+/// A row of an SDK's file, for people.
+#[derive(Serialize)]
+struct Row {
+    message_id: i64,
+    status: String,
+    message_type: String,
+    /// `None` when no request can be made of it.
+    method: Option<&'static str>,
+    path: Option<String>,
+    json_bytes: u64,
+    problem: Option<String>,
+}
+
+#[derive(Serialize)]
+struct Rows {
+    schema_version: u32,
+    file: String,
+    rows: Vec<Row>,
+    /// Rows that could not be read, about.
+    unread: u64,
+}
+
+fn row(stored: &StoredRow) -> Row {
+    let json = stored.json.as_deref().unwrap_or_default();
+    let (method, path, problem) = match convert(&stored.message_type, json) {
+        Ok(SdkRow::Write(write)) => (Some(write.method), Some(write.path), None),
+        Ok(SdkRow::Attachment(file)) => {
+            let problem =
+                (!Path::new(&file.file_path).is_file()).then(|| format!("its file {} is gone", file.file_path));
+            (Some("POST"), Some("v1/private/attachment/upload-start".to_owned()), problem)
+        }
+        Err(fault) => (None, None, Some(fault.to_string())),
+    };
+    let status = match stored.status {
+        1 => "registered".to_owned(),
+        2 => "delivered".to_owned(),
+        3 => "failed".to_owned(),
+        other => other.to_string(),
+    };
+    let json_bytes = json.len() as u64;
+    Row {
+        message_id: stored.message_id,
+        status,
+        message_type: stored.message_type.clone(),
+        method,
+        path,
+        json_bytes,
+        problem,
+    }
+}
+
+/// Lists the rows of one file.
+pub fn list(common: &Common, path: &Path, limit: usize) -> Result<(), Failure> {
+    let renderer = common.renderer();
+    let mut file = SdkFile::open(path, &temp_dir(&ProcessEnvironment)).map_err(SalvageError::from)?;
+    let mut rows = Vec::new();
+    let (mut shown, mut more) = (0, 0_u64);
+    let mut stdout = io::stdout().lock();
+    while let Some(stored) = file.next_row().map_err(SalvageError::from)? {
+        if shown == limit {
+            more += 1;
+            continue;
+        }
+        shown += 1;
+        match renderer.format() {
+            Format::Jsonl => {
+                let line = serde_json::to_string(&row(&stored)).map_err(io::Error::other)?;
+                writeln!(stdout, "{line}")?;
+            }
+            _ => rows.push(row(&stored)),
+        }
+    }
+    stdout.flush()?;
+    drop(stdout);
+    let unread = file.unread();
+    if renderer.format() != Format::Jsonl {
+        let report = Rows { schema_version: 1, file: path.display().to_string(), rows, unread };
+        renderer.result(&report, |renderer, report| {
+            let mut text = rows_text(renderer, &report.rows);
+            if more > 0 {
+                text.push_str(&format!("{shown} of {} messages; more with --limit\n", shown as u64 + more));
+            }
+            text
+        })?;
+    }
+    if file.is_damaged() && !common.quiet {
+        progress::say(&format!("the file is damaged: about {} could not be read", count(unread, "message")));
+    }
+    Ok(())
+}
+
+fn rows_text(renderer: &Renderer, rows: &[Row]) -> String {
+    if rows.is_empty() {
+        return "no messages in it\n".to_owned();
+    }
+    let mut table = renderer.table(&[">id", "status", "type", "request", ">size", "~problem"]);
+    for row in rows {
+        let request = match (row.method, &row.path) {
+            (Some(method), Some(path)) => format!("{method} {path}"),
+            _ => String::new(),
+        };
+        table.add_row([
+            row.message_id.to_string(),
+            row.status.clone(),
+            row.message_type.trim_end_matches("Message").to_owned(),
+            request,
+            size(row.json_bytes),
+            row.problem.clone().unwrap_or_default(),
+        ]);
+    }
+    table_text(&table)
+}
+
+/// An orphaned store, for `status` and `healthcheck`.
+#[derive(Serialize)]
+pub struct OrphanLine {
+    pub path: String,
+    /// `None` when it can't be counted without taking it in.
+    pub rows: Option<u64>,
+    pub bytes: u64,
+    pub age_seconds: u64,
+}
+
+impl OrphanLine {
+    /// Says what was found.
+    pub fn text(&self) -> String {
+        let rows = self
+            .rows
+            .map_or("messages that nobody can count (it may be damaged)".to_owned(), |rows| count(rows, "message"));
+        let age = short_duration(Duration::from_secs(self.age_seconds));
+        format!("{}: {rows}, {}, left {age} ago by a Python process", self.path, size(self.bytes))
+    }
+
+    /// Says what can be done.
+    pub fn hint(&self) -> String {
+        format!("deliver them with `opik-offline replay --from {}`", self.path)
+    }
+}
+
+/// Finds the orphaned stores of this user.
+pub fn orphans() -> Vec<OrphanLine> {
+    let found = orphan::find(&temp_dir(&ProcessEnvironment));
+    let line = |orphan: orphan::Orphan| OrphanLine {
+        rows: count_rows(&orphan.path),
+        path: orphan.path.display().to_string(),
+        bytes: orphan.bytes,
+        age_seconds: u64::try_from((now_ms() - orphan.changed_at_ms) / 1000).unwrap_or(0),
+    };
+    found.into_iter().map(line).collect()
+}

@@ -1,0 +1,194 @@
+//! `opik-offline agent -- COMMAND`
+
+use std::ffi::OsString;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::Path;
+use std::process::ExitCode;
+use std::sync::Mutex;
+
+use super::progress::Progress;
+use super::render::count;
+use super::signals::Relay;
+use super::{Common, Failure};
+use crate::agent::child::{Changes, Child, Ended};
+use crate::agent::flush::{Flush, FlushEnd};
+use crate::agent::{Agent, AgentSettings, RunEnd};
+use crate::config::units::print_duration;
+use crate::config::{Config, ProcessEnvironment, Source};
+use crate::shutdown::Shutdown;
+use crate::telemetry::log::LogFile;
+
+/// Runs a command with an agent beside it, and returns the command's exit code.
+pub(super) fn run(
+    common: &Common,
+    config: &Config,
+    mut settings: AgentSettings,
+    command: &[OsString],
+    log: LogFile,
+) -> Result<ExitCode, Failure> {
+    let Some((program, arguments)) = command.split_first() else { return Ok(ExitCode::SUCCESS) };
+    if !config.listen.is_set() {
+        settings.listen = SocketAddr::new(Ipv4Addr::LOCALHOST.into(), 0);
+    }
+    let token = settings.intake_token.clone();
+    let agent = Agent::bind(settings)?;
+    let address = agent.address();
+    let changes = Changes::leading_to(address, token.as_deref(), &config.upstream.value, &ProcessEnvironment);
+    let (shutdown, flush_stop) = (Shutdown::new(), Shutdown::new());
+    // Before the command starts, so that no signal ends the agent and leaves the command behind.
+    let relay = Relay::start(&flush_stop, log)?;
+    // What the command sends before the agent runs waits in the listener's queue.
+    let child = Child::start(program, arguments, &changes)?;
+    let child = relay.attach(child);
+
+    let name = Path::new(program).file_name().unwrap_or(program).to_string_lossy().into_owned();
+    let progress = Mutex::new((Progress::new(common.quiet), None));
+    let note = |text: &str| lock(&progress).0.note(&format!("opik-offline: {text}"));
+    note(&format!("{name} sends to http://{address}/api, which passes on to {}", config.upstream.value));
+    for variable in &changes.left {
+        note(&format!("{variable} leads elsewhere and stays as it is"));
+    }
+    let watch = |waiting: u64| {
+        let mut shown = lock(&progress);
+        let (progress, total) = &mut *shown;
+        if total.is_none() {
+            let time = print_duration(config.flush_timeout.value);
+            let stored = count(waiting, "stored message");
+            progress.note(&format!("opik-offline: {name} has ended, delivering {stored} for up to {time}"));
+            progress.start(waiting);
+        }
+        let total = (*total.get_or_insert(waiting)).max(waiting);
+        progress.at(total - waiting, total);
+    };
+    let flush = Flush { timeout: config.flush_timeout.value, stop: &flush_stop, watch: &watch };
+    let (run, ended) = std::thread::scope(|scope| {
+        let waiting = scope.spawn(|| {
+            let ended = child.wait();
+            if let Ok(ended) = &ended {
+                relay.ended(exit_code(*ended));
+            }
+            shutdown.request();
+            ended
+        });
+        let run = agent.run(&shutdown, Some(&flush));
+        if run.is_err() {
+            // Nobody takes what the command sends: better that it doesn't go on as if somebody did.
+            child.signal(signal_hook::consts::SIGTERM);
+        }
+        (run, waiting.join())
+    });
+    lock(&progress).0.finish();
+    let run = run?;
+    for line in summary(&name, &run, config) {
+        note(&line);
+    }
+    match ended {
+        Ok(Ok(ended)) => Ok(ExitCode::from(exit_code(ended))),
+        Ok(Err(error)) => Err(Failure::of_child_lost(&name, &error)),
+        Err(panic) => std::panic::resume_unwind(panic),
+    }
+}
+
+/// Returns the exit code that a shell would tell: the command's own, and 128 and the number of the signal that ended it.
+fn exit_code(ended: Ended) -> u8 {
+    match ended {
+        Ended::Exited(code) => u8::try_from(code & 0xff).unwrap_or(u8::MAX),
+        Ended::Killed(signal) => u8::try_from(128 + signal).unwrap_or(u8::MAX),
+    }
+}
+
+/// Says what became of all that the command sent.
+fn summary(name: &str, run: &RunEnd, config: &Config) -> Vec<String> {
+    let mut lines = Vec::new();
+    let store = config.db.value.display();
+    match (&run.flush, run.waiting) {
+        (Some(FlushEnd::NoStore { reason }), _) => {
+            lines.push(format!("writes were only passed on, because nothing could be stored: {reason}"));
+        }
+        (_, Some(0)) if run.forwarded + run.stored + run.delivered == 0 => {
+            lines.push(format!("{name} sent nothing to Opik, and nothing waits to be delivered"));
+        }
+        (_, Some(0)) => {
+            let mut parts = vec![format!("{} went straight to the server", count(run.forwarded, "write"))];
+            if run.stored + run.delivered > 0 {
+                parts.push(format!("{} stored first", count(run.stored, "message")));
+                parts.push(format!("{} delivered from the store", run.delivered));
+            }
+            lines.push(format!("nothing waits to be delivered: {}", parts.join(", ")));
+        }
+        (_, None) => lines.push(format!("{store} cannot be read, so nobody knows what waits in it")),
+        (end, Some(waiting)) => {
+            let stay = if waiting == 1 { "stays" } else { "stay" };
+            let stored = count(waiting, "message");
+            lines.push(format!("{stored} {stay} safely stored in {store}: {}", why(end.as_ref(), config)));
+            lines.push(format!("deliver later with `{}`, or by any agent on this store", replay_command(config)));
+        }
+    }
+    if run.rejected > 0 {
+        let rejected = count(run.rejected, "message");
+        lines.push(format!("the server refused {rejected}: see `opik-offline inspect --rejected`"));
+    }
+    lines
+}
+
+/// Says why messages are left.
+fn why(end: Option<&FlushEnd>, config: &Config) -> String {
+    match end {
+        Some(FlushEnd::ServerAway { reason }) => match reason {
+            Some(reason) => format!("the Opik server is away ({reason})"),
+            None => "the Opik server is away".to_owned(),
+        },
+        Some(FlushEnd::NotDue { reason }) => {
+            reason.clone().unwrap_or_else(|| "they wait for their next attempt".to_owned())
+        }
+        Some(FlushEnd::TimeOver) => format!("--flush-timeout {} is over", print_duration(config.flush_timeout.value)),
+        Some(FlushEnd::Stopped) => "interrupted".to_owned(),
+        Some(FlushEnd::Empty | FlushEnd::NoStore { .. }) | None => "another process stored them".to_owned(),
+    }
+}
+
+/// Returns the command that delivers what is left. What a flag said has to be said again.
+fn replay_command(config: &Config) -> String {
+    let mut command = "opik-offline replay".to_owned();
+    let is_flag = |source: &Source| matches!(source, Source::Flag { .. });
+    if config.db.is_set() {
+        command.push_str(&format!(" --db {}", quoted(&config.db.value.to_string_lossy())));
+    }
+    if is_flag(&config.upstream.source) {
+        command.push_str(&format!(" --upstream {}", config.upstream.value));
+    }
+    command
+}
+
+/// Returns a text as a shell reads it as one word.
+fn quoted(text: &str) -> String {
+    let is_plain = |c: char| c.is_alphanumeric() || "/._-+:@%".contains(c);
+    match !text.is_empty() && text.chars().all(is_plain) {
+        true => text.to_owned(),
+        false => format!("'{}'", text.replace('\'', r"'\''")),
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_end_becomes_the_exit_code_that_a_shell_tells() {
+        for (ended, code) in
+            [(Ended::Exited(0), 0), (Ended::Exited(255), 255), (Ended::Killed(2), 130), (Ended::Killed(15), 143)]
+        {
+            assert_eq!(exit_code(ended), code, "{ended:?}");
+        }
+    }
+
+    #[test]
+    fn a_path_is_one_word_of_a_command() {
+        assert_eq!(quoted("/a/b.db"), "/a/b.db");
+        assert_eq!(quoted("/my files/it's.db"), r"'/my files/it'\''s.db'");
+    }
+}

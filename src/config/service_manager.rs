@@ -1,0 +1,109 @@
+//! What a service manager says to the processes that it starts: the variables of `sd_notify(3)` and
+//! `sd_watchdog_enabled(3)`. They are no settings: nobody sets them by hand.
+
+use std::ffi::{OsStr, OsString};
+use std::time::Duration;
+
+use super::{BadValue, ConfigError, Environment, Source};
+
+const NOTIFY_SOCKET: &str = "NOTIFY_SOCKET";
+const WATCHDOG_USEC: &str = "WATCHDOG_USEC";
+const WATCHDOG_PID: &str = "WATCHDOG_PID";
+
+/// A service manager that wants to be told how this process is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ServiceManager {
+    /// Where to: the path of a datagram socket, or `@` and an abstract name.
+    pub socket: OsString,
+    /// The process is ended unless it gives a sign of life this often; `None`: no such thing is asked for.
+    pub watchdog: Option<Duration>,
+}
+
+impl ServiceManager {
+    /// Returns the service manager that the environment of process `pid` names, if any.
+    ///
+    /// # Errors
+    ///
+    /// [`ConfigError::Value`] when the watchdog's time is none: the process would be ended for no reason.
+    pub fn find(environment: &dyn Environment, pid: u32) -> Result<Option<Self>, ConfigError> {
+        let Some(socket) = environment.variable(NOTIFY_SOCKET).filter(|socket| !socket.is_empty()) else {
+            return Ok(None);
+        };
+        // The variables are inherited: they may be meant for the process that started us.
+        let is_ours = environment.variable(WATCHDOG_PID).is_none_or(|named| named == OsStr::new(&pid.to_string()));
+        let watchdog = environment.variable(WATCHDOG_USEC).filter(|_| is_ours);
+        Ok(Some(Self { socket, watchdog: watchdog.map(|value| microseconds(&value)).transpose()? }))
+    }
+}
+
+fn microseconds(value: &OsStr) -> Result<Duration, ConfigError> {
+    let number = value.to_str().and_then(|text| text.parse().ok()).filter(|number| *number > 0);
+    number.map(Duration::from_micros).ok_or_else(|| {
+        ConfigError::Value(Box::new(BadValue {
+            key: "watchdog",
+            value: value.to_string_lossy().into_owned(),
+            origin: Source::Environment { name: WATCHDOG_USEC },
+            reason: "not a number of microseconds above 0".to_owned(),
+            hint: Some("leave this variable to the service manager (WatchdogSec= in the unit), or unset it".to_owned()),
+        }))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::PathBuf;
+
+    use super::*;
+
+    struct Variables(&'static [(&'static str, &'static str)]);
+
+    impl Environment for Variables {
+        fn variable(&self, name: &str) -> Option<OsString> {
+            self.0.iter().find(|(known, _)| *known == name).map(|(_, value)| value.into())
+        }
+
+        fn home_dir(&self) -> Option<PathBuf> {
+            None
+        }
+
+        fn config_dir(&self) -> Option<PathBuf> {
+            None
+        }
+
+        fn data_dir(&self) -> Option<PathBuf> {
+            None
+        }
+    }
+
+    fn find(variables: &'static [(&'static str, &'static str)]) -> Result<Option<ServiceManager>, ConfigError> {
+        ServiceManager::find(&Variables(variables), 7)
+    }
+
+    #[test]
+    fn a_watchdog_counts_for_the_process_that_it_names() {
+        let manager = |watchdog| Some(ServiceManager { socket: "/run/notify".into(), watchdog });
+        let minute = Some(Duration::from_secs(60));
+        for (variables, expected) in [
+            (&[][..], None),
+            (&[(NOTIFY_SOCKET, "")], None),
+            (&[(WATCHDOG_USEC, "60000000")], None),
+            (&[(NOTIFY_SOCKET, "/run/notify")], manager(None)),
+            (&[(NOTIFY_SOCKET, "/run/notify"), (WATCHDOG_USEC, "60000000")], manager(minute)),
+            (&[(NOTIFY_SOCKET, "/run/notify"), (WATCHDOG_USEC, "60000000"), (WATCHDOG_PID, "7")], manager(minute)),
+            (&[(NOTIFY_SOCKET, "/run/notify"), (WATCHDOG_USEC, "60000000"), (WATCHDOG_PID, "8")], manager(None)),
+        ] {
+            assert_eq!(find(variables).expect("well formed"), expected, "{variables:?}");
+        }
+    }
+
+    #[test]
+    fn a_watchdog_without_a_time_is_an_error_that_says_where_it_stands() {
+        for variables in [
+            &[(NOTIFY_SOCKET, "/run/notify"), (WATCHDOG_USEC, "soon")],
+            &[(NOTIFY_SOCKET, "/run/notify"), (WATCHDOG_USEC, "0")],
+        ] {
+            let error = find(variables).expect_err("no time").to_string();
+            assert!(error.contains("from environment WATCHDOG_USEC"), "{error}");
+        }
+    }
+}

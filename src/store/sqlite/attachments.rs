@@ -1,0 +1,208 @@
+//! Attachment bytes, as durable as their message.
+//!
+//! A row of `attachments` stands for a file and its pieces lie in a table of their own. Whose they are is in the row:
+//!
+//! ```text
+//!           begin                 register (one commit with the message)
+//!   (none) ──────▶ being uploaded ──────▶ a message's
+//!                     │ abandon, owner gone   │ the message is deleted (in the same commit)
+//!                     ▼                       ▼
+//!                  released ◀─────────────────┘
+//!                     │ removed, some pieces per commit
+//!                     ▼
+//!                  (none)
+//! ```
+//!
+//! Removing half a gigabyte takes a while, so it is no part of the commit that releases it, and a crash between the two
+//! leaves a released row, which whoever comes next removes.
+//!
+//! A piece's key is computed, so that it needs no index: the file's number above 24 bits for the piece's own.
+
+use std::sync::OnceLock;
+
+use ring::digest::{Context, SHA256};
+use rusqlite::{Connection, OptionalExtension, Transaction, params};
+
+use super::fault::Fault;
+use super::lease::{Reading, is_gone, pid_namespace};
+use super::{queries, rows};
+use crate::message::{Attachment, MessageId, Sha256};
+use crate::store::attachment::PIECE_BYTES;
+use crate::store::{AttachmentId, StoreError};
+
+/// An upload to which nothing was added for so long is dead, wherever its process is.
+const IDLE_MS_MAX: i64 = 60 * 60 * 1000;
+/// Pieces that are removed in one commit: 16 MiB, a few ten milliseconds.
+const PIECES_PER_STEP: u32 = 32;
+/// Numbers of pieces that one file can have: 8 TiB.
+const PIECES_MAX: i64 = 1 << 24;
+
+/// Tells this process from others that have, or had, its number.
+fn process() -> &'static str {
+    static PROCESS: OnceLock<String> = OnceLock::new();
+    PROCESS.get_or_init(|| uuid::Uuid::now_v7().simple().to_string())
+}
+
+/// Makes a place for an attachment that this process receives.
+pub(super) fn begin(tx: &Transaction<'_>) -> Result<AttachmentId, Fault> {
+    let now = Reading::now();
+    let mut statement = tx.prepare_cached(queries::BEGIN_ATTACHMENT)?;
+    let owner = params![process(), std::process::id(), pid_namespace(), now.boot, now.ms];
+    Ok(AttachmentId(statement.query_row(owner, |row| row.get(0))?))
+}
+
+/// Adds a piece in its place.
+pub(super) fn add_piece(
+    tx: &Transaction<'_>,
+    attachment: AttachmentId,
+    number: u32,
+    piece: &[u8],
+) -> Result<(), Fault> {
+    assert!(i64::from(number) < PIECES_MAX && piece.len() <= PIECE_BYTES, "pieces are numbered and bounded");
+    let before = i64::from(number) * PIECE_BYTES as i64;
+    let mut grow = tx.prepare_cached(queries::GROW_ATTACHMENT)?;
+    // Only the next piece finds its row: bytes so far are those of the whole pieces before it.
+    let grown = grow.execute(params![attachment.0, process(), before, piece.len() as i64, Reading::now().ms])?;
+    if grown == 0 {
+        return Err(StoreError::AttachmentGone.into());
+    }
+    tx.prepare_cached(queries::ADD_PIECE)?.execute(params![piece_id(attachment.0, number), piece])?;
+    Ok(())
+}
+
+/// Gives an attachment to its message.
+pub(super) fn give(
+    tx: &Transaction<'_>,
+    attachment: AttachmentId,
+    file: &Attachment,
+    message: MessageId,
+) -> Result<(), Fault> {
+    let bytes = i64::try_from(file.bytes).unwrap_or(i64::MAX);
+    let given = params![attachment.0, process(), bytes, message.0, &file.sha256.as_bytes()[..]];
+    match tx.prepare_cached(queries::GIVE_ATTACHMENT)?.execute(given)? {
+        0 => Err(StoreError::AttachmentGone.into()),
+        _ => Ok(()),
+    }
+}
+
+/// Takes an upload's bytes from it, if it is still this process's.
+pub(super) fn abandon(tx: &Transaction<'_>, attachment: AttachmentId) -> Result<(), Fault> {
+    tx.prepare_cached(queries::ABANDON_ATTACHMENT)?.execute(params![attachment.0, process()])?;
+    Ok(())
+}
+
+/// Takes a message's bytes from it; part of the commit that deletes the message.
+pub(super) fn release(tx: &Transaction<'_>, message: i64) -> Result<(), Fault> {
+    tx.prepare_cached(queries::RELEASE_ATTACHMENT)?.execute([message])?;
+    Ok(())
+}
+
+/// Releases what uploads left that can't come to their end any more.
+pub(super) fn release_dead(tx: &Transaction<'_>) -> Result<(), Fault> {
+    let now = Reading::now();
+    let mut dead = Vec::new();
+    {
+        let mut statement = tx.prepare_cached(queries::UPLOADS)?;
+        let mut uploads = statement.query([])?;
+        while let Some(row) = uploads.next()? {
+            let owner: String = row.get(1)?;
+            let pid: u32 = row.get(2)?;
+            let namespace: Option<String> = row.get(3)?;
+            let boot: String = row.get(4)?;
+            let idle_ms = now.ms.saturating_sub(row.get(5)?);
+            // A process that has our number and is not us was there before us.
+            let replaced = pid == std::process::id() && namespace.as_deref() == pid_namespace() && owner != process();
+            if boot != now.boot
+                || replaced
+                || is_gone(pid, namespace.as_deref())
+                || !(0..=IDLE_MS_MAX).contains(&idle_ms)
+            {
+                dead.push(row.get::<_, i64>(0)?);
+            }
+        }
+    }
+    for attachment in dead {
+        tx.prepare_cached(queries::RELEASE_UPLOAD)?.execute([attachment])?;
+    }
+    Ok(())
+}
+
+/// Says whether there is anything that [`remove_a_step`] would remove, or an upload that may be dead.
+pub(super) fn any_without_message(connection: &Connection) -> Result<bool, Fault> {
+    Ok(connection.prepare_cached(queries::ANY_WITHOUT_MESSAGE)?.exists([])?)
+}
+
+/// Says whether there is anything to remove.
+pub(super) fn any_released(connection: &Connection) -> Result<bool, Fault> {
+    Ok(connection.prepare_cached(queries::RELEASED_ATTACHMENT)?.exists([])?)
+}
+
+/// Removes some released pieces; says whether there may be more.
+pub(super) fn remove_a_step(tx: &Transaction<'_>) -> Result<bool, Fault> {
+    let released: Option<i64> =
+        tx.prepare_cached(queries::RELEASED_ATTACHMENT)?.query_row([], |row| row.get(0)).optional()?;
+    let Some(attachment) = released else { return Ok(false) };
+    let (first, end) = (piece_id(attachment, 0), piece_id(attachment + 1, 0));
+    let removed = tx.prepare_cached(queries::REMOVE_PIECES)?.execute(params![first, end, PIECES_PER_STEP])?;
+    if removed < PIECES_PER_STEP as usize {
+        tx.prepare_cached(queries::REMOVE_ATTACHMENT)?.execute([attachment])?;
+    }
+    Ok(true)
+}
+
+/// Returns what is known of a message's file.
+pub(super) fn of(connection: &Connection, message: MessageId) -> Result<Option<Attachment>, Fault> {
+    let mut statement = connection.prepare_cached(queries::ATTACHMENT)?;
+    let mut found = statement.query([message.0])?;
+    let Some(row) = found.next()? else { return Ok(None) };
+    let sha256 = row.get_ref(2)?.as_blob().map_err(rusqlite::Error::from)?;
+    let sha256 = sha256.try_into().map_err(|_| Fault::Damaged("the digest of an attachment is unreadable".into()))?;
+    Ok(Some(Attachment { bytes: rows::unsigned(row, 1)?, sha256: Sha256::new(sha256) }))
+}
+
+/// Returns a piece of a message's file.
+pub(super) fn piece(connection: &Connection, message: MessageId, number: u32) -> Result<Option<Vec<u8>>, Fault> {
+    let mut statement = connection.prepare_cached(queries::PIECE)?;
+    Ok(statement.query_row(params![message.0, PIECES_MAX, number], |row| row.get(0)).optional()?)
+}
+
+/// Looks for files that are not what their rows say, in words.
+pub(super) fn problems(connection: &Connection) -> Result<Vec<String>, Fault> {
+    let mut problems = Vec::new();
+    for (query, wrong) in [
+        (queries::WRONG_ATTACHMENTS, "attachments of messages that don't exist"),
+        (queries::WRONG_PIECES, "pieces of attachments that don't exist"),
+    ] {
+        let count: i64 = connection.query_row(query, [], |row| row.get(0))?;
+        if count > 0 {
+            problems.push(format!("{count} {wrong}"));
+        }
+    }
+    let mut statement = connection.prepare(queries::ATTACHMENTS)?;
+    let mut attachments = statement.query([])?;
+    while let Some(row) = attachments.next()? {
+        let (attachment, message): (i64, i64) = (row.get(0)?, row.get(1)?);
+        let (bytes, digest) = digest(connection, attachment)?;
+        if rows::unsigned(row, 2)? != bytes || row.get_ref(3)?.as_blob().ok() != Some(digest.as_ref()) {
+            problems.push(format!("the attachment of message {message} is not the file that was received"));
+        }
+    }
+    Ok(problems)
+}
+
+fn digest(connection: &Connection, attachment: i64) -> Result<(u64, ring::digest::Digest), Fault> {
+    let mut digest = Context::new(&SHA256);
+    let mut bytes = 0;
+    let mut statement = connection.prepare_cached(queries::PIECES)?;
+    let mut pieces = statement.query([piece_id(attachment, 0), piece_id(attachment + 1, 0)])?;
+    while let Some(row) = pieces.next()? {
+        let piece = row.get_ref(0)?.as_blob().map_err(rusqlite::Error::from)?;
+        bytes += piece.len() as u64;
+        digest.update(piece);
+    }
+    Ok((bytes, digest.finish()))
+}
+
+fn piece_id(attachment: i64, number: u32) -> i64 {
+    attachment * PIECES_MAX + i64::from(number)
+}

@@ -1,0 +1,56 @@
+//! Rows of SDK files: stored once, whatever file they come from.
+
+use rusqlite::{Connection, Transaction, params};
+
+use super::codec::Packed;
+use super::fault::Fault;
+use super::summary::{Changes, Group, Size};
+use super::{attachments, queries, register};
+use crate::message::{MessageId, MessageStatus, Sha256};
+use crate::store::{LastAnswer, SalvagedRow};
+
+/// Says whether a row was stored by an earlier salvage.
+pub(super) fn is_salvaged(connection: &Connection, row: &Sha256) -> Result<bool, Fault> {
+    Ok(connection.prepare_cached(queries::IS_SALVAGED)?.exists([&row.as_bytes()[..]])?)
+}
+
+/// Stores rows that are new, with their bodies as they are to be kept, and remembers them.
+pub(super) fn salvage(
+    tx: &Transaction<'_>,
+    rows: &[SalvagedRow],
+    bodies: &[Packed],
+) -> Result<Vec<Option<MessageId>>, Fault> {
+    let mut ids = Vec::with_capacity(rows.len());
+    for (row, body) in rows.iter().zip(bodies) {
+        let added = tx.prepare_cached(queries::ADD_SALVAGED)?.execute([&row.row.as_bytes()[..]])?;
+        if added == 0 {
+            ids.push(None);
+            continue;
+        }
+        let file_bytes = row.file.as_ref().map_or(0, |(_, file)| file.bytes);
+        let id = register::register_attachment(tx, &row.message, body, file_bytes)?;
+        if let Some((attachment, file)) = &row.file {
+            attachments::give(tx, *attachment, file, id)?;
+        }
+        if let Some(answer) = &row.rejected {
+            reject(tx, id, row, answer)?;
+        }
+        ids.push(Some(id));
+    }
+    Ok(ids)
+}
+
+/// Makes a message *rejected* that was stored as *failed* a moment ago.
+fn reject(tx: &Transaction<'_>, id: MessageId, row: &SalvagedRow, answer: &LastAnswer) -> Result<(), Fault> {
+    tx.prepare_cached(queries::REJECT_SALVAGED)?.execute([id.0])?;
+    tx.prepare_cached(queries::KEEP_ANSWER)?.execute(params![id.0, answer.status, answer.text_kept(), answer.at_ms])?;
+    let (lane, body_bytes) =
+        tx.prepare_cached(queries::LANE_AND_BYTES)?.query_row([id.0], |row| Ok((row.get(0)?, row.get(1)?)))?;
+    let size = Size { items: row.message.items.into(), body_bytes };
+    let group = Group::new(lane, MessageStatus::Failed, row.message.message_type);
+    let mut changes = Changes::default();
+    changes.take(group, size);
+    let answer_status = answer.status.unwrap_or(0);
+    changes.add(Group { status: MessageStatus::Rejected, answer_status, ..group }, size);
+    changes.write(tx)
+}

@@ -1,0 +1,164 @@
+//! A smoke test: a trace with a span and a small image is written to the real server, straight and not through an agent.
+//! Trace and span are read back. The image is not: what lists attachments wants the server's own id of the project.
+//!
+//! What the SDK's own `opik healthcheck --smoke-test` does (protocol dossier, section h), with an answer that a program can
+//! rely on. The server writes late (ClickHouse), so what is not there yet is asked for again until the time is over.
+
+use std::io::Read;
+use std::ops::Range;
+use std::time::{Duration, Instant, SystemTime};
+
+use serde_json::{Value, json};
+use thiserror::Error;
+use uuid::Uuid;
+
+use super::Upstream;
+use super::upload::File;
+use crate::message::{Body, Encoding, HeaderSet, Lane, Request};
+use crate::protocol::answers::{Answer, SendFailure};
+use crate::protocol::attachment::Subject;
+use crate::protocol::readback::{Kind, one};
+use crate::shutdown::Shutdown;
+
+/// What the trace and its span are called.
+const TRACE_NAME: &str = "opik-offline smoke test";
+const SPAN_NAME: &str = "opik-offline smoke test span";
+/// What the image is called.
+const IMAGE_NAME: &str = "smoke-test.png";
+/// An image of one pixel.
+const IMAGE: &[u8] = include_bytes!("smoke.png");
+/// The first wait before what is not there yet is asked for again; each is longer than the one before.
+const WAIT_FIRST: Duration = Duration::from_millis(100);
+const WAIT_MAX: Duration = Duration::from_secs(2);
+
+/// How a smoke test went well.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Passed {
+    /// The trace's id.
+    pub trace_id: String,
+    /// How long writing took, all requests together.
+    pub written_in: Duration,
+    /// How long after that all could be read.
+    pub visible_after: Duration,
+}
+
+/// How a smoke test failed.
+#[derive(Clone, Debug, Error)]
+pub enum SmokeFailure {
+    /// No answer.
+    #[error(transparent)]
+    Send(#[from] SendFailure),
+    /// The server refused a request.
+    #[error("the server answers {} to {what}{}", .answer.status, words(.answer))]
+    Refused {
+        /// Which request.
+        what: &'static str,
+        /// Its answer.
+        answer: Answer,
+    },
+    /// What the server took can't be read.
+    #[error("the server took the trace {trace_id}, and does not show its {what} within {} s", .waited.as_secs())]
+    NotVisible {
+        /// The trace's id.
+        trace_id: String,
+        /// What is missing.
+        what: &'static str,
+        /// How long was waited.
+        waited: Duration,
+    },
+}
+
+/// Returns the server's words, if it has any.
+fn words(answer: &Answer) -> String {
+    let said: Option<Value> = serde_json::from_str(&answer.text).ok();
+    let said = said.as_ref().and_then(|said| said.get("message")?.as_str());
+    said.map_or(String::new(), |said| format!(": {said}"))
+}
+
+impl Upstream {
+    /// Writes a trace with a span and an image to this project, and reads trace and span back, for `patience` at most.
+    ///
+    /// # Errors
+    ///
+    /// [`SmokeFailure`]; what was written by then stays.
+    pub fn smoke_test(
+        &self,
+        lane: &Lane,
+        project: &str,
+        patience: Duration,
+        shutdown: &Shutdown,
+    ) -> Result<Passed, SmokeFailure> {
+        let (trace_id, span_id) = (Uuid::now_v7().to_string(), Uuid::now_v7().to_string());
+        let now = humantime::format_rfc3339_millis(SystemTime::now()).to_string();
+        let trace = json!({
+            "id": trace_id, "project_name": project, "name": TRACE_NAME, "start_time": now, "end_time": now,
+            "input": { "question": "does a trace reach the server?" }, "output": { "answer": "yes" }, "tags": ["smoke-test"],
+        });
+        let span = json!({
+            "id": span_id, "trace_id": trace_id, "project_name": project, "name": SPAN_NAME, "type": "llm",
+            "start_time": now, "end_time": now, "input": { "prompt": "ping" }, "output": { "text": "pong" },
+        });
+        let started = Instant::now();
+        self.write(lane, "v1/private/traces", &trace, "a trace")?;
+        self.write(lane, "v1/private/spans", &span, "a span")?;
+        self.attach(lane, project, &span_id)?;
+        let written = Instant::now();
+        for (kind, id, what) in [(Kind::Trace, &trace_id, "trace"), (Kind::Span, &span_id, "span")] {
+            let mut wait = WAIT_FIRST;
+            while !self.shows(lane, kind, id, project)? {
+                let waited = written.elapsed();
+                if waited >= patience || shutdown.sleep(wait.min(patience - waited)) {
+                    return Err(SmokeFailure::NotVisible { trace_id: trace_id.clone(), what, waited });
+                }
+                wait = (wait * 2).min(WAIT_MAX);
+            }
+        }
+        Ok(Passed { trace_id, written_in: written - started, visible_after: written.elapsed() })
+    }
+
+    fn write(&self, lane: &Lane, path: &str, body: &Value, what: &'static str) -> Result<(), SmokeFailure> {
+        let headers = HeaderSet::new(vec![("content-type".to_owned(), b"application/json".to_vec())]);
+        let body = Body::new(body.to_string(), Encoding::Identity);
+        let answer = self.send(lane, &Request { method: "POST".to_owned(), path: path.to_owned(), headers, body })?;
+        match answer.status {
+            200..300 => Ok(()),
+            _ => Err(SmokeFailure::Refused { what, answer }),
+        }
+    }
+
+    /// Uploads the image by the server's real flow, to its own storage or to an object store.
+    fn attach(&self, lane: &Lane, project: &str, span_id: &str) -> Result<(), SmokeFailure> {
+        let subject = json!({
+            "file_name": IMAGE_NAME, "mime_type": "image/png", "project_name": project,
+            "entity_type": "span", "entity_id": span_id,
+        });
+        let what = "an attachment";
+        let subject = Subject::from_body(subject.to_string().as_bytes()).map_err(|reason| {
+            let url = self.base_url().to_owned();
+            SmokeFailure::Send(SendFailure::Broken { url, reason })
+        })?;
+        let open = |range: Range<u64>| -> Box<dyn Read> {
+            let within = |at: u64| usize::try_from(at).map_or(IMAGE.len(), |at| at.min(IMAGE.len()));
+            Box::new(&IMAGE[within(range.start)..within(range.end)])
+        };
+        let headers = HeaderSet::default();
+        let (bytes, may_send) = (IMAGE.len() as u64, || true);
+        let file = File { subject: &subject, headers: &headers, bytes, open: &open, may_send: &may_send };
+        let answer = self.upload(lane, &file)?;
+        match answer.status {
+            200..300 => Ok(()),
+            _ => Err(SmokeFailure::Refused { what, answer }),
+        }
+    }
+
+    /// Says whether the server shows an entity by now.
+    fn shows(&self, lane: &Lane, kind: Kind, id: &str, project: &str) -> Result<bool, SmokeFailure> {
+        let answer = self.read_back(lane, &one(kind, id, Some(project)), Answer::TEXT_BYTES_MAX)?;
+        match answer.status {
+            200 => Ok(answer.text.contains(id)),
+            // Not yet, too often, or a server in trouble: the time decides.
+            404 | 429 | 500..600 => Ok(false),
+            _ => Err(SmokeFailure::Refused { what: "a read of what it took", answer }),
+        }
+    }
+}

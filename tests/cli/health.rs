@@ -1,0 +1,224 @@
+//! `healthcheck`: a line for each thing that was looked at, and an exit code that means it.
+
+use std::time::Duration;
+
+use opik_offline::message::{Effect, EntityKind, MessageType};
+use opik_offline::shutdown::Shutdown;
+use opik_offline::upstream::{Upstream, UpstreamSettings};
+use serde_json::json;
+
+use crate::sandbox::{API_KEY, Sandbox, TRACE, assert_text, message, open, team};
+use crate::support::PATIENCE;
+use crate::support::fake_opik::check::Kind;
+use crate::support::fake_opik::{Answer, FakeOpik, FilesIn, Then, When};
+
+#[test]
+fn healthcheck_says_what_is_well_and_where_each_value_comes_from() {
+    let server = FakeOpik::start_new();
+    let sandbox = Sandbox::filled().with_server(&server).with_env("OPIK_API_KEY", API_KEY);
+    std::fs::write(sandbox.home.path().join(".opik.config"), "[opik]\nworkspace = team\n").unwrap();
+    let well = sandbox.run(&["healthcheck"]);
+    for line in [
+        "workspace                         team  ",
+        "  ~/.opik.config\n",
+        "retry_interval                    10s  ",
+        "  environment OPIK_API_KEY\n",
+    ] {
+        assert!(well.contains(line), "{line:?} is not in\n{well}");
+    }
+    assert_text(
+        &sandbox.run(&["healthcheck", "-q"]),
+        "
+ok file          HOME/.opik.config is read
+-- file          HOME/config/opik-offline/config.yaml is not there, and need not be
+ok configuration no known mistake
+ok server        SERVER answers in N ms, version 2.2.0
+ok access        workspace team is open to this key
+ok store         HOME/opik_messages.db: sound, SIZE
+ok disk          N UNIT free, of which 256.0 MiB stay free
+-- agent         not running
+                 hint: start it with `opik-offline agent`, or in front of a command: `opik-offline agent -- COMMAND`
+--- exit 0
+",
+    );
+}
+
+#[test]
+fn healthcheck_ends_as_its_manual_says() {
+    assert_text(
+        &Sandbox::new().run(&["healthcheck", "-q", "--smoke-test"]),
+        "
+-- file          HOME/.opik.config is not there, and need not be
+-- file          HOME/config/opik-offline/config.yaml is not there, and need not be
+ok configuration no known mistake
+xx server        cannot connect to SERVER: connection refused
+                 hint: start the server, check the network, or name another server with --upstream
+-- access        not checked without a server
+-- store         HOME/opik_messages.db: nothing was stored yet
+ok disk          N UNIT free, of which 256.0 MiB stay free
+-- agent         not running
+                 hint: start it with `opik-offline agent`, or in front of a command: `opik-offline agent -- COMMAND`
+-- smoke test    not tried while a check fails
+--- exit 3
+",
+    );
+    let server = FakeOpik::start_new();
+    let not_found = server.script(When::any(), Then::status(404));
+    assert!(Sandbox::new().with_server(&server).run(&["healthcheck", "-q"]).ends_with("--- exit 3\n"));
+    not_found.clear();
+    server.script(When::path("/v1/private/auth"), Then::status(401));
+    let refused = Sandbox::new().with_server(&server).run(&["healthcheck", "-q"]);
+    assert!(refused.contains("xx access        the server answers 401 for workspace default\n"), "{refused}");
+    assert!(refused.ends_with("--- exit 5\n"), "{refused}");
+    server.clear_script();
+    let broken = Sandbox::new().with_server(&server);
+    std::fs::write(broken.home.db(), "no database").unwrap();
+    assert!(broken.run(&["healthcheck", "-q"]).ends_with("--- exit 1\n"));
+    let malformed = Sandbox::new().with_server(&server).with_env("OPIK_REPLAY_BATCH_SIZE", "x");
+    assert!(malformed.run(&["healthcheck", "-q"]).ends_with("--- exit 2\n"));
+}
+
+#[test]
+fn a_disk_without_room_and_a_place_that_cannot_be_written_are_failures_before_anything_is_stored() {
+    let server = FakeOpik::start_new();
+    let full = Sandbox::new().with_server(&server).with_env("OPIK_OFFLINE_FREE_DISK_RESERVE", "1000000TiB");
+    let found = full.run(&["healthcheck", "-q"]);
+    assert!(found.contains(" stay free: nothing new can be stored\n"), "{found}");
+    assert!(found.contains("hint: free disk space, ") && found.ends_with("--- exit 1\n"), "{found}");
+    let nowhere = Sandbox::new().with_server(&server);
+    std::fs::write(nowhere.home.path().join("file"), "").unwrap();
+    let below = nowhere.home.path().join("file/opik.db");
+    let found = nowhere.run(&["healthcheck", "-q", "--db", below.to_str().unwrap()]);
+    assert!(found.contains("xx disk          HOME/file cannot be written by this user\n"), "{found}");
+    assert!(found.ends_with("--- exit 1\n"), "{found}");
+    let nearly_full = Sandbox::new().with_server(&server).with_env("OPIK_OFFLINE_MAX_SIZE", "1MiB");
+    let body = json!({ "id": TRACE, "input": "x".repeat(1_000_000) });
+    let touches = [(EntityKind::Trace, TRACE, Effect::Create)];
+    let large = message(0, &team(), MessageType::CreateTrace, ("POST", "v1/private/traces"), &touches, &body);
+    open(&nearly_full.home.db()).register(&[large]).unwrap();
+    let found = nearly_full.run(&["healthcheck", "-q"]);
+    assert!(found.contains("!! store ") && found.contains("hint: replay or purge messages, or raise"), "{found}");
+    assert!(found.ends_with("--- exit 0\n"), "it works still: {found}");
+}
+
+#[test]
+fn a_smoke_test_writes_a_trace_and_reads_it_back() {
+    let server = FakeOpik::start_new();
+    let sandbox = Sandbox::new().with_server(&server).with_env("OPIK_API_KEY", API_KEY);
+    let tried = sandbox.run(&["healthcheck", "-q", "--smoke-test"]);
+    assert!(
+        tried.ends_with(
+            "ok smoke test    trace ID with a span and an image, written in N ms and read back after N ms, \
+             project smoke-test-project\n--- exit 0\n"
+        ),
+        "{tried}"
+    );
+    assert_eq!((server.count("default", Kind::Trace), server.count("default", Kind::Span)), (1, 1));
+    assert!(
+        server.requests().iter().all(|request| {
+            !request.path.contains("/private/") || request.authorization.as_deref() == Some(API_KEY)
+        })
+    );
+    let files = server.files();
+    assert_eq!(files.len(), 1);
+    assert!(
+        files
+            .values()
+            .all(|file| file.bytes == 70 && file.mime_type.as_deref() == Some("image/png") && file.after_entity),
+        "{files:?}"
+    );
+
+    // The server keeps files elsewhere.
+    server.keep_files_in(FilesIn::ObjectStore);
+    assert!(sandbox.run(&["healthcheck", "-q", "--smoke-test"]).ends_with("--- exit 0\n"));
+    assert_eq!(server.files().len(), 2);
+
+    // The server writes late.
+    let late = server.script_times(3, When::path("/v1/private/traces/*").method("GET"), Then::status(404));
+    let json = sandbox.output(&["healthcheck", "--smoke-test", "--project-name", "mine", "--format", "json"]).json();
+    assert_eq!(late.hits(), 3);
+    late.clear();
+    let id = json["smoke_test"]["trace_id"].as_str().unwrap();
+    let fields = server.entity("default", Kind::Trace, id).unwrap().record.unwrap().fields;
+    assert_eq!((&fields["project_name"], &json["smoke_test"]["project"]), (&"mine".into(), &"mine".into()));
+    assert_eq!((&json["healthy"], &json["schema_version"]), (&true.into(), &1.into()));
+    server.assert_no_violations();
+}
+
+#[test]
+fn a_smoke_test_fails_with_the_servers_words_and_an_exit_code_that_means_it() {
+    for (when, then, says, exit) in [
+        (
+            When::path("/v1/private/traces"),
+            Then::status(403),
+            "the server answers 403 to a trace: scripted by the test\n",
+            5,
+        ),
+        (
+            When::path("/v1/private/spans"),
+            Then::status(400),
+            "the server answers 400 to a span: scripted by the test\n",
+            1,
+        ),
+        (
+            When::path("/v1/private/attachment/upload-start"),
+            Then::status(403),
+            "the server answers 403 to an attachment: scripted by the test\n",
+            5,
+        ),
+        (
+            When::path("/v1/private/spans/*").method("GET"),
+            Then::Answer(Answer::error(401, "no reader")),
+            "the server answers 401 to a read of what it took: no reader\n",
+            5,
+        ),
+        (When::path("/v1/private/traces"), Then::ResetUnread, "the connection to SERVER broke: ", 3),
+    ] {
+        let server = FakeOpik::start_new();
+        server.script(when, then);
+        let found = Sandbox::new().with_server(&server).run(&["healthcheck", "-q", "--smoke-test"]);
+        assert!(found.contains(&format!("xx smoke test    {says}")), "{says}: {found}");
+        assert!(found.contains("\n                 hint: "), "{found}");
+        assert!(found.ends_with(&format!("--- exit {exit}\n")), "{found}");
+        let json =
+            Sandbox::new().with_server(&server).output(&["healthcheck", "--smoke-test", "--format", "json"]).json();
+        assert_eq!((&json["healthy"], &json["smoke_test"]), (&false.into(), &serde_json::Value::Null));
+    }
+
+    // Taken, and never shown: only the time ends that.
+    let server = FakeOpik::start_new();
+    server.script(When::path("/v1/private/traces/*").method("GET"), Then::status(404));
+    let settings = UpstreamSettings {
+        base_url: server.url(),
+        check_tls_certificate: true,
+        ca_file: None,
+        proxy: None,
+        connect_timeout: PATIENCE,
+        answer_timeout: PATIENCE,
+    };
+    let upstream = Upstream::new(&settings).unwrap();
+    let failure = upstream.smoke_test(&team(), "demo", Duration::ZERO, &Shutdown::new()).unwrap_err().to_string();
+    assert!(failure.ends_with(", and does not show its trace within 0 s"), "{failure}");
+
+    let alone = Sandbox::new().run(&["healthcheck", "--project-name", TRACE]);
+    assert!(alone.contains("--smoke-test") && alone.ends_with("--- exit 2\n"), "{alone}");
+}
+
+#[test]
+fn healthcheck_waits_until_all_is_well() {
+    let server = FakeOpik::new_stopped();
+    let sandbox = Sandbox::new().with_server(&server);
+    let (stdout, code) = std::thread::scope(|scope| {
+        let waiting = scope.spawn(|| {
+            let output = sandbox.output(&["healthcheck", "-q", "--wait", "60s"]);
+            (output.stdout.clone(), output.code())
+        });
+        std::thread::sleep(std::time::Duration::from_millis(300));
+        assert!(!waiting.is_finished(), "the server is not there yet");
+        server.start();
+        waiting.join().unwrap()
+    });
+    assert_eq!(code, Some(0), "{stdout}");
+    server.stop();
+    assert_eq!(sandbox.output(&["healthcheck", "--wait", "100ms"]).code(), Some(3));
+}

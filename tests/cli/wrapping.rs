@@ -1,0 +1,78 @@
+//! `agent -- COMMAND`: what is said around the command's own output.
+
+use crate::sandbox::{Sandbox, assert_text};
+use crate::support::fake_opik::FakeOpik;
+
+const SEND: &str = r#"curl -sf -o /dev/null "$OPIK_URL_OVERRIDE/v1/private/traces" -H 'Content-Type: application/json' -d '{"start_time": "2026-01-02T03:04:05Z", "project_name": "demo"}'; exit 3"#;
+
+fn sandbox(server: &FakeOpik) -> Sandbox {
+    Sandbox::new().with_server(server).with_env("OPIK_OFFLINE_LISTEN", "127.0.0.1:0")
+}
+
+#[test]
+fn a_wrapped_command_is_framed_by_a_line_at_each_end() {
+    let server = FakeOpik::start_new();
+    assert_text(
+        &sandbox(&server).run(&["agent", "--", "sh", "-c", "echo its own output"]),
+        "
+its own output
+--- stderr
+opik-offline: sh sends to http://127.0.0.1:PORT/api, which passes on to SERVER
+opik-offline: sh sent nothing to Opik, and nothing waits to be delivered
+--- exit 0
+",
+    );
+    assert_text(
+        &sandbox(&server).run(&["agent", "--", "sh", "-c", SEND]),
+        "
+--- stderr
+opik-offline: sh sends to http://127.0.0.1:PORT/api, which passes on to SERVER
+opik-offline: nothing waits to be delivered: 1 write went straight to the server
+--- exit 3
+",
+    );
+    assert_text(&sandbox(&server).run(&["agent", "-q", "--", "sh", "-c", SEND]), "--- exit 3\n");
+}
+
+#[test]
+fn what_stays_stored_is_told_with_the_reason_and_the_way_on() {
+    let server = FakeOpik::new_stopped();
+    let sandbox = sandbox(&server).with_env("OPIK_CONSOLE_LOGGING_LEVEL", "ERROR");
+    assert_text(
+        &sandbox.run(&["agent", "--", "sh", "-c", SEND]),
+        "
+--- stderr
+opik-offline: sh sends to http://127.0.0.1:PORT/api, which passes on to SERVER
+opik-offline: 1 message stays safely stored in HOME/opik_messages.db: the Opik server is away (cannot connect to SERVER: connection refused)
+opik-offline: deliver later with `opik-offline replay --db HOME/opik_messages.db`, or by any agent on this store
+--- exit 3
+",
+    );
+    server.start();
+    let replayed = sandbox.run(&["replay"]);
+    assert!(replayed.starts_with("delivered 1 message in "), "{replayed}");
+}
+
+#[test]
+fn a_command_that_cannot_be_started_is_named() {
+    let server = FakeOpik::start_new();
+    assert_text(
+        &sandbox(&server).run(&["agent", "--", "no-such-program", "--flag"]),
+        "
+--- stderr
+error: cannot start no-such-program: no such program
+hint: check the spelling and PATH; what follows -- is a program with its arguments
+--- exit 127
+",
+    );
+    let found = sandbox(&server).run(&["agent", "--", "/"]);
+    assert!(found.contains("error: cannot start /: ") && found.ends_with("--- exit 126\n"), "{found}");
+    let found = sandbox(&server).run(&["agent", "python", "app.py"]);
+    assert!(
+        found.contains("\n  tip: a command to be run stands behind two dashes: opik-offline agent -- python ...\n"),
+        "{found}"
+    );
+    assert!(found.ends_with("--- exit 2\n"), "{found}");
+    let found = sandbox(&server).run(&["agent", "--flush-timeout", "5s"]);
+    assert!(found.contains("-- <COMMAND>...") && found.ends_with("--- exit 2\n"), "{found}");
+}
