@@ -8,9 +8,9 @@ use opik_offline::upstream::{Upstream, UpstreamSettings};
 use serde_json::json;
 
 use crate::sandbox::{API_KEY, Sandbox, TRACE, assert_text, message, open, team};
-use crate::support::PATIENCE;
 use crate::support::fake_opik::check::Kind;
 use crate::support::fake_opik::{Answer, FakeOpik, FilesIn, Then, When};
+use crate::support::{PATIENCE, noise};
 
 #[test]
 fn healthcheck_says_what_is_well_and_where_each_value_comes_from() {
@@ -92,7 +92,7 @@ fn a_disk_without_room_and_a_place_that_cannot_be_written_are_failures_before_an
     assert!(found.contains("xx disk          HOME/file cannot be written by this user\n"), "{found}");
     assert!(found.ends_with("--- exit 1\n"), "{found}");
     let nearly_full = Sandbox::new().with_server(&server).with_env("OPIK_OFFLINE_MAX_SIZE", "1MiB");
-    let body = json!({ "id": TRACE, "input": "x".repeat(1_000_000) });
+    let body = json!({ "id": TRACE, "input": noise(1_200_000) });
     let touches = [(EntityKind::Trace, TRACE, Effect::Create)];
     let large = message(0, &team(), MessageType::CreateTrace, ("POST", "v1/private/traces"), &touches, &body);
     open(&nearly_full.home.db()).register(&[large]).unwrap();

@@ -10,7 +10,7 @@ use crate::support::fake_opik::check::Kind;
 use crate::support::fake_opik::{FakeOpik, Then, When};
 use crate::support::http::{Client, Request};
 use crate::support::ledger::ClientLedger;
-use crate::support::{PATIENCE, uuid7, wait_until};
+use crate::support::{PATIENCE, noise, uuid7, wait_until};
 use crate::writes::{Told, assert_error, create, trace, update};
 
 const WARNING: &str = "some network resiliency features were disabled";
@@ -165,10 +165,10 @@ fn a_file_that_is_damaged_under_the_agent_is_noticed() {
     assert!(agent.is_running());
 }
 
-/// A body that neither compresses nor shares a page with others.
+/// A body that does not get much smaller and shares no page with others.
 fn large(id: &str) -> Request {
     let mut body = trace(id, "large");
-    body["input"] = (0..2_000).map(|_| uuid7()).collect::<String>().into();
+    body["input"] = noise(90_000).into();
     Request::new("POST", "/v1/private/traces").json(&body)
 }
 

@@ -54,3 +54,15 @@ pub fn reserve_port(port: u16) -> Option<tokio::net::TcpSocket> {
     socket.bind(([127, 0, 0, 1], port).into()).ok()?;
     Some(socket)
 }
+
+/// Returns text of so many characters that no compression makes much smaller; always the same.
+pub fn noise(characters: usize) -> String {
+    use base64::Engine as _;
+    let block = |number: usize| {
+        let digest = ring::digest::digest(&ring::digest::SHA256, &number.to_le_bytes());
+        base64::engine::general_purpose::STANDARD_NO_PAD.encode(digest)
+    };
+    let mut text: String = (0..characters / 32 + 1).map(block).collect();
+    text.truncate(characters);
+    text
+}
