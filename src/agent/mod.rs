@@ -40,6 +40,7 @@ use thiserror::Error;
 use tracing::{error, info, warn};
 
 use crate::config::ServiceManager;
+use crate::intake::status::Watch;
 use crate::intake::{Intake, IntakeLimits};
 use crate::monitor::connection::Connection;
 use crate::monitor::{self, MonitorSettings};
@@ -207,6 +208,14 @@ impl Agent {
         let agent_mark = agent_mark();
         let upstream = Arc::new(self.upstream.marked(agent_mark.clone()));
         let beat = Arc::new(Beat::default());
+        let watch = Arc::new(Watch::new(
+            slot.clone(),
+            connection.clone(),
+            metrics.clone(),
+            settings.replay.pace,
+            settings.upstream.base_url.clone(),
+            self.address.to_string(),
+        ));
         let pulses = Arc::new(pulses(settings, &beat, &committer, &slot, &replay_shutdown, &monitor_shutdown));
         let intake = Intake {
             slot: slot.clone(),
@@ -220,6 +229,7 @@ impl Agent {
             agent_mark,
             beat,
             pulses: pulses.clone(),
+            watch: watch.clone(),
         };
         let monitoring = {
             let (connection, upstream, settings) = (connection.clone(), upstream.clone(), settings.monitor);
@@ -237,6 +247,12 @@ impl Agent {
                 ReplayManager { slot, upstream, connection, settings, tick_interval, metrics, shutdown, owner }.run();
             })
         };
+        let watching_shutdown = Shutdown::new();
+        {
+            let shutdown = watching_shutdown.clone();
+            // Only looks: nobody waits for its end.
+            Part::start("history", move || watch.run(&shutdown)).map_err(system)?;
+        }
         let adoption_shutdown = Shutdown::new();
         let adopting = settings.adopt.clone().map(|adoption| {
             let (slot, shutdown) = (slot.clone(), adoption_shutdown.clone());
@@ -256,6 +272,7 @@ impl Agent {
         };
 
         runtime.block_on(intake.serve(listener, shutdown.clone(), settings.shutdown_timeout));
+        watching_shutdown.request();
         adoption_shutdown.request();
         if adopting.is_some_and(|adopting| !adopting.has_ended_within(settings.shutdown_timeout)) {
             // What it has stored is recognised by the next agent, and it removes nothing before all is stored.

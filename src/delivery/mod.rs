@@ -8,11 +8,13 @@
 //! - [`blame`]: whether a fault counts against a message.
 //! - [`backoff`]: how long a message waits after a bad attempt.
 //! - [`pacing`]: how fast a backlog is replayed.
+//! - [`eta`]: when a backlog will have reached the server.
 
 pub mod admission;
 pub mod backoff;
 pub mod blame;
 pub mod coalesce;
+pub mod eta;
 pub mod fold;
 pub mod pacing;
 pub mod split;

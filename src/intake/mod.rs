@@ -7,7 +7,7 @@
 //! - Protected writes are forwarded or stored ([`accept`]); everything else streams through ([`forward`]).
 //! - `is-alive/ping` answers for the agent itself, whatever the server's state: otherwise the Python SDK would park its
 //!   messages in its own temporary store (protocol dossier, section b).
-//! - `/-/healthy`, `/-/ready`, `/metrics` and `/` are the agent's own ([`status_page`]).
+//! - `/-/healthy`, `/-/ready`, `/-/status.json`, `/metrics` and `/` are the agent's own ([`status_page`]).
 //!
 //! Limits: connections, header bytes and count, time to send a header or a piece of a body, bytes per body, bytes of all
 //! bodies held at once. A connection that is idle between requests costs no thread and no buffer beyond hyper's.
@@ -17,6 +17,7 @@ mod attachments;
 pub mod forward;
 pub mod guard;
 mod lanes;
+pub mod status;
 mod status_page;
 
 use std::convert::Infallible;
@@ -46,6 +47,7 @@ use crate::telemetry::metrics::Metrics;
 use crate::upstream::AGENT_HEADER;
 use crate::upstream::forward::{ForwardBody, Forwarder};
 use forward::ClientAnswer;
+use status::Watch;
 
 /// What intake may use.
 #[derive(Clone, Copy, Debug)]
@@ -106,6 +108,8 @@ pub struct Intake {
     pub beat: Arc<Beat>,
     /// Whether every part of the agent is alive, for `/-/healthy`.
     pub pulses: Arc<Pulses>,
+    /// How the agent stands, for `/`.
+    pub watch: Arc<Watch>,
 }
 
 struct Shared {
@@ -124,6 +128,7 @@ struct Shared {
     agent_mark: HeaderValue,
     started: Instant,
     pulses: Arc<Pulses>,
+    watch: Arc<Watch>,
     /// Requested when forwarded writes have had their time to finish before the agent stops: they are stored instead.
     hurry: Shutdown,
 }
@@ -185,6 +190,7 @@ impl Intake {
             agent_mark: self.agent_mark,
             started: Instant::now(),
             pulses: self.pulses,
+            watch: self.watch,
             hurry: Shutdown::new(),
         });
         let connections = Arc::new(Semaphore::new(self.limits.connections_max));

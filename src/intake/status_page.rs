@@ -1,6 +1,10 @@
-//! The agent's own pages: health for supervisors, metrics for Prometheus, a few lines for people. No payloads, no keys.
+//! The agent's own pages: health for supervisors, metrics for Prometheus, a page for people and its figures for
+//! programs. No payloads, no keys.
 
-use std::time::{SystemTime, UNIX_EPOCH};
+mod html;
+mod plot;
+
+use std::time::UNIX_EPOCH;
 
 use http::header::{self, HeaderValue};
 use hyper::Method;
@@ -8,6 +12,7 @@ use serde_json::json;
 
 use super::Shared;
 use super::forward::{self, ClientAnswer};
+use super::status::connection_word;
 use crate::monitor::Availability;
 use crate::protocol::answers::error;
 use crate::store::{Filter, now_ms};
@@ -16,6 +21,7 @@ use crate::store::{Filter, now_ms};
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Page {
     Overview,
+    Status,
     Healthy,
     Ready,
     Metrics,
@@ -27,6 +33,7 @@ impl Page {
     pub(super) fn of(method: &Method, path: &str) -> Option<Self> {
         let page = match path {
             "/" => Self::Overview,
+            "/-/status.json" => Self::Status,
             "/-/healthy" => Self::Healthy,
             "/-/ready" => Self::Ready,
             "/metrics" => Self::Metrics,
@@ -44,7 +51,11 @@ impl Page {
             },
             Self::Ready => plain("application/json", format!("{}\n", ready(shared))),
             Self::Metrics => plain("text/plain; version=0.0.4; charset=utf-8", metrics(shared)),
-            Self::Overview => plain("text/plain; charset=utf-8", overview(shared)),
+            Self::Overview => html::page(&shared.watch.status()),
+            Self::Status => match serde_json::to_string(&*shared.watch.status()) {
+                Ok(text) => plain("application/json", text + "\n"),
+                Err(fault) => forward::own_answer(error(500, &format!("the agent cannot tell how it is: {fault}"))),
+            },
             Self::MethodNotAllowed => forward::own_answer(error(405, "this page of the agent can only be read")),
         }
     }
@@ -92,14 +103,6 @@ fn ready(shared: &Shared) -> serde_json::Value {
     })
 }
 
-fn connection_word(availability: Availability) -> &'static str {
-    match availability {
-        Availability::Unknown => "unknown",
-        Availability::Available => "available",
-        Availability::Unavailable => "unavailable",
-    }
-}
-
 fn metrics(shared: &Shared) -> String {
     let available = shared.connection.availability() == Availability::Available;
     shared.metrics.connection_available.set(if available { 1.0 } else { 0.0 });
@@ -114,26 +117,4 @@ fn metrics(shared: &Shared) -> String {
         shared.metrics.store_dropped_messages.set(condition.dropped as f64);
     }
     shared.metrics.render()
-}
-
-fn overview(shared: &Shared) -> String {
-    let state = shared.connection.state();
-    let since = SystemTime::now().duration_since(state.since).unwrap_or_default().as_secs();
-    let mut text = format!(
-        "opik-offline {} for {}\nserver: {} for {since} s\n",
-        env!("CARGO_PKG_VERSION"),
-        shared.forwarder.base_url(),
-        connection_word(state.availability),
-    );
-    if let Some(reason) = state.reason {
-        text.push_str(&format!("reason: {reason}\n"));
-    }
-    match shared.slot.with(|store| store.backlog(&Filter::default())) {
-        Ok(backlog) => {
-            text.push_str(&format!("waiting: {} messages, rejected: {}\n", backlog.waiting(), backlog.rejected()));
-        }
-        Err(error) => text.push_str(&format!("store: {error}\n")),
-    }
-    text.push_str("details: /-/ready, /metrics, or `opik-offline status`\n");
-    text
 }

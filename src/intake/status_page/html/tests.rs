@@ -1,0 +1,271 @@
+//! The page in every weather. `tests/page/check` has the same pages written to a folder and looks at them in a browser.
+
+use std::path::Path;
+
+use super::*;
+use crate::delivery::eta::{Situation, eta};
+use crate::intake::status::{AgentStatus, GroupStatus, HeldStatus, RejectedStatus, ServerStatus, StoreStatus};
+use crate::telemetry::history::{Rates, Sample};
+
+/// 2026-11-22 20:07:08 UTC
+const NOW_MS: i64 = 1_795_378_028_000;
+const HOSTILE: &str = "<script>alert('x')</script>&\"";
+
+fn calm() -> Status {
+    let sample = |seconds_ago: i64| Sample {
+        at_ms: NOW_MS - seconds_ago * 1000,
+        uptime_ms: (90_000 - seconds_ago).unsigned_abs() * 1000,
+        available: Some(true),
+        waiting: Some(0),
+        ..Sample::default()
+    };
+    Status {
+        schema_version: 1,
+        at_ms: NOW_MS,
+        agent: AgentStatus { pid: 2144, version: "0.1.0", listen: "127.0.0.1:6745".into(), uptime_seconds: 90_000 },
+        server: ServerStatus {
+            url: "https://opik.example/api".into(),
+            connection: "available",
+            since_ms: NOW_MS - 90_000_000,
+            reason: None,
+        },
+        store: StoreStatus {
+            usable: true,
+            file_bytes: 209_715,
+            size_max_bytes: Some(10 << 30),
+            disk_free_bytes: Some(33 << 30),
+            ..StoreStatus::default()
+        },
+        rates: Some(Rates {
+            window_seconds: 60.0,
+            in_per_second: 41.3,
+            forwarded_per_second: 41.3,
+            ..Rates::default()
+        }),
+        eta: Some(eta(&Situation::default()).into()),
+        lanes: Vec::new(),
+        lanes_total: 0,
+        replays: Vec::new(),
+        history: (0..180).rev().map(|n| sample(n * 5)).collect(),
+        day: (0..1440).rev().map(|n| sample(n * 60)).collect(),
+    }
+}
+
+fn group(status: &'static str, message_type: &'static str, workspace: &str, messages: u64) -> GroupStatus {
+    let workspace = workspace.to_owned();
+    GroupStatus { status, message_type, workspace, messages, items: messages * 3, body_bytes: messages * 1721 }
+}
+
+fn lane(number: u64, held: Option<i64>) -> LaneStatus {
+    LaneStatus {
+        workspace: format!("team-{number}"),
+        key: Some("abcd***".into()),
+        waiting: 1200 / (number + 1),
+        held: held
+            .map(|until_ms| HeldStatus { until_ms, reason: "the server answered 429 and asks to wait 5m".into() }),
+    }
+}
+
+/// An outage of eight minutes, and one of the night before.
+fn outage() -> Status {
+    let mut status = calm();
+    for sample in &mut status.history {
+        let seconds = (sample.at_ms - (NOW_MS - 480_000)) / 1000;
+        if seconds >= 0 {
+            (sample.available, sample.waiting) = (Some(false), Some(seconds.unsigned_abs() * 40));
+        }
+    }
+    for sample in &mut status.day {
+        let minutes = (sample.at_ms - (NOW_MS - 12 * 3_600_000)) / 60_000;
+        if (0..90).contains(&minutes) {
+            (sample.available, sample.waiting) = (Some(false), Some(minutes.unsigned_abs() * 480));
+        } else if (90..96).contains(&minutes) {
+            sample.waiting = Some(43_200 - (minutes.unsigned_abs() - 89) * 7000);
+        }
+    }
+    status.day.iter_mut().rev().take(8).zip((0..8).rev()).for_each(|(sample, minute)| {
+        (sample.available, sample.waiting) = (Some(false), Some(minute * 2400 + 1200));
+    });
+    let waiting = 19_204;
+    status.server = ServerStatus {
+        connection: "unavailable",
+        since_ms: NOW_MS - 480_000,
+        reason: Some("cannot connect to https://opik.example/api: connection refused".into()),
+        ..status.server
+    };
+    status.store = StoreStatus {
+        waiting,
+        items: 57_612,
+        body_bytes: 33_049_084,
+        rejected: 3,
+        oldest_accepted_at_ms: Some(NOW_MS - 479_000),
+        groups: vec![
+            group("failed", "CreateTraceMessage", "default", 6401),
+            group("failed", "CreateSpansBatchMessage", "default", 12_801),
+            group("failed", "UpdateTraceMessage", "team", 2),
+            group("rejected", "CreateTraceMessage", "team", 3),
+        ],
+        rejected_by_answer: vec![
+            RejectedStatus { status: Some(400), messages: 2 },
+            RejectedStatus { status: None, messages: 1 },
+        ],
+        file_bytes: 48_000_000,
+        ..status.store
+    };
+    status.rates = status.rates.map(|rates| Rates {
+        forwarded_per_second: 0.0,
+        in_per_second: 40.0,
+        stored_per_second: 40.0,
+        ..rates
+    });
+    let situation = Situation {
+        waiting,
+        available: Some(false),
+        is_replayed: true,
+        last_per_second: Some(720.0),
+        ..Situation::default()
+    };
+    status.eta = Some(eta(&situation).into());
+    status.lanes = vec![lane(0, None), lane(1, Some(NOW_MS + 125_000))];
+    status.lanes_total = 2;
+    status.replays = vec![replay("agent", 6 * 60, 43_197), replay("replay", 3, 12)];
+    status
+}
+
+fn replay(by: &str, seconds: i64, delivered: u64) -> ReplayStatus {
+    let ended_at_ms = NOW_MS - 38_000_000;
+    let started_at_ms = ended_at_ms - seconds * 1000;
+    ReplayStatus { by: by.into(), started_at_ms, ended_at_ms, delivered, rejected: 3, remaining: 0 }
+}
+
+fn draining() -> Status {
+    let mut status = outage();
+    status.server = ServerStatus { connection: "available", since_ms: NOW_MS - 12_000, reason: None, ..status.server };
+    if let Some(last) = status.history.last_mut() {
+        (last.available, last.waiting) = (Some(true), Some(11_000));
+    }
+    status.rates = status.rates.map(|rates| Rates { delivered_per_second: 683.2, ..rates });
+    let situation = Situation {
+        waiting: status.store.waiting,
+        available: Some(true),
+        is_replayed: true,
+        drained_per_second: Some(683.2),
+        stored_per_second: 40.0,
+        ..Situation::default()
+    };
+    status.eta = Some(eta(&situation).into());
+    status.store.replaying = Some("opik-offline agent (pid 2144)".into());
+    status
+}
+
+fn just_started() -> Status {
+    let mut status = calm();
+    status.agent.uptime_seconds = 1;
+    status.server = ServerStatus { connection: "unknown", since_ms: NOW_MS - 1000, ..status.server };
+    status.rates = None;
+    status.history.clear();
+    status.day.clear();
+    status
+}
+
+fn thirty_lanes() -> Status {
+    let mut status = draining();
+    status.lanes = (0..30).map(|n| lane(n, (n % 3 == 1).then_some(NOW_MS + n as i64 * 7000))).collect();
+    status.lanes[4].workspace = "w".repeat(300);
+    status.lanes[7].workspace = "a workspace with a long name, as somebody who pastes a sentence would call it".into();
+    status.lanes_total = 1204;
+    status.store.groups.push(group("failed", "CreateSpansBatchMessage", &"w".repeat(300), 1_234_567));
+    status
+}
+
+fn hostile() -> Status {
+    let mut status = outage();
+    status.server.url = HOSTILE.into();
+    status.server.reason = Some(HOSTILE.into());
+    status.store.groups[0].workspace = HOSTILE.into();
+    status.store.replaying = Some(HOSTILE.into());
+    status.lanes[1].workspace = HOSTILE.into();
+    status.lanes[1].key = Some(HOSTILE.into());
+    if let Some(held) = &mut status.lanes[1].held {
+        held.reason = HOSTILE.into();
+    }
+    status.replays[0].by = HOSTILE.into();
+    status.agent.listen = HOSTILE.into();
+    status
+}
+
+fn unusable() -> Status {
+    let mut status = calm();
+    let reason =
+        Some("/var/lib/opik-offline/opik_messages.db is not a message store: it begins with other bytes".into());
+    status.store = StoreStatus { reason, ..StoreStatus::default() };
+    status.eta = None;
+    status.history.iter_mut().rev().take(30).for_each(|sample| sample.waiting = None);
+    status
+}
+
+fn pages() -> Vec<(&'static str, Status)> {
+    vec![
+        ("calm", calm()),
+        ("just-started", just_started()),
+        ("outage", outage()),
+        ("draining", draining()),
+        ("thirty-lanes", thirty_lanes()),
+        ("hostile", hostile()),
+        ("unusable", unusable()),
+    ]
+}
+
+#[test]
+fn a_value_is_never_markup() {
+    let page = document(&hostile());
+    assert!(!page.contains("<script>alert"), "a workspace's name was run as a script");
+    assert_eq!(page.matches("<script").count(), 1, "ours");
+    assert_eq!(page.matches("&lt;script&gt;alert(&#39;x&#39;)&lt;/script&gt;&amp;&quot;").count(), 9);
+}
+
+#[test]
+fn every_page_is_whole_and_says_what_counts() {
+    for (name, status) in pages() {
+        let page = document(&status);
+        assert!(page.starts_with("<!doctype html>") && page.ends_with("</html>\n"), "{name}");
+        for tag in ["section", "table", "svg", "div", "p", "dl", "figure"] {
+            let opened = page.matches(&format!("<{tag}>")).count() + page.matches(&format!("<{tag} ")).count();
+            assert_eq!(opened, page.matches(&format!("</{tag}>")).count(), "{name}: <{tag}>");
+        }
+        assert!(!page.contains(" style="), "{name}: the policy forbids styles in attributes");
+        assert_eq!(page.matches("<figure>").count(), 2, "{name}: the plots show without JavaScript");
+        assert!(page.contains(&escaped(&verdict(&status).1).into_owned()), "{name}");
+    }
+    assert!(document(&outage()).contains("The Opik server is away; 19,204 messages are safe on disk"));
+    assert!(document(&draining()).contains("The Opik server is back; 19,204 messages are being delivered"));
+    assert!(document(&thirty_lanes()).contains("and 1,174 more"));
+}
+
+#[test]
+fn a_list_of_lanes_is_bounded() {
+    let mut status = outage();
+    status.lanes = (0..200).map(|number| lane(number, None)).collect();
+    status.lanes_total = 5000;
+    let page = document(&status);
+    assert!(page.contains("team-49<") && !page.contains("team-50<") && page.contains("and 4,950 more"));
+}
+
+#[test]
+fn numbers_read_well() {
+    assert_eq!([0, 999, 1000, 1_234_567].map(number), ["0", "999", "1,000", "1,234,567"]);
+    assert_eq!([0.0, 0.04, 0.1, 9.94, 10.0, 1234.5].map(rate), ["0", "< 0.1", "0.1", "9.9", "10", "1,235"]);
+    assert_eq!(moment(NOW_MS), "2026-11-22 20:07:08");
+}
+
+/// For `tests/page/check`, which says where.
+#[test]
+#[allow(clippy::disallowed_methods, reason = "a test has no configuration")]
+fn pages_are_written_for_the_browser() {
+    let Some(folder) = std::env::var_os("OPIK_OFFLINE_PAGES") else { return };
+    let folder = Path::new(&folder);
+    for (name, status) in pages() {
+        std::fs::write(folder.join(format!("{name}.html")), document(&status)).expect("the folder can be written");
+    }
+    std::fs::write(folder.join("policy"), &*POLICY).expect("the folder can be written");
+}

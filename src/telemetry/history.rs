@@ -1,0 +1,267 @@
+//! What was seen of late: samples of the backlog and the counters, and the rates that follow from them.
+//!
+//! Two rings of fixed size: a sample every [`FINE_INTERVAL`] for a quarter of an hour, and one a minute for a day. They
+//! are in memory only and take a quarter of a megabyte at most: what a person has to know after a crash (what waits,
+//! how the last replay went) is in the store, and a plot is not worth a commit a minute for ever.
+
+use std::collections::VecDeque;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use serde::Serialize;
+
+/// How often a sample is to be taken.
+pub const FINE_INTERVAL: Duration = Duration::from_secs(5);
+/// Samples of the last quarter of an hour.
+pub const FINE_MAX: usize = 180;
+/// How far apart the samples of the day are.
+pub const COARSE_INTERVAL: Duration = Duration::from_secs(60);
+/// Samples of the last day.
+pub const COARSE_MAX: usize = 24 * 60;
+/// Over how long rates are taken.
+pub const RATE_WINDOW: Duration = Duration::from_secs(60);
+/// Rates over less than this are noise.
+const RATE_WINDOW_MIN: Duration = Duration::from_secs(2);
+/// A backlog of which nothing left for so long, with the server there, does not move.
+const STALL_AFTER: Duration = Duration::from_secs(30);
+
+/// How an agent stood at one moment. Counters count from the agent's start.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Sample {
+    /// The wall clock, in milliseconds since the Unix epoch; may jump.
+    pub at_ms: i64,
+    /// Since the agent's start; never jumps.
+    pub uptime_ms: u64,
+    /// Whether the server was there; `None` before the first ping.
+    pub available: Option<bool>,
+    /// Messages that had to reach the server; `None` while the store could not be read.
+    pub waiting: Option<u64>,
+    /// Bytes of their bodies.
+    pub waiting_bytes: Option<u64>,
+    /// Rejected messages that were kept.
+    pub kept: Option<u64>,
+    /// Writes that the server answered at once.
+    pub forwarded: u64,
+    /// Messages that were stored.
+    pub stored: u64,
+    /// Stored messages that the server confirmed to this agent.
+    pub delivered: u64,
+    /// Messages that this agent set aside as rejected.
+    pub rejected: u64,
+}
+
+/// What came and went per second.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
+pub struct Rates {
+    /// Over how many seconds it was measured.
+    pub window_seconds: f64,
+    /// Writes forwarded or stored.
+    pub in_per_second: f64,
+    /// Of these, the forwarded ones.
+    pub forwarded_per_second: f64,
+    /// Of these, the stored ones.
+    pub stored_per_second: f64,
+    /// Stored messages that reached the server.
+    pub delivered_per_second: f64,
+    /// Messages that the server refused.
+    pub rejected_per_second: f64,
+}
+
+/// Samples of the last quarter of an hour and of the last day.
+#[derive(Debug, Default)]
+pub struct History(Mutex<Rings>);
+
+#[derive(Debug, Default)]
+struct Rings {
+    fine: VecDeque<Sample>,
+    coarse: VecDeque<Sample>,
+}
+
+impl History {
+    /// Takes in a sample.
+    pub fn note(&self, sample: Sample) {
+        let mut rings = self.lock();
+        push(&mut rings.fine, sample, FINE_MAX);
+        let minute = |sample: &Sample| sample.uptime_ms / COARSE_INTERVAL.as_millis() as u64;
+        match rings.coarse.back_mut().filter(|last| minute(last) == minute(&sample)) {
+            // A peak or an outage of seconds is what one looks for in a plot of a day.
+            Some(last) => {
+                let available = if last.available == Some(false) { last.available } else { sample.available };
+                let (waiting, waiting_bytes) = if last.waiting > sample.waiting {
+                    (last.waiting, last.waiting_bytes)
+                } else {
+                    (sample.waiting, sample.waiting_bytes)
+                };
+                *last = Sample { available, waiting, waiting_bytes, ..sample };
+            }
+            None => push(&mut rings.coarse, sample, COARSE_MAX),
+        }
+    }
+
+    /// Returns the samples of the last quarter of an hour, oldest first.
+    pub fn recent(&self) -> Vec<Sample> {
+        self.lock().fine.iter().copied().collect()
+    }
+
+    /// Returns a sample for each minute of the last day, oldest first: with the most that waited in that minute, and as
+    /// unavailable if it was so at any time.
+    pub fn day(&self) -> Vec<Sample> {
+        self.lock().coarse.iter().copied().collect()
+    }
+
+    /// A panic elsewhere leaves whole samples.
+    fn lock(&self) -> MutexGuard<'_, Rings> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn push(ring: &mut VecDeque<Sample>, sample: Sample, max: usize) {
+    if ring.len() == max {
+        ring.pop_front();
+    }
+    ring.push_back(sample);
+}
+
+/// Returns the rates of the last [`RATE_WINDOW`], or of what there is of it; `None` with too little to measure.
+///
+/// Samples are in order of time, the last one is now.
+pub fn rates(samples: &[Sample]) -> Option<Rates> {
+    let (first, last) = window(samples, RATE_WINDOW)?;
+    let span = Duration::from_millis(last.uptime_ms.saturating_sub(first.uptime_ms));
+    if span < RATE_WINDOW_MIN {
+        return None;
+    }
+    let per_second = |of: fn(&Sample) -> u64| of(last).saturating_sub(of(first)) as f64 / span.as_secs_f64();
+    let (forwarded_per_second, stored_per_second) = (per_second(|at| at.forwarded), per_second(|at| at.stored));
+    Some(Rates {
+        window_seconds: span.as_secs_f64(),
+        in_per_second: forwarded_per_second + stored_per_second,
+        forwarded_per_second,
+        stored_per_second,
+        delivered_per_second: per_second(|at| at.delivered),
+        rejected_per_second: per_second(|at| at.rejected),
+    })
+}
+
+/// Returns how many messages per second left the backlog while something waited and the server was there; `None` when
+/// there was no such time, or nothing left.
+///
+/// What another process replays counts too: it shows in the backlog, not in this agent's counters.
+pub fn drain_rate(samples: &[Sample]) -> Option<f64> {
+    let (mut left, mut time) = (0.0, 0.0);
+    for pair in samples.windows(2) {
+        let [before, after] = pair else { continue };
+        let (Some(waiting), Some(waits_still)) = (before.waiting, after.waiting) else { continue };
+        if waiting == 0 || after.available != Some(true) {
+            continue;
+        }
+        let settled = (after.delivered + after.rejected).saturating_sub(before.delivered + before.rejected);
+        left += settled.max(waiting.saturating_sub(waits_still)) as f64;
+        time += after.uptime_ms.saturating_sub(before.uptime_ms) as f64 / 1000.0;
+    }
+    (left > 0.0 && time > 0.0).then(|| left / time)
+}
+
+/// Says whether nothing left a backlog for half a minute although the server was there.
+pub fn is_stalled(samples: &[Sample]) -> bool {
+    let Some((first, last)) = window(samples, STALL_AFTER + FINE_INTERVAL) else { return false };
+    let since = samples.iter().position(|sample| sample.uptime_ms == first.uptime_ms).unwrap_or(0);
+    let waited = samples[since..].iter().all(|at| at.available == Some(true) && at.waiting.is_some_and(|n| n > 0));
+    let moved = samples[since..].windows(2).any(|pair| pair[1].waiting < pair[0].waiting)
+        || last.delivered + last.rejected > first.delivered + first.rejected;
+    waited && !moved && last.uptime_ms - first.uptime_ms >= STALL_AFTER.as_millis() as u64
+}
+
+/// Returns the last sample, and the first that is at most `longest` older.
+fn window(samples: &[Sample], longest: Duration) -> Option<(&Sample, &Sample)> {
+    let last = samples.last()?;
+    let since = last.uptime_ms.saturating_sub(longest.as_millis() as u64);
+    let first = samples.iter().find(|sample| sample.uptime_ms >= since)?;
+    Some((first, last))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Samples 5 s apart: what waited, what was delivered until then, whether the server was there.
+    fn samples(of: &[(u64, u64, bool)]) -> Vec<Sample> {
+        let sample = |(number, (waiting, delivered, available)): (usize, &(u64, u64, bool))| Sample {
+            uptime_ms: number as u64 * 5000,
+            available: Some(*available),
+            waiting: Some(*waiting),
+            delivered: *delivered,
+            ..Sample::default()
+        };
+        of.iter().enumerate().map(sample).collect()
+    }
+
+    #[test]
+    fn memory_is_bounded_and_the_newest_stay() {
+        let history = History::default();
+        for second in (0..3 * 24 * 3600).step_by(5) {
+            history.note(Sample { uptime_ms: second * 1000, waiting: Some(second), ..Sample::default() });
+        }
+        assert_eq!((history.recent().len(), history.day().len()), (FINE_MAX, COARSE_MAX));
+        assert_eq!(history.recent().last().map(|last| last.uptime_ms), Some((3 * 24 * 3600 - 5) * 1000));
+        assert_eq!(history.day().last().map(|last| last.uptime_ms), Some((3 * 24 * 3600 - 5) * 1000));
+        assert!(size_of::<Sample>() * (FINE_MAX + COARSE_MAX) < 256 * 1024);
+    }
+
+    #[test]
+    fn a_minute_remembers_its_peak_and_its_outage() {
+        let history = History::default();
+        for sample in samples(&[(0, 0, true), (70, 0, false), (3, 67, true)]) {
+            history.note(sample);
+        }
+        let day = history.day();
+        assert_eq!(day.len(), 1);
+        assert_eq!((day[0].waiting, day[0].available, day[0].delivered), (Some(70), Some(false), 67));
+    }
+
+    #[test]
+    fn rates_are_those_of_the_last_minute() {
+        assert_eq!(rates(&[]), None);
+        assert_eq!(rates(&[Sample::default()]), None, "one look says nothing of a rate");
+        let at = |seconds: u64, forwarded, stored, delivered| Sample {
+            uptime_ms: seconds * 1000,
+            forwarded,
+            stored,
+            delivered,
+            ..Sample::default()
+        };
+        let found = rates(&[at(0, 0, 0, 0), at(40, 4000, 0, 0), at(70, 4030, 60, 30), at(100, 4060, 120, 90)]);
+        let found = found.expect("a minute was seen");
+        assert_eq!(
+            (found.window_seconds, found.in_per_second, found.forwarded_per_second, found.stored_per_second),
+            (60.0, 3.0, 1.0, 2.0)
+        );
+        assert_eq!((found.delivered_per_second, found.rejected_per_second), (1.5, 0.0));
+    }
+
+    #[test]
+    fn a_drain_is_measured_while_it_lasts() {
+        for (name, of, expected) in [
+            ("nothing was ever seen", &[][..], None),
+            ("nothing waits", &[(0, 0, true), (0, 0, true)][..], None),
+            ("an outage is no drain", &[(10, 0, false), (20, 0, false)][..], None),
+            ("five seconds of work", &[(100, 0, false), (100, 0, true), (0, 100, true)][..], Some(10.0)),
+            ("idle time does not count", &[(100, 0, true), (0, 100, true), (0, 100, true), (0, 100, true)], Some(20.0)),
+            ("another process replays", &[(100, 0, true), (50, 0, true)], Some(10.0)),
+            ("what comes in meanwhile does not count", &[(100, 0, true), (150, 50, true)], Some(10.0)),
+        ] {
+            assert_eq!(drain_rate(&samples(of)), expected, "{name}");
+        }
+    }
+
+    #[test]
+    fn a_backlog_that_does_not_move_is_noticed() {
+        assert!(is_stalled(&samples(&[(5, 0, true); 8])));
+        assert!(!is_stalled(&samples(&[(5, 0, true); 3])), "ten seconds are not enough to say so");
+        assert!(!is_stalled(&samples(&[(5, 0, false); 8])), "the server is away: that is no stall");
+        assert!(!is_stalled(&samples(&[(0, 0, true); 8])));
+        let mut moving = [(5, 0, true); 8];
+        moving[7] = (5, 1, true);
+        assert!(!is_stalled(&samples(&moving)));
+    }
+}
