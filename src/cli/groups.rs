@@ -2,7 +2,7 @@
 
 use serde::Serialize;
 
-use super::render::{Renderer, size, table_text};
+use super::render::{Renderer, elided, size, table_text, terminal};
 use crate::store::Backlog;
 
 /// Messages of one status, type and workspace.
@@ -31,12 +31,14 @@ pub fn groups(backlog: &Backlog) -> Vec<Group> {
 
 /// Returns a table with a row for each group.
 pub fn groups_text(renderer: &Renderer, groups: &[Group]) -> String {
-    let mut table = renderer.table(&["status", "type", "workspace", ">messages", ">items", ">size"]);
+    // What is piped is whole; on a terminal the other columns are to stay in sight.
+    let workspace_chars_max = terminal().map_or(usize::MAX, |terminal| (terminal.columns / 3).max(12));
+    let mut table = renderer.table(&["status", "type", "~workspace", ">messages", ">items", ">size"]);
     for group in groups {
         table.add_row([
             group.status.to_owned(),
             group.message_type.trim_end_matches("Message").to_owned(),
-            group.workspace.clone(),
+            elided(&group.workspace, workspace_chars_max),
             group.messages.to_string(),
             group.items.to_string(),
             size(group.body_bytes),

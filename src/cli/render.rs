@@ -57,19 +57,6 @@ impl Renderer {
         stdout.flush()
     }
 
-    /// Clears the terminal and goes to its top; does nothing to a pipe or a file.
-    ///
-    /// # Errors
-    ///
-    /// Whatever stdout says.
-    pub fn clear_screen(&self) -> io::Result<()> {
-        let mut stdout = io::stdout().lock();
-        if self.format == Format::Table && stdout.is_terminal() {
-            stdout.write_all(b"\x1b[2J\x1b[H")?;
-        }
-        stdout.flush()
-    }
-
     /// Returns an empty table with these column heads; a head that begins with `>` is of a column of numbers.
     ///
     /// On a terminal that is too narrow, only columns whose head begins with `~` are broken into lines.
@@ -101,13 +88,24 @@ impl Renderer {
 
     /// Returns a mark for a line of a report, coloured where colours are.
     pub fn mark(&self, mark: Mark) -> String {
-        let (sign, color) = match mark {
-            Mark::Good => ("ok", "32"),
-            Mark::Warn => ("!!", "33"),
-            Mark::Bad => ("xx", "31"),
-            Mark::Note => ("--", "2"),
+        let sign = match mark {
+            Mark::Good => "ok",
+            Mark::Warn => "!!",
+            Mark::Bad => "xx",
+            Mark::Note => "--",
         };
-        if self.color { format!("\u{1b}[{color}m{sign}\u{1b}[0m") } else { sign.to_owned() }
+        self.painted(mark, sign)
+    }
+
+    /// Returns a word in the colour of a mark, where colours are.
+    pub fn painted(&self, mark: Mark, word: &str) -> String {
+        let color = match mark {
+            Mark::Good => "32",
+            Mark::Warn => "33",
+            Mark::Bad => "31",
+            Mark::Note => "2",
+        };
+        if self.color { format!("\u{1b}[{color}m{word}\u{1b}[0m") } else { word.to_owned() }
     }
 }
 
@@ -126,6 +124,34 @@ pub enum Mark {
     Bad,
     /// For information.
     Note,
+}
+
+/// The terminal that stdout is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Terminal {
+    /// Characters in a line.
+    pub columns: usize,
+    /// Lines.
+    pub rows: usize,
+}
+
+/// Returns the terminal that stdout is, if it is one and tells its size.
+pub fn terminal() -> Option<Terminal> {
+    let stdout = io::stdout();
+    let size = stdout.is_terminal().then(|| rustix::termios::tcgetwinsize(stdout))?.ok()?;
+    let terminal = Terminal { columns: usize::from(size.ws_col), rows: usize::from(size.ws_row) };
+    (terminal.columns > 0 && terminal.rows > 0).then_some(terminal)
+}
+
+/// Returns a name that has so many characters at most: of a longer one, its beginning and its end.
+pub fn elided(name: &str, chars_max: usize) -> String {
+    let count = name.chars().count();
+    if count <= chars_max {
+        return name.to_owned();
+    }
+    let end = chars_max.saturating_sub(1) / 2;
+    let begin = chars_max.saturating_sub(1) - end;
+    name.chars().take(begin).chain(['…']).chain(name.chars().skip(count - end)).collect()
 }
 
 /// Returns a table as text with its lines trimmed at the end.
@@ -215,6 +241,12 @@ mod tests {
         assert_eq!(cut("twelve chars", 12), "twelve chars");
         assert_eq!(cut("twelve chars", 8), "twelve …");
         assert_eq!(cut("\u{1b}[1mbold\u{1b}[0m text", 9), "\u{1b}[1mbold\u{1b}[0m text");
+    }
+
+    #[test]
+    fn a_long_name_keeps_both_its_ends() {
+        assert_eq!(elided("short", 5), "short");
+        assert_eq!(elided("a-long-name", 7), "a-l…ame");
     }
 
     #[test]

@@ -1,19 +1,27 @@
 //! `opik-offline status`
 
-use std::time::Duration;
+mod screen;
+mod watch;
+
+use std::time::{Duration, Instant};
 
 use clap::Args;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
-use super::groups::{Group, groups, groups_text};
-use super::render::{Renderer, count, short_duration, size, time};
+use self::watch::Watching;
+use super::groups::{Group, groups};
+use super::render::{count, short_duration, time};
 use super::salvage::{OrphanLine, orphans};
 use super::selection::{duration, refuse_jsonl};
 use super::{Common, Exit, Failure, configuration, existing_store, stop_on_signals, translate, upstream};
-use crate::config::Config;
+use crate::config::{Config, ProcessEnvironment, is_utf8_locale};
+use crate::delivery::eta::{Situation, eta};
 use crate::delivery::pacing::Pace;
+use crate::intake::status::{EtaStatus, pace_of};
+use crate::message::MessageStatus;
 use crate::shutdown::Shutdown;
-use crate::store::{AgentRecord, Backlog, Condition, Filter, StoreError, now_ms};
+use crate::store::{AgentRecord, Backlog, Condition, Filter, Page, Store, StoreError, now_ms};
+use crate::telemetry::history::{Rates, Sample};
 use crate::upstream::Upstream;
 
 const AFTER_HELP: &str = "\
@@ -58,11 +66,21 @@ struct Report {
     /// `null` when the store can't be read: nobody knows.
     backlog: Option<Waiting>,
     rejected: Option<Rejected>,
+    /// What comes and goes; `null` when no agent tells.
+    rates: Option<Rates>,
+    /// When the backlog will have reached the server; `null` when the store can't be read.
+    eta: Option<EtaStatus>,
     store: StoreReport,
     held: Vec<Held>,
     /// Stores that killed Python processes of this user left in the temporary folder.
     orphans: Vec<OrphanLine>,
     last_replay: Option<LastReplay>,
+    /// What the agent has seen of late, for `--watch`; empty when none tells.
+    #[serde(skip)]
+    history: Vec<Sample>,
+    /// What was seen now, for `--watch` without an agent.
+    #[serde(skip)]
+    reading: Sample,
 }
 
 #[derive(Serialize)]
@@ -102,6 +120,17 @@ struct Waiting {
 struct Rejected {
     messages: u64,
     by_answer: Vec<RejectedBy>,
+    /// The commonest answers among the newest of them, `reasons_of_newest` at most.
+    reasons: Vec<Reason>,
+    reasons_of_newest: u64,
+}
+
+/// An answer that refused messages.
+#[derive(Serialize)]
+struct Reason {
+    status: Option<u16>,
+    text: String,
+    messages: u64,
 }
 
 #[derive(Serialize)]
@@ -144,6 +173,14 @@ struct LastReplay {
 
 /// How long an agent on this machine may take to tell about itself.
 const AGENT_TIMEOUT: Duration = Duration::from_secs(2);
+/// Bytes of what it tells at most: its lists are bounded, but for the rows of what is stored.
+const TOLD_BYTES_MAX: usize = 16 * 1024 * 1024;
+/// Rejected messages whose answers are looked at.
+const REASONS_OF_NEWEST: usize = 200;
+/// Different answers that are told.
+const REASONS_MAX: usize = 10;
+/// Characters of an answer that are told.
+const REASON_CHARS_MAX: usize = 200;
 /// How often `--watch` looks again.
 const WATCH_INTERVAL: Duration = Duration::from_secs(2);
 
@@ -152,25 +189,26 @@ pub fn run(common: &Common, args: &StatusArgs) -> Result<(), Failure> {
     let config = configuration(&common.flags())?;
     let renderer = common.renderer();
     let upstream = upstream(&config)?;
-    let shutdown = Shutdown::new();
     if args.watch {
+        let shutdown = Shutdown::new();
         stop_on_signals(&shutdown)?;
-    }
-    loop {
-        let (report, problem) = gather(&config, &upstream);
-        if args.watch {
-            renderer.clear_screen()?;
-        }
-        if !common.quiet || problem.is_none() && args.fail_if_backlog.is_none() && args.fail_if_older_than.is_none() {
-            renderer.result(&report, people)?;
-        }
-        if !args.watch {
-            return end(args, &report, problem);
-        }
-        if shutdown.sleep(WATCH_INTERVAL) {
-            return Err(Failure::silent(Exit::Interrupted));
+        let mut watching = Watching::new(is_utf8_locale(&ProcessEnvironment));
+        let started = Instant::now();
+        loop {
+            let (report, _) = gather(&config, &upstream, started);
+            watching.show(&renderer, &report)?;
+            if shutdown.sleep(WATCH_INTERVAL) {
+                return Err(Failure::silent(Exit::Interrupted));
+            }
         }
     }
+    let (report, problem) = gather(&config, &upstream, Instant::now());
+    if !common.quiet || problem.is_none() && args.fail_if_backlog.is_none() && args.fail_if_older_than.is_none() {
+        renderer.result(&report, |renderer, report| {
+            screen::sections(renderer, report) + &screen::stored(renderer, report)
+        })?;
+    }
+    end(args, &report, problem)
 }
 
 fn end(args: &StatusArgs, report: &Report, problem: Option<StoreError>) -> Result<(), Failure> {
@@ -195,25 +233,45 @@ fn end(args: &StatusArgs, report: &Report, problem: Option<StoreError>) -> Resul
 }
 
 /// Asks store, agent and server. What can't be asked is part of the answer.
-fn gather(config: &Config, upstream: &Upstream) -> (Report, Option<StoreError>) {
+fn gather(config: &Config, upstream: &Upstream, started: Instant) -> (Report, Option<StoreError>) {
     let now = now_ms();
     let read = existing_store(config).and_then(|store| match store {
         None => Ok(None),
-        Some(store) => Ok(Some((store.backlog(&Filter::default())?, store.condition()?))),
+        Some(store) => {
+            let backlog = store.backlog(&Filter::default())?;
+            let reasons = if backlog.rejected() > 0 { reasons(store.as_ref())? } else { Vec::new() };
+            Ok(Some((backlog, reasons, store.condition()?)))
+        }
     });
-    let (backlog, condition, problem) = match read {
-        Ok(Some((backlog, condition))) => (Some(backlog), Some(condition), None),
-        Ok(None) => (Some(Backlog::default()), None, None),
-        Err(error) => (None, None, Some(error)),
+    let (backlog, reasons, condition, problem) = match read {
+        Ok(Some((backlog, reasons, condition))) => (Some(backlog), reasons, Some(condition), None),
+        Ok(None) => (Some(Backlog::default()), Vec::new(), None, None),
+        Err(error) => (None, Vec::new(), None, Some(error)),
     };
     let agents = condition.as_ref().map_or(&[][..], |condition| &condition.agents);
     let (agent, seen) = ask_agent(config, agents);
+    let told = agent.listen.as_deref().and_then(|listen| ask_for_history(config, listen)).unwrap_or_default();
+    let server = server(config, upstream, seen);
+    let eta = backlog.as_ref().map(|backlog| match told.eta {
+        // The agent has seen how it went; what it does not know of is a store of which it says nothing.
+        Some(eta) if agent.store_problem.is_none() => eta,
+        _ => eta(&situation(config, backlog, condition.as_ref(), &server.connection, now)).into(),
+    });
     let report = Report {
         schema_version: 1,
-        server: server(config, upstream, seen),
+        server,
         agent,
+        rates: told.rates,
+        eta,
+        reading: Sample {
+            at_ms: now,
+            uptime_ms: u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX),
+            waiting: backlog.as_ref().map(Backlog::waiting),
+            ..Sample::default()
+        },
+        history: told.history,
         backlog: backlog.as_ref().map(|backlog| waiting(config, backlog, now)),
-        rejected: backlog.as_ref().map(rejected),
+        rejected: backlog.as_ref().map(|backlog| rejected(backlog, reasons)),
         store: store_report(config, condition.as_ref(), problem.as_ref()),
         held: condition
             .iter()
@@ -315,10 +373,89 @@ fn waiting(config: &Config, backlog: &Backlog, now: i64) -> Waiting {
     }
 }
 
-fn rejected(backlog: &Backlog) -> Rejected {
+/// What the running agent has seen, as far as it tells: one that is older than this command does not.
+#[derive(Default, Deserialize)]
+#[serde(default)]
+struct Told {
+    rates: Option<Rates>,
+    eta: Option<EtaStatus>,
+    history: Vec<Sample>,
+}
+
+fn ask_for_history(config: &Config, listen: &str) -> Option<Told> {
+    let base_url = format!("http://{listen}");
+    let settings = crate::upstream::UpstreamSettings { base_url, proxy: None, ..translate::upstream_settings(config) };
+    let agent = Upstream::new(&settings).ok()?;
+    let answer = agent.read_whole("-/status.json", AGENT_TIMEOUT, TOLD_BYTES_MAX).ok()?;
+    serde_json::from_str(&answer.text).ok()
+}
+
+/// What the store alone says about when it will be empty.
+fn situation(
+    config: &Config,
+    backlog: &Backlog,
+    condition: Option<&Condition>,
+    connection: &str,
+    now: i64,
+) -> Situation {
+    let held = condition.map_or(&[][..], |condition| &condition.held);
+    let mut waiting = backlog.groups.iter().filter(|group| group.status != MessageStatus::Rejected);
+    let is_held =
+        |workspace: &str| held.iter().any(|(lane, hold)| lane.workspace_name() == workspace && hold.until_ms > now);
+    let first = held.iter().map(|(_, hold)| hold.until_ms).filter(|until| *until > now).min();
+    let first = first.filter(|_| waiting.all(|group| is_held(&group.workspace)));
+    Situation {
+        waiting: backlog.waiting(),
+        available: match connection {
+            "available" => Some(true),
+            "unavailable" => Some(false),
+            _ => None,
+        },
+        is_replayed: condition.is_some_and(|condition| condition.lease.is_some()),
+        pace: translate::pace(config),
+        drained_per_second: None,
+        stored_per_second: 0.0,
+        last_per_second: condition.and_then(|condition| condition.last_replay.as_ref()).and_then(pace_of),
+        held_for: first.map(|until| Duration::from_millis((until - now).unsigned_abs())),
+        is_stalled: false,
+    }
+}
+
+/// Counts the server's answers to the newest rejected messages, the commonest first: in a store of any size that takes a
+/// moment.
+fn reasons(store: &dyn Store) -> Result<Vec<Reason>, StoreError> {
+    let filter = Filter { statuses: vec![MessageStatus::Rejected], ..Filter::default() };
+    let page = Page { after: None, limit: REASONS_OF_NEWEST, newest_first: true };
+    let mut reasons: Vec<Reason> = Vec::new();
+    for answer in store.list(&filter, &page)?.into_iter().filter_map(|message| message.answer) {
+        let text = first_words(&answer.text);
+        match reasons.iter_mut().find(|known| known.status == answer.status && known.text == text) {
+            Some(known) => known.messages += 1,
+            None => reasons.push(Reason { status: answer.status, text, messages: 1 }),
+        }
+    }
+    reasons.sort_by_key(|reason| std::cmp::Reverse(reason.messages));
+    reasons.truncate(REASONS_MAX);
+    Ok(reasons)
+}
+
+/// Returns the beginning of an answer in one line; of Opik's errors the message.
+fn first_words(text: &str) -> String {
+    let error: Option<serde_json::Value> = serde_json::from_str(text).ok();
+    let message = error.as_ref().and_then(|error| error["message"].as_str()).unwrap_or(text);
+    // What a server sends must not drive the terminal.
+    let message: String = message.chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
+    let words = message.split_whitespace().collect::<Vec<_>>().join(" ");
+    let is_long = words.chars().count() > REASON_CHARS_MAX;
+    if is_long { words.chars().take(REASON_CHARS_MAX - 1).chain(['…']).collect() } else { words }
+}
+
+fn rejected(backlog: &Backlog, reasons: Vec<Reason>) -> Rejected {
     let by_answer = backlog.rejected_by_answer.iter();
     Rejected {
         messages: backlog.rejected(),
+        reasons,
+        reasons_of_newest: REASONS_OF_NEWEST as u64,
         by_answer: by_answer.map(|(status, messages)| RejectedBy { status: *status, messages: *messages }).collect(),
     }
 }
@@ -338,107 +475,4 @@ fn store_report(config: &Config, condition: Option<&Condition>, problem: Option<
         dropped_messages: condition.map_or(0, |condition| condition.dropped),
         replaying: condition.and_then(|condition| condition.lease.as_ref()).map(ToString::to_string),
     }
-}
-
-fn people(renderer: &Renderer, report: &Report) -> String {
-    let mut text = String::new();
-    let mut row = |name: &str, value: String| text.push_str(&format!("{name:<12} {value}\n"));
-    let server = &report.server;
-    let mut connection = format!("{}, {}", server.url, server.connection);
-    if let Some(since) = &server.since {
-        connection.push_str(&format!(" since {since}"));
-    }
-    if let Some(latency) = server.latency_ms {
-        connection.push_str(&format!(" ({latency} ms)"));
-    }
-    row("server", connection);
-    if let Some(reason) = &server.reason {
-        row("", reason.clone());
-    }
-    let agent = &report.agent;
-    row(
-        "agent",
-        match (agent.running, &agent.listen, agent.pid, agent.uptime_seconds) {
-            (true, Some(listen), Some(pid), Some(uptime)) => {
-                format!("running on {listen} for {} (pid {pid})", short_duration(Duration::from_secs(uptime)))
-            }
-            (true, ..) => "running".to_owned(),
-            (false, ..) => "not running".to_owned(),
-        },
-    );
-    if let Some(problem) = &agent.store_problem {
-        row("", format!("it only passes writes on: {problem}"));
-    }
-    let store = &report.store;
-    row(
-        "store",
-        match (store.state, store.file_bytes) {
-            ("none", _) => format!("{} (nothing was stored yet)", store.path),
-            (_, Some(bytes)) => match store.size_max_bytes {
-                Some(max) => format!("{}, {} of at most {}", store.path, size(bytes), size(max)),
-                None => format!("{}, {}", store.path, size(bytes)),
-            },
-            _ => format!("{} cannot be used", store.path),
-        },
-    );
-    row("waiting", waiting_text(report));
-    if let Some(rejected) = report.rejected.as_ref().filter(|rejected| rejected.messages > 0) {
-        let answers = rejected.by_answer.iter().map(|by| match by.status {
-            Some(status) => format!("{} x {status}", by.messages),
-            None => format!("{} x no answer", by.messages),
-        });
-        let answers = answers.collect::<Vec<_>>().join(", ");
-        let messages = count(rejected.messages, "message");
-        row("rejected", format!("{messages} ({answers}): see `opik-offline inspect --rejected`"));
-    }
-    if store.dropped_messages > 0 {
-        row("dropped", format!("{} because the store was full", count(store.dropped_messages, "message")));
-    }
-    for held in &report.held {
-        let until = if held.is_over { "tried again now".to_owned() } else { format!("until {}", held.until) };
-        row("held", format!("workspace {} {until}: {}", held.workspace, held.reason));
-    }
-    if let Some(replaying) = &store.replaying {
-        row("replaying", replaying.clone());
-    }
-    if let Some(last) = &report.last_replay {
-        row(
-            "last replay",
-            format!(
-                "{}: {} delivered, {} rejected, {} remaining",
-                last.ended_at, last.delivered, last.rejected, last.remaining
-            ),
-        );
-    }
-    for orphan in &report.orphans {
-        row("orphaned", orphan.text());
-        row("", orphan.hint());
-    }
-    if let Some(backlog) = report.backlog.as_ref().filter(|backlog| !backlog.groups.is_empty()) {
-        text.push('\n');
-        text.push_str(&groups_text(renderer, &backlog.groups));
-    }
-    text
-}
-
-/// What still has to reach the server, in a sentence.
-fn waiting_text(report: &Report) -> String {
-    let Some(backlog) = &report.backlog else { return "unknown: the store can't be read".to_owned() };
-    if backlog.messages == 0 {
-        // Not "all is delivered": some may have been rejected, dropped or purged.
-        return "nothing".to_owned();
-    }
-    let oldest = Duration::from_secs(backlog.oldest_age_seconds.unwrap_or(0));
-    let mut text = format!(
-        "{} with {} ({}), the oldest for {}",
-        count(backlog.messages, "message"),
-        count(backlog.items, "item"),
-        size(backlog.body_bytes),
-        short_duration(oldest),
-    );
-    let pauses = Duration::try_from_secs_f64(backlog.eta_seconds_max.ceil()).unwrap_or_default();
-    if !pauses.is_zero() {
-        text.push_str(&format!("; replay pauses for {} at most", short_duration(pauses)));
-    }
-    text
 }

@@ -50,6 +50,14 @@ pub fn is_no_color_set(environment: &dyn Environment) -> bool {
     environment.variable("NO_COLOR").is_some_and(|value| !value.is_empty())
 }
 
+/// Says whether the terminal is said to show UTF-8, by the first of `LC_ALL`, `LC_CTYPE` and `LANG` that is set (POSIX).
+pub fn is_utf8_locale(environment: &dyn Environment) -> bool {
+    let set = |name| environment.variable(name).filter(|value| !value.is_empty());
+    let locale = ["LC_ALL", "LC_CTYPE", "LANG"].into_iter().find_map(set);
+    let locale = locale.map(|locale| locale.to_string_lossy().to_ascii_lowercase());
+    locale.is_some_and(|locale| locale.contains("utf-8") || locale.contains("utf8"))
+}
+
 /// Returns the folder in which a Python process of the same environment keeps temporary files (`tempfile.gettempdir`).
 pub fn temp_dir(environment: &dyn Environment) -> std::path::PathBuf {
     let named = ["TMPDIR", "TEMP", "TMP"].into_iter().filter_map(|name| environment.variable(name));

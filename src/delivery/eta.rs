@@ -8,7 +8,7 @@
 use std::fmt;
 use std::time::Duration;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::pacing::{Pace, PaceSettings};
 
@@ -36,7 +36,7 @@ pub struct Situation {
 }
 
 /// What an estimate waits for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum State {
     /// Nothing waits.
@@ -56,7 +56,7 @@ pub enum State {
 }
 
 /// Which pace an estimate rests on.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Basis {
     /// The user's batch size and delay.
@@ -70,7 +70,7 @@ pub enum Basis {
 }
 
 /// When a backlog will have reached the server.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Eta {
     /// What it waits for.
     pub state: State,

@@ -8,7 +8,7 @@ use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, UNIX_EPOCH};
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::delivery::eta::{Eta, Situation, eta};
 use crate::delivery::pacing::PaceSettings;
@@ -114,7 +114,7 @@ pub struct RejectedStatus {
 }
 
 /// An [`Eta`] with its words.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct EtaStatus {
     #[serde(flatten)]
     pub eta: Eta,
@@ -279,7 +279,7 @@ impl Watch {
             lanes: lanes.iter().map(lane_status).collect(),
             lanes_total,
             replays,
-            day: self.history.day(),
+            day: self.history.day().into_iter().chain([sample]).collect(),
             history,
         }
     }

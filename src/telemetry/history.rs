@@ -8,7 +8,7 @@ use std::collections::VecDeque;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 /// How often a sample is to be taken.
 pub const FINE_INTERVAL: Duration = Duration::from_secs(5);
@@ -26,7 +26,8 @@ const RATE_WINDOW_MIN: Duration = Duration::from_secs(2);
 const STALL_AFTER: Duration = Duration::from_secs(30);
 
 /// How an agent stood at one moment. Counters count from the agent's start.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct Sample {
     /// The wall clock, in milliseconds since the Unix epoch; may jump.
     pub at_ms: i64,
@@ -51,7 +52,8 @@ pub struct Sample {
 }
 
 /// What came and went per second.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct Rates {
     /// Over how many seconds it was measured.
     pub window_seconds: f64,

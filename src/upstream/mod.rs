@@ -202,6 +202,16 @@ impl Upstream {
         self.finish(request, &[][..], timeout, Answer::TEXT_BYTES_MAX)
     }
 
+    /// The same with this much of the answer at most.
+    ///
+    /// # Errors
+    ///
+    /// [`SendFailure`] when no whole answer came.
+    pub fn read_whole(&self, path: &str, timeout: Duration, bytes_max: usize) -> Result<Answer, SendFailure> {
+        let request = http::Request::builder().method("GET").uri(format!("{}/{path}", self.base_url));
+        self.finish(request, &[][..], timeout, bytes_max)
+    }
+
     /// Reads what the server has of a lane, by `GET` or by a `POST` with a JSON body; at most `bytes_max` of the answer.
     ///
     /// # Errors

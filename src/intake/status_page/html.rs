@@ -27,6 +27,8 @@ const SCRIPT: &str = include_str!("page.js");
 const ICON: &str = "data:image/svg+xml,%3Csvg xmlns='http://www.w3.org/2000/svg' viewBox='0 0 16 16'%3E%3Ccircle cx='8' cy='8' r='6' fill='%232f6299'/%3E%3C/svg%3E";
 /// Lanes that the page lists; `/-/status.json` has more.
 const LANES_MAX: usize = 50;
+/// Rows of what is stored that it lists.
+const GROUPS_MAX: usize = 100;
 /// How often a browser without JavaScript loads the page again, in seconds.
 const RELOAD_SECONDS: u32 = 10;
 
@@ -87,7 +89,7 @@ fn document(status: &Status) -> String {
 <body>
 <header>
 <h1>opik-offline status</h1>
-<div data-part id="verdict" aria-live="polite"><p class="verdict">{}{}</p></div>
+<div data-part id="verdict"><p class="verdict">{}{}</p></div>
 </header>
 <p id="lost" role="status" hidden></p>
 <main>
@@ -184,7 +186,8 @@ fn tiles(status: &Status) -> String {
         "unavailable" => (Mark::Bad, "Unavailable"),
         _ => (Mark::Warn, "Not known yet"),
     };
-    let since = format!("for {}, since {} UTC", ago(status.at_ms, server.since_ms), moment(server.since_ms));
+    let since =
+        format!("for {}, since {} UTC", ago(status.at_ms, server.since_ms), since(status.at_ms, server.since_ms));
     tile("t-server", "Opik server", Some(mark), word, &[since, server.reason.clone().unwrap_or_default()]);
 
     let store = &status.store;
@@ -192,26 +195,29 @@ fn tiles(status: &Status) -> String {
         let lines = match store.oldest_accepted_at_ms {
             None => vec!["nothing has to be delivered".to_owned()],
             Some(oldest) => vec![
-                format!("{} in {}", words(store.items, "item"), size(store.body_bytes)),
+                format!("with {} in {}", words(store.items, "item"), size(store.body_bytes)),
                 format!("the oldest for {}", ago(status.at_ms, oldest)),
             ],
         };
-        tile("t-waiting", "Waiting, safe on disk", None, &words(store.waiting, "message"), &lines);
+        tile("t-waiting", "Messages waiting, safe on disk", None, &number(store.waiting), &lines);
     } else {
         let reason = store.reason.clone().unwrap_or_default();
-        tile("t-waiting", "Waiting, safe on disk", Some(Mark::Bad), "Store unusable", &[reason]);
+        tile("t-waiting", "Messages waiting, safe on disk", Some(Mark::Bad), "Store unusable", &[reason]);
     }
 
     match &status.rates {
-        None => tile("t-rates", "Moving", None, "Measuring", &["needs a few seconds".to_owned()]),
+        None => tile("t-rates", "Messages a second", None, "Measuring", &["needs a few seconds".to_owned()]),
         Some(rates) => {
+            let out = rates.delivered_per_second;
+            let window = in_words(rates.window_seconds);
             let lines = [
-                format!("{} forwarded at once", per_second(rates.forwarded_per_second)),
-                format!("{} stored", per_second(rates.stored_per_second)),
-                format!("{} delivered from the store", per_second(rates.delivered_per_second)),
-                format!("over the last {}", in_words(rates.window_seconds)),
+                format!("in: {} forwarded at once", rate(rates.forwarded_per_second)),
+                format!("in: {} stored", rate(rates.stored_per_second)),
+                format!("out: {} delivered from the store", rate(out)),
+                format!("over the last {}", if window == "1m" { "minute" } else { &window }),
             ];
-            tile("t-rates", "Coming in", None, &per_second(rates.in_per_second), &lines);
+            let big = format!("{} in, {} out", rate(rates.in_per_second), rate(out));
+            tile("t-rates", "Messages a second", None, &big, &lines);
         }
     }
 
@@ -319,7 +325,7 @@ fn groups(status: &Status) -> String {
     }
     let mut table =
         Table::new("c-groups", "What is stored", &["Status", "Type", "Workspace", ">Messages", ">Items", ">Size"]);
-    for group in &status.store.groups {
+    for group in status.store.groups.iter().take(GROUPS_MAX) {
         table.row(&[
             short(group.status),
             short(group.message_type.trim_end_matches("Message")),
@@ -329,7 +335,8 @@ fn groups(status: &Status) -> String {
             short(size(group.body_bytes)),
         ]);
     }
-    table.end("")
+    let more = status.store.groups.len().saturating_sub(GROUPS_MAX) as u64;
+    table.end(&if more == 0 { String::new() } else { format!("and {} more rows", number(more)) })
 }
 
 fn lanes(status: &Status) -> String {
@@ -477,13 +484,14 @@ fn rate(per_second: f64) -> String {
     }
 }
 
-fn per_second(per_second: f64) -> String {
-    format!("{} a second", rate(per_second))
-}
-
 /// Returns how long it was from then to now.
 fn ago(now_ms: i64, then_ms: i64) -> String {
     in_words(now_ms.saturating_sub(then_ms).max(0) as f64 / 1000.0)
+}
+
+/// Returns the time of day of what was within a day, else the date with it.
+fn since(now_ms: i64, then_ms: i64) -> String {
+    if (0..86_400_000).contains(&(now_ms - then_ms)) { clock(then_ms) } else { moment(then_ms) }
 }
 
 /// Returns a time in UTC: `2026-11-22 20:07:08`.

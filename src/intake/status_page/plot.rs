@@ -57,29 +57,20 @@ impl Plot<'_> {
                 if run.len() == 1 { "h0" } else { "" },
             );
         }
-        let said = self.said(peak, away_for);
+        let most = most(peak);
+        let away_said = match away_for {
+            0 => String::new(),
+            away_for => format!("The server was away for {}.", in_words(away_for as f64 / 1000.0)),
+        };
         let (id, title) = (escaped(self.id), escaped(self.title));
-        let legend = if away.is_empty() { "" } else { r#"<span class="key" aria-hidden="true"></span>"# };
+        let key = if away_said.is_empty() { "" } else { r#"<span class="key" aria-hidden="true"></span>"# };
         format!(
-            r#"<figure><figcaption>{title}</figcaption><div class="plot"><div class="y" aria-hidden="true"><span>{}</span><span>{}</span><span>0</span></div><svg viewBox="0 0 {WIDTH} {HEIGHT}" preserveAspectRatio="none" role="img" aria-labelledby="{id}-title {id}-desc"><title id="{id}-title">Messages waiting, {}</title><desc id="{id}-desc">{said}</desc><path class="grid" d="M0 0H{WIDTH}M0 50H{WIDTH}"/>{away}{lines}<path class="base" d="M0 {HEIGHT}H{WIDTH}"/></svg><div class="x" aria-hidden="true"><span>{}</span><span>now</span></div></div><p class="note">{legend}{said}</p></figure>"#,
+            r#"<figure><figcaption>{title}</figcaption><div class="plot"><div class="y" aria-hidden="true"><span>{}</span><span>{}</span><span>0</span></div><svg viewBox="0 0 {WIDTH} {HEIGHT}" preserveAspectRatio="none" role="img" aria-labelledby="{id}-title {id}-desc"><title id="{id}-title">Messages waiting, {}</title><desc id="{id}-desc">{most} {away_said}</desc><path class="grid" d="M0 0H{WIDTH}M0 50H{WIDTH}"/>{away}{lines}<path class="base" d="M0 {HEIGHT}H{WIDTH}"/></svg><div class="x" aria-hidden="true"><span>{}</span><span>now</span></div></div><p class="note">{most} {key}{away_said}</p></figure>"#,
             number(top),
             half(top),
             title.to_lowercase(),
             escaped(self.begin),
         )
-    }
-
-    /// The drawing in words, for those who don't see it.
-    fn said(&self, peak: Option<(u64, i64)>, away_for: i64) -> String {
-        let most = match peak {
-            None => "Nothing was measured yet".to_owned(),
-            Some((0, _)) => "Nothing waited".to_owned(),
-            Some((most, at_ms)) => format!("At most {} waited, at {} UTC", number(most), clock(at_ms)),
-        };
-        match away_for {
-            0 => format!("{most}."),
-            away_for => format!("{most}. The server was away for {}.", in_words(away_for as f64 / 1000.0)),
-        }
     }
 
     /// Returns when the server was away, from and to.
@@ -119,6 +110,15 @@ impl Plot<'_> {
             }
         }
         runs
+    }
+}
+
+/// The drawing in words, for those who don't see it.
+fn most(peak: Option<(u64, i64)>) -> String {
+    match peak {
+        None => "Nothing was measured yet.".to_owned(),
+        Some((0, _)) => "Nothing waited.".to_owned(),
+        Some((most, at_ms)) => format!("At most {} waited, at {} UTC.", number(most), clock(at_ms)),
     }
 }
 

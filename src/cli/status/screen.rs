@@ -1,0 +1,248 @@
+//! What `status` shows to people: a list of sections, each of them lines with a name in front.
+
+use std::time::Duration;
+
+use super::Report;
+use crate::cli::groups::groups_text;
+use crate::cli::render::{Mark, Renderer, count, short_duration, size, terminal};
+
+/// A section returns its lines, or none when there is nothing to say.
+type Section = fn(&Report) -> Vec<Line>;
+
+/// In the order in which they are shown. A new one is one more line here.
+const SECTIONS: &[Section] =
+    &[server, agent, store, waiting, rates, time_to_go, held, rejected, dropped, replaying, last_replay, orphans];
+
+/// Columns in front of what is said.
+const INDENT: usize = 13;
+/// Narrower terminals break lines themselves.
+const WIDTH_MIN: usize = 40;
+/// Server answers that are shown.
+const REASONS_MAX: usize = 3;
+
+/// A line: a name, or nothing for one that goes on, what is said, and which word of it shows its colour.
+struct Line {
+    name: &'static str,
+    text: String,
+    painted: Option<(Mark, &'static str)>,
+}
+
+fn line(name: &'static str, text: impl Into<String>) -> Line {
+    Line { name, text: text.into(), painted: None }
+}
+
+impl Line {
+    fn painted(self, mark: Mark, word: &'static str) -> Self {
+        Self { painted: Some((mark, word)), ..self }
+    }
+}
+
+/// Returns the sections as text.
+pub(super) fn sections(renderer: &Renderer, report: &Report) -> String {
+    let width = terminal().map(|terminal| terminal.columns).filter(|columns| *columns >= WIDTH_MIN);
+    let mut text = String::new();
+    for Line { name, text: said, painted } in SECTIONS.iter().flat_map(|section| section(report)) {
+        let mut said = wrapped(&said, width.map_or(usize::MAX, |width| width - INDENT));
+        if let Some((mark, word)) = painted {
+            said = said.replacen(word, &renderer.painted(mark, word), 1);
+        }
+        text.push_str(&format!("{name:<12} {}\n", said.replace('\n', &format!("\n{:INDENT$}", ""))));
+    }
+    text
+}
+
+/// Returns the table of what is stored, with an empty line before it; nothing when nothing is.
+pub(super) fn stored(renderer: &Renderer, report: &Report) -> String {
+    match report.backlog.as_ref().filter(|backlog| !backlog.groups.is_empty()) {
+        Some(backlog) => format!("\n{}", groups_text(renderer, &backlog.groups)),
+        None => String::new(),
+    }
+}
+
+/// Breaks a text into lines between words. A word that is longer than a line, such as a path, stays whole.
+fn wrapped(text: &str, width: usize) -> String {
+    let mut lines = String::new();
+    let mut column = 0;
+    for word in text.split(' ') {
+        let length = word.chars().count();
+        if column > 0 && column + 1 + length > width {
+            lines.push('\n');
+            column = 0;
+        } else if column > 0 {
+            lines.push(' ');
+            column += 1;
+        }
+        lines.push_str(word);
+        column += length;
+    }
+    lines
+}
+
+fn server(report: &Report) -> Vec<Line> {
+    let server = &report.server;
+    let mut text = format!("{}, {}", server.url, server.connection);
+    if let Some(since) = &server.since {
+        text.push_str(&format!(" since {since}"));
+    }
+    if let Some(latency) = server.latency_ms {
+        text.push_str(&format!(" ({latency} ms)"));
+    }
+    let first = match server.connection.as_str() {
+        "available" => line("server", text).painted(Mark::Good, ", available"),
+        "unavailable" => line("server", text).painted(Mark::Bad, ", unavailable"),
+        _ => line("server", text).painted(Mark::Warn, ", unknown"),
+    };
+    std::iter::once(first).chain(server.reason.as_ref().map(|reason| line("", reason))).collect()
+}
+
+fn agent(report: &Report) -> Vec<Line> {
+    let agent = &report.agent;
+    let first = match (agent.running, &agent.listen, agent.pid, agent.uptime_seconds) {
+        (true, Some(listen), Some(pid), Some(uptime)) => {
+            let uptime = short_duration(Duration::from_secs(uptime));
+            line("agent", format!("running on {listen} for {uptime} (pid {pid})")).painted(Mark::Good, "running")
+        }
+        (true, ..) => line("agent", "running").painted(Mark::Good, "running"),
+        (false, ..) => line("agent", "not running").painted(Mark::Warn, "not running"),
+    };
+    let problem = agent.store_problem.as_ref();
+    let problem = problem.map(|problem| {
+        line("", format!("it only passes writes on: {problem}")).painted(Mark::Bad, "it only passes writes on")
+    });
+    std::iter::once(first).chain(problem).collect()
+}
+
+fn store(report: &Report) -> Vec<Line> {
+    let store = &report.store;
+    let text = match (store.state, store.file_bytes) {
+        ("none", _) => format!("{} (nothing was stored yet)", store.path),
+        (_, Some(bytes)) => match store.size_max_bytes {
+            Some(max) => format!("{}, {} of at most {}", store.path, size(bytes), size(max)),
+            None => format!("{}, {}", store.path, size(bytes)),
+        },
+        _ => return vec![line("store", format!("{} cannot be used", store.path)).painted(Mark::Bad, "cannot be used")],
+    };
+    vec![line("store", text)]
+}
+
+/// What still has to reach the server, in a sentence.
+fn waiting(report: &Report) -> Vec<Line> {
+    let Some(backlog) = &report.backlog else {
+        return vec![line("waiting", "unknown: the store can't be read").painted(Mark::Bad, "unknown")];
+    };
+    if backlog.messages == 0 {
+        // Not "all is delivered": some may have been rejected, dropped or purged.
+        return vec![line("waiting", "nothing")];
+    }
+    let oldest = Duration::from_secs(backlog.oldest_age_seconds.unwrap_or(0));
+    let text = format!(
+        "{} with {} ({}), the oldest for {}",
+        count(backlog.messages, "message"),
+        count(backlog.items, "item"),
+        size(backlog.body_bytes),
+        short_duration(oldest),
+    );
+    vec![line("waiting", text)]
+}
+
+fn rates(report: &Report) -> Vec<Line> {
+    let Some(rates) = &report.rates else { return Vec::new() };
+    let window = short_duration(Duration::from_secs_f64(rates.window_seconds.max(0.0).round()));
+    let text = format!(
+        "{}/s in ({}/s forwarded at once, {}/s stored), {}/s out of the store, over the last {}",
+        rate(rates.in_per_second),
+        rate(rates.forwarded_per_second),
+        rate(rates.stored_per_second),
+        rate(rates.delivered_per_second),
+        if window == "1m" { "minute" } else { &window },
+    );
+    vec![line("rates", text)]
+}
+
+fn time_to_go(report: &Report) -> Vec<Line> {
+    use crate::delivery::eta::State;
+    let Some(eta) = report.eta.as_ref().filter(|eta| eta.eta.state != State::Nothing) else { return Vec::new() };
+    let line = line("time to go", &eta.text);
+    vec![match eta.eta.state {
+        State::Stalled => line.painted(Mark::Bad, "nothing gets through"),
+        State::Growing => line.painted(Mark::Warn, "no end in sight"),
+        State::Idle => line.painted(Mark::Warn, "nobody delivers it"),
+        State::Held => line.painted(Mark::Warn, "held"),
+        State::Nothing | State::Moving | State::ServerAway => line,
+    }]
+}
+
+fn held(report: &Report) -> Vec<Line> {
+    let lines = report.held.iter().map(|held| {
+        let until = if held.is_over { "tried again now".to_owned() } else { format!("until {}", held.until) };
+        line("held", format!("workspace {} {until}: {}", held.workspace, held.reason))
+    });
+    lines.collect()
+}
+
+fn rejected(report: &Report) -> Vec<Line> {
+    let Some(rejected) = report.rejected.as_ref().filter(|rejected| rejected.messages > 0) else { return Vec::new() };
+    let answers = rejected.by_answer.iter().map(|by| match by.status {
+        Some(status) => format!("{} x {status}", by.messages),
+        None => format!("{} x no answer", by.messages),
+    });
+    let answers = answers.collect::<Vec<_>>().join(", ");
+    let messages = count(rejected.messages, "message");
+    let text = format!("{messages} ({answers}): see `opik-offline inspect --rejected`");
+    let reasons = rejected.reasons.iter().take(REASONS_MAX).map(|reason| {
+        let status = reason.status.map_or(String::new(), |status| format!("{status} "));
+        line("", format!("{} x {status}{}", reason.messages, reason.text))
+    });
+    std::iter::once(line("rejected", text)).chain(reasons).collect()
+}
+
+fn dropped(report: &Report) -> Vec<Line> {
+    match report.store.dropped_messages {
+        0 => Vec::new(),
+        dropped => {
+            let text = format!("{} because the store was full", count(dropped, "message"));
+            vec![line("dropped", text).painted(Mark::Bad, "because the store was full")]
+        }
+    }
+}
+
+fn replaying(report: &Report) -> Vec<Line> {
+    report.store.replaying.iter().map(|who| line("replaying", who)).collect()
+}
+
+fn last_replay(report: &Report) -> Vec<Line> {
+    let lines = report.last_replay.iter().map(|last| {
+        let text = format!(
+            "{}: {} delivered, {} rejected, {} remaining",
+            last.ended_at, last.delivered, last.rejected, last.remaining
+        );
+        line("last replay", text)
+    });
+    lines.collect()
+}
+
+fn orphans(report: &Report) -> Vec<Line> {
+    report.orphans.iter().flat_map(|orphan| [line("orphaned", orphan.text()), line("", orphan.hint())]).collect()
+}
+
+/// Returns a rate as people read it.
+pub(super) fn rate(per_second: f64) -> String {
+    match per_second {
+        rate if rate <= 0.0 => "0".to_owned(),
+        rate if rate < 0.1 => "<0.1".to_owned(),
+        rate if rate < 10.0 => format!("{rate:.1}"),
+        rate => format!("{rate:.0}"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lines_break_between_words_only() {
+        assert_eq!(wrapped("one two three", usize::MAX), "one two three");
+        assert_eq!(wrapped("one two three", 7), "one two\nthree");
+        assert_eq!(wrapped("/a/long/path that cannot be used", 8), "/a/long/path\nthat\ncannot\nbe used");
+    }
+}

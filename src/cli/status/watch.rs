@@ -1,0 +1,171 @@
+//! `status --watch`: the same again and again, drawn over itself on a terminal.
+//!
+//! No alternate screen and no hidden cursor: a frame is one write that ends below itself, so whatever ends the process
+//! leaves a terminal that works, and the last frame to look at. A frame is never higher than the terminal, and the terminal
+//! is told not to break its lines, so that going up as many lines as were written leads to where it began.
+
+use std::io::{self, Write};
+
+use super::{Report, screen};
+use crate::cli::render::{Format, Renderer, Terminal, terminal};
+use crate::telemetry::history::Sample;
+
+/// Columns of a sparkline at most.
+const SPARK_COLUMNS: usize = 60;
+/// Samples of our own at most: a quarter of an hour, two seconds apart.
+const READINGS_MAX: usize = 450;
+const UNICODE: [char; 8] = ['▁', '▂', '▃', '▄', '▅', '▆', '▇', '█'];
+const ASCII: [char; 8] = ['_', '.', ':', '-', '=', '+', '*', '#'];
+
+/// What is on the screen, and what was seen of late.
+pub(super) struct Watching {
+    is_unicode: bool,
+    before: Option<(usize, Terminal)>,
+    is_first: bool,
+    /// What was seen while no agent tells of what it has seen.
+    readings: Vec<Sample>,
+}
+
+impl Watching {
+    /// Returns a watch that has shown nothing yet; without `is_unicode` it keeps to ASCII.
+    pub(super) fn new(is_unicode: bool) -> Self {
+        Self { is_unicode, before: None, is_first: true, readings: Vec::new() }
+    }
+
+    /// Shows a report.
+    ///
+    /// # Errors
+    ///
+    /// Whatever stdout says.
+    pub(super) fn show(&mut self, renderer: &Renderer, report: &Report) -> io::Result<()> {
+        let is_first = std::mem::replace(&mut self.is_first, false);
+        if renderer.format() != Format::Table {
+            return renderer.result(report, |_, _| String::new());
+        }
+        if self.readings.len() == READINGS_MAX {
+            self.readings.remove(0);
+        }
+        self.readings.push(report.reading);
+        let history = if report.history.len() > 1 { &report.history } else { &self.readings };
+        let terminal = terminal();
+        let columns = terminal.map_or(80, |terminal| terminal.columns);
+        let text = format!(
+            "{}\n{}{}",
+            screen::sections(renderer, report),
+            sparklines(history, columns, self.is_unicode),
+            screen::stored(renderer, report)
+        );
+        let frame = match terminal {
+            // A block each time: it is read by a program, or later.
+            None => format!("{}{text}", if is_first { "" } else { "\n" }),
+            Some(terminal) => {
+                let lines = fitting(&text, terminal.rows);
+                let begin = match self.before.replace((lines.len(), terminal)) {
+                    Some((height, same)) if same == terminal => format!("\x1b[{height}A\r"),
+                    // The terminal has put its lines elsewhere: begin anew.
+                    Some(_) => "\x1b[2J\x1b[H".to_owned(),
+                    None => String::new(),
+                };
+                let drawn: String = lines.iter().map(|line| format!("{line}\x1b[K\n")).collect();
+                format!("\x1b[?7l{begin}{drawn}\x1b[J\x1b[?7h")
+            }
+        };
+        let mut stdout = io::stdout().lock();
+        stdout.write_all(frame.as_bytes())?;
+        stdout.flush()
+    }
+}
+
+/// Returns the lines that fit above the cursor's.
+fn fitting(text: &str, rows: usize) -> Vec<String> {
+    let room = rows.saturating_sub(1).max(2);
+    let count = text.lines().count();
+    if count <= room {
+        return text.lines().map(str::to_owned).collect();
+    }
+    let shown = text.lines().take(room - 1).map(str::to_owned);
+    shown.chain([format!("({} more lines)", count - room + 1)]).collect()
+}
+
+/// Returns what waited, came and went, a line each.
+fn sparklines(history: &[Sample], columns: usize, is_unicode: bool) -> String {
+    let width = columns.saturating_sub(45).clamp(10, SPARK_COLUMNS);
+    let waiting: Vec<f64> = history.iter().map(|sample| sample.waiting.unwrap_or(0) as f64).collect();
+    let per_second = |of: fn(&Sample, &Sample) -> u64| -> Vec<f64> {
+        let rate = |pair: &[Sample]| {
+            let seconds = pair[1].uptime_ms.saturating_sub(pair[0].uptime_ms) as f64 / 1000.0;
+            if seconds > 0.0 { of(&pair[0], &pair[1]) as f64 / seconds } else { 0.0 }
+        };
+        history.windows(2).map(rate).collect()
+    };
+    let came = |before: &Sample, after: &Sample| {
+        let counted = (after.forwarded + after.stored).saturating_sub(before.forwarded + before.stored);
+        counted.max(after.waiting.unwrap_or(0).saturating_sub(before.waiting.unwrap_or(0)))
+    };
+    let went = |before: &Sample, after: &Sample| {
+        let counted = (after.delivered + after.rejected).saturating_sub(before.delivered + before.rejected);
+        counted.max(before.waiting.unwrap_or(0).saturating_sub(after.waiting.unwrap_or(0)))
+    };
+    let seconds = history.last().zip(history.first());
+    let seconds = seconds.map_or(0, |(last, first)| last.uptime_ms.saturating_sub(first.uptime_ms) / 1000);
+    let span = crate::delivery::eta::in_words(seconds as f64);
+    let line = |name: &str, values: &[f64], unit: &str, note: &str| {
+        let most = screen::rate(values.iter().copied().fold(0.0, f64::max));
+        let drawn = spark(values, width, is_unicode);
+        format!("{name:<12} {drawn:<width$}  at most {most}{unit}{note}\n")
+    };
+    line("backlog", &waiting, "", &format!(" in {span}"))
+        + &line("in", &per_second(came), "/s", "")
+        + &line("out", &per_second(went), "/s", "")
+}
+
+/// Draws values in so many characters at most, the newest last, as parts of the greatest; several that share a character
+/// show the greatest of them.
+fn spark(values: &[f64], width: usize, is_unicode: bool) -> String {
+    let levels = if is_unicode { UNICODE } else { ASCII };
+    let each = values.len().div_ceil(width.max(1)).max(1);
+    // Groups are counted from the end, so that the newest character stays in its place.
+    let groups = values.rchunks(each).map(|group| group.iter().copied().fold(0.0, f64::max));
+    let mut drawn: Vec<f64> = groups.collect();
+    drawn.reverse();
+    let top = drawn.iter().copied().fold(0.0, f64::max);
+    let level = |value: f64| match value {
+        value if value <= 0.0 || top <= 0.0 => levels[0],
+        // Anything is more than nothing.
+        value => levels[((value / top * 7.0).round() as usize).clamp(1, 7)],
+    };
+    drawn.into_iter().map(level).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_sparkline_shows_the_shape_and_the_peaks() {
+        assert_eq!(spark(&[0.0, 1.0, 2.0, 4.0, 8.0], 60, true), "▁▂▃▅█");
+        assert_eq!(spark(&[0.0, 0.001, 8.0], 60, false), "_.#", "anything is more than nothing");
+        assert_eq!(spark(&[0.0; 3], 60, true), "▁▁▁");
+        assert_eq!(spark(&[], 60, true), "");
+        let long: Vec<f64> = (0..180).map(|n| if n == 90 { 100.0 } else { 0.0 }).collect();
+        let drawn = spark(&long, 60, true);
+        assert_eq!((drawn.chars().count(), drawn.matches('█').count()), (60, 1), "a peak is lost: {drawn}");
+    }
+
+    #[test]
+    fn a_frame_is_never_higher_than_the_terminal() {
+        let text = "a\nb\nc\nd\n";
+        assert_eq!(fitting(text, 5), ["a", "b", "c", "d"]);
+        assert_eq!(fitting(text, 4), ["a", "b", "(2 more lines)"]);
+        assert_eq!(fitting(text, 1).len(), 2);
+    }
+
+    #[test]
+    fn what_came_and_went_is_seen_in_the_backlog_too() {
+        let at =
+            |seconds: u64, waiting| Sample { uptime_ms: seconds * 1000, waiting: Some(waiting), ..Sample::default() };
+        let drawn = sparklines(&[at(0, 0), at(2, 100), at(4, 60)], 80, false);
+        assert!(drawn.contains("at most 100 in 4s\n"), "{drawn}");
+        assert!(drawn.contains("at most 50/s\n") && drawn.contains("at most 20/s\n"), "{drawn}");
+    }
+}
