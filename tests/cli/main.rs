@@ -13,6 +13,7 @@ mod purging;
 mod reading;
 mod replaying;
 mod sandbox;
+mod schemas;
 mod secrets;
 mod stores;
 mod usage;

@@ -44,7 +44,10 @@ pub(super) fn sections(renderer: &Renderer, report: &Report) -> String {
     for Line { name, text: said, painted } in SECTIONS.iter().flat_map(|section| section(report)) {
         let mut said = wrapped(&said, width.map_or(usize::MAX, |width| width - INDENT));
         if let Some((mark, word)) = painted {
-            said = said.replacen(word, &renderer.painted(mark, word), 1);
+            let is_word = |at: &usize| !said[..*at].ends_with(|c: char| c.is_alphanumeric() || "/.-".contains(c));
+            if let Some(at) = said.match_indices(word).map(|(at, _)| at).find(is_word) {
+                said.replace_range(at..at + word.len(), &renderer.painted(mark, word));
+            }
         }
         text.push_str(&format!("{name:<12} {}\n", said.replace('\n', &format!("\n{:INDENT$}", ""))));
     }
@@ -88,9 +91,9 @@ fn server(report: &Report) -> Vec<Line> {
         text.push_str(&format!(" ({latency} ms)"));
     }
     let first = match server.connection.as_str() {
-        "available" => line("server", text).painted(Mark::Good, ", available"),
-        "unavailable" => line("server", text).painted(Mark::Bad, ", unavailable"),
-        _ => line("server", text).painted(Mark::Warn, ", unknown"),
+        "available" => line("server", text).painted(Mark::Good, "available"),
+        "unavailable" => line("server", text).painted(Mark::Bad, "unavailable"),
+        _ => line("server", text).painted(Mark::Warn, "unknown"),
     };
     std::iter::once(first).chain(server.reason.as_ref().map(|reason| line("", reason))).collect()
 }

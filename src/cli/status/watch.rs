@@ -66,7 +66,8 @@ impl Watching {
                     Some(_) => "\x1b[2J\x1b[H".to_owned(),
                     None => String::new(),
                 };
-                let drawn: String = lines.iter().map(|line| format!("{line}\x1b[K\n")).collect();
+                // Emptied before it is written: after a full line the cursor still stands on its last character.
+                let drawn: String = lines.iter().map(|line| format!("\x1b[2K{line}\n")).collect();
                 format!("\x1b[?7l{begin}{drawn}\x1b[J\x1b[?7h")
             }
         };

@@ -1,0 +1,211 @@
+//! `schemas/`: what programs may rely on is what the commands write.
+//!
+//! Each document is valid, and has no field that its schema does not describe: whoever adds a field describes it there.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::Path;
+
+use jsonschema::Validator;
+use opik_offline::message::{Effect, EntityKind, MessageType};
+use serde_json::{Value, json};
+
+use crate::sandbox::{BAD_TRACE, Sandbox, TRACE, message, open, team};
+use crate::support::agent::Agent;
+use crate::support::fake_opik::FakeOpik;
+use crate::support::http::Client;
+use crate::support::process::Output;
+use crate::support::{PATIENCE, wait_until};
+
+/// A store of SDK rows of every type, some of which can't be sent.
+const SDK_FILE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/sdk-store/all-types.db");
+
+/// Documents, by the name of their schema.
+#[derive(Default)]
+struct Documents(Vec<(&'static str, Value)>);
+
+impl Documents {
+    /// Takes what a command writes as JSON, and what it writes as YAML, which has to be the same kind of document.
+    fn of_command(&mut self, schema: &'static str, sandbox: &Sandbox, args: &[&str]) {
+        let Output { stdout, stderr, .. } = sandbox.output(&[args, &["--format", "json"]].concat());
+        let json = serde_json::from_str(&stdout).unwrap_or_else(|why| panic!("{args:?}: {why} in\n{stdout}{stderr}"));
+        self.0.push((schema, json));
+        let yaml = sandbox.output(&[args, &["--format", "yaml"]].concat()).stdout;
+        self.0.push((schema, serde_yaml::from_str(&yaml).unwrap_or_else(|why| panic!("{args:?}: {why} in\n{yaml}"))));
+    }
+
+    fn of_lines(&mut self, schema: &'static str, output: &Output) {
+        for line in output.stdout.lines() {
+            self.0.push((schema, serde_json::from_str(line).expect("a line is a document")));
+        }
+    }
+}
+
+/// Runs every command that writes documents, in the situations that change what is in them.
+fn documents() -> Documents {
+    let mut found = Documents::default();
+    let server = FakeOpik::start_new();
+
+    let empty = Sandbox::new();
+    for args in [&["status"][..], &["healthcheck"], &["inspect"], &["replay", "--dry-run"], &["purge", "--dry-run"]] {
+        found.of_command(schema_of(args), &empty, args);
+    }
+    let broken = Sandbox::new();
+    fs::write(broken.home.db(), "no database").unwrap();
+    found.of_command("status", &broken, &["status"]);
+    found.of_command("healthcheck", &broken, &["healthcheck"]);
+
+    let filled = Sandbox::filled().with_server(&server);
+    let spans = json!({ "resourceSpans": [{
+        "resource": { "attributes": [{ "key": "service.name", "value": { "stringValue": "shop" } }] },
+        "scopeSpans": [],
+    }] });
+    let (path, touches) = ("v1/private/otel/v1/traces", [(EntityKind::Trace, BAD_TRACE, Effect::Create)]);
+    let otlp = message(9, &team(), MessageType::OtlpTraces, ("POST", path), &touches, &spans);
+    let ids = open(&filled.home.db()).register(&[otlp]).unwrap();
+    found.of_command("status", &filled, &["status"]);
+    found.of_command("healthcheck", &filled, &["healthcheck"]);
+    found.of_command("healthcheck", &filled, &["healthcheck", "--smoke-test"]);
+    found.of_command("inspect", &filled, &["inspect"]);
+    for id in [1, 2, 3, 4, 5, ids[0].0] {
+        found.of_command("inspect-message", &filled, &["inspect", &id.to_string()]);
+    }
+    found.of_lines("inspect-line", &filled.output(&["inspect", "--format", "jsonl"]));
+    found.of_command("replay", &filled, &["replay", "--dry-run"]);
+    found.of_command("purge", &filled, &["purge", "--dry-run"]);
+    found.of_command("replay", &filled, &["replay", "--verify", "--type", "CreateTrace"]);
+    found.of_command("purge", &filled, &["purge", "--yes", "--rejected"]);
+
+    // Attachments, rejected rows and all types, of a file that an SDK left.
+    let salvaging = Sandbox::new();
+    let copy = salvaging.home.path().join("left.db");
+    fs::copy(SDK_FILE, &copy).unwrap();
+    let copy = copy.to_string_lossy();
+    found.of_command("inspect-rows", &salvaging, &["inspect", "--from", &copy]);
+    // The server is away: what was taken in waits.
+    assert_eq!(salvaging.output(&["replay", "--from", &copy]).code(), Some(3));
+    found.of_command("inspect", &salvaging, &["inspect", "--limit", "0"]);
+    found.of_lines("inspect-line", &salvaging.output(&["inspect", "--limit", "0", "--format", "jsonl"]));
+    found.of_command("status", &salvaging, &["status"]);
+    let delivering = Sandbox::new().with_server(&server);
+    found.of_command("replay", &delivering, &["replay", "--from", &copy, "--timeout", "10s"]);
+
+    of_an_agent(&mut found);
+    found
+}
+
+fn schema_of(args: &[&'static str]) -> &'static str {
+    args[0]
+}
+
+/// An agent through an outage, and what it tells.
+fn of_an_agent(found: &mut Documents) {
+    let server = FakeOpik::start_new();
+    let agent = Agent::start(&server);
+    server.stop();
+    let trace = json!({ "id": TRACE, "start_time": "2026-01-02T03:04:05Z" });
+    assert_eq!(Client::new(&agent.url()).post("/v1/private/traces", &trace).status, 201);
+    let told = || Client::new(&agent.origin()).get("/-/status.json").json();
+    found.0.push(("agent-status", told()));
+    wait_until("the agent has measured its rates", PATIENCE, || !told()["rates"].is_null());
+    assert_eq!(told()["lanes"].as_array().map(Vec::len), Some(1));
+    found.0.push(("agent-status", told()));
+    let status = agent.cli(&["status", "--format", "json"]).json();
+    assert_eq!(status["eta"]["state"], "server_away", "the agent's estimate is not told: {status}");
+    found.0.push(("status", status));
+    server.start();
+    wait_until("a replay is told", PATIENCE, || told()["replays"].as_array().is_some_and(|seen| !seen.is_empty()));
+    found.0.push(("agent-status", told()));
+}
+
+#[test]
+fn what_the_commands_write_is_valid_and_described() {
+    let schemas = schemas();
+    let mut seen: BTreeMap<&str, usize> = BTreeMap::new();
+    for (name, document) in documents().0 {
+        *seen.entry(name).or_default() += 1;
+        let schema = &schemas[name];
+        assert_valid(&validator(schema), &document, name);
+        let told = "is not in its schema: describe the new field in schemas/";
+        assert_valid(&validator(&closed(schema)), &document, &format!("{name}: a field of what is written {told}"));
+        assert_valid(&validator(schema), &grown(&document), &format!("{name}: a program has to tolerate a new field"));
+    }
+    let unused: Vec<_> = schemas.keys().filter(|name| !seen.contains_key(name.as_str())).collect();
+    assert!(unused.is_empty(), "nothing was checked against {unused:?}");
+}
+
+#[test]
+fn a_schema_is_one_and_refuses_what_it_should() {
+    for (name, schema) in schemas() {
+        jsonschema::meta::validate(&schema).unwrap_or_else(|why| panic!("{name}: {why}"));
+        assert_eq!(schema["properties"]["schema_version"]["const"], 1, "{name}");
+        assert!(schema["description"].is_string(), "{name}: of what?");
+        assert!(!validator(&schema).is_valid(&json!({})), "{name} requires nothing");
+        assert!(!validator(&schema).is_valid(&json!({ "schema_version": 2 })), "{name} takes another version");
+    }
+}
+
+fn schemas() -> BTreeMap<String, Value> {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("schemas");
+    let files = fs::read_dir(&folder).expect("there are schemas").map(|entry| entry.unwrap().path());
+    let schema = |path: std::path::PathBuf| {
+        let name = path.file_name()?.to_str()?.strip_suffix(".schema.json")?.to_owned();
+        let text = fs::read_to_string(&path).unwrap();
+        Some((name, serde_json::from_str(&text).unwrap_or_else(|why| panic!("{}: {why}", path.display()))))
+    };
+    files.filter_map(schema).collect()
+}
+
+fn validator(schema: &Value) -> Validator {
+    jsonschema::options().should_validate_formats(true).build(schema).unwrap_or_else(|why| panic!("{why}"))
+}
+
+#[track_caller]
+fn assert_valid(validator: &Validator, document: &Value, name: &str) {
+    let faults: Vec<String> =
+        validator.iter_errors(document).map(|fault| format!("at {}: {fault}", fault.instance_path())).collect();
+    assert!(faults.is_empty(), "{name}:\n{}\nin {document:#}", faults.join("\n"));
+}
+
+/// Returns the schema as it would be if nothing could be added.
+fn closed(schema: &Value) -> Value {
+    match schema {
+        Value::Object(fields) => {
+            let mut closed: serde_json::Map<String, Value> =
+                fields.iter().map(|(name, value)| (name.clone(), closed_inside(name, value))).collect();
+            if fields.contains_key("properties") {
+                closed.insert("additionalProperties".into(), Value::Bool(false));
+            }
+            Value::Object(closed)
+        }
+        other => other.clone(),
+    }
+}
+
+fn closed_inside(keyword: &str, value: &Value) -> Value {
+    match (keyword, value) {
+        ("properties", Value::Object(fields)) => {
+            Value::Object(fields.iter().map(|(name, value)| (name.clone(), closed(value))).collect())
+        }
+        ("anyOf", Value::Array(choices)) => Value::Array(choices.iter().map(closed).collect()),
+        ("items", value) => closed(value),
+        (_, value) => value.clone(),
+    }
+}
+
+/// Returns the document as a later version might write it, with one more field in each object.
+fn grown(document: &Value) -> Value {
+    match document {
+        Value::Object(fields) => {
+            // Names that are data stay what they are.
+            let inside = |name: &str, value: &Value| match name {
+                "not_readable" => value.clone(),
+                _ => grown(value),
+            };
+            let fields = fields.iter().map(|(name, value)| (name.clone(), inside(name, value)));
+            Value::Object(fields.chain([("a_field_of_later".to_owned(), json!({ "new": true }))]).collect())
+        }
+        Value::Array(items) => Value::Array(items.iter().map(grown).collect()),
+        other => other.clone(),
+    }
+}
