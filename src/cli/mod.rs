@@ -65,6 +65,10 @@ Exit codes:
   127  agent -- COMMAND: there is no such command
   130  Interrupted
 
+Output for programs:
+  --format json and --format yaml write one document with a schema_version. Within a version fields are only ever added; \
+the JSON Schemas are in the folder schemas of the source.
+
 Settings:
   A flag counts before the environment (OPIK_..., OPIK_OFFLINE_...), that before ~/.opik.config, that before \
 opik-offline/config.yaml in the user's configuration folder, and that before the default. `opik-offline healthcheck` \

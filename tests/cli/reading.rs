@@ -1,5 +1,8 @@
 //! `status` and `inspect`: what a person reads.
 
+use std::process::Stdio;
+
+use rustix::process::{Pid, Signal, kill_process};
 use serde_json::json;
 
 use crate::sandbox::{BINARY, Sandbox, TRACE, assert_text};
@@ -7,7 +10,7 @@ use crate::support::agent::{Agent, Home};
 use crate::support::fake_opik::FakeOpik;
 use crate::support::fake_opik::check::Kind;
 use crate::support::http::Client;
-use crate::support::process::run;
+use crate::support::process::{Written, run};
 use crate::support::{PATIENCE, wait_until};
 
 #[test]
@@ -192,4 +195,20 @@ fn an_agent_without_a_usable_store_passes_on_and_says_so() {
     assert!(status.stdout.contains("it only passes writes on: "), "{}", status.stdout);
     assert!(status.stdout.contains("waiting      unknown: the store can't be read\n"), "{}", status.stdout);
     assert_eq!(std::fs::read(agent.db()).unwrap(), b"dear diary", "the file was not touched");
+}
+
+#[test]
+fn a_watch_that_is_piped_writes_blocks_until_it_is_interrupted() {
+    let sandbox = Sandbox::filled();
+    let mut watch = sandbox.command(&["status", "--watch"]).stdout(Stdio::piped()).spawn().unwrap();
+    let written = Written::default();
+    let reading = written.follow(watch.stdout.take().unwrap());
+    wait_until("it is shown twice", PATIENCE, || written.text().matches("\nbacklog ").count() == 2);
+    kill_process(Pid::from_child(&watch), Signal::INT).unwrap();
+    assert_eq!(watch.wait().unwrap().code(), Some(130));
+    reading.join().unwrap();
+    let text = written.text();
+    assert!(!text.contains('\u{1b}'), "what is piped drives no terminal: {text}");
+    assert_eq!(text.matches("\n\nserver ").count(), 1, "blocks stand apart: {text}");
+    assert!(text.contains("backlog      _ ") || text.contains("backlog      # "), "ASCII without a locale: {text}");
 }

@@ -30,6 +30,7 @@ mod sdk_outage;
 mod service_manager;
 mod splitting;
 mod startup;
+mod status_page;
 mod stopping;
 mod storm;
 mod two_processes;

@@ -50,8 +50,10 @@ impl Watching {
         let terminal = terminal();
         let columns = terminal.map_or(80, |terminal| terminal.columns);
         let text = format!(
-            "{}\n{}{}",
+            "{}{}\n{}{}",
             screen::sections(renderer, report),
+            // Elsewhere it is the error that the command ends with.
+            report.store.reason.as_ref().map_or(String::new(), |reason| format!("\n{reason}\n")),
             sparklines(history, columns, self.is_unicode),
             screen::stored(renderer, report)
         );
