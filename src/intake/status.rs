@@ -403,10 +403,11 @@ fn held_for(lanes: &[LaneWork], now_ms: i64) -> Option<Duration> {
     Some(Duration::from_millis((first - now_ms).unsigned_abs()))
 }
 
-/// Returns the messages per second of a replay, if it delivered any.
+/// Returns the messages per second of a replay; `None` for one that was over before it had got up speed.
 pub fn pace_of(record: &ReplayRecord) -> Option<f64> {
+    const DELIVERED_MIN: u64 = 500;
     let milliseconds = (record.ended_at_ms - record.started_at_ms).max(1) as f64;
-    (record.delivered > 0).then(|| record.delivered as f64 * 1000.0 / milliseconds)
+    (record.delivered >= DELIVERED_MIN).then(|| record.delivered as f64 * 1000.0 / milliseconds)
 }
 
 /// Returns what people and programs read of the connection.
@@ -449,6 +450,19 @@ mod tests {
         ] {
             assert_eq!(held_for(&lanes, 1000), expected, "{name}");
         }
+    }
+
+    #[test]
+    fn a_few_messages_are_no_pace() {
+        let record = |delivered| ReplayRecord {
+            role: "agent".into(),
+            started_at_ms: 1000,
+            ended_at_ms: 3000,
+            delivered,
+            rejected: 0,
+            remaining: 0,
+        };
+        assert_eq!([499, 500].map(|delivered| pace_of(&record(delivered))), [None, Some(250.0)]);
     }
 
     #[test]

@@ -59,9 +59,11 @@ pub struct Rates {
     pub window_seconds: f64,
     /// Writes forwarded or stored.
     pub in_per_second: f64,
-    /// Of these, the forwarded ones.
+    /// What reached the server: forwarded at once, or delivered from the store.
+    pub out_per_second: f64,
+    /// Writes that the server answered at once.
     pub forwarded_per_second: f64,
-    /// Of these, the stored ones.
+    /// Messages that were stored.
     pub stored_per_second: f64,
     /// Stored messages that reached the server.
     pub delivered_per_second: f64,
@@ -135,12 +137,14 @@ pub fn rates(samples: &[Sample]) -> Option<Rates> {
     }
     let per_second = |of: fn(&Sample) -> u64| of(last).saturating_sub(of(first)) as f64 / span.as_secs_f64();
     let (forwarded_per_second, stored_per_second) = (per_second(|at| at.forwarded), per_second(|at| at.stored));
+    let delivered_per_second = per_second(|at| at.delivered);
     Some(Rates {
         window_seconds: span.as_secs_f64(),
         in_per_second: forwarded_per_second + stored_per_second,
+        out_per_second: forwarded_per_second + delivered_per_second,
         forwarded_per_second,
         stored_per_second,
-        delivered_per_second: per_second(|at| at.delivered),
+        delivered_per_second,
         rejected_per_second: per_second(|at| at.rejected),
     })
 }
@@ -238,7 +242,7 @@ mod tests {
             (found.window_seconds, found.in_per_second, found.forwarded_per_second, found.stored_per_second),
             (60.0, 3.0, 1.0, 2.0)
         );
-        assert_eq!((found.delivered_per_second, found.rejected_per_second), (1.5, 0.0));
+        assert_eq!((found.delivered_per_second, found.out_per_second, found.rejected_per_second), (1.5, 2.5, 0.0));
     }
 
     #[test]

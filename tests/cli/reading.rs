@@ -38,7 +38,7 @@ server       SERVER, available (N ms)
 agent        not running
 store        HOME/opik_messages.db, SIZE
 waiting      4 messages with 6 items (748 B), the oldest for AGE
-time to go   nobody delivers it: start the agent or `opik-offline replay`; about a second at the last pace
+time to go   nobody delivers it: start the agent or `opik-offline replay`; about a second of pauses at most
 rejected     1 message (1 x 400): see `opik-offline inspect --rejected`
              1 x 400 start_time must not be null
 last replay  2026-01-02T03:05:05Z: 7 delivered, 1 rejected, 4 remaining

@@ -152,12 +152,13 @@ fn rates(report: &Report) -> Vec<Line> {
     let Some(rates) = &report.rates else { return Vec::new() };
     let window = short_duration(Duration::from_secs_f64(rates.window_seconds.max(0.0).round()));
     let text = format!(
-        "{}/s in ({}/s forwarded at once, {}/s stored), {}/s out of the store, over the last {}",
+        "{}/s in, {}/s out over the last {} ({}/s forwarded at once, {}/s stored, {}/s delivered from the store)",
         rate(rates.in_per_second),
+        rate(rates.out_per_second),
+        if window == "1m" { "minute" } else { &window },
         rate(rates.forwarded_per_second),
         rate(rates.stored_per_second),
         rate(rates.delivered_per_second),
-        if window == "1m" { "minute" } else { &window },
     );
     vec![line("rates", text)]
 }
@@ -192,9 +193,13 @@ fn rejected(report: &Report) -> Vec<Line> {
     let answers = answers.collect::<Vec<_>>().join(", ");
     let messages = count(rejected.messages, "message");
     let text = format!("{messages} ({answers}): see `opik-offline inspect --rejected`");
+    let of_newest = match rejected.reasons_of_newest {
+        newest if newest < rejected.messages => format!("of the newest {newest}: "),
+        _ => String::new(),
+    };
     let reasons = rejected.reasons.iter().take(REASONS_MAX).map(|reason| {
         let status = reason.status.map_or(String::new(), |status| format!("{status} "));
-        line("", format!("{} x {status}{}", reason.messages, reason.text))
+        line("", format!("{of_newest}{} x {status}{}", reason.messages, reason.text))
     });
     std::iter::once(line("rejected", text)).chain(reasons).collect()
 }

@@ -106,8 +106,12 @@ fn sparklines(history: &[Sample], columns: usize, is_unicode: bool) -> String {
         counted.max(after.waiting.unwrap_or(0).saturating_sub(before.waiting.unwrap_or(0)))
     };
     let went = |before: &Sample, after: &Sample| {
-        let counted = (after.delivered + after.rejected).saturating_sub(before.delivered + before.rejected);
-        counted.max(before.waiting.unwrap_or(0).saturating_sub(after.waiting.unwrap_or(0)))
+        let count = |sample: &Sample| sample.delivered + sample.rejected;
+        let forwarded = after.forwarded.saturating_sub(before.forwarded);
+        forwarded
+            + count(after)
+                .saturating_sub(count(before))
+                .max(before.waiting.unwrap_or(0).saturating_sub(after.waiting.unwrap_or(0)))
     };
     let seconds = history.last().zip(history.first());
     let seconds = seconds.map_or(0, |(last, first)| last.uptime_ms.saturating_sub(first.uptime_ms) / 1000);

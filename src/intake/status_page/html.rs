@@ -208,15 +208,14 @@ fn tiles(status: &Status) -> String {
     match &status.rates {
         None => tile("t-rates", "Messages a second", None, "Measuring", &["needs a few seconds".to_owned()]),
         Some(rates) => {
-            let out = rates.delivered_per_second;
             let window = in_words(rates.window_seconds);
             let lines = [
-                format!("in: {} forwarded at once", rate(rates.forwarded_per_second)),
-                format!("in: {} stored", rate(rates.stored_per_second)),
-                format!("out: {} delivered from the store", rate(out)),
+                format!("{} forwarded at once", rate(rates.forwarded_per_second)),
+                format!("{} stored", rate(rates.stored_per_second)),
+                format!("{} delivered from the store", rate(rates.delivered_per_second)),
                 format!("over the last {}", if window == "1m" { "minute" } else { &window }),
             ];
-            let big = format!("{} in, {} out", rate(rates.in_per_second), rate(out));
+            let big = format!("{} in, {} out", rate(rates.in_per_second), rate(rates.out_per_second));
             tile("t-rates", "Messages a second", None, &big, &lines);
         }
     }
@@ -296,7 +295,7 @@ impl Table {
         self.html.push_str("<tr>");
         for (cell, is_number) in cells.iter().zip(&self.numbers) {
             let _ = match cell {
-                Cell::Long(text) => write!(self.html, r#"<td class="wrap">{}</td>"#, escaped(text)),
+                Cell::Long(text) => write!(self.html, r#"<td class="wrap">{}</td>"#, escaped(&elided(text))),
                 Cell::Short(text) if *is_number => write!(self.html, r#"<td class="n">{}</td>"#, escaped(text)),
                 Cell::Short(text) => write!(self.html, "<td>{}</td>", escaped(text)),
                 Cell::Html(html) => write!(self.html, "<td>{html}</td>"),
@@ -448,6 +447,18 @@ pub(super) fn escaped(text: &str) -> Cow<'_, str> {
         }
     }
     Cow::Owned(safe)
+}
+
+/// Returns the beginning and the end of a text that would fill the page.
+fn elided(text: &str) -> Cow<'_, str> {
+    const CHARS_MAX: usize = 120;
+    const END_CHARS: usize = 40;
+    let count = text.chars().count();
+    if count <= CHARS_MAX {
+        return Cow::Borrowed(text);
+    }
+    let (begin, end) = (text.chars().take(CHARS_MAX - END_CHARS), text.chars().skip(count - END_CHARS));
+    Cow::Owned(begin.chain(['…']).chain(end).collect())
 }
 
 /// Returns a number with its thousands apart.

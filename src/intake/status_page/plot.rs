@@ -63,9 +63,12 @@ impl Plot<'_> {
             away_for => format!("The server was away for {}.", in_words(away_for as f64 / 1000.0)),
         };
         let (id, title) = (escaped(self.id), escaped(self.title));
-        let key = if away_said.is_empty() { "" } else { r#"<span class="key" aria-hidden="true"></span>"# };
+        let away_note = match away_said.as_str() {
+            "" => String::new(),
+            said => format!(r#"<br><span class="key" aria-hidden="true"></span>{said}"#),
+        };
         format!(
-            r#"<figure><figcaption>{title}</figcaption><div class="plot"><div class="y" aria-hidden="true"><span>{}</span><span>{}</span><span>0</span></div><svg viewBox="0 0 {WIDTH} {HEIGHT}" preserveAspectRatio="none" role="img" aria-labelledby="{id}-title {id}-desc"><title id="{id}-title">Messages waiting, {}</title><desc id="{id}-desc">{most} {away_said}</desc><path class="grid" d="M0 0H{WIDTH}M0 50H{WIDTH}"/>{away}{lines}<path class="base" d="M0 {HEIGHT}H{WIDTH}"/></svg><div class="x" aria-hidden="true"><span>{}</span><span>now</span></div></div><p class="note">{most} {key}{away_said}</p></figure>"#,
+            r#"<figure><figcaption>{title}</figcaption><div class="plot"><div class="y" aria-hidden="true"><span>{}</span><span>{}</span><span>0</span></div><svg viewBox="0 0 {WIDTH} {HEIGHT}" preserveAspectRatio="none" role="img" aria-labelledby="{id}-title {id}-desc"><title id="{id}-title">Messages waiting, {}</title><desc id="{id}-desc">{most} {away_said}</desc><path class="grid" d="M0 0H{WIDTH}M0 50H{WIDTH}"/>{away}{lines}<path class="base" d="M0 {HEIGHT}H{WIDTH}"/></svg><div class="x" aria-hidden="true"><span>{}</span><span>now</span></div></div><p class="note">{most}{away_note}</p></figure>"#,
             number(top),
             half(top),
             title.to_lowercase(),

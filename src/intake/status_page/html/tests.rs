@@ -40,6 +40,7 @@ fn calm() -> Status {
             window_seconds: 60.0,
             in_per_second: 41.3,
             forwarded_per_second: 41.3,
+            out_per_second: 41.3,
             ..Rates::default()
         }),
         eta: Some(eta(&Situation::default()).into()),
@@ -114,6 +115,7 @@ fn outage() -> Status {
     };
     status.rates = status.rates.map(|rates| Rates {
         forwarded_per_second: 0.0,
+        out_per_second: 0.0,
         in_per_second: 40.0,
         stored_per_second: 40.0,
         ..rates
@@ -144,7 +146,7 @@ fn draining() -> Status {
     if let Some(last) = status.history.last_mut() {
         (last.available, last.waiting) = (Some(true), Some(11_000));
     }
-    status.rates = status.rates.map(|rates| Rates { delivered_per_second: 683.2, ..rates });
+    status.rates = status.rates.map(|rates| Rates { delivered_per_second: 683.2, out_per_second: 683.2, ..rates });
     let situation = Situation {
         waiting: status.store.waiting,
         available: Some(true),
