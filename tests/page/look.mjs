@@ -45,7 +45,7 @@ async function open(browser, address, { width, dark, javascript }) {
   await page.setViewport({ width, height: 900, deviceScaleFactor: 1 });
   await page.emulateMediaFeatures([{ name: "prefers-color-scheme", value: dark ? "dark" : "light" }]);
   await page.setJavaScriptEnabled(javascript);
-  await page.goto(address, { waitUntil: "networkidle0" });
+  await page.goto(address, { waitUntil: "networkidle0", timeout: PATIENCE_MS });
   return { page, complaints };
 }
 
