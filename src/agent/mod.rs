@@ -49,7 +49,7 @@ use crate::replay::{LEASE_TIME_TO_LIVE, ReplayManager, ReplaySettings};
 use crate::shutdown::Shutdown;
 use crate::store::committer::Committer;
 use crate::store::slot::StoreSlot;
-use crate::store::{AgentRecord, Filter, Limits, Owner, now_ms};
+use crate::store::{AgentRecord, Filter, Keys, Limits, Owner, now_ms};
 use crate::telemetry::metrics::Metrics;
 use crate::upstream::forward::Forwarder;
 use crate::upstream::{Upstream, UpstreamError, UpstreamSettings};
@@ -66,6 +66,8 @@ pub struct AgentSettings {
     pub store_path: PathBuf,
     /// What the store may use.
     pub store_limits: Limits,
+    /// The keys that the store is sealed with.
+    pub store_keys: Keys,
     /// The server.
     pub upstream: UpstreamSettings,
     /// The host and port that the server's URL names.
@@ -192,7 +194,8 @@ impl Agent {
             upstream: settings.upstream.base_url.clone(),
             started_at_ms: now_ms(),
         };
-        let slot = StoreSlot::at(&settings.store_path, settings.store_limits).whenever_opened(move |store| {
+        let slot = StoreSlot::at_with(&settings.store_path, settings.store_limits, settings.store_keys.clone());
+        let slot = slot.whenever_opened(move |store| {
             if let Err(error) = store.announce(Some(&record)) {
                 warn!(target: "db_manager", "the agent is not recorded in the store: {error}");
             }

@@ -152,11 +152,11 @@ pub fn run(common: &Common, args: &AgentArgs) -> Result<ExitCode, Failure> {
     if !args.command.is_empty() {
         // The terminal is the command's, and so is what a service manager said to us.
         let log = common.start_logging(&config, Some(LogLevel::Warning))?;
-        return wrapped::run(common, &config, settings(&config, None), &args.command, log);
+        return wrapped::run(common, &config, settings(&config, None)?, &args.command, log);
     }
     let log = common.start_logging(&config, None)?;
     let service_manager = ServiceManager::find(&ProcessEnvironment, std::process::id())?;
-    let agent = Agent::bind(settings(&config, service_manager))?;
+    let agent = Agent::bind(settings(&config, service_manager)?)?;
     let shutdown = Shutdown::new();
     stop_agent_on_signals(&shutdown, log)?;
     agent.run(&shutdown, None)?;
@@ -189,14 +189,15 @@ impl AgentArgs {
     }
 }
 
-fn settings(config: &Config, service_manager: Option<ServiceManager>) -> AgentSettings {
+fn settings(config: &Config, service_manager: Option<ServiceManager>) -> Result<AgentSettings, Failure> {
     let upstream = &config.upstream.value;
     let body_bytes_max = config.max_body_size.value.bytes();
-    AgentSettings {
+    Ok(AgentSettings {
         listen: config.listen.value,
         intake_token: config.intake_token.value.as_ref().map(|token| token.expose().to_owned()),
         store_path: config.db.value.clone(),
         store_limits: translate::store_limits(config),
+        store_keys: translate::store_keys(config)?,
         upstream: translate::upstream_settings(config),
         upstream_address: (upstream.host().to_owned(), upstream.port()),
         monitor: MonitorSettings {
@@ -229,7 +230,7 @@ fn settings(config: &Config, service_manager: Option<ServiceManager>) -> AgentSe
             .value
             .then(|| Adoption { temp_dir: temp_dir(&ProcessEnvironment), lane: translate::lane(config) }),
         service_manager,
-    }
+    })
 }
 
 #[cfg(test)]

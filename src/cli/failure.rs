@@ -8,7 +8,7 @@ use crate::agent::child::ChildError;
 use crate::config::ConfigError;
 use crate::protocol::answers::SendFailure;
 use crate::replay::salvage::SalvageError;
-use crate::store::{SdkFileError, StoreError};
+use crate::store::{KeyError, SdkFileError, StoreError};
 use crate::telemetry::log::LogError;
 use crate::upstream::UpstreamError;
 
@@ -93,11 +93,28 @@ impl From<StoreError> for Failure {
             }
             StoreError::Full { .. } => "replay or purge messages, or raise OPIK_OFFLINE_MAX_SIZE",
             StoreError::Busy { .. } => "try again; another process is writing to the store",
+            StoreError::KeyMissing { .. } => {
+                "set OPIK_OFFLINE_ENCRYPTION_KEY_FILE to the file with that key; nothing is lost, and the file was not touched"
+            }
+            StoreError::WrongKey { .. } => {
+                "set the key with that name, with the one before it as OPIK_OFFLINE_ENCRYPTION_PREVIOUS_KEY_FILE where it was changed; nothing is lost, and the file was not touched"
+            }
+            StoreError::TooManyKeys { .. } => {
+                "set both keys of the earlier change, run `opik-offline healthcheck --reseal`, then change the key again"
+            }
+            StoreError::Key(_) => "correct the setting, or unset it; the message store was not touched",
             StoreError::LeaseHeld { .. } => "it delivers the same messages; wait for it, or stop it first",
             StoreError::AttachmentGone => "give the file again; nothing of it was kept",
             StoreError::LeaseLost => "the other process goes on; `opik-offline status` shows how far it is",
         };
-        Self::new(Exit::Failure, error.to_string(), Some(hint))
+        let exit = if matches!(error, StoreError::Key(_)) { Exit::Usage } else { Exit::Failure };
+        Self::new(exit, error.to_string(), Some(hint))
+    }
+}
+
+impl From<KeyError> for Failure {
+    fn from(error: KeyError) -> Self {
+        StoreError::from(error).into()
     }
 }
 

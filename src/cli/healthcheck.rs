@@ -5,13 +5,15 @@ use std::time::{Duration, Instant};
 use clap::Args;
 use serde::Serialize;
 
-use super::render::{Mark, Renderer, size, table_text};
+use super::render::{Mark, Renderer, count, size, table_text};
 use super::selection::{duration, refuse_jsonl};
-use super::{Common, Exit, Failure, configuration, existing_store, stop_on_signals, translate, upstream};
+use super::{
+    Common, Exit, Failure, configuration, existing_store_without_key, progress, stop_on_signals, translate, upstream,
+};
 use crate::config::{Config, ConfigFile, Misconfiguration};
 use crate::message::{Credential, Lane};
 use crate::shutdown::Shutdown;
-use crate::store::{self, OpenMode, StoreError, place};
+use crate::store::{self, KeyState, Keys, OpenMode, Resealed, Resealing, StoreError, place};
 use crate::upstream::Upstream;
 use crate::upstream::smoke::SmokeFailure;
 
@@ -21,6 +23,8 @@ Examples:
     opik-offline healthcheck
   Wait for the server in a start script:
     opik-offline healthcheck --wait 30s
+  Encrypt what was stored before a key was set, or change the key:
+    opik-offline healthcheck --reseal
   See a trace arrive at the server:
     opik-offline healthcheck --smoke-test
 
@@ -50,6 +54,11 @@ pub struct HealthcheckArgs {
     /// Write a trace with a span and an image to the server and read it back, when all else is well
     #[arg(long)]
     smoke_test: bool,
+
+    /// Keep all that is stored as the settings ask for, encrypted or not, and leave nothing of before in the files; asks no
+    /// server
+    #[arg(long, conflicts_with_all = ["smoke_test", "wait"])]
+    reseal: bool,
 
     /// The project that the smoke test writes to
     #[arg(long, value_name = "NAME", requires = "smoke_test", default_value = "smoke-test-project")]
@@ -130,6 +139,8 @@ impl Check {
     }
 }
 
+/// How often a long change of the encryption is told of.
+const RESEAL_TOLD_EVERY: Duration = Duration::from_secs(5);
 /// How often `--wait` looks again.
 const WAIT_INTERVAL: Duration = Duration::from_millis(500);
 /// How long the smoke test waits for the server to show what it took: as long as the SDK's own.
@@ -146,7 +157,10 @@ pub fn run(common: &Common, args: &HealthcheckArgs) -> Result<(), Failure> {
     stop_on_signals(&shutdown)?;
     let started = Instant::now();
     loop {
-        let mut checks = checks(&config, &upstream, args.full);
+        let mut checks = match args.reseal {
+            true => vec![reseal(&config, common, &shutdown)?, store(&config, args.full), encryption(&config), disk(&config)],
+            false => checks(&config, &upstream, args.full),
+        };
         let is_well = |checks: &[Check]| checks.iter().all(|check| check.exit.is_none());
         let time_left = args.wait.is_some_and(|wait| started.elapsed() < wait);
         if !is_well(&checks) && time_left {
@@ -220,6 +234,7 @@ fn checks(config: &Config, upstream: &Upstream, full: bool) -> Vec<Check> {
         Check::note("access", "not checked without a server")
     });
     checks.push(store(config, full));
+    checks.push(encryption(config));
     checks.push(disk(config));
     checks.push(agent(config));
     checks.extend(super::salvage::orphans().into_iter().map(|orphan| Check {
@@ -289,8 +304,9 @@ fn access(config: &Config, upstream: &Upstream) -> Check {
 
 fn store(config: &Config, full: bool) -> Check {
     let path = config.db.value.display();
-    let opened = store::open(&config.db.value, OpenMode::Existing, translate::store_limits(config));
-    let looked = opened.and_then(|store| {
+    let (limits, keys) = (translate::store_limits(config), translate::store_keys(config));
+    let open = |keys: Keys| store::open_with(&config.db.value, OpenMode::Existing, limits, &keys);
+    let looked = keys.map_err(StoreError::from).and_then(open).and_then(|store| {
         let condition = store.condition()?;
         let is_read = full || condition.file_bytes <= SMALL_STORE_BYTES;
         Ok((if is_read { Some(store.check()?) } else { None }, condition))
@@ -321,6 +337,87 @@ fn store(config: &Config, full: bool) -> Check {
     }
 }
 
+/// Whether what is stored can be read from its files, and whether we have the key.
+fn encryption(config: &Config) -> Check {
+    const NAME: &str = "encryption";
+    const RESEAL: &str = "run `opik-offline healthcheck --reseal`";
+    let keys = match translate::store_keys(config) {
+        Ok(keys) => keys,
+        Err(error) => return Check::failed(NAME, error.into()),
+    };
+    let condition = existing_store_without_key(config).ok().flatten().and_then(|store| store.condition().ok());
+    let Some(encryption) = condition.map(|condition| condition.encryption) else {
+        return match &keys.current {
+            Some(key) => Check::good(NAME, format!("on for the store that will be made, with key {}", key.id())),
+            None => Check::note(NAME, "off"),
+        };
+    };
+    match (encryption.sealed_with, encryption.key) {
+        (_, KeyState::Missing | KeyState::Wrong) => {
+            let needed = [encryption.sealed_with, encryption.previous].into_iter().flatten();
+            let needed = needed.map(|key| key.to_string()).collect::<Vec<_>>().join(" and ");
+            let given = [&keys.current, &keys.previous].into_iter().flatten();
+            let given = given.map(|key| key.id().to_string()).collect::<Vec<_>>().join(" and ");
+            let text = match given.is_empty() {
+                true => format!("the store needs key {needed}, and none is set"),
+                false => format!("the store needs key {needed}, and {given} is set"),
+            };
+            Check::bad(NAME, Exit::Failure, text, "set the key with that name; status and purge work without it")
+        }
+        (Some(key), KeyState::Usable) if !encryption.is_complete => {
+            let text = format!("on, with key {key}; what was stored before may still be in the files as it was");
+            Check::warn(NAME, text, RESEAL)
+        }
+        (Some(key), KeyState::Usable) if keys.current.as_ref().is_some_and(|current| current.id() != key) => {
+            Check::warn(NAME, format!("on, with the previous key {key}"), RESEAL)
+        }
+        (Some(key), KeyState::Usable) => Check::good(NAME, format!("on, with key {key}")),
+        (None, KeyState::Usable) if !encryption.is_complete => {
+            Check::warn(NAME, "off; what was stored before may still be encrypted", RESEAL)
+        }
+        (None, KeyState::Usable) if keys.current.is_some() => {
+            Check::warn(NAME, "off, although a key is set: the store is older than the setting", RESEAL)
+        }
+        (None, KeyState::Usable) => Check::note(NAME, "off"),
+    }
+}
+
+/// Keeps all that is stored as the settings ask for.
+fn reseal(config: &Config, common: &Common, shutdown: &Shutdown) -> Result<Check, Failure> {
+    const NAME: &str = "reseal";
+    let done = |done: Resealing| format!("{} ({})", count(done.done, "thing"), size(done.bytes));
+    let keys = match translate::store_keys(config) {
+        Ok(keys) => keys,
+        Err(error) => return Ok(Check::failed(NAME, error.into())),
+    };
+    let limits = translate::store_limits(config);
+    let mut told = Instant::now();
+    let mut on_progress = |so_far: Resealing| {
+        if told.elapsed() >= RESEAL_TOLD_EVERY && !common.quiet {
+            told = Instant::now();
+            progress::say(&format!("resealed {} so far", done(so_far)));
+        }
+        !shutdown.is_requested()
+    };
+    let again = "what was done stays done; run it again to go on";
+    Ok(match store::reseal(&config.db.value, limits, &keys, &mut on_progress) {
+        Ok(Resealed::Complete(Resealing { done: 0, .. })) => Check::good(NAME, "everything is kept as it should be"),
+        Ok(Resealed::Complete(all)) => {
+            Check::good(NAME, format!("resealed {}; nothing of before is left in the files", done(all)))
+        }
+        Ok(Resealed::Remnants { done: all, reason }) => {
+            let text = format!("resealed {}; unused parts of the files may still hold what was there: {reason}", done(all));
+            Check::bad(NAME, Exit::Failure, text, again)
+        }
+        Ok(Resealed::Stopped(so_far)) => {
+            let text = format!("interrupted after {}; {again}", done(so_far));
+            return Err(Failure::new(Exit::Interrupted, text, None));
+        }
+        Err(StoreError::Missing { .. }) => Check::note(NAME, "nothing was stored yet"),
+        Err(error) => Check::failed(NAME, error.into()),
+    })
+}
+
 /// The place where the store is or will be. A store that stands open may hide that nothing more fits.
 fn disk(config: &Config) -> Check {
     let place = match place::look_at(&config.db.value) {
@@ -345,7 +442,7 @@ fn disk(config: &Config) -> Check {
 }
 
 fn agent(config: &Config) -> Check {
-    let records = existing_store(config).ok().flatten().and_then(|store| store.condition().ok());
+    let records = existing_store_without_key(config).ok().flatten().and_then(|store| store.condition().ok());
     let records = records.map(|condition| condition.agents).unwrap_or_default();
     match super::status::running_agent(config, &records) {
         Some((listen, None)) => Check::good("agent", format!("running on {listen}")),

@@ -29,7 +29,7 @@ use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{Args, CommandFactory, Parser, Subcommand};
 
 use crate::config::{Config, Flags, LogLevel, ProcessEnvironment, is_no_color_set};
-use crate::store::{self, Limits, OpenMode, Store, StoreError};
+use crate::store::{self, Keys, Limits, OpenMode, Store, StoreError};
 use crate::telemetry::log::{self, LogFile};
 use crate::upstream::{Upstream, UpstreamSettings};
 pub use failure::{Exit, Failure};
@@ -213,7 +213,17 @@ fn configuration(flags: &Flags) -> Result<Config, Failure> {
 
 /// Opens the store that is there; `None` when nothing was ever stored.
 fn existing_store(config: &Config) -> Result<Option<Arc<dyn Store>>, StoreError> {
-    match store::open(&config.db.value, OpenMode::Existing, translate::store_limits(config)) {
+    opened(config, OpenMode::Existing, &translate::store_keys(config)?)
+}
+
+/// Opens the store that is there, also when its key is not: for what needs nothing of the contents.
+fn existing_store_without_key(config: &Config) -> Result<Option<Arc<dyn Store>>, StoreError> {
+    // A key that can't be used is one that is not there; `healthcheck` says why.
+    opened(config, OpenMode::WithoutKey, &translate::store_keys(config).unwrap_or_default())
+}
+
+fn opened(config: &Config, mode: OpenMode, keys: &Keys) -> Result<Option<Arc<dyn Store>>, StoreError> {
+    match store::open_with(&config.db.value, mode, translate::store_limits(config), keys) {
         Ok(store) => Ok(Some(store)),
         Err(StoreError::Missing { .. }) => Ok(None),
         Err(error) => Err(error),
@@ -227,11 +237,13 @@ fn upstream(config: &Config) -> Result<Upstream, Failure> {
 
 /// From resolved settings to the plain values that the rooms take.
 mod translate {
+    use std::path::PathBuf;
+
     use super::{Config, Limits, LogLevel, UpstreamSettings, log};
-    use crate::config::{self, LogFormat};
+    use crate::config::{self, KeyText, LogFormat, Sourced};
     use crate::delivery::pacing::PaceSettings;
     use crate::message::{Credential, Lane};
-    use crate::store::WhenFull;
+    use crate::store::{EncryptionKey, KeyError, Keys, WhenFull};
 
     /// The lane of messages for which no client says whose they are.
     pub(super) fn lane(config: &Config) -> Lane {
@@ -248,6 +260,19 @@ mod translate {
                 config::WhenFull::DropOldest => WhenFull::DropOldest,
             },
         }
+    }
+
+    /// Reads the keys that the store is sealed with. The variable and the file are not both set.
+    pub(super) fn store_keys(config: &Config) -> Result<Keys, KeyError> {
+        let key = |text: &Sourced<Option<KeyText>>, file: &Sourced<Option<PathBuf>>| match (&text.value, &file.value) {
+            (Some(key), _) => EncryptionKey::parse(key.expose(), &text.source.to_string()).map(Some),
+            (None, Some(path)) => EncryptionKey::read(path).map(Some),
+            (None, None) => Ok(None),
+        };
+        Ok(Keys {
+            current: key(&config.encryption_key, &config.encryption_key_file)?,
+            previous: key(&config.encryption_previous_key, &config.encryption_previous_key_file)?,
+        })
     }
 
     pub(super) fn upstream_settings(config: &Config) -> UpstreamSettings {

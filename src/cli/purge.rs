@@ -8,7 +8,7 @@ use serde::Serialize;
 use super::groups::{Group, groups, groups_text};
 use super::render::{Renderer, count, nothing, size};
 use super::selection::{Selection, refuse_jsonl};
-use super::{Common, Exit, Failure, configuration, existing_store};
+use super::{Common, Exit, Failure, configuration, existing_store_without_key};
 use crate::store::{Filter, Purged, Store, now_ms};
 
 const AFTER_HELP: &str = "\
@@ -64,7 +64,7 @@ pub fn run(common: &Common, args: &PurgeArgs) -> Result<(), Failure> {
     let config = configuration(&common.flags())?;
     let renderer = common.renderer();
     let filter = args.selection.filter(now_ms());
-    let Some(store) = existing_store(&config)? else {
+    let Some(store) = existing_store_without_key(&config)? else {
         let none = Report {
             schema_version: 1,
             dry_run: args.dry_run,

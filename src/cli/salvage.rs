@@ -83,8 +83,8 @@ pub fn take_in(
             opened = match dry_run {
                 true => existing_store(config)?,
                 false => {
-                    let limits = translate::store_limits(config);
-                    Some(store::open(&config.db.value, OpenMode::CreateIfMissing, limits)?)
+                    let (limits, keys) = (translate::store_limits(config), translate::store_keys(config)?);
+                    Some(store::open_with(&config.db.value, OpenMode::CreateIfMissing, limits, &keys)?)
                 }
             };
         }

@@ -13,14 +13,14 @@ use super::groups::{Group, groups};
 use super::render::{count, short_duration, time};
 use super::salvage::{OrphanLine, orphans};
 use super::selection::{duration, refuse_jsonl};
-use super::{Common, Exit, Failure, configuration, existing_store, stop_on_signals, translate, upstream};
+use super::{Common, Exit, Failure, configuration, existing_store_without_key, stop_on_signals, translate, upstream};
 use crate::config::{Config, ProcessEnvironment, is_utf8_locale};
 use crate::delivery::eta::{Situation, eta};
 use crate::delivery::pacing::Pace;
 use crate::intake::status::{EtaStatus, pace_of};
 use crate::message::MessageStatus;
 use crate::shutdown::Shutdown;
-use crate::store::{AgentRecord, Backlog, Condition, Filter, Page, Store, StoreError, now_ms};
+use crate::store::{AgentRecord, Backlog, Condition, Encryption, Filter, KeyState, Page, Store, StoreError, now_ms};
 use crate::telemetry::history::{Rates, Sample};
 use crate::upstream::Upstream;
 
@@ -150,6 +150,44 @@ struct StoreReport {
     disk_free_bytes: Option<u64>,
     dropped_messages: u64,
     replaying: Option<String>,
+    /// `null` when there is no store, or none that can be read.
+    encryption: Option<EncryptionReport>,
+}
+
+/// Whether the store is encrypted; this is known without the key.
+#[derive(Serialize)]
+struct EncryptionReport {
+    /// `on`, `off`, or `changing` while something of before may be in the files as it was.
+    state: &'static str,
+    /// The name of the key that new messages are sealed with.
+    key: Option<String>,
+    /// Whether this command was given the keys that the store needs: `usable`, `missing` or `wrong`.
+    key_state: &'static str,
+}
+
+impl EncryptionReport {
+    fn of(encryption: &Encryption) -> Self {
+        let state = match (encryption.is_complete, encryption.sealed_with) {
+            (false, _) => "changing",
+            (true, Some(_)) => "on",
+            (true, None) => "off",
+        };
+        let key_state = match encryption.key {
+            KeyState::Usable => "usable",
+            KeyState::Missing => "missing",
+            KeyState::Wrong => "wrong",
+        };
+        Self { state, key: encryption.sealed_with.map(|key| key.to_string()), key_state }
+    }
+
+    fn text(&self) -> String {
+        let key = self.key.as_ref().map_or_else(|| "no key".to_owned(), |key| format!("key {key}"));
+        match self.state {
+            "on" => format!("on ({key})"),
+            "off" => "off".to_owned(),
+            _ => format!("being changed to {key}: finish it with `opik-offline healthcheck --reseal`"),
+        }
+    }
 }
 
 #[derive(Serialize)]
@@ -235,12 +273,15 @@ fn end(args: &StatusArgs, report: &Report, problem: Option<StoreError>) -> Resul
 /// Asks store, agent and server. What can't be asked is part of the answer.
 fn gather(config: &Config, upstream: &Upstream, started: Instant) -> (Report, Option<StoreError>) {
     let now = now_ms();
-    let read = existing_store(config).and_then(|store| match store {
+    let read = existing_store_without_key(config).and_then(|store| match store {
         None => Ok(None),
         Some(store) => {
             let backlog = store.backlog(&Filter::default())?;
-            let reasons = if backlog.rejected() > 0 { reasons(store.as_ref())? } else { Vec::new() };
-            Ok(Some((backlog, reasons, store.condition()?)))
+            let condition = store.condition()?;
+            // What the server said is sealed, too.
+            let is_told = backlog.rejected() > 0 && condition.encryption.key == KeyState::Usable;
+            let reasons = if is_told { reasons(store.as_ref())? } else { Vec::new() };
+            Ok(Some((backlog, reasons, condition)))
         }
     });
     let (backlog, reasons, condition, problem) = match read {
@@ -473,6 +514,7 @@ fn store_report(config: &Config, condition: Option<&Condition>, problem: Option<
         size_max_bytes: condition.and_then(|condition| condition.size_max),
         disk_free_bytes: condition.and_then(|condition| condition.disk_free_bytes),
         dropped_messages: condition.map_or(0, |condition| condition.dropped),
+        encryption: condition.map(|condition| EncryptionReport::of(&condition.encryption)),
         replaying: condition.and_then(|condition| condition.lease.as_ref()).map(ToString::to_string),
     }
 }

@@ -37,7 +37,7 @@ mod tests;
 pub use error::{BadValue, ConfigError};
 pub use proxy::ProxyUrl;
 pub use scan::Misconfiguration;
-pub use secret::Secret;
+pub use secret::{KeyText, Secret};
 pub use server_url::{ServerUrl, ServerUrlError};
 pub use service_manager::ServiceManager;
 pub use settings::{Config, Flags, Keeps, SETTINGS, Setting, SettingLine};
@@ -76,6 +76,7 @@ impl Config {
     pub fn resolve(flags: &Flags, environment: &dyn Environment) -> Result<Config, ConfigError> {
         let config = Config::from_layers(sources::Layers::read(flags, environment)?)?;
         config.check_listen()?;
+        config.check_keys()?;
         Ok(config)
     }
 }

@@ -6,6 +6,7 @@ use std::net::SocketAddr;
 use super::error::{BadValue, ConfigError};
 use super::server_url::ServerUrl;
 use super::settings::Config;
+use super::sources::Source;
 
 /// A known misconfiguration; the first two are those that the SDK's own `opik healthcheck` looks for.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -109,6 +110,28 @@ impl Config {
                     .to_owned(),
             ),
         })))
+    }
+}
+
+impl Config {
+    /// Refuses a key that is given twice in one place. A variable with the key wins over a file that `config.yaml` names.
+    pub(super) fn check_keys(&self) -> Result<(), ConfigError> {
+        for (key, text, file) in [
+            ("encryption_key_file", &self.encryption_key, &self.encryption_key_file),
+            ("encryption_previous_key_file", &self.encryption_previous_key, &self.encryption_previous_key_file),
+        ] {
+            let is_variable = matches!(file.source, Source::Environment { .. });
+            if text.value.is_some() && file.value.is_some() && is_variable {
+                return Err(ConfigError::Value(Box::new(BadValue {
+                    key,
+                    value: file.value.as_ref().map(|path| path.display().to_string()).unwrap_or_default(),
+                    origin: file.source.clone(),
+                    reason: format!("the key is in the {} as well", text.source),
+                    hint: Some("unset one of them".to_owned()),
+                })));
+            }
+        }
+        Ok(())
     }
 }
 

@@ -2,6 +2,8 @@
 
 use std::fmt;
 
+use zeroize::Zeroizing;
+
 /// An API key or token. Neither `Debug` nor `Display` shows it.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Secret(String);
@@ -39,6 +41,33 @@ impl fmt::Debug for Secret {
     }
 }
 
+/// The text of an encryption key. Not even its beginning is shown, and the memory is overwritten when it is dropped.
+#[derive(Clone, PartialEq, Eq)]
+pub struct KeyText(Zeroizing<String>);
+
+impl KeyText {
+    pub fn new(text: impl Into<String>) -> KeyText {
+        KeyText(Zeroizing::new(text.into()))
+    }
+
+    /// Returns the text itself, to make the key of it.
+    pub fn expose(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for KeyText {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("***")
+    }
+}
+
+impl fmt::Debug for KeyText {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "KeyText({self})")
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -50,5 +79,7 @@ mod tests {
         assert_eq!(format!("{long:?}"), "Secret(abcd...(22 chars))");
         assert_eq!(Secret::new("short-secret").to_string(), "***");
         assert_eq!(long.expose(), "abcdefghijklmnopqrstuv");
+        let key = KeyText::new("abcdefghijklmnopqrstuv");
+        assert_eq!(format!("{key} {key:?}"), "*** KeyText(***)");
     }
 }

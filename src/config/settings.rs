@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use super::error::{BadValue, ConfigError};
 use super::proxy::{self, ProxyUrl};
-use super::secret::Secret;
+use super::secret::{KeyText, Secret};
 use super::server_url::{self, ServerUrl};
 use super::sources::{ConfigFile, Layers, Raw, Source, Sourced};
 use super::units::ByteSize;
@@ -150,6 +150,18 @@ settings! {
 
     /// The message store
     db: PathBuf = "<data dir>/opik-offline/opik_messages.db", "OPIK_OFFLINE_DB", "--db", ConfigYaml, db;
+
+    /// Key that the store is encrypted with, in base64 or hexadecimal digits; a file is the better place for it
+    encryption_key: Option<KeyText> = "none", "OPIK_OFFLINE_ENCRYPTION_KEY", Nowhere, plain(any);
+
+    /// File with the key that the store is encrypted with
+    encryption_key_file: Option<PathBuf> = "none", "OPIK_OFFLINE_ENCRYPTION_KEY_FILE", ConfigYaml, plain(any);
+
+    /// Key that the store was encrypted with before
+    encryption_previous_key: Option<KeyText> = "none", "OPIK_OFFLINE_ENCRYPTION_PREVIOUS_KEY", Nowhere, plain(any);
+
+    /// File with the key that the store was encrypted with before
+    encryption_previous_key_file: Option<PathBuf> = "none", "OPIK_OFFLINE_ENCRYPTION_PREVIOUS_KEY_FILE", ConfigYaml, plain(any);
 
     /// Least level of the messages in `logging_file`
     file_logging_level: Option<LogLevel> = "none", "OPIK_FILE_LOGGING_LEVEL", OpikConfig, plain(any);

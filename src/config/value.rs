@@ -6,7 +6,7 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use super::secret::Secret;
+use super::secret::{KeyText, Secret};
 use super::server_url::{ServerUrl, hide_user_info};
 use super::sources::expand_home;
 use super::units::{self, ByteSize};
@@ -177,6 +177,21 @@ impl Value for Secret {
 
     fn mask(text: &str) -> String {
         Secret::new(text).to_string()
+    }
+}
+
+/// What makes a key is for those who use it to say; see [`crate::config`].
+impl Value for KeyText {
+    fn parse(text: &str) -> Result<KeyText, String> {
+        Ok(KeyText::new(text))
+    }
+
+    fn show(&self) -> String {
+        self.to_string()
+    }
+
+    fn mask(text: &str) -> String {
+        KeyText::new(text).to_string()
     }
 }
 

@@ -31,6 +31,7 @@
 
 pub mod attachment;
 pub mod committer;
+pub mod key;
 pub mod orphan;
 pub mod place;
 pub mod slot;
@@ -43,6 +44,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use thiserror::Error;
 
 pub use self::sqlite::sdk_file::{SdkFile, SdkFileError, StoredRow, count_rows, files_of};
+pub use self::key::{EncryptionKey, KeyError, KeyId, Keys};
 pub use crate::message::Claimed;
 use crate::message::{
     Attachment, EntityKey, Lane, Message, MessageId, MessageStatus, MessageType, Request, Sha256, Touch,
@@ -309,6 +311,33 @@ pub enum StoreError {
     /// The bytes of an attachment that was not registered yet are not there any more.
     #[error("the attachment's bytes were removed from the message store before the upload was complete")]
     AttachmentGone,
+    /// It is encrypted, and there is no key.
+    #[error("the message store {path} is encrypted with key {needed}, and no key is set")]
+    KeyMissing {
+        /// The file.
+        path: PathBuf,
+        /// The key's name.
+        needed: KeyId,
+    },
+    /// It is encrypted with another key.
+    #[error("the message store {path} is encrypted with key {needed}, and the key that is set is {given}")]
+    WrongKey {
+        /// The file.
+        path: PathBuf,
+        /// The name of the key that it needs.
+        needed: KeyId,
+        /// The name of the key that there is.
+        given: KeyId,
+    },
+    /// An earlier change of its key has not come to its end.
+    #[error("the key of the message store {path} can't be changed: an earlier change has not come to its end")]
+    TooManyKeys {
+        /// The file.
+        path: PathBuf,
+    },
+    /// A key that was configured can't be used.
+    #[error(transparent)]
+    Key(#[from] KeyError),
     /// Our lease ended and somebody else took it.
     #[error("the replay lease was lost to another process")]
     LeaseLost,
@@ -655,6 +684,38 @@ pub struct Condition {
     pub held: Vec<(Lane, Hold)>,
     /// Messages dropped because the store was full, since it was made.
     pub dropped: u64,
+    /// Whether it is encrypted, and whether we have the key.
+    pub encryption: Encryption,
+}
+
+/// How a store's contents are kept.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Encryption {
+    /// The key that new things are sealed with; `None` when they are kept as they are.
+    pub sealed_with: Option<KeyId>,
+    /// The key that things of before may be sealed with.
+    pub previous: Option<KeyId>,
+    /// Whether everything is kept like that, and nothing of before is left in the files.
+    pub is_complete: bool,
+    /// Whether we have the keys that it needs.
+    pub key: KeyState,
+}
+
+impl Default for Encryption {
+    fn default() -> Self {
+        Self { sealed_with: None, previous: None, is_complete: true, key: KeyState::Usable }
+    }
+}
+
+/// Whether we have the keys that a store needs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum KeyState {
+    /// All of them, or it needs none.
+    Usable,
+    /// There is none.
+    Missing,
+    /// There are others.
+    Wrong,
 }
 
 /// A running agent.
@@ -714,6 +775,9 @@ pub enum OpenMode {
     CreateIfMissing,
     /// [`StoreError::Missing`] when there is none.
     Existing,
+    /// The same, also when there is no key or another one: what is not sealed can be read, counted and deleted, and all
+    /// else fails as opening would.
+    WithoutKey,
 }
 
 /// Opens the store at this path.
@@ -723,7 +787,65 @@ pub enum OpenMode {
 /// [`StoreError::Missing`], [`StoreError::NotAStore`], [`StoreError::NewerSchema`], [`StoreError::Damaged`],
 /// [`StoreError::Unusable`] or [`StoreError::Busy`]; the file is as it was.
 pub fn open(path: &Path, mode: OpenMode, limits: Limits) -> Result<Arc<dyn Store>, StoreError> {
-    Ok(Arc::new(sqlite::SqliteStore::open(path, mode, limits)?))
+    open_with(path, mode, limits, &Keys::default())
+}
+
+/// Opens the store at this path with these keys.
+///
+/// With a current key and [`OpenMode::CreateIfMissing`], everything is sealed with that key from now on. What was stored
+/// before stays as it is until [`reseal`].
+///
+/// # Errors
+///
+/// As [`open`], and [`StoreError::KeyMissing`], [`StoreError::WrongKey`] or [`StoreError::TooManyKeys`].
+pub fn open_with(path: &Path, mode: OpenMode, limits: Limits, keys: &Keys) -> Result<Arc<dyn Store>, StoreError> {
+    Ok(Arc::new(sqlite::SqliteStore::open_with(path, mode, limits, keys)?))
+}
+
+/// How far [`reseal`] has come.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Resealing {
+    /// Things that were sealed, opened or sealed anew.
+    pub done: u64,
+    /// Bytes of them.
+    pub bytes: u64,
+}
+
+/// Keeps everything in the store as the keys ask for: sealed with the current one, or without any where there is only a
+/// previous one. Then removes from its files whatever is left of before.
+///
+/// Others may use the store meanwhile, agents that have both keys included: what it writes, it writes in small steps. Only
+/// the last one, which writes the file anew, keeps writers waiting for as long as that takes. It may be ended at any time,
+/// however hard, and then be done again; `on_progress` is called after every step and ends it by returning `false`.
+///
+/// Returns what was done, and the size of the file where it could not be written anew because an agent uses it.
+///
+/// # Errors
+///
+/// As [`open_with`].
+pub fn reseal(
+    path: &Path,
+    limits: Limits,
+    keys: &Keys,
+    on_progress: &mut dyn FnMut(Resealing) -> bool,
+) -> Result<Resealed, StoreError> {
+    sqlite::reseal(path, limits, keys, on_progress)
+}
+
+/// How [`reseal`] ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Resealed {
+    /// Everything is kept as asked, and nothing of before is left.
+    Complete(Resealing),
+    /// Everything is kept as asked, and what is left of before in unused parts of the files could not be removed.
+    Remnants {
+        /// What was done.
+        done: Resealing,
+        /// Why.
+        reason: String,
+    },
+    /// It was ended by its caller.
+    Stopped(Resealing),
 }
 
 /// Returns the time as a store's records have it: the wall clock, in milliseconds since the Unix epoch.

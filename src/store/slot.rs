@@ -23,7 +23,7 @@ use std::time::{Duration, Instant};
 use tracing::{error, info};
 
 use super::sqlite::FileId;
-use super::{Limits, OpenMode, Store, StoreError};
+use super::{Keys, Limits, OpenMode, Store, StoreError};
 
 /// How long a slot waits before it tries to open its store again.
 const RETRY_AFTER: Duration = Duration::from_secs(3);
@@ -82,8 +82,13 @@ impl StoreSlot {
     ///
     /// Never fails: why there is no store is the slot's state.
     pub fn at(path: &Path, limits: Limits) -> Self {
+        Self::at_with(path, limits, Keys::default())
+    }
+
+    /// Returns the slot of the store at this path, sealed with these keys; else as [`StoreSlot::at`].
+    pub fn at_with(path: &Path, limits: Limits, keys: Keys) -> Self {
         let owned = path.to_owned();
-        let opener = move || super::open(&owned, OpenMode::CreateIfMissing, limits);
+        let opener = move || super::open_with(&owned, OpenMode::CreateIfMissing, limits, &keys);
         Self::opened_by(Some(path.to_owned()), Box::new(opener))
     }
 
@@ -194,6 +199,10 @@ impl StoreSlot {
             | StoreError::NotAStore { .. }
             | StoreError::NewerSchema { .. }
             | StoreError::Damaged { .. }
+            | StoreError::KeyMissing { .. }
+            | StoreError::WrongKey { .. }
+            | StoreError::TooManyKeys { .. }
+            | StoreError::Key(_)
             | StoreError::Unusable { .. } => true,
             StoreError::Full { .. }
             | StoreError::Busy { .. }

@@ -16,14 +16,14 @@ use opik_offline::message::{
 use opik_offline::store::attachment::{AttachmentWriter, PIECE_BYTES};
 use opik_offline::store::sqlite::SqliteStore;
 use opik_offline::store::{
-    ClaimLimits, Filter, Hold, LaneId, LastAnswer, Lease, Outcome, Owner, Page, Part, Store, StoreError,
+    ClaimLimits, Filter, Hold, Keys, LaneId, LastAnswer, Lease, Outcome, Owner, Page, Part, Store, StoreError,
 };
 use proptest::collection::vec;
 use proptest::prelude::*;
 
 use crate::messages::{about_trace, attachment, file, lane, touch};
 use crate::model_store::ModelStore;
-use crate::story::open;
+use crate::story::{open_with, sealed_with};
 
 const NOW_MS: i64 = 1_800_000_000_000;
 const HOUR_MS: i64 = 60 * 60 * 1000;
@@ -293,6 +293,7 @@ impl Side {
 }
 
 struct Engine {
+    keys: Keys,
     folder: tempfile::TempDir,
     generation: u32,
 }
@@ -311,14 +312,14 @@ impl Engine {
                 fs::copy(beside(&before), beside(&self.path())).expect("the files can be copied");
             }
         }
-        open(&self.path())
+        open_with(&self.path(), &self.keys)
     }
 }
 
-fn compare(steps: &[Step], filter: &Filter) {
+fn compare(keys: Keys, steps: &[Step], filter: &Filter) {
     let owner = Owner::this_process("agent");
-    let mut engine = Engine { folder: tempfile::tempdir().expect("a temporary folder"), generation: 0 };
-    let mut sqlite = Side::new(Box::new(open(&engine.path())), &owner);
+    let mut engine = Engine { keys: keys.clone(), folder: tempfile::tempdir().expect("a temporary folder"), generation: 0 };
+    let mut sqlite = Side::new(Box::new(open_with(&engine.path(), &keys)), &owner);
     let mut model = Side::new(Box::new(ModelStore::default()), &owner);
     let (mut in_flight, mut in_flight_of_model) = (Vec::new(), Vec::new());
     for (number, step) in steps.iter().enumerate() {
@@ -340,6 +341,11 @@ proptest! {
 
     #[test]
     fn whatever_happens_sqlite_answers_as_the_model_does(steps in vec(any_step(), 1..40), filter in any_filter()) {
-        compare(&steps, &filter);
+        compare(Keys::default(), &steps, &filter);
+    }
+
+    #[test]
+    fn whatever_happens_a_sealed_store_answers_as_the_model_does(steps in vec(any_step(), 1..40), filter in any_filter()) {
+        compare(sealed_with(1), &steps, &filter);
     }
 }

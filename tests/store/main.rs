@@ -10,4 +10,5 @@ mod messages;
 #[path = "../support/model_store.rs"]
 mod model_store;
 mod processes;
+mod sealing;
 mod story;

@@ -8,7 +8,7 @@ use opik_offline::message::{Effect, EntityKind, Lane, MessageId, MessageStatus, 
 use opik_offline::store::attachment::{AttachmentReader, AttachmentWriter, PIECE_BYTES};
 use opik_offline::store::sqlite::SqliteStore;
 use opik_offline::store::{
-    AgentRecord, ClaimLimits, Claimed, Filter, Hold, LastAnswer, Lease, Limits, OpenMode, Outcome, Owner, Page,
+    AgentRecord, ClaimLimits, Claimed, EncryptionKey, Filter, Hold, Keys, LastAnswer, Lease, Limits, OpenMode, Outcome, Owner, Page,
     ReplayRecord, SalvagedRow, Store, StoreError, WhenFull,
 };
 
@@ -21,13 +21,35 @@ const NOW_MS: i64 = 1_800_000_000_000;
 const MANY: ClaimLimits = ClaimLimits { messages_max: 100, bytes_max: 1 << 20 };
 
 pub fn open(path: &Path) -> SqliteStore {
-    SqliteStore::open(path, OpenMode::CreateIfMissing, LIMITS).expect("a store can be made in a new folder")
+    open_with(path, &Keys::default())
+}
+
+pub fn open_with(path: &Path, keys: &Keys) -> SqliteStore {
+    SqliteStore::open_with(path, OpenMode::CreateIfMissing, LIMITS, keys).expect("a store can be made in a new folder")
+}
+
+/// A key that only tests use.
+pub fn key(byte: u8) -> EncryptionKey {
+    EncryptionKey::parse(&format!("{byte:02x}{}", "5a".repeat(31)), "a test").expect("a key")
+}
+
+/// Seals with this key.
+pub fn sealed_with(byte: u8) -> Keys {
+    Keys { current: Some(key(byte)), previous: None }
 }
 
 #[test]
 fn sqlite_keeps_every_promise_of_the_story() {
     let folder = tempfile::tempdir().expect("a temporary folder");
     let store = open(&folder.path().join("opik_messages.db"));
+    story(&store);
+    assert_eq!(store.check().expect("the store can be read"), Vec::<String>::new());
+}
+
+#[test]
+fn a_sealed_store_keeps_every_promise_of_the_story() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let store = open_with(&folder.path().join("opik_messages.db"), &sealed_with(1));
     story(&store);
     assert_eq!(store.check().expect("the store can be read"), Vec::<String>::new());
 }

@@ -18,13 +18,15 @@
 //!
 //! A piece's key is computed, so that it needs no index: the file's number above 24 bits for the piece's own.
 
+use std::borrow::Cow;
 use std::sync::OnceLock;
 
 use ring::digest::{Context, SHA256};
-use rusqlite::{Connection, OptionalExtension, Transaction, params};
+use rusqlite::{Connection, OptionalExtension, Row, Transaction, params};
 
 use super::fault::Fault;
 use super::lease::{Reading, is_gone, pid_namespace};
+use super::seal::{Place, Sealer};
 use super::{queries, rows};
 use crate::message::{Attachment, MessageId, Sha256};
 use crate::store::attachment::PIECE_BYTES;
@@ -54,6 +56,7 @@ pub(super) fn begin(tx: &Transaction<'_>) -> Result<AttachmentId, Fault> {
 /// Adds a piece in its place.
 pub(super) fn add_piece(
     tx: &Transaction<'_>,
+    sealer: &Sealer,
     attachment: AttachmentId,
     number: u32,
     piece: &[u8],
@@ -66,19 +69,24 @@ pub(super) fn add_piece(
     if grown == 0 {
         return Err(StoreError::AttachmentGone.into());
     }
-    tx.prepare_cached(queries::ADD_PIECE)?.execute(params![piece_id(attachment.0, number), piece])?;
+    let id = piece_id(attachment.0, number);
+    let (kept, is_sealed) = sealer.keep(&Place::Piece { piece: id }, piece)?;
+    tx.prepare_cached(queries::ADD_PIECE)?.execute(params![id, &kept[..], is_sealed])?;
     Ok(())
 }
 
 /// Gives an attachment to its message.
 pub(super) fn give(
     tx: &Transaction<'_>,
+    sealer: &Sealer,
     attachment: AttachmentId,
     file: &Attachment,
     message: MessageId,
 ) -> Result<(), Fault> {
     let bytes = i64::try_from(file.bytes).unwrap_or(i64::MAX);
-    let given = params![attachment.0, process(), bytes, message.0, &file.sha256.as_bytes()[..]];
+    let place = Place::Digest { message: message.0, attachment: attachment.0, bytes };
+    let (digest, _) = sealer.keep(&place, file.sha256.as_bytes())?;
+    let given = params![attachment.0, process(), bytes, message.0, &digest[..]];
     match tx.prepare_cached(queries::GIVE_ATTACHMENT)?.execute(given)? {
         0 => Err(StoreError::AttachmentGone.into()),
         _ => Ok(()),
@@ -151,23 +159,50 @@ pub(super) fn remove_a_step(tx: &Transaction<'_>) -> Result<bool, Fault> {
 }
 
 /// Returns what is known of a message's file.
-pub(super) fn of(connection: &Connection, message: MessageId) -> Result<Option<Attachment>, Fault> {
+pub(super) fn of(
+    connection: &Connection,
+    sealer: &Sealer,
+    message: MessageId,
+) -> Result<Option<Attachment>, Fault> {
     let mut statement = connection.prepare_cached(queries::ATTACHMENT)?;
     let mut found = statement.query([message.0])?;
     let Some(row) = found.next()? else { return Ok(None) };
-    let sha256 = row.get_ref(2)?.as_blob().map_err(rusqlite::Error::from)?;
-    let sha256 = sha256.try_into().map_err(|_| Fault::Damaged("the digest of an attachment is unreadable".into()))?;
+    let kept = row.get_ref(2)?.as_blob().map_err(rusqlite::Error::from)?;
+    let place = Place::Digest { message: message.0, attachment: row.get(0)?, bytes: row.get(1)? };
+    let sha256 = opened_digest(sealer, &place, kept)?;
     Ok(Some(Attachment { bytes: rows::unsigned(row, 1)?, sha256: Sha256::new(sha256) }))
 }
 
+/// Returns a digest that is kept as it is, with its 32 bytes, or sealed, with more.
+pub(super) fn opened_digest(sealer: &Sealer, place: &Place<'_>, kept: &[u8]) -> Result<[u8; 32], Fault> {
+    let opened = if kept.len() > 32 { sealer.open(place, kept)? } else { kept.to_vec() };
+    opened.try_into().map_err(|_| Fault::Damaged("the digest of an attachment is unreadable".into()))
+}
+
 /// Returns a piece of a message's file.
-pub(super) fn piece(connection: &Connection, message: MessageId, number: u32) -> Result<Option<Vec<u8>>, Fault> {
+pub(super) fn piece(
+    connection: &Connection,
+    sealer: &Sealer,
+    message: MessageId,
+    number: u32,
+) -> Result<Option<Vec<u8>>, Fault> {
     let mut statement = connection.prepare_cached(queries::PIECE)?;
-    Ok(statement.query_row(params![message.0, PIECES_MAX, number], |row| row.get(0)).optional()?)
+    let mut found = statement.query(params![message.0, PIECES_MAX, number])?;
+    let Some(row) = found.next()? else { return Ok(None) };
+    Ok(Some(opened_piece(sealer, row)?.into_owned()))
+}
+
+/// Reads a piece from columns piece, is_sealed, piece_id.
+fn opened_piece<'row>(sealer: &Sealer, row: &'row Row<'_>) -> Result<Cow<'row, [u8]>, Fault> {
+    let kept = row.get_ref(0)?.as_blob().map_err(rusqlite::Error::from)?;
+    match row.get(1)? {
+        true => Ok(sealer.open(&Place::Piece { piece: row.get(2)? }, kept)?.into()),
+        false => Ok(kept.into()),
+    }
 }
 
 /// Looks for files that are not what their rows say, in words.
-pub(super) fn problems(connection: &Connection) -> Result<Vec<String>, Fault> {
+pub(super) fn problems(connection: &Connection, sealer: &Sealer) -> Result<Vec<String>, Fault> {
     let mut problems = Vec::new();
     for (query, wrong) in [
         (queries::WRONG_ATTACHMENTS, "attachments of messages that don't exist"),
@@ -178,27 +213,42 @@ pub(super) fn problems(connection: &Connection) -> Result<Vec<String>, Fault> {
             problems.push(format!("{count} {wrong}"));
         }
     }
+    if sealer.is_locked() {
+        return Ok(problems);
+    }
     let mut statement = connection.prepare(queries::ATTACHMENTS)?;
     let mut attachments = statement.query([])?;
     while let Some(row) = attachments.next()? {
         let (attachment, message): (i64, i64) = (row.get(0)?, row.get(1)?);
-        let (bytes, digest) = digest(connection, attachment)?;
-        if rows::unsigned(row, 2)? != bytes || row.get_ref(3)?.as_blob().ok() != Some(digest.as_ref()) {
+        let place = Place::Digest { message, attachment, bytes: row.get(2)? };
+        let received = row.get_ref(3)?.as_blob().map_err(|_| Fault::Damaged("no digest".into()));
+        let received = received.and_then(|kept| opened_digest(sealer, &place, kept));
+        let stored = digest(connection, sealer, attachment);
+        let is_sound = match (received, stored) {
+            (Ok(received), Ok((bytes, digest))) => rows::unsigned(row, 2)? == bytes && digest.as_ref() == received,
+            (Err(Fault::Engine(error)), _) | (_, Err(Fault::Engine(error))) => return Err(error.into()),
+            (Err(_), _) | (_, Err(_)) => false,
+        };
+        if !is_sound {
             problems.push(format!("the attachment of message {message} is not the file that was received"));
         }
     }
     Ok(problems)
 }
 
-fn digest(connection: &Connection, attachment: i64) -> Result<(u64, ring::digest::Digest), Fault> {
+fn digest(
+    connection: &Connection,
+    sealer: &Sealer,
+    attachment: i64,
+) -> Result<(u64, ring::digest::Digest), Fault> {
     let mut digest = Context::new(&SHA256);
     let mut bytes = 0;
     let mut statement = connection.prepare_cached(queries::PIECES)?;
     let mut pieces = statement.query([piece_id(attachment, 0), piece_id(attachment + 1, 0)])?;
     while let Some(row) = pieces.next()? {
-        let piece = row.get_ref(0)?.as_blob().map_err(rusqlite::Error::from)?;
+        let piece = opened_piece(sealer, row)?;
         bytes += piece.len() as u64;
-        digest.update(piece);
+        digest.update(&piece);
     }
     Ok((bytes, digest.finish()))
 }

@@ -16,6 +16,7 @@ use rusqlite::{Connection, Row, Transaction};
 use super::fault::Fault;
 use super::queries::{self, Selection, bind};
 use super::rows::{self, Lanes, Requests};
+use super::seal::Sealer;
 use super::settle;
 use super::summary::{Changes, Group, Size};
 use crate::message::{EntityKey, Footprint, MessageId, MessageStatus, MessageType, Touch};
@@ -215,6 +216,7 @@ pub(super) struct Chosen {
 /// Chooses the next messages of a lane from a snapshot.
 pub(super) fn choose(
     connection: &Connection,
+    sealer: &Sealer,
     lane: LaneId,
     filter: &Filter,
     limits: ClaimLimits,
@@ -232,7 +234,7 @@ pub(super) fn choose(
         }
         let id = MessageId(id);
         // Without a body when somebody else deleted it.
-        if let Some(request) = requests.request(connection, id)? {
+        if let Some(request) = requests.request(connection, sealer, id)? {
             let claimed = Claimed { id, message_type, request, touches, items, attempts };
             let size = Size { items: items.into(), body_bytes };
             chosen.push(Chosen { claimed, group: Group::new(lane.0, MessageStatus::Failed, message_type), size });
@@ -260,7 +262,12 @@ pub(super) fn mark(tx: &Transaction<'_>, epoch: i64, chosen: Vec<Chosen>) -> Res
 }
 
 /// Returns the lanes that have failed messages, the one with the oldest first.
-pub(super) fn lanes(connection: &Connection, filter: &Filter, now_ms: i64) -> Result<Vec<LaneWork>, Fault> {
+pub(super) fn lanes(
+    connection: &Connection,
+    sealer: &Sealer,
+    filter: &Filter,
+    now_ms: i64,
+) -> Result<Vec<LaneWork>, Fault> {
     let selection = Selection::of(filter);
     let mut names = Lanes::default();
     let mut work = Vec::new();
@@ -276,7 +283,7 @@ pub(super) fn lanes(connection: &Connection, filter: &Filter, now_ms: i64) -> Re
         let held_until_ms = hold.as_ref().map_or(i64::MIN, |hold: &Hold| hold.until_ms);
         let lane_work = LaneWork {
             id: LaneId(lane),
-            lane: names.get(connection, lane)?,
+            lane: names.get(connection, sealer, lane)?,
             failed,
             due_at_ms: due_at_ms.max(held_until_ms),
             hold,
@@ -321,7 +328,7 @@ mod tests {
         let tx = connection.transaction().expect("a transaction");
         let packer = super::super::codec::Packer::new();
         let bodies: Vec<_> = messages.iter().map(|message| packer.pack(&message.request.body)).collect();
-        register::register(&tx, messages, &bodies).expect("they are stored");
+        register::register(&tx, &Sealer::off(), messages, &bodies).expect("they are stored");
         tx.commit().expect("a commit");
         let lane = connection.query_row("SELECT lane_id FROM lanes", [], |row| row.get(0)).expect("a lane");
         (connection, lane)

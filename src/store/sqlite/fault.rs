@@ -7,6 +7,7 @@ use rusqlite::ErrorCode;
 
 use super::BUSY_TIMEOUT;
 use crate::store::StoreError;
+use crate::store::key::KeyId;
 
 /// Why a file of another kind is refused.
 pub(super) const NO_DATABASE: &str = "it is no SQLite database";
@@ -18,6 +19,19 @@ pub(super) enum Fault {
     Engine(rusqlite::Error),
     /// Rows that no version of ours writes.
     Damaged(String),
+    /// A key is needed and none is there.
+    KeyMissing {
+        needed: KeyId,
+    },
+    /// Another key is needed than those that are there.
+    WrongKey {
+        needed: KeyId,
+        given: KeyId,
+    },
+    /// Things are kept under two keys already, and a third one is given.
+    TooManyKeys,
+    /// Why something can't be sealed.
+    Sealing(&'static str),
     /// Already in the words of the trait.
     Store(StoreError),
 }
@@ -41,6 +55,10 @@ impl Fault {
         match self {
             Self::Store(error) => error,
             Self::Damaged(reason) => StoreError::Damaged { path: path_buf, reason },
+            Self::KeyMissing { needed } => StoreError::KeyMissing { path: path_buf, needed },
+            Self::WrongKey { needed, given } => StoreError::WrongKey { path: path_buf, needed, given },
+            Self::TooManyKeys => StoreError::TooManyKeys { path: path_buf },
+            Self::Sealing(reason) => StoreError::Unusable { path: path_buf, reason: reason.into() },
             Self::Engine(error) => {
                 let reason = words(&error);
                 match error.sqlite_error_code() {
@@ -86,7 +104,7 @@ pub(super) fn folder_of(path: &Path) -> &Path {
 }
 
 /// Returns the system's words for an error as they stand inside a sentence.
-pub(super) fn os_words(error: &io::Error) -> String {
+pub(in crate::store) fn os_words(error: &io::Error) -> String {
     let words = error.to_string();
     let words = words.split(" (os error").next().unwrap_or(&words);
     let mut letters = words.chars();

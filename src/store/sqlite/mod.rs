@@ -26,9 +26,11 @@ mod open;
 mod people;
 mod queries;
 mod register;
+mod reseal;
 mod rows;
 mod salvaged;
 mod schema;
+mod seal;
 pub(in crate::store) mod sdk_file;
 mod sdk_pages;
 mod settle;
@@ -36,7 +38,7 @@ mod space;
 mod summary;
 
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::Duration;
 
 use rusqlite::{Connection, Transaction, TransactionBehavior};
@@ -44,7 +46,11 @@ use tracing::warn;
 
 use self::codec::Packer;
 use self::fault::Fault;
+pub(in crate::store) use self::fault::os_words;
 pub(in crate::store) use self::open::FileId;
+pub(in crate::store) use self::reseal::reseal;
+use self::seal::{KeyRing, Sealer, State};
+use super::key::Keys;
 use super::{
     AgentRecord, Ahead, AttachmentId, Backlog, ClaimLimits, Claimed, Condition, Filter, Hold, LaneId, LaneWork, Lease,
     Limits, Listed, OpenMode, Outcome, Owner, Page, Purged, ReplayRecord, SalvagedRow, Store, StoreError,
@@ -66,6 +72,9 @@ pub struct SqliteStore {
     quick_reader: Mutex<Connection>,
     reader: Mutex<Connection>,
     packer: Packer,
+    keys: Arc<KeyRing>,
+    /// Of the generation of the row of `sealing` that was seen last.
+    sealer: RwLock<Arc<Sealer>>,
     /// Makes choosing and marking one step for the threads of this process.
     claiming: Mutex<()>,
 }
@@ -77,7 +86,17 @@ impl SqliteStore {
     ///
     /// As [`super::open`].
     pub fn open(path: &Path, mode: OpenMode, limits: Limits) -> Result<Self, StoreError> {
-        let opened = open::open(path, mode, limits.size_max)?;
+        Self::open_with(path, mode, limits, &Keys::default())
+    }
+
+    /// Opens the store at this path with these keys; see [`super::open_with`].
+    ///
+    /// # Errors
+    ///
+    /// As [`super::open_with`].
+    pub fn open_with(path: &Path, mode: OpenMode, limits: Limits, keys: &Keys) -> Result<Self, StoreError> {
+        let keys = Arc::new(KeyRing::new(keys));
+        let opened = open::open(path, mode, limits.size_max, &keys)?;
         let [quick_reader, reader] = opened.readers;
         Ok(Self {
             path: path.to_owned(),
@@ -88,16 +107,33 @@ impl SqliteStore {
             quick_reader: Mutex::new(quick_reader),
             reader: Mutex::new(reader),
             packer: Packer::new(),
+            keys,
+            sealer: RwLock::new(Arc::new(opened.sealer)),
             claiming: Mutex::new(()),
         })
     }
 
+    /// Returns the sealer of the generation that this transaction sees.
+    fn sealer(&self, connection: &Connection) -> Result<Arc<Sealer>, Fault> {
+        let known = self.known_sealer();
+        if known.generation() == seal::generation(connection)? {
+            return Ok(known);
+        }
+        let sealer = Arc::new(Sealer::new(&self.keys, State::read(connection)?)?);
+        *self.sealer.write().unwrap_or_else(PoisonError::into_inner) = sealer.clone();
+        Ok(sealer)
+    }
+
+    fn known_sealer(&self) -> Arc<Sealer> {
+        self.sealer.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
     /// Does this work in one transaction under the write lock, and commits it.
-    fn write<T>(&self, work: impl FnOnce(&Transaction<'_>) -> Result<T, Fault>) -> Result<T, StoreError> {
+    fn write<T>(&self, work: impl FnOnce(&Transaction<'_>, &Sealer) -> Result<T, Fault>) -> Result<T, StoreError> {
         let mut connection = lock(&self.writer);
         let result = (|| {
             let tx = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
-            let result = work(&tx)?;
+            let result = work(&tx, self.sealer(&tx)?.as_ref())?;
             tx.commit()?;
             Ok(result)
         })();
@@ -108,11 +144,11 @@ impl SqliteStore {
     fn write_as<T>(
         &self,
         lease: &Lease,
-        work: impl FnOnce(&Transaction<'_>) -> Result<T, Fault>,
+        work: impl FnOnce(&Transaction<'_>, &Sealer) -> Result<T, Fault>,
     ) -> Result<T, StoreError> {
-        self.write(|tx| {
+        self.write(|tx, sealer| {
             lease::verify(tx, lease)?;
-            work(tx)
+            work(tx, sealer)
         })
     }
 
@@ -132,16 +168,16 @@ impl SqliteStore {
 
     /// Removes the bytes of uploads that can't come to their end any more, and of messages that are gone.
     fn remove_unfinished(&self) -> Result<(), StoreError> {
-        if !self.read(&self.reader, attachments::any_without_message)? {
+        if !self.read(&self.reader, |connection, _| attachments::any_without_message(connection))? {
             return Ok(());
         }
-        self.write(attachments::release_dead)?;
+        self.write(|tx, _| attachments::release_dead(tx))?;
         self.remove_released()
     }
 
     /// Removes the bytes of attachments that are nobody's any more, in steps between which others may write.
     fn remove_released(&self) -> Result<(), StoreError> {
-        while self.write(attachments::remove_a_step)? {}
+        while self.write(|tx, _| attachments::remove_a_step(tx))? {}
         Ok(())
     }
 
@@ -157,12 +193,12 @@ impl SqliteStore {
     fn read<T>(
         &self,
         connection: &Mutex<Connection>,
-        work: impl FnOnce(&Connection) -> Result<T, Fault>,
+        work: impl FnOnce(&Connection, &Sealer) -> Result<T, Fault>,
     ) -> Result<T, StoreError> {
         let mut connection = lock(connection);
         let result = (|| {
             let tx = connection.transaction_with_behavior(TransactionBehavior::Deferred)?;
-            let result = work(&tx)?;
+            let result = work(&tx, self.sealer(&tx)?.as_ref())?;
             tx.finish()?;
             Ok(result)
         })();
@@ -182,12 +218,12 @@ impl Store for SqliteStore {
         }
         // Takes time, so it is done before the write lock is.
         let bodies: Vec<_> = messages.iter().map(|message| self.packer.pack(&message.request.body)).collect();
-        let ids = self.write(|tx| {
+        let ids = self.write(|tx, sealer| {
             self.make_room(
                 tx,
                 messages.iter().zip(&bodies).map(|(message, body)| space::bytes_needed(message, body)).sum(),
             )?;
-            register::register(tx, messages, &bodies)
+            register::register(tx, sealer, messages, &bodies)
         })?;
         self.verify_file()?;
         Ok(ids)
@@ -196,29 +232,32 @@ impl Store for SqliteStore {
     fn ahead(&self, lane: &Lane, touches: &[Touch]) -> Result<Ahead, StoreError> {
         // One statement is one snapshot, without the cost of a transaction around it: that is all while nothing waits.
         // Only when something does, it is looked at more closely, in a snapshot of its own.
-        let quick = register::ahead(&lock(&self.quick_reader), lane, &[]).map_err(|fault| fault.at(&self.path))?;
-        if quick.messages == 0 || touches.is_empty() {
-            return Ok(quick);
+        let quick = register::waiting(&lock(&self.quick_reader), &self.known_sealer(), lane);
+        match quick.map_err(|fault| fault.at(&self.path))? {
+            Some(messages) if messages == 0 || touches.is_empty() => Ok(Ahead { messages, ..Ahead::default() }),
+            // Also when the key was changed: what a lane is looked up by is another one then.
+            Some(_) | None => {
+                self.read(&self.quick_reader, |connection, sealer| register::ahead(connection, sealer, lane, touches))
+            }
         }
-        self.read(&self.quick_reader, |connection| register::ahead(connection, lane, touches))
     }
 
     fn limit(&self, lane: &Lane, hold: &Hold) -> Result<(), StoreError> {
-        self.write(|tx| register::limit(tx, lane, hold))
+        self.write(|tx, sealer| register::limit(tx, sealer, lane, hold))
     }
 
     fn begin_attachment(&self, bytes_expected: Option<u64>) -> Result<AttachmentId, StoreError> {
         self.remove_unfinished()?;
-        self.write(|tx| {
+        self.write(|tx, _| {
             self.make_room(tx, bytes_expected.unwrap_or(0))?;
             attachments::begin(tx)
         })
     }
 
     fn add_piece(&self, attachment: AttachmentId, number: u32, piece: &[u8]) -> Result<(), StoreError> {
-        self.write(|tx| {
+        self.write(|tx, sealer| {
             self.make_room(tx, piece.len() as u64)?;
-            attachments::add_piece(tx, attachment, number, piece)
+            attachments::add_piece(tx, sealer, attachment, number, piece)
         })
     }
 
@@ -229,10 +268,10 @@ impl Store for SqliteStore {
         message: &Message,
     ) -> Result<MessageId, StoreError> {
         let body = self.packer.pack(&message.request.body);
-        let id = self.write(|tx| {
+        let id = self.write(|tx, sealer| {
             self.make_room(tx, space::bytes_needed(message, &body))?;
-            let id = register::register_attachment(tx, message, &body, file.bytes)?;
-            attachments::give(tx, attachment, file, id)?;
+            let id = register::register_attachment(tx, sealer, message, &body, file.bytes)?;
+            attachments::give(tx, sealer, attachment, file, id)?;
             Ok(id)
         })?;
         self.verify_file()?;
@@ -240,62 +279,62 @@ impl Store for SqliteStore {
     }
 
     fn abandon_attachment(&self, attachment: AttachmentId) -> Result<(), StoreError> {
-        self.write(|tx| attachments::abandon(tx, attachment))?;
+        self.write(|tx, _| attachments::abandon(tx, attachment))?;
         self.remove_soon(true);
         Ok(())
     }
 
     fn attachment(&self, message: MessageId) -> Result<Option<Attachment>, StoreError> {
-        self.read(&self.reader, |connection| attachments::of(connection, message))
+        self.read(&self.reader, |connection, sealer| attachments::of(connection, sealer, message))
     }
 
     fn piece(&self, message: MessageId, number: u32) -> Result<Option<Vec<u8>>, StoreError> {
-        self.read(&self.reader, |connection| attachments::piece(connection, message, number))
+        self.read(&self.reader, |connection, sealer| attachments::piece(connection, sealer, message, number))
     }
 
     fn salvage(&self, rows: &[SalvagedRow]) -> Result<Vec<Option<MessageId>>, StoreError> {
         let limits = Limits { when_full: WhenFull::Refuse, ..self.limits };
         let bodies: Vec<_> = rows.iter().map(|row| self.packer.pack(&row.message.request.body)).collect();
-        let ids = self.write(|tx| {
+        let ids = self.write(|tx, sealer| {
             let needed = rows.iter().zip(&bodies).map(|(row, body)| space::bytes_needed(&row.message, body)).sum();
             space::make_room(tx, &self.path, &self.log, &limits, needed)?;
-            salvaged::salvage(tx, rows, &bodies)
+            salvaged::salvage(tx, sealer, rows, &bodies)
         })?;
         self.verify_file()?;
         Ok(ids)
     }
 
     fn is_salvaged(&self, row: &Sha256) -> Result<bool, StoreError> {
-        self.read(&self.reader, |connection| salvaged::is_salvaged(connection, row))
+        self.read(&self.reader, |connection, _| salvaged::is_salvaged(connection, row))
     }
 
     fn acquire(&self, owner: &Owner, time_to_live: Duration) -> Result<Lease, StoreError> {
-        self.write(|tx| lease::acquire(tx, owner, time_to_live))
+        self.write(|tx, _| lease::acquire(tx, owner, time_to_live))
     }
 
     fn renew(&self, lease: &Lease, time_to_live: Duration) -> Result<(), StoreError> {
-        self.write(|tx| lease::renew(tx, lease, time_to_live))
+        self.write(|tx, _| lease::renew(tx, lease, time_to_live))
     }
 
     fn release(&self, lease: &Lease) -> Result<(), StoreError> {
-        self.write(|tx| lease::release(tx, lease))
+        self.write(|tx, _| lease::release(tx, lease))
     }
 
     fn return_in_flight(&self, lease: &Lease) -> Result<u64, StoreError> {
         self.remove_unfinished()?;
-        self.write_as(lease, |tx| settle::return_in_flight(tx, lease.epoch))
+        self.write_as(lease, |tx, _| settle::return_in_flight(tx, lease.epoch))
     }
 
     fn lanes(&self, filter: &Filter, now_ms: i64) -> Result<Vec<LaneWork>, StoreError> {
-        self.read(&self.reader, |connection| claim::lanes(connection, filter, now_ms))
+        self.read(&self.reader, |connection, sealer| claim::lanes(connection, sealer, filter, now_ms))
     }
 
     fn make_due(&self, lease: &Lease, messages: &[MessageId]) -> Result<(), StoreError> {
-        self.write_as(lease, |tx| settle::make_due(tx, messages))
+        self.write_as(lease, |tx, _| settle::make_due(tx, messages))
     }
 
     fn hold(&self, lease: &Lease, lane: LaneId, hold: Option<&Hold>) -> Result<(), StoreError> {
-        self.write_as(lease, |tx| settle::hold(tx, lane, hold))
+        self.write_as(lease, |tx, _| settle::hold(tx, lane, hold))
     }
 
     fn claim(
@@ -307,13 +346,15 @@ impl Store for SqliteStore {
         now_ms: i64,
     ) -> Result<Vec<Claimed>, StoreError> {
         let _one_at_a_time = lock(&self.claiming);
-        let chosen = self.read(&self.reader, |connection| claim::choose(connection, lane, filter, limits, now_ms))?;
-        self.write_as(lease, |tx| claim::mark(tx, lease.epoch, chosen))
+        let choose =
+            |connection: &Connection, sealer: &Sealer| claim::choose(connection, sealer, lane, filter, limits, now_ms);
+        let chosen = self.read(&self.reader, choose)?;
+        self.write_as(lease, |tx, _| claim::mark(tx, lease.epoch, chosen))
     }
 
     fn settle(&self, lease: &Lease, outcomes: &[(MessageId, Outcome)]) -> Result<(), StoreError> {
-        let released = self.write_as(lease, |tx| {
-            settle::settle(tx, lease.epoch, outcomes, &self.packer)?;
+        let released = self.write_as(lease, |tx, sealer| {
+            settle::settle(tx, lease.epoch, outcomes, &self.packer, sealer)?;
             attachments::any_released(tx)
         })?;
         self.remove_soon(released);
@@ -321,19 +362,19 @@ impl Store for SqliteStore {
     }
 
     fn backlog(&self, filter: &Filter) -> Result<Backlog, StoreError> {
-        self.read(&self.reader, |connection| people::backlog(connection, filter))
+        self.read(&self.reader, |connection, _| people::backlog(connection, filter))
     }
 
     fn list(&self, filter: &Filter, page: &Page) -> Result<Vec<Listed>, StoreError> {
-        self.read(&self.reader, |connection| people::list(connection, filter, page))
+        self.read(&self.reader, |connection, sealer| people::list(connection, sealer, filter, page))
     }
 
     fn get(&self, id: MessageId) -> Result<Option<StoredMessage>, StoreError> {
-        self.read(&self.reader, |connection| people::get(connection, id))
+        self.read(&self.reader, |connection, sealer| people::get(connection, sealer, id))
     }
 
     fn purge(&self, filter: &Filter, limit: usize) -> Result<Purged, StoreError> {
-        let (purged, released) = self.write(|tx| {
+        let (purged, released) = self.write(|tx, _| {
             let nobody_replays = lease::holder(tx)?.is_none();
             let purged = settle::purge(tx, filter, limit, nobody_replays)?;
             Ok((purged, attachments::any_released(tx)?))
@@ -343,7 +384,7 @@ impl Store for SqliteStore {
     }
 
     fn requeue(&self, filter: &Filter) -> Result<u64, StoreError> {
-        self.write(|tx| settle::requeue(tx, filter))
+        self.write(|tx, _| settle::requeue(tx, filter))
     }
 
     fn check(&self) -> Result<Vec<String>, StoreError> {
@@ -357,7 +398,7 @@ impl Store for SqliteStore {
 
     fn compact(&self) -> Result<u64, StoreError> {
         self.remove_unfinished()?;
-        self.write(|tx| {
+        self.write(|tx, _| {
             register::forget_header_sets(tx)?;
             people::forget_unused_keys(tx)
         })?;
@@ -373,7 +414,7 @@ impl Store for SqliteStore {
 
     fn condition(&self) -> Result<Condition, StoreError> {
         let now_ms = super::now_ms();
-        self.read(&self.reader, |connection| {
+        self.read(&self.reader, |connection, sealer| {
             let space = space::Space::of(connection, &self.path, &self.log)?;
             Ok(Condition {
                 file_bytes: space.file_bytes,
@@ -384,14 +425,15 @@ impl Store for SqliteStore {
                 lease: lease::holder(connection)?,
                 agents: people::agents(connection)?,
                 last_replay: people::last_replay(connection)?,
-                held: settle::held(connection, now_ms)?,
+                held: settle::held(connection, sealer, now_ms)?,
                 dropped: people::dropped(connection)?,
+                encryption: sealer.encryption(),
             })
         })
     }
 
     fn announce(&self, agent: Option<&AgentRecord>) -> Result<(), StoreError> {
-        self.write(|tx| people::announce(tx, agent))?;
+        self.write(|tx, _| people::announce(tx, agent))?;
         if agent.is_some() {
             self.remove_unfinished()?;
         }
@@ -399,6 +441,6 @@ impl Store for SqliteStore {
     }
 
     fn note_replay(&self, record: &ReplayRecord) -> Result<(), StoreError> {
-        self.write(|tx| people::note_replay(tx, record))
+        self.write(|tx, _| people::note_replay(tx, record))
     }
 }

@@ -7,12 +7,13 @@ use std::fs;
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
 
 use rusqlite::config::DbConfig;
 use rusqlite::{Connection, OpenFlags};
 
 use super::fault::{Fault, NO_DATABASE, access_words, folder_of, os_words};
+use super::seal::{self, KeyRing, Sealer, State};
 use super::{BUSY_TIMEOUT, queries, schema};
 use crate::store::{OpenMode, StoreError};
 
@@ -51,12 +52,18 @@ pub(super) struct Opened {
     pub(super) writer: Connection,
     pub(super) readers: [Connection; 2],
     pub(super) file: FileId,
+    pub(super) sealer: Sealer,
     /// The write-ahead log. It lies beside the file itself, also when the path is a symbolic link to it.
     pub(super) log: PathBuf,
 }
 
 /// Opens the store at this path, makes it when the mode says so, and brings its schema up to date.
-pub(super) fn open(path: &Path, mode: OpenMode, size_max: u64) -> Result<Opened, StoreError> {
+pub(super) fn open(
+    path: &Path,
+    mode: OpenMode,
+    size_max: u64,
+    keys: &Arc<KeyRing>,
+) -> Result<Opened, StoreError> {
     assert!(
         rusqlite::version_number() >= SQLITE_VERSION_MIN,
         "linked with SQLite {}, which several processes may not use on one file",
@@ -64,21 +71,22 @@ pub(super) fn open(path: &Path, mode: OpenMode, size_max: u64) -> Result<Opened,
     );
     let _one_at_a_time = OPENING.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
     make_or_examine(path, mode)?;
-    let writer = open_writer(path, size_max).map_err(|fault| fault.at(path))?;
+    let mut writer = open_writer(path, mode, size_max, keys).map_err(|fault| fault.at(path))?;
+    let sealer = open_seals(&mut writer, mode, keys).map_err(|fault| fault.at(path))?;
     let readers = [open_reader(path)?, open_reader(path)?];
     let removed =
         || StoreError::Unusable { path: path.to_owned(), reason: "it was removed while it was opened".into() };
     let file = FileId::at(path).ok_or_else(removed)?;
     let mut log = fs::canonicalize(path).map_err(|_| removed())?.into_os_string();
     log.push("-wal");
-    Ok(Opened { writer, readers, file, log: log.into() })
+    Ok(Opened { writer, readers, file, sealer, log: log.into() })
 }
 
 fn make_or_examine(path: &Path, mode: OpenMode) -> Result<(), StoreError> {
     let unusable = |reason: String| StoreError::Unusable { path: path.to_owned(), reason };
     match fs::metadata(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => match mode {
-            OpenMode::Existing => Err(StoreError::Missing { path: path.to_owned() }),
+            OpenMode::Existing | OpenMode::WithoutKey => Err(StoreError::Missing { path: path.to_owned() }),
             OpenMode::CreateIfMissing => make_file(path),
         },
         Err(error) => Err(unusable(os_words(&error))),
@@ -96,7 +104,7 @@ fn make_or_examine(path: &Path, mode: OpenMode) -> Result<(), StoreError> {
             }
             match metadata.len() {
                 // What a process left that was killed while it made a store, or what `touch` made: nothing is in it.
-                0 if mode == OpenMode::Existing => Err(StoreError::Missing { path: path.to_owned() }),
+                0 if mode != OpenMode::CreateIfMissing => Err(StoreError::Missing { path: path.to_owned() }),
                 0 => fs::set_permissions(path, fs::Permissions::from_mode(0o600))
                     .map_err(|error| unusable(os_words(&error))),
                 // SQLite would take a file of one byte for an empty one.
@@ -215,7 +223,20 @@ pub(super) fn open_reader(path: &Path) -> Result<Connection, StoreError> {
     reader.map_err(|error| Fault::from(error).at(path))
 }
 
-fn open_writer(path: &Path, size_max: u64) -> Result<Connection, Fault> {
+/// Looks whether the keys are those of the store, and where a store is made or taken into service, sees to it that new
+/// things are kept under the key that is asked for.
+fn open_seals(writer: &mut Connection, mode: OpenMode, keys: &Arc<KeyRing>) -> Result<Sealer, Fault> {
+    if let (OpenMode::CreateIfMissing, Some(key)) = (mode, keys.current()) {
+        seal::change_key(writer, keys, Some(key))?;
+    }
+    let sealer = Sealer::new(keys, State::read(writer)?)?;
+    if mode != OpenMode::WithoutKey {
+        sealer.unlocked()?;
+    }
+    Ok(sealer)
+}
+
+fn open_writer(path: &Path, mode: OpenMode, size_max: u64, keys: &KeyRing) -> Result<Connection, Fault> {
     let mut connection = connect(path)?;
     let page_bytes = u64::from(schema::PAGE_BYTES);
     let log_pages = (size_max / LOG_SHARE / page_bytes).clamp(LOG_PAGES_MIN, LOG_PAGES_MAX);
@@ -226,6 +247,9 @@ fn open_writer(path: &Path, size_max: u64) -> Result<Connection, Fault> {
     connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true)?;
     let version = schema::version(&connection)?;
     refuse_newer(path, version)?;
+    if mode != OpenMode::WithoutKey {
+        seal::verify_before_writing(&connection, keys)?;
+    }
     if version == 0 {
         connection.pragma_update(None, "page_size", schema::PAGE_BYTES)?;
         connection.pragma_update(None, "auto_vacuum", "INCREMENTAL")?;

@@ -7,6 +7,7 @@ use super::codec::Unpacker;
 use super::fault::Fault;
 use super::queries::{self, Selection, bind};
 use super::rows::{self, Lanes, Requests};
+use super::seal::{Destination, SEALED, Sealer};
 use super::summary;
 use crate::message::{MessageId, MessageStatus, MessageType};
 use crate::store::{AgentRecord, Backlog, BacklogGroup, Filter, Listed, Page, ReplayRecord, StoredMessage};
@@ -87,7 +88,12 @@ fn rejected_by_answer(connection: &Connection, selection: &Selection) -> Result<
 }
 
 /// Returns one page of what the filter selects.
-pub(super) fn list(connection: &Connection, filter: &Filter, page: &Page) -> Result<Vec<Listed>, Fault> {
+pub(super) fn list(
+    connection: &Connection,
+    sealer: &Sealer,
+    filter: &Filter,
+    page: &Page,
+) -> Result<Vec<Listed>, Fault> {
     let selection = Selection::of(filter);
     let continued = page.after.is_some();
     let mut statement = connection.prepare_cached(&queries::page(&selection, page.newest_first, continued))?;
@@ -100,18 +106,18 @@ pub(super) fn list(connection: &Connection, filter: &Filter, page: &Page) -> Res
     let mut found = statement.raw_query();
     let mut listed = Vec::new();
     while let Some(row) = found.next()? {
-        listed.push(rows::listed(connection, &mut lanes, row)?);
+        listed.push(rows::listed(connection, sealer, &mut lanes, row)?);
     }
     Ok(listed)
 }
 
 /// Returns one message whole.
-pub(super) fn get(connection: &Connection, id: MessageId) -> Result<Option<StoredMessage>, Fault> {
+pub(super) fn get(connection: &Connection, sealer: &Sealer, id: MessageId) -> Result<Option<StoredMessage>, Fault> {
     let mut statement = connection.prepare_cached(&queries::one_message())?;
     let mut found = statement.query([id.0])?;
     let Some(row) = found.next()? else { return Ok(None) };
-    let Some(request) = Requests::default().request(connection, id)? else { return Ok(None) };
-    let listed = rows::listed(connection, &mut Lanes::default(), row)?;
+    let Some(request) = Requests::default().request(connection, sealer, id)? else { return Ok(None) };
+    let listed = rows::listed(connection, sealer, &mut Lanes::default(), row)?;
     Ok(Some(StoredMessage { listed, request, touches: rows::touches(row, 15)? }))
 }
 
@@ -172,7 +178,7 @@ pub(super) fn last_replay(connection: &Connection) -> Result<Option<ReplayRecord
 }
 
 /// Looks for damage, and for counts and look-ups that don't agree with the messages.
-pub(super) fn check(connection: &Connection) -> Result<Vec<String>, Fault> {
+pub(super) fn check(connection: &Connection, sealer: &Sealer) -> Result<Vec<String>, Fault> {
     let mut problems = Vec::new();
     let mut quick_check = connection.prepare(&format!("PRAGMA quick_check({PROBLEMS_MAX})"))?;
     let found = quick_check.query_map([], |row| row.get::<_, String>(0))?;
@@ -202,13 +208,29 @@ pub(super) fn check(connection: &Connection) -> Result<Vec<String>, Fault> {
     let mut packed = packed.query([])?;
     let mut unreadable = 0_u64;
     while let Some(row) = packed.next()? {
+        let (codec, id): (i64, i64) = (row.get(0)?, row.get(3)?);
+        if codec >= SEALED && sealer.is_locked() {
+            continue;
+        }
         let kept = row.get_ref(1)?.as_blob().map_err(rusqlite::Error::from)?;
-        unreadable += u64::from(unpacker.unpack(row.get(0)?, kept, rows::unsigned(row, 2)?).is_err());
+        let (method, bytes): (String, u64) = (row.get(5)?, rows::unsigned(row, 2)?);
+        let opened = sealer.path(id, row.get_ref(6)?).and_then(|path| {
+            let to = Destination { encoding: row.get(4)?, method: &method, path: &path };
+            let (packed, codec) = sealer.open_body(id, &to, codec, kept)?;
+            unpacker.unpack(codec, &packed, bytes)
+        });
+        match opened {
+            Ok(_) => {}
+            Err(Fault::Damaged(reason)) if codec >= SEALED && problems.len() < PROBLEMS_MAX as usize => {
+                problems.push(reason);
+            }
+            Err(_) => unreadable += 1,
+        }
     }
     if unreadable > 0 {
         problems.push(format!("{unreadable} compressed bodies that can't be read"));
     }
-    problems.extend(attachments::problems(connection)?);
+    problems.extend(attachments::problems(connection, sealer)?);
     let mut types = connection.prepare(queries::TYPES)?;
     for name in types.query_map([], |row| row.get::<_, String>(0))? {
         let name = name?;

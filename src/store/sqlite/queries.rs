@@ -19,21 +19,23 @@ pub(super) const LANE_ID: &str = "
         ELSE (SELECT credential_id FROM credentials WHERE value = ?2) END";
 /// How many messages of a lane still have to reach the server, in one look at the store.
 pub(super) const WAITING: &str = "
-    SELECT coalesce(sum(messages), 0) FROM summary WHERE status IN (1, 3) AND lane_id = (
+    SELECT coalesce(sum(messages), 0), (SELECT generation FROM sealing) FROM summary
+    WHERE status IN (1, 3) AND lane_id = (
         SELECT lane_id FROM lanes
         WHERE workspace IS ?1 AND credential_id = CASE WHEN ?2 IS NULL THEN 0
             ELSE (SELECT credential_id FROM credentials WHERE value = ?2) END)";
-pub(super) const KEEP_CREDENTIAL: &str = "INSERT OR IGNORE INTO credentials (value) VALUES (?1)";
+pub(super) const KEEP_CREDENTIAL: &str = "INSERT OR IGNORE INTO credentials (value, sealed) VALUES (?1, ?2)";
 pub(super) const ADD_LANE: &str = "
     INSERT INTO lanes (workspace, credential_id) VALUES (?1, CASE WHEN ?2 IS NULL THEN 0
         ELSE (SELECT credential_id FROM credentials WHERE value = ?2) END)
     RETURNING lane_id";
 /// Whose messages a lane has.
 pub(super) const LANE: &str = "
-    SELECT workspace, value FROM lanes LEFT JOIN credentials USING (credential_id) WHERE lane_id = ?1";
+    SELECT workspace, value, sealed FROM lanes LEFT JOIN credentials USING (credential_id) WHERE lane_id = ?1";
 pub(super) const HEADER_SET_ID: &str = "SELECT header_set_id FROM header_sets WHERE wire = ?1";
-pub(super) const ADD_HEADER_SET: &str = "INSERT INTO header_sets (wire) VALUES (?1) RETURNING header_set_id";
-pub(super) const HEADER_SET: &str = "SELECT wire FROM header_sets WHERE header_set_id = ?1";
+pub(super) const ADD_HEADER_SET: &str =
+    "INSERT INTO header_sets (wire, sealed) VALUES (?1, ?2) RETURNING header_set_id";
+pub(super) const HEADER_SET: &str = "SELECT wire, sealed FROM header_sets WHERE header_set_id = ?1";
 pub(super) const FORGET_HEADER_SETS: &str =
     "DELETE FROM header_sets WHERE header_set_id NOT IN (SELECT header_set_id FROM messages)";
 /// The highest number of a header set, and how many there are.
@@ -45,6 +47,68 @@ pub(super) const FORGET_LANES: &str = "
         AND NOT EXISTS (SELECT 1 FROM summary WHERE summary.lane_id = lanes.lane_id)";
 pub(super) const FORGET_CREDENTIALS: &str =
     "DELETE FROM credentials WHERE credential_id NOT IN (SELECT credential_id FROM lanes)";
+
+// Sealing.
+
+pub(super) const HAS_SEALING: &str = "SELECT 1 FROM sqlite_schema WHERE type = 'table' AND name = 'sealing'";
+pub(super) const SEALING_GENERATION: &str = "SELECT generation FROM sealing";
+pub(super) const SEALING: &str =
+    "SELECT generation, key_name, key_check, previous_name, previous_check, is_complete FROM sealing";
+pub(super) const SET_SEALING: &str = "INSERT OR REPLACE INTO sealing VALUES (1, ?1, ?2, ?3, ?4, ?5, ?6)";
+/// Whether anything was ever stored, be it gone by now.
+pub(super) const EVER_USED: &str = "
+    SELECT 1 FROM counters WHERE name = 'deleted_id' AND value > 0
+    UNION ALL SELECT 1 FROM messages UNION ALL SELECT 1 FROM header_sets UNION ALL SELECT 1 FROM sqlite_sequence LIMIT 1";
+pub(super) const CREDENTIALS: &str = "SELECT credential_id, value, sealed FROM credentials";
+pub(super) const CREDENTIAL_ID: &str = "SELECT credential_id FROM credentials WHERE value = ?1";
+pub(super) const SET_CREDENTIAL: &str = "UPDATE credentials SET value = ?2, sealed = ?3 WHERE credential_id = ?1";
+pub(super) const REPLACE_CREDENTIAL: &str = "UPDATE lanes SET credential_id = ?2 WHERE credential_id = ?1";
+pub(super) const DROP_CREDENTIAL: &str = "DELETE FROM credentials WHERE credential_id = ?1";
+/// Header sets from this one on that may not be kept as ?2 (the name of a key, NULL for none) says, at most ?3.
+pub(super) const HEADER_SETS_TO_RESEAL: &str = "
+    SELECT header_set_id, length(wire) FROM header_sets
+    WHERE header_set_id > ?1 AND substr(sealed, 1, 8) IS NOT ?2 ORDER BY header_set_id LIMIT ?3";
+pub(super) const HEADER_SET_TO_RESEAL: &str = "SELECT wire, sealed FROM header_sets WHERE header_set_id = ?1";
+pub(super) const SET_HEADER_SET: &str = "UPDATE header_sets SET wire = ?2, sealed = ?3 WHERE header_set_id = ?1";
+pub(super) const REPLACE_HEADER_SET: &str = "UPDATE messages SET header_set_id = ?2 WHERE header_set_id = ?1";
+pub(super) const DROP_HEADER_SET: &str = "DELETE FROM header_sets WHERE header_set_id = ?1";
+/// Messages with a text that may have to be kept in another way.
+pub(super) const TEXTS_TO_RESEAL: &str = "
+    SELECT message_id, coalesce(length(answer_text), 0) FROM messages
+    WHERE message_id > ?1 AND (instr(path, '?') > 0 OR typeof(path) = 'blob' OR answer_text IS NOT NULL)
+        AND ((instr(path, '?') > 0 OR typeof(path) = 'blob')
+                AND (CASE typeof(path) WHEN 'blob' THEN substr(path, 1, 8) END) IS NOT ?2
+            OR answer_text IS NOT NULL
+                AND (CASE typeof(answer_text) WHEN 'blob' THEN substr(answer_text, 1, 8) END) IS NOT ?2)
+    ORDER BY message_id LIMIT ?3";
+pub(super) const TEXT_TO_RESEAL: &str = "SELECT path, answer_text FROM messages WHERE message_id = ?1";
+pub(super) const SET_TEXTS: &str = "UPDATE messages SET path = ?2, answer_text = ?3 WHERE message_id = ?1";
+pub(super) const BODIES_TO_RESEAL: &str = "
+    SELECT message_id, length(body) FROM bodies
+    WHERE message_id > ?1 AND (CASE WHEN codec >= 16 THEN substr(body, 1, 8) END) IS NOT ?2
+    ORDER BY message_id LIMIT ?3";
+pub(super) const BODY_TO_RESEAL: &str = "
+    SELECT codec, body, encoding, method, path FROM bodies CROSS JOIN messages USING (message_id) WHERE message_id = ?1";
+pub(super) const SET_BODY: &str = "UPDATE bodies SET body = ?2, codec = ?3 WHERE message_id = ?1";
+pub(super) const PIECES_TO_RESEAL: &str = "
+    SELECT piece_id, length(piece) FROM attachment_pieces
+    WHERE piece_id > ?1 AND (CASE WHEN is_sealed THEN substr(piece, 1, 8) END) IS NOT ?2
+    ORDER BY piece_id LIMIT ?3";
+pub(super) const PIECE_TO_RESEAL: &str = "SELECT piece, is_sealed FROM attachment_pieces WHERE piece_id = ?1";
+pub(super) const SET_PIECE: &str = "UPDATE attachment_pieces SET piece = ?2, is_sealed = ?3 WHERE piece_id = ?1";
+pub(super) const DIGESTS_TO_RESEAL: &str = "
+    SELECT attachment_id, length(sha256) FROM attachments
+    WHERE attachment_id > ?1 AND sha256 IS NOT NULL
+        AND (CASE WHEN length(sha256) > 32 THEN substr(sha256, 1, 8) END) IS NOT ?2
+    ORDER BY attachment_id LIMIT ?3";
+pub(super) const DIGEST_TO_RESEAL: &str = "
+    SELECT sha256, message_id, bytes FROM attachments WHERE attachment_id = ?1 AND message_id IS NOT NULL";
+pub(super) const SET_DIGEST: &str = "UPDATE attachments SET sha256 = ?2 WHERE attachment_id = ?1";
+/// Writes the file anew, without what is left in its unused parts.
+pub(super) const WRITE_ANEW: &str = "VACUUM";
+/// Writes the log back into the file and cuts it to nothing; the first column says whether others were in the way.
+pub(super) const EMPTY_LOG: &str = "PRAGMA wal_checkpoint(TRUNCATE)";
+pub(super) const FORGET_RELEASED_DIGESTS: &str = "UPDATE attachments SET sha256 = NULL WHERE message_id IS NULL";
 
 // Counters and summary.
 
@@ -79,7 +143,7 @@ pub(super) const WRONG_BODIES: &str = "
         + (SELECT count(*) FROM bodies LEFT JOIN messages USING (message_id) WHERE status IS NULL)";
 /// Bodies that are not kept as they were sent, with the length that they had: what their message has without its file.
 pub(super) const PACKED_BODIES: &str = "
-    SELECT codec, body, body_bytes - coalesce(bytes, 0)
+    SELECT codec, body, body_bytes - coalesce(bytes, 0), message_id, encoding, method, path
     FROM bodies CROSS JOIN messages USING (message_id) LEFT JOIN attachments USING (message_id) WHERE codec <> 0";
 /// Messages whose lane or header set is not there.
 pub(super) const WRONG_NAMES: &str = "
@@ -162,7 +226,7 @@ pub(super) const BEGIN_ATTACHMENT: &str = "
 pub(super) const GROW_ATTACHMENT: &str = "
     UPDATE attachments SET bytes = bytes + ?4, grown_at_ms = ?5
     WHERE attachment_id = ?1 AND message_id IS NULL AND process = ?2 AND bytes = ?3";
-pub(super) const ADD_PIECE: &str = "INSERT INTO attachment_pieces VALUES (?1, ?2)";
+pub(super) const ADD_PIECE: &str = "INSERT INTO attachment_pieces VALUES (?1, ?2, ?3)";
 pub(super) const GIVE_ATTACHMENT: &str = "
     UPDATE attachments SET message_id = ?4, sha256 = ?5, process = NULL, pid = NULL, pid_namespace = NULL, boot = NULL,
         grown_at_ms = NULL
@@ -185,10 +249,10 @@ pub(super) const REMOVE_ATTACHMENT: &str = "DELETE FROM attachments WHERE attach
 pub(super) const ATTACHMENT: &str = "SELECT attachment_id, bytes, sha256 FROM attachments WHERE message_id = ?1";
 /// A piece of a message's file; ?2 is how many numbers a file has.
 pub(super) const PIECE: &str = "
-    SELECT piece FROM attachment_pieces
+    SELECT piece, is_sealed, piece_id FROM attachment_pieces
     WHERE piece_id = (SELECT attachment_id FROM attachments WHERE message_id = ?1) * ?2 + ?3";
 pub(super) const PIECES: &str =
-    "SELECT piece FROM attachment_pieces WHERE piece_id >= ?1 AND piece_id < ?2 ORDER BY piece_id";
+    "SELECT piece, is_sealed, piece_id FROM attachment_pieces WHERE piece_id >= ?1 AND piece_id < ?2 ORDER BY piece_id";
 pub(super) const ATTACHMENTS: &str =
     "SELECT attachment_id, message_id, bytes, sha256 FROM attachments WHERE message_id IS NOT NULL";
 /// Files of messages that are not there. A message whose file is not there has too few bytes ([`WRONG_BODIES`]).

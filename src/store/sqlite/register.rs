@@ -1,33 +1,53 @@
 //! Storing messages, and the one exception to their order.
 
+use std::borrow::Cow;
 use std::collections::HashMap;
 
 use rusqlite::{Connection, OptionalExtension, Transaction, params};
 
 use super::codec::Packed;
 use super::fault::Fault;
+use super::seal::{Destination, Lookup, Sealer};
 use super::summary::{Changes, Group, Size};
 use super::{queries, rows, settle};
-use crate::message::{Effect, EntityKey, HeaderSet, Lane, Message, MessageId, MessageStatus, Touch};
+use crate::message::{
+    Credential, Effect, EntityKey, HeaderSet, Lane, Message, MessageId, MessageStatus, Request, Touch,
+};
 use crate::store::{Ahead, Hold, LaneId, now_ms};
 
 /// Header sets that may be there without a message that uses them.
 const HEADER_SETS_KEPT: i64 = 256;
 
-/// Returns what stands before a new write of a lane. The caller gives one snapshot.
-pub(super) fn ahead(connection: &Connection, lane: &Lane, touches: &[Touch]) -> Result<Ahead, Fault> {
-    let credential = lane.credential.as_ref().map(|credential| credential.reveal());
-    let messages: i64 = connection
+/// Returns how many messages a lane still has to deliver, or `None` when the sealer is not of this generation any more.
+pub(super) fn waiting(connection: &Connection, sealer: &Sealer, lane: &Lane) -> Result<Option<u64>, Fault> {
+    let credential = looked_up_by(sealer, lane)?;
+    let (messages, generation): (i64, i64) = connection
         .prepare_cached(queries::WAITING)?
-        .query_row(params![lane.workspace, credential], |row| row.get(0))?;
-    if messages <= 0 || touches.is_empty() {
-        return Ok(Ahead { messages: messages.unsigned_abs(), ..Ahead::default() });
+        .query_row(params![lane.workspace, credential], |row| Ok((row.get(0)?, row.get(1)?)))?;
+    Ok((generation == sealer.generation()).then_some(u64::try_from(messages).unwrap_or(0)))
+}
+
+/// Returns what the credential of a lane is looked up by.
+fn looked_up_by<'a>(sealer: &Sealer, lane: &'a Lane) -> Result<Option<Cow<'a, [u8]>>, Fault> {
+    lane.credential.as_ref().map(|credential| sealer.lookup(Lookup::Credential, credential.reveal())).transpose()
+}
+
+/// Returns what stands before a new write of a lane. The caller gives one snapshot, and a sealer that is of its generation.
+pub(super) fn ahead(
+    connection: &Connection,
+    sealer: &Sealer,
+    lane: &Lane,
+    touches: &[Touch],
+) -> Result<Ahead, Fault> {
+    let messages = waiting(connection, sealer, lane)?.unwrap_or(0);
+    if messages == 0 || touches.is_empty() {
+        return Ok(Ahead { messages, ..Ahead::default() });
     }
-    let Some(lane) = lane_id(connection, lane)? else { return Ok(Ahead::default()) };
+    let Some(lane) = lane_id(connection, sealer, lane)? else { return Ok(Ahead::default()) };
     let held = settle::hold_of(connection, lane, now_ms())?.is_some();
     // A lane that is held forwards nothing, so what conflicts need not be known.
     let conflicting = held || waits_behind(connection, lane, touches)?;
-    Ok(Ahead { messages: messages.unsigned_abs(), conflicting, held })
+    Ok(Ahead { messages, conflicting, held })
 }
 
 /// Says whether a write has to wait behind a message of its lane, or may have to.
@@ -51,15 +71,15 @@ fn waits_behind(connection: &Connection, lane: i64, touches: &[Touch]) -> Result
 }
 
 /// Returns the number of a lane, or `None` when it never had a message.
-fn lane_id(connection: &Connection, lane: &Lane) -> Result<Option<i64>, Fault> {
-    let credential = lane.credential.as_ref().map(|credential| credential.reveal());
+fn lane_id(connection: &Connection, sealer: &Sealer, lane: &Lane) -> Result<Option<i64>, Fault> {
+    let credential = looked_up_by(sealer, lane)?;
     let mut statement = connection.prepare_cached(queries::LANE_ID)?;
     Ok(statement.query_row(params![lane.workspace, credential], |row| row.get(0)).optional()?)
 }
 
 /// Holds a lane, which may have no message yet, unless it is held for longer.
-pub(super) fn limit(tx: &Transaction<'_>, lane: &Lane, hold: &Hold) -> Result<(), Fault> {
-    let id = Names::default().lane(tx, lane)?;
+pub(super) fn limit(tx: &Transaction<'_>, sealer: &Sealer, lane: &Lane, hold: &Hold) -> Result<(), Fault> {
+    let id = Names::default().lane(tx, sealer, lane)?;
     match settle::hold_of(tx, id, now_ms())? {
         Some(held) if held.until_ms >= hold.until_ms => Ok(()),
         _ => settle::hold(tx, LaneId(id), Some(hold)),
@@ -67,24 +87,31 @@ pub(super) fn limit(tx: &Transaction<'_>, lane: &Lane, hold: &Hold) -> Result<()
 }
 
 /// Stores messages as *failed*, in this order, with their bodies as they are to be kept.
-pub(super) fn register(tx: &Transaction<'_>, messages: &[Message], bodies: &[Packed]) -> Result<Vec<MessageId>, Fault> {
-    register_with_files(tx, messages, bodies, 0)
+pub(super) fn register(
+    tx: &Transaction<'_>,
+    sealer: &Sealer,
+    messages: &[Message],
+    bodies: &[Packed],
+) -> Result<Vec<MessageId>, Fault> {
+    register_with_files(tx, sealer, messages, bodies, 0)
 }
 
 /// Stores a message as *failed*, and counts the bytes of its file as its own.
 pub(super) fn register_attachment(
     tx: &Transaction<'_>,
+    sealer: &Sealer,
     message: &Message,
     body: &Packed,
     file_bytes: u64,
 ) -> Result<MessageId, Fault> {
     let file_bytes = i64::try_from(file_bytes).unwrap_or(i64::MAX);
-    let ids = register_with_files(tx, std::slice::from_ref(message), std::slice::from_ref(body), file_bytes)?;
+    let ids = register_with_files(tx, sealer, std::slice::from_ref(message), std::slice::from_ref(body), file_bytes)?;
     Ok(ids[0])
 }
 
 fn register_with_files(
     tx: &Transaction<'_>,
+    sealer: &Sealer,
     messages: &[Message],
     bodies: &[Packed],
     file_bytes: i64,
@@ -96,8 +123,8 @@ fn register_with_files(
     let mut add_message = tx.prepare_cached(queries::ADD_MESSAGE)?;
     let mut ids = Vec::with_capacity(messages.len());
     for (id, (message, packed)) in (first..).zip(messages.iter().zip(bodies)) {
-        let lane = names.lane(tx, &message.lane)?;
-        let header_set = names.header_set(tx, &message.request.headers)?;
+        let lane = names.lane(tx, sealer, &message.lane)?;
+        let header_set = names.header_set(tx, sealer, &message.request.headers)?;
         let body = &message.request.body;
         let body_bytes = body.bytes.len() as i64 + file_bytes;
         add_message.execute(params![
@@ -110,12 +137,12 @@ fn register_with_files(
             body_bytes,
             message.project,
             message.request.method,
-            message.request.path,
+            sealer.keep_path(id, &message.request.path)?,
             header_set,
             rows::encoding_code(body.encoding),
             Touch::to_bytes(&message.touches),
         ])?;
-        add_body_and_touches(tx, id, packed, &message.touches)?;
+        add_body_and_touches(tx, sealer, id, &message.request, packed, &message.touches)?;
         if updates_exist {
             for touch in message.touches.iter().filter(|touch| touch.effect == Effect::Create) {
                 move_early_updates(tx, lane, id, &touch.key)?;
@@ -133,11 +160,16 @@ fn register_with_files(
 /// Stores what hangs on the row of a message.
 pub(super) fn add_body_and_touches(
     tx: &Transaction<'_>,
+    sealer: &Sealer,
     id: i64,
+    request: &Request,
     body: &Packed,
     touches: &[Touch],
 ) -> Result<(), Fault> {
-    tx.prepare_cached(queries::ADD_BODY)?.execute(params![id, &body.bytes[..], body.codec as i64])?;
+    let encoding = i64::from(rows::encoding_code(request.body.encoding));
+    let to = Destination { encoding, method: &request.method, path: &request.path };
+    let (bytes, codec) = sealer.keep_body(id, &to, body)?;
+    tx.prepare_cached(queries::ADD_BODY)?.execute(params![id, &bytes[..], codec])?;
     let mut add_touch = tx.prepare_cached(queries::ADD_TOUCH)?;
     for touch in touches.iter().filter(|touch| is_looked_up(touch)) {
         add_touch.execute(params![touch.effect as u8, &touch.key.as_bytes()[..], id])?;
@@ -194,36 +226,44 @@ pub(super) struct Names<'batch> {
 }
 
 impl<'batch> Names<'batch> {
-    fn lane(&mut self, tx: &Transaction<'_>, lane: &'batch Lane) -> Result<i64, Fault> {
+    fn lane(&mut self, tx: &Transaction<'_>, sealer: &Sealer, lane: &'batch Lane) -> Result<i64, Fault> {
         if let Some(id) = self.lanes.get(lane) {
             return Ok(*id);
         }
-        let id = match lane_id(tx, lane)? {
+        let id = match lane_id(tx, sealer, lane)? {
             Some(id) => id,
             None => {
-                let credential = lane.credential.as_ref().map(|credential| credential.reveal());
-                if let Some(credential) = credential {
-                    tx.prepare_cached(queries::KEEP_CREDENTIAL)?.execute([credential])?;
+                let keep = |credential: &Credential| sealer.keep_value(Lookup::Credential, credential.reveal());
+                let credential = lane.credential.as_ref().map(keep).transpose()?;
+                if let Some((by, sealed)) = &credential {
+                    tx.prepare_cached(queries::KEEP_CREDENTIAL)?.execute(params![by, sealed])?;
                 }
-                tx.prepare_cached(queries::ADD_LANE)?
-                    .query_row(params![lane.workspace, credential], |row| row.get(0))?
+                let by = credential.map(|(by, _)| by);
+                tx.prepare_cached(queries::ADD_LANE)?.query_row(params![lane.workspace, by], |row| row.get(0))?
             }
         };
         self.lanes.insert(lane, id);
         Ok(id)
     }
 
-    pub(super) fn header_set(&mut self, tx: &Transaction<'_>, headers: &'batch HeaderSet) -> Result<i64, Fault> {
+    pub(super) fn header_set(
+        &mut self,
+        tx: &Transaction<'_>,
+        sealer: &Sealer,
+        headers: &'batch HeaderSet,
+    ) -> Result<i64, Fault> {
         if let Some(id) = self.header_sets.get(headers) {
             return Ok(*id);
         }
         let wire = headers.to_wire();
-        let known = tx.prepare_cached(queries::HEADER_SET_ID)?.query_row([&wire], |row| row.get(0)).optional()?;
+        let by = sealer.lookup(Lookup::HeaderSet, &wire)?;
+        let known = tx.prepare_cached(queries::HEADER_SET_ID)?.query_row([&by], |row| row.get(0)).optional()?;
         let id = match known {
             Some(id) => id,
             None => {
                 forget_header_sets_sometimes(tx)?;
-                tx.prepare_cached(queries::ADD_HEADER_SET)?.query_row([&wire], |row| row.get(0))?
+                let (by, sealed) = sealer.keep_value(Lookup::HeaderSet, &wire)?;
+                tx.prepare_cached(queries::ADD_HEADER_SET)?.query_row(params![by, sealed], |row| row.get(0))?
             }
         };
         self.header_sets.insert(headers, id);

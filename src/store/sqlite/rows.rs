@@ -6,6 +6,7 @@ use rusqlite::{Connection, OptionalExtension, Row};
 
 use super::codec::Unpacker;
 use super::fault::Fault;
+use super::seal::{Destination, Lookup, Place, Sealer};
 use super::{attachments, queries};
 use crate::message::{
     Body, Credential, Encoding, HeaderSet, Lane, MessageId, MessageStatus, MessageType, Request, Touch,
@@ -59,18 +60,18 @@ pub(super) struct Lanes(HashMap<i64, Lane>);
 
 impl Lanes {
     /// Returns whose messages this lane has.
-    pub(super) fn get(&mut self, connection: &Connection, lane: i64) -> Result<Lane, Fault> {
+    pub(super) fn get(&mut self, connection: &Connection, sealer: &Sealer, lane: i64) -> Result<Lane, Fault> {
         if let Some(lane) = self.0.get(&lane) {
             return Ok(lane.clone());
         }
-        let read = connection
-            .prepare_cached(queries::LANE)?
-            .query_row([lane], |row| {
-                let credential: Option<Vec<u8>> = row.get(1)?;
-                Ok(Lane { workspace: row.get(0)?, credential: credential.map(Credential::new) })
-            })
-            .optional()?
-            .ok_or_else(|| Fault::Damaged(format!("lane {lane} of a message does not exist")))?;
+        let mut statement = connection.prepare_cached(queries::LANE)?;
+        let mut found = statement.query([lane])?;
+        let row =
+            found.next()?.ok_or_else(|| Fault::Damaged(format!("lane {lane} of a message does not exist")))?;
+        let sealed: Option<Vec<u8>> = row.get(2)?;
+        let credential: Option<Vec<u8>> = row.get(1)?;
+        let credential = credential.map(|value| sealer.value(Lookup::Credential, value, sealed.as_deref()));
+        let read = Lane { workspace: row.get(0)?, credential: credential.transpose()?.map(Credential::new) };
         self.0.insert(lane, read.clone());
         Ok(read)
     }
@@ -84,58 +85,69 @@ pub(super) struct Requests {
 }
 
 impl Requests {
-    fn header_set(&mut self, connection: &Connection, header_set: i64) -> Result<HeaderSet, Fault> {
+    fn header_set(&mut self, connection: &Connection, sealer: &Sealer, header_set: i64) -> Result<HeaderSet, Fault> {
         if let Some(headers) = self.header_sets.get(&header_set) {
             return Ok(headers.clone());
         }
-        let wire: Vec<u8> = connection
+        let (wire, sealed): (Vec<u8>, Option<Vec<u8>>) = connection
             .prepare_cached(queries::HEADER_SET)?
-            .query_row([header_set], |row| row.get(0))
+            .query_row([header_set], |row| Ok((row.get(0)?, row.get(1)?)))
             .optional()?
             .ok_or_else(|| Fault::Damaged(format!("header set {header_set} of a message does not exist")))?;
+        let wire = sealer.value(Lookup::HeaderSet, wire, sealed.as_deref())?;
         let headers = HeaderSet::from_wire(&wire);
         self.header_sets.insert(header_set, headers.clone());
         Ok(headers)
     }
 
     /// Returns the request of a message, or `None` when the message is gone.
-    pub(super) fn request(&mut self, connection: &Connection, id: MessageId) -> Result<Option<Request>, Fault> {
+    pub(super) fn request(
+        &mut self,
+        connection: &Connection,
+        sealer: &Sealer,
+        id: MessageId,
+    ) -> Result<Option<Request>, Fault> {
         let mut statement = connection.prepare_cached(queries::REQUEST)?;
         let mut found = statement.query([id.0])?;
         let Some(row) = found.next()? else { return Ok(None) };
+        let (method, path): (String, String) = (row.get(0)?, sealer.path(id.0, row.get_ref(1)?)?);
         let kept = row.get_ref(4)?.as_blob().map_err(rusqlite::Error::from)?;
-        let bytes = self.unpacker.unpack(row.get(5)?, kept, unsigned(row, 6)?)?;
-        Ok(Some(Request {
-            method: row.get(0)?,
-            path: row.get(1)?,
-            headers: self.header_set(connection, row.get(3)?)?,
-            body: Body { bytes, encoding: encoding(row, 2)? },
-        }))
+        let to = Destination { encoding: row.get(2)?, method: &method, path: &path };
+        let (packed, codec) = sealer.open_body(id.0, &to, row.get(5)?, kept)?;
+        let bytes = self.unpacker.unpack(codec, &packed, unsigned(row, 6)?)?;
+        let headers = self.header_set(connection, sealer, row.get(3)?)?;
+        Ok(Some(Request { method, path, headers, body: Body { bytes, encoding: encoding(row, 2)? } }))
     }
 }
 
 /// Reads a row of [`queries::page`] or [`queries::one_message`].
-pub(super) fn listed(connection: &Connection, lanes: &mut Lanes, row: &Row<'_>) -> Result<Listed, Fault> {
+pub(super) fn listed(
+    connection: &Connection,
+    sealer: &Sealer,
+    lanes: &mut Lanes,
+    row: &Row<'_>,
+) -> Result<Listed, Fault> {
+    let id = MessageId(row.get(0)?);
     let answer = match row.get::<_, Option<i64>>(12)? {
         Some(at_ms) => {
-            Some(LastAnswer { at_ms, status: row.get(13)?, text: row.get::<_, Option<_>>(14)?.unwrap_or_default() })
+            let text = sealer.text(&Place::Answer { message: id.0 }, row.get_ref(14)?)?;
+            Some(LastAnswer { at_ms, status: row.get(13)?, text: text.unwrap_or_default() })
         }
         None => None,
     };
-    let id = MessageId(row.get(0)?);
     let message_type = message_type(row, 2)?;
     let has_file = message_type == MessageType::CreateAttachment;
     Ok(Listed {
         id,
         status: status(row, 1)?,
         message_type,
-        lane: lanes.get(connection, row.get(3)?)?,
+        lane: lanes.get(connection, sealer, row.get(3)?)?,
         project: row.get(4)?,
         method: row.get(5)?,
-        path: row.get(6)?,
+        path: sealer.path(id.0, row.get_ref(6)?)?,
         items: row.get(7)?,
         body_bytes: unsigned(row, 8)?,
-        attachment: if has_file { attachments::of(connection, id)? } else { None },
+        attachment: if has_file { attachments::of(connection, sealer, id)? } else { None },
         accepted_at_ms: row.get(9)?,
         attempts: row.get(10)?,
         next_attempt_at_ms: row.get(11)?,

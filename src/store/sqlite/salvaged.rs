@@ -1,11 +1,12 @@
 //! Rows of SDK files: stored once, whatever file they come from.
 
-use rusqlite::{Connection, Transaction, params};
+use rusqlite::{Connection, Transaction};
 
 use super::codec::Packed;
 use super::fault::Fault;
+use super::seal::Sealer;
 use super::summary::{Changes, Group, Size};
-use super::{attachments, queries, register};
+use super::{attachments, queries, register, settle};
 use crate::message::{MessageId, MessageStatus, Sha256};
 use crate::store::{LastAnswer, SalvagedRow};
 
@@ -17,6 +18,7 @@ pub(super) fn is_salvaged(connection: &Connection, row: &Sha256) -> Result<bool,
 /// Stores rows that are new, with their bodies as they are to be kept, and remembers them.
 pub(super) fn salvage(
     tx: &Transaction<'_>,
+    sealer: &Sealer,
     rows: &[SalvagedRow],
     bodies: &[Packed],
 ) -> Result<Vec<Option<MessageId>>, Fault> {
@@ -28,12 +30,12 @@ pub(super) fn salvage(
             continue;
         }
         let file_bytes = row.file.as_ref().map_or(0, |(_, file)| file.bytes);
-        let id = register::register_attachment(tx, &row.message, body, file_bytes)?;
+        let id = register::register_attachment(tx, sealer, &row.message, body, file_bytes)?;
         if let Some((attachment, file)) = &row.file {
-            attachments::give(tx, *attachment, file, id)?;
+            attachments::give(tx, sealer, *attachment, file, id)?;
         }
         if let Some(answer) = &row.rejected {
-            reject(tx, id, row, answer)?;
+            reject(tx, sealer, id, row, answer)?;
         }
         ids.push(Some(id));
     }
@@ -41,9 +43,15 @@ pub(super) fn salvage(
 }
 
 /// Makes a message *rejected* that was stored as *failed* a moment ago.
-fn reject(tx: &Transaction<'_>, id: MessageId, row: &SalvagedRow, answer: &LastAnswer) -> Result<(), Fault> {
+fn reject(
+    tx: &Transaction<'_>,
+    sealer: &Sealer,
+    id: MessageId,
+    row: &SalvagedRow,
+    answer: &LastAnswer,
+) -> Result<(), Fault> {
     tx.prepare_cached(queries::REJECT_SALVAGED)?.execute([id.0])?;
-    tx.prepare_cached(queries::KEEP_ANSWER)?.execute(params![id.0, answer.status, answer.text_kept(), answer.at_ms])?;
+    settle::keep_answer(tx, sealer, id, answer)?;
     let (lane, body_bytes) =
         tx.prepare_cached(queries::LANE_AND_BYTES)?.query_row([id.0], |row| Ok((row.get(0)?, row.get(1)?)))?;
     let size = Size { items: row.message.items.into(), body_bytes };

@@ -11,7 +11,8 @@ pub(super) const APPLICATION_ID: i32 = 0x4f70_4f66;
 /// Bytes of a page in a new store.
 pub(super) const PAGE_BYTES: u32 = 4096;
 
-const MIGRATIONS: [&str; 5] = [MESSAGES_LANES_AND_LEASE, ALL_CHANGES_INDEXED, ATTACHMENTS, SALVAGED, BODY_CODEC];
+const MIGRATIONS: [&str; 6] =
+    [MESSAGES_LANES_AND_LEASE, ALL_CHANGES_INDEXED, ATTACHMENTS, SALVAGED, BODY_CODEC, SEALING];
 
 /// Version 1.
 ///
@@ -182,6 +183,28 @@ CREATE TABLE salvaged (
 ///
 /// - `bodies.codec` says how the bytes of a body are kept ([`super::codec`]); those that are there already are kept as sent.
 const BODY_CODEC: &str = "ALTER TABLE bodies ADD COLUMN codec INTEGER NOT NULL DEFAULT 0";
+
+/// Version 6.
+///
+/// - `sealing` says under which key things are kept, and under which other one some may still be; see [`super::seal`].
+/// - `credentials` and `header_sets` of a sealed store are looked up by a digest, which stands in the place of the value;
+///   the value itself is in `sealed`.
+/// - A sealed body has a codec of its own, a sealed text is a blob, and a sealed digest is longer than a digest.
+const SEALING: &str = "
+CREATE TABLE sealing (
+    sealing_id     INTEGER PRIMARY KEY CHECK (sealing_id = 1),
+    generation     INTEGER NOT NULL,
+    key_name       BLOB,
+    key_check      BLOB,
+    previous_name  BLOB,
+    previous_check BLOB,
+    is_complete    INTEGER NOT NULL
+);
+INSERT INTO sealing VALUES (1, 0, NULL, NULL, NULL, NULL, 1);
+ALTER TABLE credentials ADD COLUMN sealed BLOB;
+ALTER TABLE header_sets ADD COLUMN sealed BLOB;
+ALTER TABLE attachment_pieces ADD COLUMN is_sealed INTEGER NOT NULL DEFAULT 0;
+";
 
 /// Returns the newest version that we know.
 pub(super) fn known_version() -> i64 {

@@ -11,6 +11,7 @@ use super::fault::Fault;
 use super::queries::{self, Selection};
 use super::register::{Names, add_body_and_touches, is_looked_up};
 use super::rows::{self, Lanes};
+use super::seal::{Place, Sealer};
 use super::summary::{Changes, Group, Size, counted};
 use crate::message::{Lane, MessageId, MessageStatus, MessageType, Touch};
 use crate::store::{Filter, Hold, LaneId, LastAnswer, Outcome, Part, Purged};
@@ -21,6 +22,7 @@ pub(super) fn settle(
     epoch: i64,
     outcomes: &[(MessageId, Outcome)],
     packer: &Packer,
+    sealer: &Sealer,
 ) -> Result<(), Fault> {
     let mut changes = Changes::default();
     let mut succeeded = BTreeSet::new();
@@ -36,7 +38,7 @@ pub(super) fn settle(
                 let Some((group, size)) = claimed(tx, *id, epoch)? else { continue };
                 tx.prepare_cached(queries::MARK_FAILED)?.execute(params![id.0, next_attempt_at_ms, counts])?;
                 if let Some(answer) = answer {
-                    keep_answer(tx, *id, answer)?;
+                    keep_answer(tx, sealer, *id, answer)?;
                 }
                 changes.take(group, size);
                 changes.add(Group { status: MessageStatus::Failed, ..group }, size);
@@ -44,14 +46,14 @@ pub(super) fn settle(
             Outcome::Rejected { answer } => {
                 let Some((group, size)) = claimed(tx, *id, epoch)? else { continue };
                 tx.prepare_cached(queries::MARK_REJECTED)?.execute([id.0])?;
-                keep_answer(tx, *id, answer)?;
+                keep_answer(tx, sealer, *id, answer)?;
                 changes.take(group, size);
                 let answer_status = answer.status.unwrap_or(0);
                 changes.add(Group { status: MessageStatus::Rejected, answer_status, ..group }, size);
             }
             Outcome::Divided { parts } => {
                 let Some((group, _)) = claimed(tx, *id, epoch)? else { continue };
-                add_parts(tx, *id, group, parts, packer, &mut changes)?;
+                add_parts(tx, *id, group, parts, (packer, sealer), &mut changes)?;
                 delete_one(tx, &mut delete, params![id.0, epoch], &mut changes)?;
             }
         }
@@ -68,7 +70,7 @@ fn add_parts(
     whole: MessageId,
     group: Group,
     parts: &[Part],
-    packer: &Packer,
+    (packer, sealer): (&Packer, &Sealer),
     changes: &mut Changes,
 ) -> Result<(), Fault> {
     let mut names = Names::default();
@@ -87,16 +89,16 @@ fn add_parts(
             i64::from(answer.is_some()),
             answer.map(|answer| answer.at_ms),
             answer.and_then(|answer| answer.status),
-            answer.map(LastAnswer::text_kept),
+            answer.map(|answer| sealer.keep_text(&Place::Answer { message: id }, answer.text_kept())).transpose()?,
             part.items,
             body.bytes.len() as i64,
             part.request.method,
-            part.request.path,
-            names.header_set(tx, &part.request.headers)?,
+            sealer.keep_path(id, &part.request.path)?,
+            names.header_set(tx, sealer, &part.request.headers)?,
             rows::encoding_code(body.encoding),
             Touch::to_bytes(&part.touches),
         ])?;
-        add_body_and_touches(tx, id, &packer.pack(body), &part.touches)?;
+        add_body_and_touches(tx, sealer, id, &part.request, &packer.pack(body), &part.touches)?;
         let answer_status = answer.and_then(|answer| answer.status).unwrap_or(0);
         let size = Size { items: part.items.into(), body_bytes: body.bytes.len() as i64 };
         changes.add(Group { status, answer_status, ..group }, size);
@@ -112,8 +114,15 @@ fn claimed(tx: &Transaction<'_>, id: MessageId, epoch: i64) -> Result<Option<(Gr
     Ok(Some((group, Size { items: row.get(2)?, body_bytes: row.get(3)? })))
 }
 
-fn keep_answer(tx: &Transaction<'_>, id: MessageId, answer: &LastAnswer) -> Result<(), Fault> {
-    tx.prepare_cached(queries::KEEP_ANSWER)?.execute(params![id.0, answer.status, answer.text_kept(), answer.at_ms])?;
+/// Keeps the last answer to a message.
+pub(super) fn keep_answer(
+    tx: &Transaction<'_>,
+    sealer: &Sealer,
+    id: MessageId,
+    answer: &LastAnswer,
+) -> Result<(), Fault> {
+    let text = sealer.keep_text(&Place::Answer { message: id.0 }, answer.text_kept())?;
+    tx.prepare_cached(queries::KEEP_ANSWER)?.execute(params![id.0, answer.status, text, answer.at_ms])?;
     Ok(())
 }
 
@@ -240,8 +249,14 @@ pub(super) fn hold_of(connection: &Connection, lane: i64, now_ms: i64) -> Result
     Ok((hold.until_ms > now_ms || !passed).then_some(hold))
 }
 
+/// Returns a lane without its credential, for people.
+fn unnamed(connection: &Connection, lane: i64) -> Result<Lane, Fault> {
+    let workspace = connection.prepare_cached(queries::LANE)?.query_row([lane], |row| row.get(0))?;
+    Ok(Lane { workspace, credential: None })
+}
+
 /// Returns the lanes whose hold is in force, or over without a success since.
-pub(super) fn held(connection: &Connection, now_ms: i64) -> Result<Vec<(Lane, Hold)>, Fault> {
+pub(super) fn held(connection: &Connection, sealer: &Sealer, now_ms: i64) -> Result<Vec<(Lane, Hold)>, Fault> {
     let mut statement = connection.prepare_cached(queries::HELD_LANES)?;
     let lanes = statement.query_map([now_ms], |row| row.get(0))?;
     let lanes = lanes.collect::<rusqlite::Result<Vec<i64>>>()?;
@@ -249,7 +264,12 @@ pub(super) fn held(connection: &Connection, now_ms: i64) -> Result<Vec<(Lane, Ho
     let mut held = Vec::new();
     for lane in lanes {
         if let Some(hold) = hold_of(connection, lane, now_ms)? {
-            held.push((names.get(connection, lane)?, hold));
+            let lane = match names.get(connection, sealer, lane) {
+                // Which lanes are held is no secret, and is asked for without the key, too.
+                Err(Fault::KeyMissing { .. } | Fault::WrongKey { .. }) => unnamed(connection, lane)?,
+                lane => lane?,
+            };
+            held.push((lane, hold));
         }
     }
     Ok(held)
