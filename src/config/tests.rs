@@ -104,9 +104,28 @@ fn variables_are_named_after_their_keys() {
         match file {
             Keeps::OpikConfig => assert_eq!(*environment, format!("OPIK_{upper}")),
             Keeps::ConfigYaml => assert_eq!(*environment, format!("OPIK_OFFLINE_{upper}")),
+            // A key has no place in a configuration file; a file of its own does.
+            Keeps::Nowhere if key.ends_with("_key") => assert_eq!(*environment, format!("OPIK_OFFLINE_{upper}")),
             Keeps::Nowhere => assert!(["_OPIK_HTTP_PROXY", "SSL_CERT_FILE"].contains(environment), "{environment}"),
         }
     }
+}
+
+#[test]
+fn a_key_is_given_once_and_never_shown() {
+    const KEY: &str = "AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8=";
+    let environment = FakeEnvironment::new()
+        .with("OPIK_OFFLINE_ENCRYPTION_KEY", KEY)
+        .with_config_yaml("encryption_key_file: ~/key\n");
+    let config = environment.config();
+    assert_eq!(config.encryption_key_file.value, Some(environment.path("key")));
+    let shown = format!("{:?} {:?}", config.settings(), config);
+    assert!(!shown.contains(&KEY[..5]), "{shown}");
+    let (message, hint) = environment
+        .with("OPIK_OFFLINE_ENCRYPTION_KEY_FILE", "/run/key")
+        .error(&Flags::default());
+    assert!(message.contains("encryption_key_file") && message.contains("OPIK_OFFLINE_ENCRYPTION_KEY"), "{message}");
+    assert!(!message.contains(&KEY[..5]) && hint.contains("unset one"), "{message} {hint}");
 }
 
 #[test]

@@ -176,9 +176,9 @@ fn decode(text: &str) -> Option<Vec<u8>> {
     if text.is_empty() {
         return None;
     }
-    // As base64 these digits would be 48 bytes, which is no key: there is no text that means two keys.
-    if text.len() == 2 * KEY_BYTES && text.bytes().all(|byte| byte.is_ascii_hexdigit()) {
-        return (0..KEY_BYTES).map(|at| u8::from_str_radix(&text[2 * at..2 * at + 2], 16).ok()).collect();
+    // A key in base64 has 43 characters, or ends with `=`: there is no text that means two keys.
+    if text.len() % 2 == 0 && text.bytes().all(|byte| byte.is_ascii_hexdigit()) {
+        return (0..text.len() / 2).map(|at| u8::from_str_radix(&text[2 * at..2 * at + 2], 16).ok()).collect();
     }
     let any_padding = GeneralPurposeConfig::new().with_decode_padding_mode(DecodePaddingMode::Indifferent);
     let alphabets = [alphabet::STANDARD, alphabet::URL_SAFE];

@@ -35,6 +35,7 @@ ok configuration no known mistake
 ok server        SERVER answers in N ms, version 2.2.0
 ok access        workspace team is open to this key
 ok store         HOME/opik_messages.db: sound, SIZE
+-- encryption    off
 ok disk          N UNIT free, of which 256.0 MiB stay free
 -- agent         not running
                  hint: start it with `opik-offline agent`, or in front of a command: `opik-offline agent -- COMMAND`
@@ -55,6 +56,7 @@ xx server        cannot connect to SERVER: connection refused
                  hint: start the server, check the network, or name another server with --upstream
 -- access        not checked without a server
 -- store         HOME/opik_messages.db: nothing was stored yet
+-- encryption    off
 ok disk          N UNIT free, of which 256.0 MiB stay free
 -- agent         not running
                  hint: start it with `opik-offline agent`, or in front of a command: `opik-offline agent -- COMMAND`

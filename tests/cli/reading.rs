@@ -37,6 +37,7 @@ fn status_of_a_backlog() {
 server       SERVER, available (N ms)
 agent        not running
 store        HOME/opik_messages.db, SIZE
+encryption   off
 waiting      4 messages with 6 items (748 B), the oldest for AGE
 time to go   nobody delivers it: start the agent or `opik-offline replay`; about a second of pauses at most
 rejected     1 message (1 x 400): see `opik-offline inspect --rejected`
