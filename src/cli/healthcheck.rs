@@ -158,7 +158,9 @@ pub fn run(common: &Common, args: &HealthcheckArgs) -> Result<(), Failure> {
     let started = Instant::now();
     loop {
         let mut checks = match args.reseal {
-            true => vec![reseal(&config, common, &shutdown)?, store(&config, args.full), encryption(&config), disk(&config)],
+            true => {
+                vec![reseal(&config, common, &shutdown)?, store(&config, args.full), encryption(&config), disk(&config)]
+            }
             false => checks(&config, &upstream, args.full),
         };
         let is_well = |checks: &[Check]| checks.iter().all(|check| check.exit.is_none());
@@ -406,7 +408,8 @@ fn reseal(config: &Config, common: &Common, shutdown: &Shutdown) -> Result<Check
             Check::good(NAME, format!("resealed {}; nothing of before is left in the files", done(all)))
         }
         Ok(Resealed::Remnants { done: all, reason }) => {
-            let text = format!("resealed {}; unused parts of the files may still hold what was there: {reason}", done(all));
+            let text =
+                format!("resealed {}; unused parts of the files may still hold what was there: {reason}", done(all));
             Check::bad(NAME, Exit::Failure, text, again)
         }
         Ok(Resealed::Stopped(so_far)) => {

@@ -182,9 +182,10 @@ impl EncryptionReport {
 
     fn text(&self) -> String {
         let key = self.key.as_ref().map_or_else(|| "no key".to_owned(), |key| format!("key {key}"));
-        match self.state {
-            "on" => format!("on ({key})"),
-            "off" => "off".to_owned(),
+        match (self.state, self.key_state) {
+            ("on", "wrong") => format!("on ({key}), and another key is set"),
+            ("on", _) => format!("on ({key})"),
+            ("off", _) => "off".to_owned(),
             _ => format!("being changed to {key}: finish it with `opik-offline healthcheck --reseal`"),
         }
     }

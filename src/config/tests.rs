@@ -121,9 +121,7 @@ fn a_key_is_given_once_and_never_shown() {
     assert_eq!(config.encryption_key_file.value, Some(environment.path("key")));
     let shown = format!("{:?} {:?}", config.settings(), config);
     assert!(!shown.contains(&KEY[..5]), "{shown}");
-    let (message, hint) = environment
-        .with("OPIK_OFFLINE_ENCRYPTION_KEY_FILE", "/run/key")
-        .error(&Flags::default());
+    let (message, hint) = environment.with("OPIK_OFFLINE_ENCRYPTION_KEY_FILE", "/run/key").error(&Flags::default());
     assert!(message.contains("encryption_key_file") && message.contains("OPIK_OFFLINE_ENCRYPTION_KEY"), "{message}");
     assert!(!message.contains(&KEY[..5]) && hint.contains("unset one"), "{message} {hint}");
 }

@@ -177,7 +177,7 @@ fn decode(text: &str) -> Option<Vec<u8>> {
         return None;
     }
     // A key in base64 has 43 characters, or ends with `=`: there is no text that means two keys.
-    if text.len() % 2 == 0 && text.bytes().all(|byte| byte.is_ascii_hexdigit()) {
+    if text.len().is_multiple_of(2) && text.bytes().all(|byte| byte.is_ascii_hexdigit()) {
         return (0..text.len() / 2).map(|at| u8::from_str_radix(&text[2 * at..2 * at + 2], 16).ok()).collect();
     }
     let any_padding = GeneralPurposeConfig::new().with_decode_padding_mode(DecodePaddingMode::Indifferent);

@@ -43,8 +43,8 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use thiserror::Error;
 
-pub use self::sqlite::sdk_file::{SdkFile, SdkFileError, StoredRow, count_rows, files_of};
 pub use self::key::{EncryptionKey, KeyError, KeyId, Keys};
+pub use self::sqlite::sdk_file::{SdkFile, SdkFileError, StoredRow, count_rows, files_of};
 pub use crate::message::Claimed;
 use crate::message::{
     Attachment, EntityKey, Lane, Message, MessageId, MessageStatus, MessageType, Request, Sha256, Touch,

@@ -11,6 +11,7 @@ mod bodies;
 mod chaos;
 mod degraded;
 mod delivery;
+mod encryption;
 mod fake_opik;
 mod forwarding;
 mod isolation;

@@ -318,7 +318,8 @@ impl Engine {
 
 fn compare(keys: Keys, steps: &[Step], filter: &Filter) {
     let owner = Owner::this_process("agent");
-    let mut engine = Engine { keys: keys.clone(), folder: tempfile::tempdir().expect("a temporary folder"), generation: 0 };
+    let mut engine =
+        Engine { keys: keys.clone(), folder: tempfile::tempdir().expect("a temporary folder"), generation: 0 };
     let mut sqlite = Side::new(Box::new(open_with(&engine.path(), &keys)), &owner);
     let mut model = Side::new(Box::new(ModelStore::default()), &owner);
     let (mut in_flight, mut in_flight_of_model) = (Vec::new(), Vec::new());

@@ -10,8 +10,8 @@ use opik_offline::message::{Body, Credential, Effect, Encoding, HeaderSet, Lane,
 use opik_offline::store::attachment::{AttachmentReader, AttachmentWriter};
 use opik_offline::store::sqlite::SqliteStore;
 use opik_offline::store::{
-    ClaimLimits, Filter, Hold, KeyState, Keys, LastAnswer, OpenMode, Outcome, Owner, Page, Resealed, SalvagedRow, Store,
-    StoreError, reseal,
+    ClaimLimits, Filter, Hold, KeyState, Keys, LastAnswer, OpenMode, Outcome, Owner, Page, Resealed, SalvagedRow,
+    Store, StoreError, reseal,
 };
 use rusqlite::Connection;
 
@@ -168,7 +168,10 @@ fn converting_a_store_leaves_no_plain_text_and_loses_nothing() {
     assert_eq!(found_in_files(&path), Vec::<String>::new());
     assert_eq!(everything(&agent), before, "the agent goes on with its key");
     let refused = running.register(&[message("late", "BodyPlain")]);
-    assert!(matches!(refused, Err(StoreError::KeyMissing { .. })), "an agent without the key stored plain: {refused:?}");
+    assert!(
+        matches!(refused, Err(StoreError::KeyMissing { .. })),
+        "an agent without the key stored plain: {refused:?}"
+    );
     assert!(matches!(running.waiting(&secret_lane()), Err(StoreError::KeyMissing { .. })), "it found no lane");
     let id = agent.register(&[message("late", "BodyPlain")]).expect("it has the key");
     assert_eq!(found_in_files(&path), Vec::<String>::new());

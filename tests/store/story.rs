@@ -8,8 +8,8 @@ use opik_offline::message::{Effect, EntityKind, Lane, MessageId, MessageStatus, 
 use opik_offline::store::attachment::{AttachmentReader, AttachmentWriter, PIECE_BYTES};
 use opik_offline::store::sqlite::SqliteStore;
 use opik_offline::store::{
-    AgentRecord, ClaimLimits, Claimed, EncryptionKey, Filter, Hold, Keys, LastAnswer, Lease, Limits, OpenMode, Outcome, Owner, Page,
-    ReplayRecord, SalvagedRow, Store, StoreError, WhenFull,
+    AgentRecord, ClaimLimits, Claimed, EncryptionKey, Filter, Hold, Keys, LastAnswer, Lease, Limits, OpenMode, Outcome,
+    Owner, Page, ReplayRecord, SalvagedRow, Store, StoreError, WhenFull,
 };
 
 use crate::messages::{about_trace, attachment, file, lane, touch};

@@ -159,11 +159,7 @@ pub(super) fn remove_a_step(tx: &Transaction<'_>) -> Result<bool, Fault> {
 }
 
 /// Returns what is known of a message's file.
-pub(super) fn of(
-    connection: &Connection,
-    sealer: &Sealer,
-    message: MessageId,
-) -> Result<Option<Attachment>, Fault> {
+pub(super) fn of(connection: &Connection, sealer: &Sealer, message: MessageId) -> Result<Option<Attachment>, Fault> {
     let mut statement = connection.prepare_cached(queries::ATTACHMENT)?;
     let mut found = statement.query([message.0])?;
     let Some(row) = found.next()? else { return Ok(None) };
@@ -236,11 +232,7 @@ pub(super) fn problems(connection: &Connection, sealer: &Sealer) -> Result<Vec<S
     Ok(problems)
 }
 
-fn digest(
-    connection: &Connection,
-    sealer: &Sealer,
-    attachment: i64,
-) -> Result<(u64, ring::digest::Digest), Fault> {
+fn digest(connection: &Connection, sealer: &Sealer, attachment: i64) -> Result<(u64, ring::digest::Digest), Fault> {
     let mut digest = Context::new(&SHA256);
     let mut bytes = 0;
     let mut statement = connection.prepare_cached(queries::PIECES)?;

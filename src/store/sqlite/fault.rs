@@ -20,14 +20,9 @@ pub(super) enum Fault {
     /// Rows that no version of ours writes.
     Damaged(String),
     /// A key is needed and none is there.
-    KeyMissing {
-        needed: KeyId,
-    },
+    KeyMissing { needed: KeyId },
     /// Another key is needed than those that are there.
-    WrongKey {
-        needed: KeyId,
-        given: KeyId,
-    },
+    WrongKey { needed: KeyId, given: KeyId },
     /// Things are kept under two keys already, and a third one is given.
     TooManyKeys,
     /// Why something can't be sealed.

@@ -58,12 +58,7 @@ pub(super) struct Opened {
 }
 
 /// Opens the store at this path, makes it when the mode says so, and brings its schema up to date.
-pub(super) fn open(
-    path: &Path,
-    mode: OpenMode,
-    size_max: u64,
-    keys: &Arc<KeyRing>,
-) -> Result<Opened, StoreError> {
+pub(super) fn open(path: &Path, mode: OpenMode, size_max: u64, keys: &Arc<KeyRing>) -> Result<Opened, StoreError> {
     assert!(
         rusqlite::version_number() >= SQLITE_VERSION_MIN,
         "linked with SQLite {}, which several processes may not use on one file",

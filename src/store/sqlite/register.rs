@@ -33,12 +33,7 @@ fn looked_up_by<'a>(sealer: &Sealer, lane: &'a Lane) -> Result<Option<Cow<'a, [u
 }
 
 /// Returns what stands before a new write of a lane. The caller gives one snapshot, and a sealer that is of its generation.
-pub(super) fn ahead(
-    connection: &Connection,
-    sealer: &Sealer,
-    lane: &Lane,
-    touches: &[Touch],
-) -> Result<Ahead, Fault> {
+pub(super) fn ahead(connection: &Connection, sealer: &Sealer, lane: &Lane, touches: &[Touch]) -> Result<Ahead, Fault> {
     let messages = waiting(connection, sealer, lane)?.unwrap_or(0);
     if messages == 0 || touches.is_empty() {
         return Ok(Ahead { messages, ..Ahead::default() });

@@ -207,8 +207,7 @@ fn keep_header_set(tx: &Transaction<'_>, sealer: &Sealer, id: i64) -> Result<(),
     let value = sealer.value(Lookup::HeaderSet, by, sealed.as_deref())?;
     let (by, sealed) = sealer.keep_value(Lookup::HeaderSet, &value)?;
     // A message that came since the key was changed may have brought the same one.
-    let twin: Option<i64> =
-        tx.prepare_cached(queries::HEADER_SET_ID)?.query_row([&by], |row| row.get(0)).optional()?;
+    let twin: Option<i64> = tx.prepare_cached(queries::HEADER_SET_ID)?.query_row([&by], |row| row.get(0)).optional()?;
     match twin.filter(|twin| *twin != id) {
         // The older one is that of more messages.
         Some(twin) => {

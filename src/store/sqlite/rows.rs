@@ -66,8 +66,7 @@ impl Lanes {
         }
         let mut statement = connection.prepare_cached(queries::LANE)?;
         let mut found = statement.query([lane])?;
-        let row =
-            found.next()?.ok_or_else(|| Fault::Damaged(format!("lane {lane} of a message does not exist")))?;
+        let row = found.next()?.ok_or_else(|| Fault::Damaged(format!("lane {lane} of a message does not exist")))?;
         let sealed: Option<Vec<u8>> = row.get(2)?;
         let credential: Option<Vec<u8>> = row.get(1)?;
         let credential = credential.map(|value| sealer.value(Lookup::Credential, value, sealed.as_deref()));

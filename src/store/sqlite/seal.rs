@@ -232,15 +232,18 @@ pub(super) fn generation(connection: &Connection) -> Result<i64, Fault> {
 
 impl State {
     pub(super) fn read(connection: &Connection) -> Result<Self, Fault> {
-        connection.prepare_cached(queries::SEALING)?.query_row([], |row| {
-            let mark = |id: usize| -> rusqlite::Result<Option<Mark>> {
-                let bytes: Option<Vec<u8>> = row.get(id)?;
-                let id_read = bytes.as_deref().and_then(KeyId::from_bytes);
-                let check: Option<Vec<u8>> = row.get(id + 1)?;
-                Ok(id_read.map(|id| Mark { id, check: check.unwrap_or_default() }))
-            };
-            Ok(Self { generation: row.get(0)?, key: mark(1)?, previous: mark(3)?, is_complete: row.get(5)? })
-        }).map_err(Fault::from)
+        connection
+            .prepare_cached(queries::SEALING)?
+            .query_row([], |row| {
+                let mark = |id: usize| -> rusqlite::Result<Option<Mark>> {
+                    let bytes: Option<Vec<u8>> = row.get(id)?;
+                    let id_read = bytes.as_deref().and_then(KeyId::from_bytes);
+                    let check: Option<Vec<u8>> = row.get(id + 1)?;
+                    Ok(id_read.map(|id| Mark { id, check: check.unwrap_or_default() }))
+                };
+                Ok(Self { generation: row.get(0)?, key: mark(1)?, previous: mark(3)?, is_complete: row.get(5)? })
+            })
+            .map_err(Fault::from)
     }
 
     fn write(&self, tx: &Transaction<'_>) -> Result<(), Fault> {
@@ -561,8 +564,8 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::store::sqlite::codec::{Packer, Unpacker};
     use crate::message::{Body, Encoding};
+    use crate::store::sqlite::codec::{Packer, Unpacker};
 
     fn keys(byte: u8) -> Keys {
         let text = format!("{byte:02x}{}", "5a".repeat(31));
