@@ -82,8 +82,6 @@ impl Work<'_> {
     fn run(&mut self, on_progress: &mut dyn FnMut(Resealing) -> bool) -> Result<Resealed, Fault> {
         // What is overwritten is cleared at once, should it not come to writing the file anew.
         self.connection.pragma_update(None, "secure_delete", true)?;
-        // Writing anew takes a copy, of sealed rows, which memory may not hold.
-        self.connection.pragma_update(None, "temp_store", "FILE")?;
         let target = self.ring.current();
         seal::change_key(&mut self.connection, &self.ring, target)?;
         loop {
@@ -181,6 +179,8 @@ impl Work<'_> {
             let free = space.disk_free_bytes;
             return Ok(Some(format!("to write the file anew takes {needed} bytes, and the disk has {free} free")));
         }
+        // Writing anew takes a copy, which memory may not hold. Only now: what a temporary file gets is sealed.
+        self.connection.pragma_update(None, "temp_store", "FILE")?;
         self.connection.execute_batch(queries::WRITE_ANEW)?;
         for _ in 0..TRUNCATE_TRIES {
             let is_busy: bool = self.connection.query_row(queries::EMPTY_LOG, [], |row| row.get(0))?;

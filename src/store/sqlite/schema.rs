@@ -249,4 +249,27 @@ mod tests {
         assert_eq!(kept, (b"{}".to_vec(), super::super::codec::Codec::Plain as i64));
         assert_eq!(version(&connection).expect("a version"), known_version());
     }
+
+    #[test]
+    fn a_store_that_knew_no_sealing_is_kept_as_it_was() {
+        let mut connection = Connection::open_in_memory().expect("memory");
+        for step in &MIGRATIONS[..5] {
+            connection.execute_batch(step).expect("an earlier schema");
+        }
+        let filled = "INSERT INTO credentials VALUES (1, 'key'); INSERT INTO header_sets VALUES (1, 'a: b');
+            INSERT INTO attachment_pieces VALUES (1, 'piece'); PRAGMA user_version = 5";
+        connection.execute_batch(filled).expect("rows");
+        migrate(&mut connection).expect("the newest schema");
+        let sealed: (i64, i64, i64, i64) = connection
+            .query_row(
+                "SELECT (SELECT count(*) FROM credentials WHERE value = 'key' AND sealed IS NULL),
+                    (SELECT count(*) FROM header_sets WHERE wire = 'a: b' AND sealed IS NULL),
+                    (SELECT count(*) FROM attachment_pieces WHERE NOT is_sealed),
+                    (SELECT count(*) FROM sealing WHERE key_name IS NULL AND is_complete)",
+                [],
+                |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?)),
+            )
+            .expect("the rows are still there");
+        assert_eq!(sealed, (1, 1, 1, 1));
+    }
 }
