@@ -125,7 +125,8 @@ fn store(report: &Report) -> Vec<Line> {
         },
         _ => return vec![line("store", format!("{} cannot be used", store.path)).painted(Mark::Bad, "cannot be used")],
     };
-    vec![line("store", text)]
+    let encryption = store.encryption.as_ref().map(|encryption| line("encryption", encryption.text()));
+    std::iter::once(line("store", text)).chain(encryption).collect()
 }
 
 /// What still has to reach the server, in a sentence.
