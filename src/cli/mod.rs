@@ -9,6 +9,7 @@ mod failure;
 mod groups;
 mod healthcheck;
 mod inspect;
+mod pager;
 mod progress;
 mod purge;
 mod readback;
@@ -204,6 +205,9 @@ impl Common {
 
 /// Resolves the configuration.
 fn configuration(flags: &Flags) -> Result<Config, Failure> {
+    for warning in crate::config::unknown_variables(&ProcessEnvironment) {
+        progress::say(&format!("warning: {warning}"));
+    }
     Config::resolve(flags, &ProcessEnvironment).map_err(Failure::from)
 }
 
