@@ -247,7 +247,8 @@ fn list(
     limit: usize,
 ) -> Result<(), Failure> {
     let filter = args.selection.filter(now_ms());
-    let selected = |filter: &Filter| store.map_or(Ok(0), |store| store.backlog(filter).map(|backlog| backlog.messages()));
+    let selected =
+        |filter: &Filter| store.map_or(Ok(0), |store| store.backlog(filter).map(|backlog| backlog.messages()));
     let mut pages = Pages { store, filter: filter.clone(), newest: args.newest, left: limit, after: None };
     let mut output = BufWriter::new(output);
     match renderer.format() {
@@ -313,8 +314,12 @@ fn list(
 
 /// Says whether the store has no count of what this selects at hand.
 fn counts_slowly(filter: &Filter) -> bool {
-    let coarse =
-        Filter { statuses: filter.statuses.clone(), types: filter.types.clone(), workspaces: filter.workspaces.clone(), ..Filter::default() };
+    let coarse = Filter {
+        statuses: filter.statuses.clone(),
+        types: filter.types.clone(),
+        workspaces: filter.workspaces.clone(),
+        ..Filter::default()
+    };
     *filter != coarse
 }
 

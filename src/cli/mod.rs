@@ -19,6 +19,7 @@ mod salvage;
 mod selection;
 mod signals;
 mod status;
+mod values;
 mod wrapped;
 
 use std::ffi::OsString;
@@ -127,6 +128,11 @@ pub fn command() -> clap::Command {
 
 /// Runs the command line of this process and returns how it ends.
 pub fn run() -> ExitCode {
+    let mut arguments = std::env::args_os().skip(1);
+    if arguments.next().is_some_and(|first| first == values::COMMAND) {
+        values::run(arguments.collect());
+        return ExitCode::SUCCESS;
+    }
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(mut error) => {

@@ -30,7 +30,8 @@ impl Output {
             return Ok(none);
         }
         let Some(command) = pager(&ProcessEnvironment) else { return Ok(none) };
-        if command == OsStr::new("less -FRX") && Command::new("less").arg("-V").stdout(Stdio::null()).status().is_err() {
+        if command == OsStr::new("less -FRX") && Command::new("less").arg("-V").stdout(Stdio::null()).status().is_err()
+        {
             return Ok(none);
         }
         // Interrupting means something to a pager that follows or searches; this process ends when the pager does.

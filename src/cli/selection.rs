@@ -86,7 +86,9 @@ impl Selection {
             return Ok(no_such("workspace", unknown, &workspaces));
         }
         let types = names(stored.groups.iter().map(|group| group.message_type.name().trim_end_matches("Message")));
-        if let Some(unknown) = self.types.iter().find(|wanted| !stored.groups.iter().any(|g| g.message_type == **wanted)) {
+        if let Some(unknown) =
+            self.types.iter().find(|wanted| !stored.groups.iter().any(|g| g.message_type == **wanted))
+        {
             return Ok(no_such("type", unknown.name().trim_end_matches("Message"), &types));
         }
         Ok(nothing(stored.messages() == 0).to_owned())
@@ -113,7 +115,10 @@ fn no_such(noun: &str, unknown: &str, stored: &[&str]) -> String {
         [] => nothing(true).to_owned(),
         _ if stored.len() > NAMES_MAX => {
             let more = stored.len() - NAMES_MAX;
-            format!("no message of {noun} {unknown} is stored; there are: {} and {more} more", stored[..NAMES_MAX].join(", "))
+            format!(
+                "no message of {noun} {unknown} is stored; there are: {} and {more} more",
+                stored[..NAMES_MAX].join(", ")
+            )
         }
         _ => format!("no message of {noun} {unknown} is stored; there are: {}", stored.join(", ")),
     }
