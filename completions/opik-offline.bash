@@ -101,7 +101,7 @@ _opik__offline() {
             COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
             return 0
             ;;
-        opik__subcmd__offline__subcmd__agent)
+        opik__offline__subcmd__agent)
             opts="-q -v -h --listen --insecure-listen --adopt-orphans --batch-size --delay --max-size --free-disk-reserve --when-full --max-attempts --max-body-size --max-inflated-size --max-attachment-size --connect-timeout --forward-timeout --retry-interval --shutdown-timeout --flush-timeout --log-format --db --upstream --format --quiet --verbose --no-color --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
@@ -202,7 +202,7 @@ _opik__offline() {
             COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
             return 0
             ;;
-        opik__subcmd__offline__subcmd__healthcheck)
+        opik__offline__subcmd__healthcheck)
             opts="-q -v -h --wait --full --smoke-test --project-name --db --upstream --format --quiet --verbose --no-color --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
@@ -247,7 +247,7 @@ _opik__offline() {
             COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
             return 0
             ;;
-        opik__subcmd__offline__subcmd__help)
+        opik__offline__subcmd__help)
             opts="agent healthcheck status replay inspect purge help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
@@ -261,7 +261,7 @@ _opik__offline() {
             COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
             return 0
             ;;
-        opik__subcmd__offline__subcmd__help__subcmd__agent)
+        opik__offline__subcmd__help__subcmd__agent)
             opts=""
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
@@ -275,7 +275,7 @@ _opik__offline() {
             COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
             return 0
             ;;
-        opik__subcmd__offline__subcmd__help__subcmd__healthcheck)
+        opik__offline__subcmd__help__subcmd__healthcheck)
             opts=""
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
@@ -289,7 +289,7 @@ _opik__offline() {
             COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
             return 0
             ;;
-        opik__subcmd__offline__subcmd__help__subcmd__help)
+        opik__offline__subcmd__help__subcmd__help)
             opts=""
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
@@ -303,7 +303,7 @@ _opik__offline() {
             COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
             return 0
             ;;
-        opik__subcmd__offline__subcmd__help__subcmd__inspect)
+        opik__offline__subcmd__help__subcmd__inspect)
             opts=""
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
@@ -317,7 +317,7 @@ _opik__offline() {
             COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
             return 0
             ;;
-        opik__subcmd__offline__subcmd__help__subcmd__purge)
+        opik__offline__subcmd__help__subcmd__purge)
             opts=""
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
@@ -331,7 +331,7 @@ _opik__offline() {
             COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
             return 0
             ;;
-        opik__subcmd__offline__subcmd__help__subcmd__replay)
+        opik__offline__subcmd__help__subcmd__replay)
             opts=""
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
@@ -345,7 +345,7 @@ _opik__offline() {
             COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
             return 0
             ;;
-        opik__subcmd__offline__subcmd__help__subcmd__status)
+        opik__offline__subcmd__help__subcmd__status)
             opts=""
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
@@ -359,7 +359,7 @@ _opik__offline() {
             COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
             return 0
             ;;
-        opik__subcmd__offline__subcmd__inspect)
+        opik__offline__subcmd__inspect)
             opts="-q -v -h --from --limit --newest --follow --no-pager --status --rejected --type --workspace --project --id --trace --older-than --newer-than --db --upstream --format --quiet --verbose --no-color --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
@@ -450,7 +450,7 @@ _opik__offline() {
             COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
             return 0
             ;;
-        opik__subcmd__offline__subcmd__purge)
+        opik__offline__subcmd__purge)
             opts="-y -q -v -h --dry-run --yes --status --rejected --type --workspace --project --id --trace --older-than --newer-than --db --upstream --format --quiet --verbose --no-color --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
@@ -522,7 +522,7 @@ _opik__offline() {
             COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
             return 0
             ;;
-        opik__subcmd__offline__subcmd__replay)
+        opik__offline__subcmd__replay)
             opts="-q -v -h --batch-size --delay --limit --timeout --verify --verify-timeout --from --remove-source --dry-run --status --rejected --type --workspace --project --id --trace --older-than --newer-than --db --upstream --format --quiet --verbose --no-color --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
@@ -618,7 +618,7 @@ _opik__offline() {
             COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
             return 0
             ;;
-        opik__subcmd__offline__subcmd__status)
+        opik__offline__subcmd__status)
             opts="-q -v -h --watch --fail-if-backlog --fail-if-older-than --db --upstream --format --quiet --verbose --no-color --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
