@@ -101,7 +101,7 @@ _opik__offline() {
             COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
             return 0
             ;;
-        opik__subcmd__offline__subcmd__agent)
+        opik__offline__subcmd__agent)
             opts="-q -v -h --listen --insecure-listen --adopt-orphans --batch-size --delay --max-size --free-disk-reserve --when-full --max-attempts --max-body-size --max-inflated-size --max-attachment-size --connect-timeout --forward-timeout --retry-interval --shutdown-timeout --flush-timeout --log-format --db --upstream --format --quiet --verbose --no-color --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
@@ -202,7 +202,7 @@ _opik__offline() {
             COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
             return 0
             ;;
-        opik__subcmd__offline__subcmd__healthcheck)
+        opik__offline__subcmd__healthcheck)
             opts="-q -v -h --wait --full --smoke-test --project-name --db --upstream --format --quiet --verbose --no-color --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
@@ -247,7 +247,7 @@ _opik__offline() {
             COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
             return 0
             ;;
-        opik__subcmd__offline__subcmd__help)
+        opik__offline__subcmd__help)
             opts="agent healthcheck status replay inspect purge help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
@@ -261,7 +261,7 @@ _opik__offline() {
             COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
             return 0
             ;;
-        opik__subcmd__offline__subcmd__help__subcmd__agent)
+        opik__offline__subcmd__help__subcmd__agent)
             opts=""
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
@@ -275,7 +275,7 @@ _opik__offline() {
             COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
             return 0
             ;;
-        opik__subcmd__offline__subcmd__help__subcmd__healthcheck)
+        opik__offline__subcmd__help__subcmd__healthcheck)
             opts=""
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
@@ -289,7 +289,7 @@ _opik__offline() {
             COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
             return 0
             ;;
-        opik__subcmd__offline__subcmd__help__subcmd__help)
+        opik__offline__subcmd__help__subcmd__help)
             opts=""
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
@@ -303,7 +303,7 @@ _opik__offline() {
             COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
             return 0
             ;;
-        opik__subcmd__offline__subcmd__help__subcmd__inspect)
+        opik__offline__subcmd__help__subcmd__inspect)
             opts=""
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
@@ -317,7 +317,7 @@ _opik__offline() {
             COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
             return 0
             ;;
-        opik__subcmd__offline__subcmd__help__subcmd__purge)
+        opik__offline__subcmd__help__subcmd__purge)
             opts=""
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
@@ -331,7 +331,7 @@ _opik__offline() {
             COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
             return 0
             ;;
-        opik__subcmd__offline__subcmd__help__subcmd__replay)
+        opik__offline__subcmd__help__subcmd__replay)
             opts=""
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
@@ -345,7 +345,7 @@ _opik__offline() {
             COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
             return 0
             ;;
-        opik__subcmd__offline__subcmd__help__subcmd__status)
+        opik__offline__subcmd__help__subcmd__status)
             opts=""
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
@@ -359,8 +359,8 @@ _opik__offline() {
             COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
             return 0
             ;;
-        opik__subcmd__offline__subcmd__inspect)
-            opts="-q -v -h --from --limit --newest --status --rejected --type --workspace --project --id --trace --older-than --db --upstream --format --quiet --verbose --no-color --help"
+        opik__offline__subcmd__inspect)
+            opts="-q -v -h --from --limit --newest --follow --no-pager --status --rejected --type --workspace --project --id --trace --older-than --newer-than --db --upstream --format --quiet --verbose --no-color --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -394,15 +394,18 @@ _opik__offline() {
                     return 0
                     ;;
                 --workspace)
-                    COMPREPLY=($(compgen -f "${cur}"))
+                    local IFS=$'\n'
+                    COMPREPLY=($(compgen -W "$(_opik_offline_values workspaces)" -- "${cur}"))
                     return 0
                     ;;
                 --project)
-                    COMPREPLY=($(compgen -f "${cur}"))
+                    local IFS=$'\n'
+                    COMPREPLY=($(compgen -W "$(_opik_offline_values projects)" -- "${cur}"))
                     return 0
                     ;;
                 --id)
-                    COMPREPLY=($(compgen -f "${cur}"))
+                    local IFS=$'\n'
+                    COMPREPLY=($(compgen -W "$(_opik_offline_values ids)" -- "${cur}"))
                     return 0
                     ;;
                 --trace)
@@ -410,6 +413,10 @@ _opik__offline() {
                     return 0
                     ;;
                 --older-than)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --newer-than)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;
@@ -443,8 +450,8 @@ _opik__offline() {
             COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
             return 0
             ;;
-        opik__subcmd__offline__subcmd__purge)
-            opts="-y -q -v -h --dry-run --yes --status --rejected --type --workspace --project --id --trace --older-than --db --upstream --format --quiet --verbose --no-color --help"
+        opik__offline__subcmd__purge)
+            opts="-y -q -v -h --dry-run --yes --status --rejected --type --workspace --project --id --trace --older-than --newer-than --db --upstream --format --quiet --verbose --no-color --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -459,15 +466,18 @@ _opik__offline() {
                     return 0
                     ;;
                 --workspace)
-                    COMPREPLY=($(compgen -f "${cur}"))
+                    local IFS=$'\n'
+                    COMPREPLY=($(compgen -W "$(_opik_offline_values workspaces)" -- "${cur}"))
                     return 0
                     ;;
                 --project)
-                    COMPREPLY=($(compgen -f "${cur}"))
+                    local IFS=$'\n'
+                    COMPREPLY=($(compgen -W "$(_opik_offline_values projects)" -- "${cur}"))
                     return 0
                     ;;
                 --id)
-                    COMPREPLY=($(compgen -f "${cur}"))
+                    local IFS=$'\n'
+                    COMPREPLY=($(compgen -W "$(_opik_offline_values ids)" -- "${cur}"))
                     return 0
                     ;;
                 --trace)
@@ -475,6 +485,10 @@ _opik__offline() {
                     return 0
                     ;;
                 --older-than)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --newer-than)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;
@@ -508,8 +522,8 @@ _opik__offline() {
             COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
             return 0
             ;;
-        opik__subcmd__offline__subcmd__replay)
-            opts="-q -v -h --batch-size --delay --limit --timeout --verify --verify-timeout --from --remove-source --dry-run --status --rejected --type --workspace --project --id --trace --older-than --db --upstream --format --quiet --verbose --no-color --help"
+        opik__offline__subcmd__replay)
+            opts="-q -v -h --batch-size --delay --limit --timeout --verify --verify-timeout --from --remove-source --dry-run --status --rejected --type --workspace --project --id --trace --older-than --newer-than --db --upstream --format --quiet --verbose --no-color --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -548,15 +562,18 @@ _opik__offline() {
                     return 0
                     ;;
                 --workspace)
-                    COMPREPLY=($(compgen -f "${cur}"))
+                    local IFS=$'\n'
+                    COMPREPLY=($(compgen -W "$(_opik_offline_values workspaces)" -- "${cur}"))
                     return 0
                     ;;
                 --project)
-                    COMPREPLY=($(compgen -f "${cur}"))
+                    local IFS=$'\n'
+                    COMPREPLY=($(compgen -W "$(_opik_offline_values projects)" -- "${cur}"))
                     return 0
                     ;;
                 --id)
-                    COMPREPLY=($(compgen -f "${cur}"))
+                    local IFS=$'\n'
+                    COMPREPLY=($(compgen -W "$(_opik_offline_values ids)" -- "${cur}"))
                     return 0
                     ;;
                 --trace)
@@ -564,6 +581,10 @@ _opik__offline() {
                     return 0
                     ;;
                 --older-than)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --newer-than)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;
@@ -597,7 +618,7 @@ _opik__offline() {
             COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
             return 0
             ;;
-        opik__subcmd__offline__subcmd__status)
+        opik__offline__subcmd__status)
             opts="-q -v -h --watch --fail-if-backlog --fail-if-older-than --db --upstream --format --quiet --verbose --no-color --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
@@ -650,3 +671,11 @@ if [[ "${BASH_VERSINFO[0]}" -eq 4 && "${BASH_VERSINFO[1]}" -ge 4 || "${BASH_VERS
 else
     complete -F _opik__offline -o bashdefault -o default opik-offline
 fi
+
+_opik_offline_values() {
+    local i db=()
+    for ((i = 1; i < COMP_CWORD; i++)); do
+        [[ "${COMP_WORDS[i]}" == --db ]] && db=(--db "${COMP_WORDS[i+1]}")
+    done
+    "${COMP_WORDS[0]}" __values "$1" "${db[@]}" 2>/dev/null | cut -f 1
+}

@@ -9,6 +9,7 @@ mod failure;
 mod groups;
 mod healthcheck;
 mod inspect;
+mod pager;
 mod progress;
 mod purge;
 mod readback;
@@ -18,6 +19,7 @@ mod salvage;
 mod selection;
 mod signals;
 mod status;
+mod values;
 mod wrapped;
 
 use std::ffi::OsString;
@@ -130,6 +132,11 @@ pub fn command() -> clap::Command {
 
 /// Runs the command line of this process and returns how it ends.
 pub fn run() -> ExitCode {
+    let mut arguments = std::env::args_os().skip(1);
+    if arguments.next().is_some_and(|first| first == values::COMMAND) {
+        values::run(arguments.collect());
+        return ExitCode::SUCCESS;
+    }
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(mut error) => {
@@ -208,6 +215,9 @@ impl Common {
 
 /// Resolves the configuration.
 fn configuration(flags: &Flags) -> Result<Config, Failure> {
+    for warning in crate::config::unknown_variables(&ProcessEnvironment) {
+        progress::say(&format!("warning: {warning}"));
+    }
     Config::resolve(flags, &ProcessEnvironment).map_err(Failure::from)
 }
 

@@ -514,6 +514,8 @@ pub struct Filter {
     pub entities: Vec<EntityKey>,
     /// Accepted before this time, in milliseconds since the Unix epoch.
     pub accepted_before_ms: Option<i64>,
+    /// Accepted at this time or later, in milliseconds since the Unix epoch.
+    pub accepted_since_ms: Option<i64>,
 }
 
 /// Which part of a list to return.

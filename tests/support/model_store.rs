@@ -97,6 +97,7 @@ impl Record {
             && (filter.entities.is_empty()
                 || self.message.touches.iter().any(|touch| filter.entities.contains(&touch.key)))
             && filter.accepted_before_ms.is_none_or(|before| self.message.accepted_at_ms < before)
+            && filter.accepted_since_ms.is_none_or(|since| self.message.accepted_at_ms >= since)
     }
 
     fn listed(&self) -> Listed {

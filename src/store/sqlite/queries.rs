@@ -410,6 +410,10 @@ impl Selection {
             selection.conditions.push("accepted_at_ms < :accepted_before_ms");
             selection.parameters.push((":accepted_before_ms", Value::Integer(before)));
         }
+        if let Some(since) = filter.accepted_since_ms {
+            selection.conditions.push("accepted_at_ms >= :accepted_since_ms");
+            selection.parameters.push((":accepted_since_ms", Value::Integer(since)));
+        }
         selection.fine = selection.conditions.len() > coarse;
         selection.divides_lanes = selection.fine || !filter.types.is_empty();
         selection
