@@ -49,6 +49,8 @@ set edit:completion:arg-completer[opik-offline] = {|@words|
             cand --max-body-size 'Refuse bodies larger than this as sent [default: 64MiB]'
             cand --max-inflated-size 'Refuse bodies larger than this when decoded [default: 128MiB]'
             cand --max-attachment-size 'Refuse files of attachments larger than this [default: 5GiB]'
+            cand --max-connections 'Take this many connections of clients at once; past it the longest idle one is closed [default: 4096]'
+            cand --client-timeout 'Close the connection of a client that is silent for this long [default: 2m]'
             cand --connect-timeout 'Give up connecting to the server after this long [default: 5s]'
             cand --forward-timeout 'Store a write that the server has not answered after this long [default: 30s]'
             cand --retry-interval 'Try a held lane again after this long: no valid key, a redirect, a server that fails at everything [default: 10s]'

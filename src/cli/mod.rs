@@ -117,7 +117,7 @@ struct Common {
 
 #[derive(Subcommand, Debug)]
 enum Command {
-    Agent(agent::AgentArgs),
+    Agent(Box<agent::AgentArgs>),
     Healthcheck(healthcheck::HealthcheckArgs),
     Status(status::StatusArgs),
     Replay(replay::ReplayArgs),

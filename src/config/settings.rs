@@ -133,6 +133,10 @@ settings! {
     /// Whether the server's certificate is checked
     check_tls_certificate: bool = "true", "OPIK_CHECK_TLS_CERTIFICATE", OpikConfig, plain(any);
 
+    /// How long a client may be silent between requests, within one, or in taking its answer, before its connection is closed
+    client_timeout: Duration = "2m", "OPIK_OFFLINE_CLIENT_TIMEOUT", "--client-timeout", ConfigYaml,
+        plain(within(MILLISECOND, DAY));
+
     /// How long a connection to the server may take to open
     connect_timeout: Duration = "5s", "OPIK_OFFLINE_CONNECT_TIMEOUT", "--connect-timeout", ConfigYaml,
         plain(within(MILLISECOND, DAY));
@@ -193,6 +197,9 @@ settings! {
     /// Largest request body, as sent
     max_body_size: ByteSize = "64MiB", "OPIK_OFFLINE_MAX_BODY_SIZE", "--max-body-size", ConfigYaml,
         plain(within(ByteSize::KIB, STORED_BODY_MAX));
+
+    /// Connections of clients at once; past it the longest idle one is closed, and a new one gets a 503 when all are busy
+    max_connections: u32 = "4096", "OPIK_OFFLINE_MAX_CONNECTIONS", "--max-connections", ConfigYaml, plain(within(1, 1_000_000));
 
     /// Largest request body, once inflated
     max_inflated_size: ByteSize = "128MiB", "OPIK_OFFLINE_MAX_INFLATED_SIZE", "--max-inflated-size", ConfigYaml,

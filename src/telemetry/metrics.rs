@@ -91,6 +91,10 @@ metrics! {
     messages_delivered: Counter = "opik_offline_messages_delivered_total", "Stored messages that the Opik server confirmed";
     messages_rejected: Counter = "opik_offline_messages_rejected_total", "Messages set aside, because the Opik server refused them";
     intake_refused: Counter = "opik_offline_intake_refused_total", "Writes answered with 503, because they could not be stored";
+    intake_connections: Gauge = "opik_offline_intake_connections", "Open connections of clients";
+    intake_connections_closed: Counter = "opik_offline_intake_connections_closed_total", "Idle connections closed to make room for new ones (max_connections)";
+    intake_connections_refused: Counter = "opik_offline_intake_connections_refused_total", "Connections refused with 503, because all that may be open were busy (max_connections)";
+    intake_over_limit: Counter = "opik_offline_intake_over_limit_total", "Requests refused or cut off, because they were larger, slower or framed otherwise than intake allows";
     requests_forwarded: Counter = "opik_offline_requests_forwarded_total", "Protected writes that the Opik server answered at once";
     requests_passed_through: Counter = "opik_offline_requests_passed_through_total", "Other requests streamed to the Opik server";
     replay_requests: Counter = "opik_offline_replay_requests_total", "Requests sent to replay stored messages";

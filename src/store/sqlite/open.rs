@@ -14,7 +14,7 @@ use rusqlite::{Connection, OpenFlags};
 
 use super::fault::{Fault, NO_DATABASE, access_words, folder_of, os_words};
 use super::{BUSY_TIMEOUT, queries, schema};
-use crate::store::{OpenMode, StoreError};
+use crate::store::{OpenMode, StoreError, place};
 
 /// The oldest SQLite without the WAL-reset fault, which can damage a file that several processes write.
 const SQLITE_VERSION_MIN: i32 = 3_051_003;
@@ -63,15 +63,31 @@ pub(super) fn open(path: &Path, mode: OpenMode, size_max: u64) -> Result<Opened,
         rusqlite::version()
     );
     let _one_at_a_time = OPENING.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+    vet(path, mode)?;
     make_or_examine(path, mode)?;
     let writer = open_writer(path, size_max).map_err(|fault| fault.at(path))?;
     let readers = [open_reader(path)?, open_reader(path)?];
+    // Looked at again: by now it is there with all that belongs to it, and nobody else can put anything in its place. So
+    // what was put there between the first look and its making is found before a message is written.
+    let place = vet(path, mode)?;
+    place::tighten(&place).map_err(|(open, error)| StoreError::Unusable {
+        path: path.to_owned(),
+        reason: format!("other users can read {}, and that cannot be changed: {}", open.display(), os_words(&error)),
+    })?;
     let removed =
         || StoreError::Unusable { path: path.to_owned(), reason: "it was removed while it was opened".into() };
     let file = FileId::at(path).ok_or_else(removed)?;
     let mut log = fs::canonicalize(path).map_err(|_| removed())?.into_os_string();
     log.push("-wal");
     Ok(Opened { writer, readers, file, log: log.into() })
+}
+
+/// Refuses a place where another user has laid a trap, and returns where the store really is.
+fn vet(path: &Path, mode: OpenMode) -> Result<PathBuf, StoreError> {
+    place::vet(path, mode).map_err(|trap| StoreError::Unusable {
+        path: path.to_owned(),
+        reason: format!("{} is not trusted: {}", trap.path.display(), trap.reason),
+    })
 }
 
 fn make_or_examine(path: &Path, mode: OpenMode) -> Result<(), StoreError> {
