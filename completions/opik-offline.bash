@@ -102,7 +102,7 @@ _opik__offline() {
             return 0
             ;;
         opik__subcmd__offline__subcmd__agent)
-            opts="-q -v -h --listen --insecure-listen --adopt-orphans --batch-size --delay --max-size --free-disk-reserve --when-full --max-attempts --max-body-size --max-inflated-size --max-attachment-size --connect-timeout --forward-timeout --retry-interval --shutdown-timeout --flush-timeout --log-format --db --upstream --format --quiet --verbose --no-color --help"
+            opts="-q -v -h --listen --insecure-listen --adopt-orphans --batch-size --delay --max-size --free-disk-reserve --when-full --max-age --max-attempts --max-body-size --max-inflated-size --max-attachment-size --connect-timeout --forward-timeout --retry-interval --shutdown-timeout --flush-timeout --log-format --db --upstream --format --quiet --verbose --no-color --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -129,6 +129,10 @@ _opik__offline() {
                     return 0
                     ;;
                 --when-full)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --max-age)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;
