@@ -49,6 +49,7 @@ Register-ArgumentCompleter -Native -CommandName 'opik-offline' -ScriptBlock {
             [CompletionResult]::new('--max-size', '--max-size', [CompletionResultType]::ParameterName, 'Let the store take this much space at most [default: 10GiB]')
             [CompletionResult]::new('--free-disk-reserve', '--free-disk-reserve', [CompletionResultType]::ParameterName, 'Leave this much space on the disk [default: 256MiB]')
             [CompletionResult]::new('--when-full', '--when-full', [CompletionResultType]::ParameterName, 'When the store is full, refuse new writes or drop the oldest: refuse, drop_oldest [default: refuse]')
+            [CompletionResult]::new('--max-age', '--max-age', [CompletionResultType]::ParameterName, 'Drop messages that wait longer than this [default: none]')
             [CompletionResult]::new('--max-attempts', '--max-attempts', [CompletionResultType]::ParameterName, 'Reject a message that failed alone this many times [default: 10]')
             [CompletionResult]::new('--max-body-size', '--max-body-size', [CompletionResultType]::ParameterName, 'Refuse bodies larger than this as sent [default: 64MiB]')
             [CompletionResult]::new('--max-inflated-size', '--max-inflated-size', [CompletionResultType]::ParameterName, 'Refuse bodies larger than this when decoded [default: 128MiB]')

@@ -45,6 +45,7 @@ set edit:completion:arg-completer[opik-offline] = {|@words|
             cand --max-size 'Let the store take this much space at most [default: 10GiB]'
             cand --free-disk-reserve 'Leave this much space on the disk [default: 256MiB]'
             cand --when-full 'When the store is full, refuse new writes or drop the oldest: refuse, drop_oldest [default: refuse]'
+            cand --max-age 'Drop messages that wait longer than this [default: none]'
             cand --max-attempts 'Reject a message that failed alone this many times [default: 10]'
             cand --max-body-size 'Refuse bodies larger than this as sent [default: 64MiB]'
             cand --max-inflated-size 'Refuse bodies larger than this when decoded [default: 128MiB]'

@@ -48,6 +48,7 @@ complete -c opik-offline -n "__fish_opik_offline_using_subcommand agent" -l dela
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand agent" -l max-size -d 'Let the store take this much space at most [default: 10GiB]' -r
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand agent" -l free-disk-reserve -d 'Leave this much space on the disk [default: 256MiB]' -r
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand agent" -l when-full -d 'When the store is full, refuse new writes or drop the oldest: refuse, drop_oldest [default: refuse]' -r
+complete -c opik-offline -n "__fish_opik_offline_using_subcommand agent" -l max-age -d 'Drop messages that wait longer than this [default: none]' -r
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand agent" -l max-attempts -d 'Reject a message that failed alone this many times [default: 10]' -r
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand agent" -l max-body-size -d 'Refuse bodies larger than this as sent [default: 64MiB]' -r
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand agent" -l max-inflated-size -d 'Refuse bodies larger than this when decoded [default: 128MiB]' -r

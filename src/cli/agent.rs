@@ -92,6 +92,10 @@ pub struct AgentArgs {
     #[arg(long, value_name = "POLICY")]
     when_full: Option<OsString>,
 
+    /// Drop messages that wait longer than this [default: none]
+    #[arg(long, value_name = "DURATION")]
+    max_age: Option<OsString>,
+
     /// Reject a message that failed alone this many times [default: 10]
     #[arg(long, value_name = "N")]
     max_attempts: Option<OsString>,
@@ -187,6 +191,7 @@ impl AgentArgs {
             max_size: self.max_size.clone(),
             free_disk_reserve: self.free_disk_reserve.clone(),
             when_full: self.when_full.clone(),
+            max_age: self.max_age.clone(),
             max_attempts: self.max_attempts.clone(),
             max_body_size: self.max_body_size.clone(),
             max_inflated_size: self.max_inflated_size.clone(),
@@ -212,6 +217,7 @@ fn settings(config: &Config, service_manager: Option<ServiceManager>) -> AgentSe
         intake_token: config.intake_token.value.as_ref().map(|token| token.expose().to_owned()),
         store_path: config.db.value.clone(),
         store_limits: translate::store_limits(config),
+        max_age: config.max_age.value,
         upstream: translate::upstream_settings(config),
         upstream_address: (upstream.host().to_owned(), upstream.port()),
         monitor: MonitorSettings {

@@ -87,7 +87,9 @@ impl From<StoreError> for Failure {
             StoreError::Missing { .. } => "nothing was stored there yet; name another file with --db",
             StoreError::NotAStore { .. } => "name the message store with --db; the file was not touched",
             StoreError::NewerSchema { .. } => "use the newer opik-offline that wrote it; the file was not touched",
-            StoreError::Damaged { .. } => "keep a copy of the file, then move it away: a new store is made when needed",
+            StoreError::Damaged { .. } => {
+                "start the agent or run `opik-offline replay`: the file is set aside, and what can be read is recovered"
+            }
             StoreError::Unusable { .. } => {
                 "give this user write access to the file and its folder, free disk space, or name another file with --db"
             }

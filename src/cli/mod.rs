@@ -168,6 +168,7 @@ fn suggest_dashes(error: &mut clap::Error, is_agent: bool) {
 
 impl Cli {
     fn dispatch(self) -> Result<ExitCode, Failure> {
+        survive_size_limits()?;
         let done = match &self.command {
             Command::Agent(args) => return agent::run(&self.common, args),
             Command::Healthcheck(args) => healthcheck::run(&self.common, args),
@@ -221,9 +222,27 @@ fn configuration(flags: &Flags) -> Result<Config, Failure> {
     Config::resolve(flags, &ProcessEnvironment).map_err(Failure::from)
 }
 
-/// Opens the store that is there; `None` when nothing was ever stored.
+/// Makes a file that grows beyond the limit for this process (`ulimit -f`) an error of its write, and not the end of
+/// the process: the store then counts as unusable, and comes back when the limit is raised.
+fn survive_size_limits() -> Result<(), Failure> {
+    let seen = Arc::new(std::sync::atomic::AtomicBool::new(false));
+    signal_hook::flag::register(signal_hook::consts::SIGXFSZ, seen)
+        .map(drop)
+        .map_err(|error| Failure::new(Exit::Failure, format!("cannot set up signals: {error}"), None))
+}
+
+/// Opens the store that is there for looking at it; `None` when nothing was ever stored.
 fn existing_store(config: &Config) -> Result<Option<Arc<dyn Store>>, StoreError> {
-    match store::open(&config.db.value, OpenMode::Existing, translate::store_limits(config)) {
+    opened(config, OpenMode::Existing)
+}
+
+/// Opens the store that is there, after what can be read of a damaged one was recovered.
+fn recovered_store(config: &Config) -> Result<Option<Arc<dyn Store>>, StoreError> {
+    opened(config, OpenMode::ExistingOrRecovered)
+}
+
+fn opened(config: &Config, mode: OpenMode) -> Result<Option<Arc<dyn Store>>, StoreError> {
+    match store::open(&config.db.value, mode, translate::store_limits(config)) {
         Ok(store) => Ok(Some(store)),
         Err(StoreError::Missing { .. }) => Ok(None),
         Err(error) => Err(error),

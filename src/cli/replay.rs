@@ -15,7 +15,9 @@ use super::readback::Readback;
 use super::render::{Renderer, count, short_duration};
 use super::salvage::{Source, take_in};
 use super::selection::{Selection, duration, number_from_one, refuse_jsonl};
-use super::{Common, Exit, Failure, configuration, existing_store, stop_on_signals, translate, upstream};
+use super::{
+    Common, Exit, Failure, configuration, existing_store, recovered_store, stop_on_signals, translate, upstream,
+};
 use crate::config::{Config, Flags, LogLevel};
 use crate::message::MessageStatus;
 use crate::monitor::connection::Connection;
@@ -24,7 +26,7 @@ use crate::replay::report::rate_and_eta;
 use crate::replay::verify::Verifier;
 use crate::replay::{DrainEnd, Observer, Probes, Replay, ReplaySettings};
 use crate::shutdown::Shutdown;
-use crate::store::{Filter, Owner, Page, Store, StoreError, now_ms};
+use crate::store::{self, Filter, Owner, Page, Store, StoreError, now_ms};
 use crate::telemetry::metrics::Metrics;
 
 const AFTER_HELP: &str = "\
@@ -176,7 +178,8 @@ fn deliver(
     sources: Vec<Source>,
 ) -> Result<(), Failure> {
     let renderer = common.renderer();
-    let Some(store) = existing_store(config)? else {
+    let opened = if args.dry_run { existing_store(config) } else { recovered_store(config) };
+    let Some(store) = opened? else {
         return Ok(renderer.result(&Report { sources, ..Report::of_nothing(args.dry_run) }, people)?);
     };
     let filter = selected(args.selection.filter(now_ms()));
@@ -286,6 +289,14 @@ fn deliver(
         })
     };
     progress.finish();
+    if let Err(StoreError::Damaged { reason, .. }) = &end {
+        let (path, limits) = (&config.db.value, translate::store_limits(config));
+        drop(store);
+        store::recover(path, reason, limits)?;
+        let message = format!("the message store {} was damaged: {reason}", path.display());
+        let hint = "what could be read was recovered, see `opik-offline status`; run the replay again to go on";
+        return Err(Failure::new(Exit::Failure, message, Some(hint)));
+    }
     let end = end?;
     let is_time_over = is_time_over.into_inner() && end == DrainEnd::Stopped;
     let remaining = waiting_now(store.as_ref(), &filter)? + untried;
@@ -376,7 +387,7 @@ fn requeue(store: &dyn Store, mut filter: Filter, limit: Option<u64>) -> Result<
 }
 
 /// Counts what still waits of the messages to replay.
-fn waiting_now(store: &dyn Store, filter: &Filter) -> Result<u64, Failure> {
+fn waiting_now(store: &dyn Store, filter: &Filter) -> Result<u64, StoreError> {
     Ok(store.backlog(filter)?.waiting())
 }
 
@@ -386,7 +397,7 @@ fn drain(
     progress: &Progress,
     started: Instant,
     timeout: Option<Duration>,
-) -> Result<DrainEnd, Failure> {
+) -> Result<DrainEnd, StoreError> {
     let owner = Owner::this_process("replay");
     let mut said = false;
     loop {
@@ -412,7 +423,7 @@ fn drain(
                     return Ok(DrainEnd::Stopped);
                 }
             }
-            Err(error) => return Err(error.into()),
+            Err(error) => return Err(error),
         }
     }
 }

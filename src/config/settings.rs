@@ -187,6 +187,9 @@ settings! {
     /// Log file, written when `file_logging_level` is set
     logging_file: PathBuf = "opik.log", "OPIK_LOGGING_FILE", OpikConfig, plain(any);
 
+    /// Oldest message that the agent keeps; older ones are dropped and counted. Unset, none is too old
+    max_age: Option<Duration> = "none", "OPIK_OFFLINE_MAX_AGE", "--max-age", ConfigYaml, plain(not_too_short);
+
     /// Largest file of an attachment
     max_attachment_size: ByteSize = "5GiB", "OPIK_OFFLINE_MAX_ATTACHMENT_SIZE", "--max-attachment-size", ConfigYaml,
         plain(at_least(ByteSize::KIB));
@@ -275,6 +278,11 @@ fn plain<T: Value>(
         Some(raw) => layers.understand_within(setting, raw, &limit),
         None => layers.default(setting),
     }
+}
+
+/// Refuses an age that any outage reaches.
+fn not_too_short(age: &Option<Duration>) -> Result<(), String> {
+    age.as_ref().map_or(Ok(()), at_least(Duration::from_secs(1)))
 }
 
 fn db(layers: &Layers<'_>, setting: &'static Setting, flag: Option<&OsStr>) -> Result<Sourced<PathBuf>, ConfigError> {

@@ -9,6 +9,7 @@ mod attachments;
 mod bad_input;
 mod bodies;
 mod chaos;
+mod damage;
 mod degraded;
 mod delivery;
 mod fake_opik;

@@ -203,6 +203,6 @@ fn digest(connection: &Connection, attachment: i64) -> Result<(u64, ring::digest
     Ok((bytes, digest.finish()))
 }
 
-fn piece_id(attachment: i64, number: u32) -> i64 {
+pub(super) fn piece_id(attachment: i64, number: u32) -> i64 {
     attachment * PIECES_MAX + i64::from(number)
 }

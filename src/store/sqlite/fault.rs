@@ -18,6 +18,8 @@ pub(super) enum Fault {
     Engine(rusqlite::Error),
     /// Rows that no version of ours writes.
     Damaged(String),
+    /// One message is not what was stored; the store around it is whole.
+    Message(String),
     /// Already in the words of the trait.
     Store(StoreError),
 }
@@ -40,7 +42,7 @@ impl Fault {
         let path_buf = path.to_owned();
         match self {
             Self::Store(error) => error,
-            Self::Damaged(reason) => StoreError::Damaged { path: path_buf, reason },
+            Self::Damaged(reason) | Self::Message(reason) => StoreError::Damaged { path: path_buf, reason },
             Self::Engine(error) => {
                 let reason = words(&error);
                 match error.sqlite_error_code() {

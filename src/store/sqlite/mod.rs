@@ -18,13 +18,16 @@
 //! `claiming` first. Between processes SQLite's locks do the same; who waits longer than ten seconds is told so.
 
 mod attachments;
+mod checksum;
 mod claim;
 mod codec;
+mod damaged;
 mod fault;
 mod lease;
 mod open;
 mod people;
 mod queries;
+mod recovery;
 mod register;
 mod rows;
 mod salvaged;
@@ -77,9 +80,27 @@ impl SqliteStore {
     ///
     /// As [`super::open`].
     pub fn open(path: &Path, mode: OpenMode, limits: Limits) -> Result<Self, StoreError> {
-        let opened = open::open(path, mode, limits.size_max)?;
+        Ok(Self::of(open::open(path, mode, limits.size_max)?, path, limits))
+    }
+
+    /// Sets aside the file that this store found damaged, and opens the one with what was recovered; see
+    /// [`super::recover`].
+    ///
+    /// # Errors
+    ///
+    /// As [`super::open`].
+    pub(in crate::store) fn recover(
+        path: &Path,
+        failed: FileId,
+        reason: &str,
+        limits: Limits,
+    ) -> Result<Self, StoreError> {
+        Ok(Self::of(open::open_recovered(path, failed, reason, limits.size_max)?, path, limits))
+    }
+
+    fn of(opened: open::Opened, path: &Path, limits: Limits) -> Self {
         let [quick_reader, reader] = opened.readers;
-        Ok(Self {
+        Self {
             path: path.to_owned(),
             file: opened.file,
             log: opened.log,
@@ -89,7 +110,7 @@ impl SqliteStore {
             reader: Mutex::new(reader),
             packer: Packer::new(),
             claiming: Mutex::new(()),
-        })
+        }
     }
 
     /// Does this work in one transaction under the write lock, and commits it.
@@ -121,10 +142,17 @@ impl SqliteStore {
         space::make_room(tx, &self.path, &self.log, &self.limits, needed)
     }
 
-    /// Says whether what was committed is in the file that stands at the path.
-    fn verify_file(&self) -> Result<(), StoreError> {
+    /// Says whether messages that were committed are in the file that stands at the path, and takes them back if not:
+    /// they are not acknowledged, and what a deleted file holds is stored again.
+    fn verify_stored(&self, ids: &[MessageId]) -> Result<(), StoreError> {
         if FileId::at(&self.path) == Some(self.file) {
             return Ok(());
+        }
+        let stored = Filter { ids: ids.to_vec(), ..Filter::default() };
+        if let Some(count) = Some(ids.len()).filter(|count| *count > 0)
+            && let Err(error) = self.purge(&stored, count)
+        {
+            warn!(target: "db_manager", "{count} messages that are not acknowledged stay in the old file: {error}");
         }
         let reason = "its file was removed or replaced while it was open".into();
         Err(StoreError::Unusable { path: self.path.clone(), reason })
@@ -189,7 +217,7 @@ impl Store for SqliteStore {
             )?;
             register::register(tx, messages, &bodies)
         })?;
-        self.verify_file()?;
+        self.verify_stored(&ids)?;
         Ok(ids)
     }
 
@@ -235,7 +263,7 @@ impl Store for SqliteStore {
             attachments::give(tx, attachment, file, id)?;
             Ok(id)
         })?;
-        self.verify_file()?;
+        self.verify_stored(&[id])?;
         Ok(id)
     }
 
@@ -261,7 +289,7 @@ impl Store for SqliteStore {
             space::make_room(tx, &self.path, &self.log, &limits, needed)?;
             salvaged::salvage(tx, rows, &bodies)
         })?;
-        self.verify_file()?;
+        self.verify_stored(&ids.iter().flatten().copied().collect::<Vec<_>>())?;
         Ok(ids)
     }
 
@@ -342,6 +370,20 @@ impl Store for SqliteStore {
         Ok(purged)
     }
 
+    fn expire(&self, accepted_before_ms: i64, limit: usize) -> Result<u64, StoreError> {
+        // Looked for outside the write lock: most of the time there is nothing.
+        let old = self.read(&self.reader, |connection| space::expired(connection, accepted_before_ms, limit))?;
+        if old.is_empty() {
+            return Ok(0);
+        }
+        let (dropped, released) = self.write(|tx| {
+            let dropped = space::drop_expired(tx, &old)?;
+            Ok((dropped, attachments::any_released(tx)?))
+        })?;
+        self.remove_soon(released);
+        Ok(dropped)
+    }
+
     fn requeue(&self, filter: &Filter) -> Result<u64, StoreError> {
         self.write(|tx| settle::requeue(tx, filter))
     }
@@ -385,7 +427,9 @@ impl Store for SqliteStore {
                 agents: people::agents(connection)?,
                 last_replay: people::last_replay(connection)?,
                 held: settle::held(connection, now_ms)?,
-                dropped: people::dropped(connection)?,
+                dropped: people::counter(connection, "dropped")?,
+                expired: people::counter(connection, "expired")?,
+                recoveries: recovery::recoveries(connection)?,
             })
         })
     }

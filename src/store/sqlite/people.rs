@@ -3,7 +3,6 @@
 use rusqlite::{Connection, OptionalExtension, Transaction, params};
 
 use super::attachments;
-use super::codec::Unpacker;
 use super::fault::Fault;
 use super::queries::{self, Selection, bind};
 use super::rows::{self, Lanes, Requests};
@@ -197,16 +196,19 @@ pub(super) fn check(connection: &Connection) -> Result<Vec<String>, Fault> {
             problems.push(format!("{count} {wrong}"));
         }
     }
-    let mut unpacker = Unpacker::default();
-    let mut packed = connection.prepare(queries::PACKED_BODIES)?;
-    let mut packed = packed.query([])?;
-    let mut unreadable = 0_u64;
-    while let Some(row) = packed.next()? {
-        let kept = row.get_ref(1)?.as_blob().map_err(rusqlite::Error::from)?;
-        unreadable += u64::from(unpacker.unpack(row.get(0)?, kept, rows::unsigned(row, 2)?).is_err());
+    let mut requests = Requests::default();
+    let mut ids = connection.prepare(queries::IDS)?;
+    let mut ids = ids.query([])?;
+    let mut broken = 0_u64;
+    while let Some(row) = ids.next()? {
+        match requests.verified(connection, MessageId(row.get(0)?)) {
+            Ok(_) => {}
+            Err(Fault::Message(_)) => broken += 1,
+            Err(fault) => return Err(fault),
+        }
     }
-    if unreadable > 0 {
-        problems.push(format!("{unreadable} compressed bodies that can't be read"));
+    if broken > 0 {
+        problems.push(format!("{broken} messages that are not what was stored"));
     }
     problems.extend(attachments::problems(connection)?);
     let mut types = connection.prepare(queries::TYPES)?;
@@ -219,10 +221,10 @@ pub(super) fn check(connection: &Connection) -> Result<Vec<String>, Fault> {
     Ok(problems)
 }
 
-/// Returns how many messages were dropped for want of room.
-pub(super) fn dropped(connection: &Connection) -> Result<u64, Fault> {
-    let dropped: i64 = connection.prepare_cached(queries::COUNTER)?.query_row(["dropped"], |row| row.get(0))?;
-    Ok(dropped.unsigned_abs())
+/// Returns how many messages were dropped for this reason.
+pub(super) fn counter(connection: &Connection, name: &str) -> Result<u64, Fault> {
+    let count: i64 = connection.prepare_cached(queries::COUNTER)?.query_row([name], |row| row.get(0))?;
+    Ok(count.unsigned_abs())
 }
 
 /// Forgets lanes that hold nothing, and overwrites the keys that only they used.

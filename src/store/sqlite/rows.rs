@@ -4,6 +4,7 @@ use std::collections::HashMap;
 
 use rusqlite::{Connection, OptionalExtension, Row};
 
+use super::checksum::Covered;
 use super::codec::Unpacker;
 use super::fault::Fault;
 use super::{attachments, queries};
@@ -79,6 +80,7 @@ impl Lanes {
 /// Reads requests: each header set once, and bodies as they were sent.
 #[derive(Default)]
 pub(super) struct Requests {
+    lanes: Lanes,
     header_sets: HashMap<i64, HeaderSet>,
     unpacker: Unpacker,
 }
@@ -103,14 +105,56 @@ impl Requests {
         let mut statement = connection.prepare_cached(queries::REQUEST)?;
         let mut found = statement.query([id.0])?;
         let Some(row) = found.next()? else { return Ok(None) };
+        self.read(connection, row).map(Some)
+    }
+
+    /// Returns the request of a message that is to be sent, if it is still what was stored; `None` when it is gone.
+    ///
+    /// # Errors
+    ///
+    /// [`Fault::Message`] when only this message is damaged.
+    pub(super) fn verified(&mut self, connection: &Connection, id: MessageId) -> Result<Option<Request>, Fault> {
+        let mut statement = connection.prepare_cached(queries::REQUEST)?;
+        let mut found = statement.query([id.0])?;
+        let Some(row) = found.next()? else { return Ok(None) };
+        let request = self.read(connection, row)?;
+        // Stored by a version that made none.
+        let Some(checksum) = row.get::<_, Option<i64>>(7)? else { return Ok(Some(request)) };
+        let lane = self.lanes.get(connection, row.get(9)?)?;
+        let message_type: String = row.get(8)?;
+        let project: Option<String> = row.get(12)?;
+        let covered = Covered {
+            id: id.0,
+            message_type: &message_type,
+            lane: &lane,
+            method: &request.method,
+            path: &request.path,
+            headers: &request.headers,
+            encoding: request.body.encoding,
+            touches: &touches(row, 10)?,
+            items: row.get(11)?,
+            project: project.as_deref(),
+            accepted_at_ms: row.get(13)?,
+        };
+        match covered.with(&request.body.bytes) == checksum {
+            true => Ok(Some(request)),
+            false => Err(Fault::Message("it is not what was stored: its checksum is wrong".into())),
+        }
+    }
+
+    fn read(&mut self, connection: &Connection, row: &Row<'_>) -> Result<Request, Fault> {
         let kept = row.get_ref(4)?.as_blob().map_err(rusqlite::Error::from)?;
-        let bytes = self.unpacker.unpack(row.get(5)?, kept, unsigned(row, 6)?)?;
-        Ok(Some(Request {
+        let one_message = |fault| match fault {
+            Fault::Damaged(reason) => Fault::Message(reason),
+            fault => fault,
+        };
+        let bytes = self.unpacker.unpack(row.get(5)?, kept, unsigned(row, 6)?).map_err(one_message)?;
+        Ok(Request {
             method: row.get(0)?,
             path: row.get(1)?,
             headers: self.header_set(connection, row.get(3)?)?,
-            body: Body { bytes, encoding: encoding(row, 2)? },
-        }))
+            body: Body { bytes, encoding: encoding(row, 2).map_err(one_message)? },
+        })
     }
 }
 

@@ -11,7 +11,8 @@ pub(super) const APPLICATION_ID: i32 = 0x4f70_4f66;
 /// Bytes of a page in a new store.
 pub(super) const PAGE_BYTES: u32 = 4096;
 
-const MIGRATIONS: [&str; 5] = [MESSAGES_LANES_AND_LEASE, ALL_CHANGES_INDEXED, ATTACHMENTS, SALVAGED, BODY_CODEC];
+const MIGRATIONS: [&str; 6] =
+    [MESSAGES_LANES_AND_LEASE, ALL_CHANGES_INDEXED, ATTACHMENTS, SALVAGED, BODY_CODEC, CHECKSUMS_AND_RECOVERIES];
 
 /// Version 1.
 ///
@@ -182,6 +183,24 @@ CREATE TABLE salvaged (
 ///
 /// - `bodies.codec` says how the bytes of a body are kept ([`super::codec`]); those that are there already are kept as sent.
 const BODY_CODEC: &str = "ALTER TABLE bodies ADD COLUMN codec INTEGER NOT NULL DEFAULT 0";
+
+/// Version 6.
+///
+/// - `bodies.checksum` covers the message with its body ([`super::checksum`]); NULL for those that are there already.
+/// - `recoveries` has a row for every damaged file that this store was recovered from, and where it lies.
+/// - `counters.expired` is how many messages were dropped because they had become too old.
+const CHECKSUMS_AND_RECOVERIES: &str = "
+ALTER TABLE bodies ADD COLUMN checksum INTEGER;
+CREATE TABLE recoveries (
+    recovery_id INTEGER PRIMARY KEY,
+    at_ms       INTEGER NOT NULL,
+    set_aside   BLOB    NOT NULL,
+    reason      TEXT    NOT NULL,
+    recovered   INTEGER NOT NULL,
+    lost        INTEGER NOT NULL
+);
+INSERT INTO counters VALUES ('expired', 0);
+";
 
 /// Returns the newest version that we know.
 pub(super) fn known_version() -> i64 {

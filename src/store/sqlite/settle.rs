@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 use rusqlite::{CachedStatement, Connection, OptionalExtension, Row, Transaction, params};
 
 use super::attachments;
+use super::checksum::Covered;
 use super::claim::HOLD_MS_MAX;
 use super::codec::Packer;
 use super::fault::Fault;
@@ -75,6 +76,11 @@ fn add_parts(
     // The table can't know what this very transaction has deleted, and no id is used twice.
     let next: i64 = tx.prepare_cached(queries::NEXT_ID)?.query_row([], |row| row.get(0))?;
     let first = next.max(changes.highest_deleted() + 1);
+    let (message_type, lane, project, accepted_at_ms) =
+        tx.prepare_cached(queries::WHOLE)?.query_row([whole.0], |row| {
+            Ok((row.get::<_, String>(0)?, row.get(1)?, row.get::<_, Option<String>>(2)?, row.get(3)?))
+        })?;
+    let lane = Lanes::default().get(tx, lane)?;
     let mut add_part = tx.prepare_cached(queries::ADD_PART)?;
     for (id, part) in (first..).zip(parts) {
         let answer = part.rejected.as_ref();
@@ -96,7 +102,20 @@ fn add_parts(
             rows::encoding_code(body.encoding),
             Touch::to_bytes(&part.touches),
         ])?;
-        add_body_and_touches(tx, id, &packer.pack(body), &part.touches)?;
+        let covered = Covered {
+            id,
+            message_type: &message_type,
+            lane: &lane,
+            method: &part.request.method,
+            path: &part.request.path,
+            headers: &part.request.headers,
+            encoding: body.encoding,
+            touches: &part.touches,
+            items: part.items,
+            project: project.as_deref(),
+            accepted_at_ms,
+        };
+        add_body_and_touches(tx, id, &packer.pack(body), covered.with(&body.bytes), &part.touches)?;
         let answer_status = answer.and_then(|answer| answer.status).unwrap_or(0);
         let size = Size { items: part.items.into(), body_bytes: body.bytes.len() as i64 };
         changes.add(Group { status, answer_status, ..group }, size);
@@ -112,7 +131,7 @@ fn claimed(tx: &Transaction<'_>, id: MessageId, epoch: i64) -> Result<Option<(Gr
     Ok(Some((group, Size { items: row.get(2)?, body_bytes: row.get(3)? })))
 }
 
-fn keep_answer(tx: &Transaction<'_>, id: MessageId, answer: &LastAnswer) -> Result<(), Fault> {
+pub(super) fn keep_answer(tx: &Transaction<'_>, id: MessageId, answer: &LastAnswer) -> Result<(), Fault> {
     tx.prepare_cached(queries::KEEP_ANSWER)?.execute(params![id.0, answer.status, answer.text_kept(), answer.at_ms])?;
     Ok(())
 }
