@@ -101,8 +101,8 @@ _opik__offline() {
             COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
             return 0
             ;;
-        opik__subcmd__offline__subcmd__agent)
-            opts="-q -v -h --listen --insecure-listen --adopt-orphans --batch-size --delay --max-size --free-disk-reserve --when-full --max-attempts --max-body-size --max-inflated-size --max-attachment-size --connect-timeout --forward-timeout --retry-interval --shutdown-timeout --flush-timeout --log-format --db --upstream --format --quiet --verbose --no-color --help"
+        opik__offline__subcmd__agent)
+            opts="-q -v -h --listen --insecure-listen --adopt-orphans --batch-size --delay --max-size --free-disk-reserve --when-full --max-age --max-attempts --max-body-size --max-inflated-size --max-attachment-size --max-connections --client-timeout --connect-timeout --forward-timeout --retry-interval --shutdown-timeout --flush-timeout --log-format --db --upstream --format --quiet --verbose --no-color --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -132,6 +132,10 @@ _opik__offline() {
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;
+                --max-age)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
                 --max-attempts)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
@@ -145,6 +149,14 @@ _opik__offline() {
                     return 0
                     ;;
                 --max-attachment-size)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --max-connections)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --client-timeout)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;
@@ -202,8 +214,8 @@ _opik__offline() {
             COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
             return 0
             ;;
-        opik__subcmd__offline__subcmd__healthcheck)
-            opts="-q -v -h --wait --full --smoke-test --reseal --project-name --db --upstream --format --quiet --verbose --no-color --help"
+        opik__offline__subcmd__healthcheck)
+            opts="-q -v -h --wait --full --smoke-test --project-name --db --upstream --format --quiet --verbose --no-color --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -247,7 +259,7 @@ _opik__offline() {
             COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
             return 0
             ;;
-        opik__subcmd__offline__subcmd__help)
+        opik__offline__subcmd__help)
             opts="agent healthcheck status replay inspect purge help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
@@ -261,7 +273,7 @@ _opik__offline() {
             COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
             return 0
             ;;
-        opik__subcmd__offline__subcmd__help__subcmd__agent)
+        opik__offline__subcmd__help__subcmd__agent)
             opts=""
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
@@ -275,7 +287,7 @@ _opik__offline() {
             COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
             return 0
             ;;
-        opik__subcmd__offline__subcmd__help__subcmd__healthcheck)
+        opik__offline__subcmd__help__subcmd__healthcheck)
             opts=""
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
@@ -289,7 +301,7 @@ _opik__offline() {
             COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
             return 0
             ;;
-        opik__subcmd__offline__subcmd__help__subcmd__help)
+        opik__offline__subcmd__help__subcmd__help)
             opts=""
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
@@ -303,7 +315,7 @@ _opik__offline() {
             COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
             return 0
             ;;
-        opik__subcmd__offline__subcmd__help__subcmd__inspect)
+        opik__offline__subcmd__help__subcmd__inspect)
             opts=""
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
@@ -317,7 +329,7 @@ _opik__offline() {
             COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
             return 0
             ;;
-        opik__subcmd__offline__subcmd__help__subcmd__purge)
+        opik__offline__subcmd__help__subcmd__purge)
             opts=""
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
@@ -331,7 +343,7 @@ _opik__offline() {
             COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
             return 0
             ;;
-        opik__subcmd__offline__subcmd__help__subcmd__replay)
+        opik__offline__subcmd__help__subcmd__replay)
             opts=""
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
@@ -345,7 +357,7 @@ _opik__offline() {
             COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
             return 0
             ;;
-        opik__subcmd__offline__subcmd__help__subcmd__status)
+        opik__offline__subcmd__help__subcmd__status)
             opts=""
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
@@ -359,8 +371,8 @@ _opik__offline() {
             COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
             return 0
             ;;
-        opik__subcmd__offline__subcmd__inspect)
-            opts="-q -v -h --from --limit --newest --status --rejected --type --workspace --project --id --trace --older-than --db --upstream --format --quiet --verbose --no-color --help"
+        opik__offline__subcmd__inspect)
+            opts="-q -v -h --from --limit --newest --follow --no-pager --status --rejected --type --workspace --project --id --trace --older-than --newer-than --db --upstream --format --quiet --verbose --no-color --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -394,15 +406,18 @@ _opik__offline() {
                     return 0
                     ;;
                 --workspace)
-                    COMPREPLY=($(compgen -f "${cur}"))
+                    local IFS=$'\n'
+                    COMPREPLY=($(compgen -W "$(_opik_offline_values workspaces)" -- "${cur}"))
                     return 0
                     ;;
                 --project)
-                    COMPREPLY=($(compgen -f "${cur}"))
+                    local IFS=$'\n'
+                    COMPREPLY=($(compgen -W "$(_opik_offline_values projects)" -- "${cur}"))
                     return 0
                     ;;
                 --id)
-                    COMPREPLY=($(compgen -f "${cur}"))
+                    local IFS=$'\n'
+                    COMPREPLY=($(compgen -W "$(_opik_offline_values ids)" -- "${cur}"))
                     return 0
                     ;;
                 --trace)
@@ -410,6 +425,10 @@ _opik__offline() {
                     return 0
                     ;;
                 --older-than)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --newer-than)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;
@@ -443,8 +462,8 @@ _opik__offline() {
             COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
             return 0
             ;;
-        opik__subcmd__offline__subcmd__purge)
-            opts="-y -q -v -h --dry-run --yes --status --rejected --type --workspace --project --id --trace --older-than --db --upstream --format --quiet --verbose --no-color --help"
+        opik__offline__subcmd__purge)
+            opts="-y -q -v -h --dry-run --yes --status --rejected --type --workspace --project --id --trace --older-than --newer-than --db --upstream --format --quiet --verbose --no-color --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -459,15 +478,18 @@ _opik__offline() {
                     return 0
                     ;;
                 --workspace)
-                    COMPREPLY=($(compgen -f "${cur}"))
+                    local IFS=$'\n'
+                    COMPREPLY=($(compgen -W "$(_opik_offline_values workspaces)" -- "${cur}"))
                     return 0
                     ;;
                 --project)
-                    COMPREPLY=($(compgen -f "${cur}"))
+                    local IFS=$'\n'
+                    COMPREPLY=($(compgen -W "$(_opik_offline_values projects)" -- "${cur}"))
                     return 0
                     ;;
                 --id)
-                    COMPREPLY=($(compgen -f "${cur}"))
+                    local IFS=$'\n'
+                    COMPREPLY=($(compgen -W "$(_opik_offline_values ids)" -- "${cur}"))
                     return 0
                     ;;
                 --trace)
@@ -475,6 +497,10 @@ _opik__offline() {
                     return 0
                     ;;
                 --older-than)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --newer-than)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;
@@ -508,8 +534,8 @@ _opik__offline() {
             COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
             return 0
             ;;
-        opik__subcmd__offline__subcmd__replay)
-            opts="-q -v -h --batch-size --delay --limit --timeout --verify --verify-timeout --from --remove-source --dry-run --status --rejected --type --workspace --project --id --trace --older-than --db --upstream --format --quiet --verbose --no-color --help"
+        opik__offline__subcmd__replay)
+            opts="-q -v -h --batch-size --delay --limit --timeout --verify --verify-timeout --from --remove-source --dry-run --status --rejected --type --workspace --project --id --trace --older-than --newer-than --db --upstream --format --quiet --verbose --no-color --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -548,15 +574,18 @@ _opik__offline() {
                     return 0
                     ;;
                 --workspace)
-                    COMPREPLY=($(compgen -f "${cur}"))
+                    local IFS=$'\n'
+                    COMPREPLY=($(compgen -W "$(_opik_offline_values workspaces)" -- "${cur}"))
                     return 0
                     ;;
                 --project)
-                    COMPREPLY=($(compgen -f "${cur}"))
+                    local IFS=$'\n'
+                    COMPREPLY=($(compgen -W "$(_opik_offline_values projects)" -- "${cur}"))
                     return 0
                     ;;
                 --id)
-                    COMPREPLY=($(compgen -f "${cur}"))
+                    local IFS=$'\n'
+                    COMPREPLY=($(compgen -W "$(_opik_offline_values ids)" -- "${cur}"))
                     return 0
                     ;;
                 --trace)
@@ -564,6 +593,10 @@ _opik__offline() {
                     return 0
                     ;;
                 --older-than)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --newer-than)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;
@@ -597,7 +630,7 @@ _opik__offline() {
             COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
             return 0
             ;;
-        opik__subcmd__offline__subcmd__status)
+        opik__offline__subcmd__status)
             opts="-q -v -h --watch --fail-if-backlog --fail-if-older-than --db --upstream --format --quiet --verbose --no-color --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
@@ -650,3 +683,11 @@ if [[ "${BASH_VERSINFO[0]}" -eq 4 && "${BASH_VERSINFO[1]}" -ge 4 || "${BASH_VERS
 else
     complete -F _opik__offline -o bashdefault -o default opik-offline
 fi
+
+_opik_offline_values() {
+    local i db=()
+    for ((i = 1; i < COMP_CWORD; i++)); do
+        [[ "${COMP_WORDS[i]}" == --db ]] && db=(--db "${COMP_WORDS[i+1]}")
+    done
+    "${COMP_WORDS[0]}" __values "$1" "${db[@]}" 2>/dev/null | cut -f 1
+}

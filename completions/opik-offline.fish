@@ -48,10 +48,13 @@ complete -c opik-offline -n "__fish_opik_offline_using_subcommand agent" -l dela
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand agent" -l max-size -d 'Let the store take this much space at most [default: 10GiB]' -r
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand agent" -l free-disk-reserve -d 'Leave this much space on the disk [default: 256MiB]' -r
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand agent" -l when-full -d 'When the store is full, refuse new writes or drop the oldest: refuse, drop_oldest [default: refuse]' -r
+complete -c opik-offline -n "__fish_opik_offline_using_subcommand agent" -l max-age -d 'Drop messages that wait longer than this [default: none]' -r
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand agent" -l max-attempts -d 'Reject a message that failed alone this many times [default: 10]' -r
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand agent" -l max-body-size -d 'Refuse bodies larger than this as sent [default: 64MiB]' -r
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand agent" -l max-inflated-size -d 'Refuse bodies larger than this when decoded [default: 128MiB]' -r
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand agent" -l max-attachment-size -d 'Refuse files of attachments larger than this [default: 5GiB]' -r
+complete -c opik-offline -n "__fish_opik_offline_using_subcommand agent" -l max-connections -d 'Take this many connections of clients at once; past it the longest idle one is closed [default: 4096]' -r
+complete -c opik-offline -n "__fish_opik_offline_using_subcommand agent" -l client-timeout -d 'Close the connection of a client that is silent for this long [default: 2m]' -r
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand agent" -l connect-timeout -d 'Give up connecting to the server after this long [default: 5s]' -r
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand agent" -l forward-timeout -d 'Store a write that the server has not answered after this long [default: 30s]' -r
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand agent" -l retry-interval -d 'Try a held lane again after this long: no valid key, a redirect, a server that fails at everything [default: 10s]' -r
@@ -162,11 +165,12 @@ RemoveQueueItems\t''
 DeleteAttachments\t''
 AppendJobLogs\t''
 UnknownSdkRow\t''"
-complete -c opik-offline -n "__fish_opik_offline_using_subcommand replay" -l workspace -d 'Select messages of this workspace (may be given more than once)' -r
-complete -c opik-offline -n "__fish_opik_offline_using_subcommand replay" -l project -d 'Select messages that name this project (may be given more than once)' -r
-complete -c opik-offline -n "__fish_opik_offline_using_subcommand replay" -l id -d 'Select the message with this id, as `inspect` lists it (may be given more than once)' -r
+complete -c opik-offline -n "__fish_opik_offline_using_subcommand replay" -l workspace -d 'Select messages of this workspace (may be given more than once)' -r -f -a '(opik-offline __values workspaces 2>/dev/null)'
+complete -c opik-offline -n "__fish_opik_offline_using_subcommand replay" -l project -d 'Select messages that name this project (may be given more than once)' -r -f -a '(opik-offline __values projects 2>/dev/null)'
+complete -c opik-offline -n "__fish_opik_offline_using_subcommand replay" -l id -d 'Select the message with this id, as `inspect` lists it (may be given more than once)' -r -f -a '(opik-offline __values ids 2>/dev/null)'
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand replay" -l trace -d 'Select messages about this trace or about spans in it (may be given more than once)' -r
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand replay" -l older-than -d 'Select messages accepted longer ago than this, such as 90s, 2h or 7d' -r
+complete -c opik-offline -n "__fish_opik_offline_using_subcommand replay" -l newer-than -d 'Select messages accepted within this time, such as 15m' -r
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand replay" -l db -d 'Use this message store [default: opik-offline/opik_messages.db in the user\'s data folder]' -r -F
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand replay" -l upstream -d 'Use the Opik server at this URL, such as http://127.0.0.1:5173/api [default: Opik Cloud]' -r -f
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand replay" -l format -d 'Write results in this format' -r -f -a "table\t'Tables and sentences for people'
@@ -182,7 +186,7 @@ complete -c opik-offline -n "__fish_opik_offline_using_subcommand replay" -s v -
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand replay" -l no-color -d 'Use no colours, as with NO_COLOR in the environment'
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand replay" -s h -l help -d 'Print help (see more with \'--help\')'
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand inspect" -l from -d 'List what a Python process left in this file, without changing it' -r -F
-complete -c opik-offline -n "__fish_opik_offline_using_subcommand inspect" -l limit -d 'List this many messages at most; 0 lists all' -r
+complete -c opik-offline -n "__fish_opik_offline_using_subcommand inspect" -l limit -d 'List this many messages at most; 0 lists all [default: 50]' -r
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand inspect" -l status -d 'Select messages with this status (may be given more than once)' -r -f -a "failed\t''
 registered\t''
 rejected\t''"
@@ -241,11 +245,12 @@ RemoveQueueItems\t''
 DeleteAttachments\t''
 AppendJobLogs\t''
 UnknownSdkRow\t''"
-complete -c opik-offline -n "__fish_opik_offline_using_subcommand inspect" -l workspace -d 'Select messages of this workspace (may be given more than once)' -r
-complete -c opik-offline -n "__fish_opik_offline_using_subcommand inspect" -l project -d 'Select messages that name this project (may be given more than once)' -r
-complete -c opik-offline -n "__fish_opik_offline_using_subcommand inspect" -l id -d 'Select the message with this id, as `inspect` lists it (may be given more than once)' -r
+complete -c opik-offline -n "__fish_opik_offline_using_subcommand inspect" -l workspace -d 'Select messages of this workspace (may be given more than once)' -r -f -a '(opik-offline __values workspaces 2>/dev/null)'
+complete -c opik-offline -n "__fish_opik_offline_using_subcommand inspect" -l project -d 'Select messages that name this project (may be given more than once)' -r -f -a '(opik-offline __values projects 2>/dev/null)'
+complete -c opik-offline -n "__fish_opik_offline_using_subcommand inspect" -l id -d 'Select the message with this id, as `inspect` lists it (may be given more than once)' -r -f -a '(opik-offline __values ids 2>/dev/null)'
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand inspect" -l trace -d 'Select messages about this trace or about spans in it (may be given more than once)' -r
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand inspect" -l older-than -d 'Select messages accepted longer ago than this, such as 90s, 2h or 7d' -r
+complete -c opik-offline -n "__fish_opik_offline_using_subcommand inspect" -l newer-than -d 'Select messages accepted within this time, such as 15m' -r
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand inspect" -l db -d 'Use this message store [default: opik-offline/opik_messages.db in the user\'s data folder]' -r -F
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand inspect" -l upstream -d 'Use the Opik server at this URL, such as http://127.0.0.1:5173/api [default: Opik Cloud]' -r -f
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand inspect" -l format -d 'Write results in this format' -r -f -a "table\t'Tables and sentences for people'
@@ -253,6 +258,8 @@ json\t'One JSON document'
 jsonl\t'One JSON document a line (`inspect` only)'
 yaml\t'One YAML document'"
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand inspect" -l newest -d 'List the newest first'
+complete -c opik-offline -n "__fish_opik_offline_using_subcommand inspect" -l follow -d 'Show messages as they are stored, from now on'
+complete -c opik-offline -n "__fish_opik_offline_using_subcommand inspect" -l no-pager -d 'Show a long result on a terminal without a pager'
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand inspect" -l rejected -d 'Select rejected messages; short for --status rejected'
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand inspect" -s q -l quiet -d 'Say only what was asked for, and errors: no notes, no progress, no word about what was done'
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand inspect" -s v -l verbose -d 'Say more on standard error'
@@ -316,11 +323,12 @@ RemoveQueueItems\t''
 DeleteAttachments\t''
 AppendJobLogs\t''
 UnknownSdkRow\t''"
-complete -c opik-offline -n "__fish_opik_offline_using_subcommand purge" -l workspace -d 'Select messages of this workspace (may be given more than once)' -r
-complete -c opik-offline -n "__fish_opik_offline_using_subcommand purge" -l project -d 'Select messages that name this project (may be given more than once)' -r
-complete -c opik-offline -n "__fish_opik_offline_using_subcommand purge" -l id -d 'Select the message with this id, as `inspect` lists it (may be given more than once)' -r
+complete -c opik-offline -n "__fish_opik_offline_using_subcommand purge" -l workspace -d 'Select messages of this workspace (may be given more than once)' -r -f -a '(opik-offline __values workspaces 2>/dev/null)'
+complete -c opik-offline -n "__fish_opik_offline_using_subcommand purge" -l project -d 'Select messages that name this project (may be given more than once)' -r -f -a '(opik-offline __values projects 2>/dev/null)'
+complete -c opik-offline -n "__fish_opik_offline_using_subcommand purge" -l id -d 'Select the message with this id, as `inspect` lists it (may be given more than once)' -r -f -a '(opik-offline __values ids 2>/dev/null)'
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand purge" -l trace -d 'Select messages about this trace or about spans in it (may be given more than once)' -r
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand purge" -l older-than -d 'Select messages accepted longer ago than this, such as 90s, 2h or 7d' -r
+complete -c opik-offline -n "__fish_opik_offline_using_subcommand purge" -l newer-than -d 'Select messages accepted within this time, such as 15m' -r
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand purge" -l db -d 'Use this message store [default: opik-offline/opik_messages.db in the user\'s data folder]' -r -F
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand purge" -l upstream -d 'Use the Opik server at this URL, such as http://127.0.0.1:5173/api [default: Opik Cloud]' -r -f
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand purge" -l format -d 'Write results in this format' -r -f -a "table\t'Tables and sentences for people'

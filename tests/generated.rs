@@ -37,9 +37,75 @@ fn the_completions_are_current() {
         let mut script = Vec::new();
         clap_complete::generate(shell, &mut opik_offline::cli::command(), NAME, &mut script);
         let name = clap_complete::Generator::file_name(&shell, NAME);
-        scripts.insert(name, String::from_utf8(script).expect("a script is text"));
+        let script = String::from_utf8(script).expect("a script is text");
+        // clap_complete 4.6 sets one name for a program with a hyphen and looks for another: bash found no subcommand.
+        let script = script.replace("opik__subcmd__offline", "opik__offline");
+        scripts.insert(name, with_values(shell, script));
     }
     assert_current("completions", &scripts);
+}
+
+/// Flags whose values are in the store, and what the hidden `__values` calls them.
+const VALUES: [(&str, &str); 3] = [("workspace", "workspaces"), ("project", "projects"), ("id", "ids")];
+
+/// Makes a script ask for values that only the store knows, where the shell has a way.
+fn with_values(shell: Shell, script: String) -> String {
+    let before = script.clone();
+    let after = match shell {
+        Shell::Bash => {
+            VALUES.iter().fold(script, |script, (flag, kind)| {
+                let files = format!("--{flag})\n                    COMPREPLY=($(compgen -f \"${{cur}}\"))");
+                let values = format!(
+                    "--{flag})\n                    local IFS=$'\\n'\n                    \
+                 COMPREPLY=($(compgen -W \"$(_opik_offline_values {kind})\" -- \"${{cur}}\"))"
+                );
+                script.replace(&files, &values)
+            }) + r#"
+_opik_offline_values() {
+    local i db=()
+    for ((i = 1; i < COMP_CWORD; i++)); do
+        [[ "${COMP_WORDS[i]}" == --db ]] && db=(--db "${COMP_WORDS[i+1]}")
+    done
+    "${COMP_WORDS[0]}" __values "$1" "${db[@]}" 2>/dev/null | cut -f 1
+}
+"#
+        }
+        Shell::Zsh => {
+            let line = |line: &str| {
+                let kind = VALUES.iter().find(|(flag, _)| line.starts_with(&format!("'*--{flag}=[")));
+                match (kind, line.rsplit_once(":_default'")) {
+                    (Some((_, kind)), Some((spec, end))) => format!("{spec}:{{_opik_offline_values {kind}}}'{end}\n"),
+                    _ => format!("{line}\n"),
+                }
+            };
+            let script: String = script.lines().map(line).collect();
+            let ask = r#"_opik_offline_values() {
+    local -a db values
+    local at=${words[(i)--db]}
+    (( at < CURRENT )) && db=(--db "${words[at+1]}")
+    values=(${(f)"$(_call_program values ${words[1]} __values $1 ${(q)db} 2>/dev/null)"})
+    compadd -- ${values%%$'\t'*}
+}
+
+"#;
+            script.replacen("_opik-offline() {", &format!("{ask}_opik-offline() {{"), 1)
+        }
+        Shell::Fish => {
+            let line = |line: &str| {
+                let kind = VALUES.iter().find(|(flag, _)| line.contains(&format!(" -l {flag} -d ")));
+                match kind {
+                    Some((_, kind)) if line.ends_with(" -r") => {
+                        format!("{line} -f -a '(opik-offline __values {kind} 2>/dev/null)'\n")
+                    }
+                    _ => format!("{line}\n"),
+                }
+            };
+            script.lines().map(line).collect()
+        }
+        _ => return script,
+    };
+    assert_ne!(before, after, "clap_complete writes {shell} in another way now");
+    after
 }
 
 #[test]
@@ -150,6 +216,7 @@ fn page(command: &Command, name: &str) -> String {
     if is_main {
         text.extend(environment().into_bytes());
     }
+    text.extend(files(is_main).into_bytes());
     text.extend(see_also(command, name).into_bytes());
     // No line of ours ends with a blank.
     let text = String::from_utf8(text).expect("a page is text");
@@ -200,6 +267,23 @@ fn environment() -> String {
         text.push_str(&tagged(setting.environment, &format!("{}{default}", setting.about)));
     }
     text.push_str(&tagged("NO_COLOR", "When set, no colours are used"));
+    text
+}
+
+fn files(is_main: bool) -> String {
+    let mut text = ".SH FILES\n".to_owned();
+    let store = "The message store, unless \\-\\-db or OPIK_OFFLINE_DB names another";
+    text.push_str(&format!(".TP\n\\fI~/.local/share/opik\\-offline/opik_messages.db\\fR\n{store}\n"));
+    if is_main {
+        for (path, said) in [
+            ("~/.opik.config", "The configuration that the SDKs read too"),
+            ("~/.config/opik\\-offline/config.yaml", "Settings of the agent alone"),
+        ] {
+            text.push_str(&format!(".TP\n\\fI{path}\\fR\n{said}\n"));
+        }
+    } else {
+        text.push_str(".PP\nFiles and variables of the configuration are told in \\fBopik\\-offline\\fR(1).\n");
+    }
     text
 }
 

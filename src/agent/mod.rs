@@ -26,6 +26,7 @@ pub mod flush;
 
 pub mod adoption;
 mod service_manager;
+mod upkeep;
 
 use self::adoption::Adoption;
 use std::io;
@@ -68,6 +69,8 @@ pub struct AgentSettings {
     pub store_limits: Limits,
     /// The keys that the store is sealed with.
     pub store_keys: Keys,
+    /// How long a message is kept at most.
+    pub max_age: Option<Duration>,
     /// The server.
     pub upstream: UpstreamSettings,
     /// The host and port that the server's URL names.
@@ -262,6 +265,12 @@ impl Agent {
             Part::start("adoption", move || adoption.run(&slot, &shutdown))
         });
         let adopting = adopting.transpose().map_err(system)?;
+        let upkeep_shutdown = Shutdown::new();
+        let upkeep = settings.max_age.map(|max_age| {
+            let (slot, shutdown) = (slot.clone(), upkeep_shutdown.clone());
+            Part::start("upkeep", move || upkeep::run(max_age, &slot, &shutdown))
+        });
+        let upkeep = upkeep.transpose().map_err(system)?;
         let (monitoring, replaying) = (monitoring.map_err(system)?, replaying.map_err(system)?);
         info!(target: "intake", "listening on http://{} for {}", self.address, settings.upstream.base_url);
         let telling = match settings.service_manager.clone() {
@@ -280,6 +289,10 @@ impl Agent {
         if adopting.is_some_and(|adopting| !adopting.has_ended_within(settings.shutdown_timeout)) {
             // What it has stored is recognised by the next agent, and it removes nothing before all is stored.
             warn!(target: "replay_manager", "a salvage did not end in time; the next agent goes on with it");
+        }
+        upkeep_shutdown.request();
+        if upkeep.is_some_and(|upkeep| !upkeep.has_ended_within(settings.shutdown_timeout)) {
+            warn!(target: "db_manager", "dropping old messages did not end in time; the next agent goes on with it");
         }
         committer.stop();
         let flushed = flushing.map(|flushing| flush(&slot, &connection, flushing));

@@ -2,9 +2,9 @@
 
 use std::ffi::OsString;
 use std::process::ExitCode;
-use std::time::Duration;
 
 use clap::Args;
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 use super::signals::stop_agent_on_signals;
 use super::{Common, Failure, configuration, translate, wrapped};
@@ -92,6 +92,10 @@ pub struct AgentArgs {
     #[arg(long, value_name = "POLICY")]
     when_full: Option<OsString>,
 
+    /// Drop messages that wait longer than this [default: none]
+    #[arg(long, value_name = "DURATION")]
+    max_age: Option<OsString>,
+
     /// Reject a message that failed alone this many times [default: 10]
     #[arg(long, value_name = "N")]
     max_attempts: Option<OsString>,
@@ -107,6 +111,14 @@ pub struct AgentArgs {
     /// Refuse files of attachments larger than this [default: 5GiB]
     #[arg(long, value_name = "SIZE")]
     max_attachment_size: Option<OsString>,
+
+    /// Take this many connections of clients at once; past it the longest idle one is closed [default: 4096]
+    #[arg(long, value_name = "N")]
+    max_connections: Option<OsString>,
+
+    /// Close the connection of a client that is silent for this long [default: 2m]
+    #[arg(long, value_name = "DURATION")]
+    client_timeout: Option<OsString>,
 
     /// Give up connecting to the server after this long [default: 5s]
     #[arg(long, value_name = "DURATION")]
@@ -137,15 +149,10 @@ pub struct AgentArgs {
     command: Vec<OsString>,
 }
 
-/// Connections at once.
-const CONNECTIONS_MAX: usize = 16_384;
+/// Files that the agent needs beside its clients' connections: the store, the log, replay's own connections.
+const FILES_RESERVED: u64 = 256;
 /// Bytes of all bodies of protected writes that are held at once, unless one body may be larger.
 const BODY_MEMORY_BYTES_MAX: usize = 256 * 1024 * 1024;
-/// How long a client may take to send a request's head; what an idle connection may last, too.
-const HEADER_READ_TIMEOUT: Duration = Duration::from_secs(120);
-/// How long a client may pause within a body.
-const BODY_READ_TIMEOUT: Duration = Duration::from_secs(60);
-
 pub fn run(common: &Common, args: &AgentArgs) -> Result<ExitCode, Failure> {
     let config = configuration(&args.flags(common.flags()))?;
     super::selection::refuse_jsonl(common.format)?;
@@ -156,7 +163,17 @@ pub fn run(common: &Common, args: &AgentArgs) -> Result<ExitCode, Failure> {
     }
     let log = common.start_logging(&config, None)?;
     let service_manager = ServiceManager::find(&ProcessEnvironment, std::process::id())?;
-    let agent = Agent::bind(settings(&config, service_manager)?)?;
+    let wanted = config.max_connections.value;
+    raise_files_allowed(wanted);
+    let settings = settings(&config, service_manager)?;
+    if settings.intake.connections_max < usize::try_from(wanted).unwrap_or(usize::MAX) {
+        tracing::warn!(
+            target: "intake",
+            "only {} connections are taken at once, not {wanted} (max_connections): raise the hard limit on open files",
+            settings.intake.connections_max
+        );
+    }
+    let agent = Agent::bind(settings)?;
     let shutdown = Shutdown::new();
     stop_agent_on_signals(&shutdown, log)?;
     agent.run(&shutdown, None)?;
@@ -174,10 +191,13 @@ impl AgentArgs {
             max_size: self.max_size.clone(),
             free_disk_reserve: self.free_disk_reserve.clone(),
             when_full: self.when_full.clone(),
+            max_age: self.max_age.clone(),
             max_attempts: self.max_attempts.clone(),
             max_body_size: self.max_body_size.clone(),
             max_inflated_size: self.max_inflated_size.clone(),
             max_attachment_size: self.max_attachment_size.clone(),
+            max_connections: self.max_connections.clone(),
+            client_timeout: self.client_timeout.clone(),
             connect_timeout: self.connect_timeout.clone(),
             flush_timeout: self.flush_timeout.clone(),
             forward_timeout: self.forward_timeout.clone(),
@@ -198,6 +218,7 @@ fn settings(config: &Config, service_manager: Option<ServiceManager>) -> Result<
         store_path: config.db.value.clone(),
         store_limits: translate::store_limits(config),
         store_keys: translate::store_keys(config)?,
+        max_age: config.max_age.value,
         upstream: translate::upstream_settings(config),
         upstream_address: (upstream.host().to_owned(), upstream.port()),
         monitor: MonitorSettings {
@@ -213,13 +234,12 @@ fn settings(config: &Config, service_manager: Option<ServiceManager>) -> Result<
         },
         replay_tick_interval: config.replay_tick_interval.value,
         intake: IntakeLimits {
-            connections_max: CONNECTIONS_MAX,
+            connections_max: connections_allowed(config.max_connections.value, files_allowed()),
             body_bytes_max,
             inflated_bytes_max: config.max_inflated_size.value.bytes(),
             attachment_bytes_max: config.max_attachment_size.value.bytes(),
             body_memory_bytes_max: BODY_MEMORY_BYTES_MAX.max(usize::try_from(body_bytes_max).unwrap_or(usize::MAX)),
-            header_read_timeout: HEADER_READ_TIMEOUT,
-            body_read_timeout: BODY_READ_TIMEOUT,
+            client_timeout: config.client_timeout.value,
             forward_timeout: config.forward_timeout.value,
             retry_interval: config.retry_interval.value,
             ping_interval: config.connection_monitor_ping_interval.value,
@@ -233,9 +253,50 @@ fn settings(config: &Config, service_manager: Option<ServiceManager>) -> Result<
     })
 }
 
+/// Returns how many connections fit into the files that this process may open: a client's request may need a connection
+/// to the server beside its own.
+fn connections_allowed(wanted: u32, files: Option<u64>) -> usize {
+    let fitting = files.map_or(u64::MAX, |files| files.saturating_sub(FILES_RESERVED) / 2).max(1);
+    usize::try_from(fitting.min(u64::from(wanted))).unwrap_or(usize::MAX)
+}
+
+/// Returns how many files this process may open; `None` for any number.
+fn files_allowed() -> Option<u64> {
+    getrlimit(Resource::Nofile).current
+}
+
+/// Raises the soft limit on open files to what the connections need, as far as the hard limit lets us.
+///
+/// Not for an agent that wraps a command: the command would inherit it, and programs that use `select` break beyond 1024.
+fn raise_files_allowed(connections: u32) {
+    let limit = getrlimit(Resource::Nofile);
+    let needed = u64::from(connections) * 2 + FILES_RESERVED;
+    let Some(current) = limit.current.filter(|current| *current < needed) else { return };
+    let raised = limit.maximum.map_or(needed, |maximum| maximum.min(needed));
+    if raised > current && setrlimit(Resource::Nofile, Rlimit { current: Some(raised), ..limit }).is_err() {
+        tracing::debug!(target: "intake", "the limit on open files stays at {current}");
+    }
+}
+
 #[cfg(test)]
 mod tests {
+    use super::*;
     use crate::config::SETTINGS;
+
+    #[test]
+    fn there_are_never_more_connections_than_files_for_them() {
+        for (wanted, files, expected) in [
+            (4096, None, 4096),
+            (4096, Some(1 << 20), 4096),
+            (4096, Some(8448), 4096),
+            (4096, Some(8446), 4095),
+            (4096, Some(1024), 384),
+            (10, Some(1024), 10),
+            (4096, Some(256), 1),
+        ] {
+            assert_eq!(connections_allowed(wanted, files), expected, "{wanted} {files:?}");
+        }
+    }
 
     /// The help says each default in words that clap does not know; they must be those of the table of settings.
     #[test]

@@ -87,7 +87,9 @@ impl From<StoreError> for Failure {
             StoreError::Missing { .. } => "nothing was stored there yet; name another file with --db",
             StoreError::NotAStore { .. } => "name the message store with --db; the file was not touched",
             StoreError::NewerSchema { .. } => "use the newer opik-offline that wrote it; the file was not touched",
-            StoreError::Damaged { .. } => "keep a copy of the file, then move it away: a new store is made when needed",
+            StoreError::Damaged { .. } => {
+                "start the agent or run `opik-offline replay`: the file is set aside, and what can be read is recovered"
+            }
             StoreError::Unusable { .. } => {
                 "give this user write access to the file and its folder, free disk space, or name another file with --db"
             }
@@ -123,6 +125,9 @@ impl From<SalvageError> for Failure {
         let hint = match &error {
             SalvageError::File(error) => match error {
                 SdkFileError::Missing { .. } => "`opik-offline status` lists the stores that were found",
+                SdkFileError::OurStore { .. } => {
+                    "deliver it as it is: `opik-offline replay --db FILE --upstream URL`; the file was not touched"
+                }
                 SdkFileError::NotADatabase { .. } | SdkFileError::OtherProgram { .. } => {
                     "name an opik_messages.db that a Python process left; the file was not touched"
                 }
@@ -221,7 +226,11 @@ impl From<io::Error> for Failure {
     fn from(error: io::Error) -> Self {
         match error.kind() {
             io::ErrorKind::BrokenPipe => Self::silent(Exit::Done),
-            _ => Self::new(Exit::Failure, format!("cannot write the output: {error}"), None),
+            _ => Self::new(
+                Exit::Failure,
+                format!("cannot write the output: {error}"),
+                Some("free space where the output goes, or send it to another place"),
+            ),
         }
     }
 }
@@ -247,6 +256,78 @@ mod tests {
         let url = String::from("http://127.0.0.1:1");
         assert_eq!(Failure::from(SendFailure::Broken { url, reason: "reset".into() }).exit, Exit::Unreachable);
         assert_eq!(Failure::from(io::Error::from(io::ErrorKind::BrokenPipe)), Failure::silent(Exit::Done));
+    }
+
+    /// One of every error that a user can meet.
+    fn all_failures() -> Vec<Failure> {
+        use crate::config::{Config, Environment, Flags};
+        struct Nothing;
+        impl Environment for Nothing {
+            fn variable(&self, _: &str) -> Option<std::ffi::OsString> {
+                None
+            }
+            fn home_dir(&self) -> Option<std::path::PathBuf> {
+                None
+            }
+            fn config_dir(&self) -> Option<std::path::PathBuf> {
+                None
+            }
+            fn data_dir(&self) -> Option<std::path::PathBuf> {
+                None
+            }
+        }
+        let path = || std::path::PathBuf::from("/folder/file");
+        let reason = || "why".to_owned();
+        let url = || "http://127.0.0.1:1/api".to_owned();
+        let denied = || io::Error::from(io::ErrorKind::PermissionDenied);
+        let owner = crate::store::Owner::this_process("replay");
+        let bad = Flags { max_size: Some("big".into()), ..Flags::default() };
+        let store = [
+            StoreError::Missing { path: path() },
+            StoreError::NotAStore { path: path(), reason: reason() },
+            StoreError::NewerSchema { path: path(), found: 9, known: 1 },
+            StoreError::Damaged { path: path(), reason: reason() },
+            StoreError::Unusable { path: path(), reason: reason() },
+            StoreError::Full { path: path(), reason: reason() },
+            StoreError::Busy { path: path(), waited_ms: 5 },
+            StoreError::LeaseHeld { owner },
+            StoreError::AttachmentGone,
+            StoreError::LeaseLost,
+        ];
+        let file = [
+            SdkFileError::Missing { path: path() },
+            SdkFileError::NotADatabase { path: path() },
+            SdkFileError::OurStore { path: path() },
+            SdkFileError::OtherProgram { path: path(), reason: reason() },
+            SdkFileError::Live { path: path(), pid: 1, name: reason() },
+            SdkFileError::Unreadable { path: path(), reason: reason() },
+        ];
+        let config = [
+            Config::resolve(&Flags::default(), &Nothing).expect_err("there is no folder for data"),
+            Config::resolve(&bad, &Nothing).expect_err("big is no size"),
+            ConfigError::Read { path: path(), source: denied() },
+            ConfigError::Malformed { path: path(), line: Some(3), reason: reason() },
+            ConfigError::UnknownKey { path: path(), key: reason(), hint: "did you mean that?".to_owned() },
+        ];
+        let mut all: Vec<Failure> = store.into_iter().map(Failure::from).collect();
+        all.extend(file.into_iter().map(|error| Failure::from(SalvageError::File(error))));
+        all.extend(config.into_iter().map(Failure::from));
+        all.push(SendFailure::Broken { url: url(), reason: reason() }.into());
+        all.push(denied().into());
+        all.push(Failure::of_child_lost("python", &denied()));
+        all
+    }
+
+    #[test]
+    fn every_error_says_what_to_do_next() {
+        for failure in all_failures() {
+            let hint = failure.hint.as_deref().unwrap_or_default();
+            assert!(hint.len() > 10, "whoever reads {:?} is left alone with it", failure.message);
+            assert!(!failure.message.is_empty() && !failure.message.ends_with('.'), "{failure}");
+            for filler in ["please", "simply", "Error {", "Os {"] {
+                assert!(!failure.to_string().contains(filler), "{failure}");
+            }
+        }
     }
 
     #[test]

@@ -2,8 +2,8 @@
 
 use serde::Serialize;
 
-use super::render::{Renderer, elided, size, table_text, terminal};
-use crate::store::Backlog;
+use super::render::{Renderer, count, elided, size, table_text, terminal, time};
+use crate::store::{Backlog, Filter, Page, Store, StoreError};
 
 /// Messages of one status, type and workspace.
 #[derive(Serialize)]
@@ -45,4 +45,27 @@ pub fn groups_text(renderer: &Renderer, groups: &[Group]) -> String {
         ]);
     }
     table_text(&table)
+}
+
+/// Returns the sums of a selection as people read them: `5 messages (869 B, 7 items)`.
+pub fn sums_text(groups: &[Group]) -> String {
+    let sum = |of: fn(&Group) -> u64| groups.iter().map(of).sum::<u64>();
+    let items = count(sum(|group| group.items), "item");
+    format!("{} ({}, {items})", count(sum(|group| group.messages), "message"), size(sum(|group| group.body_bytes)))
+}
+
+/// Returns when the oldest message of a selection was accepted, rejected ones included.
+///
+/// # Errors
+///
+/// What the store says.
+pub fn oldest(store: &dyn Store, filter: &Filter) -> Result<Option<String>, StoreError> {
+    let first = store.list(filter, &Page { after: None, limit: 1, newest_first: false })?;
+    Ok(first.first().map(|listed| time(listed.accepted_at_ms)))
+}
+
+/// Returns what a preview says below its heading: the groups and the oldest.
+pub fn preview_text(renderer: &Renderer, groups: &[Group], oldest: Option<&str>) -> String {
+    let oldest = oldest.map_or(String::new(), |oldest| format!("\nthe oldest was accepted at {oldest}\n"));
+    groups_text(renderer, groups) + &oldest
 }

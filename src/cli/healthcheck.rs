@@ -323,7 +323,25 @@ fn store(config: &Config, full: bool) -> Check {
         Ok((problems, condition)) if problems.as_ref().is_none_or(Vec::is_empty) => {
             let looked = if problems.is_some() { "sound" } else { "can be opened (--full reads every page)" };
             let (used, max) = (condition.file_bytes, config.max_size.value.bytes());
-            let text = format!("{path}: {looked}, {} of at most {}", size(used), size(max));
+            let mut text = format!("{path}: {looked}, {} of at most {}", size(used), size(max));
+            for (dropped, why) in
+                [(condition.dropped, "the store was full"), (condition.expired, "they were older than max_age")]
+            {
+                if dropped > 0 {
+                    text.push_str(&format!("; {dropped} messages were dropped because {why}"));
+                }
+            }
+            let recovered: Vec<_> = condition.recoveries.iter().filter(|recovery| recovery.is_kept).collect();
+            if let Some(last) = recovered.last() {
+                let (recovered, lost) = (last.recovered, last.lost);
+                text.push_str(&format!("; its file was damaged: {recovered} messages were recovered, {lost} are lost"));
+                let aside = last.set_aside.display();
+                return Check::warn(
+                    "store",
+                    text,
+                    format!("see to the disk; remove {aside} when you need nothing of it"),
+                );
+            }
             // What messages that were deleted left behind is used again before the file grows.
             let is_nearly_full = used.saturating_sub(condition.free_bytes) > max / 100 * NEARLY_FULL_PERCENT;
             match is_nearly_full {

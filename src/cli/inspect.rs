@@ -1,20 +1,26 @@
 //! `opik-offline inspect`
 
-use std::io::{self, Write};
+use std::io::{self, BufWriter, IsTerminal, Write};
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
+use base64::Engine;
 use clap::Args;
 use serde::Serialize;
 
-use super::render::{Format, Renderer, count, nothing, short_duration, size, table_text_cut, time};
+use super::pager::Output;
+use super::render::{
+    Format, Renderer, colored_json, count, harmless, nothing, short_duration, size, table_text_cut, time,
+};
 use super::selection::{Selection, id, number};
-use super::{Common, Exit, Failure, configuration, existing_store};
+use super::{Common, Exit, Failure, configuration, existing_store, stop_on_signals};
 use crate::config::Config;
 use crate::message::{BodyFault, MessageId, MessageType};
 use crate::protocol::attachment::Subject;
-use crate::protocol::json::pretty;
+use crate::protocol::json::{compact, pretty};
 use crate::protocol::otlp;
+use crate::shutdown::Shutdown;
 use crate::store::{Filter, Listed, Page, Store, StoreError, StoredMessage, now_ms};
 
 const AFTER_HELP: &str = "\
@@ -26,13 +32,24 @@ Examples:
     opik-offline inspect 42
   What a killed Python process left:
     opik-offline inspect --from /tmp/tmp1a2b3c4d/opik_messages.db
-  Everything about one trace, as JSON lines:
+  Everything about one trace, bodies included, as JSON lines:
     opik-offline inspect --trace 01a20445-0b53-7443-881b-86277651b909 --limit 0 --format jsonl
+  Watch what an application writes during an outage:
+    opik-offline inspect --follow --workspace team
+
+JSON lines:
+  --format jsonl writes a message a line with its headers and its decoded body: as JSON in body, and where it is none \
+(protobuf, a bare NaN) as base64 in body_base64. A file's bytes are not part of it. To deliver messages from another \
+machine copy the store, not this export.
 
 Exit codes:
-  0  Shown
-  1  There is no such message, or the store can't be read
-  2  Wrong usage or configuration";
+  0    Shown
+  1    There is no such message, or the store can't be read
+  2    Wrong usage or configuration
+  130  Interrupted (--follow)
+
+Environment:
+  PAGER shows a long result on a terminal [default: less -FRX]; empty or cat: none.";
 
 /// List stored messages, or show one whole
 ///
@@ -41,20 +58,30 @@ Exit codes:
 #[command(after_long_help = AFTER_HELP)]
 pub struct InspectArgs {
     /// Show this message whole
-    #[arg(value_name = "ID", value_parser = id, conflicts_with_all = ["status", "rejected", "types", "workspace", "project", "ids", "trace", "older_than"])]
+    #[arg(value_name = "ID", value_parser = id, conflicts_with_all = ["status", "rejected", "types", "workspace", "project", "ids", "trace", "older_than", "newer_than"])]
     id: Option<i64>,
 
     /// List what a Python process left in this file, without changing it
-    #[arg(long, value_name = "FILE", value_hint = clap::ValueHint::FilePath, conflicts_with_all = ["id", "newest", "status", "rejected", "types", "workspace", "project", "ids", "trace", "older_than"])]
+    #[arg(long, value_name = "FILE", value_hint = clap::ValueHint::FilePath, conflicts_with_all = ["id", "newest", "status", "rejected", "types", "workspace", "project", "ids", "trace", "older_than", "newer_than"])]
     from: Option<PathBuf>,
 
-    /// List this many messages at most; 0 lists all
-    #[arg(long, value_name = "N", default_value = "50", value_parser = number)]
-    limit: u64,
+    /// List this many messages at most; 0 lists all [default: 50]
+    #[arg(long, value_name = "N", value_parser = number)]
+    limit: Option<u64>,
 
     /// List the newest first
     #[arg(long)]
     newest: bool,
+
+    /// Show messages as they are stored, from now on
+    ///
+    /// It ends when interrupted, or after --limit. A message that is delivered at once may never be seen.
+    #[arg(long, conflicts_with_all = ["id", "from", "newest", "older_than", "newer_than"])]
+    follow: bool,
+
+    /// Show a long result on a terminal without a pager
+    #[arg(long)]
+    no_pager: bool,
 
     #[command(flatten)]
     selection: Selection,
@@ -101,20 +128,18 @@ struct File {
     entity_id: String,
 }
 
-/// One message as a line of JSON.
+/// One message as a line of JSON. A body that is JSON follows as `body`, in the tokens in which it was sent.
 #[derive(Serialize)]
 struct JsonLine {
     schema_version: u32,
     #[serde(flatten)]
     line: Line,
-}
-
-#[derive(Serialize)]
-struct List {
-    schema_version: u32,
-    messages: Vec<Line>,
-    /// How many the filter selects in all.
-    selected: u64,
+    headers: Vec<Header>,
+    /// The decoded body where it is not JSON.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    body_base64: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    body_problem: Option<String>,
 }
 
 #[derive(Serialize)]
@@ -140,6 +165,10 @@ struct Whole {
 
 /// Messages read from the store at a time: a list of a million is never in memory.
 const PAGE: usize = 500;
+/// Messages listed unless something else is asked for.
+const LIMIT: usize = 50;
+/// How often `--follow` looks for new messages: one look-up by the primary key.
+const FOLLOW_INTERVAL: Duration = Duration::from_millis(200);
 /// Rows of a table that share one computation of column widths.
 const TABLE_ROWS: usize = PAGE;
 /// Bodies longer than this when decoded are not shown.
@@ -158,20 +187,44 @@ const SHOWN_HEADERS: [&str; 9] = [
 ];
 
 pub fn run(common: &Common, args: &InspectArgs) -> Result<(), Failure> {
+    if args.follow && matches!(common.format, Format::Json | Format::Yaml) {
+        return Err(Failure::new(
+            Exit::Usage,
+            "--follow has no end, and one document has one",
+            Some("use --format jsonl, which is a document a line"),
+        ));
+    }
     let config = configuration(&common.flags())?;
     let renderer = common.renderer();
+    let limit = match args.limit {
+        Some(0) => usize::MAX,
+        None if args.follow => usize::MAX,
+        limit => limit.map_or(LIMIT, |limit| usize::try_from(limit).unwrap_or(usize::MAX)),
+    };
     if let Some(file) = &args.from {
-        let limit = if args.limit == 0 { usize::MAX } else { usize::try_from(args.limit).unwrap_or(usize::MAX) };
         return super::salvage::list(common, file, limit);
     }
     let store = existing_store(&config)?;
-    match args.id {
-        Some(id) => show(&renderer, store.as_deref(), MessageId(id), &config),
-        None => list(&renderer, store.as_deref(), args),
+    if args.follow {
+        return follow(&renderer, &config, store, args, limit);
     }
+    let mut output = Output::start(!args.no_pager && common.format == Format::Table)?;
+    let shown = match args.id {
+        Some(id) => show(&renderer, &mut output, store.as_deref(), MessageId(id), &config),
+        None => list(&renderer, &mut output, store.as_deref(), args, limit),
+    };
+    // A pager that was quit early is no error, and one that is still open is waited for in any case.
+    let finished = output.finish();
+    shown.and(finished)
 }
 
-fn show(renderer: &Renderer, store: Option<&dyn Store>, id: MessageId, config: &Config) -> Result<(), Failure> {
+fn show(
+    renderer: &Renderer,
+    output: &mut Output,
+    store: Option<&dyn Store>,
+    id: MessageId,
+    config: &Config,
+) -> Result<(), Failure> {
     let message = store.map(|store| store.get(id)).transpose()?.flatten();
     let Some(message) = message else {
         let path = config.db.value.display();
@@ -183,55 +236,184 @@ fn show(renderer: &Renderer, store: Option<&dyn Store>, id: MessageId, config: &
             ),
         ));
     };
-    Ok(renderer.result(&whole(message), whole_text)?)
+    Ok(renderer.result_to(output, &whole(message), whole_text)?)
 }
 
-fn list(renderer: &Renderer, store: Option<&dyn Store>, args: &InspectArgs) -> Result<(), Failure> {
+fn list(
+    renderer: &Renderer,
+    output: &mut Output,
+    store: Option<&dyn Store>,
+    args: &InspectArgs,
+    limit: usize,
+) -> Result<(), Failure> {
     let filter = args.selection.filter(now_ms());
-    let selected = store.map_or(Ok(0), |store| store.backlog(&filter).map(|backlog| backlog.messages()))?;
-    let is_any = filter == Filter::default();
-    let limit = if args.limit == 0 { usize::MAX } else { usize::try_from(args.limit).unwrap_or(usize::MAX) };
-    let mut pages = Pages { store, filter, newest: args.newest, left: limit, after: None };
-    let mut stdout = io::stdout().lock();
+    let selected =
+        |filter: &Filter| store.map_or(Ok(0), |store| store.backlog(filter).map(|backlog| backlog.messages()));
+    let mut pages = Pages { store, filter: filter.clone(), newest: args.newest, left: limit, after: None };
+    let mut output = BufWriter::new(output);
     match renderer.format() {
         Format::Jsonl => {
             while let Some(lines) = pages.next()? {
                 for line in lines {
-                    let text =
-                        serde_json::to_string(&JsonLine { schema_version: 1, line }).map_err(io::Error::other)?;
-                    writeln!(stdout, "{text}")?;
+                    writeln!(output, "{}", exported(store, line)?)?;
                 }
             }
-            stdout.flush()?;
         }
-        Format::Json | Format::Yaml => {
-            drop(stdout);
-            let mut messages = Vec::new();
+        // Written piece by piece as serde_json and serde_yaml would write the whole: a list may be long.
+        Format::Json => {
+            write!(output, "{{\n  \"schema_version\": 1,\n  \"messages\": [")?;
+            let mut separator = "\n";
             while let Some(lines) = pages.next()? {
-                messages.extend(lines);
+                for line in &lines {
+                    let line = serde_json::to_string_pretty(line).map_err(io::Error::other)?;
+                    write!(output, "{separator}    {}", line.replace('\n', "\n    "))?;
+                    separator = ",\n";
+                }
             }
-            renderer.result(&List { schema_version: 1, messages, selected }, |_, _| String::new())?;
+            let end = if separator == "\n" { "" } else { "\n  " };
+            writeln!(output, "{end}],\n  \"selected\": {}\n}}", selected(&filter)?)?;
+        }
+        Format::Yaml => {
+            let mut head = "schema_version: 1\nmessages:\n";
+            while let Some(lines) = pages.next()? {
+                let lines = serde_yaml::to_string(&lines).map_err(io::Error::other)?;
+                write!(output, "{}{lines}", std::mem::take(&mut head))?;
+            }
+            let head = if head.is_empty() { "" } else { "schema_version: 1\nmessages: []\n" };
+            writeln!(output, "{head}selected: {}", selected(&filter)?)?;
         }
         Format::Table => {
             let mut shown = 0;
             while let Some(lines) = pages.next()? {
-                shown += lines.len() as u64;
-                stdout.write_all(lines_text(renderer, &lines).as_bytes())?;
+                shown += lines.len();
+                output.write_all(lines_text(renderer, &lines).as_bytes())?;
             }
-            match (shown, selected) {
-                (0, _) => writeln!(stdout, "{}", nothing(is_any))?,
-                (shown, selected) if shown < selected => {
-                    writeln!(
-                        stdout,
-                        "{shown} of {selected} messages; more with --limit, others with --newest or filters"
-                    )?;
+            let more = "more with --limit, others with --newest or filters";
+            match store {
+                None => writeln!(output, "{}", nothing(true))?,
+                Some(store) if shown == 0 => writeln!(output, "{}", args.selection.nothing(store)?)?,
+                Some(_) if shown < limit => {}
+                // Counting these takes a look at every message: only whether there is one more.
+                Some(store) if counts_slowly(&filter) => {
+                    let page = Page { after: pages.after, limit: 1, newest_first: args.newest };
+                    if !store.list(&filter, &page)?.is_empty() {
+                        writeln!(output, "the first {}; {more}", count(shown as u64, "message"))?;
+                    }
                 }
-                _ => {}
+                Some(_) => {
+                    let selected = selected(&filter)?;
+                    if (shown as u64) < selected {
+                        writeln!(output, "{shown} of {selected} messages; {more}")?;
+                    }
+                }
             }
-            stdout.flush()?;
+        }
+    }
+    Ok(output.flush()?)
+}
+
+/// Says whether the store has no count of what this selects at hand.
+fn counts_slowly(filter: &Filter) -> bool {
+    let coarse = Filter {
+        statuses: filter.statuses.clone(),
+        types: filter.types.clone(),
+        workspaces: filter.workspaces.clone(),
+        ..Filter::default()
+    };
+    *filter != coarse
+}
+
+/// Shows messages as they are stored, until interrupted.
+fn follow(
+    renderer: &Renderer,
+    config: &Config,
+    store: Option<Arc<dyn Store>>,
+    args: &InspectArgs,
+    limit: usize,
+) -> Result<(), Failure> {
+    let shutdown = Shutdown::new();
+    stop_on_signals(&shutdown)?;
+    let filter = args.selection.filter(now_ms());
+    let newest = |store: &dyn Store| -> Result<Option<MessageId>, StoreError> {
+        let page = Page { after: None, limit: 1, newest_first: true };
+        Ok(store.list(&Filter::default(), &page)?.first().map(|listed| listed.id))
+    };
+    let mut store = store;
+    let mut after = store.as_deref().map(newest).transpose()?.flatten();
+    let mut left = limit;
+    while left > 0 {
+        if store.is_none() {
+            store = existing_store(config)?;
+        }
+        if let Some(store) = store.as_deref() {
+            // What is stored from here on is for the next look, so that no look begins further back than this.
+            let until = newest(store)?;
+            let mut pages = Pages { store: Some(store), filter: filter.clone(), newest: false, left, after };
+            while let Some(lines) = pages.next()? {
+                let mut stdout = io::stdout().lock();
+                for line in lines {
+                    match renderer.format() {
+                        Format::Jsonl => writeln!(stdout, "{}", exported(Some(store), line)?)?,
+                        _ => writeln!(stdout, "{}", followed(&line))?,
+                    }
+                }
+                stdout.flush()?;
+            }
+            left = pages.left;
+            after = after.max(pages.after).max(until);
+        }
+        if left > 0 && shutdown.sleep(FOLLOW_INTERVAL) {
+            return Err(Failure::silent(Exit::Interrupted));
         }
     }
     Ok(())
+}
+
+/// One message as a line in columns that need not know the other lines.
+fn followed(line: &Line) -> String {
+    let project = line.project.as_deref().unwrap_or_default();
+    let text = format!(
+        "{}  {:>8}  {:<10}  {:<20}  {:>9}  {}  {}",
+        line.accepted_at,
+        line.id,
+        line.status,
+        type_text(line),
+        size(line.body_bytes),
+        line.workspace,
+        project
+    );
+    harmless(text.trim_end())
+}
+
+/// One message as a line of JSON with its body.
+fn exported(store: Option<&dyn Store>, line: Line) -> Result<String, Failure> {
+    let mut headers = Vec::new();
+    let mut body_base64 = None;
+    let mut body_problem = None;
+    let mut body = None;
+    match store.map(|store| store.get(MessageId(line.id))).transpose()?.flatten() {
+        None => body_problem = Some("the message was delivered or purged meanwhile".to_owned()),
+        Some(message) => {
+            headers = shown_headers(&message);
+            match message.request.body.decode(SHOWN_BYTES_MAX) {
+                Err(fault) => body_problem = Some(fault.to_string()),
+                Ok(content) => {
+                    body = std::str::from_utf8(&content).ok().and_then(compact);
+                    if body.is_none() {
+                        body_base64 = Some(base64::engine::general_purpose::STANDARD.encode(&content));
+                    }
+                }
+            }
+        }
+    }
+    let line = JsonLine { schema_version: 1, line, headers, body_base64, body_problem };
+    let mut text = serde_json::to_string(&line).map_err(io::Error::other)?;
+    if let Some(body) = body {
+        // As text, because a value of serde_json's would lose digits and lone surrogates.
+        text.pop();
+        text.extend([",\"body\":", &body, "}"]);
+    }
+    Ok(text)
 }
 
 /// Pages through a list of any length.
@@ -359,18 +541,22 @@ fn whole(message: StoredMessage) -> Whole {
         Ok(None) => (None, Some("the body is not text".to_owned())),
         Err(problem) => (None, Some(problem)),
     };
-    let headers = message.request.headers.iter().map(|(name, value)| {
-        let is_shown = SHOWN_HEADERS.contains(&name.to_ascii_lowercase().as_str());
-        let shown = if is_shown { String::from_utf8_lossy(value).into_owned() } else { "***".to_owned() };
-        Header { name: name.to_owned(), value: shown }
-    });
-    let headers = headers.collect();
+    let headers = shown_headers(&message);
     let attachment = file(&message);
     let line = Line { attachment, ..line(message.listed) };
     Whole { schema_version: 1, headers, line, services, body, body_problem }
 }
 
-fn whole_text(_: &Renderer, whole: &Whole) -> String {
+fn shown_headers(message: &StoredMessage) -> Vec<Header> {
+    let shown = |(name, value): (&str, &[u8])| {
+        let is_shown = SHOWN_HEADERS.contains(&name.to_ascii_lowercase().as_str());
+        let value = if is_shown { String::from_utf8_lossy(value).into_owned() } else { "***".to_owned() };
+        Header { name: name.to_owned(), value }
+    };
+    message.request.headers.iter().map(shown).collect()
+}
+
+fn whole_text(renderer: &Renderer, whole: &Whole) -> String {
     let line = &whole.line;
     let mut text = String::new();
     let mut row = |name: &str, value: &str| text.push_str(&format!("{name:<13} {value}\n"));
@@ -411,8 +597,15 @@ fn whole_text(_: &Renderer, whole: &Whole) -> String {
         row("header", &format!("{name}: {value}"));
     }
     text.push('\n');
+    // A pipe gets what was sent; a terminal would obey what stands in it.
+    let safe = |text: &str| if io::stdout().is_terminal() { harmless(text) } else { text.to_owned() };
+    let mut text = safe(&text);
     match (&whole.body, &whole.body_problem) {
-        (Some(body), _) => text.push_str(pretty(body).as_deref().unwrap_or(body)),
+        (Some(body), _) => match pretty(body).map(|body| safe(&body)) {
+            Some(body) if renderer.is_colored() => text.push_str(&colored_json(&body)),
+            Some(body) => text.push_str(&body),
+            None => text.push_str(&safe(body)),
+        },
         (None, problem) => text.push_str(problem.as_deref().unwrap_or("no body")),
     }
     text.push('\n');

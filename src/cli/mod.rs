@@ -9,6 +9,7 @@ mod failure;
 mod groups;
 mod healthcheck;
 mod inspect;
+mod pager;
 mod progress;
 mod purge;
 mod readback;
@@ -18,6 +19,7 @@ mod salvage;
 mod selection;
 mod signals;
 mod status;
+mod values;
 mod wrapped;
 
 use std::ffi::OsString;
@@ -115,7 +117,7 @@ struct Common {
 
 #[derive(Subcommand, Debug)]
 enum Command {
-    Agent(agent::AgentArgs),
+    Agent(Box<agent::AgentArgs>),
     Healthcheck(healthcheck::HealthcheckArgs),
     Status(status::StatusArgs),
     Replay(replay::ReplayArgs),
@@ -130,6 +132,11 @@ pub fn command() -> clap::Command {
 
 /// Runs the command line of this process and returns how it ends.
 pub fn run() -> ExitCode {
+    let mut arguments = std::env::args_os().skip(1);
+    if arguments.next().is_some_and(|first| first == values::COMMAND) {
+        values::run(arguments.collect());
+        return ExitCode::SUCCESS;
+    }
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(mut error) => {
@@ -161,6 +168,7 @@ fn suggest_dashes(error: &mut clap::Error, is_agent: bool) {
 
 impl Cli {
     fn dispatch(self) -> Result<ExitCode, Failure> {
+        survive_size_limits()?;
         let done = match &self.command {
             Command::Agent(args) => return agent::run(&self.common, args),
             Command::Healthcheck(args) => healthcheck::run(&self.common, args),
@@ -208,12 +216,29 @@ impl Common {
 
 /// Resolves the configuration.
 fn configuration(flags: &Flags) -> Result<Config, Failure> {
+    for warning in crate::config::unknown_variables(&ProcessEnvironment) {
+        progress::say(&format!("warning: {warning}"));
+    }
     Config::resolve(flags, &ProcessEnvironment).map_err(Failure::from)
 }
 
-/// Opens the store that is there; `None` when nothing was ever stored.
+/// Makes a file that grows beyond the limit for this process (`ulimit -f`) an error of its write, and not the end of
+/// the process: the store then counts as unusable, and comes back when the limit is raised.
+fn survive_size_limits() -> Result<(), Failure> {
+    let seen = Arc::new(std::sync::atomic::AtomicBool::new(false));
+    signal_hook::flag::register(signal_hook::consts::SIGXFSZ, seen)
+        .map(drop)
+        .map_err(|error| Failure::new(Exit::Failure, format!("cannot set up signals: {error}"), None))
+}
+
+/// Opens the store that is there for looking at it; `None` when nothing was ever stored.
 fn existing_store(config: &Config) -> Result<Option<Arc<dyn Store>>, StoreError> {
     opened(config, OpenMode::Existing, &translate::store_keys(config)?)
+}
+
+/// Opens the store that is there, after what can be read of a damaged one was recovered.
+fn recovered_store(config: &Config) -> Result<Option<Arc<dyn Store>>, StoreError> {
+    opened(config, OpenMode::ExistingOrRecovered, &translate::store_keys(config)?)
 }
 
 /// Opens the store that is there, also when its key is not: for what needs nothing of the contents.

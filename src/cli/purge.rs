@@ -5,10 +5,12 @@ use std::io::{self, BufRead, IsTerminal, Write};
 use clap::Args;
 use serde::Serialize;
 
-use super::groups::{Group, groups, groups_text};
+use super::groups::{Group, groups, oldest, preview_text, sums_text};
+use super::progress::Progress;
 use super::render::{Renderer, count, nothing, size};
 use super::selection::{Selection, refuse_jsonl};
-use super::{Common, Exit, Failure, configuration, existing_store_without_key};
+use super::{Common, Exit, Failure, configuration, existing_store_without_key, stop_on_signals};
+use crate::shutdown::Shutdown;
 use crate::store::{Filter, Purged, Store, now_ms};
 
 const AFTER_HELP: &str = "\
@@ -19,9 +21,10 @@ Examples:
     opik-offline purge --rejected --older-than 7d --yes
 
 Exit codes:
-  0  Deleted, or nothing was selected
-  1  Failure, or the question was answered with no
-  2  Wrong usage or configuration, or there was nobody to ask and no --yes";
+  0    Deleted, or nothing was selected
+  1    Failure, or the question was answered with no
+  2    Wrong usage or configuration, or there was nobody to ask and no --yes
+  130  Interrupted; what was not deleted yet is still there";
 
 /// Delete stored messages for good
 ///
@@ -43,7 +46,7 @@ pub struct PurgeArgs {
 }
 
 /// What was deleted, or would be.
-#[derive(Serialize)]
+#[derive(Serialize, Default)]
 struct Report {
     schema_version: u32,
     dry_run: bool,
@@ -52,6 +55,10 @@ struct Report {
     body_bytes: u64,
     /// What was selected, before anything was deleted.
     groups: Vec<Group>,
+    /// When the oldest of them was accepted.
+    oldest_accepted_at: Option<String>,
+    /// What was selected and is still stored.
+    remaining: u64,
     /// Bytes of the store's files afterwards.
     file_bytes: Option<u64>,
 }
@@ -64,98 +71,119 @@ pub fn run(common: &Common, args: &PurgeArgs) -> Result<(), Failure> {
     let config = configuration(&common.flags())?;
     let renderer = common.renderer();
     let filter = args.selection.filter(now_ms());
+    let nothing_done = Report { schema_version: 1, dry_run: args.dry_run, ..Report::default() };
     let Some(store) = existing_store_without_key(&config)? else {
-        let none = Report {
-            schema_version: 1,
-            dry_run: args.dry_run,
-            messages: 0,
-            items: 0,
-            body_bytes: 0,
-            groups: Vec::new(),
-            file_bytes: None,
-        };
-        return Ok(renderer.result(&none, |_, _| format!("{}\n", nothing(true)))?);
+        return Ok(renderer.result(&nothing_done, |_, _| format!("{}\n", nothing(true)))?);
     };
     let selected = store.backlog(&filter)?;
     let messages = selected.messages();
-    let body_bytes = selected.groups.iter().map(|group| group.body_bytes).sum();
-    let items = selected.groups.iter().map(|group| group.items).sum();
+    if messages == 0 {
+        let why = args.selection.nothing(store.as_ref())?;
+        return Ok(renderer.result(&nothing_done, |_, _| format!("{why}\n"))?);
+    }
     let would = Report {
         schema_version: 1,
         dry_run: true,
         messages,
-        items,
-        body_bytes,
+        items: selected.groups.iter().map(|group| group.items).sum(),
+        body_bytes: selected.groups.iter().map(|group| group.body_bytes).sum(),
         groups: groups(&selected),
+        oldest_accepted_at: oldest(store.as_ref(), &filter)?,
+        remaining: messages,
         file_bytes: None,
     };
-    if args.dry_run || messages == 0 {
-        let report = Report { dry_run: args.dry_run, ..would };
-        return Ok(renderer.result(&report, |renderer, report| match report.messages {
-            0 => format!("{}\n", nothing(filter == Filter::default())),
-            _ => {
-                let what = format!("{} ({})", count(report.messages, "message"), size(report.body_bytes));
-                format!("would delete {what}\n\n{}", groups_text(renderer, &report.groups))
-            }
-        })?);
+    if args.dry_run {
+        return Ok(renderer.result(&would, preview)?);
     }
     if !args.yes {
         ask(&renderer, &would)?;
     }
-    let purged = purge_all(store.as_ref(), &filter)?;
-    let file_bytes = store.compact()?;
-    let would_messages = would.messages;
-    let Purged { messages, items, body_bytes } = purged;
+    let shutdown = Shutdown::new();
+    stop_on_signals(&shutdown)?;
+    let mut progress = Progress::new(common.quiet);
+    progress.start(messages);
+    let purged = purge_all(store.as_ref(), &filter, messages, &progress, &shutdown);
+    progress.finish();
+    let purged = purged?;
+    let was_interrupted = shutdown.is_requested();
+    // Asked for at once: giving the space back may take a while, and nothing is lost without.
+    let file_bytes = if was_interrupted { None } else { Some(store.compact()?) };
+    let remaining = store.backlog(&filter)?.messages();
     let report = Report {
-        schema_version: 1,
         dry_run: false,
-        messages,
-        items,
-        body_bytes,
-        groups: would.groups,
-        file_bytes: Some(file_bytes),
+        messages: purged.messages,
+        items: purged.items,
+        body_bytes: purged.body_bytes,
+        remaining,
+        file_bytes,
+        ..would
     };
-    if !common.tells_what_was_done() {
-        return Ok(());
+    if common.tells_what_was_done() {
+        renderer.result(&report, |_, report| summary(report, was_interrupted))?;
     }
-    Ok(renderer.result(&report, |_, report| {
-        let kept = match would_messages.saturating_sub(report.messages) {
-            0 => String::new(),
-            1 => "1 message left alone: a replay is sending it\n".to_owned(),
-            kept => format!("{kept} messages left alone: a replay is sending them\n"),
-        };
-        let deleted = count(report.messages, "message");
-        format!("deleted {deleted} ({}); the store takes {} now\n{kept}", size(report.body_bytes), size(file_bytes))
-    })?)
+    if was_interrupted { Err(Failure::silent(Exit::Interrupted)) } else { Ok(()) }
+}
+
+fn preview(renderer: &Renderer, would: &Report) -> String {
+    let table = preview_text(renderer, &would.groups, would.oldest_accepted_at.as_deref());
+    format!("would delete {}\n\n{table}", sums_text(&would.groups))
+}
+
+fn summary(report: &Report, was_interrupted: bool) -> String {
+    let deleted = format!("deleted {} ({})", count(report.messages, "message"), size(report.body_bytes));
+    let takes = report.file_bytes.map_or(String::new(), |bytes| format!("; the store takes {} now", size(bytes)));
+    let left = match report.remaining {
+        0 => String::new(),
+        left if was_interrupted => {
+            format!("interrupted: {} of the selection still stored; run it again to go on\n", count(left, "message"))
+        }
+        left => format!(
+            "{} left alone: a replay is sending {}, or {} came meanwhile; look with `opik-offline status`\n",
+            count(left, "message"),
+            if left == 1 { "it" } else { "them" },
+            if left == 1 { "it" } else { "they" },
+        ),
+    };
+    format!("{deleted}{takes}\n{left}")
 }
 
 /// Asks a person on a terminal; anything else than yes ends the command.
 fn ask(renderer: &Renderer, would: &Report) -> Result<(), Failure> {
-    let what = format!("{} ({})", count(would.messages, "message"), size(would.body_bytes));
+    let what = sums_text(&would.groups);
     if !io::stdin().is_terminal() || !io::stderr().is_terminal() {
         let message = format!("purge would delete {what}, and there is nobody to ask");
         return Err(Failure::new(Exit::Usage, message, Some("look with --dry-run, then give --yes")));
     }
     let mut stderr = io::stderr();
-    write!(stderr, "{}\ndelete {what} for good? [y/N] ", groups_text(renderer, &would.groups))?;
+    let table = preview_text(renderer, &would.groups, would.oldest_accepted_at.as_deref());
+    write!(stderr, "{table}\ndelete {what} for good? [y/N] ")?;
     stderr.flush()?;
     let mut answer = String::new();
     io::stdin().lock().read_line(&mut answer)?;
     match answer.trim().to_ascii_lowercase().as_str() {
         "y" | "yes" => Ok(()),
-        _ => Err(Failure::new(Exit::Failure, "nothing was deleted", None)),
+        _ => Err(Failure::new(Exit::Failure, "nothing was deleted", Some("answer y to delete it"))),
     }
 }
 
-fn purge_all(store: &dyn Store, filter: &Filter) -> Result<Purged, Failure> {
+/// Deletes step by step, each a commit of its own, until nothing more can be deleted or the user has enough.
+fn purge_all(
+    store: &dyn Store,
+    filter: &Filter,
+    messages: u64,
+    progress: &Progress,
+    shutdown: &Shutdown,
+) -> Result<Purged, Failure> {
     let mut total = Purged::default();
-    loop {
+    while !shutdown.is_requested() {
         let step = store.purge(filter, PURGE_STEP)?;
         if step.messages == 0 {
-            return Ok(total);
+            break;
         }
         total.messages += step.messages;
         total.items += step.items;
         total.body_bytes += step.body_bytes;
+        progress.at(total.messages, messages);
     }
+    Ok(total)
 }

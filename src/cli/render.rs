@@ -40,21 +40,39 @@ impl Renderer {
         self.format
     }
 
+    /// Says whether there are colours.
+    pub fn is_colored(&self) -> bool {
+        self.color
+    }
+
     /// Writes one result: `people` says how it reads as text.
     ///
     /// # Errors
     ///
     /// Whatever stdout says.
     pub fn result<T: Serialize>(&self, result: &T, people: impl FnOnce(&Self, &T) -> String) -> io::Result<()> {
+        self.result_to(&mut io::stdout().lock(), result, people)
+    }
+
+    /// Writes one result to where a long one goes.
+    ///
+    /// # Errors
+    ///
+    /// Whatever the writer says.
+    pub fn result_to<T: Serialize>(
+        &self,
+        output: &mut impl Write,
+        result: &T,
+        people: impl FnOnce(&Self, &T) -> String,
+    ) -> io::Result<()> {
         let text = match self.format {
             Format::Table => people(self, result),
             Format::Json => serde_json::to_string_pretty(result).map_err(io::Error::other)? + "\n",
             Format::Jsonl => serde_json::to_string(result).map_err(io::Error::other)? + "\n",
             Format::Yaml => serde_yaml::to_string(result).map_err(io::Error::other)?,
         };
-        let mut stdout = io::stdout().lock();
-        stdout.write_all(text.as_bytes())?;
-        stdout.flush()
+        output.write_all(text.as_bytes())?;
+        output.flush()
     }
 
     /// Returns an empty table with these column heads; a head that begins with `>` is of a column of numbers.
@@ -192,6 +210,44 @@ fn cut(line: &str, width: usize) -> String {
         .collect()
 }
 
+/// Returns JSON that was laid out for people with colours: keys, texts, and the rest; not a token is changed.
+pub fn colored_json(text: &str) -> String {
+    const KEY: &str = "\u{1b}[1;34m";
+    const TEXT: &str = "\u{1b}[32m";
+    const WORD: &str = "\u{1b}[36m";
+    const END: &str = "\u{1b}[0m";
+    let mut colored = String::with_capacity(text.len() * 2);
+    let mut rest = text;
+    while let Some(first) = rest.chars().next() {
+        let (length, color) = match first {
+            '"' => {
+                let mut is_escaped = false;
+                let closing = rest[1..].bytes().position(|byte| {
+                    let closes = byte == b'"' && !is_escaped;
+                    is_escaped = byte == b'\\' && !is_escaped;
+                    closes
+                });
+                let length = closing.map_or(rest.len(), |at| at + 2);
+                (length, if rest[length..].starts_with(':') { KEY } else { TEXT })
+            }
+            '{' | '}' | '[' | ']' | ',' | ':' | ' ' | '\n' => (1, ""),
+            _ => (rest.find(['{', '}', '[', ']', ',', ':', ' ', '\n']).unwrap_or(rest.len()), WORD),
+        };
+        let (token, after) = rest.split_at(length);
+        match color {
+            "" => colored.push_str(token),
+            color => colored.extend([color, token, END]),
+        }
+        rest = after;
+    }
+    colored
+}
+
+/// Replaces what a terminal would obey: a stored text must not move its cursor or set its title.
+pub fn harmless(text: &str) -> String {
+    text.chars().map(|c| if c.is_control() && !matches!(c, '\n' | '\t') { '\u{fffd}' } else { c }).collect()
+}
+
 /// Returns a time in UTC, RFC 3339, to the second.
 pub fn time(ms: i64) -> String {
     let since = Duration::from_millis(u64::try_from(ms).unwrap_or(0));
@@ -247,6 +303,18 @@ mod tests {
     fn a_long_name_keeps_both_its_ends() {
         assert_eq!(elided("short", 5), "short");
         assert_eq!(elided("a-long-name", 7), "a-l…ame");
+    }
+
+    #[test]
+    fn colours_change_no_token() {
+        let text = "{\n  \"a\\\"b\": [\n    NaN,\n    -1.50e999,\n    \"\\ud800\\\\\"\n  ],\n  \"ä\": {}\n}";
+        let mut plain = colored_json(text);
+        assert!(plain.contains("\u{1b}[1;34m\"a\\\"b\"\u{1b}[0m:"), "{plain}");
+        for code in ["\u{1b}[1;34m", "\u{1b}[32m", "\u{1b}[36m", "\u{1b}[0m"] {
+            plain = plain.replace(code, "");
+        }
+        assert_eq!(plain, text);
+        assert_eq!(harmless("\u{1b}]0;x\u{7}\n"), "\u{fffd}]0;x\u{fffd}\n");
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! `opik-offline replay`
 
 use std::ffi::OsString;
+use std::io::{self, IsTerminal};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -8,13 +9,15 @@ use std::time::{Duration, Instant};
 use clap::Args;
 use serde::Serialize;
 
-use super::groups::{Group, groups, groups_text};
+use super::groups::{Group, groups, oldest, preview_text, sums_text};
 use super::progress::Progress;
 use super::readback::Readback;
 use super::render::{Renderer, count, short_duration};
 use super::salvage::{Source, take_in};
 use super::selection::{Selection, duration, number_from_one, refuse_jsonl};
-use super::{Common, Exit, Failure, configuration, existing_store, stop_on_signals, translate, upstream};
+use super::{
+    Common, Exit, Failure, configuration, existing_store, recovered_store, stop_on_signals, translate, upstream,
+};
 use crate::config::{Config, Flags, LogLevel};
 use crate::message::MessageStatus;
 use crate::monitor::connection::Connection;
@@ -23,7 +26,7 @@ use crate::replay::report::rate_and_eta;
 use crate::replay::verify::Verifier;
 use crate::replay::{DrainEnd, Observer, Probes, Replay, ReplaySettings};
 use crate::shutdown::Shutdown;
-use crate::store::{Filter, Owner, Page, Store, StoreError, now_ms};
+use crate::store::{self, Filter, Owner, Page, Store, StoreError, now_ms};
 use crate::telemetry::metrics::Metrics;
 
 const AFTER_HELP: &str = "\
@@ -119,6 +122,8 @@ struct Report {
     remaining: u64,
     /// What was selected, before anything was sent.
     groups: Vec<Group>,
+    /// When the oldest of them was accepted.
+    oldest_accepted_at: Option<String>,
     requests: u64,
     seconds: f64,
     /// Why messages remain, for people.
@@ -173,21 +178,38 @@ fn deliver(
     sources: Vec<Source>,
 ) -> Result<(), Failure> {
     let renderer = common.renderer();
-    let Some(store) = existing_store(config)? else {
+    let opened = if args.dry_run { existing_store(config) } else { recovered_store(config) };
+    let Some(store) = opened? else {
         return Ok(renderer.result(&Report { sources, ..Report::of_nothing(args.dry_run) }, people)?);
     };
     let filter = selected(args.selection.filter(now_ms()));
     let backlog = store.backlog(&filter)?;
     let waiting = backlog.messages();
-    if args.dry_run || waiting == 0 {
+    if waiting == 0 {
+        let why = match args.selection.nothing(store.as_ref())? {
+            why if why.contains("there are:") => vec![why],
+            _ => Vec::new(),
+        };
+        let report = Report { sources, reasons: why, ..Report::of_nothing(args.dry_run) };
+        return Ok(renderer.result(&report, people)?);
+    }
+    let oldest_accepted_at = oldest(store.as_ref(), &filter)?;
+    if args.dry_run {
         let groups = groups(&backlog);
-        let report = Report { remaining: waiting, groups, sources, ..Report::of_nothing(args.dry_run) };
+        let report =
+            Report { remaining: waiting, groups, oldest_accepted_at, sources, ..Report::of_nothing(args.dry_run) };
         return Ok(renderer.result(&report, people)?);
     }
 
     for source in sources.iter().filter(|_| !common.quiet) {
         // Told before the server is asked, because they are safe now whatever it says.
         progress.note(source.text(false).trim_end());
+    }
+    if io::stderr().is_terminal() {
+        let groups = groups(&backlog);
+        // Whoever sits there sees what is about to be sent, and may still interrupt it.
+        let preview = preview_text(&Renderer::new(renderer.format(), false), &groups, oldest_accepted_at.as_deref());
+        progress.note(&format!("replaying {}\n\n{preview}", sums_text(&groups)));
     }
     let upstream = upstream(config)?.until(args.timeout.map(|timeout| Instant::now() + timeout));
     let monitor_settings = MonitorSettings {
@@ -267,6 +289,14 @@ fn deliver(
         })
     };
     progress.finish();
+    if let Err(StoreError::Damaged { reason, .. }) = &end {
+        let (path, limits) = (&config.db.value, translate::store_limits(config));
+        drop(store);
+        store::recover(path, reason, limits, &translate::store_keys(&config)?)?;
+        let message = format!("the message store {} was damaged: {reason}", path.display());
+        let hint = "what could be read was recovered, see `opik-offline status`; run the replay again to go on";
+        return Err(Failure::new(Exit::Failure, message, Some(hint)));
+    }
     let end = end?;
     let is_time_over = is_time_over.into_inner() && end == DrainEnd::Stopped;
     let remaining = waiting_now(store.as_ref(), &filter)? + untried;
@@ -278,6 +308,7 @@ fn deliver(
         rejected: metrics.messages_rejected.get(),
         remaining,
         groups: groups(&backlog),
+        oldest_accepted_at,
         requests: metrics.replay_requests.get(),
         seconds: started.elapsed().as_secs_f64(),
         reasons: match is_time_over {
@@ -356,7 +387,7 @@ fn requeue(store: &dyn Store, mut filter: Filter, limit: Option<u64>) -> Result<
 }
 
 /// Counts what still waits of the messages to replay.
-fn waiting_now(store: &dyn Store, filter: &Filter) -> Result<u64, Failure> {
+fn waiting_now(store: &dyn Store, filter: &Filter) -> Result<u64, StoreError> {
     Ok(store.backlog(filter)?.waiting())
 }
 
@@ -366,7 +397,7 @@ fn drain(
     progress: &Progress,
     started: Instant,
     timeout: Option<Duration>,
-) -> Result<DrainEnd, Failure> {
+) -> Result<DrainEnd, StoreError> {
     let owner = Owner::this_process("replay");
     let mut said = false;
     loop {
@@ -392,7 +423,7 @@ fn drain(
                     return Ok(DrainEnd::Stopped);
                 }
             }
-            Err(error) => return Err(error.into()),
+            Err(error) => return Err(error),
         }
     }
 }
@@ -429,6 +460,7 @@ impl Report {
             rejected: 0,
             remaining: 0,
             groups: Vec::new(),
+            oldest_accepted_at: None,
             requests: 0,
             seconds: 0.0,
             reasons: Vec::new(),
@@ -442,16 +474,16 @@ fn people(renderer: &Renderer, report: &Report) -> String {
         let sources: String = report.sources.iter().map(|source| source.text(true)).collect();
         return sources
             + &match report.remaining {
-                0 => "nothing to replay\n".to_owned(),
-                waiting => {
-                    format!("would replay {}\n\n{}", count(waiting, "message"), groups_text(renderer, &report.groups))
+                0 => nothing_to_replay(report),
+                _ => {
+                    let table = preview_text(renderer, &report.groups, report.oldest_accepted_at.as_deref());
+                    format!("would replay {}\n\n{table}", sums_text(&report.groups))
                 }
             };
     }
     let readback = report.verified.as_ref().map_or_else(String::new, Readback::text);
     if report.delivered + report.rejected + report.remaining == 0 {
-        let why = report.reasons.first().map_or(String::new(), |reason| format!(": {reason}"));
-        return format!("nothing to replay{why}\n{readback}");
+        return nothing_to_replay(report) + &readback;
     }
     let mut text = if report.delivered == 0 {
         "delivered nothing\n".to_owned()
@@ -480,4 +512,9 @@ fn people(renderer: &Renderer, report: &Report) -> String {
     }
     text.push_str(&readback);
     text
+}
+
+fn nothing_to_replay(report: &Report) -> String {
+    let why = report.reasons.first().map_or(String::new(), |reason| format!(": {reason}"));
+    format!("nothing to replay{why}\n")
 }

@@ -6,9 +6,10 @@ use clap::Args;
 use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
 
 use super::failure::{Exit, Failure};
+use super::render::nothing;
 use crate::config::units::parse_duration;
 use crate::message::{EntityKey, EntityKind, MessageId, MessageStatus, MessageType};
-use crate::store::Filter;
+use crate::store::{Filter, Store, StoreError};
 
 /// Which messages.
 #[derive(Args, Clone, Debug, Default)]
@@ -45,6 +46,10 @@ pub struct Selection {
     /// Select messages accepted longer ago than this, such as 90s, 2h or 7d
     #[arg(long, value_name = "DURATION", value_parser = duration)]
     pub older_than: Option<Duration>,
+
+    /// Select messages accepted within this time, such as 15m
+    #[arg(long, value_name = "DURATION", value_parser = duration)]
+    pub newer_than: Option<Duration>,
 }
 
 impl Selection {
@@ -60,11 +65,62 @@ impl Selection {
             workspaces: self.workspace.clone(),
             projects: self.project.clone(),
             ids: self.ids.iter().copied().map(MessageId).collect(),
-            entities: self.trace.iter().map(|id| EntityKey::new(EntityKind::Trace, id)).collect(),
-            accepted_before_ms: self
-                .older_than
-                .map(|age| now_ms.saturating_sub(i64::try_from(age.as_millis()).unwrap_or(i64::MAX))),
+            // An id of 32 digits may be Opik's or OpenTelemetry's: both are meant, as people copy it from either.
+            entities: (self.trace.iter())
+                .flat_map(|id| [EntityKind::Trace, EntityKind::OtelTrace].map(|kind| EntityKey::new(kind, id)))
+                .collect(),
+            accepted_before_ms: self.older_than.map(|age| before(now_ms, age)),
+            accepted_since_ms: self.newer_than.map(|age| before(now_ms, age)),
         }
+    }
+
+    /// Returns what to say when nothing is selected: which name is not among those that are stored, if one is to blame.
+    ///
+    /// # Errors
+    ///
+    /// What the store says.
+    pub fn nothing(&self, store: &dyn Store) -> Result<String, StoreError> {
+        let stored = store.backlog(&Filter::default())?;
+        let workspaces = names(stored.groups.iter().map(|group| group.workspace.as_str()));
+        if let Some(unknown) = self.workspace.iter().find(|name| !workspaces.contains(&name.as_str())) {
+            return Ok(no_such("workspace", unknown, &workspaces));
+        }
+        let types = names(stored.groups.iter().map(|group| group.message_type.name().trim_end_matches("Message")));
+        if let Some(unknown) =
+            self.types.iter().find(|wanted| !stored.groups.iter().any(|g| g.message_type == **wanted))
+        {
+            return Ok(no_such("type", unknown.name().trim_end_matches("Message"), &types));
+        }
+        Ok(nothing(stored.messages() == 0).to_owned())
+    }
+}
+
+/// Names listed in a sentence at most.
+const NAMES_MAX: usize = 10;
+
+fn before(now_ms: i64, age: Duration) -> i64 {
+    now_ms.saturating_sub(i64::try_from(age.as_millis()).unwrap_or(i64::MAX))
+}
+
+/// Returns each name once, in order.
+fn names<'a>(all: impl Iterator<Item = &'a str>) -> Vec<&'a str> {
+    let mut names: Vec<&str> = all.collect();
+    names.sort_unstable();
+    names.dedup();
+    names
+}
+
+fn no_such(noun: &str, unknown: &str, stored: &[&str]) -> String {
+    match stored {
+        [] => nothing(true).to_owned(),
+        _ if stored.len() > NAMES_MAX => {
+            let more = stored.len() - NAMES_MAX;
+            format!(
+                "no message of {noun} {unknown} is stored; there are: {} and {more} more",
+                stored[..NAMES_MAX].join(", ")
+            )
+        }
+        _ => format!("no message of {noun} {unknown} is stored; there are: {}", stored.join(", ")),
     }
 }
 

@@ -149,6 +149,10 @@ struct StoreReport {
     size_max_bytes: Option<u64>,
     disk_free_bytes: Option<u64>,
     dropped_messages: u64,
+    /// Dropped because they were older than `max_age`.
+    expired_messages: u64,
+    /// Damaged files that this store was recovered from, as long as they lie there.
+    recoveries: Vec<Recovery>,
     replaying: Option<String>,
     /// `null` when there is no store, or none that can be read.
     encryption: Option<EncryptionReport>,
@@ -189,6 +193,15 @@ impl EncryptionReport {
             _ => format!("being changed to {key}: finish it with `opik-offline healthcheck --reseal`"),
         }
     }
+}
+
+#[derive(Serialize)]
+struct Recovery {
+    at: String,
+    reason: String,
+    recovered_messages: u64,
+    lost_messages: u64,
+    set_aside: String,
 }
 
 #[derive(Serialize)]
@@ -516,6 +529,19 @@ fn store_report(config: &Config, condition: Option<&Condition>, problem: Option<
         disk_free_bytes: condition.and_then(|condition| condition.disk_free_bytes),
         dropped_messages: condition.map_or(0, |condition| condition.dropped),
         encryption: condition.map(|condition| EncryptionReport::of(&condition.encryption)),
+        expired_messages: condition.map_or(0, |condition| condition.expired),
+        recoveries: condition
+            .iter()
+            .flat_map(|condition| &condition.recoveries)
+            .filter(|recovery| recovery.is_kept)
+            .map(|recovery| Recovery {
+                at: time(recovery.at_ms),
+                reason: recovery.reason.clone(),
+                recovered_messages: recovery.recovered,
+                lost_messages: recovery.lost,
+                set_aside: recovery.set_aside.display().to_string(),
+            })
+            .collect(),
         replaying: condition.and_then(|condition| condition.lease.as_ref()).map(ToString::to_string),
     }
 }

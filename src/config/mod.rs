@@ -34,6 +34,8 @@ mod yaml;
 #[cfg(test)]
 mod tests;
 
+use std::ffi::OsString;
+
 pub use error::{BadValue, ConfigError};
 pub use proxy::ProxyUrl;
 pub use scan::Misconfiguration;
@@ -56,6 +58,33 @@ pub fn is_utf8_locale(environment: &dyn Environment) -> bool {
     let locale = ["LC_ALL", "LC_CTYPE", "LANG"].into_iter().find_map(set);
     let locale = locale.map(|locale| locale.to_string_lossy().to_ascii_lowercase());
     locale.is_some_and(|locale| locale.contains("utf-8") || locale.contains("utf8"))
+}
+
+/// Returns a sentence for each `OPIK_OFFLINE_...` variable that is no setting: a slip there would silently do nothing.
+pub fn unknown_variables(environment: &dyn Environment) -> Vec<String> {
+    const PREFIX: &str = "OPIK_OFFLINE_";
+    /// Below this similarity a guess would mislead more than it helps.
+    const SIMILARITY_MIN: f64 = 0.8;
+    let ours = || SETTINGS.iter().map(|setting| setting.environment).filter(|name| name.starts_with(PREFIX));
+    let told = |name: String| {
+        let similar = |known: &str| strsim::jaro_winkler(&name[PREFIX.len()..], &known[PREFIX.len()..]);
+        let nearest = ours().map(|known| (similar(known), known)).max_by(|a, b| a.0.total_cmp(&b.0));
+        match nearest.filter(|(similarity, _)| *similarity >= SIMILARITY_MIN) {
+            Some((_, nearest)) => format!("{name} is no setting and is ignored; did you mean {nearest}?"),
+            None => format!("{name} is no setting and is ignored; `opik-offline healthcheck` lists them all"),
+        }
+    };
+    environment.names(PREFIX).into_iter().filter(|name| !ours().any(|known| known == name)).map(told).collect()
+}
+
+/// Returns the command that shows long results, as `sh` understands it: `PAGER`, else `less -FRX`; `None` for an empty
+/// `PAGER` or `cat`, which mean no pager.
+pub fn pager(environment: &dyn Environment) -> Option<OsString> {
+    match environment.variable("PAGER") {
+        None => Some("less -FRX".into()),
+        Some(pager) if pager.is_empty() || pager == "cat" => None,
+        Some(pager) => Some(pager),
+    }
 }
 
 /// Returns the folder in which a Python process of the same environment keeps temporary files (`tempfile.gettempdir`).

@@ -133,6 +133,10 @@ settings! {
     /// Whether the server's certificate is checked
     check_tls_certificate: bool = "true", "OPIK_CHECK_TLS_CERTIFICATE", OpikConfig, plain(any);
 
+    /// How long a client may be silent between requests, within one, or in taking its answer, before its connection is closed
+    client_timeout: Duration = "2m", "OPIK_OFFLINE_CLIENT_TIMEOUT", "--client-timeout", ConfigYaml,
+        plain(within(MILLISECOND, DAY));
+
     /// How long a connection to the server may take to open
     connect_timeout: Duration = "5s", "OPIK_OFFLINE_CONNECT_TIMEOUT", "--connect-timeout", ConfigYaml,
         plain(within(MILLISECOND, DAY));
@@ -195,6 +199,9 @@ settings! {
     /// Log file, written when `file_logging_level` is set
     logging_file: PathBuf = "opik.log", "OPIK_LOGGING_FILE", OpikConfig, plain(any);
 
+    /// Oldest message that the agent keeps; older ones are dropped and counted. Unset, none is too old
+    max_age: Option<Duration> = "none", "OPIK_OFFLINE_MAX_AGE", "--max-age", ConfigYaml, plain(not_too_short);
+
     /// Largest file of an attachment
     max_attachment_size: ByteSize = "5GiB", "OPIK_OFFLINE_MAX_ATTACHMENT_SIZE", "--max-attachment-size", ConfigYaml,
         plain(at_least(ByteSize::KIB));
@@ -205,6 +212,9 @@ settings! {
     /// Largest request body, as sent
     max_body_size: ByteSize = "64MiB", "OPIK_OFFLINE_MAX_BODY_SIZE", "--max-body-size", ConfigYaml,
         plain(within(ByteSize::KIB, STORED_BODY_MAX));
+
+    /// Connections of clients at once; past it the longest idle one is closed, and a new one gets a 503 when all are busy
+    max_connections: u32 = "4096", "OPIK_OFFLINE_MAX_CONNECTIONS", "--max-connections", ConfigYaml, plain(within(1, 1_000_000));
 
     /// Largest request body, once inflated
     max_inflated_size: ByteSize = "128MiB", "OPIK_OFFLINE_MAX_INFLATED_SIZE", "--max-inflated-size", ConfigYaml,
@@ -280,6 +290,11 @@ fn plain<T: Value>(
         Some(raw) => layers.understand_within(setting, raw, &limit),
         None => layers.default(setting),
     }
+}
+
+/// Refuses an age that any outage reaches.
+fn not_too_short(age: &Option<Duration>) -> Result<(), String> {
+    age.as_ref().map_or(Ok(()), at_least(Duration::from_secs(1)))
 }
 
 fn db(layers: &Layers<'_>, setting: &'static Setting, flag: Option<&OsStr>) -> Result<Sourced<PathBuf>, ConfigError> {

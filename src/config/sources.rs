@@ -63,6 +63,11 @@ pub trait Environment {
     /// Returns an environment variable.
     fn variable(&self, name: &str) -> Option<OsString>;
 
+    /// Returns the names of the variables that begin like this; none where they can't be listed.
+    fn names(&self, _prefix: &str) -> Vec<String> {
+        Vec::new()
+    }
+
     fn home_dir(&self) -> Option<PathBuf>;
 
     fn config_dir(&self) -> Option<PathBuf>;
@@ -78,6 +83,13 @@ impl Environment for ProcessEnvironment {
     #[expect(clippy::disallowed_methods, reason = "the one place that reads the environment")]
     fn variable(&self, name: &str) -> Option<OsString> {
         std::env::var_os(name)
+    }
+
+    fn names(&self, prefix: &str) -> Vec<String> {
+        let names = std::env::vars_os().filter_map(|(name, _)| name.into_string().ok());
+        let mut names: Vec<String> = names.filter(|name| name.starts_with(prefix)).collect();
+        names.sort_unstable();
+        names
     }
 
     fn home_dir(&self) -> Option<PathBuf> {

@@ -330,7 +330,7 @@ fn an_unknown_key_is_an_error_in_our_file_only() {
     let (_, hint) = FakeEnvironment::new().with_config_yaml("shutdown-timeout: 1s\n").error(&Flags::default());
     assert_eq!(hint, "did you mean shutdown_timeout?");
     let (_, hint) = FakeEnvironment::new().with_config_yaml("zzz: 1\n").error(&Flags::default());
-    assert!(hint.starts_with("the known keys are adopt_orphans, connect_timeout, db, "), "{hint}");
+    assert!(hint.starts_with("the known keys are adopt_orphans, client_timeout, connect_timeout, db, "), "{hint}");
     let (_, hint) = FakeEnvironment::new().with_config_yaml("workspace: x\n").error(&Flags::default());
     assert!(hint.contains("~/.opik.config"), "{hint}");
 

@@ -22,6 +22,7 @@ use tracing::{debug, warn};
 use uuid::Uuid;
 
 use super::forward::{self, ClientAnswer};
+use super::wire::{Pace, TooSlow};
 use super::{ClientUrl, Shared};
 use crate::delivery::admission::{Admission, LaneState, Reachability, admit};
 use crate::delivery::backoff::lane_wait;
@@ -42,12 +43,15 @@ const PREPARE_INLINE_BYTES_MAX: usize = 16 * 1024;
 const ANSWER_BYTES_MAX: usize = 1024 * 1024;
 /// How much of a refused body is read and thrown away, so that its client gets to read the answer.
 const DISCARD_BYTES_MAX: usize = 256 * 1024 * 1024;
-/// How long a client may pause while it does.
+/// How long a client may pause while it does, at the pace of any body.
 const DISCARD_PAUSE_MAX: Duration = Duration::from_secs(5);
 /// A server that has not answered a write for so long is asked by a ping whether it is there.
 const SILENCE_DOUBTED_AFTER: Duration = Duration::from_secs(5);
 /// How often a write that waits for its answer looks whether that still makes sense.
 const SILENCE_LOOK_INTERVAL: Duration = Duration::from_millis(500);
+/// What a client is told, and asked to wait, when other bodies take all the memory for bodies.
+pub(super) const BUSY_TEXT: &str = "opik-offline holds too many bodies at once";
+pub(super) const BUSY_RETRY_AFTER: Duration = Duration::from_secs(1);
 /// What a client is asked to wait when the store is full or busy.
 const STORE_RETRY_AFTER: Duration = Duration::from_secs(10);
 
@@ -77,7 +81,8 @@ pub(super) async fn accept(
         Err(reply) => return refuse(reply, &head.headers, body).await,
     };
     let work = async move {
-        let answer = Write::prepare(&shared, write, head, below, bytes).await;
+        let mut memory = memory;
+        let answer = Write::prepare(&shared, write, head, below, bytes, &mut memory).await;
         let answer = match answer {
             Ok(write) => write.deliver(&shared, &client).await,
             Err(reply) => forward::own_answer(reply),
@@ -96,11 +101,14 @@ pub(super) async fn accept(
 /// A connection that is closed while its client still sends is reset, and the client would see that instead of the
 /// answer. Bounded by [`DISCARD_BYTES_MAX`] and [`DISCARD_PAUSE_MAX`]; who asked before sending gets the answer at once.
 pub(super) async fn refuse(reply: Reply, headers: &HeaderMap, mut body: Incoming) -> ClientAnswer {
-    let mut left = if headers.contains_key(header::EXPECT) { 0 } else { DISCARD_BYTES_MAX };
+    // Nobody waits longer for a client that was refused for its slowness.
+    let is_at_once = headers.contains_key(header::EXPECT) || reply.status == 408;
+    let mut left = if is_at_once { 0 } else { DISCARD_BYTES_MAX };
+    let mut pace = Pace::new(DISCARD_PAUSE_MAX);
     while left > 0 {
-        match tokio::time::timeout(DISCARD_PAUSE_MAX, body.frame()).await {
+        match pace.next(&mut body).await {
             Ok(Some(Ok(frame))) => left = left.saturating_sub(frame.data_ref().map_or(0, Bytes::len)),
-            Ok(Some(Err(_)) | None) | Err(_) => break,
+            Ok(Some(Err(_)) | None) | Err(TooSlow) => break,
         }
     }
     forward::own_answer(reply)
@@ -113,9 +121,14 @@ pub(super) async fn read_body(
     body: &mut Incoming,
 ) -> Result<(Bytes, Option<OwnedSemaphorePermit>), Reply> {
     let limit = shared.limits.body_bytes_max;
-    let too_large =
-        || error(413, &format!("the body is larger than {limit} bytes, opik-offline's limit (max_body_size)"));
-    let busy = || unavailable("opik-offline holds too many bodies at once", Duration::from_secs(1));
+    let too_large = || {
+        shared.over_limit("bytes of a body");
+        error(413, &format!("the body is larger than {limit} bytes, opik-offline's limit (max_body_size)"))
+    };
+    let busy = || {
+        shared.over_limit("bytes of all bodies");
+        unavailable(BUSY_TEXT, BUSY_RETRY_AFTER)
+    };
     let announced = body.size_hint().exact();
     if announced.is_some_and(|bytes| bytes > limit) {
         return Err(too_large());
@@ -123,9 +136,10 @@ pub(super) async fn read_body(
     let mut memory: Option<OwnedSemaphorePermit> = None;
     let mut read =
         BytesMut::with_capacity(announced.and_then(|bytes| usize::try_from(bytes).ok()).unwrap_or(0).min(64 * 1024));
+    let mut pace = Pace::new(shared.limits.client_timeout);
     loop {
-        let frame = match tokio::time::timeout(shared.limits.body_read_timeout, body.frame()).await {
-            Err(_) => return Err(error(408, "the body did not arrive in time")),
+        let frame = match pace.next(body).await {
+            Err(TooSlow) => return Err(shared.too_slow()),
             Ok(None) => break,
             Ok(Some(Err(_))) => return Err(error(400, "the body ended too early or is framed wrongly")),
             Ok(Some(Ok(frame))) => frame,
@@ -174,7 +188,9 @@ impl Write {
         mut head: Parts,
         below: String,
         bytes: Bytes,
+        memory: &mut Option<OwnedSemaphorePermit>,
     ) -> Result<Self, Reply> {
+        let bytes_read = bytes.len();
         let encoding = head.headers.get(header::CONTENT_ENCODING);
         let named = encoding.map(|value| value.to_str().unwrap_or("unreadable"));
         let Some(encoding) = Encoding::from_header(named) else {
@@ -195,7 +211,22 @@ impl Write {
                 .await
                 .unwrap_or_else(|_| Err(error(500, "opik-offline failed to read this body, which was not stored")))
         };
-        let Inspected { inspection, body, id } = inspected?;
+        let Inspected { inspection, body, id } = inspected.inspect_err(|reply| {
+            if reply.status == 413 {
+                shared.over_limit("bytes of an inflated body");
+            }
+        })?;
+        // A body that ids were added to is kept inflated: a thousand times what was counted when it was read.
+        if let Ok(more @ 1..) = u32::try_from(body.bytes.len().saturating_sub(bytes_read)) {
+            let Ok(more) = shared.body_memory.clone().try_acquire_many_owned(more) else {
+                shared.over_limit("bytes of all bodies");
+                return Err(unavailable(BUSY_TEXT, BUSY_RETRY_AFTER));
+            };
+            match memory {
+                Some(memory) => memory.merge(more),
+                None => *memory = Some(more),
+            }
+        }
         if body.encoding == Encoding::Identity && encoding != Encoding::Identity {
             head.headers.remove(header::CONTENT_ENCODING);
         }

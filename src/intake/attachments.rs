@@ -26,9 +26,10 @@ use http_body_util::BodyExt;
 use hyper::body::{Body as _, Incoming};
 use tracing::{debug, warn};
 
-use super::accept::{kept_headers, lane_of, not_stored, read_body, refuse};
+use super::accept::{BUSY_RETRY_AFTER, BUSY_TEXT, kept_headers, lane_of, not_stored, read_body, refuse};
 use super::forward::{self, ClientAnswer};
-use super::{ClientUrl, Shared, pass_through};
+use super::wire::{Pace, TooSlow};
+use super::{ClientUrl, PassedBody, Shared, pass_through, streamed};
 use crate::message::{Body, Encoding, HeaderSet, Lane, Message, MessageType, Request};
 use crate::protocol::answers::{Reply, error, unavailable};
 use crate::protocol::attachment::{
@@ -75,7 +76,7 @@ pub(super) async fn upload(
     // Not tied to the connection: a client that hangs up must not leave bytes behind.
     let work = async move {
         match shared.slot.get() {
-            Err(_) => plain_proxy(&shared, step, head, &below, &client, whole(body)).await,
+            Err(_) => plain_proxy(&shared, step, head, &below, &client, streamed(&shared, body)).await,
             Ok(store) => match step {
                 Step::Start => start(&shared, &store, head, &below, &client, body).await,
                 Step::Put => put(&shared, &store, head, &below, &client, body).await,
@@ -88,10 +89,6 @@ pub(super) async fn upload(
     })
 }
 
-fn whole(body: Incoming) -> crate::upstream::forward::ForwardBody {
-    http_body_util::Either::Right(body)
-}
-
 /// Lets the server take the step. A URL of its own that it answers is made to lead through the agent.
 async fn plain_proxy(
     shared: &Shared,
@@ -99,7 +96,7 @@ async fn plain_proxy(
     head: Parts,
     below: &str,
     client: &ClientUrl,
-    body: crate::upstream::forward::ForwardBody,
+    body: PassedBody,
 ) -> ClientAnswer {
     let answer = pass_through(shared, head, below, client, body).await;
     if step != Step::Start || answer.status() != http::StatusCode::OK {
@@ -169,7 +166,7 @@ async fn start(
     let probe = move || AttachmentWriter::begin(probed, Some(expected)).map(drop);
     if let Err(failure) = blocking(probe).await {
         report(shared, store, &failure);
-        let body = forward::whole(bytes);
+        let body = forward::whole(bytes).into();
         return plain_proxy(shared, Step::Start, head, below, client, body).await;
     }
     let base = client.seen_as(start.client_url.as_deref());
@@ -205,7 +202,8 @@ async fn put(
     }
     let memory = u32::try_from(2 * PIECE_BYTES).unwrap_or(u32::MAX);
     let Ok(_memory) = shared.body_memory.clone().try_acquire_many_owned(memory) else {
-        let reply = unavailable("opik-offline holds too many bodies at once", std::time::Duration::from_secs(1));
+        shared.over_limit("bytes of all bodies");
+        let reply = unavailable(BUSY_TEXT, BUSY_RETRY_AFTER);
         return refuse(reply, &head.headers, body).await;
     };
     let begun = store.clone();
@@ -214,7 +212,7 @@ async fn put(
         // Nothing of it was read yet: the server may take it, if it is a local one.
         Err(failure) => {
             report(shared, store, &failure);
-            return plain_proxy(shared, Step::Put, head, below, client, whole(body)).await;
+            return plain_proxy(shared, Step::Put, head, below, client, streamed(shared, body)).await;
         }
     };
     let writer = match receive(shared, store, writer, &mut body).await {
@@ -267,9 +265,10 @@ async fn receive(
 ) -> Result<AttachmentWriter<Arc<dyn Store>>, Reply> {
     let mut gathered = BytesMut::new();
     let mut received = 0;
+    let mut pace = Pace::new(shared.limits.client_timeout);
     loop {
-        let frame = match tokio::time::timeout(shared.limits.body_read_timeout, body.frame()).await {
-            Err(_) => break dropped(writer, error(408, "the body did not arrive in time")).await,
+        let frame = match pace.next(body).await {
+            Err(TooSlow) => break dropped(writer, shared.too_slow()).await,
             Ok(Some(Err(_))) => {
                 break dropped(writer, error(400, "the body ended too early or is framed wrongly")).await;
             }
@@ -320,7 +319,7 @@ async fn complete(
     };
     let complete = match Complete::read(&content) {
         Ok(complete) if complete.upload_id == LOCAL_UPLOAD_ID => complete,
-        Ok(_) => return plain_proxy(shared, Step::Complete, head, below, client, forward::whole(bytes)).await,
+        Ok(_) => return plain_proxy(shared, Step::Complete, head, below, client, forward::whole(bytes).into()).await,
         Err(refusal) => return forward::own_answer(error(400, &refusal)),
     };
     let lane = match lane_of(&head.headers) {
@@ -388,6 +387,7 @@ fn refusal(shared: &Shared, store: &Arc<dyn Store>, failure: Arc<StoreError>) ->
 
 fn too_large(shared: &Shared) -> Reply {
     let limit = shared.limits.attachment_bytes_max;
+    shared.over_limit("bytes of a file");
     error(413, &format!("the file is larger than {limit} bytes, opik-offline's limit (max_attachment_size)"))
 }
 

@@ -9,20 +9,23 @@ use hyper::body::Incoming;
 
 use crate::protocol::answers::{Reply, asked_wait};
 use crate::upstream::AGENT_HEADER;
+use crate::upstream::forward::{BoxError, ForwardBody};
 
 /// The body of an answer to a client.
-pub type AnswerBody = BoxBody<Bytes, Box<dyn std::error::Error + Send + Sync>>;
+pub type AnswerBody = BoxBody<Bytes, BoxError>;
 /// An answer to a client.
 pub type ClientAnswer = http::Response<AnswerBody>;
 
 /// Headers that belong to one connection and go no further (RFC 9110, section 7.6.1).
-const HOP_BY_HOP: [HeaderName; 8] = [
+const HOP_BY_HOP: [HeaderName; 9] = [
     header::CONNECTION,
     HeaderName::from_static("keep-alive"),
     HeaderName::from_static("proxy-connection"),
     header::PROXY_AUTHENTICATE,
     header::PROXY_AUTHORIZATION,
     header::TE,
+    // Names what comes after the last chunk, and chunks end here.
+    header::TRAILER,
     header::TRANSFER_ENCODING,
     header::UPGRADE,
 ];
@@ -124,7 +127,7 @@ pub fn full(bytes: Bytes) -> AnswerBody {
 }
 
 /// Returns a request body of these bytes.
-pub fn whole(bytes: Bytes) -> Either<Full<Bytes>, Incoming> {
+pub fn whole(bytes: Bytes) -> ForwardBody {
     Either::Left(Full::new(bytes))
 }
 

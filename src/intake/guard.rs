@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 
 use http::request::Parts;
-use hyper::header::{HOST, HeaderValue};
+use hyper::header::{HOST, HeaderValue, ORIGIN};
 use hyper::{HeaderMap, Version};
 
 /// The header that carries the intake token.
@@ -47,7 +47,8 @@ pub fn head_fault(head: &Parts) -> Option<&'static str> {
 ///
 /// A page in a browser could otherwise read them by a name of its own that it points at the loopback address.
 pub fn is_own_host(headers: &HeaderMap, listen_host: &str) -> bool {
-    let Some(host) = headers.get(HOST).and_then(|host| host.to_str().ok()) else { return true };
+    let Some(host) = headers.get(HOST) else { return true };
+    let Ok(host) = host.to_str() else { return false };
     let name = match host.strip_prefix('[') {
         Some(rest) => rest.split(']').next().unwrap_or(rest),
         None => host.rsplit_once(':').map_or(host, |(name, _)| name),
@@ -55,9 +56,31 @@ pub fn is_own_host(headers: &HeaderMap, listen_host: &str) -> bool {
     name.eq_ignore_ascii_case("localhost") || name.eq_ignore_ascii_case(listen_host) || name.parse::<IpAddr>().is_ok()
 }
 
+/// Says whether a request comes from no web page, or from one that the `Host` itself has served: a browser names the page
+/// in `Origin` whenever a script of another site asks.
+pub fn is_own_origin(headers: &HeaderMap) -> bool {
+    let Some(origin) = headers.get(ORIGIN) else { return true };
+    let place = origin.as_bytes().strip_prefix(b"http://").or_else(|| origin.as_bytes().strip_prefix(b"https://"));
+    place.is_some_and(|place| headers.get(HOST).is_some_and(|host| host.as_bytes().eq_ignore_ascii_case(place)))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_agents_pages_are_not_shown_to_pages_of_other_sites() {
+        let from = |origin: Option<&'static str>| {
+            let mut headers = headers("host", "127.0.0.1:6745");
+            headers.extend(origin.map(|origin| (ORIGIN, HeaderValue::from_static(origin))));
+            is_own_origin(&headers)
+        };
+        assert!(from(None), "no browser");
+        assert!(from(Some("http://127.0.0.1:6745")));
+        for other in ["http://evil.example", "http://127.0.0.1:5173", "null", "", "file://127.0.0.1:6745"] {
+            assert!(!from(Some(other)), "{other}");
+        }
+    }
 
     fn headers(name: &'static str, value: &'static str) -> HeaderMap {
         HeaderMap::from_iter([(name.parse().expect("a name"), HeaderValue::from_static(value))])

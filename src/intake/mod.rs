@@ -9,35 +9,56 @@
 //!   messages in its own temporary store (protocol dossier, section b).
 //! - `/-/healthy`, `/-/ready`, `/-/status.json`, `/metrics` and `/` are the agent's own ([`status_page`]).
 //!
-//! Limits: connections, header bytes and count, time to send a header or a piece of a body, bytes per body, bytes of all
-//! bodies held at once. A connection that is idle between requests costs no thread and no buffer beyond hyper's.
+//! # Limits
+//!
+//! | of | limit | past it |
+//! | --- | --- | --- |
+//! | connections | `max_connections`, fewer when the system allows fewer files | the longest idle is closed, else 503 ([`connections`]) |
+//! | a request's head | [`HEAD_BYTES_MAX`], [`HEADERS_MAX`] | 431 |
+//! | its URL | [`URL_BYTES_MAX`] | 414 |
+//! | its framing | what can be read in one way only ([`framing`]) | 400 |
+//! | time for the head, and between requests | `client_timeout` | closed |
+//! | time for a piece of a body | `client_timeout`, and a kilobyte a second ([`wire`]) | 408 |
+//! | time to take a piece of the answer | `client_timeout` | closed |
+//! | bytes of a body, as sent and inflated | `max_body_size`, `max_inflated_size` | 413 |
+//! | bytes of an attachment | `max_attachment_size` | 413 |
+//! | bytes of all bodies that are held | [`IntakeLimits::body_memory_bytes_max`] | 503 |
+//!
+//! Each is counted when it is met (`opik_offline_intake_over_limit_total` and the two about connections) and logged. A
+//! connection that is idle between requests costs no thread and no buffer beyond hyper's. What streams through is never
+//! held, so it has no limit of size.
 
 mod accept;
 mod attachments;
+mod connections;
 pub mod forward;
+mod framing;
 pub mod guard;
 mod lanes;
 pub mod status;
 mod status_page;
+mod wire;
 
 use std::convert::Infallible;
-use std::net::SocketAddr;
-use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use http::header::{self, HeaderValue};
+use http_body_util::{BodyExt, Either};
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::graceful::GracefulShutdown;
-use tokio::net::TcpListener;
+use tokio::io::AsyncReadExt;
+use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 use tracing::{debug, info, warn};
 
 use crate::monitor::Availability;
 use crate::monitor::connection::Connection;
-use crate::protocol::answers::{SendFailure, error, unavailable};
+use crate::protocol::answers::{Reply, SendFailure, error, unavailable};
 use crate::protocol::routes::{Route, classify, split_prefix};
 use crate::pulse::{Beat, Pulses};
 use crate::shutdown::Shutdown;
@@ -46,8 +67,11 @@ use crate::store::slot::StoreSlot;
 use crate::telemetry::metrics::Metrics;
 use crate::upstream::AGENT_HEADER;
 use crate::upstream::forward::{ForwardBody, Forwarder};
+use connections::{Admission, Connections, Marker, Seat};
 use forward::ClientAnswer;
+use framing::Framing;
 use status::Watch;
+use wire::{Answering, Paced, SharedFraming, Wire};
 
 /// What intake may use.
 #[derive(Clone, Copy, Debug)]
@@ -62,10 +86,8 @@ pub struct IntakeLimits {
     pub attachment_bytes_max: u64,
     /// Bytes of all bodies of protected writes that are held at once.
     pub body_memory_bytes_max: usize,
-    /// How long a client may take to send a request's head.
-    pub header_read_timeout: Duration,
-    /// How long a client may pause within a body.
-    pub body_read_timeout: Duration,
+    /// How long a client may be silent: between requests, within a request's head or body, and in taking its answer.
+    pub client_timeout: Duration,
     /// How long the server may take to answer a forwarded write, before it is stored instead.
     pub forward_timeout: Duration,
     /// How often the server is asked whether it is back; what a client is told to wait for a read.
@@ -76,6 +98,18 @@ pub struct IntakeLimits {
 
 /// Bytes of a request's head at most.
 const HEAD_BYTES_MAX: usize = 64 * 1024;
+/// Bytes of a request's path and query at most. Servers and proxies take 8 KiB by default.
+const URL_BYTES_MAX: usize = 16 * 1024;
+/// How long a refused connection is kept, so that its client can read why.
+const LINGER: Duration = Duration::from_secs(5);
+/// Refused connections that are kept for that; the others are closed at once.
+const LINGERING_MAX: usize = 64;
+/// How long a warning that would come with every connection stays unsaid after it was said once.
+const WARNING_PAUSE: Duration = Duration::from_secs(60);
+/// How long a silent client is left alone before the system asks whether its machine is still there, and how often it
+/// asks. A client whose machine is gone would otherwise be waited for, as long as its request is being answered.
+const PROBE_AFTER: Duration = Duration::from_secs(60);
+const PROBES: u32 = 4;
 /// How long a server that was not there when last looked for may take to begin an answer that can't be given for it. It
 /// may be back, so it is asked; if it hangs, the client is told soon.
 const AWAY_TIMEOUT: Duration = Duration::from_secs(5);
@@ -134,6 +168,18 @@ struct Shared {
 }
 
 impl Shared {
+    /// Counts and logs a limit that a client met.
+    fn over_limit(&self, limit: &str) {
+        self.metrics.intake_over_limit.add(1);
+        debug!(target: "intake", limit, "a request was over a limit");
+    }
+
+    /// Returns the answer to a client whose body comes too slowly.
+    fn too_slow(&self) -> Reply {
+        self.over_limit("time for a body");
+        error(408, "the body did not arrive in time (client_timeout)")
+    }
+
     /// How long the server may take to begin an answer that only it can give; no bound while it is there.
     fn patience(&self) -> Option<Duration> {
         (self.connection.availability() == Availability::Unavailable).then_some(AWAY_TIMEOUT)
@@ -193,15 +239,18 @@ impl Intake {
             watch: self.watch,
             hurry: Shutdown::new(),
         });
-        let connections = Arc::new(Semaphore::new(self.limits.connections_max));
+        let connections = Arc::new(Connections::new(self.limits.connections_max));
+        let lingering = Arc::new(Semaphore::new(LINGERING_MAX));
         let graceful = GracefulShutdown::new();
         let mut builder = http1::Builder::new();
         builder
             .timer(TokioTimer::new())
-            .header_read_timeout(self.limits.header_read_timeout)
+            .header_read_timeout(self.limits.client_timeout)
             .max_buf_size(HEAD_BYTES_MAX)
+            .max_header_size(HEAD_BYTES_MAX)
             .max_headers(HEADERS_MAX);
         let mut beats = tokio::time::interval(BEAT_INTERVAL);
+        let mut warned: Option<Instant> = None;
         loop {
             let accepted = tokio::select! {
                 () = shutdown.requested() => break,
@@ -213,7 +262,7 @@ impl Intake {
                 }
                 accepted = listener.accept() => accepted,
             };
-            let (stream, peer) = match accepted {
+            let (stream, _) = match accepted {
                 Ok(accepted) => accepted,
                 Err(error) => {
                     // Out of file descriptors, mostly: it passes, and the listener stays.
@@ -222,29 +271,45 @@ impl Intake {
                     continue;
                 }
             };
-            let Ok(permit) = connections.clone().try_acquire_owned() else {
-                warn!(target: "intake", limit = self.limits.connections_max, "too many connections, one was closed");
-                continue;
-            };
-            if let Err(error) = stream.set_nodelay(true) {
-                debug!(target: "intake", "cannot set TCP_NODELAY: {error}");
-            }
-            let service = {
-                let shared = shared.clone();
-                service_fn(move |request| handle(shared.clone(), peer, request))
-            };
-            let connection = graceful.watch(builder.serve_connection(TokioIo::new(stream), service));
-            tokio::spawn(async move {
-                if let Err(error) = connection.await {
-                    debug!(target: "intake", "a connection ended: {error}");
+            let mut warn_of = |what: &str| {
+                if warned.is_none_or(|warned| warned.elapsed() >= WARNING_PAUSE) {
+                    warned = Some(Instant::now());
+                    warn!(target: "intake", limit = self.limits.connections_max, "too many connections: {what}");
                 }
-                drop(permit);
-            });
+            };
+            let seat = match connections.admit() {
+                Admission::Taken(seat) => seat,
+                Admission::TakenFromIdle(seat) => {
+                    shared.metrics.intake_connections_closed.add(1);
+                    warn_of("the one that was idle for longest is closed for each new one (max_connections)");
+                    seat
+                }
+                Admission::Full => {
+                    shared.metrics.intake_connections_refused.add(1);
+                    warn_of("all are busy, and new ones get a 503 (max_connections)");
+                    refuse_connection(stream, &lingering);
+                    continue;
+                }
+            };
+            shared.metrics.intake_connections.set(connections.open() as f64);
+            prepare(&stream);
+            let framing: SharedFraming = Arc::new(Mutex::new(Framing::new()));
+            let service = {
+                let (shared, marker, framing) = (shared.clone(), seat.marker(), framing.clone());
+                let requests = AtomicU64::new(0);
+                service_fn(move |request| {
+                    let number = requests.fetch_add(1, Ordering::Relaxed) + 1;
+                    let fault = framing.lock().unwrap_or_else(PoisonError::into_inner).fault_of(number);
+                    handle(shared.clone(), marker.clone(), fault, request)
+                })
+            };
+            let io = TokioIo::new(Wire::new(stream, framing.clone(), self.limits.client_timeout));
+            let connection = graceful.watch(builder.serve_connection(io, service));
+            tokio::spawn(serve_connection(shared.clone(), connections.clone(), seat, framing, connection));
         }
         // Closed before the wait: whoever comes now is refused at once and knows it.
         drop(listener);
-        let in_progress = self.limits.connections_max - connections.available_permits();
-        info!(target: "intake", connections = in_progress, "no new requests are taken");
+        info!(target: "intake", connections = connections.open(), "no new requests are taken");
         let mut finished = std::pin::pin!(graceful.shutdown());
         if tokio::time::timeout(grace / 2, finished.as_mut()).await.is_ok() {
             return;
@@ -257,21 +322,114 @@ impl Intake {
     }
 }
 
+/// Serves a connection to its end, or until it has to make room for another.
+async fn serve_connection(
+    shared: Arc<Shared>,
+    connections: Arc<Connections>,
+    seat: Seat,
+    framing: SharedFraming,
+    connection: impl Future<Output = hyper::Result<()>>,
+) {
+    let served = tokio::select! {
+        served = connection => served,
+        () = seat.asked_to_close() => Ok(()),
+    };
+    if let Err(error) = served {
+        let is_idle = framing.lock().unwrap_or_else(PoisonError::into_inner).is_between_requests();
+        if error.is_parse_too_large() {
+            shared.over_limit("bytes of a head");
+        } else if error.is_timeout() && !is_idle {
+            shared.over_limit("time for a head");
+        } else if innermost(&error).is_some_and(|error| error.kind() == std::io::ErrorKind::TimedOut) {
+            shared.over_limit("time to take an answer");
+        }
+        debug!(target: "intake", "a connection ended: {error}");
+    }
+    drop(seat);
+    shared.metrics.intake_connections.set(connections.open() as f64);
+}
+
+/// Returns the system's error that a connection ended with, if it was one.
+fn innermost(error: &hyper::Error) -> Option<&std::io::Error> {
+    std::error::Error::source(error)?.downcast_ref()
+}
+
+/// Sets what a client's connection needs. Nothing of it is worth refusing the client for.
+fn prepare(stream: &TcpStream) {
+    use rustix::net::sockopt;
+    let set = stream.set_nodelay(true).and_then(|()| {
+        sockopt::set_socket_keepalive(stream, true)?;
+        sockopt::set_tcp_keepidle(stream, PROBE_AFTER)?;
+        sockopt::set_tcp_keepintvl(stream, PROBE_AFTER / PROBES)?;
+        Ok(sockopt::set_tcp_keepcnt(stream, PROBES)?)
+    });
+    if let Err(error) = set {
+        debug!(target: "intake", "cannot set the options of a connection: {error}");
+    }
+}
+
+/// Tells a client that there is no place for it.
+///
+/// A connection that is closed while its client still sends is reset, and the client would see that instead of the
+/// answer: so for a few of them what comes is read for a while.
+fn refuse_connection(stream: TcpStream, lingering: &Arc<Semaphore>) {
+    let reply = unavailable("opik-offline has as many busy connections as it may (max_connections)", LINGER);
+    let head = format!(
+        "HTTP/1.1 503 Service Unavailable\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\
+         Retry-After: {}\r\nConnection: close\r\n\r\n",
+        reply.body.len(),
+        reply.retry_after_seconds.unwrap_or(1)
+    );
+    let answer = head + &reply.body;
+    // Nothing was written to it before, so its buffer takes all of this at once or never will.
+    if !matches!(stream.try_write(answer.as_bytes()), Ok(written) if written == answer.len()) {
+        return;
+    }
+    let Ok(place) = lingering.clone().try_acquire_owned() else { return };
+    tokio::spawn(async move {
+        let mut stream = stream;
+        let mut ignored = [0; 4096];
+        let reading = async { while matches!(stream.read(&mut ignored).await, Ok(1..)) {} };
+        // Whether the client has hung up by then changes nothing.
+        let _ = tokio::time::timeout(LINGER, reading).await;
+        drop(place);
+    });
+}
+
 async fn handle(
     shared: Arc<Shared>,
-    _peer: SocketAddr,
+    marker: Marker,
+    fault: Option<&'static str>,
     request: http::Request<Incoming>,
-) -> Result<ClientAnswer, Infallible> {
-    Ok(answer(shared, request).await)
+) -> Result<http::Response<Answering>, Infallible> {
+    let busy = marker.begin();
+    let answer = match fault {
+        None => answer(shared, request).await,
+        Some(fault) => {
+            shared.over_limit("framing");
+            let (head, body) = request.into_parts();
+            let mut refusal = accept::refuse(error(400, fault), &head.headers, body).await;
+            // Nobody knows where its next request would begin.
+            refusal.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+            refusal
+        }
+    };
+    Ok(answer.map(|body| Answering::new(body, busy)))
 }
 
 async fn answer(shared: Arc<Shared>, request: http::Request<Incoming>) -> ClientAnswer {
     let (head, body) = request.into_parts();
     let uri = head.uri.clone();
+    if uri.path_and_query().is_some_and(|path| path.as_str().len() > URL_BYTES_MAX) {
+        shared.over_limit("bytes of a URL");
+        let text = format!("the URL is longer than {URL_BYTES_MAX} bytes, opik-offline's limit");
+        return accept::refuse(error(414, &text), &head.headers, body).await;
+    }
     let (token, path) = guard::split_token(uri.path());
     if let Some(page) = status_page::Page::of(&head.method, path) {
         return match guard::is_own_host(&head.headers, &shared.listen_host) {
-            true => page.render(&shared),
+            true if guard::is_own_origin(&head.headers) => page.render(&shared),
+            true => forward::own_answer(error(403, "the agent's own pages are not shown to other sites")),
             false => forward::own_answer(error(403, "the agent's own pages are shown to addresses and localhost only")),
         };
     }
@@ -304,8 +462,30 @@ async fn answer(shared: Arc<Shared>, request: http::Request<Incoming>) -> Client
         Route::Ping => status_page::ping(),
         Route::Protected(write) => accept::accept(shared, write, head, below, client, body).await,
         Route::Upload(step) => attachments::upload(shared, step, head, below, client, body).await,
-        Route::PassThrough => pass_through(&shared, head, &below, &client, http_body_util::Either::Right(body)).await,
+        Route::PassThrough => {
+            let body = streamed(&shared, body);
+            pass_through(&shared, head, &below, &client, body).await
+        }
     }
+}
+
+/// A body to pass on, and whether its client has let it wait for too long.
+struct PassedBody {
+    body: ForwardBody,
+    is_late: Arc<AtomicBool>,
+}
+
+impl From<ForwardBody> for PassedBody {
+    fn from(body: ForwardBody) -> Self {
+        Self { body, is_late: Arc::default() }
+    }
+}
+
+/// Returns a client's body to pass on as it comes.
+fn streamed(shared: &Shared, body: Incoming) -> PassedBody {
+    let is_late = Arc::<AtomicBool>::default();
+    let body = Paced::new(body, shared.limits.client_timeout, is_late.clone());
+    PassedBody { body: Either::Right(body.boxed()), is_late }
 }
 
 /// Streams a request to the server and its answer back.
@@ -314,7 +494,7 @@ async fn pass_through(
     mut head: http::request::Parts,
     below: &str,
     client: &ClientUrl,
-    body: ForwardBody,
+    PassedBody { body, is_late }: PassedBody,
 ) -> ClientAnswer {
     let base_url = shared.forwarder.base_url();
     let Some(uri) = forward::upstream_uri(base_url, below) else {
@@ -336,6 +516,7 @@ async fn pass_through(
             shared.metrics.requests_passed_through.add(1);
             forward::client_answer(answer, base_url, &client.base())
         }
+        Err(_) if is_late.load(Ordering::Relaxed) => forward::own_answer(shared.too_slow()),
         Err(failure) => {
             debug!(target: "intake", "passing through failed: {failure}");
             shared.metrics.intake_refused.add(1);

@@ -120,6 +120,9 @@ fn metrics(shared: &Shared) -> String {
         shared.metrics.backlog_oldest_age_seconds.set(oldest_age_ms as f64 / 1000.0);
         shared.metrics.store_size_bytes.set(condition.file_bytes as f64);
         shared.metrics.store_dropped_messages.set(condition.dropped as f64);
+        shared.metrics.store_expired_messages.set(condition.expired as f64);
+        let lost: u64 = condition.recoveries.iter().map(|recovery| recovery.lost).sum();
+        shared.metrics.store_lost_messages.set(lost as f64);
     }
     shared.metrics.render()
 }

@@ -290,6 +290,24 @@ impl<'a> Scanner<'a> {
     }
 }
 
+/// Returns JSON without blanks between its tokens, each exactly as it was written, on one line.
+///
+/// Returns `None` when the text is not JSON by the measure of RFC 8259: a bare `NaN` is for servers, not for other tools.
+pub fn compact(text: &str) -> Option<String> {
+    serde_json::from_str::<serde::de::IgnoredAny>(text).ok()?;
+    let mut is_text = false;
+    let mut is_escaped = false;
+    let mut keep = |c: &char| {
+        let kept = is_text || !c.is_ascii_whitespace();
+        if *c == '"' && !is_escaped {
+            is_text = !is_text;
+        }
+        is_escaped = is_text && *c == '\\' && !is_escaped;
+        kept
+    };
+    Some(text.chars().filter(|c| keep(c)).collect())
+}
+
 /// Returns JSON with line breaks and indentation for people, every token exactly as it was written.
 ///
 /// Returns `None` when the text is not JSON.
@@ -490,5 +508,13 @@ mod tests {
                     .prop_map(|members| serde_json::Value::Object(members.into_iter().collect())),
             ]
         })
+    }
+
+    #[test]
+    fn an_export_keeps_every_token_and_has_one_line() {
+        let text = "{ \"a b\" : [1e999, 12345678901234567890123,\r\n \"\\ud800 \\\" \\\\\"], \"x\": {} }";
+        let compact = compact(text).expect("JSON");
+        assert_eq!(compact, "{\"a b\":[1e999,12345678901234567890123,\"\\ud800 \\\" \\\\\"],\"x\":{}}");
+        assert_eq!(super::compact("[NaN]"), None, "other tools could not read it");
     }
 }

@@ -618,7 +618,18 @@ fn check(message: &Message, content: &[u8], depth: usize) -> Result<(), NotOtlp>
 fn json_of(message: &Message, content: &[u8]) -> Value {
     let mut shown = Map::new();
     for (number, value) in (Fields { rest: content }) {
-        let Some(field) = message.fields.iter().find(|field| field.number == number) else { continue };
+        let Some(field) = message.fields.iter().find(|field| field.number == number) else {
+            // A newer exporter's: shown by its number, because it is sent on.
+            let name = format!("unknownField{number}");
+            if let Value::Array(values) = shown.entry(name).or_insert_with(|| json!([])) {
+                values.push(match value {
+                    Wire::Varint(number) | Wire::Fixed64(number) => json!(number),
+                    Wire::Fixed32(number) => json!(number),
+                    Wire::Bytes(bytes) => json!(base64::engine::general_purpose::STANDARD.encode(bytes)),
+                });
+            }
+            continue;
+        };
         let value = match (&field.kind, value) {
             (Type::Message(inner), Wire::Bytes(bytes)) => json_of(inner, bytes),
             (Type::Text, Wire::Bytes(bytes)) => json!(String::from_utf8_lossy(bytes)),
@@ -709,6 +720,14 @@ mod tests {
         assert_eq!(traces.touches, Touch::distinct(vec![otel_trace(1), otel_trace(2), opik]));
         assert_eq!(Traces::read(Format::Json, b"{}"), Ok(Traces::default()));
         assert!(Traces::read(Format::Json, b"").is_err());
+    }
+
+    #[test]
+    fn people_see_the_fields_of_a_newer_exporter_too() {
+        let shown = to_json(&[request(), field(9, b"new"), vec![10 << 3, 7], vec![10 << 3, 8]].concat());
+        let shown = shown.expect("a request");
+        assert_eq!(shown["unknownField9"], json!(["bmV3"]));
+        assert_eq!(shown["unknownField10"], json!([7, 8]));
     }
 
     #[test]

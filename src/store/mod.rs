@@ -34,6 +34,7 @@ pub mod committer;
 pub mod key;
 pub mod orphan;
 pub mod place;
+mod rescue;
 pub mod slot;
 pub mod sqlite;
 
@@ -219,6 +220,12 @@ pub trait Store: Send + Sync {
 
     /// Deletes up to `limit` of the messages that the filter selects, except those in flight under a living lease.
     fn purge(&self, filter: &Filter, limit: usize) -> Result<Purged, StoreError>;
+
+    /// Drops up to `limit` of the oldest messages that were accepted before then, except those in flight; returns how many.
+    ///
+    /// They are counted ([`Condition::expired`]) in the same commit. Looks at the oldest messages only: where the first
+    /// `limit` of them are younger than that, or in flight, it finds none.
+    fn expire(&self, accepted_before_ms: i64, limit: usize) -> Result<u64, StoreError>;
 
     /// Makes rejected messages that the filter selects *failed* again, with no attempts counted; returns how many.
     ///
@@ -543,6 +550,8 @@ pub struct Filter {
     pub entities: Vec<EntityKey>,
     /// Accepted before this time, in milliseconds since the Unix epoch.
     pub accepted_before_ms: Option<i64>,
+    /// Accepted at this time or later, in milliseconds since the Unix epoch.
+    pub accepted_since_ms: Option<i64>,
 }
 
 /// Which part of a list to return.
@@ -684,6 +693,10 @@ pub struct Condition {
     pub held: Vec<(Lane, Hold)>,
     /// Messages dropped because the store was full, since it was made.
     pub dropped: u64,
+    /// Messages dropped because they had become too old, since it was made.
+    pub expired: u64,
+    /// The damaged files that this store was recovered from, the oldest first.
+    pub recoveries: Vec<RecoveryRecord>,
     /// Whether it is encrypted, and whether we have the key.
     pub encryption: Encryption,
 }
@@ -716,6 +729,23 @@ pub enum KeyState {
     Missing,
     /// There are others.
     Wrong,
+}
+
+/// How a store was recovered from a damaged file.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RecoveryRecord {
+    /// When, in milliseconds since the Unix epoch.
+    pub at_ms: i64,
+    /// Where the damaged file lies.
+    pub set_aside: PathBuf,
+    /// Whether it still lies there: whoever removes it has seen what happened.
+    pub is_kept: bool,
+    /// What was wrong with it, in the engine's words.
+    pub reason: String,
+    /// Messages that are in the new store.
+    pub recovered: u64,
+    /// Messages that are known to have been in it and could not be read whole.
+    pub lost: u64,
 }
 
 /// A running agent.
@@ -773,11 +803,23 @@ pub enum WhenFull {
 pub enum OpenMode {
     /// Make it, and its folder, when there is none.
     CreateIfMissing,
-    /// [`StoreError::Missing`] when there is none.
+    /// [`StoreError::Missing`] when there is none. For those who only look: a damaged file stays where it is.
     Existing,
     /// The same, also when there is no key or another one: what is not sealed can be read, counted and deleted, and all
     /// else fails as opening would.
     WithoutKey,
+    /// The same as [`OpenMode::Existing`], and a damaged file is recovered.
+    ExistingOrRecovered,
+}
+
+impl OpenMode {
+    /// Says whether a damaged file is set aside and what can be read is recovered, as the agent and `replay` do it.
+    pub fn recovers(self) -> bool {
+        match self {
+            Self::CreateIfMissing | Self::ExistingOrRecovered => true,
+            Self::Existing | Self::WithoutKey => false,
+        }
+    }
 }
 
 /// Opens the store at this path.
@@ -785,7 +827,8 @@ pub enum OpenMode {
 /// # Errors
 ///
 /// [`StoreError::Missing`], [`StoreError::NotAStore`], [`StoreError::NewerSchema`], [`StoreError::Damaged`],
-/// [`StoreError::Unusable`] or [`StoreError::Busy`]; the file is as it was.
+/// [`StoreError::Unusable`] or [`StoreError::Busy`]; the file is as it was. A mode that recovers knows no
+/// [`StoreError::Damaged`] but that of a file that can't be read at all.
 pub fn open(path: &Path, mode: OpenMode, limits: Limits) -> Result<Arc<dyn Store>, StoreError> {
     open_with(path, mode, limits, &Keys::default())
 }
@@ -846,6 +889,19 @@ pub enum Resealed {
     },
     /// It was ended by its caller.
     Stopped(Resealing),
+}
+
+/// Sets aside the file at this path, which was found damaged while it was in use, and opens the store with what was
+/// recovered. Where another process did so meanwhile, that costs nothing but time.
+///
+/// # Errors
+///
+/// As [`open_with`].
+pub fn recover(path: &Path, reason: &str, limits: Limits, keys: &Keys) -> Result<Arc<dyn Store>, StoreError> {
+    match sqlite::FileId::at(path) {
+        Some(file) => Ok(Arc::new(sqlite::SqliteStore::recover(path, file, reason, limits, keys)?)),
+        None => open_with(path, OpenMode::ExistingOrRecovered, limits, keys),
+    }
 }
 
 /// Returns the time as a store's records have it: the wall clock, in milliseconds since the Unix epoch.

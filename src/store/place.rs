@@ -1,9 +1,184 @@
-//! The place where a store is, or would be: may this user write there, and how much room is left? Nothing is made.
+//! The place where a store is, or would be: may this user write there, how much room is left, and has somebody else laid
+//! a trap on the way to it? Nothing is made.
+//!
+//! # Traps
+//!
+//! In a folder that others may write to (`/tmp`, a shared volume), another user can put a link, a folder or a file where a
+//! store is expected: what is stored would go to a place of theirs, or over a file of ours. So whatever stands on the way
+//! in such a folder has to belong to this user, to root, or to the owner of the folder, who could do anything there anyway.
+//! That is the kernel's own rule for links in sticky folders (`fs.protected_symlinks`), for folders that are not sticky and
+//! for files and folders, too. A link that users made in a folder of their own goes on working, to another disk say.
+//!
+//! Root who only looks at or delivers from a store that is there takes files and folders of others, but not their links.
 
+use std::collections::VecDeque;
+use std::ffi::OsString;
+use std::fs;
 use std::io;
-use std::path::{Path, PathBuf};
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::path::{Component, Path, PathBuf};
 
 use rustix::fs::{Access, access, statvfs};
+
+use super::OpenMode;
+
+/// What stands beside a SQLite file and is part of it.
+const BESIDE: [&str; 3] = ["-wal", "-shm", "-journal"];
+/// Links that are followed on the way to a store; the system's own limit.
+const LINKS_MAX: usize = 40;
+/// What others may do with something: the bits of group and everybody.
+const OTHERS: u32 = 0o077;
+/// The folder that opik-offline makes for its store in the user's data folder.
+const OWN_FOLDER: &str = "opik-offline";
+
+/// What is known of something on the way to a store.
+#[derive(Clone, Copy, Debug)]
+struct Entry {
+    is_link: bool,
+    owner: u32,
+    mode: u32,
+}
+
+impl Entry {
+    fn of(metadata: &fs::Metadata) -> Self {
+        Self { is_link: metadata.is_symlink(), owner: metadata.uid(), mode: metadata.mode() }
+    }
+}
+
+/// Something on the way to a store that another user may have put there.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Trap {
+    /// What it is.
+    pub path: PathBuf,
+    /// Why it is not trusted.
+    pub reason: String,
+}
+
+/// Says what is wrong with an entry of a folder, for this user.
+fn mistrust(entry: Entry, folder: Entry, user: u32, mode: OpenMode) -> Option<&'static str> {
+    const WRITABLE_FOR_OTHERS: u32 = 0o022;
+    const ROOT: u32 = 0;
+    let is_shared = folder.mode & WRITABLE_FOR_OTHERS != 0;
+    let is_trusted = [user, ROOT, folder.owner].contains(&entry.owner);
+    if !is_shared || is_trusted {
+        return None;
+    }
+    match (entry.is_link, user == ROOT && mode == OpenMode::Existing) {
+        (true, _) => Some("it is a symbolic link that another user made in a folder that others may write to"),
+        (false, true) => None,
+        (false, false) => Some("it belongs to another user, in a folder that others may write to"),
+    }
+}
+
+/// Looks whether everything on the way to a store may be trusted, as the module's head states, and returns where it
+/// really is. What is not there yet, or can't be looked at, is left to whoever opens it.
+///
+/// # Errors
+///
+/// [`Trap`], which names what was found.
+pub fn vet(path: &Path, mode: OpenMode) -> Result<PathBuf, Trap> {
+    let user = rustix::process::geteuid().as_raw();
+    let Ok(absolute) = std::path::absolute(path) else { return Ok(path.to_owned()) };
+    let mut ahead: VecDeque<OsString> = parts(&absolute);
+    let mut at = PathBuf::from("/");
+    let mut links = 0;
+    while let Some(part) = ahead.pop_front() {
+        if part == ".." {
+            at.pop();
+            continue;
+        }
+        let next = at.join(&part);
+        let (Ok(entry), Ok(folder)) = (fs::symlink_metadata(&next), fs::symlink_metadata(&at)) else {
+            at = next;
+            continue;
+        };
+        judge(&next, &entry, &folder, user, mode)?;
+        if !entry.is_symlink() {
+            at = next;
+            continue;
+        }
+        links += 1;
+        let Ok(target) = fs::read_link(&next) else { return Ok(absolute) };
+        if links > LINKS_MAX {
+            return Ok(absolute);
+        }
+        if target.is_absolute() {
+            at = PathBuf::from("/");
+        }
+        for part in parts(&target).into_iter().rev() {
+            ahead.push_front(part);
+        }
+    }
+    let Some(folder) = at.parent().and_then(|folder| fs::symlink_metadata(folder).ok()) else { return Ok(at) };
+    for beside in beside(&at) {
+        let Ok(entry) = fs::symlink_metadata(&beside) else { continue };
+        judge(&beside, &entry, &folder, user, mode)?;
+        if !entry.is_file() {
+            let reason = "it is no regular file, and part of the store would be written to it".into();
+            return Err(Trap { path: beside, reason });
+        }
+    }
+    Ok(at)
+}
+
+fn judge(path: &Path, entry: &fs::Metadata, folder: &fs::Metadata, user: u32, mode: OpenMode) -> Result<(), Trap> {
+    match mistrust(Entry::of(entry), Entry::of(folder), user, mode) {
+        None => Ok(()),
+        Some(reason) => Err(Trap { path: path.to_owned(), reason: reason.to_owned() }),
+    }
+}
+
+fn parts(path: &Path) -> VecDeque<OsString> {
+    let parts = path.components().filter(|part| matches!(part, Component::Normal(_) | Component::ParentDir));
+    parts.map(|part| part.as_os_str().to_owned()).collect()
+}
+
+fn beside(path: &Path) -> impl Iterator<Item = PathBuf> {
+    BESIDE.into_iter().map(|suffix| {
+        let mut name = path.as_os_str().to_owned();
+        name.push(suffix);
+        name.into()
+    })
+}
+
+/// Takes from others what they may do with a store that is there: with its files, and with the folder that opik-offline
+/// made for it. Other folders are their owner's to open; the files in them stay closed all the same.
+///
+/// # Errors
+///
+/// The file that others can read or write, and what the system says.
+pub fn tighten(path: &Path) -> Result<(), (PathBuf, io::Error)> {
+    let user = rustix::process::geteuid().as_raw();
+    for file in beside(path).chain([path.to_owned()]) {
+        let Ok(metadata) = fs::symlink_metadata(&file) else { continue };
+        close(&file, &metadata, 0o600).map_err(|error| (file, error))?;
+    }
+    let folder = path.parent().filter(|folder| folder.file_name().is_some_and(|name| name == OWN_FOLDER));
+    if let Some(folder) = folder
+        && let Ok(metadata) = fs::symlink_metadata(folder)
+        && metadata.uid() == user
+    {
+        close(folder, &metadata, 0o700).map_err(|error| (folder.to_owned(), error))?;
+    }
+    Ok(())
+}
+
+fn close(path: &Path, metadata: &fs::Metadata, mode: u32) -> io::Result<()> {
+    let found = metadata.mode() & 0o777;
+    if found & OTHERS == 0 {
+        return Ok(());
+    }
+    match fs::set_permissions(path, fs::Permissions::from_mode(mode)) {
+        // Removed by whoever closed the store a moment ago.
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        Err(error) => Err(error),
+        Ok(()) => {
+            let path = path.display();
+            tracing::warn!(target: "db_manager", "{path} was open to other users ({found:03o}) and is now closed ({mode:03o})");
+            Ok(())
+        }
+    }
+}
 
 /// What was found at a place.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -37,6 +212,55 @@ pub fn look_at(path: &Path) -> io::Result<Place> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    const ME: u32 = 1000;
+    const STRANGER: u32 = 1001;
+    const ROOT: u32 = 0;
+
+    #[test]
+    fn what_another_user_put_into_a_shared_folder_is_a_trap() {
+        let folder = |owner, mode| Entry { is_link: false, owner, mode };
+        let (sticky, open, group) = (folder(ROOT, 0o1777), folder(ROOT, 0o777), folder(ROOT, 0o775));
+        let (theirs, mine) = (folder(STRANGER, 0o777), folder(ME, 0o700));
+        for (owner, within, user, is_link_trusted, is_file_trusted) in [
+            (STRANGER, sticky, ME, false, false),
+            (STRANGER, open, ME, false, false),
+            (STRANGER, group, ME, false, false),
+            (STRANGER, sticky, ROOT, false, false),
+            (ME, sticky, ME, true, true),
+            (ROOT, sticky, ME, true, true),
+            // Who owns the folder can do anything in it.
+            (STRANGER, theirs, ME, true, true),
+            // Nobody else can have put it there but root.
+            (ME, mine, ME, true, true),
+            (STRANGER, mine, ME, true, true),
+        ] {
+            let trusted = |is_link, mode| mistrust(Entry { is_link, owner, mode: 0o777 }, within, user, mode).is_none();
+            let found = (trusted(true, OpenMode::CreateIfMissing), trusted(false, OpenMode::CreateIfMissing));
+            assert_eq!(found, (is_link_trusted, is_file_trusted), "{owner} in {within:?} for {user}");
+            assert_eq!(trusted(true, OpenMode::Existing), is_link_trusted, "root follows no trap either");
+            assert_eq!(trusted(false, OpenMode::Existing), is_file_trusted || user == ROOT);
+        }
+    }
+
+    #[test]
+    fn a_users_own_links_are_followed_to_the_store() {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let folder = folder.path().canonicalize().expect("it is there");
+        fs::create_dir_all(folder.join("disk/deep")).expect("folders");
+        std::os::unix::fs::symlink("disk/deep/../deep", folder.join("data")).expect("a link");
+        std::os::unix::fs::symlink(folder.join("data/there.db"), folder.join("store.db")).expect("a link");
+        for mode in [OpenMode::Existing, OpenMode::CreateIfMissing] {
+            assert_eq!(vet(&folder.join("store.db"), mode), Ok(folder.join("disk/deep/there.db")));
+        }
+        // A loop is for whoever opens it to complain about.
+        std::os::unix::fs::symlink("loop", folder.join("loop")).expect("a link");
+        assert!(vet(&folder.join("loop"), OpenMode::Existing).is_ok());
+        // SQLite would write its log through it.
+        std::os::unix::fs::symlink("elsewhere", folder.join("disk/deep/there.db-wal")).expect("a link");
+        let trap = vet(&folder.join("store.db"), OpenMode::Existing).expect_err("its log is a link");
+        assert_eq!(trap.path, folder.join("disk/deep/there.db-wal"));
+    }
 
     #[test]
     fn a_place_is_the_nearest_thing_that_is_there() {

@@ -11,6 +11,14 @@
 //!                       └────────────── get, every few seconds ◀─────────────┘
 //! ```
 //!
+//! What `get` does depends on why the store went away:
+//!
+//! - it was **damaged**: its file is set aside and what is whole is recovered, by whoever is first;
+//! - its file was **deleted** while it was open: it is still there for us, and its messages are stored anew (`rescue.rs`);
+//! - its file was **moved**: its log is written into it, so that it is whole wherever it is now, and nothing is copied:
+//!   whoever moved it has it;
+//! - anything else: it is opened again.
+//!
 //! A store that comes back after a full disk is only known to work once something was written, so a slot that found it
 //! openable again shows it as open; the next failed write is reported and the wait starts over.
 //!
@@ -20,17 +28,21 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use tracing::{error, info};
+use tracing::{error, info, warn};
 
 use super::sqlite::FileId;
-use super::{Keys, Limits, OpenMode, Store, StoreError};
+use super::{Keys, Limits, OpenMode, Store, StoreError, rescue, sqlite};
 
 /// How long a slot waits before it tries to open its store again.
 const RETRY_AFTER: Duration = Duration::from_secs(3);
 /// How often a slot looks whether the file is still the one that it opened.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 
-type Opener = Box<dyn Fn() -> Result<Arc<dyn Store>, StoreError> + Send + Sync>;
+/// A store that can't be read is not set aside again so soon: where that does not help, a loop would fill the disk.
+const RECOVER_AGAIN_AFTER: Duration = Duration::from_secs(60);
+
+/// Opens the store; the one that was found damaged is set aside first.
+type Opener = Box<dyn Fn(Option<&Damage>) -> Result<Arc<dyn Store>, StoreError> + Send + Sync>;
 type OnOpen = Box<dyn Fn(&dyn Store) + Send + Sync>;
 
 /// A store, or the reason why there is none right now. Heals by itself when it is used.
@@ -40,18 +52,77 @@ pub struct StoreSlot {
     opener: Opener,
     on_open: Option<OnOpen>,
     inner: Mutex<Inner>,
+    /// When a damaged file was set aside.
+    recovered_at: Mutex<Option<Instant>>,
     /// Held while the store is opened, which may take as long as other processes keep it locked. Nobody waits for it.
     opening: Mutex<()>,
 }
 
 enum Inner {
-    Open { store: Arc<dyn Store>, file: Option<FileId>, looked_at: Instant },
-    Away { error: Arc<StoreError>, since: Instant, tried_at: Option<Instant> },
+    Open { store: Arc<dyn Store>, file: Option<FileId>, beside: Vec<(PathBuf, FileId)>, looked_at: Instant },
+    Away { error: Arc<StoreError>, since: Instant, tried_at: Option<Instant>, cause: Cause },
+}
+
+/// What has to be done before a store is opened again.
+#[derive(Clone)]
+enum Cause {
+    Nothing,
+    Damaged(Damage),
+    /// Its file is not at the path any more, and this is the only way to it.
+    Deleted(Gone),
+    Moved(Gone),
+}
+
+/// A store whose file went away.
+#[derive(Clone)]
+struct Gone {
+    store: Arc<dyn Store>,
+    /// What SQLite keeps beside the file, and may have stayed where it was.
+    beside: Vec<(PathBuf, FileId)>,
+}
+
+impl Gone {
+    /// Writes the log of the store into its file, wherever that is, and takes what lies beside it out of the way of a
+    /// new one, which would read the log as its own and share the memory of the old one.
+    ///
+    /// With `only_if_written` a log that could not be written back stays: its file is somewhere without it, and whoever
+    /// opens a store here next recovers what it holds.
+    fn take_leave(&self, only_if_written: bool) {
+        if let Err(error) = self.store.compact() {
+            warn!(target: "db_manager", "the log of the file that was moved or deleted stays as it is: {error}");
+        }
+        for (path, file) in &self.beside {
+            let is_empty = std::fs::metadata(path).is_ok_and(|metadata| metadata.len() == 0);
+            let is_log = path.as_os_str().as_encoded_bytes().ends_with(b"-wal");
+            if FileId::at(path) == Some(*file)
+                && (is_empty || !is_log || !only_if_written)
+                && let Err(error) = std::fs::remove_file(path)
+            {
+                warn!(target: "db_manager", "{} of an earlier file can't be removed: {error}", path.display());
+            }
+        }
+    }
+}
+
+/// A file that was found damaged while it was open, and how.
+#[derive(Clone)]
+struct Damage {
+    file: FileId,
+    reason: String,
 }
 
 impl Inner {
     fn open(store: Arc<dyn Store>, path: Option<&Path>) -> Self {
-        Self::Open { store, file: path.and_then(FileId::at), looked_at: Instant::now() }
+        let mut beside = Vec::new();
+        if let Some(real) = path.and_then(|path| std::fs::canonicalize(path).ok()) {
+            for suffix in ["-wal", "-shm"] {
+                let mut name = real.clone().into_os_string();
+                name.push(suffix);
+                let name = PathBuf::from(name);
+                beside.extend(FileId::at(&name).map(|file| (name, file)));
+            }
+        }
+        Self::Open { store, file: path.and_then(FileId::at), beside, looked_at: Instant::now() }
     }
 }
 
@@ -88,24 +159,33 @@ impl StoreSlot {
     /// Returns the slot of the store at this path, sealed with these keys; else as [`StoreSlot::at`].
     pub fn at_with(path: &Path, limits: Limits, keys: Keys) -> Self {
         let owned = path.to_owned();
-        let opener = move || super::open_with(&owned, OpenMode::CreateIfMissing, limits, &keys);
+        let opener = move |damage: Option<&Damage>| -> Result<Arc<dyn Store>, StoreError> {
+            match damage {
+                None => super::open_with(&owned, OpenMode::CreateIfMissing, limits, &keys),
+                Some(Damage { file, reason }) => {
+                    Ok(Arc::new(sqlite::SqliteStore::recover(&owned, *file, reason, limits, &keys)?))
+                }
+            }
+        };
         Self::opened_by(Some(path.to_owned()), Box::new(opener))
     }
 
     /// Returns a slot that always holds this store.
     pub fn holding(store: Arc<dyn Store>) -> Self {
-        Self::opened_by(None, Box::new(move || Ok(Arc::clone(&store))))
+        Self::opened_by(None, Box::new(move |_| Ok(Arc::clone(&store))))
     }
 
     fn opened_by(file: Option<PathBuf>, opener: Opener) -> Self {
-        let inner = match opener() {
+        let inner = match opener(None) {
             Ok(store) => Inner::open(store, file.as_deref()),
             Err(error) => {
                 warn_of_loss(&error);
-                Inner::Away { error: Arc::new(error), since: Instant::now(), tried_at: Some(Instant::now()) }
+                let (since, tried_at) = (Instant::now(), Some(Instant::now()));
+                Inner::Away { error: Arc::new(error), since, tried_at, cause: Cause::Nothing }
             }
         };
-        Self { file, opener, on_open: None, inner: Mutex::new(inner), opening: Mutex::new(()) }
+        let (recovered_at, opening) = (Mutex::new(None), Mutex::new(()));
+        Self { file, opener, on_open: None, inner: Mutex::new(inner), recovered_at, opening }
     }
 
     /// Does this with every store that is opened, the one that is open already included: what has to be in it has to be
@@ -167,7 +247,11 @@ impl StoreSlot {
         if let Ok(store) = self.current() {
             return Ok(store);
         }
-        let opened = (self.opener)();
+        let cause = match &*self.inner() {
+            Inner::Away { cause, .. } => cause.clone(),
+            Inner::Open { .. } => Cause::Nothing,
+        };
+        let opened = self.open_after(&cause);
         if let (Ok(store), Some(on_open)) = (&opened, &self.on_open) {
             on_open(store.as_ref());
         }
@@ -184,8 +268,36 @@ impl StoreSlot {
                     Inner::Away { since, .. } => *since,
                     Inner::Open { .. } => Instant::now(),
                 };
-                *inner = Inner::Away { error: Arc::clone(&error), since, tried_at: Some(Instant::now()) };
+                *inner = Inner::Away { error: Arc::clone(&error), since, tried_at: Some(Instant::now()), cause };
                 Err(error)
+            }
+        }
+    }
+
+    /// Does what has to be done first, and opens the store.
+    fn open_after(&self, cause: &Cause) -> Result<Arc<dyn Store>, StoreError> {
+        match cause {
+            Cause::Nothing => (self.opener)(None),
+            Cause::Damaged(damage) => {
+                let mut recovered_at = self.recovered_at.lock().unwrap_or_else(PoisonError::into_inner);
+                if recovered_at.is_some_and(|at| at.elapsed() < RECOVER_AGAIN_AFTER) {
+                    let path = self.file.clone().unwrap_or_default();
+                    return Err(StoreError::Damaged { path, reason: format!("{}, once more", damage.reason) });
+                }
+                let store = (self.opener)(Some(damage))?;
+                *recovered_at = Some(Instant::now());
+                Ok(store)
+            }
+            Cause::Deleted(gone) => {
+                gone.take_leave(false);
+                let store = (self.opener)(None)?;
+                let rescued = rescue::rescue(gone.store.as_ref(), store.as_ref())?;
+                warn!(target: "db_manager", rescued, "the messages of the deleted file are stored again");
+                Ok(store)
+            }
+            Cause::Moved(gone) => {
+                gone.take_leave(true);
+                (self.opener)(None)
             }
         }
     }
@@ -211,13 +323,21 @@ impl StoreSlot {
             | StoreError::LeaseLost => false,
         };
         let mut inner = self.inner();
-        let Inner::Open { store, file, .. } = &*inner else { return };
+        let Inner::Open { store, file, beside, .. } = &*inner else { return };
         if lost && Arc::ptr_eq(store, failed) {
-            // Another file at the path is a reason to look at once, a sick disk is one to wait.
             let replaced = self.file.as_deref().is_some_and(|path| FileId::at(path) != *file);
-            let tried_at = (!replaced).then(Instant::now);
+            let cause = match (&**error, *file) {
+                (_, Some(file)) if replaced => self.gone(store, file, beside),
+                // It was one when it was opened.
+                (StoreError::Damaged { reason, .. } | StoreError::NotAStore { reason, .. }, Some(file)) => {
+                    Cause::Damaged(Damage { file, reason: reason.clone() })
+                }
+                _ => Cause::Nothing,
+            };
+            // Something to be done is a reason to do it at once, a sick disk is one to wait.
+            let tried_at = (!replaced && matches!(cause, Cause::Nothing)).then(Instant::now);
             warn_of_loss(error);
-            *inner = Inner::Away { error: Arc::clone(error), since: Instant::now(), tried_at };
+            *inner = Inner::Away { error: Arc::clone(error), since: Instant::now(), tried_at, cause };
         }
     }
 
@@ -243,7 +363,9 @@ impl StoreSlot {
 
     /// Takes the store out when its file is not the one at the path any more.
     fn look_after(&self, inner: &mut Inner) {
-        let (Some(path), Inner::Open { file, looked_at, .. }) = (self.file.as_deref(), &mut *inner) else { return };
+        let (Some(path), Inner::Open { store, file, beside, looked_at }) = (self.file.as_deref(), &mut *inner) else {
+            return;
+        };
         if looked_at.elapsed() < LOOK_EVERY {
             return;
         }
@@ -252,8 +374,28 @@ impl StoreSlot {
             let reason = "its file was removed or replaced while it was open".into();
             let error = Arc::new(StoreError::Unusable { path: path.to_owned(), reason });
             warn_of_loss(&error);
-            *inner = Inner::Away { error, since: Instant::now(), tried_at: None };
+            let cause = file.map_or(Cause::Nothing, |file| self.gone(store, file, beside));
+            *inner = Inner::Away { error, since: Instant::now(), tried_at: None, cause };
         }
+    }
+
+    /// Says what became of the file of an open store that is not at its path any more.
+    fn gone(&self, store: &Arc<dyn Store>, file: FileId, beside: &[(PathBuf, FileId)]) -> Cause {
+        let Some(path) = self.file.as_deref() else { return Cause::Nothing };
+        if file.is_deleted() {
+            error!(target: "db_manager", "{} was deleted while it was in use; its messages are stored again", path.display());
+            return Cause::Deleted(Gone { store: Arc::clone(store), beside: beside.to_vec() });
+        }
+        if file.is_set_aside(path) {
+            // Another process recovers it, or has done so.
+            return Cause::Nothing;
+        }
+        error!(
+            target: "db_manager",
+            "{} was moved while it was in use; what it holds is delivered only when it is moved back or named with --db",
+            path.display()
+        );
+        Cause::Moved(Gone { store: Arc::clone(store), beside: beside.to_vec() })
     }
 
     fn inner(&self) -> MutexGuard<'_, Inner> {

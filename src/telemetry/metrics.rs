@@ -91,6 +91,10 @@ metrics! {
     messages_delivered: Counter = "opik_offline_messages_delivered_total", "Stored messages that the Opik server confirmed";
     messages_rejected: Counter = "opik_offline_messages_rejected_total", "Messages set aside, because the Opik server refused them";
     intake_refused: Counter = "opik_offline_intake_refused_total", "Writes answered with 503, because they could not be stored";
+    intake_connections: Gauge = "opik_offline_intake_connections", "Open connections of clients";
+    intake_connections_closed: Counter = "opik_offline_intake_connections_closed_total", "Idle connections closed to make room for new ones (max_connections)";
+    intake_connections_refused: Counter = "opik_offline_intake_connections_refused_total", "Connections refused with 503, because all that may be open were busy (max_connections)";
+    intake_over_limit: Counter = "opik_offline_intake_over_limit_total", "Requests refused or cut off, because they were larger, slower or framed otherwise than intake allows";
     requests_forwarded: Counter = "opik_offline_requests_forwarded_total", "Protected writes that the Opik server answered at once";
     requests_passed_through: Counter = "opik_offline_requests_passed_through_total", "Other requests streamed to the Opik server";
     replay_requests: Counter = "opik_offline_replay_requests_total", "Requests sent to replay stored messages";
@@ -101,6 +105,8 @@ metrics! {
     backlog_oldest_age_seconds: Gauge = "opik_offline_backlog_oldest_age_seconds", "Age of the oldest message of the backlog";
     store_size_bytes: Gauge = "opik_offline_store_size_bytes", "Size of the store on disk";
     store_dropped_messages: Gauge = "opik_offline_store_dropped_messages", "Messages that the store dropped when it was full, since it was made";
+    store_expired_messages: Gauge = "opik_offline_store_expired_messages", "Messages that were dropped when they were older than max_age, since the store was made";
+    store_lost_messages: Gauge = "opik_offline_store_lost_messages", "Messages of damaged store files that could not be recovered";
     store_usable: Gauge = "opik_offline_store_usable", "1 while messages can be stored, 0 while the agent is a plain proxy";
     connection_available: Gauge = "opik_offline_connection_available", "1 while the Opik server can be reached";
 }

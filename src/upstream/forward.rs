@@ -7,6 +7,7 @@ use std::error::Error;
 use std::time::Duration;
 
 use bytes::Bytes;
+use http_body_util::combinators::BoxBody;
 use http_body_util::{Either, Full};
 use hyper::body::Incoming;
 use hyper_rustls::HttpsConnector;
@@ -18,8 +19,10 @@ use hyper_util::rt::{TokioExecutor, TokioTimer};
 use super::{IDLE_AGE_MAX, UpstreamError, UpstreamSettings, tls, without_userinfo};
 use crate::protocol::answers::SendFailure;
 
+/// Why a streamed body ended too early.
+pub type BoxError = Box<dyn Error + Send + Sync>;
 /// A body on its way to the server: held whole, or streamed from the client.
-pub type ForwardBody = Either<Full<Bytes>, Incoming>;
+pub type ForwardBody = Either<Full<Bytes>, BoxBody<Bytes, BoxError>>;
 
 /// Idle connections that are kept to the server.
 const IDLE_CONNECTIONS_MAX: usize = 128;
@@ -32,7 +35,7 @@ pub struct Forwarder {
 
 enum ForwardClient {
     Direct(Client<HttpsConnector<HttpConnector>, ForwardBody>),
-    Tunneled(Client<HttpsConnector<Tunnel<HttpConnector>>, ForwardBody>),
+    Tunneled(Box<Client<HttpsConnector<Tunnel<HttpsConnector<HttpConnector>>>, ForwardBody>>),
 }
 
 impl Forwarder {
@@ -47,22 +50,29 @@ impl Forwarder {
         connector.set_nodelay(true);
         connector.set_connect_timeout(Some(settings.connect_timeout));
         connector.set_keepalive(Some(Duration::from_secs(60)));
-        let https = hyper_rustls::HttpsConnectorBuilder::new()
-            .with_tls_config(tls::for_rustls(settings)?)
-            .https_or_http()
-            .enable_http1();
+        let tls_config = tls::for_rustls(settings)?;
+        let https = || {
+            let builder = hyper_rustls::HttpsConnectorBuilder::new().with_tls_config(tls_config.clone());
+            builder.https_or_http().enable_http1()
+        };
         let mut builder = Client::builder(TokioExecutor::new());
         builder
             .pool_idle_timeout(IDLE_AGE_MAX)
             .pool_max_idle_per_host(IDLE_CONNECTIONS_MAX)
             .pool_timer(TokioTimer::new());
         let client = match &settings.proxy {
-            None => ForwardClient::Direct(builder.build(https.wrap_connector(connector))),
+            None => ForwardClient::Direct(builder.build(https().wrap_connector(connector))),
             Some(url) => {
-                let proxy = url
-                    .parse::<http::Uri>()
-                    .map_err(|error| UpstreamError::Proxy { url: without_userinfo(url), reason: error.to_string() })?;
-                ForwardClient::Tunneled(builder.build(https.wrap_connector(Tunnel::new(proxy, connector))))
+                let unusable = |reason: String| UpstreamError::Proxy { url: without_userinfo(url), reason };
+                let proxy = url.parse::<http::Uri>().map_err(|error| unusable(error.to_string()))?;
+                // The proxy itself may speak TLS, with the same authorities.
+                let mut tunnel = Tunnel::new(proxy.clone(), https().wrap_connector(connector));
+                if let Some(credentials) = proxy_credentials(&proxy) {
+                    let credentials =
+                        credentials.map_err(|()| unusable("its user or password is unreadable".into()))?;
+                    tunnel = tunnel.with_auth(credentials);
+                }
+                ForwardClient::Tunneled(Box::new(builder.build(https().wrap_connector(tunnel))))
             }
         };
         Ok(Self { client, base_url: settings.base_url.clone() })
@@ -78,7 +88,10 @@ impl Forwarder {
     /// # Errors
     ///
     /// [`SendFailure`] when no answer began.
-    pub async fn send(&self, request: http::Request<ForwardBody>) -> Result<http::Response<Incoming>, SendFailure> {
+    pub async fn send(&self, mut request: http::Request<ForwardBody>) -> Result<http::Response<Incoming>, SendFailure> {
+        if matches!(self.client, ForwardClient::Tunneled(_)) {
+            name_the_port(request.uri_mut());
+        }
         let result = match &self.client {
             ForwardClient::Direct(client) => client.request(request).await,
             ForwardClient::Tunneled(client) => client.request(request).await,
@@ -88,9 +101,32 @@ impl Forwarder {
 
     fn failure(&self, error: &ClientError) -> SendFailure {
         let url = self.base_url.clone();
-        let reason = innermost(error);
+        let reason = tls::reason(error).unwrap_or_else(|| innermost(error));
         if error.is_connect() { SendFailure::Connect { url, reason } } else { SendFailure::Broken { url, reason } }
     }
+}
+
+/// Names the port of a plain URL: a tunnel takes one without for 443, whatever its scheme.
+fn name_the_port(uri: &mut http::Uri) {
+    let (Some("http"), Some(host), None) = (uri.scheme_str(), uri.host(), uri.port()) else { return };
+    let authority = format!("{host}:80");
+    let mut parts = uri.clone().into_parts();
+    parts.authority = authority.parse().ok();
+    // Unchanged, it goes where it always went.
+    if let Ok(named) = http::Uri::from_parts(parts) {
+        *uri = named;
+    }
+}
+
+/// Returns what a proxy asks for in `Proxy-Authorization`, from the user and password of its URL, which hyper leaves there.
+fn proxy_credentials(proxy: &http::Uri) -> Option<Result<http::HeaderValue, ()>> {
+    use base64::Engine as _;
+    let (userinfo, _) = proxy.authority()?.as_str().rsplit_once('@')?;
+    let plain: Vec<u8> = percent_encoding::percent_decode_str(userinfo).collect();
+    // A user without a password has an empty one (RFC 7617).
+    let plain = if userinfo.contains(':') { plain } else { [&plain[..], b":"].concat() };
+    let value = format!("Basic {}", base64::engine::general_purpose::STANDARD.encode(plain));
+    Some(http::HeaderValue::try_from(value).map_err(drop))
 }
 
 /// Returns the words of the cause that started a chain of errors: the outer ones only say "error".

@@ -300,6 +300,14 @@ fn words(reason: &str) -> String {
 
 fn failure(url: &str, timeout: Duration, error: ureq::Error) -> SendFailure {
     let url = url.to_owned();
+    let cause: &(dyn std::error::Error + 'static) = match &error {
+        ureq::Error::Io(cause) => cause,
+        ureq::Error::Rustls(cause) => cause,
+        error => error,
+    };
+    if let Some(reason) = tls::reason(cause) {
+        return SendFailure::Connect { url, reason };
+    }
     match error {
         ureq::Error::Timeout(ureq::Timeout::Connect | ureq::Timeout::Resolve) => {
             SendFailure::Connect { url, reason: "no connection within the time".to_owned() }

@@ -1,11 +1,12 @@
 //! One set of TLS settings for both clients: rustls, the built-in authorities or those of `SSL_CERT_FILE`, and the
 //! user's choice to check nothing (`OPIK_CHECK_TLS_CERTIFICATE=false`).
 
+use std::error::Error;
 use std::sync::Arc;
 
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::{CryptoProvider, verify_tls12_signature, verify_tls13_signature};
-use rustls::{ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme};
+use rustls::{CertificateError, ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme};
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
 
@@ -61,6 +62,50 @@ pub(super) fn for_rustls(settings: &UpstreamSettings) -> Result<ClientConfig, Up
         None => roots.extend(webpki_roots::TLS_SERVER_ROOTS.iter().cloned()),
     }
     Ok(builder.with_root_certificates(roots).with_no_client_auth())
+}
+
+/// Returns why TLS failed and what to do about it, if a chain of errors comes from it.
+pub(super) fn reason(error: &(dyn Error + 'static)) -> Option<String> {
+    if let Some(found) = error.downcast_ref() {
+        return Some(words(found));
+    }
+    // What an I/O error wraps is not among its sources.
+    let wrapped = error.downcast_ref::<std::io::Error>().and_then(std::io::Error::get_ref);
+    match wrapped {
+        Some(wrapped) => reason(wrapped),
+        None => reason(error.source()?),
+    }
+}
+
+fn words(error: &rustls::Error) -> String {
+    use CertificateError::{
+        BadSignature, Expired, ExpiredContext, NotValidForName, NotValidForNameContext, NotValidYet,
+        NotValidYetContext, UnknownIssuer,
+    };
+    match error {
+        rustls::Error::InvalidCertificate(fault) => match fault {
+            // The second is what an authority looks like that was made anew under its old name.
+            UnknownIssuer | BadSignature => {
+                "its certificate is signed by no authority that is trusted here; name the file of your \
+                              authority with SSL_CERT_FILE"
+                    .to_owned()
+            }
+            Expired | ExpiredContext { .. } => {
+                "its certificate has expired; have it renewed, or check this machine's clock".to_owned()
+            }
+            NotValidYet | NotValidYetContext { .. } => {
+                "its certificate is not valid yet; check this machine's clock".to_owned()
+            }
+            NotValidForName | NotValidForNameContext { .. } => {
+                "its certificate is for another host; name the server as its certificate does".to_owned()
+            }
+            fault => format!("its certificate is refused: {fault}"),
+        },
+        rustls::Error::InvalidMessage(_) => {
+            "what answers there speaks no TLS; should the URL begin with http:?".to_owned()
+        }
+        error => format!("TLS failed: {error}"),
+    }
 }
 
 /// Takes any certificate: what `OPIK_CHECK_TLS_CERTIFICATE=false` asks for. Signatures are still checked, so that the

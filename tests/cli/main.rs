@@ -7,6 +7,7 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+mod browsing;
 mod formats;
 mod health;
 mod purging;

@@ -1,6 +1,12 @@
 //! `purge` deletes what was selected, after a yes.
 
-use crate::sandbox::{Sandbox, assert_text};
+use opik_offline::store::Filter;
+
+use crate::sandbox::{Sandbox, assert_text, create_trace, open, team};
+use crate::support::agent::Agent;
+use crate::support::fake_opik::check::Kind;
+use crate::support::fake_opik::{FakeOpik, Then, When};
+use crate::support::{PATIENCE, uuid7, wait_until};
 
 #[test]
 fn a_purge_without_a_terminal_needs_yes() {
@@ -9,7 +15,7 @@ fn a_purge_without_a_terminal_needs_yes() {
         &sandbox.run(&["purge"]),
         "
 --- stderr
-error: purge would delete 5 messages (869 B), and there is nobody to ask
+error: purge would delete 5 messages (869 B, 7 items), and there is nobody to ask
 hint: look with --dry-run, then give --yes
 --- exit 2
 ",
@@ -17,7 +23,7 @@ hint: look with --dry-run, then give --yes
     assert_text(
         &sandbox.run(&["purge", "--dry-run"]),
         "
-would delete 5 messages (869 B)
+would delete 5 messages (869 B, 7 items)
 
 status    type              workspace  messages  items   size
 failed    CreateTrace       default           1      1  121 B
@@ -25,6 +31,8 @@ failed    CreateTrace       team              1      1  121 B
 failed    UpdateTrace       team              1      1   57 B
 failed    CreateSpansBatch  team              1      3  449 B
 rejected  CreateTrace       team              1      1  121 B
+
+the oldest was accepted at 2026-01-02T03:04:05Z
 --- exit 0
 ",
     );
@@ -44,4 +52,22 @@ fn a_purge_takes_what_was_selected_and_nothing_else() {
     assert_eq!(sandbox.output(&["inspect", "--format", "json"]).json()["selected"], 2);
     assert_text(&sandbox.run(&["purge", "--rejected", "-y"]), "no stored message is selected\n--- exit 0\n");
     assert_text(&Sandbox::new().run(&["purge"]), "no message is stored\n--- exit 0\n");
+}
+
+#[test]
+fn a_purge_leaves_alone_what_an_agent_is_sending() {
+    let server = FakeOpik::new_stopped();
+    let agent = Agent::start(&server);
+    let store = open(&agent.db());
+    store.register(&[create_trace(0, &team(), &uuid7())]).unwrap();
+    let held = server.script(When::write(), Then::Hold);
+    server.start();
+    wait_until("the agent is in the middle of a send", PATIENCE, || held.hits() > 0);
+    let purge = agent.cli(&["purge", "--yes"]);
+    assert_eq!(purge.code(), Some(0), "{}{}", purge.stdout, purge.stderr);
+    assert!(purge.stdout.contains("1 message left alone: a replay is sending it"), "{}", purge.stdout);
+    assert_eq!(store.backlog(&Filter::default()).unwrap().messages(), 1, "its answer is not known yet");
+    held.clear();
+    agent.wait_until_delivered();
+    assert_eq!(server.count("team", Kind::Trace), 1);
 }

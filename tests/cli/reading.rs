@@ -108,7 +108,10 @@ id status type workspace project size age last answer
 --- exit 0
 ",
     );
-    assert_text(&sandbox.run(&["inspect", "--workspace", "nobody"]), "no stored message is selected\n--- exit 0\n");
+    assert_text(
+        &sandbox.run(&["inspect", "--workspace", "nobody"]),
+        "no message of workspace nobody is stored; there are: default, team\n--- exit 0\n",
+    );
     assert_text(&Sandbox::new().run(&["inspect"]), "no message is stored\n--- exit 0\n");
     let of_trace = sandbox.output(&["inspect", "--trace", TRACE, "--format", "jsonl"]).stdout;
     assert_eq!(of_trace.lines().count(), 2, "the trace and its update: {of_trace}");

@@ -16,17 +16,22 @@ use crate::support::{PATIENCE, uuid7, wait_until};
 #[test]
 fn nothing_to_replay_is_no_failure() {
     assert_text(&Sandbox::new().run(&["replay"]), "nothing to replay\n--- exit 0\n");
-    assert_text(&Sandbox::filled().run(&["replay", "--workspace", "nobody"]), "nothing to replay\n--- exit 0\n");
+    assert_text(
+        &Sandbox::filled().run(&["replay", "--workspace", "nobody"]),
+        "nothing to replay: no message of workspace nobody is stored; there are: default, team\n--- exit 0\n",
+    );
     assert_text(
         &Sandbox::filled().run(&["replay", "--dry-run"]),
         "
-would replay 4 messages
+would replay 4 messages (748 B, 6 items)
 
 status  type              workspace  messages  items   size
 failed  CreateTrace       default           1      1  121 B
 failed  CreateTrace       team              1      1  121 B
 failed  UpdateTrace       team              1      1   57 B
 failed  CreateSpansBatch  team              1      3  449 B
+
+the oldest was accepted at 2026-01-02T03:04:06Z
 --- exit 0
 ",
     );
@@ -121,7 +126,7 @@ fn rejected_messages_are_tried_again_and_no_others() {
 fn a_message_named_by_its_id_is_tried_whatever_its_status() {
     let server = FakeOpik::start_new();
     let sandbox = Sandbox::filled().with_server(&server);
-    assert!(sandbox.run(&["replay", "--id", "1", "--dry-run"]).starts_with("would replay 1 message\n"));
+    assert!(sandbox.run(&["replay", "--id", "1", "--dry-run"]).starts_with("would replay 1 message (121 B, 1 item)\n"));
     assert!(sandbox.run(&["replay", "--id", "1"]).starts_with("delivered 1 message in "));
     assert!(server.entity("team", Kind::Trace, BAD_TRACE).is_some());
     assert_eq!(server.count("team", Kind::Trace), 1);

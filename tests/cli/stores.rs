@@ -56,14 +56,19 @@ fn a_store_of_a_newer_version_is_left_alone() {
 
 #[test]
 fn a_truncated_store_is_damaged() {
-    assert_refused(
-        |db| {
-            fill(db);
-            let file = fs::OpenOptions::new().write(true).open(db).unwrap();
-            file.set_len(5000).unwrap();
-        },
-        "error: the message store HOME/opik_messages.db is damaged",
-    );
+    let sandbox = Sandbox::new();
+    let db = sandbox.home.db();
+    fill(&db);
+    let file = fs::OpenOptions::new().write(true).open(&db).unwrap();
+    file.set_len(5000).unwrap();
+    for args in [&["status"][..], &["inspect"], &["purge", "--yes"], &["replay", "--dry-run"]] {
+        let found = sandbox.run(args);
+        assert!(found.contains("error: the message store HOME/opik_messages.db is damaged"), "{args:?}: {found}");
+        assert!(found.ends_with("--- exit 1\n"), "{args:?}: {found}");
+    }
+    let found = sandbox.run(&["replay"]);
+    assert!(found.contains("no message could be found in the damaged message store"), "{found}");
+    assert!(found.contains("nothing to replay"), "{found}");
 }
 
 #[test]

@@ -173,25 +173,3 @@ fn a_client_that_hangs_up_in_the_middle_leaves_nothing_behind() {
         client.send_part(&create(&id), 40).unwrap().hang_up();
     });
 }
-
-#[test]
-fn a_length_beside_chunks_counts_for_nothing() {
-    // RFC 9112, section 6.3: the chunks say where the body ends. What goes to the server has one framing only.
-    let server = FakeOpik::start_new();
-    let agent = limited(&server);
-    let body = trace(&uuid7(), "chat").to_string();
-    let wire = format!(
-        "POST /api{PATH} HTTP/1.1\r\nHost: a\r\nConnection: close\r\nContent-Length: 5\r\n\
-         Transfer-Encoding: chunked\r\n\r\n{:x}\r\n{body}\r\n0\r\n\r\n",
-        body.len()
-    );
-    let (status, answer) = raw(&agent, wire.as_bytes(), false);
-    assert_eq!(status, 201, "{answer}");
-    agent.wait_until_delivered();
-    let arrived = &server.requests_to("POST", PATH)[0];
-    assert_eq!(&arrived.body[..], body.as_bytes());
-    assert_eq!(
-        (arrived.header("Content-Length"), arrived.header("Transfer-Encoding")),
-        (Some(&*body.len().to_string()), None)
-    );
-}

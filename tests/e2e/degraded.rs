@@ -118,31 +118,143 @@ fn a_folder_that_cannot_be_made() {
     wait_until_usable(&agent, true);
 }
 
+/// What is done to the store's files while an agent uses them.
+fn away(agent: &Agent, how: &str) {
+    let file = |suffix: &str| format!("{}{suffix}", agent.db().display());
+    match how {
+        "its files are deleted" => {
+            ["", "-wal", "-shm"].iter().for_each(|suffix| fs::remove_file(file(suffix)).unwrap())
+        }
+        "the database alone is deleted" => fs::remove_file(file("")).unwrap(),
+        "an empty file takes its place" => {
+            fs::write(file(".new"), "").unwrap();
+            fs::rename(file(".new"), file("")).unwrap();
+        }
+        other => panic!("{other}"),
+    }
+}
+
 #[test]
-fn a_file_that_is_removed_under_the_agent_costs_what_was_in_it_and_no_more() {
+fn a_file_that_is_deleted_under_the_agent_costs_nothing() {
+    for how in ["its files are deleted", "the database alone is deleted", "an empty file takes its place"] {
+        let server = FakeOpik::start_new();
+        let agent = Agent::start(&server);
+        server.stop();
+        let ledger = ClientLedger::new();
+        let mut app = Told::new(&agent.url(), &ledger);
+        for _ in 0..10 {
+            assert_eq!(app.send(create(&uuid7())).unwrap().status, 201);
+        }
+        away(&agent, how);
+        // Whatever is acknowledged from now on is in a file that is there.
+        let mut acknowledged = 0;
+        wait_until("writes are stored again", PATIENCE, || {
+            acknowledged += u64::from(app.send(create(&uuid7())).unwrap().status == 201);
+            acknowledged == 5
+        });
+        assert!(agent.backlog() >= 15, "{how}: acknowledged messages are gone");
+        assert!(agent.stderr().contains(WARNING), "{how}");
+        let status = agent.cli(&["status", "--format", "json"]).json();
+        assert_eq!(status["agent"]["running"], true, "{how}: the new file does not know the agent: {status}");
+        server.start();
+        agent.wait_until_delivered();
+        server.assert_equals(&ledger);
+    }
+}
+
+#[test]
+fn a_file_that_is_moved_under_the_agent_is_whole_where_it_is_now() {
     let server = FakeOpik::start_new();
-    let agent = Agent::start(&server);
+    let mut agent = Agent::start(&server);
+    server.stop();
+    let ids: Vec<String> = (0..5).map(|_| uuid7()).collect();
+    let mut client = Client::new(&agent.url());
+    for id in &ids {
+        assert_eq!(client.expect(&create(id)).status, 201);
+    }
+    // Its log stays behind: only the agent can still put the two together.
+    let moved = agent.home().path().join("moved.db");
+    fs::rename(agent.db(), &moved).unwrap();
+    let later = uuid7();
+    wait_until("writes are stored again", PATIENCE, || client.expect(&create(&later)).status == 201);
+    assert!(agent.terminate().success());
+    server.start();
+    for db in [&moved, &agent.db()] {
+        let replay = agent.home().cli(&["replay", "--db", &db.display().to_string(), "--upstream", &server.url()]);
+        assert_eq!(replay.code(), Some(0), "{}{}", replay.stdout, replay.stderr);
+    }
+    for id in ids.iter().chain([&later]) {
+        assert!(server.entity("default", Kind::Trace, id).is_some(), "{id} was acknowledged and is lost");
+    }
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn a_limit_on_the_size_of_files_is_survived_and_nothing_acknowledged_is_lost() {
+    use rustix::process::{Pid, Resource, getrlimit, prlimit};
+    let server = FakeOpik::start_new();
+    let mut agent = Agent::builder(&server.url()).impatient().start();
     server.stop();
     let ledger = ClientLedger::new();
-    let mut lost = Client::new(&agent.url());
-    assert_eq!(lost.expect(&create(&uuid7())).status, 201);
-    for suffix in ["", "-wal", "-shm"] {
-        fs::remove_file(format!("{}{suffix}", agent.db().display())).unwrap();
-    }
-    // Whatever is acknowledged from now on is in a file that is there.
     let mut app = Told::new(&agent.url(), &ledger);
-    let mut acknowledged = 0;
-    wait_until("writes are stored again", PATIENCE, || {
-        acknowledged += u32::from(app.send(create(&uuid7())).unwrap().status == 201);
-        acknowledged == 5
-    });
-    assert_eq!(agent.backlog(), 5);
-    assert!(agent.stderr().contains(WARNING));
-    let status = agent.cli(&["status", "--format", "json"]).json();
-    assert_eq!(status["agent"]["running"], true, "the new file does not know the agent: {status}");
+    assert_eq!(app.send(large(&uuid7())).unwrap().status, 201);
+    let pid = Pid::from_raw(agent.pid() as i32);
+    let unlimited = getrlimit(Resource::Fsize);
+    let mut limited = unlimited;
+    limited.current = Some(fs::metadata(format!("{}-wal", agent.db().display())).unwrap().len() + 10_000);
+    prlimit(pid, Resource::Fsize, limited).unwrap();
+    let mut refused = 0;
+    for _ in 0..20 {
+        let answer = app.send(large(&uuid7())).unwrap();
+        refused += usize::from(answer.status == 503);
+    }
+    assert!(refused > 0, "the limit is not met");
+    assert!(agent.is_running(), "the system ended the agent: {}", agent.stderr());
+    assert!(agent.stderr().contains(WARNING), "nobody was warned: {}", agent.stderr());
+    prlimit(pid, Resource::Fsize, unlimited).unwrap();
+    wait_until("writes are stored again", PATIENCE, || app.send(large(&uuid7())).unwrap().status == 201);
     server.start();
     agent.wait_until_delivered();
     server.assert_equals(&ledger);
+}
+
+#[test]
+fn a_folder_that_may_not_be_written_is_survived_and_comes_back() {
+    use std::os::unix::fs::PermissionsExt;
+    if rustix::process::geteuid().is_root() {
+        // Root may write everywhere; what even root may not do is `a_directory_in_the_stores_place`.
+        return a_directory_in_the_stores_place();
+    }
+    let server = FakeOpik::start_new();
+    let home = Home::new();
+    let folder = home.path().join("store");
+    fs::create_dir(&folder).unwrap();
+    fs::set_permissions(&folder, fs::Permissions::from_mode(0o500)).unwrap();
+    let db = folder.join("opik_messages.db").display().to_string();
+    let agent = Agent::builder(&server.url()).impatient().without_db().env("OPIK_OFFLINE_DB", &db).home(home).start();
+    wait_until_usable(&agent, false);
+    assert_eq!(Client::new(&agent.url()).expect(&create(&uuid7())).status, 201);
+    assert_eq!(server.count("default", Kind::Trace), 1);
+    fs::set_permissions(&folder, fs::Permissions::from_mode(0o700)).unwrap();
+    wait_until_usable(&agent, true);
+}
+
+#[test]
+fn messages_older_than_max_age_are_dropped_and_counted() {
+    let server = FakeOpik::new_stopped();
+    let agent = Agent::builder(&server.url()).impatient().arg("--max-age").arg("1s").start();
+    let mut client = Client::new(&agent.url());
+    for _ in 0..3 {
+        assert_eq!(client.expect(&create(&uuid7())).status, 201);
+    }
+    wait_until("what is too old is gone", PATIENCE, || agent.backlog() == 0);
+    let metrics = Client::new(&agent.origin()).get("/metrics").text();
+    assert!(metrics.contains("opik_offline_store_expired_messages 3\n"), "{metrics}");
+    let status = agent.cli(&["status"]).stdout;
+    assert!(status.contains("3 messages because they were older than max_age"), "{status}");
+    let health = agent.cli(&["healthcheck"]).stdout;
+    assert!(health.contains("3 messages were dropped because they were older than max_age"), "{health}");
+    assert!(agent.stderr().contains("max_age"), "{}", agent.stderr());
 }
 
 #[test]
@@ -161,8 +273,9 @@ fn a_file_that_is_damaged_under_the_agent_is_noticed() {
         assert_eq!(client.expect(&create(&uuid7())).status, 201);
     }
     assert_eq!(server.count("default", Kind::Trace), 3, "acknowledged, and not on the server");
-    assert!(agent.stderr().contains(WARNING), "{}", agent.stderr());
+    assert!(agent.stderr().contains("damaged"), "{}", agent.stderr());
     assert!(agent.is_running());
+    wait_until_usable(&agent, true);
 }
 
 /// A body that does not get much smaller and shares no page with others.
@@ -219,6 +332,8 @@ fn a_full_store_drops_the_oldest_when_told_to_and_counts_them() {
     assert!(metrics.contains(&format!("opik_offline_store_dropped_messages {}\n", 30 - kept)), "{metrics}");
     let status = agent.cli(&["status"]).stdout;
     assert!(status.contains("dropped"), "{status}");
+    let health = agent.cli(&["healthcheck"]).stdout;
+    assert!(health.contains("were dropped because the store was full"), "{health}");
     server.start();
     agent.wait_until_delivered();
     let arrived: Vec<bool> = ids.iter().map(|id| server.entity("default", Kind::Trace, id).is_some()).collect();

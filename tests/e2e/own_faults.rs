@@ -124,6 +124,7 @@ impl Store for Panicking {
         fn list(&self, filter: &Filter, page: &Page) -> Vec<Listed>;
         fn get(&self, id: MessageId) -> Option<StoredMessage>;
         fn purge(&self, filter: &Filter, limit: usize) -> Purged;
+        fn expire(&self, accepted_before_ms: i64, limit: usize) -> u64;
         fn requeue(&self, filter: &Filter) -> u64;
         fn check(&self) -> Vec<String>;
         fn compact(&self) -> u64;

@@ -84,6 +84,95 @@ fn only_this_user_can_read_the_store_whatever_the_umask() {
 }
 
 #[test]
+fn a_store_that_others_can_read_is_closed_when_it_is_opened() {
+    let temporary = tempfile::tempdir().expect("a temporary folder");
+    let folder = temporary.path().join("opik-offline");
+    let path = folder.join("opik_messages.db");
+    let store = open(&path);
+    store.register(&[about_trace(&lane("team"), "a", Effect::Create, 1)]).expect("it fits");
+    let set = |path: &Path, mode| fs::set_permissions(path, fs::Permissions::from_mode(mode)).expect("it is ours");
+    set(&folder, 0o755);
+    for suffix in ["", "-wal", "-shm"] {
+        set(&beside(&path, suffix), 0o644);
+    }
+    // Another process opens it while the first works with it.
+    let again = open(&path);
+    assert_eq!(mode(&folder), 0o700);
+    for suffix in ["", "-wal", "-shm"] {
+        assert_eq!(mode(&beside(&path, suffix)), 0o600, "opik_messages.db{suffix}");
+    }
+    for store in [&store, &again] {
+        store.register(&[about_trace(&lane("team"), "b", Effect::Create, 2)]).expect("both go on");
+    }
+    // A folder that is not of our making stays as its owner wants it.
+    set(temporary.path(), 0o755);
+    open(&temporary.path().join("here.db"));
+    assert_eq!(mode(temporary.path()), 0o755);
+}
+
+/// As root it is shown with files of another user; as an ordinary user nobody can make those, and the unit tests of
+/// `store/place.rs` stand for them. What anybody can make, a link as the log, is shown to both.
+#[test]
+fn a_trap_on_the_way_to_the_store_is_refused_and_nothing_is_written_through_it() {
+    use std::os::unix::fs::{chown, symlink};
+
+    const STRANGER: u32 = 54_321;
+    let temporary = tempfile::tempdir().expect("a temporary folder");
+    let victim = temporary.path().join("victim");
+    fs::write(&victim, "precious").expect("the folder is ours");
+    let shared = temporary.path().join("shared");
+    fs::create_dir(&shared).expect("the folder is ours");
+    fs::set_permissions(&shared, fs::Permissions::from_mode(0o1777)).expect("the folder is ours");
+    let refused = |path: &Path, trap: &Path| {
+        let StoreError::Unusable { reason, .. } = refusal(path) else { panic!("{}", refusal(path)) };
+        assert!(reason.contains(&*trap.to_string_lossy()) && reason.contains("not trusted"), "{reason}");
+        assert_eq!(fs::read_to_string(&victim).expect("it is there"), "precious", "it was written through a trap");
+    };
+    for suffix in ["-wal", "-shm", "-journal"] {
+        let path = shared.join("logged.db");
+        let trap = beside(&path, suffix);
+        symlink(&victim, &trap).expect("anybody may");
+        refused(&path, &trap);
+        fs::remove_file(&trap).expect("it is ours");
+    }
+    open(&shared.join("mine.db")).register(&[about_trace(&lane("t"), "a", Effect::Create, 1)]).expect("a good place");
+    // A link of one's own goes on working, here and at home.
+    symlink(shared.join("mine.db"), temporary.path().join("link.db")).expect("the folder is ours");
+    symlink(shared.join("mine.db"), shared.join("link.db")).expect("anybody may");
+    for link in [temporary.path().join("link.db"), shared.join("link.db")] {
+        assert_eq!(open(&link).waiting(&lane("t")).expect("it can be read"), 1);
+    }
+    if !rustix::process::geteuid().is_root() {
+        return;
+    }
+    let planted = |name: &str, make: &dyn Fn(&Path)| {
+        let path = shared.join(name);
+        make(&path);
+        std::os::unix::fs::lchown(&path, Some(STRANGER), Some(STRANGER)).expect("root may");
+        path
+    };
+    let link = planted("link-to-file.db", &|path| symlink(&victim, path).expect("a link"));
+    refused(&link, &link);
+    let link = planted("link-to-nothing.db", &|path| symlink(shared.join("new.db"), path).expect("a link"));
+    refused(&link, &link);
+    assert!(!shared.join("new.db").exists(), "a file was made through a trap");
+    let link = planted("link-to-folder", &|path| symlink(temporary.path(), path).expect("a link"));
+    refused(&link.join("x.db"), &link);
+    let folder = planted("folder", &|path| fs::create_dir(path).expect("a folder"));
+    refused(&folder.join("x.db"), &folder);
+    assert!(!folder.join("x.db").exists(), "a store was made in another user's folder");
+    let file = planted("file.db", &|path| fs::write(path, "").expect("a file"));
+    refused(&file, &file);
+    let log = planted("theirs.db-wal", &|path| fs::write(path, "").expect("a file"));
+    refused(&shared.join("theirs.db"), &log);
+    // Root may look at another user's store, as long as no link leads there.
+    let theirs = shared.join("mine.db");
+    chown(&theirs, Some(STRANGER), Some(STRANGER)).expect("root may");
+    refused(&theirs, &theirs);
+    SqliteStore::open(&theirs, OpenMode::Existing, LIMITS).expect("root may look at it");
+}
+
+#[test]
 fn a_new_store_is_made_only_where_it_is_wanted() {
     let folder = tempfile::tempdir().expect("a temporary folder");
     let path = folder.path().join("deep/er/opik_messages.db");

@@ -120,9 +120,10 @@ fn any_filter() -> impl Strategy<Value = Filter> {
         ids,
         entities,
         accepted_before_ms,
+        accepted_since_ms: accepted_before_ms.map(|before| before / 2),
     });
     // Every condition alone is more telling than all at once, which selects nothing.
-    (narrow, 0..8_u8).prop_map(|(narrow, which)| {
+    (narrow, 0..9_u8).prop_map(|(narrow, which)| {
         let all = Filter::default();
         match which {
             0 => Filter { statuses: narrow.statuses, ..all },
@@ -131,6 +132,11 @@ fn any_filter() -> impl Strategy<Value = Filter> {
             3 => Filter { projects: narrow.projects, ..all },
             4 => Filter { ids: narrow.ids, ..all },
             5 => Filter { entities: narrow.entities, statuses: narrow.statuses, ..all },
+            7 => Filter {
+                accepted_before_ms: narrow.accepted_before_ms,
+                accepted_since_ms: narrow.accepted_since_ms,
+                ..all
+            },
             6 => Filter { accepted_before_ms: narrow.accepted_before_ms, types: narrow.types, ..all },
             _ => all,
         }

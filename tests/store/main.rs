@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used, clippy::disallowed_methods, reason = "a test that cannot go on says so by failing")]
 
 mod committing;
+mod damage;
 mod file;
 mod history;
 mod messages;

@@ -42,6 +42,7 @@ struct State {
     epoch: i64,
     agents: Vec<AgentRecord>,
     last_replay: Option<ReplayRecord>,
+    expired: u64,
 }
 
 #[derive(Clone)]
@@ -97,6 +98,7 @@ impl Record {
             && (filter.entities.is_empty()
                 || self.message.touches.iter().any(|touch| filter.entities.contains(&touch.key)))
             && filter.accepted_before_ms.is_none_or(|before| self.message.accepted_at_ms < before)
+            && filter.accepted_since_ms.is_none_or(|since| self.message.accepted_at_ms >= since)
     }
 
     fn listed(&self) -> Listed {
@@ -609,6 +611,22 @@ impl Store for ModelStore {
         Ok(purged)
     }
 
+    fn expire(&self, accepted_before_ms: i64, limit: usize) -> Result<u64, StoreError> {
+        let mut state = self.state();
+        let mut oldest: Vec<(i64, i64)> = state
+            .messages
+            .iter()
+            .filter(|record| record.status != MessageStatus::Registered)
+            .map(|record| (record.id, record.message.accepted_at_ms))
+            .collect();
+        oldest.sort_unstable();
+        oldest.truncate(limit);
+        oldest.retain(|(_, accepted_at_ms)| *accepted_at_ms < accepted_before_ms);
+        state.messages.retain(|record| !oldest.iter().any(|(id, _)| *id == record.id));
+        state.expired += oldest.len() as u64;
+        Ok(oldest.len() as u64)
+    }
+
     fn requeue(&self, filter: &Filter) -> Result<u64, StoreError> {
         let mut state = self.state();
         let mut requeued = 0;
@@ -650,6 +668,7 @@ impl Store for ModelStore {
                     Some((state.lanes[id.0 as usize - 1].0.clone(), hold))
                 })
                 .collect(),
+            expired: state.expired,
             ..Condition::default()
         })
     }

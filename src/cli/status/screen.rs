@@ -10,8 +10,21 @@ use crate::cli::render::{Mark, Renderer, count, short_duration, size, terminal};
 type Section = fn(&Report) -> Vec<Line>;
 
 /// In the order in which they are shown. A new one is one more line here.
-const SECTIONS: &[Section] =
-    &[server, agent, store, waiting, rates, time_to_go, held, rejected, dropped, replaying, last_replay, orphans];
+const SECTIONS: &[Section] = &[
+    server,
+    agent,
+    store,
+    waiting,
+    rates,
+    time_to_go,
+    held,
+    rejected,
+    dropped,
+    recovered,
+    replaying,
+    last_replay,
+    orphans,
+];
 
 /// Columns in front of what is said.
 const INDENT: usize = 13;
@@ -206,13 +219,29 @@ fn rejected(report: &Report) -> Vec<Line> {
 }
 
 fn dropped(report: &Report) -> Vec<Line> {
-    match report.store.dropped_messages {
-        0 => Vec::new(),
-        dropped => {
-            let text = format!("{} because the store was full", count(dropped, "message"));
-            vec![line("dropped", text).painted(Mark::Bad, "because the store was full")]
+    let store = &report.store;
+    let mut lines = Vec::new();
+    for (dropped, why) in [
+        (store.dropped_messages, "because the store was full"),
+        (store.expired_messages, "because they were older than max_age"),
+    ] {
+        if dropped > 0 {
+            let text = format!("{} {why}", count(dropped, "message"));
+            lines.push(line("dropped", text).painted(Mark::Bad, why));
         }
     }
+    lines
+}
+
+fn recovered(report: &Report) -> Vec<Line> {
+    let mut lines = Vec::new();
+    for recovery in &report.store.recoveries {
+        let (recovered, lost) = (count(recovery.recovered_messages, "message"), recovery.lost_messages);
+        lines.push(line("recovered", format!("{}: {recovered} of a damaged file, {lost} lost", recovery.at)));
+        let hint = "remove it when you need nothing of it";
+        lines.push(line("", format!("the damaged file is {}; {hint}", recovery.set_aside)));
+    }
+    lines
 }
 
 fn replaying(report: &Report) -> Vec<Line> {

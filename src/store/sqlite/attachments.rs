@@ -245,6 +245,6 @@ fn digest(connection: &Connection, sealer: &Sealer, attachment: i64) -> Result<(
     Ok((bytes, digest.finish()))
 }
 
-fn piece_id(attachment: i64, number: u32) -> i64 {
+pub(super) fn piece_id(attachment: i64, number: u32) -> i64 {
     attachment * PIECES_MAX + i64::from(number)
 }

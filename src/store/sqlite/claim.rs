@@ -12,6 +12,7 @@
 use std::collections::{HashSet, VecDeque};
 
 use rusqlite::{Connection, Row, Transaction};
+use tracing::error;
 
 use super::fault::Fault;
 use super::queries::{self, Selection, bind};
@@ -20,7 +21,7 @@ use super::seal::Sealer;
 use super::settle;
 use super::summary::{Changes, Group, Size};
 use crate::message::{EntityKey, Footprint, MessageId, MessageStatus, MessageType, Touch};
-use crate::store::{ClaimLimits, Claimed, Filter, Hold, LaneId, LaneWork};
+use crate::store::{ClaimLimits, Claimed, Filter, Hold, LaneId, LaneWork, LastAnswer, now_ms};
 
 /// A next attempt further away than this comes from a clock that was wrong, and counts as due.
 const BACKOFF_MS_MAX: i64 = 60 * 60 * 1000;
@@ -213,6 +214,21 @@ pub(super) struct Chosen {
     size: Size,
 }
 
+/// A message that can't be sent, because it is not any more what was stored.
+pub(super) struct Broken {
+    id: MessageId,
+    reason: String,
+    group: Group,
+    size: Size,
+}
+
+/// What a walk chose.
+#[derive(Default)]
+pub(super) struct Choice {
+    chosen: Vec<Chosen>,
+    broken: Vec<Broken>,
+}
+
 /// Chooses the next messages of a lane from a snapshot.
 pub(super) fn choose(
     connection: &Connection,
@@ -221,32 +237,40 @@ pub(super) fn choose(
     filter: &Filter,
     limits: ClaimLimits,
     now_ms: i64,
-) -> Result<Vec<Chosen>, Fault> {
+) -> Result<Choice, Fault> {
     let mut requests = Requests::default();
-    let mut chosen = Vec::new();
+    let mut choice = Choice::default();
     let mut bytes = 0;
     walk(connection, lane.0, &Selection::of(filter), now_ms, WINDOW_MAX, |message| {
         let Waiting { id, touches, message_type, items, body_bytes, attempts, .. } = message;
         bytes += body_bytes.unsigned_abs();
-        let is_full = chosen.len() >= limits.messages_max || (bytes > limits.bytes_max && !chosen.is_empty());
+        let taken = choice.chosen.len() + choice.broken.len();
+        let is_full = taken >= limits.messages_max || (bytes > limits.bytes_max && taken > 0);
         if is_full {
             return Ok(Step::Stop);
         }
         let id = MessageId(id);
-        // Without a body when somebody else deleted it.
-        if let Some(request) = requests.request(connection, sealer, id)? {
-            let claimed = Claimed { id, message_type, request, touches, items, attempts };
-            let size = Size { items: items.into(), body_bytes };
-            chosen.push(Chosen { claimed, group: Group::new(lane.0, MessageStatus::Failed, message_type), size });
+        let size = Size { items: items.into(), body_bytes };
+        let group = Group::new(lane.0, MessageStatus::Failed, message_type);
+        match requests.verified(connection, sealer, id) {
+            Ok(Some(request)) => {
+                let claimed = Claimed { id, message_type, request, touches, items, attempts };
+                choice.chosen.push(Chosen { claimed, group, size });
+            }
+            // Somebody else deleted it.
+            Ok(None) => {}
+            Err(Fault::Message(reason)) => choice.broken.push(Broken { id, reason, group, size }),
+            Err(fault) => return Err(fault),
         }
         // Stopping here and not at the next one spares a filtered claim the way to it, be it through the whole lane.
-        Ok(if chosen.len() < limits.messages_max { Step::Taken } else { Step::Stop })
+        Ok(if taken + 1 < limits.messages_max { Step::Taken } else { Step::Stop })
     })?;
-    Ok(chosen)
+    Ok(choice)
 }
 
-/// Marks what was chosen as in flight, and returns what is still there.
-pub(super) fn mark(tx: &Transaction<'_>, epoch: i64, chosen: Vec<Chosen>) -> Result<Vec<Claimed>, Fault> {
+/// Marks what was chosen as in flight, and returns what is still there. What is damaged is *rejected*, with the reason.
+pub(super) fn mark(tx: &Transaction<'_>, sealer: &Sealer, epoch: i64, choice: Choice) -> Result<Vec<Claimed>, Fault> {
+    let Choice { chosen, broken } = choice;
     let mut changes = Changes::default();
     let mut mark = tx.prepare_cached(queries::MARK_CLAIMED)?;
     let mut claimed = Vec::with_capacity(chosen.len());
@@ -255,6 +279,16 @@ pub(super) fn mark(tx: &Transaction<'_>, epoch: i64, chosen: Vec<Chosen>) -> Res
             changes.take(message.group, message.size);
             changes.add(Group { status: MessageStatus::Registered, ..message.group }, message.size);
             claimed.push(message.claimed);
+        }
+    }
+    for Broken { id, reason, group, size } in broken {
+        if mark.execute([id.0, epoch])? == 1 {
+            let text = format!("damaged in the message store, and not sent: {reason}");
+            error!(target: "db_manager", "message {id} is rejected, see `opik-offline inspect {id}`: {text}");
+            tx.prepare_cached(queries::MARK_REJECTED)?.execute([id.0])?;
+            settle::keep_answer(tx, sealer, id, &LastAnswer { status: None, text, at_ms: now_ms() })?;
+            changes.take(group, size);
+            changes.add(Group { status: MessageStatus::Rejected, ..group }, size);
         }
     }
     changes.write(tx)?;

@@ -27,6 +27,8 @@ pub(super) enum Fault {
     TooManyKeys,
     /// Why something can't be sealed.
     Sealing(&'static str),
+    /// One message is not what was stored; the store around it is whole.
+    Message(String),
     /// Already in the words of the trait.
     Store(StoreError),
 }
@@ -49,7 +51,7 @@ impl Fault {
         let path_buf = path.to_owned();
         match self {
             Self::Store(error) => error,
-            Self::Damaged(reason) => StoreError::Damaged { path: path_buf, reason },
+            Self::Damaged(reason) | Self::Message(reason) => StoreError::Damaged { path: path_buf, reason },
             Self::KeyMissing { needed } => StoreError::KeyMissing { path: path_buf, needed },
             Self::WrongKey { needed, given } => StoreError::WrongKey { path: path_buf, needed, given },
             Self::TooManyKeys => StoreError::TooManyKeys { path: path_buf },

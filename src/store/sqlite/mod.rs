@@ -18,13 +18,16 @@
 //! `claiming` first. Between processes SQLite's locks do the same; who waits longer than ten seconds is told so.
 
 mod attachments;
+mod checksum;
 mod claim;
 mod codec;
+mod damaged;
 mod fault;
 mod lease;
 mod open;
 mod people;
 mod queries;
+mod recovery;
 mod register;
 mod reseal;
 mod rows;
@@ -96,9 +99,29 @@ impl SqliteStore {
     /// As [`super::open_with`].
     pub fn open_with(path: &Path, mode: OpenMode, limits: Limits, keys: &Keys) -> Result<Self, StoreError> {
         let keys = Arc::new(KeyRing::new(keys));
-        let opened = open::open(path, mode, limits.size_max, &keys)?;
+        Ok(Self::of(open::open(path, mode, limits.size_max, &keys)?, path, limits, keys))
+    }
+
+    /// Sets aside the file that this store found damaged, and opens the one with what was recovered; see
+    /// [`super::recover`].
+    ///
+    /// # Errors
+    ///
+    /// As [`super::open_with`].
+    pub(in crate::store) fn recover(
+        path: &Path,
+        failed: FileId,
+        reason: &str,
+        limits: Limits,
+        keys: &Keys,
+    ) -> Result<Self, StoreError> {
+        let keys = Arc::new(KeyRing::new(keys));
+        Ok(Self::of(open::open_recovered(path, failed, reason, limits.size_max, &keys)?, path, limits, keys))
+    }
+
+    fn of(opened: open::Opened, path: &Path, limits: Limits, keys: Arc<KeyRing>) -> Self {
         let [quick_reader, reader] = opened.readers;
-        Ok(Self {
+        Self {
             path: path.to_owned(),
             file: opened.file,
             log: opened.log,
@@ -110,7 +133,7 @@ impl SqliteStore {
             keys,
             sealer: RwLock::new(Arc::new(opened.sealer)),
             claiming: Mutex::new(()),
-        })
+        }
     }
 
     /// Returns the sealer of the generation that this transaction sees.
@@ -157,10 +180,17 @@ impl SqliteStore {
         space::make_room(tx, &self.path, &self.log, &self.limits, needed)
     }
 
-    /// Says whether what was committed is in the file that stands at the path.
-    fn verify_file(&self) -> Result<(), StoreError> {
+    /// Says whether messages that were committed are in the file that stands at the path, and takes them back if not:
+    /// they are not acknowledged, and what a deleted file holds is stored again.
+    fn verify_stored(&self, ids: &[MessageId]) -> Result<(), StoreError> {
         if FileId::at(&self.path) == Some(self.file) {
             return Ok(());
+        }
+        let stored = Filter { ids: ids.to_vec(), ..Filter::default() };
+        if let Some(count) = Some(ids.len()).filter(|count| *count > 0)
+            && let Err(error) = self.purge(&stored, count)
+        {
+            warn!(target: "db_manager", "{count} messages that are not acknowledged stay in the old file: {error}");
         }
         let reason = "its file was removed or replaced while it was open".into();
         Err(StoreError::Unusable { path: self.path.clone(), reason })
@@ -225,7 +255,7 @@ impl Store for SqliteStore {
             )?;
             register::register(tx, sealer, messages, &bodies)
         })?;
-        self.verify_file()?;
+        self.verify_stored(&ids)?;
         Ok(ids)
     }
 
@@ -274,7 +304,7 @@ impl Store for SqliteStore {
             attachments::give(tx, sealer, attachment, file, id)?;
             Ok(id)
         })?;
-        self.verify_file()?;
+        self.verify_stored(&[id])?;
         Ok(id)
     }
 
@@ -300,7 +330,7 @@ impl Store for SqliteStore {
             space::make_room(tx, &self.path, &self.log, &limits, needed)?;
             salvaged::salvage(tx, sealer, rows, &bodies)
         })?;
-        self.verify_file()?;
+        self.verify_stored(&ids.iter().flatten().copied().collect::<Vec<_>>())?;
         Ok(ids)
     }
 
@@ -349,7 +379,7 @@ impl Store for SqliteStore {
         let choose =
             |connection: &Connection, sealer: &Sealer| claim::choose(connection, sealer, lane, filter, limits, now_ms);
         let chosen = self.read(&self.reader, choose)?;
-        self.write_as(lease, |tx, _| claim::mark(tx, lease.epoch, chosen))
+        self.write_as(lease, |tx, sealer| claim::mark(tx, sealer, lease.epoch, chosen))
     }
 
     fn settle(&self, lease: &Lease, outcomes: &[(MessageId, Outcome)]) -> Result<(), StoreError> {
@@ -381,6 +411,20 @@ impl Store for SqliteStore {
         })?;
         self.remove_soon(released);
         Ok(purged)
+    }
+
+    fn expire(&self, accepted_before_ms: i64, limit: usize) -> Result<u64, StoreError> {
+        // Looked for outside the write lock: most of the time there is nothing.
+        let old = self.read(&self.reader, |connection, _| space::expired(connection, accepted_before_ms, limit))?;
+        if old.is_empty() {
+            return Ok(0);
+        }
+        let (dropped, released) = self.write(|tx, _| {
+            let dropped = space::drop_expired(tx, &old)?;
+            Ok((dropped, attachments::any_released(tx)?))
+        })?;
+        self.remove_soon(released);
+        Ok(dropped)
     }
 
     fn requeue(&self, filter: &Filter) -> Result<u64, StoreError> {
@@ -426,7 +470,9 @@ impl Store for SqliteStore {
                 agents: people::agents(connection)?,
                 last_replay: people::last_replay(connection)?,
                 held: settle::held(connection, sealer, now_ms)?,
-                dropped: people::dropped(connection)?,
+                dropped: people::counter(connection, "dropped")?,
+                expired: people::counter(connection, "expired")?,
+                recoveries: recovery::recoveries(connection)?,
                 encryption: sealer.encryption(),
             })
         })

@@ -13,9 +13,10 @@ use rusqlite::config::DbConfig;
 use rusqlite::{Connection, OpenFlags};
 
 use super::fault::{Fault, NO_DATABASE, access_words, folder_of, os_words};
+use super::recovery::{self, FolderLock};
 use super::seal::{self, KeyRing, Sealer, State};
 use super::{BUSY_TIMEOUT, queries, schema};
-use crate::store::{OpenMode, StoreError};
+use crate::store::{OpenMode, StoreError, place};
 
 /// The oldest SQLite without the WAL-reset fault, which can damage a file that several processes write.
 const SQLITE_VERSION_MIN: i32 = 3_051_003;
@@ -45,6 +46,27 @@ impl FileId {
     pub(in crate::store) fn at(path: &Path) -> Option<Self> {
         fs::metadata(path).ok().map(|metadata| Self(metadata.dev(), metadata.ino()))
     }
+
+    /// Says whether this file, which this process has open, has no name any more. Where that can't be known, it has one.
+    ///
+    /// Asked of the system's list of open files, because opening and closing the file would drop SQLite's locks on it.
+    pub(in crate::store) fn is_deleted(self) -> bool {
+        let Ok(open) = fs::read_dir("/dev/fd") else { return false };
+        let open = open.filter_map(|entry| fs::metadata(entry.ok()?.path()).ok());
+        open.filter(|file| Self(file.dev(), file.ino()) == self).any(|file| file.nlink() == 0)
+    }
+
+    /// Says whether this file lies beside the store at this path as one that was found damaged.
+    pub(in crate::store) fn is_set_aside(self, path: &Path) -> bool {
+        let Some(name) = path.file_name().and_then(|name| name.to_str()) else { return false };
+        let Ok(entries) = fs::read_dir(folder_of(path)) else { return false };
+        entries.filter_map(Result::ok).any(|entry| {
+            let found = entry.file_name();
+            let kind = found.to_str().and_then(|found| found.strip_prefix(name));
+            kind.is_some_and(|kind| kind.starts_with(".damaged-") || kind.starts_with(".recovering-"))
+                && Self::at(&entry.path()) == Some(self)
+        })
+    }
 }
 
 /// The connections of an open store.
@@ -65,10 +87,50 @@ pub(super) fn open(path: &Path, mode: OpenMode, size_max: u64, keys: &Arc<KeyRin
         rusqlite::version()
     );
     let _one_at_a_time = OPENING.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+    vet(path, mode)?;
+    match open_sound(path, mode, size_max, keys) {
+        Err(StoreError::Damaged { reason, .. }) if mode.recovers() => {
+            recovery::recover(path, None, &reason, keys)?;
+            open_sound(path, mode, size_max, keys)
+        }
+        result => result,
+    }
+}
+
+/// Sets the file aside that was found damaged while it was open, unless another process did so, and opens the new store.
+pub(super) fn open_recovered(
+    path: &Path,
+    failed: FileId,
+    reason: &str,
+    size_max: u64,
+    keys: &Arc<KeyRing>,
+) -> Result<Opened, StoreError> {
+    let _one_at_a_time = OPENING.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+    vet(path, OpenMode::CreateIfMissing)?;
+    recovery::recover(path, Some(failed), reason, keys)?;
+    open_sound(path, OpenMode::CreateIfMissing, size_max, keys)
+}
+
+fn open_sound(path: &Path, mode: OpenMode, size_max: u64, keys: &Arc<KeyRing>) -> Result<Opened, StoreError> {
+    let _no_recovery = FolderLock::shared(path)?;
+    if recovery::pending(path).is_some() {
+        let reason = "its recovery did not come to its end; the agent and `opik-offline replay` go on with it".into();
+        return Err(StoreError::Damaged { path: path.to_owned(), reason });
+    }
     make_or_examine(path, mode)?;
     let mut writer = open_writer(path, mode, size_max, keys).map_err(|fault| fault.at(path))?;
+    if mode.recovers() {
+        recovery::look_through(&writer, path).map_err(|fault| fault.at(path))?;
+    }
     let sealer = open_seals(&mut writer, mode, keys).map_err(|fault| fault.at(path))?;
     let readers = [open_reader(path)?, open_reader(path)?];
+    // Looked at again: by now it is there with all that belongs to it, and nobody else can put anything in its place. So
+    // what was put there between the first look and its making is found before a message is written.
+    let place = vet(path, mode)?;
+    place::tighten(&place).map_err(|(open, error)| StoreError::Unusable {
+        path: path.to_owned(),
+        reason: format!("other users can read {}, and that cannot be changed: {}", open.display(), os_words(&error)),
+    })?;
     let removed =
         || StoreError::Unusable { path: path.to_owned(), reason: "it was removed while it was opened".into() };
     let file = FileId::at(path).ok_or_else(removed)?;
@@ -77,11 +139,24 @@ pub(super) fn open(path: &Path, mode: OpenMode, size_max: u64, keys: &Arc<KeyRin
     Ok(Opened { writer, readers, file, sealer, log: log.into() })
 }
 
+/// Refuses a place where another user has laid a trap, and returns where the store really is.
+fn vet(path: &Path, mode: OpenMode) -> Result<PathBuf, StoreError> {
+    place::vet(path, mode).map_err(|trap| StoreError::Unusable {
+        path: path.to_owned(),
+        reason: format!("{} is not trusted: {}", trap.path.display(), trap.reason),
+    })
+}
+
 fn make_or_examine(path: &Path, mode: OpenMode) -> Result<(), StoreError> {
     let unusable = |reason: String| StoreError::Unusable { path: path.to_owned(), reason };
+    let damaged = |reason: &str| StoreError::Damaged { path: path.to_owned(), reason: reason.into() };
+    let log_alone = "its file is missing or empty, and its write-ahead log is there";
     match fs::metadata(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => match mode {
-            OpenMode::Existing | OpenMode::WithoutKey => Err(StoreError::Missing { path: path.to_owned() }),
+            _ if recovery::has_log_alone(path) => Err(damaged(log_alone)),
+            OpenMode::Existing | OpenMode::ExistingOrRecovered | OpenMode::WithoutKey => {
+                Err(StoreError::Missing { path: path.to_owned() })
+            }
             OpenMode::CreateIfMissing => make_file(path),
         },
         Err(error) => Err(unusable(os_words(&error))),
@@ -98,13 +173,20 @@ fn make_or_examine(path: &Path, mode: OpenMode) -> Result<(), StoreError> {
                 return Err(unusable(words));
             }
             match metadata.len() {
+                0 if recovery::has_log_alone(path) => Err(damaged(log_alone)),
                 // What a process left that was killed while it made a store, or what `touch` made: nothing is in it.
                 0 if mode != OpenMode::CreateIfMissing => Err(StoreError::Missing { path: path.to_owned() }),
                 0 => fs::set_permissions(path, fs::Permissions::from_mode(0o600))
                     .map_err(|error| unusable(os_words(&error))),
                 // SQLite would take a file of one byte for an empty one.
+                1..HEADER_BYTES if recovery::has_log_alone(path) => Err(damaged("its file is cut off")),
                 1..HEADER_BYTES => Err(not_a_store(NO_DATABASE)),
-                _ => examine(path),
+                _ => match examine(path) {
+                    Err(StoreError::NotAStore { reason, .. }) if recovery::is_ours(path) => {
+                        Err(damaged(&format!("its first page says that {reason}")))
+                    }
+                    result => result,
+                },
             }
         }
     }
@@ -123,15 +205,20 @@ fn make_file(path: &Path) -> Result<(), StoreError> {
             fs::File::open(above).and_then(|above| above.sync_all()).map_err(in_folder)?;
         }
     }
-    match fs::OpenOptions::new().read(true).write(true).create_new(true).mode(0o600).open(path) {
-        Ok(file) => {
-            file.set_permissions(fs::Permissions::from_mode(0o600)).map_err(|error| unusable(os_words(&error)))?;
-        }
+    match make_private(path) {
+        Ok(()) => {}
         // Another process was faster; it makes the same.
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
         Err(error) => return Err(unusable(os_words(&error))),
     }
     fs::File::open(folder).and_then(|folder| folder.sync_all()).map_err(in_folder)
+}
+
+/// Makes an empty file that only this user can read.
+pub(super) fn make_private(path: &Path) -> io::Result<()> {
+    let file = fs::OpenOptions::new().read(true).write(true).create_new(true).mode(0o600).open(path)?;
+    // The umask may have taken bits from it; it never adds any.
+    file.set_permissions(fs::Permissions::from_mode(0o600))
 }
 
 /// Refuses what is not ours, without changing a byte of it.
@@ -240,6 +327,11 @@ fn open_writer(path: &Path, mode: OpenMode, size_max: u64, keys: &KeyRing) -> Re
     connection.pragma_update(None, "journal_size_limit", (2 * log_pages * page_bytes) as i64)?;
     // Until we know that the file is ours, closing it must not write its log back.
     connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true)?;
+    let application_id: i32 = connection.pragma_query_value(None, "application_id", |row| row.get(0))?;
+    if application_id != schema::APPLICATION_ID && !tables(&connection)?.is_empty() {
+        // The file was ours when it was examined without its log.
+        return Err(Fault::Damaged("its write-ahead log is that of another database".into()));
+    }
     let version = schema::version(&connection)?;
     refuse_newer(path, version)?;
     if mode != OpenMode::WithoutKey {

@@ -3,11 +3,10 @@
 use rusqlite::{Connection, OptionalExtension, Transaction, params};
 
 use super::attachments;
-use super::codec::Unpacker;
 use super::fault::Fault;
 use super::queries::{self, Selection, bind};
 use super::rows::{self, Lanes, Requests};
-use super::seal::{Destination, SEALED, Sealer};
+use super::seal::Sealer;
 use super::summary;
 use crate::message::{MessageId, MessageStatus, MessageType};
 use crate::store::{AgentRecord, Backlog, BacklogGroup, Filter, Listed, Page, ReplayRecord, StoredMessage};
@@ -203,32 +202,25 @@ pub(super) fn check(connection: &Connection, sealer: &Sealer) -> Result<Vec<Stri
             problems.push(format!("{count} {wrong}"));
         }
     }
-    let mut unpacker = Unpacker::default();
-    let mut packed = connection.prepare(queries::PACKED_BODIES)?;
-    let mut packed = packed.query([])?;
-    let mut unreadable = 0_u64;
-    while let Some(row) = packed.next()? {
-        let (codec, id): (i64, i64) = (row.get(0)?, row.get(3)?);
-        if codec >= SEALED && sealer.is_locked() {
-            continue;
-        }
-        let kept = row.get_ref(1)?.as_blob().map_err(rusqlite::Error::from)?;
-        let (method, bytes): (String, u64) = (row.get(5)?, rows::unsigned(row, 2)?);
-        let opened = sealer.path(id, row.get_ref(6)?).and_then(|path| {
-            let to = Destination { encoding: row.get(4)?, method: &method, path: &path };
-            let (packed, codec) = sealer.open_body(id, &to, codec, kept)?;
-            unpacker.unpack(codec, &packed, bytes)
-        });
-        match opened {
+    let mut requests = Requests::default();
+    let mut ids = connection.prepare(queries::IDS)?;
+    let mut ids = ids.query([])?;
+    let mut broken = 0_u64;
+    while let Some(row) = ids.next()? {
+        let id = MessageId(row.get(0)?);
+        match requests.verified(connection, sealer, id) {
             Ok(_) => {}
-            Err(Fault::Damaged(reason)) if codec >= SEALED && problems.len() < PROBLEMS_MAX as usize => {
-                problems.push(reason);
+            Err(Fault::Message(reason)) if problems.len() < PROBLEMS_MAX as usize => {
+                problems.push(format!("message {id}: {reason}"));
             }
-            Err(_) => unreadable += 1,
+            Err(Fault::Message(_)) => broken += 1,
+            // Without the key, only what is not sealed can be looked at.
+            Err(Fault::KeyMissing { .. } | Fault::WrongKey { .. }) if sealer.is_locked() => {}
+            Err(fault) => return Err(fault),
         }
     }
-    if unreadable > 0 {
-        problems.push(format!("{unreadable} compressed bodies that can't be read"));
+    if broken > 0 {
+        problems.push(format!("{broken} more messages that are not what was stored"));
     }
     problems.extend(attachments::problems(connection, sealer)?);
     let mut types = connection.prepare(queries::TYPES)?;
@@ -241,10 +233,10 @@ pub(super) fn check(connection: &Connection, sealer: &Sealer) -> Result<Vec<Stri
     Ok(problems)
 }
 
-/// Returns how many messages were dropped for want of room.
-pub(super) fn dropped(connection: &Connection) -> Result<u64, Fault> {
-    let dropped: i64 = connection.prepare_cached(queries::COUNTER)?.query_row(["dropped"], |row| row.get(0))?;
-    Ok(dropped.unsigned_abs())
+/// Returns how many messages were dropped for this reason.
+pub(super) fn counter(connection: &Connection, name: &str) -> Result<u64, Fault> {
+    let count: i64 = connection.prepare_cached(queries::COUNTER)?.query_row([name], |row| row.get(0))?;
+    Ok(count.unsigned_abs())
 }
 
 /// Forgets lanes that hold nothing, and overwrites the keys that only they used.

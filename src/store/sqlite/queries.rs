@@ -88,8 +88,8 @@ pub(super) const BODIES_TO_RESEAL: &str = "
     WHERE message_id > ?1 AND (CASE WHEN codec >= 16 THEN substr(body, 1, 8) END) IS NOT ?2
     ORDER BY message_id LIMIT ?3";
 pub(super) const BODY_TO_RESEAL: &str = "
-    SELECT codec, body, encoding, method, path FROM bodies CROSS JOIN messages USING (message_id) WHERE message_id = ?1";
-pub(super) const SET_BODY: &str = "UPDATE bodies SET body = ?2, codec = ?3 WHERE message_id = ?1";
+    SELECT codec, body, encoding, method, path, checksum FROM bodies CROSS JOIN messages USING (message_id) WHERE message_id = ?1";
+pub(super) const SET_BODY: &str = "UPDATE bodies SET body = ?2, codec = ?3, checksum = ?4 WHERE message_id = ?1";
 pub(super) const PIECES_TO_RESEAL: &str = "
     SELECT piece_id, length(piece) FROM attachment_pieces
     WHERE piece_id > ?1 AND (CASE WHEN is_sealed THEN substr(piece, 1, 8) END) IS NOT ?2
@@ -141,14 +141,29 @@ pub(super) const WRONG_BODIES: &str = "
     SELECT (SELECT count(*) FROM messages LEFT JOIN bodies USING (message_id) LEFT JOIN attachments USING (message_id)
             WHERE body IS NULL OR (codec = 0 AND body_bytes <> length(body) + coalesce(bytes, 0)))
         + (SELECT count(*) FROM bodies LEFT JOIN messages USING (message_id) WHERE status IS NULL)";
-/// Bodies that are not kept as they were sent, with the length that they had: what their message has without its file.
-pub(super) const PACKED_BODIES: &str = "
-    SELECT codec, body, body_bytes - coalesce(bytes, 0), message_id, encoding, method, path
-    FROM bodies CROSS JOIN messages USING (message_id) LEFT JOIN attachments USING (message_id) WHERE codec <> 0";
+pub(super) const IDS: &str = "SELECT message_id FROM messages ORDER BY message_id";
 /// Messages whose lane or header set is not there.
 pub(super) const WRONG_NAMES: &str = "
     SELECT count(*) FROM messages WHERE lane_id NOT IN (SELECT lane_id FROM lanes)
         OR header_set_id NOT IN (SELECT header_set_id FROM header_sets)";
+
+// Recovery.
+
+/// A message as it lay in a damaged file, under its own number.
+pub(super) const ADD_RECOVERED: &str = "
+    INSERT INTO messages (message_id, status, message_type, lane_id, position, accepted_at_ms, attempts,
+        next_attempt_at_ms, answer_at_ms, answer_status, answer_text, items, body_bytes, project, method, path,
+        header_set_id, encoding, touches)
+    VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, 0, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17, ?18)";
+/// The file of a recovered message, whose pieces are there.
+pub(super) const ADD_RECOVERED_ATTACHMENT: &str =
+    "INSERT INTO attachments (attachment_id, message_id, bytes, sha256) VALUES (?1, ?2, ?3, ?4)";
+pub(super) const ADD_RECOVERY: &str =
+    "INSERT INTO recoveries (at_ms, set_aside, reason, recovered, lost) VALUES (?1, ?2, ?3, ?4, ?5)";
+pub(super) const RECOVERIES: &str =
+    "SELECT at_ms, set_aside, reason, recovered, lost FROM recoveries ORDER BY recovery_id";
+/// Where the trees of the file stand.
+pub(super) const ROOTS: &str = "SELECT rootpage, tbl_name FROM sqlite_schema WHERE rootpage > 0";
 
 pub(super) const TYPES: &str = "SELECT DISTINCT message_type FROM messages";
 /// What tables a file has, ours or not.
@@ -184,7 +199,10 @@ pub(super) const ADD_PART: &str = "
     SELECT ?2, ?3, message_type, lane_id, position, accepted_at_ms, attempts + ?4, 0, ?5, ?6, ?7, ?8, ?9, project, ?10,
         ?11, ?12, ?13, ?14
     FROM messages WHERE message_id = ?1";
-pub(super) const ADD_BODY: &str = "INSERT INTO bodies (message_id, body, codec) VALUES (?1, ?2, ?3)";
+pub(super) const ADD_BODY: &str = "INSERT INTO bodies (message_id, body, codec, checksum) VALUES (?1, ?2, ?3, ?4)";
+/// What a part of a divided message takes over from the whole.
+pub(super) const WHOLE: &str =
+    "SELECT message_type, lane_id, project, accepted_at_ms FROM messages WHERE message_id = ?1";
 pub(super) const ADD_TOUCH: &str = "INSERT OR IGNORE INTO message_touches VALUES (?1, ?2, ?3)";
 pub(super) const DROP_TOUCH: &str = "DELETE FROM message_touches WHERE effect = ?1 AND entity = ?2 AND message_id = ?3";
 /// Whether any stored message updates anything.
@@ -217,6 +235,14 @@ pub(super) const OLDEST_WAITING: &str = "
     SELECT message_id, length(body) + coalesce(bytes, 0)
     FROM messages CROSS JOIN bodies USING (message_id) LEFT JOIN attachments USING (message_id)
     WHERE status = 3 ORDER BY message_id";
+
+/// The oldest messages, and when they were accepted; those in flight come back to their place or go.
+pub(super) const OLDEST: &str =
+    "SELECT message_id, accepted_at_ms FROM messages WHERE status <> 1 ORDER BY message_id LIMIT ?1";
+/// Deletes a message that is not in flight.
+pub(super) const DELETE_EXPIRED: &str = "
+    DELETE FROM messages WHERE message_id = ?1 AND status <> 1
+    RETURNING lane_id, status, message_type, answer_status, items, body_bytes, touches, message_id";
 
 // Attachments. A row without a message is being uploaded while it has an owner (`process`), and released without one.
 
@@ -288,7 +314,8 @@ pub(super) const MARK_CLAIMED: &str =
     "UPDATE messages SET status = 1, claim_epoch = ?2 WHERE message_id = ?1 AND status = 3";
 pub(super) const REQUEST: &str = "
     SELECT method, path, encoding, header_set_id, body, codec, CASE codec WHEN 0 THEN length(body)
-        ELSE body_bytes - coalesce((SELECT bytes FROM attachments WHERE message_id = ?1), 0) END
+        ELSE body_bytes - coalesce((SELECT bytes FROM attachments WHERE message_id = ?1), 0) END,
+        checksum, message_type, lane_id, touches, items, project, accepted_at_ms
     FROM messages CROSS JOIN bodies USING (message_id) WHERE message_id = ?1";
 /// What the summary needs to know of a message before its status changes.
 pub(super) const CLAIMED_MESSAGE: &str = "
@@ -473,6 +500,10 @@ impl Selection {
         if let Some(before) = filter.accepted_before_ms {
             selection.conditions.push("accepted_at_ms < :accepted_before_ms");
             selection.parameters.push((":accepted_before_ms", Value::Integer(before)));
+        }
+        if let Some(since) = filter.accepted_since_ms {
+            selection.conditions.push("accepted_at_ms >= :accepted_since_ms");
+            selection.parameters.push((":accepted_since_ms", Value::Integer(since)));
         }
         selection.fine = selection.conditions.len() > coarse;
         selection.divides_lanes = selection.fine || !filter.types.is_empty();

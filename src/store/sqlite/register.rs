@@ -5,9 +5,10 @@ use std::collections::HashMap;
 
 use rusqlite::{Connection, OptionalExtension, Transaction, params};
 
+use super::checksum::Covered;
 use super::codec::Packed;
 use super::fault::Fault;
-use super::seal::{Destination, Lookup, Sealer};
+use super::seal::{Destination, KeptBody, Lookup, Sealer};
 use super::summary::{Changes, Group, Size};
 use super::{queries, rows, settle};
 use crate::message::{
@@ -137,7 +138,20 @@ fn register_with_files(
             rows::encoding_code(body.encoding),
             Touch::to_bytes(&message.touches),
         ])?;
-        add_body_and_touches(tx, sealer, id, &message.request, packed, &message.touches)?;
+        let covered = Covered {
+            id,
+            message_type: message.message_type.name(),
+            lane: &message.lane,
+            method: &message.request.method,
+            path: &message.request.path,
+            headers: &message.request.headers,
+            encoding: body.encoding,
+            touches: &message.touches,
+            items: message.items,
+            project: message.project.as_deref(),
+            accepted_at_ms: message.accepted_at_ms,
+        };
+        add_body_and_touches(tx, sealer, id, &message.request, packed, covered.with(&body.bytes), &message.touches)?;
         if updates_exist {
             for touch in message.touches.iter().filter(|touch| touch.effect == Effect::Create) {
                 move_early_updates(tx, lane, id, &touch.key)?;
@@ -159,12 +173,19 @@ pub(super) fn add_body_and_touches(
     id: i64,
     request: &Request,
     body: &Packed,
+    checksum: i64,
     touches: &[Touch],
 ) -> Result<(), Fault> {
     let encoding = i64::from(rows::encoding_code(request.body.encoding));
     let to = Destination { encoding, method: &request.method, path: &request.path };
-    let (bytes, codec) = sealer.keep_body(id, &to, body)?;
-    tx.prepare_cached(queries::ADD_BODY)?.execute(params![id, &bytes[..], codec])?;
+    let plain = KeptBody { bytes: body.bytes.as_ref().into(), codec: body.codec as i64, checksum: Some(checksum) };
+    let kept = sealer.keep_body(id, &to, plain)?;
+    tx.prepare_cached(queries::ADD_BODY)?.execute(params![id, &kept.bytes[..], kept.codec, kept.checksum])?;
+    add_touches(tx, id, touches)
+}
+
+/// Stores by what a message is found.
+pub(super) fn add_touches(tx: &Transaction<'_>, id: i64, touches: &[Touch]) -> Result<(), Fault> {
     let mut add_touch = tx.prepare_cached(queries::ADD_TOUCH)?;
     for touch in touches.iter().filter(|touch| is_looked_up(touch)) {
         add_touch.execute(params![touch.effect as u8, &touch.key.as_bytes()[..], id])?;
@@ -178,7 +199,7 @@ pub(super) fn is_looked_up(touch: &Touch) -> bool {
 }
 
 /// Where a message stands in its lane unless it is an early update. Leaves one place free behind every message.
-fn position(id: i64) -> i64 {
+pub(super) fn position(id: i64) -> i64 {
     2 * id
 }
 
@@ -187,7 +208,12 @@ fn position(id: i64) -> i64 {
 /// Only an update that changes nothing but this entity moves: another one would leave its place in the order of its
 /// other entities. And if one can't move, none does, because updates of one entity keep their own order; nor do they pass
 /// the entity's end.
-fn move_early_updates(tx: &Transaction<'_>, lane: i64, create: i64, entity: &EntityKey) -> Result<(), Fault> {
+pub(super) fn move_early_updates(
+    tx: &Transaction<'_>,
+    lane: i64,
+    create: i64,
+    entity: &EntityKey,
+) -> Result<(), Fault> {
     let entity = &entity.as_bytes()[..];
     let mut early = Vec::new();
     {
@@ -221,7 +247,7 @@ pub(super) struct Names<'batch> {
 }
 
 impl<'batch> Names<'batch> {
-    fn lane(&mut self, tx: &Transaction<'_>, sealer: &Sealer, lane: &'batch Lane) -> Result<i64, Fault> {
+    pub(super) fn lane(&mut self, tx: &Transaction<'_>, sealer: &Sealer, lane: &'batch Lane) -> Result<i64, Fault> {
         if let Some(id) = self.lanes.get(lane) {
             return Ok(*id);
         }

@@ -19,7 +19,7 @@ use std::sync::Arc;
 use rusqlite::{Connection, OptionalExtension, Row, Transaction, TransactionBehavior, params};
 
 use super::fault::Fault;
-use super::seal::{self, Destination, KeyRing, Lookup, Place, SEALED, Sealer, State};
+use super::seal::{self, Destination, KeptBody, KeyRing, Lookup, Place, Sealer, State};
 use super::{BUSY_TIMEOUT, attachments, open, people, queries, space};
 use crate::store::{Keys, Limits, OpenMode, Resealed, Resealing, StoreError};
 
@@ -248,17 +248,17 @@ fn keep_texts(tx: &Transaction<'_>, sealer: &Sealer, id: i64) -> Result<(), Faul
 
 fn keep_body(tx: &Transaction<'_>, sealer: &Sealer, id: i64) -> Result<(), Fault> {
     let mut statement = tx.prepare_cached(queries::BODY_TO_RESEAL)?;
-    let (bytes, codec) = {
+    let (bytes, codec, checksum) = {
         let mut found = statement.query([id])?;
         let Some(row) = found.next()? else { return Ok(()) };
         let (method, path): (String, String) = (row.get(3)?, sealer.path(id, row.get_ref(4)?)?);
         let to = Destination { encoding: row.get(2)?, method: &method, path: &path };
         let kept = row.get_ref(1)?.as_blob().map_err(rusqlite::Error::from)?;
-        let (packed, codec) = sealer.open_body(id, &to, row.get(0)?, kept)?;
-        let (bytes, is_sealed) = sealer.keep(&to.place(id, codec), &packed)?;
-        (bytes.into_owned(), if is_sealed { codec + SEALED } else { codec })
+        let kept = KeptBody { bytes: kept.into(), codec: row.get(0)?, checksum: row.get(5)? };
+        let kept = sealer.keep_body(id, &to, sealer.open_body(id, &to, kept)?)?;
+        (kept.bytes.into_owned(), kept.codec, kept.checksum)
     };
-    tx.prepare_cached(queries::SET_BODY)?.execute(params![id, bytes, codec])?;
+    tx.prepare_cached(queries::SET_BODY)?.execute(params![id, bytes, codec, checksum])?;
     Ok(())
 }
 

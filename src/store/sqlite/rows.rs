@@ -4,9 +4,10 @@ use std::collections::HashMap;
 
 use rusqlite::{Connection, OptionalExtension, Row};
 
+use super::checksum::Covered;
 use super::codec::Unpacker;
 use super::fault::Fault;
-use super::seal::{Destination, Lookup, Place, Sealer};
+use super::seal::{Destination, KeptBody, Lookup, Place, Sealer};
 use super::{attachments, queries};
 use crate::message::{
     Body, Credential, Encoding, HeaderSet, Lane, MessageId, MessageStatus, MessageType, Request, Touch,
@@ -79,6 +80,7 @@ impl Lanes {
 /// Reads requests: each header set once, and bodies as they were sent.
 #[derive(Default)]
 pub(super) struct Requests {
+    lanes: Lanes,
     header_sets: HashMap<i64, HeaderSet>,
     unpacker: Unpacker,
 }
@@ -93,7 +95,11 @@ impl Requests {
             .query_row([header_set], |row| Ok((row.get(0)?, row.get(1)?)))
             .optional()?
             .ok_or_else(|| Fault::Damaged(format!("header set {header_set} of a message does not exist")))?;
-        let wire = sealer.value(Lookup::HeaderSet, wire, sealed.as_deref())?;
+        let wire = sealer.value(Lookup::HeaderSet, wire, sealed.as_deref()).map_err(|fault| match fault {
+            // The messages with these headers are what it costs.
+            Fault::Damaged(reason) => Fault::Message(reason),
+            fault => fault,
+        })?;
         let headers = HeaderSet::from_wire(&wire);
         self.header_sets.insert(header_set, headers.clone());
         Ok(headers)
@@ -109,13 +115,71 @@ impl Requests {
         let mut statement = connection.prepare_cached(queries::REQUEST)?;
         let mut found = statement.query([id.0])?;
         let Some(row) = found.next()? else { return Ok(None) };
-        let (method, path): (String, String) = (row.get(0)?, sealer.path(id.0, row.get_ref(1)?)?);
-        let kept = row.get_ref(4)?.as_blob().map_err(rusqlite::Error::from)?;
+        Ok(Some(self.read(connection, sealer, id, row)?.0))
+    }
+
+    /// Returns the request of a message that is to be sent, if it is still what was stored; `None` when it is gone.
+    ///
+    /// # Errors
+    ///
+    /// [`Fault::Message`] when only this message is damaged.
+    pub(super) fn verified(
+        &mut self,
+        connection: &Connection,
+        sealer: &Sealer,
+        id: MessageId,
+    ) -> Result<Option<Request>, Fault> {
+        let mut statement = connection.prepare_cached(queries::REQUEST)?;
+        let mut found = statement.query([id.0])?;
+        let Some(row) = found.next()? else { return Ok(None) };
+        let (request, checksum) = self.read(connection, sealer, id, row)?;
+        // Stored by a version that made none.
+        let Some(checksum) = checksum else { return Ok(Some(request)) };
+        let lane = self.lanes.get(connection, sealer, row.get(9)?)?;
+        let message_type: String = row.get(8)?;
+        let project: Option<String> = row.get(12)?;
+        let covered = Covered {
+            id: id.0,
+            message_type: &message_type,
+            lane: &lane,
+            method: &request.method,
+            path: &request.path,
+            headers: &request.headers,
+            encoding: request.body.encoding,
+            touches: &touches(row, 10)?,
+            items: row.get(11)?,
+            project: project.as_deref(),
+            accepted_at_ms: row.get(13)?,
+        };
+        match covered.with(&request.body.bytes) == checksum {
+            true => Ok(Some(request)),
+            false => Err(Fault::Message("it is not what was stored: its checksum is wrong".into())),
+        }
+    }
+
+    /// Reads a row of [`queries::REQUEST`], with the checksum that the message was stored with.
+    fn read(
+        &mut self,
+        connection: &Connection,
+        sealer: &Sealer,
+        id: MessageId,
+        row: &Row<'_>,
+    ) -> Result<(Request, Option<i64>), Fault> {
+        // What does not open or can't be unpacked costs this message and no other.
+        let one_message = |fault| match fault {
+            Fault::Damaged(reason) => Fault::Message(reason),
+            fault => fault,
+        };
+        let method: String = row.get(0)?;
+        let path = sealer.path(id.0, row.get_ref(1)?).map_err(one_message)?;
+        let bytes = row.get_ref(4)?.as_blob().map_err(rusqlite::Error::from)?;
+        let kept = KeptBody { bytes: bytes.into(), codec: row.get(5)?, checksum: row.get(7)? };
         let to = Destination { encoding: row.get(2)?, method: &method, path: &path };
-        let (packed, codec) = sealer.open_body(id.0, &to, row.get(5)?, kept)?;
-        let bytes = self.unpacker.unpack(codec, &packed, unsigned(row, 6)?)?;
+        let packed = sealer.open_body(id.0, &to, kept).map_err(one_message)?;
+        let bytes = self.unpacker.unpack(packed.codec, &packed.bytes, unsigned(row, 6)?).map_err(one_message)?;
         let headers = self.header_set(connection, sealer, row.get(3)?)?;
-        Ok(Some(Request { method, path, headers, body: Body { bytes, encoding: encoding(row, 2)? } }))
+        let body = Body { bytes, encoding: encoding(row, 2).map_err(one_message)? };
+        Ok((Request { method, path, headers, body }, packed.checksum))
     }
 }
 

@@ -11,8 +11,15 @@ pub(super) const APPLICATION_ID: i32 = 0x4f70_4f66;
 /// Bytes of a page in a new store.
 pub(super) const PAGE_BYTES: u32 = 4096;
 
-const MIGRATIONS: [&str; 6] =
-    [MESSAGES_LANES_AND_LEASE, ALL_CHANGES_INDEXED, ATTACHMENTS, SALVAGED, BODY_CODEC, SEALING];
+const MIGRATIONS: [&str; 7] = [
+    MESSAGES_LANES_AND_LEASE,
+    ALL_CHANGES_INDEXED,
+    ATTACHMENTS,
+    SALVAGED,
+    BODY_CODEC,
+    CHECKSUMS_AND_RECOVERIES,
+    SEALING,
+];
 
 /// Version 1.
 ///
@@ -186,9 +193,28 @@ const BODY_CODEC: &str = "ALTER TABLE bodies ADD COLUMN codec INTEGER NOT NULL D
 
 /// Version 6.
 ///
+/// - `bodies.checksum` covers the message with its body ([`super::checksum`]); NULL for those that are there already.
+/// - `recoveries` has a row for every damaged file that this store was recovered from, and where it lies.
+/// - `counters.expired` is how many messages were dropped because they had become too old.
+const CHECKSUMS_AND_RECOVERIES: &str = "
+ALTER TABLE bodies ADD COLUMN checksum INTEGER;
+CREATE TABLE recoveries (
+    recovery_id INTEGER PRIMARY KEY,
+    at_ms       INTEGER NOT NULL,
+    set_aside   BLOB    NOT NULL,
+    reason      TEXT    NOT NULL,
+    recovered   INTEGER NOT NULL,
+    lost        INTEGER NOT NULL
+);
+INSERT INTO counters VALUES ('expired', 0);
+";
+
+/// Version 7.
+///
 /// - `sealing` says under which key things are kept, and under which other one some may still be; see [`super::seal`].
 /// - `credentials` and `header_sets` of a sealed store are looked up by a digest, which stands in the place of the value;
 ///   the value itself is in `sealed`.
+/// - What a recovery can do nothing without lies a second time in an index, in another page.
 /// - A sealed body has a codec of its own, a sealed text is a blob, and a sealed digest is longer than a digest.
 const SEALING: &str = "
 CREATE TABLE sealing (
@@ -203,6 +229,10 @@ CREATE TABLE sealing (
 INSERT INTO sealing VALUES (1, 0, NULL, NULL, NULL, NULL, 1);
 ALTER TABLE credentials ADD COLUMN sealed BLOB;
 ALTER TABLE header_sets ADD COLUMN sealed BLOB;
+CREATE INDEX credentials_again ON credentials (value, sealed) WHERE sealed IS NOT NULL;
+CREATE INDEX header_sets_again ON header_sets (wire, sealed) WHERE sealed IS NOT NULL;
+CREATE INDEX sealing_again ON sealing
+    (generation, key_name, key_check, previous_name, previous_check, is_complete);
 ALTER TABLE attachment_pieces ADD COLUMN is_sealed INTEGER NOT NULL DEFAULT 0;
 ";
 

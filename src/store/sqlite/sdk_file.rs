@@ -42,6 +42,12 @@ pub enum SdkFileError {
         /// The path.
         path: PathBuf,
     },
+    /// It is a message store of ours, which needs no salvage: it is replayed where it is.
+    #[error("{path} is a message store of opik-offline, no file that a Python process left")]
+    OurStore {
+        /// The path.
+        path: PathBuf,
+    },
     /// It is a database, but none of the SDK's.
     #[error("{path} is no store of the Opik Python SDK: {reason}")]
     OtherProgram {
@@ -250,7 +256,7 @@ impl SdkFile {
                 let application: i32 =
                     self.connection.pragma_query_value(None, "application_id", |row| row.get(0)).unwrap_or(0);
                 if application == schema::APPLICATION_ID {
-                    return Err(self.other("it is a message store of opik-offline, which --db names"));
+                    return Err(SdkFileError::OurStore { path: self.path.clone() });
                 }
                 let has_columns = self.connection.prepare(queries::SDK_MESSAGES).is_ok();
                 if tables.iter().any(|table| table == "messages") && has_columns {

@@ -18,7 +18,9 @@
 //! sealed: name of the key (8) | nonce (24) | ciphertext | tag (16)
 //! ```
 //!
-//! Compression comes first; a body's codec says both. The associated data is the thing's [`Place`]: what is sealed for one
+//! Compression comes first; a body's codec says both. The checksum of a message ([`super::checksum`]) is sealed behind its
+//! body, because a CRC tells something of what it covers: the tag says that nobody changed the body, and the checksum that
+//! nothing else of the message was changed, or damaged. The associated data is the thing's [`Place`]: what is sealed for one
 //! message does not open as another's. It names only what stays as it is for the life of a message and what a recovery
 //! from a damaged file keeps; a part of a divided message is a message of its own and sealed anew.
 //!
@@ -42,7 +44,6 @@ use rusqlite::types::{ToSqlOutput, Value, ValueRef};
 use rusqlite::{Connection, OptionalExtension, Transaction, TransactionBehavior, params};
 use zeroize::Zeroizing;
 
-use super::codec::Packed;
 use super::fault::Fault;
 use super::{queries, reseal};
 use crate::store::key::{EncryptionKey, KeyId, Keys};
@@ -51,6 +52,13 @@ use crate::store::{Encryption, KeyState};
 /// What a codec's number is raised by when the body is sealed.
 pub(super) const SEALED: i64 = 16;
 const NONCE_BYTES: usize = 24;
+const TAG_BYTES: usize = 16;
+/// What is sealed is larger by this.
+pub(super) const SEAL_BYTES: usize = KeyId::LEN + NONCE_BYTES + TAG_BYTES;
+/// Bytes of the checksum that stands behind a compressed body before both are sealed.
+const CHECKSUM_BYTES: usize = 8;
+/// What stands there when there is none; a CRC is never negative.
+const NO_CHECKSUM: i64 = -1;
 /// What stands sealed in the row of `sealing`.
 const CHECK: &[u8] = b"opik-offline";
 
@@ -246,6 +254,20 @@ impl State {
             .map_err(Fault::from)
     }
 
+    /// Returns the row with this generation, whose keys have these names and checks; `None` when there is no such row.
+    pub(super) fn of(
+        generation: i64,
+        [key, check, previous, previous_check]: [Option<&[u8]>; 4],
+        is_complete: bool,
+    ) -> Option<Self> {
+        let mark = |name: Option<&[u8]>, check: Option<&[u8]>| match (name, check) {
+            (None, None) => Some(None),
+            (Some(name), Some(check)) => Some(Some(Mark { id: KeyId::from_bytes(name)?, check: check.to_vec() })),
+            _ => None,
+        };
+        Some(Self { generation, key: mark(key, check)?, previous: mark(previous, previous_check)?, is_complete })
+    }
+
     fn write(&self, tx: &Transaction<'_>) -> Result<(), Fault> {
         let columns = |mark: &Option<Mark>| match mark {
             Some(mark) => (Some(mark.id.0.to_vec()), Some(mark.check.clone())),
@@ -326,6 +348,40 @@ impl Sealer {
         Ok(Self { ring: ring.clone(), state, is_locked })
     }
 
+    /// Returns the sealer of a new store that takes over what is left of a damaged one: it opens what was sealed there,
+    /// and keeps everything under the key that was in use there. `rows` are what is left of its row of `sealing`; without
+    /// any, things are kept as they are in a store that is made with these keys.
+    ///
+    /// # Errors
+    ///
+    /// [`Fault::KeyMissing`] and [`Fault::WrongKey`] when the row names a key that is not there.
+    pub(super) fn recovering(ring: &std::sync::Arc<KeyRing>, rows: &[State]) -> Result<Self, Fault> {
+        let newest = rows.iter().map(|row| row.generation).max();
+        let (mut known, mut lacking) = (None, None);
+        for row in rows.iter().filter(|row| Some(row.generation) == newest) {
+            match row.verify(ring) {
+                Ok(()) => known = Some(row),
+                // Of several copies, one is damaged; of one that is damaged nothing is believed.
+                Err(Fault::Damaged(_)) => {}
+                Err(fault) => lacking = Some(fault),
+            }
+        }
+        if let (None, Some(fault)) = (known, lacking) {
+            return Err(fault);
+        }
+        let target = known.map_or(ring.current(), State::key);
+        let key = target.map(|id| ring.get(id).ok_or_else(|| ring.lacks(id))?.mark()).transpose()?;
+        let generation = known.map_or(0, |row| row.generation).saturating_add(1);
+        let state = State { generation, key, previous: None, is_complete: true };
+        // Where nobody knows which keys were in use, one that we don't have may have been.
+        Ok(Self { ring: ring.clone(), state, is_locked: known.is_none() })
+    }
+
+    /// Writes the row of `sealing` of a new store.
+    pub(super) fn put_down(&self, tx: &Transaction<'_>) -> Result<(), Fault> {
+        self.state.write(tx)
+    }
+
     /// Returns a sealer of a store that is not sealed.
     #[cfg(test)]
     pub(super) fn off() -> Self {
@@ -344,6 +400,11 @@ impl Sealer {
     /// Fails unless everything that the store may hold can be opened.
     pub(super) fn unlocked(&self) -> Result<(), Fault> {
         self.state.verify(&self.ring)
+    }
+
+    /// Says whether things are sealed, or may have been.
+    pub(super) fn is_in_use(&self) -> bool {
+        self.state.key.is_some() || !self.ring.is_empty()
     }
 
     pub(super) fn is_locked(&self) -> bool {
@@ -383,7 +444,12 @@ impl Sealer {
     pub(super) fn open(&self, place: &Place<'_>, sealed: &[u8]) -> Result<Vec<u8>, Fault> {
         let id = sealed.get(..KeyId::LEN).and_then(KeyId::from_bytes);
         let id = id.ok_or_else(|| Fault::Damaged(format!("the sealed {place} is cut off")))?;
-        self.ring.get(id).ok_or_else(|| self.ring.lacks(id))?.open(place, sealed)
+        let cipher = self.ring.get(id).ok_or_else(|| match self.is_locked {
+            true => self.ring.lacks(id),
+            // We have all keys of the store, so this one is none of them.
+            false => Fault::Damaged(format!("the sealed {place} names the key {id}, which the store does not use")),
+        })?;
+        cipher.open(place, sealed)
     }
 
     /// Returns what a value is looked up by: itself, or its digest where values are sealed.
@@ -394,31 +460,39 @@ impl Sealer {
         })
     }
 
-    /// Returns a body as it is to be kept, with the number of its codec.
+    /// Returns a compressed body as it is to be kept.
     pub(super) fn keep_body<'a>(
         &self,
         message: i64,
         to: &Destination<'_>,
-        packed: &'a Packed,
-    ) -> Result<(Cow<'a, [u8]>, i64), Fault> {
-        let codec = packed.codec as i64;
-        let (bytes, is_sealed) = self.keep(&to.place(message, codec), &packed.bytes)?;
-        Ok((bytes, if is_sealed { codec + SEALED } else { codec }))
+        packed: KeptBody<'a>,
+    ) -> Result<KeptBody<'a>, Fault> {
+        let Some(cipher) = self.active()? else { return Ok(packed) };
+        let KeptBody { bytes, codec, checksum } = packed;
+        let mut plain = Vec::with_capacity(bytes.len() + CHECKSUM_BYTES);
+        plain.extend_from_slice(&bytes);
+        plain.extend(checksum.unwrap_or(NO_CHECKSUM).to_le_bytes());
+        let sealed = cipher.seal(&to.place(message, codec), &plain)?;
+        Ok(KeptBody { bytes: sealed.into(), codec: codec + SEALED, checksum: None })
     }
 
-    /// Returns the compressed bytes of a body, and the number of the codec that they are compressed by.
+    /// Returns a body as it was before it was sealed: compressed, with its message's checksum.
     pub(super) fn open_body<'a>(
         &self,
         message: i64,
         to: &Destination<'_>,
-        codec: i64,
-        kept: &'a [u8],
-    ) -> Result<(Cow<'a, [u8]>, i64), Fault> {
-        if codec < SEALED {
-            return Ok((kept.into(), codec));
+        kept: KeptBody<'a>,
+    ) -> Result<KeptBody<'a>, Fault> {
+        if kept.codec < SEALED {
+            return Ok(kept);
         }
-        let codec = codec - SEALED;
-        Ok((self.open(&to.place(message, codec), kept)?.into(), codec))
+        let codec = kept.codec - SEALED;
+        let mut bytes = self.open(&to.place(message, codec), &kept.bytes)?;
+        let checksum = bytes.split_last_chunk().map(|(_, last)| i64::from_le_bytes(*last));
+        let checksum =
+            checksum.ok_or_else(|| Fault::Damaged(format!("the sealed body of message {message} is cut off")))?;
+        bytes.truncate(bytes.len() - CHECKSUM_BYTES);
+        Ok(KeptBody { bytes: bytes.into(), codec, checksum: Some(checksum).filter(|found| *found != NO_CHECKSUM) })
     }
 
     /// Returns text as it is to be kept: sealed text is a blob.
@@ -475,6 +549,23 @@ fn named(of: Lookup, digest: &[u8]) -> Place<'_> {
     match of {
         Lookup::Credential => Place::Credential { digest },
         Lookup::HeaderSet => Place::HeaderSet { digest },
+    }
+}
+
+/// A body as the columns of `bodies` have it, sealed or only compressed.
+#[derive(Clone, Debug)]
+pub(super) struct KeptBody<'a> {
+    pub(super) bytes: Cow<'a, [u8]>,
+    pub(super) codec: i64,
+    /// The checksum of the message ([`super::checksum`]). `None` where the message was stored without one, and where the
+    /// body is sealed: it lies inside then, because it would tell something of the content.
+    pub(super) checksum: Option<i64>,
+}
+
+impl KeptBody<'_> {
+    /// Returns the same without a copy of the bytes.
+    pub(super) fn borrowed(&self) -> KeptBody<'_> {
+        KeptBody { bytes: (&self.bytes[..]).into(), codec: self.codec, checksum: self.checksum }
     }
 }
 
@@ -565,7 +656,7 @@ mod tests {
 
     use super::*;
     use crate::message::{Body, Encoding};
-    use crate::store::sqlite::codec::{Packer, Unpacker};
+    use crate::store::sqlite::codec::{Packed, Packer, Unpacker};
 
     fn keys(byte: u8) -> Keys {
         let text = format!("{byte:02x}{}", "5a".repeat(31));
@@ -579,15 +670,24 @@ mod tests {
         Sealer::new(&ring, state).expect("the key is its own")
     }
 
+    fn keep<'a>(sealer: &Sealer, message: i64, packed: &'a Packed, checksum: Option<i64>) -> KeptBody<'a> {
+        let plain = KeptBody { bytes: packed.bytes.as_ref().into(), codec: packed.codec as i64, checksum };
+        sealer.keep_body(message, &TO, plain).expect("it is sealed")
+    }
+
+    fn sealed(codec: i64, bytes: &[u8]) -> KeptBody<'_> {
+        KeptBody { bytes: bytes.into(), codec, checksum: None }
+    }
+
     const TO: Destination<'static> = Destination { encoding: 0, method: "POST", path: "v1/private/traces" };
 
     #[test]
     fn nothing_opens_in_another_place_and_the_error_names_the_message() {
         let sealer = sealer(1);
         let packed = Packer::new().pack(&Body::new("{\"input\": \"a secret of the user\"}", Encoding::Identity));
-        let (kept, codec) = sealer.keep_body(12, &TO, &packed).expect("it is sealed");
+        let KeptBody { bytes: kept, codec, .. } = keep(&sealer, 12, &packed, Some(7));
         assert!(codec >= SEALED && !kept.windows(6).any(|window| window == b"secret"));
-        assert!(sealer.open_body(12, &TO, codec, &kept).is_ok());
+        assert!(sealer.open_body(12, &TO, sealed(codec, &kept)).is_ok());
         let other_path = Destination { path: "v1/private/spans", ..TO };
         let other_method = Destination { method: "PATCH", ..TO };
         let other_encoding = Destination { encoding: 1, ..TO };
@@ -598,7 +698,8 @@ mod tests {
             (12, &other_encoding, codec),
             (12, &TO, codec ^ 1),
         ] {
-            let refused = sealer.open_body(message, to, codec, &kept).map(|_| ()).expect_err("it is another place");
+            let refused =
+                sealer.open_body(message, to, sealed(codec, &kept)).map(|_| ()).expect_err("it is another place");
             let Fault::Damaged(reason) = refused else { panic!("{refused:?}") };
             assert!(reason.contains(&format!("body of message {message} does not open")), "{reason}");
         }
@@ -609,10 +710,17 @@ mod tests {
     #[test]
     fn another_key_is_named_and_opens_nothing() {
         let sealed = sealer(1).cipher().seal(&Place::Answer { message: 1 }, b"text").expect("it is sealed");
-        let refused = sealer(2).open(&Place::Answer { message: 1 }, &sealed);
+        let place = Place::Answer { message: 1 };
+        let locked = |sealer: Sealer| Sealer { is_locked: true, ..sealer };
+        let refused = locked(sealer(2)).open(&place, &sealed);
         assert!(matches!(refused, Err(Fault::WrongKey { .. })), "{refused:?}");
-        let refused = Sealer::off().open(&Place::Answer { message: 1 }, &sealed);
+        let refused = locked(Sealer::off()).open(&place, &sealed);
         assert!(matches!(refused, Err(Fault::KeyMissing { .. })), "{refused:?}");
+        // A store whose keys are all there has nothing under another one: that is this thing's damage, not the store's.
+        for unlocked in [sealer(2), Sealer::off()] {
+            let refused = unlocked.open(&place, &sealed);
+            assert!(matches!(refused, Err(Fault::Damaged(_))), "{refused:?}");
+        }
     }
 
     #[test]
@@ -655,23 +763,27 @@ mod tests {
         #[test]
         fn what_is_sealed_opens_as_it_was_and_not_when_a_bit_of_it_changes(
             bytes in proptest::collection::vec(any::<u8>(), 0..3000),
+            checksum in prop::option::of(0..=i64::from(u32::MAX)),
             flip in any::<prop::sample::Index>(),
             cut in any::<prop::sample::Index>(),
         ) {
             let sealer = sealer(1);
             let body = Body::new(bytes, Encoding::Identity);
             let packed = Packer::new().pack(&body);
-            let (kept, codec) = sealer.keep_body(7, &TO, &packed).expect("it is sealed");
-            let (opened, plain_codec) = sealer.open_body(7, &TO, codec, &kept).expect("it opens");
-            let back = Unpacker::default().unpack(plain_codec, &opened, body.bytes.len() as u64);
+            let KeptBody { bytes: kept, codec, checksum: beside } = keep(&sealer, 7, &packed, checksum);
+            prop_assert_eq!(beside, None, "the checksum can be read");
+            let opened = sealer.open_body(7, &TO, sealed(codec, &kept)).expect("it opens");
+            prop_assert_eq!(opened.checksum, checksum);
+            let back = Unpacker::default().unpack(opened.codec, &opened.bytes, body.bytes.len() as u64);
             prop_assert_eq!(back.ok(), Some(body.bytes));
-            let (again, _) = sealer.keep_body(7, &TO, &packed).expect("it is sealed");
-            prop_assert_ne!(&again, &kept, "the same bytes look the same");
+            let again = keep(&sealer, 7, &packed, checksum);
+            prop_assert_ne!(&again.bytes, &kept, "the same bytes look the same");
             let mut changed = kept.to_vec();
             let bit = flip.index(changed.len() * 8);
             changed[bit / 8] ^= 1 << (bit % 8);
-            prop_assert!(sealer.open_body(7, &TO, codec, &changed).is_err());
-            prop_assert!(sealer.open_body(7, &TO, codec, &kept[..cut.index(kept.len())]).is_err());
+            let refused = sealer.open_body(7, &TO, sealed(codec, &changed));
+            prop_assert!(matches!(refused, Err(Fault::Damaged(_))), "{:?}", refused);
+            prop_assert!(sealer.open_body(7, &TO, sealed(codec, &kept[..cut.index(kept.len())])).is_err());
         }
     }
 }

@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 use rusqlite::{CachedStatement, Connection, OptionalExtension, Row, Transaction, params};
 
 use super::attachments;
+use super::checksum::Covered;
 use super::claim::HOLD_MS_MAX;
 use super::codec::Packer;
 use super::fault::Fault;
@@ -77,6 +78,11 @@ fn add_parts(
     // The table can't know what this very transaction has deleted, and no id is used twice.
     let next: i64 = tx.prepare_cached(queries::NEXT_ID)?.query_row([], |row| row.get(0))?;
     let first = next.max(changes.highest_deleted() + 1);
+    let (message_type, lane, project, accepted_at_ms) =
+        tx.prepare_cached(queries::WHOLE)?.query_row([whole.0], |row| {
+            Ok((row.get::<_, String>(0)?, row.get(1)?, row.get::<_, Option<String>>(2)?, row.get(3)?))
+        })?;
+    let lane = Lanes::default().get(tx, sealer, lane)?;
     let mut add_part = tx.prepare_cached(queries::ADD_PART)?;
     for (id, part) in (first..).zip(parts) {
         let answer = part.rejected.as_ref();
@@ -98,7 +104,21 @@ fn add_parts(
             rows::encoding_code(body.encoding),
             Touch::to_bytes(&part.touches),
         ])?;
-        add_body_and_touches(tx, sealer, id, &part.request, &packer.pack(body), &part.touches)?;
+        let covered = Covered {
+            id,
+            message_type: &message_type,
+            lane: &lane,
+            method: &part.request.method,
+            path: &part.request.path,
+            headers: &part.request.headers,
+            encoding: body.encoding,
+            touches: &part.touches,
+            items: part.items,
+            project: project.as_deref(),
+            accepted_at_ms,
+        };
+        let packed = packer.pack(body);
+        add_body_and_touches(tx, sealer, id, &part.request, &packed, covered.with(&body.bytes), &part.touches)?;
         let answer_status = answer.and_then(|answer| answer.status).unwrap_or(0);
         let size = Size { items: part.items.into(), body_bytes: body.bytes.len() as i64 };
         changes.add(Group { status, answer_status, ..group }, size);

@@ -7,7 +7,7 @@ use std::time::Duration;
 use rusqlite::{Connection, ErrorCode, Transaction};
 
 use super::codec::Packed;
-use super::fault::{Fault, os_words};
+use super::fault::{Fault, folder_of, os_words};
 use super::settle::delete_one;
 use super::summary::Changes;
 use super::{BUSY_TIMEOUT, attachments, queries};
@@ -51,7 +51,8 @@ impl Space {
 
 /// Returns the bytes free for this user on the disk that holds the path.
 fn disk_free_bytes(path: &Path) -> Result<u64, StoreError> {
-    match rustix::fs::statvfs(path) {
+    // A file that was deleted while it is open still has a disk.
+    match rustix::fs::statvfs(path).or_else(|_| rustix::fs::statvfs(folder_of(path))) {
         Ok(disk) => Ok(disk.f_bavail.saturating_mul(disk.f_frsize)),
         Err(errno) => Err(StoreError::Unusable { path: path.to_owned(), reason: os_words(&errno.into()) }),
     }
@@ -118,6 +119,32 @@ fn drop_oldest(tx: &Transaction<'_>, bytes: u64) -> Result<bool, Fault> {
     tx.prepare_cached(queries::ADD_TO_COUNTER)?.execute(rusqlite::params!["dropped", oldest.len() as i64])?;
     changes.write(tx)?;
     Ok(true)
+}
+
+/// Returns those of the oldest messages that were accepted before then.
+pub(super) fn expired(connection: &Connection, accepted_before_ms: i64, limit: usize) -> Result<Vec<i64>, Fault> {
+    let mut statement = connection.prepare_cached(queries::OLDEST)?;
+    let mut oldest = statement.query([limit as i64])?;
+    let mut expired = Vec::new();
+    while let Some(row) = oldest.next()? {
+        if row.get::<_, i64>(1)? < accepted_before_ms {
+            expired.push(row.get(0)?);
+        }
+    }
+    Ok(expired)
+}
+
+/// Deletes messages that have become too old, unless they are in flight by now, and counts them.
+pub(super) fn drop_expired(tx: &Transaction<'_>, ids: &[i64]) -> Result<u64, Fault> {
+    let mut changes = Changes::default();
+    let mut delete = tx.prepare_cached(queries::DELETE_EXPIRED)?;
+    let mut dropped = 0;
+    for id in ids {
+        dropped += i64::from(delete_one(tx, &mut delete, [*id], &mut changes)?.is_some());
+    }
+    tx.prepare_cached(queries::ADD_TO_COUNTER)?.execute(rusqlite::params!["expired", dropped])?;
+    changes.write(tx)?;
+    Ok(dropped.unsigned_abs())
 }
 
 /// Gives some free pages back to the file system; says whether there are more.

@@ -94,7 +94,9 @@ impl Shared {
         let Some(body) = request.json.clone() else { return self.violation(request, "no JSON") };
         let host = request.header("Host").unwrap_or_default().to_owned();
         let path = body["path"].as_str().and_then(|path| STANDARD.decode(path).ok()).unwrap_or_default();
-        if path != format!("http://{host}/api/").as_bytes() {
+        // TLS may end in front of us.
+        let scheme = if path.starts_with(b"https:") { "https" } else { "http" };
+        if path != format!("{scheme}://{host}/api/").as_bytes() {
             return self.violation(request, &format!("path leads to {:?}", String::from_utf8_lossy(&path)));
         }
         let text = |name: &str| body[name].as_str().unwrap_or_default().to_owned();
@@ -117,13 +119,13 @@ impl Shared {
                     query += &format!("&{name}={}", text(name));
                 }
             }
-            let url = format!("http://{host}/api/v1/private/attachment/upload?{query}");
+            let url = format!("{scheme}://{host}/api/v1/private/attachment/upload?{query}");
             return Answer::json(200, &json!({ "upload_id": "BEMinIO", "pre_sign_urls": [url] }));
         }
         self.attachments.uploads_count += 1;
         let id = format!("upload-{}", self.attachments.uploads_count);
         let urls: Vec<String> =
-            (1..=parts).map(|part| format!("http://{host}/object-store/{id}/{part}?{}", signature())).collect();
+            (1..=parts).map(|part| format!("{scheme}://{host}/object-store/{id}/{part}?{}", signature())).collect();
         let after_entity = self.knows(&request.workspace, &text("entity_id"));
         let upload = Multipart { announced: parts, parts: BTreeMap::new(), after_entity };
         self.attachments.uploads.insert(id.clone(), upload);

@@ -1,0 +1,61 @@
+//! Values for the shell's completions: `opik-offline __values KIND [--db PATH]`, called by the scripts in `completions/`.
+//!
+//! No subcommand of the definition, because it is nothing for people. A person waits at the keyboard: it never makes a
+//! store, says nothing about what fails, and gives up after a moment.
+
+use std::collections::BTreeSet;
+use std::ffi::OsString;
+use std::io::{self, Write};
+use std::sync::mpsc;
+use std::time::Duration;
+
+use super::existing_store;
+use crate::config::{Config, Flags, ProcessEnvironment};
+use crate::store::{Filter, Page, Store};
+
+/// The word that stands where a subcommand would.
+pub const COMMAND: &str = "__values";
+/// Whoever presses the tabulator notices more than this.
+const TIME_MAX: Duration = Duration::from_millis(500);
+/// Ids that are offered, the newest ones.
+const IDS_MAX: usize = 100;
+/// Messages that are looked at for names of projects, the newest ones.
+const LOOKED_AT_MAX: usize = 1000;
+
+/// Writes the values, a line each; what follows a tabulator describes the value.
+pub fn run(arguments: Vec<OsString>) {
+    let (sender, receiver) = mpsc::channel();
+    std::thread::spawn(move || sender.send(values(&arguments).unwrap_or_default()));
+    let lines = receiver.recv_timeout(TIME_MAX).unwrap_or_default();
+    // A shell that is gone needs no values.
+    let _ = io::stdout().lock().write_all(lines.concat().as_bytes());
+}
+
+/// Returns `None` when anything at all is in the way.
+fn values(arguments: &[OsString]) -> Option<Vec<String>> {
+    let (kind, rest) = arguments.split_first()?;
+    let db = rest.iter().position(|argument| argument == "--db").and_then(|at| rest.get(at + 1)).cloned();
+    let config = Config::resolve(&Flags { db, ..Flags::default() }, &ProcessEnvironment).ok()?;
+    let store = existing_store(&config).ok()??;
+    let newest = |limit| store.list(&Filter::default(), &Page { after: None, limit, newest_first: true }).ok();
+    let named = |names: BTreeSet<String>| {
+        // A name with a control character would be another value, or worse.
+        names.into_iter().filter(|name| !name.contains(char::is_control)).map(|name| name + "\n").collect()
+    };
+    match kind.to_str()? {
+        "workspaces" => Some(named(workspaces(store.as_ref())?)),
+        "projects" => Some(named(newest(LOOKED_AT_MAX)?.into_iter().filter_map(|listed| listed.project).collect())),
+        "ids" => {
+            let line = |listed: crate::store::Listed| {
+                let name = listed.message_type.name().trim_end_matches("Message");
+                format!("{}\t{} {name}\n", listed.id, listed.status)
+            };
+            Some(newest(IDS_MAX)?.into_iter().map(line).collect())
+        }
+        _ => None,
+    }
+}
+
+fn workspaces(store: &dyn Store) -> Option<BTreeSet<String>> {
+    Some(store.backlog(&Filter::default()).ok()?.groups.into_iter().map(|group| group.workspace).collect())
+}

@@ -1,0 +1,129 @@
+//! `inspect` exports, follows and is asked by shells; a store is carried to another machine.
+
+use std::io::{BufRead, BufReader};
+use std::process::{Command, Stdio};
+
+use opik_offline::message::MessageType;
+use rustix::process::{Pid, Signal, kill_process};
+use serde_json::{Value, json};
+
+use crate::sandbox::{BINARY, OTHER_TRACE, Sandbox, assert_text, create_trace, message, open, team};
+use crate::support::fake_opik::FakeOpik;
+use crate::support::fake_opik::check::Kind;
+use crate::support::process::run;
+use crate::support::{PATIENCE, uuid7, wait_until};
+
+fn db(sandbox: &Sandbox) -> std::path::PathBuf {
+    sandbox.home.path().join("opik_messages.db")
+}
+
+#[test]
+fn an_export_has_every_body_as_it_was_sent() {
+    let sandbox = Sandbox::filled();
+    let store = open(&db(&sandbox));
+    let mut odd = message(9, &team(), MessageType::CreateTrace, ("POST", "v1/private/traces"), &[], &json!({}));
+    odd.request.body.bytes = "{\"a\": 12345678901234567890123,\n \"b\": \"\\ud800\"}".into();
+    let mut nan = odd.clone();
+    nan.request.body.bytes = "{\"a\": NaN}".into();
+    store.register(&[odd, nan]).unwrap();
+    let lines = sandbox.output(&["inspect", "--limit", "0", "--format", "jsonl"]).stdout;
+    let lines: Vec<&str> = lines.lines().collect();
+    assert_eq!(lines.len(), 7, "a line for each message");
+    assert!(lines[5].ends_with(r#","body":{"a":12345678901234567890123,"b":"\ud800"}}"#), "{}", lines[5]);
+    let last: Value = serde_json::from_str(lines[6]).unwrap();
+    assert_eq!(last["body_base64"], "eyJhIjogTmFOfQ==", "no tool could read a bare NaN");
+    assert!(last.get("body").is_none());
+    for format in ["json", "yaml"] {
+        let whole = sandbox.output(&["inspect", "--limit", "0", "--format", format]).stdout;
+        let whole: Value = serde_yaml::from_str(&whole).unwrap();
+        assert_eq!((whole["messages"].as_array().unwrap().len(), &whole["selected"]), (7, &json!(7)));
+        let none = sandbox.output(&["inspect", "--newer-than", "1s", "--format", format]).stdout;
+        assert_eq!(serde_yaml::from_str::<Value>(&none).unwrap()["messages"], json!([]), "{none}");
+    }
+}
+
+#[test]
+fn following_shows_what_is_stored_from_now_on_until_interrupted() {
+    let sandbox = Sandbox::filled();
+    let mut command = sandbox.command(&["inspect", "--follow", "--format", "jsonl"]);
+    let mut child = command.stdout(Stdio::piped()).spawn().unwrap();
+    let lines = BufReader::new(child.stdout.take().unwrap()).lines();
+    let (sender, seen) = std::sync::mpsc::channel();
+    let reader = std::thread::spawn(move || lines.map_while(Result::ok).for_each(|line| sender.send(line).unwrap()));
+    let store = open(&db(&sandbox));
+    let mut stored = 0;
+    let mut first = None;
+    // What is stored before it has begun to look is not shown.
+    wait_until("a message is shown", PATIENCE, || {
+        stored = store.register(&[create_trace(50, &team(), &uuid7())]).unwrap()[0].0;
+        first = seen.recv_timeout(std::time::Duration::from_secs(1)).ok();
+        first.is_some()
+    });
+    let first: Value = serde_json::from_str(&first.unwrap()).unwrap();
+    assert!(first["id"].as_i64().unwrap() > 5 && first["id"].as_i64().unwrap() <= stored, "{first}");
+    let pid = Pid::from_raw(child.id().cast_signed()).unwrap();
+    kill_process(pid, Signal::INT).unwrap();
+    assert_eq!(child.wait().unwrap().code(), Some(130));
+    reader.join().unwrap();
+}
+
+#[test]
+fn a_shell_completes_what_is_stored() {
+    let sandbox = Sandbox::filled();
+    let script = format!("{}/completions/opik-offline.bash", env!("CARGO_MANIFEST_DIR"));
+    let complete = |words: &[&str]| {
+        let quoted: Vec<String> = words.iter().map(|word| format!("'{word}'")).collect();
+        let ask = format!(
+            "source {script}; COMP_WORDS=({BINARY} {}); COMP_CWORD={}; cur='{}'; _opik__offline {BINARY} \"$cur\" '{}'; \
+             printf '%s\\n' \"${{COMPREPLY[@]}}\"",
+            quoted.join(" "),
+            words.len(),
+            words[words.len() - 1],
+            words[words.len() - 2],
+        );
+        let mut bash = Command::new("bash");
+        bash.env("PATH", "/usr/bin:/bin").env("HOME", sandbox.home.path()).env("OPIK_OFFLINE_DB", db(&sandbox));
+        let found = run(bash.args(["--norc", "-c", &ask]));
+        assert_eq!(found.stderr, "");
+        found.stdout
+    };
+    assert_eq!(complete(&["inspect", "--workspace", ""]), "default\nteam\n");
+    assert_eq!(complete(&["purge", "--workspace", "t"]), "team\n");
+    assert_eq!(complete(&["replay", "--project", ""]), "demo\n");
+    assert!(complete(&["inspect", "--id", ""]).contains("5\n"));
+    let elsewhere = sandbox.home.path().join("nowhere.db");
+    assert_eq!(complete(&["inspect", "--db", elsewhere.to_str().unwrap(), "--workspace", ""]), "\n");
+    assert!(!elsewhere.exists(), "pressing a key must not make a store");
+}
+
+#[test]
+fn a_copied_store_is_delivered_from_another_machine() {
+    let server = FakeOpik::start_new();
+    let here = Sandbox::filled();
+    let there = Sandbox::new().with_server(&server);
+    let copy = there.home.path().join("copy.db");
+    std::fs::copy(db(&here), &copy).unwrap();
+    let copy = copy.to_str().unwrap();
+    let refused = there.run(&["replay", "--from", copy]);
+    assert!(
+        refused.contains("is a message store of opik-offline") && refused.contains("replay --db FILE"),
+        "{refused}"
+    );
+    assert_eq!(server.count("default", Kind::Trace), 0);
+    let replayed = there.run(&["--db", copy, "replay"]);
+    assert!(replayed.starts_with("delivered 4 messages"), "{replayed}");
+    assert_eq!((server.count("team", Kind::Span), server.count("default", Kind::Trace)), (3, 1), "{OTHER_TRACE}");
+}
+
+#[test]
+fn a_slip_in_the_environment_is_told_and_nothing_stops() {
+    assert_text(
+        &Sandbox::new().with_env("OPIK_OFFLINE_UPSTREEM", "http://127.0.0.1:1").run(&["inspect"]),
+        "
+no message is stored
+--- stderr
+warning: OPIK_OFFLINE_UPSTREEM is no setting and is ignored; did you mean OPIK_OFFLINE_UPSTREAM?
+--- exit 0
+",
+    );
+}
