@@ -215,7 +215,7 @@ _opik__offline() {
             return 0
             ;;
         opik__offline__subcmd__healthcheck)
-            opts="-q -v -h --wait --full --smoke-test --project-name --db --upstream --format --quiet --verbose --no-color --help"
+            opts="-q -v -h --wait --full --smoke-test --reseal --project-name --db --upstream --format --quiet --verbose --no-color --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0

@@ -11,7 +11,7 @@ use super::render::{Renderer, count, nothing, size};
 use super::selection::{Selection, refuse_jsonl};
 use super::{Common, Exit, Failure, configuration, existing_store_without_key, stop_on_signals};
 use crate::shutdown::Shutdown;
-use crate::store::{Filter, Purged, Store, now_ms};
+use crate::store::{Filter, Purged, Store, StoreError, now_ms};
 
 const AFTER_HELP: &str = "\
 Examples:
@@ -81,6 +81,11 @@ pub fn run(common: &Common, args: &PurgeArgs) -> Result<(), Failure> {
         let why = args.selection.nothing(store.as_ref())?;
         return Ok(renderer.result(&nothing_done, |_, _| format!("{why}\n"))?);
     }
+    let oldest_accepted_at = match oldest(store.as_ref(), &filter) {
+        // Whoever lost the key can still make room.
+        Err(StoreError::KeyMissing { .. } | StoreError::WrongKey { .. }) => None,
+        oldest => oldest?,
+    };
     let would = Report {
         schema_version: 1,
         dry_run: true,
@@ -88,7 +93,7 @@ pub fn run(common: &Common, args: &PurgeArgs) -> Result<(), Failure> {
         items: selected.groups.iter().map(|group| group.items).sum(),
         body_bytes: selected.groups.iter().map(|group| group.body_bytes).sum(),
         groups: groups(&selected),
-        oldest_accepted_at: oldest(store.as_ref(), &filter)?,
+        oldest_accepted_at,
         remaining: messages,
         file_bytes: None,
     };

@@ -292,7 +292,7 @@ fn deliver(
     if let Err(StoreError::Damaged { reason, .. }) = &end {
         let (path, limits) = (&config.db.value, translate::store_limits(config));
         drop(store);
-        store::recover(path, reason, limits, &translate::store_keys(&config)?)?;
+        store::recover(path, reason, limits, &translate::store_keys(config)?)?;
         let message = format!("the message store {} was damaged: {reason}", path.display());
         let hint = "what could be read was recovered, see `opik-offline status`; run the replay again to go on";
         return Err(Failure::new(Exit::Failure, message, Some(hint)));

@@ -241,8 +241,8 @@ fn every_page_costs_what_stands_in_it(sample: &Sample) {
     let whole = fs::read(sample.path()).expect("ours");
     let pages = whole.len() / 4096;
     let mut lost_most = 0;
-    // The first pages hold the roots of all trees; of the rest some, because each is a recovery of the whole
-    // store.
+    // The first pages hold the roots of all trees; of the rest some, because each is a recovery of the
+    // whole store.
     for page in (0..32).chain((32..pages).step_by(if sample.keys.current.is_some() { 97 } else { 23 })) {
         let (_folder, path) = sample.copy();
         let mut bytes = whole.clone();

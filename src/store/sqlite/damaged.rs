@@ -451,8 +451,13 @@ impl Damaged {
             [first, second] => (is_text_or_null(*first) || is_blob(*first)) && is_integer(*second),
             [first, second, _] => is("lanes") && is_text_or_null(*second) || is_blob(*first) && is_blob(*second),
             [columns @ .., _] if is("sealing") && is_sealing(columns) => true,
-            [_, _, name, ..] => types.len() == 7 && owner == Some("summary") && is_text_or_null(*name),
-            [] => false,
+            [lane, status, name, rest @ ..] if rest.len() == 4 => {
+                is("summary")
+                    && is_text_or_null(*name)
+                    && *name > 0
+                    && [lane, status].into_iter().chain(rest).all(|number| is_integer(*number))
+            }
+            _ => false,
         };
         if !wanted || cell.payload_bytes > NAME_BYTES_MAX as u64 {
             return;
