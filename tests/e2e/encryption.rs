@@ -93,7 +93,7 @@ fn an_outage_with_a_key_loses_nothing_and_shows_nothing() {
     let ids: Vec<String> = (0..30).map(|_| uuid7()).collect();
     for id in &ids {
         app.acknowledged(marked(id), 201);
-        app.acknowledged(update(id, 1), 204);
+        app.acknowledged(update(id, 1).header("authorization", API_KEY), 204);
     }
     assert_eq!(found(&agent.db()), Vec::<String>::new(), "the store shows what it holds");
     agent.kill9();
