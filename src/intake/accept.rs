@@ -253,7 +253,7 @@ impl Write {
 
     /// Takes its turn, then forwards or registers it.
     async fn deliver(self, shared: &Arc<Shared>, client: &ClientUrl) -> ClientAnswer {
-        let turn = shared.lanes.turn(&self.message.lane, &self.message.touches).await;
+        let turn = shared.lanes.turn(&self.message.lane, &self.message.touches, Some(&self.message.request)).await;
         let reachability = shared.reachability();
         // While the server is away every write is stored, whatever waits: that is not worth a look into the store, which
         // costs more than reading the request.
