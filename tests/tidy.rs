@@ -197,7 +197,7 @@ fn every_test_that_the_readme_promises_by_exists_and_is_run_by_its_command() {
             let path = if is_unit { root.join(file) } else { root.join("tests").join(file) };
             let text = fs::read_to_string(&path).unwrap_or_default();
             let is_there = (text.split("#[test]").skip(1))
-                .any(|after| after.split_once("fn ").is_some_and(|(_, rest)| rest.starts_with(&format!("{name}()"))));
+                .any(|after| after.split_once("fn ").is_some_and(|(_, rest)| rest.starts_with(&format!("{name}("))));
             if !is_there {
                 let _ = writeln!(faults, "{promise}: {test} is no test");
             }
