@@ -1,7 +1,10 @@
 //! Every input that a fuzzer found or a person wrote, tried again as a plain test.
 //!
 //! `fuzz/corpus/TARGET/` holds the inputs and `oracles/` says what must hold for each; `fuzz/` looks for new ones
-//! (CONTRIBUTING.md says how). Inputs carry no secrets: they are made from `tests/fixtures`.
+//! (CONTRIBUTING.md says how). Each input is tried as it is, and changed at random in a few ways, always the same ones;
+//! `OPIK_OFFLINE_CASES` sets in how many. Inputs carry no secrets: they are made from `tests/fixtures`.
+
+#![allow(clippy::disallowed_methods, reason = "a sweep takes its size from a variable")]
 
 mod oracles;
 
@@ -31,12 +34,73 @@ fn holds(target: &str) {
         fs::read_dir(&folder).expect("it has inputs").map(|e| e.expect("it can be read").path()).collect();
     paths.sort();
     assert!(!paths.is_empty(), "{} is empty: nothing would be tried", folder.display());
-    let fails = |path: &&PathBuf| {
-        let input = fs::read(path).expect("it can be read");
-        catch_unwind(AssertUnwindSafe(|| oracle(&input))).is_err()
-    };
-    let failed: Vec<&PathBuf> = paths.iter().filter(fails).collect();
+    let inputs: Vec<Vec<u8>> = paths.iter().map(|path| fs::read(path).expect("it can be read")).collect();
+    let fails = |input: &[u8]| catch_unwind(AssertUnwindSafe(|| oracle(input))).is_err();
+    let failed: Vec<&PathBuf> =
+        paths.iter().zip(&inputs).filter(|(_, input)| fails(input)).map(|(path, _)| path).collect();
     assert!(failed.is_empty(), "promises are broken for {failed:#?}; the reasons stand above");
+
+    let mut random = Random(0x9e37_79b9_7f4a_7c15);
+    for (path, input) in paths.iter().zip(&inputs) {
+        for _ in 0..cases() {
+            let changed = random.changed(input, &inputs);
+            if fails(&changed) {
+                let kept = std::env::temp_dir().join(format!("opik-offline-{target}-{:016x}", random.0));
+                fs::write(&kept, &changed).expect("what failed can be kept");
+                panic!("{} was changed to {}, for which a promise is broken", path.display(), kept.display());
+            }
+        }
+    }
+}
+
+fn cases() -> u32 {
+    std::env::var("OPIK_OFFLINE_CASES").ok().and_then(|cases| cases.parse().ok()).unwrap_or(2)
+}
+
+/// Changes inputs at random: poorer than a fuzzer, and there wherever the tests are.
+struct Random(u64);
+
+impl Random {
+    fn below(&mut self, end: usize) -> usize {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        (self.0 >> 16) as usize % end.max(1)
+    }
+
+    fn changed(&mut self, input: &[u8], others: &[Vec<u8>]) -> Vec<u8> {
+        const BYTES_MAX: usize = 64 * 1024;
+        const TELLING: &[u8] = b"{}[]\",: \\\n/?*=\0\x7f\x80\xff0-";
+        let mut bytes = input.to_vec();
+        for _ in 0..=self.below(4) {
+            let at = self.below(bytes.len() + 1);
+            let end = at + self.below((bytes.len() - at).min(64) + 1);
+            match self.below(7) {
+                0 => drop(bytes.drain(at..end)),
+                1 => bytes.insert(at, TELLING[self.below(TELLING.len())]),
+                2 => bytes[at..end].iter_mut().take(1).for_each(|byte| *byte ^= 1 << (self.below(8))),
+                3 => bytes[at..end].iter_mut().take(1).for_each(|byte| *byte = TELLING[self.below(TELLING.len())]),
+                4 => {
+                    let times = 1 + self.below(3);
+                    let again = bytes[at..end].repeat(times);
+                    bytes.splice(at..at, again);
+                }
+                5 => {
+                    let other = &others[self.below(others.len())];
+                    let from = self.below(other.len() + 1);
+                    let upto = from + self.below(other.len() - from + 1);
+                    bytes.splice(at..at, other[from..upto].iter().copied());
+                }
+                _ => {
+                    let chunk = bytes[at..end].to_vec();
+                    let times = self.below(BYTES_MAX) / (chunk.len() * 40).max(1) * usize::from(self.below(8) == 0);
+                    bytes.splice(at..at, chunk.repeat(times));
+                }
+            }
+            bytes.truncate(BYTES_MAX);
+        }
+        bytes
+    }
 }
 
 macro_rules! corpora {
