@@ -31,6 +31,7 @@
 
 pub mod attachment;
 pub mod committer;
+pub mod mount;
 pub mod orphan;
 pub mod place;
 mod rescue;
