@@ -93,7 +93,8 @@ fn name_the_reset(headers: &mut HeaderMap) {
         return;
     }
     let value = |name| headers.get(name).and_then(|value: &HeaderValue| value.to_str().ok());
-    let asked = asked_wait(None, value(header::RETRY_AFTER), value(header::DATE), SystemTime::now()).map_or(0, |wait| wait.as_secs());
+    let asked = asked_wait(None, value(header::RETRY_AFTER), value(header::DATE), SystemTime::now())
+        .map_or(0, |wait| wait.as_secs());
     headers.insert(RESET, HeaderValue::from(asked.max(1)));
 }
 

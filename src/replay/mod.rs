@@ -538,7 +538,11 @@ mod tests {
     fn a_sender_that_was_stopped_past_its_lease_sends_no_more() {
         let renewed = Duration::from_secs(1000);
         for (later, expected) in [(0, true), (19, true), (20, false), (30, false), (100_000, false)] {
-            assert_eq!(suffices(renewed, renewed + Duration::from_secs(later)), expected, "{later} s after the renewal");
+            assert_eq!(
+                suffices(renewed, renewed + Duration::from_secs(later)),
+                expected,
+                "{later} s after the renewal"
+            );
         }
     }
 }

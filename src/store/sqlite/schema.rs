@@ -11,8 +11,15 @@ pub(super) const APPLICATION_ID: i32 = 0x4f70_4f66;
 /// Bytes of a page in a new store.
 pub(super) const PAGE_BYTES: u32 = 4096;
 
-const MIGRATIONS: [&str; 7] =
-    [MESSAGES_LANES_AND_LEASE, ALL_CHANGES_INDEXED, ATTACHMENTS, SALVAGED, BODY_CODEC, CHECKSUMS_AND_RECOVERIES, HELD_AT];
+const MIGRATIONS: [&str; 7] = [
+    MESSAGES_LANES_AND_LEASE,
+    ALL_CHANGES_INDEXED,
+    ATTACHMENTS,
+    SALVAGED,
+    BODY_CODEC,
+    CHECKSUMS_AND_RECOVERIES,
+    HELD_AT,
+];
 
 /// Version 1.
 ///

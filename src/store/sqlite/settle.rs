@@ -238,9 +238,13 @@ pub(super) fn make_due(tx: &Transaction<'_>, messages: &[MessageId]) -> Result<(
 /// Keeps a lane back, or lets it go.
 pub(super) fn hold(tx: &Transaction<'_>, lane: LaneId, hold: Option<&Hold>) -> Result<(), Fault> {
     match hold {
-        Some(hold) => {
-            tx.prepare_cached(queries::HOLD_LANE)?.execute(params![lane.0, hold.until_ms, hold.reason, hold.probe, now_ms()])?
-        }
+        Some(hold) => tx.prepare_cached(queries::HOLD_LANE)?.execute(params![
+            lane.0,
+            hold.until_ms,
+            hold.reason,
+            hold.probe,
+            now_ms()
+        ])?,
         None => tx.prepare_cached(queries::LET_LANE_GO)?.execute([lane.0])?,
     };
     Ok(())
