@@ -81,9 +81,8 @@ pub fn look_at(path: &Path) -> Option<Unsuitable> {
     let found = absolute.ancestors().find(|path| path.exists())?;
     #[cfg(target_os = "linux")]
     {
-        // The type is a signed word here and an unsigned one there; its number has 32 bits everywhere.
-        let [a, b, c, d, ..] = i64::try_from(rustix::fs::statfs(found).ok()?.f_type).ok()?.to_le_bytes();
-        judge(u32::from_le_bytes([a, b, c, d]))
+        // A word whose size and sign differ between machines; the number in it has 32 bits everywhere.
+        judge(rustix::fs::statfs(found).ok()?.f_type as u32)
     }
     #[cfg(not(target_os = "linux"))]
     {

@@ -12,7 +12,7 @@ use crate::support::{PATIENCE, noise, uuid7, wait_until};
 use crate::writes::{Told, create, trace};
 
 /// More than any log of a store that is checkpointed may become, in bytes.
-const LOG_BYTES_MAX: u64 = 24 * 1024 * 1024;
+const LOG_BYTES_MAX: u64 = 20 * 1024 * 1024;
 
 fn large(id: &str) -> crate::support::http::Request {
     let mut body = trace(id, "chat");
@@ -40,7 +40,7 @@ fn wait_until_full(child: &Child) {
 #[test]
 fn an_inspect_that_nobody_reads_holds_up_no_write_and_lets_the_log_not_grow() {
     const STORED: usize = 300;
-    const LARGE: usize = 120;
+    const LARGE: usize = 160;
     let server = FakeOpik::new_stopped();
     let agent = Agent::builder(&server.url()).impatient().start();
     let ledger = ClientLedger::new();
