@@ -1,6 +1,6 @@
 //! A command that nobody attends to keeps no application waiting: a list on a full pipe, a question without an answer.
 
-use std::io::{Read, Write};
+use std::io::{BufReader, Read, Write};
 use std::process::{Child, Stdio};
 
 use rustix::io::ioctl_fionread;
@@ -88,7 +88,7 @@ fn a_purge_that_waits_for_its_answer_holds_up_no_write() {
     let (asked, question) = std::sync::mpsc::channel();
     let reader = std::thread::spawn(move || {
         let mut text = String::new();
-        for byte in shown.bytes().map_while(Result::ok) {
+        for byte in BufReader::new(shown).bytes().map_while(Result::ok) {
             text.push(char::from(byte));
             if text.ends_with("[y/N]") {
                 // The receiver may be gone when the test has failed.
