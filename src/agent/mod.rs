@@ -50,7 +50,7 @@ use crate::replay::{LEASE_TIME_TO_LIVE, ReplayManager, ReplaySettings};
 use crate::shutdown::Shutdown;
 use crate::store::committer::Committer;
 use crate::store::slot::StoreSlot;
-use crate::store::{AgentRecord, Filter, Limits, Owner, now_ms};
+use crate::store::{AgentRecord, Filter, Limits, Owner, mount, now_ms};
 use crate::telemetry::metrics::Metrics;
 use crate::upstream::forward::Forwarder;
 use crate::upstream::{Upstream, UpstreamError, UpstreamSettings};
@@ -195,6 +195,10 @@ impl Agent {
             upstream: settings.upstream.base_url.clone(),
             started_at_ms: now_ms(),
         };
+        if let Some(found) = mount::look_at(&settings.store_path) {
+            let path = settings.store_path.display();
+            warn!(target: "db_manager", "{path} is on {}: {}; {}", found.name, found.problem(), found.hint());
+        }
         let slot = StoreSlot::at(&settings.store_path, settings.store_limits).whenever_opened(move |store| {
             if let Err(error) = store.announce(Some(&record)) {
                 warn!(target: "db_manager", "the agent is not recorded in the store: {error}");

@@ -385,7 +385,8 @@ impl Write {
             (Trouble::Limited, Ok((head, _))) => {
                 shared.connection.lanes().failed(lane);
                 let header = |name: &str| head.headers.get(name).and_then(|value| value.to_str().ok());
-                let asked = asked_wait(header("ratelimit-reset"), header("retry-after"), SystemTime::now());
+                let (reset, after, date) = (header("ratelimit-reset"), header("retry-after"), header("date"));
+                let asked = asked_wait(reset, after, date, SystemTime::now());
                 shared.hold_limited(lane.clone(), asked).await;
             }
             (Trouble::Limited | Trouble::Failed, _) => shared.connection.lanes().failed(lane),

@@ -11,8 +11,15 @@ pub(super) const APPLICATION_ID: i32 = 0x4f70_4f66;
 /// Bytes of a page in a new store.
 pub(super) const PAGE_BYTES: u32 = 4096;
 
-const MIGRATIONS: [&str; 6] =
-    [MESSAGES_LANES_AND_LEASE, ALL_CHANGES_INDEXED, ATTACHMENTS, SALVAGED, BODY_CODEC, CHECKSUMS_AND_RECOVERIES];
+const MIGRATIONS: [&str; 7] = [
+    MESSAGES_LANES_AND_LEASE,
+    ALL_CHANGES_INDEXED,
+    ATTACHMENTS,
+    SALVAGED,
+    BODY_CODEC,
+    CHECKSUMS_AND_RECOVERIES,
+    HELD_AT,
+];
 
 /// Version 1.
 ///
@@ -206,6 +213,11 @@ INSERT INTO counters VALUES ('expired', 0);
 pub(super) fn known_version() -> i64 {
     MIGRATIONS.len() as i64
 }
+
+/// Version 7.
+///
+/// - `lanes.held_at_ms` is when the wall clock said that the hold was made: a clock that stands before it was set back.
+const HELD_AT: &str = "ALTER TABLE lanes ADD COLUMN held_at_ms INTEGER";
 
 /// Returns the version of this file, 0 for a new one.
 pub(super) fn version(connection: &Connection) -> rusqlite::Result<i64> {
