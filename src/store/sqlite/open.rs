@@ -236,12 +236,28 @@ fn examine(path: &Path) -> Result<(), StoreError> {
         Ok((application_id, _, _)) => {
             Err(not_a_store(format!("it is the database of another program (application_id {application_id:#x})")))
         }
+        // SQLite takes back what was written, and the file is as empty as it was.
+        Err(_) if was_being_made(path) => Ok(()),
         Err(error) if error.sqlite_error_code() == Some(rusqlite::ErrorCode::NotADatabase) => {
             Err(not_a_store(NO_DATABASE.into()))
         }
         // Perhaps only the log makes it whole.
         Err(_) => Ok(()),
     }
+}
+
+/// Says whether the file's first pages were being written when power failed: a rollback journal lies beside it, by which
+/// it was empty before. The journal was synced before a byte of the file was written, so it is whole.
+///
+/// Its format: <https://sqlite.org/fileformat2.html#the_rollback_journal>.
+fn was_being_made(path: &Path) -> bool {
+    use std::io::Read as _;
+    const MAGIC: [u8; 8] = [0xd9, 0xd5, 0x05, 0xf9, 0x20, 0xa1, 0x63, 0xd7];
+    let mut journal = path.as_os_str().to_owned();
+    journal.push("-journal");
+    let mut head = [0; 28];
+    let is_read = fs::File::open(journal).and_then(|mut journal| journal.read_exact(&mut head)).is_ok();
+    is_read && head[..8] == MAGIC && head[16..20] == [0; 4]
 }
 
 fn refuse_newer(path: &Path, found: i64) -> Result<(), StoreError> {
