@@ -14,7 +14,7 @@ use serde_json::json;
 use crate::dice::Dice;
 use crate::disk::{Disk, Keeps};
 use crate::journal::{self, Record, What};
-use crate::layer::Layer;
+use crate::layer::{DB, Layer};
 use crate::promises::{Promises, messages, opens_unrepaired, sound};
 use crate::seed_and_count;
 use crate::support::agent::{Agent, Home};
@@ -124,7 +124,7 @@ fn command(layer: &Layer, upstream: &str, args: &[&str]) -> Option<i32> {
 }
 
 fn in_cut(folder: &Path) -> PathBuf {
-    folder.join("opik-offline/opik_messages.db")
+    folder.join(DB)
 }
 
 fn large_create(bytes: usize) -> Request {
@@ -192,7 +192,7 @@ fn a_power_cut_during_a_purge_takes_nothing_else_and_brings_nothing_back() {
 #[test]
 fn a_power_cut_during_a_migration_loses_no_message() {
     let (layer, server) = (Arc::new(Layer::new()), FakeOpik::new_stopped());
-    fs::create_dir(layer.root().join("opik-offline")).expect("a folder can be made");
+    fs::create_dir_all(layer.db().parent().expect("a folder")).expect("folders can be made");
     let old = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/stores/version-1.db");
     fs::copy(old, layer.db()).expect("a copy");
     let recorded = Recorded::begin("migration", &layer);
@@ -307,7 +307,7 @@ fn a_power_cut_during_a_salvage_leaves_each_row_in_the_source_or_in_the_store() 
 fn a_power_cut_that_tears_the_first_page_of_a_new_store_does_not_keep_the_next_agent_from_it() {
     let folder = tempdir();
     let db = in_cut(folder.path());
-    fs::create_dir(db.parent().expect("a folder")).expect("a folder can be made");
+    fs::create_dir_all(db.parent().expect("a folder")).expect("folders can be made");
     fs::write(&db, [0xa5; 3072]).expect("a file can be made");
     let mut journal = [0; 512];
     // As SQLite leaves it when it begins with an empty file: magic, no page, a nonce, no page before, sector, page size.

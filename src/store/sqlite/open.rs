@@ -186,14 +186,7 @@ fn make_file(path: &Path) -> Result<(), StoreError> {
     let unusable = |reason: String| StoreError::Unusable { path: path.to_owned(), reason };
     let folder = folder_of(path);
     let in_folder = |error: io::Error| unusable(format!("its folder {}: {}", folder.display(), os_words(&error)));
-    if !folder.is_dir() {
-        fs::DirBuilder::new().recursive(true).mode(0o700).create(folder).map_err(in_folder)?;
-        // The umask may have taken bits from it; it never adds any.
-        fs::set_permissions(folder, fs::Permissions::from_mode(0o700)).map_err(in_folder)?;
-        if let Some(above) = folder.parent().filter(|above| !above.as_os_str().is_empty()) {
-            fs::File::open(above).and_then(|above| above.sync_all()).map_err(in_folder)?;
-        }
-    }
+    make_folder(folder).map_err(in_folder)?;
     match make_private(path) {
         Ok(()) => {}
         // Another process was faster; it makes the same.
@@ -201,6 +194,23 @@ fn make_file(path: &Path) -> Result<(), StoreError> {
         Err(error) => return Err(unusable(os_words(&error))),
     }
     fs::File::open(folder).and_then(|folder| folder.sync_all()).map_err(in_folder)
+}
+
+/// Makes a folder, and folders down to it, that only this user can read; each has its name on the disk.
+fn make_folder(folder: &Path) -> io::Result<()> {
+    if folder.is_dir() {
+        return Ok(());
+    }
+    let above = folder_of(folder);
+    make_folder(above)?;
+    match fs::DirBuilder::new().mode(0o700).create(folder) {
+        // The umask may have taken bits from it; it never adds any.
+        Ok(()) => fs::set_permissions(folder, fs::Permissions::from_mode(0o700))?,
+        // Another process was faster; whether it is on the disk yet is not known.
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists && folder.is_dir() => {}
+        Err(error) => return Err(error),
+    }
+    fs::File::open(above)?.sync_all()
 }
 
 /// Makes an empty file that only this user can read.
