@@ -2,20 +2,21 @@
 
 use std::collections::BTreeSet;
 use std::fs;
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
-use opik_offline::store::SdkFile;
 use opik_offline::store::attachment::PIECE_BYTES;
+use opik_offline::store::{self, OpenMode, SdkFile};
 use serde_json::json;
 
 use crate::dice::Dice;
 use crate::disk::{Disk, Keeps};
 use crate::journal::{self, Record, What};
-use crate::layer::Layer;
-use crate::promises::{Promises, messages, opens_unrepaired, sound};
+use crate::layer::{DB, Layer};
+use crate::promises::{LIMITS, Promises, messages, opens_unrepaired, sound};
 use crate::seed_and_count;
 use crate::support::agent::{Agent, Home};
 use crate::support::fake_opik::attachments::sha256;
@@ -25,7 +26,7 @@ use crate::support::{PATIENCE, noise, tempdir, uuid7, wait_until};
 use crate::writes::{create_batch, trace, update};
 
 /// The runs share the cuts that were asked for.
-const RUNS: u64 = 5;
+const RUNS: u64 = 6;
 /// The smallest write-ahead log, so that it is written back in the middle of a run.
 const SMALL: [&str; 2] = ["--max-size", "6MiB"];
 
@@ -42,8 +43,14 @@ impl Recorded {
         Self { name, layer: Arc::clone(layer), start: Disk::new(&layer.root()) }
     }
 
-    /// Cuts power at moments that the seed decides; `check` gets the folder and the last operation before the cut.
+    /// Cuts power at moments that the seed decides; `check` gets the folder and the last operation before the cut. The
+    /// next agent takes what is left as it is.
     fn cut(self, check: impl Fn(&Path, u64) -> Result<(), String>) {
+        self.cut_damaged(|folder, cut| check(folder, cut).and_then(|()| opens_unrepaired(&in_cut(folder))));
+    }
+
+    /// The same, of a run that began with a damaged store.
+    fn cut_damaged(self, check: impl Fn(&Path, u64) -> Result<(), String>) {
         let (seed, count) = seed_and_count();
         let records = journal::read(&self.layer.journal());
         let last = self.layer.now();
@@ -73,8 +80,7 @@ impl Recorded {
             left = &left[done..];
             let folder = tempdir();
             let keeps = build(&disk, *fall, folder.path());
-            let checked = check(folder.path(), *cut).and_then(|()| opens_unrepaired(&in_cut(folder.path())));
-            if let Err(why) = checked {
+            if let Err(why) = check(folder.path(), *cut) {
                 let kept = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("power-{}", self.name));
                 let _ = fs::remove_dir_all(&kept);
                 build(&disk, *fall, &kept);
@@ -124,7 +130,7 @@ fn command(layer: &Layer, upstream: &str, args: &[&str]) -> Option<i32> {
 }
 
 fn in_cut(folder: &Path) -> PathBuf {
-    folder.join("opik-offline/opik_messages.db")
+    folder.join(DB)
 }
 
 fn large_create(bytes: usize) -> Request {
@@ -192,7 +198,7 @@ fn a_power_cut_during_a_purge_takes_nothing_else_and_brings_nothing_back() {
 #[test]
 fn a_power_cut_during_a_migration_loses_no_message() {
     let (layer, server) = (Arc::new(Layer::new()), FakeOpik::new_stopped());
-    fs::create_dir(layer.root().join("opik-offline")).expect("a folder can be made");
+    fs::create_dir_all(layer.db().parent().expect("a folder")).expect("folders can be made");
     let old = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/stores/version-1.db");
     fs::copy(old, layer.db()).expect("a copy");
     let recorded = Recorded::begin("migration", &layer);
@@ -307,7 +313,7 @@ fn a_power_cut_during_a_salvage_leaves_each_row_in_the_source_or_in_the_store() 
 fn a_power_cut_that_tears_the_first_page_of_a_new_store_does_not_keep_the_next_agent_from_it() {
     let folder = tempdir();
     let db = in_cut(folder.path());
-    fs::create_dir(db.parent().expect("a folder")).expect("a folder can be made");
+    fs::create_dir_all(db.parent().expect("a folder")).expect("folders can be made");
     fs::write(&db, [0xa5; 3072]).expect("a file can be made");
     let mut journal = [0; 512];
     // As SQLite leaves it when it begins with an empty file: magic, no page, a nonce, no page before, sector, page size.
@@ -315,4 +321,56 @@ fn a_power_cut_that_tears_the_first_page_of_a_new_store_does_not_keep_the_next_a
     journal[12..28].copy_from_slice(&[0x72, 0xef, 0x89, 0x99, 0, 0, 0, 0, 0, 0, 2, 0, 0, 0, 0x10, 0]);
     fs::write(db.with_extension("db-journal"), journal).expect("a file can be made");
     opens_unrepaired(&db).expect("an empty store can be made");
+}
+
+#[test]
+fn a_power_cut_during_a_recovery_loses_nothing_that_could_be_recovered() {
+    let (layer, server) = (Arc::new(Layer::new()), FakeOpik::new_stopped());
+    let db = layer.db();
+    let mut first = Agent::builder(&server.url()).without_db().arg("--db").arg(db.to_str().expect("text")).start();
+    let mut client = Client::new(&first.url());
+    let mut whole = BTreeSet::new();
+    for round in 0..40 {
+        let request = large_create(400 * (round % 7));
+        assert_eq!(client.expect(&request).status, 201);
+        whole.insert(request.body);
+    }
+    // Killed, so that the log is part of what has to be recovered.
+    first.kill9();
+    let file = fs::OpenOptions::new().write(true).open(&db).expect("it is there");
+    file.write_all_at(&[0xff; 100], 0).expect("it can be written");
+    drop(file);
+
+    let recorded = Recorded::begin("recovery", &layer);
+    let promises = Promises::default();
+    let mut agent = agent(&layer, &server);
+    let mut client = Client::new(&agent.url());
+    let mut told = Vec::new();
+    for _ in 0..10 {
+        let request = large_create(300);
+        promises.send(&layer, &mut client, &request);
+        told.push((request.body, layer.now()));
+    }
+    assert!(agent.terminate().success());
+    let beside = fs::read_dir(db.parent().expect("a folder")).expect("a folder of ours");
+    let is_aside = beside.flatten().any(|entry| entry.file_name().to_string_lossy().contains(".damaged-"));
+    assert!(is_aside, "the store was not damaged, and nothing had to be recovered");
+    let recovered = bodies(&db).expect("it is sound");
+    assert!(whole.is_subset(&recovered), "{} of 50 messages are there without any power cut", recovered.len());
+    recorded.cut_damaged(|folder, cut| {
+        let db = in_cut(folder);
+        store::open(&db, OpenMode::CreateIfMissing, LIMITS).map_err(|why| format!("no agent can start: {why}"))?;
+        let found = bodies(&db)?;
+        let due = told.iter().filter(|(_, at)| *at <= cut).map(|(body, _)| body);
+        let lost = whole.iter().chain(due).filter(|body| !found.contains(*body)).count();
+        match (lost, found.is_subset(&recovered)) {
+            (0, true) => Ok(()),
+            (0, false) => Err("a message was recovered that nobody sent".into()),
+            (lost, _) => Err(format!("{lost} messages are lost")),
+        }
+    });
+}
+
+fn bodies(db: &Path) -> Result<BTreeSet<Vec<u8>>, String> {
+    Ok(messages(db)?.into_iter().map(|message| message.request.body.bytes.to_vec()).collect())
 }

@@ -180,13 +180,17 @@ impl Disk {
             }
         }
         let place = |path: &Path| to.join(path.strip_prefix(&self.root).expect("below the watched folder"));
-        for folder in &folders {
-            fs::create_dir_all(place(folder)).expect("a folder can be made");
+        // What lies in a folder whose name was lost is lost with it. Sorted, so a folder comes before what is in it.
+        fs::create_dir_all(to).expect("a folder can be made");
+        let is_reached = |path: &Path| place(path).parent().is_some_and(Path::is_dir);
+        for folder in folders.iter().filter(|folder| **folder != self.root && is_reached(folder)) {
+            fs::create_dir(place(folder)).expect("a folder can be made");
         }
         for (path, content) in files {
-            // A file in a folder whose name was lost is lost with it.
-            if folders.contains(path.parent().expect("it lies in a folder")) {
-                fs::write(place(&path), self.contents[content].after_cut(keeps, dice)).expect("a file can be made");
+            // Asked for every file: what the dice say of one must not depend on another.
+            let bytes = self.contents[content].after_cut(keeps, dice);
+            if is_reached(&path) {
+                fs::write(place(&path), bytes).expect("a file can be made");
             }
         }
     }

@@ -19,6 +19,8 @@ pub enum Counter {
 }
 
 const COUNTERS: usize = 6;
+/// The store, below the watched folder.
+pub const DB: &str = "local/share/opik-offline/opik_messages.db";
 
 /// Returns the layer as a library to preload.
 fn library() -> &'static Path {
@@ -66,9 +68,9 @@ impl Layer {
         self.dir.path().join("counters")
     }
 
-    /// Returns where the store is: in a folder that the agent makes.
+    /// Returns where the store is: below folders that the agent makes, as in a new user's home.
     pub fn db(&self) -> PathBuf {
-        self.root().join("opik-offline/opik_messages.db")
+        self.root().join(DB)
     }
 
     /// Returns what a process needs in its environment to be watched.
