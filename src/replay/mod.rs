@@ -156,6 +156,7 @@ impl Replay<'_> {
     /// at the next round's start.
     pub fn drain(&self, owner: &Owner) -> Result<DrainEnd, StoreError> {
         let keeper = LeaseKeeper::acquire(self.store, owner)?;
+        self.probes.begin(self.store.identity(), keeper.lease.epoch);
         let started_at_ms = now_ms();
         let before = self.delivered_and_rejected();
         let result = self.store.return_in_flight(&keeper.lease).and_then(|returned| {

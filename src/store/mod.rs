@@ -55,6 +55,12 @@ use crate::message::{
 /// Every verb that writes is one commit: after a crash either all of it has happened or none of it, and once it
 /// returned, it is on the disk.
 pub trait Store: Send + Sync {
+    /// Tells this store from any other, also from one that takes its place under the same path. One that is opened again
+    /// keeps it. What is remembered by the number of a message or of a lane means something in this store only.
+    fn identity(&self) -> StoreIdentity {
+        StoreIdentity::default()
+    }
+
     // For intake.
 
     /// Stores messages, in this order, as *failed*: waiting for the next replay.
@@ -343,6 +349,25 @@ impl Owner {
 impl std::fmt::Display for Owner {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "opik-offline {} (pid {})", self.role, self.pid)
+    }
+}
+
+/// Tells a store from any other on this machine; see [`Store::identity`].
+///
+/// A file's device, its number there, and when it was made: a number is given again once its file is gone.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct StoreIdentity {
+    device: u64,
+    number: u64,
+    /// Nanoseconds since the Unix epoch; `None` where the file system does not say.
+    made_at_ns: Option<u128>,
+}
+
+#[cfg(test)]
+impl StoreIdentity {
+    /// Returns one of a store that is on no disk.
+    pub(crate) fn of_a_test(number: u64) -> Self {
+        Self { number, ..Self::default() }
     }
 }
 

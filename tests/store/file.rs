@@ -55,6 +55,22 @@ fn refusal(path: &Path) -> StoreError {
 }
 
 #[test]
+fn a_store_is_the_same_when_it_is_opened_again_and_no_other_under_its_path_is() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let path = folder.path().join("store.db");
+    let first = open(&path).identity();
+    assert_eq!(open(&path).identity(), first, "what was decided of its messages is forgotten without need");
+    // The system may give the next file the number of this one, as soon as nobody has it open.
+    for _ in 0..20 {
+        for suffix in ["", "-wal", "-shm"] {
+            // The last two go with whoever closes the store last.
+            let _ = fs::remove_file(beside(&path, suffix));
+        }
+        assert_ne!(open(&path).identity(), first, "what was decided of other messages would be believed of these");
+    }
+}
+
+#[test]
 fn only_this_user_can_read_the_store_whatever_the_umask() {
     // The umask belongs to the process, so a child of its own sets it.
     if std::env::var_os("OPIK_OFFLINE_TEST_UMASK").is_none() {

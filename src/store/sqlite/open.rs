@@ -8,6 +8,7 @@ use std::io;
 use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
+use std::time::UNIX_EPOCH;
 
 use rusqlite::config::DbConfig;
 use rusqlite::{Connection, OpenFlags};
@@ -15,7 +16,7 @@ use rusqlite::{Connection, OpenFlags};
 use super::fault::{Fault, NO_DATABASE, access_words, folder_of, os_words};
 use super::recovery::{self, FolderLock};
 use super::{BUSY_TIMEOUT, queries, schema};
-use crate::store::{OpenMode, StoreError, place};
+use crate::store::{OpenMode, StoreError, StoreIdentity, place};
 
 /// The oldest SQLite without the WAL-reset fault, which can damage a file that several processes write.
 const SQLITE_VERSION_MIN: i32 = 3_051_003;
@@ -44,6 +45,14 @@ impl FileId {
     /// Returns which file stands at this path, or `None` when none can be seen there.
     pub(in crate::store) fn at(path: &Path) -> Option<Self> {
         fs::metadata(path).ok().map(|metadata| Self(metadata.dev(), metadata.ino()))
+    }
+
+    /// Returns the identity of the store in this file, which stands at this path.
+    pub(super) fn identity(self, path: &Path) -> StoreIdentity {
+        let Self(device, number) = self;
+        let made = fs::metadata(path).ok().filter(|found| Self(found.dev(), found.ino()) == self);
+        let made = made.and_then(|found| found.created().ok()?.duration_since(UNIX_EPOCH).ok());
+        StoreIdentity { device, number, made_at_ns: made.map(|made| made.as_nanos()) }
     }
 
     /// Says whether this file, which this process has open, has no name any more. Where that can't be known, it has one.
