@@ -29,6 +29,9 @@ pub struct ModelStore {
     before_register: Option<BeforeRegister>,
 }
 
+/// A hold, whether something passed since, and when it was made.
+type Held = (Hold, bool, i64);
+
 #[derive(Default)]
 struct State {
     next_id: i64,
@@ -37,8 +40,7 @@ struct State {
     uploads: BTreeMap<AttachmentId, Vec<u8>>,
     uploads_count: i64,
     salvaged: HashSet<Sha256>,
-    /// With the hold: whether something passed since, and when it was made.
-    lanes: Vec<(Lane, Option<(Hold, bool, i64)>)>,
+    lanes: Vec<(Lane, Option<Held>)>,
     lease: Option<(Lease, Instant)>,
     epoch: i64,
     agents: Vec<AgentRecord>,
