@@ -24,13 +24,13 @@ function __fish_opik_offline_using_subcommand
     contains -- $cmd[1] $argv
 end
 
-complete -c opik-offline -n "__fish_opik_offline_needs_command" -l db -d 'Use this message store [default: opik-offline/opik_messages.db in the user\'s data folder]' -r -F
-complete -c opik-offline -n "__fish_opik_offline_needs_command" -l upstream -d 'Use the Opik server at this URL, such as http://127.0.0.1:5173/api [default: Opik Cloud]' -r -f
+complete -c opik-offline -n "__fish_opik_offline_needs_command" -l db -d 'Use this message store' -r -F
+complete -c opik-offline -n "__fish_opik_offline_needs_command" -l upstream -d 'Use the Opik server at this URL, such as http://127.0.0.1:5173/api' -r -f
 complete -c opik-offline -n "__fish_opik_offline_needs_command" -l format -d 'Write results in this format' -r -f -a "table\t'Tables and sentences for people'
 json\t'One JSON document'
 jsonl\t'One JSON document a line (`inspect` only)'
 yaml\t'One YAML document'"
-complete -c opik-offline -n "__fish_opik_offline_needs_command" -s q -l quiet -d 'Say only what was asked for, and errors: no notes, no progress, no word about what was done'
+complete -c opik-offline -n "__fish_opik_offline_needs_command" -s q -l quiet -d 'Say only what was asked for, and errors'
 complete -c opik-offline -n "__fish_opik_offline_needs_command" -s v -l verbose -d 'Say more on standard error'
 complete -c opik-offline -n "__fish_opik_offline_needs_command" -l no-color -d 'Use no colours, as with NO_COLOR in the environment'
 complete -c opik-offline -n "__fish_opik_offline_needs_command" -s h -l help -d 'Print help (see more with \'--help\')'
@@ -61,43 +61,42 @@ complete -c opik-offline -n "__fish_opik_offline_using_subcommand agent" -l retr
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand agent" -l shutdown-timeout -d 'Let requests in progress finish for this long when stopping [default: 10s]' -r
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand agent" -l flush-timeout -d 'With a command: deliver what is stored for this long after the command has ended [default: 30s]' -r
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand agent" -l log-format -d 'Write log lines as text or json [default: text]' -r
-complete -c opik-offline -n "__fish_opik_offline_using_subcommand agent" -l db -d 'Use this message store [default: opik-offline/opik_messages.db in the user\'s data folder]' -r -F
-complete -c opik-offline -n "__fish_opik_offline_using_subcommand agent" -l upstream -d 'Use the Opik server at this URL, such as http://127.0.0.1:5173/api [default: Opik Cloud]' -r -f
+complete -c opik-offline -n "__fish_opik_offline_using_subcommand agent" -l db -d 'Use this message store' -r -F
+complete -c opik-offline -n "__fish_opik_offline_using_subcommand agent" -l upstream -d 'Use the Opik server at this URL, such as http://127.0.0.1:5173/api' -r -f
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand agent" -l format -d 'Write results in this format' -r -f -a "table\t'Tables and sentences for people'
 json\t'One JSON document'
 jsonl\t'One JSON document a line (`inspect` only)'
 yaml\t'One YAML document'"
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand agent" -l insecure-listen -d 'Listen beyond this machine without asking for an intake token'
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand agent" -l adopt-orphans -d 'Take in what killed Python processes leave in the temporary folder, deliver it, and delete it then'
-complete -c opik-offline -n "__fish_opik_offline_using_subcommand agent" -s q -l quiet -d 'Say only what was asked for, and errors: no notes, no progress, no word about what was done'
+complete -c opik-offline -n "__fish_opik_offline_using_subcommand agent" -s q -l quiet -d 'Say only what was asked for, and errors'
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand agent" -s v -l verbose -d 'Say more on standard error'
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand agent" -l no-color -d 'Use no colours, as with NO_COLOR in the environment'
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand agent" -s h -l help -d 'Print help (see more with \'--help\')'
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand healthcheck" -l wait -d 'Keep checking for this long until all is well' -r
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand healthcheck" -l project-name -d 'The project that the smoke test writes to' -r
-complete -c opik-offline -n "__fish_opik_offline_using_subcommand healthcheck" -l db -d 'Use this message store [default: opik-offline/opik_messages.db in the user\'s data folder]' -r -F
-complete -c opik-offline -n "__fish_opik_offline_using_subcommand healthcheck" -l upstream -d 'Use the Opik server at this URL, such as http://127.0.0.1:5173/api [default: Opik Cloud]' -r -f
+complete -c opik-offline -n "__fish_opik_offline_using_subcommand healthcheck" -l db -d 'Use this message store' -r -F
+complete -c opik-offline -n "__fish_opik_offline_using_subcommand healthcheck" -l upstream -d 'Use the Opik server at this URL, such as http://127.0.0.1:5173/api' -r -f
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand healthcheck" -l format -d 'Write results in this format' -r -f -a "table\t'Tables and sentences for people'
 json\t'One JSON document'
 jsonl\t'One JSON document a line (`inspect` only)'
 yaml\t'One YAML document'"
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand healthcheck" -l full -d 'Read the store page by page even when it is large, which takes some 20 seconds a gigabyte'
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand healthcheck" -l smoke-test -d 'Write a trace with a span and an image to the server and read it back, when all else is well'
-complete -c opik-offline -n "__fish_opik_offline_using_subcommand healthcheck" -l reseal -d 'Keep all that is stored as the settings ask for, encrypted or not, and leave nothing of before in the files; asks no server'
-complete -c opik-offline -n "__fish_opik_offline_using_subcommand healthcheck" -s q -l quiet -d 'Say only what was asked for, and errors: no notes, no progress, no word about what was done'
+complete -c opik-offline -n "__fish_opik_offline_using_subcommand healthcheck" -s q -l quiet -d 'Say only what was asked for, and errors'
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand healthcheck" -s v -l verbose -d 'Say more on standard error'
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand healthcheck" -l no-color -d 'Use no colours, as with NO_COLOR in the environment'
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand healthcheck" -s h -l help -d 'Print help (see more with \'--help\')'
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand status" -l fail-if-backlog -d 'Exit with 4 when more than this many messages wait' -r
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand status" -l fail-if-older-than -d 'Exit with 4 when a message has been waiting longer than this' -r
-complete -c opik-offline -n "__fish_opik_offline_using_subcommand status" -l db -d 'Use this message store [default: opik-offline/opik_messages.db in the user\'s data folder]' -r -F
-complete -c opik-offline -n "__fish_opik_offline_using_subcommand status" -l upstream -d 'Use the Opik server at this URL, such as http://127.0.0.1:5173/api [default: Opik Cloud]' -r -f
+complete -c opik-offline -n "__fish_opik_offline_using_subcommand status" -l db -d 'Use this message store' -r -F
+complete -c opik-offline -n "__fish_opik_offline_using_subcommand status" -l upstream -d 'Use the Opik server at this URL, such as http://127.0.0.1:5173/api' -r -f
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand status" -l format -d 'Write results in this format' -r -f -a "table\t'Tables and sentences for people'
 json\t'One JSON document'
 jsonl\t'One JSON document a line (`inspect` only)'
 yaml\t'One YAML document'"
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand status" -l watch -d 'Show it again every 2 seconds until interrupted'
-complete -c opik-offline -n "__fish_opik_offline_using_subcommand status" -s q -l quiet -d 'Say only what was asked for, and errors: no notes, no progress, no word about what was done'
+complete -c opik-offline -n "__fish_opik_offline_using_subcommand status" -s q -l quiet -d 'Say only what was asked for, and errors'
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand status" -s v -l verbose -d 'Say more on standard error'
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand status" -l no-color -d 'Use no colours, as with NO_COLOR in the environment'
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand status" -s h -l help -d 'Print help (see more with \'--help\')'
@@ -110,7 +109,7 @@ complete -c opik-offline -n "__fish_opik_offline_using_subcommand replay" -l fro
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand replay" -l status -d 'Select messages with this status (may be given more than once)' -r -f -a "failed\t''
 registered\t''
 rejected\t''"
-complete -c opik-offline -n "__fish_opik_offline_using_subcommand replay" -l type -d 'Select messages of this type, such as CreateSpansBatch or OtlpTraces (may be given more than once)' -r -f -a "CreateTrace\t''
+complete -c opik-offline -n "__fish_opik_offline_using_subcommand replay" -l type -d 'Select messages of this type, such as CreateSpansBatch or OtlpTraces' -r -f -a "CreateTrace\t''
 UpdateTrace\t''
 CreateTraceBatch\t''
 CreateSpan\t''
@@ -165,14 +164,14 @@ RemoveQueueItems\t''
 DeleteAttachments\t''
 AppendJobLogs\t''
 UnknownSdkRow\t''"
-complete -c opik-offline -n "__fish_opik_offline_using_subcommand replay" -l workspace -d 'Select messages of this workspace (may be given more than once)' -r -f -a '(opik-offline __values workspaces 2>/dev/null)'
-complete -c opik-offline -n "__fish_opik_offline_using_subcommand replay" -l project -d 'Select messages that name this project (may be given more than once)' -r -f -a '(opik-offline __values projects 2>/dev/null)'
-complete -c opik-offline -n "__fish_opik_offline_using_subcommand replay" -l id -d 'Select the message with this id, as `inspect` lists it (may be given more than once)' -r -f -a '(opik-offline __values ids 2>/dev/null)'
-complete -c opik-offline -n "__fish_opik_offline_using_subcommand replay" -l trace -d 'Select messages about this trace or about spans in it (may be given more than once)' -r
+complete -c opik-offline -n "__fish_opik_offline_using_subcommand replay" -l workspace -d 'Select messages of this workspace' -r -f -a '(opik-offline __values workspaces 2>/dev/null)'
+complete -c opik-offline -n "__fish_opik_offline_using_subcommand replay" -l project -d 'Select messages that name this project' -r -f -a '(opik-offline __values projects 2>/dev/null)'
+complete -c opik-offline -n "__fish_opik_offline_using_subcommand replay" -l id -d 'Select the message with this id, as `inspect` lists it' -r -f -a '(opik-offline __values ids 2>/dev/null)'
+complete -c opik-offline -n "__fish_opik_offline_using_subcommand replay" -l trace -d 'Select messages about this trace or about spans in it' -r
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand replay" -l older-than -d 'Select messages accepted longer ago than this, such as 90s, 2h or 7d' -r
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand replay" -l newer-than -d 'Select messages accepted within this time, such as 15m' -r
-complete -c opik-offline -n "__fish_opik_offline_using_subcommand replay" -l db -d 'Use this message store [default: opik-offline/opik_messages.db in the user\'s data folder]' -r -F
-complete -c opik-offline -n "__fish_opik_offline_using_subcommand replay" -l upstream -d 'Use the Opik server at this URL, such as http://127.0.0.1:5173/api [default: Opik Cloud]' -r -f
+complete -c opik-offline -n "__fish_opik_offline_using_subcommand replay" -l db -d 'Use this message store' -r -F
+complete -c opik-offline -n "__fish_opik_offline_using_subcommand replay" -l upstream -d 'Use the Opik server at this URL, such as http://127.0.0.1:5173/api' -r -f
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand replay" -l format -d 'Write results in this format' -r -f -a "table\t'Tables and sentences for people'
 json\t'One JSON document'
 jsonl\t'One JSON document a line (`inspect` only)'
@@ -181,7 +180,7 @@ complete -c opik-offline -n "__fish_opik_offline_using_subcommand replay" -l ver
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand replay" -l remove-source -d 'Delete each file of --from, and the SDK\'s temporary copies of attachments, once every message in it is stored'
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand replay" -l dry-run -d 'Show what would be replayed, and send nothing'
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand replay" -l rejected -d 'Select rejected messages; short for --status rejected'
-complete -c opik-offline -n "__fish_opik_offline_using_subcommand replay" -s q -l quiet -d 'Say only what was asked for, and errors: no notes, no progress, no word about what was done'
+complete -c opik-offline -n "__fish_opik_offline_using_subcommand replay" -s q -l quiet -d 'Say only what was asked for, and errors'
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand replay" -s v -l verbose -d 'Say more on standard error'
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand replay" -l no-color -d 'Use no colours, as with NO_COLOR in the environment'
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand replay" -s h -l help -d 'Print help (see more with \'--help\')'
@@ -190,7 +189,7 @@ complete -c opik-offline -n "__fish_opik_offline_using_subcommand inspect" -l li
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand inspect" -l status -d 'Select messages with this status (may be given more than once)' -r -f -a "failed\t''
 registered\t''
 rejected\t''"
-complete -c opik-offline -n "__fish_opik_offline_using_subcommand inspect" -l type -d 'Select messages of this type, such as CreateSpansBatch or OtlpTraces (may be given more than once)' -r -f -a "CreateTrace\t''
+complete -c opik-offline -n "__fish_opik_offline_using_subcommand inspect" -l type -d 'Select messages of this type, such as CreateSpansBatch or OtlpTraces' -r -f -a "CreateTrace\t''
 UpdateTrace\t''
 CreateTraceBatch\t''
 CreateSpan\t''
@@ -245,14 +244,14 @@ RemoveQueueItems\t''
 DeleteAttachments\t''
 AppendJobLogs\t''
 UnknownSdkRow\t''"
-complete -c opik-offline -n "__fish_opik_offline_using_subcommand inspect" -l workspace -d 'Select messages of this workspace (may be given more than once)' -r -f -a '(opik-offline __values workspaces 2>/dev/null)'
-complete -c opik-offline -n "__fish_opik_offline_using_subcommand inspect" -l project -d 'Select messages that name this project (may be given more than once)' -r -f -a '(opik-offline __values projects 2>/dev/null)'
-complete -c opik-offline -n "__fish_opik_offline_using_subcommand inspect" -l id -d 'Select the message with this id, as `inspect` lists it (may be given more than once)' -r -f -a '(opik-offline __values ids 2>/dev/null)'
-complete -c opik-offline -n "__fish_opik_offline_using_subcommand inspect" -l trace -d 'Select messages about this trace or about spans in it (may be given more than once)' -r
+complete -c opik-offline -n "__fish_opik_offline_using_subcommand inspect" -l workspace -d 'Select messages of this workspace' -r -f -a '(opik-offline __values workspaces 2>/dev/null)'
+complete -c opik-offline -n "__fish_opik_offline_using_subcommand inspect" -l project -d 'Select messages that name this project' -r -f -a '(opik-offline __values projects 2>/dev/null)'
+complete -c opik-offline -n "__fish_opik_offline_using_subcommand inspect" -l id -d 'Select the message with this id, as `inspect` lists it' -r -f -a '(opik-offline __values ids 2>/dev/null)'
+complete -c opik-offline -n "__fish_opik_offline_using_subcommand inspect" -l trace -d 'Select messages about this trace or about spans in it' -r
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand inspect" -l older-than -d 'Select messages accepted longer ago than this, such as 90s, 2h or 7d' -r
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand inspect" -l newer-than -d 'Select messages accepted within this time, such as 15m' -r
-complete -c opik-offline -n "__fish_opik_offline_using_subcommand inspect" -l db -d 'Use this message store [default: opik-offline/opik_messages.db in the user\'s data folder]' -r -F
-complete -c opik-offline -n "__fish_opik_offline_using_subcommand inspect" -l upstream -d 'Use the Opik server at this URL, such as http://127.0.0.1:5173/api [default: Opik Cloud]' -r -f
+complete -c opik-offline -n "__fish_opik_offline_using_subcommand inspect" -l db -d 'Use this message store' -r -F
+complete -c opik-offline -n "__fish_opik_offline_using_subcommand inspect" -l upstream -d 'Use the Opik server at this URL, such as http://127.0.0.1:5173/api' -r -f
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand inspect" -l format -d 'Write results in this format' -r -f -a "table\t'Tables and sentences for people'
 json\t'One JSON document'
 jsonl\t'One JSON document a line (`inspect` only)'
@@ -261,14 +260,14 @@ complete -c opik-offline -n "__fish_opik_offline_using_subcommand inspect" -l ne
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand inspect" -l follow -d 'Show messages as they are stored, from now on'
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand inspect" -l no-pager -d 'Show a long result on a terminal without a pager'
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand inspect" -l rejected -d 'Select rejected messages; short for --status rejected'
-complete -c opik-offline -n "__fish_opik_offline_using_subcommand inspect" -s q -l quiet -d 'Say only what was asked for, and errors: no notes, no progress, no word about what was done'
+complete -c opik-offline -n "__fish_opik_offline_using_subcommand inspect" -s q -l quiet -d 'Say only what was asked for, and errors'
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand inspect" -s v -l verbose -d 'Say more on standard error'
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand inspect" -l no-color -d 'Use no colours, as with NO_COLOR in the environment'
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand inspect" -s h -l help -d 'Print help (see more with \'--help\')'
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand purge" -l status -d 'Select messages with this status (may be given more than once)' -r -f -a "failed\t''
 registered\t''
 rejected\t''"
-complete -c opik-offline -n "__fish_opik_offline_using_subcommand purge" -l type -d 'Select messages of this type, such as CreateSpansBatch or OtlpTraces (may be given more than once)' -r -f -a "CreateTrace\t''
+complete -c opik-offline -n "__fish_opik_offline_using_subcommand purge" -l type -d 'Select messages of this type, such as CreateSpansBatch or OtlpTraces' -r -f -a "CreateTrace\t''
 UpdateTrace\t''
 CreateTraceBatch\t''
 CreateSpan\t''
@@ -323,14 +322,14 @@ RemoveQueueItems\t''
 DeleteAttachments\t''
 AppendJobLogs\t''
 UnknownSdkRow\t''"
-complete -c opik-offline -n "__fish_opik_offline_using_subcommand purge" -l workspace -d 'Select messages of this workspace (may be given more than once)' -r -f -a '(opik-offline __values workspaces 2>/dev/null)'
-complete -c opik-offline -n "__fish_opik_offline_using_subcommand purge" -l project -d 'Select messages that name this project (may be given more than once)' -r -f -a '(opik-offline __values projects 2>/dev/null)'
-complete -c opik-offline -n "__fish_opik_offline_using_subcommand purge" -l id -d 'Select the message with this id, as `inspect` lists it (may be given more than once)' -r -f -a '(opik-offline __values ids 2>/dev/null)'
-complete -c opik-offline -n "__fish_opik_offline_using_subcommand purge" -l trace -d 'Select messages about this trace or about spans in it (may be given more than once)' -r
+complete -c opik-offline -n "__fish_opik_offline_using_subcommand purge" -l workspace -d 'Select messages of this workspace' -r -f -a '(opik-offline __values workspaces 2>/dev/null)'
+complete -c opik-offline -n "__fish_opik_offline_using_subcommand purge" -l project -d 'Select messages that name this project' -r -f -a '(opik-offline __values projects 2>/dev/null)'
+complete -c opik-offline -n "__fish_opik_offline_using_subcommand purge" -l id -d 'Select the message with this id, as `inspect` lists it' -r -f -a '(opik-offline __values ids 2>/dev/null)'
+complete -c opik-offline -n "__fish_opik_offline_using_subcommand purge" -l trace -d 'Select messages about this trace or about spans in it' -r
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand purge" -l older-than -d 'Select messages accepted longer ago than this, such as 90s, 2h or 7d' -r
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand purge" -l newer-than -d 'Select messages accepted within this time, such as 15m' -r
-complete -c opik-offline -n "__fish_opik_offline_using_subcommand purge" -l db -d 'Use this message store [default: opik-offline/opik_messages.db in the user\'s data folder]' -r -F
-complete -c opik-offline -n "__fish_opik_offline_using_subcommand purge" -l upstream -d 'Use the Opik server at this URL, such as http://127.0.0.1:5173/api [default: Opik Cloud]' -r -f
+complete -c opik-offline -n "__fish_opik_offline_using_subcommand purge" -l db -d 'Use this message store' -r -F
+complete -c opik-offline -n "__fish_opik_offline_using_subcommand purge" -l upstream -d 'Use the Opik server at this URL, such as http://127.0.0.1:5173/api' -r -f
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand purge" -l format -d 'Write results in this format' -r -f -a "table\t'Tables and sentences for people'
 json\t'One JSON document'
 jsonl\t'One JSON document a line (`inspect` only)'
@@ -338,7 +337,7 @@ yaml\t'One YAML document'"
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand purge" -l dry-run -d 'Show what would be deleted, and delete nothing'
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand purge" -s y -l yes -d 'Delete without asking'
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand purge" -l rejected -d 'Select rejected messages; short for --status rejected'
-complete -c opik-offline -n "__fish_opik_offline_using_subcommand purge" -s q -l quiet -d 'Say only what was asked for, and errors: no notes, no progress, no word about what was done'
+complete -c opik-offline -n "__fish_opik_offline_using_subcommand purge" -s q -l quiet -d 'Say only what was asked for, and errors'
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand purge" -s v -l verbose -d 'Say more on standard error'
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand purge" -l no-color -d 'Use no colours, as with NO_COLOR in the environment'
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand purge" -s h -l help -d 'Print help (see more with \'--help\')'

@@ -194,7 +194,8 @@ fn assert_current(folder: &str, files: &BTreeMap<String, String>) {
 
 /// Renders one manual page. What `--help` says after the options becomes sections of their own.
 fn page(command: &Command, name: &str) -> String {
-    let man = Man::new(command.clone())
+    // What `-h` leaves out, clap_mangen would leave undescribed.
+    let man = Man::new(command.clone().mut_args(|arg| arg.hide_short_help(false)))
         .title(name.to_uppercase())
         .source(format!("{NAME} {}", env!("CARGO_PKG_VERSION")))
         .manual("opik-offline manual");
@@ -215,6 +216,8 @@ fn page(command: &Command, name: &str) -> String {
     text.extend(sections(&after).into_bytes());
     if is_main {
         text.extend(environment().into_bytes());
+    } else {
+        text.extend(environment_elsewhere(&after).into_bytes());
     }
     text.extend(files(is_main).into_bytes());
     text.extend(see_also(command, name).into_bytes());
@@ -270,6 +273,13 @@ fn environment() -> String {
     text
 }
 
+/// Where a command's page says what it reads: its own variables, if it told of any, and the page that has all.
+fn environment_elsewhere(after: &str) -> String {
+    let heading = if after.contains("\nEnvironment:\n") { "" } else { ".SH ENVIRONMENT\n" };
+    let said = "Every setting has a variable (OPIK_..., OPIK_OFFLINE_...), and a flag counts before it:";
+    format!("{heading}.PP\n{}\n\\fBopik\\-offline\\fR(1) lists them all.\n", escaped(said))
+}
+
 fn files(is_main: bool) -> String {
     let mut text = ".SH FILES\n".to_owned();
     let store = "The message store, unless \\-\\-db or OPIK_OFFLINE_DB names another";
@@ -282,7 +292,7 @@ fn files(is_main: bool) -> String {
             text.push_str(&format!(".TP\n\\fI{path}\\fR\n{said}\n"));
         }
     } else {
-        text.push_str(".PP\nFiles and variables of the configuration are told in \\fBopik\\-offline\\fR(1).\n");
+        text.push_str(".PP\nFiles of the configuration are told in \\fBopik\\-offline\\fR(1).\n");
     }
     text
 }

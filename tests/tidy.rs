@@ -178,6 +178,45 @@ fn no_file_is_a_drawer_and_nothing_is_left_for_later() {
 }
 
 #[test]
+fn every_test_that_the_readme_promises_by_exists_and_is_run_by_its_command() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let readme = fs::read_to_string(root.join("README.md")).expect("there is a README");
+    let (_, rest) = readme.split_once("<!-- promises -->\n").expect("the README marks where the promises begin");
+    let (table, _) = rest.split_once("<!-- end of promises -->").expect("the README marks where the promises end");
+    let mut faults = String::new();
+    let mut seen = 0;
+    for row in table.lines().skip(2) {
+        let (promise, shown) = row.trim_matches(['|', ' ']).split_once(" | ").unwrap_or_else(|| panic!("{row}"));
+        let (tests, command) =
+            shown.split_once("<br>**run** ").unwrap_or_else(|| panic!("{promise}: no tests, or no command: {shown}"));
+        let (run, filters) =
+            command.trim_matches('`').split_once(" -- ").unwrap_or_else(|| panic!("{promise}: {command}"));
+        for test in tests.split("<br>").map(|test| test.trim().trim_matches('`')) {
+            seen += 1;
+            let (file, name) = test.split_once("::").unwrap_or_else(|| panic!("{test} is no file.rs::name"));
+            let is_unit = file.starts_with("src/");
+            let path = if is_unit { root.join(file) } else { root.join("tests").join(file) };
+            let text = fs::read_to_string(&path).unwrap_or_default();
+            let is_there = (text.split("#[test]").skip(1))
+                .any(|after| after.split_once("fn ").is_some_and(|(_, rest)| rest.starts_with(&format!("{name}("))));
+            if !is_there {
+                let _ = writeln!(faults, "{promise}: {test} is no test");
+            }
+            let (folder, module) = file.trim_end_matches(".rs").rsplit_once('/').unwrap_or(("", file));
+            let target = if is_unit { "--lib".to_owned() } else { format!("--test {folder}") };
+            let is_run = run.contains("cargo test --locked")
+                && run.contains(&target)
+                && filters.split(' ').any(|filter| format!("{module}::{name}").contains(filter));
+            if !is_run {
+                let _ = writeln!(faults, "{promise}: `{run} -- {filters}` does not run {test}");
+            }
+        }
+    }
+    assert!(seen > 50, "the table of promises is not read any more");
+    assert!(faults.is_empty(), "the README promises what no test shows:\n{faults}");
+}
+
+#[test]
 fn the_reader_tells_code_from_words() {
     let file = Source::read(
         "src/intake/mod.rs".into(),

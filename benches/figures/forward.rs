@@ -17,10 +17,12 @@ const BODY_BYTES: usize = 8_500;
 
 pub fn run(size: Size, rows: &mut Vec<Row>) {
     let sink = Sink::start(Duration::ZERO);
-    let body = gzip_of_size(1, BODY_BYTES);
+    // Different spans, as an application has them.
+    let bodies: Vec<_> = (0..size.pick(8, 256, 512)).map(|seed| gzip_of_size(seed, BODY_BYTES)).collect();
     for connections in [1, 16, 64] {
         let count = size.pick(50, 4_000, 20_000) / if connections == 1 { 4 } else { 1 };
-        let requests = Arc::new(vec![request(&body, Sent::Python); count]);
+        let requests = bodies.iter().cycle().take(count).map(|body| request(body, Sent::Python));
+        let requests = Arc::new(requests.collect::<Vec<_>>());
         let [mut ours, mut theirs, mut direct] = [Vec::new(), Vec::new(), Vec::new()];
         for _ in 0..size.rounds() {
             let home = folder();

@@ -50,7 +50,7 @@ use crate::replay::{LEASE_TIME_TO_LIVE, ReplayManager, ReplaySettings};
 use crate::shutdown::Shutdown;
 use crate::store::committer::Committer;
 use crate::store::slot::StoreSlot;
-use crate::store::{AgentRecord, Filter, Keys, Limits, Owner, now_ms};
+use crate::store::{AgentRecord, Filter, Keys, Limits, Owner, mount, now_ms};
 use crate::telemetry::metrics::Metrics;
 use crate::upstream::forward::Forwarder;
 use crate::upstream::{Upstream, UpstreamError, UpstreamSettings};
@@ -197,6 +197,10 @@ impl Agent {
             upstream: settings.upstream.base_url.clone(),
             started_at_ms: now_ms(),
         };
+        if let Some(found) = mount::look_at(&settings.store_path) {
+            let path = settings.store_path.display();
+            warn!(target: "db_manager", "{path} is on {}: {}; {}", found.name, found.problem(), found.hint());
+        }
         let slot = StoreSlot::at_with(&settings.store_path, settings.store_limits, settings.store_keys.clone());
         let slot = slot.whenever_opened(move |store| {
             if let Err(error) = store.announce(Some(&record)) {

@@ -65,7 +65,7 @@ pub struct AgentArgs {
     listen: Option<OsString>,
 
     /// Listen beyond this machine without asking for an intake token
-    #[arg(long, num_args = 0, default_missing_value = "true")]
+    #[arg(long, num_args = 0, default_missing_value = "true", hide_short_help = true)]
     insecure_listen: Option<OsString>,
 
     /// Take in what killed Python processes leave in the temporary folder, deliver it, and delete it then
@@ -73,11 +73,11 @@ pub struct AgentArgs {
     adopt_orphans: Option<OsString>,
 
     /// Replay this many messages, then pause; unset, replay starts at 50 and speeds up while the server keeps up
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", hide_short_help = true)]
     batch_size: Option<OsString>,
 
     /// Pause this long after a full batch; unset, replay starts at 500ms and speeds up while the server keeps up
-    #[arg(long, value_name = "DURATION")]
+    #[arg(long, value_name = "DURATION", hide_short_help = true)]
     delay: Option<OsString>,
 
     /// Let the store take this much space at most [default: 10GiB]
@@ -85,7 +85,7 @@ pub struct AgentArgs {
     max_size: Option<OsString>,
 
     /// Leave this much space on the disk [default: 256MiB]
-    #[arg(long, value_name = "SIZE")]
+    #[arg(long, value_name = "SIZE", hide_short_help = true)]
     free_disk_reserve: Option<OsString>,
 
     /// When the store is full, refuse new writes or drop the oldest: refuse, drop_oldest [default: refuse]
@@ -97,43 +97,43 @@ pub struct AgentArgs {
     max_age: Option<OsString>,
 
     /// Reject a message that failed alone this many times [default: 10]
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", hide_short_help = true)]
     max_attempts: Option<OsString>,
 
     /// Refuse bodies larger than this as sent [default: 64MiB]
-    #[arg(long, value_name = "SIZE")]
+    #[arg(long, value_name = "SIZE", hide_short_help = true)]
     max_body_size: Option<OsString>,
 
     /// Refuse bodies larger than this when decoded [default: 128MiB]
-    #[arg(long, value_name = "SIZE")]
+    #[arg(long, value_name = "SIZE", hide_short_help = true)]
     max_inflated_size: Option<OsString>,
 
     /// Refuse files of attachments larger than this [default: 5GiB]
-    #[arg(long, value_name = "SIZE")]
+    #[arg(long, value_name = "SIZE", hide_short_help = true)]
     max_attachment_size: Option<OsString>,
 
     /// Take this many connections of clients at once; past it the longest idle one is closed [default: 4096]
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", hide_short_help = true)]
     max_connections: Option<OsString>,
 
     /// Close the connection of a client that is silent for this long [default: 2m]
-    #[arg(long, value_name = "DURATION")]
+    #[arg(long, value_name = "DURATION", hide_short_help = true)]
     client_timeout: Option<OsString>,
 
     /// Give up connecting to the server after this long [default: 5s]
-    #[arg(long, value_name = "DURATION")]
+    #[arg(long, value_name = "DURATION", hide_short_help = true)]
     connect_timeout: Option<OsString>,
 
     /// Store a write that the server has not answered after this long [default: 30s]
-    #[arg(long, value_name = "DURATION")]
+    #[arg(long, value_name = "DURATION", hide_short_help = true)]
     forward_timeout: Option<OsString>,
 
     /// Try a held lane again after this long: no valid key, a redirect, a server that fails at everything [default: 10s]
-    #[arg(long, value_name = "DURATION")]
+    #[arg(long, value_name = "DURATION", hide_short_help = true)]
     retry_interval: Option<OsString>,
 
     /// Let requests in progress finish for this long when stopping [default: 10s]
-    #[arg(long, value_name = "DURATION")]
+    #[arg(long, value_name = "DURATION", hide_short_help = true)]
     shutdown_timeout: Option<OsString>,
 
     /// With a command: deliver what is stored for this long after the command has ended [default: 30s]
@@ -141,7 +141,7 @@ pub struct AgentArgs {
     flush_timeout: Option<OsString>,
 
     /// Write log lines as text or json [default: text]
-    #[arg(long, value_name = "FORMAT")]
+    #[arg(long, value_name = "FORMAT", hide_short_help = true)]
     log_format: Option<OsString>,
 
     /// Run this command with its traces led through the agent, and end with it

@@ -59,6 +59,12 @@ impl Failure {
         Self::new(Exit::Failure, format!("nobody knows how {name} ended: {error}"), Some(hint))
     }
 
+    /// Returns the failure to set up the handling of signals.
+    pub fn of_signals(error: &dyn fmt::Display) -> Self {
+        let hint = "check this user's limits on processes (ulimit -u) and open files (ulimit -n)";
+        Self::new(Exit::Failure, format!("cannot handle signals: {error}"), Some(hint))
+    }
+
     /// Returns an exit code for which the command's own output has said everything.
     pub fn silent(exit: Exit) -> Self {
         Self { exit, message: String::new(), hint: None }
@@ -312,6 +318,33 @@ mod tests {
         let mut all: Vec<Failure> = store.into_iter().map(Failure::from).collect();
         all.extend(file.into_iter().map(|error| Failure::from(SalvageError::File(error))));
         all.extend(config.into_iter().map(Failure::from));
+        let salvage = [
+            SalvageError::Store(StoreError::LeaseLost),
+            SalvageError::Interrupted { path: path() },
+            SalvageError::NotRemoved { path: path(), reason: reason() },
+        ];
+        all.extend(salvage.into_iter().map(Failure::from));
+        let upstream = || {
+            [
+                UpstreamError::CaFile { path: path(), reason: reason() },
+                UpstreamError::NoCertificates { path: path() },
+                UpstreamError::Proxy { url: url(), reason: reason() },
+                UpstreamError::Tls { reason: reason() },
+            ]
+        };
+        all.extend(upstream().into_iter().map(Failure::from));
+        all.extend(upstream().into_iter().map(|error| Failure::from(AgentError::Upstream(error))));
+        let address = std::net::SocketAddr::from(([127, 0, 0, 1], 6745));
+        for kind in [io::ErrorKind::AddrInUse, io::ErrorKind::PermissionDenied, io::ErrorKind::AddrNotAvailable] {
+            all.push(AgentError::Listen { address, source: kind.into() }.into());
+        }
+        all.push(AgentError::UpstreamIsSelf { url: url(), address }.into());
+        all.push(AgentError::System { reason: reason() }.into());
+        all.push(ChildError::NotFound { program: reason() }.into());
+        all.push(ChildError::NotExecutable { program: reason(), source: denied() }.into());
+        all.push(LogError::OpenFile { path: path(), source: denied() }.into());
+        all.push(LogError::AlreadySetUp.into());
+        all.push(Failure::of_signals(&denied()));
         all.push(SendFailure::Broken { url: url(), reason: reason() }.into());
         all.push(denied().into());
         all.push(Failure::of_child_lost("python", &denied()));

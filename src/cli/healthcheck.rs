@@ -13,7 +13,7 @@ use super::{
 use crate::config::{Config, ConfigFile, Misconfiguration};
 use crate::message::{Credential, Lane};
 use crate::shutdown::Shutdown;
-use crate::store::{self, KeyState, Keys, OpenMode, Resealed, Resealing, StoreError, place};
+use crate::store::{self, KeyState, Keys, OpenMode, Resealed, Resealing, StoreError, mount, place};
 use crate::upstream::Upstream;
 use crate::upstream::smoke::SmokeFailure;
 
@@ -238,6 +238,7 @@ fn checks(config: &Config, upstream: &Upstream, full: bool) -> Vec<Check> {
     checks.push(store(config, full));
     checks.push(encryption(config));
     checks.push(disk(config));
+    checks.extend(file_system(config));
     checks.push(agent(config));
     checks.extend(super::salvage::orphans().into_iter().map(|orphan| Check {
         name: "orphaned",
@@ -460,6 +461,13 @@ fn disk(config: &Config) -> Check {
         return Check::bad("disk", Exit::Failure, text, hint);
     }
     Check::good("disk", format!("{free} free, of which {reserve} stay free"))
+}
+
+/// The file system under the store, where it keeps less than a disk of this machine.
+fn file_system(config: &Config) -> Option<Check> {
+    let path = config.db.value.display();
+    let found = mount::look_at(&config.db.value)?;
+    Some(Check::warn("file system", format!("{path} is on {}: {}", found.name, found.problem()), found.hint()))
 }
 
 fn agent(config: &Config) -> Check {

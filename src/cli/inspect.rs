@@ -80,7 +80,7 @@ pub struct InspectArgs {
     follow: bool,
 
     /// Show a long result on a terminal without a pager
-    #[arg(long)]
+    #[arg(long, hide_short_help = true)]
     no_pager: bool,
 
     #[command(flatten)]

@@ -69,7 +69,8 @@ Exit codes:
 
 Output for programs:
   --format json and --format yaml write one document with a schema_version. Within a version fields are only ever added; \
-the JSON Schemas are in the folder schemas of the source.
+the JSON Schemas are in the folder schemas of the source, and in /usr/share/doc/opik-offline/schemas with the Debian \
+package.
 
 Settings:
   A flag counts before the environment (OPIK_..., OPIK_OFFLINE_...), that before ~/.opik.config, that before \
@@ -90,11 +91,15 @@ pub struct Cli {
 #[derive(Args, Clone, Debug)]
 #[command(next_help_heading = "Common options")]
 struct Common {
-    /// Use this message store [default: opik-offline/opik_messages.db in the user's data folder]
+    /// Use this message store
+    ///
+    /// The default is opik-offline/opik_messages.db in the user's data folder, such as ~/.local/share.
     #[arg(long, value_name = "PATH", global = true, value_hint = clap::ValueHint::FilePath)]
     db: Option<OsString>,
 
-    /// Use the Opik server at this URL, such as http://127.0.0.1:5173/api [default: Opik Cloud]
+    /// Use the Opik server at this URL, such as http://127.0.0.1:5173/api
+    ///
+    /// The default is the server that the application uses: OPIK_URL_OVERRIDE, ~/.opik.config, or Opik Cloud.
     #[arg(long, value_name = "URL", global = true, value_hint = clap::ValueHint::Url)]
     upstream: Option<OsString>,
 
@@ -102,16 +107,18 @@ struct Common {
     #[arg(long, value_name = "FORMAT", global = true, value_enum, default_value_t = Format::Table)]
     format: Format,
 
-    /// Say only what was asked for, and errors: no notes, no progress, no word about what was done
+    /// Say only what was asked for, and errors
+    ///
+    /// No notes, no progress, no word about what was done.
     #[arg(short, long, global = true, conflicts_with = "verbose")]
     quiet: bool,
 
     /// Say more on standard error
-    #[arg(short, long, global = true)]
+    #[arg(short, long, global = true, hide_short_help = true)]
     verbose: bool,
 
     /// Use no colours, as with NO_COLOR in the environment
-    #[arg(long, global = true)]
+    #[arg(long, global = true, hide_short_help = true)]
     no_color: bool,
 }
 
@@ -228,7 +235,7 @@ fn survive_size_limits() -> Result<(), Failure> {
     let seen = Arc::new(std::sync::atomic::AtomicBool::new(false));
     signal_hook::flag::register(signal_hook::consts::SIGXFSZ, seen)
         .map(drop)
-        .map_err(|error| Failure::new(Exit::Failure, format!("cannot set up signals: {error}"), None))
+        .map_err(|error| Failure::of_signals(&error))
 }
 
 /// Opens the store that is there for looking at it; `None` when nothing was ever stored.

@@ -12,7 +12,7 @@ use serde::Serialize;
 use super::groups::{Group, groups, oldest, preview_text, sums_text};
 use super::progress::Progress;
 use super::readback::Readback;
-use super::render::{Renderer, count, short_duration};
+use super::render::{Format, Renderer, count, short_duration};
 use super::salvage::{Source, take_in};
 use super::selection::{Selection, duration, number_from_one, refuse_jsonl};
 use super::{
@@ -28,6 +28,7 @@ use crate::replay::{DrainEnd, Observer, Probes, Replay, ReplaySettings};
 use crate::shutdown::Shutdown;
 use crate::store::{self, Filter, Owner, Page, Store, StoreError, now_ms};
 use crate::telemetry::metrics::Metrics;
+use crate::upstream::Upstream;
 
 const AFTER_HELP: &str = "\
 Examples:
@@ -62,11 +63,11 @@ Exit codes:
 #[command(after_long_help = AFTER_HELP)]
 pub struct ReplayArgs {
     /// Replay this many messages, then pause; unset, replay starts at 50 and speeds up while the server keeps up
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", hide_short_help = true)]
     batch_size: Option<OsString>,
 
     /// Pause this long after a full batch; unset, replay starts at 500ms and speeds up while the server keeps up
-    #[arg(long, value_name = "DURATION")]
+    #[arg(long, value_name = "DURATION", hide_short_help = true)]
     delay: Option<OsString>,
 
     /// Stop after this many messages
@@ -87,7 +88,7 @@ pub struct ReplayArgs {
     verify: bool,
 
     /// Ask again for what the server does not show yet, until this long after the delivery
-    #[arg(long, value_name = "DURATION", value_parser = duration, default_value = "30s", requires = "verify")]
+    #[arg(long, value_name = "DURATION", value_parser = duration, default_value = "30s", requires = "verify", hide_short_help = true)]
     verify_timeout: Duration,
 
     /// Take in what a Python process left, then deliver: a file, a folder, or a pattern (may be given more than once)
@@ -98,7 +99,7 @@ pub struct ReplayArgs {
     from: Vec<PathBuf>,
 
     /// Delete each file of --from, and the SDK's temporary copies of attachments, once every message in it is stored
-    #[arg(long, requires = "from")]
+    #[arg(long, requires = "from", hide_short_help = true)]
     remove_source: bool,
 
     /// Show what would be replayed, and send nothing
@@ -216,14 +217,16 @@ fn deliver(
         ping_interval: config.connection_monitor_ping_interval.value,
         check_timeout: config.connection_monitor_check_timeout.value,
     };
-    let pong = upstream.ping(monitor_settings.check_timeout)?;
-    if pong.status != 200 {
-        let message = format!("the Opik server {} answers its ping with {}", upstream.base_url(), pong.status);
-        return Err(Failure::new(
-            Exit::Unreachable,
-            message,
-            Some("check that --upstream names the API, such as http://127.0.0.1:5173/api"),
-        ));
+    if let Err(failure) = ping(&upstream, monitor_settings.check_timeout) {
+        if common.format != Format::Table {
+            // Programs learn what remains; people are told by the error.
+            let reasons = vec![failure.message.clone()];
+            let groups = groups(&backlog);
+            let nothing = Report::of_nothing(false);
+            let report = Report { sources, remaining: waiting, groups, oldest_accepted_at, reasons, ..nothing };
+            renderer.result(&report, people)?;
+        }
+        return Err(failure);
     }
     let connection = Connection::new(monitor_settings);
     connection.pinged(true, None, Instant::now());
@@ -355,6 +358,17 @@ fn deliver(
             }
         }
     }
+}
+
+/// Makes sure that the server is there before anything is touched.
+fn ping(upstream: &Upstream, timeout: Duration) -> Result<(), Failure> {
+    let pong = upstream.ping(timeout)?;
+    if pong.status == 200 {
+        return Ok(());
+    }
+    let message = format!("the Opik server {} answers its ping with {}", upstream.base_url(), pong.status);
+    let hint = "check that --upstream names the API, such as http://127.0.0.1:5173/api";
+    Err(Failure::new(Exit::Unreachable, message, Some(hint)))
 }
 
 /// Says which messages a replay is about when no status was asked for: those that wait, and one that is named by its id

@@ -16,30 +16,39 @@ use crate::store::{Filter, Store, StoreError};
 #[command(next_help_heading = "Which messages")]
 pub struct Selection {
     /// Select messages with this status (may be given more than once)
-    #[arg(long, value_name = "STATUS", ignore_case = true, value_parser = status())]
+    #[arg(long, value_name = "STATUS", ignore_case = true, value_parser = status(), hide_short_help = true)]
     pub status: Vec<MessageStatus>,
 
     /// Select rejected messages; short for --status rejected
     #[arg(long)]
     pub rejected: bool,
 
-    /// Select messages of this type, such as CreateSpansBatch or OtlpTraces (may be given more than once)
+    /// Select messages of this type, such as CreateSpansBatch or OtlpTraces
     #[arg(long = "type", value_name = "TYPE", ignore_case = true, value_parser = message_type())]
+    #[arg(hide_possible_values = true, long_help = type_help())]
     pub types: Vec<MessageType>,
 
-    /// Select messages of this workspace (may be given more than once)
+    /// Select messages of this workspace
+    ///
+    /// May be given more than once.
     #[arg(long, value_name = "NAME")]
     pub workspace: Vec<String>,
 
-    /// Select messages that name this project (may be given more than once)
+    /// Select messages that name this project
+    ///
+    /// May be given more than once.
     #[arg(long, value_name = "NAME")]
     pub project: Vec<String>,
 
-    /// Select the message with this id, as `inspect` lists it (may be given more than once)
+    /// Select the message with this id, as `inspect` lists it
+    ///
+    /// May be given more than once.
     #[arg(long = "id", value_name = "ID", value_parser = id)]
     pub ids: Vec<i64>,
 
-    /// Select messages about this trace or about spans in it (may be given more than once)
+    /// Select messages about this trace or about spans in it
+    ///
+    /// May be given more than once.
     #[arg(long, value_name = "UUID")]
     pub trace: Vec<String>,
 
@@ -48,7 +57,7 @@ pub struct Selection {
     pub older_than: Option<Duration>,
 
     /// Select messages accepted within this time, such as 15m
-    #[arg(long, value_name = "DURATION", value_parser = duration)]
+    #[arg(long, value_name = "DURATION", value_parser = duration, hide_short_help = true)]
     pub newer_than: Option<Duration>,
 }
 
@@ -149,6 +158,15 @@ fn status() -> impl TypedValueParser<Value = MessageStatus> {
     let names = MessageStatus::STORED.map(MessageStatus::name);
     PossibleValuesParser::new(names)
         .try_map(|text| MessageStatus::from_name(&text.to_ascii_lowercase()).ok_or("no status of a stored message"))
+}
+
+/// Names every type for `--help` and the manual; `-h` has to fit on a screen.
+fn type_help() -> String {
+    let names: Vec<&str> = MessageType::ALL.iter().map(|it| it.name().trim_end_matches("Message")).collect();
+    format!(
+        "Select messages of this type (may be given more than once). In any case of letters, one of {}",
+        names.join(", ")
+    )
 }
 
 /// Reads a message type by its name, with or without `Message` at its end.

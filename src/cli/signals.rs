@@ -39,7 +39,7 @@ pub(super) struct Signal {
 ///
 /// When the system has no room for handlers; then nothing was changed.
 pub(super) fn watch(numbers: &[i32], mut handle: impl FnMut(Signal) + Send + 'static) -> Result<(), Failure> {
-    let failed = |error: std::io::Error| Failure::new(Exit::Failure, format!("cannot handle signals: {error}"), None);
+    let failed = |error: std::io::Error| Failure::of_signals(&error);
     let mut signals = SignalsInfo::<WithOrigin>::new(numbers).map_err(failed)?;
     let work = move || {
         for origin in signals.forever() {
@@ -53,8 +53,7 @@ pub(super) fn watch(numbers: &[i32], mut handle: impl FnMut(Signal) + Send + 'st
 /// Asks for a clean end on SIGINT, SIGTERM and SIGHUP; a second signal ends the process at once.
 pub(super) fn stop_on_signals(shutdown: &Shutdown) -> Result<(), Failure> {
     let shutdown = shutdown.clone();
-    ctrlc::set_handler(move || stop(&shutdown))
-        .map_err(|error| Failure::new(Exit::Failure, format!("cannot handle signals: {error}"), None))
+    ctrlc::set_handler(move || stop(&shutdown)).map_err(|error| Failure::of_signals(&error))
 }
 
 /// The same for an agent, to which SIGHUP means something else: see the module's head.

@@ -15,15 +15,16 @@ use std::collections::BTreeMap;
 /// A line that `configparser` would refuse.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{reason}")]
-pub(super) struct IniError {
+pub struct IniError {
     /// Counted from 1.
-    pub(super) line: usize,
-    pub(super) reason: IniReason,
+    pub line: usize,
+    /// What is wrong.
+    pub reason: IniReason,
 }
 
 /// What is wrong with a line. The text of the line is left out: it may hold the API key.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub(super) enum IniReason {
+pub enum IniReason {
     #[error("expected a section such as [opik] before the first key")]
     NoSection,
     #[error("expected `key = value`")]
@@ -42,7 +43,7 @@ type Section = BTreeMap<String, Vec<String>>;
 const DEFAULTS: &str = "DEFAULT";
 
 /// Returns the keys, in lower case, and values of one section, empty when there is no such section.
-pub(super) fn read_section(text: &str, section: &str) -> Result<BTreeMap<String, String>, IniError> {
+pub fn read_section(text: &str, section: &str) -> Result<BTreeMap<String, String>, IniError> {
     let mut sections = read(text)?;
     // As in Python: without the section itself, its defaults mean nothing.
     let Some(own) = sections.remove(section) else {

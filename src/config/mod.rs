@@ -19,11 +19,11 @@
 //! printed.
 
 mod error;
-mod ini;
+pub mod ini;
 mod proxy;
 mod scan;
 mod secret;
-mod server_url;
+pub mod server_url;
 mod service_manager;
 mod settings;
 mod sources;

@@ -143,7 +143,7 @@ fn authority(after_scheme: &str) -> &str {
 
 /// Why the address inside an API key can't be used.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub(super) enum ApiKeyUrlError {
+pub enum ApiKeyUrlError {
     #[error("what follows the * is not base64 of JSON")]
     NotJson,
     #[error("the baseUrl inside the key: {0}")]
@@ -154,7 +154,7 @@ pub(super) enum ApiKeyUrlError {
 ///
 /// As the SDK: without padding too, nothing after the `*` or more than one `*` means no address, and the rest is
 /// joined as a URL, so that `https://host/base` becomes `https://host/opik/api`.
-pub(super) fn inside_api_key(key: &str) -> Result<Option<ServerUrl>, ApiKeyUrlError> {
+pub fn inside_api_key(key: &str) -> Result<Option<ServerUrl>, ApiKeyUrlError> {
     const LENIENT: GeneralPurposeConfig = GeneralPurposeConfig::new()
         .with_decode_padding_mode(DecodePaddingMode::Indifferent)
         .with_decode_allow_trailing_bits(true);

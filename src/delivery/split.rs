@@ -264,8 +264,8 @@ type Found = (Range<usize>, Vec<Range<usize>>);
 /// server's parser.
 fn find_items(content: &[u8], list: ItemList) -> Result<Option<Found>, NotJson> {
     let mut scanner = Scanner::new(content)?;
-    match (list, scanner.peek()?) {
-        (ItemList::Body, Kind::Array) => items_of(&mut scanner).map(Some),
+    let found = match (list, scanner.peek()?) {
+        (ItemList::Body, Kind::Array) => Some(items_of(&mut scanner)?),
         (ItemList::Member(member), Kind::Object) => {
             let mut found = None;
             scanner.object(|key, scanner| {
@@ -275,10 +275,13 @@ fn find_items(content: &[u8], list: ItemList) -> Result<Option<Found>, NotJson> 
                 }
                 scanner.skip_value().map(drop)
             })?;
-            Ok(found)
+            found
         }
-        _ => Ok(None),
-    }
+        _ => return Ok(None),
+    };
+    // What stands behind it would stand behind every piece, and make each of them as unreadable as the whole.
+    scanner.end()?;
+    Ok(found)
 }
 
 fn items_of(scanner: &mut Scanner<'_>) -> Result<Found, NotJson> {
@@ -306,6 +309,13 @@ mod tests {
             ]),
             body: Body::new(content.to_owned(), Encoding::Identity),
         }
+    }
+
+    #[test]
+    fn a_batch_with_something_behind_it_stays_whole() {
+        let content = r#"{"assertion_results": [{"name": "a"}, {"name": "b"}]} x"#;
+        let divisible = Divisible::of(MessageType::AddAssertionResultsBatch, &request(content));
+        assert_eq!(divisible, None, "no piece of it could be read, and what it is about would be lost");
     }
 
     #[test]

@@ -253,7 +253,7 @@ impl Write {
 
     /// Takes its turn, then forwards or registers it.
     async fn deliver(self, shared: &Arc<Shared>, client: &ClientUrl) -> ClientAnswer {
-        let turn = shared.lanes.turn(&self.message.lane, &self.message.touches).await;
+        let turn = shared.lanes.turn(&self.message.lane, &self.message.touches, Some(&self.message.request)).await;
         let reachability = shared.reachability();
         // While the server is away every write is stored, whatever waits: that is not worth a look into the store, which
         // costs more than reading the request.
@@ -385,7 +385,8 @@ impl Write {
             (Trouble::Limited, Ok((head, _))) => {
                 shared.connection.lanes().failed(lane);
                 let header = |name: &str| head.headers.get(name).and_then(|value| value.to_str().ok());
-                let asked = asked_wait(header("ratelimit-reset"), header("retry-after"), SystemTime::now());
+                let (reset, after, date) = (header("ratelimit-reset"), header("retry-after"), header("date"));
+                let asked = asked_wait(reset, after, date, SystemTime::now());
                 shared.hold_limited(lane.clone(), asked).await;
             }
             (Trouble::Limited | Trouble::Failed, _) => shared.connection.lanes().failed(lane),

@@ -239,7 +239,7 @@ async fn put(
         lane: lane.clone(),
     };
     // Behind whatever about its entity is on its way to the server: what is stored goes after it, not beside it.
-    let turn = shared.lanes.turn(&lane, &message.touches).await;
+    let turn = shared.lanes.turn(&lane, &message.touches, None).await;
     let registered = blocking(move || writer.register(&message)).await;
     drop(turn);
     match registered {

@@ -92,8 +92,9 @@ fn name_the_reset(headers: &mut HeaderMap) {
     if headers.contains_key(RESET) {
         return;
     }
-    let retry_after = headers.get(header::RETRY_AFTER).and_then(|value| value.to_str().ok());
-    let asked = asked_wait(None, retry_after, SystemTime::now()).map_or(0, |wait| wait.as_secs());
+    let value = |name| headers.get(name).and_then(|value: &HeaderValue| value.to_str().ok());
+    let asked = asked_wait(None, value(header::RETRY_AFTER), value(header::DATE), SystemTime::now())
+        .map_or(0, |wait| wait.as_secs());
     headers.insert(RESET, HeaderValue::from(asked.max(1)));
 }
 

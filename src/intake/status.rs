@@ -91,8 +91,23 @@ pub struct StoreStatus {
     pub size_max_bytes: Option<u64>,
     pub disk_free_bytes: Option<u64>,
     pub dropped_messages: u64,
+    /// Messages dropped because they had become older than `max_age`.
+    pub expired_messages: u64,
+    /// Damaged files that this store was recovered from, as long as they lie there.
+    pub recoveries: Vec<RecoveryStatus>,
     /// Who replays right now.
     pub replaying: Option<String>,
+}
+
+/// How the store was recovered from a damaged file. Its path is for people of this machine: `opik-offline status`.
+#[derive(Clone, Debug, Serialize)]
+pub struct RecoveryStatus {
+    pub at_ms: i64,
+    /// What was wrong with the file.
+    pub reason: String,
+    pub recovered_messages: u64,
+    /// Messages that are known to have been in it and could not be read whole.
+    pub lost_messages: u64,
 }
 
 /// Messages of one status, type and workspace.
@@ -371,6 +386,15 @@ fn usable(backlog: &Backlog, condition: &Condition) -> StoreStatus {
         size_max_bytes: condition.size_max,
         disk_free_bytes: condition.disk_free_bytes,
         dropped_messages: condition.dropped,
+        expired_messages: condition.expired,
+        recoveries: (condition.recoveries.iter().filter(|recovery| recovery.is_kept))
+            .map(|recovery| RecoveryStatus {
+                at_ms: recovery.at_ms,
+                reason: recovery.reason.clone(),
+                recovered_messages: recovery.recovered,
+                lost_messages: recovery.lost,
+            })
+            .collect(),
         replaying: condition.lease.as_ref().map(ToString::to_string),
     }
 }

@@ -6,6 +6,8 @@ use std::io::Read;
 use bytes::buf::Reader;
 use bytes::{Buf, Bytes};
 use flate2::bufread::GzDecoder;
+use libdeflater::Decompressor;
+use memchr::memmem;
 use thiserror::Error;
 
 /// How a body's bytes are encoded (`Content-Encoding`).
@@ -72,7 +74,10 @@ impl Body {
         let (decoded, name): (Result<Vec<u8>, std::io::Error>, _) = match self.encoding {
             Encoding::Identity if self.bytes.len() as u64 > bytes_max => return Err(BodyFault::TooLarge(bytes_max)),
             Encoding::Identity => return Ok(self.bytes.clone()),
-            Encoding::Gzip => (gunzip(&self.bytes, bytes_max), "gzip"),
+            Encoding::Gzip => match gunzip_whole(&self.bytes, bytes_max) {
+                Some(content) => return Ok(content.into()),
+                None => (gunzip(&self.bytes, bytes_max), "gzip"),
+            },
             Encoding::Deflate => {
                 (read_bounded(flate2::bufread::ZlibDecoder::new(&self.bytes[..]), bytes_max), "deflate")
             }
@@ -86,12 +91,35 @@ impl Body {
 }
 
 thread_local! {
-    /// Decompresses gzip on this thread. Its tables and window take longer to make than a body of some KB to decode.
+    /// Decompresses gzip on this thread, in pieces. Its tables and window take longer to make than a body of some KB to
+    /// decode.
     static GUNZIP: RefCell<GzDecoder<Reader<Bytes>>> = RefCell::new(GzDecoder::new(Bytes::new().reader()));
+    /// Decompresses gzip on this thread, in one go.
+    static GUNZIP_WHOLE: RefCell<Decompressor> = RefCell::new(Decompressor::new());
 }
 
 /// What a body that says how large it is inflated gets at once, at most: the rest it has to show.
 const ANNOUNCED_BYTES_MAX: usize = 1024 * 1024;
+/// How each gzip member begins: its identification, and the one method there is (RFC 1952 section 2.3.1).
+const GZIP_MAGIC: [u8; 3] = [0x1f, 0x8b, 8];
+
+/// Decodes gzip of one member that is no larger than what it announces, which is how clients send; `None` for all else,
+/// [`gunzip`] then says what it is.
+///
+/// A decoder that has all input and all room before it starts takes half the time of one that can stop anywhere.
+fn gunzip_whole(encoded: &[u8], bytes_max: u64) -> Option<Vec<u8>> {
+    let trailer: &[u8; 8] = encoded.last_chunk()?;
+    let announced = usize::try_from(u32::from_le_bytes([trailer[4], trailer[5], trailer[6], trailer[7]])).ok()?;
+    // The decoder stops after the first member and does not say where that was.
+    let may_have_more = memmem::find(encoded.get(GZIP_MAGIC.len()..)?, &GZIP_MAGIC).is_some();
+    if may_have_more || announced == 0 || announced > ANNOUNCED_BYTES_MAX || announced as u64 > bytes_max {
+        return None;
+    }
+    let mut content = vec![0; announced];
+    let decoded = GUNZIP_WHOLE.with_borrow_mut(|decoder| decoder.gzip_decompress(encoded, &mut content)).ok()?;
+    // Both are true of what the trailer belongs to: nothing stands between the member and the end.
+    (decoded == announced && libdeflater::crc32(&content).to_le_bytes() == trailer[..4]).then_some(content)
+}
 
 /// Decodes gzip, at most one byte more than `bytes_max`.
 ///
@@ -155,6 +183,10 @@ mod tests {
         let cut_short = Body::new(gzip(&[b'x'; 5000])[..20].to_vec(), Encoding::Gzip);
         let huge = Body::new(gzip(&[b'x'; 5000]), Encoding::Gzip);
         let trailed = Body::new([&gzip(b"first")[..], b"no gzip"].concat(), Encoding::Gzip);
+        let alike = Body::new([gzip(b"one "), gzip(b"one ")].concat(), Encoding::Gzip);
+        let mut flipped = gzip(b"first");
+        flipped[12] ^= 1;
+        let flipped = Body::new(flipped, Encoding::Gzip);
         for _ in 0..2 {
             assert_eq!(good.decode(100).expect("it is whole"), "first");
             assert_eq!(cut_short.decode(9000), Err(BodyFault::Damaged("gzip")));
@@ -162,6 +194,8 @@ mod tests {
             assert_eq!(members.decode(6), Err(BodyFault::TooLarge(6)));
             assert_eq!(huge.decode(100), Err(BodyFault::TooLarge(100)));
             assert_eq!(trailed.decode(100), Err(BodyFault::Damaged("gzip")));
+            assert_eq!(alike.decode(8).expect("it is whole"), "one one ");
+            assert_eq!(flipped.decode(100), Err(BodyFault::Damaged("gzip")));
             assert_eq!(Body::new(Bytes::new(), Encoding::Gzip).decode(100), Err(BodyFault::Damaged("gzip")));
         }
     }

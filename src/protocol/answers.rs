@@ -70,8 +70,15 @@ pub const ASKED_WAIT_MAX: Duration = Duration::from_secs(3600);
 ///
 /// That order because the Opik server sends `RateLimit-Reset` on a refusal by rate limit and the Python SDK reads nothing
 /// else (protocol dossier, section b). Values that can't be read ask for nothing; longer ones than [`ASKED_WAIT_MAX`]
-/// are cut to it.
-pub fn asked_wait(ratelimit_reset: Option<&str>, retry_after: Option<&str>, now: SystemTime) -> Option<Duration> {
+/// are cut to it. A date is compared with the server's own `Date` where the answer has one, so that a clock of ours that
+/// is wrong by hours asks neither at once nor hours late.
+pub fn asked_wait(
+    ratelimit_reset: Option<&str>,
+    retry_after: Option<&str>,
+    date: Option<&str>,
+    now: SystemTime,
+) -> Option<Duration> {
+    let now = date.and_then(|date| httpdate::parse_http_date(date.trim()).ok()).unwrap_or(now);
     let seconds = |value: &str| value.trim().parse::<u64>().ok().map(Duration::from_secs);
     let date = |value: &str| {
         let at = httpdate::parse_http_date(value.trim()).ok()?;
@@ -149,9 +156,22 @@ mod tests {
             (None, None, None),
         ];
         for (reset, after, expected) in cases {
-            let wait = asked_wait(reset, after, now);
+            let wait = asked_wait(reset, after, None, now);
             assert_eq!(wait, expected.map(Duration::from_secs), "{reset:?} {after:?}");
         }
+    }
+
+    #[test]
+    fn a_date_is_compared_with_the_servers_clock_when_ours_is_wrong() {
+        let theirs = "Sun, 22 Nov 2026 18:00:00 GMT";
+        let now = httpdate::parse_http_date(theirs).expect("a date");
+        let six_hours = Duration::from_secs(6 * 3600);
+        for ours in [now, now + six_hours, now - six_hours] {
+            let wait = asked_wait(None, Some("Sun, 22 Nov 2026 18:00:30 GMT"), Some(theirs), ours);
+            assert_eq!(wait, Some(Duration::from_secs(30)), "our clock says {ours:?}");
+        }
+        let wait = asked_wait(None, Some("Sun, 22 Nov 2026 18:00:30 GMT"), Some("yesterday"), now);
+        assert_eq!(wait, Some(Duration::from_secs(30)), "a date that can't be read leaves our own clock");
     }
 
     #[test]

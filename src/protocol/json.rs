@@ -223,8 +223,7 @@ impl<'a> Scanner<'a> {
         self.expect(b'"')?;
         let mut has_escapes = false;
         loop {
-            let rest = &self.text[self.at..];
-            let Some(next) = rest.iter().position(|byte| matches!(byte, b'"' | b'\\' | 0..=0x1f)) else {
+            let Some(next) = plain_length(&self.text[self.at..]) else {
                 self.at = self.text.len();
                 return Err(self.fault());
             };
@@ -288,6 +287,18 @@ impl<'a> Scanner<'a> {
         }
         if self.at == start { Err(self.fault()) } else { Ok(()) }
     }
+}
+
+/// Returns how many bytes of a string stand before one that means something: a quote, a backslash, a control character.
+fn plain_length(text: &[u8]) -> Option<usize> {
+    /// As many bytes as are looked at together: the compiler makes a few vector instructions of them.
+    const STEP: usize = 16;
+    let means_something = |byte: u8| (byte == b'"') | (byte == b'\\') | (byte < 0x20);
+    let (steps, _) = text.as_chunks::<STEP>();
+    let plain =
+        steps.iter().take_while(|step| !step.iter().fold(false, |any, byte| any | means_something(*byte))).count();
+    let start = plain * STEP;
+    text[start..].iter().position(|byte| means_something(*byte)).map(|next| start + next)
 }
 
 /// Returns JSON without blanks between its tokens, each exactly as it was written, on one line.

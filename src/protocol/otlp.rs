@@ -4,6 +4,7 @@
 //! generated code would bring a compiler for the schema and copy every attribute of a request of which we want the ids.
 //! The walker copies nothing, and it takes fields that it does not know as newer exporters' and passes them over.
 
+use std::collections::HashSet;
 use std::ops::Range;
 
 use base64::Engine;
@@ -85,6 +86,8 @@ impl Traces {
             Format::Json => traces.read_json(content)?,
         }
         traces.touches = Touch::distinct(traces.touches);
+        let mut seen = HashSet::new();
+        traces.services.retain(|service| seen.insert(service.clone()));
         Ok(traces)
     }
 
@@ -107,7 +110,8 @@ impl Traces {
     }
 
     fn service(&mut self, name: &str) {
-        if !self.services.iter().any(|known| known == name) {
+        // Most requests have one; others are made distinct at the end, or many would be compared with many.
+        if self.services.last().is_none_or(|last| last != name) {
             self.services.push(name.to_owned());
         }
     }

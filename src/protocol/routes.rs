@@ -3,6 +3,9 @@
 //! [`super::operations`] lists the writes. Everything that is not to be kept passes through: reads, writes whose client uses
 //! the answer, and paths that a newer server may have.
 
+use std::collections::HashMap;
+use std::sync::LazyLock;
+
 use super::attachment::Step;
 use super::operations::{Class, OPERATIONS, Operation};
 use crate::message::MessageType;
@@ -37,24 +40,49 @@ pub fn classify(method: &str, path: &str) -> Route {
     if path == "is-alive/ping" && (method == "GET" || method == "HEAD") {
         return Route::Ping;
     }
-    let fitting = OPERATIONS.iter().filter(|operation| operation.method == method);
-    let fitting = fitting.filter_map(|operation| Some((operation, id_in(operation.path, path)?)));
-    match fitting.min_by_key(|(_, id)| id.is_some()) {
-        Some((Operation { class: Class::Protected(message_type) | Class::Deferrable(message_type), .. }, id)) => {
-            Route::Protected(Protected { message_type: *message_type, path_id: id.map(str::to_owned) })
+    match find(method, path) {
+        Some((Class::Protected(message_type) | Class::Deferrable(message_type), id)) => {
+            Route::Protected(Protected { message_type, path_id: id.map(str::to_owned) })
         }
-        Some((Operation { class: Class::Upload(step), .. }, _)) => Route::Upload(*step),
-        Some((Operation { class: Class::NeedsAnswer, .. }, _)) | None => Route::PassThrough,
+        Some((Class::Upload(step), _)) => Route::Upload(step),
+        Some((Class::NeedsAnswer, _)) | None => Route::PassThrough,
     }
 }
 
+/// Finds the operation of a request, and the id in its path.
+fn find<'path>(method: &str, path: &'path str) -> Option<(Class, Option<&'path str>)> {
+    let fixed = INDEX.fixed.get(path).into_iter().flatten();
+    if let Some(operation) = fixed.copied().find(|operation| operation.method == method) {
+        return Some((operation.class, None));
+    }
+    let fitting = INDEX.with_ids.get(&path.split('/').count())?.iter();
+    fitting.filter(|operation| operation.method == method).find_map(|operation| {
+        let id = id_in(operation.path, path)?;
+        Some((operation.class, id))
+    })
+}
+
+/// The operations by what is seen of a path at once: every request asks.
+struct Index {
+    /// Those without an id in their path, by that path.
+    fixed: HashMap<&'static str, Vec<&'static Operation>>,
+    /// The others, by the number of segments.
+    with_ids: HashMap<usize, Vec<&'static Operation>>,
+}
+
+static INDEX: LazyLock<Index> = LazyLock::new(|| {
+    let mut index = Index { fixed: HashMap::new(), with_ids: HashMap::new() };
+    for operation in OPERATIONS {
+        match operation.path.contains('{') {
+            false => index.fixed.entry(operation.path).or_default().push(operation),
+            true => index.with_ids.entry(operation.path.split('/').count()).or_default().push(operation),
+        }
+    }
+    index
+});
+
 /// Says whether a path fits a pattern, and returns the last segment that stands for an id.
 fn id_in<'path>(pattern: &str, path: &'path str) -> Option<Option<&'path str>> {
-    // Most patterns differ early: that is seen at once, and every request asks about all of them.
-    let fixed = pattern.find('{').unwrap_or(pattern.len());
-    if !path.starts_with(&pattern[..fixed]) {
-        return None;
-    }
     let (mut wanted, mut found) = (pattern.split('/'), path.split('/'));
     let mut id = None;
     loop {

@@ -273,6 +273,9 @@ impl<'w, 'a> Batch<'w, 'a> {
         let result = replay.upstream.send(&self.worker.work.lane, request);
         let Ok(answer) = &result else { return result };
         let Some(other) = fallback(message_type, request, answer.status, CONTENT_BYTES_MAX) else { return result };
+        if !self.worker.keeper.may_send() {
+            return result;
+        }
         debug!(target: "replay_manager", "the Opik server takes assertion results as feedback scores only");
         replay.metrics.replay_requests.add(1);
         replay.upstream.send(&self.worker.work.lane, &other)

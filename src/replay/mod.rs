@@ -13,6 +13,18 @@
 //! it again, which is an upsert; for the few messages where it would not be ([`MessageType::repeat_is_harmless`]), the
 //! settle follows each single answer.
 //!
+//! # One sender
+//!
+//! Before each request, and before each part of an uploaded file, the sender looks whether more than [`LEASE_MARGIN`] of its
+//! lease is left, on a clock that counts the time in which the process was stopped and in which the machine slept. One that
+//! was stopped for longer and woken sends nothing more, its settle fails by the lease's epoch, and it begins a new round.
+//!
+//! What this promises: no request *begins* beside a successor's, unless the process is stopped in the instant between that
+//! look and the system call that sends, or for the time of the request itself. No program can exclude either: what was
+//! handed to the kernel is on its way, and a server can't see a lease. The successor then repeats what was in flight, from
+//! the start, in order; the server sees an upsert twice, never a loss. A message that must not be repeated is the exception
+//! that [`MessageType::repeat_is_harmless`] names.
+//!
 //! While a request hangs, another worker may go on with its lane: the store gives out nothing that must not overtake what
 //! is in flight. Limits: [`LANES_MAX`] workers that get answers, [`LANES_MAX_WITH_SLOW`] and a few with those that wait
 //! for one; [`CLAIM_BYTES_MAX`] of bodies in memory for each, less when they are many. No lock is held over I/O.
@@ -40,7 +52,7 @@ use crate::monitor::Availability;
 use crate::monitor::connection::Connection;
 use crate::shutdown::Shutdown;
 use crate::store::slot::StoreSlot;
-use crate::store::{Filter, LaneId, LaneWork, Lease, Owner, ReplayRecord, Store, StoreError, now_ms};
+use crate::store::{Filter, LaneId, LaneWork, Lease, Owner, ReplayRecord, Store, StoreError, now_ms, since_boot};
 use crate::telemetry::metrics::Metrics;
 use crate::upstream::Upstream;
 use lane::{LaneEnd, LaneWorker};
@@ -144,6 +156,7 @@ impl Replay<'_> {
     /// at the next round's start.
     pub fn drain(&self, owner: &Owner) -> Result<DrainEnd, StoreError> {
         let keeper = LeaseKeeper::acquire(self.store, owner)?;
+        self.probes.begin(self.store.identity(), keeper.lease.epoch);
         let started_at_ms = now_ms();
         let before = self.delivered_and_rejected();
         let result = self.store.return_in_flight(&keeper.lease).and_then(|returned| {
@@ -370,28 +383,29 @@ impl ReplayManager<'_> {
 struct LeaseKeeper<'a> {
     store: &'a dyn Store,
     lease: Lease,
-    renewed: Mutex<Instant>,
+    /// A reading of [`since_boot`].
+    renewed: Mutex<Duration>,
     lost: AtomicBool,
 }
 
 impl<'a> LeaseKeeper<'a> {
     fn acquire(store: &'a dyn Store, owner: &Owner) -> Result<Self, StoreError> {
-        // Taken before the call: the lease may be shorter than we think, never longer.
-        let renewed = Instant::now();
+        // Taken before the call: the lease may be longer than we think, never shorter.
+        let renewed = since_boot();
         let lease = store.acquire(owner, LEASE_TIME_TO_LIVE)?;
         Ok(Self { store, lease, renewed: Mutex::new(renewed), lost: AtomicBool::new(false) })
     }
 
     /// Says whether enough of the lease is left to send one more request.
     fn may_send(&self) -> bool {
-        !self.lost.load(Ordering::Relaxed) && lock(&self.renewed).elapsed() < LEASE_TIME_TO_LIVE - LEASE_MARGIN
+        !self.lost.load(Ordering::Relaxed) && suffices(*lock(&self.renewed), since_boot())
     }
 
     fn renew_if_due(&self) -> Result<(), StoreError> {
-        if lock(&self.renewed).elapsed() < LEASE_RENEW_INTERVAL {
+        let now = since_boot();
+        if now.saturating_sub(*lock(&self.renewed)) < LEASE_RENEW_INTERVAL {
             return Ok(());
         }
-        let now = Instant::now();
         let renewed = self.store.renew(&self.lease, LEASE_TIME_TO_LIVE);
         match &renewed {
             Ok(()) => *lock(&self.renewed) = now,
@@ -399,6 +413,11 @@ impl<'a> LeaseKeeper<'a> {
         }
         renewed
     }
+}
+
+/// Says whether a lease that was renewed then has more than its margin left now, both by [`since_boot`].
+fn suffices(renewed: Duration, now: Duration) -> bool {
+    now.saturating_sub(renewed) < LEASE_TIME_TO_LIVE - LEASE_MARGIN
 }
 
 /// Who works on which lane.
@@ -510,4 +529,21 @@ impl Budget {
 /// A panic elsewhere can't leave these values half written.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_sender_that_was_stopped_past_its_lease_sends_no_more() {
+        let renewed = Duration::from_secs(1000);
+        for (later, expected) in [(0, true), (19, true), (20, false), (30, false), (100_000, false)] {
+            assert_eq!(
+                suffices(renewed, renewed + Duration::from_secs(later)),
+                expected,
+                "{later} s after the renewal"
+            );
+        }
+    }
 }

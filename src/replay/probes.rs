@@ -1,4 +1,7 @@
 //! What a replayer remembers of lanes that fail, between its rounds. In memory only: a new process finds out again.
+//!
+//! Messages and lanes are remembered by their numbers, which mean something in one store only, and what the server decided
+//! of a message is what is to become of it only as long as nobody else works on it. Both are looked at when a round begins.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Mutex;
@@ -6,7 +9,7 @@ use std::sync::Mutex;
 use super::lock;
 use crate::delivery::blame::FAILING_MAX;
 use crate::message::MessageId;
-use crate::store::{LaneId, Outcome, ReplayRecord};
+use crate::store::{LaneId, Outcome, ReplayRecord, StoreIdentity};
 
 /// Messages whose failure did not count and that are remembered; of others each failure looks like the first.
 const SPARED_MAX: usize = 10_000;
@@ -18,6 +21,8 @@ const UNSETTLED_MAX: usize = 10_000;
 /// What went wrong in each lane.
 #[derive(Debug, Default)]
 pub struct Probes {
+    /// The store of the last round, and the epoch of its lease.
+    round: Mutex<Option<(StoreIdentity, i64)>>,
     lanes: Mutex<HashMap<LaneId, Trouble>>,
     /// What the server has decided and the store could not settle.
     unsettled: Mutex<HashMap<MessageId, Outcome>>,
@@ -45,6 +50,20 @@ struct Trouble {
 }
 
 impl Probes {
+    /// Begins a round under the lease of this epoch.
+    ///
+    /// Forgets everything when it is another store than before. In the same store an epoch that does not follow ours was
+    /// another replayer's: it had whatever we could not settle, and what it or a person made of that counts.
+    pub(super) fn begin(&self, store: StoreIdentity, epoch: i64) {
+        let Some((earlier_store, earlier_epoch)) = lock(&self.round).replace((store, epoch)) else { return };
+        if earlier_store != store {
+            lock(&self.lanes).clear();
+        }
+        if earlier_store != store || earlier_epoch.checked_add(1) != Some(epoch) {
+            lock(&self.unsettled).clear();
+        }
+    }
+
     pub(super) fn probe_failed(&self, lane: LaneId) -> u32 {
         self.with(lane, |trouble| {
             trouble.probes_failed = trouble.probes_failed.saturating_add(1);
@@ -212,6 +231,29 @@ mod tests {
         probes.passed(LANE);
         assert_eq!(probes.take_waiting(LANE), [MessageId(7)]);
         assert_eq!(probes.take_waiting(LANE), []);
+    }
+
+    #[test]
+    fn what_the_server_decided_is_not_believed_of_another_store_or_after_another_replayer() {
+        const MESSAGE: MessageId = MessageId(7);
+        let store = StoreIdentity::default();
+        let decided = || {
+            let probes = Probes::default();
+            probes.begin(store, 3);
+            probes.decided(&[(MESSAGE, Outcome::Delivered)]);
+            probes.spare(LANE, MESSAGE, false);
+            probes
+        };
+        let probes = decided();
+        probes.begin(store, 4);
+        assert_eq!(probes.decision(MESSAGE), Some(Outcome::Delivered), "the server is asked again");
+        probes.begin(store, 6);
+        assert_eq!(probes.decision(MESSAGE), None, "a message that was tried again by somebody else is not sent");
+        assert!(probes.is_spared(LANE, MESSAGE), "the lane is still the same");
+        let probes = decided();
+        probes.begin(StoreIdentity::of_a_test(1), 4);
+        assert_eq!(probes.decision(MESSAGE), None, "a message of another store is deleted unsent");
+        assert!(!probes.is_spared(LANE, MESSAGE));
     }
 
     #[test]

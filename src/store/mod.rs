@@ -32,6 +32,7 @@
 pub mod attachment;
 pub mod committer;
 pub mod key;
+pub mod mount;
 pub mod orphan;
 pub mod place;
 mod rescue;
@@ -56,6 +57,12 @@ use crate::message::{
 /// Every verb that writes is one commit: after a crash either all of it has happened or none of it, and once it
 /// returned, it is on the disk.
 pub trait Store: Send + Sync {
+    /// Tells this store from any other, also from one that takes its place under the same path. One that is opened again
+    /// keeps it. What is remembered by the number of a message or of a lane means something in this store only.
+    fn identity(&self) -> StoreIdentity {
+        StoreIdentity::default()
+    }
+
     // For intake.
 
     /// Stores messages, in this order, as *failed*: waiting for the next replay.
@@ -371,6 +378,25 @@ impl Owner {
 impl std::fmt::Display for Owner {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "opik-offline {} (pid {})", self.role, self.pid)
+    }
+}
+
+/// Tells a store from any other on this machine; see [`Store::identity`].
+///
+/// A file's device, its number there, and when it was made: a number is given again once its file is gone.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct StoreIdentity {
+    device: u64,
+    number: u64,
+    /// Nanoseconds since the Unix epoch; `None` where the file system does not say.
+    made_at_ns: Option<u128>,
+}
+
+#[cfg(test)]
+impl StoreIdentity {
+    /// Returns one of a store that is on no disk.
+    pub(crate) fn of_a_test(number: u64) -> Self {
+        Self { number, ..Self::default() }
     }
 }
 
@@ -902,6 +928,18 @@ pub fn recover(path: &Path, reason: &str, limits: Limits, keys: &Keys) -> Result
         Some(file) => Ok(Arc::new(sqlite::SqliteStore::recover(path, file, reason, limits, keys)?)),
         None => open_with(path, OpenMode::ExistingOrRecovered, limits, keys),
     }
+}
+
+/// Returns a reading of the clock that leases are measured on: nobody sets it, and it runs on while the machine sleeps
+/// (`CLOCK_BOOTTIME`). [`std::time::Instant`] stands still then, so that whoever measured a lease on it would believe in
+/// one that ended in the night. Systems other than Linux have no such clock; there the monotonic one stands in.
+pub fn since_boot() -> Duration {
+    #[cfg(target_os = "linux")]
+    let clock = rustix::time::ClockId::Boottime;
+    #[cfg(not(target_os = "linux"))]
+    let clock = rustix::time::ClockId::Monotonic;
+    let time = rustix::time::clock_gettime(clock);
+    Duration::new(u64::try_from(time.tv_sec).unwrap_or(0), u32::try_from(time.tv_nsec).unwrap_or(0))
 }
 
 /// Returns the time as a store's records have it: the wall clock, in milliseconds since the Unix epoch.

@@ -247,7 +247,7 @@ impl Upstream {
         let mut response = self.agent.run(request).map_err(failed)?;
         let headers = response.headers();
         let header = |name: &str| headers.get(name).and_then(|value| value.to_str().ok());
-        let asked = asked_wait(header("ratelimit-reset"), header("retry-after"), SystemTime::now());
+        let asked = asked_wait(header("ratelimit-reset"), header("retry-after"), header("date"), SystemTime::now());
         let location = header("location").map(str::to_owned);
         let status = response.status().as_u16();
         // The rest of a longer body is not read: the connection is then closed instead of kept.

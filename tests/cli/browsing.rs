@@ -110,9 +110,18 @@ fn a_copied_store_is_delivered_from_another_machine() {
         "{refused}"
     );
     assert_eq!(server.count("default", Kind::Trace), 0);
-    let replayed = there.run(&["--db", copy, "replay"]);
-    assert!(replayed.starts_with("delivered 4 messages"), "{replayed}");
+    let preview = there.run(&["--db", copy, "replay", "--dry-run"]);
+    assert!(preview.starts_with("would replay 4 messages"), "{preview}");
+    let replayed = there.run(&["--db", copy, "replay", "--verify"]);
+    assert!(replayed.starts_with("delivered 4 messages") && replayed.ends_with("--- exit 0\n"), "{replayed}");
     assert_eq!((server.count("team", Kind::Span), server.count("default", Kind::Trace)), (3, 1), "{OTHER_TRACE}");
+    // Whoever delivers the same copy again, before the purge at home, doubles nothing.
+    std::fs::copy(db(&here), there.home.path().join("again.db")).unwrap();
+    let again = there.home.path().join("again.db");
+    let replayed = there.run(&["--db", again.to_str().unwrap(), "replay"]);
+    assert!(replayed.starts_with("delivered 4 messages"), "{replayed}");
+    assert_eq!((server.count("team", Kind::Span), server.count("default", Kind::Trace)), (3, 1), "a copy is doubled");
+    assert!(here.run(&["purge", "--yes"]).ends_with("--- exit 0\n"));
 }
 
 #[test]

@@ -75,12 +75,12 @@ fn status_alerts_with_exit_4_and_says_nothing_more_when_quiet() {
 
 #[test]
 fn inspect_lists_what_is_stored() {
+    // 325d12h, and 325d in one hour of the day.
+    let is_age =
+        |word: &str| word.starts_with(|c: char| c.is_ascii_digit()) && word.contains('d') && word.ends_with(['d', 'h']);
     let ages = |text: String| {
         let lines = text.lines().map(|line| {
-            line.split_whitespace()
-                .map(|word| if word.contains('d') && word.ends_with('h') { "AGE" } else { word })
-                .collect::<Vec<_>>()
-                .join(" ")
+            line.split_whitespace().map(|word| if is_age(word) { "AGE" } else { word }).collect::<Vec<_>>().join(" ")
                 + "\n"
         });
         lines.collect::<String>()

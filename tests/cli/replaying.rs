@@ -75,6 +75,12 @@ hint: check that the Opik server runs and that --upstream names it; `opik-offlin
 ",
     );
     assert_eq!(sandbox.output(&["inspect", "--format", "json"]).json()["selected"], 5);
+    let output = sandbox.output(&["replay", "--format", "json"]);
+    assert_eq!(output.code(), Some(3), "{}", output.stderr);
+    let report = output.json();
+    let told = (&report["delivered"], &report["remaining"], report["groups"].as_array().map(Vec::len));
+    assert_eq!(told, (&0.into(), &4.into(), Some(4)), "a program is to learn what remains when the server is away");
+    assert!(report["reasons"][0].as_str().is_some_and(|why| why.starts_with("cannot connect to ")), "{report}");
     let server = FakeOpik::start_new();
     server.status_all(500);
     let found = sandbox.with_server(&server).run(&["replay"]);

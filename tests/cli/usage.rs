@@ -27,6 +27,20 @@ fn no_command_shows_the_help() {
 }
 
 #[test]
+fn short_help_fits_on_a_screen_and_long_help_is_whole() {
+    for command in ["agent", "healthcheck", "status", "replay", "inspect", "purge"] {
+        let short = Sandbox::new().output(&[command, "-h"]).stdout;
+        let lines = short.lines().count();
+        assert!(lines <= 30, "{command} -h scrolls away, it has {lines} lines: hide_short_help what is rarely wanted");
+        assert!(short.contains("see more with '--help'"), "{short}");
+    }
+    let long = Sandbox::new().output(&["agent", "--help"]).stdout;
+    assert!(long.contains("--retry-interval") && long.contains("--no-color"), "{long}");
+    let long = Sandbox::new().output(&["purge", "--help"]).stdout;
+    assert!(long.contains("AddThreadsFeedbackScoresBatch") && long.contains("--newer-than"), "{long}");
+}
+
+#[test]
 fn a_slip_gets_a_suggestion() {
     assert_text(
         &Sandbox::new().run(&["stauts"]),

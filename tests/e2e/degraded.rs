@@ -218,6 +218,51 @@ fn a_limit_on_the_size_of_files_is_survived_and_nothing_acknowledged_is_lost() {
     server.assert_equals(&ledger);
 }
 
+/// The disk is full when the server confirms what it got, and somebody moves the store away to make room. The messages of
+/// the store that takes its place have the same numbers, and nothing else in common with those.
+#[cfg(target_os = "linux")]
+#[test]
+fn what_the_server_confirmed_of_one_store_is_not_believed_of_the_next() {
+    use rustix::process::{Pid, Resource, getrlimit, prlimit};
+    const STORED: usize = 5;
+    let server = FakeOpik::new_stopped();
+    let agent = Agent::builder(&server.url()).impatient().start();
+    let ledger = ClientLedger::new();
+    let mut app = Told::new(&agent.url(), &ledger);
+    for _ in 0..STORED {
+        app.acknowledged(create(&uuid7()), 201);
+    }
+    let held = server.script(When::write(), Then::Hold);
+    server.start();
+    wait_until("the replay has a request open", PATIENCE, || held.hits() > 0);
+    let pid = Pid::from_raw(agent.pid() as i32);
+    let unlimited = getrlimit(Resource::Fsize);
+    let mut limited = unlimited;
+    limited.current = Some(fs::metadata(format!("{}-wal", agent.db().display())).unwrap().len());
+    prlimit(pid, Resource::Fsize, limited).unwrap();
+    held.clear();
+    wait_until("the server has them", PATIENCE, || server.count("default", Kind::Trace) == STORED);
+    wait_until("the store can't take note of it", PATIENCE, || agent.stderr().contains("cannot replay"));
+
+    server.stop();
+    let aside = agent.home().path().join("aside");
+    fs::create_dir(&aside).unwrap();
+    fs::rename(agent.db(), aside.join("opik_messages.db")).unwrap();
+    for name in ["opik_messages.db-wal", "opik_messages.db-shm"] {
+        // There only while somebody has the store open.
+        let _ = fs::rename(agent.home().path().join(name), aside.join(name));
+    }
+    prlimit(pid, Resource::Fsize, unlimited).unwrap();
+    wait_until("a new store is there", PATIENCE, || agent.db().exists() && ready(&agent)["store"]["usable"] == true);
+    for _ in 0..STORED {
+        app.acknowledged(create(&uuid7()), 201);
+    }
+    assert_eq!(agent.backlog(), STORED as u64, "what was acknowledged is not stored");
+    server.start();
+    agent.wait_until_delivered();
+    server.assert_equals(&ledger);
+}
+
 #[test]
 fn a_folder_that_may_not_be_written_is_survived_and_comes_back() {
     use std::os::unix::fs::PermissionsExt;

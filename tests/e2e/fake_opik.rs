@@ -228,7 +228,9 @@ fn a_stopped_server_refuses_and_comes_back_on_its_port_with_its_state() {
     assert!(client.send(&Request::new("GET", "/is-alive/ping")).is_err(), "the kept connection was cut");
     for _ in 0..3 {
         let refused = client.send(&Request::new("GET", "/is-alive/ping")).unwrap_err();
-        assert_eq!(refused.kind(), io::ErrorKind::ConnectionRefused);
+        // Reset where another test starts a process at this moment: until it has, that holds a copy of the listener.
+        let kinds = [io::ErrorKind::ConnectionRefused, io::ErrorKind::ConnectionReset];
+        assert!(kinds.contains(&refused.kind()), "{refused}");
     }
     server.start();
     assert_eq!(client.get(&format!("/v1/private/traces/{id}")).status, 200);

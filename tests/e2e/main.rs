@@ -7,8 +7,10 @@ mod support;
 
 mod attachments;
 mod bad_input;
+mod blocking;
 mod bodies;
 mod chaos;
+mod clock;
 mod damage;
 mod degraded;
 mod delivery;

@@ -2,7 +2,7 @@
 //! (VmHWM) is compared with what it has when it is idle. Memory is not time, so a test may assert it; each limit has a
 //! margin of about two over what was measured.
 //!
-//! `OPIK_OFFLINE_BACKLOG` sets how many messages wait (20,000; the figures below were taken with 200,000 too).
+//! `OPIK_OFFLINE_BACKLOG` sets how many messages wait (20,000).
 
 use std::path::Path;
 use std::process::Stdio;

@@ -1,5 +1,9 @@
 //! Two agents on one store, and `replay` beside an agent: what one of them knows of a lane's trouble holds for both.
 
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use rustix::process::Signal;
+
 use crate::support::agent::{Agent, AgentBuilder, Home};
 use crate::support::fake_opik::check::Kind;
 use crate::support::fake_opik::{FakeOpik, Then, When};
@@ -136,4 +140,104 @@ fn a_replay_with_a_timeout_ends_in_time_though_a_request_hangs() {
     });
     assert_eq!((ended.and_then(|status| status.code()), hang.hits()), (Some(4), 1));
     assert_eq!(storing.backlog(), 1, "what was not confirmed is gone");
+}
+
+/// The process that replays this store now, by the store's own record.
+fn replayer(agent: &Agent) -> Option<u32> {
+    let store = rusqlite::Connection::open(agent.db()).expect("the store can be opened");
+    let read = || store.query_row("SELECT pid FROM lease WHERE until_ms IS NOT NULL", [], |row| row.get(0));
+    read().unwrap_or(None)
+}
+
+/// Says whether others can write: a process that is stopped inside a commit keeps everybody out, which no store of one
+/// file can help.
+fn is_writable(agent: &Agent) -> bool {
+    let store = rusqlite::Connection::open(agent.db()).expect("the store can be opened");
+    store.busy_timeout(std::time::Duration::from_secs(3)).expect("a timeout can be set");
+    store.execute_batch("BEGIN IMMEDIATE; ROLLBACK").is_ok()
+}
+
+#[test]
+fn a_replayer_that_is_stopped_past_its_lease_and_woken_sends_nothing_beside_its_successor() {
+    let server = FakeOpik::new_stopped();
+    let first = agent(&server).start();
+    let ledger = ClientLedger::new();
+    let stored: Vec<String> = (0..200).map(|_| uuid7()).collect();
+    let mut app = Told::new(&first.url(), &ledger);
+    for id in &stored {
+        app.acknowledged(create(id), 201);
+        app.acknowledged(update(id, 1), 204);
+    }
+    // Its replay is caught with a request open, and more of the lane behind it.
+    let hang = server.script(When::write(), Then::Hang);
+    server.start();
+    wait_until("the first agent replays", PATIENCE, || hang.hits() > 0 && replayer(&first) == Some(first.pid()));
+    first.signal(Signal::STOP);
+    while !is_writable(&first) {
+        first.signal(Signal::CONT);
+        wait_until("the first agent replays again", PATIENCE, || replayer(&first) == Some(first.pid()));
+        first.signal(Signal::STOP);
+    }
+    // What it had sent is not in progress at the server any more; it does not know that yet.
+    hang.clear();
+
+    // Its successors under live load: another agent and three replays, over and over.
+    let second = beside(&server, &first);
+    let over = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        // Set however this ends: the others end with it.
+        let _end = OnDrop(&over);
+        for client in 0..2 {
+            let (ledger, over, second) = (&ledger, &over, &second);
+            scope.spawn(move || {
+                let mut app = Told::new(&second.url(), ledger).in_workspace(&format!("live-{client}"));
+                while !over.load(Ordering::Relaxed) {
+                    let id = uuid7();
+                    app.acknowledged(create(&id), 201);
+                    app.acknowledged(update(&id, 1), 204);
+                    std::thread::sleep(std::time::Duration::from_millis(20));
+                }
+            });
+        }
+        for _ in 0..3 {
+            let (server, over, first) = (&server, &over, &first);
+            scope.spawn(move || {
+                while !over.load(Ordering::Relaxed) {
+                    let beside = replay(server, first);
+                    assert!(
+                        beside.code().is_some_and(|code| [0, 1, 4].contains(&code)),
+                        "{:?} {}",
+                        beside.code(),
+                        beside.stderr
+                    );
+                }
+            });
+        }
+        // The lease of one that is only stopped ends by its time.
+        let patience = 2 * PATIENCE;
+        wait_until("another process took over", patience, || replayer(&first).is_some_and(|pid| pid != first.pid()));
+        first.signal(Signal::CONT);
+        wait_until("the woken agent sees that it lost its lease", PATIENCE, || {
+            first.stderr().contains("the replay lease was lost to another process")
+        });
+        wait_until("all are delivered once the woken one works beside the others", PATIENCE, || {
+            server.count("default", Kind::Trace) == stored.len() && second.backlog() == 0
+        });
+        let mut app = Told::new(&first.url(), &ledger).in_workspace("woken");
+        app.acknowledged(create(&uuid7()), 201);
+    });
+    first.wait_until_delivered();
+    server.assert_equals(&ledger);
+    server.assert_order(&ledger);
+    server.assert_no_overlaps();
+    server.assert_no_update_before_create();
+    assert!(stored.iter().all(|id| is_there(&server, "default", id)), "a stored trace never arrived");
+}
+
+struct OnDrop<'a>(&'a AtomicBool);
+
+impl Drop for OnDrop<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
 }

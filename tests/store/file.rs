@@ -55,6 +55,22 @@ fn refusal(path: &Path) -> StoreError {
 }
 
 #[test]
+fn a_store_is_the_same_when_it_is_opened_again_and_no_other_under_its_path_is() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let path = folder.path().join("store.db");
+    let first = open(&path).identity();
+    assert_eq!(open(&path).identity(), first, "what was decided of its messages is forgotten without need");
+    // The system may give the next file the number of this one, as soon as nobody has it open.
+    for _ in 0..20 {
+        for suffix in ["", "-wal", "-shm"] {
+            // The last two go with whoever closes the store last.
+            let _ = fs::remove_file(beside(&path, suffix));
+        }
+        assert_ne!(open(&path).identity(), first, "what was decided of other messages would be believed of these");
+    }
+}
+
+#[test]
 fn only_this_user_can_read_the_store_whatever_the_umask() {
     // The umask belongs to the process, so a child of its own sets it.
     if std::env::var_os("OPIK_OFFLINE_TEST_UMASK").is_none() {
@@ -394,6 +410,38 @@ fn space_and_keys_of_delivered_messages_are_given_back() {
     let bytes = fs::read(&path).expect("it is ours");
     let key = b"made-up-key-0123456789";
     assert!(!bytes.windows(key.len()).any(|window| window == key), "a key that no message needs is still there");
+}
+
+/// A power cut in the first commit leaves pages that were not written whole, and the journal that undoes them.
+#[test]
+fn a_store_whose_making_was_cut_off_is_made_anew() {
+    let head = |pages_before: u32| -> Vec<u8> {
+        let magic = [0xd9, 0xd5, 0x05, 0xf9, 0x20, 0xa1, 0x63, 0xd7];
+        let numbers = [0, 7, pages_before, 512, 4096].map(u32::to_be_bytes);
+        let mut journal = [&magic[..], numbers.as_flattened()].concat();
+        journal.resize(512, 0);
+        journal
+    };
+    for torn in [vec![0xa5; 4096], vec![0; 8192], vec![0; 50]] {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let path = folder.path().join("opik_messages.db");
+        fs::write(&path, &torn).expect("a file");
+        fs::write(beside(&path, "-journal"), head(0)).expect("a file");
+        let looked = SqliteStore::open(&path, OpenMode::Existing, LIMITS).map(|_| ());
+        assert!(matches!(looked, Err(StoreError::Missing { .. })), "who only looks finds no store: {looked:?}");
+        assert_eq!(fs::read(&path).expect("it is there"), torn, "who only looks changes nothing");
+        let store = open(&path);
+        store.register(&[about_trace(&lane("team"), "t", Effect::Create, 1)]).expect("it fits");
+        assert_eq!(store.check().expect("it can be checked"), Vec::<String>::new());
+    }
+    // What was there before belongs to somebody.
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let path = folder.path().join("opik_messages.db");
+    fs::write(&path, vec![0xa5; 4096]).expect("a file");
+    fs::write(beside(&path, "-journal"), head(1)).expect("a file");
+    let before = contents(folder.path());
+    assert!(matches!(refusal(&path), StoreError::NotAStore { .. }));
+    assert_unchanged(folder.path(), &before);
 }
 
 /// A store of every released schema opens, keeps what it has, and takes new messages in the right order.

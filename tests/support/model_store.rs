@@ -29,6 +29,9 @@ pub struct ModelStore {
     before_register: Option<BeforeRegister>,
 }
 
+/// A hold, whether something passed since, and when it was made.
+type Held = (Hold, bool, i64);
+
 #[derive(Default)]
 struct State {
     next_id: i64,
@@ -37,7 +40,7 @@ struct State {
     uploads: BTreeMap<AttachmentId, Vec<u8>>,
     uploads_count: i64,
     salvaged: HashSet<Sha256>,
-    lanes: Vec<(Lane, Option<(Hold, bool)>)>,
+    lanes: Vec<(Lane, Option<Held>)>,
     lease: Option<(Lease, Instant)>,
     epoch: i64,
     agents: Vec<AgentRecord>,
@@ -198,8 +201,9 @@ impl State {
     }
 
     fn hold_of(&self, lane: LaneId, now_ms: i64) -> Option<Hold> {
-        let (hold, passed) = self.lanes[lane.0 as usize - 1].1.clone()?;
-        let until_ms = if hold.until_ms - now_ms > 24 * HOUR_MS { now_ms } else { hold.until_ms };
+        let (hold, passed, held_at_ms) = self.lanes[lane.0 as usize - 1].1.clone()?;
+        // A hold that begins in the future was made before the clock was set back.
+        let until_ms = if held_at_ms - now_ms > 60 * 1000 { now_ms } else { hold.until_ms };
         (until_ms > now_ms || !passed).then_some(Hold { until_ms, ..hold })
     }
 
@@ -271,7 +275,7 @@ impl Store for ModelStore {
         let mut state = self.state();
         let id = state.lane(lane);
         if state.hold_of(id, opik_offline::store::now_ms()).is_none_or(|held| held.until_ms < hold.until_ms) {
-            state.lanes[id.0 as usize - 1].1 = Some((hold.clone(), false));
+            state.lanes[id.0 as usize - 1].1 = Some((hold.clone(), false, opik_offline::store::now_ms()));
         }
         Ok(())
     }
@@ -428,7 +432,7 @@ impl Store for ModelStore {
         let mut state = self.state();
         state.verify(lease)?;
         if let Some((_, held)) = state.lanes.get_mut(lane.0 as usize - 1) {
-            *held = hold.map(|hold| (hold.clone(), false));
+            *held = hold.map(|hold| (hold.clone(), false, opik_offline::store::now_ms()));
         }
         Ok(())
     }
@@ -482,7 +486,7 @@ impl Store for ModelStore {
             match outcome {
                 Outcome::Delivered => {
                     let lane = state.messages.remove(place).lane;
-                    if let Some((_, passed)) = &mut state.lanes[lane.0 as usize - 1].1 {
+                    if let Some((_, passed, _)) = &mut state.lanes[lane.0 as usize - 1].1 {
                         *passed = true;
                     }
                 }

@@ -422,6 +422,16 @@ fn facts(status: &Status) -> String {
         if store.dropped_messages > 0 {
             fact("Dropped", format!("{}, because the store was full", words(store.dropped_messages, "message")));
         }
+        if store.expired_messages > 0 {
+            let expired = words(store.expired_messages, "message");
+            fact("Expired", format!("{expired}, because of an age over max_age"));
+        }
+        for recovery in &store.recoveries {
+            let (recovered, lost) = (words(recovery.recovered_messages, "message"), number(recovery.lost_messages));
+            let at = moment(recovery.at_ms);
+            let why = elided(&recovery.reason);
+            fact("Recovered", format!("{recovered} of a damaged file, {lost} lost, at {at} UTC ({why})"));
+        }
         if let Some(replaying) = &store.replaying {
             fact("Replaying", replaying.clone());
         }

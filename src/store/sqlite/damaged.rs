@@ -417,7 +417,10 @@ impl Damaged {
                 }
             }
             [0, workspace, credential, ..]
-                if types.len() == 7 && is("lanes") && is_text_or_null(*workspace) && is_integer(*credential) =>
+                // Seven columns as versions before 7 wrote it.
+                if matches!(types.len(), 7 | 8)
+                    && is("lanes")
+                    && is_text_or_null(*workspace) && is_integer(*credential) =>
             {
                 let Some(row) = self.payload(page, cell).as_deref().and_then(values) else { return };
                 self.note_lane(key, &row[1], &row[2]);

@@ -1,8 +1,11 @@
 //! The right to replay: one row, read and written under the write lock.
 //!
-//! Its end is measured on a clock that nobody sets and that runs on while the machine sleeps (`CLOCK_BOOTTIME`), beside
+//! Its end is measured on a clock that nobody sets and that runs on while the machine sleeps ([`since_boot`]), beside
 //! the id of this boot: a lease of an earlier boot has ended. Systems other than Linux have neither; there the monotonic
 //! clock stands in, and a lease granted at a later reading than now is taken as one of an earlier boot.
+//!
+//! Every grant has a new epoch, and whatever a replayer writes (claim, settle, hold) is written in a transaction that has
+//! looked at the epoch: one that was stopped past its end changes nothing that its successor has taken over.
 //!
 //! A lease also ends with its process, where that can be known: its process id has to mean the same to us, so both have
 //! to be of one pid namespace. An agent that was killed and started again then goes on at once.
@@ -14,7 +17,7 @@ use rusqlite::{Connection, OptionalExtension, Transaction, params};
 
 use super::fault::Fault;
 use super::queries;
-use crate::store::{Lease, Owner, StoreError};
+use crate::store::{Lease, Owner, StoreError, since_boot};
 
 /// A reading of the clock that leases are measured on.
 pub(super) struct Reading {
@@ -30,12 +33,7 @@ impl Reading {
                 .map(|id| id.trim().to_owned())
                 .unwrap_or_default()
         });
-        #[cfg(target_os = "linux")]
-        let clock = rustix::time::ClockId::Boottime;
-        #[cfg(not(target_os = "linux"))]
-        let clock = rustix::time::ClockId::Monotonic;
-        let time = rustix::time::clock_gettime(clock);
-        Self { boot, ms: time.tv_sec * 1000 + time.tv_nsec / 1_000_000 }
+        Self { boot, ms: i64::try_from(since_boot().as_millis()).unwrap_or(i64::MAX) }
     }
 }
 

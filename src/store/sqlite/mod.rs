@@ -57,7 +57,7 @@ use super::key::Keys;
 use super::{
     AgentRecord, Ahead, AttachmentId, Backlog, ClaimLimits, Claimed, Condition, Filter, Hold, LaneId, LaneWork, Lease,
     Limits, Listed, OpenMode, Outcome, Owner, Page, Purged, ReplayRecord, SalvagedRow, Store, StoreError,
-    StoredMessage, WhenFull,
+    StoreIdentity, StoredMessage, WhenFull,
 };
 use crate::message::{Attachment, Lane, Message, MessageId, Sha256, Touch};
 
@@ -68,6 +68,7 @@ const BUSY_TIMEOUT: Duration = Duration::from_secs(10);
 pub struct SqliteStore {
     path: PathBuf,
     file: FileId,
+    identity: StoreIdentity,
     log: PathBuf,
     limits: Limits,
     writer: Mutex<Connection>,
@@ -124,6 +125,7 @@ impl SqliteStore {
         Self {
             path: path.to_owned(),
             file: opened.file,
+            identity: opened.file.identity(path),
             log: opened.log,
             limits,
             writer: Mutex::new(opened.writer),
@@ -242,6 +244,10 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Store for SqliteStore {
+    fn identity(&self) -> StoreIdentity {
+        self.identity
+    }
+
     fn register(&self, messages: &[Message]) -> Result<Vec<MessageId>, StoreError> {
         if messages.is_empty() {
             return Ok(Vec::new());

@@ -8,6 +8,7 @@ use std::io;
 use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
+use std::time::UNIX_EPOCH;
 
 use rusqlite::config::DbConfig;
 use rusqlite::{Connection, OpenFlags};
@@ -16,7 +17,7 @@ use super::fault::{Fault, NO_DATABASE, access_words, folder_of, os_words};
 use super::recovery::{self, FolderLock};
 use super::seal::{self, KeyRing, Sealer, State};
 use super::{BUSY_TIMEOUT, queries, schema};
-use crate::store::{OpenMode, StoreError, place};
+use crate::store::{OpenMode, StoreError, StoreIdentity, place};
 
 /// The oldest SQLite without the WAL-reset fault, which can damage a file that several processes write.
 const SQLITE_VERSION_MIN: i32 = 3_051_003;
@@ -45,6 +46,14 @@ impl FileId {
     /// Returns which file stands at this path, or `None` when none can be seen there.
     pub(in crate::store) fn at(path: &Path) -> Option<Self> {
         fs::metadata(path).ok().map(|metadata| Self(metadata.dev(), metadata.ino()))
+    }
+
+    /// Returns the identity of the store in this file, which stands at this path.
+    pub(super) fn identity(self, path: &Path) -> StoreIdentity {
+        let Self(device, number) = self;
+        let made = fs::metadata(path).ok().filter(|found| Self(found.dev(), found.ino()) == self);
+        let made = made.and_then(|found| found.created().ok()?.duration_since(UNIX_EPOCH).ok());
+        StoreIdentity { device, number, made_at_ns: made.map(|made| made.as_nanos()) }
     }
 
     /// Says whether this file, which this process has open, has no name any more. Where that can't be known, it has one.
@@ -172,7 +181,12 @@ fn make_or_examine(path: &Path, mode: OpenMode) -> Result<(), StoreError> {
             if let Some(words) = access_words(path) {
                 return Err(unusable(words));
             }
-            match metadata.len() {
+            let bytes = match (was_being_made(path), mode) {
+                (false, _) => metadata.len(),
+                (true, OpenMode::CreateIfMissing) => take_back(path)?,
+                (true, OpenMode::Existing | OpenMode::ExistingOrRecovered | OpenMode::WithoutKey) => 0,
+            };
+            match bytes {
                 0 if recovery::has_log_alone(path) => Err(damaged(log_alone)),
                 // What a process left that was killed while it made a store, or what `touch` made: nothing is in it.
                 0 if mode != OpenMode::CreateIfMissing => Err(StoreError::Missing { path: path.to_owned() }),
@@ -192,19 +206,35 @@ fn make_or_examine(path: &Path, mode: OpenMode) -> Result<(), StoreError> {
     }
 }
 
+/// Says whether the file's first pages were being written when power failed: a rollback journal lies beside it, by which
+/// it was empty before. The journal was synced before a byte of the file was written, so it is whole.
+///
+/// Its format: <https://sqlite.org/fileformat2.html#the_rollback_journal>.
+fn was_being_made(path: &Path) -> bool {
+    use std::io::Read as _;
+    const MAGIC: [u8; 8] = [0xd9, 0xd5, 0x05, 0xf9, 0x20, 0xa1, 0x63, 0xd7];
+    let mut journal = path.as_os_str().to_owned();
+    journal.push("-journal");
+    let mut head = [0; 28];
+    let is_read = fs::File::open(journal).and_then(|mut journal| journal.read_exact(&mut head)).is_ok();
+    is_read && head[..8] == MAGIC && head[16..20] == [0; 4]
+}
+
+/// Lets SQLite undo a first commit that was cut off, and returns how many bytes the file has then.
+fn take_back(path: &Path) -> Result<u64, StoreError> {
+    let undo = || connect(path)?.pragma_query_value(None, "schema_version", |_| Ok(()));
+    undo().map_err(|error: rusqlite::Error| Fault::from(error).at(path))?;
+    fs::metadata(path)
+        .map(|metadata| metadata.len())
+        .map_err(|error| StoreError::Unusable { path: path.to_owned(), reason: os_words(&error) })
+}
+
 /// Makes an empty file, and folders down to it, that only this user can read.
 fn make_file(path: &Path) -> Result<(), StoreError> {
     let unusable = |reason: String| StoreError::Unusable { path: path.to_owned(), reason };
     let folder = folder_of(path);
     let in_folder = |error: io::Error| unusable(format!("its folder {}: {}", folder.display(), os_words(&error)));
-    if !folder.is_dir() {
-        fs::DirBuilder::new().recursive(true).mode(0o700).create(folder).map_err(in_folder)?;
-        // The umask may have taken bits from it; it never adds any.
-        fs::set_permissions(folder, fs::Permissions::from_mode(0o700)).map_err(in_folder)?;
-        if let Some(above) = folder.parent().filter(|above| !above.as_os_str().is_empty()) {
-            fs::File::open(above).and_then(|above| above.sync_all()).map_err(in_folder)?;
-        }
-    }
+    make_folder(folder).map_err(in_folder)?;
     match make_private(path) {
         Ok(()) => {}
         // Another process was faster; it makes the same.
@@ -212,6 +242,23 @@ fn make_file(path: &Path) -> Result<(), StoreError> {
         Err(error) => return Err(unusable(os_words(&error))),
     }
     fs::File::open(folder).and_then(|folder| folder.sync_all()).map_err(in_folder)
+}
+
+/// Makes a folder, and folders down to it, that only this user can read; each has its name on the disk.
+fn make_folder(folder: &Path) -> io::Result<()> {
+    if folder.is_dir() {
+        return Ok(());
+    }
+    let above = folder_of(folder);
+    make_folder(above)?;
+    match fs::DirBuilder::new().mode(0o700).create(folder) {
+        // The umask may have taken bits from it; it never adds any.
+        Ok(()) => fs::set_permissions(folder, fs::Permissions::from_mode(0o700))?,
+        // Another process was faster; whether it is on the disk yet is not known.
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists && folder.is_dir() => {}
+        Err(error) => return Err(error),
+    }
+    fs::File::open(above)?.sync_all()
 }
 
 /// Makes an empty file that only this user can read.

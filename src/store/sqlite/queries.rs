@@ -336,15 +336,17 @@ pub(super) const LEFT_IN_FLIGHT: &str = "
     UPDATE messages SET status = 3, claim_epoch = NULL WHERE status = 1 AND claim_epoch < ?1
     RETURNING lane_id, 1, message_type, NULL, items, body_bytes";
 pub(super) const HOLD_LANE: &str = "
-    UPDATE lanes SET held_until_ms = ?2, hold_reason = ?3, hold_probe = ?4, hold_passed = 0 WHERE lane_id = ?1";
+    UPDATE lanes SET held_until_ms = ?2, hold_reason = ?3, hold_probe = ?4, hold_passed = 0, held_at_ms = ?5
+    WHERE lane_id = ?1";
 pub(super) const LET_LANE_GO: &str = "
-    UPDATE lanes SET held_until_ms = NULL, hold_reason = NULL, hold_probe = NULL, hold_passed = NULL
+    UPDATE lanes SET held_until_ms = NULL, hold_reason = NULL, hold_probe = NULL, hold_passed = NULL,
+        held_at_ms = NULL
     WHERE lane_id = ?1";
 /// Notes a success in a lane that has a hold.
 pub(super) const NOTE_SUCCESS: &str =
     "UPDATE lanes SET hold_passed = 1 WHERE lane_id = ?1 AND held_until_ms IS NOT NULL AND hold_passed = 0";
 pub(super) const HOLD: &str = "
-    SELECT held_until_ms, hold_reason, hold_probe, hold_passed FROM lanes
+    SELECT held_until_ms, hold_reason, hold_probe, hold_passed, held_at_ms FROM lanes
     WHERE lane_id = ?1 AND held_until_ms IS NOT NULL";
 pub(super) const MAKE_DUE: &str =
     "UPDATE messages SET next_attempt_at_ms = 0 WHERE message_id = ?1 AND status = 3 AND next_attempt_at_ms > 0";

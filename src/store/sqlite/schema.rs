@@ -11,13 +11,14 @@ pub(super) const APPLICATION_ID: i32 = 0x4f70_4f66;
 /// Bytes of a page in a new store.
 pub(super) const PAGE_BYTES: u32 = 4096;
 
-const MIGRATIONS: [&str; 7] = [
+const MIGRATIONS: [&str; 8] = [
     MESSAGES_LANES_AND_LEASE,
     ALL_CHANGES_INDEXED,
     ATTACHMENTS,
     SALVAGED,
     BODY_CODEC,
     CHECKSUMS_AND_RECOVERIES,
+    HELD_AT,
     SEALING,
 ];
 
@@ -210,6 +211,11 @@ INSERT INTO counters VALUES ('expired', 0);
 ";
 
 /// Version 7.
+///
+/// - `lanes.held_at_ms` is when the wall clock said that the hold was made: a clock that stands before it was set back.
+const HELD_AT: &str = "ALTER TABLE lanes ADD COLUMN held_at_ms INTEGER";
+
+/// Version 8.
 ///
 /// - `sealing` says under which key things are kept, and under which other one some may still be; see [`super::seal`].
 /// - `credentials` and `header_sets` of a sealed store are looked up by a digest, which stands in the place of the value;

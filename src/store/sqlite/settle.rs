@@ -15,7 +15,10 @@ use super::rows::{self, Lanes};
 use super::seal::{Place, Sealer};
 use super::summary::{Changes, Group, Size, counted};
 use crate::message::{Lane, MessageId, MessageStatus, MessageType, Touch};
-use crate::store::{Filter, Hold, LaneId, LastAnswer, Outcome, Part, Purged};
+use crate::store::{Filter, Hold, LaneId, LastAnswer, Outcome, Part, Purged, now_ms};
+
+/// A wall clock that stands so much before the time at which a hold was made was set back since.
+const CLOCK_STEP_MS_MAX: i64 = 60 * 1000;
 
 /// Writes the outcomes of messages that were claimed under this epoch. One that is not there any more was purged.
 pub(super) fn settle(
@@ -245,12 +248,28 @@ pub(super) fn make_due(tx: &Transaction<'_>, messages: &[MessageId]) -> Result<(
 /// Keeps a lane back, or lets it go.
 pub(super) fn hold(tx: &Transaction<'_>, lane: LaneId, hold: Option<&Hold>) -> Result<(), Fault> {
     match hold {
-        Some(hold) => {
-            tx.prepare_cached(queries::HOLD_LANE)?.execute(params![lane.0, hold.until_ms, hold.reason, hold.probe])?
-        }
+        Some(hold) => tx.prepare_cached(queries::HOLD_LANE)?.execute(params![
+            lane.0,
+            hold.until_ms,
+            hold.reason,
+            hold.probe,
+            now_ms()
+        ])?,
         None => tx.prepare_cached(queries::LET_LANE_GO)?.execute([lane.0])?,
     };
     Ok(())
+}
+
+/// Says whether the clock was set back since a hold was made. How much of the hold has passed can't be known then, and it
+/// counts as over: the lane asks the server, which can repeat its limit, instead of waiting for hours that nobody asked for.
+///
+/// A step by less than [`CLOCK_STEP_MS_MAX`] is borne: the hold lasts so much longer at most. A store of an earlier version
+/// does not say when a hold was made; there one that is longer than any can be shows the same.
+fn was_set_back(held_at_ms: Option<i64>, until_ms: i64, now_ms: i64) -> bool {
+    match held_at_ms {
+        Some(held_at_ms) => held_at_ms.saturating_sub(now_ms) > CLOCK_STEP_MS_MAX,
+        None => until_ms.saturating_sub(now_ms) > HOLD_MS_MAX,
+    }
 }
 
 /// Returns the hold of a lane that is in force, or that ended without a success since.
@@ -259,11 +278,11 @@ pub(super) fn hold_of(connection: &Connection, lane: i64, now_ms: i64) -> Result
         .prepare_cached(queries::HOLD)?
         .query_row([lane], |row| {
             let hold = Hold { until_ms: row.get(0)?, reason: row.get(1)?, probe: row.get(2)? };
-            Ok((hold, row.get::<_, bool>(3)?))
+            Ok((hold, row.get::<_, bool>(3)?, row.get::<_, Option<i64>>(4)?))
         })
         .optional()?;
-    let Some((mut hold, passed)) = found else { return Ok(None) };
-    if hold.until_ms.saturating_sub(now_ms) > HOLD_MS_MAX {
+    let Some((mut hold, passed, held_at_ms)) = found else { return Ok(None) };
+    if was_set_back(held_at_ms, hold.until_ms, now_ms) {
         hold.until_ms = now_ms;
     }
     Ok((hold.until_ms > now_ms || !passed).then_some(hold))
@@ -293,4 +312,28 @@ pub(super) fn held(connection: &Connection, sealer: &Sealer, now_ms: i64) -> Res
         }
     }
     Ok(held)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const HOUR: i64 = 60 * 60 * 1000;
+
+    #[test]
+    fn a_hold_ends_when_the_clock_was_set_back_and_lasts_as_long_as_asked_otherwise() {
+        let now = 100 * HOUR;
+        for (held_at_ms, until_ms, expected, what) in [
+            (Some(now), now + 10_000, false, "made just now"),
+            (Some(now - HOUR), now + 10_000, false, "made an hour ago"),
+            (Some(now), now + 48 * HOUR, false, "as long as the user's own setting has it"),
+            (Some(now + 30_000), now + 40_000, false, "the clock was set by half a minute, as time servers do"),
+            (Some(now + 6 * HOUR), now + 6 * HOUR + 10_000, true, "the clock was set back by six hours"),
+            (Some(now - 6 * HOUR), now - 5 * HOUR, false, "over: the clock was set forward, or time has passed"),
+            (None, now + 10_000, false, "an earlier version's"),
+            (None, now + 25 * HOUR, true, "an earlier version's, longer than any"),
+        ] {
+            assert_eq!(was_set_back(held_at_ms, until_ms, now), expected, "{what}");
+        }
+    }
 }

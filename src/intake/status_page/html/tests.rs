@@ -4,7 +4,9 @@ use std::path::Path;
 
 use super::*;
 use crate::delivery::eta::{Situation, eta};
-use crate::intake::status::{AgentStatus, GroupStatus, HeldStatus, RejectedStatus, ServerStatus, StoreStatus};
+use crate::intake::status::{
+    AgentStatus, GroupStatus, HeldStatus, RecoveryStatus, RejectedStatus, ServerStatus, StoreStatus,
+};
 use crate::telemetry::history::{Rates, Sample};
 
 /// 2026-11-22 20:07:08 UTC
@@ -196,6 +198,35 @@ fn hostile() -> Status {
     status
 }
 
+/// What was lost: the page says it as long as somebody may have to know.
+fn losses() -> Status {
+    let mut status = draining();
+    status.store.dropped_messages = 12;
+    status.store.expired_messages = 1;
+    status.store.recoveries = vec![RecoveryStatus {
+        at_ms: NOW_MS - 3_600_000,
+        reason: HOSTILE.into(),
+        recovered_messages: 19_204,
+        lost_messages: 2,
+    }];
+    status
+}
+
+#[test]
+fn what_was_lost_is_told() {
+    let page = document(&losses());
+    for told in [
+        "<dt>Dropped</dt><dd>12 messages, because the store was full</dd>",
+        "<dt>Expired</dt><dd>1 message, because of an age over max_age</dd>",
+        "<dt>Recovered</dt><dd>19,204 messages of a damaged file, 2 lost, at 2026-11-22 19:07:08 UTC (&lt;script&gt;",
+    ] {
+        assert!(page.contains(told), "nobody is told of it: {told}");
+    }
+    assert_eq!(page.matches("<script").count(), 1, "ours");
+    let calm = document(&calm());
+    assert!(!calm.contains("<dt>Expired") && !calm.contains("<dt>Recovered"), "nothing is lost");
+}
+
 fn unusable() -> Status {
     let mut status = calm();
     let reason =
@@ -214,6 +245,7 @@ fn pages() -> Vec<(&'static str, Status)> {
         ("draining", draining()),
         ("thirty-lanes", thirty_lanes()),
         ("hostile", hostile()),
+        ("losses", losses()),
         ("unusable", unusable()),
     ]
 }

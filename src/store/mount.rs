@@ -1,0 +1,128 @@
+//! The file system under a store: may what SQLite has synced be trusted on it?
+//!
+//! # What is promised where
+//!
+//! A store is a SQLite file in WAL mode. That rests on three things: a sync that reaches the disk, locks that every process
+//! sees, and a `-shm` file that all processes map as the same memory.
+//!
+//! - On a **network file system** the last does not hold between machines: two agents on two hosts would each believe that
+//!   the store is theirs, and damage it. Processes of one host are safe with each other, as far as the mount's locks are.
+//!   Nothing shows from here whether another host uses the file, so this is warned of and not refused: a home folder on NFS
+//!   with one agent keeps what it acknowledged, and refusing would lose the very data that this tool is to keep.
+//! - **FUSE** may be anything, from an encrypted home to a bucket; whether a sync means something is its own affair.
+//! - **tmpfs and ramfs** are memory: what is stored survives this process, and no reboot.
+//!
+//! The type is the number that `statfs` tells. It is asked of the store, or of the nearest folder above it.
+
+use std::path::Path;
+
+/// A file system that keeps less than a store promises.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Unsuitable {
+    /// Its name, such as `NFS`.
+    pub name: &'static str,
+    kind: Kind,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kind {
+    Network,
+    Fuse,
+    Memory,
+}
+
+impl Unsuitable {
+    /// Says what it can't keep.
+    pub fn problem(self) -> &'static str {
+        match self.kind {
+            Kind::Network => "a network file system, on which processes of several machines would damage the store",
+            Kind::Fuse => "a file system run by a program, which may not write to a disk when it is asked to",
+            Kind::Memory => "in memory: what is stored there is gone after a reboot",
+        }
+    }
+
+    /// Says what to do.
+    pub fn hint(self) -> &'static str {
+        match self.kind {
+            Kind::Network => {
+                "name a file on a local disk with --db, or see to it that only one machine uses this store"
+            }
+            Kind::Fuse => "name a file on a local disk with --db, unless you know that this one keeps what is synced",
+            Kind::Memory => "name a file on a disk with --db",
+        }
+    }
+}
+
+/// Says what is to be known of a file system by the number of its type (`statfs(2)`, and `linux/magic.h`), if anything.
+///
+/// What is not named here counts as a local disk, overlayfs among them: it keeps what the file system under it keeps.
+fn judge(magic: u32) -> Option<Unsuitable> {
+    let (name, kind) = match magic {
+        0x0000_6969 => ("NFS", Kind::Network),
+        0x0000_517b | 0xff53_4d42 | 0xfe53_4d42 => ("SMB", Kind::Network),
+        0x0102_1997 => ("9p", Kind::Network),
+        0x5346_414f | 0x6b41_4653 => ("AFS", Kind::Network),
+        0x7375_7245 => ("Coda", Kind::Network),
+        0x0000_564c => ("NCP", Kind::Network),
+        0x00c3_6400 => ("Ceph", Kind::Network),
+        0x0bd0_0bd0 => ("Lustre", Kind::Network),
+        0x4750_4653 => ("GPFS", Kind::Network),
+        0x6573_5546 => ("FUSE", Kind::Fuse),
+        0x0102_1994 => ("tmpfs", Kind::Memory),
+        0x8584_58f6 => ("ramfs", Kind::Memory),
+        _ => return None,
+    };
+    Some(Unsuitable { name, kind })
+}
+
+/// Looks at the file system of a store that is there or would be. One that can't be looked at is left to whoever opens it.
+pub fn look_at(path: &Path) -> Option<Unsuitable> {
+    let absolute = std::path::absolute(path).ok()?;
+    let found = absolute.ancestors().find(|path| path.exists())?;
+    #[cfg(target_os = "linux")]
+    {
+        // A word whose size and sign differ between machines; the number in it has 32 bits everywhere.
+        judge(rustix::fs::statfs(found).ok()?.f_type as u32)
+    }
+    #[cfg(not(target_os = "linux"))]
+    {
+        let _ = found;
+        None
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn file_systems_that_keep_less_than_a_disk_are_named() {
+        for (magic, expected) in [
+            (0x6969, Some(("NFS", Kind::Network))),
+            (0xff53_4d42, Some(("SMB", Kind::Network))),
+            (0xfe53_4d42, Some(("SMB", Kind::Network))),
+            (0x0102_1997, Some(("9p", Kind::Network))),
+            (0x6573_5546, Some(("FUSE", Kind::Fuse))),
+            (0x0102_1994, Some(("tmpfs", Kind::Memory))),
+            (0x8584_58f6, Some(("ramfs", Kind::Memory))),
+            // ext4, btrfs, xfs, overlayfs, zfs
+            (0xef53, None),
+            (0x9123_683e, None),
+            (0x5846_5342, None),
+            (0x794c_7630, None),
+            (0x2fc1_2fc1, None),
+        ] {
+            assert_eq!(judge(magic).map(|found| (found.name, found.kind)), expected, "{magic:#x}");
+        }
+    }
+
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn a_store_that_would_be_in_memory_is_seen_before_it_is_there() {
+        // Present on every Linux that has shared memory; where it is not, there is nothing to be seen.
+        let place = Path::new("/dev/shm");
+        let is_memory = rustix::fs::statfs(place).is_ok_and(|found| found.f_type == 0x0102_1994);
+        let found = look_at(&place.join("no such folder/store.db"));
+        assert_eq!(found.is_some_and(|found| found.name == "tmpfs"), is_memory);
+    }
+}
