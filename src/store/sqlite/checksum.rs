@@ -8,7 +8,7 @@
 //!
 //! It finds accidents, not forgers: who can write the file can write the checksum.
 
-use flate2::Crc;
+use libdeflater::Crc;
 
 use crate::message::{Encoding, HeaderSet, Lane, Touch};
 
