@@ -42,6 +42,7 @@ use tracing::{error, info, warn};
 
 use crate::config::ServiceManager;
 use crate::intake::status::Watch;
+use crate::intake::workers::Workers;
 use crate::intake::{Intake, IntakeLimits};
 use crate::monitor::connection::Connection;
 use crate::monitor::{self, MonitorSettings};
@@ -144,7 +145,7 @@ pub struct Agent {
     listener: TcpListener,
     address: SocketAddr,
     upstream: Upstream,
-    forwarder: Forwarder,
+    forwarders: Vec<Forwarder>,
 }
 
 impl Agent {
@@ -161,8 +162,8 @@ impl Agent {
             return Err(AgentError::UpstreamIsSelf { url: settings.upstream.base_url.clone(), address: local });
         }
         let upstream = Upstream::new(&settings.upstream)?;
-        let forwarder = Forwarder::new(&settings.upstream)?;
-        Ok(Self { settings, listener, address: local, upstream, forwarder })
+        let forwarders = Forwarder::several(&settings.upstream, Workers::count())?;
+        Ok(Self { settings, listener, address: local, upstream, forwarders })
     }
 
     /// Returns the address that it listens on.
@@ -179,12 +180,9 @@ impl Agent {
     pub fn run(self, shutdown: &Shutdown, flushing: Option<&Flush<'_>>) -> Result<RunEnd, AgentError> {
         let system = |error: io::Error| AgentError::System { reason: error.to_string() };
         let settings = &self.settings;
-        let runtime = tokio::runtime::Builder::new_multi_thread()
-            .enable_all()
-            .thread_name("intake")
-            .max_blocking_threads(BLOCKING_THREADS_MAX)
-            .build()
-            .map_err(system)?;
+        // Takes connections and gives them to the workers.
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(system)?;
+        let workers = Workers::start(self.forwarders.len()).map_err(system)?;
         self.listener.set_nonblocking(true).map_err(system)?;
         let listener = {
             let _inside = runtime.enter();
@@ -231,7 +229,7 @@ impl Agent {
             slot: slot.clone(),
             committer: committer.clone(),
             connection: connection.clone(),
-            forwarder: self.forwarder,
+            forwarders: self.forwarders,
             metrics: metrics.clone(),
             limits: settings.intake,
             token: settings.intake_token.clone(),
@@ -287,7 +285,7 @@ impl Agent {
             }
         };
 
-        runtime.block_on(intake.serve(listener, shutdown.clone(), settings.shutdown_timeout));
+        runtime.block_on(intake.serve(listener, &workers, shutdown.clone(), settings.shutdown_timeout));
         watching_shutdown.request();
         adoption_shutdown.request();
         if adopting.is_some_and(|adopting| !adopting.has_ended_within(settings.shutdown_timeout)) {
@@ -309,8 +307,9 @@ impl Agent {
         connection.wake();
         // A ping on its way changes nothing any more, so nobody waits for its answer.
         drop(monitoring);
-        // Tasks that were cut off end here, without an acknowledgement.
-        runtime.shutdown_timeout(Duration::from_millis(100));
+        // Requests that were cut off end here, without an acknowledgement.
+        drop(workers);
+        drop(runtime);
         if telling.is_some_and(|telling| telling.join().is_err()) {
             warn!(target: "opik_offline", "telling the service manager failed by a fault of opik-offline's own");
         }
@@ -422,9 +421,6 @@ const INTAKE_SILENCE_MAX: Duration = Duration::from_secs(60);
 const PART_SILENCE_MAX: Duration = Duration::from_secs(300);
 /// What stopping takes beside the waiting that is bounded by the user's setting.
 const STOPPING_MARGIN: Duration = Duration::from_secs(15);
-
-/// Threads for large bodies: preparing one may take a tenth of a second of pure work.
-const BLOCKING_THREADS_MAX: usize = 4;
 
 /// Says whether a connection to the server's address would reach our own listener.
 fn leads_to((host, port): &(String, u16), own: SocketAddr) -> bool {

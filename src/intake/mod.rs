@@ -38,6 +38,7 @@ mod lanes;
 pub mod status;
 mod status_page;
 mod wire;
+pub mod workers;
 
 use std::convert::Infallible;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -72,6 +73,7 @@ use forward::ClientAnswer;
 use framing::Framing;
 use status::Watch;
 use wire::{Answering, Paced, SharedFraming, Wire};
+use workers::{Load, Workers};
 
 /// What intake may use.
 #[derive(Clone, Copy, Debug)]
@@ -126,8 +128,8 @@ pub struct Intake {
     pub committer: Arc<Committer>,
     /// What is known of the server.
     pub connection: Arc<Connection>,
-    /// The way to the server.
-    pub forwarder: Forwarder,
+    /// The ways to the server, one for each worker.
+    pub forwarders: Vec<Forwarder>,
     /// Counts.
     pub metrics: Arc<Metrics>,
     /// What may be used.
@@ -146,6 +148,7 @@ pub struct Intake {
     pub watch: Arc<Watch>,
 }
 
+/// What the requests of one worker use; all but the forwarder is common to all workers.
 struct Shared {
     slot: Arc<StoreSlot>,
     committer: Arc<Committer>,
@@ -157,7 +160,7 @@ struct Shared {
     listen_host: String,
     lanes: lanes::Lanes,
     body_memory: Arc<Semaphore>,
-    uploads: attachments::Recent,
+    uploads: Arc<attachments::Recent>,
     /// This process's value of [`AGENT_HEADER`].
     agent_mark: HeaderValue,
     started: Instant,
@@ -220,25 +223,33 @@ impl Intake {
     /// Serves until shutdown, then lets requests in progress finish for at most `grace`.
     ///
     /// Returns when the last of them has its answer or the time is over. A request cut off then was not acknowledged.
-    pub async fn serve(self, listener: TcpListener, shutdown: Shutdown, grace: Duration) {
-        let shared = Arc::new(Shared {
-            slot: self.slot,
-            committer: self.committer,
-            connection: self.connection,
-            forwarder: self.forwarder,
-            metrics: self.metrics,
-            limits: self.limits,
-            token: self.token,
-            listen_host: self.listen_host,
-            lanes: lanes::Lanes::default(),
-            uploads: attachments::Recent::default(),
-            body_memory: Arc::new(Semaphore::new(self.limits.body_memory_bytes_max)),
-            agent_mark: self.agent_mark,
-            started: Instant::now(),
-            pulses: self.pulses,
-            watch: self.watch,
-            hurry: Shutdown::new(),
+    pub async fn serve(self, listener: TcpListener, workers: &Workers, shutdown: Shutdown, grace: Duration) {
+        let lanes = lanes::Lanes::default();
+        let uploads = Arc::<attachments::Recent>::default();
+        let body_memory = Arc::new(Semaphore::new(self.limits.body_memory_bytes_max));
+        let hurry = Shutdown::new();
+        let started = Instant::now();
+        let per_worker = self.forwarders.into_iter().map(|forwarder| {
+            Arc::new(Shared {
+                slot: self.slot.clone(),
+                committer: self.committer.clone(),
+                connection: self.connection.clone(),
+                forwarder,
+                metrics: self.metrics.clone(),
+                limits: self.limits,
+                token: self.token.clone(),
+                listen_host: self.listen_host.clone(),
+                lanes: lanes.clone(),
+                uploads: uploads.clone(),
+                body_memory: body_memory.clone(),
+                agent_mark: self.agent_mark.clone(),
+                started,
+                pulses: self.pulses.clone(),
+                watch: self.watch.clone(),
+                hurry: hurry.clone(),
+            })
         });
+        let per_worker: Vec<Arc<Shared>> = per_worker.collect();
         let connections = Arc::new(Connections::new(self.limits.connections_max));
         let lingering = Arc::new(Semaphore::new(LINGERING_MAX));
         let graceful = GracefulShutdown::new();
@@ -255,9 +266,9 @@ impl Intake {
             let accepted = tokio::select! {
                 () = shutdown.requested() => break,
                 _ = beats.tick() => {
-                    // From this loop to a worker: it shows that connections are taken and that requests are worked on.
+                    // Through every worker: it shows that connections are taken and that requests are worked on.
                     let beat = self.beat.clone();
-                    tokio::spawn(async move { beat.beat() });
+                    workers.when_all_are_through(move || beat.beat());
                     continue;
                 }
                 accepted = listener.accept() => accepted,
@@ -280,32 +291,51 @@ impl Intake {
             let seat = match connections.admit() {
                 Admission::Taken(seat) => seat,
                 Admission::TakenFromIdle(seat) => {
-                    shared.metrics.intake_connections_closed.add(1);
+                    self.metrics.intake_connections_closed.add(1);
                     warn_of("the one that was idle for longest is closed for each new one (max_connections)");
                     seat
                 }
                 Admission::Full => {
-                    shared.metrics.intake_connections_refused.add(1);
+                    self.metrics.intake_connections_refused.add(1);
                     warn_of("all are busy, and new ones get a 503 (max_connections)");
                     refuse_connection(stream, &lingering);
                     continue;
                 }
             };
-            shared.metrics.intake_connections.set(connections.open() as f64);
+            self.metrics.intake_connections.set(connections.open() as f64);
             prepare(&stream);
-            let framing: SharedFraming = Arc::new(Mutex::new(Framing::new()));
-            let service = {
-                let (shared, marker, framing) = (shared.clone(), seat.marker(), framing.clone());
-                let requests = AtomicU64::new(0);
-                service_fn(move |request| {
-                    let number = requests.fetch_add(1, Ordering::Relaxed) + 1;
-                    let fault = framing.lock().unwrap_or_else(PoisonError::into_inner).fault_of(number);
-                    handle(shared.clone(), marker.clone(), fault, request)
-                })
+            let stream = match stream.into_std() {
+                Ok(stream) => stream,
+                Err(error) => {
+                    warn!(target: "intake", "cannot take a connection: {error}");
+                    continue;
+                }
             };
-            let io = TokioIo::new(Wire::new(stream, framing.clone(), self.limits.client_timeout));
-            let connection = graceful.watch(builder.serve_connection(io, service));
-            tokio::spawn(serve_connection(shared.clone(), connections.clone(), seat, framing, connection));
+            let (builder, watcher, per_worker) = (builder.clone(), graceful.watcher(), per_worker.clone());
+            let connections = connections.clone();
+            workers.give_connection(move |worker, load| {
+                let Some(shared) = per_worker.get(worker).cloned() else { return };
+                let stream = match TcpStream::from_std(stream) {
+                    Ok(stream) => stream,
+                    Err(error) => {
+                        warn!(target: "intake", "cannot take a connection: {error}");
+                        return;
+                    }
+                };
+                let framing: SharedFraming = Arc::new(Mutex::new(Framing::new()));
+                let service = {
+                    let (shared, marker, framing) = (shared.clone(), seat.marker(), framing.clone());
+                    let requests = AtomicU64::new(0);
+                    service_fn(move |request| {
+                        let number = requests.fetch_add(1, Ordering::Relaxed) + 1;
+                        let fault = framing.lock().unwrap_or_else(PoisonError::into_inner).fault_of(number);
+                        handle(shared.clone(), marker.clone(), fault, request)
+                    })
+                };
+                let io = TokioIo::new(Wire::new(stream, framing.clone(), shared.limits.client_timeout));
+                let connection = watcher.watch(builder.serve_connection(io, service));
+                tokio::spawn(serve_connection(shared, connections, seat, load, framing, connection));
+            });
         }
         // Closed before the wait: whoever comes now is refused at once and knows it.
         drop(listener);
@@ -315,7 +345,7 @@ impl Intake {
             return;
         }
         // Writes that still wait for the server are stored and acknowledged in the time that is left.
-        shared.hurry.request();
+        hurry.request();
         if tokio::time::timeout(grace / 2, finished).await.is_err() {
             warn!(target: "intake", "requests in progress did not finish in time and were cut off unacknowledged");
         }
@@ -327,6 +357,7 @@ async fn serve_connection(
     shared: Arc<Shared>,
     connections: Arc<Connections>,
     seat: Seat,
+    load: Load,
     framing: SharedFraming,
     connection: impl Future<Output = hyper::Result<()>>,
 ) {
@@ -345,7 +376,7 @@ async fn serve_connection(
         }
         debug!(target: "intake", "a connection ended: {error}");
     }
-    drop(seat);
+    drop((seat, load));
     shared.metrics.intake_connections.set(connections.open() as f64);
 }
 

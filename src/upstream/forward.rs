@@ -27,7 +27,7 @@ pub type ForwardBody = Either<Full<Bytes>, BoxBody<Bytes, BoxError>>;
 /// Idle connections that are kept to the server.
 const IDLE_CONNECTIONS_MAX: usize = 128;
 
-/// Streaming connections to the server, kept alive between requests. Must be used within a tokio runtime.
+/// Streaming connections to the server, kept alive between requests. Must be used within one tokio runtime.
 pub struct Forwarder {
     client: ForwardClient,
     base_url: String,
@@ -39,18 +39,22 @@ enum ForwardClient {
 }
 
 impl Forwarder {
-    /// Returns connections with these settings; none is opened yet.
+    /// Returns so many forwarders with these settings, each with connections of its own; none is opened yet.
     ///
     /// # Errors
     ///
     /// [`UpstreamError`] for a certificate file or a proxy that can't be used.
-    pub fn new(settings: &UpstreamSettings) -> Result<Self, UpstreamError> {
+    pub fn several(settings: &UpstreamSettings, count: usize) -> Result<Vec<Self>, UpstreamError> {
+        let tls_config = tls::for_rustls(settings)?;
+        (0..count).map(|_| Self::with(settings, &tls_config)).collect()
+    }
+
+    fn with(settings: &UpstreamSettings, tls_config: &rustls::ClientConfig) -> Result<Self, UpstreamError> {
         let mut connector = HttpConnector::new();
         connector.enforce_http(false);
         connector.set_nodelay(true);
         connector.set_connect_timeout(Some(settings.connect_timeout));
         connector.set_keepalive(Some(Duration::from_secs(60)));
-        let tls_config = tls::for_rustls(settings)?;
         let https = || {
             let builder = hyper_rustls::HttpsConnectorBuilder::new().with_tls_config(tls_config.clone());
             builder.https_or_http().enable_http1()
