@@ -84,6 +84,7 @@ Register-ArgumentCompleter -Native -CommandName 'opik-offline' -ScriptBlock {
             [CompletionResult]::new('--format', '--format', [CompletionResultType]::ParameterName, 'Write results in this format')
             [CompletionResult]::new('--full', '--full', [CompletionResultType]::ParameterName, 'Read the store page by page even when it is large, which takes some 20 seconds a gigabyte')
             [CompletionResult]::new('--smoke-test', '--smoke-test', [CompletionResultType]::ParameterName, 'Write a trace with a span and an image to the server and read it back, when all else is well')
+            [CompletionResult]::new('--reseal', '--reseal', [CompletionResultType]::ParameterName, 'Keep all that is stored as the settings ask for, encrypted or not, and leave nothing of before in the files; asks no server')
             [CompletionResult]::new('-q', '-q', [CompletionResultType]::ParameterName, 'Say only what was asked for, and errors')
             [CompletionResult]::new('--quiet', '--quiet', [CompletionResultType]::ParameterName, 'Say only what was asked for, and errors')
             [CompletionResult]::new('-v', '-v', [CompletionResultType]::ParameterName, 'Say more on standard error')

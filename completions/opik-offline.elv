@@ -79,6 +79,7 @@ set edit:completion:arg-completer[opik-offline] = {|@words|
             cand --format 'Write results in this format'
             cand --full 'Read the store page by page even when it is large, which takes some 20 seconds a gigabyte'
             cand --smoke-test 'Write a trace with a span and an image to the server and read it back, when all else is well'
+            cand --reseal 'Keep all that is stored as the settings ask for, encrypted or not, and leave nothing of before in the files; asks no server'
             cand -q 'Say only what was asked for, and errors'
             cand --quiet 'Say only what was asked for, and errors'
             cand -v 'Say more on standard error'

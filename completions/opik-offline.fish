@@ -83,6 +83,7 @@ jsonl\t'One JSON document a line (`inspect` only)'
 yaml\t'One YAML document'"
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand healthcheck" -l full -d 'Read the store page by page even when it is large, which takes some 20 seconds a gigabyte'
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand healthcheck" -l smoke-test -d 'Write a trace with a span and an image to the server and read it back, when all else is well'
+complete -c opik-offline -n "__fish_opik_offline_using_subcommand healthcheck" -l reseal -d 'Keep all that is stored as the settings ask for, encrypted or not, and leave nothing of before in the files; asks no server'
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand healthcheck" -s q -l quiet -d 'Say only what was asked for, and errors'
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand healthcheck" -s v -l verbose -d 'Say more on standard error'
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand healthcheck" -l no-color -d 'Use no colours, as with NO_COLOR in the environment'
