@@ -23,6 +23,8 @@ pub(super) struct LaneWorker<'a> {
     pub claim_bytes_max: u64,
     /// Whether another worker of the lane waits for an answer.
     pub is_extra: bool,
+    /// Whether messages were let go that another process had put back.
+    pub has_made_due: bool,
     pub work: LaneWork,
 }
 
@@ -102,8 +104,9 @@ impl LaneWorker<'_> {
                 replay.store.hold(&self.keeper.lease, self.work.id, None)?;
             }
             let waiting = replay.probes.take_waiting(self.work.id);
-            if !waiting.is_empty() {
-                replay.store.make_due(&self.keeper.lease, &waiting)?;
+            if !waiting.is_empty() || !self.has_made_due {
+                replay.store.make_due(&self.keeper.lease, self.work.id, &waiting)?;
+                self.has_made_due = true;
             }
         }
         if halt.is_none() && !faltered {

@@ -241,6 +241,7 @@ impl Replay<'_> {
                         pace: paces.get(&work.id).copied().unwrap_or(Pace::start(self.settings.pace)),
                         claim_bytes_max: (CLAIMS_BYTES_MAX / busy.len() as u64).clamp(CLAIM_BYTES_MIN, CLAIM_BYTES_MAX),
                         is_extra,
+                        has_made_due: false,
                         work,
                     };
                     let done = done.clone();

@@ -180,8 +180,11 @@ pub trait Store: Send + Sync {
     /// Returns the lanes with failed messages that the filter selects, in the order of their oldest message.
     fn lanes(&self, filter: &Filter, now_ms: i64) -> Result<Vec<LaneWork>, StoreError>;
 
-    /// Makes these messages due at once where they wait for their next attempt: what kept them waiting is over.
-    fn make_due(&self, lease: &Lease, messages: &[MessageId]) -> Result<(), StoreError>;
+    /// Makes messages due at once where they wait for their next attempt: what kept them waiting is over.
+    ///
+    /// These, and of the lane's first ones (some thousand) those that no failure counts against: they had made room for
+    /// others to try in their place, and whoever put them back may be dead by now.
+    fn make_due(&self, lease: &Lease, lane: LaneId, messages: &[MessageId]) -> Result<(), StoreError>;
 
     /// Keeps the lane from being replayed until then, and says why; `None` lets it go again.
     fn hold(&self, lease: &Lease, lane: LaneId, hold: Option<&Hold>) -> Result<(), StoreError>;

@@ -148,6 +148,31 @@ fn an_outage_of_nothing_but_500s_rejects_nothing_not_even_a_lone_message() {
 }
 
 #[test]
+fn what_a_killed_agent_put_back_in_an_outage_does_not_wait_for_its_time_when_the_server_is_back() {
+    let server = FakeOpik::new_stopped();
+    // What is put back waits for minutes.
+    let mut agent = Agent::builder(&server.url()).impatient().arg("--retry-interval").arg("200s").start();
+    let stored = ids(12);
+    store_creates(&agent, &stored);
+    let mut client = Client::new(&agent.url());
+    for id in &stored {
+        assert_eq!(client.expect(&update(id, 1)).status, 204);
+    }
+    let fault = server.script(When::write(), Then::status(500));
+    server.start();
+    let put_back = || {
+        let listed = agent.cli(&["inspect", "--format", "json"]);
+        listed.stdout.contains(r#""next_attempt_at": "2"#)
+    };
+    wait_until("a message makes room for others to try", PATIENCE, put_back);
+    agent.kill9();
+    fault.clear();
+    agent.restart_on_same_port();
+    agent.wait_until_delivered();
+    server.assert_no_update_before_create();
+}
+
+#[test]
 fn good_messages_get_through_behind_many_bad_ones() {
     let server = FakeOpik::new_stopped();
     let agent = Agent::builder(&server.url()).impatient().arg("--retry-interval").arg("100ms").start();

@@ -105,7 +105,7 @@ impl Store for Panicking {
     delegate! {
         fn limit(&self, lane: &Lane, hold: &Hold) -> ();
         fn ahead(&self, lane: &Lane, touches: &[Touch]) -> Ahead;
-        fn make_due(&self, lease: &Lease, messages: &[MessageId]) -> ();
+        fn make_due(&self, lease: &Lease, lane: LaneId, messages: &[MessageId]) -> ();
         fn begin_attachment(&self, bytes_expected: Option<u64>) -> AttachmentId;
         fn add_piece(&self, attachment: AttachmentId, number: u32, piece: &[u8]) -> ();
         fn register_attachment(&self, attachment: AttachmentId, file: &Attachment, message: &Message) -> MessageId;

@@ -57,7 +57,10 @@ enum Step {
         lane: usize,
         hold: Option<Hold>,
     },
-    MakeDue(Vec<usize>),
+    MakeDue {
+        lane: usize,
+        places: Vec<usize>,
+    },
     ChangeReplayer,
     ReturnInFlight,
     Purge {
@@ -180,7 +183,7 @@ fn any_step() -> impl Strategy<Value = Step> {
             .prop_map(|(lane, filter, limits, now_ms)| Step::Claim { lane, filter, limits, now_ms }),
         8 => vec((0..8_usize, any_outcome()), 1..6).prop_map(Step::Settle),
         1 => (0..3_usize, prop::option::of(hold)).prop_map(|(lane, hold)| Step::Hold { lane, hold }),
-        1 => vec(0..8_usize, 1..4).prop_map(Step::MakeDue),
+        1 => (0..3_usize, vec(0..8_usize, 1..4)).prop_map(|(lane, places)| Step::MakeDue { lane, places }),
         1 => Just(Step::ChangeReplayer),
         2 => Just(Step::ReturnInFlight),
         1 => (any_filter(), 0..4_usize).prop_map(|(filter, limit)| Step::Purge { filter, limit }),
@@ -242,9 +245,10 @@ impl Side {
                 }
                 String::new()
             }
-            Step::MakeDue(places) => {
+            Step::MakeDue { lane, places } => {
+                let Some(lane) = self.lane_id(*lane) else { return "nothing waits".into() };
                 let ids: Vec<_> = places.iter().map(|place| MessageId(*place as i64)).collect();
-                store.make_due(lease, &ids).expect("we have the lease");
+                store.make_due(lease, lane, &ids).expect("we have the lease");
                 String::new()
             }
             Step::Hold { lane, hold } => {

@@ -419,11 +419,13 @@ impl Store for ModelStore {
         Ok(work.into_iter().map(|(_, lane_work)| lane_work).collect())
     }
 
-    fn make_due(&self, lease: &Lease, messages: &[MessageId]) -> Result<(), StoreError> {
+    fn make_due(&self, lease: &Lease, lane: LaneId, messages: &[MessageId]) -> Result<(), StoreError> {
         let mut state = self.state();
         state.verify(lease)?;
-        for record in state.messages.iter_mut().filter(|r| r.is_waiting() && messages.contains(&MessageId(r.id))) {
-            record.next_attempt_at_ms = 0;
+        for record in state.messages.iter_mut().filter(|record| record.is_waiting()) {
+            if messages.contains(&MessageId(record.id)) || record.lane == lane && record.attempts == 0 {
+                record.next_attempt_at_ms = 0;
+            }
         }
         Ok(())
     }

@@ -365,8 +365,8 @@ impl Store for SqliteStore {
         self.read(&self.reader, |connection, sealer| claim::lanes(connection, sealer, filter, now_ms))
     }
 
-    fn make_due(&self, lease: &Lease, messages: &[MessageId]) -> Result<(), StoreError> {
-        self.write_as(lease, |tx, _| settle::make_due(tx, messages))
+    fn make_due(&self, lease: &Lease, lane: LaneId, messages: &[MessageId]) -> Result<(), StoreError> {
+        self.write_as(lease, |tx, _| settle::make_due(tx, lane, messages))
     }
 
     fn hold(&self, lease: &Lease, lane: LaneId, hold: Option<&Hold>) -> Result<(), StoreError> {

@@ -348,6 +348,10 @@ pub(super) const NOTE_SUCCESS: &str =
 pub(super) const HOLD: &str = "
     SELECT held_until_ms, hold_reason, hold_probe, hold_passed, held_at_ms FROM lanes
     WHERE lane_id = ?1 AND held_until_ms IS NOT NULL";
+pub(super) const MAKE_SPARED_DUE: &str = "
+    UPDATE messages SET next_attempt_at_ms = 0
+    WHERE attempts = 0 AND next_attempt_at_ms > 0 AND message_id IN (
+        SELECT message_id FROM messages WHERE lane_id = ?1 AND status = 3 ORDER BY position LIMIT ?2)";
 pub(super) const MAKE_DUE: &str =
     "UPDATE messages SET next_attempt_at_ms = 0 WHERE message_id = ?1 AND status = 3 AND next_attempt_at_ms > 0";
 /// Lanes with a hold: in force, or over and with messages that it held.

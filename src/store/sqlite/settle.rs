@@ -17,6 +17,8 @@ use super::summary::{Changes, Group, Size, counted};
 use crate::message::{Lane, MessageId, MessageStatus, MessageType, Touch};
 use crate::store::{Filter, Hold, LaneId, LastAnswer, Outcome, Part, Purged, now_ms};
 
+/// Messages of a lane among which those are looked for that were put back without a fault of their own. They were the first.
+const SPARED_LOOK: i64 = 2000;
 /// A wall clock that stands so much before the time at which a hold was made was set back since.
 const CLOCK_STEP_MS_MAX: i64 = 60 * 1000;
 
@@ -236,8 +238,9 @@ pub(super) fn purge(tx: &Transaction<'_>, filter: &Filter, limit: usize, in_flig
     Ok(purged)
 }
 
-/// Lets messages go that wait for their next attempt.
-pub(super) fn make_due(tx: &Transaction<'_>, messages: &[MessageId]) -> Result<(), Fault> {
+/// Lets messages go that wait for their next attempt: these, and those of the lane that no failure counts against.
+pub(super) fn make_due(tx: &Transaction<'_>, lane: LaneId, messages: &[MessageId]) -> Result<(), Fault> {
+    tx.prepare_cached(queries::MAKE_SPARED_DUE)?.execute(params![lane.0, SPARED_LOOK])?;
     let mut make_due = tx.prepare_cached(queries::MAKE_DUE)?;
     for id in messages {
         make_due.execute([id.0])?;
