@@ -25,7 +25,7 @@ function __fish_opik_offline_using_subcommand
 end
 
 complete -c opik-offline -n "__fish_opik_offline_needs_command" -l db -d 'Use this message store' -r -F
-complete -c opik-offline -n "__fish_opik_offline_needs_command" -l upstream -d 'Use the Opik server at this URL, such as http://127.0.0.1:5173/api' -r -f
+complete -c opik-offline -n "__fish_opik_offline_needs_command" -l upstream -d 'Use this Opik server, such as http://127.0.0.1:5173/api' -r -f
 complete -c opik-offline -n "__fish_opik_offline_needs_command" -l format -d 'Write results in this format' -r -f -a "table\t'Tables and sentences for people'
 json\t'One JSON document'
 jsonl\t'One JSON document a line (`inspect` only)'
@@ -62,7 +62,7 @@ complete -c opik-offline -n "__fish_opik_offline_using_subcommand agent" -l shut
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand agent" -l flush-timeout -d 'With a command: deliver what is stored for this long after the command has ended [default: 30s]' -r
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand agent" -l log-format -d 'Write log lines as text or json [default: text]' -r
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand agent" -l db -d 'Use this message store' -r -F
-complete -c opik-offline -n "__fish_opik_offline_using_subcommand agent" -l upstream -d 'Use the Opik server at this URL, such as http://127.0.0.1:5173/api' -r -f
+complete -c opik-offline -n "__fish_opik_offline_using_subcommand agent" -l upstream -d 'Use this Opik server, such as http://127.0.0.1:5173/api' -r -f
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand agent" -l format -d 'Write results in this format' -r -f -a "table\t'Tables and sentences for people'
 json\t'One JSON document'
 jsonl\t'One JSON document a line (`inspect` only)'
@@ -76,7 +76,7 @@ complete -c opik-offline -n "__fish_opik_offline_using_subcommand agent" -s h -l
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand healthcheck" -l wait -d 'Keep checking for this long until all is well' -r
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand healthcheck" -l project-name -d 'The project that the smoke test writes to' -r
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand healthcheck" -l db -d 'Use this message store' -r -F
-complete -c opik-offline -n "__fish_opik_offline_using_subcommand healthcheck" -l upstream -d 'Use the Opik server at this URL, such as http://127.0.0.1:5173/api' -r -f
+complete -c opik-offline -n "__fish_opik_offline_using_subcommand healthcheck" -l upstream -d 'Use this Opik server, such as http://127.0.0.1:5173/api' -r -f
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand healthcheck" -l format -d 'Write results in this format' -r -f -a "table\t'Tables and sentences for people'
 json\t'One JSON document'
 jsonl\t'One JSON document a line (`inspect` only)'
@@ -91,7 +91,7 @@ complete -c opik-offline -n "__fish_opik_offline_using_subcommand healthcheck" -
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand status" -l fail-if-backlog -d 'Exit with 4 when more than this many messages wait' -r
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand status" -l fail-if-older-than -d 'Exit with 4 when a message has been waiting longer than this' -r
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand status" -l db -d 'Use this message store' -r -F
-complete -c opik-offline -n "__fish_opik_offline_using_subcommand status" -l upstream -d 'Use the Opik server at this URL, such as http://127.0.0.1:5173/api' -r -f
+complete -c opik-offline -n "__fish_opik_offline_using_subcommand status" -l upstream -d 'Use this Opik server, such as http://127.0.0.1:5173/api' -r -f
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand status" -l format -d 'Write results in this format' -r -f -a "table\t'Tables and sentences for people'
 json\t'One JSON document'
 jsonl\t'One JSON document a line (`inspect` only)'
@@ -101,16 +101,16 @@ complete -c opik-offline -n "__fish_opik_offline_using_subcommand status" -s q -
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand status" -s v -l verbose -d 'Say more on standard error'
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand status" -l no-color -d 'Use no colours, as with NO_COLOR in the environment'
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand status" -s h -l help -d 'Print help (see more with \'--help\')'
-complete -c opik-offline -n "__fish_opik_offline_using_subcommand replay" -l batch-size -d 'Replay this many messages, then pause; unset, replay starts at 50 and speeds up while the server keeps up' -r
+complete -c opik-offline -n "__fish_opik_offline_using_subcommand replay" -l batch-size -d 'Replay this many messages, then pause' -r
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand replay" -l delay -d 'Pause this long after a full batch; unset, replay starts at 500ms and speeds up while the server keeps up' -r
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand replay" -l limit -d 'Stop after this many messages' -r
-complete -c opik-offline -n "__fish_opik_offline_using_subcommand replay" -l timeout -d 'Stop after this long, and keep trying until then when lanes or messages have to wait' -r
+complete -c opik-offline -n "__fish_opik_offline_using_subcommand replay" -l timeout -d 'Stop after this long, and keep trying until then' -r
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand replay" -l verify-timeout -d 'Ask again for what the server does not show yet, until this long after the delivery' -r
-complete -c opik-offline -n "__fish_opik_offline_using_subcommand replay" -l from -d 'Take in what a Python process left, then deliver: a file, a folder, or a pattern (may be given more than once)' -r -F
-complete -c opik-offline -n "__fish_opik_offline_using_subcommand replay" -l status -d 'Select messages with this status (may be given more than once)' -r -f -a "failed\t''
+complete -c opik-offline -n "__fish_opik_offline_using_subcommand replay" -l from -d 'Take in what a Python process left, then deliver' -r -F
+complete -c opik-offline -n "__fish_opik_offline_using_subcommand replay" -l status -d 'Only messages with this status (may be given more than once)' -r -f -a "failed\t''
 registered\t''
 rejected\t''"
-complete -c opik-offline -n "__fish_opik_offline_using_subcommand replay" -l type -d 'Select messages of this type, such as CreateSpansBatch or OtlpTraces' -r -f -a "CreateTrace\t''
+complete -c opik-offline -n "__fish_opik_offline_using_subcommand replay" -l type -d 'Only messages of this type, such as OtlpTraces' -r -f -a "CreateTrace\t''
 UpdateTrace\t''
 CreateTraceBatch\t''
 CreateSpan\t''
@@ -165,32 +165,32 @@ RemoveQueueItems\t''
 DeleteAttachments\t''
 AppendJobLogs\t''
 UnknownSdkRow\t''"
-complete -c opik-offline -n "__fish_opik_offline_using_subcommand replay" -l workspace -d 'Select messages of this workspace' -r -f -a '(opik-offline __values workspaces 2>/dev/null)'
-complete -c opik-offline -n "__fish_opik_offline_using_subcommand replay" -l project -d 'Select messages that name this project' -r -f -a '(opik-offline __values projects 2>/dev/null)'
-complete -c opik-offline -n "__fish_opik_offline_using_subcommand replay" -l id -d 'Select the message with this id, as `inspect` lists it' -r -f -a '(opik-offline __values ids 2>/dev/null)'
-complete -c opik-offline -n "__fish_opik_offline_using_subcommand replay" -l trace -d 'Select messages about this trace or about spans in it' -r
-complete -c opik-offline -n "__fish_opik_offline_using_subcommand replay" -l older-than -d 'Select messages accepted longer ago than this, such as 90s, 2h or 7d' -r
-complete -c opik-offline -n "__fish_opik_offline_using_subcommand replay" -l newer-than -d 'Select messages accepted within this time, such as 15m' -r
+complete -c opik-offline -n "__fish_opik_offline_using_subcommand replay" -l workspace -d 'Only messages of this workspace' -r -f -a '(opik-offline __values workspaces 2>/dev/null)'
+complete -c opik-offline -n "__fish_opik_offline_using_subcommand replay" -l project -d 'Only messages that name this project' -r -f -a '(opik-offline __values projects 2>/dev/null)'
+complete -c opik-offline -n "__fish_opik_offline_using_subcommand replay" -l id -d 'Only the message with this id' -r -f -a '(opik-offline __values ids 2>/dev/null)'
+complete -c opik-offline -n "__fish_opik_offline_using_subcommand replay" -l trace -d 'Only messages about this trace or its spans' -r
+complete -c opik-offline -n "__fish_opik_offline_using_subcommand replay" -l older-than -d 'Only messages older than this, such as 2h or 7d' -r
+complete -c opik-offline -n "__fish_opik_offline_using_subcommand replay" -l newer-than -d 'Only messages accepted within this time, such as 15m' -r
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand replay" -l db -d 'Use this message store' -r -F
-complete -c opik-offline -n "__fish_opik_offline_using_subcommand replay" -l upstream -d 'Use the Opik server at this URL, such as http://127.0.0.1:5173/api' -r -f
+complete -c opik-offline -n "__fish_opik_offline_using_subcommand replay" -l upstream -d 'Use this Opik server, such as http://127.0.0.1:5173/api' -r -f
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand replay" -l format -d 'Write results in this format' -r -f -a "table\t'Tables and sentences for people'
 json\t'One JSON document'
 jsonl\t'One JSON document a line (`inspect` only)'
 yaml\t'One YAML document'"
-complete -c opik-offline -n "__fish_opik_offline_using_subcommand replay" -l verify -d 'Read back what was delivered, and report what the server does not show'
+complete -c opik-offline -n "__fish_opik_offline_using_subcommand replay" -l verify -d 'Read back what was delivered, and report what is missing'
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand replay" -l remove-source -d 'Delete each file of --from, and the SDK\'s temporary copies of attachments, once every message in it is stored'
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand replay" -l dry-run -d 'Show what would be replayed, and send nothing'
-complete -c opik-offline -n "__fish_opik_offline_using_subcommand replay" -l rejected -d 'Select rejected messages; short for --status rejected'
+complete -c opik-offline -n "__fish_opik_offline_using_subcommand replay" -l rejected -d 'Only rejected messages; short for --status rejected'
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand replay" -s q -l quiet -d 'Say only what was asked for, and errors'
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand replay" -s v -l verbose -d 'Say more on standard error'
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand replay" -l no-color -d 'Use no colours, as with NO_COLOR in the environment'
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand replay" -s h -l help -d 'Print help (see more with \'--help\')'
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand inspect" -l from -d 'List what a Python process left in this file, without changing it' -r -F
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand inspect" -l limit -d 'List this many messages at most; 0 lists all [default: 50]' -r
-complete -c opik-offline -n "__fish_opik_offline_using_subcommand inspect" -l status -d 'Select messages with this status (may be given more than once)' -r -f -a "failed\t''
+complete -c opik-offline -n "__fish_opik_offline_using_subcommand inspect" -l status -d 'Only messages with this status (may be given more than once)' -r -f -a "failed\t''
 registered\t''
 rejected\t''"
-complete -c opik-offline -n "__fish_opik_offline_using_subcommand inspect" -l type -d 'Select messages of this type, such as CreateSpansBatch or OtlpTraces' -r -f -a "CreateTrace\t''
+complete -c opik-offline -n "__fish_opik_offline_using_subcommand inspect" -l type -d 'Only messages of this type, such as OtlpTraces' -r -f -a "CreateTrace\t''
 UpdateTrace\t''
 CreateTraceBatch\t''
 CreateSpan\t''
@@ -245,14 +245,14 @@ RemoveQueueItems\t''
 DeleteAttachments\t''
 AppendJobLogs\t''
 UnknownSdkRow\t''"
-complete -c opik-offline -n "__fish_opik_offline_using_subcommand inspect" -l workspace -d 'Select messages of this workspace' -r -f -a '(opik-offline __values workspaces 2>/dev/null)'
-complete -c opik-offline -n "__fish_opik_offline_using_subcommand inspect" -l project -d 'Select messages that name this project' -r -f -a '(opik-offline __values projects 2>/dev/null)'
-complete -c opik-offline -n "__fish_opik_offline_using_subcommand inspect" -l id -d 'Select the message with this id, as `inspect` lists it' -r -f -a '(opik-offline __values ids 2>/dev/null)'
-complete -c opik-offline -n "__fish_opik_offline_using_subcommand inspect" -l trace -d 'Select messages about this trace or about spans in it' -r
-complete -c opik-offline -n "__fish_opik_offline_using_subcommand inspect" -l older-than -d 'Select messages accepted longer ago than this, such as 90s, 2h or 7d' -r
-complete -c opik-offline -n "__fish_opik_offline_using_subcommand inspect" -l newer-than -d 'Select messages accepted within this time, such as 15m' -r
+complete -c opik-offline -n "__fish_opik_offline_using_subcommand inspect" -l workspace -d 'Only messages of this workspace' -r -f -a '(opik-offline __values workspaces 2>/dev/null)'
+complete -c opik-offline -n "__fish_opik_offline_using_subcommand inspect" -l project -d 'Only messages that name this project' -r -f -a '(opik-offline __values projects 2>/dev/null)'
+complete -c opik-offline -n "__fish_opik_offline_using_subcommand inspect" -l id -d 'Only the message with this id' -r -f -a '(opik-offline __values ids 2>/dev/null)'
+complete -c opik-offline -n "__fish_opik_offline_using_subcommand inspect" -l trace -d 'Only messages about this trace or its spans' -r
+complete -c opik-offline -n "__fish_opik_offline_using_subcommand inspect" -l older-than -d 'Only messages older than this, such as 2h or 7d' -r
+complete -c opik-offline -n "__fish_opik_offline_using_subcommand inspect" -l newer-than -d 'Only messages accepted within this time, such as 15m' -r
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand inspect" -l db -d 'Use this message store' -r -F
-complete -c opik-offline -n "__fish_opik_offline_using_subcommand inspect" -l upstream -d 'Use the Opik server at this URL, such as http://127.0.0.1:5173/api' -r -f
+complete -c opik-offline -n "__fish_opik_offline_using_subcommand inspect" -l upstream -d 'Use this Opik server, such as http://127.0.0.1:5173/api' -r -f
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand inspect" -l format -d 'Write results in this format' -r -f -a "table\t'Tables and sentences for people'
 json\t'One JSON document'
 jsonl\t'One JSON document a line (`inspect` only)'
@@ -260,15 +260,15 @@ yaml\t'One YAML document'"
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand inspect" -l newest -d 'List the newest first'
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand inspect" -l follow -d 'Show messages as they are stored, from now on'
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand inspect" -l no-pager -d 'Show a long result on a terminal without a pager'
-complete -c opik-offline -n "__fish_opik_offline_using_subcommand inspect" -l rejected -d 'Select rejected messages; short for --status rejected'
+complete -c opik-offline -n "__fish_opik_offline_using_subcommand inspect" -l rejected -d 'Only rejected messages; short for --status rejected'
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand inspect" -s q -l quiet -d 'Say only what was asked for, and errors'
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand inspect" -s v -l verbose -d 'Say more on standard error'
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand inspect" -l no-color -d 'Use no colours, as with NO_COLOR in the environment'
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand inspect" -s h -l help -d 'Print help (see more with \'--help\')'
-complete -c opik-offline -n "__fish_opik_offline_using_subcommand purge" -l status -d 'Select messages with this status (may be given more than once)' -r -f -a "failed\t''
+complete -c opik-offline -n "__fish_opik_offline_using_subcommand purge" -l status -d 'Only messages with this status (may be given more than once)' -r -f -a "failed\t''
 registered\t''
 rejected\t''"
-complete -c opik-offline -n "__fish_opik_offline_using_subcommand purge" -l type -d 'Select messages of this type, such as CreateSpansBatch or OtlpTraces' -r -f -a "CreateTrace\t''
+complete -c opik-offline -n "__fish_opik_offline_using_subcommand purge" -l type -d 'Only messages of this type, such as OtlpTraces' -r -f -a "CreateTrace\t''
 UpdateTrace\t''
 CreateTraceBatch\t''
 CreateSpan\t''
@@ -323,21 +323,21 @@ RemoveQueueItems\t''
 DeleteAttachments\t''
 AppendJobLogs\t''
 UnknownSdkRow\t''"
-complete -c opik-offline -n "__fish_opik_offline_using_subcommand purge" -l workspace -d 'Select messages of this workspace' -r -f -a '(opik-offline __values workspaces 2>/dev/null)'
-complete -c opik-offline -n "__fish_opik_offline_using_subcommand purge" -l project -d 'Select messages that name this project' -r -f -a '(opik-offline __values projects 2>/dev/null)'
-complete -c opik-offline -n "__fish_opik_offline_using_subcommand purge" -l id -d 'Select the message with this id, as `inspect` lists it' -r -f -a '(opik-offline __values ids 2>/dev/null)'
-complete -c opik-offline -n "__fish_opik_offline_using_subcommand purge" -l trace -d 'Select messages about this trace or about spans in it' -r
-complete -c opik-offline -n "__fish_opik_offline_using_subcommand purge" -l older-than -d 'Select messages accepted longer ago than this, such as 90s, 2h or 7d' -r
-complete -c opik-offline -n "__fish_opik_offline_using_subcommand purge" -l newer-than -d 'Select messages accepted within this time, such as 15m' -r
+complete -c opik-offline -n "__fish_opik_offline_using_subcommand purge" -l workspace -d 'Only messages of this workspace' -r -f -a '(opik-offline __values workspaces 2>/dev/null)'
+complete -c opik-offline -n "__fish_opik_offline_using_subcommand purge" -l project -d 'Only messages that name this project' -r -f -a '(opik-offline __values projects 2>/dev/null)'
+complete -c opik-offline -n "__fish_opik_offline_using_subcommand purge" -l id -d 'Only the message with this id' -r -f -a '(opik-offline __values ids 2>/dev/null)'
+complete -c opik-offline -n "__fish_opik_offline_using_subcommand purge" -l trace -d 'Only messages about this trace or its spans' -r
+complete -c opik-offline -n "__fish_opik_offline_using_subcommand purge" -l older-than -d 'Only messages older than this, such as 2h or 7d' -r
+complete -c opik-offline -n "__fish_opik_offline_using_subcommand purge" -l newer-than -d 'Only messages accepted within this time, such as 15m' -r
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand purge" -l db -d 'Use this message store' -r -F
-complete -c opik-offline -n "__fish_opik_offline_using_subcommand purge" -l upstream -d 'Use the Opik server at this URL, such as http://127.0.0.1:5173/api' -r -f
+complete -c opik-offline -n "__fish_opik_offline_using_subcommand purge" -l upstream -d 'Use this Opik server, such as http://127.0.0.1:5173/api' -r -f
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand purge" -l format -d 'Write results in this format' -r -f -a "table\t'Tables and sentences for people'
 json\t'One JSON document'
 jsonl\t'One JSON document a line (`inspect` only)'
 yaml\t'One YAML document'"
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand purge" -l dry-run -d 'Show what would be deleted, and delete nothing'
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand purge" -s y -l yes -d 'Delete without asking'
-complete -c opik-offline -n "__fish_opik_offline_using_subcommand purge" -l rejected -d 'Select rejected messages; short for --status rejected'
+complete -c opik-offline -n "__fish_opik_offline_using_subcommand purge" -l rejected -d 'Only rejected messages; short for --status rejected'
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand purge" -s q -l quiet -d 'Say only what was asked for, and errors'
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand purge" -s v -l verbose -d 'Say more on standard error'
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand purge" -l no-color -d 'Use no colours, as with NO_COLOR in the environment'

@@ -97,7 +97,7 @@ struct Common {
     #[arg(long, value_name = "PATH", global = true, value_hint = clap::ValueHint::FilePath)]
     db: Option<OsString>,
 
-    /// Use the Opik server at this URL, such as http://127.0.0.1:5173/api
+    /// Use this Opik server, such as http://127.0.0.1:5173/api
     ///
     /// The default is the server that the application uses: OPIK_URL_OVERRIDE, ~/.opik.config, or Opik Cloud.
     #[arg(long, value_name = "URL", global = true, value_hint = clap::ValueHint::Url)]

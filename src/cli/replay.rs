@@ -62,8 +62,10 @@ Exit codes:
 #[derive(Args, Debug)]
 #[command(after_long_help = AFTER_HELP)]
 pub struct ReplayArgs {
-    /// Replay this many messages, then pause; unset, replay starts at 50 and speeds up while the server keeps up
-    #[arg(long, value_name = "N", hide_short_help = true)]
+    /// Replay this many messages, then pause
+    ///
+    /// Unset, replay starts at 50 and speeds up while the server keeps up.
+    #[arg(long, value_name = "N")]
     batch_size: Option<OsString>,
 
     /// Pause this long after a full batch; unset, replay starts at 500ms and speeds up while the server keeps up
@@ -74,11 +76,13 @@ pub struct ReplayArgs {
     #[arg(long, value_name = "N", value_parser = number_from_one)]
     limit: Option<u64>,
 
-    /// Stop after this long, and keep trying until then when lanes or messages have to wait
+    /// Stop after this long, and keep trying until then
+    ///
+    /// Without it, replay ends when what is left has to wait: for a lane that is held, or for its next try.
     #[arg(long, value_name = "DURATION", value_parser = duration)]
     timeout: Option<Duration>,
 
-    /// Read back what was delivered, and report what the server does not show
+    /// Read back what was delivered, and report what is missing
     ///
     /// Traces, spans, experiments and their items, datasets and their items, optimizations, and feedback scores by name
     /// are asked for by their ids, in pages where the server has them. What can't be read back is counted: OTLP spans,
@@ -91,7 +95,9 @@ pub struct ReplayArgs {
     #[arg(long, value_name = "DURATION", value_parser = duration, default_value = "30s", requires = "verify", hide_short_help = true)]
     verify_timeout: Duration,
 
-    /// Take in what a Python process left, then deliver: a file, a folder, or a pattern (may be given more than once)
+    /// Take in what a Python process left, then deliver
+    ///
+    /// A file, a folder, or a pattern; may be given more than once.
     ///
     /// It is read from a private copy. What was taken in before is recognised, also in a copied file, so that running this
     /// again sends nothing twice. Messages get the configured workspace and API key, because the file names none.

@@ -15,48 +15,48 @@ use crate::store::{Filter, Store, StoreError};
 #[derive(Args, Clone, Debug, Default)]
 #[command(next_help_heading = "Which messages")]
 pub struct Selection {
-    /// Select messages with this status (may be given more than once)
+    /// Only messages with this status (may be given more than once)
     #[arg(long, value_name = "STATUS", ignore_case = true, value_parser = status(), hide_short_help = true)]
     pub status: Vec<MessageStatus>,
 
-    /// Select rejected messages; short for --status rejected
+    /// Only rejected messages; short for --status rejected
     #[arg(long)]
     pub rejected: bool,
 
-    /// Select messages of this type, such as CreateSpansBatch or OtlpTraces
+    /// Only messages of this type, such as OtlpTraces
     #[arg(long = "type", value_name = "TYPE", ignore_case = true, value_parser = message_type())]
     #[arg(hide_possible_values = true, long_help = type_help())]
     pub types: Vec<MessageType>,
 
-    /// Select messages of this workspace
+    /// Only messages of this workspace
     ///
     /// May be given more than once.
     #[arg(long, value_name = "NAME")]
     pub workspace: Vec<String>,
 
-    /// Select messages that name this project
+    /// Only messages that name this project
     ///
     /// May be given more than once.
     #[arg(long, value_name = "NAME")]
     pub project: Vec<String>,
 
-    /// Select the message with this id, as `inspect` lists it
+    /// Only the message with this id
     ///
     /// May be given more than once.
     #[arg(long = "id", value_name = "ID", value_parser = id)]
     pub ids: Vec<i64>,
 
-    /// Select messages about this trace or about spans in it
+    /// Only messages about this trace or its spans
     ///
     /// May be given more than once.
     #[arg(long, value_name = "UUID")]
     pub trace: Vec<String>,
 
-    /// Select messages accepted longer ago than this, such as 90s, 2h or 7d
+    /// Only messages older than this, such as 2h or 7d
     #[arg(long, value_name = "DURATION", value_parser = duration)]
     pub older_than: Option<Duration>,
 
-    /// Select messages accepted within this time, such as 15m
+    /// Only messages accepted within this time, such as 15m
     #[arg(long, value_name = "DURATION", value_parser = duration, hide_short_help = true)]
     pub newer_than: Option<Duration>,
 }
