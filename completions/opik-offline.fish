@@ -349,3 +349,4 @@ complete -c opik-offline -n "__fish_opik_offline_using_subcommand help; and not 
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand help; and not __fish_seen_subcommand_from agent healthcheck status replay inspect purge help" -f -a "inspect" -d 'List stored messages, or show one whole'
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand help; and not __fish_seen_subcommand_from agent healthcheck status replay inspect purge help" -f -a "purge" -d 'Delete stored messages for good'
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand help; and not __fish_seen_subcommand_from agent healthcheck status replay inspect purge help" -f -a "help" -d 'Print this message or the help of the given subcommand(s)'
+complete -c opik-offline -n "__fish_opik_offline_using_subcommand inspect" -f -a '(opik-offline __values ids 2>/dev/null)'

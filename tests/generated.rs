@@ -79,11 +79,13 @@ _opik_offline_values() {
                 }
             };
             let script: String = script.lines().map(line).collect();
+            let script = script
+                .replace("Show this message whole:_default'", "Show this message whole:{_opik_offline_values ids}'");
             let ask = r#"_opik_offline_values() {
     local -a db values
     local at=${words[(i)--db]}
     (( at < CURRENT )) && db=(--db "${words[at+1]}")
-    values=(${(f)"$(_call_program values ${words[1]} __values $1 ${(q)db} 2>/dev/null)"})
+    values=(${(f)"$(_call_program values opik-offline __values $1 ${(q)db} 2>/dev/null)"})
     compadd -- ${values%%$'\t'*}
 }
 
@@ -100,7 +102,10 @@ _opik_offline_values() {
                     _ => format!("{line}\n"),
                 }
             };
-            script.lines().map(line).collect()
+            let script: String = script.lines().map(line).collect();
+            script
+                + "complete -c opik-offline -n \"__fish_opik_offline_using_subcommand inspect\" -f -a \
+                   '(opik-offline __values ids 2>/dev/null)'\n"
         }
         _ => return script,
     };
