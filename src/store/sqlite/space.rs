@@ -196,3 +196,31 @@ pub(super) fn truncate_log(connection: &Connection) -> rusqlite::Result<()> {
         result => result,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MIB: u64 = 1024 * 1024;
+
+    fn fits(space: &Space, needed: u64) -> bool {
+        let limits = Limits { size_max: 1 << 40, disk_reserve: 0, when_full: WhenFull::Refuse };
+        in_the_way(space, &limits, needed).is_none()
+    }
+
+    #[test]
+    fn a_disk_keeps_what_the_store_needs_to_deliver_whatever_is_reserved() {
+        let space = Space { file_bytes: 4 * MIB, free_bytes: 0, disk_free_bytes: 2 * MIB, owed_bytes: MIB };
+        assert!(fits(&space, 1000));
+        assert!(!fits(&space, MIB / 2), "its log and its growth would take what the log's writing back needs");
+        assert!(!fits(&Space { owed_bytes: 2 * MIB, ..space }, 1), "the log could not be written back");
+        assert!(!fits(&Space { disk_free_bytes: 0, owed_bytes: 0, ..space }, 1));
+    }
+
+    #[test]
+    fn free_pages_are_used_again_on_a_disk_where_the_file_may_not_grow() {
+        let space = Space { file_bytes: 3 * MIB, free_bytes: 0, disk_free_bytes: MIB / 2, owed_bytes: 0 };
+        assert!(!fits(&space, 10_000));
+        assert!(fits(&Space { free_bytes: 2 * MIB, ..space }, 10_000), "what was delivered has made no room");
+    }
+}
