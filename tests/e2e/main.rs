@@ -17,8 +17,12 @@ mod delivery;
 mod encryption;
 mod fake_opik;
 mod forwarding;
+#[cfg(target_os = "linux")]
+mod full_disk;
 mod isolation;
 mod limits;
+#[cfg(target_os = "linux")]
+mod load;
 mod logs;
 mod memory;
 mod messages;

@@ -234,6 +234,77 @@ fn a_replayer_that_is_stopped_past_its_lease_and_woken_sends_nothing_beside_its_
     assert!(stored.iter().all(|id| is_there(&server, "default", id)), "a stored trace never arrived");
 }
 
+/// The same with the command: it is stopped with a request open, another process takes over, and it goes on as if no time
+/// had passed.
+#[test]
+fn a_replay_command_that_is_stopped_past_its_lease_and_woken_sends_nothing_beside_its_successor() {
+    let server = FakeOpik::new_stopped();
+    // A small batch at a time, so that there is work left when the command wakes.
+    let mut storing = agent(&server).arg("--batch-size").arg("5").start();
+    let ledger = ClientLedger::new();
+    let stored: Vec<String> = (0..200).map(|_| uuid7()).collect();
+    let mut app = Told::new(&storing.url(), &ledger);
+    for id in &stored {
+        app.acknowledged(create(id), 201);
+        app.acknowledged(update(id, 1), 204);
+    }
+    assert!(storing.terminate().success());
+
+    let hang = server.script(When::write(), Then::Hang);
+    server.start();
+    let mut command = storing.home().command(env!("CARGO_BIN_EXE_opik-offline"));
+    command.args(["replay", "--quiet", "--batch-size", "5", "--upstream", &server.url(), "--db"]).arg(storing.db());
+    command.env("OPIK_OFFLINE_FORWARD_TIMEOUT", "500ms").env("OPIK_REPLAY_BATCH_REPLAY_DELAY", "0");
+    let mut stopped = Stopped(command.spawn().expect("it can be started"));
+    wait_until("the command replays", PATIENCE, || hang.hits() > 0 && replayer(&storing) == Some(stopped.0.id()));
+    stopped.signal(Signal::STOP);
+    while !is_writable(&storing) {
+        stopped.signal(Signal::CONT);
+        wait_until("the command replays again", PATIENCE, || replayer(&storing) == Some(stopped.0.id()));
+        stopped.signal(Signal::STOP);
+    }
+    // What it had sent is not in progress at the server any more; it does not know that yet.
+    hang.clear();
+    storing.restart_on_same_port();
+    wait_until("the agent took over", 2 * PATIENCE, || replayer(&storing) == Some(storing.pid()));
+    stopped.signal(Signal::CONT);
+    // Writes about what is stored, by the door that is open.
+    let mut app = Told::new(&storing.url(), &ledger);
+    for id in &stored {
+        app.acknowledged(update(id, 2), 204);
+    }
+    let mut ended = None;
+    wait_until("the command has ended", PATIENCE, || {
+        ended = stopped.0.try_wait().expect("a child can be waited for");
+        ended.is_some()
+    });
+    let code = ended.and_then(|status| status.code());
+    assert!(code.is_some_and(|code| [0, 1, 4].contains(&code)), "{code:?}");
+    storing.wait_until_delivered();
+    server.assert_equals(&ledger);
+    server.assert_order(&ledger);
+    server.assert_no_overlaps();
+    server.assert_no_update_before_create();
+    assert!(stored.iter().all(|id| is_there(&server, "default", id)), "a stored trace never arrived");
+}
+
+/// A command of ours that may be stopped; it does not outlive its test.
+struct Stopped(std::process::Child);
+
+impl Stopped {
+    fn signal(&self, signal: Signal) {
+        rustix::process::kill_process(rustix::process::Pid::from_child(&self.0), signal).expect("it is our own child");
+    }
+}
+
+impl Drop for Stopped {
+    fn drop(&mut self) {
+        // Both fail only when it has ended by itself.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
 struct OnDrop<'a>(&'a AtomicBool);
 
 impl Drop for OnDrop<'_> {

@@ -59,6 +59,8 @@ pub struct AgentBuilder {
     port: u16,
     /// Whether the store's file is named on the command line.
     names_db: bool,
+    /// A command that starts the one that follows it, and leaves it its process.
+    within: Vec<String>,
     args: Vec<String>,
     env: Vec<(String, String)>,
 }
@@ -94,6 +96,13 @@ impl AgentBuilder {
         Self { names_db: false, ..self }
     }
 
+    /// Starts the agent and its other commands by this one, which becomes the command that it is given.
+    #[must_use]
+    pub fn within(mut self, command: &[String]) -> Self {
+        self.within = command.to_vec();
+        self
+    }
+
     #[must_use]
     pub fn home(mut self, home: Home) -> Self {
         self.home = home;
@@ -114,8 +123,16 @@ impl AgentBuilder {
         run(&mut self.command(0))
     }
 
+    /// Returns a command of the binary, without arguments.
+    fn binary(&self) -> Command {
+        let Some((first, others)) = self.within.split_first() else { return self.home.command(BINARY) };
+        let mut command = self.home.command(first);
+        command.args(others).arg(BINARY);
+        command
+    }
+
     fn command(&self, port: u16) -> Command {
-        let mut command = self.home.command(BINARY);
+        let mut command = self.binary();
         command.args(["agent", "--listen", &format!("127.0.0.1:{port}"), "--upstream", &self.upstream]);
         if self.names_db {
             command.arg("--db").arg(self.home.db());
@@ -143,6 +160,7 @@ impl Agent {
             upstream: upstream.to_owned(),
             port: 0,
             names_db: true,
+            within: Vec::new(),
             args: Vec::new(),
             env: Vec::new(),
         }
@@ -188,7 +206,7 @@ impl Agent {
     /// Runs a subcommand on this agent's store and server.
     pub fn cli(&self, args: &[&str]) -> Output {
         let db = self.db();
-        let mut command = self.home().command(BINARY);
+        let mut command = self.setup.binary();
         run(command.args(args).arg("--db").arg(db).args(["--upstream", &self.setup.upstream]))
     }
 

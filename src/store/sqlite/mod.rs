@@ -162,6 +162,12 @@ impl SqliteStore {
             tx.commit()?;
             Ok(result)
         })();
+        // Also after a failure: it may be the log that fills the disk.
+        if space::is_log_in_the_way(&self.path, &self.log)
+            && let Err(error) = space::truncate_log(&connection)
+        {
+            warn!(target: "db_manager", "the log stays as long as it is on a disk that is nearly full: {error}");
+        }
         result.map_err(|fault: Fault| fault.at(&self.path))
     }
 

@@ -22,6 +22,12 @@ const TOUCH_BYTES: u64 = Touch::LEN as u64 + 30;
 const PAGES_PER_STEP: u32 = 1000;
 /// When room is made, at least this share of the limit, so that it need not be made again with the next message.
 const ROOM_SHARE: u64 = 100;
+/// What the log may take of the disk for a commit, as a multiple of the bytes that are stored: pages are logged whole.
+const LOG_FACTOR: u64 = 2;
+/// Left on the disk whatever is reserved: what was delivered has to be noted in the log before it can make room.
+const OWN_NEEDS_BYTES: u64 = 512 * 1024;
+/// A log of so many bytes is not worth cutting.
+const LOG_KEPT_BYTES: u64 = OWN_NEEDS_BYTES / 2;
 
 /// How much room a store has.
 #[derive(Clone, Copy, Debug)]
@@ -32,6 +38,9 @@ pub(super) struct Space {
     pub(super) free_bytes: u64,
     /// Bytes free on the disk for this user.
     pub(super) disk_free_bytes: u64,
+    /// Bytes by which the database's file grows when the log is written back. A disk without them can't be left by
+    /// delivering: the log grows with every note, and never gets shorter.
+    pub(super) owed_bytes: u64,
 }
 
 impl Space {
@@ -41,8 +50,10 @@ impl Space {
         let free: i64 = connection.prepare_cached("PRAGMA freelist_count")?.query_row([], |row| row.get(0))?;
         let page_bytes: i64 = connection.prepare_cached("PRAGMA page_size")?.query_row([], |row| row.get(0))?;
         let log_bytes = fs::metadata(log).map_or(0, |metadata| metadata.len());
+        let database_bytes = (pages * page_bytes).unsigned_abs();
         Ok(Self {
-            file_bytes: (pages * page_bytes).unsigned_abs() + log_bytes,
+            owed_bytes: fs::metadata(path).map_or(0, |metadata| database_bytes.saturating_sub(metadata.len())),
+            file_bytes: database_bytes + log_bytes,
             free_bytes: (free * page_bytes).unsigned_abs(),
             disk_free_bytes: disk_free_bytes(path)?,
         })
@@ -84,8 +95,15 @@ fn in_the_way(space: &Space, limits: &Limits, needed: u64) -> Option<String> {
         let used = space.file_bytes - space.free_bytes.min(space.file_bytes);
         return Some(format!("it holds {used} bytes, and max_size is {} bytes", limits.size_max));
     }
-    if space.disk_free_bytes < limits.disk_reserve.saturating_add(needed) {
-        let free = space.disk_free_bytes;
+    let free = space.disk_free_bytes;
+    // What goes into free pages needs less, or a disk that was full once would be it for ever.
+    let own_needs = if growth > 0 { growth.saturating_add(OWN_NEEDS_BYTES) } else { OWN_NEEDS_BYTES / 2 };
+    let logged = needed.saturating_mul(LOG_FACTOR);
+    let to_get_out = space.owed_bytes.saturating_add(logged).saturating_add(own_needs);
+    if free < to_get_out {
+        return Some(format!("the disk has {free} bytes free, which are needed to deliver what is stored"));
+    }
+    if free < limits.disk_reserve.saturating_add(needed) {
         return Some(format!("the disk has {free} bytes free, and {} bytes are reserved", limits.disk_reserve));
     }
     None
@@ -161,6 +179,12 @@ pub(super) fn shrink_a_step(connection: &Connection) -> rusqlite::Result<bool> {
     Ok(after > 0 && after < before)
 }
 
+/// Says whether the disk is so full that the log should not grow as far as it usually does before it is written back.
+pub(super) fn is_log_in_the_way(path: &Path, log: &Path) -> bool {
+    let log_bytes = fs::metadata(log).map_or(0, |metadata| metadata.len());
+    log_bytes > LOG_KEPT_BYTES && disk_free_bytes(path).is_ok_and(|free| free < log_bytes + 2 * OWN_NEEDS_BYTES)
+}
+
 /// Writes the log back into the database and cuts it to nothing, unless other processes are reading: nobody waits for
 /// them here, and the next compaction gets it.
 pub(super) fn truncate_log(connection: &Connection) -> rusqlite::Result<()> {
@@ -170,5 +194,33 @@ pub(super) fn truncate_log(connection: &Connection) -> rusqlite::Result<()> {
     match truncated {
         Err(error) if error.sqlite_error_code() == Some(ErrorCode::DatabaseBusy) => Ok(()),
         result => result,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MIB: u64 = 1024 * 1024;
+
+    fn fits(space: &Space, needed: u64) -> bool {
+        let limits = Limits { size_max: 1 << 40, disk_reserve: 0, when_full: WhenFull::Refuse };
+        in_the_way(space, &limits, needed).is_none()
+    }
+
+    #[test]
+    fn a_disk_keeps_what_the_store_needs_to_deliver_whatever_is_reserved() {
+        let space = Space { file_bytes: 4 * MIB, free_bytes: 0, disk_free_bytes: 2 * MIB, owed_bytes: MIB };
+        assert!(fits(&space, 1000));
+        assert!(!fits(&space, MIB / 2), "its log and its growth would take what the log's writing back needs");
+        assert!(!fits(&Space { owed_bytes: 2 * MIB, ..space }, 1), "the log could not be written back");
+        assert!(!fits(&Space { disk_free_bytes: 0, owed_bytes: 0, ..space }, 1));
+    }
+
+    #[test]
+    fn free_pages_are_used_again_on_a_disk_where_the_file_may_not_grow() {
+        let space = Space { file_bytes: 3 * MIB, free_bytes: 0, disk_free_bytes: MIB / 2, owed_bytes: 0 };
+        assert!(!fits(&space, 10_000));
+        assert!(fits(&Space { free_bytes: 2 * MIB, ..space }, 10_000), "what was delivered has made no room");
     }
 }
