@@ -235,6 +235,9 @@ fn cut(format: Format, content: &[u8], wanted: &Range<usize>) -> Result<(Vec<u8>
             let mut scanner = Scanner::new(content)?;
             if scanner.peek()? == Kind::Object {
                 cut_json(&SPAN_MEMBERS, &mut scanner, content, wanted, &mut seen, &mut piece)?;
+            } else {
+                // No spans to choose from, and nothing that is no JSON comes of it.
+                piece.extend_from_slice(content);
             }
         }
     }
@@ -859,6 +862,7 @@ mod tests {
             r#"{"new": 1, "resourceSpans" : [{"resource": {"x": NaN}, "scopeSpans": [{"spans":[{"spanId":"c"}]}]},{"resource": 2, "scope_spans": [{"spans": [{"spanId":"d"}]}], "later":[]}] }"#
         );
         assert_eq!(span_count(Format::Json, b"[]"), Ok(0));
+        assert_eq!(piece(Format::Json, b"[]", 0..0), Ok(b"[]".to_vec()), "a piece of JSON is JSON");
         assert!(span_count(Format::Json, b"{").is_err());
     }
 
