@@ -259,6 +259,10 @@ pub(super) fn migrate(connection: &mut Connection) -> rusqlite::Result<()> {
     while version(connection)? < known_version() {
         let step = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
         let done = version(&step)?;
+        if done < 0 {
+            // No version of ours writes that, and no step would lead away from it.
+            return Err(rusqlite::Error::IntegralValueOutOfRange(0, done));
+        }
         if let Some(migration) = usize::try_from(done).ok().and_then(|done| MIGRATIONS.get(done)) {
             step.execute_batch(migration)?;
             step.pragma_update(None, "application_id", APPLICATION_ID)?;
@@ -272,6 +276,13 @@ pub(super) fn migrate(connection: &mut Connection) -> rusqlite::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_version_below_nothing_is_damage_and_not_waited_for() {
+        let mut connection = Connection::open_in_memory().expect("a database");
+        connection.pragma_update(None, "user_version", -1_i64).expect("a flipped bit");
+        assert!(migrate(&mut connection).is_err());
+    }
 
     #[test]
     fn bodies_of_a_store_that_compressed_none_are_read_as_they_were_sent() {
