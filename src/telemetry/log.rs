@@ -193,15 +193,41 @@ fn targets(level: Level) -> Targets {
 }
 
 /// Opens the file for appending; a new one is for this user alone, because paths and workspaces stand in it.
+///
+/// Refused is what another user may have put there, in a folder that both can write: a link or a file of theirs. So is a
+/// pipe, which would hold up the agent until somebody reads it. Devices such as `/dev/stderr` may be named.
 fn open(path: &Path) -> Result<File, LogError> {
+    let failed = |source| LogError::OpenFile { path: path.to_owned(), source };
     let mut options = OpenOptions::new();
     options.append(true).create(true);
     #[cfg(unix)]
     {
-        use std::os::unix::fs::OpenOptionsExt;
+        use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
+
         options.mode(0o600);
+        let is_trusted = |owner: u32| owner == 0 || owner == rustix::process::geteuid().as_raw();
+        let refused = |reason: &str| failed(io::Error::new(io::ErrorKind::PermissionDenied, reason.to_owned()));
+        match path.symlink_metadata() {
+            Ok(link) if link.is_symlink() && !is_trusted(link.uid()) => {
+                return Err(refused("it is a link that another user made"));
+            }
+            _ => {}
+        }
+        if let Ok(there) = path.metadata() {
+            let kind = there.file_type();
+            if kind.is_fifo() || kind.is_socket() || kind.is_block_device() {
+                return Err(refused("it is neither a file nor a terminal"));
+            }
+        }
+        let file = options.open(path).map_err(failed)?;
+        let opened = file.metadata().map_err(failed)?;
+        if opened.is_file() && !is_trusted(opened.uid()) {
+            return Err(refused("it belongs to another user"));
+        }
+        Ok(file)
     }
-    options.open(path).map_err(|source| LogError::OpenFile { path: path.to_owned(), source })
+    #[cfg(not(unix))]
+    options.open(path).map_err(failed)
 }
 
 /// UTC with milliseconds: `2026-11-22T18:00:00.123Z`. The crate's own clock prints six digits, of which the last three
@@ -227,6 +253,30 @@ mod tests {
     use std::sync::Arc;
 
     use super::*;
+
+    #[test]
+    fn a_pipe_in_the_place_of_the_log_file_is_refused_and_not_waited_for() {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let path = folder.path().join("agent.log");
+        rustix::fs::mknodat(rustix::fs::CWD, &path, rustix::fs::FileType::Fifo, 0o600.into(), 0).expect("a pipe");
+        let refusal = open(&path).expect_err("nobody reads it").to_string();
+        assert!(refusal.ends_with("agent.log: it is neither a file nor a terminal"), "{refusal}");
+        open(Path::new("/dev/null")).expect("a device may be named");
+        let link = folder.path().join("link.log");
+        std::os::unix::fs::symlink(folder.path().join("elsewhere.log"), &link).expect("a link of our own");
+        open(&link).expect("our own link leads where we want");
+        if rustix::process::geteuid().is_root() {
+            rustix::fs::chownat(
+                rustix::fs::CWD,
+                &link,
+                Some(rustix::fs::Uid::from_raw(12_345)),
+                None,
+                rustix::fs::AtFlags::SYMLINK_NOFOLLOW,
+            )
+            .expect("root may");
+            assert!(open(&link).is_err(), "another user's link was followed: they choose which of our files grows");
+        }
+    }
 
     /// A console that a test can read.
     #[derive(Clone, Default)]
