@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use clap::Args;
 use serde::Serialize;
 
-use super::render::{Mark, Renderer, count, size, table_text};
+use super::render::{Mark, Renderer, columns, count, hanging, size, table_text};
 use super::selection::{duration, refuse_jsonl};
 use super::{
     Common, Exit, Failure, configuration, existing_store_without_key, progress, stop_on_signals, translate, upstream,
@@ -139,6 +139,8 @@ impl Check {
     }
 }
 
+/// Columns in front of what a check says.
+const INDENT: usize = 17;
 /// How often a long change of the encryption is told of.
 const RESEAL_TOLD_EVERY: Duration = Duration::from_secs(5);
 /// How often `--wait` looks again.
@@ -529,10 +531,13 @@ fn people(renderer: &Renderer, report: &Report, quiet: bool) -> String {
         text.push_str(&table_text(&table));
         text.push('\n');
     }
+    let columns = columns(std::io::stdout());
     for check in &report.checks {
-        text.push_str(&format!("{} {:<13} {}\n", renderer.mark(check.result), check.name, check.text));
+        let said = hanging(&check.text, columns, INDENT);
+        text.push_str(&format!("{} {:<13} {said}\n", renderer.mark(check.result), check.name));
         if let Some(hint) = &check.hint {
-            text.push_str(&format!("   {:<13} hint: {hint}\n", ""));
+            let said = hanging(&format!("hint: {hint}"), columns, INDENT);
+            text.push_str(&format!("{:INDENT$}{said}\n", ""));
         }
     }
     text

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use indicatif::{ProgressBar, ProgressState, ProgressStyle};
 
-use super::render::short_duration;
+use super::render::{columns, hanging, short_duration};
 
 /// Says what goes on to whoever watches.
 pub struct Progress {
@@ -65,6 +65,7 @@ impl Progress {
 
 /// Writes a line to stderr. Where nobody reads it any more nobody can be told, and `eprintln!` would panic.
 pub fn say(text: &str) {
+    let text = hanging(text, columns(io::stderr()), "hint: ".len());
     let _ = writeln!(io::stderr(), "{text}");
 }
 

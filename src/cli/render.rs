@@ -153,12 +153,51 @@ pub struct Terminal {
     pub rows: usize,
 }
 
+/// Where a line of a terminal has less columns than this, nothing is broken between words.
+const COLUMNS_MIN: usize = 40;
+
 /// Returns the terminal that stdout is, if it is one and tells its size.
 pub fn terminal() -> Option<Terminal> {
     let stdout = io::stdout();
     let size = stdout.is_terminal().then(|| rustix::termios::tcgetwinsize(stdout))?.ok()?;
     let terminal = Terminal { columns: usize::from(size.ws_col), rows: usize::from(size.ws_row) };
     (terminal.columns > 0 && terminal.rows > 0).then_some(terminal)
+}
+
+/// Returns the columns that a text may take on a stream; no bound where it is no terminal, or one too narrow for words.
+pub fn columns(stream: impl IsTerminal + std::os::fd::AsFd) -> usize {
+    let size = stream.is_terminal().then(|| rustix::termios::tcgetwinsize(stream));
+    let columns = size.and_then(Result::ok).map_or(0, |size| usize::from(size.ws_col));
+    if columns >= COLUMNS_MIN { columns } else { usize::MAX }
+}
+
+/// Returns a text broken into lines of so many columns between words; its own lines stay lines, and what goes on stands
+/// `indent` columns further in.
+pub fn hanging(text: &str, columns: usize, indent: usize) -> String {
+    let broken = |line: &str| {
+        let width = columns.saturating_sub(indent);
+        wrapped(line, width).replace('\n', &format!("\n{:indent$}", ""))
+    };
+    text.lines().map(broken).collect::<Vec<_>>().join("\n")
+}
+
+/// Breaks a text into lines between words. A word that is longer than a line, such as a path, stays whole.
+pub fn wrapped(text: &str, width: usize) -> String {
+    let mut lines = String::new();
+    let mut column = 0;
+    for word in text.split(' ') {
+        let length = word.chars().count();
+        if column > 0 && column + 1 + length > width {
+            lines.push('\n');
+            column = 0;
+        } else if column > 0 {
+            lines.push(' ');
+            column += 1;
+        }
+        lines.push_str(word);
+        column += length;
+    }
+    lines
 }
 
 /// Returns a name that has so many characters at most: of a longer one, its beginning and its end.
@@ -291,6 +330,16 @@ pub fn nothing(is_any_selected: bool) -> &'static str {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn lines_break_between_words_only() {
+        assert_eq!(wrapped("one two three", usize::MAX), "one two three");
+        assert_eq!(wrapped("one two three", 7), "one two\nthree");
+        assert_eq!(wrapped("/a/long/path that cannot be used", 8), "/a/long/path\nthat\ncannot\nbe used");
+        let failure = "error: it is not there\nhint: look for it elsewhere";
+        assert_eq!(hanging(failure, usize::MAX, 6), failure);
+        assert_eq!(hanging(failure, 22, 6), "error: it is not\n      there\nhint: look for\n      it elsewhere");
+    }
 
     #[test]
     fn a_line_ends_where_the_terminal_does() {

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::Report;
 use crate::cli::groups::groups_text;
-use crate::cli::render::{Mark, Renderer, count, short_duration, size, terminal};
+use crate::cli::render::{Mark, Renderer, columns, count, short_duration, size, wrapped};
 
 /// A section returns its lines, or none when there is nothing to say.
 type Section = fn(&Report) -> Vec<Line>;
@@ -28,8 +28,6 @@ const SECTIONS: &[Section] = &[
 
 /// Columns in front of what is said.
 const INDENT: usize = 13;
-/// Narrower terminals break lines themselves.
-const WIDTH_MIN: usize = 40;
 /// Server answers that are shown.
 const REASONS_MAX: usize = 3;
 
@@ -52,10 +50,10 @@ impl Line {
 
 /// Returns the sections as text.
 pub(super) fn sections(renderer: &Renderer, report: &Report) -> String {
-    let width = terminal().map(|terminal| terminal.columns).filter(|columns| *columns >= WIDTH_MIN);
+    let columns = columns(std::io::stdout());
     let mut text = String::new();
     for Line { name, text: said, painted } in SECTIONS.iter().flat_map(|section| section(report)) {
-        let mut said = wrapped(&said, width.map_or(usize::MAX, |width| width - INDENT));
+        let mut said = wrapped(&said, columns.saturating_sub(INDENT));
         if let Some((mark, word)) = painted {
             let is_word = |at: &usize| !said[..*at].ends_with(|c: char| c.is_alphanumeric() || "/.-".contains(c));
             if let Some(at) = said.match_indices(word).map(|(at, _)| at).find(is_word) {
@@ -73,25 +71,6 @@ pub(super) fn stored(renderer: &Renderer, report: &Report) -> String {
         Some(backlog) => format!("\n{}", groups_text(renderer, &backlog.groups)),
         None => String::new(),
     }
-}
-
-/// Breaks a text into lines between words. A word that is longer than a line, such as a path, stays whole.
-fn wrapped(text: &str, width: usize) -> String {
-    let mut lines = String::new();
-    let mut column = 0;
-    for word in text.split(' ') {
-        let length = word.chars().count();
-        if column > 0 && column + 1 + length > width {
-            lines.push('\n');
-            column = 0;
-        } else if column > 0 {
-            lines.push(' ');
-            column += 1;
-        }
-        lines.push_str(word);
-        column += length;
-    }
-    lines
 }
 
 fn server(report: &Report) -> Vec<Line> {
@@ -270,17 +249,5 @@ pub(super) fn rate(per_second: f64) -> String {
         rate if rate < 0.1 => "<0.1".to_owned(),
         rate if rate < 10.0 => format!("{rate:.1}"),
         rate => format!("{rate:.0}"),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn lines_break_between_words_only() {
-        assert_eq!(wrapped("one two three", usize::MAX), "one two three");
-        assert_eq!(wrapped("one two three", 7), "one two\nthree");
-        assert_eq!(wrapped("/a/long/path that cannot be used", 8), "/a/long/path\nthat\ncannot\nbe used");
     }
 }
