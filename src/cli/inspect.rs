@@ -14,7 +14,7 @@ use super::render::{
     Format, Renderer, colored_json, count, harmless, nothing, short_duration, size, table_text_cut, time,
 };
 use super::selection::{Selection, id, number};
-use super::{Common, Exit, Failure, configuration, existing_store, stop_on_signals};
+use super::{Common, Exit, Failure, configuration, existing_store, stop_on_signals, yaml};
 use crate::config::Config;
 use crate::message::{BodyFault, MessageId, MessageType};
 use crate::protocol::attachment::Subject;
@@ -276,7 +276,7 @@ fn list(
         Format::Yaml => {
             let mut head = "schema_version: 1\nmessages:\n";
             while let Some(lines) = pages.next()? {
-                let lines = serde_yaml::to_string(&lines).map_err(io::Error::other)?;
+                let lines = yaml::to_string(&lines).map_err(io::Error::other)?;
                 write!(output, "{}{lines}", std::mem::take(&mut head))?;
             }
             let head = if head.is_empty() { "" } else { "schema_version: 1\nmessages: []\n" };

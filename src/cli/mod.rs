@@ -21,6 +21,7 @@ mod signals;
 mod status;
 mod values;
 mod wrapped;
+mod yaml;
 
 use std::ffi::OsString;
 use std::io::IsTerminal;

@@ -6,6 +6,8 @@ use std::time::{Duration, UNIX_EPOCH};
 use comfy_table::{Attribute, Cell, CellAlignment, ColumnConstraint, ContentArrangement, Table, presets};
 use serde::Serialize;
 
+use super::yaml;
+
 use crate::config::units::{ByteSize, print_duration};
 
 /// How results are written.
@@ -69,7 +71,7 @@ impl Renderer {
             Format::Table => people(self, result),
             Format::Json => serde_json::to_string_pretty(result).map_err(io::Error::other)? + "\n",
             Format::Jsonl => serde_json::to_string(result).map_err(io::Error::other)? + "\n",
-            Format::Yaml => serde_yaml::to_string(result).map_err(io::Error::other)?,
+            Format::Yaml => yaml::to_string(result).map_err(io::Error::other)?,
         };
         output.write_all(text.as_bytes())?;
         output.flush()

@@ -1,0 +1,106 @@
+//! Results in YAML that every reader understands alike.
+//!
+//! `serde_yaml` writes a text without quotes when YAML 1.2 takes it for one. Readers of YAML 1.1, PyYAML among them, take
+//! `off`, `no` or `y` for truth values, and `2026-11-23`, `12:30:45` or `1_000` for dates and numbers
+//! (<https://yaml.org/type/>): what they could mistake is quoted here.
+
+use serde::Serialize;
+use serde_yaml::{Mapping, Value};
+
+/// Returns a result as a YAML document.
+///
+/// # Errors
+///
+/// What can't be YAML, such as a map with no text for a key.
+pub fn to_string<T: Serialize>(result: &T) -> Result<String, serde_yaml::Error> {
+    let mut value = serde_yaml::to_value(result)?;
+    let mut hidden = Hidden { mark: format!("q{}q", uuid::Uuid::now_v7().simple()), texts: Vec::new() };
+    hidden.hide(&mut value);
+    let document = serde_yaml::to_string(&value)?;
+    Ok(hidden.shown_in(&document))
+}
+
+/// Texts that have to be quoted; in the document something stands for each that needs no quotes and occurs nowhere else.
+struct Hidden {
+    mark: String,
+    texts: Vec<String>,
+}
+
+impl Hidden {
+    fn hide(&mut self, value: &mut Value) {
+        match value {
+            Value::String(text) if is_ambiguous(text) => {
+                let standing = format!("{}{}q", self.mark, self.texts.len());
+                self.texts.push(std::mem::replace(text, standing));
+            }
+            Value::Sequence(values) => values.iter_mut().for_each(|value| self.hide(value)),
+            Value::Mapping(mapping) => {
+                let entries = std::mem::take(mapping).into_iter().map(|(mut key, mut value)| {
+                    self.hide(&mut key);
+                    self.hide(&mut value);
+                    (key, value)
+                });
+                *mapping = entries.collect::<Mapping>();
+            }
+            Value::Tagged(tagged) => self.hide(&mut tagged.value),
+            Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_) => {}
+        }
+    }
+
+    /// Returns the document with the texts in their places, quoted as JSON does it, which YAML reads the same.
+    fn shown_in(&self, document: &str) -> String {
+        let mut pieces = document.split(self.mark.as_str());
+        let mut shown = pieces.next().unwrap_or_default().to_owned();
+        for piece in pieces {
+            let (number, rest) = piece.split_once('q').unwrap_or((piece, ""));
+            let text = number.parse().ok().and_then(|number: usize| self.texts.get(number));
+            shown.push_str(&serde_json::Value::from(text.map_or("", String::as_str)).to_string());
+            shown.push_str(rest);
+        }
+        shown
+    }
+}
+
+/// Says whether some reader takes this text, unquoted, for something else. Where lines or control characters are in it,
+/// the writer quotes by itself.
+fn is_ambiguous(text: &str) -> bool {
+    const WORDS: [&str; 12] = ["y", "n", "yes", "no", "on", "off", "true", "false", "null", "~", "=", "<<"];
+    let is_plain = !text.chars().any(char::is_control);
+    let starts_like_a_number = text.starts_with(|c: char| c.is_ascii_digit() || "+-.".contains(c));
+    is_plain && (starts_like_a_number || WORDS.iter().any(|word| text.eq_ignore_ascii_case(word)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_reader_of_an_older_yaml_takes_for_something_else_is_quoted() {
+        let result = serde_json::json!({
+            "state": "off", "at": "2026-11-23T05:10:17Z", "workspace": "No", "project": "1_000", "took": "12:30:45",
+            "on": "y", "quote": "1 \"and\" \\", "text": "off we go", "lines": "1\n2", "empty": "", "count": 3, "is": true,
+            "none": null, "list": ["~", "a", ["0x1f", -4]],
+        });
+        let document = to_string(&result).expect("YAML");
+        for line in [
+            "state: \"off\"",
+            "at: \"2026-11-23T05:10:17Z\"",
+            "workspace: \"No\"",
+            "project: \"1_000\"",
+            "took: \"12:30:45\"",
+            "\"on\": \"y\"",
+            r#"quote: "1 \"and\" \\""#,
+            "text: off we go",
+            "count: 3",
+            "is: true",
+            "none: null",
+            "- \"~\"",
+            "\"0x1f\"",
+            "- -4",
+        ] {
+            assert!(document.contains(line), "{line} is not in\n{document}");
+        }
+        let back: serde_json::Value = serde_yaml::from_str(&document).expect("a document of ours");
+        assert_eq!(back, result, "a reader gets something else from\n{document}");
+    }
+}
