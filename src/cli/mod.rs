@@ -147,6 +147,7 @@ pub fn run() -> ExitCode {
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(mut error) => {
+            selection::suggest_types(&mut error);
             suggest_dashes(&mut error, std::env::args_os().any(|argument| argument == "agent"));
             // Help and version come this way too. A closed pipe is all that can go wrong here.
             let _ = error.print();
