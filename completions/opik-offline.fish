@@ -165,9 +165,9 @@ RemoveQueueItems\t''
 DeleteAttachments\t''
 AppendJobLogs\t''
 UnknownSdkRow\t''"
-complete -c opik-offline -n "__fish_opik_offline_using_subcommand replay" -l workspace -d 'Only messages of this workspace' -r -f -a '(opik-offline __values workspaces 2>/dev/null)'
-complete -c opik-offline -n "__fish_opik_offline_using_subcommand replay" -l project -d 'Only messages that name this project' -r -f -a '(opik-offline __values projects 2>/dev/null)'
-complete -c opik-offline -n "__fish_opik_offline_using_subcommand replay" -l id -d 'Only the message with this id' -r -f -a '(opik-offline __values ids 2>/dev/null)'
+complete -c opik-offline -n "__fish_opik_offline_using_subcommand replay" -l workspace -d 'Only messages of this workspace' -r -f -a '(__opik_offline_values workspaces)'
+complete -c opik-offline -n "__fish_opik_offline_using_subcommand replay" -l project -d 'Only messages that name this project' -r -f -a '(__opik_offline_values projects)'
+complete -c opik-offline -n "__fish_opik_offline_using_subcommand replay" -l id -d 'Only the message with this id' -r -f -a '(__opik_offline_values ids)'
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand replay" -l trace -d 'Only messages about this trace or its spans' -r
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand replay" -l older-than -d 'Only messages older than this, such as 2h or 7d' -r
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand replay" -l newer-than -d 'Only messages accepted within this time, such as 15m' -r
@@ -245,9 +245,9 @@ RemoveQueueItems\t''
 DeleteAttachments\t''
 AppendJobLogs\t''
 UnknownSdkRow\t''"
-complete -c opik-offline -n "__fish_opik_offline_using_subcommand inspect" -l workspace -d 'Only messages of this workspace' -r -f -a '(opik-offline __values workspaces 2>/dev/null)'
-complete -c opik-offline -n "__fish_opik_offline_using_subcommand inspect" -l project -d 'Only messages that name this project' -r -f -a '(opik-offline __values projects 2>/dev/null)'
-complete -c opik-offline -n "__fish_opik_offline_using_subcommand inspect" -l id -d 'Only the message with this id' -r -f -a '(opik-offline __values ids 2>/dev/null)'
+complete -c opik-offline -n "__fish_opik_offline_using_subcommand inspect" -l workspace -d 'Only messages of this workspace' -r -f -a '(__opik_offline_values workspaces)'
+complete -c opik-offline -n "__fish_opik_offline_using_subcommand inspect" -l project -d 'Only messages that name this project' -r -f -a '(__opik_offline_values projects)'
+complete -c opik-offline -n "__fish_opik_offline_using_subcommand inspect" -l id -d 'Only the message with this id' -r -f -a '(__opik_offline_values ids)'
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand inspect" -l trace -d 'Only messages about this trace or its spans' -r
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand inspect" -l older-than -d 'Only messages older than this, such as 2h or 7d' -r
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand inspect" -l newer-than -d 'Only messages accepted within this time, such as 15m' -r
@@ -323,9 +323,9 @@ RemoveQueueItems\t''
 DeleteAttachments\t''
 AppendJobLogs\t''
 UnknownSdkRow\t''"
-complete -c opik-offline -n "__fish_opik_offline_using_subcommand purge" -l workspace -d 'Only messages of this workspace' -r -f -a '(opik-offline __values workspaces 2>/dev/null)'
-complete -c opik-offline -n "__fish_opik_offline_using_subcommand purge" -l project -d 'Only messages that name this project' -r -f -a '(opik-offline __values projects 2>/dev/null)'
-complete -c opik-offline -n "__fish_opik_offline_using_subcommand purge" -l id -d 'Only the message with this id' -r -f -a '(opik-offline __values ids 2>/dev/null)'
+complete -c opik-offline -n "__fish_opik_offline_using_subcommand purge" -l workspace -d 'Only messages of this workspace' -r -f -a '(__opik_offline_values workspaces)'
+complete -c opik-offline -n "__fish_opik_offline_using_subcommand purge" -l project -d 'Only messages that name this project' -r -f -a '(__opik_offline_values projects)'
+complete -c opik-offline -n "__fish_opik_offline_using_subcommand purge" -l id -d 'Only the message with this id' -r -f -a '(__opik_offline_values ids)'
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand purge" -l trace -d 'Only messages about this trace or its spans' -r
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand purge" -l older-than -d 'Only messages older than this, such as 2h or 7d' -r
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand purge" -l newer-than -d 'Only messages accepted within this time, such as 15m' -r
@@ -349,4 +349,16 @@ complete -c opik-offline -n "__fish_opik_offline_using_subcommand help; and not 
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand help; and not __fish_seen_subcommand_from agent healthcheck status replay inspect purge help" -f -a "inspect" -d 'List stored messages, or show one whole'
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand help; and not __fish_seen_subcommand_from agent healthcheck status replay inspect purge help" -f -a "purge" -d 'Delete stored messages for good'
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand help; and not __fish_seen_subcommand_from agent healthcheck status replay inspect purge help" -f -a "help" -d 'Print this message or the help of the given subcommand(s)'
-complete -c opik-offline -n "__fish_opik_offline_using_subcommand inspect" -f -a '(opik-offline __values ids 2>/dev/null)'
+function __opik_offline_values
+    set -l words (commandline -opc)
+    if set -l at (contains -i -- --db $words)
+        opik-offline __values $argv[1] --db $words[(math $at + 1)] 2>/dev/null
+    else
+        opik-offline __values $argv[1] 2>/dev/null
+    end
+end
+complete -c opik-offline -n "__fish_opik_offline_using_subcommand inspect" -f -a '(__opik_offline_values ids)'
+complete -c opik-offline -n "__fish_opik_offline_using_subcommand healthcheck" -f
+complete -c opik-offline -n "__fish_opik_offline_using_subcommand status" -f
+complete -c opik-offline -n "__fish_opik_offline_using_subcommand replay" -f
+complete -c opik-offline -n "__fish_opik_offline_using_subcommand purge" -f
