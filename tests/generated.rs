@@ -97,9 +97,10 @@ _opik_offline_values() {
             let script = script
                 .replace("Show this message whole:_default'", "Show this message whole:{_opik_offline_values ids}'");
             let ask = r#"_opik_offline_values() {
-    local -a db values
-    local at=${words[(i)--db]}
-    (( at < CURRENT )) && db=(--db "${words[at+1]}")
+    # The whole line: _arguments takes --db out of $words when it stands before other flags of a subcommand.
+    local -a db values line=(${(Q)${(z)LBUFFER}})
+    local at=${line[(i)--db]}
+    (( at < $#line )) && db=(--db "${line[at+1]}")
     values=(${(f)"$(_call_program values opik-offline __values $1 ${(q)db} 2>/dev/null)"})
     compadd -- ${values%%$'\t'*}
 }
