@@ -7,7 +7,7 @@ use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 
 use super::failure::{Exit, Failure};
-use super::render::nothing;
+use super::render::{columns, hanging, nothing};
 use crate::config::units::parse_duration;
 use crate::message::{EntityKey, EntityKind, MessageId, MessageStatus, MessageType};
 use crate::store::{Filter, Store, StoreError};
@@ -183,11 +183,12 @@ pub fn suggest_types(error: &mut clap::Error) {
     let near: Vec<&str> =
         names.filter(|name| !typed.is_empty() && name.to_ascii_lowercase().contains(&typed)).collect();
     let mut tips = Vec::new();
+    let tip = |text: &str| hanging(text, columns(std::io::stderr()), "  tip: ".len()).into();
     if !near.is_empty() {
-        tips.push(format!("types with that in their name: {}", near.join(", ")).into());
+        tips.push(tip(&format!("types with that in their name: {}", near.join(", "))));
         error.remove(ContextKind::SuggestedValue);
     }
-    tips.push("`opik-offline inspect --help` lists all types, `opik-offline status` those that are stored".into());
+    tips.push(tip("`opik-offline inspect --help` lists all types, `opik-offline status` those that are stored"));
     error.remove(ContextKind::ValidValue);
     error.insert(ContextKind::Suggested, ContextValue::StyledStrs(tips));
 }
