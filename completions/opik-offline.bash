@@ -373,7 +373,7 @@ _opik__offline() {
             ;;
         opik__offline__subcmd__inspect)
             opts="-q -v -h --from --limit --newest --follow --no-pager --status --rejected --type --workspace --project --id --trace --older-than --newer-than --db --upstream --format --quiet --verbose --no-color --help"
-            if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
+            if [[ ${cur} == -* ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
             fi
@@ -456,10 +456,10 @@ _opik__offline() {
                     return 0
                     ;;
                 *)
-                    COMPREPLY=()
+                    COMPREPLY=($(compgen -W "$(_opik_offline_values ids)" -- "${cur}"))
                     ;;
             esac
-            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            COMPREPLY=($(compgen -W "$(_opik_offline_values ids)" -- "${cur}"))
             return 0
             ;;
         opik__offline__subcmd__purge)

@@ -47,7 +47,7 @@ complete -c opik-offline -n "__fish_opik_offline_using_subcommand agent" -l batc
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand agent" -l delay -d 'Pause this long after a full batch; unset, replay starts at 500ms and speeds up while the server keeps up' -r
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand agent" -l max-size -d 'Let the store take this much space at most [default: 10GiB]' -r
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand agent" -l free-disk-reserve -d 'Leave this much space on the disk [default: 256MiB]' -r
-complete -c opik-offline -n "__fish_opik_offline_using_subcommand agent" -l when-full -d 'When the store is full, refuse new writes or drop the oldest: refuse, drop_oldest [default: refuse]' -r
+complete -c opik-offline -n "__fish_opik_offline_using_subcommand agent" -l when-full -d 'When the store is full: refuse or drop_oldest [default: refuse]' -r
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand agent" -l max-age -d 'Drop messages that wait longer than this [default: none]' -r
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand agent" -l max-attempts -d 'Reject a message that failed alone this many times [default: 10]' -r
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand agent" -l max-body-size -d 'Refuse bodies larger than this as sent [default: 64MiB]' -r
@@ -59,7 +59,7 @@ complete -c opik-offline -n "__fish_opik_offline_using_subcommand agent" -l conn
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand agent" -l forward-timeout -d 'Store a write that the server has not answered after this long [default: 30s]' -r
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand agent" -l retry-interval -d 'Try a held lane again after this long: no valid key, a redirect, a server that fails at everything [default: 10s]' -r
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand agent" -l shutdown-timeout -d 'Let requests in progress finish for this long when stopping [default: 10s]' -r
-complete -c opik-offline -n "__fish_opik_offline_using_subcommand agent" -l flush-timeout -d 'With a command: deliver what is stored for this long after the command has ended [default: 30s]' -r
+complete -c opik-offline -n "__fish_opik_offline_using_subcommand agent" -l flush-timeout -d 'Deliver for this long after the command has ended [default: 30s]' -r
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand agent" -l log-format -d 'Write log lines as text or json [default: text]' -r
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand agent" -l db -d 'Use this message store' -r -F
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand agent" -l upstream -d 'Use this Opik server, such as http://127.0.0.1:5173/api' -r -f
@@ -68,7 +68,7 @@ json\t'One JSON document'
 jsonl\t'One JSON document a line (`inspect` only)'
 yaml\t'One YAML document'"
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand agent" -l insecure-listen -d 'Listen beyond this machine without asking for an intake token'
-complete -c opik-offline -n "__fish_opik_offline_using_subcommand agent" -l adopt-orphans -d 'Take in what killed Python processes leave in the temporary folder, deliver it, and delete it then'
+complete -c opik-offline -n "__fish_opik_offline_using_subcommand agent" -l adopt-orphans -d 'Take in what killed Python processes leave, and deliver it'
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand agent" -s q -l quiet -d 'Say only what was asked for, and errors'
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand agent" -s v -l verbose -d 'Say more on standard error'
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand agent" -l no-color -d 'Use no colours, as with NO_COLOR in the environment'
@@ -165,9 +165,9 @@ RemoveQueueItems\t''
 DeleteAttachments\t''
 AppendJobLogs\t''
 UnknownSdkRow\t''"
-complete -c opik-offline -n "__fish_opik_offline_using_subcommand replay" -l workspace -d 'Only messages of this workspace' -r -f -a '(opik-offline __values workspaces 2>/dev/null)'
-complete -c opik-offline -n "__fish_opik_offline_using_subcommand replay" -l project -d 'Only messages that name this project' -r -f -a '(opik-offline __values projects 2>/dev/null)'
-complete -c opik-offline -n "__fish_opik_offline_using_subcommand replay" -l id -d 'Only the message with this id' -r -f -a '(opik-offline __values ids 2>/dev/null)'
+complete -c opik-offline -n "__fish_opik_offline_using_subcommand replay" -l workspace -d 'Only messages of this workspace' -r -f -a '(__opik_offline_values workspaces)'
+complete -c opik-offline -n "__fish_opik_offline_using_subcommand replay" -l project -d 'Only messages that name this project' -r -f -a '(__opik_offline_values projects)'
+complete -c opik-offline -n "__fish_opik_offline_using_subcommand replay" -l id -d 'Only the message with this id' -r -f -a '(__opik_offline_values ids)'
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand replay" -l trace -d 'Only messages about this trace or its spans' -r
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand replay" -l older-than -d 'Only messages older than this, such as 2h or 7d' -r
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand replay" -l newer-than -d 'Only messages accepted within this time, such as 15m' -r
@@ -177,15 +177,15 @@ complete -c opik-offline -n "__fish_opik_offline_using_subcommand replay" -l for
 json\t'One JSON document'
 jsonl\t'One JSON document a line (`inspect` only)'
 yaml\t'One YAML document'"
-complete -c opik-offline -n "__fish_opik_offline_using_subcommand replay" -l verify -d 'Read back what was delivered, and report what is missing'
+complete -c opik-offline -n "__fish_opik_offline_using_subcommand replay" -l verify -d 'Read back what was delivered, report what is missing'
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand replay" -l remove-source -d 'Delete each file of --from, and the SDK\'s temporary copies of attachments, once every message in it is stored'
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand replay" -l dry-run -d 'Show what would be replayed, and send nothing'
-complete -c opik-offline -n "__fish_opik_offline_using_subcommand replay" -l rejected -d 'Only rejected messages; short for --status rejected'
+complete -c opik-offline -n "__fish_opik_offline_using_subcommand replay" -l rejected -d 'Only rejected messages (--status rejected)'
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand replay" -s q -l quiet -d 'Say only what was asked for, and errors'
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand replay" -s v -l verbose -d 'Say more on standard error'
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand replay" -l no-color -d 'Use no colours, as with NO_COLOR in the environment'
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand replay" -s h -l help -d 'Print help (see more with \'--help\')'
-complete -c opik-offline -n "__fish_opik_offline_using_subcommand inspect" -l from -d 'List what a Python process left in this file, without changing it' -r -F
+complete -c opik-offline -n "__fish_opik_offline_using_subcommand inspect" -l from -d 'List what a Python process left in this file' -r -F
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand inspect" -l limit -d 'List this many messages at most; 0 lists all [default: 50]' -r
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand inspect" -l status -d 'Only messages with this status (may be given more than once)' -r -f -a "failed\t''
 registered\t''
@@ -245,9 +245,9 @@ RemoveQueueItems\t''
 DeleteAttachments\t''
 AppendJobLogs\t''
 UnknownSdkRow\t''"
-complete -c opik-offline -n "__fish_opik_offline_using_subcommand inspect" -l workspace -d 'Only messages of this workspace' -r -f -a '(opik-offline __values workspaces 2>/dev/null)'
-complete -c opik-offline -n "__fish_opik_offline_using_subcommand inspect" -l project -d 'Only messages that name this project' -r -f -a '(opik-offline __values projects 2>/dev/null)'
-complete -c opik-offline -n "__fish_opik_offline_using_subcommand inspect" -l id -d 'Only the message with this id' -r -f -a '(opik-offline __values ids 2>/dev/null)'
+complete -c opik-offline -n "__fish_opik_offline_using_subcommand inspect" -l workspace -d 'Only messages of this workspace' -r -f -a '(__opik_offline_values workspaces)'
+complete -c opik-offline -n "__fish_opik_offline_using_subcommand inspect" -l project -d 'Only messages that name this project' -r -f -a '(__opik_offline_values projects)'
+complete -c opik-offline -n "__fish_opik_offline_using_subcommand inspect" -l id -d 'Only the message with this id' -r -f -a '(__opik_offline_values ids)'
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand inspect" -l trace -d 'Only messages about this trace or its spans' -r
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand inspect" -l older-than -d 'Only messages older than this, such as 2h or 7d' -r
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand inspect" -l newer-than -d 'Only messages accepted within this time, such as 15m' -r
@@ -260,7 +260,7 @@ yaml\t'One YAML document'"
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand inspect" -l newest -d 'List the newest first'
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand inspect" -l follow -d 'Show messages as they are stored, from now on'
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand inspect" -l no-pager -d 'Show a long result on a terminal without a pager'
-complete -c opik-offline -n "__fish_opik_offline_using_subcommand inspect" -l rejected -d 'Only rejected messages; short for --status rejected'
+complete -c opik-offline -n "__fish_opik_offline_using_subcommand inspect" -l rejected -d 'Only rejected messages (--status rejected)'
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand inspect" -s q -l quiet -d 'Say only what was asked for, and errors'
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand inspect" -s v -l verbose -d 'Say more on standard error'
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand inspect" -l no-color -d 'Use no colours, as with NO_COLOR in the environment'
@@ -323,9 +323,9 @@ RemoveQueueItems\t''
 DeleteAttachments\t''
 AppendJobLogs\t''
 UnknownSdkRow\t''"
-complete -c opik-offline -n "__fish_opik_offline_using_subcommand purge" -l workspace -d 'Only messages of this workspace' -r -f -a '(opik-offline __values workspaces 2>/dev/null)'
-complete -c opik-offline -n "__fish_opik_offline_using_subcommand purge" -l project -d 'Only messages that name this project' -r -f -a '(opik-offline __values projects 2>/dev/null)'
-complete -c opik-offline -n "__fish_opik_offline_using_subcommand purge" -l id -d 'Only the message with this id' -r -f -a '(opik-offline __values ids 2>/dev/null)'
+complete -c opik-offline -n "__fish_opik_offline_using_subcommand purge" -l workspace -d 'Only messages of this workspace' -r -f -a '(__opik_offline_values workspaces)'
+complete -c opik-offline -n "__fish_opik_offline_using_subcommand purge" -l project -d 'Only messages that name this project' -r -f -a '(__opik_offline_values projects)'
+complete -c opik-offline -n "__fish_opik_offline_using_subcommand purge" -l id -d 'Only the message with this id' -r -f -a '(__opik_offline_values ids)'
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand purge" -l trace -d 'Only messages about this trace or its spans' -r
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand purge" -l older-than -d 'Only messages older than this, such as 2h or 7d' -r
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand purge" -l newer-than -d 'Only messages accepted within this time, such as 15m' -r
@@ -337,7 +337,7 @@ jsonl\t'One JSON document a line (`inspect` only)'
 yaml\t'One YAML document'"
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand purge" -l dry-run -d 'Show what would be deleted, and delete nothing'
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand purge" -s y -l yes -d 'Delete without asking'
-complete -c opik-offline -n "__fish_opik_offline_using_subcommand purge" -l rejected -d 'Only rejected messages; short for --status rejected'
+complete -c opik-offline -n "__fish_opik_offline_using_subcommand purge" -l rejected -d 'Only rejected messages (--status rejected)'
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand purge" -s q -l quiet -d 'Say only what was asked for, and errors'
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand purge" -s v -l verbose -d 'Say more on standard error'
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand purge" -l no-color -d 'Use no colours, as with NO_COLOR in the environment'
@@ -349,4 +349,16 @@ complete -c opik-offline -n "__fish_opik_offline_using_subcommand help; and not 
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand help; and not __fish_seen_subcommand_from agent healthcheck status replay inspect purge help" -f -a "inspect" -d 'List stored messages, or show one whole'
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand help; and not __fish_seen_subcommand_from agent healthcheck status replay inspect purge help" -f -a "purge" -d 'Delete stored messages for good'
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand help; and not __fish_seen_subcommand_from agent healthcheck status replay inspect purge help" -f -a "help" -d 'Print this message or the help of the given subcommand(s)'
-complete -c opik-offline -n "__fish_opik_offline_using_subcommand inspect" -f -a '(opik-offline __values ids 2>/dev/null)'
+function __opik_offline_values
+    set -l words (commandline -opc)
+    if set -l at (contains -i -- --db $words)
+        opik-offline __values $argv[1] --db $words[(math $at + 1)] 2>/dev/null
+    else
+        opik-offline __values $argv[1] 2>/dev/null
+    end
+end
+complete -c opik-offline -n "__fish_opik_offline_using_subcommand inspect" -f -a '(__opik_offline_values ids)'
+complete -c opik-offline -n "__fish_opik_offline_using_subcommand healthcheck" -f
+complete -c opik-offline -n "__fish_opik_offline_using_subcommand status" -f
+complete -c opik-offline -n "__fish_opik_offline_using_subcommand replay" -f
+complete -c opik-offline -n "__fish_opik_offline_using_subcommand purge" -f

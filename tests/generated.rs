@@ -48,11 +48,26 @@ fn the_completions_are_current() {
 /// Flags whose values are in the store, and what the hidden `__values` calls them.
 const VALUES: [(&str, &str); 3] = [("workspace", "workspaces"), ("project", "projects"), ("id", "ids")];
 
+/// Makes bash offer the ids where `inspect` takes one, and its flags after a dash only.
+fn bash_asks_for_id(script: &str) -> String {
+    let begin = script.find("        opik__offline__subcmd__inspect)\n").expect("bash completes inspect");
+    let (before, section) = script.split_at(begin);
+    let (section, after) = section.split_at(section.find("            ;;\n        opik").expect("the section ends"));
+    let flags = "COMPREPLY=( $(compgen -W \"${opts}\" -- \"${cur}\") )";
+    let ids = "COMPREPLY=($(compgen -W \"$(_opik_offline_values ids)\" -- \"${cur}\"))";
+    let section = section.replace(" || ${COMP_CWORD} -eq 2 ]]", " ]]");
+    let (first, last) = section.rsplit_once(flags).expect("it ends with its flags");
+    let section = format!("{first}{ids}{last}")
+        .replace("*)\n                    COMPREPLY=()", &format!("*)\n                    {ids}"));
+    format!("{before}{section}{after}")
+}
+
 /// Makes a script ask for values that only the store knows, where the shell has a way.
 fn with_values(shell: Shell, script: String) -> String {
     let before = script.clone();
     let after = match shell {
         Shell::Bash => {
+            let script = bash_asks_for_id(&script);
             VALUES.iter().fold(script, |script, (flag, kind)| {
                 let files = format!("--{flag})\n                    COMPREPLY=($(compgen -f \"${{cur}}\"))");
                 let values = format!(
@@ -82,9 +97,10 @@ _opik_offline_values() {
             let script = script
                 .replace("Show this message whole:_default'", "Show this message whole:{_opik_offline_values ids}'");
             let ask = r#"_opik_offline_values() {
-    local -a db values
-    local at=${words[(i)--db]}
-    (( at < CURRENT )) && db=(--db "${words[at+1]}")
+    # The whole line: _arguments takes --db out of $words when it stands before other flags of a subcommand.
+    local -a db values line=(${(Q)${(z)LBUFFER}})
+    local at=${line[(i)--db]}
+    (( at < $#line )) && db=(--db "${line[at+1]}")
     values=(${(f)"$(_call_program values opik-offline __values $1 ${(q)db} 2>/dev/null)"})
     compadd -- ${values%%$'\t'*}
 }
@@ -97,15 +113,31 @@ _opik_offline_values() {
                 let kind = VALUES.iter().find(|(flag, _)| line.contains(&format!(" -l {flag} -d ")));
                 match kind {
                     Some((_, kind)) if line.ends_with(" -r") => {
-                        format!("{line} -f -a '(opik-offline __values {kind} 2>/dev/null)'\n")
+                        format!("{line} -f -a '(__opik_offline_values {kind})'\n")
                     }
                     _ => format!("{line}\n"),
                 }
             };
-            let script: String = script.lines().map(line).collect();
+            let mut script: String = script.lines().map(line).collect();
+            script.push_str(
+                "function __opik_offline_values
+    set -l words (commandline -opc)
+    if set -l at (contains -i -- --db $words)
+        opik-offline __values $argv[1] --db $words[(math $at + 1)] 2>/dev/null
+    else
+        opik-offline __values $argv[1] 2>/dev/null
+    end
+end
+complete -c opik-offline -n \"__fish_opik_offline_using_subcommand inspect\" -f -a '(__opik_offline_values ids)'
+",
+            );
+            // No file can stand where these end; flags that take one say so.
+            for command in ["healthcheck", "status", "replay", "purge"] {
+                script.push_str(&format!(
+                    "complete -c opik-offline -n \"__fish_opik_offline_using_subcommand {command}\" -f\n"
+                ));
+            }
             script
-                + "complete -c opik-offline -n \"__fish_opik_offline_using_subcommand inspect\" -f -a \
-                   '(opik-offline __values ids 2>/dev/null)'\n"
         }
         _ => return script,
     };
@@ -156,15 +188,16 @@ fn metrics_table() -> String {
 fn settings_table() -> String {
     let mut settings: Vec<&Setting> = SETTINGS.iter().collect();
     settings.sort_by_key(|setting| setting.environment.starts_with("OPIK_OFFLINE_"));
-    let mut table = "| variable | file | default | meaning |\n| --- | --- | --- | --- |\n".to_owned();
+    let mut table = "| variable, flag, file | meaning |\n| --- | --- |\n".to_owned();
     for Setting { key, about, default, environment, flag, file } in settings {
         let file = match file {
-            Keeps::OpikConfig => format!("`{key}` in `~/.opik.config`"),
-            Keeps::ConfigYaml => format!("`{key}` in `config.yaml`"),
+            Keeps::OpikConfig => format!("<br>`{key}` in `~/.opik.config`"),
+            Keeps::ConfigYaml => format!("<br>`{key}` in `config.yaml`"),
             Keeps::Nowhere => String::new(),
         };
-        let flag = flag.map_or(String::new(), |flag| format!(", `{flag}`"));
-        table.push_str(&format!("| `{environment}`{flag} | {file} | `{default}` | {about} |\n"));
+        let flag = flag.map_or(String::new(), |flag| format!("<br>`{flag}`"));
+        // Two columns fit a page: a table of four cuts its last one off there.
+        table.push_str(&format!("| `{environment}`{flag}{file} | {about}. Default: `{default}` |\n"));
     }
     table
 }

@@ -46,7 +46,7 @@ lines at the start and the end, too.
 Exit codes:
   0    Stopped as asked
   1    It could not run
-  2    Wrong usage or configuration, the address is taken, or the server would be the agent itself
+  2    Wrong usage or configuration, or the address is taken
   126  The command after -- can't be executed
   127  There is no such command
   130  A second signal ended it at once";
@@ -68,7 +68,9 @@ pub struct AgentArgs {
     #[arg(long, num_args = 0, default_missing_value = "true", hide_short_help = true)]
     insecure_listen: Option<OsString>,
 
-    /// Take in what killed Python processes leave in the temporary folder, deliver it, and delete it then
+    /// Take in what killed Python processes leave, and deliver it
+    ///
+    /// It looks into the temporary folder, and deletes each file when all that is in it is in the store.
     #[arg(long, num_args = 0, default_missing_value = "true")]
     adopt_orphans: Option<OsString>,
 
@@ -88,7 +90,9 @@ pub struct AgentArgs {
     #[arg(long, value_name = "SIZE", hide_short_help = true)]
     free_disk_reserve: Option<OsString>,
 
-    /// When the store is full, refuse new writes or drop the oldest: refuse, drop_oldest [default: refuse]
+    /// When the store is full: refuse or drop_oldest [default: refuse]
+    ///
+    /// Refuse new writes with a 503, or drop the oldest stored messages; either way it is counted.
     #[arg(long, value_name = "POLICY")]
     when_full: Option<OsString>,
 
@@ -136,7 +140,7 @@ pub struct AgentArgs {
     #[arg(long, value_name = "DURATION", hide_short_help = true)]
     shutdown_timeout: Option<OsString>,
 
-    /// With a command: deliver what is stored for this long after the command has ended [default: 30s]
+    /// Deliver for this long after the command has ended [default: 30s]
     #[arg(long, value_name = "DURATION", requires = "command")]
     flush_timeout: Option<OsString>,
 
@@ -144,7 +148,7 @@ pub struct AgentArgs {
     #[arg(long, value_name = "FORMAT", hide_short_help = true)]
     log_format: Option<OsString>,
 
-    /// Run this command with its traces led through the agent, and end with it
+    /// Run this command, its traces led through the agent
     #[arg(last = true, value_name = "COMMAND", value_hint = clap::ValueHint::CommandName)]
     command: Vec<OsString>,
 }

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use clap::Args;
 use serde::Serialize;
 
-use super::render::{Mark, Renderer, columns, count, hanging, size, table_text};
+use super::render::{Mark, Renderer, columns, count, hanging, size};
 use super::selection::{duration, refuse_jsonl};
 use super::{
     Common, Exit, Failure, configuration, existing_store_without_key, progress, stop_on_signals, translate, upstream,
@@ -522,16 +522,12 @@ fn try_it(config: &Config, upstream: &Upstream, project: &str, shutdown: &Shutdo
 }
 
 fn people(renderer: &Renderer, report: &Report, quiet: bool) -> String {
+    let columns = columns(std::io::stdout());
     let mut text = String::new();
     if !quiet {
-        let mut table = renderer.table(&["setting", "~value", "~from"]);
-        for setting in &report.settings {
-            table.add_row([setting.key, &setting.value, &setting.source]);
-        }
-        text.push_str(&table_text(&table));
+        text.push_str(&settings_text(renderer, &report.settings, columns));
         text.push('\n');
     }
-    let columns = columns(std::io::stdout());
     for check in &report.checks {
         let said = hanging(&check.text, columns, INDENT);
         text.push_str(&format!("{} {:<13} {said}\n", renderer.mark(check.result), check.name));
@@ -541,4 +537,63 @@ fn people(renderer: &Renderer, report: &Report, quiet: bool) -> String {
         }
     }
     text
+}
+
+/// Returns the settings in columns. Where a value leaves its origin no room in the line, that stands below it: a path or a
+/// URL is to be copied whole.
+fn settings_text(renderer: &Renderer, settings: &[Setting], columns: usize) -> String {
+    const GAP: usize = 2;
+    let chars = |text: &str| text.chars().count();
+    let key_width = settings.iter().map(|setting| chars(setting.key)).max().unwrap_or(0) + GAP;
+    let room = columns.saturating_sub(key_width);
+    let fits = |value_width: usize, source: &str| value_width + chars(source) <= room;
+    let widths = settings.iter().filter_map(|setting| {
+        let width = chars(&setting.value) + GAP;
+        fits(width, &setting.source).then_some(width)
+    });
+    let value_width = widths.max().unwrap_or(0).max("value".len() + GAP);
+    let row = |key: &str, value: &str, source: &str| {
+        let is_beside = fits(value_width.max(chars(value) + GAP), source);
+        match is_beside {
+            true => format!("{key:<key_width$}{value:<value_width$}{source}\n"),
+            false => format!("{key:<key_width$}{value}\n{:key_width$}{source}\n", ""),
+        }
+    };
+    let head = row("setting", "value", "from");
+    let mut text = if renderer.is_colored() { format!("\u{1b}[1m{}\u{1b}[0m\n", head.trim_end()) } else { head };
+    text.extend(settings.iter().map(|setting| row(setting.key, &setting.value, &setting.source)));
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cli::render::Format;
+
+    #[test]
+    fn a_value_that_is_too_long_for_its_line_stays_whole() {
+        let setting = |key, value: &str, source: &str| Setting { key, value: value.into(), source: source.into() };
+        let settings = [
+            setting("db", "/home/somebody/a/long/way/opik_messages.db", "default"),
+            setting("max_size", "10GiB", "default"),
+            setting("upstream", "http://127.0.0.1:5173/api", "environment OPIK_OFFLINE_UPSTREAM"),
+        ];
+        let renderer = Renderer::new(Format::Table, false);
+        let narrow = "\
+setting   value  from
+db        /home/somebody/a/long/way/opik_messages.db
+          default
+max_size  10GiB  default
+upstream  http://127.0.0.1:5173/api
+          environment OPIK_OFFLINE_UPSTREAM
+";
+        assert_eq!(settings_text(&renderer, &settings, 50), narrow);
+        let wide = "\
+setting   value                                       from
+db        /home/somebody/a/long/way/opik_messages.db  default
+max_size  10GiB                                       default
+upstream  http://127.0.0.1:5173/api                   environment OPIK_OFFLINE_UPSTREAM
+";
+        assert_eq!(settings_text(&renderer, &settings, usize::MAX), wide);
+    }
 }

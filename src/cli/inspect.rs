@@ -16,7 +16,7 @@ use super::render::{
 use super::selection::{Selection, id, number};
 use super::{Common, Exit, Failure, configuration, existing_store, stop_on_signals, yaml};
 use crate::config::Config;
-use crate::message::{BodyFault, MessageId, MessageType};
+use crate::message::{BodyFault, MessageId, MessageStatus, MessageType};
 use crate::protocol::attachment::Subject;
 use crate::protocol::json::{compact, pretty};
 use crate::protocol::otlp;
@@ -33,7 +33,7 @@ Examples:
   What a killed Python process left:
     opik-offline inspect --from /tmp/tmp1a2b3c4d/opik_messages.db
   Everything about one trace, bodies included, as JSON lines:
-    opik-offline inspect --trace 01a20445-0b53-7443-881b-86277651b909 --limit 0 --format jsonl
+    opik-offline inspect --trace UUID --limit 0 --format jsonl
   Watch what an application writes during an outage:
     opik-offline inspect --follow --workspace team
 
@@ -61,7 +61,9 @@ pub struct InspectArgs {
     #[arg(value_name = "ID", value_parser = id, conflicts_with_all = ["status", "rejected", "types", "workspace", "project", "ids", "trace", "older_than", "newer_than"])]
     id: Option<i64>,
 
-    /// List what a Python process left in this file, without changing it
+    /// List what a Python process left in this file
+    ///
+    /// The file is not changed.
     #[arg(long, value_name = "FILE", value_hint = clap::ValueHint::FilePath, conflicts_with_all = ["id", "newest", "status", "rejected", "types", "workspace", "project", "ids", "trace", "older_than", "newer_than"])]
     from: Option<PathBuf>,
 
@@ -592,6 +594,11 @@ fn whole_text(renderer: &Renderer, whole: &Whole) -> String {
         if !answer.text.is_empty() {
             row("", &answer.text);
         }
+    }
+    if line.status == MessageStatus::Rejected.name() {
+        let id = line.id;
+        row("what to do", &format!("when the cause is mended: `opik-offline replay --id {id}`"));
+        row("", &format!("to give it up: `opik-offline purge --id {id}`"));
     }
     for Header { name, value } in &whole.headers {
         row("header", &format!("{name}: {value}"));

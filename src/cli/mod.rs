@@ -29,7 +29,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use clap::error::{ContextKind, ContextValue, ErrorKind};
-use clap::{Args, CommandFactory, Parser, Subcommand};
+use clap::{Args, ColorChoice, CommandFactory, FromArgMatches, Parser, Subcommand};
 
 use crate::config::{Config, Flags, LogLevel, ProcessEnvironment, is_no_color_set};
 use crate::store::{self, Keys, Limits, OpenMode, Store, StoreError};
@@ -145,9 +145,10 @@ pub fn run() -> ExitCode {
         values::run(arguments.collect());
         return ExitCode::SUCCESS;
     }
-    let cli = match Cli::try_parse() {
+    let cli = match parsed() {
         Ok(cli) => cli,
         Err(mut error) => {
+            selection::suggest_types(&mut error);
             suggest_dashes(&mut error, std::env::args_os().any(|argument| argument == "agent"));
             // Help and version come this way too. A closed pipe is all that can go wrong here.
             let _ = error.print();
@@ -163,6 +164,15 @@ pub fn run() -> ExitCode {
             ExitCode::from(failure.exit as u8)
         }
     }
+}
+
+/// Reads the command line. Whoever wants no colours wants none in help and errors of clap's either.
+fn parsed() -> Result<Cli, clap::Error> {
+    let mut own = std::env::args_os().take_while(|argument| argument != "--");
+    let color = if own.any(|argument| argument == "--no-color") { ColorChoice::Never } else { ColorChoice::Auto };
+    let mut command = Cli::command().color(color);
+    let mut matches = command.try_get_matches_from_mut(std::env::args_os())?;
+    Cli::from_arg_matches_mut(&mut matches).map_err(|error| error.format(&mut command))
 }
 
 /// Says what is missing in `agent python app.py`.

@@ -244,10 +244,12 @@ fn cut(line: &str, width: usize) -> String {
     if columns.iter().all(|(_, column)| column.is_none_or(|column| column <= width)) {
         return line.to_owned();
     }
+    // Blanks that fill a column are no text that somebody would miss.
+    let is_text_lost = columns.iter().any(|(c, column)| *c != ' ' && column.is_some_and(|column| column > width));
     columns
         .into_iter()
         .filter(|(_, column)| column.is_none_or(|column| column <= width))
-        .map(|(c, column)| if column == Some(width) { '…' } else { c })
+        .map(|(c, column)| if is_text_lost && column == Some(width) { '…' } else { c })
         .collect()
 }
 
@@ -348,6 +350,7 @@ mod tests {
         assert_eq!(cut("twelve chars", 12), "twelve chars");
         assert_eq!(cut("twelve chars", 8), "twelve …");
         assert_eq!(cut("\u{1b}[1mbold\u{1b}[0m text", 9), "\u{1b}[1mbold\u{1b}[0m text");
+        assert_eq!(cut("\u{1b}[1mhead   \u{1b}[0m", 5), "\u{1b}[1mhead \u{1b}[0m", "blanks are not worth a mark");
     }
 
     #[test]

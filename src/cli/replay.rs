@@ -48,7 +48,7 @@ Exit codes:
   1    Failure, or a file of --from could not be read
   2    Wrong usage or configuration
   3    The server can't be reached, or --verify can't read from it
-  4    Messages remain or were rejected, or --verify does not find what was delivered
+  4    Messages remain or were rejected, or --verify finds some missing
   130  Interrupted";
 
 /// Deliver stored messages to the Opik server
@@ -82,7 +82,7 @@ pub struct ReplayArgs {
     #[arg(long, value_name = "DURATION", value_parser = duration)]
     timeout: Option<Duration>,
 
-    /// Read back what was delivered, and report what is missing
+    /// Read back what was delivered, report what is missing
     ///
     /// Traces, spans, experiments and their items, datasets and their items, optimizations, and feedback scores by name
     /// are asked for by their ids, in pages where the server has them. What can't be read back is counted: OTLP spans,
@@ -101,7 +101,7 @@ pub struct ReplayArgs {
     ///
     /// It is read from a private copy. What was taken in before is recognised, also in a copied file, so that running this
     /// again sends nothing twice. Messages get the configured workspace and API key, because the file names none.
-    #[arg(long, value_name = "FILE|FOLDER|GLOB", num_args = 1.., value_hint = clap::ValueHint::AnyPath)]
+    #[arg(long, value_name = "FILE", num_args = 1.., value_hint = clap::ValueHint::AnyPath)]
     from: Vec<PathBuf>,
 
     /// Delete each file of --from, and the SDK's temporary copies of attachments, once every message in it is stored

@@ -4,9 +4,10 @@ use std::time::Duration;
 
 use clap::Args;
 use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
+use clap::error::{ContextKind, ContextValue, ErrorKind};
 
 use super::failure::{Exit, Failure};
-use super::render::nothing;
+use super::render::{columns, hanging, nothing};
 use crate::config::units::parse_duration;
 use crate::message::{EntityKey, EntityKind, MessageId, MessageStatus, MessageType};
 use crate::store::{Filter, Store, StoreError};
@@ -19,7 +20,7 @@ pub struct Selection {
     #[arg(long, value_name = "STATUS", ignore_case = true, value_parser = status(), hide_short_help = true)]
     pub status: Vec<MessageStatus>,
 
-    /// Only rejected messages; short for --status rejected
+    /// Only rejected messages (--status rejected)
     #[arg(long)]
     pub rejected: bool,
 
@@ -164,9 +165,32 @@ fn status() -> impl TypedValueParser<Value = MessageStatus> {
 fn type_help() -> String {
     let names: Vec<&str> = MessageType::ALL.iter().map(|it| it.name().trim_end_matches("Message")).collect();
     format!(
-        "Select messages of this type (may be given more than once). In any case of letters, one of {}",
+        "Only messages of this type (may be given more than once). In any case of letters, one of {}",
         names.join(", ")
     )
+}
+
+/// Says which types somebody may have meant by a name that is none: there are too many to list them all.
+pub fn suggest_types(error: &mut clap::Error) {
+    let is_type =
+        matches!(error.get(ContextKind::InvalidArg), Some(ContextValue::String(arg)) if arg.starts_with("--type "));
+    if !is_type || error.kind() != ErrorKind::InvalidValue {
+        return;
+    }
+    let Some(ContextValue::String(typed)) = error.get(ContextKind::InvalidValue) else { return };
+    let typed = typed.to_ascii_lowercase();
+    let names = MessageType::ALL.iter().map(|it| it.name().trim_end_matches("Message"));
+    let near: Vec<&str> =
+        names.filter(|name| !typed.is_empty() && name.to_ascii_lowercase().contains(&typed)).collect();
+    let mut tips = Vec::new();
+    let tip = |text: &str| hanging(text, columns(std::io::stderr()), "  tip: ".len()).into();
+    if !near.is_empty() {
+        tips.push(tip(&format!("types with that in their name: {}", near.join(", "))));
+        error.remove(ContextKind::SuggestedValue);
+    }
+    tips.push(tip("`opik-offline inspect --help` lists all types, `opik-offline status` those that are stored"));
+    error.remove(ContextKind::ValidValue);
+    error.insert(ContextKind::Suggested, ContextValue::StyledStrs(tips));
 }
 
 /// Reads a message type by its name, with or without `Message` at its end.

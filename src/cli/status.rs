@@ -20,7 +20,9 @@ use crate::delivery::pacing::Pace;
 use crate::intake::status::{EtaStatus, pace_of};
 use crate::message::MessageStatus;
 use crate::shutdown::Shutdown;
-use crate::store::{AgentRecord, Backlog, Condition, Encryption, Filter, KeyState, Page, Store, StoreError, now_ms};
+use crate::store::{
+    AgentRecord, Backlog, Condition, Encryption, Filter, KeyState, Page, Store, StoreError, mount, now_ms,
+};
 use crate::telemetry::history::{Rates, Sample};
 use crate::upstream::Upstream;
 
@@ -147,6 +149,8 @@ struct StoreReport {
     reason: Option<String>,
     file_bytes: Option<u64>,
     size_max_bytes: Option<u64>,
+    /// Why the file system under it keeps less than a disk of this machine, if it does.
+    file_system_problem: Option<String>,
     disk_free_bytes: Option<u64>,
     dropped_messages: u64,
     /// Dropped because they were older than `max_age`.
@@ -263,6 +267,9 @@ pub fn run(common: &Common, args: &StatusArgs) -> Result<(), Failure> {
     end(args, &report, problem)
 }
 
+/// What to do when a threshold is exceeded.
+const LOOK: &str = "`opik-offline status` says what waits and why; without an agent `opik-offline replay` delivers it";
+
 fn end(args: &StatusArgs, report: &Report, problem: Option<StoreError>) -> Result<(), Failure> {
     if let Some(problem) = problem {
         return Err(problem.into());
@@ -271,7 +278,7 @@ fn end(args: &StatusArgs, report: &Report, problem: Option<StoreError>) -> Resul
     if let Some(limit) = args.fail_if_backlog.filter(|limit| backlog.messages > *limit) {
         let wait = if backlog.messages == 1 { "waits" } else { "wait" };
         let waiting = count(backlog.messages, "message");
-        return Err(Failure::new(Exit::Remaining, format!("{waiting} {wait}, more than {limit}"), None));
+        return Err(Failure::new(Exit::Remaining, format!("{waiting} {wait}, more than {limit}"), Some(LOOK)));
     }
     let oldest = backlog.oldest_age_seconds.map(Duration::from_secs);
     if let (Some(limit), Some(oldest)) = (args.fail_if_older_than, oldest)
@@ -279,7 +286,7 @@ fn end(args: &StatusArgs, report: &Report, problem: Option<StoreError>) -> Resul
     {
         let (oldest, limit) = (short_duration(oldest), short_duration(limit));
         let text = format!("a message has been waiting for {oldest}, longer than {limit}");
-        return Err(Failure::new(Exit::Remaining, text, None));
+        return Err(Failure::new(Exit::Remaining, text, Some(LOOK)));
     }
     Ok(())
 }
@@ -525,6 +532,8 @@ fn store_report(config: &Config, condition: Option<&Condition>, problem: Option<
         },
         reason: problem.map(ToString::to_string),
         file_bytes: condition.map(|condition| condition.file_bytes),
+        file_system_problem: mount::look_at(&config.db.value)
+            .map(|found| format!("on {}: {}", found.name, found.problem())),
         size_max_bytes: condition.and_then(|condition| condition.size_max),
         disk_free_bytes: condition.and_then(|condition| condition.disk_free_bytes),
         dropped_messages: condition.map_or(0, |condition| condition.dropped),

@@ -91,6 +91,8 @@ fn a_shell_completes_what_is_stored() {
     assert_eq!(complete(&["purge", "--workspace", "t"]), "team\n");
     assert_eq!(complete(&["replay", "--project", ""]), "demo\n");
     assert!(complete(&["inspect", "--id", ""]).contains("5\n"));
+    assert!(complete(&["inspect", ""]).contains("5\n"), "inspect takes an id");
+    assert!(complete(&["inspect", "--rej"]).contains("--rejected\n"));
     let elsewhere = sandbox.home.path().join("nowhere.db");
     assert_eq!(complete(&["inspect", "--db", elsewhere.to_str().unwrap(), "--workspace", ""]), "\n");
     assert!(!elsewhere.exists(), "pressing a key must not make a store");

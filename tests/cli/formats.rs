@@ -77,3 +77,18 @@ fn keys(value: &Value) -> Vec<String> {
         _ => Vec::new(),
     }
 }
+
+#[test]
+fn no_color_holds_for_help_and_usage_errors_too() {
+    // Colours, although this is no terminal.
+    let sandbox = Sandbox::new().with_env("CLICOLOR_FORCE", "1");
+    for args in [&["status", "-h"][..], &["stauts"], &["inspect", "--type", "nonsense"]] {
+        let shown = |args: &[&str]| {
+            let output = sandbox.output(args);
+            output.stdout + &output.stderr
+        };
+        assert!(shown(args).contains('\u{1b}'), "{args:?} has no colours to be turned off");
+        let plain = shown(&[&["--no-color"], args].concat());
+        assert!(!plain.contains('\u{1b}'), "{args:?} has colours that nobody wanted: {plain:?}");
+    }
+}

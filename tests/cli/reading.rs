@@ -3,7 +3,7 @@
 use std::process::Stdio;
 
 use rustix::process::{Pid, Signal, kill_process};
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::sandbox::{BINARY, Sandbox, TRACE, assert_text};
 use crate::support::agent::{Agent, Home};
@@ -26,6 +26,25 @@ waiting      nothing
 --- exit 0
 ",
     );
+}
+
+/// `/dev/shm` is in memory where it is mounted, and a folder of the disk where it is not.
+#[test]
+fn status_and_healthcheck_agree_on_a_file_system_that_keeps_less_than_a_disk() {
+    let sandbox = Sandbox::new();
+    let document = |command: &str| -> Value {
+        let output = sandbox.output(&["--db", "/dev/shm/opik-offline-is-not-here/x.db", "--format", "json", command]);
+        serde_json::from_str(&output.stdout).expect("one document")
+    };
+    let status = document("status");
+    let health = document("healthcheck");
+    let checks = health["checks"].as_array().expect("a list of checks");
+    let found = checks.iter().find(|check| check["name"] == "file system").map(|check| check["text"].clone());
+    let told = status["store"]["file_system_problem"].as_str();
+    assert_eq!(told.is_some(), found.is_some(), "one of them keeps silent: {told:?}, {found:?}");
+    if let (Some(told), Some(found)) = (told, found) {
+        assert!(found.as_str().is_some_and(|found| found.ends_with(told)), "{told}: {found}");
+    }
 }
 
 #[test]
@@ -55,16 +74,19 @@ rejected  CreateTrace       team              1      1  121 B
     );
 }
 
+const LOOK: &str =
+    "hint: `opik-offline status` says what waits and why; without an agent `opik-offline replay` delivers it\n";
+
 #[test]
 fn status_alerts_with_exit_4_and_says_nothing_more_when_quiet() {
     let sandbox = Sandbox::filled();
     assert_text(
         &sandbox.run(&["status", "-q", "--fail-if-backlog", "3"]),
-        "--- stderr\nerror: 4 messages wait, more than 3\n--- exit 4\n",
+        &format!("--- stderr\nerror: 4 messages wait, more than 3\n{LOOK}--- exit 4\n"),
     );
     assert_text(
         &sandbox.run(&["status", "-q", "--fail-if-older-than", "1h"]),
-        "--- stderr\nerror: a message has been waiting for AGE, longer than 1h\n--- exit 4\n",
+        &format!("--- stderr\nerror: a message has been waiting for AGE, longer than 1h\n{LOOK}--- exit 4\n"),
     );
     assert_text(
         &sandbox.run(&["status", "-q", "--fail-if-backlog", "4", "--fail-if-older-than", "100000d"]),
@@ -134,6 +156,8 @@ body          1 item, 121 B
 attempts      1
 last answer   400 at 2026-01-02T03:05:05Z
               {"code":400,"message":"start_time must not be null"}
+what to do    when the cause is mended: `opik-offline replay --id 1`
+              to give it up: `opik-offline purge --id 1`
 header        content-type: application/json
 header        x-private: ***
 

@@ -29,10 +29,21 @@ fn no_command_shows_the_help() {
 #[test]
 fn short_help_fits_on_a_screen_and_long_help_is_whole() {
     for command in ["agent", "healthcheck", "status", "replay", "inspect", "purge"] {
-        let short = Sandbox::new().output(&[command, "-h"]).stdout;
+        // A terminal of 80 columns and 30 lines.
+        let short = Sandbox::new().with_env("COLUMNS", "80").output(&[command, "-h"]).stdout;
+        let widest = short.lines().map(|line| line.chars().count()).max();
+        assert!(widest <= Some(80), "{command} -h breaks in the middle of a word: {short}");
         let lines = short.lines().count();
         assert!(lines <= 30, "{command} -h scrolls away, it has {lines} lines: hide_short_help what is rarely wanted");
         assert!(short.contains("see more with '--help'"), "{short}");
+    }
+    for command in ["agent", "healthcheck", "status", "replay", "inspect", "purge"] {
+        let long = Sandbox::new().with_env("COLUMNS", "80").output(&[command, "--help"]).stdout;
+        let (_, codes) = long.split_once("\nExit codes:\n").expect("the manual has its exit codes");
+        for line in codes.lines().take_while(|line| !line.is_empty()) {
+            let code = line.trim_start().split(' ').next().unwrap_or_default();
+            assert!(code.parse::<u8>().is_ok(), "{command} --help: a line of the exit codes is too long: {line}");
+        }
     }
     let long = Sandbox::new().output(&["agent", "--help"]).stdout;
     assert!(long.contains("--retry-interval") && long.contains("--no-color"), "{long}");
@@ -67,7 +78,11 @@ fn a_bad_value_of_a_filter_names_the_flag_and_what_is_expected() {
             &["inspect", "--status", "done"][..],
             "'done' for '--status <STATUS>'\n  [possible values: failed, registered, rejected]",
         ),
-        (&["purge", "--type", "span"], "'span' for '--type <TYPE>'\n  [possible values: CreateTrace, UpdateTrace,"),
+        (
+            &["purge", "--type", "span"],
+            "'span' for '--type <TYPE>'\n\n  tip: types with that in their name: CreateSpan, UpdateSpan,",
+        ),
+        (&["purge", "--type", "nonsense"], "tip: `opik-offline inspect --help` lists all types"),
         (&["replay", "--limit", "0"], "'0' for '--limit <N>': expected a whole number from 1"),
         (&["inspect", "--limit", "x"], "'x' for '--limit <N>': expected a whole number"),
         (&["inspect", "one"], "'one' for '[ID]': expected a number, as `opik-offline inspect` lists it"),
