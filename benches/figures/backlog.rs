@@ -21,7 +21,8 @@ pub fn fill(home: &Path, messages: usize, spans: usize) {
         ("content-type".into(), b"application/json".to_vec()),
         ("content-encoding".into(), b"gzip".to_vec()),
     ]);
-    let lane = Lane { workspace: Some("default".into()), credential: Some(Credential::new("made-up-key")) };
+    let lane =
+        Lane { workspace: Some("default".into()), credential: Some(Credential::new("made-up-key")), server: None };
     let mut left = messages;
     while left > 0 {
         let count = left.min(1_000);

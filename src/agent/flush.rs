@@ -53,14 +53,15 @@ pub enum FlushEnd {
 const LOOK_INTERVAL: Duration = Duration::from_millis(50);
 
 /// Waits for the replay manager, for as long as that is of use.
-pub(super) fn flush(slot: &StoreSlot, connection: &Connection, flush: &Flush<'_>) -> FlushEnd {
+/// `own` selects what this agent delivers.
+pub(super) fn flush(slot: &StoreSlot, connection: &Connection, own: &Filter, flush: &Flush<'_>) -> FlushEnd {
     let deadline = Instant::now() + flush.timeout;
     loop {
         let time_left = deadline.saturating_duration_since(Instant::now());
         let until_ms = now_ms().saturating_add(i64::try_from(time_left.as_millis()).unwrap_or(i64::MAX));
         let looked = slot.with(|store| {
-            let backlog = store.backlog(&Filter::default())?;
-            let lanes = if backlog.waiting() > 0 { store.lanes(&Filter::default(), now_ms())? } else { Vec::new() };
+            let backlog = store.backlog(own)?;
+            let lanes = if backlog.waiting() > 0 { store.lanes(own, now_ms())? } else { Vec::new() };
             Ok((backlog, lanes))
         });
         match looked {
@@ -119,10 +120,10 @@ mod tests {
     fn waiting_is_useless_only_when_nothing_can_be_due_in_time() {
         let lane = |due_at_ms, hold: Option<&str>| LaneWork {
             id: LaneId(1),
-            lane: Lane { workspace: Some("team".to_owned()), credential: None },
+            lane: Lane { workspace: Some("team".to_owned()), ..Lane::default() },
             failed: 1,
             due_at_ms,
-            hold: hold.map(|reason| Hold { until_ms: due_at_ms, reason: reason.to_owned(), probe: true }),
+            hold: hold.map(|reason| Hold { until_ms: due_at_ms, reason: reason.to_owned(), probe: true, status: None }),
         };
         assert_eq!(useless(&[], 100), None, "all is on its way");
         assert_eq!(useless(&[lane(100, None)], 100), None);

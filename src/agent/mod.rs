@@ -41,9 +41,10 @@ use thiserror::Error;
 use tracing::{error, info, warn};
 
 use crate::config::ServiceManager;
-use crate::intake::status::Watch;
+use crate::intake::status::{self, Watch};
 use crate::intake::workers::Workers;
 use crate::intake::{Intake, IntakeLimits};
+use crate::message::Server;
 use crate::monitor::connection::Connection;
 use crate::monitor::{self, MonitorSettings};
 use crate::pulse::{Beat, Pulse, Pulses};
@@ -51,7 +52,7 @@ use crate::replay::{LEASE_TIME_TO_LIVE, ReplayManager, ReplaySettings};
 use crate::shutdown::Shutdown;
 use crate::store::committer::Committer;
 use crate::store::slot::StoreSlot;
-use crate::store::{AgentRecord, Filter, Keys, Limits, Owner, mount, now_ms};
+use crate::store::{AgentRecord, Filter, Keys, Limits, Owner, Store, StoreError, mount, now_ms};
 use crate::telemetry::metrics::Metrics;
 use crate::upstream::forward::Forwarder;
 use crate::upstream::{Upstream, UpstreamError, UpstreamSettings};
@@ -200,9 +201,16 @@ impl Agent {
             warn!(target: "db_manager", "{path} is on {}: {}; {}", found.name, found.problem(), found.hint());
         }
         let slot = StoreSlot::at_with(&settings.store_path, settings.store_limits, settings.store_keys.clone());
-        let slot = slot.whenever_opened(move |store| {
-            if let Err(error) = store.announce(Some(&record)) {
-                warn!(target: "db_manager", "the agent is not recorded in the store: {error}");
+        let server = Server::new(&settings.upstream.base_url);
+        let own = Filter::of_server(&server);
+        let slot = slot.whenever_opened({
+            let (server, own) = (server.clone(), own.clone());
+            move |store| {
+                if let Err(error) = store.announce(Some(&record)) {
+                    warn!(target: "db_manager", "the agent is not recorded in the store: {error}");
+                }
+                adopt(store, &server)?;
+                tell_of_others(store, &server, &own)
             }
         });
         let slot = Arc::new(slot);
@@ -247,7 +255,8 @@ impl Agent {
         let replaying = {
             let (slot, connection, metrics) = (slot.clone(), connection.clone(), metrics.clone());
             let (owner, shutdown) = (owner.clone(), replay_shutdown.clone());
-            let (settings, tick_interval) = (settings.replay.clone(), settings.replay_tick_interval);
+            let tick_interval = settings.replay_tick_interval;
+            let settings = ReplaySettings { filter: own.clone(), ..settings.replay.clone() };
             Part::start("replay-manager", move || {
                 let (settings, owner) = (settings.clone(), owner.clone());
                 let (slot, upstream, connection, metrics) = (&*slot, &*upstream, &*connection, &*metrics);
@@ -268,11 +277,10 @@ impl Agent {
         });
         let adopting = adopting.transpose().map_err(system)?;
         let upkeep_shutdown = Shutdown::new();
-        let upkeep = settings.max_age.map(|max_age| {
-            let (slot, shutdown) = (slot.clone(), upkeep_shutdown.clone());
-            Part::start("upkeep", move || upkeep::run(max_age, &slot, &shutdown))
-        });
-        let upkeep = upkeep.transpose().map_err(system)?;
+        let upkeep = {
+            let (slot, shutdown, max_age) = (slot.clone(), upkeep_shutdown.clone(), settings.max_age);
+            Part::start("upkeep", move || upkeep::run(max_age, &slot, &shutdown)).map_err(system)?
+        };
         let (monitoring, replaying) = (monitoring.map_err(system)?, replaying.map_err(system)?);
         info!(target: "intake", "listening on http://{} for {}", self.address, settings.upstream.base_url);
         let telling = match settings.service_manager.clone() {
@@ -280,7 +288,9 @@ impl Agent {
             Some(manager) => {
                 let (slot, connection, shutdown) = (slot.clone(), connection.clone(), shutdown.clone());
                 let stopping_max = settings.shutdown_timeout * 3 + STOPPING_MARGIN;
-                let teller = service_manager::Teller { manager, pulses, slot, connection, stopping_max, shutdown };
+                let server = server.clone();
+                let teller =
+                    service_manager::Teller { manager, pulses, slot, server, connection, stopping_max, shutdown };
                 teller.start().map_err(system)?
             }
         };
@@ -293,11 +303,11 @@ impl Agent {
             warn!(target: "replay_manager", "a salvage did not end in time; the next agent goes on with it");
         }
         upkeep_shutdown.request();
-        if upkeep.is_some_and(|upkeep| !upkeep.has_ended_within(settings.shutdown_timeout)) {
-            warn!(target: "db_manager", "dropping old messages did not end in time; the next agent goes on with it");
+        if !upkeep.has_ended_within(settings.shutdown_timeout) {
+            warn!(target: "db_manager", "the upkeep of the store did not end in time; the next agent goes on with it");
         }
         committer.stop();
-        let flushed = flushing.map(|flushing| flush(&slot, &connection, flushing));
+        let flushed = flushing.map(|flushing| flush(&slot, &connection, &own, flushing));
         replay_shutdown.request();
         connection.wake();
         if !replaying.has_ended_within(settings.shutdown_timeout) {
@@ -322,10 +332,41 @@ impl Agent {
             stored: metrics.messages_registered.get(),
             delivered: metrics.messages_delivered.get(),
             rejected: metrics.messages_rejected.get(),
-            waiting: slot.with(|store| store.backlog(&Filter::default())).ok().map(|backlog| backlog.waiting()),
+            waiting: slot.with(|store| store.backlog(&own)).ok().map(|backlog| backlog.waiting()),
             flush: flushed,
         })
     }
+}
+
+/// Gives what an earlier version stored, which recorded no server, to this agent's server, and logs it.
+fn adopt(store: &dyn Store, server: &Server) -> Result<(), StoreError> {
+    let adopted = store.adopt(server)?;
+    if adopted > 0 {
+        warn!(
+            target: "db_manager",
+            "{adopted} messages were stored by an earlier version, which did not record their server: they are for \
+             {server} now, the first server that an agent was started for"
+        );
+    }
+    Ok(())
+}
+
+/// Logs what waits in the store for other servers: this agent does not deliver it.
+fn tell_of_others(store: &dyn Store, server: &Server, own: &Filter) -> Result<(), StoreError> {
+    let all = store.backlog(&Filter::default())?;
+    if all.waiting() == store.backlog(own)?.waiting() {
+        return Ok(());
+    }
+    for other in status::elsewhere(&all, server).into_iter().filter(|other| other.waiting > 0) {
+        let url = other.server.unwrap_or_default();
+        warn!(
+            target: "replay_manager",
+            "{} messages in this store are for {url}: `opik-offline replay --upstream {url}` or an agent for that server \
+             delivers them",
+            other.waiting
+        );
+    }
+    Ok(())
 }
 
 /// Returns the parts that have to be alive, and how long each may be silent.

@@ -21,6 +21,7 @@ use std::time::{Duration, Instant};
 use tracing::{error, warn};
 
 use crate::config::ServiceManager;
+use crate::message::Server;
 use crate::monitor::Availability;
 use crate::monitor::connection::{Connection, ConnectionState};
 use crate::pulse::Pulses;
@@ -40,6 +41,8 @@ pub(super) struct Teller {
     pub(super) manager: ServiceManager,
     pub(super) pulses: Arc<Pulses>,
     pub(super) slot: Arc<StoreSlot>,
+    /// The server whose messages are told about.
+    pub(super) server: Server,
     pub(super) connection: Arc<Connection>,
     /// How long stopping may take.
     pub(super) stopping_max: Duration,
@@ -101,7 +104,7 @@ impl Teller {
     }
 
     fn status(&self) -> String {
-        let backlog = self.slot.with(|store| store.backlog(&Filter::default()));
+        let backlog = self.slot.with(|store| store.backlog(&Filter::of_server(&self.server)));
         status_line(&self.connection.state(), &backlog, now_ms())
     }
 }
@@ -199,6 +202,7 @@ mod tests {
             status: *status,
             message_type: MessageType::CreateTrace,
             workspace: "default".into(),
+            server: None,
             messages: *messages,
             items: *messages,
             body_bytes: 1,
@@ -251,6 +255,7 @@ mod tests {
                 silent_for: Box::new(silent_for),
             }])),
             slot: Arc::new(StoreSlot::at(&folder.join("store.db"), limits)),
+            server: Server::new("http://127.0.0.1:5173/api"),
             connection: Arc::new(Connection::new(pings)),
             stopping_max: Duration::from_secs(20),
             shutdown: Shutdown::new(),

@@ -1,4 +1,5 @@
-//! Drops messages that are older than the user wants to keep them (`max_age`).
+//! Keeps the store tidy: erases credentials that no message needs any more, and drops messages that are older than the
+//! user wants to keep them (`max_age`).
 //!
 //! Ages are told by the wall clock, which may be set. A clock that is put forward while the agent runs ages nothing: it
 //! is believed only as far as time has really passed since the agent started. One that is put back makes messages
@@ -6,12 +7,14 @@
 
 use std::time::{Duration, Instant};
 
-use tracing::warn;
+use tracing::{debug, warn};
 
 use crate::shutdown::Shutdown;
 use crate::store::now_ms;
 use crate::store::slot::StoreSlot;
 
+/// How often unneeded credentials are looked for; also once at the start.
+const ERASURE_INTERVAL: Duration = Duration::from_secs(5);
 /// Messages that are dropped in one commit.
 const STEP: usize = 500;
 const LOOK_INTERVAL_MIN: Duration = Duration::from_millis(200);
@@ -38,32 +41,56 @@ impl AgeClock {
     }
 }
 
-/// Drops what is too old, until the shutdown.
-pub(super) fn run(max_age: Duration, slot: &StoreSlot, shutdown: &Shutdown) {
+/// Erases and drops until the shutdown.
+pub(super) fn run(max_age: Option<Duration>, slot: &StoreSlot, shutdown: &Shutdown) {
     let clock = AgeClock::start();
-    let max_age_ms = i64::try_from(max_age.as_millis()).unwrap_or(i64::MAX);
-    let interval = (max_age / 10).clamp(LOOK_INTERVAL_MIN, LOOK_INTERVAL_MAX);
-    while !shutdown.sleep(interval) {
-        let mut dropped = 0;
-        loop {
-            let before_ms = clock.now_ms().saturating_sub(max_age_ms);
-            // A store that can't be used is reported by the slot, and what is old then is old later.
-            match slot.with(|store| store.expire(before_ms, STEP)) {
-                Ok(expired) if expired > 0 && !shutdown.is_requested() => dropped += expired,
-                Ok(expired) => {
-                    dropped += expired;
-                    break;
-                }
-                Err(_) => break,
+    let interval = max_age.map(|max_age| (max_age / 10).clamp(LOOK_INTERVAL_MIN, LOOK_INTERVAL_MAX));
+    let mut erase_at = Instant::now();
+    let mut expire_at = Instant::now() + interval.unwrap_or_default();
+    loop {
+        let now = Instant::now();
+        if erase_at <= now {
+            // A store that can't be used is reported by the slot; what could not be erased now is erased the next time.
+            if let Err(error) = slot.with(|store| store.erase_credentials()) {
+                debug!(target: "db_manager", "credentials that are not needed are not erased yet: {error}");
             }
+            erase_at = now + ERASURE_INTERVAL;
         }
-        if dropped > 0 {
-            warn!(
-                target: "db_manager",
-                "{dropped} messages are dropped, because they waited longer than max_age ({} s)",
-                max_age.as_secs()
-            );
+        if let (Some(max_age), Some(interval)) = (max_age, interval)
+            && expire_at <= now
+        {
+            expire(max_age, &clock, slot, shutdown);
+            expire_at = now + interval;
         }
+        let next = interval.map_or(erase_at, |_| erase_at.min(expire_at));
+        if shutdown.sleep(next.saturating_duration_since(Instant::now())) {
+            return;
+        }
+    }
+}
+
+/// Drops what is too old now.
+fn expire(max_age: Duration, clock: &AgeClock, slot: &StoreSlot, shutdown: &Shutdown) {
+    let max_age_ms = i64::try_from(max_age.as_millis()).unwrap_or(i64::MAX);
+    let mut dropped = 0;
+    loop {
+        let before_ms = clock.now_ms().saturating_sub(max_age_ms);
+        // A store that can't be used is reported by the slot, and what is old then is old later.
+        match slot.with(|store| store.expire(before_ms, STEP)) {
+            Ok(expired) if expired > 0 && !shutdown.is_requested() => dropped += expired,
+            Ok(expired) => {
+                dropped += expired;
+                break;
+            }
+            Err(_) => break,
+        }
+    }
+    if dropped > 0 {
+        warn!(
+            target: "db_manager",
+            "{dropped} messages are dropped, because they waited longer than max_age ({} s)",
+            max_age.as_secs()
+        );
     }
 }
 

@@ -283,7 +283,7 @@ fn scan(config: &Config) -> Vec<Check> {
 /// Whose data the configuration would send.
 fn lane(config: &Config) -> Lane {
     let credential = config.api_key.value.as_ref().map(|key| Credential::new(key.expose()));
-    Lane { workspace: Some(config.workspace.value.clone()), credential }
+    Lane { server: None, workspace: Some(config.workspace.value.clone()), credential }
 }
 
 fn access(config: &Config, upstream: &Upstream) -> Check {

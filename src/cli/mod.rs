@@ -285,13 +285,18 @@ mod translate {
     use super::{Config, Limits, LogLevel, UpstreamSettings, log};
     use crate::config::{self, KeyText, LogFormat, Sourced};
     use crate::delivery::pacing::PaceSettings;
-    use crate::message::{Credential, Lane};
+    use crate::message::{Credential, Lane, Server};
     use crate::store::{EncryptionKey, KeyError, Keys, WhenFull};
 
     /// The lane of messages for which no client says whose they are.
     pub(super) fn lane(config: &Config) -> Lane {
         let credential = config.api_key.value.as_ref().map(|key| Credential::new(key.expose()));
-        Lane { workspace: Some(config.workspace.value.clone()), credential }
+        Lane { server: Some(server(config)), workspace: Some(config.workspace.value.clone()), credential }
+    }
+
+    /// The configured server.
+    pub(super) fn server(config: &Config) -> Server {
+        Server::new(&config.upstream.value.to_string())
     }
 
     pub(super) fn store_limits(config: &Config) -> Limits {

@@ -9,7 +9,8 @@ use clap::error::{ContextKind, ContextValue, ErrorKind};
 use super::failure::{Exit, Failure};
 use super::render::{columns, hanging, nothing};
 use crate::config::units::parse_duration;
-use crate::message::{EntityKey, EntityKind, MessageId, MessageStatus, MessageType};
+use crate::config::{ServerUrl, ServerUrlError};
+use crate::message::{EntityKey, EntityKind, MessageId, MessageStatus, MessageType, Server};
 use crate::store::{Filter, Store, StoreError};
 
 /// Which messages.
@@ -34,6 +35,12 @@ pub struct Selection {
     /// May be given more than once.
     #[arg(long, value_name = "NAME")]
     pub workspace: Vec<String>,
+
+    /// Only messages for this server, by the URL that `status` shows
+    ///
+    /// May be given more than once.
+    #[arg(long, value_name = "URL", value_parser = server, hide_short_help = true)]
+    pub server: Vec<Server>,
 
     /// Only messages that name this project
     ///
@@ -73,6 +80,7 @@ impl Selection {
             statuses,
             types: self.types.clone(),
             workspaces: self.workspace.clone(),
+            servers: self.server.clone(),
             projects: self.project.clone(),
             ids: self.ids.iter().copied().map(MessageId).collect(),
             // An id of 32 digits may be Opik's or OpenTelemetry's: both are meant, as people copy it from either.
@@ -94,6 +102,11 @@ impl Selection {
         let workspaces = names(stored.groups.iter().map(|group| group.workspace.as_str()));
         if let Some(unknown) = self.workspace.iter().find(|name| !workspaces.contains(&name.as_str())) {
             return Ok(no_such("workspace", unknown, &workspaces));
+        }
+        let stored_servers =
+            names(stored.groups.iter().filter_map(|group| group.server.as_ref().map(Server::base_url)));
+        if let Some(unknown) = self.server.iter().find(|server| !stored_servers.contains(&server.base_url())) {
+            return Ok(no_such("server", unknown.base_url(), &stored_servers));
         }
         let types = names(stored.groups.iter().map(|group| group.message_type.name().trim_end_matches("Message")));
         if let Some(unknown) =
@@ -137,6 +150,12 @@ fn no_such(noun: &str, unknown: &str, stored: &[&str]) -> String {
 /// Reads a duration such as `500ms`, `10s` or `7d`.
 pub fn duration(text: &str) -> Result<Duration, String> {
     parse_duration(text).map_err(|error| error.to_string())
+}
+
+/// Reads the base URL of a server.
+pub fn server(text: &str) -> Result<Server, String> {
+    let url: ServerUrl = text.parse().map_err(|error: ServerUrlError| error.to_string())?;
+    Ok(Server::new(&url.to_string()))
 }
 
 /// Reads the id of a message.

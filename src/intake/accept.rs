@@ -27,7 +27,7 @@ use super::{ClientUrl, Shared};
 use crate::delivery::admission::{Admission, LaneState, Reachability, admit};
 use crate::delivery::backoff::lane_wait;
 use crate::delivery::verdict::{ForwardVerdict, RATE_LIMITED, Trouble, forwarding};
-use crate::message::{Body, BodyFault, Credential, Encoding, HeaderSet, Lane, Message, MessageType, Request};
+use crate::message::{Body, BodyFault, Credential, Encoding, HeaderSet, Lane, Message, MessageType, Request, Server};
 use crate::monitor::lane_trouble::jitter;
 use crate::monitor::{Availability, Change};
 use crate::protocol::answers::{Reply, SendFailure, asked_wait, error, success, unavailable};
@@ -197,7 +197,7 @@ impl Write {
             let text = format!("Content-Encoding {} is not supported, use gzip, deflate or none", named.unwrap_or(""));
             return Err(error(415, &text));
         };
-        let lane = lane_of(&head.headers)?;
+        let lane = lane_of(&shared.server, &head.headers)?;
         let body = Body::new(bytes, encoding);
         let is_small = body.bytes.len() <= PREPARE_INLINE_BYTES_MAX;
         let inflated_max = shared.limits.inflated_bytes_max;
@@ -512,8 +512,8 @@ fn inspect_body(
     Ok(Inspected { inspection, body: Body::new(filled, Encoding::Identity), id })
 }
 
-/// Returns whose write it is.
-pub(super) fn lane_of(headers: &HeaderMap) -> Result<Lane, Reply> {
+/// Returns where a write belongs: to this server, and to the client that sent it.
+pub(super) fn lane_of(server: &Server, headers: &HeaderMap) -> Result<Lane, Reply> {
     let workspace = match headers.get("comet-workspace") {
         None => None,
         Some(value) => match std::str::from_utf8(value.as_bytes()) {
@@ -522,7 +522,7 @@ pub(super) fn lane_of(headers: &HeaderMap) -> Result<Lane, Reply> {
         },
     };
     let credential = headers.get(header::AUTHORIZATION).map(|value| Credential::new(value.as_bytes()));
-    Ok(Lane { workspace, credential })
+    Ok(Lane { server: Some(server.clone()), workspace, credential })
 }
 
 /// Returns the headers that a replay sends again.
@@ -544,7 +544,7 @@ impl Shared {
         let time = lane_wait(1, jitter(), asked, self.limits.retry_interval);
         let until_ms = now_ms().saturating_add(i64::try_from(time.as_millis()).unwrap_or(i64::MAX));
         warn!(target: "intake", "{lane}: held for {:.1} s: {RATE_LIMITED}", time.as_secs_f64());
-        let hold = Hold { until_ms, reason: RATE_LIMITED.to_owned(), probe: false };
+        let hold = Hold { until_ms, reason: RATE_LIMITED.to_owned(), probe: false, status: Some(429) };
         let shared = self.clone();
         let held = tokio::task::spawn_blocking(move || shared.slot.with(|store| store.limit(&lane, &hold))).await;
         if let Ok(Err(error)) = held {

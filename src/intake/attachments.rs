@@ -188,7 +188,7 @@ async fn put(
         Ok(subject) => subject,
         Err(refusal) => return refuse(error(400, &refusal), &head.headers, body).await,
     };
-    let lane = match lane_of(&head.headers) {
+    let lane = match lane_of(&shared.server, &head.headers) {
         Ok(lane) => lane,
         Err(reply) => return refuse(reply, &head.headers, body).await,
     };
@@ -322,7 +322,7 @@ async fn complete(
         Ok(_) => return plain_proxy(shared, Step::Complete, head, below, client, forward::whole(bytes).into()).await,
         Err(refusal) => return forward::own_answer(error(400, &refusal)),
     };
-    let lane = match lane_of(&head.headers) {
+    let lane = match lane_of(&shared.server, &head.headers) {
         Ok(lane) => lane,
         Err(reply) => return forward::own_answer(reply),
     };

@@ -204,7 +204,7 @@ mod tests {
     async fn writes_about_one_entity_wait_for_each_other_and_others_do_not() {
         let lanes = Lanes::default();
         let lane = Lane::default();
-        let other_lane = Lane { workspace: Some("other".into()), credential: None };
+        let other_lane = Lane { workspace: Some("other".into()), ..Lane::default() };
         let first = turn(&lanes, &lane, &[touch("a", Effect::Create), touch("b", Effect::Create)]).await;
         let mut second = Box::pin(turn(&lanes, &lane, &[touch("b", Effect::Update)]));
         let mut third = Box::pin(turn(&lanes, &lane, &[touch("b", Effect::Annotate), touch("c", Effect::Create)]));

@@ -57,6 +57,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 use tracing::{debug, info, warn};
 
+use crate::message::Server;
 use crate::monitor::Availability;
 use crate::monitor::connection::Connection;
 use crate::protocol::answers::{Reply, SendFailure, error, unavailable};
@@ -163,6 +164,8 @@ struct Shared {
     uploads: Arc<attachments::Recent>,
     /// This process's value of [`AGENT_HEADER`].
     agent_mark: HeaderValue,
+    /// The server that accepted writes are for.
+    server: Server,
     started: Instant,
     pulses: Arc<Pulses>,
     watch: Arc<Watch>,
@@ -231,6 +234,7 @@ impl Intake {
         let started = Instant::now();
         let per_worker = self.forwarders.into_iter().map(|forwarder| {
             Arc::new(Shared {
+                server: Server::new(forwarder.base_url()),
                 slot: self.slot.clone(),
                 committer: self.committer.clone(),
                 connection: self.connection.clone(),

@@ -4,7 +4,7 @@
 //! workspace and, as everywhere, at most the beginning of its key. A look is kept for a second, so that however many
 //! people watch, the store is asked once.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, UNIX_EPOCH};
 
@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::delivery::eta::{Eta, Situation, eta};
 use crate::delivery::pacing::PaceSettings;
-use crate::message::MessageStatus;
+use crate::message::{MessageStatus, Server};
 use crate::monitor::Availability;
 use crate::monitor::connection::Connection;
 use crate::shutdown::Shutdown;
@@ -97,6 +97,37 @@ pub struct StoreStatus {
     pub recoveries: Vec<RecoveryStatus>,
     /// Who replays right now.
     pub replaying: Option<String>,
+    /// Messages in the store that were accepted for other servers: this agent does not deliver them.
+    pub elsewhere: Vec<ElsewhereStatus>,
+}
+
+/// Messages that were accepted for another server. Everything else that the agent tells is about its own server.
+#[derive(Clone, Debug, Serialize)]
+pub struct ElsewhereStatus {
+    /// The base URL of its API; `null` for what an earlier version stored.
+    pub server: Option<String>,
+    /// Messages that still have to reach it.
+    pub waiting: u64,
+    /// Messages that it refused.
+    pub rejected: u64,
+}
+
+/// Sums up what other servers than this one have, in the order of their URLs.
+pub fn elsewhere(all: &Backlog, own: &Server) -> Vec<ElsewhereStatus> {
+    let mut servers: BTreeMap<&Option<Server>, (u64, u64)> = BTreeMap::new();
+    for group in all.groups.iter().filter(|group| group.server.as_ref() != Some(own)) {
+        let sums = servers.entry(&group.server).or_default();
+        match group.status {
+            MessageStatus::Rejected => sums.1 += group.messages,
+            _ => sums.0 += group.messages,
+        }
+    }
+    let status = |(server, (waiting, rejected)): (&Option<Server>, _)| ElsewhereStatus {
+        server: server.as_ref().map(ToString::to_string),
+        waiting,
+        rejected,
+    };
+    servers.into_iter().map(status).collect()
 }
 
 /// How the store was recovered from a damaged file. Its path is for people of this machine: `opik-offline status`.
@@ -175,6 +206,7 @@ pub struct Watch {
     connection: Arc<Connection>,
     metrics: Arc<Metrics>,
     pace: PaceSettings,
+    server: Server,
     server_url: String,
     listen: String,
     started: Instant,
@@ -198,6 +230,7 @@ impl Watch {
             connection,
             metrics,
             pace,
+            server: Server::new(&server_url),
             server_url,
             listen,
             started: Instant::now(),
@@ -210,7 +243,8 @@ impl Watch {
     /// Takes samples until shutdown.
     pub fn run(&self, shutdown: &Shutdown) {
         loop {
-            let read = self.slot.with(|store| Ok((store.backlog(&Filter::default())?, store.condition()?)));
+            let own = Filter::of_server(&self.server);
+            let read = self.slot.with(|store| Ok((store.backlog(&own)?, store.condition()?)));
             if let Ok((_, Condition { last_replay: Some(record), .. })) = &read {
                 self.note_replay(record);
             }
@@ -241,8 +275,9 @@ impl Watch {
     fn look(&self) -> Status {
         let now = now_ms();
         let read = self.slot.with(|store| {
-            let filter = Filter::default();
-            Ok((store.backlog(&filter)?, store.condition()?, store.lanes(&filter, now)?))
+            let own = Filter::of_server(&self.server);
+            let elsewhere = elsewhere(&store.backlog(&Filter::default())?, &self.server);
+            Ok((store.backlog(&own)?, store.condition()?, store.lanes(&own, now)?, elsewhere))
         });
         let sample = self.sample(read.as_ref().ok().map(|(backlog, ..)| backlog));
         let mut history = self.history.recent();
@@ -250,11 +285,11 @@ impl Watch {
         let rates = history::rates(&history);
         let (store, mut lanes) = match &read {
             Err(error) => (unusable(error), &[][..]),
-            Ok((backlog, condition, lanes)) => {
+            Ok((backlog, condition, lanes, elsewhere)) => {
                 if let Some(record) = &condition.last_replay {
                     self.note_replay(record);
                 }
-                (usable(backlog, condition), &lanes[..])
+                (StoreStatus { elsewhere: elsewhere.clone(), ..usable(backlog, condition) }, &lanes[..])
             }
         };
         let lanes_total = lanes.len() as u64;
@@ -396,6 +431,7 @@ fn usable(backlog: &Backlog, condition: &Condition) -> StoreStatus {
             })
             .collect(),
         replaying: condition.lease.as_ref().map(ToString::to_string),
+        elsewhere: Vec::new(),
     }
 }
 
@@ -459,8 +495,8 @@ mod tests {
     use crate::store::{Hold, LaneId};
 
     fn lane(until_ms: Option<i64>) -> LaneWork {
-        let hold = until_ms.map(|until_ms| Hold { until_ms, reason: "429".into(), probe: false });
-        let lane = Lane { workspace: None, credential: Some(Credential::new("made-up-key-0123456789")) };
+        let hold = until_ms.map(|until_ms| Hold { until_ms, reason: "429".into(), probe: false, status: Some(429) });
+        let lane = Lane { credential: Some(Credential::new("made-up-key-0123456789")), ..Lane::default() };
         LaneWork { id: LaneId(1), lane, failed: 3, due_at_ms: 0, hold }
     }
 

@@ -78,7 +78,7 @@ fn plain(content_type: &'static str, text: String) -> ClientAnswer {
 fn ready(shared: &Shared) -> serde_json::Value {
     let state = shared.connection.state();
     let since = state.since.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis());
-    let store = match shared.slot.with(|store| store.backlog(&Filter::default())) {
+    let store = match shared.slot.with(|store| store.backlog(&Filter::of_server(&shared.server))) {
         Err(error) => json!({ "usable": false, "reason": error.to_string() }),
         Ok(backlog) => json!({
             "usable": true,
@@ -107,7 +107,12 @@ fn ready(shared: &Shared) -> serde_json::Value {
 fn metrics(shared: &Shared) -> String {
     let available = shared.connection.availability() == Availability::Available;
     shared.metrics.connection_available.set(if available { 1.0 } else { 0.0 });
-    let read = shared.slot.with(|store| Ok((store.backlog(&Filter::default())?, store.condition()?)));
+    let read = shared.slot.with(|store| {
+        let own = store.backlog(&Filter::of_server(&shared.server))?;
+        let waiting_elsewhere = store.backlog(&Filter::default())?.waiting().saturating_sub(own.waiting());
+        shared.metrics.backlog_elsewhere_messages.set(waiting_elsewhere as f64);
+        Ok((own, store.condition()?))
+    });
     shared.metrics.store_usable.set(if read.is_ok() { 1.0 } else { 0.0 });
     if let Ok((backlog, condition)) = read {
         shared.metrics.backlog_messages.set(backlog.waiting() as f64);

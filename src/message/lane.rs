@@ -1,6 +1,38 @@
-//! A lane: workspace plus credential. Order holds inside it, and lanes don't block each other.
+//! A lane: server plus workspace plus credential. Order holds inside it, and lanes don't block each other.
 
 use std::fmt;
+use std::sync::Arc;
+
+/// The server that a message was accepted for: the base URL of its API, in one spelling.
+///
+/// Two spellings of one URL are one server: the scheme's own port is left out, and so is a slash at the end. Two names of
+/// one machine (`localhost`, `127.0.0.1`) are two servers, because they may be. Cheap to clone.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Server(Arc<str>);
+
+impl Server {
+    /// Returns the server with this base URL, which is absolute and names no user.
+    pub fn new(base_url: &str) -> Self {
+        let base_url = base_url.trim_end_matches('/');
+        let Some((scheme, rest)) = base_url.split_once("://") else { return Self(base_url.into()) };
+        let (authority, path) = rest.split_at(rest.find('/').unwrap_or(rest.len()));
+        let scheme = scheme.to_ascii_lowercase();
+        let own_port = if scheme == "https" { ":443" } else { ":80" };
+        let authority = authority.strip_suffix(own_port).unwrap_or(authority).to_ascii_lowercase();
+        Self(format!("{scheme}://{authority}{path}").into())
+    }
+
+    /// Returns the base URL without a slash at its end.
+    pub fn base_url(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for Server {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
 
 /// The value of an `Authorization` header. It shows itself masked only.
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -35,9 +67,12 @@ impl fmt::Debug for Credential {
     }
 }
 
-/// Whose message it is: the workspace and the credential that the client sent, exactly.
+/// Where a message belongs: the server that it was accepted for, and the workspace and the credential that its client
+/// sent, exactly.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Lane {
+    /// The server; `None` only for what a version stored that did not record it, until the first agent adopts it.
+    pub server: Option<Server>,
     /// `Comet-Workspace`; `None` when the client sent none.
     pub workspace: Option<String>,
     /// `Authorization`; `None` when the client sent none.
@@ -67,11 +102,29 @@ mod tests {
     #[test]
     fn a_credential_never_shows_itself() {
         let secret = "made-up-key-0123456789";
-        let lane = Lane { workspace: Some("team".into()), credential: Some(Credential::new(secret)) };
+        let lane = Lane { workspace: Some("team".into()), credential: Some(Credential::new(secret)), server: None };
         for shown in [format!("{lane}"), format!("{lane:?}"), format!("{:#?}", lane.credential)] {
             assert!(!shown.contains(&secret[4..]), "{shown} shows the key");
         }
         assert_eq!(Credential::new("short").to_string(), "***");
         assert_eq!(Credential::new("").to_string(), "(empty)");
+    }
+
+    #[test]
+    fn two_spellings_of_one_url_are_one_server_and_two_urls_are_two() {
+        let one = Server::new("https://opik.example/api");
+        for same in ["https://opik.example/api/", "HTTPS://Opik.Example:443/api", "https://opik.example:443/api//"] {
+            assert_eq!(Server::new(same), one, "{same}");
+        }
+        for other in [
+            "http://opik.example/api",
+            "https://opik.example",
+            "https://opik.example/API",
+            "https://opik.example:8443/api",
+            "https://opik.example.evil/api",
+        ] {
+            assert_ne!(Server::new(other), one, "{other}");
+        }
+        assert_eq!(Server::new("http://127.0.0.1:80").base_url(), "http://127.0.0.1");
     }
 }

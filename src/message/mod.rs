@@ -12,7 +12,7 @@ mod message_type;
 pub use attachment::{Attachment, Sha256};
 pub use body::{Body, BodyFault, Encoding};
 pub use entity::{Effect, EntityKey, EntityKind, Footprint, Touch, conflict};
-pub use lane::{Credential, Lane};
+pub use lane::{Credential, Lane, Server};
 pub use message_type::MessageType;
 
 use std::fmt;

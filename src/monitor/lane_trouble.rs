@@ -64,7 +64,7 @@ mod tests {
 
     #[test]
     fn a_lane_is_in_trouble_from_a_failure_to_the_next_success_and_no_other_is() {
-        let lane = |name: &str| Lane { workspace: Some(name.to_owned()), credential: None };
+        let lane = |name: &str| Lane { workspace: Some(name.to_owned()), ..Lane::default() };
         let trouble = LaneTrouble::default();
         assert!(!trouble.is_in_trouble(&lane("a")));
         trouble.failed(&lane("a"));

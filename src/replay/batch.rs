@@ -235,7 +235,7 @@ impl<'w, 'a> Batch<'w, 'a> {
                 replay.connection.lanes().failed(&work.lane);
                 // A rate limit without a time is tried again soon; a key is not renewed within seconds.
                 let holds = if probe { u32::MAX } else { replay.probes.held(work.id, false) };
-                self.hold(holds, asked, reason(&result), probe)?;
+                self.hold(holds, asked, (reason(&result), status_of(&result)), probe)?;
                 Attempt::Halted(Some(last_answer(&result)))
             }
             ReplayVerdict::Retry { asked, unanswered } => {
@@ -258,7 +258,7 @@ impl<'w, 'a> Batch<'w, 'a> {
                 }
                 if self.falters >= FALTERS_MAX || (self.passes == 0 && self.silences >= SILENCES_MAX) {
                     let holds = replay.probes.held(work.id, true);
-                    self.hold(holds, asked, reason(&result), true)?;
+                    self.hold(holds, asked, (reason(&result), status_of(&result)), true)?;
                     return Ok(Attempt::Halted(Some(answer)));
                 }
                 Attempt::Faltered(Falter { answer, reason: reason(&result), asked, unanswered, took })
@@ -414,13 +414,19 @@ impl<'w, 'a> Batch<'w, 'a> {
     }
 
     /// Holds the lane, for longer the more often that happened since something passed.
-    fn hold(&mut self, holds: u32, asked: Option<Duration>, reason: String, probe: bool) -> Result<(), StoreError> {
+    fn hold(
+        &mut self,
+        holds: u32,
+        asked: Option<Duration>,
+        (reason, status): (String, Option<u16>),
+        probe: bool,
+    ) -> Result<(), StoreError> {
         let time = backoff::lane_wait(holds, jitter(), asked, self.worker.replay.settings.retry_interval);
         warn!(
             target: "replay_manager",
             "{}: held for {:.1} s, nothing is dropped: {reason}", self.worker.work.lane, time.as_secs_f64()
         );
-        let hold = Hold { until_ms: in_ms(time), reason, probe };
+        let hold = Hold { until_ms: in_ms(time), reason, probe, status };
         self.worker.replay.store.hold(&self.worker.keeper.lease, self.worker.work.id, Some(&hold))?;
         self.halt = Some(Halt::Held);
         Ok(())
@@ -463,7 +469,7 @@ impl<'w, 'a> Batch<'w, 'a> {
         if self.halt.is_none() {
             let reason = format!("the server fails at everything: {}", first.falter.reason);
             let (holds, asked) = (replay.probes.held(lane, true), first.falter.asked);
-            self.hold(holds, asked, reason, true)?;
+            self.hold(holds, asked, (reason, first.falter.answer.status), true)?;
         }
         let probes_failed = replay.probes.probe_failed(lane);
         let behind = settings.retry_interval.saturating_mul(probes_failed.saturating_add(2)).min(PROBE_WAIT_MAX);
@@ -507,6 +513,10 @@ fn last_answer(result: &Result<Answer, SendFailure>) -> LastAnswer {
         Ok(answer) => LastAnswer { status: Some(answer.status), text: answer.text.clone(), at_ms: now_ms() },
         Err(failure) => LastAnswer { status: None, text: failure.to_string(), at_ms: now_ms() },
     }
+}
+
+fn status_of(result: &Result<Answer, SendFailure>) -> Option<u16> {
+    result.as_ref().ok().map(|answer| answer.status)
 }
 
 /// Says for people why a lane is held.

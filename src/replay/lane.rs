@@ -54,6 +54,7 @@ impl LaneWorker<'_> {
                 until_ms: now_ms().saturating_add(retry_interval),
                 reason: "opik-offline failed to replay it by a fault of its own, see its log".to_owned(),
                 probe: true,
+                status: None,
             };
             LaneEnd { lane, pace, result: replay.store.hold(&keeper.lease, lane, Some(&hold)) }
         })

@@ -179,7 +179,8 @@ impl Replay<'_> {
     }
 
     fn note(&self, owner: &Owner, started_at_ms: i64, delivered: u64, rejected: u64) {
-        let remaining = self.store.backlog(&Filter::default()).map_or(0, |backlog| backlog.waiting());
+        let own = Filter { servers: self.settings.filter.servers.clone(), ..Filter::default() };
+        let remaining = self.store.backlog(&own).map_or(0, |backlog| backlog.waiting());
         let role = owner.role.clone();
         let round = ReplayRecord { role, started_at_ms, ended_at_ms: now_ms(), delivered, rejected, remaining };
         let record = self.probes.add_round(round);
@@ -375,7 +376,9 @@ impl ReplayManager<'_> {
             return Ok(true);
         }
         // Messages that a killed process left in flight are in no lane's failed count; a round makes them failed again.
-        let in_flight = Filter { statuses: vec![crate::message::MessageStatus::Registered], ..Filter::default() };
+        let servers = self.settings.filter.servers.clone();
+        let in_flight =
+            Filter { statuses: vec![crate::message::MessageStatus::Registered], servers, ..Filter::default() };
         Ok(store.backlog(&in_flight)?.messages() > 0)
     }
 }

@@ -49,7 +49,7 @@ pub use self::key::{EncryptionKey, KeyError, KeyId, Keys};
 pub use self::sqlite::sdk_file::{SdkFile, SdkFileError, StoredRow, count_rows, files_of};
 pub use crate::message::Claimed;
 use crate::message::{
-    Attachment, EntityKey, Lane, Message, MessageId, MessageStatus, MessageType, Request, Sha256, Touch,
+    Attachment, EntityKey, Lane, Message, MessageId, MessageStatus, MessageType, Request, Server, Sha256, Touch,
 };
 
 /// Messages that survive the process, and the right to replay them.
@@ -216,6 +216,30 @@ pub trait Store: Send + Sync {
     ///
     /// [`StoreError::LeaseLost`] if another process replays by now: nothing was written, stop at once.
     fn settle(&self, lease: &Lease, outcomes: &[(MessageId, Outcome)]) -> Result<(), StoreError>;
+
+    // For decisions about whole lanes.
+
+    /// Returns every lane that has a message, in the order of their ids. Needs no key.
+    fn lane_list(&self, now_ms: i64) -> Result<Vec<LaneListed>, StoreError>;
+
+    /// Gives what an earlier version stored, which recorded no server, to this one; returns how many messages that were.
+    ///
+    /// Costs one look-up once all lanes have a server. Noted in [`Condition::adoptions`].
+    fn adopt(&self, server: &Server) -> Result<u64, StoreError>;
+
+    /// Gives up to `limit` messages of a lane to another lane; returns how many. 0 once only messages in flight are left.
+    ///
+    /// They keep their ids, their place in the order and what the server said of them. Where a lane is refused, held or
+    /// waits for an attempt, the messages that leave it do not.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError::LeaseLost`]: what is being sent must not change its destination, so this needs the lease.
+    fn reassign(&self, lease: &Lease, from: LaneId, to: &Lane, limit: usize) -> Result<u64, StoreError>;
+
+    /// Erases credentials that no message needs, from the file's free space and from the log, too; returns whether
+    /// nothing of them is left. What is left, because another process reads the log, the next call erases.
+    fn erase_credentials(&self) -> Result<bool, StoreError>;
 
     // For people.
 
@@ -458,6 +482,41 @@ pub struct Hold {
     pub reason: String,
     /// Whether one message is to try the lane before the rest follows (an expired key), or all may go (a rate limit).
     pub probe: bool,
+    /// The status of the answer that it is held for; `None` when none came, and for holds of earlier versions.
+    pub status: Option<u16>,
+}
+
+impl Hold {
+    /// Returns whether the server refused the lane's credential: another one may be let in.
+    pub fn is_credential_refused(&self) -> bool {
+        matches!(self.status, Some(401 | 403))
+    }
+}
+
+/// A lane that has messages, for people and for decisions about all of it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LaneListed {
+    /// Its name in this store.
+    pub id: LaneId,
+    /// Where its messages belong. Without its credential where the store's key is missing.
+    pub lane: Lane,
+    /// Messages that still have to reach the server.
+    pub waiting: u64,
+    /// Messages that the server refused.
+    pub rejected: u64,
+    /// The hold in force, or the last one that ended without a success since.
+    pub hold: Option<Hold>,
+}
+
+/// That a server was given the messages of an earlier version, which recorded no server.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Adoption {
+    /// When, in milliseconds since the Unix epoch.
+    pub at_ms: i64,
+    /// The server.
+    pub server: Server,
+    /// How many messages.
+    pub messages: u64,
 }
 
 /// A lane with messages to replay.
@@ -571,6 +630,8 @@ pub struct Filter {
     pub types: Vec<MessageType>,
     /// In one of these workspaces, by [`Lane::workspace_name`]; empty: any.
     pub workspaces: Vec<String>,
+    /// For one of these servers; empty: any. Never selects what has no server yet.
+    pub servers: Vec<Server>,
     /// One of these projects; empty: any.
     pub projects: Vec<String>,
     /// One of these ids; empty: any.
@@ -581,6 +642,13 @@ pub struct Filter {
     pub accepted_before_ms: Option<i64>,
     /// Accepted at this time or later, in milliseconds since the Unix epoch.
     pub accepted_since_ms: Option<i64>,
+}
+
+impl Filter {
+    /// Returns the filter of everything that was accepted for this server.
+    pub fn of_server(server: &Server) -> Self {
+        Self { servers: vec![server.clone()], ..Self::default() }
+    }
 }
 
 /// Which part of a list to return.
@@ -659,6 +727,8 @@ pub struct BacklogGroup {
     pub message_type: MessageType,
     /// Their workspace, by [`Lane::workspace_name`].
     pub workspace: String,
+    /// Their server; `None` for what an earlier version stored.
+    pub server: Option<Server>,
     /// How many.
     pub messages: u64,
     /// Items in them.
@@ -720,6 +790,8 @@ pub struct Condition {
     pub last_replay: Option<ReplayRecord>,
     /// Lanes on hold, and those that are tried again after one.
     pub held: Vec<(Lane, Hold)>,
+    /// Which servers were given messages of earlier versions.
+    pub adoptions: Vec<Adoption>,
     /// Messages dropped because the store was full, since it was made.
     pub dropped: u64,
     /// Messages dropped because they had become too old, since it was made.

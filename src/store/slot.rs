@@ -43,7 +43,7 @@ const RECOVER_AGAIN_AFTER: Duration = Duration::from_secs(60);
 
 /// Opens the store; the one that was found damaged is set aside first.
 type Opener = Box<dyn Fn(Option<&Damage>) -> Result<Arc<dyn Store>, StoreError> + Send + Sync>;
-type OnOpen = Box<dyn Fn(&dyn Store) + Send + Sync>;
+type OnOpen = Box<dyn Fn(&dyn Store) -> Result<(), StoreError> + Send + Sync>;
 
 /// A store, or the reason why there is none right now. Heals by itself when it is used.
 pub struct StoreSlot {
@@ -189,11 +189,18 @@ impl StoreSlot {
     }
 
     /// Does this with every store that is opened, the one that is open already included: what has to be in it has to be
-    /// in the next one, too.
+    /// in the next one, too. A store with which it fails counts as one that could not be opened.
     #[must_use]
-    pub fn whenever_opened(mut self, work: impl Fn(&dyn Store) + Send + Sync + 'static) -> Self {
-        if let Ok(store) = self.current() {
-            work(store.as_ref());
+    pub fn whenever_opened(
+        mut self,
+        work: impl Fn(&dyn Store) -> Result<(), StoreError> + Send + Sync + 'static,
+    ) -> Self {
+        if let Ok(store) = self.current()
+            && let Err(error) = work(store.as_ref())
+        {
+            warn_of_loss(&error);
+            let (since, tried_at) = (Instant::now(), Some(Instant::now()));
+            *self.inner() = Inner::Away { error: Arc::new(error), since, tried_at, cause: Cause::Nothing };
         }
         self.on_open = Some(Box::new(work));
         self
@@ -251,10 +258,10 @@ impl StoreSlot {
             Inner::Away { cause, .. } => cause.clone(),
             Inner::Open { .. } => Cause::Nothing,
         };
-        let opened = self.open_after(&cause);
-        if let (Ok(store), Some(on_open)) = (&opened, &self.on_open) {
-            on_open(store.as_ref());
-        }
+        let opened = self.open_after(&cause).and_then(|store| match &self.on_open {
+            Some(on_open) => on_open(store.as_ref()).map(|()| store),
+            None => Ok(store),
+        });
         let mut inner = self.inner();
         match opened {
             Ok(store) => {

@@ -99,6 +99,7 @@ metrics! {
     requests_passed_through: Counter = "opik_offline_requests_passed_through_total", "Other requests streamed to the Opik server";
     replay_requests: Counter = "opik_offline_replay_requests_total", "Requests sent to replay stored messages";
     backlog_messages: Gauge = "opik_offline_backlog_messages", "Messages that still have to reach the Opik server";
+    backlog_elsewhere_messages: Gauge = "opik_offline_backlog_elsewhere_messages", "Messages in the store that were accepted for other servers";
     backlog_body_bytes: Gauge = "opik_offline_backlog_body_bytes", "Bytes of the bodies and files of these messages";
     lanes_held: Gauge = "opik_offline_lanes_held", "Lanes that wait for the server's leave: a rate limit, or a key that it does not take";
     rejected_messages: Gauge = "opik_offline_rejected_messages", "Rejected messages that are kept";

@@ -37,7 +37,7 @@ pub const SPANS: [&str; 3] = [
 ];
 
 pub fn team() -> Lane {
-    Lane { workspace: Some("team".into()), credential: Some(Credential::new(CREDENTIAL)) }
+    Lane { workspace: Some("team".into()), credential: Some(Credential::new(CREDENTIAL)), server: None }
 }
 
 pub fn open(path: &Path) -> std::sync::Arc<dyn Store> {

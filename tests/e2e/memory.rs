@@ -49,7 +49,7 @@ fn fill(path: &Path, count: usize) {
         let mut body = trace(&id, "chat");
         body["input"] = serde_json::json!({ "n": number, "text": text });
         Message {
-            lane: Lane { workspace: Some("default".into()), credential: None },
+            lane: Lane { workspace: Some("default".into()), ..Lane::default() },
             message_type: MessageType::CreateTrace,
             request: Stored {
                 method: "POST".into(),

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use opik_offline::delivery::pacing::PaceSettings;
 use opik_offline::message::{
-    Attachment, Body, Encoding, HeaderSet, Lane, Message, MessageId, MessageType, Request, Sha256, Touch,
+    Attachment, Body, Encoding, HeaderSet, Lane, Message, MessageId, MessageType, Request, Server, Sha256, Touch,
 };
 use opik_offline::monitor::MonitorSettings;
 use opik_offline::monitor::connection::Connection;
@@ -18,8 +18,8 @@ use opik_offline::shutdown::Shutdown;
 use opik_offline::store::committer::Committer;
 use opik_offline::store::slot::StoreSlot;
 use opik_offline::store::{
-    AgentRecord, Ahead, AttachmentId, Backlog, ClaimLimits, Claimed, Condition, Filter, Hold, LaneId, LaneWork, Lease,
-    Listed, Outcome, Owner, Page, Purged, ReplayRecord, SalvagedRow, Store, StoreError, StoredMessage,
+    AgentRecord, Ahead, AttachmentId, Backlog, ClaimLimits, Claimed, Condition, Filter, Hold, LaneId, LaneListed,
+    LaneWork, Lease, Listed, Outcome, Owner, Page, Purged, ReplayRecord, SalvagedRow, Store, StoreError, StoredMessage,
 };
 use opik_offline::telemetry::metrics::Metrics;
 use opik_offline::upstream::{Upstream, UpstreamSettings};
@@ -120,6 +120,10 @@ impl Store for Panicking {
         fn return_in_flight(&self, lease: &Lease) -> u64;
         fn lanes(&self, filter: &Filter, now_ms: i64) -> Vec<LaneWork>;
         fn hold(&self, lease: &Lease, lane: LaneId, hold: Option<&Hold>) -> ();
+        fn lane_list(&self, now_ms: i64) -> Vec<LaneListed>;
+        fn adopt(&self, server: &Server) -> u64;
+        fn reassign(&self, lease: &Lease, from: LaneId, to: &Lane, limit: usize) -> u64;
+        fn erase_credentials(&self) -> bool;
         fn backlog(&self, filter: &Filter) -> Backlog;
         fn list(&self, filter: &Filter, page: &Page) -> Vec<Listed>;
         fn get(&self, id: MessageId) -> Option<StoredMessage>;
@@ -136,7 +140,7 @@ impl Store for Panicking {
 
 fn message(workspace: &str) -> Message {
     Message {
-        lane: Lane { workspace: Some(workspace.to_owned()), credential: None },
+        lane: Lane { workspace: Some(workspace.to_owned()), ..Lane::default() },
         message_type: MessageType::CreateTrace,
         request: Request {
             method: "POST".into(),

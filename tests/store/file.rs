@@ -454,7 +454,11 @@ fn stores_of_earlier_versions_lose_nothing() {
         let path = folder.path().join(&version);
         fs::copy(fixtures.join(&version), &path).expect("the fixture is in the repository");
         let store = open(&path);
-        let team = Lane { workspace: Some("team".into()), credential: Some(Credential::new(b"key-of-the-fixture")) };
+        let team = Lane {
+            workspace: Some("team".into()),
+            credential: Some(Credential::new(b"key-of-the-fixture")),
+            server: None,
+        };
         let trace = "01a20440-760d-73a3-a0fd-1799bd005824";
         let page = Page { after: None, limit: 10, newest_first: false };
         let types: Vec<_> = store.list(&Filter::default(), &page).expect("it can be listed");

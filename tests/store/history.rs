@@ -11,7 +11,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use opik_offline::message::{
-    Body, Effect, Encoding, EntityKind, Lane, Message, MessageId, MessageStatus, MessageType, Touch,
+    Body, Effect, Encoding, EntityKind, Lane, Message, MessageId, MessageStatus, MessageType, Server, Touch,
 };
 use opik_offline::store::attachment::{AttachmentWriter, PIECE_BYTES};
 use opik_offline::store::sqlite::SqliteStore;
@@ -63,6 +63,12 @@ enum Step {
     },
     ChangeReplayer,
     ReturnInFlight,
+    Adopt,
+    Reassign {
+        from: usize,
+        to: usize,
+        limit: usize,
+    },
     Purge {
         filter: Filter,
         limit: usize,
@@ -119,6 +125,7 @@ fn any_filter() -> impl Strategy<Value = Filter> {
         statuses,
         types,
         workspaces,
+        servers: Vec::new(),
         projects,
         ids,
         entities,
@@ -126,7 +133,7 @@ fn any_filter() -> impl Strategy<Value = Filter> {
         accepted_since_ms: accepted_before_ms.map(|before| before / 2),
     });
     // Every condition alone is more telling than all at once, which selects nothing.
-    (narrow, 0..9_u8).prop_map(|(narrow, which)| {
+    (narrow, 0..10_u8).prop_map(|(narrow, which)| {
         let all = Filter::default();
         match which {
             0 => Filter { statuses: narrow.statuses, ..all },
@@ -135,12 +142,13 @@ fn any_filter() -> impl Strategy<Value = Filter> {
             3 => Filter { projects: narrow.projects, ..all },
             4 => Filter { ids: narrow.ids, ..all },
             5 => Filter { entities: narrow.entities, statuses: narrow.statuses, ..all },
+            6 => Filter::of_server(&Server::new("http://adopter.example")),
             7 => Filter {
                 accepted_before_ms: narrow.accepted_before_ms,
                 accepted_since_ms: narrow.accepted_since_ms,
                 ..all
             },
-            6 => Filter { accepted_before_ms: narrow.accepted_before_ms, types: narrow.types, ..all },
+            8 => Filter { accepted_before_ms: narrow.accepted_before_ms, types: narrow.types, ..all },
             _ => all,
         }
     })
@@ -174,7 +182,7 @@ fn any_step() -> impl Strategy<Value = Step> {
         (1..6_usize, 1..20_000_u64).prop_map(|(messages_max, bytes_max)| ClaimLimits { messages_max, bytes_max });
     let now = prop::sample::select(vec![NOW_MS, NOW_MS + 1000, NOW_MS + 10_000]);
     let hold = (prop::sample::select(vec![0, NOW_MS + 2000, NOW_MS + 48 * HOUR_MS]), any::<bool>())
-        .prop_map(|(until_ms, probe)| Hold { until_ms, reason: "busy".into(), probe });
+        .prop_map(|(until_ms, probe)| Hold { until_ms, reason: "busy".into(), probe, status: None });
     prop_oneof![
         8 => vec(any_message(), 1..6).prop_map(Step::Register),
         2 => ("[a-d]", 0..3_usize, prop::sample::select(vec![0, 900, PIECE_BYTES, PIECE_BYTES + 900]), 0..4_u8)
@@ -186,6 +194,8 @@ fn any_step() -> impl Strategy<Value = Step> {
         1 => (0..3_usize, vec(0..8_usize, 1..4)).prop_map(|(lane, places)| Step::MakeDue { lane, places }),
         1 => Just(Step::ChangeReplayer),
         2 => Just(Step::ReturnInFlight),
+        1 => Just(Step::Adopt),
+        1 => (0..3_usize, 0..3_usize, 1..9_usize).prop_map(|(from, to, limit)| Step::Reassign { from, to, limit }),
         1 => (any_filter(), 0..4_usize).prop_map(|(filter, limit)| Step::Purge { filter, limit }),
         1 => any_filter().prop_map(Step::Requeue),
         1 => Just(Step::Compact),
@@ -262,6 +272,15 @@ impl Side {
                 self.earlier = Some(std::mem::replace(&mut self.lease, next));
                 String::new()
             }
+            Step::Adopt => {
+                let adopted = store.adopt(&Server::new("http://adopter.example")).expect("it can be written");
+                let adoptions = store.condition().expect("it can be read").adoptions;
+                format!("{adopted} {:?}", adoptions.iter().map(|it| (&it.server, it.messages)).collect::<Vec<_>>())
+            }
+            Step::Reassign { from, to, limit } => {
+                let Some(from) = self.lane_id(*from) else { return "nothing waits".into() };
+                format!("{}", store.reassign(lease, from, &lanes()[*to], *limit).expect("we have the lease"))
+            }
             Step::ReturnInFlight => format!("{}", store.return_in_flight(lease).expect("we have the lease")),
             Step::Purge { filter, limit } => format!("{:?}", store.purge(filter, *limit).expect("it can be purged")),
             Step::Requeue(filter) => format!("{}", store.requeue(filter).expect("it can be requeued")),
@@ -287,6 +306,9 @@ impl Side {
                 let work = store.lanes(filter, now_ms).expect("lanes can be read");
                 view.extend(work.iter().map(|w| format!("{:?} {} {} {:?}", w.lane, w.failed, w.due_at_ms, w.hold)));
             }
+            let mut listed = store.lane_list(NOW_MS).expect("lanes can be listed");
+            listed.sort_by(|a, b| a.lane.cmp(&b.lane));
+            view.extend(listed.iter().map(|l| format!("{:?} {} {} {:?}", l.lane, l.waiting, l.rejected, l.hold)));
         }
         view.extend(lanes().iter().map(|lane| format!("{}", store.waiting(lane).expect("it can be counted"))));
         // What a new write would find ahead of it decides whether it may be forwarded: one that overtakes is lost work.

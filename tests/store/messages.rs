@@ -1,11 +1,16 @@
 //! Messages to store, short to write.
 
 use opik_offline::message::{
-    Body, Credential, Effect, Encoding, EntityKey, EntityKind, HeaderSet, Lane, Message, MessageType, Request, Touch,
+    Body, Credential, Effect, Encoding, EntityKey, EntityKind, HeaderSet, Lane, Message, MessageType, Request, Server,
+    Touch,
 };
 
 pub fn lane(workspace: &str) -> Lane {
-    Lane { workspace: Some(workspace.into()), credential: Some(Credential::new("made-up-key-0123456789")) }
+    Lane {
+        server: Some(Server::new("http://opik.example/api")),
+        workspace: Some(workspace.into()),
+        credential: Some(Credential::new("made-up-key-0123456789")),
+    }
 }
 
 pub fn touch(kind: EntityKind, id: &str, effect: Effect) -> Touch {

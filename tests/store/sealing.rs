@@ -15,7 +15,7 @@ use opik_offline::store::{
 };
 use rusqlite::Connection;
 
-use crate::messages::{about_trace, attachment};
+use crate::messages::{about_trace, attachment, lane};
 use crate::story::{LIMITS, key, open, open_with, sealed_with};
 
 const ALL: Page = Page { after: None, limit: 1000, newest_first: false };
@@ -27,7 +27,7 @@ const SECRETS: [&str; 7] =
 const API_KEY: &str = "ApiKeySecret-0123456789abcdef";
 
 fn secret_lane() -> Lane {
-    Lane { workspace: Some("team".into()), credential: Some(Credential::new(API_KEY)) }
+    Lane { credential: Some(Credential::new(API_KEY)), ..lane("team") }
 }
 
 fn message(trace: &str, text: &str) -> Message {
@@ -67,7 +67,7 @@ fn fill(store: &dyn Store) {
         })
         .collect();
     store.settle(&lease, &outcomes).expect("we have the lease");
-    let hold = Hold { until_ms: i64::MAX / 2, reason: "the server answers 401".into(), probe: true };
+    let hold = Hold { until_ms: i64::MAX / 2, reason: "the server answers 401".into(), probe: true, status: Some(401) };
     store.hold(&lease, lane, Some(&hold)).expect("we have the lease");
     store.release(&lease).expect("it is ours");
     let row = message("s", "BodyRejected");

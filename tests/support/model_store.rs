@@ -8,13 +8,13 @@ use std::sync::{Mutex, MutexGuard};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use opik_offline::message::{
-    Attachment, Effect, EntityKey, Lane, Message, MessageId, MessageStatus, Sha256, Touch, conflict,
+    Attachment, Effect, EntityKey, Lane, Message, MessageId, MessageStatus, Server, Sha256, Touch, conflict,
 };
 use opik_offline::store::attachment::PIECE_BYTES;
 use opik_offline::store::{
-    AgentRecord, Ahead, AttachmentId, Backlog, BacklogGroup, ClaimLimits, Claimed, Condition, Filter, Hold, LaneId,
-    LaneWork, LastAnswer, Lease, Listed, Outcome, Owner, Page, Purged, ReplayRecord, SalvagedRow, Store, StoreError,
-    StoredMessage,
+    Adoption, AgentRecord, Ahead, AttachmentId, Backlog, BacklogGroup, ClaimLimits, Claimed, Condition, Filter, Hold,
+    LaneId, LaneListed, LaneWork, LastAnswer, Lease, Listed, Outcome, Owner, Page, Purged, ReplayRecord, SalvagedRow,
+    Store, StoreError, StoredMessage,
 };
 
 const HOUR_MS: i64 = 60 * 60 * 1000;
@@ -46,6 +46,7 @@ struct State {
     agents: Vec<AgentRecord>,
     last_replay: Option<ReplayRecord>,
     expired: u64,
+    adoptions: Vec<Adoption>,
 }
 
 #[derive(Clone)]
@@ -95,6 +96,8 @@ impl Record {
         any(&filter.statuses, &self.status)
             && any(&filter.types, &self.message.message_type)
             && any(&filter.workspaces, &self.message.lane.workspace_name().to_owned())
+            && (filter.servers.is_empty()
+                || self.message.lane.server.as_ref().is_some_and(|server| filter.servers.contains(server)))
             && (filter.projects.is_empty()
                 || self.message.project.as_ref().is_some_and(|project| filter.projects.contains(project)))
             && any(&filter.ids, &MessageId(self.id))
@@ -529,6 +532,71 @@ impl Store for ModelStore {
         Ok(())
     }
 
+    fn lane_list(&self, now_ms: i64) -> Result<Vec<LaneListed>, StoreError> {
+        let state = self.state();
+        let mut listed = Vec::new();
+        for (place, (lane, _)) in state.lanes.iter().enumerate() {
+            let id = LaneId(place as i64 + 1);
+            let count = |rejected| {
+                let of = |record: &&Record| record.lane == id && record.still_has_to_go() != rejected;
+                state.messages.iter().filter(of).count() as u64
+            };
+            let (waiting, rejected) = (count(false), count(true));
+            if waiting + rejected > 0 {
+                let hold = state.hold_of(id, now_ms);
+                listed.push(LaneListed { id, lane: lane.clone(), waiting, rejected, hold });
+            }
+        }
+        Ok(listed)
+    }
+
+    fn adopt(&self, server: &Server) -> Result<u64, StoreError> {
+        let mut state = self.state();
+        let mut adopted = 0;
+        for place in 0..state.messages.len() {
+            if state.messages[place].message.lane.server.is_none() {
+                let lane = Lane { server: Some(server.clone()), ..state.messages[place].message.lane.clone() };
+                let id = state.lane(&lane);
+                state.messages[place].lane = id;
+                state.messages[place].message.lane = lane;
+                adopted += 1;
+            }
+        }
+        if adopted > 0 {
+            let at_ms = opik_offline::store::now_ms();
+            state.adoptions.push(Adoption { at_ms, server: server.clone(), messages: adopted });
+        }
+        Ok(adopted)
+    }
+
+    fn reassign(&self, lease: &Lease, from: LaneId, to: &Lane, limit: usize) -> Result<u64, StoreError> {
+        let mut state = self.state();
+        state.verify(lease)?;
+        let target = state.lane(to);
+        if target == from {
+            return Ok(0);
+        }
+        let movable = |record: &&mut Record| record.lane == from && record.status != MessageStatus::Registered;
+        let mut moved = 0;
+        for record in state.messages.iter_mut().filter(movable).take(limit) {
+            record.lane = target;
+            record.message.lane = to.clone();
+            record.next_attempt_at_ms = 0;
+            moved += 1;
+        }
+        Ok(moved)
+    }
+
+    fn erase_credentials(&self) -> Result<bool, StoreError> {
+        let mut state = self.state();
+        let now_ms = opik_offline::store::now_ms();
+        for place in 0..state.lanes.len() {
+            let is_empty = state.messages.iter().all(|record| record.lane != LaneId(place as i64 + 1));
+            state.lanes[place].1.take_if(|(hold, ..)| is_empty && hold.until_ms <= now_ms);
+        }
+        Ok(true)
+    }
+
     fn backlog(&self, filter: &Filter) -> Result<Backlog, StoreError> {
         let state = self.state();
         let selected: Vec<&Record> = state.messages.iter().filter(|record| record.is_selected(filter)).collect();
@@ -540,11 +608,13 @@ impl Store for ModelStore {
         for record in &selected {
             let listed = record.listed();
             let place = MessageStatus::STORED.iter().position(|status| *status == record.status);
-            let key = (place, listed.message_type, listed.lane.workspace_name().to_owned());
+            let workspace = listed.lane.workspace_name().to_owned();
+            let key = (place, listed.message_type, workspace, listed.lane.server.clone());
             let group = groups.entry(key).or_insert_with(|| BacklogGroup {
                 status: record.status,
                 message_type: listed.message_type,
                 workspace: listed.lane.workspace_name().to_owned(),
+                server: listed.lane.server.clone(),
                 messages: 0,
                 items: 0,
                 body_bytes: 0,
@@ -655,6 +725,7 @@ impl Store for ModelStore {
     }
 
     fn compact(&self) -> Result<u64, StoreError> {
+        self.erase_credentials()?;
         Ok(0)
     }
 
@@ -675,6 +746,7 @@ impl Store for ModelStore {
                 })
                 .collect(),
             expired: state.expired,
+            adoptions: state.adoptions.clone(),
             ..Condition::default()
         })
     }

@@ -351,7 +351,7 @@ mod tests {
         let body = Body::new("{}".to_owned(), Encoding::Identity);
         let (method, path, headers) = ("POST".into(), "v1/private/traces".into(), HeaderSet::default());
         let request = Request { method, path, headers, body };
-        let lane = Lane { workspace: None, credential: None };
+        let lane = Lane::default();
         Message { lane, message_type, request, touches, items: 1, project: None, accepted_at_ms: 0 }
     }
 

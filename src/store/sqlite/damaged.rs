@@ -18,9 +18,13 @@ use std::os::unix::fs::FileExt;
 
 use rusqlite::types::ValueRef;
 
+use super::lanes::server_check;
 use super::sdk_pages::{be32, cell_pointers, varint};
 use super::seal::SEAL_BYTES;
 use crate::store::key::KeyId;
+
+/// What a lane may be: workspace, number of the credential, server.
+pub(super) type LaneRow = (Option<String>, i64, Option<String>);
 
 const LEAF: u8 = 0x0d;
 const INDEX_LEAF: u8 = 0x0a;
@@ -281,7 +285,7 @@ pub(super) struct Damaged {
     /// By message.
     pub(super) files: HashMap<i64, Vec<FileRow>>,
     /// Workspace and number of the key, by number of the lane.
-    pub(super) lanes: HashMap<i64, HashSet<(Option<String>, i64)>>,
+    pub(super) lanes: HashMap<i64, HashSet<LaneRow>>,
     pub(super) credentials: HashMap<i64, HashSet<Name>>,
     pub(super) header_sets: HashMap<i64, HashSet<Name>>,
     /// The columns of `sealing` but its number.
@@ -417,13 +421,13 @@ impl Damaged {
                 }
             }
             [0, workspace, credential, ..]
-                // Seven columns as versions before 7 wrote it.
-                if matches!(types.len(), 7 | 8)
+                // Seven columns as versions before 7 wrote it, eight as those before 9 did.
+                if matches!(types.len(), 7 | 8 | 11)
                     && is("lanes")
                     && is_text_or_null(*workspace) && is_integer(*credential) =>
             {
                 let Some(row) = self.payload(page, cell).as_deref().and_then(values) else { return };
-                self.note_lane(key, &row[1], &row[2]);
+                self.note_lane(key, &row[1], &row[2], row.get(8), row.get(9));
             }
             [0, message, bytes, digest, ..]
                 if types.len() == 9 && is_integer(*message) && is_integer(*bytes) && is_digest(*digest) =>
@@ -453,6 +457,9 @@ impl Damaged {
             [digest] => *digest == 12 + 2 * 32,
             [first, second] => (is_text_or_null(*first) || is_blob(*first)) && is_integer(*second),
             [first, second, _] => is("lanes") && is_text_or_null(*second) || is_blob(*first) && is_blob(*second),
+            [_, workspace, server, _, _] if is("lanes") && is_text_or_null(*workspace) && is_text_or_null(*server) => {
+                true
+            }
             [columns @ .., _] if is("sealing") && is_sealing(columns) => true,
             [lane, status, name, rest @ ..] if rest.len() == 4 => {
                 is("summary")
@@ -479,7 +486,10 @@ impl Damaged {
             [Value::Blob(value), Value::Integer(id)] => self.note_name(*id, value, None, owner),
             [Value::Blob(by), Value::Blob(sealed), Value::Integer(id)] => self.note_name(*id, by, Some(sealed), owner),
             [credential, workspace, Value::Integer(lane)] if is("lanes") => {
-                self.note_lane(*lane, workspace, credential)
+                self.note_lane(*lane, workspace, credential, None, None)
+            }
+            [credential, workspace, server, check, Value::Integer(lane)] if is("lanes") => {
+                self.note_lane(*lane, workspace, credential, Some(server), Some(check))
             }
             [columns @ .., _] if is_sealing(&types[..columns.len()]) => self.sealing.push(columns.to_vec()),
             [_, _, _, _, Value::Integer(messages), ..] => {
@@ -497,7 +507,22 @@ impl Damaged {
         }
     }
 
-    fn note_lane(&mut self, lane: i64, workspace: &Value, credential: &Value) {
+    /// Notes what a lane may be. One whose server is not what was stored is none: its messages would go elsewhere.
+    fn note_lane(
+        &mut self,
+        lane: i64,
+        workspace: &Value,
+        credential: &Value,
+        server: Option<&Value>,
+        check: Option<&Value>,
+    ) {
+        let server = match server {
+            None | Some(Value::Null) => None,
+            Some(server) => match (server.text(), check.and_then(Value::integer)) {
+                (Some(server), Some(check)) if check == server_check(server) => Some(server.to_owned()),
+                _ => return,
+            },
+        };
         let workspace = match workspace {
             Value::Null => None,
             value => match value.text() {
@@ -506,7 +531,7 @@ impl Damaged {
             },
         };
         if let Some(credential) = credential.integer() {
-            self.lanes.entry(lane).or_default().insert((workspace, credential));
+            self.lanes.entry(lane).or_default().insert((workspace, credential, server));
         }
     }
 

@@ -23,6 +23,7 @@ mod claim;
 mod codec;
 mod damaged;
 mod fault;
+mod lanes;
 mod lease;
 mod open;
 mod people;
@@ -41,6 +42,7 @@ mod space;
 mod summary;
 
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::Duration;
 
@@ -55,14 +57,16 @@ pub(in crate::store) use self::reseal::reseal;
 use self::seal::{KeyRing, Sealer, State};
 use super::key::Keys;
 use super::{
-    AgentRecord, Ahead, AttachmentId, Backlog, ClaimLimits, Claimed, Condition, Filter, Hold, LaneId, LaneWork, Lease,
-    Limits, Listed, OpenMode, Outcome, Owner, Page, Purged, ReplayRecord, SalvagedRow, Store, StoreError,
-    StoreIdentity, StoredMessage, WhenFull,
+    AgentRecord, Ahead, AttachmentId, Backlog, ClaimLimits, Claimed, Condition, Filter, Hold, LaneId, LaneListed,
+    LaneWork, Lease, Limits, Listed, OpenMode, Outcome, Owner, Page, Purged, ReplayRecord, SalvagedRow, Store,
+    StoreError, StoreIdentity, StoredMessage, WhenFull,
 };
-use crate::message::{Attachment, Lane, Message, MessageId, Sha256, Touch};
+use crate::message::{Attachment, Lane, Message, MessageId, Server, Sha256, Touch};
 
 /// How long a write waits for other processes.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long emptying the log waits for those who read it.
+const LOG_ERASURE_TIMEOUT: Duration = Duration::from_millis(100);
 
 /// A store in one SQLite file.
 pub struct SqliteStore {
@@ -81,6 +85,8 @@ pub struct SqliteStore {
     sealer: RwLock<Arc<Sealer>>,
     /// Makes choosing and marking one step for the threads of this process.
     claiming: Mutex<()>,
+    /// Whether the log may hold credentials that were erased from the file: also those of an earlier process.
+    log_is_unerased: AtomicBool,
 }
 
 impl SqliteStore {
@@ -135,6 +141,7 @@ impl SqliteStore {
             keys,
             sealer: RwLock::new(Arc::new(opened.sealer)),
             claiming: Mutex::new(()),
+            log_is_unerased: AtomicBool::new(true),
         }
     }
 
@@ -403,6 +410,51 @@ impl Store for SqliteStore {
         Ok(())
     }
 
+    fn lane_list(&self, now_ms: i64) -> Result<Vec<LaneListed>, StoreError> {
+        self.read(&self.reader, |connection, sealer| lanes::list(connection, sealer, now_ms))
+    }
+
+    fn adopt(&self, server: &Server) -> Result<u64, StoreError> {
+        if !self.read(&self.reader, |connection, _| lanes::any_without_server(connection))? {
+            return Ok(0);
+        }
+        self.write(|tx, _| lanes::adopt(tx, server))
+    }
+
+    fn reassign(&self, lease: &Lease, from: LaneId, to: &Lane, limit: usize) -> Result<u64, StoreError> {
+        self.write_as(lease, |tx, sealer| lanes::reassign(tx, sealer, from, to, limit))
+    }
+
+    fn erase_credentials(&self) -> Result<bool, StoreError> {
+        if self.read(&self.reader, |connection, _| lanes::any_to_forget(connection))? {
+            self.write(|tx, _| {
+                if lanes::forget_lanes(tx)? {
+                    // Before the commit that makes them unreachable: a crash in between must not forget the log.
+                    self.log_is_unerased.store(true, Ordering::Relaxed);
+                    tx.pragma_update(None, "secure_delete", true)?;
+                    let rewritten = lanes::rewrite_credentials(tx);
+                    tx.pragma_update(None, "secure_delete", false)?;
+                    rewritten?;
+                }
+                Ok(())
+            })?;
+        }
+        if !self.log_is_unerased.load(Ordering::Relaxed) {
+            return Ok(true);
+        }
+        let connection = lock(&self.writer);
+        let emptied = || -> Result<bool, Fault> {
+            // Whoever reads for long must not keep writers waiting for this.
+            connection.busy_timeout(LOG_ERASURE_TIMEOUT)?;
+            let emptied = lanes::empty_log(&connection);
+            connection.busy_timeout(BUSY_TIMEOUT)?;
+            emptied
+        };
+        let is_erased = emptied().map_err(|fault| fault.at(&self.path))?;
+        self.log_is_unerased.store(!is_erased, Ordering::Relaxed);
+        Ok(is_erased)
+    }
+
     fn backlog(&self, filter: &Filter) -> Result<Backlog, StoreError> {
         self.read(&self.reader, |connection, _| people::backlog(connection, filter))
     }
@@ -454,10 +506,8 @@ impl Store for SqliteStore {
 
     fn compact(&self) -> Result<u64, StoreError> {
         self.remove_unfinished()?;
-        self.write(|tx, _| {
-            register::forget_header_sets(tx)?;
-            people::forget_unused_keys(tx)
-        })?;
+        self.write(|tx, _| register::forget_header_sets(tx))?;
+        self.erase_credentials()?;
         let shrink = || space::shrink_a_step(&lock(&self.writer));
         while shrink().map_err(|error| Fault::from(error).at(&self.path))? {}
         let connection = lock(&self.writer);
@@ -482,6 +532,7 @@ impl Store for SqliteStore {
                 agents: people::agents(connection)?,
                 last_replay: people::last_replay(connection)?,
                 held: settle::held(connection, sealer, now_ms)?,
+                adoptions: lanes::adoptions(connection)?,
                 dropped: people::counter(connection, "dropped")?,
                 expired: people::counter(connection, "expired")?,
                 recoveries: recovery::recoveries(connection)?,

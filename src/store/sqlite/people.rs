@@ -8,7 +8,7 @@ use super::queries::{self, Selection, bind};
 use super::rows::{self, Lanes, Requests};
 use super::seal::Sealer;
 use super::summary;
-use crate::message::{MessageId, MessageStatus, MessageType};
+use crate::message::{MessageId, MessageStatus, MessageType, Server};
 use crate::store::{AgentRecord, Backlog, BacklogGroup, Filter, Listed, Page, ReplayRecord, StoredMessage};
 
 /// Problems that one check names at most.
@@ -37,6 +37,7 @@ fn groups(connection: &Connection, selection: &Selection) -> Result<Vec<BacklogG
             status: rows::status(row, 0)?,
             message_type: rows::message_type(row, 1)?,
             workspace: row.get(2)?,
+            server: row.get::<_, Option<String>>(6)?.as_deref().map(Server::new),
             messages: rows::unsigned(row, 3)?,
             items: rows::unsigned(row, 4)?,
             body_bytes: rows::unsigned(row, 5)?,
@@ -44,7 +45,8 @@ fn groups(connection: &Connection, selection: &Selection) -> Result<Vec<BacklogG
     }
     let place = |status| MessageStatus::STORED.iter().position(|stored| *stored == status);
     groups.sort_by(|a, b| {
-        (place(a.status), a.message_type, &a.workspace).cmp(&(place(b.status), b.message_type, &b.workspace))
+        let key = |group: &'_ BacklogGroup| (place(group.status), group.message_type);
+        key(a).cmp(&key(b)).then_with(|| (&a.workspace, &a.server).cmp(&(&b.workspace, &b.server)))
     });
     Ok(groups)
 }
@@ -237,17 +239,4 @@ pub(super) fn check(connection: &Connection, sealer: &Sealer) -> Result<Vec<Stri
 pub(super) fn counter(connection: &Connection, name: &str) -> Result<u64, Fault> {
     let count: i64 = connection.prepare_cached(queries::COUNTER)?.query_row([name], |row| row.get(0))?;
     Ok(count.unsigned_abs())
-}
-
-/// Forgets lanes that hold nothing, and overwrites the keys that only they used.
-pub(super) fn forget_unused_keys(tx: &Transaction<'_>) -> Result<(), Fault> {
-    tx.pragma_update(None, "secure_delete", true)?;
-    let forget = || {
-        tx.execute(queries::FORGET_LANES, [])?;
-        tx.execute(queries::FORGET_CREDENTIALS, [])
-    };
-    let forgotten = forget();
-    tx.pragma_update(None, "secure_delete", false)?;
-    forgotten?;
-    Ok(())
 }

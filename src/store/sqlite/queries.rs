@@ -12,26 +12,64 @@ use crate::store::Filter;
 
 // Lanes and header sets.
 
-/// The number of a lane: workspace or NULL, credential or NULL.
+/// The number of a lane: workspace or NULL, credential or NULL, server or NULL.
 pub(super) const LANE_ID: &str = "
     SELECT lane_id FROM lanes
-    WHERE workspace IS ?1 AND credential_id = CASE WHEN ?2 IS NULL THEN 0
+    WHERE workspace IS ?1 AND server IS ?3 AND credential_id = CASE WHEN ?2 IS NULL THEN 0
         ELSE (SELECT credential_id FROM credentials WHERE value = ?2) END";
 /// How many messages of a lane still have to reach the server, in one look at the store.
 pub(super) const WAITING: &str = "
     SELECT coalesce(sum(messages), 0), (SELECT generation FROM sealing) FROM summary
     WHERE status IN (1, 3) AND lane_id = (
         SELECT lane_id FROM lanes
-        WHERE workspace IS ?1 AND credential_id = CASE WHEN ?2 IS NULL THEN 0
+        WHERE workspace IS ?1 AND server IS ?3 AND credential_id = CASE WHEN ?2 IS NULL THEN 0
             ELSE (SELECT credential_id FROM credentials WHERE value = ?2) END)";
 pub(super) const KEEP_CREDENTIAL: &str = "INSERT OR IGNORE INTO credentials (value, sealed) VALUES (?1, ?2)";
 pub(super) const ADD_LANE: &str = "
-    INSERT INTO lanes (workspace, credential_id) VALUES (?1, CASE WHEN ?2 IS NULL THEN 0
-        ELSE (SELECT credential_id FROM credentials WHERE value = ?2) END)
+    INSERT INTO lanes (workspace, credential_id, server, server_check) VALUES (?1, CASE WHEN ?2 IS NULL THEN 0
+        ELSE (SELECT credential_id FROM credentials WHERE value = ?2) END, ?3, ?4)
     RETURNING lane_id";
 /// Whose messages a lane has.
 pub(super) const LANE: &str = "
-    SELECT workspace, value, sealed FROM lanes LEFT JOIN credentials USING (credential_id) WHERE lane_id = ?1";
+    SELECT workspace, value, sealed, server, server_check
+    FROM lanes LEFT JOIN credentials USING (credential_id) WHERE lane_id = ?1";
+/// Every lane that has a message.
+pub(super) const LANES: &str = "
+    SELECT lane_id, coalesce(sum(messages) FILTER (WHERE status <> 4), 0),
+        coalesce(sum(messages) FILTER (WHERE status = 4), 0)
+    FROM summary GROUP BY lane_id ORDER BY lane_id";
+/// Lanes of earlier versions, which recorded no server.
+pub(super) const LANES_WITHOUT_SERVER: &str = "
+    SELECT lane_id, (SELECT coalesce(sum(messages), 0) FROM summary WHERE summary.lane_id = lanes.lane_id)
+    FROM lanes WHERE server IS NULL";
+/// The lane of the same client for server ?2.
+pub(super) const SIBLING: &str = "
+    SELECT lane_id FROM lanes WHERE server = ?2
+        AND (workspace, credential_id) IS (SELECT workspace, credential_id FROM lanes WHERE lane_id = ?1)";
+pub(super) const MERGE_MESSAGES: &str = "UPDATE messages SET lane_id = ?2 WHERE lane_id = ?1";
+pub(super) const MERGE_SUMMARY: &str = "
+    INSERT INTO summary SELECT ?2, status, message_type, answer_status, messages, items, body_bytes
+    FROM summary WHERE lane_id = ?1
+    ON CONFLICT DO UPDATE SET messages = messages + excluded.messages, items = items + excluded.items,
+        body_bytes = body_bytes + excluded.body_bytes";
+pub(super) const DROP_SUMMARY: &str = "DELETE FROM summary WHERE lane_id = ?1";
+/// A hold is not taken along: nobody knows which server asked for it.
+pub(super) const SET_SERVER: &str = "
+    UPDATE lanes SET server = ?2, server_check = ?3, held_until_ms = NULL, hold_reason = NULL, hold_probe = NULL,
+        hold_passed = NULL, held_at_ms = NULL, hold_status = NULL
+    WHERE lane_id = ?1";
+pub(super) const DROP_LANE: &str = "DELETE FROM lanes WHERE lane_id = ?1";
+pub(super) const NOTE_ADOPTION: &str = "INSERT INTO adoption (at_ms, server, messages) VALUES (?1, ?2, ?3)";
+pub(super) const ADOPTIONS: &str = "SELECT at_ms, server, messages FROM adoption ORDER BY adoption_id";
+/// Messages of a lane to give to another one, in any order; none in flight.
+pub(super) const TO_REASSIGN: &str = "
+    SELECT message_id FROM messages WHERE lane_id = ?1 AND status <> 1 ORDER BY message_id LIMIT ?2";
+pub(super) const SET_LANE: &str = "
+    UPDATE messages SET lane_id = ?2, next_attempt_at_ms = 0 WHERE message_id = ?1
+    RETURNING lane_id, status, message_type, answer_status, items, body_bytes";
+/// What a checksum covers of a message beside its lane, headers and body.
+pub(super) const COVERED: &str = "
+    SELECT message_type, items, project, accepted_at_ms, touches FROM messages WHERE message_id = ?1";
 pub(super) const HEADER_SET_ID: &str = "SELECT header_set_id FROM header_sets WHERE wire = ?1";
 pub(super) const ADD_HEADER_SET: &str =
     "INSERT INTO header_sets (wire, sealed) VALUES (?1, ?2) RETURNING header_set_id";
@@ -41,12 +79,22 @@ pub(super) const FORGET_HEADER_SETS: &str =
 /// The highest number of a header set, and how many there are.
 pub(super) const HEADER_SETS: &str = "SELECT coalesce(max(header_set_id), 0), count(*) FROM header_sets";
 pub(super) const HIGHEST_HEADER_SET: &str = "SELECT coalesce(max(header_set_id), 0) FROM header_sets";
-/// Forgets lanes that hold nothing and whose hold is over, and keys that no lane uses.
+/// Forgets lanes that hold nothing and whose hold is over at ?1.
 pub(super) const FORGET_LANES: &str = "
-    DELETE FROM lanes WHERE held_until_ms IS NULL
+    DELETE FROM lanes WHERE coalesce(held_until_ms, 0) <= ?1
         AND NOT EXISTS (SELECT 1 FROM summary WHERE summary.lane_id = lanes.lane_id)";
-pub(super) const FORGET_CREDENTIALS: &str =
-    "DELETE FROM credentials WHERE credential_id NOT IN (SELECT credential_id FROM lanes)";
+pub(super) const ANY_EMPTY_LANE: &str = "
+    SELECT 1 FROM lanes WHERE coalesce(held_until_ms, 0) <= ?1
+        AND NOT EXISTS (SELECT 1 FROM summary WHERE summary.lane_id = lanes.lane_id)";
+pub(super) const ANY_UNUSED_CREDENTIAL: &str =
+    "SELECT 1 FROM credentials WHERE credential_id NOT IN (SELECT credential_id FROM lanes)";
+pub(super) const USED_CREDENTIALS: &str = "
+    SELECT credential_id, value, sealed FROM credentials
+    WHERE credential_id IN (SELECT credential_id FROM lanes)";
+/// Without a condition, so that SQLite clears whole pages.
+pub(super) const CLEAR_CREDENTIALS: &str = "DELETE FROM credentials";
+pub(super) const PUT_CREDENTIAL_BACK: &str =
+    "INSERT INTO credentials (credential_id, value, sealed) VALUES (?1, ?2, ?3)";
 
 // Sealing.
 
@@ -336,17 +384,18 @@ pub(super) const LEFT_IN_FLIGHT: &str = "
     UPDATE messages SET status = 3, claim_epoch = NULL WHERE status = 1 AND claim_epoch < ?1
     RETURNING lane_id, 1, message_type, NULL, items, body_bytes";
 pub(super) const HOLD_LANE: &str = "
-    UPDATE lanes SET held_until_ms = ?2, hold_reason = ?3, hold_probe = ?4, hold_passed = 0, held_at_ms = ?5
+    UPDATE lanes SET held_until_ms = ?2, hold_reason = ?3, hold_probe = ?4, hold_passed = 0, held_at_ms = ?5,
+        hold_status = ?6
     WHERE lane_id = ?1";
 pub(super) const LET_LANE_GO: &str = "
     UPDATE lanes SET held_until_ms = NULL, hold_reason = NULL, hold_probe = NULL, hold_passed = NULL,
-        held_at_ms = NULL
+        held_at_ms = NULL, hold_status = NULL
     WHERE lane_id = ?1";
 /// Notes a success in a lane that has a hold.
 pub(super) const NOTE_SUCCESS: &str =
     "UPDATE lanes SET hold_passed = 1 WHERE lane_id = ?1 AND held_until_ms IS NOT NULL AND hold_passed = 0";
 pub(super) const HOLD: &str = "
-    SELECT held_until_ms, hold_reason, hold_probe, hold_passed, held_at_ms FROM lanes
+    SELECT held_until_ms, hold_reason, hold_probe, hold_passed, held_at_ms, hold_status FROM lanes
     WHERE lane_id = ?1 AND held_until_ms IS NOT NULL";
 pub(super) const MAKE_SPARED_DUE: &str = "
     UPDATE messages SET next_attempt_at_ms = 0
@@ -415,8 +464,9 @@ pub(super) fn groups(selection: &Selection) -> String {
     format!(
         "SELECT status, message_type,
             (SELECT coalesce(workspace, 'default') FROM lanes WHERE lanes.lane_id = {source}.lane_id) AS workspace_name,
-            {count}, sum(items), sum(body_bytes)
-         FROM {source} WHERE {selected} GROUP BY status, message_type, workspace_name"
+            {count}, sum(items), sum(body_bytes),
+            (SELECT server FROM lanes WHERE lanes.lane_id = {source}.lane_id) AS server_name
+         FROM {source} WHERE {selected} GROUP BY status, message_type, workspace_name, server_name"
     )
 }
 
@@ -489,6 +539,12 @@ impl Selection {
             workspaces,
             "lane_id IN (SELECT lane_id FROM lanes
                 WHERE coalesce(workspace, 'default') IN (SELECT value FROM json_each(:workspaces)))",
+        );
+        let servers = filter.servers.iter().map(crate::message::Server::base_url);
+        selection.any_of(
+            ":servers",
+            servers,
+            "lane_id IN (SELECT lane_id FROM lanes WHERE server IN (SELECT value FROM json_each(:servers)))",
         );
         // Conditions on single messages.
         let coarse = selection.conditions.len();

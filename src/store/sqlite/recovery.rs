@@ -65,7 +65,7 @@ use super::register::{Names, add_touches, move_early_updates, position};
 use super::seal::{Destination, KeptBody, KeyRing, Lookup, Place, SEALED, Sealer, State};
 use super::summary::{Changes, Group, Size};
 use super::{BUSY_TIMEOUT, attachments, queries, rows, schema};
-use crate::message::{Credential, Effect, Encoding, HeaderSet, Lane, MessageStatus, MessageType, Touch};
+use crate::message::{Credential, Effect, Encoding, HeaderSet, Lane, MessageStatus, MessageType, Server, Touch};
 use crate::store::attachment::PIECE_BYTES;
 use crate::store::{LastAnswer, RecoveryRecord, StoreError, now_ms};
 
@@ -685,16 +685,21 @@ impl Reader<'_> {
     /// Returns what a lane may have been.
     fn lanes(&mut self, lane: i64, has_checksum: bool) -> Vec<Lane> {
         let mut lanes = Vec::new();
-        for (workspace, credential) in self.old.lanes.get(&lane).into_iter().flatten() {
-            let workspace = workspace.clone();
+        for (workspace, credential, server) in self.old.lanes.get(&lane).into_iter().flatten() {
+            let (workspace, server) = (workspace.clone(), server.as_deref().map(Server::new));
             if *credential == 0 {
-                lanes.push(Lane { workspace, credential: None });
+                lanes.push(Lane { server, workspace, credential: None });
                 continue;
             }
             let Some(names) = self.old.credentials.get(credential) else { continue };
             for value in self.values(Lookup::Credential, names, has_checksum) {
-                lanes.push(Lane { workspace: workspace.clone(), credential: Some(Credential::new(value)) });
+                let credential = Some(Credential::new(value));
+                lanes.push(Lane { server: server.clone(), workspace: workspace.clone(), credential });
             }
+        }
+        // A page of before the server was recorded must not make the message anybody's.
+        if lanes.iter().any(|lane| lane.server.is_some()) {
+            lanes.retain(|lane| lane.server.is_some());
         }
         lanes
     }

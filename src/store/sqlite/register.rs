@@ -10,9 +10,9 @@ use super::codec::Packed;
 use super::fault::Fault;
 use super::seal::{Destination, KeptBody, Lookup, Sealer};
 use super::summary::{Changes, Group, Size};
-use super::{queries, rows, settle};
+use super::{lanes, queries, rows, settle};
 use crate::message::{
-    Credential, Effect, EntityKey, HeaderSet, Lane, Message, MessageId, MessageStatus, Request, Touch,
+    Credential, Effect, EntityKey, HeaderSet, Lane, Message, MessageId, MessageStatus, Request, Server, Touch,
 };
 use crate::store::{Ahead, Hold, LaneId, now_ms};
 
@@ -24,7 +24,7 @@ pub(super) fn waiting(connection: &Connection, sealer: &Sealer, lane: &Lane) -> 
     let credential = looked_up_by(sealer, lane)?;
     let (messages, generation): (i64, i64) = connection
         .prepare_cached(queries::WAITING)?
-        .query_row(params![lane.workspace, credential], |row| Ok((row.get(0)?, row.get(1)?)))?;
+        .query_row(params![lane.workspace, credential, server(lane)], |row| Ok((row.get(0)?, row.get(1)?)))?;
     Ok((generation == sealer.generation()).then_some(u64::try_from(messages).unwrap_or(0)))
 }
 
@@ -66,11 +66,16 @@ fn waits_behind(connection: &Connection, lane: i64, touches: &[Touch]) -> Result
     Ok(false)
 }
 
+/// Returns the server of a lane as it is kept.
+fn server(lane: &Lane) -> Option<&str> {
+    lane.server.as_ref().map(Server::base_url)
+}
+
 /// Returns the number of a lane, or `None` when it never had a message.
 fn lane_id(connection: &Connection, sealer: &Sealer, lane: &Lane) -> Result<Option<i64>, Fault> {
     let credential = looked_up_by(sealer, lane)?;
     let mut statement = connection.prepare_cached(queries::LANE_ID)?;
-    Ok(statement.query_row(params![lane.workspace, credential], |row| row.get(0)).optional()?)
+    Ok(statement.query_row(params![lane.workspace, credential, server(lane)], |row| row.get(0)).optional()?)
 }
 
 /// Holds a lane, which may have no message yet, unless it is held for longer.
@@ -260,7 +265,10 @@ impl<'batch> Names<'batch> {
                     tx.prepare_cached(queries::KEEP_CREDENTIAL)?.execute(params![by, sealed])?;
                 }
                 let by = credential.map(|(by, _)| by);
-                tx.prepare_cached(queries::ADD_LANE)?.query_row(params![lane.workspace, by], |row| row.get(0))?
+                tx.prepare_cached(queries::ADD_LANE)?.query_row(
+                    params![lane.workspace, by, server(lane), server(lane).map(lanes::server_check)],
+                    |row| row.get(0),
+                )?
             }
         };
         self.lanes.insert(lane, id);

@@ -8,7 +8,7 @@ use super::checksum::Covered;
 use super::codec::Unpacker;
 use super::fault::Fault;
 use super::seal::{Destination, KeptBody, Lookup, Place, Sealer};
-use super::{attachments, queries};
+use super::{attachments, lanes, queries};
 use crate::message::{
     Body, Credential, Encoding, HeaderSet, Lane, MessageId, MessageStatus, MessageType, Request, Touch,
 };
@@ -71,7 +71,8 @@ impl Lanes {
         let sealed: Option<Vec<u8>> = row.get(2)?;
         let credential: Option<Vec<u8>> = row.get(1)?;
         let credential = credential.map(|value| sealer.value(Lookup::Credential, value, sealed.as_deref()));
-        let read = Lane { workspace: row.get(0)?, credential: credential.transpose()?.map(Credential::new) };
+        let credential = credential.transpose()?.map(Credential::new);
+        let read = Lane { server: lanes::server(row, 3)?, workspace: row.get(0)?, credential };
         self.0.insert(lane, read.clone());
         Ok(read)
     }

@@ -11,7 +11,7 @@ pub(super) const APPLICATION_ID: i32 = 0x4f70_4f66;
 /// Bytes of a page in a new store.
 pub(super) const PAGE_BYTES: u32 = 4096;
 
-const MIGRATIONS: [&str; 8] = [
+const MIGRATIONS: [&str; 9] = [
     MESSAGES_LANES_AND_LEASE,
     ALL_CHANGES_INDEXED,
     ATTACHMENTS,
@@ -20,6 +20,7 @@ const MIGRATIONS: [&str; 8] = [
     CHECKSUMS_AND_RECOVERIES,
     HELD_AT,
     SEALING,
+    DESTINATIONS,
 ];
 
 /// Version 1.
@@ -240,6 +241,27 @@ CREATE INDEX header_sets_again ON header_sets (wire, sealed) WHERE sealed IS NOT
 CREATE INDEX sealing_again ON sealing
     (generation, key_name, key_check, previous_name, previous_check, is_complete);
 ALTER TABLE attachment_pieces ADD COLUMN is_sealed INTEGER NOT NULL DEFAULT 0;
+";
+
+/// Version 9.
+///
+/// - `lanes.server` is the base URL of the server that the lane's messages were accepted for; NULL for what an earlier
+///   version stored. `lanes.server_check` is its CRC-32: a damaged URL must not send a key to another host
+///   ([`super::lanes`]). The look-up index holds both, so that a recovery finds them in two places.
+/// - `lanes.hold_status` is the status of the answer that the lane is held for; NULL when none came.
+/// - `adoption` has a row for every server that adopted messages of earlier versions.
+const DESTINATIONS: &str = "
+ALTER TABLE lanes ADD COLUMN server TEXT;
+ALTER TABLE lanes ADD COLUMN server_check INTEGER;
+ALTER TABLE lanes ADD COLUMN hold_status INTEGER;
+DROP INDEX lanes_by_client;
+CREATE INDEX lanes_by_client ON lanes (credential_id, workspace, server, server_check);
+CREATE TABLE adoption (
+    adoption_id INTEGER PRIMARY KEY,
+    at_ms       INTEGER NOT NULL,
+    server      TEXT    NOT NULL,
+    messages    INTEGER NOT NULL
+);
 ";
 
 /// Returns the newest version that we know.

@@ -4,7 +4,6 @@ use std::collections::BTreeSet;
 
 use rusqlite::{CachedStatement, Connection, OptionalExtension, Row, Transaction, params};
 
-use super::attachments;
 use super::checksum::Covered;
 use super::claim::HOLD_MS_MAX;
 use super::codec::Packer;
@@ -14,6 +13,7 @@ use super::register::{Names, add_body_and_touches, is_looked_up};
 use super::rows::{self, Lanes};
 use super::seal::{Place, Sealer};
 use super::summary::{Changes, Group, Size, counted};
+use super::{attachments, lanes};
 use crate::message::{Lane, MessageId, MessageStatus, MessageType, Touch};
 use crate::store::{Filter, Hold, LaneId, LastAnswer, Outcome, Part, Purged, now_ms};
 
@@ -256,7 +256,8 @@ pub(super) fn hold(tx: &Transaction<'_>, lane: LaneId, hold: Option<&Hold>) -> R
             hold.until_ms,
             hold.reason,
             hold.probe,
-            now_ms()
+            now_ms(),
+            hold.status
         ])?,
         None => tx.prepare_cached(queries::LET_LANE_GO)?.execute([lane.0])?,
     };
@@ -280,7 +281,7 @@ pub(super) fn hold_of(connection: &Connection, lane: i64, now_ms: i64) -> Result
     let found = connection
         .prepare_cached(queries::HOLD)?
         .query_row([lane], |row| {
-            let hold = Hold { until_ms: row.get(0)?, reason: row.get(1)?, probe: row.get(2)? };
+            let hold = Hold { until_ms: row.get(0)?, reason: row.get(1)?, probe: row.get(2)?, status: row.get(5)? };
             Ok((hold, row.get::<_, bool>(3)?, row.get::<_, Option<i64>>(4)?))
         })
         .optional()?;
@@ -291,27 +292,34 @@ pub(super) fn hold_of(connection: &Connection, lane: i64, now_ms: i64) -> Result
     Ok((hold.until_ms > now_ms || !passed).then_some(hold))
 }
 
-/// Returns a lane without its credential, for people.
-fn unnamed(connection: &Connection, lane: i64) -> Result<Lane, Fault> {
-    let workspace = connection.prepare_cached(queries::LANE)?.query_row([lane], |row| row.get(0))?;
-    Ok(Lane { workspace, credential: None })
+/// Returns a lane for people: without its credential where the key is missing. Which lanes there are is no secret.
+pub(super) fn for_people(
+    connection: &Connection,
+    sealer: &Sealer,
+    names: &mut Lanes,
+    lane: i64,
+) -> Result<Lane, Fault> {
+    match names.get(connection, sealer, lane) {
+        Err(Fault::KeyMissing { .. } | Fault::WrongKey { .. }) => {
+            let mut statement = connection.prepare_cached(queries::LANE)?;
+            let mut found = statement.query([lane])?;
+            let Some(row) = found.next()? else { return Ok(Lane::default()) };
+            Ok(Lane { server: lanes::server(row, 3)?, workspace: row.get(0)?, credential: None })
+        }
+        lane => lane,
+    }
 }
 
 /// Returns the lanes whose hold is in force, or over without a success since.
 pub(super) fn held(connection: &Connection, sealer: &Sealer, now_ms: i64) -> Result<Vec<(Lane, Hold)>, Fault> {
     let mut statement = connection.prepare_cached(queries::HELD_LANES)?;
-    let lanes = statement.query_map([now_ms], |row| row.get(0))?;
-    let lanes = lanes.collect::<rusqlite::Result<Vec<i64>>>()?;
+    let held_lanes = statement.query_map([now_ms], |row| row.get(0))?;
+    let held_lanes = held_lanes.collect::<rusqlite::Result<Vec<i64>>>()?;
     let mut names = Lanes::default();
     let mut held = Vec::new();
-    for lane in lanes {
+    for lane in held_lanes {
         if let Some(hold) = hold_of(connection, lane, now_ms)? {
-            let lane = match names.get(connection, sealer, lane) {
-                // Which lanes are held is no secret, and is asked for without the key, too.
-                Err(Fault::KeyMissing { .. } | Fault::WrongKey { .. }) => unnamed(connection, lane)?,
-                lane => lane?,
-            };
-            held.push((lane, hold));
+            held.push((for_people(connection, sealer, &mut names, lane)?, hold));
         }
     }
     Ok(held)
