@@ -102,7 +102,7 @@ _opik__offline() {
             return 0
             ;;
         opik__offline__subcmd__agent)
-            opts="-q -v -h --listen --insecure-listen --adopt-orphans --batch-size --delay --max-size --free-disk-reserve --when-full --max-age --max-attempts --max-body-size --max-inflated-size --max-attachment-size --max-connections --client-timeout --connect-timeout --forward-timeout --retry-interval --shutdown-timeout --flush-timeout --log-format --db --upstream --format --quiet --verbose --no-color --help"
+            opts="-q -v -h --listen --insecure-listen --adopt-orphans --rekey-refused --batch-size --delay --max-size --free-disk-reserve --when-full --max-age --max-attempts --max-body-size --max-inflated-size --max-attachment-size --max-connections --client-timeout --connect-timeout --forward-timeout --retry-interval --shutdown-timeout --flush-timeout --log-format --db --upstream --format --quiet --verbose --no-color --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -372,7 +372,7 @@ _opik__offline() {
             return 0
             ;;
         opik__offline__subcmd__inspect)
-            opts="-q -v -h --from --limit --newest --follow --no-pager --status --rejected --type --workspace --project --id --trace --older-than --newer-than --db --upstream --format --quiet --verbose --no-color --help"
+            opts="-q -v -h --from --limit --newest --follow --no-pager --status --rejected --type --workspace --server --project --id --trace --older-than --newer-than --db --upstream --format --quiet --verbose --no-color --help"
             if [[ ${cur} == -* ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -408,6 +408,10 @@ _opik__offline() {
                 --workspace)
                     local IFS=$'\n'
                     COMPREPLY=($(compgen -W "$(_opik_offline_values workspaces)" -- "${cur}"))
+                    return 0
+                    ;;
+                --server)
+                    COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;
                 --project)
@@ -463,7 +467,7 @@ _opik__offline() {
             return 0
             ;;
         opik__offline__subcmd__purge)
-            opts="-y -q -v -h --dry-run --yes --status --rejected --type --workspace --project --id --trace --older-than --newer-than --db --upstream --format --quiet --verbose --no-color --help"
+            opts="-y -q -v -h --dry-run --yes --status --rejected --type --workspace --server --project --id --trace --older-than --newer-than --db --upstream --format --quiet --verbose --no-color --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -480,6 +484,10 @@ _opik__offline() {
                 --workspace)
                     local IFS=$'\n'
                     COMPREPLY=($(compgen -W "$(_opik_offline_values workspaces)" -- "${cur}"))
+                    return 0
+                    ;;
+                --server)
+                    COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;
                 --project)
@@ -535,7 +543,7 @@ _opik__offline() {
             return 0
             ;;
         opik__offline__subcmd__replay)
-            opts="-q -v -h --batch-size --delay --limit --timeout --verify --verify-timeout --from --remove-source --dry-run --status --rejected --type --workspace --project --id --trace --older-than --newer-than --db --upstream --format --quiet --verbose --no-color --help"
+            opts="-y -q -v -h --batch-size --delay --limit --timeout --verify --verify-timeout --from --remove-source --dry-run --status --rejected --type --workspace --server --project --id --trace --older-than --newer-than --readdress --rekey --lane --yes --db --upstream --format --quiet --verbose --no-color --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -578,6 +586,10 @@ _opik__offline() {
                     COMPREPLY=($(compgen -W "$(_opik_offline_values workspaces)" -- "${cur}"))
                     return 0
                     ;;
+                --server)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
                 --project)
                     local IFS=$'\n'
                     COMPREPLY=($(compgen -W "$(_opik_offline_values projects)" -- "${cur}"))
@@ -597,6 +609,14 @@ _opik__offline() {
                     return 0
                     ;;
                 --newer-than)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --readdress)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --lane)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;

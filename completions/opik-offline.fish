@@ -69,6 +69,7 @@ jsonl\t'One JSON document a line (`inspect` only)'
 yaml\t'One YAML document'"
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand agent" -l insecure-listen -d 'Listen beyond this machine without asking for an intake token'
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand agent" -l adopt-orphans -d 'Take in what killed Python processes leave, and deliver it'
+complete -c opik-offline -n "__fish_opik_offline_using_subcommand agent" -l rekey-refused -d 'Give messages whose key the server refuses (401, 403) the configured key, for the same server and workspace'
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand agent" -s q -l quiet -d 'Say only what was asked for, and errors'
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand agent" -s v -l verbose -d 'Say more on standard error'
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand agent" -l no-color -d 'Use no colours, as with NO_COLOR in the environment'
@@ -166,11 +167,14 @@ DeleteAttachments\t''
 AppendJobLogs\t''
 UnknownSdkRow\t''"
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand replay" -l workspace -d 'Only messages of this workspace' -r -f -a '(__opik_offline_values workspaces)'
+complete -c opik-offline -n "__fish_opik_offline_using_subcommand replay" -l server -d 'Only messages for this server, by the URL that `status` shows' -r
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand replay" -l project -d 'Only messages that name this project' -r -f -a '(__opik_offline_values projects)'
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand replay" -l id -d 'Only the message with this id' -r -f -a '(__opik_offline_values ids)'
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand replay" -l trace -d 'Only messages about this trace or its spans' -r
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand replay" -l older-than -d 'Only messages older than this, such as 2h or 7d' -r
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand replay" -l newer-than -d 'Only messages accepted within this time, such as 15m' -r
+complete -c opik-offline -n "__fish_opik_offline_using_subcommand replay" -l readdress -d 'Deliver what was accepted for this server to --upstream instead' -r
+complete -c opik-offline -n "__fish_opik_offline_using_subcommand replay" -l lane -d 'With --rekey or --readdress: only this lane, by the number that a --dry-run of it shows' -r
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand replay" -l db -d 'Use this message store' -r -F
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand replay" -l upstream -d 'Use this Opik server, such as http://127.0.0.1:5173/api' -r -f
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand replay" -l format -d 'Write results in this format' -r -f -a "table\t'Tables and sentences for people'
@@ -181,6 +185,8 @@ complete -c opik-offline -n "__fish_opik_offline_using_subcommand replay" -l ver
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand replay" -l remove-source -d 'Delete each file of --from, and the SDK\'s temporary copies of attachments, once every message in it is stored'
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand replay" -l dry-run -d 'Show what would be replayed, and send nothing'
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand replay" -l rejected -d 'Only rejected messages (--status rejected)'
+complete -c opik-offline -n "__fish_opik_offline_using_subcommand replay" -l rekey -d 'Give lanes whose key the server refuses the configured key'
+complete -c opik-offline -n "__fish_opik_offline_using_subcommand replay" -s y -l yes -d 'With --rekey or --readdress: do not ask'
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand replay" -s q -l quiet -d 'Say only what was asked for, and errors'
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand replay" -s v -l verbose -d 'Say more on standard error'
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand replay" -l no-color -d 'Use no colours, as with NO_COLOR in the environment'
@@ -246,6 +252,7 @@ DeleteAttachments\t''
 AppendJobLogs\t''
 UnknownSdkRow\t''"
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand inspect" -l workspace -d 'Only messages of this workspace' -r -f -a '(__opik_offline_values workspaces)'
+complete -c opik-offline -n "__fish_opik_offline_using_subcommand inspect" -l server -d 'Only messages for this server, by the URL that `status` shows' -r
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand inspect" -l project -d 'Only messages that name this project' -r -f -a '(__opik_offline_values projects)'
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand inspect" -l id -d 'Only the message with this id' -r -f -a '(__opik_offline_values ids)'
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand inspect" -l trace -d 'Only messages about this trace or its spans' -r
@@ -324,6 +331,7 @@ DeleteAttachments\t''
 AppendJobLogs\t''
 UnknownSdkRow\t''"
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand purge" -l workspace -d 'Only messages of this workspace' -r -f -a '(__opik_offline_values workspaces)'
+complete -c opik-offline -n "__fish_opik_offline_using_subcommand purge" -l server -d 'Only messages for this server, by the URL that `status` shows' -r
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand purge" -l project -d 'Only messages that name this project' -r -f -a '(__opik_offline_values projects)'
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand purge" -l id -d 'Only the message with this id' -r -f -a '(__opik_offline_values ids)'
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand purge" -l trace -d 'Only messages about this trace or its spans' -r

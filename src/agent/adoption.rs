@@ -4,13 +4,14 @@
 //! seconds, takes in what no living process holds open, and deletes it when every message is safe. A store whose process
 //! lives is left alone until it has ended.
 
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use tracing::{info, warn};
 
-use crate::message::Lane;
-use crate::replay::salvage::{SalvageError, Target, remove_source, salvage};
+use crate::message::{Lane, Server};
+use crate::replay::salvage::{SalvageError, Target, is_agent_at, remove_source, salvage};
 use crate::shutdown::Shutdown;
 use crate::store::orphan::{self, Orphan, OrphanMark};
 use crate::store::slot::StoreSlot;
@@ -24,8 +25,10 @@ const LOOK_INTERVAL: Duration = Duration::from_secs(10);
 pub struct Adoption {
     /// Where they lie, and where their private copies are made.
     pub temp_dir: PathBuf,
-    /// Whose messages they are: the files name neither workspace nor key.
+    /// Where their messages belong: the files name neither workspace nor key. One that names another server is left.
     pub lane: Lane,
+    /// Where the agent listens: clients that were configured for it take that for their server.
+    pub listen: SocketAddr,
 }
 
 impl Adoption {
@@ -54,9 +57,10 @@ impl Adoption {
     fn adopt(&self, slot: &StoreSlot, orphan: &Orphan, shutdown: &Shutdown) -> bool {
         // Without a store there is nowhere to put it, and the slot has said so.
         let Ok(store) = slot.get() else { return false };
-        let salvaged = SdkFile::open(&orphan.path, &self.temp_dir)
-            .map_err(SalvageError::from)
-            .and_then(|file| salvage(Target::Store(store.as_ref()), file, &self.temp_dir, &self.lane, shutdown));
+        let salvaged = SdkFile::open(&orphan.path, &self.temp_dir).map_err(SalvageError::from).and_then(|file| {
+            let is_same = |named: &Server| is_agent_at(named, self.listen);
+            salvage(Target::Store(store.as_ref()), file, &self.temp_dir, &self.lane, &is_same, shutdown)
+        });
         match salvaged {
             Ok(salvaged) => {
                 info!(

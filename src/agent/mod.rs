@@ -44,7 +44,7 @@ use crate::config::ServiceManager;
 use crate::intake::status::{self, Watch};
 use crate::intake::workers::Workers;
 use crate::intake::{Intake, IntakeLimits};
-use crate::message::Server;
+use crate::message::{Lane, Server};
 use crate::monitor::connection::Connection;
 use crate::monitor::{self, MonitorSettings};
 use crate::pulse::{Beat, Pulse, Pulses};
@@ -87,6 +87,8 @@ pub struct AgentSettings {
     pub intake: IntakeLimits,
     /// How long stopping may take, intake and replay each.
     pub shutdown_timeout: Duration,
+    /// The lane that lanes with a refused key may go on as, of the same server and workspace (`rekey_refused`).
+    pub rekey: Option<Lane>,
     /// Whether, and how, stores of killed Python processes are taken in.
     pub adopt: Option<Adoption>,
     /// Who started the agent and wants to be told how it is.
@@ -255,13 +257,14 @@ impl Agent {
         let replaying = {
             let (slot, connection, metrics) = (slot.clone(), connection.clone(), metrics.clone());
             let (owner, shutdown) = (owner.clone(), replay_shutdown.clone());
-            let tick_interval = settings.replay_tick_interval;
+            let (tick_interval, rekey) = (settings.replay_tick_interval, settings.rekey.clone());
             let settings = ReplaySettings { filter: own.clone(), ..settings.replay.clone() };
             Part::start("replay-manager", move || {
-                let (settings, owner) = (settings.clone(), owner.clone());
+                let (settings, owner, rekey) = (settings.clone(), owner.clone(), rekey.clone());
                 let (slot, upstream, connection, metrics) = (&*slot, &*upstream, &*connection, &*metrics);
                 let shutdown = &shutdown;
-                ReplayManager { slot, upstream, connection, settings, tick_interval, metrics, shutdown, owner }.run();
+                ReplayManager { slot, upstream, connection, settings, tick_interval, metrics, shutdown, owner, rekey }
+                    .run();
             })
         };
         let watching_shutdown = Shutdown::new();
@@ -272,6 +275,7 @@ impl Agent {
         }
         let adoption_shutdown = Shutdown::new();
         let adopting = settings.adopt.clone().map(|adoption| {
+            let adoption = Adoption { listen: self.address, ..adoption };
             let (slot, shutdown) = (slot.clone(), adoption_shutdown.clone());
             Part::start("adoption", move || adoption.run(&slot, &shutdown))
         });

@@ -74,6 +74,10 @@ pub struct AgentArgs {
     #[arg(long, num_args = 0, default_missing_value = "true")]
     adopt_orphans: Option<OsString>,
 
+    /// Give messages whose key the server refuses (401, 403) the configured key, for the same server and workspace
+    #[arg(long, num_args = 0, default_missing_value = "true", hide_short_help = true)]
+    rekey_refused: Option<OsString>,
+
     /// Replay this many messages, then pause; unset, replay starts at 50 and speeds up while the server keeps up
     #[arg(long, value_name = "N", hide_short_help = true)]
     batch_size: Option<OsString>,
@@ -190,6 +194,7 @@ impl AgentArgs {
             listen: self.listen.clone(),
             insecure_listen: self.insecure_listen.clone(),
             adopt_orphans: self.adopt_orphans.clone(),
+            rekey_refused: self.rekey_refused.clone(),
             replay_batch_size: self.batch_size.clone(),
             replay_batch_replay_delay: self.delay.clone(),
             max_size: self.max_size.clone(),
@@ -249,10 +254,12 @@ fn settings(config: &Config, service_manager: Option<ServiceManager>) -> Result<
             ping_interval: config.connection_monitor_ping_interval.value,
         },
         shutdown_timeout: config.shutdown_timeout.value,
-        adopt: config
-            .adopt_orphans
-            .value
-            .then(|| Adoption { temp_dir: temp_dir(&ProcessEnvironment), lane: translate::lane(config) }),
+        rekey: config.rekey_refused.value.then(|| translate::lane(config)),
+        adopt: config.adopt_orphans.value.then(|| Adoption {
+            temp_dir: temp_dir(&ProcessEnvironment),
+            lane: translate::lane(config),
+            listen: config.listen.value,
+        }),
         service_manager,
     })
 }

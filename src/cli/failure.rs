@@ -146,6 +146,9 @@ impl From<SalvageError> for Failure {
             },
             SalvageError::Store(_) => "what was stored so far is kept, and the file was not touched; run it again",
             SalvageError::Interrupted { .. } => "run it again to go on",
+            SalvageError::OtherServer { .. } => {
+                "name its server with --upstream, or say that it moved with --readdress; the file was not touched"
+            }
             SalvageError::NotRemoved { .. } => "its messages are in the message store; remove the file by hand",
         };
         Self::new(Exit::Failure, error.to_string(), Some(hint))
@@ -244,6 +247,7 @@ impl From<io::Error> for Failure {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::message::Server;
 
     #[test]
     fn exit_codes_are_those_of_the_manual() {
@@ -322,6 +326,11 @@ mod tests {
             SalvageError::Store(StoreError::LeaseLost),
             SalvageError::Interrupted { path: path() },
             SalvageError::NotRemoved { path: path(), reason: reason() },
+            SalvageError::OtherServer {
+                path: path(),
+                named: Server::new("http://a"),
+                configured: Server::new("http://b"),
+            },
         ];
         all.extend(salvage.into_iter().map(Failure::from));
         let upstream = || {

@@ -11,6 +11,8 @@ pub struct Group {
     pub status: &'static str,
     pub message_type: &'static str,
     pub workspace: String,
+    /// The server that they were accepted for; `null` for what an earlier version stored.
+    pub server: Option<String>,
     pub messages: u64,
     pub items: u64,
     pub body_bytes: u64,
@@ -22,6 +24,7 @@ pub fn groups(backlog: &Backlog) -> Vec<Group> {
         status: group.status.name(),
         message_type: group.message_type.name(),
         workspace: group.workspace.clone(),
+        server: group.server.as_ref().map(ToString::to_string),
         messages: group.messages,
         items: group.items,
         body_bytes: group.body_bytes,
@@ -33,16 +36,25 @@ pub fn groups(backlog: &Backlog) -> Vec<Group> {
 pub fn groups_text(renderer: &Renderer, groups: &[Group]) -> String {
     // What is piped is whole; on a terminal the other columns are to stay in sight.
     let workspace_chars_max = terminal().map_or(usize::MAX, |terminal| (terminal.columns / 3).max(12));
-    let mut table = renderer.table(&["status", "type", "~workspace", ">messages", ">items", ">size"]);
+    let has_several = groups.iter().any(|group| group.server != groups[0].server);
+    let mut columns = vec!["status", "type", "~workspace", ">messages", ">items", ">size"];
+    if has_several {
+        columns.push("server");
+    }
+    let mut table = renderer.table(&columns);
     for group in groups {
-        table.add_row([
+        let mut row = vec![
             group.status.to_owned(),
             group.message_type.trim_end_matches("Message").to_owned(),
             elided(&group.workspace, workspace_chars_max),
             group.messages.to_string(),
             group.items.to_string(),
             size(group.body_bytes),
-        ]);
+        ];
+        if has_several {
+            row.push(group.server.clone().unwrap_or_else(|| "not recorded".to_owned()));
+        }
+        table.add_row(row);
     }
     table_text(&table)
 }

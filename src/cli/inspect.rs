@@ -58,13 +58,13 @@ Environment:
 #[command(after_long_help = AFTER_HELP)]
 pub struct InspectArgs {
     /// Show this message whole
-    #[arg(value_name = "ID", value_parser = id, conflicts_with_all = ["status", "rejected", "types", "workspace", "project", "ids", "trace", "older_than", "newer_than"])]
+    #[arg(value_name = "ID", value_parser = id, conflicts_with_all = ["status", "rejected", "types", "workspace", "server", "project", "ids", "trace", "older_than", "newer_than"])]
     id: Option<i64>,
 
     /// List what a Python process left in this file
     ///
     /// The file is not changed.
-    #[arg(long, value_name = "FILE", value_hint = clap::ValueHint::FilePath, conflicts_with_all = ["id", "newest", "status", "rejected", "types", "workspace", "project", "ids", "trace", "older_than", "newer_than"])]
+    #[arg(long, value_name = "FILE", value_hint = clap::ValueHint::FilePath, conflicts_with_all = ["id", "newest", "status", "rejected", "types", "workspace", "server", "project", "ids", "trace", "older_than", "newer_than"])]
     from: Option<PathBuf>,
 
     /// List this many messages at most; 0 lists all [default: 50]
@@ -96,6 +96,8 @@ struct Line {
     status: &'static str,
     message_type: &'static str,
     workspace: String,
+    /// The server that it was accepted for; `null` for what an earlier version stored.
+    server: Option<String>,
     project: Option<String>,
     method: String,
     path: String,
@@ -453,6 +455,7 @@ fn line(listed: Listed) -> Line {
         status: listed.status.name(),
         message_type: listed.message_type.name(),
         workspace: listed.lane.workspace_name().to_owned(),
+        server: listed.lane.server.as_ref().map(ToString::to_string),
         project: listed.project,
         method: listed.method,
         path: listed.path,
@@ -566,6 +569,9 @@ fn whole_text(renderer: &Renderer, whole: &Whole) -> String {
     row("status", line.status);
     row("type", line.message_type);
     row("request", &format!("{} {}", line.method, line.path));
+    if let Some(server) = &line.server {
+        row("server", server);
+    }
     row("workspace", &line.workspace);
     if let Some(project) = &line.project {
         row("project", project);

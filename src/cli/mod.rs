@@ -13,6 +13,7 @@ mod pager;
 mod progress;
 mod purge;
 mod readback;
+mod reassign;
 mod render;
 mod replay;
 mod salvage;

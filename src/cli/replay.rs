@@ -1,5 +1,6 @@
 //! `opik-offline replay`
 
+use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::io::{self, IsTerminal};
 use std::path::PathBuf;
@@ -8,27 +9,27 @@ use std::time::{Duration, Instant};
 
 use clap::Args;
 use serde::Serialize;
+use tracing::debug;
 
 use super::groups::{Group, groups, oldest, preview_text, sums_text};
 use super::progress::Progress;
 use super::readback::Readback;
+use super::reassign::{self, ReassignArgs, Reassigned, reassign};
 use super::render::{Format, Renderer, count, short_duration};
-use super::salvage::{Source, take_in};
+use super::salvage::{self, take_in};
 use super::selection::{Selection, duration, number_from_one, refuse_jsonl};
-use super::{
-    Common, Exit, Failure, configuration, existing_store, recovered_store, stop_on_signals, translate, upstream,
-};
-use crate::config::{Config, Flags, LogLevel};
-use crate::message::MessageStatus;
+use super::{Common, Exit, Failure, configuration, existing_store, recovered_store, stop_on_signals, translate};
+use crate::config::{Config, Flags, LogLevel, Source};
+use crate::message::{MessageStatus, Server};
 use crate::monitor::connection::Connection;
 use crate::monitor::{self, MonitorSettings};
 use crate::replay::report::rate_and_eta;
-use crate::replay::verify::Verifier;
+use crate::replay::verify::{Verified, Verifier};
 use crate::replay::{DrainEnd, Observer, Probes, Replay, ReplaySettings};
 use crate::shutdown::Shutdown;
 use crate::store::{self, Filter, Owner, Page, Store, StoreError, now_ms};
 use crate::telemetry::metrics::Metrics;
-use crate::upstream::Upstream;
+use crate::upstream::{Upstream, UpstreamSettings};
 
 const AFTER_HELP: &str = "\
 Examples:
@@ -38,6 +39,10 @@ Examples:
     opik-offline replay --rejected
   Deliver everything, and make sure that the server shows it:
     opik-offline replay --verify
+  Deliver to the new address what was accepted for a server that moved, after a preview:
+    opik-offline replay --readdress http://old-host:5173/api --upstream http://new-host:5173/api
+  Go on with the configured key where the server refuses the one that clients sent, after a preview:
+    opik-offline replay --rekey
   Take in and deliver what killed Python processes left, then delete it:
     opik-offline replay --from '/tmp/tmp*/opik_messages.db' --remove-source
   From cron, for a minute at most:
@@ -59,6 +64,8 @@ Exit codes:
 ///
 /// What is selected keeps its place in the order of delivery: it is not sent while an earlier message about the same trace,
 /// span or other entity is stored, selected or not. Such messages are left, and the summary counts them.
+///
+/// Each message goes to the server that it was accepted for. With --upstream only what is for that server is replayed.
 #[derive(Args, Debug)]
 #[command(after_long_help = AFTER_HELP)]
 pub struct ReplayArgs {
@@ -114,6 +121,9 @@ pub struct ReplayArgs {
 
     #[command(flatten)]
     selection: Selection,
+
+    #[command(flatten)]
+    reassign: ReassignArgs,
 }
 
 /// What a replay did.
@@ -123,7 +133,7 @@ struct Report {
     dry_run: bool,
     /// The files that were taken in (--from).
     #[serde(skip_serializing_if = "Vec::is_empty")]
-    sources: Vec<Source>,
+    sources: Vec<salvage::Source>,
     delivered: u64,
     rejected: u64,
     remaining: u64,
@@ -135,6 +145,9 @@ struct Report {
     seconds: f64,
     /// Why messages remain, for people.
     reasons: Vec<String>,
+    /// Lanes that got another server or key (--readdress, --rekey), or would.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    reassigned: Vec<Reassigned>,
     /// What `--verify` found.
     #[serde(skip_serializing_if = "Option::is_none")]
     verified: Option<Readback>,
@@ -160,7 +173,9 @@ pub fn run(common: &Common, args: &ReplayArgs) -> Result<(), Failure> {
     let mut source_failed = false;
     if !args.from.is_empty() {
         stop_on_signals(&shutdown)?;
-        (sources, source_failed) = take_in(&config, &args.from, args.dry_run, args.remove_source, &shutdown)?;
+        let readdress = args.reassign.readdress.as_ref();
+        (sources, source_failed) =
+            take_in(&config, &args.from, readdress, args.dry_run, args.remove_source, &shutdown)?;
         if sources.is_empty() {
             // Every one of them was told about; what else waits was not asked for.
             return Err(Failure::silent(Exit::Failure));
@@ -182,22 +197,52 @@ fn deliver(
     config: &Config,
     progress: &mut Progress,
     shutdown: &Shutdown,
-    sources: Vec<Source>,
+    sources: Vec<salvage::Source>,
 ) -> Result<(), Failure> {
     let renderer = common.renderer();
     let opened = if args.dry_run { existing_store(config) } else { recovered_store(config) };
     let Some(store) = opened? else {
         return Ok(renderer.result(&Report { sources, ..Report::of_nothing(args.dry_run) }, people)?);
     };
-    let filter = selected(args.selection.filter(now_ms()));
+    let mut reassigned = Vec::new();
+    // With --from it says that the files' server has moved; what is stored for it may be nothing.
+    if args.reassign.is_asked() && args.from.is_empty() {
+        stop_on_signals(shutdown)?;
+        let workspaces = &args.selection.workspace;
+        let moved = reassign(store.as_ref(), config, &args.reassign, workspaces, args.dry_run, progress, shutdown);
+        reassigned = moved?;
+        if args.dry_run {
+            let report = Report { reassigned, ..Report::of_nothing(true) };
+            return Ok(renderer.result(&report, people)?);
+        }
+        progress.note(&format!("gave {} another destination", reassign::sum(&reassigned)));
+    }
+    let mut filter = selected(args.selection.filter(now_ms()));
+    let all = store.backlog(&filter)?;
+    let is_unassigned = all.groups.iter().any(|group| group.server.is_none());
+    // A dry run changes nothing, so what an earlier version stored is still nobody's.
+    if matches!(config.upstream.source, Source::Flag { .. }) && !(args.dry_run && is_unassigned) {
+        filter.servers = vec![translate::server(config)];
+    }
+    if is_unassigned && !args.dry_run {
+        adopt(store.as_ref(), config)?;
+    }
+    let servers = servers(store.as_ref(), &filter)?;
     let backlog = store.backlog(&filter)?;
     let waiting = backlog.messages();
+    let mut elsewhere = Vec::new();
+    if all.messages() > waiting {
+        let others = all.messages() - waiting;
+        let verb = if others == 1 { "is" } else { "are" };
+        elsewhere.push(format!("{} {verb} for other servers: run it without --upstream", count(others, "message")));
+    }
     if waiting == 0 {
         let why = match args.selection.nothing(store.as_ref())? {
+            _ if !elsewhere.is_empty() => elsewhere,
             why if why.contains("there are:") => vec![why],
             _ => Vec::new(),
         };
-        let report = Report { sources, reasons: why, ..Report::of_nothing(args.dry_run) };
+        let report = Report { sources, reasons: why, reassigned, ..Report::of_nothing(args.dry_run) };
         return Ok(renderer.result(&report, people)?);
     }
     let oldest_accepted_at = oldest(store.as_ref(), &filter)?;
@@ -218,97 +263,115 @@ fn deliver(
         let preview = preview_text(&Renderer::new(renderer.format(), false), &groups, oldest_accepted_at.as_deref());
         progress.note(&format!("replaying {}\n\n{preview}", sums_text(&groups)));
     }
-    let upstream = upstream(config)?.until(args.timeout.map(|timeout| Instant::now() + timeout));
     let monitor_settings = MonitorSettings {
         ping_interval: config.connection_monitor_ping_interval.value,
         check_timeout: config.connection_monitor_check_timeout.value,
     };
-    if let Err(failure) = ping(&upstream, monitor_settings.check_timeout) {
+    let deadline = args.timeout.map(|timeout| Instant::now() + timeout);
+    let mut there = Vec::new();
+    let mut away = Vec::new();
+    for server in servers {
+        let upstream = upstream_of(config, &server)?.until(deadline);
+        match ping(&upstream, monitor_settings.check_timeout) {
+            Ok(()) => there.push((server, upstream)),
+            Err(failure) => away.push(failure),
+        }
+    }
+    if there.is_empty()
+        && let Some(failure) = away.first()
+    {
         if common.format != Format::Table {
             // Programs learn what remains; people are told by the error.
-            let reasons = vec![failure.message.clone()];
+            let reasons = away.iter().map(|failure| failure.message.clone()).collect();
             let groups = groups(&backlog);
             let nothing = Report::of_nothing(false);
-            let report = Report { sources, remaining: waiting, groups, oldest_accepted_at, reasons, ..nothing };
+            let remaining = waiting;
+            let report = Report { sources, remaining, groups, oldest_accepted_at, reasons, reassigned, ..nothing };
             renderer.result(&report, people)?;
         }
-        return Err(failure);
+        return Err(failure.clone());
     }
-    let connection = Connection::new(monitor_settings);
-    connection.pinged(true, None, Instant::now());
-    if args.from.is_empty() {
+    if args.from.is_empty() && !args.reassign.is_asked() {
         stop_on_signals(shutdown)?;
     }
 
     let is_only_rejected = filter.statuses == [MessageStatus::Rejected];
     let Some(filter) = requeue(store.as_ref(), filter, args.limit)? else {
-        return Ok(renderer.result(&Report { sources, ..Report::of_nothing(false) }, people)?);
+        return Ok(renderer.result(&Report { sources, reassigned, ..Report::of_nothing(false) }, people)?);
     };
     let untried = match (is_only_rejected, args.limit) {
         (true, None) => waiting.saturating_sub(filter.ids.len() as u64),
         _ => 0,
     };
-    let settings = ReplaySettings {
-        filter: filter.clone(),
-        limit: args.limit,
-        pace: translate::pace(config),
-        retry_interval: config.retry_interval.value,
-        attempts_max: config.max_attempts.value,
-    };
     let metrics = Metrics::default();
-    let is_time_over = AtomicBool::new(false);
     let started = Instant::now();
-    let verifier = args.verify.then(|| Verifier::new(&upstream));
     progress.start(args.limit.map_or(waiting, |limit| limit.min(waiting)));
-    let end = {
-        let replay = Replay {
+    let mut ends = Vec::new();
+    let mut why: Vec<String> = away.iter().map(|failure| failure.message.clone()).collect();
+    let mut verified: Option<Verified> = None;
+    let mut is_time_over = false;
+    for (server, upstream) in &there {
+        let done = metrics.messages_delivered.get() + metrics.messages_rejected.get();
+        let limit = args.limit.map(|limit| limit.saturating_sub(done));
+        if limit == Some(0) {
+            ends.push(DrainEnd::LimitReached);
+            continue;
+        }
+        let settings = ReplaySettings {
+            filter: Filter { servers: vec![server.clone()], ..filter.clone() },
+            limit,
+            pace: translate::pace(config),
+            retry_interval: config.retry_interval.value,
+            attempts_max: config.max_attempts.value,
+        };
+        let delivery = Delivery {
             store: store.as_ref(),
-            upstream: &upstream,
-            connection: &connection,
+            upstream,
             settings: &settings,
+            monitor_settings,
             metrics: &metrics,
-            probes: &Probes::default(),
-            observer: verifier.as_ref().map(|verifier| verifier as &dyn Observer),
+            progress: &*progress,
+            started,
+            timeout: args.timeout,
+            waiting,
             shutdown,
         };
-        let drained = Shutdown::new();
-        // Ends the round as an interruption does: what is in flight gets its answer.
-        std::thread::scope(|scope| {
-            let shown = &*progress;
-            scope.spawn({
-                let (drained, metrics, shutdown, is_time_over) = (drained.clone(), &metrics, shutdown, &is_time_over);
-                move || {
-                    while !drained.sleep(Duration::from_millis(100)) {
-                        shown.at(metrics.messages_delivered.get() + metrics.messages_rejected.get(), waiting);
-                        if args.timeout.is_some_and(|timeout| started.elapsed() >= timeout) {
-                            is_time_over.store(true, Ordering::Relaxed);
-                            shutdown.request();
-                        }
-                    }
-                }
-            });
-            scope.spawn({
-                let (connection, upstream, drained) = (&connection, &upstream, drained.clone());
-                move || monitor::run(connection, upstream, monitor_settings, &drained)
-            });
-            let end = drain(&replay, shown, started, args.timeout);
-            drained.request();
-            connection.wake();
-            end
-        })
-    };
-    progress.finish();
-    if let Err(StoreError::Damaged { reason, .. }) = &end {
-        let (path, limits) = (&config.db.value, translate::store_limits(config));
-        drop(store);
-        store::recover(path, reason, limits, &translate::store_keys(config)?)?;
-        let message = format!("the message store {} was damaged: {reason}", path.display());
-        let hint = "what could be read was recovered, see `opik-offline status`; run the replay again to go on";
-        return Err(Failure::new(Exit::Failure, message, Some(hint)));
+        let connection = Connection::new(monitor_settings);
+        let verifier = args.verify.then(|| Verifier::new(upstream));
+        let (end, time_over) = delivery.run(&connection, verifier.as_ref());
+        if let Err(StoreError::Damaged { reason, .. }) = &end {
+            progress.finish();
+            let (path, limits) = (&config.db.value, translate::store_limits(config));
+            drop(store);
+            store::recover(path, reason, limits, &translate::store_keys(config)?)?;
+            let message = format!("the message store {} was damaged: {reason}", path.display());
+            let hint = "what could be read was recovered, see `opik-offline status`; run the replay again to go on";
+            return Err(Failure::new(Exit::Failure, message, Some(hint)));
+        }
+        let end = end?;
+        is_time_over |= time_over && end == DrainEnd::Stopped;
+        if !is_time_over {
+            why.extend(reasons(&end, store.as_ref(), &connection)?);
+        }
+        if let Some(verifier) = verifier {
+            // --timeout has stopped the replay through the same value; what was delivered is still read back.
+            let stop = if is_time_over { Shutdown::new() } else { shutdown.clone() };
+            if end != DrainEnd::Stopped || is_time_over {
+                progress.note("reading back what was delivered");
+            }
+            verified.get_or_insert_default().add(verifier.finish(args.verify_timeout, &stop));
+        }
+        ends.push(end);
     }
-    let end = end?;
-    let is_time_over = is_time_over.into_inner() && end == DrainEnd::Stopped;
+    progress.finish();
+    if let Err(error) = store.erase_credentials() {
+        debug!(target: "db_manager", "credentials that are not needed are not erased yet: {error}");
+    }
     let remaining = waiting_now(store.as_ref(), &filter)? + untried;
+    if is_time_over {
+        why.push("the time given with --timeout is over; run it again to go on".to_owned());
+    }
+    why.extend(elsewhere);
     let mut report = Report {
         schema_version: 1,
         dry_run: false,
@@ -320,24 +383,18 @@ fn deliver(
         oldest_accepted_at,
         requests: metrics.replay_requests.get(),
         seconds: started.elapsed().as_secs_f64(),
-        reasons: match is_time_over {
-            true => vec!["the time given with --timeout is over; run it again to go on".to_owned()],
-            false => reasons(&end, store.as_ref(), &connection)?,
-        },
+        reasons: why,
+        reassigned,
         verified: None,
     };
-    if let Some(verifier) = verifier {
-        // --timeout has stopped the replay through the same value; what was delivered is still read back.
-        let stop = if is_time_over { Shutdown::new() } else { shutdown.clone() };
-        if end != DrainEnd::Stopped || is_time_over {
-            progress.note("reading back what was delivered");
-        }
-        let mut readback = Readback::of(verifier.finish(args.verify_timeout, &stop));
+    if let Some(verified) = verified {
+        let mut readback = Readback::of(verified);
         readback.delivered_elsewhere = waiting.saturating_sub(report.delivered + report.rejected + remaining);
         report.verified = Some(readback);
     }
     let left = remaining - untried;
-    if end == DrainEnd::Empty && left > 0 && filter != Filter::default() {
+    let is_drained = away.is_empty() && ends.iter().all(|end| *end == DrainEnd::Empty);
+    if is_drained && left > 0 && filter != Filter::default() {
         let verb = if left == 1 { "waits" } else { "wait" };
         let waiting = count(left, "message");
         report.reasons.push(format!("{waiting} {verb} for earlier ones that the filter does not select"));
@@ -351,18 +408,113 @@ fn deliver(
     if common.tells_what_was_done() {
         renderer.result(&report, people)?;
     }
-    match end {
-        DrainEnd::Stopped if !is_time_over => Err(Failure::silent(Exit::Interrupted)),
-        DrainEnd::Unavailable => Err(Failure::silent(Exit::Unreachable)),
-        _ if report.verified.as_ref().is_some_and(Readback::misses_something) => Err(Failure::silent(Exit::Remaining)),
-        _ if report.verified.as_ref().is_some_and(Readback::is_cut_short) => Err(Failure::silent(Exit::Unreachable)),
-        DrainEnd::LimitReached if report.rejected == 0 => Ok(()),
-        DrainEnd::Empty | DrainEnd::LimitReached | DrainEnd::Stopped | DrainEnd::NotDue { .. } => {
-            match (report.remaining, report.rejected) {
-                (0, 0) => Ok(()),
-                _ => Err(Failure::silent(Exit::Remaining)),
-            }
+    let any = |wanted: DrainEnd| ends.contains(&wanted);
+    if any(DrainEnd::Stopped) && !is_time_over {
+        return Err(Failure::silent(Exit::Interrupted));
+    }
+    if any(DrainEnd::Unavailable) || !away.is_empty() {
+        return Err(Failure::silent(Exit::Unreachable));
+    }
+    if report.verified.as_ref().is_some_and(Readback::misses_something) {
+        return Err(Failure::silent(Exit::Remaining));
+    }
+    if report.verified.as_ref().is_some_and(Readback::is_cut_short) {
+        return Err(Failure::silent(Exit::Unreachable));
+    }
+    let is_limited = any(DrainEnd::LimitReached);
+    match (report.remaining, report.rejected) {
+        (0, 0) => Ok(()),
+        (_, 0) if is_limited => Ok(()),
+        _ => Err(Failure::silent(Exit::Remaining)),
+    }
+}
+
+/// Gives what an earlier version stored to the configured server. The default, Opik Cloud, is nobody's decision.
+fn adopt(store: &dyn Store, config: &Config) -> Result<(), Failure> {
+    if !config.upstream.is_set() {
+        let message = "these messages were stored by an earlier version, which did not record their server";
+        let hint = "name the server that they were accepted for with --upstream; it is remembered";
+        return Err(Failure::new(Exit::Usage, message, Some(hint)));
+    }
+    store.adopt(&translate::server(config))?;
+    Ok(())
+}
+
+/// Returns the servers that the selected messages are for, the one with the most first.
+fn servers(store: &dyn Store, filter: &Filter) -> Result<Vec<Server>, Failure> {
+    let mut messages: BTreeMap<Server, u64> = BTreeMap::new();
+    for group in store.backlog(filter)?.groups {
+        if let Some(server) = group.server {
+            *messages.entry(server).or_default() += group.messages;
         }
+    }
+    let mut servers: Vec<(Server, u64)> = messages.into_iter().collect();
+    servers.sort_by_key(|(_, messages)| std::cmp::Reverse(*messages));
+    Ok(servers.into_iter().map(|(server, _)| server).collect())
+}
+
+/// Returns the way to a server, with the configured certificates, proxy and timeouts.
+fn upstream_of(config: &Config, server: &Server) -> Result<Upstream, Failure> {
+    let settings = UpstreamSettings { base_url: server.base_url().to_owned(), ..translate::upstream_settings(config) };
+    Ok(Upstream::new(&settings)?)
+}
+
+/// One server's part of a replay.
+struct Delivery<'a> {
+    store: &'a dyn Store,
+    upstream: &'a Upstream,
+    settings: &'a ReplaySettings,
+    monitor_settings: MonitorSettings,
+    metrics: &'a Metrics,
+    progress: &'a Progress,
+    started: Instant,
+    timeout: Option<Duration>,
+    /// Messages to deliver to all servers.
+    waiting: u64,
+    shutdown: &'a Shutdown,
+}
+
+impl Delivery<'_> {
+    /// Delivers; returns how that ended, and whether it was ended by the timeout.
+    fn run(&self, connection: &Connection, verifier: Option<&Verifier<'_>>) -> (Result<DrainEnd, StoreError>, bool) {
+        connection.pinged(true, None, Instant::now());
+        let is_time_over = AtomicBool::new(false);
+        let replay = Replay {
+            store: self.store,
+            upstream: self.upstream,
+            connection,
+            settings: self.settings,
+            metrics: self.metrics,
+            probes: &Probes::default(),
+            observer: verifier.map(|verifier| verifier as &dyn Observer),
+            shutdown: self.shutdown,
+        };
+        let drained = Shutdown::new();
+        // Ends the round as an interruption does: what is in flight gets its answer.
+        let end = std::thread::scope(|scope| {
+            scope.spawn({
+                let (drained, is_time_over) = (drained.clone(), &is_time_over);
+                move || {
+                    while !drained.sleep(Duration::from_millis(100)) {
+                        let done = self.metrics.messages_delivered.get() + self.metrics.messages_rejected.get();
+                        self.progress.at(done, self.waiting);
+                        if self.timeout.is_some_and(|timeout| self.started.elapsed() >= timeout) {
+                            is_time_over.store(true, Ordering::Relaxed);
+                            self.shutdown.request();
+                        }
+                    }
+                }
+            });
+            scope.spawn({
+                let drained = drained.clone();
+                move || monitor::run(connection, self.upstream, self.monitor_settings, &drained)
+            });
+            let end = drain(&replay, self.progress, self.started, self.timeout);
+            drained.request();
+            connection.wake();
+            end
+        });
+        (end, is_time_over.into_inner())
     }
 }
 
@@ -484,12 +636,17 @@ impl Report {
             requests: 0,
             seconds: 0.0,
             reasons: Vec::new(),
+            reassigned: Vec::new(),
             verified: None,
         }
     }
 }
 
 fn people(renderer: &Renderer, report: &Report) -> String {
+    if report.dry_run && !report.reassigned.is_empty() {
+        let table = reassign::text(renderer, &report.reassigned);
+        return format!("would give {} another destination\n\n{table}", reassign::sum(&report.reassigned));
+    }
     if report.dry_run {
         let sources: String = report.sources.iter().map(|source| source.text(true)).collect();
         return sources

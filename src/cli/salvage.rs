@@ -10,8 +10,9 @@ use serde::Serialize;
 use super::render::{Format, Renderer, count, short_duration, size, table_text};
 use super::{Common, Exit, Failure, existing_store, progress, translate};
 use crate::config::{Config, ProcessEnvironment, temp_dir};
+use crate::message::Server;
 use crate::protocol::sdk_rows::{SdkRow, convert};
-use crate::replay::salvage::{SalvageError, Salvaged, Target, remove_source, salvage};
+use crate::replay::salvage::{SalvageError, Salvaged, Target, is_agent_at, remove_source, salvage};
 use crate::shutdown::Shutdown;
 use crate::store::orphan::{self, SDK_STORE_NAME};
 use crate::store::{self, OpenMode, SdkFile, Store, StoredRow, count_rows, now_ms};
@@ -52,10 +53,12 @@ impl Source {
 }
 
 /// Takes the rows of these files into the store, or says what that would do. A file that can't be read costs the others
-/// nothing; `failed` says whether there was one.
+/// nothing; `failed` says whether there was one. A file that names another server than the configured one is not taken,
+/// unless it names `readdress`.
 pub fn take_in(
     config: &Config,
     given: &[PathBuf],
+    readdress: Option<&Server>,
     dry_run: bool,
     remove: bool,
     shutdown: &Shutdown,
@@ -92,7 +95,8 @@ pub fn take_in(
             (Some(store), false) => Target::Store(store.as_ref()),
             (store, _) => Target::Nowhere(store.as_deref()),
         };
-        match salvage(target, file, &scratch, &translate::lane(config), shutdown) {
+        let is_same = |named: &Server| readdress == Some(named) || is_agent_at(named, config.listen.value);
+        match salvage(target, file, &scratch, &translate::lane(config), &is_same, shutdown) {
             Ok(salvaged) => {
                 let (mut removed, mut problem) = (false, None);
                 if remove && !dry_run {

@@ -17,7 +17,7 @@ use super::{Common, Exit, Failure, configuration, existing_store_without_key, st
 use crate::config::{Config, ProcessEnvironment, is_utf8_locale};
 use crate::delivery::eta::{Situation, eta};
 use crate::delivery::pacing::Pace;
-use crate::intake::status::{EtaStatus, pace_of};
+use crate::intake::status::{ElsewhereStatus, EtaStatus, elsewhere, pace_of};
 use crate::message::MessageStatus;
 use crate::shutdown::Shutdown;
 use crate::store::{
@@ -74,6 +74,10 @@ struct Report {
     eta: Option<EtaStatus>,
     store: StoreReport,
     held: Vec<Held>,
+    /// Messages that were accepted for other servers than `server`.
+    elsewhere: Vec<ElsewhereStatus>,
+    /// Which servers were given what earlier versions stored, which recorded no server.
+    adopted: Vec<Adopted>,
     /// Stores that killed Python processes of this user left in the temporary folder.
     orphans: Vec<OrphanLine>,
     last_replay: Option<LastReplay>,
@@ -209,8 +213,23 @@ struct Recovery {
 }
 
 #[derive(Serialize)]
+struct Adopted {
+    at: String,
+    server: String,
+    messages: u64,
+}
+
+#[derive(Serialize)]
 struct Held {
     workspace: String,
+    /// `null` for what an earlier version stored.
+    server: Option<String>,
+    /// At most the first four characters of the key; `null` for clients that send none.
+    key: Option<String>,
+    /// The status of the answer that it is held for.
+    status: Option<u16>,
+    /// Whether the server refuses the key, so that another one may be let in.
+    is_key_refused: bool,
     reason: String,
     until: String,
     /// Whether that time has come: the lane is tried again, and nothing of it has passed yet.
@@ -319,6 +338,8 @@ fn gather(config: &Config, upstream: &Upstream, started: Instant) -> (Report, Op
         Some(eta) if agent.store_problem.is_none() => eta,
         _ => eta(&situation(config, backlog, condition.as_ref(), &server.connection, now)).into(),
     });
+    let own = crate::message::Server::new(&server.url);
+    let elsewhere = backlog.as_ref().map_or_else(Vec::new, |backlog| elsewhere(backlog, &own));
     let report = Report {
         schema_version: 1,
         server,
@@ -340,10 +361,20 @@ fn gather(config: &Config, upstream: &Upstream, started: Instant) -> (Report, Op
             .flat_map(|condition| &condition.held)
             .map(|(lane, hold)| Held {
                 workspace: lane.workspace_name().to_owned(),
+                server: lane.server.as_ref().map(ToString::to_string),
+                key: lane.credential.as_ref().map(ToString::to_string),
+                status: hold.status,
+                is_key_refused: hold.is_credential_refused(),
                 reason: hold.reason.clone(),
                 until: time(hold.until_ms),
                 is_over: hold.until_ms <= now,
             })
+            .collect(),
+        elsewhere,
+        adopted: condition
+            .iter()
+            .flat_map(|condition| &condition.adoptions)
+            .map(|it| Adopted { at: time(it.at_ms), server: it.server.to_string(), messages: it.messages })
             .collect(),
         orphans: orphans(),
         last_replay: condition.and_then(|condition| condition.last_replay).map(|record| LastReplay {

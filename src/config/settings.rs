@@ -223,6 +223,9 @@ settings! {
     /// Largest size of the store
     max_size: ByteSize = "10GiB", "OPIK_OFFLINE_MAX_SIZE", "--max-size", ConfigYaml, plain(at_least(ByteSize::MIB));
 
+    /// Give messages whose key the server refuses (401, 403) the configured key, for the same server and workspace
+    rekey_refused: bool = "false", "OPIK_OFFLINE_REKEY_REFUSED", "--rekey-refused", ConfigYaml, plain(any);
+
     /// Pause after a full replay batch; obeyed exactly when set
     replay_batch_replay_delay: Duration = "500ms", "OPIK_REPLAY_BATCH_REPLAY_DELAY", "--delay", OpikConfig,
         plain(within(Duration::ZERO, DAY));

@@ -83,6 +83,15 @@ pub struct SdkAttachment {
     pub project_name: Option<String>,
     /// The file is a temporary copy that the SDK made, and would remove after the upload.
     pub delete_after_upload: bool,
+    /// The base URL of the server that the SDK's client was configured for; `None` when it can't be read.
+    pub server: Option<String>,
+}
+
+/// Reads the base URL that the SDK keeps in base64 (`encoded_url_override`; protocol dossier, section c).
+fn decoded_url(encoded: Option<String>) -> Option<String> {
+    use base64::Engine;
+    let decoded = base64::engine::general_purpose::STANDARD.decode(encoded?).ok()?;
+    String::from_utf8(decoded).ok().filter(|url| url.starts_with("http://") || url.starts_with("https://"))
 }
 
 /// What a member may hold. Null means "not given" for every kind.
@@ -338,6 +347,7 @@ pub fn convert(message_type: &str, json: &[u8]) -> Result<SdkRow, RowFault> {
             entity_id: members.required_text("entity_id")?,
             project_name: members.text(same("project_name", Holds::Text))?,
             delete_after_upload: members.get("delete_after_upload") == Some(b"true"),
+            server: decoded_url(members.text(same("encoded_url_override", Holds::Any)).unwrap_or_default()),
         }),
     })
 }

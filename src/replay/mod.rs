@@ -35,6 +35,7 @@ mod attachment;
 mod batch;
 mod lane;
 mod probes;
+pub mod reassign;
 pub mod report;
 pub mod salvage;
 pub mod verify;
@@ -312,6 +313,8 @@ pub struct ReplayManager<'a> {
     pub shutdown: &'a Shutdown,
     /// Who holds the lease while it replays.
     pub owner: Owner,
+    /// The credential, server and workspace that refused lanes may go on with (`rekey_refused`); `None`: never.
+    pub rekey: Option<Lane>,
 }
 
 impl ReplayManager<'_> {
@@ -329,6 +332,11 @@ impl ReplayManager<'_> {
             }
             // That the store is unusable is reported by whoever opens it.
             let Ok(store) = self.slot.get() else { continue };
+            if let Some(own) = &self.rekey
+                && let Err(error) = reassign::rekey_refused(store.as_ref(), &self.owner, own, self.shutdown)
+            {
+                debug!(target: "replay_manager", "refused lanes keep their key for now: {error}");
+            }
             let round = match self.has_work(store.as_ref()) {
                 Ok(false) => continue,
                 Ok(true) => Replay {

@@ -7,15 +7,17 @@
 //!
 //! Nothing of the original is touched before every row is safe; then, and only when asked to, [`remove_source`] deletes it.
 
+use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::io::{self, Read};
+use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 
 use ring::digest::{Context, SHA256};
 use thiserror::Error;
 use uuid::Uuid;
 
-use crate::message::{Body, Encoding, HeaderSet, Lane, Message, MessageType, Request, Sha256};
+use crate::message::{Body, Encoding, HeaderSet, Lane, Message, MessageType, Request, Server, Sha256};
 use crate::protocol::attachment::{START_PATH, Subject};
 use crate::protocol::inspection::{inspect, with_ids};
 use crate::protocol::routes::Protected;
@@ -52,6 +54,16 @@ pub enum SalvageError {
     Interrupted {
         /// The file.
         path: PathBuf,
+    },
+    /// Its rows name another server than the one that they would be stored for.
+    #[error("{path} is for {named}, and the configured server is {configured}")]
+    OtherServer {
+        /// The file.
+        path: PathBuf,
+        /// The server that its attachments name.
+        named: Server,
+        /// The server that its messages would have gone to.
+        configured: Server,
     },
     /// Its rows are safe, but it can't be removed.
     #[error("all of {path} is stored, but it cannot be removed: {reason}")]
@@ -95,8 +107,9 @@ impl Salvaged {
 
 /// Takes every row of a file into the store, or says without one what that would do.
 ///
-/// `scratch` is the folder for temporary files. `lane` is whose messages they are: the SDK's file names neither
-/// workspace nor key.
+/// `scratch` is the folder for temporary files. `lane` is where the messages belong: the SDK's file names neither
+/// workspace nor key. It names its server only where it has an attachment; a file that names another one than the lane's
+/// is refused whole, unless `is_same` takes it for the lane's (an agent in front of it, an earlier address).
 ///
 /// # Errors
 ///
@@ -106,9 +119,18 @@ pub fn salvage(
     mut file: SdkFile,
     scratch: &Path,
     lane: &Lane,
+    is_same: &dyn Fn(&Server) -> bool,
     shutdown: &Shutdown,
 ) -> Result<Salvaged, SalvageError> {
     let path = &file.path().to_owned();
+    if let Some(configured) = &lane.server {
+        for named in named_servers(&mut file)? {
+            if named != *configured && !is_same(&named) {
+                return Err(SalvageError::OtherServer { path: path.to_owned(), named, configured: configured.clone() });
+            }
+        }
+        file.rewind();
+    }
     let mut salvaged = Salvaged { unseen: file.unseen().map(str::to_owned), ..Salvaged::default() };
     let mut batch = Batch { target, rows: Vec::new(), bytes: 0 };
     while let Some(stored) = file.next_row()? {
@@ -159,6 +181,31 @@ pub fn salvage(
     salvaged.unread = file.unread();
     salvaged.is_damaged = file.is_damaged();
     Ok(salvaged)
+}
+
+/// Returns the servers that a file's attachments name: those of the SDK's client, which has one file and one server.
+fn named_servers(file: &mut SdkFile) -> Result<BTreeSet<Server>, SdkFileError> {
+    let mut named = BTreeSet::new();
+    while let Some(stored) = file.next_row()? {
+        let is_attachment = sdk_type(&stored.message_type) == Some(MessageType::CreateAttachment);
+        let json = stored.json.as_deref().filter(|_| is_attachment).unwrap_or_default();
+        if let Ok(SdkRow::Attachment(SdkAttachment { server: Some(url), .. })) = convert(&stored.message_type, json) {
+            named.insert(Server::new(&url));
+        }
+    }
+    Ok(named)
+}
+
+/// Returns whether a server's URL leads to an agent that listens there, whatever base path its client used.
+pub fn is_agent_at(server: &Server, listen: SocketAddr) -> bool {
+    let Ok(url) = server.base_url().parse::<http::Uri>() else { return false };
+    let host = url.host().unwrap_or_default().trim_start_matches('[').trim_end_matches(']');
+    let is_loopback = host == "localhost" || host.parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback());
+    let is_listening = host.parse::<IpAddr>().is_ok_and(|ip| ip == listen.ip());
+    let reaches_loopback = listen.ip().is_loopback() || listen.ip().is_unspecified();
+    url.scheme_str() == Some("http")
+        && url.port_u16() == Some(listen.port())
+        && (is_listening || is_loopback && reaches_loopback)
 }
 
 /// Where rows go.

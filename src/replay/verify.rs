@@ -66,6 +66,20 @@ pub struct Verified {
     pub not_readable: BTreeMap<MessageType, u64>,
 }
 
+impl Verified {
+    /// Adds what another server shows.
+    pub fn add(&mut self, other: Self) {
+        self.shown += other.shown;
+        self.unread += other.unread;
+        self.missing.extend(other.missing);
+        let new = other.reasons.into_iter().filter(|reason| !self.reasons.contains(reason)).collect::<Vec<_>>();
+        self.reasons.extend(new);
+        for (message_type, requests) in other.not_readable {
+            *self.not_readable.entry(message_type).or_default() += requests;
+        }
+    }
+}
+
 /// An entity that the server does not show, or not with these scores.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Missing {

@@ -510,7 +510,7 @@ pub struct LaneListed {
 
 /// That a server was given the messages of an earlier version, which recorded no server.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Adoption {
+pub struct AdoptionRecord {
     /// When, in milliseconds since the Unix epoch.
     pub at_ms: i64,
     /// The server.
@@ -791,7 +791,7 @@ pub struct Condition {
     /// Lanes on hold, and those that are tried again after one.
     pub held: Vec<(Lane, Hold)>,
     /// Which servers were given messages of earlier versions.
-    pub adoptions: Vec<Adoption>,
+    pub adoptions: Vec<AdoptionRecord>,
     /// Messages dropped because the store was full, since it was made.
     pub dropped: u64,
     /// Messages dropped because they had become too old, since it was made.

@@ -197,6 +197,7 @@ fn replay_all(store: &Arc<Panicking>, server: &FakeOpik) {
         metrics: &metrics,
         shutdown: &shutdown,
         owner: Owner::this_process("agent"),
+        rekey: None,
     };
     std::thread::scope(|scope| {
         let running = scope.spawn(|| manager.run());

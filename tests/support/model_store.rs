@@ -12,9 +12,9 @@ use opik_offline::message::{
 };
 use opik_offline::store::attachment::PIECE_BYTES;
 use opik_offline::store::{
-    Adoption, AgentRecord, Ahead, AttachmentId, Backlog, BacklogGroup, ClaimLimits, Claimed, Condition, Filter, Hold,
-    LaneId, LaneListed, LaneWork, LastAnswer, Lease, Listed, Outcome, Owner, Page, Purged, ReplayRecord, SalvagedRow,
-    Store, StoreError, StoredMessage,
+    AdoptionRecord, AgentRecord, Ahead, AttachmentId, Backlog, BacklogGroup, ClaimLimits, Claimed, Condition, Filter,
+    Hold, LaneId, LaneListed, LaneWork, LastAnswer, Lease, Listed, Outcome, Owner, Page, Purged, ReplayRecord,
+    SalvagedRow, Store, StoreError, StoredMessage,
 };
 
 const HOUR_MS: i64 = 60 * 60 * 1000;
@@ -46,7 +46,7 @@ struct State {
     agents: Vec<AgentRecord>,
     last_replay: Option<ReplayRecord>,
     expired: u64,
-    adoptions: Vec<Adoption>,
+    adoptions: Vec<AdoptionRecord>,
 }
 
 #[derive(Clone)]
@@ -564,7 +564,7 @@ impl Store for ModelStore {
         }
         if adopted > 0 {
             let at_ms = opik_offline::store::now_ms();
-            state.adoptions.push(Adoption { at_ms, server: server.clone(), messages: adopted });
+            state.adoptions.push(AdoptionRecord { at_ms, server: server.clone(), messages: adopted });
         }
         Ok(adopted)
     }

@@ -15,6 +15,8 @@ const SECTIONS: &[Section] = &[
     agent,
     store,
     waiting,
+    elsewhere,
+    adopted,
     rates,
     time_to_go,
     held,
@@ -141,6 +143,39 @@ fn waiting(report: &Report) -> Vec<Line> {
     vec![line("waiting", text)]
 }
 
+/// What waits for other servers than the one above, and how it gets there.
+fn elsewhere(report: &Report) -> Vec<Line> {
+    let others = report.elsewhere.iter().filter(|other| other.waiting > 0);
+    let lines = others.map(|other| {
+        let messages = count(other.waiting, "message");
+        match &other.server {
+            Some(url) => line(
+                "elsewhere",
+                format!(
+                    "{messages} for {url}: `opik-offline replay --upstream {url}` or an agent for it delivers them"
+                ),
+            ),
+            None => line(
+                "elsewhere",
+                format!("{messages} of an earlier version, which recorded no server: they go to the first agent's"),
+            ),
+        }
+    });
+    lines.collect()
+}
+
+/// Which server was given what an earlier version stored, as long as something waits.
+fn adopted(report: &Report) -> Vec<Line> {
+    if report.backlog.as_ref().is_none_or(|backlog| backlog.messages == 0) {
+        return Vec::new();
+    }
+    let lines = report.adopted.iter().map(|it| {
+        let messages = count(it.messages, "message");
+        line("adopted", format!("{messages} of an earlier version are for {} since {}", it.server, it.at))
+    });
+    lines.collect()
+}
+
 fn rates(report: &Report) -> Vec<Line> {
     let Some(rates) = &report.rates else { return Vec::new() };
     let window = short_duration(Duration::from_secs_f64(rates.window_seconds.max(0.0).round()));
@@ -174,7 +209,9 @@ fn held(report: &Report) -> Vec<Line> {
         let until = if held.is_over { "tried again now".to_owned() } else { format!("until {}", held.until) };
         line("held", format!("workspace {} {until}: {}", held.workspace, held.reason))
     });
-    lines.collect()
+    let hint = "`opik-offline replay --rekey` gives these messages the configured key, after a preview";
+    let is_refused = report.held.iter().any(|held| held.is_key_refused);
+    lines.chain(is_refused.then(|| line("", hint))).collect()
 }
 
 fn rejected(report: &Report) -> Vec<Line> {

@@ -11,7 +11,7 @@ use super::seal::{Destination, KeptBody, Sealer};
 use super::summary::{Changes, Group, counted};
 use super::{queries, settle};
 use crate::message::{Lane, MessageId, Server};
-use crate::store::{Adoption, LaneId, LaneListed, now_ms};
+use crate::store::{AdoptionRecord, LaneId, LaneListed, now_ms};
 
 /// Returns the checksum of a server's URL as it is kept.
 pub(super) fn server_check(base_url: &str) -> i64 {
@@ -91,13 +91,13 @@ pub(super) fn adopt(tx: &Transaction<'_>, server: &Server) -> Result<u64, Fault>
 }
 
 /// Returns which servers were given messages of earlier versions.
-pub(super) fn adoptions(connection: &Connection) -> Result<Vec<Adoption>, Fault> {
+pub(super) fn adoptions(connection: &Connection) -> Result<Vec<AdoptionRecord>, Fault> {
     let mut statement = connection.prepare_cached(queries::ADOPTIONS)?;
     let mut found = statement.query([])?;
     let mut adoptions = Vec::new();
     while let Some(row) = found.next()? {
         let server = Server::new(row.get_ref(1)?.as_str().map_err(rusqlite::Error::from)?);
-        adoptions.push(Adoption { at_ms: row.get(0)?, server, messages: rows::unsigned(row, 2)? });
+        adoptions.push(AdoptionRecord { at_ms: row.get(0)?, server, messages: rows::unsigned(row, 2)? });
     }
     Ok(adoptions)
 }

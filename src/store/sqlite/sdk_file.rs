@@ -209,6 +209,12 @@ impl SdkFile {
         Ok(None)
     }
 
+    /// Starts again with the first row.
+    pub fn rewind(&mut self) {
+        self.after = None;
+        self.damage = None;
+    }
+
     fn unreadable(&self, reason: String) -> SdkFileError {
         SdkFileError::Unreadable { path: self.path.clone(), reason }
     }
