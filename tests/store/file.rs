@@ -5,7 +5,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use opik_offline::message::{Body, Credential, Effect, Encoding, EntityKind, Lane, MessageId, MessageType};
+use opik_offline::message::{Body, Credential, Effect, Encoding, EntityKind, Lane, MessageId, MessageType, Server};
 use opik_offline::store::sqlite::SqliteStore;
 use opik_offline::store::{
     ClaimLimits, Filter, Limits, OpenMode, Outcome, Owner, Page, Store, StoreError, WhenFull, now_ms,
@@ -457,7 +457,7 @@ fn stores_of_earlier_versions_lose_nothing() {
         let team = Lane {
             workspace: Some("team".into()),
             credential: Some(Credential::new(b"key-of-the-fixture")),
-            server: None,
+            server: Some(Server::new("http://first.example/api")),
         };
         let trace = "01a20440-760d-73a3-a0fd-1799bd005824";
         let page = Page { after: None, limit: 10, newest_first: false };
@@ -472,6 +472,22 @@ fn stores_of_earlier_versions_lose_nothing() {
         ];
         assert_eq!(types, kept, "{version}: messages of an earlier version are gone");
         assert_eq!(store.check().expect("it can be checked"), Vec::<String>::new(), "{version}");
+        // It recorded no server: what it holds goes to the first one that asks, and to no other.
+        let servers = |store: &SqliteStore| {
+            let lanes = store.lane_list(0).expect("lanes can be listed");
+            lanes.into_iter().map(|listed| listed.lane.server).collect::<Vec<_>>()
+        };
+        assert_eq!(servers(&store), [None], "{version}: an earlier version recorded no server");
+        let other_server = Server::new("http://second.example/api");
+        let team_server = team.server.clone().expect("named above");
+        assert_eq!(store.adopt(&team_server).expect("it can be adopted"), 5, "{version}");
+        assert_eq!(store.adopt(&other_server).expect("nothing is left"), 0, "{version}: a second server took it over");
+        assert_eq!(servers(&store), [Some(team_server.clone())], "{version}");
+        let adoptions = store.condition().expect("it can be read").adoptions;
+        let adoptions: Vec<_> = adoptions.into_iter().map(|it| (it.server, it.messages)).collect();
+        assert_eq!(adoptions, [(team_server, 5)], "{version}: nobody can see who got these messages");
+        let of_other = store.lanes(&Filter::of_server(&other_server), 0).expect("lanes can be read");
+        assert_eq!(of_other, [], "{version}: its messages are offered to another server");
         // Its scores are in no index, so a new write must not pass anything of that lane.
         let other = [touch(EntityKind::Trace, "elsewhere", Effect::Create)];
         assert!(store.ahead(&team, &other).expect("it can be asked").conflicting, "{version}");
