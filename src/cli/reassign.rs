@@ -28,7 +28,7 @@ pub struct ReassignArgs {
     /// For a server that moved: everything that is stored for URL, rejected messages included, belongs to the server that
     /// --upstream (or OPIK_URL_OVERRIDE, or the configuration file) names from now on. It is shown first and needs a yes,
     /// because the messages go there with the API keys of their clients; --rekey replaces those, too.
-    #[arg(long, value_name = "URL", value_parser = server)]
+    #[arg(long, value_name = "URL", value_parser = server, hide_short_help = true)]
     pub readdress: Option<Server>,
 
     /// Give lanes whose key the server refuses the configured key
@@ -36,7 +36,7 @@ pub struct ReassignArgs {
     /// For a key that was rotated or has expired while messages wait: the lanes of the configured server that were answered
     /// with 401 or 403 go on with the key of OPIK_API_KEY or of the configuration file. --workspace and --lane select among
     /// them. It is shown first and needs a yes.
-    #[arg(long)]
+    #[arg(long, hide_short_help = true)]
     pub rekey: bool,
 
     /// With --rekey or --readdress: only this lane, by the number that a --dry-run of it shows

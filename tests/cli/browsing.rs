@@ -101,7 +101,7 @@ fn a_shell_completes_what_is_stored() {
 #[test]
 fn a_copied_store_is_delivered_from_another_machine() {
     let server = FakeOpik::start_new();
-    let here = Sandbox::filled();
+    let here = Sandbox::filled().with_server(&server);
     let there = Sandbox::new().with_server(&server);
     let copy = there.home.path().join("copy.db");
     std::fs::copy(db(&here), &copy).unwrap();

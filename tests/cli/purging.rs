@@ -2,7 +2,7 @@
 
 use opik_offline::store::Filter;
 
-use crate::sandbox::{Sandbox, assert_text, create_trace, open, team};
+use crate::sandbox::{Sandbox, assert_text, create_trace, open, team_of};
 use crate::support::agent::Agent;
 use crate::support::fake_opik::check::Kind;
 use crate::support::fake_opik::{FakeOpik, Then, When};
@@ -59,7 +59,7 @@ fn a_purge_leaves_alone_what_an_agent_is_sending() {
     let server = FakeOpik::new_stopped();
     let agent = Agent::start(&server);
     let store = open(&agent.db());
-    store.register(&[create_trace(0, &team(), &uuid7())]).unwrap();
+    store.register(&[create_trace(0, &team_of(&server.url()), &uuid7())]).unwrap();
     let held = server.script(When::write(), Then::Hold);
     server.start();
     wait_until("the agent is in the middle of a send", PATIENCE, || held.hits() > 0);

@@ -149,6 +149,7 @@ id            1
 status        rejected
 type          CreateTraceMessage
 request       POST v1/private/traces
+server        SERVER
 workspace     team
 project       demo
 accepted      2026-01-02T03:04:05Z

@@ -6,7 +6,7 @@ use std::time::Duration;
 use opik_offline::store::{Filter, Owner};
 use rustix::process::{Pid, Signal, kill_process};
 
-use crate::sandbox::{BAD_TRACE, Sandbox, TRACE, assert_text, create_trace, open, team};
+use crate::sandbox::{BAD_TRACE, Sandbox, TRACE, assert_text, create_trace, open, team, team_of};
 use crate::support::agent::Agent;
 use crate::support::fake_opik::check::Kind;
 use crate::support::fake_opik::{FakeOpik, Then, When};
@@ -182,8 +182,8 @@ fn a_replay_beside_an_agent_sends_nothing_twice_at_once() {
     const TRACES: usize = 120;
     let server = FakeOpik::new_stopped();
     let agent = Agent::start(&server);
-    let store = open(&agent.db());
-    let messages: Vec<_> = (0..TRACES).map(|number| create_trace(number as i64, &team(), &uuid7())).collect();
+    let (store, lane) = (open(&agent.db()), team_of(&server.url()));
+    let messages: Vec<_> = (0..TRACES).map(|number| create_trace(number as i64, &lane, &uuid7())).collect();
     store.register(&messages).unwrap();
     server.script(When::write(), Then::Delay(Duration::from_millis(20)));
     server.start();
@@ -265,7 +265,8 @@ fn a_replay_that_waits_for_another_can_be_interrupted() {
 fn a_replay_ends_when_its_time_is_over_even_in_the_middle() {
     let server = FakeOpik::start_new();
     let sandbox = Sandbox::new().with_server(&server);
-    let messages: Vec<_> = (0..200).map(|number| create_trace(number, &team(), &uuid7())).collect();
+    let lane = team_of(&server.url());
+    let messages: Vec<_> = (0..200).map(|number| create_trace(number, &lane, &uuid7())).collect();
     open(&sandbox.home.db()).register(&messages).unwrap();
     server.script(When::write(), Then::Delay(Duration::from_millis(50)));
     let found = sandbox.run(&["replay", "--timeout", "1s"]);

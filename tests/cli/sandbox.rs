@@ -5,7 +5,8 @@ use std::process::Command;
 use std::time::Duration;
 
 use opik_offline::message::{
-    Body, Credential, Effect, Encoding, EntityKey, EntityKind, HeaderSet, Lane, Message, MessageType, Request, Touch,
+    Body, Credential, Effect, Encoding, EntityKey, EntityKind, HeaderSet, Lane, Message, MessageType, Request, Server,
+    Touch,
 };
 use opik_offline::store::{
     self, ClaimLimits, Filter, LastAnswer, Limits, OpenMode, Outcome, Owner, ReplayRecord, Store, WhenFull,
@@ -24,6 +25,9 @@ pub const HEADER_SECRET: &str = "header-of-a-client-4712";
 pub const API_KEY: &str = "key-in-the-environment-4713";
 pub const TOKEN: &str = "token-of-the-intake-4714";
 
+/// Nobody listens there.
+pub const NO_SERVER: &str = "http://127.0.0.1:9/api";
+
 /// 2026-01-02T03:04:05Z
 pub const ACCEPTED_AT_MS: i64 = 1_767_323_045_000;
 
@@ -37,7 +41,15 @@ pub const SPANS: [&str; 3] = [
 ];
 
 pub fn team() -> Lane {
-    Lane { workspace: Some("team".into()), credential: Some(Credential::new(CREDENTIAL)), server: None }
+    team_of(NO_SERVER)
+}
+
+pub fn team_of(url: &str) -> Lane {
+    Lane {
+        server: Some(Server::new(url)),
+        workspace: Some("team".into()),
+        credential: Some(Credential::new(CREDENTIAL)),
+    }
 }
 
 pub fn open(path: &Path) -> std::sync::Arc<dyn Store> {
@@ -97,7 +109,7 @@ fn create_spans(number: i64, lane: &Lane) -> Message {
 /// Four messages that wait in two workspaces, and one that was rejected.
 pub fn fill(path: &Path) {
     let store = open(path);
-    let nobody = Lane::default();
+    let nobody = Lane { server: Some(Server::new(NO_SERVER)), ..Lane::default() };
     store.register(&[create_trace(0, &team(), BAD_TRACE)]).unwrap();
     let lease = store.acquire(&Owner::this_process("replay"), Duration::from_secs(30)).unwrap();
     let lane = store.lanes(&Filter::default(), ACCEPTED_AT_MS).unwrap()[0].id;
@@ -134,7 +146,7 @@ pub struct Sandbox {
 impl Sandbox {
     /// A home without a store, and a server that is not there.
     pub fn new() -> Self {
-        Self { home: Home::new(), upstream: "http://127.0.0.1:9/api".into(), env: Vec::new() }
+        Self { home: Home::new(), upstream: NO_SERVER.into(), env: Vec::new() }
     }
 
     /// A home with the messages of [`fill`].
@@ -144,9 +156,19 @@ impl Sandbox {
         sandbox
     }
 
+    /// Tells the commands of another server; what is stored is for that one, too.
     #[must_use]
     pub fn with_server(mut self, server: &FakeOpik) -> Self {
         self.upstream = server.url();
+        if self.home.db().exists() {
+            let store = open(&self.home.db());
+            let lease = store.acquire(&Owner::this_process("replay"), Duration::from_secs(30)).unwrap();
+            for listed in store.lane_list(ACCEPTED_AT_MS).unwrap() {
+                let lane = Lane { server: Some(Server::new(&self.upstream)), ..listed.lane };
+                store.reassign(&lease, listed.id, &lane, 1000).unwrap();
+            }
+            store.release(&lease).unwrap();
+        }
         self
     }
 

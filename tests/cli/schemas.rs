@@ -10,7 +10,7 @@ use jsonschema::Validator;
 use opik_offline::message::{Effect, EntityKind, MessageType};
 use serde_json::{Value, json};
 
-use crate::sandbox::{BAD_TRACE, Sandbox, TRACE, message, open, team};
+use crate::sandbox::{BAD_TRACE, Sandbox, TRACE, message, open, team_of};
 use crate::support::agent::Agent;
 use crate::support::fake_opik::FakeOpik;
 use crate::support::http::Client;
@@ -63,7 +63,7 @@ fn documents() -> Documents {
         "scopeSpans": [],
     }] });
     let (path, touches) = ("v1/private/otel/v1/traces", [(EntityKind::Trace, BAD_TRACE, Effect::Create)]);
-    let otlp = message(9, &team(), MessageType::OtlpTraces, ("POST", path), &touches, &spans);
+    let otlp = message(9, &team_of(&server.url()), MessageType::OtlpTraces, ("POST", path), &touches, &spans);
     let ids = open(&filled.home.db()).register(&[otlp]).unwrap();
     found.of_command("status", &filled, &["status"]);
     found.of_command("healthcheck", &filled, &["healthcheck"]);
@@ -85,12 +85,19 @@ fn documents() -> Documents {
     let copy = copy.to_string_lossy();
     found.of_command("inspect-rows", &salvaging, &["inspect", "--from", &copy]);
     // The server is away: what was taken in waits.
-    assert_eq!(salvaging.output(&["replay", "--from", &copy]).code(), Some(3));
+    assert_eq!(
+        salvaging.output(&["replay", "--from", &copy, "--readdress", "http://localhost:5173/api"]).code(),
+        Some(3)
+    );
     found.of_command("inspect", &salvaging, &["inspect", "--limit", "0"]);
     found.of_lines("inspect-line", &salvaging.output(&["inspect", "--limit", "0", "--format", "jsonl"]));
     found.of_command("status", &salvaging, &["status"]);
     let delivering = Sandbox::new().with_server(&server);
-    found.of_command("replay", &delivering, &["replay", "--from", &copy, "--timeout", "10s"]);
+    found.of_command(
+        "replay",
+        &delivering,
+        &["replay", "--from", &copy, "--timeout", "10s", "--readdress", "http://localhost:5173/api"],
+    );
 
     of_an_agent(&mut found);
     found

@@ -3,7 +3,7 @@
 use opik_offline::message::{Effect, EntityKind, MessageType};
 use serde_json::json;
 
-use crate::sandbox::{OTHER_TRACE, SPANS, Sandbox, TRACE, assert_text, message, open, team};
+use crate::sandbox::{OTHER_TRACE, SPANS, Sandbox, TRACE, assert_text, message, open, team_of};
 use crate::support::fake_opik::{Answer, FakeOpik, Then, When};
 
 /// A backlog of two traces, three spans and a score.
@@ -13,7 +13,8 @@ fn backlog() -> (FakeOpik, Sandbox) {
     let body =
         json!({ "scores": [{ "id": TRACE, "name": "helpful", "value": 1, "source": "sdk", "project_name": "demo" }] });
     let (path, touches) = ("v1/private/traces/feedback-scores", [(EntityKind::Trace, TRACE, Effect::Annotate)]);
-    let score = message(9, &team(), MessageType::AddTraceFeedbackScoresBatch, ("PUT", path), &touches, &body);
+    let score =
+        message(9, &team_of(&server.url()), MessageType::AddTraceFeedbackScoresBatch, ("PUT", path), &touches, &body);
     open(&sandbox.home.db()).register(&[score]).unwrap();
     (server, sandbox)
 }
@@ -129,7 +130,7 @@ fn what_can_not_be_read_back_is_counted() {
         "name": "PII", "result": "passed", "config": {}, "details": {} }] });
     let touches = [(EntityKind::Trace, TRACE, Effect::Annotate)];
     let path = ("POST", "v1/private/guardrails");
-    let stored = message(1, &team(), MessageType::GuardrailBatch, path, &touches, &guardrail);
+    let stored = message(1, &team_of(&server.url()), MessageType::GuardrailBatch, path, &touches, &guardrail);
     open(&sandbox.home.db()).register(&[stored]).unwrap();
     let found = sandbox.run(&["replay", "--verify"]);
     assert_text(
