@@ -237,8 +237,8 @@ pub trait Store: Send + Sync {
     /// [`StoreError::LeaseLost`]: what is being sent must not change its destination, so this needs the lease.
     fn reassign(&self, lease: &Lease, from: LaneId, to: &Lane, limit: usize) -> Result<u64, StoreError>;
 
-    /// Erases credentials that no message needs, from the file's free space and from the log, too; returns whether
-    /// nothing of them is left. What is left, because another process reads the log, the next call erases.
+    /// Erases credentials, and sets of headers, that no message needs: from the file's free space and from the log, too.
+    /// Returns whether nothing of them is left. What is left, because another process reads the log, the next call erases.
     fn erase_credentials(&self) -> Result<bool, StoreError>;
 
     // For people.

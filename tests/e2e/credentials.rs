@@ -12,6 +12,8 @@ use crate::support::{PATIENCE, uuid7, wait_until};
 use crate::writes::{create, update};
 
 const OLD: &str = "made-up-old-key-0123456789";
+const GATE: &str = "made-up-token-of-a-gate-4711";
+const COOKIE: &str = "session=made-up-cookie-of-a-gate-4712";
 const NEW: &str = "made-up-new-key-0123456789";
 
 fn agent(server: &FakeOpik) -> AgentBuilder {
@@ -116,10 +118,18 @@ fn no_token_stays_in_the_files_after_its_messages() {
         let mut client = Client::new(&agent.url()).with_header("Authorization", token);
         assert_eq!(client.expect(&create(&uuid7())).status, 201);
     }
+    // A gate's token, and its cookie, are as secret.
+    for (header, value) in [("X-Gate-Token", GATE), ("Cookie", COOKIE)] {
+        let mut client = Client::new(&agent.url()).with_header(header, value);
+        assert_eq!(client.expect(&create(&uuid7())).status, 201);
+    }
+    let gates = [GATE.to_owned(), COOKIE.to_owned()];
+    assert_eq!(tokens_found(&agent, &gates), 2, "the test looks in the wrong place");
     assert_eq!(tokens_found(&agent, &tokens), TOKENS, "the test looks in the wrong place");
     server.start();
     agent.wait_until_delivered();
     wait_until("no token can be read from the files", PATIENCE, || tokens_found(&agent, &tokens) == 0);
+    wait_until("no gate's token can be read", PATIENCE, || tokens_found(&agent, &gates) == 0);
 
     // What a purge deletes takes its tokens along, too; and a killed agent's successor erases at its start.
     server.stop();

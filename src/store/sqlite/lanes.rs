@@ -184,29 +184,54 @@ fn cover_anew(tx: &Transaction<'_>, sealer: &Sealer, requests: &mut Requests, id
     Ok(())
 }
 
-/// Forgets lanes that hold nothing, and returns whether a credential is stored that no lane needs.
-pub(super) fn forget_lanes(tx: &Transaction<'_>) -> Result<bool, Fault> {
+/// With more messages than this, header sets are not looked through: no index says which of them are needed.
+const MESSAGES_LOOKED_THROUGH_MAX: i64 = 5000;
+
+/// Returns whether something could be erased: a lane without messages, its credential, or a set of headers, which may hold
+/// a cookie or the token of a gate.
+pub(super) fn any_to_erase(connection: &Connection) -> Result<bool, Fault> {
+    let any_lane = connection.prepare_cached(queries::ANY_EMPTY_LANE)?.exists([now_ms()])?;
+    Ok(any_lane || any_unused(connection, queries::ANY_UNUSED_CREDENTIAL)? || any_unused_header_set(connection)?)
+}
+
+fn any_unused(connection: &Connection, sql: &str) -> Result<bool, Fault> {
+    Ok(connection.prepare_cached(sql)?.exists([])?)
+}
+
+fn any_unused_header_set(connection: &Connection) -> Result<bool, Fault> {
+    let messages: i64 = connection.prepare_cached(queries::MESSAGES_IN_ALL)?.query_row([], |row| row.get(0))?;
+    Ok(messages <= MESSAGES_LOOKED_THROUGH_MAX && any_unused(connection, queries::ANY_UNUSED_HEADER_SET)?)
+}
+
+/// Forgets lanes that hold nothing, and erases credentials and header sets that nothing needs; returns whether something
+/// secret was erased, and may still be in the log. `secure_delete` is on: what SQLite frees, it overwrites with zeros.
+pub(super) fn erase(tx: &Transaction<'_>) -> Result<bool, Fault> {
     tx.execute(queries::FORGET_LANES, [now_ms()])?;
-    Ok(tx.prepare_cached(queries::ANY_UNUSED_CREDENTIAL)?.exists([])?)
+    let mut is_erased = false;
+    if any_unused(tx, queries::ANY_UNUSED_CREDENTIAL)? {
+        let (used, put_back) = (queries::USED_CREDENTIALS, queries::PUT_CREDENTIAL_BACK);
+        write_anew(tx, used, queries::CLEAR_CREDENTIALS, put_back)?;
+        is_erased = true;
+    }
+    if any_unused_header_set(tx)? {
+        let (used, put_back) = (queries::USED_HEADER_SETS, queries::PUT_HEADER_SET_BACK);
+        write_anew(tx, used, queries::CLEAR_HEADER_SETS, put_back)?;
+        is_erased = true;
+    }
+    Ok(is_erased)
 }
 
-/// Returns whether a lane or a credential could be forgotten.
-pub(super) fn any_to_forget(connection: &Connection) -> Result<bool, Fault> {
-    let any = |sql: &str| -> Result<bool, Fault> { Ok(connection.prepare_cached(sql)?.exists([])?) };
-    Ok(connection.prepare_cached(queries::ANY_EMPTY_LANE)?.exists([now_ms()])? || any(queries::ANY_UNUSED_CREDENTIAL)?)
-}
-
-/// Writes the credentials anew that are needed, into cleared pages. `secure_delete` is on: what SQLite frees, it
-/// overwrites with zeros. Deleting single rows would leave copies where rows were moved between pages.
-pub(super) fn rewrite_credentials(tx: &Transaction<'_>) -> Result<(), Fault> {
+/// Writes what is needed of a table anew, into cleared pages. Deleting single rows would leave copies of them where SQLite
+/// has moved rows between pages.
+fn write_anew(tx: &Transaction<'_>, used: &str, clear: &str, put_back: &str) -> Result<(), Fault> {
     type Kept = (i64, Vec<u8>, Option<Vec<u8>>);
     let used: Vec<Kept> = {
-        let mut statement = tx.prepare_cached(queries::USED_CREDENTIALS)?;
+        let mut statement = tx.prepare_cached(used)?;
         let rows = statement.query_map([], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)))?;
         rows.collect::<rusqlite::Result<_>>()?
     };
-    tx.execute(queries::CLEAR_CREDENTIALS, [])?;
-    let mut put_back = tx.prepare_cached(queries::PUT_CREDENTIAL_BACK)?;
+    tx.execute(clear, [])?;
+    let mut put_back = tx.prepare_cached(put_back)?;
     for (id, value, sealed) in used {
         put_back.execute(params![id, value, sealed])?;
     }

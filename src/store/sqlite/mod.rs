@@ -426,18 +426,14 @@ impl Store for SqliteStore {
     }
 
     fn erase_credentials(&self) -> Result<bool, StoreError> {
-        if self.read(&self.reader, |connection, _| lanes::any_to_forget(connection))? {
-            self.write(|tx, _| {
-                if lanes::forget_lanes(tx)? {
-                    // Before the commit that makes them unreachable: a crash in between must not forget the log.
-                    self.log_is_unerased.store(true, Ordering::Relaxed);
-                    tx.pragma_update(None, "secure_delete", true)?;
-                    let rewritten = lanes::rewrite_credentials(tx);
-                    tx.pragma_update(None, "secure_delete", false)?;
-                    rewritten?;
-                }
-                Ok(())
+        if self.read(&self.reader, |connection, _| lanes::any_to_erase(connection))? {
+            let is_erased = self.write(|tx, _| {
+                tx.pragma_update(None, "secure_delete", true)?;
+                let erased = lanes::erase(tx);
+                tx.pragma_update(None, "secure_delete", false)?;
+                erased
             })?;
+            self.log_is_unerased.fetch_or(is_erased, Ordering::Relaxed);
         }
         if !self.log_is_unerased.load(Ordering::Relaxed) {
             return Ok(true);

@@ -91,6 +91,15 @@ pub(super) const ANY_UNUSED_CREDENTIAL: &str =
 pub(super) const USED_CREDENTIALS: &str = "
     SELECT credential_id, value, sealed FROM credentials
     WHERE credential_id IN (SELECT credential_id FROM lanes)";
+pub(super) const MESSAGES_IN_ALL: &str = "SELECT coalesce(sum(messages), 0) FROM summary";
+pub(super) const ANY_UNUSED_HEADER_SET: &str =
+    "SELECT 1 FROM header_sets WHERE header_set_id NOT IN (SELECT header_set_id FROM messages)";
+pub(super) const USED_HEADER_SETS: &str = "
+    SELECT header_set_id, wire, sealed FROM header_sets
+    WHERE header_set_id IN (SELECT header_set_id FROM messages)";
+pub(super) const CLEAR_HEADER_SETS: &str = "DELETE FROM header_sets";
+pub(super) const PUT_HEADER_SET_BACK: &str =
+    "INSERT INTO header_sets (header_set_id, wire, sealed) VALUES (?1, ?2, ?3)";
 /// Without a condition, so that SQLite clears whole pages.
 pub(super) const CLEAR_CREDENTIALS: &str = "DELETE FROM credentials";
 pub(super) const PUT_CREDENTIAL_BACK: &str =
