@@ -12,6 +12,7 @@ use super::now_ms;
 use crate::delivery::backoff;
 use crate::delivery::blame::{self, Evidence, set_apart};
 use crate::delivery::coalesce::{Shipment, plan};
+use crate::delivery::generation::by_generation;
 use crate::delivery::split::{Divisible, Division, DivisionEnd};
 use crate::delivery::verdict::{RATE_LIMITED, ReplayVerdict, replaying};
 use crate::message::{Claimed, Effect, Footprint, MessageId, MessageType, Request};
@@ -54,6 +55,9 @@ pub(super) struct Batch<'w, 'a> {
     retries: Vec<Failed>,
     /// What messages are about that wait for another try: later ones of this batch must not overtake them.
     left: Footprint,
+    /// What messages are about that the server has decided and that are not settled yet: nothing that conflicts with
+    /// them is sent before they are, or a crash would repeat an older write over a newer one.
+    unsettled: Footprint,
     /// Messages delivered so far.
     pub delivered: usize,
     /// Whether any request failed in a way that time may heal.
@@ -108,6 +112,7 @@ impl<'w, 'a> Batch<'w, 'a> {
             outcomes: Vec::new(),
             retries: Vec::new(),
             left: Footprint::default(),
+            unsettled: Footprint::default(),
             delivered: 0,
             faltered: false,
             passes: 0,
@@ -122,6 +127,7 @@ impl<'w, 'a> Batch<'w, 'a> {
         let probes = self.worker.replay.probes;
         claimed.retain(|message| match probes.decision(message.id) {
             Some(outcome) => {
+                self.unsettled.add(&message.touches);
                 self.outcomes.push((message.id, outcome));
                 false
             }
@@ -130,12 +136,18 @@ impl<'w, 'a> Batch<'w, 'a> {
         let (first, suspects) = set_apart(claimed, |message| self.is_suspect(message));
         let suspects = suspects.into_iter().flat_map(|message| plan(std::iter::once(message)));
         // With each shipment: how many requests had passed when it first failed, as a part of a larger one.
+        let first = by_generation(plan(first), |shipment, look| {
+            shipment.messages().for_each(|message| look(&message.touches));
+        });
         let mut queue: VecDeque<(Shipment, Option<usize>)> =
-            plan(first).into_iter().chain(suspects).map(|shipment| (shipment, None)).collect();
+            first.into_iter().chain(suspects).map(|shipment| (shipment, None)).collect();
         while let Some((shipment, first_failed)) = queue.pop_front() {
             if !self.may_send() || self.waits_for_an_earlier(&shipment) {
                 self.put_back(&shipment, None);
                 continue;
+            }
+            if shipment.messages().any(|message| self.unsettled.conflicts(&message.touches)) {
+                self.settle_decided()?;
             }
             if let Some(message) = shipment.only()
                 && self.is_suspect(message)
@@ -310,13 +322,18 @@ impl<'w, 'a> Batch<'w, 'a> {
             ),
             Outcome::Delivered | Outcome::Failed { .. } => {}
         }
+        if !matches!(outcome, Outcome::Failed { .. }) {
+            self.unsettled.add(&message.touches);
+        }
         self.outcomes.push((message.id, outcome));
     }
 
     /// Sends a batch in pieces until each bad item stands alone: one that was refused as a `whole`, or a suspect.
     ///
-    /// All of it is settled at once, afterwards: a crash in the middle repeats pieces, which are upserts. Returns `None`
-    /// when the message waits for another attempt as a whole, like one that the server could not answer for.
+    /// All of it is settled at once, afterwards: a crash in the middle repeats pieces, which are upserts. So a piece is
+    /// kept for later, with those behind it, where one of its items is about an entity of a piece that passed: repeated
+    /// after a crash, that one would be an older write over a newer one. Returns `None` when the message waits for another
+    /// attempt as a whole, like one that the server could not answer for.
     fn divide(
         &mut self,
         message: &Claimed,
@@ -329,13 +346,28 @@ impl<'w, 'a> Batch<'w, 'a> {
         let mut faltered = None;
         let mut falters = 0;
         let mut goes_on = true;
+        let is_disjoint = changes == divisible.len();
+        let mut passed = Footprint::default();
         while let Some(items) = division.next() {
             if !goes_on || !self.may_send() {
                 division.keep(items);
                 continue;
             }
-            match self.attempt(message.message_type, &divisible.piece(&message.request, items.clone()), None)? {
-                Attempt::Passed => division.passed(items),
+            let piece = divisible.piece(&message.request, items.clone());
+            let touches = match is_disjoint {
+                true => Vec::new(),
+                false => divisible.touches(message.message_type, &piece).unwrap_or_else(|| message.touches.clone()),
+            };
+            if passed.conflicts(&touches) {
+                goes_on = false;
+                division.keep(items);
+                continue;
+            }
+            match self.attempt(message.message_type, &piece, None)? {
+                Attempt::Passed => {
+                    passed.add(&touches);
+                    division.passed(items);
+                }
                 Attempt::Refused { answer, .. } => {
                     last_refusal = Some(answer.clone());
                     division.refused(items, answer);
@@ -346,7 +378,7 @@ impl<'w, 'a> Batch<'w, 'a> {
                     falters += 1;
                     // Two items about one entity keep their order, so no later one may pass this one. And a server that
                     // fails at the first pieces of a batch is not asked about all of them.
-                    goes_on = changes == divisible.len() && (division.anything_passed() || falters < PIECES_FAILED_MAX);
+                    goes_on = is_disjoint && (division.anything_passed() || falters < PIECES_FAILED_MAX);
                     if goes_on { division.faltered(items) } else { division.keep(items) }
                 }
             }
@@ -379,6 +411,7 @@ impl<'w, 'a> Batch<'w, 'a> {
 
     fn delivered(&mut self, shipment: &Shipment) -> Result<(), StoreError> {
         self.delivered += shipment.len();
+        shipment.messages().for_each(|message| self.unsettled.add(&message.touches));
         self.outcomes.extend(shipment.messages().map(|message| (message.id, Outcome::Delivered)));
         self.settle_if_repeat_hurts(shipment)
     }
@@ -395,9 +428,21 @@ impl<'w, 'a> Batch<'w, 'a> {
     /// Settles at once what the server would not take as an upsert a second time.
     fn settle_if_repeat_hurts(&mut self, shipment: &Shipment) -> Result<(), StoreError> {
         if shipment.messages().any(|message| !message.message_type.repeat_is_harmless()) {
-            let outcomes = std::mem::take(&mut self.outcomes);
-            self.worker.settle(&outcomes)?;
+            self.settle_decided()?;
         }
+        Ok(())
+    }
+
+    /// Settles what the server has decided so far. What only waits for another try is settled at the end.
+    fn settle_decided(&mut self) -> Result<(), StoreError> {
+        let is_decided = |outcome: &Outcome| !matches!(outcome, Outcome::Failed { .. });
+        let (decided, waiting) = std::mem::take(&mut self.outcomes).into_iter().partition(|(_, o)| is_decided(o));
+        self.outcomes = waiting;
+        let decided: Vec<_> = decided;
+        if !decided.is_empty() {
+            self.worker.settle(&decided)?;
+        }
+        self.unsettled = Footprint::default();
         Ok(())
     }
 

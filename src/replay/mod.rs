@@ -11,7 +11,8 @@
 //!
 //! A message is deleted by the settle that follows its confirmation, one commit per batch. A crash between the two sends
 //! it again, which is an upsert; for the few messages where it would not be ([`MessageType::repeat_is_harmless`]), the
-//! settle follows each single answer.
+//! settle follows each single answer. And nothing is sent before everything is settled that it conflicts with, so that only
+//! the newest write of each entity is ever repeated: a crash never puts an older one over a newer.
 //!
 //! # One sender
 //!
@@ -161,6 +162,7 @@ impl Replay<'_> {
         let before = self.delivered_and_rejected();
         let result = self.store.return_in_flight(&keeper.lease).and_then(|returned| {
             if returned > 0 {
+                self.probes.interrupted();
                 info!(target: "replay_manager", returned, "messages that were in flight are failed again");
             }
             self.replay_lanes(&keeper)

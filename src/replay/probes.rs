@@ -26,6 +26,8 @@ pub struct Probes {
     lanes: Mutex<HashMap<LaneId, Trouble>>,
     /// What the server has decided and the store could not settle.
     unsettled: Mutex<HashMap<MessageId, Outcome>>,
+    /// Lanes that were claimed from since a replayer was last known to have ended in the middle.
+    resumed: Mutex<HashSet<LaneId>>,
     /// What was replayed since the backlog began.
     episode: Mutex<Option<ReplayRecord>>,
 }
@@ -61,7 +63,23 @@ impl Probes {
         }
         if earlier_store != store || earlier_epoch.checked_add(1) != Some(epoch) {
             lock(&self.unsettled).clear();
+            self.interrupted();
         }
+    }
+
+    /// Notes that messages were found in flight that nobody works on any more.
+    pub(super) fn interrupted(&self) {
+        lock(&self.resumed).clear();
+    }
+
+    /// Returns whether messages of a lane may wait that were in flight when a replayer ended.
+    pub(super) fn may_be_interrupted(&self, lane: LaneId) -> bool {
+        !lock(&self.resumed).contains(&lane)
+    }
+
+    /// Notes that the next messages of a lane were claimed, with all that were in flight when a replayer ended.
+    pub(super) fn claimed(&self, lane: LaneId) {
+        lock(&self.resumed).insert(lane);
     }
 
     pub(super) fn probe_failed(&self, lane: LaneId) -> u32 {

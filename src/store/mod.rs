@@ -177,6 +177,15 @@ pub trait Store: Send + Sync {
     /// Makes *failed* again whatever an earlier lease left in flight; returns how many messages that were.
     fn return_in_flight(&self, lease: &Lease) -> Result<u64, StoreError>;
 
+    /// Returns how many of the lane's first failed messages, in delivery order, have to be claimed for all of those that
+    /// were in flight when an earlier replayer ended, and that nobody settled since; 0 when there are none.
+    ///
+    /// Several of these may have been on their way in one request, which the server may have: taken together, they are in
+    /// one request again. Taken one by one, the first of them would be an older write over a newer one.
+    fn interrupted(&self, _lane: LaneId) -> Result<usize, StoreError> {
+        Ok(0)
+    }
+
     /// Returns the lanes with failed messages that the filter selects, in the order of their oldest message.
     fn lanes(&self, filter: &Filter, now_ms: i64) -> Result<Vec<LaneWork>, StoreError>;
 

@@ -20,6 +20,7 @@ mod forwarding;
 #[cfg(target_os = "linux")]
 mod full_disk;
 mod isolation;
+mod kills;
 mod limits;
 #[cfg(target_os = "linux")]
 mod load;

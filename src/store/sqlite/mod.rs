@@ -367,6 +367,10 @@ impl Store for SqliteStore {
         self.write_as(lease, |tx, _| settle::return_in_flight(tx, lease.epoch))
     }
 
+    fn interrupted(&self, lane: LaneId) -> Result<usize, StoreError> {
+        self.read(&self.reader, |connection, _| settle::interrupted(connection, lane))
+    }
+
     fn lanes(&self, filter: &Filter, now_ms: i64) -> Result<Vec<LaneWork>, StoreError> {
         self.read(&self.reader, |connection, sealer| claim::lanes(connection, sealer, filter, now_ms))
     }

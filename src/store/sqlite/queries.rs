@@ -332,9 +332,13 @@ pub(super) const MARK_REJECTED: &str = "
     WHERE message_id = ?1";
 pub(super) const KEEP_ANSWER: &str = "
     UPDATE messages SET answer_status = ?2, answer_text = ?3, answer_at_ms = ?4 WHERE message_id = ?1";
+/// Keeps the epoch of the claim, by which [`INTERRUPTED`] knows them until they are settled.
 pub(super) const LEFT_IN_FLIGHT: &str = "
-    UPDATE messages SET status = 3, claim_epoch = NULL WHERE status = 1 AND claim_epoch < ?1
+    UPDATE messages SET status = 3 WHERE status = 1 AND claim_epoch < ?1
     RETURNING lane_id, 1, message_type, NULL, items, body_bytes";
+/// Of the first ?2 failed messages of a lane in delivery order: whether each was in flight when its replayer ended.
+pub(super) const INTERRUPTED: &str = "
+    SELECT claim_epoch IS NOT NULL FROM messages WHERE lane_id = ?1 AND status = 3 ORDER BY position, message_id LIMIT ?2";
 pub(super) const HOLD_LANE: &str = "
     UPDATE lanes SET held_until_ms = ?2, hold_reason = ?3, hold_probe = ?4, hold_passed = 0, held_at_ms = ?5
     WHERE lane_id = ?1";
@@ -622,6 +626,7 @@ mod tests {
             (WAITING_TOUCHES.to_owned(), "SEARCH messages USING INDEX messages_waiting (lane_id=?)"),
             (TOUCHES_IN_FLIGHT.to_owned(), "SEARCH messages USING INDEX messages_in_flight (lane_id=?)"),
             (LEFT_IN_FLIGHT.to_owned(), "messages_in_flight"),
+            (INTERRUPTED.to_owned(), "SEARCH messages USING INDEX messages_waiting (lane_id=?)"),
             (page(&all, false, true), "SEARCH messages USING INTEGER PRIMARY KEY (rowid>?)"),
             (page(&rejected, true, false), "SEARCH messages USING INDEX messages_rejected (status=?)"),
             (to_purge(&rejected, false), "messages_rejected (status=?)"),
@@ -641,6 +646,7 @@ mod tests {
             assert!(!plan.contains("SCAN messages;") && !plan.ends_with("SCAN messages"), "{sql}\n{plan}");
         }
         for sql in [
+            INTERRUPTED.to_owned(),
             WAITING_TOUCHES.to_owned(),
             waiting_in_order(&all),
             waiting_in_order(&of_type),
