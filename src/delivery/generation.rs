@@ -43,7 +43,8 @@ pub fn by_generation<T>(mut requests: Vec<T>, touches: impl Fn(&T, &mut dyn FnMu
         return requests;
     }
     let mut generations = generations.into_iter();
-    let mut numbered: Vec<(u32, T)> = requests.drain(..).map(|request| (generations.next().unwrap_or(0), request)).collect();
+    let mut numbered: Vec<(u32, T)> =
+        requests.drain(..).map(|request| (generations.next().unwrap_or(0), request)).collect();
     numbered.sort_by_key(|(generation, _)| *generation);
     numbered.into_iter().map(|(_, request)| request).collect()
 }
@@ -83,7 +84,14 @@ mod tests {
                 "creates, then first changes, then second ones",
             ),
             (
-                vec![one("a", Create), one("b", Refer), one("a", Refer), one("a", End), one("b", Create), one("a", Refer)],
+                vec![
+                    one("a", Create),
+                    one("b", Refer),
+                    one("a", Refer),
+                    one("a", End),
+                    one("b", Create),
+                    one("a", Refer),
+                ],
                 vec![0, 1, 2, 4, 3, 5],
                 "what only refers waits for nothing but an end",
             ),

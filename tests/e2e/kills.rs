@@ -15,7 +15,7 @@ use crate::support::fake_opik::check::{Change, Fields};
 use crate::support::fake_opik::{FakeOpik, Then, When};
 use crate::support::http::Request;
 use crate::support::ledger::ClientLedger;
-use crate::support::uuid7;
+use crate::support::{PATIENCE, uuid7, wait_until};
 use crate::writes::{Told, create, create_batch, score, update};
 
 /// Entities in one backlog, of which each is created in another way.
@@ -77,11 +77,16 @@ fn stale_rewrites(server: &FakeOpik) -> Vec<String> {
     let mut newest: HashMap<(String, String), f64> = HashMap::new();
     let mut stale = Vec::new();
     for request in server.requests().iter().filter(|request| request.processed) {
-        for write in &request.writes {
-            let Some((what, n)) = age(&write.change) else { continue };
-            let known = newest.entry((write.key.to_string(), what.clone())).or_insert(n);
+        // One request is one write of each entity: the last of those that it has.
+        let written: HashMap<(String, String), f64> = request
+            .writes
+            .iter()
+            .filter_map(|write| age(&write.change).map(|(what, n)| ((write.key.to_string(), what), n)))
+            .collect();
+        for ((entity, what), n) in written {
+            let known = newest.entry((entity.clone(), what.clone())).or_insert(n);
             if n < *known {
-                stale.push(format!("request {}: {} {what} {n} over {known}", request.seq, write.key));
+                stale.push(format!("request {}: {entity} {what} {n} over {known}", request.seq));
             }
             *known = known.max(n);
         }
@@ -161,4 +166,66 @@ fn a_replay_killed_at_any_moment_never_writes_older_over_newer() {
     assert!(refused.hits() > 0, "no batch was divided");
     assert!(stale.is_empty(), "{} older writes were applied over newer ones:\n{}", stale.len(), stale.join("\n"));
     server.assert_no_violations();
+}
+
+#[test]
+fn what_was_folded_into_one_request_before_a_crash_is_not_sent_one_by_one_after_it() {
+    let server = FakeOpik::new_stopped();
+    let mut agent = Agent::builder(&server.url()).impatient().start();
+    let ledger = ClientLedger::new();
+    let mut app = Told::new(&agent.url(), &ledger);
+    let ids = [uuid7()];
+    app.acknowledged(unstamped_batch(&ids), 204);
+    (1..=5).for_each(|n| drop(app.acknowledged(update(&ids[0], n), 204)));
+    let batch = When::path("/v1/private/traces/batch").method("POST");
+    let hang = server.script_times(1, batch.clone(), Then::ProcessThenHang);
+    server.start();
+    wait_until("the folded request is on its way", PATIENCE, || server.open(&batch) == 1);
+    agent.kill9();
+    hang.clear();
+    // One that is killed after it has begun, and before it has sent anything, forgets nothing either.
+    let unreachable =
+        agent.home().cli(&["replay", "--db", &agent.db().display().to_string(), "--upstream", "http://127.0.0.1:9"]);
+    assert_eq!(unreachable.code(), Some(3), "{}", unreachable.stderr);
+    let replay = agent.cli(&["replay", "--quiet", "--batch-size", "2"]);
+    assert_eq!(replay.code(), Some(0), "{}", replay.stderr);
+    assert_eq!(stale_rewrites(&server), [""; 0], "older writes were applied over newer ones");
+    server.assert_equals(&ledger);
+}
+
+#[test]
+fn a_divided_batch_never_writes_older_over_newer_after_a_crash() {
+    let server = FakeOpik::new_stopped();
+    let mut agent = Agent::builder(&server.url()).impatient().start();
+    let ledger = ClientLedger::new();
+    let (id, bad) = (uuid7(), uuid7());
+    let refused = server.always(When::ids([bad.as_str()]), Then::status(400));
+    let mut app = Told::new(&agent.url(), &ledger);
+    app.acknowledged(create(&id), 201);
+    let of = |id: &str, value: u64| json!({ "id": id, "name": "quality", "source": "sdk", "value": value });
+    let scores = [of(&id, 1), of(&bad, 1), of(&id, 2), of(&id, 3)];
+    let request = Request::new("PUT", "/v1/private/traces/feedback-scores").json(&json!({ "scores": scores }));
+    app.acknowledged(request, 204);
+    app.acknowledged(score(&id, 4.0), 204);
+    // Every score that is taken is the last word before a crash.
+    let taken = When::path("/v1/private/traces/feedback-scores");
+    for value in 1..=4 {
+        let newest = move |request: &crate::support::fake_opik::Received| {
+            request.writes.iter().filter_map(|write| age(&write.change)).any(|(_, n)| n == f64::from(value))
+        };
+        let _hang = server.script_times(1, taken.clone().and(newest), Then::ProcessThenHang);
+    }
+    server.start();
+    for _ in 0..6 {
+        wait_until("a score is taken, or all is delivered", PATIENCE, || {
+            server.open(&taken) > 0 || agent.backlog() == 0
+        });
+        agent.kill9();
+        server.stop();
+        server.start();
+        agent.restart_on_same_port();
+    }
+    agent.wait_until_delivered();
+    assert!(refused.hits() > 0, "no batch was divided");
+    assert_eq!(stale_rewrites(&server), [""; 0], "older writes were applied over newer ones");
 }
