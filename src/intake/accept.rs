@@ -24,7 +24,7 @@ use uuid::Uuid;
 use super::forward::{self, ClientAnswer};
 use super::wire::{Pace, TooSlow};
 use super::{ClientUrl, Shared};
-use crate::delivery::admission::{Admission, LaneState, Reachability, admit};
+use crate::delivery::admission::{Admission, LaneState, Reachability, admit, forward_patience};
 use crate::delivery::backoff::lane_wait;
 use crate::delivery::verdict::{ForwardVerdict, RATE_LIMITED, Trouble, forwarding};
 use crate::message::{Body, BodyFault, Credential, Encoding, HeaderSet, Lane, Message, MessageType, Request};
@@ -344,7 +344,9 @@ impl Write {
             }
             let elapsed = started.elapsed();
             let is_gone = storable && shared.connection.availability() == Availability::Unavailable;
-            if elapsed >= timeout || is_gone {
+            let (free, max) = (shared.body_memory.available_permits(), shared.limits.body_memory_bytes_max);
+            let is_over = elapsed >= if storable { forward_patience(timeout, free, max) } else { timeout };
+            if is_over || is_gone {
                 break timed_out(elapsed);
             }
             if elapsed >= SILENCE_DOUBTED_AFTER && !std::mem::replace(&mut is_doubted, true) {

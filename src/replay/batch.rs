@@ -161,7 +161,8 @@ impl<'w, 'a> Batch<'w, 'a> {
                     continue;
                 }
             }
-            let attempt = self.attempt(shipment.message_type(), &shipment.request(), shipment.only())?;
+            let attempt =
+                self.attempt(shipment.message_type(), &shipment.request(), shipment.messages(), shipment.only())?;
             match attempt {
                 Attempt::Passed => self.delivered(&shipment)?,
                 Attempt::Halted(answer) => self.put_back(&shipment, answer),
@@ -213,19 +214,29 @@ impl<'w, 'a> Batch<'w, 'a> {
 
     /// Sends one request, and sees to what its answer means for the lane and for the connection. `alone` is the message
     /// whose request it is, if it is one's: an attachment takes several.
-    fn attempt(
+    fn attempt<'m>(
         &mut self,
         message_type: MessageType,
         request: &Request,
+        messages: impl Iterator<Item = &'m Claimed> + Clone,
         alone: Option<&Claimed>,
     ) -> Result<Attempt, StoreError> {
         let (replay, work) = (self.worker.replay, &self.worker.work);
         let sent = Instant::now();
+        let timeouts = messages.clone().map(|message| replay.probes.timeouts(message.id).max(message.attempts)).max();
+        let first = replay.upstream.answer_timeout();
+        let patient =
+            timeouts.filter(|timeouts| *timeouts > 0).and_then(|timeouts| Some((replay.probes.patient()?, timeouts)));
+        let patience = patient.as_ref().map_or(first, |(_, timeouts)| backoff::patience(first, *timeouts));
         let result = match alone.filter(|message| message.message_type == MessageType::CreateAttachment) {
-            Some(message) => attachment::upload(self.worker, message),
-            None => self.send(message_type, request),
+            Some(message) => attachment::upload(self.worker, message, patience),
+            None => self.send(message_type, request, patience),
         };
+        drop(patient);
         let took = sent.elapsed();
+        if matches!(result, Err(SendFailure::Timeout { .. })) {
+            replay.probes.timed_out(messages.map(|message| message.id));
+        }
         let verdict = replaying(message_type, result.as_ref());
         debug!(target: "replay_manager", %message_type, ?verdict, "sent");
         Ok(match verdict {
@@ -279,10 +290,10 @@ impl<'w, 'a> Batch<'w, 'a> {
     }
 
     /// Sends a request, and where the server is too old for it what says the same.
-    fn send(&self, message_type: MessageType, request: &Request) -> Result<Answer, SendFailure> {
+    fn send(&self, message_type: MessageType, request: &Request, patience: Duration) -> Result<Answer, SendFailure> {
         let replay = self.worker.replay;
         replay.metrics.replay_requests.add(1);
-        let result = replay.upstream.send(&self.worker.work.lane, request);
+        let result = replay.upstream.send_within(&self.worker.work.lane, request, patience);
         let Ok(answer) = &result else { return result };
         let Some(other) = fallback(message_type, request, answer.status, CONTENT_BYTES_MAX) else { return result };
         if !self.worker.keeper.may_send() {
@@ -290,7 +301,7 @@ impl<'w, 'a> Batch<'w, 'a> {
         }
         debug!(target: "replay_manager", "the Opik server takes assertion results as feedback scores only");
         replay.metrics.replay_requests.add(1);
-        replay.upstream.send(&self.worker.work.lane, &other)
+        replay.upstream.send_within(&self.worker.work.lane, &other, patience)
     }
 
     /// Rejects a message, or those of its items that the server refuses.
@@ -363,7 +374,7 @@ impl<'w, 'a> Batch<'w, 'a> {
                 division.keep(items);
                 continue;
             }
-            match self.attempt(message.message_type, &piece, None)? {
+            match self.attempt(message.message_type, &piece, std::iter::once(message), None)? {
                 Attempt::Passed => {
                     passed.add(&touches);
                     division.passed(items);

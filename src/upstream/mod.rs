@@ -149,12 +149,26 @@ impl Upstream {
         &self.base_url
     }
 
+    /// Returns how long an answer may take, as far as nothing else was said for a request.
+    pub fn answer_timeout(&self) -> Duration {
+        self.answer_timeout
+    }
+
     /// Sends a stored request as its client would have sent it.
     ///
     /// # Errors
     ///
     /// [`SendFailure`] when no whole answer came.
     pub fn send(&self, lane: &Lane, request: &Request) -> Result<Answer, SendFailure> {
+        self.send_within(lane, request, self.answer_timeout)
+    }
+
+    /// The same with another time for the answer.
+    ///
+    /// # Errors
+    ///
+    /// [`SendFailure`] when no whole answer came.
+    pub fn send_within(&self, lane: &Lane, request: &Request, timeout: Duration) -> Result<Answer, SendFailure> {
         let mut builder =
             http::Request::builder().method(request.method.as_str()).uri(format!("{}/{}", self.base_url, request.path));
         for (name, value) in request.headers.iter() {
@@ -164,7 +178,7 @@ impl Upstream {
             builder = builder.header(AGENT_HEADER, mark);
         }
         let left = self.deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()) + DEADLINE_GRACE);
-        let timeout = left.map_or(self.answer_timeout, |left| left.min(self.answer_timeout));
+        let timeout = left.map_or(timeout, |left| left.min(timeout));
         self.finish(with_lane(builder, lane), &request.body.bytes[..], timeout, Answer::TEXT_BYTES_MAX)
     }
 

@@ -37,6 +37,8 @@ pub struct File<'a> {
     pub headers: &'a HeaderSet,
     /// Its size.
     pub bytes: u64,
+    /// How long an answer may take, beside the time for the bytes.
+    pub answer_timeout: Duration,
     /// Opens a range of it. A read fails when it may not be sent any more.
     pub open: &'a dyn Fn(Range<u64>) -> Box<dyn Read + 'a>,
     /// Says whether the next request may be sent.
@@ -81,7 +83,7 @@ impl Upstream {
         self.allowed(file)?;
         let request = http::Request::builder().method("POST").uri(format!("{}/{path}", self.base_url));
         let request = self.as_client(request, lane, file.headers).header("content-type", "application/json");
-        self.finish(request, body, self.answer_timeout, answer_bytes_max)
+        self.finish(request, body, file.answer_timeout, answer_bytes_max)
     }
 
     /// Sends all bytes to the server itself.
@@ -93,7 +95,7 @@ impl Upstream {
         }
         let request = request.header("content-type", "application/octet-stream");
         let mut bytes = (file.open)(0..file.bytes);
-        self.finish(request, SendBody::from_reader(&mut bytes), self.timeout_for(file.bytes), Answer::TEXT_BYTES_MAX)
+        self.finish(request, SendBody::from_reader(&mut bytes), timeout_for(file, file.bytes), Answer::TEXT_BYTES_MAX)
     }
 
     /// Sends a part to an object store, which gets nothing but the bytes, and returns its ETag.
@@ -103,7 +105,7 @@ impl Upstream {
         let mut tries = 0;
         loop {
             self.allowed(file)?;
-            let timeout = self.timeout_for(bytes);
+            let timeout = timeout_for(file, bytes);
             let mut part = (file.open)(range.clone());
             let request = http::Request::builder()
                 .method("PUT")
@@ -156,10 +158,10 @@ impl Upstream {
         }
         with_lane(request, lane)
     }
+}
 
-    fn timeout_for(&self, bytes: u64) -> Duration {
-        self.answer_timeout + Duration::from_secs(bytes / RATE_MIN)
-    }
+fn timeout_for(file: &File<'_>, bytes: u64) -> Duration {
+    file.answer_timeout + Duration::from_secs(bytes / RATE_MIN)
 }
 
 /// Returns a presigned URL as it may be shown: its query is a key.
