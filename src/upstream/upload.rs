@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use ureq::SendBody;
 
-use super::{AGENT_HEADER, Upstream, failure, with_lane};
+use super::{AGENT_HEADER, Upstream, expecting, failure, heard, with_lane};
 use crate::message::{HeaderSet, Lane};
 use crate::protocol::answers::{Answer, SendFailure};
 use crate::protocol::attachment::{
@@ -94,8 +94,23 @@ impl Upstream {
             request = self.as_client(request, lane, file.headers);
         }
         let request = request.header("content-type", "application/octet-stream");
-        let mut bytes = (file.open)(0..file.bytes);
-        self.finish(request, SendBody::from_reader(&mut bytes), timeout_for(file, file.bytes), Answer::TEXT_BYTES_MAX)
+        let timeout = timeout_for(file, file.bytes);
+        let head = self.head(request, timeout)?;
+        let put = |head| {
+            let mut bytes = (file.open)(0..file.bytes);
+            let request = http::Request::from_parts(head, SendBody::from_reader(&mut bytes));
+            self.run(request, timeout, Answer::TEXT_BYTES_MAX)
+        };
+        let first = put(head.clone());
+        if first.is_ok() || !heard::broke_off() {
+            return first;
+        }
+        // As for every other body, see `Upstream::finish`.
+        self.allowed(file)?;
+        match put(expecting(head)) {
+            Ok(Answer { status: 417, .. }) => first,
+            second => second,
+        }
     }
 
     /// Sends a part to an object store, which gets nothing but the bytes, and returns its ETag.

@@ -14,6 +14,7 @@ mod clock;
 mod damage;
 mod degraded;
 mod delivery;
+mod early_answers;
 mod encryption;
 mod fake_opik;
 mod forwarding;
