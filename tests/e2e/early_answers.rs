@@ -4,7 +4,7 @@
 use std::io::{Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
@@ -17,6 +17,8 @@ use crate::writes::trace;
 
 /// Bodies larger than this are refused by their head.
 const BODY_MAX: usize = 1_000_000;
+/// More than what waits in sockets between two processes.
+const LARGE: usize = 10_000_000;
 
 /// How the server ends the connection of a request that it refuses by its head.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -117,11 +119,15 @@ fn serve(mut stream: TcpStream, plan: &Plan, taken: &Mutex<Vec<Value>>, refused:
             }
         }
         let head = String::from_utf8_lossy(&head).to_lowercase();
-        let value = |name: &str| head.lines().find_map(|line| line.strip_prefix(name)).map(|value| value.trim().to_owned());
+        let value =
+            |name: &str| head.lines().find_map(|line| line.strip_prefix(name)).map(|value| value.trim().to_owned());
         let length: usize = value("content-length:").and_then(|length| length.parse().ok()).unwrap_or(0);
         if head.starts_with("get") {
             let body = r#"{"message":"Healthy Server","healthy":true}"#;
-            let answer = format!("HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n{body}", body.len());
+            let answer = format!(
+                "HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n{body}",
+                body.len()
+            );
             if stream.write_all(answer.as_bytes()).is_err() {
                 return;
             }
@@ -165,7 +171,8 @@ fn serve(mut stream: TcpStream, plan: &Plan, taken: &Mutex<Vec<Value>>, refused:
         taken.lock().expect("no panic").push(serde_json::from_slice(&body).expect("JSON"));
         let others: String = (0..plan.headers).map(|n| format!("X-Header-{n}: {}\r\n", "x".repeat(200))).collect();
         let status = if plan.body_bytes > 0 { "201 Created" } else { "204 No Content" };
-        let length = if plan.body_bytes > 0 { format!("Content-Length: {}\r\n", plan.body_bytes) } else { String::new() };
+        let length =
+            if plan.body_bytes > 0 { format!("Content-Length: {}\r\n", plan.body_bytes) } else { String::new() };
         let mut answer = format!("HTTP/1.1 {status}\r\n{others}{length}\r\n").into_bytes();
         answer.resize(answer.len() + plan.body_bytes, b' ');
         if stream.write_all(&answer).is_err() {
@@ -180,11 +187,13 @@ fn agent(url: &str) -> AgentBuilder {
 
 /// A body that no compression makes small, for so many traces.
 fn batch(ids: &[String], bytes_each: usize) -> Request {
+    static NOISE: OnceLock<String> = OnceLock::new();
+    let noise = NOISE.get_or_init(|| noise(LARGE));
     let traces: Vec<Value> = ids
         .iter()
         .map(|id| {
             let mut trace = trace(id, "chat");
-            trace["input"] = json!({ "q": noise(bytes_each) });
+            trace["input"] = json!({ "q": &noise[..bytes_each] });
             trace
         })
         .collect();
@@ -206,7 +215,7 @@ fn a_413_before_the_body_was_sent_divides_a_stored_batch_and_rejects_what_is_too
         let mut client = Client::new(&agent.url());
         let (many, large) = (ids(24), ids(1));
         assert_eq!(client.send(&batch(&many, 300_000)).unwrap().status, 204);
-        assert_eq!(client.send(&batch(&large, 12_000_000)).unwrap().status, 204);
+        assert_eq!(client.send(&batch(&large, LARGE)).unwrap().status, 204);
         let last = ids(1);
         assert_eq!(client.send(&batch(&last, 10)).unwrap().status, 204);
         let server = RawServer::start(port, Plan { ending, ..TOO_LARGE });
@@ -232,7 +241,7 @@ fn a_413_before_the_body_was_sent_reaches_the_live_client_or_is_the_replays() {
         wait_until("nothing waits", PATIENCE, || agent.backlog() == 0);
         let mut answers = Vec::new();
         for _ in 0..4 {
-            answers.push(client.send(&batch(&ids(1), 12_000_000)).unwrap().status);
+            answers.push(client.send(&batch(&ids(1), LARGE)).unwrap().status);
         }
         eprintln!("{ending:?}: {answers:?}");
         assert!(answers.iter().all(|status| [413, 204].contains(status)), "{ending:?}: {answers:?}");
@@ -255,7 +264,7 @@ fn other_answers_before_the_body_was_sent_mean_what_they_always_mean() {
             let port = reserved.local_addr().expect("an address").port();
             let agent = agent(&format!("http://127.0.0.1:{port}/api")).start();
             let mut client = Client::new(&agent.url());
-            assert_eq!(client.send(&batch(&ids(1), 12_000_000)).unwrap().status, 204);
+            assert_eq!(client.send(&batch(&ids(1), LARGE)).unwrap().status, 204);
             let server = RawServer::start(port, Plan { refusal, ending, ..TOO_LARGE });
             wait_until(&format!("the agent says {word} ({ending:?})"), PATIENCE, || {
                 let status = agent.cli(&["status", "--format", "json"]).stdout;
@@ -280,7 +289,9 @@ fn an_answer_with_hundreds_of_headers_or_a_huge_body_confirms_once() {
             assert_eq!(client.send(&batch(std::slice::from_ref(id), 10)).unwrap().status, 204);
         }
         let server = RawServer::start(port, plan);
-        wait_until(&format!("{headers} headers, {body_bytes} bytes: all is delivered"), PATIENCE, || agent.backlog() == 0);
+        wait_until(&format!("{headers} headers, {body_bytes} bytes: all is delivered"), PATIENCE, || {
+            agent.backlog() == 0
+        });
         assert_eq!(server.traces(), stored, "{headers} headers, {body_bytes} bytes: replayed more than once");
         let live = ids(1);
         let answer = client.send(&batch(&live, 10)).unwrap();
