@@ -6,6 +6,8 @@
 
 use std::time::{Duration, Instant};
 
+use tracing::debug;
+
 use crate::message::MessageStatus;
 use crate::monitor::Availability;
 use crate::monitor::connection::Connection;
@@ -55,6 +57,13 @@ const LOOK_INTERVAL: Duration = Duration::from_millis(50);
 /// Waits for the replay manager, for as long as that is of use.
 pub(super) fn flush(slot: &StoreSlot, connection: &Connection, flush: &Flush<'_>) -> FlushEnd {
     let deadline = Instant::now() + flush.timeout;
+    // An attempt at once: what waits for its next one, or for its lane to be tried again, may pass by now.
+    if flush.timeout > Duration::ZERO
+        && let Err(error) = slot
+            .with(|store| if store.backlog(&Filter::default())?.waiting() > 0 { store.hasten(None) } else { Ok(()) })
+    {
+        debug!(target: "replay_manager", "what waits can't be made due: {error}");
+    }
     loop {
         let time_left = deadline.saturating_duration_since(Instant::now());
         let until_ms = now_ms().saturating_add(i64::try_from(time_left.as_millis()).unwrap_or(i64::MAX));

@@ -92,6 +92,32 @@ pub trait Store: Send + Sync {
     /// it meanwhile.
     fn limit(&self, lane: &Lane, hold: &Hold) -> Result<(), StoreError>;
 
+    // For those who wait until something is delivered.
+
+    /// Returns the newest message that was ever stored.
+    fn newest(&self) -> Result<MessageId, StoreError> {
+        Ok(MessageId(i64::MAX / 4))
+    }
+
+    /// Returns how a lane stands, or all lanes together, with what was accepted up to a message.
+    ///
+    /// Whether any of that waits is an indexed look-up per lane, so that it can be asked again and again.
+    fn standing(&self, lane: Option<&Lane>, _up_to: MessageId) -> Result<Standing, StoreError> {
+        let waiting = match lane {
+            Some(lane) => self.waiting(lane)?,
+            None => self.backlog(&Filter::default())?.waiting(),
+        };
+        Ok(Standing { waits: waiting > 0, waiting, rejected: 0 })
+    }
+
+    /// Makes a lane due at once, or all lanes that have something to replay: one that is held to be tried by a probe is
+    /// tried now, and of its first messages (some thousand) those that wait for their next attempt.
+    ///
+    /// A rate limit of the server's stays in force.
+    fn hasten(&self, _lane: Option<&Lane>) -> Result<(), StoreError> {
+        Ok(())
+    }
+
     // For attachments. Most callers use them through [`attachment`].
 
     /// Makes a place for the bytes of an attachment; they count in the store's limits from the first piece on.
@@ -456,6 +482,17 @@ pub struct Ahead {
 impl Ahead {
     /// A write that touches more entities than this is taken to conflict with whatever waits.
     pub const TOUCHES_MAX: usize = 256;
+}
+
+/// How a lane stands, see [`Store::standing`].
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Standing {
+    /// Whether anything accepted up to the message that was asked about still has to reach the server.
+    pub waits: bool,
+    /// How many messages still have to reach the server, whenever they were accepted.
+    pub waiting: u64,
+    /// How many messages the server refused.
+    pub rejected: u64,
 }
 
 /// Why a lane is not replayed, and until when.

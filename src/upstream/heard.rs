@@ -251,7 +251,8 @@ fn trimmed(head: &[u8]) -> Vec<u8> {
         if number == 0 || matches!(line, b"\r\n" | b"\n") {
             is_kept = true;
         } else if !is_folded {
-            is_kept = line.len() <= HEADER_BYTES_KEPT / 4 && ESSENTIAL.iter().any(|known| name.eq_ignore_ascii_case(known));
+            is_kept =
+                line.len() <= HEADER_BYTES_KEPT / 4 && ESSENTIAL.iter().any(|known| name.eq_ignore_ascii_case(known));
             if !is_kept && others < HEADERS_KEPT && other_bytes + line.len() <= HEADER_BYTES_KEPT {
                 is_kept = true;
                 others += 1;
@@ -295,7 +296,11 @@ mod tests {
             let text = String::from_utf8_lossy(&trimmed);
             assert!(text.starts_with("HTTP/1.1 204 No Content\r\n"), "{text}");
             assert!(text.ends_with("Content-Length: 7\r\nRateLimit-Reset: 3\r\n\r\n"), "{text}");
-            assert!(text.lines().count() < 100 && trimmed.len() < 40_000, "{headers} of {bytes}: {} bytes", trimmed.len());
+            assert!(
+                text.lines().count() < 100 && trimmed.len() < 40_000,
+                "{headers} of {bytes}: {} bytes",
+                trimmed.len()
+            );
         }
     }
 }

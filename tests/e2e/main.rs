@@ -17,6 +17,7 @@ mod delivery;
 mod early_answers;
 mod encryption;
 mod fake_opik;
+mod flushing;
 mod forwarding;
 #[cfg(target_os = "linux")]
 mod full_disk;

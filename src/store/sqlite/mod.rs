@@ -38,6 +38,7 @@ mod sdk_pages;
 mod seal;
 mod settle;
 mod space;
+mod standing;
 mod summary;
 
 use std::path::{Path, PathBuf};
@@ -56,7 +57,7 @@ use self::seal::{KeyRing, Sealer, State};
 use super::key::Keys;
 use super::{
     AgentRecord, Ahead, AttachmentId, Backlog, ClaimLimits, Claimed, Condition, Filter, Hold, LaneId, LaneWork, Lease,
-    Limits, Listed, OpenMode, Outcome, Owner, Page, Purged, ReplayRecord, SalvagedRow, Store, StoreError,
+    Limits, Listed, OpenMode, Outcome, Owner, Page, Purged, ReplayRecord, SalvagedRow, Standing, Store, StoreError,
     StoreIdentity, StoredMessage, WhenFull,
 };
 use crate::message::{Attachment, Lane, Message, MessageId, Sha256, Touch};
@@ -282,6 +283,18 @@ impl Store for SqliteStore {
                 self.read(&self.quick_reader, |connection, sealer| register::ahead(connection, sealer, lane, touches))
             }
         }
+    }
+
+    fn newest(&self) -> Result<MessageId, StoreError> {
+        self.read(&self.reader, |connection, _| standing::newest(connection))
+    }
+
+    fn standing(&self, lane: Option<&Lane>, up_to: MessageId) -> Result<Standing, StoreError> {
+        self.read(&self.reader, |connection, sealer| standing::standing(connection, sealer, lane, up_to))
+    }
+
+    fn hasten(&self, lane: Option<&Lane>) -> Result<(), StoreError> {
+        self.write(|tx, sealer| standing::hasten(tx, sealer, lane))
     }
 
     fn limit(&self, lane: &Lane, hold: &Hold) -> Result<(), StoreError> {

@@ -356,6 +356,33 @@ pub(super) const MAKE_SPARED_DUE: &str = "
     UPDATE messages SET next_attempt_at_ms = 0
     WHERE attempts = 0 AND next_attempt_at_ms > 0 AND message_id IN (
         SELECT message_id FROM messages WHERE lane_id = ?1 AND status = 3 ORDER BY position LIMIT ?2)";
+/// Of the lane's first messages, those that wait for their next attempt.
+pub(super) const MAKE_FIRST_DUE: &str = "
+    UPDATE messages SET next_attempt_at_ms = 0
+    WHERE next_attempt_at_ms > 0 AND message_id IN (
+        SELECT message_id FROM messages WHERE lane_id = ?1 AND status = 3 ORDER BY position LIMIT ?2)";
+/// Ends the time of a hold that a probe may end; the hold itself stays until something passes.
+pub(super) const MAKE_LANE_DUE: &str =
+    "UPDATE lanes SET held_until_ms = ?2 WHERE lane_id = ?1 AND hold_probe = 1 AND held_until_ms > ?2";
+pub(super) const LANES_WITH_WORK: &str =
+    "SELECT DISTINCT lane_id FROM summary WHERE status IN (1, 3) AND messages > 0 LIMIT ?1";
+/// How many messages of a lane still have to reach the server, and how many it refused.
+pub(super) const LANE_COUNTS: &str = "
+    SELECT coalesce(sum(CASE WHEN status IN (1, 3) THEN messages END), 0),
+        coalesce(sum(CASE WHEN status = 4 THEN messages END), 0)
+    FROM summary WHERE lane_id = ?1";
+pub(super) const ALL_COUNTS: &str = "
+    SELECT coalesce(sum(CASE WHEN status IN (1, 3) THEN messages END), 0),
+        coalesce(sum(CASE WHEN status = 4 THEN messages END), 0)
+    FROM summary";
+/// Whether a message of a lane is in flight that was accepted up to ?2, or is a part of one.
+pub(super) const IN_FLIGHT_UP_TO: &str =
+    "SELECT 1 FROM messages WHERE lane_id = ?1 AND status = 1 AND (message_id <= ?2 OR position <= ?3)";
+/// The same of those that wait, where they stand in the order of acceptance: parts have the place of the whole.
+pub(super) const WAITS_UP_TO: &str = "SELECT 1 FROM messages WHERE lane_id = ?1 AND status = 3 AND position <= ?3";
+/// The same of updates that were put behind a later create. Reads the index only, and is asked when nothing else waits.
+pub(super) const WAITS_MOVED: &str =
+    "SELECT 1 FROM messages WHERE lane_id = ?1 AND status = 3 AND position > ?3 AND message_id <= ?2 LIMIT 1";
 pub(super) const MAKE_DUE: &str =
     "UPDATE messages SET next_attempt_at_ms = 0 WHERE message_id = ?1 AND status = 3 AND next_attempt_at_ms > 0";
 /// Lanes with a hold: in force, or over and with messages that it held.
@@ -626,6 +653,15 @@ mod tests {
             (WAITING_TOUCHES.to_owned(), "SEARCH messages USING INDEX messages_waiting (lane_id=?)"),
             (TOUCHES_IN_FLIGHT.to_owned(), "SEARCH messages USING INDEX messages_in_flight (lane_id=?)"),
             (LEFT_IN_FLIGHT.to_owned(), "messages_in_flight"),
+            (IN_FLIGHT_UP_TO.to_owned(), "SEARCH messages USING INDEX messages_in_flight (lane_id=?)"),
+            (
+                WAITS_UP_TO.to_owned(),
+                "SEARCH messages USING COVERING INDEX messages_waiting (lane_id=? AND position<?)",
+            ),
+            (
+                WAITS_MOVED.to_owned(),
+                "SEARCH messages USING COVERING INDEX messages_waiting (lane_id=? AND position>?)",
+            ),
             (INTERRUPTED.to_owned(), "SEARCH messages USING INDEX messages_waiting (lane_id=?)"),
             (page(&all, false, true), "SEARCH messages USING INTEGER PRIMARY KEY (rowid>?)"),
             (page(&rejected, true, false), "SEARCH messages USING INDEX messages_rejected (status=?)"),
