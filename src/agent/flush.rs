@@ -6,12 +6,14 @@
 
 use std::time::{Duration, Instant};
 
-use crate::message::MessageStatus;
+use tracing::debug;
+
+use crate::message::{MessageStatus, Server};
 use crate::monitor::Availability;
 use crate::monitor::connection::Connection;
 use crate::shutdown::Shutdown;
 use crate::store::slot::StoreSlot;
-use crate::store::{Filter, LaneWork, StoreError, now_ms};
+use crate::store::{Filter, LaneWork, StoreError, Whose, now_ms};
 
 /// How to flush.
 pub struct Flush<'a> {
@@ -53,9 +55,18 @@ pub enum FlushEnd {
 const LOOK_INTERVAL: Duration = Duration::from_millis(50);
 
 /// Waits for the replay manager, for as long as that is of use.
-/// `own` selects what this agent delivers.
-pub(super) fn flush(slot: &StoreSlot, connection: &Connection, own: &Filter, flush: &Flush<'_>) -> FlushEnd {
+/// `server` is the one that this agent delivers to.
+pub(super) fn flush(slot: &StoreSlot, connection: &Connection, server: &Server, flush: &Flush<'_>) -> FlushEnd {
+    let own = &Filter::of_server(server);
+    let whose = Whose::Server(server.clone());
     let deadline = Instant::now() + flush.timeout;
+    // An attempt at once: what waits for its next one, or for its lane to be tried again, may pass by now.
+    if flush.timeout > Duration::ZERO
+        && let Err(error) =
+            slot.with(|store| if store.backlog(own)?.waiting() > 0 { store.hasten(&whose) } else { Ok(()) })
+    {
+        debug!(target: "replay_manager", "what waits can't be made due: {error}");
+    }
     loop {
         let time_left = deadline.saturating_duration_since(Instant::now());
         let until_ms = now_ms().saturating_add(i64::try_from(time_left.as_millis()).unwrap_or(i64::MAX));

@@ -311,7 +311,7 @@ impl Agent {
             warn!(target: "db_manager", "the upkeep of the store did not end in time; the next agent goes on with it");
         }
         committer.stop();
-        let flushed = flushing.map(|flushing| flush(&slot, &connection, &own, flushing));
+        let flushed = flushing.map(|flushing| flush(&slot, &connection, &server, flushing));
         replay_shutdown.request();
         connection.wake();
         if !replaying.has_ended_within(settings.shutdown_timeout) {

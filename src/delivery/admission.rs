@@ -1,5 +1,7 @@
 //! What happens to a protected write at the door.
 
+use std::time::Duration;
+
 /// What the agent knows of the server when a request comes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Reachability {
@@ -52,9 +54,35 @@ pub fn admit(reachability: Reachability, lane: LaneState) -> Admission {
     }
 }
 
+/// How long a forwarded write waits for its answer at least, however much is held meanwhile.
+pub const FORWARD_PATIENCE_SHORT: Duration = Duration::from_secs(30);
+
+/// Returns how long a forwarded write that can be stored waits for the server's answer.
+///
+/// As long as configured, which is longer than the fronts of a server take to answer for it. A server that is silent for
+/// so long under load would fill the memory for bodies, though, and writes that come then would be refused: so once half
+/// of it is taken, writes wait for [`FORWARD_PATIENCE_SHORT`] at most and are stored then.
+pub fn forward_patience(configured: Duration, memory_free: usize, memory_max: usize) -> Duration {
+    if memory_free < memory_max / 2 { configured.min(FORWARD_PATIENCE_SHORT) } else { configured }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn writes_wait_for_a_silent_server_only_while_there_is_memory_for_them() {
+        let seconds = Duration::from_secs;
+        for (configured, free, expected) in
+            [(95, 100, 95), (95, 50, 95), (95, 49, 30), (95, 0, 30), (5, 0, 5), (600, 100, 600)]
+        {
+            assert_eq!(
+                forward_patience(seconds(configured), free, 100),
+                seconds(expected),
+                "{configured} s, {free} free"
+            );
+        }
+    }
 
     #[test]
     fn only_what_overtakes_nothing_is_forwarded_and_only_to_a_server_that_is_there() {

@@ -1,4 +1,4 @@
-//! How long a message waits after a bad attempt: growing, jittered, bounded.
+//! How long a message waits after a bad attempt, and how long an attempt may take: growing, bounded.
 
 use std::time::Duration;
 
@@ -19,6 +19,17 @@ pub fn wait(attempts: u32, jitter: f64, asked: Option<Duration>, took: Duration)
     let jittered = grown.mul_f64(1.0 - 0.5 * jitter.clamp(0.0, 1.0));
     let paid = took.saturating_mul(attempts.saturating_add(1).clamp(2, 20)).min(WAIT_MAX.max(took));
     jittered.max(paid).max(asked.unwrap_or(Duration::ZERO))
+}
+
+/// The longest that the answer to one request is waited for, unless the user asked for more.
+pub const PATIENCE_MAX: Duration = Duration::from_secs(600);
+
+/// Returns how long an answer may take to a message that got none in time so many times.
+///
+/// It doubles from `first`, the configured time, to [`PATIENCE_MAX`]: a server that is healthy and needs longer for this
+/// one message confirms it in the end, where the same patience every time would repeat it for ever.
+pub fn patience(first: Duration, timeouts: u32) -> Duration {
+    first.saturating_mul(1 << timeouts.min(16)).min(PATIENCE_MAX.max(first))
 }
 
 /// Returns how long a lane waits that was held so many times (1 or more) since something passed.
@@ -85,6 +96,22 @@ mod tests {
         ] {
             let wait = lane_wait(holds, jitter, asked.map(seconds), seconds(10.0));
             assert_eq!(wait, seconds(expected), "hold {holds}");
+        }
+    }
+
+    #[test]
+    fn patience_grows_with_every_timeout_and_is_bounded() {
+        for (first, timeouts, expected) in [
+            (95, 0, 95),
+            (95, 1, 190),
+            (95, 2, 380),
+            (95, 3, 600),
+            (95, u32::MAX, 600),
+            (3600, 0, 3600),
+            (3600, 9, 3600),
+        ] {
+            let patience = patience(Duration::from_secs(first), timeouts);
+            assert_eq!(patience, Duration::from_secs(expected), "{first} s, {timeouts} timeouts");
         }
     }
 

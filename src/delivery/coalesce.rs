@@ -52,7 +52,7 @@ struct Member {
 
 impl Shipment {
     /// Returns the messages, in order.
-    pub fn messages(&self) -> impl Iterator<Item = &Claimed> {
+    pub fn messages(&self) -> impl Iterator<Item = &Claimed> + Clone {
         self.members.iter().map(|member| &member.message)
     }
 

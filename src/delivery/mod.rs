@@ -4,6 +4,7 @@
 //! - [`verdict`]: what an answer means, when forwarding and when replaying.
 //! - [`coalesce`]: which messages share a request.
 //! - [`fold`]: which updates go with the create of their entity.
+//! - [`generation`]: in what order requests go, so that few commits have to stand between them.
 //! - [`split`]: a refused batch cut into pieces, also inside one stored body.
 //! - [`blame`]: whether a fault counts against a message.
 //! - [`backoff`]: how long a message waits after a bad attempt.
@@ -16,6 +17,7 @@ pub mod blame;
 pub mod coalesce;
 pub mod eta;
 pub mod fold;
+pub mod generation;
 pub mod pacing;
 pub mod split;
 pub mod verdict;

@@ -15,7 +15,6 @@ use std::time::{Duration, Instant, SystemTime};
 use bytes::{Bytes, BytesMut};
 use http::header::{self, HeaderMap};
 use http::request::Parts;
-use http_body_util::{BodyExt, Limited};
 use hyper::body::{Body as _, Incoming};
 use tokio::sync::{OwnedSemaphorePermit, oneshot};
 use tracing::{debug, warn};
@@ -24,7 +23,7 @@ use uuid::Uuid;
 use super::forward::{self, ClientAnswer};
 use super::wire::{Pace, TooSlow};
 use super::{ClientUrl, Shared};
-use crate::delivery::admission::{Admission, LaneState, Reachability, admit};
+use crate::delivery::admission::{Admission, LaneState, Reachability, admit, forward_patience};
 use crate::delivery::backoff::lane_wait;
 use crate::delivery::verdict::{ForwardVerdict, RATE_LIMITED, Trouble, forwarding};
 use crate::message::{Body, BodyFault, Credential, Encoding, HeaderSet, Lane, Message, MessageType, Request, Server};
@@ -39,7 +38,8 @@ use crate::store::{Ahead, Hold, StoreError, now_ms};
 
 /// Bodies up to this size are prepared where they arrive; larger ones on a thread that may take its time.
 const PREPARE_INLINE_BYTES_MAX: usize = 16 * 1024;
-/// How much of the server's answer to a write is read. Its answers to writes are empty or a line long.
+/// How much of the server's answer to a write is read before it is judged. Its answers to writes are empty or a line
+/// long; a longer one is no less an answer, and its rest streams to the client.
 const ANSWER_BYTES_MAX: usize = 1024 * 1024;
 /// How much of a refused body is read and thrown away, so that its client gets to read the answer.
 const DISCARD_BYTES_MAX: usize = 256 * 1024 * 1024;
@@ -326,11 +326,11 @@ impl Write {
         let started = Instant::now();
         let exchange = async {
             let (head, body) = shared.forwarder.send(request).await?.into_parts();
-            let body = Limited::new(body, ANSWER_BYTES_MAX).collect().await.map_err(|error| SendFailure::Broken {
+            let body = forward::Begun::read(body, ANSWER_BYTES_MAX).await.map_err(|error| SendFailure::Broken {
                 url: base_url.to_owned(),
-                reason: crate::upstream::forward::innermost(error.as_ref()),
+                reason: crate::upstream::forward::innermost(&error),
             })?;
-            Ok((head, body.to_bytes()))
+            Ok((head, body))
         };
         let timed_out = |after| Err(SendFailure::Timeout { url: base_url.to_owned(), after });
         let mut exchange = std::pin::pin!(exchange);
@@ -344,7 +344,9 @@ impl Write {
             }
             let elapsed = started.elapsed();
             let is_gone = storable && shared.connection.availability() == Availability::Unavailable;
-            if elapsed >= timeout || is_gone {
+            let (free, max) = (shared.body_memory.available_permits(), shared.limits.body_memory_bytes_max);
+            let is_over = elapsed >= if storable { forward_patience(timeout, free, max) } else { timeout };
+            if is_over || is_gone {
                 break timed_out(elapsed);
             }
             if elapsed >= SILENCE_DOUBTED_AFTER && !std::mem::replace(&mut is_doubted, true) {
@@ -378,7 +380,7 @@ impl Write {
         &self,
         shared: &Arc<Shared>,
         trouble: Trouble,
-        result: &Result<(http::response::Parts, Bytes), SendFailure>,
+        result: &Result<(http::response::Parts, forward::Begun), SendFailure>,
     ) {
         let lane = &self.message.lane;
         match (trouble, result) {

@@ -1,11 +1,13 @@
 //! Pass-through: a request to the server and its answer back, streamed, headers and status untouched.
 
+use std::pin::Pin;
+use std::task::{Context, Poll};
 use std::time::SystemTime;
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use http_body_util::{BodyExt, Either, Full, combinators::BoxBody};
-use hyper::body::Incoming;
+use hyper::body::{Body, Frame, Incoming, SizeHint};
 
 use crate::protocol::answers::{Reply, asked_wait};
 use crate::upstream::AGENT_HEADER;
@@ -70,9 +72,66 @@ pub fn client_answer(mut answer: http::Response<Incoming>, server_base: &str, cl
     answer.map(|body| body.map_err(Into::into).boxed())
 }
 
-/// As [`client_answer`], for an answer whose body was read.
-pub fn whole_answer(head: http::response::Parts, body: Bytes, server_base: &str, client_base: &str) -> ClientAnswer {
-    let mut answer = http::Response::from_parts(head, full(body));
+/// The body of an answer of which the beginning was read: all of it, mostly.
+#[derive(Debug)]
+pub struct Begun {
+    /// What was read.
+    pub beginning: Bytes,
+    /// What follows.
+    rest: Option<Incoming>,
+}
+
+impl Begun {
+    /// Reads a body to its end, or until so many bytes are there.
+    ///
+    /// # Errors
+    ///
+    /// When the body breaks off before that.
+    pub async fn read(mut body: Incoming, bytes_max: usize) -> Result<Self, hyper::Error> {
+        let mut beginning = BytesMut::new();
+        while beginning.len() < bytes_max {
+            let Some(frame) = body.frame().await else { return Ok(Self { beginning: beginning.freeze(), rest: None }) };
+            if let Ok(data) = frame?.into_data() {
+                beginning.extend_from_slice(&data);
+            }
+        }
+        Ok(Self { beginning: beginning.freeze(), rest: (!body.is_end_stream()).then_some(body) })
+    }
+}
+
+impl Body for Begun {
+    type Data = Bytes;
+    type Error = BoxError;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+        if !self.beginning.is_empty() {
+            return Poll::Ready(Some(Ok(Frame::data(std::mem::take(&mut self.beginning)))));
+        }
+        match &mut self.rest {
+            None => Poll::Ready(None),
+            Some(rest) => Pin::new(rest).poll_frame(cx).map_err(Into::into),
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.beginning.is_empty() && self.rest.as_ref().is_none_or(Body::is_end_stream)
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        let beginning = self.beginning.len() as u64;
+        let rest = self.rest.as_ref().map(Body::size_hint).unwrap_or_else(|| SizeHint::with_exact(0));
+        let mut hint = SizeHint::new();
+        hint.set_lower(beginning.saturating_add(rest.lower()));
+        if let Some(upper) = rest.upper() {
+            hint.set_upper(beginning.saturating_add(upper));
+        }
+        hint
+    }
+}
+
+/// As [`client_answer`], for an answer whose body was begun to be read.
+pub fn whole_answer(head: http::response::Parts, body: Begun, server_base: &str, client_base: &str) -> ClientAnswer {
+    let mut answer = http::Response::from_parts(head, body.boxed());
     for_client(&mut answer, server_base, client_base);
     answer
 }

@@ -7,7 +7,8 @@
 //! - Protected writes are forwarded or stored ([`accept`]); everything else streams through ([`forward`]).
 //! - `is-alive/ping` answers for the agent itself, whatever the server's state: otherwise the Python SDK would park its
 //!   messages in its own temporary store (protocol dossier, section b).
-//! - `/-/healthy`, `/-/ready`, `/-/status.json`, `/metrics` and `/` are the agent's own ([`status_page`]).
+//! - `/-/healthy`, `/-/ready`, `/-/status.json`, `/metrics` and `/` are the agent's own ([`status_page`]), and so is
+//!   `/-/flush` ([`mod@flush`]).
 //!
 //! # Limits
 //!
@@ -31,6 +32,7 @@
 mod accept;
 mod attachments;
 mod connections;
+mod flush;
 pub mod forward;
 mod framing;
 pub mod guard;
@@ -162,6 +164,7 @@ struct Shared {
     lanes: lanes::Lanes,
     body_memory: Arc<Semaphore>,
     uploads: Arc<attachments::Recent>,
+    flushes: Arc<flush::Flushes>,
     /// This process's value of [`AGENT_HEADER`].
     agent_mark: HeaderValue,
     /// The server that accepted writes are for.
@@ -229,6 +232,7 @@ impl Intake {
     pub async fn serve(self, listener: TcpListener, workers: &Workers, shutdown: Shutdown, grace: Duration) {
         let lanes = lanes::Lanes::default();
         let uploads = Arc::<attachments::Recent>::default();
+        let flushes = Arc::<flush::Flushes>::default();
         let body_memory = Arc::new(Semaphore::new(self.limits.body_memory_bytes_max));
         let hurry = Shutdown::new();
         let started = Instant::now();
@@ -245,6 +249,7 @@ impl Intake {
                 listen_host: self.listen_host.clone(),
                 lanes: lanes.clone(),
                 uploads: uploads.clone(),
+                flushes: flushes.clone(),
                 body_memory: body_memory.clone(),
                 agent_mark: self.agent_mark.clone(),
                 started,
@@ -463,7 +468,14 @@ async fn answer(shared: Arc<Shared>, request: http::Request<Incoming>) -> Client
     let (token, path) = guard::split_token(uri.path());
     if let Some(page) = status_page::Page::of(&head.method, path) {
         return match guard::is_own_host(&head.headers, &shared.listen_host) {
-            true if guard::is_own_origin(&head.headers) => page.render(&shared),
+            true if guard::is_own_origin(&head.headers) => match page {
+                // It makes the agent work, so it is for those who may send writes.
+                status_page::Page::Flush if !guard::is_allowed(shared.token.as_deref(), token, &head.headers) => {
+                    forward::own_answer(error(401, "this opik-offline agent asks for its intake token"))
+                }
+                status_page::Page::Flush => flush::flush(&shared, &head).await,
+                page => page.render(&shared),
+            },
             true => forward::own_answer(error(403, "the agent's own pages are not shown to other sites")),
             false => forward::own_answer(error(403, "the agent's own pages are shown to addresses and localhost only")),
         };

@@ -26,6 +26,8 @@ pub(super) enum Page {
     Healthy,
     Ready,
     Metrics,
+    /// See [`super::flush`].
+    Flush,
     MethodNotAllowed,
 }
 
@@ -38,6 +40,7 @@ impl Page {
             "/-/healthy" => Self::Healthy,
             "/-/ready" => Self::Ready,
             "/metrics" => Self::Metrics,
+            "/-/flush" => return Some(Self::Flush),
             _ => return None,
         };
         let is_read = method == Method::GET || method == Method::HEAD;
@@ -57,7 +60,9 @@ impl Page {
                 Ok(text) => plain("application/json", text + "\n"),
                 Err(fault) => forward::own_answer(error(500, &format!("the agent cannot tell how it is: {fault}"))),
             },
-            Self::MethodNotAllowed => forward::own_answer(error(405, "this page of the agent can only be read")),
+            Self::Flush | Self::MethodNotAllowed => {
+                forward::own_answer(error(405, "this page of the agent can only be read"))
+            }
         }
     }
 }

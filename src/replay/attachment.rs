@@ -3,6 +3,7 @@
 use std::io;
 use std::ops::Range;
 use std::sync::Mutex;
+use std::time::Duration;
 
 use super::lane::LaneWorker;
 use super::lock;
@@ -20,7 +21,11 @@ const BODY_BYTES_MAX: u64 = 1024 * 1024;
 ///
 /// What keeps the store from giving the file out is no fault of the server's, and is tried again like an error of the
 /// message's own. The file of a message that was purged meanwhile is gone with it, and so is whatever is settled.
-pub(super) fn upload(worker: &LaneWorker<'_>, message: &Claimed) -> Result<Answer, SendFailure> {
+pub(super) fn upload(
+    worker: &LaneWorker<'_>,
+    message: &Claimed,
+    answer_timeout: Duration,
+) -> Result<Answer, SendFailure> {
     let replay = worker.replay;
     let kept = |status, text: String| Ok(Answer { text, ..Answer::of_status(status) });
     let content = message.request.body.decode(BODY_BYTES_MAX).map_err(|fault| fault.to_string());
@@ -44,6 +49,7 @@ pub(super) fn upload(worker: &LaneWorker<'_>, message: &Claimed) -> Result<Answe
             subject: &subject,
             headers: &message.request.headers,
             bytes: file.bytes,
+            answer_timeout,
             open: &open,
             may_send: &may_send,
         },

@@ -12,6 +12,7 @@ use super::now_ms;
 use crate::delivery::backoff;
 use crate::delivery::blame::{self, Evidence, set_apart};
 use crate::delivery::coalesce::{Shipment, plan};
+use crate::delivery::generation::by_generation;
 use crate::delivery::split::{Divisible, Division, DivisionEnd};
 use crate::delivery::verdict::{RATE_LIMITED, ReplayVerdict, replaying};
 use crate::message::{Claimed, Effect, Footprint, MessageId, MessageType, Request};
@@ -54,6 +55,9 @@ pub(super) struct Batch<'w, 'a> {
     retries: Vec<Failed>,
     /// What messages are about that wait for another try: later ones of this batch must not overtake them.
     left: Footprint,
+    /// What messages are about that the server has decided and that are not settled yet: nothing that conflicts with
+    /// them is sent before they are, or a crash would repeat an older write over a newer one.
+    unsettled: Footprint,
     /// Messages delivered so far.
     pub delivered: usize,
     /// Whether any request failed in a way that time may heal.
@@ -108,6 +112,7 @@ impl<'w, 'a> Batch<'w, 'a> {
             outcomes: Vec::new(),
             retries: Vec::new(),
             left: Footprint::default(),
+            unsettled: Footprint::default(),
             delivered: 0,
             faltered: false,
             passes: 0,
@@ -122,6 +127,7 @@ impl<'w, 'a> Batch<'w, 'a> {
         let probes = self.worker.replay.probes;
         claimed.retain(|message| match probes.decision(message.id) {
             Some(outcome) => {
+                self.unsettled.add(&message.touches);
                 self.outcomes.push((message.id, outcome));
                 false
             }
@@ -130,12 +136,18 @@ impl<'w, 'a> Batch<'w, 'a> {
         let (first, suspects) = set_apart(claimed, |message| self.is_suspect(message));
         let suspects = suspects.into_iter().flat_map(|message| plan(std::iter::once(message)));
         // With each shipment: how many requests had passed when it first failed, as a part of a larger one.
+        let first = by_generation(plan(first), |shipment, look| {
+            shipment.messages().for_each(|message| look(&message.touches));
+        });
         let mut queue: VecDeque<(Shipment, Option<usize>)> =
-            plan(first).into_iter().chain(suspects).map(|shipment| (shipment, None)).collect();
+            first.into_iter().chain(suspects).map(|shipment| (shipment, None)).collect();
         while let Some((shipment, first_failed)) = queue.pop_front() {
             if !self.may_send() || self.waits_for_an_earlier(&shipment) {
                 self.put_back(&shipment, None);
                 continue;
+            }
+            if shipment.messages().any(|message| self.unsettled.conflicts(&message.touches)) {
+                self.settle_decided()?;
             }
             if let Some(message) = shipment.only()
                 && self.is_suspect(message)
@@ -149,7 +161,8 @@ impl<'w, 'a> Batch<'w, 'a> {
                     continue;
                 }
             }
-            let attempt = self.attempt(shipment.message_type(), &shipment.request(), shipment.only())?;
+            let attempt =
+                self.attempt(shipment.message_type(), &shipment.request(), shipment.messages(), shipment.only())?;
             match attempt {
                 Attempt::Passed => self.delivered(&shipment)?,
                 Attempt::Halted(answer) => self.put_back(&shipment, answer),
@@ -201,19 +214,29 @@ impl<'w, 'a> Batch<'w, 'a> {
 
     /// Sends one request, and sees to what its answer means for the lane and for the connection. `alone` is the message
     /// whose request it is, if it is one's: an attachment takes several.
-    fn attempt(
+    fn attempt<'m>(
         &mut self,
         message_type: MessageType,
         request: &Request,
+        messages: impl Iterator<Item = &'m Claimed> + Clone,
         alone: Option<&Claimed>,
     ) -> Result<Attempt, StoreError> {
         let (replay, work) = (self.worker.replay, &self.worker.work);
         let sent = Instant::now();
+        let timeouts = messages.clone().map(|message| replay.probes.timeouts(message.id).max(message.attempts)).max();
+        let first = replay.upstream.answer_timeout();
+        let patient =
+            timeouts.filter(|timeouts| *timeouts > 0).and_then(|timeouts| Some((replay.probes.patient()?, timeouts)));
+        let patience = patient.as_ref().map_or(first, |(_, timeouts)| backoff::patience(first, *timeouts));
         let result = match alone.filter(|message| message.message_type == MessageType::CreateAttachment) {
-            Some(message) => attachment::upload(self.worker, message),
-            None => self.send(message_type, request),
+            Some(message) => attachment::upload(self.worker, message, patience),
+            None => self.send(message_type, request, patience),
         };
+        drop(patient);
         let took = sent.elapsed();
+        if matches!(result, Err(SendFailure::Timeout { .. })) {
+            replay.probes.timed_out(messages.map(|message| message.id));
+        }
         let verdict = replaying(message_type, result.as_ref());
         debug!(target: "replay_manager", %message_type, ?verdict, "sent");
         Ok(match verdict {
@@ -267,10 +290,10 @@ impl<'w, 'a> Batch<'w, 'a> {
     }
 
     /// Sends a request, and where the server is too old for it what says the same.
-    fn send(&self, message_type: MessageType, request: &Request) -> Result<Answer, SendFailure> {
+    fn send(&self, message_type: MessageType, request: &Request, patience: Duration) -> Result<Answer, SendFailure> {
         let replay = self.worker.replay;
         replay.metrics.replay_requests.add(1);
-        let result = replay.upstream.send(&self.worker.work.lane, request);
+        let result = replay.upstream.send_within(&self.worker.work.lane, request, patience);
         let Ok(answer) = &result else { return result };
         let Some(other) = fallback(message_type, request, answer.status, CONTENT_BYTES_MAX) else { return result };
         if !self.worker.keeper.may_send() {
@@ -278,7 +301,7 @@ impl<'w, 'a> Batch<'w, 'a> {
         }
         debug!(target: "replay_manager", "the Opik server takes assertion results as feedback scores only");
         replay.metrics.replay_requests.add(1);
-        replay.upstream.send(&self.worker.work.lane, &other)
+        replay.upstream.send_within(&self.worker.work.lane, &other, patience)
     }
 
     /// Rejects a message, or those of its items that the server refuses.
@@ -310,13 +333,18 @@ impl<'w, 'a> Batch<'w, 'a> {
             ),
             Outcome::Delivered | Outcome::Failed { .. } => {}
         }
+        if !matches!(outcome, Outcome::Failed { .. }) {
+            self.unsettled.add(&message.touches);
+        }
         self.outcomes.push((message.id, outcome));
     }
 
     /// Sends a batch in pieces until each bad item stands alone: one that was refused as a `whole`, or a suspect.
     ///
-    /// All of it is settled at once, afterwards: a crash in the middle repeats pieces, which are upserts. Returns `None`
-    /// when the message waits for another attempt as a whole, like one that the server could not answer for.
+    /// All of it is settled at once, afterwards: a crash in the middle repeats pieces, which are upserts. So a piece is
+    /// kept for later, with those behind it, where one of its items is about an entity of a piece that passed: repeated
+    /// after a crash, that one would be an older write over a newer one. Returns `None` when the message waits for another
+    /// attempt as a whole, like one that the server could not answer for.
     fn divide(
         &mut self,
         message: &Claimed,
@@ -329,13 +357,28 @@ impl<'w, 'a> Batch<'w, 'a> {
         let mut faltered = None;
         let mut falters = 0;
         let mut goes_on = true;
+        let is_disjoint = changes == divisible.len();
+        let mut passed = Footprint::default();
         while let Some(items) = division.next() {
             if !goes_on || !self.may_send() {
                 division.keep(items);
                 continue;
             }
-            match self.attempt(message.message_type, &divisible.piece(&message.request, items.clone()), None)? {
-                Attempt::Passed => division.passed(items),
+            let piece = divisible.piece(&message.request, items.clone());
+            let touches = match is_disjoint {
+                true => Vec::new(),
+                false => divisible.touches(message.message_type, &piece).unwrap_or_else(|| message.touches.clone()),
+            };
+            if passed.conflicts(&touches) {
+                goes_on = false;
+                division.keep(items);
+                continue;
+            }
+            match self.attempt(message.message_type, &piece, std::iter::once(message), None)? {
+                Attempt::Passed => {
+                    passed.add(&touches);
+                    division.passed(items);
+                }
                 Attempt::Refused { answer, .. } => {
                     last_refusal = Some(answer.clone());
                     division.refused(items, answer);
@@ -346,7 +389,7 @@ impl<'w, 'a> Batch<'w, 'a> {
                     falters += 1;
                     // Two items about one entity keep their order, so no later one may pass this one. And a server that
                     // fails at the first pieces of a batch is not asked about all of them.
-                    goes_on = changes == divisible.len() && (division.anything_passed() || falters < PIECES_FAILED_MAX);
+                    goes_on = is_disjoint && (division.anything_passed() || falters < PIECES_FAILED_MAX);
                     if goes_on { division.faltered(items) } else { division.keep(items) }
                 }
             }
@@ -379,6 +422,7 @@ impl<'w, 'a> Batch<'w, 'a> {
 
     fn delivered(&mut self, shipment: &Shipment) -> Result<(), StoreError> {
         self.delivered += shipment.len();
+        shipment.messages().for_each(|message| self.unsettled.add(&message.touches));
         self.outcomes.extend(shipment.messages().map(|message| (message.id, Outcome::Delivered)));
         self.settle_if_repeat_hurts(shipment)
     }
@@ -395,9 +439,21 @@ impl<'w, 'a> Batch<'w, 'a> {
     /// Settles at once what the server would not take as an upsert a second time.
     fn settle_if_repeat_hurts(&mut self, shipment: &Shipment) -> Result<(), StoreError> {
         if shipment.messages().any(|message| !message.message_type.repeat_is_harmless()) {
-            let outcomes = std::mem::take(&mut self.outcomes);
-            self.worker.settle(&outcomes)?;
+            self.settle_decided()?;
         }
+        Ok(())
+    }
+
+    /// Settles what the server has decided so far. What only waits for another try is settled at the end.
+    fn settle_decided(&mut self) -> Result<(), StoreError> {
+        let is_decided = |outcome: &Outcome| !matches!(outcome, Outcome::Failed { .. });
+        let (decided, waiting) = std::mem::take(&mut self.outcomes).into_iter().partition(|(_, o)| is_decided(o));
+        self.outcomes = waiting;
+        let decided: Vec<_> = decided;
+        if !decided.is_empty() {
+            self.worker.settle(&decided)?;
+        }
+        self.unsettled = Footprint::default();
         Ok(())
     }
 

@@ -6,7 +6,7 @@ use tracing::error;
 
 use super::batch::{Batch, Halt};
 use super::probes::WINDOW_AFTER_SILENCE;
-use super::{Budget, Gate, LeaseKeeper, Replay, now_ms};
+use super::{Budget, CLAIMS_BYTES_MAX, Gate, LeaseKeeper, Replay, now_ms};
 use crate::delivery::pacing::{BatchEnd, Pace};
 use crate::message::MessageId;
 use crate::store::{ClaimLimits, Hold, LaneId, LaneWork, Outcome, StoreError};
@@ -82,12 +82,21 @@ impl LaneWorker<'_> {
         let is_probe = self.work.hold.as_ref().is_some_and(|hold| hold.probe);
         let window = if is_probe { 1 } else { replay.probes.window(self.work.id).min(self.pace.batch()) };
         let window = if self.is_extra { window.min(WINDOW_AFTER_SILENCE) } else { window };
-        let wanted = self.budget.take(window);
-        let limits = ClaimLimits { messages_max: wanted, bytes_max: self.claim_bytes_max };
+        // What a killed replayer had in flight is claimed as a whole, see `Store::interrupted`.
+        let again = match replay.probes.may_be_interrupted(self.work.id) {
+            true => replay.store.interrupted(self.work.id)?,
+            false => 0,
+        };
+        let bytes_max = if again > 0 { CLAIMS_BYTES_MAX } else { self.claim_bytes_max };
+        let wanted = self.budget.take(window.max(again));
+        let limits = ClaimLimits { messages_max: wanted, bytes_max };
         let claimed = match wanted {
             0 => Vec::new(),
             _ => replay.store.claim(&self.keeper.lease, self.work.id, &replay.settings.filter, limits, now_ms())?,
         };
+        if wanted > 0 {
+            replay.probes.claimed(self.work.id);
+        }
         self.budget.give_back(wanted - claimed.len());
         if claimed.is_empty() {
             return Ok(Step::LaneDone);

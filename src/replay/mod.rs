@@ -11,7 +11,8 @@
 //!
 //! A message is deleted by the settle that follows its confirmation, one commit per batch. A crash between the two sends
 //! it again, which is an upsert; for the few messages where it would not be ([`MessageType::repeat_is_harmless`]), the
-//! settle follows each single answer.
+//! settle follows each single answer. And nothing is sent before everything is settled that it conflicts with, so that only
+//! the newest write of each entity is ever repeated: a crash never puts an older one over a newer.
 //!
 //! # One sender
 //!
@@ -162,6 +163,7 @@ impl Replay<'_> {
         let before = self.delivered_and_rejected();
         let result = self.store.return_in_flight(&keeper.lease).and_then(|returned| {
             if returned > 0 {
+                self.probes.interrupted();
                 info!(target: "replay_manager", returned, "messages that were in flight are failed again");
             }
             self.replay_lanes(&keeper)
@@ -197,7 +199,7 @@ impl Replay<'_> {
         let gate = Gate::default();
         let budget = Budget::new(self.settings.limit);
         let mut paces: HashMap<LaneId, Pace> = HashMap::new();
-        let mut busy = Busy::default();
+        let mut busy = Busy { answer_timeout: self.upstream.answer_timeout(), ..Busy::default() };
         let mut failed: Option<StoreError> = None;
         let mut lanes = VecDeque::new();
         let mut look_at = Instant::now();
@@ -435,6 +437,8 @@ fn suffices(renewed: Duration, now: Duration) -> bool {
 /// Who works on which lane.
 #[derive(Default)]
 struct Busy {
+    /// How long a request takes at most that is given no more time than others.
+    answer_timeout: Duration,
     workers: Vec<Worker>,
     next_number: u64,
 }
@@ -455,11 +459,14 @@ impl Busy {
         let here = count(&|worker| worker.lane == work.id);
         let is_extra = here > 0;
         let may = if is_extra {
-            // A lane that is tried with one message has nothing for a second worker.
+            // A lane that is tried with one message has nothing for a second worker, unless that message is given more
+            // time than others: the lane may have recovered meanwhile.
+            let is_patient = |worker: &Worker| now.saturating_duration_since(worker.since) > self.answer_timeout;
             here < WORKERS_OF_A_LANE_MAX
                 && count(&|worker| worker.is_extra) < EXTRA_WORKERS_MAX
                 && count(&|worker| worker.lane == work.id && !is_slow(worker)) == 0
-                && !work.hold.as_ref().is_some_and(|hold| hold.probe)
+                && (!work.hold.as_ref().is_some_and(|hold| hold.probe)
+                    || count(&|worker| worker.lane == work.id && !is_patient(worker)) == 0)
         } else {
             count(&|worker| !worker.is_extra && !is_slow(worker)) < LANES_MAX
                 && count(&|worker| !worker.is_extra) < LANES_MAX_WITH_SLOW

@@ -5,6 +5,7 @@
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use super::lock;
 use crate::delivery::blame::FAILING_MAX;
@@ -15,6 +16,8 @@ use crate::store::{LaneId, Outcome, ReplayRecord, StoreIdentity};
 const SPARED_MAX: usize = 10_000;
 /// How many messages a batch may have after a request hung, and one beside a request that hangs.
 pub(super) const WINDOW_AFTER_SILENCE: usize = 8;
+/// Requests that are given more time than others at once.
+const PATIENT_MAX: usize = 8;
 /// Outcomes that could not be settled and are remembered; what more were decided is sent again, as upserts.
 const UNSETTLED_MAX: usize = 10_000;
 
@@ -26,8 +29,23 @@ pub struct Probes {
     lanes: Mutex<HashMap<LaneId, Trouble>>,
     /// What the server has decided and the store could not settle.
     unsettled: Mutex<HashMap<MessageId, Outcome>>,
+    /// Lanes that were claimed from since a replayer was last known to have ended in the middle.
+    resumed: Mutex<HashSet<LaneId>>,
+    /// How often a message got no answer in time.
+    timeouts: Mutex<HashMap<MessageId, u32>>,
+    /// Requests that are given more time than others just now.
+    patient: AtomicUsize,
     /// What was replayed since the backlog began.
     episode: Mutex<Option<ReplayRecord>>,
+}
+
+/// The right to give one request more time than others, until it is dropped.
+pub(super) struct Patient<'a>(&'a AtomicUsize);
+
+impl Drop for Patient<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
 }
 
 #[derive(Debug, Default)]
@@ -58,10 +76,27 @@ impl Probes {
         let Some((earlier_store, earlier_epoch)) = lock(&self.round).replace((store, epoch)) else { return };
         if earlier_store != store {
             lock(&self.lanes).clear();
+            lock(&self.timeouts).clear();
         }
         if earlier_store != store || earlier_epoch.checked_add(1) != Some(epoch) {
             lock(&self.unsettled).clear();
+            self.interrupted();
         }
+    }
+
+    /// Notes that messages were found in flight that nobody works on any more.
+    pub(super) fn interrupted(&self) {
+        lock(&self.resumed).clear();
+    }
+
+    /// Returns whether messages of a lane may wait that were in flight when a replayer ended.
+    pub(super) fn may_be_interrupted(&self, lane: LaneId) -> bool {
+        !lock(&self.resumed).contains(&lane)
+    }
+
+    /// Notes that the next messages of a lane were claimed, with all that were in flight when a replayer ended.
+    pub(super) fn claimed(&self, lane: LaneId) {
+        lock(&self.resumed).insert(lane);
     }
 
     pub(super) fn probe_failed(&self, lane: LaneId) -> u32 {
@@ -169,12 +204,45 @@ impl Probes {
         lock(&self.unsettled).get(&message).cloned()
     }
 
-    /// Forgets messages that are settled now. Costs nothing while none was left unsettled.
+    /// Forgets messages that are settled now. Costs nothing while none was left unsettled or got no answer.
     pub(super) fn settled(&self, outcomes: &[(MessageId, Outcome)]) {
+        let mut timeouts = lock(&self.timeouts);
+        if !timeouts.is_empty() {
+            let is_final = |outcome: &Outcome| !matches!(outcome, Outcome::Failed { .. });
+            outcomes.iter().filter(|(_, o)| is_final(o)).for_each(|(message, _)| {
+                timeouts.remove(message);
+            });
+        }
+        drop(timeouts);
         let mut unsettled = lock(&self.unsettled);
         if !unsettled.is_empty() {
             outcomes.iter().for_each(|(message, _)| drop(unsettled.remove(message)));
         }
+    }
+
+    /// Notes that messages got no answer in time.
+    pub(super) fn timed_out(&self, messages: impl Iterator<Item = MessageId>) {
+        let mut timeouts = lock(&self.timeouts);
+        for message in messages {
+            if timeouts.len() < SPARED_MAX || timeouts.contains_key(&message) {
+                let count = timeouts.entry(message).or_default();
+                *count = count.saturating_add(1);
+            }
+        }
+    }
+
+    /// Returns how often a message got no answer in time, as far as that is remembered.
+    pub(super) fn timeouts(&self, message: MessageId) -> u32 {
+        lock(&self.timeouts).get(&message).copied().unwrap_or(0)
+    }
+
+    /// Returns the right to give one request more time than others, or `None` while as many have it as may: each may
+    /// keep a worker for minutes.
+    pub(super) fn patient(&self) -> Option<Patient<'_>> {
+        let taken = self
+            .patient
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |count| (count < PATIENT_MAX).then_some(count + 1));
+        taken.is_ok().then_some(Patient(&self.patient))
     }
 
     /// Adds a round to what was replayed since the backlog began, and returns the sum.

@@ -92,6 +92,32 @@ pub trait Store: Send + Sync {
     /// it meanwhile.
     fn limit(&self, lane: &Lane, hold: &Hold) -> Result<(), StoreError>;
 
+    // For those who wait until something is delivered.
+
+    /// Returns the newest message that was ever stored.
+    fn newest(&self) -> Result<MessageId, StoreError> {
+        Ok(MessageId(i64::MAX / 4))
+    }
+
+    /// Returns how a lane stands, or all lanes of a server together, with what was accepted up to a message.
+    ///
+    /// Whether any of that waits is an indexed look-up per lane, so that it can be asked again and again.
+    fn standing(&self, whose: &Whose, _up_to: MessageId) -> Result<Standing, StoreError> {
+        let waiting = match whose {
+            Whose::Lane(lane) => self.waiting(lane)?,
+            Whose::Server(server) => self.backlog(&Filter::of_server(server))?.waiting(),
+        };
+        Ok(Standing { waits: waiting > 0, waiting, rejected: 0 })
+    }
+
+    /// Makes a lane due at once, or all lanes of a server that have something to replay: one that is held to be tried by a probe is
+    /// tried now, and of its first messages (some thousand) those that wait for their next attempt.
+    ///
+    /// A rate limit of the server's stays in force.
+    fn hasten(&self, _whose: &Whose) -> Result<(), StoreError> {
+        Ok(())
+    }
+
     // For attachments. Most callers use them through [`attachment`].
 
     /// Makes a place for the bytes of an attachment; they count in the store's limits from the first piece on.
@@ -176,6 +202,15 @@ pub trait Store: Send + Sync {
 
     /// Makes *failed* again whatever an earlier lease left in flight; returns how many messages that were.
     fn return_in_flight(&self, lease: &Lease) -> Result<u64, StoreError>;
+
+    /// Returns how many of the lane's first failed messages, in delivery order, have to be claimed for all of those that
+    /// were in flight when an earlier replayer ended, and that nobody settled since; 0 when there are none.
+    ///
+    /// Several of these may have been on their way in one request, which the server may have: taken together, they are in
+    /// one request again. Taken one by one, the first of them would be an older write over a newer one.
+    fn interrupted(&self, _lane: LaneId) -> Result<usize, StoreError> {
+        Ok(0)
+    }
 
     /// Returns the lanes with failed messages that the filter selects, in the order of their oldest message.
     fn lanes(&self, filter: &Filter, now_ms: i64) -> Result<Vec<LaneWork>, StoreError>;
@@ -471,6 +506,26 @@ pub struct Ahead {
 impl Ahead {
     /// A write that touches more entities than this is taken to conflict with whatever waits.
     pub const TOUCHES_MAX: usize = 256;
+}
+
+/// Whose messages are meant.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Whose {
+    /// Those of one lane.
+    Lane(Lane),
+    /// Those of all lanes of a server.
+    Server(Server),
+}
+
+/// How a lane stands, see [`Store::standing`].
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Standing {
+    /// Whether anything accepted up to the message that was asked about still has to reach the server.
+    pub waits: bool,
+    /// How many messages still have to reach the server, whenever they were accepted.
+    pub waiting: u64,
+    /// How many messages the server refused.
+    pub rejected: u64,
 }
 
 /// Why a lane is not replayed, and until when.

@@ -16,6 +16,7 @@ use hyper_util::client::legacy::connect::proxy::Tunnel;
 use hyper_util::client::legacy::{Client, Error as ClientError};
 use hyper_util::rt::{TokioExecutor, TokioTimer};
 
+use super::half_open::HalfOpen;
 use super::{IDLE_AGE_MAX, UpstreamError, UpstreamSettings, tls, without_userinfo};
 use crate::protocol::answers::SendFailure;
 
@@ -24,6 +25,9 @@ pub type BoxError = Box<dyn Error + Send + Sync>;
 /// A body on its way to the server: held whole, or streamed from the client.
 pub type ForwardBody = Either<Full<Bytes>, BoxBody<Bytes, BoxError>>;
 
+/// Headers of an answer, and bytes of its head, at most.
+const ANSWER_HEADERS_MAX: usize = 1024;
+const ANSWER_HEAD_BYTES_MAX: usize = 2 * 1024 * 1024;
 /// Idle connections that are kept to the server.
 const IDLE_CONNECTIONS_MAX: usize = 128;
 
@@ -34,8 +38,8 @@ pub struct Forwarder {
 }
 
 enum ForwardClient {
-    Direct(Client<HttpsConnector<HttpConnector>, ForwardBody>),
-    Tunneled(Box<Client<HttpsConnector<Tunnel<HttpsConnector<HttpConnector>>>, ForwardBody>>),
+    Direct(Client<HalfOpen<HttpsConnector<HttpConnector>>, ForwardBody>),
+    Tunneled(Box<Client<HalfOpen<HttpsConnector<Tunnel<HttpsConnector<HttpConnector>>>>, ForwardBody>>),
 }
 
 impl Forwarder {
@@ -63,9 +67,12 @@ impl Forwarder {
         builder
             .pool_idle_timeout(IDLE_AGE_MAX)
             .pool_max_idle_per_host(IDLE_CONNECTIONS_MAX)
-            .pool_timer(TokioTimer::new());
+            .pool_timer(TokioTimer::new())
+            // What has answered has done what was asked, however much it says: it must not be asked again.
+            .http1_max_headers(ANSWER_HEADERS_MAX)
+            .http1_max_buf_size(ANSWER_HEAD_BYTES_MAX);
         let client = match &settings.proxy {
-            None => ForwardClient::Direct(builder.build(https().wrap_connector(connector))),
+            None => ForwardClient::Direct(builder.build(HalfOpen(https().wrap_connector(connector)))),
             Some(url) => {
                 let unusable = |reason: String| UpstreamError::Proxy { url: without_userinfo(url), reason };
                 let proxy = url.parse::<http::Uri>().map_err(|error| unusable(error.to_string()))?;
@@ -76,7 +83,7 @@ impl Forwarder {
                         credentials.map_err(|()| unusable("its user or password is unreadable".into()))?;
                     tunnel = tunnel.with_auth(credentials);
                 }
-                ForwardClient::Tunneled(Box::new(builder.build(https().wrap_connector(tunnel))))
+                ForwardClient::Tunneled(Box::new(builder.build(HalfOpen(https().wrap_connector(tunnel)))))
             }
         };
         Ok(Self { client, base_url: settings.base_url.clone() })

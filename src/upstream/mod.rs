@@ -10,6 +10,8 @@
 //! neither retries.
 
 pub mod forward;
+mod half_open;
+mod heard;
 pub mod smoke;
 pub mod tls;
 pub mod upload;
@@ -18,6 +20,10 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant, SystemTime};
 
 use thiserror::Error;
+use ureq::unversioned::resolver::DefaultResolver;
+use ureq::unversioned::transport::{Connector as _, DefaultConnector};
+
+use self::heard::Hearing;
 
 use crate::message::{Lane, Request};
 use crate::protocol::answers::{Answer, SendFailure, asked_wait};
@@ -123,8 +129,9 @@ impl Upstream {
             .max_idle_age(IDLE_AGE_MAX)
             .user_agent(concat!("opik-offline/", env!("CARGO_PKG_VERSION")))
             .build();
+        let connector = DefaultConnector::default().chain(Hearing { through_proxy: settings.proxy.is_some() });
         Ok(Self {
-            agent: config.new_agent(),
+            agent: ureq::Agent::with_parts(config, connector, DefaultResolver::default()),
             base_url: settings.base_url.clone(),
             answer_timeout: settings.answer_timeout,
             deadline: None,
@@ -149,12 +156,26 @@ impl Upstream {
         &self.base_url
     }
 
+    /// Returns how long an answer may take, as far as nothing else was said for a request.
+    pub fn answer_timeout(&self) -> Duration {
+        self.answer_timeout
+    }
+
     /// Sends a stored request as its client would have sent it.
     ///
     /// # Errors
     ///
     /// [`SendFailure`] when no whole answer came.
     pub fn send(&self, lane: &Lane, request: &Request) -> Result<Answer, SendFailure> {
+        self.send_within(lane, request, self.answer_timeout)
+    }
+
+    /// The same with another time for the answer.
+    ///
+    /// # Errors
+    ///
+    /// [`SendFailure`] when no whole answer came.
+    pub fn send_within(&self, lane: &Lane, request: &Request, timeout: Duration) -> Result<Answer, SendFailure> {
         let mut builder =
             http::Request::builder().method(request.method.as_str()).uri(format!("{}/{}", self.base_url, request.path));
         for (name, value) in request.headers.iter() {
@@ -164,8 +185,8 @@ impl Upstream {
             builder = builder.header(AGENT_HEADER, mark);
         }
         let left = self.deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()) + DEADLINE_GRACE);
-        let timeout = left.map_or(self.answer_timeout, |left| left.min(self.answer_timeout));
-        self.finish(with_lane(builder, lane), &request.body.bytes[..], timeout, Answer::TEXT_BYTES_MAX)
+        let timeout = left.map_or(timeout, |left| left.min(timeout));
+        self.finish(with_lane(builder, lane), &request.body.bytes, timeout, Answer::TEXT_BYTES_MAX)
     }
 
     /// Asks the server whether it is there (`is-alive/ping`), as the SDK's connection monitor does.
@@ -189,7 +210,7 @@ impl Upstream {
             .method("POST")
             .uri(format!("{}/v1/private/auth", self.base_url))
             .header("content-type", "application/json");
-        self.finish(with_lane(request, lane), &[][..], timeout, Answer::TEXT_BYTES_MAX)
+        self.finish(with_lane(request, lane), &[], timeout, Answer::TEXT_BYTES_MAX)
     }
 
     /// Reads a path below the base URL; how the commands ask a running agent.
@@ -199,7 +220,7 @@ impl Upstream {
     /// [`SendFailure`] when no answer came within `timeout`.
     pub fn read(&self, path: &str, timeout: Duration) -> Result<Answer, SendFailure> {
         let request = http::Request::builder().method("GET").uri(format!("{}/{path}", self.base_url));
-        self.finish(request, &[][..], timeout, Answer::TEXT_BYTES_MAX)
+        self.finish(request, &[], timeout, Answer::TEXT_BYTES_MAX)
     }
 
     /// The same with this much of the answer at most.
@@ -209,7 +230,7 @@ impl Upstream {
     /// [`SendFailure`] when no whole answer came.
     pub fn read_whole(&self, path: &str, timeout: Duration, bytes_max: usize) -> Result<Answer, SendFailure> {
         let request = http::Request::builder().method("GET").uri(format!("{}/{path}", self.base_url));
-        self.finish(request, &[][..], timeout, bytes_max)
+        self.finish(request, &[], timeout, bytes_max)
     }
 
     /// Reads what the server has of a lane, by `GET` or by a `POST` with a JSON body; at most `bytes_max` of the answer.
@@ -234,16 +255,44 @@ impl Upstream {
     }
 
     /// Sends a request and reads its answer, at most `bytes_max` of it.
+    ///
+    /// One that broke off while its body was being sent is sent once more, and its body only when the server asks for it:
+    /// a server that refuses it by its head alone is heard then.
     fn finish(
         &self,
         builder: http::request::Builder,
-        body: impl ureq::AsSendBody,
+        body: &[u8],
         timeout: Duration,
         bytes_max: usize,
     ) -> Result<Answer, SendFailure> {
+        let head = self.head(builder, timeout)?;
+        let first = self.run(http::Request::from_parts(head.clone(), body), timeout, bytes_max);
+        let Err(failure) = first else { return first };
+        if !heard::broke_off() {
+            return Err(failure);
+        }
+        match self.run(http::Request::from_parts(expecting(head), body), timeout, bytes_max) {
+            // It knows nothing of that.
+            Ok(Answer { status: 417, .. }) => Err(failure),
+            second => second,
+        }
+    }
+
+    fn head(&self, builder: http::request::Builder, timeout: Duration) -> Result<http::request::Parts, SendFailure> {
+        let made = builder.body(()).map_err(|error| failure(&self.base_url, timeout, ureq::Error::Http(error)))?;
+        Ok(made.into_parts().0)
+    }
+
+    fn run(
+        &self,
+        request: http::Request<impl ureq::AsSendBody>,
+        timeout: Duration,
+        bytes_max: usize,
+    ) -> Result<Answer, SendFailure> {
+        heard::broke_off();
         let failed = |error: ureq::Error| failure(&self.base_url, timeout, error);
-        let request = builder.body(body).map_err(|error| failed(ureq::Error::Http(error)))?;
-        let request = self.agent.configure_request(request).timeout_global(Some(timeout)).build();
+        let request = self.agent.configure_request(request).timeout_global(Some(timeout));
+        let request = request.timeout_await_100(Some(AWAIT_100)).build();
         let mut response = self.agent.run(request).map_err(failed)?;
         let headers = response.headers();
         let header = |name: &str| headers.get(name).and_then(|value| value.to_str().ok());
@@ -257,6 +306,15 @@ impl Upstream {
             .map_err(|error| failed(ureq::Error::from(error)))?;
         Ok(Answer { status, asked_wait: asked, location, text: String::from_utf8_lossy(&text).into_owned() })
     }
+}
+
+/// How long a server may take to say that it wants the body that was announced to it.
+const AWAIT_100: Duration = Duration::from_secs(5);
+
+/// Announces the body of a request instead of sending it at once.
+fn expecting(mut head: http::request::Parts) -> http::request::Parts {
+    head.headers.insert(http::header::EXPECT, http::HeaderValue::from_static("100-continue"));
+    head
 }
 
 /// Adds what names the lane: workspace and credential, exactly as the client sent them.

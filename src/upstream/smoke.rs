@@ -143,7 +143,9 @@ impl Upstream {
         };
         let headers = HeaderSet::default();
         let (bytes, may_send) = (IMAGE.len() as u64, || true);
-        let file = File { subject: &subject, headers: &headers, bytes, open: &open, may_send: &may_send };
+        let answer_timeout = self.answer_timeout();
+        let file =
+            File { subject: &subject, headers: &headers, bytes, answer_timeout, open: &open, may_send: &may_send };
         let answer = self.upload(lane, &file)?;
         match answer.status {
             200..300 => Ok(()),

@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use ureq::SendBody;
 
-use super::{AGENT_HEADER, Upstream, failure, with_lane};
+use super::{AGENT_HEADER, Upstream, expecting, failure, heard, with_lane};
 use crate::message::{HeaderSet, Lane};
 use crate::protocol::answers::{Answer, SendFailure};
 use crate::protocol::attachment::{
@@ -37,6 +37,8 @@ pub struct File<'a> {
     pub headers: &'a HeaderSet,
     /// Its size.
     pub bytes: u64,
+    /// How long an answer may take, beside the time for the bytes.
+    pub answer_timeout: Duration,
     /// Opens a range of it. A read fails when it may not be sent any more.
     pub open: &'a dyn Fn(Range<u64>) -> Box<dyn Read + 'a>,
     /// Says whether the next request may be sent.
@@ -81,7 +83,7 @@ impl Upstream {
         self.allowed(file)?;
         let request = http::Request::builder().method("POST").uri(format!("{}/{path}", self.base_url));
         let request = self.as_client(request, lane, file.headers).header("content-type", "application/json");
-        self.finish(request, body, self.answer_timeout, answer_bytes_max)
+        self.finish(request, body, file.answer_timeout, answer_bytes_max)
     }
 
     /// Sends all bytes to the server itself.
@@ -92,8 +94,23 @@ impl Upstream {
             request = self.as_client(request, lane, file.headers);
         }
         let request = request.header("content-type", "application/octet-stream");
-        let mut bytes = (file.open)(0..file.bytes);
-        self.finish(request, SendBody::from_reader(&mut bytes), self.timeout_for(file.bytes), Answer::TEXT_BYTES_MAX)
+        let timeout = timeout_for(file, file.bytes);
+        let head = self.head(request, timeout)?;
+        let put = |head| {
+            let mut bytes = (file.open)(0..file.bytes);
+            let request = http::Request::from_parts(head, SendBody::from_reader(&mut bytes));
+            self.run(request, timeout, Answer::TEXT_BYTES_MAX)
+        };
+        let first = put(head.clone());
+        if first.is_ok() || !heard::broke_off() {
+            return first;
+        }
+        // As for every other body, see `Upstream::finish`.
+        self.allowed(file)?;
+        match put(expecting(head)) {
+            Ok(Answer { status: 417, .. }) => first,
+            second => second,
+        }
     }
 
     /// Sends a part to an object store, which gets nothing but the bytes, and returns its ETag.
@@ -103,7 +120,7 @@ impl Upstream {
         let mut tries = 0;
         loop {
             self.allowed(file)?;
-            let timeout = self.timeout_for(bytes);
+            let timeout = timeout_for(file, bytes);
             let mut part = (file.open)(range.clone());
             let request = http::Request::builder()
                 .method("PUT")
@@ -156,10 +173,10 @@ impl Upstream {
         }
         with_lane(request, lane)
     }
+}
 
-    fn timeout_for(&self, bytes: u64) -> Duration {
-        self.answer_timeout + Duration::from_secs(bytes / RATE_MIN)
-    }
+fn timeout_for(file: &File<'_>, bytes: u64) -> Duration {
+    file.answer_timeout + Duration::from_secs(bytes / RATE_MIN)
 }
 
 /// Returns a presigned URL as it may be shown: its query is a key.

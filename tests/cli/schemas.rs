@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 use crate::sandbox::{BAD_TRACE, Sandbox, TRACE, message, open, team_of};
 use crate::support::agent::Agent;
 use crate::support::fake_opik::FakeOpik;
-use crate::support::http::Client;
+use crate::support::http::{Client, Request};
 use crate::support::process::Output;
 use crate::support::{PATIENCE, wait_until};
 
@@ -122,7 +122,15 @@ fn of_an_agent(found: &mut Documents) {
     let status = agent.cli(&["status", "--format", "json"]).json();
     assert_eq!(status["eta"]["state"], "server_away", "the agent's estimate is not told: {status}");
     found.0.push(("status", status));
+    let flush = |query: &str| {
+        let request = Request::new("POST", &format!("/-/flush{query}"));
+        Client::new(&agent.origin()).send(&request).expect("an answer").json()
+    };
+    found.0.push(("flush", flush("?timeout=100ms")));
     server.start();
+    let delivered = flush("");
+    assert_eq!(delivered["delivered"], true, "{delivered}");
+    found.0.push(("flush", delivered));
     wait_until("a replay is told", PATIENCE, || told()["replays"].as_array().is_some_and(|seen| !seen.is_empty()));
     found.0.push(("agent-status", told()));
 }

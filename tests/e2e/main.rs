@@ -16,12 +16,15 @@ mod damage;
 mod degraded;
 mod delivery;
 mod destination;
+mod early_answers;
 mod encryption;
 mod fake_opik;
+mod flushing;
 mod forwarding;
 #[cfg(target_os = "linux")]
 mod full_disk;
 mod isolation;
+mod kills;
 mod limits;
 #[cfg(target_os = "linux")]
 mod load;

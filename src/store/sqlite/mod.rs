@@ -39,6 +39,7 @@ mod sdk_pages;
 mod seal;
 mod settle;
 mod space;
+mod standing;
 mod summary;
 
 use std::path::{Path, PathBuf};
@@ -58,8 +59,8 @@ use self::seal::{KeyRing, Sealer, State};
 use super::key::Keys;
 use super::{
     AgentRecord, Ahead, AttachmentId, Backlog, ClaimLimits, Claimed, Condition, Filter, Hold, LaneId, LaneListed,
-    LaneWork, Lease, Limits, Listed, OpenMode, Outcome, Owner, Page, Purged, ReplayRecord, SalvagedRow, Store,
-    StoreError, StoreIdentity, StoredMessage, WhenFull,
+    LaneWork, Lease, Limits, Listed, OpenMode, Outcome, Owner, Page, Purged, ReplayRecord, SalvagedRow, Standing,
+    Store, StoreError, StoreIdentity, StoredMessage, WhenFull, Whose,
 };
 use crate::message::{Attachment, Lane, Message, MessageId, Server, Sha256, Touch};
 
@@ -291,6 +292,18 @@ impl Store for SqliteStore {
         }
     }
 
+    fn newest(&self) -> Result<MessageId, StoreError> {
+        self.read(&self.reader, |connection, _| standing::newest(connection))
+    }
+
+    fn standing(&self, whose: &Whose, up_to: MessageId) -> Result<Standing, StoreError> {
+        self.read(&self.reader, |connection, sealer| standing::standing(connection, sealer, whose, up_to))
+    }
+
+    fn hasten(&self, whose: &Whose) -> Result<(), StoreError> {
+        self.write(|tx, sealer| standing::hasten(tx, sealer, whose))
+    }
+
     fn limit(&self, lane: &Lane, hold: &Hold) -> Result<(), StoreError> {
         self.write(|tx, sealer| register::limit(tx, sealer, lane, hold))
     }
@@ -372,6 +385,10 @@ impl Store for SqliteStore {
     fn return_in_flight(&self, lease: &Lease) -> Result<u64, StoreError> {
         self.remove_unfinished()?;
         self.write_as(lease, |tx, _| settle::return_in_flight(tx, lease.epoch))
+    }
+
+    fn interrupted(&self, lane: LaneId) -> Result<usize, StoreError> {
+        self.read(&self.reader, |connection, _| settle::interrupted(connection, lane))
     }
 
     fn lanes(&self, filter: &Filter, now_ms: i64) -> Result<Vec<LaneWork>, StoreError> {

@@ -389,9 +389,13 @@ pub(super) const MARK_REJECTED: &str = "
     WHERE message_id = ?1";
 pub(super) const KEEP_ANSWER: &str = "
     UPDATE messages SET answer_status = ?2, answer_text = ?3, answer_at_ms = ?4 WHERE message_id = ?1";
+/// Keeps the epoch of the claim, by which [`INTERRUPTED`] knows them until they are settled.
 pub(super) const LEFT_IN_FLIGHT: &str = "
-    UPDATE messages SET status = 3, claim_epoch = NULL WHERE status = 1 AND claim_epoch < ?1
+    UPDATE messages SET status = 3 WHERE status = 1 AND claim_epoch < ?1
     RETURNING lane_id, 1, message_type, NULL, items, body_bytes";
+/// Of the first ?2 failed messages of a lane in delivery order: whether each was in flight when its replayer ended.
+pub(super) const INTERRUPTED: &str = "
+    SELECT claim_epoch IS NOT NULL FROM messages WHERE lane_id = ?1 AND status = 3 ORDER BY position, message_id LIMIT ?2";
 pub(super) const HOLD_LANE: &str = "
     UPDATE lanes SET held_until_ms = ?2, hold_reason = ?3, hold_probe = ?4, hold_passed = 0, held_at_ms = ?5,
         hold_status = ?6
@@ -410,6 +414,36 @@ pub(super) const MAKE_SPARED_DUE: &str = "
     UPDATE messages SET next_attempt_at_ms = 0
     WHERE attempts = 0 AND next_attempt_at_ms > 0 AND message_id IN (
         SELECT message_id FROM messages WHERE lane_id = ?1 AND status = 3 ORDER BY position LIMIT ?2)";
+/// Of the lane's first messages, those that wait for their next attempt.
+pub(super) const MAKE_FIRST_DUE: &str = "
+    UPDATE messages SET next_attempt_at_ms = 0
+    WHERE next_attempt_at_ms > 0 AND message_id IN (
+        SELECT message_id FROM messages WHERE lane_id = ?1 AND status = 3 ORDER BY position LIMIT ?2)";
+/// Ends the time of a hold that a probe may end; the hold itself stays until something passes.
+pub(super) const MAKE_LANE_DUE: &str =
+    "UPDATE lanes SET held_until_ms = ?2 WHERE lane_id = ?1 AND hold_probe = 1 AND held_until_ms > ?2";
+/// Lanes of server ?2 that have something to replay.
+pub(super) const LANES_WITH_WORK: &str = "
+    SELECT DISTINCT lane_id FROM summary
+    WHERE status IN (1, 3) AND messages > 0 AND lane_id IN (SELECT lane_id FROM lanes WHERE server = ?2) LIMIT ?1";
+/// How many messages of a lane still have to reach the server, and how many it refused.
+pub(super) const LANE_COUNTS: &str = "
+    SELECT coalesce(sum(CASE WHEN status IN (1, 3) THEN messages END), 0),
+        coalesce(sum(CASE WHEN status = 4 THEN messages END), 0)
+    FROM summary WHERE lane_id = ?1";
+/// The same of all lanes of a server.
+pub(super) const SERVER_COUNTS: &str = "
+    SELECT coalesce(sum(CASE WHEN status IN (1, 3) THEN messages END), 0),
+        coalesce(sum(CASE WHEN status = 4 THEN messages END), 0)
+    FROM summary WHERE lane_id IN (SELECT lane_id FROM lanes WHERE server = ?1)";
+/// Whether a message of a lane is in flight that was accepted up to ?2, or is a part of one.
+pub(super) const IN_FLIGHT_UP_TO: &str =
+    "SELECT 1 FROM messages WHERE lane_id = ?1 AND status = 1 AND (message_id <= ?2 OR position <= ?3)";
+/// The same of those that wait, where they stand in the order of acceptance: parts have the place of the whole.
+pub(super) const WAITS_UP_TO: &str = "SELECT 1 FROM messages WHERE lane_id = ?1 AND status = 3 AND position <= ?3";
+/// The same of updates that were put behind a later create. Reads the index only, and is asked when nothing else waits.
+pub(super) const WAITS_MOVED: &str =
+    "SELECT 1 FROM messages WHERE lane_id = ?1 AND status = 3 AND position > ?3 AND message_id <= ?2 LIMIT 1";
 pub(super) const MAKE_DUE: &str =
     "UPDATE messages SET next_attempt_at_ms = 0 WHERE message_id = ?1 AND status = 3 AND next_attempt_at_ms > 0";
 /// Lanes with a hold: in force, or over and with messages that it held.
@@ -687,6 +721,16 @@ mod tests {
             (WAITING_TOUCHES.to_owned(), "SEARCH messages USING INDEX messages_waiting (lane_id=?)"),
             (TOUCHES_IN_FLIGHT.to_owned(), "SEARCH messages USING INDEX messages_in_flight (lane_id=?)"),
             (LEFT_IN_FLIGHT.to_owned(), "messages_in_flight"),
+            (IN_FLIGHT_UP_TO.to_owned(), "SEARCH messages USING INDEX messages_in_flight (lane_id=?)"),
+            (
+                WAITS_UP_TO.to_owned(),
+                "SEARCH messages USING COVERING INDEX messages_waiting (lane_id=? AND position<?)",
+            ),
+            (
+                WAITS_MOVED.to_owned(),
+                "SEARCH messages USING COVERING INDEX messages_waiting (lane_id=? AND position>?)",
+            ),
+            (INTERRUPTED.to_owned(), "SEARCH messages USING INDEX messages_waiting (lane_id=?)"),
             (page(&all, false, true), "SEARCH messages USING INTEGER PRIMARY KEY (rowid>?)"),
             (page(&rejected, true, false), "SEARCH messages USING INDEX messages_rejected (status=?)"),
             (to_purge(&rejected, false), "messages_rejected (status=?)"),
@@ -706,6 +750,7 @@ mod tests {
             assert!(!plan.contains("SCAN messages;") && !plan.ends_with("SCAN messages"), "{sql}\n{plan}");
         }
         for sql in [
+            INTERRUPTED.to_owned(),
             WAITING_TOUCHES.to_owned(),
             waiting_in_order(&all),
             waiting_in_order(&of_type),

@@ -72,7 +72,7 @@ fn server(lane: &Lane) -> Option<&str> {
 }
 
 /// Returns the number of a lane, or `None` when it never had a message.
-fn lane_id(connection: &Connection, sealer: &Sealer, lane: &Lane) -> Result<Option<i64>, Fault> {
+pub(super) fn lane_id(connection: &Connection, sealer: &Sealer, lane: &Lane) -> Result<Option<i64>, Fault> {
     let credential = looked_up_by(sealer, lane)?;
     let mut statement = connection.prepare_cached(queries::LANE_ID)?;
     Ok(statement.query_row(params![lane.workspace, credential, server(lane)], |row| row.get(0)).optional()?)

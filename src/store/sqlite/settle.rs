@@ -193,6 +193,23 @@ pub(super) fn return_in_flight(tx: &Transaction<'_>, epoch: i64) -> Result<u64, 
     Ok(returned)
 }
 
+/// Messages of a lane that are looked at for those that were in flight: more than all its workers claim.
+const INTERRUPTED_LOOK: usize = 8192;
+
+/// Returns how far those reach that were in flight when their replayer ended.
+pub(super) fn interrupted(connection: &Connection, lane: LaneId) -> Result<usize, Fault> {
+    let mut statement = connection.prepare_cached(queries::INTERRUPTED)?;
+    let mut rows = statement.query(params![lane.0, INTERRUPTED_LOOK as i64])?;
+    let (mut looked, mut reach) = (0, 0);
+    while let Some(row) = rows.next()? {
+        looked += 1;
+        if row.get(0)? {
+            reach = looked;
+        }
+    }
+    Ok(reach)
+}
+
 /// Makes rejected messages *failed* again.
 pub(super) fn requeue(tx: &Transaction<'_>, filter: &Filter) -> Result<u64, Fault> {
     let selection = Selection::of(filter);

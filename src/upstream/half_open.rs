@@ -1,0 +1,109 @@
+//! Connections of the streaming client that are read to their end when they can't be written any more.
+//!
+//! A server that refuses a request by its head may answer and close the connection while the body is still being sent.
+//! hyper gives a connection up when a write fails, and with it the answer that lies unread in the socket. Here a write that
+//! fails is taken as done, so that the client goes on to read: it finds the answer, or the end of the connection.
+
+use std::future::Future;
+use std::io;
+use std::pin::Pin;
+use std::task::{Context, Poll};
+
+use http::Uri;
+use hyper::rt::{Read, ReadBufCursor, Write};
+use hyper_util::client::legacy::connect::{Connected, Connection};
+use tower_service::Service;
+
+/// Makes connections that are read when they can't be written.
+#[derive(Clone, Debug)]
+pub(super) struct HalfOpen<C>(pub C);
+
+impl<C> Service<Uri> for HalfOpen<C>
+where
+    C: Service<Uri>,
+    C::Future: Send + 'static,
+{
+    type Response = Stream<C::Response>;
+    type Error = C::Error;
+    type Future = Pin<Box<dyn Future<Output = Result<Self::Response, Self::Error>> + Send>>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
+        self.0.poll_ready(cx)
+    }
+
+    fn call(&mut self, uri: Uri) -> Self::Future {
+        let connecting = self.0.call(uri);
+        Box::pin(async move { Ok(Stream { inner: connecting.await?, is_broken: false }) })
+    }
+}
+
+/// A connection whose failed writes are no end.
+#[derive(Debug)]
+pub(super) struct Stream<T> {
+    inner: T,
+    is_broken: bool,
+}
+
+impl<T> Stream<T> {
+    /// Takes the failure of a write as its success; the client learns of it where it reads.
+    fn taken<N>(&mut self, written: Poll<io::Result<N>>, all: N) -> Poll<io::Result<N>> {
+        match written {
+            Poll::Ready(Err(_)) => {
+                self.is_broken = true;
+                Poll::Ready(Ok(all))
+            }
+            other => other,
+        }
+    }
+}
+
+impl<T: Read + Unpin> Read for Stream<T> {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: ReadBufCursor<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.inner).poll_read(cx, buf)
+    }
+}
+
+impl<T: Write + Unpin> Write for Stream<T> {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        if self.is_broken {
+            return Poll::Ready(Ok(buf.len()));
+        }
+        let written = Pin::new(&mut self.inner).poll_write(cx, buf);
+        self.taken(written, buf.len())
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if self.is_broken {
+            return Poll::Ready(Ok(()));
+        }
+        let flushed = Pin::new(&mut self.inner).poll_flush(cx);
+        self.taken(flushed, ())
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.inner).poll_shutdown(cx)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.inner.is_write_vectored()
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let all = bufs.iter().map(|buf| buf.len()).sum();
+        if self.is_broken {
+            return Poll::Ready(Ok(all));
+        }
+        let written = Pin::new(&mut self.inner).poll_write_vectored(cx, bufs);
+        self.taken(written, all)
+    }
+}
+
+impl<T: Connection> Connection for Stream<T> {
+    fn connected(&self) -> Connected {
+        self.inner.connected()
+    }
+}
