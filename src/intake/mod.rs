@@ -29,6 +29,7 @@
 //! held, so it has no limit of size.
 
 mod accept;
+mod ahead;
 mod attachments;
 mod connections;
 pub mod forward;
@@ -159,6 +160,8 @@ struct Shared {
     token: Option<String>,
     listen_host: String,
     lanes: lanes::Lanes,
+    /// Notes about updates that went ahead of their create.
+    ahead_notes: ahead::AheadNotes,
     body_memory: Arc<Semaphore>,
     uploads: Arc<attachments::Recent>,
     /// This process's value of [`AGENT_HEADER`].
@@ -240,6 +243,7 @@ impl Intake {
                 token: self.token.clone(),
                 listen_host: self.listen_host.clone(),
                 lanes: lanes.clone(),
+                ahead_notes: ahead::AheadNotes::default(),
                 uploads: uploads.clone(),
                 body_memory: body_memory.clone(),
                 agent_mark: self.agent_mark.clone(),

@@ -13,8 +13,8 @@ use crate::delivery::backoff;
 use crate::delivery::blame::{self, Evidence, set_apart};
 use crate::delivery::coalesce::{Shipment, plan};
 use crate::delivery::split::{Divisible, Division, DivisionEnd};
-use crate::delivery::verdict::{RATE_LIMITED, ReplayVerdict, replaying};
-use crate::message::{Claimed, Effect, Footprint, MessageId, MessageType, Request};
+use crate::delivery::verdict::{ReplayVerdict, rate_limited, replaying};
+use crate::message::{Bucket, Buckets, Claimed, Effect, Footprint, MessageId, MessageType, Request};
 use crate::monitor::lane_trouble::jitter;
 use crate::protocol::answers::{Answer, SendFailure};
 use crate::protocol::fallback::fallback;
@@ -65,6 +65,8 @@ pub(super) struct Batch<'w, 'a> {
     /// Those of them that were not answered.
     silences: u32,
     pub halt: Option<Halt>,
+    /// Buckets that the server limited in this batch.
+    pub limited: Buckets,
 }
 
 /// A message that failed alone in a way that time may heal.
@@ -114,6 +116,7 @@ impl<'w, 'a> Batch<'w, 'a> {
             falters: 0,
             silences: 0,
             halt: None,
+            limited: Buckets::default(),
         }
     }
 
@@ -133,8 +136,22 @@ impl<'w, 'a> Batch<'w, 'a> {
         let mut queue: VecDeque<(Shipment, Option<usize>)> =
             plan(first).into_iter().chain(suspects).map(|shipment| (shipment, None)).collect();
         while let Some((shipment, first_failed)) = queue.pop_front() {
-            if !self.may_send() || self.waits_for_an_earlier(&shipment) {
+            let bucket = shipment.message_type().bucket();
+            if !self.may_send() || self.waits_for_an_earlier(&shipment) || self.limited.contains(bucket) {
                 self.put_back(&shipment, None);
+                continue;
+            }
+            if shipment.has_no_way() {
+                self.put_back_until(&shipment, self.single_creates_at_ms(), None);
+                continue;
+            }
+            if let Some(message) = shipment.only()
+                && !message.ahead.is_empty()
+                && let Some(divisible) = batch_of(message)
+            {
+                if let Some(outcome) = self.divide(message, &divisible, None)? {
+                    self.conclude(message, outcome);
+                }
                 continue;
             }
             if let Some(message) = shipment.only()
@@ -233,9 +250,13 @@ impl<'w, 'a> Batch<'w, 'a> {
             }
             ReplayVerdict::HoldLane { asked, probe } => {
                 replay.connection.lanes().failed(&work.lane);
-                // A rate limit without a time is tried again soon; a key is not renewed within seconds.
-                let holds = if probe { u32::MAX } else { replay.probes.held(work.id, false) };
-                self.hold(holds, asked, reason(&result), probe)?;
+                // A key is not renewed within seconds.
+                self.hold(u32::MAX, asked, reason(&result), probe)?;
+                Attempt::Halted(Some(last_answer(&result)))
+            }
+            ReplayVerdict::Limited { asked } => {
+                // A rate limit without a time is tried again soon.
+                self.limit(message_type.bucket(), replay.probes.held(work.id, false), asked)?;
                 Attempt::Halted(Some(last_answer(&result)))
             }
             ReplayVerdict::Retry { asked, unanswered } => {
@@ -324,7 +345,15 @@ impl<'w, 'a> Batch<'w, 'a> {
         whole: Option<&LastAnswer>,
     ) -> Result<Option<Outcome>, StoreError> {
         let changes = message.touches.iter().filter(|touch| touch.effect != Effect::Refer).count();
-        let mut division = Division::of(divisible.len());
+        // Created singly: updates of these may have reached the server before.
+        let alone = match &*message.ahead {
+            [] => Vec::new(),
+            ahead => divisible.creating(message.message_type, &message.request, ahead),
+        };
+        let mut division = match &*alone {
+            [] => Division::of(divisible.len()),
+            alone => Division::cut(divisible.len(), alone),
+        };
         let mut last_refusal = None;
         let mut faltered = None;
         let mut falters = 0;
@@ -334,7 +363,16 @@ impl<'w, 'a> Batch<'w, 'a> {
                 division.keep(items);
                 continue;
             }
-            match self.attempt(message.message_type, &divisible.piece(&message.request, items.clone()), None)? {
+            let single = Some(items.start)
+                .filter(|index| items.len() == 1 && alone.contains(index))
+                .and_then(|index| divisible.single_create(message.message_type, &message.request, index));
+            let (message_type, request) =
+                single.unwrap_or_else(|| (message.message_type, divisible.piece(&message.request, items.clone())));
+            if self.limited.contains(message_type.bucket()) {
+                division.keep(items);
+                continue;
+            }
+            match self.attempt(message_type, &request, None)? {
                 Attempt::Passed => division.passed(items),
                 Attempt::Refused { answer, .. } => {
                     last_refusal = Some(answer.clone());
@@ -407,10 +445,35 @@ impl<'w, 'a> Batch<'w, 'a> {
     }
 
     fn put_back(&mut self, shipment: &Shipment, answer: Option<LastAnswer>) {
+        self.put_back_until(shipment, 0, answer);
+    }
+
+    fn put_back_until(&mut self, shipment: &Shipment, next_attempt_at_ms: i64, answer: Option<LastAnswer>) {
         shipment.messages().for_each(|message| self.left.add(&message.touches));
         self.outcomes.extend(shipment.messages().map(|message| {
-            (message.id, Outcome::Failed { next_attempt_at_ms: 0, counts: false, answer: answer.clone() })
+            (message.id, Outcome::Failed { next_attempt_at_ms, counts: false, answer: answer.clone() })
         }));
+    }
+
+    /// Returns when single creates are taken again, as far as this worker knows.
+    fn single_creates_at_ms(&self) -> i64 {
+        let limits = &self.worker.work.limits;
+        let limit = limits.iter().find(|limit| limit.bucket == Some(Bucket::Single));
+        limit.map_or_else(|| in_ms(Duration::from_secs(1)), |limit| limit.until_ms)
+    }
+
+    /// Limits a bucket of the lane, for longer the more often that happened since something passed; the rest goes on.
+    fn limit(&mut self, bucket: Bucket, holds: u32, asked: Option<Duration>) -> Result<(), StoreError> {
+        let time = backoff::lane_wait(holds, jitter(), asked, self.worker.replay.settings.retry_interval);
+        let reason = rate_limited(bucket);
+        warn!(
+            target: "replay_manager",
+            "{}: held for {:.1} s, nothing is dropped: {reason}", self.worker.work.lane, time.as_secs_f64()
+        );
+        let hold = Hold { until_ms: in_ms(time), reason, probe: false, bucket: Some(bucket) };
+        self.worker.replay.store.hold(&self.worker.keeper.lease, self.worker.work.id, Some(&hold))?;
+        self.limited.insert(bucket);
+        Ok(())
     }
 
     /// Holds the lane, for longer the more often that happened since something passed.
@@ -420,7 +483,7 @@ impl<'w, 'a> Batch<'w, 'a> {
             target: "replay_manager",
             "{}: held for {:.1} s, nothing is dropped: {reason}", self.worker.work.lane, time.as_secs_f64()
         );
-        let hold = Hold { until_ms: in_ms(time), reason, probe };
+        let hold = Hold { until_ms: in_ms(time), reason, probe, bucket: None };
         self.worker.replay.store.hold(&self.worker.keeper.lease, self.worker.work.id, Some(&hold))?;
         self.halt = Some(Halt::Held);
         Ok(())
@@ -479,6 +542,11 @@ impl<'w, 'a> Batch<'w, 'a> {
     }
 }
 
+/// Returns the items of a batch create, also of one only.
+fn batch_of(message: &Claimed) -> Option<Divisible> {
+    message.message_type.is_batch_create().then(|| Divisible::of_any(message.message_type, &message.request)).flatten()
+}
+
 /// Returns a shipment divided so many times, or the shipment itself when it can't be.
 fn pieces(shipment: Shipment, divisions: u32) -> Result<Vec<Shipment>, Shipment> {
     let parts = shipment.parts()?;
@@ -515,7 +583,6 @@ fn reason(result: &Result<Answer, SendFailure>) -> String {
         Ok(Answer { status, location: Some(location), .. }) if (300..400).contains(status) => {
             format!("the server redirects to {location}: set --upstream to where it is")
         }
-        Ok(Answer { status: 429, .. }) => RATE_LIMITED.to_owned(),
         Ok(answer) if answer.text.trim().is_empty() => format!("the server answered {}", answer.status),
         Ok(answer) => format!("the server answered {}: {}", answer.status, first_line(&answer.text)),
         Err(failure) => failure.to_string(),

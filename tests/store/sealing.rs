@@ -67,7 +67,7 @@ fn fill(store: &dyn Store) {
         })
         .collect();
     store.settle(&lease, &outcomes).expect("we have the lease");
-    let hold = Hold { until_ms: i64::MAX / 2, reason: "the server answers 401".into(), probe: true };
+    let hold = Hold { until_ms: i64::MAX / 2, reason: "the server answers 401".into(), probe: true, bucket: None };
     store.hold(&lease, lane, Some(&hold)).expect("we have the lease");
     store.release(&lease).expect("it is ours");
     let row = message("s", "BodyRejected");

@@ -244,6 +244,7 @@ pub(super) fn forget_unused_keys(tx: &Transaction<'_>) -> Result<(), Fault> {
     tx.pragma_update(None, "secure_delete", true)?;
     let forget = || {
         tx.execute(queries::FORGET_LANES, [])?;
+        tx.execute(queries::FORGET_LIMITS, [])?;
         tx.execute(queries::FORGET_CREDENTIALS, [])
     };
     let forgotten = forget();
