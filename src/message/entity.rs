@@ -67,7 +67,19 @@ impl EntityKey {
 
     /// Returns whether it names a trace or a span.
     pub fn is_trace_or_span(&self) -> bool {
-        self.0[16] == EntityKind::Trace as u8 || self.0[16] == EntityKind::Span as u8
+        self.kind().is_some()
+    }
+
+    /// Returns its kind where it is a trace or a span.
+    pub fn kind(&self) -> Option<EntityKind> {
+        [EntityKind::Trace, EntityKind::Span].into_iter().find(|kind| *kind as u8 == self.0[16])
+    }
+
+    /// Returns its 16 bytes of id.
+    pub fn uuid(&self) -> Uuid {
+        let mut id = [0; 16];
+        id.copy_from_slice(&self.0[..16]);
+        Uuid::from_bytes(id)
     }
 
     /// Returns the time in a UUIDv7, in milliseconds since the Unix epoch; `None` for any other id.

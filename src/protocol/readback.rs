@@ -32,7 +32,7 @@ use uuid::Uuid;
 use super::inspection::{ItemList, item_list};
 use super::json::{Kind as Json, NotJson, Scanner};
 use super::routes::{Route, classify};
-use crate::message::MessageType;
+use crate::message::{EntityKey, EntityKind, MessageType};
 
 /// The kinds of entity that can be read back.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -413,6 +413,16 @@ pub fn one(kind: Kind, id: &str, project: Option<&str>) -> Read {
         Kind::DatasetItem => get(format!("datasets/items/{id}")),
         Kind::Optimization => get(format!("optimizations/{id}")),
     }
+}
+
+/// Returns the read that shows a trace or a span; `None` for any other entity.
+pub fn of_trace_or_span(entity: &EntityKey) -> Option<Read> {
+    let kind = match entity.kind()? {
+        EntityKind::Trace => Kind::Trace,
+        EntityKind::Span => Kind::Span,
+        _ => return None,
+    };
+    Some(one(kind, &entity.uuid().to_string(), None))
 }
 
 /// Entities that one page may show; the server's own limit is 2,000.

@@ -14,10 +14,11 @@ use crate::delivery::blame::{self, Evidence, set_apart};
 use crate::delivery::coalesce::{Shipment, plan};
 use crate::delivery::split::{Divisible, Division, DivisionEnd};
 use crate::delivery::verdict::{ReplayVerdict, rate_limited, replaying};
-use crate::message::{Bucket, Buckets, Claimed, Effect, Footprint, MessageId, MessageType, Request};
+use crate::message::{Bucket, Buckets, Claimed, Effect, EntityKey, Footprint, MessageId, MessageType, Request};
 use crate::monitor::lane_trouble::jitter;
 use crate::protocol::answers::{Answer, SendFailure};
 use crate::protocol::fallback::fallback;
+use crate::protocol::readback;
 use crate::store::{Hold, LastAnswer, Outcome, Part, StoreError};
 
 /// After so many requests in a row that time might heal, and none that passed, the server is taken to be failing
@@ -35,6 +36,10 @@ const PIECES_FAILED_MAX: u32 = 4;
 /// The longest that a message waits because it failed as a probe; what a healed server may still wait for it.
 const PROBE_WAIT_MAX: Duration = Duration::from_secs(5 * 60);
 
+/// Entities of one batch that are asked for before they are taken out of it.
+const READS_MAX: usize = 50;
+/// Bytes of such an answer that are read.
+const READ_BYTES_MAX: usize = 8 * 1024 * 1024;
 /// Contents larger than this are sent as they are only: not rewritten for an older server, not divided.
 const CONTENT_BYTES_MAX: u64 = 64 * 1024 * 1024;
 
@@ -149,10 +154,13 @@ impl<'w, 'a> Batch<'w, 'a> {
                 && !message.ahead.is_empty()
                 && let Some(divisible) = batch_of(message)
             {
-                if let Some(outcome) = self.divide(message, &divisible, None)? {
-                    self.conclude(message, outcome);
+                let message = Claimed { ahead: self.not_known_whole(&message.ahead), ..message.clone() };
+                if !message.ahead.is_empty() {
+                    if let Some(outcome) = self.divide(&message, &divisible, None)? {
+                        self.conclude(&message, outcome);
+                    }
+                    continue;
                 }
-                continue;
             }
             if let Some(message) = shipment.only()
                 && self.is_suspect(message)
@@ -453,6 +461,34 @@ impl<'w, 'a> Batch<'w, 'a> {
         self.outcomes.extend(shipment.messages().map(|message| {
             (message.id, Outcome::Failed { next_attempt_at_ms, counts: false, answer: answer.clone() })
         }));
+    }
+
+    /// Returns those of these traces and spans that the server may know by an update only.
+    ///
+    /// A single create leaves a whole record alone, where the item of a batch may replace it. So an item is taken out of its
+    /// batch only if the server does not show that a create arrived before the update after all.
+    fn not_known_whole(&mut self, entities: &[EntityKey]) -> Vec<EntityKey> {
+        let mut left = entities.to_vec();
+        if entities.len() > READS_MAX {
+            return left;
+        }
+        for entity in entities {
+            let Some(read) = readback::of_trace_or_span(entity) else { continue };
+            if !self.may_send() {
+                break;
+            }
+            match self.worker.replay.upstream.read_back(&self.worker.work.lane, &read, READ_BYTES_MAX) {
+                Ok(answer) if answer.status == 200 => {
+                    if readback::shown(answer.text.as_bytes()).is_some_and(|shown| !shown.is_partial) {
+                        left.retain(|other| other != entity);
+                    }
+                }
+                Ok(answer) if answer.status == 404 => {}
+                // Not to be read now: a single create is right for all but a record that was created twice.
+                Ok(_) | Err(_) => break,
+            }
+        }
+        left
     }
 
     /// Returns when single creates are taken again, as far as this worker knows.

@@ -9,7 +9,7 @@ use crate::support::fake_opik::check::Kind;
 use crate::support::fake_opik::{FakeOpik, Then, When};
 use crate::support::http::{Client, Request};
 use crate::support::{PATIENCE, uuid7, wait_until};
-use crate::writes::{create, create_batch, delete, span, update};
+use crate::writes::{create, create_batch, delete, span, trace, update};
 
 fn agent(server: &FakeOpik) -> Agent {
     Agent::builder(&server.url()).impatient().start()
@@ -198,4 +198,27 @@ fn an_update_after_its_create_writes_no_note_and_after_a_deletion_does() {
     assert_eq!(client.expect(&update(&one, 2)).status, 204);
     assert_eq!(notes(), 1, "an update of a deleted trace makes a partial row again");
     wait_until("the agent is idle", PATIENCE, || agent.backlog() == 0);
+}
+
+#[test]
+fn an_item_whose_create_had_arrived_before_its_update_stays_in_its_batch() {
+    let server = FakeOpik::start_new();
+    let mut agent = agent(&server);
+    let id = uuid7();
+    assert_eq!(Client::new(&agent.url()).expect(&create_batch([&id])).status, 204);
+    agent.kill9();
+    agent.restart_on_same_port();
+    // This agent did not see the create, so it notes the update as one that may be ahead of it.
+    assert_eq!(Client::new(&agent.url()).expect(&update(&id, 7)).status, 204);
+    server.stop();
+    let mut again = trace(&id, "created again");
+    again["last_updated_at"] = "2126-03-01T04:00:16Z".into();
+    let batch = json!({ "traces": [again, trace(&uuid7(), "chat")] });
+    let batch = Request::new("POST", "/v1/private/traces/batch").json(&batch);
+    assert_eq!(Client::new(&agent.url()).expect(&batch).status, 204);
+    server.start();
+    agent.wait_until_delivered();
+    let record = server.entity("default", Kind::Trace, &id).and_then(|entity| entity.record).expect("it is there");
+    assert_eq!(record.fields.get("name"), Some(&json!("created again")), "a single create was ignored by the server");
+    assert_eq!(singles(&server), 0);
 }
