@@ -59,7 +59,7 @@ impl Divisible {
         };
         let content = request.body.decode(CONTENT_BYTES_MAX).ok()?;
         let divisible = Self { items: items(&content)?, content };
-        (divisible.len() > 0).then_some(divisible)
+        (!divisible.is_empty()).then_some(divisible)
     }
 
     /// Returns how many items there are; at least one.
