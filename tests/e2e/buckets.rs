@@ -45,7 +45,8 @@ fn a_limit_on_single_writes_holds_no_batches_and_lets_nothing_overtake() {
     let server = FakeOpik::new_stopped();
     let agent = agent(&server);
     let mut client = Client::new(&agent.url());
-    let updated = ids(5);
+    // More than one claim takes, so that the limit has to be known to the next one, too.
+    let updated = ids(120);
     for id in &updated {
         assert_eq!(client.expect(&update(id, 1)).status, 204);
     }
@@ -54,10 +55,10 @@ fn a_limit_on_single_writes_holds_no_batches_and_lets_nothing_overtake() {
     for spans in spans.chunks(20) {
         assert_eq!(client.expect(&span_batch(spans, &trace)).status, 204);
     }
-    let limit = server.script(single(), Then::rate_limited(30));
+    let limit = server.script(single(), Then::rate_limited(600));
     server.start();
     wait_until("the batches are delivered beside the limit", PATIENCE, || {
-        server.count("default", Kind::Span) == 60 && agent.backlog() == 6
+        server.count("default", Kind::Span) == 60 && agent.backlog() == 121
     });
     let scored = server.requests_to("PUT", "/v1/private/traces/feedback-scores").len();
     assert_eq!((limit.hits(), scored), (1, 0), "the limited bucket was asked again, or a score overtook its update");
@@ -66,9 +67,9 @@ fn a_limit_on_single_writes_holds_no_batches_and_lets_nothing_overtake() {
     assert!(reason.contains("429") && reason.contains("single creates and updates"), "{status}");
     // A live write of another bucket, about something else, does not wait.
     assert_eq!(client.expect(&create_batch(&ids(3))).status, 204);
-    assert_eq!((server.count("default", Kind::Trace), agent.backlog()), (3, 6));
+    assert_eq!((server.count("default", Kind::Trace), agent.backlog()), (3, 121));
     assert_eq!(client.expect(&score(&updated[2], 0.5)).status, 204);
-    assert_eq!(agent.backlog(), 7, "a live score overtook the update of its trace");
+    assert_eq!(agent.backlog(), 122, "a live score overtook the update of its trace");
     assert_eq!(limit.hits(), 1);
 }
 
