@@ -81,6 +81,8 @@ fn plan_shipments(bencher: Bencher, messages: usize) {
                 touches: inspection.touches,
                 items: inspection.items,
                 attempts: 0,
+                ahead: Vec::new(),
+                way: Default::default(),
             }
         })
         .collect();

@@ -115,7 +115,7 @@ pub(super) fn flush(slot: &StoreSlot, connection: &Connection, server: &Server, 
 fn useless(lanes: &[LaneWork], until_ms: i64) -> Option<Option<String>> {
     let is_late = |lane: &LaneWork| lane.due_at_ms > until_ms && lane.due_at_ms != i64::MAX;
     let reason = || {
-        let held = lanes.iter().find_map(|lane| lane.hold.as_ref().map(|hold| (lane, hold)))?;
+        let held = lanes.iter().find_map(|lane| lane.holds().next().map(|hold| (lane, hold)))?;
         Some(format!("{}: {}", held.0.lane, held.1.reason))
     };
     (!lanes.is_empty() && lanes.iter().all(is_late)).then(reason)
@@ -134,7 +134,14 @@ mod tests {
             lane: Lane { workspace: Some("team".to_owned()), ..Lane::default() },
             failed: 1,
             due_at_ms,
-            hold: hold.map(|reason| Hold { until_ms: due_at_ms, reason: reason.to_owned(), probe: true, status: None }),
+            hold: hold.map(|reason| Hold {
+                until_ms: due_at_ms,
+                reason: reason.to_owned(),
+                probe: true,
+                status: None,
+                bucket: None,
+            }),
+            limits: Vec::new(),
         };
         assert_eq!(useless(&[], 100), None, "all is on its way");
         assert_eq!(useless(&[lane(100, None)], 100), None);

@@ -13,6 +13,9 @@ pub struct Readback {
     /// Entities that it shows.
     shown: u64,
     missing: Vec<NotShown>,
+    /// Partial rows that were completed.
+    #[serde(skip_serializing_if = "is_none")]
+    repaired: u64,
     /// Entities that could not be asked for.
     unread: u64,
     /// Why not, for people.
@@ -32,6 +35,13 @@ struct NotShown {
     /// Scores that are missing, of an entity that is there.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     scores: Vec<String>,
+    /// It is there without what its create says.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    partial: bool,
+}
+
+fn is_none(count: &u64) -> bool {
+    *count == 0
 }
 
 impl Readback {
@@ -43,10 +53,12 @@ impl Readback {
             workspace: missing.workspace,
             project: missing.project,
             scores: if missing.is_shown { missing.scores.into_iter().collect() } else { Vec::new() },
+            partial: missing.is_partial,
         });
         Self {
             shown: verified.shown,
             missing: missing.collect(),
+            repaired: verified.repaired,
             unread: verified.unread,
             reasons: verified.reasons,
             not_readable: verified
@@ -85,6 +97,7 @@ impl Readback {
                 true => String::new(),
                 false => format!("scores {} of ", entity.scores.join(", ")),
             };
+            let scores = if entity.partial { "what was created of ".to_owned() } else { scores };
             text.push_str(&format!(
                 "  {scores}{} {} (workspace {}{project})\n",
                 entity.kind, entity.id, entity.workspace
@@ -92,6 +105,10 @@ impl Readback {
         }
         if self.missing.len() > LISTED_MAX {
             text.push_str("  and more: --format json lists all\n");
+        }
+        if self.repaired > 0 {
+            let text_of = entities(self.repaired);
+            text.push_str(&format!("repaired  {text_of}: an update had reached the server before the create\n"));
         }
         if self.unread > 0 {
             text.push_str(&format!("unread    {}\n", entities(self.unread)));

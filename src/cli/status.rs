@@ -21,7 +21,8 @@ use crate::intake::status::{ElsewhereStatus, EtaStatus, elsewhere, pace_of};
 use crate::message::MessageStatus;
 use crate::shutdown::Shutdown;
 use crate::store::{
-    AgentRecord, Backlog, Condition, Encryption, Filter, KeyState, Page, Store, StoreError, mount, now_ms,
+    AgentRecord, Backlog, BacklogGroup, Condition, Encryption, Filter, Hold, KeyState, Page, Store, StoreError, mount,
+    now_ms,
 };
 use crate::telemetry::history::{Rates, Sample};
 use crate::upstream::Upstream;
@@ -493,10 +494,18 @@ fn situation(
 ) -> Situation {
     let held = condition.map_or(&[][..], |condition| &condition.held);
     let mut waiting = backlog.groups.iter().filter(|group| group.status != MessageStatus::Rejected);
-    let is_held =
-        |workspace: &str| held.iter().any(|(lane, hold)| lane.workspace_name() == workspace && hold.until_ms > now);
+    // A single create may go as a batch while single writes are limited, and the other way round.
+    let meets = |hold: &Hold, group: &BacklogGroup| {
+        let message_type = group.message_type;
+        hold.bucket.is_none_or(|bucket| bucket == message_type.bucket() && !message_type.is_single_create())
+    };
+    let is_held = |group: &BacklogGroup| {
+        let mut holds =
+            held.iter().filter(|(lane, hold)| lane.workspace_name() == group.workspace && hold.until_ms > now);
+        holds.any(|(_, hold)| meets(hold, group))
+    };
     let first = held.iter().map(|(_, hold)| hold.until_ms).filter(|until| *until > now).min();
-    let first = first.filter(|_| waiting.all(|group| is_held(&group.workspace)));
+    let first = first.filter(|_| waiting.all(is_held));
     Situation {
         waiting: backlog.waiting(),
         available: match connection {

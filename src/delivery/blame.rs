@@ -58,7 +58,16 @@ mod tests {
             body: Body::new("{}", Encoding::Identity),
         };
         let touches = vec![Touch { key: EntityKey::new(EntityKind::Trace, entity), effect: Effect::Update }];
-        Claimed { id: MessageId(id), message_type: MessageType::UpdateTrace, request, touches, items: 1, attempts }
+        Claimed {
+            id: MessageId(id),
+            message_type: MessageType::UpdateTrace,
+            request,
+            touches,
+            items: 1,
+            attempts,
+            ahead: Vec::new(),
+            way: Default::default(),
+        }
     }
 
     #[test]

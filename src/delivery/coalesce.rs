@@ -8,6 +8,10 @@
 //! Small stored batch creates become larger ones in the same way: what each of their items says does not depend on the
 //! others. Where updates wait beside them, they take these in instead ([`super::fold`]). Any other one goes as it is.
 //!
+//! An entity of which an update may have reached the server before its create ([`Claimed::ahead`]) is created singly: a
+//! batch create would stay hidden behind the partial row that the update made, and a single one completes it. What may go
+//! in one way only, because the other's bucket is limited, goes in that way ([`Way`]).
+//!
 //! A message joins an earlier request only past requests that it does not conflict with, so order per entity is what it
 //! was. A refused request of several messages is divided ([`Shipment::parts`]) until the bad one stands alone.
 
@@ -18,7 +22,7 @@ use bytes::Bytes;
 
 use super::fold::Fold;
 use crate::message::{
-    Body, Claimed, Effect, Encoding, EntityKey, EntityKind, Footprint, HeaderSet, MessageType, Request, Touch,
+    Body, Claimed, Effect, Encoding, EntityKey, EntityKind, Footprint, HeaderSet, MessageType, Request, Touch, Way,
 };
 use crate::protocol::json::{Kind, NotJson, Scanner};
 
@@ -74,6 +78,16 @@ impl Shipment {
         self.members.is_empty()
     }
 
+    /// Returns whether it has to go as a batch and can't: it waits for single creates to be taken again.
+    pub fn has_no_way(&self) -> bool {
+        matches!(&*self.members, [Member { message, content: None }] if message.way == Way::Batch)
+    }
+
+    /// Returns whether a single create goes as a batch of one, because single creates are limited.
+    fn is_batch_of_one(&self) -> bool {
+        matches!(&*self.members, [Member { message, content: Some(_) }] if message.way == Way::Batch)
+    }
+
     /// Returns the type that the server's answer is read by.
     pub fn message_type(&self) -> MessageType {
         if self.fold.is_some() {
@@ -81,7 +95,7 @@ impl Shipment {
             return self.members[self.members.len() - 1].message.message_type;
         }
         match (self.members.len(), self.members[0].message.message_type) {
-            (1, message_type) => message_type,
+            (1, message_type) if !self.is_batch_of_one() => message_type,
             (_, MessageType::CreateTrace | MessageType::CreateTraceBatch) => MessageType::CreateTraceBatch,
             (_, _) => MessageType::CreateSpansBatch,
         }
@@ -98,7 +112,7 @@ impl Shipment {
         if let Some(fold) = &self.fold {
             return batch_request(first, &first.request.path, fold.content());
         }
-        if self.members.len() == 1 {
+        if self.members.len() == 1 && !self.is_batch_of_one() {
             return first.request.clone();
         }
         let (path, member) = match first.message_type {
@@ -240,7 +254,8 @@ impl Folding {
 
     /// Notes that a message went into a shipment, of which this is the first.
     fn placed(&mut self, index: usize, first: &Claimed, touches: &[Touch]) {
-        if Fold::kind_of_create(first).is_some() {
+        // An entity with an update ahead is taken out and created singly.
+        if first.ahead.is_empty() && Fold::kind_of_create(first).is_some() {
             self.creates.extend(touches.iter().filter(|t| t.effect == Effect::Create).map(|t| (t.key, index)));
         }
         self.note(index, touches);
@@ -299,6 +314,9 @@ fn batch_content(message: &Claimed) -> Option<Bytes> {
         MessageType::CreateSpan => "v1/private/spans",
         _ => return None,
     };
+    if message.way == Way::Single || !message.ahead.is_empty() {
+        return None;
+    }
     if message.request.path != single_path {
         return None;
     }
@@ -317,7 +335,7 @@ fn items_of_batch(message: &Claimed) -> Option<Bytes> {
         EntityKind::Span => "spans",
         _ => return None,
     };
-    if message.items == 0 || message.items > SMALL_BATCH_ITEMS_MAX {
+    if message.items == 0 || message.items > SMALL_BATCH_ITEMS_MAX || !message.ahead.is_empty() {
         return None;
     }
     let content = message.request.body.decode(SINGLE_CONTENT_BYTES_MAX).ok()?;
@@ -408,6 +426,8 @@ mod tests {
             touches: inspection.touches,
             items: inspection.items,
             attempts: 0,
+            ahead: Vec::new(),
+            way: Default::default(),
         }
     }
 

@@ -9,11 +9,12 @@
 //! members of the body (`entity_type`, `batch_group_id`) are in every piece. The items of an OTLP request are its spans;
 //! each keeps its resource and its scope ([`otlp::piece`]).
 
+use std::collections::HashMap;
 use std::ops::Range;
 
 use bytes::Bytes;
 
-use crate::message::{Body, Encoding, HeaderSet, MessageType, Request, Touch};
+use crate::message::{Body, Effect, Encoding, EntityKey, HeaderSet, MessageType, Request, Touch};
 use crate::protocol::inspection::{ItemList, inspect, item_list};
 use crate::protocol::json::{Kind, NotJson, Scanner};
 use crate::protocol::otlp::{self, Format};
@@ -40,6 +41,11 @@ enum Items {
 impl Divisible {
     /// Finds the items of a batch; `None` when the message is no batch, or one of a single item.
     pub fn of(message_type: MessageType, request: &Request) -> Option<Self> {
+        Self::of_any(message_type, request).filter(|divisible| divisible.len() > 1)
+    }
+
+    /// Finds the items of a batch, of which there may be one only; `None` when the message is no batch.
+    pub fn of_any(message_type: MessageType, request: &Request) -> Option<Self> {
         let items = |content: &[u8]| match message_type {
             MessageType::OtlpTraces => {
                 let content_type = std::str::from_utf8(request.headers.get("content-type")?).ok()?;
@@ -53,10 +59,10 @@ impl Divisible {
         };
         let content = request.body.decode(CONTENT_BYTES_MAX).ok()?;
         let divisible = Self { items: items(&content)?, content };
-        (divisible.len() > 1).then_some(divisible)
+        (!divisible.is_empty()).then_some(divisible)
     }
 
-    /// Returns how many items there are; at least two.
+    /// Returns how many items there are; at least one.
     pub fn len(&self) -> usize {
         match &self.items {
             Items::Listed { items, .. } => items.len(),
@@ -85,6 +91,38 @@ impl Divisible {
             headers: HeaderSet::new(headers.map(|(name, value)| (name.to_owned(), value.to_vec())).collect()),
             body: Body::new(content, Encoding::Identity),
         }
+    }
+
+    /// Returns which items make these entities: of several items about one entity the last.
+    pub fn creating(&self, message_type: MessageType, whole: &Request, entities: &[EntityKey]) -> Vec<usize> {
+        let mut last: HashMap<EntityKey, usize> = HashMap::new();
+        for index in 0..self.len() {
+            let made = self.touches(message_type, &self.piece(whole, index..index + 1)).unwrap_or_default();
+            let made = made.iter().filter(|touch| touch.effect == Effect::Create && entities.contains(&touch.key));
+            last.extend(made.map(|touch| (touch.key, index)));
+        }
+        let mut indices: Vec<usize> = last.into_values().collect();
+        indices.sort_unstable();
+        indices
+    }
+
+    /// Returns the single create that says what one item of a batch create says, and its type.
+    pub fn single_create(
+        &self,
+        message_type: MessageType,
+        whole: &Request,
+        index: usize,
+    ) -> Option<(MessageType, Request)> {
+        let (single, path) = match message_type {
+            MessageType::CreateTraceBatch => (MessageType::CreateTrace, "v1/private/traces"),
+            MessageType::CreateSpansBatch => (MessageType::CreateSpan, "v1/private/spans"),
+            _ => return None,
+        };
+        let Items::Listed { items, .. } = &self.items else { return None };
+        let content = self.content.slice(items.get(index)?.clone());
+        let piece = self.piece(whole, index..index + 1);
+        let body = Body::new(content, Encoding::Identity);
+        Some((single, Request { path: path.to_owned(), body, ..piece }))
     }
 
     /// Returns what a piece is about, read from the piece; `None` when it can't be read, which never happens.
@@ -169,6 +207,21 @@ impl<Answer: Clone> Division<Answer> {
             refused_alone: 0,
         };
         division.halve(0..len);
+        division
+    }
+
+    /// Begins with a batch that is cut: each of these items alone, in ascending order, and what lies between them.
+    pub fn cut(len: usize, alone: &[usize]) -> Self {
+        let mut division = Self::of(len);
+        division.open.clear();
+        let mut start = 0;
+        for index in alone.iter().copied().filter(|index| *index < len) {
+            division.open.extend((start < index).then_some(start..index));
+            division.open.push(index..index + 1);
+            start = index + 1;
+        }
+        division.open.extend((start < len).then_some(start..len));
+        division.open.reverse();
         division
     }
 

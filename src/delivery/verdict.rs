@@ -11,7 +11,7 @@
 //! | 408, 425 | stored | this message waits, growing |
 //! | 409 | the client gets it | on a create: already there, delivered; else rejected |
 //! | 413 | the client gets it | split; a single one is rejected |
-//! | 429 | stored, the lane waits as asked | the lane waits as asked |
+//! | 429 | stored, that bucket of the lane waits as asked | that bucket of the lane waits as asked |
 //! | other 4xx | the client gets it | split; a single one is rejected |
 //! | 500, 507, 509 | stored | this message waits, growing |
 //! | 501, 505, 506, 510, 511 | the client gets it | this message waits, growing; 501 on the deletion of a span: rejected |
@@ -25,11 +25,16 @@
 
 use std::time::Duration;
 
-use crate::message::MessageType;
+use crate::message::{Bucket, MessageType};
 use crate::protocol::answers::{Answer, SendFailure};
 
-/// Why a lane is held that the server limits.
+/// Why a bucket of a lane is held that the server limits.
 pub const RATE_LIMITED: &str = "the server limits the rate (429)";
+
+/// Says why a bucket of a lane is held that the server limits.
+pub fn rate_limited(bucket: Bucket) -> String {
+    format!("{RATE_LIMITED}: {}", bucket.name())
+}
 
 /// What to do with a write that was forwarded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -43,7 +48,7 @@ pub enum ForwardVerdict {
 /// Whose trouble it is that a write was not taken.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Trouble {
-    /// The lane's: the server limits its rate.
+    /// A bucket's of the lane: the server limits its rate.
     Limited,
     /// The write's, or the lane's: the server failed at it.
     Failed,
@@ -84,6 +89,12 @@ pub enum ReplayVerdict {
         /// Whether one message tries the lane before the rest follows.
         probe: bool,
     },
+    /// The server limits the bucket of the request: messages of that bucket wait, for as long as the server asked or for
+    /// the retry interval; nothing counts against them.
+    Limited {
+        /// How long the server asked to wait.
+        asked: Option<Duration>,
+    },
     /// This message waits, longer with every attempt, and is rejected after the last one.
     Retry {
         /// How long the server asked to wait.
@@ -118,7 +129,7 @@ pub fn replaying(message_type: MessageType, result: Result<&Answer, &SendFailure
         401..=403 => ReplayVerdict::HoldLane { asked, probe: true },
         409 if message_type.is_create() => ReplayVerdict::Delivered,
         408 | 425 => ReplayVerdict::Retry { asked, unanswered: false },
-        429 => ReplayVerdict::HoldLane { asked, probe: false },
+        429 => ReplayVerdict::Limited { asked },
         400 | 409 | 413 | 422 => ReplayVerdict::Refused { items: true },
         404..=499 => ReplayVerdict::Refused { items: false },
         // The one operation for which the OpenAPI file lists 501: time does not mend what the server can't do.
@@ -208,7 +219,7 @@ mod tests {
             (MessageType::CreateTraceBatch, 413, ReplayVerdict::Refused { items: true }),
             (MessageType::CreateTraceBatch, 422, ReplayVerdict::Refused { items: true }),
             (MessageType::UpdateTrace, 425, retry),
-            (MessageType::UpdateTrace, 429, hold(false)),
+            (MessageType::UpdateTrace, 429, ReplayVerdict::Limited { asked }),
             (MessageType::UpdateTrace, 500, retry),
             (MessageType::UpdateTrace, 501, retry),
             (MessageType::DeleteSpan, 501, ReplayVerdict::Refused { items: false }),

@@ -25,8 +25,10 @@ use super::wire::{Pace, TooSlow};
 use super::{ClientUrl, Shared};
 use crate::delivery::admission::{Admission, LaneState, Reachability, admit, forward_patience};
 use crate::delivery::backoff::lane_wait;
-use crate::delivery::verdict::{ForwardVerdict, RATE_LIMITED, Trouble, forwarding};
-use crate::message::{Body, BodyFault, Credential, Encoding, HeaderSet, Lane, Message, MessageType, Request, Server};
+use crate::delivery::verdict::{ForwardVerdict, Trouble, forwarding, rate_limited};
+use crate::message::{
+    Body, BodyFault, Bucket, Credential, Encoding, HeaderSet, Lane, Message, MessageType, Request, Server,
+};
 use crate::monitor::lane_trouble::jitter;
 use crate::monitor::{Availability, Change};
 use crate::protocol::answers::{Reply, SendFailure, asked_wait, error, success, unavailable};
@@ -324,6 +326,7 @@ impl Write {
             _ => shared.limits.forward_timeout,
         };
         let started = Instant::now();
+        let noting = shared.note_ahead(&self.message);
         let exchange = async {
             let (head, body) = shared.forwarder.send(request).await?.into_parts();
             let body = forward::Begun::read(body, ANSWER_BYTES_MAX).await.map_err(|error| SendFailure::Broken {
@@ -355,6 +358,15 @@ impl Write {
         };
         let verdict = forwarding(result.as_ref().map(|(head, _)| head.status.as_u16()));
         debug!(target: "intake", message_type = %self.route.message_type, ?verdict, elapsed = ?started.elapsed(), "forwarded");
+        if let Some(noting) = noting {
+            // Whatever the answer was, the update may have reached the server.
+            let _ = noting.await;
+        }
+        if let Ok((head, _)) = &result
+            && head.status.is_success()
+        {
+            shared.note_confirmed(&self.message);
+        }
         match verdict {
             ForwardVerdict::Return => self.connection_passed(shared),
             ForwardVerdict::Keep(trouble) => self.report(shared, trouble, &result).await,
@@ -385,11 +397,10 @@ impl Write {
         let lane = &self.message.lane;
         match (trouble, result) {
             (Trouble::Limited, Ok((head, _))) => {
-                shared.connection.lanes().failed(lane);
                 let header = |name: &str| head.headers.get(name).and_then(|value| value.to_str().ok());
                 let (reset, after, date) = (header("ratelimit-reset"), header("retry-after"), header("date"));
                 let asked = asked_wait(reset, after, date, SystemTime::now());
-                shared.hold_limited(lane.clone(), asked).await;
+                shared.hold_limited(lane.clone(), self.message.message_type.bucket(), asked).await;
             }
             (Trouble::Limited | Trouble::Failed, _) => shared.connection.lanes().failed(lane),
             (Trouble::Unanswered, _) => {
@@ -541,12 +552,13 @@ pub(super) fn kept_headers(headers: &HeaderMap) -> HeaderSet {
 }
 
 impl Shared {
-    /// Holds a lane that the server limits, in the store, before the write that met the limit is registered there.
-    async fn hold_limited(self: &Arc<Self>, lane: Lane, asked: Option<Duration>) {
+    /// Holds a bucket that the server limits, in the store, before the write that met the limit is registered there.
+    async fn hold_limited(self: &Arc<Self>, lane: Lane, bucket: Bucket, asked: Option<Duration>) {
         let time = lane_wait(1, jitter(), asked, self.limits.retry_interval);
         let until_ms = now_ms().saturating_add(i64::try_from(time.as_millis()).unwrap_or(i64::MAX));
-        warn!(target: "intake", "{lane}: held for {:.1} s: {RATE_LIMITED}", time.as_secs_f64());
-        let hold = Hold { until_ms, reason: RATE_LIMITED.to_owned(), probe: false, status: Some(429) };
+        let reason = rate_limited(bucket);
+        warn!(target: "intake", "{lane}: held for {:.1} s: {reason}", time.as_secs_f64());
+        let hold = Hold { until_ms, reason, probe: false, status: Some(429), bucket: Some(bucket) };
         let shared = self.clone();
         let held = tokio::task::spawn_blocking(move || shared.slot.with(|store| store.limit(&lane, &hold))).await;
         if let Ok(Err(error)) = held {
@@ -571,6 +583,7 @@ impl Shared {
             match self.slot.with(|store| store.ahead(lane, &message.touches)) {
                 Ok(Ahead { messages: 0, .. }) => return LaneState::Clear,
                 Ok(Ahead { conflicting: true, .. } | Ahead { held: true, .. }) => return LaneState::Waiting,
+                Ok(ahead) if ahead.limited.contains(message.message_type.bucket()) => return LaneState::Waiting,
                 // What names no entity has no order to be proven.
                 Ok(_) if message.touches.is_empty() => return LaneState::Waiting,
                 Ok(_) if self.connection.lanes().is_in_trouble(lane) => return LaneState::Waiting,

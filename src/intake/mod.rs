@@ -30,6 +30,7 @@
 //! held, so it has no limit of size.
 
 mod accept;
+mod ahead;
 mod attachments;
 mod connections;
 mod flush;
@@ -162,6 +163,8 @@ struct Shared {
     token: Option<String>,
     listen_host: String,
     lanes: lanes::Lanes,
+    /// Notes about updates that went ahead of their create.
+    ahead_notes: ahead::AheadNotes,
     body_memory: Arc<Semaphore>,
     uploads: Arc<attachments::Recent>,
     flushes: Arc<flush::Flushes>,
@@ -248,6 +251,7 @@ impl Intake {
                 token: self.token.clone(),
                 listen_host: self.listen_host.clone(),
                 lanes: lanes.clone(),
+                ahead_notes: ahead::AheadNotes::default(),
                 uploads: uploads.clone(),
                 flushes: flushes.clone(),
                 body_memory: body_memory.clone(),

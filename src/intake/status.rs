@@ -17,7 +17,7 @@ use crate::monitor::Availability;
 use crate::monitor::connection::Connection;
 use crate::shutdown::Shutdown;
 use crate::store::slot::StoreSlot;
-use crate::store::{Backlog, Condition, Filter, LaneWork, ReplayRecord, StoreError, now_ms};
+use crate::store::{Backlog, Condition, Filter, Hold, LaneWork, ReplayRecord, StoreError, now_ms};
 use crate::telemetry::history::{self, History, Rates, Sample};
 use crate::telemetry::metrics::Metrics;
 
@@ -440,7 +440,7 @@ fn lane_status(work: &LaneWork) -> LaneStatus {
         workspace: work.lane.workspace_name().to_owned(),
         key: work.lane.credential.as_ref().map(ToString::to_string),
         waiting: work.failed,
-        held: work.hold.as_ref().map(|hold| HeldStatus { until_ms: hold.until_ms, reason: hold.reason.clone() }),
+        held: work.holds().next().map(|hold| HeldStatus { until_ms: hold.until_ms, reason: reasons(work, hold) }),
     }
 }
 
@@ -455,9 +455,16 @@ fn replay_status(record: &ReplayRecord) -> ReplayStatus {
     }
 }
 
+/// Returns why a lane waits, with every bucket that is limited.
+fn reasons(work: &LaneWork, first: &Hold) -> String {
+    let others = work.holds().skip(1).filter_map(|hold| hold.bucket).map(|bucket| format!("; {}", bucket.name()));
+    std::iter::once(first.reason.clone()).chain(others).collect()
+}
+
 /// Returns how long until the first of these lanes is tried again, if all of them are held.
 fn held_for(lanes: &[LaneWork], now_ms: i64) -> Option<Duration> {
-    let until = |work: &LaneWork| work.hold.as_ref().map(|hold| hold.until_ms).filter(|until| *until > now_ms);
+    let until =
+        |work: &LaneWork| work.held_as_a_whole(now_ms).map(|hold| hold.until_ms).filter(|until| *until > now_ms);
     let untils = lanes.iter().map(until).collect::<Option<Vec<i64>>>()?;
     let first = untils.into_iter().min()?;
     Some(Duration::from_millis((first - now_ms).unsigned_abs()))
@@ -492,12 +499,18 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 mod tests {
     use super::*;
     use crate::message::{Credential, Lane};
-    use crate::store::{Hold, LaneId};
+    use crate::store::LaneId;
 
     fn lane(until_ms: Option<i64>) -> LaneWork {
-        let hold = until_ms.map(|until_ms| Hold { until_ms, reason: "429".into(), probe: false, status: Some(429) });
+        let hold = until_ms.map(|until_ms| Hold {
+            until_ms,
+            reason: "429".into(),
+            probe: false,
+            status: Some(429),
+            bucket: None,
+        });
         let lane = Lane { credential: Some(Credential::new("made-up-key-0123456789")), ..Lane::default() };
-        LaneWork { id: LaneId(1), lane, failed: 3, due_at_ms: 0, hold }
+        LaneWork { id: LaneId(1), lane, failed: 3, due_at_ms: 0, hold, limits: Vec::new() }
     }
 
     #[test]

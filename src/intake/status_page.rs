@@ -123,8 +123,8 @@ fn metrics(shared: &Shared) -> String {
         shared.metrics.backlog_messages.set(backlog.waiting() as f64);
         let waiting = backlog.groups.iter().filter(|group| group.status != MessageStatus::Rejected);
         shared.metrics.backlog_body_bytes.set(waiting.map(|group| group.body_bytes).sum::<u64>() as f64);
-        let held = condition.held.iter().filter(|(_, hold)| hold.until_ms > now_ms());
-        shared.metrics.lanes_held.set(held.count() as f64);
+        let held = condition.held.iter().filter(|(_, hold)| hold.until_ms > now_ms()).map(|(lane, _)| lane);
+        shared.metrics.lanes_held.set(held.collect::<std::collections::HashSet<_>>().len() as f64);
         shared.metrics.rejected_messages.set(backlog.rejected() as f64);
         let oldest_age_ms = backlog.oldest_accepted_at_ms.map_or(0, |oldest| now_ms().saturating_sub(oldest).max(0));
         shared.metrics.backlog_oldest_age_seconds.set(oldest_age_ms as f64 / 1000.0);

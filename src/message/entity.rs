@@ -65,6 +65,30 @@ impl EntityKey {
         Self(key)
     }
 
+    /// Returns whether it names a trace or a span.
+    pub fn is_trace_or_span(&self) -> bool {
+        self.kind().is_some()
+    }
+
+    /// Returns its kind where it is a trace or a span.
+    pub fn kind(&self) -> Option<EntityKind> {
+        [EntityKind::Trace, EntityKind::Span].into_iter().find(|kind| *kind as u8 == self.0[16])
+    }
+
+    /// Returns its 16 bytes of id.
+    pub fn uuid(&self) -> Uuid {
+        let mut id = [0; 16];
+        id.copy_from_slice(&self.0[..16]);
+        Uuid::from_bytes(id)
+    }
+
+    /// Returns the time in a UUIDv7, in milliseconds since the Unix epoch; `None` for any other id.
+    pub fn made_at_ms(&self) -> Option<i64> {
+        let mut time = [0; 8];
+        time[2..].copy_from_slice(&self.0[..6]);
+        (self.0[6] >> 4 == 7).then(|| i64::from_be_bytes(time))
+    }
+
     /// Returns the bytes that stand for the key in a store.
     pub fn as_bytes(&self) -> &[u8; Self::LEN] {
         &self.0

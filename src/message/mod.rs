@@ -5,12 +5,14 @@
 
 mod attachment;
 mod body;
+mod bucket;
 mod entity;
 mod lane;
 mod message_type;
 
 pub use attachment::{Attachment, Sha256};
 pub use body::{Body, BodyFault, Encoding};
+pub use bucket::{Bucket, Buckets, Way};
 pub use entity::{Effect, EntityKey, EntityKind, Footprint, Touch, conflict};
 pub use lane::{Credential, Lane, Server};
 pub use message_type::MessageType;
@@ -182,6 +184,10 @@ pub struct Claimed {
     pub items: u32,
     /// Attempts that counted against it so far.
     pub attempts: u32,
+    /// Traces and spans that it creates and of which an update may have reached the server before it.
+    pub ahead: Vec<EntityKey>,
+    /// How it may be sent.
+    pub way: Way,
 }
 
 #[cfg(test)]

@@ -32,7 +32,7 @@ use uuid::Uuid;
 use super::inspection::{ItemList, item_list};
 use super::json::{Kind as Json, NotJson, Scanner};
 use super::routes::{Route, classify};
-use crate::message::MessageType;
+use crate::message::{EntityKey, EntityKind, MessageType};
 
 /// The kinds of entity that can be read back.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -96,6 +96,8 @@ pub struct Fact {
 pub enum What {
     /// It is there.
     There,
+    /// It is there, with all that its create says: not as the partial row that an update ahead of the create makes.
+    Made,
     /// It is there, with a score of this name.
     Scored(String),
     /// Its scores were taken away; whether any is left is not said.
@@ -118,11 +120,11 @@ enum Names {
 fn table(message_type: MessageType) -> Option<(Kind, Names, What)> {
     use MessageType as T;
     use Names::{Ids, Item, Path};
-    use What::{Gone, There, Unscored};
+    use What::{Gone, Made, There, Unscored};
     // The name of the score is filled in from the item.
     let scored = || What::Scored(String::new());
     Some(match message_type {
-        T::CreateTrace | T::CreateTraceBatch => (Kind::Trace, Item("id"), There),
+        T::CreateTrace | T::CreateTraceBatch => (Kind::Trace, Item("id"), Made),
         T::UpdateTrace => (Kind::Trace, Path, There),
         T::UpdateTraces => (Kind::Trace, Ids, There),
         T::DeleteTrace => (Kind::Trace, Path, Gone),
@@ -130,7 +132,7 @@ fn table(message_type: MessageType) -> Option<(Kind, Names, What)> {
         T::AddTraceFeedbackScoresBatch => (Kind::Trace, Item("id"), scored()),
         T::ScoreTrace => (Kind::Trace, Path, scored()),
         T::DeleteTraceScore => (Kind::Trace, Path, Unscored),
-        T::CreateSpan | T::CreateSpansBatch => (Kind::Span, Item("id"), There),
+        T::CreateSpan | T::CreateSpansBatch => (Kind::Span, Item("id"), Made),
         T::UpdateSpan => (Kind::Span, Path, There),
         T::UpdateSpans => (Kind::Span, Ids, There),
         T::DeleteSpan => (Kind::Span, Path, Gone),
@@ -234,8 +236,12 @@ pub struct Expected {
     pub scores: BTreeSet<String>,
     /// The server was asked for it by its id, answered, and did not show it, or not all of its scores.
     pub was_missing: bool,
-    /// The entity was shown; scores are missing.
+    /// The entity was shown; scores are missing, or it is partial.
     pub was_shown: bool,
+    /// A create of it was delivered.
+    is_made: bool,
+    /// It was shown as a partial row although its create was delivered.
+    pub is_partial: bool,
 }
 
 impl Expectations {
@@ -255,10 +261,11 @@ impl Expectations {
                     expected.scores.clear();
                 }
             }
-            What::There | What::Scored(_) => {
+            What::There | What::Made | What::Scored(_) => {
                 let expected = self.0.entry((kind, id)).or_default();
                 expected.project = expected.project.take().or(project);
                 expected.trace = expected.trace.take().or(trace);
+                expected.is_made |= what == What::Made;
                 if let What::Scored(name) = what {
                     expected.scores.insert(name);
                 }
@@ -271,6 +278,10 @@ impl Expectations {
         let key = (kind, shown.id.clone());
         let Some(expected) = self.0.get_mut(&key) else { return false };
         expected.was_shown = true;
+        expected.is_partial = expected.is_made && shown.is_partial;
+        if expected.is_partial {
+            return false;
+        }
         expected.scores.retain(|name| !shown.scores.contains(name));
         if expected.scores.is_empty() {
             self.0.remove(&key);
@@ -404,13 +415,22 @@ pub fn one(kind: Kind, id: &str, project: Option<&str>) -> Read {
     }
 }
 
+/// Returns the read that shows a trace or a span; `None` for any other entity.
+pub fn of_trace_or_span(entity: &EntityKey) -> Option<Read> {
+    let kind = match entity.kind()? {
+        EntityKind::Trace => Kind::Trace,
+        EntityKind::Span => Kind::Span,
+        _ => return None,
+    };
+    Some(one(kind, &entity.uuid().to_string(), None))
+}
+
 /// Entities that one page may show; the server's own limit is 2,000.
 pub const PAGE_LIMIT: usize = 1000;
 
-/// What a page leaves out, so that it costs little: everything but ids and scores, of the names that both kinds know.
-const EXCLUDED: [&str; 14] = [
+/// What a page leaves out, so that it costs little: everything but ids, starts and scores, of the names that both kinds know.
+const EXCLUDED: [&str; 13] = [
     "name",
-    "start_time",
     "end_time",
     "input",
     "output",
@@ -460,6 +480,8 @@ pub struct Shown {
     pub id: String,
     /// The names of its scores.
     pub scores: BTreeSet<String>,
+    /// It has no start: of a trace or a span, no create is visible (Opik issue 8121: its name, start and input are missing).
+    pub is_partial: bool,
 }
 
 /// Returns what the answer to a read of [`one`] shows; `None` when it is no such answer.
@@ -486,10 +508,12 @@ pub fn shown_in_page(answer: &[u8]) -> Vec<Shown> {
 }
 
 fn read_shown(scanner: &mut Scanner<'_>) -> Result<Shown, NotJson> {
-    let mut shown = Shown::default();
+    let mut shown = Shown { is_partial: true, ..Shown::default() };
     scanner.object(|key, scanner| {
         match (key, scanner.peek()?) {
             ("id", Json::String) => shown.id = canonical(&scanner.string()?),
+            // What was never set is the beginning of time in a column that knows no null.
+            ("start_time", Json::String) => shown.is_partial = scanner.string()?.starts_with("1970-01-01T00:00:00"),
             ("feedback_scores", Json::Array) => {
                 scanner.array(|scanner| {
                     shown.scores.extend(Item::read(scanner)?.text("name"));
@@ -530,7 +554,7 @@ mod tests {
                     r#"{{"traces":[{{"id":"{}","x":NaN,"project_name":"p"}},{{"id":"{OTHER}"}}]}}"#,
                     ID.to_uppercase()
                 ),
-                vec![fact(Kind::Trace, ID, Some("p"), What::There), fact(Kind::Trace, OTHER, None, What::There)],
+                vec![fact(Kind::Trace, ID, Some("p"), What::Made), fact(Kind::Trace, OTHER, None, What::Made)],
             ),
             (
                 T::UpdateSpan,
@@ -576,7 +600,8 @@ mod tests {
         expected.note(fact(Kind::Trace, ID, None, What::Scored("a".into())));
         expected.note(Fact { trace: Some(ID.into()), ..fact(Kind::Span, OTHER, None, What::There) });
         assert_eq!(expected.len(), 2);
-        let shown = |scores: &[&str]| Shown { id: ID.into(), scores: scores.iter().map(|s| (*s).to_owned()).collect() };
+        let scores = |scores: &[&str]| scores.iter().map(|s| (*s).to_owned()).collect();
+        let shown = |names: &[&str]| Shown { id: ID.into(), scores: scores(names), is_partial: false };
         assert!(!expected.saw(Kind::Trace, &shown(&[])), "its score is missing");
         assert!(expected.get(Kind::Trace, ID).is_some_and(|trace| trace.was_shown && trace.project.is_some()));
         assert!(expected.clone().saw(Kind::Trace, &shown(&["a", "b"])));
@@ -587,13 +612,31 @@ mod tests {
     #[test]
     fn answers_show_ids_and_scores() {
         let line = format!(r#"{{"id":"{ID}","feedback_scores":[{{"name":"a","value":1}},{{"name":"b"}}],"more":[]}}"#);
-        let expected = Shown { id: ID.into(), scores: ["a".to_owned(), "b".to_owned()].into() };
+        let expected = Shown { id: ID.into(), scores: ["a".to_owned(), "b".to_owned()].into(), is_partial: true };
         assert_eq!(shown(line.as_bytes()), Some(expected.clone()));
         let page =
             format!("{line}\n\r\n{{\"code\":500,\"message\":\"broken\"}}\n{{\"id\":\"{OTHER}\"}}\n{{\"id\":\"cut");
-        let other = Shown { id: OTHER.into(), scores: BTreeSet::new() };
+        let other = Shown { id: OTHER.into(), scores: BTreeSet::new(), is_partial: true };
         assert_eq!(shown_in_page(page.as_bytes()), [expected, other]);
         assert_eq!(shown(b"<html>"), None);
+    }
+
+    #[test]
+    fn a_created_trace_without_a_start_is_partial_and_an_updated_one_is_not() {
+        for (what, answer, expected) in [
+            (What::Made, r#""start_time":"2026-03-01T04:00:16Z""#, false),
+            (What::Made, r#""output":{}"#, true),
+            (What::Made, r#""start_time":null"#, true),
+            (What::Made, r#""start_time":"1970-01-01T00:00:00Z""#, true),
+            (What::There, r#""output":{}"#, false),
+        ] {
+            let mut expectations = Expectations::default();
+            expectations.note(fact(Kind::Trace, ID, None, what.clone()));
+            let answer = format!(r#"{{"id":"{ID}",{answer}}}"#);
+            let is_whole = expectations.saw(Kind::Trace, &shown(answer.as_bytes()).expect("an entity"));
+            assert_eq!(!is_whole, expected, "{what:?} {answer}");
+            assert_eq!(expectations.get(Kind::Trace, ID).is_some_and(|trace| trace.is_partial), expected);
+        }
     }
 
     #[test]

@@ -14,11 +14,12 @@ use crate::delivery::blame::{self, Evidence, set_apart};
 use crate::delivery::coalesce::{Shipment, plan};
 use crate::delivery::generation::by_generation;
 use crate::delivery::split::{Divisible, Division, DivisionEnd};
-use crate::delivery::verdict::{RATE_LIMITED, ReplayVerdict, replaying};
-use crate::message::{Claimed, Effect, Footprint, MessageId, MessageType, Request};
+use crate::delivery::verdict::{ReplayVerdict, rate_limited, replaying};
+use crate::message::{Bucket, Buckets, Claimed, Effect, EntityKey, Footprint, MessageId, MessageType, Request};
 use crate::monitor::lane_trouble::jitter;
 use crate::protocol::answers::{Answer, SendFailure};
 use crate::protocol::fallback::fallback;
+use crate::protocol::readback;
 use crate::store::{Hold, LastAnswer, Outcome, Part, StoreError};
 
 /// After so many requests in a row that time might heal, and none that passed, the server is taken to be failing
@@ -36,6 +37,10 @@ const PIECES_FAILED_MAX: u32 = 4;
 /// The longest that a message waits because it failed as a probe; what a healed server may still wait for it.
 const PROBE_WAIT_MAX: Duration = Duration::from_secs(5 * 60);
 
+/// Entities of one batch that are asked for before they are taken out of it.
+const READS_MAX: usize = 50;
+/// Bytes of such an answer that are read.
+const READ_BYTES_MAX: usize = 8 * 1024 * 1024;
 /// Contents larger than this are sent as they are only: not rewritten for an older server, not divided.
 const CONTENT_BYTES_MAX: u64 = 64 * 1024 * 1024;
 
@@ -69,6 +74,8 @@ pub(super) struct Batch<'w, 'a> {
     /// Those of them that were not answered.
     silences: u32,
     pub halt: Option<Halt>,
+    /// Buckets that the server limited in this batch.
+    pub limited: Buckets,
 }
 
 /// A message that failed alone in a way that time may heal.
@@ -119,6 +126,7 @@ impl<'w, 'a> Batch<'w, 'a> {
             falters: 0,
             silences: 0,
             halt: None,
+            limited: Buckets::default(),
         }
     }
 
@@ -142,12 +150,29 @@ impl<'w, 'a> Batch<'w, 'a> {
         let mut queue: VecDeque<(Shipment, Option<usize>)> =
             first.into_iter().chain(suspects).map(|shipment| (shipment, None)).collect();
         while let Some((shipment, first_failed)) = queue.pop_front() {
-            if !self.may_send() || self.waits_for_an_earlier(&shipment) {
+            let bucket = shipment.message_type().bucket();
+            if !self.may_send() || self.waits_for_an_earlier(&shipment) || self.limited.contains(bucket) {
                 self.put_back(&shipment, None);
+                continue;
+            }
+            if shipment.has_no_way() {
+                self.put_back_until(&shipment, self.single_creates_at_ms(), None);
                 continue;
             }
             if shipment.messages().any(|message| self.unsettled.conflicts(&message.touches)) {
                 self.settle_decided()?;
+            }
+            if let Some(message) = shipment.only()
+                && !message.ahead.is_empty()
+                && let Some(divisible) = batch_of(message)
+            {
+                let message = Claimed { ahead: self.not_known_whole(&message.ahead), ..message.clone() };
+                if !message.ahead.is_empty() {
+                    if let Some(outcome) = self.divide(&message, &divisible, None)? {
+                        self.conclude(&message, outcome);
+                    }
+                    continue;
+                }
             }
             if let Some(message) = shipment.only()
                 && self.is_suspect(message)
@@ -256,9 +281,13 @@ impl<'w, 'a> Batch<'w, 'a> {
             }
             ReplayVerdict::HoldLane { asked, probe } => {
                 replay.connection.lanes().failed(&work.lane);
-                // A rate limit without a time is tried again soon; a key is not renewed within seconds.
-                let holds = if probe { u32::MAX } else { replay.probes.held(work.id, false) };
-                self.hold(holds, asked, (reason(&result), status_of(&result)), probe)?;
+                // A key is not renewed within seconds.
+                self.hold(u32::MAX, asked, (reason(&result), status_of(&result)), probe)?;
+                Attempt::Halted(Some(last_answer(&result)))
+            }
+            ReplayVerdict::Limited { asked } => {
+                // A rate limit without a time is tried again soon.
+                self.limit(message_type.bucket(), replay.probes.held(work.id, false), asked)?;
                 Attempt::Halted(Some(last_answer(&result)))
             }
             ReplayVerdict::Retry { asked, unanswered } => {
@@ -352,7 +381,15 @@ impl<'w, 'a> Batch<'w, 'a> {
         whole: Option<&LastAnswer>,
     ) -> Result<Option<Outcome>, StoreError> {
         let changes = message.touches.iter().filter(|touch| touch.effect != Effect::Refer).count();
-        let mut division = Division::of(divisible.len());
+        // Created singly: updates of these may have reached the server before.
+        let alone = match &*message.ahead {
+            [] => Vec::new(),
+            ahead => divisible.creating(message.message_type, &message.request, ahead),
+        };
+        let mut division = match &*alone {
+            [] => Division::of(divisible.len()),
+            alone => Division::cut(divisible.len(), alone),
+        };
         let mut last_refusal = None;
         let mut faltered = None;
         let mut falters = 0;
@@ -374,7 +411,15 @@ impl<'w, 'a> Batch<'w, 'a> {
                 division.keep(items);
                 continue;
             }
-            match self.attempt(message.message_type, &piece, std::iter::once(message), None)? {
+            let single = Some(items.start)
+                .filter(|index| items.len() == 1 && alone.contains(index))
+                .and_then(|index| divisible.single_create(message.message_type, &message.request, index));
+            let (message_type, request) = single.unwrap_or((message.message_type, piece));
+            if self.limited.contains(message_type.bucket()) {
+                division.keep(items);
+                continue;
+            }
+            match self.attempt(message_type, &request, std::iter::once(message), None)? {
                 Attempt::Passed => {
                     passed.add(&touches);
                     division.passed(items);
@@ -463,10 +508,63 @@ impl<'w, 'a> Batch<'w, 'a> {
     }
 
     fn put_back(&mut self, shipment: &Shipment, answer: Option<LastAnswer>) {
+        self.put_back_until(shipment, 0, answer);
+    }
+
+    fn put_back_until(&mut self, shipment: &Shipment, next_attempt_at_ms: i64, answer: Option<LastAnswer>) {
         shipment.messages().for_each(|message| self.left.add(&message.touches));
         self.outcomes.extend(shipment.messages().map(|message| {
-            (message.id, Outcome::Failed { next_attempt_at_ms: 0, counts: false, answer: answer.clone() })
+            (message.id, Outcome::Failed { next_attempt_at_ms, counts: false, answer: answer.clone() })
         }));
+    }
+
+    /// Returns those of these traces and spans that the server may know by an update only.
+    ///
+    /// A single create leaves a whole record alone, where the item of a batch may replace it. So an item is taken out of its
+    /// batch only if the server does not show that a create arrived before the update after all.
+    fn not_known_whole(&mut self, entities: &[EntityKey]) -> Vec<EntityKey> {
+        let mut left = entities.to_vec();
+        if entities.len() > READS_MAX {
+            return left;
+        }
+        for entity in entities {
+            let Some(read) = readback::of_trace_or_span(entity) else { continue };
+            if !self.may_send() {
+                break;
+            }
+            match self.worker.replay.upstream.read_back(&self.worker.work.lane, &read, READ_BYTES_MAX) {
+                Ok(answer) if answer.status == 200 => {
+                    if readback::shown(answer.text.as_bytes()).is_some_and(|shown| !shown.is_partial) {
+                        left.retain(|other| other != entity);
+                    }
+                }
+                Ok(answer) if answer.status == 404 => {}
+                // Not to be read now: a single create is right for all but a record that was created twice.
+                Ok(_) | Err(_) => break,
+            }
+        }
+        left
+    }
+
+    /// Returns when single creates are taken again, as far as this worker knows.
+    fn single_creates_at_ms(&self) -> i64 {
+        let limits = &self.worker.work.limits;
+        let limit = limits.iter().find(|limit| limit.bucket == Some(Bucket::Single));
+        limit.map_or_else(|| in_ms(Duration::from_secs(1)), |limit| limit.until_ms)
+    }
+
+    /// Limits a bucket of the lane, for longer the more often that happened since something passed; the rest goes on.
+    fn limit(&mut self, bucket: Bucket, holds: u32, asked: Option<Duration>) -> Result<(), StoreError> {
+        let time = backoff::lane_wait(holds, jitter(), asked, self.worker.replay.settings.retry_interval);
+        let reason = rate_limited(bucket);
+        warn!(
+            target: "replay_manager",
+            "{}: held for {:.1} s, nothing is dropped: {reason}", self.worker.work.lane, time.as_secs_f64()
+        );
+        let hold = Hold { until_ms: in_ms(time), reason, probe: false, status: Some(429), bucket: Some(bucket) };
+        self.worker.replay.store.hold(&self.worker.keeper.lease, self.worker.work.id, Some(&hold))?;
+        self.limited.insert(bucket);
+        Ok(())
     }
 
     /// Holds the lane, for longer the more often that happened since something passed.
@@ -482,7 +580,7 @@ impl<'w, 'a> Batch<'w, 'a> {
             target: "replay_manager",
             "{}: held for {:.1} s, nothing is dropped: {reason}", self.worker.work.lane, time.as_secs_f64()
         );
-        let hold = Hold { until_ms: in_ms(time), reason, probe, status };
+        let hold = Hold { until_ms: in_ms(time), reason, probe, status, bucket: None };
         self.worker.replay.store.hold(&self.worker.keeper.lease, self.worker.work.id, Some(&hold))?;
         self.halt = Some(Halt::Held);
         Ok(())
@@ -541,6 +639,11 @@ impl<'w, 'a> Batch<'w, 'a> {
     }
 }
 
+/// Returns the items of a batch create, also of one only.
+fn batch_of(message: &Claimed) -> Option<Divisible> {
+    message.message_type.is_batch_create().then(|| Divisible::of_any(message.message_type, &message.request)).flatten()
+}
+
 /// Returns a shipment divided so many times, or the shipment itself when it can't be.
 fn pieces(shipment: Shipment, divisions: u32) -> Result<Vec<Shipment>, Shipment> {
     let parts = shipment.parts()?;
@@ -581,7 +684,6 @@ fn reason(result: &Result<Answer, SendFailure>) -> String {
         Ok(Answer { status, location: Some(location), .. }) if (300..400).contains(status) => {
             format!("the server redirects to {location}: set --upstream to where it is")
         }
-        Ok(Answer { status: 429, .. }) => RATE_LIMITED.to_owned(),
         Ok(answer) if answer.text.trim().is_empty() => format!("the server answered {}", answer.status),
         Ok(answer) => format!("the server answered {}: {}", answer.status, first_line(&answer.text)),
         Err(failure) => failure.to_string(),

@@ -55,6 +55,7 @@ impl LaneWorker<'_> {
                 reason: "opik-offline failed to replay it by a fault of its own, see its log".to_owned(),
                 probe: true,
                 status: None,
+                bucket: None,
             };
             LaneEnd { lane, pace, result: replay.store.hold(&keeper.lease, lane, Some(&hold)) }
         })
@@ -106,7 +107,7 @@ impl LaneWorker<'_> {
         let mut batch = Batch::new(self);
         batch.send_all(claimed)?;
         batch.count_retries()?;
-        let Batch { outcomes, delivered, halt, faltered, .. } = batch;
+        let Batch { outcomes, delivered, halt, faltered, limited, .. } = batch;
         self.settle(&outcomes)?;
 
         if delivered > 0 {
@@ -122,7 +123,8 @@ impl LaneWorker<'_> {
         if halt.is_none() && !faltered {
             replay.probes.batch_passed(self.work.id, self.pace.batch());
         }
-        self.pace = self.pace.after(if halt.is_none() { BatchEnd::KeptUp } else { BatchEnd::Strained });
+        let keeps_up = halt.is_none() && limited.is_empty();
+        self.pace = self.pace.after(if keeps_up { BatchEnd::KeptUp } else { BatchEnd::Strained });
         if halt.is_some() {
             return Ok(Step::LaneDone);
         }

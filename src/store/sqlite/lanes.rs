@@ -207,6 +207,7 @@ fn any_unused_header_set(connection: &Connection) -> Result<bool, Fault> {
 /// secret was erased, and may still be in the log. `secure_delete` is on: what SQLite frees, it overwrites with zeros.
 pub(super) fn erase(tx: &Transaction<'_>) -> Result<bool, Fault> {
     tx.execute(queries::FORGET_LANES, [now_ms()])?;
+    tx.execute(queries::FORGET_LIMITS, [])?;
     let mut is_erased = false;
     if any_unused(tx, queries::ANY_UNUSED_CREDENTIAL)? {
         let (used, put_back) = (queries::USED_CREDENTIALS, queries::PUT_CREDENTIAL_BACK);

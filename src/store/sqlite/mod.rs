@@ -17,6 +17,7 @@
 //! intake never waits for anybody's list. A thread takes at most one of these mutexes at a time, except that claims take
 //! `claiming` first. Between processes SQLite's locks do the same; who waits longer than ten seconds is told so.
 
+mod ahead;
 mod attachments;
 mod checksum;
 mod claim;
@@ -25,6 +26,7 @@ mod damaged;
 mod fault;
 mod lanes;
 mod lease;
+mod limits;
 mod open;
 mod people;
 mod queries;
@@ -62,7 +64,7 @@ use super::{
     LaneWork, Lease, Limits, Listed, OpenMode, Outcome, Owner, Page, Purged, ReplayRecord, SalvagedRow, Standing,
     Store, StoreError, StoreIdentity, StoredMessage, WhenFull, Whose,
 };
-use crate::message::{Attachment, Lane, Message, MessageId, Server, Sha256, Touch};
+use crate::message::{Attachment, EntityKey, Lane, Message, MessageId, MessageType, Server, Sha256, Touch};
 
 /// How long a write waits for other processes.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(10);
@@ -84,6 +86,8 @@ pub struct SqliteStore {
     keys: Arc<KeyRing>,
     /// Of the generation of the row of `sealing` that was seen last.
     sealer: RwLock<Arc<Sealer>>,
+    /// Creates that were seen confirmed.
+    recent: ahead::Recent,
     /// Makes choosing and marking one step for the threads of this process.
     claiming: Mutex<()>,
     /// Whether the log may hold credentials that were erased from the file: also those of an earlier process.
@@ -141,6 +145,7 @@ impl SqliteStore {
             packer: Packer::new(),
             keys,
             sealer: RwLock::new(Arc::new(opened.sealer)),
+            recent: ahead::Recent::default(),
             claiming: Mutex::new(()),
             log_is_unerased: AtomicBool::new(true),
         }
@@ -308,6 +313,27 @@ impl Store for SqliteStore {
         self.write(|tx, sealer| register::limit(tx, sealer, lane, hold))
     }
 
+    fn unseen_creates(&self, lane: &Lane, message_type: MessageType, touches: &[Touch]) -> Vec<EntityKey> {
+        ahead::unseen(&self.recent, lane.place(), message_type, touches).collect()
+    }
+
+    fn note_updates_ahead(&self, updates: &[(Lane, EntityKey)]) -> Result<(), StoreError> {
+        let notes = || updates.iter().map(|(lane, entity)| (lane.place(), *entity));
+        self.write(|tx, _| ahead::note(tx, notes(), super::now_ms()))
+    }
+
+    fn confirmed(&self, lane: &Lane, message_type: MessageType, touches: &[Touch]) -> Result<(), StoreError> {
+        let place = lane.place();
+        self.recent.confirmed(place, touches);
+        // A batch create stays hidden behind a partial row, so the note stays, too.
+        let removes = !message_type.is_batch_create();
+        let has_note = || ahead::has_any(&lock(&self.quick_reader), place, touches);
+        if removes && has_note().map_err(|fault| fault.at(&self.path))? {
+            self.write(|tx, _| ahead::forget(tx, place, touches))?;
+        }
+        Ok(())
+    }
+
     fn begin_attachment(&self, bytes_expected: Option<u64>) -> Result<AttachmentId, StoreError> {
         self.remove_unfinished()?;
         self.write(|tx, _| {
@@ -384,7 +410,7 @@ impl Store for SqliteStore {
 
     fn return_in_flight(&self, lease: &Lease) -> Result<u64, StoreError> {
         self.remove_unfinished()?;
-        self.write_as(lease, |tx, _| settle::return_in_flight(tx, lease.epoch))
+        self.write_as(lease, |tx, _| settle::return_in_flight(tx, lease.epoch, &self.recent))
     }
 
     fn interrupted(&self, lane: LaneId) -> Result<usize, StoreError> {
@@ -392,7 +418,7 @@ impl Store for SqliteStore {
     }
 
     fn lanes(&self, filter: &Filter, now_ms: i64) -> Result<Vec<LaneWork>, StoreError> {
-        self.read(&self.reader, |connection, sealer| claim::lanes(connection, sealer, filter, now_ms))
+        self.read(&self.reader, |connection, sealer| claim::lanes(connection, sealer, &self.recent, filter, now_ms))
     }
 
     fn make_due(&self, lease: &Lease, lane: LaneId, messages: &[MessageId]) -> Result<(), StoreError> {
@@ -412,15 +438,16 @@ impl Store for SqliteStore {
         now_ms: i64,
     ) -> Result<Vec<Claimed>, StoreError> {
         let _one_at_a_time = lock(&self.claiming);
-        let choose =
-            |connection: &Connection, sealer: &Sealer| claim::choose(connection, sealer, lane, filter, limits, now_ms);
+        let choose = |connection: &Connection, sealer: &Sealer| {
+            claim::choose(connection, sealer, &self.recent, lane, filter, limits, now_ms)
+        };
         let chosen = self.read(&self.reader, choose)?;
         self.write_as(lease, |tx, sealer| claim::mark(tx, sealer, lease.epoch, chosen))
     }
 
     fn settle(&self, lease: &Lease, outcomes: &[(MessageId, Outcome)]) -> Result<(), StoreError> {
         let released = self.write_as(lease, |tx, sealer| {
-            settle::settle(tx, lease.epoch, outcomes, &self.packer, sealer)?;
+            settle::settle(tx, lease.epoch, outcomes, (&self.packer, sealer), &self.recent)?;
             attachments::any_released(tx)
         })?;
         self.remove_soon(released);

@@ -70,6 +70,7 @@ pub(super) const SET_LANE: &str = "
 /// What a checksum covers of a message beside its lane, headers and body.
 pub(super) const COVERED: &str = "
     SELECT message_type, items, project, accepted_at_ms, touches FROM messages WHERE message_id = ?1";
+pub(super) const LANE_PLACE: &str = "SELECT workspace, server, server_check FROM lanes WHERE lane_id = ?1";
 pub(super) const HEADER_SET_ID: &str = "SELECT header_set_id FROM header_sets WHERE wire = ?1";
 pub(super) const ADD_HEADER_SET: &str =
     "INSERT INTO header_sets (wire, sealed) VALUES (?1, ?2) RETURNING header_set_id";
@@ -82,10 +83,12 @@ pub(super) const HIGHEST_HEADER_SET: &str = "SELECT coalesce(max(header_set_id),
 /// Forgets lanes that hold nothing and whose hold is over at ?1.
 pub(super) const FORGET_LANES: &str = "
     DELETE FROM lanes WHERE coalesce(held_until_ms, 0) <= ?1
-        AND NOT EXISTS (SELECT 1 FROM summary WHERE summary.lane_id = lanes.lane_id)";
+        AND NOT EXISTS (SELECT 1 FROM summary WHERE summary.lane_id = lanes.lane_id)
+        AND NOT EXISTS (SELECT 1 FROM limits WHERE limits.lane_id = lanes.lane_id AND until_ms > ?1)";
 pub(super) const ANY_EMPTY_LANE: &str = "
     SELECT 1 FROM lanes WHERE coalesce(held_until_ms, 0) <= ?1
-        AND NOT EXISTS (SELECT 1 FROM summary WHERE summary.lane_id = lanes.lane_id)";
+        AND NOT EXISTS (SELECT 1 FROM summary WHERE summary.lane_id = lanes.lane_id)
+        AND NOT EXISTS (SELECT 1 FROM limits WHERE limits.lane_id = lanes.lane_id AND until_ms > ?1)";
 pub(super) const ANY_UNUSED_CREDENTIAL: &str =
     "SELECT 1 FROM credentials WHERE credential_id NOT IN (SELECT credential_id FROM lanes)";
 pub(super) const USED_CREDENTIALS: &str = "
@@ -104,6 +107,8 @@ pub(super) const PUT_HEADER_SET_BACK: &str =
 pub(super) const CLEAR_CREDENTIALS: &str = "DELETE FROM credentials";
 pub(super) const PUT_CREDENTIAL_BACK: &str =
     "INSERT INTO credentials (credential_id, value, sealed) VALUES (?1, ?2, ?3)";
+/// Forgets the limits of lanes that were forgotten.
+pub(super) const FORGET_LIMITS: &str = "DELETE FROM limits WHERE lane_id NOT IN (SELECT lane_id FROM lanes)";
 
 // Sealing.
 
@@ -363,6 +368,7 @@ pub(super) const LEASE_IS_OURS: &str = "SELECT 1 FROM lease WHERE epoch = ?1 AND
 
 // Replay.
 
+pub(super) const TOUCHES: &str = "SELECT touches FROM messages WHERE message_id = ?1";
 pub(super) const TOUCHES_IN_FLIGHT: &str = "SELECT touches FROM messages WHERE status = 1 AND lane_id = ?1";
 /// What the failed messages of a lane are about, in delivery order.
 pub(super) const WAITING_TOUCHES: &str = "
@@ -451,6 +457,29 @@ pub(super) const HELD_LANES: &str = "
     SELECT lane_id FROM lanes WHERE held_until_ms IS NOT NULL AND (held_until_ms > ?1 OR hold_passed = 0 AND EXISTS (
         SELECT 1 FROM summary WHERE summary.lane_id = lanes.lane_id AND status IN (1, 3)))
     ORDER BY lane_id";
+
+// Rate limits of one bucket.
+
+pub(super) const LIMITS: &str = "SELECT bucket, until_ms, reason, held_at_ms FROM limits WHERE lane_id = ?1";
+pub(super) const LIMIT: &str = "INSERT OR REPLACE INTO limits VALUES (?1, ?2, ?3, ?4, ?5)";
+/// Lanes with a limit in force.
+pub(super) const LIMITED_LANES: &str = "SELECT DISTINCT lane_id FROM limits WHERE until_ms > ?1 AND lane_id IN (SELECT lane_id FROM lanes) ORDER BY lane_id";
+
+// Updates ahead of their create.
+
+pub(super) const ADD_NOTE: &str = "INSERT OR IGNORE INTO updated_ahead VALUES (?1, ?2, ?3)";
+pub(super) const DROP_NOTE: &str = "DELETE FROM updated_ahead WHERE entity = ?1 AND place = ?2";
+pub(super) const HAS_NOTE: &str = "SELECT 1 FROM updated_ahead WHERE entity = ?1 AND place = ?2";
+/// Removes the oldest notes.
+pub(super) const EVICT_NOTES: &str = "
+    DELETE FROM updated_ahead WHERE (entity, place) IN (
+        SELECT entity, place FROM updated_ahead ORDER BY at_ms, entity, place LIMIT ?1)
+    RETURNING entity";
+/// Updates that an earlier lease left in flight.
+pub(super) const LEFT_UPDATES: &str = "
+    SELECT lane_id, message_type, touches FROM messages
+    WHERE status = 1 AND claim_epoch < ?1
+        AND message_type IN ('UpdateTraceMessage', 'UpdateSpanMessage', 'UpdateTraces', 'UpdateSpans')";
 
 // People.
 

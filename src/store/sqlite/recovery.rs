@@ -505,6 +505,13 @@ fn take_over(
         let value = old.counters.get(name).copied().unwrap_or(0).max(0);
         tx.prepare_cached(queries::SET_COUNTER)?.execute(params![name, value])?;
     }
+    // Notes are not recovered. Where the old store may have had any, older creates are sent singly.
+    let (notes, unsure_before) = ("updated_ahead", "updated_ahead_unsure_before");
+    let unsure_before_ms = match old.counters.get(notes) {
+        Some(0) => old.counters.get(unsure_before).copied().unwrap_or(0),
+        Some(_) | None => now_ms(),
+    };
+    tx.prepare_cached(queries::RAISE_COUNTER)?.execute(params![unsure_before, unsure_before_ms])?;
     let highest = ids.last().copied().unwrap_or(0).clamp(0, i64::MAX / 4);
     tx.prepare_cached(queries::RAISE_COUNTER)?.execute(params!["deleted_id", highest])?;
     let mut add = tx.prepare_cached(queries::ADD_RECOVERY)?;

@@ -10,7 +10,7 @@ use super::codec::Packed;
 use super::fault::Fault;
 use super::seal::{Destination, KeptBody, Lookup, Sealer};
 use super::summary::{Changes, Group, Size};
-use super::{lanes, queries, rows, settle};
+use super::{lanes, limits, queries, rows, settle};
 use crate::message::{
     Credential, Effect, EntityKey, HeaderSet, Lane, Message, MessageId, MessageStatus, Request, Server, Touch,
 };
@@ -43,7 +43,8 @@ pub(super) fn ahead(connection: &Connection, sealer: &Sealer, lane: &Lane, touch
     let held = settle::hold_of(connection, lane, now_ms())?.is_some();
     // A lane that is held forwards nothing, so what conflicts need not be known.
     let conflicting = held || waits_behind(connection, lane, touches)?;
-    Ok(Ahead { messages, conflicting, held })
+    let limited = limits::buckets(&limits::of(connection, lane, now_ms())?);
+    Ok(Ahead { messages, conflicting, held, limited })
 }
 
 /// Says whether a write has to wait behind a message of its lane, or may have to.
@@ -81,6 +82,9 @@ pub(super) fn lane_id(connection: &Connection, sealer: &Sealer, lane: &Lane) -> 
 /// Holds a lane, which may have no message yet, unless it is held for longer.
 pub(super) fn limit(tx: &Transaction<'_>, sealer: &Sealer, lane: &Lane, hold: &Hold) -> Result<(), Fault> {
     let id = Names::default().lane(tx, sealer, lane)?;
+    if hold.bucket.is_some() {
+        return settle::hold(tx, LaneId(id), Some(hold));
+    }
     match settle::hold_of(tx, id, now_ms())? {
         Some(held) if held.until_ms >= hold.until_ms => Ok(()),
         _ => settle::hold(tx, LaneId(id), Some(hold)),

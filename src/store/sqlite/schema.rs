@@ -11,7 +11,7 @@ pub(super) const APPLICATION_ID: i32 = 0x4f70_4f66;
 /// Bytes of a page in a new store.
 pub(super) const PAGE_BYTES: u32 = 4096;
 
-const MIGRATIONS: [&str; 9] = [
+const MIGRATIONS: [&str; 10] = [
     MESSAGES_LANES_AND_LEASE,
     ALL_CHANGES_INDEXED,
     ATTACHMENTS,
@@ -21,6 +21,7 @@ const MIGRATIONS: [&str; 9] = [
     HELD_AT,
     SEALING,
     DESTINATIONS,
+    UPDATES_AHEAD_AND_LIMITS,
 ];
 
 /// Version 1.
@@ -262,6 +263,35 @@ CREATE TABLE adoption (
     server      TEXT    NOT NULL,
     messages    INTEGER NOT NULL
 );
+";
+
+/// Version 10.
+///
+/// Updates that reached the server before their create, and limits per bucket.
+///
+/// - `updated_ahead` has the traces and spans of which an update reached the server, or may have, before any create that is
+///   known; see [`super::ahead`]. `place` stands for the workspace ([`crate::message::Lane::place`]).
+/// - `counters.updated_ahead` is how many there are, and `updated_ahead_unsure_before` is the time before which the id of
+///   an entity has to be made for its note to be lost.
+/// - `limits` has the rate limit of a lane's bucket ([`crate::message::Bucket`]).
+const UPDATES_AHEAD_AND_LIMITS: &str = "
+CREATE TABLE updated_ahead (
+    entity BLOB    NOT NULL,
+    place  INTEGER NOT NULL,
+    at_ms  INTEGER NOT NULL,
+    PRIMARY KEY (entity, place)
+) WITHOUT ROWID;
+CREATE INDEX updated_ahead_by_time ON updated_ahead (at_ms);
+INSERT INTO counters VALUES ('updated_ahead', 0), ('updated_ahead_unsure_before', 0);
+
+CREATE TABLE limits (
+    lane_id    INTEGER NOT NULL,
+    bucket     INTEGER NOT NULL,
+    until_ms   INTEGER NOT NULL,
+    reason     TEXT    NOT NULL,
+    held_at_ms INTEGER NOT NULL,
+    PRIMARY KEY (lane_id, bucket)
+) WITHOUT ROWID;
 ";
 
 /// Returns the newest version that we know.

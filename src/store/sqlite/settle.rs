@@ -1,20 +1,22 @@
 //! What became of messages: delivered, failed, rejected, returned, purged, requeued.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashSet};
 
 use rusqlite::{CachedStatement, Connection, OptionalExtension, Row, Transaction, params};
 
+use super::ahead::{self, Recent};
 use super::checksum::Covered;
 use super::claim::HOLD_MS_MAX;
 use super::codec::Packer;
 use super::fault::Fault;
+use super::limits;
 use super::queries::{self, Selection};
 use super::register::{Names, add_body_and_touches, is_looked_up};
 use super::rows::{self, Lanes};
 use super::seal::{Place, Sealer};
 use super::summary::{Changes, Group, Size, counted};
 use super::{attachments, lanes};
-use crate::message::{Lane, MessageId, MessageStatus, MessageType, Touch};
+use crate::message::{EntityKey, Lane, MessageId, MessageStatus, MessageType, Touch};
 use crate::store::{Filter, Hold, LaneId, LastAnswer, Outcome, Part, Purged, now_ms};
 
 /// Messages of a lane among which those are looked for that were put back without a fault of their own. They were the first.
@@ -27,21 +29,27 @@ pub(super) fn settle(
     tx: &Transaction<'_>,
     epoch: i64,
     outcomes: &[(MessageId, Outcome)],
-    packer: &Packer,
-    sealer: &Sealer,
+    (packer, sealer): (&Packer, &Sealer),
+    recent: &Recent,
 ) -> Result<(), Fault> {
+    let now_ms = now_ms();
     let mut changes = Changes::default();
     let mut succeeded = BTreeSet::new();
     let mut delete = tx.prepare_cached(queries::DELETE_DELIVERED)?;
     for (id, outcome) in outcomes {
         match outcome {
             Outcome::Delivered => {
-                if let Some((group, _)) = delete_one(tx, &mut delete, params![id.0, epoch], &mut changes)? {
+                if let Some((group, _, touches)) = delete_one(tx, &mut delete, params![id.0, epoch], &mut changes)? {
+                    ahead::delivered(tx, recent, (group.lane, group.message_type), &touches, now_ms)?;
                     succeeded.insert(group.lane);
                 }
             }
             Outcome::Failed { next_attempt_at_ms, counts, answer } => {
                 let Some((group, size)) = claimed(tx, *id, epoch)? else { continue };
+                if answer.as_ref().is_some_and(is_outcome_unknown) && group.message_type.makes_partial_rows() {
+                    let touches = touches_of(tx, *id)?;
+                    ahead::perhaps_delivered(tx, recent, (group.lane, group.message_type), &touches, now_ms)?;
+                }
                 tx.prepare_cached(queries::MARK_FAILED)?.execute(params![id.0, next_attempt_at_ms, counts])?;
                 if let Some(answer) = answer {
                     keep_answer(tx, sealer, *id, answer)?;
@@ -60,7 +68,12 @@ pub(super) fn settle(
             Outcome::Divided { parts } => {
                 let Some((group, _)) = claimed(tx, *id, epoch)? else { continue };
                 add_parts(tx, *id, group, parts, (packer, sealer), &mut changes)?;
-                delete_one(tx, &mut delete, params![id.0, epoch], &mut changes)?;
+                if let Some((.., touches)) = delete_one(tx, &mut delete, params![id.0, epoch], &mut changes)? {
+                    let left: HashSet<EntityKey> =
+                        parts.iter().flat_map(|part| part.touches.iter().map(|touch| touch.key)).collect();
+                    let done: Vec<Touch> = touches.into_iter().filter(|touch| !left.contains(&touch.key)).collect();
+                    ahead::delivered(tx, recent, (group.lane, group.message_type), &done, now_ms)?;
+                }
             }
         }
     }
@@ -68,6 +81,17 @@ pub(super) fn settle(
         tx.prepare_cached(queries::NOTE_SUCCESS)?.execute([lane])?;
     }
     changes.write(tx)
+}
+
+/// Returns whether the server may have processed what it did not confirm: no answer, or one that a proxy gave.
+fn is_outcome_unknown(answer: &LastAnswer) -> bool {
+    answer.status.is_none_or(|status| status >= 500)
+}
+
+fn touches_of(tx: &Transaction<'_>, id: MessageId) -> Result<Vec<Touch>, Fault> {
+    let mut statement = tx.prepare_cached(queries::TOUCHES)?;
+    let mut found = statement.query([id.0])?;
+    found.next()?.map_or(Ok(Vec::new()), |row| rows::touches(row, 0))
 }
 
 /// Stores what is left of a message beside it; the message itself goes in the same transaction.
@@ -159,7 +183,7 @@ pub(super) fn delete_one(
     delete: &mut CachedStatement<'_>,
     which: impl rusqlite::Params,
     changes: &mut Changes,
-) -> Result<Option<(Group, Size)>, Fault> {
+) -> Result<Option<(Group, Size, Vec<Touch>)>, Fault> {
     let id;
     let gone = {
         let mut deleted = delete.query(which)?;
@@ -181,11 +205,25 @@ pub(super) fn delete_one(
     }
     changes.take(group, size);
     changes.delete(id);
-    Ok(Some((group, size)))
+    Ok(Some((group, size, touches)))
 }
 
 /// Makes *failed* again what was claimed under an earlier epoch.
-pub(super) fn return_in_flight(tx: &Transaction<'_>, epoch: i64) -> Result<u64, Fault> {
+///
+/// Updates among them may have reached the server.
+pub(super) fn return_in_flight(tx: &Transaction<'_>, epoch: i64, recent: &Recent) -> Result<u64, Fault> {
+    let now_ms = now_ms();
+    let mut left = Vec::new();
+    {
+        let mut statement = tx.prepare_cached(queries::LEFT_UPDATES)?;
+        let mut updates = statement.query([epoch])?;
+        while let Some(row) = updates.next()? {
+            left.push((row.get::<_, i64>(0)?, rows::message_type(row, 1)?, rows::touches(row, 2)?));
+        }
+    }
+    for (lane, message_type, touches) in left {
+        ahead::perhaps_delivered(tx, recent, (lane, message_type), &touches, now_ms)?;
+    }
     let mut changes = Changes::default();
     let mut statement = tx.prepare_cached(queries::LEFT_IN_FLIGHT)?;
     let returned = move_to_failed(statement.query([epoch])?, &mut changes)?;
@@ -245,7 +283,7 @@ pub(super) fn purge(tx: &Transaction<'_>, filter: &Filter, limit: usize, in_flig
     let mut purged = Purged::default();
     let mut delete = tx.prepare_cached(queries::DELETE_MESSAGE)?;
     for id in ids {
-        if let Some((_, size)) = delete_one(tx, &mut delete, [id], &mut changes)? {
+        if let Some((_, size, _)) = delete_one(tx, &mut delete, [id], &mut changes)? {
             purged.messages += 1;
             purged.items += size.items.unsigned_abs();
             purged.body_bytes += size.body_bytes.unsigned_abs();
@@ -268,6 +306,12 @@ pub(super) fn make_due(tx: &Transaction<'_>, lane: LaneId, messages: &[MessageId
 /// Keeps a lane back, or lets it go.
 pub(super) fn hold(tx: &Transaction<'_>, lane: LaneId, hold: Option<&Hold>) -> Result<(), Fault> {
     match hold {
+        Some(hold) if hold.bucket.is_some() => {
+            if let Some(bucket) = hold.bucket {
+                limits::limit(tx, lane.0, bucket, hold)?;
+            }
+            0
+        }
         Some(hold) => tx.prepare_cached(queries::HOLD_LANE)?.execute(params![
             lane.0,
             hold.until_ms,
@@ -286,7 +330,7 @@ pub(super) fn hold(tx: &Transaction<'_>, lane: LaneId, hold: Option<&Hold>) -> R
 ///
 /// A step by less than [`CLOCK_STEP_MS_MAX`] is borne: the hold lasts so much longer at most. A store of an earlier version
 /// does not say when a hold was made; there one that is longer than any can be shows the same.
-fn was_set_back(held_at_ms: Option<i64>, until_ms: i64, now_ms: i64) -> bool {
+pub(super) fn was_set_back(held_at_ms: Option<i64>, until_ms: i64, now_ms: i64) -> bool {
     match held_at_ms {
         Some(held_at_ms) => held_at_ms.saturating_sub(now_ms) > CLOCK_STEP_MS_MAX,
         None => until_ms.saturating_sub(now_ms) > HOLD_MS_MAX,
@@ -298,7 +342,13 @@ pub(super) fn hold_of(connection: &Connection, lane: i64, now_ms: i64) -> Result
     let found = connection
         .prepare_cached(queries::HOLD)?
         .query_row([lane], |row| {
-            let hold = Hold { until_ms: row.get(0)?, reason: row.get(1)?, probe: row.get(2)?, status: row.get(5)? };
+            let hold = Hold {
+                until_ms: row.get(0)?,
+                reason: row.get(1)?,
+                probe: row.get(2)?,
+                status: row.get(5)?,
+                bucket: None,
+            };
             Ok((hold, row.get::<_, bool>(3)?, row.get::<_, Option<i64>>(4)?))
         })
         .optional()?;
@@ -331,11 +381,14 @@ pub(super) fn for_people(
 pub(super) fn held(connection: &Connection, sealer: &Sealer, now_ms: i64) -> Result<Vec<(Lane, Hold)>, Fault> {
     let mut statement = connection.prepare_cached(queries::HELD_LANES)?;
     let held_lanes = statement.query_map([now_ms], |row| row.get(0))?;
-    let held_lanes = held_lanes.collect::<rusqlite::Result<Vec<i64>>>()?;
+    let mut held_lanes = held_lanes.collect::<rusqlite::Result<BTreeSet<i64>>>()?;
+    let mut statement = connection.prepare_cached(queries::LIMITED_LANES)?;
+    let limited = statement.query_map([now_ms], |row| row.get(0))?;
+    held_lanes.extend(limited.collect::<rusqlite::Result<Vec<i64>>>()?);
     let mut names = Lanes::default();
     let mut held = Vec::new();
     for lane in held_lanes {
-        if let Some(hold) = hold_of(connection, lane, now_ms)? {
+        for hold in hold_of(connection, lane, now_ms)?.into_iter().chain(limits::of(connection, lane, now_ms)?) {
             held.push((for_people(connection, sealer, &mut names, lane)?, hold));
         }
     }

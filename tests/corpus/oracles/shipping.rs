@@ -41,7 +41,16 @@ fn message(line: &[u8]) -> Option<Claimed> {
         _ => inspect(&Protected { message_type, path_id }, &request.body.bytes).ok()?,
     };
     let Inspection { touches, items, .. } = found;
-    Some(Claimed { id: MessageId(0), message_type, request, touches, items, attempts: 0 })
+    Some(Claimed {
+        id: MessageId(0),
+        message_type,
+        request,
+        touches,
+        items,
+        attempts: 0,
+        ahead: Vec::new(),
+        way: Default::default(),
+    })
 }
 
 /// Says what a request carries, piece by piece, until every message stands alone.

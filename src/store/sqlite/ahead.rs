@@ -1,0 +1,359 @@
+//! Notes about updates that reached the server before the create of their entity.
+//!
+//! Such an update leaves a partial row, which hides a later *batch* create and is completed by a *single* one (Opik issue
+//! 8121). A note says: an update of this trace or span reached the server, or may have, and no create of it is known to
+//! have reached it before. Claims hand it out with the create ([`Claimed::ahead`](crate::message::Claimed::ahead)). It
+//! is removed once the create was confirmed.
+//!
+//! Normal traffic writes no note: an update follows its create, and [`Recent`] remembers the creates that this process saw
+//! confirmed. Notes are bounded by [`NOTES_MAX`]. When old ones are evicted, or lost with a damaged file,
+//! `counters.updated_ahead_unsure_before` says so: creates with an older UUIDv7 are sent singly.
+//!
+//! A note belongs to a place ([`Lane::place`]) and not to a lane: another key of the workspace writes the same records.
+
+use std::collections::HashSet;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use rusqlite::{Connection, OptionalExtension, Transaction, params};
+
+use super::fault::Fault;
+use super::{lanes, queries};
+use crate::message::{Effect, EntityKey, Lane, MessageType, Touch};
+
+/// Notes at most (about 60 bytes each on the disk).
+const NOTES_MAX: i64 = if cfg!(test) { 3000 } else { 200_000 };
+/// Notes evicted together.
+const EVICTED: i64 = 1000;
+/// Creates that are remembered in memory, up to twice (about 40 bytes each).
+const RECENT_MAX: usize = if cfg!(test) { 500 } else { 20_000 };
+
+const NOTES: &str = "updated_ahead";
+const UNSURE_BEFORE: &str = "updated_ahead_unsure_before";
+
+/// Traces and spans whose create this process saw confirmed, the newest of them.
+#[derive(Debug, Default)]
+pub(super) struct Recent(Mutex<Generations>);
+
+/// Two sets: when the newer one is full the older one is forgotten.
+#[derive(Debug, Default)]
+struct Generations {
+    newer: HashSet<(i64, EntityKey)>,
+    older: HashSet<(i64, EntityKey)>,
+}
+
+impl Recent {
+    fn lock(&self) -> MutexGuard<'_, Generations> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn contains(&self, place: i64, entity: EntityKey) -> bool {
+        let recent = self.lock();
+        recent.newer.contains(&(place, entity)) || recent.older.contains(&(place, entity))
+    }
+
+    fn insert(&self, place: i64, entity: EntityKey) {
+        let mut recent = self.lock();
+        if recent.newer.len() >= RECENT_MAX {
+            recent.older = std::mem::take(&mut recent.newer);
+        }
+        recent.newer.insert((place, entity));
+    }
+
+    fn remove(&self, place: i64, entity: EntityKey) {
+        let mut recent = self.lock();
+        recent.newer.remove(&(place, entity));
+        recent.older.remove(&(place, entity));
+    }
+
+    /// Takes in what a confirmed write made and ended.
+    pub(super) fn confirmed(&self, place: i64, touches: &[Touch]) {
+        for touch in touches.iter().filter(|touch| touch.key.is_trace_or_span()) {
+            match touch.effect {
+                Effect::Create => self.insert(place, touch.key),
+                Effect::End => self.remove(place, touch.key),
+                Effect::Update | Effect::Annotate | Effect::Refer => {}
+            }
+        }
+    }
+}
+
+/// Returns the traces and spans that an update changes and whose create was not seen.
+pub(super) fn unseen<'t>(
+    recent: &'t Recent,
+    place: i64,
+    message_type: MessageType,
+    touches: &'t [Touch],
+) -> impl Iterator<Item = EntityKey> + 't {
+    touches
+        .iter()
+        .filter(move |touch| {
+            message_type.makes_partial_rows()
+                && touch.effect == Effect::Update
+                && touch.key.is_trace_or_span()
+                && !recent.contains(place, touch.key)
+        })
+        .map(|touch| touch.key)
+}
+
+fn counter(connection: &Connection, name: &str) -> Result<i64, Fault> {
+    let value = connection.prepare_cached(queries::COUNTER)?.query_row([name], |row| row.get(0)).optional()?;
+    Ok(value.unwrap_or(0))
+}
+
+/// Returns the place of a lane.
+pub(super) fn place_of(connection: &Connection, lane: i64) -> Result<i64, Fault> {
+    let mut statement = connection.prepare_cached(queries::LANE_PLACE)?;
+    let mut found = statement.query([lane])?;
+    let Some(row) = found.next()? else { return Ok(Lane::default().place()) };
+    Ok(Lane { server: lanes::server(row, 1)?, workspace: row.get(0)?, credential: None }.place())
+}
+
+/// Adds notes, and evicts the oldest when there are too many.
+pub(super) fn note(
+    tx: &Transaction<'_>,
+    notes: impl IntoIterator<Item = (i64, EntityKey)>,
+    now_ms: i64,
+) -> Result<(), Fault> {
+    let mut add = tx.prepare_cached(queries::ADD_NOTE)?;
+    let mut added = 0;
+    for (place, entity) in notes {
+        added += add.execute(params![&entity.as_bytes()[..], place, now_ms])? as i64;
+    }
+    if added == 0 {
+        return Ok(());
+    }
+    tx.prepare_cached(queries::ADD_TO_COUNTER)?.execute(params![NOTES, added])?;
+    let mut count = counter(tx, NOTES)?;
+    while count > NOTES_MAX {
+        let evicted = evict(tx)?;
+        if evicted == 0 {
+            break;
+        }
+        count -= evicted;
+    }
+    Ok(())
+}
+
+fn evict(tx: &Transaction<'_>) -> Result<i64, Fault> {
+    let mut evicted = 0;
+    let mut unsure_before = 0;
+    {
+        let mut statement = tx.prepare_cached(queries::EVICT_NOTES)?;
+        let mut rows = statement.query([EVICTED])?;
+        while let Some(row) = rows.next()? {
+            evicted += 1;
+            let entity = EntityKey::from_bytes(row.get_ref(0)?.as_blob().unwrap_or_default());
+            unsure_before = unsure_before.max(entity.and_then(|entity| entity.made_at_ms()).map_or(0, |at| at + 1));
+        }
+    }
+    tx.prepare_cached(queries::ADD_TO_COUNTER)?.execute(params![NOTES, -evicted])?;
+    set_unsure_before(tx, unsure_before)?;
+    Ok(evicted)
+}
+
+/// Notes that creates of entities that are older than this may have lost their note.
+pub(super) fn set_unsure_before(tx: &Transaction<'_>, at_ms: i64) -> Result<(), Fault> {
+    tx.prepare_cached(queries::RAISE_COUNTER)?.execute(params![UNSURE_BEFORE, at_ms])?;
+    Ok(())
+}
+
+/// Removes the notes of entities whose create was confirmed, or that were ended.
+pub(super) fn forget(tx: &Transaction<'_>, place: i64, touches: &[Touch]) -> Result<(), Fault> {
+    let is_over = |touch: &&Touch| matches!(touch.effect, Effect::Create | Effect::End) && touch.key.is_trace_or_span();
+    if counter(tx, NOTES)? == 0 {
+        return Ok(());
+    }
+    let mut drop = tx.prepare_cached(queries::DROP_NOTE)?;
+    let mut dropped = 0;
+    for touch in touches.iter().filter(is_over) {
+        dropped += drop.execute(params![&touch.key.as_bytes()[..], place])? as i64;
+    }
+    if dropped > 0 {
+        tx.prepare_cached(queries::ADD_TO_COUNTER)?.execute(params![NOTES, -dropped])?;
+    }
+    Ok(())
+}
+
+/// Says whether a note about one of these is there that a confirmed single create or an end removes.
+pub(super) fn has_any(connection: &Connection, place: i64, touches: &[Touch]) -> Result<bool, Fault> {
+    if counter(connection, NOTES)? == 0 {
+        return Ok(false);
+    }
+    let mut known = connection.prepare_cached(queries::HAS_NOTE)?;
+    for touch in touches {
+        if matches!(touch.effect, Effect::Create | Effect::End)
+            && known.exists(params![&touch.key.as_bytes()[..], place])?
+        {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
+/// Takes in a message that was delivered under a lease: `touches` are those of the part that was.
+pub(super) fn delivered(
+    tx: &Transaction<'_>,
+    recent: &Recent,
+    (lane, message_type): (i64, MessageType),
+    touches: &[Touch],
+    now_ms: i64,
+) -> Result<(), Fault> {
+    if !touches.iter().any(|touch| touch.key.is_trace_or_span() && touch.effect != Effect::Refer) {
+        return Ok(());
+    }
+    let place = place_of(tx, lane)?;
+    recent.confirmed(place, touches);
+    if message_type.makes_partial_rows() {
+        return note(tx, unseen(recent, place, message_type, touches).map(|entity| (place, entity)), now_ms);
+    }
+    forget(tx, place, touches)
+}
+
+/// Notes what an update may have changed whose outcome is not known.
+pub(super) fn perhaps_delivered(
+    tx: &Transaction<'_>,
+    recent: &Recent,
+    (lane, message_type): (i64, MessageType),
+    touches: &[Touch],
+    now_ms: i64,
+) -> Result<(), Fault> {
+    if !message_type.makes_partial_rows() {
+        return Ok(());
+    }
+    let place = place_of(tx, lane)?;
+    note(tx, unseen(recent, place, message_type, touches).map(|entity| (place, entity)), now_ms)
+}
+
+/// What one walk over a lane knows of updates ahead of creates: notes, and updates that it takes itself.
+pub(super) struct Look<'a> {
+    connection: &'a Connection,
+    recent: &'a Recent,
+    place: i64,
+    has_notes: bool,
+    unsure_before_ms: i64,
+    /// Updated by a message that this walk took, and not created by an earlier one.
+    updated: HashSet<EntityKey>,
+    created: HashSet<EntityKey>,
+}
+
+impl<'a> Look<'a> {
+    pub(super) fn of(connection: &'a Connection, recent: &'a Recent, lane: i64) -> Result<Self, Fault> {
+        Ok(Self {
+            connection,
+            recent,
+            place: place_of(connection, lane)?,
+            has_notes: counter(connection, NOTES)? > 0,
+            unsure_before_ms: counter(connection, UNSURE_BEFORE)?,
+            updated: HashSet::new(),
+            created: HashSet::new(),
+        })
+    }
+
+    /// Returns the entities that a message creates and of which an update may have reached the server before.
+    pub(super) fn ahead(&self, message_type: MessageType, touches: &[Touch]) -> Result<Vec<EntityKey>, Fault> {
+        let mut ahead = Vec::new();
+        if !(message_type.is_single_create() || message_type.is_batch_create())
+            || (!self.has_notes && self.unsure_before_ms == 0 && self.updated.is_empty())
+        {
+            return Ok(ahead);
+        }
+        let mut known = self.connection.prepare_cached(queries::HAS_NOTE)?;
+        for touch in touches.iter().filter(|touch| touch.effect == Effect::Create && touch.key.is_trace_or_span()) {
+            let entity = touch.key;
+            let is_unsure = || {
+                entity.made_at_ms().is_some_and(|at| at < self.unsure_before_ms)
+                    && !self.recent.contains(self.place, entity)
+                    && !self.created.contains(&entity)
+            };
+            if self.updated.contains(&entity)
+                || (self.has_notes && known.exists(params![&entity.as_bytes()[..], self.place])?)
+                || is_unsure()
+            {
+                ahead.push(entity);
+            }
+        }
+        Ok(ahead)
+    }
+
+    /// Takes in a message that is sent before those that the walk meets later.
+    pub(super) fn take(&mut self, message_type: MessageType, touches: &[Touch]) {
+        if message_type.makes_partial_rows() {
+            let unseen = unseen(self.recent, self.place, message_type, touches);
+            let created = &self.created;
+            self.updated.extend(unseen.filter(|entity| !created.contains(entity)));
+            return;
+        }
+        for touch in touches.iter().filter(|touch| touch.effect == Effect::Create && touch.key.is_trace_or_span()) {
+            self.updated.remove(&touch.key);
+            self.created.insert(touch.key);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::message::EntityKind;
+    use crate::store::sqlite::schema;
+
+    fn trace(number: u32) -> EntityKey {
+        let mut id = [0; 16];
+        id[2..6].copy_from_slice(&number.to_be_bytes());
+        id[6] = 0x70;
+        EntityKey::from_parts(EntityKind::Trace, id)
+    }
+
+    fn store() -> Connection {
+        let mut connection = Connection::open_in_memory().expect("memory");
+        schema::migrate(&mut connection).expect("a schema");
+        connection
+    }
+
+    #[test]
+    fn evicted_notes_leave_a_mark_that_their_creates_go_singly() {
+        let mut connection = store();
+        let tx = connection.transaction().expect("a transaction");
+        let all = u32::try_from(NOTES_MAX).expect("it fits") + 1;
+        note(&tx, (0..all).map(|number| (7, trace(number))), 5).expect("they are noted");
+        let kept = NOTES_MAX + 1 - EVICTED;
+        assert_eq!(counter(&tx, NOTES).expect("a counter"), kept);
+        let rows: i64 = tx.query_row("SELECT count(*) FROM updated_ahead", [], |row| row.get(0)).expect("a count");
+        assert_eq!(rows, kept, "the counter does not say how many there are");
+        let recent = Recent::default();
+        let look = Look {
+            connection: &tx,
+            recent: &recent,
+            place: 7,
+            has_notes: true,
+            unsure_before_ms: counter(&tx, UNSURE_BEFORE).expect("a counter"),
+            updated: HashSet::new(),
+            created: HashSet::new(),
+        };
+        let create = |entity| [Touch { key: entity, effect: Effect::Create }];
+        for (number, expected) in [(0, true), (all - 1, true), (all + 5, false)] {
+            let ahead = look.ahead(MessageType::CreateTrace, &create(trace(number))).expect("it can be asked");
+            assert_eq!(!ahead.is_empty(), expected, "{number}");
+        }
+        recent.confirmed(7, &create(trace(0)));
+        assert!(look.ahead(MessageType::CreateTrace, &create(trace(0))).expect("it can be asked").is_empty());
+    }
+
+    #[test]
+    fn a_create_that_was_seen_needs_no_note_and_an_end_takes_that_back() {
+        let recent = Recent::default();
+        let touch = |effect| [Touch { key: trace(1), effect }];
+        let is_noted = |touches: &[Touch]| unseen(&recent, 7, MessageType::UpdateTrace, touches).next().is_some();
+        assert!(is_noted(&touch(Effect::Update)));
+        recent.confirmed(7, &touch(Effect::Create));
+        assert!(!is_noted(&touch(Effect::Update)));
+        assert!(recent.contains(7, trace(1)) && !recent.contains(8, trace(1)), "another workspace has its own");
+        recent.confirmed(7, &touch(Effect::End));
+        assert!(is_noted(&touch(Effect::Update)));
+        for number in 0..RECENT_MAX as u32 * 3 {
+            recent.insert(7, trace(number));
+        }
+        let kept = recent.lock().newer.len() + recent.lock().older.len();
+        assert!(kept <= 2 * RECENT_MAX, "{kept} are kept");
+        assert!(recent.contains(7, trace(RECENT_MAX as u32 * 3 - 1)) && !recent.contains(7, trace(0)));
+    }
+}
