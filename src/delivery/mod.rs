@@ -4,6 +4,7 @@
 //! - [`verdict`]: what an answer means, when forwarding and when replaying.
 //! - [`coalesce`]: which messages share a request.
 //! - [`fold`]: which updates go with the create of their entity.
+//! - [`id_window`]: which ids a server refuses for the time in them.
 //! - [`split`]: a refused batch cut into pieces, also inside one stored body.
 //! - [`blame`]: whether a fault counts against a message.
 //! - [`backoff`]: how long a message waits after a bad attempt.
@@ -16,6 +17,7 @@ pub mod blame;
 pub mod coalesce;
 pub mod eta;
 pub mod fold;
+pub mod id_window;
 pub mod pacing;
 pub mod split;
 pub mod verdict;

@@ -12,7 +12,6 @@ use serde::{Deserialize, Serialize};
 
 use crate::delivery::eta::{Eta, Situation, eta};
 use crate::delivery::pacing::PaceSettings;
-use crate::message::MessageStatus;
 use crate::monitor::Availability;
 use crate::monitor::connection::Connection;
 use crate::shutdown::Shutdown;
@@ -351,7 +350,7 @@ fn unusable(error: &StoreError) -> StoreStatus {
 
 /// Returns messages, items and bytes that wait.
 fn waiting_sums(backlog: &Backlog) -> (u64, u64, u64) {
-    let waiting = backlog.groups.iter().filter(|group| group.status != MessageStatus::Rejected);
+    let waiting = backlog.groups.iter().filter(|group| group.status.is_on_its_way());
     waiting.fold((0, 0, 0), |sum, group| (sum.0 + group.messages, sum.1 + group.items, sum.2 + group.body_bytes))
 }
 
@@ -461,7 +460,7 @@ mod tests {
     fn lane(until_ms: Option<i64>) -> LaneWork {
         let hold = until_ms.map(|until_ms| Hold { until_ms, reason: "429".into(), probe: false });
         let lane = Lane { workspace: None, credential: Some(Credential::new("made-up-key-0123456789")) };
-        LaneWork { id: LaneId(1), lane, failed: 3, due_at_ms: 0, hold }
+        LaneWork { id: LaneId(1), lane, failed: 3, due_at_ms: 0, hold, waits_for: None }
     }
 
     #[test]

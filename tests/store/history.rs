@@ -16,7 +16,7 @@ use opik_offline::message::{
 use opik_offline::store::attachment::{AttachmentWriter, PIECE_BYTES};
 use opik_offline::store::sqlite::SqliteStore;
 use opik_offline::store::{
-    ClaimLimits, Filter, Hold, Keys, LaneId, LastAnswer, Lease, Outcome, Owner, Page, Part, Store, StoreError,
+    ClaimLimits, Filter, Hold, Keys, LaneId, LaneWork, LastAnswer, Lease, Outcome, Owner, Page, Part, Store, StoreError,
 };
 use proptest::collection::vec;
 use proptest::prelude::*;
@@ -68,6 +68,12 @@ enum Step {
         limit: usize,
     },
     Requeue(Filter),
+    RetryHeld {
+        before_ms: i64,
+    },
+    ReleaseHeld {
+        lane: usize,
+    },
     Compact,
     Reopen,
     Crash,
@@ -102,6 +108,7 @@ fn any_filter() -> impl Strategy<Value = Filter> {
         MessageStatus::Delivered,
         MessageStatus::Failed,
         MessageStatus::Rejected,
+        MessageStatus::Held,
     ]);
     let message_type = prop::sample::select(vec![MessageType::CreateTrace, MessageType::UpdateTrace]);
     let workspace = prop::sample::select(vec!["team".to_owned(), "default".to_owned(), "nobody".to_owned()]);
@@ -155,14 +162,16 @@ fn any_outcome() -> impl Strategy<Value = Outcome> {
         3 => Just(Outcome::Delivered),
         3 => failed.prop_map(|(next_attempt_at_ms, counts, answer)| Outcome::Failed { next_attempt_at_ms, counts, answer }),
         2 => answer.clone().prop_map(|answer| Outcome::Rejected { answer }),
-        2 => vec((any_message(), prop::option::of(answer)), 1..3).prop_map(|parts| Outcome::Divided {
+        2 => answer.clone().prop_map(|answer| Outcome::Held { answer }),
+        2 => vec((any_message(), prop::option::of(answer), any::<bool>()), 1..3).prop_map(|parts| Outcome::Divided {
             parts: parts
                 .into_iter()
-                .map(|(message, rejected)| Part {
+                .map(|(message, answer, is_held)| Part {
                     request: message.request,
                     touches: message.touches,
                     items: message.items,
-                    rejected,
+                    rejected: answer.clone().filter(|_| !is_held),
+                    held: answer.filter(|_| is_held),
                 })
                 .collect(),
         }),
@@ -188,6 +197,8 @@ fn any_step() -> impl Strategy<Value = Step> {
         2 => Just(Step::ReturnInFlight),
         1 => (any_filter(), 0..4_usize).prop_map(|(filter, limit)| Step::Purge { filter, limit }),
         1 => any_filter().prop_map(Step::Requeue),
+        1 => (0..9_i64).prop_map(|before_ms| Step::RetryHeld { before_ms }),
+        1 => (0..3_usize).prop_map(|lane| Step::ReleaseHeld { lane }),
         1 => Just(Step::Compact),
         1 => Just(Step::Reopen),
         1 => Just(Step::Crash),
@@ -265,6 +276,15 @@ impl Side {
             Step::ReturnInFlight => format!("{}", store.return_in_flight(lease).expect("we have the lease")),
             Step::Purge { filter, limit } => format!("{:?}", store.purge(filter, *limit).expect("it can be purged")),
             Step::Requeue(filter) => format!("{}", store.requeue(filter).expect("it can be requeued")),
+            Step::RetryHeld { before_ms } => {
+                let mut retried = store.retry_held(lease, *before_ms).expect("we have the lease");
+                retried.sort_by_key(|(_, message)| *message);
+                format!("{:?}", retried.iter().map(|(_, message)| message).collect::<Vec<_>>())
+            }
+            Step::ReleaseHeld { lane } => {
+                let Some(lane) = self.lane_id(*lane) else { return "nothing waits".into() };
+                format!("{}", store.release_held(lease, lane).expect("we have the lease"))
+            }
             Step::Compact => {
                 store.compact().expect("it can be compacted");
                 String::new()
@@ -285,7 +305,10 @@ impl Side {
             view.push(format!("{:?}", store.backlog(filter).expect("it can be counted")));
             for now_ms in [NOW_MS, NOW_MS + 3000] {
                 let work = store.lanes(filter, now_ms).expect("lanes can be read");
-                view.extend(work.iter().map(|w| format!("{:?} {} {} {:?}", w.lane, w.failed, w.due_at_ms, w.hold)));
+                let shown = |w: &LaneWork| {
+                    format!("{:?} {} {} {:?} {}", w.lane, w.failed, w.due_at_ms, w.hold, w.waits_for.is_some())
+                };
+                view.extend(work.iter().map(shown));
             }
         }
         view.extend(lanes().iter().map(|lane| format!("{}", store.waiting(lane).expect("it can be counted"))));

@@ -38,6 +38,7 @@ mod sdk_pages;
 mod seal;
 mod settle;
 mod space;
+mod stranded;
 mod summary;
 
 use std::path::{Path, PathBuf};
@@ -57,7 +58,7 @@ use super::key::Keys;
 use super::{
     AgentRecord, Ahead, AttachmentId, Backlog, ClaimLimits, Claimed, Condition, Filter, Hold, LaneId, LaneWork, Lease,
     Limits, Listed, OpenMode, Outcome, Owner, Page, Purged, ReplayRecord, SalvagedRow, Store, StoreError,
-    StoreIdentity, StoredMessage, WhenFull,
+    StoreIdentity, StoredMessage, Stranded, WhenFull,
 };
 use crate::message::{Attachment, Lane, Message, MessageId, Sha256, Touch};
 
@@ -81,6 +82,8 @@ pub struct SqliteStore {
     sealer: RwLock<Arc<Sealer>>,
     /// Makes choosing and marking one step for the threads of this process.
     claiming: Mutex<()>,
+    /// Where walks over lanes begin.
+    memo: stranded::Memo,
 }
 
 impl SqliteStore {
@@ -135,6 +138,7 @@ impl SqliteStore {
             keys,
             sealer: RwLock::new(Arc::new(opened.sealer)),
             claiming: Mutex::new(()),
+            memo: stranded::Memo::default(),
         }
     }
 
@@ -276,7 +280,9 @@ impl Store for SqliteStore {
         // Only when something does, it is looked at more closely, in a snapshot of its own.
         let quick = register::waiting(&lock(&self.quick_reader), &self.known_sealer(), lane);
         match quick.map_err(|fault| fault.at(&self.path))? {
-            Some(messages) if messages == 0 || touches.is_empty() => Ok(Ahead { messages, ..Ahead::default() }),
+            Some(register::InLane { messages, refused }) if messages + refused == 0 || touches.is_empty() => {
+                Ok(Ahead { messages, ..Ahead::default() })
+            }
             // Also when the key was changed: what a lane is looked up by is another one then.
             Some(_) | None => {
                 self.read(&self.quick_reader, |connection, sealer| register::ahead(connection, sealer, lane, touches))
@@ -368,7 +374,7 @@ impl Store for SqliteStore {
     }
 
     fn lanes(&self, filter: &Filter, now_ms: i64) -> Result<Vec<LaneWork>, StoreError> {
-        self.read(&self.reader, |connection, sealer| claim::lanes(connection, sealer, filter, now_ms))
+        self.read(&self.reader, |connection, sealer| claim::lanes(connection, sealer, filter, now_ms, &self.memo))
     }
 
     fn make_due(&self, lease: &Lease, lane: LaneId, messages: &[MessageId]) -> Result<(), StoreError> {
@@ -388,8 +394,9 @@ impl Store for SqliteStore {
         now_ms: i64,
     ) -> Result<Vec<Claimed>, StoreError> {
         let _one_at_a_time = lock(&self.claiming);
-        let choose =
-            |connection: &Connection, sealer: &Sealer| claim::choose(connection, sealer, lane, filter, limits, now_ms);
+        let choose = |connection: &Connection, sealer: &Sealer| {
+            claim::choose(connection, sealer, lane, filter, limits, now_ms, &self.memo)
+        };
         let chosen = self.read(&self.reader, choose)?;
         self.write_as(lease, |tx, sealer| claim::mark(tx, sealer, lease.epoch, chosen))
     }
@@ -401,6 +408,27 @@ impl Store for SqliteStore {
         })?;
         self.remove_soon(released);
         Ok(())
+    }
+
+    fn retry_held(&self, lease: &Lease, answered_before_ms: i64) -> Result<Vec<(LaneId, MessageId)>, StoreError> {
+        self.write_as(lease, |tx, _| settle::retry_held(tx, answered_before_ms))
+    }
+
+    fn release_held(&self, lease: &Lease, lane: LaneId) -> Result<u64, StoreError> {
+        /// As many as others wait for gladly.
+        const STEP: usize = 2000;
+        let mut released = 0;
+        loop {
+            let step = self.write_as(lease, |tx, _| settle::release_held(tx, lane, STEP))?;
+            released += step;
+            if step < STEP as u64 {
+                return Ok(released);
+            }
+        }
+    }
+
+    fn stranded(&self) -> Result<Vec<Stranded>, StoreError> {
+        self.read(&self.reader, |connection, sealer| stranded::count(connection, sealer, &self.memo))
     }
 
     fn backlog(&self, filter: &Filter) -> Result<Backlog, StoreError> {

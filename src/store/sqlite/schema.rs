@@ -11,7 +11,7 @@ pub(super) const APPLICATION_ID: i32 = 0x4f70_4f66;
 /// Bytes of a page in a new store.
 pub(super) const PAGE_BYTES: u32 = 4096;
 
-const MIGRATIONS: [&str; 8] = [
+const MIGRATIONS: [&str; 9] = [
     MESSAGES_LANES_AND_LEASE,
     ALL_CHANGES_INDEXED,
     ATTACHMENTS,
@@ -20,6 +20,7 @@ const MIGRATIONS: [&str; 8] = [
     CHECKSUMS_AND_RECOVERIES,
     HELD_AT,
     SEALING,
+    HELD_MESSAGES,
 ];
 
 /// Version 1.
@@ -240,6 +241,16 @@ CREATE INDEX header_sets_again ON header_sets (wire, sealed) WHERE sealed IS NOT
 CREATE INDEX sealing_again ON sealing
     (generation, key_name, key_check, previous_name, previous_check, is_complete);
 ALTER TABLE attachment_pieces ADD COLUMN is_sealed INTEGER NOT NULL DEFAULT 0;
+";
+
+/// Version 9.
+///
+/// - Status 5 is *held*; `messages_held` finds which of a lane was refused longest ago.
+/// - `counters.unstranded` changes whenever a waiting message may have become free that was stranded behind a refused
+///   create, so that a process can remember where the stranded ones at the head of a lane end ([`super::stranded`]).
+const HELD_MESSAGES: &str = "
+INSERT INTO counters VALUES ('unstranded', 0);
+CREATE INDEX messages_held ON messages (lane_id, answer_at_ms) WHERE status = 5;
 ";
 
 /// Returns the newest version that we know.

@@ -13,6 +13,7 @@ use super::queries::{self, Selection};
 use super::register::{Names, add_body_and_touches, is_looked_up};
 use super::rows::{self, Lanes};
 use super::seal::{Place, Sealer};
+use super::stranded;
 use super::summary::{Changes, Group, Size, counted};
 use crate::message::{Lane, MessageId, MessageStatus, MessageType, Touch};
 use crate::store::{Filter, Hold, LaneId, LastAnswer, Outcome, Part, Purged, now_ms};
@@ -57,6 +58,13 @@ pub(super) fn settle(
                 let answer_status = answer.status.unwrap_or(0);
                 changes.add(Group { status: MessageStatus::Rejected, answer_status, ..group }, size);
             }
+            Outcome::Held { answer } => {
+                let Some((group, size)) = claimed(tx, *id, epoch)? else { continue };
+                tx.prepare_cached(queries::MARK_HELD)?.execute([id.0])?;
+                keep_answer(tx, sealer, *id, answer)?;
+                changes.take(group, size);
+                changes.add(Group { status: MessageStatus::Held, ..group }, size);
+            }
             Outcome::Divided { parts } => {
                 let Some((group, _)) = claimed(tx, *id, epoch)? else { continue };
                 add_parts(tx, *id, group, parts, (packer, sealer), &mut changes)?;
@@ -90,14 +98,14 @@ fn add_parts(
     let lane = Lanes::default().get(tx, sealer, lane)?;
     let mut add_part = tx.prepare_cached(queries::ADD_PART)?;
     for (id, part) in (first..).zip(parts) {
-        let answer = part.rejected.as_ref();
-        let status = if answer.is_some() { MessageStatus::Rejected } else { MessageStatus::Failed };
+        let (status, answer) = part.status();
+        let is_rejected = status == MessageStatus::Rejected;
         let body = &part.request.body;
         add_part.execute(params![
             whole.0,
             id,
             status.code(),
-            i64::from(answer.is_some()),
+            i64::from(is_rejected),
             answer.map(|answer| answer.at_ms),
             answer.and_then(|answer| answer.status),
             answer.map(|answer| sealer.keep_text(&Place::Answer { message: id }, answer.text_kept())).transpose()?,
@@ -124,7 +132,7 @@ fn add_parts(
         };
         let packed = packer.pack(body);
         add_body_and_touches(tx, sealer, id, &part.request, &packed, covered.with(&body.bytes), &part.touches)?;
-        let answer_status = answer.and_then(|answer| answer.status).unwrap_or(0);
+        let answer_status = answer.filter(|_| is_rejected).and_then(|answer| answer.status).unwrap_or(0);
         let size = Size { items: part.items.into(), body_bytes: body.bytes.len() as i64 };
         changes.add(Group { status, answer_status, ..group }, size);
     }
@@ -193,15 +201,49 @@ pub(super) fn return_in_flight(tx: &Transaction<'_>, epoch: i64) -> Result<u64, 
     Ok(returned)
 }
 
-/// Makes rejected messages *failed* again.
+/// Makes rejected and held messages *failed* again.
 pub(super) fn requeue(tx: &Transaction<'_>, filter: &Filter) -> Result<u64, Fault> {
     let selection = Selection::of(filter);
     let mut changes = Changes::default();
-    let mut statement = tx.prepare_cached(&queries::requeue(&selection))?;
-    selection.bind(&mut statement)?;
-    let requeued = move_to_failed(statement.raw_query(), &mut changes)?;
+    let mut requeued = 0;
+    for status in [MessageStatus::Rejected, MessageStatus::Held] {
+        let mut statement = tx.prepare_cached(&queries::requeue(&selection, status))?;
+        selection.bind(&mut statement)?;
+        requeued += move_to_failed(statement.raw_query(), &mut changes)?;
+    }
+    if requeued > 0 {
+        stranded::note_unstranded(tx)?;
+    }
     changes.write(tx)?;
     Ok(requeued)
+}
+
+/// Makes one held message *failed* again in each lane where the server refused none since then.
+pub(super) fn retry_held(tx: &Transaction<'_>, before_ms: i64) -> Result<Vec<(LaneId, MessageId)>, Fault> {
+    let mut changes = Changes::default();
+    let mut retried = Vec::new();
+    for lane in stranded::lanes_to_retry(tx, before_ms, now_ms())? {
+        let Some(id) = stranded::to_retry(tx, lane.0)? else { continue };
+        move_to_failed(tx.prepare_cached(queries::RETRY_HELD)?.query([id])?, &mut changes)?;
+        retried.push((lane, MessageId(id)));
+    }
+    if !retried.is_empty() {
+        stranded::note_unstranded(tx)?;
+    }
+    changes.write(tx)?;
+    Ok(retried)
+}
+
+/// Makes up to `limit` held messages of a lane *failed* again.
+pub(super) fn release_held(tx: &Transaction<'_>, lane: LaneId, limit: usize) -> Result<u64, Fault> {
+    let mut changes = Changes::default();
+    let mut statement = tx.prepare_cached(queries::RELEASE_HELD)?;
+    let released = move_to_failed(statement.query(params![lane.0, limit as i64])?, &mut changes)?;
+    if released > 0 {
+        stranded::note_unstranded(tx)?;
+    }
+    changes.write(tx)?;
+    Ok(released)
 }
 
 fn move_to_failed(mut updated: rusqlite::Rows<'_>, changes: &mut Changes) -> Result<u64, Fault> {
@@ -233,6 +275,9 @@ pub(super) fn purge(tx: &Transaction<'_>, filter: &Filter, limit: usize, in_flig
             purged.items += size.items.unsigned_abs();
             purged.body_bytes += size.body_bytes.unsigned_abs();
         }
+    }
+    if purged.messages > 0 {
+        stranded::note_unstranded(tx)?;
     }
     changes.write(tx)?;
     Ok(purged)
@@ -292,7 +337,7 @@ pub(super) fn hold_of(connection: &Connection, lane: i64, now_ms: i64) -> Result
 }
 
 /// Returns a lane without its credential, for people.
-fn unnamed(connection: &Connection, lane: i64) -> Result<Lane, Fault> {
+pub(super) fn unnamed(connection: &Connection, lane: i64) -> Result<Lane, Fault> {
     let workspace = connection.prepare_cached(queries::LANE)?.query_row([lane], |row| row.get(0))?;
     Ok(Lane { workspace, credential: None })
 }
