@@ -398,7 +398,7 @@ _opik__offline() {
                     return 0
                     ;;
                 --status)
-                    COMPREPLY=($(compgen -W "failed registered rejected" -- "${cur}"))
+                    COMPREPLY=($(compgen -W "failed registered held rejected" -- "${cur}"))
                     return 0
                     ;;
                 --type)
@@ -474,7 +474,7 @@ _opik__offline() {
             fi
             case "${prev}" in
                 --status)
-                    COMPREPLY=($(compgen -W "failed registered rejected" -- "${cur}"))
+                    COMPREPLY=($(compgen -W "failed registered held rejected" -- "${cur}"))
                     return 0
                     ;;
                 --type)
@@ -574,7 +574,7 @@ _opik__offline() {
                     return 0
                     ;;
                 --status)
-                    COMPREPLY=($(compgen -W "failed registered rejected" -- "${cur}"))
+                    COMPREPLY=($(compgen -W "failed registered held rejected" -- "${cur}"))
                     return 0
                     ;;
                 --type)

@@ -110,6 +110,7 @@ complete -c opik-offline -n "__fish_opik_offline_using_subcommand replay" -l ver
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand replay" -l from -d 'Take in what a Python process left, then deliver' -r -F
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand replay" -l status -d 'Only messages with this status (may be given more than once)' -r -f -a "failed\t''
 registered\t''
+held\t''
 rejected\t''"
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand replay" -l type -d 'Only messages of this type, such as OtlpTraces' -r -f -a "CreateTrace\t''
 UpdateTrace\t''
@@ -195,6 +196,7 @@ complete -c opik-offline -n "__fish_opik_offline_using_subcommand inspect" -l fr
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand inspect" -l limit -d 'List this many messages at most; 0 lists all [default: 50]' -r
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand inspect" -l status -d 'Only messages with this status (may be given more than once)' -r -f -a "failed\t''
 registered\t''
+held\t''
 rejected\t''"
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand inspect" -l type -d 'Only messages of this type, such as OtlpTraces' -r -f -a "CreateTrace\t''
 UpdateTrace\t''
@@ -274,6 +276,7 @@ complete -c opik-offline -n "__fish_opik_offline_using_subcommand inspect" -l no
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand inspect" -s h -l help -d 'Print help (see more with \'--help\')'
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand purge" -l status -d 'Only messages with this status (may be given more than once)' -r -f -a "failed\t''
 registered\t''
+held\t''
 rejected\t''"
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand purge" -l type -d 'Only messages of this type, such as OtlpTraces' -r -f -a "CreateTrace\t''
 UpdateTrace\t''

@@ -113,10 +113,14 @@ pub(super) fn flush(slot: &StoreSlot, connection: &Connection, server: &Server, 
 ///
 /// To be asked when nothing is on its way: an answer may make anything due.
 fn useless(lanes: &[LaneWork], until_ms: i64) -> Option<Option<String>> {
-    let is_late = |lane: &LaneWork| lane.due_at_ms > until_ms && lane.due_at_ms != i64::MAX;
+    let is_late =
+        |lane: &LaneWork| lane.due_at_ms > until_ms && (lane.due_at_ms != i64::MAX || lane.waits_for.is_some());
     let reason = || {
-        let held = lanes.iter().find_map(|lane| lane.holds().next().map(|hold| (lane, hold)))?;
-        Some(format!("{}: {}", held.0.lane, held.1.reason))
+        if let Some(held) = lanes.iter().find_map(|lane| lane.holds().next().map(|hold| (lane, hold))) {
+            return Some(format!("{}: {}", held.0.lane, held.1.reason));
+        }
+        let create = lanes.iter().find_map(|lane| lane.waits_for)?;
+        Some(format!("they wait for a create that the server refused, see `opik-offline inspect {create}`"))
     };
     (!lanes.is_empty() && lanes.iter().all(is_late)).then(reason)
 }
@@ -142,6 +146,7 @@ mod tests {
                 bucket: None,
             }),
             limits: Vec::new(),
+            waits_for: None,
         };
         assert_eq!(useless(&[], 100), None, "all is on its way");
         assert_eq!(useless(&[lane(100, None)], 100), None);

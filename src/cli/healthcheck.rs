@@ -5,15 +5,17 @@ use std::time::{Duration, Instant};
 use clap::Args;
 use serde::Serialize;
 
-use super::render::{Mark, Renderer, columns, count, hanging, size};
+use super::render::{Mark, Renderer, columns, count, hanging, size, time};
 use super::selection::{duration, refuse_jsonl};
 use super::{
     Common, Exit, Failure, configuration, existing_store_without_key, progress, stop_on_signals, translate, upstream,
 };
 use crate::config::{Config, ConfigFile, Misconfiguration};
-use crate::message::{Credential, Lane};
+use crate::delivery::id_window;
+use crate::message::{Credential, Lane, MessageStatus};
+use crate::replay::near_id_window;
 use crate::shutdown::Shutdown;
-use crate::store::{self, KeyState, Keys, OpenMode, Resealed, Resealing, StoreError, mount, place};
+use crate::store::{self, Filter, KeyState, Keys, OpenMode, Resealed, Resealing, StoreError, mount, now_ms, place};
 use crate::upstream::Upstream;
 use crate::upstream::smoke::SmokeFailure;
 
@@ -314,7 +316,9 @@ fn store(config: &Config, full: bool) -> Check {
     let looked = keys.map_err(StoreError::from).and_then(open).and_then(|store| {
         let condition = store.condition()?;
         let is_read = full || condition.file_bytes <= SMALL_STORE_BYTES;
-        Ok((if is_read { Some(store.check()?) } else { None }, condition))
+        let held = store.backlog(&Filter { statuses: vec![MessageStatus::Held], ..Filter::default() })?.messages();
+        let ids = (held, near_id_window(store.as_ref(), now_ms())?);
+        Ok((if is_read { Some(store.check()?) } else { None }, condition, ids))
     });
     match looked {
         Err(StoreError::Missing { .. }) => Check::note("store", format!("{path}: nothing was stored yet")),
@@ -323,7 +327,7 @@ fn store(config: &Config, full: bool) -> Check {
             Check::warn("store", failure.message, failure.hint.unwrap_or_default())
         }
         Err(error) => Check::failed("store", error.into()),
-        Ok((problems, condition)) if problems.as_ref().is_none_or(Vec::is_empty) => {
+        Ok((problems, condition, (held, near))) if problems.as_ref().is_none_or(Vec::is_empty) => {
             let looked = if problems.is_some() { "sound" } else { "can be opened (--full reads every page)" };
             let (used, max) = (condition.file_bytes, config.max_size.value.bytes());
             let mut text = format!("{path}: {looked}, {} of at most {}", size(used), size(max));
@@ -333,6 +337,16 @@ fn store(config: &Config, full: bool) -> Check {
                 if dropped > 0 {
                     text.push_str(&format!("; {dropped} messages were dropped because {why}"));
                 }
+            }
+            if held > 0 {
+                text.push_str(&format!(
+                    "; {held} messages are held, because their ids lie outside the server's window"
+                ));
+            } else if let Some(at_ms) = near {
+                text.push_str(&format!(
+                    "; a create waits since {}: servers may refuse ids older than 24h",
+                    time(at_ms)
+                ));
             }
             let recovered: Vec<_> = condition.recoveries.iter().filter(|recovery| recovery.is_kept).collect();
             if let Some(last) = recovered.last() {
@@ -349,10 +363,11 @@ fn store(config: &Config, full: bool) -> Check {
             let is_nearly_full = used.saturating_sub(condition.free_bytes) > max / 100 * NEARLY_FULL_PERCENT;
             match is_nearly_full {
                 true => Check::warn("store", text, "replay or purge messages, or raise OPIK_OFFLINE_MAX_SIZE"),
+                false if held > 0 || near.is_some() => Check::warn("store", text, id_window::REMEDY),
                 false => Check::good("store", text),
             }
         }
-        Ok((problems, _)) => {
+        Ok((problems, ..)) => {
             let problems = problems.unwrap_or_default();
             let text = format!("{path}: {}", problems.join("; "));
             Check::bad("store", Exit::Failure, text, "keep a copy of the file, and replay what can be read")

@@ -61,6 +61,9 @@ struct Report {
     remaining: u64,
     /// Bytes of the store's files afterwards.
     file_bytes: Option<u64>,
+    /// Whether messages wait for a refused create, which may be among what is deleted.
+    #[serde(skip)]
+    frees_others: bool,
 }
 
 /// Messages deleted in one commit: few enough that intake never waits for a purge.
@@ -96,6 +99,8 @@ pub fn run(common: &Common, args: &PurgeArgs) -> Result<(), Failure> {
         oldest_accepted_at,
         remaining: messages,
         file_bytes: None,
+        frees_others: selected.rejected() + selected.held() > 0
+            && store.stranded().is_ok_and(|stranded| !stranded.is_empty()),
     };
     if args.dry_run {
         return Ok(renderer.result(&would, preview)?);
@@ -131,7 +136,15 @@ pub fn run(common: &Common, args: &PurgeArgs) -> Result<(), Failure> {
 
 fn preview(renderer: &Renderer, would: &Report) -> String {
     let table = preview_text(renderer, &would.groups, would.oldest_accepted_at.as_deref());
-    format!("would delete {}\n\n{table}", sums_text(&would.groups))
+    format!("would delete {}\n\n{table}{}", sums_text(&would.groups), freed(would))
+}
+
+/// Says what becomes of messages that wait for what is deleted.
+fn freed(would: &Report) -> &'static str {
+    match would.frees_others {
+        true => "\nupdates, scores and spans that wait for these creates will be sent without them\n",
+        false => "",
+    }
 }
 
 fn summary(report: &Report, was_interrupted: bool) -> String {
@@ -161,7 +174,7 @@ fn ask(renderer: &Renderer, would: &Report) -> Result<(), Failure> {
     }
     let mut stderr = io::stderr();
     let table = preview_text(renderer, &would.groups, would.oldest_accepted_at.as_deref());
-    write!(stderr, "{table}\ndelete {what} for good? [y/N] ")?;
+    write!(stderr, "{table}{}\ndelete {what} for good? [y/N] ", freed(would))?;
     stderr.flush()?;
     let mut answer = String::new();
     io::stdin().lock().read_line(&mut answer)?;

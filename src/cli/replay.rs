@@ -20,6 +20,7 @@ use super::salvage::{self, take_in};
 use super::selection::{Selection, duration, number_from_one, refuse_jsonl};
 use super::{Common, Exit, Failure, configuration, existing_store, recovered_store, stop_on_signals, translate};
 use crate::config::{Config, Flags, LogLevel, Source};
+use crate::delivery::id_window::REMEDY;
 use crate::message::{MessageStatus, Server};
 use crate::monitor::connection::Connection;
 use crate::monitor::{self, MonitorSettings};
@@ -37,6 +38,8 @@ Examples:
     opik-offline replay --batch-size 200
   Try rejected messages again after the cause is mended:
     opik-offline replay --rejected
+  Try messages again whose ids the server found too old, after its window was widened:
+    opik-offline replay --status held
   Deliver everything, and make sure that the server shows it:
     opik-offline replay --verify
   Deliver to the new address what was accepted for a server that moved, after a preview:
@@ -136,6 +139,8 @@ struct Report {
     sources: Vec<salvage::Source>,
     delivered: u64,
     rejected: u64,
+    /// Held at the end because the server refuses the time in their ids, whatever was selected.
+    held: u64,
     remaining: u64,
     /// What was selected, before anything was sent.
     groups: Vec<Group>,
@@ -295,11 +300,11 @@ fn deliver(
         stop_on_signals(shutdown)?;
     }
 
-    let is_only_rejected = filter.statuses == [MessageStatus::Rejected];
+    let is_only_refused = is_only_refused(&filter);
     let Some(filter) = requeue(store.as_ref(), filter, args.limit)? else {
         return Ok(renderer.result(&Report { sources, reassigned, ..Report::of_nothing(false) }, people)?);
     };
-    let untried = match (is_only_rejected, args.limit) {
+    let untried = match (is_only_refused, args.limit) {
         (true, None) => waiting.saturating_sub(filter.ids.len() as u64),
         _ => 0,
     };
@@ -378,6 +383,7 @@ fn deliver(
         sources,
         delivered: metrics.messages_delivered.get(),
         rejected: metrics.messages_rejected.get(),
+        held: held_now(store.as_ref())?,
         remaining,
         groups: groups(&backlog),
         oldest_accepted_at,
@@ -394,13 +400,15 @@ fn deliver(
     }
     let left = remaining - untried;
     let is_drained = away.is_empty() && ends.iter().all(|end| *end == DrainEnd::Empty);
-    if is_drained && left > 0 && filter != Filter::default() {
+    let waits_for_create = report.reasons.iter().any(|reason| reason.contains(WAIT_FOR_CREATE));
+    if is_drained && left > 0 && filter != Filter::default() && !waits_for_create {
         let verb = if left == 1 { "waits" } else { "wait" };
         let waiting = count(left, "message");
         report.reasons.push(format!("{waiting} {verb} for earlier ones that the filter does not select"));
     }
+    report.reasons.extend(stranded(store.as_ref())?);
     if untried > 0 {
-        report.reasons.push(format!("{REQUEUED_MAX} rejected messages are tried at a time; run it again for the rest"));
+        report.reasons.push(format!("{REQUEUED_MAX} refused messages are tried at a time; run it again for the rest"));
     }
     if report.delivered + report.rejected + report.remaining == 0 {
         report.reasons.push("another process has replayed what was selected".to_owned());
@@ -422,9 +430,9 @@ fn deliver(
         return Err(Failure::silent(Exit::Unreachable));
     }
     let is_limited = any(DrainEnd::LimitReached);
-    match (report.remaining, report.rejected) {
-        (0, 0) => Ok(()),
-        (_, 0) if is_limited => Ok(()),
+    match (report.remaining, report.rejected, report.held) {
+        (0, 0, 0) => Ok(()),
+        (_, 0, _) if is_limited => Ok(()),
         _ => Err(Failure::silent(Exit::Remaining)),
     }
 }
@@ -530,7 +538,7 @@ fn ping(upstream: &Upstream, timeout: Duration) -> Result<(), Failure> {
 }
 
 /// Says which messages a replay is about when no status was asked for: those that wait, and one that is named by its id
-/// even if it was rejected.
+/// even if it was rejected or is held.
 fn selected(filter: Filter) -> Filter {
     if !filter.statuses.is_empty() || !filter.ids.is_empty() {
         return filter;
@@ -538,12 +546,17 @@ fn selected(filter: Filter) -> Filter {
     Filter { statuses: vec![MessageStatus::Failed, MessageStatus::Registered], ..filter }
 }
 
-/// Makes the selected rejected messages *failed* again and returns which messages to replay, `None` when there is none.
+/// Returns whether only messages are selected that the server refused.
+fn is_only_refused(filter: &Filter) -> bool {
+    !filter.statuses.is_empty() && filter.statuses.iter().all(|status| status.is_refused())
+}
+
+/// Makes the selected rejected and held messages *failed* again and returns which messages to replay, `None` when there is none.
 ///
-/// Their status no longer tells them from others that wait. Where only rejected ones were asked for they are therefore
+/// Their status no longer tells them from others that wait. Where only refused ones were asked for they are therefore
 /// named one by one, [`REQUEUED_MAX`] at a time, so that nothing else is sent and a limit leaves the rest as it is.
 fn requeue(store: &dyn Store, mut filter: Filter, limit: Option<u64>) -> Result<Option<Filter>, Failure> {
-    if filter.statuses == [MessageStatus::Rejected] {
+    if is_only_refused(&filter) {
         let limit = limit.and_then(|limit| usize::try_from(limit).ok()).unwrap_or(REQUEUED_MAX).min(REQUEUED_MAX);
         let listed = store.list(&filter, &Page { after: None, limit, newest_first: false })?;
         if listed.is_empty() {
@@ -552,7 +565,7 @@ fn requeue(store: &dyn Store, mut filter: Filter, limit: Option<u64>) -> Result<
         }
         filter.ids = listed.into_iter().map(|listed| listed.id).collect();
     }
-    if filter.statuses.is_empty() || filter.statuses.contains(&MessageStatus::Rejected) {
+    if filter.statuses.is_empty() || filter.statuses.iter().any(|status| status.is_refused()) {
         store.requeue(&filter)?;
     }
     Ok(Some(Filter { statuses: Vec::new(), ..filter }))
@@ -561,6 +574,27 @@ fn requeue(store: &dyn Store, mut filter: Filter, limit: Option<u64>) -> Result<
 /// Counts what still waits of the messages to replay.
 fn waiting_now(store: &dyn Store, filter: &Filter) -> Result<u64, StoreError> {
     Ok(store.backlog(filter)?.waiting())
+}
+
+/// Counts what the server refuses for the time in its ids.
+fn held_now(store: &dyn Store) -> Result<u64, StoreError> {
+    let held = Filter { statuses: vec![MessageStatus::Held], ..Filter::default() };
+    Ok(store.backlog(&held)?.messages())
+}
+
+/// Part of what is said of messages that wait for a refused create.
+const WAIT_FOR_CREATE: &str = "for a create that the server refused";
+
+/// Says how many messages wait for a create that the server refused, and for which.
+fn stranded(store: &dyn Store) -> Result<Vec<String>, StoreError> {
+    let lanes = store.stranded()?.into_iter();
+    let lanes = lanes.map(|stranded| {
+        let verb = if stranded.messages == 1 { "waits" } else { "wait" };
+        let messages = count(stranded.messages, "message");
+        let (create, status) = (stranded.create, stranded.status);
+        format!("{messages} {verb} {WAIT_FOR_CREATE} ({status}): opik-offline inspect {create}")
+    });
+    Ok(lanes.collect())
 }
 
 /// Replays until nothing is left, or nothing more can be done in the time given.
@@ -630,6 +664,7 @@ impl Report {
             sources: Vec::new(),
             delivered: 0,
             rejected: 0,
+            held: 0,
             remaining: 0,
             groups: Vec::new(),
             oldest_accepted_at: None,
@@ -659,7 +694,7 @@ fn people(renderer: &Renderer, report: &Report) -> String {
             };
     }
     let readback = report.verified.as_ref().map_or_else(String::new, Readback::text);
-    if report.delivered + report.rejected + report.remaining == 0 {
+    if report.delivered + report.rejected + report.held + report.remaining == 0 {
         return nothing_to_replay(report) + &readback;
     }
     let mut text = if report.delivered == 0 {
@@ -679,6 +714,12 @@ fn people(renderer: &Renderer, report: &Report) -> String {
         text.push_str(&format!(
             "rejected  {}: see why with `opik-offline inspect --rejected`\n",
             count(report.rejected, "message")
+        ));
+    }
+    if report.held > 0 {
+        text.push_str(&format!(
+            "held      {}: their ids lie outside the server's window; see `opik-offline inspect --status held`, and {REMEDY}\n",
+            count(report.held, "message")
         ));
     }
     if report.remaining > 0 {

@@ -16,9 +16,11 @@ use super::selection::{duration, refuse_jsonl};
 use super::{Common, Exit, Failure, configuration, existing_store_without_key, stop_on_signals, translate, upstream};
 use crate::config::{Config, ProcessEnvironment, is_utf8_locale};
 use crate::delivery::eta::{Situation, eta};
+use crate::delivery::id_window;
 use crate::delivery::pacing::Pace;
 use crate::intake::status::{ElsewhereStatus, EtaStatus, elsewhere, pace_of};
 use crate::message::MessageStatus;
+use crate::replay::near_id_window;
 use crate::shutdown::Shutdown;
 use crate::store::{
     AgentRecord, Backlog, BacklogGroup, Condition, Encryption, Filter, Hold, KeyState, Page, Store, StoreError, mount,
@@ -69,6 +71,10 @@ struct Report {
     /// `null` when the store can't be read: nobody knows.
     backlog: Option<Waiting>,
     rejected: Option<Rejected>,
+    /// Messages whose ids lie outside the server's window; `null` when the store can't be read.
+    held_ids: Option<HeldIds>,
+    /// Messages that wait for a create that the server refused, by workspace; `null` when the store can't be read.
+    stranded: Option<Vec<StrandedLine>>,
     /// What comes and goes; `null` when no agent tells.
     rates: Option<Rates>,
     /// When the backlog will have reached the server; `null` when the store can't be read.
@@ -138,6 +144,28 @@ struct Reason {
     status: Option<u16>,
     text: String,
     messages: u64,
+}
+
+/// Messages that the server refuses for the time in their ids.
+#[derive(Serialize)]
+struct HeldIds {
+    messages: u64,
+    /// What lets them in.
+    remedy: &'static str,
+    /// When the oldest create that still waits was accepted, if it comes near the default window of 24 hours.
+    create_near_window_accepted_at: Option<String>,
+}
+
+/// Messages of one workspace that wait for a create that the server refused.
+#[derive(Serialize)]
+struct StrandedLine {
+    workspace: String,
+    /// The least that there are.
+    messages: u64,
+    /// The refused message that the first of them waits for.
+    create: i64,
+    /// `held` or `rejected`.
+    status: &'static str,
 }
 
 #[derive(Serialize)]
@@ -322,11 +350,18 @@ fn gather(config: &Config, upstream: &Upstream, started: Instant) -> (Report, Op
             // What the server said is sealed, too.
             let is_told = backlog.rejected() > 0 && condition.encryption.key == KeyState::Usable;
             let reasons = if is_told { reasons(store.as_ref())? } else { Vec::new() };
-            Ok(Some((backlog, reasons, condition)))
+            let near = near_id_window(store.as_ref(), now)?;
+            let stranded = store.stranded()?;
+            Ok(Some((backlog, reasons, condition, near, stranded)))
         }
     });
+    let (near, stranded) = match &read {
+        Ok(Some((.., near, stranded))) => (*near, Some(stranded.clone())),
+        Ok(None) => (None, Some(Vec::new())),
+        Err(_) => (None, None),
+    };
     let (backlog, reasons, condition, problem) = match read {
-        Ok(Some((backlog, reasons, condition))) => (Some(backlog), reasons, Some(condition), None),
+        Ok(Some((backlog, reasons, condition, ..))) => (Some(backlog), reasons, Some(condition), None),
         Ok(None) => (Some(Backlog::default()), Vec::new(), None, None),
         Err(error) => (None, Vec::new(), None, Some(error)),
     };
@@ -356,6 +391,20 @@ fn gather(config: &Config, upstream: &Upstream, started: Instant) -> (Report, Op
         history: told.history,
         backlog: backlog.as_ref().map(|backlog| waiting(config, backlog, now)),
         rejected: backlog.as_ref().map(|backlog| rejected(backlog, reasons)),
+        held_ids: backlog.as_ref().map(|backlog| HeldIds {
+            messages: backlog.held(),
+            remedy: id_window::REMEDY,
+            create_near_window_accepted_at: near.map(time),
+        }),
+        stranded: stranded.map(|lanes| {
+            let lanes = lanes.iter().map(|stranded| StrandedLine {
+                workspace: stranded.lane.workspace_name().to_owned(),
+                messages: stranded.messages,
+                create: stranded.create.0,
+                status: stranded.status.name(),
+            });
+            lanes.collect()
+        }),
         store: store_report(config, condition.as_ref(), problem.as_ref()),
         held: condition
             .iter()
@@ -453,7 +502,9 @@ fn server(config: &Config, upstream: &Upstream, seen: Option<serde_json::Value>)
 
 fn waiting(config: &Config, backlog: &Backlog, now: i64) -> Waiting {
     let groups = groups(backlog);
-    let sum = |of: fn(&Group) -> u64| groups.iter().filter(|group| group.status != "rejected").map(of).sum();
+    let sum = |of: fn(&Group) -> u64| {
+        groups.iter().filter(|group| ["failed", "registered"].contains(&group.status)).map(of).sum()
+    };
     let oldest = backlog.oldest_accepted_at_ms;
     let messages = backlog.waiting();
     Waiting {
@@ -493,7 +544,7 @@ fn situation(
     now: i64,
 ) -> Situation {
     let held = condition.map_or(&[][..], |condition| &condition.held);
-    let mut waiting = backlog.groups.iter().filter(|group| group.status != MessageStatus::Rejected);
+    let mut waiting = backlog.groups.iter().filter(|group| group.status.is_on_its_way());
     // A single create may go as a batch while single writes are limited, and the other way round.
     let meets = |hold: &Hold, group: &BacklogGroup| {
         let message_type = group.message_type;
@@ -541,10 +592,15 @@ fn reasons(store: &dyn Store) -> Result<Vec<Reason>, StoreError> {
     Ok(reasons)
 }
 
-/// Returns the beginning of an answer in one line; of Opik's errors the message.
+/// Returns the beginning of an answer in one line; of Opik's errors the message and the details.
 fn first_words(text: &str) -> String {
     let error: Option<serde_json::Value> = serde_json::from_str(text).ok();
-    let message = error.as_ref().and_then(|error| error["message"].as_str()).unwrap_or(text);
+    let said = |field| error.as_ref().and_then(|error: &serde_json::Value| error[field].as_str());
+    let message = match (said("message"), said("details")) {
+        (Some(message), Some(details)) => format!("{message}: {details}"),
+        (Some(message), None) => message.to_owned(),
+        (None, _) => text.to_owned(),
+    };
     // What a server sends must not drive the terminal.
     let message: String = message.chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
     let words = message.split_whitespace().collect::<Vec<_>>().join(" ");

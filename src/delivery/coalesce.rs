@@ -147,6 +147,18 @@ impl Shipment {
         Ok(vec![Self::of(self.members), Self::of(second)])
     }
 
+    /// Takes messages out, in order; returns what is left, if anything, and what was taken. What was folded is unfolded, as
+    /// [`Shipment::parts`] does it, so nothing is taken out of it.
+    pub fn without(mut self, is_out: impl Fn(&Claimed) -> bool) -> (Option<Shipment>, Vec<Claimed>) {
+        if !self.members.iter().any(|member| is_out(&member.message)) || self.fold.is_some() {
+            return (Some(self), Vec::new());
+        }
+        let members = std::mem::take(&mut self.members);
+        let (out, members): (Vec<_>, Vec<_>) = members.into_iter().partition(|member| is_out(&member.message));
+        let rest = (!members.is_empty()).then(|| Self::of(members));
+        (rest, out.into_iter().map(|member| member.message).collect())
+    }
+
     fn of(members: Vec<Member>) -> Self {
         let content_bytes = members.iter().filter_map(|member| member.content.as_ref()).map(Bytes::len).sum();
         Self { members, content_bytes, fold: None }

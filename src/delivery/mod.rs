@@ -5,6 +5,7 @@
 //! - [`coalesce`]: which messages share a request.
 //! - [`fold`]: which updates go with the create of their entity.
 //! - [`generation`]: in what order requests go, so that few commits have to stand between them.
+//! - [`id_window`]: which ids a server refuses for the time in them.
 //! - [`split`]: a refused batch cut into pieces, also inside one stored body.
 //! - [`blame`]: whether a fault counts against a message.
 //! - [`backoff`]: how long a message waits after a bad attempt.
@@ -18,6 +19,7 @@ pub mod coalesce;
 pub mod eta;
 pub mod fold;
 pub mod generation;
+pub mod id_window;
 pub mod pacing;
 pub mod split;
 pub mod verdict;

@@ -125,6 +125,14 @@ impl Divisible {
         Some((single, Request { path: path.to_owned(), body, ..piece }))
     }
 
+    /// Returns the request that carries only these items, which need not stand side by side; `None` for OTLP.
+    pub fn pick(&self, whole: &Request, chosen: &[usize]) -> Option<Request> {
+        let Items::Listed { array, items } = &self.items else { return None };
+        let chosen: Vec<Range<usize>> = chosen.iter().filter_map(|item| items.get(*item).cloned()).collect();
+        let body = Body::new(self.listed(array, &chosen), Encoding::Identity);
+        Some(Request { body, ..self.piece(whole, 0..0) })
+    }
+
     /// Returns what a piece is about, read from the piece; `None` when it can't be read, which never happens.
     pub fn touches(&self, message_type: MessageType, piece: &Request) -> Option<Vec<Touch>> {
         match &self.items {

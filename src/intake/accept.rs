@@ -581,7 +581,7 @@ impl Shared {
         // The second time it may be another store, or none: a failure that is reported can change that.
         for _ in 0..2 {
             match self.slot.with(|store| store.ahead(lane, &message.touches)) {
-                Ok(Ahead { messages: 0, .. }) => return LaneState::Clear,
+                Ok(Ahead { messages: 0, conflicting: false, .. }) => return LaneState::Clear,
                 Ok(Ahead { conflicting: true, .. } | Ahead { held: true, .. }) => return LaneState::Waiting,
                 Ok(ahead) if ahead.limited.contains(message.message_type.bucket()) => return LaneState::Waiting,
                 // What names no entity has no order to be proven.

@@ -117,9 +117,9 @@ pub fn elsewhere(all: &Backlog, own: &Server) -> Vec<ElsewhereStatus> {
     let mut servers: BTreeMap<&Option<Server>, (u64, u64)> = BTreeMap::new();
     for group in all.groups.iter().filter(|group| group.server.as_ref() != Some(own)) {
         let sums = servers.entry(&group.server).or_default();
-        match group.status {
-            MessageStatus::Rejected => sums.1 += group.messages,
-            _ => sums.0 += group.messages,
+        match group.status.is_on_its_way() {
+            true => sums.0 += group.messages,
+            false => sums.1 += group.messages,
         }
     }
     let status = |(server, (waiting, rejected)): (&Option<Server>, _)| ElsewhereStatus {
@@ -386,7 +386,7 @@ fn unusable(error: &StoreError) -> StoreStatus {
 
 /// Returns messages, items and bytes that wait.
 fn waiting_sums(backlog: &Backlog) -> (u64, u64, u64) {
-    let waiting = backlog.groups.iter().filter(|group| group.status != MessageStatus::Rejected);
+    let waiting = backlog.groups.iter().filter(|group| group.status.is_on_its_way());
     waiting.fold((0, 0, 0), |sum, group| (sum.0 + group.messages, sum.1 + group.items, sum.2 + group.body_bytes))
 }
 
@@ -510,7 +510,7 @@ mod tests {
             bucket: None,
         });
         let lane = Lane { credential: Some(Credential::new("made-up-key-0123456789")), ..Lane::default() };
-        LaneWork { id: LaneId(1), lane, failed: 3, due_at_ms: 0, hold, limits: Vec::new() }
+        LaneWork { id: LaneId(1), lane, failed: 3, due_at_ms: 0, hold, limits: Vec::new(), waits_for: None }
     }
 
     #[test]

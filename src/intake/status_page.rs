@@ -13,7 +13,6 @@ use serde_json::json;
 use super::Shared;
 use super::forward::{self, ClientAnswer};
 use super::status::connection_word;
-use crate::message::MessageStatus;
 use crate::monitor::Availability;
 use crate::protocol::answers::error;
 use crate::store::{Filter, now_ms};
@@ -121,11 +120,14 @@ fn metrics(shared: &Shared) -> String {
     shared.metrics.store_usable.set(if read.is_ok() { 1.0 } else { 0.0 });
     if let Ok((backlog, condition)) = read {
         shared.metrics.backlog_messages.set(backlog.waiting() as f64);
-        let waiting = backlog.groups.iter().filter(|group| group.status != MessageStatus::Rejected);
+        let waiting = backlog.groups.iter().filter(|group| group.status.is_on_its_way());
         shared.metrics.backlog_body_bytes.set(waiting.map(|group| group.body_bytes).sum::<u64>() as f64);
         let held = condition.held.iter().filter(|(_, hold)| hold.until_ms > now_ms()).map(|(lane, _)| lane);
         shared.metrics.lanes_held.set(held.collect::<std::collections::HashSet<_>>().len() as f64);
         shared.metrics.rejected_messages.set(backlog.rejected() as f64);
+        shared.metrics.held_messages.set(backlog.held() as f64);
+        let stranded = shared.slot.with(|store| store.stranded()).unwrap_or_default();
+        shared.metrics.stranded_messages.set(stranded.iter().map(|lane| lane.messages).sum::<u64>() as f64);
         let oldest_age_ms = backlog.oldest_accepted_at_ms.map_or(0, |oldest| now_ms().saturating_sub(oldest).max(0));
         shared.metrics.backlog_oldest_age_seconds.set(oldest_age_ms as f64 / 1000.0);
         shared.metrics.store_size_bytes.set(condition.file_bytes as f64);

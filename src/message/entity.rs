@@ -89,6 +89,21 @@ impl EntityKey {
         (self.0[6] >> 4 == 7).then(|| i64::from_be_bytes(time))
     }
 
+    /// Returns whether later writes about the entity wait while the message that makes it is refused.
+    ///
+    /// Not so for a trace of OpenTelemetry: every export makes it again, and its spans don't need each other. A refused
+    /// span must not keep all later ones of its trace from the server.
+    pub fn can_strand(&self) -> bool {
+        self.0[16] != EntityKind::OtelTrace as u8
+    }
+
+    /// Returns the time in the id of a trace or span, in milliseconds since the Unix epoch: the first 48 bits of a
+    /// UUIDv7. The server reads it from an id of any version.
+    pub fn id_time_ms(&self) -> Option<i64> {
+        let kinds = [EntityKind::Trace as u8, EntityKind::Span as u8];
+        kinds.contains(&self.0[16]).then(|| self.0[..6].iter().fold(0, |time, byte| time << 8 | i64::from(*byte)))
+    }
+
     /// Returns the bytes that stand for the key in a store.
     pub fn as_bytes(&self) -> &[u8; Self::LEN] {
         &self.0

@@ -33,7 +33,7 @@ impl fmt::Display for MessageId {
 /// What has become of a message so far.
 ///
 /// The first three are the SDK's own (`opik/message_processing/replay/db_manager`, protocol dossier section e); the
-/// fourth is ours and is elsewhere called a dead letter.
+/// other two are ours. A rejected message is elsewhere called a dead letter.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[repr(u8)]
 pub enum MessageStatus {
@@ -45,11 +45,25 @@ pub enum MessageStatus {
     Failed = 3,
     /// The server refused it for good; kept until a person replays or purges it.
     Rejected = 4,
+    /// The server refused it only because the time in its ids lies outside the window that the server accepts. Kept like
+    /// a rejected one, and tried again now and then: a setting of the server lets it in.
+    Held = 5,
 }
 
 impl MessageStatus {
     /// The statuses that a stored message can have, in the order in which people read them.
-    pub const STORED: [MessageStatus; 3] = [MessageStatus::Failed, MessageStatus::Registered, MessageStatus::Rejected];
+    pub const STORED: [MessageStatus; 4] =
+        [MessageStatus::Failed, MessageStatus::Registered, MessageStatus::Held, MessageStatus::Rejected];
+
+    /// Returns whether the message is on its way to the server: it waits for a replay, or is being sent.
+    pub fn is_on_its_way(self) -> bool {
+        matches!(self, Self::Failed | Self::Registered)
+    }
+
+    /// Returns whether the server refused the message, so that what depends on it waits ([`crate::store`]).
+    pub fn is_refused(self) -> bool {
+        matches!(self, Self::Rejected | Self::Held)
+    }
 
     /// Returns the number kept in the `status` column.
     pub fn code(self) -> u8 {
@@ -63,6 +77,7 @@ impl MessageStatus {
             2 => Some(Self::Delivered),
             3 => Some(Self::Failed),
             4 => Some(Self::Rejected),
+            5 => Some(Self::Held),
             _ => None,
         }
     }
@@ -74,12 +89,15 @@ impl MessageStatus {
             Self::Delivered => "delivered",
             Self::Failed => "failed",
             Self::Rejected => "rejected",
+            Self::Held => "held",
         }
     }
 
     /// Returns the status with this name, or `None`.
     pub fn from_name(name: &str) -> Option<Self> {
-        [Self::Registered, Self::Delivered, Self::Failed, Self::Rejected].into_iter().find(|s| s.name() == name)
+        [Self::Registered, Self::Delivered, Self::Failed, Self::Rejected, Self::Held]
+            .into_iter()
+            .find(|s| s.name() == name)
     }
 }
 
@@ -201,6 +219,7 @@ mod tests {
             (MessageStatus::Delivered, 2),
             (MessageStatus::Failed, 3),
             (MessageStatus::Rejected, 4),
+            (MessageStatus::Held, 5),
         ] {
             assert_eq!(i64::from(status.code()), code);
             assert_eq!(MessageStatus::from_code(code), Some(status));

@@ -17,6 +17,8 @@ pub struct Answer {
     pub asked_wait: Option<Duration>,
     /// Where a redirect points.
     pub location: Option<String>,
+    /// What the server's clock said, by `Date`, in milliseconds since the Unix epoch.
+    pub date_ms: Option<i64>,
     /// The body's beginning as text, for people.
     pub text: String,
 }
@@ -27,7 +29,7 @@ impl Answer {
 
     /// Returns an answer with a status only.
     pub fn of_status(status: u16) -> Self {
-        Self { status, asked_wait: None, location: None, text: String::new() }
+        Self { status, asked_wait: None, location: None, date_ms: None, text: String::new() }
     }
 }
 
@@ -86,6 +88,12 @@ pub fn asked_wait(
     };
     let asked = ratelimit_reset.and_then(seconds).or_else(|| retry_after.and_then(|v| seconds(v).or_else(|| date(v))));
     asked.map(|wait| wait.min(ASKED_WAIT_MAX))
+}
+
+/// Reads the time of a `Date` header, in milliseconds since the Unix epoch.
+pub fn date_ms(date: &str) -> Option<i64> {
+    let at = httpdate::parse_http_date(date.trim()).ok()?;
+    i64::try_from(at.duration_since(SystemTime::UNIX_EPOCH).ok()?.as_millis()).ok()
 }
 
 /// An answer that the agent gives in the server's place.

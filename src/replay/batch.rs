@@ -1,6 +1,8 @@
 //! One claim on its way: sent request by request, with an outcome for every message at the end.
 
-use std::collections::VecDeque;
+mod refused_ids;
+
+use std::collections::{HashSet, VecDeque};
 use std::ops::Range;
 use std::time::{Duration, Instant};
 
@@ -13,6 +15,7 @@ use crate::delivery::backoff;
 use crate::delivery::blame::{self, Evidence, set_apart};
 use crate::delivery::coalesce::{Shipment, plan};
 use crate::delivery::generation::by_generation;
+use crate::delivery::id_window;
 use crate::delivery::split::{Divisible, Division, DivisionEnd};
 use crate::delivery::verdict::{ReplayVerdict, rate_limited, replaying};
 use crate::message::{Bucket, Buckets, Claimed, Effect, EntityKey, Footprint, MessageId, MessageType, Request};
@@ -63,6 +66,8 @@ pub(super) struct Batch<'w, 'a> {
     /// What messages are about that the server has decided and that are not settled yet: nothing that conflicts with
     /// them is sent before they are, or a crash would repeat an older write over a newer one.
     unsettled: Footprint,
+    /// Entities whose create was refused: what depends on them waits with it.
+    refused_creates: HashSet<EntityKey>,
     /// Messages delivered so far.
     pub delivered: usize,
     /// Whether any request failed in a way that time may heal.
@@ -91,7 +96,7 @@ enum Attempt {
     /// The server has it.
     Passed,
     /// The server refuses it; `items`: perhaps for one item of its body.
-    Refused { items: bool, answer: LastAnswer },
+    Refused { items: bool, answer: LastAnswer, server_ms: Option<i64> },
     /// It failed in a way that time may heal, and the server is there.
     Faltered(Falter),
     /// Nothing more is to be sent. The answer, if it was sent at all.
@@ -120,6 +125,7 @@ impl<'w, 'a> Batch<'w, 'a> {
             retries: Vec::new(),
             left: Footprint::default(),
             unsettled: Footprint::default(),
+            refused_creates: HashSet::new(),
             delivered: 0,
             faltered: false,
             passes: 0,
@@ -151,10 +157,15 @@ impl<'w, 'a> Batch<'w, 'a> {
             first.into_iter().chain(suspects).map(|shipment| (shipment, None)).collect();
         while let Some((shipment, first_failed)) = queue.pop_front() {
             let bucket = shipment.message_type().bucket();
-            if !self.may_send() || self.waits_for_an_earlier(&shipment) || self.limited.contains(bucket) {
+            if !self.may_send()
+                || self.waits_for_an_earlier(&shipment)
+                || self.is_stranded(&shipment)
+                || self.limited.contains(bucket)
+            {
                 self.put_back(&shipment, None);
                 continue;
             }
+            let Some(shipment) = self.hold_outside_window(shipment) else { continue };
             if shipment.has_no_way() {
                 self.put_back_until(&shipment, self.single_creates_at_ms(), None);
                 continue;
@@ -210,15 +221,23 @@ impl<'w, 'a> Batch<'w, 'a> {
                         }
                     }
                 }
-                Attempt::Refused { items, answer } => match shipment.parts() {
-                    Ok(parts) => parts.into_iter().rev().for_each(|part| queue.push_front((part, first_failed))),
-                    Err(single) => {
-                        for message in single.messages() {
-                            self.refused(message, &answer, items)?;
-                        }
-                        self.settle_if_repeat_hurts(&single)?;
+                Attempt::Refused { items, answer, server_ms } => {
+                    let (sent, is_about_ids) = (shipment.len(), self.learn_id_window(&answer, server_ms));
+                    let Some(shipment) = self.hold_outside_window(shipment) else { continue };
+                    if is_about_ids && shipment.len() < sent {
+                        queue.push_front((shipment, first_failed));
+                        continue;
                     }
-                },
+                    match shipment.parts() {
+                        Ok(parts) => parts.into_iter().rev().for_each(|part| queue.push_front((part, first_failed))),
+                        Err(single) => {
+                            for message in single.messages() {
+                                self.refused(message, &answer, items)?;
+                            }
+                            self.settle_if_repeat_hurts(&single)?;
+                        }
+                    }
+                }
             }
         }
         Ok(())
@@ -272,7 +291,10 @@ impl<'w, 'a> Batch<'w, 'a> {
                 self.passed();
                 Attempt::Passed
             }
-            ReplayVerdict::Refused { items } => Attempt::Refused { items, answer: last_answer(&result) },
+            ReplayVerdict::Refused { items } => {
+                let server_ms = result.as_ref().ok().and_then(|answer| answer.date_ms);
+                Attempt::Refused { items, answer: last_answer(&result), server_ms }
+            }
             ReplayVerdict::Unavailable => {
                 // A send that fails while pings pass would otherwise look like nothing at all.
                 replay.connection.send_failed(&last_answer(&result).text);
@@ -349,6 +371,8 @@ impl<'w, 'a> Batch<'w, 'a> {
 
     /// Notes what became of a message that was refused or divided, and says so.
     fn conclude(&mut self, message: &Claimed, outcome: Outcome) {
+        let outcome = self.held_instead(outcome);
+        self.note_refused_creates(message, &outcome);
         match &outcome {
             Outcome::Rejected { answer } => warn!(
                 target: "replay_manager",
@@ -360,7 +384,7 @@ impl<'w, 'a> Batch<'w, 'a> {
                 id = %message.id, message_type = %message.message_type, items = message.items, parts = parts.len(),
                 "a batch was refused or failed, and was divided: what passed is delivered, the rest is kept"
             ),
-            Outcome::Delivered | Outcome::Failed { .. } => {}
+            Outcome::Delivered | Outcome::Failed { .. } | Outcome::Held { .. } => {}
         }
         if !matches!(outcome, Outcome::Failed { .. }) {
             self.unsettled.add(&message.touches);
@@ -664,7 +688,9 @@ fn part(message: &Claimed, divisible: &Divisible, items: Range<usize>, rejected:
     let request = divisible.piece(&message.request, items);
     // Cut out of what was read before; were it not, the whole message's entities are a safe answer.
     let touches = divisible.touches(message.message_type, &request).unwrap_or_else(|| message.touches.clone());
-    Part { request, touches, items: count, rejected }
+    let is_held = |answer: &LastAnswer| id_window::read(answer.status, &answer.text).is_some();
+    let (held, rejected) = if rejected.as_ref().is_some_and(is_held) { (rejected, None) } else { (None, rejected) };
+    Part { request, touches, items: count, rejected, held }
 }
 
 fn last_answer(result: &Result<Answer, SendFailure>) -> LastAnswer {

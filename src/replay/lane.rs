@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use tracing::error;
+use tracing::{error, info};
 
 use super::batch::{Batch, Halt};
 use super::probes::WINDOW_AFTER_SILENCE;
@@ -141,6 +141,14 @@ impl LaneWorker<'_> {
         }
         replay.probes.settled(outcomes);
         self.count(outcomes);
+        if replay.probes.held_passed(self.work.id, outcomes) {
+            let released = replay.store.release_held(&self.keeper.lease, self.work.id)?;
+            info!(
+                target: "replay_manager",
+                lane = %self.work.lane, released,
+                "the Opik server takes ids again that it had refused for their time: what was held is delivered"
+            );
+        }
         Ok(())
     }
 

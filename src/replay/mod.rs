@@ -48,6 +48,7 @@ use std::time::{Duration, Instant};
 
 use tracing::{debug, error, info, warn};
 
+use crate::delivery::id_window;
 use crate::delivery::pacing::{Pace, PaceSettings};
 use crate::message::{Lane, MessageType, Request};
 use crate::monitor::Availability;
@@ -85,6 +86,8 @@ pub const LEASE_TIME_TO_LIVE: Duration = Duration::from_secs(30);
 const LEASE_RENEW_INTERVAL: Duration = Duration::from_secs(5);
 /// Nothing is sent with less than this left: a replayer that was stopped and woken must not send beside its successor.
 const LEASE_MARGIN: Duration = Duration::from_secs(10);
+/// How often the agent looks how old the oldest waiting create is.
+const AGES_LOOK_INTERVAL: Duration = Duration::from_secs(60);
 /// How often the coordinator looks for lanes that became due while others are being replayed.
 const LANES_LOOK_INTERVAL: Duration = Duration::from_millis(100);
 
@@ -101,6 +104,34 @@ pub struct ReplaySettings {
     pub retry_interval: Duration,
     /// Attempts after which a message that fails alone is rejected.
     pub attempts_max: u32,
+}
+
+impl ReplaySettings {
+    /// Returns how long the server is not asked again whether it takes held messages.
+    pub fn held_interval(&self) -> Duration {
+        self.retry_interval.saturating_mul(id_window::RETRY_FACTOR)
+    }
+}
+
+/// Returns when the oldest create was accepted that waits for longer than [`id_window::WARN_AFTER`], if there is one.
+///
+/// # Errors
+///
+/// What the store says.
+pub fn near_id_window(store: &dyn Store, now_ms: i64) -> Result<Option<i64>, StoreError> {
+    use crate::message::MessageStatus::{Failed, Registered};
+    let creates =
+        Filter { statuses: vec![Failed, Registered], types: id_window::CREATES.to_vec(), ..Filter::default() };
+    let after_ms = i64::try_from(id_window::WARN_AFTER.as_millis()).unwrap_or(i64::MAX);
+    let oldest = store.backlog(&creates)?.oldest_accepted_at_ms;
+    Ok(oldest.filter(|at_ms| now_ms.saturating_sub(*at_ms) >= after_ms))
+}
+
+/// Returns whether the store has held messages.
+fn has_held(store: &dyn Store, servers: &[crate::message::Server]) -> Result<bool, StoreError> {
+    let statuses = vec![crate::message::MessageStatus::Held];
+    let held = Filter { statuses, servers: servers.to_vec(), ..Filter::default() };
+    Ok(store.backlog(&held)?.messages() > 0)
 }
 
 /// How a round of replay ended without an error.
@@ -166,6 +197,7 @@ impl Replay<'_> {
                 self.probes.interrupted();
                 info!(target: "replay_manager", returned, "messages that were in flight are failed again");
             }
+            self.retry_held(&keeper)?;
             self.replay_lanes(&keeper)
         });
         let after = self.delivered_and_rejected();
@@ -175,6 +207,21 @@ impl Replay<'_> {
         }
         self.store.release(&keeper.lease)?;
         result
+    }
+
+    /// Lets one held message of each lane be tried again, when the last refusal is long enough ago.
+    fn retry_held(&self, keeper: &LeaseKeeper<'_>) -> Result<(), StoreError> {
+        // A person who selects messages means these and no others.
+        if self.settings.filter != Filter::default() || !self.probes.may_look_for_held(self.settings.held_interval()) {
+            return Ok(());
+        }
+        let interval_ms = i64::try_from(self.settings.held_interval().as_millis()).unwrap_or(i64::MAX);
+        let retried = match has_held(self.store, &self.settings.filter.servers)? {
+            true => self.store.retry_held(&keeper.lease, now_ms().saturating_sub(interval_ms))?,
+            false => Vec::new(),
+        };
+        self.probes.retries_held(&retried);
+        Ok(())
     }
 
     fn delivered_and_rejected(&self) -> (u64, u64) {
@@ -327,8 +374,14 @@ impl ReplayManager<'_> {
         let mut pause = self.tick_interval;
         let mut reported = String::new();
         let probes = Probes::default();
+        let mut looked_at_ages: Option<Instant> = None;
+        let mut warned = None;
         while !self.shutdown.sleep(pause) {
             pause = self.tick_interval;
+            if looked_at_ages.is_none_or(|looked| looked.elapsed() >= AGES_LOOK_INTERVAL) {
+                self.warn_near_id_window(&mut warned);
+                looked_at_ages = Some(Instant::now());
+            }
             if !self.connection.wait_until_available(self.tick_interval, self.shutdown) {
                 continue;
             }
@@ -339,7 +392,7 @@ impl ReplayManager<'_> {
             {
                 debug!(target: "replay_manager", "refused lanes keep their key for now: {error}");
             }
-            let round = match self.has_work(store.as_ref()) {
+            let round = match self.has_work(store.as_ref(), &probes) {
                 Ok(false) => continue,
                 Ok(true) => Replay {
                     store: store.as_ref(),
@@ -379,7 +432,23 @@ impl ReplayManager<'_> {
         }
     }
 
-    fn has_work(&self, store: &dyn Store) -> Result<bool, StoreError> {
+    /// Warns, once an hour, when the oldest create that waits comes near the age at which servers may refuse its id.
+    fn warn_near_id_window(&self, last: &mut Option<Instant>) {
+        const INTERVAL: Duration = Duration::from_secs(60 * 60);
+        if last.is_some_and(|last| last.elapsed() < INTERVAL) {
+            return;
+        }
+        let Ok(Ok(Some(at_ms))) = self.slot.get().map(|store| near_id_window(store.as_ref(), now_ms())) else { return };
+        *last = Some(Instant::now());
+        let hours = now_ms().saturating_sub(at_ms) / (60 * 60 * 1000);
+        warn!(
+            target: "replay_manager",
+            "a create has been waiting for {hours} h: an Opik server with UUID_VALIDATION_ENABLED refuses ids older than 24 h; \
+             if yours does, {}", id_window::REMEDY
+        );
+    }
+
+    fn has_work(&self, store: &dyn Store, probes: &Probes) -> Result<bool, StoreError> {
         let now = now_ms();
         let lanes = store.lanes(&self.settings.filter, now)?;
         if lanes.iter().any(|lane| lane.due_at_ms <= now) {
@@ -389,7 +458,10 @@ impl ReplayManager<'_> {
         let servers = self.settings.filter.servers.clone();
         let in_flight =
             Filter { statuses: vec![crate::message::MessageStatus::Registered], servers, ..Filter::default() };
-        Ok(store.backlog(&in_flight)?.messages() > 0)
+        if store.backlog(&in_flight)?.messages() > 0 {
+            return Ok(true);
+        }
+        Ok(probes.may_look_for_held(self.settings.held_interval()) && has_held(store, &self.settings.filter.servers)?)
     }
 }
 

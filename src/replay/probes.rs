@@ -6,11 +6,13 @@
 use std::collections::{HashMap, HashSet};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
 
 use super::lock;
 use crate::delivery::blame::FAILING_MAX;
+use crate::delivery::id_window::{IdWindow, Outside};
 use crate::message::MessageId;
-use crate::store::{LaneId, Outcome, ReplayRecord, StoreIdentity};
+use crate::store::{LaneId, LastAnswer, Outcome, ReplayRecord, StoreIdentity};
 
 /// Messages whose failure did not count and that are remembered; of others each failure looks like the first.
 const SPARED_MAX: usize = 10_000;
@@ -18,6 +20,9 @@ const SPARED_MAX: usize = 10_000;
 pub(super) const WINDOW_AFTER_SILENCE: usize = 8;
 /// Requests that are given more time than others at once.
 const PATIENT_MAX: usize = 8;
+/// A refusal of ids for their time is believed of other messages for so long: long enough for a replay at full pace to ask
+/// a handful of times, and too short for a person to change the server and to be answered out of our memory.
+const ID_WINDOW_LIFE: Duration = Duration::from_secs(2);
 /// Outcomes that could not be settled and are remembered; what more were decided is sent again, as upserts.
 const UNSETTLED_MAX: usize = 10_000;
 
@@ -35,6 +40,8 @@ pub struct Probes {
     timeouts: Mutex<HashMap<MessageId, u32>>,
     /// Requests that are given more time than others just now.
     patient: AtomicUsize,
+    /// When held messages were looked for last.
+    held_looked: Mutex<Option<Instant>>,
     /// What was replayed since the backlog began.
     episode: Mutex<Option<ReplayRecord>>,
 }
@@ -65,6 +72,10 @@ struct Trouble {
     spared: HashMap<MessageId, u64>,
     /// Those of them that were told to wait behind the next probes.
     waiting: HashSet<MessageId>,
+    /// Which ids the server refuses for their time, in what words, and since when that is known.
+    id_window: Option<(IdWindow, LastAnswer, Instant)>,
+    /// Held messages that are tried again on behalf of the lane's others.
+    held_probes: HashSet<MessageId>,
 }
 
 impl Probes {
@@ -185,6 +196,58 @@ impl Probes {
         self.with(lane, |trouble| match trouble.probes_failed {
             0 => trouble.waiting.drain().collect(),
             _ => Vec::new(),
+        })
+    }
+
+    /// Learns which ids the server refuses for their time.
+    pub(super) fn learn_id_window(&self, lane: LaneId, outside: &Outside, server_ms: Option<i64>, answer: &LastAnswer) {
+        let known = self.id_window(lane).map(|(window, _)| window);
+        self.with(lane, |trouble| {
+            let mut window = known.unwrap_or_default();
+            window.learn(outside, server_ms);
+            trouble.id_window = Some((window, answer.clone(), Instant::now()));
+        });
+    }
+
+    /// Returns which ids the server refuses for their time, and its words, if it said so a moment ago.
+    pub(super) fn id_window(&self, lane: LaneId) -> Option<(IdWindow, LastAnswer)> {
+        let lanes = lock(&self.lanes);
+        let (window, answer, since) = lanes.get(&lane)?.id_window.as_ref()?;
+        (since.elapsed() < ID_WINDOW_LIFE).then(|| (*window, answer.clone()))
+    }
+
+    /// Returns whether it is time to look for held messages that are to be tried again.
+    pub(super) fn may_look_for_held(&self, interval: Duration) -> bool {
+        lock(&self.held_looked).is_none_or(|looked| looked.elapsed() >= interval / 4)
+    }
+
+    /// Notes that held messages were looked for, and which of them are tried again.
+    pub(super) fn retries_held(&self, retried: &[(LaneId, MessageId)]) {
+        *lock(&self.held_looked) = Some(Instant::now());
+        for (lane, message) in retried {
+            self.with(*lane, |trouble| {
+                trouble.id_window = None;
+                // Those of earlier times were answered since, or wait in the lane like any other.
+                trouble.held_probes = HashSet::from([*message]);
+            });
+        }
+    }
+
+    /// Returns whether one of these outcomes is the delivery of a held message that was tried again: the server's window
+    /// lets it in, and perhaps the others.
+    pub(super) fn held_passed(&self, lane: LaneId, outcomes: &[(MessageId, Outcome)]) -> bool {
+        self.with(lane, |trouble| {
+            if trouble.held_probes.is_empty() {
+                return false;
+            }
+            let is_delivered = |(message, outcome): &(MessageId, Outcome)| {
+                *outcome == Outcome::Delivered && trouble.held_probes.contains(message)
+            };
+            let passed = outcomes.iter().any(is_delivered);
+            if passed {
+                trouble.held_probes.clear();
+            }
+            passed
         })
     }
 

@@ -15,6 +15,17 @@
 //! good a promise. Updates of one entity keep their order, so one that may not move keeps the others. An *end* (deletion,
 //! closing) keeps its place even to messages that only refer to its entity.
 //!
+//! # Refused creates
+//!
+//! While a message that makes an entity is refused (*rejected*, or *held* for the time in its ids), later messages of its
+//! lane that touch the entity in any way are *stranded*: they wait with it, because the server would make a partial record
+//! of an update or a score, and show children without their parent. Which messages those are follows from what is stored:
+//! it is no state of theirs. They follow the create when it is requeued, and go free when it is purged, dropped or expired.
+//! A trace of OpenTelemetry strands nothing ([`EntityKey::can_strand`]).
+//!
+//! A refused *repeat* of a create strands what was accepted after it as well: nothing in a store says that the entity is
+//! on the server already, and the repeat may be the write that completes it.
+//!
 //! # Attachments
 //!
 //! The bytes of an attachment's file may be more than memory holds, so they come in *pieces*, each in a commit of its
@@ -293,7 +304,21 @@ pub trait Store: Send + Sync {
     /// Returns whether nothing of them is left. What is left, because another process reads the log, the next call erases.
     fn erase_credentials(&self) -> Result<bool, StoreError>;
 
+    /// Makes one *held* message *failed* again in each lane where the server refused none since `answered_before_ms`: the
+    /// one that was refused longest ago, the newest of several. Returns which.
+    ///
+    /// It is sent as any other; what became of it tells whether the server still refuses the others.
+    fn retry_held(&self, lease: &Lease, answered_before_ms: i64) -> Result<Vec<(LaneId, MessageId)>, StoreError>;
+
+    /// Makes all *held* messages of a lane *failed* again, with no attempts counted; returns how many.
+    fn release_held(&self, lease: &Lease, lane: LaneId) -> Result<u64, StoreError>;
+
     // For people.
+
+    /// Counts the messages that wait for a create that the server refused; see the module's head.
+    ///
+    /// Looks at the first waiting messages of each lane only (some ten thousand), so that it may count too few.
+    fn stranded(&self) -> Result<Vec<Stranded>, StoreError>;
 
     /// Counts what the filter selects. Without conditions on age, id, project or entity it never scans messages.
     fn backlog(&self, filter: &Filter) -> Result<Backlog, StoreError>;
@@ -313,7 +338,7 @@ pub trait Store: Send + Sync {
     /// `limit` of them are younger than that, or in flight, it finds none.
     fn expire(&self, accepted_before_ms: i64, limit: usize) -> Result<u64, StoreError>;
 
-    /// Makes rejected messages that the filter selects *failed* again, with no attempts counted; returns how many.
+    /// Makes rejected and held messages that the filter selects *failed* again, with no attempts counted; returns how many.
     ///
     /// A salvaged row that no request could be made of has no method, and stays rejected.
     fn requeue(&self, filter: &Filter) -> Result<u64, StoreError>;
@@ -514,7 +539,8 @@ pub struct LaneId(pub i64);
 pub struct Ahead {
     /// Messages of its lane that still have to reach the server.
     pub messages: u64,
-    /// Whether one of them is, or may be, one that the write must not overtake ([`crate::message::conflict`]).
+    /// Whether one of them is, or may be, one that the write must not overtake ([`crate::message::conflict`]), or the write
+    /// depends on a create that the server refused.
     pub conflicting: bool,
     /// Whether the lane is held.
     pub held: bool,
@@ -578,7 +604,7 @@ pub struct LaneListed {
     pub lane: Lane,
     /// Messages that still have to reach the server.
     pub waiting: u64,
-    /// Messages that the server refused.
+    /// Messages that the server refused, for good or for the time in their ids.
     pub rejected: u64,
     /// The hold in force, or the last one that ended without a success since.
     pub hold: Option<Hold>,
@@ -612,6 +638,9 @@ pub struct LaneWork {
     pub hold: Option<Hold>,
     /// The rate limits in force, one for each bucket at most.
     pub limits: Vec<Hold>,
+    /// A refused create for which all of them wait, when nothing else keeps them: no message of the lane is in flight, and
+    /// time alone frees none.
+    pub waits_for: Option<MessageId>,
 }
 
 impl LaneWork {
@@ -627,6 +656,19 @@ impl LaneWork {
         let limit = || self.limits.iter().max_by_key(|limit| limit.until_ms).filter(|_| self.due_at_ms > now_ms);
         self.hold.as_ref().or_else(limit)
     }
+}
+
+/// Messages of one lane that wait for a create that the server refused.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Stranded {
+    /// Whose messages they are.
+    pub lane: Lane,
+    /// How many, or the least that there are.
+    pub messages: u64,
+    /// The refused create that the first of them waits for.
+    pub create: MessageId,
+    /// Whether that one is *held* or *rejected*.
+    pub status: MessageStatus,
 }
 
 /// How much one claim may take. At least one message is always taken, whatever its size.
@@ -657,6 +699,11 @@ pub enum Outcome {
         /// The server's words.
         answer: LastAnswer,
     },
+    /// The server refused it for the time in its ids: kept, and tried again now and then.
+    Held {
+        /// The server's words.
+        answer: LastAnswer,
+    },
     /// It was divided. What these parts don't carry was delivered; each of them takes the message's place in the order,
     /// as a message with an id of its own.
     Divided {
@@ -671,7 +718,16 @@ impl Outcome {
         match self {
             Self::Rejected { .. } => 1,
             Self::Divided { parts } => parts.iter().filter(|part| part.rejected.is_some()).count(),
-            Self::Delivered | Self::Failed { .. } => 0,
+            Self::Delivered | Self::Failed { .. } | Self::Held { .. } => 0,
+        }
+    }
+
+    /// Returns how many messages this leaves held.
+    pub fn held_messages(&self) -> usize {
+        match self {
+            Self::Held { .. } => 1,
+            Self::Divided { parts } => parts.iter().filter(|part| part.held.is_some()).count(),
+            Self::Delivered | Self::Failed { .. } | Self::Rejected { .. } => 0,
         }
     }
 }
@@ -687,6 +743,19 @@ pub struct Part {
     pub items: u32,
     /// The server's words when it refused this part for good; `None` when it waits for another try.
     pub rejected: Option<LastAnswer>,
+    /// The server's words when it refused this part for the time in its ids, which is then its status.
+    pub held: Option<LastAnswer>,
+}
+
+impl Part {
+    /// Returns the status that it is stored with, and the server's words to it.
+    pub fn status(&self) -> (MessageStatus, Option<&LastAnswer>) {
+        match (&self.rejected, &self.held) {
+            (Some(answer), _) => (MessageStatus::Rejected, Some(answer)),
+            (None, Some(answer)) => (MessageStatus::Held, Some(answer)),
+            (None, None) => (MessageStatus::Failed, None),
+        }
+    }
 }
 
 /// The last answer to a message.
@@ -833,12 +902,17 @@ pub struct BacklogGroup {
 impl Backlog {
     /// Returns how many messages still have to reach the server.
     pub fn waiting(&self) -> u64 {
-        self.count(|status| status != MessageStatus::Rejected)
+        self.count(MessageStatus::is_on_its_way)
     }
 
     /// Returns how many messages the server refused.
     pub fn rejected(&self) -> u64 {
         self.count(|status| status == MessageStatus::Rejected)
+    }
+
+    /// Returns how many messages the server refused for the time in their ids.
+    pub fn held(&self) -> u64 {
+        self.count(|status| status == MessageStatus::Held)
     }
 
     /// Returns how many messages were counted, whatever their status.

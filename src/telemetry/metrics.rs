@@ -103,6 +103,8 @@ metrics! {
     backlog_body_bytes: Gauge = "opik_offline_backlog_body_bytes", "Bytes of the bodies and files of these messages";
     lanes_held: Gauge = "opik_offline_lanes_held", "Lanes that wait for the server's leave: a rate limit, or a key that it does not take";
     rejected_messages: Gauge = "opik_offline_rejected_messages", "Rejected messages that are kept";
+    held_messages: Gauge = "opik_offline_held_messages", "Messages held because the server refuses the time in their ids";
+    stranded_messages: Gauge = "opik_offline_stranded_messages", "Messages that wait for a rejected or held create, at least";
     backlog_oldest_age_seconds: Gauge = "opik_offline_backlog_oldest_age_seconds", "Age of the oldest message of the backlog";
     store_size_bytes: Gauge = "opik_offline_store_size_bytes", "Size of the store on disk";
     store_dropped_messages: Gauge = "opik_offline_store_dropped_messages", "Messages that the store dropped when it was full, since it was made";

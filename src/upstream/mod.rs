@@ -26,7 +26,7 @@ use ureq::unversioned::transport::{Connector as _, DefaultConnector};
 use self::heard::Hearing;
 
 use crate::message::{Lane, Request};
-use crate::protocol::answers::{Answer, SendFailure, asked_wait};
+use crate::protocol::answers::{Answer, SendFailure, asked_wait, date_ms};
 use crate::protocol::readback::Read;
 
 /// How much later than its deadline a request may end: what is on its way has this long to be answered.
@@ -298,13 +298,15 @@ impl Upstream {
         let header = |name: &str| headers.get(name).and_then(|value| value.to_str().ok());
         let asked = asked_wait(header("ratelimit-reset"), header("retry-after"), header("date"), SystemTime::now());
         let location = header("location").map(str::to_owned);
+        let date_ms = header("date").and_then(date_ms);
         let status = response.status().as_u16();
         // The rest of a longer body is not read: the connection is then closed instead of kept.
         let mut text = Vec::new();
         let reader = response.body_mut().as_reader();
         std::io::Read::read_to_end(&mut std::io::Read::take(reader, bytes_max as u64), &mut text)
             .map_err(|error| failed(ureq::Error::from(error)))?;
-        Ok(Answer { status, asked_wait: asked, location, text: String::from_utf8_lossy(&text).into_owned() })
+        let text = String::from_utf8_lossy(&text).into_owned();
+        Ok(Answer { status, asked_wait: asked, location, date_ms, text })
     }
 }
 

@@ -34,7 +34,8 @@ ok file          HOME/.opik.config is read
 ok configuration no known mistake
 ok server        SERVER answers in N ms, version 2.2.0
 ok access        workspace team is open to this key
-ok store         HOME/opik_messages.db: sound, SIZE
+!! store         HOME/opik_messages.db: sound, SIZE
+                 hint: widen UUID_VALIDATION_WINDOW on the Opik server (at most 45d), turn UUID_VALIDATION_ENABLED off, or add the workspace's id to OPIK_UUID_VALIDATION_BYPASS_WORKSPACES there
 -- encryption    off
 ok disk          N UNIT free, of which 256.0 MiB stay free
 -- agent         not running

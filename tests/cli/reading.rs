@@ -59,6 +59,7 @@ store        HOME/opik_messages.db, SIZE
 encryption   off
 waiting      4 messages with 6 items (748 B), the oldest for AGE
 time to go   nobody delivers it: start the agent or `opik-offline replay`; about a second of pauses at most
+window       a create waits since 2026-01-02T03:04:06Z: servers with UUID_VALIDATION_ENABLED refuse ids older than 24h
 rejected     1 message (1 x 400): see `opik-offline inspect --rejected`
              1 x 400 start_time must not be null
 last replay  2026-01-02T03:05:05Z: 7 delivered, 1 rejected, 4 remaining

@@ -76,7 +76,7 @@ fn a_bad_value_of_a_filter_names_the_flag_and_what_is_expected() {
     for (args, said) in [
         (
             &["inspect", "--status", "done"][..],
-            "'done' for '--status <STATUS>'\n  [possible values: failed, registered, rejected]",
+            "'done' for '--status <STATUS>'\n  [possible values: failed, registered, held, rejected]",
         ),
         (
             &["purge", "--type", "span"],

@@ -51,6 +51,7 @@ mod startup;
 mod status_page;
 mod stopping;
 mod storm;
+mod stranded;
 mod tls;
 mod two_processes;
 mod verify;

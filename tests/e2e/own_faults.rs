@@ -21,6 +21,7 @@ use opik_offline::store::slot::StoreSlot;
 use opik_offline::store::{
     AgentRecord, Ahead, AttachmentId, Backlog, ClaimLimits, Claimed, Condition, Filter, Hold, LaneId, LaneListed,
     LaneWork, Lease, Listed, Outcome, Owner, Page, Purged, ReplayRecord, SalvagedRow, Store, StoreError, StoredMessage,
+    Stranded,
 };
 use opik_offline::telemetry::metrics::Metrics;
 use opik_offline::upstream::{Upstream, UpstreamSettings};
@@ -136,6 +137,9 @@ impl Store for Panicking {
         fn get(&self, id: MessageId) -> Option<StoredMessage>;
         fn purge(&self, filter: &Filter, limit: usize) -> Purged;
         fn expire(&self, accepted_before_ms: i64, limit: usize) -> u64;
+        fn retry_held(&self, lease: &Lease, answered_before_ms: i64) -> Vec<(LaneId, MessageId)>;
+        fn release_held(&self, lease: &Lease, lane: LaneId) -> u64;
+        fn stranded(&self) -> Vec<Stranded>;
         fn requeue(&self, filter: &Filter) -> u64;
         fn check(&self) -> Vec<String>;
         fn compact(&self) -> u64;

@@ -16,7 +16,7 @@ use opik_offline::message::{
 use opik_offline::store::attachment::{AttachmentWriter, PIECE_BYTES};
 use opik_offline::store::sqlite::SqliteStore;
 use opik_offline::store::{
-    ClaimLimits, Filter, Hold, Keys, LaneId, LastAnswer, Lease, Outcome, Owner, Page, Part, Store, StoreError,
+    ClaimLimits, Filter, Hold, Keys, LaneId, LaneWork, LastAnswer, Lease, Outcome, Owner, Page, Part, Store, StoreError,
 };
 use proptest::collection::vec;
 use proptest::prelude::*;
@@ -74,6 +74,12 @@ enum Step {
         limit: usize,
     },
     Requeue(Filter),
+    RetryHeld {
+        before_ms: i64,
+    },
+    ReleaseHeld {
+        lane: usize,
+    },
     Compact,
     Reopen,
     Crash,
@@ -108,6 +114,7 @@ fn any_filter() -> impl Strategy<Value = Filter> {
         MessageStatus::Delivered,
         MessageStatus::Failed,
         MessageStatus::Rejected,
+        MessageStatus::Held,
     ]);
     let message_type = prop::sample::select(vec![MessageType::CreateTrace, MessageType::UpdateTrace]);
     let workspace = prop::sample::select(vec!["team".to_owned(), "default".to_owned(), "nobody".to_owned()]);
@@ -163,14 +170,16 @@ fn any_outcome() -> impl Strategy<Value = Outcome> {
         3 => Just(Outcome::Delivered),
         3 => failed.prop_map(|(next_attempt_at_ms, counts, answer)| Outcome::Failed { next_attempt_at_ms, counts, answer }),
         2 => answer.clone().prop_map(|answer| Outcome::Rejected { answer }),
-        2 => vec((any_message(), prop::option::of(answer)), 1..3).prop_map(|parts| Outcome::Divided {
+        2 => answer.clone().prop_map(|answer| Outcome::Held { answer }),
+        2 => vec((any_message(), prop::option::of(answer), any::<bool>()), 1..3).prop_map(|parts| Outcome::Divided {
             parts: parts
                 .into_iter()
-                .map(|(message, rejected)| Part {
+                .map(|(message, answer, is_held)| Part {
                     request: message.request,
                     touches: message.touches,
                     items: message.items,
-                    rejected,
+                    rejected: answer.clone().filter(|_| !is_held),
+                    held: answer.filter(|_| is_held),
                 })
                 .collect(),
         }),
@@ -206,6 +215,8 @@ fn any_step() -> impl Strategy<Value = Step> {
         1 => (0..3_usize, 0..3_usize, 1..9_usize).prop_map(|(from, to, limit)| Step::Reassign { from, to, limit }),
         1 => (any_filter(), 0..4_usize).prop_map(|(filter, limit)| Step::Purge { filter, limit }),
         1 => any_filter().prop_map(Step::Requeue),
+        1 => (0..9_i64).prop_map(|before_ms| Step::RetryHeld { before_ms }),
+        1 => (0..3_usize).prop_map(|lane| Step::ReleaseHeld { lane }),
         1 => Just(Step::Compact),
         1 => Just(Step::Reopen),
         1 => Just(Step::Crash),
@@ -296,6 +307,15 @@ impl Side {
             Step::ReturnInFlight => format!("{}", store.return_in_flight(lease).expect("we have the lease")),
             Step::Purge { filter, limit } => format!("{:?}", store.purge(filter, *limit).expect("it can be purged")),
             Step::Requeue(filter) => format!("{}", store.requeue(filter).expect("it can be requeued")),
+            Step::RetryHeld { before_ms } => {
+                let mut retried = store.retry_held(lease, *before_ms).expect("we have the lease");
+                retried.sort_by_key(|(_, message)| *message);
+                format!("{:?}", retried.iter().map(|(_, message)| message).collect::<Vec<_>>())
+            }
+            Step::ReleaseHeld { lane } => {
+                let Some(lane) = self.lane_id(*lane) else { return "nothing waits".into() };
+                format!("{}", store.release_held(lease, lane).expect("we have the lease"))
+            }
             Step::Compact => {
                 store.compact().expect("it can be compacted");
                 String::new()
@@ -316,10 +336,11 @@ impl Side {
             view.push(format!("{:?}", store.backlog(filter).expect("it can be counted")));
             for now_ms in [NOW_MS, NOW_MS + 3000] {
                 let work = store.lanes(filter, now_ms).expect("lanes can be read");
-                view.extend(
-                    work.iter()
-                        .map(|w| format!("{:?} {} {} {:?} {:?}", w.lane, w.failed, w.due_at_ms, w.hold, w.limits)),
-                );
+                let shown = |w: &LaneWork| {
+                    let waits = w.waits_for.is_some();
+                    format!("{:?} {} {} {:?} {:?} {waits}", w.lane, w.failed, w.due_at_ms, w.hold, w.limits)
+                };
+                view.extend(work.iter().map(shown));
             }
             let mut listed = store.lane_list(NOW_MS).expect("lanes can be listed");
             listed.sort_by(|a, b| a.lane.cmp(&b.lane));

@@ -44,6 +44,14 @@ pub fn uuid7() -> String {
     uuid::Uuid::now_v7().to_string()
 }
 
+/// Returns the id of something that was made this long ago.
+pub fn uuid7_of(age: std::time::Duration) -> String {
+    let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).expect("it is later than 1970");
+    let at = since - age;
+    let timestamp = uuid::Timestamp::from_unix(uuid::NoContext, at.as_secs(), at.subsec_nanos());
+    uuid::Uuid::new_v7(timestamp).to_string()
+}
+
 /// Keeps a loopback port, or a free one for 0, out of everybody's hands without listening on it.
 ///
 /// Connections to it are refused, and whoever asks for this very port with `SO_REUSEADDR` can still listen on it.

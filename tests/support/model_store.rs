@@ -15,7 +15,7 @@ use opik_offline::store::attachment::PIECE_BYTES;
 use opik_offline::store::{
     AdoptionRecord, AgentRecord, Ahead, AttachmentId, Backlog, BacklogGroup, ClaimLimits, Claimed, Condition, Filter,
     Hold, LaneId, LaneListed, LaneWork, LastAnswer, Lease, Listed, Outcome, Owner, Page, Purged, ReplayRecord,
-    SalvagedRow, Store, StoreError, StoredMessage,
+    SalvagedRow, Store, StoreError, StoredMessage, Stranded,
 };
 
 const HOUR_MS: i64 = 60 * 60 * 1000;
@@ -84,7 +84,7 @@ impl Record {
     }
 
     fn still_has_to_go(&self) -> bool {
-        self.status != MessageStatus::Rejected
+        self.status.is_on_its_way()
     }
 
     fn does(&self, effect: Effect, entity: &EntityKey) -> bool {
@@ -178,6 +178,17 @@ impl State {
         }
     }
 
+    /// The first refused message of the lane, before this place in its order, that makes one of these entities.
+    fn refused_create(&self, lane: LaneId, touches: &[Touch], before: (i64, i64)) -> Option<i64> {
+        let here = self.messages.iter().filter(|record| record.lane == lane && record.status.is_refused());
+        let earlier = here.filter(|record| (record.position, record.id) < before);
+        let makes = |record: &&Record| {
+            let keys = touches.iter().map(|touch| touch.key).filter(EntityKey::can_strand);
+            keys.into_iter().any(|key| record.does(Effect::Create, &key))
+        };
+        earlier.filter(makes).map(|record| record.id).min()
+    }
+
     /// The lane's failed messages that the filter selects, in delivery order, each with whether it may be claimed.
     fn queue(&self, lane: LaneId, filter: &Filter, now_ms: i64) -> Vec<(Record, Result<Admitted, Option<i64>>)> {
         let here = |record: &&Record| record.lane == lane;
@@ -201,7 +212,9 @@ impl State {
                     left.push(record);
                     return None;
                 }
-                let blocked = left.iter().any(|earlier| conflict(&earlier.message.touches, &record.message.touches));
+                let place = (record.position, record.id);
+                let blocked = left.iter().any(|earlier| conflict(&earlier.message.touches, &record.message.touches))
+                    || self.refused_create(lane, &record.message.touches, place).is_some();
                 let due_at_ms = record.due_at_ms(now_ms);
                 let (message_type, touches) = (record.message.message_type, &record.message.touches);
                 let mut ahead: Vec<EntityKey> = Vec::new();
@@ -344,9 +357,12 @@ impl Store for ModelStore {
     fn ahead(&self, lane: &Lane, touches: &[Touch]) -> Result<Ahead, StoreError> {
         let state = self.state();
         let ahead: Vec<_> = state.messages.iter().filter(|r| r.message.lane == *lane && r.still_has_to_go()).collect();
-        let Some(first) = ahead.first() else { return Ok(Ahead::default()) };
+        let lane_id = state.lanes.iter().position(|(known, _)| known == lane).map(|place| LaneId(place as i64 + 1));
+        let stranded = lane_id.is_some_and(|id| state.refused_create(id, touches, (i64::MAX, i64::MAX)).is_some());
+        let Some(first) = ahead.first() else { return Ok(Ahead { conflicting: stranded, ..Ahead::default() }) };
         let held = !touches.is_empty() && state.hold_of(first.lane, opik_offline::store::now_ms()).is_some();
         let conflicting = held
+            || stranded
             || touches.len() > Ahead::TOUCHES_MAX
             || touches.iter().any(|touch| touch.effect == Effect::End)
             || ahead.iter().any(|record| conflict(&record.message.touches, touches));
@@ -527,9 +543,16 @@ impl Store for ModelStore {
             };
             let hold = state.hold_of(id, now_ms);
             let due_at_ms = due_at_ms.max(hold.as_ref().map_or(i64::MIN, |hold| hold.until_ms));
+            let is_any_sent =
+                state.messages.iter().any(|record| record.lane == id && record.status == MessageStatus::Registered);
+            let is_late = queue.iter().all(|(_, verdict)| *verdict == Err(None)) && !is_any_sent;
+            let stranded = |(record, _): &(Record, _)| {
+                state.refused_create(id, &record.message.touches, (record.position, record.id)).map(MessageId)
+            };
+            let waits_for = if is_late { queue.iter().find_map(stranded) } else { None };
             let limits = state.limits_of(id, now_ms);
             let failed = queue.len() as u64;
-            work.push((first.id, LaneWork { id, lane: lane.clone(), failed, due_at_ms, hold, limits }));
+            work.push((first.id, LaneWork { id, lane: lane.clone(), failed, due_at_ms, hold, limits, waits_for }));
         }
         work.sort_by_key(|(first, _)| *first);
         Ok(work.into_iter().map(|(_, lane_work)| lane_work).collect())
@@ -631,6 +654,12 @@ impl Store for ModelStore {
                     record.attempts += 1;
                     record.answer = keep(answer);
                 }
+                Outcome::Held { answer } => {
+                    let record = &mut state.messages[place];
+                    record.status = MessageStatus::Held;
+                    record.next_attempt_at_ms = 0;
+                    record.answer = keep(answer);
+                }
                 Outcome::Divided { parts } => {
                     let whole = state.messages.remove(place);
                     let is_left =
@@ -643,13 +672,10 @@ impl Store for ModelStore {
                         record.message.request = part.request.clone();
                         record.message.touches = part.touches.clone();
                         record.message.items = part.items;
-                        record.status = match part.rejected {
-                            Some(_) => MessageStatus::Rejected,
-                            None => MessageStatus::Failed,
-                        };
+                        record.status = part.status().0;
                         record.attempts += u32::from(part.rejected.is_some());
                         record.next_attempt_at_ms = 0;
-                        record.answer = part.rejected.as_ref().and_then(keep);
+                        record.answer = part.status().1.and_then(keep);
                         state.messages.push(record);
                     }
                 }
@@ -723,6 +749,78 @@ impl Store for ModelStore {
         Ok(true)
     }
 
+    fn retry_held(&self, lease: &Lease, answered_before_ms: i64) -> Result<Vec<(LaneId, MessageId)>, StoreError> {
+        let mut state = self.state();
+        state.verify(lease)?;
+        let mut retried = Vec::new();
+        for lane in (1..=state.lanes.len() as i64).map(LaneId) {
+            let is_held = |record: &&Record| record.lane == lane && record.status == MessageStatus::Held;
+            let at = |record: &Record| record.answer.as_ref().map(|answer| answer.at_ms);
+            let held: Vec<&Record> = state.messages.iter().filter(is_held).collect();
+            let Some(last) = held.iter().map(|record| at(record)).max() else { continue };
+            if last.is_some_and(|last| last > answered_before_ms && last <= opik_offline::store::now_ms()) {
+                continue;
+            }
+            let longest = held.into_iter().min_by_key(|record| (at(record), std::cmp::Reverse(record.id)));
+            let Some(mut chosen) = longest else { continue };
+            while let Some(earlier) = state.refused_create(lane, &chosen.message.touches, (chosen.position, chosen.id))
+                && let Some(earlier) = state.messages.iter().find(|record| record.id == earlier)
+                && earlier.status == MessageStatus::Held
+            {
+                chosen = earlier;
+            }
+            let id = chosen.id;
+            for record in state.messages.iter_mut().filter(|record| record.id == id) {
+                record.status = MessageStatus::Failed;
+            }
+            retried.push((lane, MessageId(id)));
+        }
+        Ok(retried)
+    }
+
+    fn release_held(&self, lease: &Lease, lane: LaneId) -> Result<u64, StoreError> {
+        let mut state = self.state();
+        state.verify(lease)?;
+        let is_held = |record: &&mut Record| record.lane == lane && record.status == MessageStatus::Held;
+        let mut released = 0;
+        for record in state.messages.iter_mut().filter(is_held) {
+            record.status = MessageStatus::Failed;
+            record.attempts = 0;
+            released += 1;
+        }
+        Ok(released)
+    }
+
+    fn stranded(&self) -> Result<Vec<Stranded>, StoreError> {
+        let state = self.state();
+        let mut counted = Vec::new();
+        for (place, (lane, _)) in state.lanes.iter().enumerate() {
+            let id = LaneId(place as i64 + 1);
+            let mut left: Vec<Record> = Vec::new();
+            let mut waiting: Vec<&Record> =
+                state.messages.iter().filter(|record| record.lane == id && record.is_waiting()).collect();
+            waiting.sort_by_key(|record| (record.position, record.id));
+            let mut first = None;
+            for record in waiting {
+                let create = state.refused_create(id, &record.message.touches, (record.position, record.id));
+                first = first.or(create);
+                if create.is_some() {
+                    left.push(record.clone());
+                }
+            }
+            let Some(create) = first else { continue };
+            let status = state.messages.iter().find(|record| record.id == create).map(|record| record.status);
+            let status = status.unwrap_or(MessageStatus::Rejected);
+            counted.push(Stranded {
+                lane: lane.clone(),
+                messages: left.len() as u64,
+                create: MessageId(create),
+                status,
+            });
+        }
+        Ok(counted)
+    }
+
     fn backlog(&self, filter: &Filter) -> Result<Backlog, StoreError> {
         let state = self.state();
         let selected: Vec<&Record> = state.messages.iter().filter(|record| record.is_selected(filter)).collect();
@@ -752,6 +850,7 @@ impl Store for ModelStore {
                 MessageStatus::Rejected => {
                     *answers.entry(record.answer.as_ref().and_then(|answer| answer.status)).or_default() += 1;
                 }
+                MessageStatus::Held => {}
                 MessageStatus::Registered => oldest.push(listed.accepted_at_ms),
                 MessageStatus::Failed | MessageStatus::Delivered => {
                     let at = (record.position, record.id, listed.accepted_at_ms);
@@ -833,10 +932,7 @@ impl Store for ModelStore {
         let mut state = self.state();
         let mut requeued = 0;
         for record in &mut state.messages {
-            if record.status == MessageStatus::Rejected
-                && record.is_selected(filter)
-                && !record.message.request.method.is_empty()
-            {
+            if record.status.is_refused() && record.is_selected(filter) && !record.message.request.method.is_empty() {
                 record.status = MessageStatus::Failed;
                 record.attempts = 0;
                 record.next_attempt_at_ms = 0;

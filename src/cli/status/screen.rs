@@ -20,7 +20,10 @@ const SECTIONS: &[Section] = &[
     rates,
     time_to_go,
     held,
+    held_ids,
+    near_window,
     rejected,
+    stranded,
     dropped,
     recovered,
     replaying,
@@ -232,6 +235,41 @@ fn rejected(report: &Report) -> Vec<Line> {
         line("", format!("{of_newest}{} x {status}{}", reason.messages, reason.text))
     });
     std::iter::once(line("rejected", text)).chain(reasons).collect()
+}
+
+fn held_ids(report: &Report) -> Vec<Line> {
+    let Some(held) = report.held_ids.as_ref().filter(|held| held.messages > 0) else { return Vec::new() };
+    let messages = count(held.messages, "message");
+    let text = format!(
+        "{messages} with ids outside the server's window: {}; see `opik-offline inspect --status held`",
+        held.remedy
+    );
+    vec![line("held", text).painted(Mark::Warn, "outside the server's window")]
+}
+
+fn near_window(report: &Report) -> Vec<Line> {
+    let Some(at) = report.held_ids.as_ref().and_then(|held| held.create_near_window_accepted_at.as_ref()) else {
+        return Vec::new();
+    };
+    let text = format!("a create waits since {at}: servers with UUID_VALIDATION_ENABLED refuse ids older than 24h");
+    vec![line("window", text).painted(Mark::Warn, "refuse ids older than 24h")]
+}
+
+fn stranded(report: &Report) -> Vec<Line> {
+    let lines = report.stranded.iter().flatten().map(|stranded| {
+        let verb = if stranded.messages == 1 { "waits" } else { "wait" };
+        let messages = count(stranded.messages, "message");
+        let of = match report.stranded.iter().flatten().count() {
+            1 => String::new(),
+            _ => format!(" of workspace {}", stranded.workspace),
+        };
+        let what = format!("{messages}{of} {verb} for a create that is {}", stranded.status);
+        let status = stranded.status;
+        let todo =
+            format!("see `opik-offline inspect {}`, then `replay --status {status}` or `purge` it", stranded.create);
+        line("stranded", format!("{what}: {todo}"))
+    });
+    lines.collect()
 }
 
 fn dropped(report: &Report) -> Vec<Line> {

@@ -21,6 +21,7 @@ use super::queries::{self, Selection, bind};
 use super::rows::{self, Lanes, Requests};
 use super::seal::Sealer;
 use super::settle;
+use super::stranded::{self, Memo, Refused};
 use super::summary::{Changes, Group, Size};
 use crate::message::{Buckets, EntityKey, Footprint, MessageId, MessageStatus, MessageType, Touch, Way};
 use crate::store::{ClaimLimits, Claimed, Filter, Hold, LaneId, LaneWork, LastAnswer, now_ms};
@@ -50,6 +51,8 @@ struct Walk<'a, 'c> {
     /// What messages in flight, or left on the way, are about.
     blocked: Footprint,
     left: usize,
+    /// The first position of a message in flight.
+    in_flight_from: i64,
     /// When the first of those becomes due that were left only for their time.
     soonest_ms: Option<i64>,
 }
@@ -67,11 +70,13 @@ impl<'a, 'c> Walk<'a, 'c> {
     ) -> Result<Self, Fault> {
         let limited = limits::buckets(limits);
         let blocked = Footprint::default();
-        let mut walk = Self { now_ms, look, limits, limited, blocked, left: 0, soonest_ms: None };
+        let in_flight_from = i64::MAX;
+        let mut walk = Self { now_ms, look, limits, limited, blocked, left: 0, in_flight_from, soonest_ms: None };
         let mut in_flight = connection.prepare_cached(queries::TOUCHES_IN_FLIGHT)?;
         let mut in_flight = in_flight.query([lane])?;
         while let Some(row) = in_flight.next()? {
             walk.blocked.add(&rows::touches(row, 0)?);
+            walk.in_flight_from = walk.in_flight_from.min(row.get(1)?);
         }
         Ok(walk)
     }
@@ -94,9 +99,14 @@ impl<'a, 'c> Walk<'a, 'c> {
         if free {
             self.soonest_ms = Some(self.soonest_ms.map_or(due_at_ms, |soonest| soonest.min(due_at_ms)));
         }
+        self.leave(touches);
+        Ok(None)
+    }
+
+    /// Leaves a message: those behind it that conflict with it wait.
+    fn leave(&mut self, touches: &[Touch]) {
         self.blocked.add(touches);
         self.left += 1;
-        Ok(None)
     }
 
     fn is_spent(&self) -> bool {
@@ -113,6 +123,7 @@ struct Waiting {
     items: u32,
     body_bytes: i64,
     attempts: u32,
+    position: i64,
 }
 
 impl Waiting {
@@ -125,6 +136,7 @@ impl Waiting {
             items: row.get(4)?,
             body_bytes: row.get(5)?,
             attempts: row.get(6)?,
+            position: row.get(7)?,
         })
     }
 }
@@ -145,39 +157,69 @@ struct Seen {
     first: Option<i64>,
     /// When the first of those becomes due that were left only for their time.
     soonest_ms: Option<i64>,
+    /// A refused create that a message waits for.
+    waits_for: Option<i64>,
+    /// Whether a message of the lane is in flight, or the walk gave up: others may be free as soon as that is over.
+    is_open: bool,
 }
 
 /// Calls `visit` with the selected messages of a lane that may be sent, in delivery order.
 fn walk(
     connection: &Connection,
     lane: i64,
-    (recent, limits): (&Recent, &[Hold]),
+    (recent, limits, memo): (&Recent, &[Hold], &Memo),
     selection: &Selection,
     now_ms: i64,
     window_max: usize,
     mut visit: impl FnMut(Waiting, Admitted) -> Result<Step, Fault>,
 ) -> Result<Seen, Fault> {
     let mut look = Look::of(connection, recent, lane)?;
+    let mut refused = Refused::of(connection, lane, Some(memo).filter(|_| !selection.divides_lanes()))?;
     let mut selected = connection.prepare_cached(&queries::waiting_in_order(selection))?;
     bind(&mut selected, ":lane", &lane)?;
+    bind(&mut selected, ":position", &refused.begin().0)?;
+    bind(&mut selected, ":after", &refused.begin().1)?;
     selection.bind(&mut selected)?;
     let mut selected = selected.raw_query();
     if selection.divides_lanes() {
-        return narrowed(connection, lane, (&mut look, limits), &mut selected, now_ms, window_max, visit);
+        return narrowed(connection, lane, (&mut look, limits, &refused), &mut selected, now_ms, window_max, visit);
     }
     let mut walk = Walk::start(connection, lane, &mut look, limits, now_ms)?;
-    let mut first = None;
-    while !walk.is_spent() {
+    let (first, waits_for) = refused.of_head();
+    let mut seen = Seen { first, waits_for, ..Seen::default() };
+    let mut at_head = true;
+    let mut passed = 0;
+    while !walk.is_spent() && passed < stranded::PASSED_MAX {
         let Some(row) = selected.next()? else { break };
         let message = Waiting::read(row)?;
-        first = first.or(Some(message.id));
+        seen.first = seen.first.or(Some(message.id));
+        let place = (message.position, message.id);
+        if let Some(create) = refused.strands(connection, place, &message.touches)? {
+            seen.waits_for = seen.waits_for.or(Some(create));
+            at_head &= message.position < walk.in_flight_from;
+            if at_head && refused.pass(place, create) {
+                passed += 1;
+            } else {
+                at_head = false;
+                walk.leave(&message.touches);
+            }
+            continue;
+        }
+        at_head = false;
         if let Some(admitted) = walk.admits(&message)?
             && visit(message, admitted)? == Step::Stop
         {
             break;
         }
     }
-    Ok(Seen { first, soonest_ms: walk.soonest_ms })
+    refused.remember(memo);
+    seen.soonest_ms = walk.soonest_ms;
+    seen.is_open = walk.in_flight_from < i64::MAX || walk.is_spent();
+    if passed >= stranded::PASSED_MAX {
+        // The next walk begins where this one ended.
+        seen.soonest_ms = Some(now_ms);
+    }
+    Ok(seen)
 }
 
 /// The walk where a filter leaves out messages of the lane that others may have to wait for.
@@ -189,7 +231,7 @@ fn walk(
 fn narrowed(
     connection: &Connection,
     lane: i64,
-    (look, limits): (&mut Look<'_>, &[Hold]),
+    (look, limits, refused): (&mut Look<'_>, &[Hold], &Refused),
     selected: &mut rusqlite::Rows<'_>,
     now_ms: i64,
     window_max: usize,
@@ -220,15 +262,19 @@ fn narrowed(
                     touches.retain(|touch| entities.contains(&touch.key));
                     walk.blocked.add(&touches);
                 }
-            } else if let Some(message) = window.pop_front()
-                && let Some(admitted) = walk.admits(&message)?
-            {
-                taken.insert(id);
-                if visit(message, admitted)? == Step::Stop {
-                    return Ok(seen);
+            } else if let Some(message) = window.pop_front() {
+                if let Some(create) = refused.strands(connection, (message.position, id), &message.touches)? {
+                    seen.waits_for = seen.waits_for.or(Some(create));
+                    walk.leave(&message.touches);
+                } else if let Some(admitted) = walk.admits(&message)? {
+                    taken.insert(id);
+                    if visit(message, admitted)? == Step::Stop {
+                        return Ok(seen);
+                    }
                 }
             }
         }
+        seen.is_open |= walk.in_flight_from < i64::MAX;
         let soonest_ms = walk.soonest_ms.into_iter().chain(seen.soonest_ms).min();
         seen.soonest_ms = soonest_ms;
     }
@@ -260,7 +306,7 @@ pub(super) struct Choice {
 pub(super) fn choose(
     connection: &Connection,
     sealer: &Sealer,
-    recent: &Recent,
+    (recent, memo): (&Recent, &Memo),
     lane: LaneId,
     filter: &Filter,
     limits: ClaimLimits,
@@ -273,7 +319,7 @@ pub(super) fn choose(
     walk(
         connection,
         lane.0,
-        (recent, &limited),
+        (recent, &limited, memo),
         &Selection::of(filter),
         now_ms,
         WINDOW_MAX,
@@ -336,7 +382,7 @@ pub(super) fn mark(tx: &Transaction<'_>, sealer: &Sealer, epoch: i64, choice: Ch
 pub(super) fn lanes(
     connection: &Connection,
     sealer: &Sealer,
-    recent: &Recent,
+    (recent, memo): (&Recent, &Memo),
     filter: &Filter,
     now_ms: i64,
 ) -> Result<Vec<LaneWork>, Fault> {
@@ -346,7 +392,7 @@ pub(super) fn lanes(
     for (lane, failed) in failed_by_lane(connection, &selection)? {
         let mut may_go = false;
         let limits = limits::of(connection, lane, now_ms)?;
-        let seen = walk(connection, lane, (recent, &limits), &selection, now_ms, WINDOW_MAX, |_, _| {
+        let seen = walk(connection, lane, (recent, &limits, memo), &selection, now_ms, WINDOW_MAX, |_, _| {
             may_go = true;
             Ok(Step::Stop)
         })?;
@@ -361,6 +407,7 @@ pub(super) fn lanes(
             due_at_ms: due_at_ms.max(held_until_ms),
             hold,
             limits,
+            waits_for: seen.waits_for.filter(|_| !may_go && !seen.is_open && seen.soonest_ms.is_none()).map(MessageId),
         };
         work.push((oldest, lane_work));
     }
@@ -414,7 +461,7 @@ mod tests {
 
     fn free(connection: &Connection, lane: i64, selection: &Selection, window_max: usize) -> Vec<i64> {
         let mut ids = Vec::new();
-        walk(connection, lane, (&Recent::default(), &[]), selection, 0, window_max, |message, _| {
+        walk(connection, lane, (&Recent::default(), &[], &Memo::default()), selection, 0, window_max, |message, _| {
             ids.push(message.id);
             Ok(Step::Taken)
         })
@@ -469,5 +516,63 @@ mod tests {
         let (connection, lane) = lane_with(&messages);
         let found = free(&connection, lane, &of_type(MessageType::UpdateTrace), WINDOW_MAX);
         assert_eq!(found, [messages.len() as i64], "a message that waits for nothing is never sent");
+    }
+
+    /// Rejects the first message of a lane, which makes trace 0, and stores updates of it before a free message.
+    fn lane_with_stranded(count: u32) -> (Connection, i64) {
+        let touch = |id: u8, effect| Touch { key: EntityKey::from_parts(EntityKind::Trace, [id; 16]), effect };
+        let mut messages = vec![message(MessageType::CreateTrace, vec![touch(0, Effect::Create)])];
+        messages.extend((0..count).map(|_| message(MessageType::UpdateTrace, vec![touch(0, Effect::Update)])));
+        messages.push(message(MessageType::UpdateTrace, vec![touch(1, Effect::Update)]));
+        let (connection, lane) = lane_with(&messages);
+        connection
+            .execute_batch(
+                "UPDATE messages SET status = 4 WHERE message_id = 1;
+                 INSERT INTO summary VALUES (1, 4, 'CreateTraceMessage', 400, 1, 1, 2)",
+            )
+            .expect("it is rejected");
+        (connection, lane)
+    }
+
+    #[test]
+    fn what_is_free_is_found_behind_more_stranded_messages_than_a_walk_leaves_and_the_next_walk_begins_there() {
+        let count = stranded::PASSED_MAX as u32 + 10;
+        let (connection, lane) = lane_with_stranded(count);
+        let memo = Memo::default();
+        let all = Selection::of(&Filter::default());
+        let mut steps = Vec::new();
+        for _ in 0..3 {
+            let started = std::time::Instant::now();
+            let mut found = Vec::new();
+            let seen = walk(&connection, lane, (&Recent::default(), &[], &memo), &all, 0, WINDOW_MAX, |message, _| {
+                found.push(message.id);
+                Ok(Step::Taken)
+            })
+            .expect("the lane can be walked");
+            assert_eq!(seen.first, Some(2));
+            assert_eq!(seen.waits_for, Some(1));
+            steps.push((found, started.elapsed()));
+        }
+        let free = i64::from(count) + 2;
+        assert!(steps[0].0.is_empty(), "one walk passes so many only");
+        assert_eq!((&*steps[1].0, &*steps[2].0), (&[free][..], &[free][..]), "what is free is never sent");
+        assert!(steps[2].1 < steps[0].1 / 10, "each walk reads all that is stranded again: {steps:?}");
+        let counted = stranded::count(&connection, &Sealer::off(), &memo).expect("it can be counted");
+        assert_eq!((counted[0].messages, counted[0].create), (u64::from(count), MessageId(1)));
+
+        // Once the create is gone, everything is free, and the place is forgotten.
+        connection
+            .execute_batch(
+                "DELETE FROM messages WHERE message_id = 1; DELETE FROM message_touches WHERE message_id = 1;
+                 DELETE FROM summary WHERE status = 4; UPDATE counters SET value = value + 1 WHERE name = 'unstranded'",
+            )
+            .expect("it is purged");
+        let mut first = None;
+        walk(&connection, lane, (&Recent::default(), &[], &memo), &all, 0, WINDOW_MAX, |message, _| {
+            first = first.or(Some(message.id));
+            Ok(Step::Stop)
+        })
+        .expect("the lane can be walked");
+        assert_eq!(first, Some(2));
     }
 }

@@ -9,7 +9,7 @@ use super::register::Names;
 use super::rows::{self, Lanes, Requests};
 use super::seal::{Destination, KeptBody, Sealer};
 use super::summary::{Changes, Group, counted};
-use super::{queries, settle};
+use super::{queries, settle, stranded};
 use crate::message::{Lane, MessageId, Server};
 use crate::store::{AdoptionRecord, LaneId, LaneListed, now_ms};
 
@@ -81,6 +81,7 @@ pub(super) fn adopt(tx: &Transaction<'_>, server: &Server) -> Result<u64, Fault>
         messages += count.unsigned_abs();
     }
     if messages > 0 {
+        stranded::note_unstranded(tx)?;
         tx.prepare_cached(queries::NOTE_ADOPTION)?.execute(params![
             now_ms(),
             server.base_url(),
@@ -133,6 +134,8 @@ pub(super) fn reassign(
         changes.add(group, size);
     }
     changes.write(tx)?;
+    // What waited behind a refused create of the old lane may be free, and the other way round.
+    stranded::note_unstranded(tx)?;
     Ok(ids.len() as u64)
 }
 

@@ -42,6 +42,7 @@ mod seal;
 mod settle;
 mod space;
 mod standing;
+mod stranded;
 mod summary;
 
 use std::path::{Path, PathBuf};
@@ -62,7 +63,7 @@ use super::key::Keys;
 use super::{
     AgentRecord, Ahead, AttachmentId, Backlog, ClaimLimits, Claimed, Condition, Filter, Hold, LaneId, LaneListed,
     LaneWork, Lease, Limits, Listed, OpenMode, Outcome, Owner, Page, Purged, ReplayRecord, SalvagedRow, Standing,
-    Store, StoreError, StoreIdentity, StoredMessage, WhenFull, Whose,
+    Store, StoreError, StoreIdentity, StoredMessage, Stranded, WhenFull, Whose,
 };
 use crate::message::{Attachment, EntityKey, Lane, Message, MessageId, MessageType, Server, Sha256, Touch};
 
@@ -92,6 +93,8 @@ pub struct SqliteStore {
     claiming: Mutex<()>,
     /// Whether the log may hold credentials that were erased from the file: also those of an earlier process.
     log_is_unerased: AtomicBool,
+    /// Where walks over lanes begin.
+    memo: stranded::Memo,
 }
 
 impl SqliteStore {
@@ -148,6 +151,7 @@ impl SqliteStore {
             recent: ahead::Recent::default(),
             claiming: Mutex::new(()),
             log_is_unerased: AtomicBool::new(true),
+            memo: stranded::Memo::default(),
         }
     }
 
@@ -289,7 +293,9 @@ impl Store for SqliteStore {
         // Only when something does, it is looked at more closely, in a snapshot of its own.
         let quick = register::waiting(&lock(&self.quick_reader), &self.known_sealer(), lane);
         match quick.map_err(|fault| fault.at(&self.path))? {
-            Some(messages) if messages == 0 || touches.is_empty() => Ok(Ahead { messages, ..Ahead::default() }),
+            Some(register::InLane { messages, refused }) if messages + refused == 0 || touches.is_empty() => {
+                Ok(Ahead { messages, ..Ahead::default() })
+            }
             // Also when the key was changed: what a lane is looked up by is another one then.
             Some(_) | None => {
                 self.read(&self.quick_reader, |connection, sealer| register::ahead(connection, sealer, lane, touches))
@@ -418,7 +424,8 @@ impl Store for SqliteStore {
     }
 
     fn lanes(&self, filter: &Filter, now_ms: i64) -> Result<Vec<LaneWork>, StoreError> {
-        self.read(&self.reader, |connection, sealer| claim::lanes(connection, sealer, &self.recent, filter, now_ms))
+        let known = (&self.recent, &self.memo);
+        self.read(&self.reader, |connection, sealer| claim::lanes(connection, sealer, known, filter, now_ms))
     }
 
     fn make_due(&self, lease: &Lease, lane: LaneId, messages: &[MessageId]) -> Result<(), StoreError> {
@@ -439,7 +446,7 @@ impl Store for SqliteStore {
     ) -> Result<Vec<Claimed>, StoreError> {
         let _one_at_a_time = lock(&self.claiming);
         let choose = |connection: &Connection, sealer: &Sealer| {
-            claim::choose(connection, sealer, &self.recent, lane, filter, limits, now_ms)
+            claim::choose(connection, sealer, (&self.recent, &self.memo), lane, filter, limits, now_ms)
         };
         let chosen = self.read(&self.reader, choose)?;
         self.write_as(lease, |tx, sealer| claim::mark(tx, sealer, lease.epoch, chosen))
@@ -493,6 +500,27 @@ impl Store for SqliteStore {
         let is_erased = emptied().map_err(|fault| fault.at(&self.path))?;
         self.log_is_unerased.store(!is_erased, Ordering::Relaxed);
         Ok(is_erased)
+    }
+
+    fn retry_held(&self, lease: &Lease, answered_before_ms: i64) -> Result<Vec<(LaneId, MessageId)>, StoreError> {
+        self.write_as(lease, |tx, _| settle::retry_held(tx, answered_before_ms))
+    }
+
+    fn release_held(&self, lease: &Lease, lane: LaneId) -> Result<u64, StoreError> {
+        /// As many as others wait for gladly.
+        const STEP: usize = 2000;
+        let mut released = 0;
+        loop {
+            let step = self.write_as(lease, |tx, _| settle::release_held(tx, lane, STEP))?;
+            released += step;
+            if step < STEP as u64 {
+                return Ok(released);
+            }
+        }
+    }
+
+    fn stranded(&self) -> Result<Vec<Stranded>, StoreError> {
+        self.read(&self.reader, |connection, sealer| stranded::count(connection, sealer, &self.memo))
     }
 
     fn backlog(&self, filter: &Filter) -> Result<Backlog, StoreError> {

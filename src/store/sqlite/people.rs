@@ -18,7 +18,7 @@ const PROBLEMS_MAX: u32 = 20;
 pub(super) fn backlog(connection: &Connection, filter: &Filter) -> Result<Backlog, Fault> {
     let selection = Selection::of(filter);
     let groups = groups(connection, &selection)?;
-    let waiting = groups.iter().any(|group| group.status != MessageStatus::Rejected);
+    let waiting = groups.iter().any(|group| group.status.is_on_its_way());
     let rejected = groups.iter().any(|group| group.status == MessageStatus::Rejected);
     Ok(Backlog {
         oldest_accepted_at_ms: if waiting { oldest(connection, &selection)? } else { None },

@@ -17,10 +17,11 @@ pub(super) const LANE_ID: &str = "
     SELECT lane_id FROM lanes
     WHERE workspace IS ?1 AND server IS ?3 AND credential_id = CASE WHEN ?2 IS NULL THEN 0
         ELSE (SELECT credential_id FROM credentials WHERE value = ?2) END";
-/// How many messages of a lane still have to reach the server, in one look at the store.
+/// How many messages of a lane still have to reach the server, and how many the server refused, in one look at the store.
 pub(super) const WAITING: &str = "
-    SELECT coalesce(sum(messages), 0), (SELECT generation FROM sealing) FROM summary
-    WHERE status IN (1, 3) AND lane_id = (
+    SELECT coalesce(sum(CASE WHEN status IN (1, 3) THEN messages END), 0), (SELECT generation FROM sealing),
+        coalesce(sum(CASE WHEN status IN (4, 5) THEN messages END), 0)
+    FROM summary WHERE status IN (1, 3, 4, 5) AND lane_id = (
         SELECT lane_id FROM lanes
         WHERE workspace IS ?1 AND server IS ?3 AND credential_id = CASE WHEN ?2 IS NULL THEN 0
             ELSE (SELECT credential_id FROM credentials WHERE value = ?2) END)";
@@ -35,8 +36,8 @@ pub(super) const LANE: &str = "
     FROM lanes LEFT JOIN credentials USING (credential_id) WHERE lane_id = ?1";
 /// Every lane that has a message.
 pub(super) const LANES: &str = "
-    SELECT lane_id, coalesce(sum(messages) FILTER (WHERE status <> 4), 0),
-        coalesce(sum(messages) FILTER (WHERE status = 4), 0)
+    SELECT lane_id, coalesce(sum(messages) FILTER (WHERE status IN (1, 3)), 0),
+        coalesce(sum(messages) FILTER (WHERE status IN (4, 5)), 0)
     FROM summary GROUP BY lane_id ORDER BY lane_id";
 /// Lanes of earlier versions, which recorded no server.
 pub(super) const LANES_WITHOUT_SERVER: &str = "
@@ -291,6 +292,42 @@ pub(super) const WAITS_UNINDEXED: &str = "
     SELECT 1 FROM messages WHERE lane_id = ?1 AND status = 3 AND position <= 2 * (SELECT value FROM last) + 1
     UNION ALL
     SELECT 1 FROM messages WHERE lane_id = ?1 AND status = 1 AND message_id <= (SELECT value FROM last) LIMIT 1";
+/// A refused message that makes this entity in this lane.
+pub(super) const REFUSED_CREATE: &str = "
+    SELECT message_id FROM message_touches CROSS JOIN messages USING (message_id)
+    WHERE effect = 1 AND entity = ?1 AND lane_id = ?2 AND status IN (4, 5) LIMIT 1";
+/// The same, before a place in the order of delivery: position ?3, id ?4.
+pub(super) const REFUSED_CREATE_BEFORE: &str = "
+    SELECT message_id FROM message_touches CROSS JOIN messages USING (message_id)
+    WHERE effect = 1 AND entity = ?1 AND lane_id = ?2 AND status IN (4, 5)
+        AND (position < ?3 OR position = ?3 AND message_id < ?4) LIMIT 1";
+/// The types of the refused messages of a lane.
+pub(super) const REFUSED_TYPES: &str =
+    "SELECT DISTINCT message_type FROM summary WHERE lane_id = ?1 AND status IN (4, 5) AND messages > 0";
+/// Whether a message that waits up to a place in the order of delivery (position ?3, id ?4) does more to this entity than
+/// refer to it.
+pub(super) const CHANGED_UP_TO: &str = "
+    SELECT 1 FROM message_touches CROSS JOIN messages USING (message_id)
+    WHERE effect IN (0, 1, 2, 3) AND entity = ?1 AND lane_id = ?2 AND status = 3
+        AND (position < ?3 OR position = ?3 AND message_id <= ?4) LIMIT 1";
+/// The same, whether it ends the entity.
+pub(super) const ENDED_UP_TO: &str = "
+    SELECT 1 FROM message_touches CROSS JOIN messages USING (message_id)
+    WHERE effect = 0 AND entity = ?1 AND lane_id = ?2 AND status = 3
+        AND (position < ?3 OR position = ?3 AND message_id <= ?4) LIMIT 1";
+/// The same, whether it touches the entity at all: references are in no index, so this looks through the messages.
+pub(super) const TOUCHED_UP_TO: &str = "
+    SELECT 1 FROM messages WHERE lane_id = ?2 AND status = 3
+        AND position <= ?3 AND (position < ?3 OR message_id <= ?4) AND instr(touches, ?1) % 18 = 1 LIMIT 1";
+/// The first ?4 waiting messages behind a place in the order of delivery.
+pub(super) const WAITING_BEHIND: &str = "
+    SELECT message_id, position, touches FROM messages WHERE lane_id = ?1 AND status = 3
+        AND position >= ?2 AND (position > ?2 OR message_id > ?3) ORDER BY position, message_id LIMIT ?4";
+/// How many messages wait up to a place in the order of delivery.
+pub(super) const WAITING_UP_TO: &str = "
+    SELECT count(*) FROM messages WHERE lane_id = ?1 AND status = 3
+        AND position <= ?2 AND (position < ?2 OR message_id <= ?3)";
+pub(super) const STATUS_OF: &str = "SELECT status FROM messages WHERE message_id = ?1";
 pub(super) const MOVE_TO: &str = "UPDATE messages SET position = ?2 WHERE message_id = ?1";
 /// The messages that make room in a full store, and how much: the oldest that wait.
 pub(super) const OLDEST_WAITING: &str = "
@@ -369,7 +406,7 @@ pub(super) const LEASE_IS_OURS: &str = "SELECT 1 FROM lease WHERE epoch = ?1 AND
 // Replay.
 
 pub(super) const TOUCHES: &str = "SELECT touches FROM messages WHERE message_id = ?1";
-pub(super) const TOUCHES_IN_FLIGHT: &str = "SELECT touches FROM messages WHERE status = 1 AND lane_id = ?1";
+pub(super) const TOUCHES_IN_FLIGHT: &str = "SELECT touches, position FROM messages WHERE status = 1 AND lane_id = ?1";
 /// What the failed messages of a lane are about, in delivery order.
 pub(super) const WAITING_TOUCHES: &str = "
     SELECT message_id, touches FROM messages WHERE lane_id = ?1 AND status = 3 ORDER BY position, message_id";
@@ -393,6 +430,26 @@ pub(super) const MARK_FAILED: &str = "
 pub(super) const MARK_REJECTED: &str = "
     UPDATE messages SET status = 4, claim_epoch = NULL, next_attempt_at_ms = 0, attempts = attempts + 1
     WHERE message_id = ?1";
+pub(super) const MARK_HELD: &str = "
+    UPDATE messages SET status = 5, claim_epoch = NULL, next_attempt_at_ms = 0 WHERE message_id = ?1";
+/// When the last answer to a held message of a lane came.
+pub(super) const HELD_LAST: &str = "
+    SELECT max(answer_at_ms) FROM messages INDEXED BY messages_held WHERE status = 5 AND lane_id = ?1";
+/// The held message of a lane that was refused longest ago, the newest of several, with its place and entities.
+pub(super) const HELD_LONGEST: &str = "
+    SELECT message_id FROM messages INDEXED BY messages_held WHERE status = 5 AND lane_id = ?1
+    ORDER BY answer_at_ms, message_id DESC LIMIT 1";
+pub(super) const LANES_WITH_HELD: &str = "SELECT DISTINCT lane_id FROM summary WHERE status = 5 AND messages > 0";
+pub(super) const PLACE: &str = "SELECT position, touches FROM messages WHERE message_id = ?1";
+/// Makes one held message *failed*.
+pub(super) const RETRY_HELD: &str = "
+    UPDATE messages SET status = 3, next_attempt_at_ms = 0 WHERE message_id = ?1 AND status = 5
+    RETURNING lane_id, 5, message_type, NULL, items, body_bytes";
+/// Makes the first ?2 held messages of a lane *failed*.
+pub(super) const RELEASE_HELD: &str = "
+    UPDATE messages SET status = 3, attempts = 0, next_attempt_at_ms = 0 WHERE message_id IN (
+        SELECT message_id FROM messages WHERE status = 5 AND lane_id = ?1 LIMIT ?2)
+    RETURNING lane_id, 5, message_type, NULL, items, body_bytes";
 pub(super) const KEEP_ANSWER: &str = "
     UPDATE messages SET answer_status = ?2, answer_text = ?3, answer_at_ms = ?4 WHERE message_id = ?1";
 /// Keeps the epoch of the claim, by which [`INTERRUPTED`] knows them until they are settled.
@@ -515,12 +572,13 @@ pub(super) fn page(selection: &Selection, newest_first: bool, continued: bool) -
     format!("SELECT {LISTED} FROM messages WHERE {after} AND {selected} ORDER BY message_id {order} LIMIT :limit")
 }
 
-/// The failed messages of `:lane` in delivery order.
+/// The failed messages of `:lane` in delivery order, behind the one at `:position` with the id `:after`.
 pub(super) fn waiting_in_order(selection: &Selection) -> String {
     let (in_lane, selected) = (selection.lane_condition(), selection.sql());
     format!(
-        "SELECT message_id, next_attempt_at_ms, touches, message_type, items, body_bytes, attempts FROM messages
-         WHERE {in_lane} AND status = 3 AND {selected} ORDER BY position, message_id"
+        "SELECT message_id, next_attempt_at_ms, touches, message_type, items, body_bytes, attempts, position FROM messages
+         WHERE {in_lane} AND status = 3 AND position >= :position AND (position > :position OR message_id > :after)
+            AND {selected} ORDER BY position, message_id"
     )
 }
 
@@ -574,12 +632,13 @@ pub(super) fn to_purge(selection: &Selection, in_flight_too: bool) -> String {
     format!("SELECT message_id FROM messages WHERE {spared} AND {selected} ORDER BY message_id LIMIT :limit")
 }
 
-/// Makes rejected messages *failed*. RETURNING shows a row as the update left it; the status before it is known.
-pub(super) fn requeue(selection: &Selection) -> String {
+/// Makes refused messages of one status *failed*. RETURNING shows a row as the update left it; the status before is known.
+pub(super) fn requeue(selection: &Selection, status: MessageStatus) -> String {
+    let (status, selected) = (status.code(), selection.sql());
     format!(
-        "UPDATE messages SET status = 3, attempts = 0, next_attempt_at_ms = 0 WHERE status = 4 AND method <> '' AND {}
-         RETURNING lane_id, 4, message_type, answer_status, items, body_bytes",
-        selection.sql()
+        "UPDATE messages SET status = 3, attempts = 0, next_attempt_at_ms = 0
+         WHERE status = {status} AND method <> '' AND {selected}
+         RETURNING lane_id, {status}, message_type, answer_status, items, body_bytes"
     )
 }
 
@@ -699,16 +758,28 @@ pub(super) fn bind(statement: &mut Statement<'_>, name: &str, value: &dyn ToSql)
 
 /// Literals, because SQLite uses a partial index only where the text itself implies its condition.
 fn statuses(statuses: &[MessageStatus]) -> &'static str {
-    let has = |status| statuses.is_empty() || statuses.contains(&status);
-    match (has(MessageStatus::Registered), has(MessageStatus::Failed), has(MessageStatus::Rejected)) {
-        (true, true, true) => "TRUE",
-        (true, true, false) => "status IN (1, 3)",
-        (true, false, true) => "status IN (1, 4)",
-        (false, true, true) => "status IN (3, 4)",
-        (true, false, false) => "status = 1",
-        (false, true, false) => "status = 3",
-        (false, false, true) => "status = 4",
-        (false, false, false) => "FALSE",
+    let bit = |status, bit| u8::from(statuses.is_empty() || statuses.contains(&status)) * bit;
+    let wanted = bit(MessageStatus::Registered, 1)
+        + bit(MessageStatus::Failed, 2)
+        + bit(MessageStatus::Rejected, 4)
+        + bit(MessageStatus::Held, 8);
+    match wanted {
+        0 => "FALSE",
+        1 => "status = 1",
+        2 => "status = 3",
+        3 => "status IN (1, 3)",
+        4 => "status = 4",
+        5 => "status IN (1, 4)",
+        6 => "status IN (3, 4)",
+        7 => "status IN (1, 3, 4)",
+        8 => "status = 5",
+        9 => "status IN (1, 5)",
+        10 => "status IN (3, 5)",
+        11 => "status IN (1, 3, 5)",
+        12 => "status IN (4, 5)",
+        13 => "status IN (1, 4, 5)",
+        14 => "status IN (3, 4, 5)",
+        _ => "TRUE",
     }
 }
 
@@ -742,8 +813,8 @@ mod tests {
         let by_id = Selection::of(&Filter { ids: vec![crate::message::MessageId(1)], ..Filter::default() });
         for (sql, expected) in [
             (WAITING.to_owned(), "SEARCH summary USING PRIMARY KEY (lane_id=? AND status=?)"),
-            (waiting_in_order(&all), "SEARCH messages USING INDEX messages_waiting (lane_id=?)"),
-            (waiting_in_order(&of_type), "SEARCH messages USING INDEX messages_waiting (lane_id=?)"),
+            (waiting_in_order(&all), "SEARCH messages USING INDEX messages_waiting (lane_id=? AND position>?)"),
+            (waiting_in_order(&of_type), "SEARCH messages USING INDEX messages_waiting (lane_id=? AND position>?)"),
             (waiting_in_order(&by_id), "SEARCH messages USING INTEGER PRIMARY KEY (rowid=?)"),
             (first_waiting(&all), "SEARCH messages USING INDEX messages_waiting (lane_id=?)"),
             (oldest_in_flight(&all), "messages_in_flight"),
@@ -763,7 +834,14 @@ mod tests {
             (page(&all, false, true), "SEARCH messages USING INTEGER PRIMARY KEY (rowid>?)"),
             (page(&rejected, true, false), "SEARCH messages USING INDEX messages_rejected (status=?)"),
             (to_purge(&rejected, false), "messages_rejected (status=?)"),
-            (requeue(&all), "messages_rejected (status=?)"),
+            (requeue(&all, MessageStatus::Rejected), "messages_rejected (status=?)"),
+            (requeue(&all, MessageStatus::Held), "messages_held"),
+            (HELD_LAST.to_owned(), "messages_held (lane_id=?)"),
+            (HELD_LONGEST.to_owned(), "messages_held (lane_id=?)"),
+            (RELEASE_HELD.to_owned(), "messages_held (lane_id=?)"),
+            (REFUSED_CREATE.to_owned(), "SEARCH message_touches USING PRIMARY KEY (effect=? AND entity=?)"),
+            (CHANGED_UP_TO.to_owned(), "SEARCH message_touches USING PRIMARY KEY (effect=? AND entity=?)"),
+            (WAITING_UP_TO.to_owned(), "messages_waiting (lane_id=? AND position<?)"),
             (ANY_UPDATE.to_owned(), "SEARCH message_touches USING PRIMARY KEY (effect=?)"),
             (WAITING_UPDATES.to_owned(), "SEARCH message_touches USING PRIMARY KEY (effect=? AND entity=?)"),
             (PIECE.to_owned(), "SEARCH attachment_pieces USING INTEGER PRIMARY KEY (rowid=?)"),

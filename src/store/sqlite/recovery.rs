@@ -660,10 +660,13 @@ impl Reader<'_> {
                         .flatten()
                         .unwrap_or_default(),
                 });
-                let is_rejected = status.integer() == Some(MessageStatus::Rejected.code().into());
+                let status = match status.integer().and_then(MessageStatus::from_code) {
+                    Some(refused @ (MessageStatus::Rejected | MessageStatus::Held)) => refused,
+                    _ => MessageStatus::Failed,
+                };
                 return Some(Whole {
                     id,
-                    status: if is_rejected { MessageStatus::Rejected } else { MessageStatus::Failed },
+                    status,
                     message_type,
                     lane: lane.clone(),
                     accepted_at_ms,

@@ -10,7 +10,7 @@ use super::codec::Packed;
 use super::fault::Fault;
 use super::seal::{Destination, KeptBody, Lookup, Sealer};
 use super::summary::{Changes, Group, Size};
-use super::{lanes, limits, queries, rows, settle};
+use super::{lanes, limits, queries, rows, settle, stranded};
 use crate::message::{
     Credential, Effect, EntityKey, HeaderSet, Lane, Message, MessageId, MessageStatus, Request, Server, Touch,
 };
@@ -19,13 +19,26 @@ use crate::store::{Ahead, Hold, LaneId, now_ms};
 /// Header sets that may be there without a message that uses them.
 const HEADER_SETS_KEPT: i64 = 256;
 
-/// Returns how many messages a lane still has to deliver, or `None` when the sealer is not of this generation any more.
-pub(super) fn waiting(connection: &Connection, sealer: &Sealer, lane: &Lane) -> Result<Option<u64>, Fault> {
+/// How many messages a lane has that matter to a new write of it.
+#[derive(Clone, Copy, Default)]
+pub(super) struct InLane {
+    /// That it still has to deliver.
+    pub(super) messages: u64,
+    /// That the server refused.
+    pub(super) refused: u64,
+}
+
+/// Counts what a lane has, or returns `None` when the sealer is not of this generation any more.
+pub(super) fn waiting(connection: &Connection, sealer: &Sealer, lane: &Lane) -> Result<Option<InLane>, Fault> {
     let credential = looked_up_by(sealer, lane)?;
-    let (messages, generation): (i64, i64) = connection
+    let (messages, generation, refused): (i64, i64, i64) = connection
         .prepare_cached(queries::WAITING)?
-        .query_row(params![lane.workspace, credential, server(lane)], |row| Ok((row.get(0)?, row.get(1)?)))?;
-    Ok((generation == sealer.generation()).then_some(u64::try_from(messages).unwrap_or(0)))
+        .query_row(params![lane.workspace, credential, server(lane)], |row| {
+            Ok((row.get(0)?, row.get(1)?, row.get(2)?))
+        })?;
+    let count = |count: i64| u64::try_from(count).unwrap_or(0);
+    let in_lane = InLane { messages: count(messages), refused: count(refused) };
+    Ok((generation == sealer.generation()).then_some(in_lane))
 }
 
 /// Returns what the credential of a lane is looked up by.
@@ -35,14 +48,16 @@ fn looked_up_by<'a>(sealer: &Sealer, lane: &'a Lane) -> Result<Option<Cow<'a, [u
 
 /// Returns what stands before a new write of a lane. The caller gives one snapshot, and a sealer that is of its generation.
 pub(super) fn ahead(connection: &Connection, sealer: &Sealer, lane: &Lane, touches: &[Touch]) -> Result<Ahead, Fault> {
-    let messages = waiting(connection, sealer, lane)?.unwrap_or(0);
-    if messages == 0 || touches.is_empty() {
+    let InLane { messages, refused } = waiting(connection, sealer, lane)?.unwrap_or_default();
+    if messages + refused == 0 || touches.is_empty() {
         return Ok(Ahead { messages, ..Ahead::default() });
     }
     let Some(lane) = lane_id(connection, sealer, lane)? else { return Ok(Ahead::default()) };
-    let held = settle::hold_of(connection, lane, now_ms())?.is_some();
+    let held = messages > 0 && settle::hold_of(connection, lane, now_ms())?.is_some();
     // A lane that is held forwards nothing, so what conflicts need not be known.
-    let conflicting = held || waits_behind(connection, lane, touches)?;
+    let conflicting = held
+        || messages > 0 && waits_behind(connection, lane, touches)?
+        || refused > 0 && stranded::is_stranded(connection, lane, touches)?;
     let limited = limits::buckets(&limits::of(connection, lane, now_ms())?);
     Ok(Ahead { messages, conflicting, held, limited })
 }
@@ -240,6 +255,9 @@ pub(super) fn move_early_updates(
         tx.prepare_cached(queries::FIRST_CREATE)?.query_row(params![entity, lane, create], |row| row.get(0))?;
     early.retain(|(_, position, _)| first_create.is_none_or(|create| *position < create));
     if early.iter().all(|(_, _, movable)| *movable) {
+        if !early.is_empty() {
+            stranded::note_unstranded(tx)?;
+        }
         let mut move_to = tx.prepare_cached(queries::MOVE_TO)?;
         for (id, _, _) in early {
             move_to.execute([id, position(create) + 1])?;

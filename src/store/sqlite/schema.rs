@@ -11,7 +11,7 @@ pub(super) const APPLICATION_ID: i32 = 0x4f70_4f66;
 /// Bytes of a page in a new store.
 pub(super) const PAGE_BYTES: u32 = 4096;
 
-const MIGRATIONS: [&str; 10] = [
+const MIGRATIONS: [&str; 11] = [
     MESSAGES_LANES_AND_LEASE,
     ALL_CHANGES_INDEXED,
     ATTACHMENTS,
@@ -22,6 +22,7 @@ const MIGRATIONS: [&str; 10] = [
     SEALING,
     DESTINATIONS,
     UPDATES_AHEAD_AND_LIMITS,
+    HELD_MESSAGES,
 ];
 
 /// Version 1.
@@ -292,6 +293,16 @@ CREATE TABLE limits (
     held_at_ms INTEGER NOT NULL,
     PRIMARY KEY (lane_id, bucket)
 ) WITHOUT ROWID;
+";
+
+/// Version 11.
+///
+/// - Status 5 is *held*; `messages_held` finds which of a lane was refused longest ago.
+/// - `counters.unstranded` changes whenever a waiting message may have become free that was stranded behind a refused
+///   create, so that a process can remember where the stranded ones at the head of a lane end ([`super::stranded`]).
+const HELD_MESSAGES: &str = "
+INSERT INTO counters VALUES ('unstranded', 0);
+CREATE INDEX messages_held ON messages (lane_id, answer_at_ms) WHERE status = 5;
 ";
 
 /// Returns the newest version that we know.

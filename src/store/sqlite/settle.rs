@@ -14,6 +14,7 @@ use super::queries::{self, Selection};
 use super::register::{Names, add_body_and_touches, is_looked_up};
 use super::rows::{self, Lanes};
 use super::seal::{Place, Sealer};
+use super::stranded;
 use super::summary::{Changes, Group, Size, counted};
 use super::{attachments, lanes};
 use crate::message::{EntityKey, Lane, MessageId, MessageStatus, MessageType, Touch};
@@ -65,6 +66,13 @@ pub(super) fn settle(
                 let answer_status = answer.status.unwrap_or(0);
                 changes.add(Group { status: MessageStatus::Rejected, answer_status, ..group }, size);
             }
+            Outcome::Held { answer } => {
+                let Some((group, size)) = claimed(tx, *id, epoch)? else { continue };
+                tx.prepare_cached(queries::MARK_HELD)?.execute([id.0])?;
+                keep_answer(tx, sealer, *id, answer)?;
+                changes.take(group, size);
+                changes.add(Group { status: MessageStatus::Held, ..group }, size);
+            }
             Outcome::Divided { parts } => {
                 let Some((group, _)) = claimed(tx, *id, epoch)? else { continue };
                 add_parts(tx, *id, group, parts, (packer, sealer), &mut changes)?;
@@ -114,14 +122,14 @@ fn add_parts(
     let lane = Lanes::default().get(tx, sealer, lane)?;
     let mut add_part = tx.prepare_cached(queries::ADD_PART)?;
     for (id, part) in (first..).zip(parts) {
-        let answer = part.rejected.as_ref();
-        let status = if answer.is_some() { MessageStatus::Rejected } else { MessageStatus::Failed };
+        let (status, answer) = part.status();
+        let is_rejected = status == MessageStatus::Rejected;
         let body = &part.request.body;
         add_part.execute(params![
             whole.0,
             id,
             status.code(),
-            i64::from(answer.is_some()),
+            i64::from(is_rejected),
             answer.map(|answer| answer.at_ms),
             answer.and_then(|answer| answer.status),
             answer.map(|answer| sealer.keep_text(&Place::Answer { message: id }, answer.text_kept())).transpose()?,
@@ -148,7 +156,7 @@ fn add_parts(
         };
         let packed = packer.pack(body);
         add_body_and_touches(tx, sealer, id, &part.request, &packed, covered.with(&body.bytes), &part.touches)?;
-        let answer_status = answer.and_then(|answer| answer.status).unwrap_or(0);
+        let answer_status = answer.filter(|_| is_rejected).and_then(|answer| answer.status).unwrap_or(0);
         let size = Size { items: part.items.into(), body_bytes: body.bytes.len() as i64 };
         changes.add(Group { status, answer_status, ..group }, size);
     }
@@ -248,15 +256,49 @@ pub(super) fn interrupted(connection: &Connection, lane: LaneId) -> Result<usize
     Ok(reach)
 }
 
-/// Makes rejected messages *failed* again.
+/// Makes rejected and held messages *failed* again.
 pub(super) fn requeue(tx: &Transaction<'_>, filter: &Filter) -> Result<u64, Fault> {
     let selection = Selection::of(filter);
     let mut changes = Changes::default();
-    let mut statement = tx.prepare_cached(&queries::requeue(&selection))?;
-    selection.bind(&mut statement)?;
-    let requeued = move_to_failed(statement.raw_query(), &mut changes)?;
+    let mut requeued = 0;
+    for status in [MessageStatus::Rejected, MessageStatus::Held] {
+        let mut statement = tx.prepare_cached(&queries::requeue(&selection, status))?;
+        selection.bind(&mut statement)?;
+        requeued += move_to_failed(statement.raw_query(), &mut changes)?;
+    }
+    if requeued > 0 {
+        stranded::note_unstranded(tx)?;
+    }
     changes.write(tx)?;
     Ok(requeued)
+}
+
+/// Makes one held message *failed* again in each lane where the server refused none since then.
+pub(super) fn retry_held(tx: &Transaction<'_>, before_ms: i64) -> Result<Vec<(LaneId, MessageId)>, Fault> {
+    let mut changes = Changes::default();
+    let mut retried = Vec::new();
+    for lane in stranded::lanes_to_retry(tx, before_ms, now_ms())? {
+        let Some(id) = stranded::to_retry(tx, lane.0)? else { continue };
+        move_to_failed(tx.prepare_cached(queries::RETRY_HELD)?.query([id])?, &mut changes)?;
+        retried.push((lane, MessageId(id)));
+    }
+    if !retried.is_empty() {
+        stranded::note_unstranded(tx)?;
+    }
+    changes.write(tx)?;
+    Ok(retried)
+}
+
+/// Makes up to `limit` held messages of a lane *failed* again.
+pub(super) fn release_held(tx: &Transaction<'_>, lane: LaneId, limit: usize) -> Result<u64, Fault> {
+    let mut changes = Changes::default();
+    let mut statement = tx.prepare_cached(queries::RELEASE_HELD)?;
+    let released = move_to_failed(statement.query(params![lane.0, limit as i64])?, &mut changes)?;
+    if released > 0 {
+        stranded::note_unstranded(tx)?;
+    }
+    changes.write(tx)?;
+    Ok(released)
 }
 
 fn move_to_failed(mut updated: rusqlite::Rows<'_>, changes: &mut Changes) -> Result<u64, Fault> {
@@ -288,6 +330,9 @@ pub(super) fn purge(tx: &Transaction<'_>, filter: &Filter, limit: usize, in_flig
             purged.items += size.items.unsigned_abs();
             purged.body_bytes += size.body_bytes.unsigned_abs();
         }
+    }
+    if purged.messages > 0 {
+        stranded::note_unstranded(tx)?;
     }
     changes.write(tx)?;
     Ok(purged)

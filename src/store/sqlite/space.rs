@@ -10,7 +10,7 @@ use super::codec::Packed;
 use super::fault::{Fault, folder_of, os_words};
 use super::settle::delete_one;
 use super::summary::Changes;
-use super::{BUSY_TIMEOUT, attachments, queries};
+use super::{BUSY_TIMEOUT, attachments, queries, stranded};
 use crate::message::{Message, Touch};
 use crate::store::{Limits, StoreError, WhenFull};
 
@@ -135,6 +135,7 @@ fn drop_oldest(tx: &Transaction<'_>, bytes: u64) -> Result<bool, Fault> {
     // The room is needed now, so the bytes of their files go at once.
     while attachments::remove_a_step(tx)? {}
     tx.prepare_cached(queries::ADD_TO_COUNTER)?.execute(rusqlite::params!["dropped", oldest.len() as i64])?;
+    stranded::note_unstranded(tx)?;
     changes.write(tx)?;
     Ok(true)
 }
@@ -161,6 +162,7 @@ pub(super) fn drop_expired(tx: &Transaction<'_>, ids: &[i64]) -> Result<u64, Fau
         dropped += i64::from(delete_one(tx, &mut delete, [*id], &mut changes)?.is_some());
     }
     tx.prepare_cached(queries::ADD_TO_COUNTER)?.execute(rusqlite::params!["expired", dropped])?;
+    stranded::note_unstranded(tx)?;
     changes.write(tx)?;
     Ok(dropped.unsigned_abs())
 }

@@ -11,6 +11,7 @@
 pub mod attachments;
 pub mod check;
 pub mod clock;
+mod id_window;
 mod log;
 mod routes;
 mod script;
@@ -69,6 +70,7 @@ struct Shared {
     /// Entities that so many more reads don't show.
     hidden: HashMap<String, usize>,
     attachments: attachments::Attachments,
+    id_window: Option<id_window::IdWindow>,
 }
 
 struct Fault {
@@ -221,6 +223,20 @@ impl FakeOpik {
     /// Refuses every request that writes one of these entities as the server refuses bad data.
     pub fn reject_ids<S: Into<String>>(&self, ids: impl IntoIterator<Item = S>) -> Scripted<'_> {
         self.script(When::ids(ids), Then::status(400))
+    }
+
+    /// Refuses creates whose ids name a time further from now than this, but for these workspaces; `None` takes all.
+    pub fn set_id_window(&self, window: Option<std::time::Duration>, bypass: &[&str]) {
+        let bypass = bypass.iter().map(|workspace| (*workspace).to_owned()).collect();
+        self.lock().id_window = window.map(|window| id_window::IdWindow { window, bypass });
+    }
+
+    /// Refuses the creates of one trace with this status.
+    pub fn refuse_creates_of(&self, id: &str, status: u16) -> Scripted<'_> {
+        let id = id.to_owned();
+        let creates = When::path("/v1/private/traces*").method("POST");
+        let when = creates.and(move |request| request.writes.iter().any(|write| write.key.id == id));
+        self.script(when, Then::Answer(Answer::error(status, "this one is refused")))
     }
 
     /// Takes entities without ever showing them, as a server that loses what it confirmed.

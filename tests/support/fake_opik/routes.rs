@@ -143,6 +143,9 @@ impl Shared {
 
     fn write(&mut self, seq: usize, endpoint: &Endpoint) -> Answer {
         let now = clock::now();
+        if let Some(refusal) = self.id_window.as_ref().and_then(|window| window.refuses(&self.requests[seq])) {
+            return refusal;
+        }
         let request = &mut self.requests[seq];
         request.processed = true;
         let request = request.clone();

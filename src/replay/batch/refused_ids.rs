@@ -1,0 +1,105 @@
+//! Messages whose ids lie outside the server's window: cut off by the ids' times, and held.
+
+use tracing::warn;
+
+use super::Batch;
+use crate::delivery::coalesce::Shipment;
+use crate::delivery::id_window::{self, IdWindow, REMEDY, Side};
+use crate::delivery::split::Divisible;
+use crate::message::{Claimed, Effect};
+use crate::store::{LastAnswer, Outcome, Part};
+
+impl Batch<'_, '_> {
+    /// Learns from a refusal which ids the server refuses for their time; returns whether it is one of these.
+    pub(super) fn learn_id_window(&self, answer: &LastAnswer, server_ms: Option<i64>) -> bool {
+        let Some(outside) = id_window::read(answer.status, &answer.text) else { return false };
+        warn!(
+            target: "replay_manager",
+            lane = %self.worker.work.lane, answer = super::first_line(&answer.text),
+            "the Opik server refuses ids outside its window: their messages are held, and tried again every {} s; to let them \
+             in, {REMEDY}",
+            self.worker.replay.settings.held_interval().as_secs()
+        );
+        self.worker.replay.probes.learn_id_window(self.worker.work.id, &outside, server_ms, answer);
+        true
+    }
+
+    /// Holds what the server is known to refuse for the time in its ids, unsent; returns what is left of a shipment.
+    ///
+    /// A stored batch with items on both sides is divided in two: its other items are sent with a later claim.
+    pub(super) fn hold_outside_window(&mut self, shipment: Shipment) -> Option<Shipment> {
+        let probes = self.worker.replay.probes;
+        let Some((window, answer)) = probes.id_window(self.worker.work.id) else { return Some(shipment) };
+        let (rest, cut_off) = shipment.without(|message| window.side(&message.touches) != Side::Inside);
+        for message in cut_off {
+            let outcome = match window.side(&message.touches) {
+                Side::Both => cut(&message, &window, &answer),
+                Side::Inside | Side::Outside => Outcome::Held { answer: answer.clone() },
+            };
+            self.left.add(&message.touches);
+            self.note_refused_creates(&message, &outcome);
+            self.outcomes.push((message.id, outcome));
+        }
+        rest
+    }
+
+    /// Turns the rejection of what was refused only for the time in its ids into a hold.
+    pub(super) fn held_instead(&self, outcome: Outcome) -> Outcome {
+        match outcome {
+            Outcome::Rejected { answer } if id_window::read(answer.status, &answer.text).is_some() => {
+                Outcome::Held { answer }
+            }
+            outcome => outcome,
+        }
+    }
+
+    /// Notes which entities are not on the server because their create was refused: later messages of this batch wait.
+    pub(super) fn note_refused_creates(&mut self, message: &Claimed, outcome: &Outcome) {
+        let refused: Vec<_> = match outcome {
+            Outcome::Rejected { .. } | Outcome::Held { .. } => message.touches.iter().collect(),
+            Outcome::Divided { parts } => {
+                let refused = parts.iter().filter(|part| part.status().0.is_refused());
+                refused.flat_map(|part| &part.touches).collect()
+            }
+            Outcome::Delivered | Outcome::Failed { .. } => return,
+        };
+        let creates = refused.iter().filter(|touch| touch.effect == Effect::Create && touch.key.can_strand());
+        self.refused_creates.extend(creates.map(|touch| touch.key));
+    }
+
+    /// Returns whether a shipment depends on a create that was refused in this batch. The store tells it of earlier ones.
+    pub(super) fn is_stranded(&self, shipment: &Shipment) -> bool {
+        !self.refused_creates.is_empty()
+            && shipment.messages().any(|message| message.touches.iter().any(|t| self.refused_creates.contains(&t.key)))
+    }
+}
+
+/// Divides a stored batch into its items inside and outside the window.
+fn cut(message: &Claimed, window: &IdWindow, answer: &LastAnswer) -> Outcome {
+    let held = || Outcome::Held { answer: answer.clone() };
+    let Some(divisible) = Divisible::of(message.message_type, &message.request) else { return held() };
+    let touches = |request: &_| {
+        // Cut out of what was read before; were it not, the whole message's entities are a safe answer.
+        divisible.touches(message.message_type, request).unwrap_or_else(|| message.touches.clone())
+    };
+    let (mut inside, mut outside) = (Vec::new(), Vec::new());
+    for item in 0..divisible.len() {
+        let piece = divisible.piece(&message.request, item..item + 1);
+        match window.side(&touches(&piece)) {
+            Side::Inside => inside.push(item),
+            Side::Outside | Side::Both => outside.push(item),
+        }
+    }
+    let part = |items: &[usize], held| {
+        let request = divisible.pick(&message.request, items)?;
+        let touches = touches(&request);
+        Some(Part { touches, items: u32::try_from(items.len()).unwrap_or(u32::MAX), request, rejected: None, held })
+    };
+    if inside.is_empty() || outside.is_empty() {
+        return held();
+    }
+    match (part(&inside, None), part(&outside, Some(answer.clone()))) {
+        (Some(inside), Some(outside)) => Outcome::Divided { parts: vec![inside, outside] },
+        _ => held(),
+    }
+}
