@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::delivery::eta::{Eta, Situation, eta};
 use crate::delivery::pacing::PaceSettings;
-use crate::message::{MessageStatus, Server};
+use crate::message::Server;
 use crate::monitor::Availability;
 use crate::monitor::connection::Connection;
 use crate::shutdown::Shutdown;

@@ -477,12 +477,12 @@ fn stores_of_earlier_versions_lose_nothing() {
             let lanes = store.lane_list(0).expect("lanes can be listed");
             lanes.into_iter().map(|listed| listed.lane.server).collect::<Vec<_>>()
         };
-        assert_eq!(servers(&store), [None], "{version}: an earlier version recorded no server");
+        assert_eq!(servers(&store), [None, None], "{version}: an earlier version recorded no server");
         let other_server = Server::new("http://second.example/api");
         let team_server = team.server.clone().expect("named above");
         assert_eq!(store.adopt(&team_server).expect("it can be adopted"), 5, "{version}");
         assert_eq!(store.adopt(&other_server).expect("nothing is left"), 0, "{version}: a second server took it over");
-        assert_eq!(servers(&store), [Some(team_server.clone())], "{version}");
+        assert_eq!(servers(&store), [Some(team_server.clone()), Some(team_server.clone())], "{version}");
         let adoptions = store.condition().expect("it can be read").adoptions;
         let adoptions: Vec<_> = adoptions.into_iter().map(|it| (it.server, it.messages)).collect();
         assert_eq!(adoptions, [(team_server, 5)], "{version}: nobody can see who got these messages");

@@ -196,7 +196,7 @@ fn any_step() -> impl Strategy<Value = Step> {
             until_ms,
             reason: "busy".into(),
             probe: probe && bucket.is_none(),
-            status: None,
+            status: bucket.map(|_| 429),
             bucket,
         },
     );

@@ -714,6 +714,13 @@ impl Store for ModelStore {
                 adopted += 1;
             }
         }
+        // Nobody knows which server asked for a hold of what had no server.
+        for place in 0..state.lanes.len() {
+            if state.lanes[place].0.server.is_none() {
+                state.lanes[place].1 = None;
+                state.limits.retain(|(lane, _), _| *lane != LaneId(place as i64 + 1));
+            }
+        }
         if adopted > 0 {
             let at_ms = opik_offline::store::now_ms();
             state.adoptions.push(AdoptionRecord { at_ms, server: server.clone(), messages: adopted });

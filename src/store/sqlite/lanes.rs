@@ -63,6 +63,7 @@ pub(super) fn adopt(tx: &Transaction<'_>, server: &Server) -> Result<u64, Fault>
     let mut messages = 0;
     for (lane, count) in without {
         let base_url = server.base_url();
+        tx.prepare_cached(queries::DROP_LIMITS)?.execute([lane])?;
         let sibling: Option<i64> =
             tx.prepare_cached(queries::SIBLING)?.query_row(params![lane, base_url], |row| row.get(0)).optional()?;
         match sibling {

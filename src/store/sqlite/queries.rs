@@ -59,6 +59,7 @@ pub(super) const SET_SERVER: &str = "
     UPDATE lanes SET server = ?2, server_check = ?3, held_until_ms = NULL, hold_reason = NULL, hold_probe = NULL,
         hold_passed = NULL, held_at_ms = NULL, hold_status = NULL
     WHERE lane_id = ?1";
+pub(super) const DROP_LIMITS: &str = "DELETE FROM limits WHERE lane_id = ?1";
 pub(super) const DROP_LANE: &str = "DELETE FROM lanes WHERE lane_id = ?1";
 pub(super) const NOTE_ADOPTION: &str = "INSERT INTO adoption (at_ms, server, messages) VALUES (?1, ?2, ?3)";
 pub(super) const ADOPTIONS: &str = "SELECT at_ms, server, messages FROM adoption ORDER BY adoption_id";
