@@ -222,7 +222,8 @@ fn a_413_before_the_body_was_sent_divides_a_stored_batch_and_rejects_what_is_too
         wait_until(&format!("{ending:?}: all is decided"), PATIENCE, || agent.backlog() == 0);
         let mut expected: Vec<String> = many.iter().chain(&last).cloned().collect();
         let mut taken = server.traces();
-        (expected.sort(), taken.sort());
+        expected.sort();
+        taken.sort();
         assert_eq!(taken, expected, "{ending:?}: what fits is delivered, and once");
         let rejected = agent.cli(&["inspect", "--status", "rejected", "--format", "json"]);
         assert!(rejected.stdout.contains("413"), "{ending:?}: {}", rejected.stdout);
