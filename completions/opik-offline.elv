@@ -53,7 +53,7 @@ set edit:completion:arg-completer[opik-offline] = {|@words|
             cand --max-connections 'Take this many connections of clients at once; past it the longest idle one is closed [default: 4096]'
             cand --client-timeout 'Close the connection of a client that is silent for this long [default: 2m]'
             cand --connect-timeout 'Give up connecting to the server after this long [default: 5s]'
-            cand --forward-timeout 'Store a write that the server has not answered after this long [default: 95s]'
+            cand --forward-timeout 'Store a write that the server has not answered after this long [default: 1m35s]'
             cand --retry-interval 'Try a held lane again after this long: no valid key, a redirect, a server that fails at everything [default: 10s]'
             cand --shutdown-timeout 'Let requests in progress finish for this long when stopping [default: 10s]'
             cand --flush-timeout 'Deliver for this long after the command has ended [default: 30s]'

@@ -56,7 +56,7 @@ complete -c opik-offline -n "__fish_opik_offline_using_subcommand agent" -l max-
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand agent" -l max-connections -d 'Take this many connections of clients at once; past it the longest idle one is closed [default: 4096]' -r
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand agent" -l client-timeout -d 'Close the connection of a client that is silent for this long [default: 2m]' -r
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand agent" -l connect-timeout -d 'Give up connecting to the server after this long [default: 5s]' -r
-complete -c opik-offline -n "__fish_opik_offline_using_subcommand agent" -l forward-timeout -d 'Store a write that the server has not answered after this long [default: 95s]' -r
+complete -c opik-offline -n "__fish_opik_offline_using_subcommand agent" -l forward-timeout -d 'Store a write that the server has not answered after this long [default: 1m35s]' -r
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand agent" -l retry-interval -d 'Try a held lane again after this long: no valid key, a redirect, a server that fails at everything [default: 10s]' -r
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand agent" -l shutdown-timeout -d 'Let requests in progress finish for this long when stopping [default: 10s]' -r
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand agent" -l flush-timeout -d 'Deliver for this long after the command has ended [default: 30s]' -r

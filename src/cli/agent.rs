@@ -132,7 +132,7 @@ pub struct AgentArgs {
     #[arg(long, value_name = "DURATION", hide_short_help = true)]
     connect_timeout: Option<OsString>,
 
-    /// Store a write that the server has not answered after this long [default: 95s]
+    /// Store a write that the server has not answered after this long [default: 1m35s]
     #[arg(long, value_name = "DURATION", hide_short_help = true)]
     forward_timeout: Option<OsString>,
 

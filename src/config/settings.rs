@@ -175,7 +175,7 @@ settings! {
         plain(within(Duration::ZERO, DAY));
 
     /// How long the server may take to answer a write that is forwarded or replayed; one that got no answer in time is given longer with every repeat, up to 10m
-    forward_timeout: Duration = "95s", "OPIK_OFFLINE_FORWARD_TIMEOUT", "--forward-timeout", ConfigYaml,
+    forward_timeout: Duration = "1m35s", "OPIK_OFFLINE_FORWARD_TIMEOUT", "--forward-timeout", ConfigYaml,
         plain(within(MILLISECOND, DAY));
 
     /// Free space that the store leaves on its disk

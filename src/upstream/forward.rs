@@ -39,8 +39,11 @@ pub struct Forwarder {
 
 enum ForwardClient {
     Direct(Client<HalfOpen<HttpsConnector<HttpConnector>>, ForwardBody>),
-    Tunneled(Box<Client<HalfOpen<HttpsConnector<Tunnel<HttpsConnector<HttpConnector>>>>, ForwardBody>>),
+    Tunneled(Box<Client<HalfOpen<HttpsConnector<TunnelConnector>>, ForwardBody>>),
 }
+
+/// Leads through a proxy, which may itself speak TLS.
+type TunnelConnector = Tunnel<HttpsConnector<HttpConnector>>;
 
 impl Forwarder {
     /// Returns so many forwarders with these settings, each with connections of its own; none is opened yet.

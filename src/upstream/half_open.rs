@@ -25,15 +25,26 @@ where
 {
     type Response = Stream<C::Response>;
     type Error = C::Error;
-    type Future = Pin<Box<dyn Future<Output = Result<Self::Response, Self::Error>> + Send>>;
+    type Future = Connecting<C::Future>;
 
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
         self.0.poll_ready(cx)
     }
 
     fn call(&mut self, uri: Uri) -> Self::Future {
-        let connecting = self.0.call(uri);
-        Box::pin(async move { Ok(Stream { inner: connecting.await?, is_broken: false }) })
+        Connecting(Box::pin(self.0.call(uri)))
+    }
+}
+
+/// A connection that is being made.
+#[derive(Debug)]
+pub(super) struct Connecting<F>(Pin<Box<F>>);
+
+impl<F: Future<Output = Result<T, E>>, T, E> Future for Connecting<F> {
+    type Output = Result<Stream<T>, E>;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        self.0.as_mut().poll(cx).map_ok(|inner| Stream { inner, is_broken: false })
     }
 }
 

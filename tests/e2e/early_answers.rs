@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 
 use crate::support::agent::{Agent, AgentBuilder};
-use crate::support::fake_opik::decompressed;
+use crate::support::fake_opik::{FakeOpik, Then, When, decompressed};
 use crate::support::http::{Client, Request};
 use crate::support::{PATIENCE, noise, reserve_port, uuid7, wait_until};
 use crate::writes::trace;
@@ -222,7 +222,8 @@ fn a_413_before_the_body_was_sent_divides_a_stored_batch_and_rejects_what_is_too
         wait_until(&format!("{ending:?}: all is decided"), PATIENCE, || agent.backlog() == 0);
         let mut expected: Vec<String> = many.iter().chain(&last).cloned().collect();
         let mut taken = server.traces();
-        (expected.sort(), taken.sort());
+        expected.sort();
+        taken.sort();
         assert_eq!(taken, expected, "{ending:?}: what fits is delivered, and once");
         let rejected = agent.cli(&["inspect", "--status", "rejected", "--format", "json"]);
         assert!(rejected.stdout.contains("413"), "{ending:?}: {}", rejected.stdout);
@@ -301,4 +302,18 @@ fn an_answer_with_hundreds_of_headers_or_a_huge_body_confirms_once() {
         assert_eq!(agent.backlog(), 0);
         assert_eq!(server.traces().len(), stored.len() + 1, "forwarded more than once");
     }
+}
+
+#[test]
+fn a_message_that_needs_longer_than_others_is_confirmed_in_the_end() {
+    let server = FakeOpik::new_stopped();
+    let agent = agent(&server.url()).arg("--forward-timeout").arg("1s").start();
+    let mut client = Client::new(&agent.url());
+    let slow = uuid7();
+    assert_eq!(client.send(&batch(std::slice::from_ref(&slow), 10)).unwrap().status, 204);
+    let slowly = server.script(When::ids([&*slow]), Then::Delay(Duration::from_secs(3)));
+    server.start();
+    wait_until("the slow message is confirmed", PATIENCE, || agent.backlog() == 0);
+    // One second, two, four.
+    assert!(slowly.hits() <= 4, "it was sent {} times", slowly.hits());
 }
