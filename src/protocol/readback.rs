@@ -408,7 +408,7 @@ pub fn one(kind: Kind, id: &str, project: Option<&str>) -> Read {
 pub const PAGE_LIMIT: usize = 1000;
 
 /// What a page leaves out, so that it costs little: everything but ids and scores, of the names that both kinds know.
-const EXCLUDED: [&str; 14] = [
+pub(super) const EXCLUDED: [&str; 14] = [
     "name",
     "start_time",
     "end_time",
