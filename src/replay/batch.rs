@@ -4,16 +4,17 @@ use std::collections::VecDeque;
 use std::ops::Range;
 use std::time::{Duration, Instant};
 
-use tracing::{debug, warn};
+use tracing::{debug, info, warn};
 
 use super::attachment;
 use super::lane::LaneWorker;
 use super::now_ms;
+use super::otlp::{self, Begun, Completed};
 use crate::delivery::backoff;
 use crate::delivery::blame::{self, Evidence, set_apart};
 use crate::delivery::coalesce::{Shipment, plan};
 use crate::delivery::split::{Divisible, Division, DivisionEnd};
-use crate::delivery::verdict::{RATE_LIMITED, ReplayVerdict, replaying};
+use crate::delivery::verdict::{RATE_LIMITED, ReplayVerdict, is_already_there, is_begun, replaying};
 use crate::message::{Claimed, Effect, Footprint, MessageId, MessageType, Request};
 use crate::monitor::lane_trouble::jitter;
 use crate::protocol::answers::{Answer, SendFailure};
@@ -36,7 +37,7 @@ const PIECES_FAILED_MAX: u32 = 4;
 const PROBE_WAIT_MAX: Duration = Duration::from_secs(5 * 60);
 
 /// Contents larger than this are sent as they are only: not rewritten for an older server, not divided.
-const CONTENT_BYTES_MAX: u64 = 64 * 1024 * 1024;
+pub(super) const CONTENT_BYTES_MAX: u64 = 64 * 1024 * 1024;
 
 /// Why the rest of a batch is not sent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -64,6 +65,8 @@ pub(super) struct Batch<'w, 'a> {
     falters: u32,
     /// Those of them that were not answered.
     silences: u32,
+    /// Traces of OTLP that the server has from before.
+    begun: Begun,
     pub halt: Option<Halt>,
 }
 
@@ -79,8 +82,8 @@ struct Failed {
 enum Attempt {
     /// The server has it.
     Passed,
-    /// The server refuses it; `items`: perhaps for one item of its body.
-    Refused { items: bool, answer: LastAnswer },
+    /// The server refuses it, or threw a part of it away; `items`: perhaps for one item of its body.
+    Refused { items: bool, thrown_away: u64, answer: LastAnswer },
     /// It failed in a way that time may heal, and the server is there.
     Faltered(Falter),
     /// Nothing more is to be sent. The answer, if it was sent at all.
@@ -113,6 +116,7 @@ impl<'w, 'a> Batch<'w, 'a> {
             passes: 0,
             falters: 0,
             silences: 0,
+            begun: Begun::default(),
             halt: None,
         }
     }
@@ -142,6 +146,9 @@ impl<'w, 'a> Batch<'w, 'a> {
             {
                 // What else it carries must not wait for one bad item, nor does it have to fail as a whole once more.
                 if let Some(divisible) = Divisible::of(message.message_type, &message.request) {
+                    if message.message_type == MessageType::OtlpTraces && self.repeat_whole(&shipment, message)? {
+                        continue;
+                    }
                     if let Some(outcome) = self.divide(message, &divisible, None)? {
                         self.conclude(message, outcome);
                     }
@@ -172,9 +179,10 @@ impl<'w, 'a> Batch<'w, 'a> {
                         }
                     }
                 }
-                Attempt::Refused { items, answer } => match shipment.parts() {
+                Attempt::Refused { items, thrown_away, answer } => match shipment.parts() {
                     Ok(parts) => parts.into_iter().rev().for_each(|part| queue.push_front((part, first_failed))),
                     Err(single) => {
+                        self.worker.replay.metrics.items_rejected_in_success.add(thrown_away);
                         for message in single.messages() {
                             self.refused(message, &answer, items)?;
                         }
@@ -184,6 +192,23 @@ impl<'w, 'a> Batch<'w, 'a> {
             }
         }
         Ok(())
+    }
+
+    /// Sends OTLP that failed before as a whole once more, and says whether that decided it.
+    ///
+    /// The server looks at spans side by side: it takes usage out of parents whose children stand beside them, and names
+    /// the integration by all scopes. In pieces the spans of a first attempt that was processed would be overwritten.
+    fn repeat_whole(&mut self, shipment: &Shipment, message: &Claimed) -> Result<bool, StoreError> {
+        match self.attempt(message.message_type, &message.request, Some(message))? {
+            Attempt::Passed => self.delivered(shipment)?,
+            Attempt::Halted(answer) => self.put_back(shipment, answer),
+            Attempt::Refused { items, thrown_away, answer } => {
+                self.worker.replay.metrics.items_rejected_in_success.add(thrown_away);
+                self.refused(message, &answer, items)?;
+            }
+            Attempt::Faltered(_) => return Ok(false),
+        }
+        Ok(true)
     }
 
     /// Says whether a message failed before, alone, in a way that time may heal.
@@ -211,20 +236,54 @@ impl<'w, 'a> Batch<'w, 'a> {
         let sent = Instant::now();
         let result = match alone.filter(|message| message.message_type == MessageType::CreateAttachment) {
             Some(message) => attachment::upload(self.worker, message),
-            None => self.send(message_type, request),
+            None => match (message_type == MessageType::OtlpTraces).then(|| self.begun.attach(request)).flatten() {
+                Some(attached) => self.send(message_type, &attached),
+                None => self.send(message_type, request),
+            },
         };
         let took = sent.elapsed();
-        let verdict = replaying(message_type, result.as_ref());
+        let mut decided = None;
+        let result = match result {
+            Ok(answer) if is_begun(message_type, answer.status, &answer.text) => {
+                match otlp::complete(self.worker, request, answer, &mut self.begun) {
+                    Completed::Answer(result) => result,
+                    Completed::AlreadyThere(answer) => {
+                        decided = Some(ReplayVerdict::Delivered);
+                        Ok(answer)
+                    }
+                    Completed::NotShown(answer) => {
+                        decided = Some(ReplayVerdict::Retry { asked: None, unanswered: false });
+                        Ok(answer)
+                    }
+                }
+            }
+            result => result,
+        };
+        let verdict = decided.unwrap_or_else(|| replaying(message_type, result.as_ref()));
         debug!(target: "replay_manager", %message_type, ?verdict, "sent");
         Ok(match verdict {
             ReplayVerdict::Delivered => {
                 if let Some(observer) = replay.observer {
                     observer.delivered(&work.lane, message_type, request);
                 }
+                if result.as_ref().is_ok_and(|answer| answer.status == 409) {
+                    self.already_there(message_type);
+                }
                 self.passed();
                 Attempt::Passed
             }
-            ReplayVerdict::Refused { items } => Attempt::Refused { items, answer: last_answer(&result) },
+            ReplayVerdict::Refused { items } => {
+                let mut thrown_away = 0;
+                if let Ok(Answer { status, partial: Some(partial), .. }) = &result {
+                    thrown_away = partial.rejected.unwrap_or(1);
+                    warn!(
+                        target: "replay_manager", %message_type, status,
+                        "the Opik server took only a part of a request, what it threw away is looked for: {partial}"
+                    );
+                    self.passed();
+                }
+                Attempt::Refused { items, thrown_away, answer: last_answer(&result) }
+            }
             ReplayVerdict::Unavailable => {
                 // A send that fails while pings pass would otherwise look like nothing at all.
                 replay.connection.send_failed(&last_answer(&result).text);
@@ -289,10 +348,28 @@ impl<'w, 'a> Batch<'w, 'a> {
                 Some(outcome) => outcome,
                 None => return Ok(()),
             },
+            None if self.is_there(message.message_type, message.items == 1, answer) => {
+                self.delivered += 1;
+                Outcome::Delivered
+            }
             None => Outcome::Rejected { answer: answer.clone() },
         };
         self.conclude(message, outcome);
         Ok(())
+    }
+
+    /// Says whether a refusal means that what was to be made is there already, and notes it.
+    fn is_there(&self, message_type: MessageType, alone: bool, answer: &LastAnswer) -> bool {
+        let is_there = is_already_there(message_type, alone, answer.status.unwrap_or(0), &answer.text);
+        if is_there {
+            self.already_there(message_type);
+        }
+        is_there
+    }
+
+    fn already_there(&self, message_type: MessageType) {
+        self.worker.replay.metrics.items_already_there.add(1);
+        info!(target: "replay_manager", %message_type, "the Opik server has this already (409), it counts as delivered");
     }
 
     /// Notes what became of a message that was refused or divided, and says so.
@@ -336,6 +413,9 @@ impl<'w, 'a> Batch<'w, 'a> {
             }
             match self.attempt(message.message_type, &divisible.piece(&message.request, items.clone()), None)? {
                 Attempt::Passed => division.passed(items),
+                Attempt::Refused { answer, .. } if self.is_there(message.message_type, items.len() == 1, &answer) => {
+                    division.passed(items);
+                }
                 Attempt::Refused { answer, .. } => {
                     last_refusal = Some(answer.clone());
                     division.refused(items, answer);
@@ -344,9 +424,10 @@ impl<'w, 'a> Batch<'w, 'a> {
                 Attempt::Faltered(falter) => {
                     faltered = Some(Failed { message: message.clone(), falter, passes: self.passes });
                     falters += 1;
-                    // Two items about one entity keep their order, so no later one may pass this one. And a server that
-                    // fails at the first pieces of a batch is not asked about all of them.
-                    goes_on = changes == divisible.len() && (division.anything_passed() || falters < PIECES_FAILED_MAX);
+                    // Two items about one entity keep their order, so no later one may pass this one; spans have none.
+                    // And a server that fails at the first pieces of a batch is not asked about all of them.
+                    let has_no_order = changes == divisible.len() || message.message_type == MessageType::OtlpTraces;
+                    goes_on = has_no_order && (division.anything_passed() || falters < PIECES_FAILED_MAX);
                     if goes_on { division.faltered(items) } else { division.keep(items) }
                 }
             }
@@ -504,7 +585,10 @@ fn part(message: &Claimed, divisible: &Divisible, items: Range<usize>, rejected:
 
 fn last_answer(result: &Result<Answer, SendFailure>) -> LastAnswer {
     match result {
-        Ok(answer) => LastAnswer { status: Some(answer.status), text: answer.text.clone(), at_ms: now_ms() },
+        Ok(answer) => {
+            let text = answer.partial.as_ref().map_or_else(|| answer.text.clone(), ToString::to_string);
+            LastAnswer { status: Some(answer.status), text, at_ms: now_ms() }
+        }
         Err(failure) => LastAnswer { status: None, text: failure.to_string(), at_ms: now_ms() },
     }
 }

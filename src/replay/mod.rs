@@ -34,6 +34,7 @@
 mod attachment;
 mod batch;
 mod lane;
+mod otlp;
 mod probes;
 pub mod report;
 pub mod salvage;
