@@ -11,6 +11,7 @@ mod blocking;
 mod bodies;
 mod chaos;
 mod clock;
+mod conflicts;
 mod damage;
 mod degraded;
 mod delivery;
@@ -30,6 +31,7 @@ mod mixed;
 #[path = "../support/model_store.rs"]
 mod model_store;
 mod otlp;
+mod otlp_repeats;
 mod outage;
 mod own_faults;
 mod prism;
