@@ -199,6 +199,15 @@ fn look(worker: &LaneWorker<'_>, request: &Request, roots: &Roots) -> Shown {
             result => return Shown::Failed(result),
         }
     }
+    // A search may be late where a read by id is not.
+    for (trace, known) in roots.traces().iter().zip(&mut ids).filter(|(_, known)| known.is_none()).take(SEARCHES_MAX) {
+        let Some(id) = trace.likely_id().filter(|_| worker.keeper.may_send()) else { continue };
+        match get(worker, Kind::Trace, id) {
+            Ok(answer) if answer.status == 200 && is_shown(&answer, id) => *known = Some(id),
+            Ok(answer) if answer.status < 500 && !matches!(answer.status, 408 | 425 | 429) => {}
+            result => return Shown::Failed(result),
+        }
+    }
     Shown::Ids(ids)
 }
 

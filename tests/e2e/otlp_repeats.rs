@@ -334,6 +334,31 @@ fn a_server_that_lets_nobody_read_gets_every_span_and_rejects_no_root() {
 }
 
 #[test]
+fn a_trace_that_no_search_shows_is_found_by_its_id() {
+    let (server, agent) = away();
+    server.takes_otlp_like(Version::WithoutSearch);
+    let spans = trace(1, [1, 2, 0]);
+    accepted(&agent, &export(Format::Json, &spans));
+    server.script_times(1, When::path(PATH), Then::Halfway { traces: 1 });
+    server.start();
+    assert_delivered(&server, &agent, &spans);
+}
+
+#[test]
+fn a_server_that_forgot_its_ids_between_two_attempts_gets_no_second_trace() {
+    for lost in [Then::ProcessThenClose, Then::Halfway { traces: 1 }] {
+        let (server, agent) = away();
+        let spans = trace(1, [1, 2, 0]);
+        accepted(&agent, &export(Format::Protobuf, &spans));
+        let fault = server.script_times(1, When::path(PATH), lost);
+        server.start();
+        wait_until("the first attempt is over", PATIENCE, || fault.hits() == 1);
+        server.forget_otel_ids();
+        assert_delivered(&server, &agent, &spans);
+    }
+}
+
+#[test]
 fn a_trace_that_is_shown_late_is_waited_for() {
     let (server, agent) = away();
     server.takes_otlp_like(Version::Late);
@@ -385,7 +410,7 @@ fn a_conflict_with_another_project_is_rejected_with_the_servers_words() {
 /// Random exporters, random faults: in the end exactly all spans are there.
 #[test]
 fn random_backlogs_end_with_exactly_all_spans() {
-    let cases = std::env::var("OPIK_OFFLINE_CASES").ok().and_then(|cases| cases.parse().ok()).unwrap_or(6);
+    let cases = std::env::var("OPIK_OFFLINE_OTLP").ok().and_then(|cases| cases.parse().ok()).unwrap_or(6);
     for seed in 1..=cases {
         eprintln!("seed {seed}");
         let mut dice = Dice::new(seed);

@@ -24,8 +24,16 @@ pub enum Version {
     Old,
     /// Old, and without any read: no server of Opik's, but what a stub may be.
     WithoutReads,
+    /// New, and shows the traces of OTLP by their id only.
+    WithoutSearch,
     /// New, and shows the traces of OTLP to no read, as a server that is late with them.
     Late,
+}
+
+impl Version {
+    fn is_new(self) -> bool {
+        matches!(self, Self::New | Self::WithoutSearch | Self::Late)
+    }
 }
 
 /// A span as the server keeps it.
@@ -64,6 +72,11 @@ impl Otlp {
 
     pub fn traces_of(&self, workspace: &str) -> usize {
         self.traces.keys().filter(|(of, _)| of == workspace).count()
+    }
+
+    /// Returns all that searches show of a workspace.
+    pub fn found(&self, workspace: &str) -> Vec<(Key, Value)> {
+        if self.version == Version::WithoutSearch { Vec::new() } else { self.all(workspace) }
     }
 
     /// Returns all that reads show of a workspace.
@@ -118,7 +131,7 @@ impl Span {
                 attribute["value"]["stringValue"].as_str().filter(|text| !text.trim().is_empty())
             })?;
             let id = Uuid::try_parse(first).ok().filter(|id| id.get_version_num() == 7);
-            id.filter(|_| matches!(version, Version::New | Version::Late))
+            id.filter(|_| version.is_new())
         };
         let nanoseconds: u64 = text("startTimeUnixNano").parse().unwrap_or(0);
         Self {
@@ -179,7 +192,7 @@ impl Shared {
             spans.iter().map(|span| (span, span.stored(mapped[&span.trace]))).collect();
         let attached: BTreeSet<Uuid> = spans.iter().filter_map(|span| span.opik_trace).collect();
         let mut seen = BTreeSet::new();
-        let is_new = matches!(self.otlp.version, Version::New | Version::Late);
+        let is_new = self.otlp.version.is_new();
         let mut roots: Vec<_> = stored.iter().filter(|(_, span)| span.parent.is_none()).collect();
         roots.retain(|(_, span)| !attached.contains(&span.trace) && (!is_new || seen.insert(span.trace)));
         for (root, span) in roots.into_iter().take(most.unwrap_or(usize::MAX)) {

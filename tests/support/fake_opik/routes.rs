@@ -261,7 +261,7 @@ impl Shared {
         let Some(filters) = filters else { return Answer::error(400, "Invalid filters query parameter") };
         let entities = self.state.get(&request.workspace).into_iter().flatten();
         let entities = entities.filter_map(|(key, entity)| Some((key.clone(), as_read(key, entity)?)));
-        let mut entities: Vec<(Key, Value)> = entities.chain(self.otlp.all(&request.workspace)).collect();
+        let mut entities: Vec<(Key, Value)> = entities.chain(self.otlp.found(&request.workspace)).collect();
         entities.retain(|(_, body)| filters.iter().all(|filter| filter.meets(body)));
         entities.sort_by(|(a, _), (b, _)| b.cmp(a));
         let found = entities.iter();
