@@ -6,10 +6,11 @@
 //! | answer | forwarding | replaying |
 //! | --- | --- | --- |
 //! | 2xx | the client gets it | delivered |
+//! | 2xx that says what it threw away | the client gets it | split; a single one is rejected |
 //! | 3xx | the client gets it | the lane is held: the configured URL is wrong |
 //! | 401, 402, 403 | the client gets it | the lane is held, nothing is dropped |
 //! | 408, 425 | stored | this message waits, growing |
-//! | 409 | the client gets it | on a create: already there, delivered; else rejected |
+//! | 409 | the client gets it; OTLP whose trace is there: stored | split; a single create: already there, delivered; else rejected |
 //! | 413 | the client gets it | split; a single one is rejected |
 //! | 429 | stored, that bucket of the lane waits as asked | that bucket of the lane waits as asked |
 //! | other 4xx | the client gets it | split; a single one is rejected |
@@ -27,6 +28,7 @@ use std::time::Duration;
 
 use crate::message::{Bucket, MessageType};
 use crate::protocol::answers::{Answer, SendFailure};
+use crate::protocol::inspection::item_list;
 
 /// Why a bucket of a lane is held that the server limits.
 pub const RATE_LIMITED: &str = "the server limits the rate (429)";
@@ -56,6 +58,8 @@ pub enum Trouble {
     Unanswered,
     /// The server's: there is no connection.
     Gone,
+    /// Nobody's: the server has a part of the write from before, and replay brings the rest.
+    Begun,
 }
 
 /// Says what a forwarded write's answer means.
@@ -73,6 +77,26 @@ pub fn forwarding(result: Result<u16, &SendFailure>) -> ForwardVerdict {
 /// Says whether a status is what a proxy says in the place of a server that did not answer it.
 fn is_a_proxys(status: u16) -> bool {
     matches!(status, 502..=504 | 520..=599)
+}
+
+/// Says whether an answer means that what was to be made is there already.
+///
+/// Only of a create that stands `alone`: a 409 for a batch says nothing of its other items. And only when the server
+/// does not say that what is there is something else: `Project name and workspace name do not match the existing trace`,
+/// `parent_span_id does not match the existing span` (`TraceService`, `SpanService`) are conflicts for people.
+pub fn is_already_there(message_type: MessageType, alone: bool, status: u16, text: &str) -> bool {
+    status == 409 && alone && message_type.is_create() && !is_mismatch(text)
+}
+
+/// Says whether an answer to OTLP means that the server has a trace of it from before, perhaps without its spans
+/// ([`crate::protocol::otlp::roots`]).
+pub fn is_begun(message_type: MessageType, status: u16, text: &str) -> bool {
+    status == 409 && message_type == MessageType::OtlpTraces && !is_mismatch(text)
+}
+
+fn is_mismatch(text: &str) -> bool {
+    let text = text.to_ascii_lowercase();
+    text.contains("not match") || text.contains("mismatch")
 }
 
 /// What to do with a message that was replayed.
@@ -122,12 +146,15 @@ pub fn replaying(message_type: MessageType, result: Result<&Answer, &SendFailure
     };
     let asked = answer.asked_wait;
     match answer.status {
+        200..=299 if answer.partial.is_some() => ReplayVerdict::Refused { items: message_type.repeat_is_harmless() },
         200..=299 => ReplayVerdict::Delivered,
         // No redirect is followed: it would carry the key to another host. A person has to name the right URL.
         300..=399 => ReplayVerdict::HoldLane { asked, probe: true },
         // The key may be renewed, the plan extended: hold, never drop (the SDK drops, protocol dossier, section b).
         401..=403 => ReplayVerdict::HoldLane { asked, probe: true },
-        409 if message_type.is_create() => ReplayVerdict::Delivered,
+        409 if is_already_there(message_type, item_list(message_type).is_none(), 409, &answer.text) => {
+            ReplayVerdict::Delivered
+        }
         408 | 425 => ReplayVerdict::Retry { asked, unanswered: false },
         429 => ReplayVerdict::Limited { asked },
         400 | 409 | 413 | 422 => ReplayVerdict::Refused { items: true },
@@ -145,6 +172,7 @@ pub fn replaying(message_type: MessageType, result: Result<&Answer, &SendFailure
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::protocol::partial::Partial;
 
     fn failures() -> [SendFailure; 3] {
         let url = String::from("http://127.0.0.1:1/api");
@@ -197,6 +225,40 @@ mod tests {
     }
 
     #[test]
+    fn only_a_create_that_stands_alone_is_already_there_and_a_mismatch_never_is() {
+        for (message_type, alone, status, text, expected) in [
+            (MessageType::CreateTrace, true, 409, r#"{"errors":["Trace already exists"]}"#, true),
+            (MessageType::CreateTrace, true, 409, "", true),
+            (MessageType::CreateTraceBatch, true, 409, "a 409 of some version", true),
+            (MessageType::CreateTraceBatch, false, 409, r#"{"errors":["Trace already exists"]}"#, false),
+            (
+                MessageType::CreateTrace,
+                true,
+                409,
+                "Project name and workspace name do not match the existing trace",
+                false,
+            ),
+            (MessageType::CreateSpan, true, 409, "parent_span_id does not match the existing span", false),
+            (MessageType::CreateSpansBatch, true, 409, "Trace_id does Not Match the existing span", false),
+            (MessageType::CreateDataset, true, 409, r#"{"errors":["Dataset already exists"]}"#, true),
+            (MessageType::CreateExperimentItemsBatch, true, 409, "", true),
+            (MessageType::UpdateSpan, true, 409, "already exists", false),
+            (MessageType::OtlpTraces, true, 409, "Trace already exists", false),
+            (MessageType::CreateTrace, true, 422, "Trace already exists", false),
+        ] {
+            assert_eq!(is_already_there(message_type, alone, status, text), expected, "{message_type} {status} {text}");
+        }
+        assert!(is_begun(MessageType::OtlpTraces, 409, r#"{"errors":["Trace already exists"]}"#));
+        for (message_type, status, text) in [
+            (MessageType::OtlpTraces, 409, "Project name and workspace name do not match the existing trace"),
+            (MessageType::OtlpTraces, 400, "Trace already exists"),
+            (MessageType::CreateTrace, 409, "Trace already exists"),
+        ] {
+            assert!(!is_begun(message_type, status, text), "{message_type} {status} {text}");
+        }
+    }
+
+    #[test]
     fn replayed_messages_are_never_dropped_for_what_time_or_a_person_can_mend() {
         let asked = Some(Duration::from_secs(7));
         let hold = |probe| ReplayVerdict::HoldLane { asked, probe };
@@ -213,7 +275,13 @@ mod tests {
             (MessageType::UpdateTrace, 404, ReplayVerdict::Refused { items: false }),
             (MessageType::UpdateTrace, 408, retry),
             (MessageType::CreateSpan, 409, ReplayVerdict::Delivered),
-            (MessageType::CreateTraceBatch, 409, ReplayVerdict::Delivered),
+            (MessageType::CreateTrace, 409, ReplayVerdict::Delivered),
+            (MessageType::CreateTraceBatch, 409, ReplayVerdict::Refused { items: true }),
+            (MessageType::CreateSpansBatch, 409, ReplayVerdict::Refused { items: true }),
+            (MessageType::CreateExperimentItemsBatch, 409, ReplayVerdict::Refused { items: true }),
+            (MessageType::CreateExperiment, 409, ReplayVerdict::Delivered),
+            (MessageType::CreateOptimization, 409, ReplayVerdict::Delivered),
+            (MessageType::OtlpTraces, 409, ReplayVerdict::Refused { items: true }),
             (MessageType::UpdateSpan, 409, ReplayVerdict::Refused { items: true }),
             (MessageType::AddThreadsFeedbackScoresBatch, 409, ReplayVerdict::Refused { items: true }),
             (MessageType::CreateTraceBatch, 413, ReplayVerdict::Refused { items: true }),
@@ -238,6 +306,12 @@ mod tests {
             let answer = Answer { asked_wait: asked, ..Answer::of_status(status) };
             assert_eq!(replaying(message_type, Ok(&answer)), expected, "{message_type} {status}");
         }
+        let partial = Some(Box::new(Partial { rejected: Some(2), words: "too large".into() }));
+        let accepted =
+            |message_type| replaying(message_type, Ok(&Answer { partial: partial.clone(), ..Answer::of_status(200) }));
+        assert_eq!(accepted(MessageType::OtlpTraces), ReplayVerdict::Refused { items: true });
+        let once = ReplayVerdict::Refused { items: false };
+        assert_eq!(accepted(MessageType::GuardrailBatch), once, "what was accepted of it would be there twice");
         let unanswered = ReplayVerdict::Retry { asked: None, unanswered: true };
         for (failure, expected) in failures().iter().zip([ReplayVerdict::Unavailable, unanswered, unanswered]) {
             assert_eq!(replaying(MessageType::CreateTrace, Err(failure)), expected, "{failure}");

@@ -17,7 +17,7 @@ use http::header::{self, HeaderMap};
 use http::request::Parts;
 use hyper::body::{Body as _, Incoming};
 use tokio::sync::{OwnedSemaphorePermit, oneshot};
-use tracing::{debug, warn};
+use tracing::{debug, info, warn};
 use uuid::Uuid;
 
 use super::forward::{self, ClientAnswer};
@@ -25,7 +25,7 @@ use super::wire::{Pace, TooSlow};
 use super::{ClientUrl, Shared};
 use crate::delivery::admission::{Admission, LaneState, Reachability, admit, forward_patience};
 use crate::delivery::backoff::lane_wait;
-use crate::delivery::verdict::{ForwardVerdict, Trouble, forwarding, rate_limited};
+use crate::delivery::verdict::{ForwardVerdict, Trouble, forwarding, is_begun, rate_limited};
 use crate::message::{
     Body, BodyFault, Bucket, Credential, Encoding, HeaderSet, Lane, Message, MessageType, Request, Server,
 };
@@ -34,6 +34,7 @@ use crate::monitor::{Availability, Change};
 use crate::protocol::answers::{Reply, SendFailure, asked_wait, error, success, unavailable};
 use crate::protocol::inspection::{Inspection, NeedsAnswer, inspect, with_ids};
 use crate::protocol::otlp;
+use crate::protocol::partial::partial;
 use crate::protocol::routes::Protected;
 use crate::store::committer::CommitError;
 use crate::store::{Ahead, Hold, StoreError, now_ms};
@@ -43,6 +44,8 @@ const PREPARE_INLINE_BYTES_MAX: usize = 16 * 1024;
 /// How much of the server's answer to a write is read before it is judged. Its answers to writes are empty or a line
 /// long; a longer one is no less an answer, and its rest streams to the client.
 const ANSWER_BYTES_MAX: usize = 1024 * 1024;
+/// What the server says of a trace that it has (`Trace already exists`).
+const ALREADY: &[u8] = b"already exist";
 /// How much of a refused body is read and thrown away, so that its client gets to read the answer.
 const DISCARD_BYTES_MAX: usize = 256 * 1024 * 1024;
 /// How long a client may pause while it does, at the pace of any body.
@@ -356,7 +359,10 @@ impl Write {
                 shared.connection.doubted();
             }
         };
-        let verdict = forwarding(result.as_ref().map(|(head, _)| head.status.as_u16()));
+        let verdict = match &result {
+            Ok((head, body)) if self.is_begun(head.status, &body.beginning) => ForwardVerdict::Keep(Trouble::Begun),
+            result => forwarding(result.as_ref().map(|(head, _)| head.status.as_u16())),
+        };
         debug!(target: "intake", message_type = %self.route.message_type, ?verdict, elapsed = ?started.elapsed(), "forwarded");
         if let Some(noting) = noting {
             // Whatever the answer was, the update may have reached the server.
@@ -374,6 +380,7 @@ impl Write {
         match (verdict, result) {
             (ForwardVerdict::Return, Ok((head, body))) => {
                 shared.metrics.requests_forwarded.add(1);
+                self.note_partial(shared, &head, &body.beginning);
                 Forwarded::Answered(forward::whole_answer(head, body, base_url, &client.base()))
             }
             (ForwardVerdict::Keep(_), Ok((head, body))) => {
@@ -381,6 +388,25 @@ impl Write {
             }
             (_, Err(_)) => Forwarded::Keep { fallback: None },
         }
+    }
+
+    /// Says whether the server has a part of this write from an earlier attempt.
+    fn is_begun(&self, status: http::StatusCode, body: &[u8]) -> bool {
+        // Nobody has to guess here: what is not said is the client's to hear.
+        status == http::StatusCode::CONFLICT
+            && is_begun(self.route.message_type, status.as_u16(), &String::from_utf8_lossy(body))
+            && body.windows(ALREADY.len()).any(|words| words.eq_ignore_ascii_case(ALREADY))
+    }
+
+    /// Counts what the server threw away of a write that it accepted; its client has the answer.
+    fn note_partial(&self, shared: &Shared, head: &http::response::Parts, body: &[u8]) {
+        let content_type = head.headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok());
+        let Some(partial) = partial(head.status.as_u16(), content_type, body) else { return };
+        shared.metrics.items_rejected_in_success.add(partial.rejected.unwrap_or(1));
+        warn!(
+            target: "intake", message_type = %self.route.message_type, status = head.status.as_u16(),
+            "the Opik server took only a part of a write, its client was told: {partial}"
+        );
     }
 
     fn connection_passed(&self, shared: &Shared) {
@@ -401,6 +427,10 @@ impl Write {
                 let (reset, after, date) = (header("ratelimit-reset"), header("retry-after"), header("date"));
                 let asked = asked_wait(reset, after, date, SystemTime::now());
                 shared.hold_limited(lane.clone(), self.message.message_type.bucket(), asked).await;
+            }
+            (Trouble::Begun, _) => {
+                self.connection_passed(shared);
+                info!(target: "intake", "the Opik server has a trace from an earlier attempt: replay brings the spans that are missing");
             }
             (Trouble::Limited | Trouble::Failed, _) => shared.connection.lanes().failed(lane),
             (Trouble::Unanswered, _) => {

@@ -156,7 +156,8 @@ impl MessageType {
         })
     }
 
-    /// Says whether the message makes new entities, so that a 409 means "already there" (design.md, section 4).
+    /// Says whether the message makes new entities, so that a 409 means "already there" when one stands alone (design.md,
+    /// section 4).
     pub fn is_create(self) -> bool {
         matches!(
             self,
@@ -175,7 +176,8 @@ impl MessageType {
     ///
     /// Guardrails get their row id from the server, so a repeat may add a second result, and lines of a job's log are
     /// appended (protocol dossier, sections f and i). Replay settles such a message before it sends the next one, which
-    /// keeps the window for a repeat small.
+    /// keeps the window for a repeat small. A repeat of OTLP is refused where its trace is there; replay then brings what is
+    /// missing without making the trace again.
     pub fn repeat_is_harmless(self) -> bool {
         !matches!(self, Self::GuardrailBatch | Self::AppendJobLogs)
     }

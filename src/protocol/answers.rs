@@ -5,6 +5,7 @@ use std::time::{Duration, SystemTime};
 use serde_json::json;
 use thiserror::Error;
 
+use super::partial::Partial;
 use super::routes::Protected;
 use crate::message::MessageType;
 
@@ -21,6 +22,8 @@ pub struct Answer {
     pub date_ms: Option<i64>,
     /// The body's beginning as text, for people.
     pub text: String,
+    /// What it says was thrown away of a request that was accepted.
+    pub partial: Option<Box<Partial>>,
 }
 
 impl Answer {
@@ -29,7 +32,7 @@ impl Answer {
 
     /// Returns an answer with a status only.
     pub fn of_status(status: u16) -> Self {
-        Self { status, asked_wait: None, location: None, date_ms: None, text: String::new() }
+        Self { status, asked_wait: None, location: None, date_ms: None, text: String::new(), partial: None }
     }
 }
 

@@ -10,6 +10,7 @@ pub mod inspection;
 pub mod json;
 pub mod operations;
 pub mod otlp;
+pub mod partial;
 pub mod readback;
 pub mod routes;
 pub mod sdk_rows;

@@ -4,6 +4,8 @@
 //! generated code would bring a compiler for the schema and copy every attribute of a request of which we want the ids.
 //! The walker copies nothing, and it takes fields that it does not know as newer exporters' and passes them over.
 
+pub mod roots;
+
 use std::collections::HashSet;
 use std::ops::Range;
 
@@ -60,6 +62,42 @@ pub fn success(format: Format) -> Reply {
         Format::Protobuf => Reply { content_type: Some("application/x-protobuf"), ..Reply::empty(200) },
         Format::Json => Reply { content_type: Some("application/json"), body: "{}".to_owned(), ..Reply::empty(200) },
     }
+}
+
+/// Returns how many spans an `ExportTraceServiceResponse` in protobuf says were rejected, and its words; `None` when it
+/// says nothing of it. The answer may be cut at its end.
+pub(super) fn rejected_spans(content: &[u8]) -> Option<(u64, String)> {
+    let fields = |content: &[u8], found: &mut dyn FnMut(u64, Wire<'_>)| {
+        let mut fields = Fields { rest: content };
+        loop {
+            let before = fields.rest;
+            match fields.next_field() {
+                Ok(Some((number, value))) => found(number, value),
+                Ok(None) => return,
+                Err(_) => {
+                    // A field with a length whose end is cut off: what is there of it.
+                    let mut cut = Fields { rest: before };
+                    if let (Ok(tag), Ok(_)) = (cut.varint(), cut.varint())
+                        && tag & 7 == 2
+                    {
+                        found(tag >> 3, Wire::Bytes(cut.rest));
+                    }
+                    return;
+                }
+            }
+        }
+    };
+    let mut said = None;
+    fields(content, &mut |number, value| {
+        let (1, Wire::Bytes(partial_success)) = (number, value) else { return };
+        let (rejected, words) = said.get_or_insert((0, String::new()));
+        fields(partial_success, &mut |number, value| match (number, value) {
+            (1, Wire::Varint(count)) => *rejected = count,
+            (2, Wire::Bytes(text)) => *words = String::from_utf8_lossy(text).into_owned(),
+            _ => {}
+        });
+    });
+    said
 }
 
 /// What a request is about.

@@ -429,7 +429,7 @@ pub fn of_trace_or_span(entity: &EntityKey) -> Option<Read> {
 pub const PAGE_LIMIT: usize = 1000;
 
 /// What a page leaves out, so that it costs little: everything but ids, starts and scores, of the names that both kinds know.
-const EXCLUDED: [&str; 13] = [
+pub(super) const EXCLUDED: [&str; 13] = [
     "name",
     "end_time",
     "input",

@@ -6,18 +6,19 @@ use std::collections::{HashSet, VecDeque};
 use std::ops::Range;
 use std::time::{Duration, Instant};
 
-use tracing::{debug, warn};
+use tracing::{debug, info, warn};
 
 use super::attachment;
 use super::lane::LaneWorker;
 use super::now_ms;
+use super::otlp::{self, Begun, Completed};
 use crate::delivery::backoff;
 use crate::delivery::blame::{self, Evidence, set_apart};
 use crate::delivery::coalesce::{Shipment, plan};
 use crate::delivery::generation::by_generation;
 use crate::delivery::id_window;
 use crate::delivery::split::{Divisible, Division, DivisionEnd};
-use crate::delivery::verdict::{ReplayVerdict, rate_limited, replaying};
+use crate::delivery::verdict::{ReplayVerdict, is_already_there, is_begun, rate_limited, replaying};
 use crate::message::{Bucket, Buckets, Claimed, Effect, EntityKey, Footprint, MessageId, MessageType, Request};
 use crate::monitor::lane_trouble::jitter;
 use crate::protocol::answers::{Answer, SendFailure};
@@ -45,7 +46,7 @@ const READS_MAX: usize = 50;
 /// Bytes of such an answer that are read.
 const READ_BYTES_MAX: usize = 8 * 1024 * 1024;
 /// Contents larger than this are sent as they are only: not rewritten for an older server, not divided.
-const CONTENT_BYTES_MAX: u64 = 64 * 1024 * 1024;
+pub(super) const CONTENT_BYTES_MAX: u64 = 64 * 1024 * 1024;
 
 /// Why the rest of a batch is not sent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -78,6 +79,8 @@ pub(super) struct Batch<'w, 'a> {
     falters: u32,
     /// Those of them that were not answered.
     silences: u32,
+    /// Traces of OTLP that the server has from before.
+    begun: Begun,
     pub halt: Option<Halt>,
     /// Buckets that the server limited in this batch.
     pub limited: Buckets,
@@ -95,8 +98,8 @@ struct Failed {
 enum Attempt {
     /// The server has it.
     Passed,
-    /// The server refuses it; `items`: perhaps for one item of its body.
-    Refused { items: bool, answer: LastAnswer, server_ms: Option<i64> },
+    /// The server refuses it, or threw a part of it away; `items`: perhaps for one item of its body.
+    Refused { items: bool, thrown_away: u64, answer: LastAnswer, server_ms: Option<i64> },
     /// It failed in a way that time may heal, and the server is there.
     Faltered(Falter),
     /// Nothing more is to be sent. The answer, if it was sent at all.
@@ -131,6 +134,7 @@ impl<'w, 'a> Batch<'w, 'a> {
             passes: 0,
             falters: 0,
             silences: 0,
+            begun: Begun::default(),
             halt: None,
             limited: Buckets::default(),
         }
@@ -190,6 +194,9 @@ impl<'w, 'a> Batch<'w, 'a> {
             {
                 // What else it carries must not wait for one bad item, nor does it have to fail as a whole once more.
                 if let Some(divisible) = Divisible::of(message.message_type, &message.request) {
+                    if message.message_type == MessageType::OtlpTraces && self.repeat_whole(&shipment, message)? {
+                        continue;
+                    }
                     if let Some(outcome) = self.divide(message, &divisible, None)? {
                         self.conclude(message, outcome);
                     }
@@ -221,7 +228,7 @@ impl<'w, 'a> Batch<'w, 'a> {
                         }
                     }
                 }
-                Attempt::Refused { items, answer, server_ms } => {
+                Attempt::Refused { items, thrown_away, answer, server_ms } => {
                     let (sent, is_about_ids) = (shipment.len(), self.learn_id_window(&answer, server_ms));
                     let Some(shipment) = self.hold_outside_window(shipment) else { continue };
                     if is_about_ids && shipment.len() < sent {
@@ -231,6 +238,7 @@ impl<'w, 'a> Batch<'w, 'a> {
                     match shipment.parts() {
                         Ok(parts) => parts.into_iter().rev().for_each(|part| queue.push_front((part, first_failed))),
                         Err(single) => {
+                            self.worker.replay.metrics.items_rejected_in_success.add(thrown_away);
                             for message in single.messages() {
                                 self.refused(message, &answer, items)?;
                             }
@@ -241,6 +249,23 @@ impl<'w, 'a> Batch<'w, 'a> {
             }
         }
         Ok(())
+    }
+
+    /// Sends OTLP that failed before as a whole once more, and says whether that decided it.
+    ///
+    /// The server looks at spans side by side: it takes usage out of parents whose children stand beside them, and names
+    /// the integration by all scopes. In pieces the spans of a first attempt that was processed would be overwritten.
+    fn repeat_whole(&mut self, shipment: &Shipment, message: &Claimed) -> Result<bool, StoreError> {
+        match self.attempt(message.message_type, &message.request, std::iter::once(message), Some(message))? {
+            Attempt::Passed => self.delivered(shipment)?,
+            Attempt::Halted(answer) => self.put_back(shipment, answer),
+            Attempt::Refused { items, thrown_away, answer, .. } => {
+                self.worker.replay.metrics.items_rejected_in_success.add(thrown_away);
+                self.refused(message, &answer, items)?;
+            }
+            Attempt::Faltered(_) => return Ok(false),
+        }
+        Ok(true)
     }
 
     /// Says whether a message failed before, alone, in a way that time may heal.
@@ -274,26 +299,58 @@ impl<'w, 'a> Batch<'w, 'a> {
         let patience = patient.as_ref().map_or(first, |(_, timeouts)| backoff::patience(first, *timeouts));
         let result = match alone.filter(|message| message.message_type == MessageType::CreateAttachment) {
             Some(message) => attachment::upload(self.worker, message, patience),
-            None => self.send(message_type, request, patience),
+            None => match (message_type == MessageType::OtlpTraces).then(|| self.begun.attach(request)).flatten() {
+                Some(attached) => self.send(message_type, &attached, patience),
+                None => self.send(message_type, request, patience),
+            },
         };
         drop(patient);
         let took = sent.elapsed();
         if matches!(result, Err(SendFailure::Timeout { .. })) {
             replay.probes.timed_out(messages.map(|message| message.id));
         }
-        let verdict = replaying(message_type, result.as_ref());
+        let mut decided = None;
+        let result = match result {
+            Ok(answer) if is_begun(message_type, answer.status, &answer.text) => {
+                match otlp::complete(self.worker, request, answer, &mut self.begun) {
+                    Completed::Answer(result) => result,
+                    Completed::AlreadyThere(answer) => {
+                        decided = Some(ReplayVerdict::Delivered);
+                        Ok(answer)
+                    }
+                    Completed::NotShown(answer) => {
+                        decided = Some(ReplayVerdict::Retry { asked: None, unanswered: false });
+                        Ok(answer)
+                    }
+                }
+            }
+            result => result,
+        };
+        let verdict = decided.unwrap_or_else(|| replaying(message_type, result.as_ref()));
         debug!(target: "replay_manager", %message_type, ?verdict, "sent");
         Ok(match verdict {
             ReplayVerdict::Delivered => {
                 if let Some(observer) = replay.observer {
                     observer.delivered(&work.lane, message_type, request);
                 }
+                if result.as_ref().is_ok_and(|answer| answer.status == 409) {
+                    self.already_there(message_type);
+                }
                 self.passed();
                 Attempt::Passed
             }
             ReplayVerdict::Refused { items } => {
                 let server_ms = result.as_ref().ok().and_then(|answer| answer.date_ms);
-                Attempt::Refused { items, answer: last_answer(&result), server_ms }
+                let mut thrown_away = 0;
+                if let Ok(Answer { status, partial: Some(partial), .. }) = &result {
+                    thrown_away = partial.rejected.unwrap_or(1);
+                    warn!(
+                        target: "replay_manager", %message_type, status,
+                        "the Opik server took only a part of a request, what it threw away is looked for: {partial}"
+                    );
+                    self.passed();
+                }
+                Attempt::Refused { items, thrown_away, answer: last_answer(&result), server_ms }
             }
             ReplayVerdict::Unavailable => {
                 // A send that fails while pings pass would otherwise look like nothing at all.
@@ -363,10 +420,28 @@ impl<'w, 'a> Batch<'w, 'a> {
                 Some(outcome) => outcome,
                 None => return Ok(()),
             },
+            None if self.is_there(message.message_type, message.items == 1, answer) => {
+                self.delivered += 1;
+                Outcome::Delivered
+            }
             None => Outcome::Rejected { answer: answer.clone() },
         };
         self.conclude(message, outcome);
         Ok(())
+    }
+
+    /// Says whether a refusal means that what was to be made is there already, and notes it.
+    fn is_there(&self, message_type: MessageType, alone: bool, answer: &LastAnswer) -> bool {
+        let is_there = is_already_there(message_type, alone, answer.status.unwrap_or(0), &answer.text);
+        if is_there {
+            self.already_there(message_type);
+        }
+        is_there
+    }
+
+    fn already_there(&self, message_type: MessageType) {
+        self.worker.replay.metrics.items_already_there.add(1);
+        info!(target: "replay_manager", %message_type, "the Opik server has this already (409), it counts as delivered");
     }
 
     /// Notes what became of a message that was refused or divided, and says so.
@@ -418,7 +493,8 @@ impl<'w, 'a> Batch<'w, 'a> {
         let mut faltered = None;
         let mut falters = 0;
         let mut goes_on = true;
-        let is_disjoint = changes == divisible.len();
+        // Spans of OTLP have no order among themselves.
+        let is_disjoint = changes == divisible.len() || message.message_type == MessageType::OtlpTraces;
         let mut passed = Footprint::default();
         while let Some(items) = division.next() {
             if !goes_on || !self.may_send() {
@@ -448,6 +524,10 @@ impl<'w, 'a> Batch<'w, 'a> {
                     passed.add(&touches);
                     division.passed(items);
                 }
+                Attempt::Refused { answer, .. } if self.is_there(message_type, items.len() == 1, &answer) => {
+                    passed.add(&touches);
+                    division.passed(items);
+                }
                 Attempt::Refused { answer, .. } => {
                     last_refusal = Some(answer.clone());
                     division.refused(items, answer);
@@ -456,8 +536,8 @@ impl<'w, 'a> Batch<'w, 'a> {
                 Attempt::Faltered(falter) => {
                     faltered = Some(Failed { message: message.clone(), falter, passes: self.passes });
                     falters += 1;
-                    // Two items about one entity keep their order, so no later one may pass this one. And a server that
-                    // fails at the first pieces of a batch is not asked about all of them.
+                    // Two items about one entity keep their order, so no later one may pass this one; spans have none.
+                    // And a server that fails at the first pieces of a batch is not asked about all of them.
                     goes_on = is_disjoint && (division.anything_passed() || falters < PIECES_FAILED_MAX);
                     if goes_on { division.faltered(items) } else { division.keep(items) }
                 }
@@ -695,7 +775,10 @@ fn part(message: &Claimed, divisible: &Divisible, items: Range<usize>, rejected:
 
 fn last_answer(result: &Result<Answer, SendFailure>) -> LastAnswer {
     match result {
-        Ok(answer) => LastAnswer { status: Some(answer.status), text: answer.text.clone(), at_ms: now_ms() },
+        Ok(answer) => {
+            let text = answer.partial.as_ref().map_or_else(|| answer.text.clone(), ToString::to_string);
+            LastAnswer { status: Some(answer.status), text, at_ms: now_ms() }
+        }
         Err(failure) => LastAnswer { status: None, text: failure.to_string(), at_ms: now_ms() },
     }
 }

@@ -35,6 +35,7 @@
 mod attachment;
 mod batch;
 mod lane;
+mod otlp;
 mod probes;
 pub mod reassign;
 pub mod report;

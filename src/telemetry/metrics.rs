@@ -90,6 +90,8 @@ metrics! {
     messages_registered: Counter = "opik_offline_messages_registered_total", "Messages committed to the store";
     messages_delivered: Counter = "opik_offline_messages_delivered_total", "Stored messages that the Opik server confirmed";
     messages_rejected: Counter = "opik_offline_messages_rejected_total", "Messages set aside, because the Opik server refused them";
+    items_already_there: Counter = "opik_offline_items_already_there_total", "Creates that stood alone in a request and that the Opik server had already (409)";
+    items_rejected_in_success: Counter = "opik_offline_items_rejected_in_success_total", "Items that the Opik server says it threw away of requests that it accepted";
     intake_refused: Counter = "opik_offline_intake_refused_total", "Writes answered with 503, because they could not be stored";
     intake_connections: Gauge = "opik_offline_intake_connections", "Open connections of clients";
     intake_connections_closed: Counter = "opik_offline_intake_connections_closed_total", "Idle connections closed to make room for new ones (max_connections)";

@@ -27,6 +27,7 @@ use self::heard::Hearing;
 
 use crate::message::{Lane, Request};
 use crate::protocol::answers::{Answer, SendFailure, asked_wait, date_ms};
+use crate::protocol::partial::partial;
 use crate::protocol::readback::Read;
 
 /// How much later than its deadline a request may end: what is on its way has this long to be answered.
@@ -299,14 +300,16 @@ impl Upstream {
         let asked = asked_wait(header("ratelimit-reset"), header("retry-after"), header("date"), SystemTime::now());
         let location = header("location").map(str::to_owned);
         let date_ms = header("date").and_then(date_ms);
+        let content_type = header("content-type").map(str::to_owned);
         let status = response.status().as_u16();
         // The rest of a longer body is not read: the connection is then closed instead of kept.
         let mut text = Vec::new();
         let reader = response.body_mut().as_reader();
         std::io::Read::read_to_end(&mut std::io::Read::take(reader, bytes_max as u64), &mut text)
             .map_err(|error| failed(ureq::Error::from(error)))?;
+        let partial = partial(status, content_type.as_deref(), &text).map(Box::new);
         let text = String::from_utf8_lossy(&text).into_owned();
-        Ok(Answer { status, asked_wait: asked, location, date_ms, text })
+        Ok(Answer { status, asked_wait: asked, location, date_ms, text, partial })
     }
 }
 

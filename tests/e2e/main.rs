@@ -12,6 +12,7 @@ mod bodies;
 mod buckets;
 mod chaos;
 mod clock;
+mod conflicts;
 mod credentials;
 mod damage;
 mod degraded;
@@ -36,6 +37,7 @@ mod mixed;
 #[path = "../support/model_store.rs"]
 mod model_store;
 mod otlp;
+mod otlp_repeats;
 mod outage;
 mod own_faults;
 mod prism;

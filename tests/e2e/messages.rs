@@ -129,7 +129,7 @@ fn rows() -> Vec<Row> {
             items: 1,
             project: Some("p"),
         },
-        row(T::OtlpTraces, "POST", "otel/v1/traces", &otlp_json(&"07".repeat(16)), 2),
+        row(T::OtlpTraces, "POST", "otel/v1/traces", &otlp_json(&"08".repeat(16)), 2),
     ];
     let ids = |id: &str| json!({ "ids": [id] });
     let set = |update: &Value| json!({ "ids": [uuid7(), uuid7()], "update": update });

@@ -11,11 +11,13 @@ use opik_offline::protocol::attachment::{Complete, Start, start_through};
 use opik_offline::protocol::fallback::fallback;
 use opik_offline::protocol::inspection::{inspect, item_list, with_ids};
 use opik_offline::protocol::json::{compact, pretty};
+use opik_offline::protocol::otlp::roots::Roots;
 use opik_offline::protocol::otlp::{Format, Traces, piece, span_count, to_json};
 use opik_offline::protocol::readback;
 use opik_offline::protocol::routes::{Route, classify};
 use opik_offline::protocol::sdk_rows::{SdkRow, convert, sdk_type};
 use serde::de::IgnoredAny;
+use uuid::Uuid;
 
 use super::shipping::items_of;
 use super::{json_fault, protected};
@@ -175,6 +177,11 @@ pub fn otlp(input: &[u8]) {
         } else {
             assert!(to_json(input).is_some(), "a request that is kept can't be shown");
         }
+        let roots = Roots::read(format, input).expect("it was read");
+        let attached = roots.attach(input, &vec![Some(Uuid::now_v7()); roots.traces().len()]);
+        let spans = Traces::read(format, &attached).expect("an attached request is one").spans;
+        assert_eq!(spans, whole.spans, "attaching changes the number of spans");
+        assert!(Roots::read(format, &attached).expect("it was read").traces().is_empty(), "a root is left");
         let count = span_count(format, input).expect("it was read");
         assert!(count >= whole.spans as usize, "{} spans, of which {count} can be sent alone", whole.spans);
         let all = piece(format, input, 0..count).expect("it was read");

@@ -13,6 +13,7 @@ pub mod check;
 pub mod clock;
 mod id_window;
 mod log;
+pub mod otlp;
 mod routes;
 mod script;
 mod server;
@@ -71,6 +72,7 @@ struct Shared {
     hidden: HashMap<String, usize>,
     attachments: attachments::Attachments,
     id_window: Option<id_window::IdWindow>,
+    otlp: otlp::Otlp,
 }
 
 struct Fault {
@@ -349,6 +351,26 @@ impl FakeOpik {
             }
         }
         found
+    }
+
+    /// Lets OTLP be taken as this version of the server takes it, and its traces be read so.
+    pub fn takes_otlp_like(&self, version: otlp::Version) {
+        self.lock().otlp.version = version;
+    }
+
+    /// Forgets under which ids OTel traces are known, as the server's cache does in time.
+    pub fn forget_otel_ids(&self) {
+        self.lock().otlp.forget();
+    }
+
+    /// Returns the OTLP spans of a workspace by trace and id, as [`Kind::OtelSpan`] names them.
+    pub fn otel_spans(&self, workspace: &str) -> BTreeMap<String, otlp::StoredSpan> {
+        self.lock().otlp.spans_of(workspace)
+    }
+
+    /// Returns how many traces OTLP made in a workspace.
+    pub fn otel_traces(&self, workspace: &str) -> usize {
+        self.lock().otlp.traces_of(workspace)
     }
 
     /// Says where files are kept from now on.

@@ -12,6 +12,7 @@ use super::Shared;
 use super::check::{self, Endpoint, Key, Kind};
 use super::clock;
 use super::log::{EarlyUpdate, Received, route};
+use super::otlp::{Filter, Version};
 use super::script::{Answer, glob_matches};
 use super::state::{Effect, Entity};
 use super::wire::Head;
@@ -142,6 +143,11 @@ impl Shared {
     }
 
     fn write(&mut self, seq: usize, endpoint: &Endpoint) -> Answer {
+        if *endpoint == Endpoint::Otlp
+            && let Err(refused) = self.make_otel_traces(seq, None)
+        {
+            return refused;
+        }
         let now = clock::now();
         if let Some(refusal) = self.id_window.as_ref().and_then(|window| window.refuses(&self.requests[seq])) {
             return refusal;
@@ -162,6 +168,9 @@ impl Shared {
                     return Answer::error(409, &message);
                 }
             }
+        }
+        if *endpoint == Endpoint::Otlp {
+            self.store_otel_spans(seq);
         }
         match endpoint {
             Endpoint::CreateOne(_) => created(&request, &request.writes[0].key.id),
@@ -225,6 +234,7 @@ impl Shared {
         let key = Key { kind, id: id.to_owned() };
         let entity = self.state.get(&request.workspace).and_then(|entities| entities.get(&key));
         let body = entity.and_then(|entity| as_read(&key, entity));
+        let body = body.or_else(|| self.otlp.as_read(&request.workspace, kind, id));
         match body.filter(|_| !self.is_hidden(id)) {
             Some(body) => Answer::json(200, &body),
             None => Answer::error(404, &format!("{key} not found")),
@@ -246,10 +256,20 @@ impl Shared {
         let (project, behind) = (asked("project_name"), asked("last_retrieved_id"));
         let limit = asked("limit").and_then(|limit| limit.as_u64()).unwrap_or(500);
         let behind = behind.as_ref().and_then(Value::as_str);
-        let entities = self.state.get(&request.workspace).into_iter().flatten().rev();
-        let found = entities.filter(|(key, _)| key.kind == kind && behind.is_none_or(|behind| *key.id < *behind));
-        let found = found.filter_map(|(key, entity)| {
-            let body = as_read(key, entity)?;
+        if kind == Kind::Trace && self.otlp.version == Version::WithoutReads {
+            return Answer::error(404, "HTTP 404 Not Found");
+        }
+        let filters = asked("filters").and_then(|filters| filters.as_array().cloned()).unwrap_or_default();
+        let filters: Option<Vec<_>> = filters.iter().map(Filter::of).collect();
+        let Some(filters) = filters else { return Answer::error(400, "Invalid filters query parameter") };
+        let entities = self.state.get(&request.workspace).into_iter().flatten();
+        let entities = entities.filter_map(|(key, entity)| Some((key.clone(), as_read(key, entity)?)));
+        let mut entities: Vec<(Key, Value)> = entities.chain(self.otlp.found(&request.workspace)).collect();
+        entities.retain(|(_, body)| filters.iter().all(|filter| filter.meets(body)));
+        entities.sort_by(|(a, _), (b, _)| b.cmp(a));
+        let found = entities.iter();
+        let found = found.filter(|(key, _)| key.kind == kind && behind.is_none_or(|behind| *key.id < *behind));
+        let found = found.filter_map(|(key, body)| {
             let of_default = Value::from("Default Project");
             let own = body.get("project_name").unwrap_or(&of_default);
             let fits = project.as_ref().is_none_or(|project| own == project);

@@ -129,6 +129,10 @@ pub enum Then {
     Reset,
     /// These bytes come instead of HTTP, and the connection is closed; nothing is processed.
     Garbage(&'static [u8]),
+    /// OTLP only: so many of its traces are made, then the server fails with 500; no span is stored.
+    ///
+    /// The spans themselves are one insert, so the real server stores all of them or none.
+    Halfway { traces: usize },
     /// Processed, and then the connection is reset without an answer.
     ProcessThenReset,
     /// Processed, and then the connection is closed without an answer.

@@ -144,6 +144,10 @@ impl Connection<'_> {
                 (&mut &*stream).write_all(bytes)?;
                 return Ok(Next::Close);
             }
+            Some(Then::Halfway { traces }) => {
+                let answer = shared.make_otel_traces(seq, Some(traces)).err();
+                (shared, answer.unwrap_or_else(|| Answer::error(500, "failed half-way")))
+            }
             Some(Then::ProcessThenReset) => {
                 process(&mut shared);
                 shared.end(seq, None);
