@@ -11,5 +11,6 @@ pub mod json;
 pub mod operations;
 pub mod otlp;
 pub mod readback;
+pub mod recognise;
 pub mod routes;
 pub mod sdk_rows;
