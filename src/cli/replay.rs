@@ -22,6 +22,7 @@ use crate::config::{Config, Flags, LogLevel};
 use crate::message::MessageStatus;
 use crate::monitor::connection::Connection;
 use crate::monitor::{self, MonitorSettings};
+use crate::protocol::recognise::{NOT_OPIK, Presence};
 use crate::replay::report::rate_and_eta;
 use crate::replay::verify::Verifier;
 use crate::replay::{DrainEnd, Observer, Probes, Replay, ReplaySettings};
@@ -47,7 +48,7 @@ Exit codes:
   0    All that was selected is delivered, or --limit was reached
   1    Failure, or a file of --from could not be read
   2    Wrong usage or configuration
-  3    The server can't be reached, or --verify can't read from it
+  3    The server is away or not Opik, or --verify can't read from it
   4    Messages remain or were rejected, or --verify finds some missing
   130  Interrupted";
 
@@ -223,19 +224,26 @@ fn deliver(
         ping_interval: config.connection_monitor_ping_interval.value,
         check_timeout: config.connection_monitor_check_timeout.value,
     };
-    if let Err(failure) = ping(&upstream, monitor_settings.check_timeout) {
-        if common.format != Format::Table {
-            // Programs learn what remains; people are told by the error.
-            let reasons = vec![failure.message.clone()];
-            let groups = groups(&backlog);
-            let nothing = Report::of_nothing(false);
-            let report = Report { sources, remaining: waiting, groups, oldest_accepted_at, reasons, ..nothing };
-            renderer.result(&report, people)?;
+    let pinged = ping(&upstream, monitor_settings.check_timeout);
+    let notice = match pinged {
+        Ok(notice) => notice,
+        Err(failure) => {
+            if common.format != Format::Table {
+                // Programs learn what remains; people are told by the error.
+                let reasons = vec![failure.message.clone()];
+                let groups = groups(&backlog);
+                let nothing = Report::of_nothing(false);
+                let report = Report { sources, remaining: waiting, groups, oldest_accepted_at, reasons, ..nothing };
+                renderer.result(&report, people)?;
+            }
+            return Err(failure);
         }
-        return Err(failure);
+    };
+    if let Some(notice) = notice.as_deref().filter(|_| !common.quiet) {
+        progress.note(&format!("the Opik server is there, but {notice}"));
     }
     let connection = Connection::new(monitor_settings);
-    connection.pinged(true, None, Instant::now());
+    connection.pinged(true, notice, Instant::now());
     if args.from.is_empty() {
         stop_on_signals(shutdown)?;
     }
@@ -351,6 +359,8 @@ fn deliver(
     if common.tells_what_was_done() {
         renderer.result(&report, people)?;
     }
+    // Met by this replay, or by another a moment ago: then the lane is held.
+    let is_foreign = connection.foreign_count() > 0 || report.reasons.iter().any(|reason| reason.contains(NOT_OPIK));
     match end {
         DrainEnd::Stopped if !is_time_over => Err(Failure::silent(Exit::Interrupted)),
         DrainEnd::Unavailable => Err(Failure::silent(Exit::Unreachable)),
@@ -360,20 +370,24 @@ fn deliver(
         DrainEnd::Empty | DrainEnd::LimitReached | DrainEnd::Stopped | DrainEnd::NotDue { .. } => {
             match (report.remaining, report.rejected) {
                 (0, 0) => Ok(()),
+                // Whatever waits for a key or its time besides: what answered was not Opik.
+                (1.., _) if is_foreign => Err(Failure::silent(Exit::Unreachable)),
                 _ => Err(Failure::silent(Exit::Remaining)),
             }
         }
     }
 }
 
-/// Makes sure that the server is there before anything is touched.
-fn ping(upstream: &Upstream, timeout: Duration) -> Result<(), Failure> {
+/// Makes sure that the server is there before anything is touched, and returns what is odd about its answer.
+fn ping(upstream: &Upstream, timeout: Duration) -> Result<Option<String>, Failure> {
     let pong = upstream.ping(timeout)?;
-    if pong.status == 200 {
-        return Ok(());
-    }
-    let message = format!("the Opik server {} answers its ping with {}", upstream.base_url(), pong.status);
-    let hint = "check that --upstream names the API, such as http://127.0.0.1:5173/api";
+    let hint = match &pong.presence {
+        // What waits has keys of its own.
+        Presence::There | Presence::Unauthorised(_) => return Ok(pong.presence.reason()),
+        Presence::Foreign(foreign) => foreign.hint(),
+        Presence::Unhealthy(_) => "check that --upstream names the API, such as http://127.0.0.1:5173/api",
+    };
+    let message = format!("the Opik server {}", pong.presence.sentence(upstream.base_url()));
     Err(Failure::new(Exit::Unreachable, message, Some(hint)))
 }
 

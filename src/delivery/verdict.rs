@@ -5,7 +5,9 @@
 //!
 //! | answer | forwarding | replaying |
 //! | --- | --- | --- |
+//! | not Opik's | stored | the lane is held for a redirect and for 401 to 403; else a ping decides, as for 502 |
 //! | 2xx | the client gets it | delivered |
+//! | 207, partial success | the client gets it | this message waits, growing |
 //! | 3xx | the client gets it | the lane is held: the configured URL is wrong |
 //! | 401, 402, 403 | the client gets it | the lane is held, nothing is dropped |
 //! | 408, 425 | stored | this message waits, growing |
@@ -20,6 +22,9 @@
 //! | connection lost, answer cut off, timeout | stored | the same: the outcome is unknown, so it is repeated |
 //! | no connection | stored, connection unavailable | back to failed, connection unavailable |
 //!
+//! Whose answer it is, is decided by [`recognise`](crate::protocol::recognise) before any of this: only Opik's word
+//! confirms, rejects, or is final for a client that waits.
+//!
 //! What waits, growing, is rejected after `max_attempts` only if the server itself answered: silence, and what a proxy
 //! says in the server's place (502 to 504; 520 and above are those of a well-known one), is not a word about the message.
 
@@ -27,6 +32,7 @@ use std::time::Duration;
 
 use crate::message::MessageType;
 use crate::protocol::answers::{Answer, SendFailure};
+use crate::protocol::recognise::Recognised;
 
 /// Why a lane is held that the server limits.
 pub const RATE_LIMITED: &str = "the server limits the rate (429)";
@@ -54,11 +60,12 @@ pub enum Trouble {
 }
 
 /// Says what a forwarded write's answer means.
-pub fn forwarding(result: Result<u16, &SendFailure>) -> ForwardVerdict {
+pub fn forwarding(result: Result<(u16, &Recognised), &SendFailure>) -> ForwardVerdict {
     match result {
-        Ok(429) => ForwardVerdict::Keep(Trouble::Limited),
-        Ok(408 | 425 | 500 | 507 | 509) => ForwardVerdict::Keep(Trouble::Failed),
-        Ok(status) if is_a_proxys(status) => ForwardVerdict::Keep(Trouble::Unanswered),
+        Ok((429, _)) => ForwardVerdict::Keep(Trouble::Limited),
+        Ok((_, Recognised::Foreign(_))) => ForwardVerdict::Keep(Trouble::Unanswered),
+        Ok((408 | 425 | 500 | 507 | 509, _)) => ForwardVerdict::Keep(Trouble::Failed),
+        Ok((status, _)) if is_a_proxys(status) => ForwardVerdict::Keep(Trouble::Unanswered),
         Ok(_) => ForwardVerdict::Return,
         Err(SendFailure::Broken { .. } | SendFailure::Timeout { .. }) => ForwardVerdict::Keep(Trouble::Unanswered),
         Err(SendFailure::Connect { .. }) => ForwardVerdict::Keep(Trouble::Gone),
@@ -110,6 +117,13 @@ pub fn replaying(message_type: MessageType, result: Result<&Answer, &SendFailure
         }
     };
     let asked = answer.asked_wait;
+    match (&answer.recognised, answer.status) {
+        (Recognised::Confirmed | Recognised::Refused, _) => {}
+        // Whoever says these, a person has to mend them, or time alone; nothing is dropped for them.
+        (Recognised::Foreign(_), 300..=399 | 401..=403 | 429) => {}
+        // Nothing said that Opik is there, as for a request without an answer. What was done in part is sent again.
+        (Recognised::Foreign(_) | Recognised::Partial, _) => return ReplayVerdict::Retry { asked, unanswered: true },
+    }
     match answer.status {
         200..=299 => ReplayVerdict::Delivered,
         // No redirect is followed: it would carry the key to another host. A person has to name the right URL.
@@ -134,6 +148,7 @@ pub fn replaying(message_type: MessageType, result: Result<&Answer, &SendFailure
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::protocol::recognise::Foreign;
 
     fn failures() -> [SendFailure; 3] {
         let url = String::from("http://127.0.0.1:1/api");
@@ -178,10 +193,37 @@ mod tests {
             (520, ForwardVerdict::Keep(Unanswered)),
             (599, ForwardVerdict::Keep(Unanswered)),
         ] {
-            assert_eq!(forwarding(Ok(status)), expected, "{status}");
+            let recognised = Answer::of_status(status).recognised;
+            assert_eq!(forwarding(Ok((status, &recognised))), expected, "{status}");
+            // In anybody else's words the same status is final for nobody.
+            let trouble = if status == 429 { Limited } else { Unanswered };
+            assert_eq!(forwarding(Ok((status, &foreign(status)))), ForwardVerdict::Keep(trouble), "foreign {status}");
         }
+        assert_eq!(forwarding(Ok((207, &Recognised::Partial))), ForwardVerdict::Return);
         for (failure, trouble) in failures().iter().zip([Gone, Unanswered, Unanswered]) {
             assert_eq!(forwarding(Err(failure)), ForwardVerdict::Keep(trouble), "{failure}");
+        }
+    }
+
+    fn foreign(status: u16) -> Recognised {
+        Recognised::Foreign(Box::new(Foreign { status, content_type: None, words: "Sign in".into(), location: None }))
+    }
+
+    #[test]
+    fn a_foreign_answer_neither_confirms_nor_rejects() {
+        for message_type in [MessageType::CreateTrace, MessageType::DeleteSpan, MessageType::OtlpTraces] {
+            for status in 100..=999 {
+                let answer = Answer { recognised: foreign(status), ..Answer::of_status(status) };
+                let expected = match status {
+                    300..=399 | 401..=403 => ReplayVerdict::HoldLane { asked: None, probe: true },
+                    429 => ReplayVerdict::HoldLane { asked: None, probe: false },
+                    _ => ReplayVerdict::Retry { asked: None, unanswered: true },
+                };
+                assert_eq!(replaying(message_type, Ok(&answer)), expected, "{message_type} {status}");
+            }
+            let partly = Answer { recognised: Recognised::Partial, ..Answer::of_status(207) };
+            let expected = ReplayVerdict::Retry { asked: None, unanswered: true };
+            assert_eq!(replaying(message_type, Ok(&partly)), expected, "{message_type}");
         }
     }
 

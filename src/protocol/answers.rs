@@ -5,6 +5,7 @@ use std::time::{Duration, SystemTime};
 use serde_json::json;
 use thiserror::Error;
 
+use super::recognise::Recognised;
 use super::routes::Protected;
 use crate::message::MessageType;
 
@@ -19,15 +20,23 @@ pub struct Answer {
     pub location: Option<String>,
     /// The body's beginning as text, for people.
     pub text: String,
+    /// Whose word it is.
+    pub recognised: Recognised,
 }
 
 impl Answer {
     /// How much of an answer's body is read, in bytes.
     pub const TEXT_BYTES_MAX: usize = 4096;
 
-    /// Returns an answer with a status only.
+    /// Returns Opik's answer with a status only.
     pub fn of_status(status: u16) -> Self {
-        Self { status, asked_wait: None, location: None, text: String::new() }
+        let recognised = if (200..300).contains(&status) { Recognised::Confirmed } else { Recognised::Refused };
+        Self { status, asked_wait: None, location: None, text: String::new(), recognised }
+    }
+
+    /// Returns whether this is Opik's word that all was done.
+    pub fn is_confirmed(&self) -> bool {
+        self.recognised == Recognised::Confirmed
     }
 }
 

@@ -18,6 +18,7 @@ use crate::message::{Claimed, Effect, Footprint, MessageId, MessageType, Request
 use crate::monitor::lane_trouble::jitter;
 use crate::protocol::answers::{Answer, SendFailure};
 use crate::protocol::fallback::fallback;
+use crate::protocol::recognise::{Endpoint, NOT_OPIK, Recognised};
 use crate::store::{Hold, LastAnswer, Outcome, Part, StoreError};
 
 /// After so many requests in a row that time might heal, and none that passed, the server is taken to be failing
@@ -216,6 +217,9 @@ impl<'w, 'a> Batch<'w, 'a> {
         let took = sent.elapsed();
         let verdict = replaying(message_type, result.as_ref());
         debug!(target: "replay_manager", %message_type, ?verdict, "sent");
+        if let Some(foreign) = result.as_ref().ok().and_then(|answer| answer.recognised.foreign()) {
+            replay.connection.met_foreign(foreign);
+        }
         Ok(match verdict {
             ReplayVerdict::Delivered => {
                 if let Some(observer) = replay.observer {
@@ -270,15 +274,19 @@ impl<'w, 'a> Batch<'w, 'a> {
     fn send(&self, message_type: MessageType, request: &Request) -> Result<Answer, SendFailure> {
         let replay = self.worker.replay;
         replay.metrics.replay_requests.add(1);
-        let result = replay.upstream.send(&self.worker.work.lane, request);
-        let Ok(answer) = &result else { return result };
+        let endpoint = Endpoint::Write(message_type);
+        let result = replay.upstream.send(&self.worker.work.lane, endpoint, request);
+        // A router that doesn't know the way is no server that is too old.
+        let Some(answer) = result.as_ref().ok().filter(|answer| answer.recognised == Recognised::Refused) else {
+            return result;
+        };
         let Some(other) = fallback(message_type, request, answer.status, CONTENT_BYTES_MAX) else { return result };
         if !self.worker.keeper.may_send() {
             return result;
         }
         debug!(target: "replay_manager", "the Opik server takes assertion results as feedback scores only");
         replay.metrics.replay_requests.add(1);
-        replay.upstream.send(&self.worker.work.lane, &other)
+        replay.upstream.send(&self.worker.work.lane, endpoint, &other)
     }
 
     /// Rejects a message, or those of its items that the server refuses.
@@ -389,6 +397,7 @@ impl<'w, 'a> Batch<'w, 'a> {
         self.falters = 0;
         self.silences = 0;
         self.worker.replay.probes.passed(self.worker.work.id);
+        self.worker.replay.connection.confirmed();
         self.worker.replay.connection.lanes().passed(&self.worker.work.lane);
     }
 
@@ -461,7 +470,10 @@ impl<'w, 'a> Batch<'w, 'a> {
         }
         let Some(first) = spared.first() else { return Ok(()) };
         if self.halt.is_none() {
-            let reason = format!("the server fails at everything: {}", first.falter.reason);
+            let reason = match &first.falter.reason {
+                reason if reason.starts_with(NOT_OPIK) => reason.clone(),
+                reason => format!("the server fails at everything: {reason}"),
+            };
             let (holds, asked) = (replay.probes.held(lane, true), first.falter.asked);
             self.hold(holds, asked, reason, true)?;
         }
@@ -504,7 +516,10 @@ fn part(message: &Claimed, divisible: &Divisible, items: Range<usize>, rejected:
 
 fn last_answer(result: &Result<Answer, SendFailure>) -> LastAnswer {
     match result {
-        Ok(answer) => LastAnswer { status: Some(answer.status), text: answer.text.clone(), at_ms: now_ms() },
+        Ok(answer) => {
+            let text = answer.recognised.foreign().map_or_else(|| answer.text.clone(), ToString::to_string);
+            LastAnswer { status: Some(answer.status), text, at_ms: now_ms() }
+        }
         Err(failure) => LastAnswer { status: None, text: failure.to_string(), at_ms: now_ms() },
     }
 }
@@ -512,10 +527,15 @@ fn last_answer(result: &Result<Answer, SendFailure>) -> LastAnswer {
 /// Says for people why a lane is held.
 fn reason(result: &Result<Answer, SendFailure>) -> String {
     match result {
+        Ok(Answer { status, recognised: Recognised::Foreign(foreign), .. }) if (300..400).contains(status) => {
+            format!("{foreign}: set --upstream to where it is")
+        }
         Ok(Answer { status, location: Some(location), .. }) if (300..400).contains(status) => {
             format!("the server redirects to {location}: set --upstream to where it is")
         }
         Ok(Answer { status: 429, .. }) => RATE_LIMITED.to_owned(),
+        Ok(Answer { recognised: Recognised::Foreign(foreign), .. }) => foreign.to_string(),
+        Ok(Answer { recognised: Recognised::Partial, .. }) => "the server took only a part of a request".to_owned(),
         Ok(answer) if answer.text.trim().is_empty() => format!("the server answered {}", answer.status),
         Ok(answer) => format!("the server answered {}: {}", answer.status, first_line(&answer.text)),
         Err(failure) => failure.to_string(),

@@ -288,6 +288,10 @@ fn read(upstream: &Upstream, lane: &Lane, request: &Read) -> Result<Option<Answe
             return Err(Unreadable::Later(failure.to_string(), None));
         }
     };
+    if let Some(foreign) = answer.recognised.foreign() {
+        // Neither "nothing there" nor "no such key": Opik was not asked.
+        return Err(Unreadable::Later(foreign.to_string(), answer.asked_wait));
+    }
     match answer.status {
         200..=299 => Ok(Some(answer)),
         404 => Ok(None),

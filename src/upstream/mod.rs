@@ -22,6 +22,7 @@ use thiserror::Error;
 use crate::message::{Lane, Request};
 use crate::protocol::answers::{Answer, SendFailure, asked_wait};
 use crate::protocol::readback::Read;
+use crate::protocol::recognise::{Endpoint, Presence, Seen, presence, recognise};
 
 /// How much later than its deadline a request may end: what is on its way has this long to be answered.
 pub const DEADLINE_GRACE: Duration = Duration::from_secs(1);
@@ -87,6 +88,8 @@ pub struct Upstream {
     /// When the sending of stored requests is to end.
     deadline: Option<Instant>,
     agent_mark: Option<http::HeaderValue>,
+    /// Whose key and workspace its own questions carry: the ping and the version.
+    asks_as: Lane,
 }
 
 /// Idle connections that are kept, and for how long: shorter than the 60 s and more after which servers close them.
@@ -94,10 +97,12 @@ const IDLE_CONNECTIONS_MAX: usize = 16;
 pub(crate) const IDLE_AGE_MAX: Duration = Duration::from_secs(25);
 
 /// A ping that was answered.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Pong {
-    /// The status; only 200 means that the server is there (protocol dossier, section b).
+    /// The status.
     pub status: u16,
+    /// What it says. A 200 alone says nothing: every sign-in page has one.
+    pub presence: Presence,
     /// From the first byte sent to the answer.
     pub latency: Duration,
 }
@@ -129,7 +134,15 @@ impl Upstream {
             answer_timeout: settings.answer_timeout,
             deadline: None,
             agent_mark: None,
+            asks_as: Lane::default(),
         })
+    }
+
+    /// Asks its own questions, the ping above all, with the key and the workspace of this lane, as the SDK does: there are
+    /// gates that want a key on every path.
+    #[must_use]
+    pub fn asking_as(self, asks_as: Lane) -> Self {
+        Self { asks_as, ..self }
     }
 
     /// Names this agent in every stored request that is sent ([`AGENT_HEADER`]).
@@ -149,12 +162,12 @@ impl Upstream {
         &self.base_url
     }
 
-    /// Sends a stored request as its client would have sent it.
+    /// Sends a stored request to this endpoint as its client would have sent it.
     ///
     /// # Errors
     ///
     /// [`SendFailure`] when no whole answer came.
-    pub fn send(&self, lane: &Lane, request: &Request) -> Result<Answer, SendFailure> {
+    pub fn send(&self, lane: &Lane, endpoint: Endpoint, request: &Request) -> Result<Answer, SendFailure> {
         let mut builder =
             http::Request::builder().method(request.method.as_str()).uri(format!("{}/{}", self.base_url, request.path));
         for (name, value) in request.headers.iter() {
@@ -165,7 +178,8 @@ impl Upstream {
         }
         let left = self.deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()) + DEADLINE_GRACE);
         let timeout = left.map_or(self.answer_timeout, |left| left.min(self.answer_timeout));
-        self.finish(with_lane(builder, lane), &request.body.bytes[..], timeout, Answer::TEXT_BYTES_MAX)
+        let body = &request.body.bytes[..];
+        self.finish(with_lane(builder, lane), endpoint, body, timeout, Answer::TEXT_BYTES_MAX)
     }
 
     /// Asks the server whether it is there (`is-alive/ping`), as the SDK's connection monitor does.
@@ -175,8 +189,9 @@ impl Upstream {
     /// [`SendFailure`] when no answer came within `timeout`.
     pub fn ping(&self, timeout: Duration) -> Result<Pong, SendFailure> {
         let started = Instant::now();
-        let answer = self.read("is-alive/ping", timeout)?;
-        Ok(Pong { status: answer.status, latency: started.elapsed() })
+        let answer = self.ask("is-alive/ping", Endpoint::Ping, timeout)?;
+        let presence = presence(answer.recognised, answer.status, &answer.text);
+        Ok(Pong { status: answer.status, presence, latency: started.elapsed() })
     }
 
     /// Asks the server whether it knows the key and the workspace (`POST v1/private/auth`, empty body).
@@ -189,7 +204,12 @@ impl Upstream {
             .method("POST")
             .uri(format!("{}/v1/private/auth", self.base_url))
             .header("content-type", "application/json");
-        self.finish(with_lane(request, lane), &[][..], timeout, Answer::TEXT_BYTES_MAX)
+        self.finish(with_lane(request, lane), Endpoint::Access, &[][..], timeout, Answer::TEXT_BYTES_MAX)
+    }
+
+    fn ask(&self, path: &str, endpoint: Endpoint, timeout: Duration) -> Result<Answer, SendFailure> {
+        let request = http::Request::builder().method("GET").uri(format!("{}/{path}", self.base_url));
+        self.finish(with_lane(request, &self.asks_as), endpoint, &[][..], timeout, Answer::TEXT_BYTES_MAX)
     }
 
     /// Reads a path below the base URL; how the commands ask a running agent.
@@ -199,7 +219,7 @@ impl Upstream {
     /// [`SendFailure`] when no answer came within `timeout`.
     pub fn read(&self, path: &str, timeout: Duration) -> Result<Answer, SendFailure> {
         let request = http::Request::builder().method("GET").uri(format!("{}/{path}", self.base_url));
-        self.finish(request, &[][..], timeout, Answer::TEXT_BYTES_MAX)
+        self.finish(request, Endpoint::Read, &[][..], timeout, Answer::TEXT_BYTES_MAX)
     }
 
     /// The same with this much of the answer at most.
@@ -209,7 +229,7 @@ impl Upstream {
     /// [`SendFailure`] when no whole answer came.
     pub fn read_whole(&self, path: &str, timeout: Duration, bytes_max: usize) -> Result<Answer, SendFailure> {
         let request = http::Request::builder().method("GET").uri(format!("{}/{path}", self.base_url));
-        self.finish(request, &[][..], timeout, bytes_max)
+        self.finish(request, Endpoint::Read, &[][..], timeout, bytes_max)
     }
 
     /// Reads what the server has of a lane, by `GET` or by a `POST` with a JSON body; at most `bytes_max` of the answer.
@@ -223,12 +243,12 @@ impl Upstream {
             builder = builder.header("content-type", "application/json");
         }
         let body = read.body.as_deref().unwrap_or_default();
-        self.finish(with_lane(builder, lane), body.as_bytes(), self.answer_timeout, bytes_max)
+        self.finish(with_lane(builder, lane), Endpoint::Read, body.as_bytes(), self.answer_timeout, bytes_max)
     }
 
     /// Returns the server's version (`is-alive/ver`), or `None` when it doesn't tell.
     pub fn version(&self, timeout: Duration) -> Option<String> {
-        let answer = self.read("is-alive/ver", timeout).ok().filter(|answer| answer.status == 200)?;
+        let answer = self.ask("is-alive/ver", Endpoint::Version, timeout).ok().filter(Answer::is_confirmed)?;
         let value: serde_json::Value = serde_json::from_str(&answer.text).ok()?;
         value.get("version")?.as_str().map(str::to_owned)
     }
@@ -237,6 +257,7 @@ impl Upstream {
     fn finish(
         &self,
         builder: http::request::Builder,
+        endpoint: Endpoint,
         body: impl ureq::AsSendBody,
         timeout: Duration,
         bytes_max: usize,
@@ -249,13 +270,25 @@ impl Upstream {
         let header = |name: &str| headers.get(name).and_then(|value| value.to_str().ok());
         let asked = asked_wait(header("ratelimit-reset"), header("retry-after"), header("date"), SystemTime::now());
         let location = header("location").map(str::to_owned);
+        let content_type = header("content-type").map(str::to_owned);
         let status = response.status().as_u16();
         // The rest of a longer body is not read: the connection is then closed instead of kept.
         let mut text = Vec::new();
         let reader = response.body_mut().as_reader();
         std::io::Read::read_to_end(&mut std::io::Read::take(reader, bytes_max as u64), &mut text)
             .map_err(|error| failed(ureq::Error::from(error)))?;
-        Ok(Answer { status, asked_wait: asked, location, text: String::from_utf8_lossy(&text).into_owned() })
+        let recognised = recognise(
+            endpoint,
+            &Seen {
+                status,
+                content_type: content_type.as_deref(),
+                location: location.as_deref(),
+                body: &text,
+                is_cut: text.len() >= bytes_max,
+            },
+        );
+        let text = String::from_utf8_lossy(&text).into_owned();
+        Ok(Answer { status, asked_wait: asked, location, text, recognised })
     }
 }
 

@@ -18,6 +18,7 @@ use crate::protocol::answers::{Answer, SendFailure};
 use crate::protocol::attachment::{
     COMPLETE_PATH, PartVerdict, START_PATH, Subject, Way, completed, is_same_origin, part_verdict, parts_of, way,
 };
+use crate::protocol::recognise::Endpoint;
 
 /// Tries of one part before the upload starts over (protocol dossier, section c: the SDK's own number).
 const PART_TRIES_MAX: u32 = 3;
@@ -53,7 +54,7 @@ impl Upstream {
     pub fn upload(&self, lane: &Lane, file: &File<'_>) -> Result<Answer, SendFailure> {
         let (part_bytes, parts) = parts_of(file.bytes);
         let start = file.subject.start(&self.base_url, parts);
-        let answer = self.step(lane, file, START_PATH, &start, START_ANSWER_BYTES_MAX)?;
+        let answer = self.step(lane, file, Endpoint::UploadStart, &start, START_ANSWER_BYTES_MAX)?;
         match way(answer, parts) {
             Err(answer) => Ok(answer),
             Ok(Way::Local { url }) => self.put_whole(lane, file, &url),
@@ -64,7 +65,7 @@ impl Upstream {
                     e_tags.push(self.put_part(file, start..file.bytes.min(start + part_bytes), url)?);
                 }
                 let complete = file.subject.complete(&upload_id, file.bytes, &e_tags);
-                self.step(lane, file, COMPLETE_PATH, &complete, Answer::TEXT_BYTES_MAX).map(completed)
+                self.step(lane, file, Endpoint::Upload, &complete, Answer::TEXT_BYTES_MAX).map(completed)
             }
         }
     }
@@ -74,14 +75,15 @@ impl Upstream {
         &self,
         lane: &Lane,
         file: &File<'_>,
-        path: &str,
+        endpoint: Endpoint,
         body: &[u8],
         answer_bytes_max: usize,
     ) -> Result<Answer, SendFailure> {
         self.allowed(file)?;
+        let path = if endpoint == Endpoint::UploadStart { START_PATH } else { COMPLETE_PATH };
         let request = http::Request::builder().method("POST").uri(format!("{}/{path}", self.base_url));
         let request = self.as_client(request, lane, file.headers).header("content-type", "application/json");
-        self.finish(request, body, self.answer_timeout, answer_bytes_max)
+        self.finish(request, endpoint, body, self.answer_timeout, answer_bytes_max)
     }
 
     /// Sends all bytes to the server itself.
@@ -93,7 +95,8 @@ impl Upstream {
         }
         let request = request.header("content-type", "application/octet-stream");
         let mut bytes = (file.open)(0..file.bytes);
-        self.finish(request, SendBody::from_reader(&mut bytes), self.timeout_for(file.bytes), Answer::TEXT_BYTES_MAX)
+        let timeout = self.timeout_for(file.bytes);
+        self.finish(request, Endpoint::Upload, SendBody::from_reader(&mut bytes), timeout, Answer::TEXT_BYTES_MAX)
     }
 
     /// Sends a part to an object store, which gets nothing but the bytes, and returns its ETag.
@@ -113,7 +116,11 @@ impl Upstream {
             let result = request.map_err(ureq::Error::Http).and_then(|request| {
                 let request = self.agent.configure_request(request).timeout_global(Some(timeout)).build();
                 let answer = self.agent.run(request)?;
-                let e_tag = answer.headers().get("etag").and_then(|e_tag| e_tag.to_str().ok()).map(str::to_owned);
+                let header = |name: &str| answer.headers().get(name).and_then(|value| value.to_str().ok());
+                // A page may have an ETag, too.
+                let is_page =
+                    header("content-type").is_some_and(|essence| essence.trim_start().starts_with("text/html"));
+                let e_tag = header("etag").filter(|_| !is_page).map(str::to_owned);
                 Ok((answer.status().as_u16(), e_tag))
             });
             let result = result.map_err(|error| failure(&place, timeout, error));
