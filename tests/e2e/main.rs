@@ -16,6 +16,7 @@ mod degraded;
 mod delivery;
 mod encryption;
 mod fake_opik;
+mod foreign;
 mod forwarding;
 #[cfg(target_os = "linux")]
 mod full_disk;
