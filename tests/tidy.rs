@@ -18,7 +18,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("telemetry", &[]),
     ("store", &["message", "telemetry", "shutdown"]),
     ("upstream", &["protocol", "message", "telemetry", "shutdown"]),
-    ("monitor", &["upstream", "message", "telemetry", "shutdown"]),
+    ("monitor", &["upstream", "protocol", "message", "telemetry", "shutdown"]),
     ("replay", &["monitor", "store", "upstream", "delivery", "protocol", "message", "telemetry", "shutdown"]),
     ("intake", &["monitor", "store", "upstream", "delivery", "protocol", "message", "telemetry", "shutdown", "pulse"]),
     (

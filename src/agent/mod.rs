@@ -75,6 +75,8 @@ pub struct AgentSettings {
     pub max_age: Option<Duration>,
     /// The server.
     pub upstream: UpstreamSettings,
+    /// Whose key and workspace its pings carry.
+    pub asks_as: Lane,
     /// The host and port that the server's URL names.
     pub upstream_address: (String, u16),
     /// Pings.
@@ -164,7 +166,7 @@ impl Agent {
         if leads_to(&settings.upstream_address, local) {
             return Err(AgentError::UpstreamIsSelf { url: settings.upstream.base_url.clone(), address: local });
         }
-        let upstream = Upstream::new(&settings.upstream)?;
+        let upstream = Upstream::new(&settings.upstream)?.asking_as(settings.asks_as.clone());
         let forwarders = Forwarder::several(&settings.upstream, Workers::count())?;
         Ok(Self { settings, listener, address: local, upstream, forwarders })
     }

@@ -229,6 +229,7 @@ fn settings(config: &Config, service_manager: Option<ServiceManager>) -> Result<
         store_keys: translate::store_keys(config)?,
         max_age: config.max_age.value,
         upstream: translate::upstream_settings(config),
+        asks_as: translate::lane(config),
         upstream_address: (upstream.host().to_owned(), upstream.port()),
         monitor: MonitorSettings {
             ping_interval: config.connection_monitor_ping_interval.value,

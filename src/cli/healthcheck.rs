@@ -13,6 +13,8 @@ use super::{
 use crate::config::{Config, ConfigFile, Misconfiguration};
 use crate::delivery::id_window;
 use crate::message::{Credential, Lane, MessageStatus};
+use crate::protocol::answers::Answer;
+use crate::protocol::recognise::{Presence, Recognised};
 use crate::replay::near_id_window;
 use crate::shutdown::Shutdown;
 use crate::store::{self, Filter, KeyState, Keys, OpenMode, Resealed, Resealing, StoreError, mount, now_ms, place};
@@ -34,7 +36,7 @@ Exit codes:
   0    Healthy
   1    The store can't be used, or the smoke test failed
   2    Wrong usage or configuration
-  3    The server can't be reached
+  3    The server can't be reached, or is not Opik
   5    The server does not accept the key or the workspace
   130  Interrupted";
 
@@ -216,17 +218,22 @@ fn checks(config: &Config, upstream: &Upstream, full: bool) -> Vec<Check> {
     checks.extend(scan(config));
     let timeout = config.connection_monitor_check_timeout.value;
     let is_there = match upstream.ping(timeout) {
-        Ok(pong) if pong.status == 200 => {
+        Ok(pong) if pong.presence == Presence::There => {
             let version = upstream.version(timeout).map_or(String::new(), |version| format!(", version {version}"));
             let text = format!("{} answers in {} ms{version}", upstream.base_url(), pong.latency.as_millis());
             checks.push(Check::good("server", text));
             true
         }
         Ok(pong) => {
-            let text = format!("{} answers its ping with {}", upstream.base_url(), pong.status);
-            let hint = "name the API with --upstream, such as http://127.0.0.1:5173/api";
-            checks.push(Check::bad("server", Exit::Unreachable, text, hint));
-            false
+            let (exit, hint) = match &pong.presence {
+                Presence::Unauthorised(_) => (Exit::NotAuthorised, "check OPIK_API_KEY and OPIK_WORKSPACE"),
+                Presence::Foreign(foreign) => (Exit::Unreachable, foreign.hint()),
+                Presence::There | Presence::Unhealthy(_) => {
+                    (Exit::Unreachable, "name the API with --upstream, such as http://127.0.0.1:5173/api")
+                }
+            };
+            checks.push(Check::bad("server", exit, pong.presence.sentence(upstream.base_url()), hint));
+            matches!(pong.presence, Presence::Unauthorised(_))
         }
         Err(failure) => {
             let hint = "start the server, check the network, or name another server with --upstream";
@@ -291,8 +298,12 @@ fn lane(config: &Config) -> Lane {
 fn access(config: &Config, upstream: &Upstream) -> Check {
     let workspace = &config.workspace.value;
     match upstream.check_access(&lane(config), config.connection_monitor_check_timeout.value) {
-        Ok(answer) if (200..300).contains(&answer.status) => {
+        Ok(answer) if answer.is_confirmed() => {
             Check::good("access", format!("workspace {workspace} is open to this key"))
+        }
+        Ok(Answer { recognised: Recognised::Foreign(foreign), .. }) => {
+            let exit = if matches!(foreign.status, 401..=403) { Exit::NotAuthorised } else { Exit::Unreachable };
+            Check::bad("access", exit, format!("the access check gets an answer that is {foreign}"), foreign.hint())
         }
         Ok(answer) if answer.status == 404 => {
             Check::note("access", "the server has no access check; local servers need none")
@@ -524,6 +535,11 @@ fn try_it(config: &Config, upstream: &Upstream, project: &str, shutdown: &Shutdo
     };
     let (exit, hint) = match &failure {
         SmokeFailure::Send(_) => (Exit::Unreachable, "the server went away in between; try again"),
+        SmokeFailure::Refused { answer: Answer { recognised: Recognised::Foreign(foreign), .. }, .. }
+            if !(401..=403).contains(&foreign.status) =>
+        {
+            (Exit::Unreachable, foreign.hint())
+        }
         SmokeFailure::Refused { answer, .. } if (401..=403).contains(&answer.status) => {
             (Exit::NotAuthorised, "check OPIK_API_KEY, OPIK_WORKSPACE, and that they may write to the project")
         }

@@ -276,7 +276,7 @@ fn opened(config: &Config, mode: OpenMode, keys: &Keys) -> Result<Option<Arc<dyn
 
 /// Returns the way to the server.
 fn upstream(config: &Config) -> Result<Upstream, Failure> {
-    Ok(Upstream::new(&translate::upstream_settings(config))?)
+    Ok(Upstream::new(&translate::upstream_settings(config))?.asking_as(translate::lane(config)))
 }
 
 /// From resolved settings to the plain values that the rooms take.

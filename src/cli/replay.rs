@@ -24,6 +24,7 @@ use crate::delivery::id_window::REMEDY;
 use crate::message::{MessageStatus, Server};
 use crate::monitor::connection::Connection;
 use crate::monitor::{self, MonitorSettings};
+use crate::protocol::recognise::{NOT_OPIK, Presence};
 use crate::replay::report::rate_and_eta;
 use crate::replay::verify::{Verified, Verifier};
 use crate::replay::{DrainEnd, Observer, Probes, Replay, ReplaySettings};
@@ -55,7 +56,7 @@ Exit codes:
   0    All that was selected is delivered, or --limit was reached
   1    Failure, or a file of --from could not be read
   2    Wrong usage or configuration
-  3    The server can't be reached, or --verify can't read from it
+  3    The server is away or not Opik, or --verify can't read from it
   4    Messages remain or were rejected, or --verify finds some missing
   130  Interrupted";
 
@@ -278,7 +279,12 @@ fn deliver(
     for server in servers {
         let upstream = upstream_of(config, &server)?.until(deadline);
         match ping(&upstream, monitor_settings.check_timeout) {
-            Ok(()) => there.push((server, upstream)),
+            Ok(notice) => {
+                if let Some(notice) = notice.as_deref().filter(|_| !common.quiet) {
+                    progress.note(&format!("the Opik server is there, but {notice}"));
+                }
+                there.push((server, upstream, notice));
+            }
             Err(failure) => away.push(failure),
         }
     }
@@ -315,7 +321,8 @@ fn deliver(
     let mut why: Vec<String> = away.iter().map(|failure| failure.message.clone()).collect();
     let mut verified: Option<Verified> = None;
     let mut is_time_over = false;
-    for (server, upstream) in &there {
+    let mut met_foreign = false;
+    for (server, upstream, notice) in &there {
         let done = metrics.messages_delivered.get() + metrics.messages_rejected.get();
         let limit = args.limit.map(|limit| limit.saturating_sub(done));
         if limit == Some(0) {
@@ -343,7 +350,9 @@ fn deliver(
         };
         let connection = Connection::new(monitor_settings);
         let verifier = args.verify.then(|| Verifier::new(upstream));
+        connection.pinged(true, notice.clone(), Instant::now());
         let (end, time_over) = delivery.run(&connection, verifier.as_ref());
+        met_foreign |= connection.foreign_count() > 0;
         if let Err(StoreError::Damaged { reason, .. }) = &end {
             progress.finish();
             let (path, limits) = (&config.db.value, translate::store_limits(config));
@@ -429,10 +438,14 @@ fn deliver(
     if report.verified.as_ref().is_some_and(Readback::is_cut_short) {
         return Err(Failure::silent(Exit::Unreachable));
     }
+    // Met by this replay, or by another a moment ago: then the lane is held.
+    let is_foreign = met_foreign || report.reasons.iter().any(|reason| reason.contains(NOT_OPIK));
     let is_limited = any(DrainEnd::LimitReached);
     match (report.remaining, report.rejected, report.held) {
         (0, 0, 0) => Ok(()),
         (_, 0, _) if is_limited => Ok(()),
+        // Whatever waits for a key or its time besides: what answered was not Opik.
+        (1.., _, _) if is_foreign => Err(Failure::silent(Exit::Unreachable)),
         _ => Err(Failure::silent(Exit::Remaining)),
     }
 }
@@ -464,7 +477,10 @@ fn servers(store: &dyn Store, filter: &Filter) -> Result<Vec<Server>, Failure> {
 /// Returns the way to a server, with the configured certificates, proxy and timeouts.
 fn upstream_of(config: &Config, server: &Server) -> Result<Upstream, Failure> {
     let settings = UpstreamSettings { base_url: server.base_url().to_owned(), ..translate::upstream_settings(config) };
-    Ok(Upstream::new(&settings)?)
+    let own = translate::lane(config);
+    let upstream = Upstream::new(&settings)?;
+    // The configured key is for the configured server only.
+    Ok(if own.server.as_ref() == Some(server) { upstream.asking_as(own) } else { upstream })
 }
 
 /// One server's part of a replay.
@@ -485,7 +501,6 @@ struct Delivery<'a> {
 impl Delivery<'_> {
     /// Delivers; returns how that ended, and whether it was ended by the timeout.
     fn run(&self, connection: &Connection, verifier: Option<&Verifier<'_>>) -> (Result<DrainEnd, StoreError>, bool) {
-        connection.pinged(true, None, Instant::now());
         let is_time_over = AtomicBool::new(false);
         let replay = Replay {
             store: self.store,
@@ -526,14 +541,16 @@ impl Delivery<'_> {
     }
 }
 
-/// Makes sure that the server is there before anything is touched.
-fn ping(upstream: &Upstream, timeout: Duration) -> Result<(), Failure> {
+/// Makes sure that the server is there before anything is touched, and returns what is odd about its answer.
+fn ping(upstream: &Upstream, timeout: Duration) -> Result<Option<String>, Failure> {
     let pong = upstream.ping(timeout)?;
-    if pong.status == 200 {
-        return Ok(());
-    }
-    let message = format!("the Opik server {} answers its ping with {}", upstream.base_url(), pong.status);
-    let hint = "check that --upstream names the API, such as http://127.0.0.1:5173/api";
+    let hint = match &pong.presence {
+        // What waits has keys of its own.
+        Presence::There | Presence::Unauthorised(_) => return Ok(pong.presence.reason()),
+        Presence::Foreign(foreign) => foreign.hint(),
+        Presence::Unhealthy(_) => "check that --upstream names the API, such as http://127.0.0.1:5173/api",
+    };
+    let message = format!("the Opik server {}", pong.presence.sentence(upstream.base_url()));
     Err(Failure::new(Exit::Unreachable, message, Some(hint)))
 }
 

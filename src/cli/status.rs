@@ -20,6 +20,7 @@ use crate::delivery::id_window;
 use crate::delivery::pacing::Pace;
 use crate::intake::status::{ElsewhereStatus, EtaStatus, elsewhere, pace_of};
 use crate::message::MessageStatus;
+use crate::protocol::recognise::Presence;
 use crate::replay::near_id_window;
 use crate::shutdown::Shutdown;
 use crate::store::{
@@ -27,7 +28,7 @@ use crate::store::{
     now_ms,
 };
 use crate::telemetry::history::{Rates, Sample};
-use crate::upstream::Upstream;
+use crate::upstream::{Pong, Upstream};
 
 const AFTER_HELP: &str = "\
 Examples:
@@ -487,8 +488,13 @@ fn server(config: &Config, upstream: &Upstream, seen: Option<serde_json::Value>)
         };
     }
     let (connection, reason, latency) = match upstream.ping(config.connection_monitor_check_timeout.value) {
-        Ok(pong) if pong.status == 200 => ("available", None, Some(pong.latency)),
-        Ok(pong) => ("unavailable", Some(format!("the ping was answered with {}", pong.status)), Some(pong.latency)),
+        Ok(Pong { presence, latency, .. }) => {
+            let word = match presence {
+                Presence::There | Presence::Unauthorised(_) => "available",
+                Presence::Unhealthy(_) | Presence::Foreign(_) => "unavailable",
+            };
+            (word, presence.reason(), Some(latency))
+        }
         Err(failure) => ("unavailable", Some(failure.to_string()), None),
     };
     Server {

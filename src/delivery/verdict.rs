@@ -5,6 +5,7 @@
 //!
 //! | answer | forwarding | replaying |
 //! | --- | --- | --- |
+//! | not Opik's | stored | the lane is held for a redirect and for 401 to 403; else a ping decides, as for 502 |
 //! | 2xx | the client gets it | delivered |
 //! | 2xx that says what it threw away | the client gets it | split; a single one is rejected |
 //! | 3xx | the client gets it | the lane is held: the configured URL is wrong |
@@ -21,6 +22,9 @@
 //! | connection lost, answer cut off, timeout | stored | the same: the outcome is unknown, so it is repeated |
 //! | no connection | stored, connection unavailable | back to failed, connection unavailable |
 //!
+//! Whose answer it is, is decided by [`recognise`](crate::protocol::recognise) before any of this: only Opik's word
+//! confirms, rejects, or is final for a client that waits.
+//!
 //! What waits, growing, is rejected after `max_attempts` only if the server itself answered: silence, and what a proxy
 //! says in the server's place (502 to 504; 520 and above are those of a well-known one), is not a word about the message.
 
@@ -29,6 +33,7 @@ use std::time::Duration;
 use crate::message::{Bucket, MessageType};
 use crate::protocol::answers::{Answer, SendFailure};
 use crate::protocol::inspection::item_list;
+use crate::protocol::recognise::Recognised;
 
 /// Why a bucket of a lane is held that the server limits.
 pub const RATE_LIMITED: &str = "the server limits the rate (429)";
@@ -63,11 +68,12 @@ pub enum Trouble {
 }
 
 /// Says what a forwarded write's answer means.
-pub fn forwarding(result: Result<u16, &SendFailure>) -> ForwardVerdict {
+pub fn forwarding(result: Result<(u16, &Recognised), &SendFailure>) -> ForwardVerdict {
     match result {
-        Ok(429) => ForwardVerdict::Keep(Trouble::Limited),
-        Ok(408 | 425 | 500 | 507 | 509) => ForwardVerdict::Keep(Trouble::Failed),
-        Ok(status) if is_a_proxys(status) => ForwardVerdict::Keep(Trouble::Unanswered),
+        Ok((429, _)) => ForwardVerdict::Keep(Trouble::Limited),
+        Ok((_, Recognised::Foreign(_))) => ForwardVerdict::Keep(Trouble::Unanswered),
+        Ok((408 | 425 | 500 | 507 | 509, _)) => ForwardVerdict::Keep(Trouble::Failed),
+        Ok((status, _)) if is_a_proxys(status) => ForwardVerdict::Keep(Trouble::Unanswered),
         Ok(_) => ForwardVerdict::Return,
         Err(SendFailure::Broken { .. } | SendFailure::Timeout { .. }) => ForwardVerdict::Keep(Trouble::Unanswered),
         Err(SendFailure::Connect { .. }) => ForwardVerdict::Keep(Trouble::Gone),
@@ -145,6 +151,13 @@ pub fn replaying(message_type: MessageType, result: Result<&Answer, &SendFailure
         }
     };
     let asked = answer.asked_wait;
+    match (&answer.recognised, answer.status) {
+        (Recognised::Confirmed | Recognised::Refused | Recognised::Partial, _) => {}
+        // Whoever says these, a person has to mend them, or time alone; nothing is dropped for them.
+        (Recognised::Foreign(_), 300..=399 | 401..=403 | 429) => {}
+        // Nothing said that Opik is there, as for a request without an answer.
+        (Recognised::Foreign(_), _) => return ReplayVerdict::Retry { asked, unanswered: true },
+    }
     match answer.status {
         200..=299 if answer.partial.is_some() => ReplayVerdict::Refused { items: message_type.repeat_is_harmless() },
         200..=299 => ReplayVerdict::Delivered,
@@ -173,6 +186,7 @@ pub fn replaying(message_type: MessageType, result: Result<&Answer, &SendFailure
 mod tests {
     use super::*;
     use crate::protocol::partial::Partial;
+    use crate::protocol::recognise::Foreign;
 
     fn failures() -> [SendFailure; 3] {
         let url = String::from("http://127.0.0.1:1/api");
@@ -217,10 +231,34 @@ mod tests {
             (520, ForwardVerdict::Keep(Unanswered)),
             (599, ForwardVerdict::Keep(Unanswered)),
         ] {
-            assert_eq!(forwarding(Ok(status)), expected, "{status}");
+            let recognised = Answer::of_status(status).recognised;
+            assert_eq!(forwarding(Ok((status, &recognised))), expected, "{status}");
+            // In anybody else's words the same status is final for nobody.
+            let trouble = if status == 429 { Limited } else { Unanswered };
+            assert_eq!(forwarding(Ok((status, &foreign(status)))), ForwardVerdict::Keep(trouble), "foreign {status}");
         }
+        assert_eq!(forwarding(Ok((207, &Recognised::Partial))), ForwardVerdict::Return);
         for (failure, trouble) in failures().iter().zip([Gone, Unanswered, Unanswered]) {
             assert_eq!(forwarding(Err(failure)), ForwardVerdict::Keep(trouble), "{failure}");
+        }
+    }
+
+    fn foreign(status: u16) -> Recognised {
+        Recognised::Foreign(Box::new(Foreign { status, content_type: None, words: "Sign in".into(), location: None }))
+    }
+
+    #[test]
+    fn a_foreign_answer_neither_confirms_nor_rejects() {
+        for message_type in [MessageType::CreateTrace, MessageType::DeleteSpan, MessageType::OtlpTraces] {
+            for status in 100..=999 {
+                let answer = Answer { recognised: foreign(status), ..Answer::of_status(status) };
+                let expected = match status {
+                    300..=399 | 401..=403 => ReplayVerdict::HoldLane { asked: None, probe: true },
+                    429 => ReplayVerdict::Limited { asked: None },
+                    _ => ReplayVerdict::Retry { asked: None, unanswered: true },
+                };
+                assert_eq!(replaying(message_type, Ok(&answer)), expected, "{message_type} {status}");
+            }
         }
     }
 

@@ -35,6 +35,7 @@ use crate::protocol::answers::{Reply, SendFailure, asked_wait, error, success, u
 use crate::protocol::inspection::{Inspection, NeedsAnswer, inspect, with_ids};
 use crate::protocol::otlp;
 use crate::protocol::partial::partial;
+use crate::protocol::recognise::{Endpoint, Recognised, Seen, recognise};
 use crate::protocol::routes::Protected;
 use crate::store::committer::CommitError;
 use crate::store::{Ahead, Hold, StoreError, now_ms};
@@ -359,30 +360,42 @@ impl Write {
                 shared.connection.doubted();
             }
         };
+        let recognised = result.as_ref().map(|(head, body)| {
+            let endpoint = Endpoint::Write(self.route.message_type);
+            let status = head.status.as_u16();
+            (status, recognise_answer(endpoint, head, &body.beginning, !body.is_whole()))
+        });
         let verdict = match &result {
             Ok((head, body)) if self.is_begun(head.status, &body.beginning) => ForwardVerdict::Keep(Trouble::Begun),
-            result => forwarding(result.as_ref().map(|(head, _)| head.status.as_u16())),
+            _ => forwarding(recognised.as_ref().map(|(status, recognised)| (*status, recognised)).map_err(|e| *e)),
         };
         debug!(target: "intake", message_type = %self.route.message_type, ?verdict, elapsed = ?started.elapsed(), "forwarded");
         if let Some(noting) = noting {
             // Whatever the answer was, the update may have reached the server.
             let _ = noting.await;
         }
-        if let Ok((head, _)) = &result
-            && head.status.is_success()
-        {
+        if matches!(recognised, Ok((_, Recognised::Confirmed))) {
             shared.note_confirmed(&self.message);
         }
         match verdict {
-            ForwardVerdict::Return => self.connection_passed(shared),
-            ForwardVerdict::Keep(trouble) => self.report(shared, trouble, &result).await,
+            ForwardVerdict::Return => self.connection_passed(shared, &recognised),
+            ForwardVerdict::Keep(trouble) => {
+                if let Ok((_, Recognised::Foreign(foreign))) = &recognised {
+                    shared.connection.met_foreign(foreign);
+                }
+                self.report(shared, trouble, &result).await;
+            }
         }
+        // A page's 200 would tell the client that its data is safe, when it can't be stored either.
+        let is_false_success =
+            self.needs_answer.is_none() && matches!(&recognised, Ok((200..=299, Recognised::Foreign(_))));
         match (verdict, result) {
             (ForwardVerdict::Return, Ok((head, body))) => {
                 shared.metrics.requests_forwarded.add(1);
                 self.note_partial(shared, &head, &body.beginning);
                 Forwarded::Answered(forward::whole_answer(head, body, base_url, &client.base()))
             }
+            (ForwardVerdict::Keep(_), Ok(_)) if is_false_success => Forwarded::Keep { fallback: None },
             (ForwardVerdict::Keep(_), Ok((head, body))) => {
                 Forwarded::Keep { fallback: Some(forward::whole_answer(head, body, base_url, &client.base())) }
             }
@@ -409,8 +422,11 @@ impl Write {
         );
     }
 
-    fn connection_passed(&self, shared: &Shared) {
+    fn connection_passed(&self, shared: &Shared, recognised: &Result<(u16, Recognised), &SendFailure>) {
         shared.connection.lanes().passed(&self.message.lane);
+        if matches!(recognised, Ok((_, Recognised::Confirmed))) {
+            shared.connection.confirmed();
+        }
     }
 
     /// Tells replay and the connection monitor why this write was not taken.
@@ -429,7 +445,8 @@ impl Write {
                 shared.hold_limited(lane.clone(), self.message.message_type.bucket(), asked).await;
             }
             (Trouble::Begun, _) => {
-                self.connection_passed(shared);
+                shared.connection.confirmed();
+                shared.connection.lanes().passed(lane);
                 info!(target: "intake", "the Opik server has a trace from an earlier attempt: replay brings the spans that are missing");
             }
             (Trouble::Limited | Trouble::Failed, _) => shared.connection.lanes().failed(lane),
@@ -474,6 +491,35 @@ impl Write {
             }
         }
     }
+}
+
+/// Returns whose answer this is.
+pub(super) fn recognise_answer(
+    endpoint: Endpoint,
+    head: &http::response::Parts,
+    body: &Bytes,
+    is_cut: bool,
+) -> Recognised {
+    // What nearly every write is answered with: no header can make anything else of it.
+    if head.status == http::StatusCode::NO_CONTENT {
+        return recognise(endpoint, &Seen { status: 204, ..Seen::default() });
+    }
+    let header = |name: header::HeaderName| head.headers.get(name).and_then(|value| value.to_str().ok());
+    // Compressed because the client said that it may be. What can't be read is nobody's word.
+    let decoded = match header(header::CONTENT_ENCODING).map(|named| Encoding::from_header(Some(named))) {
+        None => Ok(body.clone()),
+        Some(_) if body.is_empty() => Ok(body.clone()),
+        Some(Some(encoding)) => Body::new(body.clone(), encoding).decode(ANSWER_BYTES_MAX as u64).map_err(drop),
+        Some(None) => Err(()),
+    };
+    let seen = Seen {
+        status: head.status.as_u16(),
+        content_type: header(header::CONTENT_TYPE),
+        location: header(header::LOCATION),
+        body: decoded.as_deref().unwrap_or(b"(encoded)"),
+        is_cut,
+    };
+    recognise(endpoint, &seen)
 }
 
 enum Forwarded {

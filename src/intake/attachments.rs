@@ -26,7 +26,9 @@ use http_body_util::BodyExt;
 use hyper::body::{Body as _, Incoming};
 use tracing::{debug, warn};
 
-use super::accept::{BUSY_RETRY_AFTER, BUSY_TEXT, kept_headers, lane_of, not_stored, read_body, refuse};
+use super::accept::{
+    BUSY_RETRY_AFTER, BUSY_TEXT, kept_headers, lane_of, not_stored, read_body, recognise_answer, refuse,
+};
 use super::forward::{self, ClientAnswer};
 use super::wire::{Pace, TooSlow};
 use super::{ClientUrl, PassedBody, Shared, pass_through, streamed};
@@ -35,6 +37,7 @@ use crate::protocol::answers::{Reply, error, unavailable};
 use crate::protocol::attachment::{
     Complete, LOCAL_UPLOAD_ID, PART_BYTES_MIN, START_PATH, Start, Step, Subject, local_start, start_through,
 };
+use crate::protocol::recognise::{Endpoint, Recognised};
 use crate::store::attachment::{AttachmentWriter, PIECE_BYTES};
 use crate::store::committer::CommitError;
 use crate::store::{Filter, Page, Store, StoreError, now_ms};
@@ -89,7 +92,8 @@ pub(super) async fn upload(
     })
 }
 
-/// Lets the server take the step. A URL of its own that it answers is made to lead through the agent.
+/// Lets the server take the step. A URL of its own that it answers is made to lead through the agent, and a page's 200 is
+/// no success: the file would be nowhere.
 async fn plain_proxy(
     shared: &Shared,
     step: Step,
@@ -99,7 +103,7 @@ async fn plain_proxy(
     body: PassedBody,
 ) -> ClientAnswer {
     let answer = pass_through(shared, head, below, client, body).await;
-    if step != Step::Start || answer.status() != http::StatusCode::OK {
+    if !answer.status().is_success() || answer.status() == http::StatusCode::NO_CONTENT {
         return answer;
     }
     let (mut head, mut body) = answer.into_parts();
@@ -112,6 +116,13 @@ async fn plain_proxy(
         read.extend_from_slice(&data);
     }
     let body = read.freeze();
+    let endpoint = if step == Step::Start { Endpoint::UploadStart } else { Endpoint::Upload };
+    if let Recognised::Foreign(foreign) = recognise_answer(endpoint, &head, &body, false) {
+        shared.connection.met_foreign(&foreign);
+        shared.metrics.intake_refused.add(1);
+        let text = format!("the answer is {foreign}, and opik-offline cannot store this file");
+        return forward::own_answer(unavailable(&text, shared.retry_after()));
+    }
     let through = start_through(&body, shared.forwarder.base_url(), &client.base());
     if through.is_some() {
         head.headers.remove(header::CONTENT_LENGTH);

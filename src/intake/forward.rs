@@ -82,6 +82,11 @@ pub struct Begun {
 }
 
 impl Begun {
+    /// Returns whether the beginning is all of it.
+    pub fn is_whole(&self) -> bool {
+        self.rest.is_none()
+    }
+
     /// Reads a body to its end, or until so many bytes are there.
     ///
     /// # Errors

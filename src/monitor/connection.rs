@@ -1,10 +1,14 @@
 //! The shared state that intake and replay read: is the server available, since when, and why not.
 
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
+use tracing::warn;
+
 use super::lane_trouble::LaneTrouble;
 use super::{Availability, Change, ConnectionMonitor, GOOD_PINGS_MAX, MonitorSettings};
+use crate::protocol::recognise::Foreign;
 use crate::shutdown::Shutdown;
 
 /// What is known of the server, for people.
@@ -14,7 +18,7 @@ pub struct ConnectionState {
     pub availability: Availability,
     /// Since when that is so.
     pub since: SystemTime,
-    /// Why it is not there.
+    /// Why it is not there, or what is odd about its answers although it is.
     pub reason: Option<String>,
 }
 
@@ -23,12 +27,20 @@ pub struct Connection {
     inner: Mutex<Inner>,
     changed: Condvar,
     lanes: LaneTrouble,
+    /// Whether [`Inner::foreign`] is set: asked after every write, for the price of a load.
+    is_foreign: AtomicBool,
+    /// Answers to writes that were not Opik's.
+    foreign_count: AtomicU64,
 }
 
 struct Inner {
     monitor: ConnectionMonitor,
     since: SystemTime,
     reason: Option<String>,
+    /// Why the ping that was answered is not quite well.
+    notice: Option<String>,
+    /// The last answer to a write that was not Opik's, until a write is confirmed.
+    foreign: Option<String>,
     ping_takes_at_most: Duration,
 }
 
@@ -39,9 +51,17 @@ impl Connection {
             monitor: ConnectionMonitor::new(settings),
             since: SystemTime::now(),
             reason: None,
+            notice: None,
+            foreign: None,
             ping_takes_at_most: settings.check_timeout,
         };
-        Self { inner: Mutex::new(inner), changed: Condvar::new(), lanes: LaneTrouble::default() }
+        Self {
+            inner: Mutex::new(inner),
+            changed: Condvar::new(),
+            lanes: LaneTrouble::default(),
+            is_foreign: AtomicBool::new(false),
+            foreign_count: AtomicU64::new(0),
+        }
     }
 
     /// Returns which lanes are in trouble of their own.
@@ -57,14 +77,47 @@ impl Connection {
     /// Returns what is known now, for people.
     pub fn state(&self) -> ConnectionState {
         let inner = self.lock();
-        ConnectionState { availability: inner.monitor.availability(), since: inner.since, reason: inner.reason.clone() }
+        let reason = inner.reason.as_ref().or(inner.foreign.as_ref()).or(inner.notice.as_ref()).cloned();
+        ConnectionState { availability: inner.monitor.availability(), since: inner.since, reason }
     }
 
-    /// Takes the result of a ping.
+    /// Takes an answer to a write that was not Opik's.
+    pub fn met_foreign(&self, foreign: &Foreign) {
+        let text = format!("writes get an answer that is {foreign}; {}", foreign.hint());
+        self.foreign_count.fetch_add(1, Ordering::Relaxed);
+        let mut inner = self.lock();
+        let is_news = inner.foreign.as_ref() != Some(&text);
+        if is_news {
+            warn!(target: "connection_monitor", "{text}; nothing is lost");
+            inner.foreign = Some(text);
+        }
+        self.is_foreign.store(true, Ordering::Relaxed);
+    }
+
+    /// Takes a confirmation: what answers writes is Opik again.
+    pub fn confirmed(&self) {
+        if self.is_foreign.load(Ordering::Relaxed) {
+            let mut inner = self.lock();
+            inner.foreign = None;
+            self.is_foreign.store(false, Ordering::Relaxed);
+        }
+    }
+
+    /// Returns how many answers to writes were not Opik's.
+    pub fn foreign_count(&self) -> u64 {
+        self.foreign_count.load(Ordering::Relaxed)
+    }
+
+    /// Takes the result of a ping; `reason` says why it was not answered well.
     pub fn pinged(&self, answered: bool, reason: Option<String>, sent: Instant) -> Change {
         let mut inner = self.lock();
         let change = inner.monitor.pinged(answered, sent);
-        self.changed(inner, change, reason)
+        inner.notice = reason.clone().filter(|_| answered);
+        if change == Change::Restored {
+            // What was in its place is gone, as far as anybody knows.
+            inner.foreign = None;
+        }
+        self.changed(inner, change, reason.filter(|_| !answered))
     }
 
     /// Takes the failure of a send that could not even connect: the server is unavailable until a ping is answered.

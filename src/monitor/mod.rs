@@ -24,6 +24,7 @@ use std::time::{Duration, Instant};
 
 use tracing::{debug, info, warn};
 
+use crate::protocol::recognise::Presence;
 use crate::shutdown::Shutdown;
 use crate::upstream::Upstream;
 use connection::Connection;
@@ -60,7 +61,7 @@ pub enum Change {
 pub enum Availability {
     /// No ping was answered or failed yet.
     Unknown,
-    /// The last ping was answered with 200, and no send failed since.
+    /// The last ping was answered by Opik, or refused for its own key, and no send failed since.
     Available,
     /// The last ping or send failed.
     Unavailable,
@@ -165,26 +166,39 @@ impl ConnectionMonitor {
 
 /// Pings until shutdown, and keeps `connection` true to what it learns.
 pub fn run(connection: &Connection, upstream: &Upstream, settings: MonitorSettings, shutdown: &Shutdown) {
+    let mut told: Option<String> = None;
     loop {
         connection.wait_for_ping(shutdown);
         if shutdown.is_requested() {
             return;
         }
         let sent = Instant::now();
-        let (answered, reason) = match upstream.ping(settings.check_timeout) {
-            Ok(pong) if pong.status == 200 => (true, None),
-            Ok(pong) => (false, Some(format!("the ping was answered with {}", pong.status))),
+        let (answered, reason) = match upstream.ping(settings.check_timeout).map(|pong| pong.presence) {
+            // What waits has keys of its own: whether they are good is found out lane by lane.
+            Ok(presence @ (Presence::There | Presence::Unauthorised(_))) => (true, presence.reason()),
+            Ok(presence @ (Presence::Unhealthy(_) | Presence::Foreign(_))) => (false, presence.reason()),
             Err(failure) => (false, Some(failure.to_string())),
         };
         debug!(target: "connection_monitor", answered, "ping");
-        match connection.pinged(answered, reason.clone(), sent) {
-            Change::Restored => info!(target: "connection_monitor", "the Opik server is available"),
-            Change::Lost => warn!(
+        let change = connection.pinged(answered, reason.clone(), sent);
+        let is_news = reason != told;
+        match (change, &reason) {
+            (Change::Restored, None) => info!(target: "connection_monitor", "the Opik server is available"),
+            (Change::Restored, Some(notice)) => {
+                warn!(target: "connection_monitor", "the Opik server is available, but {notice}");
+            }
+            (Change::Lost, _) => warn!(
                 target: "connection_monitor",
-                "the Opik server is unavailable: {}", reason.unwrap_or_default()
+                "the Opik server is unavailable: {}", reason.as_deref().unwrap_or_default()
             ),
-            Change::None => {}
+            // Another cause of the same state is another thing to mend.
+            (Change::None, Some(reason)) if is_news => {
+                let state = if answered { "available, but" } else { "still unavailable:" };
+                warn!(target: "connection_monitor", "the Opik server is {state} {reason}");
+            }
+            (Change::None, _) => {}
         }
+        told = reason;
     }
 }
 

@@ -6,6 +6,7 @@ use serde_json::json;
 use thiserror::Error;
 
 use super::partial::Partial;
+use super::recognise::Recognised;
 use super::routes::Protected;
 use crate::message::MessageType;
 
@@ -24,15 +25,24 @@ pub struct Answer {
     pub text: String,
     /// What it says was thrown away of a request that was accepted.
     pub partial: Option<Box<Partial>>,
+    /// Whose word it is.
+    pub recognised: Recognised,
 }
 
 impl Answer {
     /// How much of an answer's body is read, in bytes.
     pub const TEXT_BYTES_MAX: usize = 4096;
 
-    /// Returns an answer with a status only.
+    /// Returns Opik's answer with a status only.
     pub fn of_status(status: u16) -> Self {
-        Self { status, asked_wait: None, location: None, date_ms: None, text: String::new(), partial: None }
+        let recognised = if (200..300).contains(&status) { Recognised::Confirmed } else { Recognised::Refused };
+        let text = String::new();
+        Self { status, asked_wait: None, location: None, date_ms: None, text, partial: None, recognised }
+    }
+
+    /// Returns whether this is Opik's word that all was done.
+    pub fn is_confirmed(&self) -> bool {
+        self.recognised == Recognised::Confirmed
     }
 }
 

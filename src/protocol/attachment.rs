@@ -15,6 +15,7 @@ use serde_json::{Map, Value, json};
 use uuid::Uuid;
 
 use super::answers::{Answer, SendFailure};
+use super::recognise::Recognised;
 use crate::message::{Effect, EntityKey, EntityKind, Touch};
 
 /// Where an upload begins, below the server's base.
@@ -289,7 +290,7 @@ pub enum Way {
 /// The answer that stands for the whole upload when the bytes can't be sent: the server's own refusal, or, when it can't be
 /// understood, one that is tried again.
 pub fn way(answer: Answer, parts: u64) -> Result<Way, Answer> {
-    if !(200..300).contains(&answer.status) {
+    if !answer.is_confirmed() {
         return Err(answer);
     }
     let begins: String = answer.text.chars().take(200).collect();
@@ -341,7 +342,9 @@ pub fn part_verdict(result: Result<(u16, Option<String>), &SendFailure>) -> Part
 /// A multi-part upload that the server does not know any more ran out, which says nothing about the file: it starts over.
 pub fn completed(answer: Answer) -> Answer {
     match answer.status {
-        404 | 410 => Answer { text: format!("the upload is gone: {}", answer.text), status: 500, ..answer },
+        404 | 410 if answer.recognised == Recognised::Refused => {
+            Answer { text: format!("the upload is gone: {}", answer.text), status: 500, ..answer }
+        }
         _ => answer,
     }
 }

@@ -175,6 +175,16 @@ impl<'a> Scanner<'a> {
         }
     }
 
+    /// Reads a number, `true` or `false` and returns its text.
+    pub fn scalar(&mut self) -> Result<&'a str, NotJson> {
+        if self.peek()? != Kind::Scalar {
+            return Err(self.fault());
+        }
+        let start = self.at;
+        self.skip_scalar()?;
+        std::str::from_utf8(&self.text[start..self.at]).map_err(|_| NotJson { at: start })
+    }
+
     /// Checks that nothing but white space is left.
     pub fn end(&mut self) -> Result<(), NotJson> {
         self.skip_space();

@@ -12,5 +12,6 @@ pub mod operations;
 pub mod otlp;
 pub mod partial;
 pub mod readback;
+pub mod recognise;
 pub mod routes;
 pub mod sdk_rows;

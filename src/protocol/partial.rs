@@ -15,6 +15,7 @@
 use serde_json::Value;
 
 use super::otlp;
+use super::recognise::{Endpoint, Recognised, Seen, recognise};
 
 /// What an answer says was thrown away.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -70,6 +71,23 @@ pub fn partial(status: u16, content_type: Option<&str>, body: &[u8]) -> Option<P
         Some(0) => None,
         Some(failed) => Some(Partial { rejected: Some(failed), words: short(&text) }),
         None => Some(unknown(&text)),
+    }
+}
+
+/// Returns whose answer it is, and what it says was thrown away: the one place where the two questions meet.
+///
+/// What names something that was thrown away is Opik's word and no confirmation; a partial success that throws nothing
+/// away confirms.
+pub fn judge(endpoint: Endpoint, seen: &Seen<'_>) -> (Recognised, Option<Partial>) {
+    let recognised = recognise(endpoint, seen);
+    let is_write = matches!(endpoint, Endpoint::Write(_));
+    let thrown_away = if is_write { partial(seen.status, seen.content_type, seen.body) } else { None };
+    match (recognised, thrown_away) {
+        // A page, or an error of somebody else's, counts nothing.
+        (Recognised::Foreign(foreign), Some(Partial { rejected: None, .. })) => (Recognised::Foreign(foreign), None),
+        (_, Some(partial)) => (Recognised::Partial, Some(partial)),
+        (Recognised::Partial, None) => (Recognised::Confirmed, None),
+        (recognised, None) => (recognised, None),
     }
 }
 

@@ -24,6 +24,7 @@ use crate::monitor::lane_trouble::jitter;
 use crate::protocol::answers::{Answer, SendFailure};
 use crate::protocol::fallback::fallback;
 use crate::protocol::readback;
+use crate::protocol::recognise::{Endpoint, NOT_OPIK, Recognised};
 use crate::store::{Hold, LastAnswer, Outcome, Part, StoreError};
 
 /// After so many requests in a row that time might heal, and none that passed, the server is taken to be failing
@@ -328,6 +329,9 @@ impl<'w, 'a> Batch<'w, 'a> {
         };
         let verdict = decided.unwrap_or_else(|| replaying(message_type, result.as_ref()));
         debug!(target: "replay_manager", %message_type, ?verdict, "sent");
+        if let Some(foreign) = result.as_ref().ok().and_then(|answer| answer.recognised.foreign()) {
+            replay.connection.met_foreign(foreign);
+        }
         Ok(match verdict {
             ReplayVerdict::Delivered => {
                 if let Some(observer) = replay.observer {
@@ -401,15 +405,19 @@ impl<'w, 'a> Batch<'w, 'a> {
     fn send(&self, message_type: MessageType, request: &Request, patience: Duration) -> Result<Answer, SendFailure> {
         let replay = self.worker.replay;
         replay.metrics.replay_requests.add(1);
-        let result = replay.upstream.send_within(&self.worker.work.lane, request, patience);
-        let Ok(answer) = &result else { return result };
+        let endpoint = Endpoint::Write(message_type);
+        let result = replay.upstream.send_within(&self.worker.work.lane, endpoint, request, patience);
+        // A router that doesn't know the way is no server that is too old.
+        let Some(answer) = result.as_ref().ok().filter(|answer| answer.recognised == Recognised::Refused) else {
+            return result;
+        };
         let Some(other) = fallback(message_type, request, answer.status, CONTENT_BYTES_MAX) else { return result };
         if !self.worker.keeper.may_send() {
             return result;
         }
         debug!(target: "replay_manager", "the Opik server takes assertion results as feedback scores only");
         replay.metrics.replay_requests.add(1);
-        replay.upstream.send_within(&self.worker.work.lane, &other, patience)
+        replay.upstream.send_within(&self.worker.work.lane, endpoint, &other, patience)
     }
 
     /// Rejects a message, or those of its items that the server refuses.
@@ -582,6 +590,7 @@ impl<'w, 'a> Batch<'w, 'a> {
         self.falters = 0;
         self.silences = 0;
         self.worker.replay.probes.passed(self.worker.work.id);
+        self.worker.replay.connection.confirmed();
         self.worker.replay.connection.lanes().passed(&self.worker.work.lane);
     }
 
@@ -637,12 +646,12 @@ impl<'w, 'a> Batch<'w, 'a> {
                 break;
             }
             match self.worker.replay.upstream.read_back(&self.worker.work.lane, &read, READ_BYTES_MAX) {
-                Ok(answer) if answer.status == 200 => {
+                Ok(answer) if answer.status == 200 && answer.is_confirmed() => {
                     if readback::shown(answer.text.as_bytes()).is_some_and(|shown| !shown.is_partial) {
                         left.retain(|other| other != entity);
                     }
                 }
-                Ok(answer) if answer.status == 404 => {}
+                Ok(answer) if answer.status == 404 && answer.recognised == Recognised::Refused => {}
                 // Not to be read now: a single create is right for all but a record that was created twice.
                 Ok(_) | Err(_) => break,
             }
@@ -725,7 +734,10 @@ impl<'w, 'a> Batch<'w, 'a> {
         }
         let Some(first) = spared.first() else { return Ok(()) };
         if self.halt.is_none() {
-            let reason = format!("the server fails at everything: {}", first.falter.reason);
+            let reason = match &first.falter.reason {
+                reason if reason.starts_with(NOT_OPIK) => reason.clone(),
+                reason => format!("the server fails at everything: {reason}"),
+            };
             let (holds, asked) = (replay.probes.held(lane, true), first.falter.asked);
             self.hold(holds, asked, (reason, first.falter.answer.status), true)?;
         }
@@ -776,7 +788,11 @@ fn part(message: &Claimed, divisible: &Divisible, items: Range<usize>, rejected:
 fn last_answer(result: &Result<Answer, SendFailure>) -> LastAnswer {
     match result {
         Ok(answer) => {
-            let text = answer.partial.as_ref().map_or_else(|| answer.text.clone(), ToString::to_string);
+            let text = match (&answer.partial, answer.recognised.foreign()) {
+                (Some(partial), _) => partial.to_string(),
+                (None, Some(foreign)) => foreign.to_string(),
+                (None, None) => answer.text.clone(),
+            };
             LastAnswer { status: Some(answer.status), text, at_ms: now_ms() }
         }
         Err(failure) => LastAnswer { status: None, text: failure.to_string(), at_ms: now_ms() },
@@ -790,9 +806,14 @@ fn status_of(result: &Result<Answer, SendFailure>) -> Option<u16> {
 /// Says for people why a lane is held.
 fn reason(result: &Result<Answer, SendFailure>) -> String {
     match result {
+        Ok(Answer { status, recognised: Recognised::Foreign(foreign), .. }) if (300..400).contains(status) => {
+            format!("{foreign}: set --upstream to where it is")
+        }
         Ok(Answer { status, location: Some(location), .. }) if (300..400).contains(status) => {
             format!("the server redirects to {location}: set --upstream to where it is")
         }
+        Ok(Answer { recognised: Recognised::Foreign(foreign), .. }) => foreign.to_string(),
+        Ok(Answer { partial: Some(partial), .. }) => partial.to_string(),
         Ok(answer) if answer.text.trim().is_empty() => format!("the server answered {}", answer.status),
         Ok(answer) => format!("the server answered {}: {}", answer.status, first_line(&answer.text)),
         Err(failure) => failure.to_string(),

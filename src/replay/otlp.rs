@@ -26,6 +26,7 @@ use crate::protocol::answers::{Answer, SendFailure};
 use crate::protocol::otlp::roots::Roots;
 use crate::protocol::otlp::{Format, PROJECT_HEADER};
 use crate::protocol::readback::{self, DEFAULT_PROJECT, Kind, shown, shown_in_page};
+use crate::protocol::recognise::Endpoint;
 
 /// Pages that are read for the traces of one request. The filter leaves those that begin with its roots.
 const PAGES_MAX: usize = 10;
@@ -104,7 +105,7 @@ pub(super) fn complete(worker: &LaneWorker<'_>, request: &Request, conflict: Ans
     }
     worker.replay.metrics.replay_requests.add(1);
     let attached = with_content(request, roots.attach(&content, &ids));
-    let result = worker.replay.upstream.send(&worker.work.lane, &attached);
+    let result = worker.replay.upstream.send(&worker.work.lane, Endpoint::Write(MessageType::OtlpTraces), &attached);
     let answer = match result {
         Ok(answer) if is_begun(MessageType::OtlpTraces, answer.status, &answer.text) => answer,
         result => {

@@ -24,6 +24,7 @@ use crate::protocol::answers::{Answer, SendFailure};
 use crate::protocol::readback::{
     DEFAULT_PROJECT, Expectations, Kind, Read, behind, facts, one, page, shown, shown_in_page,
 };
+use crate::protocol::recognise::Endpoint;
 use crate::shutdown::Shutdown;
 use crate::upstream::Upstream;
 
@@ -295,8 +296,9 @@ fn repair(upstream: &Upstream, lane: &Lane, watched: &mut Watched, shutdown: &Sh
             break;
         }
         let Some(create) = watched.creates.get(&key) else { continue };
-        match upstream.send(lane, create) {
-            Ok(answer) if (200..300).contains(&answer.status) => watched.repaired += 1,
+        let message_type = if key.0 == Kind::Trace { MessageType::CreateTrace } else { MessageType::CreateSpan };
+        match upstream.send(lane, Endpoint::Write(message_type), create) {
+            Ok(answer) if answer.is_confirmed() => watched.repaired += 1,
             Ok(answer) if answer.status == 429 => return answer.asked_wait.unwrap_or_default(),
             // Full by now, or refused: reading it again says which.
             Ok(_) => {}
@@ -389,6 +391,10 @@ fn read(upstream: &Upstream, lane: &Lane, request: &Read) -> Result<Option<Answe
             return Err(Unreadable::Later(failure.to_string(), None));
         }
     };
+    if let Some(foreign) = answer.recognised.foreign() {
+        // Neither "nothing there" nor "no such key": Opik was not asked.
+        return Err(Unreadable::Later(foreign.to_string(), answer.asked_wait));
+    }
     match answer.status {
         200..=299 => Ok(Some(answer)),
         404 => Ok(None),

@@ -27,8 +27,9 @@ use self::heard::Hearing;
 
 use crate::message::{Lane, Request};
 use crate::protocol::answers::{Answer, SendFailure, asked_wait, date_ms};
-use crate::protocol::partial::partial;
+use crate::protocol::partial::judge;
 use crate::protocol::readback::Read;
+use crate::protocol::recognise::{Endpoint, Presence, Seen, presence};
 
 /// How much later than its deadline a request may end: what is on its way has this long to be answered.
 pub const DEADLINE_GRACE: Duration = Duration::from_secs(1);
@@ -94,6 +95,8 @@ pub struct Upstream {
     /// When the sending of stored requests is to end.
     deadline: Option<Instant>,
     agent_mark: Option<http::HeaderValue>,
+    /// Whose key and workspace its own questions carry: the ping and the version.
+    asks_as: Lane,
 }
 
 /// Idle connections that are kept, and for how long: shorter than the 60 s and more after which servers close them.
@@ -101,10 +104,12 @@ const IDLE_CONNECTIONS_MAX: usize = 16;
 pub(crate) const IDLE_AGE_MAX: Duration = Duration::from_secs(25);
 
 /// A ping that was answered.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Pong {
-    /// The status; only 200 means that the server is there (protocol dossier, section b).
+    /// The status.
     pub status: u16,
+    /// What it says. A 200 alone says nothing: every sign-in page has one.
+    pub presence: Presence,
     /// From the first byte sent to the answer.
     pub latency: Duration,
 }
@@ -137,7 +142,15 @@ impl Upstream {
             answer_timeout: settings.answer_timeout,
             deadline: None,
             agent_mark: None,
+            asks_as: Lane::default(),
         })
+    }
+
+    /// Asks its own questions, the ping above all, with the key and the workspace of this lane, as the SDK does: there are
+    /// gates that want a key on every path.
+    #[must_use]
+    pub fn asking_as(self, asks_as: Lane) -> Self {
+        Self { asks_as, ..self }
     }
 
     /// Names this agent in every stored request that is sent ([`AGENT_HEADER`]).
@@ -162,13 +175,13 @@ impl Upstream {
         self.answer_timeout
     }
 
-    /// Sends a stored request as its client would have sent it.
+    /// Sends a stored request to this endpoint as its client would have sent it.
     ///
     /// # Errors
     ///
     /// [`SendFailure`] when no whole answer came.
-    pub fn send(&self, lane: &Lane, request: &Request) -> Result<Answer, SendFailure> {
-        self.send_within(lane, request, self.answer_timeout)
+    pub fn send(&self, lane: &Lane, endpoint: Endpoint, request: &Request) -> Result<Answer, SendFailure> {
+        self.send_within(lane, endpoint, request, self.answer_timeout)
     }
 
     /// The same with another time for the answer.
@@ -176,7 +189,13 @@ impl Upstream {
     /// # Errors
     ///
     /// [`SendFailure`] when no whole answer came.
-    pub fn send_within(&self, lane: &Lane, request: &Request, timeout: Duration) -> Result<Answer, SendFailure> {
+    pub fn send_within(
+        &self,
+        lane: &Lane,
+        endpoint: Endpoint,
+        request: &Request,
+        timeout: Duration,
+    ) -> Result<Answer, SendFailure> {
         let mut builder =
             http::Request::builder().method(request.method.as_str()).uri(format!("{}/{}", self.base_url, request.path));
         for (name, value) in request.headers.iter() {
@@ -187,7 +206,7 @@ impl Upstream {
         }
         let left = self.deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()) + DEADLINE_GRACE);
         let timeout = left.map_or(timeout, |left| left.min(timeout));
-        self.finish(with_lane(builder, lane), &request.body.bytes, timeout, Answer::TEXT_BYTES_MAX)
+        self.finish(with_lane(builder, lane), endpoint, &request.body.bytes, timeout, Answer::TEXT_BYTES_MAX)
     }
 
     /// Asks the server whether it is there (`is-alive/ping`), as the SDK's connection monitor does.
@@ -197,8 +216,9 @@ impl Upstream {
     /// [`SendFailure`] when no answer came within `timeout`.
     pub fn ping(&self, timeout: Duration) -> Result<Pong, SendFailure> {
         let started = Instant::now();
-        let answer = self.read("is-alive/ping", timeout)?;
-        Ok(Pong { status: answer.status, latency: started.elapsed() })
+        let answer = self.ask("is-alive/ping", Endpoint::Ping, timeout)?;
+        let presence = presence(answer.recognised, answer.status, &answer.text);
+        Ok(Pong { status: answer.status, presence, latency: started.elapsed() })
     }
 
     /// Asks the server whether it knows the key and the workspace (`POST v1/private/auth`, empty body).
@@ -211,7 +231,12 @@ impl Upstream {
             .method("POST")
             .uri(format!("{}/v1/private/auth", self.base_url))
             .header("content-type", "application/json");
-        self.finish(with_lane(request, lane), &[], timeout, Answer::TEXT_BYTES_MAX)
+        self.finish(with_lane(request, lane), Endpoint::Access, &[], timeout, Answer::TEXT_BYTES_MAX)
+    }
+
+    fn ask(&self, path: &str, endpoint: Endpoint, timeout: Duration) -> Result<Answer, SendFailure> {
+        let request = http::Request::builder().method("GET").uri(format!("{}/{path}", self.base_url));
+        self.finish(with_lane(request, &self.asks_as), endpoint, &[], timeout, Answer::TEXT_BYTES_MAX)
     }
 
     /// Reads a path below the base URL; how the commands ask a running agent.
@@ -221,7 +246,7 @@ impl Upstream {
     /// [`SendFailure`] when no answer came within `timeout`.
     pub fn read(&self, path: &str, timeout: Duration) -> Result<Answer, SendFailure> {
         let request = http::Request::builder().method("GET").uri(format!("{}/{path}", self.base_url));
-        self.finish(request, &[], timeout, Answer::TEXT_BYTES_MAX)
+        self.finish(request, Endpoint::Read, &[], timeout, Answer::TEXT_BYTES_MAX)
     }
 
     /// The same with this much of the answer at most.
@@ -231,7 +256,7 @@ impl Upstream {
     /// [`SendFailure`] when no whole answer came.
     pub fn read_whole(&self, path: &str, timeout: Duration, bytes_max: usize) -> Result<Answer, SendFailure> {
         let request = http::Request::builder().method("GET").uri(format!("{}/{path}", self.base_url));
-        self.finish(request, &[], timeout, bytes_max)
+        self.finish(request, Endpoint::Read, &[], timeout, bytes_max)
     }
 
     /// Reads what the server has of a lane, by `GET` or by a `POST` with a JSON body; at most `bytes_max` of the answer.
@@ -245,12 +270,12 @@ impl Upstream {
             builder = builder.header("content-type", "application/json");
         }
         let body = read.body.as_deref().unwrap_or_default();
-        self.finish(with_lane(builder, lane), body.as_bytes(), self.answer_timeout, bytes_max)
+        self.finish(with_lane(builder, lane), Endpoint::Read, body.as_bytes(), self.answer_timeout, bytes_max)
     }
 
     /// Returns the server's version (`is-alive/ver`), or `None` when it doesn't tell.
     pub fn version(&self, timeout: Duration) -> Option<String> {
-        let answer = self.read("is-alive/ver", timeout).ok().filter(|answer| answer.status == 200)?;
+        let answer = self.ask("is-alive/ver", Endpoint::Version, timeout).ok().filter(Answer::is_confirmed)?;
         let value: serde_json::Value = serde_json::from_str(&answer.text).ok()?;
         value.get("version")?.as_str().map(str::to_owned)
     }
@@ -262,17 +287,18 @@ impl Upstream {
     fn finish(
         &self,
         builder: http::request::Builder,
+        endpoint: Endpoint,
         body: &[u8],
         timeout: Duration,
         bytes_max: usize,
     ) -> Result<Answer, SendFailure> {
         let head = self.head(builder, timeout)?;
-        let first = self.run(http::Request::from_parts(head.clone(), body), timeout, bytes_max);
+        let first = self.run(http::Request::from_parts(head.clone(), body), endpoint, timeout, bytes_max);
         let Err(failure) = first else { return first };
         if !heard::broke_off() {
             return Err(failure);
         }
-        match self.run(http::Request::from_parts(expecting(head), body), timeout, bytes_max) {
+        match self.run(http::Request::from_parts(expecting(head), body), endpoint, timeout, bytes_max) {
             // It knows nothing of that.
             Ok(Answer { status: 417, .. }) => Err(failure),
             second => second,
@@ -287,6 +313,7 @@ impl Upstream {
     fn run(
         &self,
         request: http::Request<impl ureq::AsSendBody>,
+        endpoint: Endpoint,
         timeout: Duration,
         bytes_max: usize,
     ) -> Result<Answer, SendFailure> {
@@ -307,9 +334,16 @@ impl Upstream {
         let reader = response.body_mut().as_reader();
         std::io::Read::read_to_end(&mut std::io::Read::take(reader, bytes_max as u64), &mut text)
             .map_err(|error| failed(ureq::Error::from(error)))?;
-        let partial = partial(status, content_type.as_deref(), &text).map(Box::new);
+        let seen = Seen {
+            status,
+            content_type: content_type.as_deref(),
+            location: location.as_deref(),
+            body: &text,
+            is_cut: text.len() >= bytes_max,
+        };
+        let (recognised, partial) = judge(endpoint, &seen);
         let text = String::from_utf8_lossy(&text).into_owned();
-        Ok(Answer { status, asked_wait: asked, location, date_ms, text, partial })
+        Ok(Answer { status, asked_wait: asked, location, date_ms, text, partial: partial.map(Box::new), recognised })
     }
 }
 

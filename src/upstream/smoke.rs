@@ -14,10 +14,11 @@ use uuid::Uuid;
 
 use super::Upstream;
 use super::upload::File;
-use crate::message::{Body, Encoding, HeaderSet, Lane, Request};
+use crate::message::{Body, Encoding, HeaderSet, Lane, MessageType, Request};
 use crate::protocol::answers::{Answer, SendFailure};
 use crate::protocol::attachment::Subject;
 use crate::protocol::readback::{Kind, one};
+use crate::protocol::recognise::{Endpoint, Recognised};
 use crate::shutdown::Shutdown;
 
 /// What the trace and its span are called.
@@ -68,8 +69,11 @@ pub enum SmokeFailure {
     },
 }
 
-/// Returns the server's words, if it has any.
+/// Returns the server's words, if it has any, or whose words they are.
 fn words(answer: &Answer) -> String {
+    if let Some(foreign) = answer.recognised.foreign() {
+        return format!(": {foreign}");
+    }
     let said: Option<Value> = serde_json::from_str(&answer.text).ok();
     let said = said.as_ref().and_then(|said| said.get("message")?.as_str());
     said.map_or(String::new(), |said| format!(": {said}"))
@@ -99,8 +103,8 @@ impl Upstream {
             "start_time": now, "end_time": now, "input": { "prompt": "ping" }, "output": { "text": "pong" },
         });
         let started = Instant::now();
-        self.write(lane, "v1/private/traces", &trace, "a trace")?;
-        self.write(lane, "v1/private/spans", &span, "a span")?;
+        self.write(lane, MessageType::CreateTrace, &trace, "a trace")?;
+        self.write(lane, MessageType::CreateSpan, &span, "a span")?;
         self.attach(lane, project, &span_id)?;
         let written = Instant::now();
         for (kind, id, what) in [(Kind::Trace, &trace_id, "trace"), (Kind::Span, &span_id, "span")] {
@@ -116,14 +120,19 @@ impl Upstream {
         Ok(Passed { trace_id, written_in: written - started, visible_after: written.elapsed() })
     }
 
-    fn write(&self, lane: &Lane, path: &str, body: &Value, what: &'static str) -> Result<(), SmokeFailure> {
+    fn write(
+        &self,
+        lane: &Lane,
+        message_type: MessageType,
+        body: &Value,
+        what: &'static str,
+    ) -> Result<(), SmokeFailure> {
+        let path = if message_type == MessageType::CreateSpan { "v1/private/spans" } else { "v1/private/traces" };
         let headers = HeaderSet::new(vec![("content-type".to_owned(), b"application/json".to_vec())]);
         let body = Body::new(body.to_string(), Encoding::Identity);
-        let answer = self.send(lane, &Request { method: "POST".to_owned(), path: path.to_owned(), headers, body })?;
-        match answer.status {
-            200..300 => Ok(()),
-            _ => Err(SmokeFailure::Refused { what, answer }),
-        }
+        let request = Request { method: "POST".to_owned(), path: path.to_owned(), headers, body };
+        let answer = self.send(lane, Endpoint::Write(message_type), &request)?;
+        if answer.is_confirmed() { Ok(()) } else { Err(SmokeFailure::Refused { what, answer }) }
     }
 
     /// Uploads the image by the server's real flow, to its own storage or to an object store.
@@ -147,19 +156,16 @@ impl Upstream {
         let file =
             File { subject: &subject, headers: &headers, bytes, answer_timeout, open: &open, may_send: &may_send };
         let answer = self.upload(lane, &file)?;
-        match answer.status {
-            200..300 => Ok(()),
-            _ => Err(SmokeFailure::Refused { what, answer }),
-        }
+        if answer.is_confirmed() { Ok(()) } else { Err(SmokeFailure::Refused { what, answer }) }
     }
 
     /// Says whether the server shows an entity by now.
     fn shows(&self, lane: &Lane, kind: Kind, id: &str, project: &str) -> Result<bool, SmokeFailure> {
         let answer = self.read_back(lane, &one(kind, id, Some(project)), Answer::TEXT_BYTES_MAX)?;
-        match answer.status {
-            200 => Ok(answer.text.contains(id)),
+        match (&answer.recognised, answer.status) {
+            (Recognised::Confirmed, _) => Ok(answer.text.contains(id)),
             // Not yet, too often, or a server in trouble: the time decides.
-            404 | 429 | 500..600 => Ok(false),
+            (Recognised::Refused, 404) | (_, 429 | 500..600) => Ok(false),
             _ => Err(SmokeFailure::Refused { what: "a read of what it took", answer }),
         }
     }

@@ -18,6 +18,7 @@ use crate::protocol::answers::{Answer, SendFailure};
 use crate::protocol::attachment::{
     COMPLETE_PATH, PartVerdict, START_PATH, Subject, Way, completed, is_same_origin, part_verdict, parts_of, way,
 };
+use crate::protocol::recognise::Endpoint;
 
 /// Tries of one part before the upload starts over (protocol dossier, section c: the SDK's own number).
 const PART_TRIES_MAX: u32 = 3;
@@ -55,7 +56,7 @@ impl Upstream {
     pub fn upload(&self, lane: &Lane, file: &File<'_>) -> Result<Answer, SendFailure> {
         let (part_bytes, parts) = parts_of(file.bytes);
         let start = file.subject.start(&self.base_url, parts);
-        let answer = self.step(lane, file, START_PATH, &start, START_ANSWER_BYTES_MAX)?;
+        let answer = self.step(lane, file, Endpoint::UploadStart, &start, START_ANSWER_BYTES_MAX)?;
         match way(answer, parts) {
             Err(answer) => Ok(answer),
             Ok(Way::Local { url }) => self.put_whole(lane, file, &url),
@@ -66,7 +67,7 @@ impl Upstream {
                     e_tags.push(self.put_part(file, start..file.bytes.min(start + part_bytes), url)?);
                 }
                 let complete = file.subject.complete(&upload_id, file.bytes, &e_tags);
-                self.step(lane, file, COMPLETE_PATH, &complete, Answer::TEXT_BYTES_MAX).map(completed)
+                self.step(lane, file, Endpoint::Upload, &complete, Answer::TEXT_BYTES_MAX).map(completed)
             }
         }
     }
@@ -76,14 +77,15 @@ impl Upstream {
         &self,
         lane: &Lane,
         file: &File<'_>,
-        path: &str,
+        endpoint: Endpoint,
         body: &[u8],
         answer_bytes_max: usize,
     ) -> Result<Answer, SendFailure> {
         self.allowed(file)?;
+        let path = if endpoint == Endpoint::UploadStart { START_PATH } else { COMPLETE_PATH };
         let request = http::Request::builder().method("POST").uri(format!("{}/{path}", self.base_url));
         let request = self.as_client(request, lane, file.headers).header("content-type", "application/json");
-        self.finish(request, body, file.answer_timeout, answer_bytes_max)
+        self.finish(request, endpoint, body, file.answer_timeout, answer_bytes_max)
     }
 
     /// Sends all bytes to the server itself.
@@ -99,7 +101,7 @@ impl Upstream {
         let put = |head| {
             let mut bytes = (file.open)(0..file.bytes);
             let request = http::Request::from_parts(head, SendBody::from_reader(&mut bytes));
-            self.run(request, timeout, Answer::TEXT_BYTES_MAX)
+            self.run(request, Endpoint::Upload, timeout, Answer::TEXT_BYTES_MAX)
         };
         let first = put(head.clone());
         if first.is_ok() || !heard::broke_off() {
@@ -130,7 +132,11 @@ impl Upstream {
             let result = request.map_err(ureq::Error::Http).and_then(|request| {
                 let request = self.agent.configure_request(request).timeout_global(Some(timeout)).build();
                 let answer = self.agent.run(request)?;
-                let e_tag = answer.headers().get("etag").and_then(|e_tag| e_tag.to_str().ok()).map(str::to_owned);
+                let header = |name: &str| answer.headers().get(name).and_then(|value| value.to_str().ok());
+                // A page may have an ETag, too.
+                let is_page =
+                    header("content-type").is_some_and(|essence| essence.trim_start().starts_with("text/html"));
+                let e_tag = header("etag").filter(|_| !is_page).map(str::to_owned);
                 Ok((answer.status().as_u16(), e_tag))
             });
             let result = result.map_err(|error| failure(&place, timeout, error));

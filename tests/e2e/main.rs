@@ -22,6 +22,7 @@ mod early_answers;
 mod encryption;
 mod fake_opik;
 mod flushing;
+mod foreign;
 mod forwarding;
 #[cfg(target_os = "linux")]
 mod full_disk;

@@ -184,7 +184,7 @@ impl Shared {
         match (method, path) {
             ("OPTIONS", _) => return Some(Answer::empty(200).with("Allow", "GET, HEAD, POST, OPTIONS")),
             ("GET", "/is-alive/ping") => {
-                return Some(Answer::json(200, &json!({ "message": "Healthy Server" })));
+                return Some(Answer::json(200, &json!({ "message": "Healthy Server", "healthy": true })));
             }
             ("GET", "/is-alive/ver") => {
                 return Some(Answer::json(200, &json!({ "version": "2.2.0" })));

@@ -184,6 +184,12 @@ impl Answer {
         Self::json(status, &serde_json::json!({ "code": status, "message": message }))
     }
 
+    /// What something else says in the server's place.
+    pub fn raw(status: u16, content_type: &str, body: &str) -> Self {
+        let answer = Self { body: body.as_bytes().to_vec(), ..Self::empty(status) };
+        if content_type.is_empty() { answer } else { answer.with("Content-Type", content_type) }
+    }
+
     #[must_use]
     pub fn with(mut self, name: &str, value: &str) -> Self {
         self.headers.push((name.to_owned(), value.to_owned()));

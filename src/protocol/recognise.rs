@@ -1,0 +1,527 @@
+//! Whose answer is it? Only Opik's word confirms, rejects, or is final for a client that waits.
+//!
+//! Everything between us and the server speaks HTTP, too: sign-in pages, captive portals, ingress routers, gateways,
+//! corporate proxies, the UI's web server when `--upstream` lacks `/api`. Their 200 is no confirmation and their 404 no
+//! refusal. [`recognise`] tells them from Opik by what the endpoint is known to answer: status, content type, shape.
+//!
+//! Sources: the OpenAPI file (success codes, `ErrorMessage`), and the server's code (`apps/opik-backend`):
+//!
+//! | Opik's answer | where it comes from |
+//! | --- | --- |
+//! | 201 with `Location`, 204, 200 of OTLP: no body | the resources; no write but upload-start has a body |
+//! | `{"code":N,"message":..,"details":..}` with status N | Dropwizard's `ErrorMessage`: every exception without an entity, Jersey's own 404, 405, 415, the size limit, the rate limit |
+//! | `{"errors":["..."]}` | Opik's `ErrorMessage` (409, 404, 400) and bean validation (422) |
+//! | `{"message":..,"healthy":bool}` with 200 or 500 | `is-alive/ping`, since its first version; the OpenAPI file has its type only |
+//! | 501 without a body | the deletion of a span |
+//! | 500 without a body | Jersey, when an error can't be written in the type that was asked for (OTLP) |
+//! | 403 `Access denied: Invalid API key` | the auth gate of Opik's own compose file |
+//!
+//! What is ambiguous, and how it is decided:
+//!
+//! - **Success with a body where Opik has none.** A later server may name what it made, so an object with an `id` or `ids`
+//!   and no sign of an error is a confirmation, as is 201, which no page answers, with anything but HTML. Any other text
+//!   is foreign: a message that is kept is sent again, one that is believed delivered is gone.
+//! - **Success without a body** is a confirmation whatever the 2xx code, but for a 200 with a content type: the answers of
+//!   Opik that have no body have no type either.
+//! - **Dropwizard's 404** is Opik's word although every Dropwizard application says it: the ping has to be Opik's at the
+//!   same base URL before anything is replayed.
+//! - **Refusals without a body** are foreign (Envoy's and Istio's 404), except 401 to 403: those are about the key, the
+//!   client can mend them, and replay holds the lane for them whoever says them.
+//! - **413** is taken at its word from every front: it is about the size of this request, time does not heal it, and what
+//!   heals it, smaller requests, is safe to try. What is too large alone is kept as rejected.
+
+use crate::message::MessageType;
+
+use super::json::{Kind, NotJson, Scanner};
+
+/// What was asked of the server.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Endpoint {
+    /// `GET is-alive/ping`
+    Ping,
+    /// `GET is-alive/ver`
+    Version,
+    /// `POST v1/private/auth`
+    Access,
+    /// A write that can be kept.
+    Write(MessageType),
+    /// `POST v1/private/attachment/upload-start`
+    UploadStart,
+    /// `PUT v1/private/attachment/upload`, and `POST v1/private/attachment/upload-complete`
+    Upload,
+    /// A read of JSON: one entity, a page, or a stream of lines.
+    Read,
+}
+
+/// What of an answer's head and body tells whose it is.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Seen<'a> {
+    /// The status.
+    pub status: u16,
+    /// `Content-Type`
+    pub content_type: Option<&'a str>,
+    /// `Location`
+    pub location: Option<&'a str>,
+    /// The body's beginning, decoded.
+    pub body: &'a [u8],
+    /// Whether the body goes on after it.
+    pub is_cut: bool,
+}
+
+/// Whose answer it is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Recognised {
+    /// Opik has done all that was asked.
+    Confirmed,
+    /// Opik has done a part of it: 207, or OTLP's partial success. The body says which.
+    Partial,
+    /// Opik refuses, or fails at it.
+    Refused,
+    /// Not Opik's.
+    Foreign(Box<Foreign>),
+}
+
+impl Recognised {
+    /// Returns what the answer is not Opik's by.
+    pub fn foreign(&self) -> Option<&Foreign> {
+        match self {
+            Self::Foreign(foreign) => Some(foreign),
+            Self::Confirmed | Self::Partial | Self::Refused => None,
+        }
+    }
+}
+
+/// An answer that is not Opik's, as an operator needs to see it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Foreign {
+    /// The status.
+    pub status: u16,
+    /// The content type without its parameters.
+    pub content_type: Option<String>,
+    /// A page's title, or the first words of anything else, on one line without control characters.
+    pub words: String,
+    /// Where it redirects to.
+    pub location: Option<String>,
+}
+
+/// How the text of a [`Foreign`] begins, by which it is found again in a lane's reason.
+pub const NOT_OPIK: &str = "not Opik: ";
+
+impl std::fmt::Display for Foreign {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{NOT_OPIK}{}", self.status)?;
+        if let Some(content_type) = &self.content_type {
+            write!(f, " {content_type}")?;
+        }
+        match (&self.location, self.words.is_empty()) {
+            (Some(location), _) => write!(f, ", redirects to {location}"),
+            (None, false) => write!(f, " \"{}\"", self.words),
+            (None, true) => write!(f, " without a body"),
+        }
+    }
+}
+
+impl Foreign {
+    /// Returns what to do about it.
+    pub fn hint(&self) -> &'static str {
+        match (&self.location, self.status) {
+            (Some(_), 300..=399) => {
+                "no redirect is followed, it would carry the key along: set --upstream to where the API is (https?), \
+                 or sign in where a proxy asks for it"
+            }
+            // The UI's web server has a page for every path, and takes no POST.
+            (_, 405) => LACKS_API,
+            (_, 200..=299) if self.words.to_ascii_lowercase().contains("opik") => LACKS_API,
+            (_, 401..=403 | 407) => {
+                "a gate in front of the server wants to know who asks: check OPIK_API_KEY and the proxy"
+            }
+            _ => {
+                "a sign-in page, a proxy or a router answers in the server's place, or --upstream does not name the API, \
+                 such as http://127.0.0.1:5173/api"
+            }
+        }
+    }
+}
+
+const LACKS_API: &str =
+    "this may be the UI's web server: --upstream needs the API's path, such as http://127.0.0.1:5173/api";
+
+/// What a ping says.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Presence {
+    /// Opik is there and healthy.
+    There,
+    /// Somebody is there and refuses the ping's own key, or asks for one; in these words. What waits has keys of its own,
+    /// so this keeps nobody from trying.
+    Unauthorised(String),
+    /// Opik is there and not healthy, in these words.
+    Unhealthy(String),
+    /// Not Opik.
+    Foreign(Box<Foreign>),
+}
+
+impl Presence {
+    /// Returns what an operator has to know, with what to do about it; `None` when all is well.
+    pub fn reason(&self) -> Option<String> {
+        match self {
+            Self::There => None,
+            Self::Unauthorised(said) => Some(format!("its ping is not authorised: {said}")),
+            Self::Unhealthy(said) => Some(format!("the ping was answered with {said}")),
+            Self::Foreign(foreign) => Some(format!("{foreign}; {}", foreign.hint())),
+        }
+    }
+
+    /// Returns the same as a sentence about this URL, without what to do.
+    pub fn sentence(&self, url: &str) -> String {
+        match self {
+            Self::There => format!("{url} answers its ping"),
+            Self::Unauthorised(said) => format!("{url} does not authorise its ping: {said}"),
+            Self::Unhealthy(said) => format!("{url} answers its ping with {said}"),
+            Self::Foreign(foreign) => format!("{url} is {foreign}"),
+        }
+    }
+}
+
+/// Returns whose answer it is.
+pub fn recognise(endpoint: Endpoint, seen: &Seen<'_>) -> Recognised {
+    // The answer to nearly every write, and it can't have a body. A ping or a read is never answered so.
+    if seen.status == 204 && !matches!(endpoint, Endpoint::Ping | Endpoint::Version | Endpoint::UploadStart) {
+        return Recognised::Confirmed;
+    }
+    let recognised = match seen.status {
+        _ if is_html(seen) && seen.status != 413 => None,
+        200..=299 => success(endpoint, seen),
+        413 => Some(Recognised::Refused),
+        // Opik redirects no request of ours, but what has its shape is its word.
+        300..=599 => is_refusal(endpoint, seen).then_some(Recognised::Refused),
+        _ => None,
+    };
+    recognised.unwrap_or_else(|| Recognised::Foreign(Box::new(foreign(seen))))
+}
+
+/// Returns what the answer to a ping says; `said` is its body.
+pub fn presence(recognised: Recognised, status: u16, said: &str) -> Presence {
+    match (recognised, status) {
+        (Recognised::Confirmed | Recognised::Partial, _) => Presence::There,
+        (Recognised::Foreign(foreign), 401 | 403) => Presence::Unauthorised(foreign.to_string()),
+        (Recognised::Refused, 401 | 403) => Presence::Unauthorised(with_words(status, said)),
+        (Recognised::Foreign(foreign), _) => Presence::Foreign(foreign),
+        (Recognised::Refused, _) => Presence::Unhealthy(with_words(status, said)),
+    }
+}
+
+fn with_words(status: u16, said: &str) -> String {
+    let words = words(None, said.as_bytes());
+    if words.is_empty() { status.to_string() } else { format!("{status}: {words}") }
+}
+
+fn success(endpoint: Endpoint, seen: &Seen<'_>) -> Option<Recognised> {
+    if seen.status == 207 {
+        // Whatever it says, it is no plain confirmation.
+        return (first_byte(seen) == Some(b'{') || first_byte(seen) == Some(b'[')).then_some(Recognised::Partial);
+    }
+    let is_empty = first_byte(seen).is_none();
+    let confirmed = |yes: bool| yes.then_some(Recognised::Confirmed);
+    match endpoint {
+        // The OpenAPI file has no more of a ping than its type, and what is made of the file (Prism) says no more.
+        Endpoint::Ping if is_empty => confirmed(seen.status == 200 && is_json(seen)),
+        Endpoint::Ping => {
+            let members = Members::of(seen)?;
+            let is_healthy = match members.healthy {
+                Some(healthy) => healthy,
+                None => members.message.is_some_and(|message| message.eq_ignore_ascii_case("healthy server")),
+            };
+            confirmed(seen.status == 200 && is_healthy)
+        }
+        Endpoint::Version => confirmed(Members::of(seen)?.has_version),
+        Endpoint::Read => confirmed(match first_byte(seen) {
+            None => true,
+            Some(b'[') => true,
+            // One entity of megabytes is cut in the middle; an error is not that long.
+            Some(b'{') => Members::of_lines(seen).is_some_and(|members| !members.is_error()),
+            Some(_) => false,
+        }),
+        Endpoint::UploadStart => confirmed(Members::of(seen)?.has_upload_id),
+        Endpoint::Write(MessageType::OtlpTraces) => otlp_success(seen),
+        // Opik's 201 and 204 name no type; a mock that says 200 to everything does.
+        Endpoint::Access | Endpoint::Upload | Endpoint::Write(_) if is_empty => {
+            confirmed(seen.status != 200 || essence(seen.content_type).is_none())
+        }
+        Endpoint::Access | Endpoint::Upload | Endpoint::Write(_) => match Members::of(seen) {
+            Some(members) if members.is_error() => None,
+            Some(members) => confirmed(members.names_entity || members.is_empty || seen.status == 201),
+            // 201 is Opik's own code for what was created, and no page's.
+            None => confirmed(seen.status == 201 && matches!(endpoint, Endpoint::Write(_))),
+        },
+    }
+}
+
+/// Reads an `ExportTraceServiceResponse`: empty, or with a `partial_success` that may be empty as well.
+fn otlp_success(seen: &Seen<'_>) -> Option<Recognised> {
+    if first_byte(seen).is_none() {
+        return Some(Recognised::Confirmed);
+    }
+    if essence(seen.content_type).is_some_and(|essence| essence.eq_ignore_ascii_case("application/x-protobuf")) {
+        // Field 1, a message; its fields are 1 (a number) and 2 (a text). Anything else is no such answer.
+        let rest = seen.body.strip_prefix(&[0x0a])?;
+        return match rest {
+            [0] => Some(Recognised::Confirmed),
+            [_, ..] => Some(Recognised::Partial),
+            [] => None,
+        };
+    }
+    match Members::of(seen)? {
+        members if members.is_error() => None,
+        members if members.has_partial_success => Some(Recognised::Partial),
+        members => (members.is_empty || members.has_empty_partial_success).then_some(Recognised::Confirmed),
+    }
+}
+
+/// Says whether a status from 400 on is Opik's own.
+fn is_refusal(endpoint: Endpoint, seen: &Seen<'_>) -> bool {
+    if first_byte(seen).is_none() {
+        return match seen.status {
+            401..=403 | 500 => true,
+            501 => endpoint == Endpoint::Write(MessageType::DeleteSpan),
+            _ => false,
+        };
+    }
+    if matches!(seen.status, 401 | 403) && seen.body.starts_with(AUTH_GATE) {
+        return true;
+    }
+    match Members::of(seen) {
+        None => false,
+        Some(members) if endpoint == Endpoint::Ping && members.healthy == Some(false) => true,
+        Some(members) => {
+            !members.is_others && (members.code == Some(u64::from(seen.status)) || members.has_error_texts)
+        }
+    }
+}
+
+/// What the gate of Opik's `docker-compose-auth-gate.yaml` says to a wrong key.
+const AUTH_GATE: &[u8] = b"Access denied: Invalid API key";
+
+/// What is known of the members of a JSON object.
+#[derive(Debug, Default)]
+struct Members {
+    is_empty: bool,
+    code: Option<u64>,
+    message: Option<String>,
+    healthy: Option<bool>,
+    /// `errors` is an array that begins with a text.
+    has_error_texts: bool,
+    /// Any other sign of an error, by which success is not success.
+    has_error: bool,
+    has_upload_id: bool,
+    has_version: bool,
+    names_entity: bool,
+    has_partial_success: bool,
+    has_empty_partial_success: bool,
+    /// Other systems' errors that have a code and a message as well: Kubernetes' `Status`.
+    is_others: bool,
+}
+
+impl Members {
+    /// Reads the object that the body is; `None` when it is something else. One that is cut is read as far as it goes.
+    fn of(seen: &Seen<'_>) -> Option<Self> {
+        let mut scanner = Scanner::new(whole_characters(seen)).ok()?;
+        let (members, result) = Self::read(&mut scanner);
+        let is_whole = result.and_then(|()| scanner.end()).is_ok();
+        (is_whole || seen.is_cut).then_some(members).filter(|_| first_byte(seen) == Some(b'{'))
+    }
+
+    /// The same of the first of several objects.
+    fn of_lines(seen: &Seen<'_>) -> Option<Self> {
+        let mut scanner = Scanner::new(whole_characters(seen)).ok()?;
+        let (members, result) = Self::read(&mut scanner);
+        (result.is_ok() || seen.is_cut).then_some(members)
+    }
+
+    fn read(scanner: &mut Scanner<'_>) -> (Self, Result<(), NotJson>) {
+        let mut members = Self { is_empty: true, ..Self::default() };
+        let result = scanner.object(|key, scanner| {
+            members.is_empty = false;
+            members.member(key, scanner)
+        });
+        (members, result.map(drop))
+    }
+
+    fn member(&mut self, key: &str, scanner: &mut Scanner<'_>) -> Result<(), NotJson> {
+        let kind = scanner.peek()?;
+        match key {
+            "code" if kind == Kind::Scalar => {
+                self.code = scanner.scalar()?.parse().ok();
+                return Ok(());
+            }
+            "healthy" if kind == Kind::Scalar => {
+                self.healthy = scanner.scalar()?.parse().ok();
+                return Ok(());
+            }
+            "success" | "ok" if kind == Kind::Scalar => {
+                self.has_error |= scanner.scalar()? == "false";
+                return Ok(());
+            }
+            "message" if kind == Kind::String => {
+                self.message = Some(scanner.string()?.into_owned());
+                return Ok(());
+            }
+            "errors" if kind == Kind::Array => {
+                self.has_error = true;
+                let mut is_text = None;
+                let result = scanner.array(|scanner| {
+                    let kind = scanner.peek()?;
+                    let is_so_far = *is_text.get_or_insert(true);
+                    is_text = Some(is_so_far && kind == Kind::String);
+                    scanner.skip_value().map(drop)
+                });
+                self.has_error_texts = is_text == Some(true);
+                return result.map(drop);
+            }
+            "partialSuccess" | "partial_success" if kind == Kind::Object => {
+                // Only its rejectedSpans and errorMessage matter, and they are left out when there is nothing to say.
+                let mut is_said = false;
+                scanner.object(|_, scanner| {
+                    let value = match scanner.peek()? {
+                        Kind::String => scanner.string()?.into_owned(),
+                        Kind::Scalar => scanner.scalar()?.to_owned(),
+                        _ => {
+                            scanner.skip_value()?;
+                            String::new()
+                        }
+                    };
+                    is_said |= !matches!(&*value, "" | "0");
+                    Ok(())
+                })?;
+                self.has_partial_success = is_said;
+                self.has_empty_partial_success = !is_said;
+                return Ok(());
+            }
+            "error" | "errors" | "error_msg" | "error_code" if kind != Kind::Null => self.has_error = true,
+            "upload_id" => self.has_upload_id = kind == Kind::String,
+            "version" => self.has_version = kind == Kind::String,
+            "id" => self.names_entity |= kind == Kind::String,
+            "ids" => self.names_entity |= kind == Kind::Array,
+            "apiVersion" | "statusCode" => self.is_others = true,
+            _ => {}
+        }
+        scanner.skip_value().map(drop)
+    }
+
+    /// Says whether this tells of an error.
+    fn is_error(&self) -> bool {
+        self.has_error || self.code.is_some_and(|code| !(200..300).contains(&code))
+    }
+}
+
+/// Returns the body without a character that is cut at its end.
+fn whole_characters<'a>(seen: &Seen<'a>) -> &'a [u8] {
+    match std::str::from_utf8(seen.body) {
+        Err(error) if seen.is_cut && error.error_len().is_none() => &seen.body[..error.valid_up_to()],
+        _ => seen.body,
+    }
+}
+
+fn first_byte(seen: &Seen<'_>) -> Option<u8> {
+    let body = seen.body.strip_prefix(b"\xef\xbb\xbf").unwrap_or(seen.body);
+    body.iter().copied().find(|byte| !byte.is_ascii_whitespace())
+}
+
+fn essence(content_type: Option<&str>) -> Option<&str> {
+    let essence = content_type?.split(';').next().unwrap_or_default().trim();
+    (!essence.is_empty()).then_some(essence)
+}
+
+fn is_json(seen: &Seen<'_>) -> bool {
+    essence(seen.content_type).is_some_and(|essence| essence.eq_ignore_ascii_case("application/json"))
+}
+
+fn is_html(seen: &Seen<'_>) -> bool {
+    let is_named = essence(seen.content_type).is_some_and(|essence| {
+        ["text/html", "application/xhtml+xml"].iter().any(|html| essence.eq_ignore_ascii_case(html))
+    });
+    // An empty answer of that type has nothing to be told by but its status.
+    first_byte(seen).map_or(is_named && seen.status < 400, |first| is_named || first == b'<')
+}
+
+fn foreign(seen: &Seen<'_>) -> Foreign {
+    Foreign {
+        status: seen.status,
+        content_type: essence(seen.content_type).map(|essence| one_line(essence, 60)),
+        words: words(seen.content_type, seen.body),
+        location: seen.location.filter(|_| (300..400).contains(&seen.status)).map(|location| one_line(location, 200)),
+    }
+}
+
+/// Characters of an answer that are shown.
+const WORDS_MAX: usize = 80;
+/// Bytes of a body in which they are looked for.
+const LOOKED_THROUGH_MAX: usize = 4096;
+
+/// Returns the first words of a body for people: a page's title, or its text without tags.
+fn words(content_type: Option<&str>, body: &[u8]) -> String {
+    let text = String::from_utf8_lossy(&body[..body.len().min(LOOKED_THROUGH_MAX)]);
+    let is_markup = text.trim_start().starts_with('<')
+        || essence(content_type).is_some_and(|essence| essence.to_ascii_lowercase().ends_with("html"));
+    if !is_markup {
+        return one_line(&text, WORDS_MAX);
+    }
+    let found = ["title", "h1", "body"].into_iter().map(|name| one_line(&plain(element(&text, name)), WORDS_MAX));
+    found.into_iter().find(|words| !words.is_empty()).unwrap_or_else(|| one_line(&plain(&text), WORDS_MAX))
+}
+
+/// Returns what is between the tags of the first element of this name; to the end when it is not closed.
+fn element<'a>(text: &'a str, name: &str) -> &'a str {
+    // ASCII letters only are changed, so offsets hold.
+    let lower = text.to_ascii_lowercase();
+    let mut from = 0;
+    while let Some(at) = lower[from..].find(&format!("<{name}")).map(|at| from + at) {
+        let behind = at + 1 + name.len();
+        from = behind;
+        if !lower[behind..].starts_with(['>', ' ', '\t', '\n', '\r', '/']) {
+            continue;
+        }
+        let Some(start) = lower[behind..].find('>').map(|end| behind + end + 1) else { return "" };
+        let end = lower[start..].find(&format!("</{name}")).map_or(text.len(), |end| start + end);
+        return &text[start..end];
+    }
+    ""
+}
+
+/// Returns text without tags, scripts and styles, with the commonest entities decoded.
+fn plain(html: &str) -> String {
+    let mut text = String::new();
+    let mut rest = html;
+    while let Some((before, tag)) = rest.split_once('<') {
+        text.push_str(before);
+        text.push(' ');
+        let lower = tag.to_ascii_lowercase();
+        let hidden = ["script", "style"].into_iter().find(|name| lower.starts_with(name));
+        let end = match hidden {
+            Some(name) => lower.find(&format!("</{name}")).unwrap_or(tag.len()),
+            None => 0,
+        };
+        rest = tag[end..].split_once('>').map_or("", |(_, behind)| behind);
+    }
+    text.push_str(rest);
+    [("&lt;", "<"), ("&gt;", ">"), ("&quot;", "\""), ("&#39;", "'"), ("&#x27;", "'"), ("&nbsp;", " "), ("&amp;", "&")]
+        .into_iter()
+        .fold(text, |text, (entity, plain)| text.replace(entity, plain))
+}
+
+/// Returns text on one line, without what could control a terminal, at most this long.
+fn one_line(text: &str, characters_max: usize) -> String {
+    // Directions and invisible characters could make it look like something else.
+    let is_odd = |c: char| {
+        c.is_control()
+            || matches!(c, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{feff}' | '\u{fffd}')
+    };
+    let clean: String = text.chars().map(|c| if is_odd(c) { ' ' } else { c }).collect();
+    let joined = clean.split_whitespace().collect::<Vec<_>>().join(" ");
+    match joined.char_indices().nth(characters_max) {
+        Some((at, _)) => format!("{}...", &joined[..at]),
+        None => joined,
+    }
+}
+
+#[cfg(test)]
+mod tests;
