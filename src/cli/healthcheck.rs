@@ -535,15 +535,13 @@ fn try_it(config: &Config, upstream: &Upstream, project: &str, shutdown: &Shutdo
     };
     let (exit, hint) = match &failure {
         SmokeFailure::Send(_) => (Exit::Unreachable, "the server went away in between; try again"),
-        SmokeFailure::Refused { answer: Answer { recognised: Recognised::Foreign(foreign), .. }, .. }
-            if !(401..=403).contains(&foreign.status) =>
-        {
-            (Exit::Unreachable, foreign.hint())
-        }
-        SmokeFailure::Refused { answer, .. } if (401..=403).contains(&answer.status) => {
-            (Exit::NotAuthorised, "check OPIK_API_KEY, OPIK_WORKSPACE, and that they may write to the project")
-        }
-        SmokeFailure::Refused { .. } => (Exit::Failure, "look at the server's log"),
+        SmokeFailure::Refused { answer, .. } => match answer.recognised.foreign() {
+            _ if (401..=403).contains(&answer.status) => {
+                (Exit::NotAuthorised, "check OPIK_API_KEY, OPIK_WORKSPACE, and that they may write to the project")
+            }
+            Some(foreign) => (Exit::Unreachable, foreign.hint()),
+            None => (Exit::Failure, "look at the server's log"),
+        },
         SmokeFailure::NotVisible { .. } => {
             (Exit::Failure, "the server takes data and does not show it: look at its database (ClickHouse) and its log")
         }

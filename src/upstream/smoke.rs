@@ -55,7 +55,7 @@ pub enum SmokeFailure {
         /// Which request.
         what: &'static str,
         /// Its answer.
-        answer: Answer,
+        answer: Box<Answer>,
     },
     /// What the server took can't be read.
     #[error("the server took the trace {trace_id}, and does not show its {what} within {} s", .waited.as_secs())]
@@ -132,7 +132,7 @@ impl Upstream {
         let body = Body::new(body.to_string(), Encoding::Identity);
         let request = Request { method: "POST".to_owned(), path: path.to_owned(), headers, body };
         let answer = self.send(lane, Endpoint::Write(message_type), &request)?;
-        if answer.is_confirmed() { Ok(()) } else { Err(SmokeFailure::Refused { what, answer }) }
+        if answer.is_confirmed() { Ok(()) } else { Err(SmokeFailure::Refused { what, answer: Box::new(answer) }) }
     }
 
     /// Uploads the image by the server's real flow, to its own storage or to an object store.
@@ -156,7 +156,7 @@ impl Upstream {
         let file =
             File { subject: &subject, headers: &headers, bytes, answer_timeout, open: &open, may_send: &may_send };
         let answer = self.upload(lane, &file)?;
-        if answer.is_confirmed() { Ok(()) } else { Err(SmokeFailure::Refused { what, answer }) }
+        if answer.is_confirmed() { Ok(()) } else { Err(SmokeFailure::Refused { what, answer: Box::new(answer) }) }
     }
 
     /// Says whether the server shows an entity by now.
@@ -166,7 +166,7 @@ impl Upstream {
             (Recognised::Confirmed, _) => Ok(answer.text.contains(id)),
             // Not yet, too often, or a server in trouble: the time decides.
             (Recognised::Refused, 404) | (_, 429 | 500..600) => Ok(false),
-            _ => Err(SmokeFailure::Refused { what: "a read of what it took", answer }),
+            _ => Err(SmokeFailure::Refused { what: "a read of what it took", answer: Box::new(answer) }),
         }
     }
 }

@@ -352,7 +352,10 @@ mod tests {
         for number in 0..RECENT_MAX as u32 * 3 {
             recent.insert(7, trace(number));
         }
-        let kept = recent.lock().newer.len() + recent.lock().older.len();
+        let kept = {
+            let recent = recent.lock();
+            recent.newer.len() + recent.older.len()
+        };
         assert!(kept <= 2 * RECENT_MAX, "{kept} are kept");
         assert!(recent.contains(7, trace(RECENT_MAX as u32 * 3 - 1)) && !recent.contains(7, trace(0)));
     }
