@@ -85,6 +85,8 @@ pub fn judge(endpoint: Endpoint, seen: &Seen<'_>) -> (Recognised, Option<Partial
     match (recognised, thrown_away) {
         // A page, or an error of somebody else's, counts nothing.
         (Recognised::Foreign(foreign), Some(Partial { rejected: None, .. })) => (Recognised::Foreign(foreign), None),
+        // A plain 200 with an error in it is a gateway's way to say that it failed; Opik accepts a part with another code.
+        (Recognised::Foreign(foreign), Some(_)) if seen.status == 200 => (Recognised::Foreign(foreign), None),
         (_, Some(partial)) => (Recognised::Partial, Some(partial)),
         (Recognised::Partial, None) => (Recognised::Confirmed, None),
         (recognised, None) => (recognised, None),
