@@ -164,6 +164,13 @@ pub struct Touch {
 }
 
 impl Touch {
+    /// Returns whether the message waits while an earlier create of the entity is refused.
+    ///
+    /// A later create does not: it makes the record by itself, and may be what the server wanted.
+    pub fn can_be_stranded(&self) -> bool {
+        self.effect != Effect::Create && self.key.can_strand()
+    }
+
     /// Bytes of a touch in a store.
     pub const LEN: usize = EntityKey::LEN + 1;
 

@@ -189,6 +189,12 @@ impl State {
         earlier.filter(makes).map(|record| record.id).min()
     }
 
+    /// The refused create for which a message waits: of all that it touches but what it makes itself.
+    fn stranding_create(&self, lane: LaneId, touches: &[Touch], before: (i64, i64)) -> Option<i64> {
+        let depending: Vec<Touch> = touches.iter().copied().filter(Touch::can_be_stranded).collect();
+        self.refused_create(lane, &depending, before)
+    }
+
     /// The lane's failed messages that the filter selects, in delivery order, each with whether it may be claimed.
     fn queue(&self, lane: LaneId, filter: &Filter, now_ms: i64) -> Vec<(Record, Result<Admitted, Option<i64>>)> {
         let here = |record: &&Record| record.lane == lane;
@@ -214,7 +220,7 @@ impl State {
                 }
                 let place = (record.position, record.id);
                 let blocked = left.iter().any(|earlier| conflict(&earlier.message.touches, &record.message.touches))
-                    || self.refused_create(lane, &record.message.touches, place).is_some();
+                    || self.stranding_create(lane, &record.message.touches, place).is_some();
                 let due_at_ms = record.due_at_ms(now_ms);
                 let (message_type, touches) = (record.message.message_type, &record.message.touches);
                 let mut ahead: Vec<EntityKey> = Vec::new();
@@ -358,7 +364,7 @@ impl Store for ModelStore {
         let state = self.state();
         let ahead: Vec<_> = state.messages.iter().filter(|r| r.message.lane == *lane && r.still_has_to_go()).collect();
         let lane_id = state.lanes.iter().position(|(known, _)| known == lane).map(|place| LaneId(place as i64 + 1));
-        let stranded = lane_id.is_some_and(|id| state.refused_create(id, touches, (i64::MAX, i64::MAX)).is_some());
+        let stranded = lane_id.is_some_and(|id| state.stranding_create(id, touches, (i64::MAX, i64::MAX)).is_some());
         let Some(first) = ahead.first() else { return Ok(Ahead { conflicting: stranded, ..Ahead::default() }) };
         let held = !touches.is_empty() && state.hold_of(first.lane, opik_offline::store::now_ms()).is_some();
         let conflicting = held
@@ -547,7 +553,7 @@ impl Store for ModelStore {
                 state.messages.iter().any(|record| record.lane == id && record.status == MessageStatus::Registered);
             let is_late = queue.iter().all(|(_, verdict)| *verdict == Err(None)) && !is_any_sent;
             let stranded = |(record, _): &(Record, _)| {
-                state.refused_create(id, &record.message.touches, (record.position, record.id)).map(MessageId)
+                state.stranding_create(id, &record.message.touches, (record.position, record.id)).map(MessageId)
             };
             let waits_for = if is_late { queue.iter().find_map(stranded) } else { None };
             let limits = state.limits_of(id, now_ms);
@@ -809,7 +815,7 @@ impl Store for ModelStore {
             waiting.sort_by_key(|record| (record.position, record.id));
             let mut first = None;
             for record in waiting {
-                let create = state.refused_create(id, &record.message.touches, (record.position, record.id));
+                let create = state.stranding_create(id, &record.message.touches, (record.position, record.id));
                 first = first.or(create);
                 if create.is_some() {
                     left.push(record.clone());

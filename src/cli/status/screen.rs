@@ -155,7 +155,8 @@ fn elsewhere(report: &Report) -> Vec<Line> {
             Some(url) => line(
                 "elsewhere",
                 format!(
-                    "{messages} for {url}: `opik-offline replay --upstream {url}` or an agent for it delivers them"
+                    "{messages} for {url}: `opik-offline replay --upstream {url}` or an agent for it delivers them; if it has \
+                     another address now: `opik-offline replay --readdress {url} --upstream URL`"
                 ),
             ),
             None => line(

@@ -70,7 +70,10 @@ impl Batch<'_, '_> {
     /// Returns whether a shipment depends on a create that was refused in this batch. The store tells it of earlier ones.
     pub(super) fn is_stranded(&self, shipment: &Shipment) -> bool {
         !self.refused_creates.is_empty()
-            && shipment.messages().any(|message| message.touches.iter().any(|t| self.refused_creates.contains(&t.key)))
+            && shipment.messages().any(|message| {
+                let mut depending = message.touches.iter().filter(|touch| touch.can_be_stranded());
+                depending.any(|touch| self.refused_creates.contains(&touch.key))
+            })
     }
 }
 

@@ -103,7 +103,7 @@ impl Refused {
             return Ok(None);
         }
         let mut before = connection.prepare_cached(queries::REFUSED_CREATE_BEFORE)?;
-        for touch in touches.iter().filter(|touch| touch.key.can_strand()) {
+        for touch in touches.iter().filter(|touch| touch.can_be_stranded()) {
             let found = before
                 .query_row(params![&touch.key.as_bytes()[..], self.lane, place.0, place.1], |row| row.get(0))
                 .optional()?;
@@ -162,7 +162,7 @@ fn may_create(message_type: MessageType) -> bool {
 /// Returns whether a new write of the lane depends on a create that the server refused.
 pub(super) fn is_stranded(connection: &Connection, lane: i64, touches: &[Touch]) -> Result<bool, Fault> {
     let mut refused = connection.prepare_cached(queries::REFUSED_CREATE)?;
-    for touch in touches.iter().filter(|touch| touch.key.can_strand()) {
+    for touch in touches.iter().filter(|touch| touch.can_be_stranded()) {
         if refused.exists(params![&touch.key.as_bytes()[..], lane])? {
             return Ok(true);
         }
