@@ -212,8 +212,9 @@ impl Replay<'_> {
 
     /// Lets one held message of each lane be tried again, when the last refusal is long enough ago.
     fn retry_held(&self, keeper: &LeaseKeeper<'_>) -> Result<(), StoreError> {
-        // A person who selects messages means these and no others.
-        if self.settings.filter != Filter::default() || !self.probes.may_look_for_held(self.settings.held_interval()) {
+        // A person who selects messages means these and no others; an agent only names the servers that are its own.
+        let selects = self.settings.filter != self.own();
+        if selects || !self.probes.may_look_for_held(self.settings.held_interval()) {
             return Ok(());
         }
         let interval_ms = i64::try_from(self.settings.held_interval().as_millis()).unwrap_or(i64::MAX);
@@ -229,9 +230,13 @@ impl Replay<'_> {
         (self.metrics.messages_delivered.get(), self.metrics.messages_rejected.get())
     }
 
+    /// Everything that is stored for the servers this replay delivers to.
+    fn own(&self) -> Filter {
+        Filter { servers: self.settings.filter.servers.clone(), ..Filter::default() }
+    }
+
     fn note(&self, owner: &Owner, started_at_ms: i64, delivered: u64, rejected: u64) {
-        let own = Filter { servers: self.settings.filter.servers.clone(), ..Filter::default() };
-        let remaining = self.store.backlog(&own).map_or(0, |backlog| backlog.waiting());
+        let remaining = self.store.backlog(&self.own()).map_or(0, |backlog| backlog.waiting());
         let role = owner.role.clone();
         let round = ReplayRecord { role, started_at_ms, ended_at_ms: now_ms(), delivered, rejected, remaining };
         let record = self.probes.add_round(round);

@@ -24,6 +24,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
 
 use super::reserve_port;
 use bytes::Bytes;
@@ -150,7 +151,7 @@ impl FakeOpik {
         if accepting.is_some() {
             return;
         }
-        let listener = TcpListener::bind(self.address).expect("the reserved port can be listened on");
+        let listener = listen_again(self.address);
         let run = {
             let mut shared = self.lock();
             shared.running = true;
@@ -455,5 +456,17 @@ impl Inner {
 impl Drop for FakeOpik {
     fn drop(&mut self) {
         self.stop();
+    }
+}
+
+/// Listens on a port that was closed a moment ago: a connection of another test may hold it for a while.
+fn listen_again(address: SocketAddr) -> TcpListener {
+    let end = Instant::now() + Duration::from_secs(60);
+    loop {
+        match TcpListener::bind(address) {
+            Ok(listener) => return listener,
+            Err(error) if Instant::now() > end => panic!("{address} can't be listened on again: {error}"),
+            Err(_) => std::thread::sleep(Duration::from_millis(50)),
+        }
     }
 }
