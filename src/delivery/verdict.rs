@@ -95,9 +95,9 @@ pub fn is_already_there(message_type: MessageType, alone: bool, status: u16, tex
 }
 
 /// Says whether an answer to OTLP means that the server has a trace of it from before, perhaps without its spans
-/// ([`crate::protocol::otlp::roots`]).
-pub fn is_begun(message_type: MessageType, status: u16, text: &str) -> bool {
-    status == 409 && message_type == MessageType::OtlpTraces && !is_mismatch(text)
+/// ([`crate::protocol::otlp::roots`]). A front's 409 says nothing of the kind.
+pub fn is_begun(message_type: MessageType, recognised: &Recognised, status: u16, text: &str) -> bool {
+    *recognised == Recognised::Refused && status == 409 && message_type == MessageType::OtlpTraces && !is_mismatch(text)
 }
 
 fn is_mismatch(text: &str) -> bool {
@@ -286,13 +286,13 @@ mod tests {
         ] {
             assert_eq!(is_already_there(message_type, alone, status, text), expected, "{message_type} {status} {text}");
         }
-        assert!(is_begun(MessageType::OtlpTraces, 409, r#"{"errors":["Trace already exists"]}"#));
+        assert!(is_begun(MessageType::OtlpTraces, &Recognised::Refused, 409, r#"{"errors":["Trace already exists"]}"#));
         for (message_type, status, text) in [
             (MessageType::OtlpTraces, 409, "Project name and workspace name do not match the existing trace"),
             (MessageType::OtlpTraces, 400, "Trace already exists"),
             (MessageType::CreateTrace, 409, "Trace already exists"),
         ] {
-            assert!(!is_begun(message_type, status, text), "{message_type} {status} {text}");
+            assert!(!is_begun(message_type, &Recognised::Refused, status, text), "{message_type} {status} {text}");
         }
     }
 

@@ -366,7 +366,9 @@ impl Write {
             (status, recognise_answer(endpoint, head, &body.beginning, !body.is_whole()))
         });
         let verdict = match &result {
-            Ok((head, body)) if self.is_begun(head.status, &body.beginning) => ForwardVerdict::Keep(Trouble::Begun),
+            Ok((head, body)) if matches!(&recognised, Ok((_, said)) if self.is_begun(said, head.status, &body.beginning)) => {
+                ForwardVerdict::Keep(Trouble::Begun)
+            }
             _ => forwarding(recognised.as_ref().map(|(status, recognised)| (*status, recognised)).map_err(|e| *e)),
         };
         debug!(target: "intake", message_type = %self.route.message_type, ?verdict, elapsed = ?started.elapsed(), "forwarded");
@@ -404,10 +406,10 @@ impl Write {
     }
 
     /// Says whether the server has a part of this write from an earlier attempt.
-    fn is_begun(&self, status: http::StatusCode, body: &[u8]) -> bool {
+    fn is_begun(&self, recognised: &Recognised, status: http::StatusCode, body: &[u8]) -> bool {
         // Nobody has to guess here: what is not said is the client's to hear.
         status == http::StatusCode::CONFLICT
-            && is_begun(self.route.message_type, status.as_u16(), &String::from_utf8_lossy(body))
+            && is_begun(self.route.message_type, recognised, status.as_u16(), &String::from_utf8_lossy(body))
             && body.windows(ALREADY.len()).any(|words| words.eq_ignore_ascii_case(ALREADY))
     }
 

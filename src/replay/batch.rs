@@ -312,7 +312,7 @@ impl<'w, 'a> Batch<'w, 'a> {
         }
         let mut decided = None;
         let result = match result {
-            Ok(answer) if is_begun(message_type, answer.status, &answer.text) => {
+            Ok(answer) if is_begun(message_type, &answer.recognised, answer.status, &answer.text) => {
                 match otlp::complete(self.worker, request, answer, &mut self.begun) {
                     Completed::Answer(result) => result,
                     Completed::AlreadyThere(answer) => {
@@ -799,8 +799,9 @@ fn last_answer(result: &Result<Answer, SendFailure>) -> LastAnswer {
     }
 }
 
+/// Returns the status that the server itself said: a front's 403 is no word about a key.
 fn status_of(result: &Result<Answer, SendFailure>) -> Option<u16> {
-    result.as_ref().ok().map(|answer| answer.status)
+    result.as_ref().ok().filter(|answer| answer.recognised.foreign().is_none()).map(|answer| answer.status)
 }
 
 /// Says for people why a lane is held.

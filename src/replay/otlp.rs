@@ -107,7 +107,7 @@ pub(super) fn complete(worker: &LaneWorker<'_>, request: &Request, conflict: Ans
     let attached = with_content(request, roots.attach(&content, &ids));
     let result = worker.replay.upstream.send(&worker.work.lane, Endpoint::Write(MessageType::OtlpTraces), &attached);
     let answer = match result {
-        Ok(answer) if is_begun(MessageType::OtlpTraces, answer.status, &answer.text) => answer,
+        Ok(answer) if is_begun(MessageType::OtlpTraces, &answer.recognised, answer.status, &answer.text) => answer,
         result => {
             if result.as_ref().is_ok_and(|answer| (200..300).contains(&answer.status)) {
                 info!(
@@ -136,7 +136,10 @@ fn own_record(worker: &LaneWorker<'_>, roots: &Roots, trace: Uuid, conflict: Ans
     for span in roots.span_ids(trace) {
         let result = get(worker, Kind::Span, span);
         match &result {
+            Ok(answer) if is_foreign(answer) => return Completed::Answer(result),
             Ok(answer) if answer.status == 200 && is_shown(answer, span) => return Completed::AlreadyThere(conflict),
+            // An answer about something else confirms nothing.
+            Ok(answer) if answer.status < 300 => return Completed::NotShown(conflict),
             Ok(answer) if answer.status == 404 => {}
             _ => return Completed::Answer(result),
         }
@@ -169,12 +172,15 @@ fn look(worker: &LaneWorker<'_>, request: &Request, roots: &Roots) -> Shown {
             break;
         }
         let answer = match ask(roots.search(project, after.as_deref())) {
+            Ok(answer) if is_foreign(&answer) => return Shown::Failed(Ok(answer)),
             Ok(answer) if answer.status == 200 => answer,
             Ok(Answer { status: 401..=403, .. }) => return Shown::NotAllowed,
             Ok(answer) if matches!(answer.status, 400..=499 | 501) && !matches!(answer.status, 408 | 425 | 429) => {
                 debug!(target: "replay_manager", status = answer.status, "the Opik server has no search for traces");
                 return by_likely_id(worker, roots);
             }
+            // Nothing that is read may pass for what was sent.
+            Ok(answer) if answer.status < 300 => return by_likely_id(worker, roots),
             result => return Shown::Failed(result),
         };
         let page = shown_in_page(answer.text.as_bytes());
@@ -194,6 +200,7 @@ fn look(worker: &LaneWorker<'_>, request: &Request, roots: &Roots) -> Shown {
             break;
         }
         match ask(read) {
+            Ok(answer) if is_foreign(&answer) => return Shown::Failed(Ok(answer)),
             Ok(answer) if answer.status == 200 => note(roots, &shown_in_page(answer.text.as_bytes()), &mut ids),
             // It has searched by time, so what it does not know is this filter.
             Ok(answer) if answer.status < 500 && !matches!(answer.status, 408 | 425 | 429) => break,
@@ -204,6 +211,7 @@ fn look(worker: &LaneWorker<'_>, request: &Request, roots: &Roots) -> Shown {
     for (trace, known) in roots.traces().iter().zip(&mut ids).filter(|(_, known)| known.is_none()).take(SEARCHES_MAX) {
         let Some(id) = trace.likely_id().filter(|_| worker.keeper.may_send()) else { continue };
         match get(worker, Kind::Trace, id) {
+            Ok(answer) if is_foreign(&answer) => return Shown::Failed(Ok(answer)),
             Ok(answer) if answer.status == 200 && is_shown(&answer, id) => *known = Some(id),
             Ok(answer) if answer.status < 500 && !matches!(answer.status, 408 | 425 | 429) => {}
             result => return Shown::Failed(result),
@@ -233,6 +241,7 @@ fn by_likely_id(worker: &LaneWorker<'_>, roots: &Roots) -> Shown {
             continue;
         };
         match get(worker, Kind::Trace, id) {
+            Ok(answer) if is_foreign(&answer) => return Shown::Failed(Ok(answer)),
             Ok(answer) if answer.status == 200 && is_shown(&answer, id) => ids.push(Some(id)),
             Ok(Answer { status: 400..=407 | 409..=424 | 426..=428 | 430..=499 | 501, .. }) => return Shown::NoRead,
             Ok(answer) if answer.status == 200 => return Shown::NoRead,
@@ -245,6 +254,11 @@ fn by_likely_id(worker: &LaneWorker<'_>, roots: &Roots) -> Shown {
 fn get(worker: &LaneWorker<'_>, kind: Kind, id: Uuid) -> Result<Answer, SendFailure> {
     let read = readback::one(kind, &id.to_string(), None);
     worker.replay.upstream.read_back(&worker.work.lane, &read, ENTITY_BYTES_MAX)
+}
+
+/// Says whether a front answered: what it says of a read is no word about what the server has.
+fn is_foreign(answer: &Answer) -> bool {
+    answer.recognised.foreign().is_some()
 }
 
 /// Says whether an answer shows this entity. Of a long one the end is cut off.

@@ -300,6 +300,8 @@ fn repair(upstream: &Upstream, lane: &Lane, watched: &mut Watched, shutdown: &Sh
         match upstream.send(lane, Endpoint::Write(message_type), create) {
             Ok(answer) if answer.is_confirmed() => watched.repaired += 1,
             Ok(answer) if answer.status == 429 => return answer.asked_wait.unwrap_or_default(),
+            // A front's word; the create is needed for the next look.
+            Ok(answer) if answer.recognised.foreign().is_some() => continue,
             // Full by now, or refused: reading it again says which.
             Ok(_) => {}
             // Perhaps it arrived; the next look tells, and it is sent again if not.
