@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use crate::support::agent::{Agent, AgentBuilder};
 use crate::support::fake_opik::check::Kind;
-use crate::support::fake_opik::{FakeOpik, Then, When};
+use crate::support::fake_opik::{Answer, FakeOpik, Then, When};
 use crate::support::http::Client;
 use crate::support::process::{Output, run};
 use crate::support::{PATIENCE, uuid7, wait_until};
@@ -139,4 +139,22 @@ fn no_token_stays_in_the_files_after_its_messages() {
     assert_eq!(tokens_found(&agent, &tokens), 1, "the message that waits needs its token");
     assert_eq!(agent.cli(&["purge", "--yes"]).code(), Some(0));
     assert_eq!(tokens_found(&agent, &tokens), 0, "a purged message's token can still be read");
+}
+
+#[test]
+fn a_fronts_403_is_no_word_about_a_key() {
+    let server = FakeOpik::new_stopped();
+    let agent = agent(&server).arg("--rekey-refused").env("OPIK_API_KEY", NEW).start();
+    let id = uuid7();
+    let mut client = Client::new(&agent.url()).with_header("Authorization", OLD);
+    assert_eq!(client.expect(&create(&id)).status, 201);
+    let answer = Answer::raw(403, "text/html", "<title>Just a moment...</title>");
+    let other = server.script(When::path("/v1/private/**").authorization(NEW), Then::status(401));
+    let front = server.script(When::path("/v1/private/**"), Then::Answer(answer));
+    server.start();
+    wait_until("the front is met", PATIENCE, || front.hits() >= 4);
+    front.clear();
+    agent.wait_until_delivered();
+    assert_eq!(other.hits(), 0, "another key was used for a front's 403");
+    assert!(has(&server, "default", &id));
 }

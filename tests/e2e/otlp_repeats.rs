@@ -473,3 +473,41 @@ fn a_repeat_after_a_lost_answer_carries_all_spans_together() {
         assert_eq!(request.writes.len(), spans.len(), "request {} has a part of the spans", request.seq);
     }
 }
+
+#[test]
+fn a_front_that_says_conflict_or_not_found_takes_no_span_away() {
+    for answer in [
+        Answer::raw(409, "text/plain", "Conflict"),
+        Answer::raw(409, "text/html", "<title>409 Conflict</title>"),
+        Answer::raw(404, "text/plain", "default backend - 404"),
+    ] {
+        let spans = trace(1, [0]);
+        let (server, agent) = away();
+        accepted(&agent, &export(Format::Json, &spans));
+        let front = server.script(When::path("/v1/private/**"), Then::Answer(answer));
+        server.start();
+        wait_until("replay meets the front", PATIENCE, || front.hits() >= 4);
+        assert_eq!(agent.backlog(), 1, "a root was deleted or rejected on a front's word");
+        front.clear();
+        assert_delivered(&server, &agent, &spans);
+    }
+}
+
+#[test]
+fn what_a_front_says_of_a_read_rejects_no_root_of_an_older_server() {
+    let spans = trace(1, [0]);
+    let (server, agent) = away();
+    server.takes_otlp_like(Version::Old);
+    accepted(&agent, &export(Format::Json, &spans));
+    let _lost = server.script_times(1, When::path(PATH), Then::ProcessThenClose);
+    let front = server.script(
+        When::path("/v1/private/spans/*").method("GET"),
+        Then::Answer(Answer::raw(404, "text/plain", "404 page not found")),
+    );
+    server.start();
+    wait_until("replay asks for what is there", PATIENCE, || front.hits() >= 2);
+    assert_eq!(rejected(&agent), Vec::<Value>::new(), "a root is rejected for a router's 404");
+    front.clear();
+    agent.wait_until_delivered();
+    assert_eq!(rejected(&agent), Vec::<Value>::new());
+}
