@@ -533,11 +533,10 @@ pub(super) const EVICT_NOTES: &str = "
     DELETE FROM updated_ahead WHERE (entity, place) IN (
         SELECT entity, place FROM updated_ahead ORDER BY at_ms, entity, place LIMIT ?1)
     RETURNING entity";
-/// Updates that an earlier lease left in flight.
-pub(super) const LEFT_UPDATES: &str = "
-    SELECT lane_id, message_type, touches FROM messages
-    WHERE status = 1 AND claim_epoch < ?1
-        AND message_type IN ('UpdateTraceMessage', 'UpdateSpanMessage', 'UpdateTraces', 'UpdateSpans')";
+/// What an earlier lease left in flight, in the order in which it was sent.
+pub(super) const LEFT_WRITES: &str = "
+    SELECT lane_id, message_type, touches FROM messages WHERE status = 1 AND claim_epoch < ?1
+    ORDER BY lane_id, position, message_id";
 
 // People.
 

@@ -17,7 +17,7 @@ use super::seal::{Place, Sealer};
 use super::stranded;
 use super::summary::{Changes, Group, Size, counted};
 use super::{attachments, lanes};
-use crate::message::{EntityKey, Lane, MessageId, MessageStatus, MessageType, Touch};
+use crate::message::{Effect, EntityKey, Lane, MessageId, MessageStatus, MessageType, Touch};
 use crate::store::{Filter, Hold, LaneId, LastAnswer, Outcome, Part, Purged, now_ms};
 
 /// Messages of a lane among which those are looked for that were put back without a fault of their own. They were the first.
@@ -223,14 +223,29 @@ pub(super) fn return_in_flight(tx: &Transaction<'_>, epoch: i64, recent: &Recent
     let now_ms = now_ms();
     let mut left = Vec::new();
     {
-        let mut statement = tx.prepare_cached(queries::LEFT_UPDATES)?;
-        let mut updates = statement.query([epoch])?;
-        while let Some(row) = updates.next()? {
-            left.push((row.get::<_, i64>(0)?, rows::message_type(row, 1)?, rows::touches(row, 2)?));
+        let mut statement = tx.prepare_cached(queries::LEFT_WRITES)?;
+        let mut writes = statement.query([epoch])?;
+        // An update was sent after its create, or in one request with it, where the create was in flight as well.
+        let mut created: HashSet<(i64, EntityKey)> = HashSet::new();
+        while let Some(row) = writes.next()? {
+            let (lane, message_type) = (row.get::<_, i64>(0)?, rows::message_type(row, 1)?);
+            let mut touches = rows::touches(row, 2)?;
+            if message_type.makes_partial_rows() {
+                touches.retain(|touch| !created.contains(&(lane, touch.key)));
+                left.push((lane, message_type, touches));
+                continue;
+            }
+            for touch in touches {
+                match touch.effect {
+                    Effect::Create => drop(created.insert((lane, touch.key))),
+                    Effect::End => drop(created.remove(&(lane, touch.key))),
+                    Effect::Update | Effect::Annotate | Effect::Refer => {}
+                }
+            }
         }
     }
-    for (lane, message_type, touches) in left {
-        ahead::perhaps_delivered(tx, recent, (lane, message_type), &touches, now_ms)?;
+    for (lane, message_type, touches) in left.iter().filter(|(.., touches)| !touches.is_empty()) {
+        ahead::perhaps_delivered(tx, recent, (*lane, *message_type), touches, now_ms)?;
     }
     let mut changes = Changes::default();
     let mut statement = tx.prepare_cached(queries::LEFT_IN_FLIGHT)?;
