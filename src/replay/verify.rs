@@ -87,12 +87,14 @@ pub struct Verified {
 impl Verified {
     /// Adds what another server shows.
     pub fn add(&mut self, other: Self) {
-        self.shown += other.shown;
-        self.unread += other.unread;
-        self.missing.extend(other.missing);
-        let new = other.reasons.into_iter().filter(|reason| !self.reasons.contains(reason)).collect::<Vec<_>>();
+        let Self { shown, missing, repaired, unread, reasons, not_readable } = other;
+        self.shown += shown;
+        self.repaired += repaired;
+        self.unread += unread;
+        self.missing.extend(missing);
+        let new = reasons.into_iter().filter(|reason| !self.reasons.contains(reason)).collect::<Vec<_>>();
         self.reasons.extend(new);
-        for (message_type, requests) in other.not_readable {
+        for (message_type, requests) in not_readable {
             *self.not_readable.entry(message_type).or_default() += requests;
         }
     }
