@@ -24,7 +24,7 @@ use super::fault::Fault;
 use super::queries;
 use super::rows::{self, Lanes};
 use super::seal::Sealer;
-use crate::message::{Effect, MessageId, MessageStatus, MessageType, Touch};
+use crate::message::{Effect, Footprint, MessageId, MessageStatus, MessageType, Touch};
 use crate::store::{LaneId, Stranded};
 
 /// Stranded messages that one walk passes at the head of a lane before it lets others use the connection.
@@ -224,10 +224,15 @@ pub(super) fn count(connection: &Connection, sealer: &Sealer, memo: &Memo) -> Re
         let (_, mut create) = refused.of_head();
         let mut waiting = connection.prepare_cached(queries::WAITING_BEHIND)?;
         let mut waiting = waiting.query(params![lane, begin.0, begin.1, COUNTED_MAX as i64])?;
+        // What is behind a stranded message waits with it.
+        let mut stranded = Footprint::default();
         while let Some(row) = waiting.next()? {
-            if let Some(found) = refused.strands(connection, (row.get(1)?, row.get(0)?), &rows::touches(row, 2)?)? {
+            let touches = rows::touches(row, 2)?;
+            let found = refused.strands(connection, (row.get(1)?, row.get(0)?), &touches)?;
+            if found.is_some() || stranded.conflicts(&touches) {
                 messages += 1;
-                create = create.or(Some(found));
+                create = create.or(found);
+                stranded.add(&touches);
             }
         }
         let Some(create) = create else { continue };
