@@ -34,7 +34,7 @@ use crate::monitor::{Availability, Change};
 use crate::protocol::answers::{Reply, SendFailure, asked_wait, error, success, unavailable};
 use crate::protocol::inspection::{Inspection, NeedsAnswer, inspect, with_ids};
 use crate::protocol::otlp;
-use crate::protocol::partial::partial;
+use crate::protocol::partial::{Partial, judge};
 use crate::protocol::recognise::{Endpoint, Recognised, Seen, recognise};
 use crate::protocol::routes::Protected;
 use crate::store::committer::CommitError;
@@ -360,10 +360,12 @@ impl Write {
                 shared.connection.doubted();
             }
         };
+        let mut thrown_away = None;
         let recognised = result.as_ref().map(|(head, body)| {
             let endpoint = Endpoint::Write(self.route.message_type);
-            let status = head.status.as_u16();
-            (status, recognise_answer(endpoint, head, &body.beginning, !body.is_whole()))
+            let (recognised, partial) = judge_answer(endpoint, head, &body.beginning, !body.is_whole());
+            thrown_away = partial;
+            (head.status.as_u16(), recognised)
         });
         let verdict = match &result {
             Ok((head, body)) if matches!(&recognised, Ok((_, said)) if self.is_begun(said, head.status, &body.beginning)) => {
@@ -394,7 +396,9 @@ impl Write {
         match (verdict, result) {
             (ForwardVerdict::Return, Ok((head, body))) => {
                 shared.metrics.requests_forwarded.add(1);
-                self.note_partial(shared, &head, &body.beginning);
+                if let Some(partial) = thrown_away {
+                    self.note_partial(shared, head.status, &partial);
+                }
                 Forwarded::Answered(forward::whole_answer(head, body, base_url, &client.base()))
             }
             (ForwardVerdict::Keep(_), Ok(_)) if is_false_success => Forwarded::Keep { fallback: None },
@@ -414,12 +418,10 @@ impl Write {
     }
 
     /// Counts what the server threw away of a write that it accepted; its client has the answer.
-    fn note_partial(&self, shared: &Shared, head: &http::response::Parts, body: &[u8]) {
-        let content_type = head.headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok());
-        let Some(partial) = partial(head.status.as_u16(), content_type, body) else { return };
+    fn note_partial(&self, shared: &Shared, status: http::StatusCode, partial: &Partial) {
         shared.metrics.items_rejected_in_success.add(partial.rejected.unwrap_or(1));
         warn!(
-            target: "intake", message_type = %self.route.message_type, status = head.status.as_u16(),
+            target: "intake", message_type = %self.route.message_type, status = status.as_u16(),
             "the Opik server took only a part of a write, its client was told: {partial}"
         );
     }
@@ -495,16 +497,16 @@ impl Write {
     }
 }
 
-/// Returns whose answer this is.
-pub(super) fn recognise_answer(
+/// Returns whose answer this is, and what it says was thrown away.
+pub(super) fn judge_answer(
     endpoint: Endpoint,
     head: &http::response::Parts,
     body: &Bytes,
     is_cut: bool,
-) -> Recognised {
+) -> (Recognised, Option<Partial>) {
     // What nearly every write is answered with: no header can make anything else of it.
     if head.status == http::StatusCode::NO_CONTENT {
-        return recognise(endpoint, &Seen { status: 204, ..Seen::default() });
+        return (recognise(endpoint, &Seen { status: 204, ..Seen::default() }), None);
     }
     let header = |name: header::HeaderName| head.headers.get(name).and_then(|value| value.to_str().ok());
     // Compressed because the client said that it may be. What can't be read is nobody's word.
@@ -521,7 +523,7 @@ pub(super) fn recognise_answer(
         body: decoded.as_deref().unwrap_or(b"(encoded)"),
         is_cut,
     };
-    recognise(endpoint, &seen)
+    judge(endpoint, &seen)
 }
 
 enum Forwarded {

@@ -26,9 +26,7 @@ use http_body_util::BodyExt;
 use hyper::body::{Body as _, Incoming};
 use tracing::{debug, warn};
 
-use super::accept::{
-    BUSY_RETRY_AFTER, BUSY_TEXT, kept_headers, lane_of, not_stored, read_body, recognise_answer, refuse,
-};
+use super::accept::{BUSY_RETRY_AFTER, BUSY_TEXT, judge_answer, kept_headers, lane_of, not_stored, read_body, refuse};
 use super::forward::{self, ClientAnswer};
 use super::wire::{Pace, TooSlow};
 use super::{ClientUrl, PassedBody, Shared, pass_through, streamed};
@@ -117,7 +115,7 @@ async fn plain_proxy(
     }
     let body = read.freeze();
     let endpoint = if step == Step::Start { Endpoint::UploadStart } else { Endpoint::Upload };
-    if let Recognised::Foreign(foreign) = recognise_answer(endpoint, &head, &body, false) {
+    if let Recognised::Foreign(foreign) = judge_answer(endpoint, &head, &body, false).0 {
         shared.connection.met_foreign(&foreign);
         shared.metrics.intake_refused.add(1);
         let text = format!("the answer is {foreign}, and opik-offline cannot store this file");
