@@ -28,6 +28,11 @@ pub fn command(home: &Path) -> Command {
     command
 }
 
+/// Returns an address on which nobody listens.
+pub fn free_address() -> SocketAddr {
+    TcpListener::bind("127.0.0.1:0").and_then(|free| free.local_addr()).expect("a free port")
+}
+
 pub fn store_path(home: &Path) -> PathBuf {
     home.join("opik_messages.db")
 }
@@ -52,9 +57,7 @@ impl Agent {
 
     /// Starts an agent, which may not listen yet.
     pub fn spawn(home: &Path, upstream: &str) -> Self {
-        let free = TcpListener::bind("127.0.0.1:0").expect("a free port");
-        let address = free.local_addr().expect("an address");
-        drop(free);
+        let address = free_address();
         let mut command = command(home);
         command.args(["agent", "--listen", &address.to_string(), "--upstream", upstream, "--db"]);
         let child = command.arg(store_path(home)).spawn().expect("the agent starts");

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use opik_offline::message::{Body, Credential, Encoding, HeaderSet, Lane, Message, Request};
+use opik_offline::message::{Body, Credential, Encoding, HeaderSet, Lane, Message, Request, Server};
 use opik_offline::protocol::inspection::inspect;
 use opik_offline::protocol::routes::{Route, classify};
 use opik_offline::store::{self, Limits, OpenMode, WhenFull};
@@ -12,8 +12,8 @@ use crate::bodies::{Sent, span_batches};
 
 const PATH: &str = "v1/private/spans/batch";
 
-/// Stores so many messages of so many spans of 1 KB, as the Python SDK sends them.
-pub fn fill(home: &Path, messages: usize, spans: usize) {
+/// Stores so many messages for this server, of so many spans of 1 KB, as the Python SDK sends them.
+pub fn fill(home: &Path, server: &str, messages: usize, spans: usize) {
     let limits = Limits { size_max: 100 << 30, disk_reserve: 0, when_full: WhenFull::Refuse };
     let store = store::open(&store_path(home), OpenMode::CreateIfMissing, limits).expect("a new store");
     let Route::Protected(write) = classify("POST", PATH) else { panic!("spans are protected") };
@@ -21,8 +21,11 @@ pub fn fill(home: &Path, messages: usize, spans: usize) {
         ("content-type".into(), b"application/json".to_vec()),
         ("content-encoding".into(), b"gzip".to_vec()),
     ]);
-    let lane =
-        Lane { workspace: Some("default".into()), credential: Some(Credential::new("made-up-key")), server: None };
+    let lane = Lane {
+        server: Some(Server::new(server)),
+        workspace: Some("default".into()),
+        credential: Some(Credential::new("made-up-key")),
+    };
     let mut left = messages;
     while left > 0 {
         let count = left.min(1_000);

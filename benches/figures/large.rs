@@ -7,7 +7,7 @@ use std::path::Path;
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
-use crate::agent::{Agent, BINARY, NOWHERE, command, folder, store_path};
+use crate::agent::{Agent, BINARY, NOWHERE, command, folder, free_address, store_path};
 use crate::bodies::{Sent, request, span_batches};
 use crate::report::{Row, median, number};
 use crate::sink::Sink;
@@ -16,7 +16,10 @@ use crate::{Size, backlog};
 pub fn run(size: Size, rows: &mut Vec<Row>) {
     let count = size.pick(500, 50_000, 1_000_000);
     let home = folder();
-    backlog::fill(home.path(), count, 1);
+    // The server that the backlog is for: away until the drain.
+    let server = free_address();
+    let url = format!("http://{server}/api");
+    backlog::fill(home.path(), &url, count, 1);
     let stored =
         format!("{count} stored, {} MB", fs::metadata(store_path(home.path())).map_or(0, |m| m.len()) / 1_000_000);
     for (name, args) in [("status", &["status"][..]), ("inspect, first page", &["inspect"])] {
@@ -40,7 +43,7 @@ pub fn run(size: Size, rows: &mut Vec<Row>) {
     let milliseconds = median((0..size.rounds()).map(|_| {
         forget(home.path());
         let started = Instant::now();
-        let agent = Agent::spawn(home.path(), NOWHERE);
+        let agent = Agent::spawn(home.path(), &url);
         first_accepted(&agent, &request);
         started.elapsed().as_secs_f64() * 1e3
     }));
@@ -54,7 +57,7 @@ pub fn run(size: Size, rows: &mut Vec<Row>) {
     rows.push(Row::bound("agent, memory at rest (RSS)", idle_mib, " MiB", "", 20.0));
     rows.push(Row::bound("binary, as built", binary_mib(), " MiB", "", 12.0));
 
-    let sink = Sink::start(Duration::ZERO);
+    let sink = Sink::start_at(server, Duration::ZERO);
     let started = Instant::now();
     let agent = Agent::start(home.path(), &sink.url());
     while !is_empty(home.path()) {

@@ -55,7 +55,7 @@ pub fn run(size: Size, rows: &mut Vec<Row>) {
 /// Fills a store and drains it by the `replay` command; returns the seconds from its start to its end.
 fn drain(home: &Path, sink: &Sink, count: usize, spans: usize) -> f64 {
     drop(TcpStream::connect(sink.address).expect("the sink listens"));
-    backlog::fill(home, count, spans);
+    backlog::fill(home, &sink.url(), count, spans);
     let started = Instant::now();
     let mut command = command(home);
     command.args(["replay", "--quiet", "--upstream", &sink.url(), "--db"]).arg(store_path(home));

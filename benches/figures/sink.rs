@@ -22,14 +22,19 @@ struct Counts {
 impl Sink {
     /// Starts a sink whose answers take this long, on a thread of its own.
     pub fn start(delay: Duration) -> Self {
+        Self::start_at(SocketAddr::from(([127, 0, 0, 1], 0)), delay)
+    }
+
+    /// Starts a sink at this address: a server that was away and comes back.
+    pub fn start_at(address: SocketAddr, delay: Duration) -> Self {
         let counts = Arc::new(Counts::default());
-        let (told, address) = std::sync::mpsc::channel();
+        let (told, bound) = std::sync::mpsc::channel();
         std::thread::spawn({
             let counts = counts.clone();
             move || {
                 let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
                 runtime.block_on(async move {
-                    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+                    let listener = TcpListener::bind(address).await.expect("a free port");
                     told.send(listener.local_addr().expect("an address")).expect("somebody asked");
                     loop {
                         let (stream, _) = listener.accept().await.expect("a connection");
@@ -39,7 +44,7 @@ impl Sink {
                 });
             }
         });
-        Self { address: address.recv().expect("the sink starts"), counts }
+        Self { address: bound.recv().expect("the sink starts"), counts }
     }
 
     pub fn url(&self) -> String {
@@ -97,7 +102,8 @@ async fn serve(mut stream: TcpStream, counts: Arc<Counts>, delay: Duration) {
         let answer: &[u8] = if is_write {
             b"HTTP/1.1 204 No Content\r\n\r\n"
         } else {
-            b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 2\r\n\r\n{}"
+            // What Opik says to a ping: nothing else is believed to be Opik.
+            b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 28\r\n\r\n{\"message\":\"Healthy Server\"}"
         };
         if stream.write_all(answer).await.is_err() {
             return;

@@ -31,8 +31,10 @@ const files = http.createServer((request, answer) => {
 // A server that takes everything, and can be away.
 const opik = http.createServer((request, answer) => {
   request.resume();
-  answer.statusCode = request.url.includes("is-alive") ? 200 : request.method === "POST" ? 201 : 204;
-  answer.end(request.url.includes("is-alive") ? "{}" : undefined);
+  const isPing = request.url.includes("is-alive");
+  answer.statusCode = isPing ? 200 : request.method === "POST" ? 201 : 204;
+  if (isPing) answer.setHeader("Content-Type", "application/json");
+  answer.end(isPing ? '{"message":"Healthy Server"}' : undefined);
 });
 
 // Opens an address and collects what the browser complains about.
