@@ -11,7 +11,7 @@
  *                       and, with GOOD 1, all that follow it
  *   OPIK_DISK_KILL      N: the process kills itself instead of doing operation N
  *   OPIK_DISK_OUTAGE    SUFFIX:FROM:OPERATIONS:SEED: from operation FROM on, for this many operations, nothing that is
- *                       written back of files whose name ends with SUFFIX reaches the disk
+ *                       written back of files whose name ends with SUFFIX (* for all files) reaches the disk
  *
  * A watched sync only counts: what is durable is decided from the journal, and the tests need no real disk to wait for.
  *
@@ -268,7 +268,8 @@ static void lose(uint64_t inode, struct mapping *mapping) {
 }
 
 static void note_opened(int file, uint64_t inode, const char *name, int is_new) {
-    fails_in_outage[file] = outage_suffix[0] && ends_with(name, outage_suffix);
+    int is_whole = !strcmp(outage_suffix, "*") && !is_shared_memory(name);
+    fails_in_outage[file] = outage_suffix[0] && (is_whole || ends_with(name, outage_suffix));
     struct mapping *mapping = mapping_of(file, inode);
     if (!mapping)
         return;

@@ -27,7 +27,7 @@ use crate::writes::trace;
 const MIB: usize = 1 << 20;
 const LIMITS: Limits = Limits { size_max: 1 << 30, disk_reserve: 0, when_full: WhenFull::Refuse };
 const DB: &str = "opik_messages.db";
-/// How long the agent may take to acknowledge writes again. It tries an unusable store every three seconds.
+/// How long the agent may take to acknowledge the next write. It tries an unusable store every three seconds.
 const BACK: Duration = Duration::from_secs(20);
 /// Power cuts before any block has failed, which show that the test itself loses nothing.
 const CUTS_BEFORE: u64 = 2;
@@ -85,7 +85,7 @@ fn seed_and_rounds() -> (u64, u64) {
 
 /// Returns how long a campaign may take.
 pub fn time_limit() -> Duration {
-    Duration::from_secs(60 + 30 * seed_and_rounds().1)
+    Duration::from_secs(120 + 60 * seed_and_rounds().1)
 }
 
 /// Items that were acknowledged, in this order.
@@ -202,20 +202,25 @@ impl Campaign {
                     cut(&mut dice, "before any block had failed".into())?;
                 }
                 self.disturb(&image, db, &mut dice)?;
-                let (before, deadline) = (count(), Instant::now() + BACK);
+                let before = count();
                 // Half of them soon, before the log has started anew.
                 let moment = |number: u64| 1 + dice.below([50, 1000][(number % 2) as usize]);
                 let mut moments: Vec<u64> = (0..CUTS_AFTERWARDS).map(moment).collect();
                 moments.sort_unstable();
                 for moment in moments {
-                    while count() < before + moment {
-                        if Instant::now() > deadline {
-                            let after = count() - before;
+                    let (mut after, mut since) = (0, Instant::now());
+                    while after < moment {
+                        sleep(Duration::from_millis(2));
+                        let now = count() - before;
+                        if now > after {
+                            (after, since) = (now, Instant::now());
+                        } else if since.elapsed() > BACK {
+                            let what = "writes were acknowledged after the blocks had failed";
                             return Err(format!(
-                                "{BACK:?} after the blocks had failed {after} writes were acknowledged"
+                                "{after} {what}, and none for {BACK:?}; the agent wrote:\n{}",
+                                agent.stderr()
                             ));
                         }
-                        sleep(Duration::from_millis(2));
                     }
                     cut(&mut dice, format!("when {moment} more writes were acknowledged"))?;
                 }

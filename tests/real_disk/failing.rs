@@ -60,7 +60,8 @@ fn run(name: &str, campaign: &Campaign) {
 
 /// Says it even while the output of tests that pass is captured.
 fn say(what: &str) {
-    let _ = writeln!(std::io::stderr(), "{}", what.trim());
+    // On a line of its own: the harness may have begun one.
+    let _ = writeln!(std::io::stderr(), "\n{}", what.trim());
 }
 
 /// Returns what the process inside said on purpose.
