@@ -10,8 +10,15 @@
  *   OPIK_DISK_FAIL      KIND:N:ERRNO:GOOD, KIND one of write, sync, open, truncate: the N-th of them fails with this error
  *                       and, with GOOD 1, all that follow it
  *   OPIK_DISK_KILL      N: the process kills itself instead of doing operation N
+ *   OPIK_DISK_OUTAGE    SUFFIX:FROM:OPERATIONS:SEED: from operation FROM on, for this many operations, nothing that is
+ *                       written back of files whose name ends with SUFFIX (* for all files) reaches the disk
  *
  * A watched sync only counts: what is durable is decided from the journal, and the tests need no real disk to wait for.
+ *
+ * Failures are the kernel's. A failing write has taken a part of its bytes. A failing sync, and a writeback that fails in
+ * the background of an outage, leave a record (LOST): the dirty pages read as written, are clean, and are not written
+ * again by a later sync. The error of a writeback in the background is reported once to each descriptor, by its next sync,
+ * and not to a descriptor that was opened after somebody had seen it (errseq_t).
  * SQLite's `-shm` files are no part of the journal, because nothing in them is meant to survive; they count and fail.
  */
 #define _GNU_SOURCE
@@ -34,7 +41,7 @@
 
 enum counter { OPERATIONS, WRITES, SYNCS, OPENS, TRUNCATES, FAILED, COUNTERS };
 /* As tests/power/journal.rs reads them. */
-enum record { CREATE = 1, WRITE, TRUNCATE, SYNC, SYNC_FOLDER, UNLINK, RENAME, MAKE_FOLDER, REMOVE_FOLDER };
+enum record { CREATE = 1, WRITE, TRUNCATE, SYNC, SYNC_FOLDER, UNLINK, RENAME, MAKE_FOLDER, REMOVE_FOLDER, LOST };
 
 struct header {
     uint64_t operation, inode, offset;
@@ -45,7 +52,18 @@ struct header {
 /* Kept per descriptor: the inode that was opened there, with the top bit set. */
 #define WATCHED (UINT64_C(1) << 63)
 
+/* What the kernel keeps about the pages of a file that an outage is about. Shared by all processes, after the counters. */
+struct mapping { uint64_t inode, dirty, errors, seen; };
+/* As tests/power/layer.rs makes room for them. */
+#define MAPPINGS_MAX 64
+
 static uint64_t watched[FILES_MAX];
+/* Kept per descriptor: whether the outage is about its file, and which error of it the descriptor knows. */
+static unsigned char fails_in_outage[FILES_MAX];
+static uint64_t known_error[FILES_MAX];
+static struct mapping *mappings;
+static char outage_suffix[64];
+static uint64_t outage_from, outage_operations, outage_seed;
 static char root[PATH_MAX];
 static uint64_t *counters;
 static int journal = -1, lock_file = -1;
@@ -81,11 +99,13 @@ __attribute__((constructor)) static void begin(void) {
     int file = plain_open(numbers, O_RDWR | O_CLOEXEC, 0);
     if (file < 0)
         broken(numbers);
-    void *map = mmap(NULL, COUNTERS * sizeof *counters, PROT_READ | PROT_WRITE, MAP_SHARED, file, 0);
+    size_t bytes = COUNTERS * sizeof *counters + MAPPINGS_MAX * sizeof *mappings;
+    void *map = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_SHARED, file, 0);
     if (map == MAP_FAILED)
         broken(numbers);
     lock_file = file;
     counters = map;
+    mappings = (struct mapping *)(counters + COUNTERS);
     const char *path = getenv("OPIK_DISK_JOURNAL");
     if (path && (journal = plain_open(path, O_WRONLY | O_APPEND | O_CLOEXEC, 0)) < 0)
         broken(path);
@@ -103,6 +123,9 @@ __attribute__((constructor)) static void begin(void) {
             broken(fail);
         fail_at = n;
     }
+    const char *outage = getenv("OPIK_DISK_OUTAGE");
+    if (outage && sscanf(outage, "%63[^:]:%lu:%lu:%lu", outage_suffix, &outage_from, &outage_operations, &outage_seed) != 4)
+        broken(outage);
     const char *kill = getenv("OPIK_DISK_KILL");
     if (kill)
         kill_at = strtoull(kill, NULL, 10);
@@ -113,10 +136,12 @@ static int lies_below(const char *path) {
     return counters && !strncmp(path, root, n) && (path[n] == '/' || !path[n]);
 }
 
-static int is_shared_memory(const char *path) {
-    size_t n = strlen(path);
-    return n > 4 && !strcmp(path + n - 4, "-shm");
+static int ends_with(const char *path, const char *suffix) {
+    size_t n = strlen(path), m = strlen(suffix);
+    return n > m && !strcmp(path + n - m, suffix);
 }
+
+static int is_shared_memory(const char *path) { return ends_with(path, "-shm"); }
 
 /* Makes a path absolute; what it is relative to is the working folder, or `folder`. */
 static const char *absolute(int folder, const char *path, char *to) {
@@ -203,6 +228,57 @@ static int in_shared_memory(int file) {
     return is_shared_memory(name);
 }
 
+/* Dice that fall the same at the same operation (splitmix64). */
+static uint64_t dice(uint64_t salt) {
+    uint64_t x = outage_seed * UINT64_C(0x9e3779b97f4a7c15) + (counters[OPERATIONS] + 1) * UINT64_C(0xd1342543de82ef95) + salt;
+    x = (x ^ (x >> 30)) * UINT64_C(0xbf58476d1ce4e5b9);
+    x = (x ^ (x >> 27)) * UINT64_C(0x94d049bb133111eb);
+    return x ^ (x >> 31);
+}
+
+static int in_outage(void) {
+    uint64_t now = counters[OPERATIONS] + 1;
+    return now >= outage_from && now - outage_from < outage_operations;
+}
+
+/* Returns what is kept about a file that the outage is about, or NULL. */
+static struct mapping *mapping_of(int file, uint64_t inode) {
+    if (!fails_in_outage[file])
+        return NULL;
+    for (int i = 0; i < MAPPINGS_MAX; i++) {
+        if (!mappings[i].inode)
+            mappings[i].inode = inode;
+        if (mappings[i].inode == inode)
+            return &mappings[i];
+    }
+    errno = ENOSPC;
+    broken("too many files in an outage");
+    return NULL;
+}
+
+/* The dirty pages of a file are written back and don't reach the disk. Which of them is for the dice to say. */
+static void lose(uint64_t inode, struct mapping *mapping) {
+    note(LOST, inode, dice(1), NULL, NULL, NULL, 0);
+    if (mapping) {
+        mapping->dirty = 0;
+        mapping->errors++;
+        mapping->seen = 0;
+        counters[FAILED]++;
+    }
+}
+
+static void note_opened(int file, uint64_t inode, const char *name, int is_new) {
+    int is_whole = !strcmp(outage_suffix, "*") && !is_shared_memory(name);
+    fails_in_outage[file] = outage_suffix[0] && (is_whole || ends_with(name, outage_suffix));
+    struct mapping *mapping = mapping_of(file, inode);
+    if (!mapping)
+        return;
+    if (is_new)
+        *mapping = (struct mapping){ .inode = inode };
+    /* An error that nobody has seen is for the new descriptor, too. */
+    known_error[file] = mapping->seen ? mapping->errors : 0;
+}
+
 static int opened(int folder, const char *given, int flags, mode_t mode) {
     REAL(int, openat64, int, const char *, int, ...);
     char buffer[PATH_MAX], name[PATH_MAX];
@@ -221,6 +297,7 @@ static int opened(int folder, const char *given, int flags, mode_t mode) {
         if (file >= 0 && file < FILES_MAX && !fstat64(file, &found)) {
             watched[file] = found.st_ino | WATCHED;
             name_of(file, name);
+            note_opened(file, found.st_ino, name, is_new);
             if (is_new)
                 note(CREATE, found.st_ino, 0, name, NULL, NULL, 0);
             else if ((flags & O_TRUNC) && !is_shared_memory(name))
@@ -261,9 +338,21 @@ int openat(int folder, const char *path, int flags, ...) {
 }
 
 static void note_write(int file, uint64_t inode, uint64_t offset, const void *bytes, ssize_t written) {
-    if (written > 0 && !in_shared_memory(file))
-        note(WRITE, inode, offset, NULL, NULL, bytes, written);
+    if (written <= 0 || in_shared_memory(file))
+        return;
+    note(WRITE, inode, offset, NULL, NULL, bytes, written);
+    struct mapping *mapping = mapping_of(file, inode);
+    if (!mapping)
+        return;
+    mapping->dirty = 1;
+    /* The kernel may write dirty pages back whenever it likes. */
+    if (in_outage() && dice(2) % 8 == 0)
+        lose(inode, mapping);
 }
+
+/* What a failing write takes: half of its bytes. Its caller can't tell this from a short write that is followed by one that
+ * fails. */
+static size_t part_of(size_t count) { return count / 2; }
 
 ssize_t pwrite64(int file, const void *bytes, size_t count, off64_t offset) {
     REAL(ssize_t, pwrite64, int, const void *, size_t, off64_t);
@@ -274,6 +363,10 @@ ssize_t pwrite64(int file, const void *bytes, size_t count, off64_t offset) {
     if (enter(WRITES)) {
         written = real(file, bytes, count, offset);
         note_write(file, inode, offset, bytes, written);
+    } else {
+        int kept = errno;
+        note_write(file, inode, offset, bytes, real(file, bytes, part_of(count), offset));
+        errno = kept;
     }
     leave();
     return written;
@@ -287,6 +380,11 @@ ssize_t write(int file, const void *bytes, size_t count) {
     if (enter(WRITES)) {
         written = plain_write(file, bytes, count);
         note_write(file, inode, lseek64(file, 0, SEEK_CUR) - (written > 0 ? written : 0), bytes, written);
+    } else {
+        int kept = errno;
+        ssize_t taken = plain_write(file, bytes, part_of(count));
+        note_write(file, inode, lseek64(file, 0, SEEK_CUR) - (taken > 0 ? taken : 0), bytes, taken);
+        errno = kept;
     }
     leave();
     return written;
@@ -308,11 +406,26 @@ static int synced(int file, int (*real)(int)) {
     if (!inode && !folder)
         return real(file);
     int result = -1;
+    struct mapping *mapping = inode ? mapping_of(file, inode) : NULL;
     if (enter(SYNCS)) {
         char name[PATH_MAX];
         name_of(file, name);
-        note(inode ? SYNC : SYNC_FOLDER, inode, 0, name, NULL, NULL, 0);
+        if (mapping && mapping->dirty && in_outage())
+            lose(inode, mapping);
+        else
+            note(inode ? SYNC : SYNC_FOLDER, inode, 0, name, NULL, NULL, 0);
         result = 0;
+        if (mapping) {
+            mapping->dirty = 0;
+            if (mapping->errors != known_error[file]) {
+                known_error[file] = mapping->errors;
+                mapping->seen = 1;
+                errno = EIO;
+                result = -1;
+            }
+        }
+    } else if (inode && !in_shared_memory(file)) {
+        lose(inode, NULL);
     }
     leave();
     return result;
@@ -338,6 +451,9 @@ int ftruncate64(int file, off64_t size) {
         result = real(file, size);
         if (!result && !in_shared_memory(file))
             note(TRUNCATE, inode, size, NULL, NULL, NULL, 0);
+        struct mapping *mapping = mapping_of(file, inode);
+        if (!result && !size && mapping)
+            mapping->dirty = 0;
     }
     leave();
     return result;

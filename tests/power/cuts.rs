@@ -63,7 +63,7 @@ impl Recorded {
                 What::Sync { .. } | What::SyncFolder { .. } => Some(record.operation - 1),
                 What::Unlink { .. } | What::Rename { .. } | What::RemoveFolder { .. } => Some(record.operation),
                 What::Create { .. } | What::MakeFolder { .. } => Some(record.operation),
-                What::Write { .. } | What::Truncate { .. } => None,
+                What::Write { .. } | What::Truncate { .. } | What::Lost { .. } => None,
             })
             .collect();
         let mut moment = |number: u64| match number % 2 {

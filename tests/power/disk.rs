@@ -5,6 +5,10 @@
 //! - Of what is pending a cut keeps anything: all, nothing, any subset, and of each write any of its 512-byte sectors. A
 //!   later change may be there and an earlier one not, which is what reordering looks like. Where a lost sector lies
 //!   beyond the durable end and a later one was kept, there are zeros, or bytes that nobody wrote.
+//! - After a failed sync or writeback the pages that were dirty are clean. Some of them are *lost*: they read as written, are
+//!   not on the disk, and no later sync writes them, as in Linux. A lost page is written after all when a later write
+//!   touches it, with all that it shows then. Lost new space reads as zeros after a cut (an unwritten extent), or the file
+//!   ends before it.
 //! - A sector is whole or not there, and a write damages no byte outside of its range: SQLite relies on the same.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -16,6 +20,7 @@ use crate::dice::Dice;
 use crate::journal::What;
 
 const SECTOR: usize = 512;
+const PAGE: usize = 4096;
 
 #[derive(Clone, Debug)]
 enum Change {
@@ -27,6 +32,16 @@ enum Change {
 struct Content {
     durable: Vec<u8>,
     pending: Vec<Change>,
+    cache: Option<Cache>,
+}
+
+/// The page cache of a file that has lost pages.
+#[derive(Clone)]
+struct Cache {
+    /// What a read shows.
+    bytes: Vec<u8>,
+    /// The pages that are clean and not on the disk.
+    lost: BTreeSet<usize>,
 }
 
 #[derive(Clone, Debug)]
@@ -120,7 +135,7 @@ impl Disk {
             let inode = fs::metadata(&path).expect("a file of ours").ino();
             self.by_inode.insert(inode, self.contents.len());
             self.files.insert(path.clone(), self.contents.len());
-            self.contents.push(Content { durable: fs::read(&path).expect("a file of ours"), pending: Vec::new() });
+            self.contents.push(Content { durable: fs::read(&path).expect("a file of ours"), ..Content::default() });
         }
     }
 
@@ -134,11 +149,11 @@ impl Disk {
             }
             What::Write { inode, offset, bytes } => {
                 let offset = usize::try_from(*offset).expect("files of ours are small");
-                self.content(*inode).pending.push(Change::Write { offset, bytes: bytes.clone() });
+                self.content(*inode).change(Change::Write { offset, bytes: bytes.clone() });
             }
             What::Truncate { inode, bytes } => {
                 let bytes = usize::try_from(*bytes).expect("files of ours are small");
-                self.content(*inode).pending.push(Change::Truncate(bytes));
+                self.content(*inode).change(Change::Truncate(bytes));
             }
             What::Sync { inode } => {
                 let content = self.content(*inode);
@@ -146,6 +161,7 @@ impl Disk {
                     change.apply(&mut content.durable);
                 }
             }
+            What::Lost { inode, fall } => self.content(*inode).lose(&mut Dice::new(*fall)),
             What::SyncFolder { path } => {
                 for naming in std::mem::take(&mut self.naming) {
                     if naming.folder() == path {
@@ -197,6 +213,65 @@ impl Disk {
 }
 
 impl Content {
+    fn change(&mut self, change: Change) {
+        let Some(cache) = &mut self.cache else { return self.pending.push(change) };
+        change.apply(&mut cache.bytes);
+        let change = match change {
+            Change::Write { offset, bytes } => {
+                // The kernel writes whole pages: what was lost of the first and the last one is written with them.
+                let (mut from, mut to) = (offset, offset + bytes.len());
+                for page in pages(from, to) {
+                    if cache.lost.remove(&page) {
+                        (from, to) = (from.min(page * PAGE), to.max(cache.bytes.len().min((page + 1) * PAGE)));
+                    }
+                }
+                Change::Write { offset: from, bytes: cache.bytes[from..to].to_vec() }
+            }
+            Change::Truncate(bytes) => {
+                cache.lost.retain(|page| page * PAGE < bytes);
+                Change::Truncate(bytes)
+            }
+        };
+        self.pending.push(change);
+        self.cache.take_if(|cache| cache.lost.is_empty());
+    }
+
+    /// What is pending is clean from now on, and a part of it never reached the disk.
+    fn lose(&mut self, dice: &mut Dice) {
+        let mut cache = self.cache.take().unwrap_or_else(|| {
+            let mut bytes = self.durable.clone();
+            self.pending.iter().for_each(|change| change.apply(&mut bytes));
+            Cache { bytes, lost: BTreeSet::new() }
+        });
+        let mut dirty = BTreeSet::new();
+        for change in std::mem::take(&mut self.pending) {
+            match change {
+                Change::Write { offset, bytes } => dirty.extend(pages(offset, offset + bytes.len())),
+                // The size is the file system's own and not in the pages that fail.
+                Change::Truncate(bytes) => {
+                    self.durable.resize(bytes, 0);
+                    dirty.retain(|page| page * PAGE < bytes);
+                }
+            }
+        }
+        if !dirty.is_empty() {
+            let (loses_all, is_unwritten) = (dice.below(2) == 0, dice.below(2) == 0);
+            let one = dice.below(dirty.len() as u64) as usize;
+            for (number, page) in dirty.into_iter().enumerate() {
+                let (from, to) = (page * PAGE, cache.bytes.len().min((page + 1) * PAGE));
+                if !loses_all && number != one && dice.below(2) == 0 {
+                    put(&mut self.durable, from, &cache.bytes[from..to], 0);
+                    continue;
+                }
+                cache.lost.insert(page);
+                if is_unwritten && self.durable.len() < to {
+                    self.durable.resize(to, 0);
+                }
+            }
+        }
+        self.cache = (!cache.lost.is_empty()).then_some(cache);
+    }
+
     fn after_cut(&self, keeps: Keeps, dice: &mut Dice) -> Vec<u8> {
         let mut bytes = self.durable.clone();
         // Lost sectors of new space: zeros, or whatever lay there before.
@@ -238,6 +313,11 @@ impl Change {
             Self::Truncate(bytes) => to.resize(*bytes, 0),
         }
     }
+}
+
+/// Returns the pages with these bytes.
+fn pages(from: usize, to: usize) -> std::ops::Range<usize> {
+    from / PAGE..to.div_ceil(PAGE)
 }
 
 fn put(to: &mut Vec<u8>, offset: usize, bytes: &[u8], filler: u8) {

@@ -4,22 +4,52 @@ use std::path::{Path, PathBuf};
 
 #[derive(Clone, Debug)]
 pub struct Record {
-    /// The operation's number, from 1. A failed or unchanging one leaves no record.
+    /// The operation's number, from 1. One that changes nothing leaves no record; one that is followed by a loss in the
+    /// background leaves two.
     pub operation: u64,
     pub what: What,
 }
 
 #[derive(Clone, Debug)]
 pub enum What {
-    Create { path: PathBuf, inode: u64 },
-    Write { inode: u64, offset: u64, bytes: Vec<u8> },
-    Truncate { inode: u64, bytes: u64 },
-    Sync { inode: u64 },
-    SyncFolder { path: PathBuf },
-    Unlink { path: PathBuf },
-    Rename { from: PathBuf, to: PathBuf },
-    MakeFolder { path: PathBuf },
-    RemoveFolder { path: PathBuf },
+    Create {
+        path: PathBuf,
+        inode: u64,
+    },
+    Write {
+        inode: u64,
+        offset: u64,
+        bytes: Vec<u8>,
+    },
+    Truncate {
+        inode: u64,
+        bytes: u64,
+    },
+    Sync {
+        inode: u64,
+    },
+    /// A sync or a writeback in the background failed: the file's dirty pages are clean now. `fall` decides which of them
+    /// are on the disk.
+    Lost {
+        inode: u64,
+        fall: u64,
+    },
+    SyncFolder {
+        path: PathBuf,
+    },
+    Unlink {
+        path: PathBuf,
+    },
+    Rename {
+        from: PathBuf,
+        to: PathBuf,
+    },
+    MakeFolder {
+        path: PathBuf,
+    },
+    RemoveFolder {
+        path: PathBuf,
+    },
 }
 
 const HEADER_BYTES: usize = 40;
@@ -57,6 +87,7 @@ pub fn read(path: &Path) -> Vec<Record> {
             7 => What::Rename { from: path, to: as_path(other) },
             8 => What::MakeFolder { path },
             9 => What::RemoveFolder { path },
+            10 => What::Lost { inode, fall: offset },
             other => panic!("a record of kind {other}"),
         };
         records.push(Record { operation, what });

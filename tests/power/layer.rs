@@ -19,6 +19,8 @@ pub enum Counter {
 }
 
 const COUNTERS: usize = 6;
+/// Bytes of what `disk.c` keeps after them: 64 times `struct mapping`.
+const MAPPINGS: usize = 64 * 32;
 /// The store, below the watched folder.
 pub const DB: &str = "local/share/opik-offline/opik_messages.db";
 
@@ -49,7 +51,7 @@ impl Layer {
     pub fn new() -> Self {
         let dir = tempdir();
         let layer = Self { dir };
-        fs::write(layer.counters(), [0; 8 * COUNTERS]).expect("a file can be made");
+        fs::write(layer.counters(), [0; 8 * COUNTERS + MAPPINGS]).expect("a file can be made");
         fs::write(layer.journal(), "").expect("a file can be made");
         fs::create_dir(layer.root()).expect("a folder can be made");
         layer

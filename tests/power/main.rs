@@ -17,6 +17,7 @@ mod failing;
 mod journal;
 mod killed;
 mod layer;
+mod outages;
 mod promises;
 mod scene;
 #[path = "../support/mod.rs"]

@@ -120,6 +120,18 @@ impl Promises {
 
     /// Checks a store as a power cut right after this operation left it.
     pub fn check(&self, db: &Path, cut: u64) -> Result<(), String> {
+        let lost = self.lost(db, cut)?;
+        if lost.is_empty() { Ok(()) } else { Err(format!("{} of them: {}", lost.len(), lost.join("; "))) }
+    }
+
+    /// Returns how many items were acknowledged.
+    pub fn acknowledged(&self) -> usize {
+        let told = self.told.lock().expect("no thread panicked");
+        told.iter().filter(|told| told.at != NEVER).map(|told| told.items.len()).sum()
+    }
+
+    /// Returns what was acknowledged by the time of a cut, and is neither in the store that it left nor at the server.
+    pub fn lost(&self, db: &Path, cut: u64) -> Result<Vec<String>, String> {
         let mut kept = BTreeSet::new();
         let told = self.told.lock().expect("no thread panicked");
         for message in messages(db)? {
@@ -144,12 +156,12 @@ impl Promises {
         }
         let arrived = self.arrived.lock().expect("no thread panicked");
         let due = told.iter().filter(|told| told.at <= cut && told.purged.is_none_or(|(began, _)| began > cut));
-        let lost: Vec<String> = due
+        let lost = due
             .flat_map(|told| told.items.keys().map(|item| (item, told.at)))
             .filter(|(item, _)| !kept.contains(*item) && arrived.get(*item).is_none_or(|at| *at > cut))
             .map(|(item, at)| format!("{item}, acknowledged by operation {at}, is lost"))
             .collect();
-        if lost.is_empty() { Ok(()) } else { Err(format!("{} of them: {}", lost.len(), lost.join("; "))) }
+        Ok(lost)
     }
 }
 
