@@ -377,6 +377,12 @@ impl StoreSlot {
             return;
         }
         *looked_at = Instant::now();
+        if Arc::strong_count(store) == 1 && store.has_to_be_reopened() {
+            let reason = "it is opened again now that its disk has room".into();
+            let error = Arc::new(StoreError::Unusable { path: path.to_owned(), reason });
+            *inner = Inner::Away { error, since: Instant::now(), tried_at: None, cause: Cause::Nothing };
+            return;
+        }
         if FileId::at(path) != *file {
             let reason = "its file was removed or replaced while it was open".into();
             let error = Arc::new(StoreError::Unusable { path: path.to_owned(), reason });
