@@ -218,6 +218,7 @@ impl Agent {
             }
         });
         let slot = Arc::new(slot);
+        tell_of_room(&slot, &settings.store_limits);
 
         let metrics = Arc::new(Metrics::default());
         let connection = Arc::new(Connection::new(settings.monitor));
@@ -373,6 +374,29 @@ fn tell_of_others(store: &dyn Store, server: &Server, own: &Filter) -> Result<()
         );
     }
     Ok(())
+}
+
+/// Logs what the store can hold on its disk.
+fn tell_of_room(slot: &StoreSlot, limits: &Limits) {
+    let Ok(condition) = slot.with(|store| store.condition()) else { return };
+    let (Some(capacity), Some(free)) = (condition.capacity_bytes, condition.disk_free_bytes) else { return };
+    let (max, reserve) = (limits.size_max, limits.disk_reserve);
+    let used = condition.file_bytes.saturating_sub(condition.free_bytes);
+    if capacity >= max {
+        info!(target: "db_manager", "the store can hold {max} bytes (max_size); its disk has {free} bytes free");
+    } else if capacity <= used {
+        warn!(
+            target: "db_manager",
+            "the store can take nothing: its disk has {free} bytes free, of which {reserve} are reserved \
+             (free_disk_reserve); free some space, or name a file on another disk with --db"
+        );
+    } else {
+        warn!(
+            target: "db_manager",
+            "the store can hold {capacity} bytes, not the {max} of max_size: its disk has {free} bytes free, of which \
+             {reserve} are reserved (free_disk_reserve)"
+        );
+    }
 }
 
 /// Returns the parts that have to be alive, and how long each may be silent.

@@ -15,6 +15,8 @@ use crate::store::slot::StoreSlot;
 
 /// How often unneeded credentials are looked for; also once at the start.
 const ERASURE_INTERVAL: Duration = Duration::from_secs(5);
+/// How often the disk is looked at, so that a store is ready to be delivered before the disk is full.
+const ROOM_INTERVAL: Duration = Duration::from_secs(1);
 /// Messages that are dropped in one commit.
 const STEP: usize = 500;
 const LOOK_INTERVAL_MIN: Duration = Duration::from_millis(200);
@@ -46,9 +48,16 @@ pub(super) fn run(max_age: Option<Duration>, slot: &StoreSlot, shutdown: &Shutdo
     let clock = AgeClock::start();
     let interval = max_age.map(|max_age| (max_age / 10).clamp(LOOK_INTERVAL_MIN, LOOK_INTERVAL_MAX));
     let mut erase_at = Instant::now();
+    let mut room_at = Instant::now() + ROOM_INTERVAL;
     let mut expire_at = Instant::now() + interval.unwrap_or_default();
     loop {
         let now = Instant::now();
+        if room_at <= now {
+            if let Err(error) = slot.with(|store| store.keep_room()) {
+                debug!(target: "db_manager", "no room is kept for a full disk: {error}");
+            }
+            room_at = now + ROOM_INTERVAL;
+        }
         if erase_at <= now {
             // A store that can't be used is reported by the slot; what could not be erased now is erased the next time.
             if let Err(error) = slot.with(|store| store.erase_credentials()) {
@@ -62,7 +71,7 @@ pub(super) fn run(max_age: Option<Duration>, slot: &StoreSlot, shutdown: &Shutdo
             expire(max_age, &clock, slot, shutdown);
             expire_at = now + interval;
         }
-        let next = interval.map_or(erase_at, |_| erase_at.min(expire_at));
+        let next = interval.map_or(erase_at, |_| erase_at.min(expire_at)).min(room_at);
         if shutdown.sleep(next.saturating_duration_since(Instant::now())) {
             return;
         }

@@ -90,7 +90,7 @@ pub struct AgentArgs {
     #[arg(long, value_name = "SIZE")]
     max_size: Option<OsString>,
 
-    /// Leave this much space on the disk [default: 256MiB]
+    /// Leave this much space on the disk [default: 256MiB, or a tenth of a smaller disk]
     #[arg(long, value_name = "SIZE", hide_short_help = true)]
     free_disk_reserve: Option<OsString>,
 

@@ -477,13 +477,13 @@ fn disk(config: &Config) -> Check {
             return Check::bad("disk", Exit::Failure, text, "name another file with --db");
         }
     };
-    let (found, free, reserve) =
-        (place.found.display(), size(place.free_bytes), size(config.free_disk_reserve.value.bytes()));
+    let reserved = translate::disk_reserve(config);
+    let (found, free, reserve) = (place.found.display(), size(place.free_bytes), size(reserved));
     if !place.is_writable {
         let text = format!("{found} cannot be written by this user");
         return Check::bad("disk", Exit::Failure, text, "give this user write access, or name another file with --db");
     }
-    if place.free_bytes <= config.free_disk_reserve.value.bytes() {
+    if place.free_bytes <= reserved {
         let text = format!("{free} free, and {reserve} stay free: nothing new can be stored");
         let hint = "free disk space, lower OPIK_OFFLINE_FREE_DISK_RESERVE, or name a file on another disk with --db";
         return Check::bad("disk", Exit::Failure, text, hint);

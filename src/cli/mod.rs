@@ -287,6 +287,7 @@ mod translate {
     use crate::config::{self, KeyText, LogFormat, Sourced};
     use crate::delivery::pacing::PaceSettings;
     use crate::message::{Credential, Lane, Server};
+    use crate::store::room::{self, Disk};
     use crate::store::{EncryptionKey, KeyError, Keys, WhenFull};
 
     /// The lane of messages for which no client says whose they are.
@@ -300,10 +301,19 @@ mod translate {
         Server::new(&config.upstream.value.to_string())
     }
 
+    /// Returns what stays free on the store's disk: what the user set, or what suits the size of the disk.
+    pub(super) fn disk_reserve(config: &Config) -> u64 {
+        let set = &config.free_disk_reserve;
+        match (&set.source, Disk::of(&config.db.value)) {
+            (config::Source::Default, Ok(disk)) => room::default_reserve(disk.total_bytes),
+            _ => set.value.bytes(),
+        }
+    }
+
     pub(super) fn store_limits(config: &Config) -> Limits {
         Limits {
             size_max: config.max_size.value.bytes(),
-            disk_reserve: config.free_disk_reserve.value.bytes(),
+            disk_reserve: disk_reserve(config),
             when_full: match config.when_full.value {
                 config::WhenFull::Refuse => WhenFull::Refuse,
                 config::WhenFull::DropOldest => WhenFull::DropOldest,

@@ -201,6 +201,8 @@ struct StoreReport {
     /// Why the file system under it keeps less than a disk of this machine, if it does.
     file_system_problem: Option<String>,
     disk_free_bytes: Option<u64>,
+    /// What its files can reach: the limit, or less where the disk has no room for that.
+    capacity_bytes: Option<u64>,
     dropped_messages: u64,
     /// Dropped because they were older than `max_age`.
     expired_messages: u64,
@@ -653,6 +655,7 @@ fn store_report(config: &Config, condition: Option<&Condition>, problem: Option<
             .map(|found| format!("on {}: {}", found.name, found.problem())),
         size_max_bytes: condition.and_then(|condition| condition.size_max),
         disk_free_bytes: condition.and_then(|condition| condition.disk_free_bytes),
+        capacity_bytes: condition.and_then(|condition| condition.capacity_bytes),
         dropped_messages: condition.map_or(0, |condition| condition.dropped),
         encryption: condition.map(|condition| EncryptionReport::of(&condition.encryption)),
         expired_messages: condition.map_or(0, |condition| condition.expired),

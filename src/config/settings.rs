@@ -178,7 +178,7 @@ settings! {
     forward_timeout: Duration = "1m35s", "OPIK_OFFLINE_FORWARD_TIMEOUT", "--forward-timeout", ConfigYaml,
         plain(within(MILLISECOND, DAY));
 
-    /// Free space that the store leaves on its disk
+    /// Free space that the store leaves on its disk; unless it is set, never more than a tenth of the disk
     free_disk_reserve: ByteSize = "256MiB", "OPIK_OFFLINE_FREE_DISK_RESERVE", "--free-disk-reserve", ConfigYaml, plain(any);
 
     /// Proxy in front of the server; without it HTTPS_PROXY, HTTP_PROXY, ALL_PROXY and NO_PROXY count

@@ -94,6 +94,8 @@ pub struct StoreStatus {
     pub file_bytes: u64,
     pub size_max_bytes: Option<u64>,
     pub disk_free_bytes: Option<u64>,
+    /// What its files can reach: the limit, or less where the disk has no room for that.
+    pub capacity_bytes: Option<u64>,
     pub dropped_messages: u64,
     /// Messages dropped because they had become older than `max_age`.
     pub expired_messages: u64,
@@ -477,6 +479,7 @@ fn usable(backlog: &Backlog, condition: &Condition) -> StoreStatus {
         file_bytes: condition.file_bytes,
         size_max_bytes: condition.size_max,
         disk_free_bytes: condition.disk_free_bytes,
+        capacity_bytes: condition.capacity_bytes,
         dropped_messages: condition.dropped,
         expired_messages: condition.expired,
         recoveries: (condition.recoveries.iter().filter(|recovery| recovery.is_kept))

@@ -47,6 +47,7 @@ pub mod mount;
 pub mod orphan;
 pub mod place;
 mod rescue;
+pub mod room;
 pub mod slot;
 pub mod sqlite;
 
@@ -73,6 +74,20 @@ pub trait Store: Send + Sync {
     /// keeps it. What is remembered by the number of a message or of a lane means something in this store only.
     fn identity(&self) -> StoreIdentity {
         StoreIdentity::default()
+    }
+
+    /// Keeps what is needed to deliver from a full disk, as far as there is room for it. Called every second by an agent.
+    ///
+    /// # Errors
+    ///
+    /// As every verb that writes.
+    fn keep_room(&self) -> Result<(), StoreError> {
+        Ok(())
+    }
+
+    /// Returns whether the store was opened in a way that a full disk asked for, and the disk has room again.
+    fn has_to_be_reopened(&self) -> bool {
+        false
     }
 
     // For intake.
@@ -1008,6 +1023,8 @@ pub struct Condition {
     pub size_max: Option<u64>,
     /// Bytes free on the disk.
     pub disk_free_bytes: Option<u64>,
+    /// Bytes that the store's files can reach: the limit, or less where the disk has no room for that.
+    pub capacity_bytes: Option<u64>,
     /// The schema's version.
     pub schema_version: i64,
     /// Who replays right now.

@@ -453,6 +453,12 @@ impl StoreSlot {
             return;
         }
         *looked_at = Instant::now();
+        if Arc::strong_count(store) == 1 && store.has_to_be_reopened() {
+            let reason = "it is opened again now that its disk has room".into();
+            let error = Arc::new(StoreError::Unusable { path: path.to_owned(), reason });
+            *inner = Inner::Away(Away::new(error, None, Cause::Nothing, None));
+            return;
+        }
         if FileId::at(path) != *file {
             let reason = "its file was removed or replaced while it was open".into();
             let error = Arc::new(StoreError::Unusable { path: path.to_owned(), reason });

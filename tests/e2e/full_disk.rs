@@ -7,7 +7,7 @@ use std::process::{Child, Stdio};
 use crate::degraded::a_limit_on_the_size_of_files_is_survived_and_nothing_acknowledged_is_lost;
 use crate::support::agent::{Agent, Home};
 use crate::support::fake_opik::FakeOpik;
-use crate::support::http::Request;
+use crate::support::http::{Client, Request};
 use crate::support::ledger::ClientLedger;
 use crate::support::{PATIENCE, noise, uuid7, wait_until};
 use crate::writes::{Told, create, trace, update};
@@ -19,10 +19,10 @@ struct Small {
 
 impl Small {
     /// Mounts it. `None` where the system lets this user make no namespace.
-    fn mount(home: &Home) -> Option<Self> {
-        let script = "mount -t tmpfs -o size=4m,mode=700 tmpfs \"$0\" && echo mounted && exec cat";
+    fn mount(home: &Home, size: &str) -> Option<Self> {
+        let script = "mount -t tmpfs -o size=$1,mode=700 tmpfs \"$0\" && echo mounted && exec cat";
         let mut command = home.command("unshare");
-        command.args(["--map-root-user", "--mount", "sh", "-c", script]).arg(home.path());
+        command.args(["--map-root-user", "--mount", "sh", "-c", script]).arg(home.path()).arg(size);
         // The holder ends when its standard input does, that is with the test.
         let mut holder = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().ok()?;
         let mut said = String::new();
@@ -56,7 +56,7 @@ fn large(id: &str) -> Request {
 #[test]
 fn a_full_file_system_loses_nothing_acknowledged_and_is_left_by_delivering() {
     let home = Home::new();
-    let Some(small) = Small::mount(&home) else {
+    let Some(small) = Small::mount(&home, "4m") else {
         // No namespaces for this user: the other way to a write that has no room.
         eprintln!("nothing can be mounted here: a limit on the size of files takes the place of a full file system");
         return a_limit_on_the_size_of_files_is_survived_and_nothing_acknowledged_is_lost();
@@ -105,4 +105,143 @@ fn a_full_file_system_loses_nothing_acknowledged_and_is_left_by_delivering() {
     server.start();
     agent.wait_until_delivered();
     server.assert_equals(&ledger);
+}
+
+/// A program that takes every byte that becomes free, for as long as it lives.
+struct Filler(Child);
+
+impl Filler {
+    fn start(small: &Small, home: &Home) -> Self {
+        // The last write of each round ends within a page, so that nothing is left over.
+        let script = "while :; do cat /dev/zero >>\"$0\"/filler; done 2>/dev/null";
+        let mut command = home_command(small, home, "sh");
+        command.args(["-c", script]).arg(home.path());
+        Self(command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("the filler starts"))
+    }
+}
+
+impl Drop for Filler {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// Returns the command that starts this program in the namespace.
+fn home_command(small: &Small, home: &Home, program: &str) -> std::process::Command {
+    let mut command = home.command("env");
+    command.args(small.enter()).arg(program);
+    command
+}
+
+/// Returns how many bytes are free on the small file system.
+fn bytes_free(small: &Small, home: &Home) -> u64 {
+    let mut command = home_command(small, home, "df");
+    command.args(["--output=avail", "--block-size=1"]).arg(home.path());
+    let output = crate::support::process::run(&mut command);
+    output.stdout.lines().nth(1).and_then(|line| line.trim().parse().ok()).expect("a number of bytes")
+}
+
+/// What happens to the agent while another program has taken every byte of the disk.
+#[derive(Clone, Copy, Debug)]
+enum Meanwhile {
+    Nothing,
+    Stopped,
+    Killed,
+    FilledWhileStopped,
+    Replayed,
+}
+
+#[test]
+fn a_disk_that_another_program_filled_is_left_by_delivering() {
+    for meanwhile in [
+        Meanwhile::Nothing,
+        Meanwhile::Stopped,
+        Meanwhile::Killed,
+        Meanwhile::FilledWhileStopped,
+        Meanwhile::Replayed,
+    ] {
+        let home = Home::new();
+        let Some(small) = Small::mount(&home, "24m") else {
+            eprintln!("not run: nothing can be mounted here");
+            return;
+        };
+        let server = FakeOpik::new_stopped();
+        let mut agent = Agent::builder(&server.url()).impatient().within(&small.enter()).home(home).start();
+        let ledger = ClientLedger::new();
+        let mut app = Told::new(&agent.url(), &ledger);
+        let mut ids = Vec::new();
+        for number in 0..600 {
+            let id = uuid7();
+            let mut body = trace(&id, "waits");
+            body["input"] = noise(500 + number * 7 % 9000).into();
+            let answer = app.send(Request::new("POST", "/v1/private/traces").json(&body)).expect("an answer");
+            assert_eq!(answer.status, 201, "{meanwhile:?}: {}", answer.text());
+            ids.push(id);
+        }
+        let fill = |agent: &Agent| {
+            let filler = Filler::start(&small, agent.home());
+            wait_until("the disk is full", PATIENCE, || bytes_free(&small, agent.home()) == 0);
+            filler
+        };
+        let filler = match meanwhile {
+            Meanwhile::FilledWhileStopped => {
+                assert!(agent.terminate().success());
+                fill(&agent)
+            }
+            _ => fill(&agent),
+        };
+        for id in &ids[..50] {
+            let answer = app.send(update(id, 1));
+            assert!(answer.is_err() || answer.is_ok_and(|answer| [204, 503].contains(&answer.status)));
+        }
+        match meanwhile {
+            Meanwhile::Nothing => server.start(),
+            Meanwhile::Stopped => {
+                assert!(agent.terminate().success());
+                agent.restart_on_same_port();
+                server.start();
+            }
+            Meanwhile::Killed => {
+                agent.kill9();
+                agent.restart_on_same_port();
+                server.start();
+            }
+            Meanwhile::FilledWhileStopped => {
+                agent.restart_on_same_port();
+                server.start();
+            }
+            Meanwhile::Replayed => {
+                assert!(agent.terminate().success());
+                server.start();
+                let replay = agent.cli(&["replay"]);
+                assert_eq!(replay.code(), Some(0), "{}{}", replay.stdout, replay.stderr);
+                agent.restart_on_same_port();
+            }
+        }
+        // Asked of the agent: it may have the store for itself as long as the disk is full.
+        let mut client = Client::new(&agent.origin());
+        wait_until("what is stored is delivered", PATIENCE, || {
+            let store = client.get("/-/status.json").json()["store"].take();
+            store["usable"] == true && store["waiting"] == 0
+        });
+        assert_eq!(bytes_free(&small, agent.home()), 0, "{meanwhile:?}: somebody made room");
+        server.assert_equals(&ledger);
+        server.assert_no_update_before_create();
+        let lines = agent.stderr().lines().filter(|line| line.contains("is full")).count();
+        assert!(lines <= 3, "{meanwhile:?}: the log repeats itself:\n{}", agent.stderr());
+        // Room again: everything works as before, for other processes as well.
+        drop(filler);
+        let mut remove = home_command(&small, agent.home(), "rm");
+        assert!(crate::support::process::run(remove.arg(agent.home().path().join("filler"))).status.success());
+        server.stop();
+        let mut app = Told::new(&agent.url(), &ledger);
+        wait_until("messages are stored again", PATIENCE, || {
+            app.send(create(&uuid7())).is_ok_and(|answer| answer.status == 201)
+        });
+        wait_until("other processes can read the store", PATIENCE, || agent.cli(&["status"]).status.code() != Some(1));
+        server.start();
+        agent.wait_until_delivered();
+        server.assert_equals(&ledger);
+    }
 }

@@ -121,7 +121,13 @@ fn store(report: &Report) -> Vec<Line> {
         _ => return vec![line("store", format!("{} cannot be used", store.path)).painted(Mark::Bad, "cannot be used")],
     };
     let encryption = store.encryption.as_ref().map(|encryption| line("encryption", encryption.text()));
-    std::iter::once(line("store", text)).chain(encryption).collect()
+    let capacity = store.capacity_bytes.filter(|capacity| store.size_max_bytes.is_some_and(|max| *capacity < max));
+    let capacity = capacity.map(|capacity| {
+        let free = store.disk_free_bytes.unwrap_or(0);
+        let text = format!("its disk has {} free, and room for a store of {}", size(free), size(capacity));
+        line("", text).painted(Mark::Warn, "its disk")
+    });
+    std::iter::once(line("store", text)).chain(capacity).chain(encryption).collect()
 }
 
 /// What still has to reach the server, in a sentence.

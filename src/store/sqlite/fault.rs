@@ -7,6 +7,7 @@ use rusqlite::ErrorCode;
 
 use super::BUSY_TIMEOUT;
 use crate::store::StoreError;
+use crate::store::room::{self, NoRoom};
 use crate::store::key::KeyId;
 
 /// Why a file of another kind is refused.
@@ -46,9 +47,24 @@ impl From<StoreError> for Fault {
 }
 
 impl Fault {
+    /// Returns what the disk has used up, when that is why the step failed.
+    pub(super) fn no_room(&self, path: &Path) -> Option<NoRoom> {
+        let Self::Engine(error) = self else { return None };
+        match error.sqlite_error_code()? {
+            ErrorCode::DiskFull => Some(room::refusal(path).unwrap_or(NoRoom::Bytes)),
+            // A quota, and no room for the log or for the memory that processes share, are told apart from a fault of the
+            // disk by the system alone.
+            ErrorCode::SystemIoFailure | ErrorCode::CannotOpen => room::refusal(path),
+            _ => None,
+        }
+    }
+
     /// Sorts the fault by what the caller can do about it.
     pub(super) fn at(self, path: &Path) -> StoreError {
         let path_buf = path.to_owned();
+        if let Some(no_room) = self.no_room(path) {
+            return StoreError::Full { path: path_buf, reason: no_room.words().into() };
+        }
         match self {
             Self::Store(error) => error,
             Self::Damaged(reason) | Self::Message(reason) => StoreError::Damaged { path: path_buf, reason },

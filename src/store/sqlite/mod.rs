@@ -19,6 +19,7 @@
 
 mod ahead;
 mod attachments;
+mod ballast;
 mod checksum;
 mod claim;
 mod codec;
@@ -55,6 +56,7 @@ use std::time::Duration;
 use rusqlite::{Connection, Transaction, TransactionBehavior};
 use tracing::warn;
 
+use self::ballast::Ballast;
 use self::codec::Packer;
 use self::fault::Fault;
 pub(in crate::store) use self::fault::os_words;
@@ -63,6 +65,7 @@ pub(in crate::store) use self::reseal::reseal;
 pub(in crate::store) use self::view::BacklogView;
 use self::seal::{KeyRing, Sealer, State};
 use super::key::Keys;
+use super::room;
 use super::{
     AgentRecord, Ahead, AttachmentId, Backlog, BacklogSeen, ClaimLimits, Claimed, Condition, Filter, Hold, LaneId, LaneListed,
     LaneWork, Lease, Limits, Listed, OpenMode, Outcome, Owner, Page, Purged, ReplayRecord, SalvagedRow, Standing,
@@ -81,6 +84,10 @@ pub struct SqliteStore {
     file: FileId,
     identity: StoreIdentity,
     log: PathBuf,
+    /// What is kept to deliver from a full disk.
+    ballast: Ballast,
+    /// Whether no other process can open it, because the disk has no room for the memory that they share.
+    is_alone: bool,
     limits: Limits,
     writer: Mutex<Connection>,
     /// Answers [`Store::waiting`].
@@ -117,7 +124,11 @@ impl SqliteStore {
     /// As [`super::open_with`].
     pub fn open_with(path: &Path, mode: OpenMode, limits: Limits, keys: &Keys) -> Result<Self, StoreError> {
         let keys = Arc::new(KeyRing::new(keys));
-        Ok(Self::of(open::open(path, mode, limits.size_max, &keys)?, path, limits, keys))
+        let store = Self::of(open::open(path, mode, limits.size_max, &keys)?, path, limits, keys);
+        if mode.recovers() {
+            store.keep_room();
+        }
+        Ok(store)
     }
 
     /// Sets aside the file that this store found damaged, and opens the one with what was recovered; see
@@ -143,6 +154,8 @@ impl SqliteStore {
             path: path.to_owned(),
             file: opened.file,
             identity: opened.file.identity(path),
+            is_alone: opened.is_alone,
+            ballast: Ballast::of(path, &opened.log, limits.size_max),
             log: opened.log,
             limits,
             writer: Mutex::new(opened.writer),
@@ -189,13 +202,16 @@ impl SqliteStore {
             tx.commit()?;
             Ok(result)
         })();
-        // Also after a failure: it may be the log that fills the disk.
-        if space::is_log_in_the_way(&self.path, &self.log)
-            && let Err(error) = space::truncate_log(&connection)
-        {
-            warn!(target: "db_manager", "the log stays as long as it is on a disk that is nearly full: {error}");
-        }
-        result.map_err(|fault: Fault| fault.at(&self.path))
+        // Also after a failure: what is kept for a full disk is needed then.
+        let found_no_room = result.as_ref().is_err_and(|fault: &Fault| fault.no_room(&self.path).is_some());
+        self.ballast.tend(&connection, found_no_room);
+        result.map_err(|fault| fault.at(&self.path))
+    }
+
+    /// Keeps what is needed to deliver from a full disk: see [`Ballast`].
+    fn keep_room(&self) {
+        self.ballast.tend(&lock(&self.writer), false);
+        self.ballast.make();
     }
 
     /// Does this work under the write lock after the lease has been verified, and commits it.
@@ -277,9 +293,25 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
+impl Drop for SqliteStore {
+    fn drop(&mut self) {
+        let connections = [&self.writer, &self.quick_reader, &self.reader].map(lock);
+        self.ballast.before_closing(connections.iter().map(|connection| &**connection));
+    }
+}
+
 impl Store for SqliteStore {
     fn identity(&self) -> StoreIdentity {
         self.identity
+    }
+
+    fn keep_room(&self) -> Result<(), StoreError> {
+        self.keep_room();
+        Ok(())
+    }
+
+    fn has_to_be_reopened(&self) -> bool {
+        self.is_alone && self.ballast.may_cut_log()
     }
 
     fn register(&self, messages: &[Message]) -> Result<Vec<MessageId>, StoreError> {
@@ -474,20 +506,39 @@ impl Store for SqliteStore {
         now_ms: i64,
     ) -> Result<Vec<Claimed>, StoreError> {
         let _one_at_a_time = lock(&self.claiming);
-        let choose = |connection: &Connection, sealer: &Sealer| {
-            claim::choose(connection, sealer, (&self.recent, &self.memo), lane, filter, limits, now_ms)
-        };
-        let chosen = self.read(&self.reader, choose)?;
-        self.write_as(lease, |tx, sealer| claim::mark(tx, sealer, lease.epoch, chosen))
+        let mut limits = limits;
+        loop {
+            let choose = |connection: &Connection, sealer: &Sealer| {
+                claim::choose(connection, sealer, (&self.recent, &self.memo), lane, filter, limits, now_ms)
+            };
+            let chosen = self.read(&self.reader, choose)?;
+            match self.write_as(lease, |tx, sealer| claim::mark(tx, sealer, lease.epoch, chosen)) {
+                // What a full disk has room for is noted in smaller steps.
+                Err(StoreError::Full { .. }) if limits.messages_max > 1 => limits.messages_max /= 2,
+                result => return result,
+            }
+        }
     }
 
     fn settle(&self, lease: &Lease, outcomes: &[(MessageId, Outcome)]) -> Result<(), StoreError> {
-        let released = self.write_as(lease, |tx, sealer| {
+        let settled = self.write_as(lease, |tx, sealer| {
             settle::settle(tx, lease.epoch, outcomes, (&self.packer, sealer), &self.recent)?;
             attachments::any_released(tx)
-        })?;
-        self.remove_soon(released);
-        Ok(())
+        });
+        match settled {
+            Ok(released) => {
+                self.remove_soon(released);
+                Ok(())
+            }
+            // What a full disk has room for is noted in smaller steps. In order: after a crash between them the later
+            // ones are sent again, never an older one alone.
+            Err(StoreError::Full { .. }) if outcomes.len() > 1 => {
+                let (first, second) = outcomes.split_at(outcomes.len() / 2);
+                self.settle(lease, first)?;
+                self.settle(lease, second)
+            }
+            Err(error) => Err(error),
+        }
     }
 
     fn lane_list(&self, now_ms: i64) -> Result<Vec<LaneListed>, StoreError> {
@@ -517,6 +568,10 @@ impl Store for SqliteStore {
         }
         if !self.log_is_unerased.load(Ordering::Relaxed) {
             return Ok(true);
+        }
+        if !self.ballast.may_cut_log() {
+            // They are in blocks that nobody else gets, until there is room to do without them.
+            return Ok(false);
         }
         let connection = lock(&self.writer);
         let emptied = || -> Result<bool, Fault> {
@@ -609,7 +664,9 @@ impl Store for SqliteStore {
         while shrink().map_err(|error| Fault::from(error).at(&self.path))? {}
         let connection = lock(&self.writer);
         let truncate = || -> Result<u64, Fault> {
-            space::truncate_log(&connection)?;
+            if self.ballast.may_cut_log() {
+                space::truncate_log(&connection)?;
+            }
             Ok(space::Space::of(&connection, &self.path, &self.log)?.file_bytes)
         };
         truncate().map_err(|fault| fault.at(&self.path))
@@ -624,6 +681,7 @@ impl Store for SqliteStore {
                 free_bytes: space.free_bytes,
                 size_max: Some(self.limits.size_max),
                 disk_free_bytes: Some(space.disk_free_bytes),
+                capacity_bytes: Some(room::capacity(space.file_bytes, space.disk_free_bytes, &self.limits)),
                 schema_version: schema::version(connection)?,
                 lease: lease::holder(connection)?,
                 agents: people::agents(connection)?,

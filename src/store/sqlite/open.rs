@@ -3,6 +3,7 @@
 //! Nothing here opens the database file except SQLite itself (and the one call that makes it): POSIX drops all of a
 //! process's locks on a file when any descriptor of it is closed, and SQLite's locks are among them.
 
+use std::ffi::CStr;
 use std::fs;
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt, OpenOptionsExt, PermissionsExt};
@@ -12,11 +13,12 @@ use std::time::UNIX_EPOCH;
 
 use rusqlite::config::DbConfig;
 use rusqlite::{Connection, OpenFlags};
+use tracing::warn;
 
 use super::fault::{Fault, NO_DATABASE, access_words, folder_of, os_words};
 use super::recovery::{self, FolderLock};
 use super::seal::{self, KeyRing, Sealer, State};
-use super::{BUSY_TIMEOUT, queries, schema, upgrade};
+use super::{BUSY_TIMEOUT, ballast, queries, schema, upgrade};
 use crate::store::{OpenMode, StoreError, StoreIdentity, place};
 
 /// The oldest SQLite without the WAL-reset fault, which can damage a file that several processes write.
@@ -30,6 +32,8 @@ const LOG_PAGES_MIN: u64 = 100;
 const LOG_SHARE: u64 = 16;
 /// Bytes of the header that every SQLite database starts with.
 const HEADER_BYTES: u64 = 100;
+/// SQLite's way to a file for one process alone: it locks others out, and keeps in memory what they would share.
+const ALONE: &CStr = c"unix-excl";
 /// Memory for pages of one connection, in KiB.
 const CACHE_KIB: i32 = 4096;
 /// Statements kept prepared by one connection; more than we have, filters in their variants included.
@@ -86,6 +90,8 @@ pub(super) struct Opened {
     pub(super) sealer: Sealer,
     /// The write-ahead log. It lies beside the file itself, also when the path is a symbolic link to it.
     pub(super) log: PathBuf,
+    /// Whether no other process can open it.
+    pub(super) is_alone: bool,
 }
 
 /// Opens the store at this path, makes it when the mode says so, and brings its schema up to date.
@@ -132,12 +138,26 @@ fn open_sound(path: &Path, mode: OpenMode, size_max: u64, keys: &Arc<KeyRing>) -
         no_recovery = look_first(path, mode)?;
     }
     let _no_recovery = no_recovery;
-    let mut writer = open_writer(path, mode, size_max, keys).map_err(|fault| fault.at(path))?;
+    let opened = match open_writer(path, mode, size_max, keys, None) {
+        // The memory that processes share is a file beside the store. Without room for it one process alone can go on.
+        Err(fault) if fault.no_room(path).is_some() => {
+            open_writer(path, mode, size_max, keys, Some(ALONE)).map(|writer| (writer, Some(ALONE)))
+        }
+        result => result.map(|writer| (writer, None)),
+    };
+    let (mut writer, vfs) = opened.map_err(|fault| fault.at(path))?;
     if mode.recovers() {
         recovery::look_through(&writer, path).map_err(|fault| fault.at(path))?;
     }
     let sealer = open_seals(&mut writer, mode, keys).map_err(|fault| fault.at(path))?;
-    let readers = [open_reader(path)?, open_reader(path)?];
+    if vfs.is_some() {
+        warn!(
+            target: "db_manager",
+            "{} is open for this process alone until its full disk has room: other processes find it busy",
+            path.display()
+        );
+    }
+    let readers = [open_reader_by(path, vfs)?, open_reader_by(path, vfs)?];
     // Looked at again: by now it is there with all that belongs to it, and nobody else can put anything in its place. So
     // what was put there between the first look and its making is found before a message is written.
     let place = vet(path, mode)?;
@@ -150,7 +170,7 @@ fn open_sound(path: &Path, mode: OpenMode, size_max: u64, keys: &Arc<KeyRing>) -
     let file = FileId::at(path).ok_or_else(removed)?;
     let mut log = fs::canonicalize(path).map_err(|_| removed())?.into_os_string();
     log.push("-wal");
-    Ok(Opened { writer, readers, file, sealer, log: log.into() })
+    Ok(Opened { writer, readers, file, sealer, log: log.into(), is_alone: vfs.is_some() })
 }
 
 /// Keeps recoveries away, and finds out whether there is a store, or makes an empty file.
@@ -160,6 +180,7 @@ fn look_first(path: &Path, mode: OpenMode) -> Result<FolderLock, StoreError> {
         let reason = "its recovery did not come to its end; the agent and `opik-offline replay` go on with it".into();
         return Err(StoreError::Damaged { path: path.to_owned(), reason });
     }
+    ballast::put_in_place(path);
     make_or_examine(path, mode)?;
     Ok(no_recovery)
 }
@@ -352,8 +373,15 @@ pub(super) fn immutable_uri(path: &Path) -> String {
 }
 
 pub(super) fn connect(path: &Path) -> rusqlite::Result<Connection> {
+    connect_by(path, None)
+}
+
+fn connect_by(path: &Path, vfs: Option<&CStr>) -> rusqlite::Result<Connection> {
     let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
-    let connection = Connection::open_with_flags(path, flags)?;
+    let connection = match vfs {
+        Some(vfs) => Connection::open_with_flags_and_vfs(path, flags, vfs)?,
+        None => Connection::open_with_flags(path, flags)?,
+    };
     connection.busy_timeout(BUSY_TIMEOUT)?;
     connection.set_prepared_statement_cache_capacity(STATEMENTS_KEPT);
     connection.pragma_update(None, "synchronous", "FULL")?;
@@ -366,7 +394,11 @@ pub(super) fn connect(path: &Path) -> rusqlite::Result<Connection> {
 
 /// Opens a connection that only reads.
 pub(super) fn open_reader(path: &Path) -> Result<Connection, StoreError> {
-    let reader = connect(path).and_then(|connection| {
+    open_reader_by(path, None)
+}
+
+fn open_reader_by(path: &Path, vfs: Option<&CStr>) -> Result<Connection, StoreError> {
+    let reader = connect_by(path, vfs).and_then(|connection| {
         connection.pragma_update(None, "query_only", true)?;
         Ok(connection)
     });
@@ -386,13 +418,27 @@ fn open_seals(writer: &mut Connection, mode: OpenMode, keys: &Arc<KeyRing>) -> R
     Ok(sealer)
 }
 
-fn open_writer(path: &Path, mode: OpenMode, size_max: u64, keys: &KeyRing) -> Result<Connection, Fault> {
-    let mut connection = connect(path)?;
-    let page_bytes = u64::from(schema::PAGE_BYTES);
-    let log_pages = (size_max / LOG_SHARE / page_bytes).clamp(LOG_PAGES_MIN, LOG_PAGES_MAX);
+/// Returns the pages in the log that make the committing connection write them back.
+fn log_pages(size_max: u64) -> u64 {
+    (size_max / LOG_SHARE / u64::from(schema::PAGE_BYTES)).clamp(LOG_PAGES_MIN, LOG_PAGES_MAX)
+}
+
+/// Returns the length to which a log is cut back that grew further (under a long reader, by a large commit).
+pub(super) fn log_bytes_kept(size_max: u64) -> u64 {
+    2 * log_pages(size_max) * u64::from(schema::PAGE_BYTES)
+}
+
+fn open_writer(
+    path: &Path,
+    mode: OpenMode,
+    size_max: u64,
+    keys: &KeyRing,
+    vfs: Option<&CStr>,
+) -> Result<Connection, Fault> {
+    let mut connection = connect_by(path, vfs)?;
+    let log_pages = log_pages(size_max);
     connection.pragma_update(None, "wal_autocheckpoint", log_pages as i64)?;
-    // A log that grew further (under a long reader, by a large commit) is cut back.
-    connection.pragma_update(None, "journal_size_limit", (2 * log_pages * page_bytes) as i64)?;
+    connection.pragma_update(None, "journal_size_limit", log_bytes_kept(size_max) as i64)?;
     // Until we know that the file is ours, closing it must not write its log back.
     connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true)?;
     let application_id: i32 = connection.pragma_query_value(None, "application_id", |row| row.get(0))?;

@@ -26,8 +26,6 @@ const ROOM_SHARE: u64 = 100;
 const LOG_FACTOR: u64 = 2;
 /// Left on the disk whatever is reserved: what was delivered has to be noted in the log before it can make room.
 const OWN_NEEDS_BYTES: u64 = 512 * 1024;
-/// A log of so many bytes is not worth cutting.
-const LOG_KEPT_BYTES: u64 = OWN_NEEDS_BYTES / 2;
 
 /// How much room a store has.
 #[derive(Clone, Copy, Debug)]
@@ -179,12 +177,6 @@ pub(super) fn shrink_a_step(connection: &Connection) -> rusqlite::Result<bool> {
     drop(rows);
     let after = free(connection)?;
     Ok(after > 0 && after < before)
-}
-
-/// Says whether the disk is so full that the log should not grow as far as it usually does before it is written back.
-pub(super) fn is_log_in_the_way(path: &Path, log: &Path) -> bool {
-    let log_bytes = fs::metadata(log).map_or(0, |metadata| metadata.len());
-    log_bytes > LOG_KEPT_BYTES && disk_free_bytes(path).is_ok_and(|free| free < log_bytes + 2 * OWN_NEEDS_BYTES)
 }
 
 /// Writes the log back into the database and cuts it to nothing, unless other processes are reading: nobody waits for

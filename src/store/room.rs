@@ -1,0 +1,186 @@
+//! What a disk has room for, and in whose words it refuses more.
+
+use std::fs;
+use std::io;
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::path::{Path, PathBuf};
+
+use rustix::io::Errno;
+
+use super::Limits;
+
+/// The free-disk reserve of a large disk.
+pub const RESERVE_MAX: u64 = 256 * 1024 * 1024;
+/// The part of a small disk that is reserved, as a divisor.
+const RESERVE_SHARE: u64 = 10;
+
+/// How large a disk is, and how much of it is free for this user.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Disk {
+    /// Bytes of the file system.
+    pub total_bytes: u64,
+    /// Bytes free for this user.
+    pub free_bytes: u64,
+    /// Files that can still be made; `None` where the file system makes as many as it has bytes for.
+    pub free_files: Option<u64>,
+}
+
+impl Disk {
+    /// Measures the file system that holds this path, or the first folder above it that exists.
+    ///
+    /// # Errors
+    ///
+    /// The system's.
+    pub fn of(path: &Path) -> io::Result<Self> {
+        let mut place = path;
+        loop {
+            match rustix::fs::statvfs(place) {
+                Ok(found) => {
+                    return Ok(Self {
+                        total_bytes: found.f_blocks.saturating_mul(found.f_frsize),
+                        free_bytes: found.f_bavail.saturating_mul(found.f_frsize),
+                        // btrfs has no fixed number of files, and says 0 of 0.
+                        free_files: (found.f_files > 0).then_some(found.f_favail),
+                    });
+                }
+                Err(Errno::NOENT | Errno::NOTDIR) => match place.parent() {
+                    Some(above) if !above.as_os_str().is_empty() => place = above,
+                    _ if place != Path::new(".") => place = Path::new("."),
+                    _ => return Err(Errno::NOENT.into()),
+                },
+                Err(errno) => return Err(errno.into()),
+            }
+        }
+    }
+}
+
+/// Returns the free-disk reserve for a file system of this size, where the user has set none: on a small volume 256 MiB
+/// would leave no room for a single message.
+pub fn default_reserve(total_bytes: u64) -> u64 {
+    RESERVE_MAX.min(total_bytes / RESERVE_SHARE)
+}
+
+/// Returns how many bytes a store with files of this size can reach.
+pub fn capacity(file_bytes: u64, disk_free_bytes: u64, limits: &Limits) -> u64 {
+    let room = disk_free_bytes.saturating_sub(limits.disk_reserve);
+    limits.size_max.min(file_bytes.saturating_add(room))
+}
+
+/// Why a disk takes no more, although nothing is wrong with it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NoRoom {
+    /// All of its bytes are used.
+    Bytes,
+    /// All of its inodes are used.
+    Files,
+    /// The quota of this user, group or project is used up.
+    Quota,
+}
+
+impl NoRoom {
+    /// Returns what is used up, and what to do about it.
+    pub fn words(self) -> &'static str {
+        match self {
+            Self::Bytes => "its disk is full; free some space there, what is stored is delivered meanwhile",
+            Self::Files => {
+                "its file system has no inodes left; remove files there (`df -i` counts them), or move the store with --db"
+            }
+            Self::Quota => {
+                "the disk quota is exceeded; free some of this user's space there (`quota` shows it), or raise the quota"
+            }
+        }
+    }
+
+    fn of(error: &io::Error, disk: Option<Disk>) -> Option<Self> {
+        match Errno::from_io_error(error)? {
+            Errno::DQUOT => Some(Self::Quota),
+            Errno::NOSPC if disk.and_then(|disk| disk.free_files) == Some(0) => Some(Self::Files),
+            Errno::NOSPC => Some(Self::Bytes),
+            _ => None,
+        }
+    }
+}
+
+/// Asks the disk of this file whether it takes a few more bytes in a new file, and returns why it does not.
+///
+/// SQLite's error does not tell a quota or a lack of inodes from a broken disk. `None` when the disk takes them, and when
+/// something else than room is missing.
+pub fn refusal(path: &Path) -> Option<NoRoom> {
+    /// More than an inode holds inline, and a block of any file system.
+    const BYTES: usize = 64 * 1024;
+    let mut name = path.as_os_str().to_owned();
+    name.push(format!("-probe-{}", std::process::id()));
+    let probe = PathBuf::from(name);
+    let try_it = || -> io::Result<()> {
+        use io::Write as _;
+        let mut file = fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&probe)?;
+        file.write_all(&[1; BYTES])?;
+        file.sync_data()
+    };
+    let refused = try_it().err();
+    // It was never made where the disk has no inodes.
+    let _ = fs::remove_file(&probe);
+    NoRoom::of(&refused?, Disk::of(path).ok())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::WhenFull;
+
+    const MIB: u64 = 1024 * 1024;
+
+    #[test]
+    fn a_small_volume_reserves_a_tenth_and_a_large_one_256_mib() {
+        for (total, reserve) in [
+            (0, 0),
+            (128 * MIB, 128 * MIB / 10),
+            (1024 * MIB, 1024 * MIB / 10),
+            (2560 * MIB, 256 * MIB),
+            (1 << 50, 256 * MIB),
+            (u64::MAX, 256 * MIB),
+        ] {
+            assert_eq!(default_reserve(total), reserve, "{total}");
+        }
+    }
+
+    #[test]
+    fn a_store_can_hold_what_its_limit_and_its_disk_allow() {
+        let limits = Limits { size_max: 100 * MIB, disk_reserve: 10 * MIB, when_full: WhenFull::Refuse };
+        for (file, free, expected) in [
+            (0, 1 << 40, 100 * MIB),
+            (0, 50 * MIB, 40 * MIB),
+            (20 * MIB, 50 * MIB, 60 * MIB),
+            (20 * MIB, 5 * MIB, 20 * MIB),
+            // A volume that shrank, and a limit that was lowered.
+            (200 * MIB, 0, 100 * MIB),
+            (u64::MAX, u64::MAX, 100 * MIB),
+        ] {
+            assert_eq!(capacity(file, free, &limits), expected, "{file} {free}");
+        }
+    }
+
+    #[test]
+    fn what_is_used_up_is_named() {
+        let disk = |free_files| Some(Disk { total_bytes: MIB, free_bytes: 0, free_files });
+        for (errno, disk, expected) in [
+            (Errno::NOSPC, disk(Some(7)), Some(NoRoom::Bytes)),
+            (Errno::NOSPC, disk(None), Some(NoRoom::Bytes)),
+            (Errno::NOSPC, disk(Some(0)), Some(NoRoom::Files)),
+            (Errno::NOSPC, None, Some(NoRoom::Bytes)),
+            (Errno::DQUOT, disk(Some(0)), Some(NoRoom::Quota)),
+            (Errno::IO, disk(Some(0)), None),
+            (Errno::ROFS, disk(Some(7)), None),
+        ] {
+            assert_eq!(NoRoom::of(&errno.into(), disk), expected, "{errno:?}");
+        }
+    }
+
+    #[test]
+    fn a_disk_with_room_refuses_nothing_and_keeps_no_probe() {
+        let folder = tempfile::tempdir().unwrap();
+        assert_eq!(refusal(&folder.path().join("store.db")), None);
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0);
+        assert!(Disk::of(&folder.path().join("no/such/folder/store.db")).unwrap().total_bytes > 0);
+    }
+}
