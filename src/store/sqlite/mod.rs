@@ -25,6 +25,7 @@ mod codec;
 mod damaged;
 mod fault;
 mod lanes;
+mod large;
 mod lease;
 mod limits;
 mod open;
@@ -61,9 +62,9 @@ pub(in crate::store) use self::reseal::reseal;
 use self::seal::{KeyRing, Sealer, State};
 use super::key::Keys;
 use super::{
-    AgentRecord, Ahead, AttachmentId, Backlog, ClaimLimits, Claimed, Condition, Filter, Hold, LaneId, LaneListed,
-    LaneWork, Lease, Limits, Listed, OpenMode, Outcome, Owner, Page, Purged, ReplayRecord, SalvagedRow, Standing,
-    Store, StoreError, StoreIdentity, StoredMessage, Stranded, WhenFull, Whose,
+    AgentRecord, Ahead, AttachmentId, Backlog, Claim, ClaimLimits, Claimed, Condition, Filter, Hold, LaneId,
+    LaneListed, LaneWork, Lease, Limits, Listed, OpenMode, Outcome, Owner, Page, Purged, ReplayRecord, SalvagedRow,
+    Standing, Store, StoreError, StoreIdentity, StoredMessage, Stranded, WhenFull, Whose,
 };
 use crate::message::{Attachment, EntityKey, Lane, Message, MessageId, MessageType, Server, Sha256, Touch};
 
@@ -98,6 +99,26 @@ pub struct SqliteStore {
 }
 
 impl SqliteStore {
+    /// Claims what fits; `is_strict`: not even the first message may be larger.
+    fn claim_some(
+        &self,
+        lease: &Lease,
+        lane: LaneId,
+        filter: &Filter,
+        limits: (ClaimLimits, bool),
+        now_ms: i64,
+    ) -> Result<Claim, StoreError> {
+        let _one_at_a_time = lock(&self.claiming);
+        let choose = |connection: &Connection, sealer: &Sealer| {
+            claim::choose(connection, sealer, (&self.recent, &self.memo), lane, filter, limits, now_ms)
+        };
+        let chosen = self.read(&self.reader, choose)?;
+        match chosen.too_large {
+            Some(bytes) => Ok(Claim::TooLarge { bytes }),
+            None => self.write_as(lease, |tx, sealer| claim::mark(tx, sealer, lease.epoch, chosen)).map(Claim::Taken),
+        }
+    }
+
     /// Opens the store at this path; see [`super::open`].
     ///
     /// # Errors
@@ -444,12 +465,21 @@ impl Store for SqliteStore {
         limits: ClaimLimits,
         now_ms: i64,
     ) -> Result<Vec<Claimed>, StoreError> {
-        let _one_at_a_time = lock(&self.claiming);
-        let choose = |connection: &Connection, sealer: &Sealer| {
-            claim::choose(connection, sealer, (&self.recent, &self.memo), lane, filter, limits, now_ms)
-        };
-        let chosen = self.read(&self.reader, choose)?;
-        self.write_as(lease, |tx, sealer| claim::mark(tx, sealer, lease.epoch, chosen))
+        match self.claim_some(lease, lane, filter, (limits, false), now_ms)? {
+            Claim::Taken(claimed) => Ok(claimed),
+            Claim::TooLarge { .. } => Ok(Vec::new()),
+        }
+    }
+
+    fn claim_within(
+        &self,
+        lease: &Lease,
+        lane: LaneId,
+        filter: &Filter,
+        limits: ClaimLimits,
+        now_ms: i64,
+    ) -> Result<Claim, StoreError> {
+        self.claim_some(lease, lane, filter, (limits, true), now_ms)
     }
 
     fn settle(&self, lease: &Lease, outcomes: &[(MessageId, Outcome)]) -> Result<(), StoreError> {
