@@ -35,6 +35,7 @@
 //! | [`telemetry`] | logs and metrics |
 //! | [`cli`] | the command line |
 //! | [`shutdown`] | one value that tells every loop to stop |
+//! | [`memory`] | one budget for the bodies that are in memory |
 //! | [`pulse`] | which part gives no sign of life |
 //!
 //! Who may import whom is checked by `tests/tidy.rs`; CONTRIBUTING.md says why.
@@ -44,6 +45,7 @@ pub mod cli;
 pub mod config;
 pub mod delivery;
 pub mod intake;
+pub mod memory;
 pub mod message;
 pub mod monitor;
 pub mod protocol;

@@ -44,6 +44,7 @@ use crate::config::ServiceManager;
 use crate::intake::status::{self, Watch};
 use crate::intake::workers::Workers;
 use crate::intake::{Intake, IntakeLimits};
+use crate::memory::Budget;
 use crate::message::{Lane, Server};
 use crate::monitor::connection::Connection;
 use crate::monitor::{self, MonitorSettings};
@@ -87,6 +88,8 @@ pub struct AgentSettings {
     pub replay_tick_interval: Duration,
     /// Intake.
     pub intake: IntakeLimits,
+    /// Bytes of bodies that may be in memory, of intake and replay together.
+    pub memory_budget: u64,
     /// How long stopping may take, intake and replay each.
     pub shutdown_timeout: Duration,
     /// The lane that lanes with a refused key may go on as, of the same server and workspace (`rekey_refused`).
@@ -221,6 +224,7 @@ impl Agent {
         tell_of_room(&slot, &settings.store_limits);
 
         let metrics = Arc::new(Metrics::default());
+        let memory = Budget::new(settings.memory_budget);
         let connection = Arc::new(Connection::new(settings.monitor));
         let committer = Arc::new(Committer::start(slot.clone()).map_err(system)?);
         let replay_shutdown = Shutdown::new();
@@ -245,6 +249,7 @@ impl Agent {
             forwarders: self.forwarders,
             metrics: metrics.clone(),
             limits: settings.intake,
+            memory: memory.clone(),
             token: settings.intake_token.clone(),
             listen_host: settings.listen.ip().to_string(),
             agent_mark,
@@ -259,15 +264,27 @@ impl Agent {
         };
         let replaying = {
             let (slot, connection, metrics) = (slot.clone(), connection.clone(), metrics.clone());
+            let memory = memory.clone();
             let (owner, shutdown) = (owner.clone(), replay_shutdown.clone());
             let (tick_interval, rekey) = (settings.replay_tick_interval, settings.rekey.clone());
             let settings = ReplaySettings { filter: own.clone(), ..settings.replay.clone() };
             Part::start("replay-manager", move || {
                 let (settings, owner, rekey) = (settings.clone(), owner.clone(), rekey.clone());
                 let (slot, upstream, connection, metrics) = (&*slot, &*upstream, &*connection, &*metrics);
-                let shutdown = &shutdown;
-                ReplayManager { slot, upstream, connection, settings, tick_interval, metrics, shutdown, owner, rekey }
-                    .run();
+                let (shutdown, memory) = (&shutdown, &memory);
+                let manager = ReplayManager {
+                    slot,
+                    upstream,
+                    connection,
+                    settings,
+                    tick_interval,
+                    metrics,
+                    memory,
+                    shutdown,
+                    owner,
+                    rekey,
+                };
+                manager.run();
             })
         };
         let watching_shutdown = Shutdown::new();

@@ -124,6 +124,10 @@ pub struct AgentArgs {
     #[arg(long, value_name = "N", hide_short_help = true)]
     max_connections: Option<OsString>,
 
+    /// Let bodies take this much memory, of clients and of replay together [default: 256MiB, less in a small container]
+    #[arg(long, value_name = "SIZE", hide_short_help = true)]
+    memory_budget: Option<OsString>,
+
     /// Close the connection of a client that is silent for this long [default: 2m]
     #[arg(long, value_name = "DURATION", hide_short_help = true)]
     client_timeout: Option<OsString>,
@@ -159,8 +163,6 @@ pub struct AgentArgs {
 
 /// Files that the agent needs beside its clients' connections: the store, the log, replay's own connections.
 const FILES_RESERVED: u64 = 256;
-/// Bytes of all bodies of protected writes that are held at once, unless one body may be larger.
-const BODY_MEMORY_BYTES_MAX: usize = 256 * 1024 * 1024;
 pub fn run(common: &Common, args: &AgentArgs) -> Result<ExitCode, Failure> {
     let config = configuration(&args.flags(common.flags()))?;
     super::selection::refuse_jsonl(common.format)?;
@@ -206,6 +208,7 @@ impl AgentArgs {
             max_inflated_size: self.max_inflated_size.clone(),
             max_attachment_size: self.max_attachment_size.clone(),
             max_connections: self.max_connections.clone(),
+            memory_budget: self.memory_budget.clone(),
             client_timeout: self.client_timeout.clone(),
             connect_timeout: self.connect_timeout.clone(),
             flush_timeout: self.flush_timeout.clone(),
@@ -220,7 +223,6 @@ impl AgentArgs {
 
 fn settings(config: &Config, service_manager: Option<ServiceManager>) -> Result<AgentSettings, Failure> {
     let upstream = &config.upstream.value;
-    let body_bytes_max = config.max_body_size.value.bytes();
     Ok(AgentSettings {
         listen: config.listen.value,
         intake_token: config.intake_token.value.as_ref().map(|token| token.expose().to_owned()),
@@ -245,15 +247,15 @@ fn settings(config: &Config, service_manager: Option<ServiceManager>) -> Result<
         replay_tick_interval: config.replay_tick_interval.value,
         intake: IntakeLimits {
             connections_max: connections_allowed(config.max_connections.value, files_allowed()),
-            body_bytes_max,
+            body_bytes_max: config.max_body_size.value.bytes(),
             inflated_bytes_max: config.max_inflated_size.value.bytes(),
             attachment_bytes_max: config.max_attachment_size.value.bytes(),
-            body_memory_bytes_max: BODY_MEMORY_BYTES_MAX.max(usize::try_from(body_bytes_max).unwrap_or(usize::MAX)),
             client_timeout: config.client_timeout.value,
             forward_timeout: config.forward_timeout.value,
             retry_interval: config.retry_interval.value,
             ping_interval: config.connection_monitor_ping_interval.value,
         },
+        memory_budget: translate::memory_budget(config),
         shutdown_timeout: config.shutdown_timeout.value,
         rekey: config.rekey_refused.value.then(|| translate::lane(config)),
         adopt: config.adopt_orphans.value.then(|| Adoption {

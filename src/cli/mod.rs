@@ -286,6 +286,7 @@ mod translate {
     use super::{Config, Limits, LogLevel, UpstreamSettings, log};
     use crate::config::{self, KeyText, LogFormat, Sourced};
     use crate::delivery::pacing::PaceSettings;
+    use crate::memory::limit;
     use crate::message::{Credential, Lane, Server};
     use crate::store::room::{self, Disk};
     use crate::store::{EncryptionKey, KeyError, Keys, WhenFull};
@@ -319,6 +320,12 @@ mod translate {
                 config::WhenFull::DropOldest => WhenFull::DropOldest,
             },
         }
+    }
+
+    /// Bytes of bodies that may be in memory.
+    pub(super) fn memory_budget(config: &Config) -> u64 {
+        let named = config.memory_budget.value.map(config::ByteSize::bytes);
+        named.unwrap_or_else(|| limit::default_budget(limit::available()))
     }
 
     /// Reads the keys that the store is sealed with. The variable and the file are not both set.

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::io::{self, IsTerminal};
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
@@ -21,6 +22,7 @@ use super::selection::{Selection, duration, number_from_one, refuse_jsonl};
 use super::{Common, Exit, Failure, configuration, existing_store, recovered_store, stop_on_signals, translate};
 use crate::config::{Config, Flags, LogLevel, Source};
 use crate::delivery::id_window::REMEDY;
+use crate::memory::Budget;
 use crate::message::{MessageStatus, Server};
 use crate::monitor::connection::Connection;
 use crate::monitor::{self, MonitorSettings};
@@ -336,12 +338,14 @@ fn deliver(
             retry_interval: config.retry_interval.value,
             attempts_max: config.max_attempts.value,
         };
+        let memory = Budget::new(translate::memory_budget(config));
         let delivery = Delivery {
             store: store.as_ref(),
             upstream,
             settings: &settings,
             monitor_settings,
             metrics: &metrics,
+            memory: &memory,
             progress: &*progress,
             started,
             timeout: args.timeout,
@@ -490,6 +494,7 @@ struct Delivery<'a> {
     settings: &'a ReplaySettings,
     monitor_settings: MonitorSettings,
     metrics: &'a Metrics,
+    memory: &'a Arc<Budget>,
     progress: &'a Progress,
     started: Instant,
     timeout: Option<Duration>,
@@ -503,6 +508,7 @@ impl Delivery<'_> {
     fn run(&self, connection: &Connection, verifier: Option<&Verifier<'_>>) -> (Result<DrainEnd, StoreError>, bool) {
         let is_time_over = AtomicBool::new(false);
         let replay = Replay {
+            memory: self.memory,
             store: self.store,
             upstream: self.upstream,
             connection,

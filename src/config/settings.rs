@@ -223,6 +223,10 @@ settings! {
     /// Largest size of the store
     max_size: ByteSize = "10GiB", "OPIK_OFFLINE_MAX_SIZE", "--max-size", ConfigYaml, plain(at_least(ByteSize::MIB));
 
+    /// Memory for bodies: of clients, on their way to the server, and of replay. Unset, 256MiB, or three eighths of the memory of the machine or container where that is less
+    memory_budget: Option<ByteSize> = "none", "OPIK_OFFLINE_MEMORY_BUDGET", "--memory-budget", ConfigYaml,
+        plain(not_too_little_memory);
+
     /// Give messages whose key the server refuses (401, 403) the configured key, for the same server and workspace
     rekey_refused: bool = "false", "OPIK_OFFLINE_REKEY_REFUSED", "--rekey-refused", ConfigYaml, plain(any);
 
@@ -298,6 +302,11 @@ fn plain<T: Value>(
 /// Refuses an age that any outage reaches.
 fn not_too_short(age: &Option<Duration>) -> Result<(), String> {
     age.as_ref().map_or(Ok(()), at_least(Duration::from_secs(1)))
+}
+
+/// Refuses a budget in which no claim and no client's body of a usual size has room.
+fn not_too_little_memory(budget: &Option<ByteSize>) -> Result<(), String> {
+    budget.as_ref().map_or(Ok(()), within(ByteSize::new(8 << 20), ByteSize::new(1 << 40)))
 }
 
 fn db(layers: &Layers<'_>, setting: &'static Setting, flag: Option<&OsStr>) -> Result<Sourced<PathBuf>, ConfigError> {

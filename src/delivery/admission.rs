@@ -74,7 +74,7 @@ pub const FORWARD_PATIENCE_SHORT: Duration = Duration::from_secs(30);
 /// As long as configured, which is longer than the fronts of a server take to answer for it. A server that is silent for
 /// so long under load would fill the memory for bodies, though, and writes that come then would be refused: so once half
 /// of it is taken, writes wait for [`FORWARD_PATIENCE_SHORT`] at most and are stored then.
-pub fn forward_patience(configured: Duration, memory_free: usize, memory_max: usize) -> Duration {
+pub fn forward_patience(configured: Duration, memory_free: u64, memory_max: u64) -> Duration {
     if memory_free < memory_max / 2 { configured.min(FORWARD_PATIENCE_SHORT) } else { configured }
 }
 

@@ -16,7 +16,7 @@ use bytes::{Bytes, BytesMut};
 use http::header::{self, HeaderMap};
 use http::request::Parts;
 use hyper::body::{Body as _, Incoming};
-use tokio::sync::{OwnedSemaphorePermit, oneshot};
+use tokio::sync::oneshot;
 use tracing::{debug, info, warn};
 use uuid::Uuid;
 
@@ -27,6 +27,7 @@ use crate::delivery::admission::{Admission, LaneState, Reachability, admit, forw
 use crate::delivery::backoff::lane_wait;
 use crate::delivery::unprotected::{KnownBacklog, Passage, passage};
 use crate::delivery::verdict::{ForwardVerdict, Trouble, forwarding, is_begun, rate_limited};
+use crate::memory::{Grant, Use};
 use crate::message::{
     Body, BodyFault, Bucket, Credential, Encoding, HeaderSet, Lane, Message, MessageType, Request, Server, Touch,
 };
@@ -43,6 +44,8 @@ use crate::store::{Ahead, BacklogSeen, Hold, StoreError, now_ms};
 
 /// Bodies up to this size are prepared where they arrive; larger ones on a thread that may take its time.
 const PREPARE_INLINE_BYTES_MAX: usize = 16 * 1024;
+/// The same of what they are inflated to.
+const PREPARE_INLINE_CONTENT_BYTES_MAX: u64 = 256 * 1024;
 /// How much of the server's answer to a write is read before it is judged. Its answers to writes are empty or a line
 /// long; a longer one is no less an answer, and its rest streams to the client.
 const ANSWER_BYTES_MAX: usize = 1024 * 1024;
@@ -59,6 +62,14 @@ const SILENCE_LOOK_INTERVAL: Duration = Duration::from_millis(500);
 /// What a client is told, and asked to wait, when other bodies take all the memory for bodies.
 pub(super) const BUSY_TEXT: &str = "opik-offline holds too many bodies at once";
 pub(super) const BUSY_RETRY_AFTER: Duration = Duration::from_secs(1);
+/// How long a large body waits for memory before its client is told to come again.
+const MEMORY_WAIT_MAX: Duration = Duration::from_secs(30);
+/// How long a client may pause that has memory for its whole body, and how many bytes a second it has to send after that,
+/// while others wait for memory.
+const RESERVED_PAUSE_MAX: Duration = Duration::from_secs(10);
+const RESERVED_RATE_MIN: u64 = 256 * 1024;
+/// What an id takes that is added to a body, with its key.
+const ID_BYTES: u64 = 64;
 /// What a client is asked to wait when the store is full or busy.
 const STORE_RETRY_AFTER: Duration = Duration::from_secs(10);
 
@@ -88,7 +99,7 @@ pub(super) async fn accept(
         Err(reply) => return refuse(reply, &head.headers, body).await,
     };
     let work = async move {
-        let mut memory = memory;
+        let mut memory = Some(memory);
         let answer = Write::prepare(&shared, write, head, below, bytes, &mut memory).await;
         let answer = match answer {
             Ok(write) => write.deliver(&shared, &client).await,
@@ -127,45 +138,59 @@ pub(super) async fn refuse_with(answer: ClientAnswer, headers: &HeaderMap, mut b
 }
 
 /// Reads a body whole, within the limits of size and of memory for all bodies together.
+///
+/// A large body that says how large it is waits until there is memory for all of it, and is not read before: its client
+/// is held back by its connection. Others take memory as they come.
 pub(super) async fn read_body(
     shared: &Shared,
     headers: &HeaderMap,
     body: &mut Incoming,
-) -> Result<(Bytes, Option<OwnedSemaphorePermit>), Reply> {
+) -> Result<(Bytes, Grant), Reply> {
     let limit = shared.limits.body_bytes_max;
     let too_large = || {
         shared.over_limit("bytes of a body");
         error(413, &format!("the body is larger than {limit} bytes, opik-offline's limit (max_body_size)"))
     };
-    let busy = || {
-        shared.over_limit("bytes of all bodies");
-        unavailable(BUSY_TEXT, BUSY_RETRY_AFTER)
-    };
     let announced = body.size_hint().exact();
     if announced.is_some_and(|bytes| bytes > limit) {
         return Err(too_large());
     }
-    let mut memory: Option<OwnedSemaphorePermit> = None;
-    let mut read =
-        BytesMut::with_capacity(announced.and_then(|bytes| usize::try_from(bytes).ok()).unwrap_or(0).min(64 * 1024));
+    let reserved = announced.filter(|bytes| shared.memory.is_large(*bytes));
+    let mut memory = match reserved {
+        Some(bytes) => shared.wait_for_memory(Use::Intake, bytes).await?,
+        None => shared.memory.try_take(Use::Intake, 0).ok_or_else(|| shared.busy())?,
+    };
+    let room = reserved.or(announced.map(|bytes| bytes.min(64 * 1024))).unwrap_or(0);
+    let mut read = BytesMut::with_capacity(usize::try_from(room).unwrap_or(0));
     let mut pace = Pace::new(shared.limits.client_timeout);
+    let began = Instant::now();
     loop {
-        let frame = match pace.next(body).await {
+        let mut next = std::pin::pin!(pace.next(body));
+        let frame = match reserved {
+            None => next.await,
+            Some(_) => match tokio::time::timeout(RESERVED_PAUSE_MAX, next.as_mut()).await {
+                Ok(frame) => frame,
+                // Others wait for the memory that this one does not fill.
+                Err(_) if shared.memory.is_awaited(Use::Intake) => Err(TooSlow),
+                Err(_) => next.await,
+            },
+        };
+        let frame = match frame {
             Err(TooSlow) => return Err(shared.too_slow()),
             Ok(None) => break,
             Ok(Some(Err(_))) => return Err(error(400, "the body ended too early or is framed wrongly")),
             Ok(Some(Ok(frame))) => frame,
         };
         let Ok(data) = frame.into_data() else { continue };
-        if (read.len() + data.len()) as u64 > limit {
+        let bytes = (read.len() + data.len()) as u64;
+        if bytes > limit {
             return Err(too_large());
         }
-        let permits = u32::try_from(data.len()).unwrap_or(u32::MAX);
-        // Refused rather than awaited: bodies that wait for each other's memory could wait for ever.
-        let more = shared.body_memory.clone().try_acquire_many_owned(permits).map_err(|_| busy())?;
-        match &mut memory {
-            Some(memory) => memory.merge(more),
-            None => memory = Some(more),
+        if bytes > memory.bytes() && !memory.try_grow(bytes - memory.bytes()) {
+            return Err(shared.busy());
+        }
+        if reserved.is_some() && is_behind(bytes, began.elapsed()) && shared.memory.is_awaited(Use::Intake) {
+            return Err(shared.too_slow());
         }
         read.extend_from_slice(&data);
     }
@@ -175,6 +200,11 @@ pub(super) async fn read_body(
         return Err(error(400, "the body is shorter than its Content-Length"));
     }
     Ok((read.freeze(), memory))
+}
+
+/// Returns whether a body that has memory for all of it comes more slowly than it may while others wait for memory.
+fn is_behind(received: u64, elapsed: Duration) -> bool {
+    elapsed > RESERVED_PAUSE_MAX && received / RESERVED_RATE_MIN < elapsed.as_secs()
 }
 
 /// A protected write, ready for its turn.
@@ -200,9 +230,8 @@ impl Write {
         mut head: Parts,
         below: String,
         bytes: Bytes,
-        memory: &mut Option<OwnedSemaphorePermit>,
+        memory: &mut Option<Grant>,
     ) -> Result<Self, Reply> {
-        let bytes_read = bytes.len();
         let encoding = head.headers.get(header::CONTENT_ENCODING);
         let named = encoding.map(|value| value.to_str().unwrap_or("unreadable"));
         let Some(encoding) = Encoding::from_header(named) else {
@@ -211,34 +240,38 @@ impl Write {
         };
         let lane = lane_of(&shared.server, &head.headers)?;
         let body = Body::new(bytes, encoding);
-        let is_small = body.bytes.len() <= PREPARE_INLINE_BYTES_MAX;
         let inflated_max = shared.limits.inflated_bytes_max;
+        let content_max = body.content_bytes_max().min(inflated_max);
+        let is_small = body.bytes.len() <= PREPARE_INLINE_BYTES_MAX && content_max <= PREPARE_INLINE_CONTENT_BYTES_MAX;
+        // What is inflated stands beside the body until it is read.
+        let inflated = match body.is_encoded() && !is_small {
+            true => Some(shared.wait_for_memory(Use::Inspection, content_max).await?),
+            false => None,
+        };
         let otlp = otlp_of(&route, &head.headers)?;
         let acknowledged_as = otlp.as_ref().map(|otlp| otlp.format);
         let inspected = if is_small {
-            inspect_body(&route, otlp, body, inflated_max)
+            inspect_body(&route, otlp, body, inflated_max, memory.as_mut())
         } else {
-            let route = route.clone();
-            tokio::task::spawn_blocking(move || inspect_body(&route, otlp, body, inflated_max))
-                .await
-                .unwrap_or_else(|_| Err(error(500, "opik-offline failed to read this body, which was not stored")))
+            let (route, mut held) = (route.clone(), memory.take());
+            let work = move || (inspect_body(&route, otlp, body, inflated_max, held.as_mut()), held);
+            match tokio::task::spawn_blocking(work).await {
+                Ok((inspected, held)) => {
+                    *memory = held;
+                    inspected
+                }
+                Err(_) => Err(error(500, "opik-offline failed to read this body, which was not stored")),
+            }
         };
-        let Inspected { inspection, body, id } = inspected.inspect_err(|reply| {
-            if reply.status == 413 {
-                shared.over_limit("bytes of an inflated body");
-            }
-        })?;
-        // A body that ids were added to is kept inflated: a thousand times what was counted when it was read.
-        if let Ok(more @ 1..) = u32::try_from(body.bytes.len().saturating_sub(bytes_read)) {
-            let Ok(more) = shared.body_memory.clone().try_acquire_many_owned(more) else {
-                shared.over_limit("bytes of all bodies");
-                return Err(unavailable(BUSY_TEXT, BUSY_RETRY_AFTER));
-            };
-            match memory {
-                Some(memory) => memory.merge(more),
-                None => *memory = Some(more),
-            }
+        drop(inflated);
+        if let (Ok(inspected), Some(memory)) = (&inspected, memory.as_mut()) {
+            memory.shrink_to(inspected.body.bytes.len() as u64);
         }
+        let Inspected { inspection, body, id } = inspected.inspect_err(|reply| match reply.status {
+            413 => shared.over_limit("bytes of an inflated body"),
+            503 => shared.over_limit("bytes of all bodies"),
+            _ => {}
+        })?;
         if body.encoding == Encoding::Identity && encoding != Encoding::Identity {
             head.headers.remove(header::CONTENT_ENCODING);
         }
@@ -366,7 +399,7 @@ impl Write {
             }
             let elapsed = started.elapsed();
             let is_gone = storable && shared.connection.availability() == Availability::Unavailable;
-            let (free, max) = (shared.body_memory.available_permits(), shared.limits.body_memory_bytes_max);
+            let (free, max) = shared.memory.free(Use::Intake);
             let is_over = elapsed >= if storable { forward_patience(timeout, free, max) } else { timeout };
             if is_over || is_gone {
                 break timed_out(elapsed);
@@ -598,6 +631,7 @@ fn inspect_body(
     otlp: Option<Otlp>,
     body: Body,
     inflated_bytes_max: u64,
+    memory: Option<&mut Grant>,
 ) -> Result<Inspected, Reply> {
     let content = body.decode(inflated_bytes_max).map_err(|fault| match fault {
         BodyFault::Damaged(_) => error(400, &format!("{fault}")),
@@ -613,6 +647,11 @@ fn inspect_body(
     if inspection.missing_ids.is_empty() {
         let id = inspection.id.clone();
         return Ok(Inspected { inspection, body, id });
+    }
+    // A body that ids are added to is kept inflated: a thousand times what was counted when it was read.
+    let more = content.len() as u64 + inspection.missing_ids.len() as u64 * ID_BYTES;
+    if memory.is_some_and(|memory| !memory.try_grow(more)) {
+        return Err(unavailable(BUSY_TEXT, BUSY_RETRY_AFTER));
     }
     let filled = with_ids(&content, &inspection.missing_ids, || Uuid::now_v7().to_string());
     let inspection = read(&filled)?;
@@ -647,6 +686,21 @@ pub(super) fn kept_headers(headers: &HeaderMap) -> HeaderSet {
 }
 
 impl Shared {
+    /// Waits for memory for a body; the reply is for a client that has waited for long enough.
+    async fn wait_for_memory(&self, by: Use, bytes: u64) -> Result<Grant, Reply> {
+        tokio::select! {
+            memory = self.memory.take(by, bytes) => Ok(memory),
+            () = tokio::time::sleep(MEMORY_WAIT_MAX) => Err(self.busy()),
+            () = self.hurry.requested() => Err(self.busy()),
+        }
+    }
+
+    /// Returns the answer to a client for whose body there is no memory.
+    pub(super) fn busy(&self) -> Reply {
+        self.over_limit("bytes of all bodies");
+        unavailable(BUSY_TEXT, BUSY_RETRY_AFTER)
+    }
+
     /// Holds a bucket that the server limits, in the store, before the write that met the limit is registered there.
     async fn hold_limited(self: &Arc<Self>, lane: Lane, bucket: Bucket, asked: Option<Duration>) {
         let time = lane_wait(1, jitter(), asked, self.limits.retry_interval);

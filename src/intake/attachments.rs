@@ -28,13 +28,13 @@ use hyper::body::{Body as _, Incoming};
 use tracing::{debug, warn};
 
 use super::accept::{
-    BUSY_RETRY_AFTER, BUSY_TEXT, judge_answer, kept_headers, lane_of, not_stored, read_body, refuse,
-    refuse_with,
+    BUSY_RETRY_AFTER, BUSY_TEXT, judge_answer, kept_headers, lane_of, not_stored, read_body, refuse, refuse_with,
 };
 use super::forward::{self, ClientAnswer};
 use super::wire::{Pace, TooSlow};
 use super::{ClientUrl, PassedBody, Shared, pass_through, streamed};
 use crate::delivery::unprotected::{Passage, passage};
+use crate::memory::Use;
 use crate::message::{Body, Encoding, HeaderSet, Lane, Message, MessageType, Request, Touch};
 use crate::protocol::answers::{Reply, error, unavailable};
 use crate::protocol::attachment::{
@@ -260,11 +260,8 @@ async fn put(
     if announced.is_some_and(|bytes| bytes > shared.limits.attachment_bytes_max) {
         return refuse(too_large(shared), &head.headers, body).await;
     }
-    let memory = u32::try_from(2 * PIECE_BYTES).unwrap_or(u32::MAX);
-    let Ok(_memory) = shared.body_memory.clone().try_acquire_many_owned(memory) else {
-        shared.over_limit("bytes of all bodies");
-        let reply = unavailable(BUSY_TEXT, BUSY_RETRY_AFTER);
-        return refuse(reply, &head.headers, body).await;
+    let Some(_memory) = shared.memory.try_take(Use::Intake, 2 * PIECE_BYTES as u64) else {
+        return refuse(shared.busy(), &head.headers, body).await;
     };
     let begun = store.clone();
     let writer = match blocking(move || AttachmentWriter::begin(begun, announced)).await {

@@ -23,7 +23,7 @@
 //! | time to take a piece of the answer | `client_timeout` | closed |
 //! | bytes of a body, as sent and inflated | `max_body_size`, `max_inflated_size` | 413 |
 //! | bytes of an attachment | `max_attachment_size` | 413 |
-//! | bytes of all bodies that are held | [`IntakeLimits::body_memory_bytes_max`] | 503 |
+//! | bytes of all bodies that are held | `memory_budget` ([`crate::memory`]) | a large one waits, then 503 |
 //!
 //! Each is counted when it is met (`opik_offline_intake_over_limit_total` and the two about connections) and logged. A
 //! connection that is idle between requests costs no thread and no buffer beyond hyper's. What streams through is never
@@ -60,6 +60,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 use tracing::{debug, info, warn};
 
+use crate::memory::Budget;
 use crate::message::Server;
 use crate::monitor::Availability;
 use crate::monitor::connection::Connection;
@@ -90,8 +91,6 @@ pub struct IntakeLimits {
     pub inflated_bytes_max: u64,
     /// Bytes of an attachment's file.
     pub attachment_bytes_max: u64,
-    /// Bytes of all bodies of protected writes that are held at once.
-    pub body_memory_bytes_max: usize,
     /// How long a client may be silent: between requests, within a request's head or body, and in taking its answer.
     pub client_timeout: Duration,
     /// How long the server may take to answer a forwarded write, before it is stored instead.
@@ -138,6 +137,8 @@ pub struct Intake {
     pub metrics: Arc<Metrics>,
     /// What may be used.
     pub limits: IntakeLimits,
+    /// Memory for bodies.
+    pub memory: Arc<Budget>,
     /// The token that clients must show.
     pub token: Option<String>,
     /// The host that the agent was told to listen on.
@@ -165,7 +166,7 @@ struct Shared {
     lanes: lanes::Lanes,
     /// Notes about updates that went ahead of their create.
     ahead_notes: ahead::AheadNotes,
-    body_memory: Arc<Semaphore>,
+    memory: Arc<Budget>,
     uploads: Arc<attachments::Recent>,
     flushes: Arc<flush::Flushes>,
     /// This process's value of [`AGENT_HEADER`].
@@ -236,7 +237,6 @@ impl Intake {
         let lanes = lanes::Lanes::default();
         let uploads = Arc::<attachments::Recent>::default();
         let flushes = Arc::<flush::Flushes>::default();
-        let body_memory = Arc::new(Semaphore::new(self.limits.body_memory_bytes_max));
         let hurry = Shutdown::new();
         let started = Instant::now();
         let per_worker = self.forwarders.into_iter().map(|forwarder| {
@@ -254,7 +254,7 @@ impl Intake {
                 ahead_notes: ahead::AheadNotes::default(),
                 uploads: uploads.clone(),
                 flushes: flushes.clone(),
-                body_memory: body_memory.clone(),
+                memory: self.memory.clone(),
                 agent_mark: self.agent_mark.clone(),
                 started,
                 pulses: self.pulses.clone(),

@@ -65,14 +65,32 @@ impl Body {
         Self { bytes: bytes.into(), encoding }
     }
 
+    /// Returns whether the bytes are not the content itself.
+    pub fn is_encoded(&self) -> bool {
+        self.encoding != Encoding::Identity
+    }
+
+    /// Returns how large the content is at most, as far as that can be told without decoding it.
+    pub fn content_bytes_max(&self) -> u64 {
+        match self.encoding {
+            Encoding::Identity => self.bytes.len() as u64,
+            Encoding::Gzip if !may_have_more_members(&self.bytes) => {
+                // What inflates to another length is damaged. No body is inflated to the 4 GiB at which this wraps.
+                self.bytes.last_chunk().map_or(0, |length| u32::from_le_bytes(*length).into())
+            }
+            Encoding::Gzip | Encoding::Deflate => self.bytes.len() as u64 * INFLATION_MAX,
+        }
+    }
+
     /// Returns the content, at most `bytes_max` bytes of it: no more is ever held, however small the encoded body is.
     ///
     /// # Errors
     ///
     /// [`BodyFault::Damaged`] for bytes that don't decode to their end, [`BodyFault::TooLarge`] past the bound.
     pub fn decode(&self, bytes_max: u64) -> Result<Bytes, BodyFault> {
+        let (allowed, bytes_max) = (bytes_max, bytes_max.min(self.content_bytes_max()));
         let (decoded, name): (Result<Vec<u8>, std::io::Error>, _) = match self.encoding {
-            Encoding::Identity if self.bytes.len() as u64 > bytes_max => return Err(BodyFault::TooLarge(bytes_max)),
+            Encoding::Identity if self.bytes.len() as u64 > allowed => return Err(BodyFault::TooLarge(bytes_max)),
             Encoding::Identity => return Ok(self.bytes.clone()),
             Encoding::Gzip => match gunzip_whole(&self.bytes, bytes_max) {
                 Some(content) => return Ok(content.into()),
@@ -83,10 +101,12 @@ impl Body {
             }
         };
         let content = decoded.map_err(|_| BodyFault::Damaged(name))?;
-        if content.len() as u64 > bytes_max {
-            return Err(BodyFault::TooLarge(bytes_max));
+        match content.len() as u64 > bytes_max {
+            false => Ok(content.into()),
+            true if allowed == bytes_max => Err(BodyFault::TooLarge(allowed)),
+            // More than its own trailer says.
+            true => Err(BodyFault::Damaged(name)),
         }
-        Ok(content.into())
     }
 }
 
@@ -100,6 +120,8 @@ thread_local! {
 
 /// What a body that says how large it is inflated gets at once, at most: the rest it has to show.
 const ANNOUNCED_BYTES_MAX: usize = 1024 * 1024;
+/// What a byte of deflate says at most, about (1032 in zlib's own words).
+const INFLATION_MAX: u64 = 1040;
 /// How each gzip member begins: its identification, and the one method there is (RFC 1952 section 2.3.1).
 const GZIP_MAGIC: [u8; 3] = [0x1f, 0x8b, 8];
 
@@ -111,14 +133,22 @@ fn gunzip_whole(encoded: &[u8], bytes_max: u64) -> Option<Vec<u8>> {
     let trailer: &[u8; 8] = encoded.last_chunk()?;
     let announced = usize::try_from(u32::from_le_bytes([trailer[4], trailer[5], trailer[6], trailer[7]])).ok()?;
     // The decoder stops after the first member and does not say where that was.
-    let may_have_more = memmem::find(encoded.get(GZIP_MAGIC.len()..)?, &GZIP_MAGIC).is_some();
-    if may_have_more || announced == 0 || announced > ANNOUNCED_BYTES_MAX || announced as u64 > bytes_max {
+    if may_have_more_members(encoded)
+        || announced == 0
+        || announced > ANNOUNCED_BYTES_MAX
+        || announced as u64 > bytes_max
+    {
         return None;
     }
     let mut content = vec![0; announced];
     let decoded = GUNZIP_WHOLE.with_borrow_mut(|decoder| decoder.gzip_decompress(encoded, &mut content)).ok()?;
     // Both are true of what the trailer belongs to: nothing stands between the member and the end.
     (decoded == announced && libdeflater::crc32(&content).to_le_bytes() == trailer[..4]).then_some(content)
+}
+
+/// Returns whether a second gzip member may follow the first.
+fn may_have_more_members(encoded: &[u8]) -> bool {
+    encoded.get(GZIP_MAGIC.len()..).is_none_or(|rest| memmem::find(rest, &GZIP_MAGIC).is_some())
 }
 
 /// Decodes gzip, at most one byte more than `bytes_max`.

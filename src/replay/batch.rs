@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use tracing::{debug, info, warn};
 
 use super::attachment;
+use super::bounds;
 use super::lane::LaneWorker;
 use super::now_ms;
 use super::otlp::{self, Begun, Completed};
@@ -19,6 +20,7 @@ use crate::delivery::generation::by_generation;
 use crate::delivery::id_window;
 use crate::delivery::split::{Divisible, Division, DivisionEnd};
 use crate::delivery::verdict::{ReplayVerdict, is_already_there, is_begun, rate_limited, replaying};
+use crate::memory::{Grant, Use};
 use crate::message::{Bucket, Buckets, Claimed, Effect, EntityKey, Footprint, MessageId, MessageType, Request};
 use crate::monitor::lane_trouble::jitter;
 use crate::protocol::answers::{Answer, SendFailure};
@@ -180,7 +182,7 @@ impl<'w, 'a> Batch<'w, 'a> {
             }
             if let Some(message) = shipment.only()
                 && !message.ahead.is_empty()
-                && let Some(divisible) = batch_of(message)
+                && let Some((divisible, _memory)) = self.batch_of(message)
             {
                 let message = Claimed { ahead: self.not_known_whole(&message.ahead), ..message.clone() };
                 if !message.ahead.is_empty() {
@@ -194,7 +196,7 @@ impl<'w, 'a> Batch<'w, 'a> {
                 && self.is_suspect(message)
             {
                 // What else it carries must not wait for one bad item, nor does it have to fail as a whole once more.
-                if let Some(divisible) = Divisible::of(message.message_type, &message.request) {
+                if let Some((divisible, _memory)) = self.divisible(message) {
                     if message.message_type == MessageType::OtlpTraces && self.repeat_whole(&shipment, message)? {
                         continue;
                     }
@@ -420,11 +422,33 @@ impl<'w, 'a> Batch<'w, 'a> {
         replay.upstream.send_within(&self.worker.work.lane, endpoint, &other, patience)
     }
 
+    /// Finds the items of a batch, after memory was taken for its content and its pieces.
+    fn divisible(&self, message: &Claimed) -> Option<(Divisible, Option<Grant>)> {
+        let memory = self.memory_to_divide(message);
+        Some((Divisible::of(message.message_type, &message.request)?, memory))
+    }
+
+    /// The same for the items of a batch create, also of one only.
+    fn batch_of(&self, message: &Claimed) -> Option<(Divisible, Option<Grant>)> {
+        if !message.message_type.is_batch_create() {
+            return None;
+        }
+        let memory = self.memory_to_divide(message);
+        Some((Divisible::of_any(message.message_type, &message.request)?, memory))
+    }
+
+    /// Waits until others that divide large bodies are done, which shutdown hastens; small ones are counted as they are.
+    fn memory_to_divide(&self, message: &Claimed) -> Option<Grant> {
+        let bytes = bounds::of_division(&message.request.body);
+        let is_large = bytes > bounds::of_message(&message.request.body);
+        is_large.then(|| self.worker.replay.memory.take(Use::Division, bytes).unless(|| false)).flatten()
+    }
+
     /// Rejects a message, or those of its items that the server refuses.
     fn refused(&mut self, message: &Claimed, answer: &LastAnswer, items: bool) -> Result<(), StoreError> {
-        let divisible = if items { Divisible::of(message.message_type, &message.request) } else { None };
+        let divisible = if items { self.divisible(message) } else { None };
         let outcome = match divisible {
-            Some(divisible) => match self.divide(message, &divisible, Some(answer))? {
+            Some((divisible, _memory)) => match self.divide(message, &divisible, Some(answer))? {
                 Some(outcome) => outcome,
                 None => return Ok(()),
             },
@@ -753,11 +777,6 @@ impl<'w, 'a> Batch<'w, 'a> {
         }
         Ok(())
     }
-}
-
-/// Returns the items of a batch create, also of one only.
-fn batch_of(message: &Claimed) -> Option<Divisible> {
-    message.message_type.is_batch_create().then(|| Divisible::of_any(message.message_type, &message.request)).flatten()
 }
 
 /// Returns a shipment divided so many times, or the shipment itself when it can't be.

@@ -5,11 +5,13 @@ use std::time::{Duration, Instant};
 use tracing::{error, info};
 
 use super::batch::{Batch, Halt};
+use super::bounds;
 use super::probes::WINDOW_AFTER_SILENCE;
 use super::{Budget, CLAIMS_BYTES_MAX, Gate, LeaseKeeper, Replay, now_ms};
 use crate::delivery::pacing::{BatchEnd, Pace};
-use crate::message::MessageId;
-use crate::store::{ClaimLimits, Hold, LaneId, LaneWork, Outcome, StoreError};
+use crate::memory::{Grant, Use};
+use crate::message::{Claimed, MessageId};
+use crate::store::{Claim, ClaimLimits, Hold, LaneId, LaneWork, Outcome, StoreError};
 
 /// A worker comes back after this long even if more waits, so that more lanes than workers all get their turn.
 const TURN: Duration = Duration::from_secs(1);
@@ -90,10 +92,9 @@ impl LaneWorker<'_> {
         };
         let bytes_max = if again > 0 { CLAIMS_BYTES_MAX } else { self.claim_bytes_max };
         let wanted = self.budget.take(window.max(again));
-        let limits = ClaimLimits { messages_max: wanted, bytes_max };
-        let claimed = match wanted {
-            0 => Vec::new(),
-            _ => replay.store.claim(&self.keeper.lease, self.work.id, &replay.settings.filter, limits, now_ms())?,
+        let (claimed, _memory) = match wanted {
+            0 => (Vec::new(), None),
+            _ => self.claim(wanted, bytes_max, again > 0)?,
         };
         if wanted > 0 {
             replay.probes.claimed(self.work.id);
@@ -130,6 +131,54 @@ impl LaneWorker<'_> {
         }
         self.pause(count);
         Ok(Step::GoOn)
+    }
+
+    /// Claims messages, after memory was taken for them; what is not needed is given back at once.
+    ///
+    /// One that is larger than a claim may be stays in the store until there is memory for it alone. A worker does not
+    /// wait for that longer than its turn lasts, so that lanes with small messages get theirs.
+    fn claim(
+        &self,
+        messages_max: usize,
+        bytes_max: u64,
+        is_whole: bool,
+    ) -> Result<(Vec<Claimed>, Option<Grant>), StoreError> {
+        let replay = self.replay;
+        let started = Instant::now();
+        let stops = || replay.shutdown.is_requested() || !self.keeper.may_send() || started.elapsed() >= TURN;
+        let wait = |bytes| replay.memory.take(Use::Replay, bytes).unless(stops);
+        let (bytes_max, mut memory) = match is_whole {
+            true => (bytes_max, wait(bounds::of_large(bytes_max))),
+            false => {
+                let (bytes, memory) = bounds::of_claim(bytes_max, replay.memory.bytes());
+                match replay.memory.try_take(Use::Replay, memory) {
+                    Some(memory) => (bytes, Some(memory)),
+                    None => {
+                        let (bytes, memory) = bounds::of_small_claim(bytes_max, replay.memory.bytes());
+                        (bytes, wait(memory))
+                    }
+                }
+            }
+        };
+        let mut limits = ClaimLimits { messages_max, bytes_max };
+        while let Some(mut taken) = memory {
+            let (lease, filter) = (&self.keeper.lease, &replay.settings.filter);
+            match replay.store.claim_within(lease, self.work.id, filter, limits, now_ms())? {
+                Claim::Taken(claimed) => {
+                    let bytes = claimed.iter().map(|message| bounds::of_message(&message.request.body)).sum::<u64>();
+                    taken.shrink_to(bytes);
+                    // Bodies that are encoded so well that they take more than their claim: they are here already.
+                    taken.try_grow(bytes.saturating_sub(taken.bytes()));
+                    return Ok((claimed, Some(taken)));
+                }
+                Claim::TooLarge { bytes } => {
+                    drop(taken);
+                    limits.bytes_max = bytes;
+                    memory = wait(bounds::of_large(bytes));
+                }
+            }
+        }
+        Ok((Vec::new(), None))
     }
 
     /// Settles and counts. What the server has decided is remembered when the store can't take it: it is not sent again.

@@ -28,12 +28,14 @@
 //!
 //! While a request hangs, another worker may go on with its lane: the store gives out nothing that must not overtake what
 //! is in flight. Limits: [`LANES_MAX`] workers that get answers, [`LANES_MAX_WITH_SLOW`] and a few with those that wait
-//! for one; [`CLAIM_BYTES_MAX`] of bodies in memory for each, less when they are many. No lock is held over I/O.
+//! for one; [`CLAIM_BYTES_MAX`] of bodies in memory for each, less when they are many, and of all together what the budget
+//! of the process allows ([`crate::memory`]): a worker takes memory before it claims. No lock is held over I/O.
 //!
 //! [`MessageType::repeat_is_harmless`]: crate::message::MessageType::repeat_is_harmless
 
 mod attachment;
 mod batch;
+mod bounds;
 mod lane;
 mod otlp;
 mod probes;
@@ -51,6 +53,7 @@ use tracing::{debug, error, info, warn};
 
 use crate::delivery::id_window;
 use crate::delivery::pacing::{Pace, PaceSettings};
+use crate::memory;
 use crate::message::{Lane, MessageType, Request};
 use crate::monitor::Availability;
 use crate::monitor::connection::Connection;
@@ -174,6 +177,8 @@ pub struct Replay<'a> {
     pub metrics: &'a Metrics,
     /// What earlier rounds learnt of lanes that fail.
     pub probes: &'a Probes,
+    /// Memory for the bodies that are on their way.
+    pub memory: &'a Arc<memory::Budget>,
     /// Told of every request that the server confirmed.
     pub observer: Option<&'a dyn Observer>,
     /// Ends the round early.
@@ -364,6 +369,8 @@ pub struct ReplayManager<'a> {
     pub tick_interval: Duration,
     /// Counts for whoever watches.
     pub metrics: &'a Metrics,
+    /// Memory for the bodies that are on their way.
+    pub memory: &'a Arc<memory::Budget>,
     /// Ends the loop.
     pub shutdown: &'a Shutdown,
     /// Who holds the lease while it replays.
@@ -407,6 +414,7 @@ impl ReplayManager<'_> {
                     settings: &self.settings,
                     metrics: self.metrics,
                     probes: &probes,
+                    memory: self.memory,
                     observer: None,
                     shutdown: self.shutdown,
                 }

@@ -290,6 +290,19 @@ pub trait Store: Send + Sync {
         now_ms: i64,
     ) -> Result<Vec<Claimed>, StoreError>;
 
+    /// As [`Store::claim`], but takes nothing that is larger: where the next message alone has more bytes than
+    /// `bytes_max`, it is left in the store, and the caller is told how many they are.
+    fn claim_within(
+        &self,
+        lease: &Lease,
+        lane: LaneId,
+        filter: &Filter,
+        limits: ClaimLimits,
+        now_ms: i64,
+    ) -> Result<Claim, StoreError> {
+        self.claim(lease, lane, filter, limits, now_ms).map(Claim::Taken)
+    }
+
     /// Writes what became of claimed messages, in one commit.
     ///
     /// Delivered messages are deleted, failed ones wait for the next replay, rejected ones stay with the server's
@@ -754,6 +767,18 @@ pub struct ClaimLimits {
     pub messages_max: usize,
     /// Bytes of bodies at most.
     pub bytes_max: u64,
+}
+
+/// What came of [`Store::claim_within`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Claim {
+    /// These messages are to be sent now; none when nothing is due.
+    Taken(Vec<Claimed>),
+    /// The next message is larger than what may be taken.
+    TooLarge {
+        /// The bytes of its body, as sent.
+        bytes: u64,
+    },
 }
 
 /// What became of one claimed message.

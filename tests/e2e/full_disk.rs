@@ -154,13 +154,9 @@ enum Meanwhile {
 
 #[test]
 fn a_disk_that_another_program_filled_is_left_by_delivering() {
-    for meanwhile in [
-        Meanwhile::Nothing,
-        Meanwhile::Stopped,
-        Meanwhile::Killed,
-        Meanwhile::FilledWhileStopped,
-        Meanwhile::Replayed,
-    ] {
+    for meanwhile in
+        [Meanwhile::Nothing, Meanwhile::Stopped, Meanwhile::Killed, Meanwhile::FilledWhileStopped, Meanwhile::Replayed]
+    {
         let home = Home::new();
         let Some(small) = Small::mount(&home, "24m") else {
             eprintln!("not run: nothing can be mounted here");

@@ -9,6 +9,8 @@ mod attachments;
 mod bad_input;
 mod blocking;
 mod bodies;
+#[cfg(target_os = "linux")]
+mod bounds;
 mod buckets;
 mod chaos;
 mod clock;

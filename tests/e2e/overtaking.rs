@@ -251,7 +251,8 @@ fn a_newer_schema_is_never_taken_for_damage() {
     let aside: Vec<_> = beside.filter(|name| name.to_string_lossy().contains("damaged")).collect();
     assert!(aside.is_empty(), "the newer store was set aside: {aside:?}");
     let newer = Connection::open(agent.db()).unwrap();
-    let condemned: i64 = newer.query_row("SELECT count(*) FROM messages WHERE status = 4", [], |row| row.get(0)).unwrap();
+    let condemned: i64 =
+        newer.query_row("SELECT count(*) FROM messages WHERE status = 4", [], |row| row.get(0)).unwrap();
     assert_eq!(condemned, 0, "an older version rejected what it can't read");
 }
 

@@ -193,6 +193,7 @@ fn replay_all(store: &Arc<Panicking>, server: &FakeOpik) {
     let connection = Connection::new(MonitorSettings { ping_interval: second, check_timeout: second });
     connection.pinged(true, None, std::time::Instant::now());
     let (metrics, shutdown) = (Metrics::default(), Shutdown::new());
+    let memory = opik_offline::memory::Budget::new(64 << 20);
     let manager = ReplayManager {
         slot: &slot,
         upstream: &upstream,
@@ -206,6 +207,7 @@ fn replay_all(store: &Arc<Panicking>, server: &FakeOpik) {
         },
         tick_interval: Duration::from_millis(20),
         metrics: &metrics,
+        memory: &memory,
         shutdown: &shutdown,
         owner: Owner::this_process("agent"),
         rekey: None,

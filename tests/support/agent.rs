@@ -271,6 +271,14 @@ impl Agent {
         self.launch();
     }
 
+    /// Starts the agent again after it ended, by this command, on the same store.
+    #[track_caller]
+    pub fn again_within(mut self, command: Vec<String>) -> Self {
+        self.setup.within = command;
+        self.restart_on_same_port();
+        self
+    }
+
     #[track_caller]
     fn launch(&mut self) {
         let mut command = self.setup.command(self.port);

@@ -6,6 +6,8 @@
 #![allow(dead_code, reason = "each test binary uses another part of it")]
 
 pub mod agent;
+#[cfg(target_os = "linux")]
+pub mod cgroup;
 pub mod fake_opik;
 pub mod http;
 pub mod json;
@@ -13,6 +15,7 @@ pub mod ledger;
 pub mod prism;
 pub mod process;
 pub mod sdk;
+pub mod sink;
 pub mod tools;
 
 use std::time::{Duration, Instant};

@@ -138,7 +138,9 @@ fn verdict(status: &Status) -> (Mark, String) {
     if !store.usable {
         return match is_away {
             true => (Mark::Bad, "The Opik server is away, and the store can’t be used: writes are refused".into()),
-            false => (Mark::Bad, format!("The store can’t be used: the agent {}", LiveWrites::text_of(store.live_writes))),
+            false => {
+                (Mark::Bad, format!("The store can’t be used: the agent {}", LiveWrites::text_of(store.live_writes)))
+            }
         };
     }
     let state = status.eta.as_ref().map_or(State::Nothing, |eta| eta.eta.state);
@@ -422,7 +424,9 @@ fn facts(status: &Status) -> String {
         fact("Store", format!("{}{max}", size(store.file_bytes)));
         if let Some(free) = store.disk_free_bytes {
             fact("Free on disk", size(free));
-            if let Some(capacity) = store.capacity_bytes.filter(|held| store.size_max_bytes.is_some_and(|max| *held < max)) {
+            if let Some(capacity) =
+                store.capacity_bytes.filter(|held| store.size_max_bytes.is_some_and(|max| *held < max))
+            {
                 fact("Room on disk", format!("for a store of {}", size(capacity)));
             }
         }

@@ -302,16 +302,18 @@ pub(super) struct Choice {
     broken: Vec<Broken>,
     /// The generation of the keys that it was read with.
     generation: i64,
+    /// The bytes of the first message, which is larger than what may be taken.
+    pub(super) too_large: Option<u64>,
 }
 
-/// Chooses the next messages of a lane from a snapshot.
+/// Chooses the next messages of a lane from a snapshot. `is_strict`: not even the first one may be larger than the limit.
 pub(super) fn choose(
     connection: &Connection,
     sealer: &Sealer,
     (recent, memo): (&Recent, &Memo),
     lane: LaneId,
     filter: &Filter,
-    limits: ClaimLimits,
+    (limits, is_strict): (ClaimLimits, bool),
     now_ms: i64,
 ) -> Result<Choice, Fault> {
     let mut requests = Requests::default();
@@ -327,10 +329,19 @@ pub(super) fn choose(
         WINDOW_MAX,
         |message, (way, ahead)| {
             let Waiting { id, touches, message_type, items, body_bytes, attempts, .. } = message;
+            // The file of an attachment is read as it is sent, so it takes no memory.
+            let held_bytes = match message_type {
+                MessageType::CreateAttachment => 0,
+                _ => body_bytes.unsigned_abs(),
+            };
             bytes += body_bytes.unsigned_abs();
             let taken = choice.chosen.len() + choice.broken.len();
             let is_full = taken >= limits.messages_max || (bytes > limits.bytes_max && taken > 0);
             if is_full {
+                return Ok(Step::Stop);
+            }
+            if is_strict && held_bytes > limits.bytes_max {
+                choice.too_large = Some(held_bytes);
                 return Ok(Step::Stop);
             }
             let id = MessageId(id);
@@ -361,7 +372,7 @@ pub(super) fn choose(
 /// only by a reader that has the keys of the store, as they are in this transaction. After a change of the key it is
 /// chosen again.
 pub(super) fn mark(tx: &Transaction<'_>, sealer: &Sealer, epoch: i64, choice: Choice) -> Result<Vec<Claimed>, Fault> {
-    let Choice { chosen, mut broken, generation } = choice;
+    let Choice { chosen, mut broken, generation, .. } = choice;
     if generation != sealer.generation() || sealer.is_locked() {
         broken.clear();
     }

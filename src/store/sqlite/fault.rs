@@ -7,8 +7,8 @@ use rusqlite::ErrorCode;
 
 use super::BUSY_TIMEOUT;
 use crate::store::StoreError;
-use crate::store::room::{self, NoRoom};
 use crate::store::key::KeyId;
+use crate::store::room::{self, NoRoom};
 
 /// Why a file of another kind is refused.
 pub(super) const NO_DATABASE: &str = "it is no SQLite database";

@@ -26,6 +26,7 @@ mod codec;
 mod damaged;
 mod fault;
 mod lanes;
+mod large;
 mod lease;
 mod limits;
 mod open;
@@ -62,14 +63,14 @@ use self::fault::Fault;
 pub(in crate::store) use self::fault::os_words;
 pub(in crate::store) use self::open::FileId;
 pub(in crate::store) use self::reseal::reseal;
-pub(in crate::store) use self::view::BacklogView;
 use self::seal::{KeyRing, Sealer, State};
+pub(in crate::store) use self::view::BacklogView;
 use super::key::Keys;
 use super::room;
 use super::{
-    AgentRecord, Ahead, AttachmentId, Backlog, BacklogSeen, ClaimLimits, Claimed, Condition, Filter, Hold, LaneId, LaneListed,
-    LaneWork, Lease, Limits, Listed, OpenMode, Outcome, Owner, Page, Purged, ReplayRecord, SalvagedRow, Standing,
-    Store, StoreError, StoreIdentity, StoredMessage, Stranded, WhenFull, Whose,
+    AgentRecord, Ahead, AttachmentId, Backlog, BacklogSeen, Claim, ClaimLimits, Claimed, Condition, Filter, Hold,
+    LaneId, LaneListed, LaneWork, Lease, Limits, Listed, OpenMode, Outcome, Owner, Page, Purged, ReplayRecord,
+    SalvagedRow, Standing, Store, StoreError, StoreIdentity, StoredMessage, Stranded, WhenFull, Whose,
 };
 use crate::message::{Attachment, EntityKey, Lane, Message, MessageId, MessageType, Server, Sha256, Touch};
 
@@ -108,6 +109,34 @@ pub struct SqliteStore {
 }
 
 impl SqliteStore {
+    /// Claims what fits; `is_strict`: not even the first message may be larger.
+    fn claim_some(
+        &self,
+        lease: &Lease,
+        lane: LaneId,
+        filter: &Filter,
+        limits: (ClaimLimits, bool),
+        now_ms: i64,
+    ) -> Result<Claim, StoreError> {
+        let _one_at_a_time = lock(&self.claiming);
+        let (mut limits, is_strict) = limits;
+        loop {
+            let choose = |connection: &Connection, sealer: &Sealer| {
+                let limits = (limits, is_strict);
+                claim::choose(connection, sealer, (&self.recent, &self.memo), lane, filter, limits, now_ms)
+            };
+            let chosen = self.read(&self.reader, choose)?;
+            if let Some(bytes) = chosen.too_large {
+                return Ok(Claim::TooLarge { bytes });
+            }
+            match self.write_as(lease, |tx, sealer| claim::mark(tx, sealer, lease.epoch, chosen)) {
+                // What a full disk has room for is noted in smaller steps.
+                Err(StoreError::Full { .. }) if limits.messages_max > 1 => limits.messages_max /= 2,
+                result => return result.map(Claim::Taken),
+            }
+        }
+    }
+
     /// Opens the store at this path; see [`super::open`].
     ///
     /// # Errors
@@ -505,19 +534,21 @@ impl Store for SqliteStore {
         limits: ClaimLimits,
         now_ms: i64,
     ) -> Result<Vec<Claimed>, StoreError> {
-        let _one_at_a_time = lock(&self.claiming);
-        let mut limits = limits;
-        loop {
-            let choose = |connection: &Connection, sealer: &Sealer| {
-                claim::choose(connection, sealer, (&self.recent, &self.memo), lane, filter, limits, now_ms)
-            };
-            let chosen = self.read(&self.reader, choose)?;
-            match self.write_as(lease, |tx, sealer| claim::mark(tx, sealer, lease.epoch, chosen)) {
-                // What a full disk has room for is noted in smaller steps.
-                Err(StoreError::Full { .. }) if limits.messages_max > 1 => limits.messages_max /= 2,
-                result => return result,
-            }
+        match self.claim_some(lease, lane, filter, (limits, false), now_ms)? {
+            Claim::Taken(claimed) => Ok(claimed),
+            Claim::TooLarge { .. } => Ok(Vec::new()),
         }
+    }
+
+    fn claim_within(
+        &self,
+        lease: &Lease,
+        lane: LaneId,
+        filter: &Filter,
+        limits: ClaimLimits,
+        now_ms: i64,
+    ) -> Result<Claim, StoreError> {
+        self.claim_some(lease, lane, filter, (limits, true), now_ms)
     }
 
     fn settle(&self, lease: &Lease, outcomes: &[(MessageId, Outcome)]) -> Result<(), StoreError> {

@@ -462,8 +462,9 @@ pub(super) const WAITING_TOUCHES: &str = "
     SELECT message_id, touches FROM messages WHERE lane_id = ?1 AND status = 3 ORDER BY position, message_id";
 pub(super) const MARK_CLAIMED: &str =
     "UPDATE messages SET status = 1, claim_epoch = ?2 WHERE message_id = ?1 AND status = 3";
+/// A large body comes as NULL: it is read in pieces, straight to where it stays ([`super::large`]).
 pub(super) const REQUEST: &str = "
-    SELECT method, path, encoding, header_set_id, body, codec, CASE codec WHEN 0 THEN length(body)
+    SELECT method, path, encoding, header_set_id, CASE WHEN length(body) <= 262144 THEN body END, codec, CASE codec WHEN 0 THEN length(body)
         ELSE body_bytes - coalesce((SELECT bytes FROM attachments WHERE message_id = ?1), 0) END,
         checksum, message_type, lane_id, touches, items, project, accepted_at_ms
     FROM messages CROSS JOIN bodies USING (message_id) WHERE message_id = ?1";

@@ -618,7 +618,7 @@ impl Reader<'_> {
         self.has_opened |= is_sealed;
         let file = file.filter(|_| message_type == MessageType::CreateAttachment);
         let bytes_sent = body_bytes.checked_sub(file.map_or(0, |file| file.bytes))?;
-        let sent = self.unpacker.unpack(packed.codec, &packed.bytes, bytes_sent).ok()?;
+        let sent = self.unpacker.unpack(packed.codec, packed.bytes[..].into(), bytes_sent).ok()?;
         if sent.len() as u64 != bytes_sent {
             return None;
         }

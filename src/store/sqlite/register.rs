@@ -10,7 +10,7 @@ use super::codec::Packed;
 use super::fault::Fault;
 use super::seal::{Destination, KeptBody, Lookup, Sealer};
 use super::summary::{Changes, Group, Size};
-use super::{lanes, limits, queries, rows, settle, stranded};
+use super::{lanes, large, limits, queries, rows, settle, stranded};
 use crate::message::{
     Credential, Effect, EntityKey, HeaderSet, Lane, Message, MessageId, MessageStatus, Request, Server, Touch,
 };
@@ -204,7 +204,17 @@ pub(super) fn add_body_and_touches(
     let to = Destination { encoding, method: &request.method, path: &request.path };
     let plain = KeptBody { bytes: body.bytes.as_ref().into(), codec: body.codec as i64, checksum: Some(checksum) };
     let kept = sealer.keep_body(id, &to, plain)?;
-    tx.prepare_cached(queries::ADD_BODY)?.execute(params![id, &kept.bytes[..], kept.codec, kept.checksum])?;
+    let mut add_body = tx.prepare_cached(queries::ADD_BODY)?;
+    match large::is_large(&kept.bytes) {
+        true => {
+            let room = large::room_for(&kept.bytes);
+            add_body.execute(params![id, room, kept.codec, kept.checksum])?;
+            large::write(tx, id, &kept.bytes)?;
+        }
+        false => {
+            add_body.execute(params![id, &kept.bytes[..], kept.codec, kept.checksum])?;
+        }
+    }
     add_touches(tx, id, touches)
 }
 

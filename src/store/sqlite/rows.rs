@@ -2,11 +2,13 @@
 
 use std::collections::HashMap;
 
+use rusqlite::types::ValueRef;
 use rusqlite::{Connection, OptionalExtension, Row};
 
 use super::checksum::Covered;
-use super::codec::Unpacker;
+use super::codec::{Codec, Unpacker};
 use super::fault::Fault;
+use super::large;
 use super::seal::{Destination, KeptBody, Lookup, Place, Sealer};
 use super::{attachments, lanes, queries};
 use crate::message::{
@@ -173,14 +175,27 @@ impl Requests {
         };
         let method: String = row.get(0)?;
         let path = sealer.path(id.0, row.get_ref(1)?).map_err(one_message)?;
-        let bytes = row.get_ref(4)?.as_blob().map_err(rusqlite::Error::from)?;
-        let kept = KeptBody { bytes: bytes.into(), codec: row.get(5)?, checksum: row.get(7)? };
+        let (codec, checksum): (i64, Option<i64>) = (row.get(5)?, row.get(7)?);
+        let bytes_sent = unsigned(row, 6)?;
         let to = Destination { encoding: row.get(2)?, method: &method, path: &path };
-        let packed = sealer.open_body(id.0, &to, kept).map_err(one_message)?;
-        let bytes = self.unpacker.unpack(packed.codec, &packed.bytes, unsigned(row, 6)?).map_err(one_message)?;
+        let (bytes, checksum) = match row.get_ref(4)? {
+            ValueRef::Null if codec == Codec::Zstd1 as i64 => {
+                (large::unpack(connection, id.0, bytes_sent).map_err(one_message)?, checksum)
+            }
+            value => {
+                let bytes = match value {
+                    ValueRef::Null => large::read(connection, id.0)?.into(),
+                    value => value.as_blob().map_err(rusqlite::Error::from)?.into(),
+                };
+                let kept = KeptBody { bytes, codec, checksum };
+                let packed = sealer.open_body(id.0, &to, kept).map_err(one_message)?;
+                let bytes = self.unpacker.unpack(packed.codec, packed.bytes, bytes_sent).map_err(one_message)?;
+                (bytes, packed.checksum)
+            }
+        };
         let headers = self.header_set(connection, sealer, row.get(3)?)?;
         let body = Body { bytes, encoding: encoding(row, 2).map_err(one_message)? };
-        Ok((Request { method, path, headers, body }, packed.checksum))
+        Ok((Request { method, path, headers, body }, checksum))
     }
 }
 

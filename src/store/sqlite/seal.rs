@@ -36,8 +36,8 @@
 use std::borrow::Cow;
 use std::fmt;
 
-use chacha20poly1305::aead::{Aead, Payload};
-use chacha20poly1305::{KeyInit, XChaCha20Poly1305, XNonce};
+use chacha20poly1305::aead::{Aead, AeadInOut, Payload};
+use chacha20poly1305::{KeyInit, Tag, XChaCha20Poly1305, XNonce};
 use ring::hmac;
 use ring::rand::{SecureRandom, SystemRandom};
 use rusqlite::types::{ToSqlOutput, Value, ValueRef};
@@ -146,27 +146,49 @@ impl Cipher {
     }
 
     fn seal(&self, place: &Place<'_>, plain: &[u8]) -> Result<Vec<u8>, Fault> {
+        self.seal_joined(place, plain, &[])
+    }
+
+    /// Seals two texts as one, in the one buffer that is returned: a body may be large.
+    fn seal_joined(&self, place: &Place<'_>, plain: &[u8], end: &[u8]) -> Result<Vec<u8>, Fault> {
         let mut nonce = [0; NONCE_BYTES];
         SystemRandom::new().fill(&mut nonce).map_err(|_| Fault::Sealing("the system gives no random numbers"))?;
-        let payload = Payload { msg: plain, aad: &place.bytes() };
-        let sealed = self.aead.encrypt(&XNonce::from(nonce), payload);
-        let sealed = sealed.map_err(|_| Fault::Sealing("it is too large to be sealed"))?;
-        let mut bytes = Vec::with_capacity(KeyId::LEN + NONCE_BYTES + sealed.len());
+        let mut bytes = Vec::with_capacity(SEAL_BYTES + plain.len() + end.len());
         bytes.extend(self.id.0);
         bytes.extend(nonce);
-        bytes.extend(sealed);
+        bytes.extend_from_slice(plain);
+        bytes.extend_from_slice(end);
+        let text = (&mut bytes[KeyId::LEN + NONCE_BYTES..]).into();
+        let tag = self.aead.encrypt_inout_detached(&XNonce::from(nonce), &place.bytes(), text);
+        bytes.extend(tag.map_err(|_| Fault::Sealing("it is too large to be sealed"))?);
         Ok(bytes)
     }
 
     /// Opens what was sealed under this key.
-    fn open(&self, place: &Place<'_>, sealed: &[u8]) -> Result<Vec<u8>, Fault> {
+    fn open(&self, place: &Place<'_>, sealed: Cow<'_, [u8]>) -> Result<Vec<u8>, Fault> {
+        let changed =
+            || Fault::Damaged(format!("the sealed {place} does not open: it was changed, or belongs to another place"));
+        let sealed = match sealed {
+            Cow::Borrowed(sealed) => sealed,
+            // In its own buffer: it may be large.
+            Cow::Owned(mut bytes) => {
+                const HEAD: usize = KeyId::LEN + NONCE_BYTES;
+                let (text, tag) = bytes.split_last_chunk_mut::<TAG_BYTES>().ok_or_else(changed)?;
+                let (head, text) = text.split_first_chunk_mut::<HEAD>().ok_or_else(changed)?;
+                let nonce = head.last_chunk::<NONCE_BYTES>().ok_or_else(changed)?;
+                let (nonce, tag) = (XNonce::from(*nonce), Tag::from(*tag));
+                let opened = self.aead.decrypt_inout_detached(&nonce, &place.bytes(), text.into(), &tag);
+                opened.map_err(|_| changed())?;
+                bytes.truncate(bytes.len() - TAG_BYTES);
+                bytes.drain(..HEAD);
+                return Ok(bytes);
+            }
+        };
         let opened = sealed.get(KeyId::LEN..).and_then(|rest| {
             let (nonce, sealed) = rest.split_first_chunk::<NONCE_BYTES>()?;
             self.aead.decrypt(&XNonce::from(*nonce), Payload { msg: sealed, aad: &place.bytes() }).ok()
         });
-        opened.ok_or_else(|| {
-            Fault::Damaged(format!("the sealed {place} does not open: it was changed, or belongs to another place"))
-        })
+        opened.ok_or_else(changed)
     }
 
     fn digest(&self, of: Lookup, value: &[u8]) -> Vec<u8> {
@@ -296,7 +318,7 @@ impl State {
     fn verify(&self, ring: &KeyRing) -> Result<(), Fault> {
         for mark in self.marks() {
             let cipher = ring.get(mark.id).ok_or_else(|| ring.lacks(mark.id))?;
-            cipher.open(&Place::Check, &mark.check)?;
+            cipher.open(&Place::Check, mark.check[..].into())?;
         }
         Ok(())
     }
@@ -441,7 +463,8 @@ impl Sealer {
     }
 
     /// Opens what is sealed, under whichever of our keys.
-    pub(super) fn open(&self, place: &Place<'_>, sealed: &[u8]) -> Result<Vec<u8>, Fault> {
+    pub(super) fn open<'a>(&self, place: &Place<'_>, sealed: impl Into<Cow<'a, [u8]>>) -> Result<Vec<u8>, Fault> {
+        let sealed = sealed.into();
         let id = sealed.get(..KeyId::LEN).and_then(KeyId::from_bytes);
         let id = id.ok_or_else(|| Fault::Damaged(format!("the sealed {place} is cut off")))?;
         let cipher = self.ring.get(id).ok_or_else(|| match self.is_locked {
@@ -469,10 +492,8 @@ impl Sealer {
     ) -> Result<KeptBody<'a>, Fault> {
         let Some(cipher) = self.active()? else { return Ok(packed) };
         let KeptBody { bytes, codec, checksum } = packed;
-        let mut plain = Vec::with_capacity(bytes.len() + CHECKSUM_BYTES);
-        plain.extend_from_slice(&bytes);
-        plain.extend(checksum.unwrap_or(NO_CHECKSUM).to_le_bytes());
-        let sealed = cipher.seal(&to.place(message, codec), &plain)?;
+        let checksum = checksum.unwrap_or(NO_CHECKSUM).to_le_bytes();
+        let sealed = cipher.seal_joined(&to.place(message, codec), &bytes, &checksum)?;
         Ok(KeptBody { bytes: sealed.into(), codec: codec + SEALED, checksum: None })
     }
 
@@ -487,7 +508,7 @@ impl Sealer {
             return Ok(kept);
         }
         let codec = kept.codec - SEALED;
-        let mut bytes = self.open(&to.place(message, codec), &kept.bytes)?;
+        let mut bytes = self.open(&to.place(message, codec), kept.bytes)?;
         let checksum = bytes.split_last_chunk().map(|(_, last)| i64::from_le_bytes(*last));
         let checksum =
             checksum.ok_or_else(|| Fault::Damaged(format!("the sealed body of message {message} is cut off")))?;
@@ -774,7 +795,7 @@ mod tests {
             prop_assert_eq!(beside, None, "the checksum can be read");
             let opened = sealer.open_body(7, &TO, sealed(codec, &kept)).expect("it opens");
             prop_assert_eq!(opened.checksum, checksum);
-            let back = Unpacker::default().unpack(opened.codec, &opened.bytes, body.bytes.len() as u64);
+            let back = Unpacker::default().unpack(opened.codec, opened.bytes[..].into(), body.bytes.len() as u64);
             prop_assert_eq!(back.ok(), Some(body.bytes));
             let again = keep(&sealer, 7, &packed, checksum);
             prop_assert_ne!(&again.bytes, &kept, "the same bytes look the same");
