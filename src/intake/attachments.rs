@@ -28,8 +28,7 @@ use hyper::body::{Body as _, Incoming};
 use tracing::{debug, warn};
 
 use super::accept::{
-    BUSY_RETRY_AFTER, BUSY_TEXT, judge_answer, kept_headers, lane_of, not_stored, read_body, refuse,
-    refuse_with,
+    BUSY_RETRY_AFTER, BUSY_TEXT, judge_answer, kept_headers, lane_of, not_stored, read_body, refuse, refuse_with,
 };
 use super::forward::{self, ClientAnswer};
 use super::wire::{Pace, TooSlow};

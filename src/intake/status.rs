@@ -144,7 +144,9 @@ impl LiveWrites {
     /// Returns what an agent that says this word does, for people: it follows "it".
     pub fn text_of(word: &str) -> &'static str {
         match word {
-            "refused_if_conflicting" => "refuses live writes that may conflict with what waits, and only passes others on",
+            "refused_if_conflicting" => {
+                "refuses live writes that may conflict with what waits, and only passes others on"
+            }
             "refused" => "refuses live writes, because nobody can see what waits",
             _ => "only passes writes on",
         }

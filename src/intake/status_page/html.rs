@@ -138,7 +138,9 @@ fn verdict(status: &Status) -> (Mark, String) {
     if !store.usable {
         return match is_away {
             true => (Mark::Bad, "The Opik server is away, and the store can’t be used: writes are refused".into()),
-            false => (Mark::Bad, format!("The store can’t be used: the agent {}", LiveWrites::text_of(store.live_writes))),
+            false => {
+                (Mark::Bad, format!("The store can’t be used: the agent {}", LiveWrites::text_of(store.live_writes)))
+            }
         };
     }
     let state = status.eta.as_ref().map_or(State::Nothing, |eta| eta.eta.state);

@@ -60,13 +60,13 @@ use self::fault::Fault;
 pub(in crate::store) use self::fault::os_words;
 pub(in crate::store) use self::open::FileId;
 pub(in crate::store) use self::reseal::reseal;
-pub(in crate::store) use self::view::BacklogView;
 use self::seal::{KeyRing, Sealer, State};
+pub(in crate::store) use self::view::BacklogView;
 use super::key::Keys;
 use super::{
-    AgentRecord, Ahead, AttachmentId, Backlog, BacklogSeen, ClaimLimits, Claimed, Condition, Filter, Hold, LaneId, LaneListed,
-    LaneWork, Lease, Limits, Listed, OpenMode, Outcome, Owner, Page, Purged, ReplayRecord, SalvagedRow, Standing,
-    Store, StoreError, StoreIdentity, StoredMessage, Stranded, WhenFull, Whose,
+    AgentRecord, Ahead, AttachmentId, Backlog, BacklogSeen, ClaimLimits, Claimed, Condition, Filter, Hold, LaneId,
+    LaneListed, LaneWork, Lease, Limits, Listed, OpenMode, Outcome, Owner, Page, Purged, ReplayRecord, SalvagedRow,
+    Standing, Store, StoreError, StoreIdentity, StoredMessage, Stranded, WhenFull, Whose,
 };
 use crate::message::{Attachment, EntityKey, Lane, Message, MessageId, MessageType, Server, Sha256, Touch};
 
