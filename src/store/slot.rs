@@ -1,6 +1,6 @@
 //! The place of a store that may be missing for a while.
 //!
-//! An agent whose store can't be used goes on as a plain proxy and tries again (design.md, section 5). This is what it
+//! An agent whose store can't be used passes on what overtakes nothing, and tries again (design.md, section 5). This is what it
 //! holds instead of a store: either an open one, or the reason why there is none.
 //!
 //! ```text
@@ -31,6 +31,7 @@
 //! Whoever uses the store says how it failed ([`StoreSlot::report`], or by itself through [`StoreSlot::with`]).
 
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -44,6 +45,9 @@ use crate::message::{Server, Touch};
 const RETRY_AFTER: Duration = Duration::from_secs(3);
 /// How often a slot looks whether the file is still the one that it opened.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
+
+/// How long it is not said again that writes are refused.
+const SAY_AGAIN_AFTER: Duration = Duration::from_secs(600);
 
 /// A store that can't be read is not set aside again so soon: where that does not help, a loop would fill the disk.
 const RECOVER_AGAIN_AFTER: Duration = Duration::from_secs(60);
@@ -65,6 +69,10 @@ pub struct StoreSlot {
     opening: Mutex<()>,
     /// Sees what the file holds while it can't be opened.
     view: BacklogView,
+    /// Writes that were refused since the start, because they may conflict with what is stored.
+    refused: AtomicU64,
+    /// When that was said last.
+    refusal_said_at: Mutex<Option<Instant>>,
 }
 
 enum Inner {
@@ -214,8 +222,9 @@ impl StoreSlot {
             }
         };
         let (recovered_at, opening) = (Mutex::new(None), Mutex::new(()));
-        let view = BacklogView::default();
-        Self { file, opener, on_open: None, inner: Mutex::new(inner), recovered_at, opening, view }
+        let (view, refused, refusal_said_at) = (BacklogView::default(), AtomicU64::new(0), Mutex::new(None));
+        let inner = Mutex::new(inner);
+        Self { file, opener, on_open: None, inner, recovered_at, opening, view, refused, refusal_said_at }
     }
 
     /// Does this with every store that is opened, the one that is open already included: what has to be in it has to be
@@ -408,18 +417,30 @@ impl StoreSlot {
         seen.unwrap_or(BacklogSeen::Unknown)
     }
 
-    /// Counts a write that was refused because it may conflict with what is stored. Says so once each time that the store
-    /// is away.
+    /// Counts a write that was refused because it may conflict with what is stored, and says so now and then: a store on
+    /// a sick disk comes and goes every few seconds.
     pub fn note_refused(&self) {
-        if let Inner::Away(away) = &mut *self.inner() {
-            away.refused += 1;
-            if away.refused == 1 {
-                warn!(
-                    target: "db_manager",
-                    "writes are refused with 503 that may conflict with what waits in the message store: {}", away.error
-                );
+        self.refused.fetch_add(1, Ordering::Relaxed);
+        let error = match &mut *self.inner() {
+            Inner::Away(away) => {
+                away.refused += 1;
+                Arc::clone(&away.error)
             }
+            Inner::Open { .. } => return,
+        };
+        let mut said_at = self.refusal_said_at.lock().unwrap_or_else(PoisonError::into_inner);
+        if said_at.is_none_or(|at| at.elapsed() >= SAY_AGAIN_AFTER) {
+            *said_at = Some(Instant::now());
+            warn!(
+                target: "db_manager",
+                "writes that may conflict with what waits in the message store are refused with 503: {error}"
+            );
         }
+    }
+
+    /// Returns how many writes were refused since the start, because they may conflict with what is stored.
+    pub fn refused(&self) -> u64 {
+        self.refused.load(Ordering::Relaxed)
     }
 
     /// Says whether a thread opens the store just now, which takes as long as there is to recover or to bring up to date.

@@ -87,6 +87,8 @@ fn open(path: &Path, file: Option<FileId>) -> Result<Reader, BacklogSeen> {
         // A disk that was mounted anew as read-only.
         .or_else(|_| connect(path, OpenFlags::SQLITE_OPEN_READ_ONLY))
         .map_err(|_| BacklogSeen::Unknown)?;
+    // Pages that are damaged may read as empty.
+    recovery::look_through(&connection, path).map_err(|_| BacklogSeen::Unknown)?;
     Ok(Reader { connection, file })
 }
 
