@@ -298,7 +298,7 @@ mod tests {
             StoreError::NewerSchema { path: path(), found: 9, known: 1 },
             StoreError::Damaged { path: path(), reason: reason() },
             StoreError::Unusable { path: path(), reason: reason() },
-            StoreError::Full { path: path(), reason: reason() },
+            StoreError::Full { path: path(), limit: crate::store::FullLimit::MaxSize, needed: 1, reason: reason() },
             StoreError::Busy { path: path(), waited_ms: 5 },
             StoreError::LeaseHeld { owner },
             StoreError::AttachmentGone,

@@ -287,6 +287,7 @@ mod translate {
     use crate::config::{self, KeyText, LogFormat, Sourced};
     use crate::delivery::pacing::PaceSettings;
     use crate::message::{Credential, Lane, Server};
+    use crate::store::rejected_room::{RejectedExport, RejectedRoom};
     use crate::store::{EncryptionKey, KeyError, Keys, WhenFull};
 
     /// The lane of messages for which no client says whose they are.
@@ -308,6 +309,15 @@ mod translate {
                 config::WhenFull::Refuse => WhenFull::Refuse,
                 config::WhenFull::DropOldest => WhenFull::DropOldest,
             },
+        }
+    }
+
+    /// What rejected messages may keep of the store, and where they go when they have to.
+    pub(super) fn rejected_room(config: &Config) -> RejectedRoom {
+        let export = |folder: &PathBuf| RejectedExport { folder: folder.clone(), line: super::inspect::export_line };
+        RejectedRoom {
+            share_percent: config.rejected_share.value,
+            export: config.rejected_export.value.as_ref().map(export),
         }
     }
 

@@ -36,6 +36,7 @@ mod connections;
 mod flush;
 pub mod forward;
 mod framing;
+pub mod full_watch;
 pub mod guard;
 mod lanes;
 pub mod status;
@@ -165,6 +166,8 @@ struct Shared {
     lanes: lanes::Lanes,
     /// Notes about updates that went ahead of their create.
     ahead_notes: ahead::AheadNotes,
+    /// Writes without room in the store that find out whether the server is back.
+    tries: Arc<accept::full::Tries>,
     body_memory: Arc<Semaphore>,
     uploads: Arc<attachments::Recent>,
     flushes: Arc<flush::Flushes>,
@@ -236,6 +239,7 @@ impl Intake {
         let lanes = lanes::Lanes::default();
         let uploads = Arc::<attachments::Recent>::default();
         let flushes = Arc::<flush::Flushes>::default();
+        let tries = Arc::<accept::full::Tries>::default();
         let body_memory = Arc::new(Semaphore::new(self.limits.body_memory_bytes_max));
         let hurry = Shutdown::new();
         let started = Instant::now();
@@ -252,6 +256,7 @@ impl Intake {
                 listen_host: self.listen_host.clone(),
                 lanes: lanes.clone(),
                 ahead_notes: ahead::AheadNotes::default(),
+                tries: tries.clone(),
                 uploads: uploads.clone(),
                 flushes: flushes.clone(),
                 body_memory: body_memory.clone(),
