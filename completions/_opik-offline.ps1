@@ -49,6 +49,8 @@ Register-ArgumentCompleter -Native -CommandName 'opik-offline' -ScriptBlock {
             [CompletionResult]::new('--max-size', '--max-size', [CompletionResultType]::ParameterName, 'Let the store take this much space at most [default: 10GiB]')
             [CompletionResult]::new('--free-disk-reserve', '--free-disk-reserve', [CompletionResultType]::ParameterName, 'Leave this much space on the disk [default: 256MiB]')
             [CompletionResult]::new('--when-full', '--when-full', [CompletionResultType]::ParameterName, 'When the store is full: refuse or drop_oldest [default: refuse]')
+            [CompletionResult]::new('--rejected-share', '--rejected-share', [CompletionResultType]::ParameterName, 'When room is needed, drop the oldest rejected messages beyond this share of the store, in percent [default: 25]')
+            [CompletionResult]::new('--rejected-export', '--rejected-export', [CompletionResultType]::ParameterName, 'Write rejected messages to this folder before they are dropped to make room, as JSON lines [default: none]')
             [CompletionResult]::new('--max-age', '--max-age', [CompletionResultType]::ParameterName, 'Drop messages that wait longer than this [default: none]')
             [CompletionResult]::new('--max-attempts', '--max-attempts', [CompletionResultType]::ParameterName, 'Reject a message that failed alone this many times [default: 10]')
             [CompletionResult]::new('--max-body-size', '--max-body-size', [CompletionResultType]::ParameterName, 'Refuse bodies larger than this as sent [default: 64MiB]')

@@ -45,6 +45,8 @@ set edit:completion:arg-completer[opik-offline] = {|@words|
             cand --max-size 'Let the store take this much space at most [default: 10GiB]'
             cand --free-disk-reserve 'Leave this much space on the disk [default: 256MiB]'
             cand --when-full 'When the store is full: refuse or drop_oldest [default: refuse]'
+            cand --rejected-share 'When room is needed, drop the oldest rejected messages beyond this share of the store, in percent [default: 25]'
+            cand --rejected-export 'Write rejected messages to this folder before they are dropped to make room, as JSON lines [default: none]'
             cand --max-age 'Drop messages that wait longer than this [default: none]'
             cand --max-attempts 'Reject a message that failed alone this many times [default: 10]'
             cand --max-body-size 'Refuse bodies larger than this as sent [default: 64MiB]'

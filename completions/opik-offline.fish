@@ -48,6 +48,8 @@ complete -c opik-offline -n "__fish_opik_offline_using_subcommand agent" -l dela
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand agent" -l max-size -d 'Let the store take this much space at most [default: 10GiB]' -r
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand agent" -l free-disk-reserve -d 'Leave this much space on the disk [default: 256MiB]' -r
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand agent" -l when-full -d 'When the store is full: refuse or drop_oldest [default: refuse]' -r
+complete -c opik-offline -n "__fish_opik_offline_using_subcommand agent" -l rejected-share -d 'When room is needed, drop the oldest rejected messages beyond this share of the store, in percent [default: 25]' -r
+complete -c opik-offline -n "__fish_opik_offline_using_subcommand agent" -l rejected-export -d 'Write rejected messages to this folder before they are dropped to make room, as JSON lines [default: none]' -r -f -a "(__fish_complete_directories)"
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand agent" -l max-age -d 'Drop messages that wait longer than this [default: none]' -r
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand agent" -l max-attempts -d 'Reject a message that failed alone this many times [default: 10]' -r
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand agent" -l max-body-size -d 'Refuse bodies larger than this as sent [default: 64MiB]' -r

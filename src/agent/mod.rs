@@ -52,8 +52,9 @@ use crate::pulse::{Beat, Pulse, Pulses};
 use crate::replay::{LEASE_TIME_TO_LIVE, ReplayManager, ReplaySettings};
 use crate::shutdown::Shutdown;
 use crate::store::committer::Committer;
+use crate::store::rejected_room::RejectedRoom;
 use crate::store::slot::StoreSlot;
-use crate::store::{AgentRecord, Filter, Keys, Limits, Owner, Store, StoreError, mount, now_ms};
+use crate::store::{AgentRecord, Filter, Fullness, Keys, Limits, Owner, Store, StoreError, mount, now_ms};
 use crate::telemetry::metrics::Metrics;
 use crate::upstream::forward::Forwarder;
 use crate::upstream::{Upstream, UpstreamError, UpstreamSettings};
@@ -70,6 +71,8 @@ pub struct AgentSettings {
     pub store_path: PathBuf,
     /// What the store may use.
     pub store_limits: Limits,
+    /// What rejected messages may keep of it.
+    pub store_rejected: RejectedRoom,
     /// The keys that the store is sealed with.
     pub store_keys: Keys,
     /// How long a message is kept at most.
@@ -114,7 +117,11 @@ pub struct RunEnd {
     /// Messages that still have to reach the server; `None` when nobody knows, because the store can't be used.
     pub waiting: Option<u64>,
     /// Writes that were refused, because the store couldn't be used and they may conflict with what waits in it.
+    pub refused_while_away: u64,
+    /// Writes that were refused because the store was full.
     pub refused: u64,
+    /// Why the last of them was.
+    pub full: Option<Fullness>,
     /// How the flush ended, if there was one.
     pub flush: Option<FlushEnd>,
 }
@@ -209,7 +216,9 @@ impl Agent {
             let path = settings.store_path.display();
             warn!(target: "db_manager", "{path} is on {}: {}; {}", found.name, found.problem(), found.hint());
         }
-        let slot = StoreSlot::at_with(&settings.store_path, settings.store_limits, settings.store_keys.clone());
+        let (limits, keys) = (settings.store_limits, settings.store_keys.clone());
+        let rejected = settings.store_rejected.clone();
+        let slot = StoreSlot::with_rejected_room(&settings.store_path, limits, keys, rejected);
         let server = Server::new(&settings.upstream.base_url);
         let own = Filter::of_server(&server);
         let slot = slot.whenever_opened({
@@ -293,6 +302,7 @@ impl Agent {
         {
             let shutdown = watching_shutdown.clone();
             // Only looks: nobody waits for its end.
+            let watch = watch.clone();
             Part::start("history", move || watch.run(&shutdown)).map_err(system)?;
         }
         let adoption_shutdown = Shutdown::new();
@@ -349,6 +359,8 @@ impl Agent {
         if telling.is_some_and(|telling| telling.join().is_err()) {
             warn!(target: "opik_offline", "telling the service manager failed by a fault of opik-offline's own");
         }
+        watch.full().close(&slot);
+        let (refused, full) = watch.full().total();
         if let Err(error) = slot.with(|store| store.announce(None)) {
             warn!(target: "db_manager", "the agent's record stays in the store: {error}");
         }
@@ -359,7 +371,9 @@ impl Agent {
             delivered: metrics.messages_delivered.get(),
             rejected: metrics.messages_rejected.get(),
             waiting: slot.with(|store| store.backlog(&own)).ok().map(|backlog| backlog.waiting()),
-            refused: slot.refused(),
+            refused_while_away: slot.refused(),
+            refused,
+            full,
             flush: flushed,
         })
     }

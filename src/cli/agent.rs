@@ -100,6 +100,14 @@ pub struct AgentArgs {
     #[arg(long, value_name = "POLICY")]
     when_full: Option<OsString>,
 
+    /// When room is needed, drop the oldest rejected messages beyond this share of the store, in percent [default: 25]
+    #[arg(long, value_name = "PERCENT", hide_short_help = true)]
+    rejected_share: Option<OsString>,
+
+    /// Write rejected messages to this folder before they are dropped to make room, as JSON lines [default: none]
+    #[arg(long, value_name = "FOLDER", value_hint = clap::ValueHint::DirPath, hide_short_help = true)]
+    rejected_export: Option<OsString>,
+
     /// Drop messages that wait longer than this [default: none]
     #[arg(long, value_name = "DURATION")]
     max_age: Option<OsString>,
@@ -202,6 +210,8 @@ impl AgentArgs {
             max_size: self.max_size.clone(),
             free_disk_reserve: self.free_disk_reserve.clone(),
             when_full: self.when_full.clone(),
+            rejected_share: self.rejected_share.clone(),
+            rejected_export: self.rejected_export.clone(),
             max_age: self.max_age.clone(),
             max_attempts: self.max_attempts.clone(),
             max_body_size: self.max_body_size.clone(),
@@ -228,6 +238,7 @@ fn settings(config: &Config, service_manager: Option<ServiceManager>) -> Result<
         intake_token: config.intake_token.value.as_ref().map(|token| token.expose().to_owned()),
         store_path: config.db.value.clone(),
         store_limits: translate::store_limits(config),
+        store_rejected: translate::rejected_room(config),
         store_keys: translate::store_keys(config)?,
         max_age: config.max_age.value,
         upstream: translate::upstream_settings(config),

@@ -302,7 +302,7 @@ mod tests {
             StoreError::OlderInUse { path: path(), found: 8, known: 11, pids: vec![7] },
             StoreError::Damaged { path: path(), reason: reason() },
             StoreError::Unusable { path: path(), reason: reason() },
-            StoreError::Full { path: path(), reason: reason() },
+            StoreError::Full { path: path(), limit: crate::store::FullLimit::MaxSize, needed: 1, reason: reason() },
             StoreError::Busy { path: path(), waited_ms: 5 },
             StoreError::LeaseHeld { owner },
             StoreError::AttachmentGone,

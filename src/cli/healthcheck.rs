@@ -7,16 +7,18 @@ use serde::Serialize;
 
 use super::render::{Mark, Renderer, columns, count, hanging, size, time};
 use super::selection::{duration, refuse_jsonl};
+use super::status::RunningAgent;
 use super::{
     Common, Exit, Failure, configuration, existing_store_without_key, progress, stop_on_signals, translate, upstream,
 };
 use crate::config::{Config, ConfigFile, Misconfiguration};
 use crate::delivery::id_window;
-use crate::message::{Credential, Lane, MessageStatus};
+use crate::message::{Credential, Lane};
 use crate::protocol::answers::Answer;
 use crate::protocol::recognise::{Presence, Recognised};
 use crate::replay::near_id_window;
 use crate::shutdown::Shutdown;
+use crate::store::full_state::remedies;
 use crate::store::{self, Filter, KeyState, Keys, OpenMode, Resealed, Resealing, StoreError, mount, now_ms, place};
 use crate::upstream::Upstream;
 use crate::upstream::smoke::SmokeFailure;
@@ -327,8 +329,9 @@ fn store(config: &Config, full: bool) -> Check {
     let looked = keys.map_err(StoreError::from).and_then(open).and_then(|store| {
         let condition = store.condition()?;
         let is_read = full || condition.file_bytes <= SMALL_STORE_BYTES;
-        let held = store.backlog(&Filter { statuses: vec![MessageStatus::Held], ..Filter::default() })?.messages();
-        let ids = (held, near_id_window(store.as_ref(), now_ms())?);
+        let backlog = store.backlog(&Filter::default())?;
+        let counts = (backlog.waiting(), backlog.rejected());
+        let ids = (backlog.held(), near_id_window(store.as_ref(), now_ms())?, counts);
         Ok((if is_read { Some(store.check()?) } else { None }, condition, ids))
     });
     match looked {
@@ -338,13 +341,15 @@ fn store(config: &Config, full: bool) -> Check {
             Check::warn("store", failure.message, failure.hint.unwrap_or_default())
         }
         Err(error) => Check::failed("store", error.into()),
-        Ok((problems, condition, (held, near))) if problems.as_ref().is_none_or(Vec::is_empty) => {
+        Ok((problems, condition, (held, near, (waiting, rejected)))) if problems.as_ref().is_none_or(Vec::is_empty) => {
             let looked = if problems.is_some() { "sound" } else { "can be opened (--full reads every page)" };
             let (used, max) = (condition.file_bytes, config.max_size.value.bytes());
             let mut text = format!("{path}: {looked}, {} of at most {}", size(used), size(max));
-            for (dropped, why) in
-                [(condition.dropped, "the store was full"), (condition.expired, "they were older than max_age")]
-            {
+            for (dropped, why) in [
+                (condition.dropped, "the store was full"),
+                (condition.rejected_dropped, "rejected ones held more than rejected_share"),
+                (condition.expired, "they were older than max_age"),
+            ] {
                 if dropped > 0 {
                     text.push_str(&format!("; {dropped} messages were dropped because {why}"));
                 }
@@ -358,6 +363,17 @@ fn store(config: &Config, full: bool) -> Check {
                     "; a create waits since {}: servers may refuse ids older than 24h",
                     time(at_ms)
                 ));
+            }
+            if condition.full_record.refused > 0 {
+                let refused = count(condition.full_record.refused, "write");
+                text.push_str(&format!("; {refused} found it full and got a 503"));
+            }
+            if let Some(full) = &condition.full {
+                let since =
+                    condition.full_record.since_ms.map_or(String::new(), |at_ms| format!(" since {}", time(at_ms)));
+                text.push_str(&format!("; it is full{since}: {}", full.reason));
+                let remedies = remedies(full.limit, waiting, rejected, &super::wrapped::store_option(config));
+                return Check::bad("store", Exit::Failure, text, remedies.join("; "));
             }
             let recovered: Vec<_> = condition.recoveries.iter().filter(|recovery| recovery.is_kept).collect();
             if let Some(last) = recovered.last() {
@@ -502,8 +518,14 @@ fn agent(config: &Config) -> Check {
     let records = existing_store_without_key(config).ok().flatten().and_then(|store| store.condition().ok());
     let records = records.map(|condition| condition.agents).unwrap_or_default();
     match super::status::running_agent(config, &records) {
-        Some((listen, None)) => Check::good("agent", format!("running on {listen}")),
-        Some((listen, Some(problem))) => {
+        Some(RunningAgent { listen, store_problem: None, store_full: None }) => {
+            Check::good("agent", format!("running on {listen}"))
+        }
+        Some(RunningAgent { listen, store_problem: None, store_full: Some(reason) }) => {
+            let text = format!("running on {listen}, and its store is full: {reason}");
+            Check::bad("agent", Exit::Failure, text, "`opik-offline status` says what to do")
+        }
+        Some(RunningAgent { listen, store_problem: Some(problem), .. }) => {
             let text = format!("running on {listen}, but it {problem}");
             Check::warn("agent", text, "see to the store; the agent tries it again by itself")
         }

@@ -177,6 +177,8 @@ const FOLLOW_INTERVAL: Duration = Duration::from_millis(200);
 const TABLE_ROWS: usize = PAGE;
 /// Bodies longer than this when decoded are not shown.
 const SHOWN_BYTES_MAX: u64 = 128 * 1024 * 1024;
+/// Bodies longer than this when decoded are exported as they were sent: an agent has little memory.
+const EXPORTED_BYTES_MAX: u64 = 16 * 1024 * 1024;
 /// Headers whose values hold no secret; of all others only the name is shown.
 const SHOWN_HEADERS: [&str; 9] = [
     "content-type",
@@ -391,20 +393,50 @@ fn followed(line: &Line) -> String {
 
 /// One message as a line of JSON with its body.
 fn exported(store: Option<&dyn Store>, line: Line) -> Result<String, Failure> {
+    let message = store.map(|store| store.get(MessageId(line.id))).transpose()?.flatten();
+    Ok(json_line(message.as_ref(), line, Undecoded::LeftOut)?)
+}
+
+/// One message as a line of JSON, for the export of messages that are about to be dropped.
+pub(super) fn export_line(message: StoredMessage) -> Result<String, String> {
+    let line = Line { attachment: file(&message), ..line(message.listed.clone()) };
+    json_line(Some(&message), line, Undecoded::AsSent).map_err(|error| error.to_string())
+}
+
+/// What becomes of a body that can't be decoded, or is too large for it.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Undecoded {
+    /// People are told why.
+    LeftOut,
+    /// It is in the line as it was sent: the line is all that is left of the message.
+    AsSent,
+}
+
+fn json_line(message: Option<&StoredMessage>, line: Line, undecoded: Undecoded) -> io::Result<String> {
+    let in_base64 = |bytes: &[u8]| Some(base64::engine::general_purpose::STANDARD.encode(bytes));
+    let decoded_bytes_max = match undecoded {
+        Undecoded::LeftOut => SHOWN_BYTES_MAX,
+        Undecoded::AsSent => EXPORTED_BYTES_MAX,
+    };
     let mut headers = Vec::new();
     let mut body_base64 = None;
     let mut body_problem = None;
     let mut body = None;
-    match store.map(|store| store.get(MessageId(line.id))).transpose()?.flatten() {
+    match message {
         None => body_problem = Some("the message was delivered or purged meanwhile".to_owned()),
         Some(message) => {
-            headers = shown_headers(&message);
-            match message.request.body.decode(SHOWN_BYTES_MAX) {
-                Err(fault) => body_problem = Some(fault.to_string()),
+            headers = shown_headers(message);
+            match message.request.body.decode(decoded_bytes_max) {
+                Err(fault) => {
+                    body_problem = Some(fault.to_string());
+                    if undecoded == Undecoded::AsSent {
+                        body_base64 = in_base64(&message.request.body.bytes);
+                    }
+                }
                 Ok(content) => {
                     body = std::str::from_utf8(&content).ok().and_then(compact);
                     if body.is_none() {
-                        body_base64 = Some(base64::engine::general_purpose::STANDARD.encode(&content));
+                        body_base64 = in_base64(&content);
                     }
                 }
             }

@@ -288,6 +288,7 @@ mod translate {
     use crate::delivery::pacing::PaceSettings;
     use crate::memory::limit;
     use crate::message::{Credential, Lane, Server};
+    use crate::store::rejected_room::{RejectedExport, RejectedRoom};
     use crate::store::room::{self, Disk};
     use crate::store::{EncryptionKey, KeyError, Keys, WhenFull};
 
@@ -326,6 +327,15 @@ mod translate {
     pub(super) fn memory_budget(config: &Config) -> u64 {
         let named = config.memory_budget.value.map(config::ByteSize::bytes);
         named.unwrap_or_else(|| limit::default_budget(limit::available()))
+    }
+
+    /// What rejected messages may keep of the store, and where they go when they have to.
+    pub(super) fn rejected_room(config: &Config) -> RejectedRoom {
+        let export = |folder: &PathBuf| RejectedExport { folder: folder.clone(), line: super::inspect::export_line };
+        RejectedRoom {
+            share_percent: config.rejected_share.value,
+            export: config.rejected_export.value.as_ref().map(export),
+        }
     }
 
     /// Reads the keys that the store is sealed with. The variable and the file are not both set.

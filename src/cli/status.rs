@@ -13,19 +13,21 @@ use super::groups::{Group, groups};
 use super::render::{count, short_duration, time};
 use super::salvage::{OrphanLine, orphans};
 use super::selection::{duration, refuse_jsonl};
+use super::wrapped::store_option;
 use super::{Common, Exit, Failure, configuration, existing_store_without_key, stop_on_signals, translate, upstream};
 use crate::config::{Config, ProcessEnvironment, is_utf8_locale};
 use crate::delivery::eta::{Situation, eta};
 use crate::delivery::id_window;
 use crate::delivery::pacing::Pace;
-use crate::intake::status::{ElsewhereStatus, EtaStatus, LiveWrites, elsewhere, pace_of};
+use crate::intake::status::{ElsewhereStatus, EtaStatus, LiveWrites, elsewhere, pace_of, rejected_body_bytes};
 use crate::message::MessageStatus;
 use crate::protocol::recognise::Presence;
 use crate::replay::near_id_window;
 use crate::shutdown::Shutdown;
+use crate::store::full_state::remedies;
 use crate::store::{
-    AgentRecord, Backlog, BacklogGroup, Condition, Encryption, Filter, Hold, KeyState, Page, Store, StoreError, mount,
-    now_ms,
+    AgentRecord, Backlog, BacklogGroup, Condition, Encryption, Filter, FullLimit, Hold, KeyState, Page, Store,
+    StoreError, mount, now_ms,
 };
 use crate::telemetry::history::{Rates, Sample};
 use crate::upstream::{Pong, Upstream};
@@ -203,6 +205,14 @@ struct StoreReport {
     disk_free_bytes: Option<u64>,
     /// What its files can reach: the limit, or less where the disk has no room for that.
     capacity_bytes: Option<u64>,
+    /// How it is full; `null` while it takes messages, and when it can't be read.
+    full: Option<FullReport>,
+    /// Writes that agents refused because it was full, since it was made.
+    refused_writes: u64,
+    /// Bytes of the bodies and files of rejected messages.
+    rejected_body_bytes: u64,
+    /// Rejected messages dropped because they held more than `rejected_share` and room was needed.
+    rejected_dropped_messages: u64,
     dropped_messages: u64,
     /// Dropped because they were older than `max_age`.
     expired_messages: u64,
@@ -211,6 +221,45 @@ struct StoreReport {
     replaying: Option<String>,
     /// `null` when there is no store, or none that can be read.
     encryption: Option<EncryptionReport>,
+}
+
+/// How the store is full.
+#[derive(Serialize)]
+struct FullReport {
+    /// `null` when no agent has found it full.
+    since: Option<String>,
+    /// `max_size`, `disk_reserve`, `disk` or `rejected`.
+    limit: String,
+    reason: String,
+    /// Writes that the running agent refused since then; `null` when none tells.
+    refused_writes: Option<u64>,
+    /// Writes that the server took at once instead; `null` when no agent tells.
+    passed_on_writes: Option<u64>,
+    remedies: Vec<String>,
+}
+
+impl FullReport {
+    /// What the running agent tells, or what the store says by itself.
+    fn of(config: &Config, told: Option<&ToldFull>, backlog: &Backlog, condition: &Condition) -> Option<Self> {
+        let (limit, reason) = match (told, &condition.full) {
+            (Some(told), _) => (told.limit.clone(), told.reason.clone()),
+            (None, Some(full)) => (full.limit.name().to_owned(), full.reason.clone()),
+            (None, None) => return None,
+        };
+        let since_ms = told.map_or(condition.full_record.since_ms, |told| told.since_ms);
+        let options = store_option(config);
+        let known = FullLimit::ALL.into_iter().find(|known| known.name() == limit);
+        Some(Self {
+            since: since_ms.map(time),
+            refused_writes: told.map(|told| told.refused_writes),
+            passed_on_writes: told.map(|told| told.passed_on_writes),
+            remedies: known
+                .map(|limit| remedies(limit, backlog.waiting(), backlog.rejected(), &options))
+                .unwrap_or_default(),
+            limit,
+            reason,
+        })
+    }
 }
 
 /// Whether the store is encrypted; this is known without the key.
@@ -423,7 +472,18 @@ fn gather(config: &Config, upstream: &Upstream, started: Instant) -> (Report, Op
             });
             lanes.collect()
         }),
-        store: store_report(config, condition.as_ref(), problem.as_ref()),
+        store: StoreReport {
+            full: backlog
+                .as_ref()
+                .zip(condition.as_ref())
+                .and_then(|(backlog, condition)| FullReport::of(config, told.store.full.as_ref(), backlog, condition)),
+            refused_writes: told
+                .store
+                .refused_writes
+                .unwrap_or_else(|| condition.as_ref().map_or(0, |condition| condition.full_record.refused)),
+            rejected_body_bytes: backlog.as_ref().map_or(0, rejected_body_bytes),
+            ..store_report(config, condition.as_ref(), problem.as_ref())
+        },
         held: condition
             .iter()
             .flat_map(|condition| &condition.held)
@@ -486,11 +546,22 @@ fn ask_agent(config: &Config, records: &[AgentRecord]) -> (Agent, Option<serde_j
     (Agent::default(), None)
 }
 
-/// Returns where the running agent listens, if there is one, and what is wrong with its store, for `healthcheck`.
-pub(super) fn running_agent(config: &Config, records: &[AgentRecord]) -> Option<(String, Option<String>)> {
-    let (agent, _) = ask_agent(config, records);
-    let problem = agent.degraded();
-    Some((agent.listen?, problem))
+/// A running agent, as `healthcheck` sees it.
+pub(super) struct RunningAgent {
+    /// Where it listens.
+    pub(super) listen: String,
+    /// Why it can't use its store, if so.
+    pub(super) store_problem: Option<String>,
+    /// Why its store is full, if it is.
+    pub(super) store_full: Option<String>,
+}
+
+/// Returns the running agent, if there is one.
+pub(super) fn running_agent(config: &Config, records: &[AgentRecord]) -> Option<RunningAgent> {
+    let (agent, ready) = ask_agent(config, records);
+    let store_full = ready.as_ref().and_then(|ready| ready["store"]["full"].as_str()).map(str::to_owned);
+    let store_problem = agent.degraded();
+    Some(RunningAgent { listen: agent.listen?, store_problem, store_full })
 }
 
 /// What the running agent knows of the server, or a ping of our own.
@@ -548,6 +619,24 @@ struct Told {
     rates: Option<Rates>,
     eta: Option<EtaStatus>,
     history: Vec<Sample>,
+    store: ToldStore,
+}
+
+/// What the running agent says of its store.
+#[derive(Default, Deserialize)]
+#[serde(default)]
+struct ToldStore {
+    full: Option<ToldFull>,
+    refused_writes: Option<u64>,
+}
+
+#[derive(Deserialize)]
+struct ToldFull {
+    since_ms: Option<i64>,
+    limit: String,
+    reason: String,
+    refused_writes: u64,
+    passed_on_writes: u64,
 }
 
 fn ask_for_history(config: &Config, listen: &str) -> Option<Told> {
@@ -656,6 +745,10 @@ fn store_report(config: &Config, condition: Option<&Condition>, problem: Option<
         size_max_bytes: condition.and_then(|condition| condition.size_max),
         disk_free_bytes: condition.and_then(|condition| condition.disk_free_bytes),
         capacity_bytes: condition.and_then(|condition| condition.capacity_bytes),
+        full: None,
+        refused_writes: 0,
+        rejected_body_bytes: 0,
+        rejected_dropped_messages: condition.map_or(0, |condition| condition.rejected_dropped),
         dropped_messages: condition.map_or(0, |condition| condition.dropped),
         encryption: condition.map(|condition| EncryptionReport::of(&condition.encryption)),
         expired_messages: condition.map_or(0, |condition| condition.expired),

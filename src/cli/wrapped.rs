@@ -16,6 +16,7 @@ use crate::agent::{Agent, AgentSettings, RunEnd};
 use crate::config::units::print_duration;
 use crate::config::{Config, ProcessEnvironment, Source};
 use crate::shutdown::Shutdown;
+use crate::store::full_state::remedies;
 use crate::telemetry::log::LogFile;
 
 /// Runs a command with an agent beside it, and returns the command's exit code.
@@ -125,11 +126,20 @@ fn summary(name: &str, run: &RunEnd, config: &Config) -> Vec<String> {
         }
     }
     if run.refused > 0 {
-        let refused = count(run.refused, "write");
+        let refused = count(run.refused_while_away, "write");
         lines.push(format!(
             "the agent refused {refused}, because {store} could not be used and earlier ones may wait in it: \
              what the application did not send again is lost"
         ));
+    }
+    if run.refused > 0 {
+        let reason = run.full.as_ref().map_or("", |full| full.reason.as_str());
+        let (writes, was) = (count(run.refused, "write"), if run.refused == 1 { "was" } else { "were" });
+        lines.push(format!("{writes} {was} refused, because the store was full: {reason}"));
+        if let Some(full) = &run.full {
+            let waiting = run.waiting.unwrap_or(0);
+            lines.extend(remedies(full.limit, waiting, run.rejected, &store_option(config)));
+        }
     }
     if run.rejected > 0 {
         let rejected = count(run.rejected, "message");
@@ -154,13 +164,19 @@ fn why(end: Option<&FlushEnd>, config: &Config) -> String {
     }
 }
 
+/// Returns the option that leads a command to this store, with a space in front; nothing where it is found without.
+pub(super) fn store_option(config: &Config) -> String {
+    match config.db.is_set() {
+        true => format!(" --db {}", quoted(&config.db.value.to_string_lossy())),
+        false => String::new(),
+    }
+}
+
 /// Returns the command that delivers what is left. What a flag said has to be said again.
 fn replay_command(config: &Config) -> String {
     let mut command = "opik-offline replay".to_owned();
     let is_flag = |source: &Source| matches!(source, Source::Flag { .. });
-    if config.db.is_set() {
-        command.push_str(&format!(" --db {}", quoted(&config.db.value.to_string_lossy())));
-    }
+    command.push_str(&store_option(config));
     if is_flag(&config.upstream.source) {
         command.push_str(&format!(" --upstream {}", config.upstream.value));
     }

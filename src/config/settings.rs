@@ -227,6 +227,12 @@ settings! {
     memory_budget: Option<ByteSize> = "none", "OPIK_OFFLINE_MEMORY_BUDGET", "--memory-budget", ConfigYaml,
         plain(not_too_little_memory);
 
+    /// Folder in which rejected messages are written, as `inspect --format jsonl` does, before they are dropped to make room; when that fails, none is dropped
+    rejected_export: Option<PathBuf> = "none", "OPIK_OFFLINE_REJECTED_EXPORT", "--rejected-export", ConfigYaml, plain(any);
+
+    /// Share of the store that rejected messages keep when room is needed, in percent; beyond it the oldest of them are dropped and counted
+    rejected_share: u32 = "25", "OPIK_OFFLINE_REJECTED_SHARE", "--rejected-share", ConfigYaml, plain(within(0, 100));
+
     /// Give messages whose key the server refuses (401, 403) the configured key, for the same server and workspace
     rekey_refused: bool = "false", "OPIK_OFFLINE_REKEY_REFUSED", "--rekey-refused", ConfigYaml, plain(any);
 

@@ -9,6 +9,8 @@
 //! its data; after it, the server or the disk has it. Once the body is read the work goes on in a task of its own, so a
 //! client that hangs up neither loses a write half-way nor frees its turn too early.
 
+pub(super) mod full;
+
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
@@ -40,7 +42,7 @@ use crate::protocol::partial::{Partial, judge};
 use crate::protocol::recognise::{Endpoint, Recognised, Seen, recognise};
 use crate::protocol::routes::Protected;
 use crate::store::committer::CommitError;
-use crate::store::{Ahead, BacklogSeen, Hold, StoreError, now_ms};
+use crate::store::{Ahead, BacklogSeen, FullLimit, Hold, StoreError, now_ms};
 
 /// Bodies up to this size are prepared where they arrive; larger ones on a thread that may take its time.
 const PREPARE_INLINE_BYTES_MAX: usize = 16 * 1024;
@@ -328,13 +330,17 @@ impl Write {
                         Passage::Pass => self.forward_only(shared, client).await,
                     }
                 }
-                Err(refusal) => forward::own_answer(refusal),
+                Err(not_stored) if not_stored.full.is_some() => self.send_unstored(shared, client, not_stored).await,
+                Err(not_stored) => not_stored.refused(shared),
             },
             Admission::Forward => match self.forward(shared, client, true).await {
                 Forwarded::Answered(answer) => answer,
                 Forwarded::Keep { fallback } => match self.register(shared, client).await {
                     Ok(answer) => answer,
-                    Err(refusal) => fallback.unwrap_or_else(|| forward::own_answer(refusal)),
+                    Err(not_stored) => {
+                        let refusal = not_stored.refused(shared);
+                        fallback.unwrap_or(refusal)
+                    }
                 },
             },
             Admission::ForwardOnly => self.forward_only(shared, client).await,
@@ -516,7 +522,7 @@ impl Write {
     }
 
     /// Stores the write and acknowledges it once it is committed, or says why it is not stored.
-    async fn register(&self, shared: &Shared, client: &ClientUrl) -> Result<ClientAnswer, Reply> {
+    async fn register(&self, shared: &Shared, client: &ClientUrl) -> Result<ClientAnswer, NotStored> {
         let (done, committed) = oneshot::channel();
         // Copies no body: those bytes are shared.
         let message = Message { accepted_at_ms: crate::store::now_ms(), ..self.message.clone() };
@@ -533,13 +539,10 @@ impl Write {
                     None => success(&self.route, &client.base(), self.id.as_deref()),
                 }))
             }
-            Ok(Err(error)) => {
-                shared.metrics.intake_refused.add(1);
-                Err(not_stored(&error))
-            }
+            Ok(Err(error)) => Err(NotStored::of(shared, &error)),
             Err(_) => {
                 warn!(target: "intake", "the committer stopped before it answered");
-                Err(unavailable("opik-offline is stopping", STORE_RETRY_AFTER))
+                Err(NotStored { text: "opik-offline is stopping".to_owned(), full: None })
             }
         }
     }
@@ -581,17 +584,44 @@ enum Forwarded {
     Keep { fallback: Option<ClientAnswer> },
 }
 
-pub(super) fn not_stored(failure: &CommitError) -> Reply {
-    let text = match failure {
-        CommitError::Busy => "opik-offline takes as many writes as its disk can".to_owned(),
-        CommitError::Stopped => "opik-offline is stopping".to_owned(),
-        CommitError::Store(error) => match error.as_ref() {
-            StoreError::Full { reason, .. } => format!("opik-offline's store is full: {reason}"),
-            // Paths and the system's words are for the operator, in `status` and in the log.
-            _ => "opik-offline cannot store this write, and the Opik server cannot be reached".to_owned(),
-        },
-    };
-    unavailable(&text, STORE_RETRY_AFTER)
+/// Why a write is not stored. Its client still has it.
+pub(super) struct NotStored {
+    text: String,
+    /// The limit that the store has met.
+    full: Option<FullLimit>,
+}
+
+impl NotStored {
+    /// Takes the failure of the store, and lets those know who watch whether it is full.
+    pub(super) fn of(shared: &Shared, failure: &CommitError) -> Self {
+        let mut full = None;
+        let text = match failure {
+            CommitError::Busy => "opik-offline takes as many writes as its disk can".to_owned(),
+            CommitError::Stopped => "opik-offline is stopping".to_owned(),
+            CommitError::Store(error) => {
+                full = shared.watch.full().found_no_room(error);
+                match error.as_ref() {
+                    StoreError::Full { reason, .. } => format!("opik-offline's store is full: {reason}"),
+                    // Paths and the system's words are for the operator, in `status` and in the log.
+                    _ => "opik-offline cannot store this write, and the Opik server cannot be reached".to_owned(),
+                }
+            }
+        };
+        Self { text, full }
+    }
+
+    /// Returns the answer to the client.
+    pub(super) fn reply(&self) -> Reply {
+        unavailable(&self.text, STORE_RETRY_AFTER)
+    }
+
+    /// Counts the write as refused.
+    pub(super) fn count(&self, shared: &Shared) {
+        shared.metrics.intake_refused.add(1);
+        if let Some(limit) = self.full {
+            shared.watch.full().refused(limit);
+        }
+    }
 }
 
 struct Inspected {

@@ -27,9 +27,7 @@ use http_body_util::BodyExt;
 use hyper::body::{Body as _, Incoming};
 use tracing::{debug, warn};
 
-use super::accept::{
-    BUSY_RETRY_AFTER, BUSY_TEXT, judge_answer, kept_headers, lane_of, not_stored, read_body, refuse, refuse_with,
-};
+use super::accept::{NotStored, judge_answer, kept_headers, lane_of, read_body, refuse, refuse_with};
 use super::forward::{self, ClientAnswer};
 use super::wire::{Pace, TooSlow};
 use super::{ClientUrl, PassedBody, Shared, pass_through, streamed};
@@ -43,7 +41,7 @@ use crate::protocol::attachment::{
 use crate::protocol::recognise::{Endpoint, Recognised};
 use crate::store::attachment::{AttachmentWriter, PIECE_BYTES};
 use crate::store::committer::CommitError;
-use crate::store::{Filter, Page, Store, StoreError, now_ms};
+use crate::store::{Filter, FullLimit, Page, Store, StoreError, now_ms};
 
 /// Uploads that are remembered for their upload-complete.
 const RECENT_MAX: usize = 1000;
@@ -222,12 +220,21 @@ async fn start(
     let probed = store.clone();
     let probe = move || AttachmentWriter::begin(probed, Some(expected)).map(drop);
     if let Err(failure) = blocking(probe).await {
-        report(shared, store, &failure);
-        if let Some(why) = overtakes(shared, &start.subject.touches()) {
+        let full = report(shared, store, &failure);
+        if full.is_some() {
+            let refusal = match lane_of(&shared.server, &head.headers) {
+                Ok(lane) => overtaking(shared, &lane, &start.subject, &failure),
+                Err(reply) => Some(reply),
+            };
+            if let Some(reply) = refusal {
+                return forward::own_answer(reply);
+            }
+        } else if let Some(why) = overtakes(shared, &start.subject.touches()) {
             return shared.refuse_unprotected(why);
         }
         let body = forward::whole(bytes).into();
-        return plain_proxy(shared, Step::Start, head, below, client, body).await;
+        let answer = plain_proxy(shared, Step::Start, head, below, client, body).await;
+        return counted(shared, full, answer);
     }
     let base = client.seen_as(start.client_url.as_deref());
     let body = local_start(&base, &start.subject);
@@ -268,12 +275,18 @@ async fn put(
         Ok(writer) => writer,
         // Nothing of it was read yet: the server may take it, if it is a local one.
         Err(failure) => {
-            report(shared, store, &failure);
-            if let Some(why) = overtakes(shared, &subject.touches()) {
+            let full = report(shared, store, &failure);
+            if let Some(reply) = full.and_then(|_| overtaking(shared, &lane, &subject, &failure)) {
+                return refuse(reply, &head.headers, body).await;
+            }
+            if full.is_none()
+                && let Some(why) = overtakes(shared, &subject.touches())
+            {
                 let refusal = shared.refuse_unprotected(why);
                 return refuse_with(refusal, &head.headers, body).await;
             }
-            return plain_proxy(shared, Step::Put, head, below, client, streamed(shared, body)).await;
+            let answer = plain_proxy(shared, Step::Put, head, below, client, streamed(shared, body)).await;
+            return counted(shared, full, answer);
         }
     };
     let writer = match receive(shared, store, writer, &mut body).await {
@@ -436,14 +449,41 @@ async fn blocking<T: Send + 'static>(
     }
 }
 
-fn report(shared: &Shared, store: &Arc<dyn Store>, failure: &Arc<StoreError>) {
+/// Tells those who watch the store why a file can't be kept; returns the limit that was met, if it is full.
+fn report(shared: &Shared, store: &Arc<dyn Store>, failure: &Arc<StoreError>) -> Option<FullLimit> {
     shared.slot.report(store, failure);
-    warn!(target: "db_manager", "cannot store an attachment: {failure}");
+    let full = shared.watch.full().found_no_room(failure);
+    if full.is_none() {
+        warn!(target: "db_manager", "cannot store an attachment: {failure}");
+    }
+    full
 }
 
 fn refusal(shared: &Shared, store: &Arc<dyn Store>, failure: Arc<StoreError>) -> Reply {
-    report(shared, store, &failure);
-    not_stored(&CommitError::Store(failure))
+    if let Some(limit) = report(shared, store, &failure) {
+        shared.watch.full().refused(limit);
+    }
+    NotStored::of(shared, &CommitError::Store(failure)).reply()
+}
+
+/// Returns the refusal of a file that the store has no room for, when the server would have it before its entity.
+fn overtaking(shared: &Shared, lane: &Lane, subject: &Subject, failure: &Arc<StoreError>) -> Option<Reply> {
+    let bucket = MessageType::CreateAttachment.bucket();
+    shared.must_not_overtake(lane, &subject.touches(), bucket)?;
+    let not_stored = NotStored::of(shared, &CommitError::Store(failure.clone()));
+    not_stored.count(shared);
+    Some(not_stored.reply())
+}
+
+/// Counts what became of a file that the store had no room for.
+fn counted(shared: &Shared, full: Option<FullLimit>, answer: ClientAnswer) -> ClientAnswer {
+    if let Some(limit) = full {
+        match answer.status().is_success() {
+            true => shared.watch.full().passed_on(),
+            false => shared.watch.full().refused(limit),
+        }
+    }
+    answer
 }
 
 fn too_large(shared: &Shared) -> Reply {

@@ -36,6 +36,7 @@ mod connections;
 mod flush;
 pub mod forward;
 mod framing;
+pub mod full_watch;
 pub mod guard;
 mod lanes;
 pub mod status;
@@ -167,6 +168,8 @@ struct Shared {
     /// Notes about updates that went ahead of their create.
     ahead_notes: ahead::AheadNotes,
     memory: Arc<Budget>,
+    /// Writes without room in the store that find out whether the server is back.
+    tries: Arc<accept::full::Tries>,
     uploads: Arc<attachments::Recent>,
     flushes: Arc<flush::Flushes>,
     /// This process's value of [`AGENT_HEADER`].
@@ -237,6 +240,7 @@ impl Intake {
         let lanes = lanes::Lanes::default();
         let uploads = Arc::<attachments::Recent>::default();
         let flushes = Arc::<flush::Flushes>::default();
+        let tries = Arc::<accept::full::Tries>::default();
         let hurry = Shutdown::new();
         let started = Instant::now();
         let per_worker = self.forwarders.into_iter().map(|forwarder| {
@@ -252,6 +256,7 @@ impl Intake {
                 listen_host: self.listen_host.clone(),
                 lanes: lanes.clone(),
                 ahead_notes: ahead::AheadNotes::default(),
+                tries: tries.clone(),
                 uploads: uploads.clone(),
                 flushes: flushes.clone(),
                 memory: self.memory.clone(),

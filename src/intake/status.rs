@@ -10,12 +10,14 @@ use std::time::{Duration, Instant, UNIX_EPOCH};
 
 use serde::{Deserialize, Serialize};
 
+use super::full_watch::FullWatch;
 use crate::delivery::eta::{Eta, Situation, eta};
 use crate::delivery::pacing::PaceSettings;
-use crate::message::Server;
+use crate::message::{MessageStatus, Server};
 use crate::monitor::Availability;
 use crate::monitor::connection::Connection;
 use crate::shutdown::Shutdown;
+use crate::store::full_state::remedies;
 use crate::store::slot::{SlotState, StoreSlot};
 use crate::store::{Backlog, BacklogSeen, Condition, Filter, Hold, LaneWork, ReplayRecord, StoreError, now_ms};
 use crate::telemetry::history::{self, History, Rates, Sample};
@@ -82,7 +84,7 @@ pub struct StoreStatus {
     /// What happens to protected writes: [`LiveWrites::word`].
     pub live_writes: &'static str,
     /// Writes that were refused since the store can't be used, because they may conflict with what waits in it.
-    pub refused_writes: u64,
+    pub refused_while_unusable: u64,
     /// Messages that still have to reach the server.
     pub waiting: u64,
     pub items: u64,
@@ -96,6 +98,14 @@ pub struct StoreStatus {
     pub disk_free_bytes: Option<u64>,
     /// What its files can reach: the limit, or less where the disk has no room for that.
     pub capacity_bytes: Option<u64>,
+    /// How it is full; `null` while it takes messages.
+    pub full: Option<FullStatus>,
+    /// Writes that were refused because it was full, since it was made.
+    pub refused_writes: u64,
+    /// Bytes of the bodies and files of rejected messages.
+    pub rejected_body_bytes: u64,
+    /// Rejected messages dropped because they held more than `rejected_share` and room was needed.
+    pub rejected_dropped_messages: u64,
     pub dropped_messages: u64,
     /// Messages dropped because they had become older than `max_age`.
     pub expired_messages: u64,
@@ -153,6 +163,23 @@ impl LiveWrites {
             _ => "only passes writes on",
         }
     }
+}
+
+/// How a store is full.
+#[derive(Clone, Debug, Serialize)]
+pub struct FullStatus {
+    /// Since when, in milliseconds since the Unix epoch; `null` when no write has found it full.
+    pub since_ms: Option<i64>,
+    /// `max_size`, `disk_reserve`, `disk` or `rejected`.
+    pub limit: &'static str,
+    /// The limit with its figures.
+    pub reason: String,
+    /// Writes that were refused since then.
+    pub refused_writes: u64,
+    /// Writes that the server took at once instead.
+    pub passed_on_writes: u64,
+    /// What to do, with commands.
+    pub remedies: Vec<String>,
 }
 
 /// Messages that were accepted for another server. Everything else that the agent tells is about its own server.
@@ -266,6 +293,7 @@ pub struct Watch {
     started: Instant,
     history: History,
     replays: Mutex<VecDeque<ReplayRecord>>,
+    full: FullWatch,
     last_look: Mutex<Option<(Instant, Arc<Status>)>>,
 }
 
@@ -282,6 +310,7 @@ impl Watch {
         Self {
             slot,
             connection,
+            full: FullWatch::new(metrics.clone()),
             metrics,
             pace,
             server: Server::new(&server_url),
@@ -299,14 +328,22 @@ impl Watch {
         loop {
             let own = Filter::of_server(&self.server);
             let read = self.slot.with(|store| Ok((store.backlog(&own)?, store.condition()?)));
-            if let Ok((_, Condition { last_replay: Some(record), .. })) = &read {
-                self.note_replay(record);
+            if let Ok((_, condition)) = &read {
+                self.full.looked(&self.slot, condition);
+                if let Some(record) = &condition.last_replay {
+                    self.note_replay(record);
+                }
             }
             self.history.note(self.sample(read.as_ref().ok().map(|(backlog, _)| backlog)));
             if shutdown.sleep(history::FINE_INTERVAL) {
                 return;
             }
         }
+    }
+
+    /// Returns who watches whether the store is full.
+    pub fn full(&self) -> &FullWatch {
+        &self.full
     }
 
     /// Returns how long the agent has been running.
@@ -327,12 +364,12 @@ impl Watch {
     }
 
     fn unusable(&self, error: &StoreError) -> StoreStatus {
-        let refused_writes = match self.slot.state() {
+        let refused_while_unusable = match self.slot.state() {
             SlotState::Away { refused, .. } => refused,
             SlotState::Open => 0,
         };
         let live_writes = LiveWrites::of(&self.slot, &self.server).word();
-        StoreStatus { reason: Some(error.to_string()), live_writes, refused_writes, ..StoreStatus::default() }
+        StoreStatus { reason: Some(error.to_string()), live_writes, refused_while_unusable, ..StoreStatus::default() }
     }
 
     fn look(&self) -> Status {
@@ -352,7 +389,11 @@ impl Watch {
                 if let Some(record) = &condition.last_replay {
                     self.note_replay(record);
                 }
-                (StoreStatus { elsewhere: elsewhere.clone(), ..usable(backlog, condition) }, &lanes[..])
+                self.full.looked(&self.slot, condition);
+                let mut store = StoreStatus { elsewhere: elsewhere.clone(), ..usable(backlog, condition) };
+                store.full = self.full_status(&store, condition);
+                store.refused_writes = condition.full_record.refused + self.full.unnoted();
+                (store, &lanes[..])
             }
         };
         let lanes_total = lanes.len() as u64;
@@ -395,6 +436,20 @@ impl Watch {
             day: self.history.day().into_iter().chain([sample]).collect(),
             history,
         }
+    }
+
+    /// Returns how the store is full: as writes have found it, or as it measures itself before any has.
+    fn full_status(&self, store: &StoreStatus, condition: &Condition) -> Option<FullStatus> {
+        let episode = self.full.episode();
+        let fullness = episode.as_ref().map(|episode| &episode.fullness).or(condition.full.as_ref())?;
+        Some(FullStatus {
+            since_ms: episode.as_ref().map(|episode| episode.since_ms),
+            limit: fullness.limit.name(),
+            reason: fullness.reason.clone(),
+            refused_writes: episode.as_ref().map_or(0, |episode| episode.refused),
+            passed_on_writes: episode.as_ref().map_or(0, |episode| episode.passed_on),
+            remedies: remedies(fullness.limit, store.waiting, store.rejected, ""),
+        })
     }
 
     fn sample(&self, backlog: Option<&Backlog>) -> Sample {
@@ -449,13 +504,19 @@ fn waiting_sums(backlog: &Backlog) -> (u64, u64, u64) {
     waiting.fold((0, 0, 0), |sum, group| (sum.0 + group.messages, sum.1 + group.items, sum.2 + group.body_bytes))
 }
 
+/// Returns the bytes of the bodies and files of rejected messages.
+pub fn rejected_body_bytes(backlog: &Backlog) -> u64 {
+    let rejected = backlog.groups.iter().filter(|group| group.status == MessageStatus::Rejected);
+    rejected.map(|group| group.body_bytes).sum()
+}
+
 fn usable(backlog: &Backlog, condition: &Condition) -> StoreStatus {
     let (waiting, items, body_bytes) = waiting_sums(backlog);
     StoreStatus {
         usable: true,
         reason: None,
         live_writes: LiveWrites::Stored.word(),
-        refused_writes: 0,
+        refused_while_unusable: 0,
         waiting,
         items,
         body_bytes,
@@ -482,6 +543,10 @@ fn usable(backlog: &Backlog, condition: &Condition) -> StoreStatus {
         size_max_bytes: condition.size_max,
         disk_free_bytes: condition.disk_free_bytes,
         capacity_bytes: condition.capacity_bytes,
+        full: None,
+        refused_writes: condition.full_record.refused,
+        rejected_body_bytes: rejected_body_bytes(backlog),
+        rejected_dropped_messages: condition.rejected_dropped,
         dropped_messages: condition.dropped,
         expired_messages: condition.expired,
         recoveries: (condition.recoveries.iter().filter(|recovery| recovery.is_kept))

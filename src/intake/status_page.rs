@@ -91,6 +91,7 @@ fn ready(shared: &Shared) -> serde_json::Value {
             "usable": true,
             "waiting": backlog.waiting(),
             "rejected": backlog.rejected(),
+            "full": shared.watch.full().episode().map(|episode| episode.fullness.reason),
             "oldest_accepted_at_ms": backlog.oldest_accepted_at_ms,
         }),
     };
@@ -136,6 +137,8 @@ fn metrics(shared: &Shared) -> String {
         shared.metrics.store_size_bytes.set(condition.file_bytes as f64);
         shared.metrics.store_dropped_messages.set(condition.dropped as f64);
         shared.metrics.store_expired_messages.set(condition.expired as f64);
+        shared.metrics.store_rejected_dropped_messages.set(condition.rejected_dropped as f64);
+        shared.watch.full().looked(&shared.slot, &condition);
         let lost: u64 = condition.recoveries.iter().map(|recovery| recovery.lost).sum();
         shared.metrics.store_lost_messages.set(lost as f64);
     }

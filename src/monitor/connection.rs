@@ -120,6 +120,20 @@ impl Connection {
         self.changed(inner, change, reason.filter(|_| !answered))
     }
 
+    /// Takes an answer of the server's own to a write that was tried although the server counts as gone.
+    pub fn answered(&self) -> Change {
+        let mut inner = self.lock();
+        if inner.monitor.availability() != Availability::Unavailable {
+            return Change::None;
+        }
+        let change = inner.monitor.answered(Instant::now());
+        let reason = inner.reason.clone();
+        if change == Change::Restored {
+            inner.foreign = None;
+        }
+        self.changed(inner, change, reason)
+    }
+
     /// Takes the failure of a send that could not even connect: the server is unavailable until a ping is answered.
     /// Returns whether that is news.
     pub fn send_failed(&self, reason: &str) -> Change {

@@ -115,9 +115,15 @@ impl ConnectionMonitor {
     pub fn pinged(&mut self, answered: bool, now: Instant) -> Change {
         self.last_ping = Some(now);
         self.asked_early = false;
-        if !answered {
-            return self.lose(now);
-        }
+        if answered { self.found(now) } else { self.lose(now) }
+    }
+
+    /// Takes an answer of the server's own to a write that was sent although the server counts as gone: as good as a ping.
+    pub fn answered(&mut self, now: Instant) -> Change {
+        self.found(now)
+    }
+
+    fn found(&mut self, now: Instant) -> Change {
         self.good_pings += 1;
         let needed = self.flaps.clamp(1, GOOD_PINGS_MAX);
         if self.availability == Availability::Unavailable && self.good_pings < needed {
@@ -251,6 +257,30 @@ mod tests {
         assert_eq!(monitor.pinged(true, now), Change::None, "one message's trouble is not everyone's");
         monitor.doubted();
         assert_eq!(monitor.pinged(false, now), Change::Lost);
+    }
+
+    #[test]
+    fn an_answered_write_is_as_good_as_a_ping_and_no_more() {
+        let mut now = Instant::now();
+        let mut monitor = monitor();
+        monitor.pinged(true, now);
+        now += STEADY_AFTER;
+        assert_eq!(monitor.send_failed(now), Change::Lost);
+        monitor.pinged(false, now);
+        assert_eq!(monitor.answered(now), Change::Restored);
+        assert_eq!(monitor.answered(now), Change::None);
+        assert_eq!(monitor.next_ping_in(now), Duration::from_secs(10), "a ping is due when it was");
+        for _ in 0..2 {
+            assert_eq!(monitor.send_failed(now), Change::Lost);
+            monitor.pinged(false, now);
+            monitor.answered(now);
+        }
+        assert_eq!(
+            monitor.availability(),
+            Availability::Unavailable,
+            "a server that comes and goes is not trusted at once"
+        );
+        assert_eq!(monitor.next_ping_in(now), PING_DISTANCE_MIN, "and is asked again soon");
     }
 
     #[test]

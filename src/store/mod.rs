@@ -42,10 +42,12 @@
 
 pub mod attachment;
 pub mod committer;
+pub mod full_state;
 pub mod key;
 pub mod mount;
 pub mod orphan;
 pub mod place;
+pub mod rejected_room;
 mod rescue;
 pub mod room;
 pub mod slot;
@@ -57,6 +59,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use thiserror::Error;
 
+pub use self::full_state::{FullLimit, Fullness};
 pub use self::key::{EncryptionKey, KeyError, KeyId, Keys};
 pub use self::sqlite::sdk_file::{SdkFile, SdkFileError, StoredRow, count_rows, files_of};
 pub use crate::message::Claimed;
@@ -395,6 +398,12 @@ pub trait Store: Send + Sync {
 
     /// Records how a replay ended, for `status`.
     fn note_replay(&self, record: &ReplayRecord) -> Result<(), StoreError>;
+
+    /// Records since when the store is full, and adds to the count of writes that it refused. For people only: what is
+    /// not noted before a crash is not counted.
+    fn note_full(&self, _since_ms: Option<i64>, _refused: u64) -> Result<(), StoreError> {
+        Ok(())
+    }
 }
 
 /// Why a store can't do what it was asked, sorted by what the caller can do about it.
@@ -455,12 +464,16 @@ pub enum StoreError {
         /// What the system says.
         reason: String,
     },
-    /// A limit of ours would be passed: `max_size` or the free-disk reserve.
+    /// A limit of ours would be passed.
     #[error("the message store {path} is full: {reason}")]
     Full {
         /// The file.
         path: PathBuf,
-        /// Which limit, with its figures.
+        /// Which limit.
+        limit: FullLimit,
+        /// How many bytes of the file were asked for.
+        needed: u64,
+        /// The limit with its figures.
         reason: String,
     },
     /// Other processes kept it locked for too long; try again.
@@ -1066,6 +1079,14 @@ pub struct Condition {
     pub dropped: u64,
     /// Messages dropped because they had become too old, since it was made.
     pub expired: u64,
+    /// Rejected messages dropped because they held more than their share and room was needed, since it was made.
+    pub rejected_dropped: u64,
+    /// Why it has no room for a message of the usual size, if so. Where [`WhenFull::DropOldest`] makes room, it has.
+    pub full: Option<Fullness>,
+    /// Bytes of the file for which there is room.
+    pub room_bytes: u64,
+    /// What agents noted of writes that found it full.
+    pub full_record: FullRecord,
     /// The damaged files that this store was recovered from, the oldest first.
     pub recoveries: Vec<RecoveryRecord>,
     /// Whether it is encrypted, and whether we have the key.
@@ -1119,6 +1140,15 @@ pub struct RecoveryRecord {
     pub lost: u64,
 }
 
+/// What is noted of a store that is or was full, for those who look when no agent runs.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct FullRecord {
+    /// Since when it is full, in milliseconds since the Unix epoch; `None` when it takes messages.
+    pub since_ms: Option<i64>,
+    /// Writes that were refused because it was full, since it was made.
+    pub refused: u64,
+}
+
 /// A running agent.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct AgentRecord {
@@ -1165,7 +1195,8 @@ pub struct Limits {
 pub enum WhenFull {
     /// They are refused ([`StoreError::Full`]): the client still has them.
     Refuse,
-    /// The oldest messages make room and are counted as dropped.
+    /// The oldest messages make room and are counted as dropped: first rejected ones beyond their share
+    /// ([`rejected_room`]), then those that wait.
     DropOldest,
 }
 

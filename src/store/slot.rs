@@ -37,6 +37,7 @@ use std::time::{Duration, Instant};
 
 use tracing::{error, info, warn};
 
+use super::rejected_room::RejectedRoom;
 use super::sqlite::{BacklogView, FileId};
 use super::{BacklogSeen, Keys, Limits, OpenMode, Store, StoreError, rescue, sqlite};
 use crate::message::{Server, Touch};
@@ -196,14 +197,18 @@ impl StoreSlot {
 
     /// Returns the slot of the store at this path, sealed with these keys; else as [`StoreSlot::at`].
     pub fn at_with(path: &Path, limits: Limits, keys: Keys) -> Self {
+        Self::with_rejected_room(path, limits, keys, RejectedRoom::default())
+    }
+
+    /// Returns the slot of a store in which rejected messages may keep this much; else as [`StoreSlot::at_with`].
+    pub fn with_rejected_room(path: &Path, limits: Limits, keys: Keys, rejected: RejectedRoom) -> Self {
         let owned = path.to_owned();
         let opener = move |damage: Option<&Damage>| -> Result<Arc<dyn Store>, StoreError> {
-            match damage {
-                None => super::open_with(&owned, OpenMode::CreateIfMissing, limits, &keys),
-                Some(Damage { file, reason }) => {
-                    Ok(Arc::new(sqlite::SqliteStore::recover(&owned, *file, reason, limits, &keys)?))
-                }
-            }
+            let store = match damage {
+                None => sqlite::SqliteStore::open_with(&owned, OpenMode::CreateIfMissing, limits, &keys)?,
+                Some(Damage { file, reason }) => sqlite::SqliteStore::recover(&owned, *file, reason, limits, &keys)?,
+            };
+            Ok(Arc::new(store.with_rejected_room(rejected.clone())))
         };
         Self::opened_by(Some(path.to_owned()), Box::new(opener))
     }

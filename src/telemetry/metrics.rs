@@ -111,16 +111,32 @@ metrics! {
     store_size_bytes: Gauge = "opik_offline_store_size_bytes", "Size of the store on disk";
     store_dropped_messages: Gauge = "opik_offline_store_dropped_messages", "Messages that the store dropped when it was full, since it was made";
     store_expired_messages: Gauge = "opik_offline_store_expired_messages", "Messages that were dropped when they were older than max_age, since the store was made";
+    store_full: Gauge = "opik_offline_store_full", "1 while the store has no room for new messages";
+    refused_by_max_size: Counter = "opik_offline_store_refused_total{limit=\"max_size\"}", "Writes refused with 503 because the store was full, by the limit that was met";
+    refused_by_disk_reserve: Counter = "opik_offline_store_refused_total{limit=\"disk_reserve\"}", "Writes refused with 503 because the store was full, by the limit that was met";
+    refused_by_disk: Counter = "opik_offline_store_refused_total{limit=\"disk\"}", "Writes refused with 503 because the store was full, by the limit that was met";
+    refused_by_rejected: Counter = "opik_offline_store_refused_total{limit=\"rejected\"}", "Writes refused with 503 because the store was full, by the limit that was met";
+    store_rejected_dropped_messages: Gauge = "opik_offline_store_rejected_dropped_messages", "Rejected messages dropped because they held more than rejected_share and room was needed, since the store was made";
     store_lost_messages: Gauge = "opik_offline_store_lost_messages", "Messages of damaged store files that could not be recovered";
     store_usable: Gauge = "opik_offline_store_usable", "1 while messages can be stored, 0 while writes are only passed on or refused";
     connection_available: Gauge = "opik_offline_connection_available", "1 while the Opik server can be reached";
 }
 
+/// Returns the name of a metric without its labels.
+fn family(name: &str) -> &str {
+    name.split('{').next().unwrap_or(name)
+}
+
 fn sample(text: &mut String, sample: &str, help: &str, kind: Kind, value: &str) {
-    let name = sample.split('{').next().unwrap_or(sample);
+    let name = family(sample);
     let kind = kind.as_str();
+    let heading = format!("# HELP {name} {help}\n# TYPE {name} {kind}\n");
+    // Samples of one metric follow each other, and have one heading.
+    if !text.contains(&heading) {
+        text.push_str(&heading);
+    }
     // Writing to a String can't fail.
-    let _ = write!(text, "# HELP {name} {help}\n# TYPE {name} {kind}\n{sample} {value}\n");
+    let _ = writeln!(text, "{sample} {value}");
 }
 
 #[cfg(test)]
@@ -152,6 +168,7 @@ mod tests {
         let mut names = std::collections::BTreeSet::new();
         for Description { name, help, kind } in DESCRIPTIONS {
             assert!(names.insert(name), "{name} is there twice");
+            let name = family(name);
             assert!(name.starts_with("opik_offline_"), "{name}");
             assert!(name.bytes().all(|b| b.is_ascii_lowercase() || b == b'_'), "{name}");
             assert_eq!(name.ends_with("_total"), *kind == Kind::Counter, "{name}");

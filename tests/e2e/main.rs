@@ -28,6 +28,7 @@ mod foreign;
 mod forwarding;
 #[cfg(target_os = "linux")]
 mod full_disk;
+mod full_store;
 mod isolation;
 mod kills;
 mod limits;

@@ -128,7 +128,7 @@ fn a_wrong_or_a_missing_key_lets_nothing_overtake_what_waits() {
         let refused = backlog.conflicting().len() as u64 + 1;
         let told = status(&agent);
         assert_eq!(told["store"]["live_writes"], "refused_if_conflicting", "{told}");
-        assert_eq!(told["store"]["refused_writes"], refused, "{told}");
+        assert_eq!(told["store"]["refused_while_unusable"], refused, "{told}");
         assert_eq!(ready(&agent)["store"]["live_writes"], "refused_if_conflicting");
         // An agent that can't use its store is recorded nowhere, so it is looked for where it should listen.
         let (db, listen) = (agent.db().display().to_string(), format!("127.0.0.1:{}", agent.port()));

@@ -10,7 +10,7 @@ use opik_offline::store::committer::{
     COMMIT_MESSAGES_MAX, CommitError, Committer, QUEUE_BYTES_MAX, QUEUE_MESSAGES_MAX,
 };
 use opik_offline::store::slot::{SlotState, StoreSlot};
-use opik_offline::store::{Store, StoreError};
+use opik_offline::store::{FullLimit, Store, StoreError};
 
 use crate::messages::{about_trace, lane};
 use crate::model_store::{BeforeRegister, ModelStore};
@@ -147,7 +147,8 @@ fn stopping_stores_what_was_submitted_and_refuses_the_rest() {
 
 #[test]
 fn a_full_store_takes_what_still_fits() {
-    let full = || StoreError::Full { path: "store".into(), reason: "test".into() };
+    let full =
+        || StoreError::Full { path: "store".into(), limit: FullLimit::MaxSize, needed: 1, reason: "test".into() };
     let door = Arc::new(Door::default());
     let left = AtomicUsize::new(100);
     let (committer, store) = committer({

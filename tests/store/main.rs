@@ -11,5 +11,6 @@ mod messages;
 #[path = "../support/model_store.rs"]
 mod model_store;
 mod processes;
+mod rejected_room;
 mod sealing;
 mod story;

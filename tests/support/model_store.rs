@@ -367,8 +367,7 @@ impl Store for ModelStore {
         let stranded = lane_id.is_some_and(|id| state.stranding_create(id, touches, (i64::MAX, i64::MAX)).is_some());
         let Some(first) = ahead.first() else { return Ok(Ahead { conflicting: stranded, ..Ahead::default() }) };
         let held = !touches.is_empty() && state.hold_of(first.lane, opik_offline::store::now_ms()).is_some();
-        let conflicting = held
-            || stranded
+        let conflicting = stranded
             || touches.len() > Ahead::TOUCHES_MAX
             || touches.iter().any(|touch| touch.effect == Effect::End)
             || ahead.iter().any(|record| conflict(&record.message.touches, touches));

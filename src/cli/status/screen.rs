@@ -14,6 +14,7 @@ const SECTIONS: &[Section] = &[
     server,
     agent,
     store,
+    full,
     waiting,
     elsewhere,
     adopted,
@@ -128,6 +129,31 @@ fn store(report: &Report) -> Vec<Line> {
         line("", text).painted(Mark::Warn, "its disk")
     });
     std::iter::once(line("store", text)).chain(capacity).chain(encryption).collect()
+}
+
+/// How the store is full, and what to do; or that it was.
+fn full(report: &Report) -> Vec<Line> {
+    let store = &report.store;
+    let writes = |count: u64| if count == 1 { "1 write was".to_owned() } else { format!("{count} writes were") };
+    let Some(full) = &store.full else {
+        let refused = (store.refused_writes > 0).then(|| {
+            let text = format!("{} refused when the store was full, since it was made", writes(store.refused_writes));
+            line("refused", text)
+        });
+        return refused.into_iter().collect();
+    };
+    let since = full.since.as_ref().map_or(String::new(), |since| format!(" since {since}"));
+    let refused = match (full.refused_writes, full.passed_on_writes) {
+        (Some(refused), Some(0)) => format!(", {} refused", writes(refused)),
+        (Some(refused), Some(passed)) => {
+            format!(", {} refused and {passed} went straight to the server", writes(refused))
+        }
+        _ if store.refused_writes > 0 => format!(", {} refused since it was made", writes(store.refused_writes)),
+        _ => String::new(),
+    };
+    let first = line("full", format!("the store takes no more{since}{refused}: {}", full.reason));
+    let first = first.painted(Mark::Bad, "takes no more");
+    std::iter::once(first).chain(full.remedies.iter().map(|remedy| line("", remedy))).collect()
 }
 
 /// What still has to reach the server, in a sentence.
@@ -282,6 +308,7 @@ fn dropped(report: &Report) -> Vec<Line> {
     let mut lines = Vec::new();
     for (dropped, why) in [
         (store.dropped_messages, "because the store was full"),
+        (store.rejected_dropped_messages, "because rejected ones held more than rejected_share"),
         (store.expired_messages, "because they were older than max_age"),
     ] {
         if dropped > 0 {

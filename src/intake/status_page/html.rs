@@ -59,6 +59,7 @@ pub(super) fn page(status: &Status) -> ClientAnswer {
 fn document(status: &Status) -> String {
     let (mark, verdict) = verdict(status);
     let title = match status.store.usable {
+        true if status.store.full.is_some() => "store full · opik-offline".to_owned(),
         true if status.store.waiting > 0 => format!("{} waiting · opik-offline", number(status.store.waiting)),
         true => "opik-offline".to_owned(),
         false => "store unusable · opik-offline".to_owned(),
@@ -68,6 +69,7 @@ fn document(status: &Status) -> String {
         let _ = write!(body, r#"<div data-part id="{id}">{html}</div>"#);
     };
     part("tiles", tiles(status));
+    part("full", full(status));
     part("plots", plots(status));
     part("groups", groups(status));
     part("lanes", lanes(status));
@@ -145,6 +147,16 @@ fn verdict(status: &Status) -> (Mark, String) {
     }
     let state = status.eta.as_ref().map_or(State::Nothing, |eta| eta.eta.state);
     let messages = messages(store.waiting);
+    if let Some(full) = &store.full {
+        let refused = match full.refused_writes {
+            0 => String::new(),
+            refused => format!("; {} refused", words(refused, "write")),
+        };
+        return match is_away {
+            true => (Mark::Bad, format!("The store is full and the Opik server is away{refused}")),
+            false => (Mark::Bad, format!("The store is full: writes only go straight to the Opik server{refused}")),
+        };
+    }
     match (is_away, state) {
         (true, State::Nothing) => (Mark::Warn, "The Opik server is away; nothing waits for it yet".into()),
         (true, _) => (Mark::Warn, format!("The Opik server is away; {messages} safe on disk")),
@@ -205,8 +217,8 @@ fn tiles(status: &Status) -> String {
     } else {
         let reason = store.reason.clone().unwrap_or_default();
         let mut lines = vec![reason];
-        if store.refused_writes > 0 {
-            lines.push(format!("{} refused since, to be sent again", words(store.refused_writes, "write")));
+        if store.refused_while_unusable > 0 {
+            lines.push(format!("{} refused since, to be sent again", words(store.refused_while_unusable, "write")));
         }
         tile("t-waiting", "Messages waiting, safe on disk", Some(Mark::Bad), "Store unusable", &lines);
     }
@@ -372,6 +384,24 @@ fn lane_state(lane: &LaneStatus, now_ms: i64) -> (Option<Mark>, String) {
     }
 }
 
+/// How the store is full, and what to do about it.
+fn full(status: &Status) -> String {
+    let Some(full) = &status.store.full else { return String::new() };
+    let since = full.since_ms.map_or("not met by a write yet".to_owned(), |since_ms| {
+        format!("for {}, since {} UTC", ago(status.at_ms, since_ms), since(status.at_ms, since_ms))
+    });
+    let mut table = Table::new("c-full", "The store is full", &["What", "How"]);
+    let mut row = |name: &str, text: String| table.row(&[short(name), Cell::Html(escaped(&text).into_owned())]);
+    row("Full", since);
+    row("Why", full.reason.clone());
+    row("Writes refused", number(full.refused_writes));
+    row("Writes that went straight to the server", number(full.passed_on_writes));
+    for remedy in &full.remedies {
+        row("What to do", remedy.clone());
+    }
+    table.end("A refused write got a 503 with Retry-After: its client still has it.")
+}
+
 fn rejected(status: &Status) -> String {
     if status.store.rejected_by_answer.is_empty() {
         return String::new();
@@ -432,6 +462,13 @@ fn facts(status: &Status) -> String {
         }
         if store.dropped_messages > 0 {
             fact("Dropped", format!("{}, because the store was full", words(store.dropped_messages, "message")));
+        }
+        if store.rejected_dropped_messages > 0 {
+            let dropped = words(store.rejected_dropped_messages, "rejected message");
+            fact("Rejected, dropped", format!("{dropped}, because they held more than rejected_share"));
+        }
+        if store.refused_writes > 0 {
+            fact("Refused", format!("{}, because the store was full", words(store.refused_writes, "write")));
         }
         if store.expired_messages > 0 {
             let expired = words(store.expired_messages, "message");

@@ -6,9 +6,10 @@ use std::path::Path;
 use rusqlite::ErrorCode;
 
 use super::BUSY_TIMEOUT;
-use crate::store::StoreError;
+use crate::store::full_state::USUAL_BYTES;
 use crate::store::key::KeyId;
 use crate::store::room::{self, NoRoom};
+use crate::store::{FullLimit, StoreError};
 
 /// Why a file of another kind is refused.
 pub(super) const NO_DATABASE: &str = "it is no SQLite database";
@@ -63,7 +64,8 @@ impl Fault {
     pub(super) fn at(self, path: &Path) -> StoreError {
         let path_buf = path.to_owned();
         if let Some(no_room) = self.no_room(path) {
-            return StoreError::Full { path: path_buf, reason: no_room.words().into() };
+            let reason = no_room.words().into();
+            return StoreError::Full { path: path_buf, limit: FullLimit::Disk, needed: USUAL_BYTES, reason };
         }
         match self {
             Self::Store(error) => error,

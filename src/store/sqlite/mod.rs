@@ -34,6 +34,7 @@ mod people;
 mod queries;
 mod recovery;
 mod register;
+mod rejected;
 mod reseal;
 mod rows;
 mod salvaged;
@@ -65,7 +66,9 @@ pub(in crate::store) use self::open::FileId;
 pub(in crate::store) use self::reseal::reseal;
 use self::seal::{KeyRing, Sealer, State};
 pub(in crate::store) use self::view::BacklogView;
+use super::full_state::USUAL_BYTES;
 use super::key::Keys;
+use super::rejected_room::RejectedRoom;
 use super::room;
 use super::{
     AgentRecord, Ahead, AttachmentId, Backlog, BacklogSeen, Claim, ClaimLimits, Claimed, Condition, Filter, Hold,
@@ -106,6 +109,8 @@ pub struct SqliteStore {
     log_is_unerased: AtomicBool,
     /// Where walks over lanes begin.
     memo: stranded::Memo,
+    /// What rejected messages may keep.
+    rejected: rejected::Rejected,
 }
 
 impl SqliteStore {
@@ -197,7 +202,15 @@ impl SqliteStore {
             claiming: Mutex::new(()),
             log_is_unerased: AtomicBool::new(true),
             memo: stranded::Memo::default(),
+            rejected: rejected::Rejected::default(),
         }
+    }
+
+    /// Sets what rejected messages may keep when room is needed.
+    #[must_use]
+    pub fn with_rejected_room(mut self, room: RejectedRoom) -> Self {
+        self.rejected = rejected::Rejected::new(room);
+        self
     }
 
     /// Returns the sealer of the generation that this transaction sees.
@@ -253,11 +266,6 @@ impl SqliteStore {
             lease::verify(tx, lease)?;
             work(tx, sealer)
         })
-    }
-
-    /// Sees to it that so many bytes fit into the limits.
-    fn make_room(&self, tx: &Transaction<'_>, needed: u64) -> Result<(), Fault> {
-        space::make_room(tx, &self.path, &self.log, &self.limits, needed)
     }
 
     /// Says whether messages that were committed are in the file that stands at the path, and takes them back if not:
@@ -349,13 +357,8 @@ impl Store for SqliteStore {
         }
         // Takes time, so it is done before the write lock is.
         let bodies: Vec<_> = messages.iter().map(|message| self.packer.pack(&message.request.body)).collect();
-        let ids = self.write(|tx, sealer| {
-            self.make_room(
-                tx,
-                messages.iter().zip(&bodies).map(|(message, body)| space::bytes_needed(message, body)).sum(),
-            )?;
-            register::register(tx, sealer, messages, &bodies)
-        })?;
+        let needed = messages.iter().zip(&bodies).map(|(message, body)| space::bytes_needed(message, body)).sum();
+        let ids = self.write_with_room(needed, |tx, sealer| register::register(tx, sealer, messages, &bodies))?;
         self.verify_stored(&ids)?;
         Ok(ids)
     }
@@ -432,15 +435,11 @@ impl Store for SqliteStore {
 
     fn begin_attachment(&self, bytes_expected: Option<u64>) -> Result<AttachmentId, StoreError> {
         self.remove_unfinished()?;
-        self.write(|tx, _| {
-            self.make_room(tx, bytes_expected.unwrap_or(0))?;
-            attachments::begin(tx)
-        })
+        self.write_with_room(bytes_expected.unwrap_or(0), |tx, _| attachments::begin(tx))
     }
 
     fn add_piece(&self, attachment: AttachmentId, number: u32, piece: &[u8]) -> Result<(), StoreError> {
-        self.write(|tx, sealer| {
-            self.make_room(tx, piece.len() as u64)?;
+        self.write_with_room(piece.len() as u64, |tx, sealer| {
             attachments::add_piece(tx, sealer, attachment, number, piece)
         })
     }
@@ -452,8 +451,7 @@ impl Store for SqliteStore {
         message: &Message,
     ) -> Result<MessageId, StoreError> {
         let body = self.packer.pack(&message.request.body);
-        let id = self.write(|tx, sealer| {
-            self.make_room(tx, space::bytes_needed(message, &body))?;
+        let id = self.write_with_room(space::bytes_needed(message, &body), |tx, sealer| {
             let id = register::register_attachment(tx, sealer, message, &body, file.bytes)?;
             attachments::give(tx, sealer, attachment, file, id)?;
             Ok(id)
@@ -721,6 +719,16 @@ impl Store for SqliteStore {
                 adoptions: lanes::adoptions(connection)?,
                 dropped: people::counter(connection, "dropped")?,
                 expired: people::counter(connection, "expired")?,
+                rejected_dropped: people::counter(connection, rejected::DROPPED)?,
+                full: match self.limits.when_full {
+                    WhenFull::Refuse => space.fullness(&self.limits, USUAL_BYTES),
+                    WhenFull::DropOldest => None,
+                },
+                room_bytes: match self.limits.when_full {
+                    WhenFull::Refuse => space.room(&self.limits),
+                    WhenFull::DropOldest => u64::MAX,
+                },
+                full_record: people::full_record(connection)?,
                 recoveries: recovery::recoveries(connection)?,
                 encryption: sealer.encryption(),
             })
@@ -737,5 +745,9 @@ impl Store for SqliteStore {
 
     fn note_replay(&self, record: &ReplayRecord) -> Result<(), StoreError> {
         self.write(|tx, _| people::note_replay(tx, record))
+    }
+
+    fn note_full(&self, since_ms: Option<i64>, refused: u64) -> Result<(), StoreError> {
+        self.write(|tx, _| people::note_full(tx, since_ms, refused))
     }
 }

@@ -180,6 +180,9 @@ pub(super) const FORGET_RELEASED_DIGESTS: &str = "UPDATE attachments SET sha256 
 
 pub(super) const COUNTER: &str = "SELECT value FROM counters WHERE name = ?1";
 pub(super) const ADD_TO_COUNTER: &str = "UPDATE counters SET value = value + ?2 WHERE name = ?1";
+/// The same for a counter that earlier versions do not have.
+pub(super) const ADD_TO_ANY_COUNTER: &str =
+    "INSERT INTO counters VALUES (?1, ?2) ON CONFLICT DO UPDATE SET value = value + excluded.value";
 pub(super) const SET_COUNTER: &str = "UPDATE counters SET value = ?2 WHERE name = ?1";
 pub(super) const RAISE_COUNTER: &str = "UPDATE counters SET value = ?2 WHERE name = ?1 AND value < ?2";
 /// The id of the next message: higher than any that is there or was.
@@ -379,6 +382,30 @@ pub(super) const WAITING_UP_TO: &str = "
         AND position <= ?2 AND (position < ?2 OR message_id <= ?3)";
 pub(super) const STATUS_OF: &str = "SELECT status FROM messages WHERE message_id = ?1";
 pub(super) const MOVE_TO: &str = "UPDATE messages SET position = ?2 WHERE message_id = ?1";
+/// Rejected messages, the oldest first, with their bytes in the file.
+pub(super) const REJECTED: &str = "
+    SELECT message_id, lane_id, message_type, length(body) + coalesce(bytes, 0), touches, bytes IS NOT NULL
+    FROM messages CROSS JOIN bodies USING (message_id) LEFT JOIN attachments USING (message_id)
+    WHERE status = 4 AND message_id > ?1 ORDER BY message_id";
+/// The bytes of all of them, and how many there are.
+pub(super) const REJECTED_BYTES: &str = "
+    SELECT coalesce(sum(length(body) + coalesce(bytes, 0)), 0), count(*)
+    FROM messages CROSS JOIN bodies USING (message_id) LEFT JOIN attachments USING (message_id)
+    WHERE status = 4";
+/// What the summary says of them: changes whenever they do.
+pub(super) const REJECTED_SUMMARY: &str =
+    "SELECT coalesce(sum(messages), 0), coalesce(sum(body_bytes), 0) FROM summary WHERE status = 4";
+/// What messages of a lane that still have to be delivered are about.
+pub(super) const TOUCHES_ON_THEIR_WAY: &str = "
+    SELECT touches FROM messages WHERE lane_id = ?1 AND status = 3
+    UNION ALL SELECT touches FROM messages WHERE lane_id = ?1 AND status = 1";
+/// The same of messages that came after this one, in any lane.
+pub(super) const TOUCHES_SINCE: &str =
+    "SELECT lane_id, touches FROM messages WHERE message_id > ?1 AND +status IN (1, 3)";
+/// Deletes a message that is still rejected.
+pub(super) const DELETE_REJECTED: &str = "
+    DELETE FROM messages WHERE message_id = ?1 AND status = 4
+    RETURNING lane_id, status, message_type, answer_status, items, body_bytes, touches, message_id";
 /// The messages that make room in a full store, and how much: the oldest that wait.
 pub(super) const OLDEST_WAITING: &str = "
     SELECT message_id, length(body) + coalesce(bytes, 0)

@@ -506,6 +506,11 @@ fn take_over(
         let value = old.counters.get(name).copied().unwrap_or(0).max(0);
         tx.prepare_cached(queries::SET_COUNTER)?.execute(params![name, value])?;
     }
+    for name in [super::rejected::DROPPED, super::people::FULL_REFUSED] {
+        if let Some(value) = old.counters.get(name).filter(|value| **value > 0) {
+            tx.prepare_cached(queries::ADD_TO_ANY_COUNTER)?.execute(params![name, value])?;
+        }
+    }
     // Notes are not recovered. Where the old store may have had any, older creates are sent singly.
     let (notes, unsure_before) = ("updated_ahead", "updated_ahead_unsure_before");
     let unsure_before_ms = match old.counters.get(notes) {

@@ -54,9 +54,7 @@ pub(super) fn ahead(connection: &Connection, sealer: &Sealer, lane: &Lane, touch
     }
     let Some(lane) = lane_id(connection, sealer, lane)? else { return Ok(Ahead::default()) };
     let held = messages > 0 && settle::hold_of(connection, lane, now_ms())?.is_some();
-    // A lane that is held forwards nothing, so what conflicts need not be known.
-    let conflicting = held
-        || messages > 0 && waits_behind(connection, lane, touches)?
+    let conflicting = messages > 0 && waits_behind(connection, lane, touches)?
         || refused > 0 && stranded::is_stranded(connection, lane, touches)?;
     let limited = limits::buckets(&limits::of(connection, lane, now_ms())?);
     Ok(Ahead { messages, conflicting, held, limited })

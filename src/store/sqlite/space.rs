@@ -12,16 +12,16 @@ use super::settle::delete_one;
 use super::summary::Changes;
 use super::{BUSY_TIMEOUT, attachments, queries, stranded};
 use crate::message::{Message, Touch};
-use crate::store::{Limits, StoreError, WhenFull};
+use crate::store::{FullLimit, Fullness, Limits, StoreError, WhenFull};
 
 /// What a message takes beside its body, path and entities: the row's other columns and its entries in the indexes.
-const ROW_BYTES: u64 = 160;
+pub(super) const ROW_BYTES: u64 = 160;
 /// What an entity takes in the look-up.
 const TOUCH_BYTES: u64 = Touch::LEN as u64 + 30;
 /// Pages given back in one step, so that nobody waits long for the write lock.
 const PAGES_PER_STEP: u32 = 1000;
 /// When room is made, at least this share of the limit, so that it need not be made again with the next message.
-const ROOM_SHARE: u64 = 100;
+pub(super) const ROOM_SHARE: u64 = 100;
 /// What the log may take of the disk for a commit, as a multiple of the bytes that are stored: pages are logged whole.
 const LOG_FACTOR: u64 = 2;
 /// Left on the disk whatever is reserved: what was delivered has to be noted in the log before it can make room.
@@ -56,6 +56,34 @@ impl Space {
             disk_free_bytes: disk_free_bytes(path)?,
         })
     }
+
+    /// Returns the limit that storing this many bytes would pass, if there is one.
+    pub(super) fn fullness(&self, limits: &Limits, needed: u64) -> Option<Fullness> {
+        in_the_way(self, limits, needed)
+    }
+
+    /// Returns how many bytes find room within the limits.
+    pub(super) fn room(&self, limits: &Limits) -> u64 {
+        let (mut fits, mut too_much) = (0, limits.size_max.saturating_add(1));
+        if in_the_way(self, limits, 1).is_some() {
+            return 0;
+        }
+        // Whatever the limits are, more bytes never pass where fewer don't.
+        while too_much - fits > 1 {
+            let middle = fits + (too_much - fits) / 2;
+            match in_the_way(self, limits, middle) {
+                None => fits = middle,
+                Some(_) => too_much = middle,
+            }
+        }
+        fits
+    }
+
+    /// Returns how many bytes the store could hold: what it has, and what the limits leave.
+    pub(super) fn capacity(&self, limits: &Limits) -> u64 {
+        let disk_left = self.disk_free_bytes.saturating_sub(limits.disk_reserve);
+        limits.size_max.min(self.file_bytes.saturating_add(disk_left))
+    }
 }
 
 /// Returns the bytes free for this user on the disk that holds the path.
@@ -76,8 +104,8 @@ pub(super) fn make_room(
     needed: u64,
 ) -> Result<(), Fault> {
     let space = Space::of(tx, path, log)?;
-    let Some(reason) = in_the_way(&space, limits, needed) else { return Ok(()) };
-    let full = |reason| Fault::from(StoreError::Full { path: path.to_owned(), reason });
+    let Some(Fullness { limit, reason }) = in_the_way(&space, limits, needed) else { return Ok(()) };
+    let full = |reason| Fault::from(StoreError::Full { path: path.to_owned(), limit, needed, reason });
     if limits.when_full == WhenFull::Refuse || needed > limits.size_max {
         return Err(full(reason));
     }
@@ -87,11 +115,13 @@ pub(super) fn make_room(
 }
 
 /// Names the limit that storing so many bytes would pass.
-fn in_the_way(space: &Space, limits: &Limits, needed: u64) -> Option<String> {
+fn in_the_way(space: &Space, limits: &Limits, needed: u64) -> Option<Fullness> {
+    let full = |limit, reason| Some(Fullness { limit, reason });
     let growth = needed.saturating_sub(space.free_bytes);
     if space.file_bytes.saturating_add(growth) > limits.size_max && growth > 0 {
         let used = space.file_bytes - space.free_bytes.min(space.file_bytes);
-        return Some(format!("it holds {used} bytes, and max_size is {} bytes", limits.size_max));
+        let reason = format!("it holds {used} bytes, and max_size is {} bytes", limits.size_max);
+        return full(FullLimit::MaxSize, reason);
     }
     let free = space.disk_free_bytes;
     // What goes into free pages needs less, or a disk that was full once would be it for ever.
@@ -99,10 +129,12 @@ fn in_the_way(space: &Space, limits: &Limits, needed: u64) -> Option<String> {
     let logged = needed.saturating_mul(LOG_FACTOR);
     let to_get_out = space.owed_bytes.saturating_add(logged).saturating_add(own_needs);
     if free < to_get_out {
-        return Some(format!("the disk has {free} bytes free, which are needed to deliver what is stored"));
+        let reason = format!("the disk has {free} bytes free, which are needed to deliver what is stored");
+        return full(FullLimit::Disk, reason);
     }
     if free < limits.disk_reserve.saturating_add(needed) {
-        return Some(format!("the disk has {free} bytes free, and {} bytes are reserved", limits.disk_reserve));
+        let reason = format!("the disk has {free} bytes free, and {} bytes are reserved", limits.disk_reserve);
+        return full(FullLimit::DiskReserve, reason);
     }
     None
 }
