@@ -17,6 +17,8 @@
 //! - its file was **deleted** while it was open: it is still there for us, and its messages are stored anew (`rescue.rs`);
 //! - its file was **moved**: its log is written into it, so that it is whole wherever it is now, and nothing is copied:
 //!   whoever moved it has it;
+//! - a write or sync **failed**, here or in another process: it is closed, so that one of those who used it can open it
+//!   alone, write it anew and sync it (`sqlite/proof.rs`); opening does that, and fails until it is done;
 //! - anything else: it is opened again.
 //!
 //! A store that comes back after a full disk is only known to work once something was written, so a slot that found it
@@ -39,7 +41,7 @@ use tracing::{error, info, warn};
 
 use super::rejected_room::RejectedRoom;
 use super::sqlite::{BacklogView, FileId};
-use super::{BacklogSeen, Keys, Limits, OpenMode, Store, StoreError, rescue, sqlite};
+use super::{BacklogSeen, Keys, Limits, OpenMode, Store, StoreError, Unproven, rescue, sqlite};
 use crate::message::{Server, Touch};
 
 /// How long a slot waits before it tries to open its store again.
@@ -298,6 +300,8 @@ impl StoreSlot {
         if let Ok(store) = self.current() {
             return Ok(store);
         }
+        // This process or another one may need the file for itself.
+        self.view.close();
         let cause = match &*self.inner() {
             Inner::Away(Away { cause, .. }) => cause.clone(),
             Inner::Open { .. } => Cause::Nothing,
@@ -309,7 +313,9 @@ impl StoreSlot {
         let mut inner = self.inner();
         match opened {
             Ok(store) => {
-                info!(target: "db_manager", "the message store can be used again");
+                let was_unproven = matches!(&*inner, Inner::Away(away) if away.error.is_unproven());
+                let how = if was_unproven { ", after it was written anew and synced" } else { "" };
+                info!(target: "db_manager", "the message store can be used again{how}");
                 *inner = Inner::open(Arc::clone(&store), self.file.as_deref());
                 drop(inner);
                 self.view.close();
@@ -369,6 +375,7 @@ impl StoreSlot {
             | StoreError::WrongKey { .. }
             | StoreError::TooManyKeys { .. }
             | StoreError::Key(_)
+            | StoreError::Unproven { .. }
             | StoreError::Unusable { .. } => true,
             StoreError::Full { .. }
             | StoreError::Busy { .. }
@@ -391,7 +398,8 @@ impl StoreSlot {
             // Something to be done is a reason to do it at once, a sick disk is one to wait.
             let tried_at = (!replaced && matches!(cause, Cause::Nothing)).then(Instant::now);
             warn_of_loss(error);
-            let failed = Some(Arc::clone(store));
+            // Everybody has to close an unproven one before it is used again.
+            let failed = (!error.is_unproven()).then(|| Arc::clone(store));
             *inner = Inner::Away(Away::new(Arc::clone(error), tried_at, cause, failed));
         }
     }
@@ -470,7 +478,7 @@ impl StoreSlot {
         }
     }
 
-    /// Takes the store out when its file is not the one at the path any more.
+    /// Takes the store out when its file is not the one at the path any more, or an error of the disk made it unproven.
     fn look_after(&self, inner: &mut Inner) {
         let (Some(path), Inner::Open { store, file, beside, looked_at }) = (self.file.as_deref(), &mut *inner) else {
             return;
@@ -492,6 +500,11 @@ impl StoreSlot {
             let cause = file.map_or(Cause::Nothing, |file| self.gone(store, file, beside));
             let failed = Some(Arc::clone(store));
             *inner = Inner::Away(Away::new(error, None, cause, failed));
+        } else if let Some(Unproven { reason, .. }) = sqlite::unproven(path) {
+            // Another process, or another thread of this one, has seen an error. All have to close it before it is proven.
+            let error = Arc::new(StoreError::Unproven { path: path.to_owned(), reason });
+            warn_of_loss(&error);
+            *inner = Inner::Away(Away::new(error, Some(Instant::now()), Cause::Nothing, None));
         }
     }
 

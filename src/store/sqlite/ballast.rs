@@ -27,6 +27,7 @@ use rusqlite::Connection;
 use rusqlite::config::DbConfig;
 use tracing::{debug, info, warn};
 
+use super::fault::Fault;
 use crate::store::room::Disk;
 
 /// The ballast of a large disk and a large store: room for the largest note of a batch.
@@ -106,7 +107,7 @@ impl Ballast {
         {
             debug!(target: "db_manager", "the write-ahead log has no room of its own yet: {error}");
         }
-        write_back(connection);
+        write_back(connection, &self.path);
     }
 
     /// Returns whether the disk is full, and says so once when that changes.
@@ -195,7 +196,7 @@ impl Ballast {
             return;
         }
         info!(target: "db_manager", "{} is given up to deliver from a full disk", self.file.display());
-        write_back(connection);
+        write_back(connection, &self.path);
         let wanted = length(&self.log) + bytes / 2;
         if let Err(error) = extend_log(connection, &self.log, wanted) {
             debug!(target: "db_manager", "the ballast does not become part of the write-ahead log: {error}");
@@ -232,6 +233,11 @@ pub(super) fn put_in_place(path: &Path) {
         }
         Err(errno) => debug!(target: "db_manager", "the ballast does not become the write-ahead log: {errno}"),
     }
+}
+
+/// Says whether the log of the store at this path has to keep its blocks: the disk is nearly full.
+pub(super) fn keeps_log(path: &Path) -> bool {
+    Disk::of(path).is_ok_and(|disk| disk.free_bytes < 2 * BYTES_MAX + MARGIN_BYTES)
 }
 
 /// Returns where the ballast of the store with this log is.
@@ -281,8 +287,10 @@ fn append_zeros(path: &Path, bytes: u64, make: bool) -> io::Result<()> {
 }
 
 /// Writes the log back into the database without waiting for readers, so that it begins at its start again.
-fn write_back(connection: &Connection) {
+fn write_back(connection: &Connection, path: &Path) {
     if let Err(error) = connection.query_row("PRAGMA wal_checkpoint(PASSIVE)", [], |_| Ok(())) {
+        // One that failed may make the store unproven.
+        let error = Fault::from(error).at(path);
         debug!(target: "db_manager", "the write-ahead log is not written back yet: {error}");
     }
 }

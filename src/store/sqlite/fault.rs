@@ -5,7 +5,7 @@ use std::path::Path;
 
 use rusqlite::ErrorCode;
 
-use super::BUSY_TIMEOUT;
+use super::{BUSY_TIMEOUT, proof};
 use crate::store::full_state::USUAL_BYTES;
 use crate::store::key::KeyId;
 use crate::store::room::{self, NoRoom};
@@ -51,6 +51,9 @@ impl Fault {
     /// Returns what the disk has used up, when that is why the step failed.
     pub(super) fn no_room(&self, path: &Path) -> Option<NoRoom> {
         let Self::Engine(error) = self else { return None };
+        if proof::is_lost(error) {
+            return None;
+        }
         match error.sqlite_error_code()? {
             ErrorCode::DiskFull => Some(room::refusal(path).unwrap_or(NoRoom::Bytes)),
             // A quota, and no room for the log or for the memory that processes share, are told apart from a fault of the
@@ -61,6 +64,8 @@ impl Fault {
     }
 
     /// Sorts the fault by what the caller can do about it.
+    ///
+    /// Every fault of the engine passes here, so this is where a failed write or sync makes the store unproven.
     pub(super) fn at(self, path: &Path) -> StoreError {
         let path_buf = path.to_owned();
         if let Some(no_room) = self.no_room(path) {
@@ -75,6 +80,9 @@ impl Fault {
             Self::TooManyKeys => StoreError::TooManyKeys { path: path_buf },
             Self::Sealing(reason) => StoreError::Unusable { path: path_buf, reason: reason.into() },
             Self::Engine(error) => {
+                if let Some(unproven) = proof::judge(&error, path) {
+                    return unproven;
+                }
                 let reason = words(&error);
                 match error.sqlite_error_code() {
                     Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked) => {

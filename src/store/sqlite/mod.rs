@@ -20,6 +20,7 @@
 mod ahead;
 mod attachments;
 mod ballast;
+mod checkpoint;
 mod checksum;
 mod claim;
 mod codec;
@@ -31,6 +32,7 @@ mod lease;
 mod limits;
 mod open;
 mod people;
+mod proof;
 mod queries;
 mod recovery;
 mod register;
@@ -62,7 +64,9 @@ use self::ballast::Ballast;
 use self::codec::Packer;
 use self::fault::Fault;
 pub(in crate::store) use self::fault::os_words;
-pub(in crate::store) use self::open::FileId;
+pub(in crate::store) use self::open::{FileId, prove};
+use self::proof::Watch;
+pub(in crate::store) use self::proof::{errors as io_errors, unproven};
 pub(in crate::store) use self::reseal::reseal;
 use self::seal::{KeyRing, Sealer, State};
 pub(in crate::store) use self::view::BacklogView;
@@ -92,6 +96,7 @@ pub struct SqliteStore {
     ballast: Ballast,
     /// Whether no other process can open it, because the disk has no room for the memory that they share.
     is_alone: bool,
+    watch: Watch,
     limits: Limits,
     writer: Mutex<Connection>,
     /// Answers [`Store::waiting`].
@@ -191,6 +196,7 @@ impl SqliteStore {
             is_alone: opened.is_alone,
             ballast: Ballast::of(path, &opened.log, limits.size_max),
             log: opened.log,
+            watch: opened.watch,
             limits,
             writer: Mutex::new(opened.writer),
             quick_reader: Mutex::new(quick_reader),
@@ -240,20 +246,29 @@ impl SqliteStore {
         let result = (|| {
             let tx = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
             self.refuse_newer(&tx)?;
+            // Under the write lock: nobody continues a log that has a hole.
+            self.watch.vet()?;
             let result = work(&tx, self.sealer(&tx)?.as_ref())?;
             tx.commit()?;
             Ok(result)
         })();
-        // Also after a failure: what is kept for a full disk is needed then.
+        // Before the error is told to anybody: a failed sync makes the store unproven, and nothing is written to it then.
         let found_no_room = result.as_ref().is_err_and(|fault: &Fault| fault.no_room(&self.path).is_some());
-        self.ballast.tend(&connection, found_no_room);
-        result.map_err(|fault| fault.at(&self.path))
+        let result = result.map_err(|fault| fault.at(&self.path));
+        // Also after a failure: what is kept for a full disk is needed then.
+        if self.watch.unproven().is_none() {
+            self.ballast.tend(&connection, found_no_room);
+        }
+        result
     }
 
     /// Keeps what is needed to deliver from a full disk: see [`Ballast`].
     fn keep_room(&self) {
-        self.ballast.tend(&lock(&self.writer), false);
-        self.ballast.make();
+        let connection = lock(&self.writer);
+        if self.watch.unproven().is_none() {
+            self.ballast.tend(&connection, false);
+            self.ballast.make();
+        }
     }
 
     /// Does this work under the write lock after the lease has been verified, and commits it.
@@ -266,6 +281,12 @@ impl SqliteStore {
             lease::verify(tx, lease)?;
             work(tx, sealer)
         })
+    }
+
+    /// Writes the log back and cuts it, unless its frames have to be kept for a proof.
+    fn truncate_log(&self, connection: &Connection) -> Result<(), StoreError> {
+        self.watch.vet()?;
+        space::truncate_log(connection).map_err(|error| Fault::from(error).at(&self.path))
     }
 
     /// Says whether messages that were committed are in the file that stands at the path, and takes them back if not:
@@ -325,16 +346,20 @@ impl SqliteStore {
     }
 }
 
-/// A panic in another thread rolled its transaction back, so its connection is as good as before.
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
 impl Drop for SqliteStore {
     fn drop(&mut self) {
+        for connection in [&mut self.writer, &mut self.quick_reader, &mut self.reader] {
+            self.watch.before_close(connection.get_mut().unwrap_or_else(PoisonError::into_inner));
+        }
+        // Only ever keeps a log that would be removed.
         let connections = [&self.writer, &self.quick_reader, &self.reader].map(lock);
         self.ballast.before_closing(connections.iter().map(|connection| &**connection));
     }
+}
+
+/// A panic in another thread rolled its transaction back, so its connection is as good as before.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Store for SqliteStore {
@@ -604,6 +629,7 @@ impl Store for SqliteStore {
         }
         let connection = lock(&self.writer);
         let emptied = || -> Result<bool, Fault> {
+            self.watch.vet()?;
             // Whoever reads for long must not keep writers waiting for this.
             connection.busy_timeout(LOG_ERASURE_TIMEOUT)?;
             let emptied = lanes::empty_log(&connection);
@@ -689,12 +715,15 @@ impl Store for SqliteStore {
         self.remove_unfinished()?;
         self.write(|tx, _| register::forget_header_sets(tx))?;
         self.erase_credentials()?;
-        let shrink = || space::shrink_a_step(&lock(&self.writer));
-        while shrink().map_err(|error| Fault::from(error).at(&self.path))? {}
+        let shrink = || -> Result<bool, Fault> {
+            self.watch.vet()?;
+            Ok(space::shrink_a_step(&lock(&self.writer))?)
+        };
+        while shrink().map_err(|fault| fault.at(&self.path))? {}
         let connection = lock(&self.writer);
         let truncate = || -> Result<u64, Fault> {
             if self.ballast.may_cut_log() {
-                space::truncate_log(&connection)?;
+                self.truncate_log(&connection)?;
             }
             Ok(space::Space::of(&connection, &self.path, &self.log)?.file_bytes)
         };
@@ -731,6 +760,7 @@ impl Store for SqliteStore {
                 full_record: people::full_record(connection)?,
                 recoveries: recovery::recoveries(connection)?,
                 encryption: sealer.encryption(),
+                unproven: self.watch.unproven(),
             })
         })
     }

@@ -16,9 +16,10 @@ use rusqlite::{Connection, OpenFlags};
 use tracing::warn;
 
 use super::fault::{Fault, NO_DATABASE, access_words, folder_of, os_words};
+use super::proof::Watch;
 use super::recovery::{self, FolderLock};
 use super::seal::{self, KeyRing, Sealer, State};
-use super::{BUSY_TIMEOUT, ballast, queries, schema, upgrade};
+use super::{BUSY_TIMEOUT, ballast, checkpoint, proof, queries, schema, upgrade};
 use crate::store::{OpenMode, StoreError, StoreIdentity, place};
 
 /// The oldest SQLite without the WAL-reset fault, which can damage a file that several processes write.
@@ -92,6 +93,8 @@ pub(super) struct Opened {
     pub(super) log: PathBuf,
     /// Whether no other process can open it.
     pub(super) is_alone: bool,
+    /// Tells whether an error of the disk made it unproven.
+    pub(super) watch: Watch,
 }
 
 /// Opens the store at this path, makes it when the mode says so, and brings its schema up to date.
@@ -106,6 +109,7 @@ pub(super) fn open(path: &Path, mode: OpenMode, size_max: u64, keys: &Arc<KeyRin
     match open_sound(path, mode, size_max, keys) {
         Err(StoreError::Damaged { reason, .. }) if mode.recovers() => {
             recovery::recover(path, None, &reason, keys)?;
+            proven_by_recovery(path)?;
             open_sound(path, mode, size_max, keys)
         }
         result => result,
@@ -127,12 +131,37 @@ pub(super) fn open_recovered(
         refuse_newer(path, found)?;
     }
     recovery::recover(path, Some(failed), reason, keys)?;
+    proven_by_recovery(path)?;
     open_sound(path, OpenMode::CreateIfMissing, size_max, keys)
+}
+
+/// Notes that the store is a new file by now, which was synced. Nothing of the old one is read again.
+fn proven_by_recovery(path: &Path) -> Result<(), StoreError> {
+    proof::clear(path).map_err(|error| StoreError::Unusable { path: path.to_owned(), reason: os_words(&error) })
+}
+
+/// Proves the store if it is unproven; see [`crate::store::prove`].
+pub(in crate::store) fn prove(path: &Path) -> Result<(), StoreError> {
+    let _one_at_a_time = OPENING.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+    if proof::unproven(path).is_none() {
+        return Ok(());
+    }
+    let place = vet(path, OpenMode::Existing)?;
+    let _no_recovery = FolderLock::shared(&place)?;
+    match make_or_examine(path, OpenMode::Existing) {
+        Err(StoreError::Missing { .. }) => return Ok(()),
+        result => result?,
+    }
+    proof::prove_if_needed(path, None).map_err(|fault| fault.at(path))
 }
 
 fn open_sound(path: &Path, mode: OpenMode, size_max: u64, keys: &Arc<KeyRing>) -> Result<Opened, StoreError> {
     let mut no_recovery = look_first(path, mode)?;
+    if mode.recovers() {
+        proof::prove_if_needed(path, Some(keys)).map_err(|fault| fault.at(path))?;
+    }
     if upgrade::is_outdated(path, mode, keys).map_err(|fault| fault.at(path))? {
+        Watch::new(path).vet()?;
         drop(no_recovery);
         upgrade::upgrade(path)?;
         no_recovery = look_first(path, mode)?;
@@ -170,7 +199,7 @@ fn open_sound(path: &Path, mode: OpenMode, size_max: u64, keys: &Arc<KeyRing>) -
     let file = FileId::at(path).ok_or_else(removed)?;
     let mut log = fs::canonicalize(path).map_err(|_| removed())?.into_os_string();
     log.push("-wal");
-    Ok(Opened { writer, readers, file, sealer, log: log.into(), is_alone: vfs.is_some() })
+    Ok(Opened { writer, readers, file, sealer, log: log.into(), is_alone: vfs.is_some(), watch: Watch::new(path) })
 }
 
 /// Keeps recoveries away, and finds out whether there is a store, or makes an empty file.
@@ -383,6 +412,8 @@ fn connect_by(path: &Path, vfs: Option<&CStr>) -> rusqlite::Result<Connection> {
         None => Connection::open_with_flags(path, flags)?,
     };
     connection.busy_timeout(BUSY_TIMEOUT)?;
+    // Whoever closes it in order allows it, where the store is proven: an unproven one keeps its log.
+    connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true)?;
     connection.set_prepared_statement_cache_capacity(STATEMENTS_KEPT);
     connection.pragma_update(None, "synchronous", "FULL")?;
     connection.pragma_update(None, "foreign_keys", false)?;
@@ -437,10 +468,8 @@ fn open_writer(
 ) -> Result<Connection, Fault> {
     let mut connection = connect_by(path, vfs)?;
     let log_pages = log_pages(size_max);
-    connection.pragma_update(None, "wal_autocheckpoint", log_pages as i64)?;
+    checkpoint::install(&mut connection, path, log_pages)?;
     connection.pragma_update(None, "journal_size_limit", log_bytes_kept(size_max) as i64)?;
-    // Until we know that the file is ours, closing it must not write its log back.
-    connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true)?;
     let application_id: i32 = connection.pragma_query_value(None, "application_id", |row| row.get(0))?;
     if application_id != schema::APPLICATION_ID && !tables(&connection)?.is_empty() {
         // The file was ours when it was examined without its log.
@@ -460,8 +489,10 @@ fn open_writer(
         let reason = "this file system allows no write-ahead log; choose a local disk".into();
         return Err(StoreError::Unusable { path: path.to_owned(), reason }.into());
     }
+    if schema::version(&connection)? != schema::known_version() {
+        Watch::new(path).vet()?;
+    }
     schema::migrate(&mut connection)?;
     refuse_newer(path, schema::version(&connection)?)?;
-    connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, false)?;
     Ok(connection)
 }

@@ -172,7 +172,9 @@ pub(super) const DIGEST_TO_RESEAL: &str = "
 pub(super) const SET_DIGEST: &str = "UPDATE attachments SET sha256 = ?2 WHERE attachment_id = ?1";
 /// Writes the file anew, without what is left in its unused parts.
 pub(super) const WRITE_ANEW: &str = "VACUUM";
-/// Writes the log back into the file and cuts it to nothing; the first column says whether others were in the way.
+/// Writes the log back into the file; the first column says whether others were in the way.
+pub(super) const WRITE_LOG_BACK: &str = "PRAGMA wal_checkpoint(FULL)";
+/// The same, and cuts the log to nothing.
 pub(super) const EMPTY_LOG: &str = "PRAGMA wal_checkpoint(TRUNCATE)";
 pub(super) const FORGET_RELEASED_DIGESTS: &str = "UPDATE attachments SET sha256 = NULL WHERE message_id IS NULL";
 

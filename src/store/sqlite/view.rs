@@ -18,7 +18,7 @@ use rusqlite::{Connection, OpenFlags, TransactionBehavior, params};
 
 use super::fault::Fault;
 use super::open::FileId;
-use super::{lock, queries, recovery, schema};
+use super::{lock, proof, queries, recovery, schema};
 use crate::message::{Effect, Server, Touch};
 use crate::store::{Ahead, BacklogSeen, OpenMode, place};
 
@@ -52,8 +52,8 @@ impl BacklogView {
         }
         let Some(Reader { connection, .. }) = reader.as_mut() else { return BacklogSeen::Unknown };
         let (seen, is_current) = look(connection, server, touches).unwrap_or((BacklogSeen::Unknown, false));
-        if !is_current {
-            // An open connection would keep others from bringing an older schema up to date.
+        if !is_current || proof::unproven(path).is_some() {
+            // An open connection would keep others from bringing an older schema up to date, or from proving the store.
             *reader = None;
         }
         seen
