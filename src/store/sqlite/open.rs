@@ -155,7 +155,15 @@ fn open_sound(path: &Path, mode: OpenMode, size_max: u64, keys: &Arc<KeyRing>) -
     if mode.recovers() {
         proof::prove_if_needed(path, Some(keys)).map_err(|fault| fault.at(path))?;
     }
-    let mut writer = open_writer(path, mode, size_max, keys).map_err(|fault| fault.at(path))?;
+    let mut writer = match open_writer(path, mode, size_max, keys) {
+        // Its schema has to be brought up to date, which writes. A look at any other unproven store writes nothing.
+        Err(Fault::Store(StoreError::Unproven { .. })) => {
+            let keys_needed = (mode != OpenMode::WithoutKey).then_some(keys.as_ref());
+            proof::prove_if_needed(path, keys_needed).and_then(|()| open_writer(path, mode, size_max, keys))
+        }
+        result => result,
+    }
+    .map_err(|fault| fault.at(path))?;
     if mode.recovers() {
         recovery::look_through(&writer, path).map_err(|fault| fault.at(path))?;
     }

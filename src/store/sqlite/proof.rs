@@ -356,7 +356,6 @@ fn write_anew(file: &File) -> io::Result<()> {
     }
 }
 
-
 #[cfg(test)]
 mod tests {
     use std::sync::Arc;

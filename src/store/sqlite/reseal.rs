@@ -44,7 +44,14 @@ pub(in crate::store) fn reseal(
     open::prove(path)?;
     let opened = open::open(path, OpenMode::Existing, limits.size_max, &ring)?;
     drop(opened.readers);
-    let mut work = Work { path, log: &opened.log, connection: opened.writer, watch: opened.watch, ring, done: Resealing::default() };
+    let mut work = Work {
+        path,
+        log: &opened.log,
+        connection: opened.writer,
+        watch: opened.watch,
+        ring,
+        done: Resealing::default(),
+    };
     let result = work.run(on_progress).map_err(|fault| fault.at(path));
     work.watch.before_close(&work.connection);
     result
