@@ -326,7 +326,7 @@ fn store(config: &Config, full: bool) -> Check {
     let path = config.db.value.display();
     let (limits, keys) = (translate::store_limits(config), translate::store_keys(config));
     let open = |keys: Keys| store::open_with(&config.db.value, OpenMode::Existing, limits, &keys);
-    let looked = keys.map_err(StoreError::from).and_then(open).and_then(|store| {
+    let looked = store::prove(&config.db.value).and_then(|()| keys.map_err(StoreError::from)).and_then(open).and_then(|store| {
         let condition = store.condition()?;
         let is_read = full || condition.file_bytes <= SMALL_STORE_BYTES;
         let backlog = store.backlog(&Filter::default())?;

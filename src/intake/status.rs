@@ -19,7 +19,7 @@ use crate::monitor::connection::Connection;
 use crate::shutdown::Shutdown;
 use crate::store::full_state::remedies;
 use crate::store::slot::{SlotState, StoreSlot};
-use crate::store::{Backlog, BacklogSeen, Condition, Filter, Hold, LaneWork, ReplayRecord, StoreError, now_ms};
+use crate::store::{self, Backlog, BacklogSeen, Condition, Filter, Hold, LaneWork, ReplayRecord, StoreError, now_ms};
 use crate::telemetry::history::{self, History, Rates, Sample};
 use crate::telemetry::metrics::Metrics;
 
@@ -85,6 +85,8 @@ pub struct StoreStatus {
     pub live_writes: &'static str,
     /// Writes that were refused since the store can't be used, because they may conflict with what waits in it.
     pub refused_while_unusable: u64,
+    /// Since when it has to be written anew and synced before it is used again, because a write or a sync failed.
+    pub unproven_since_ms: Option<i64>,
     /// Messages that still have to reach the server.
     pub waiting: u64,
     pub items: u64,
@@ -369,7 +371,12 @@ impl Watch {
             SlotState::Open => 0,
         };
         let live_writes = LiveWrites::of(&self.slot, &self.server).word();
-        StoreStatus { reason: Some(error.to_string()), live_writes, refused_while_unusable, ..StoreStatus::default() }
+        let unproven_since_ms = match error {
+            StoreError::Unproven { path, .. } => store::unproven(path).map(|unproven| unproven.since_ms),
+            _ => None,
+        };
+        let reason = Some(error.to_string());
+        StoreStatus { reason, unproven_since_ms, live_writes, refused_while_unusable, ..StoreStatus::default() }
     }
 
     fn look(&self) -> Status {
@@ -517,6 +524,7 @@ fn usable(backlog: &Backlog, condition: &Condition) -> StoreStatus {
         reason: None,
         live_writes: LiveWrites::Stored.word(),
         refused_while_unusable: 0,
+        unproven_since_ms: condition.unproven.as_ref().map(|unproven| unproven.since_ms),
         waiting,
         items,
         body_bytes,

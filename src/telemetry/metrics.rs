@@ -15,6 +15,11 @@ impl Counter {
         self.0.fetch_add(count, Ordering::Relaxed);
     }
 
+    /// Takes over a number that is counted elsewhere in this process.
+    pub fn raise_to(&self, count: u64) {
+        self.0.fetch_max(count, Ordering::Relaxed);
+    }
+
     pub fn get(&self) -> u64 {
         self.0.load(Ordering::Relaxed)
     }
@@ -118,6 +123,7 @@ metrics! {
     refused_by_rejected: Counter = "opik_offline_store_refused_total{limit=\"rejected\"}", "Writes refused with 503 because the store was full, by the limit that was met";
     store_rejected_dropped_messages: Gauge = "opik_offline_store_rejected_dropped_messages", "Rejected messages dropped because they held more than rejected_share and room was needed, since the store was made";
     store_lost_messages: Gauge = "opik_offline_store_lost_messages", "Messages of damaged store files that could not be recovered";
+    store_io_errors: Counter = "opik_offline_store_io_errors_total", "Writes and syncs of the store that failed";
     store_usable: Gauge = "opik_offline_store_usable", "1 while messages can be stored, 0 while writes are only passed on or refused";
     connection_available: Gauge = "opik_offline_connection_available", "1 while the Opik server can be reached";
 }

@@ -122,13 +122,19 @@ fn store(report: &Report) -> Vec<Line> {
         _ => return vec![line("store", format!("{} cannot be used", store.path)).painted(Mark::Bad, "cannot be used")],
     };
     let encryption = store.encryption.as_ref().map(|encryption| line("encryption", encryption.text()));
+    let unproven = store.unproven_since.as_ref().map(|since| {
+        let reason = store.unproven_reason.as_deref().unwrap_or_default();
+        let text =
+            format!("unproven since {since}: {reason}; it is used again once its log was written anew and synced");
+        line("", text).painted(Mark::Bad, "unproven")
+    });
     let capacity = store.capacity_bytes.filter(|capacity| store.size_max_bytes.is_some_and(|max| *capacity < max));
     let capacity = capacity.map(|capacity| {
         let free = store.disk_free_bytes.unwrap_or(0);
         let text = format!("its disk has {} free, and room for a store of {}", size(free), size(capacity));
         line("", text).painted(Mark::Warn, "its disk")
     });
-    std::iter::once(line("store", text)).chain(capacity).chain(encryption).collect()
+    std::iter::once(line("store", text)).chain(unproven).chain(capacity).chain(encryption).collect()
 }
 
 /// How the store is full, and what to do; or that it was.

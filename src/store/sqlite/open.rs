@@ -161,7 +161,9 @@ fn open_sound(path: &Path, mode: OpenMode, size_max: u64, keys: &Arc<KeyRing>) -
         proof::prove_if_needed(path, Some(keys)).map_err(|fault| fault.at(path))?;
     }
     if upgrade::is_outdated(path, mode, keys).map_err(|fault| fault.at(path))? {
-        Watch::new(path).vet()?;
+        // Bringing it up to date writes, which a look at an unproven store does not.
+        let keys_needed = (mode != OpenMode::WithoutKey).then_some(keys.as_ref());
+        proof::prove_if_needed(path, keys_needed).map_err(|fault| fault.at(path))?;
         drop(no_recovery);
         upgrade::upgrade(path)?;
         no_recovery = look_first(path, mode)?;

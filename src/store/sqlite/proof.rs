@@ -362,3 +362,150 @@ fn write_anew(file: &File) -> io::Result<()> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+    use std::time::Instant;
+
+    use super::*;
+    use crate::message::{Body, Encoding, HeaderSet, Lane, Message, MessageType, Request};
+    use crate::store::slot::StoreSlot;
+    use crate::store::sqlite::SqliteStore;
+    use crate::store::{Filter, Limits, OpenMode, Store, WhenFull};
+
+    const LIMITS: Limits = Limits { size_max: 1 << 30, disk_reserve: 0, when_full: WhenFull::Refuse };
+
+    fn message() -> Message {
+        let body = Body::new("{}".to_owned(), Encoding::Identity);
+        let (method, path, headers) = ("POST".into(), "v1/private/traces".into(), HeaderSet::default());
+        let request = Request { method, path, headers, body };
+        let (lane, message_type) = (Lane::default(), MessageType::CreateTrace);
+        Message { lane, message_type, request, touches: Vec::new(), items: 1, project: None, accepted_at_ms: 1 }
+    }
+
+    fn open(path: &Path, mode: OpenMode) -> Result<SqliteStore, StoreError> {
+        SqliteStore::open(path, mode, LIMITS)
+    }
+
+    fn stored(store: &dyn Store) -> u64 {
+        store.backlog(&Filter::default()).expect("it can be read").messages()
+    }
+
+    fn log_bytes(path: &Path) -> u64 {
+        fs::metadata(recovery::log_of(path)).map_or(0, |log| log.len())
+    }
+
+    #[test]
+    fn only_failed_writes_and_syncs_make_a_store_unproven() {
+        for (code, lost) in [
+            (ffi::SQLITE_IOERR_WRITE, Some(false)),
+            (ffi::SQLITE_IOERR_FSYNC, Some(true)),
+            (ffi::SQLITE_IOERR_DIR_FSYNC, Some(true)),
+            (ffi::SQLITE_IOERR_TRUNCATE, Some(true)),
+            (ffi::SQLITE_IOERR_READ, None),
+            (ffi::SQLITE_IOERR_SHMSIZE, None),
+            (ffi::SQLITE_FULL, None),
+            (ffi::SQLITE_BUSY, None),
+            (ffi::SQLITE_CORRUPT, None),
+        ] {
+            let found = match lost_by(code) {
+                Lost::Nothing => None,
+                Lost::Perhaps(_) => Some(false),
+                Lost::Yes(_) => Some(true),
+            };
+            assert_eq!(found, lost, "{code}");
+        }
+    }
+
+    #[test]
+    fn an_unproven_store_is_read_but_not_written_until_its_log_is_in_the_database() {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let path = folder.path().join("opik_messages.db");
+        let flag = flag_of(&path);
+        let store = open(&path, OpenMode::CreateIfMissing).expect("a new store");
+        store.register(&[message()]).expect("it is proven");
+        let database = fs::read(&path).expect("it is there");
+        assert!(mark(&path, "a sync failed", true));
+        assert!(flag.exists(), "other processes are not told");
+        let refused = store.register(&[message()]).expect_err("the log may have a hole");
+        assert!(refused.is_unproven(), "{refused}");
+        assert!(store.erase_credentials().is_err(), "the log was cut");
+        assert!(store.compact().is_err(), "the log was cut");
+        assert_eq!(stored(&store), 1);
+        let unproven = store.condition().expect("it can be read").unproven.expect("it says so");
+        assert_eq!(unproven.reason, "a sync failed");
+        drop(store);
+        let left = log_bytes(&path);
+        assert!(left > 0, "closing it deleted the log");
+        let looked = open(&path, OpenMode::Existing).expect("it can be looked at");
+        assert_eq!(stored(&looked), 1);
+        assert!(looked.register(&[message()]).is_err());
+        drop(looked);
+        assert_eq!((log_bytes(&path), fs::read(&path).expect("it is there")), (left, database), "looking wrote");
+        // As in a process that starts now.
+        known().remove(&flag_of(&path));
+        let again = open(&path, OpenMode::CreateIfMissing).expect("it can be proven");
+        assert!(!flag.exists());
+        assert_eq!((log_bytes(&path), stored(&again)), (0, 1));
+        again.register(&[message()]).expect("it is proven");
+        assert_eq!(stored(&again), 2);
+    }
+
+    #[test]
+    fn a_log_that_was_left_behind_is_written_anew_at_the_next_start() {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let (path, copy) = (folder.path().join("opik_messages.db"), folder.path().join("killed.db"));
+        let store = open(&path, OpenMode::CreateIfMissing).expect("a new store");
+        store.register(&[message()]).expect("it is proven");
+        for suffix in ["", "-wal"] {
+            let name = |path: &Path| {
+                let mut name = path.as_os_str().to_owned();
+                name.push(suffix);
+                PathBuf::from(name)
+            };
+            fs::copy(name(&path), name(&copy)).expect("it is there");
+        }
+        assert!(log_bytes(&copy) > 0);
+        let next = open(&copy, OpenMode::CreateIfMissing).expect("it can be opened");
+        assert_eq!((log_bytes(&copy), stored(&next)), (0, 1));
+        // In use, it is not cut.
+        let in_use = log_bytes(&path);
+        open(&path, OpenMode::CreateIfMissing).expect("two may have it open");
+        assert_eq!(log_bytes(&path), in_use);
+    }
+
+    #[test]
+    fn nothing_is_proven_while_another_process_has_it_open_and_all_leave_so_that_one_can() {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let path = folder.path().join("opik_messages.db");
+        let slot = || StoreSlot::at(&path, LIMITS);
+        let slots = [slot(), slot()];
+        for slot in &slots {
+            slot.with(|store| store.register(&[message()])).expect("it is open");
+        }
+        let in_the_way = open(&path, OpenMode::Existing).expect("it can be looked at");
+        assert!(mark(&path, "a sync failed", true));
+        let deadline = Instant::now() + Duration::from_secs(60);
+        for slot in &slots {
+            let refused = slot.with(|store| store.register(&[message()])).expect_err("it is unproven");
+            assert!(refused.is_unproven(), "{refused}");
+            let again = slot.retry().err().expect("another one has it open");
+            assert!(again.is_unproven(), "{again}");
+        }
+        assert!(flag_of(&path).exists());
+        drop(in_the_way);
+        for slot in &slots {
+            while let Err(error) = slot.get() {
+                assert!(Instant::now() < deadline, "it does not come back: {error}");
+                std::thread::sleep(Duration::from_millis(100));
+            }
+        }
+        assert!(!flag_of(&path).exists());
+        for slot in &slots {
+            slot.with(|store| store.register(&[message()])).expect("it is proven");
+        }
+        let store: Arc<dyn Store> = slots[0].get().expect("it is open");
+        assert_eq!(stored(store.as_ref()), 4);
+    }
+}
