@@ -1,8 +1,8 @@
 //! A disk that fails for a while and works again: what is acknowledged afterwards is as safe as what was acknowledged before.
 //!
 //! Nothing that is written back of one file during the outage reaches the disk; the kernel says so once and takes the
-//! pages for clean (see [`crate::disk`]). The agent goes on, or is killed and started again, and power fails later. Readers
-//! hold snapshots meanwhile, so that checkpoints are cut short.
+//! pages for clean (see [`crate::disk`]). The agent goes on, alone or beside a second one on the same store, or it is killed
+//! and started again, and power fails later. Readers hold snapshots meanwhile, so that checkpoints are cut short.
 //!
 //! `OPIK_OFFLINE_OUTAGES=SEED:ROUNDS` sets how many outages each file has. A failure names its seed; with `SEED:1` it is
 //! played again. One client writes, so the operations have nearly the same numbers each time.
@@ -83,22 +83,30 @@ fn round(file: &str, seed: u64) -> Round {
     let start = Disk::new(&layer.root());
     let is_log = file != DATABASE;
     let from = 300 + dice.below(1500);
-    let operations = if is_log { 4 + dice.below(24) } else { 40 + dice.below(400) };
+    let operations = if is_log { 4 + dice.below(24) } else { 150 + dice.below(500) };
     let last = from + operations + 600 + dice.below(1200);
-    // The page cache outlives a process: what its successor reads may not be on the disk.
-    let mut kill = (dice.below(3) == 0).then(|| from + dice.below(operations + 60));
-    let mut agent = start_agent(&layer, &server, &format!("{file}:{from}:{operations}:{seed}"));
+    // A third of the agents is killed: the page cache outlives a process, and what its successor reads may not be on the
+    // disk. A third is not alone.
+    let company = dice.below(3);
+    let mut kill = (company == 0).then(|| from + dice.below(operations + 60));
+    let outage = format!("{file}:{from}:{operations}:{seed}");
+    let mut agents = vec![start_agent(&layer, &server, &outage)];
+    if company == 1 {
+        agents.push(start_agent(&layer, &server, &outage));
+    }
     let promises = Promises::default();
-    let mut client = Client::new(&agent.url());
+    let mut clients: Vec<Client> = agents.iter().map(|agent| Client::new(&agent.url())).collect();
+    let mut turns = (0..clients.len()).cycle();
     let mut reader = Reader { snapshot: None, writes_left: 0 };
     let deadline = Instant::now() + ROUND;
     let text = noise(4000);
     while layer.now() < last && Instant::now() < deadline {
         if kill.take_if(|at| layer.now() >= *at).is_some() {
-            client.disconnect();
-            agent.kill9();
-            agent.restart_on_same_port();
+            clients[0].disconnect();
+            agents[0].kill9();
+            agents[0].restart_on_same_port();
         }
+        let client = &mut clients[turns.next().expect("they go round")];
         let request = write(&mut dice, &text);
         match client.send(&request) {
             Ok(answer) if (200..300).contains(&answer.status) => promises.note(&layer, &request),
@@ -112,7 +120,7 @@ fn round(file: &str, seed: u64) -> Round {
         }
         reader.turn(&layer.db(), &mut dice);
     }
-    agent.kill9();
+    agents.iter_mut().for_each(Agent::kill9);
     drop(reader);
     let records = journal::read(&layer.journal());
     let end = layer.now();
@@ -152,7 +160,9 @@ fn round(file: &str, seed: u64) -> Round {
         ));
     }
     if !round.why.is_empty() {
-        round.why.push(format!("the agent of seed {seed} wrote:\n{:.4000}", agent.stderr()));
+        for agent in &agents {
+            round.why.push(format!("an agent of seed {seed} wrote:\n{:.4000}", agent.stderr()));
+        }
     }
     round
 }
