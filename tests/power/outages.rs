@@ -32,7 +32,7 @@ const AT_ONCE: usize = 6;
 /// Power cuts of one round.
 const CUTS: u64 = 9;
 /// How long a round may take. The agent tries an unusable store every three seconds.
-const ROUND: Duration = Duration::from_secs(45);
+const ROUND: Duration = Duration::from_secs(120);
 
 /// How one round ended.
 #[derive(Default)]
@@ -55,11 +55,11 @@ struct Reader {
 }
 
 impl Reader {
-    /// One more write was answered.
-    fn turn(&mut self, db: &Path, dice: &mut Dice) {
+    /// One more write was answered. Nobody begins to read a store that is not in use: its agents wait to have it alone.
+    fn turn(&mut self, db: &Path, is_in_use: bool, dice: &mut Dice) {
         if self.writes_left > 0 {
             self.writes_left -= 1;
-        } else if self.snapshot.take().is_none() && dice.below(12) == 0 {
+        } else if self.snapshot.take().is_none() && is_in_use && dice.below(12) == 0 {
             // A reader makes a log where there is none, which the layer would not see.
             let has_log = db.with_extension("db-wal").exists();
             // Where the store is just being made anew there is nothing to hold.
@@ -110,8 +110,10 @@ fn round(file: &str, seed: u64) -> Round {
         }
         let client = &mut clients[turns.next().expect("they go round")];
         let request = write(&mut dice, &text);
-        match client.send(&request) {
-            Ok(answer) if (200..300).contains(&answer.status) => promises.note(&layer, &request),
+        let answer = client.send(&request);
+        let is_in_use = answer.as_ref().is_ok_and(|answer| (200..300).contains(&answer.status));
+        match answer {
+            Ok(_) if is_in_use => promises.note(&layer, &request),
             answer => {
                 promises.unanswered(&request);
                 if answer.is_err() {
@@ -120,7 +122,7 @@ fn round(file: &str, seed: u64) -> Round {
                 sleep(Duration::from_millis(20));
             }
         }
-        reader.turn(&layer.db(), &mut dice);
+        reader.turn(&layer.db(), is_in_use, &mut dice);
     }
     agents.iter_mut().for_each(Agent::kill9);
     drop(reader);
