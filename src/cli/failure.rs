@@ -99,6 +99,9 @@ impl From<StoreError> for Failure {
             StoreError::Unusable { .. } => {
                 "give this user write access to the file and its folder, free disk space, or name another file with --db"
             }
+            StoreError::Unproven { .. } => {
+                "look at the disk and the system's log; the agent and `opik-offline replay` write it anew as soon as no other process has it open"
+            }
             StoreError::Full { .. } => "replay or purge messages, or raise OPIK_OFFLINE_MAX_SIZE",
             StoreError::Busy { .. } => "try again; another process is writing to the store",
             StoreError::KeyMissing { .. } => {
@@ -298,6 +301,7 @@ mod tests {
             StoreError::NewerSchema { path: path(), found: 9, known: 1 },
             StoreError::Damaged { path: path(), reason: reason() },
             StoreError::Unusable { path: path(), reason: reason() },
+            StoreError::Unproven { path: path(), reason: reason() },
             StoreError::Full { path: path(), reason: reason() },
             StoreError::Busy { path: path(), waited_ms: 5 },
             StoreError::LeaseHeld { owner },

@@ -324,13 +324,14 @@ fn store(config: &Config, full: bool) -> Check {
     let path = config.db.value.display();
     let (limits, keys) = (translate::store_limits(config), translate::store_keys(config));
     let open = |keys: Keys| store::open_with(&config.db.value, OpenMode::Existing, limits, &keys);
-    let looked = keys.map_err(StoreError::from).and_then(open).and_then(|store| {
-        let condition = store.condition()?;
-        let is_read = full || condition.file_bytes <= SMALL_STORE_BYTES;
-        let held = store.backlog(&Filter { statuses: vec![MessageStatus::Held], ..Filter::default() })?.messages();
-        let ids = (held, near_id_window(store.as_ref(), now_ms())?);
-        Ok((if is_read { Some(store.check()?) } else { None }, condition, ids))
-    });
+    let looked =
+        store::prove(&config.db.value).and_then(|()| keys.map_err(StoreError::from)).and_then(open).and_then(|store| {
+            let condition = store.condition()?;
+            let is_read = full || condition.file_bytes <= SMALL_STORE_BYTES;
+            let held = store.backlog(&Filter { statuses: vec![MessageStatus::Held], ..Filter::default() })?.messages();
+            let ids = (held, near_id_window(store.as_ref(), now_ms())?);
+            Ok((if is_read { Some(store.check()?) } else { None }, condition, ids))
+        });
     match looked {
         Err(StoreError::Missing { .. }) => Check::note("store", format!("{path}: nothing was stored yet")),
         Err(error @ StoreError::Busy { .. }) => {

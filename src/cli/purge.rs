@@ -11,7 +11,7 @@ use super::render::{Renderer, count, nothing, size};
 use super::selection::{Selection, refuse_jsonl};
 use super::{Common, Exit, Failure, configuration, existing_store_without_key, stop_on_signals};
 use crate::shutdown::Shutdown;
-use crate::store::{Filter, Purged, Store, StoreError, now_ms};
+use crate::store::{self, Filter, Purged, Store, StoreError, now_ms};
 
 const AFTER_HELP: &str = "\
 Examples:
@@ -75,6 +75,10 @@ pub fn run(common: &Common, args: &PurgeArgs) -> Result<(), Failure> {
     let renderer = common.renderer();
     let filter = args.selection.filter(now_ms());
     let nothing_done = Report { schema_version: 1, dry_run: args.dry_run, ..Report::default() };
+    // What is deleted is written, so the store has to be proven.
+    if !args.dry_run {
+        store::prove(&config.db.value)?;
+    }
     let Some(store) = existing_store_without_key(&config)? else {
         return Ok(renderer.result(&nothing_done, |_, _| format!("{}\n", nothing(true)))?);
     };

@@ -181,6 +181,10 @@ struct StoreReport {
     /// `usable`, `none` (nothing was ever stored) or `unusable`.
     state: &'static str,
     reason: Option<String>,
+    /// Since when it has to be written anew and synced before it is used again, because a write or a sync failed.
+    unproven_since: Option<String>,
+    /// What failed.
+    unproven_reason: Option<String>,
     file_bytes: Option<u64>,
     size_max_bytes: Option<u64>,
     /// Why the file system under it keeps less than a disk of this machine, if it does.
@@ -625,6 +629,7 @@ fn rejected(backlog: &Backlog, reasons: Vec<Reason>) -> Rejected {
 }
 
 fn store_report(config: &Config, condition: Option<&Condition>, problem: Option<&StoreError>) -> StoreReport {
+    let unproven = crate::store::unproven(&config.db.value);
     StoreReport {
         path: config.db.value.display().to_string(),
         state: match (condition, problem) {
@@ -633,6 +638,8 @@ fn store_report(config: &Config, condition: Option<&Condition>, problem: Option<
             (None, None) => "none",
         },
         reason: problem.map(ToString::to_string),
+        unproven_since: unproven.as_ref().map(|unproven| time(unproven.since_ms)),
+        unproven_reason: unproven.map(|unproven| unproven.reason),
         file_bytes: condition.map(|condition| condition.file_bytes),
         file_system_problem: mount::look_at(&config.db.value)
             .map(|found| format!("on {}: {}", found.name, found.problem())),

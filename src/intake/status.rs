@@ -17,7 +17,7 @@ use crate::monitor::Availability;
 use crate::monitor::connection::Connection;
 use crate::shutdown::Shutdown;
 use crate::store::slot::StoreSlot;
-use crate::store::{Backlog, Condition, Filter, Hold, LaneWork, ReplayRecord, StoreError, now_ms};
+use crate::store::{self, Backlog, Condition, Filter, Hold, LaneWork, ReplayRecord, StoreError, now_ms};
 use crate::telemetry::history::{self, History, Rates, Sample};
 use crate::telemetry::metrics::Metrics;
 
@@ -79,6 +79,8 @@ pub struct ServerStatus {
 pub struct StoreStatus {
     pub usable: bool,
     pub reason: Option<String>,
+    /// Since when it has to be written anew and synced before it is used again, because a write or a sync failed.
+    pub unproven_since_ms: Option<i64>,
     /// Messages that still have to reach the server.
     pub waiting: u64,
     pub items: u64,
@@ -381,7 +383,11 @@ fn drained(history: &[Sample], available: Option<bool>) -> Option<f64> {
 const RECENT_SAMPLES: usize = 4;
 
 fn unusable(error: &StoreError) -> StoreStatus {
-    StoreStatus { reason: Some(error.to_string()), ..StoreStatus::default() }
+    let unproven_since_ms = match error {
+        StoreError::Unproven { path, .. } => store::unproven(path).map(|unproven| unproven.since_ms),
+        _ => None,
+    };
+    StoreStatus { reason: Some(error.to_string()), unproven_since_ms, ..StoreStatus::default() }
 }
 
 /// Returns messages, items and bytes that wait.
@@ -395,6 +401,7 @@ fn usable(backlog: &Backlog, condition: &Condition) -> StoreStatus {
     StoreStatus {
         usable: true,
         reason: None,
+        unproven_since_ms: condition.unproven.as_ref().map(|unproven| unproven.since_ms),
         waiting,
         items,
         body_bytes,

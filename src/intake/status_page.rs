@@ -117,6 +117,7 @@ fn metrics(shared: &Shared) -> String {
         shared.metrics.backlog_elsewhere_messages.set(waiting_elsewhere as f64);
         Ok((own, store.condition()?))
     });
+    shared.metrics.store_io_errors.raise_to(crate::store::io_errors());
     shared.metrics.store_usable.set(if read.is_ok() { 1.0 } else { 0.0 });
     if let Ok((backlog, condition)) = read {
         shared.metrics.backlog_messages.set(backlog.waiting() as f64);

@@ -404,6 +404,17 @@ pub enum StoreError {
         /// What the system says.
         reason: String,
     },
+    /// A write or a sync failed: what it holds has to be written anew and synced before it is used again.
+    #[error(
+        "cannot use the message store {path} after an error of the disk: {reason}; \
+         it is used again once its log was written anew and synced"
+    )]
+    Unproven {
+        /// The file.
+        path: PathBuf,
+        /// What failed.
+        reason: String,
+    },
     /// A limit of ours would be passed: `max_size` or the free-disk reserve.
     #[error("the message store {path} is full: {reason}")]
     Full {
@@ -459,6 +470,13 @@ pub enum StoreError {
     /// Our lease ended and somebody else took it.
     #[error("the replay lease was lost to another process")]
     LeaseLost,
+}
+
+impl StoreError {
+    /// Returns whether the store has to be written anew and synced before it is used again.
+    pub fn is_unproven(&self) -> bool {
+        matches!(self, Self::Unproven { .. })
+    }
 }
 
 /// Who holds a lease: shown to people, and different for every process and replay.
@@ -967,6 +985,17 @@ pub struct Condition {
     pub recoveries: Vec<RecoveryRecord>,
     /// Whether it is encrypted, and whether we have the key.
     pub encryption: Encryption,
+    /// Since when and why it has to be written anew and synced before it is used again.
+    pub unproven: Option<Unproven>,
+}
+
+/// That a write or a sync of a store failed, and it was not written anew and synced since.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Unproven {
+    /// When, in milliseconds since the Unix epoch.
+    pub since_ms: i64,
+    /// What failed.
+    pub reason: String,
 }
 
 /// How a store's contents are kept.
@@ -1111,6 +1140,26 @@ pub fn open(path: &Path, mode: OpenMode, limits: Limits) -> Result<Arc<dyn Store
 /// As [`open`], and [`StoreError::KeyMissing`], [`StoreError::WrongKey`] or [`StoreError::TooManyKeys`].
 pub fn open_with(path: &Path, mode: OpenMode, limits: Limits, keys: &Keys) -> Result<Arc<dyn Store>, StoreError> {
     Ok(Arc::new(sqlite::SqliteStore::open_with(path, mode, limits, keys)?))
+}
+
+/// Writes a store anew and syncs it, where an earlier write or sync of it failed. Opening it with a mode that recovers does
+/// the same; this is for those who open it with another one.
+///
+/// # Errors
+///
+/// [`StoreError::Unproven`] while another process has it open, and what keeps it from being written.
+pub fn prove(path: &Path) -> Result<(), StoreError> {
+    sqlite::prove(path)
+}
+
+/// Returns since when and why the store at this path has to be written anew and synced before it is used again.
+pub fn unproven(path: &Path) -> Option<Unproven> {
+    sqlite::unproven(path)
+}
+
+/// Returns how many writes and syncs of stores failed in this process.
+pub fn io_errors() -> u64 {
+    sqlite::io_errors()
 }
 
 /// How far [`reseal`] has come.

@@ -17,6 +17,8 @@
 //! - its file was **deleted** while it was open: it is still there for us, and its messages are stored anew (`rescue.rs`);
 //! - its file was **moved**: its log is written into it, so that it is whole wherever it is now, and nothing is copied:
 //!   whoever moved it has it;
+//! - a write or sync **failed**, here or in another process: it is closed, so that one of those who used it can open it
+//!   alone, write it anew and sync it (`sqlite/proof.rs`); opening does that, and fails until it is done;
 //! - anything else: it is opened again.
 //!
 //! A store that comes back after a full disk is only known to work once something was written, so a slot that found it
@@ -31,7 +33,7 @@ use std::time::{Duration, Instant};
 use tracing::{error, info, warn};
 
 use super::sqlite::FileId;
-use super::{Keys, Limits, OpenMode, Store, StoreError, rescue, sqlite};
+use super::{Keys, Limits, OpenMode, Store, StoreError, Unproven, rescue, sqlite};
 
 /// How long a slot waits before it tries to open its store again.
 const RETRY_AFTER: Duration = Duration::from_secs(3);
@@ -265,7 +267,9 @@ impl StoreSlot {
         let mut inner = self.inner();
         match opened {
             Ok(store) => {
-                info!(target: "db_manager", "the message store can be used again");
+                let was_unproven = matches!(&*inner, Inner::Away { error, .. } if error.is_unproven());
+                let how = if was_unproven { ", after it was written anew and synced" } else { "" };
+                info!(target: "db_manager", "the message store can be used again{how}");
                 *inner = Inner::open(Arc::clone(&store), self.file.as_deref());
                 Ok(store)
             }
@@ -322,6 +326,7 @@ impl StoreSlot {
             | StoreError::WrongKey { .. }
             | StoreError::TooManyKeys { .. }
             | StoreError::Key(_)
+            | StoreError::Unproven { .. }
             | StoreError::Unusable { .. } => true,
             StoreError::Full { .. }
             | StoreError::Busy { .. }
@@ -368,7 +373,7 @@ impl StoreSlot {
         }
     }
 
-    /// Takes the store out when its file is not the one at the path any more.
+    /// Takes the store out when its file is not the one at the path any more, or an error of the disk made it unproven.
     fn look_after(&self, inner: &mut Inner) {
         let (Some(path), Inner::Open { store, file, beside, looked_at }) = (self.file.as_deref(), &mut *inner) else {
             return;
@@ -383,6 +388,12 @@ impl StoreSlot {
             warn_of_loss(&error);
             let cause = file.map_or(Cause::Nothing, |file| self.gone(store, file, beside));
             *inner = Inner::Away { error, since: Instant::now(), tried_at: None, cause };
+        } else if let Some(Unproven { reason, .. }) = sqlite::unproven(path) {
+            // Another process, or another thread of this one, has seen an error. All have to close it before it is proven.
+            let error = Arc::new(StoreError::Unproven { path: path.to_owned(), reason });
+            warn_of_loss(&error);
+            let now = Instant::now();
+            *inner = Inner::Away { error, since: now, tried_at: Some(now), cause: Cause::Nothing };
         }
     }
 

@@ -15,6 +15,11 @@ impl Counter {
         self.0.fetch_add(count, Ordering::Relaxed);
     }
 
+    /// Takes over a number that is counted elsewhere in this process.
+    pub fn raise_to(&self, count: u64) {
+        self.0.fetch_max(count, Ordering::Relaxed);
+    }
+
     pub fn get(&self) -> u64 {
         self.0.load(Ordering::Relaxed)
     }
@@ -112,6 +117,7 @@ metrics! {
     store_dropped_messages: Gauge = "opik_offline_store_dropped_messages", "Messages that the store dropped when it was full, since it was made";
     store_expired_messages: Gauge = "opik_offline_store_expired_messages", "Messages that were dropped when they were older than max_age, since the store was made";
     store_lost_messages: Gauge = "opik_offline_store_lost_messages", "Messages of damaged store files that could not be recovered";
+    store_io_errors: Counter = "opik_offline_store_io_errors_total", "Writes and syncs of the store that failed";
     store_usable: Gauge = "opik_offline_store_usable", "1 while messages can be stored, 0 while the agent is a plain proxy";
     connection_available: Gauge = "opik_offline_connection_available", "1 while the Opik server can be reached";
 }

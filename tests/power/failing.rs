@@ -63,6 +63,13 @@ fn fail(kind: &str, n: u64, is_for_good: bool) -> bool {
     let db = scene.layer.db();
     let checked = scene.promises.check(&db, scene.layer.now()).and_then(|()| opens_unrepaired(&db));
     checked.unwrap_or_else(|why| panic!("{what}: {why}\n{}", end.stderr));
+    let (unproven, back) = (end.stderr.find("the disk failed under"), end.stderr.rfind("can be used again"));
+    if failed <= 1 && back > unproven && unproven.is_some() {
+        let proven = end.stderr.contains("can be used again, after it was written anew and synced");
+        assert!(proven, "{what}: the store is used again without a proof:\n{}", end.stderr);
+    }
+    let flag = format!("{}-unproven", db.display());
+    assert!(!std::path::Path::new(&flag).exists(), "{what}: the next start left {flag}");
     if failed <= 1 {
         assert_eq!(end.missing, 0, "{what}: the store did not come back:\n{}", end.stderr);
     }

@@ -123,7 +123,13 @@ fn store(report: &Report) -> Vec<Line> {
         _ => return vec![line("store", format!("{} cannot be used", store.path)).painted(Mark::Bad, "cannot be used")],
     };
     let encryption = store.encryption.as_ref().map(|encryption| line("encryption", encryption.text()));
-    std::iter::once(line("store", text)).chain(encryption).collect()
+    let unproven = store.unproven_since.as_ref().map(|since| {
+        let reason = store.unproven_reason.as_deref().unwrap_or_default();
+        let text =
+            format!("unproven since {since}: {reason}; it is used again once its log was written anew and synced");
+        line("", text).painted(Mark::Bad, "unproven")
+    });
+    std::iter::once(line("store", text)).chain(unproven).chain(encryption).collect()
 }
 
 /// What still has to reach the server, in a sentence.

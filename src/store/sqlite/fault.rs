@@ -5,7 +5,7 @@ use std::path::Path;
 
 use rusqlite::ErrorCode;
 
-use super::BUSY_TIMEOUT;
+use super::{BUSY_TIMEOUT, proof};
 use crate::store::StoreError;
 use crate::store::key::KeyId;
 
@@ -47,6 +47,8 @@ impl From<StoreError> for Fault {
 
 impl Fault {
     /// Sorts the fault by what the caller can do about it.
+    ///
+    /// Every fault of the engine passes here, so this is where a failed write or sync makes the store unproven.
     pub(super) fn at(self, path: &Path) -> StoreError {
         let path_buf = path.to_owned();
         match self {
@@ -57,6 +59,9 @@ impl Fault {
             Self::TooManyKeys => StoreError::TooManyKeys { path: path_buf },
             Self::Sealing(reason) => StoreError::Unusable { path: path_buf, reason: reason.into() },
             Self::Engine(error) => {
+                if let Some(unproven) = proof::judge(&error, path) {
+                    return unproven;
+                }
                 let reason = words(&error);
                 match error.sqlite_error_code() {
                     Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked) => {

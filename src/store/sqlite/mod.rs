@@ -19,6 +19,7 @@
 
 mod ahead;
 mod attachments;
+mod checkpoint;
 mod checksum;
 mod claim;
 mod codec;
@@ -29,6 +30,7 @@ mod lease;
 mod limits;
 mod open;
 mod people;
+mod proof;
 mod queries;
 mod recovery;
 mod register;
@@ -56,7 +58,9 @@ use tracing::warn;
 use self::codec::Packer;
 use self::fault::Fault;
 pub(in crate::store) use self::fault::os_words;
-pub(in crate::store) use self::open::FileId;
+pub(in crate::store) use self::open::{FileId, prove};
+use self::proof::Watch;
+pub(in crate::store) use self::proof::{errors as io_errors, unproven};
 pub(in crate::store) use self::reseal::reseal;
 use self::seal::{KeyRing, Sealer, State};
 use super::key::Keys;
@@ -78,6 +82,7 @@ pub struct SqliteStore {
     file: FileId,
     identity: StoreIdentity,
     log: PathBuf,
+    watch: Watch,
     limits: Limits,
     writer: Mutex<Connection>,
     /// Answers [`Store::waiting`].
@@ -141,6 +146,7 @@ impl SqliteStore {
             file: opened.file,
             identity: opened.file.identity(path),
             log: opened.log,
+            watch: opened.watch,
             limits,
             writer: Mutex::new(opened.writer),
             quick_reader: Mutex::new(quick_reader),
@@ -175,17 +181,20 @@ impl SqliteStore {
         let mut connection = lock(&self.writer);
         let result = (|| {
             let tx = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
+            // Under the write lock: nobody continues a log that has a hole.
+            self.watch.vet()?;
             let result = work(&tx, self.sealer(&tx)?.as_ref())?;
             tx.commit()?;
             Ok(result)
         })();
+        let result = result.map_err(|fault: Fault| fault.at(&self.path));
         // Also after a failure: it may be the log that fills the disk.
         if space::is_log_in_the_way(&self.path, &self.log)
-            && let Err(error) = space::truncate_log(&connection)
+            && let Err(error) = self.truncate_log(&connection)
         {
             warn!(target: "db_manager", "the log stays as long as it is on a disk that is nearly full: {error}");
         }
-        result.map_err(|fault: Fault| fault.at(&self.path))
+        result
     }
 
     /// Does this work under the write lock after the lease has been verified, and commits it.
@@ -198,6 +207,12 @@ impl SqliteStore {
             lease::verify(tx, lease)?;
             work(tx, sealer)
         })
+    }
+
+    /// Writes the log back and cuts it, unless its frames have to be kept for a proof.
+    fn truncate_log(&self, connection: &Connection) -> Result<(), StoreError> {
+        self.watch.vet()?;
+        space::truncate_log(connection).map_err(|error| Fault::from(error).at(&self.path))
     }
 
     /// Sees to it that so many bytes fit into the limits.
@@ -258,6 +273,14 @@ impl SqliteStore {
             Ok(result)
         })();
         result.map_err(|fault: Fault| fault.at(&self.path))
+    }
+}
+
+impl Drop for SqliteStore {
+    fn drop(&mut self) {
+        for connection in [&mut self.writer, &mut self.quick_reader, &mut self.reader] {
+            self.watch.before_close(connection.get_mut().unwrap_or_else(PoisonError::into_inner));
+        }
     }
 }
 
@@ -491,6 +514,7 @@ impl Store for SqliteStore {
         }
         let connection = lock(&self.writer);
         let emptied = || -> Result<bool, Fault> {
+            self.watch.vet()?;
             // Whoever reads for long must not keep writers waiting for this.
             connection.busy_timeout(LOG_ERASURE_TIMEOUT)?;
             let emptied = lanes::empty_log(&connection);
@@ -576,11 +600,14 @@ impl Store for SqliteStore {
         self.remove_unfinished()?;
         self.write(|tx, _| register::forget_header_sets(tx))?;
         self.erase_credentials()?;
-        let shrink = || space::shrink_a_step(&lock(&self.writer));
-        while shrink().map_err(|error| Fault::from(error).at(&self.path))? {}
+        let shrink = || -> Result<bool, Fault> {
+            self.watch.vet()?;
+            Ok(space::shrink_a_step(&lock(&self.writer))?)
+        };
+        while shrink().map_err(|fault| fault.at(&self.path))? {}
         let connection = lock(&self.writer);
         let truncate = || -> Result<u64, Fault> {
-            space::truncate_log(&connection)?;
+            self.truncate_log(&connection)?;
             Ok(space::Space::of(&connection, &self.path, &self.log)?.file_bytes)
         };
         truncate().map_err(|fault| fault.at(&self.path))
@@ -605,6 +632,7 @@ impl Store for SqliteStore {
                 expired: people::counter(connection, "expired")?,
                 recoveries: recovery::recoveries(connection)?,
                 encryption: sealer.encryption(),
+                unproven: self.watch.unproven(),
             })
         })
     }

@@ -14,9 +14,10 @@ use rusqlite::config::DbConfig;
 use rusqlite::{Connection, OpenFlags};
 
 use super::fault::{Fault, NO_DATABASE, access_words, folder_of, os_words};
+use super::proof::Watch;
 use super::recovery::{self, FolderLock};
 use super::seal::{self, KeyRing, Sealer, State};
-use super::{BUSY_TIMEOUT, queries, schema};
+use super::{BUSY_TIMEOUT, checkpoint, proof, queries, schema};
 use crate::store::{OpenMode, StoreError, StoreIdentity, place};
 
 /// The oldest SQLite without the WAL-reset fault, which can damage a file that several processes write.
@@ -86,6 +87,8 @@ pub(super) struct Opened {
     pub(super) sealer: Sealer,
     /// The write-ahead log. It lies beside the file itself, also when the path is a symbolic link to it.
     pub(super) log: PathBuf,
+    /// Tells whether an error of the disk made it unproven.
+    pub(super) watch: Watch,
 }
 
 /// Opens the store at this path, makes it when the mode says so, and brings its schema up to date.
@@ -100,6 +103,7 @@ pub(super) fn open(path: &Path, mode: OpenMode, size_max: u64, keys: &Arc<KeyRin
     match open_sound(path, mode, size_max, keys) {
         Err(StoreError::Damaged { reason, .. }) if mode.recovers() => {
             recovery::recover(path, None, &reason, keys)?;
+            proven_by_recovery(path)?;
             open_sound(path, mode, size_max, keys)
         }
         result => result,
@@ -117,7 +121,28 @@ pub(super) fn open_recovered(
     let _one_at_a_time = OPENING.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
     vet(path, OpenMode::CreateIfMissing)?;
     recovery::recover(path, Some(failed), reason, keys)?;
+    proven_by_recovery(path)?;
     open_sound(path, OpenMode::CreateIfMissing, size_max, keys)
+}
+
+/// Notes that the store is a new file by now, which was synced. Nothing of the old one is read again.
+fn proven_by_recovery(path: &Path) -> Result<(), StoreError> {
+    proof::clear(path).map_err(|error| StoreError::Unusable { path: path.to_owned(), reason: os_words(&error) })
+}
+
+/// Proves the store if it is unproven; see [`crate::store::prove`].
+pub(in crate::store) fn prove(path: &Path) -> Result<(), StoreError> {
+    let _one_at_a_time = OPENING.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+    if proof::unproven(path).is_none() {
+        return Ok(());
+    }
+    let place = vet(path, OpenMode::Existing)?;
+    let _no_recovery = FolderLock::shared(&place)?;
+    match make_or_examine(path, OpenMode::Existing) {
+        Err(StoreError::Missing { .. }) => return Ok(()),
+        result => result?,
+    }
+    proof::prove_if_needed(path, None).map_err(|fault| fault.at(path))
 }
 
 fn open_sound(path: &Path, mode: OpenMode, size_max: u64, keys: &Arc<KeyRing>) -> Result<Opened, StoreError> {
@@ -127,7 +152,18 @@ fn open_sound(path: &Path, mode: OpenMode, size_max: u64, keys: &Arc<KeyRing>) -
         return Err(StoreError::Damaged { path: path.to_owned(), reason });
     }
     make_or_examine(path, mode)?;
-    let mut writer = open_writer(path, mode, size_max, keys).map_err(|fault| fault.at(path))?;
+    if mode.recovers() {
+        proof::prove_if_needed(path, Some(keys)).map_err(|fault| fault.at(path))?;
+    }
+    let mut writer = match open_writer(path, mode, size_max, keys) {
+        // Its schema has to be brought up to date, which writes. A look at any other unproven store writes nothing.
+        Err(Fault::Store(StoreError::Unproven { .. })) => {
+            let keys_needed = (mode != OpenMode::WithoutKey).then_some(keys.as_ref());
+            proof::prove_if_needed(path, keys_needed).and_then(|()| open_writer(path, mode, size_max, keys))
+        }
+        result => result,
+    }
+    .map_err(|fault| fault.at(path))?;
     if mode.recovers() {
         recovery::look_through(&writer, path).map_err(|fault| fault.at(path))?;
     }
@@ -145,7 +181,7 @@ fn open_sound(path: &Path, mode: OpenMode, size_max: u64, keys: &Arc<KeyRing>) -
     let file = FileId::at(path).ok_or_else(removed)?;
     let mut log = fs::canonicalize(path).map_err(|_| removed())?.into_os_string();
     log.push("-wal");
-    Ok(Opened { writer, readers, file, sealer, log: log.into() })
+    Ok(Opened { writer, readers, file, sealer, log: log.into(), watch: Watch::new(path) })
 }
 
 /// Refuses a place where another user has laid a trap, and returns where the store really is.
@@ -334,6 +370,8 @@ fn connect(path: &Path) -> rusqlite::Result<Connection> {
     let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
     let connection = Connection::open_with_flags(path, flags)?;
     connection.busy_timeout(BUSY_TIMEOUT)?;
+    // Whoever closes it in order allows it, where the store is proven: an unproven one keeps its log.
+    connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true)?;
     connection.set_prepared_statement_cache_capacity(STATEMENTS_KEPT);
     connection.pragma_update(None, "synchronous", "FULL")?;
     connection.pragma_update(None, "foreign_keys", false)?;
@@ -369,11 +407,9 @@ fn open_writer(path: &Path, mode: OpenMode, size_max: u64, keys: &KeyRing) -> Re
     let mut connection = connect(path)?;
     let page_bytes = u64::from(schema::PAGE_BYTES);
     let log_pages = (size_max / LOG_SHARE / page_bytes).clamp(LOG_PAGES_MIN, LOG_PAGES_MAX);
-    connection.pragma_update(None, "wal_autocheckpoint", log_pages as i64)?;
+    checkpoint::install(&mut connection, path, log_pages)?;
     // A log that grew further (under a long reader, by a large commit) is cut back.
     connection.pragma_update(None, "journal_size_limit", (2 * log_pages * page_bytes) as i64)?;
-    // Until we know that the file is ours, closing it must not write its log back.
-    connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true)?;
     let application_id: i32 = connection.pragma_query_value(None, "application_id", |row| row.get(0))?;
     if application_id != schema::APPLICATION_ID && !tables(&connection)?.is_empty() {
         // The file was ours when it was examined without its log.
@@ -393,8 +429,10 @@ fn open_writer(path: &Path, mode: OpenMode, size_max: u64, keys: &KeyRing) -> Re
         let reason = "this file system allows no write-ahead log; choose a local disk".into();
         return Err(StoreError::Unusable { path: path.to_owned(), reason }.into());
     }
+    if schema::version(&connection)? != schema::known_version() {
+        Watch::new(path).vet()?;
+    }
     schema::migrate(&mut connection)?;
     refuse_newer(path, schema::version(&connection)?)?;
-    connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, false)?;
     Ok(connection)
 }

@@ -19,6 +19,7 @@ use std::sync::Arc;
 use rusqlite::{Connection, OptionalExtension, Row, Transaction, TransactionBehavior, params};
 
 use super::fault::Fault;
+use super::proof::Watch;
 use super::seal::{self, Destination, KeptBody, KeyRing, Lookup, Place, Sealer, State};
 use super::{BUSY_TIMEOUT, attachments, open, people, queries, space};
 use crate::store::{Keys, Limits, OpenMode, Resealed, Resealing, StoreError};
@@ -40,16 +41,27 @@ pub(in crate::store) fn reseal(
     on_progress: &mut dyn FnMut(Resealing) -> bool,
 ) -> Result<Resealed, StoreError> {
     let ring = Arc::new(KeyRing::new(keys));
+    open::prove(path)?;
     let opened = open::open(path, OpenMode::Existing, limits.size_max, &ring)?;
     drop(opened.readers);
-    let mut work = Work { path, log: &opened.log, connection: opened.writer, ring, done: Resealing::default() };
-    work.run(on_progress).map_err(|fault| fault.at(path))
+    let mut work = Work {
+        path,
+        log: &opened.log,
+        connection: opened.writer,
+        watch: opened.watch,
+        ring,
+        done: Resealing::default(),
+    };
+    let result = work.run(on_progress).map_err(|fault| fault.at(path));
+    work.watch.before_close(&work.connection);
+    result
 }
 
 struct Work<'a> {
     path: &'a Path,
     log: &'a Path,
     connection: Connection,
+    watch: Watch,
     ring: Arc<KeyRing>,
     done: Resealing,
 }
@@ -125,6 +137,7 @@ impl Work<'_> {
                 let Some((last, _)) = rows.last() else { break };
                 after = *last;
                 let tx = self.connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
+                self.watch.vet()?;
                 if seal::generation(&tx)? != sealer.generation() {
                     return Ok(Walked::Changed);
                 }
@@ -164,6 +177,7 @@ impl Work<'_> {
 
     /// Removes what is left of deleted and changed rows from the files; says why that can't be done now.
     fn remove_remnants(&mut self) -> Result<Option<String>, Fault> {
+        self.watch.vet()?;
         while space::shrink_a_step(&self.connection)? {}
         let space = space::Space::of(&self.connection, self.path, self.log)?;
         if space.file_bytes > REWRITTEN_BYTES_MAX && people::agents(&self.connection)?.iter().any(is_running) {
@@ -183,6 +197,7 @@ impl Work<'_> {
         self.connection.pragma_update(None, "temp_store", "FILE")?;
         self.connection.execute_batch(queries::WRITE_ANEW)?;
         for _ in 0..TRUNCATE_TRIES {
+            self.watch.vet()?;
             let is_busy: bool = self.connection.query_row(queries::EMPTY_LOG, [], |row| row.get(0))?;
             if !is_busy {
                 return Ok(None);

@@ -1,0 +1,504 @@
+//! After a write or a sync failed: the store is *unproven* until everything in its log was written anew and synced.
+//!
+//! A kernel that can't write a page back reports that once, at the next sync, and marks the page clean: it is read as
+//! written, it is never written again, and it is not on the disk. Then two things must not happen. The log must not be
+//! continued by whoever opens it anew, because SQLite takes the failed commit's frames in the page cache for committed,
+//! and what is appended behind such a hole is gone after a power cut. And the log must not start over, because pages of
+//! the database that a checkpoint wrote may be such pages.
+//!
+//! ```text
+//!   in use ── a write, sync or truncation fails ──▶ unproven: flag file, no write, no checkpoint, all close it
+//!      ▲                                                 │ nobody else has it open
+//!      │                                                 ▼
+//!      └── flag removed ◀── both files and the folder synced ◀── log written anew, synced; all of it into the database
+//! ```
+//!
+//! - **The flag** is `<store>-unproven`, beside the store. It tells other processes, which look for it in every write and
+//!   once a second, and later starts. It is not synced: after a power cut nothing is left of the page cache, so what is
+//!   read is what is on the disk. Where it can't be made, this process remembers.
+//! - **The proof** opens the store alone: with `locking_mode=EXCLUSIVE` before the first read, SQLite fails while anybody
+//!   else has it open, uses no `-shm` file, and builds the log's index anew, in which no frame counts as written back. Then
+//!   the log's bytes are written again in place and synced: only after that a power cut in the middle of a checkpoint finds
+//!   every frame. Then `wal_checkpoint(TRUNCATE)` writes each page of the log into the database, syncs it, and cuts the log.
+//! - **At every start** a log that was left behind is proven in the same way: a process may have been killed between the
+//!   failure and the flag.
+//! - Connections to an unproven store neither write the log back nor delete it when they are closed.
+//!
+//! # What this guarantees
+//!
+//! Everything acknowledged before the failure is in the log or in the database, synced; everything acknowledged after it
+//! comes after the proof. The failed commit itself may be there or not, as its client was told.
+//!
+//! Where the kernel evicts a page that it failed to write, the old content is read from the disk. In the log that breaks
+//! the chain of checksums, and the log ends there: before it is all that was acknowledged. In the database, readers that
+//! begin before the failure is known may see an old page that a checkpoint counted as written back; the proof writes it
+//! again. A *write* based on such a page, in the moments between the eviction and the next sync, is not excluded. Nor is
+//! one process with the store open, another one that is killed between the failure and the flag, and a third one that
+//! opens it after that.
+
+use std::collections::BTreeMap;
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Write as _};
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, UNIX_EPOCH};
+
+use rusqlite::config::DbConfig;
+use rusqlite::{Connection, ErrorCode, OpenFlags, ffi};
+use tracing::{error, info};
+
+use super::fault::{Fault, folder_of, os_words};
+use super::seal::{self, KeyRing};
+use super::{queries, recovery, schema};
+use crate::store::{StoreError, Unproven, now_ms};
+
+/// What is added to the name of a store that is unproven.
+const SUFFIX: &str = "-unproven";
+/// How long a proof waits for others to close the store; it is tried again.
+const ALONE_TIMEOUT: Duration = Duration::from_millis(500);
+/// Bytes written anew at a time.
+const CHUNK_BYTES: usize = 1 << 20;
+/// A database up to this size is written anew, too: one whose first commit, which no log has, may have failed.
+const DATABASE_BYTES_MAX: u64 = 1 << 20;
+/// Bytes of a reason that are read from a flag.
+const REASON_BYTES_MAX: usize = 500;
+
+/// Stores that this process found unproven.
+static KNOWN: Mutex<BTreeMap<PathBuf, Known>> = Mutex::new(BTreeMap::new());
+/// Failed writes and syncs of this process.
+static ERRORS: AtomicU64 = AtomicU64::new(0);
+
+struct Known {
+    what: Unproven,
+    /// Whether there is a flag file: another process that proves the store removes it.
+    has_flag: bool,
+}
+
+fn known() -> MutexGuard<'static, BTreeMap<PathBuf, Known>> {
+    KNOWN.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Returns how many writes and syncs of stores failed in this process.
+pub(in crate::store) fn errors() -> u64 {
+    ERRORS.load(Ordering::Relaxed)
+}
+
+/// Returns the flag of the store at this path. It is beside the file itself, also when the path is a link to it.
+fn flag_of(path: &Path) -> PathBuf {
+    let mut flag = fs::canonicalize(path).unwrap_or_else(|_| path.to_owned()).into_os_string();
+    flag.push(SUFFIX);
+    flag.into()
+}
+
+/// What a failed operation means for bytes that were written earlier.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Lost {
+    Nothing,
+    /// Unless it is a quota that refused the write.
+    Perhaps(&'static str),
+    Yes(&'static str),
+}
+
+/// Sorts an extended result code of SQLite.
+///
+/// `SQLITE_FULL` is a write that did not happen, reads change nothing, and nothing in a `-shm` file has to survive.
+fn lost_by(extended_code: i32) -> Lost {
+    match extended_code {
+        ffi::SQLITE_IOERR_WRITE => Lost::Perhaps("a write failed"),
+        ffi::SQLITE_IOERR_FSYNC => Lost::Yes("a sync failed"),
+        ffi::SQLITE_IOERR_DIR_FSYNC => Lost::Yes("a sync of its folder failed"),
+        ffi::SQLITE_IOERR_TRUNCATE => Lost::Yes("a truncation failed"),
+        _ => Lost::Nothing,
+    }
+}
+
+/// Makes the store unproven if this error says that bytes may be lost, and returns the error for the caller then.
+pub(super) fn judge(error: &rusqlite::Error, path: &Path) -> Option<StoreError> {
+    let rusqlite::Error::SqliteFailure(code, _) = error else { return None };
+    let (what, is_certain) = match lost_by(code.extended_code) {
+        Lost::Nothing => return None,
+        Lost::Perhaps(what) => (what, false),
+        Lost::Yes(what) => (what, true),
+    };
+    let reason = format!("{what} (SQLite error {})", code.extended_code);
+    mark(path, &reason, is_certain).then(|| StoreError::Unproven { path: path.to_owned(), reason })
+}
+
+/// Makes the store unproven, and returns whether it is. SQLite does not tell a quota from a broken disk; the flag's own
+/// bytes do.
+fn mark(path: &Path, reason: &str, is_certain: bool) -> bool {
+    ERRORS.fetch_add(1, Ordering::Relaxed);
+    let flag = flag_of(path);
+    if found(&flag).is_some() {
+        return true;
+    }
+    // Remembered first: another thread must not write while the flag is made.
+    let what = Unproven { since_ms: now_ms(), reason: reason.to_owned() };
+    if known().insert(flag.clone(), Known { what, has_flag: false }).is_some() {
+        return true;
+    }
+    let made = make_flag(&flag, reason);
+    let is_quota = |error: &io::Error| error.raw_os_error() == Some(rustix::io::Errno::DQUOT.raw_os_error());
+    if !is_certain && made.as_ref().err().is_some_and(is_quota) {
+        known().remove(&flag);
+        // Nothing to say where it was not even made.
+        let _ = fs::remove_file(&flag);
+        return false;
+    }
+    if let Some(known) = known().get_mut(&flag) {
+        known.has_flag = flag.exists();
+    }
+    error!(
+        target: "db_manager",
+        "the disk failed under the message store {}: {reason}; it is not used until its log was written anew and synced",
+        path.display()
+    );
+    true
+}
+
+fn make_flag(flag: &Path, reason: &str) -> io::Result<()> {
+    let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(flag)?;
+    file.write_all(reason.as_bytes())
+}
+
+/// Returns since when and why the store at this path is unproven.
+pub(in crate::store) fn unproven(path: &Path) -> Option<Unproven> {
+    found(&flag_of(path))
+}
+
+/// Where to look whether an open store is unproven. One look is two look-ups, cheap enough for every commit.
+#[derive(Clone, Debug)]
+pub(super) struct Watch {
+    path: PathBuf,
+    flag: PathBuf,
+}
+
+impl Watch {
+    /// Watches the store at this path, which is there.
+    pub(super) fn new(path: &Path) -> Self {
+        Self { path: path.to_owned(), flag: flag_of(path) }
+    }
+
+    pub(super) fn unproven(&self) -> Option<Unproven> {
+        found(&self.flag)
+    }
+
+    /// Fails if the store is unproven.
+    pub(super) fn vet(&self) -> Result<(), StoreError> {
+        match self.unproven() {
+            Some(Unproven { reason, .. }) => Err(StoreError::Unproven { path: self.path.clone(), reason }),
+            None => Ok(()),
+        }
+    }
+
+    /// Lets a connection that is about to be closed write the log back, unless the store is unproven.
+    pub(super) fn before_close(&self, connection: &Connection) {
+        // What can't be set stays as it was when the connection was opened: nothing is written.
+        let _ = connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, self.unproven().is_some());
+    }
+}
+
+fn found(flag: &Path) -> Option<Unproven> {
+    let there = fs::symlink_metadata(flag).ok();
+    let mut known = known();
+    match (known.get(flag), there) {
+        // Another process has proven it.
+        (Some(Known { has_flag: true, .. }), None) => {
+            known.remove(flag);
+            None
+        }
+        (Some(Known { what, .. }), _) => Some(what.clone()),
+        (None, None) => None,
+        (None, Some(metadata)) => {
+            let since = metadata.modified().ok().and_then(|at| at.duration_since(UNIX_EPOCH).ok());
+            let since_ms = since.and_then(|since| i64::try_from(since.as_millis()).ok()).unwrap_or_default();
+            Some(Unproven { since_ms, reason: reason_in(flag) })
+        }
+    }
+}
+
+/// Reads the reason from a flag of another process. It may be a text of anybody, so it can't control a terminal.
+fn reason_in(flag: &Path) -> String {
+    let mut bytes = [0; REASON_BYTES_MAX];
+    let options = OpenOptions::new().read(true).custom_flags(libc_nonblock()).open(flag);
+    let read = options.and_then(|file| file.read_at(&mut bytes, 0)).unwrap_or(0);
+    let text: String = String::from_utf8_lossy(&bytes[..read]).chars().filter(|c| !c.is_control()).collect();
+    if text.is_empty() { "a write or a sync failed".into() } else { text }
+}
+
+/// A flag that is a pipe must not block.
+fn libc_nonblock() -> i32 {
+    i32::try_from(rustix::fs::OFlags::NONBLOCK.bits()).unwrap_or_default()
+}
+
+/// Notes that the store at this path is proven.
+pub(super) fn clear(path: &Path) -> io::Result<()> {
+    let flag = flag_of(path);
+    match fs::remove_file(&flag) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        Ok(()) | Err(_) => {}
+    }
+    known().remove(&flag);
+    Ok(())
+}
+
+/// Proves the store at this path if it has to be: because it is unproven, or because its log was left behind.
+///
+/// With `keys`, a store that they don't open is left as it is.
+pub(super) fn prove_if_needed(path: &Path, keys: Option<&KeyRing>) -> Result<(), Fault> {
+    let before = unproven(path);
+    let log = recovery::log_of(&fs::canonicalize(path).unwrap_or_else(|_| path.to_owned()));
+    let is_left_behind = fs::metadata(&log).is_ok_and(|log| log.len() > 0);
+    if before.is_none() && !is_left_behind {
+        return Ok(());
+    }
+    let timeout = if before.is_some() { ALONE_TIMEOUT } else { Duration::ZERO };
+    let result = prove(path, &log, keys, timeout);
+    let is_busy = matches!(&result, Err(Fault::Engine(error))
+        if matches!(error.sqlite_error_code(), Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked)));
+    match (result, before) {
+        (Ok(()), Some(Unproven { reason, .. })) => {
+            clear(path).map_err(|error| unusable(path, &error))?;
+            info!(
+                target: "db_manager",
+                "the message store {} is proven after {reason}: its log was written anew and synced", path.display()
+            );
+            Ok(())
+        }
+        // Another process was faster.
+        (Err(_), Some(_)) if is_busy && unproven(path).is_none() => Ok(()),
+        (Err(_), Some(Unproven { reason, .. })) if is_busy => {
+            let reason = format!("{reason}, and another process still has it open");
+            Err(StoreError::Unproven { path: path.to_owned(), reason }.into())
+        }
+        // It is in use, and those who use it know what they wrote.
+        (Err(_), None) if is_busy => Ok(()),
+        (result, _) => result,
+    }
+}
+
+fn unusable(path: &Path, error: &io::Error) -> Fault {
+    let reason = format!("it can't be proven: {}", os_words(error));
+    StoreError::Unusable { path: path.to_owned(), reason }.into()
+}
+
+fn prove(path: &Path, log_path: &Path, keys: Option<&KeyRing>, timeout: Duration) -> Result<(), Fault> {
+    let failed = |error: io::Error| unusable(path, &error);
+    // Closed after the connection: nobody in this process has a lock on it then.
+    let mut database = None;
+    let connection = open_alone(path, timeout)?;
+    let application_id: i32 = connection.pragma_query_value(None, "application_id", |row| row.get(0))?;
+    let version = schema::version(&connection)?;
+    if application_id != schema::APPLICATION_ID && version != 0 {
+        return Err(Fault::Damaged("its write-ahead log is that of another database".into()));
+    }
+    let known = schema::known_version();
+    if version > known {
+        return Err(StoreError::NewerSchema { path: path.to_owned(), found: version, known }.into());
+    }
+    if let Some(keys) = keys {
+        seal::verify_before_writing(&connection, keys)?;
+    }
+    recovery::look_through(&connection, path)?;
+    let file = database.insert(OpenOptions::new().read(true).write(true).open(path).map_err(failed)?);
+    if file.metadata().map_err(failed)?.len() <= DATABASE_BYTES_MAX {
+        write_anew(file).map_err(failed)?;
+    }
+    let opened = OpenOptions::new().read(true).write(true).open(log_path);
+    let log = match opened {
+        Ok(log) => {
+            write_anew(&log).map_err(failed)?;
+            Some(log)
+        }
+        Err(error) if error.kind() == io::ErrorKind::NotFound => None,
+        Err(error) => return Err(failed(error)),
+    };
+    let is_busy: bool = connection.query_row(queries::EMPTY_LOG, [], |row| row.get(0))?;
+    if is_busy {
+        let busy = rusqlite::Error::SqliteFailure(ffi::Error::new(ffi::SQLITE_BUSY), None);
+        return Err(busy.into());
+    }
+    file.sync_all().map_err(failed)?;
+    if let Some(log) = log {
+        log.sync_all().map_err(failed)?;
+    }
+    File::open(folder_of(log_path)).and_then(|folder| folder.sync_all()).map_err(failed)
+}
+
+/// Opens the store for this process alone. The mode has to be set before the first read.
+fn open_alone(path: &Path, timeout: Duration) -> rusqlite::Result<Connection> {
+    let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+    let connection = Connection::open_with_flags(path, flags)?;
+    connection.busy_timeout(timeout)?;
+    connection.pragma_update(None, "locking_mode", "EXCLUSIVE")?;
+    connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true)?;
+    connection.pragma_update(None, "synchronous", "FULL")?;
+    connection.pragma_update(None, "wal_autocheckpoint", 0)?;
+    Ok(connection)
+}
+
+/// Makes every byte of a file one that has to be written to the disk, and writes it.
+fn write_anew(file: &File) -> io::Result<()> {
+    let mut chunk = vec![0; CHUNK_BYTES];
+    let mut at = 0;
+    loop {
+        match file.read_at(&mut chunk, at) {
+            Ok(0) => return file.sync_all(),
+            Ok(read) => {
+                file.write_all_at(&chunk[..read], at)?;
+                at += read as u64;
+            }
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+    use std::time::Instant;
+
+    use super::*;
+    use crate::message::{Body, Encoding, HeaderSet, Lane, Message, MessageType, Request};
+    use crate::store::slot::StoreSlot;
+    use crate::store::sqlite::SqliteStore;
+    use crate::store::{Filter, Limits, OpenMode, Store, WhenFull};
+
+    const LIMITS: Limits = Limits { size_max: 1 << 30, disk_reserve: 0, when_full: WhenFull::Refuse };
+
+    fn message() -> Message {
+        let body = Body::new("{}".to_owned(), Encoding::Identity);
+        let (method, path, headers) = ("POST".into(), "v1/private/traces".into(), HeaderSet::default());
+        let request = Request { method, path, headers, body };
+        let (lane, message_type) = (Lane::default(), MessageType::CreateTrace);
+        Message { lane, message_type, request, touches: Vec::new(), items: 1, project: None, accepted_at_ms: 1 }
+    }
+
+    fn open(path: &Path, mode: OpenMode) -> Result<SqliteStore, StoreError> {
+        SqliteStore::open(path, mode, LIMITS)
+    }
+
+    fn stored(store: &dyn Store) -> u64 {
+        store.backlog(&Filter::default()).expect("it can be read").messages()
+    }
+
+    fn log_bytes(path: &Path) -> u64 {
+        fs::metadata(recovery::log_of(path)).map_or(0, |log| log.len())
+    }
+
+    #[test]
+    fn only_failed_writes_and_syncs_make_a_store_unproven() {
+        for (code, lost) in [
+            (ffi::SQLITE_IOERR_WRITE, Some(false)),
+            (ffi::SQLITE_IOERR_FSYNC, Some(true)),
+            (ffi::SQLITE_IOERR_DIR_FSYNC, Some(true)),
+            (ffi::SQLITE_IOERR_TRUNCATE, Some(true)),
+            (ffi::SQLITE_IOERR_READ, None),
+            (ffi::SQLITE_IOERR_SHMSIZE, None),
+            (ffi::SQLITE_FULL, None),
+            (ffi::SQLITE_BUSY, None),
+            (ffi::SQLITE_CORRUPT, None),
+        ] {
+            let found = match lost_by(code) {
+                Lost::Nothing => None,
+                Lost::Perhaps(_) => Some(false),
+                Lost::Yes(_) => Some(true),
+            };
+            assert_eq!(found, lost, "{code}");
+        }
+    }
+
+    #[test]
+    fn an_unproven_store_is_read_but_not_written_until_its_log_is_in_the_database() {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let path = folder.path().join("opik_messages.db");
+        let flag = flag_of(&path);
+        let store = open(&path, OpenMode::CreateIfMissing).expect("a new store");
+        store.register(&[message()]).expect("it is proven");
+        let database = fs::read(&path).expect("it is there");
+        assert!(mark(&path, "a sync failed", true));
+        assert!(flag.exists(), "other processes are not told");
+        let refused = store.register(&[message()]).expect_err("the log may have a hole");
+        assert!(refused.is_unproven(), "{refused}");
+        assert!(store.erase_credentials().is_err(), "the log was cut");
+        assert!(store.compact().is_err(), "the log was cut");
+        assert_eq!(stored(&store), 1);
+        let unproven = store.condition().expect("it can be read").unproven.expect("it says so");
+        assert_eq!(unproven.reason, "a sync failed");
+        drop(store);
+        let left = log_bytes(&path);
+        assert!(left > 0, "closing it deleted the log");
+        let looked = open(&path, OpenMode::Existing).expect("it can be looked at");
+        assert_eq!(stored(&looked), 1);
+        assert!(looked.register(&[message()]).is_err());
+        drop(looked);
+        assert_eq!((log_bytes(&path), fs::read(&path).expect("it is there")), (left, database), "looking wrote");
+        // As in a process that starts now.
+        known().remove(&flag_of(&path));
+        let again = open(&path, OpenMode::CreateIfMissing).expect("it can be proven");
+        assert!(!flag.exists());
+        assert_eq!((log_bytes(&path), stored(&again)), (0, 1));
+        again.register(&[message()]).expect("it is proven");
+        assert_eq!(stored(&again), 2);
+    }
+
+    #[test]
+    fn a_log_that_was_left_behind_is_written_anew_at_the_next_start() {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let (path, copy) = (folder.path().join("opik_messages.db"), folder.path().join("killed.db"));
+        let store = open(&path, OpenMode::CreateIfMissing).expect("a new store");
+        store.register(&[message()]).expect("it is proven");
+        for suffix in ["", "-wal"] {
+            let name = |path: &Path| {
+                let mut name = path.as_os_str().to_owned();
+                name.push(suffix);
+                PathBuf::from(name)
+            };
+            fs::copy(name(&path), name(&copy)).expect("it is there");
+        }
+        assert!(log_bytes(&copy) > 0);
+        let next = open(&copy, OpenMode::CreateIfMissing).expect("it can be opened");
+        assert_eq!((log_bytes(&copy), stored(&next)), (0, 1));
+        // In use, it is not cut.
+        let in_use = log_bytes(&path);
+        open(&path, OpenMode::CreateIfMissing).expect("two may have it open");
+        assert_eq!(log_bytes(&path), in_use);
+    }
+
+    #[test]
+    fn nothing_is_proven_while_another_process_has_it_open_and_all_leave_so_that_one_can() {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let path = folder.path().join("opik_messages.db");
+        let slot = || StoreSlot::at(&path, LIMITS);
+        let slots = [slot(), slot()];
+        for slot in &slots {
+            slot.with(|store| store.register(&[message()])).expect("it is open");
+        }
+        let in_the_way = open(&path, OpenMode::Existing).expect("it can be looked at");
+        assert!(mark(&path, "a sync failed", true));
+        let deadline = Instant::now() + Duration::from_secs(60);
+        for slot in &slots {
+            let refused = slot.with(|store| store.register(&[message()])).expect_err("it is unproven");
+            assert!(refused.is_unproven(), "{refused}");
+            let again = slot.retry().err().expect("another one has it open");
+            assert!(again.is_unproven(), "{again}");
+        }
+        assert!(flag_of(&path).exists());
+        drop(in_the_way);
+        for slot in &slots {
+            while let Err(error) = slot.get() {
+                assert!(Instant::now() < deadline, "it does not come back: {error}");
+                std::thread::sleep(Duration::from_millis(100));
+            }
+        }
+        assert!(!flag_of(&path).exists());
+        for slot in &slots {
+            slot.with(|store| store.register(&[message()])).expect("it is proven");
+        }
+        let store: Arc<dyn Store> = slots[0].get().expect("it is open");
+        assert_eq!(stored(store.as_ref()), 4);
+    }
+}
