@@ -10,8 +10,9 @@
  *   OPIK_DISK_FAIL      KIND:N:ERRNO:GOOD, KIND one of write, sync, open, truncate: the N-th of them fails with this error
  *                       and, with GOOD 1, all that follow it
  *   OPIK_DISK_KILL      N: the process kills itself instead of doing operation N
- *   OPIK_DISK_OUTAGE    SUFFIX:FROM:OPERATIONS:SEED: from operation FROM on, for this many operations, nothing that is
- *                       written back of files whose name ends with SUFFIX (* for all files) reaches the disk
+ *   OPIK_DISK_OUTAGE    SUFFIX:FROM:OPERATIONS:PAUSE:SEED: from operation FROM on, for this many operations, nothing that
+ *                       is written back of files whose name ends with SUFFIX (* for all files) reaches the disk. The outage
+ *                       is over, too, when nothing was done for PAUSE milliseconds.
  *
  * A watched sync only counts: what is durable is decided from the journal, and the tests need no real disk to wait for.
  *
@@ -37,6 +38,7 @@
 #include <sys/mman.h>
 #include <sys/stat.h>
 #include <sys/uio.h>
+#include <time.h>
 #include <unistd.h>
 
 enum counter { OPERATIONS, WRITES, SYNCS, OPENS, TRUNCATES, FAILED, COUNTERS };
@@ -57,13 +59,16 @@ struct mapping { uint64_t inode, dirty, errors, seen; };
 /* As tests/power/layer.rs makes room for them. */
 #define MAPPINGS_MAX 64
 
+struct outage { uint64_t last_ms, is_over; };
+
 static uint64_t watched[FILES_MAX];
 /* Kept per descriptor: whether the outage is about its file, and which error of it the descriptor knows. */
 static unsigned char fails_in_outage[FILES_MAX];
 static uint64_t known_error[FILES_MAX];
 static struct mapping *mappings;
+static struct outage *outage;
 static char outage_suffix[64];
-static uint64_t outage_from, outage_operations, outage_seed;
+static uint64_t outage_from, outage_operations, outage_pause, outage_seed;
 static char root[PATH_MAX];
 static uint64_t *counters;
 static int journal = -1, lock_file = -1;
@@ -99,13 +104,14 @@ __attribute__((constructor)) static void begin(void) {
     int file = plain_open(numbers, O_RDWR | O_CLOEXEC, 0);
     if (file < 0)
         broken(numbers);
-    size_t bytes = COUNTERS * sizeof *counters + MAPPINGS_MAX * sizeof *mappings;
+    size_t bytes = COUNTERS * sizeof *counters + MAPPINGS_MAX * sizeof *mappings + sizeof *outage;
     void *map = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_SHARED, file, 0);
     if (map == MAP_FAILED)
         broken(numbers);
     lock_file = file;
     counters = map;
     mappings = (struct mapping *)(counters + COUNTERS);
+    outage = (struct outage *)(mappings + MAPPINGS_MAX);
     const char *path = getenv("OPIK_DISK_JOURNAL");
     if (path && (journal = plain_open(path, O_WRONLY | O_APPEND | O_CLOEXEC, 0)) < 0)
         broken(path);
@@ -123,9 +129,10 @@ __attribute__((constructor)) static void begin(void) {
             broken(fail);
         fail_at = n;
     }
-    const char *outage = getenv("OPIK_DISK_OUTAGE");
-    if (outage && sscanf(outage, "%63[^:]:%lu:%lu:%lu", outage_suffix, &outage_from, &outage_operations, &outage_seed) != 4)
-        broken(outage);
+    const char *when = getenv("OPIK_DISK_OUTAGE");
+    if (when && sscanf(when, "%63[^:]:%lu:%lu:%lu:%lu", outage_suffix, &outage_from, &outage_operations, &outage_pause,
+                       &outage_seed) != 5)
+        broken(when);
     const char *kill = getenv("OPIK_DISK_KILL");
     if (kill)
         kill_at = strtoull(kill, NULL, 10);
@@ -158,6 +165,18 @@ static const char *absolute(int folder, const char *path, char *to) {
     return to;
 }
 
+static int in_outage(void) {
+    uint64_t now = counters[OPERATIONS] + 1;
+    if (!outage_suffix[0] || now < outage_from || now - outage_from >= outage_operations || outage->is_over)
+        return 0;
+    struct timespec time;
+    clock_gettime(CLOCK_MONOTONIC, &time);
+    uint64_t ms = time.tv_sec * UINT64_C(1000) + time.tv_nsec / 1000000;
+    outage->is_over = outage->last_ms && ms - outage->last_ms > outage_pause;
+    outage->last_ms = ms;
+    return !outage->is_over;
+}
+
 /* Begins an operation; returns 0 when it has to fail, with errno set. */
 static int enter(int kind) {
     pthread_mutex_lock(&mutex);
@@ -166,6 +185,7 @@ static int enter(int kind) {
             broken("the lock");
     if (kill_at && counters[OPERATIONS] + 1 >= kill_at)
         raise(SIGKILL);
+    in_outage();
     if (kind > OPERATIONS) {
         uint64_t n = ++counters[kind];
         if (kind == fail_kind && (n == fail_at || (fail_for_good && n > fail_at))) {
@@ -234,11 +254,6 @@ static uint64_t dice(uint64_t salt) {
     x = (x ^ (x >> 30)) * UINT64_C(0xbf58476d1ce4e5b9);
     x = (x ^ (x >> 27)) * UINT64_C(0x94d049bb133111eb);
     return x ^ (x >> 31);
-}
-
-static int in_outage(void) {
-    uint64_t now = counters[OPERATIONS] + 1;
-    return now >= outage_from && now - outage_from < outage_operations;
 }
 
 /* Returns what is kept about a file that the outage is about, or NULL. */

@@ -19,8 +19,8 @@ pub enum Counter {
 }
 
 const COUNTERS: usize = 6;
-/// Bytes of what `disk.c` keeps after them: 64 times `struct mapping`.
-const MAPPINGS: usize = 64 * 32;
+/// Bytes of what `disk.c` keeps after them: 64 times `struct mapping`, and `struct outage`.
+const MAPPINGS: usize = 64 * 32 + 16;
 /// The store, below the watched folder.
 pub const DB: &str = "local/share/opik-offline/opik_messages.db";
 

@@ -1,8 +1,8 @@
 //! A disk that fails for a while and works again: what is acknowledged afterwards is as safe as what was acknowledged before.
 //!
 //! Nothing that is written back of one file during the outage reaches the disk; the kernel says so once and takes the
-//! pages for clean (see [`crate::disk`]). The agent goes on, or is killed and started again, and power fails later. Readers
-//! hold snapshots meanwhile, so that checkpoints are cut short.
+//! pages for clean (see [`crate::disk`]). The agent goes on, alone or beside a second one on the same store, or it is killed
+//! and started again, and power fails later. Readers hold snapshots meanwhile, so that checkpoints are cut short.
 //!
 //! `OPIK_OFFLINE_OUTAGES=SEED:ROUNDS` sets how many outages each file has. A failure names its seed; with `SEED:1` it is
 //! played again. One client writes, so the operations have nearly the same numbers each time.
@@ -32,7 +32,7 @@ const AT_ONCE: usize = 6;
 /// Power cuts of one round.
 const CUTS: u64 = 9;
 /// How long a round may take. The agent tries an unusable store every three seconds.
-const ROUND: Duration = Duration::from_secs(45);
+const ROUND: Duration = Duration::from_secs(120);
 
 /// How one round ended.
 #[derive(Default)]
@@ -55,11 +55,11 @@ struct Reader {
 }
 
 impl Reader {
-    /// One more write was answered.
-    fn turn(&mut self, db: &Path, dice: &mut Dice) {
+    /// One more write was answered. Nobody begins to read a store that is not in use: its agents wait to have it alone.
+    fn turn(&mut self, db: &Path, is_in_use: bool, dice: &mut Dice) {
         if self.writes_left > 0 {
             self.writes_left -= 1;
-        } else if self.snapshot.take().is_none() && dice.below(12) == 0 {
+        } else if self.snapshot.take().is_none() && is_in_use && dice.below(12) == 0 {
             // A reader makes a log where there is none, which the layer would not see.
             let has_log = db.with_extension("db-wal").exists();
             // Where the store is just being made anew there is nothing to hold.
@@ -83,25 +83,37 @@ fn round(file: &str, seed: u64) -> Round {
     let start = Disk::new(&layer.root());
     let is_log = file != DATABASE;
     let from = 300 + dice.below(1500);
-    let operations = if is_log { 4 + dice.below(24) } else { 40 + dice.below(400) };
+    let operations = if is_log { 4 + dice.below(24) } else { 150 + dice.below(500) };
     let last = from + operations + 600 + dice.below(1200);
-    // The page cache outlives a process: what its successor reads may not be on the disk.
-    let mut kill = (dice.below(3) == 0).then(|| from + dice.below(operations + 60));
-    let mut agent = start_agent(&layer, &server, &format!("{file}:{from}:{operations}:{seed}"));
+    // A third of the agents is killed: the page cache outlives a process, and what its successor reads may not be on the
+    // disk. A third is not alone.
+    let company = dice.below(3);
+    let mut kill = (company == 0).then(|| from + dice.below(operations + 60));
+    // Most are over before the agent tries its store again.
+    let pause_ms = if dice.below(4) == 0 { 3500 } else { 1000 };
+    let outage = format!("{file}:{from}:{operations}:{pause_ms}:{seed}");
+    let mut agents = vec![start_agent(&layer, &server, &outage)];
+    if company == 1 {
+        agents.push(start_agent(&layer, &server, &outage));
+    }
     let promises = Promises::default();
-    let mut client = Client::new(&agent.url());
+    let mut clients: Vec<Client> = agents.iter().map(|agent| Client::new(&agent.url())).collect();
+    let mut turns = (0..clients.len()).cycle();
     let mut reader = Reader { snapshot: None, writes_left: 0 };
     let deadline = Instant::now() + ROUND;
     let text = noise(4000);
     while layer.now() < last && Instant::now() < deadline {
         if kill.take_if(|at| layer.now() >= *at).is_some() {
-            client.disconnect();
-            agent.kill9();
-            agent.restart_on_same_port();
+            clients[0].disconnect();
+            agents[0].kill9();
+            agents[0].restart_on_same_port();
         }
+        let client = &mut clients[turns.next().expect("they go round")];
         let request = write(&mut dice, &text);
-        match client.send(&request) {
-            Ok(answer) if (200..300).contains(&answer.status) => promises.note(&layer, &request),
+        let answer = client.send(&request);
+        let is_in_use = answer.as_ref().is_ok_and(|answer| (200..300).contains(&answer.status));
+        match answer {
+            Ok(_) if is_in_use => promises.note(&layer, &request),
             answer => {
                 promises.unanswered(&request);
                 if answer.is_err() {
@@ -110,9 +122,9 @@ fn round(file: &str, seed: u64) -> Round {
                 sleep(Duration::from_millis(20));
             }
         }
-        reader.turn(&layer.db(), &mut dice);
+        reader.turn(&layer.db(), is_in_use, &mut dice);
     }
-    agent.kill9();
+    agents.iter_mut().for_each(Agent::kill9);
     drop(reader);
     let records = journal::read(&layer.journal());
     let end = layer.now();
@@ -152,7 +164,9 @@ fn round(file: &str, seed: u64) -> Round {
         ));
     }
     if !round.why.is_empty() {
-        round.why.push(format!("the agent of seed {seed} wrote:\n{:.4000}", agent.stderr()));
+        for agent in &agents {
+            round.why.push(format!("an agent of seed {seed} wrote:\n{:.4000}", agent.stderr()));
+        }
     }
     round
 }
