@@ -93,6 +93,9 @@ impl From<StoreError> for Failure {
             StoreError::Missing { .. } => "nothing was stored there yet; name another file with --db",
             StoreError::NotAStore { .. } => "name the message store with --db; the file was not touched",
             StoreError::NewerSchema { .. } => "use the newer opik-offline that wrote it; the file was not touched",
+            StoreError::OlderInUse { .. } => {
+                "stop the older opik-offline first; nothing is lost, and the file was not touched"
+            }
             StoreError::Damaged { .. } => {
                 "start the agent or run `opik-offline replay`: the file is set aside, and what can be read is recovered"
             }
@@ -296,6 +299,7 @@ mod tests {
             StoreError::Missing { path: path() },
             StoreError::NotAStore { path: path(), reason: reason() },
             StoreError::NewerSchema { path: path(), found: 9, known: 1 },
+            StoreError::OlderInUse { path: path(), found: 8, known: 11, pids: vec![7] },
             StoreError::Damaged { path: path(), reason: reason() },
             StoreError::Unusable { path: path(), reason: reason() },
             StoreError::Full { path: path(), reason: reason() },

@@ -98,6 +98,14 @@ pub trait Store: Send + Sync {
         Ok(self.ahead(lane, &[])?.messages)
     }
 
+    /// Returns whether a write to this server that touches these entities may conflict with what is stored, whatever its
+    /// lane.
+    ///
+    /// Needs no key, takes nothing but a reader, and so often works where the store can't be used.
+    fn backlog_seen(&self, _server: &Server, _touches: &[Touch]) -> Result<BacklogSeen, StoreError> {
+        Ok(BacklogSeen::Unknown)
+    }
+
     /// Keeps a lane, or one bucket of it ([`Hold::bucket`]), from being replayed until then, whoever replays: the server
     /// limits it, as a forwarded write was told.
     ///
@@ -388,6 +396,21 @@ pub enum StoreError {
         /// The newest that we know.
         known: i64,
     },
+    /// An older opik-offline uses it, which would misread what a newer one writes: its schema is left as it is until then.
+    #[error(
+        "the message store {path} has schema version {found} and is in use by an older opik-offline{}; it is brought up \
+         to version {known} once that has ended", by_pids(.pids)
+    )]
+    OlderInUse {
+        /// The file.
+        path: PathBuf,
+        /// Its `user_version`.
+        found: i64,
+        /// The version that it is to have.
+        known: i64,
+        /// The processes that announced themselves and run; empty where none can be seen.
+        pids: Vec<u32>,
+    },
     /// The file is damaged.
     #[error("the message store {path} is damaged: {reason}")]
     Damaged {
@@ -459,6 +482,14 @@ pub enum StoreError {
     /// Our lease ended and somebody else took it.
     #[error("the replay lease was lost to another process")]
     LeaseLost,
+}
+
+/// Names processes inside a sentence.
+fn by_pids(pids: &[u32]) -> String {
+    match pids {
+        [] => String::new(),
+        pids => format!(" (pid {})", pids.iter().map(u32::to_string).collect::<Vec<_>>().join(", ")),
+    }
 }
 
 /// Who holds a lease: shown to people, and different for every process and replay.
@@ -551,6 +582,36 @@ pub struct Ahead {
 impl Ahead {
     /// A write that touches more entities than this is taken to conflict with whatever waits.
     pub const TOUCHES_MAX: usize = 256;
+}
+
+/// What can be seen of the backlog of a store, also of one that can't be used.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum BacklogSeen {
+    /// There is no store: nothing was ever kept.
+    NeverWas,
+    /// Nothing of the server is stored.
+    Empty,
+    /// Something of the server is stored.
+    Holds {
+        /// Messages still have to reach the server.
+        waiting: bool,
+        /// The write that was asked about must not pass, or may have to wait for one of them.
+        conflicting: bool,
+    },
+    /// Nothing can be seen.
+    Unknown,
+}
+
+impl BacklogSeen {
+    /// Returns what can be seen of two files together.
+    pub fn and(self, other: Self) -> Self {
+        match (self, other) {
+            (Self::Holds { waiting, conflicting }, Self::Holds { waiting: also, conflicting: too }) => {
+                Self::Holds { waiting: waiting || also, conflicting: conflicting || too }
+            }
+            (one, other) => one.max(other),
+        }
+    }
 }
 
 /// Whose messages are meant.

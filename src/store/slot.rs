@@ -1,6 +1,6 @@
 //! The place of a store that may be missing for a while.
 //!
-//! An agent whose store can't be used goes on as a plain proxy and tries again (design.md, section 5). This is what it
+//! An agent whose store can't be used passes on what overtakes nothing, and tries again (design.md, section 5). This is what it
 //! holds instead of a store: either an open one, or the reason why there is none.
 //!
 //! ```text
@@ -22,21 +22,32 @@
 //! A store that comes back after a full disk is only known to work once something was written, so a slot that found it
 //! openable again shows it as open; the next failed write is reported and the wait starts over.
 //!
+//! # What is stored while the store is away
+//!
+//! Live writes must not overtake what waits, so a slot looks at the backlog of a store that it can't use
+//! ([`StoreSlot::backlog_seen`]): through the store that failed, whose readers often work when its disk takes no write, and
+//! else through a connection that needs no key ([`BacklogView`]). What it can't see is unknown, never empty.
+//!
 //! Whoever uses the store says how it failed ([`StoreSlot::report`], or by itself through [`StoreSlot::with`]).
 
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use tracing::{error, info, warn};
 
-use super::sqlite::FileId;
-use super::{Keys, Limits, OpenMode, Store, StoreError, rescue, sqlite};
+use super::sqlite::{BacklogView, FileId};
+use super::{BacklogSeen, Keys, Limits, OpenMode, Store, StoreError, rescue, sqlite};
+use crate::message::{Server, Touch};
 
 /// How long a slot waits before it tries to open its store again.
 const RETRY_AFTER: Duration = Duration::from_secs(3);
 /// How often a slot looks whether the file is still the one that it opened.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
+
+/// How long it is not said again that writes are refused.
+const SAY_AGAIN_AFTER: Duration = Duration::from_secs(600);
 
 /// A store that can't be read is not set aside again so soon: where that does not help, a loop would fill the disk.
 const RECOVER_AGAIN_AFTER: Duration = Duration::from_secs(60);
@@ -56,11 +67,35 @@ pub struct StoreSlot {
     recovered_at: Mutex<Option<Instant>>,
     /// Held while the store is opened, which may take as long as other processes keep it locked. Nobody waits for it.
     opening: Mutex<()>,
+    /// Sees what the file holds while it can't be opened.
+    view: BacklogView,
+    /// Writes that were refused since the start, because they may conflict with what is stored.
+    refused: AtomicU64,
+    /// When that was said last.
+    refusal_said_at: Mutex<Option<Instant>>,
 }
 
 enum Inner {
     Open { store: Arc<dyn Store>, file: Option<FileId>, beside: Vec<(PathBuf, FileId)>, looked_at: Instant },
-    Away { error: Arc<StoreError>, since: Instant, tried_at: Option<Instant>, cause: Cause },
+    Away(Away),
+}
+
+/// Why there is no store, and what is left to look at.
+struct Away {
+    error: Arc<StoreError>,
+    since: Instant,
+    tried_at: Option<Instant>,
+    cause: Cause,
+    /// The store that failed, where its readers may still work.
+    failed: Option<Arc<dyn Store>>,
+    /// Writes that were refused since, because they may conflict with what is stored.
+    refused: u64,
+}
+
+impl Away {
+    fn new(error: Arc<StoreError>, tried_at: Option<Instant>, cause: Cause, failed: Option<Arc<dyn Store>>) -> Self {
+        Self { error, since: Instant::now(), tried_at, cause, failed, refused: 0 }
+    }
 }
 
 /// What has to be done before a store is opened again.
@@ -130,7 +165,8 @@ impl Inner {
 fn warn_of_loss(error: &StoreError) {
     error!(
         target: "db_manager",
-        "some network resiliency features were disabled, writes are only passed on until the store can be used: {error}"
+        "some network resiliency features were disabled: until the store can be used, nothing is stored, and writes are \
+         passed on only where they overtake nothing that waits in it: {error}"
     );
 }
 
@@ -145,6 +181,8 @@ pub enum SlotState {
         error: Arc<StoreError>,
         /// For how long.
         lasting: Duration,
+        /// How many writes were refused since, because they may conflict with what is stored.
+        refused: u64,
     },
 }
 
@@ -180,12 +218,13 @@ impl StoreSlot {
             Ok(store) => Inner::open(store, file.as_deref()),
             Err(error) => {
                 warn_of_loss(&error);
-                let (since, tried_at) = (Instant::now(), Some(Instant::now()));
-                Inner::Away { error: Arc::new(error), since, tried_at, cause: Cause::Nothing }
+                Inner::Away(Away::new(Arc::new(error), Some(Instant::now()), Cause::Nothing, None))
             }
         };
         let (recovered_at, opening) = (Mutex::new(None), Mutex::new(()));
-        Self { file, opener, on_open: None, inner: Mutex::new(inner), recovered_at, opening }
+        let (view, refused, refusal_said_at) = (BacklogView::default(), AtomicU64::new(0), Mutex::new(None));
+        let inner = Mutex::new(inner);
+        Self { file, opener, on_open: None, inner, recovered_at, opening, view, refused, refusal_said_at }
     }
 
     /// Does this with every store that is opened, the one that is open already included: what has to be in it has to be
@@ -199,8 +238,8 @@ impl StoreSlot {
             && let Err(error) = work(store.as_ref())
         {
             warn_of_loss(&error);
-            let (since, tried_at) = (Instant::now(), Some(Instant::now()));
-            *self.inner() = Inner::Away { error: Arc::new(error), since, tried_at, cause: Cause::Nothing };
+            let tried_at = Some(Instant::now());
+            *self.inner() = Inner::Away(Away::new(Arc::new(error), tried_at, Cause::Nothing, Some(store)));
         }
         self.on_open = Some(Box::new(work));
         self
@@ -234,7 +273,7 @@ impl StoreSlot {
             self.look_after(&mut inner);
             match &*inner {
                 Inner::Open { store, .. } => return Ok(Arc::clone(store)),
-                Inner::Away { error, tried_at, .. } => {
+                Inner::Away(Away { error, tried_at, .. }) => {
                     if tried_at.is_some_and(|tried_at| tried_at.elapsed() < RETRY_AFTER) {
                         return Err(Arc::clone(error));
                     }
@@ -255,7 +294,7 @@ impl StoreSlot {
             return Ok(store);
         }
         let cause = match &*self.inner() {
-            Inner::Away { cause, .. } => cause.clone(),
+            Inner::Away(Away { cause, .. }) => cause.clone(),
             Inner::Open { .. } => Cause::Nothing,
         };
         let opened = self.open_after(&cause).and_then(|store| match &self.on_open {
@@ -267,15 +306,17 @@ impl StoreSlot {
             Ok(store) => {
                 info!(target: "db_manager", "the message store can be used again");
                 *inner = Inner::open(Arc::clone(&store), self.file.as_deref());
+                drop(inner);
+                self.view.close();
                 Ok(store)
             }
             Err(error) => {
                 let error = Arc::new(error);
-                let since = match &*inner {
-                    Inner::Away { since, .. } => *since,
-                    Inner::Open { .. } => Instant::now(),
-                };
-                *inner = Inner::Away { error: Arc::clone(&error), since, tried_at: Some(Instant::now()), cause };
+                let tried_at = Some(Instant::now());
+                match &mut *inner {
+                    Inner::Away(away) => (away.error, away.tried_at) = (Arc::clone(&error), tried_at),
+                    Inner::Open { .. } => *inner = Inner::Away(Away::new(Arc::clone(&error), tried_at, cause, None)),
+                }
                 Err(error)
             }
         }
@@ -317,6 +358,7 @@ impl StoreSlot {
             StoreError::Missing { .. }
             | StoreError::NotAStore { .. }
             | StoreError::NewerSchema { .. }
+            | StoreError::OlderInUse { .. }
             | StoreError::Damaged { .. }
             | StoreError::KeyMissing { .. }
             | StoreError::WrongKey { .. }
@@ -344,8 +386,61 @@ impl StoreSlot {
             // Something to be done is a reason to do it at once, a sick disk is one to wait.
             let tried_at = (!replaced && matches!(cause, Cause::Nothing)).then(Instant::now);
             warn_of_loss(error);
-            *inner = Inner::Away { error: Arc::clone(error), since: Instant::now(), tried_at, cause };
+            let failed = Some(Arc::clone(store));
+            *inner = Inner::Away(Away::new(Arc::clone(error), tried_at, cause, failed));
         }
+    }
+
+    /// Returns what can be seen of what is stored for this server, while the store is away: whether a write that touches
+    /// these entities may conflict with it.
+    ///
+    /// A look-up that fails makes it unknown. Where the file was moved or deleted under the slot, what it held counts
+    /// together with what is at the path by now.
+    pub fn backlog_seen(&self, server: &Server, touches: &[Touch]) -> BacklogSeen {
+        let (error, cause, failed) = match &*self.inner() {
+            Inner::Open { store, .. } => (None, Cause::Nothing, Some(Arc::clone(store))),
+            Inner::Away(away) => (Some(Arc::clone(&away.error)), away.cause.clone(), away.failed.clone()),
+        };
+        let through = |store: &Arc<dyn Store>| store.backlog_seen(server, touches).ok();
+        let at_path = || self.file.as_deref().map(|path| self.view.look(path, server, touches));
+        let seen = match (error.as_deref(), &cause) {
+            (_, Cause::Damaged(_)) => None,
+            (_, Cause::Deleted(gone) | Cause::Moved(gone)) => {
+                let (before, now) = (through(&gone.store), at_path());
+                before.zip(now).map(|(before, now)| before.and(now))
+            }
+            (Some(StoreError::NewerSchema { .. } | StoreError::Damaged { .. }), _) => None,
+            // Looked through when it was opened: nothing in it is ours.
+            (Some(StoreError::NotAStore { .. }), _) => Some(BacklogSeen::NeverWas),
+            (_, Cause::Nothing) => failed.as_ref().and_then(through).or_else(at_path),
+        };
+        seen.unwrap_or(BacklogSeen::Unknown)
+    }
+
+    /// Counts a write that was refused because it may conflict with what is stored, and says so now and then: a store on
+    /// a sick disk comes and goes every few seconds.
+    pub fn note_refused(&self) {
+        self.refused.fetch_add(1, Ordering::Relaxed);
+        let error = match &mut *self.inner() {
+            Inner::Away(away) => {
+                away.refused += 1;
+                Arc::clone(&away.error)
+            }
+            Inner::Open { .. } => return,
+        };
+        let mut said_at = self.refusal_said_at.lock().unwrap_or_else(PoisonError::into_inner);
+        if said_at.is_none_or(|at| at.elapsed() >= SAY_AGAIN_AFTER) {
+            *said_at = Some(Instant::now());
+            warn!(
+                target: "db_manager",
+                "writes that may conflict with what waits in the message store are refused with 503: {error}"
+            );
+        }
+    }
+
+    /// Returns how many writes were refused since the start, because they may conflict with what is stored.
+    pub fn refused(&self) -> u64 {
+        self.refused.load(Ordering::Relaxed)
     }
 
     /// Says whether a thread opens the store just now, which takes as long as there is to recover or to bring up to date.
@@ -357,14 +452,16 @@ impl StoreSlot {
     pub fn state(&self) -> SlotState {
         match &*self.inner() {
             Inner::Open { .. } => SlotState::Open,
-            Inner::Away { error, since, .. } => SlotState::Away { error: Arc::clone(error), lasting: since.elapsed() },
+            Inner::Away(Away { error, since, refused, .. }) => {
+                SlotState::Away { error: Arc::clone(error), lasting: since.elapsed(), refused: *refused }
+            }
         }
     }
 
     fn current(&self) -> Result<Arc<dyn Store>, Arc<StoreError>> {
         match &*self.inner() {
             Inner::Open { store, .. } => Ok(Arc::clone(store)),
-            Inner::Away { error, .. } => Err(Arc::clone(error)),
+            Inner::Away(Away { error, .. }) => Err(Arc::clone(error)),
         }
     }
 
@@ -382,7 +479,8 @@ impl StoreSlot {
             let error = Arc::new(StoreError::Unusable { path: path.to_owned(), reason });
             warn_of_loss(&error);
             let cause = file.map_or(Cause::Nothing, |file| self.gone(store, file, beside));
-            *inner = Inner::Away { error, since: Instant::now(), tried_at: None, cause };
+            let failed = Some(Arc::clone(store));
+            *inner = Inner::Away(Away::new(error, None, cause, failed));
         }
     }
 

@@ -300,6 +300,8 @@ pub(super) struct Broken {
 pub(super) struct Choice {
     chosen: Vec<Chosen>,
     broken: Vec<Broken>,
+    /// The generation of the keys that it was read with.
+    generation: i64,
 }
 
 /// Chooses the next messages of a lane from a snapshot.
@@ -313,7 +315,7 @@ pub(super) fn choose(
     now_ms: i64,
 ) -> Result<Choice, Fault> {
     let mut requests = Requests::default();
-    let mut choice = Choice::default();
+    let mut choice = Choice { generation: sealer.generation(), ..Choice::default() };
     let mut bytes = 0;
     let limited = limits::of(connection, lane.0, now_ms)?;
     walk(
@@ -341,7 +343,11 @@ pub(super) fn choose(
                 }
                 // Somebody else deleted it.
                 Ok(None) => {}
-                Err(Fault::Message(reason)) => choice.broken.push(Broken { id, reason, group, size }),
+                Err(Fault::Message(reason)) => {
+                    // Whoever lacks a key of the store can't tell damage from what is not for them to read.
+                    sealer.unlocked()?;
+                    choice.broken.push(Broken { id, reason, group, size });
+                }
                 Err(fault) => return Err(fault),
             }
             // Stopping here and not at the next one spares a filtered claim the way to it, be it through the whole lane.
@@ -351,9 +357,14 @@ pub(super) fn choose(
     Ok(choice)
 }
 
-/// Marks what was chosen as in flight, and returns what is still there. What is damaged is *rejected*, with the reason.
+/// Marks what was chosen as in flight, and returns what is still there. What is damaged is *rejected*, with the reason:
+/// only by a reader that has the keys of the store, as they are in this transaction. After a change of the key it is
+/// chosen again.
 pub(super) fn mark(tx: &Transaction<'_>, sealer: &Sealer, epoch: i64, choice: Choice) -> Result<Vec<Claimed>, Fault> {
-    let Choice { chosen, broken } = choice;
+    let Choice { chosen, mut broken, generation } = choice;
+    if generation != sealer.generation() || sealer.is_locked() {
+        broken.clear();
+    }
     let mut changes = Changes::default();
     let mut mark = tx.prepare_cached(queries::MARK_CLAIMED)?;
     let mut claimed = Vec::with_capacity(chosen.len());

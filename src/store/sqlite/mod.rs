@@ -44,6 +44,8 @@ mod space;
 mod standing;
 mod stranded;
 mod summary;
+mod upgrade;
+mod view;
 
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -59,11 +61,12 @@ pub(in crate::store) use self::fault::os_words;
 pub(in crate::store) use self::open::FileId;
 pub(in crate::store) use self::reseal::reseal;
 use self::seal::{KeyRing, Sealer, State};
+pub(in crate::store) use self::view::BacklogView;
 use super::key::Keys;
 use super::{
-    AgentRecord, Ahead, AttachmentId, Backlog, ClaimLimits, Claimed, Condition, Filter, Hold, LaneId, LaneListed,
-    LaneWork, Lease, Limits, Listed, OpenMode, Outcome, Owner, Page, Purged, ReplayRecord, SalvagedRow, Standing,
-    Store, StoreError, StoreIdentity, StoredMessage, Stranded, WhenFull, Whose,
+    AgentRecord, Ahead, AttachmentId, Backlog, BacklogSeen, ClaimLimits, Claimed, Condition, Filter, Hold, LaneId,
+    LaneListed, LaneWork, Lease, Limits, Listed, OpenMode, Outcome, Owner, Page, Purged, ReplayRecord, SalvagedRow,
+    Standing, Store, StoreError, StoreIdentity, StoredMessage, Stranded, WhenFull, Whose,
 };
 use crate::message::{Attachment, EntityKey, Lane, Message, MessageId, MessageType, Server, Sha256, Touch};
 
@@ -170,11 +173,18 @@ impl SqliteStore {
         self.sealer.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
+    /// Fails when a newer version has brought the schema up to date since the file was opened. Asked in every transaction,
+    /// so that nothing is done to tables that may mean something else by now.
+    fn refuse_newer(&self, connection: &Connection) -> Result<(), Fault> {
+        Ok(open::refuse_newer(&self.path, schema::version_seen(connection)?)?)
+    }
+
     /// Does this work in one transaction under the write lock, and commits it.
     fn write<T>(&self, work: impl FnOnce(&Transaction<'_>, &Sealer) -> Result<T, Fault>) -> Result<T, StoreError> {
         let mut connection = lock(&self.writer);
         let result = (|| {
             let tx = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
+            self.refuse_newer(&tx)?;
             let result = work(&tx, self.sealer(&tx)?.as_ref())?;
             tx.commit()?;
             Ok(result)
@@ -253,6 +263,7 @@ impl SqliteStore {
         let mut connection = lock(connection);
         let result = (|| {
             let tx = connection.transaction_with_behavior(TransactionBehavior::Deferred)?;
+            self.refuse_newer(&tx)?;
             let result = work(&tx, self.sealer(&tx)?.as_ref())?;
             tx.finish()?;
             Ok(result)
@@ -291,8 +302,14 @@ impl Store for SqliteStore {
     fn ahead(&self, lane: &Lane, touches: &[Touch]) -> Result<Ahead, StoreError> {
         // One statement is one snapshot, without the cost of a transaction around it: that is all while nothing waits.
         // Only when something does, it is looked at more closely, in a snapshot of its own.
-        let quick = register::waiting(&lock(&self.quick_reader), &self.known_sealer(), lane);
-        match quick.map_err(|fault| fault.at(&self.path))? {
+        let quick = || {
+            let reader = lock(&self.quick_reader);
+            let in_lane = register::waiting(&reader, &self.known_sealer(), lane)?;
+            // Versions only grow: what was seen a moment ago was seen in the schema of this version.
+            self.refuse_newer(&reader)?;
+            Ok(in_lane)
+        };
+        match quick().map_err(|fault: Fault| fault.at(&self.path))? {
             Some(register::InLane { messages, refused }) if messages + refused == 0 || touches.is_empty() => {
                 Ok(Ahead { messages, ..Ahead::default() })
             }
@@ -301,6 +318,18 @@ impl Store for SqliteStore {
                 self.read(&self.quick_reader, |connection, sealer| register::ahead(connection, sealer, lane, touches))
             }
         }
+    }
+
+    fn backlog_seen(&self, server: &Server, touches: &[Touch]) -> Result<BacklogSeen, StoreError> {
+        let mut reader = lock(&self.quick_reader);
+        let mut look = || {
+            let tx = reader.transaction_with_behavior(TransactionBehavior::Deferred)?;
+            self.refuse_newer(&tx)?;
+            let seen = view::seen(&tx, schema::known_version(), server, touches)?;
+            tx.finish()?;
+            Ok(seen)
+        };
+        look().map_err(|fault: Fault| fault.at(&self.path))
     }
 
     fn newest(&self) -> Result<MessageId, StoreError> {

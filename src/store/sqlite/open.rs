@@ -16,7 +16,7 @@ use rusqlite::{Connection, OpenFlags};
 use super::fault::{Fault, NO_DATABASE, access_words, folder_of, os_words};
 use super::recovery::{self, FolderLock};
 use super::seal::{self, KeyRing, Sealer, State};
-use super::{BUSY_TIMEOUT, queries, schema};
+use super::{BUSY_TIMEOUT, queries, schema, upgrade};
 use crate::store::{OpenMode, StoreError, StoreIdentity, place};
 
 /// The oldest SQLite without the WAL-reset fault, which can damage a file that several processes write.
@@ -116,17 +116,22 @@ pub(super) fn open_recovered(
 ) -> Result<Opened, StoreError> {
     let _one_at_a_time = OPENING.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
     vet(path, OpenMode::CreateIfMissing)?;
+    // A newer version may have changed tables under us: what fails then is the reader, and not the file.
+    if let Some(found) = upgrade::version_of(path) {
+        refuse_newer(path, found)?;
+    }
     recovery::recover(path, Some(failed), reason, keys)?;
     open_sound(path, OpenMode::CreateIfMissing, size_max, keys)
 }
 
 fn open_sound(path: &Path, mode: OpenMode, size_max: u64, keys: &Arc<KeyRing>) -> Result<Opened, StoreError> {
-    let _no_recovery = FolderLock::shared(path)?;
-    if recovery::pending(path).is_some() {
-        let reason = "its recovery did not come to its end; the agent and `opik-offline replay` go on with it".into();
-        return Err(StoreError::Damaged { path: path.to_owned(), reason });
+    let mut no_recovery = look_first(path, mode)?;
+    if upgrade::is_outdated(path, mode, keys).map_err(|fault| fault.at(path))? {
+        drop(no_recovery);
+        upgrade::upgrade(path)?;
+        no_recovery = look_first(path, mode)?;
     }
-    make_or_examine(path, mode)?;
+    let _no_recovery = no_recovery;
     let mut writer = open_writer(path, mode, size_max, keys).map_err(|fault| fault.at(path))?;
     if mode.recovers() {
         recovery::look_through(&writer, path).map_err(|fault| fault.at(path))?;
@@ -146,6 +151,17 @@ fn open_sound(path: &Path, mode: OpenMode, size_max: u64, keys: &Arc<KeyRing>) -
     let mut log = fs::canonicalize(path).map_err(|_| removed())?.into_os_string();
     log.push("-wal");
     Ok(Opened { writer, readers, file, sealer, log: log.into() })
+}
+
+/// Keeps recoveries away, and finds out whether there is a store, or makes an empty file.
+fn look_first(path: &Path, mode: OpenMode) -> Result<FolderLock, StoreError> {
+    let no_recovery = FolderLock::shared(path)?;
+    if recovery::pending(path).is_some() {
+        let reason = "its recovery did not come to its end; the agent and `opik-offline replay` go on with it".into();
+        return Err(StoreError::Damaged { path: path.to_owned(), reason });
+    }
+    make_or_examine(path, mode)?;
+    Ok(no_recovery)
 }
 
 /// Refuses a place where another user has laid a trap, and returns where the store really is.
@@ -275,8 +291,7 @@ pub(super) fn make_private(path: &Path) -> io::Result<()> {
 fn examine(path: &Path) -> Result<(), StoreError> {
     let not_a_store = |reason: String| StoreError::NotAStore { path: path.to_owned(), reason };
     let look = || -> rusqlite::Result<(i32, i64, Connection)> {
-        let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_URI | OpenFlags::SQLITE_OPEN_NO_MUTEX;
-        let connection = Connection::open_with_flags(immutable_uri(path), flags)?;
+        let connection = immutable(path)?;
         let application_id = connection.pragma_query_value(None, "application_id", |row| row.get(0))?;
         let version = schema::version(&connection)?;
         Ok((application_id, version, connection))
@@ -302,7 +317,13 @@ fn examine(path: &Path) -> Result<(), StoreError> {
     }
 }
 
-fn refuse_newer(path: &Path, found: i64) -> Result<(), StoreError> {
+/// Opens the file as it is without its log, with no lock and no byte written.
+pub(super) fn immutable(path: &Path) -> rusqlite::Result<Connection> {
+    let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_URI | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+    Connection::open_with_flags(immutable_uri(path), flags)
+}
+
+pub(super) fn refuse_newer(path: &Path, found: i64) -> Result<(), StoreError> {
     let known = schema::known_version();
     if found > known { Err(StoreError::NewerSchema { path: path.to_owned(), found, known }) } else { Ok(()) }
 }
@@ -330,7 +351,7 @@ pub(super) fn immutable_uri(path: &Path) -> String {
     uri + "?immutable=1"
 }
 
-fn connect(path: &Path) -> rusqlite::Result<Connection> {
+pub(super) fn connect(path: &Path) -> rusqlite::Result<Connection> {
     let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
     let connection = Connection::open_with_flags(path, flags)?;
     connection.busy_timeout(BUSY_TIMEOUT)?;

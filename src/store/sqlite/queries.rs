@@ -115,6 +115,8 @@ pub(super) const FORGET_LIMITS: &str = "DELETE FROM limits WHERE lane_id NOT IN 
 // Sealing.
 
 pub(super) const HAS_SEALING: &str = "SELECT 1 FROM sqlite_schema WHERE type = 'table' AND name = 'sealing'";
+/// Read from the header of the file: one page that every transaction has in its cache.
+pub(super) const SCHEMA_VERSION: &str = "PRAGMA user_version";
 pub(super) const SEALING_GENERATION: &str = "SELECT generation FROM sealing";
 pub(super) const SEALING: &str =
     "SELECT generation, key_name, key_check, previous_name, previous_check, is_complete FROM sealing";
@@ -293,6 +295,53 @@ pub(super) const WAITS_UNINDEXED: &str = "
     SELECT 1 FROM messages WHERE lane_id = ?1 AND status = 3 AND position <= 2 * (SELECT value FROM last) + 1
     UNION ALL
     SELECT 1 FROM messages WHERE lane_id = ?1 AND status = 1 AND message_id <= (SELECT value FROM last) LIMIT 1";
+/// What a backlog can be seen by without a key: in all lanes of a server (?1), whatever their credential.
+pub(super) struct Seen {
+    /// Whether messages wait, and how many rows of the summary there are.
+    pub(super) counts: String,
+    /// Whether any waits from before the time when all changes were indexed (schema version 2).
+    pub(super) unindexed: String,
+    /// Whether any that ends the entity ?2 waits.
+    pub(super) end: String,
+    /// Whether any that makes, changes, adds to or ends the entity ?2 waits.
+    pub(super) change: String,
+    /// Whether a create of the entity ?2 was refused.
+    pub(super) refused_create: String,
+}
+
+impl Seen {
+    /// Returns the statements for a schema of this version. Before version 9 no lane has a server: it may be any.
+    pub(super) fn of(version: i64) -> Self {
+        let of_server = |table: &str| match version {
+            9.. => format!(
+                "EXISTS (SELECT 1 FROM lanes WHERE lanes.lane_id = {table}.lane_id AND (server IS NULL OR server = ?1))"
+            ),
+            _ => "?1 IS NOT NULL".to_owned(),
+        };
+        let messages = of_server("messages");
+        let touching = |effects: &str, statuses: &str| {
+            format!(
+                "SELECT 1 FROM message_touches CROSS JOIN messages USING (message_id)
+                 WHERE effect IN ({effects}) AND entity = ?2 AND status IN ({statuses}) AND {messages} LIMIT 1"
+            )
+        };
+        Self {
+            counts: format!(
+                "SELECT coalesce(max(status IN (1, 3)), 0), count(*) FROM summary
+                 WHERE status IN (1, 3, 4, 5) AND messages > 0 AND {}",
+                of_server("summary")
+            ),
+            unindexed: format!(
+                "SELECT 1 FROM messages WHERE status IN (1, 3) AND {messages} AND message_id <=
+                 (SELECT value FROM counters WHERE name = 'annotations_indexed_after') LIMIT 1"
+            ),
+            end: touching("0", "1, 3"),
+            change: touching("0, 1, 2, 3", "1, 3"),
+            refused_create: touching("1", "4, 5"),
+        }
+    }
+}
+
 /// A refused message that makes this entity in this lane.
 pub(super) const REFUSED_CREATE: &str = "
     SELECT message_id FROM message_touches CROSS JOIN messages USING (message_id)
@@ -813,6 +862,8 @@ mod tests {
         let by_id = Selection::of(&Filter { ids: vec![crate::message::MessageId(1)], ..Filter::default() });
         for (sql, expected) in [
             (WAITING.to_owned(), "SEARCH summary USING PRIMARY KEY (lane_id=? AND status=?)"),
+            (Seen::of(11).change, "SEARCH message_touches USING PRIMARY KEY (effect=? AND entity=?)"),
+            (Seen::of(11).unindexed, "SEARCH messages USING INTEGER PRIMARY KEY (rowid<?)"),
             (waiting_in_order(&all), "SEARCH messages USING INDEX messages_waiting (lane_id=? AND position>?)"),
             (waiting_in_order(&of_type), "SEARCH messages USING INDEX messages_waiting (lane_id=? AND position>?)"),
             (waiting_in_order(&by_id), "SEARCH messages USING INTEGER PRIMARY KEY (rowid=?)"),

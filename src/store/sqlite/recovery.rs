@@ -85,7 +85,8 @@ impl FolderLock {
         Self::take(path, FlockOperation::NonBlockingLockShared)
     }
 
-    fn exclusive(path: &Path) -> Result<Self, StoreError> {
+    /// Keeps all others away who would open the store.
+    pub(super) fn exclusive(path: &Path) -> Result<Self, StoreError> {
         Self::take(path, FlockOperation::NonBlockingLockExclusive)
     }
 

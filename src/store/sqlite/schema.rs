@@ -5,6 +5,8 @@
 
 use rusqlite::{Connection, TransactionBehavior};
 
+use super::queries;
+
 /// Marks the file as ours (`OpOf` in ASCII); the Python SDK and most other programs leave it 0.
 pub(super) const APPLICATION_ID: i32 = 0x4f70_4f66;
 
@@ -313,6 +315,11 @@ pub(super) fn known_version() -> i64 {
 /// Returns the version of this file, 0 for a new one.
 pub(super) fn version(connection: &Connection) -> rusqlite::Result<i64> {
     connection.pragma_query_value(None, "user_version", |row| row.get(0))
+}
+
+/// Returns the version that this transaction sees, as [`version`] does; the statement is prepared once.
+pub(super) fn version_seen(connection: &Connection) -> rusqlite::Result<i64> {
+    connection.prepare_cached(queries::SCHEMA_VERSION)?.query_row([], |row| row.get(0))
 }
 
 /// Brings the file to the newest version, one transaction per step: after a crash it stands at one version or the next.

@@ -1,0 +1,100 @@
+//! Bringing the schema of an older version up to date, alone.
+//!
+//! A released older version that has the file open does not look at the schema again: it would go on with tables that
+//! mean something else by now, and take whole messages for damaged. So the schema is raised only while no other process
+//! has the file open. In WAL mode every connection holds a shared lock for as long as it is open, so an exclusive lock
+//! tells, also about processes of another container, and keeps others out until the new schema is committed. An older
+//! version that comes later refuses the newer schema by itself.
+//!
+//! Processes of this version exclude each other by the folder's lock first; none of them keeps a file of an older schema
+//! open.
+
+use std::path::Path;
+use std::time::Duration;
+
+use rusqlite::config::DbConfig;
+use rusqlite::{Connection, ErrorCode};
+use rustix::process::{Pid, test_kill_process};
+
+use super::fault::Fault;
+use super::open::{connect, immutable};
+use super::recovery::FolderLock;
+use super::seal::{self, KeyRing};
+use super::{people, schema};
+use crate::store::{OpenMode, StoreError};
+
+/// How often the lock is tried, and how long between: a command that only looks is waited for, an agent is not.
+const TRIES: usize = 5;
+const PAUSE: Duration = Duration::from_millis(40);
+
+/// Returns whether the file has a schema that has to be brought up to date. What is locked is not written to.
+pub(super) fn is_outdated(path: &Path, mode: OpenMode, keys: &KeyRing) -> Result<bool, Fault> {
+    // Without its log, the file is as new as this or newer.
+    let at_least = immutable(path).and_then(|connection| schema::version(&connection));
+    if at_least.is_ok_and(|version| version >= schema::known_version()) {
+        return Ok(false);
+    }
+    let connection = connect_to_look(path)?;
+    let application_id: i32 = connection.pragma_query_value(None, "application_id", |row| row.get(0))?;
+    let is_outdated = application_id == schema::APPLICATION_ID
+        && (1..schema::known_version()).contains(&schema::version(&connection)?);
+    if is_outdated && mode != OpenMode::WithoutKey {
+        seal::verify_before_writing(&connection, keys)?;
+    }
+    Ok(is_outdated)
+}
+
+/// Brings the schema up to date, unless another process has the file open.
+///
+/// # Errors
+///
+/// [`StoreError::OlderInUse`] when one has.
+pub(super) fn upgrade(path: &Path) -> Result<(), StoreError> {
+    let _alone = FolderLock::exclusive(path)?;
+    for attempt in 0..TRIES {
+        if attempt > 0 {
+            std::thread::sleep(PAUSE);
+        }
+        match migrate_alone(path) {
+            Err(error) if error.sqlite_error_code() == Some(ErrorCode::DatabaseBusy) => {}
+            result => return result.map_err(|error| Fault::from(error).at(path)),
+        }
+    }
+    let (found, pids) = users(path).unwrap_or_default();
+    Err(StoreError::OlderInUse { path: path.to_owned(), found, known: schema::known_version(), pids })
+}
+
+/// Migrates under an exclusive lock on the file, which is held from the first look on until the connection is closed.
+fn migrate_alone(path: &Path) -> rusqlite::Result<()> {
+    let mut connection = connect(path)?;
+    connection.busy_timeout(Duration::ZERO)?;
+    connection.pragma_update(None, "locking_mode", "EXCLUSIVE")?;
+    schema::migrate(&mut connection)
+}
+
+/// Returns the schema version, and the agents that announced themselves and run.
+fn users(path: &Path) -> rusqlite::Result<(i64, Vec<u32>)> {
+    let connection = connect_to_look(path)?;
+    let agents = people::agents(&connection).unwrap_or_default();
+    let pids = agents.into_iter().map(|agent| agent.pid).filter(|pid| *pid != std::process::id() && is_running(*pid));
+    Ok((schema::version(&connection)?, pids.collect()))
+}
+
+/// Returns the schema version of a file that failed while it was open, if it can be read.
+pub(super) fn version_of(path: &Path) -> Option<i64> {
+    schema::version(&connect_to_look(path).ok()?).ok()
+}
+
+fn is_running(pid: u32) -> bool {
+    let Some(pid) = i32::try_from(pid).ok().and_then(Pid::from_raw) else { return false };
+    // One of another user may not be signalled.
+    !matches!(test_kill_process(pid), Err(rustix::io::Errno::SRCH))
+}
+
+/// Opens a connection that writes nothing, also when it is closed.
+fn connect_to_look(path: &Path) -> rusqlite::Result<Connection> {
+    let connection = connect(path)?;
+    connection.pragma_update(None, "query_only", true)?;
+    connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true)?;
+    Ok(connection)
+}

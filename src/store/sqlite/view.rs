@@ -1,0 +1,150 @@
+//! What can be seen of a backlog without a key and without writing.
+//!
+//! Ids, lanes and statuses are readable in every store ([`super::seal`]). They tell whether a live write may conflict with
+//! what is stored, also while the store itself can't be used: its key is missing or wrong, its disk takes no write, or an
+//! older version still uses it. A credential is not readable, so every lane of the server is looked at.
+//!
+//! A look reads one snapshot, as of now: other processes may store meanwhile. What can't be read is
+//! [`BacklogSeen::Unknown`], never empty.
+
+use std::fs;
+use std::io;
+use std::path::Path;
+use std::sync::Mutex;
+use std::time::Duration;
+
+use rusqlite::config::DbConfig;
+use rusqlite::{Connection, OpenFlags, TransactionBehavior, params};
+
+use super::fault::Fault;
+use super::open::FileId;
+use super::{lock, queries, recovery, schema};
+use crate::message::{Effect, Server, Touch};
+use crate::store::{Ahead, BacklogSeen, OpenMode, place};
+
+/// A look may run on a thread that serves clients, so it waits for nobody for long.
+const BUSY_TIMEOUT: Duration = Duration::from_millis(200);
+/// Before this schema version not all changes are indexed, nor is it known of which messages.
+const VERSION_MIN: i64 = 2;
+
+/// Sees the backlog of the store at a path that can't be opened.
+#[derive(Default)]
+pub(in crate::store) struct BacklogView(Mutex<Option<Reader>>);
+
+struct Reader {
+    connection: Connection,
+    file: FileId,
+}
+
+impl BacklogView {
+    /// Returns what can be seen of what is stored at this path for the server.
+    pub(in crate::store) fn look(&self, path: &Path, server: &Server, touches: &[Touch]) -> BacklogSeen {
+        let mut reader = lock(&self.0);
+        let file = FileId::at(path);
+        if reader.as_ref().map(|reader| reader.file) != file {
+            *reader = None;
+        }
+        if reader.is_none() {
+            match open(path, file) {
+                Ok(opened) => *reader = Some(opened),
+                Err(seen) => return seen,
+            }
+        }
+        let Some(Reader { connection, .. }) = reader.as_mut() else { return BacklogSeen::Unknown };
+        let (seen, is_current) = look(connection, server, touches).unwrap_or((BacklogSeen::Unknown, false));
+        if !is_current {
+            // An open connection would keep others from bringing an older schema up to date.
+            *reader = None;
+        }
+        seen
+    }
+
+    /// Closes the file.
+    pub(in crate::store) fn close(&self) {
+        *lock(&self.0) = None;
+    }
+}
+
+fn open(path: &Path, file: Option<FileId>) -> Result<Reader, BacklogSeen> {
+    let is_away = |error: &io::Error| matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory);
+    if recovery::pending(path).is_some() || recovery::has_log_alone(path) {
+        return Err(BacklogSeen::Unknown);
+    }
+    match fs::metadata(path) {
+        Err(error) if is_away(&error) => return Err(BacklogSeen::NeverWas),
+        Err(_) => return Err(BacklogSeen::Unknown),
+        // No store was ever in a folder's place; another kind of file is never opened.
+        Ok(found) if found.is_dir() => return Err(BacklogSeen::NeverWas),
+        Ok(found) if !found.is_file() => return Err(BacklogSeen::Unknown),
+        Ok(found) if found.len() == 0 => return Err(BacklogSeen::Empty),
+        Ok(_) => {}
+    }
+    if place::vet(path, OpenMode::WithoutKey).is_err() {
+        return Err(BacklogSeen::Unknown);
+    }
+    let file = file.ok_or(BacklogSeen::Unknown)?;
+    let connection = connect(path, OpenFlags::SQLITE_OPEN_READ_WRITE)
+        // A disk that was mounted anew as read-only.
+        .or_else(|_| connect(path, OpenFlags::SQLITE_OPEN_READ_ONLY))
+        .map_err(|_| BacklogSeen::Unknown)?;
+    // Pages that are damaged may read as empty.
+    recovery::look_through(&connection, path).map_err(|_| BacklogSeen::Unknown)?;
+    Ok(Reader { connection, file })
+}
+
+fn connect(path: &Path, access: OpenFlags) -> rusqlite::Result<Connection> {
+    let connection = Connection::open_with_flags(path, access | OpenFlags::SQLITE_OPEN_NO_MUTEX)?;
+    connection.busy_timeout(BUSY_TIMEOUT)?;
+    connection.pragma_update(None, "query_only", true)?;
+    // Closing it must not write the log back.
+    connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true)?;
+    // Opens the file.
+    schema::version(&connection)?;
+    Ok(connection)
+}
+
+/// Returns what can be seen, and whether the schema is of this version.
+fn look(connection: &mut Connection, server: &Server, touches: &[Touch]) -> Result<(BacklogSeen, bool), Fault> {
+    let tx = connection.transaction_with_behavior(TransactionBehavior::Deferred)?;
+    let application_id: i32 = tx.pragma_query_value(None, "application_id", |row| row.get(0))?;
+    let version = schema::version_seen(&tx)?;
+    if application_id != schema::APPLICATION_ID || !(VERSION_MIN..=schema::known_version()).contains(&version) {
+        return Ok((BacklogSeen::Unknown, false));
+    }
+    let seen = seen(&tx, version, server, touches)?;
+    tx.finish()?;
+    Ok((seen, version == schema::known_version()))
+}
+
+/// Returns what a snapshot of this schema version says. Entities of a write with more than [`Ahead::TOUCHES_MAX`] are not
+/// looked up, and nor are references, which are in no index: both then conflict with whatever waits.
+pub(super) fn seen(
+    connection: &Connection,
+    version: i64,
+    server: &Server,
+    touches: &[Touch],
+) -> Result<BacklogSeen, Fault> {
+    let sql = queries::Seen::of(version);
+    let url = server.base_url();
+    let (waiting, stored): (i64, i64) =
+        connection.prepare_cached(&sql.counts)?.query_row([url], |row| Ok((row.get(0)?, row.get(1)?)))?;
+    if stored == 0 {
+        return Ok(BacklogSeen::Empty);
+    }
+    let waiting = waiting > 0;
+    let mut conflicting = waiting
+        && (touches.is_empty()
+            || touches.len() > Ahead::TOUCHES_MAX
+            || touches.iter().any(|touch| touch.effect == Effect::End)
+            || connection.prepare_cached(&sql.unindexed)?.exists([url])?);
+    for touch in touches {
+        if conflicting {
+            break;
+        }
+        let key = &touch.key.as_bytes()[..];
+        let waits_for = if touch.effect == Effect::Refer { &sql.end } else { &sql.change };
+        conflicting = waiting && connection.prepare_cached(waits_for)?.exists(params![url, key])?
+            || touch.can_be_stranded() && connection.prepare_cached(&sql.refused_create)?.exists(params![url, key])?;
+    }
+    Ok(BacklogSeen::Holds { waiting, conflicting })
+}
