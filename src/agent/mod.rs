@@ -5,8 +5,8 @@
 //!
 //! 1. The address is bound: a second agent there, or an address that is not ours, ends everything before it began.
 //! 2. The server's address is compared with ours: an agent in front of itself would store for ever.
-//! 3. The store is opened. If that fails, the agent warns, works as a plain proxy, and tries again. Each store that is
-//!    opened gets the agent's record.
+//! 3. The store is opened. If that fails, the agent warns, passes on what overtakes nothing that may wait in it, and tries
+//!    again. Each store that is opened gets the agent's record.
 //! 4. Committer, connection monitor, replay manager, then intake. A service manager is told that the agent is ready, and
 //!    from then on that it is alive (the head of `service_manager.rs`).
 //!
@@ -110,6 +110,8 @@ pub struct RunEnd {
     pub rejected: u64,
     /// Messages that still have to reach the server; `None` when nobody knows, because the store can't be used.
     pub waiting: Option<u64>,
+    /// Writes that were refused, because the store couldn't be used and they may conflict with what waits in it.
+    pub refused: u64,
     /// How the flush ended, if there was one.
     pub flush: Option<FlushEnd>,
 }
@@ -339,6 +341,7 @@ impl Agent {
             delivered: metrics.messages_delivered.get(),
             rejected: metrics.messages_rejected.get(),
             waiting: slot.with(|store| store.backlog(&own)).ok().map(|backlog| backlog.waiting()),
+            refused: slot.refused(),
             flush: flushed,
         })
     }

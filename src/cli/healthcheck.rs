@@ -504,7 +504,7 @@ fn agent(config: &Config) -> Check {
     match super::status::running_agent(config, &records) {
         Some((listen, None)) => Check::good("agent", format!("running on {listen}")),
         Some((listen, Some(problem))) => {
-            let text = format!("running on {listen}, but it only passes writes on: {problem}");
+            let text = format!("running on {listen}, but it {problem}");
             Check::warn("agent", text, "see to the store; the agent tries it again by itself")
         }
         None => Check::note("agent", "not running")

@@ -18,7 +18,7 @@ use crate::config::{Config, ProcessEnvironment, is_utf8_locale};
 use crate::delivery::eta::{Situation, eta};
 use crate::delivery::id_window;
 use crate::delivery::pacing::Pace;
-use crate::intake::status::{ElsewhereStatus, EtaStatus, elsewhere, pace_of};
+use crate::intake::status::{ElsewhereStatus, EtaStatus, LiveWrites, elsewhere, pace_of};
 use crate::message::MessageStatus;
 use crate::protocol::recognise::Presence;
 use crate::replay::near_id_window;
@@ -107,7 +107,7 @@ struct Server {
     latency_ms: Option<u64>,
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, Default)]
 struct Agent {
     running: bool,
     pid: Option<u64>,
@@ -116,6 +116,21 @@ struct Agent {
     uptime_seconds: Option<u64>,
     /// What the agent says of its store: differs from ours when it can't use it.
     store_problem: Option<String>,
+    /// What it does with live writes meanwhile: [`LiveWrites::word`].
+    live_writes: Option<String>,
+}
+
+impl Agent {
+    /// Returns what it does with live writes, for people.
+    fn does(&self) -> &'static str {
+        LiveWrites::text_of(self.live_writes.as_deref().unwrap_or_default())
+    }
+
+    /// Returns that and why, for an agent that can't use its store.
+    fn degraded(&self) -> Option<String> {
+        let problem = self.store_problem.as_ref()?;
+        Some(format!("{}: {problem}", self.does()))
+    }
 }
 
 #[derive(Serialize, Default)]
@@ -462,18 +477,18 @@ fn ask_agent(config: &Config, records: &[AgentRecord]) -> (Agent, Option<serde_j
             version: told["version"].as_str().map(str::to_owned),
             uptime_seconds: told["uptime_seconds"].as_u64(),
             store_problem,
+            live_writes: ready["store"]["live_writes"].as_str().map(str::to_owned),
         };
         return (agent, Some(ready));
     }
-    let agent =
-        Agent { running: false, pid: None, listen: None, version: None, uptime_seconds: None, store_problem: None };
-    (agent, None)
+    (Agent::default(), None)
 }
 
 /// Returns where the running agent listens, if there is one, and what is wrong with its store, for `healthcheck`.
 pub(super) fn running_agent(config: &Config, records: &[AgentRecord]) -> Option<(String, Option<String>)> {
     let (agent, _) = ask_agent(config, records);
-    Some((agent.listen?, agent.store_problem))
+    let problem = agent.degraded();
+    Some((agent.listen?, problem))
 }
 
 /// What the running agent knows of the server, or a ping of our own.

@@ -124,6 +124,13 @@ fn summary(name: &str, run: &RunEnd, config: &Config) -> Vec<String> {
             lines.push(format!("deliver later with `{}`, or by any agent on this store", replay_command(config)));
         }
     }
+    if run.refused > 0 {
+        let refused = count(run.refused, "write");
+        lines.push(format!(
+            "the agent refused {refused}, because {store} could not be used and earlier ones may wait in it: \
+             what the application did not send again is lost"
+        ));
+    }
     if run.rejected > 0 {
         let rejected = count(run.rejected, "message");
         lines.push(format!("the server refused {rejected}: see `opik-offline inspect --rejected`"));

@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use super::unprotected::{KnownBacklog, Passage, passage};
+
 /// What the agent knows of the server when a request comes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Reachability {
@@ -21,8 +23,8 @@ pub enum LaneState {
     Apart,
     /// Earlier messages wait, and this write has to wait behind them.
     Waiting,
-    /// The store can't be read or written: it promises nothing, and it holds nothing back.
-    StoreUnusable,
+    /// The store can't be used: nothing can be kept, and what may conflict with its messages must not pass.
+    StoreUnusable(KnownBacklog),
 }
 
 /// What to do with a protected write.
@@ -34,6 +36,8 @@ pub enum Admission {
     ForwardOnly,
     /// Store it behind what waits, then acknowledge it.
     Register,
+    /// Refuse it for now, with these words: it can neither be kept nor be sent ahead of what waits.
+    Refuse(&'static str),
 }
 
 /// Decides about a protected write (design.md, section 3).
@@ -47,10 +51,18 @@ pub enum Admission {
 /// or would be in the store's answer.
 pub fn admit(reachability: Reachability, lane: LaneState) -> Admission {
     match (lane, reachability) {
-        (LaneState::StoreUnusable, _) => Admission::ForwardOnly,
+        (LaneState::StoreUnusable(known), _) => unprotected(known, false),
         (LaneState::Waiting, _) => Admission::Register,
         (LaneState::Clear | LaneState::Apart, Reachability::Unavailable) => Admission::Register,
         (LaneState::Clear | LaneState::Apart, Reachability::Presumed) => Admission::Forward,
+    }
+}
+
+/// Decides about a protected write while the store can't be used; see [`super::unprotected`].
+pub fn unprotected(known: KnownBacklog, follows_all: bool) -> Admission {
+    match passage(known, follows_all) {
+        Passage::Pass => Admission::ForwardOnly,
+        Passage::Refuse(why) => Admission::Refuse(why),
     }
 }
 
@@ -95,10 +107,12 @@ mod tests {
             (Presumed, Waiting, Admission::Register),
             (Unavailable, Clear, Admission::Register),
             (Unavailable, Waiting, Admission::Register),
-            (Presumed, StoreUnusable, Admission::ForwardOnly),
-            (Unavailable, StoreUnusable, Admission::ForwardOnly),
+            (Presumed, StoreUnusable(KnownBacklog::NeverWas), Admission::ForwardOnly),
+            (Unavailable, StoreUnusable(KnownBacklog::Empty), Admission::ForwardOnly),
         ] {
             assert_eq!(admit(reachability, lane), expected, "{reachability:?} {lane:?}");
         }
+        let refused = admit(Presumed, StoreUnusable(KnownBacklog::Unknown));
+        assert!(matches!(refused, Admission::Refuse(_)), "{refused:?}");
     }
 }

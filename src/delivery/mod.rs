@@ -1,6 +1,7 @@
 //! Policy, pure: no clock, socket, disk or log. Everything that decides about delivery is a function that a test can call.
 //!
 //! - [`admission`]: what happens to a protected write at the door.
+//! - [`unprotected`]: what of that passes while the message store can't be used.
 //! - [`verdict`]: what an answer means, when forwarding and when replaying.
 //! - [`coalesce`]: which messages share a request.
 //! - [`fold`]: which updates go with the create of their entity.
@@ -22,4 +23,5 @@ pub mod generation;
 pub mod id_window;
 pub mod pacing;
 pub mod split;
+pub mod unprotected;
 pub mod verdict;

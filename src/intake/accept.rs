@@ -23,11 +23,12 @@ use uuid::Uuid;
 use super::forward::{self, ClientAnswer};
 use super::wire::{Pace, TooSlow};
 use super::{ClientUrl, Shared};
-use crate::delivery::admission::{Admission, LaneState, Reachability, admit, forward_patience};
+use crate::delivery::admission::{Admission, LaneState, Reachability, admit, forward_patience, unprotected};
 use crate::delivery::backoff::lane_wait;
+use crate::delivery::unprotected::{KnownBacklog, Passage, passage};
 use crate::delivery::verdict::{ForwardVerdict, Trouble, forwarding, is_begun, rate_limited};
 use crate::message::{
-    Body, BodyFault, Bucket, Credential, Encoding, HeaderSet, Lane, Message, MessageType, Request, Server,
+    Body, BodyFault, Bucket, Credential, Encoding, HeaderSet, Lane, Message, MessageType, Request, Server, Touch,
 };
 use crate::monitor::lane_trouble::jitter;
 use crate::monitor::{Availability, Change};
@@ -38,7 +39,7 @@ use crate::protocol::partial::{Partial, judge};
 use crate::protocol::recognise::{Endpoint, Recognised, Seen, recognise};
 use crate::protocol::routes::Protected;
 use crate::store::committer::CommitError;
-use crate::store::{Ahead, Hold, StoreError, now_ms};
+use crate::store::{Ahead, BacklogSeen, Hold, StoreError, now_ms};
 
 /// Bodies up to this size are prepared where they arrive; larger ones on a thread that may take its time.
 const PREPARE_INLINE_BYTES_MAX: usize = 16 * 1024;
@@ -106,9 +107,14 @@ pub(super) async fn accept(
 ///
 /// A connection that is closed while its client still sends is reset, and the client would see that instead of the
 /// answer. Bounded by [`DISCARD_BYTES_MAX`] and [`DISCARD_PAUSE_MAX`]; who asked before sending gets the answer at once.
-pub(super) async fn refuse(reply: Reply, headers: &HeaderMap, mut body: Incoming) -> ClientAnswer {
+pub(super) async fn refuse(reply: Reply, headers: &HeaderMap, body: Incoming) -> ClientAnswer {
+    refuse_with(forward::own_answer(reply), headers, body).await
+}
+
+/// The same with an answer that is made already.
+pub(super) async fn refuse_with(answer: ClientAnswer, headers: &HeaderMap, mut body: Incoming) -> ClientAnswer {
     // Nobody waits longer for a client that was refused for its slowness.
-    let is_at_once = headers.contains_key(header::EXPECT) || reply.status == 408;
+    let is_at_once = headers.contains_key(header::EXPECT) || answer.status() == http::StatusCode::REQUEST_TIMEOUT;
     let mut left = if is_at_once { 0 } else { DISCARD_BYTES_MAX };
     let mut pace = Pace::new(DISCARD_PAUSE_MAX);
     while left > 0 {
@@ -117,7 +123,7 @@ pub(super) async fn refuse(reply: Reply, headers: &HeaderMap, mut body: Incoming
             Ok(Some(Err(_)) | None) | Err(TooSlow) => break,
         }
     }
-    forward::own_answer(reply)
+    answer
 }
 
 /// Reads a body whole, within the limits of size and of memory for all bodies together.
@@ -269,6 +275,9 @@ impl Write {
         };
         let admission = match self.needs_answer {
             None => admit(reachability, lane),
+            Some(NeedsAnswer { follows_all, .. }) if let LaneState::StoreUnusable(known) = lane => {
+                unprotected(known, follows_all)
+            }
             Some(NeedsAnswer { follows_all: true, .. }) if matches!(lane, LaneState::Waiting | LaneState::Apart) => {
                 shared.metrics.intake_refused.add(1);
                 let text = "earlier writes still wait for the Opik server, and this request depends on all of them";
@@ -279,8 +288,13 @@ impl Write {
         let answer = match admission {
             Admission::Register => match self.register(shared, client).await {
                 Ok(answer) => answer,
-                // The store broke under this write: as long as it is away the agent is a plain proxy, for this one, too.
-                Err(_) if shared.slot.get().is_err() => self.forward_only(shared, client).await,
+                // The store broke under this write: what holds while it is away holds for this one, too.
+                Err(_) if shared.slot.get().is_err() => {
+                    match passage(shared.backlog_known(&self.message.touches), false) {
+                        Passage::Refuse(why) => shared.refuse_unprotected(why),
+                        Passage::Pass => self.forward_only(shared, client).await,
+                    }
+                }
                 Err(refusal) => forward::own_answer(refusal),
             },
             Admission::Forward => match self.forward(shared, client, true).await {
@@ -291,6 +305,7 @@ impl Write {
                 },
             },
             Admission::ForwardOnly => self.forward_only(shared, client).await,
+            Admission::Refuse(why) => shared.refuse_unprotected(why),
         };
         drop(turn);
         answer
@@ -670,11 +685,30 @@ impl Shared {
                 Ok(_) => return LaneState::Apart,
                 Err(error) => match self.slot.get() {
                     Ok(_) => warn!(target: "db_manager", "cannot ask the store for what waits: {error}"),
-                    Err(_) => return LaneState::StoreUnusable,
+                    Err(_) => return LaneState::StoreUnusable(self.backlog_known(&message.touches)),
                 },
             }
         }
         // What waits unseen must not be overtaken.
         LaneState::Waiting
+    }
+
+    /// Returns what is known of the messages in a store that can't be used; asked where [`Store::ahead`] is.
+    ///
+    /// [`Store::ahead`]: crate::store::Store::ahead
+    pub(super) fn backlog_known(&self, touches: &[Touch]) -> KnownBacklog {
+        match self.slot.backlog_seen(&self.server, touches) {
+            BacklogSeen::NeverWas => KnownBacklog::NeverWas,
+            BacklogSeen::Empty => KnownBacklog::Empty,
+            BacklogSeen::Holds { waiting, conflicting } => KnownBacklog::Holds { waiting, conflicting },
+            BacklogSeen::Unknown => KnownBacklog::Unknown,
+        }
+    }
+
+    /// Refuses a write that may conflict with what waits in a store that can't be used: its client still has it.
+    pub(super) fn refuse_unprotected(&self, why: &str) -> ClientAnswer {
+        self.metrics.intake_refused.add(1);
+        self.slot.note_refused();
+        forward::own_answer(unavailable(why, STORE_RETRY_AFTER))
     }
 }

@@ -13,8 +13,9 @@
 //! restarted in between takes the PUT as well. Only for upload-complete, which clients don't send in the local flow, the
 //! last uploads are remembered.
 //!
-//! While the store can't be used the agent is a plain proxy for all of this, as for everything else. Memory: two pieces
-//! per upload, counted in the memory for all bodies.
+//! While the store can't be used the steps go to the server, as everything else does, unless the entity of the file may
+//! still wait in the store ([`crate::delivery::unprotected`]). Memory: two pieces per upload, counted in the memory for
+//! all bodies.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -26,11 +27,14 @@ use http_body_util::BodyExt;
 use hyper::body::{Body as _, Incoming};
 use tracing::{debug, warn};
 
-use super::accept::{BUSY_RETRY_AFTER, BUSY_TEXT, judge_answer, kept_headers, lane_of, not_stored, read_body, refuse};
+use super::accept::{
+    BUSY_RETRY_AFTER, BUSY_TEXT, judge_answer, kept_headers, lane_of, not_stored, read_body, refuse, refuse_with,
+};
 use super::forward::{self, ClientAnswer};
 use super::wire::{Pace, TooSlow};
 use super::{ClientUrl, PassedBody, Shared, pass_through, streamed};
-use crate::message::{Body, Encoding, HeaderSet, Lane, Message, MessageType, Request};
+use crate::delivery::unprotected::{Passage, passage};
+use crate::message::{Body, Encoding, HeaderSet, Lane, Message, MessageType, Request, Touch};
 use crate::protocol::answers::{Reply, error, unavailable};
 use crate::protocol::attachment::{
     Complete, LOCAL_UPLOAD_ID, PART_BYTES_MIN, START_PATH, Start, Step, Subject, local_start, start_through,
@@ -77,7 +81,7 @@ pub(super) async fn upload(
     // Not tied to the connection: a client that hangs up must not leave bytes behind.
     let work = async move {
         match shared.slot.get() {
-            Err(_) => plain_proxy(&shared, step, head, &below, &client, streamed(&shared, body)).await,
+            Err(_) => unstored(&shared, step, head, &below, &client, body).await,
             Ok(store) => match step {
                 Step::Start => start(&shared, &store, head, &below, &client, body).await,
                 Step::Put => put(&shared, &store, head, &below, &client, body).await,
@@ -88,6 +92,49 @@ pub(super) async fn upload(
     tokio::spawn(work).await.unwrap_or_else(|_| {
         forward::own_answer(error(500, "opik-offline failed to handle this request, and its file was not stored"))
     })
+}
+
+/// Takes a step while the store can't be used.
+async fn unstored(
+    shared: &Shared,
+    step: Step,
+    head: Parts,
+    below: &str,
+    client: &ClientUrl,
+    body: Incoming,
+) -> ClientAnswer {
+    if step == Step::Put {
+        let query = below.split_once('?').map_or("", |(_, query)| query);
+        let touches = Subject::from_query(query).map(|subject| subject.touches()).unwrap_or_default();
+        return match overtakes(shared, &touches) {
+            Some(why) => {
+                let refusal = shared.refuse_unprotected(why);
+                refuse_with(refusal, &head.headers, body).await
+            }
+            None => plain_proxy(shared, step, head, below, client, streamed(shared, body)).await,
+        };
+    }
+    let (bytes, content) = match read_json(shared, &head, body).await {
+        Ok(read) => read,
+        Err(answer) => return answer,
+    };
+    let subject = match step {
+        Step::Complete => Complete::read(&content).map(|complete| complete.subject),
+        Step::Start | Step::Put => Start::read(&content).map(|start| start.subject),
+    };
+    let touches = subject.map(|subject| subject.touches()).unwrap_or_default();
+    match overtakes(shared, &touches) {
+        Some(why) => shared.refuse_unprotected(why),
+        None => plain_proxy(shared, step, head, below, client, forward::whole(bytes).into()).await,
+    }
+}
+
+/// Returns why a step that can't be stored may not go to the server either: its entity, or what it depends on, waits.
+fn overtakes(shared: &Shared, touches: &[Touch]) -> Option<&'static str> {
+    match passage(shared.backlog_known(touches), false) {
+        Passage::Pass => None,
+        Passage::Refuse(why) => Some(why),
+    }
 }
 
 /// Lets the server take the step. A URL of its own that it answers is made to lead through the agent, and a page's 200 is
@@ -175,6 +222,9 @@ async fn start(
     let probe = move || AttachmentWriter::begin(probed, Some(expected)).map(drop);
     if let Err(failure) = blocking(probe).await {
         report(shared, store, &failure);
+        if let Some(why) = overtakes(shared, &start.subject.touches()) {
+            return shared.refuse_unprotected(why);
+        }
         let body = forward::whole(bytes).into();
         return plain_proxy(shared, Step::Start, head, below, client, body).await;
     }
@@ -221,6 +271,10 @@ async fn put(
         // Nothing of it was read yet: the server may take it, if it is a local one.
         Err(failure) => {
             report(shared, store, &failure);
+            if let Some(why) = overtakes(shared, &subject.touches()) {
+                let refusal = shared.refuse_unprotected(why);
+                return refuse_with(refusal, &head.headers, body).await;
+            }
             return plain_proxy(shared, Step::Put, head, below, client, streamed(shared, body)).await;
         }
     };

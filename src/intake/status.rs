@@ -16,8 +16,8 @@ use crate::message::Server;
 use crate::monitor::Availability;
 use crate::monitor::connection::Connection;
 use crate::shutdown::Shutdown;
-use crate::store::slot::StoreSlot;
-use crate::store::{Backlog, Condition, Filter, Hold, LaneWork, ReplayRecord, StoreError, now_ms};
+use crate::store::slot::{SlotState, StoreSlot};
+use crate::store::{Backlog, BacklogSeen, Condition, Filter, Hold, LaneWork, ReplayRecord, StoreError, now_ms};
 use crate::telemetry::history::{self, History, Rates, Sample};
 use crate::telemetry::metrics::Metrics;
 
@@ -79,6 +79,10 @@ pub struct ServerStatus {
 pub struct StoreStatus {
     pub usable: bool,
     pub reason: Option<String>,
+    /// What happens to protected writes: [`LiveWrites::word`].
+    pub live_writes: &'static str,
+    /// Writes that were refused since the store can't be used, because they may conflict with what waits in it.
+    pub refused_writes: u64,
     /// Messages that still have to reach the server.
     pub waiting: u64,
     pub items: u64,
@@ -99,6 +103,54 @@ pub struct StoreStatus {
     pub replaying: Option<String>,
     /// Messages in the store that were accepted for other servers: this agent does not deliver them.
     pub elsewhere: Vec<ElsewhereStatus>,
+}
+
+/// What happens to protected writes, as far as the store decides it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LiveWrites {
+    /// They are stored where the server can't take them.
+    Stored,
+    /// They are only passed on: nothing waits that they could overtake.
+    PassedOn,
+    /// Those that may conflict with what waits are refused, and the others only passed on.
+    RefusedIfConflicting,
+    /// All are refused: nobody can see what waits.
+    Refused,
+}
+
+impl LiveWrites {
+    /// Returns what happens to the writes to this server.
+    pub fn of(slot: &StoreSlot, server: &Server) -> Self {
+        match slot.state() {
+            SlotState::Open => Self::Stored,
+            SlotState::Away { .. } => match slot.backlog_seen(server, &[]) {
+                BacklogSeen::NeverWas | BacklogSeen::Empty => Self::PassedOn,
+                BacklogSeen::Holds { .. } => Self::RefusedIfConflicting,
+                BacklogSeen::Unknown => Self::Refused,
+            },
+        }
+    }
+
+    /// Returns the word for programs.
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Stored => "stored",
+            Self::PassedOn => "passed_on",
+            Self::RefusedIfConflicting => "refused_if_conflicting",
+            Self::Refused => "refused",
+        }
+    }
+
+    /// Returns what an agent that says this word does, for people: it follows "it".
+    pub fn text_of(word: &str) -> &'static str {
+        match word {
+            "refused_if_conflicting" => {
+                "refuses live writes that may conflict with what waits, and only passes others on"
+            }
+            "refused" => "refuses live writes, because nobody can see what waits",
+            _ => "only passes writes on",
+        }
+    }
 }
 
 /// Messages that were accepted for another server. Everything else that the agent tells is about its own server.
@@ -272,6 +324,15 @@ impl Watch {
         status
     }
 
+    fn unusable(&self, error: &StoreError) -> StoreStatus {
+        let refused_writes = match self.slot.state() {
+            SlotState::Away { refused, .. } => refused,
+            SlotState::Open => 0,
+        };
+        let live_writes = LiveWrites::of(&self.slot, &self.server).word();
+        StoreStatus { reason: Some(error.to_string()), live_writes, refused_writes, ..StoreStatus::default() }
+    }
+
     fn look(&self) -> Status {
         let now = now_ms();
         let read = self.slot.with(|store| {
@@ -284,7 +345,7 @@ impl Watch {
         history.push(sample);
         let rates = history::rates(&history);
         let (store, mut lanes) = match &read {
-            Err(error) => (unusable(error), &[][..]),
+            Err(error) => (self.unusable(error), &[][..]),
             Ok((backlog, condition, lanes, elsewhere)) => {
                 if let Some(record) = &condition.last_replay {
                     self.note_replay(record);
@@ -380,10 +441,6 @@ fn drained(history: &[Sample], available: Option<bool>) -> Option<f64> {
 /// Samples that tell the present pace: it changes by the second while replay speeds up.
 const RECENT_SAMPLES: usize = 4;
 
-fn unusable(error: &StoreError) -> StoreStatus {
-    StoreStatus { reason: Some(error.to_string()), ..StoreStatus::default() }
-}
-
 /// Returns messages, items and bytes that wait.
 fn waiting_sums(backlog: &Backlog) -> (u64, u64, u64) {
     let waiting = backlog.groups.iter().filter(|group| group.status.is_on_its_way());
@@ -395,6 +452,8 @@ fn usable(backlog: &Backlog, condition: &Condition) -> StoreStatus {
     StoreStatus {
         usable: true,
         reason: None,
+        live_writes: LiveWrites::Stored.word(),
+        refused_writes: 0,
         waiting,
         items,
         body_bytes,

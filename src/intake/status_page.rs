@@ -12,7 +12,7 @@ use serde_json::json;
 
 use super::Shared;
 use super::forward::{self, ClientAnswer};
-use super::status::connection_word;
+use super::status::{LiveWrites, connection_word};
 use crate::monitor::Availability;
 use crate::protocol::answers::error;
 use crate::store::{Filter, now_ms};
@@ -83,7 +83,10 @@ fn ready(shared: &Shared) -> serde_json::Value {
     let state = shared.connection.state();
     let since = state.since.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis());
     let store = match shared.slot.with(|store| store.backlog(&Filter::of_server(&shared.server))) {
-        Err(error) => json!({ "usable": false, "reason": error.to_string() }),
+        Err(error) => {
+            let live_writes = LiveWrites::of(&shared.slot, &shared.server).word();
+            json!({ "usable": false, "reason": error.to_string(), "live_writes": live_writes })
+        }
         Ok(backlog) => json!({
             "usable": true,
             "waiting": backlog.waiting(),

@@ -112,7 +112,7 @@ metrics! {
     store_dropped_messages: Gauge = "opik_offline_store_dropped_messages", "Messages that the store dropped when it was full, since it was made";
     store_expired_messages: Gauge = "opik_offline_store_expired_messages", "Messages that were dropped when they were older than max_age, since the store was made";
     store_lost_messages: Gauge = "opik_offline_store_lost_messages", "Messages of damaged store files that could not be recovered";
-    store_usable: Gauge = "opik_offline_store_usable", "1 while messages can be stored, 0 while the agent is a plain proxy";
+    store_usable: Gauge = "opik_offline_store_usable", "1 while messages can be stored, 0 while writes are only passed on or refused";
     connection_available: Gauge = "opik_offline_connection_available", "1 while the Opik server can be reached";
 }
 

@@ -105,10 +105,8 @@ fn agent(report: &Report) -> Vec<Line> {
         (true, ..) => line("agent", "running").painted(Mark::Good, "running"),
         (false, ..) => line("agent", "not running").painted(Mark::Warn, "not running"),
     };
-    let problem = agent.store_problem.as_ref();
-    let problem = problem.map(|problem| {
-        line("", format!("it only passes writes on: {problem}")).painted(Mark::Bad, "it only passes writes on")
-    });
+    let problem = agent.degraded();
+    let problem = problem.map(|problem| line("", format!("it {problem}")).painted(Mark::Bad, agent.does()));
     std::iter::once(first).chain(problem).collect()
 }
 

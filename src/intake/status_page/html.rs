@@ -18,7 +18,7 @@ use super::plain;
 use super::plot::Plot;
 use crate::delivery::eta::{State, in_words};
 use crate::intake::forward::ClientAnswer;
-use crate::intake::status::{LaneStatus, ReplayStatus, Status};
+use crate::intake::status::{LaneStatus, LiveWrites, ReplayStatus, Status};
 use crate::telemetry::history::{COARSE_INTERVAL, FINE_INTERVAL, FINE_MAX};
 
 const STYLE: &str = include_str!("page.css");
@@ -138,7 +138,9 @@ fn verdict(status: &Status) -> (Mark, String) {
     if !store.usable {
         return match is_away {
             true => (Mark::Bad, "The Opik server is away, and the store can’t be used: writes are refused".into()),
-            false => (Mark::Bad, "The store can’t be used: writes are only passed on".into()),
+            false => {
+                (Mark::Bad, format!("The store can’t be used: the agent {}", LiveWrites::text_of(store.live_writes)))
+            }
         };
     }
     let state = status.eta.as_ref().map_or(State::Nothing, |eta| eta.eta.state);
@@ -202,7 +204,11 @@ fn tiles(status: &Status) -> String {
         tile("t-waiting", "Messages waiting, safe on disk", None, &number(store.waiting), &lines);
     } else {
         let reason = store.reason.clone().unwrap_or_default();
-        tile("t-waiting", "Messages waiting, safe on disk", Some(Mark::Bad), "Store unusable", &[reason]);
+        let mut lines = vec![reason];
+        if store.refused_writes > 0 {
+            lines.push(format!("{} refused since, to be sent again", words(store.refused_writes, "write")));
+        }
+        tile("t-waiting", "Messages waiting, safe on disk", Some(Mark::Bad), "Store unusable", &lines);
     }
 
     match &status.rates {

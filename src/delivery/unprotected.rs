@@ -1,0 +1,82 @@
+//! Which writes reach the server while the message store can't be used.
+//!
+//! Such a write can't be stored behind what waits, so it must not be sent ahead of it either: an acknowledged deletion
+//! would be undone, and an older update would win. A write is refused unless it provably conflicts with nothing that is
+//! stored. Its client still has it and retries; the store may be usable by then.
+
+/// What is known of the messages in a store that can't be used.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum KnownBacklog {
+    /// There is no store, so nothing was ever kept in it.
+    NeverWas,
+    /// Nothing of this server waits in it.
+    Empty,
+    /// Its entities can be read, although the store can't be used.
+    Holds {
+        /// Messages of this server still have to reach it.
+        waiting: bool,
+        /// The write is, or may be, about an entity of one of them, or depends on a create that the server refused.
+        conflicting: bool,
+    },
+    /// Nothing can be read of it.
+    Unknown,
+}
+
+/// What happens to a live write while the store can't be used.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Passage {
+    /// It is sent to the server, and its client gets whatever comes of it.
+    Pass,
+    /// It is refused with 503 and `Retry-After`, with these words.
+    Refuse(&'static str),
+}
+
+const CONFLICTS: &str = "earlier writes wait in opik-offline's message store, which cannot be used now; \
+    this request must not overtake them, send it again later";
+const FOLLOWS_ALL: &str = "earlier writes wait in opik-offline's message store, which cannot be used now, \
+    and this request depends on all of them; send it again later";
+const UNKNOWN: &str = "opik-offline's message store cannot be read now, and earlier writes may wait in it; \
+    this request must not overtake them, send it again later";
+
+/// Decides about a protected write while the store can't be used. `follows_all`: what it does depends on everything that
+/// was written before (a deletion by filter).
+pub fn passage(known: KnownBacklog, follows_all: bool) -> Passage {
+    match known {
+        KnownBacklog::NeverWas | KnownBacklog::Empty => Passage::Pass,
+        KnownBacklog::Holds { conflicting: true, .. } => Passage::Refuse(CONFLICTS),
+        KnownBacklog::Holds { waiting: true, .. } if follows_all => Passage::Refuse(FOLLOWS_ALL),
+        KnownBacklog::Holds { .. } => Passage::Pass,
+        KnownBacklog::Unknown => Passage::Refuse(UNKNOWN),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_provably_conflicts_with_nothing_passes() {
+        use KnownBacklog::{Empty, Holds, NeverWas, Unknown};
+        let holds = |waiting, conflicting| Holds { waiting, conflicting };
+        for (known, follows_all, passes) in [
+            (NeverWas, false, true),
+            (NeverWas, true, true),
+            (Empty, false, true),
+            (Empty, true, true),
+            (holds(false, false), false, true),
+            (holds(false, false), true, true),
+            (holds(true, false), false, true),
+            (holds(true, false), true, false),
+            (holds(true, true), false, false),
+            (holds(true, true), true, false),
+            // Only refused messages are left, and the write depends on one of them.
+            (holds(false, true), false, false),
+            (holds(false, true), true, false),
+            (Unknown, false, false),
+            (Unknown, true, false),
+        ] {
+            let passage = passage(known, follows_all);
+            assert_eq!(passage == Passage::Pass, passes, "{known:?}, follows all: {follows_all}");
+        }
+    }
+}
