@@ -40,6 +40,7 @@ mod model_store;
 mod otlp;
 mod otlp_repeats;
 mod outage;
+mod overtaking;
 mod own_faults;
 mod prism;
 mod proxy;
