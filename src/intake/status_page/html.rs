@@ -418,7 +418,9 @@ fn facts(status: &Status) -> String {
         fact("Store", format!("{}{max}", size(store.file_bytes)));
         if let Some(free) = store.disk_free_bytes {
             fact("Free on disk", size(free));
-            if let Some(capacity) = store.capacity_bytes.filter(|held| store.size_max_bytes.is_some_and(|max| *held < max)) {
+            if let Some(capacity) =
+                store.capacity_bytes.filter(|held| store.size_max_bytes.is_some_and(|max| *held < max))
+            {
                 fact("Room on disk", format!("for a store of {}", size(capacity)));
             }
         }

@@ -27,6 +27,7 @@ use rusqlite::Connection;
 use rusqlite::config::DbConfig;
 use tracing::{debug, info, warn};
 
+use super::fault::Fault;
 use crate::store::room::Disk;
 
 /// The ballast of a large disk and a large store: room for the largest note of a batch.
@@ -106,7 +107,7 @@ impl Ballast {
         {
             debug!(target: "db_manager", "the write-ahead log has no room of its own yet: {error}");
         }
-        write_back(connection);
+        write_back(connection, &self.path);
     }
 
     /// Returns whether the disk is full, and says so once when that changes.
@@ -163,8 +164,7 @@ impl Ballast {
     /// Makes the last of these connections leave the log when it is closed, where a new one would find no room.
     pub(super) fn before_closing<'store>(&self, connections: impl IntoIterator<Item = &'store Connection>) {
         let is_whole = || {
-            Disk::of(&self.path)
-                .is_ok_and(|disk| length(&self.file) >= ballast_bytes(disk.total_bytes, self.size_max))
+            Disk::of(&self.path).is_ok_and(|disk| length(&self.file) >= ballast_bytes(disk.total_bytes, self.size_max))
         };
         if self.may_cut_log() || is_whole() {
             return;
@@ -196,7 +196,7 @@ impl Ballast {
             return;
         }
         info!(target: "db_manager", "{} is given up to deliver from a full disk", self.file.display());
-        write_back(connection);
+        write_back(connection, &self.path);
         let wanted = length(&self.log) + bytes / 2;
         if let Err(error) = extend_log(connection, &self.log, wanted) {
             debug!(target: "db_manager", "the ballast does not become part of the write-ahead log: {error}");
@@ -228,7 +228,9 @@ pub(super) fn put_in_place(path: &Path) {
     }
     use rustix::fs::{CWD, RenameFlags, renameat_with};
     match renameat_with(CWD, &file, CWD, &log, RenameFlags::NOREPLACE) {
-        Ok(()) => info!(target: "db_manager", "the ballast of {} is its write-ahead log: the disk is full", path.display()),
+        Ok(()) => {
+            info!(target: "db_manager", "the ballast of {} is its write-ahead log: the disk is full", path.display())
+        }
         Err(errno) => debug!(target: "db_manager", "the ballast does not become the write-ahead log: {errno}"),
     }
 }
@@ -236,9 +238,8 @@ pub(super) fn put_in_place(path: &Path) {
 /// Returns where the ballast of the store with this log is.
 fn file_of(log: &Path) -> PathBuf {
     let name = log.as_os_str().as_encoded_bytes();
-    let mut file = std::ffi::OsString::from(
-        String::from_utf8_lossy(name.strip_suffix(b"-wal").unwrap_or(name)).into_owned(),
-    );
+    let mut file =
+        std::ffi::OsString::from(String::from_utf8_lossy(name.strip_suffix(b"-wal").unwrap_or(name)).into_owned());
     file.push("-ballast");
     file.into()
 }
@@ -249,7 +250,8 @@ fn length(path: &Path) -> u64 {
 
 /// Says whether there is a file, and nothing in it that SQLite could take for a log.
 fn is_all_zeros(path: &Path) -> bool {
-    length(path) > 0 && fs::read(path).is_ok_and(|bytes| bytes.len() as u64 <= BYTES_MAX && bytes.iter().all(|b| *b == 0))
+    length(path) > 0
+        && fs::read(path).is_ok_and(|bytes| bytes.len() as u64 <= BYTES_MAX && bytes.iter().all(|b| *b == 0))
 }
 
 /// Extends the log behind its last frame. Nobody appends to it or cuts it meanwhile: both need the write lock.
@@ -280,8 +282,10 @@ fn append_zeros(path: &Path, bytes: u64, make: bool) -> io::Result<()> {
 }
 
 /// Writes the log back into the database without waiting for readers, so that it begins at its start again.
-fn write_back(connection: &Connection) {
+fn write_back(connection: &Connection, path: &Path) {
     if let Err(error) = connection.query_row("PRAGMA wal_checkpoint(PASSIVE)", [], |_| Ok(())) {
+        // Sorted as every fault of the engine is: on a broken disk more follows from it.
+        let error = Fault::from(error).at(path);
         debug!(target: "db_manager", "the write-ahead log is not written back yet: {error}");
     }
 }

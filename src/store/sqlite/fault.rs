@@ -7,8 +7,8 @@ use rusqlite::ErrorCode;
 
 use super::BUSY_TIMEOUT;
 use crate::store::StoreError;
-use crate::store::room::{self, NoRoom};
 use crate::store::key::KeyId;
+use crate::store::room::{self, NoRoom};
 
 /// Why a file of another kind is refused.
 pub(super) const NO_DATABASE: &str = "it is no SQLite database";
@@ -48,13 +48,21 @@ impl From<StoreError> for Fault {
 
 impl Fault {
     /// Returns what the disk has used up, when that is why the step failed.
+    ///
+    /// SQLite names the lack of bytes. A quota, and no room for the log or for the memory that processes share, are told
+    /// apart from a fault of the disk by asking the system again. A failed sync is never one of these.
     pub(super) fn no_room(&self, path: &Path) -> Option<NoRoom> {
+        const WRITE: i32 = 778;
+        const SHARED_MEMORY: [i32; 3] = [4618, 4874, 5386];
         let Self::Engine(error) = self else { return None };
+        let extended = error.sqlite_error().map_or(0, |error| error.extended_code);
         match error.sqlite_error_code()? {
             ErrorCode::DiskFull => Some(room::refusal(path).unwrap_or(NoRoom::Bytes)),
-            // A quota, and no room for the log or for the memory that processes share, are told apart from a fault of the
-            // disk by the system alone.
-            ErrorCode::SystemIoFailure | ErrorCode::CannotOpen => room::refusal(path),
+            ErrorCode::SystemIoFailure if extended == WRITE => {
+                room::refusal(path).filter(|refusal| *refusal == NoRoom::Quota)
+            }
+            ErrorCode::SystemIoFailure if SHARED_MEMORY.contains(&extended) => room::refusal(path),
+            ErrorCode::CannotOpen => room::refusal(path),
             _ => None,
         }
     }
