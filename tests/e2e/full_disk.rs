@@ -182,8 +182,8 @@ enum Meanwhile {
     Replayed,
 }
 
-#[test]
-fn a_disk_that_another_program_filled_is_left_by_delivering() {
+/// Whatever happens to the agent meanwhile.
+fn assert_left_by_delivering(made: Made) {
     for meanwhile in
         [Meanwhile::Nothing, Meanwhile::Stopped, Meanwhile::Killed, Meanwhile::FilledWhileStopped, Meanwhile::Replayed]
     {
@@ -285,4 +285,53 @@ fn an_ext4_that_another_program_filled_is_left_by_delivering() {
 #[test]
 fn an_xfs_that_another_program_filled_is_left_by_delivering() {
     assert_left_by_delivering(Made::Blocks("truncate -s 320M \"$0\" && mkfs.xfs -q \"$0\""));
+}
+
+/// Runs a shell command as root of the small file system, with the home directory as `$0`.
+fn root(small: &Small, home: &Home, script: &str) {
+    let mut command = home_command(small, home, "sh");
+    let output = crate::support::process::run(command.args(["-c", script]).arg(home.path()));
+    assert!(output.status.success(), "{script}: {}{}", output.stdout, output.stderr);
+}
+
+#[test]
+fn what_keeps_a_store_from_being_written_is_named_and_nothing_acknowledged_is_lost() {
+    // The last words are those by which a person knows what to do.
+    for (obstacle, mend, words) in [
+        ("chattr +i \"$0\"/opik_messages.db", "chattr -i \"$0\"/opik_messages.db", "chattr -i"),
+        ("mount -o remount,ro \"$0\"", "mount -o remount,rw \"$0\"", "remount,rw"),
+        ("n=0; while touch \"$0\"/i$n 2>/dev/null; do n=$((n+1)); done", "rm -f \"$0\"/i*", "inodes"),
+    ] {
+        let home = Home::new();
+        let make = Made::Blocks("truncate -s 48M \"$0\" && mkfs.ext4 -q -m 0 -N 64 \"$0\"");
+        let small = match Small::mount(&home, make) {
+            Ok(small) => small,
+            Err(reason) => return eprintln!("not run: {reason}"),
+        };
+        let server = FakeOpik::new_stopped();
+        let mut agent = Agent::builder(&server.url()).impatient().within(&small.enter()).home(home).start();
+        let ledger = ClientLedger::new();
+        let mut app = Told::new(&agent.url(), &ledger);
+        for _ in 0..20 {
+            assert_eq!(app.send(create(&uuid7())).expect("an answer").status, 201);
+        }
+        // What is there when the agent starts is the hardest: no file of SQLite's can be made.
+        assert!(agent.terminate().success());
+        root(&small, agent.home(), obstacle);
+        agent.restart_on_same_port();
+        let mut app = Told::new(&agent.url(), &ledger);
+        let answer = app.send(create(&uuid7())).expect("an answer");
+        assert!([201, 503].contains(&answer.status), "{obstacle}: {}", answer.text());
+        wait_until("the obstacle is named", PATIENCE, || {
+            let said = Client::new(&agent.origin()).get("/-/status.json").text();
+            said.contains(words) || agent.stderr().contains(words) || answer.status == 201
+        });
+        root(&small, agent.home(), mend);
+        wait_until("messages are stored again", PATIENCE, || {
+            app.send(create(&uuid7())).is_ok_and(|answer| answer.status == 201)
+        });
+        server.start();
+        agent.wait_until_delivered();
+        server.assert_equals(&ledger);
+    }
 }

@@ -108,12 +108,12 @@ impl Fault {
 pub(super) fn access_words(path: &Path) -> Option<String> {
     use rustix::fs::{Access, access};
     if let Err(errno) = access(path, Access::READ_OK | Access::WRITE_OK) {
-        return Some(os_words(&errno.into()));
+        return Some(room::access_words(errno));
     }
     // The write-ahead log is made there.
     let folder = folder_of(path);
     let errno = access(folder, Access::WRITE_OK | Access::EXEC_OK).err()?;
-    Some(format!("its folder {}: {}", folder.display(), os_words(&errno.into())))
+    Some(format!("its folder {}: {}", folder.display(), room::access_words(errno)))
 }
 
 /// Returns the folder that a path lies in.
