@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use rustix::io::Errno;
 
 use super::Limits;
+use super::sqlite::os_words;
 
 /// The free-disk reserve of a large disk.
 pub const RESERVE_MAX: u64 = 256 * 1024 * 1024;
@@ -101,6 +102,17 @@ impl NoRoom {
     }
 }
 
+/// Returns what the system holds against writing to a file or a folder, and what to do about it.
+pub fn access_words(errno: Errno) -> String {
+    let words = os_words(&errno.into());
+    match errno {
+        // Permissions give EACCES; EPERM is what the flags give.
+        Errno::PERM => format!("{words}: it is immutable (`lsattr -d` shows the flag, `chattr -i` removes it)"),
+        Errno::ROFS => format!("{words}: remount it with `mount -o remount,rw`; the kernel's log says why it is"),
+        _ => words,
+    }
+}
+
 /// Asks the disk of this file whether it takes a few more bytes in a new file, and returns why it does not.
 ///
 /// SQLite's error does not tell a quota or a lack of inodes from a broken disk. `None` when the disk takes them, and when
@@ -173,6 +185,15 @@ mod tests {
             (Errno::ROFS, disk(Some(7)), None),
         ] {
             assert_eq!(NoRoom::of(&errno.into(), disk), expected, "{errno:?}");
+        }
+    }
+
+    #[test]
+    fn an_obstacle_is_named_with_what_removes_it() {
+        for (errno, word) in
+            [(Errno::PERM, "`chattr -i`"), (Errno::ROFS, "`mount -o remount,rw`"), (Errno::ACCESS, "permission denied")]
+        {
+            assert!(access_words(errno).contains(word), "{errno:?}: {}", access_words(errno));
         }
     }
 

@@ -15,26 +15,56 @@ use crate::writes::{Told, create, trace, update};
 /// A small file system in the place of a home directory, for those who enter the namespace in which it is mounted.
 struct Small {
     holder: Child,
+    namespaces: &'static [&'static str],
+    /// The file that a file system of blocks is made in.
+    _image: tempfile::TempDir,
+}
+
+/// What a small file system is made with: a tmpfs in a namespace of its own, where this user may make one, or a file
+/// system of blocks, for root alone.
+#[derive(Clone, Copy, Debug)]
+enum Made {
+    Tmpfs(&'static str),
+    /// By a shell command that makes it in the file `$0`.
+    Blocks(&'static str),
 }
 
 impl Small {
-    /// Mounts it. `None` where the system lets this user make no namespace.
-    fn mount(home: &Home, size: &str) -> Option<Self> {
-        let script = "mount -t tmpfs -o size=$1,mode=700 tmpfs \"$0\" && echo mounted && exec cat";
-        let mut command = home.command("unshare");
-        command.args(["--map-root-user", "--mount", "sh", "-c", script]).arg(home.path()).arg(size);
+    /// Mounts it, or returns why not.
+    fn mount(home: &Home, made: Made) -> Result<Self, String> {
+        let image = crate::support::tempdir();
+        let file = image.path().join("image");
+        let (program, namespaces): (&[&str], &'static [&'static str]) = match made {
+            Made::Tmpfs(_) => (&["unshare", "--map-root-user", "--mount"], &["--user", "--mount"]),
+            Made::Blocks(_) => (&["unshare", "--mount"], &["--mount"]),
+        };
+        let script = match made {
+            Made::Tmpfs(size) => format!("mount -t tmpfs -o size={size},mode=700 tmpfs \"$1\""),
+            Made::Blocks(make) => format!("({make}) >&2 && mount -o loop \"$0\" \"$1\" && chmod 700 \"$1\""),
+        };
+        let mut command = home.command(program[0]);
+        command.args(&program[1..]).args(["sh", "-c", &format!("{script} && echo mounted && exec cat")]);
+        command.arg(&file).arg(home.path()).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null());
         // The holder ends when its standard input does, that is with the test.
-        let mut holder = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().ok()?;
+        let mut holder = command.spawn().map_err(|error| error.to_string())?;
         let mut said = String::new();
-        BufReader::new(holder.stdout.take()?).read_line(&mut said).ok()?;
-        let small = Self { holder };
-        (said.trim() == "mounted").then_some(small)
+        let read = holder.stdout.take().map(|stdout| BufReader::new(stdout).read_line(&mut said));
+        let small = Self { holder, namespaces, _image: image };
+        match (read, said.trim()) {
+            (Some(Ok(_)), "mounted") => Ok(small),
+            _ => Err(format!("{made:?} can't be mounted here")),
+        }
     }
 
     /// Returns the command that starts another one in the namespace.
     fn enter(&self) -> Vec<String> {
         let holder = self.holder.id().to_string();
-        ["nsenter", "--target", &holder, "--user", "--mount", "--preserve-credentials"].map(str::to_owned).into()
+        let mut command: Vec<String> = ["nsenter", "--target", &holder].map(str::to_owned).into();
+        command.extend(self.namespaces.iter().map(|&namespace| namespace.to_owned()));
+        if self.namespaces.contains(&"--user") {
+            command.push("--preserve-credentials".to_owned());
+        }
+        command
     }
 }
 
@@ -56,7 +86,7 @@ fn large(id: &str) -> Request {
 #[test]
 fn a_full_file_system_loses_nothing_acknowledged_and_is_left_by_delivering() {
     let home = Home::new();
-    let Some(small) = Small::mount(&home, "4m") else {
+    let Ok(small) = Small::mount(&home, Made::Tmpfs("4m")) else {
         // No namespaces for this user: the other way to a write that has no room.
         eprintln!("nothing can be mounted here: a limit on the size of files takes the place of a full file system");
         return a_limit_on_the_size_of_files_is_survived_and_nothing_acknowledged_is_lost();
@@ -152,15 +182,15 @@ enum Meanwhile {
     Replayed,
 }
 
-#[test]
-fn a_disk_that_another_program_filled_is_left_by_delivering() {
+/// Whatever happens to the agent meanwhile.
+fn assert_left_by_delivering(made: Made) {
     for meanwhile in
         [Meanwhile::Nothing, Meanwhile::Stopped, Meanwhile::Killed, Meanwhile::FilledWhileStopped, Meanwhile::Replayed]
     {
         let home = Home::new();
-        let Some(small) = Small::mount(&home, "24m") else {
-            eprintln!("not run: nothing can be mounted here");
-            return;
+        let small = match Small::mount(&home, made) {
+            Ok(small) => small,
+            Err(reason) => return eprintln!("not run: {reason}"),
         };
         let server = FakeOpik::new_stopped();
         let mut agent = Agent::builder(&server.url()).impatient().within(&small.enter()).home(home).start();
@@ -236,6 +266,70 @@ fn a_disk_that_another_program_filled_is_left_by_delivering() {
             app.send(create(&uuid7())).is_ok_and(|answer| answer.status == 201)
         });
         wait_until("other processes can read the store", PATIENCE, || agent.cli(&["status"]).status.code() != Some(1));
+        server.start();
+        agent.wait_until_delivered();
+        server.assert_equals(&ledger);
+    }
+}
+
+#[test]
+fn a_tmpfs_that_another_program_filled_is_left_by_delivering() {
+    assert_left_by_delivering(Made::Tmpfs("24m"));
+}
+
+#[test]
+fn an_ext4_that_another_program_filled_is_left_by_delivering() {
+    assert_left_by_delivering(Made::Blocks("truncate -s 48M \"$0\" && mkfs.ext4 -q -m 0 \"$0\""));
+}
+
+#[test]
+fn an_xfs_that_another_program_filled_is_left_by_delivering() {
+    assert_left_by_delivering(Made::Blocks("truncate -s 320M \"$0\" && mkfs.xfs -q \"$0\""));
+}
+
+/// Runs a shell command as root of the small file system, with the home directory as `$0`.
+fn root(small: &Small, home: &Home, script: &str) {
+    let mut command = home_command(small, home, "sh");
+    let output = crate::support::process::run(command.args(["-c", script]).arg(home.path()));
+    assert!(output.status.success(), "{script}: {}{}", output.stdout, output.stderr);
+}
+
+#[test]
+fn what_keeps_a_store_from_being_written_is_named_and_nothing_acknowledged_is_lost() {
+    // The last words are those by which a person knows what to do.
+    for (obstacle, mend, words) in [
+        ("chattr +i \"$0\"/opik_messages.db", "chattr -i \"$0\"/opik_messages.db", "chattr -i"),
+        ("mount -o remount,ro \"$0\"", "mount -o remount,rw \"$0\"", "remount,rw"),
+        ("n=0; while touch \"$0\"/i$n 2>/dev/null; do n=$((n+1)); done", "rm -f \"$0\"/i*", "inodes"),
+    ] {
+        let home = Home::new();
+        let make = Made::Blocks("truncate -s 48M \"$0\" && mkfs.ext4 -q -m 0 -N 64 \"$0\"");
+        let small = match Small::mount(&home, make) {
+            Ok(small) => small,
+            Err(reason) => return eprintln!("not run: {reason}"),
+        };
+        let server = FakeOpik::new_stopped();
+        let mut agent = Agent::builder(&server.url()).impatient().within(&small.enter()).home(home).start();
+        let ledger = ClientLedger::new();
+        let mut app = Told::new(&agent.url(), &ledger);
+        for _ in 0..20 {
+            assert_eq!(app.send(create(&uuid7())).expect("an answer").status, 201);
+        }
+        // What is there when the agent starts is the hardest: no file of SQLite's can be made.
+        assert!(agent.terminate().success());
+        root(&small, agent.home(), obstacle);
+        agent.restart_on_same_port();
+        let mut app = Told::new(&agent.url(), &ledger);
+        let answer = app.send(create(&uuid7())).expect("an answer");
+        assert!([201, 503].contains(&answer.status), "{obstacle}: {}", answer.text());
+        wait_until("the obstacle is named", PATIENCE, || {
+            let said = Client::new(&agent.origin()).get("/-/status.json").text();
+            said.contains(words) || agent.stderr().contains(words) || answer.status == 201
+        });
+        root(&small, agent.home(), mend);
+        wait_until("messages are stored again", PATIENCE, || {
+            app.send(create(&uuid7())).is_ok_and(|answer| answer.status == 201)
+        });
         server.start();
         agent.wait_until_delivered();
         server.assert_equals(&ledger);

@@ -289,7 +289,7 @@ fn append_zeros(path: &Path, bytes: u64, make: bool) -> io::Result<()> {
 /// Writes the log back into the database without waiting for readers, so that it begins at its start again.
 fn write_back(connection: &Connection, path: &Path) {
     if let Err(error) = connection.query_row("PRAGMA wal_checkpoint(PASSIVE)", [], |_| Ok(())) {
-        // One that failed may make the store unproven.
+        // Sorted as every fault of the engine is: on a broken disk more follows from it.
         let error = Fault::from(error).at(path);
         debug!(target: "db_manager", "the write-ahead log is not written back yet: {error}");
     }

@@ -49,16 +49,21 @@ impl From<StoreError> for Fault {
 
 impl Fault {
     /// Returns what the disk has used up, when that is why the step failed.
+    ///
+    /// SQLite names the lack of bytes. A quota, and no room for the log or for the memory that processes share, are told
+    /// apart from a fault of the disk by asking the system again. A failed sync is never one of these.
     pub(super) fn no_room(&self, path: &Path) -> Option<NoRoom> {
+        const WRITE: i32 = 778;
+        const SHARED_MEMORY: [i32; 3] = [4618, 4874, 5386];
         let Self::Engine(error) = self else { return None };
-        if proof::is_lost(error) {
-            return None;
-        }
+        let extended = error.sqlite_error().map_or(0, |error| error.extended_code);
         match error.sqlite_error_code()? {
             ErrorCode::DiskFull => Some(room::refusal(path).unwrap_or(NoRoom::Bytes)),
-            // A quota, and no room for the log or for the memory that processes share, are told apart from a fault of the
-            // disk by the system alone.
-            ErrorCode::SystemIoFailure | ErrorCode::CannotOpen => room::refusal(path),
+            ErrorCode::SystemIoFailure if extended == WRITE => {
+                room::refusal(path).filter(|refusal| *refusal == NoRoom::Quota)
+            }
+            ErrorCode::SystemIoFailure if SHARED_MEMORY.contains(&extended) => room::refusal(path),
+            ErrorCode::CannotOpen => room::refusal(path),
             _ => None,
         }
     }
@@ -110,12 +115,12 @@ impl Fault {
 pub(super) fn access_words(path: &Path) -> Option<String> {
     use rustix::fs::{Access, access};
     if let Err(errno) = access(path, Access::READ_OK | Access::WRITE_OK) {
-        return Some(os_words(&errno.into()));
+        return Some(room::access_words(errno));
     }
     // The write-ahead log is made there.
     let folder = folder_of(path);
     let errno = access(folder, Access::WRITE_OK | Access::EXEC_OK).err()?;
-    Some(format!("its folder {}: {}", folder.display(), os_words(&errno.into())))
+    Some(format!("its folder {}: {}", folder.display(), room::access_words(errno)))
 }
 
 /// Returns the folder that a path lies in.

@@ -114,11 +114,6 @@ fn lost_by(extended_code: i32) -> Lost {
     }
 }
 
-/// Returns whether this error says for certain that bytes are lost, whatever room the disk has.
-pub(super) fn is_lost(error: &rusqlite::Error) -> bool {
-    matches!(error, rusqlite::Error::SqliteFailure(code, _) if matches!(lost_by(code.extended_code), Lost::Yes(_)))
-}
-
 /// Makes the store unproven if this error says that bytes may be lost, and returns the error for the caller then.
 pub(super) fn judge(error: &rusqlite::Error, path: &Path) -> Option<StoreError> {
     let rusqlite::Error::SqliteFailure(code, _) = error else { return None };
