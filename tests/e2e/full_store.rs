@@ -1,7 +1,7 @@
 //! A store that is full: it is seen wherever people look, what it can't take is tried at the server, and messages that the
 //! server refused do not keep live ones out.
 
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::support::agent::Agent;
 use crate::support::fake_opik::FakeOpik;
@@ -18,7 +18,7 @@ fn large(id: &str) -> Request {
 }
 
 fn large_update(id: &str) -> Request {
-    Request::new("PATCH", &format!("/v1/private/traces/{id}")).json(&serde_json::json!({ "output": noise(60_000) }))
+    Request::new("PATCH", &format!("/v1/private/traces/{id}")).json(&json!({ "output": noise(60_000) }))
 }
 
 /// An agent on a small store that pings once in ten minutes: what it knows of the server it has from sends.
@@ -47,6 +47,11 @@ fn fill(app: &mut Told<'_>) -> Vec<String> {
     }
 }
 
+/// A failed send asks for one ping, half a second later; the next one comes in ten minutes.
+fn wait_for_early_ping() {
+    std::thread::sleep(std::time::Duration::from_millis(2000));
+}
+
 fn told(agent: &Agent) -> Value {
     Client::new(&agent.origin()).get("/-/status.json").json()
 }
@@ -61,8 +66,7 @@ fn a_client_is_not_refused_once_the_server_is_back_however_rare_pings_are() {
     server.stop();
     let stored = fill(&mut app);
     assert!(!stored.is_empty());
-    // A failed send asks for one ping, half a second later; the next one comes in ten minutes.
-    std::thread::sleep(std::time::Duration::from_millis(2500));
+    wait_for_early_ping();
     server.start();
     assert_eq!(told(&agent)["server"]["connection"], "unavailable", "a ping has found the server: nothing is shown");
 
@@ -250,5 +254,47 @@ fn messages_that_the_server_refused_do_not_keep_live_ones_out() {
             let kind = crate::support::fake_opik::check::Kind::Trace;
             assert!(server.entity("default", kind, id).is_some(), "{policy}: an acknowledged message is lost");
         }
+    }
+}
+
+#[test]
+fn what_finds_no_room_is_tried_whatever_it_is_and_whosever() {
+    let batch = || {
+        let traces: Vec<Value> = (0..3).map(|_| trace(&uuid7(), &noise(30_000))).collect();
+        Request::new("POST", "/v1/private/traces/batch").json(&json!({ "traces": traces }))
+    };
+    let deletion = || {
+        let ids: Vec<String> = (0..2000).map(|_| uuid7()).collect();
+        Request::new("POST", "/v1/private/traces/delete").json(&json!({ "ids": ids }))
+    };
+    let span = |trace: &str| {
+        let time = "2026-03-01T04:00:16Z";
+        let (id, name) = (uuid7(), noise(60_000));
+        let body = json!({ "id": id, "trace_id": trace, "name": name, "start_time": time, "last_updated_at": time });
+        Request::new("POST", "/v1/private/spans").json(&body)
+    };
+    type Make<'a> = &'a dyn Fn(&[String]) -> Request;
+    let kinds: [(&str, Make<'_>, u16); 5] = [
+        ("another workspace's", &|_| large(&uuid7()).header("Comet-Workspace", "other"), 201),
+        ("a batch", &|_| batch(), 204),
+        ("a span of a trace that waits", &|stored| span(&stored[0]), 201),
+        // Nobody knows which of those that wait refer to them.
+        ("a deletion", &|_| deletion(), 503),
+        ("a change of what waits", &|stored| large_update(&stored[1]), 503),
+    ];
+    for (name, make, is_back) in kinds {
+        let server = FakeOpik::start_new();
+        let agent = patient(&server);
+        let ledger = ClientLedger::new();
+        let mut app = Told::new(&agent.url(), &ledger);
+        server.stop();
+        let request = make(&fill(&mut app));
+        let answer = app.client.expect(&request);
+        assert_error(&answer, 503);
+        assert!(answer.text().contains("store is full"), "{name}: {}", answer.text());
+        wait_for_early_ping();
+        server.start();
+        let answer = app.client.expect(&request);
+        assert_eq!(answer.status, is_back, "{name}: {}", answer.text());
     }
 }
