@@ -29,6 +29,8 @@ struct Watched {
     last: Option<Fullness>,
     /// How many of them are not noted in the store.
     unnoted: u64,
+    /// The most that were known to have been refused since the store was made.
+    since_made: u64,
     /// Whether the store notes another beginning than is so.
     is_since_unnoted: bool,
     noted_at: Option<Instant>,
@@ -133,9 +135,13 @@ impl FullWatch {
         (watched.refused, watched.last.clone())
     }
 
-    /// Returns how many of them the store has not noted.
-    pub fn unnoted(&self) -> u64 {
-        self.lock().unnoted
+    /// Returns how many writes were refused since the store was made, as far as this agent knows. To be asked before
+    /// [`FullWatch::looked`], which may note in the store what `condition` does not have.
+    pub fn since_made(&self, condition: &Condition) -> u64 {
+        let mut watched = self.lock();
+        // What was noted after the condition was read is in neither of both.
+        watched.since_made = watched.since_made.max(condition.full_record.refused + watched.unnoted);
+        watched.since_made
     }
 
     fn refused_by(&self, limit: FullLimit) -> &Counter {

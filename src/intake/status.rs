@@ -396,10 +396,11 @@ impl Watch {
                 if let Some(record) = &condition.last_replay {
                     self.note_replay(record);
                 }
+                let refused_writes = self.full.since_made(condition);
                 self.full.looked(&self.slot, condition);
                 let mut store = StoreStatus { elsewhere: elsewhere.clone(), ..usable(backlog, condition) };
                 store.full = self.full_status(&store, condition);
-                store.refused_writes = condition.full_record.refused + self.full.unnoted();
+                store.refused_writes = refused_writes;
                 (store, &lanes[..])
             }
         };

@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 /// How long no write may have found the store full before the state ends.
 pub const QUIET: Duration = Duration::from_secs(5);
 /// A store without room for a message of this size counts as full also when no write has met its limit yet.
-pub const USUAL_BYTES: u64 = 64 * 1024;
+pub const USUAL_BYTES: u64 = 16 * 1024;
 
 /// Which limit keeps messages out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -258,7 +258,7 @@ mod tests {
             assert!(all.contains('`'), "{limit:?}: {all}");
             assert!(all.contains("opik-offline purge --status rejected --db /x`"), "{limit:?}: {all}");
             assert!(all.contains("opik-offline replay --db /x`"), "{limit:?}: {all}");
-            assert_eq!(remedies(limit, 0, 0, "").is_empty(), false, "{limit:?}");
+            assert!(!remedies(limit, 0, 0, "").is_empty(), "{limit:?}");
         }
         assert!(!remedies(FullLimit::MaxSize, 0, 0, "").join("").contains("purge"), "nothing was refused");
     }

@@ -23,6 +23,9 @@
 //! it is no state of theirs. They follow the create when it is requeued, and go free when it is purged, dropped or expired.
 //! A trace of OpenTelemetry strands nothing ([`EntityKey::can_strand`]).
 //!
+//! Rejected messages have a share of the store ([`rejected_room`]). Beyond it the oldest go when a new message needs their
+//! room, but never a create for which a message waits: that one would go free, and leave a partial record.
+//!
 //! A refused *repeat* of a create strands what was accepted after it as well: nothing in a store says that the entity is
 //! on the server already, and the repeat may be the write that completes it.
 //!

@@ -94,14 +94,20 @@ fn a_disk_without_room_and_a_place_that_cannot_be_written_are_failures_before_an
     let found = nowhere.run(&["healthcheck", "-q", "--db", below.to_str().unwrap()]);
     assert!(found.contains("xx disk          HOME/file cannot be written by this user\n"), "{found}");
     assert!(found.ends_with("--- exit 1\n"), "{found}");
-    let nearly_full = Sandbox::new().with_server(&server).with_env("OPIK_OFFLINE_MAX_SIZE", "1MiB");
-    let body = json!({ "id": TRACE, "input": noise(1_200_000) });
-    let touches = [(EntityKind::Trace, TRACE, Effect::Create)];
-    let large = message(0, &team(), MessageType::CreateTrace, ("POST", "v1/private/traces"), &touches, &body);
-    open(&nearly_full.home.db()).register(&[large]).unwrap();
-    let found = nearly_full.run(&["healthcheck", "-q"]);
+    let holding = |characters| {
+        let sandbox = Sandbox::new().with_server(&server).with_env("OPIK_OFFLINE_MAX_SIZE", "1MiB");
+        let body = json!({ "id": TRACE, "input": noise(characters) });
+        let touches = [(EntityKind::Trace, TRACE, Effect::Create)];
+        let large = message(0, &team(), MessageType::CreateTrace, ("POST", "v1/private/traces"), &touches, &body);
+        open(&sandbox.home.db()).register(&[large]).unwrap();
+        sandbox.run(&["healthcheck", "-q"])
+    };
+    let found = holding(1_120_000);
     assert!(found.contains("!! store ") && found.contains("hint: replay or purge messages, or raise"), "{found}");
     assert!(found.ends_with("--- exit 0\n"), "it works still: {found}");
+    let found = holding(1_200_000);
+    assert!(found.contains("xx store ") && found.contains("`opik-offline replay --db "), "{found}");
+    assert!(found.ends_with("--- exit 1\n"), "new messages are refused: {found}");
 }
 
 #[test]

@@ -10,12 +10,13 @@ use rustix::process::{Pid, Signal, kill_process};
 use crate::support::agent::{Agent, Home};
 use crate::support::fake_opik::check::Kind;
 use crate::support::fake_opik::{FakeOpik, Then, When};
+use crate::support::http::Request;
 use crate::support::ledger::ClientLedger;
 use crate::support::process::{Output, run};
 use crate::support::sdk::{SdkApp, Using};
 use crate::support::tools::OPIK_VERSION;
-use crate::support::{PATIENCE, uuid7, wait_until};
-use crate::writes::{Told, create, update};
+use crate::support::{PATIENCE, noise, uuid7, wait_until};
+use crate::writes::{Told, create, trace, update};
 
 const BINARY: &str = env!("CARGO_BIN_EXE_opik-offline");
 
@@ -433,4 +434,24 @@ fn a_flush_does_not_wait_for_a_lane_that_is_held_longer() {
     assert_eq!(running.end(), Some(4));
     let said = running.said();
     assert!(said.contains("1 message stays safely stored in ") && said.contains("401"), "{said}");
+}
+
+#[test]
+fn a_wrapped_command_is_told_how_many_writes_a_full_store_refused() {
+    let (home, server) = (Home::new(), FakeOpik::new_stopped());
+    let args = ["--max-size", "1MiB", "--free-disk-reserve", "0"];
+    let mut running = Running::start(&home, &home.db(), &server.url(), &args, "full");
+    let ledger = ClientLedger::new();
+    let mut app = Told::new(&running.url, &ledger);
+    let mut refused = 0;
+    while refused < 3 {
+        let mut body = trace(&uuid7(), "large");
+        body["input"] = noise(60_000).into();
+        let answer = app.send(Request::new("POST", "/v1/private/traces").json(&body)).unwrap();
+        refused += u64::from(answer.status == 503);
+    }
+    assert_eq!(running.end(), Some(4), "the command's own exit code");
+    let said = running.said();
+    assert!(said.contains("3 writes were refused, because the store was full: it holds "), "{said}");
+    assert!(said.contains("`opik-offline replay --db "), "nothing to paste: {said}");
 }

@@ -197,7 +197,7 @@ fn a_full_store_says_so_without_an_agent() {
     assert!(error.is_some());
     let condition = store.condition().expect("it can be read");
     assert_eq!(condition.full.map(|full| full.limit), Some(FullLimit::MaxSize));
-    assert!(condition.room_bytes < 64 << 10, "{}", condition.room_bytes);
+    assert!(condition.room_bytes < 21_000, "{}", condition.room_bytes);
     store.note_full(Some(5), 90).expect("a full store takes a note");
     store.note_full(Some(5), 3).expect("a full store takes a note");
     let record = store.condition().expect("it can be read").full_record;
