@@ -10,8 +10,10 @@ use super::selection::{duration, refuse_jsonl};
 use super::{
     Common, Exit, Failure, configuration, existing_store_without_key, progress, stop_on_signals, translate, upstream,
 };
+use crate::agent::files;
 use crate::config::{Config, ConfigFile, Misconfiguration};
 use crate::delivery::id_window;
+use crate::intake::workers::Workers;
 use crate::message::{Credential, Lane, MessageStatus};
 use crate::protocol::answers::Answer;
 use crate::protocol::recognise::{Presence, Recognised};
@@ -502,14 +504,32 @@ fn agent(config: &Config) -> Check {
     let records = existing_store_without_key(config).ok().flatten().and_then(|store| store.condition().ok());
     let records = records.map(|condition| condition.agents).unwrap_or_default();
     match super::status::running_agent(config, &records) {
-        Some((listen, None)) => Check::good("agent", format!("running on {listen}")),
-        Some((listen, Some(problem))) => {
+        Some((listen, None, None)) => Check::good("agent", format!("running on {listen}")),
+        Some((listen, None, Some(files))) => {
+            let (problem, hint) = files.split_once("; ").unwrap_or((&files, "raise the hard limit on open files"));
+            Check::warn("agent", format!("running on {listen}, but {problem}"), hint)
+        }
+        Some((listen, Some(problem), _)) => {
             let text = format!("running on {listen}, but it only passes writes on: {problem}");
             Check::warn("agent", text, "see to the store; the agent tries it again by itself")
+        }
+        None if few_files(config).is_some() => {
+            let (problem, hint) = few_files(config).unwrap_or_default();
+            Check::note("agent", format!("not running; started from here, {problem}")).with_hint(&hint)
         }
         None => Check::note("agent", "not running")
             .with_hint("start it with `opik-offline agent`, or in front of a command: `opik-offline agent -- COMMAND`"),
     }
+}
+
+/// Room for fewer connections than this is worth a word before an agent is started.
+const FEW_CONNECTIONS: u64 = 256;
+
+/// What an agent that is started as this command was would have too few open files for, and what to do.
+fn few_files(config: &Config) -> Option<(String, String)> {
+    let (wanted, workers) = (u64::from(config.max_connections.value), Workers::count() as u64);
+    let problem = files::problem(files::allowed_at_most(), wanted.min(FEW_CONNECTIONS), workers)?;
+    Some((problem, files::hint(wanted, workers)))
 }
 
 /// Sends a trace through the real server and reads it back.

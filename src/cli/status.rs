@@ -116,6 +116,8 @@ struct Agent {
     uptime_seconds: Option<u64>,
     /// What the agent says of its store: differs from ours when it can't use it.
     store_problem: Option<String>,
+    /// What the agent has too few open files for, and what to do.
+    files_problem: Option<String>,
 }
 
 #[derive(Serialize, Default)]
@@ -462,18 +464,30 @@ fn ask_agent(config: &Config, records: &[AgentRecord]) -> (Agent, Option<serde_j
             version: told["version"].as_str().map(str::to_owned),
             uptime_seconds: told["uptime_seconds"].as_u64(),
             store_problem,
+            files_problem: told["files_problem"].as_str().map(str::to_owned),
         };
         return (agent, Some(ready));
     }
-    let agent =
-        Agent { running: false, pid: None, listen: None, version: None, uptime_seconds: None, store_problem: None };
+    let agent = Agent {
+        running: false,
+        pid: None,
+        listen: None,
+        version: None,
+        uptime_seconds: None,
+        store_problem: None,
+        files_problem: None,
+    };
     (agent, None)
 }
 
-/// Returns where the running agent listens, if there is one, and what is wrong with its store, for `healthcheck`.
-pub(super) fn running_agent(config: &Config, records: &[AgentRecord]) -> Option<(String, Option<String>)> {
+/// Returns where the running agent listens, if there is one, what is wrong with its store, and what it has too few open
+/// files for, for `healthcheck`.
+pub(super) fn running_agent(
+    config: &Config,
+    records: &[AgentRecord],
+) -> Option<(String, Option<String>, Option<String>)> {
     let (agent, _) = ask_agent(config, records);
-    Some((agent.listen?, agent.store_problem))
+    Some((agent.listen?, agent.store_problem, agent.files_problem))
 }
 
 /// What the running agent knows of the server, or a ping of our own.

@@ -109,7 +109,10 @@ fn agent(report: &Report) -> Vec<Line> {
     let problem = problem.map(|problem| {
         line("", format!("it only passes writes on: {problem}")).painted(Mark::Bad, "it only passes writes on")
     });
-    std::iter::once(first).chain(problem).collect()
+    let files = agent.files_problem.as_ref();
+    let files =
+        files.map(|problem| line("", format!("few open files: {problem}")).painted(Mark::Warn, "few open files"));
+    std::iter::once(first).chain(problem).chain(files).collect()
 }
 
 fn store(report: &Report) -> Vec<Line> {
