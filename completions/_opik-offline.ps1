@@ -57,6 +57,7 @@ Register-ArgumentCompleter -Native -CommandName 'opik-offline' -ScriptBlock {
             [CompletionResult]::new('--max-inflated-size', '--max-inflated-size', [CompletionResultType]::ParameterName, 'Refuse bodies larger than this when decoded [default: 128MiB]')
             [CompletionResult]::new('--max-attachment-size', '--max-attachment-size', [CompletionResultType]::ParameterName, 'Refuse files of attachments larger than this [default: 5GiB]')
             [CompletionResult]::new('--max-connections', '--max-connections', [CompletionResultType]::ParameterName, 'Take this many connections of clients at once; past it the longest idle one is closed [default: 4096]')
+            [CompletionResult]::new('--memory-budget', '--memory-budget', [CompletionResultType]::ParameterName, 'Let bodies take this much memory, of clients and of replay; unset, 256MiB, and less in a small container')
             [CompletionResult]::new('--client-timeout', '--client-timeout', [CompletionResultType]::ParameterName, 'Close the connection of a client that is silent for this long [default: 2m]')
             [CompletionResult]::new('--connect-timeout', '--connect-timeout', [CompletionResultType]::ParameterName, 'Give up connecting to the server after this long [default: 5s]')
             [CompletionResult]::new('--forward-timeout', '--forward-timeout', [CompletionResultType]::ParameterName, 'Store a write that the server has not answered after this long [default: 1m35s]')

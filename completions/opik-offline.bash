@@ -167,6 +167,10 @@ _opik__offline() {
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;
+                --memory-budget)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
                 --client-timeout)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0

@@ -53,6 +53,7 @@ set edit:completion:arg-completer[opik-offline] = {|@words|
             cand --max-inflated-size 'Refuse bodies larger than this when decoded [default: 128MiB]'
             cand --max-attachment-size 'Refuse files of attachments larger than this [default: 5GiB]'
             cand --max-connections 'Take this many connections of clients at once; past it the longest idle one is closed [default: 4096]'
+            cand --memory-budget 'Let bodies take this much memory, of clients and of replay; unset, 256MiB, and less in a small container'
             cand --client-timeout 'Close the connection of a client that is silent for this long [default: 2m]'
             cand --connect-timeout 'Give up connecting to the server after this long [default: 5s]'
             cand --forward-timeout 'Store a write that the server has not answered after this long [default: 1m35s]'

@@ -56,6 +56,7 @@ complete -c opik-offline -n "__fish_opik_offline_using_subcommand agent" -l max-
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand agent" -l max-inflated-size -d 'Refuse bodies larger than this when decoded [default: 128MiB]' -r
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand agent" -l max-attachment-size -d 'Refuse files of attachments larger than this [default: 5GiB]' -r
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand agent" -l max-connections -d 'Take this many connections of clients at once; past it the longest idle one is closed [default: 4096]' -r
+complete -c opik-offline -n "__fish_opik_offline_using_subcommand agent" -l memory-budget -d 'Let bodies take this much memory, of clients and of replay; unset, 256MiB, and less in a small container' -r
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand agent" -l client-timeout -d 'Close the connection of a client that is silent for this long [default: 2m]' -r
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand agent" -l connect-timeout -d 'Give up connecting to the server after this long [default: 5s]' -r
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand agent" -l forward-timeout -d 'Store a write that the server has not answered after this long [default: 1m35s]' -r

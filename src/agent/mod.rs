@@ -22,6 +22,7 @@
 //! 6. The agent's record is taken out of the store.
 
 pub mod child;
+pub mod files;
 pub mod flush;
 
 pub mod adoption;
@@ -91,6 +92,10 @@ pub struct AgentSettings {
     pub replay_tick_interval: Duration,
     /// Intake.
     pub intake: IntakeLimits,
+    /// Who may have how many open files.
+    pub files: files::Shares,
+    /// What these are too few for, if they are.
+    pub files_problem: Option<String>,
     /// Bytes of bodies that may be in memory, of intake and replay together.
     pub memory_budget: u64,
     /// How long stopping may take, intake and replay each.
@@ -179,7 +184,10 @@ impl Agent {
             return Err(AgentError::UpstreamIsSelf { url: settings.upstream.base_url.clone(), address: local });
         }
         let upstream = Upstream::new(&settings.upstream)?.asking_as(settings.asks_as.clone());
-        let forwarders = Forwarder::several(&settings.upstream, Workers::count())?;
+        let forwarders = {
+            let idle_max = usize::try_from(settings.files.idle_of_a_worker).unwrap_or(usize::MAX);
+            Forwarder::several(&settings.upstream, Workers::count(), idle_max)?
+        };
         Ok(Self { settings, listener, address: local, upstream, forwarders })
     }
 
@@ -244,14 +252,17 @@ impl Agent {
         let agent_mark = agent_mark();
         let upstream = Arc::new(self.upstream.marked(agent_mark.clone()));
         let beat = Arc::new(Beat::default());
-        let watch = Arc::new(Watch::new(
-            slot.clone(),
-            connection.clone(),
-            metrics.clone(),
-            settings.replay.pace,
-            settings.upstream.base_url.clone(),
-            self.address.to_string(),
-        ));
+        let watch = Arc::new(
+            Watch::new(
+                slot.clone(),
+                connection.clone(),
+                metrics.clone(),
+                settings.replay.pace,
+                settings.upstream.base_url.clone(),
+                self.address.to_string(),
+            )
+            .limited_by(settings.files_problem.clone()),
+        );
         let pulses = Arc::new(pulses(settings, &beat, &committer, &slot, &replay_shutdown, &monitor_shutdown));
         let intake = Intake {
             slot: slot.clone(),
@@ -276,6 +287,7 @@ impl Agent {
         let replaying = {
             let (slot, connection, metrics) = (slot.clone(), connection.clone(), metrics.clone());
             let memory = memory.clone();
+            let workers_max = usize::try_from(settings.files.replay_workers).unwrap_or(usize::MAX);
             let (owner, shutdown) = (owner.clone(), replay_shutdown.clone());
             let (tick_interval, rekey) = (settings.replay_tick_interval, settings.rekey.clone());
             let settings = ReplaySettings { filter: own.clone(), ..settings.replay.clone() };
@@ -291,6 +303,7 @@ impl Agent {
                     tick_interval,
                     metrics,
                     memory,
+                    workers_max,
                     shutdown,
                     owner,
                     rekey,

@@ -4,14 +4,15 @@ use std::ffi::OsString;
 use std::process::ExitCode;
 
 use clap::Args;
-use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 use super::signals::stop_agent_on_signals;
 use super::{Common, Failure, configuration, translate, wrapped};
 use crate::agent::adoption::Adoption;
+use crate::agent::files::{self, SoftLimit};
 use crate::agent::{Agent, AgentSettings};
 use crate::config::{Config, Flags, LogLevel, ProcessEnvironment, ServiceManager, temp_dir};
 use crate::intake::IntakeLimits;
+use crate::intake::workers::Workers;
 use crate::monitor::MonitorSettings;
 use crate::replay::ReplaySettings;
 use crate::shutdown::Shutdown;
@@ -132,7 +133,7 @@ pub struct AgentArgs {
     #[arg(long, value_name = "N", hide_short_help = true)]
     max_connections: Option<OsString>,
 
-    /// Let bodies take this much memory, of clients and of replay together [default: 256MiB, less in a small container]
+    /// Let bodies take this much memory, of clients and of replay; unset, 256MiB, and less in a small container
     #[arg(long, value_name = "SIZE", hide_short_help = true)]
     memory_budget: Option<OsString>,
 
@@ -169,28 +170,19 @@ pub struct AgentArgs {
     command: Vec<OsString>,
 }
 
-/// Files that the agent needs beside its clients' connections: the store, the log, replay's own connections.
-const FILES_RESERVED: u64 = 256;
 pub fn run(common: &Common, args: &AgentArgs) -> Result<ExitCode, Failure> {
     let config = configuration(&args.flags(common.flags()))?;
     super::selection::refuse_jsonl(common.format)?;
     if !args.command.is_empty() {
         // The terminal is the command's, and so is what a service manager said to us.
         let log = common.start_logging(&config, Some(LogLevel::Warning))?;
-        return wrapped::run(common, &config, settings(&config, None)?, &args.command, log);
+        let limit = raise_files_allowed(&config);
+        return wrapped::run(common, &config, settings(&config, None)?, (limit, &args.command), log);
     }
     let log = common.start_logging(&config, None)?;
     let service_manager = ServiceManager::find(&ProcessEnvironment, std::process::id())?;
-    let wanted = config.max_connections.value;
-    raise_files_allowed(wanted);
+    raise_files_allowed(&config);
     let settings = settings(&config, service_manager)?;
-    if settings.intake.connections_max < usize::try_from(wanted).unwrap_or(usize::MAX) {
-        tracing::warn!(
-            target: "intake",
-            "only {} connections are taken at once, not {wanted} (max_connections): raise the hard limit on open files",
-            settings.intake.connections_max
-        );
-    }
     let agent = Agent::bind(settings)?;
     let shutdown = Shutdown::new();
     stop_agent_on_signals(&shutdown, log)?;
@@ -233,7 +225,12 @@ impl AgentArgs {
 
 fn settings(config: &Config, service_manager: Option<ServiceManager>) -> Result<AgentSettings, Failure> {
     let upstream = &config.upstream.value;
+    let (wanted, workers) = (u64::from(config.max_connections.value), Workers::count() as u64);
+    let shares = files::share(files::allowed(), wanted, workers);
+    let problem = files::problem(files::allowed(), wanted, workers);
     Ok(AgentSettings {
+        files: shares,
+        files_problem: problem.map(|problem| format!("{problem}; {}", files::hint(wanted, workers))),
         listen: config.listen.value,
         intake_token: config.intake_token.value.as_ref().map(|token| token.expose().to_owned()),
         store_path: config.db.value.clone(),
@@ -257,7 +254,7 @@ fn settings(config: &Config, service_manager: Option<ServiceManager>) -> Result<
         },
         replay_tick_interval: config.replay_tick_interval.value,
         intake: IntakeLimits {
-            connections_max: connections_allowed(config.max_connections.value, files_allowed()),
+            connections_max: usize::try_from(shares.clients).unwrap_or(usize::MAX),
             body_bytes_max: config.max_body_size.value.bytes(),
             inflated_bytes_max: config.max_inflated_size.value.bytes(),
             attachment_bytes_max: config.max_attachment_size.value.bytes(),
@@ -278,50 +275,19 @@ fn settings(config: &Config, service_manager: Option<ServiceManager>) -> Result<
     })
 }
 
-/// Returns how many connections fit into the files that this process may open: a client's request may need a connection
-/// to the server beside its own.
-fn connections_allowed(wanted: u32, files: Option<u64>) -> usize {
-    let fitting = files.map_or(u64::MAX, |files| files.saturating_sub(FILES_RESERVED) / 2).max(1);
-    usize::try_from(fitting.min(u64::from(wanted))).unwrap_or(usize::MAX)
-}
-
-/// Returns how many files this process may open; `None` for any number.
-fn files_allowed() -> Option<u64> {
-    getrlimit(Resource::Nofile).current
-}
-
-/// Raises the soft limit on open files to what the connections need, as far as the hard limit lets us.
-///
-/// Not for an agent that wraps a command: the command would inherit it, and programs that use `select` break beyond 1024.
-fn raise_files_allowed(connections: u32) {
-    let limit = getrlimit(Resource::Nofile);
-    let needed = u64::from(connections) * 2 + FILES_RESERVED;
-    let Some(current) = limit.current.filter(|current| *current < needed) else { return };
-    let raised = limit.maximum.map_or(needed, |maximum| maximum.min(needed));
-    if raised > current && setrlimit(Resource::Nofile, Rlimit { current: Some(raised), ..limit }).is_err() {
-        tracing::debug!(target: "intake", "the limit on open files stays at {current}");
+/// Raises the soft limit on open files, and says so where there are too few for all that the agent could do.
+fn raise_files_allowed(config: &Config) -> SoftLimit {
+    let (wanted, workers) = (u64::from(config.max_connections.value), Workers::count() as u64);
+    let limit = SoftLimit::raise(wanted, workers);
+    if let Some(problem) = files::problem(files::allowed(), wanted, workers) {
+        tracing::warn!(target: "intake", "few open files for this agent: {problem}; {}", files::hint(wanted, workers));
     }
+    limit
 }
 
 #[cfg(test)]
 mod tests {
-    use super::*;
     use crate::config::SETTINGS;
-
-    #[test]
-    fn there_are_never_more_connections_than_files_for_them() {
-        for (wanted, files, expected) in [
-            (4096, None, 4096),
-            (4096, Some(1 << 20), 4096),
-            (4096, Some(8448), 4096),
-            (4096, Some(8446), 4095),
-            (4096, Some(1024), 384),
-            (10, Some(1024), 10),
-            (4096, Some(256), 1),
-        ] {
-            assert_eq!(connections_allowed(wanted, files), expected, "{wanted} {files:?}");
-        }
-    }
 
     /// The help says each default in words that clap does not know; they must be those of the table of settings.
     #[test]

@@ -11,8 +11,10 @@ use super::status::RunningAgent;
 use super::{
     Common, Exit, Failure, configuration, existing_store_without_key, progress, stop_on_signals, translate, upstream,
 };
+use crate::agent::files;
 use crate::config::{Config, ConfigFile, Misconfiguration};
 use crate::delivery::id_window;
+use crate::intake::workers::Workers;
 use crate::message::{Credential, Lane};
 use crate::protocol::answers::Answer;
 use crate::protocol::recognise::{Presence, Recognised};
@@ -326,14 +328,15 @@ fn store(config: &Config, full: bool) -> Check {
     let path = config.db.value.display();
     let (limits, keys) = (translate::store_limits(config), translate::store_keys(config));
     let open = |keys: Keys| store::open_with(&config.db.value, OpenMode::Existing, limits, &keys);
-    let looked = store::prove(&config.db.value).and_then(|()| keys.map_err(StoreError::from)).and_then(open).and_then(|store| {
-        let condition = store.condition()?;
-        let is_read = full || condition.file_bytes <= SMALL_STORE_BYTES;
-        let backlog = store.backlog(&Filter::default())?;
-        let counts = (backlog.waiting(), backlog.rejected());
-        let ids = (backlog.held(), near_id_window(store.as_ref(), now_ms())?, counts);
-        Ok((if is_read { Some(store.check()?) } else { None }, condition, ids))
-    });
+    let looked =
+        store::prove(&config.db.value).and_then(|()| keys.map_err(StoreError::from)).and_then(open).and_then(|store| {
+            let condition = store.condition()?;
+            let is_read = full || condition.file_bytes <= SMALL_STORE_BYTES;
+            let backlog = store.backlog(&Filter::default())?;
+            let counts = (backlog.waiting(), backlog.rejected());
+            let ids = (backlog.held(), near_id_window(store.as_ref(), now_ms())?, counts);
+            Ok((if is_read { Some(store.check()?) } else { None }, condition, ids))
+        });
     match looked {
         Err(StoreError::Missing { .. }) => Check::note("store", format!("{path}: nothing was stored yet")),
         Err(error @ StoreError::Busy { .. }) => {
@@ -518,20 +521,36 @@ fn agent(config: &Config) -> Check {
     let records = existing_store_without_key(config).ok().flatten().and_then(|store| store.condition().ok());
     let records = records.map(|condition| condition.agents).unwrap_or_default();
     match super::status::running_agent(config, &records) {
-        Some(RunningAgent { listen, store_problem: None, store_full: None }) => {
-            Check::good("agent", format!("running on {listen}"))
-        }
-        Some(RunningAgent { listen, store_problem: None, store_full: Some(reason) }) => {
-            let text = format!("running on {listen}, and its store is full: {reason}");
-            Check::bad("agent", Exit::Failure, text, "`opik-offline status` says what to do")
-        }
         Some(RunningAgent { listen, store_problem: Some(problem), .. }) => {
             let text = format!("running on {listen}, but it {problem}");
             Check::warn("agent", text, "see to the store; the agent tries it again by itself")
         }
+        Some(RunningAgent { listen, store_full: Some(reason), .. }) => {
+            let text = format!("running on {listen}, and its store is full: {reason}");
+            Check::bad("agent", Exit::Failure, text, "`opik-offline status` says what to do")
+        }
+        Some(RunningAgent { listen, files_problem: Some(files), .. }) => {
+            let (problem, hint) = files.split_once("; ").unwrap_or((&files, "raise the hard limit on open files"));
+            Check::warn("agent", format!("running on {listen}, but {problem}"), hint)
+        }
+        Some(RunningAgent { listen, .. }) => Check::good("agent", format!("running on {listen}")),
+        None if few_files(config).is_some() => {
+            let (problem, hint) = few_files(config).unwrap_or_default();
+            Check::note("agent", format!("not running; started from here, {problem}")).with_hint(&hint)
+        }
         None => Check::note("agent", "not running")
             .with_hint("start it with `opik-offline agent`, or in front of a command: `opik-offline agent -- COMMAND`"),
     }
+}
+
+/// Room for fewer connections than this is worth a word before an agent is started.
+const FEW_CONNECTIONS: u64 = 256;
+
+/// What an agent that is started as this command was would have too few open files for, and what to do.
+fn few_files(config: &Config) -> Option<(String, String)> {
+    let (wanted, workers) = (u64::from(config.max_connections.value), Workers::count() as u64);
+    let problem = files::problem(files::allowed_at_most(), wanted.min(FEW_CONNECTIONS), workers)?;
+    Some((problem, files::hint(wanted, workers)))
 }
 
 /// Sends a trace through the real server and reads it back.

@@ -20,6 +20,7 @@ use super::render::{Format, Renderer, count, short_duration};
 use super::salvage::{self, take_in};
 use super::selection::{Selection, duration, number_from_one, refuse_jsonl};
 use super::{Common, Exit, Failure, configuration, existing_store, recovered_store, stop_on_signals, translate};
+use crate::agent::files;
 use crate::config::{Config, Flags, LogLevel, Source};
 use crate::delivery::id_window::REMEDY;
 use crate::memory::Budget;
@@ -339,6 +340,7 @@ fn deliver(
             attempts_max: config.max_attempts.value,
         };
         let memory = Budget::new(translate::memory_budget(config));
+        let files = files::share(files::allowed(), 1, 0);
         let delivery = Delivery {
             store: store.as_ref(),
             upstream,
@@ -346,6 +348,7 @@ fn deliver(
             monitor_settings,
             metrics: &metrics,
             memory: &memory,
+            workers_max: usize::try_from(files.replay_workers).unwrap_or(usize::MAX),
             progress: &*progress,
             started,
             timeout: args.timeout,
@@ -495,6 +498,7 @@ struct Delivery<'a> {
     monitor_settings: MonitorSettings,
     metrics: &'a Metrics,
     memory: &'a Arc<Budget>,
+    workers_max: usize,
     progress: &'a Progress,
     started: Instant,
     timeout: Option<Duration>,
@@ -509,6 +513,7 @@ impl Delivery<'_> {
         let is_time_over = AtomicBool::new(false);
         let replay = Replay {
             memory: self.memory,
+            workers_max: self.workers_max,
             store: self.store,
             upstream: self.upstream,
             connection,

@@ -120,6 +120,8 @@ struct Agent {
     store_problem: Option<String>,
     /// What it does with live writes meanwhile: [`LiveWrites::word`].
     live_writes: Option<String>,
+    /// What the agent has too few open files for, and what to do.
+    files_problem: Option<String>,
 }
 
 impl Agent {
@@ -544,6 +546,7 @@ fn ask_agent(config: &Config, records: &[AgentRecord]) -> (Agent, Option<serde_j
             uptime_seconds: told["uptime_seconds"].as_u64(),
             store_problem,
             live_writes: ready["store"]["live_writes"].as_str().map(str::to_owned),
+            files_problem: told["files_problem"].as_str().map(str::to_owned),
         };
         return (agent, Some(ready));
     }
@@ -558,6 +561,8 @@ pub(super) struct RunningAgent {
     pub(super) store_problem: Option<String>,
     /// Why its store is full, if it is.
     pub(super) store_full: Option<String>,
+    /// What it has too few open files for, and what to do.
+    pub(super) files_problem: Option<String>,
 }
 
 /// Returns the running agent, if there is one.
@@ -565,7 +570,8 @@ pub(super) fn running_agent(config: &Config, records: &[AgentRecord]) -> Option<
     let (agent, ready) = ask_agent(config, records);
     let store_full = ready.as_ref().and_then(|ready| ready["store"]["full"].as_str()).map(str::to_owned);
     let store_problem = agent.degraded();
-    Some(RunningAgent { listen: agent.listen?, store_problem, store_full })
+    let Agent { listen, files_problem, .. } = agent;
+    Some(RunningAgent { listen: listen?, store_problem, store_full, files_problem })
 }
 
 /// What the running agent knows of the server, or a ping of our own.

@@ -11,6 +11,7 @@ use super::render::count;
 use super::signals::Relay;
 use super::{Common, Failure};
 use crate::agent::child::{Changes, Child, Ended};
+use crate::agent::files::SoftLimit;
 use crate::agent::flush::{Flush, FlushEnd};
 use crate::agent::{Agent, AgentSettings, RunEnd};
 use crate::config::units::print_duration;
@@ -24,7 +25,7 @@ pub(super) fn run(
     common: &Common,
     config: &Config,
     mut settings: AgentSettings,
-    command: &[OsString],
+    (limit, command): (SoftLimit, &[OsString]),
     log: LogFile,
 ) -> Result<ExitCode, Failure> {
     let Some((program, arguments)) = command.split_first() else { return Ok(ExitCode::SUCCESS) };
@@ -39,7 +40,7 @@ pub(super) fn run(
     // Before the command starts, so that no signal ends the agent and leaves the command behind.
     let relay = Relay::start(&flush_stop, log)?;
     // What the command sends before the agent runs waits in the listener's queue.
-    let child = Child::start(program, arguments, &changes)?;
+    let child = limit.as_before(|| Child::start(program, arguments, &changes))?;
     let child = relay.attach(child);
 
     let name = Path::new(program).file_name().unwrap_or(program).to_string_lossy().into_owned();

@@ -63,6 +63,8 @@ pub struct AgentStatus {
     pub version: &'static str,
     pub listen: String,
     pub uptime_seconds: u64,
+    /// What it has too few open files for, and what to do.
+    pub files_problem: Option<String>,
 }
 
 #[derive(Clone, Debug, Serialize)]
@@ -292,6 +294,7 @@ pub struct Watch {
     server: Server,
     server_url: String,
     listen: String,
+    files_problem: Option<String>,
     started: Instant,
     history: History,
     replays: Mutex<VecDeque<ReplayRecord>>,
@@ -318,11 +321,23 @@ impl Watch {
             server: Server::new(&server_url),
             server_url,
             listen,
+            files_problem: None,
             started: Instant::now(),
             history: History::default(),
             replays: Mutex::default(),
             last_look: Mutex::default(),
         }
+    }
+
+    /// Tells what the agent has too few open files for.
+    #[must_use]
+    pub fn limited_by(self, files_problem: Option<String>) -> Self {
+        Self { files_problem, ..self }
+    }
+
+    /// Returns what the agent has too few open files for.
+    pub fn files_problem(&self) -> Option<&str> {
+        self.files_problem.as_deref()
     }
 
     /// Takes samples until shutdown.
@@ -428,6 +443,7 @@ impl Watch {
                 version: env!("CARGO_PKG_VERSION"),
                 listen: self.listen.clone(),
                 uptime_seconds: self.uptime().as_secs(),
+                files_problem: self.files_problem.clone(),
             },
             server: ServerStatus {
                 url: self.server_url.clone(),

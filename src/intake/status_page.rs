@@ -101,6 +101,7 @@ fn ready(shared: &Shared) -> serde_json::Value {
             "pid": std::process::id(),
             "version": env!("CARGO_PKG_VERSION"),
             "uptime_seconds": shared.started.elapsed().as_secs(),
+            "files_problem": shared.watch.files_problem(),
         },
         "server": {
             "url": shared.forwarder.base_url(),

@@ -179,6 +179,8 @@ pub struct Replay<'a> {
     pub probes: &'a Probes,
     /// Memory for the bodies that are on their way.
     pub memory: &'a Arc<memory::Budget>,
+    /// Lanes that are replayed at once, at most: each has a connection to the server.
+    pub workers_max: usize,
     /// Told of every request that the server confirmed.
     pub observer: Option<&'a dyn Observer>,
     /// Ends the round early.
@@ -257,7 +259,8 @@ impl Replay<'_> {
         let gate = Gate::default();
         let budget = Budget::new(self.settings.limit);
         let mut paces: HashMap<LaneId, Pace> = HashMap::new();
-        let mut busy = Busy { answer_timeout: self.upstream.answer_timeout(), ..Busy::default() };
+        let (workers_max, answer_timeout) = (self.workers_max.max(1), self.upstream.answer_timeout());
+        let mut busy = Busy { workers_max, answer_timeout, ..Busy::default() };
         let mut failed: Option<StoreError> = None;
         let mut lanes = VecDeque::new();
         let mut look_at = Instant::now();
@@ -371,6 +374,8 @@ pub struct ReplayManager<'a> {
     pub metrics: &'a Metrics,
     /// Memory for the bodies that are on their way.
     pub memory: &'a Arc<memory::Budget>,
+    /// Lanes that are replayed at once, at most: each has a connection to the server.
+    pub workers_max: usize,
     /// Ends the loop.
     pub shutdown: &'a Shutdown,
     /// Who holds the lease while it replays.
@@ -415,6 +420,7 @@ impl ReplayManager<'_> {
                     metrics: self.metrics,
                     probes: &probes,
                     memory: self.memory,
+                    workers_max: self.workers_max,
                     observer: None,
                     shutdown: self.shutdown,
                 }
@@ -523,6 +529,8 @@ fn suffices(renewed: Duration, now: Duration) -> bool {
 /// Who works on which lane.
 #[derive(Default)]
 struct Busy {
+    /// Workers at most, however long they wait for answers.
+    workers_max: usize,
     /// How long a request takes at most that is given no more time than others.
     answer_timeout: Duration,
     workers: Vec<Worker>,
@@ -544,7 +552,9 @@ impl Busy {
         let count = |of: &dyn Fn(&Worker) -> bool| self.workers.iter().filter(|worker| of(worker)).count();
         let here = count(&|worker| worker.lane == work.id);
         let is_extra = here > 0;
-        let may = if is_extra {
+        let may = if self.workers.len() >= self.workers_max {
+            false
+        } else if is_extra {
             // A lane that is tried with one message has nothing for a second worker, unless that message is given more
             // time than others: the lane may have recovered meanwhile.
             let is_patient = |worker: &Worker| now.saturating_duration_since(worker.since) > self.answer_timeout;

@@ -28,8 +28,6 @@ pub type ForwardBody = Either<Full<Bytes>, BoxBody<Bytes, BoxError>>;
 /// Headers of an answer, and bytes of its head, at most.
 const ANSWER_HEADERS_MAX: usize = 1024;
 const ANSWER_HEAD_BYTES_MAX: usize = 2 * 1024 * 1024;
-/// Idle connections that are kept to the server.
-const IDLE_CONNECTIONS_MAX: usize = 128;
 
 /// Streaming connections to the server, kept alive between requests. Must be used within one tokio runtime.
 pub struct Forwarder {
@@ -46,17 +44,22 @@ enum ForwardClient {
 type TunnelConnector = Tunnel<HttpsConnector<HttpConnector>>;
 
 impl Forwarder {
-    /// Returns so many forwarders with these settings, each with connections of its own; none is opened yet.
+    /// Returns so many forwarders with these settings, each with connections of its own, of which it keeps this many idle;
+    /// none is opened yet.
     ///
     /// # Errors
     ///
     /// [`UpstreamError`] for a certificate file or a proxy that can't be used.
-    pub fn several(settings: &UpstreamSettings, count: usize) -> Result<Vec<Self>, UpstreamError> {
+    pub fn several(settings: &UpstreamSettings, count: usize, idle_max: usize) -> Result<Vec<Self>, UpstreamError> {
         let tls_config = tls::for_rustls(settings)?;
-        (0..count).map(|_| Self::with(settings, &tls_config)).collect()
+        (0..count).map(|_| Self::with(settings, &tls_config, idle_max)).collect()
     }
 
-    fn with(settings: &UpstreamSettings, tls_config: &rustls::ClientConfig) -> Result<Self, UpstreamError> {
+    fn with(
+        settings: &UpstreamSettings,
+        tls_config: &rustls::ClientConfig,
+        idle_max: usize,
+    ) -> Result<Self, UpstreamError> {
         let mut connector = HttpConnector::new();
         connector.enforce_http(false);
         connector.set_nodelay(true);
@@ -69,7 +72,7 @@ impl Forwarder {
         let mut builder = Client::builder(TokioExecutor::new());
         builder
             .pool_idle_timeout(IDLE_AGE_MAX)
-            .pool_max_idle_per_host(IDLE_CONNECTIONS_MAX)
+            .pool_max_idle_per_host(idle_max)
             .pool_timer(TokioTimer::new())
             // What has answered has done what was asked, however much it says: it must not be asked again.
             .http1_max_headers(ANSWER_HEADERS_MAX)

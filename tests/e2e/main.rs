@@ -23,6 +23,8 @@ mod destination;
 mod early_answers;
 mod encryption;
 mod fake_opik;
+#[cfg(target_os = "linux")]
+mod files;
 mod flushing;
 mod foreign;
 mod forwarding;

@@ -208,6 +208,7 @@ fn replay_all(store: &Arc<Panicking>, server: &FakeOpik) {
         tick_interval: Duration::from_millis(20),
         metrics: &metrics,
         memory: &memory,
+        workers_max: 64,
         shutdown: &shutdown,
         owner: Owner::this_process("agent"),
         rekey: None,

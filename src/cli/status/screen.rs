@@ -108,7 +108,10 @@ fn agent(report: &Report) -> Vec<Line> {
     };
     let problem = agent.degraded();
     let problem = problem.map(|problem| line("", format!("it {problem}")).painted(Mark::Bad, agent.does()));
-    std::iter::once(first).chain(problem).collect()
+    let files = agent.files_problem.as_ref();
+    let files =
+        files.map(|problem| line("", format!("few open files: {problem}")).painted(Mark::Warn, "few open files"));
+    std::iter::once(first).chain(problem).chain(files).collect()
 }
 
 fn store(report: &Report) -> Vec<Line> {

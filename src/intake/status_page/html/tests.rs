@@ -24,7 +24,13 @@ fn calm() -> Status {
     Status {
         schema_version: 1,
         at_ms: NOW_MS,
-        agent: AgentStatus { pid: 2144, version: "0.1.0", listen: "127.0.0.1:6745".into(), uptime_seconds: 90_000 },
+        agent: AgentStatus {
+            pid: 2144,
+            version: "0.1.0",
+            listen: "127.0.0.1:6745".into(),
+            uptime_seconds: 90_000,
+            files_problem: None,
+        },
         server: ServerStatus {
             url: "https://opik.example/api".into(),
             connection: "available",

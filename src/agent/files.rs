@@ -1,0 +1,182 @@
+//! Open files: the soft limit, and who gets how many of them.
+//!
+//! The soft limit is raised to what the agent needs, as far as the hard limit allows. A wrapped command starts with the
+//! limit that the agent was started with: programs that use `select` break beyond 1024, and what a user has set for the
+//! command is the command's.
+//!
+//! What there is then is shared once, at the start ([`share`], pure), so that nothing runs out at the worst moment: a
+//! connection to the server that can't be opened would look like a server that is away, and a store that can't be opened
+//! like a broken one.
+
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+
+/// Files that the agent has open at rest (23 were counted) and opens for a moment: the store and its log, standard
+/// streams, the listener, logs, reading what it finds.
+const OWN: u64 = 40;
+/// Those of each thread that serves connections.
+const OWN_OF_A_WORKER: u64 = 4;
+/// Lanes that replay works on at once where there are files enough. Each has a connection to the server.
+pub const REPLAY_WORKERS_MAX: u64 = 64;
+/// Idle connections to the server that each thread keeps at most.
+const IDLE_OF_A_WORKER_MAX: u64 = 128;
+
+/// Who may have how many files.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Shares {
+    /// Connections of clients at once; each may need one to the server beside its own.
+    pub clients: u64,
+    /// Idle connections to the server that each thread keeps.
+    pub idle_of_a_worker: u64,
+    /// Lanes that are replayed at once.
+    pub replay_workers: u64,
+}
+
+/// Shares files, of which `None` is any number, for this many clients at once and threads that serve them.
+///
+/// Clients first: what they are refused, they may not have again. Replay can wait, so it gets an eighth; so do connections
+/// that are only kept to be used again.
+pub fn share(files: Option<u64>, clients_wanted: u64, workers: u64) -> Shares {
+    let left = files.unwrap_or(u64::MAX).saturating_sub(OWN + OWN_OF_A_WORKER * workers);
+    let replay_workers = (left / 8).clamp(1, REPLAY_WORKERS_MAX);
+    let left = left.saturating_sub(replay_workers);
+    let idle = left / 8;
+    Shares {
+        clients: ((left - idle) / 2).clamp(1, clients_wanted),
+        idle_of_a_worker: (idle / workers.max(1)).clamp(1, IDLE_OF_A_WORKER_MAX),
+        replay_workers,
+    }
+}
+
+/// Returns how many files are enough for [`share`] to give everybody what they want.
+fn needed(clients_wanted: u64, workers: u64) -> u64 {
+    let idle = clients_wanted / 2;
+    OWN + OWN_OF_A_WORKER * workers + REPLAY_WORKERS_MAX + clients_wanted * 2 + idle
+}
+
+/// Says what this many files are too few for, if they are, and what to do.
+pub fn problem(files: Option<u64>, clients_wanted: u64, workers: u64) -> Option<String> {
+    let shares = share(files, clients_wanted, workers);
+    let is_little = shares.clients < clients_wanted || shares.replay_workers < REPLAY_WORKERS_MAX;
+    files.filter(|_| is_little).map(|files| {
+        format!(
+            "the system allows it {files} open files: it takes {} connections at once, not {clients_wanted} \
+             (max_connections), and replays {} lanes at once, not {REPLAY_WORKERS_MAX}",
+            shares.clients, shares.replay_workers
+        )
+    })
+}
+
+/// Returns what a person can do about [`problem`].
+pub fn hint(clients_wanted: u64, workers: u64) -> String {
+    let needed = needed(clients_wanted, workers).next_multiple_of(1024);
+    format!(
+        "raise the hard limit on open files: `ulimit -Hn {needed}`, LimitNOFILE={needed} for systemd, \
+         --ulimit nofile={needed} for a container"
+    )
+}
+
+/// Returns how many files this process may open; `None` for any number.
+pub fn allowed() -> Option<u64> {
+    getrlimit(Resource::Nofile).current
+}
+
+/// Returns how many files this process could have after its soft limit was raised; `None` for any number.
+pub fn allowed_at_most() -> Option<u64> {
+    getrlimit(Resource::Nofile).maximum
+}
+
+/// The soft limit on open files before and after it was raised.
+#[derive(Clone, Copy, Debug)]
+pub struct SoftLimit {
+    original: Rlimit,
+    raised: Rlimit,
+}
+
+impl SoftLimit {
+    /// Raises it to what the agent needs, as far as the hard limit allows.
+    pub fn raise(clients_wanted: u64, workers: u64) -> Self {
+        let original = getrlimit(Resource::Nofile);
+        let Some(current) = raised(original.current, original.maximum, needed(clients_wanted, workers)) else {
+            return Self { original, raised: original };
+        };
+        let raised = Rlimit { current: Some(current), ..original };
+        match setrlimit(Resource::Nofile, raised) {
+            Ok(()) => Self { original, raised },
+            Err(error) => {
+                tracing::debug!(target: "intake", "the limit on open files stays as it is: {error}");
+                Self { original, raised: original }
+            }
+        }
+    }
+
+    /// Starts a process that has the limit which this one was started with.
+    pub fn as_before<T>(self, start: impl FnOnce() -> T) -> T {
+        if self.original == self.raised {
+            return start();
+        }
+        // What is open already stays open under a lower limit, and nobody else opens anything so early.
+        let is_lowered = setrlimit(Resource::Nofile, self.original).is_ok();
+        let started = start();
+        if is_lowered && let Err(error) = setrlimit(Resource::Nofile, self.raised) {
+            tracing::warn!(target: "intake", "the limit on open files can't be raised again: {error}");
+        }
+        started
+    }
+}
+
+/// Returns the soft limit to set, if it is to be raised.
+fn raised(soft: Option<u64>, hard: Option<u64>, needed: u64) -> Option<u64> {
+    let soft = soft.filter(|soft| *soft < needed)?;
+    Some(hard.map_or(needed, |hard| hard.min(needed))).filter(|raised| *raised > soft)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn clients_are_served_first_and_everybody_gets_something() {
+        for (files, wanted, workers, clients, idle, replay) in [
+            (Some(16), 4096, 2, 1, 1, 1),
+            (Some(64), 4096, 2, 6, 1, 2),
+            (Some(256), 4096, 2, 80, 11, 26),
+            (Some(256), 4096, 16, 58, 1, 19),
+            (Some(1024), 4096, 2, 399, 57, 64),
+            (Some(1024), 10, 2, 10, 57, 64),
+            (Some(1 << 20), 4096, 2, 4096, 128, 64),
+            (None, 4096, 2, 4096, 128, 64),
+        ] {
+            let expected = Shares { clients, idle_of_a_worker: idle, replay_workers: replay };
+            let shares = share(files, wanted, workers);
+            assert_eq!(shares, expected, "{files:?} {wanted} {workers}");
+            let all = OWN
+                + OWN_OF_A_WORKER * workers
+                + 2 * shares.clients
+                + shares.idle_of_a_worker * workers
+                + shares.replay_workers;
+            assert!(files.is_none_or(|files| files < 64 || all <= files), "{all} of {files:?}");
+            assert_eq!(problem(files, wanted, workers).is_none(), clients == wanted && replay == 64, "{files:?}");
+        }
+    }
+
+    #[test]
+    fn what_is_needed_is_enough() {
+        for (clients, workers) in [(1, 2), (64, 4), (4096, 2), (4096, 16), (1_000_000, 16)] {
+            assert_eq!(problem(Some(needed(clients, workers)), clients, workers), None, "{clients} {workers}");
+        }
+    }
+
+    #[test]
+    fn the_soft_limit_is_raised_as_far_as_the_hard_limit_allows() {
+        for (soft, hard, expected) in [
+            (Some(256), None, Some(9000)),
+            (Some(256), Some(1 << 20), Some(9000)),
+            (Some(256), Some(4096), Some(4096)),
+            (Some(256), Some(256), None),
+            (Some(9000), None, None),
+            (None, None, None),
+        ] {
+            assert_eq!(raised(soft, hard, 9000), expected, "{soft:?} {hard:?}");
+        }
+    }
+}
