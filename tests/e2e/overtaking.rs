@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use rusqlite::Connection;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::support::agent::{Agent, Home};
 use crate::support::fake_opik::FakeOpik;
@@ -469,7 +469,7 @@ fn a_key_rotation_with_three_agents_lets_nothing_overtake() {
     wait_until("all is delivered", PATIENCE, || ready(&agents[0])["store"]["waiting"] == 0);
     let differences = server.differences(&ledger);
     println!(
-        "{} writes sent, {} refused, {} of {} entities differ from what clients were told",
+        "{} writes sent, {} refused; {} differences to what clients were told about {} entities",
         sent.load(Ordering::Relaxed),
         refused.load(Ordering::Relaxed),
         differences.len(),
@@ -477,4 +477,87 @@ fn a_key_rotation_with_three_agents_lets_nothing_overtake() {
     );
     let shown: Vec<&str> = differences.iter().take(10).map(String::as_str).collect();
     assert!(differences.is_empty(), "{} overtakings:\n{}", differences.len(), shown.join("\n"));
+}
+
+fn otlp(trace: u8, span: u8) -> Request {
+    let (trace, span) = (format!("{trace:02x}").repeat(16), format!("{span:02x}").repeat(8));
+    let span =
+        json!({ "traceId": trace, "spanId": span, "name": "s", "startTimeUnixNano": "1", "endTimeUnixNano": "2" });
+    let body = json!({ "resourceSpans": [{ "scopeSpans": [{ "spans": [span] }] }] });
+    Request::new("POST", "/v1/private/otel/v1/traces").json(&body)
+}
+
+fn upload_start(url: &str, entity: &str) -> Request {
+    let path = base64::Engine::encode(&base64::prelude::BASE64_STANDARD, format!("{url}/"));
+    Request::new("POST", "/v1/private/attachment/upload-start").json(&json!({
+        "file_name": "a.pdf", "num_of_file_parts": 1, "mime_type": "application/pdf", "project_name": "demo",
+        "entity_type": "trace", "entity_id": entity, "path": path,
+    }))
+}
+
+fn upload(entity: &str) -> Request {
+    let path = format!(
+        "/v1/private/attachment/upload?file_name=a.pdf&mime_type=application/pdf&entity_type=trace&entity_id={entity}"
+    );
+    Request::new("PUT", &path).bytes(b"a file")
+}
+
+fn deletion_by_filter(dataset: &str) -> Request {
+    let filters = json!([{ "field": "source", "operator": "=", "value": "sdk" }]);
+    Request::new("POST", "/v1/private/datasets/items/delete")
+        .json(&json!({ "dataset_id": dataset, "filters": filters }))
+}
+
+#[test]
+fn spans_files_and_deletions_by_filter_overtake_nothing_either() {
+    let server = FakeOpik::new_stopped();
+    let home = Home::new();
+    configure(&home, Some(KEYS[0]), None);
+    let mut agent = Agent::builder(&server.url()).impatient().home(home).start();
+    let ledger = ClientLedger::new();
+    let backlog = Backlog::leave(&mut Told::new(&agent.url(), &ledger));
+    let mut client = Client::new(&agent.url());
+    assert_eq!(client.expect(&otlp(7, 1)).status, 200);
+    agent.terminate();
+    configure(agent.home(), Some(KEYS[1]), None);
+    server.start();
+    agent.restart_on_same_port();
+    wait_until_usable(&agent, false);
+    let mut client = Client::new(&agent.url());
+    let dataset = uuid7();
+    for write in [
+        otlp(7, 2),
+        upload_start(&server.url(), &backlog.updated),
+        upload(&backlog.updated),
+        upload(&backlog.deleted),
+        deletion_by_filter(&dataset),
+    ] {
+        assert_refused(&client.expect(&write));
+    }
+    // The same about what nothing waits for.
+    for write in [otlp(8, 1), upload_start(&server.url(), &uuid7()), upload(&uuid7())] {
+        let answer = client.expect(&write);
+        assert!(answer.status < 300, "{} {}: {}", write.method, write.path, answer.text());
+    }
+}
+
+#[test]
+fn what_waits_for_another_server_refuses_nothing() {
+    let (first, second) = (FakeOpik::new_stopped(), FakeOpik::start_new());
+    let home = Home::new();
+    configure(&home, Some(KEYS[0]), None);
+    let mut agent = Agent::builder(&first.url()).impatient().home(home).start();
+    let ledger = ClientLedger::new();
+    let backlog = Backlog::leave(&mut Told::new(&agent.url(), &ledger));
+    agent.terminate();
+    configure(agent.home(), Some(KEYS[1]), None);
+    let db = agent.db().display().to_string();
+    let home = Home::new();
+    configure(&home, Some(KEYS[1]), None);
+    let other = Agent::builder(&second.url()).impatient().without_db().env("OPIK_OFFLINE_DB", &db).home(home).start();
+    wait_until_usable(&other, false);
+    let mut client = Client::new(&other.url());
+    assert_eq!(client.expect(&create(&backlog.updated)).status, 201);
+    assert_eq!(client.expect(&delete(&backlog.deleted)).status, 204);
+    assert_eq!(status(&other)["store"]["live_writes"], "passed_on");
 }

@@ -29,7 +29,14 @@ const VERSION_MIN: i64 = 2;
 
 /// Sees the backlog of the store at a path that can't be opened.
 #[derive(Default)]
-pub(in crate::store) struct BacklogView(Mutex<Option<Reader>>);
+pub(in crate::store) struct BacklogView(Mutex<View>);
+
+#[derive(Default)]
+struct View {
+    reader: Option<Reader>,
+    /// The file that was looked through for damage: that takes time, and is done once.
+    sound: Option<FileId>,
+}
 
 struct Reader {
     connection: Connection,
@@ -39,13 +46,14 @@ struct Reader {
 impl BacklogView {
     /// Returns what can be seen of what is stored at this path for the server.
     pub(in crate::store) fn look(&self, path: &Path, server: &Server, touches: &[Touch]) -> BacklogSeen {
-        let mut reader = lock(&self.0);
+        let mut view = lock(&self.0);
+        let View { reader, sound } = &mut *view;
         let file = FileId::at(path);
         if reader.as_ref().map(|reader| reader.file) != file {
             *reader = None;
         }
         if reader.is_none() {
-            match open(path, file) {
+            match open(path, file, sound) {
                 Ok(opened) => *reader = Some(opened),
                 Err(seen) => return seen,
             }
@@ -61,11 +69,11 @@ impl BacklogView {
 
     /// Closes the file.
     pub(in crate::store) fn close(&self) {
-        *lock(&self.0) = None;
+        *lock(&self.0) = View::default();
     }
 }
 
-fn open(path: &Path, file: Option<FileId>) -> Result<Reader, BacklogSeen> {
+fn open(path: &Path, file: Option<FileId>, sound: &mut Option<FileId>) -> Result<Reader, BacklogSeen> {
     let is_away = |error: &io::Error| matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory);
     if recovery::pending(path).is_some() || recovery::has_log_alone(path) {
         return Err(BacklogSeen::Unknown);
@@ -87,8 +95,11 @@ fn open(path: &Path, file: Option<FileId>) -> Result<Reader, BacklogSeen> {
         // A disk that was mounted anew as read-only.
         .or_else(|_| connect(path, OpenFlags::SQLITE_OPEN_READ_ONLY))
         .map_err(|_| BacklogSeen::Unknown)?;
-    // Pages that are damaged may read as empty.
-    recovery::look_through(&connection, path).map_err(|_| BacklogSeen::Unknown)?;
+    if *sound != Some(file) {
+        // Pages that are damaged may read as empty.
+        recovery::look_through(&connection, path).map_err(|_| BacklogSeen::Unknown)?;
+        *sound = Some(file);
+    }
     Ok(Reader { connection, file })
 }
 
