@@ -469,7 +469,7 @@ fn a_key_rotation_with_three_agents_lets_nothing_overtake() {
     wait_until("all is delivered", PATIENCE, || ready(&agents[0])["store"]["waiting"] == 0);
     let differences = server.differences(&ledger);
     println!(
-        "{} writes sent, {} refused, {} of {} entities differ from what clients were told",
+        "{} writes sent, {} refused; {} differences to what clients were told about {} entities",
         sent.load(Ordering::Relaxed),
         refused.load(Ordering::Relaxed),
         differences.len(),
