@@ -133,6 +133,24 @@ fn of_an_agent(found: &mut Documents) {
     found.0.push(("flush", delivered));
     wait_until("a replay is told", PATIENCE, || told()["replays"].as_array().is_some_and(|seen| !seen.is_empty()));
     found.0.push(("agent-status", told()));
+
+    // A store without room, with an agent and without.
+    server.stop();
+    let mut full = Agent::builder(&server.url()).impatient().arg("--free-disk-reserve").arg("4096TiB").start();
+    assert_eq!(Client::new(&full.url()).post("/v1/private/traces", &trace).status, 503);
+    let told = Client::new(&full.origin()).get("/-/status.json").json();
+    assert_eq!(told["store"]["full"]["limit"], "disk_reserve", "{told}");
+    found.0.push(("agent-status", told));
+    let status = |agent: &Agent| {
+        let status = agent.cli(&["status", "--format", "json"]).json();
+        assert_eq!(status["store"]["refused_writes"], 1, "{status}");
+        status
+    };
+    let running = status(&full);
+    assert_eq!(running["store"]["full"]["refused_writes"], 1, "{running}");
+    found.0.push(("status", running));
+    full.terminate();
+    found.0.push(("status", status(&full)));
 }
 
 #[test]
