@@ -137,6 +137,9 @@ fn a_full_file_system_loses_nothing_acknowledged_and_is_left_by_delivering() {
     server.assert_equals(&ledger);
 }
 
+/// Less is free between two writes of a program that takes every byte, or never given to anybody by the file system.
+const CRUMBS: u64 = 128 * 1024;
+
 /// A program that takes every byte that becomes free, for as long as it lives.
 struct Filler(Child);
 
@@ -207,7 +210,7 @@ fn assert_left_by_delivering(made: Made) {
         }
         let fill = |agent: &Agent| {
             let filler = Filler::start(&small, agent.home());
-            wait_until("the disk is full", PATIENCE, || bytes_free(&small, agent.home()) == 0);
+            wait_until("the disk is full", PATIENCE, || bytes_free(&small, agent.home()) < CRUMBS);
             filler
         };
         let filler = match meanwhile {
@@ -251,7 +254,7 @@ fn assert_left_by_delivering(made: Made) {
             let store = client.get("/-/status.json").json()["store"].take();
             store["usable"] == true && store["waiting"] == 0
         });
-        assert_eq!(bytes_free(&small, agent.home()), 0, "{meanwhile:?}: somebody made room");
+        assert!(bytes_free(&small, agent.home()) < CRUMBS, "{meanwhile:?}: somebody made room");
         server.assert_equals(&ledger);
         server.assert_no_update_before_create();
         let lines = agent.stderr().lines().filter(|line| line.contains("is full")).count();
