@@ -49,8 +49,9 @@ pub fn share(files: Option<u64>, clients_wanted: u64, workers: u64) -> Shares {
 
 /// Returns how many files are enough for [`share`] to give everybody what they want.
 fn needed(clients_wanted: u64, workers: u64) -> u64 {
-    let idle = clients_wanted / 2;
-    OWN + OWN_OF_A_WORKER * workers + REPLAY_WORKERS_MAX + clients_wanted * 2 + idle
+    // Replay gets an eighth, and idle connections an eighth of the rest.
+    let left = (REPLAY_WORKERS_MAX * 8).max(REPLAY_WORKERS_MAX + clients_wanted * 16 / 7 + 2);
+    OWN + OWN_OF_A_WORKER * workers + left
 }
 
 /// Says what this many files are too few for, if they are, and what to do.
