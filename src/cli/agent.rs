@@ -91,7 +91,7 @@ pub struct AgentArgs {
     #[arg(long, value_name = "SIZE")]
     max_size: Option<OsString>,
 
-    /// Leave this much space on the disk [default: 256MiB, or a tenth of a smaller disk]
+    /// Leave this much space on the disk; unset, a tenth of a small one [default: 256MiB]
     #[arg(long, value_name = "SIZE", hide_short_help = true)]
     free_disk_reserve: Option<OsString>,
 

@@ -87,3 +87,55 @@ hint: give this user write access to the file and its folder, free disk space, o
 ",
     );
 }
+
+/// Makes a store as a process leaves it that saw a write or a sync fail: its log is there, and the flag.
+fn left_unproven(db: &Path) -> std::path::PathBuf {
+    let (other, flag) = (db.with_extension("other"), format!("{}-unproven", db.display()).into());
+    fill(&other);
+    let store = crate::sandbox::open(&other);
+    let id = "0198c0de-0000-7000-8000-00000000abcd";
+    store.register(&[crate::sandbox::create_trace(99, &crate::sandbox::team(), id)]).unwrap();
+    for suffix in ["", "-wal"] {
+        let name = |path: &Path| format!("{}{suffix}", path.display());
+        fs::copy(name(&other), name(db)).unwrap();
+    }
+    fs::write(&flag, "a sync failed\u{1b}[31m").unwrap();
+    flag
+}
+
+#[test]
+fn a_store_after_a_failed_sync_is_shown_and_not_written() {
+    let sandbox = Sandbox::new();
+    let db = sandbox.home.db();
+    let flag = left_unproven(&db);
+    let log = fs::read(format!("{}-wal", db.display())).unwrap();
+    assert!(!log.is_empty());
+    for args in [&["status"][..], &["inspect"], &["purge", "--dry-run"], &["replay", "--dry-run"]] {
+        let found = sandbox.run(args);
+        assert!(!found.contains("cannot use") && !found.contains("\u{1b}[31m"), "{args:?}: {found}");
+        assert!(flag.exists(), "{args:?} says that it is proven");
+        assert!(fs::read(format!("{}-wal", db.display())).unwrap() == log, "{args:?} changed the log");
+    }
+    let found = sandbox.run(&["status"]);
+    assert!(found.contains("unproven since ") && found.contains(": a sync failed"), "{found}");
+    let found = sandbox.run(&["status", "--format", "json"]);
+    assert!(found.contains("\"unproven_reason\": \"a sync failed"), "{found}");
+}
+
+#[test]
+fn commands_that_write_prove_a_store_first_and_say_who_keeps_them_from_it() {
+    for args in [&["replay"][..], &["purge", "--yes"], &["healthcheck"]] {
+        let sandbox = Sandbox::new();
+        let db = sandbox.home.db();
+        let flag = left_unproven(&db);
+        let in_use = rusqlite::Connection::open(&db).unwrap();
+        in_use.query_row("SELECT count(*) FROM messages", [], |_| Ok(())).unwrap();
+        let found = sandbox.run(args);
+        assert!(found.contains("another process still has it open"), "{args:?}: {found}");
+        assert!(flag.exists(), "{args:?} says that it is proven");
+        in_use.set_db_config(rusqlite::config::DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true).unwrap();
+        drop(in_use);
+        sandbox.run(args);
+        assert!(!flag.exists(), "{args:?} did not prove it");
+    }
+}

@@ -380,7 +380,7 @@ pub(super) fn refuse_newer(path: &Path, found: i64) -> Result<(), StoreError> {
     if found > known { Err(StoreError::NewerSchema { path: path.to_owned(), found, known }) } else { Ok(()) }
 }
 
-fn tables(connection: &Connection) -> rusqlite::Result<Vec<String>> {
+pub(super) fn tables(connection: &Connection) -> rusqlite::Result<Vec<String>> {
     let mut statement = connection.prepare(queries::TABLES)?;
     let names = statement.query_map([], |row| row.get(0))?;
     names.collect()

@@ -51,7 +51,7 @@ use tracing::{error, info};
 
 use super::fault::{Fault, folder_of, os_words};
 use super::seal::{self, KeyRing};
-use super::{ballast, queries, recovery, schema};
+use super::{ballast, open, queries, recovery, schema};
 use crate::store::{StoreError, Unproven, now_ms};
 
 /// What is added to the name of a store that is unproven.
@@ -291,7 +291,7 @@ fn prove(path: &Path, log_path: &Path, keys: Option<&KeyRing>, timeout: Duration
     let connection = open_alone(path, timeout)?;
     let application_id: i32 = connection.pragma_query_value(None, "application_id", |row| row.get(0))?;
     let version = schema::version(&connection)?;
-    if application_id != schema::APPLICATION_ID && version != 0 {
+    if application_id != schema::APPLICATION_ID && !open::tables(&connection)?.is_empty() {
         return Err(Fault::Damaged("its write-ahead log is that of another database".into()));
     }
     let known = schema::known_version();
