@@ -12,7 +12,7 @@
  *   OPIK_DISK_KILL      N: the process kills itself instead of doing operation N
  *   OPIK_DISK_OUTAGE    SUFFIX:FROM:OPERATIONS:LASTING:SEED: from operation FROM on, for this many operations, nothing that
  *                       is written back of files whose name ends with SUFFIX (* for all files) reaches the disk. The outage
- *                       is over, too, LASTING milliseconds after it began: an agent that waits does no operations.
+ *                       is over, too, LASTING milliseconds after the first loss: an agent that waits does no operations.
  *
  * A watched sync only counts: what is durable is decided from the journal, and the tests need no real disk to wait for.
  *
@@ -59,7 +59,7 @@ struct mapping { uint64_t inode, dirty, errors, seen; };
 /* As tests/power/layer.rs makes room for them. */
 #define MAPPINGS_MAX 64
 
-struct outage { uint64_t began_ms, is_over; };
+struct outage { uint64_t lost_ms, is_over; };
 
 static uint64_t watched[FILES_MAX];
 /* Kept per descriptor: whether the outage is about its file, and which error of it the descriptor knows. */
@@ -165,16 +165,17 @@ static const char *absolute(int folder, const char *path, char *to) {
     return to;
 }
 
+static uint64_t now_ms(void) {
+    struct timespec time;
+    clock_gettime(CLOCK_MONOTONIC, &time);
+    return time.tv_sec * UINT64_C(1000) + time.tv_nsec / 1000000;
+}
+
 static int in_outage(void) {
     uint64_t now = counters[OPERATIONS] + 1;
     if (!outage_suffix[0] || now < outage_from || now - outage_from >= outage_operations || outage->is_over)
         return 0;
-    struct timespec time;
-    clock_gettime(CLOCK_MONOTONIC, &time);
-    uint64_t ms = time.tv_sec * UINT64_C(1000) + time.tv_nsec / 1000000;
-    if (!outage->began_ms)
-        outage->began_ms = ms;
-    outage->is_over = ms - outage->began_ms > outage_lasting;
+    outage->is_over = outage->lost_ms && now_ms() - outage->lost_ms > outage_lasting;
     return !outage->is_over;
 }
 
@@ -276,6 +277,8 @@ static struct mapping *mapping_of(int file, uint64_t inode) {
 static void lose(uint64_t inode, struct mapping *mapping) {
     note(LOST, inode, dice(1), NULL, NULL, NULL, 0);
     if (mapping) {
+        if (!outage->lost_ms)
+            outage->lost_ms = now_ms();
         mapping->dirty = 0;
         mapping->errors++;
         mapping->seen = 0;
