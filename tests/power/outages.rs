@@ -229,7 +229,7 @@ fn sweep(file: &str) {
     eprintln!("{figures}");
     let why: Vec<&str> = played.iter().flat_map(|round| &round.why).map(String::as_str).collect();
     assert!(why.is_empty(), "{figures}\n{}", why.join("\n"));
-    assert!(failed * 4 > played.len(), "{figures}: the outages hit nothing");
+    assert!(failed * 10 > played.len(), "{figures}: the outages hit nothing");
 }
 
 #[test]
