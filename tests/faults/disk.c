@@ -10,9 +10,9 @@
  *   OPIK_DISK_FAIL      KIND:N:ERRNO:GOOD, KIND one of write, sync, open, truncate: the N-th of them fails with this error
  *                       and, with GOOD 1, all that follow it
  *   OPIK_DISK_KILL      N: the process kills itself instead of doing operation N
- *   OPIK_DISK_OUTAGE    SUFFIX:FROM:OPERATIONS:PAUSE:SEED: from operation FROM on, for this many operations, nothing that
+ *   OPIK_DISK_OUTAGE    SUFFIX:FROM:OPERATIONS:LASTING:SEED: from operation FROM on, for this many operations, nothing that
  *                       is written back of files whose name ends with SUFFIX (* for all files) reaches the disk. The outage
- *                       is over, too, when nothing was done for PAUSE milliseconds.
+ *                       is over, too, LASTING milliseconds after the first loss: an agent that waits does no operations.
  *
  * A watched sync only counts: what is durable is decided from the journal, and the tests need no real disk to wait for.
  *
@@ -59,7 +59,7 @@ struct mapping { uint64_t inode, dirty, errors, seen; };
 /* As tests/power/layer.rs makes room for them. */
 #define MAPPINGS_MAX 64
 
-struct outage { uint64_t last_ms, is_over; };
+struct outage { uint64_t lost_ms, is_over; };
 
 static uint64_t watched[FILES_MAX];
 /* Kept per descriptor: whether the outage is about its file, and which error of it the descriptor knows. */
@@ -68,7 +68,7 @@ static uint64_t known_error[FILES_MAX];
 static struct mapping *mappings;
 static struct outage *outage;
 static char outage_suffix[64];
-static uint64_t outage_from, outage_operations, outage_pause, outage_seed;
+static uint64_t outage_from, outage_operations, outage_lasting, outage_seed;
 static char root[PATH_MAX];
 static uint64_t *counters;
 static int journal = -1, lock_file = -1;
@@ -130,7 +130,7 @@ __attribute__((constructor)) static void begin(void) {
         fail_at = n;
     }
     const char *when = getenv("OPIK_DISK_OUTAGE");
-    if (when && sscanf(when, "%63[^:]:%lu:%lu:%lu:%lu", outage_suffix, &outage_from, &outage_operations, &outage_pause,
+    if (when && sscanf(when, "%63[^:]:%lu:%lu:%lu:%lu", outage_suffix, &outage_from, &outage_operations, &outage_lasting,
                        &outage_seed) != 5)
         broken(when);
     const char *kill = getenv("OPIK_DISK_KILL");
@@ -165,15 +165,17 @@ static const char *absolute(int folder, const char *path, char *to) {
     return to;
 }
 
+static uint64_t now_ms(void) {
+    struct timespec time;
+    clock_gettime(CLOCK_MONOTONIC, &time);
+    return time.tv_sec * UINT64_C(1000) + time.tv_nsec / 1000000;
+}
+
 static int in_outage(void) {
     uint64_t now = counters[OPERATIONS] + 1;
     if (!outage_suffix[0] || now < outage_from || now - outage_from >= outage_operations || outage->is_over)
         return 0;
-    struct timespec time;
-    clock_gettime(CLOCK_MONOTONIC, &time);
-    uint64_t ms = time.tv_sec * UINT64_C(1000) + time.tv_nsec / 1000000;
-    outage->is_over = outage->last_ms && ms - outage->last_ms > outage_pause;
-    outage->last_ms = ms;
+    outage->is_over = outage->lost_ms && now_ms() - outage->lost_ms > outage_lasting;
     return !outage->is_over;
 }
 
@@ -275,6 +277,8 @@ static struct mapping *mapping_of(int file, uint64_t inode) {
 static void lose(uint64_t inode, struct mapping *mapping) {
     note(LOST, inode, dice(1), NULL, NULL, NULL, 0);
     if (mapping) {
+        if (!outage->lost_ms)
+            outage->lost_ms = now_ms();
         mapping->dirty = 0;
         mapping->errors++;
         mapping->seen = 0;

@@ -90,8 +90,8 @@ fn round(file: &str, seed: u64) -> Round {
     let company = dice.below(3);
     let mut kill = (company == 0).then(|| from + dice.below(operations + 60));
     // Most are over before the agent tries its store again.
-    let pause_ms = if dice.below(4) == 0 { 3500 } else { 1000 };
-    let outage = format!("{file}:{from}:{operations}:{pause_ms}:{seed}");
+    let lasting_ms = if dice.below(4) == 0 { 4500 } else { 2000 };
+    let outage = format!("{file}:{from}:{operations}:{lasting_ms}:{seed}");
     let mut agents = vec![start_agent(&layer, &server, &outage)];
     if company == 1 {
         agents.push(start_agent(&layer, &server, &outage));
@@ -229,7 +229,7 @@ fn sweep(file: &str) {
     eprintln!("{figures}");
     let why: Vec<&str> = played.iter().flat_map(|round| &round.why).map(String::as_str).collect();
     assert!(why.is_empty(), "{figures}\n{}", why.join("\n"));
-    assert!(failed * 2 > played.len(), "{figures}: the outages hit nothing");
+    assert!(failed * 10 > played.len(), "{figures}: the outages hit nothing");
 }
 
 #[test]
