@@ -286,8 +286,17 @@ fn unusable(path: &Path, error: &io::Error) -> Fault {
 
 fn prove(path: &Path, log_path: &Path, keys: Option<&KeyRing>, timeout: Duration) -> Result<(), Fault> {
     let failed = |error: io::Error| unusable(path, &error);
+    let open_to_write = |path: &Path| OpenOptions::new().read(true).write(true).open(path);
     // Closed after the connection: nobody in this process has a lock on it then.
-    let mut database = None;
+    let file = open_to_write(path).map_err(failed)?;
+    let log = match open_to_write(log_path) {
+        Ok(log) => Some(log),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => None,
+        Err(error) => return Err(failed(error)),
+    };
+    for file in std::iter::once(&file).chain(&log) {
+        forget_cached(file).map_err(failed)?;
+    }
     let connection = open_alone(path, timeout)?;
     let application_id: i32 = connection.pragma_query_value(None, "application_id", |row| row.get(0))?;
     let version = schema::version(&connection)?;
@@ -302,19 +311,12 @@ fn prove(path: &Path, log_path: &Path, keys: Option<&KeyRing>, timeout: Duration
         seal::verify_before_writing(&connection, keys)?;
     }
     recovery::look_through(&connection, path)?;
-    let file = database.insert(OpenOptions::new().read(true).write(true).open(path).map_err(failed)?);
     if file.metadata().map_err(failed)?.len() <= DATABASE_BYTES_MAX {
-        write_anew(file).map_err(failed)?;
+        write_anew(&file).map_err(failed)?;
     }
-    let opened = OpenOptions::new().read(true).write(true).open(log_path);
-    let log = match opened {
-        Ok(log) => {
-            write_anew(&log).map_err(failed)?;
-            Some(log)
-        }
-        Err(error) if error.kind() == io::ErrorKind::NotFound => None,
-        Err(error) => return Err(failed(error)),
-    };
+    if let Some(log) = &log {
+        write_anew(log).map_err(failed)?;
+    }
     // On a disk that is nearly full the log keeps its blocks: its frames were written anew, so it may be continued.
     let write_back = if ballast::keeps_log(path) { queries::WRITE_LOG_BACK } else { queries::EMPTY_LOG };
     let is_busy: bool = connection.query_row(write_back, [], |row| row.get(0))?;
@@ -339,6 +341,17 @@ fn open_alone(path: &Path, timeout: Duration) -> rusqlite::Result<Connection> {
     connection.pragma_update(None, "synchronous", "FULL")?;
     connection.pragma_update(None, "wal_autocheckpoint", 0)?;
     Ok(connection)
+}
+
+/// Takes a file's pages out of the page cache, so that what is read next is what the disk has.
+///
+/// ext4 needs that also for what is written next. A block that is new to a file stays marked as unwritten when its first
+/// write fails, but the page in the cache has forgotten that: written again, its bytes reach the block, and the mark stays.
+/// After a power cut such a block reads as zeros. A page that is read anew knows of the mark. A file system without a disk
+/// keeps its pages, which is as well.
+fn forget_cached(file: &File) -> io::Result<()> {
+    file.sync_all()?;
+    rustix::fs::fadvise(file, 0, None, rustix::fs::Advice::DontNeed).map_err(io::Error::from)
 }
 
 /// Makes every byte of a file one that has to be written to the disk, and writes it.
