@@ -635,9 +635,9 @@ pub struct Ahead {
     /// Whether one of them is, or may be, one that the write must not overtake ([`crate::message::conflict`]), or the write
     /// depends on a create that the server refused.
     pub conflicting: bool,
-    /// Whether the lane is held.
+    /// Whether something waits, and the lane is held.
     pub held: bool,
-    /// Buckets of the lane that are limited.
+    /// Buckets of the lane that are limited; none while nothing waits.
     pub limited: Buckets,
 }
 

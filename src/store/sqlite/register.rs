@@ -12,7 +12,7 @@ use super::seal::{Destination, KeptBody, Lookup, Sealer};
 use super::summary::{Changes, Group, Size};
 use super::{lanes, large, limits, queries, rows, settle, stranded};
 use crate::message::{
-    Credential, Effect, EntityKey, HeaderSet, Lane, Message, MessageId, MessageStatus, Request, Server, Touch,
+    Buckets, Credential, Effect, EntityKey, HeaderSet, Lane, Message, MessageId, MessageStatus, Request, Server, Touch,
 };
 use crate::store::{Ahead, Hold, LaneId, now_ms};
 
@@ -56,7 +56,10 @@ pub(super) fn ahead(connection: &Connection, sealer: &Sealer, lane: &Lane, touch
     let held = messages > 0 && settle::hold_of(connection, lane, now_ms())?.is_some();
     let conflicting = messages > 0 && waits_behind(connection, lane, touches)?
         || refused > 0 && stranded::is_stranded(connection, lane, touches)?;
-    let limited = limits::buckets(&limits::of(connection, lane, now_ms())?);
+    let limited = match messages {
+        0 => Buckets::default(),
+        _ => limits::buckets(&limits::of(connection, lane, now_ms())?),
+    };
     Ok(Ahead { messages, conflicting, held, limited })
 }
 
