@@ -229,7 +229,7 @@ pub(super) fn put_in_place(path: &Path) {
     use rustix::fs::{CWD, RenameFlags, renameat_with};
     match renameat_with(CWD, &file, CWD, &log, RenameFlags::NOREPLACE) {
         Ok(()) => {
-            info!(target: "db_manager", "the ballast of {} is its write-ahead log: the disk is full", path.display())
+            debug!(target: "db_manager", "the ballast of {} is its write-ahead log: the disk is full", path.display())
         }
         Err(errno) => debug!(target: "db_manager", "the ballast does not become the write-ahead log: {errno}"),
     }

@@ -10,16 +10,18 @@
 //!   in use ── a write, sync or truncation fails ──▶ unproven: flag file, no write, no checkpoint, all close it
 //!      ▲                                                 │ nobody else has it open
 //!      │                                                 ▼
-//!      └── flag removed ◀── both files and the folder synced ◀── log written anew, synced; all of it into the database
+//!      └── flag removed ◀── all of the log written into the database, synced ◀── page cache of both files dropped
 //! ```
 //!
 //! - **The flag** is `<store>-unproven`, beside the store. It tells other processes, which look for it in every write and
 //!   once a second, and later starts. It is not synced: after a power cut nothing is left of the page cache, so what is
 //!   read is what is on the disk. Where it can't be made, this process remembers.
-//! - **The proof** opens the store alone: with `locking_mode=EXCLUSIVE` before the first read, SQLite fails while anybody
-//!   else has it open, uses no `-shm` file, and builds the log's index anew, in which no frame counts as written back. Then
-//!   the log's bytes are written again in place and synced: only after that a power cut in the middle of a checkpoint finds
-//!   every frame. Then `wal_checkpoint(TRUNCATE)` writes each page of the log into the database, syncs it, and cuts the log.
+//! - **The proof** takes the pages of both files out of the page cache first: from then on it reads what a power cut would
+//!   have left ([`forget_cached`] says why ext4 needs that for writing, too). It opens the store alone: with
+//!   `locking_mode=EXCLUSIVE` before the first read, SQLite fails while anybody else has it open, uses no `-shm` file, and
+//!   builds the log's index anew, in which no frame counts as written back. The log's bytes are written again in place and
+//!   synced, for file systems whose cache can't be dropped. Then `wal_checkpoint(TRUNCATE)` writes each page of the log into
+//!   the database, syncs it, and cuts the log.
 //! - **At every start** a log that was left behind is proven in the same way: a process may have been killed between the
 //!   failure and the flag.
 //! - Connections to an unproven store neither write the log back nor delete it when they are closed.
@@ -29,10 +31,10 @@
 //! Everything acknowledged before the failure is in the log or in the database, synced; everything acknowledged after it
 //! comes after the proof. The failed commit itself may be there or not, as its client was told.
 //!
-//! Where the kernel evicts a page that it failed to write, the old content is read from the disk. In the log that breaks
-//! the chain of checksums, and the log ends there: before it is all that was acknowledged. In the database, readers that
-//! begin before the failure is known may see an old page that a checkpoint counted as written back; the proof writes it
-//! again. A *write* based on such a page, in the moments between the eviction and the next sync, is not excluded. Nor is
+//! Where the kernel evicts a page that it failed to write, or the proof does, the old content is read from the disk. In the
+//! log that breaks the chain of checksums, and the log ends there: before it is all that was acknowledged. In the database,
+//! readers that begin before the failure is known may see an old page that a checkpoint counted as written back; the proof
+//! writes it again. A *write* based on such a page, in the moments between the eviction and the next sync, is not excluded. Nor is
 //! one process with the store open, another one that is killed between the failure and the flag, and a third one that
 //! opens it after that.
 
