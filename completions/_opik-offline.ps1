@@ -47,7 +47,7 @@ Register-ArgumentCompleter -Native -CommandName 'opik-offline' -ScriptBlock {
             [CompletionResult]::new('--batch-size', '--batch-size', [CompletionResultType]::ParameterName, 'Replay this many messages, then pause; unset, replay starts at 50 and speeds up while the server keeps up')
             [CompletionResult]::new('--delay', '--delay', [CompletionResultType]::ParameterName, 'Pause this long after a full batch; unset, replay starts at 500ms and speeds up while the server keeps up')
             [CompletionResult]::new('--max-size', '--max-size', [CompletionResultType]::ParameterName, 'Let the store take this much space at most [default: 10GiB]')
-            [CompletionResult]::new('--free-disk-reserve', '--free-disk-reserve', [CompletionResultType]::ParameterName, 'Leave this much space on the disk [default: 256MiB, or a tenth of a smaller disk]')
+            [CompletionResult]::new('--free-disk-reserve', '--free-disk-reserve', [CompletionResultType]::ParameterName, 'Leave this much space on the disk; unset, a tenth of a small one [default: 256MiB]')
             [CompletionResult]::new('--when-full', '--when-full', [CompletionResultType]::ParameterName, 'When the store is full: refuse or drop_oldest [default: refuse]')
             [CompletionResult]::new('--rejected-share', '--rejected-share', [CompletionResultType]::ParameterName, 'When room is needed, drop the oldest rejected messages beyond this share of the store, in percent [default: 25]')
             [CompletionResult]::new('--rejected-export', '--rejected-export', [CompletionResultType]::ParameterName, 'Write rejected messages to this folder before they are dropped to make room, as JSON lines [default: none]')

@@ -43,7 +43,7 @@ set edit:completion:arg-completer[opik-offline] = {|@words|
             cand --batch-size 'Replay this many messages, then pause; unset, replay starts at 50 and speeds up while the server keeps up'
             cand --delay 'Pause this long after a full batch; unset, replay starts at 500ms and speeds up while the server keeps up'
             cand --max-size 'Let the store take this much space at most [default: 10GiB]'
-            cand --free-disk-reserve 'Leave this much space on the disk [default: 256MiB, or a tenth of a smaller disk]'
+            cand --free-disk-reserve 'Leave this much space on the disk; unset, a tenth of a small one [default: 256MiB]'
             cand --when-full 'When the store is full: refuse or drop_oldest [default: refuse]'
             cand --rejected-share 'When room is needed, drop the oldest rejected messages beyond this share of the store, in percent [default: 25]'
             cand --rejected-export 'Write rejected messages to this folder before they are dropped to make room, as JSON lines [default: none]'

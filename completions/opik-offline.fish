@@ -46,7 +46,7 @@ complete -c opik-offline -n "__fish_opik_offline_using_subcommand agent" -l list
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand agent" -l batch-size -d 'Replay this many messages, then pause; unset, replay starts at 50 and speeds up while the server keeps up' -r
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand agent" -l delay -d 'Pause this long after a full batch; unset, replay starts at 500ms and speeds up while the server keeps up' -r
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand agent" -l max-size -d 'Let the store take this much space at most [default: 10GiB]' -r
-complete -c opik-offline -n "__fish_opik_offline_using_subcommand agent" -l free-disk-reserve -d 'Leave this much space on the disk [default: 256MiB, or a tenth of a smaller disk]' -r
+complete -c opik-offline -n "__fish_opik_offline_using_subcommand agent" -l free-disk-reserve -d 'Leave this much space on the disk; unset, a tenth of a small one [default: 256MiB]' -r
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand agent" -l when-full -d 'When the store is full: refuse or drop_oldest [default: refuse]' -r
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand agent" -l rejected-share -d 'When room is needed, drop the oldest rejected messages beyond this share of the store, in percent [default: 25]' -r
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand agent" -l rejected-export -d 'Write rejected messages to this folder before they are dropped to make room, as JSON lines [default: none]' -r -f -a "(__fish_complete_directories)"
