@@ -35,10 +35,10 @@ pub(super) fn install(connection: &mut Connection, path: &Path, pages: u64) -> r
 
 fn run(path: &Path, log: &mut Wal) {
     let Err(error) = log.checkpoint() else { return };
-    match error.sqlite_error_code() {
-        // Another connection is at it; or the disk is full, which `space.rs` deals with. The frames stay in the log.
-        Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked | ErrorCode::DiskFull) => return,
-        _ => {}
+    // Another connection is at it; or the disk is full, which `ballast.rs` deals with. The frames stay in the log.
+    let waits = [ErrorCode::DatabaseBusy, ErrorCode::DatabaseLocked, ErrorCode::DiskFull];
+    if error.sqlite_error_code().is_some_and(|code| waits.contains(&code)) {
+        return;
     }
     match Fault::from(error).at(path) {
         // Said already.

@@ -23,7 +23,7 @@ pub(super) fn is_large(bytes: &[u8]) -> bool {
     bytes.len() > BYTES_MIN
 }
 
-/// Returns what a row is stored with that [`write`] fills.
+/// Returns what a row is stored with that [`fn@write`] fills.
 pub(super) fn room_for(bytes: &[u8]) -> ZeroBlob {
     ZeroBlob(bytes.len() as u64)
 }
