@@ -301,7 +301,7 @@ impl StoreSlot {
             return Ok(store);
         }
         // This process or another one may need the file for itself.
-        self.view.close();
+        self.view.release();
         let cause = match &*self.inner() {
             Inner::Away(Away { cause, .. }) => cause.clone(),
             Inner::Open { .. } => Cause::Nothing,

@@ -244,7 +244,7 @@ fn assert_left_by_delivering(made: Made) {
                 assert!(agent.terminate().success());
                 server.start();
                 let replay = agent.cli(&["replay"]);
-                assert_eq!(replay.code(), Some(0), "{}{}", replay.stdout, replay.stderr);
+                assert_eq!(replay.code(), Some(0), "{} {}{}", replay.status, replay.stdout, replay.stderr);
                 agent.restart_on_same_port();
             }
         }

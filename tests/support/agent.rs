@@ -293,7 +293,8 @@ impl Agent {
             }
             let written = self.stderr();
             let port = listening_port(&written[start..]);
-            assert!(port.is_some() || running, "the agent ended before it listened; it wrote:\n{written}");
+            let status = self.child.as_mut().and_then(|child| child.try_wait().ok().flatten());
+            assert!(port.is_some() || running, "the agent ended before it listened, {status:?}; it wrote:\n{written}");
             self.port = port.unwrap_or(self.port);
             port.is_some()
         });

@@ -41,6 +41,8 @@ struct View {
 struct Reader {
     connection: Connection,
     file: FileId,
+    /// Whether nobody else can use the store while it is open.
+    is_alone: bool,
 }
 
 impl BacklogView {
@@ -58,16 +60,22 @@ impl BacklogView {
                 Err(seen) => return seen,
             }
         }
-        let Some(Reader { connection, .. }) = reader.as_mut() else { return BacklogSeen::Unknown };
+        let Some(Reader { connection, is_alone, .. }) = reader.as_mut() else { return BacklogSeen::Unknown };
+        let is_alone = *is_alone;
         let (seen, is_current) = look(connection, server, touches).unwrap_or((BacklogSeen::Unknown, false));
-        if !is_current || proof::unproven(path).is_some() {
+        if !is_current || is_alone || proof::unproven(path).is_some() {
             // An open connection would keep others from bringing an older schema up to date, or from proving the store.
             *reader = None;
         }
         seen
     }
 
-    /// Closes the file.
+    /// Closes the file until the next look.
+    pub(in crate::store) fn release(&self) {
+        lock(&self.0).reader = None;
+    }
+
+    /// Closes the file, and forgets it.
     pub(in crate::store) fn close(&self) {
         *lock(&self.0) = View::default();
     }
@@ -91,21 +99,27 @@ fn open(path: &Path, file: Option<FileId>, sound: &mut Option<FileId>) -> Result
         return Err(BacklogSeen::Unknown);
     }
     let file = file.ok_or(BacklogSeen::Unknown)?;
-    let connection = connect(path, OpenFlags::SQLITE_OPEN_READ_WRITE)
+    let (connection, is_alone) = connect(path, OpenFlags::SQLITE_OPEN_READ_WRITE, false)
+        .map(|connection| (connection, false))
+        // A disk that takes no byte has no room for the memory that processes share: one of them does without it.
+        .or_else(|_| connect(path, OpenFlags::SQLITE_OPEN_READ_WRITE, true).map(|connection| (connection, true)))
         // A disk that was mounted anew as read-only.
-        .or_else(|_| connect(path, OpenFlags::SQLITE_OPEN_READ_ONLY))
+        .or_else(|_| connect(path, OpenFlags::SQLITE_OPEN_READ_ONLY, false).map(|connection| (connection, false)))
         .map_err(|_| BacklogSeen::Unknown)?;
     if *sound != Some(file) {
         // Pages that are damaged may read as empty.
         recovery::look_through(&connection, path).map_err(|_| BacklogSeen::Unknown)?;
         *sound = Some(file);
     }
-    Ok(Reader { connection, file })
+    Ok(Reader { connection, file, is_alone })
 }
 
-fn connect(path: &Path, access: OpenFlags) -> rusqlite::Result<Connection> {
+fn connect(path: &Path, access: OpenFlags, is_alone: bool) -> rusqlite::Result<Connection> {
     let connection = Connection::open_with_flags(path, access | OpenFlags::SQLITE_OPEN_NO_MUTEX)?;
     connection.busy_timeout(BUSY_TIMEOUT)?;
+    if is_alone {
+        connection.pragma_update(None, "locking_mode", "EXCLUSIVE")?;
+    }
     connection.pragma_update(None, "query_only", true)?;
     // Closing it must not write the log back.
     connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true)?;
