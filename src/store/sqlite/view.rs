@@ -83,16 +83,18 @@ impl BacklogView {
 
 fn open(path: &Path, file: Option<FileId>, sound: &mut Option<FileId>) -> Result<Reader, BacklogSeen> {
     let is_away = |error: &io::Error| matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory);
-    if recovery::pending(path).is_some() || recovery::has_log_alone(path) {
+    if recovery::pending(path).is_some() {
         return Err(BacklogSeen::Unknown);
     }
+    // A log whose file is gone or empty still holds messages.
+    let without_file = |seen| if recovery::has_log_alone(path) { BacklogSeen::Unknown } else { seen };
     match fs::metadata(path) {
-        Err(error) if is_away(&error) => return Err(BacklogSeen::NeverWas),
+        Err(error) if is_away(&error) => return Err(without_file(BacklogSeen::NeverWas)),
         Err(_) => return Err(BacklogSeen::Unknown),
         // No store was ever in a folder's place; another kind of file is never opened.
         Ok(found) if found.is_dir() => return Err(BacklogSeen::NeverWas),
         Ok(found) if !found.is_file() => return Err(BacklogSeen::Unknown),
-        Ok(found) if found.len() == 0 => return Err(BacklogSeen::Empty),
+        Ok(found) if found.len() == 0 => return Err(without_file(BacklogSeen::Empty)),
         Ok(_) => {}
     }
     if place::vet(path, OpenMode::WithoutKey).is_err() {
