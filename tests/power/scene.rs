@@ -80,41 +80,46 @@ impl Scene {
         }
     }
 
-    /// Returns whether it was acknowledged.
-    fn send(&self, client: &mut Client, request: &Request) -> bool {
+    /// Returns the status of its answer.
+    fn send(&self, client: &mut Client, request: &Request) -> Option<u16> {
         match client.send(request) {
             Ok(answer) if (200..300).contains(&answer.status) => {
                 self.promises.note(&self.layer, request);
-                true
+                Some(answer.status)
             }
             // The client was told, and still has it. What a failed sync left in the log may be read all the same.
-            Ok(_) => {
+            Ok(answer) => {
                 self.promises.unanswered(request);
-                false
+                Some(answer.status)
             }
             Err(_) => {
                 client.disconnect();
                 self.promises.unanswered(request);
-                false
+                None
             }
         }
     }
 
     /// Starts the server and waits until it has what was promised. Where the disk failed for good that may never be; then
-    /// the agent has to be a plain proxy, and new writes go through it.
+    /// new writes go through the agent, or are refused because nobody can see what waits before them.
     fn deliver(&self, agent: &mut Running, port: u16, deadline: Instant) {
         let refusal = Then::Answer(Answer::error(422, "must not be negative"));
         self.server.script(When::ids(self.refused.iter()), refusal);
         self.promises.watch(&self.layer, &self.server, &self.refused);
         self.server.start();
         let mut client = Client::new(&format!("http://127.0.0.1:{port}/api"));
-        let mut acknowledged = false;
+        let (mut acknowledged, mut refused) = (false, false);
         while !agent.has_ended() {
             let failed = self.layer.count(Counter::Failed);
-            if acknowledged && (failed > 1 || self.promises.missing(&self.refused) == 0) {
+            let is_for_good = failed > 1;
+            if acknowledged && (is_for_good || self.promises.missing(&self.refused) == 0) || refused && is_for_good {
                 return;
             }
-            acknowledged = acknowledged || self.send(&mut client, &create(&uuid7()));
+            if !acknowledged {
+                let status = self.send(&mut client, &create(&uuid7()));
+                acknowledged = status.is_some_and(|status| (200..300).contains(&status));
+                refused = status == Some(503);
+            }
             assert!(
                 Instant::now() < deadline,
                 "after {failed} errors of the disk, new writes were taken: {acknowledged}; not delivered: {}",

@@ -76,7 +76,7 @@ struct Shortage {
 
 /// Decides whether a disk counts as full. One whose free bytes say nothing (a quota) is full for a while after each write
 /// that found no room.
-fn is_full(was_full: bool, free_bytes: u64, found_no_room: bool, found_ago: Option<Duration>) -> bool {
+fn counts_as_full(was_full: bool, free_bytes: u64, found_no_room: bool, found_ago: Option<Duration>) -> bool {
     let is_recent = found_ago.is_some_and(|ago| ago < SHORTAGE_LASTS);
     found_no_room || is_recent || free_bytes < if was_full { MARGIN_BYTES } else { FULL_BYTES }
 }
@@ -117,7 +117,7 @@ impl Ballast {
         if found_no_room {
             shortage.found_at = Some(Instant::now());
         }
-        let is_full = is_full(shortage.is_full, disk.free_bytes, found_no_room, found_ago);
+        let is_full = counts_as_full(shortage.is_full, disk.free_bytes, found_no_room, found_ago);
         if is_full != shortage.is_full {
             let path = self.path.display();
             if is_full {
@@ -235,6 +235,11 @@ pub(super) fn put_in_place(path: &Path) {
     }
 }
 
+/// Says whether the disk of the store at this path is full: it may have no room for the memory that processes share.
+pub(super) fn is_full(path: &Path) -> bool {
+    Disk::of(path).is_ok_and(|disk| disk.free_bytes < MARGIN_BYTES)
+}
+
 /// Says whether the log of the store at this path has to keep its blocks: the disk is nearly full.
 pub(super) fn keeps_log(path: &Path) -> bool {
     Disk::of(path).is_ok_and(|disk| disk.free_bytes < 2 * BYTES_MAX + MARGIN_BYTES)
@@ -327,7 +332,7 @@ mod tests {
             (true, 1 << 40, false, ago(5), true),
             (true, 1 << 40, false, ago(31), false),
         ] {
-            let found = is_full(was_full, free, found_no_room, found_ago);
+            let found = counts_as_full(was_full, free, found_no_room, found_ago);
             assert_eq!(found, expected, "{was_full} {free} {found_no_room} {found_ago:?}");
         }
     }

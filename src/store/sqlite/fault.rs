@@ -48,6 +48,12 @@ impl From<StoreError> for Fault {
 }
 
 impl Fault {
+    /// Returns whether others keep the store locked.
+    pub(super) fn is_busy(&self) -> bool {
+        let Self::Engine(error) = self else { return false };
+        matches!(error.sqlite_error_code(), Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked))
+    }
+
     /// Returns what the disk has used up, when that is why the step failed.
     ///
     /// SQLite names the lack of bytes. A quota, and no room for the log or for the memory that processes share, are told

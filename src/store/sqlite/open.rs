@@ -9,7 +9,7 @@ use std::io;
 use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
-use std::time::UNIX_EPOCH;
+use std::time::{Duration, UNIX_EPOCH};
 
 use rusqlite::config::DbConfig;
 use rusqlite::{Connection, OpenFlags};
@@ -35,6 +35,8 @@ const LOG_SHARE: u64 = 16;
 const HEADER_BYTES: u64 = 100;
 /// SQLite's way to a file for one process alone: it locks others out, and keeps in memory what they would share.
 const ALONE: &CStr = c"unix-excl";
+/// How long an opening alone waits for others to close the store.
+const ALONE_TIMEOUT: Duration = Duration::from_millis(200);
 /// Memory for pages of one connection, in KiB.
 const CACHE_KIB: i32 = 4096;
 /// Statements kept prepared by one connection; more than we have, filters in their variants included.
@@ -169,12 +171,13 @@ fn open_sound(path: &Path, mode: OpenMode, size_max: u64, keys: &Arc<KeyRing>) -
         no_recovery = look_first(path, mode)?;
     }
     let _no_recovery = no_recovery;
-    let opened = match open_writer(path, mode, size_max, keys, None) {
-        // The memory that processes share is a file beside the store. Without room for it one process alone can go on.
-        Err(fault) if fault.no_room(path).is_some() => {
-            open_writer(path, mode, size_max, keys, Some(ALONE)).map(|writer| (writer, Some(ALONE)))
+    let opened = match open_with_room(path, mode, size_max, keys) {
+        // Its schema has to be made, which writes. A look at any other unproven store writes nothing.
+        Err(Fault::Store(StoreError::Unproven { .. })) => {
+            let keys_needed = (mode != OpenMode::WithoutKey).then_some(keys.as_ref());
+            proof::prove_if_needed(path, keys_needed).and_then(|()| open_with_room(path, mode, size_max, keys))
         }
-        result => result.map(|writer| (writer, None)),
+        result => result,
     };
     let (mut writer, vfs) = opened.map_err(|fault| fault.at(path))?;
     if mode.recovers() {
@@ -202,6 +205,30 @@ fn open_sound(path: &Path, mode: OpenMode, size_max: u64, keys: &Arc<KeyRing>) -
     let mut log = fs::canonicalize(path).map_err(|_| removed())?.into_os_string();
     log.push("-wal");
     Ok(Opened { writer, readers, file, sealer, log: log.into(), is_alone: vfs.is_some(), watch: Watch::new(path) })
+}
+
+/// Opens the writer, and says by which VFS.
+///
+/// The memory that processes share is a file beside the store. Without room for it one process alone can go on. SQLite
+/// writes a byte to each 4 KiB of that file, and where blocks are smaller the rest is found missing only when it is
+/// written to, by a SIGBUS. So on a full disk the store is opened alone, unless others have it open: then the file is there.
+fn open_with_room(
+    path: &Path,
+    mode: OpenMode,
+    size_max: u64,
+    keys: &KeyRing,
+) -> Result<(Connection, Option<&'static CStr>), Fault> {
+    let alone = || open_writer(path, mode, size_max, keys, Some(ALONE)).map(|writer| (writer, Some(ALONE)));
+    if ballast::is_full(path) {
+        match alone() {
+            Err(fault) if fault.is_busy() => {}
+            result => return result,
+        }
+    }
+    match open_writer(path, mode, size_max, keys, None) {
+        Err(fault) if fault.no_room(path).is_some() => alone(),
+        result => result.map(|writer| (writer, None)),
+    }
 }
 
 /// Keeps recoveries away, and finds out whether there is a store, or makes an empty file.
@@ -413,7 +440,7 @@ fn connect_by(path: &Path, vfs: Option<&CStr>) -> rusqlite::Result<Connection> {
         Some(vfs) => Connection::open_with_flags_and_vfs(path, flags, vfs)?,
         None => Connection::open_with_flags(path, flags)?,
     };
-    connection.busy_timeout(BUSY_TIMEOUT)?;
+    connection.busy_timeout(if vfs.is_some() { ALONE_TIMEOUT } else { BUSY_TIMEOUT })?;
     // Whoever closes it in order allows it, where the store is proven: an unproven one keeps its log.
     connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true)?;
     connection.set_prepared_statement_cache_capacity(STATEMENTS_KEPT);

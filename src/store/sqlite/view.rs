@@ -18,7 +18,7 @@ use rusqlite::{Connection, OpenFlags, TransactionBehavior, params};
 
 use super::fault::Fault;
 use super::open::FileId;
-use super::{lock, proof, queries, recovery, schema};
+use super::{ballast, lock, proof, queries, recovery, schema};
 use crate::message::{Effect, Server, Touch};
 use crate::store::{Ahead, BacklogSeen, OpenMode, place};
 
@@ -101,13 +101,18 @@ fn open(path: &Path, file: Option<FileId>, sound: &mut Option<FileId>) -> Result
         return Err(BacklogSeen::Unknown);
     }
     let file = file.ok_or(BacklogSeen::Unknown)?;
-    let (connection, is_alone) = connect(path, OpenFlags::SQLITE_OPEN_READ_WRITE, false)
-        .map(|connection| (connection, false))
-        // A disk that takes no byte has no room for the memory that processes share: one of them does without it.
-        .or_else(|_| connect(path, OpenFlags::SQLITE_OPEN_READ_WRITE, true).map(|connection| (connection, true)))
+    // A disk that takes no byte has no room for the memory that processes share: one of them does without it. Where others
+    // have it open, that memory is there.
+    let is_full = ballast::is_full(path);
+    let ways = [
+        (OpenFlags::SQLITE_OPEN_READ_WRITE, is_full),
+        (OpenFlags::SQLITE_OPEN_READ_WRITE, !is_full),
         // A disk that was mounted anew as read-only.
-        .or_else(|_| connect(path, OpenFlags::SQLITE_OPEN_READ_ONLY, false).map(|connection| (connection, false)))
-        .map_err(|_| BacklogSeen::Unknown)?;
+        (OpenFlags::SQLITE_OPEN_READ_ONLY, false),
+    ];
+    let opened =
+        ways.into_iter().find_map(|(access, is_alone)| Some((connect(path, access, is_alone).ok()?, is_alone)));
+    let (connection, is_alone) = opened.ok_or(BacklogSeen::Unknown)?;
     if *sound != Some(file) {
         // Pages that are damaged may read as empty.
         recovery::look_through(&connection, path).map_err(|_| BacklogSeen::Unknown)?;
