@@ -6,6 +6,7 @@
 use std::fmt::Write as _;
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 /// Who may import whom. What is not listed is forbidden: arrows point down only, and siblings don't know each other.
 const MAY_IMPORT: &[(&str, &[&str])] = &[
@@ -242,6 +243,26 @@ fn every_test_that_the_readme_promises_by_exists_and_is_run_by_its_command() {
     }
     assert!(seen > 50, "the table of promises is not read any more");
     assert!(faults.is_empty(), "the README promises what no test shows:\n{faults}");
+}
+
+/// Compiled files name the paths of the machine that made them.
+#[test]
+fn no_committed_file_is_compiled() {
+    const COMPILED: &[&str] = &["a", "class", "o", "pyc", "rlib", "so"];
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let listed = match Command::new("git").args(["ls-files", "-z"]).current_dir(root).output() {
+        Ok(listed) if listed.status.success() => String::from_utf8(listed.stdout).expect("our names are text"),
+        _ => {
+            eprintln!("not run: no_committed_file_is_compiled: this is no git repository");
+            return;
+        }
+    };
+    let is_compiled = |name: &&str| {
+        let extension = Path::new(name).extension();
+        extension.is_some_and(|extension| COMPILED.iter().any(|compiled| extension == *compiled))
+    };
+    let compiled: Vec<&str> = listed.split_terminator('\0').filter(is_compiled).collect();
+    assert!(compiled.is_empty(), "take these out of the repository: {compiled:?}");
 }
 
 #[test]

@@ -43,6 +43,8 @@ fn python(script: &str, args: &[&str], env: &[(&str, &str)]) -> Value {
     let script = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("benches/figures").join(script);
     let mut command = Command::new(python);
     command.arg(&script).args(args).env_clear().env("HOME", home.path()).env("PATH", "/usr/bin:/bin");
+    // What Python compiles names the paths of this machine, and would lie beside the sources.
+    command.env("PYTHONDONTWRITEBYTECODE", "1");
     command.env("TMPDIR", home.path()).env("OPIK_SENTRY_ENABLE", "false").env("OPIK_WORKSPACE", "default");
     let output = command.envs(env.iter().copied()).output().expect("Python starts");
     let stderr = String::from_utf8_lossy(&output.stderr);

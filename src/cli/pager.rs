@@ -1,11 +1,12 @@
 //! Long results for people: through a pager where there is a terminal, else straight to stdout.
 
 use std::ffi::OsStr;
-use std::io::{self, IsTerminal, Write};
+use std::io::{self, Write};
 use std::process::{Child, Command, Stdio};
 
 use signal_hook::consts::SIGINT;
 
+use super::render::terminal;
 use super::signals::watch;
 use super::{Exit, Failure};
 use crate::config::{ProcessEnvironment, pager};
@@ -20,13 +21,14 @@ pub enum Output {
 }
 
 impl Output {
-    /// Starts the user's pager where `is_wanted` and stdout is a terminal.
+    /// Starts the user's pager where `is_wanted` and stdout is a terminal that tells its size.
     ///
     /// `PAGER` counts; without it `less -FRX`, which shows a short result and is gone. A system without `less` does
     /// without, because nobody asked for it.
     pub fn start(is_wanted: bool) -> Result<Self, Failure> {
         let none = Self::Stdout(io::stdout());
-        if !is_wanted || !io::stdout().is_terminal() {
+        // A terminal without a size is no screen that anybody pages on.
+        if !is_wanted || terminal().is_none() {
             return Ok(none);
         }
         let Some(command) = pager(&ProcessEnvironment) else { return Ok(none) };

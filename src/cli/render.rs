@@ -83,8 +83,8 @@ impl Renderer {
     pub fn table(&self, heads: &[&str]) -> Table {
         let mut table = Table::new();
         table.load_style(presets::NOTHING).set_content_arrangement(ContentArrangement::Dynamic);
-        if !io::stdout().is_terminal() {
-            // Piped output is for grep and cut: a row stays a line, however long.
+        if terminal().is_none() {
+            // Piped output is for grep and cut: a row stays a line, however long. A terminal without a size is as wide.
             table.set_content_arrangement(ContentArrangement::Disabled);
         }
         let plain = |head: &str| head.trim_start_matches(['>', '~']).to_owned();
@@ -225,8 +225,8 @@ pub fn table_text(table: &Table) -> String {
 
 /// Returns a table as text, its lines cut where the terminal ends: what stands in the last column is a beginning only.
 pub fn table_text_cut(table: &Table) -> String {
-    let Some(width) = table.width().filter(|_| io::stdout().is_terminal()) else { return table_text(table) };
-    table_text(table).lines().map(|line| cut(line, usize::from(width)) + "\n").collect()
+    let Some(Terminal { columns, .. }) = terminal() else { return table_text(table) };
+    table_text(table).lines().map(|line| cut(line, columns) + "\n").collect()
 }
 
 /// Cuts a line to this many characters; colours take no room.

@@ -220,6 +220,10 @@ fn success(endpoint: Endpoint, seen: &Seen<'_>) -> Option<Recognised> {
         // Whatever it says, it is no plain confirmation.
         return (first_byte(seen) == Some(b'{') || first_byte(seen) == Some(b'[')).then_some(Recognised::Partial);
     }
+    // The successes of the OpenAPI file. 203 says itself that something between changed the answer.
+    if !matches!(seen.status, 200 | 201 | 202 | 204) {
+        return None;
+    }
     let is_empty = first_byte(seen).is_none();
     let confirmed = |yes: bool| yes.then_some(Recognised::Confirmed);
     match endpoint {

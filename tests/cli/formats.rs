@@ -1,8 +1,11 @@
 //! JSON and YAML are for programs: one document with its version, the same words in every command.
 
+use std::process::Command;
+
 use serde_json::Value;
 
 use crate::sandbox::Sandbox;
+use crate::support::process::run;
 
 const COMMANDS: [&[&str]; 7] = [
     &["status"],
@@ -56,6 +59,24 @@ fn colours_are_for_terminals_only() {
             "{command:?}: {}",
             output.stdout
         );
+    }
+}
+
+/// A container's terminal or one of `script` in cron may have no size: 0 columns are no width.
+#[test]
+fn a_terminal_without_a_size_breaks_no_row() {
+    const IN_A_TERMINAL: &str = "import pty, sys; pty.spawn(sys.argv[1:])";
+    let sandbox = Sandbox::filled().with_env("NO_COLOR", "1");
+    for args in [&["inspect"][..], &["inspect", "--rejected"], &["status"], &["purge", "--dry-run"]] {
+        let piped = sandbox.output(args).stdout;
+        let inner = sandbox.command(args);
+        let mut outer = Command::new("python3");
+        outer.args(["-c", IN_A_TERMINAL]).arg(inner.get_program()).args(inner.get_args());
+        outer.env_clear().envs(inner.get_envs().filter_map(|(name, value)| Some((name, value?))));
+        let shown = run(outer.env("PATH", std::env::var_os("PATH").unwrap_or_default())).stdout;
+        let rows = |text: &str| text.lines().filter(|line| line.contains("CreateTrace")).count();
+        assert!(rows(&piped) > 0, "{args:?}: there is no row to be broken: {piped}");
+        assert_eq!(rows(&shown), rows(&piped), "{args:?}: a row is broken or cut:\n{shown}");
     }
 }
 

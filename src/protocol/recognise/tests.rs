@@ -119,6 +119,11 @@ fn no_fronts_answer_is_opiks_word() {
         (200, HTML, page("Sign in"), "Okta, Keycloak, a captive portal"),
         (200, HTML, page("Comet Opik"), "the UI's index.html"),
         (200, HTML, String::new(), "a page without content"),
+        // Successes that Opik never answers with.
+        (203, JSON, "{}".into(), "a proxy that changes answers"),
+        (205, "", String::new(), "reset content"),
+        (206, JSON, "{}".into(), "a part of something"),
+        (226, "", String::new(), "a delta"),
         (200, "", page("Sign in"), "a page without a type"),
         (200, JSON, page("Sign in"), "a page with a wrong type"),
         (201, HTML, page("Sign in"), "a page with a wrong status"),
