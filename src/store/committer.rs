@@ -268,6 +268,9 @@ fn register(stores: &StoreSlot, messages: &[Message]) -> Vec<Result<MessageId, C
             results
         }
         Err(error) => {
+            if error.is_unproven() {
+                stores.note_uncertain(messages);
+            }
             stores.report(&store, &error);
             // A store whose file was replaced is there again at once, and nothing of the batch is in it.
             match stores.get() {

@@ -32,6 +32,7 @@
 //!
 //! Whoever uses the store says how it failed ([`StoreSlot::report`], or by itself through [`StoreSlot::with`]).
 
+use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -42,7 +43,7 @@ use tracing::{error, info, warn};
 use super::rejected_room::RejectedRoom;
 use super::sqlite::{BacklogView, FileId};
 use super::{BacklogSeen, Keys, Limits, OpenMode, Store, StoreError, Unproven, rescue, sqlite};
-use crate::message::{Server, Touch};
+use crate::message::{EntityKey, Message, Server, Touch};
 
 /// How long a slot waits before it tries to open its store again.
 const RETRY_AFTER: Duration = Duration::from_secs(3);
@@ -51,6 +52,9 @@ const LOOK_EVERY: Duration = Duration::from_secs(1);
 
 /// How long it is not said again that writes are refused.
 const SAY_AGAIN_AFTER: Duration = Duration::from_secs(600);
+
+/// Entities of failed commits that are remembered; where there are more, all count as uncertain.
+const UNCERTAIN_MAX: usize = 100_000;
 
 /// A store that can't be read is not set aside again so soon: where that does not help, a loop would fill the disk.
 const RECOVER_AGAIN_AFTER: Duration = Duration::from_secs(60);
@@ -76,6 +80,22 @@ pub struct StoreSlot {
     refused: AtomicU64,
     /// When that was said last.
     refusal_said_at: Mutex<Option<Instant>>,
+    /// What writes were about whose commit failed in a way that may have stored them all the same.
+    uncertain: Mutex<Uncertain>,
+}
+
+#[derive(Default)]
+struct Uncertain {
+    entities: HashSet<EntityKey>,
+    /// Whether they are too many, or one of the writes names none.
+    is_all: bool,
+}
+
+impl Uncertain {
+    fn may_hold(&self, touches: &[Touch]) -> bool {
+        let is_any = self.is_all || !self.entities.is_empty();
+        is_any && (self.is_all || touches.is_empty() || touches.iter().any(|touch| self.entities.contains(&touch.key)))
+    }
 }
 
 enum Inner {
@@ -230,8 +250,8 @@ impl StoreSlot {
         };
         let (recovered_at, opening) = (Mutex::new(None), Mutex::new(()));
         let (view, refused, refusal_said_at) = (BacklogView::default(), AtomicU64::new(0), Mutex::new(None));
-        let inner = Mutex::new(inner);
-        Self { file, opener, on_open: None, inner, recovered_at, opening, view, refused, refusal_said_at }
+        let (inner, uncertain) = (Mutex::new(inner), Mutex::default());
+        Self { file, opener, on_open: None, inner, recovered_at, opening, view, refused, refusal_said_at, uncertain }
     }
 
     /// Does this with every store that is opened, the one that is open already included: what has to be in it has to be
@@ -246,7 +266,9 @@ impl StoreSlot {
         {
             warn_of_loss(&error);
             let tried_at = Some(Instant::now());
-            *self.inner() = Inner::Away(Away::new(Arc::new(error), tried_at, Cause::Nothing, Some(store)));
+            // Everybody has to close an unproven one before it is used again.
+            let failed = (!error.is_unproven()).then_some(store);
+            *self.inner() = Inner::Away(Away::new(Arc::new(error), tried_at, Cause::Nothing, failed));
         }
         self.on_open = Some(Box::new(work));
         self
@@ -302,6 +324,9 @@ impl StoreSlot {
         }
         // This process or another one may need the file for itself.
         self.view.release();
+        if self.file.as_deref().is_some_and(|path| sqlite::unproven(path).is_some()) {
+            self.close_failed();
+        }
         let cause = match &*self.inner() {
             Inner::Away(Away { cause, .. }) => cause.clone(),
             Inner::Open { .. } => Cause::Nothing,
@@ -319,6 +344,8 @@ impl StoreSlot {
                 *inner = Inner::open(Arc::clone(&store), self.file.as_deref());
                 drop(inner);
                 self.view.close();
+                // Whether they are stored can be seen from now on.
+                *self.uncertain() = Uncertain::default();
                 Ok(store)
             }
             Err(error) => {
@@ -328,9 +355,23 @@ impl StoreSlot {
                     Inner::Away(away) => (away.error, away.tried_at) = (Arc::clone(&error), tried_at),
                     Inner::Open { .. } => *inner = Inner::Away(Away::new(Arc::clone(&error), tried_at, cause, None)),
                 }
+                drop(inner);
+                if error.is_unproven() {
+                    self.close_failed();
+                }
                 Err(error)
             }
         }
+    }
+
+    /// Closes the store that failed: while anybody has it open, nobody can prove it.
+    fn close_failed(&self) {
+        let failed = match &mut *self.inner() {
+            Inner::Away(away) => away.failed.take(),
+            Inner::Open { .. } => None,
+        };
+        // Closing takes a while, and nobody waits for it.
+        drop(failed);
     }
 
     /// Does what has to be done first, and opens the store.
@@ -398,8 +439,10 @@ impl StoreSlot {
             // Something to be done is a reason to do it at once, a sick disk is one to wait.
             let tried_at = (!replaced && matches!(cause, Cause::Nothing)).then(Instant::now);
             warn_of_loss(error);
-            // Everybody has to close an unproven one before it is used again.
-            let failed = (!error.is_unproven()).then(|| Arc::clone(store));
+            // Everybody has to close an unproven one before it is used again. One of a newer schema is not for us to read, and
+            // open here it would be in the way of the next upgrade.
+            let is_of_use = !error.is_unproven() && !matches!(**error, StoreError::NewerSchema { .. });
+            let failed = is_of_use.then(|| Arc::clone(store));
             *inner = Inner::Away(Away::new(Arc::clone(error), tried_at, cause, failed));
         }
     }
@@ -427,7 +470,29 @@ impl StoreSlot {
             (Some(StoreError::NotAStore { .. }), _) => Some(BacklogSeen::NeverWas),
             (_, Cause::Nothing) => failed.as_ref().and_then(through).or_else(at_path),
         };
-        seen.unwrap_or(BacklogSeen::Unknown)
+        let seen = seen.unwrap_or(BacklogSeen::Unknown);
+        match seen != BacklogSeen::Unknown && self.uncertain().may_hold(touches) {
+            true => BacklogSeen::Holds { waiting: true, conflicting: true },
+            false => seen,
+        }
+    }
+
+    /// Notes that the commit of these messages failed with an error of the disk. Their frames may be whole all the same: then
+    /// the proof finds them, and they are delivered after what their client sends meanwhile. So until the store can be used
+    /// again, what is about the same entities conflicts with them.
+    pub(super) fn note_uncertain(&self, messages: &[Message]) {
+        let mut uncertain = self.uncertain();
+        for message in messages {
+            uncertain.is_all |= message.touches.is_empty() || uncertain.entities.len() > UNCERTAIN_MAX;
+            if !uncertain.is_all {
+                uncertain.entities.extend(message.touches.iter().map(|touch| touch.key));
+            }
+        }
+    }
+
+    fn uncertain(&self) -> MutexGuard<'_, Uncertain> {
+        // Every change leaves what is known by then.
+        self.uncertain.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Counts a write that was refused because it may conflict with what is stored, and says so now and then: a store on

@@ -7,6 +7,7 @@ mod committing;
 mod damage;
 mod file;
 mod history;
+mod locks;
 mod messages;
 #[path = "../support/model_store.rs"]
 mod model_store;

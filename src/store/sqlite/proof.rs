@@ -44,7 +44,7 @@ use std::io::{self, Write as _};
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, TryLockError};
 use std::time::{Duration, UNIX_EPOCH};
 
 use rusqlite::config::DbConfig;
@@ -69,6 +69,9 @@ const REASON_BYTES_MAX: usize = 500;
 
 /// Stores that this process found unproven.
 static KNOWN: Mutex<BTreeMap<PathBuf, Known>> = Mutex::new(BTreeMap::new());
+/// Held while a proof has descriptors of its own: closing one drops all locks that this process has on the file, so nobody
+/// else in it may get one meanwhile.
+static PROVING: RwLock<()> = RwLock::new(());
 /// Failed writes and syncs of this process.
 static ERRORS: AtomicU64 = AtomicU64::new(0);
 
@@ -161,8 +164,12 @@ fn mark(path: &Path, reason: &str, is_certain: bool) -> bool {
 }
 
 fn make_flag(flag: &Path, reason: &str) -> io::Result<()> {
-    let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(flag)?;
-    file.write_all(reason.as_bytes())
+    // Never through a link, and never over the flag of another process.
+    match OpenOptions::new().write(true).create_new(true).mode(0o600).open(flag) {
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+        Err(error) => Err(error),
+        Ok(mut file) => file.write_all(reason.as_bytes()),
+    }
 }
 
 /// Returns since when and why the store at this path is unproven.
@@ -281,6 +288,15 @@ pub(super) fn prove_if_needed(path: &Path, keys: Option<&KeyRing>) -> Result<(),
     }
 }
 
+/// Keeps proofs of this process away while a connection is opened outside of [`super::open`]; `None` while there is one.
+pub(super) fn none_runs() -> Option<RwLockReadGuard<'static, ()>> {
+    match PROVING.try_read() {
+        Ok(guard) => Some(guard),
+        Err(TryLockError::Poisoned(poisoned)) => Some(poisoned.into_inner()),
+        Err(TryLockError::WouldBlock) => None,
+    }
+}
+
 fn unusable(path: &Path, error: &io::Error) -> Fault {
     let reason = format!("it can't be proven: {}", os_words(error));
     StoreError::Unusable { path: path.to_owned(), reason }.into()
@@ -289,6 +305,11 @@ fn unusable(path: &Path, error: &io::Error) -> Fault {
 fn prove(path: &Path, log_path: &Path, keys: Option<&KeyRing>, timeout: Duration) -> Result<(), Fault> {
     let failed = |error: io::Error| unusable(path, &error);
     let open_to_write = |path: &Path| OpenOptions::new().read(true).write(true).open(path);
+    let _nobody_else_opens = PROVING.write().unwrap_or_else(PoisonError::into_inner);
+    // Through SQLite first: where another connection of this process has it open, a descriptor that is opened and closed
+    // here would drop its lock, and let other processes prove the store under it.
+    let alone = open_alone(path, timeout)?;
+    alone.pragma_query_value(None, "application_id", |_| Ok(()))?;
     // Closed after the connection: nobody in this process has a lock on it then.
     let file = open_to_write(path).map_err(failed)?;
     let log = match open_to_write(log_path) {
@@ -299,6 +320,8 @@ fn prove(path: &Path, log_path: &Path, keys: Option<&KeyRing>, timeout: Duration
     for file in std::iter::once(&file).chain(&log) {
         forget_cached(file).map_err(failed)?;
     }
+    // It may have read pages before they were dropped.
+    drop(alone);
     let connection = open_alone(path, timeout)?;
     let application_id: i32 = connection.pragma_query_value(None, "application_id", |row| row.get(0))?;
     let version = schema::version(&connection)?;

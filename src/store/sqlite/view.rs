@@ -11,7 +11,7 @@ use std::fs;
 use std::io;
 use std::path::Path;
 use std::sync::Mutex;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rusqlite::config::DbConfig;
 use rusqlite::{Connection, OpenFlags, TransactionBehavior, params};
@@ -24,6 +24,9 @@ use crate::store::{Ahead, BacklogSeen, OpenMode, place};
 
 /// A look may run on a thread that serves clients, so it waits for nobody for long.
 const BUSY_TIMEOUT: Duration = Duration::from_millis(200);
+/// After a look that saw nothing, which may have waited for others several times, so long nobody looks again: looks come one
+/// after the other, and each holds up a thread that serves clients.
+const LOOK_AGAIN_AFTER: Duration = Duration::from_secs(1);
 /// Before this schema version not all changes are indexed, nor is it known of which messages.
 const VERSION_MIN: i64 = 2;
 
@@ -36,6 +39,8 @@ struct View {
     reader: Option<Reader>,
     /// The file that was looked through for damage: that takes time, and is done once.
     sound: Option<FileId>,
+    /// When this file could not be opened last.
+    in_vain: Option<(Option<FileId>, Instant)>,
 }
 
 struct Reader {
@@ -49,15 +54,21 @@ impl BacklogView {
     /// Returns what can be seen of what is stored at this path for the server.
     pub(in crate::store) fn look(&self, path: &Path, server: &Server, touches: &[Touch]) -> BacklogSeen {
         let mut view = lock(&self.0);
-        let View { reader, sound } = &mut *view;
+        let View { reader, sound, in_vain } = &mut *view;
         let file = FileId::at(path);
         if reader.as_ref().map(|reader| reader.file) != file {
             *reader = None;
         }
         if reader.is_none() {
+            if in_vain.is_some_and(|(of, at)| of == file && at.elapsed() < LOOK_AGAIN_AFTER) {
+                return BacklogSeen::Unknown;
+            }
             match open(path, file, sound) {
                 Ok(opened) => *reader = Some(opened),
-                Err(seen) => return seen,
+                Err(seen) => {
+                    *in_vain = (seen == BacklogSeen::Unknown).then(|| (file, Instant::now()));
+                    return seen;
+                }
             }
         }
         let Some(Reader { connection, is_alone, .. }) = reader.as_mut() else { return BacklogSeen::Unknown };
@@ -101,6 +112,7 @@ fn open(path: &Path, file: Option<FileId>, sound: &mut Option<FileId>) -> Result
         return Err(BacklogSeen::Unknown);
     }
     let file = file.ok_or(BacklogSeen::Unknown)?;
+    let _no_proof = proof::none_runs().ok_or(BacklogSeen::Unknown)?;
     // A disk that takes no byte has no room for the memory that processes share: one of them does without it. Where others
     // have it open, that memory is there.
     let is_full = ballast::is_full(path);
@@ -121,6 +133,7 @@ fn open(path: &Path, file: Option<FileId>, sound: &mut Option<FileId>) -> Result
     Ok(Reader { connection, file, is_alone })
 }
 
+/// Opens the file. The caller keeps proofs away ([`proof::none_runs`]) until it has its lock.
 fn connect(path: &Path, access: OpenFlags, is_alone: bool) -> rusqlite::Result<Connection> {
     let connection = Connection::open_with_flags(path, access | OpenFlags::SQLITE_OPEN_NO_MUTEX)?;
     connection.busy_timeout(BUSY_TIMEOUT)?;
