@@ -22,8 +22,9 @@ use rustix::fs::{Access, access, statvfs};
 
 use super::OpenMode;
 
-/// What stands beside a SQLite file and is part of it.
-const BESIDE: [&str; 3] = ["-wal", "-shm", "-journal"];
+/// What stands beside a SQLite file and is part of it, and what we keep beside it: another user's ballast could become the
+/// log, and their flag would keep the store unproven for ever.
+const BESIDE: [&str; 5] = ["-wal", "-shm", "-journal", "-ballast", "-unproven"];
 /// Links that are followed on the way to a store; the system's own limit.
 const LINKS_MAX: usize = 40;
 /// What others may do with something: the bits of group and everybody.

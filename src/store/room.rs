@@ -123,9 +123,17 @@ pub fn refusal(path: &Path) -> Option<NoRoom> {
     let mut name = path.as_os_str().to_owned();
     name.push(format!("-probe-{}", std::process::id()));
     let probe = PathBuf::from(name);
+    // What stands there, of a process that was killed or of another user who put a link there, is removed and not written.
+    let make = || match fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&probe) {
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+            fs::remove_file(&probe)?;
+            fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&probe)
+        }
+        result => result,
+    };
     let try_it = || -> io::Result<()> {
         use io::Write as _;
-        let mut file = fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&probe)?;
+        let mut file = make()?;
         file.write_all(&[1; BYTES])?;
         file.sync_data()
     };
@@ -195,6 +203,18 @@ mod tests {
         {
             assert!(access_words(errno).contains(word), "{errno:?}: {}", access_words(errno));
         }
+    }
+
+    #[test]
+    fn a_probe_is_never_written_through_a_link_that_another_user_made() {
+        let folder = tempfile::tempdir().unwrap();
+        let (precious, store) = (folder.path().join("precious"), folder.path().join("store.db"));
+        fs::write(&precious, "text").unwrap();
+        let probe = folder.path().join(format!("store.db-probe-{}", std::process::id()));
+        std::os::unix::fs::symlink(&precious, &probe).unwrap();
+        assert_eq!(refusal(&store), None);
+        assert_eq!(fs::read_to_string(&precious).unwrap(), "text");
+        assert!(fs::symlink_metadata(&probe).is_err(), "it stays");
     }
 
     #[test]

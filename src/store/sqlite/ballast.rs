@@ -220,7 +220,8 @@ pub(super) fn put_in_place(path: &Path) {
         return;
     }
     // What processes share to read the log needs a little room, too; the rest becomes the log.
-    let shared = fs::OpenOptions::new().write(true).open(&file);
+    let no_link = rustix::fs::OFlags::NOFOLLOW.bits() as i32;
+    let shared = fs::OpenOptions::new().write(true).custom_flags(no_link).open(&file);
     if let Ok(shared) = shared
         && shared.set_len(length(&file) - SHARED_BYTES.min(length(&file) / 2)).is_err()
     {
