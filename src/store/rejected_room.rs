@@ -43,6 +43,12 @@ pub fn excess(held: u64, share: u64, needed: u64, step: u64) -> u64 {
     needed.max(step).min(held.saturating_sub(share))
 }
 
+/// Returns whether a disk that lacks so many bytes gets them when all beyond the share go, and with them what is free in
+/// the file already. Another program may have filled it: nothing is dropped in vain.
+pub fn helps(held: u64, share: u64, free_in_file: u64, disk_lacks: u64) -> bool {
+    held.saturating_sub(share).saturating_add(free_in_file) >= disk_lacks
+}
+
 /// Where rejected messages are written before they are dropped, and how.
 #[derive(Clone, Debug)]
 pub struct RejectedExport {
@@ -56,6 +62,8 @@ pub struct RejectedExport {
 pub struct ExportFile<'a> {
     export: &'a RejectedExport,
     partial: PathBuf,
+    /// Files of attachments, which go again unless it is finished.
+    files: Vec<PathBuf>,
     lines: BufWriter<File>,
     first: MessageId,
     last: MessageId,
@@ -72,7 +80,7 @@ impl<'a> ExportFile<'a> {
         make_folder(&export.folder)?;
         let partial = export.folder.join(format!(".rejected-{at_ms}-{first}-{}.partial", std::process::id()));
         let lines = BufWriter::new(create(&partial)?);
-        Ok(Self { export, partial, lines, first, last: first, at_ms })
+        Ok(Self { export, partial, files: Vec::new(), lines, first, last: first, at_ms })
     }
 
     /// Adds a message.
@@ -93,12 +101,13 @@ impl<'a> ExportFile<'a> {
     ///
     /// The system's, or the one of `piece`.
     pub fn add_file(
-        &self,
+        &mut self,
         message: MessageId,
         mut piece: impl FnMut(u32) -> io::Result<Option<Vec<u8>>>,
     ) -> io::Result<()> {
         let path = self.export.folder.join(format!("rejected-{}-{message}.file", self.at_ms));
         let mut file = create(&path)?;
+        self.files.push(path);
         let mut number = 0;
         while let Some(bytes) = piece(number)? {
             file.write_all(&bytes)?;
@@ -118,6 +127,8 @@ impl<'a> ExportFile<'a> {
         let name = format!("rejected-{}-{}-{}.jsonl", self.at_ms, self.first, self.last);
         let path = self.export.folder.join(name);
         fs::rename(&self.partial, &path)?;
+        // Whatever happens from here on, the lines name them.
+        self.files.clear();
         File::open(&self.export.folder)?.sync_all()?;
         Ok(path)
     }
@@ -125,8 +136,11 @@ impl<'a> ExportFile<'a> {
 
 impl Drop for ExportFile<'_> {
     fn drop(&mut self) {
-        // Gone already when it was finished; else what is in it is still stored.
-        let _ = fs::remove_file(&self.partial);
+        // Gone already when it was finished; else what is in them is still stored. Left behind, they would fill a disk that
+        // was too full for them, with every attempt.
+        for file in self.files.iter().chain([&self.partial]) {
+            let _ = fs::remove_file(file);
+        }
     }
 }
 
@@ -154,6 +168,18 @@ mod tests {
     use super::*;
 
     #[test]
+    fn an_export_that_fails_leaves_nothing_behind() {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let export = RejectedExport { folder: folder.path().join("rejected"), line: |_| Err("no".into()) };
+        let mut file = ExportFile::begin(&export, MessageId(1), 5).expect("it can be made");
+        let mut pieces = vec![Err(io::Error::other("the disk is full")), Ok(Some(vec![1; 1000]))];
+        file.add_file(MessageId(1), |_| pieces.pop().unwrap_or(Ok(None))).expect_err("its disk is full");
+        assert_eq!(fs::read_dir(&export.folder).expect("it is there").count(), 2);
+        drop(file);
+        assert_eq!(fs::read_dir(&export.folder).expect("it is there").count(), 0);
+    }
+
+    #[test]
     fn rejected_messages_give_what_is_needed_and_keep_their_share() {
         for (name, held, share, needed, step, expected) in [
             ("within the share", 20, 25, 5, 1, 0),
@@ -164,6 +190,11 @@ mod tests {
             ("a share of nothing", 30, 0, 50, 1, 30),
         ] {
             assert_eq!(excess(held, share, needed, step), expected, "{name}");
+        }
+        for (held, free_in_file, disk_lacks, expected) in
+            [(90, 0, 0, true), (90, 0, 65, true), (90, 0, 66, false), (90, 10, 75, true), (0, 0, 1, false)]
+        {
+            assert_eq!(helps(held, 25, free_in_file, disk_lacks), expected, "{held} {free_in_file} {disk_lacks}");
         }
         for (capacity, percent, expected) in
             [(1000, 25, 250), (1000, 0, 0), (1000, 100, 1000), (u64::MAX, 100, u64::MAX - 15)]

@@ -113,6 +113,19 @@ fn rejected_messages_beyond_their_share_make_room_for_live_ones_the_oldest_first
 }
 
 #[test]
+fn nothing_is_dropped_for_a_disk_that_would_be_full_all_the_same() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let path = folder.path().join("opik_messages.db");
+    reject(&open(&path, WhenFull::Refuse, RejectedRoom::default()), 50, false);
+    // As when another program has filled the disk.
+    let limits = Limits { size_max: SIZE_MAX, disk_reserve: 1 << 60, when_full: WhenFull::Refuse };
+    let store = SqliteStore::open(&path, OpenMode::CreateIfMissing, limits).expect("it is there");
+    let (_, error) = live(&store, 1);
+    assert!(matches!(error, Some(StoreError::Full { limit: FullLimit::DiskReserve, .. })), "{error:?}");
+    assert_eq!(count(&store, MessageStatus::Rejected), 50, "rejected messages were dropped in vain");
+}
+
+#[test]
 fn held_messages_are_not_dropped() {
     let folder = tempfile::tempdir().expect("a temporary folder");
     let store = open(&folder.path().join("opik_messages.db"), WhenFull::Refuse, RejectedRoom::default());

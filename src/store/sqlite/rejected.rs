@@ -19,7 +19,7 @@ use super::settle::delete_one;
 use super::summary::Changes;
 use super::{SqliteStore, attachments, queries, rows, space, stranded};
 use crate::message::{Effect, EntityKey, MessageId, MessageType, Touch};
-use crate::store::rejected_room::{ExportFile, RejectedRoom, excess, share};
+use crate::store::rejected_room::{ExportFile, RejectedRoom, excess, helps, share};
 use crate::store::{FullLimit, Limits, Store, StoreError, WhenFull, now_ms};
 
 /// The counter of rejected messages that were dropped.
@@ -136,8 +136,13 @@ impl SqliteStore {
     fn drop_rejected(&self, needed: u64) -> Result<(Held, bool), StoreError> {
         let mut seen = self.rejected.seen.lock().unwrap_or_else(PoisonError::into_inner);
         let (messages, bytes) = self.rejected_bytes(&mut seen)?;
-        let share = share(self.space()?.capacity(&self.limits), self.rejected.room.share_percent);
-        let wanted = excess(bytes, share, needed, self.limits.size_max / space::ROOM_SHARE);
+        let space = self.space()?;
+        let share = share(space.capacity(&self.limits), self.rejected.room.share_percent);
+        let lacks = space.disk_lacks(&self.limits, needed);
+        let wanted = match helps(bytes, share, space.free_bytes, lacks) {
+            true => excess(bytes, share, needed.max(lacks), self.limits.size_max / space::ROOM_SHARE),
+            false => 0,
+        };
         let held = |trouble| Held { messages, bytes, share, trouble };
         if wanted == 0 {
             return Ok((held(None), false));

@@ -79,6 +79,12 @@ impl Space {
         fits
     }
 
+    /// Returns how many bytes have to come free on the disk before it takes this many, where they go into free pages.
+    pub(super) fn disk_lacks(&self, limits: &Limits, needed: u64) -> u64 {
+        let to_get_out = self.owed_bytes.saturating_add(needed.saturating_mul(LOG_FACTOR)) + OWN_NEEDS_BYTES / 2;
+        to_get_out.max(limits.disk_reserve.saturating_add(needed)).saturating_sub(self.disk_free_bytes)
+    }
+
     /// Returns how many bytes the store could hold: what it has, and what the limits leave.
     pub(super) fn capacity(&self, limits: &Limits) -> u64 {
         let disk_left = self.disk_free_bytes.saturating_sub(limits.disk_reserve);
