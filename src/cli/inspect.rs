@@ -21,7 +21,7 @@ use crate::protocol::attachment::Subject;
 use crate::protocol::json::{compact, pretty};
 use crate::protocol::otlp;
 use crate::shutdown::Shutdown;
-use crate::store::{Filter, Listed, Page, Store, StoreError, StoredMessage, now_ms};
+use crate::store::{self, Filter, Listed, Page, Store, StoreError, StoredMessage, now_ms};
 
 const AFTER_HELP: &str = "\
 Examples:
@@ -219,6 +219,8 @@ pub fn run(common: &Common, args: &InspectArgs) -> Result<(), Failure> {
         Some(id) => show(&renderer, &mut output, store.as_deref(), MessageId(id), &config),
         None => list(&renderer, &mut output, store.as_deref(), args, limit),
     };
+    // While a pager is read, nobody has to wait for the store.
+    drop(store);
     // A pager that was quit early is no error, and one that is still open is waited for in any case.
     let finished = output.finish();
     shown.and(finished)
@@ -348,9 +350,13 @@ fn follow(
     let mut after = store.as_deref().map(newest).transpose()?.flatten();
     let mut left = limit;
     while left > 0 {
-        if store.is_none() {
-            store = existing_store(config)?;
-        }
+        // Nobody can prove it while it is open here.
+        let is_unproven = store::unproven(&config.db.value).is_some();
+        store = match store {
+            Some(_) if is_unproven => None,
+            None if !is_unproven => existing_store(config)?,
+            as_before => as_before,
+        };
         if let Some(store) = store.as_deref() {
             // What is stored from here on is for the next look, so that no look begins further back than this.
             let until = newest(store)?;

@@ -126,7 +126,7 @@ fn summary(name: &str, run: &RunEnd, config: &Config) -> Vec<String> {
             lines.push(format!("deliver later with `{}`, or by any agent on this store", replay_command(config)));
         }
     }
-    if run.refused > 0 {
+    if run.refused_while_away > 0 {
         let refused = count(run.refused_while_away, "write");
         lines.push(format!(
             "the agent refused {refused}, because {store} could not be used and earlier ones may wait in it: \
