@@ -183,6 +183,10 @@ impl Watch {
         Self { path: path.to_owned(), flag: flag_of(path) }
     }
 
+    pub(super) fn path(&self) -> &Path {
+        &self.path
+    }
+
     pub(super) fn unproven(&self) -> Option<Unproven> {
         found(&self.flag)
     }
