@@ -7,6 +7,8 @@ use std::process::Stdio;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
+use rustix::process::Signal;
+
 use crate::chaos::Dice;
 use crate::overtaking::{KEYS, configure};
 use crate::support::agent::{Agent, Home};
@@ -274,6 +276,46 @@ fn an_agent_whose_key_was_changed_keeps_nobody_from_proving_the_store() {
     let mut app = Told::new(&rotated.url(), &ledger);
     app.acknowledged(update(&waits, 2), 204);
     server.start();
+    wait_until("all is delivered", PATIENCE, || {
+        Client::new(&rotated.origin()).get("/-/ready").json()["store"]["waiting"] == 0
+    });
+    server.assert_equals(&ledger);
+}
+
+/// What it sees of the store is as of now, also after those who use the store have all closed it and opened it again.
+#[test]
+fn an_agent_whose_key_was_changed_sees_what_others_store_after_they_came_again() {
+    let server = FakeOpik::new_stopped();
+    let store = Home::new();
+    let db = store.db().display().to_string();
+    let start = |current, previous| {
+        let home = Home::new();
+        configure(&home, current, previous);
+        Agent::builder(&server.url()).impatient().without_db().env("OPIK_OFFLINE_DB", &db).home(home).start()
+    };
+    let (ledger, left_behind) = (ClientLedger::new(), start(Some(KEYS[0]), None));
+    let first = uuid7();
+    Told::new(&left_behind.url(), &ledger).acknowledged(create(&first), 201);
+    let mut rotated = start(Some(KEYS[1]), Some(KEYS[0]));
+    // It tries to open the store again and again, which is in use and has a log.
+    let until = std::time::Instant::now() + Duration::from_secs(8);
+    while std::time::Instant::now() < until {
+        Told::new(&rotated.url(), &ledger).acknowledged(create(&uuid7()), 201);
+        assert_eq!(Told::new(&left_behind.url(), &ledger).send(update(&first, 1)).expect("an answer").status, 503);
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    rotated.terminate();
+    rotated.restart_on_same_port();
+    let later = uuid7();
+    Told::new(&rotated.url(), &ledger).acknowledged(create(&later), 201);
+    rotated.signal(Signal::STOP);
+    server.start();
+    wait_until("the server is seen again", PATIENCE, || {
+        Client::new(&left_behind.origin()).get("/-/ready").json()["server"]["connection"] == "available"
+    });
+    let answer = Told::new(&left_behind.url(), &ledger).send(delete(&later)).expect("an answer");
+    assert_eq!(answer.status, 503, "a deletion overtook the create that waits: {}", answer.text());
+    rotated.signal(Signal::CONT);
     wait_until("all is delivered", PATIENCE, || {
         Client::new(&rotated.origin()).get("/-/ready").json()["store"]["waiting"] == 0
     });

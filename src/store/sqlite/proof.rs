@@ -22,6 +22,8 @@
 //!   builds the log's index anew, in which no frame counts as written back. The log's bytes are written again in place and
 //!   synced, for file systems whose cache can't be dropped. Then `wal_checkpoint(TRUNCATE)` writes each page of the log into
 //!   the database, syncs it, and cuts the log.
+//! - Nothing of the kind happens while a connection of *this* process has the store open: closing a file that was not
+//!   opened by SQLite drops the locks that SQLite has on it. Those who only look wait for [`no_proof`].
 //! - **At every start** a log that was left behind is proven in the same way: a process may have been killed between the
 //!   failure and the flag.
 //! - Connections to an unproven store neither write the log back nor delete it when they are closed.
@@ -44,8 +46,8 @@ use std::io::{self, Write as _};
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, UNIX_EPOCH};
+use std::sync::{Mutex, MutexGuard, PoisonError, TryLockError};
+use std::time::{Duration, Instant, UNIX_EPOCH};
 
 use rusqlite::config::DbConfig;
 use rusqlite::{Connection, ErrorCode, OpenFlags, ffi};
@@ -53,7 +55,7 @@ use tracing::{error, info};
 
 use super::fault::{Fault, folder_of, os_words};
 use super::seal::{self, KeyRing};
-use super::{ballast, open, queries, recovery, schema};
+use super::{ballast, lock, open, queries, recovery, schema};
 use crate::store::{StoreError, Unproven, now_ms};
 
 /// What is added to the name of a store that is unproven.
@@ -67,6 +69,12 @@ const DATABASE_BYTES_MAX: u64 = 1 << 20;
 /// Bytes of a reason that are read from a flag.
 const REASON_BYTES_MAX: usize = 500;
 
+/// How long one who only looks waits for a proof, and how long between two tries.
+const LOOK_TIMEOUT: Duration = Duration::from_millis(200);
+const LOOK_PAUSE: Duration = Duration::from_millis(2);
+
+/// Held while a proof has files open without SQLite.
+static PROVING: Mutex<()> = Mutex::new(());
 /// Stores that this process found unproven.
 static KNOWN: Mutex<BTreeMap<PathBuf, Known>> = Mutex::new(BTreeMap::new());
 /// Failed writes and syncs of this process.
@@ -80,6 +88,20 @@ struct Known {
 
 fn known() -> MutexGuard<'static, BTreeMap<PathBuf, Known>> {
     KNOWN.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Keeps proofs of this process away while a connection is opened that only looks, until it holds SQLite's lock; `None`
+/// while one goes on. Others are opened one after another with proofs.
+pub(super) fn no_proof() -> Option<MutexGuard<'static, ()>> {
+    let until = Instant::now() + LOOK_TIMEOUT;
+    loop {
+        match PROVING.try_lock() {
+            Ok(guard) => return Some(guard),
+            Err(TryLockError::Poisoned(poisoned)) => return Some(poisoned.into_inner()),
+            Err(TryLockError::WouldBlock) if Instant::now() >= until => return None,
+            Err(TryLockError::WouldBlock) => std::thread::sleep(LOOK_PAUSE),
+        }
+    }
 }
 
 /// Returns how many writes and syncs of stores failed in this process.
@@ -293,7 +315,11 @@ fn unusable(path: &Path, error: &io::Error) -> Fault {
 fn prove(path: &Path, log_path: &Path, keys: Option<&KeyRing>, timeout: Duration) -> Result<(), Fault> {
     let failed = |error: io::Error| unusable(path, &error);
     let open_to_write = |path: &Path| OpenOptions::new().read(true).write(true).open(path);
-    // Closed after the connection: nobody in this process has a lock on it then.
+    let _nobody_looks = lock(&PROVING);
+    // By SQLite's locks first, which count connections of this process, too: one that can't use the store may still look at
+    // it. Closing the file below would drop all its locks, and others would take the store for their own.
+    let _: i64 = schema::version(&open_alone(path, timeout)?)?;
+    // Closed after the connection. Until then nobody in this process opens the store.
     let file = open_to_write(path).map_err(failed)?;
     let log = match open_to_write(log_path) {
         Ok(log) => Some(log),
@@ -380,7 +406,6 @@ fn write_anew(file: &File) -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     use std::sync::Arc;
-    use std::time::Instant;
 
     use super::*;
     use crate::message::{Body, Encoding, HeaderSet, Lane, Message, MessageType, Request};

@@ -83,6 +83,8 @@ impl BacklogView {
 
 fn open(path: &Path, file: Option<FileId>, sound: &mut Option<FileId>) -> Result<Reader, BacklogSeen> {
     let is_away = |error: &io::Error| matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory);
+    // It would drop the locks of what is opened here.
+    let _no_proof = proof::no_proof().ok_or(BacklogSeen::Unknown)?;
     if recovery::pending(path).is_some() {
         return Err(BacklogSeen::Unknown);
     }
