@@ -97,6 +97,12 @@ const ONLY_IN: &[(&[&str], &[&str], &str)] = &[
         "the library has no terminal: only the command line parses arguments and prints",
     ),
     (
+        &["TransactionBehavior::Immediate"],
+        &["src/store/sqlite/guard.rs", "src/store/sqlite/recovery.rs", "src/store/sqlite/schema.rs"],
+        "a write looks at the schema under the write lock: it begins in store/sqlite/guard.rs (a recovery fills a new \
+         file, and a migration looks by itself)",
+    ),
+    (
         &["ExitCode", "process::exit"],
         &["src/cli", "src/main.rs"],
         "only the command line knows exit codes; everybody else returns an error",

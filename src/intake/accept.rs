@@ -522,7 +522,8 @@ impl Write {
     }
 
     /// Stores the write and acknowledges it once it is committed, or says why it is not stored.
-    async fn register(&self, shared: &Shared, client: &ClientUrl) -> Result<ClientAnswer, NotStored> {
+    async fn register(&self, shared: &Arc<Shared>, client: &ClientUrl) -> Result<ClientAnswer, NotStored> {
+        shared.write_notes_left().await;
         let (done, committed) = oneshot::channel();
         // Copies no body: those bytes are shared.
         let message = Message { accepted_at_ms: crate::store::now_ms(), ..self.message.clone() };

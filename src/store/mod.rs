@@ -552,6 +552,11 @@ impl StoreError {
     pub fn is_unproven(&self) -> bool {
         matches!(self, Self::Unproven { .. })
     }
+
+    /// Returns whether nothing is wrong with the store but that this process lacks a key of it.
+    pub fn lacks_key(&self) -> bool {
+        matches!(self, Self::KeyMissing { .. } | Self::WrongKey { .. } | Self::TooManyKeys { .. })
+    }
 }
 
 /// Who holds a lease: shown to people, and different for every process and replay.

@@ -43,7 +43,7 @@ use tracing::{error, info, warn};
 use super::rejected_room::RejectedRoom;
 use super::sqlite::{BacklogView, FileId};
 use super::{BacklogSeen, Keys, Limits, OpenMode, Store, StoreError, Unproven, rescue, sqlite};
-use crate::message::{EntityKey, Message, Server, Touch};
+use crate::message::{EntityKey, Lane, Message, Server, Touch};
 
 /// How long a slot waits before it tries to open its store again.
 const RETRY_AFTER: Duration = Duration::from_secs(3);
@@ -61,6 +61,8 @@ const RECOVER_AGAIN_AFTER: Duration = Duration::from_secs(60);
 
 /// Opens the store; the one that was found damaged is set aside first.
 type Opener = Box<dyn Fn(Option<&Damage>) -> Result<Arc<dyn Store>, StoreError> + Send + Sync>;
+/// Opens the store without a key of it.
+type KeylessOpener = Box<dyn Fn() -> Result<Arc<dyn Store>, StoreError> + Send + Sync>;
 type OnOpen = Box<dyn Fn(&dyn Store) -> Result<(), StoreError> + Send + Sync>;
 
 /// A store, or the reason why there is none right now. Heals by itself when it is used.
@@ -68,6 +70,7 @@ pub struct StoreSlot {
     /// The file to watch; a store without one (a test double) is never looked after.
     file: Option<PathBuf>,
     opener: Opener,
+    keyless: Option<KeylessOpener>,
     on_open: Option<OnOpen>,
     inner: Mutex<Inner>,
     /// When a damaged file was set aside.
@@ -232,7 +235,9 @@ impl StoreSlot {
             };
             Ok(Arc::new(store.with_rejected_room(rejected.clone())))
         };
-        Self::opened_by(Some(path.to_owned()), Box::new(opener))
+        let owned = path.to_owned();
+        let keyless = move || super::open(&owned, OpenMode::WithoutKey, limits);
+        Self { keyless: Some(Box::new(keyless)), ..Self::opened_by(Some(path.to_owned()), Box::new(opener)) }
     }
 
     /// Returns a slot that always holds this store.
@@ -251,7 +256,19 @@ impl StoreSlot {
         let (recovered_at, opening) = (Mutex::new(None), Mutex::new(()));
         let (view, refused, refusal_said_at) = (BacklogView::default(), AtomicU64::new(0), Mutex::new(None));
         let (inner, uncertain) = (Mutex::new(inner), Mutex::default());
-        Self { file, opener, on_open: None, inner, recovered_at, opening, view, refused, refusal_said_at, uncertain }
+        Self {
+            file,
+            opener,
+            keyless: None,
+            on_open: None,
+            inner,
+            recovered_at,
+            opening,
+            view,
+            refused,
+            refusal_said_at,
+            uncertain,
+        }
     }
 
     /// Does this with every store that is opened, the one that is open already included: what has to be in it has to be
@@ -402,6 +419,37 @@ impl StoreSlot {
         }
     }
 
+    /// Returns whether notes about updates can be written now, as far as that is known.
+    pub fn may_note(&self) -> bool {
+        match &*self.inner() {
+            Inner::Open { .. } => true,
+            Inner::Away(Away { error, .. }) => error.lacks_key(),
+        }
+    }
+
+    /// Notes updates of entities that reach the server before their create ([`Store::note_updates_ahead`]), also in a store
+    /// whose key is not there: notes are not sealed, and those who have the key have to know.
+    ///
+    /// # Errors
+    ///
+    /// Why they could not be written.
+    pub fn note_updates_ahead(&self, notes: &[(Lane, EntityKey)]) -> Result<(), Arc<StoreError>> {
+        let error = match self.with(|store| store.note_updates_ahead(notes)) {
+            Err(error) if error.lacks_key() => error,
+            result => return result,
+        };
+        let failed = match &*self.inner() {
+            Inner::Open { store, .. } => Some(Arc::clone(store)),
+            Inner::Away(away) => away.failed.clone(),
+        };
+        let store = match (failed, &self.keyless) {
+            (Some(store), _) => store,
+            (None, Some(open)) => open()?,
+            (None, None) => return Err(error),
+        };
+        Ok(store.note_updates_ahead(notes)?)
+    }
+
     /// Tells the slot how this store failed, so that it is opened anew where that can help.
     ///
     /// Takes the store out when it can't be used or is damaged; one that is full or busy, or whose lease was lost, works.
@@ -545,8 +593,14 @@ impl StoreSlot {
 
     /// Takes the store out when its file is not the one at the path any more, or an error of the disk made it unproven.
     fn look_after(&self, inner: &mut Inner) {
-        let (Some(path), Inner::Open { store, file, beside, looked_at }) = (self.file.as_deref(), &mut *inner) else {
-            return;
+        let Some(path) = self.file.as_deref() else { return };
+        let (store, file, beside, looked_at) = match &mut *inner {
+            Inner::Open { store, file, beside, looked_at } => (store, file, beside, looked_at),
+            Inner::Away(away) => {
+                // Nobody can prove a store that this process keeps open only to look at it.
+                away.failed.take_if(|_| sqlite::unproven(path).is_some());
+                return;
+            }
         };
         if looked_at.elapsed() < LOOK_EVERY {
             return;

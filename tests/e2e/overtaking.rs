@@ -19,11 +19,11 @@ use crate::support::ledger::ClientLedger;
 use crate::support::{PATIENCE, uuid7, wait_until};
 use crate::writes::{Told, assert_error, create, create_batch, delete, score, span, update};
 
-const KEYS: [&str; 2] =
+pub const KEYS: [&str; 2] =
     ["AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8=", "dHh8AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGx8="];
 
 /// Writes the keys and the file that names them, for every process of this home.
-fn configure(home: &Home, current: Option<&str>, previous: Option<&str>) {
+pub fn configure(home: &Home, current: Option<&str>, previous: Option<&str>) {
     let folder = home.path().join("config/opik-offline");
     fs::create_dir_all(&folder).expect("a folder");
     let mut yaml = String::new();

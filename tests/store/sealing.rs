@@ -330,3 +330,24 @@ fn a_conversion_may_end_anywhere_and_be_done_again() {
     assert_eq!(everything(&open_with(&path, &sealed_with(1))), before);
     assert_eq!(found_in_files(&path), Vec::<String>::new());
 }
+
+/// Every step looks at the schema again: the tables of a newer version may mean something else.
+#[test]
+fn a_conversion_stops_at_once_when_a_newer_version_has_changed_the_schema() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let path = folder.path().join("store.db");
+    fill(&open(&path));
+    let sealed_bodies = || -> i64 {
+        let connection = Connection::open(&path).expect("it can be opened");
+        connection.query_row("SELECT count(*) FROM bodies WHERE codec >= 16", [], |row| row.get(0)).expect("a count")
+    };
+    let newer = Connection::open(&path).expect("it can be opened");
+    let mut steps = 0;
+    let result = reseal(&path, LIMITS, &sealed_with(1), &mut |_| {
+        steps += 1;
+        newer.pragma_update(None, "user_version", 9_999).expect("it is written");
+        true
+    });
+    assert!(matches!(result, Err(StoreError::NewerSchema { found: 9_999, .. })), "{result:?}");
+    assert_eq!((steps, sealed_bodies()), (1, 0), "it went on under the newer schema");
+}

@@ -10,7 +10,10 @@ use super::fake_opik::FakeOpik;
 use super::process::{Output, Written, listening_port, run};
 use super::{PATIENCE, reserve_port, tempdir, wait_until};
 
-const BINARY: &str = env!("CARGO_BIN_EXE_opik-offline");
+/// The binary under test, or another build of it that the tests are to run against: what an earlier version did.
+pub fn program() -> PathBuf {
+    std::env::var_os("OPIK_OFFLINE_BINARY").unwrap_or_else(|| env!("CARGO_BIN_EXE_opik-offline").into()).into()
+}
 
 /// A home directory that no other test and no user shares, and the environment that goes with it.
 pub struct Home {
@@ -48,13 +51,14 @@ impl Home {
 
     /// Runs the command line tool, with `args` as they are.
     pub fn cli(&self, args: &[&str]) -> Output {
-        run(self.command(BINARY).args(args))
+        run(self.command(program()).args(args))
     }
 }
 
 /// How an agent is started.
 pub struct AgentBuilder {
     home: Home,
+    program: PathBuf,
     upstream: String,
     port: u16,
     /// Whether the store's file is named on the command line.
@@ -103,6 +107,12 @@ impl AgentBuilder {
         self
     }
 
+    /// Runs this build instead of the one under test.
+    #[must_use]
+    pub fn program(self, program: &Path) -> Self {
+        Self { program: program.to_owned(), ..self }
+    }
+
     #[must_use]
     pub fn home(mut self, home: Home) -> Self {
         self.home = home;
@@ -125,9 +135,9 @@ impl AgentBuilder {
 
     /// Returns a command of the binary, without arguments.
     fn binary(&self) -> Command {
-        let Some((first, others)) = self.within.split_first() else { return self.home.command(BINARY) };
+        let Some((first, others)) = self.within.split_first() else { return self.home.command(&self.program) };
         let mut command = self.home.command(first);
-        command.args(others).arg(BINARY);
+        command.args(others).arg(&self.program);
         command
     }
 
@@ -157,6 +167,7 @@ impl Agent {
     pub fn builder(upstream: &str) -> AgentBuilder {
         AgentBuilder {
             home: Home::new(),
+            program: program(),
             upstream: upstream.to_owned(),
             port: 0,
             names_db: true,

@@ -26,6 +26,7 @@ mod claim;
 mod codec;
 mod damaged;
 mod fault;
+mod guard;
 mod lanes;
 mod large;
 mod lease;
@@ -234,20 +235,11 @@ impl SqliteStore {
         self.sealer.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Fails when a newer version has brought the schema up to date since the file was opened. Asked in every transaction,
-    /// so that nothing is done to tables that may mean something else by now.
-    fn refuse_newer(&self, connection: &Connection) -> Result<(), Fault> {
-        Ok(open::refuse_newer(&self.path, schema::version_seen(connection)?)?)
-    }
-
     /// Does this work in one transaction under the write lock, and commits it.
     fn write<T>(&self, work: impl FnOnce(&Transaction<'_>, &Sealer) -> Result<T, Fault>) -> Result<T, StoreError> {
         let mut connection = lock(&self.writer);
         let result = (|| {
-            let tx = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
-            self.refuse_newer(&tx)?;
-            // Under the write lock: nobody continues a log that has a hole.
-            self.watch.vet()?;
+            let tx = guard::begin(&mut connection, &self.watch)?;
             let result = work(&tx, self.sealer(&tx)?.as_ref())?;
             tx.commit()?;
             Ok(result)
@@ -337,7 +329,7 @@ impl SqliteStore {
         let mut connection = lock(connection);
         let result = (|| {
             let tx = connection.transaction_with_behavior(TransactionBehavior::Deferred)?;
-            self.refuse_newer(&tx)?;
+            guard::refuse_newer(&tx, &self.path)?;
             let result = work(&tx, self.sealer(&tx)?.as_ref())?;
             tx.finish()?;
             Ok(result)
@@ -389,14 +381,10 @@ impl Store for SqliteStore {
     }
 
     fn ahead(&self, lane: &Lane, touches: &[Touch]) -> Result<Ahead, StoreError> {
-        // One statement is one snapshot, without the cost of a transaction around it: that is all while nothing waits.
-        // Only when something does, it is looked at more closely, in a snapshot of its own.
+        // That is all while nothing waits. Only when something does, it is looked at more closely, in a snapshot of its own.
         let quick = || {
             let reader = lock(&self.quick_reader);
-            let in_lane = register::waiting(&reader, &self.known_sealer(), lane)?;
-            // Versions only grow: what was seen a moment ago was seen in the schema of this version.
-            self.refuse_newer(&reader)?;
-            Ok(in_lane)
+            guard::look(&reader, &self.path, |reader| register::waiting(reader, &self.known_sealer(), lane))
         };
         match quick().map_err(|fault: Fault| fault.at(&self.path))? {
             Some(register::InLane { messages, refused }) if messages + refused == 0 || touches.is_empty() => {
@@ -413,7 +401,7 @@ impl Store for SqliteStore {
         let mut reader = lock(&self.quick_reader);
         let mut look = || {
             let tx = reader.transaction_with_behavior(TransactionBehavior::Deferred)?;
-            self.refuse_newer(&tx)?;
+            guard::refuse_newer(&tx, &self.path)?;
             let seen = view::seen(&tx, schema::known_version(), server, touches)?;
             tx.finish()?;
             Ok(seen)
@@ -451,7 +439,10 @@ impl Store for SqliteStore {
         self.recent.confirmed(place, touches);
         // A batch create stays hidden behind a partial row, so the note stays, too.
         let removes = !message_type.is_batch_create();
-        let has_note = || ahead::has_any(&lock(&self.quick_reader), place, touches);
+        let has_note = || {
+            let reader = lock(&self.quick_reader);
+            guard::look(&reader, &self.path, |reader| ahead::has_any(reader, place, touches))
+        };
         if removes && has_note().map_err(|fault| fault.at(&self.path))? {
             self.write(|tx, _| ahead::forget(tx, place, touches))?;
         }
@@ -629,6 +620,7 @@ impl Store for SqliteStore {
         }
         let connection = lock(&self.writer);
         let emptied = || -> Result<bool, Fault> {
+            guard::refuse_newer(&connection, &self.path)?;
             self.watch.vet()?;
             // Whoever reads for long must not keep writers waiting for this.
             connection.busy_timeout(LOG_ERASURE_TIMEOUT)?;
@@ -716,8 +708,10 @@ impl Store for SqliteStore {
         self.write(|tx, _| register::forget_header_sets(tx))?;
         self.erase_credentials()?;
         let shrink = || -> Result<bool, Fault> {
+            let connection = lock(&self.writer);
+            guard::refuse_newer(&connection, &self.path)?;
             self.watch.vet()?;
-            Ok(space::shrink_a_step(&lock(&self.writer))?)
+            Ok(space::shrink_a_step(&connection)?)
         };
         while shrink().map_err(|fault| fault.at(&self.path))? {}
         let connection = lock(&self.writer);

@@ -183,7 +183,8 @@ fn open_sound(path: &Path, mode: OpenMode, size_max: u64, keys: &Arc<KeyRing>) -
     if mode.recovers() {
         recovery::look_through(&writer, path).map_err(|fault| fault.at(path))?;
     }
-    let sealer = open_seals(&mut writer, mode, keys).map_err(|fault| fault.at(path))?;
+    let watch = Watch::new(path);
+    let sealer = open_seals(&mut writer, &watch, mode, keys).map_err(|fault| fault.at(path))?;
     if vfs.is_some() {
         warn!(
             target: "db_manager",
@@ -204,7 +205,7 @@ fn open_sound(path: &Path, mode: OpenMode, size_max: u64, keys: &Arc<KeyRing>) -
     let file = FileId::at(path).ok_or_else(removed)?;
     let mut log = fs::canonicalize(path).map_err(|_| removed())?.into_os_string();
     log.push("-wal");
-    Ok(Opened { writer, readers, file, sealer, log: log.into(), is_alone: vfs.is_some(), watch: Watch::new(path) })
+    Ok(Opened { writer, readers, file, sealer, log: log.into(), is_alone: vfs.is_some(), watch })
 }
 
 /// Opens the writer, and says by which VFS.
@@ -467,9 +468,9 @@ fn open_reader_by(path: &Path, vfs: Option<&CStr>) -> Result<Connection, StoreEr
 
 /// Looks whether the keys are those of the store, and where a store is made or taken into service, sees to it that new
 /// things are kept under the key that is asked for.
-fn open_seals(writer: &mut Connection, mode: OpenMode, keys: &Arc<KeyRing>) -> Result<Sealer, Fault> {
+fn open_seals(writer: &mut Connection, watch: &Watch, mode: OpenMode, keys: &Arc<KeyRing>) -> Result<Sealer, Fault> {
     if let (OpenMode::CreateIfMissing, Some(key)) = (mode, keys.current()) {
-        seal::change_key(writer, keys, Some(key))?;
+        seal::change_key(writer, watch, keys, Some(key))?;
     }
     let sealer = Sealer::new(keys, State::read(writer)?)?;
     if mode != OpenMode::WithoutKey {

@@ -22,6 +22,8 @@
 //!   builds the log's index anew, in which no frame counts as written back. The log's bytes are written again in place and
 //!   synced, for file systems whose cache can't be dropped. Then `wal_checkpoint(TRUNCATE)` writes each page of the log into
 //!   the database, syncs it, and cuts the log.
+//! - Nothing of the kind happens while a connection of *this* process has the store open: closing a file that was not
+//!   opened by SQLite drops the locks that SQLite has on it. Those who only look ask [`none_runs`] first.
 //! - **At every start** a log that was left behind is proven in the same way: a process may have been killed between the
 //!   failure and the flag.
 //! - Connections to an unproven store neither write the log back nor delete it when they are closed.
@@ -188,6 +190,10 @@ impl Watch {
     /// Watches the store at this path, which is there.
     pub(super) fn new(path: &Path) -> Self {
         Self { path: path.to_owned(), flag: flag_of(path) }
+    }
+
+    pub(super) fn path(&self) -> &Path {
+        &self.path
     }
 
     pub(super) fn unproven(&self) -> Option<Unproven> {

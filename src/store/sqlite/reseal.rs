@@ -16,12 +16,12 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use rusqlite::{Connection, OptionalExtension, Row, Transaction, TransactionBehavior, params};
+use rusqlite::{Connection, OptionalExtension, Row, Transaction, params};
 
 use super::fault::Fault;
 use super::proof::Watch;
 use super::seal::{self, Destination, KeptBody, KeyRing, Lookup, Place, Sealer, State};
-use super::{BUSY_TIMEOUT, attachments, open, people, queries, space};
+use super::{BUSY_TIMEOUT, attachments, guard, open, people, queries, space};
 use crate::store::{Keys, Limits, OpenMode, Resealed, Resealing, StoreError};
 
 /// Rows of one commit at most.
@@ -95,7 +95,7 @@ impl Work<'_> {
         // What is overwritten is cleared at once, should it not come to writing the file anew.
         self.connection.pragma_update(None, "secure_delete", true)?;
         let target = self.ring.current();
-        seal::change_key(&mut self.connection, &self.ring, target)?;
+        seal::change_key(&mut self.connection, &self.watch, &self.ring, target)?;
         loop {
             let state = State::read(&self.connection)?;
             if state.key() != target {
@@ -118,7 +118,7 @@ impl Work<'_> {
             {
                 return Ok(Resealed::Remnants { done: self.done, reason });
             }
-            if seal::note_complete(&mut self.connection, sealer.generation())? {
+            if seal::note_complete(&mut self.connection, &self.watch, sealer.generation())? {
                 return Ok(Resealed::Complete(self.done));
             }
         }
@@ -128,7 +128,9 @@ impl Work<'_> {
     fn walk(&mut self, sealer: &Sealer, on_progress: &mut dyn FnMut(Resealing) -> bool) -> Result<Walked, Fault> {
         let key = sealer.state().key().map(|id| id.0.to_vec());
         let mut damaged = None;
-        self.connection.execute(queries::FORGET_RELEASED_DIGESTS, [])?;
+        let tx = guard::begin(&mut self.connection, &self.watch)?;
+        tx.execute(queries::FORGET_RELEASED_DIGESTS, [])?;
+        tx.commit()?;
         for kind in &KINDS {
             let mut after = i64::MIN;
             loop {
@@ -136,8 +138,7 @@ impl Work<'_> {
                 let rows = self.next(kind, after, key.as_deref())?;
                 let Some((last, _)) = rows.last() else { break };
                 after = *last;
-                let tx = self.connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
-                self.watch.vet()?;
+                let tx = guard::begin(&mut self.connection, &self.watch)?;
                 if seal::generation(&tx)? != sealer.generation() {
                     return Ok(Walked::Changed);
                 }
@@ -177,6 +178,7 @@ impl Work<'_> {
 
     /// Removes what is left of deleted and changed rows from the files; says why that can't be done now.
     fn remove_remnants(&mut self) -> Result<Option<String>, Fault> {
+        guard::refuse_newer(&self.connection, self.path)?;
         self.watch.vet()?;
         while space::shrink_a_step(&self.connection)? {}
         let space = space::Space::of(&self.connection, self.path, self.log)?;

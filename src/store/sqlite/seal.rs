@@ -41,11 +41,12 @@ use chacha20poly1305::{KeyInit, Tag, XChaCha20Poly1305, XNonce};
 use ring::hmac;
 use ring::rand::{SecureRandom, SystemRandom};
 use rusqlite::types::{ToSqlOutput, Value, ValueRef};
-use rusqlite::{Connection, OptionalExtension, Transaction, TransactionBehavior, params};
+use rusqlite::{Connection, OptionalExtension, Transaction, params};
 use zeroize::Zeroizing;
 
 use super::fault::Fault;
-use super::{queries, reseal};
+use super::proof::Watch;
+use super::{guard, queries, reseal};
 use crate::store::key::{EncryptionKey, KeyId, Keys};
 use crate::store::{Encryption, KeyState};
 
@@ -616,13 +617,14 @@ pub(super) fn verify_before_writing(connection: &Connection, ring: &KeyRing) -> 
 /// found is a lane whose order is not kept. Header sets are taken along, so that hardly any comes twice. Says whether there was anything to change.
 pub(super) fn change_key(
     connection: &mut Connection,
+    watch: &Watch,
     ring: &std::sync::Arc<KeyRing>,
     target: Option<KeyId>,
 ) -> Result<bool, Fault> {
     if State::read(connection)?.changed_to(target, ring)?.is_none() {
         return Ok(false);
     }
-    let tx = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
+    let tx = guard::begin(connection, watch)?;
     let before = State::read(&tx)?;
     // Another process may have been faster.
     let Some(mut state) = before.changed_to(target, ring)? else { return Ok(false) };
@@ -660,8 +662,8 @@ pub(super) fn change_key(
 }
 
 /// Notes that everything is kept as asked, and nothing of before is left. Says `false` when the key was changed meanwhile.
-pub(super) fn note_complete(connection: &mut Connection, generation_seen: i64) -> Result<bool, Fault> {
-    let tx = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
+pub(super) fn note_complete(connection: &mut Connection, watch: &Watch, generation_seen: i64) -> Result<bool, Fault> {
+    let tx = guard::begin(connection, watch)?;
     let state = State::read(&tx)?;
     if state.generation != generation_seen {
         return Ok(false);

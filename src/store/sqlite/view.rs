@@ -94,6 +94,8 @@ impl BacklogView {
 
 fn open(path: &Path, file: Option<FileId>, sound: &mut Option<FileId>) -> Result<Reader, BacklogSeen> {
     let is_away = |error: &io::Error| matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory);
+    // It would drop the locks of what is opened here.
+    let _no_proof = proof::none_runs().ok_or(BacklogSeen::Unknown)?;
     if recovery::pending(path).is_some() {
         return Err(BacklogSeen::Unknown);
     }
@@ -112,7 +114,6 @@ fn open(path: &Path, file: Option<FileId>, sound: &mut Option<FileId>) -> Result
         return Err(BacklogSeen::Unknown);
     }
     let file = file.ok_or(BacklogSeen::Unknown)?;
-    let _no_proof = proof::none_runs().ok_or(BacklogSeen::Unknown)?;
     // A disk that takes no byte has no room for the memory that processes share: one of them does without it. Where others
     // have it open, that memory is there.
     let is_full = ballast::is_full(path);

@@ -1,0 +1,40 @@
+//! How a write begins.
+//!
+//! Another process may have brought the schema up to date, changed the key or found the disk failing since the file was
+//! opened. So every write looks again, under the write lock: nobody changes any of it until the write is committed.
+
+use std::path::Path;
+
+use rusqlite::{Connection, Transaction, TransactionBehavior};
+
+use super::fault::Fault;
+use super::open;
+use super::proof::Watch;
+use super::schema;
+
+/// Begins a write under the write lock. Its tables are those of this version, and the store is proven.
+pub(super) fn begin<'c>(connection: &'c mut Connection, watch: &Watch) -> Result<Transaction<'c>, Fault> {
+    let tx = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
+    refuse_newer(&tx, watch.path())?;
+    // Nobody continues a log that has a hole.
+    watch.vet()?;
+    Ok(tx)
+}
+
+/// Fails when a newer version has brought the schema up to date since the file was opened. Asked in every transaction,
+/// so that nothing is done to tables that may mean something else by now.
+pub(super) fn refuse_newer(connection: &Connection, path: &Path) -> Result<(), Fault> {
+    Ok(open::refuse_newer(path, schema::version_seen(connection)?)?)
+}
+
+/// Looks something up in one statement, which is a snapshot without the cost of a transaction around it. Versions only
+/// grow: what was seen a moment ago was seen in the schema of this version. Of a newer one a failure says nothing.
+pub(super) fn look<T>(
+    connection: &Connection,
+    path: &Path,
+    work: impl FnOnce(&Connection) -> Result<T, Fault>,
+) -> Result<T, Fault> {
+    let found = work(connection);
+    refuse_newer(connection, path)?;
+    found
+}
