@@ -91,6 +91,10 @@ pub trait Store: Send + Sync {
         Ok(())
     }
 
+    /// Closes the files of the store for good, whoever still holds it. What is asked of it afterwards fails with
+    /// [`StoreError::Unproven`].
+    fn close(&self) {}
+
     /// Returns whether the store was opened in a way that a full disk asked for, and the disk has room again.
     fn has_to_be_reopened(&self) -> bool {
         false

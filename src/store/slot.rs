@@ -122,6 +122,11 @@ impl Away {
     fn new(error: Arc<StoreError>, tried_at: Option<Instant>, cause: Cause, failed: Option<Arc<dyn Store>>) -> Self {
         Self { error, since: Instant::now(), tried_at, cause, failed, refused: 0 }
     }
+
+    /// Takes out the store that failed, to be closed. One whose file is gone stays open: it is the only way to what it holds.
+    fn take_failed(&mut self) -> Option<Arc<dyn Store>> {
+        self.failed.take().filter(|_| !matches!(self.cause, Cause::Deleted(_) | Cause::Moved(_)))
+    }
 }
 
 /// What has to be done before a store is opened again.
@@ -284,6 +289,9 @@ impl StoreSlot {
             warn_of_loss(&error);
             let tried_at = Some(Instant::now());
             // Everybody has to close an unproven one before it is used again.
+            if error.is_unproven() {
+                store.close();
+            }
             let failed = (!error.is_unproven()).then_some(store);
             *self.inner() = Inner::Away(Away::new(Arc::new(error), tried_at, Cause::Nothing, failed));
         }
@@ -381,14 +389,17 @@ impl StoreSlot {
         }
     }
 
-    /// Closes the store that failed: while anybody has it open, nobody can prove it.
+    /// Closes the store that failed, also for those who wait for a server with it in their hands: while anybody has it open,
+    /// nobody can prove it.
     fn close_failed(&self) {
         let failed = match &mut *self.inner() {
-            Inner::Away(away) => away.failed.take(),
+            Inner::Away(away) => away.take_failed(),
             Inner::Open { .. } => None,
         };
         // Closing takes a while, and nobody waits for it.
-        drop(failed);
+        if let Some(failed) = failed {
+            failed.close();
+        }
     }
 
     /// Does what has to be done first, and opens the store.
@@ -491,7 +502,13 @@ impl StoreSlot {
             // open here it would be in the way of the next upgrade.
             let is_of_use = !error.is_unproven() && !matches!(**error, StoreError::NewerSchema { .. });
             let failed = is_of_use.then(|| Arc::clone(store));
+            let closed = error.is_unproven().then(|| Arc::clone(store));
+            let is_gone = matches!(cause, Cause::Deleted(_) | Cause::Moved(_));
             *inner = Inner::Away(Away::new(Arc::clone(error), tried_at, cause, failed));
+            drop(inner);
+            if let Some(store) = closed.filter(|_| !is_gone) {
+                store.close();
+            }
         }
     }
 
@@ -598,7 +615,12 @@ impl StoreSlot {
             Inner::Open { store, file, beside, looked_at } => (store, file, beside, looked_at),
             Inner::Away(away) => {
                 // Nobody can prove a store that this process keeps open only to look at it.
-                away.failed.take_if(|_| sqlite::unproven(path).is_some());
+                if away.failed.is_some()
+                    && sqlite::unproven(path).is_some()
+                    && let Some(failed) = away.take_failed()
+                {
+                    failed.close();
+                }
                 return;
             }
         };
@@ -623,6 +645,7 @@ impl StoreSlot {
             // Another process, or another thread of this one, has seen an error. All have to close it before it is proven.
             let error = Arc::new(StoreError::Unproven { path: path.to_owned(), reason });
             warn_of_loss(&error);
+            store.close();
             *inner = Inner::Away(Away::new(error, Some(Instant::now()), Cause::Nothing, None));
         }
     }

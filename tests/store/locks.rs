@@ -114,6 +114,26 @@ fn a_store_whose_first_write_fails_is_proven_as_soon_as_it_can_be() {
 }
 
 #[test]
+fn a_store_is_proven_while_a_replay_that_waits_for_its_server_still_holds_it() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let path = folder.path().join("opik_messages.db");
+    let slot = StoreSlot::at(&path, LIMITS);
+    slot.with(|store| store_one(store, 0)).expect("it is open");
+    let held = slot.get().expect("it is open");
+    mark_unproven(&path);
+    wait_until_stored(&slot, 1);
+    // What the replay notes at last goes nowhere, and it is told so.
+    for result in [store_one(held.as_ref(), 2), held.backlog(&Filter::default()).map(drop), held.compact().map(drop)] {
+        assert!(matches!(&result, Err(StoreError::Unproven { .. })), "{result:?}");
+    }
+    slot.report(&held, &Arc::new(StoreError::Unproven { path: path.clone(), reason: "it was closed".into() }));
+    slot.with(|store| store_one(store, 3)).expect("it is open");
+    assert_eq!(left_by_a_kill(&path), 3);
+    drop(held);
+    assert_eq!(left_by_a_kill(&path), 3);
+}
+
+#[test]
 fn what_a_failed_commit_may_have_stored_is_not_overtaken_until_that_is_known() {
     let folder = tempfile::tempdir().expect("a temporary folder");
     let path = folder.path().join("opik_messages.db");

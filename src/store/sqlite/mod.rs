@@ -248,7 +248,7 @@ impl SqliteStore {
         let found_no_room = result.as_ref().is_err_and(|fault: &Fault| fault.no_room(&self.path).is_some());
         let result = result.map_err(|fault| fault.at(&self.path));
         // Also after a failure: what is kept for a full disk is needed then.
-        if self.watch.unproven().is_none() {
+        if self.watch.unproven().is_none() && !guard::is_closed(&connection) {
             self.ballast.tend(&connection, found_no_room);
         }
         result
@@ -257,7 +257,7 @@ impl SqliteStore {
     /// Keeps what is needed to deliver from a full disk: see [`Ballast`].
     fn keep_room(&self) {
         let connection = lock(&self.writer);
-        if self.watch.unproven().is_none() {
+        if self.watch.unproven().is_none() && !guard::is_closed(&connection) {
             self.ballast.tend(&connection, false);
             self.ballast.make();
         }
@@ -362,6 +362,12 @@ impl Store for SqliteStore {
     fn keep_room(&self) -> Result<(), StoreError> {
         self.keep_room();
         Ok(())
+    }
+
+    fn close(&self) {
+        for connection in [&self.writer, &self.quick_reader, &self.reader] {
+            guard::close(&mut lock(connection), &self.watch);
+        }
     }
 
     fn has_to_be_reopened(&self) -> bool {
