@@ -66,10 +66,12 @@ pub(super) const BUSY_TEXT: &str = "opik-offline holds too many bodies at once";
 pub(super) const BUSY_RETRY_AFTER: Duration = Duration::from_secs(1);
 /// How long a large body waits for memory before its client is told to come again.
 const MEMORY_WAIT_MAX: Duration = Duration::from_secs(30);
-/// How long a client may pause that has memory for its whole body, and how many bytes a second it has to send after that,
-/// while others wait for memory.
-const RESERVED_PAUSE_MAX: Duration = Duration::from_secs(10);
-const RESERVED_RATE_MIN: u64 = 256 * 1024;
+/// How long a client may pause that has memory for its body, and how many bytes a second it has to send after that, while
+/// others wait for memory or are refused it.
+const AWAITED_PAUSE_MAX: Duration = Duration::from_secs(10);
+const AWAITED_RATE_MIN: u64 = 256 * 1024;
+/// How often a pause that is longer is looked at again.
+const AWAITED_LOOK_INTERVAL: Duration = Duration::from_secs(1);
 /// What an id takes that is added to a body, with its key.
 const ID_BYTES: u64 = 64;
 /// What a client is asked to wait when the store is full or busy.
@@ -142,7 +144,8 @@ pub(super) async fn refuse_with(answer: ClientAnswer, headers: &HeaderMap, mut b
 /// Reads a body whole, within the limits of size and of memory for all bodies together.
 ///
 /// A large body that says how large it is waits until there is memory for all of it, and is not read before: its client
-/// is held back by its connection. Others take memory as they come.
+/// is held back by its connection. Others take memory as they come. A client that has memory and sends nothing gives it
+/// up when others need it.
 pub(super) async fn read_body(
     shared: &Shared,
     headers: &HeaderMap,
@@ -168,14 +171,14 @@ pub(super) async fn read_body(
     let began = Instant::now();
     loop {
         let mut next = std::pin::pin!(pace.next(body));
-        let frame = match reserved {
-            None => next.await,
-            Some(_) => match tokio::time::timeout(RESERVED_PAUSE_MAX, next.as_mut()).await {
-                Ok(frame) => frame,
+        let mut pause_max = AWAITED_PAUSE_MAX;
+        let frame = loop {
+            match tokio::time::timeout(pause_max, next.as_mut()).await {
+                Ok(frame) => break frame,
                 // Others wait for the memory that this one does not fill.
-                Err(_) if shared.memory.is_awaited(Use::Intake) => Err(TooSlow),
-                Err(_) => next.await,
-            },
+                Err(_) if memory.bytes() > 0 && shared.memory.is_awaited(Use::Intake) => break Err(TooSlow),
+                Err(_) => pause_max = AWAITED_LOOK_INTERVAL,
+            }
         };
         let frame = match frame {
             Err(TooSlow) => return Err(shared.too_slow()),
@@ -188,11 +191,15 @@ pub(super) async fn read_body(
         if bytes > limit {
             return Err(too_large());
         }
-        if bytes > memory.bytes() && !memory.try_grow(bytes - memory.bytes()) {
+        if !memory.try_grow_up_to(bytes, announced.unwrap_or(limit)) {
             return Err(shared.busy());
         }
-        if reserved.is_some() && is_behind(bytes, began.elapsed()) && shared.memory.is_awaited(Use::Intake) {
+        if is_behind(bytes, began.elapsed()) && shared.memory.is_awaited(Use::Intake) {
             return Err(shared.too_slow());
+        }
+        if bytes > read.capacity() as u64 {
+            // As much as was taken, so that nothing is copied again. What is not written to takes no memory.
+            read.reserve(usize::try_from(memory.bytes()).unwrap_or(0).saturating_sub(read.len()));
         }
         read.extend_from_slice(&data);
     }
@@ -201,12 +208,13 @@ pub(super) async fn read_body(
     {
         return Err(error(400, "the body is shorter than its Content-Length"));
     }
+    memory.shrink_to(read.len() as u64);
     Ok((read.freeze(), memory))
 }
 
-/// Returns whether a body that has memory for all of it comes more slowly than it may while others wait for memory.
+/// Returns whether a body comes more slowly than it may while others wait for memory.
 fn is_behind(received: u64, elapsed: Duration) -> bool {
-    elapsed > RESERVED_PAUSE_MAX && received / RESERVED_RATE_MIN < elapsed.as_secs()
+    elapsed > AWAITED_PAUSE_MAX && received / AWAITED_RATE_MIN < elapsed.as_secs()
 }
 
 /// A protected write, ready for its turn.

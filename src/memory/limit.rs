@@ -79,6 +79,19 @@ mod tests {
     }
 
     #[test]
+    fn the_sidecar_names_the_budget_that_its_limit_leads_to() {
+        let sidecar = include_str!("../../contrib/kubernetes/sidecar.yaml");
+        let limits = sidecar.split_once("limits:").expect("it has limits").1;
+        let number = |before: &str, after: &str| {
+            let (text, _) = limits.split_once(after).expect("it is named");
+            text.rsplit_once(before).expect("it is named").1.trim().parse::<u64>().expect("a number")
+        };
+        let limit = number("memory: ", "Mi\n");
+        assert_eq!(number(", ", " MiB."), default_budget(Some(limit * MIB)) / MIB);
+        assert!(limits.contains("memory_budget") && limits.contains("OPIK_OFFLINE_MEMORY_BUDGET"));
+    }
+
+    #[test]
     fn the_limits_of_a_cgroup_and_those_above_it_are_found() {
         assert_eq!(
             limit_files("0::/kubepods/pod1/c\n"),

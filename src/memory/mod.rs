@@ -7,9 +7,15 @@
 //! # No deadlock
 //!
 //! A body whose size is known takes all of its bytes at once and holds nothing while it waits. One that comes in chunks
-//! grows without waiting, or is refused ([`Grant::try_grow`]). The only ones that wait while they hold something are
+//! grows without waiting, or is refused ([`Grant::try_grow_up_to`]). The only ones that wait while they hold something are
 //! those that take [`Use::Inspection`] beside [`Use::Intake`] or [`Use::Division`] beside [`Use::Replay`], and whoever holds
 //! one of these waits for no memory.
+//!
+//! # No starving
+//!
+//! Each use has a share of its own, and what is left is handed out in the order in which large bodies came
+//! ([`shares::Ahead`]). Of the bodies that grow one has memory for the largest that it may become: however many more
+//! begin, one comes to its end.
 
 pub mod limit;
 pub mod shares;
@@ -18,13 +24,15 @@ use std::collections::{HashMap, VecDeque};
 use std::pin::Pin;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 pub use self::shares::Use;
-use self::shares::{Held, Shares};
+use self::shares::{Ahead, Held, Shares};
 
 /// How often a thread that waits for memory checks whether it still has to.
 const STOP_CHECK_INTERVAL: Duration = Duration::from_millis(50);
+/// A client that was refused memory comes again within this time.
+const REFUSED_LATELY: Duration = Duration::from_secs(5);
 
 /// The budget, shared by all that hold bodies.
 pub struct Budget {
@@ -40,6 +48,30 @@ struct State {
     queues: [[VecDeque<u64>; 2]; Use::COUNT],
     waiting: HashMap<u64, Waiting>,
     next_ticket: u64,
+    /// A body that grows has memory for the largest that it may become.
+    has_grower: bool,
+    /// When a body of a client got no memory and did not wait for it.
+    refused_at: Option<Instant>,
+}
+
+impl State {
+    fn refused(&mut self, by: Use) {
+        if by == Use::Intake {
+            self.refused_at = Some(Instant::now());
+        }
+    }
+
+    /// Returns who waits and came before this ticket.
+    fn ahead(&self, shares: Shares, by: Use, ticket: u64) -> Ahead {
+        let first = |of: Use| self.queues[of as usize][1].front().copied();
+        let is_nested = matches!(by, Use::Inspection | Use::Division);
+        let elsewhere =
+            [Use::Intake, Use::Replay].into_iter().filter(|other| *other != by && !is_nested).any(|other| {
+                let waiting = first(other).filter(|first| *first < ticket).and_then(|first| self.waiting.get(&first));
+                waiting.is_some_and(|waiting| shares.waits_for_others(&self.held, other, waiting.bytes))
+            });
+        Ahead { same_use: first(by).is_some(), elsewhere }
+    }
 }
 
 struct Waiting {
@@ -74,22 +106,31 @@ impl Budget {
         self.shares.is_large(bytes)
     }
 
-    /// Returns whether large bodies wait for memory of this use.
+    /// Returns whether bodies wait for memory of this use, or were refused it a moment ago.
     pub fn is_awaited(&self, by: Use) -> bool {
-        !self.state().queues[by as usize][1].is_empty()
+        let state = self.state();
+        let waits = |of: Use| !state.queues[of as usize][1].is_empty();
+        let others = || Use::ALL.into_iter().any(|other| other != by && waits(other));
+        waits(by)
+            || state.refused_at.is_some_and(|at| by == Use::Intake && at.elapsed() < REFUSED_LATELY)
+            || self.shares.exceeds(&state.held, by) && others()
     }
 
     /// Takes memory for a body if it is free now, and nobody waits for it.
     pub fn try_take(self: &Arc<Self>, by: Use, bytes: u64) -> Option<Grant> {
         let mut state = self.state();
         let is_large = self.shares.is_large(bytes);
-        let large_waits = !state.queues[by as usize][1].is_empty();
+        let ahead = state.ahead(self.shares, by, u64::MAX);
         let may = bytes == 0
             || state.queues[by as usize][usize::from(is_large)].is_empty()
-                && self.shares.admit(&state.held, by, bytes, large_waits && !is_large);
+                && self.shares.admit(&state.held, by, bytes, ahead);
         may.then(|| {
             state.held.add(by, is_large, bytes);
-            Grant { budget: self.clone(), by, bytes }
+            Grant { budget: self.clone(), by, bytes, is_grower: false }
+        })
+        .or_else(|| {
+            state.refused(by);
+            None
         })
     }
 
@@ -109,21 +150,29 @@ impl Budget {
         let state = &mut *guard;
         let mut wakers = Vec::new();
         let mut any = false;
-        for by in Use::ALL {
-            // Large ones first: small ones have what is kept for them.
-            for is_large in [true, false] {
-                while let Some(ticket) = state.queues[by as usize][usize::from(is_large)].front().copied() {
-                    let large_waits = !is_large && !state.queues[by as usize][1].is_empty();
-                    let Some(waiting) = state.waiting.get_mut(&ticket) else { break };
-                    if !self.shares.admit(&state.held, by, waiting.bytes, large_waits) {
-                        break;
+        // One that is served may have been what another waited behind.
+        loop {
+            let mut served = false;
+            for by in Use::ALL {
+                // Large ones first: small ones have what is kept for them.
+                for is_large in [true, false] {
+                    while let Some(ticket) = state.queues[by as usize][usize::from(is_large)].front().copied() {
+                        let ahead = state.ahead(self.shares, by, ticket);
+                        let Some(waiting) = state.waiting.get_mut(&ticket) else { break };
+                        if !self.shares.admit(&state.held, by, waiting.bytes, ahead) {
+                            break;
+                        }
+                        waiting.is_granted = true;
+                        wakers.extend(waiting.waker.take());
+                        served = true;
+                        state.held.add(by, is_large, waiting.bytes);
+                        state.queues[by as usize][usize::from(is_large)].pop_front();
                     }
-                    waiting.is_granted = true;
-                    wakers.extend(waiting.waker.take());
-                    any = true;
-                    state.held.add(by, is_large, waiting.bytes);
-                    state.queues[by as usize][usize::from(is_large)].pop_front();
                 }
+            }
+            any |= served;
+            if !served {
+                break;
             }
         }
         drop(guard);
@@ -152,7 +201,7 @@ impl Wait {
         let mut state = self.budget.state();
         loop {
             if let Some(bytes) = self.granted(&mut state) {
-                return Some(Grant { budget: self.budget.clone(), by: self.by, bytes });
+                return Some(Grant { budget: self.budget.clone(), by: self.by, bytes, is_grower: false });
             }
             if stops() {
                 return None;
@@ -175,7 +224,7 @@ impl Future for Wait {
     fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Grant> {
         let mut state = self.budget.state();
         if let Some(bytes) = self.granted(&mut state) {
-            return Poll::Ready(Grant { budget: self.budget.clone(), by: self.by, bytes });
+            return Poll::Ready(Grant { budget: self.budget.clone(), by: self.by, bytes, is_grower: false });
         }
         if let Some(waiting) = state.waiting.get_mut(&self.ticket) {
             waiting.waker = Some(context.waker().clone());
@@ -204,6 +253,8 @@ pub struct Grant {
     budget: Arc<Budget>,
     by: Use,
     bytes: u64,
+    /// Has memory for the largest that its body may become.
+    is_grower: bool,
 }
 
 impl Grant {
@@ -214,12 +265,40 @@ impl Grant {
 
     /// Takes more, if it is free now. Never waits: two that hold something could wait for each other for ever.
     pub fn try_grow(&mut self, more: u64) -> bool {
+        let budget = self.budget.clone();
+        let mut state = budget.state();
+        self.try_become(&mut state, self.bytes.saturating_add(more))
+    }
+
+    /// Takes memory for a body that grows to an unknown size, of which this much is known and that much is the most.
+    ///
+    /// As soon as it is a large one it takes the most, unless another one has done so: else two that grow could each keep
+    /// the other from its end, and those that begin meanwhile both of them.
+    pub fn try_grow_up_to(&mut self, bytes: u64, most: u64) -> bool {
+        if bytes <= self.bytes {
+            return true;
+        }
+        let budget = self.budget.clone();
+        let mut state = budget.state();
+        if budget.shares.is_large(bytes) && !state.has_grower && self.try_become(&mut state, most.max(bytes)) {
+            state.has_grower = true;
+            self.is_grower = true;
+            return true;
+        }
+        // A buffer that grows is copied into one of twice its size.
+        let wanted = self.bytes.saturating_mul(2).min(most).max(bytes);
+        let may = self.try_become(&mut state, wanted);
+        if !may {
+            state.refused(self.by);
+        }
+        may
+    }
+
+    fn try_become(&mut self, state: &mut State, bytes: u64) -> bool {
         let shares = self.budget.shares;
-        let mut state = self.budget.state();
-        let bytes = self.bytes.saturating_add(more);
-        let large_waits = !shares.is_large(bytes) && !state.queues[self.by as usize][1].is_empty();
         state.held.remove(self.by, shares.is_large(self.bytes), self.bytes);
-        let may = shares.admit(&state.held, self.by, bytes, large_waits);
+        let ahead = state.ahead(shares, self.by, u64::MAX);
+        let may = shares.admit(&state.held, self.by, bytes, ahead);
         if may {
             self.bytes = bytes;
         }
@@ -227,13 +306,19 @@ impl Grant {
         may
     }
 
-    /// Gives back what is not needed after all.
+    /// Gives back what is not needed after all. A body that grew has come to its end.
     pub fn shrink_to(&mut self, bytes: u64) {
-        if bytes >= self.bytes {
+        if bytes >= self.bytes && !self.is_grower {
             return;
         }
         let shares = self.budget.shares;
         let mut state = self.budget.state();
+        if std::mem::take(&mut self.is_grower) {
+            state.has_grower = false;
+        }
+        if bytes >= self.bytes {
+            return;
+        }
         state.held.remove(self.by, shares.is_large(self.bytes), self.bytes);
         state.held.add(self.by, shares.is_large(bytes), bytes);
         self.bytes = bytes;
@@ -244,6 +329,7 @@ impl Grant {
 impl Drop for Grant {
     fn drop(&mut self) {
         let mut state = self.budget.state();
+        state.has_grower &= !self.is_grower;
         state.held.remove(self.by, self.budget.shares.is_large(self.bytes), self.bytes);
         self.budget.serve(state);
     }
@@ -274,7 +360,7 @@ mod tests {
         drop((small, first));
         let huge = poll(&mut huge).expect("nothing else is held");
         assert!(budget.try_take(Use::Replay, MIB / 4).is_some(), "small ones pass beside it");
-        assert!(budget.try_take(Use::Intake, 8 * MIB).is_some(), "intake is starved by replay");
+        assert!(budget.try_take(Use::Intake, 6 * MIB).is_some(), "intake is starved by replay");
         assert!(budget.try_take(Use::Replay, 8 * MIB).is_none());
         drop(huge);
         assert_eq!(budget.taken(), 0);
@@ -311,6 +397,48 @@ mod tests {
         grant.shrink_to(1000);
         assert!(poll(&mut other).is_some());
         drop((grant, third, other));
+        assert_eq!(budget.taken(), 0);
+    }
+
+    #[test]
+    fn the_first_body_that_grows_comes_to_its_end_however_many_begin() {
+        let budget = Budget::new(32 * MIB);
+        let grower = || budget.try_take(Use::Intake, 0).expect("nothing is always there");
+        let (mut first, mut second) = (grower(), grower());
+        assert!(first.try_grow_up_to(MIB, 16 * MIB));
+        assert!(second.try_grow_up_to(MIB, 16 * MIB), "there is room beside the largest that the first may become");
+        assert!(!second.try_grow_up_to(8 * MIB, 16 * MIB));
+        assert!(budget.is_awaited(Use::Intake), "a client that stalls would keep it from the other for ever");
+        for mib in 2..=16 {
+            assert!(grower().try_grow_up_to(MIB / 4, 16 * MIB));
+            assert!(first.try_grow_up_to(mib * MIB, 16 * MIB), "{mib}");
+        }
+        first.shrink_to(16 * MIB);
+        drop(first);
+        assert!(second.try_grow_up_to(8 * MIB, 16 * MIB), "now it is the first");
+        assert_eq!(second.bytes(), 16 * MIB);
+        second.shrink_to(8 * MIB);
+        assert_eq!(budget.taken(), 8 * MIB);
+        drop(second);
+        let mut alone = grower();
+        assert!(alone.try_grow_up_to(MIB, 500 * MIB), "larger than the budget, and alone");
+    }
+
+    #[test]
+    fn large_bodies_of_two_uses_that_do_not_fit_together_take_turns() {
+        let budget = Budget::new(32 * MIB);
+        let replayed = budget.try_take(Use::Replay, 24 * MIB).expect("it is alone");
+        let mut written = budget.take(Use::Intake, 24 * MIB);
+        let mut next = budget.take(Use::Replay, 24 * MIB);
+        assert!(poll(&mut written).is_none() && poll(&mut next).is_none());
+        assert!(budget.is_awaited(Use::Replay));
+        drop(replayed);
+        assert!(poll(&mut next).is_none(), "it came later");
+        let held = poll(&mut written).expect("it was first");
+        assert!(budget.try_take(Use::Replay, MIB / 4).is_some(), "small ones of replay pass");
+        assert!(budget.take(Use::Inspection, 24 * MIB).unless(|| true).is_some(), "what is taken beside another");
+        drop(held);
+        assert!(poll(&mut next).is_some());
         assert_eq!(budget.taken(), 0);
     }
 

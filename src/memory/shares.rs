@@ -10,8 +10,12 @@
 //! What is left goes to whoever needs it, so that neither side can starve the other and a quiet one costs nothing.
 //!
 //! A body of more than a 64th of the budget is large. Of each use a 16th of the budget is kept for small ones: lanes and
-//! clients with small bodies go on while large ones wait. A large body that is alone always may, whatever its size: then
-//! the budget is exceeded by it, for a message that is larger than its share must be delivered, too.
+//! clients with small bodies go on while large ones wait.
+//!
+//! A body that is larger than its share must be taken and delivered, too. It may be held alone, whatever its size, but only
+//! while the other uses keep to what is their own ([`Shares::may_exceed`]): the budget is exceeded by one body and not by
+//! one for each use. So that this comes about, nobody takes more than its own while a body of another use waits for that
+//! and came first ([`Ahead::elsewhere`]).
 
 /// What memory is taken for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -58,6 +62,15 @@ impl Held {
     }
 }
 
+/// Who waits, and came first.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Ahead {
+    /// A large body of the same use: small ones must not keep it waiting for ever.
+    pub same_use: bool,
+    /// A large body of another use, which waits for what the others hold beyond their own.
+    pub elsewhere: bool,
+}
+
 /// How a budget is shared.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Shares {
@@ -87,11 +100,31 @@ impl Shares {
         }
     }
 
+    /// Returns what is kept for small bodies beside the large ones of a use.
+    fn kept(self, by: Use) -> u64 {
+        match by {
+            Use::Intake | Use::Replay => self.total / 16,
+            Use::Inspection | Use::Division => 0,
+        }
+    }
+
+    /// Returns what others have to leave to a use: what it holds and keeps for small ones, and what is its own anyway.
+    fn counted(self, held: &Held, by: Use) -> u64 {
+        let [small, large] = held.0[by as usize];
+        let kept = if large > 0 { self.kept(by) } else { 0 };
+        large.saturating_add(small.max(kept)).max(self.reserved(by))
+    }
+
     /// Returns how much one use may have beside what the others hold, or could take.
     fn limit(self, held: &Held, by: Use) -> u64 {
         let others = Use::ALL.into_iter().filter(|other| *other != by);
-        let others = others.map(|other| held.of(other).max(self.reserved(other))).fold(0, u64::saturating_add);
+        let others = others.map(|other| self.counted(held, other)).fold(0, u64::saturating_add);
         self.total.saturating_sub(others)
+    }
+
+    /// Returns whether a use holds more than what is its own.
+    pub fn exceeds(self, held: &Held, by: Use) -> bool {
+        held.of(by) > self.reserved(by)
     }
 
     /// Returns how much is free for one use, and how much it may have.
@@ -100,21 +133,44 @@ impl Shares {
         (limit.saturating_sub(held.of(by)), limit)
     }
 
-    /// Returns whether a body may be held beside what is held. `large_waits`: a large one of the same use waits, and small
-    /// ones must not keep it waiting for ever.
-    pub fn admit(self, held: &Held, by: Use, bytes: u64, large_waits: bool) -> bool {
-        let limit = self.limit(held, by);
+    /// Returns whether a body may be held beside what is held, while others wait.
+    pub fn admit(self, held: &Held, by: Use, bytes: u64, ahead: Ahead) -> bool {
+        // What is its own it has beside one that exceeds the budget, too.
+        let own = self.reserved(by);
+        let limit = if ahead.elsewhere { own } else { own.max(self.limit(held, by)) };
         let kept = self.total / 16;
         let [small, large] = held.0[by as usize];
         match self.is_large(bytes) {
             true => {
-                (large == 0 && small <= kept) || large.saturating_add(bytes).saturating_add(small.max(kept)) <= limit
+                large.saturating_add(bytes).saturating_add(small.max(self.kept(by))) <= limit
+                    || (!ahead.elsewhere && large == 0 && small <= kept && self.may_exceed(held, by))
             }
             false => {
                 small.saturating_add(bytes) <= kept
-                    || (!large_waits && small.saturating_add(large).saturating_add(bytes) <= limit)
+                    || (!ahead.same_use && small.saturating_add(large).saturating_add(bytes) <= limit)
             }
         }
+    }
+
+    /// Returns whether one body of this use may exceed the budget now.
+    ///
+    /// What is taken beside what one holds ([`Use::Inspection`], [`Use::Division`]) does not wait for those who may wait for
+    /// it.
+    fn may_exceed(self, held: &Held, by: Use) -> bool {
+        let waits_for: &[Use] = match by {
+            Use::Intake => &[Use::Inspection, Use::Replay, Use::Division],
+            Use::Replay => &[Use::Intake, Use::Inspection, Use::Division],
+            Use::Inspection => &[Use::Replay, Use::Division],
+            Use::Division => &[],
+        };
+        waits_for.iter().all(|other| held.of(*other) <= self.reserved(*other))
+    }
+
+    /// Returns whether a large body only waits for other uses: its own leaves it room, or holds no other large one.
+    pub fn waits_for_others(self, held: &Held, by: Use, bytes: u64) -> bool {
+        let [small, large] = held.0[by as usize];
+        let most = self.limit(&Held::default(), by);
+        large == 0 || large.saturating_add(bytes).saturating_add(small.max(self.kept(by))) <= most
     }
 }
 
@@ -146,7 +202,11 @@ mod tests {
             ("a small one", held(&[(Replay, 0, 72)]), Replay, 2, false, true),
             ("a small one too many", held(&[(Replay, 8, 72)]), Replay, 1, false, false),
             ("intake's share while replay has all else", held(&[(Replay, 8, 72)]), Intake, 24, false, true),
-            ("more than intake's share, alone", held(&[(Replay, 8, 72)]), Intake, 60, false, true),
+            ("more than intake's share while replay has all else", held(&[(Replay, 8, 72)]), Intake, 60, false, false),
+            ("more than there is while others keep to their own", held(&[(Replay, 8, 24)]), Intake, 100, false, true),
+            ("the same beside another", held(&[(Intake, 0, 3)]), Intake, 100, false, false),
+            ("an inflated one while replay has all else", held(&[(Replay, 8, 72)]), Inspection, 100, false, false),
+            ("an inflated one, whatever intake has", held(&[(Intake, 8, 100)]), Inspection, 100, false, true),
             ("more than intake's share, not alone", held(&[(Replay, 8, 72), (Intake, 0, 24)]), Intake, 3, false, false),
             ("larger than the budget, alone", held(&[]), Replay, 1000, false, true),
             ("the same beside a few small ones", held(&[(Replay, 8, 0)]), Replay, 1000, false, true),
@@ -163,7 +223,31 @@ mod tests {
                 true,
             ),
         ] {
-            assert_eq!(shares.admit(&held, by, mib * MIB, large_waits), expected, "{what}");
+            let ahead = Ahead { same_use: large_waits, elsewhere: false };
+            assert_eq!(shares.admit(&held, by, mib * MIB, ahead), expected, "{what}");
+        }
+    }
+
+    #[test]
+    fn nobody_takes_more_than_its_own_while_another_use_waits_for_that() {
+        use Use::{Intake, Replay};
+        let shares = Shares::of(128 * MIB);
+        for (what, held, by, mib, expected) in [
+            ("within its own", held(&[(Intake, 0, 90)]), Replay, 24, true),
+            ("beyond its own", held(&[]), Replay, 25, false),
+            ("beyond its own, with small ones", held(&[(Replay, 31, 0)]), Replay, 2, false),
+            ("small ones within what is kept for them", held(&[(Replay, 0, 90)]), Replay, 2, true),
+            ("larger than the budget", held(&[]), Intake, 200, false),
+        ] {
+            let ahead = Ahead { same_use: false, elsewhere: true };
+            assert_eq!(shares.admit(&held, by, mib * MIB, ahead), expected, "{what}");
+        }
+        for (what, held, by, mib, expected) in [
+            ("nothing of its own is held", held(&[(Replay, 0, 80)]), Intake, 100, true),
+            ("what it waits for is its own", held(&[(Intake, 0, 3)]), Intake, 100, false),
+            ("there is room beside its own", held(&[(Replay, 0, 80), (Intake, 0, 20)]), Intake, 40, true),
+        ] {
+            assert_eq!(shares.waits_for_others(&held, by, mib * MIB), expected, "{what}");
         }
     }
 
@@ -176,11 +260,12 @@ mod tests {
                 let by = Use::ALL[(step % Use::COUNT as u64) as usize];
                 let bytes = (step * 7919 % (total * MIB / 8)).max(1);
                 let is_large = shares.is_large(bytes);
-                let is_alone = is_large && held.0[by as usize][1] == 0;
-                if shares.admit(&held, by, bytes, false) {
+                let exceeds = is_large && held.all() + bytes > total * MIB;
+                if shares.admit(&held, by, bytes, Ahead::default()) {
                     held.add(by, is_large, bytes);
-                    alone += if is_alone { bytes } else { 0 };
-                    assert!(held.all() <= total * MIB + alone, "{total} {step}: {held:?}");
+                    alone += if exceeds { bytes } else { 0 };
+                    // Small ones of the two uses that keep nothing for them pass all the same.
+                    assert!(held.all() <= total * MIB * 9 / 8 + alone, "{total} {step}: {held:?}");
                 }
             }
             assert!(held.all() > total * MIB / 2, "most of it can be used: {held:?}");

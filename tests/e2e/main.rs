@@ -47,6 +47,7 @@ mod otlp_repeats;
 mod outage;
 mod overtaking;
 mod own_faults;
+mod peak;
 mod prism;
 mod proxy;
 mod rotations;

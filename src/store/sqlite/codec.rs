@@ -10,11 +10,12 @@
 //! dictionary knows: without it a 1 KB span keeps 56 % of its bytes, with it 34 %.
 
 use std::borrow::Cow;
-use std::io;
+use std::io::{self, Write};
 use std::sync::{Mutex, PoisonError};
 
 use bytes::Bytes;
 use zstd::bulk::{Compressor, Decompressor};
+use zstd::stream::write::Encoder;
 
 use super::fault::Fault;
 use crate::message::{Body, Encoding};
@@ -26,6 +27,9 @@ pub(super) const DICTIONARY_1: &[u8] = include_bytes!("dictionary-1.json");
 const BYTES_MIN: usize = 64;
 /// Compressed bytes are kept only when they save at least this part, as a divisor: reading them back costs, too.
 const SAVED_SHARE: usize = 8;
+/// Larger bodies are never in memory as they are kept: they are compressed once to see how long that is, and once more
+/// while they are written ([`super::large`]). What is compressed beside its body stays below a commit's bytes that way.
+pub(super) const HELD_BYTES_MAX: usize = 4 * 1024 * 1024;
 /// The fastest level that still codes literals by their frequency.
 const LEVEL: i32 = 1;
 
@@ -42,7 +46,51 @@ pub(super) enum Codec {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Packed {
     pub(super) codec: Codec,
+    /// As kept, or as sent where the body is compressed while it is written.
     pub(super) bytes: Bytes,
+    /// What it is compressed to while it is written.
+    streamed_bytes: Option<usize>,
+}
+
+impl Packed {
+    /// Returns the number of bytes that are kept.
+    pub(super) fn len(&self) -> usize {
+        self.streamed_bytes.unwrap_or(self.bytes.len())
+    }
+
+    /// Returns whether the bytes have to be compressed by [`Packed::stream`] while they are written.
+    pub(super) fn is_streamed(&self) -> bool {
+        self.streamed_bytes.is_some()
+    }
+
+    /// Compresses the bytes into a place that takes [`Packed::len`] of them.
+    pub(super) fn stream(&self, into: impl Write) -> io::Result<()> {
+        compress(&self.bytes, into).map(drop)
+    }
+}
+
+/// Compresses a body in pieces; what comes of it is the same each time.
+fn compress<W: Write>(bytes: &[u8], into: W) -> io::Result<W> {
+    // What does not shrink is kept in blocks as it is: three bytes for 128 KiB.
+    let mut encoder = Encoder::with_dictionary(into, LEVEL, DICTIONARY_1)?;
+    // What is read back is checked against it.
+    encoder.set_pledged_src_size(Some(bytes.len() as u64))?;
+    encoder.write_all(bytes)?;
+    encoder.finish()
+}
+
+/// Counts what is written.
+struct Count(usize);
+
+impl Write for Count {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0 += bytes.len();
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
 }
 
 /// Compresses bodies, one at a time; its tables are made once.
@@ -54,18 +102,28 @@ impl Packer {
         Self(Mutex::new(Compressor::with_dictionary(LEVEL, DICTIONARY_1).ok()))
     }
 
-    /// Returns a body as it is to be kept: compressed if its client did not do so and it gets smaller.
+    /// Returns a body as it is to be kept: compressed if its client did not do so and it gets smaller. A very large one
+    /// always is, so that it can be written in pieces ([`super::large`]).
     pub(super) fn pack(&self, body: &Body) -> Packed {
-        let plain = || Packed { codec: Codec::Plain, bytes: body.bytes.clone() };
+        let plain = || Packed { codec: Codec::Plain, bytes: body.bytes.clone(), streamed_bytes: None };
+        if body.bytes.len() > HELD_BYTES_MAX {
+            return match compress(&body.bytes, Count(0)) {
+                Ok(Count(length)) => {
+                    Packed { codec: Codec::Zstd1, bytes: body.bytes.clone(), streamed_bytes: Some(length) }
+                }
+                Err(_) => plain(),
+            };
+        }
         if body.encoding != Encoding::Identity || body.bytes.len() < BYTES_MIN {
             return plain();
         }
-        let mut compressor = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         // No room for more than is worth keeping: what does not shrink ends there.
-        let mut bytes = Vec::with_capacity(body.bytes.len() - body.bytes.len() / SAVED_SHARE);
+        let bytes_max = body.bytes.len() - body.bytes.len() / SAVED_SHARE;
+        let mut compressor = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut bytes = Vec::with_capacity(bytes_max);
         let compressed = compressor.as_mut().map(|compressor| compressor.compress_to_buffer(&body.bytes, &mut bytes));
         match compressed {
-            Some(Ok(_)) => Packed { codec: Codec::Zstd1, bytes: bytes.into() },
+            Some(Ok(_)) => Packed { codec: Codec::Zstd1, bytes: bytes.into(), streamed_bytes: None },
             // Not smaller, or no memory for it: as sent is always right.
             Some(Err(_)) | None => plain(),
         }
@@ -135,6 +193,21 @@ mod tests {
             let packed = packer.pack(&body);
             assert_eq!(packed.codec, codec, "{body:?}");
             assert!(packed.bytes.len() <= body.bytes.len());
+        }
+    }
+
+    #[test]
+    fn a_very_large_body_is_compressed_in_pieces_and_comes_back_whatever_it_is() {
+        let noise = |n: u64| (n.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 56) as u8;
+        let noise: Bytes = (0..HELD_BYTES_MAX as u64 + 1).map(noise).collect();
+        for body in [plain_text(vec![b' '; HELD_BYTES_MAX + 1]), Body::new(noise, Encoding::Gzip)] {
+            let packed = Packer::new().pack(&body);
+            assert!(packed.is_streamed() && packed.codec == Codec::Zstd1);
+            let mut kept = Vec::new();
+            packed.stream(&mut kept).expect("there is memory");
+            assert_eq!(kept.len(), packed.len());
+            let back = Unpacker::default().unpack(packed.codec as i64, kept.into(), body.bytes.len() as u64);
+            assert!(back.expect("it is whole") == body.bytes);
         }
     }
 

@@ -27,7 +27,7 @@ pub(super) enum Fault {
     WrongKey { needed: KeyId, given: KeyId },
     /// Things are kept under two keys already, and a third one is given.
     TooManyKeys,
-    /// Why something can't be sealed.
+    /// Why something can't be sealed, or compressed.
     Sealing(&'static str),
     /// One message is not what was stored; the store around it is whole.
     Message(String),

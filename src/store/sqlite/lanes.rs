@@ -5,6 +5,7 @@ use rusqlite::{Connection, OptionalExtension, Row, Transaction, params};
 
 use super::checksum::Covered;
 use super::fault::Fault;
+use super::large;
 use super::register::Names;
 use super::rows::{self, Lanes, Requests};
 use super::seal::{Destination, KeptBody, Sealer};
@@ -159,7 +160,7 @@ fn cover_anew(tx: &Transaction<'_>, sealer: &Sealer, requests: &mut Requests, id
         let opened = sealer.open_body(id, &to, kept)?;
         (KeptBody { bytes: opened.bytes.into_owned().into(), ..opened }, encoding)
     };
-    if kept.checksum.is_none() {
+    if large::checksum_of(&kept).is_none() {
         return Ok(());
     }
     let checksum = {

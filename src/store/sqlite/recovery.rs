@@ -60,6 +60,7 @@ use super::checksum::Covered;
 use super::codec::Unpacker;
 use super::damaged::{Damaged, FileRow, Name, Value, log_is_whole};
 use super::fault::{Fault, folder_of, os_words};
+use super::large;
 use super::open::{FileId, immutable_uri};
 use super::register::{Names, add_touches, move_early_updates, position};
 use super::seal::{Destination, KeptBody, KeyRing, Lookup, Place, SEALED, Sealer, State};
@@ -633,7 +634,7 @@ impl Reader<'_> {
             Value::Null => None,
             project => Some(project.text()?),
         };
-        let checksum = packed.checksum;
+        let checksum = large::checksum_of(&packed);
         let has_checksum = checksum.is_some();
         let header_sets = self.old.header_sets.get(&header_set_id.integer()?)?;
         let header_sets = self.values(Lookup::HeaderSet, header_sets, has_checksum);

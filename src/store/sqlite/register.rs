@@ -203,12 +203,26 @@ pub(super) fn add_body_and_touches(
 ) -> Result<(), Fault> {
     let encoding = i64::from(rows::encoding_code(request.body.encoding));
     let to = Destination { encoding, method: &request.method, path: &request.path };
-    let plain = KeptBody { bytes: body.bytes.as_ref().into(), codec: body.codec as i64, checksum: Some(checksum) };
-    let kept = sealer.keep_body(id, &to, plain)?;
     let mut add_body = tx.prepare_cached(queries::ADD_BODY)?;
+    let kept = match body.is_streamed() {
+        true => match sealer.keep_streamed(id, &to, body, checksum)? {
+            Some(kept) => kept,
+            None => {
+                let none: Option<i64> = None;
+                add_body.execute(params![id, large::room_of_stream(body), body.codec as i64, none])?;
+                large::stream(tx, id, body, checksum)?;
+                return add_touches(tx, id, touches);
+            }
+        },
+        false => {
+            let bytes = body.bytes.as_ref().into();
+            let plain = KeptBody { bytes, codec: body.codec as i64, checksum: Some(checksum) };
+            sealer.keep_body(id, &to, plain)?
+        }
+    };
     match large::is_large(&kept.bytes) {
         true => {
-            let room = large::room_for(&kept.bytes);
+            let room = large::room_of(kept.bytes.len());
             add_body.execute(params![id, room, kept.codec, kept.checksum])?;
             large::write(tx, id, &kept.bytes)?;
         }

@@ -180,7 +180,8 @@ impl Requests {
         let to = Destination { encoding: row.get(2)?, method: &method, path: &path };
         let (bytes, checksum) = match row.get_ref(4)? {
             ValueRef::Null if codec == Codec::Zstd1 as i64 => {
-                (large::unpack(connection, id.0, bytes_sent).map_err(one_message)?, checksum)
+                let (bytes, behind) = large::unpack(connection, id.0, bytes_sent).map_err(one_message)?;
+                (bytes, checksum.or(behind))
             }
             value => {
                 let bytes = match value {
@@ -189,8 +190,9 @@ impl Requests {
                 };
                 let kept = KeptBody { bytes, codec, checksum };
                 let packed = sealer.open_body(id.0, &to, kept).map_err(one_message)?;
+                let checksum = large::checksum_of(&packed);
                 let bytes = self.unpacker.unpack(packed.codec, packed.bytes, bytes_sent).map_err(one_message)?;
-                (bytes, packed.checksum)
+                (bytes, checksum)
             }
         };
         let headers = self.header_set(connection, sealer, row.get(3)?)?;

@@ -44,6 +44,7 @@ use rusqlite::types::{ToSqlOutput, Value, ValueRef};
 use rusqlite::{Connection, OptionalExtension, Transaction, params};
 use zeroize::Zeroizing;
 
+use super::codec::Packed;
 use super::fault::Fault;
 use super::proof::Watch;
 use super::{guard, queries, reseal};
@@ -150,15 +151,28 @@ impl Cipher {
         self.seal_joined(place, plain, &[])
     }
 
-    /// Seals two texts as one, in the one buffer that is returned: a body may be large.
+    /// Seals two texts as one.
     fn seal_joined(&self, place: &Place<'_>, plain: &[u8], end: &[u8]) -> Result<Vec<u8>, Fault> {
+        self.seal_filled(place, plain.len() + end.len(), |bytes| {
+            bytes.extend_from_slice(plain);
+            bytes.extend_from_slice(end);
+            Ok(())
+        })
+    }
+
+    /// Seals what is put into the one buffer that is returned: a body may be large.
+    fn seal_filled(
+        &self,
+        place: &Place<'_>,
+        length: usize,
+        fill: impl FnOnce(&mut Vec<u8>) -> Result<(), Fault>,
+    ) -> Result<Vec<u8>, Fault> {
         let mut nonce = [0; NONCE_BYTES];
         SystemRandom::new().fill(&mut nonce).map_err(|_| Fault::Sealing("the system gives no random numbers"))?;
-        let mut bytes = Vec::with_capacity(SEAL_BYTES + plain.len() + end.len());
+        let mut bytes = Vec::with_capacity(SEAL_BYTES + length);
         bytes.extend(self.id.0);
         bytes.extend(nonce);
-        bytes.extend_from_slice(plain);
-        bytes.extend_from_slice(end);
+        fill(&mut bytes)?;
         let text = (&mut bytes[KeyId::LEN + NONCE_BYTES..]).into();
         let tag = self.aead.encrypt_inout_detached(&XNonce::from(nonce), &place.bytes(), text);
         bytes.extend(tag.map_err(|_| Fault::Sealing("it is too large to be sealed"))?);
@@ -498,6 +512,24 @@ impl Sealer {
         Ok(KeptBody { bytes: sealed.into(), codec: codec + SEALED, checksum: None })
     }
 
+    /// Returns a body that is compressed while it is written as it is to be kept, or `None` when nothing is sealed.
+    pub(super) fn keep_streamed(
+        &self,
+        message: i64,
+        to: &Destination<'_>,
+        packed: &Packed,
+        checksum: i64,
+    ) -> Result<Option<KeptBody<'static>>, Fault> {
+        let Some(cipher) = self.active()? else { return Ok(None) };
+        let codec = packed.codec as i64;
+        let sealed = cipher.seal_filled(&to.place(message, codec), packed.len() + CHECKSUM_BYTES, |bytes| {
+            packed.stream(&mut *bytes).map_err(|_| Fault::Sealing("it can't be compressed"))?;
+            bytes.extend(checksum.to_le_bytes());
+            Ok(())
+        })?;
+        Ok(Some(KeptBody { bytes: sealed.into(), codec: codec + SEALED, checksum: None }))
+    }
+
     /// Returns a body as it was before it was sealed: compressed, with its message's checksum.
     pub(super) fn open_body<'a>(
         &self,
@@ -679,7 +711,7 @@ mod tests {
 
     use super::*;
     use crate::message::{Body, Encoding};
-    use crate::store::sqlite::codec::{Packed, Packer, Unpacker};
+    use crate::store::sqlite::codec::{Packer, Unpacker};
 
     fn keys(byte: u8) -> Keys {
         let text = format!("{byte:02x}{}", "5a".repeat(31));

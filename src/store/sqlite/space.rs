@@ -147,7 +147,7 @@ fn in_the_way(space: &Space, limits: &Limits, needed: u64) -> Option<Fullness> {
 
 /// Returns about how many bytes of the file a message takes with its body as it is kept, without its attachment.
 pub(super) fn bytes_needed(message: &Message, body: &Packed) -> u64 {
-    (body.bytes.len() + message.request.path.len()) as u64 + ROW_BYTES + message.touches.len() as u64 * TOUCH_BYTES
+    (body.len() + message.request.path.len()) as u64 + ROW_BYTES + message.touches.len() as u64 * TOUCH_BYTES
 }
 
 /// Deletes the oldest waiting messages until so many bytes are free; says whether there were enough of them.
