@@ -47,6 +47,8 @@ mod otlp_repeats;
 mod outage;
 mod overtaking;
 mod own_faults;
+#[cfg(target_os = "linux")]
+mod people;
 mod prism;
 mod proxy;
 mod salvage;
