@@ -67,6 +67,10 @@ pub struct InspectArgs {
     #[arg(long, value_name = "FILE", value_hint = clap::ValueHint::FilePath, conflicts_with_all = ["id", "newest", "status", "rejected", "types", "workspace", "server", "project", "ids", "trace", "older_than", "newer_than"])]
     from: Option<PathBuf>,
 
+    /// As root, look into a file of this user, a name or a number
+    #[arg(long, value_name = "USER", requires = "from", hide_short_help = true, value_hint = clap::ValueHint::Username)]
+    owner: Option<String>,
+
     /// List this many messages at most; 0 lists all [default: 50]
     #[arg(long, value_name = "N", value_parser = number)]
     limit: Option<u64>,
@@ -216,7 +220,7 @@ pub fn run(common: &Common, args: &InspectArgs) -> Result<(), Failure> {
         limit => limit.map_or(LIMIT, |limit| usize::try_from(limit).unwrap_or(usize::MAX)),
     };
     if let Some(file) = &args.from {
-        return super::salvage::list(common, file, limit);
+        return super::salvage::list(common, file, args.owner.as_deref(), limit);
     }
     let store = existing_store(&config)?;
     if args.follow {

@@ -49,6 +49,7 @@ mod overtaking;
 mod own_faults;
 #[cfg(target_os = "linux")]
 mod people;
+mod planted;
 mod prism;
 mod proxy;
 mod salvage;

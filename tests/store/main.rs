@@ -10,6 +10,7 @@ mod history;
 mod messages;
 #[path = "../support/model_store.rs"]
 mod model_store;
+mod orphans;
 mod processes;
 mod rejected_room;
 mod sealing;

@@ -26,6 +26,7 @@ mod claim;
 mod codec;
 mod damaged;
 mod fault;
+mod guard;
 mod lanes;
 mod large;
 mod lease;

@@ -52,7 +52,12 @@ pub(in crate::store) struct FileId(u64, u64);
 impl FileId {
     /// Returns which file stands at this path, or `None` when none can be seen there.
     pub(in crate::store) fn at(path: &Path) -> Option<Self> {
-        fs::metadata(path).ok().map(|metadata| Self(metadata.dev(), metadata.ino()))
+        fs::metadata(path).ok().map(|metadata| Self::of(&metadata))
+    }
+
+    /// Returns which file this is.
+    pub(in crate::store) fn of(metadata: &fs::Metadata) -> Self {
+        Self(metadata.dev(), metadata.ino())
     }
 
     /// Returns the identity of the store in this file, which stands at this path.
