@@ -530,3 +530,22 @@ fn open_writer(
     refuse_newer(path, schema::version(&connection)?)?;
     Ok(connection)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::Keys;
+
+    #[test]
+    fn what_is_laid_beside_a_store_after_the_first_look_is_found_before_a_message_is_written() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("store.db");
+        let keys = Arc::new(KeyRing::new(&Keys::default()));
+        let look_and_open = || open_sound(&path, OpenMode::CreateIfMissing, 1 << 30, &keys).map(drop);
+        look_and_open().expect("nothing is in the way");
+        // As if it came between the first look, which is not part of this, and the opening. SQLite passes it over.
+        std::os::unix::fs::symlink("elsewhere", folder.path().join("store.db-journal")).expect("a link");
+        let error = look_and_open().expect_err("it is a trap").to_string();
+        assert!(error.contains("store.db-journal is not trusted"), "{error}");
+    }
+}
