@@ -5,7 +5,7 @@ use std::fs;
 use std::os::unix::fs::{PermissionsExt, chown, symlink};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::Stdio;
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use rusqlite::Connection;
@@ -27,31 +27,41 @@ const PLANTER: u32 = 61_002;
 const THIRD: u32 = 61_003;
 const SECRET: &str = "made-up-secret-24680";
 
-/// Returns whether other users can be played here, and says that the test does not run where not.
-fn can_be_others(test: &str) -> bool {
-    let is_root = rustix::process::geteuid().is_root();
-    let mut probe = std::process::Command::new("true");
-    let can = is_root && probe.uid(VICTIM).gid(VICTIM).status().is_ok_and(|status| status.success());
-    if !can {
-        eprintln!("not run: {test}: only root can act as a second user");
-    }
-    can
+/// Returns a machine on which this test can act as other users, or says why it does not run.
+fn machine_of_several(test: &str) -> Option<Machine> {
+    let why = if rustix::process::geteuid().is_root() {
+        let machine = Machine::new();
+        match machine.command_as(VICTIM).arg("--version").status() {
+            Ok(status) if status.success() => return Some(machine),
+            Ok(status) => status.to_string(),
+            Err(error) => error.to_string(),
+        }
+    } else {
+        "only root can".to_owned()
+    };
+    eprintln!("not run: {test}: it can't act as a second user: {why}");
+    None
 }
 
 /// A home with a folder in it that everybody shares, as `/tmp` is.
 struct Machine {
     home: Home,
     shared: PathBuf,
+    /// Where every user can start it, wherever the sources are.
+    program: PathBuf,
 }
 
 impl Machine {
     fn new() -> Self {
         let home = Home::new();
-        let shared = home.path().join("shared");
+        let (shared, program) = (home.path().join("shared"), home.path().join("opik-offline"));
         fs::create_dir(&shared).expect("a folder");
         mode(home.path(), 0o755);
         mode(&shared, 0o1777);
-        Self { home, shared }
+        if fs::hard_link(BINARY, &program).is_err() {
+            fs::copy(BINARY, &program).expect("a copy");
+        }
+        Self { home, shared, program }
     }
 
     /// Makes a folder of this user.
@@ -71,16 +81,19 @@ impl Machine {
         path
     }
 
+    fn command_as(&self, user: u32) -> Command {
+        let mut command = self.home.command(&self.program);
+        command.uid(user).gid(user).current_dir("/");
+        command
+    }
+
     /// Runs a command as this user, whose store is in this folder.
     fn cli_as(&self, user: u32, folder: &Path, args: &[&str]) -> Output {
-        let mut command = self.home.command(BINARY);
-        if !rustix::process::geteuid().is_root() || user != 0 {
-            command.uid(user).gid(user);
-        }
+        let mut command = self.command_as(user);
         for name in ["HOME", "XDG_CONFIG_HOME", "XDG_DATA_HOME", "XDG_STATE_HOME"] {
             command.env(name, folder);
         }
-        command.env("TMPDIR", &self.shared).env("OPIK_API_KEY", SECRET).current_dir("/");
+        command.env("TMPDIR", &self.shared).env("OPIK_API_KEY", SECRET);
         run(command.args(args).arg("--db").arg(folder.join("store.db")))
     }
 }
@@ -141,11 +154,11 @@ fn assert_no_secret(server: &FakeOpik) {
 
 #[test]
 fn a_store_that_another_user_planted_is_not_taken_and_the_users_own_is() {
-    if !can_be_others("a_store_that_another_user_planted_is_not_taken_and_the_users_own_is") {
+    let Some(machine) = machine_of_several("a_store_that_another_user_planted_is_not_taken_and_the_users_own_is")
+    else {
         return;
-    }
+    };
     let server = FakeOpik::start_new();
-    let machine = Machine::new();
     let victim = machine.home_of(VICTIM);
     let key = victim.join("id_rsa");
     fs::write(&key, SECRET).expect("a file");
@@ -183,11 +196,8 @@ fn a_store_that_another_user_planted_is_not_taken_and_the_users_own_is() {
 
 #[test]
 fn root_salvages_for_nobody_else_unless_it_is_told_whose() {
-    if !can_be_others("root_salvages_for_nobody_else_unless_it_is_told_whose") {
-        return;
-    }
+    let Some(machine) = machine_of_several("root_salvages_for_nobody_else_unless_it_is_told_whose") else { return };
     let server = FakeOpik::start_new();
-    let machine = Machine::new();
     let root = machine.home_of(0);
     let (theirs, third) = (machine.shared.join("tmpcopy0001.txt"), machine.shared.join("tmpcopy0002.txt"));
     for (path, user) in [(&theirs, PLANTER), (&third, THIRD)] {
@@ -229,11 +239,8 @@ fn root_salvages_for_nobody_else_unless_it_is_told_whose() {
 
 #[test]
 fn an_agent_adopts_no_store_of_another_user() {
-    if !can_be_others("an_agent_adopts_no_store_of_another_user") {
-        return;
-    }
+    let Some(machine) = machine_of_several("an_agent_adopts_no_store_of_another_user") else { return };
     let server = FakeOpik::start_new();
-    let machine = Machine::new();
     let third = machine.shared.join("tmpcopy0001.txt");
     fs::write(&third, SECRET).expect("a file");
     give(&third, THIRD, 0o600);
@@ -297,11 +304,15 @@ fn a_row_may_name_only_the_copies_that_the_sdk_made_for_this_user() {
             .map(PathBuf::from),
     );
     let mut others = Vec::new();
-    if can_be_others("the part of a_row_may_name_only_the_copies_that_the_sdk_made_for_this_user about other users") {
+    if rustix::process::geteuid().is_root() {
         let theirs = temp.join("tmptheirs01");
         fs::write(&theirs, SECRET).expect("a file");
         give(&theirs, THIRD, 0o644);
         others.push(theirs);
+    } else {
+        eprintln!(
+            "not run: a_row_may_name_only_the_copies_that_the_sdk_made_for_this_user (other users): only root can give files away"
+        );
     }
     let all: Vec<_> = bad.iter().chain(&others).collect();
     let rows: Vec<_> =
