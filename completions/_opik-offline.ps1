@@ -121,6 +121,8 @@ Register-ArgumentCompleter -Native -CommandName 'opik-offline' -ScriptBlock {
             [CompletionResult]::new('--timeout', '--timeout', [CompletionResultType]::ParameterName, 'Stop after this long, and keep trying until then')
             [CompletionResult]::new('--verify-timeout', '--verify-timeout', [CompletionResultType]::ParameterName, 'Ask again for what the server does not show yet, until this long after the delivery')
             [CompletionResult]::new('--from', '--from', [CompletionResultType]::ParameterName, 'Take in what a Python process left, then deliver')
+            [CompletionResult]::new('--owner', '--owner', [CompletionResultType]::ParameterName, 'As root, take in the files of this user, a name or a number')
+            [CompletionResult]::new('--attachments-from', '--attachments-from', [CompletionResultType]::ParameterName, 'Also send attachments whose files are below this folder')
             [CompletionResult]::new('--status', '--status', [CompletionResultType]::ParameterName, 'Only messages with this status (may be given more than once)')
             [CompletionResult]::new('--type', '--type', [CompletionResultType]::ParameterName, 'Only messages of this type, such as OtlpTraces')
             [CompletionResult]::new('--workspace', '--workspace', [CompletionResultType]::ParameterName, 'Only messages of this workspace')
@@ -153,6 +155,7 @@ Register-ArgumentCompleter -Native -CommandName 'opik-offline' -ScriptBlock {
         }
         'opik-offline;inspect' {
             [CompletionResult]::new('--from', '--from', [CompletionResultType]::ParameterName, 'List what a Python process left in this file')
+            [CompletionResult]::new('--owner', '--owner', [CompletionResultType]::ParameterName, 'As root, look into a file of this user, a name or a number')
             [CompletionResult]::new('--limit', '--limit', [CompletionResultType]::ParameterName, 'List this many messages at most; 0 lists all [default: 50]')
             [CompletionResult]::new('--status', '--status', [CompletionResultType]::ParameterName, 'Only messages with this status (may be given more than once)')
             [CompletionResult]::new('--type', '--type', [CompletionResultType]::ParameterName, 'Only messages of this type, such as OtlpTraces')

@@ -387,7 +387,7 @@ _opik__offline() {
             return 0
             ;;
         opik__offline__subcmd__inspect)
-            opts="-q -v -h --from --limit --newest --follow --no-pager --status --rejected --type --workspace --server --project --id --trace --older-than --newer-than --db --upstream --format --quiet --verbose --no-color --help"
+            opts="-q -v -h --from --owner --limit --newest --follow --no-pager --status --rejected --type --workspace --server --project --id --trace --older-than --newer-than --db --upstream --format --quiet --verbose --no-color --help"
             if [[ ${cur} == -* ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -406,6 +406,10 @@ _opik__offline() {
                     if [[ "${BASH_VERSINFO[0]}" -ge 4 ]]; then
                         compopt -o filenames
                     fi
+                    return 0
+                    ;;
+                --owner)
+                    COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;
                 --limit)
@@ -558,7 +562,7 @@ _opik__offline() {
             return 0
             ;;
         opik__offline__subcmd__replay)
-            opts="-y -q -v -h --batch-size --delay --limit --timeout --verify --verify-timeout --from --remove-source --dry-run --status --rejected --type --workspace --server --project --id --trace --older-than --newer-than --readdress --rekey --lane --yes --db --upstream --format --quiet --verbose --no-color --help"
+            opts="-y -q -v -h --batch-size --delay --limit --timeout --verify --verify-timeout --from --owner --attachments-from --remove-source --dry-run --status --rejected --type --workspace --server --project --id --trace --older-than --newer-than --readdress --rekey --lane --yes --db --upstream --format --quiet --verbose --no-color --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -586,6 +590,17 @@ _opik__offline() {
                     ;;
                 --from)
                     COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --owner)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --attachments-from)
+                    COMPREPLY=()
+                    if [[ "${BASH_VERSINFO[0]}" -ge 4 ]]; then
+                        compopt -o plusdirs
+                    fi
                     return 0
                     ;;
                 --status)

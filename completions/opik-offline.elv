@@ -114,6 +114,8 @@ set edit:completion:arg-completer[opik-offline] = {|@words|
             cand --timeout 'Stop after this long, and keep trying until then'
             cand --verify-timeout 'Ask again for what the server does not show yet, until this long after the delivery'
             cand --from 'Take in what a Python process left, then deliver'
+            cand --owner 'As root, take in the files of this user, a name or a number'
+            cand --attachments-from 'Also send attachments whose files are below this folder'
             cand --status 'Only messages with this status (may be given more than once)'
             cand --type 'Only messages of this type, such as OtlpTraces'
             cand --workspace 'Only messages of this workspace'
@@ -145,6 +147,7 @@ set edit:completion:arg-completer[opik-offline] = {|@words|
         }
         &'opik-offline;inspect'= {
             cand --from 'List what a Python process left in this file'
+            cand --owner 'As root, look into a file of this user, a name or a number'
             cand --limit 'List this many messages at most; 0 lists all [default: 50]'
             cand --status 'Only messages with this status (may be given more than once)'
             cand --type 'Only messages of this type, such as OtlpTraces'

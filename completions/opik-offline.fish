@@ -111,6 +111,8 @@ complete -c opik-offline -n "__fish_opik_offline_using_subcommand replay" -l lim
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand replay" -l timeout -d 'Stop after this long, and keep trying until then' -r
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand replay" -l verify-timeout -d 'Ask again for what the server does not show yet, until this long after the delivery' -r
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand replay" -l from -d 'Take in what a Python process left, then deliver' -r -F
+complete -c opik-offline -n "__fish_opik_offline_using_subcommand replay" -l owner -d 'As root, take in the files of this user, a name or a number' -r -f -a "(__fish_complete_users)"
+complete -c opik-offline -n "__fish_opik_offline_using_subcommand replay" -l attachments-from -d 'Also send attachments whose files are below this folder' -r -f -a "(__fish_complete_directories)"
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand replay" -l status -d 'Only messages with this status (may be given more than once)' -r -f -a "failed\t''
 registered\t''
 held\t''
@@ -196,6 +198,7 @@ complete -c opik-offline -n "__fish_opik_offline_using_subcommand replay" -s v -
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand replay" -l no-color -d 'Use no colours, as with NO_COLOR in the environment'
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand replay" -s h -l help -d 'Print help (see more with \'--help\')'
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand inspect" -l from -d 'List what a Python process left in this file' -r -F
+complete -c opik-offline -n "__fish_opik_offline_using_subcommand inspect" -l owner -d 'As root, look into a file of this user, a name or a number' -r -f -a "(__fish_complete_users)"
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand inspect" -l limit -d 'List this many messages at most; 0 lists all [default: 50]' -r
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand inspect" -l status -d 'Only messages with this status (may be given more than once)' -r -f -a "failed\t''
 registered\t''

@@ -13,6 +13,7 @@ use tracing::{info, warn};
 use crate::message::{Lane, Server};
 use crate::replay::salvage::{SalvageError, Target, is_agent_at, remove_source, salvage};
 use crate::shutdown::Shutdown;
+use crate::store::foreign::FileOwner;
 use crate::store::orphan::{self, Orphan, OrphanMark};
 use crate::store::slot::StoreSlot;
 use crate::store::{SdkFile, StoreError};
@@ -57,19 +58,22 @@ impl Adoption {
     fn adopt(&self, slot: &StoreSlot, orphan: &Orphan, shutdown: &Shutdown) -> bool {
         // Without a store there is nowhere to put it, and the slot has said so.
         let Ok(store) = slot.get() else { return false };
-        let salvaged = SdkFile::open(&orphan.path, &self.temp_dir).map_err(SalvageError::from).and_then(|file| {
+        let opened = SdkFile::open(&orphan.path, &self.temp_dir, FileOwner::this_user(), shutdown);
+        let salvaged = opened.map_err(SalvageError::from).and_then(|mut file| {
             let is_same = |named: &Server| is_agent_at(named, self.listen);
-            salvage(Target::Store(store.as_ref()), file, &self.temp_dir, &self.lane, &is_same, shutdown)
+            let folders = file.attachment_folders(&self.temp_dir, &[]);
+            let target = Target::Store(store.as_ref());
+            salvage(target, &mut file, &folders, &self.lane, &is_same, shutdown).map(|salvaged| (file, salvaged))
         });
         match salvaged {
-            Ok(salvaged) => {
+            Ok((file, salvaged)) => {
                 info!(
                     target: "replay_manager",
                     path = %orphan.path.display(), messages = salvaged.taken, rejected = salvaged.rejected,
                     known = salvaged.known, unread = salvaged.unread,
                     "took in what a Python process left"
                 );
-                if let Err(error) = remove_source(&orphan.path, &salvaged) {
+                if let Err(error) = remove_source(&file, &salvaged) {
                     warn!(target: "replay_manager", "{error}");
                 }
                 true

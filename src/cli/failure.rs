@@ -146,6 +146,10 @@ impl From<SalvageError> for Failure {
                 SdkFileError::Live { .. } => {
                     "its process still delivers it by itself; try again when it has ended. The file was not touched"
                 }
+                SdkFileError::Untrusted { .. } => {
+                    "its owner can salvage it, and root with `replay --from FILE --owner USER`; the file was not touched"
+                }
+                SdkFileError::Interrupted { .. } => "run it again to go on",
                 SdkFileError::Unreadable { .. } => {
                     "check that this user can read the file, and that the temporary folder has room for a copy"
                 }
@@ -318,6 +322,8 @@ mod tests {
             SdkFileError::OurStore { path: path() },
             SdkFileError::OtherProgram { path: path(), reason: reason() },
             SdkFileError::Live { path: path(), pid: 1, name: reason() },
+            SdkFileError::Untrusted { path: path(), reason: reason() },
+            SdkFileError::Interrupted { path: path() },
             SdkFileError::Unreadable { path: path(), reason: reason() },
         ];
         let config = [

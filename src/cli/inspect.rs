@@ -18,7 +18,7 @@ use super::{Common, Exit, Failure, configuration, existing_store, stop_on_signal
 use crate::config::Config;
 use crate::message::{BodyFault, MessageId, MessageStatus, MessageType};
 use crate::protocol::attachment::Subject;
-use crate::protocol::json::{compact, pretty};
+use crate::protocol::json::{compact, pretty_to};
 use crate::protocol::otlp;
 use crate::shutdown::Shutdown;
 use crate::store::{self, Filter, Listed, Page, Store, StoreError, StoredMessage, now_ms};
@@ -66,6 +66,10 @@ pub struct InspectArgs {
     /// The file is not changed.
     #[arg(long, value_name = "FILE", value_hint = clap::ValueHint::FilePath, conflicts_with_all = ["id", "newest", "status", "rejected", "types", "workspace", "server", "project", "ids", "trace", "older_than", "newer_than"])]
     from: Option<PathBuf>,
+
+    /// As root, look into a file of this user, a name or a number
+    #[arg(long, value_name = "USER", requires = "from", hide_short_help = true, value_hint = clap::ValueHint::Username)]
+    owner: Option<String>,
 
     /// List this many messages at most; 0 lists all [default: 50]
     #[arg(long, value_name = "N", value_parser = number)]
@@ -175,8 +179,16 @@ const LIMIT: usize = 50;
 const FOLLOW_INTERVAL: Duration = Duration::from_millis(200);
 /// Rows of a table that share one computation of column widths.
 const TABLE_ROWS: usize = PAGE;
-/// Bodies longer than this when decoded are not shown.
-const SHOWN_BYTES_MAX: u64 = 128 * 1024 * 1024;
+/// Bodies longer than this when decoded are not shown: some KB may say that they are any length.
+const SHOWN_BYTES_MAX: u64 = 64 * 1024 * 1024;
+/// The same for YAML, whose writer has several copies of a text in memory.
+const YAML_BYTES_MAX: usize = 16 * 1024 * 1024;
+/// Values of a protobuf request that are shown: each may take hundreds of bytes as JSON.
+const PROTOBUF_VALUES_MAX: usize = 200_000;
+/// The services of OTLP requests longer than this are not looked for: a request may be nothing but empty spans.
+const SERVICES_BYTES_MAX: usize = 8 * 1024 * 1024;
+/// What a file is called takes no more than this.
+const FILE_BODY_BYTES_MAX: u64 = 1024 * 1024;
 /// Bodies longer than this when decoded are exported as they were sent: an agent has little memory.
 const EXPORTED_BYTES_MAX: u64 = 16 * 1024 * 1024;
 /// Headers whose values hold no secret; of all others only the name is shown.
@@ -208,7 +220,7 @@ pub fn run(common: &Common, args: &InspectArgs) -> Result<(), Failure> {
         limit => limit.map_or(LIMIT, |limit| usize::try_from(limit).unwrap_or(usize::MAX)),
     };
     if let Some(file) = &args.from {
-        return super::salvage::list(common, file, limit);
+        return super::salvage::list(common, file, args.owner.as_deref(), limit);
     }
     let store = existing_store(&config)?;
     if args.follow {
@@ -244,7 +256,11 @@ fn show(
             ),
         ));
     };
-    Ok(renderer.result_to(output, &whole(message), whole_text)?)
+    let whole = whole(message, renderer.format());
+    match renderer.format() {
+        Format::Table => Ok(write_whole(output, renderer, &whole)?),
+        _ => Ok(renderer.result_to(output, &whole, |_, _| String::new())?),
+    }
 }
 
 fn list(
@@ -511,7 +527,7 @@ fn line(listed: Listed) -> Line {
 /// Returns what is known of a message's file; `None` for messages that have none.
 fn file(message: &StoredMessage) -> Option<File> {
     let attachment = message.listed.attachment?;
-    let content = message.request.body.decode(SHOWN_BYTES_MAX).ok()?;
+    let content = message.request.body.decode(FILE_BODY_BYTES_MAX).ok()?;
     let subject = Subject::from_body(&content).ok()?;
     let (entity_type, entity_id) = subject.entity();
     Some(File {
@@ -565,21 +581,29 @@ fn answer_text(answer: &Answer) -> String {
     }
 }
 
-fn whole(message: StoredMessage) -> Whole {
+fn whole(message: StoredMessage, format: Format) -> Whole {
     let decoded = message.request.body.decode(SHOWN_BYTES_MAX).map_err(|fault: BodyFault| fault.to_string());
     let content_type = message.request.headers.get("content-type").map(String::from_utf8_lossy).unwrap_or_default();
     let otlp = (message.listed.message_type == MessageType::OtlpTraces)
         .then(|| otlp::Format::from_content_type(&content_type))
         .flatten();
     let services = match (otlp, &decoded) {
-        (Some(format), Ok(content)) => otlp::Traces::read(format, content).map(|traces| traces.services).ok(),
+        (Some(format), Ok(content)) if content.len() <= SERVICES_BYTES_MAX => {
+            otlp::Traces::read(format, content).map(|traces| traces.services).ok()
+        }
         _ => None,
     };
-    let shown = decoded.map(|content| match otlp {
-        Some(otlp::Format::Protobuf) => otlp::to_json(&content).map(|json| json.to_string()),
-        Some(otlp::Format::Json) | None => String::from_utf8(content.to_vec()).ok(),
+    let shown = decoded.and_then(|content| match otlp {
+        Some(otlp::Format::Protobuf) if !otlp::has_at_most(PROTOBUF_VALUES_MAX, &content) => {
+            Err(format!("the body has more than {PROTOBUF_VALUES_MAX} values"))
+        }
+        Some(otlp::Format::Protobuf) => Ok(otlp::to_json(&content).map(|json| json.to_string())),
+        Some(otlp::Format::Json) | None => Ok(String::from_utf8(content.into()).ok()),
     });
     let (body, body_problem) = match shown {
+        Ok(Some(text)) if format == Format::Yaml && text.len() > YAML_BYTES_MAX => {
+            (None, Some(format!("the body is larger than {YAML_BYTES_MAX} bytes; --format json shows it")))
+        }
         Ok(Some(text)) => (Some(text), None),
         Ok(None) => (None, Some("the body is not text".to_owned())),
         Err(problem) => (None, Some(problem)),
@@ -599,7 +623,45 @@ fn shown_headers(message: &StoredMessage) -> Vec<Header> {
     message.request.headers.iter().map(shown).collect()
 }
 
-fn whole_text(renderer: &Renderer, whole: &Whole) -> String {
+/// Writes a message for people, its body piece by piece.
+fn write_whole(output: &mut Output, renderer: &Renderer, whole: &Whole) -> io::Result<()> {
+    // A pipe gets what was sent; a terminal would obey what stands in it.
+    let is_terminal = io::stdout().is_terminal();
+    let head = head_text(whole);
+    output.write_all(if is_terminal { harmless(&head) } else { head }.as_bytes())?;
+    match (&whole.body, &whole.body_problem) {
+        (Some(body), _) => {
+            let written = pretty_to(body, |piece| match renderer.is_colored() && !piece.is_cut {
+                true => output.write_all(colored_json(&harmless(piece.text)).as_bytes()),
+                false if is_terminal => output.write_all(harmless(piece.text).as_bytes()),
+                false => output.write_all(piece.text.as_bytes()),
+            });
+            match written {
+                Some(result) => result?,
+                None if is_terminal => {
+                    pieces(body).try_for_each(|piece| output.write_all(harmless(piece).as_bytes()))?;
+                }
+                None => output.write_all(body.as_bytes())?,
+            }
+        }
+        (None, problem) => output.write_all(problem.as_deref().unwrap_or("no body").as_bytes())?,
+    }
+    output.write_all(b"\n")?;
+    output.flush()
+}
+
+/// Returns a text in pieces of some KB.
+fn pieces(mut text: &str) -> impl Iterator<Item = &str> {
+    const PIECE_BYTES: usize = 64 * 1024;
+    std::iter::from_fn(move || {
+        let end = (0..=PIECE_BYTES.min(text.len())).rev().find(|at| text.is_char_boundary(*at)).unwrap_or(text.len());
+        let (piece, rest) = text.split_at(end);
+        text = rest;
+        (!piece.is_empty()).then_some(piece)
+    })
+}
+
+fn head_text(whole: &Whole) -> String {
     let line = &whole.line;
     let mut text = String::new();
     let mut row = |name: &str, value: &str| text.push_str(&format!("{name:<13} {value}\n"));
@@ -646,18 +708,6 @@ fn whole_text(renderer: &Renderer, whole: &Whole) -> String {
     }
     for Header { name, value } in &whole.headers {
         row("header", &format!("{name}: {value}"));
-    }
-    text.push('\n');
-    // A pipe gets what was sent; a terminal would obey what stands in it.
-    let safe = |text: &str| if io::stdout().is_terminal() { harmless(text) } else { text.to_owned() };
-    let mut text = safe(&text);
-    match (&whole.body, &whole.body_problem) {
-        (Some(body), _) => match pretty(body).map(|body| safe(&body)) {
-            Some(body) if renderer.is_colored() => text.push_str(&colored_json(&body)),
-            Some(body) => text.push_str(&body),
-            None => text.push_str(&safe(body)),
-        },
-        (None, problem) => text.push_str(problem.as_deref().unwrap_or("no body")),
     }
     text.push('\n');
     text

@@ -67,13 +67,23 @@ impl Renderer {
         result: &T,
         people: impl FnOnce(&Self, &T) -> String,
     ) -> io::Result<()> {
-        let text = match self.format {
-            Format::Table => people(self, result),
-            Format::Json => serde_json::to_string_pretty(result).map_err(io::Error::other)? + "\n",
-            Format::Jsonl => serde_json::to_string(result).map_err(io::Error::other)? + "\n",
-            Format::Yaml => yaml::to_string(result).map_err(io::Error::other)?,
-        };
-        output.write_all(text.as_bytes())?;
+        match self.format {
+            Format::Table => output.write_all(people(self, result).as_bytes())?,
+            Format::Json | Format::Jsonl => self.json_to(output, result)?,
+            Format::Yaml => output.write_all(yaml::to_string(result).map_err(io::Error::other)?.as_bytes())?,
+        }
+        output.flush()
+    }
+
+    /// Writes one result as JSON, piece by piece: it may be long.
+    fn json_to<T: Serialize>(&self, output: &mut impl Write, result: &T) -> io::Result<()> {
+        let mut output = io::BufWriter::new(output);
+        match self.format {
+            Format::Jsonl => serde_json::to_writer(&mut output, result),
+            _ => serde_json::to_writer_pretty(&mut output, result),
+        }
+        .map_err(io::Error::from)?;
+        output.write_all(b"\n")?;
         output.flush()
     }
 

@@ -17,7 +17,7 @@ use super::progress::Progress;
 use super::readback::Readback;
 use super::reassign::{self, ReassignArgs, Reassigned, reassign};
 use super::render::{Format, Renderer, count, short_duration};
-use super::salvage::{self, take_in};
+use super::salvage::{self, Given, take_in};
 use super::selection::{Selection, duration, number_from_one, refuse_jsonl};
 use super::{Common, Exit, Failure, configuration, existing_store, recovered_store, stop_on_signals, translate};
 use crate::agent::files;
@@ -118,6 +118,20 @@ pub struct ReplayArgs {
     #[arg(long, value_name = "FILE", num_args = 1.., value_hint = clap::ValueHint::AnyPath)]
     from: Vec<PathBuf>,
 
+    /// As root, take in the files of this user, a name or a number
+    ///
+    /// A file is taken only if it and its folder belong to the user who runs this, or to root, and nobody else can write
+    /// to it. Root says with this whose files it means: then they have to belong to that user.
+    #[arg(long, value_name = "USER", requires = "from", hide_short_help = true, value_hint = clap::ValueHint::Username)]
+    owner: Option<String>,
+
+    /// Also send attachments whose files are below this folder
+    ///
+    /// Without it only the temporary copies that the SDK makes are sent, from the temporary folder. May be given more than
+    /// once.
+    #[arg(long, value_name = "FOLDER", requires = "from", hide_short_help = true, value_hint = clap::ValueHint::DirPath)]
+    attachments_from: Vec<PathBuf>,
+
     /// Delete each file of --from, and the SDK's temporary copies of attachments, once every message in it is stored
     #[arg(long, requires = "from", hide_short_help = true)]
     remove_source: bool,
@@ -183,8 +197,13 @@ pub fn run(common: &Common, args: &ReplayArgs) -> Result<(), Failure> {
     if !args.from.is_empty() {
         stop_on_signals(&shutdown)?;
         let readdress = args.reassign.readdress.as_ref();
-        (sources, source_failed) =
-            take_in(&config, &args.from, readdress, args.dry_run, args.remove_source, &shutdown)?;
+        let given = Given {
+            files: &args.from,
+            attachments: &args.attachments_from,
+            owner: args.owner.as_deref(),
+            remove: args.remove_source,
+        };
+        (sources, source_failed) = take_in(&config, &given, readdress, args.dry_run, &shutdown)?;
         if sources.is_empty() {
             // Every one of them was told about; what else waits was not asked for.
             return Err(Failure::silent(Exit::Failure));

@@ -8,12 +8,13 @@ use std::time::Duration;
 use serde::Serialize;
 
 use super::render::{Format, Renderer, count, short_duration, size, table_text};
-use super::{Common, Exit, Failure, existing_store, progress, translate};
+use super::{Common, Exit, Failure, existing_store, progress, stop_on_signals, translate};
 use crate::config::{Config, ProcessEnvironment, temp_dir};
 use crate::message::Server;
 use crate::protocol::sdk_rows::{SdkRow, convert};
 use crate::replay::salvage::{SalvageError, Salvaged, Target, is_agent_at, remove_source, salvage};
 use crate::shutdown::Shutdown;
+use crate::store::foreign::{AttachmentFolders, AttachmentRefusal, FileOwner};
 use crate::store::orphan::{self, SDK_STORE_NAME};
 use crate::store::{self, OpenMode, SdkFile, Store, StoredRow, count_rows, now_ms};
 
@@ -52,18 +53,49 @@ impl Source {
     }
 }
 
+/// What the command line says of files to take in.
+pub struct Given<'a> {
+    pub files: &'a [PathBuf],
+    pub attachments: &'a [PathBuf],
+    pub owner: Option<&'a str>,
+    pub remove: bool,
+}
+
+/// Returns the user whose files are salvaged: this one, or the one that root names.
+fn owner(named: Option<&str>) -> Result<FileOwner, Failure> {
+    let Some(name) = named else { return Ok(FileOwner::this_user()) };
+    let users = fs::read_to_string("/etc/passwd").unwrap_or_default();
+    let Some(user) = name.parse().ok().or_else(|| user_id(&users, name)) else {
+        let hint = "give the number that `id -u USER` prints";
+        return Err(Failure::new(Exit::Usage, format!("--owner: there is no user {name} in /etc/passwd"), Some(hint)));
+    };
+    let owner = FileOwner::user(user);
+    if !owner.is_allowed() {
+        let hint = "run it as that user, or as root";
+        return Err(Failure::new(Exit::Usage, "--owner: only root salvages what belongs to somebody else", Some(hint)));
+    }
+    Ok(owner)
+}
+
+/// Finds a user's number in a list of users (passwd(5)).
+fn user_id(users: &str, name: &str) -> Option<u32> {
+    let fields = |line: &str| line.split(':').map(str::to_owned).collect::<Vec<_>>();
+    let found = users.lines().map(fields).find(|fields| fields.first().is_some_and(|found| found == name))?;
+    found.get(2)?.parse().ok()
+}
+
 /// Takes the rows of these files into the store, or says what that would do. A file that can't be read costs the others
 /// nothing; `failed` says whether there was one. A file that names another server than the configured one is not taken,
 /// unless it names `readdress`.
 pub fn take_in(
     config: &Config,
-    given: &[PathBuf],
+    given: &Given<'_>,
     readdress: Option<&Server>,
     dry_run: bool,
-    remove: bool,
     shutdown: &Shutdown,
 ) -> Result<(Vec<Source>, bool), Failure> {
-    let (paths, mut failed) = expand(given);
+    let whose = owner(given.owner)?;
+    let (paths, mut failed) = expand(given.files);
     let scratch = temp_dir(&ProcessEnvironment);
     let mut sources = Vec::new();
     let mut opened: Option<std::sync::Arc<dyn Store>> = None;
@@ -74,10 +106,11 @@ pub fn take_in(
         failure.message
     };
     for path in paths {
-        let file = match SdkFile::open(&path, &scratch) {
+        let mut file = match SdkFile::open(&path, &scratch, whose, shutdown).map_err(SalvageError::from) {
             Ok(file) => file,
+            Err(error @ SalvageError::Interrupted { .. }) => return Err(interrupted(&error)),
             Err(error) => {
-                tell(error.into());
+                tell(error);
                 continue;
             }
         };
@@ -96,11 +129,12 @@ pub fn take_in(
             (store, _) => Target::Nowhere(store.as_deref()),
         };
         let is_same = |named: &Server| readdress == Some(named) || is_agent_at(named, config.listen.value);
-        match salvage(target, file, &scratch, &translate::lane(config), &is_same, shutdown) {
+        let folders = file.attachment_folders(&scratch, given.attachments);
+        match salvage(target, &mut file, &folders, &translate::lane(config), &is_same, shutdown) {
             Ok(salvaged) => {
                 let (mut removed, mut problem) = (false, None);
-                if remove && !dry_run {
-                    match remove_source(&path, &salvaged) {
+                if given.remove && !dry_run {
+                    match remove_source(&file, &salvaged) {
                         Ok(()) => removed = true,
                         Err(error) => problem = Some(tell(error)),
                     }
@@ -109,13 +143,19 @@ pub fn take_in(
                 let path = path.display().to_string();
                 sources.push(Source { path, messages, rejected, known, unread, removed, problem });
             }
-            Err(error @ SalvageError::Interrupted { .. }) => {
-                return Err(Failure::new(Exit::Interrupted, error.to_string(), None));
-            }
+            Err(error @ SalvageError::Interrupted { .. }) => return Err(interrupted(&error)),
             Err(error) => drop(tell(error)),
         }
     }
     Ok((sources, failed))
+}
+
+fn failure(error: SalvageError) -> Failure {
+    if matches!(error, SalvageError::Interrupted { .. }) { Failure::silent(Exit::Interrupted) } else { error.into() }
+}
+
+fn interrupted(error: &SalvageError) -> Failure {
+    Failure::new(Exit::Interrupted, error.to_string(), None)
 }
 
 /// Returns the files that these names mean: files themselves, folders with such files in them, patterns. Says so where
@@ -185,13 +225,18 @@ struct Rows {
     unread: u64,
 }
 
-fn row(stored: &StoredRow) -> Row {
+fn row(stored: &StoredRow, folders: &AttachmentFolders) -> Row {
     let json = stored.json.as_deref().unwrap_or_default();
     let (method, path, problem) = match convert(&stored.message_type, json) {
         Ok(SdkRow::Write(write)) => (Some(write.method), Some(write.path), None),
         Ok(SdkRow::Attachment(file)) => {
-            let problem =
-                (!Path::new(&file.file_path).is_file()).then(|| format!("its file {} is gone", file.file_path));
+            let problem = match folders.open(Path::new(&file.file_path)) {
+                Ok(_) => None,
+                Err(AttachmentRefusal::Unreadable(_)) => Some(format!("its file {} is gone", file.file_path)),
+                Err(AttachmentRefusal::Untrusted(why)) => {
+                    Some(format!("its file {} is not sent: {why}", file.file_path))
+                }
+            };
             (Some("POST"), Some("v1/private/attachment/upload-start".to_owned()), problem)
         }
         Err(fault) => (None, None, Some(fault.to_string())),
@@ -215,13 +260,22 @@ fn row(stored: &StoredRow) -> Row {
 }
 
 /// Lists the rows of one file.
-pub fn list(common: &Common, path: &Path, limit: usize) -> Result<(), Failure> {
+pub fn list(common: &Common, path: &Path, named: Option<&str>, limit: usize) -> Result<(), Failure> {
     let renderer = common.renderer();
-    let mut file = SdkFile::open(path, &temp_dir(&ProcessEnvironment)).map_err(SalvageError::from)?;
+    // Nothing has to be kept or finished: a signal may end this process at once, but for the copy's folder.
+    let shutdown = Shutdown::new();
+    stop_on_signals(&shutdown)?;
+    let scratch = temp_dir(&ProcessEnvironment);
+    let opened = SdkFile::open(path, &scratch, owner(named)?, &shutdown);
+    let mut file = opened.map_err(|error| failure(error.into()))?;
+    let folders = file.attachment_folders(&scratch, &[]);
     let mut rows = Vec::new();
     let (mut shown, mut more) = (0, 0_u64);
     let mut stdout = io::stdout().lock();
-    while let Some(stored) = file.next_row().map_err(SalvageError::from)? {
+    while let Some(stored) = file.next_row().map_err(|error| failure(error.into()))? {
+        if shutdown.is_requested() {
+            return Err(Failure::silent(Exit::Interrupted));
+        }
         if shown == limit {
             more += 1;
             continue;
@@ -229,10 +283,10 @@ pub fn list(common: &Common, path: &Path, limit: usize) -> Result<(), Failure> {
         shown += 1;
         match renderer.format() {
             Format::Jsonl => {
-                let line = serde_json::to_string(&row(&stored)).map_err(io::Error::other)?;
+                let line = serde_json::to_string(&row(&stored, &folders)).map_err(io::Error::other)?;
                 writeln!(stdout, "{line}")?;
             }
-            _ => rows.push(row(&stored)),
+            _ => rows.push(row(&stored, &folders)),
         }
     }
     stdout.flush()?;

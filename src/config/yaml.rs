@@ -2,7 +2,7 @@
 //!
 //! `serde_yaml` is archived: its author marked 0.9.34 deprecated and will release no more. It still reads YAML
 //! correctly, is what this project was asked to use, and sees only a small local file that the user wrote, never
-//! anything from the network. Should it have to go, this file is the one to replace.
+//! anything from the network. What is nested deep, which costs it the square of the depth, is refused before. Should it have to go, this file is the one to replace.
 
 use std::collections::BTreeMap;
 
@@ -16,10 +16,40 @@ pub(super) struct YamlError {
     pub(super) reason: String,
 }
 
+/// Brackets that are open at once; settings need none.
+const OPEN_BRACKETS_MAX: usize = 32;
+/// Bytes of a file; the parser keeps tens of bytes for each.
+const BYTES_MAX: usize = 64 * 1024;
+
+/// Returns why a text is not given to the parser, if it is not. Brackets in quotes and comments count, too: to tell them is
+/// the parser's work.
+fn refuse(text: &str) -> Option<YamlError> {
+    if text.len() > BYTES_MAX {
+        return Some(YamlError { line: None, reason: "it is larger than 64KiB".to_owned() });
+    }
+    let mut open: usize = 0;
+    let mut line = 1;
+    for byte in text.bytes() {
+        match byte {
+            b'[' | b'{' => open += 1,
+            b']' | b'}' => open = open.saturating_sub(1),
+            b'\n' => line += 1,
+            _ => {}
+        }
+        if open > OPEN_BRACKETS_MAX {
+            return Some(YamlError { line: Some(line), reason: "too many brackets are open".to_owned() });
+        }
+    }
+    None
+}
+
 /// Returns keys and values as text; a key without a value (`null`) is left out, an empty file has none.
 ///
 /// Values become text again so that every layer is understood by the same code and fails with the same words.
 pub(super) fn read_mapping(text: &str) -> Result<BTreeMap<String, String>, YamlError> {
+    if let Some(error) = refuse(text) {
+        return Err(error);
+    }
     let document: Value = serde_yaml::from_str(text).map_err(|error| {
         let line = error.location().map(|location| location.line());
         // The position is already in `line`; the crate repeats it at the end of its message.
@@ -97,6 +127,10 @@ mod tests {
             ("db: {a: b}\n", false, "db: expected a single value"),
             ("? [a]\n: b\n", false, "a key is not plain text"),
             ("a: b\n---\nc: d\n", false, "more than one document"),
+            (&format!("db: a\nlisten: {}", "[".repeat(200_000)), false, "larger than 64KiB"),
+            (&format!("db: a\nlisten: {}", "[".repeat(33)), true, "brackets"),
+            (&"{a: ".repeat(60_000 / 4), true, "brackets"),
+            (&format!("db: {}", "- ".repeat(30_000)), true, ""),
         ];
         for (text, has_line, reason) in cases {
             let error = read_mapping(text).expect_err(text);

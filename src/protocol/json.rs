@@ -329,18 +329,40 @@ pub fn compact(text: &str) -> Option<String> {
     Some(text.chars().filter(|c| keep(c)).collect())
 }
 
-/// Returns JSON with line breaks and indentation for people, every token exactly as it was written.
+/// A piece of JSON that is laid out for people.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PrettyPiece<'a> {
+    /// Its text.
+    pub text: &'a str,
+    /// Whether it begins or ends within a string.
+    pub is_cut: bool,
+}
+
+/// Writes JSON with line breaks and indentation for people, every token exactly as it was written, in pieces: no more than
+/// a piece is in memory beside `text`. What is nested deeper than people can follow is on one line, so that brackets alone
+/// don't become many times their size.
 ///
-/// Returns `None` when the text is not JSON.
-pub fn pretty(text: &str) -> Option<String> {
+/// Returns `None`, and writes nothing, when the text is not JSON.
+pub fn pretty_to<E>(text: &str, mut write: impl FnMut(PrettyPiece<'_>) -> Result<(), E>) -> Option<Result<(), E>> {
+    const INDENT_MAX: usize = 40;
+    const PIECE_BYTES: usize = 64 * 1024;
     let mut scanner = Scanner::new(text.as_bytes()).ok()?;
     let range = scanner.skip_value().and_then(|range| scanner.end().map(|()| range)).ok()?;
-    const INDENT_MAX: usize = 40;
-    let mut shown = String::with_capacity(text.len() * 2);
+    let mut shown = String::new();
+    let mut is_cut = false;
+    let mut flush = |shown: &mut String, was_cut: &mut bool, is_in_string: bool| {
+        let piece = PrettyPiece { text: shown, is_cut: *was_cut || is_in_string };
+        let result = write(piece);
+        *was_cut = is_in_string;
+        shown.clear();
+        result
+    };
     let mut depth: usize = 0;
-    let new_line = |shown: &mut String, depth: usize| {
-        shown.push('\n');
-        shown.extend(std::iter::repeat_n("  ", depth.min(INDENT_MAX)));
+    let new_line = |shown: &mut String, indent: usize, depth: usize| {
+        if depth <= INDENT_MAX {
+            shown.push('\n');
+            shown.extend(std::iter::repeat_n("  ", indent));
+        }
     };
     let mut characters = text[range].chars().peekable();
     while let Some(character) = characters.next() {
@@ -352,9 +374,15 @@ pub fn pretty(text: &str) -> Option<String> {
                     match inside {
                         '\\' => shown.extend(characters.next()),
                         '"' => break,
+                        _ if shown.len() >= PIECE_BYTES => {
+                            if let Err(error) = flush(&mut shown, &mut is_cut, true) {
+                                return Some(Err(error));
+                            }
+                        }
                         _ => {}
                     }
                 }
+                continue;
             }
             '{' | '[' => {
                 shown.push(character);
@@ -363,25 +391,43 @@ pub fn pretty(text: &str) -> Option<String> {
                     Some(closing) => shown.push(closing),
                     None => {
                         depth += 1;
-                        new_line(&mut shown, depth);
+                        new_line(&mut shown, depth, depth);
                     }
                 }
             }
             '}' | ']' => {
+                new_line(&mut shown, depth.saturating_sub(1), depth);
                 depth = depth.saturating_sub(1);
-                new_line(&mut shown, depth);
                 shown.push(character);
             }
             ',' => {
                 shown.push(character);
-                new_line(&mut shown, depth);
+                new_line(&mut shown, depth, depth);
             }
             ':' => shown.push_str(": "),
             space if space.is_ascii_whitespace() => {}
-            other => shown.push(other),
+            other => {
+                shown.push(other);
+                continue;
+            }
+        }
+        if shown.len() >= PIECE_BYTES
+            && let Err(error) = flush(&mut shown, &mut is_cut, false)
+        {
+            return Some(Err(error));
         }
     }
-    Some(shown)
+    Some(if shown.is_empty() { Ok(()) } else { flush(&mut shown, &mut is_cut, false) })
+}
+
+/// Returns what [`pretty_to`] writes.
+pub fn pretty(text: &str) -> Option<String> {
+    let mut shown = String::new();
+    let written = pretty_to(text, |piece| {
+        shown.push_str(piece.text);
+        Ok::<(), std::convert::Infallible>(())
+    });
+    written.map(|_| shown)
 }
 
 /// Returns the text of a string whose escapes were checked.
@@ -436,6 +482,24 @@ mod tests {
         let expected = "{\n  \"a\": [\n    1e+22,\n    NaN,\n    {},\n    []\n  ],\n  \"b\": \"x: {\\\"y\\\"}, z\"\n}";
         assert_eq!(pretty(text).as_deref(), Some(expected));
         assert_eq!(pretty("{"), None);
+    }
+
+    #[test]
+    fn json_for_people_comes_in_pieces_and_brackets_do_not_become_many_times_their_size() {
+        let text = format!("{}\"{}\"{}", "[".repeat(100_000), "x\\\"".repeat(100_000), "]".repeat(100_000));
+        let (mut shown, mut longest, mut cut) = (String::new(), 0, 0);
+        let written = pretty_to(&text, |piece| {
+            longest = longest.max(piece.text.len());
+            cut += usize::from(piece.is_cut);
+            shown.push_str(piece.text);
+            Ok::<(), ()>(())
+        });
+        assert_eq!(written, Some(Ok(())));
+        assert!(longest < 70_000 && shown.len() < text.len() + 10_000, "{longest} {}", shown.len());
+        assert!((5..8).contains(&cut), "{cut} pieces are parts of a string");
+        let tokens: String = shown.chars().filter(|c| !c.is_ascii_whitespace()).collect();
+        assert!(tokens == text, "a token was changed");
+        assert_eq!(pretty_to(&text, |_| Err("full")), Some(Err("full")));
     }
 
     fn check(text: &[u8]) -> Result<(), NotJson> {

@@ -439,6 +439,25 @@ pub fn to_json(content: &[u8]) -> Option<Value> {
     Some(json_of(&REQUEST, content))
 }
 
+/// Returns whether a protobuf request has at most this many values, of which each may take a byte here and hundreds of them
+/// in memory as JSON. One that is no protobuf message has none.
+pub fn has_at_most(values: usize, content: &[u8]) -> bool {
+    fn count(message: &Message, content: &[u8], depth: usize, left: &mut usize) -> Option<()> {
+        let mut fields = Fields { rest: content };
+        while let Ok(Some((number, value))) = fields.next_field() {
+            *left = left.checked_sub(1)?;
+            let field = message.fields.iter().find(|field| field.number == number);
+            if let (Some(Field { kind: Type::Message(inner), .. }), Wire::Bytes(bytes)) = (field, value)
+                && depth < DEPTH_MAX
+            {
+                count(inner, bytes, depth + 1, left)?;
+            }
+        }
+        Some(())
+    }
+    count(&REQUEST, content, 0, &mut { values }).is_some()
+}
+
 // The wire format.
 
 /// A value as it stands on the wire.

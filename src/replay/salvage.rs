@@ -5,10 +5,13 @@
 //! recognised later, so a salvage that is killed anywhere is simply run again. What no request can be made of is kept as
 //! rejected, with the row's text as its body. Bytes of attachments are copied at once: they lie in a temporary folder.
 //!
+//! A row may name any file of this machine. Only those are read that the SDK itself may have put there for it
+//! ([`crate::store::foreign`]); the text of the row is kept as rejected, and its source stays.
+//!
 //! Nothing of the original is touched before every row is safe; then, and only when asked to, [`remove_source`] deletes it.
 
 use std::collections::BTreeSet;
-use std::fs::{self, File};
+use std::fs::File;
 use std::io::{self, Read};
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
@@ -24,7 +27,8 @@ use crate::protocol::routes::Protected;
 use crate::protocol::sdk_rows::{CONTENT_TYPE, SdkAttachment, SdkRow, SdkWrite, convert, sdk_type};
 use crate::shutdown::Shutdown;
 use crate::store::attachment::AttachmentWriter;
-use crate::store::{LastAnswer, SalvagedRow, SdkFile, SdkFileError, Store, StoreError, StoredRow, files_of, now_ms};
+use crate::store::foreign::{AttachedFile, AttachmentFolders, AttachmentRefusal, TemporaryCopy};
+use crate::store::{LastAnswer, SalvagedRow, SdkFile, SdkFileError, Store, StoreError, StoredRow, now_ms};
 
 /// Rows in one commit.
 const COMMIT_ROWS_MAX: usize = 256;
@@ -45,7 +49,7 @@ const FAILED: i64 = 3;
 pub enum SalvageError {
     /// The file can't be read.
     #[error(transparent)]
-    File(#[from] SdkFileError),
+    File(SdkFileError),
     /// The store can't take its rows.
     #[error(transparent)]
     Store(#[from] StoreError),
@@ -75,8 +79,17 @@ pub enum SalvageError {
     },
 }
 
+impl From<SdkFileError> for SalvageError {
+    fn from(error: SdkFileError) -> Self {
+        match error {
+            SdkFileError::Interrupted { path } => Self::Interrupted { path },
+            error => Self::File(error),
+        }
+    }
+}
+
 /// What became of a file's rows.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default)]
 pub struct Salvaged {
     /// Rows that wait for replay now.
     pub taken: u64,
@@ -90,8 +103,10 @@ pub struct Salvaged {
     pub is_damaged: bool,
     /// Why nobody can tell whether a process still works with the file.
     pub unseen: Option<String>,
+    /// Attachments whose files are not ones that a row may name. Their rows are kept as rejected.
+    pub mistrusted: u64,
     /// Temporary copies that the SDK made for attachments, with rows that are safe.
-    pub temporary_files: Vec<PathBuf>,
+    pub temporary_files: Vec<TemporaryCopy>,
 }
 
 impl Salvaged {
@@ -100,6 +115,9 @@ impl Salvaged {
         match &self.unseen {
             Some(why) => Some(format!("it may be in use: {why}")),
             None if self.is_damaged => Some("it is damaged, and may hold more than could be read".to_owned()),
+            None if self.mistrusted > 0 => {
+                Some(format!("attachments in it name files that are not sent ({})", self.mistrusted))
+            }
             None => None,
         }
     }
@@ -107,7 +125,7 @@ impl Salvaged {
 
 /// Takes every row of a file into the store, or says without one what that would do.
 ///
-/// `scratch` is the folder for temporary files. `lane` is where the messages belong: the SDK's file names neither
+/// `folders` has the files of attachments. `lane` is where the messages belong: the SDK's file names neither
 /// workspace nor key. It names its server only where it has an attachment; a file that names another one than the lane's
 /// is refused whole, unless `is_same` takes it for the lane's (an agent in front of it, an earlier address).
 ///
@@ -116,15 +134,15 @@ impl Salvaged {
 /// [`SalvageError`]; rows of earlier commits are stored and recognised next time.
 pub fn salvage(
     target: Target<'_>,
-    mut file: SdkFile,
-    scratch: &Path,
+    file: &mut SdkFile,
+    folders: &AttachmentFolders,
     lane: &Lane,
     is_same: &dyn Fn(&Server) -> bool,
     shutdown: &Shutdown,
 ) -> Result<Salvaged, SalvageError> {
     let path = &file.path().to_owned();
     if let Some(configured) = &lane.server {
-        for named in named_servers(&mut file)? {
+        for named in named_servers(file)? {
             if named != *configured && !is_same(&named) {
                 return Err(SalvageError::OtherServer { path: path.to_owned(), named, configured: configured.clone() });
             }
@@ -133,6 +151,7 @@ pub fn salvage(
     }
     let mut salvaged = Salvaged { unseen: file.unseen().map(str::to_owned), ..Salvaged::default() };
     let mut batch = Batch { target, rows: Vec::new(), bytes: 0 };
+    let source = Source { path, folders, lane, shutdown };
     while let Some(stored) = file.next_row()? {
         if shutdown.is_requested() {
             return Err(SalvageError::Interrupted { path: path.to_owned() });
@@ -141,39 +160,13 @@ pub fn salvage(
             continue;
         }
         let row = digest(&stored);
-        let read = read_row(&stored);
-        if let RowRead::Attachment(attachment) = &read
-            && attachment.delete_after_upload
-            && is_temporary(Path::new(&attachment.file_path), path, scratch)
-        {
-            salvaged.temporary_files.push(attachment.file_path.clone().into());
-        }
-        if batch.target.knows(&row)? {
-            salvaged.known += 1;
-            continue;
-        }
-        match read {
-            RowRead::Write(write) => batch.add(written(row, write, lane), &mut salvaged)?,
+        let is_known = batch.target.knows(&row)?;
+        match read_row(&stored) {
             RowRead::Attachment(attachment) => {
-                // Its bytes have a commit of their own, and it keeps its place.
-                batch.commit(&mut salvaged)?;
-                let unreadable = |error| format!("its file {} cannot be read: {error}", attachment.file_path);
-                let message = attached(&attachment, lane);
-                let ready = message.and_then(|message| Ok((message, open_attached(&attachment).map_err(unreadable)?)));
-                match ready {
-                    Ok((message, bytes)) => {
-                        batch.attach(row, message, bytes, &mut salvaged).map_err(|fault| match fault {
-                            AttachFault::Store(error) => SalvageError::Store(error),
-                            AttachFault::Read(error) => SdkFileError::Unreadable {
-                                path: attachment.file_path.clone().into(),
-                                reason: error.to_string(),
-                            }
-                            .into(),
-                        })?
-                    }
-                    Err(reason) => batch.add(refused(row, &stored, reason, path, lane), &mut salvaged)?,
-                }
+                batch.take_attachment(row, is_known, &stored, &attachment, &source, &mut salvaged)?;
             }
+            _ if is_known => salvaged.known += 1,
+            RowRead::Write(write) => batch.add(written(row, write, lane), &mut salvaged)?,
             RowRead::Refused(reason) => batch.add(refused(row, &stored, reason, path, lane), &mut salvaged)?,
         }
     }
@@ -226,13 +219,12 @@ impl Target<'_> {
     }
 }
 
-/// Why an attachment was not stored.
-#[derive(Debug, Error)]
-enum AttachFault {
-    #[error(transparent)]
-    Store(#[from] StoreError),
-    #[error(transparent)]
-    Read(io::Error),
+/// What is the same for all rows of a file.
+struct Source<'a> {
+    path: &'a Path,
+    folders: &'a AttachmentFolders,
+    lane: &'a Lane,
+    shutdown: &'a Shutdown,
 }
 
 /// Rows that go into one commit.
@@ -273,14 +265,67 @@ impl Batch<'_> {
         Ok(())
     }
 
+    /// Stores an attachment if its file is one that a row may name.
+    fn take_attachment(
+        &mut self,
+        row: Sha256,
+        is_known: bool,
+        stored: &StoredRow,
+        attachment: &SdkAttachment,
+        source: &Source<'_>,
+        salvaged: &mut Salvaged,
+    ) -> Result<(), SalvageError> {
+        let refused = |row, reason| refused(row, stored, reason, source.path, source.lane);
+        let name = &attachment.file_path;
+        let opened = source.folders.open(Path::new(name));
+        if let Ok(AttachedFile { copy: Some(copy), .. }) = &opened
+            && attachment.delete_after_upload
+        {
+            salvaged.temporary_files.push(copy.clone());
+        }
+        if is_known {
+            salvaged.known += 1;
+            return Ok(());
+        }
+        let file = match opened {
+            Ok(AttachedFile { file, .. }) => file,
+            Err(AttachmentRefusal::Unreadable(error)) => {
+                return Ok(self.add(refused(row, format!("its file {name} cannot be read: {error}")), salvaged)?);
+            }
+            Err(AttachmentRefusal::Untrusted(reason)) => {
+                salvaged.mistrusted += 1;
+                // By a digest of its own: the row itself is still to be taken once its file may be sent.
+                let row = digest_of_refusal(&row);
+                if self.target.knows(&row)? {
+                    salvaged.known += 1;
+                    return Ok(());
+                }
+                let reason = format!(
+                    "its file {name} is not sent: {reason}; name its folder with `replay --from FILE --attachments-from FOLDER` if it should be"
+                );
+                return Ok(self.add(refused(row, reason), salvaged)?);
+            }
+        };
+        match attached(attachment, source.lane) {
+            Ok(message) => {
+                // Its bytes have a commit of their own, and it keeps its place.
+                self.commit(salvaged)?;
+                self.attach(row, message, file, name, source, salvaged)
+            }
+            Err(reason) => Ok(self.add(refused(row, reason), salvaged)?),
+        }
+    }
+
     /// Stores an attachment with its bytes, in a commit of its own.
     fn attach(
         &mut self,
         row: Sha256,
         message: Message,
         mut bytes: File,
+        name: &str,
+        source: &Source<'_>,
         salvaged: &mut Salvaged,
-    ) -> Result<(), AttachFault> {
+    ) -> Result<(), SalvageError> {
         let Target::Store(store) = self.target else {
             salvaged.taken += 1;
             return Ok(());
@@ -289,12 +334,17 @@ impl Batch<'_> {
         let mut writer = AttachmentWriter::begin(store, expected)?;
         let mut piece = vec![0; COPY_BYTES];
         loop {
+            if source.shutdown.is_requested() {
+                return Err(SalvageError::Interrupted { path: source.path.to_owned() });
+            }
             match bytes.read(&mut piece) {
                 Ok(0) => break,
                 Ok(read) => writer.write(&piece[..read])?,
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 // Not the row's fault, as a missing file is: a disk that fails now may not the next time.
-                Err(error) => return Err(AttachFault::Read(error)),
+                Err(error) => {
+                    return Err(SdkFileError::Unreadable { path: name.into(), reason: error.to_string() }.into());
+                }
             }
         }
         let ids = writer.register_by(|store, id, file| {
@@ -306,13 +356,6 @@ impl Batch<'_> {
         }
         Ok(())
     }
-}
-
-/// Says whether a file lies where the SDK puts its temporary copies: beside the folder of its store, or in our own
-/// temporary folder. A file of strangers may name any other, and that one is never removed.
-fn is_temporary(file: &Path, source: &Path, scratch: &Path) -> bool {
-    let beside = source.parent().and_then(Path::parent);
-    file.parent().is_some_and(|folder| Some(folder) == beside || folder == scratch)
 }
 
 /// What a row is.
@@ -346,14 +389,14 @@ fn digest(row: &StoredRow) -> Sha256 {
     Sha256::new(bytes)
 }
 
-/// Opens the file of an attachment.
-fn open_attached(attachment: &SdkAttachment) -> io::Result<File> {
-    // A pipe would never end, and opening one may wait for ever.
-    let metadata = fs::metadata(&attachment.file_path)?;
-    if !metadata.is_file() {
-        return Err(io::Error::other("it is no regular file"));
-    }
-    File::open(&attachment.file_path)
+/// Returns the digest by which it is remembered that the file of a row's attachment was not sent.
+fn digest_of_refusal(row: &Sha256) -> Sha256 {
+    let mut digest = Context::new(&SHA256);
+    digest.update(b"its file was not sent");
+    digest.update(row.as_bytes());
+    let mut bytes = [0; Sha256::LEN];
+    bytes.copy_from_slice(digest.finish().as_ref());
+    Sha256::new(bytes)
 }
 
 fn json_headers() -> HeaderSet {
@@ -439,32 +482,17 @@ fn refused(row: Sha256, stored: &StoredRow, reason: String, path: &Path, lane: &
 }
 
 /// Deletes a file whose rows are all stored, what SQLite keeps beside it, temporary copies of its attachments, and its
-/// folder when that is the SDK's and empty.
+/// folder when that is the SDK's and empty. Each of them only if it is the file that was read.
 ///
 /// # Errors
 ///
 /// [`SalvageError::NotRemoved`], for the first of them that stays.
-pub fn remove_source(path: &Path, salvaged: &Salvaged) -> Result<(), SalvageError> {
-    let not_removed = |reason: String| SalvageError::NotRemoved { path: path.to_owned(), reason };
+pub fn remove_source(file: &SdkFile, salvaged: &Salvaged) -> Result<(), SalvageError> {
+    let not_removed = |reason: String| SalvageError::NotRemoved { path: file.path().to_owned(), reason };
     if let Some(why) = salvaged.keeps_source() {
         return Err(not_removed(why));
     }
     // The database goes last: as long as it is there, the next run knows of the others.
-    for file in salvaged.temporary_files.iter().cloned().chain(files_of(path)) {
-        match fs::remove_file(&file) {
-            Ok(()) => {}
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-            Err(error) => return Err(not_removed(format!("{}: {error}", file.display()))),
-        }
-    }
-    let folder = path.parent().filter(|folder| {
-        folder.file_name().is_some_and(|name| name.as_encoded_bytes().starts_with(b"tmp") && name.len() > "tmp".len())
-    });
-    // One that is not empty holds something of somebody's.
-    if let Some(folder) = folder
-        && fs::remove_dir(folder).is_err()
-    {
-        tracing::debug!(target: "replay_manager", "the folder {} stays", folder.display());
-    }
-    Ok(())
+    let copies = salvaged.temporary_files.iter().try_for_each(TemporaryCopy::remove);
+    copies.and_then(|()| file.remove()).map_err(|error| not_removed(error.to_string()))
 }

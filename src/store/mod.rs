@@ -45,6 +45,7 @@
 
 pub mod attachment;
 pub mod committer;
+pub mod foreign;
 pub mod full_state;
 pub mod key;
 pub mod mount;
@@ -64,7 +65,7 @@ use thiserror::Error;
 
 pub use self::full_state::{FullLimit, Fullness};
 pub use self::key::{EncryptionKey, KeyError, KeyId, Keys};
-pub use self::sqlite::sdk_file::{SdkFile, SdkFileError, StoredRow, count_rows, files_of};
+pub use self::sqlite::sdk_file::{SdkFile, SdkFileError, StoredRow, count_rows};
 pub use crate::message::Claimed;
 use crate::message::{
     Attachment, Bucket, Buckets, EntityKey, Lane, Message, MessageId, MessageStatus, MessageType, Request, Server,

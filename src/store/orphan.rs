@@ -11,6 +11,7 @@
 use std::collections::HashMap;
 use std::fs;
 use std::io;
+use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::UNIX_EPOCH;
@@ -82,24 +83,32 @@ pub fn find(temp_dir: &Path) -> Vec<Orphan> {
     if found.is_empty() {
         return found;
     }
-    let holders = holders(&found.iter().map(|orphan| orphan.mark.0).collect::<Vec<_>>(), &found[0].path);
+    let holders = holders(&found.iter().map(|orphan| orphan.mark.0).collect::<Vec<_>>(), &found[0].path, None);
     let mut holders = holders.into_iter();
     found.retain(|_| holders.next() == Some(Holder::Nobody));
     found.sort_by(|a, b| (a.changed_at_ms, &a.path).cmp(&(b.changed_at_ms, &b.path)));
     found
 }
 
-/// Returns who works with the file at this path.
-pub fn holder(path: &Path) -> Holder {
-    let Some(file) = FileId::at(path) else { return Holder::Nobody };
-    let found = holders(&[file], path).pop().unwrap_or(Holder::Nobody);
+/// Returns who works with an open file, which is at this path. That this process has it open for the question does not count.
+pub(super) fn holder_of(file: &fs::File, path: &Path) -> Holder {
+    let Ok(metadata) = file.metadata() else { return Holder::Unknown("it can't be looked at".into()) };
+    let asking = Asking { pid: std::process::id(), descriptor: file.as_raw_fd() };
+    let found = holders(&[FileId::of(&metadata)], path, Some(asking)).pop().unwrap_or(Holder::Nobody);
     let user = rustix::process::geteuid().as_raw();
-    match (found, fs::metadata(path)) {
-        (Holder::Nobody, Ok(metadata)) if metadata.uid() != user && user != 0 => {
+    match found {
+        Holder::Nobody if metadata.uid() != user && user != 0 => {
             Holder::Unknown("it belongs to another user, whose processes can't be looked at".into())
         }
-        (found, _) => found,
+        found => found,
     }
+}
+
+/// An open descriptor that is there only to ask who else has one.
+#[derive(Clone, Copy)]
+struct Asking {
+    pid: u32,
+    descriptor: RawFd,
 }
 
 fn changed_at_ms(metadata: &fs::Metadata) -> i64 {
@@ -108,16 +117,16 @@ fn changed_at_ms(metadata: &fs::Metadata) -> i64 {
 }
 
 /// Returns who has each of these files open; `path` is one of them, for systems that have to be asked by name.
-fn holders(files: &[FileId], path: &Path) -> Vec<Holder> {
-    match in_proc(files) {
+fn holders(files: &[FileId], path: &Path, asking: Option<Asking>) -> Vec<Holder> {
+    match in_proc(files, asking) {
         Ok(open) => files.iter().map(|file| open.get(file).cloned().unwrap_or(Holder::Nobody)).collect(),
-        Err(_) if files.len() == 1 => vec![by_lsof(path)],
+        Err(_) if files.len() == 1 => vec![by_lsof(path, asking)],
         Err(_) => vec![Holder::Unknown("this system does not tell which files are open".into()); files.len()],
     }
 }
 
 /// Looks through the open files of every process that can be seen (Linux).
-fn in_proc(files: &[FileId]) -> io::Result<HashMap<FileId, Holder>> {
+fn in_proc(files: &[FileId], asking: Option<Asking>) -> io::Result<HashMap<FileId, Holder>> {
     let proc = Path::new("/proc");
     // Without our own process in it this is no /proc as we know it.
     fs::read_dir(proc.join("self/fd"))?;
@@ -126,7 +135,11 @@ fn in_proc(files: &[FileId]) -> io::Result<HashMap<FileId, Holder>> {
         let Some(pid) = process.file_name().to_str().and_then(|name| name.parse::<u32>().ok()) else { continue };
         // A process that has ended since, or that is another user's.
         let Ok(handles) = fs::read_dir(process.path().join("fd")) else { continue };
+        let own = asking.filter(|asking| asking.pid == pid).map(|asking| asking.descriptor.to_string());
         for handle in handles.flatten() {
+            if own.as_deref().is_some_and(|own| handle.file_name() == own) {
+                continue;
+            }
             // Asking what a handle leads to is cheap; only files are looked at closer.
             if !fs::read_link(handle.path()).is_ok_and(|target| target.is_absolute()) {
                 continue;
@@ -140,11 +153,12 @@ fn in_proc(files: &[FileId]) -> io::Result<HashMap<FileId, Holder>> {
 }
 
 /// Asks `lsof`, where there is no /proc.
-fn by_lsof(path: &Path) -> Holder {
+fn by_lsof(path: &Path, asking: Option<Asking>) -> Holder {
     match std::process::Command::new("lsof").arg("-t").arg("--").arg(path).output() {
         Ok(output) => {
             let pids = String::from_utf8_lossy(&output.stdout).into_owned();
-            match pids.lines().next().and_then(|line| line.trim().parse().ok()) {
+            let mut pids = pids.lines().filter_map(|line| line.trim().parse().ok());
+            match pids.find(|pid| asking.is_none_or(|asking| asking.pid != *pid)) {
                 Some(pid) => Holder::Process { pid, name: String::new() },
                 None => Holder::Nobody,
             }
@@ -170,9 +184,11 @@ mod tests {
         assert_eq!(names(), [temp.path().join("tmpleft").join(SDK_STORE_NAME)]);
         let pid = std::process::id();
         let path = temp.path().join("tmpheld").join(SDK_STORE_NAME);
-        assert!(matches!(holder(&path), Holder::Process { pid: found, .. } if found == pid));
+        let asking = fs::File::open(&path).expect("a file");
+        assert!(matches!(holder_of(&asking, &path), Holder::Process { pid: found, .. } if found == pid));
         drop(held);
-        assert_eq!(holder(&path), Holder::Nobody);
+        assert_eq!(holder_of(&asking, &path), Holder::Nobody);
+        drop(asking);
         assert_eq!(names().len(), 2);
     }
 }

@@ -79,6 +79,26 @@ fn mistrust(entry: Entry, folder: Entry, user: u32, mode: OpenMode) -> Option<&'
 /// [`Trap`], which names what was found.
 pub fn vet(path: &Path, mode: OpenMode) -> Result<PathBuf, Trap> {
     let user = rustix::process::geteuid().as_raw();
+    let at = resolve(path, mode)?;
+    let Some(folder) = at.parent().and_then(|folder| fs::symlink_metadata(folder).ok()) else { return Ok(at) };
+    for beside in beside(&at) {
+        let Ok(entry) = fs::symlink_metadata(&beside) else { continue };
+        judge(&beside, &entry, &folder, user, mode)?;
+        if !entry.is_file() {
+            let reason = "it is no regular file, and part of the store would be written to it".into();
+            return Err(Trap { path: beside, reason });
+        }
+    }
+    Ok(at)
+}
+
+/// Follows the links on the way to a file or folder as far as they may be trusted, and returns where it really is.
+///
+/// # Errors
+///
+/// [`Trap`], which names what was found.
+pub(super) fn resolve(path: &Path, mode: OpenMode) -> Result<PathBuf, Trap> {
+    let user = rustix::process::geteuid().as_raw();
     let Ok(absolute) = std::path::absolute(path) else { return Ok(path.to_owned()) };
     let mut ahead: VecDeque<OsString> = parts(&absolute);
     let mut at = PathBuf::from("/");
@@ -108,15 +128,6 @@ pub fn vet(path: &Path, mode: OpenMode) -> Result<PathBuf, Trap> {
         }
         for part in parts(&target).into_iter().rev() {
             ahead.push_front(part);
-        }
-    }
-    let Some(folder) = at.parent().and_then(|folder| fs::symlink_metadata(folder).ok()) else { return Ok(at) };
-    for beside in beside(&at) {
-        let Ok(entry) = fs::symlink_metadata(&beside) else { continue };
-        judge(&beside, &entry, &folder, user, mode)?;
-        if !entry.is_file() {
-            let reason = "it is no regular file, and part of the store would be written to it".into();
-            return Err(Trap { path: beside, reason });
         }
     }
     Ok(at)

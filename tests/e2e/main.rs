@@ -48,6 +48,9 @@ mod outage;
 mod overtaking;
 mod own_faults;
 mod peak;
+#[cfg(target_os = "linux")]
+mod people;
+mod planted;
 mod prism;
 mod proxy;
 mod rotations;

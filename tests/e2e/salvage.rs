@@ -2,12 +2,15 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::SystemTime;
 
 use opik_offline::message::MessageStatus;
 use opik_offline::protocol::sdk_rows::{SdkRow, convert};
+use opik_offline::shutdown::Shutdown;
+use opik_offline::store::foreign::FileOwner;
 use opik_offline::store::{self, Filter, Limits, OpenMode, Page, SdkFile, WhenFull};
 use rustix::process::Signal;
 use serde_json::{Value, json};
@@ -27,6 +30,12 @@ const NO_SERVER: &str = "http://127.0.0.1:9/api";
 
 fn fixture(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/sdk-store").join(name)
+}
+
+/// Copies a fixture, for this user alone whatever the modes of the sources are.
+fn copy_of(name: &str, path: &Path) {
+    fs::copy(fixture(name), path).expect("a copy");
+    fs::set_permissions(path, fs::Permissions::from_mode(0o600)).expect("its mode can be set");
 }
 
 fn cli(home: &Home, upstream: &str, args: &[&str]) -> Output {
@@ -81,7 +90,9 @@ fn every_row_becomes_the_request_that_the_sdk_itself_sent() {
         expected.entry(line["message_id"].as_i64().expect("an id")).or_insert(line);
     }
     let scratch = tempdir();
-    let mut file = SdkFile::open(&fixture("all-types.db"), scratch.path()).expect("it is whole");
+    let path = scratch.path().join("all-types.db");
+    copy_of("all-types.db", &path);
+    let mut file = SdkFile::open(&path, scratch.path(), FileOwner::this_user(), &Shutdown::new()).expect("it is whole");
     let mut compared = 0;
     while let Some(row) = file.next_row().expect("it is whole") {
         let id = row.message_id;
@@ -238,7 +249,11 @@ fn bytes_of_attachments_are_taken_at_once_and_temporary_copies_removed_when_aske
         (3, "CreateAttachmentMessage".to_owned(), json.to_string())
     };
     sdk_store(&source, [row(&temporary, true), row(&own, true), row(&own, false)]);
-    let replayed = cli(&home, NO_SERVER, &["replay", "--from", &source.to_string_lossy(), "--remove-source"]);
+    // A file elsewhere may be anyone's: its folder has to be named.
+    let own_folder = home.path().join("own").to_string_lossy().into_owned();
+    let from = source.to_string_lossy().into_owned();
+    let args = ["replay", "--from", &from, "--remove-source", "--attachments-from", &own_folder];
+    let replayed = cli(&home, NO_SERVER, &args);
     assert_eq!(replayed.code(), Some(3), "{replayed:?}");
     assert_eq!(counts(&home), (3, 0), "attachments are lost");
     let store = opened(&home);
@@ -262,7 +277,7 @@ fn bad_files_are_told_and_left_alone_and_good_ones_go_on() {
         ("killed-mid-flight.db", held_path.clone()),
         ("truncated.db", folder.join("truncated.db")),
     ] {
-        fs::copy(fixture(name), path).expect("a copy");
+        copy_of(name, &path);
     }
     let other = folder.join("other.db");
     rusqlite::Connection::open(&other).and_then(|c| c.execute_batch("CREATE TABLE t (a)")).expect("another program's");

@@ -2,13 +2,15 @@
 
 use std::collections::BTreeSet;
 use std::fs;
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
+use opik_offline::shutdown::Shutdown;
 use opik_offline::store::attachment::PIECE_BYTES;
+use opik_offline::store::foreign::FileOwner;
 use opik_offline::store::{self, OpenMode, SdkFile};
 use serde_json::json;
 
@@ -272,9 +274,10 @@ fn a_power_cut_during_a_salvage_leaves_each_row_in_the_source_or_in_the_store() 
     fs::create_dir(source.parent().expect("a folder")).expect("a folder can be made");
     let fixture = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/sdk-store/killed-mid-flight.db");
     fs::copy(fixture, &source).expect("a copy");
+    fs::set_permissions(&source, fs::Permissions::from_mode(0o600)).expect("its mode can be set");
     let rows = |source: &Path| -> Option<usize> {
         let scratch = tempdir();
-        let mut file = SdkFile::open(source, scratch.path()).ok()?;
+        let mut file = SdkFile::open(source, scratch.path(), FileOwner::this_user(), &Shutdown::new()).ok()?;
         let mut rows = 0;
         while file.next_row().ok()?.is_some() {
             rows += 1;

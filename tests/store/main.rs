@@ -11,6 +11,7 @@ mod locks;
 mod messages;
 #[path = "../support/model_store.rs"]
 mod model_store;
+mod orphans;
 mod processes;
 mod rejected_room;
 mod sealing;

@@ -25,6 +25,7 @@ mod checksum;
 mod claim;
 mod codec;
 mod damaged;
+mod distrust;
 mod fault;
 mod guard;
 mod lanes;

@@ -52,7 +52,12 @@ pub(in crate::store) struct FileId(u64, u64);
 impl FileId {
     /// Returns which file stands at this path, or `None` when none can be seen there.
     pub(in crate::store) fn at(path: &Path) -> Option<Self> {
-        fs::metadata(path).ok().map(|metadata| Self(metadata.dev(), metadata.ino()))
+        fs::metadata(path).ok().map(|metadata| Self::of(&metadata))
+    }
+
+    /// Returns which file this is.
+    pub(in crate::store) fn of(metadata: &fs::Metadata) -> Self {
+        Self(metadata.dev(), metadata.ino())
     }
 
     /// Returns the identity of the store in this file, which stands at this path.
@@ -525,4 +530,23 @@ fn open_writer(
     schema::migrate(&mut connection)?;
     refuse_newer(path, schema::version(&connection)?)?;
     Ok(connection)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::Keys;
+
+    #[test]
+    fn what_is_laid_beside_a_store_after_the_first_look_is_found_before_a_message_is_written() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("store.db");
+        let keys = Arc::new(KeyRing::new(&Keys::default()));
+        let look_and_open = || open_sound(&path, OpenMode::CreateIfMissing, 1 << 30, &keys).map(drop);
+        look_and_open().expect("nothing is in the way");
+        // As if it came between the first look, which is not part of this, and the opening. SQLite passes it over.
+        std::os::unix::fs::symlink("elsewhere", folder.path().join("store.db-journal")).expect("a link");
+        let error = look_and_open().expect_err("it is a trap").to_string();
+        assert!(error.contains("store.db-journal is not trusted"), "{error}");
+    }
 }

@@ -252,9 +252,9 @@ pub(super) const SDK_NEXT: &str = "SELECT message_id, status, message_type, mess
 pub(super) const SDK_ONE: &str =
     "SELECT message_id, status, message_type, message_json FROM messages WHERE message_id = ?1";
 pub(super) const SDK_ROWS: &str = "SELECT count(*) FROM messages";
-/// For a copy only.
-pub(super) const EMPTY_SDK_STORE: &str = "
-    CREATE TEMP TABLE messages (message_id INTEGER PRIMARY KEY, status INTEGER, message_type TEXT, message_json TEXT)";
+/// Finds what computes in a schema that another program wrote. (A virtual table has no page of its own.)
+pub(super) const COMPUTES: &str = "SELECT 1 FROM sqlite_schema
+    WHERE type NOT IN ('table', 'index') OR rootpage IS NULL OR rootpage < 1 LIMIT 1";
 
 // Registering.
 

@@ -1,31 +1,42 @@
 //! A Python SDK's leftover file, read as it is, never changed.
 //!
-//! The file and what SQLite keeps beside it (`-journal`, `-wal`) are copied into a private folder by plain reads: no lock is
-//! ever taken on the original. A journal that a killed process left is rolled back in the copy. The copy's names are
+//! The file and what SQLite keeps beside it (`-journal`, `-wal`) are opened once, if they can be trusted
+//! ([`crate::store::foreign`]), and copied from these descriptors into a private folder by plain reads: no lock is ever
+//! taken on the original, and SQLite opens nothing that was not checked. A journal that a killed process left is rolled back in the copy. The copy's names are
 //! removed as soon as SQLite holds it open, so that nothing of it stays behind, whatever happens to this process.
 //!
 //! Rows come one at a time, in the order of their ids. Where SQLite meets damage, the pages are read without it
-//! ([`super::sdk_pages`]).
+//! ([`super::sdk_pages`]). All of it ends soon after the shutdown is requested.
 
 use std::fs::{self, DirBuilder, File, OpenOptions};
-use std::io;
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::io::{self, Read};
+use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use rusqlite::config::DbConfig;
 use rusqlite::types::ValueRef;
 use rusqlite::{Connection, ErrorCode, OpenFlags, OptionalExtension};
 use thiserror::Error;
 
+use super::distrust::{self, Schema, distrust, schema_of};
 use super::fault::os_words;
 use super::open::immutable_uri;
+use super::queries;
 use super::sdk_pages::{Pages, Place};
-use super::{queries, schema};
-use crate::store::orphan::{Holder, SDK_STORE_NAME, holder};
+use crate::shutdown::Shutdown;
+use crate::store::foreign::{AttachmentFolders, FileOwner, Refusal, TrustedFile};
+use crate::store::orphan::{Holder, SDK_STORE_NAME, holder_of};
 
 /// Files that belong to an SQLite database.
 const BESIDE: [&str; 2] = ["-journal", "-wal"];
 const MAGIC: &[u8] = b"SQLite format 3\0";
+/// How a rollback journal ends that names the journal of several databases (SQLite's "super-journal").
+const SUPER_JOURNAL: [u8; 8] = [0xd9, 0xd5, 0x05, 0xf9, 0x20, 0xa1, 0x63, 0xd7];
+/// Bytes that are copied between two looks at the shutdown.
+const COPY_BYTES: u64 = 16 * 1024 * 1024;
+/// How long counting the rows of a file may take.
+const COUNT_TIME_MAX: Duration = Duration::from_secs(2);
 
 /// Why a file is not read. It was not changed.
 #[derive(Debug, Error)]
@@ -66,6 +77,20 @@ pub enum SdkFileError {
         /// The name of that process, when it is known.
         name: String,
     },
+    /// Another user may have chosen what is in it.
+    #[error("{path} is not trusted: {reason}")]
+    Untrusted {
+        /// The path.
+        path: PathBuf,
+        /// Why.
+        reason: String,
+    },
+    /// The shutdown was requested.
+    #[error("reading {path} was interrupted")]
+    Interrupted {
+        /// The path.
+        path: PathBuf,
+    },
     /// It can't be read, or not be copied.
     #[error("cannot read {path}: {reason}")]
     Unreadable {
@@ -92,8 +117,12 @@ pub struct StoredRow {
 /// An SDK's file, open for reading.
 pub struct SdkFile {
     path: PathBuf,
+    original: TrustedFile,
     connection: Connection,
     copy: File,
+    /// There is no table in it: its process was killed before it made one.
+    is_empty: bool,
+    shutdown: Shutdown,
     after: Option<i64>,
     damage: Option<Damage>,
     /// Why nobody can tell whether a process works with it.
@@ -115,39 +144,64 @@ impl SdkFile {
     /// # Errors
     ///
     /// [`SdkFileError`]; nothing was changed.
-    pub fn open(path: &Path, scratch: &Path) -> Result<Self, SdkFileError> {
+    pub fn open(path: &Path, scratch: &Path, whose: FileOwner, shutdown: &Shutdown) -> Result<Self, SdkFileError> {
         let unreadable = |reason: String| SdkFileError::Unreadable { path: path.to_owned(), reason };
         let in_words = |error: io::Error| unreadable(os_words(&error));
-        let metadata = match fs::metadata(path) {
-            Ok(metadata) => metadata,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                return Err(SdkFileError::Missing { path: path.to_owned() });
+        let refused = |refusal: Refusal| match refusal {
+            Refusal::Untrusted(reason) => SdkFileError::Untrusted { path: path.to_owned(), reason },
+            Refusal::System(error) if error.kind() == io::ErrorKind::NotFound => {
+                SdkFileError::Missing { path: path.to_owned() }
             }
-            Err(error) => return Err(in_words(error)),
+            Refusal::System(error) => in_words(error),
         };
-        if !metadata.is_file() {
-            return Err(unreadable("it is no regular file".into()));
-        }
-        let unseen = match holder(path) {
+        let mut original = TrustedFile::open(path, whose).map_err(refused)?;
+        let unseen = match holder_of(&original.file, path) {
             Holder::Nobody => None,
             Holder::Process { pid, name } => return Err(SdkFileError::Live { path: path.to_owned(), pid, name }),
             Holder::Unknown(why) => Some(why),
         };
         // A process that was killed before it wrote anything leaves an empty file.
-        let is_empty = metadata.len() == 0 && path.file_name().is_some_and(|name| name == SDK_STORE_NAME);
-        if !is_empty && !starts_as_database(path).map_err(in_words)? {
+        let bytes = original.file.metadata().map_err(in_words)?.len();
+        let is_new = bytes == 0 && path.file_name().is_some_and(|name| name == SDK_STORE_NAME);
+        if !is_new && !starts_as_database(&original.file) {
             return Err(SdkFileError::NotADatabase { path: path.to_owned() });
         }
-        let folder = PrivateFolder::make(scratch).map_err(|error| {
+        let no_copy = |error: io::Error| {
             unreadable(format!("no copy can be made in {}: {}", scratch.display(), os_words(&error)))
-        })?;
-        let (connection, copy) = folder.open_copy_of(path).map_err(|fault| match fault {
-            CopyFault::System(error) => {
-                unreadable(format!("no copy can be made in {}: {}", scratch.display(), os_words(&error)))
+        };
+        let folder = PrivateFolder::make(scratch).map_err(no_copy)?;
+        let copy = folder.0.join("copy.db");
+        copy_file(&original.file, &copy, shutdown).map_err(no_copy)?;
+        for suffix in BESIDE {
+            let Some(beside) = original.open_beside(suffix).map_err(refused)? else { continue };
+            if ends_with_super_journal(&beside).map_err(in_words)? {
+                // SQLite would delete the file that it names, once it is rolled back.
+                let reason = format!("its {suffix} names a journal of several databases, which the SDK never has");
+                return Err(SdkFileError::Untrusted { path: path.to_owned(), reason });
             }
-            CopyFault::Engine(error) => unreadable(error.to_string()),
+            copy_file(&beside, &with_suffix(&copy, suffix), shutdown).map_err(no_copy)?;
+        }
+        // Nothing is read from it, and it goes with the others.
+        original.open_beside("-shm").map_err(refused)?;
+        if shutdown.is_requested() {
+            return Err(SdkFileError::Interrupted { path: path.to_owned() });
+        }
+        let file = File::open(&copy).map_err(no_copy)?;
+        let connection = open_copy(&copy, shutdown).map_err(|error| match error.sqlite_error_code() {
+            Some(ErrorCode::OperationInterrupted) => SdkFileError::Interrupted { path: path.to_owned() },
+            _ => unreadable(error.to_string()),
         })?;
-        let mut file = Self { path: path.to_owned(), connection, copy, after: None, damage: None, unseen };
+        let mut file = Self {
+            path: path.to_owned(),
+            original,
+            connection,
+            copy: file,
+            is_empty: false,
+            shutdown: shutdown.clone(),
+            after: None,
+            damage: None,
+            unseen,
+        };
         file.recognise()?;
         Ok(file)
     }
@@ -155,6 +209,21 @@ impl SdkFile {
     /// Returns the path of the original.
     pub fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// Returns the folders in which the files of its attachments are believed: `scratch` and `named` beside the SDK's own.
+    pub fn attachment_folders(&self, scratch: &Path, named: &[PathBuf]) -> AttachmentFolders {
+        AttachmentFolders::of(&self.original, scratch, named)
+    }
+
+    /// Deletes the original and what SQLite keeps beside it, if they are still the files that were opened, and their folder
+    /// if it is the SDK's and empty.
+    ///
+    /// # Errors
+    ///
+    /// What the system says, with the name of the first file that stays.
+    pub fn remove(&self) -> io::Result<()> {
+        self.original.remove()
     }
 
     /// Returns why nobody can tell whether a process still works with the file; `None` when none does.
@@ -178,6 +247,12 @@ impl SdkFile {
     ///
     /// [`SdkFileError::Unreadable`] when the copy itself can't be read.
     pub fn next_row(&mut self) -> Result<Option<StoredRow>, SdkFileError> {
+        if self.shutdown.is_requested() {
+            return Err(SdkFileError::Interrupted { path: self.path.clone() });
+        }
+        if self.is_empty {
+            return Ok(None);
+        }
         if self.damage.is_none() {
             match next_after(&self.connection, self.after) {
                 Ok(None) => return Ok(None),
@@ -188,12 +263,15 @@ impl SdkFile {
                     return Ok(Some(row));
                 }
                 Err(error) if is_damage(&error) => self.look_at_pages()?,
-                Err(error) => return Err(self.unreadable(error.to_string())),
+                Err(error) => return Err(self.failed(&error)),
             }
         }
         let Some(damage) = &mut self.damage else { return Ok(None) };
         while let Some(place) = damage.pages.places.get(damage.next).copied() {
             damage.next += 1;
+            if self.shutdown.is_requested() {
+                return Err(SdkFileError::Interrupted { path: self.path.clone() });
+            }
             if self.after.is_some_and(|after| place.message_id <= after) {
                 continue;
             }
@@ -219,8 +297,19 @@ impl SdkFile {
         SdkFileError::Unreadable { path: self.path.clone(), reason }
     }
 
+    fn failed(&self, error: &rusqlite::Error) -> SdkFileError {
+        match error.sqlite_error_code() {
+            Some(ErrorCode::OperationInterrupted) => SdkFileError::Interrupted { path: self.path.clone() },
+            _ => self.unreadable(error.to_string()),
+        }
+    }
+
     fn look_at_pages(&mut self) -> Result<(), SdkFileError> {
-        let pages = Pages::read(&self.copy).map_err(|error| self.unreadable(os_words(&error)))?;
+        let pages = Pages::read(&self.copy, &|| self.shutdown.is_requested());
+        let pages = pages.map_err(|error| match error.kind() {
+            io::ErrorKind::Interrupted => SdkFileError::Interrupted { path: self.path.clone() },
+            _ => self.unreadable(os_words(&error)),
+        })?;
         self.damage = Some(Damage { pages, next: 0, unread: 0 });
         Ok(())
     }
@@ -245,49 +334,40 @@ impl SdkFile {
 
     /// Refuses what is not the SDK's.
     fn recognise(&mut self) -> Result<(), SdkFileError> {
-        let tables = self
-            .connection
-            .prepare(queries::TABLES)
-            .and_then(|mut tables| tables.query_map([], |row| row.get(0))?.collect::<rusqlite::Result<Vec<String>>>());
-        match tables {
+        match schema_of(&self.connection) {
             // A first page that is broken lists no tables either, but there are others.
-            Ok(tables) if tables.is_empty() && self.has_pages_besides_the_first() => self.recognise_by_pages(),
-            Ok(tables) if tables.is_empty() => {
-                // Killed before it made its table. Nothing can be read from it, and nothing is in it.
-                self.connection
-                    .execute_batch(queries::EMPTY_SDK_STORE)
-                    .map_err(|error| self.unreadable(error.to_string()))
+            Ok(Schema::Empty) if self.has_pages_besides_the_first() => self.recognise_by_pages(),
+            // Killed before it made its table. Nothing can be read from it, and nothing is in it.
+            Ok(Schema::Empty) => {
+                self.is_empty = true;
+                Ok(())
             }
-            Ok(tables) => {
-                let application: i32 =
-                    self.connection.pragma_query_value(None, "application_id", |row| row.get(0)).unwrap_or(0);
-                if application == schema::APPLICATION_ID {
-                    return Err(SdkFileError::OurStore { path: self.path.clone() });
-                }
-                let has_columns = self.connection.prepare(queries::SDK_MESSAGES).is_ok();
-                if tables.iter().any(|table| table == "messages") && has_columns {
-                    return Ok(());
-                }
-                Err(self.other("it is the database of another program"))
-            }
+            Ok(Schema::Sdk) => Ok(()),
+            Ok(Schema::Ours) => Err(SdkFileError::OurStore { path: self.path.clone() }),
+            Ok(Schema::Other(reason)) => Err(self.other(reason)),
             Err(error) if is_damage(&error) => self.recognise_by_pages(),
             Err(error) if error.sqlite_error_code() == Some(ErrorCode::NotADatabase) => {
                 Err(SdkFileError::NotADatabase { path: self.path.clone() })
             }
-            Err(error) => Err(self.unreadable(error.to_string())),
+            Err(error) => Err(self.failed(&error)),
         }
     }
 }
 
 /// Counts the rows of an orphaned file for people, without a copy: no lock is taken, and nothing is written.
 ///
-/// A transaction that a killed process left half done may be counted in. `None` when it can't be read that way.
+/// A transaction that a killed process left half done may be counted in. `None` when it can't be read that way, or not
+/// within a moment.
 pub fn count_rows(path: &Path) -> Option<u64> {
     if fs::metadata(path).is_ok_and(|metadata| metadata.len() == 0) {
         return Some(0);
     }
     let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_URI | OpenFlags::SQLITE_OPEN_NO_MUTEX;
-    let connection = Connection::open_with_flags(immutable_uri(path), flags).ok()?;
+    let mut connection = Connection::open_with_flags(immutable_uri(path), flags).ok()?;
+    distrust(&mut connection, distrust::after(COUNT_TIME_MAX)).ok()?;
+    if schema_of(&connection).ok()? != Schema::Sdk {
+        return None;
+    }
     let rows: i64 = connection.query_row(queries::SDK_ROWS, [], |row| row.get(0)).ok()?;
     u64::try_from(rows).ok()
 }
@@ -340,22 +420,46 @@ fn stored_row(row: &rusqlite::Row<'_>) -> rusqlite::Result<StoredRow> {
 
 fn is_damage(error: &rusqlite::Error) -> bool {
     match error.sqlite_error_code() {
-        Some(ErrorCode::DatabaseCorrupt | ErrorCode::SystemIoFailure | ErrorCode::TypeMismatch) => true,
+        Some(ErrorCode::DatabaseCorrupt | ErrorCode::SystemIoFailure | ErrorCode::TypeMismatch | ErrorCode::TooBig) => {
+            true
+        }
         Some(_) => false,
         None => true,
     }
 }
 
-fn starts_as_database(path: &Path) -> io::Result<bool> {
-    use std::io::Read as _;
-    let mut header = Vec::new();
-    File::open(path)?.take(100).read_to_end(&mut header)?;
-    Ok(header.len() == 100 && header.starts_with(MAGIC))
+fn starts_as_database(file: &File) -> bool {
+    let mut header = [0; 100];
+    file.read_exact_at(&mut header, 0).is_ok() && header.starts_with(MAGIC)
 }
 
-enum CopyFault {
-    System(io::Error),
-    Engine(rusqlite::Error),
+/// Returns whether a rollback journal names a file that SQLite would delete after it.
+fn ends_with_super_journal(journal: &File) -> io::Result<bool> {
+    let mut end = [0; SUPER_JOURNAL.len()];
+    match journal.metadata()?.len().checked_sub(end.len() as u64) {
+        // Shorter than a journal with a page, which begins with these bytes, too.
+        None => Ok(false),
+        Some(at) => journal.read_exact_at(&mut end, at).map(|()| at > 0 && end == SUPER_JOURNAL),
+    }
+}
+
+/// Opens a private copy for reading.
+fn open_copy(copy: &Path, shutdown: &Shutdown) -> rusqlite::Result<Connection> {
+    let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX | OpenFlags::SQLITE_OPEN_NOFOLLOW;
+    let mut connection = Connection::open_with_flags(copy, flags)?;
+    // Lets a file be read that is shorter than its header says. (The pragma would read the file first.)
+    connection.set_db_config(DbConfig::SQLITE_DBCONFIG_WRITABLE_SCHEMA, true)?;
+    let shutdown = shutdown.clone();
+    distrust(&mut connection, move || shutdown.is_requested())?;
+    // Rolls the journal back: from here on its name is not needed. What is damaged says so later.
+    let tables = connection.query_row(queries::TABLES, [], |_| Ok(()));
+    match tables {
+        Ok(()) | Err(rusqlite::Error::QueryReturnedNoRows) => {}
+        Err(error) if is_damage(&error) => {}
+        Err(error) if error.sqlite_error_code() == Some(ErrorCode::NotADatabase) => {}
+        Err(error) => return Err(error),
+    }
+    Ok(connection)
 }
 
 /// A folder that only this user can look into, removed when dropped.
@@ -367,36 +471,6 @@ impl PrivateFolder {
         DirBuilder::new().mode(0o700).create(&path)?;
         Ok(Self(path))
     }
-
-    fn open_copy_of(&self, original: &Path) -> Result<(Connection, File), CopyFault> {
-        let copy = self.0.join("copy.db");
-        copy_file(original, &copy).map_err(CopyFault::System)?;
-        for suffix in BESIDE {
-            let beside = with_suffix(original, suffix);
-            match copy_file(&beside, &with_suffix(&copy, suffix)) {
-                Ok(()) => {}
-                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-                Err(error) => return Err(CopyFault::System(error)),
-            }
-        }
-        let file = File::open(&copy).map_err(CopyFault::System)?;
-        let open = || -> rusqlite::Result<Connection> {
-            let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
-            let connection = Connection::open_with_flags(&copy, flags)?;
-            // Lets a file be read that is shorter than its header says. (The pragma would read the file first.)
-            connection.set_db_config(DbConfig::SQLITE_DBCONFIG_WRITABLE_SCHEMA, true)?;
-            // Rolls the journal back: from here on its name is not needed. What is damaged says so later.
-            let tables = connection.query_row(queries::TABLES, [], |_| Ok(()));
-            match tables {
-                Ok(()) | Err(rusqlite::Error::QueryReturnedNoRows) => {}
-                Err(error) if is_damage(&error) => {}
-                Err(error) if error.sqlite_error_code() == Some(ErrorCode::NotADatabase) => {}
-                Err(error) => return Err(error),
-            }
-            Ok(connection)
-        };
-        open().map(|connection| (connection, file)).map_err(CopyFault::Engine)
-    }
 }
 
 impl Drop for PrivateFolder {
@@ -407,10 +481,11 @@ impl Drop for PrivateFolder {
     }
 }
 
-fn copy_file(from: &Path, to: &Path) -> io::Result<()> {
-    let mut from = File::open(from)?;
+/// Copies an open file, from its beginning, until the shutdown is requested.
+fn copy_file(from: &File, to: &Path, shutdown: &Shutdown) -> io::Result<()> {
     let mut to = OpenOptions::new().write(true).create_new(true).mode(0o600).open(to)?;
-    io::copy(&mut from, &mut to).map(drop)
+    while !shutdown.is_requested() && io::copy(&mut from.take(COPY_BYTES), &mut to)? > 0 {}
+    Ok(())
 }
 
 /// Returns the path with this added to its last name.
@@ -420,23 +495,35 @@ fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
     name.into()
 }
 
-/// Returns the files that belong to the store at this path, itself last.
-pub fn files_of(path: &Path) -> Vec<PathBuf> {
-    let beside = BESIDE.iter().chain(&["-shm"]).map(|suffix| with_suffix(path, suffix));
-    beside.filter(|file| file.exists()).chain([path.to_owned()]).collect()
-}
-
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
     use super::*;
 
     fn fixture(name: &str) -> PathBuf {
         Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/sdk-store").join(name)
     }
 
+    /// Copies a file with what is beside it, for this user alone whatever the modes of the sources are.
+    fn private(path: &Path) -> (tempfile::TempDir, PathBuf) {
+        let folder = tempfile::tempdir().expect("a folder");
+        let copy = folder.path().join(path.file_name().expect("a name"));
+        for suffix in ["", "-journal", "-wal"] {
+            let (from, to) = (with_suffix(path, suffix), with_suffix(&copy, suffix));
+            if from.is_file() {
+                fs::copy(&from, &to).expect("a copy");
+                fs::set_permissions(&to, fs::Permissions::from_mode(0o600)).expect("its mode can be set");
+            }
+        }
+        (folder, copy)
+    }
+
     fn read(path: &Path) -> Result<(Vec<StoredRow>, u64), SdkFileError> {
         let scratch = tempfile::tempdir().expect("a folder");
-        let mut file = SdkFile::open(path, scratch.path())?;
+        let (_folder, copy) = private(path);
+        let path = if path.is_file() { copy.as_path() } else { path };
+        let mut file = SdkFile::open(path, scratch.path(), FileOwner::this_user(), &Shutdown::new())?;
         assert_eq!(fs::read_dir(scratch.path()).expect("a folder").count(), 0, "a copy is left for others to find");
         let mut rows = Vec::new();
         while let Some(row) = file.next_row()? {
@@ -506,7 +593,7 @@ mod tests {
         let folder = tempfile::tempdir().expect("a folder");
         assert!(matches!(read(&fixture("not-a-database.db")), Err(SdkFileError::NotADatabase { .. })));
         assert!(matches!(read(&folder.path().join("none.db")), Err(SdkFileError::Missing { .. })));
-        assert!(matches!(read(folder.path()), Err(SdkFileError::Unreadable { .. })));
+        assert!(matches!(read(folder.path()), Err(SdkFileError::Untrusted { .. })));
         let other = folder.path().join("other.db");
         Connection::open(&other)
             .and_then(|connection| connection.execute_batch("CREATE TABLE messages (message_id INTEGER, body TEXT)"))
@@ -515,5 +602,129 @@ mod tests {
         let empty = folder.path().join(SDK_STORE_NAME);
         fs::write(&empty, b"").expect("a file");
         assert_eq!(read(&empty).expect("a store of nothing").0, []);
+    }
+
+    #[test]
+    fn a_private_copy_is_in_a_folder_that_only_this_user_can_enter() {
+        let scratch = tempfile::tempdir().expect("a folder");
+        let folder = PrivateFolder::make(scratch.path()).expect("it can be made");
+        let mode = |path: &Path| fs::metadata(path).expect("it is there").permissions().mode() & 0o777;
+        assert_eq!(mode(&folder.0), 0o700);
+        let from = File::open(fixture("all-types.db")).expect("a fixture");
+        copy_file(&from, &folder.0.join("copy.db"), &Shutdown::new()).expect("a copy");
+        assert_eq!(mode(&folder.0.join("copy.db")), 0o600);
+        let path = folder.0.clone();
+        drop(folder);
+        assert!(!path.exists(), "a copy is left for others to find");
+    }
+
+    #[test]
+    fn reading_ends_when_the_shutdown_is_requested() {
+        let scratch = tempfile::tempdir().expect("a folder");
+        for name in ["all-types.db", "corrupt-pages.db"] {
+            let (_folder, path) = private(&fixture(name));
+            let shutdown = Shutdown::new();
+            let mut file = SdkFile::open(&path, scratch.path(), FileOwner::this_user(), &shutdown).expect("it is read");
+            // Of a damaged file, until its pages are read without SQLite.
+            while name == "corrupt-pages.db" && !file.is_damaged() {
+                assert!(file.next_row().expect("a row").is_some());
+            }
+            shutdown.request();
+            let is_over = |result| matches!(result, Err(SdkFileError::Interrupted { .. }));
+            assert!(is_over(file.next_row().map(drop)), "{name}");
+            drop(file);
+            let again = SdkFile::open(&path, scratch.path(), FileOwner::this_user(), &shutdown).map(drop);
+            assert!(is_over(again), "{name}");
+        }
+        let mut connection = Connection::open_in_memory().expect("a database");
+        connection
+            .execute_batch(
+                "CREATE TABLE messages (message_id INTEGER PRIMARY KEY, status, message_type, message_json);
+                 WITH RECURSIVE n(x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM n WHERE x < 50000)
+                 INSERT INTO messages SELECT x, 3, 'a', 'b' FROM n",
+            )
+            .expect("rows");
+        distrust(&mut connection, || true).expect("it can be read with distrust");
+        let found = connection.query_row("SELECT message_id FROM messages WHERE status = 4", [], |_| Ok(()));
+        assert_eq!(found.expect_err("it is over").sqlite_error_code(), Some(ErrorCode::OperationInterrupted));
+    }
+
+    #[test]
+    fn only_the_file_that_was_read_is_deleted() {
+        let scratch = tempfile::tempdir().expect("a folder");
+        let temp = tempfile::tempdir().expect("a folder");
+        let path = temp.path().join("tmpabcdefgh/opik_messages.db");
+        fs::create_dir(temp.path().join("tmpabcdefgh")).expect("a folder");
+        let make = || {
+            let bytes = fs::read(fixture("all-types.db")).expect("a fixture");
+            fs::write(&path, bytes).expect("a file");
+            fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).expect("its mode can be set");
+        };
+        let open =
+            || SdkFile::open(&path, scratch.path(), FileOwner::this_user(), &Shutdown::new()).expect("it can be read");
+        make();
+        let file = open();
+        let kept = temp.path().join("kept.db");
+        fs::rename(&path, &kept).expect("it is ours");
+        make();
+        let error = file.remove().expect_err("another file has its name");
+        assert!(error.to_string().contains("another file has its name"), "{error}");
+        assert!(path.exists() && kept.exists());
+        // A link in its place leads nowhere, and the folder is the one that it was read from.
+        fs::remove_file(&path).expect("it is ours");
+        std::os::unix::fs::symlink(&kept, &path).expect("a link");
+        file.remove().expect_err("a link has its name");
+        assert!(path.symlink_metadata().is_ok() && kept.exists());
+        fs::remove_file(&path).expect("it is ours");
+        fs::rename(&kept, &path).expect("it is ours");
+        fs::rename(temp.path().join("tmpabcdefgh"), temp.path().join("tmpmoved000")).expect("it is ours");
+        fs::create_dir(temp.path().join("tmpabcdefgh")).expect("a folder");
+        make();
+        file.remove().expect("it is removed where it is");
+        assert!(path.exists(), "a file that was never read was deleted");
+        assert!(!temp.path().join("tmpmoved000/opik_messages.db").exists());
+    }
+
+    #[test]
+    fn a_distrusted_connection_reads_the_sdks_table_and_nothing_else() {
+        let mut connection = Connection::open_in_memory().expect("a database");
+        connection
+            .execute_batch(
+                "CREATE TABLE messages (message_id INTEGER PRIMARY KEY, status, message_type, message_json, more);
+                 CREATE TABLE others (a); CREATE VIEW v AS SELECT message_id FROM messages",
+            )
+            .expect("tables");
+        distrust(&mut connection, || false).expect("it can be read with distrust");
+        for good in [queries::SDK_FIRST, queries::SDK_NEXT, queries::SDK_ONE, queries::SDK_ROWS, queries::TABLES] {
+            connection.prepare(good).unwrap_or_else(|error| panic!("{good}: {error}"));
+        }
+        for bad in [
+            "SELECT more FROM messages",
+            "SELECT a FROM others",
+            "SELECT message_id FROM v",
+            "SELECT hex(message_json) FROM messages",
+            "SELECT message_id FROM messages WHERE message_type = \"text\"",
+            "WITH RECURSIVE n(x) AS (SELECT 1 UNION ALL SELECT x FROM n) SELECT x FROM n",
+            "DELETE FROM messages",
+            "CREATE TABLE t (a)",
+            "CREATE TEMP TABLE t (a)",
+            "ATTACH 'x' AS y",
+            "PRAGMA writable_schema = ON",
+            "SELECT * FROM pragma_database_list",
+        ] {
+            assert!(connection.prepare(bad).is_err(), "{bad} is allowed");
+        }
+        let on = |config| connection.db_config(config).expect("it can be read");
+        for config in [
+            DbConfig::SQLITE_DBCONFIG_TRUSTED_SCHEMA,
+            DbConfig::SQLITE_DBCONFIG_ENABLE_VIEW,
+            DbConfig::SQLITE_DBCONFIG_ENABLE_TRIGGER,
+            DbConfig::SQLITE_DBCONFIG_DQS_DML,
+            DbConfig::SQLITE_DBCONFIG_DQS_DDL,
+        ] {
+            assert!(!on(config), "{config:?} is on");
+        }
+        let limit = connection.limit(rusqlite::limits::Limit::SQLITE_LIMIT_LENGTH).expect("it can be read");
+        assert_eq!(limit, distrust::ROW_BYTES_MAX as i32);
     }
 }

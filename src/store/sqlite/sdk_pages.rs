@@ -11,8 +11,10 @@ use std::os::unix::fs::FileExt;
 
 use super::sdk_file::StoredRow;
 
-/// Bytes of a value that is believed; SQLite's own limit.
-const VALUE_BYTES_MAX: u64 = 1_000_000_000;
+/// Bytes of a row that are believed.
+const VALUE_BYTES_MAX: u64 = super::distrust::ROW_BYTES_MAX as u64;
+/// Pages that are read between two questions whether to go on.
+const PAGES_AT_ONCE: u32 = 256;
 const LEAF: u8 = 0x0d;
 const INTERIOR: u8 = 0x05;
 
@@ -37,8 +39,8 @@ pub(super) struct Pages {
 }
 
 impl Pages {
-    /// Looks through every page of the file once.
-    pub(super) fn read(file: &File) -> std::io::Result<Self> {
+    /// Looks through every page of the file once, until `is_over`: then the error is [`std::io::ErrorKind::Interrupted`].
+    pub(super) fn read(file: &File, is_over: &dyn Fn() -> bool) -> std::io::Result<Self> {
         let mut header = [0; 100];
         file.read_exact_at(&mut header, 0)?;
         let page_bytes = match u16::from_be_bytes([header[16], header[17]]) {
@@ -56,6 +58,9 @@ impl Pages {
         let mut children = Vec::new();
         let mut page = vec![0; page_bytes as usize];
         for number in 2..=count {
+            if number % PAGES_AT_ONCE == 0 && is_over() {
+                return Err(std::io::ErrorKind::Interrupted.into());
+            }
             if free.contains(&number) || pages.page(file, number, &mut page).is_none() {
                 continue;
             }
@@ -129,7 +134,10 @@ impl Pages {
 
     /// Notes the rows of a leaf; says whether it is one of the SDK's table.
     fn leaf(&mut self, number: u32, page: &[u8]) -> bool {
-        let cells = cell_pointers(page, 8, self.usable_bytes);
+        let mut cells = cell_pointers(page, 8, self.usable_bytes);
+        // Pointers that all lead to one cell would be many times the file.
+        cells.sort_unstable();
+        cells.dedup();
         let places: Vec<Place> = cells
             .iter()
             .filter_map(|cell| {

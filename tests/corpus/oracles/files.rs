@@ -9,6 +9,8 @@ use std::fs;
 use std::path::Path;
 use std::sync::OnceLock;
 
+use opik_offline::shutdown::Shutdown;
+use opik_offline::store::foreign::FileOwner;
 use opik_offline::store::{self, Filter, Limits, OpenMode, Page, SdkFile, StoreError, WhenFull};
 
 const LIMITS: Limits = Limits { size_max: 1 << 30, disk_reserve: 0, when_full: WhenFull::Refuse };
@@ -78,7 +80,9 @@ pub fn sdk_files(input: &[u8]) {
     for (name, bytes) in &files {
         fs::write(folder.path().join(name), bytes).expect("it fits");
     }
-    if let Ok(mut file) = SdkFile::open(&folder.path().join("sdk.db"), folder.path()) {
+    if let Ok(mut file) =
+        SdkFile::open(&folder.path().join("sdk.db"), folder.path(), FileOwner::this_user(), &Shutdown::new())
+    {
         let mut last = None;
         while let Ok(Some(row)) = file.next_row() {
             assert!(last.is_none_or(|last| last < row.message_id), "row {} comes twice", row.message_id);
