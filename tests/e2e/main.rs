@@ -65,5 +65,6 @@ mod tls;
 mod two_processes;
 mod verify;
 mod weather;
+mod web_pages;
 mod wrapped;
 mod writes;
