@@ -40,6 +40,7 @@ set edit:completion:arg-completer[opik-offline] = {|@words|
         }
         &'opik-offline;agent'= {
             cand --listen 'Listen on this address [default: 127.0.0.1:6745]'
+            cand --allowed-hosts 'Answer to these hosts too, and take requests of web pages of these origins [default: none]'
             cand --batch-size 'Replay this many messages, then pause; unset, replay starts at 50 and speeds up while the server keeps up'
             cand --delay 'Pause this long after a full batch; unset, replay starts at 500ms and speeds up while the server keeps up'
             cand --max-size 'Let the store take this much space at most [default: 10GiB]'

@@ -27,6 +27,7 @@ use std::os::unix::process::ExitStatusExt;
 use std::process::{Child as Process, Command};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
+use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use rustix::io::Errno;
 use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, kill_process, waitid};
 use thiserror::Error;
@@ -42,6 +43,9 @@ const OTLP_PROTOCOLS: [&str; 2] = ["OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "OTEL_E
 const OTLP_PATH: &str = "/v1/private/otel";
 /// The variables that lead a plain HTTP connection through a proxy.
 const PROXIES: [&str; 4] = ["http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"];
+
+/// What is encoded in a segment of a path: everything that any program might take for something else.
+const IN_A_SEGMENT: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'_').remove(b'.').remove(b'~');
 
 /// What is different in the wrapped command's environment.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -65,7 +69,8 @@ impl Changes {
         let variable = |name: &str| environment.variable(name).filter(|value| !value.is_empty());
         let text = |name: &str| variable(name).map(|value| value.to_string_lossy().into_owned());
         let host = reachable(intake);
-        let prefix = token.map_or(String::new(), |token| format!("/-/token/{token}"));
+        let prefix =
+            token.map_or(String::new(), |token| format!("/-/token/{}", utf8_percent_encode(token, IN_A_SEGMENT)));
         let base = format!("http://{host}{prefix}/api");
         let mut changes = Self { set: vec![(URL, base.clone())], ..Self::default() };
 
@@ -270,6 +275,8 @@ mod tests {
         assert_eq!((plain.unset, plain.left), (vec![], vec![]));
         for (intake, token, expected) in [
             ("0.0.0.0:80", Some("secret"), "http://127.0.0.1:80/-/token/secret/api"),
+            ("127.0.0.1:80", Some("q8/Xk+0a=="), "http://127.0.0.1:80/-/token/q8%2FXk%2B0a%3D%3D/api"),
+            ("127.0.0.1:80", Some("50%-_.~?#"), "http://127.0.0.1:80/-/token/50%25-_.~%3F%23/api"),
             ("[::]:80", None, "http://[::1]:80/api"),
             ("10.0.0.1:80", None, "http://10.0.0.1:80/api"),
         ] {

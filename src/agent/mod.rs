@@ -42,6 +42,7 @@ use thiserror::Error;
 use tracing::{error, info, warn};
 
 use crate::config::ServiceManager;
+use crate::intake::site::SitePolicy;
 use crate::intake::status::{self, Watch};
 use crate::intake::workers::Workers;
 use crate::intake::{Intake, IntakeLimits};
@@ -68,6 +69,8 @@ pub struct AgentSettings {
     pub listen: SocketAddr,
     /// The token that clients must show.
     pub intake_token: Option<String>,
+    /// Names under which clients reach the agent, and pages that may send to it.
+    pub allowed_hosts: Vec<String>,
     /// The store's file.
     pub store_path: PathBuf,
     /// What the store may use.
@@ -274,6 +277,7 @@ impl Agent {
             memory: memory.clone(),
             token: settings.intake_token.clone(),
             listen_host: settings.listen.ip().to_string(),
+            sites: SitePolicy::new(self.address.ip(), &settings.allowed_hosts),
             agent_mark,
             beat,
             pulses: pulses.clone(),

@@ -65,6 +65,14 @@ pub struct AgentArgs {
     #[arg(long, value_name = "HOST:PORT")]
     listen: Option<OsString>,
 
+    /// Answer to these hosts too, and take requests of web pages of these origins [default: none]
+    ///
+    /// By default the agent answers to addresses and names of its own only, and takes no requests of web pages that it
+    /// does not serve. Entries are separated by commas: agent.example.org, *.example.org, localhost:5173, or
+    /// https://opik.example.org for a page alone.
+    #[arg(long, value_name = "HOSTS", hide_short_help = true)]
+    allowed_hosts: Option<OsString>,
+
     /// Listen beyond this machine without asking for an intake token
     #[arg(long, num_args = 0, default_missing_value = "true", hide_short_help = true)]
     insecure_listen: Option<OsString>,
@@ -194,6 +202,7 @@ impl AgentArgs {
     fn flags(&self, common: Flags) -> Flags {
         Flags {
             listen: self.listen.clone(),
+            allowed_hosts: self.allowed_hosts.clone(),
             insecure_listen: self.insecure_listen.clone(),
             adopt_orphans: self.adopt_orphans.clone(),
             rekey_refused: self.rekey_refused.clone(),
@@ -232,6 +241,7 @@ fn settings(config: &Config, service_manager: Option<ServiceManager>) -> Result<
         files: shares,
         files_problem: problem.map(|problem| format!("{problem}; {}", files::hint(wanted, workers))),
         listen: config.listen.value,
+        allowed_hosts: config.allowed_hosts.value.entries().to_vec(),
         intake_token: config.intake_token.value.as_ref().map(|token| token.expose().to_owned()),
         store_path: config.db.value.clone(),
         store_limits: translate::store_limits(config),

@@ -19,6 +19,7 @@
 //! printed.
 
 mod error;
+mod hosts;
 pub mod ini;
 mod proxy;
 mod scan;

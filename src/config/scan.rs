@@ -16,6 +16,10 @@ pub enum Misconfiguration {
     LocalhostWorkspace {
         workspace: String,
     },
+    /// The key crosses a network that others may listen to.
+    KeyInTheClear {
+        upstream: ServerUrl,
+    },
     /// The server is the agent's own address.
     UpstreamIsAgent {
         upstream: ServerUrl,
@@ -32,6 +36,12 @@ impl fmt::Display for Misconfiguration {
                     "the Opik server is on localhost, which knows the workspace default only, and workspace is {workspace}"
                 )
             }
+            Misconfiguration::KeyInTheClear { upstream } => {
+                write!(
+                    f,
+                    "the API key is sent to {upstream} without encryption: everybody on the way can read it, and the traces"
+                )
+            }
             Misconfiguration::UpstreamIsAgent { upstream } => {
                 write!(f, "the Opik server is configured as {upstream}, which is the agent itself")
             }
@@ -46,6 +56,9 @@ impl Misconfiguration {
             Misconfiguration::CloudWithoutKey => "set OPIK_API_KEY, or run `opik configure`",
             Misconfiguration::LocalhostWorkspace { .. } => {
                 "set OPIK_WORKSPACE=default, or write 127.0.0.1 for localhost if the server has more workspaces"
+            }
+            Misconfiguration::KeyInTheClear { .. } => {
+                "name the server with https://; a server that knows no keys needs none: unset OPIK_API_KEY"
             }
             Misconfiguration::UpstreamIsAgent { .. } => {
                 "name the real server with --upstream or OPIK_OFFLINE_UPSTREAM; OPIK_URL_OVERRIDE may stay for the application"
@@ -65,6 +78,9 @@ impl Config {
         }
         if upstream.is_localhost() && workspace != "default" {
             found.push(Misconfiguration::LocalhostWorkspace { workspace: workspace.clone() });
+        }
+        if self.api_key.value.is_some() && !upstream.is_https() && !upstream.is_loopback() {
+            found.push(Misconfiguration::KeyInTheClear { upstream: upstream.clone() });
         }
         if is_agent(upstream, self.listen.value) {
             found.push(Misconfiguration::UpstreamIsAgent { upstream: upstream.clone() });

@@ -11,6 +11,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use super::error::{BadValue, ConfigError};
+use super::hosts::HostList;
 use super::proxy::{self, ProxyUrl};
 use super::secret::{KeyText, Secret};
 use super::server_url::{self, ServerUrl};
@@ -127,6 +128,9 @@ settings! {
     /// Whether the agent takes in and delivers what killed Python processes left, and deletes it then
     adopt_orphans: bool = "false", "OPIK_OFFLINE_ADOPT_ORPHANS", "--adopt-orphans", ConfigYaml, plain(any);
 
+    /// Hosts that the agent answers to besides its own addresses and names, and origins of web pages that may send to it; separated by commas
+    allowed_hosts: HostList = "none", "OPIK_OFFLINE_ALLOWED_HOSTS", "--allowed-hosts", ConfigYaml, plain(any);
+
     /// API key, sent as the `Authorization` header
     api_key: Option<Secret> = "none", "OPIK_API_KEY", OpikConfig, plain(any);
 
@@ -188,7 +192,7 @@ settings! {
     insecure_listen: bool = "false", "OPIK_OFFLINE_INSECURE_LISTEN", "--insecure-listen", ConfigYaml, plain(any);
 
     /// Token that a client has to send
-    intake_token: Option<Secret> = "none", "OPIK_OFFLINE_INTAKE_TOKEN", ConfigYaml, plain(any);
+    intake_token: Option<Secret> = "none", "OPIK_OFFLINE_INTAKE_TOKEN", ConfigYaml, plain(sendable_token);
 
     /// Address that the agent listens on
     listen: SocketAddr = "127.0.0.1:6745", "OPIK_OFFLINE_LISTEN", "--listen", ConfigYaml, plain(any);
@@ -308,6 +312,21 @@ fn plain<T: Value>(
 /// Refuses an age that any outage reaches.
 fn not_too_short(age: &Option<Duration>) -> Result<(), String> {
     age.as_ref().map_or(Ok(()), at_least(Duration::from_secs(1)))
+}
+
+/// Refuses a token that some client could not send in a URL or a header.
+fn sendable_token(token: &Option<Secret>) -> Result<(), String> {
+    let Some(token) = token else { return Ok(()) };
+    let token = token.expose();
+    if !token.bytes().all(|byte| byte.is_ascii_graphic()) {
+        return Err("holds a space or a character beyond ASCII, which not every client can send; make a token with \
+                    `openssl rand -hex 32`, for example"
+            .to_owned());
+    }
+    match token {
+        "." | ".." => Err("is a dot segment, which clients take out of URLs".to_owned()),
+        _ => Ok(()),
+    }
 }
 
 /// Refuses a budget in which no claim and no client's body of a usual size has room.

@@ -330,7 +330,10 @@ fn an_unknown_key_is_an_error_in_our_file_only() {
     let (_, hint) = FakeEnvironment::new().with_config_yaml("shutdown-timeout: 1s\n").error(&Flags::default());
     assert_eq!(hint, "did you mean shutdown_timeout?");
     let (_, hint) = FakeEnvironment::new().with_config_yaml("zzz: 1\n").error(&Flags::default());
-    assert!(hint.starts_with("the known keys are adopt_orphans, client_timeout, connect_timeout, db, "), "{hint}");
+    assert!(
+        hint.starts_with("the known keys are adopt_orphans, allowed_hosts, client_timeout, connect_timeout, db, "),
+        "{hint}"
+    );
     let (_, hint) = FakeEnvironment::new().with_config_yaml("workspace: x\n").error(&Flags::default());
     assert!(hint.contains("~/.opik.config"), "{hint}");
 
@@ -445,4 +448,45 @@ fn a_path_may_be_any_bytes_and_a_text_may_not() {
     assert_eq!(config.db.value.as_os_str(), bytes());
     let (message, _) = FakeEnvironment::new().with("OPIK_WORKSPACE", bytes()).error(&Flags::default());
     assert!(message.ends_with("environment OPIK_WORKSPACE: not valid UTF-8"), "{message}");
+}
+
+#[test]
+fn a_key_that_is_sent_in_the_clear_is_a_mistake() {
+    for (upstream, key, expected) in [
+        ("http://opik.example/api", Some("k"), true),
+        ("http://10.0.0.7:5173/api", Some("k"), true),
+        ("http://backend:8080", Some("k"), true),
+        ("http://127.0.0.1.example/api", Some("k"), true),
+        ("http://opik.example/api", None, false),
+        ("https://opik.example/api", Some("k"), false),
+        ("http://127.0.0.1:5173/api", Some("k"), false),
+        ("http://127.9.9.9/api", Some("k"), false),
+        ("http://[::1]:5173/api", Some("k"), false),
+        ("http://localhost:5173/api", Some("k"), false),
+    ] {
+        let environment = FakeEnvironment::new().with("OPIK_OFFLINE_UPSTREAM", upstream);
+        let environment = key.into_iter().fold(environment, |environment, key| environment.with("OPIK_API_KEY", key));
+        let found = environment.config().scan();
+        let is_found = found.iter().any(|mistake| matches!(mistake, Misconfiguration::KeyInTheClear { .. }));
+        assert_eq!(is_found, expected, "{upstream} {key:?}: {found:?}");
+    }
+}
+
+#[test]
+fn a_token_that_a_client_cannot_send_is_refused_at_start() {
+    let with = |token: &str| {
+        let environment = FakeEnvironment::new().with("OPIK_OFFLINE_INTAKE_TOKEN", token);
+        environment
+            .resolve(&Flags::default())
+            .map(|config| config.intake_token.value.map(|token| token.expose().to_owned()))
+    };
+    for token in ["q8/Xk+0a==", "50%", "a%2Fb", "a?b#c&d", "~!@$^*(){}[]|\\:;\"'<>,.`", "a/../b", "..."] {
+        assert_eq!(with(token).ok().flatten().as_deref(), Some(token), "{token}");
+    }
+    for token in ["two words", "tab\there", "caf\u{e9}-latte", "\u{1f600}", "line\nbreak", ".", "..", "a\u{a0}b"] {
+        let Err(error) = with(token) else { panic!("{token:?} is taken") };
+        let text = format!("{error} {}", error.hint().unwrap_or_default());
+        assert!(text.contains("intake_token"), "{text}");
+        assert!(!text.contains("words") && !text.contains("latte"), "a part of the token is shown: {text}");
+    }
 }

@@ -805,3 +805,36 @@ impl Shared {
         forward::own_answer(unavailable(why, STORE_RETRY_AFTER))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn neither_keys_nor_what_belongs_to_the_exchange_are_kept_with_a_message() {
+        let mut headers = HeaderMap::new();
+        for (name, value) in [
+            ("authorization", "made-up-key"),
+            ("proxy-authorization", "Basic x"),
+            ("x-opik-offline-token", "made-up-token"),
+            ("comet-workspace", "team"),
+            ("host", "localhost"),
+            ("content-length", "5"),
+            ("expect", "100-continue"),
+            ("accept-encoding", "gzip"),
+            ("date", "today"),
+            ("connection", "x-mine"),
+            ("x-mine", "1"),
+            ("content-type", "application/json"),
+            ("content-encoding", "gzip"),
+            ("x-kept", "yes"),
+        ] {
+            headers.append(name, header::HeaderValue::from_static(value));
+        }
+        headers.append("authorization", header::HeaderValue::from_static("another key"));
+        let kept = kept_headers(&headers);
+        let mut names: Vec<&str> = kept.iter().map(|(name, _)| name).collect();
+        names.sort_unstable();
+        assert_eq!(names, ["content-encoding", "content-type", "x-kept"]);
+    }
+}

@@ -1,30 +1,48 @@
-//! Who may talk to the agent: the intake token, the `Host` of whoever reads the agent's own pages.
+//! Who may talk to the agent: the intake token, and what a request's head must have. [`super::site`] has the web pages.
 
-use std::net::IpAddr;
+use std::borrow::Cow;
 
 use http::request::Parts;
-use hyper::header::{HOST, HeaderValue, ORIGIN};
+use hyper::header::{HOST, HeaderValue};
 use hyper::{HeaderMap, Version};
 
 /// The header that carries the intake token.
 pub const TOKEN_HEADER: &str = "x-opik-offline-token";
-/// The path prefix that carries it for clients that can't send headers: `/-/token/<token>/api/...`.
+/// The path prefix that carries it for clients that can't send headers: `/-/token/<token>/api/...`, percent-encoded.
 pub const TOKEN_PREFIX: &str = "/-/token/";
 
-/// Takes the token off a path that carries one; returns it and the path that is left.
-pub fn split_token(path: &str) -> (Option<&str>, &str) {
+/// Takes the token off a path that carries one; returns it as it is written there, and the path that is left.
+///
+/// A token that holds slashes may be written with them: as many segments belong to it as `expected` has.
+pub fn split_token<'path>(path: &'path str, expected: Option<&str>) -> (Option<&'path str>, &'path str) {
     let Some(rest) = path.strip_prefix(TOKEN_PREFIX) else { return (None, path) };
-    match rest.find('/') {
-        Some(slash) => (Some(&rest[..slash]), &rest[slash..]),
-        None => (Some(rest), "/"),
+    let slashes = |text: &[u8]| text.iter().filter(|byte| **byte == b'/').count();
+    let expected = expected.map_or(0, |expected| slashes(expected.as_bytes()));
+    let (mut from, mut found) = (0, 0);
+    loop {
+        let Some(end) = rest[from..].find('/').map(|at| from + at) else { return (Some(rest), "/") };
+        found += slashes(&decoded(&rest[from..end]));
+        if found >= expected {
+            return (Some(&rest[..end]), &rest[end..]);
+        }
+        found += 1;
+        from = end + 1;
     }
 }
 
-/// Says whether a request carries the token that is asked for.
+/// Returns whether a request carries the token that is asked for: in a header, or in its path, percent-encoded or not.
 pub fn is_allowed(expected: Option<&str>, in_path: Option<&str>, headers: &HeaderMap) -> bool {
     let Some(expected) = expected else { return true };
     let in_header = headers.get(TOKEN_HEADER).map(HeaderValue::as_bytes);
-    in_path.map(str::as_bytes).or(in_header).is_some_and(|given| same(given, expected.as_bytes()))
+    match in_path {
+        // Both are compared, whatever the first says.
+        Some(token) => same(token.as_bytes(), expected.as_bytes()) | same(&decoded(token), expected.as_bytes()),
+        None => in_header.is_some_and(|given| same(given, expected.as_bytes())),
+    }
+}
+
+fn decoded(text: &str) -> Cow<'_, [u8]> {
+    percent_encoding::percent_decode_str(text).into()
 }
 
 /// Compares in a time that depends on the lengths only, so that a token can't be guessed byte by byte.
@@ -43,44 +61,9 @@ pub fn head_fault(head: &Parts) -> Option<&'static str> {
     (hosts > 1 || is_missing).then_some("the request needs exactly one Host header")
 }
 
-/// Says whether the agent's own pages may be shown for this `Host`: an address, or `localhost`.
-///
-/// A page in a browser could otherwise read them by a name of its own that it points at the loopback address.
-pub fn is_own_host(headers: &HeaderMap, listen_host: &str) -> bool {
-    let Some(host) = headers.get(HOST) else { return true };
-    let Ok(host) = host.to_str() else { return false };
-    let name = match host.strip_prefix('[') {
-        Some(rest) => rest.split(']').next().unwrap_or(rest),
-        None => host.rsplit_once(':').map_or(host, |(name, _)| name),
-    };
-    name.eq_ignore_ascii_case("localhost") || name.eq_ignore_ascii_case(listen_host) || name.parse::<IpAddr>().is_ok()
-}
-
-/// Says whether a request comes from no web page, or from one that the `Host` itself has served: a browser names the page
-/// in `Origin` whenever a script of another site asks.
-pub fn is_own_origin(headers: &HeaderMap) -> bool {
-    let Some(origin) = headers.get(ORIGIN) else { return true };
-    let place = origin.as_bytes().strip_prefix(b"http://").or_else(|| origin.as_bytes().strip_prefix(b"https://"));
-    place.is_some_and(|place| headers.get(HOST).is_some_and(|host| host.as_bytes().eq_ignore_ascii_case(place)))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn the_agents_pages_are_not_shown_to_pages_of_other_sites() {
-        let from = |origin: Option<&'static str>| {
-            let mut headers = headers("host", "127.0.0.1:6745");
-            headers.extend(origin.map(|origin| (ORIGIN, HeaderValue::from_static(origin))));
-            is_own_origin(&headers)
-        };
-        assert!(from(None), "no browser");
-        assert!(from(Some("http://127.0.0.1:6745")));
-        for other in ["http://evil.example", "http://127.0.0.1:5173", "null", "", "file://127.0.0.1:6745"] {
-            assert!(!from(Some(other)), "{other}");
-        }
-    }
 
     fn headers(name: &'static str, value: &'static str) -> HeaderMap {
         HeaderMap::from_iter([(name.parse().expect("a name"), HeaderValue::from_static(value))])
@@ -96,24 +79,36 @@ mod tests {
             assert!(!is_allowed(Some("secret"), Some(wrong), &none), "{wrong}");
         }
         assert!(!is_allowed(Some("secret"), None, &none));
-        assert_eq!(split_token("/-/token/abc/api/v1/private/traces"), (Some("abc"), "/api/v1/private/traces"));
-        assert_eq!(split_token("/-/token/abc"), (Some("abc"), "/"));
-        assert_eq!(split_token("/api/x"), (None, "/api/x"));
+        assert_eq!(split_token("/-/token/abc/api/v1/private/traces", None), (Some("abc"), "/api/v1/private/traces"));
+        assert_eq!(split_token("/-/token/abc", Some("abc")), (Some("abc"), "/"));
+        assert_eq!(split_token("/api/x", Some("a/b")), (None, "/api/x"));
     }
 
     #[test]
-    fn the_agents_pages_are_shown_to_addresses_only() {
-        for (host, expected) in [
-            ("127.0.0.1:6745", true),
-            ("[::1]:6745", true),
-            ("localhost", true),
-            ("LOCALHOST:6745", true),
-            ("agent.internal:6745", true),
-            ("evil.example", false),
-            ("evil.example:6745", false),
-            ("127.0.0.1.evil.example", false),
+    fn a_token_of_any_visible_characters_is_read_from_a_path_however_it_is_written() {
+        for (token, written) in [
+            ("q8/Xk+0a==", "q8%2FXk%2B0a%3D%3D"),
+            ("q8/Xk+0a==", "q8/Xk+0a=="),
+            ("q8/Xk+0a==", "q8%2fXk+0a=="),
+            ("a//b/", "a//b/"),
+            ("a//b/", "a%2F/b%2F"),
+            ("/", "%2F"),
+            ("50%", "50%25"),
+            ("50%", "50%"),
+            ("a%2Fb", "a%252Fb"),
+            ("a%2Fb", "a%2Fb"),
+            ("a?b#c", "a%3Fb%23c"),
+            ("plain", "pl%61in"),
         ] {
-            assert_eq!(is_own_host(&headers("host", host), "agent.internal"), expected, "{host}");
+            let path = format!("/-/token/{written}/api/v1/private/traces");
+            let (found, rest) = split_token(&path, Some(token));
+            assert_eq!((found, rest), (Some(written), "/api/v1/private/traces"), "{token}");
+            assert!(is_allowed(Some(token), found, &HeaderMap::new()), "{token} as {written}");
+        }
+        for wrong in ["q8", "q8/", "q8/Xk+0a=", "q8%2FXk%2B0a%3D%3D%3D", "q8/Xk 0a==", "Q8/Xk+0a=="] {
+            let path = format!("/-/token/{wrong}/api/v1/private/traces");
+            let (found, _) = split_token(&path, Some("q8/Xk+0a=="));
+            assert!(!is_allowed(Some("q8/Xk+0a=="), found, &HeaderMap::new()), "{wrong}");
         }
     }
 }

@@ -18,6 +18,9 @@
 //! | a request's head | [`HEAD_BYTES_MAX`], [`HEADERS_MAX`] | 431 |
 //! | its URL | [`URL_BYTES_MAX`] | 414 |
 //! | its framing | what can be read in one way only ([`framing`]) | 400 |
+//! | its host, and the page that sends it | the agent's own ([`site`]) | 403 |
+//! | its path | no dot segments ([`crate::protocol::path`]) | 400 |
+//! | its content type | what the server reads ([`crate::protocol::media`]) | 415 |
 //! | time for the head, and between requests | `client_timeout` | closed |
 //! | time for a piece of a body | `client_timeout`, and a kilobyte a second ([`wire`]) | 408 |
 //! | time to take a piece of the answer | `client_timeout` | closed |
@@ -39,6 +42,7 @@ mod framing;
 pub mod full_watch;
 pub mod guard;
 mod lanes;
+pub mod site;
 pub mod status;
 mod status_page;
 mod wire;
@@ -49,9 +53,10 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use http::Method;
 use http::header::{self, HeaderValue};
 use http_body_util::{BodyExt, Either};
-use hyper::body::Incoming;
+use hyper::body::{Body as _, Incoming};
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
@@ -66,6 +71,8 @@ use crate::message::Server;
 use crate::monitor::Availability;
 use crate::monitor::connection::Connection;
 use crate::protocol::answers::{Reply, SendFailure, error, unavailable};
+use crate::protocol::media::unsupported;
+use crate::protocol::path::has_dot_segment;
 use crate::protocol::routes::{Route, classify, split_prefix};
 use crate::pulse::{Beat, Pulses};
 use crate::shutdown::Shutdown;
@@ -77,6 +84,7 @@ use crate::upstream::forward::{ForwardBody, Forwarder};
 use connections::{Admission, Connections, Marker, Seat};
 use forward::ClientAnswer;
 use framing::Framing;
+use site::{Foreign, SitePolicy};
 use status::Watch;
 use wire::{Answering, Paced, SharedFraming, Wire};
 use workers::{Load, Workers};
@@ -123,6 +131,10 @@ const AWAY_TIMEOUT: Duration = Duration::from_secs(5);
 const BEAT_INTERVAL: Duration = Duration::from_secs(5);
 /// Headers of a request at most.
 const HEADERS_MAX: usize = 128;
+/// The methods that reach the server or the agent's pages.
+const METHODS: &str = "GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS";
+/// What a client without the right token is told.
+const NO_TOKEN: &str = "this opik-offline agent asks for its intake token";
 
 /// What intake needs from the rest of the agent.
 pub struct Intake {
@@ -144,6 +156,8 @@ pub struct Intake {
     pub token: Option<String>,
     /// The host that the agent was told to listen on.
     pub listen_host: String,
+    /// Which web pages may send requests, and by which names.
+    pub sites: SitePolicy,
     /// What names this process in [`AGENT_HEADER`].
     pub agent_mark: HeaderValue,
     /// Intake's own sign of life.
@@ -164,6 +178,9 @@ struct Shared {
     limits: IntakeLimits,
     token: Option<String>,
     listen_host: String,
+    sites: Arc<SitePolicy>,
+    /// When a refused page was last logged.
+    foreign_logged: Arc<Mutex<Option<Instant>>>,
     lanes: lanes::Lanes,
     /// Notes about updates that went ahead of their create.
     ahead_notes: ahead::AheadNotes,
@@ -188,6 +205,19 @@ impl Shared {
     fn over_limit(&self, limit: &str) {
         self.metrics.intake_over_limit.add(1);
         debug!(target: "intake", limit, "a request was over a limit");
+    }
+
+    /// Counts a request that a page of another site may have sent, logs one a minute, and returns its answer.
+    fn foreign(&self, foreign: &Foreign) -> Reply {
+        let counter =
+            if foreign.is_host() { &self.metrics.intake_foreign_hosts } else { &self.metrics.intake_foreign_pages };
+        counter.add(1);
+        let mut logged = self.foreign_logged.lock().unwrap_or_else(PoisonError::into_inner);
+        if logged.is_none_or(|logged| logged.elapsed() >= WARNING_PAUSE) {
+            *logged = Some(Instant::now());
+            warn!(target: "intake", "refused a request: {foreign}");
+        }
+        error(foreign.status(), &foreign.to_string())
     }
 
     /// Returns the answer to a client whose body comes too slowly.
@@ -242,6 +272,8 @@ impl Intake {
         let flushes = Arc::<flush::Flushes>::default();
         let tries = Arc::<accept::full::Tries>::default();
         let hurry = Shutdown::new();
+        let sites = Arc::new(self.sites);
+        let foreign_logged = Arc::<Mutex<Option<Instant>>>::default();
         let started = Instant::now();
         let per_worker = self.forwarders.into_iter().map(|forwarder| {
             Arc::new(Shared {
@@ -254,6 +286,8 @@ impl Intake {
                 limits: self.limits,
                 token: self.token.clone(),
                 listen_host: self.listen_host.clone(),
+                sites: sites.clone(),
+                foreign_logged: foreign_logged.clone(),
                 lanes: lanes.clone(),
                 ahead_notes: ahead::AheadNotes::default(),
                 tries: tries.clone(),
@@ -474,27 +508,37 @@ async fn answer(shared: Arc<Shared>, request: http::Request<Incoming>) -> Client
         let text = format!("the URL is longer than {URL_BYTES_MAX} bytes, opik-offline's limit");
         return accept::refuse(error(414, &text), &head.headers, body).await;
     }
-    let (token, path) = guard::split_token(uri.path());
-    if let Some(page) = status_page::Page::of(&head.method, path) {
-        return match guard::is_own_host(&head.headers, &shared.listen_host) {
-            true if guard::is_own_origin(&head.headers) => match page {
-                // It makes the agent work, so it is for those who may send writes.
-                status_page::Page::Flush if !guard::is_allowed(shared.token.as_deref(), token, &head.headers) => {
-                    forward::own_answer(error(401, "this opik-offline agent asks for its intake token"))
-                }
-                status_page::Page::Flush => flush::flush(&shared, &head).await,
-                page => page.render(&shared),
-            },
-            true => forward::own_answer(error(403, "the agent's own pages are not shown to other sites")),
-            false => forward::own_answer(error(403, "the agent's own pages are shown to addresses and localhost only")),
-        };
+    if head.method == Method::CONNECT {
+        let mut refusal =
+            forward::own_answer(error(405, "opik-offline is no proxy: it makes no connections for others"));
+        refusal.headers_mut().insert(header::ALLOW, HeaderValue::from_static(METHODS));
+        return accept::refuse_with(refusal, &head.headers, body).await;
     }
     if let Some(fault) = guard::head_fault(&head) {
         return accept::refuse(error(400, fault), &head.headers, body).await;
     }
-    if !guard::is_allowed(shared.token.as_deref(), token, &head.headers) {
-        let reply = error(401, "this opik-offline agent asks for its intake token");
-        return accept::refuse(reply, &head.headers, body).await;
+    let (token, path) = guard::split_token(uri.path(), shared.token.as_deref());
+    let is_allowed = guard::is_allowed(shared.token.as_deref(), token, &head.headers);
+    // Before anything else looks at the request, and whatever its path: nobody's page reads, writes or probes.
+    let has_token = shared.token.is_some() && is_allowed;
+    if let Err(foreign) = shared.sites.judge(&head, has_token, site::is_link_target(path)) {
+        return accept::refuse(shared.foreign(&foreign), &head.headers, body).await;
+    }
+    if has_dot_segment(path) {
+        shared.over_limit("dot segments");
+        let text = "the path holds a segment that is . or .. in some spelling, which leads elsewhere than it says";
+        return accept::refuse(error(400, text), &head.headers, body).await;
+    }
+    if let Some(page) = status_page::Page::of(&head.method, path) {
+        return match page {
+            // It makes the agent work, so it is for those who may send writes.
+            status_page::Page::Flush if !is_allowed => forward::own_answer(error(401, NO_TOKEN)),
+            status_page::Page::Flush => flush::flush(&shared, &head).await,
+            page => page.render(&shared),
+        };
+    }
+    if !is_allowed {
+        return accept::refuse(error(401, NO_TOKEN), &head.headers, body).await;
     }
     let via = head.headers.get_all(AGENT_HEADER);
     if via.iter().any(|mark| *mark == shared.agent_mark) {
@@ -503,6 +547,10 @@ async fn answer(shared: Arc<Shared>, request: http::Request<Incoming>) -> Client
 
     let (prefix, below) = split_prefix(path);
     let route = classify(head.method.as_str(), below);
+    let content_types = head.headers.get_all(header::CONTENT_TYPE).iter().map(|value| value.to_str().ok());
+    if let Some(fault) = unsupported(head.method.as_str(), below, !body.is_end_stream(), content_types) {
+        return accept::refuse(error(415, &fault), &head.headers, body).await;
+    }
     let below = match uri.query() {
         Some(query) => format!("{below}?{query}"),
         None => below.to_owned(),

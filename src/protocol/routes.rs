@@ -40,7 +40,7 @@ pub fn classify(method: &str, path: &str) -> Route {
     if path == "is-alive/ping" && (method == "GET" || method == "HEAD") {
         return Route::Ping;
     }
-    match find(method, path) {
+    match find(method, path).map(|(operation, id)| (operation.class, id)) {
         Some((Class::Protected(message_type) | Class::Deferrable(message_type), id)) => {
             Route::Protected(Protected { message_type, path_id: id.map(str::to_owned) })
         }
@@ -49,16 +49,21 @@ pub fn classify(method: &str, path: &str) -> Route {
     }
 }
 
+/// Returns the operation that a write is, if it is one that the agent knows.
+pub(super) fn operation(method: &str, path: &str) -> Option<&'static Operation> {
+    find(method, path).map(|(operation, _)| operation)
+}
+
 /// Finds the operation of a request, and the id in its path.
-fn find<'path>(method: &str, path: &'path str) -> Option<(Class, Option<&'path str>)> {
+fn find<'path>(method: &str, path: &'path str) -> Option<(&'static Operation, Option<&'path str>)> {
     let fixed = INDEX.fixed.get(path).into_iter().flatten();
     if let Some(operation) = fixed.copied().find(|operation| operation.method == method) {
-        return Some((operation.class, None));
+        return Some((operation, None));
     }
     let fitting = INDEX.with_ids.get(&path.split('/').count())?.iter();
     fitting.filter(|operation| operation.method == method).find_map(|operation| {
         let id = id_in(operation.path, path)?;
-        Some((operation.class, id))
+        Some((*operation, id))
     })
 }
 

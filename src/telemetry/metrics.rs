@@ -102,6 +102,8 @@ metrics! {
     intake_connections_closed: Counter = "opik_offline_intake_connections_closed_total", "Idle connections closed to make room for new ones (max_connections)";
     intake_connections_refused: Counter = "opik_offline_intake_connections_refused_total", "Connections refused with 503, because all that may be open were busy (max_connections)";
     intake_over_limit: Counter = "opik_offline_intake_over_limit_total", "Requests refused or cut off, because they were larger, slower or framed otherwise than intake allows";
+    intake_foreign_hosts: Counter = "opik_offline_intake_foreign_total{by=\"host\"}", "Requests refused because of a Host that is not the agent's (allowed_hosts), or because a web page of another site may have sent them";
+    intake_foreign_pages: Counter = "opik_offline_intake_foreign_total{by=\"page\"}", "Requests refused because of a Host that is not the agent's (allowed_hosts), or because a web page of another site may have sent them";
     requests_forwarded: Counter = "opik_offline_requests_forwarded_total", "Protected writes that the Opik server answered at once";
     requests_passed_through: Counter = "opik_offline_requests_passed_through_total", "Other requests streamed to the Opik server";
     replay_requests: Counter = "opik_offline_replay_requests_total", "Requests sent to replay stored messages";

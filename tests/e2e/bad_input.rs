@@ -137,20 +137,27 @@ fn a_request_that_is_framed_wrongly_is_refused() {
         let body = trace(&uuid7(), "chat").to_string();
         let length = body.len();
         let post = |headers: &str, body: &str| {
-            format!("POST /api{PATH} HTTP/1.1\r\nConnection: close\r\n{headers}\r\n{body}").into_bytes()
+            format!(
+                "POST /api{PATH} HTTP/1.1\r\nConnection: close\r\nContent-Type: application/json\r\n{headers}\r\n{body}"
+            )
+            .into_bytes()
         };
         let chunks = format!("{length:x}\r\n{body}\r\n");
         let chunked = format!("{chunks}0\r\n\r\n");
-        let lengths = format!("Host: a\r\nContent-Length: {length}\r\nContent-Length: 5\r\n");
+        let lengths = format!("Host: 127.0.0.1\r\nContent-Length: {length}\r\nContent-Length: 5\r\n");
         for (what, ends, wire) in [
-            ("more promised than sent", true, post("Host: a\r\nContent-Length: 9999\r\n", &body)),
+            ("more promised than sent", true, post("Host: 127.0.0.1\r\nContent-Length: 9999\r\n", &body)),
             ("two lengths", false, post(&lengths, &body)),
-            ("a length that is none", false, post("Host: a\r\nContent-Length: ten\r\n", &body)),
-            ("broken chunks", false, post("Host: a\r\nTransfer-Encoding: chunked\r\n", "zz\r\nabc\r\n0\r\n\r\n")),
-            ("chunks without an end", true, post("Host: a\r\nTransfer-Encoding: chunked\r\n", &chunks)),
-            ("another coding", false, post("Host: a\r\nTransfer-Encoding: chunked, gzip\r\n", &chunked)),
+            ("a length that is none", false, post("Host: 127.0.0.1\r\nContent-Length: ten\r\n", &body)),
+            (
+                "broken chunks",
+                false,
+                post("Host: 127.0.0.1\r\nTransfer-Encoding: chunked\r\n", "zz\r\nabc\r\n0\r\n\r\n"),
+            ),
+            ("chunks without an end", true, post("Host: 127.0.0.1\r\nTransfer-Encoding: chunked\r\n", &chunks)),
+            ("another coding", false, post("Host: 127.0.0.1\r\nTransfer-Encoding: chunked, gzip\r\n", &chunked)),
             ("no host", false, post(&format!("Content-Length: {length}\r\n"), &body)),
-            ("two hosts", false, post(&format!("Host: a\r\nHost: b\r\nContent-Length: {length}\r\n"), &body)),
+            ("two hosts", false, post(&format!("Host: 127.0.0.1\r\nHost: b\r\nContent-Length: {length}\r\n"), &body)),
             ("no HTTP", false, b"hello\r\n\r\n".to_vec()),
         ] {
             let (status, answer) = raw(agent, &wire, ends);

@@ -48,8 +48,10 @@ fn what_the_sdks_really_send_is_replayed_byte_for_byte() {
         ("50 MB in a small gzip body", post(trace(&spaces)).gzip()),
         ("5 MB as it is", post(trace(&format!(r#""input": "{}""#, "x".repeat(5 * MB))))),
         (
-            "a client without a content type",
-            Request::new("POST", "/v1/private/traces").bytes(trace(r#""name": "curl""#)),
+            "a client that names the charset",
+            Request::new("POST", "/v1/private/traces")
+                .header("Content-Type", "Application/JSON; charset=utf-8")
+                .bytes(trace(r#""name": "charset""#)),
         ),
     ];
     for (what, request) in &cases {

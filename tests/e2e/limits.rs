@@ -156,8 +156,9 @@ fn a_body_that_stops_or_drips_is_given_up() {
     for (method, path) in [("POST", PATH), ("PUT", &*upload), ("POST", "/v1/private/datasets/items/from-csv")] {
         for drips in [false, true] {
             let mut stream = connect(&agent);
-            let head =
-                format!("{method} /api{path} HTTP/1.1\r\nHost: a\r\nConnection: close\r\nContent-Length: 5000\r\n");
+            let head = format!(
+                "{method} /api{path} HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\nConnection: close\r\nContent-Length: 5000\r\n"
+            );
             stream.write_all(format!("{head}\r\n{{").as_bytes()).unwrap();
             // Passed on as it comes, so only a pause ends it: nothing of it is held.
             if drips && path != "/v1/private/datasets/items/from-csv" {
@@ -184,7 +185,7 @@ fn a_client_that_takes_nothing_of_its_answer_is_given_up() {
     large.body = vec![b'x'; 32 * 1024 * 1024];
     let _large = server.script(When::path("/v1/private/traces/large"), Then::Answer(large));
     let mut stream = connect(&agent);
-    stream.write_all(b"GET /api/v1/private/traces/large HTTP/1.1\r\nHost: a\r\n\r\n").unwrap();
+    stream.write_all(b"GET /api/v1/private/traces/large HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n").unwrap();
     wait_until("the agent gives it up", PATIENCE, || over_limit(&agent) == 1);
     let answer = rest(&mut stream);
     assert!(answer.len() < 32 * 1024 * 1024, "it was not given up");
@@ -197,7 +198,8 @@ fn heads_are_taken_up_to_the_limits_of_bytes_headers_and_url() {
     wait_until_available(&agent);
     let ask = |target: &str, headers: &str| {
         let mut stream = connect(&agent);
-        let head = format!("GET /api/is-alive/ping{target} HTTP/1.1\r\nHost: a\r\nConnection: close\r\n{headers}\r\n");
+        let head =
+            format!("GET /api/is-alive/ping{target} HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n{headers}\r\n");
         // Cut off while it still writes, it has seen the refusal too.
         let _ = stream.write_all(head.as_bytes());
         rest(&mut stream).get(9..12).unwrap_or("").to_owned()

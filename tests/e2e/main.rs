@@ -71,5 +71,6 @@ mod two_processes;
 mod verify;
 mod versions;
 mod weather;
+mod web_pages;
 mod wrapped;
 mod writes;

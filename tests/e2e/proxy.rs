@@ -79,7 +79,7 @@ fn a_client_that_asks_whether_to_continue_is_told_so() {
         }
         let body = json!({ "id": uuid7(), "start_time": "2026-03-01T04:00:16Z" }).to_string();
         let head = format!(
-            "POST /api/v1/private/traces HTTP/1.1\r\nHost: a\r\nExpect: 100-continue\r\nContent-Type: application/json\r\n\
+            "POST /api/v1/private/traces HTTP/1.1\r\nHost: 127.0.0.1\r\nExpect: 100-continue\r\nContent-Type: application/json\r\n\
              Content-Length: {}\r\nConnection: close\r\n\r\n",
             body.len()
         );
@@ -106,7 +106,7 @@ fn a_client_that_asks_whether_to_continue_is_told_so() {
 #[test]
 fn head_and_options_are_the_servers_to_answer() {
     let server = FakeOpik::start_new();
-    let agent = Agent::start(&server);
+    let agent = Agent::builder(&server.url()).impatient().env("OPIK_OFFLINE_ALLOWED_HOSTS", "http://ui").start();
     let mut client = Client::new(&agent.url());
     let got = client.get("/is-alive/ver");
     let head = client.expect(&Request::new("HEAD", "/is-alive/ver"));
@@ -133,7 +133,10 @@ fn clients_of_http_1_0_are_served() {
     assert!(!stream.to_lowercase().contains("transfer-encoding"), "{stream}");
     assert!(stream.ends_with("\r\n\r\nchunk 0\nchunk 1\nchunk 2\n"), "{stream}");
     let body = json!({ "id": uuid7(), "start_time": "2026-03-01T04:00:16Z" }).to_string();
-    let create = format!("POST /api/v1/private/traces HTTP/1.0\r\nContent-Length: {}\r\n\r\n{body}", body.len());
+    let create = format!(
+        "POST /api/v1/private/traces HTTP/1.0\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n{body}",
+        body.len()
+    );
     let answer = raw(&agent, &create);
     assert!(answer.contains(" 201 Created"), "{answer}");
     server.stop();
@@ -149,9 +152,12 @@ fn one_connection_serves_forwarded_stored_and_refused_requests() {
     stream.set_read_timeout(Some(PATIENCE)).expect("a timeout can be set");
     let create = || {
         let body = json!({ "id": uuid7(), "start_time": "2026-03-01T04:00:16Z" }).to_string();
-        format!("POST /api/v1/private/traces HTTP/1.1\r\nHost: a\r\nContent-Length: {}\r\n\r\n{body}", body.len())
+        format!(
+            "POST /api/v1/private/traces HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n{body}",
+            body.len()
+        )
     };
-    let bad = "POST /api/v1/private/traces HTTP/1.1\r\nHost: a\r\nContent-Length: 1\r\n\r\n{";
+    let bad = "POST /api/v1/private/traces HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\nContent-Length: 1\r\n\r\n{";
     let mut ask = |requests: &str, expected: &[&str]| {
         stream.write_all(requests.as_bytes()).expect("it reads");
         let mut answers = String::new();
@@ -170,7 +176,7 @@ fn one_connection_serves_forwarded_stored_and_refused_requests() {
     ask(&format!("{}{bad}{}", create(), create()), &["201", "400", "201"]);
     server.stop();
     ask(&create(), &["201"]);
-    ask("GET /api/v1/private/traces/x HTTP/1.1\r\nHost: a\r\n\r\n", &["503"]);
+    ask("GET /api/v1/private/traces/x HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n", &["503"]);
     ask(&create(), &["201"]);
     server.start();
     agent.wait_until_delivered();

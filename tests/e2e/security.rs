@@ -13,6 +13,7 @@ use crate::support::{PATIENCE, uuid7, wait_until};
 use crate::writes::{create, trace};
 
 const PATH: &str = "/v1/private/traces";
+const JSON: &str = "Content-Type: application/json\r\n";
 const KEY: &str = "made-up-key-9876543210";
 
 /// Sends these bytes and reads until the agent closes the connection.
@@ -44,7 +45,7 @@ fn a_request_that_can_be_read_in_two_ways_is_refused_and_carries_no_other_with_i
         let body = trace(&uuid7(), "chat").to_string();
         let chunked = format!("{:x}\r\n{body}\r\n0\r\n\r\n", body.len());
         let length = body.len();
-        let smuggled = "GET /api/v1/private/smuggled HTTP/1.1\r\nHost: a\r\n\r\n";
+        let smuggled = "GET /api/v1/private/smuggled HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n";
         let te = "Transfer-Encoding: chunked\r\n";
         for (what, headers, body) in [
             ("a length, then chunks", format!("Content-Length: 4\r\n{te}"), &chunked),
@@ -75,7 +76,7 @@ fn a_request_that_can_be_read_in_two_ways_is_refused_and_carries_no_other_with_i
             ("a chunk longer than it says", te.into(), &format!("1\r\n{body}\r\n0\r\n\r\n")),
             ("a chunk extension with a bare LF", te.into(), &format!("1;a\nb\r\n{body}\r\n0\r\n\r\n")),
         ] {
-            let wire = format!("POST /api{PATH} HTTP/1.1\r\nHost: a\r\n{headers}\r\n{body}{smuggled}");
+            let wire = format!("POST /api{PATH} HTTP/1.1\r\nHost: 127.0.0.1\r\n{JSON}{headers}\r\n{body}{smuggled}");
             let mut stream = TcpStream::connect(("127.0.0.1", agent.port())).unwrap();
             stream.set_read_timeout(Some(PATIENCE)).unwrap();
             stream.write_all(wire.as_bytes()).unwrap();
@@ -101,8 +102,9 @@ fn a_good_request_before_a_smuggled_one_is_answered_as_it_deserves() {
     let agent = Agent::start(&server);
     wait_until_it_is("available", &agent);
     let body = trace(&uuid7(), "chat").to_string();
-    let good = format!("POST /api{PATH} HTTP/1.1\r\nHost: a\r\nContent-Length: {}\r\n\r\n{body}", body.len());
-    let bad = "GET /api/v1/private/x HTTP/1.1\r\nHost: a\r\nContent-Length: 0\r\nContent-Length: 0\r\n\r\n";
+    let good =
+        format!("POST /api{PATH} HTTP/1.1\r\nHost: 127.0.0.1\r\n{JSON}Content-Length: {}\r\n\r\n{body}", body.len());
+    let bad = "GET /api/v1/private/x HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 0\r\nContent-Length: 0\r\n\r\n";
     let answers = raw(&agent, format!("{good}{bad}{good}").as_bytes());
     let statuses: Vec<&str> = answers.split("HTTP/1.1 ").skip(1).map(|answer| &answer[..3]).collect();
     assert_eq!(statuses, ["201", "400"], "{answers}");
@@ -118,7 +120,7 @@ fn what_goes_to_the_server_is_framed_anew() {
     let (first, second) = body.split_at(20);
     // Extensions and trailers are allowed (RFC 9112, section 7.1), and end here.
     let wire = format!(
-        "POST /api{PATH} HTTP/1.1\r\nHost: a\r\nConnection: close\r\nTransfer-Encoding: chunked\r\nTrailer: X-Sum\r\n\r\n\
+        "POST /api{PATH} HTTP/1.1\r\nHost: 127.0.0.1\r\n{JSON}Connection: close\r\nTransfer-Encoding: chunked\r\nTrailer: X-Sum\r\n\r\n\
          14;name=\"value\"\r\n{first}\r\n{:X} ;x\r\n{second}\r\n0\r\nX-Sum: 1\r\n\r\n",
         second.len()
     );

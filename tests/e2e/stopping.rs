@@ -41,7 +41,7 @@ impl HalfSent {
         let mut connection = BufReader::new(TcpStream::connect(("127.0.0.1", agent.port())).unwrap());
         connection.get_ref().set_read_timeout(Some(PATIENCE)).unwrap();
         let head = format!(
-            "POST /api/v1/private/traces HTTP/1.1\r\nHost: a\r\nExpect: 100-continue\r\nContent-Length: {}\r\n\r\n",
+            "POST /api/v1/private/traces HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\nExpect: 100-continue\r\nContent-Length: {}\r\n\r\n",
             body.len()
         );
         connection.get_mut().write_all(head.as_bytes()).unwrap();

@@ -18,11 +18,13 @@ pub struct Request {
     pub headers: Vec<(String, String)>,
     pub body: Vec<u8>,
     chunk_bytes: Option<usize>,
+    is_untyped: bool,
 }
 
 impl Request {
     pub fn new(method: &str, path: &str) -> Self {
-        Self { method: method.into(), path: path.into(), headers: Vec::new(), body: Vec::new(), chunk_bytes: None }
+        let (method, path) = (method.into(), path.into());
+        Self { method, path, headers: Vec::new(), body: Vec::new(), chunk_bytes: None, is_untyped: false }
     }
 
     #[must_use]
@@ -39,6 +41,13 @@ impl Request {
     #[must_use]
     pub fn bytes(mut self, body: impl Into<Vec<u8>>) -> Self {
         self.body = body.into();
+        self
+    }
+
+    /// Leaves the body without the type that every client of Opik gives it; that of a file has none.
+    #[must_use]
+    pub fn untyped(mut self) -> Self {
+        self.is_untyped = true;
         self
     }
 
@@ -60,6 +69,12 @@ impl Request {
         let mut head = format!("{} {}{} HTTP/1.1\r\nHost: {}\r\n", self.method, client.prefix, self.path, client.host);
         for (name, value) in client.headers.iter().chain(&self.headers) {
             head += &format!("{name}: {value}\r\n");
+        }
+        let is_file = self.method == "PUT" && self.path.contains("/attachment/upload");
+        let is_typed =
+            client.headers.iter().chain(&self.headers).any(|(name, _)| name.eq_ignore_ascii_case("Content-Type"));
+        if !self.body.is_empty() && !(is_typed || is_file || self.is_untyped) {
+            head += "Content-Type: application/json\r\n";
         }
         if self.chunk_bytes.is_some() {
             head += "Transfer-Encoding: chunked\r\n";

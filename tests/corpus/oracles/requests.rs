@@ -30,7 +30,7 @@ pub fn requests(input: &[u8]) {
 }
 
 fn request(method: &str, path: &str) {
-    let (token, rest) = split_token(path);
+    let (token, rest) = split_token(path, None);
     match token {
         None => assert_eq!(rest, path, "a path without a token stays as it is"),
         Some(token) => {

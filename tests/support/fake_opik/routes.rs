@@ -86,6 +86,16 @@ pub fn read(request: &mut Received) -> Reading {
         Ok(body) => body,
         Err((status, message)) => return refused(status, message),
     };
+    // By class, `@Consumes(application/json)`.
+    let essence = |value: &str| value.split(';').next().unwrap_or("").trim().to_ascii_lowercase();
+    let content_type = request.header("Content-Type").map(essence);
+    let is_otlp = matches!(endpoint, Some(Endpoint::Otlp));
+    if endpoint.is_some()
+        && !is_otlp
+        && content_type.as_ref().map_or(!request.body.is_empty(), |it| it != "application/json")
+    {
+        return refused(415, "HTTP 415 Unsupported Media Type".to_owned());
+    }
     let json = match (&endpoint, request.header("Content-Type").unwrap_or("")) {
         (Some(Endpoint::Otlp), "application/x-protobuf") => {
             otlp::to_json(&body).ok_or_else(|| "no protobuf message".to_owned())
