@@ -10,6 +10,8 @@ mod history;
 mod messages;
 #[path = "../support/model_store.rs"]
 mod model_store;
+#[path = "../support/not_run.rs"]
+mod not_run;
 mod processes;
 mod rejected_room;
 mod sealing;
