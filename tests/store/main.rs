@@ -15,4 +15,5 @@ mod not_run;
 mod processes;
 mod rejected_room;
 mod sealing;
+mod second_look;
 mod story;
