@@ -280,11 +280,12 @@ fn every_promise_has_a_mutation_and_every_mutation_can_be_made() {
             let (target, path) = test.rsplit(' ').next().and_then(|path| path.split_once("::")).unwrap_or_default();
             let mut parts: Vec<&str> = path.split("::").filter(|part| *part != "tests").collect();
             let function = parts.pop().unwrap_or_default();
-            let file = match target {
-                "lib" => format!("src/{}.rs", parts.join("/")),
-                target => format!("tests/{target}/{}.rs", parts.join("/")),
+            let place = parts.join("/");
+            let text = match target {
+                "lib" => read(&format!("src/{place}.rs")) + &read(&format!("src/{place}/tests.rs")),
+                target => read(&format!("tests/{target}/{place}.rs")),
             };
-            if !read(&file).contains(&format!("fn {function}(")) {
+            if !text.contains(&format!("fn {function}(")) {
                 let _ = writeln!(faults, "{name}: there is no test {test}");
             }
         }
