@@ -5,8 +5,8 @@ use std::os::unix::fs::{DirBuilderExt, MetadataExt, lchown};
 use std::path::{Path, PathBuf};
 
 use crate::support::agent::{Agent, Home};
-use crate::support::fake_opik::{FakeOpik, Then, When};
-use crate::support::http::Client;
+use crate::support::fake_opik::{Answer, FakeOpik, Then, When};
+use crate::support::http::{Client, Request};
 use crate::support::not_run::not_run;
 use crate::support::process::run;
 use crate::support::{PATIENCE, uuid7, wait_until};
@@ -115,4 +115,24 @@ fn a_key_is_kept_with_its_lane_and_not_among_the_headers_of_a_message() {
     let last = server.requests().into_iter().rfind(|request| !request.writes.is_empty()).expect("it was delivered");
     let keys = last.headers.iter().filter(|(name, _)| name.eq_ignore_ascii_case("authorization"));
     assert_eq!(keys.map(|(_, value)| value.as_str()).collect::<Vec<_>>(), [NEW]);
+}
+
+#[test]
+fn a_file_that_is_sent_to_another_origin_carries_no_key_there() {
+    const KEY: &str = "made-up-key-0123456789";
+    let (server, elsewhere) = (FakeOpik::start_new(), FakeOpik::start_new());
+    // As a server answers that keeps files itself, behind another name than the agent's.
+    let url = format!("{}/v1/private/attachment/upload", elsewhere.url());
+    let start = Answer::json(200, &serde_json::json!({ "upload_id": "BEMinIO", "pre_sign_urls": [url] }));
+    let local = server.script(When::path("/v1/private/attachment/upload-start"), Then::Answer(start));
+    let agent = Agent::start(&server);
+    let id = uuid7();
+    let mut client = Client::new(&agent.url()).with_header("Authorization", KEY);
+    assert_eq!(client.expect(&create(&id)).status, 201);
+    let upload = format!("/v1/private/attachment/upload?file_name=a.txt&entity_type=trace&entity_id={id}");
+    assert_eq!(client.expect(&Request::new("PUT", &upload).bytes(vec![7; 10_000])).status, 204);
+    wait_until("the bytes are sent there", PATIENCE, || local.hits() > 0 && !elsewhere.requests().is_empty());
+    for request in elsewhere.requests() {
+        assert!(!format!("{:?}", request.headers).contains(KEY), "another origin got the key: {request:?}");
+    }
 }
