@@ -400,7 +400,9 @@ fn a_message_that_failed_before_travels_with_no_other() {
     let mut app = Told::new(&agent.url(), &ledger);
     let store = |app: &mut Told<'_>| {
         let ids: Vec<String> = (0..6).map(|_| uuid7()).collect();
-        ids.iter().for_each(|id| app.acknowledged(create(id), 201));
+        for id in &ids {
+            app.acknowledged(create(id), 201);
+        }
         ids
     };
     let first = store(&mut app);
