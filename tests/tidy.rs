@@ -3,10 +3,15 @@
 //! The rooms and the reasons are told at the head of `src/lib.rs` and in CONTRIBUTING.md. The code is read as text, with
 //! comments and strings told apart, which is enough for rules about names.
 
+#[path = "support/not_run.rs"]
+mod not_run;
+
 use std::fmt::Write as _;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+
+use not_run::not_run;
 
 /// Who may import whom. What is not listed is forbidden: arrows point down only, and siblings don't know each other.
 const MAY_IMPORT: &[(&str, &[&str])] = &[
@@ -251,6 +256,70 @@ fn every_test_that_the_readme_promises_by_exists_and_is_run_by_its_command() {
     assert!(faults.is_empty(), "the README promises what no test shows:\n{faults}");
 }
 
+/// The list of mutations (`tests/mutations`) can be run: each line that it breaks is there, and once, and each test, too. And
+/// no promise of the README is without one.
+#[test]
+fn every_promise_has_a_mutation_and_every_mutation_can_be_made() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let read = |path: &str| fs::read_to_string(root.join(path)).unwrap_or_default();
+    let (list, readme) = (read("tests/mutations/list.toml"), read("README.md"));
+    let mut entries: Vec<(&str, &str)> = list.split("\n[[mutation]]\n").skip(1).map(|entry| ("", entry)).collect();
+    let mut faults = String::new();
+    let mut names = std::collections::BTreeSet::new();
+    for (promise, entry) in &mut entries {
+        let of = |key: &str| literal(entry, key).unwrap_or_default();
+        let (name, file, from) = (of("name"), of("file"), of("from"));
+        *promise = of("promise");
+        let around = literal(entry, "within").unwrap_or(from);
+        let text = read(file);
+        if name.is_empty() || from.is_empty() || !names.insert(name) {
+            let _ = writeln!(faults, "{name:?} has no name of its own, or no `from`");
+        } else if text.matches(around).count() != 1 || around.matches(from).count() != 1 {
+            let _ = writeln!(faults, "{name}: `from` is not there exactly once in {file}: the line moved or changed");
+        }
+        let tests = entry.split_once("\ntests = [").and_then(|(_, tests)| tests.split_once(']')).unwrap_or_default().0;
+        let mut tests = tests.split('\'').skip(1).step_by(2).peekable();
+        if tests.peek().is_none() {
+            let _ = writeln!(faults, "{name} names no test");
+        }
+        for test in tests {
+            let (target, path) = test.rsplit(' ').next().and_then(|path| path.split_once("::")).unwrap_or_default();
+            let mut parts: Vec<&str> = path.split("::").filter(|part| *part != "tests").collect();
+            let function = parts.pop().unwrap_or_default();
+            let place = parts.join("/");
+            let text = match target {
+                "lib" => read(&format!("src/{place}.rs")) + &read(&format!("src/{place}/tests.rs")),
+                target => read(&format!("tests/{target}/{place}.rs")),
+            };
+            if !text.contains(&format!("fn {function}(")) {
+                let _ = writeln!(faults, "{name}: there is no test {test}");
+            }
+        }
+    }
+    let table = readme.split("<!-- promises -->\n").nth(1).and_then(|rest| rest.split("<!-- end").next());
+    let promises = || table.unwrap_or_default().lines().skip(2).map(|row| row.trim_start_matches("| "));
+    for promise in promises() {
+        if !entries.iter().any(|(begins, _)| promise.starts_with(begins)) {
+            let _ = writeln!(faults, "no mutation breaks the promise: {promise:.100}");
+        }
+    }
+    for (begins, _) in entries.iter().filter(|(begins, _)| !promises().any(|promise| promise.starts_with(begins))) {
+        let _ = writeln!(faults, "no promise begins with {begins:?}");
+    }
+    assert!(promises().count() > 40 && entries.len() > 40, "the lists are not read any more");
+    assert!(faults.is_empty(), "tests/mutations/list.toml:\n{faults}");
+}
+
+/// Reads a literal string of TOML, of one line or of several.
+fn literal<'entry>(entry: &'entry str, key: &str) -> Option<&'entry str> {
+    let (_, after) = format!("\n{entry}").find(&format!("\n{key} = '")).map(|at| entry.split_at(at))?;
+    let value = &after[key.len() + " = ".len()..];
+    match value.strip_prefix("'''") {
+        Some(lines) => lines.strip_prefix('\n').unwrap_or(lines).split_once("'''").map(|(text, _)| text),
+        None => value.split('\'').nth(1),
+    }
+}
+
 /// Compiled files name the paths of the machine that made them.
 #[test]
 fn no_committed_file_is_compiled() {
@@ -258,10 +327,7 @@ fn no_committed_file_is_compiled() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let listed = match Command::new("git").args(["ls-files", "-z"]).current_dir(root).output() {
         Ok(listed) if listed.status.success() => String::from_utf8(listed.stdout).expect("our names are text"),
-        _ => {
-            eprintln!("not run: no_committed_file_is_compiled: this is no git repository");
-            return;
-        }
+        _ => return not_run("this is no git repository"),
     };
     let is_compiled = |name: &&str| {
         let extension = Path::new(name).extension();

@@ -6,7 +6,7 @@ use crate::sandbox::{API_KEY, CREDENTIAL, HEADER_SECRET, Sandbox, TOKEN};
 use crate::support::agent::Agent;
 use crate::support::fake_opik::{FakeOpik, Then, When};
 use crate::support::http::Client;
-use crate::support::uuid7;
+use crate::support::{PATIENCE, uuid7, wait_until};
 
 const SECRETS: [&str; 4] = [CREDENTIAL, HEADER_SECRET, API_KEY, TOKEN];
 
@@ -176,8 +176,12 @@ fn a_whole_session_leaves_no_key_outside_the_store() {
     server.stop();
     assert_eq!(client().post("/v1/private/traces", &trace()).status, 201);
     agent.kill9();
+    let refused = server.script(When::write(), Then::status(401));
     server.start();
     agent.restart_on_same_port();
+    // A lane is named by its key, shortened.
+    wait_until("the agent says which lane is held", PATIENCE, || agent.stderr().contains(": held for"));
+    refused.clear();
     let commands: [&[&str]; 14] = [
         &["status"],
         &["healthcheck"],

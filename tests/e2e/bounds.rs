@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use crate::support::agent::Agent;
 use crate::support::cgroup::MemoryCgroup;
 use crate::support::http::{Client, Request};
+use crate::support::not_run::not_run;
 use crate::support::sink::Sink;
 use crate::support::{noise, uuid7, wait_until};
 
@@ -28,7 +29,7 @@ impl Size {
 
     /// Makes the cgroup, or says why the machine does not allow it: then only the peak of the process is looked at.
     fn cgroup(&self) -> Option<MemoryCgroup> {
-        MemoryCgroup::new(self.limit_mib << 20).inspect_err(|why| eprintln!("not run in a cgroup: {why}")).ok()
+        MemoryCgroup::new(self.limit_mib << 20).inspect_err(|why| not_run(&format!("in a cgroup: {why}"))).ok()
     }
 
     fn patience(&self) -> Duration {

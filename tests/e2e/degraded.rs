@@ -5,11 +5,14 @@ use std::fs;
 
 use serde_json::Value;
 
+#[cfg(target_os = "linux")]
+use crate::full_disk::{Made, Small};
 use crate::support::agent::{Agent, Home};
 use crate::support::fake_opik::check::Kind;
 use crate::support::fake_opik::{FakeOpik, Then, When};
 use crate::support::http::{Client, Request};
 use crate::support::ledger::ClientLedger;
+use crate::support::not_run::not_run;
 use crate::support::{PATIENCE, noise, uuid7, wait_until};
 use crate::writes::{Told, assert_error, create, trace, update};
 
@@ -271,25 +274,52 @@ fn what_the_server_confirmed_of_one_store_is_not_believed_of_the_next() {
     server.assert_equals(&ledger);
 }
 
+/// Asserts that an agent whose folder may not be written passes writes on, and stores again once it may.
+fn assert_survives_a_folder_that_may_not_be_written(home: Home, within: &[String], allow: impl FnOnce(&Home)) {
+    let server = FakeOpik::start_new();
+    let db = home.path().join("store/opik_messages.db").display().to_string();
+    let builder = Agent::builder(&server.url()).impatient().without_db().env("OPIK_OFFLINE_DB", &db);
+    let agent = builder.within(within).home(home).start();
+    wait_until_usable(&agent, false);
+    assert_eq!(Client::new(&agent.url()).expect(&create(&uuid7())).status, 201);
+    assert_eq!(server.count("default", Kind::Trace), 1);
+    allow(agent.home());
+    wait_until_usable(&agent, true);
+    server.stop();
+    assert_eq!(Client::new(&agent.url()).expect(&create(&uuid7())).status, 201);
+    server.start();
+    wait_until("what was stored is delivered", PATIENCE, || server.count("default", Kind::Trace) == 2);
+}
+
 #[test]
 fn a_folder_that_may_not_be_written_is_survived_and_comes_back() {
     use std::os::unix::fs::PermissionsExt;
     if rustix::process::geteuid().is_root() {
-        // Root may write everywhere; what even root may not do is `a_directory_in_the_stores_place`.
-        return a_directory_in_the_stores_place();
+        return not_run("root may write into every folder");
     }
-    let server = FakeOpik::start_new();
     let home = Home::new();
     let folder = home.path().join("store");
     fs::create_dir(&folder).unwrap();
     fs::set_permissions(&folder, fs::Permissions::from_mode(0o500)).unwrap();
-    let db = folder.join("opik_messages.db").display().to_string();
-    let agent = Agent::builder(&server.url()).impatient().without_db().env("OPIK_OFFLINE_DB", &db).home(home).start();
-    wait_until_usable(&agent, false);
-    assert_eq!(Client::new(&agent.url()).expect(&create(&uuid7())).status, 201);
-    assert_eq!(server.count("default", Kind::Trace), 1);
-    fs::set_permissions(&folder, fs::Permissions::from_mode(0o700)).unwrap();
-    wait_until_usable(&agent, true);
+    assert_survives_a_folder_that_may_not_be_written(home, &[], |_| {
+        fs::set_permissions(&folder, fs::Permissions::from_mode(0o700)).unwrap();
+    });
+}
+
+/// Not even root may write there.
+#[cfg(target_os = "linux")]
+#[test]
+fn a_file_system_that_is_read_only_is_survived_and_comes_back() {
+    let home = Home::new();
+    fs::create_dir(home.path().join("store")).unwrap();
+    let small = match Small::mount(&home, Made::Bound) {
+        Ok(small) => small,
+        Err(why) => return not_run(&why),
+    };
+    small.root(&home, "mount -o remount,bind,ro \"$0\"");
+    assert_survives_a_folder_that_may_not_be_written(home, &small.enter(), |home| {
+        small.root(home, "mount -o remount,bind,rw \"$0\"");
+    });
 }
 
 #[test]

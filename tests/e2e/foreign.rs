@@ -102,6 +102,7 @@ fn fronts() -> Vec<(Answer, &'static str)> {
     vec![
         (page(), "not Opik: 200 text/html \"Sign in\""),
         (Answer::json(200, &serde_json::json!({"code": 500, "message": "internal"})), "not Opik: 200 application/json"),
+        (Answer::json(200, &serde_json::json!({"code": 500, "id": "7"})), "not Opik: 200 application/json"),
         (Answer::json(200, &serde_json::json!({"errors": ["x"]})), "not Opik: 200 application/json"),
         (Answer::raw(200, "text/plain", "Down for maintenance"), "not Opik: 200 text/plain \"Down for maintenance\""),
         (Answer::raw(404, "text/plain", "default backend - 404"), "not Opik: 404 text/plain \"default backend - 404\""),

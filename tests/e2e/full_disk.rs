@@ -9,37 +9,41 @@ use crate::support::agent::{Agent, Home};
 use crate::support::fake_opik::FakeOpik;
 use crate::support::http::{Client, Request};
 use crate::support::ledger::ClientLedger;
+use crate::support::not_run::not_run;
 use crate::support::{PATIENCE, noise, uuid7, wait_until};
 use crate::writes::{Told, create, trace, update};
 
 /// A small file system in the place of a home directory, for those who enter the namespace in which it is mounted.
-struct Small {
+pub struct Small {
     holder: Child,
     namespaces: &'static [&'static str],
     /// The file that a file system of blocks is made in.
     _image: tempfile::TempDir,
 }
 
-/// What a small file system is made with: a tmpfs in a namespace of its own, where this user may make one, or a file
-/// system of blocks, for root alone.
+/// What is mounted on the agent's home: a tmpfs or the home itself in a namespace of its own, where this user may make
+/// one, or a file system of blocks, for root alone.
 #[derive(Clone, Copy, Debug)]
-enum Made {
+pub enum Made {
     Tmpfs(&'static str),
+    /// The home as it is; it can be mounted anew, read-only.
+    Bound,
     /// By a shell command that makes it in the file `$0`.
     Blocks(&'static str),
 }
 
 impl Small {
     /// Mounts it, or returns why not.
-    fn mount(home: &Home, made: Made) -> Result<Self, String> {
+    pub fn mount(home: &Home, made: Made) -> Result<Self, String> {
         let image = crate::support::tempdir();
         let file = image.path().join("image");
         let (program, namespaces): (&[&str], &'static [&'static str]) = match made {
-            Made::Tmpfs(_) => (&["unshare", "--map-root-user", "--mount"], &["--user", "--mount"]),
+            Made::Tmpfs(_) | Made::Bound => (&["unshare", "--map-root-user", "--mount"], &["--user", "--mount"]),
             Made::Blocks(_) => (&["unshare", "--mount"], &["--mount"]),
         };
         let script = match made {
             Made::Tmpfs(size) => format!("mount -t tmpfs -o size={size},mode=700 tmpfs \"$1\""),
+            Made::Bound => "mount --bind \"$1\" \"$1\"".to_owned(),
             Made::Blocks(make) => format!("({make}) >&2 && mount -o loop \"$0\" \"$1\" && chmod 700 \"$1\""),
         };
         let mut command = home.command(program[0]);
@@ -57,7 +61,7 @@ impl Small {
     }
 
     /// Returns the command that starts another one in the namespace.
-    fn enter(&self) -> Vec<String> {
+    pub fn enter(&self) -> Vec<String> {
         let holder = self.holder.id().to_string();
         let mut command: Vec<String> = ["nsenter", "--target", &holder].map(str::to_owned).into();
         command.extend(self.namespaces.iter().map(|&namespace| namespace.to_owned()));
@@ -65,6 +69,13 @@ impl Small {
             command.push("--preserve-credentials".to_owned());
         }
         command
+    }
+
+    /// Runs a shell command as root of the small file system, with the home directory as `$0`.
+    pub fn root(&self, home: &Home, script: &str) {
+        let mut command = home_command(self, home, "sh");
+        let output = crate::support::process::run(command.args(["-c", script]).arg(home.path()));
+        assert!(output.status.success(), "{script}: {}{}", output.stdout, output.stderr);
     }
 }
 
@@ -193,7 +204,7 @@ fn assert_left_by_delivering(made: Made) {
         let home = Home::new();
         let small = match Small::mount(&home, made) {
             Ok(small) => small,
-            Err(reason) => return eprintln!("not run: {reason}"),
+            Err(reason) => return not_run(&reason),
         };
         let server = FakeOpik::new_stopped();
         let mut agent = Agent::builder(&server.url()).impatient().within(&small.enter()).home(home).start();
@@ -290,13 +301,6 @@ fn an_xfs_that_another_program_filled_is_left_by_delivering() {
     assert_left_by_delivering(Made::Blocks("truncate -s 320M \"$0\" && mkfs.xfs -q \"$0\""));
 }
 
-/// Runs a shell command as root of the small file system, with the home directory as `$0`.
-fn root(small: &Small, home: &Home, script: &str) {
-    let mut command = home_command(small, home, "sh");
-    let output = crate::support::process::run(command.args(["-c", script]).arg(home.path()));
-    assert!(output.status.success(), "{script}: {}{}", output.stdout, output.stderr);
-}
-
 #[test]
 fn what_keeps_a_store_from_being_written_is_named_and_nothing_acknowledged_is_lost() {
     // The last words are those by which a person knows what to do.
@@ -309,7 +313,7 @@ fn what_keeps_a_store_from_being_written_is_named_and_nothing_acknowledged_is_lo
         let make = Made::Blocks("truncate -s 48M \"$0\" && mkfs.ext4 -q -m 0 -N 64 \"$0\"");
         let small = match Small::mount(&home, make) {
             Ok(small) => small,
-            Err(reason) => return eprintln!("not run: {reason}"),
+            Err(reason) => return not_run(&reason),
         };
         let server = FakeOpik::new_stopped();
         let mut agent = Agent::builder(&server.url()).impatient().within(&small.enter()).home(home).start();
@@ -320,7 +324,7 @@ fn what_keeps_a_store_from_being_written_is_named_and_nothing_acknowledged_is_lo
         }
         // What is there when the agent starts is the hardest: no file of SQLite's can be made.
         assert!(agent.terminate().success());
-        root(&small, agent.home(), obstacle);
+        small.root(agent.home(), obstacle);
         agent.restart_on_same_port();
         let mut app = Told::new(&agent.url(), &ledger);
         let answer = app.send(create(&uuid7())).expect("an answer");
@@ -329,7 +333,7 @@ fn what_keeps_a_store_from_being_written_is_named_and_nothing_acknowledged_is_lo
             let said = Client::new(&agent.origin()).get("/-/status.json").text();
             said.contains(words) || agent.stderr().contains(words) || answer.status == 201
         });
-        root(&small, agent.home(), mend);
+        small.root(agent.home(), mend);
         wait_until("messages are stored again", PATIENCE, || {
             app.send(create(&uuid7())).is_ok_and(|answer| answer.status == 201)
         });

@@ -391,3 +391,40 @@ fn an_expired_key_that_is_renewed_lets_everything_through_in_order() {
         assert_kept(&server, &agent, &ledger);
     }
 }
+
+#[test]
+fn a_message_that_failed_before_travels_with_no_other() {
+    let server = FakeOpik::new_stopped();
+    let agent = agent(&server).start();
+    let ledger = ClientLedger::new();
+    let mut app = Told::new(&agent.url(), &ledger);
+    let store = |app: &mut Told<'_>| {
+        let ids: Vec<String> = (0..6).map(|_| uuid7()).collect();
+        for id in &ids {
+            app.acknowledged(create(id), 201);
+        }
+        ids
+    };
+    let first = store(&mut app);
+    let poison = &*first[2];
+    let fault = server.script(When::ids([poison]), Then::status(500));
+    server.start();
+    wait_until("a failure counts against the message", PATIENCE, || {
+        let left = agent.cli(&["inspect", "--format", "json"]).json();
+        left["messages"].as_array().is_some_and(|left| left.len() == 1 && left[0]["attempts"].as_u64() > Some(0))
+    });
+    server.stop();
+    wait_until("the agent notices the outage", PATIENCE, || losses(&agent) > 0);
+    let later = store(&mut app);
+    let (before, tries) = (server.requests().len(), fault.hits());
+    server.start();
+    wait_until("the others are delivered", PATIENCE, || later.iter().all(|id| is_there(&server, "default", id)));
+    wait_until("the message is tried again", PATIENCE, || fault.hits() > tries);
+    for request in &server.requests()[before..] {
+        let body = String::from_utf8_lossy(&request.body);
+        let shares = body.contains(poison) && later.iter().any(|id| body.contains(&**id));
+        assert!(!shares, "what failed before takes others with it: {body}");
+    }
+    fault.clear();
+    assert_kept(&server, &agent, &ledger);
+}

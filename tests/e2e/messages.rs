@@ -224,7 +224,11 @@ fn every_write_that_is_kept_is_acknowledged_counted_and_replayed_byte_for_byte()
     let server = FakeOpik::new_stopped();
     let agent = Agent::start(&server);
     let mut client = Client::new(&agent.url()).with_header("Comet-Workspace", "team");
-    let rows = rows();
+    let mut rows = rows();
+    for row in rows.iter_mut().filter(|row| row.request.body.starts_with(b"{")) {
+        // As no JSON library writes it: a body that was read and written anew is seen.
+        row.request.body.insert(1, b' ');
+    }
     let covered: BTreeSet<MessageType> = rows.iter().map(|row| row.message_type).collect();
     let all: BTreeSet<MessageType> = MessageType::ALL.iter().copied().collect();
     // Attachments have a flow of their own, and what is not known in a file of the SDK's comes by no request.

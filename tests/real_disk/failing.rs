@@ -10,6 +10,7 @@ use tempfile::TempDir;
 
 use crate::campaign::{self, Campaign, EXT4, Verdict, XFS};
 use crate::steps::is_program;
+use crate::support::not_run::not_run;
 use crate::support::tempdir;
 
 const LOG: &str = "opik_messages.db-wal";
@@ -55,7 +56,7 @@ fn run(name: &str, campaign: &Campaign) {
         Ok((_, said)) => panic!("{said}"),
         Err(why) => why,
     };
-    say(&format!("not run: {name}: {why}"));
+    not_run(&why);
 }
 
 /// Says it even while the output of tests that pass is captured.

@@ -13,6 +13,7 @@ use opik_offline::store::{
 use rusqlite::Connection;
 
 use crate::messages::{about_trace, lane, touch};
+use crate::not_run::not_run;
 use crate::story::{LIMITS, open};
 
 fn mode(path: &Path) -> u32 {
@@ -126,24 +127,40 @@ fn a_store_that_others_can_read_is_closed_when_it_is_opened() {
     assert_eq!(mode(temporary.path()), 0o755);
 }
 
-/// As root it is shown with files of another user; as an ordinary user nobody can make those, and the unit tests of
-/// `store/place.rs` stand for them. What anybody can make, a link as the log, is shown to both.
+/// Somebody who is neither root nor, most likely, the user of this test.
+const STRANGER: u32 = 54_321;
+
+/// A folder that everybody can write, like `/tmp`, and a file that a trap in it would overwrite.
+struct Traps {
+    victim: PathBuf,
+    shared: PathBuf,
+}
+
+impl Traps {
+    fn new(folder: &Path) -> Self {
+        let victim = folder.join("victim");
+        fs::write(&victim, "precious").expect("the folder is ours");
+        let shared = folder.join("shared");
+        fs::create_dir(&shared).expect("the folder is ours");
+        fs::set_permissions(&shared, fs::Permissions::from_mode(0o1777)).expect("the folder is ours");
+        Self { victim, shared }
+    }
+}
+
+/// Fails when the store at `path` is opened in spite of the trap, or the victim is written.
+fn refused(path: &Path, trap: &Path, victim: &Path) {
+    let StoreError::Unusable { reason, .. } = refusal(path) else { panic!("{}", refusal(path)) };
+    assert!(reason.contains(&*trap.to_string_lossy()) && reason.contains("not trusted"), "{reason}");
+    assert_eq!(fs::read_to_string(victim).expect("it is there"), "precious", "it was written through a trap");
+}
+
 #[test]
 fn a_trap_on_the_way_to_the_store_is_refused_and_nothing_is_written_through_it() {
-    use std::os::unix::fs::{chown, symlink};
+    use std::os::unix::fs::symlink;
 
-    const STRANGER: u32 = 54_321;
     let temporary = tempfile::tempdir().expect("a temporary folder");
-    let victim = temporary.path().join("victim");
-    fs::write(&victim, "precious").expect("the folder is ours");
-    let shared = temporary.path().join("shared");
-    fs::create_dir(&shared).expect("the folder is ours");
-    fs::set_permissions(&shared, fs::Permissions::from_mode(0o1777)).expect("the folder is ours");
-    let refused = |path: &Path, trap: &Path| {
-        let StoreError::Unusable { reason, .. } = refusal(path) else { panic!("{}", refusal(path)) };
-        assert!(reason.contains(&*trap.to_string_lossy()) && reason.contains("not trusted"), "{reason}");
-        assert_eq!(fs::read_to_string(&victim).expect("it is there"), "precious", "it was written through a trap");
-    };
+    let Traps { victim, shared } = Traps::new(temporary.path());
+    let refused = |path: &Path, trap: &Path| refused(path, trap, &victim);
     for suffix in ["-wal", "-shm", "-journal"] {
         let path = shared.join("logged.db");
         let trap = beside(&path, suffix);
@@ -158,9 +175,19 @@ fn a_trap_on_the_way_to_the_store_is_refused_and_nothing_is_written_through_it()
     for link in [temporary.path().join("link.db"), shared.join("link.db")] {
         assert_eq!(open(&link).waiting(&lane("t")).expect("it can be read"), 1);
     }
+}
+
+#[test]
+fn another_users_file_or_link_on_the_way_to_the_store_is_refused() {
+    use std::os::unix::fs::{chown, symlink};
+
     if !rustix::process::geteuid().is_root() {
-        return;
+        return not_run("only root can make files of another user");
     }
+    let temporary = tempfile::tempdir().expect("a temporary folder");
+    let Traps { victim, shared } = Traps::new(temporary.path());
+    let refused = |path: &Path, trap: &Path| refused(path, trap, &victim);
+    open(&shared.join("mine.db")).register(&[about_trace(&lane("t"), "a", Effect::Create, 1)]).expect("a good place");
     let planted = |name: &str, make: &dyn Fn(&Path)| {
         let path = shared.join(name);
         make(&path);
@@ -290,18 +317,26 @@ fn what_the_system_refuses_is_said_in_its_words() {
     assert!(below_a_file.to_string().ends_with("not a directory"), "{below_a_file}");
     let too_long = refusal(&folder.path().join("x".repeat(300)));
     assert!(too_long.to_string().ends_with("file name too long"), "{too_long}");
-    if !rustix::process::geteuid().is_root() {
-        let path = folder.path().join("opik_messages.db");
-        drop(open(&path));
-        fs::set_permissions(&path, fs::Permissions::from_mode(0o400)).expect("it is ours");
-        let read_only = refusal(&path);
-        assert!(read_only.to_string().ends_with("permission denied"), "{read_only}");
-        fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).expect("it is ours");
-        fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o500)).expect("it is ours");
-        let no_log = refusal(&path);
-        fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o700)).expect("it is ours");
-        assert!(no_log.to_string().contains("its folder"), "{no_log}");
+}
+
+#[test]
+fn a_file_or_folder_that_may_not_be_written_is_named() {
+    // Root may write everything: there the thread of this test becomes somebody else for good.
+    if rustix::process::geteuid().is_root() {
+        let stranger = rustix::process::Uid::from_raw(STRANGER);
+        rustix::thread::set_thread_res_uid(stranger, stranger, stranger).expect("root may become anybody");
     }
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let path = folder.path().join("opik_messages.db");
+    drop(open(&path));
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o400)).expect("it is ours");
+    let read_only = refusal(&path);
+    assert!(read_only.to_string().ends_with("permission denied"), "{read_only}");
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).expect("it is ours");
+    fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o500)).expect("it is ours");
+    let no_log = refusal(&path);
+    fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o700)).expect("it is ours");
+    assert!(no_log.to_string().contains("its folder"), "{no_log}");
 }
 
 #[test]

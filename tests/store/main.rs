@@ -11,8 +11,11 @@ mod locks;
 mod messages;
 #[path = "../support/model_store.rs"]
 mod model_store;
+#[path = "../support/not_run.rs"]
+mod not_run;
 mod orphans;
 mod processes;
 mod rejected_room;
 mod sealing;
+mod second_look;
 mod story;
