@@ -13,7 +13,7 @@ use crate::support::{PATIENCE, noise, uuid7, wait_until};
 use crate::writes::{Told, create, trace, update};
 
 /// A small file system in the place of a home directory, for those who enter the namespace in which it is mounted.
-struct Small {
+pub struct Small {
     holder: Child,
     namespaces: &'static [&'static str],
     /// The file that a file system of blocks is made in.
@@ -23,7 +23,7 @@ struct Small {
 /// What a small file system is made with: a tmpfs in a namespace of its own, where this user may make one, or a file
 /// system of blocks, for root alone.
 #[derive(Clone, Copy, Debug)]
-enum Made {
+pub enum Made {
     Tmpfs(&'static str),
     /// By a shell command that makes it in the file `$0`.
     Blocks(&'static str),
@@ -31,7 +31,7 @@ enum Made {
 
 impl Small {
     /// Mounts it, or returns why not.
-    fn mount(home: &Home, made: Made) -> Result<Self, String> {
+    pub fn mount(home: &Home, made: Made) -> Result<Self, String> {
         let image = crate::support::tempdir();
         let file = image.path().join("image");
         let (program, namespaces): (&[&str], &'static [&'static str]) = match made {
@@ -57,7 +57,7 @@ impl Small {
     }
 
     /// Returns the command that starts another one in the namespace.
-    fn enter(&self) -> Vec<String> {
+    pub fn enter(&self) -> Vec<String> {
         let holder = self.holder.id().to_string();
         let mut command: Vec<String> = ["nsenter", "--target", &holder].map(str::to_owned).into();
         command.extend(self.namespaces.iter().map(|&namespace| namespace.to_owned()));
@@ -138,13 +138,13 @@ fn a_full_file_system_loses_nothing_acknowledged_and_is_left_by_delivering() {
 }
 
 /// Less is free between two writes of a program that takes every byte, or never given to anybody by the file system.
-const CRUMBS: u64 = 128 * 1024;
+pub const CRUMBS: u64 = 128 * 1024;
 
 /// A program that takes every byte that becomes free, for as long as it lives.
-struct Filler(Child);
+pub struct Filler(Child);
 
 impl Filler {
-    fn start(small: &Small, home: &Home) -> Self {
+    pub fn start(small: &Small, home: &Home) -> Self {
         // The last write of each round ends within a page, so that nothing is left over.
         let script = "while :; do cat /dev/zero >>\"$0\"/filler; done 2>/dev/null";
         let mut command = home_command(small, home, "sh");
@@ -161,14 +161,14 @@ impl Drop for Filler {
 }
 
 /// Returns the command that starts this program in the namespace.
-fn home_command(small: &Small, home: &Home, program: &str) -> std::process::Command {
+pub fn home_command(small: &Small, home: &Home, program: &str) -> std::process::Command {
     let mut command = home.command("env");
     command.args(small.enter()).arg(program);
     command
 }
 
 /// Returns how many bytes are free on the small file system.
-fn bytes_free(small: &Small, home: &Home) -> u64 {
+pub fn bytes_free(small: &Small, home: &Home) -> u64 {
     let mut command = home_command(small, home, "df");
     command.args(["--output=avail", "--block-size=1"]).arg(home.path());
     let output = crate::support::process::run(&mut command);
@@ -186,7 +186,7 @@ enum Meanwhile {
 }
 
 /// Whatever happens to the agent meanwhile.
-fn assert_left_by_delivering(made: Made) {
+pub fn assert_left_by_delivering(made: Made) {
     for meanwhile in
         [Meanwhile::Nothing, Meanwhile::Stopped, Meanwhile::Killed, Meanwhile::FilledWhileStopped, Meanwhile::Replayed]
     {
@@ -291,7 +291,7 @@ fn an_xfs_that_another_program_filled_is_left_by_delivering() {
 }
 
 /// Runs a shell command as root of the small file system, with the home directory as `$0`.
-fn root(small: &Small, home: &Home, script: &str) {
+pub fn root(small: &Small, home: &Home, script: &str) {
     let mut command = home_command(small, home, "sh");
     let output = crate::support::process::run(command.args(["-c", script]).arg(home.path()));
     assert!(output.status.success(), "{script}: {}{}", output.stdout, output.stderr);

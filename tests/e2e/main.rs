@@ -64,6 +64,8 @@ mod stranded;
 mod tls;
 mod two_processes;
 mod verify;
+#[cfg(target_os = "linux")]
+mod volumes;
 mod weather;
 mod wrapped;
 mod writes;
