@@ -8,7 +8,7 @@ use crate::agent::child::ChildError;
 use crate::config::ConfigError;
 use crate::protocol::answers::SendFailure;
 use crate::replay::salvage::SalvageError;
-use crate::store::{KeyError, SdkFileError, StoreError};
+use crate::store::{FullLimit, KeyError, SdkFileError, StoreError};
 use crate::telemetry::log::LogError;
 use crate::upstream::UpstreamError;
 
@@ -105,7 +105,12 @@ impl From<StoreError> for Failure {
             StoreError::Unproven { .. } => {
                 "look at the disk and the system's log; the agent and `opik-offline replay` write it anew as soon as no other process has it open"
             }
-            StoreError::Full { .. } => "replay or purge messages, or raise OPIK_OFFLINE_MAX_SIZE",
+            StoreError::Full { limit: FullLimit::Disk | FullLimit::DiskReserve, .. } => {
+                "free disk space: `df -h` and `df -i` tell where, and `quota` where there is one"
+            }
+            StoreError::Full { limit: FullLimit::MaxSize | FullLimit::Rejected, .. } => {
+                "replay or purge messages, or raise OPIK_OFFLINE_MAX_SIZE"
+            }
             StoreError::Busy { .. } => "try again; another process is writing to the store",
             StoreError::KeyMissing { .. } => {
                 "set OPIK_OFFLINE_ENCRYPTION_KEY_FILE to the file with that key; nothing is lost, and the file was not touched"
@@ -309,7 +314,7 @@ mod tests {
             StoreError::OlderInUse { path: path(), found: 8, known: 11, pids: vec![7] },
             StoreError::Damaged { path: path(), reason: reason() },
             StoreError::Unusable { path: path(), reason: reason() },
-            StoreError::Full { path: path(), limit: crate::store::FullLimit::MaxSize, needed: 1, reason: reason() },
+            StoreError::Full { path: path(), limit: FullLimit::MaxSize, needed: 1, reason: reason() },
             StoreError::Unproven { path: path(), reason: reason() },
             StoreError::Busy { path: path(), waited_ms: 5 },
             StoreError::LeaseHeld { owner },

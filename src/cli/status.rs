@@ -224,6 +224,8 @@ struct StoreReport {
     expired_messages: u64,
     /// Damaged files that this store was recovered from, as long as they lie there.
     recoveries: Vec<Recovery>,
+    /// Stores that were moved away under the running agent, with messages in them.
+    moved_stores: Vec<String>,
     replaying: Option<String>,
     /// `null` when there is no store, or none that can be read.
     encryption: Option<EncryptionReport>,
@@ -488,6 +490,7 @@ fn gather(config: &Config, upstream: &Upstream, started: Instant) -> (Report, Op
                 .refused_writes
                 .unwrap_or_else(|| condition.as_ref().map_or(0, |condition| condition.full_record.refused)),
             rejected_body_bytes: backlog.as_ref().map_or(0, rejected_body_bytes),
+            moved_stores: told.store.moved_stores,
             ..store_report(config, condition.as_ref(), problem.as_ref())
         },
         held: condition
@@ -638,6 +641,7 @@ struct Told {
 struct ToldStore {
     full: Option<ToldFull>,
     refused_writes: Option<u64>,
+    moved_stores: Vec<String>,
 }
 
 #[derive(Deserialize)]
@@ -761,6 +765,7 @@ fn store_report(config: &Config, condition: Option<&Condition>, problem: Option<
         full: None,
         refused_writes: 0,
         rejected_body_bytes: 0,
+        moved_stores: Vec::new(),
         rejected_dropped_messages: condition.map_or(0, |condition| condition.rejected_dropped),
         dropped_messages: condition.map_or(0, |condition| condition.dropped),
         encryption: condition.map(|condition| EncryptionReport::of(&condition.encryption)),

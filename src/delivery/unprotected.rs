@@ -38,6 +38,17 @@ const FOLLOWS_ALL: &str = "earlier writes wait in opik-offline's message store, 
 const UNKNOWN: &str = "opik-offline's message store cannot be read now, and earlier writes may wait in it; \
     this request must not overtake them, send it again later";
 
+const MOVED: &str = "earlier writes wait in a message store that was moved away from opik-offline; \
+    this request must not overtake them, send it again later";
+
+/// Returns why a write is refused because of what waits in a store that was moved away, if so; arguments as of [`passage`].
+pub fn behind_moved(known: KnownBacklog, follows_all: bool) -> Option<&'static str> {
+    match passage(known, follows_all) {
+        Passage::Pass => None,
+        Passage::Refuse(_) => Some(MOVED),
+    }
+}
+
 /// Decides about a protected write while the store can't be used. `follows_all`: what it does depends on everything that
 /// was written before (a deletion by filter).
 pub fn passage(known: KnownBacklog, follows_all: bool) -> Passage {

@@ -27,7 +27,7 @@ use super::wire::{Pace, TooSlow};
 use super::{ClientUrl, Shared};
 use crate::delivery::admission::{Admission, LaneState, Reachability, admit, forward_patience, unprotected};
 use crate::delivery::backoff::lane_wait;
-use crate::delivery::unprotected::{KnownBacklog, Passage, passage};
+use crate::delivery::unprotected::{KnownBacklog, Passage, behind_moved, passage};
 use crate::delivery::verdict::{ForwardVerdict, Trouble, forwarding, is_begun, rate_limited};
 use crate::memory::{Grant, Use};
 use crate::message::{
@@ -316,6 +316,10 @@ impl Write {
             Reachability::Unavailable if self.needs_answer.is_none() && shared.slot.get().is_ok() => LaneState::Clear,
             _ => shared.lane_state(&self.message),
         };
+        let follows_all = self.needs_answer.is_some_and(|needs| needs.follows_all);
+        if let Some(why) = shared.behind_moved(&self.message.touches, follows_all) {
+            return shared.refuse_unprotected(why);
+        }
         let admission = match self.needs_answer {
             None => admit(reachability, lane),
             Some(NeedsAnswer { follows_all, .. }) if let LaneState::StoreUnusable(known) = lane => {
@@ -338,7 +342,7 @@ impl Write {
                         Passage::Pass => self.forward_only(shared, client).await,
                     }
                 }
-                Err(not_stored) if not_stored.full.is_some() => self.send_unstored(shared, client, not_stored).await,
+                Err(not_stored) if not_stored.may_be_sent => self.send_unstored(shared, client, not_stored).await,
                 Err(not_stored) => not_stored.refused(shared),
             },
             Admission::Forward => match self.forward(shared, client, true).await {
@@ -551,9 +555,19 @@ impl Write {
             Ok(Err(error)) => Err(NotStored::of(shared, &error)),
             Err(_) => {
                 warn!(target: "intake", "the committer stopped before it answered");
-                Err(NotStored { text: "opik-offline is stopping".to_owned(), full: None })
+                Err(NotStored { text: "opik-offline is stopping".to_owned(), full: None, may_be_sent: false })
             }
         }
+    }
+}
+
+/// Returns what is seen of a backlog in the words of the policy.
+fn known(seen: BacklogSeen) -> KnownBacklog {
+    match seen {
+        BacklogSeen::NeverWas => KnownBacklog::NeverWas,
+        BacklogSeen::Empty => KnownBacklog::Empty,
+        BacklogSeen::Holds { waiting, conflicting } => KnownBacklog::Holds { waiting, conflicting },
+        BacklogSeen::Unknown => KnownBacklog::Unknown,
     }
 }
 
@@ -598,6 +612,8 @@ pub(super) struct NotStored {
     text: String,
     /// The limit that the store has met.
     full: Option<FullLimit>,
+    /// Whether the server may take it instead: the store works, and can be asked what the write would overtake.
+    may_be_sent: bool,
 }
 
 impl NotStored {
@@ -607,16 +623,23 @@ impl NotStored {
         let text = match failure {
             CommitError::Busy => "opik-offline takes as many writes as its disk can".to_owned(),
             CommitError::Stopped => "opik-offline is stopping".to_owned(),
+            CommitError::BehindMoved => failure.to_string(),
             CommitError::Store(error) => {
                 full = shared.watch.full().found_no_room(error);
                 match error.as_ref() {
                     StoreError::Full { reason, .. } => format!("opik-offline's store is full: {reason}"),
+                    StoreError::Busy { .. } => "another process keeps opik-offline's store locked".to_owned(),
                     // Paths and the system's words are for the operator, in `status` and in the log.
                     _ => "opik-offline cannot store this write, and the Opik server cannot be reached".to_owned(),
                 }
             }
         };
-        Self { text, full }
+        let may_be_sent = match failure {
+            CommitError::Busy => true,
+            CommitError::Stopped | CommitError::BehindMoved => false,
+            CommitError::Store(error) => matches!(**error, StoreError::Full { .. } | StoreError::Busy { .. }),
+        };
+        Self { text, full, may_be_sent }
     }
 
     /// Returns the answer to the client.
@@ -790,12 +813,12 @@ impl Shared {
     ///
     /// [`Store::ahead`]: crate::store::Store::ahead
     pub(super) fn backlog_known(&self, touches: &[Touch]) -> KnownBacklog {
-        match self.slot.backlog_seen(&self.server, touches) {
-            BacklogSeen::NeverWas => KnownBacklog::NeverWas,
-            BacklogSeen::Empty => KnownBacklog::Empty,
-            BacklogSeen::Holds { waiting, conflicting } => KnownBacklog::Holds { waiting, conflicting },
-            BacklogSeen::Unknown => KnownBacklog::Unknown,
-        }
+        known(self.slot.backlog_seen(&self.server, touches))
+    }
+
+    /// Returns why a write has to wait for what is in a store that was moved away, if so; asked after the slot was.
+    fn behind_moved(&self, touches: &[Touch], follows_all: bool) -> Option<&'static str> {
+        behind_moved(known(self.slot.seen_in_moved(&self.server, touches)?), follows_all)
     }
 
     /// Refuses a write that may conflict with what waits in a store that can't be used: its client still has it.

@@ -119,6 +119,9 @@ pub struct StoreStatus {
     pub replaying: Option<String>,
     /// Messages in the store that were accepted for other servers: this agent does not deliver them.
     pub elsewhere: Vec<ElsewhereStatus>,
+    /// Stores that were moved away with messages in them while they were in use. Writes that may conflict with those are
+    /// refused until they are moved back, or delivered from where they are.
+    pub moved_stores: Vec<String>,
 }
 
 /// What happens to protected writes, as far as the store decides it.
@@ -405,7 +408,7 @@ impl Watch {
         let mut history = self.history.recent();
         history.push(sample);
         let rates = history::rates(&history);
-        let (store, mut lanes) = match &read {
+        let (mut store, mut lanes) = match &read {
             Err(error) => (self.unusable(error), &[][..]),
             Ok((backlog, condition, lanes, elsewhere)) => {
                 if let Some(record) = &condition.last_replay {
@@ -419,6 +422,7 @@ impl Watch {
                 (store, &lanes[..])
             }
         };
+        store.moved_stores = self.slot.moved().iter().map(|path| path.display().to_string()).collect();
         let lanes_total = lanes.len() as u64;
         let held_for = held_for(lanes, now);
         lanes = &lanes[..lanes.len().min(LANES_MAX)];
@@ -541,6 +545,7 @@ fn usable(backlog: &Backlog, condition: &Condition) -> StoreStatus {
         reason: None,
         live_writes: LiveWrites::Stored.word(),
         refused_while_unusable: 0,
+        moved_stores: Vec::new(),
         unproven_since_ms: condition.unproven.as_ref().map(|unproven| unproven.since_ms),
         waiting,
         items,

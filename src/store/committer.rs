@@ -47,6 +47,12 @@ pub enum CommitError {
     /// The committer has stopped.
     #[error("the message store takes no more messages: the agent is stopping")]
     Stopped,
+    /// Earlier messages that it may conflict with are in a store that was moved away.
+    #[error(
+        "earlier writes wait in a message store that was moved away from opik-offline; this request must not overtake \
+         them, send it again later"
+    )]
+    BehindMoved,
     /// The store could not take it.
     #[error(transparent)]
     Store(Arc<StoreError>),
@@ -258,6 +264,10 @@ fn register(stores: &StoreSlot, messages: &[Message]) -> Vec<Result<MessageId, C
         Ok(store) => store,
         Err(error) => return refused(error),
     };
+    // Asked after the slot: that is what finds out that a store was moved.
+    if !stores.moved().is_empty() {
+        return messages.iter().flat_map(|message| register_behind_moved(stores, &store, message)).collect();
+    }
     match register_in(&store, messages) {
         Ok(ids) => ids.into_iter().map(Ok).collect(),
         // A limit that stops many may let some of them through, in order, until it stops one.
@@ -274,6 +284,9 @@ fn register(stores: &StoreSlot, messages: &[Message]) -> Vec<Result<MessageId, C
             stores.report(&store, &error);
             // A store whose file was replaced is there again at once, and nothing of the batch is in it.
             match stores.get() {
+                Ok(other) if !Arc::ptr_eq(&other, &store) && !stores.moved().is_empty() => {
+                    messages.iter().flat_map(|message| register_behind_moved(stores, &other, message)).collect()
+                }
                 Ok(other) if !Arc::ptr_eq(&other, &store) => match register_in(&other, messages) {
                     Ok(ids) => ids.into_iter().map(Ok).collect(),
                     Err(error) => {
@@ -283,6 +296,24 @@ fn register(stores: &StoreSlot, messages: &[Message]) -> Vec<Result<MessageId, C
                 },
                 Ok(_) | Err(_) => refused(error),
             }
+        }
+    }
+}
+
+/// Stores a message unless it may conflict with what waits in a store that was moved away.
+fn register_behind_moved(
+    stores: &StoreSlot,
+    store: &Arc<dyn Store>,
+    message: &Message,
+) -> Option<Result<MessageId, CommitError>> {
+    if stores.is_behind_moved(message) {
+        return Some(Err(CommitError::BehindMoved));
+    }
+    match register_in(store, std::slice::from_ref(message)) {
+        Ok(ids) => ids.into_iter().map(Ok).next(),
+        Err(error) => {
+            stores.report(store, &error);
+            Some(Err(CommitError::Store(error)))
         }
     }
 }

@@ -49,11 +49,13 @@ pub mod foreign;
 pub mod full_state;
 pub mod key;
 pub mod mount;
+mod moved;
 pub mod orphan;
 pub mod place;
 pub mod rejected_room;
 mod rescue;
 pub mod room;
+mod said;
 pub mod slot;
 pub mod sqlite;
 

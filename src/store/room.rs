@@ -15,6 +15,9 @@ pub const RESERVE_MAX: u64 = 256 * 1024 * 1024;
 /// The part of a small disk that is reserved, as a divisor.
 const RESERVE_SHARE: u64 = 10;
 
+/// Left on the disk whatever is reserved: what was delivered has to be noted in the log before it can make room.
+pub(super) const OWN_NEEDS_BYTES: u64 = 512 * 1024;
+
 /// How large a disk is, and how much of it is free for this user.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Disk {
@@ -63,7 +66,7 @@ pub fn default_reserve(total_bytes: u64) -> u64 {
 
 /// Returns how many bytes a store with files of this size can reach.
 pub fn capacity(file_bytes: u64, disk_free_bytes: u64, limits: &Limits) -> u64 {
-    let room = disk_free_bytes.saturating_sub(limits.disk_reserve);
+    let room = disk_free_bytes.saturating_sub(limits.disk_reserve.max(OWN_NEEDS_BYTES));
     limits.size_max.min(file_bytes.saturating_add(room))
 }
 
@@ -82,7 +85,7 @@ impl NoRoom {
     /// Returns what is used up, and what to do about it.
     pub fn words(self) -> &'static str {
         match self {
-            Self::Bytes => "its disk is full; free some space there, what is stored is delivered meanwhile",
+            Self::Bytes => "its disk is full; free some space there",
             Self::Files => {
                 "its file system has no inodes left; remove files there (`df -i` counts them), or move the store with --db"
             }
@@ -108,6 +111,8 @@ pub fn access_words(errno: Errno) -> String {
     match errno {
         // Permissions give EACCES; EPERM is what the flags give.
         Errno::PERM => format!("{words}: it is immutable (`lsattr -d` shows the flag, `chattr -i` removes it)"),
+        Errno::NOSPC => format!("{words}: {}", NoRoom::Bytes.words()),
+        Errno::DQUOT => NoRoom::Quota.words().to_owned(),
         Errno::ROFS => format!("{words}: remount it with `mount -o remount,rw`; the kernel's log says why it is"),
         _ => words,
     }
@@ -172,12 +177,15 @@ mod tests {
             (0, 50 * MIB, 40 * MIB),
             (20 * MIB, 50 * MIB, 60 * MIB),
             (20 * MIB, 5 * MIB, 20 * MIB),
+            (MIB / 2, 10 * MIB + 1, MIB / 2 + 1),
             // A volume that shrank, and a limit that was lowered.
             (200 * MIB, 0, 100 * MIB),
             (u64::MAX, u64::MAX, 100 * MIB),
         ] {
             assert_eq!(capacity(file, free, &limits), expected, "{file} {free}");
         }
+        let limits = Limits { disk_reserve: 0, ..limits };
+        assert_eq!(capacity(0, MIB, &limits), MIB / 2, "what delivering needs is promised to messages");
     }
 
     #[test]

@@ -40,7 +40,9 @@ use std::time::{Duration, Instant};
 
 use tracing::{error, info, warn};
 
+use super::moved::MovedStores;
 use super::rejected_room::RejectedRoom;
+use super::said::Said;
 use super::sqlite::{BacklogView, FileId};
 use super::{BacklogSeen, Keys, Limits, OpenMode, Store, StoreError, Unproven, rescue, sqlite};
 use crate::message::{EntityKey, Lane, Message, Server, Touch};
@@ -85,6 +87,10 @@ pub struct StoreSlot {
     refusal_said_at: Mutex<Option<Instant>>,
     /// What writes were about whose commit failed in a way that may have stored them all the same.
     uncertain: Mutex<Uncertain>,
+    /// Which troubles were said.
+    said: Mutex<Said>,
+    /// Stores that were moved away with messages in them.
+    moved: MovedStores,
 }
 
 #[derive(Default)]
@@ -192,8 +198,11 @@ impl Inner {
     }
 }
 
-/// Says what the user has to know when a store went away. Once for each time, and not while it stays away.
-fn warn_of_loss(error: &StoreError) {
+/// Says what the user has to know when a store went away. Once for each reason, however often it comes and goes.
+fn warn_of_loss(said: &mut Said, error: &StoreError) {
+    if !said.is_new(&error.to_string(), Instant::now()) {
+        return;
+    }
     error!(
         target: "db_manager",
         "some network resiliency features were disabled: until the store can be used, nothing is stored, and writes are \
@@ -251,16 +260,18 @@ impl StoreSlot {
     }
 
     fn opened_by(file: Option<PathBuf>, opener: Opener) -> Self {
+        let mut said = Said::default();
         let inner = match opener(None) {
             Ok(store) => Inner::open(store, file.as_deref()),
             Err(error) => {
-                warn_of_loss(&error);
+                warn_of_loss(&mut said, &error);
                 Inner::Away(Away::new(Arc::new(error), Some(Instant::now()), Cause::Nothing, None))
             }
         };
         let (recovered_at, opening) = (Mutex::new(None), Mutex::new(()));
         let (view, refused, refusal_said_at) = (BacklogView::default(), AtomicU64::new(0), Mutex::new(None));
         let (inner, uncertain) = (Mutex::new(inner), Mutex::default());
+        let (said, moved) = (Mutex::new(said), MovedStores::default());
         Self {
             file,
             opener,
@@ -273,6 +284,8 @@ impl StoreSlot {
             refused,
             refusal_said_at,
             uncertain,
+            said,
+            moved,
         }
     }
 
@@ -286,7 +299,7 @@ impl StoreSlot {
         if let Ok(store) = self.current()
             && let Err(error) = work(store.as_ref())
         {
-            warn_of_loss(&error);
+            warn_of_loss(&mut self.said(), &error);
             let tried_at = Some(Instant::now());
             // Everybody has to close an unproven one before it is used again.
             if error.is_unproven() {
@@ -366,6 +379,7 @@ impl StoreSlot {
                 let was_unproven = matches!(&*inner, Inner::Away(away) if away.error.is_unproven());
                 let how = if was_unproven { ", after it was written anew and synced" } else { "" };
                 info!(target: "db_manager", "the message store can be used again{how}");
+                self.said().works(Instant::now());
                 *inner = Inner::open(Arc::clone(&store), self.file.as_deref());
                 drop(inner);
                 self.view.close();
@@ -376,6 +390,10 @@ impl StoreSlot {
             Err(error) => {
                 let error = Arc::new(error);
                 let tried_at = Some(Instant::now());
+                // A proof that fails, for example, has a reason of its own, and something else to be done about.
+                if self.said().is_new(&error.to_string(), Instant::now()) {
+                    error!(target: "db_manager", "the message store still can't be used: {error}");
+                }
                 match &mut *inner {
                     Inner::Away(away) => (away.error, away.tried_at) = (Arc::clone(&error), tried_at),
                     Inner::Open { .. } => *inner = Inner::Away(Away::new(Arc::clone(&error), tried_at, cause, None)),
@@ -483,6 +501,14 @@ impl StoreSlot {
             | StoreError::LeaseHeld { .. }
             | StoreError::LeaseLost => false,
         };
+        if let StoreError::Busy { .. } = **error
+            && self.said().is_new(&error.to_string(), Instant::now())
+        {
+            warn!(
+                target: "db_manager",
+                "{error}; meanwhile nothing is stored, and writes that the Opik server does not take at once are refused with 503"
+            );
+        }
         let mut inner = self.inner();
         let Inner::Open { store, file, beside, .. } = &*inner else { return };
         if lost && Arc::ptr_eq(store, failed) {
@@ -497,7 +523,7 @@ impl StoreSlot {
             };
             // Something to be done is a reason to do it at once, a sick disk is one to wait.
             let tried_at = (!replaced && matches!(cause, Cause::Nothing)).then(Instant::now);
-            warn_of_loss(error);
+            warn_of_loss(&mut self.said(), error);
             // Everybody has to close an unproven one before it is used again. One of a newer schema is not for us to read, and
             // open here it would be in the way of the next upgrade.
             let is_of_use = !error.is_unproven() && !matches!(**error, StoreError::NewerSchema { .. });
@@ -569,7 +595,20 @@ impl StoreSlot {
                 away.refused += 1;
                 Arc::clone(&away.error)
             }
-            Inner::Open { .. } => return,
+            Inner::Open { .. } => {
+                let words = "writes that may conflict with what waits in";
+                if let Some(path) = self.moved.paths().first()
+                    && self.said().is_new(&format!("{words} {}", path.display()), Instant::now())
+                {
+                    warn!(
+                        target: "db_manager",
+                        "{words} {0} are refused with 503: it was moved away while it was in use; move it back, or deliver \
+                         what it holds with `opik-offline replay --db {0}`",
+                        path.display()
+                    );
+                }
+                return;
+            }
         };
         let mut said_at = self.refusal_said_at.lock().unwrap_or_else(PoisonError::into_inner);
         if said_at.is_none_or(|at| at.elapsed() >= SAY_AGAIN_AFTER) {
@@ -637,14 +676,14 @@ impl StoreSlot {
         if FileId::at(path) != *file {
             let reason = "its file was removed or replaced while it was open".into();
             let error = Arc::new(StoreError::Unusable { path: path.to_owned(), reason });
-            warn_of_loss(&error);
+            warn_of_loss(&mut self.said(), &error);
             let cause = file.map_or(Cause::Nothing, |file| self.gone(store, file, beside));
             let failed = Some(Arc::clone(store));
             *inner = Inner::Away(Away::new(error, None, cause, failed));
         } else if let Some(Unproven { reason, .. }) = sqlite::unproven(path) {
             // Another process, or another thread of this one, has seen an error. All have to close it before it is proven.
             let error = Arc::new(StoreError::Unproven { path: path.to_owned(), reason });
-            warn_of_loss(&error);
+            warn_of_loss(&mut self.said(), &error);
             store.close();
             *inner = Inner::Away(Away::new(error, Some(Instant::now()), Cause::Nothing, None));
         }
@@ -666,7 +705,35 @@ impl StoreSlot {
             "{} was moved while it was in use; what it holds is delivered only when it is moved back or named with --db",
             path.display()
         );
+        self.moved.watch(file);
         Cause::Moved(Gone { store: Arc::clone(store), beside: beside.to_vec() })
+    }
+
+    /// Returns what waits for this server in stores that were moved away, all together; `None` when nothing does.
+    ///
+    /// To be asked after [`StoreSlot::get`]: that is what finds out that a store was moved.
+    pub fn seen_in_moved(&self, server: &Server, touches: &[Touch]) -> Option<BacklogSeen> {
+        let open = match &*self.inner() {
+            Inner::Open { file, .. } => *file,
+            Inner::Away(_) => None,
+        };
+        self.moved.seen(open, server, touches)
+    }
+
+    /// Returns whether this message may conflict with what waits in a store that was moved away.
+    pub(super) fn is_behind_moved(&self, message: &Message) -> bool {
+        let Some(server) = &message.lane.server else { return false };
+        let seen = self.seen_in_moved(server, &message.touches);
+        matches!(seen, Some(BacklogSeen::Unknown | BacklogSeen::Holds { conflicting: true, .. }))
+    }
+
+    /// Returns where stores are that were moved away with messages in them.
+    pub fn moved(&self) -> Vec<PathBuf> {
+        self.moved.paths()
+    }
+
+    fn said(&self) -> MutexGuard<'_, Said> {
+        self.said.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn inner(&self) -> MutexGuard<'_, Inner> {

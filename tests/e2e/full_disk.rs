@@ -149,13 +149,13 @@ fn a_full_file_system_loses_nothing_acknowledged_and_is_left_by_delivering() {
 }
 
 /// Less is free between two writes of a program that takes every byte, or never given to anybody by the file system.
-const CRUMBS: u64 = 128 * 1024;
+pub const CRUMBS: u64 = 128 * 1024;
 
 /// A program that takes every byte that becomes free, for as long as it lives.
-struct Filler(Child);
+pub struct Filler(Child);
 
 impl Filler {
-    fn start(small: &Small, home: &Home) -> Self {
+    pub fn start(small: &Small, home: &Home) -> Self {
         // The last write of each round ends within a page, so that nothing is left over.
         let script = "while :; do cat /dev/zero >>\"$0\"/filler; done 2>/dev/null";
         let mut command = home_command(small, home, "sh");
@@ -172,14 +172,14 @@ impl Drop for Filler {
 }
 
 /// Returns the command that starts this program in the namespace.
-fn home_command(small: &Small, home: &Home, program: &str) -> std::process::Command {
+pub fn home_command(small: &Small, home: &Home, program: &str) -> std::process::Command {
     let mut command = home.command("env");
     command.args(small.enter()).arg(program);
     command
 }
 
 /// Returns how many bytes are free on the small file system.
-fn bytes_free(small: &Small, home: &Home) -> u64 {
+pub fn bytes_free(small: &Small, home: &Home) -> u64 {
     let mut command = home_command(small, home, "df");
     command.args(["--output=avail", "--block-size=1"]).arg(home.path());
     let output = crate::support::process::run(&mut command);
@@ -197,7 +197,7 @@ enum Meanwhile {
 }
 
 /// Whatever happens to the agent meanwhile.
-fn assert_left_by_delivering(made: Made) {
+pub fn assert_left_by_delivering(made: Made) {
     for meanwhile in
         [Meanwhile::Nothing, Meanwhile::Stopped, Meanwhile::Killed, Meanwhile::FilledWhileStopped, Meanwhile::Replayed]
     {

@@ -71,6 +71,8 @@ mod tls;
 mod two_processes;
 mod verify;
 mod versions;
+#[cfg(target_os = "linux")]
+mod volumes;
 mod weather;
 mod web_pages;
 mod wrapped;

@@ -104,6 +104,10 @@ fn agent(report: &Report) -> Vec<Line> {
             line("agent", format!("running on {listen} for {uptime} (pid {pid})")).painted(Mark::Good, "running")
         }
         (true, ..) => line("agent", "running").painted(Mark::Good, "running"),
+        (false, ..) if report.store.state == "unusable" => {
+            line("agent", "unknown: the store, which says where it listens, can't be read")
+                .painted(Mark::Warn, "unknown")
+        }
         (false, ..) => line("agent", "not running").painted(Mark::Warn, "not running"),
     };
     let problem = agent.degraded();
@@ -137,7 +141,14 @@ fn store(report: &Report) -> Vec<Line> {
         let text = format!("its disk has {} free, and room for a store of {}", size(free), size(capacity));
         line("", text).painted(Mark::Warn, "its disk")
     });
-    std::iter::once(line("store", text)).chain(unproven).chain(capacity).chain(encryption).collect()
+    let moved = store.moved_stores.iter().map(|path| {
+        let text = format!(
+            "moved away while it was in use: {path}; writes that may conflict with what it holds are refused; move it back, \
+             or deliver it with `opik-offline replay --db {path}`"
+        );
+        line("", text).painted(Mark::Bad, "moved away")
+    });
+    std::iter::once(line("store", text)).chain(unproven).chain(moved).chain(capacity).chain(encryption).collect()
 }
 
 /// How the store is full, and what to do; or that it was.

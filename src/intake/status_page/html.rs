@@ -213,6 +213,8 @@ fn tiles(status: &Status) -> String {
                 format!("the oldest for {}", ago(status.at_ms, oldest)),
             ],
         };
+        let moved = store.moved_stores.iter().map(|path| format!("more in {path}, which was moved away: move it back"));
+        let lines: Vec<String> = lines.into_iter().chain(moved).collect();
         tile("t-waiting", "Messages waiting, safe on disk", None, &number(store.waiting), &lines);
     } else {
         let reason = store.reason.clone().unwrap_or_default();

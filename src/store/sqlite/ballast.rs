@@ -12,8 +12,9 @@
 //!   between, however fast another program writes. Where a write fails all the same, the file is given up for it.
 //! - **A store that is closed on a full disk keeps its log**, unless the ballast is whole.
 //!
-//! File systems that never overwrite in place (btrfs, ZFS) need new blocks for every write; there the ballast file, which
-//! is removed at the first failed write, is all that helps.
+//! File systems that never overwrite in place (ZFS) need new blocks for every write; there the ballast file, which is removed
+//! at the first failed write, is all that helps. On btrfs the store's files are made so that they are overwritten
+//! ([`super::in_place`]).
 
 use std::fs;
 use std::io::{self, Write as _};
@@ -28,6 +29,7 @@ use rusqlite::config::DbConfig;
 use tracing::{debug, info, warn};
 
 use super::fault::Fault;
+use super::in_place;
 use crate::store::room::Disk;
 
 /// The ballast of a large disk and a large store: room for the largest note of a batch.
@@ -46,6 +48,8 @@ const MARGIN_BYTES: u64 = 512 * 1024;
 const FULL_BYTES: u64 = 64 * 1024;
 /// Released for the memory that processes share (`-shm`), which SQLite makes anew.
 const SHARED_BYTES: u64 = 64 * 1024;
+/// How long a full disk must have had room: on btrfs what is free jumps.
+const ROOM_LASTS: Duration = Duration::from_secs(5);
 /// How long a disk counts as full after a write that found no room.
 const SHORTAGE_LASTS: Duration = Duration::from_secs(30);
 
@@ -72,6 +76,8 @@ struct Shortage {
     is_full: bool,
     /// When a write found no room.
     found_at: Option<Instant>,
+    /// When it was last seen without room.
+    without_room_at: Option<Instant>,
 }
 
 /// Decides whether a disk counts as full. One whose free bytes say nothing (a quota) is full for a while after each write
@@ -117,7 +123,12 @@ impl Ballast {
         if found_no_room {
             shortage.found_at = Some(Instant::now());
         }
-        let is_full = counts_as_full(shortage.is_full, disk.free_bytes, found_no_room, found_ago);
+        let measured = counts_as_full(shortage.is_full, disk.free_bytes, found_no_room, found_ago);
+        if measured {
+            shortage.without_room_at = Some(Instant::now());
+        }
+        let was_short = shortage.without_room_at.is_some_and(|at| at.elapsed() < ROOM_LASTS);
+        let is_full = measured || shortage.is_full && was_short;
         if is_full != shortage.is_full {
             let path = self.path.display();
             if is_full {
@@ -280,7 +291,11 @@ fn append_zeros(path: &Path, bytes: u64, make: bool) -> io::Result<()> {
     const CHUNK: usize = 64 * 1024;
     let flags = rustix::fs::OFlags::NOFOLLOW.bits() as i32;
     let mut file = fs::OpenOptions::new().append(true).create(make).mode(0o600).custom_flags(flags).open(path)?;
-    let mut missing = bytes.saturating_sub(file.metadata()?.len());
+    let found = file.metadata()?.len();
+    if found == 0 {
+        in_place::overwrite_in_place(&file);
+    }
+    let mut missing = bytes.saturating_sub(found);
     while missing > 0 {
         let chunk = CHUNK.min(usize::try_from(missing).unwrap_or(CHUNK));
         let written = file.write(&[0; CHUNK][..chunk])?;

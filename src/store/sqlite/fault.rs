@@ -4,6 +4,7 @@ use std::io;
 use std::path::Path;
 
 use rusqlite::ErrorCode;
+use rustix::io::Errno;
 
 use super::{BUSY_TIMEOUT, proof};
 use crate::store::full_state::USUAL_BYTES;
@@ -122,6 +123,14 @@ pub(super) fn access_words(path: &Path) -> Option<String> {
     use rustix::fs::{Access, access};
     if let Err(errno) = access(path, Access::READ_OK | Access::WRITE_OK) {
         return Some(room::access_words(errno));
+    }
+    for (suffix, what) in [("-wal", "its write-ahead log"), ("-shm", "its shared memory")] {
+        let mut file = std::fs::canonicalize(path).ok()?.into_os_string();
+        file.push(suffix);
+        match access(Path::new(&file), Access::READ_OK | Access::WRITE_OK) {
+            Ok(()) | Err(Errno::NOENT) => {}
+            Err(errno) => return Some(format!("{what} {}: {}", Path::new(&file).display(), room::access_words(errno))),
+        }
     }
     // The write-ahead log is made there.
     let folder = folder_of(path);

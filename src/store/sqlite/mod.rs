@@ -28,6 +28,7 @@ mod damaged;
 mod distrust;
 mod fault;
 mod guard;
+mod in_place;
 mod lanes;
 mod large;
 mod lease;
@@ -703,7 +704,7 @@ impl Store for SqliteStore {
 
     fn check(&self) -> Result<Vec<String>, StoreError> {
         // It takes long, so it has a connection of its own.
-        let reader = Mutex::new(open::open_reader(&self.path)?);
+        let reader = Mutex::new(open::open_reader(&self.path, self.is_alone)?);
         match self.read(&reader, people::check) {
             Err(StoreError::Damaged { reason, .. }) => Ok(vec![reason]),
             result => result,

@@ -19,7 +19,7 @@ use super::fault::{Fault, NO_DATABASE, access_words, folder_of, os_words};
 use super::proof::Watch;
 use super::recovery::{self, FolderLock};
 use super::seal::{self, KeyRing, Sealer, State};
-use super::{BUSY_TIMEOUT, ballast, checkpoint, proof, queries, schema, upgrade};
+use super::{BUSY_TIMEOUT, ballast, checkpoint, in_place, proof, queries, schema, upgrade};
 use crate::store::{OpenMode, StoreError, StoreIdentity, place};
 
 /// The oldest SQLite without the WAL-reset fault, which can damage a file that several processes write.
@@ -75,6 +75,14 @@ impl FileId {
         let Ok(open) = fs::read_dir("/dev/fd") else { return false };
         let open = open.filter_map(|entry| fs::metadata(entry.ok()?.path()).ok());
         open.filter(|file| Self(file.dev(), file.ino()) == self).any(|file| file.nlink() == 0)
+    }
+
+    /// Returns where this file is, which this process has open, as far as the system tells.
+    pub(in crate::store) fn open_path(self) -> Option<PathBuf> {
+        let open = fs::read_dir("/dev/fd").ok()?.filter_map(|entry| Some(entry.ok()?.path()));
+        let mut paths =
+            open.filter(|entry| Self::at(entry) == Some(self)).filter_map(|entry| fs::read_link(entry).ok());
+        paths.find(|path| Self::at(path) == Some(self))
     }
 
     /// Says whether this file lies beside the store at this path as one that was found damaged.
@@ -241,11 +249,14 @@ fn open_with_room(
 fn look_first(path: &Path, mode: OpenMode) -> Result<FolderLock, StoreError> {
     let no_recovery = FolderLock::shared(path)?;
     if recovery::pending(path).is_some() {
-        let reason = "its recovery did not come to its end; the agent and `opik-offline replay` go on with it".into();
+        let how = if ballast::is_full(path) { "; its disk is full, free some space there" } else { "" };
+        let reason =
+            format!("its recovery did not come to its end; the agent and `opik-offline replay` go on with it{how}");
         return Err(StoreError::Damaged { path: path.to_owned(), reason });
     }
     ballast::put_in_place(path);
     make_or_examine(path, mode)?;
+    in_place::prepare(path);
     Ok(no_recovery)
 }
 
@@ -323,7 +334,7 @@ fn was_being_made(path: &Path) -> bool {
 
 /// Lets SQLite undo a first commit that was cut off, and returns how many bytes the file has then.
 fn take_back(path: &Path) -> Result<u64, StoreError> {
-    let undo = || connect(path)?.pragma_query_value(None, "schema_version", |_| Ok(()));
+    let undo = || connect_with_room(path)?.pragma_query_value(None, "schema_version", |_| Ok(()));
     undo().map_err(|error: rusqlite::Error| Fault::from(error).at(path))?;
     fs::metadata(path)
         .map(|metadata| metadata.len())
@@ -365,6 +376,7 @@ fn make_folder(folder: &Path) -> io::Result<()> {
 /// Makes an empty file that only this user can read.
 pub(super) fn make_private(path: &Path) -> io::Result<()> {
     let file = fs::OpenOptions::new().read(true).write(true).create_new(true).mode(0o600).open(path)?;
+    in_place::overwrite_in_place(&file);
     // The umask may have taken bits from it; it never adds any.
     file.set_permissions(fs::Permissions::from_mode(0o600))
 }
@@ -436,8 +448,21 @@ pub(super) fn immutable_uri(path: &Path) -> String {
     uri + "?immutable=1"
 }
 
-pub(super) fn connect(path: &Path) -> rusqlite::Result<Connection> {
+fn connect(path: &Path) -> rusqlite::Result<Connection> {
     connect_by(path, None)
+}
+
+/// Opens a connection to a store that is not in service yet. On a full disk it is alone, unless others have it open: see
+/// [`open_with_room`].
+pub(super) fn connect_with_room(path: &Path) -> rusqlite::Result<Connection> {
+    if ballast::is_full(path) {
+        let alone = connect_by(path, Some(ALONE))?;
+        // Opens the file.
+        if !schema::version(&alone).is_err_and(|error| Fault::from(error).is_busy()) {
+            return Ok(alone);
+        }
+    }
+    connect(path)
 }
 
 fn connect_by(path: &Path, vfs: Option<&CStr>) -> rusqlite::Result<Connection> {
@@ -458,9 +483,9 @@ fn connect_by(path: &Path, vfs: Option<&CStr>) -> rusqlite::Result<Connection> {
     Ok(connection)
 }
 
-/// Opens a connection that only reads.
-pub(super) fn open_reader(path: &Path) -> Result<Connection, StoreError> {
-    open_reader_by(path, None)
+/// Opens a connection that only reads; `is_alone`: of a store that this process has for itself.
+pub(super) fn open_reader(path: &Path, is_alone: bool) -> Result<Connection, StoreError> {
+    open_reader_by(path, is_alone.then_some(ALONE))
 }
 
 fn open_reader_by(path: &Path, vfs: Option<&CStr>) -> Result<Connection, StoreError> {

@@ -53,10 +53,10 @@ use rusqlite::config::DbConfig;
 use rusqlite::{Connection, ErrorCode, OpenFlags, ffi};
 use tracing::{error, info};
 
-use super::fault::{Fault, folder_of, os_words};
+use super::fault::{Fault, access_words, folder_of, os_words};
 use super::seal::{self, KeyRing};
 use super::{ballast, open, queries, recovery, schema};
-use crate::store::{StoreError, Unproven, now_ms};
+use crate::store::{StoreError, Unproven, now_ms, room};
 
 /// What is added to the name of a store that is unproven.
 const SUFFIX: &str = "-unproven";
@@ -129,7 +129,9 @@ pub(super) fn judge(error: &rusqlite::Error, path: &Path) -> Option<StoreError> 
         Lost::Perhaps(what) => (what, false),
         Lost::Yes(what) => (what, true),
     };
-    let reason = format!("{what} (SQLite error {})", code.extended_code);
+    // What the system refuses never was on the disk, and nothing is lost; but SQLite does not tell it from a broken disk.
+    let why = access_words(path).map_or(String::new(), |words| format!(": {words}"));
+    let reason = format!("{what} (SQLite error {}){why}", code.extended_code);
     mark(path, &reason, is_certain).then(|| StoreError::Unproven { path: path.to_owned(), reason })
 }
 
@@ -304,7 +306,9 @@ pub(super) fn none_runs() -> Option<RwLockReadGuard<'static, ()>> {
 }
 
 fn unusable(path: &Path, error: &io::Error) -> Fault {
-    let reason = format!("it can't be proven: {}", os_words(error));
+    let errno = rustix::io::Errno::from_io_error(error);
+    let words = access_words(path).or_else(|| errno.map(room::access_words)).unwrap_or_else(|| os_words(error));
+    let reason = format!("it can't be proven after an error of the disk, or after it was not closed in order: {words}");
     StoreError::Unusable { path: path.to_owned(), reason }.into()
 }
 

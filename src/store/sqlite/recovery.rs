@@ -65,7 +65,7 @@ use super::open::{FileId, immutable_uri};
 use super::register::{Names, add_touches, move_early_updates, position};
 use super::seal::{Destination, KeptBody, KeyRing, Lookup, Place, SEALED, Sealer, State};
 use super::summary::{Changes, Group, Size};
-use super::{BUSY_TIMEOUT, attachments, queries, rows, schema};
+use super::{BUSY_TIMEOUT, attachments, ballast, queries, rows, schema};
 use crate::message::{Credential, Effect, Encoding, HeaderSet, Lane, MessageStatus, MessageType, Server, Touch};
 use crate::store::attachment::PIECE_BYTES;
 use crate::store::{LastAnswer, RecoveryRecord, StoreError, now_ms};
@@ -205,6 +205,10 @@ pub(super) fn recover(
 fn fault_of(fault: Fault, path: &Path) -> StoreError {
     match fault.at(path) {
         StoreError::Damaged { path, reason } => StoreError::Unusable { path, reason },
+        StoreError::Full { path, reason, .. } => {
+            let reason = format!("it is damaged and can't be recovered now: {reason}; the damaged file is kept");
+            StoreError::Unusable { path, reason }
+        }
         error => error,
     }
 }
@@ -369,9 +373,16 @@ fn hold(path: &Path) -> Option<Connection> {
     if fs::metadata(path).ok()?.len() == 0 {
         return None;
     }
+    // On a full disk the memory that processes share can't be had: see `open_with_room`.
+    let alone = ballast::is_full(path).then(|| hold_by(path, "EXCLUSIVE")).flatten();
+    alone.or_else(|| hold_by(path, "NORMAL"))
+}
+
+fn hold_by(path: &Path, locking_mode: &str) -> Option<Connection> {
     let connection = Connection::open_with_flags(path, OpenFlags::SQLITE_OPEN_READ_WRITE).ok()?;
     connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true).ok()?;
     connection.busy_timeout(BUSY_TIMEOUT).ok()?;
+    connection.pragma_update(None, "locking_mode", locking_mode).ok()?;
     connection.execute_batch("BEGIN IMMEDIATE").ok()?;
     Some(connection)
 }

@@ -12,6 +12,7 @@ use super::settle::delete_one;
 use super::summary::Changes;
 use super::{BUSY_TIMEOUT, attachments, queries, stranded};
 use crate::message::{Message, Touch};
+use crate::store::room::OWN_NEEDS_BYTES;
 use crate::store::{FullLimit, Fullness, Limits, StoreError, WhenFull};
 
 /// What a message takes beside its body, path and entities: the row's other columns and its entries in the indexes.
@@ -24,8 +25,6 @@ const PAGES_PER_STEP: u32 = 1000;
 pub(super) const ROOM_SHARE: u64 = 100;
 /// What the log may take of the disk for a commit, as a multiple of the bytes that are stored: pages are logged whole.
 const LOG_FACTOR: u64 = 2;
-/// Left on the disk whatever is reserved: what was delivered has to be noted in the log before it can make room.
-const OWN_NEEDS_BYTES: u64 = 512 * 1024;
 
 /// How much room a store has.
 #[derive(Clone, Copy, Debug)]

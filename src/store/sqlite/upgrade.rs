@@ -17,7 +17,7 @@ use rusqlite::{Connection, ErrorCode};
 use rustix::process::{Pid, test_kill_process};
 
 use super::fault::Fault;
-use super::open::{connect, immutable};
+use super::open::{connect_with_room, immutable};
 use super::recovery::FolderLock;
 use super::seal::{self, KeyRing};
 use super::{people, schema};
@@ -57,16 +57,27 @@ pub(super) fn upgrade(path: &Path) -> Result<(), StoreError> {
         }
         match migrate_alone(path) {
             Err(error) if error.sqlite_error_code() == Some(ErrorCode::DatabaseBusy) => {}
-            result => return result.map_err(|error| Fault::from(error).at(path)),
+            result => return result.map_err(|error| without_room(Fault::from(error).at(path))),
         }
     }
     let (found, pids) = users(path).unwrap_or_default();
     Err(StoreError::OlderInUse { path: path.to_owned(), found, known: schema::known_version(), pids })
 }
 
+/// Says what a full disk keeps from being done: nothing is delivered meanwhile.
+fn without_room(error: StoreError) -> StoreError {
+    match error {
+        StoreError::Full { path, reason, .. } => {
+            let reason = format!("its schema can't be brought up to date: {reason}; nothing is lost");
+            StoreError::Unusable { path, reason }
+        }
+        error => error,
+    }
+}
+
 /// Migrates under an exclusive lock on the file, which is held from the first look on until the connection is closed.
 fn migrate_alone(path: &Path) -> rusqlite::Result<()> {
-    let mut connection = connect(path)?;
+    let mut connection = connect_with_room(path)?;
     connection.busy_timeout(Duration::ZERO)?;
     connection.pragma_update(None, "locking_mode", "EXCLUSIVE")?;
     schema::migrate(&mut connection)
@@ -93,7 +104,7 @@ fn is_running(pid: u32) -> bool {
 
 /// Opens a connection that writes nothing, also when it is closed.
 fn connect_to_look(path: &Path) -> rusqlite::Result<Connection> {
-    let connection = connect(path)?;
+    let connection = connect_with_room(path)?;
     connection.pragma_update(None, "query_only", true)?;
     connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true)?;
     Ok(connection)

@@ -1,0 +1,98 @@
+//! Files that are overwritten in place, also on a file system that writes every change to new blocks (btrfs).
+//!
+//! There a full disk, or a quota that is used up, takes no change at all: not even the note that a message was delivered,
+//! which would make room. Worse, the memory that processes share (`-shm`) is a mapped file, and a page of it that finds no
+//! new block ends the process with SIGBUS. A file with the NOCOW flag keeps its blocks. The flag can only be set while a
+//! file is empty, so the files that SQLite makes itself are made here first.
+//!
+//! It costs the file system's checksums for these files; messages and the log have checksums of their own, and what SQLite
+//! promises rests on files that are overwritten in place.
+
+use std::fs;
+use std::io;
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::path::{Path, PathBuf};
+
+use tracing::debug;
+
+/// The number of btrfs in `statfs(2)`.
+#[cfg(target_os = "linux")]
+const BTRFS: u32 = 0x9123_683e;
+
+/// Makes a new, empty file one that is overwritten in place, where that has to be asked for.
+pub(super) fn overwrite_in_place(file: &fs::File) {
+    #[cfg(target_os = "linux")]
+    {
+        use rustix::fs::{IFlags, fstatfs, ioctl_getflags, ioctl_setflags};
+        if !fstatfs(file).is_ok_and(|found| found.f_type as u32 == BTRFS) {
+            return;
+        }
+        let set = ioctl_getflags(file).and_then(|flags| ioctl_setflags(file, flags | IFlags::NOCOW));
+        if let Err(errno) = set {
+            debug!(target: "db_manager", "a file of the store is not overwritten in place: {errno}");
+        }
+    }
+    #[cfg(not(target_os = "linux"))]
+    let _ = file;
+}
+
+/// Makes the log and the shared memory of the store at this path, where SQLite would make them with every change in a new
+/// block. Both are empty, which is nothing to SQLite.
+pub(super) fn prepare(path: &Path) {
+    #[cfg(target_os = "linux")]
+    {
+        let Ok(real) = fs::canonicalize(path) else { return };
+        if !rustix::fs::statfs(&real).is_ok_and(|found| found.f_type as u32 == BTRFS) {
+            return;
+        }
+        for suffix in ["-wal", "-shm"] {
+            let file = beside(&real, suffix);
+            if fs::symlink_metadata(&file).is_err()
+                && let Err(error) = make_empty(&file)
+            {
+                debug!(target: "db_manager", "{} is not made in advance: {error}", file.display());
+            }
+        }
+    }
+    #[cfg(not(target_os = "linux"))]
+    let _ = path;
+}
+
+/// Makes an empty file under this name, unless there is one.
+///
+/// It is closed before it gets its name: closing a descriptor of a file drops the locks that SQLite holds on it here.
+#[cfg(target_os = "linux")]
+fn make_empty(path: &Path) -> io::Result<()> {
+    use rustix::fs::{CWD, RenameFlags, renameat_with};
+    let new = beside(path, &format!(".new-{}", std::process::id()));
+    overwrite_in_place(&fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&new)?);
+    let renamed = renameat_with(CWD, &new, CWD, path, RenameFlags::NOREPLACE).map_err(io::Error::from);
+    if renamed.is_err() {
+        fs::remove_file(&new)?;
+    }
+    renamed
+}
+
+#[cfg(target_os = "linux")]
+fn beside(path: &Path, suffix: &str) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(suffix);
+    name.into()
+}
+
+#[cfg(all(test, target_os = "linux"))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_is_made_under_its_name_and_none_is_replaced() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("store.db-wal");
+        make_empty(&file).unwrap();
+        assert_eq!(fs::metadata(&file).unwrap().len(), 0);
+        fs::write(&file, "frames").unwrap();
+        assert!(make_empty(&file).is_err());
+        assert_eq!(fs::read_to_string(&file).unwrap(), "frames");
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1, "something was left behind");
+    }
+}
