@@ -24,6 +24,7 @@ use crate::config::ServiceManager;
 use crate::message::Server;
 use crate::monitor::Availability;
 use crate::monitor::connection::{Connection, ConnectionState};
+use crate::printable;
 use crate::pulse::Pulses;
 use crate::shutdown::Shutdown;
 use crate::store::slot::StoreSlot;
@@ -131,7 +132,7 @@ fn status_line(connection: &ConnectionState, backlog: &Result<Backlog, Arc<Store
         }
     };
     // One line, whatever an error says.
-    format!("{waiting}; {server}").replace(['\n', '\r'], " ")
+    printable::line(&format!("{waiting}; {server}")).into_owned()
 }
 
 /// The way to the service manager.

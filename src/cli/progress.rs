@@ -1,12 +1,14 @@
 //! Progress and notes on stderr; silent when it is no terminal, or when the user wants quiet.
 
 use std::fmt;
-use std::io::{self, IsTerminal, Write};
 use std::time::Duration;
 
 use indicatif::{ProgressBar, ProgressState, ProgressStyle};
 
-use super::render::{columns, hanging, short_duration};
+use super::failure::Failure;
+use super::render::{hanging, short_duration};
+use super::terminal::{Shown, Stream};
+use crate::printable;
 
 /// Says what goes on to whoever watches.
 pub struct Progress {
@@ -22,7 +24,7 @@ impl Progress {
 
     /// Shows a bar over this many messages, on a terminal.
     pub fn start(&mut self, messages: u64) {
-        if self.quiet || !io::stderr().is_terminal() {
+        if self.quiet || !Stream::Err.is_terminal() {
             return;
         }
         let bar = ProgressBar::new(messages);
@@ -51,22 +53,44 @@ impl Progress {
         }
     }
 
-    /// Says something, unless quiet.
+    /// Says something in a line, unless quiet.
     pub fn note(&self, text: &str) {
+        self.note_shown(&hanging_line(text));
+    }
+
+    /// Shows something of several lines, unless quiet.
+    pub fn note_shown(&self, shown: &Shown) {
         if self.quiet {
             return;
         }
         match &self.bar {
-            Some(bar) => bar.suspend(|| say(text)),
-            None => say(text),
+            Some(bar) => bar.suspend(|| show(shown)),
+            None => show(shown),
         }
     }
 }
 
-/// Writes a line to stderr. Where nobody reads it any more nobody can be told, and `eprintln!` would panic.
+/// Writes a line to stderr.
 pub fn say(text: &str) {
-    let text = hanging(text, columns(io::stderr()), "hint: ".len());
-    let _ = writeln!(io::stderr(), "{text}");
+    show(&hanging_line(text));
+}
+
+/// Writes why a command failed to stderr: a line for what failed, and one for what to do.
+pub fn say_failure(failure: &Failure) {
+    let mut shown = hanging_line(&format!("error: {}", failure.message));
+    if let Some(hint) = &failure.hint {
+        shown.add(&hanging_line(&format!("hint: {hint}")));
+    }
+    show(&shown);
+}
+
+/// Where nobody reads it any more nobody can be told, and `eprintln!` would panic.
+fn show(shown: &Shown) {
+    let _ = Stream::Err.show(shown);
+}
+
+fn hanging_line(text: &str) -> Shown {
+    Shown::lines(&(hanging(&printable::line(text), Stream::Err.columns(), "hint: ".len()) + "\n"))
 }
 
 /// Returns the rate and the time to go; nothing before the first message, when nobody can know.

@@ -5,12 +5,13 @@
 
 use std::collections::BTreeSet;
 use std::ffi::OsString;
-use std::io::{self, Write};
 use std::sync::mpsc;
 use std::time::Duration;
 
 use super::existing_store;
+use super::terminal::{Shown, Stream};
 use crate::config::{Config, Flags, ProcessEnvironment};
+use crate::printable::is_hazardous;
 use crate::store::{Filter, Page, Store};
 
 /// The word that stands where a subcommand would.
@@ -28,7 +29,7 @@ pub fn run(arguments: Vec<OsString>) {
     std::thread::spawn(move || sender.send(values(&arguments).unwrap_or_default()));
     let lines = receiver.recv_timeout(TIME_MAX).unwrap_or_default();
     // A shell that is gone needs no values.
-    let _ = io::stdout().lock().write_all(lines.concat().as_bytes());
+    let _ = Stream::Out.show(&Shown::lines(&lines.concat()));
 }
 
 /// Returns `None` when anything at all is in the way.
@@ -39,8 +40,8 @@ fn values(arguments: &[OsString]) -> Option<Vec<String>> {
     let store = existing_store(&config).ok()??;
     let newest = |limit| store.list(&Filter::default(), &Page { after: None, limit, newest_first: true }).ok();
     let named = |names: BTreeSet<String>| {
-        // A name with a control character would be another value, or worse.
-        names.into_iter().filter(|name| !name.contains(char::is_control)).map(|name| name + "\n").collect()
+        // A name with a control character would be another value, or worse, and an escaped one would match nothing.
+        names.into_iter().filter(|name| !name.contains(is_hazardous)).map(|name| name + "\n").collect()
     };
     match kind.to_str()? {
         "workspaces" => Some(named(workspaces(store.as_ref())?)),

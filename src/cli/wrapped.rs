@@ -16,6 +16,7 @@ use crate::agent::flush::{Flush, FlushEnd};
 use crate::agent::{Agent, AgentSettings, RunEnd};
 use crate::config::units::print_duration;
 use crate::config::{Config, ProcessEnvironment, Source};
+use crate::printable::is_hazardous;
 use crate::shutdown::Shutdown;
 use crate::store::full_state::remedies;
 use crate::telemetry::log::LogFile;
@@ -184,8 +185,22 @@ fn replay_command(config: &Config) -> String {
     command
 }
 
-/// Returns a text as a shell reads it as one word.
-fn quoted(text: &str) -> String {
+/// Returns a text as a shell reads it as one word, harmless on a terminal.
+pub(super) fn quoted(text: &str) -> String {
+    if text.contains(is_hazardous) {
+        // As bash, zsh and ksh read it, and the next POSIX.
+        let mut word = "$'".to_owned();
+        for c in text.chars() {
+            match c {
+                '\\' | '\'' => word.extend(['\\', c]),
+                c if is_hazardous(c) => {
+                    word.extend(c.encode_utf8(&mut [0; 4]).bytes().map(|byte| format!("\\{byte:03o}")));
+                }
+                c => word.push(c),
+            }
+        }
+        return word + "'";
+    }
     let is_plain = |c: char| c.is_alphanumeric() || "/._-+:@%".contains(c);
     match !text.is_empty() && text.chars().all(is_plain) {
         true => text.to_owned(),
@@ -213,6 +228,7 @@ mod tests {
     #[test]
     fn a_path_is_one_word_of_a_command() {
         assert_eq!(quoted("/a/b.db"), "/a/b.db");
+        assert_eq!(quoted("/a\u{1b}[8m\n\u{202e}'b"), r"$'/a\033[8m\012\342\200\256\'b'");
         assert_eq!(quoted("/my files/it's.db"), r"'/my files/it'\''s.db'");
     }
 }

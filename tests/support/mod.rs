@@ -14,6 +14,7 @@ pub mod json;
 pub mod ledger;
 pub mod prism;
 pub mod process;
+pub mod pty;
 pub mod sdk;
 pub mod sink;
 pub mod tools;
