@@ -12,7 +12,7 @@ use std::process::Command;
 const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("printable", &[]),
     ("message", &[]),
-    ("protocol", &["message", "printable"]),
+    ("protocol", &["message"]),
     ("delivery", &["protocol", "message"]),
     ("shutdown", &[]),
     ("pulse", &[]),

@@ -16,7 +16,7 @@ use super::terminal::{Shown, Stream};
 use super::{Common, Exit, Failure, configuration, existing_store, stop_on_signals, yaml};
 use crate::config::Config;
 use crate::message::{BodyFault, MessageId, MessageStatus, MessageType};
-use crate::printable::{elided, line as one_line, padded};
+use crate::printable::{elided, json, line as one_line, padded};
 use crate::protocol::attachment::Subject;
 use crate::protocol::json::{compact, pretty};
 use crate::protocol::otlp;
@@ -407,7 +407,9 @@ fn exported(store: Option<&dyn Store>, line: Line) -> Result<String, Failure> {
 /// One message as a line of JSON, for the export of messages that are about to be dropped.
 pub(super) fn export_line(message: StoredMessage) -> Result<String, String> {
     let line = Line { attachment: file(&message), ..line(message.listed.clone()) };
-    json_line(Some(&message), line, Undecoded::AsSent).map_err(|error| error.to_string())
+    let exported = json_line(Some(&message), line, Undecoded::AsSent).map_err(|error| error.to_string())?;
+    // The file is for people with a terminal, too.
+    Ok(json(&exported).into_owned())
 }
 
 /// What becomes of a body that can't be decoded, or is too large for it.

@@ -144,6 +144,7 @@ pub fn command() -> clap::Command {
 
 /// Runs the command line of this process and returns how it ends.
 pub fn run() -> ExitCode {
+    std::panic::set_hook(Box::new(progress::say_panic));
     let mut arguments = std::env::args_os().skip(1);
     if arguments.next().is_some_and(|first| first == values::COMMAND) {
         values::run(arguments.collect());

@@ -84,6 +84,22 @@ pub fn say_failure(failure: &Failure) {
     show(&shown);
 }
 
+/// Writes what a fault of our own was to stderr: its words may quote a stranger's text.
+pub fn say_panic(panic: &std::panic::PanicHookInfo<'_>) {
+    let thread = std::thread::current();
+    let place = panic.location().map_or(String::new(), |place| format!(" at {place}"));
+    let payload = panic.payload();
+    let words =
+        payload.downcast_ref::<&str>().copied().or_else(|| payload.downcast_ref::<String>().map(String::as_str));
+    let words = words.unwrap_or("without words");
+    let mut shown = Shown::line(&format!("thread '{}' panicked{place}: {words}", thread.name().unwrap_or("unnamed")));
+    let backtrace = std::backtrace::Backtrace::capture();
+    if backtrace.status() == std::backtrace::BacktraceStatus::Captured {
+        shown.add_lines(&backtrace.to_string());
+    }
+    show(&shown);
+}
+
 /// Where nobody reads it any more nobody can be told, and `eprintln!` would panic.
 fn show(shown: &Shown) {
     let _ = Stream::Err.show(shown);

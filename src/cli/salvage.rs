@@ -280,6 +280,9 @@ fn rows_text(renderer: &Renderer, rows: &[Row]) -> Shown {
 #[derive(Serialize)]
 pub struct OrphanLine {
     pub path: String,
+    /// The same, whatever its bytes are.
+    #[serde(skip)]
+    file: PathBuf,
     /// `None` when it can't be counted without taking it in.
     pub rows: Option<u64>,
     pub bytes: u64,
@@ -298,7 +301,7 @@ impl OrphanLine {
 
     /// Says what can be done.
     pub fn hint(&self) -> String {
-        format!("deliver them with `opik-offline replay --from {}`", super::wrapped::quoted(&self.path))
+        format!("deliver them with `opik-offline replay --from {}`", super::wrapped::quoted(self.file.as_os_str()))
     }
 }
 
@@ -308,6 +311,7 @@ pub fn orphans() -> Vec<OrphanLine> {
     let line = |orphan: orphan::Orphan| OrphanLine {
         rows: count_rows(&orphan.path),
         path: orphan.path.display().to_string(),
+        file: orphan.path,
         bytes: orphan.bytes,
         age_seconds: u64::try_from((now_ms() - orphan.changed_at_ms) / 1000).unwrap_or(0),
     };

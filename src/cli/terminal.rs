@@ -152,6 +152,16 @@ impl Shown {
         self.0.push_str(&printable::line(text));
     }
 
+    /// Adds a line for a shell's completion: a value, and what describes it.
+    pub fn add_value(&mut self, value: &str, description: Option<&str>) {
+        self.add_text(value);
+        if let Some(description) = description {
+            self.0.push('\t');
+            self.add_text(description);
+        }
+        self.end_line();
+    }
+
     /// Adds text whose line breaks are line breaks.
     pub fn add_lines(&mut self, text: &str) {
         self.0.push_str(&printable::lines(text));

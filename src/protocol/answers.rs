@@ -9,7 +9,6 @@ use super::partial::Partial;
 use super::recognise::Recognised;
 use super::routes::Protected;
 use crate::message::MessageType;
-use crate::printable;
 
 /// An answer of the server, read whole within a bound.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -152,8 +151,6 @@ pub fn success(write: &Protected, base: &str, id: Option<&str>) -> Reply {
 /// Returns an error in Opik's shape: `{"code": ..., "message": ...}` (OpenAPI: `ErrorMessage`).
 pub fn error(status: u16, message: &str) -> Reply {
     let body = json!({ "code": status, "message": message }).to_string();
-    // Clients print it and log it.
-    let body = printable::json(&body).into_owned();
     Reply { content_type: Some("application/json"), body, ..Reply::empty(status) }
 }
 

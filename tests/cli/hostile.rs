@@ -18,7 +18,7 @@ use crate::sandbox::{ACCEPTED_AT_MS, BINARY, NO_SERVER, TRACE, create_trace, mes
 use crate::support::agent::Home;
 use crate::support::process::run;
 use crate::support::pty::OnTerminal;
-use crate::support::{PATIENCE, wait_until};
+use crate::support::{PATIENCE, uuid7, wait_until};
 
 /// A mark that must be shown, or the command has not met the hostile text at all.
 const MARK: &str = "0wned";
@@ -484,6 +484,21 @@ fn no_log_line_is_forged_and_none_drives_the_terminal() {
             let mut client = crate::support::http::Client::new(&format!("http://127.0.0.1:{port}"));
             client.get(path).text()
         };
+        // A client's headers and paths are a stranger's, too; what HTTP does not take is refused.
+        for (name, value) in
+            [("Comet-Workspace", HOSTILE_HEADER), ("User-Agent", HOSTILE_HEADER), ("Host", HOSTILE_HEADER)]
+        {
+            for path in ["/api/v1/private/traces", "/api/v1/private/\u{9b}7m\u{202e}", "/api/%1b%5b8m%c2%9b/%0aforged"]
+            {
+                let mut client =
+                    crate::support::http::Client::new(&format!("http://127.0.0.1:{port}")).with_header(name, value);
+                let trace = json!({ "id": uuid7(), "start_time": "2026-01-02T03:04:05Z", "name": HOSTILE });
+                let request = crate::support::http::Request::new("POST", path).json(&trace);
+                if let Ok(answer) = client.send(&request) {
+                    assert_ne!(answer.status, 500, "{name} {path}: {}", answer.text());
+                }
+            }
+        }
         for path in ["/", "/-/status.json", "/-/ready", "/metrics", "/-/healthy"] {
             assert_harmless(path, &get(path));
         }
@@ -499,6 +514,29 @@ fn no_log_line_is_forged_and_none_drives_the_terminal() {
             }
         }
     }
+}
+
+#[test]
+fn no_program_that_is_wrapped_and_no_completion_drives_the_terminal() {
+    let scene = Scene::new(NO_SERVER);
+    let program = scene.folder.join("0wned\u{1b}[8m\u{202e}\nforged");
+    std::os::unix::fs::symlink("/bin/true", &program).unwrap();
+    let mut command = scene.command(&["agent", "--listen", "127.0.0.1:0", "--flush-timeout", "1s", "--"]);
+    command.arg(&program);
+    let shown = on_terminal(&mut command, "");
+    assert!(shown.contains("\\nforged sends to"), "{shown}");
+    for kind in ["workspaces", "projects"] {
+        let mut command = scene.command(&["__values", kind]);
+        let shown = on_terminal(&mut command, "");
+        assert!(!shown.contains(MARK), "an escaped name would match nothing: {shown}");
+    }
+    // A way on that is told can be copied, whatever the folder is called.
+    let told = scene.run(&["status"]);
+    let stays = "deliver later with `opik-offline replay --db $'";
+    let mut command = scene.command(&["agent", "--listen", "127.0.0.1:0", "--flush-timeout", "1s", "--db"]);
+    command.arg(scene.db()).args(["--", "true"]);
+    let shown = on_terminal(&mut command, "");
+    assert!(shown.replace('\n', " ").replace("      ", "").contains(stays), "{shown}{told}");
 }
 
 #[test]
