@@ -92,12 +92,16 @@ pub fn say_panic(panic: &std::panic::PanicHookInfo<'_>) {
     let words =
         payload.downcast_ref::<&str>().copied().or_else(|| payload.downcast_ref::<String>().map(String::as_str));
     let words = words.unwrap_or("without words");
-    let mut shown = Shown::line(&format!("thread '{}' panicked{place}: {words}", thread.name().unwrap_or("unnamed")));
+    let mut shown = panic_line(thread.name().unwrap_or("unnamed"), &place, words);
     let backtrace = std::backtrace::Backtrace::capture();
     if backtrace.status() == std::backtrace::BacktraceStatus::Captured {
         shown.add_lines(&backtrace.to_string());
     }
     show(&shown);
+}
+
+fn panic_line(thread: &str, place: &str, words: &str) -> Shown {
+    Shown::line(&format!("thread '{thread}' panicked{place}: {words}"))
 }
 
 /// Where nobody reads it any more nobody can be told, and `eprintln!` would panic.
@@ -121,6 +125,16 @@ fn pace(done: u64, per_second: f64, eta: Duration) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_words_of_a_panic_drive_no_terminal() {
+        let words = "byte index 1 is not a char boundary of `\u{1b}]0;x\u{7}\u{202e}\nforged`";
+        assert_eq!(
+            panic_line("replay", " at src/x.rs:1:2", words).as_str(),
+            "thread 'replay' panicked at src/x.rs:1:2: byte index 1 is not a char boundary of \
+             `\\u{1b}]0;x\\u{7}\\u{202e}\\nforged`\n"
+        );
+    }
 
     #[test]
     fn a_bar_tells_no_time_before_it_can_know_one() {

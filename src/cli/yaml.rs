@@ -97,7 +97,7 @@ mod tests {
     #[test]
     fn what_a_terminal_would_obey_is_an_escape() {
         let text = "a\u{1b}[8m\u{9b}\u{85}\u{202e}\u{2028}\u{7f}\u{e0041}\u{10ffff}\r\n\tä日";
-        let result = serde_json::json!({ "name": text, text: [text], "lines": "1\n2\u{85}" });
+        let result = serde_json::json!({ "name": text, text: [text], "lines": "1\n2\u{85}", "bidi": "a\u{202e}b", "flood": "\u{301}".repeat(9) });
         let document = to_string(&result).expect("YAML");
         assert!(judged(&document).all(|(c, is_safe)| is_safe || c == '\n'), "{document:?}");
         let back: serde_json::Value = serde_yaml::from_str(&document).expect("a document of ours");

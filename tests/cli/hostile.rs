@@ -517,6 +517,30 @@ fn no_log_line_is_forged_and_none_drives_the_terminal() {
 }
 
 #[test]
+fn no_answer_of_the_agent_drives_the_terminal_of_its_client() {
+    let scene = Scene::new(NO_SERVER);
+    let diary = scene.folder.join("diary.db");
+    std::fs::write(&diary, "dear diary").unwrap();
+    let mut command = scene.command(&["agent", "--listen", "127.0.0.1:0"]);
+    let agent = OnTerminal::start(command.env("OPIK_OFFLINE_DB", &diary), 80);
+    agent.wait_for("listening on http://");
+    let port = crate::support::process::listening_port(&without_our_own(&agent.text())).expect("it listens");
+    let mut client = crate::support::http::Client::new(&format!("http://127.0.0.1:{port}"));
+    let trace = json!({ "id": uuid7(), "start_time": "2026-01-02T03:04:05Z" });
+    let answers = [
+        client.post("/api/v1/private/traces", &trace).text(),
+        client.expect(&crate::support::http::Request::new("POST", "/-/flush")).text(),
+        client.get("/-/ready").text(),
+        client.get("/-/status.json").text(),
+        client.get("/").text(),
+    ];
+    for answer in &answers {
+        assert_harmless("an answer of the agent", answer);
+    }
+    assert!(answers.iter().filter(|answer| answer.contains(MARK)).count() >= 3, "{answers:#?}");
+}
+
+#[test]
 fn no_program_that_is_wrapped_and_no_completion_drives_the_terminal() {
     let scene = Scene::new(NO_SERVER);
     let program = scene.folder.join("0wned\u{1b}[8m\u{202e}\nforged");
