@@ -169,6 +169,8 @@ struct Whole {
 
 /// Messages read from the store at a time: a list of a million is never in memory.
 const PAGE: usize = 500;
+/// Bytes of JSON lines that are gathered for one write.
+const WRITTEN_BYTES: usize = 64 * 1024;
 /// Messages listed unless something else is asked for.
 const LIMIT: usize = 50;
 /// How often `--follow` looks for new messages: one look-up by the primary key.
@@ -259,9 +261,21 @@ fn list(
     match renderer.format() {
         Format::Jsonl => {
             while let Some(lines) = pages.next()? {
+                // Not a write for each of a million lines, and not a page of bodies in memory.
+                let mut pending = String::new();
                 for line in lines {
-                    output.machine(&(exported(store, line)? + "\n"))?;
+                    match exported(store, line) {
+                        Ok(line) => pending.extend([&line, "\n"]),
+                        Err(failure) => {
+                            output.machine(&pending)?;
+                            return Err(failure);
+                        }
+                    }
+                    if pending.len() > WRITTEN_BYTES {
+                        output.machine(&std::mem::take(&mut pending))?;
+                    }
                 }
+                output.machine(&pending)?;
             }
         }
         // Written piece by piece as serde_json and serde_yaml would write the whole: a list may be long.
