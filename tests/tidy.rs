@@ -96,6 +96,11 @@ const ONLY_IN: &[(&[&str], &[&str], &str)] = &[
         "the door is asynchronous and nothing else is: store, replay and commands are plain blocking code",
     ),
     (&["clap"], &["src/cli"], "the library has no terminal: only the command line parses arguments and prints"),
+    (
+        &["comfy_table"],
+        &["src/cli/table.rs"],
+        "a table takes harmless texts only, and a terminal gets its lines as `Shown`",
+    ),
     (&["indicatif"], &["src/cli/progress.rs"], "a bar writes to the terminal by itself: no name is part of it"),
     (
         &["println!", "print!", "eprintln!", "eprint!", "io::stdout", "io::stderr", "stdout()", "stderr()"],

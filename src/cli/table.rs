@@ -1,16 +1,20 @@
 //! Tables for people, as wide as the terminal.
+//!
+//! What is decided here is which column gives way and how far; `comfy_table` lays the harmless, shortened texts out.
+
+use std::borrow::Cow;
+
+use comfy_table::{CellAlignment, ColumnConstraint, ContentArrangement, Width, presets};
 
 use super::terminal::{Shown, Style, terminal};
-use crate::printable::{self, cells, padded};
+use crate::printable::{self, cells};
 
 /// Cells between two columns.
-const GAP: usize = 2;
+const GAP: u16 = 2;
 /// What a name is shortened to at least, so that it can still be told from others.
 const ELIDED_MIN: usize = 8;
 /// What is left to a column of words at least.
 const WRAPPED_MIN: usize = 20;
-/// Where there is no terminal, a column is not made wider than this for the longest text in it.
-const PADDED_MAX: usize = 100;
 
 /// What becomes of a column's texts where the terminal is too narrow.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -65,66 +69,70 @@ impl Table {
     }
 
     fn shown_in(&self, columns: Option<usize>) -> Shown {
-        let widths = self.widths(columns);
+        let laid_out = match columns {
+            Some(columns) => self.laid_out_in(&self.widths(columns)),
+            None => self.laid_out(),
+        };
         let is_cut = self.heads.iter().any(|(_, fit)| *fit == Fit::Cut);
         let mut shown = Shown::default();
-        let heads: Vec<String> = self.heads.iter().map(|(head, _)| head.clone()).collect();
-        for (number, row) in std::iter::once(&heads).chain(&self.rows).enumerate() {
-            for line in self.lines(row, &widths, columns.is_none()) {
-                let line = match columns {
-                    Some(columns) if is_cut => printable::cut(&line, columns),
-                    _ => line.into(),
-                };
-                let style = (number == 0 && self.is_colored).then_some(Style::Bold);
-                shown.add_styled(style, &line);
-                shown.end_line();
-            }
+        for (number, line) in laid_out.lines().enumerate() {
+            let line = line.trim_end();
+            let line = match columns {
+                Some(columns) if is_cut => printable::cut(line, columns),
+                _ => line.into(),
+            };
+            // The layout knows no styles, so that they take no room. A head is never broken: it takes one line.
+            let style = (number == 0 && self.is_colored).then_some(Style::Bold);
+            shown.add_styled(style, &line);
+            shown.end_line();
         }
         shown
     }
 
-    /// Returns the lines of a row; more than one only where words are broken.
-    fn lines(&self, row: &[String], widths: &[usize], is_whole: bool) -> Vec<String> {
-        let mut line = String::new();
-        let mut more = Vec::new();
-        for (((_, fit), text), width) in self.heads.iter().zip(row).zip(widths) {
-            let begin = cells(&line);
-            match fit {
-                Fit::Number => {
-                    line.push_str(&" ".repeat(width.saturating_sub(cells(text))));
-                    line.push_str(text);
-                }
-                Fit::Wrapped if is_whole => line.push_str(text),
-                Fit::Elided | Fit::Cut if is_whole => line.push_str(&padded(text, *width)),
-                Fit::Whole => line.push_str(&padded(text, *width)),
-                Fit::Elided => line.push_str(&padded(&printable::elided(text, *width), *width)),
-                Fit::Cut => line.push_str(&padded(&printable::cut(text, *width), *width)),
-                Fit::Wrapped => {
-                    let broken = super::render::wrapped(text, *width);
-                    let mut broken = broken.lines();
-                    line.push_str(broken.next().unwrap_or_default());
-                    more.extend(broken.map(|words| format!("{:begin$}{words}", "")));
-                }
-            }
-            line.push_str(&" ".repeat(GAP));
-        }
-        let mut lines = vec![line];
-        lines.append(&mut more);
-        lines.into_iter().map(|line| line.trim_end().to_owned()).collect()
+    /// Lays the whole texts out.
+    fn laid_out(&self) -> comfy_table::Table {
+        self.filled(|_, text| text.into())
     }
 
-    /// Returns the cells of each column.
-    fn widths(&self, columns: Option<usize>) -> Vec<usize> {
+    /// Lays the texts out in columns of these widths, shortened where their column says so.
+    fn laid_out_in(&self, widths: &[usize]) -> comfy_table::Table {
+        let mut table = self.filled(|column, text| match self.heads[column].1 {
+            Fit::Elided => printable::elided(text, widths[column]),
+            Fit::Cut => printable::cut(text, widths[column]),
+            Fit::Whole | Fit::Number | Fit::Wrapped => text.into(),
+        });
+        for (column, width) in table.column_iter_mut().zip(widths) {
+            let width = u16::try_from(*width).unwrap_or(u16::MAX).saturating_add(column.padding_width());
+            column.set_constraint(ColumnConstraint::Absolute(Width::Fixed(width)));
+        }
+        table
+    }
+
+    fn filled<'a>(&'a self, fitting: impl Fn(usize, &'a str) -> Cow<'a, str>) -> comfy_table::Table {
+        let mut table = comfy_table::Table::new();
+        table.load_style(presets::NOTHING).set_content_arrangement(ContentArrangement::Disabled);
+        table.set_header(self.heads.iter().map(|(head, _)| head));
+        for row in &self.rows {
+            table.add_row(row.iter().enumerate().map(|(column, text)| fitting(column, text)));
+        }
+        let last = self.heads.len().saturating_sub(1);
+        for (at, (column, (_, fit))) in table.column_iter_mut().zip(&self.heads).enumerate() {
+            column.set_padding((0, if at == last { 0 } else { GAP }));
+            if *fit == Fit::Number {
+                column.set_cell_alignment(CellAlignment::Right);
+            }
+        }
+        table
+    }
+
+    /// Returns the cells of each column on a terminal of so many.
+    fn widths(&self, columns: usize) -> Vec<usize> {
         let natural = self.heads.iter().enumerate().map(|(column, (head, _))| {
             let texts = self.rows.iter().filter_map(|row| row.get(column));
             texts.map(|text| cells(text)).max().unwrap_or(0).max(cells(head))
         });
         let natural: Vec<usize> = natural.collect();
         let fits = |column: usize| self.heads[column].1;
-        let Some(columns) = columns else {
-            // Texts are whole, even those that reach into the next column.
-            return natural.into_iter().map(|width| width.min(PADDED_MAX)).collect();
-        };
         let least = |column: usize| {
             let head = cells(&self.heads[column].0);
             let least = match fits(column) {
@@ -136,7 +144,8 @@ impl Table {
             natural[column].min(least)
         };
         let mut widths: Vec<usize> = (0..natural.len()).map(least).collect();
-        let mut left = columns.saturating_sub(widths.iter().sum::<usize>() + GAP * widths.len().saturating_sub(1));
+        let mut left =
+            columns.saturating_sub(widths.iter().sum::<usize>() + usize::from(GAP) * widths.len().saturating_sub(1));
         // The narrowest of those that are short of room is widened first, names before words.
         for wanted in [Fit::Elided, Fit::Wrapped, Fit::Cut] {
             let is_short =
