@@ -37,6 +37,7 @@
 //! | [`shutdown`] | one value that tells every loop to stop |
 //! | [`memory`] | one budget for the bodies that are in memory |
 //! | [`pulse`] | which part gives no sign of life |
+//! | [`printable`] | text from elsewhere, harmless for terminal, log and page |
 //!
 //! Who may import whom is checked by `tests/tidy.rs`; CONTRIBUTING.md says why.
 
@@ -48,6 +49,7 @@ pub mod intake;
 pub mod memory;
 pub mod message;
 pub mod monitor;
+pub mod printable;
 pub mod protocol;
 pub mod pulse;
 pub mod replay;

@@ -15,6 +15,7 @@ use not_run::not_run;
 
 /// Who may import whom. What is not listed is forbidden: arrows point down only, and siblings don't know each other.
 const MAY_IMPORT: &[(&str, &[&str])] = &[
+    ("printable", &[]),
     ("message", &[]),
     ("protocol", &["message"]),
     ("delivery", &["protocol", "message"]),
@@ -22,7 +23,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("pulse", &[]),
     ("memory", &[]),
     ("config", &[]),
-    ("telemetry", &[]),
+    ("telemetry", &["printable"]),
     ("store", &["message", "telemetry", "shutdown"]),
     ("upstream", &["protocol", "message", "telemetry", "shutdown"]),
     ("monitor", &["upstream", "protocol", "message", "telemetry", "shutdown"]),
@@ -30,6 +31,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     (
         "intake",
         &[
+            "printable",
             "monitor",
             "store",
             "upstream",
@@ -45,6 +47,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     (
         "agent",
         &[
+            "printable",
             "intake",
             "replay",
             "monitor",
@@ -61,6 +64,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     (
         "cli",
         &[
+            "printable",
             "agent",
             "intake",
             "replay",
@@ -96,10 +100,17 @@ const ONLY_IN: &[(&[&str], &[&str], &str)] = &[
         &["src/intake", "src/upstream/forward.rs", "src/agent", "src/shutdown.rs"],
         "the door is asynchronous and nothing else is: store, replay and commands are plain blocking code",
     ),
+    (&["clap"], &["src/cli"], "the library has no terminal: only the command line parses arguments and prints"),
     (
-        &["clap", "indicatif", "comfy_table", "println!", "print!", "eprintln!", "eprint!"],
-        &["src/cli"],
-        "the library has no terminal: only the command line parses arguments and prints",
+        &["comfy_table"],
+        &["src/cli/table.rs"],
+        "a table takes harmless texts only, and a terminal gets its lines as `Shown`",
+    ),
+    (&["indicatif"], &["src/cli/progress.rs"], "a bar writes to the terminal by itself: no name is part of it"),
+    (
+        &["println!", "print!", "eprintln!", "eprint!", "io::stdout", "io::stderr", "stdout()", "stderr()"],
+        &["src/cli/terminal.rs", "src/telemetry/log.rs"],
+        "what came from elsewhere must drive no terminal: print a `Shown`, or a document through `Stream::machine`",
     ),
     (
         &["TransactionBehavior::Immediate"],

@@ -24,6 +24,7 @@ use crate::config::ServiceManager;
 use crate::message::Server;
 use crate::monitor::Availability;
 use crate::monitor::connection::{Connection, ConnectionState};
+use crate::printable;
 use crate::pulse::Pulses;
 use crate::shutdown::Shutdown;
 use crate::store::slot::StoreSlot;
@@ -131,7 +132,7 @@ fn status_line(connection: &ConnectionState, backlog: &Result<Backlog, Arc<Store
         }
     };
     // One line, whatever an error says.
-    format!("{waiting}; {server}").replace(['\n', '\r'], " ")
+    printable::line(&format!("{waiting}; {server}")).into_owned()
 }
 
 /// The way to the service manager.
@@ -217,7 +218,10 @@ mod tests {
     #[test]
     fn the_line_says_what_waits_and_whether_the_server_is_there() {
         use MessageStatus::{Failed, Registered, Rejected};
-        let read_only = Arc::new(StoreError::Unusable { path: "/store".into(), reason: "read\nonly".into() });
+        let read_only = Arc::new(StoreError::Unusable {
+            path: "/store".into(),
+            reason: "read\nSTOPPING=1\r\u{1b}[8m\u{202e}only".into(),
+        });
         for (availability, read, expected) in [
             (Availability::Unknown, Ok(backlog(&[])), "nothing waits; the server was not asked yet"),
             (
@@ -234,7 +238,7 @@ mod tests {
             assert_eq!(status_line(&connection(availability), &read, 10_000), expected);
         }
         let line = status_line(&connection(Availability::Available), &Err(read_only), 10_000);
-        assert!(line.starts_with("nothing can be stored: ") && !line.contains('\n'), "{line}");
+        assert!(line.starts_with("nothing can be stored: ") && !line.contains(printable::is_hazardous), "{line}");
     }
 
     /// Starts to tell a service manager about an agent of one part, which is silent for so long.

@@ -2,7 +2,8 @@
 
 use serde::Serialize;
 
-use super::render::{Renderer, count, elided, size, table_text, terminal, time};
+use super::render::{Renderer, count, size, time};
+use super::terminal::Shown;
 use crate::store::{Backlog, Filter, Page, Store, StoreError};
 
 /// Messages of one status, type and workspace.
@@ -33,11 +34,9 @@ pub fn groups(backlog: &Backlog) -> Vec<Group> {
 }
 
 /// Returns a table with a row for each group.
-pub fn groups_text(renderer: &Renderer, groups: &[Group]) -> String {
-    // What is piped is whole; on a terminal the other columns are to stay in sight.
-    let workspace_chars_max = terminal().map_or(usize::MAX, |terminal| (terminal.columns / 3).max(12));
+pub fn groups_text(renderer: &Renderer, groups: &[Group]) -> Shown {
     let has_several = groups.iter().any(|group| group.server != groups[0].server);
-    let mut columns = vec!["status", "type", "~workspace", ">messages", ">items", ">size"];
+    let mut columns = vec!["status", "type", "…workspace", ">messages", ">items", ">size"];
     if has_several {
         columns.push("server");
     }
@@ -46,7 +45,7 @@ pub fn groups_text(renderer: &Renderer, groups: &[Group]) -> String {
         let mut row = vec![
             group.status.to_owned(),
             group.message_type.trim_end_matches("Message").to_owned(),
-            elided(&group.workspace, workspace_chars_max),
+            group.workspace.clone(),
             group.messages.to_string(),
             group.items.to_string(),
             size(group.body_bytes),
@@ -56,7 +55,7 @@ pub fn groups_text(renderer: &Renderer, groups: &[Group]) -> String {
         }
         table.add_row(row);
     }
-    table_text(&table)
+    table.shown()
 }
 
 /// Returns the sums of a selection as people read them: `5 messages (869 B, 7 items)`.
@@ -77,7 +76,11 @@ pub fn oldest(store: &dyn Store, filter: &Filter) -> Result<Option<String>, Stor
 }
 
 /// Returns what a preview says below its heading: the groups and the oldest.
-pub fn preview_text(renderer: &Renderer, groups: &[Group], oldest: Option<&str>) -> String {
-    let oldest = oldest.map_or(String::new(), |oldest| format!("\nthe oldest was accepted at {oldest}\n"));
-    groups_text(renderer, groups) + &oldest
+pub fn preview_text(renderer: &Renderer, groups: &[Group], oldest: Option<&str>) -> Shown {
+    let mut shown = groups_text(renderer, groups);
+    if let Some(oldest) = oldest {
+        shown.end_line();
+        shown.add_line(&format!("the oldest was accepted at {oldest}"));
+    }
+    shown
 }

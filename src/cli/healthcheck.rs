@@ -5,9 +5,10 @@ use std::time::{Duration, Instant};
 use clap::Args;
 use serde::Serialize;
 
-use super::render::{Mark, Renderer, columns, count, hanging, size, time};
+use super::render::{Mark, Renderer, count, hanging, size, time};
 use super::selection::{duration, refuse_jsonl};
 use super::status::RunningAgent;
+use super::terminal::{Shown, Stream, Style};
 use super::{
     Common, Exit, Failure, configuration, existing_store_without_key, progress, stop_on_signals, translate, upstream,
 };
@@ -16,6 +17,7 @@ use crate::config::{Config, ConfigFile, Misconfiguration};
 use crate::delivery::id_window;
 use crate::intake::workers::Workers;
 use crate::message::{Credential, Lane};
+use crate::printable::{self, cells, padded};
 use crate::protocol::answers::Answer;
 use crate::protocol::recognise::{Presence, Recognised};
 use crate::replay::near_id_window;
@@ -591,48 +593,54 @@ fn try_it(config: &Config, upstream: &Upstream, project: &str, shutdown: &Shutdo
     (failed, None)
 }
 
-fn people(renderer: &Renderer, report: &Report, quiet: bool) -> String {
-    let columns = columns(std::io::stdout());
-    let mut text = String::new();
+fn people(renderer: &Renderer, report: &Report, quiet: bool) -> Shown {
+    let columns = Stream::Out.columns();
+    let mut shown = Shown::default();
     if !quiet {
-        text.push_str(&settings_text(renderer, &report.settings, columns));
-        text.push('\n');
+        shown.add(&settings_text(renderer, &report.settings, columns));
+        shown.end_line();
     }
     for check in &report.checks {
-        let said = hanging(&check.text, columns, INDENT);
-        text.push_str(&format!("{} {:<13} {said}\n", renderer.mark(check.result), check.name));
+        renderer.add_mark(&mut shown, check.result);
+        let said = hanging(&printable::line(&check.text), columns, INDENT);
+        shown.add_lines(&format!(" {:<13} {said}\n", check.name));
         if let Some(hint) = &check.hint {
-            let said = hanging(&format!("hint: {hint}"), columns, INDENT);
-            text.push_str(&format!("{:INDENT$}{said}\n", ""));
+            let said = hanging(&format!("hint: {}", printable::line(hint)), columns, INDENT);
+            shown.add_lines(&format!("{:INDENT$}{said}\n", ""));
         }
     }
-    text
+    shown
 }
 
 /// Returns the settings in columns. Where a value leaves its origin no room in the line, that stands below it: a path or a
 /// URL is to be copied whole.
-fn settings_text(renderer: &Renderer, settings: &[Setting], columns: usize) -> String {
+fn settings_text(renderer: &Renderer, settings: &[Setting], columns: usize) -> Shown {
     const GAP: usize = 2;
-    let chars = |text: &str| text.chars().count();
-    let key_width = settings.iter().map(|setting| chars(setting.key)).max().unwrap_or(0) + GAP;
+    let settings: Vec<_> = settings
+        .iter()
+        .map(|setting| (setting.key, printable::line(&setting.value), printable::line(&setting.source)))
+        .collect();
+    let key_width = settings.iter().map(|(key, ..)| cells(key)).max().unwrap_or(0) + GAP;
     let room = columns.saturating_sub(key_width);
-    let fits = |value_width: usize, source: &str| value_width + chars(source) <= room;
-    let widths = settings.iter().filter_map(|setting| {
-        let width = chars(&setting.value) + GAP;
-        fits(width, &setting.source).then_some(width)
+    let fits = |value_width: usize, source: &str| value_width + cells(source) <= room;
+    let widths = settings.iter().filter_map(|(_, value, source)| {
+        let width = cells(value) + GAP;
+        fits(width, source).then_some(width)
     });
     let value_width = widths.max().unwrap_or(0).max("value".len() + GAP);
     let row = |key: &str, value: &str, source: &str| {
-        let is_beside = fits(value_width.max(chars(value) + GAP), source);
+        let is_beside = fits(value_width.max(cells(value) + GAP), source);
         match is_beside {
-            true => format!("{key:<key_width$}{value:<value_width$}{source}\n"),
+            true => format!("{key:<key_width$}{}{source}\n", padded(value, value_width)),
             false => format!("{key:<key_width$}{value}\n{:key_width$}{source}\n", ""),
         }
     };
     let head = row("setting", "value", "from");
-    let mut text = if renderer.is_colored() { format!("\u{1b}[1m{}\u{1b}[0m\n", head.trim_end()) } else { head };
-    text.extend(settings.iter().map(|setting| row(setting.key, &setting.value, &setting.source)));
-    text
+    let mut shown = Shown::default();
+    shown.add_styled(renderer.style(Style::Bold), head.trim_end());
+    shown.end_line();
+    settings.iter().for_each(|(key, value, source)| shown.add_lines(&row(key, value, source)));
+    shown
 }
 
 #[cfg(test)]
@@ -657,13 +665,13 @@ max_size  10GiB  default
 upstream  http://127.0.0.1:5173/api
           environment OPIK_OFFLINE_UPSTREAM
 ";
-        assert_eq!(settings_text(&renderer, &settings, 50), narrow);
+        assert_eq!(settings_text(&renderer, &settings, 50).as_str(), narrow);
         let wide = "\
 setting   value                                       from
 db        /home/somebody/a/long/way/opik_messages.db  default
 max_size  10GiB                                       default
 upstream  http://127.0.0.1:5173/api                   environment OPIK_OFFLINE_UPSTREAM
 ";
-        assert_eq!(settings_text(&renderer, &settings, usize::MAX), wide);
+        assert_eq!(settings_text(&renderer, &settings, usize::MAX).as_str(), wide);
     }
 }

@@ -1,6 +1,6 @@
 //! `opik-offline inspect`
 
-use std::io::{self, BufWriter, IsTerminal, Write};
+use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -10,13 +10,13 @@ use clap::Args;
 use serde::Serialize;
 
 use super::pager::Output;
-use super::render::{
-    Format, Renderer, colored_json, count, harmless, nothing, short_duration, size, table_text_cut, time,
-};
+use super::render::{Format, Renderer, colored_json, count, nothing, short_duration, size, time};
 use super::selection::{Selection, id, number};
+use super::terminal::{Shown, Stream};
 use super::{Common, Exit, Failure, configuration, existing_store, stop_on_signals, yaml};
 use crate::config::Config;
 use crate::message::{BodyFault, MessageId, MessageStatus, MessageType};
+use crate::printable::{elided, json, line as one_line, padded};
 use crate::protocol::attachment::Subject;
 use crate::protocol::json::{compact, pretty_to};
 use crate::protocol::otlp;
@@ -173,6 +173,8 @@ struct Whole {
 
 /// Messages read from the store at a time: a list of a million is never in memory.
 const PAGE: usize = 500;
+/// Bytes of JSON lines that are gathered for one write.
+const WRITTEN_BYTES: usize = 64 * 1024;
 /// Messages listed unless something else is asked for.
 const LIMIT: usize = 50;
 /// How often `--follow` looks for new messages: one look-up by the primary key.
@@ -259,7 +261,7 @@ fn show(
     let whole = whole(message, renderer.format());
     match renderer.format() {
         Format::Table => Ok(write_whole(output, renderer, &whole)?),
-        _ => Ok(renderer.result_to(output, &whole, |_, _| String::new())?),
+        _ => Ok(renderer.result_to(output, &whole, |_, _| Shown::default())?),
     }
 }
 
@@ -274,60 +276,74 @@ fn list(
     let selected =
         |filter: &Filter| store.map_or(Ok(0), |store| store.backlog(filter).map(|backlog| backlog.messages()));
     let mut pages = Pages { store, filter: filter.clone(), newest: args.newest, left: limit, after: None };
-    let mut output = BufWriter::new(output);
     match renderer.format() {
         Format::Jsonl => {
             while let Some(lines) = pages.next()? {
+                // Not a write for each of a million lines, and not a page of bodies in memory.
+                let mut pending = String::new();
                 for line in lines {
-                    writeln!(output, "{}", exported(store, line)?)?;
+                    match exported(store, line) {
+                        Ok(line) => pending.extend([&line, "\n"]),
+                        Err(failure) => {
+                            output.machine(&pending)?;
+                            return Err(failure);
+                        }
+                    }
+                    if pending.len() > WRITTEN_BYTES {
+                        output.machine(&std::mem::take(&mut pending))?;
+                    }
                 }
+                output.machine(&pending)?;
             }
         }
         // Written piece by piece as serde_json and serde_yaml would write the whole: a list may be long.
         Format::Json => {
-            write!(output, "{{\n  \"schema_version\": 1,\n  \"messages\": [")?;
+            output.machine("{\n  \"schema_version\": 1,\n  \"messages\": [")?;
             let mut separator = "\n";
             while let Some(lines) = pages.next()? {
+                let mut page = String::new();
                 for line in &lines {
                     let line = serde_json::to_string_pretty(line).map_err(io::Error::other)?;
-                    write!(output, "{separator}    {}", line.replace('\n', "\n    "))?;
+                    page.extend([separator, "    ", &line.replace('\n', "\n    ")]);
                     separator = ",\n";
                 }
+                output.machine(&page)?;
             }
             let end = if separator == "\n" { "" } else { "\n  " };
-            writeln!(output, "{end}],\n  \"selected\": {}\n}}", selected(&filter)?)?;
+            output.machine(&format!("{end}],\n  \"selected\": {}\n}}\n", selected(&filter)?))?;
         }
         Format::Yaml => {
             let mut head = "schema_version: 1\nmessages:\n";
             while let Some(lines) = pages.next()? {
                 let lines = yaml::to_string(&lines).map_err(io::Error::other)?;
-                write!(output, "{}{lines}", std::mem::take(&mut head))?;
+                output.machine(&(std::mem::take(&mut head).to_owned() + &lines))?;
             }
             let head = if head.is_empty() { "" } else { "schema_version: 1\nmessages: []\n" };
-            writeln!(output, "{head}selected: {}", selected(&filter)?)?;
+            output.machine(&format!("{head}selected: {}\n", selected(&filter)?))?;
         }
         Format::Table => {
             let mut shown = 0;
             while let Some(lines) = pages.next()? {
                 shown += lines.len();
-                output.write_all(lines_text(renderer, &lines).as_bytes())?;
+                output.show(&lines_text(renderer, &lines))?;
             }
             let more = "more with --limit, others with --newest or filters";
             match store {
-                None => writeln!(output, "{}", nothing(true))?,
-                Some(store) if shown == 0 => writeln!(output, "{}", args.selection.nothing(store)?)?,
+                None => output.show(&Shown::line(nothing(true)))?,
+                Some(store) if shown == 0 => output.show(&Shown::line(&args.selection.nothing(store)?))?,
                 Some(_) if shown < limit => {}
                 // Counting these takes a look at every message: only whether there is one more.
                 Some(store) if counts_slowly(&filter) => {
                     let page = Page { after: pages.after, limit: 1, newest_first: args.newest };
                     if !store.list(&filter, &page)?.is_empty() {
-                        writeln!(output, "the first {}; {more}", count(shown as u64, "message"))?;
+                        let first = format!("the first {}; {more}", count(shown as u64, "message"));
+                        output.show(&Shown::line(&first))?;
                     }
                 }
                 Some(_) => {
                     let selected = selected(&filter)?;
                     if (shown as u64) < selected {
-                        writeln!(output, "{shown} of {selected} messages; {more}")?;
+                        output.show(&Shown::line(&format!("{shown} of {selected} messages; {more}")))?;
                     }
                 }
             }
@@ -378,14 +394,12 @@ fn follow(
             let until = newest(store)?;
             let mut pages = Pages { store: Some(store), filter: filter.clone(), newest: false, left, after };
             while let Some(lines) = pages.next()? {
-                let mut stdout = io::stdout().lock();
                 for line in lines {
                     match renderer.format() {
-                        Format::Jsonl => writeln!(stdout, "{}", exported(Some(store), line)?)?,
-                        _ => writeln!(stdout, "{}", followed(&line))?,
+                        Format::Jsonl => Stream::Out.machine(&(exported(Some(store), line)? + "\n"))?,
+                        _ => Stream::Out.show(&followed(&line))?,
                     }
                 }
-                stdout.flush()?;
             }
             left = pages.left;
             after = after.max(pages.after).max(until);
@@ -398,19 +412,26 @@ fn follow(
 }
 
 /// One message as a line in columns that need not know the other lines.
-fn followed(line: &Line) -> String {
+fn followed(line: &Line) -> Shown {
+    /// Cells of a name on a terminal.
+    const NAME_MAX: usize = 40;
     let project = line.project.as_deref().unwrap_or_default();
+    let is_short = Stream::Out.is_terminal();
+    let name = |text: &str| {
+        let text = one_line(text);
+        if is_short { elided(&text, NAME_MAX).into_owned() } else { text.into_owned() }
+    };
     let text = format!(
-        "{}  {:>8}  {:<10}  {:<20}  {:>9}  {}  {}",
+        "{}  {:>8}  {:<10}  {}  {:>9}  {}  {}",
         line.accepted_at,
         line.id,
         line.status,
-        type_text(line),
+        padded(&name(&type_text(line)), 20),
         size(line.body_bytes),
-        line.workspace,
-        project
+        name(&line.workspace),
+        name(project)
     );
-    harmless(text.trim_end())
+    Shown::line(text.trim_end())
 }
 
 /// One message as a line of JSON with its body.
@@ -422,7 +443,9 @@ fn exported(store: Option<&dyn Store>, line: Line) -> Result<String, Failure> {
 /// One message as a line of JSON, for the export of messages that are about to be dropped.
 pub(super) fn export_line(message: StoredMessage) -> Result<String, String> {
     let line = Line { attachment: file(&message), ..line(message.listed.clone()) };
-    json_line(Some(&message), line, Undecoded::AsSent).map_err(|error| error.to_string())
+    let exported = json_line(Some(&message), line, Undecoded::AsSent).map_err(|error| error.to_string())?;
+    // The file is for people with a terminal, too.
+    Ok(json(&exported).into_owned())
 }
 
 /// What becomes of a body that can't be decoded, or is too large for it.
@@ -540,9 +563,10 @@ fn file(message: &StoredMessage) -> Option<File> {
     })
 }
 
-fn lines_text(renderer: &Renderer, lines: &[Line]) -> String {
+fn lines_text(renderer: &Renderer, lines: &[Line]) -> Shown {
     let now = now_ms();
-    let mut table = renderer.table(&[">id", "status", "type", "workspace", "project", ">size", ">age", "last answer"]);
+    let mut table =
+        renderer.table(&[">id", "status", "…type", "…workspace", "…project", ">size", ">age", "<last answer"]);
     for line in lines {
         let age = u64::try_from(now.saturating_sub(line.accepted_at_ms)).unwrap_or(0);
         table.add_row([
@@ -556,14 +580,14 @@ fn lines_text(renderer: &Renderer, lines: &[Line]) -> String {
             line.answer.as_ref().map(answer_text).unwrap_or_default(),
         ]);
     }
-    table_text_cut(&table)
+    table.shown()
 }
 
 /// The type, and of an attachment the name of its file.
 fn type_text(line: &Line) -> String {
     let name = line.message_type.trim_end_matches("Message");
     match &line.attachment {
-        Some(file) => format!("{name} {}", file.name.replace(char::is_control, " ")),
+        Some(file) => format!("{name} {}", file.name),
         None => name.to_owned(),
     }
 }
@@ -625,28 +649,38 @@ fn shown_headers(message: &StoredMessage) -> Vec<Header> {
 
 /// Writes a message for people, its body piece by piece.
 fn write_whole(output: &mut Output, renderer: &Renderer, whole: &Whole) -> io::Result<()> {
-    // A pipe gets what was sent; a terminal would obey what stands in it.
-    let is_terminal = io::stdout().is_terminal();
-    let head = head_text(whole);
-    output.write_all(if is_terminal { harmless(&head) } else { head }.as_bytes())?;
+    output.show(&head(whole))?;
     match (&whole.body, &whole.body_problem) {
         (Some(body), _) => {
-            let written = pretty_to(body, |piece| match renderer.is_colored() && !piece.is_cut {
-                true => output.write_all(colored_json(&harmless(piece.text)).as_bytes()),
-                false if is_terminal => output.write_all(harmless(piece.text).as_bytes()),
-                false => output.write_all(piece.text.as_bytes()),
+            let written = pretty_to(body, |piece| {
+                let mut shown = Shown::default();
+                // A pipe gets what was sent; a terminal would obey what is in it.
+                match () {
+                    () if renderer.is_colored() && !piece.is_cut => shown.add(&colored_json(piece.text)),
+                    () if Stream::Out.is_terminal() => shown.add_json(piece.text),
+                    () => shown.add_as_sent(piece.text),
+                }
+                output.show(&shown)
             });
+            let as_sent = |output: &mut Output, piece: &str| {
+                let mut shown = Shown::default();
+                shown.add_as_sent(piece);
+                output.show(&shown)
+            };
             match written {
                 Some(result) => result?,
-                None if is_terminal => {
-                    pieces(body).try_for_each(|piece| output.write_all(harmless(piece).as_bytes()))?;
-                }
-                None => output.write_all(body.as_bytes())?,
+                None => pieces(body).try_for_each(|piece| as_sent(output, piece))?,
             }
         }
-        (None, problem) => output.write_all(problem.as_deref().unwrap_or("no body").as_bytes())?,
+        (None, problem) => {
+            let mut shown = Shown::default();
+            shown.add_text(problem.as_deref().unwrap_or("no body"));
+            output.show(&shown)?;
+        }
     }
-    output.write_all(b"\n")?;
+    let mut end = Shown::default();
+    end.end_line();
+    output.show(&end)?;
     output.flush()
 }
 
@@ -661,10 +695,10 @@ fn pieces(mut text: &str) -> impl Iterator<Item = &str> {
     })
 }
 
-fn head_text(whole: &Whole) -> String {
+fn head(whole: &Whole) -> Shown {
     let line = &whole.line;
-    let mut text = String::new();
-    let mut row = |name: &str, value: &str| text.push_str(&format!("{name:<13} {value}\n"));
+    let mut shown = Shown::default();
+    let mut row = |name: &str, value: &str| shown.add_line(&format!("{name:<13} {value}"));
     row("id", &line.id.to_string());
     row("status", line.status);
     row("type", line.message_type);
@@ -680,7 +714,7 @@ fn head_text(whole: &Whole) -> String {
         row("services", &services.join(", "));
     }
     if let Some(file) = &line.attachment {
-        row("file", &file.name.replace(char::is_control, " "));
+        row("file", &file.name);
         if let Some(mime_type) = &file.mime_type {
             row("mime type", mime_type);
         }
@@ -697,9 +731,8 @@ fn head_text(whole: &Whole) -> String {
     if let Some(answer) = &line.answer {
         let status = answer.status.map_or("no answer".to_owned(), |status| status.to_string());
         row("last answer", &format!("{status} at {}", answer.at));
-        if !answer.text.is_empty() {
-            row("", &answer.text);
-        }
+        // As many lines as the server sent, each of them in its column.
+        answer.text.lines().for_each(|words| row("", words));
     }
     if line.status == MessageStatus::Rejected.name() {
         let id = line.id;
@@ -709,6 +742,6 @@ fn head_text(whole: &Whole) -> String {
     for Header { name, value } in &whole.headers {
         row("header", &format!("{name}: {value}"));
     }
-    text.push('\n');
-    text
+    shown.end_line();
+    shown
 }

@@ -20,12 +20,13 @@ mod salvage;
 mod selection;
 mod signals;
 mod status;
+mod table;
+mod terminal;
 mod values;
 mod wrapped;
 mod yaml;
 
 use std::ffi::OsString;
-use std::io::IsTerminal;
 use std::process::ExitCode;
 use std::sync::Arc;
 
@@ -33,12 +34,14 @@ use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{Args, ColorChoice, CommandFactory, FromArgMatches, Parser, Subcommand};
 
 use crate::config::{Config, Flags, LogLevel, ProcessEnvironment, is_no_color_set};
+use crate::printable;
 use crate::store::{self, Keys, Limits, OpenMode, Store, StoreError};
 use crate::telemetry::log::{self, LogFile};
 use crate::upstream::{Upstream, UpstreamSettings};
 pub use failure::{Exit, Failure};
 use render::{Format, Renderer};
 use signals::stop_on_signals;
+use terminal::{Shown, Stream};
 
 const LONG_ABOUT: &str = "\
 Keep Opik traces through an outage.
@@ -141,6 +144,7 @@ pub fn command() -> clap::Command {
 
 /// Runs the command line of this process and returns how it ends.
 pub fn run() -> ExitCode {
+    std::panic::set_hook(Box::new(progress::say_panic));
     let mut arguments = std::env::args_os().skip(1);
     if arguments.next().is_some_and(|first| first == values::COMMAND) {
         values::run(arguments.collect());
@@ -149,10 +153,10 @@ pub fn run() -> ExitCode {
     let cli = match parsed() {
         Ok(cli) => cli,
         Err(mut error) => {
+            make_harmless(&mut error);
             selection::suggest_types(&mut error);
             suggest_dashes(&mut error, std::env::args_os().any(|argument| argument == "agent"));
-            // Help and version come this way too. A closed pipe is all that can go wrong here.
-            let _ = error.print();
+            print(&error);
             return ExitCode::from(if error.use_stderr() { Exit::Usage } else { Exit::Done } as u8);
         }
     };
@@ -160,7 +164,7 @@ pub fn run() -> ExitCode {
         Ok(code) => code,
         Err(failure) => {
             if !failure.message.is_empty() {
-                progress::say(&failure.to_string());
+                progress::say_failure(&failure);
             }
             ExitCode::from(failure.exit as u8)
         }
@@ -174,6 +178,34 @@ fn parsed() -> Result<Cli, clap::Error> {
     let mut command = Cli::command().color(color);
     let mut matches = command.try_get_matches_from_mut(std::env::args_os())?;
     Cli::from_arg_matches_mut(&mut matches).map_err(|error| error.format(&mut command))
+}
+
+/// Takes line breaks and the like out of what was typed, which a script may have from elsewhere.
+fn make_harmless(error: &mut clap::Error) {
+    let line = |text: &String| printable::line(text).into_owned();
+    let harmless = |(kind, value): (ContextKind, &ContextValue)| {
+        let value = match value {
+            ContextValue::String(text) => ContextValue::String(line(text)),
+            ContextValue::Strings(texts) => ContextValue::Strings(texts.iter().map(line).collect()),
+            _ => return None,
+        };
+        Some((kind, value))
+    };
+    let values: Vec<_> = error.context().filter_map(harmless).collect();
+    for (kind, value) in values {
+        error.insert(kind, value);
+    }
+}
+
+/// Prints what clap says: help, the version, or what is wrong with the command line.
+fn print(error: &clap::Error) {
+    let text = error.render().to_string();
+    let harmless = Shown::lines(&text);
+    // A closed pipe is all that can go wrong here.
+    let _ = match harmless.as_str() == text {
+        true => error.print(),
+        false => Stream::Err.show(&harmless),
+    };
 }
 
 /// Says what is missing in `agent python app.py`.
@@ -207,7 +239,7 @@ impl Common {
     }
 
     fn renderer(&self) -> Renderer {
-        Renderer::new(self.format, self.is_colored(&std::io::stdout()))
+        Renderer::new(self.format, self.is_colored(Stream::Out))
     }
 
     /// Says whether a command tells people what it did; programs that ask for JSON or YAML are always told.
@@ -216,7 +248,7 @@ impl Common {
     }
 
     /// Says whether a stream gets colours: a terminal that was not asked to do without (<https://no-color.org>).
-    fn is_colored(&self, stream: &impl IsTerminal) -> bool {
+    fn is_colored(&self, stream: Stream) -> bool {
         !self.no_color && !is_no_color_set(&ProcessEnvironment) && stream.is_terminal()
     }
 
@@ -229,7 +261,7 @@ impl Common {
             Some(level) if !configured.is_set() => level,
             _ => configured.value,
         };
-        log::init(&translate::log_settings(config, level, self.is_colored(&std::io::stderr()))).map_err(Failure::from)
+        log::init(&translate::log_settings(config, level, self.is_colored(Stream::Err))).map_err(Failure::from)
     }
 }
 

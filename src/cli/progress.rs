@@ -1,12 +1,14 @@
 //! Progress and notes on stderr; silent when it is no terminal, or when the user wants quiet.
 
 use std::fmt;
-use std::io::{self, IsTerminal, Write};
 use std::time::Duration;
 
 use indicatif::{ProgressBar, ProgressState, ProgressStyle};
 
-use super::render::{columns, hanging, short_duration};
+use super::failure::Failure;
+use super::render::{hanging, short_duration};
+use super::terminal::{Shown, Stream};
+use crate::printable;
 
 /// Says what goes on to whoever watches.
 pub struct Progress {
@@ -22,7 +24,7 @@ impl Progress {
 
     /// Shows a bar over this many messages, on a terminal.
     pub fn start(&mut self, messages: u64) {
-        if self.quiet || !io::stderr().is_terminal() {
+        if self.quiet || !Stream::Err.is_terminal() {
             return;
         }
         let bar = ProgressBar::new(messages);
@@ -51,22 +53,64 @@ impl Progress {
         }
     }
 
-    /// Says something, unless quiet.
+    /// Says something in a line, unless quiet.
     pub fn note(&self, text: &str) {
+        self.note_shown(&hanging_line(text));
+    }
+
+    /// Shows something of several lines, unless quiet.
+    pub fn note_shown(&self, shown: &Shown) {
         if self.quiet {
             return;
         }
         match &self.bar {
-            Some(bar) => bar.suspend(|| say(text)),
-            None => say(text),
+            Some(bar) => bar.suspend(|| show(shown)),
+            None => show(shown),
         }
     }
 }
 
-/// Writes a line to stderr. Where nobody reads it any more nobody can be told, and `eprintln!` would panic.
+/// Writes a line to stderr.
 pub fn say(text: &str) {
-    let text = hanging(text, columns(io::stderr()), "hint: ".len());
-    let _ = writeln!(io::stderr(), "{text}");
+    show(&hanging_line(text));
+}
+
+/// Writes why a command failed to stderr: a line for what failed, and one for what to do.
+pub fn say_failure(failure: &Failure) {
+    let mut shown = hanging_line(&format!("error: {}", failure.message));
+    if let Some(hint) = &failure.hint {
+        shown.add(&hanging_line(&format!("hint: {hint}")));
+    }
+    show(&shown);
+}
+
+/// Writes what a fault of our own was to stderr: its words may quote a stranger's text.
+pub fn say_panic(panic: &std::panic::PanicHookInfo<'_>) {
+    let thread = std::thread::current();
+    let place = panic.location().map_or(String::new(), |place| format!(" at {place}"));
+    let payload = panic.payload();
+    let words =
+        payload.downcast_ref::<&str>().copied().or_else(|| payload.downcast_ref::<String>().map(String::as_str));
+    let words = words.unwrap_or("without words");
+    let mut shown = panic_line(thread.name().unwrap_or("unnamed"), &place, words);
+    let backtrace = std::backtrace::Backtrace::capture();
+    if backtrace.status() == std::backtrace::BacktraceStatus::Captured {
+        shown.add_lines(&backtrace.to_string());
+    }
+    show(&shown);
+}
+
+fn panic_line(thread: &str, place: &str, words: &str) -> Shown {
+    Shown::line(&format!("thread '{thread}' panicked{place}: {words}"))
+}
+
+/// Where nobody reads it any more nobody can be told, and `eprintln!` would panic.
+fn show(shown: &Shown) {
+    let _ = Stream::Err.show(shown);
+}
+
+fn hanging_line(text: &str) -> Shown {
+    Shown::lines(&(hanging(&printable::line(text), Stream::Err.columns(), "hint: ".len()) + "\n"))
 }
 
 /// Returns the rate and the time to go; nothing before the first message, when nobody can know.
@@ -81,6 +125,16 @@ fn pace(done: u64, per_second: f64, eta: Duration) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_words_of_a_panic_drive_no_terminal() {
+        let words = "byte index 1 is not a char boundary of `\u{1b}]0;x\u{7}\u{202e}\nforged`";
+        assert_eq!(
+            panic_line("replay", " at src/x.rs:1:2", words).as_str(),
+            "thread 'replay' panicked at src/x.rs:1:2: byte index 1 is not a char boundary of \
+             `\\u{1b}]0;x\\u{7}\\u{202e}\\nforged`\n"
+        );
+    }
 
     #[test]
     fn a_bar_tells_no_time_before_it_can_know_one() {

@@ -1,6 +1,6 @@
 //! `opik-offline purge`
 
-use std::io::{self, BufRead, IsTerminal, Write};
+use std::io::{self, BufRead};
 
 use clap::Args;
 use serde::Serialize;
@@ -9,6 +9,7 @@ use super::groups::{Group, groups, oldest, preview_text, sums_text};
 use super::progress::Progress;
 use super::render::{Renderer, count, nothing, size};
 use super::selection::{Selection, refuse_jsonl};
+use super::terminal::{Shown, Stream, is_interactive};
 use super::{Common, Exit, Failure, configuration, existing_store_without_key, stop_on_signals};
 use crate::shutdown::Shutdown;
 use crate::store::{self, Filter, Purged, Store, StoreError, now_ms};
@@ -80,13 +81,13 @@ pub fn run(common: &Common, args: &PurgeArgs) -> Result<(), Failure> {
         store::prove(&config.db.value)?;
     }
     let Some(store) = existing_store_without_key(&config)? else {
-        return Ok(renderer.result(&nothing_done, |_, _| format!("{}\n", nothing(true)))?);
+        return Ok(renderer.result(&nothing_done, |_, _| Shown::line(nothing(true)))?);
     };
     let selected = store.backlog(&filter)?;
     let messages = selected.messages();
     if messages == 0 {
         let why = args.selection.nothing(store.as_ref())?;
-        return Ok(renderer.result(&nothing_done, |_, _| format!("{why}\n"))?);
+        return Ok(renderer.result(&nothing_done, |_, _| Shown::line(&why))?);
     }
     let oldest_accepted_at = match oldest(store.as_ref(), &filter) {
         // Whoever lost the key can still make room.
@@ -138,9 +139,12 @@ pub fn run(common: &Common, args: &PurgeArgs) -> Result<(), Failure> {
     if was_interrupted { Err(Failure::silent(Exit::Interrupted)) } else { Ok(()) }
 }
 
-fn preview(renderer: &Renderer, would: &Report) -> String {
-    let table = preview_text(renderer, &would.groups, would.oldest_accepted_at.as_deref());
-    format!("would delete {}\n\n{table}{}", sums_text(&would.groups), freed(would))
+fn preview(renderer: &Renderer, would: &Report) -> Shown {
+    let mut shown = Shown::line(&format!("would delete {}", sums_text(&would.groups)));
+    shown.end_line();
+    shown.add(&preview_text(renderer, &would.groups, would.oldest_accepted_at.as_deref()));
+    shown.add_lines(freed(would));
+    shown
 }
 
 /// Says what becomes of messages that wait for what is deleted.
@@ -151,7 +155,7 @@ fn freed(would: &Report) -> &'static str {
     }
 }
 
-fn summary(report: &Report, was_interrupted: bool) -> String {
+fn summary(report: &Report, was_interrupted: bool) -> Shown {
     let deleted = format!("deleted {} ({})", count(report.messages, "message"), size(report.body_bytes));
     let takes = report.file_bytes.map_or(String::new(), |bytes| format!("; the store takes {} now", size(bytes)));
     let left = match report.remaining {
@@ -166,20 +170,21 @@ fn summary(report: &Report, was_interrupted: bool) -> String {
             if left == 1 { "it" } else { "they" },
         ),
     };
-    format!("{deleted}{takes}\n{left}")
+    Shown::lines(&format!("{deleted}{takes}\n{left}"))
 }
 
 /// Asks a person on a terminal; anything else than yes ends the command.
 fn ask(renderer: &Renderer, would: &Report) -> Result<(), Failure> {
     let what = sums_text(&would.groups);
-    if !io::stdin().is_terminal() || !io::stderr().is_terminal() {
+    if !is_interactive() {
         let message = format!("purge would delete {what}, and there is nobody to ask");
         return Err(Failure::new(Exit::Usage, message, Some("look with --dry-run, then give --yes")));
     }
-    let mut stderr = io::stderr();
-    let table = preview_text(renderer, &would.groups, would.oldest_accepted_at.as_deref());
-    write!(stderr, "{table}{}\ndelete {what} for good? [y/N] ", freed(would))?;
-    stderr.flush()?;
+    let mut question = preview_text(renderer, &would.groups, would.oldest_accepted_at.as_deref());
+    question.add_lines(freed(would));
+    question.end_line();
+    question.add_text(&format!("delete {what} for good? [y/N] "));
+    Stream::Err.show(&question)?;
     let mut answer = String::new();
     io::stdin().lock().read_line(&mut answer)?;
     match answer.trim().to_ascii_lowercase().as_str() {

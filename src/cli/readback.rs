@@ -5,6 +5,8 @@ use std::collections::BTreeMap;
 use serde::Serialize;
 
 use super::render::count;
+use super::terminal::Shown;
+use crate::printable::name;
 use crate::replay::verify::Verified;
 
 /// What the server shows of what was delivered.
@@ -81,45 +83,48 @@ impl Readback {
     }
 
     /// Says it for people.
-    pub fn text(&self) -> String {
+    pub fn text(&self) -> Shown {
         const LISTED_MAX: usize = 20;
         let missing = self.missing.len() as u64;
         let asked = self.shown + missing;
-        let mut text = match (asked, missing) {
+        let mut text = Shown::lines(&match (asked, missing) {
             (0, _) if self.unread > 0 => String::new(),
             (0, _) => "verified  nothing: no entity was delivered that can be read back\n".to_owned(),
             (_, 0) => format!("verified  {}: the server shows all of them\n", entities(asked)),
             _ => format!("missing   {missing} of {}: the server does not show\n", entities(asked)),
-        };
+        });
         for entity in self.missing.iter().take(LISTED_MAX) {
-            let project = entity.project.as_ref().map_or(String::new(), |project| format!(", project {project}"));
+            let project =
+                entity.project.as_ref().map_or(String::new(), |project| format!(", project {}", name(project)));
             let scores = match entity.scores.is_empty() {
                 true => String::new(),
-                false => format!("scores {} of ", entity.scores.join(", ")),
+                false => format!("scores {} of ", name(&entity.scores.join(", "))),
             };
             let scores = if entity.partial { "what was created of ".to_owned() } else { scores };
-            text.push_str(&format!(
-                "  {scores}{} {} (workspace {}{project})\n",
-                entity.kind, entity.id, entity.workspace
+            text.add_line(&format!(
+                "  {scores}{} {} (workspace {}{project})",
+                entity.kind,
+                name(&entity.id),
+                name(&entity.workspace)
             ));
         }
         if self.missing.len() > LISTED_MAX {
-            text.push_str("  and more: --format json lists all\n");
+            text.add_line("  and more: --format json lists all");
         }
         if self.repaired > 0 {
             let text_of = entities(self.repaired);
-            text.push_str(&format!("repaired  {text_of}: an update had reached the server before the create\n"));
+            text.add_line(&format!("repaired  {text_of}: an update had reached the server before the create"));
         }
         if self.unread > 0 {
-            text.push_str(&format!("unread    {}\n", entities(self.unread)));
-            self.reasons.iter().for_each(|reason| text.push_str(&format!("  {reason}\n")));
+            text.add_line(&format!("unread    {}", entities(self.unread)));
+            self.reasons.iter().for_each(|reason| text.add_line(&format!("  {reason}")));
         }
         for (message_type, requests) in &self.not_readable {
-            text.push_str(&format!("  {} can't be read back\n", count(*requests, &format!("{message_type} request"))));
+            text.add_line(&format!("  {} can't be read back", count(*requests, &format!("{message_type} request"))));
         }
         if self.delivered_elsewhere > 0 {
             let messages = count(self.delivered_elsewhere, "message");
-            text.push_str(&format!("  {messages} left the store through another process and are not read back\n"));
+            text.add_line(&format!("  {messages} left the store through another process and are not read back"));
         }
         text
     }

@@ -3,18 +3,20 @@
 //! Both change where acknowledged data goes and under which key, so they are shown first and never a default. What is
 //! moved keeps its order; the lease keeps everybody else from sending it meanwhile.
 
-use std::io::{self, BufRead, IsTerminal, Write};
+use std::io::{self, BufRead};
 use std::time::Duration;
 
 use clap::Args;
 use serde::Serialize;
 
 use super::progress::Progress;
-use super::render::{Renderer, count, table_text};
+use super::render::{Renderer, count};
 use super::selection::server;
+use super::terminal::{Shown, Stream, is_interactive};
 use super::{Exit, Failure, translate};
 use crate::config::Config;
 use crate::message::{Lane, Server};
+use crate::printable::name;
 use crate::replay::reassign::move_lanes;
 use crate::shutdown::Shutdown;
 use crate::store::{LaneId, LaneListed, Owner, Store, StoreError, now_ms};
@@ -182,10 +184,10 @@ fn nothing(store: &dyn Store, args: &ReassignArgs) -> Result<Failure, StoreError
 }
 
 /// Returns the table of what is moved.
-pub fn text(renderer: &Renderer, moves: &[Reassigned]) -> String {
+pub fn text(renderer: &Renderer, moves: &[Reassigned]) -> Shown {
     let readdressed = moves.iter().any(|it| it.server != it.to_server);
     let rekeyed = moves.iter().any(|it| it.key != it.to_key);
-    let mut columns = vec![">lane", "~workspace", ">waiting", ">rejected"];
+    let mut columns = vec![">lane", "…workspace", ">waiting", ">rejected"];
     if readdressed {
         columns.extend(["server", "new server"]);
     }
@@ -206,7 +208,7 @@ pub fn text(renderer: &Renderer, moves: &[Reassigned]) -> String {
         }
         table.add_row(row);
     }
-    table_text(&table)
+    table.shown()
 }
 
 /// Returns how many messages are moved, in words.
@@ -217,24 +219,24 @@ pub fn sum(moves: &[Reassigned]) -> String {
 /// Asks a person on a terminal; anything else than yes ends the command.
 fn ask(moves: &[Move]) -> Result<(), Failure> {
     let messages = count(moves.iter().map(|it| it.shown.waiting + it.shown.rejected).sum(), "message");
-    if !io::stdin().is_terminal() || !io::stderr().is_terminal() {
+    if !is_interactive() {
         let message = format!("{messages} would get another destination, and there is nobody to ask");
         return Err(Failure::new(Exit::Usage, message, Some("look with --dry-run, then give --yes")));
     }
-    let mut shown = String::new();
+    let mut question = Shown::default();
     for it in moves {
         let key = it.shown.to_key.as_deref().unwrap_or("no key");
-        shown.push_str(&format!(
-            "lane {} (workspace {}): {} to {} with key {key}\n",
+        question.add_line(&format!(
+            "lane {} (workspace {}): {} to {} with key {key}",
             it.shown.lane,
-            it.shown.workspace,
+            name(&it.shown.workspace),
             count(it.shown.waiting + it.shown.rejected, "message"),
             it.shown.to_server.as_deref().unwrap_or("no server"),
         ));
     }
-    let mut stderr = io::stderr();
-    write!(stderr, "{shown}\ngive {messages} this destination? [y/N] ")?;
-    stderr.flush()?;
+    question.end_line();
+    question.add_text(&format!("give {messages} this destination? [y/N] "));
+    Stream::Err.show(&question)?;
     let mut answer = String::new();
     io::stdin().lock().read_line(&mut answer)?;
     match answer.trim().to_ascii_lowercase().as_str() {

@@ -1,14 +1,17 @@
 //! Results on stdout: a table for people, JSON, JSON lines or YAML for programs.
 
-use std::io::{self, IsTerminal, Write};
+use std::io::{self, Write as _};
 use std::time::{Duration, UNIX_EPOCH};
 
-use comfy_table::{Attribute, Cell, CellAlignment, ColumnConstraint, ContentArrangement, Table, presets};
 use serde::Serialize;
 
+use super::pager::Output;
+use super::table::Table;
+use super::terminal::{Shown, Style};
 use super::yaml;
 
 use crate::config::units::{ByteSize, print_duration};
+use crate::printable::cells;
 
 /// How results are written.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
@@ -52,8 +55,8 @@ impl Renderer {
     /// # Errors
     ///
     /// Whatever stdout says.
-    pub fn result<T: Serialize>(&self, result: &T, people: impl FnOnce(&Self, &T) -> String) -> io::Result<()> {
-        self.result_to(&mut io::stdout().lock(), result, people)
+    pub fn result<T: Serialize>(&self, result: &T, people: impl FnOnce(&Self, &T) -> Shown) -> io::Result<()> {
+        self.result_to(&mut Output::direct(), result, people)
     }
 
     /// Writes one result to where a long one goes.
@@ -63,21 +66,21 @@ impl Renderer {
     /// Whatever the writer says.
     pub fn result_to<T: Serialize>(
         &self,
-        output: &mut impl Write,
+        output: &mut Output,
         result: &T,
-        people: impl FnOnce(&Self, &T) -> String,
+        people: impl FnOnce(&Self, &T) -> Shown,
     ) -> io::Result<()> {
         match self.format {
-            Format::Table => output.write_all(people(self, result).as_bytes())?,
+            Format::Table => output.show(&people(self, result))?,
             Format::Json | Format::Jsonl => self.json_to(output, result)?,
-            Format::Yaml => output.write_all(yaml::to_string(result).map_err(io::Error::other)?.as_bytes())?,
+            Format::Yaml => output.machine(&yaml::to_string(result).map_err(io::Error::other)?)?,
         }
         output.flush()
     }
 
     /// Writes one result as JSON, piece by piece: it may be long.
-    fn json_to<T: Serialize>(&self, output: &mut impl Write, result: &T) -> io::Result<()> {
-        let mut output = io::BufWriter::new(output);
+    fn json_to<T: Serialize>(&self, output: &mut Output, result: &T) -> io::Result<()> {
+        let mut output = output.machine_pieces();
         match self.format {
             Format::Jsonl => serde_json::to_writer(&mut output, result),
             _ => serde_json::to_writer_pretty(&mut output, result),
@@ -87,55 +90,36 @@ impl Renderer {
         output.flush()
     }
 
-    /// Returns an empty table with these column heads; a head that begins with `>` is of a column of numbers.
-    ///
-    /// On a terminal that is too narrow, only columns whose head begins with `~` are broken into lines.
+    /// Returns an empty table with these column heads, see [`Table::new`].
     pub fn table(&self, heads: &[&str]) -> Table {
-        let mut table = Table::new();
-        table.load_style(presets::NOTHING).set_content_arrangement(ContentArrangement::Dynamic);
-        if terminal().is_none() {
-            // Piped output is for grep and cut: a row stays a line, however long. A terminal without a size is as wide.
-            table.set_content_arrangement(ContentArrangement::Disabled);
-        }
-        let plain = |head: &str| head.trim_start_matches(['>', '~']).to_owned();
-        table.set_header(heads.iter().map(|head| self.bold(plain(head))));
-        for (column, head) in table.column_iter_mut().zip(heads) {
-            column.set_padding((0, 2));
-            if head.starts_with('>') {
-                column.set_cell_alignment(CellAlignment::Right);
-            }
-            if !head.starts_with('~') {
-                column.set_constraint(ColumnConstraint::ContentWidth);
-            }
-        }
-        table
+        Table::new(heads, self.color)
     }
 
-    fn bold(&self, text: String) -> Cell {
-        let cell = Cell::new(text);
-        if self.color { cell.add_attribute(Attribute::Bold) } else { cell }
+    /// Returns how something looks, where colours are.
+    pub fn style(&self, style: Style) -> Option<Style> {
+        self.color.then_some(style)
     }
 
-    /// Returns a mark for a line of a report, coloured where colours are.
-    pub fn mark(&self, mark: Mark) -> String {
+    /// Adds a mark for a line of a report, coloured where colours are.
+    pub fn add_mark(&self, shown: &mut Shown, mark: Mark) {
         let sign = match mark {
             Mark::Good => "ok",
             Mark::Warn => "!!",
             Mark::Bad => "xx",
             Mark::Note => "--",
         };
-        self.painted(mark, sign)
+        self.add_painted(shown, mark, sign);
     }
 
-    /// Returns a word in the colour of a mark, where colours are.
-    pub fn painted(&self, mark: Mark, word: &str) -> String {
-        let color = match mark {
-            Mark::Good => "32",
-            Mark::Warn => "33",
-            Mark::Bad => "31",
-            Mark::Note => "2",
+    /// Adds a word in the colour of a mark, where colours are.
+    pub fn add_painted(&self, shown: &mut Shown, mark: Mark, word: &str) {
+        let style = match mark {
+            Mark::Good => Style::Green,
+            Mark::Warn => Style::Yellow,
+            Mark::Bad => Style::Red,
+            Mark::Note => Style::Dim,
         };
-        if self.color { format!("\u{1b}[{color}m{word}\u{1b}[0m") } else { word.to_owned() }
+        shown.add_styled(self.style(style), word);
     }
 }
 
@@ -156,33 +140,6 @@ pub enum Mark {
     Note,
 }
 
-/// The terminal that stdout is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Terminal {
-    /// Characters in a line.
-    pub columns: usize,
-    /// Lines.
-    pub rows: usize,
-}
-
-/// Where a line of a terminal has less columns than this, nothing is broken between words.
-const COLUMNS_MIN: usize = 40;
-
-/// Returns the terminal that stdout is, if it is one and tells its size.
-pub fn terminal() -> Option<Terminal> {
-    let stdout = io::stdout();
-    let size = stdout.is_terminal().then(|| rustix::termios::tcgetwinsize(stdout))?.ok()?;
-    let terminal = Terminal { columns: usize::from(size.ws_col), rows: usize::from(size.ws_row) };
-    (terminal.columns > 0 && terminal.rows > 0).then_some(terminal)
-}
-
-/// Returns the columns that a text may take on a stream; no bound where it is no terminal, or one too narrow for words.
-pub fn columns(stream: impl IsTerminal + std::os::fd::AsFd) -> usize {
-    let size = stream.is_terminal().then(|| rustix::termios::tcgetwinsize(stream));
-    let columns = size.and_then(Result::ok).map_or(0, |size| usize::from(size.ws_col));
-    if columns >= COLUMNS_MIN { columns } else { usize::MAX }
-}
-
 /// Returns a text broken into lines of so many columns between words; its own lines stay lines, and what goes on stands
 /// `indent` columns further in.
 pub fn hanging(text: &str, columns: usize, indent: usize) -> String {
@@ -198,7 +155,7 @@ pub fn wrapped(text: &str, width: usize) -> String {
     let mut lines = String::new();
     let mut column = 0;
     for word in text.split(' ') {
-        let length = word.chars().count();
+        let length = cells(word);
         if column > 0 && column + 1 + length > width {
             lines.push('\n');
             column = 0;
@@ -212,65 +169,12 @@ pub fn wrapped(text: &str, width: usize) -> String {
     lines
 }
 
-/// Returns a name that has so many characters at most: of a longer one, its beginning and its end.
-pub fn elided(name: &str, chars_max: usize) -> String {
-    let count = name.chars().count();
-    if count <= chars_max {
-        return name.to_owned();
-    }
-    let end = chars_max.saturating_sub(1) / 2;
-    let begin = chars_max.saturating_sub(1) - end;
-    name.chars().take(begin).chain(['…']).chain(name.chars().skip(count - end)).collect()
-}
-
-/// Returns a table as text with its lines trimmed at the end.
-pub fn table_text(table: &Table) -> String {
-    let mut text = String::new();
-    for line in table.lines() {
-        text.push_str(line.trim_end());
-        text.push('\n');
-    }
-    text
-}
-
-/// Returns a table as text, its lines cut where the terminal ends: what stands in the last column is a beginning only.
-pub fn table_text_cut(table: &Table) -> String {
-    let Some(Terminal { columns, .. }) = terminal() else { return table_text(table) };
-    table_text(table).lines().map(|line| cut(line, columns) + "\n").collect()
-}
-
-/// Cuts a line to this many characters; colours take no room.
-fn cut(line: &str, width: usize) -> String {
-    let mut is_color = false;
-    // Each character with its column, escape sequences with none.
-    let columns = line.chars().scan(0, |column, c| {
-        is_color |= c == '\u{1b}';
-        let is_shown = !is_color;
-        is_color &= c != 'm';
-        *column += usize::from(is_shown);
-        Some((c, is_shown.then_some(*column)))
-    });
-    let columns: Vec<(char, Option<usize>)> = columns.collect();
-    if columns.iter().all(|(_, column)| column.is_none_or(|column| column <= width)) {
-        return line.to_owned();
-    }
-    // Blanks that fill a column are no text that somebody would miss.
-    let is_text_lost = columns.iter().any(|(c, column)| *c != ' ' && column.is_some_and(|column| column > width));
-    columns
-        .into_iter()
-        .filter(|(_, column)| column.is_none_or(|column| column <= width))
-        .map(|(c, column)| if is_text_lost && column == Some(width) { '…' } else { c })
-        .collect()
-}
-
-/// Returns JSON that was laid out for people with colours: keys, texts, and the rest; not a token is changed.
-pub fn colored_json(text: &str) -> String {
-    const KEY: &str = "\u{1b}[1;34m";
-    const TEXT: &str = "\u{1b}[32m";
-    const WORD: &str = "\u{1b}[36m";
-    const END: &str = "\u{1b}[0m";
-    let mut colored = String::with_capacity(text.len() * 2);
-    let mut rest = text;
+/// Returns JSON that was laid out for people with colours: keys, texts, and the rest; not a token is changed, but for the
+/// escapes of what a terminal would obey.
+pub fn colored_json(text: &str) -> Shown {
+    let text = crate::printable::json(text);
+    let mut colored = Shown::default();
+    let mut rest = &*text;
     while let Some(first) = rest.chars().next() {
         let (length, color) = match first {
             '"' => {
@@ -281,24 +185,22 @@ pub fn colored_json(text: &str) -> String {
                     closes
                 });
                 let length = closing.map_or(rest.len(), |at| at + 2);
-                (length, if rest[length..].starts_with(':') { KEY } else { TEXT })
+                (length, Some(if rest[length..].starts_with(':') { Style::BoldBlue } else { Style::Green }))
             }
-            '{' | '}' | '[' | ']' | ',' | ':' | ' ' | '\n' => (1, ""),
-            _ => (rest.find(['{', '}', '[', ']', ',', ':', ' ', '\n']).unwrap_or(rest.len()), WORD),
+            '{' | '}' | '[' | ']' | ',' | ':' | ' ' | '\n' => (1, None),
+            _ => {
+                let end = rest.find(['{', '}', '[', ']', ',', ':', ' ', '\n']).unwrap_or(rest.len());
+                (end, Some(Style::Cyan))
+            }
         };
         let (token, after) = rest.split_at(length);
         match color {
-            "" => colored.push_str(token),
-            color => colored.extend([color, token, END]),
+            None => colored.add_lines(token),
+            color => colored.add_styled(color, token),
         }
         rest = after;
     }
     colored
-}
-
-/// Replaces what a terminal would obey: a stored text must not move its cursor or set its title.
-pub fn harmless(text: &str) -> String {
-    text.chars().map(|c| if c.is_control() && !matches!(c, '\n' | '\t') { '\u{fffd}' } else { c }).collect()
 }
 
 /// Returns a time in UTC, RFC 3339, to the second.
@@ -356,29 +258,16 @@ mod tests {
     }
 
     #[test]
-    fn a_line_ends_where_the_terminal_does() {
-        assert_eq!(cut("twelve chars", 12), "twelve chars");
-        assert_eq!(cut("twelve chars", 8), "twelve …");
-        assert_eq!(cut("\u{1b}[1mbold\u{1b}[0m text", 9), "\u{1b}[1mbold\u{1b}[0m text");
-        assert_eq!(cut("\u{1b}[1mhead   \u{1b}[0m", 5), "\u{1b}[1mhead \u{1b}[0m", "blanks are not worth a mark");
-    }
-
-    #[test]
-    fn a_long_name_keeps_both_its_ends() {
-        assert_eq!(elided("short", 5), "short");
-        assert_eq!(elided("a-long-name", 7), "a-l…ame");
-    }
-
-    #[test]
     fn colours_change_no_token() {
         let text = "{\n  \"a\\\"b\": [\n    NaN,\n    -1.50e999,\n    \"\\ud800\\\\\"\n  ],\n  \"ä\": {}\n}";
-        let mut plain = colored_json(text);
+        let mut plain = colored_json(text).as_str().to_owned();
         assert!(plain.contains("\u{1b}[1;34m\"a\\\"b\"\u{1b}[0m:"), "{plain}");
         for code in ["\u{1b}[1;34m", "\u{1b}[32m", "\u{1b}[36m", "\u{1b}[0m"] {
             plain = plain.replace(code, "");
         }
         assert_eq!(plain, text);
-        assert_eq!(harmless("\u{1b}]0;x\u{7}\n"), "\u{fffd}]0;x\u{fffd}\n");
+        let hostile = colored_json("{\n  \"\u{202e}\": \"\u{9b}8m\"\n}");
+        assert!(hostile.as_str().contains("\"\\u202e\"") && hostile.as_str().contains("\"\\u009b8m\""), "{hostile:?}");
     }
 
     #[test]

@@ -2,7 +2,6 @@
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
-use std::io::{self, IsTerminal};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -19,6 +18,7 @@ use super::reassign::{self, ReassignArgs, Reassigned, reassign};
 use super::render::{Format, Renderer, count, short_duration};
 use super::salvage::{self, Given, take_in};
 use super::selection::{Selection, duration, number_from_one, refuse_jsonl};
+use super::terminal::{Shown, Stream};
 use super::{Common, Exit, Failure, configuration, existing_store, recovered_store, stop_on_signals, translate};
 use crate::agent::files;
 use crate::config::{Config, Flags, LogLevel, Source};
@@ -283,13 +283,16 @@ fn deliver(
 
     for source in sources.iter().filter(|_| !common.quiet) {
         // Told before the server is asked, because they are safe now whatever it says.
-        progress.note(source.text(false).trim_end());
+        progress.note(&source.text(false));
     }
-    if io::stderr().is_terminal() {
+    if Stream::Err.is_terminal() {
         let groups = groups(&backlog);
         // Whoever sits there sees what is about to be sent, and may still interrupt it.
-        let preview = preview_text(&Renderer::new(renderer.format(), false), &groups, oldest_accepted_at.as_deref());
-        progress.note(&format!("replaying {}\n\n{preview}", sums_text(&groups)));
+        let mut preview = Shown::line(&format!("replaying {}", sums_text(&groups)));
+        preview.end_line();
+        let plain = Renderer::new(renderer.format(), false);
+        preview.add(&preview_text(&plain, &groups, oldest_accepted_at.as_deref()));
+        progress.note_shown(&preview);
     }
     let monitor_settings = MonitorSettings {
         ping_interval: config.connection_monitor_ping_interval.value,
@@ -724,62 +727,64 @@ impl Report {
     }
 }
 
-fn people(renderer: &Renderer, report: &Report) -> String {
+fn people(renderer: &Renderer, report: &Report) -> Shown {
+    let mut shown = Shown::default();
     if report.dry_run && !report.reassigned.is_empty() {
-        let table = reassign::text(renderer, &report.reassigned);
-        return format!("would give {} another destination\n\n{table}", reassign::sum(&report.reassigned));
+        shown.add_line(&format!("would give {} another destination", reassign::sum(&report.reassigned)));
+        shown.end_line();
+        shown.add(&reassign::text(renderer, &report.reassigned));
+        return shown;
     }
     if report.dry_run {
-        let sources: String = report.sources.iter().map(|source| source.text(true)).collect();
-        return sources
-            + &match report.remaining {
-                0 => nothing_to_replay(report),
-                _ => {
-                    let table = preview_text(renderer, &report.groups, report.oldest_accepted_at.as_deref());
-                    format!("would replay {}\n\n{table}", sums_text(&report.groups))
-                }
-            };
+        report.sources.iter().for_each(|source| shown.add_line(&source.text(true)));
+        match report.remaining {
+            0 => shown.add_line(&nothing_to_replay(report)),
+            _ => {
+                shown.add_line(&format!("would replay {}", sums_text(&report.groups)));
+                shown.end_line();
+                shown.add(&preview_text(renderer, &report.groups, report.oldest_accepted_at.as_deref()));
+            }
+        }
+        return shown;
     }
-    let readback = report.verified.as_ref().map_or_else(String::new, Readback::text);
+    let readback = report.verified.as_ref().map_or_else(Shown::default, Readback::text);
     if report.delivered + report.rejected + report.held + report.remaining == 0 {
-        return nothing_to_replay(report) + &readback;
+        shown.add_line(&nothing_to_replay(report));
+        shown.add(&readback);
+        return shown;
     }
-    let mut text = if report.delivered == 0 {
-        "delivered nothing\n".to_owned()
+    shown.add_line(&if report.delivered == 0 {
+        "delivered nothing".to_owned()
     } else {
         let started = Instant::now() - Duration::try_from_secs_f64(report.seconds).unwrap_or_default();
         let (rate, _) = rate_and_eta(report.delivered, report.remaining, started, Instant::now());
         format!(
-            "delivered {} in {:.1} s ({} a second, {})\n",
+            "delivered {} in {:.1} s ({} a second, {})",
             count(report.delivered, "message"),
             report.seconds,
             rate.round(),
             count(report.requests, "request")
         )
-    };
+    });
     if report.rejected > 0 {
-        text.push_str(&format!(
-            "rejected  {}: see why with `opik-offline inspect --rejected`\n",
-            count(report.rejected, "message")
-        ));
+        let rejected = count(report.rejected, "message");
+        shown.add_line(&format!("rejected  {rejected}: see why with `opik-offline inspect --rejected`"));
     }
     if report.held > 0 {
-        text.push_str(&format!(
-            "held      {}: their ids lie outside the server's window; see `opik-offline inspect --status held`, and {REMEDY}\n",
+        shown.add_line(&format!(
+            "held      {}: their ids lie outside the server's window; see `opik-offline inspect --status held`, and {REMEDY}",
             count(report.held, "message")
         ));
     }
     if report.remaining > 0 {
-        text.push_str(&format!("remaining {}\n", count(report.remaining, "message")));
-        for reason in &report.reasons {
-            text.push_str(&format!("  {reason}\n"));
-        }
+        shown.add_line(&format!("remaining {}", count(report.remaining, "message")));
+        report.reasons.iter().for_each(|reason| shown.add_line(&format!("  {reason}")));
     }
-    text.push_str(&readback);
-    text
+    shown.add(&readback);
+    shown
 }
 
 fn nothing_to_replay(report: &Report) -> String {
     let why = report.reasons.first().map_or(String::new(), |reason| format!(": {reason}"));
-    format!("nothing to replay{why}\n")
+    format!("nothing to replay{why}")
 }

@@ -1,13 +1,15 @@
 //! What `replay --from` and `inspect --from` share: finding the files of SDK processes, reading them, telling about them.
 
 use std::fs;
-use std::io::{self, Write};
+use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use serde::Serialize;
 
-use super::render::{Format, Renderer, count, short_duration, size, table_text};
+use super::pager::Output;
+use super::render::{Format, Renderer, count, short_duration, size};
+use super::terminal::Shown;
 use super::{Common, Exit, Failure, existing_store, progress, stop_on_signals, translate};
 use crate::config::{Config, ProcessEnvironment, temp_dir};
 use crate::message::Server;
@@ -36,7 +38,7 @@ pub struct Source {
 }
 
 impl Source {
-    /// Says what became of the file in a line.
+    /// Says what became of the file in a line, without its end.
     pub fn text(&self, dry_run: bool) -> String {
         let verb = if dry_run { "would take" } else { "took" };
         let mut text = format!("{verb} {} from {}", count(self.messages, "message"), self.path);
@@ -48,7 +50,7 @@ impl Source {
         add(self.rejected, "that cannot be sent kept as rejected");
         add(self.known, "known already");
         add(self.unread, "could not be read (about)");
-        text.push_str(if self.removed { ", removed it\n" } else { "\n" });
+        text.push_str(if self.removed { ", removed it" } else { "" });
         text
     }
 }
@@ -102,7 +104,7 @@ pub fn take_in(
     let mut tell = |error: SalvageError| {
         failed = true;
         let failure = Failure::from(error);
-        progress::say(&failure.to_string());
+        progress::say_failure(&failure);
         failure.message
     };
     for path in paths {
@@ -179,7 +181,7 @@ fn expand(given: &[PathBuf]) -> (Vec<PathBuf>, bool) {
             failed = true;
             let message = format!("there is no store of an SDK at {}", name.display());
             let hint = "name files such as /tmp/tmp*/opik_messages.db; `opik-offline status` lists what was found";
-            progress::say(&Failure::new(Exit::Failure, message, Some(hint)).to_string());
+            progress::say_failure(&Failure::new(Exit::Failure, message, Some(hint)));
         }
         paths.extend(found);
     }
@@ -271,7 +273,7 @@ pub fn list(common: &Common, path: &Path, named: Option<&str>, limit: usize) -> 
     let folders = file.attachment_folders(&scratch, &[]);
     let mut rows = Vec::new();
     let (mut shown, mut more) = (0, 0_u64);
-    let mut stdout = io::stdout().lock();
+    let mut output = Output::direct();
     while let Some(stored) = file.next_row().map_err(|error| failure(error.into()))? {
         if shutdown.is_requested() {
             return Err(Failure::silent(Exit::Interrupted));
@@ -284,20 +286,18 @@ pub fn list(common: &Common, path: &Path, named: Option<&str>, limit: usize) -> 
         match renderer.format() {
             Format::Jsonl => {
                 let line = serde_json::to_string(&row(&stored, &folders)).map_err(io::Error::other)?;
-                writeln!(stdout, "{line}")?;
+                output.machine(&(line + "\n"))?;
             }
             _ => rows.push(row(&stored, &folders)),
         }
     }
-    stdout.flush()?;
-    drop(stdout);
     let unread = file.unread();
     if renderer.format() != Format::Jsonl {
         let report = Rows { schema_version: 1, file: path.display().to_string(), rows, unread };
         renderer.result(&report, |renderer, report| {
             let mut text = rows_text(renderer, &report.rows);
             if more > 0 {
-                text.push_str(&format!("{shown} of {} messages; more with --limit\n", shown as u64 + more));
+                text.add_line(&format!("{shown} of {} messages; more with --limit", shown as u64 + more));
             }
             text
         })?;
@@ -308,11 +308,11 @@ pub fn list(common: &Common, path: &Path, named: Option<&str>, limit: usize) -> 
     Ok(())
 }
 
-fn rows_text(renderer: &Renderer, rows: &[Row]) -> String {
+fn rows_text(renderer: &Renderer, rows: &[Row]) -> Shown {
     if rows.is_empty() {
-        return "no messages in it\n".to_owned();
+        return Shown::line("no messages in it");
     }
-    let mut table = renderer.table(&[">id", "status", "type", "request", ">size", "~problem"]);
+    let mut table = renderer.table(&[">id", "status", "…type", "…request", ">size", "~problem"]);
     for row in rows {
         let request = match (row.method, &row.path) {
             (Some(method), Some(path)) => format!("{method} {path}"),
@@ -327,13 +327,16 @@ fn rows_text(renderer: &Renderer, rows: &[Row]) -> String {
             row.problem.clone().unwrap_or_default(),
         ]);
     }
-    table_text(&table)
+    table.shown()
 }
 
 /// An orphaned store, for `status` and `healthcheck`.
 #[derive(Serialize)]
 pub struct OrphanLine {
     pub path: String,
+    /// The same, whatever its bytes are.
+    #[serde(skip)]
+    file: PathBuf,
     /// `None` when it can't be counted without taking it in.
     pub rows: Option<u64>,
     pub bytes: u64,
@@ -352,7 +355,7 @@ impl OrphanLine {
 
     /// Says what can be done.
     pub fn hint(&self) -> String {
-        format!("deliver them with `opik-offline replay --from {}`", self.path)
+        format!("deliver them with `opik-offline replay --from {}`", super::wrapped::quoted(self.file.as_os_str()))
     }
 }
 
@@ -362,6 +365,7 @@ pub fn orphans() -> Vec<OrphanLine> {
     let line = |orphan: orphan::Orphan| OrphanLine {
         rows: count_rows(&orphan.path),
         path: orphan.path.display().to_string(),
+        file: orphan.path,
         bytes: orphan.bytes,
         age_seconds: u64::try_from((now_ms() - orphan.changed_at_ms) / 1000).unwrap_or(0),
     };

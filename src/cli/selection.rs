@@ -7,10 +7,12 @@ use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 
 use super::failure::{Exit, Failure};
-use super::render::{columns, hanging, nothing};
+use super::render::{hanging, nothing};
+use super::terminal::Stream;
 use crate::config::units::parse_duration;
 use crate::config::{ServerUrl, ServerUrlError};
 use crate::message::{EntityKey, EntityKind, MessageId, MessageStatus, MessageType, Server};
+use crate::printable::name;
 use crate::store::{Filter, Store, StoreError};
 
 /// Which messages.
@@ -134,16 +136,16 @@ fn names<'a>(all: impl Iterator<Item = &'a str>) -> Vec<&'a str> {
 }
 
 fn no_such(noun: &str, unknown: &str, stored: &[&str]) -> String {
+    let unknown = name(unknown);
+    let listed: Vec<String> = stored.iter().take(NAMES_MAX).map(|stored| name(stored)).collect();
+    let listed = listed.join(", ");
     match stored {
         [] => nothing(true).to_owned(),
         _ if stored.len() > NAMES_MAX => {
             let more = stored.len() - NAMES_MAX;
-            format!(
-                "no message of {noun} {unknown} is stored; there are: {} and {more} more",
-                stored[..NAMES_MAX].join(", ")
-            )
+            format!("no message of {noun} {unknown} is stored; there are: {listed} and {more} more")
         }
-        _ => format!("no message of {noun} {unknown} is stored; there are: {}", stored.join(", ")),
+        _ => format!("no message of {noun} {unknown} is stored; there are: {listed}"),
     }
 }
 
@@ -202,7 +204,7 @@ pub fn suggest_types(error: &mut clap::Error) {
     let near: Vec<&str> =
         names.filter(|name| !typed.is_empty() && name.to_ascii_lowercase().contains(&typed)).collect();
     let mut tips = Vec::new();
-    let tip = |text: &str| hanging(text, columns(std::io::stderr()), "  tip: ".len()).into();
+    let tip = |text: &str| hanging(text, Stream::Err.columns(), "  tip: ".len()).into();
     if !near.is_empty() {
         tips.push(tip(&format!("types with that in their name: {}", near.join(", "))));
         error.remove(ContextKind::SuggestedValue);

@@ -384,7 +384,9 @@ pub fn run(common: &Common, args: &StatusArgs) -> Result<(), Failure> {
     let (report, problem) = gather(&config, &upstream, Instant::now());
     if !common.quiet || problem.is_none() && args.fail_if_backlog.is_none() && args.fail_if_older_than.is_none() {
         renderer.result(&report, |renderer, report| {
-            screen::sections(renderer, report) + &screen::stored(renderer, report)
+            let mut shown = screen::sections(renderer, report);
+            shown.add(&screen::stored(renderer, report));
+            shown
         })?;
     }
     end(args, &report, problem)

@@ -5,12 +5,13 @@
 
 use std::collections::BTreeSet;
 use std::ffi::OsString;
-use std::io::{self, Write};
 use std::sync::mpsc;
 use std::time::Duration;
 
 use super::existing_store;
+use super::terminal::{Shown, Stream};
 use crate::config::{Config, Flags, ProcessEnvironment};
+use crate::printable::line;
 use crate::store::{Filter, Page, Store};
 
 /// The word that stands where a subcommand would.
@@ -26,31 +27,34 @@ const LOOKED_AT_MAX: usize = 1000;
 pub fn run(arguments: Vec<OsString>) {
     let (sender, receiver) = mpsc::channel();
     std::thread::spawn(move || sender.send(values(&arguments).unwrap_or_default()));
-    let lines = receiver.recv_timeout(TIME_MAX).unwrap_or_default();
+    let mut shown = Shown::default();
+    for (value, description) in receiver.recv_timeout(TIME_MAX).unwrap_or_default() {
+        shown.add_value(&value, description.as_deref());
+    }
     // A shell that is gone needs no values.
-    let _ = io::stdout().lock().write_all(lines.concat().as_bytes());
+    let _ = Stream::Out.show(&shown);
 }
 
 /// Returns `None` when anything at all is in the way.
-fn values(arguments: &[OsString]) -> Option<Vec<String>> {
+fn values(arguments: &[OsString]) -> Option<Vec<(String, Option<String>)>> {
     let (kind, rest) = arguments.split_first()?;
     let db = rest.iter().position(|argument| argument == "--db").and_then(|at| rest.get(at + 1)).cloned();
     let config = Config::resolve(&Flags { db, ..Flags::default() }, &ProcessEnvironment).ok()?;
     let store = existing_store(&config).ok()??;
     let newest = |limit| store.list(&Filter::default(), &Page { after: None, limit, newest_first: true }).ok();
     let named = |names: BTreeSet<String>| {
-        // A name with a control character would be another value, or worse.
-        names.into_iter().filter(|name| !name.contains(char::is_control)).map(|name| name + "\n").collect()
+        // A name with a control character would be another value, or worse, and an escaped one would match nothing.
+        names.into_iter().filter(|name| line(name) == *name).map(|name| (name, None)).collect()
     };
     match kind.to_str()? {
         "workspaces" => Some(named(workspaces(store.as_ref())?)),
         "projects" => Some(named(newest(LOOKED_AT_MAX)?.into_iter().filter_map(|listed| listed.project).collect())),
         "ids" => {
-            let line = |listed: crate::store::Listed| {
+            let described = |listed: crate::store::Listed| {
                 let name = listed.message_type.name().trim_end_matches("Message");
-                format!("{}\t{} {name}\n", listed.id, listed.status)
+                (listed.id.to_string(), Some(format!("{} {name}", listed.status)))
             };
-            Some(newest(IDS_MAX)?.into_iter().map(line).collect())
+            Some(newest(IDS_MAX)?.into_iter().map(described).collect())
         }
         _ => None,
     }

@@ -1,6 +1,6 @@
 //! `opik-offline agent -- COMMAND`
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::Path;
 use std::process::ExitCode;
@@ -16,6 +16,7 @@ use crate::agent::flush::{Flush, FlushEnd};
 use crate::agent::{Agent, AgentSettings, RunEnd};
 use crate::config::units::print_duration;
 use crate::config::{Config, ProcessEnvironment, Source};
+use crate::printable::is_hazardous;
 use crate::shutdown::Shutdown;
 use crate::store::full_state::remedies;
 use crate::telemetry::log::LogFile;
@@ -168,7 +169,7 @@ fn why(end: Option<&FlushEnd>, config: &Config) -> String {
 /// Returns the option that leads a command to this store, with a space in front; nothing where it is found without.
 pub(super) fn store_option(config: &Config) -> String {
     match config.db.is_set() {
-        true => format!(" --db {}", quoted(&config.db.value.to_string_lossy())),
+        true => format!(" --db {}", quoted(config.db.value.as_os_str())),
         false => String::new(),
     }
 }
@@ -184,13 +185,36 @@ fn replay_command(config: &Config) -> String {
     command
 }
 
-/// Returns a text as a shell reads it as one word.
-fn quoted(text: &str) -> String {
+/// Returns a path as a shell reads it as one word, harmless on a terminal.
+pub(super) fn quoted(path: &OsStr) -> String {
+    let text = match path.to_str() {
+        Some(text) if !text.contains(is_hazardous) => text,
+        _ => return quoted_bytes(path.as_encoded_bytes()),
+    };
     let is_plain = |c: char| c.is_alphanumeric() || "/._-+:@%".contains(c);
     match !text.is_empty() && text.chars().all(is_plain) {
         true => text.to_owned(),
         false => format!("'{}'", text.replace('\'', r"'\''")),
     }
+}
+
+/// Returns any path as bash, zsh and ksh read it as one word, and the next POSIX.
+fn quoted_bytes(path: &[u8]) -> String {
+    let mut word = "$'".to_owned();
+    let escape = |word: &mut String, bytes: &[u8]| {
+        word.extend(bytes.iter().map(|byte| format!("\\{byte:03o}")));
+    };
+    for chunk in path.utf8_chunks() {
+        for c in chunk.valid().chars() {
+            match c {
+                '\\' | '\'' => word.extend(['\\', c]),
+                c if is_hazardous(c) => escape(&mut word, c.encode_utf8(&mut [0; 4]).as_bytes()),
+                c => word.push(c),
+            }
+        }
+        escape(&mut word, chunk.invalid());
+    }
+    word + "'"
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
@@ -212,7 +236,12 @@ mod tests {
 
     #[test]
     fn a_path_is_one_word_of_a_command() {
+        use std::os::unix::ffi::OsStrExt;
+
+        let quoted = |text: &str| super::quoted(text.as_ref());
         assert_eq!(quoted("/a/b.db"), "/a/b.db");
+        assert_eq!(super::quoted(OsStr::from_bytes(b"/a\xff b")), r"$'/a\377 b'");
+        assert_eq!(quoted("/a\u{1b}[8m\n\u{202e}'b"), r"$'/a\033[8m\012\342\200\256\'b'");
         assert_eq!(quoted("/my files/it's.db"), r"'/my files/it'\''s.db'");
     }
 }

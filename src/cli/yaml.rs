@@ -7,6 +7,8 @@
 use serde::Serialize;
 use serde_yaml::{Mapping, Value};
 
+use crate::printable::judged;
+
 /// Returns a result as a YAML document.
 ///
 /// # Errors
@@ -54,17 +56,35 @@ impl Hidden {
         for piece in pieces {
             let (number, rest) = piece.split_once('q').unwrap_or((piece, ""));
             let text = number.parse().ok().and_then(|number: usize| self.texts.get(number));
-            shown.push_str(&serde_json::Value::from(text.map_or("", String::as_str)).to_string());
+            shown.push_str(&quoted(text.map_or("", String::as_str)));
             shown.push_str(rest);
         }
         shown
     }
 }
 
-/// Says whether some reader takes this text, unquoted, for something else. Where lines or control characters are in it,
-/// the writer quotes by itself.
+/// Returns a text in quotes. YAML reads JSON's, but an escape for each half of a pair is two characters to some readers.
+fn quoted(text: &str) -> String {
+    let mut quoted = String::new();
+    for (c, is_safe) in judged(&serde_json::Value::from(text).to_string()) {
+        match c {
+            c if is_safe => quoted.push(c),
+            c => quoted.push_str(&match u32::from(c) {
+                code @ 0..=0xffff => format!("\\u{code:04x}"),
+                code => format!("\\U{code:08x}"),
+            }),
+        }
+    }
+    quoted
+}
+
+/// Says whether some reader takes this text, unquoted, for something else, or a terminal obeys it. Where only lines
+/// are in it, the writer quotes by itself.
 fn is_ambiguous(text: &str) -> bool {
     const WORDS: [&str; 12] = ["y", "n", "yes", "no", "on", "off", "true", "false", "null", "~", "=", "<<"];
+    if judged(text).any(|(c, is_safe)| !is_safe && !matches!(c, '\n' | '\t')) {
+        return true;
+    }
     let is_plain = !text.chars().any(char::is_control);
     let starts_like_a_number = text.starts_with(|c: char| c.is_ascii_digit() || "+-.".contains(c));
     is_plain && (starts_like_a_number || WORDS.iter().any(|word| text.eq_ignore_ascii_case(word)))
@@ -73,6 +93,16 @@ fn is_ambiguous(text: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_a_terminal_would_obey_is_an_escape() {
+        let text = "a\u{1b}[8m\u{9b}\u{85}\u{202e}\u{2028}\u{7f}\u{e0041}\u{10ffff}\r\n\tä日";
+        let result = serde_json::json!({ "name": text, text: [text], "lines": "1\n2\u{85}", "bidi": "a\u{202e}b", "flood": "\u{301}".repeat(9) });
+        let document = to_string(&result).expect("YAML");
+        assert!(judged(&document).all(|(c, is_safe)| is_safe || c == '\n'), "{document:?}");
+        let back: serde_json::Value = serde_yaml::from_str(&document).expect("a document of ours");
+        assert_eq!(back, result, "a reader gets something else from\n{document}");
+    }
 
     #[test]
     fn what_a_reader_of_an_older_yaml_takes_for_something_else_is_quoted() {

@@ -9,6 +9,7 @@ use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use http_body_util::{BodyExt, Either, Full, combinators::BoxBody};
 use hyper::body::{Body, Frame, Incoming, SizeHint};
 
+use crate::printable;
 use crate::protocol::answers::{Reply, asked_wait};
 use crate::upstream::AGENT_HEADER;
 use crate::upstream::forward::{BoxError, ForwardBody};
@@ -171,7 +172,12 @@ fn rewrite_location(headers: &mut HeaderMap, server_base: &str, client_base: &st
 
 /// Returns an answer of the agent's own.
 pub fn own_answer(reply: Reply) -> ClientAnswer {
-    let mut answer = http::Response::new(full(reply.body.into()));
+    // People read it with curl, and clients log it.
+    let body = match reply.content_type {
+        Some("application/json") => printable::json(&reply.body).into_owned(),
+        _ => reply.body,
+    };
+    let mut answer = http::Response::new(full(body.into()));
     *answer.status_mut() = http::StatusCode::from_u16(reply.status).unwrap_or(http::StatusCode::INTERNAL_SERVER_ERROR);
     let headers = answer.headers_mut();
     if let Some(content_type) = reply.content_type {

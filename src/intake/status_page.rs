@@ -14,6 +14,7 @@ use super::Shared;
 use super::forward::{self, ClientAnswer};
 use super::status::{LiveWrites, connection_word};
 use crate::monitor::Availability;
+use crate::printable;
 use crate::protocol::answers::error;
 use crate::store::{Filter, now_ms};
 
@@ -72,6 +73,8 @@ pub(super) fn ping() -> ClientAnswer {
 }
 
 fn plain(content_type: &'static str, text: String) -> ClientAnswer {
+    // Read by people with curl, too.
+    let text = if content_type == "application/json" { printable::json(&text).into_owned() } else { text };
     let mut answer = http::Response::new(forward::full(text.into()));
     answer.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(content_type));
     answer.headers_mut().insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));

@@ -6,6 +6,9 @@
 //!
 //! Each line is written before the call returns, so that a crash loses none of the lines that explain it.
 //!
+//! What a client, a server or a file says may hold anything. In a line of text it is written as [`printable`] shows it, so
+//! that it drives no terminal and begins no line of its own; a line of JSON keeps its true value, in JSON's escapes.
+//!
 //! A program such as logrotate moves the file away and asks for a new one: [`LogFile::reopen`].
 
 use std::fmt;
@@ -15,14 +18,18 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tracing::Subscriber;
+use tracing::field::{Field, Visit};
 use tracing::level_filters::LevelFilter;
 use tracing_subscriber::Layer;
+use tracing_subscriber::field::RecordFields;
 use tracing_subscriber::filter::Targets;
-use tracing_subscriber::fmt::MakeWriter;
 use tracing_subscriber::fmt::format::Writer;
 use tracing_subscriber::fmt::time::{FormatTime, SystemTime};
+use tracing_subscriber::fmt::{FormatFields, MakeWriter};
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::registry::LookupSpan;
+
+use crate::printable;
 
 /// The targets that our rooms log to. The first three names are the SDK's.
 pub const CONNECTION_MONITOR: &str = "connection_monitor";
@@ -177,12 +184,86 @@ where
     S: Subscriber + for<'a> LookupSpan<'a>,
     W: for<'a> MakeWriter<'a> + Send + Sync + 'static,
 {
-    let layer = tracing_subscriber::fmt::layer().with_writer(writer).with_timer(Milliseconds).with_ansi(color);
+    let layer = tracing_subscriber::fmt::layer().with_timer(Milliseconds).with_ansi(color);
     match format {
-        Format::Text => Box::new(layer),
+        Format::Text => Box::new(layer.fmt_fields(HarmlessFields).with_writer(writer)),
         Format::Json => {
-            Box::new(layer.with_ansi(false).json().flatten_event(true).with_current_span(false).with_span_list(false))
+            let layer = layer.with_writer(HarmlessJson(writer)).with_ansi(false).json();
+            Box::new(layer.flatten_event(true).with_current_span(false).with_span_list(false))
         }
+    }
+}
+
+/// Writes the fields of a line of text: the message, then `name=value`.
+struct HarmlessFields;
+
+impl<'writer> FormatFields<'writer> for HarmlessFields {
+    fn format_fields<R: RecordFields>(&self, writer: Writer<'writer>, fields: R) -> fmt::Result {
+        let mut visitor = HarmlessVisitor { writer, is_first: true, result: Ok(()) };
+        fields.record(&mut visitor);
+        visitor.result
+    }
+}
+
+struct HarmlessVisitor<'writer> {
+    writer: Writer<'writer>,
+    is_first: bool,
+    result: fmt::Result,
+}
+
+impl HarmlessVisitor<'_> {
+    fn write(&mut self, field: &Field, value: &str) -> fmt::Result {
+        if !std::mem::replace(&mut self.is_first, false) {
+            self.writer.write_char(' ')?;
+        }
+        match (field.name().trim_start_matches("r#"), self.writer.has_ansi_escapes()) {
+            ("message", _) => {}
+            (name, true) => write!(self.writer, "\u{1b}[3m{name}\u{1b}[0m\u{1b}[2m=\u{1b}[0m")?,
+            (name, false) => write!(self.writer, "{name}=")?,
+        }
+        self.writer.write_str(&printable::line(value))
+    }
+}
+
+impl Visit for HarmlessVisitor<'_> {
+    fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
+        if self.result.is_ok() {
+            self.result = self.write(field, &format!("{value:?}"));
+        }
+    }
+
+    fn record_str(&mut self, field: &Field, value: &str) {
+        match field.name() {
+            "message" => self.record_debug(field, &format_args!("{value}")),
+            _ => self.record_debug(field, &value),
+        }
+    }
+}
+
+/// Writes lines of JSON with escapes for what a terminal would obey.
+struct HarmlessJson<W>(W);
+
+impl<'writer, W: MakeWriter<'writer>> MakeWriter<'writer> for HarmlessJson<W> {
+    type Writer = HarmlessJson<W::Writer>;
+
+    fn make_writer(&'writer self) -> Self::Writer {
+        HarmlessJson(self.0.make_writer())
+    }
+
+    fn make_writer_for(&'writer self, meta: &tracing::Metadata<'_>) -> Self::Writer {
+        HarmlessJson(self.0.make_writer_for(meta))
+    }
+}
+
+impl<W: Write> Write for HarmlessJson<W> {
+    /// A line comes whole, so no character comes in two parts.
+    fn write(&mut self, line: &[u8]) -> io::Result<usize> {
+        self.0.write_all(printable::json(&String::from_utf8_lossy(line)).as_bytes())?;
+        Ok(line.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.0.flush()
     }
 }
 
@@ -350,6 +431,33 @@ mod tests {
         let line: serde_json::Value = serde_json::from_str(&text).expect("JSON");
         assert_eq!((&line["level"], &line["target"]), (&"WARN".into(), &"intake".into()));
         assert_eq!((&line["message"], &line["port"]), (&"listening".into(), &6745.into()));
+    }
+
+    const HOSTILE: &str = "a\n2026-11-22T18:00:00.123Z  INFO intake: forged\u{1b}[8m\u{9b}\u{202e}\u{2028}\u{7f}";
+
+    #[test]
+    fn a_hostile_text_stays_in_its_line() {
+        for color in [false, true] {
+            let text = console(&LogSettings { color, ..settings() }, || {
+                tracing::warn!(target: INTAKE, reason = HOSTILE, shown = %HOSTILE, debugged = ?HOSTILE, "{HOSTILE}");
+                tracing::warn!(target: INTAKE, HOSTILE);
+            });
+            assert_eq!(text.lines().count(), 2, "{text}");
+            let plain = ["\u{1b}[3m", "\u{1b}[2m", "\u{1b}[33m", "\u{1b}[0m"]
+                .iter()
+                .fold(text.replace('\n', ""), |text, ours| text.replace(ours, ""));
+            assert!(!plain.contains(printable::is_hazardous), "{plain:?}");
+            assert!(plain.contains("a\\n2026") && plain.contains("shown=a\\n2026"), "{plain}");
+        }
+    }
+
+    #[test]
+    fn a_hostile_text_keeps_its_value_in_json() {
+        let settings = LogSettings { format: Format::Json, ..settings() };
+        let text = console(&settings, || tracing::warn!(target: INTAKE, reason = HOSTILE, "{HOSTILE}"));
+        assert!(!text.trim_end().contains(printable::is_hazardous), "{text:?}");
+        let line: serde_json::Value = serde_json::from_str(&text).expect("JSON");
+        assert_eq!((&line["message"], &line["reason"]), (&HOSTILE.into(), &HOSTILE.into()));
     }
 
     #[test]

@@ -10,6 +10,7 @@ mod support;
 mod browsing;
 mod formats;
 mod health;
+mod hostile;
 mod purging;
 mod reading;
 mod replaying;

@@ -15,6 +15,7 @@ pub mod ledger;
 pub mod not_run;
 pub mod prism;
 pub mod process;
+pub mod pty;
 pub mod sdk;
 pub mod sink;
 pub mod tools;

@@ -4,7 +4,9 @@ use std::time::Duration;
 
 use super::Report;
 use crate::cli::groups::groups_text;
-use crate::cli::render::{Mark, Renderer, columns, count, short_duration, size, wrapped};
+use crate::cli::render::{Mark, Renderer, count, short_duration, size, wrapped};
+use crate::cli::terminal::{Shown, Stream};
+use crate::printable::{self, name};
 
 /// A section returns its lines, or none when there is nothing to say.
 type Section = fn(&Report) -> Vec<Line>;
@@ -55,28 +57,39 @@ impl Line {
 }
 
 /// Returns the sections as text.
-pub(super) fn sections(renderer: &Renderer, report: &Report) -> String {
-    let columns = columns(std::io::stdout());
-    let mut text = String::new();
-    for Line { name, text: said, painted } in SECTIONS.iter().flat_map(|section| section(report)) {
-        let mut said = wrapped(&said, columns.saturating_sub(INDENT));
-        if let Some((mark, word)) = painted {
-            let is_word = |at: &usize| !said[..*at].ends_with(|c: char| c.is_alphanumeric() || "/.-".contains(c));
-            if let Some(at) = said.match_indices(word).map(|(at, _)| at).find(is_word) {
-                said.replace_range(at..at + word.len(), &renderer.painted(mark, word));
+pub(super) fn sections(renderer: &Renderer, report: &Report) -> Shown {
+    let columns = Stream::Out.columns();
+    let mut shown = Shown::default();
+    for Line { name, text, painted } in SECTIONS.iter().flat_map(|section| section(report)) {
+        let said = wrapped(&printable::line(&text), columns.saturating_sub(INDENT));
+        let said = said.replace('\n', &format!("\n{:INDENT$}", ""));
+        let is_word = |at: &usize| !said[..*at].ends_with(|c: char| c.is_alphanumeric() || "/.-".contains(c));
+        let painted = painted.and_then(|(mark, word)| {
+            let at = said.match_indices(word).map(|(at, _)| at).find(is_word)?;
+            Some((mark, at, at + word.len()))
+        });
+        shown.add_text(&format!("{name:<12} "));
+        match painted {
+            Some((mark, from, to)) => {
+                shown.add_lines(&said[..from]);
+                renderer.add_painted(&mut shown, mark, &said[from..to]);
+                shown.add_lines(&said[to..]);
             }
+            None => shown.add_lines(&said),
         }
-        text.push_str(&format!("{name:<12} {}\n", said.replace('\n', &format!("\n{:INDENT$}", ""))));
+        shown.end_line();
     }
-    text
+    shown
 }
 
 /// Returns the table of what is stored, with an empty line before it; nothing when nothing is.
-pub(super) fn stored(renderer: &Renderer, report: &Report) -> String {
-    match report.backlog.as_ref().filter(|backlog| !backlog.groups.is_empty()) {
-        Some(backlog) => format!("\n{}", groups_text(renderer, &backlog.groups)),
-        None => String::new(),
+pub(super) fn stored(renderer: &Renderer, report: &Report) -> Shown {
+    let mut shown = Shown::default();
+    if let Some(backlog) = report.backlog.as_ref().filter(|backlog| !backlog.groups.is_empty()) {
+        shown.end_line();
+        shown.add(&groups_text(renderer, &backlog.groups));
     }
+    shown
 }
 
 fn server(report: &Report) -> Vec<Line> {
@@ -261,7 +274,7 @@ fn time_to_go(report: &Report) -> Vec<Line> {
 fn held(report: &Report) -> Vec<Line> {
     let lines = report.held.iter().map(|held| {
         let until = if held.is_over { "tried again now".to_owned() } else { format!("until {}", held.until) };
-        line("held", format!("workspace {} {until}: {}", held.workspace, held.reason))
+        line("held", format!("workspace {} {until}: {}", name(&held.workspace), held.reason))
     });
     let hint = "`opik-offline replay --rekey` gives these messages the configured key, after a preview";
     let is_refused = report.held.iter().any(|held| held.is_key_refused);
@@ -312,7 +325,7 @@ fn stranded(report: &Report) -> Vec<Line> {
         let messages = count(stranded.messages, "message");
         let of = match report.stranded.iter().flatten().count() {
             1 => String::new(),
-            _ => format!(" of workspace {}", stranded.workspace),
+            _ => format!(" of workspace {}", name(&stranded.workspace)),
         };
         let what = format!("{messages}{of} {verb} for a create that is {}", stranded.status);
         let status = stranded.status;

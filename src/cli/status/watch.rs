@@ -4,10 +4,11 @@
 //! leaves a terminal that works, and the last frame to look at. A frame is never higher than the terminal, and the terminal
 //! is told not to break its lines, so that going up as many lines as were written leads to where it began.
 
-use std::io::{self, Write};
+use std::io;
 
 use super::{Report, screen};
-use crate::cli::render::{Format, Renderer, Terminal, terminal};
+use crate::cli::render::{Format, Renderer};
+use crate::cli::terminal::{FrameBegin, Shown, Stream, Terminal, terminal};
 use crate::telemetry::history::Sample;
 
 /// Columns of a sparkline at most.
@@ -40,7 +41,7 @@ impl Watching {
     pub(super) fn show(&mut self, renderer: &Renderer, report: &Report) -> io::Result<()> {
         let is_first = std::mem::replace(&mut self.is_first, false);
         if renderer.format() != Format::Table {
-            return renderer.result(report, |_, _| String::new());
+            return renderer.result(report, |_, _| Shown::default());
         }
         if self.readings.len() == READINGS_MAX {
             self.readings.remove(0);
@@ -49,45 +50,36 @@ impl Watching {
         let history = if report.history.len() > 1 { &report.history } else { &self.readings };
         let terminal = terminal();
         let columns = terminal.map_or(80, |terminal| terminal.columns);
-        let text = format!(
-            "{}{}\n{}{}",
-            screen::sections(renderer, report),
-            // Elsewhere it is the error that the command ends with.
-            report.store.reason.as_ref().map_or(String::new(), |reason| format!("\n{reason}\n")),
-            sparklines(history, columns, self.is_unicode),
-            screen::stored(renderer, report)
-        );
+        let mut shown = screen::sections(renderer, report);
+        // Elsewhere it is the error that the command ends with.
+        if let Some(reason) = &report.store.reason {
+            shown.end_line();
+            shown.add_line(reason);
+        }
+        shown.end_line();
+        shown.add_lines(&sparklines(history, columns, self.is_unicode));
+        shown.add(&screen::stored(renderer, report));
         let frame = match terminal {
             // A block each time: it is read by a program, or later.
-            None => format!("{}{text}", if is_first { "" } else { "\n" }),
+            None if is_first => shown,
+            None => {
+                let mut apart = Shown::default();
+                apart.end_line();
+                apart.add(&shown);
+                apart
+            }
             Some(terminal) => {
-                let lines = fitting(&text, terminal.rows);
-                let begin = match self.before.replace((lines.len(), terminal)) {
-                    Some((height, same)) if same == terminal => format!("\x1b[{height}A\r"),
+                let (shown, height) = shown.fitting(terminal.rows);
+                shown.as_frame(match self.before.replace((height, terminal)) {
+                    Some((height, same)) if same == terminal => FrameBegin::Above(height),
                     // The terminal has put its lines elsewhere: begin anew.
-                    Some(_) => "\x1b[2J\x1b[H".to_owned(),
-                    None => String::new(),
-                };
-                // Emptied before it is written: after a full line the cursor still stands on its last character.
-                let drawn: String = lines.iter().map(|line| format!("\x1b[2K{line}\n")).collect();
-                format!("\x1b[?7l{begin}{drawn}\x1b[J\x1b[?7h")
+                    Some(_) => FrameBegin::Cleared,
+                    None => FrameBegin::Here,
+                })
             }
         };
-        let mut stdout = io::stdout().lock();
-        stdout.write_all(frame.as_bytes())?;
-        stdout.flush()
+        Stream::Out.show(&frame)
     }
-}
-
-/// Returns the lines that fit above the cursor's.
-fn fitting(text: &str, rows: usize) -> Vec<String> {
-    let room = rows.saturating_sub(1).max(2);
-    let count = text.lines().count();
-    if count <= room {
-        return text.lines().map(str::to_owned).collect();
-    }
-    let shown = text.lines().take(room - 1).map(str::to_owned);
-    shown.chain([format!("({} more lines)", count - room + 1)]).collect()
 }
 
 /// Returns what waited, came and went, a line each.
@@ -161,10 +153,10 @@ mod tests {
 
     #[test]
     fn a_frame_is_never_higher_than_the_terminal() {
-        let text = "a\nb\nc\nd\n";
-        assert_eq!(fitting(text, 5), ["a", "b", "c", "d"]);
-        assert_eq!(fitting(text, 4), ["a", "b", "(2 more lines)"]);
-        assert_eq!(fitting(text, 1).len(), 2);
+        let shown = Shown::lines("a\nb\nc\nd\n");
+        assert_eq!(shown.fitting(5), (shown.clone(), 4));
+        assert_eq!(shown.fitting(4), (Shown::lines("a\nb\n(2 more lines)\n"), 3));
+        assert_eq!(shown.fitting(1).1, 2);
     }
 
     #[test]

@@ -19,6 +19,7 @@ use super::plot::Plot;
 use crate::delivery::eta::{State, in_words};
 use crate::intake::forward::ClientAnswer;
 use crate::intake::status::{LaneStatus, LiveWrites, ReplayStatus, Status};
+use crate::printable;
 use crate::telemetry::history::{COARSE_INTERVAL, FINE_INTERVAL, FINE_MAX};
 
 const STYLE: &str = include_str!("page.css");
@@ -490,10 +491,11 @@ fn facts(status: &Status) -> String {
     html
 }
 
-/// Returns a text with what means something in HTML written so that it does not.
+/// Returns a text with what means something in HTML, or turns the text around it, written so that it does not.
 pub(super) fn escaped(text: &str) -> Cow<'_, str> {
+    let text = printable::line(text);
     if !text.contains(['&', '<', '>', '"', '\'']) {
-        return Cow::Borrowed(text);
+        return text;
     }
     let mut safe = String::with_capacity(text.len() + 16);
     for c in text.chars() {

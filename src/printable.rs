@@ -1,0 +1,302 @@
+//! Text from elsewhere, made harmless for a terminal, a log line and a page.
+//!
+//! Names of projects, workspaces and files, answers of servers and what other processes wrote may hold anything: escape
+//! sequences that set a title or hide text, controls that turn the reading direction, line breaks that forge a line,
+//! invisible characters that make two names look alike, marks piled up over other lines. All of these are written as the
+//! escapes that programmers know (`\u{202e}`, `\n`), so that a reader sees what is there.
+//!
+//! [`line`] is for everything that stands in a line, [`lines`] for a text of several, [`json`] for documents that
+//! programs read: they keep their true values, because JSON has escapes of its own. What comes out passes unchanged when
+//! it is given in again. Widths are those of a terminal's cells ([`cells`]).
+
+use std::borrow::Cow;
+use std::fmt::Write;
+
+use unicode_width::{UnicodeWidthChar, UnicodeWidthStr};
+
+/// Marks above and below one letter that are shown; no script in use needs more.
+const MARKS_MAX: usize = 6;
+/// What carries a mark that has no letter before it.
+const CARRIER: char = '◌';
+/// Stands for marks that are left out, and for the middle of a long name.
+const ELLIPSIS: char = '…';
+
+/// Returns whether a character controls the device or the text around it, or can't be seen.
+///
+/// Spaces of any width are visible as such. U+FE00 to U+FE0F only choose between two looks of the character before them.
+pub fn is_hazardous(c: char) -> bool {
+    c.is_control()
+        || matches!(c,
+            // Hyphens and joiners that can't be seen.
+            '\u{ad}' | '\u{34f}' | '\u{180b}'..='\u{180f}' | '\u{200b}'..='\u{200d}' | '\u{2060}'..='\u{2064}' | '\u{feff}'
+            // Directions: marks, embeddings, overrides and isolates, and the shapes that Unicode deprecates.
+            | '\u{61c}' | '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{206f}'
+            // Lines and paragraphs.
+            | '\u{2028}' | '\u{2029}'
+            // Letters that are drawn as nothing.
+            | '\u{115f}' | '\u{1160}' | '\u{17b4}' | '\u{17b5}' | '\u{3164}' | '\u{ffa0}'
+            // Annotations, and controls of shorthand and of music.
+            | '\u{fff0}'..='\u{fffb}' | '\u{1bca0}'..='\u{1bca3}' | '\u{1d173}'..='\u{1d17a}'
+            // Tags and variation selectors, which can carry a whole hidden text.
+            | '\u{e0000}'..='\u{e0fff}'
+            | '\u{fdd0}'..='\u{fdef}')
+        || u32::from(c) & 0xfffe == 0xfffe
+}
+
+fn is_mark(c: char) -> bool {
+    c.width() == Some(0) && !is_jamo(c)
+}
+
+/// Vowels and finals of Hangul are letters, though they take no cell of their own.
+fn is_jamo(c: char) -> bool {
+    matches!(c, '\u{1160}'..='\u{11ff}' | '\u{d7b0}'..='\u{d7ff}')
+}
+
+/// Returns a text as a part of one line.
+pub fn line(text: &str) -> Cow<'_, str> {
+    escaped(text, |_| false)
+}
+
+/// Returns a text of several lines.
+pub fn lines(text: &str) -> Cow<'_, str> {
+    escaped(text, |c| c == '\n')
+}
+
+fn escaped(text: &str, stays: fn(char) -> bool) -> Cow<'_, str> {
+    if text.bytes().all(|byte| (b' '..=b'~').contains(&byte) || byte.is_ascii() && stays(char::from(byte))) {
+        return Cow::Borrowed(text);
+    }
+    let mut safe = String::with_capacity(text.len() + 16);
+    // Marks since the last character that can carry them; `None` where nothing does.
+    let mut marks = None;
+    for c in text.chars() {
+        if stays(c) {
+            safe.push(c);
+            marks = None;
+        } else if is_hazardous(c) {
+            match c {
+                '\n' => safe.push_str("\\n"),
+                '\r' => safe.push_str("\\r"),
+                '\t' => safe.push_str("\\t"),
+                c => {
+                    // Writing to a String can't fail.
+                    let _ = write!(safe, "\\u{{{:x}}}", u32::from(c));
+                }
+            }
+            marks = Some(0);
+        } else if is_mark(c) {
+            let count = marks.unwrap_or_else(|| {
+                safe.push(CARRIER);
+                0
+            });
+            match count {
+                0..MARKS_MAX => safe.push(c),
+                MARKS_MAX => safe.push(ELLIPSIS),
+                _ => {}
+            }
+            marks = Some(count + 1);
+        } else {
+            safe.push(c);
+            marks = Some(0);
+        }
+    }
+    Cow::Owned(safe)
+}
+
+/// Returns a JSON document, or a piece of one, that means the same and that a terminal shows as it is.
+///
+/// What is hazardous there can only be inside of a string, where every character may be written as an escape.
+pub fn json(document: &str) -> Cow<'_, str> {
+    if document.bytes().all(|byte| (b' '..=b'~').contains(&byte) || byte == b'\n') {
+        return Cow::Borrowed(document);
+    }
+    let mut safe = String::with_capacity(document.len() + 16);
+    for (c, is_safe) in judged(document) {
+        if is_safe || c == '\n' {
+            safe.push(c);
+            continue;
+        }
+        for unit in c.encode_utf16(&mut [0; 2]) {
+            let _ = write!(safe, "\\u{unit:04x}");
+        }
+    }
+    Cow::Owned(safe)
+}
+
+/// Returns each character, and whether a document can show it as it is: no hazard, and not a mark on too many others.
+pub fn judged(text: &str) -> impl Iterator<Item = (char, bool)> {
+    let mut marks = 0;
+    text.chars().map(move |c| {
+        marks = if is_mark(c) { marks + 1 } else { 0 };
+        (c, !is_hazardous(c) && marks <= MARKS_MAX)
+    })
+}
+
+/// Returns the cells of a terminal that a line takes.
+pub fn cells(line: &str) -> usize {
+    if line.is_ascii() { line.len() } else { line.width() }
+}
+
+/// Returns a line that takes this many cells at most: of a longer one, its beginning and its end.
+pub fn elided(line: &str, cells_max: usize) -> Cow<'_, str> {
+    if cells(line) <= cells_max {
+        return Cow::Borrowed(line);
+    }
+    let end = cells_max.saturating_sub(1) / 2;
+    let begin = cells_max.saturating_sub(1) - end;
+    let mut short = beginning(line, begin).to_owned();
+    short.push(ELLIPSIS);
+    short.push_str(ending(line, end));
+    Cow::Owned(short)
+}
+
+/// Cells of a name in a sentence; a table and the view of one message show longer ones.
+const NAME_MAX: usize = 120;
+
+/// Returns a name as a part of a sentence: harmless, and not so long that the sentence is lost in it.
+pub fn name(text: &str) -> String {
+    elided(&line(text), NAME_MAX).into_owned()
+}
+
+/// Returns a line with spaces behind it, so that it takes this many cells at least.
+pub fn padded(line: &str, cells_min: usize) -> String {
+    let spaces = cells_min.saturating_sub(cells(line));
+    format!("{line}{:spaces$}", "")
+}
+
+/// Returns the beginning of a line in this many cells at most, with a mark where something is left out.
+pub fn cut(line: &str, cells_max: usize) -> Cow<'_, str> {
+    if cells(line) <= cells_max {
+        return Cow::Borrowed(line);
+    }
+    match cells_max {
+        0 => Cow::Borrowed(""),
+        _ => Cow::Owned(beginning(line, cells_max - 1).to_owned() + "…"),
+    }
+}
+
+/// Returns the cells that a character may take in addition to those before it.
+fn cells_of(c: char) -> usize {
+    // The look of a picture may be wider than the character that it changes.
+    if c == '\u{fe0f}' { 1 } else { c.width().unwrap_or(0) }
+}
+
+/// Returns as much of the beginning as fits into these cells; a letter keeps its marks.
+fn beginning(line: &str, cells_max: usize) -> &str {
+    let mut taken = 0;
+    for (at, c) in line.char_indices() {
+        taken += cells_of(c);
+        if taken > cells_max {
+            return &line[..at];
+        }
+    }
+    line
+}
+
+/// Returns as much of the end as fits into these cells; it does not begin with a mark.
+fn ending(line: &str, cells_max: usize) -> &str {
+    let mut taken = 0;
+    let mut from = line.len();
+    for (at, c) in line.char_indices().rev() {
+        taken += cells_of(c);
+        if taken > cells_max {
+            break;
+        }
+        if !is_mark(c) {
+            from = at;
+        }
+    }
+    &line[from..]
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn hazards_become_escapes_and_letters_stay() {
+        for (text, expected) in [
+            ("plain-name_1 (ä) ", "plain-name_1 (ä) "),
+            ("日本語 한국어 עברית العربية ไทย हिन्दी", "日本語 한국어 עברית العربية ไทย हिन्दी"),
+            ("🚀❤️🇩🇪👍🏽", "🚀❤️🇩🇪👍🏽"),
+            ("e\u{301}", "e\u{301}"),
+            ("\u{1b}]0;title\u{7}", "\\u{1b}]0;title\\u{7}"),
+            ("\u{1b}]8;;http://x\u{1b}\\y", "\\u{1b}]8;;http://x\\u{1b}\\y"),
+            ("\u{9b}8m\u{85}\u{7f}\0", "\\u{9b}8m\\u{85}\\u{7f}\\u{0}"),
+            ("a\nb\r\tc", "a\\nb\\r\\tc"),
+            ("\u{202e}\u{2066}\u{200f}\u{61c}", "\\u{202e}\\u{2066}\\u{200f}\\u{61c}"),
+            ("ad\u{200b}min\u{feff}\u{ad}", "ad\\u{200b}min\\u{feff}\\u{ad}"),
+            ("\u{2028}\u{2029}", "\\u{2028}\\u{2029}"),
+            ("\u{e0041}\u{e0100}\u{fffe}\u{10ffff}\u{fdd0}", "\\u{e0041}\\u{e0100}\\u{fffe}\\u{10ffff}\\u{fdd0}"),
+            ("\u{301}x", "◌\u{301}x"),
+            ("\u{3164}", "\\u{3164}"),
+        ] {
+            assert_eq!(line(text), expected);
+        }
+        let flood = format!("z{}y", "\u{301}".repeat(1000));
+        assert_eq!(line(&flood), format!("z{}…y", "\u{301}".repeat(MARKS_MAX)));
+        assert_eq!(lines("a\n\tb\r\n\u{1b}"), "a\n\\tb\\r\n\\u{1b}");
+        assert_eq!(lines("a\n\u{301}"), "a\n◌\u{301}", "a mark does not reach into the line above");
+    }
+
+    #[test]
+    fn a_document_keeps_its_meaning() {
+        let value = serde_json::json!({ "\u{9b}k": "\u{202e}\u{e0041}\u{7f}\u{1b}\n\u{10ffff}ä" });
+        for text in [value.to_string(), serde_json::to_string_pretty(&value).expect("JSON")] {
+            let safe = json(&text);
+            assert!(!safe.contains(|c| is_hazardous(c) && c != '\n'), "{safe}");
+            assert_eq!(serde_json::from_str::<serde_json::Value>(&safe).expect("JSON"), value);
+        }
+        let flood = serde_json::Value::from(format!("z{}", "\u{301}".repeat(1000))).to_string();
+        assert!(!json(&flood).contains(&"\u{301}".repeat(MARKS_MAX + 1)));
+        assert_eq!(serde_json::from_str::<serde_json::Value>(&json(&flood)).expect("JSON").to_string(), flood);
+        assert_eq!(json(r#""\ud83d \\u""#), r#""\ud83d \\u""#, "escapes are left alone");
+    }
+
+    #[test]
+    fn widths_are_those_of_the_cells() {
+        assert_eq!([cells("abc"), cells("日本"), cells("e\u{301}"), cells("🚀")], [3, 4, 1, 2]);
+        assert_eq!(elided("short", 5), "short");
+        assert_eq!(elided("a-long-name", 7), "a-l…ame");
+        assert_eq!(elided("日本語のプロジェクト", 8), "日本…ト", "half a character does not fit");
+        assert_eq!(elided("e\u{301}e\u{301}e\u{301}e\u{301}", 3), "e\u{301}…e\u{301}");
+        assert_eq!([padded("日本", 5), padded("日本", 3)], ["日本 ", "日本"]);
+        assert_eq!(cut("twelve chars", 12), "twelve chars");
+        assert_eq!(cut("twelve chars", 8), "twelve …");
+        assert_eq!(cut("日本語", 4), "日…");
+        assert_eq!(cut("日本語", 0), "");
+    }
+
+    proptest! {
+        #[test]
+        fn nothing_hazardous_passes(text in any::<String>(), marks in "[\u{300}-\u{36f}\u{202a}-\u{202e}a\n\u{1b}\u{9b}]{0,80}") {
+            for text in [text.clone(), marks.clone(), marks + &text] {
+                let one = line(&text).into_owned();
+                prop_assert!(!one.contains(is_hazardous), "{:?}", one);
+                prop_assert_eq!(line(&one), one.as_str(), "what is harmless stays as it is");
+                let many = lines(&text).into_owned();
+                prop_assert!(!many.contains(|c| is_hazardous(c) && c != '\n'), "{:?}", many);
+                prop_assert_eq!(lines(&many), many.as_str());
+            }
+        }
+
+        #[test]
+        fn a_short_name_fits_and_a_harmless_one_is_harmless_still(text in any::<String>(), cells_max in 0_usize..40) {
+            let name = line(&text).into_owned();
+            // A pair of characters that a terminal joins may take less than the two of them, never more.
+            prop_assert!(cells(&elided(&name, cells_max.max(1))) <= cells_max.max(1));
+            prop_assert!(cells(&cut(&name, cells_max)) <= cells_max);
+            prop_assert!(!elided(&name, cells_max).contains(is_hazardous));
+        }
+
+        #[test]
+        fn every_document_keeps_its_meaning(text in any::<String>()) {
+            let written = serde_json::to_string(&text).expect("a text is JSON");
+            let safe = json(&written);
+            prop_assert!(!safe.contains(is_hazardous));
+            prop_assert_eq!(serde_json::from_str::<String>(&safe).expect("JSON"), text);
+        }
+    }
+}
