@@ -182,6 +182,18 @@ mod tests {
     }
 
     #[test]
+    fn the_layout_measures_cells_as_we_do() {
+        for name in ["日本語", "e\u{301}te\u{301}", "❤\u{fe0f}", "👍🏽", "각", "ｱｲｳ", "עברית", "กำ", "…"]
+        {
+            for columns in [Some(80), Some(12), None] {
+                let table = shown(&["…name", ">id"], &[&[name, "7"], &["plain", "10"]], columns);
+                let widths: Vec<usize> = table.lines().map(cells).collect();
+                assert!(widths.iter().all(|width| *width == widths[0]), "{name} {columns:?}: {widths:?}\n{table}");
+            }
+        }
+    }
+
+    #[test]
     fn the_longest_name_gives_way_first_and_a_pipe_gets_all() {
         let long = "project-".repeat(30);
         let rows: &[&[&str]] = &[&["7", "team", &long, "9 B", "400 a long answer of a server that says much"]];
