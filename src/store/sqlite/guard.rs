@@ -14,19 +14,27 @@ use super::proof::Watch;
 use super::schema;
 use crate::store::StoreError;
 
+/// The version of what stands in the place of a file that was closed. No file of ours has it.
+const CLOSED: i64 = -1_000_000_000;
+
 /// Closes the file of a connection that others may still hold, for good: as long as it is open nobody can prove it. What
 /// is tried with the connection afterwards fails.
 pub(super) fn close(connection: &mut Connection, watch: &Watch) {
     watch.before_close(connection);
-    match Connection::open_in_memory() {
+    let nothing = || -> rusqlite::Result<Connection> {
+        let nothing = Connection::open_in_memory()?;
+        nothing.pragma_update(None, "user_version", CLOSED)?;
+        Ok(nothing)
+    };
+    match nothing() {
         Ok(nothing) => drop(std::mem::replace(connection, nothing)),
         Err(error) => warn!(target: "db_manager", "the message store stays open, and can't be proven: {error}"),
     }
 }
 
-/// Says whether the connection's file was closed: there is none behind it.
+/// Says whether the connection's file was closed.
 pub(super) fn is_closed(connection: &Connection) -> bool {
-    connection.path().is_none_or(str::is_empty)
+    schema::version_seen(connection).is_ok_and(|version| version == CLOSED)
 }
 
 /// Begins a write under the write lock. Its tables are those of this version, and the store is proven.
@@ -41,11 +49,12 @@ pub(super) fn begin<'c>(connection: &'c mut Connection, watch: &Watch) -> Result
 /// Fails when a newer version has brought the schema up to date since the file was opened. Asked in every transaction,
 /// so that nothing is done to tables that may mean something else by now.
 pub(super) fn refuse_newer(connection: &Connection, path: &Path) -> Result<(), Fault> {
-    if is_closed(connection) {
+    let version = schema::version_seen(connection)?;
+    if version == CLOSED {
         let reason = "it was closed, so that it can be proven".to_owned();
         return Err(StoreError::Unproven { path: path.to_owned(), reason }.into());
     }
-    Ok(open::refuse_newer(path, schema::version_seen(connection)?)?)
+    Ok(open::refuse_newer(path, version)?)
 }
 
 /// Looks something up in one statement, which is a snapshot without the cost of a transaction around it. Versions only

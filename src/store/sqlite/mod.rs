@@ -250,7 +250,7 @@ impl SqliteStore {
         let found_no_room = result.as_ref().is_err_and(|fault: &Fault| fault.no_room(&self.path).is_some());
         let result = result.map_err(|fault| fault.at(&self.path));
         // Also after a failure: what is kept for a full disk is needed then.
-        if self.watch.unproven().is_none() && !guard::is_closed(&connection) {
+        if self.watch.unproven().is_none() && !result.as_ref().is_err_and(StoreError::is_unproven) {
             self.ballast.tend(&connection, found_no_room);
         }
         result
