@@ -401,7 +401,8 @@ fn the_ledger_says_what_the_user_would_have_lost() {
 
     // What was answered with a success, and never reached the server.
     let score = json!({ "scores": [{ "id": scored, "name": "quality", "source": "sdk", "value": 0.5 }] });
-    let pretend = |request: &Request| ledger.accepted(&request.method, &request.path, &request.headers, &request.body, 204);
+    let pretend =
+        |request: &Request| ledger.accepted(&request.method, &request.path, &request.headers, &request.body, 204);
     pretend(&create(&lost));
     pretend(&Request::new("PATCH", &format!("/v1/private/traces/{changed}")).json(&json!({ "output": { "a": 1 } })));
     pretend(&Request::new("PUT", "/v1/private/traces/feedback-scores").json(&score));
@@ -429,7 +430,8 @@ fn the_ledger_sees_a_wrong_order_and_forgives_an_update_moved_behind_its_create(
     let (server, mut client) = server_and_client();
     let ledger = ClientLedger::new();
     let mut send = |request: &Request| assert!(client.expect(request).status < 300);
-    let accepted = |request: &Request| ledger.accepted(&request.method, &request.path, &request.headers, &request.body, 204);
+    let accepted =
+        |request: &Request| ledger.accepted(&request.method, &request.path, &request.headers, &request.body, 204);
     let create = |id: &str| Request::new("POST", "/v1/private/traces/batch").json(&traces(&[trace(id, "chat")]));
     let update = |id: &str, n: u32| {
         Request::new("PATCH", &format!("/v1/private/traces/{id}")).json(&json!({ "output": { "n": n } }))

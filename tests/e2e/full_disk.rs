@@ -196,11 +196,12 @@ enum Meanwhile {
     Replayed,
 }
 
-/// Whatever happens to the agent meanwhile.
+/// Whatever happens to the agent meanwhile: with `OPIK_OFFLINE_FULL_DISKS=all` on each file system, else all on one.
 pub fn assert_left_by_delivering(made: Made) {
-    for meanwhile in
-        [Meanwhile::Nothing, Meanwhile::Stopped, Meanwhile::Killed, Meanwhile::FilledWhileStopped, Meanwhile::Replayed]
-    {
+    use Meanwhile::{FilledWhileStopped, Killed, Nothing, Replayed, Stopped};
+    let all = [Nothing, FilledWhileStopped, Stopped, Killed, Replayed];
+    let is_small = std::env::var_os("OPIK_OFFLINE_FULL_DISKS").is_none() && !format!("{made:?}").contains("ext4");
+    for &meanwhile in if is_small { &all[..2] } else { &all[..] } {
         let home = Home::new();
         let small = match Small::mount(&home, made) {
             Ok(small) => small,

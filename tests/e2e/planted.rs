@@ -15,6 +15,7 @@ use serde_json::{Value, json};
 use crate::support::agent::{Agent, Home};
 use crate::support::fake_opik::FakeOpik;
 use crate::support::fake_opik::check::Kind;
+use crate::support::not_run::not_run;
 use crate::support::process::{Output, run};
 use crate::support::{PATIENCE, uuid7, wait_until};
 
@@ -39,7 +40,7 @@ fn machine_of_several(test: &str) -> Option<Machine> {
     } else {
         "only root can".to_owned()
     };
-    eprintln!("not run: {test}: it can't act as a second user: {why}");
+    not_run(&format!("{test}: it can't act as a second user: {why}"));
     None
 }
 
@@ -480,7 +481,7 @@ fn a_schema_that_computes_is_refused_at_once() {
         match Connection::open(&path).and_then(|connection| connection.execute_batch(&sql)) {
             Ok(()) => {}
             Err(error) if error.to_string().contains("no such module") => {
-                eprintln!("not run: {what}: {error}");
+                not_run(&format!("{what}: {error}"));
                 continue;
             }
             Err(error) => panic!("{what}: {error}"),

@@ -11,6 +11,7 @@ use crate::support::agent::{Agent, Home};
 use crate::support::fake_opik::FakeOpik;
 use crate::support::http::{Client, Request};
 use crate::support::ledger::ClientLedger;
+use crate::support::not_run::not_run;
 use crate::support::{PATIENCE, noise, uuid7, wait_until};
 use crate::writes::{Told, create, trace, update};
 
@@ -43,7 +44,7 @@ impl Trial {
         let home = Home::new();
         let small = match Small::mount(&home, self.made) {
             Ok(small) => small,
-            Err(reason) => return eprintln!("not run: {reason}"),
+            Err(reason) => return not_run(&reason),
         };
         let server = FakeOpik::new_stopped();
         let mut agent = Agent::builder(&server.url()).impatient().within(&small.enter()).home(home).start();
@@ -378,7 +379,7 @@ fn an_old_or_damaged_store_on_a_full_disk_is_kept_named_and_opened_once_there_is
         let home = Home::new();
         let small = match Small::mount(&home, made) {
             Ok(small) => small,
-            Err(reason) => return eprintln!("not run: {reason}"),
+            Err(reason) => return not_run(&reason),
         };
         let server = FakeOpik::new_stopped();
         let mut agent = Agent::builder(&server.url()).impatient().within(&small.enter()).home(home).start();

@@ -11,6 +11,7 @@ use crate::support::agent::{Agent, Home};
 use crate::support::fake_opik::FakeOpik;
 use crate::support::fake_opik::check::Kind;
 use crate::support::http::{Client, Request};
+use crate::support::not_run::not_run;
 use crate::support::process::{Output, run};
 use crate::support::{PATIENCE, noise, uuid7, wait_until};
 use crate::writes::{assert_error, create, trace};
@@ -249,8 +250,7 @@ exec "$@""#,
     };
     let probe = home.command("unshare").args(["--map-root-user", "--net", "true"]).output();
     if !probe.is_ok_and(|output| output.status.success()) {
-        eprintln!("not run: this system allows no network namespace (unshare --map-root-user --net)");
-        return;
+        return not_run("this system allows no network namespace (unshare --map-root-user --net)");
     }
     let output = run(&mut wrapped(&["--insecure-listen"]));
     let expected = "10.42.0.17:6745 200 200 200\nopik-offline:6745 200 200 200\n\

@@ -1,5 +1,6 @@
 //! Orphaned files of the SDK: whose they are.
 
+use crate::not_run::not_run;
 use std::fs;
 use std::os::unix::fs::chown;
 use std::path::PathBuf;
@@ -9,7 +10,7 @@ use opik_offline::store::orphan::{SDK_STORE_NAME, find};
 #[test]
 fn what_another_user_left_is_no_orphan_of_this_one() {
     if !rustix::process::geteuid().is_root() {
-        return eprintln!("not run: what_another_user_left_is_no_orphan_of_this_one: only root can give files away");
+        return not_run("only root can give files away");
     }
     const OTHER: u32 = 61_002;
     let temp = tempfile::tempdir().expect("a folder");
