@@ -73,7 +73,7 @@ impl Request {
         let is_file = self.method == "PUT" && self.path.contains("/attachment/upload");
         let is_typed =
             client.headers.iter().chain(&self.headers).any(|(name, _)| name.eq_ignore_ascii_case("Content-Type"));
-        if !self.body.is_empty() && !(is_typed || is_file || self.is_untyped) {
+        if !(self.body.is_empty() || is_typed || is_file || self.is_untyped) {
             head += "Content-Type: application/json\r\n";
         }
         if self.chunk_bytes.is_some() {

@@ -141,10 +141,6 @@ pub(super) fn open_recovered(
 ) -> Result<Opened, StoreError> {
     let _one_at_a_time = OPENING.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
     vet(path, OpenMode::CreateIfMissing)?;
-    // A newer version may have changed tables under us: what fails then is the reader, and not the file.
-    if let Some(found) = upgrade::version_of(path) {
-        refuse_newer(path, found)?;
-    }
     recovery::recover(path, Some(failed), reason, keys)?;
     proven_by_recovery(path)?;
     open_sound(path, OpenMode::CreateIfMissing, size_max, keys)

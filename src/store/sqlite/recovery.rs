@@ -65,7 +65,7 @@ use super::open::{FileId, immutable_uri};
 use super::register::{Names, add_touches, move_early_updates, position};
 use super::seal::{Destination, KeptBody, KeyRing, Lookup, Place, SEALED, Sealer, State};
 use super::summary::{Changes, Group, Size};
-use super::{BUSY_TIMEOUT, attachments, ballast, queries, rows, schema};
+use super::{BUSY_TIMEOUT, attachments, ballast, open, queries, rows, schema, upgrade};
 use crate::message::{Credential, Effect, Encoding, HeaderSet, Lane, MessageStatus, MessageType, Server, Touch};
 use crate::store::attachment::PIECE_BYTES;
 use crate::store::{LastAnswer, RecoveryRecord, StoreError, now_ms};
@@ -190,6 +190,13 @@ pub(super) fn recover(
     }
     if failed.is_some() && FileId::at(path) != failed {
         return Ok(());
+    }
+    // A newer version may have changed tables under us: what fails then is the reader, and not the file. Asked while nobody
+    // else may open it: a version that can't be seen because the file is in use is no damage.
+    match failed.map(|_| upgrade::version_of(path).map_err(Fault::from)) {
+        Some(Ok(found)) => open::refuse_newer(path, found)?,
+        Some(Err(fault)) if fault.is_busy() => return Err(fault.at(path)),
+        Some(Err(_)) | None => {}
     }
     error!(
         target: "db_manager",

@@ -92,8 +92,8 @@ fn users(path: &Path) -> rusqlite::Result<(i64, Vec<u32>)> {
 }
 
 /// Returns the schema version of a file that failed while it was open, if it can be read.
-pub(super) fn version_of(path: &Path) -> Option<i64> {
-    schema::version(&connect_to_look(path).ok()?).ok()
+pub(super) fn version_of(path: &Path) -> rusqlite::Result<i64> {
+    schema::version(&connect_to_look(path)?)
 }
 
 fn is_running(pid: u32) -> bool {
