@@ -5,7 +5,7 @@
 //! invisible characters that make two names look alike, marks piled up over other lines. All of these are written as the
 //! escapes that programmers know (`\u{202e}`, `\n`), so that a reader sees what is there.
 //!
-//! [`line`] is for everything that stands in a line, [`lines`] for a text of several, [`json`] for documents that
+//! [`line()`] is for everything that stands in a line, [`lines`] for a text of several, [`json`] for documents that
 //! programs read: they keep their true values, because JSON has escapes of its own. What comes out passes unchanged when
 //! it is given in again. Widths are those of a terminal's cells ([`cells`]).
 

@@ -70,6 +70,7 @@ pub struct AgentArgs {
     /// By default the agent answers to addresses and names of its own only, and takes no requests of web pages that it
     /// does not serve. Entries are separated by commas: agent.example.org, *.example.org, localhost:5173, or
     /// https://opik.example.org for a page alone.
+    #[allow(rustdoc::bare_urls, reason = "a terminal shows it as it is")]
     #[arg(long, value_name = "HOSTS", hide_short_help = true)]
     allowed_hosts: Option<OsString>,
 

@@ -1,7 +1,7 @@
 //! The only place that writes to stdout and stderr, and what may be written there.
 //!
 //! People get [`Shown`]: it is made of texts that [`printable`] has made harmless, line by line, and of the few sequences
-//! that a terminal is meant to obey, which only this file knows. Programs get [`machine`] documents, in which hazardous
+//! that a terminal is meant to obey, which only this file knows. Programs get [`Stream::machine`] documents, in which hazardous
 //! characters are written as the escapes of JSON. A result that did not go through one of them does not compile.
 
 use std::io::{self, IsTerminal, Write};
