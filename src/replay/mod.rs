@@ -649,6 +649,8 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::store::sqlite::SqliteStore;
+    use crate::store::{Limits, OpenMode, WhenFull};
 
     #[test]
     fn a_sender_that_was_stopped_past_its_lease_sends_no_more() {
@@ -660,5 +662,18 @@ mod tests {
                 "{later} s after the renewal"
             );
         }
+    }
+
+    #[test]
+    fn a_keeper_of_a_lease_that_ran_out_sends_no_more() {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let limits = Limits { size_max: 1 << 24, disk_reserve: 0, when_full: WhenFull::Refuse };
+        let path = folder.path().join("opik_messages.db");
+        let store = SqliteStore::open(&path, OpenMode::CreateIfMissing, limits).expect("a new store");
+        let keeper = LeaseKeeper::acquire(&store, &Owner::this_process("replay")).expect("nobody has it");
+        assert!(keeper.may_send());
+        // Asleep for as long as the lease lasts: another process may have it by now.
+        *lock(&keeper.renewed) = since_boot().saturating_sub(LEASE_TIME_TO_LIVE);
+        assert!(!keeper.may_send(), "it sends beside its successor");
     }
 }
