@@ -105,7 +105,7 @@ fn post_in_chunks(origin: &str, bytes: &[u8], patience: Duration) -> Result<u32,
             let mut stream = TcpStream::connect(origin)?;
             stream.set_read_timeout(Some(patience))?;
             stream.write_all(
-                b"POST /api/v1/private/traces HTTP/1.1\r\nHost: agent\r\nContent-Type: application/json\r\n",
+                b"POST /api/v1/private/traces HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n",
             )?;
             stream.write_all(b"Transfer-Encoding: chunked\r\nConnection: close\r\n\r\n")?;
             for chunk in bytes.chunks(64 * 1024) {
@@ -156,7 +156,7 @@ fn clients_that_stall_half_way_do_not_keep_the_memory_from_others() {
     let stalled: Vec<TcpStream> = (0..120)
         .map(|_| {
             let mut stream = TcpStream::connect(&origin).expect("it listens");
-            let head = "POST /api/v1/private/traces HTTP/1.1\r\nHost: agent\r\nContent-Length: 250000\r\n\r\n";
+            let head = "POST /api/v1/private/traces HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: 250000\r\n\r\n";
             stream.write_all(head.as_bytes()).expect("it is taken");
             stream.write_all(&[b' '; 200_000]).expect("it is taken");
             stream

@@ -354,7 +354,8 @@ fn whole(agent: &Agent, message: &serde_json::Value) -> (serde_json::Value, Vec<
     let path = format!("/{}", whole["path"].as_str().expect("a path").trim_start_matches('/'));
     let method = whole["method"].as_str().expect("a method");
     let body = whole["body"].as_str().unwrap_or_default();
-    let writes = writes_of(method, &path, &[], body.as_bytes()).expect("it was accepted");
+    let json = [("Content-Type".to_owned(), "application/json".to_owned())];
+    let writes = writes_of(method, &path, &json, body.as_bytes()).expect("it was accepted");
     (whole, writes)
 }
 

@@ -123,13 +123,11 @@ impl Trial {
             });
             server.assert_equals(&ledger);
         }
-        let log = agent.stderr();
+        let says = |log: &str| self.words.iter().any(|words| log.contains(words));
         if refused > 0 && !self.delivers {
-            assert!(
-                self.words.iter().any(|words| log.contains(words)),
-                "{name}: the log does not say what to do:\n{log}"
-            );
+            wait_until(&format!("{name}: the log says what to do"), PATIENCE, || says(&agent.stderr()));
         }
+        let log = agent.stderr();
         let said = format!("{}{log}", client.get("/-/status.json").text());
         assert!(refused == 0 || self.words.iter().any(|words| said.contains(words)), "{name}: {said}");
         let lines = agent.stderr().lines().filter(|line| line.contains("WARN") || line.contains("ERROR")).count();

@@ -116,6 +116,20 @@ impl Fault {
     }
 }
 
+/// Returns the error of a file system that is read-only since it failed: the kernel then refuses what is opened to be
+/// written, and not the question whether that is allowed. The file that is opened has no name and holds nothing.
+#[cfg(target_os = "linux")]
+fn became_read_only(folder: &Path) -> Option<Errno> {
+    use rustix::fs::{Mode, OFlags, open};
+    let opened = open(folder, OFlags::TMPFILE | OFlags::WRONLY | OFlags::CLOEXEC, Mode::RUSR | Mode::WUSR);
+    opened.err().filter(|errno| *errno == Errno::ROFS)
+}
+
+#[cfg(not(target_os = "linux"))]
+fn became_read_only(_folder: &Path) -> Option<Errno> {
+    None
+}
+
 /// Says what the system holds against reading and writing this file and files beside it, or `None` when it allows both.
 ///
 /// Asks without opening it: closing a second descriptor would drop the locks that SQLite holds in this process.
@@ -134,8 +148,8 @@ pub(super) fn access_words(path: &Path) -> Option<String> {
     }
     // The write-ahead log is made there.
     let folder = folder_of(path);
-    let errno = access(folder, Access::WRITE_OK | Access::EXEC_OK).err()?;
-    Some(format!("its folder {}: {}", folder.display(), room::access_words(errno)))
+    let refused = access(folder, Access::WRITE_OK | Access::EXEC_OK).err().or_else(|| became_read_only(folder))?;
+    Some(format!("its folder {}: {}", folder.display(), room::access_words(refused)))
 }
 
 /// Returns the folder that a path lies in.

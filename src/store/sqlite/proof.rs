@@ -308,8 +308,19 @@ pub(super) fn none_runs() -> Option<RwLockReadGuard<'static, ()>> {
 fn unusable(path: &Path, error: &io::Error) -> Fault {
     let errno = rustix::io::Errno::from_io_error(error);
     let words = access_words(path).or_else(|| errno.map(room::access_words)).unwrap_or_else(|| os_words(error));
+    unprovable(path, &words)
+}
+
+fn unprovable(path: &Path, words: &str) -> Fault {
     let reason = format!("it can't be proven after an error of the disk, or after it was not closed in order: {words}");
     StoreError::Unusable { path: path.to_owned(), reason }.into()
+}
+
+/// Opens the store as [`open_alone`] does, and takes the lock that keeps others out.
+fn hold_alone(path: &Path, timeout: Duration) -> Result<Connection, Fault> {
+    let alone = open_alone(path, timeout)?;
+    alone.pragma_query_value(None, "application_id", |_| Ok(()))?;
+    Ok(alone)
 }
 
 fn prove(path: &Path, log_path: &Path, keys: Option<&KeyRing>, timeout: Duration) -> Result<(), Fault> {
@@ -318,8 +329,10 @@ fn prove(path: &Path, log_path: &Path, keys: Option<&KeyRing>, timeout: Duration
     let _nobody_else_opens = PROVING.write().unwrap_or_else(PoisonError::into_inner);
     // Through SQLite first: where another connection of this process has it open, a descriptor that is opened and closed
     // here would drop its lock, and let other processes prove the store under it.
-    let alone = open_alone(path, timeout)?;
-    alone.pragma_query_value(None, "application_id", |_| Ok(()))?;
+    let alone = hold_alone(path, timeout).map_err(|fault| match access_words(path) {
+        Some(words) if !fault.is_busy() => unprovable(path, &words),
+        _ => fault,
+    })?;
     // Closed after the connection: nobody in this process has a lock on it then.
     let file = open_to_write(path).map_err(failed)?;
     let log = match open_to_write(log_path) {
