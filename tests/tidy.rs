@@ -299,7 +299,7 @@ fn every_promise_has_a_mutation_and_every_mutation_can_be_made() {
             let function = parts.pop().unwrap_or_default();
             let place = parts.join("/");
             let text = match target {
-                "lib" => read(&format!("src/{place}.rs")) + &read(&format!("src/{place}/tests.rs")),
+                "lib" => ["", "/mod", "/tests"].map(|file| read(&format!("src/{place}{file}.rs"))).concat(),
                 target => read(&format!("tests/{target}/{place}.rs")),
             };
             if !text.contains(&format!("fn {function}(")) {
