@@ -3,6 +3,7 @@
 use std::fs::{File, OpenOptions};
 use std::io::{Read, Write};
 use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
@@ -29,7 +30,10 @@ impl OnTerminal {
         unlockpt(&controller).expect("our own terminal");
         let name = ptsname(&controller, Vec::new()).expect("a terminal has a name");
         let path = std::path::Path::new(std::ffi::OsStr::from_bytes(name.as_bytes()));
-        let side = OpenOptions::new().read(true).write(true).open(path).expect("the other side");
+        // A process without a terminal would make this its own, and be ended by SIGHUP when it goes.
+        let no_terminal_of_ours = rustix::fs::OFlags::NOCTTY.bits() as i32;
+        let side = OpenOptions::new().read(true).write(true).custom_flags(no_terminal_of_ours).open(path);
+        let side = side.expect("the other side");
         tcsetwinsize(&side, Winsize { ws_row: 24, ws_col: columns, ws_xpixel: 0, ws_ypixel: 0 }).expect("a size");
         // What is read is then what was written: no carriage returns that the terminal adds.
         let mut modes = tcgetattr(&side).expect("modes");
