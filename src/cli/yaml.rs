@@ -78,8 +78,8 @@ fn quoted(text: &str) -> String {
     quoted
 }
 
-/// Says whether some reader takes this text, unquoted, for something else, or a terminal obeys it. Where only lines
-/// are in it, the writer quotes by itself.
+/// Returns whether the text needs quotes: a YAML reader would read it as another type, or it holds control characters. The
+/// serializer quotes texts of several lines itself.
 fn is_ambiguous(text: &str) -> bool {
     const WORDS: [&str; 12] = ["y", "n", "yes", "no", "on", "off", "true", "false", "null", "~", "=", "<<"];
     if judged(text).any(|(c, is_safe)| !is_safe && !matches!(c, '\n' | '\t')) {
@@ -95,7 +95,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_a_terminal_would_obey_is_an_escape() {
+    fn control_characters_are_written_as_escapes() {
         let text = "a\u{1b}[8m\u{9b}\u{85}\u{202e}\u{2028}\u{7f}\u{e0041}\u{10ffff}\r\n\tä日";
         let result = serde_json::json!({ "name": text, text: [text], "lines": "1\n2\u{85}", "bidi": "a\u{202e}b", "flood": "\u{301}".repeat(9) });
         let document = to_string(&result).expect("YAML");

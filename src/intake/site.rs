@@ -203,7 +203,7 @@ impl SitePolicy {
                 is_read && is_link_target && says(&SEC_FETCH_MODE, "navigate") && says(&SEC_FETCH_DEST, "document");
             return if is_own || follows_link { Ok(()) } else { Err(Foreign::CrossSite) };
         }
-        // Browsers of before these headers. A link that is followed has a Referer, too.
+        // Older browsers send neither header. A followed link has a Referer, too, so reads are left alone.
         let referer = headers.get(REFERER).filter(|_| !is_read && *method != Method::OPTIONS);
         match referer.and_then(|referer| Some((referer, Origin::of_url(referer.as_bytes())?))) {
             Some((referer, page)) if !may_ask(&page) => Err(Foreign::Page(shown(referer.as_bytes()))),

@@ -14,8 +14,8 @@
 //! # No starving
 //!
 //! Each use has a share of its own, and what is left is handed out in the order in which large bodies came
-//! ([`shares::Ahead`]). Of the bodies that grow one has memory for the largest that it may become: however many more
-//! begin, one comes to its end.
+//! ([`shares::Ahead`]). Of the bodies without a Content-Length, one may use memory up to the largest body allowed: however
+//! many more begin, that one can be read to its end.
 
 pub mod limit;
 pub mod shares;
@@ -306,7 +306,7 @@ impl Grant {
         may
     }
 
-    /// Gives back what is not needed after all. A body that grew has come to its end.
+    /// Returns unused memory to the budget. A body without a Content-Length is complete by then.
     pub fn shrink_to(&mut self, bytes: u64) {
         if bytes >= self.bytes && !self.is_grower {
             return;

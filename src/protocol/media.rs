@@ -95,7 +95,7 @@ mod tests {
     }
 
     #[test]
-    fn what_the_server_would_not_read_is_known() {
+    fn content_types_that_the_server_rejects_are_known() {
         const TRACES: &str = "v1/private/traces";
         const OTLP: &str = "v1/private/otel/v1/traces";
         for (content_type, json, otlp) in [

@@ -43,8 +43,8 @@ pub fn excess(held: u64, share: u64, needed: u64, step: u64) -> u64 {
     needed.max(step).min(held.saturating_sub(share))
 }
 
-/// Returns whether a disk that lacks so many bytes gets them when all beyond the share go, and with them what is free in
-/// the file already. Another program may have filled it: nothing is dropped in vain.
+/// Returns whether dropping every rejected message beyond the share frees the `disk_lacks` bytes, together with the bytes
+/// that are free in the file already. If not, another program has filled the disk, and dropping would not help.
 pub fn helps(held: u64, share: u64, free_in_file: u64, disk_lacks: u64) -> bool {
     held.saturating_sub(share).saturating_add(free_in_file) >= disk_lacks
 }

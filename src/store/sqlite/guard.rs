@@ -32,7 +32,7 @@ pub(super) fn close(connection: &mut Connection, watch: &Watch) {
     }
 }
 
-/// Says whether the connection's file was closed.
+/// Returns whether the connection was closed by [`close`].
 pub(super) fn is_closed(connection: &Connection) -> bool {
     schema::version_seen(connection).is_ok_and(|version| version == CLOSED)
 }
