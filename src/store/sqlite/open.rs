@@ -260,7 +260,11 @@ fn look_first(path: &Path, mode: OpenMode) -> Result<FolderLock, StoreError> {
 fn vet(path: &Path, mode: OpenMode) -> Result<PathBuf, StoreError> {
     place::vet(path, mode).map_err(|trap| StoreError::Unusable {
         path: path.to_owned(),
-        reason: format!("{} is not trusted: {}", trap.path.display(), trap.reason),
+        reason: format!(
+            "{} is not trusted: {}; look at it with `ls -ld`, and move it away if you did not make it",
+            trap.path.display(),
+            trap.reason
+        ),
     })
 }
 
