@@ -196,6 +196,19 @@ enum Meanwhile {
     Replayed,
 }
 
+/// Stores this many creates, each with an input of 500 to `500 + bytes` bytes, and returns their ids.
+#[track_caller]
+pub fn store_backlog(app: &mut Told<'_>, count: usize, bytes: usize) -> Vec<String> {
+    let mut store = |number: usize| {
+        let id = uuid7();
+        let mut body = trace(&id, "waits");
+        body["input"] = noise(500 + number * 7 % bytes).into();
+        app.acknowledged(Request::new("POST", "/v1/private/traces").json(&body), 201);
+        id
+    };
+    (0..count).map(&mut store).collect()
+}
+
 /// Whatever happens to the agent meanwhile: with `OPIK_OFFLINE_FULL_DISKS=all` on each file system, else all on one.
 pub fn assert_left_by_delivering(made: Made) {
     use Meanwhile::{FilledWhileStopped, Killed, Nothing, Replayed, Stopped};
@@ -211,15 +224,7 @@ pub fn assert_left_by_delivering(made: Made) {
         let mut agent = Agent::builder(&server.url()).impatient().within(&small.enter()).home(home).start();
         let ledger = ClientLedger::new();
         let mut app = Told::new(&agent.url(), &ledger);
-        let mut ids = Vec::new();
-        for number in 0..600 {
-            let id = uuid7();
-            let mut body = trace(&id, "waits");
-            body["input"] = noise(500 + number * 7 % 9000).into();
-            let answer = app.send(Request::new("POST", "/v1/private/traces").json(&body)).expect("an answer");
-            assert_eq!(answer.status, 201, "{meanwhile:?}: {}", answer.text());
-            ids.push(id);
-        }
+        let ids = store_backlog(&mut app, 600, 9000);
         let fill = |agent: &Agent| {
             let filler = Filler::start(&small, agent.home());
             wait_until("the disk is full", PATIENCE, || bytes_free(&small, agent.home()) < CRUMBS);

@@ -11,6 +11,7 @@ use std::time::Duration;
 use rusqlite::Connection;
 use serde_json::{Value, json};
 
+use crate::encryption::{KEYS, configure};
 use crate::support::agent::{Agent, Home};
 use crate::support::fake_opik::FakeOpik;
 use crate::support::fake_opik::check::Kind;
@@ -18,24 +19,6 @@ use crate::support::http::{Client, Request, Response};
 use crate::support::ledger::ClientLedger;
 use crate::support::{PATIENCE, uuid7, wait_until};
 use crate::writes::{Told, assert_error, create, create_batch, delete, score, span, update};
-
-pub const KEYS: [&str; 2] =
-    ["AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8=", "dHh8AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGx8="];
-
-/// Writes the keys and the file that names them, for every process of this home.
-pub fn configure(home: &Home, current: Option<&str>, previous: Option<&str>) {
-    let folder = home.path().join("config/opik-offline");
-    fs::create_dir_all(&folder).expect("a folder");
-    let mut yaml = String::new();
-    for (setting, key) in [("encryption_key_file", current), ("encryption_previous_key_file", previous)] {
-        let Some(key) = key else { continue };
-        let path = home.path().join(setting);
-        fs::write(&path, format!("{key}\n")).expect("a file");
-        fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).expect("it is ours");
-        yaml.push_str(&format!("{setting}: {}\n", path.display()));
-    }
-    fs::write(folder.join("config.yaml"), yaml).expect("a file");
-}
 
 fn status(agent: &Agent) -> Value {
     Client::new(&agent.origin()).get("/-/status.json").json()

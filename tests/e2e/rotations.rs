@@ -10,7 +10,7 @@ use std::time::Duration;
 use rustix::process::Signal;
 
 use crate::chaos::Dice;
-use crate::overtaking::{KEYS, configure};
+use crate::encryption::{KEYS, configure};
 use crate::support::agent::{Agent, Home};
 use crate::support::fake_opik::FakeOpik;
 use crate::support::http::{Client, Request};
@@ -117,6 +117,13 @@ fn restart(agent: &mut Agent, dice: &mut Dice, current: Option<&str>, previous: 
     agent.restart_on_same_port();
 }
 
+/// Starts an agent of the store at `db` with a home, and so a configuration, of its own.
+fn agent_with_keys(server: &FakeOpik, db: &str, current: Option<&str>, previous: Option<&str>) -> Agent {
+    let home = Home::new();
+    configure(&home, current, previous);
+    Agent::builder(&server.url()).impatient().without_db().env("OPIK_OFFLINE_DB", db).home(home).start()
+}
+
 /// Runs `healthcheck --reseal` with these keys until it has come to its end; some runs are killed.
 fn reseal(db: &str, server: &FakeOpik, dice: &mut Dice, current: Option<&str>, previous: Option<&str>) {
     let home = Home::new();
@@ -152,13 +159,7 @@ fn keys_that_change_again_and_again_let_nothing_be_overtaken_or_lost() {
     let store = Home::new();
     let db = store.db().display().to_string();
     let mut key: Option<&str> = Some(KEYS[0]);
-    let mut agents: Vec<Agent> = (0..AGENTS)
-        .map(|_| {
-            let home = Home::new();
-            configure(&home, key, None);
-            Agent::builder(&server.url()).impatient().without_db().env("OPIK_OFFLINE_DB", &db).home(home).start()
-        })
-        .collect();
+    let mut agents: Vec<Agent> = (0..AGENTS).map(|_| agent_with_keys(&server, &db, key, None)).collect();
     let urls: Vec<String> = agents.iter().map(Agent::url).collect();
     let (ledger, stop, met) = (ClientLedger::new(), AtomicBool::new(false), Met::default());
     let mut dice = Dice::new(seed);
@@ -216,11 +217,7 @@ fn an_update_that_an_agent_without_the_key_passes_on_hides_no_later_create() {
         let server = FakeOpik::new_stopped();
         let store = Home::new();
         let db = store.db().display().to_string();
-        let start = |key| {
-            let home = Home::new();
-            configure(&home, key, None);
-            Agent::builder(&server.url()).impatient().without_db().env("OPIK_OFFLINE_DB", &db).home(home).start()
-        };
+        let start = |key| agent_with_keys(&server, &db, key, None);
         let (ledger, with_key) = (ClientLedger::new(), start(Some(KEYS[0])));
         Told::new(&with_key.url(), &ledger).acknowledged(create(&uuid7()), 201);
         let without_key = start(key);
@@ -255,11 +252,7 @@ fn an_agent_whose_key_was_changed_keeps_nobody_from_proving_the_store() {
     let server = FakeOpik::new_stopped();
     let store = Home::new();
     let db = store.db().display().to_string();
-    let start = |current, previous| {
-        let home = Home::new();
-        configure(&home, current, previous);
-        Agent::builder(&server.url()).impatient().without_db().env("OPIK_OFFLINE_DB", &db).home(home).start()
-    };
+    let start = |current, previous| agent_with_keys(&server, &db, current, previous);
     let usable = |agent: &Agent| Client::new(&agent.origin()).get("/-/ready").json()["store"]["usable"] == true;
     let (ledger, left_behind) = (ClientLedger::new(), start(Some(KEYS[0]), None));
     let waits = uuid7();
@@ -288,11 +281,7 @@ fn an_agent_whose_key_was_changed_sees_what_others_store_after_they_came_again()
     let server = FakeOpik::new_stopped();
     let store = Home::new();
     let db = store.db().display().to_string();
-    let start = |current, previous| {
-        let home = Home::new();
-        configure(&home, current, previous);
-        Agent::builder(&server.url()).impatient().without_db().env("OPIK_OFFLINE_DB", &db).home(home).start()
-    };
+    let start = |current, previous| agent_with_keys(&server, &db, current, previous);
     let (ledger, left_behind) = (ClientLedger::new(), start(Some(KEYS[0]), None));
     let first = uuid7();
     Told::new(&left_behind.url(), &ledger).acknowledged(create(&first), 201);

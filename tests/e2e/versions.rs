@@ -11,7 +11,7 @@ use std::time::Duration;
 use rusqlite::Connection;
 
 use crate::chaos::Dice;
-use crate::overtaking::{KEYS, configure};
+use crate::encryption::{KEYS, configure};
 use crate::rotations::{Met, Writers, assert_nothing_overtaken};
 use crate::support::agent::{Agent, Home};
 use crate::support::fake_opik::FakeOpik;

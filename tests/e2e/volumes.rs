@@ -6,14 +6,14 @@
 
 use std::time::{Duration, Instant};
 
-use crate::full_disk::{CRUMBS, Filler, Made, Small, assert_left_by_delivering, bytes_free};
+use crate::full_disk::{CRUMBS, Filler, Made, Small, assert_left_by_delivering, bytes_free, store_backlog};
 use crate::support::agent::{Agent, Home};
 use crate::support::fake_opik::FakeOpik;
-use crate::support::http::{Client, Request};
+use crate::support::http::Client;
 use crate::support::ledger::ClientLedger;
 use crate::support::not_run::not_run;
-use crate::support::{PATIENCE, noise, uuid7, wait_until};
-use crate::writes::{Told, create, trace, update};
+use crate::support::{PATIENCE, uuid7, wait_until};
+use crate::writes::{Told, create, update};
 
 /// What happens to the agent while the obstacle is there.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -50,14 +50,7 @@ impl Trial {
         let mut agent = Agent::builder(&server.url()).impatient().within(&small.enter()).home(home).start();
         let ledger = ClientLedger::new();
         let mut app = Told::new(&agent.url(), &ledger);
-        let mut ids = Vec::new();
-        for number in 0..200 {
-            let id = uuid7();
-            let mut body = trace(&id, "waits");
-            body["input"] = noise(500 + number * 7 % 5000).into();
-            app.acknowledged(Request::new("POST", "/v1/private/traces").json(&body), 201);
-            ids.push(id);
-        }
+        let ids = store_backlog(&mut app, 200, 5000);
         small.root(agent.home(), self.obstacle);
         // Live writes while the server is away: new ones, and ones that conflict with what waits.
         let refusals = |app: &mut Told<'_>, round: u64| {
