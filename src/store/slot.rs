@@ -302,10 +302,13 @@ impl StoreSlot {
             warn_of_loss(&mut self.said(), &error);
             let tried_at = Some(Instant::now());
             // Everybody has to close an unproven one before it is used again.
-            if error.is_unproven() {
-                store.close();
-            }
-            let failed = (!error.is_unproven()).then_some(store);
+            let failed = match error.is_unproven() {
+                true => {
+                    store.close();
+                    None
+                }
+                false => Some(store),
+            };
             *self.inner() = Inner::Away(Away::new(Arc::new(error), tried_at, Cause::Nothing, failed));
         }
         self.on_open = Some(Box::new(work));
@@ -482,7 +485,7 @@ impl StoreSlot {
     /// Tells the slot how this store failed, so that it is opened anew where that can help.
     ///
     /// Takes the store out when it can't be used or is damaged; one that is full or busy, or whose lease was lost, works.
-    pub fn report(&self, failed: &Arc<dyn Store>, error: &Arc<StoreError>) {
+    pub fn report(&self, failed_store: &Arc<dyn Store>, error: &Arc<StoreError>) {
         let lost = match **error {
             StoreError::Missing { .. }
             | StoreError::NotAStore { .. }
@@ -511,7 +514,7 @@ impl StoreSlot {
         }
         let mut inner = self.inner();
         let Inner::Open { store, file, beside, .. } = &*inner else { return };
-        if lost && Arc::ptr_eq(store, failed) {
+        if lost && Arc::ptr_eq(store, failed_store) {
             let replaced = self.file.as_deref().is_some_and(|path| FileId::at(path) != *file);
             let cause = match (&**error, *file) {
                 (_, Some(file)) if replaced => self.gone(store, file, beside),
@@ -528,12 +531,12 @@ impl StoreSlot {
             // open here it would be in the way of the next upgrade.
             let is_of_use = !error.is_unproven() && !matches!(**error, StoreError::NewerSchema { .. });
             let failed = is_of_use.then(|| Arc::clone(store));
-            let closed = error.is_unproven().then(|| Arc::clone(store));
             let is_gone = matches!(cause, Cause::Deleted(_) | Cause::Moved(_));
             *inner = Inner::Away(Away::new(Arc::clone(error), tried_at, cause, failed));
             drop(inner);
-            if let Some(store) = closed.filter(|_| !is_gone) {
-                store.close();
+            // Outside the lock: a write of another thread may still be going on in it.
+            if error.is_unproven() && !is_gone {
+                failed_store.close();
             }
         }
     }

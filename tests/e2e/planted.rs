@@ -32,7 +32,7 @@ const SECRET: &str = "made-up-secret-24680";
 fn machine_of_several(test: &str) -> Option<Machine> {
     let why = if rustix::process::geteuid().is_root() {
         let machine = Machine::new();
-        match machine.command_as(VICTIM).arg("--version").status() {
+        match machine.command_as(VICTIM).arg("--version").stdout(Stdio::null()).status() {
             Ok(status) if status.success() => return Some(machine),
             Ok(status) => status.to_string(),
             Err(error) => error.to_string(),
