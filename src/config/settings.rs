@@ -18,6 +18,7 @@ use super::server_url::{self, ServerUrl};
 use super::sources::{ConfigFile, Layers, Raw, Source, Sourced};
 use super::units::ByteSize;
 use super::value::{Limit, LogFormat, LogLevel, Value, WhenFull, any, at_least, within};
+use super::wrapped;
 
 /// What is known of a setting without resolving it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -127,6 +128,9 @@ const STORED_BODY_MAX: ByteSize = ByteSize::new(1_000_000_000);
 settings! {
     /// Whether the agent takes in and delivers what killed Python processes left, and deletes it then
     adopt_orphans: bool = "false", "OPIK_OFFLINE_ADOPT_ORPHANS", "--adopt-orphans", ConfigYaml, plain(any);
+
+    /// Whether a wrapped agent leads all OTLP traces of its command to Opik, not only those that went there before
+    all_otlp_traces: bool = "false", "OPIK_OFFLINE_ALL_OTLP_TRACES", "--all-otlp-traces", ConfigYaml, plain(any);
 
     /// Hosts that the agent answers to besides its own addresses and names, and origins of web pages that may send to it; separated by commas
     allowed_hosts: HostList = "none", "OPIK_OFFLINE_ALLOWED_HOSTS", "--allowed-hosts", ConfigYaml, plain(any);
@@ -352,6 +356,7 @@ pub(super) fn upstream(layers: &Layers<'_>) -> Result<Sourced<ServerUrl>, Config
     let given = layers
         .flag(setting, layers.flags.upstream.as_deref())
         .or_else(|| layers.variable(setting.environment))
+        .or_else(|| wrapped::server_behind(layers))
         .or_else(|| layers.variable("OPIK_URL_OVERRIDE"))
         .or_else(|| layers.in_opik_config(URL_OVERRIDE))
         .or_else(|| layers.in_config_yaml(setting.key));

@@ -120,6 +120,9 @@ pub(super) struct Raw {
     pub(super) source: Source,
 }
 
+/// The file that the SDKs read, in the home folder.
+const HOME_FILE: &str = ".opik.config";
+
 /// All layers, read once.
 pub(super) struct Layers<'a> {
     pub(super) flags: &'a Flags,
@@ -149,6 +152,15 @@ impl<'a> Layers<'a> {
         layers.opik_config = layers.read_opik_config()?;
         layers.config_yaml = layers.read_config_yaml()?;
         Ok(layers)
+    }
+
+    /// Reads nothing but `~/.opik.config`; `None` when it can't be read.
+    pub(super) fn of_home_file(flags: &'a Flags, environment: &'a dyn Environment) -> Option<Layers<'a>> {
+        let home = environment.home_dir();
+        let mut layers = Layers { flags, files: Vec::new(), environment, home, opik_config: None, config_yaml: None };
+        let path = layers.home()?.join(HOME_FILE);
+        layers.opik_config = layers.read_ini(&path).ok()?;
+        Some(layers)
     }
 
     /// Returns the value of the highest layer that has the setting; `None` leaves it to the default.
@@ -200,18 +212,21 @@ impl<'a> Layers<'a> {
                 expand_home(Path::new(text), self.home())
             }
             None => match self.home() {
-                Some(home) => home.join(".opik.config"),
+                Some(home) => home.join(HOME_FILE),
                 None => return Ok(None),
             },
         };
-        let shown = self.shown(&path);
-        let Some(text) = self.read_file(&path)? else {
-            return match chosen {
-                // Python warns and goes on without, TypeScript refuses; a path that someone chose is meant.
-                Some(raw) => Err(ConfigError::MissingFile { path: shown, origin: raw.source }),
-                None => Ok(None),
-            };
-        };
+        match (self.read_ini(&path)?, chosen) {
+            // Python warns and goes on without, TypeScript refuses; a path that someone chose is meant.
+            (None, Some(raw)) => Err(ConfigError::MissingFile { path: self.shown(&path), origin: raw.source }),
+            (found, _) => Ok(found),
+        }
+    }
+
+    /// Returns the section of a file that the SDK reads, `None` when there is no such file.
+    fn read_ini(&mut self, path: &Path) -> Result<Option<FileLayer>, ConfigError> {
+        let Some(text) = self.read_file(path)? else { return Ok(None) };
+        let shown = self.shown(path);
         let values = ini::read_section(&text, "opik").map_err(|error| ConfigError::Malformed {
             path: shown.clone(),
             line: Some(error.line),

@@ -331,7 +331,9 @@ fn an_unknown_key_is_an_error_in_our_file_only() {
     assert_eq!(hint, "did you mean shutdown_timeout?");
     let (_, hint) = FakeEnvironment::new().with_config_yaml("zzz: 1\n").error(&Flags::default());
     assert!(
-        hint.starts_with("the known keys are adopt_orphans, allowed_hosts, client_timeout, connect_timeout, db, "),
+        hint.starts_with(
+            "the known keys are adopt_orphans, all_otlp_traces, allowed_hosts, client_timeout, connect_timeout, db, "
+        ),
         "{hint}"
     );
     let (_, hint) = FakeEnvironment::new().with_config_yaml("workspace: x\n").error(&Flags::default());
@@ -489,4 +491,42 @@ fn a_token_that_a_client_cannot_send_is_refused_at_start() {
         assert!(text.contains("intake_token"), "{text}");
         assert!(!text.contains("words") && !text.contains("latte"), "a part of the token is shown: {text}");
     }
+}
+
+#[test]
+fn a_wrapped_command_knows_the_server_behind_its_agent() {
+    let agent = "http://127.0.0.1:4000/-/token/t/api";
+    let known = format!("{agent} https://opik.example/api");
+    let server = |environment: &FakeEnvironment| {
+        let upstream = environment.config().upstream;
+        (upstream.value.to_string(), upstream.source.to_string())
+    };
+    let wrapped = |url: &str| FakeEnvironment::new().with(WRAPPED_BY, &known).with("OPIK_URL_OVERRIDE", url);
+    let behind = ("https://opik.example/api".to_owned(), format!("environment {WRAPPED_BY}"));
+    assert_eq!(server(&wrapped(agent)), behind);
+    assert_eq!(server(&wrapped(&format!("{agent}/"))), behind);
+    let other = ("http://other.example/api".to_owned(), "environment OPIK_URL_OVERRIDE".to_owned());
+    assert_eq!(server(&wrapped("http://other.example/api")), other, "somebody named another server");
+    let ours = wrapped(agent).with("OPIK_OFFLINE_UPSTREAM", "http://ours.example/api");
+    assert_eq!(server(&ours).0, "http://ours.example/api");
+    let none = FakeEnvironment::new().with(WRAPPED_BY, &known);
+    assert_eq!(server(&none).1, "default", "nothing leads to the agent any more");
+    for broken in ["", "x", agent] {
+        let environment = FakeEnvironment::new().with(WRAPPED_BY, broken).with("OPIK_URL_OVERRIDE", agent);
+        assert_eq!(server(&environment).1, "environment OPIK_URL_OVERRIDE", "{broken:?}");
+    }
+}
+
+#[test]
+fn the_file_in_the_home_is_read_whatever_other_file_is_chosen() {
+    let environment = FakeEnvironment::new()
+        .with_opik_config("url_override = http://home.example/api")
+        .with_file("chosen", "[opik]\nurl_override = http://chosen.example/api\n");
+    let chosen = environment.path("chosen");
+    let environment = environment.with("OPIK_CONFIG_PATH", chosen);
+    assert_eq!(environment.config().upstream.value.to_string(), "http://chosen.example/api");
+    assert_eq!(url_in_home_file(&environment).as_deref(), Some("http://home.example/api"));
+    assert_eq!(url_in_home_file(&FakeEnvironment::new()), None);
+    let malformed = FakeEnvironment::new().with_file(".opik.config", "[opik\nurl_override = http://h/api");
+    assert_eq!(url_in_home_file(&malformed), None);
 }

@@ -1,0 +1,28 @@
+//! What a command that an agent wraps finds of its server, and what its clients find in the home folder.
+
+use super::settings::Flags;
+use super::sources::{Environment, Layers, Raw, Source};
+
+/// In a wrapped command's environment: the address that the agent put into `OPIK_URL_OVERRIDE`, a space, and the server's.
+///
+/// `opik-offline` inside the command is to send to the server, whose messages it finds in the store, not to the agent. It
+/// counts only while `OPIK_URL_OVERRIDE` still is what the agent made it: somebody who names another server means it.
+pub const WRAPPED_BY: &str = "OPIK_OFFLINE_WRAPPED_BY";
+
+/// Returns the server behind the agent that wraps this process, if `OPIK_URL_OVERRIDE` names that agent.
+pub(super) fn server_behind(layers: &Layers<'_>) -> Option<Raw> {
+    let named = layers.variable("OPIK_URL_OVERRIDE")?;
+    let known = layers.variable(WRAPPED_BY)?;
+    let (agent, server) = known.text.to_str()?.trim().split_once(' ')?;
+    let is_agent = named.text.to_str()?.trim().trim_end_matches('/') == agent.trim_end_matches('/');
+    is_agent.then(|| Raw { text: server.into(), source: Source::Environment { name: WRAPPED_BY } })
+}
+
+/// Returns `url_override` of `~/.opik.config`, whatever file `OPIK_CONFIG_PATH` names: some clients read only that one.
+///
+/// A file that can't be read says nothing to them either.
+pub fn url_in_home_file(environment: &dyn Environment) -> Option<String> {
+    let flags = Flags::default();
+    let layers = Layers::of_home_file(&flags, environment)?;
+    Some(layers.in_opik_config("url_override")?.text.to_string_lossy().into_owned())
+}
