@@ -72,6 +72,7 @@ Register-ArgumentCompleter -Native -CommandName 'opik-offline' -ScriptBlock {
             [CompletionResult]::new('--insecure-listen', '--insecure-listen', [CompletionResultType]::ParameterName, 'Listen beyond this machine without asking for an intake token')
             [CompletionResult]::new('--adopt-orphans', '--adopt-orphans', [CompletionResultType]::ParameterName, 'Take in what killed Python processes leave, and deliver it')
             [CompletionResult]::new('--rekey-refused', '--rekey-refused', [CompletionResultType]::ParameterName, 'Give messages whose key the server refuses (401, 403) the configured key, for the same server and workspace')
+            [CompletionResult]::new('--all-otlp-traces', '--all-otlp-traces', [CompletionResultType]::ParameterName, 'Lead all OTLP traces of the command to Opik, not only those that went there before')
             [CompletionResult]::new('-q', '-q', [CompletionResultType]::ParameterName, 'Say only what was asked for, and errors')
             [CompletionResult]::new('--quiet', '--quiet', [CompletionResultType]::ParameterName, 'Say only what was asked for, and errors')
             [CompletionResult]::new('-v', '-v', [CompletionResultType]::ParameterName, 'Say more on standard error')

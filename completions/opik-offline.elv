@@ -68,6 +68,7 @@ set edit:completion:arg-completer[opik-offline] = {|@words|
             cand --insecure-listen 'Listen beyond this machine without asking for an intake token'
             cand --adopt-orphans 'Take in what killed Python processes leave, and deliver it'
             cand --rekey-refused 'Give messages whose key the server refuses (401, 403) the configured key, for the same server and workspace'
+            cand --all-otlp-traces 'Lead all OTLP traces of the command to Opik, not only those that went there before'
             cand -q 'Say only what was asked for, and errors'
             cand --quiet 'Say only what was asked for, and errors'
             cand -v 'Say more on standard error'

@@ -74,6 +74,7 @@ yaml\t'One YAML document'"
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand agent" -l insecure-listen -d 'Listen beyond this machine without asking for an intake token'
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand agent" -l adopt-orphans -d 'Take in what killed Python processes leave, and deliver it'
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand agent" -l rekey-refused -d 'Give messages whose key the server refuses (401, 403) the configured key, for the same server and workspace'
+complete -c opik-offline -n "__fish_opik_offline_using_subcommand agent" -l all-otlp-traces -d 'Lead all OTLP traces of the command to Opik, not only those that went there before'
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand agent" -s q -l quiet -d 'Say only what was asked for, and errors'
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand agent" -s v -l verbose -d 'Say more on standard error'
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand agent" -l no-color -d 'Use no colours, as with NO_COLOR in the environment'

@@ -13,7 +13,7 @@ use crate::monitor::Availability;
 use crate::monitor::connection::Connection;
 use crate::shutdown::Shutdown;
 use crate::store::slot::StoreSlot;
-use crate::store::{Filter, LaneWork, StoreError, Whose, now_ms};
+use crate::store::{Filter, LaneWork, Owner, StoreError, Whose, now_ms};
 
 /// How to flush.
 pub struct Flush<'a> {
@@ -41,7 +41,10 @@ pub enum FlushEnd {
         reason: Option<String>,
     },
     /// The time is over.
-    TimeOver,
+    TimeOver {
+        /// Another process that replays this store: one does at a time, for all servers.
+        replayer: Option<Owner>,
+    },
     /// It was asked to stop.
     Stopped,
     /// The store can't be used.
@@ -69,10 +72,12 @@ pub(super) fn flush(slot: &StoreSlot, connection: &Connection, server: &Server, 
     }
     loop {
         let time_left = deadline.saturating_duration_since(Instant::now());
-        let until_ms = now_ms().saturating_add(i64::try_from(time_left.as_millis()).unwrap_or(i64::MAX));
+        // One reading for both: what is due now is in time, even if the time is over.
+        let now = now_ms();
+        let until_ms = now.saturating_add(i64::try_from(time_left.as_millis()).unwrap_or(i64::MAX));
         let looked = slot.with(|store| {
             let backlog = store.backlog(own)?;
-            let lanes = if backlog.waiting() > 0 { store.lanes(own, now_ms())? } else { Vec::new() };
+            let lanes = if backlog.waiting() > 0 { store.lanes(own, now)? } else { Vec::new() };
             Ok((backlog, lanes))
         });
         match looked {
@@ -97,7 +102,7 @@ pub(super) fn flush(slot: &StoreSlot, connection: &Connection, server: &Server, 
             return FlushEnd::Stopped;
         }
         if time_left.is_zero() {
-            return FlushEnd::TimeOver;
+            return FlushEnd::TimeOver { replayer: other_replayer(slot) };
         }
         if connection.availability() == Availability::Unavailable && !connection.look_again(time_left, flush.stop) {
             if flush.stop.is_requested() {
@@ -107,6 +112,12 @@ pub(super) fn flush(slot: &StoreSlot, connection: &Connection, server: &Server, 
         }
         flush.stop.sleep(LOOK_INTERVAL.min(time_left));
     }
+}
+
+/// Returns who replays the store, if that is another process.
+fn other_replayer(slot: &StoreSlot) -> Option<Owner> {
+    let condition = slot.with(|store| store.condition()).ok()?;
+    condition.lease.filter(|owner| owner.pid != std::process::id())
 }
 
 /// Says whether nothing of what waits is due before then, and why if a lane is held.

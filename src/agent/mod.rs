@@ -22,10 +22,12 @@
 //! 6. The agent's record is taken out of the store.
 
 pub mod child;
+pub mod environment;
 pub mod files;
 pub mod flush;
 
 pub mod adoption;
+mod redirect;
 mod service_manager;
 mod upkeep;
 

@@ -33,10 +33,15 @@ Examples:
 
 Wrapped command:
   With a command after -- the agent listens on a free port of this machine, unless a flag, the environment or a file \
-names an address. The command finds OPIK_URL_OVERRIDE and OTEL_EXPORTER_OTLP_ENDPOINT set to the agent. A variable of \
-OpenTelemetry that leads to something else than the Opik server stays as it is, and where a proxy is configured the \
-agent's address is added to NO_PROXY. The agent itself sends to the server that --upstream, OPIK_OFFLINE_UPSTREAM or \
-OPIK_URL_OVERRIDE name.
+names an address; where an agent that stays has that address, it keeps it unless a flag names it. The command finds \
+OPIK_URL_OVERRIDE set to the agent, and so are other variables that lead to the same server: \
+OPIK_GUARDRAILS_URL_OVERRIDE, OPIK_URL, OPIK_BASE_URL, OPIK_API_BASE_URL and COMET_URL_OVERRIDE. Where a proxy is \
+configured the agent's address is added to NO_PROXY. The agent itself sends to the server that --upstream, \
+OPIK_OFFLINE_UPSTREAM or OPIK_URL_OVERRIDE name.
+  Of OpenTelemetry only what went to the Opik server is led through the agent, by OTEL_EXPORTER_OTLP_TRACES_ENDPOINT and \
+OTEL_EXPORTER_OTLP_ENDPOINT. A variable that leads to something else, such as a collector, stays as it is, and one that is \
+unset stays unset. --all-otlp-traces leads all traces to Opik, and neither metrics nor logs. The agent takes OTLP over \
+HTTP, not gRPC.
   Signals are passed on to the command, except those that the terminal sends to both. The agent ends after the command, \
 with its exit code, or 128 and the number of the signal that ended it. What is stored by then is delivered for up to \
 --flush-timeout; while the server is away nobody waits. What remains stays stored, and `opik-offline replay` or the next \
@@ -170,6 +175,13 @@ pub struct AgentArgs {
     #[arg(long, value_name = "DURATION", requires = "command")]
     flush_timeout: Option<OsString>,
 
+    /// Lead all OTLP traces of the command to Opik, not only those that went there before
+    ///
+    /// OTEL_EXPORTER_OTLP_TRACES_ENDPOINT names the agent then, whatever it was. Headers stay as they are: name Opik's key,
+    /// workspace and project in OTEL_EXPORTER_OTLP_TRACES_HEADERS.
+    #[arg(long, num_args = 0, default_missing_value = "true", requires = "command", hide_short_help = true)]
+    all_otlp_traces: Option<OsString>,
+
     /// Write log lines as text or json [default: text]
     #[arg(long, value_name = "FORMAT", hide_short_help = true)]
     log_format: Option<OsString>,
@@ -205,6 +217,7 @@ impl AgentArgs {
             listen: self.listen.clone(),
             allowed_hosts: self.allowed_hosts.clone(),
             insecure_listen: self.insecure_listen.clone(),
+            all_otlp_traces: self.all_otlp_traces.clone(),
             adopt_orphans: self.adopt_orphans.clone(),
             rekey_refused: self.rekey_refused.clone(),
             replay_batch_size: self.batch_size.clone(),

@@ -1,25 +1,32 @@
 //! `opik-offline agent -- COMMAND`
 
 use std::ffi::{OsStr, OsString};
+use std::io::ErrorKind;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Mutex;
+use std::time::Duration;
 
 use super::progress::Progress;
 use super::render::count;
 use super::signals::Relay;
-use super::{Common, Failure};
-use crate::agent::child::{Changes, Child, Ended};
+use super::{Common, Failure, translate};
+use crate::agent::child::{Child, Ended};
+use crate::agent::environment::{Changes, Wrapping};
 use crate::agent::files::SoftLimit;
 use crate::agent::flush::{Flush, FlushEnd};
-use crate::agent::{Agent, AgentSettings, RunEnd};
+use crate::agent::{Agent, AgentError, AgentSettings, RunEnd};
 use crate::config::units::print_duration;
-use crate::config::{Config, ProcessEnvironment, Source};
+use crate::config::{Config, ProcessEnvironment, Source, WhenFull, url_in_home_file};
 use crate::printable::is_hazardous;
 use crate::shutdown::Shutdown;
 use crate::store::full_state::remedies;
 use crate::telemetry::log::LogFile;
+use crate::upstream::{Upstream, UpstreamSettings};
+
+/// How long an agent on this machine may take to answer.
+const AGENT_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Runs a command with an agent beside it, and returns the command's exit code.
 pub(super) fn run(
@@ -34,9 +41,8 @@ pub(super) fn run(
         settings.listen = SocketAddr::new(Ipv4Addr::LOCALHOST.into(), 0);
     }
     let token = settings.intake_token.clone();
-    let agent = Agent::bind(settings)?;
-    let address = agent.address();
-    let changes = Changes::leading_to(address, token.as_deref(), &config.upstream.value, &ProcessEnvironment);
+    let (agent, left) = bind(config, settings)?;
+    let changes = changes(config, agent.address(), token.as_deref());
     let (shutdown, flush_stop) = (Shutdown::new(), Shutdown::new());
     // Before the command starts, so that no signal ends the agent and leaves the command behind.
     let relay = Relay::start(&flush_stop, log)?;
@@ -47,9 +53,8 @@ pub(super) fn run(
     let name = Path::new(program).file_name().unwrap_or(program).to_string_lossy().into_owned();
     let progress = Mutex::new((Progress::new(common.quiet), None));
     let note = |text: &str| lock(&progress).0.note(&format!("opik-offline: {text}"));
-    note(&format!("{name} sends to http://{address}/api, which passes on to {}", config.upstream.value));
-    for variable in &changes.left {
-        note(&format!("{variable} leads elsewhere and stays as it is"));
+    for line in said_at_start(&name, config, &changes, left) {
+        note(&line);
     }
     let watch = |waiting: u64| {
         let mut shown = lock(&progress);
@@ -92,6 +97,58 @@ pub(super) fn run(
     }
 }
 
+/// Starts to listen. Unless a flag names the address, one that an agent which stays has, or would have if it ran, is
+/// left to that agent, and a free port is used. Returns the address that was left as well.
+fn bind(config: &Config, mut settings: AgentSettings) -> Result<(Agent, Option<SocketAddr>), AgentError> {
+    let is_optional = !is_flag(&config.listen.source);
+    let bound = match Agent::bind(settings.clone()) {
+        Err(AgentError::Listen { source, .. }) if is_optional && source.kind() == ErrorKind::AddrInUse => None,
+        Err(AgentError::UpstreamIsSelf { .. }) if is_optional => None,
+        bound => Some(bound?),
+    };
+    if let Some(agent) = bound {
+        return Ok((agent, None));
+    }
+    let left = settings.listen;
+    settings.listen.set_port(0);
+    Ok((Agent::bind(settings)?, Some(left)))
+}
+
+/// Works out what is different in the command's environment.
+fn changes(config: &Config, intake: SocketAddr, token: Option<&str>) -> Changes {
+    // The command may run in another folder.
+    let store = is_flag(&config.db.source).then(|| std::path::absolute(&config.db.value).ok()).flatten();
+    let in_home_file = url_in_home_file(&ProcessEnvironment);
+    let wrapping = Wrapping {
+        intake,
+        token,
+        upstream: &config.upstream.value,
+        in_home_file: in_home_file.as_deref(),
+        all_otlp_traces: config.all_otlp_traces.value,
+        store,
+    };
+    Changes::leading_to(&wrapping, &ProcessEnvironment)
+}
+
+/// Says where the command sends to, and what does not go through the agent.
+fn said_at_start(name: &str, config: &Config, changes: &Changes, left: Option<SocketAddr>) -> Vec<String> {
+    let mut lines = vec![format!("{name} sends to {}, which passes on to {}", changes.base, config.upstream.value)];
+    if let Some(left) = left {
+        lines
+            .push(format!("{left} ({}) is another agent's or program's, so a free port is used", config.listen.source));
+    }
+    lines.extend(changes.left.iter().map(|variable| format!("{variable} leads elsewhere and stays as it is")));
+    if let Some(variable) = changes.grpc {
+        lines.push(format!("{variable} is grpc: the agent takes traces by http/protobuf or http/json only"));
+    }
+    lines
+}
+
+/// Returns whether a flag said it: the environment and the files say it to other commands as well.
+fn is_flag(source: &Source) -> bool {
+    matches!(source, Source::Flag { .. })
+}
+
 /// Returns the exit code that a shell would tell: the command's own, and 128 and the number of the signal that ended it.
 fn exit_code(ended: Ended) -> u8 {
     match ended {
@@ -106,16 +163,24 @@ fn summary(name: &str, run: &RunEnd, config: &Config) -> Vec<String> {
     let store = config.db.value.display();
     match (&run.flush, run.waiting) {
         (Some(FlushEnd::NoStore { reason }), _) => {
-            lines.push(format!("writes were only passed on, because nothing could be stored: {reason}"));
+            let passed_on = count(run.forwarded, "write");
+            lines.push(format!("nothing could be stored: {reason}"));
+            lines.push(format!("{passed_on} went straight to the server; what it did not take was refused"));
         }
         (_, Some(0)) if run.forwarded + run.stored + run.delivered == 0 => {
             lines.push(format!("{name} sent nothing to Opik, and nothing waits to be delivered"));
         }
         (_, Some(0)) => {
-            let mut parts = vec![format!("{} went straight to the server", count(run.forwarded, "write"))];
+            let receiver = receiver(config, run);
+            let mut parts = vec![format!("{} went straight to {receiver}", count(run.forwarded, "write"))];
             if run.stored + run.delivered > 0 {
                 parts.push(format!("{} stored first", count(run.stored, "message")));
                 parts.push(format!("{} delivered from the store", run.delivered));
+            }
+            let by_others = run.stored.saturating_sub(run.delivered + run.rejected);
+            // None of them can have been dropped.
+            if by_others > 0 && config.max_age.value.is_none() && config.when_full.value == WhenFull::Refuse {
+                parts.push(format!("{by_others} of them by another agent on this store"));
             }
             lines.push(format!("nothing waits to be delivered: {}", parts.join(", ")));
         }
@@ -150,6 +215,25 @@ fn summary(name: &str, run: &RunEnd, config: &Config) -> Vec<String> {
     lines
 }
 
+/// Names who took the writes: an agent that stays, where `OPIK_URL_OVERRIDE` names it, may keep them for its server.
+fn receiver(config: &Config, run: &RunEnd) -> String {
+    let upstream = &config.upstream.value;
+    let is_agent = || {
+        let url = upstream.to_string();
+        let base_url = url.strip_suffix(upstream.path()).unwrap_or(&url).to_owned();
+        let settings = UpstreamSettings { base_url, proxy: None, ..translate::upstream_settings(config) };
+        let answer = Upstream::new(&settings).ok()?.read("-/ready", AGENT_TIMEOUT).ok()?;
+        let ready: serde_json::Value = serde_json::from_str(&answer.text).ok()?;
+        ready.get("agent").map(|_| ())
+    };
+    match run.forwarded > 0 && upstream.is_loopback() && is_agent().is_some() {
+        true => {
+            format!("the agent at {}:{}, which keeps what its server does not take", upstream.host(), upstream.port())
+        }
+        false => "the server".to_owned(),
+    }
+}
+
 /// Says why messages are left.
 fn why(end: Option<&FlushEnd>, config: &Config) -> String {
     match end {
@@ -160,7 +244,11 @@ fn why(end: Option<&FlushEnd>, config: &Config) -> String {
         Some(FlushEnd::NotDue { reason }) => {
             reason.clone().unwrap_or_else(|| "they wait for their next attempt".to_owned())
         }
-        Some(FlushEnd::TimeOver) => format!("--flush-timeout {} is over", print_duration(config.flush_timeout.value)),
+        Some(FlushEnd::TimeOver { replayer }) => {
+            let over = format!("--flush-timeout {} is over", print_duration(config.flush_timeout.value));
+            let replaying = |owner| format!("{over}, and {owner} is replaying this store");
+            replayer.as_ref().map_or(over.clone(), replaying)
+        }
         Some(FlushEnd::Stopped) => "interrupted".to_owned(),
         Some(FlushEnd::Empty | FlushEnd::NoStore { .. }) | None => "another process stored them".to_owned(),
     }
@@ -177,7 +265,6 @@ pub(super) fn store_option(config: &Config) -> String {
 /// Returns the command that delivers what is left. What a flag said has to be said again.
 fn replay_command(config: &Config) -> String {
     let mut command = "opik-offline replay".to_owned();
-    let is_flag = |source: &Source| matches!(source, Source::Flag { .. });
     command.push_str(&store_option(config));
     if is_flag(&config.upstream.source) {
         command.push_str(&format!(" --upstream {}", config.upstream.value));

@@ -3,10 +3,11 @@
 use super::settings::Flags;
 use super::sources::{Environment, Layers, Raw, Source};
 
-/// In a wrapped command's environment: the address that the agent put into `OPIK_URL_OVERRIDE`, a space, and the server's.
+/// In a wrapped command's environment: the address that the agent put into `OPIK_URL_OVERRIDE`, a space, the server's.
 ///
-/// `opik-offline` inside the command is to send to the server, whose messages it finds in the store, not to the agent. It
-/// counts only while `OPIK_URL_OVERRIDE` still is what the agent made it: somebody who names another server means it.
+/// `opik-offline` inside the command is to send to the server, for which the messages in the store are, and not to the
+/// agent. The variable counts only while `OPIK_URL_OVERRIDE` is still what the agent made it: a command that names
+/// another server means that one.
 pub const WRAPPED_BY: &str = "OPIK_OFFLINE_WRAPPED_BY";
 
 /// Returns the server behind the agent that wraps this process, if `OPIK_URL_OVERRIDE` names that agent.

@@ -392,11 +392,11 @@ def send(url, body):
         return answer.status, answer.headers.get('Location')
     except urllib.error.HTTPError as error:
         return error.code, None
-base, otlp = os.environ['OPIK_URL_OVERRIDE'], os.environ['OTEL_EXPORTER_OTLP_ENDPOINT']
+base, otlp = os.environ['OPIK_URL_OVERRIDE'], os.environ['OTEL_EXPORTER_OTLP_TRACES_ENDPOINT']
 body = {'name': 'wrapped', 'start_time': '2026-01-02T03:04:05Z', 'project_name': 'p'}
 status, location = send(base + '/v1/private/traces', body)
 print(status, location.startswith(base + '/v1/private/traces/'))
-print(send(otlp + '/v1/traces', {'resourceSpans': []})[0])
+print(send(otlp, {'resourceSpans': []})[0])
 wrong = base.replace('/api', 'x/api')
 print(send(wrong + '/v1/private/traces', body)[0])
 raw = urllib.parse.unquote(base)
@@ -422,6 +422,7 @@ fn a_wrapped_command_is_let_in_whatever_characters_the_token_has() {
             let mut command = home.command(BINARY);
             command.args(["agent", "--upstream", &server.url(), "--flush-timeout", "1s", "--db"]).arg(home.db());
             command.args(["--", "python3", "-c", SENDER]).env("OPIK_OFFLINE_INTAKE_TOKEN", token);
+            command.env("OTEL_EXPORTER_OTLP_ENDPOINT", format!("{}/v1/private/otel", server.url()));
             let output: Output = run(&mut command);
             // `<>"` and the like are no part of a URL for Python, which sends them all the same, and for others.
             let more = if token.starts_with('~') { "" } else { more };
