@@ -76,4 +76,7 @@ mod volumes;
 mod weather;
 mod web_pages;
 mod wrapped;
+mod wrapped_beside;
+mod wrapped_nested;
+mod wrapped_signals;
 mod writes;
