@@ -7,6 +7,7 @@
 use http::Method;
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use http::request::Parts;
+use percent_encoding::{CONTROLS, utf8_percent_encode};
 
 use super::forward::{self, ClientAnswer};
 use super::status_page;
@@ -66,7 +67,9 @@ pub(super) fn leads_to_status_page(normal: &str, path: &str, headers: &HeaderMap
 }
 
 /// Sends somebody elsewhere, for now.
-pub(super) fn redirect(location: String) -> ClientAnswer {
+pub(super) fn redirect(location: &str) -> ClientAnswer {
+    // What is not ASCII has no place in a header.
+    let location = utf8_percent_encode(location, CONTROLS).to_string();
     let mut answer = forward::own_answer(Reply { location: Some(location), ..Reply::empty(302) });
     let headers = answer.headers_mut();
     headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));

@@ -21,7 +21,7 @@
 //! | its URL | [`URL_BYTES_MAX`] | 414 |
 //! | its framing | what can be read in one way only ([`framing`]) | 400 |
 //! | its host, and the page that sends it | the agent's own ([`site`]) | 403 |
-//! | its path | no segments that lead up ([`crate::protocol::path`]) | 400 |
+//! | its path | no segments that lead up, nothing that no server reads ([`crate::protocol::path`]) | 400 |
 //! | its content type | what the server reads ([`crate::protocol::media`]) | 415 |
 //! | time for the head, and between requests | `client_timeout` | closed |
 //! | time for a piece of a body | `client_timeout`, and a kilobyte a second ([`wire`]) | 408 |
@@ -534,10 +534,12 @@ async fn answer(shared: Arc<Shared>, request: http::Request<Incoming>) -> Client
     if let Err(foreign) = shared.sites.judge(&head, has_token, is_link_target) {
         return accept::refuse(shared.foreign(&foreign), &head.headers, body).await;
     }
-    let Ok(target) = target else {
-        shared.over_limit("dot segments");
-        let text = "the path holds a segment that is . or .. in some spelling, which leads elsewhere than it says";
-        return accept::refuse(error(400, text), &head.headers, body).await;
+    let target = match target {
+        Ok(target) => target,
+        Err(fault) => {
+            shared.over_limit("spelling of a path");
+            return accept::refuse(error(400, &fault.to_string()), &head.headers, body).await;
+        }
     };
     // The token is for this agent; an address that leads to the agent again has it.
     let token_prefix = token.map_or_else(String::new, |token| format!("{}{token}", guard::TOKEN_PREFIX));
@@ -547,7 +549,7 @@ async fn answer(shared: Arc<Shared>, request: http::Request<Incoming>) -> Client
             Some(status_page::Page::Flush) if !is_allowed => forward::own_answer(error(401, NO_TOKEN)),
             Some(status_page::Page::Flush) => flush::flush(&shared, &head).await,
             Some(status_page::Page::Overview) if links::leads_to_status_page(page, path, &head.headers) => {
-                links::redirect(format!("{token_prefix}{}", status_page::PATH))
+                links::redirect(&format!("{token_prefix}{}", status_page::PATH))
             }
             Some(page) => page.render(&shared),
             // Nothing below /-/ is the server's.
@@ -556,7 +558,7 @@ async fn answer(shared: Arc<Shared>, request: http::Request<Incoming>) -> Client
     }
     // Only the server's address is told, which the status page tells as well.
     if let Some(page) = links::page_of(&head, &target, &shared.address) {
-        return links::redirect(page);
+        return links::redirect(&page);
     }
     if !is_allowed {
         return accept::refuse(error(401, NO_TOKEN), &head.headers, body).await;

@@ -40,20 +40,35 @@ const ENCODED: &AsciiSet = &NON_ALPHANUMERIC
     .remove(b':')
     .remove(b'@');
 
-/// A path holds a segment that leads elsewhere than it says.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct DotSegment;
+/// Why a path is refused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum PathFault {
+    /// A program on the way could resolve a segment.
+    #[error("the path holds a segment that is . or .. in some spelling, which leads elsewhere than it says")]
+    DotSegment,
+    /// No server reads it: nginx and Opik's own server answer 400.
+    #[error("the path holds a percent sign that encodes no character")]
+    Malformed,
+}
 
 /// Returns a path in the one spelling in which it is compared and stored: it begins with a slash and ends without one.
 ///
 /// # Errors
 ///
-/// [`DotSegment`] when a program on the way could resolve a segment of it.
-pub fn normalise(path: &str) -> Result<String, DotSegment> {
+/// [`PathFault`] for a path that could lead elsewhere than it says, or that no server reads.
+pub fn normalise(path: &str) -> Result<String, PathFault> {
+    let is_encoded = |after: &str| {
+        let digits = after.as_bytes().get(..2);
+        digits.is_some_and(|digits| digits.iter().all(u8::is_ascii_hexdigit) && digits != b"00")
+    };
+    if !path.split('%').skip(1).all(is_encoded) {
+        // What is both is told by what it tries.
+        return Err(if has_dot_segment(path) { PathFault::DotSegment } else { PathFault::Malformed });
+    }
     let decoded: Vec<u8> = percent_decode_str(path).collect();
     let segments: Vec<&[u8]> = significant(&decoded).collect();
     if has_dot_segment(segments.join(&b'/')) {
-        return Err(DotSegment);
+        return Err(PathFault::DotSegment);
     }
     let mut normal = String::with_capacity(path.len());
     for name in segments.into_iter().map(without_parameters).filter(|name| !name.is_empty()) {
@@ -264,7 +279,7 @@ mod tests {
             ("/api/v1/private/files/a..b/...", &["/api/v1/private/files/a..b/...", "//api/v1/private/files/a..b/..."]),
             ("/tags/a%20b", &["/tags/a%20b", "/tags/a b", "/t%61gs//a%20b"]),
             ("/tags/%C3%A9", &["/tags/%c3%a9", "/tags/\u{e9}"]),
-            ("/tags/50%25", &["/tags/50%25", "/tags/50%"]),
+            ("/tags/50%25", &["/tags/50%25", "/tags//50%25/"]),
             ("/tags/%252Fx", &["/tags/%252Fx", "/tags/%252%46x"]),
             ("/tags/%0D%0Ax", &["/tags/%0d%0ax"]),
             ("/tags/a%3Fb%23c", &["/tags/a%3fb%23c"]),
@@ -303,7 +318,16 @@ mod tests {
             "/api/x%2f../y",
             "/api/%2e%2f%2e%2e/y",
         ] {
-            assert_eq!(normalise(path), Err(DotSegment), "{path}");
+            assert_eq!(normalise(path), Err(PathFault::DotSegment), "{path}");
+        }
+    }
+
+    #[test]
+    fn a_path_that_no_server_reads_is_refused() {
+        for path in
+            ["/%", "/tags/50%", "/tags/%2", "/tags/%zz", "/tags/%2g/x", "/%%32%35", "/tags/%00", "/%u0041", "/%\u{e9}"]
+        {
+            assert_eq!(normalise(path), Err(PathFault::Malformed), "{path}");
         }
     }
 

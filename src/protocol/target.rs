@@ -7,7 +7,7 @@
 //!
 //! Pure: functions of a path and of the server's address.
 
-use super::path::{DotSegment, below, normalise};
+use super::path::{PathFault, below, normalise};
 
 /// Prefixes under which clients look for the API, whatever the server's own is (protocol dossier, section b).
 const API_PREFIXES: [&str; 3] = ["/opik/api", "/api", ""];
@@ -102,8 +102,8 @@ impl Target {
     ///
     /// # Errors
     ///
-    /// [`DotSegment`] for a path that could lead elsewhere than it says.
-    pub fn of(path: &str, server: &ServerAddress) -> Result<Self, DotSegment> {
+    /// [`PathFault`] for a path that could lead elsewhere than it says, or that no server reads.
+    pub fn of(path: &str, server: &ServerAddress) -> Result<Self, PathFault> {
         let normal = normalise(path)?;
         // Whoever puts the intake token elsewhere into an address is told so, and the server is not told the token.
         let has_token = normal.contains("/-/token/");

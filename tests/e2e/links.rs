@@ -77,6 +77,7 @@ fn a_browser_is_led_to_the_page_of_the_server_and_to_no_other_host() {
                 (&format!("/-/token/{TOKEN}/default/projects"), format!("{ui}/default/projects")),
                 ("/opik/pair/v1?url=u", "/opik/pair/v1?url=u".to_owned()),
                 ("//evil.example/%0d%0aX-Evil:%201", format!("{ui}//evil.example/%0d%0aX-Evil:%201")),
+                ("/\u{e9}quipe/projects", format!("{ui}/%C3%A9quipe/projects")),
                 ("/\\evil.example", format!("{ui}/\\evil.example")),
                 ("/@evil.example", format!("{ui}/@evil.example")),
                 ("http://localhost//evil.example/x", format!("{ui}//evil.example/x")),
