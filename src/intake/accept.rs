@@ -381,9 +381,8 @@ impl Write {
     /// be gone.
     async fn forward(&self, shared: &Arc<Shared>, client: &ClientUrl, storable: bool) -> Forwarded {
         let base_url = shared.forwarder.base_url();
-        let Some(uri) = forward::upstream_uri(base_url, &self.message.request.path) else {
-            return Forwarded::Answered(forward::own_answer(error(400, "the path is not a valid URL")));
-        };
+        // As its client spelled it; what is stored has the one spelling that every front of a server reads alike.
+        let uri = client.uri.clone();
         let mut request = http::Request::new(forward::whole(self.message.request.body.bytes.clone()));
         *request.method_mut() = self.head.method.clone();
         *request.headers_mut() = forward::request_headers(self.head.headers.clone(), &uri, &shared.agent_mark);

@@ -73,18 +73,17 @@ pub(super) async fn upload(
     shared: Arc<Shared>,
     step: Step,
     head: Parts,
-    below: String,
     client: ClientUrl,
     body: Incoming,
 ) -> ClientAnswer {
     // Not tied to the connection: a client that hangs up must not leave bytes behind.
     let work = async move {
         match shared.slot.get() {
-            Err(_) => unstored(&shared, step, head, &below, &client, body).await,
+            Err(_) => unstored(&shared, step, head, &client, body).await,
             Ok(store) => match step {
-                Step::Start => start(&shared, &store, head, &below, &client, body).await,
-                Step::Put => put(&shared, &store, head, &below, &client, body).await,
-                Step::Complete => complete(&shared, &store, head, &below, &client, body).await,
+                Step::Start => start(&shared, &store, head, &client, body).await,
+                Step::Put => put(&shared, &store, head, &client, body).await,
+                Step::Complete => complete(&shared, &store, head, &client, body).await,
             },
         }
     };
@@ -94,23 +93,16 @@ pub(super) async fn upload(
 }
 
 /// Takes a step while the store can't be used.
-async fn unstored(
-    shared: &Shared,
-    step: Step,
-    head: Parts,
-    below: &str,
-    client: &ClientUrl,
-    body: Incoming,
-) -> ClientAnswer {
+async fn unstored(shared: &Shared, step: Step, head: Parts, client: &ClientUrl, body: Incoming) -> ClientAnswer {
     if step == Step::Put {
-        let query = below.split_once('?').map_or("", |(_, query)| query);
+        let query = head.uri.query().unwrap_or_default();
         let touches = Subject::from_query(query).map(|subject| subject.touches()).unwrap_or_default();
         return match overtakes(shared, &touches) {
             Some(why) => {
                 let refusal = shared.refuse_unprotected(why);
                 refuse_with(refusal, &head.headers, body).await
             }
-            None => plain_proxy(shared, step, head, below, client, streamed(shared, body)).await,
+            None => plain_proxy(shared, step, head, client, streamed(shared, body)).await,
         };
     }
     let (bytes, content) = match read_json(shared, &head, body).await {
@@ -124,7 +116,7 @@ async fn unstored(
     let touches = subject.map(|subject| subject.touches()).unwrap_or_default();
     match overtakes(shared, &touches) {
         Some(why) => shared.refuse_unprotected(why),
-        None => plain_proxy(shared, step, head, below, client, forward::whole(bytes).into()).await,
+        None => plain_proxy(shared, step, head, client, forward::whole(bytes).into()).await,
     }
 }
 
@@ -138,15 +130,8 @@ fn overtakes(shared: &Shared, touches: &[Touch]) -> Option<&'static str> {
 
 /// Lets the server take the step. A URL of its own that it answers is made to lead through the agent, and a page's 200 is
 /// no success: the file would be nowhere.
-async fn plain_proxy(
-    shared: &Shared,
-    step: Step,
-    head: Parts,
-    below: &str,
-    client: &ClientUrl,
-    body: PassedBody,
-) -> ClientAnswer {
-    let answer = pass_through(shared, head, below, client, body).await;
+async fn plain_proxy(shared: &Shared, step: Step, head: Parts, client: &ClientUrl, body: PassedBody) -> ClientAnswer {
+    let answer = pass_through(shared, head, client, body).await;
     if !answer.status().is_success() || answer.status() == http::StatusCode::NO_CONTENT {
         return answer;
     }
@@ -203,7 +188,6 @@ async fn start(
     shared: &Shared,
     store: &Arc<dyn Store>,
     head: Parts,
-    below: &str,
     client: &ClientUrl,
     body: Incoming,
 ) -> ClientAnswer {
@@ -233,7 +217,7 @@ async fn start(
             return shared.refuse_unprotected(why);
         }
         let body = forward::whole(bytes).into();
-        let answer = plain_proxy(shared, Step::Start, head, below, client, body).await;
+        let answer = plain_proxy(shared, Step::Start, head, client, body).await;
         return counted(shared, full, answer);
     }
     let base = client.seen_as(start.client_url.as_deref());
@@ -246,11 +230,10 @@ async fn put(
     shared: &Shared,
     store: &Arc<dyn Store>,
     head: Parts,
-    below: &str,
     client: &ClientUrl,
     mut body: Incoming,
 ) -> ClientAnswer {
-    let query = below.split_once('?').map_or("", |(_, query)| query);
+    let query = head.uri.query().unwrap_or_default();
     let subject = match Subject::from_query(query) {
         Ok(subject) => subject,
         Err(refusal) => return refuse(error(400, &refusal), &head.headers, body).await,
@@ -285,7 +268,7 @@ async fn put(
                 let refusal = shared.refuse_unprotected(why);
                 return refuse_with(refusal, &head.headers, body).await;
             }
-            let answer = plain_proxy(shared, Step::Put, head, below, client, streamed(shared, body)).await;
+            let answer = plain_proxy(shared, Step::Put, head, client, streamed(shared, body)).await;
             return counted(shared, full, answer);
         }
     };
@@ -383,7 +366,6 @@ async fn complete(
     shared: &Shared,
     store: &Arc<dyn Store>,
     head: Parts,
-    below: &str,
     client: &ClientUrl,
     body: Incoming,
 ) -> ClientAnswer {
@@ -393,7 +375,7 @@ async fn complete(
     };
     let complete = match Complete::read(&content) {
         Ok(complete) if complete.upload_id == LOCAL_UPLOAD_ID => complete,
-        Ok(_) => return plain_proxy(shared, Step::Complete, head, below, client, forward::whole(bytes).into()).await,
+        Ok(_) => return plain_proxy(shared, Step::Complete, head, client, forward::whole(bytes).into()).await,
         Err(refusal) => return forward::own_answer(error(400, &refusal)),
     };
     let lane = match lane_of(&shared.server, &head.headers) {

@@ -11,6 +11,7 @@ use hyper::body::{Body, Frame, Incoming, SizeHint};
 
 use crate::printable;
 use crate::protocol::answers::{Reply, asked_wait};
+use crate::protocol::target::is_api;
 use crate::upstream::AGENT_HEADER;
 use crate::upstream::forward::{BoxError, ForwardBody};
 
@@ -45,11 +46,6 @@ pub fn strip_hop_by_hop(headers: &mut HeaderMap) {
     for name in named.iter().chain(&HOP_BY_HOP) {
         headers.remove(name);
     }
-}
-
-/// Returns the URL of a path and query below the server's base, or `None` when it is no URL.
-pub fn upstream_uri(base_url: &str, below: &str) -> Option<http::Uri> {
-    format!("{base_url}/{below}").parse().ok()
 }
 
 /// Returns the headers that go to the server: the client's, with the server's own `Host` and the agent's mark.
@@ -163,9 +159,12 @@ fn name_the_reset(headers: &mut HeaderMap) {
     headers.insert(RESET, HeaderValue::from(asked.max(1)));
 }
 
+/// Only what leads to the API: a page of the UI is the server's to show.
 fn rewrite_location(headers: &mut HeaderMap, server_base: &str, client_base: &str) {
-    let below = headers.get(header::LOCATION).and_then(|location| location.to_str().ok()?.strip_prefix(server_base));
-    if let Some(location) = below.and_then(|below| HeaderValue::from_str(&format!("{client_base}{below}")).ok()) {
+    let location = headers.get(header::LOCATION).and_then(|location| location.to_str().ok());
+    let below = location.and_then(|location| location.strip_prefix(server_base)?.strip_prefix('/'));
+    let through = below.filter(|below| is_api(below)).map(|below| format!("{client_base}/{below}"));
+    if let Some(location) = through.and_then(|location| HeaderValue::from_str(&location).ok()) {
         headers.insert(header::LOCATION, location);
     }
 }
@@ -225,13 +224,23 @@ mod tests {
 
     #[test]
     fn a_location_into_the_server_is_made_to_point_through_the_agent() {
+        let bare = "http://s:5173";
         let cases = [
-            ("http://s:5173/api/v1/private/traces/1", "http://a:6745/opik/api/v1/private/traces/1"),
-            ("https://elsewhere/x", "https://elsewhere/x"),
+            (
+                "http://s:5173/api",
+                "http://s:5173/api/v1/private/traces/1",
+                "http://a:6745/opik/api/v1/private/traces/1",
+            ),
+            (bare, "http://s:5173/v1/private/traces/1", "http://a:6745/opik/api/v1/private/traces/1"),
+            // Not to the API: a page, an upload, another server.
+            ("http://s:5173/api", "http://s:5173/default/projects/1", "http://s:5173/default/projects/1"),
+            (bare, "http://s:5173/default/projects/1", "http://s:5173/default/projects/1"),
+            (bare, "http://s:51730/v1/private/traces/1", "http://s:51730/v1/private/traces/1"),
+            (bare, "https://elsewhere/x", "https://elsewhere/x"),
         ];
-        for (location, expected) in cases {
+        for (server_base, location, expected) in cases {
             let mut headers = HeaderMap::from_iter([(header::LOCATION, HeaderValue::from_static(location))]);
-            rewrite_location(&mut headers, "http://s:5173/api", "http://a:6745/opik/api");
+            rewrite_location(&mut headers, server_base, "http://a:6745/opik/api");
             assert_eq!(headers[header::LOCATION], expected);
         }
     }

@@ -6,6 +6,8 @@ use http::request::Parts;
 use hyper::header::{HOST, HeaderValue};
 use hyper::{HeaderMap, Version};
 
+use crate::protocol::path::below;
+
 /// The header that carries the intake token.
 pub const TOKEN_HEADER: &str = "x-opik-offline-token";
 /// The path prefix that carries it for clients that can't send headers: `/-/token/<token>/api/...`, percent-encoded.
@@ -13,9 +15,11 @@ pub const TOKEN_PREFIX: &str = "/-/token/";
 
 /// Takes the token off a path that carries one; returns it as it is written there, and the path that is left.
 ///
-/// A token that holds slashes may be written with them: as many segments belong to it as `expected` has.
+/// A token that holds slashes may be written with them: as many segments belong to it as `expected` has. The prefix is
+/// found however it is spelled: a token is never sent to the server.
 pub fn split_token<'path>(path: &'path str, expected: Option<&str>) -> (Option<&'path str>, &'path str) {
-    let Some(rest) = path.strip_prefix(TOKEN_PREFIX) else { return (None, path) };
+    let prefix = TOKEN_PREFIX.trim_end_matches('/');
+    let Some(rest) = below(path, prefix).and_then(|rest| rest.strip_prefix('/')) else { return (None, path) };
     let slashes = |text: &[u8]| text.iter().filter(|byte| **byte == b'/').count();
     let expected = expected.map_or(0, |expected| slashes(expected.as_bytes()));
     let (mut from, mut found) = (0, 0);
@@ -82,6 +86,13 @@ mod tests {
         assert_eq!(split_token("/-/token/abc/api/v1/private/traces", None), (Some("abc"), "/api/v1/private/traces"));
         assert_eq!(split_token("/-/token/abc", Some("abc")), (Some("abc"), "/"));
         assert_eq!(split_token("/api/x", Some("a/b")), (None, "/api/x"));
+        for path in
+            ["//-/token/abc//api//x", "/./-//token/abc//api//x", "/%2d/t%6Fken/abc//api//x", "/-;y/token/abc//api//x"]
+        {
+            assert_eq!(split_token(path, Some("abc")), (Some("abc"), "//api//x"), "{path}");
+        }
+        assert_eq!(split_token("/-/token", None), (None, "/-/token"));
+        assert_eq!(split_token("/-/tokens/abc/x", None), (None, "/-/tokens/abc/x"));
     }
 
     #[test]

@@ -3,12 +3,14 @@
 //! The only room with asynchronous code. The seam to the blocking rest is small and in two places: a write is handed to
 //! the committer with a callback ([`accept`]), and `Store::waiting` is called directly because it is one cheap look-up.
 //!
-//! - `/api/...`, `/opik/api/...` and no prefix all name the server's paths.
+//! - `http://agent/X` means `http://server/X` for every path but the agent's own; the API is also found under `/api`,
+//!   `/opik/api` and no prefix ([`crate::protocol::target`]).
 //! - Protected writes are forwarded or stored ([`accept`]); everything else streams through ([`forward`]).
 //! - `is-alive/ping` answers for the agent itself, whatever the server's state: otherwise the Python SDK would park its
 //!   messages in its own temporary store (protocol dossier, section b).
-//! - `/-/healthy`, `/-/ready`, `/-/status.json`, `/metrics` and `/` are the agent's own ([`status_page`]), and so is
-//!   `/-/flush` ([`mod@flush`]).
+//! - A browser that follows a printed link is led on to the server's own page ([`mod@links`]).
+//! - `/-/`, `/-/healthy`, `/-/ready`, `/-/status.json`, `/metrics` and `/` are the agent's own ([`status_page`]), and so is
+//!   `/-/flush` ([`mod@flush`]); the rest of `/-/` is kept for it.
 //!
 //! # Limits
 //!
@@ -19,7 +21,7 @@
 //! | its URL | [`URL_BYTES_MAX`] | 414 |
 //! | its framing | what can be read in one way only ([`framing`]) | 400 |
 //! | its host, and the page that sends it | the agent's own ([`site`]) | 403 |
-//! | its path | no dot segments ([`crate::protocol::path`]) | 400 |
+//! | its path | no segments that lead up, nothing that no server reads ([`crate::protocol::path`]) | 400 |
 //! | its content type | what the server reads ([`crate::protocol::media`]) | 415 |
 //! | time for the head, and between requests | `client_timeout` | closed |
 //! | time for a piece of a body | `client_timeout`, and a kilobyte a second ([`wire`]) | 408 |
@@ -42,6 +44,7 @@ mod framing;
 pub mod full_watch;
 pub mod guard;
 mod lanes;
+mod links;
 pub mod site;
 pub mod status;
 mod status_page;
@@ -72,8 +75,8 @@ use crate::monitor::Availability;
 use crate::monitor::connection::Connection;
 use crate::protocol::answers::{Reply, SendFailure, error, unavailable};
 use crate::protocol::media::unsupported;
-use crate::protocol::path::has_dot_segment;
-use crate::protocol::routes::{Route, classify, split_prefix};
+use crate::protocol::routes::{Route, classify};
+use crate::protocol::target::{ServerAddress, Target};
 use crate::pulse::{Beat, Pulses};
 use crate::shutdown::Shutdown;
 use crate::store::committer::Committer;
@@ -193,6 +196,8 @@ struct Shared {
     agent_mark: HeaderValue,
     /// The server that accepted writes are for.
     server: Server,
+    /// Its address, in parts.
+    address: ServerAddress,
     started: Instant,
     pulses: Arc<Pulses>,
     watch: Arc<Watch>,
@@ -237,11 +242,13 @@ impl Shared {
     }
 }
 
-/// The URL under which a client reached the server's base.
+/// The URL under which a client reached the server's base, and where its request goes.
 #[derive(Clone, Debug)]
 struct ClientUrl {
     host: String,
     prefix: String,
+    /// What it asks for, at the server, spelled as it came.
+    uri: http::Uri,
 }
 
 impl ClientUrl {
@@ -278,6 +285,7 @@ impl Intake {
         let per_worker = self.forwarders.into_iter().map(|forwarder| {
             Arc::new(Shared {
                 server: Server::new(forwarder.base_url()),
+                address: ServerAddress::new(forwarder.base_url()),
                 slot: self.slot.clone(),
                 committer: self.committer.clone(),
                 connection: self.connection.clone(),
@@ -518,24 +526,39 @@ async fn answer(shared: Arc<Shared>, request: http::Request<Incoming>) -> Client
         return accept::refuse(error(400, fault), &head.headers, body).await;
     }
     let (token, path) = guard::split_token(uri.path(), shared.token.as_deref());
+    let target = Target::of(path, &shared.address);
     let is_allowed = guard::is_allowed(shared.token.as_deref(), token, &head.headers);
     // Before anything else looks at the request, and whatever its path: nobody's page reads, writes or probes.
     let has_token = shared.token.is_some() && is_allowed;
-    if let Err(foreign) = shared.sites.judge(&head, has_token, site::is_link_target(path)) {
+    let is_link_target = target.as_ref().is_ok_and(Target::is_link_target);
+    if let Err(foreign) = shared.sites.judge(&head, has_token, is_link_target) {
         return accept::refuse(shared.foreign(&foreign), &head.headers, body).await;
     }
-    if has_dot_segment(path) {
-        shared.over_limit("dot segments");
-        let text = "the path holds a segment that is . or .. in some spelling, which leads elsewhere than it says";
-        return accept::refuse(error(400, text), &head.headers, body).await;
-    }
-    if let Some(page) = status_page::Page::of(&head.method, path) {
-        return match page {
+    let target = match target {
+        Ok(target) => target,
+        Err(fault) => {
+            shared.over_limit("spelling of a path");
+            return accept::refuse(error(400, &fault.to_string()), &head.headers, body).await;
+        }
+    };
+    // The token is for this agent; an address that leads to the agent again has it.
+    let token_prefix = token.map_or_else(String::new, |token| format!("{}{token}", guard::TOKEN_PREFIX));
+    if let Target::Own { path: page } = &target {
+        return match status_page::Page::of(&head.method, page) {
             // It makes the agent work, so it is for those who may send writes.
-            status_page::Page::Flush if !is_allowed => forward::own_answer(error(401, NO_TOKEN)),
-            status_page::Page::Flush => flush::flush(&shared, &head).await,
-            page => page.render(&shared),
+            Some(status_page::Page::Flush) if !is_allowed => forward::own_answer(error(401, NO_TOKEN)),
+            Some(status_page::Page::Flush) => flush::flush(&shared, &head).await,
+            Some(status_page::Page::Overview) if links::leads_to_status_page(page, path, &head.headers) => {
+                links::redirect(&format!("{token_prefix}{}", status_page::PATH))
+            }
+            Some(page) => page.render(&shared),
+            // Nothing below /-/ is the server's.
+            None => accept::refuse(error(404, "this opik-offline agent has no such page"), &head.headers, body).await,
         };
+    }
+    // Only the server's address is told, which the status page tells as well.
+    if let Some(page) = links::page_of(&head, &target, &shared.address) {
+        return links::redirect(&page);
     }
     if !is_allowed {
         return accept::refuse(error(401, NO_TOKEN), &head.headers, body).await;
@@ -544,31 +567,47 @@ async fn answer(shared: Arc<Shared>, request: http::Request<Incoming>) -> Client
     if via.iter().any(|mark| *mark == shared.agent_mark) {
         return forward::own_answer(error(508, "this opik-offline agent's server is the agent itself: set --upstream"));
     }
+    proxy(shared, head, target, &token_prefix, body).await
+}
 
-    let (prefix, below) = split_prefix(path);
-    let route = classify(head.method.as_str(), below);
+/// Answers a request that is the server's business, of a client that may ask.
+async fn proxy(
+    shared: Arc<Shared>,
+    head: http::request::Parts,
+    target: Target,
+    token_prefix: &str,
+    body: Incoming,
+) -> ClientAnswer {
+    let host = head.headers.get(header::HOST).and_then(|host| host.to_str().ok()).unwrap_or(&shared.listen_host);
+    let url = target.url(&shared.address).map(|url| links::with_query(url, &target, &head, host, &shared.address));
+    let Some(uri) = url.and_then(|url| url.parse().ok()) else {
+        return accept::refuse(error(400, "the path is not a valid URL"), &head.headers, body).await;
+    };
+    let (prefix, below) = match target {
+        Target::Api { prefix, path, .. } => (prefix, Some(path)),
+        Target::Origin { .. } | Target::Own { .. } => (String::new(), None),
+    };
+    let client = ClientUrl { host: host.to_owned(), prefix: format!("{token_prefix}{prefix}"), uri };
+    let Some(below) = below else {
+        let body = streamed(&shared, body);
+        return pass_through(&shared, head, &client, body).await;
+    };
+    let route = classify(head.method.as_str(), &below);
     let content_types = head.headers.get_all(header::CONTENT_TYPE).iter().map(|value| value.to_str().ok());
-    if let Some(fault) = unsupported(head.method.as_str(), below, !body.is_end_stream(), content_types) {
+    if let Some(fault) = unsupported(head.method.as_str(), &below, !body.is_end_stream(), content_types) {
         return accept::refuse(error(415, &fault), &head.headers, body).await;
     }
-    let below = match uri.query() {
+    let below = match head.uri.query() {
         Some(query) => format!("{below}?{query}"),
-        None => below.to_owned(),
+        None => below,
     };
-    // The token is for this agent; what goes into a Location must lead through it again.
-    let prefix = match token {
-        Some(token) => format!("{}{token}{prefix}", guard::TOKEN_PREFIX),
-        None => prefix.to_owned(),
-    };
-    let host = head.headers.get(header::HOST).and_then(|host| host.to_str().ok());
-    let client = ClientUrl { host: host.unwrap_or(&shared.listen_host).to_owned(), prefix };
     match route {
         Route::Ping => status_page::ping(),
         Route::Protected(write) => accept::accept(shared, write, head, below, client, body).await,
-        Route::Upload(step) => attachments::upload(shared, step, head, below, client, body).await,
+        Route::Upload(step) => attachments::upload(shared, step, head, client, body).await,
         Route::PassThrough => {
             let body = streamed(&shared, body);
-            pass_through(&shared, head, &below, &client, body).await
+            pass_through(&shared, head, &client, body).await
         }
     }
 }
@@ -596,16 +635,12 @@ fn streamed(shared: &Shared, body: Incoming) -> PassedBody {
 async fn pass_through(
     shared: &Shared,
     mut head: http::request::Parts,
-    below: &str,
     client: &ClientUrl,
     PassedBody { body, is_late }: PassedBody,
 ) -> ClientAnswer {
     let base_url = shared.forwarder.base_url();
-    let Some(uri) = forward::upstream_uri(base_url, below) else {
-        return forward::own_answer(error(400, "the path is not a valid URL"));
-    };
-    head.headers = forward::request_headers(head.headers, &uri, &shared.agent_mark);
-    head.uri = uri;
+    head.headers = forward::request_headers(head.headers, &client.uri, &shared.agent_mark);
+    head.uri = client.uri.clone();
     head.version = http::Version::HTTP_11;
     let request = http::Request::from_parts(head, body);
     let sending = shared.forwarder.send(request);

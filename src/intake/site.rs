@@ -363,18 +363,10 @@ fn shown(text: &[u8]) -> String {
     format!("\"{escaped}\"")
 }
 
-/// Returns whether people follow links to a path: to the agent's own page, to pages of the Opik UI, and to the redirects
-/// that the SDKs print. The rest of the interface is for programs.
-pub fn is_link_target(path: &str) -> bool {
-    let (_, below) = crate::protocol::routes::split_prefix(path);
-    let is_of_the_agent = path.starts_with("/-/") || path == "/metrics";
-    let is_private = below.split('/').filter(|segment| !segment.is_empty()).take(2).eq(["v1", "private"]);
-    !is_of_the_agent && !is_private
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::protocol::target::{ServerAddress, Target};
 
     const LOOPBACK: &str = "127.0.0.1";
     const NETWORK: &str = "0.0.0.0";
@@ -389,7 +381,8 @@ mod tests {
             request = request.header(name, value.as_bytes());
         }
         let (head, ()) = request.body(()).expect("a request").into_parts();
-        policy.judge(&head, has_token, is_link_target(head.uri.path()))
+        let target = Target::of(head.uri.path(), &ServerAddress::new("http://srv:5173/api"));
+        policy.judge(&head, has_token, target.is_ok_and(|target| target.is_link_target()))
     }
 
     fn policy(listener: &str, allowed: &[&str]) -> SitePolicy {
@@ -561,7 +554,13 @@ mod tests {
             ("GET /default/projects", &format!("sec-fetch-site: cross-site\n{follows}"), true),
             (READ, &format!("sec-fetch-site: cross-site\n{follows}"), false),
             ("GET /v1//private/traces", &format!("sec-fetch-site: cross-site\n{follows}"), false),
+            ("GET /-/", &format!("sec-fetch-site: cross-site\n{follows}"), true),
+            ("GET //api/./v1/priv%61te/traces", &format!("sec-fetch-site: cross-site\n{follows}"), false),
             ("GET /-/status.json", &format!("sec-fetch-site: cross-site\n{follows}"), false),
+            ("GET //-/status.json", &format!("sec-fetch-site: cross-site\n{follows}"), false),
+            ("GET /%2d/./status.json", &format!("sec-fetch-site: cross-site\n{follows}"), false),
+            ("GET //metrics/", &format!("sec-fetch-site: cross-site\n{follows}"), false),
+            ("GET /../metrics", &format!("sec-fetch-site: cross-site\n{follows}"), false),
             ("GET /metrics", &format!("sec-fetch-site: cross-site\n{follows}"), false),
             ("POST /", &format!("sec-fetch-site: cross-site\n{follows}"), false),
             ("GET /", "sec-fetch-site: cross-site\nsec-fetch-mode: navigate\nsec-fetch-dest: iframe", false),

@@ -18,6 +18,9 @@ use crate::printable;
 use crate::protocol::answers::error;
 use crate::store::{Filter, now_ms};
 
+/// Where the status page is: it collides with no path of a server.
+pub(super) const PATH: &str = "/-/";
+
 /// One of the agent's own pages.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Page {
@@ -32,10 +35,10 @@ pub(super) enum Page {
 }
 
 impl Page {
-    /// Returns the page at this path, or `None` when the path is the server's.
+    /// Returns the page at this normalised path, or `None` when there is none.
     pub(super) fn of(method: &Method, path: &str) -> Option<Self> {
         let page = match path {
-            "/" => Self::Overview,
+            "/" | "/-" => Self::Overview,
             "/-/status.json" => Self::Status,
             "/-/healthy" => Self::Healthy,
             "/-/ready" => Self::Ready,

@@ -1,15 +1,123 @@
-//! Segments of a path that lead somewhere else than they say.
+//! How a request's path is read: as the front of an Opik server reads it.
 //!
-//! A program on the way (nginx, a load balancer, the server's own container) may resolve `..`, and each resolves another
-//! spelling of it: `%2e%2e`, `..%2f`, `..\`, `..;x`. What the agent takes for one path would be another to the server: a
-//! read that passes through could be a write, or leave the API. No client of Opik sends any of them.
+//! Clients concatenate addresses: `url_override` ends in a slash and `/v1/...` is appended, and what arrives is
+//! `/api//v1/...`. Opik's nginx decodes a path once, merges its slashes and drops segments that are `.`, and the server
+//! behind it ignores parameters (`;x=1`) and a slash at the end. [`normalise`] does the same, so that a write is known as
+//! one in every spelling that reaches its endpoint. Where the front does not decode (a server without nginx refuses an
+//! encoded slash), the agent protects a write that the server would have refused, and the server still refuses it.
+//!
+//! The normalised path is also what a stored message keeps: replay may reach the server through another front, and the
+//! plain spelling leads to the same endpoint through all of them. A live request is sent as it came.
+//!
+//! # Segments that lead elsewhere than they say
+//!
+//! `..` is refused in every spelling. A program on the way (nginx, a load balancer, the server's own container) may
+//! resolve it, and each resolves another spelling: `%2e%2e`, `..%2f`, `..\`, `..;x`. What the agent takes for one path
+//! would be another to the server: a read that passes through could be a write, or leave the API. No client of Opik sends
+//! any of them. A plain `.`, encoded once or not, leads nowhere else to any of them, and is dropped; in other spellings
+//! (`.;x`, `%252e`) it is refused as well.
+
+use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_decode_str, percent_encode};
+
+/// What is percent-encoded in a normalised path: everything but the characters of a path segment (RFC 3986, `pchar`).
+/// A semicolon would begin a parameter.
+const ENCODED: &AsciiSet = &NON_ALPHANUMERIC
+    .remove(b'/')
+    .remove(b'-')
+    .remove(b'.')
+    .remove(b'_')
+    .remove(b'~')
+    .remove(b'!')
+    .remove(b'$')
+    .remove(b'&')
+    .remove(b'\'')
+    .remove(b'(')
+    .remove(b')')
+    .remove(b'*')
+    .remove(b'+')
+    .remove(b',')
+    .remove(b'=')
+    .remove(b':')
+    .remove(b'@');
+
+/// Why a path is refused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum PathFault {
+    /// A program on the way could resolve a segment.
+    #[error("the path holds a segment that is . or .. in some spelling, which leads elsewhere than it says")]
+    DotSegment,
+    /// No server reads it: nginx and Opik's own server answer 400.
+    #[error("the path holds a percent sign that encodes no character")]
+    Malformed,
+}
+
+/// Returns a path in the one spelling in which it is compared and stored: it begins with a slash and ends without one.
+///
+/// # Errors
+///
+/// [`PathFault`] for a path that could lead elsewhere than it says, or that no server reads.
+pub fn normalise(path: &str) -> Result<String, PathFault> {
+    let is_encoded = |after: &str| {
+        let digits = after.as_bytes().get(..2);
+        digits.is_some_and(|digits| digits.iter().all(u8::is_ascii_hexdigit) && digits != b"00")
+    };
+    if !path.split('%').skip(1).all(is_encoded) {
+        // What is both is told by what it tries.
+        return Err(if has_dot_segment(path) { PathFault::DotSegment } else { PathFault::Malformed });
+    }
+    let decoded: Vec<u8> = percent_decode_str(path).collect();
+    let segments: Vec<&[u8]> = significant(&decoded).collect();
+    if has_dot_segment(segments.join(&b'/')) {
+        return Err(PathFault::DotSegment);
+    }
+    let mut normal = String::with_capacity(path.len());
+    for name in segments.into_iter().map(without_parameters).filter(|name| !name.is_empty()) {
+        normal.push('/');
+        normal.extend(percent_encode(name, ENCODED));
+    }
+    if normal.is_empty() {
+        normal.push('/');
+    }
+    Ok(normal)
+}
+
+/// Returns the rest of a path below a prefix, spelled as it came: nothing, or what begins with a slash. `prefix` is
+/// normalised, or empty.
+///
+/// Returns `None` when the path is elsewhere, and when an encoded slash hides where the prefix ends.
+pub fn below<'path>(path: &'path str, prefix: &str) -> Option<&'path str> {
+    let mut rest = path;
+    for wanted in prefix.split('/').filter(|segment| !segment.is_empty()) {
+        loop {
+            let start = rest.strip_prefix('/')?;
+            let end = start.find('/').unwrap_or(start.len());
+            let (segment, after) = start.split_at(end);
+            rest = after;
+            match normalise(segment).ok()?.strip_prefix('/') {
+                Some("") => {}
+                Some(name) if name == wanted => break,
+                _ => return None,
+            }
+        }
+    }
+    (rest.is_empty() || rest.starts_with('/')).then_some(rest)
+}
+
+/// Returns the segments of a decoded path that name something: not those that are empty or `.`.
+fn significant(decoded: &[u8]) -> impl Iterator<Item = &[u8]> {
+    decoded.split(|byte| *byte == b'/').filter(|segment| !segment.is_empty() && *segment != b".")
+}
+
+fn without_parameters(segment: &[u8]) -> &[u8] {
+    segment.split(|byte| *byte == b';').next().unwrap_or_default()
+}
 
 /// How often a text is decoded: each program on the way may do it once.
 const DECODINGS_MAX: usize = 4;
 
 /// Returns whether a segment of a path is `.` or `..` to any program that could read it.
-pub fn has_dot_segment(path: &str) -> bool {
-    let mut text = path.as_bytes().to_vec();
+pub fn has_dot_segment(path: impl Into<Vec<u8>>) -> bool {
+    let mut text = path.into();
     for _ in 0..=DECODINGS_MAX {
         // A program may cut parameters (`;x`) before or after it decodes, and some end a text at a control character.
         let mut segments = text.split(|byte| matches!(byte, b'/' | b'\\'));
@@ -27,7 +135,7 @@ pub fn has_dot_segment(path: &str) -> bool {
 }
 
 fn is_dots(segment: &[u8]) -> bool {
-    let name = segment.split(|byte| *byte == b';').next().unwrap_or_default();
+    let name = without_parameters(segment);
     let mut dots = 0;
     for byte in name {
         match byte {
@@ -113,7 +221,7 @@ mod tests {
                 format!("/api/x%252f{segment}"),
                 format!("/api;x/{segment}/y"),
             ] {
-                assert!(has_dot_segment(&path), "{path}");
+                assert!(has_dot_segment(&*path), "{path}");
             }
         }
     }
@@ -146,10 +254,121 @@ mod tests {
         }
     }
 
+    #[test]
+    fn every_spelling_of_a_path_is_one_path() {
+        for (normal, spellings) in [
+            ("/", &["", "/", "//", "/.", "/./", "/%2e", "/%2E//", "%2F", "/;x=1/"][..]),
+            (
+                "/api/v1/private/traces/batch",
+                &[
+                    "/api/v1/private/traces/batch",
+                    "/api/v1/private/traces/batch/",
+                    "/api//v1/private/traces/batch",
+                    "//api/v1/private///traces/batch//",
+                    "/api/./v1/private/./traces/batch/.",
+                    "/api/%2e/v1/private/traces/%2E/batch",
+                    "/api/%76%31/private/traces/batch",
+                    "/api/v1/private/tr%61ces/%62%61tch",
+                    "/%61%70%69/v1/private/traces/batch",
+                    "/api%2Fv1%2fprivate/traces/batch",
+                    "/api/v1/private/traces;a=b/batch;c",
+                    "/api/v1/private/traces%3Ba/batch%3b",
+                    "/api/;/v1/private/traces/batch",
+                ],
+            ),
+            ("/api/v1/private/files/a..b/...", &["/api/v1/private/files/a..b/...", "//api/v1/private/files/a..b/..."]),
+            ("/tags/a%20b", &["/tags/a%20b", "/tags/a b", "/t%61gs//a%20b"]),
+            ("/tags/%C3%A9", &["/tags/%c3%a9", "/tags/\u{e9}"]),
+            ("/tags/50%25", &["/tags/50%25", "/tags//50%25/"]),
+            ("/tags/%252Fx", &["/tags/%252Fx", "/tags/%252%46x"]),
+            ("/tags/%0D%0Ax", &["/tags/%0d%0ax"]),
+            ("/tags/a%3Fb%23c", &["/tags/a%3fb%23c"]),
+            ("/a!$&'()*+,=:@-._~", &["/a!$&'()*+,=:@-._~", "/a%21%24%26%27%28%29%2A%2B%2C%3D%3A%40%2D%2E%5F%7E"]),
+            ("/Api/V1", &["/Api/V1"]),
+        ] {
+            for spelling in spellings {
+                assert_eq!(normalise(spelling).as_deref(), Ok(normal), "{spelling}");
+            }
+            assert_eq!(normalise(normal).as_deref(), Ok(normal), "what is normal stays");
+        }
+    }
+
+    #[test]
+    fn no_spelling_of_a_step_up_is_resolved() {
+        for path in [
+            "/api/../secret",
+            "/api/v1/%2e%2e/x",
+            "/api/.%2E/x",
+            "/api/v1/private/traces/..%2f..%2fsecret",
+            "/api/v1/..;/x",
+            "/api/v1/..;x=1/x",
+            "/api/..%3bx/y",
+            "/api/v1/..\\x",
+            "/api/v1/.\\x",
+            "/api/v1/%252e%252e/x",
+            "/api/%25252525252e/x",
+            "/api/%252525252525252e",
+            "/api/.;x/v1",
+            "/api/%252e/v1",
+            "/api/.%00/v1",
+            "/api/.%20/v1",
+            "/api/%u002e/v1",
+            "/api/%c0%ae/v1",
+            "/api/./../v1",
+            "/api/x%2f../y",
+            "/api/%2e%2f%2e%2e/y",
+        ] {
+            assert_eq!(normalise(path), Err(PathFault::DotSegment), "{path}");
+        }
+    }
+
+    #[test]
+    fn a_path_that_no_server_reads_is_refused() {
+        for path in
+            ["/%", "/tags/50%", "/tags/%2", "/tags/%zz", "/tags/%2g/x", "/%%32%35", "/tags/%00", "/%u0041", "/%\u{e9}"]
+        {
+            assert_eq!(normalise(path), Err(PathFault::Malformed), "{path}");
+        }
+    }
+
+    #[test]
+    fn what_is_below_a_prefix_is_spelled_as_it_came() {
+        for (path, prefix, expected) in [
+            ("/api/v1/x", "/api", Some("/v1/x")),
+            ("/api//v1/x/", "/api", Some("//v1/x/")),
+            ("//api/./v1/%78", "/api", Some("/./v1/%78")),
+            ("/./%61pi/v1", "/api", Some("/v1")),
+            ("/api;x/v1", "/api", Some("/v1")),
+            ("/opik//api/v1", "/opik/api", Some("/v1")),
+            ("/api", "/api", Some("")),
+            ("/apis/v1", "/api", None),
+            ("/x/api/v1", "/api", None),
+            ("/api%2Fv1", "/api", None),
+            ("//v1/x", "", Some("//v1/x")),
+            ("", "", Some("")),
+            ("v1/x", "", None),
+            ("/-/token/a%2Fb/./c/", "/-/token", Some("/a%2Fb/./c/")),
+            ("//-/./token//..", "/-/token", Some("//..")),
+            ("/../api/v1", "/api", None),
+        ] {
+            assert_eq!(below(path, prefix), expected, "{path} {prefix}");
+        }
+    }
+
     proptest! {
         #[test]
         fn any_path_is_judged_without_a_panic(path in "[/.%;\\\\20ec5fau\u{e9}]{0,40}") {
-            let _ = has_dot_segment(&path);
+            let _ = has_dot_segment(&*path);
+            let Ok(normal) = normalise(&path) else { return Ok(()) };
+            prop_assert_eq!(normalise(&normal), Ok(normal.clone()), "normalised twice");
+        }
+
+        #[test]
+        fn what_is_below_a_prefix_completes_it(path in "/[/.%;2fap]{0,20}") {
+            if let (Some(rest), Ok(normal)) = (below(&path, "/a"), normalise(&path)) {
+                let again = normalise(&format!("/a{rest}"));
+                prop_assert_eq!(again, Ok(normal));
+            }
         }
     }
 }

@@ -32,7 +32,8 @@ pub struct Protected {
     pub path_id: Option<String>,
 }
 
-/// Returns what a request is. `path` is below the server's base, without query and leading slash.
+/// Returns what a request is. `path` is below the server's base, normalised ([`super::path`]), without query and leading
+/// slash.
 ///
 /// Where two operations fit, the one whose path says more wins: `PATCH traces/batch` is no update of the trace "batch".
 pub fn classify(method: &str, path: &str) -> Route {
@@ -100,20 +101,6 @@ fn id_in<'path>(pattern: &str, path: &'path str) -> Option<Option<&'path str>> {
     }
 }
 
-/// Splits a request's path into the prefix that the client's `url_override` has and the path below the server's base.
-///
-/// `/api/`, `/opik/api/` and no prefix all name the server (protocol dossier, section b).
-pub fn split_prefix(path: &str) -> (&str, &str) {
-    for prefix in ["/opik/api", "/api"] {
-        if let Some(rest) = path.strip_prefix(prefix)
-            && let Some(below) = rest.strip_prefix('/')
-        {
-            return (prefix, below);
-        }
-    }
-    ("", path.strip_prefix('/').unwrap_or(path))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -153,20 +140,6 @@ mod tests {
             ("POST", "v2/private/traces", Route::PassThrough),
         ] {
             assert_eq!(classify(method, path), expected, "{method} {path}");
-        }
-    }
-
-    #[test]
-    fn every_prefix_of_a_client_is_known() {
-        for (path, expected) in [
-            ("/api/v1/private/traces", ("/api", "v1/private/traces")),
-            ("/opik/api/is-alive/ping", ("/opik/api", "is-alive/ping")),
-            ("/v1/private/traces", ("", "v1/private/traces")),
-            ("/apis/x", ("", "apis/x")),
-            ("/api", ("", "api")),
-            ("/", ("", "")),
-        ] {
-            assert_eq!(split_prefix(path), expected);
         }
     }
 }

@@ -34,6 +34,7 @@ mod full_store;
 mod isolation;
 mod kills;
 mod limits;
+mod links;
 #[cfg(target_os = "linux")]
 mod load;
 mod logs;
@@ -42,6 +43,7 @@ mod messages;
 mod mixed;
 #[path = "../support/model_store.rs"]
 mod model_store;
+mod origin;
 mod other_users;
 mod otlp;
 mod otlp_repeats;

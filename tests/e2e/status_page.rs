@@ -8,7 +8,7 @@ use crate::support::http::{Client, Request};
 use crate::support::{PATIENCE, uuid7, wait_until};
 use crate::writes::{assert_error, create};
 
-const PAGES: [&str; 2] = ["/", "/-/status.json"];
+const PAGES: [&str; 3] = ["/", "/-/", "/-/status.json"];
 const KEY: &str = "key-of-a-client-4715-and-some-more";
 
 #[test]

@@ -22,7 +22,7 @@ const TYPES_OF_FORMS: [&str; 3] =
     ["text/plain", "application/x-www-form-urlencoded", "multipart/form-data; boundary=x"];
 
 /// Sends a request and returns the status and the whole answer. The agent closes the connection.
-fn raw(agent: &Agent, request_line: &str, headers: &str, body: &str) -> (u16, String) {
+pub fn raw(agent: &Agent, request_line: &str, headers: &str, body: &str) -> (u16, String) {
     let length = if body.is_empty() { String::new() } else { format!("Content-Length: {}\r\n", body.len()) };
     let wire = format!("{request_line}\r\n{headers}{length}Connection: close\r\n\r\n{body}");
     let mut stream = TcpStream::connect(("127.0.0.1", agent.port())).unwrap();
@@ -100,11 +100,18 @@ fn a_page_of_another_site_neither_reads_nor_writes_on_any_path() {
             ("GET", "/opik/api/v1/private/projects", "", ""),
             ("GET", "/api/is-alive/ping", "", ""),
             ("GET", "/", "", ""),
+            ("GET", "/-/", "", ""),
+            ("GET", "//-/./status.json", "", ""),
+            ("GET", "/%2d/status.json", "", ""),
             ("GET", "/-/status.json", "", ""),
             ("GET", "/-/healthy", "", ""),
             ("GET", "/-/ready", "", ""),
             ("GET", "/metrics", "", ""),
             ("POST", "/-/flush?timeout=1s", "", ""),
+            ("POST", "/-//flush?timeout=1s", "", ""),
+            ("GET", "/guardrails/x", "", ""),
+            ("POST", "/guardrails/api/v1/guardrails/validations", JSON, "{}"),
+            ("POST", "//api/v1/private/traces", JSON, &*body),
             ("POST", "/api/v1/private/traces", JSON, &*body),
             ("POST", "/api/v1/private/traces", "Content-Type: text/plain\r\n", &*body),
             ("POST", "/api/v1/private/traces/search", JSON, "{}"),
@@ -164,11 +171,13 @@ fn programs_own_pages_and_followed_links_are_served() {
             let (status, answer) =
                 raw(&agent, "POST /api/v1/private/traces HTTP/1.1", &format!("{headers}{JSON}"), &body);
             assert_eq!(status, 201, "{headers}: {answer}");
-            for page in ["/", "/-/status.json", "/-/healthy", "/metrics", "/api/is-alive/ping"] {
+            for page in ["/", "/-/", "/-/status.json", "/-/healthy", "/metrics", "/api/is-alive/ping"] {
                 assert_eq!(raw(&agent, &format!("GET {page} HTTP/1.1"), &headers, "").0, 200, "{page} {headers}");
             }
         }
-        assert_eq!(raw(&agent, "GET / HTTP/1.1", &format!("Host: {host}\r\n{follows}"), "").0, 200, "a link to {host}");
+        let (status, answer) = raw(&agent, "GET / HTTP/1.1", &format!("Host: {host}\r\n{follows}"), "");
+        assert!(status == 302 && answer.contains("location: /-/\r\n"), "a link to {host}: {answer}");
+        assert_eq!(raw(&agent, "GET /-/ HTTP/1.1", &format!("Host: {host}\r\n{follows}"), "").0, 200, "the page");
         let redirect = "GET /api/v1/session/redirect/projects/?trace_id=x&path=eA== HTTP/1.1";
         let (status, answer) = raw(&agent, redirect, &format!("Host: {host}\r\n{follows}"), "");
         assert_ne!(status, 403, "a link that the SDK prints: {answer}");
@@ -338,8 +347,8 @@ fn dot_segments_never_reach_the_server() {
             "/api/v1/private/..;/secret",
             "/api/v1/private/..;x=1/secret",
             "/api/v1/private/%252e%252e/secret",
-            "/api/v1/./private/traces",
-            "/api/v1/private/traces/.",
+            "/api/v1/.;x/private/traces",
+            "/api/v1/private/traces/%252e",
             "/v1/private/traces/..?x=1",
             "/../api/v1/private/traces",
             "/-/../api/v1/private/traces",

@@ -32,6 +32,10 @@ const files = http.createServer((request, answer) => {
 const opik = http.createServer((request, answer) => {
   request.resume();
   const isPing = request.url.includes("is-alive");
+  if (request.headers.accept?.includes("text/html")) {
+    answer.setHeader("Content-Type", "text/html");
+    return answer.end("<title>Opik</title>");
+  }
   answer.statusCode = isPing ? 200 : request.method === "POST" ? 201 : 204;
   if (isPing) answer.setHeader("Content-Type", "application/json");
   answer.end(isPing ? '{"message":"Healthy Server"}' : undefined);
@@ -113,7 +117,18 @@ async function agentAlive(browser) {
     const { page, complaints } = await open(browser, origin, { width: 1280, dark: false, javascript: true });
     const verdict = () => page.evaluate(() => document.querySelector(".verdict").textContent);
     await until("the server is there", async () => (await verdict()).includes("takes everything"));
-    ok("a real agent: calm");
+    check(page.url() === `${origin}/-/`, `the page is at ${page.url()}`);
+    const links = await page.$$eval("footer a", (found) => found.map((link) => link.href));
+    check(links.length === 2, `the page has other links: ${links}`);
+    for (const link of links) check((await fetch(link)).status === 200, `${link} leads nowhere`);
+    ok("a real agent: calm, and its links lead to its figures");
+
+    const link = await browser.newPage();
+    await link.goto(`${origin}/team/projects/p/?tab=traces#t`, { timeout: PATIENCE_MS });
+    check(link.url() === `http://127.0.0.1:${opikPort}/team/projects/p/?tab=traces#t`, `a link leads to ${link.url()}`);
+    check((await link.title()) === "Opik", "a link shows another page than the server's");
+    await link.close();
+    ok("a link that an SDK prints leads to the server's own page");
 
     await page.evaluate(() => { window.sameDocument = true; });
     opik.closeAllConnections();

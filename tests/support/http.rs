@@ -33,6 +33,12 @@ impl Request {
         self
     }
 
+    /// Sends the same to another path.
+    #[must_use]
+    pub fn to(self, path: &str) -> Self {
+        Self { path: path.to_owned(), ..self }
+    }
+
     #[must_use]
     pub fn json(self, body: &Value) -> Self {
         self.header("Content-Type", "application/json").bytes(body.to_string())

@@ -98,7 +98,7 @@ fn document(status: &Status) -> String {
 <main>
 {body}
 </main>
-<footer><div data-part id="at">As of {} UTC. Programs read <a href="-/status.json">status.json</a> and <a href="metrics">metrics</a>, people with a terminal <code>opik-offline status</code>.</div></footer>
+<footer><div data-part id="at">As of {} UTC. Programs read <a href="status.json">status.json</a> and <a href="../metrics">metrics</a>, people with a terminal <code>opik-offline status</code>.</div></footer>
 <script>{SCRIPT}</script>
 </body>
 </html>

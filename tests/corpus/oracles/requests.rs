@@ -4,7 +4,9 @@ use opik_offline::intake::guard::split_token;
 use opik_offline::message::{Encoding, HeaderSet};
 use opik_offline::protocol::attachment::{Subject, is_same_origin};
 use opik_offline::protocol::operations::{Class, OPERATIONS};
-use opik_offline::protocol::routes::{Route, classify, split_prefix};
+use opik_offline::protocol::path::normalise;
+use opik_offline::protocol::routes::{Route, classify};
+use opik_offline::protocol::target::{ServerAddress, Target};
 
 /// Lines of `METHOD target`.
 pub fn requests(input: &[u8]) {
@@ -41,8 +43,25 @@ fn request(method: &str, path: &str) {
             );
         }
     }
-    let (prefix, below) = split_prefix(rest);
-    assert!(rest.starts_with(prefix) && rest.ends_with(below), "nothing of a path is invented");
+    let server = ServerAddress::new("https://opik.example/opik/api");
+    let Ok(target) = Target::of(rest, &server) else { return };
+    let (below, sent) = match &target {
+        Target::Own { path } => {
+            let is_own = matches!(path.as_str(), "/" | "/metrics" | "/-")
+                || path.contains("/-/token/")
+                || path.starts_with("/-/");
+            return assert!(is_own && target.url(&server).is_none(), "{path} is not the agent's own");
+        }
+        Target::Api { path, sent, .. } => (path.as_str(), sent),
+        Target::Origin { path, sent } => (path.trim_start_matches('/'), sent),
+    };
+    let is_sent_as_it_came = rest.ends_with(sent.as_str());
+    let is_plain = normalise(sent).is_ok_and(|normal| normal.trim_start_matches('/') == below.trim_end_matches('/'));
+    assert!(is_plain, "{sent} is not {below}");
+    assert!(is_sent_as_it_came || normalise(sent).as_ref() == Ok(sent), "a part of {rest} is invented: {sent}");
+    let urls = [target.url(&server), target.page_url(&server)];
+    let leads_away = urls.iter().flatten().any(|url| !url.starts_with("https://opik.example/"));
+    assert!(!leads_away, "{rest} leads to {urls:?}");
 
     let route = classify(method, below);
     let fitting = OPERATIONS.iter().filter(|row| row.method == method && fits(row.path, below.trim_end_matches('/')));

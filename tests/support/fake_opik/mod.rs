@@ -11,6 +11,7 @@
 pub mod attachments;
 pub mod check;
 pub mod clock;
+pub mod front;
 mod id_window;
 mod log;
 pub mod otlp;

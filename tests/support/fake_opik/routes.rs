@@ -11,6 +11,7 @@ use serde_json::{Value, json};
 use super::Shared;
 use super::check::{self, Endpoint, Key, Kind};
 use super::clock;
+use super::front::resolved;
 use super::log::{EarlyUpdate, Received, route};
 use super::otlp::{Filter, Version};
 use super::script::{Answer, glob_matches};
@@ -58,6 +59,7 @@ pub fn received(head: &Head, body: Bytes) -> Received {
         seq: 0,
         at: Instant::now(),
         method: head.method.clone(),
+        resolved: resolved(&path).map_or_else(|| path.clone(), |path| path.trim_end_matches('/').to_owned()),
         path,
         query,
         workspace: head.header("Comet-Workspace").unwrap_or("default").to_owned(),
@@ -75,7 +77,7 @@ pub fn received(head: &Head, body: Bytes) -> Received {
 
 /// Decodes the body, and checks it when it goes to a message endpoint.
 pub fn read(request: &mut Received) -> Reading {
-    let endpoint = route(&request.path).and_then(|path| Endpoint::of(&request.method, path));
+    let endpoint = route(&request.resolved).and_then(|path| Endpoint::of(&request.method, path));
     let refused = |status, message| Reading::Refused { status, message };
     if request.method == "PUT"
         && (request.path.ends_with("/attachment/upload") || request.path.starts_with("/object-store/"))
@@ -189,7 +191,7 @@ impl Shared {
     }
 
     fn other(&mut self, request: &Received) -> Option<Answer> {
-        let path = route(&request.path)?;
+        let path = route(&request.resolved)?;
         let method = if request.method == "HEAD" { "GET" } else { request.method.as_str() };
         match (method, path) {
             ("OPTIONS", _) => return Some(Answer::empty(200).with("Allow", "GET, HEAD, POST, OPTIONS")),
@@ -295,7 +297,7 @@ impl Shared {
 /// The answer to a create of one entity.
 fn created(request: &Received, id: &str) -> Answer {
     let host = request.header("Host").unwrap_or("localhost");
-    Answer::empty(201).with("Location", &format!("http://{host}{}/{id}", request.path))
+    Answer::empty(201).with("Location", &format!("http://{host}{}/{id}", request.resolved))
 }
 
 fn as_read(key: &Key, entity: &Entity) -> Option<Value> {

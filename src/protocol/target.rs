@@ -1,0 +1,191 @@
+//! Where a request leads: to the agent itself, to the server's API, or elsewhere at the server's origin.
+//!
+//! `http://agent/X` means `http://server/X` for every path but the agent's own, because clients derive addresses from the
+//! URL that they were given: `<scheme>://<host>/guardrails/...`, `<scheme>://<host>/api/rest/v2/...`, and the links that
+//! they print. One thing is more convenient: the API is found under the server's own base path and also under `/api`,
+//! `/opik/api` and no prefix, so that a client need not know behind which path the server's API is.
+//!
+//! Pure: functions of a path and of the server's address.
+
+use super::path::{PathFault, below, normalise};
+
+/// Prefixes under which clients look for the API, whatever the server's own is (protocol dossier, section b).
+const API_PREFIXES: [&str; 3] = ["/opik/api", "/api", ""];
+/// First segments of paths of an origin that are for programs.
+const PROGRAM_PATHS: [&str; 3] = ["/api", "/guardrails", "/.well-known"];
+/// The page that connects a runner with the UI. The SDK prints it below the host, whatever the base path is.
+const PAIRING: &str = "/opik/pair";
+/// Sections of the UI, which follow the name of a workspace.
+const UI_SECTIONS: [&str; 17] = [
+    "agent-playground",
+    "alerts",
+    "annotation-queues",
+    "automation-logs",
+    "configuration",
+    "dashboards",
+    "datasets",
+    "experiments",
+    "get-started",
+    "home",
+    "online-evaluation",
+    "optimizations",
+    "playground",
+    "projects",
+    "prompts",
+    "quickstart",
+    "redirect",
+];
+
+/// A server's address in its parts.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ServerAddress {
+    /// `https://www.comet.com`.
+    origin: String,
+    /// The path of the API as configured, without a slash at its end: `/opik/api`, or nothing.
+    base: String,
+    /// The same path normalised, or nothing.
+    base_normal: String,
+}
+
+impl ServerAddress {
+    /// Reads the server's base URL, which is valid and has no slash at its end.
+    pub fn new(base_url: &str) -> Self {
+        let authority = base_url.find("://").map_or(0, |at| at + "://".len());
+        let end = base_url[authority..].find('/').map_or(base_url.len(), |at| authority + at);
+        let (origin, base) = base_url.split_at(end);
+        let base = base.trim_end_matches('/');
+        // A base that holds `..` is the operator's own word; no client's path is found below it.
+        let base_normal = normalise(base).unwrap_or_else(|_| base.to_owned());
+        let base_normal = if base_normal == "/" { String::new() } else { base_normal };
+        Self { origin: origin.to_owned(), base: base.to_owned(), base_normal }
+    }
+
+    /// Returns what the SDK would have as its `url_override` without the agent.
+    pub fn url_override(&self) -> String {
+        format!("{}{}/", self.origin, self.base)
+    }
+
+    /// Returns the path of the UI, as the SDKs derive it from their `url_override`.
+    fn ui(&self) -> &str {
+        self.base_normal.strip_suffix("/api").unwrap_or(&self.base_normal)
+    }
+}
+
+/// What a request's path is to the agent.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Target {
+    /// The agent's own: `/`, `/metrics` and all of `/-/`, and what looks like a misplaced token. Never sent to the server.
+    Own {
+        /// Normalised.
+        path: String,
+    },
+    /// The server's API.
+    Api {
+        /// Under which prefix the client found it: `/api`, or nothing.
+        prefix: String,
+        /// The path below the server's base, normalised and without a slash at its beginning: `v1/private/traces`.
+        path: String,
+        /// The same as it came, with a slash at its beginning.
+        sent: String,
+    },
+    /// The same path at the server's origin.
+    Origin {
+        /// Normalised.
+        path: String,
+        /// As it came, with a slash at its beginning.
+        sent: String,
+    },
+}
+
+impl Target {
+    /// Returns where a path leads; the intake token is taken off already.
+    ///
+    /// # Errors
+    ///
+    /// [`PathFault`] for a path that could lead elsewhere than it says, or that no server reads.
+    pub fn of(path: &str, server: &ServerAddress) -> Result<Self, PathFault> {
+        let normal = normalise(path)?;
+        // Whoever puts the intake token elsewhere into an address is told so, and the server is not told the token.
+        let has_token = normal.contains("/-/token/");
+        if matches!(&*normal, "/" | "/metrics") || is_below(&normal, "/-") || has_token {
+            return Ok(Self::Own { path: normal });
+        }
+        let own = (!server.base_normal.is_empty()).then_some(&*server.base_normal);
+        for prefix in own.into_iter().chain(API_PREFIXES) {
+            let Some(api) = normal.strip_prefix(prefix).and_then(|rest| rest.strip_prefix('/')).filter(|it| is_api(it))
+            else {
+                continue;
+            };
+            // An encoded slash hides where the prefix ends: then the normal spelling is sent.
+            let sent = below(path, prefix).map_or_else(|| format!("/{api}"), str::to_owned);
+            return Ok(Self::Api { prefix: prefix.to_owned(), path: api.to_owned(), sent });
+        }
+        let sent = if path.starts_with('/') { path.to_owned() } else { normal.clone() };
+        Ok(Self::Origin { path: normal, sent })
+    }
+
+    /// Returns the URL at the server, or `None` for the agent's own paths.
+    pub fn url(&self, server: &ServerAddress) -> Option<String> {
+        match self {
+            Self::Own { .. } => None,
+            Self::Api { sent, .. } => Some(format!("{}{}{sent}", server.origin, server.base)),
+            Self::Origin { sent, .. } => Some(format!("{}{sent}", server.origin)),
+        }
+    }
+
+    /// Returns whether people follow links to it: to the agent's own page, to pages of the Opik UI, and to the redirects
+    /// that the SDKs print. The rest is for programs.
+    pub fn is_link_target(&self) -> bool {
+        match self {
+            Self::Own { path } => matches!(&**path, "/" | "/-"),
+            Self::Api { path, .. } => !(path == "v1/private" || path.starts_with("v1/private/")),
+            Self::Origin { .. } => true,
+        }
+    }
+
+    /// Returns whether a path of the server's origin is likely to be a page of the Opik UI: nothing else is there than the
+    /// UI and what is known to be for programs.
+    pub fn is_page(&self, server: &ServerAddress) -> bool {
+        let Self::Origin { path, .. } = self else { return false };
+        let own = Some(&*server.base_normal).filter(|base| base.ends_with("/api"));
+        !own.into_iter().chain(PROGRAM_PATHS).chain(["/opik/api"]).any(|programs| is_below(path, programs))
+    }
+
+    /// Returns the server's own address of what a person wants to see who follows a link to the agent, or `None` when it
+    /// is not at the server's origin.
+    ///
+    /// SDKs print links below their `url_override` without `/api`. The host is always the server's.
+    pub fn page_url(&self, server: &ServerAddress) -> Option<String> {
+        let Self::Origin { path, sent } = self else { return None };
+        let ui = server.ui();
+        let is_of_ui = !ui.is_empty() && is_below(path, ui) && !(ui == "/opik" && names_a_workspace_opik(path));
+        let path = match below(sent, "/opik") {
+            _ if !self.is_page(server) || is_below(path, PAIRING) || is_of_ui => sent.clone(),
+            // The client's `url_override` ends in /opik/api, and the server's does not.
+            Some("") => format!("{ui}/"),
+            Some(rest) if !names_a_workspace_opik(path) => format!("{ui}{rest}"),
+            _ => format!("{ui}{sent}"),
+        };
+        Some(format!("{}{path}", server.origin))
+    }
+}
+
+/// Returns whether a path below the base is one of Opik's API: `v1/...`, `is-alive/...`.
+pub fn is_api(path: &str) -> bool {
+    let first = path.split(['/', '?']).next().unwrap_or_default();
+    let version = first.strip_prefix('v').unwrap_or_default();
+    first == "is-alive" || (!version.is_empty() && version.bytes().all(|byte| byte.is_ascii_digit()))
+}
+
+/// Returns whether a normalised path is `prefix` or below it.
+fn is_below(path: &str, prefix: &str) -> bool {
+    path.strip_prefix(prefix).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+}
+
+/// Returns whether `/opik` begins a link into the workspace `opik`: a section of the UI follows it.
+fn names_a_workspace_opik(path: &str) -> bool {
+    path.split('/').nth(2).is_some_and(|section| UI_SECTIONS.contains(&section))
+}
+
+#[cfg(test)]
+mod tests;
