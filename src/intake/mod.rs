@@ -45,6 +45,7 @@ pub mod full_watch;
 pub mod guard;
 mod http2;
 mod lanes;
+mod monitoring;
 mod preface;
 pub mod site;
 pub mod status;
@@ -83,6 +84,7 @@ use crate::upstream::AGENT_HEADER;
 use crate::upstream::forward::{ForwardBody, Forwarder};
 use connections::{Admission, Connections};
 use forward::ClientAnswer;
+use monitoring::Monitoring;
 use site::{Foreign, SitePolicy};
 use status::Watch;
 use wire::Paced;
@@ -462,8 +464,15 @@ async fn answer(shared: Arc<Shared>, request: http::Request<Incoming>) -> Client
     let is_allowed = guard::is_allowed(shared.token.as_deref(), token, &head.headers);
     // Before anything else looks at the request, and whatever its path: nobody's page reads, writes or probes.
     let has_token = shared.token.is_some() && is_allowed;
-    if let Err(foreign) = shared.sites.judge(&head, has_token, site::is_link_target(path)) {
-        return accept::refuse(shared.foreign(&foreign), &head.headers, body).await;
+    let judged = shared.sites.judge(&head, has_token, site::is_link_target(path));
+    let is_own_name = judged.is_ok();
+    if let Err(foreign) = judged {
+        let asks_for_token = shared.token.is_some();
+        if !Monitoring::of(&head.method, path)
+            .is_some_and(|of| shared.sites.is_open(of, &foreign, &head, asks_for_token))
+        {
+            return accept::refuse(shared.foreign(&foreign), &head.headers, body).await;
+        }
     }
     if has_dot_segment(path) {
         shared.over_limit("dot segments");
@@ -475,6 +484,7 @@ async fn answer(shared: Arc<Shared>, request: http::Request<Incoming>) -> Client
             // It makes the agent work, so it is for those who may send writes.
             status_page::Page::Flush if !is_allowed => forward::own_answer(error(401, NO_TOKEN)),
             status_page::Page::Flush => flush::flush(&shared, &head).await,
+            status_page::Page::Ready if !is_own_name => status_page::ready_alone(),
             page => page.render(&shared),
         };
     }

@@ -21,6 +21,7 @@ mod degraded;
 mod delivery;
 mod destination;
 mod early_answers;
+mod edges;
 mod encryption;
 mod fake_opik;
 #[cfg(target_os = "linux")]
