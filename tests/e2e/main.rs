@@ -32,6 +32,7 @@ mod forwarding;
 #[cfg(target_os = "linux")]
 mod full_disk;
 mod full_store;
+mod http2;
 mod isolation;
 mod kills;
 mod limits;
