@@ -22,6 +22,7 @@ mod error;
 mod hosts;
 pub mod ini;
 mod proxy;
+mod python;
 mod scan;
 mod secret;
 pub mod server_url;

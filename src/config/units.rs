@@ -7,6 +7,8 @@ use std::fmt;
 use std::str::FromStr;
 use std::time::Duration;
 
+use super::python;
+
 /// A number of bytes.
 ///
 /// Read from `1000`, `1000B`, `64MiB` (powers of 1024) or `64MB` (powers of 1000), in any case. `64M` is refused,
@@ -109,13 +111,17 @@ const DURATION_UNITS: [(&str, u128); 8] = [
 /// ```
 pub fn parse_duration(text: &str) -> Result<Duration, UnitError> {
     let text = text.trim();
+    // `inf` and `nan` are numbers to Python, too, and nobody can wait for so long.
+    if text.contains(|c: char| c.is_ascii_digit())
+        && let Some(seconds) = python::float(text)
+    {
+        return match seconds < 0.0 {
+            true => Err(UnitError::Negative),
+            false => Duration::try_from_secs_f64(seconds.abs()).map_err(|_| UnitError::TooLarge),
+        };
+    }
     if text.starts_with('-') {
         return Err(UnitError::Negative);
-    }
-    if text.starts_with(|c: char| c.is_ascii_digit() || c == '.')
-        && let Ok(seconds) = text.parse::<f64>()
-    {
-        return Duration::try_from_secs_f64(seconds).map_err(|_| UnitError::TooLarge);
     }
     let mut rest = text;
     let mut units = DURATION_UNITS.iter();

@@ -6,6 +6,7 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use super::python;
 use super::secret::{KeyText, Secret};
 use super::server_url::{ServerUrl, hide_user_info};
 use super::sources::expand_home;
@@ -69,13 +70,14 @@ impl Value for bool {
     }
 }
 
+/// A whole number, as the SDK reads its own.
 impl Value for u32 {
     fn parse(text: &str) -> Result<u32, String> {
-        let digits = text.strip_prefix('-').unwrap_or(text);
-        if digits.is_empty() || !digits.bytes().all(|b| b.is_ascii_digit()) {
-            return Err("not a whole number".to_owned());
+        let (is_negative, digits) = python::int(text).ok_or("not a whole number")?;
+        match digits.parse() {
+            Ok(number) if !is_negative || number == 0 => Ok(number),
+            _ => Err(if is_negative { "negative" } else { "too large" }.to_owned()),
         }
-        text.parse().map_err(|_| if text.starts_with('-') { "negative" } else { "too large" }.to_owned())
     }
 
     fn show(&self) -> String {
@@ -128,7 +130,8 @@ impl Value for SocketAddr {
         let reason = || "not an IP address and port such as 127.0.0.1:6745".to_owned();
         let (host, port) = text.rsplit_once(':').ok_or_else(reason)?;
         if host.is_empty() || host.eq_ignore_ascii_case("localhost") {
-            let port = u32::parse(port).ok().and_then(|port| u16::try_from(port).ok()).ok_or_else(reason)?;
+            let is_number = port.bytes().all(|byte| byte.is_ascii_digit());
+            let port = port.parse().ok().filter(|_| is_number).ok_or_else(reason)?;
             return Ok(SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), port));
         }
         text.parse().map_err(|_| reason())

@@ -32,6 +32,7 @@ use crate::delivery::verdict::{ForwardVerdict, Trouble, forwarding, is_begun, ra
 use crate::memory::{Grant, Use};
 use crate::message::{
     Body, BodyFault, Bucket, Credential, Encoding, HeaderSet, Lane, Message, MessageType, Request, Server, Touch,
+    workspace_of_headers,
 };
 use crate::monitor::lane_trouble::jitter;
 use crate::monitor::{Availability, Change};
@@ -248,7 +249,7 @@ impl Write {
             let text = format!("Content-Encoding {} is not supported, use gzip, deflate or none", named.unwrap_or(""));
             return Err(error(415, &text));
         };
-        let lane = lane_of(&shared.server, &head.headers)?;
+        let lane = lane_of(&shared.server, &head.headers);
         let body = Body::new(bytes, encoding);
         let inflated_max = shared.limits.inflated_bytes_max;
         let content_max = body.content_bytes_max().min(inflated_max);
@@ -721,16 +722,10 @@ fn inspect_body(
 }
 
 /// Returns where a write belongs: to this server, and to the client that sent it.
-pub(super) fn lane_of(server: &Server, headers: &HeaderMap) -> Result<Lane, Reply> {
-    let workspace = match headers.get("comet-workspace") {
-        None => None,
-        Some(value) => match std::str::from_utf8(value.as_bytes()) {
-            Ok(workspace) => Some(workspace.to_owned()),
-            Err(_) => return Err(error(400, "Comet-Workspace is not UTF-8")),
-        },
-    };
+pub(super) fn lane_of(server: &Server, headers: &HeaderMap) -> Lane {
+    let workspaces = headers.get_all("comet-workspace").iter().map(header::HeaderValue::as_bytes);
     let credential = headers.get(header::AUTHORIZATION).map(|value| Credential::new(value.as_bytes()));
-    Ok(Lane { server: Some(server.clone()), workspace, credential })
+    Lane { server: Some(server.clone()), workspace: workspace_of_headers(workspaces), credential }
 }
 
 /// Returns the headers that a replay sends again.

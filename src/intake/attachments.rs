@@ -206,11 +206,8 @@ async fn start(
     if let Err(failure) = blocking(probe).await {
         let full = report(shared, store, &failure);
         if full.is_some() {
-            let refusal = match lane_of(&shared.server, &head.headers) {
-                Ok(lane) => overtaking(shared, &lane, &start.subject, &failure),
-                Err(reply) => Some(reply),
-            };
-            if let Some(reply) = refusal {
+            let lane = lane_of(&shared.server, &head.headers);
+            if let Some(reply) = overtaking(shared, &lane, &start.subject, &failure) {
                 return forward::own_answer(reply);
             }
         } else if let Some(why) = overtakes(shared, &start.subject.touches()) {
@@ -238,10 +235,7 @@ async fn put(
         Ok(subject) => subject,
         Err(refusal) => return refuse(error(400, &refusal), &head.headers, body).await,
     };
-    let lane = match lane_of(&shared.server, &head.headers) {
-        Ok(lane) => lane,
-        Err(reply) => return refuse(reply, &head.headers, body).await,
-    };
+    let lane = lane_of(&shared.server, &head.headers);
     if head.headers.get(header::CONTENT_ENCODING).is_some_and(|encoding| encoding != "identity") {
         let reply = error(415, "the Content-Encoding of a file is not supported, send it as it is");
         return refuse(reply, &head.headers, body).await;
@@ -378,10 +372,7 @@ async fn complete(
         Ok(_) => return plain_proxy(shared, Step::Complete, head, client, forward::whole(bytes).into()).await,
         Err(refusal) => return forward::own_answer(error(400, &refusal)),
     };
-    let lane = match lane_of(&shared.server, &head.headers) {
-        Ok(lane) => lane,
-        Err(reply) => return forward::own_answer(reply),
-    };
+    let lane = lane_of(&shared.server, &head.headers);
     let known = match shared.uploads.bytes_of(&lane, &complete.subject) {
         Some(bytes) => Ok(Some(bytes)),
         None => {

@@ -105,7 +105,7 @@ async fn wait(shared: &Arc<Shared>, head: &Parts) -> Result<ClientAnswer, Client
     let timeout = timeout_of(head.uri.query()).map_err(forward::own_answer)?;
     let names_lane = head.headers.contains_key("comet-workspace") || head.headers.contains_key(header::AUTHORIZATION);
     let whose = match names_lane {
-        true => Whose::Lane(lane_of(&shared.server, &head.headers).map_err(forward::own_answer)?),
+        true => Whose::Lane(lane_of(&shared.server, &head.headers)),
         false => Whose::Server(shared.server.clone()),
     };
     let whose = Arc::new(whose);

@@ -139,6 +139,8 @@ pub fn whole_answer(head: http::response::Parts, body: Begun, server_base: &str,
 }
 
 fn for_client<B>(answer: &mut http::Response<B>, server_base: &str, client_base: &str) {
+    // The version is of one connection, too: a server that speaks HTTP/1.0 does not end the client's.
+    *answer.version_mut() = http::Version::HTTP_11;
     strip_hop_by_hop(answer.headers_mut());
     rewrite_location(answer.headers_mut(), server_base, client_base);
     if answer.status() == http::StatusCode::TOO_MANY_REQUESTS {

@@ -45,9 +45,16 @@ struct Head {
     is_chunked: bool,
 }
 
-impl Framing {
-    pub(super) fn new() -> Self {
+impl Default for Framing {
+    fn default() -> Self {
         Self { state: State::Between, line: Vec::new(), head: Head::default(), requests: 0, fault: None }
+    }
+}
+
+impl Framing {
+    /// Returns how many requests have begun.
+    pub(super) fn requests(&self) -> u64 {
+        self.requests
     }
 
     /// Says what is wrong with the request of this number, of which the first is 1.
@@ -190,7 +197,7 @@ mod tests {
     use super::*;
 
     fn watched(pieces: &[&[u8]]) -> Framing {
-        let mut framing = Framing::new();
+        let mut framing = Framing::default();
         for piece in pieces {
             framing.feed(piece);
         }
@@ -245,7 +252,7 @@ mod tests {
         #[test]
         fn good_requests_in_any_pieces_have_no_fault(order in proptest::collection::vec(0..GOOD.len(), 1..8), cuts in proptest::collection::vec(1_usize..40, 0..30)) {
             let wire: Vec<u8> = order.iter().flat_map(|at| GOOD[*at].bytes()).collect();
-            let mut framing = Framing::new();
+            let mut framing = Framing::default();
             let mut rest = &wire[..];
             for cut in cuts {
                 let (piece, later) = rest.split_at(cut.min(rest.len()));
@@ -259,7 +266,7 @@ mod tests {
 
         #[test]
         fn any_bytes_are_watched_without_a_panic(pieces in proptest::collection::vec(proptest::collection::vec(any::<u8>(), 0..50), 0..20)) {
-            let mut framing = Framing::new();
+            let mut framing = Framing::default();
             for piece in &pieces {
                 framing.feed(piece);
             }

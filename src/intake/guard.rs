@@ -3,7 +3,7 @@
 use std::borrow::Cow;
 
 use http::request::Parts;
-use hyper::header::{HOST, HeaderValue};
+use hyper::header::{AUTHORIZATION, HOST, HeaderValue};
 use hyper::{HeaderMap, Version};
 
 use crate::protocol::path::below;
@@ -58,11 +58,16 @@ fn same(a: &[u8], b: &[u8]) -> bool {
     std::hint::black_box(difference) == 0
 }
 
-/// Says what is wrong with a request's head that hyper leaves to its user (RFC 9112, section 3.2).
+/// Returns what is wrong with a request's head that hyper leaves to its user (RFC 9112, section 3.2; a second
+/// `Authorization` would be another client's to whoever takes the last, and nginx refuses it, too).
 pub fn head_fault(head: &Parts) -> Option<&'static str> {
     let hosts = head.headers.get_all(HOST).iter().count();
-    let is_missing = hosts == 0 && head.version == Version::HTTP_11;
-    (hosts > 1 || is_missing).then_some("the request needs exactly one Host header")
+    let is_missing = hosts == 0 && head.version >= Version::HTTP_11;
+    if hosts > 1 || is_missing {
+        return Some("the request needs exactly one Host header");
+    }
+    let credentials = head.headers.get_all(AUTHORIZATION).iter().count();
+    (credentials > 1).then_some("the request has more than one Authorization header")
 }
 
 #[cfg(test)]

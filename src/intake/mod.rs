@@ -20,6 +20,7 @@
 //! | a request's head | [`HEAD_BYTES_MAX`], [`HEADERS_MAX`] | 431 |
 //! | its URL | [`URL_BYTES_MAX`] | 414 |
 //! | its framing | what can be read in one way only ([`framing`]) | 400 |
+//! | requests at once on a connection of HTTP/2 | [`http2`] | refused there, and sent again by the client |
 //! | its host, and the page that sends it | the agent's own ([`site`]) | 403 |
 //! | its path | no segments that lead up, nothing that no server reads ([`crate::protocol::path`]) | 400 |
 //! | its content type | what the server reads ([`crate::protocol::media`]) | 415 |
@@ -38,21 +39,24 @@ mod accept;
 mod ahead;
 mod attachments;
 mod connections;
+mod conversation;
 mod flush;
 pub mod forward;
 mod framing;
 pub mod full_watch;
 pub mod guard;
+mod http2;
 mod lanes;
 mod links;
+mod monitoring;
+mod preface;
 pub mod site;
 pub mod status;
 mod status_page;
 mod wire;
 pub mod workers;
 
-use std::convert::Infallible;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -60,9 +64,6 @@ use http::Method;
 use http::header::{self, HeaderValue};
 use http_body_util::{BodyExt, Either};
 use hyper::body::{Body as _, Incoming};
-use hyper::server::conn::http1;
-use hyper::service::service_fn;
-use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::graceful::GracefulShutdown;
 use tokio::io::AsyncReadExt;
 use tokio::net::{TcpListener, TcpStream};
@@ -84,13 +85,13 @@ use crate::store::slot::StoreSlot;
 use crate::telemetry::metrics::Metrics;
 use crate::upstream::AGENT_HEADER;
 use crate::upstream::forward::{ForwardBody, Forwarder};
-use connections::{Admission, Connections, Marker, Seat};
+use connections::{Admission, Connections};
 use forward::ClientAnswer;
-use framing::Framing;
+use monitoring::Monitoring;
 use site::{Foreign, SitePolicy};
 use status::Watch;
-use wire::{Answering, Paced, SharedFraming, Wire};
-use workers::{Load, Workers};
+use wire::Paced;
+use workers::Workers;
 
 /// What intake may use.
 #[derive(Clone, Copy, Debug)]
@@ -132,8 +133,8 @@ const PROBES: u32 = 4;
 const AWAY_TIMEOUT: Duration = Duration::from_secs(5);
 /// How often intake gives a sign of life.
 const BEAT_INTERVAL: Duration = Duration::from_secs(5);
-/// Headers of a request at most.
-const HEADERS_MAX: usize = 128;
+/// Headers of a request at most. nginx limits their bytes only.
+const HEADERS_MAX: usize = 1024;
 /// The methods that reach the server or the agent's pages.
 const METHODS: &str = "GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS";
 /// What a client without the right token is told.
@@ -313,13 +314,6 @@ impl Intake {
         let connections = Arc::new(Connections::new(self.limits.connections_max));
         let lingering = Arc::new(Semaphore::new(LINGERING_MAX));
         let graceful = GracefulShutdown::new();
-        let mut builder = http1::Builder::new();
-        builder
-            .timer(TokioTimer::new())
-            .header_read_timeout(self.limits.client_timeout)
-            .max_buf_size(HEAD_BYTES_MAX)
-            .max_header_size(HEAD_BYTES_MAX)
-            .max_headers(HEADERS_MAX);
         let mut beats = tokio::time::interval(BEAT_INTERVAL);
         let mut warned: Option<Instant> = None;
         loop {
@@ -371,8 +365,8 @@ impl Intake {
                     continue;
                 }
             };
-            let (builder, watcher, per_worker) = (builder.clone(), graceful.watcher(), per_worker.clone());
-            let connections = connections.clone();
+            let (watcher, shutdown) = (graceful.watcher(), shutdown.clone());
+            let (connections, per_worker) = (connections.clone(), per_worker.clone());
             workers.give_connection(move |worker, load| {
                 let Some(shared) = per_worker.get(worker).cloned() else { return };
                 let stream = match TcpStream::from_std(stream) {
@@ -382,19 +376,8 @@ impl Intake {
                         return;
                     }
                 };
-                let framing: SharedFraming = Arc::new(Mutex::new(Framing::new()));
-                let service = {
-                    let (shared, marker, framing) = (shared.clone(), seat.marker(), framing.clone());
-                    let requests = AtomicU64::new(0);
-                    service_fn(move |request| {
-                        let number = requests.fetch_add(1, Ordering::Relaxed) + 1;
-                        let fault = framing.lock().unwrap_or_else(PoisonError::into_inner).fault_of(number);
-                        handle(shared.clone(), marker.clone(), fault, request)
-                    })
-                };
-                let io = TokioIo::new(Wire::new(stream, framing.clone(), shared.limits.client_timeout));
-                let connection = watcher.watch(builder.serve_connection(io, service));
-                tokio::spawn(serve_connection(shared, connections, seat, load, framing, connection));
+                let client = conversation::Client { shared, connections, seat, load, watcher, shutdown };
+                tokio::spawn(client.serve(stream));
             });
         }
         // Closed before the wait: whoever comes now is refused at once and knows it.
@@ -410,39 +393,6 @@ impl Intake {
             warn!(target: "intake", "requests in progress did not finish in time and were cut off unacknowledged");
         }
     }
-}
-
-/// Serves a connection to its end, or until it has to make room for another.
-async fn serve_connection(
-    shared: Arc<Shared>,
-    connections: Arc<Connections>,
-    seat: Seat,
-    load: Load,
-    framing: SharedFraming,
-    connection: impl Future<Output = hyper::Result<()>>,
-) {
-    let served = tokio::select! {
-        served = connection => served,
-        () = seat.asked_to_close() => Ok(()),
-    };
-    if let Err(error) = served {
-        let is_idle = framing.lock().unwrap_or_else(PoisonError::into_inner).is_between_requests();
-        if error.is_parse_too_large() {
-            shared.over_limit("bytes of a head");
-        } else if error.is_timeout() && !is_idle {
-            shared.over_limit("time for a head");
-        } else if innermost(&error).is_some_and(|error| error.kind() == std::io::ErrorKind::TimedOut) {
-            shared.over_limit("time to take an answer");
-        }
-        debug!(target: "intake", "a connection ended: {error}");
-    }
-    drop((seat, load));
-    shared.metrics.intake_connections.set(connections.open() as f64);
-}
-
-/// Returns the system's error that a connection ended with, if it was one.
-fn innermost(error: &hyper::Error) -> Option<&std::io::Error> {
-    std::error::Error::source(error)?.downcast_ref()
 }
 
 /// Sets what a client's connection needs. Nothing of it is worth refusing the client for.
@@ -487,14 +437,8 @@ fn refuse_connection(stream: TcpStream, lingering: &Arc<Semaphore>) {
     });
 }
 
-async fn handle(
-    shared: Arc<Shared>,
-    marker: Marker,
-    fault: Option<&'static str>,
-    request: http::Request<Incoming>,
-) -> Result<http::Response<Answering>, Infallible> {
-    let busy = marker.begin();
-    let answer = match fault {
+async fn handle(shared: Arc<Shared>, fault: Option<&'static str>, request: http::Request<Incoming>) -> ClientAnswer {
+    match fault {
         None => answer(shared, request).await,
         Some(fault) => {
             shared.over_limit("framing");
@@ -504,8 +448,7 @@ async fn handle(
             refusal.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
             refusal
         }
-    };
-    Ok(answer.map(|body| Answering::new(body, busy)))
+    }
 }
 
 async fn answer(shared: Arc<Shared>, request: http::Request<Incoming>) -> ClientAnswer {
@@ -530,9 +473,14 @@ async fn answer(shared: Arc<Shared>, request: http::Request<Incoming>) -> Client
     let is_allowed = guard::is_allowed(shared.token.as_deref(), token, &head.headers);
     // Before anything else looks at the request, and whatever its path: nobody's page reads, writes or probes.
     let has_token = shared.token.is_some() && is_allowed;
-    let is_link_target = target.as_ref().is_ok_and(Target::is_link_target);
-    if let Err(foreign) = shared.sites.judge(&head, has_token, is_link_target) {
-        return accept::refuse(shared.foreign(&foreign), &head.headers, body).await;
+    let judged = shared.sites.judge(&head, has_token, target.as_ref().is_ok_and(Target::is_link_target));
+    let is_own_name = judged.is_ok();
+    if let Err(foreign) = judged {
+        let asks_for_token = shared.token.is_some();
+        let monitoring = target.as_ref().ok().and_then(Target::own).and_then(|page| Monitoring::of(&head.method, page));
+        if !monitoring.is_some_and(|of| shared.sites.is_open(of, &foreign, &head, asks_for_token)) {
+            return accept::refuse(shared.foreign(&foreign), &head.headers, body).await;
+        }
     }
     let target = match target {
         Ok(target) => target,
@@ -551,6 +499,7 @@ async fn answer(shared: Arc<Shared>, request: http::Request<Incoming>) -> Client
             Some(status_page::Page::Overview) if links::leads_to_status_page(page, path, &head.headers) => {
                 links::redirect(&format!("{token_prefix}{}", status_page::PATH))
             }
+            Some(status_page::Page::Ready) if !is_own_name => status_page::ready_alone(),
             Some(page) => page.render(&shared),
             // Nothing below /-/ is the server's.
             None => accept::refuse(error(404, "this opik-offline agent has no such page"), &head.headers, body).await,

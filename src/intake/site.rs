@@ -15,6 +15,8 @@
 //! | another, and the request has the intake token | all: no page knows the token |
 //! | another, without it | those above, every address, names that nobody can register, `allowed_hosts` |
 //!
+//! What asks for health and metrics has no token and may use any name: see [`super::monitoring`].
+//!
 //! Pure: functions of the request's head and of the settings.
 
 use std::fmt;
@@ -160,9 +162,14 @@ impl SitePolicy {
         self.judge_page(&head.method, &head.headers, own.as_ref(), is_link_target)
     }
 
+    /// Returns whether only programs of this machine reach the agent.
+    pub(super) fn is_loopback_only(&self) -> bool {
+        self.listener.is_loopback()
+    }
+
     /// Returns whether the agent answers to a name.
     fn is_own_name(&self, asked: &Authority, has_token: bool) -> bool {
-        let is_loopback_only = self.listener.is_loopback();
+        let is_loopback_only = self.is_loopback_only();
         let is_own = match &asked.host {
             Host::Ip(ip) => !is_loopback_only || ip.is_loopback() || *ip == self.listener,
             Host::Name(name) => {

@@ -84,6 +84,11 @@ fn plain(content_type: &'static str, text: String) -> ClientAnswer {
     answer
 }
 
+/// Answers `/-/ready` to a name that may be a web page's: ready, and nothing of how the agent is.
+pub(super) fn ready_alone() -> ClientAnswer {
+    plain("application/json", format!("{}\n", json!({ "ready": true })))
+}
+
 /// Says how the agent stands. It is ready as long as it can take requests: a server that is away is what it is for.
 fn ready(shared: &Shared) -> serde_json::Value {
     let state = shared.connection.state();

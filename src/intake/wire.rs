@@ -1,10 +1,14 @@
 //! The connection to a client: watched for how requests are framed, and given up when the client takes nothing more.
+//!
+//! A client may close its sending side once its request is sent, and still wait for the answer (`nc -N`, programs that
+//! use sockets directly). hyper takes the end of what comes in for the end of the client. So that end is held back here
+//! until the answers to all that came in whole are written; the system says meanwhile when the client is gone.
 
 use std::future::Future;
 use std::io::{self, IoSlice};
 use std::pin::Pin;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
 
@@ -18,23 +22,85 @@ use tokio::time::Sleep;
 use super::connections::Busy;
 use super::forward::AnswerBody;
 use super::framing::Framing;
+use super::http2::Stream;
 use crate::upstream::forward::BoxError;
 
-/// What is known of a connection's framing, shared with the service that answers its requests.
-pub(super) type SharedFraming = Arc<Mutex<Framing>>;
+/// How often a client that sends nothing more, and waits for an answer, is looked at for whether it is still there.
+const GONE_LOOK_INTERVAL: Duration = Duration::from_secs(5);
+
+/// What is known of the requests and answers of a connection of HTTP/1, shared with the service that answers.
+#[derive(Debug, Default)]
+pub(super) struct Exchange {
+    framing: Mutex<Framing>,
+    /// Answers that were written into hyper's buffer, or given up.
+    answered: AtomicU64,
+    /// Whether some of the last one may still be in that buffer.
+    is_unflushed: AtomicBool,
+}
+
+impl Exchange {
+    /// Returns what is wrong with the framing of the request of this number, of which the first is 1.
+    pub(super) fn fault_of(&self, request: u64) -> Option<&'static str> {
+        self.framing().fault_of(request)
+    }
+
+    /// Returns whether nothing of a next request has come.
+    pub(super) fn is_between_requests(&self) -> bool {
+        self.framing().is_between_requests()
+    }
+
+    /// Returns whether a client that sends nothing more still waits for an answer to what it sent whole.
+    fn is_awaited(&self) -> bool {
+        if self.is_unflushed.load(Ordering::Relaxed) {
+            return true;
+        }
+        let framing = self.framing();
+        framing.is_between_requests() && framing.requests() > self.answered.load(Ordering::Relaxed)
+    }
+
+    fn framing(&self) -> MutexGuard<'_, Framing> {
+        self.framing.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
 
 /// A client's connection.
 pub(super) struct Wire {
     stream: TcpStream,
-    framing: SharedFraming,
+    /// What was read of it before, to tell what it speaks.
+    begun: Bytes,
+    /// `None` for HTTP/2, which says of itself where everything ends.
+    exchange: Option<Arc<Exchange>>,
     /// How long the client may take nothing of an answer.
     patience: Duration,
     stalled: Option<Pin<Box<Sleep>>>,
+    /// Set once the client has closed its sending side.
+    gone_look: Option<Pin<Box<Sleep>>>,
 }
 
 impl Wire {
-    pub(super) fn new(stream: TcpStream, framing: SharedFraming, patience: Duration) -> Self {
-        Self { stream, framing, patience, stalled: None }
+    /// Returns a connection of HTTP/1 of which something was read already.
+    pub(super) fn new(stream: TcpStream, begun: Bytes, exchange: Arc<Exchange>, patience: Duration) -> Self {
+        exchange.framing().feed(&begun);
+        Self { exchange: Some(exchange), ..Self::unwatched(stream, begun, patience) }
+    }
+
+    /// Returns a connection whose framing is not watched.
+    pub(super) fn unwatched(stream: TcpStream, begun: Bytes, patience: Duration) -> Self {
+        Self { stream, begun, exchange: None, patience, stalled: None, gone_look: None }
+    }
+
+    /// Holds back the end of what the client sends for as long as it waits for an answer.
+    fn end(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        while self.exchange.as_ref().is_some_and(|exchange| exchange.is_awaited()) {
+            // A client that is gone resets the connection, once it is written to or probed.
+            if let Some(error) = self.stream.take_error()? {
+                return Poll::Ready(Err(error));
+            }
+            let look = self.gone_look.get_or_insert_with(|| Box::pin(tokio::time::sleep(GONE_LOOK_INTERVAL)));
+            ready!(look.as_mut().poll(cx));
+            self.gone_look = None;
+        }
+        Poll::Ready(Ok(()))
     }
 
     /// Ends a write that has waited for the client for too long.
@@ -52,10 +118,20 @@ impl Wire {
 
 impl AsyncRead for Wire {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        if !self.begun.is_empty() {
+            let taken = self.begun.len().min(buffer.remaining());
+            buffer.put_slice(&self.begun.split_to(taken));
+            return Poll::Ready(Ok(()));
+        }
         let before = buffer.filled().len();
         ready!(Pin::new(&mut self.stream).poll_read(cx, buffer))?;
-        let mut framing = self.framing.lock().unwrap_or_else(PoisonError::into_inner);
-        framing.feed(&buffer.filled()[before..]);
+        let read = &buffer.filled()[before..];
+        if read.is_empty() && buffer.remaining() > 0 {
+            return self.end(cx);
+        }
+        if let Some(exchange) = &self.exchange {
+            exchange.framing().feed(read);
+        }
         Poll::Ready(Ok(()))
     }
 }
@@ -80,7 +156,12 @@ impl AsyncWrite for Wire {
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(cx)
+        ready!(Pin::new(&mut self.stream).poll_flush(cx))?;
+        // hyper flushes what it has in its buffer before.
+        if let Some(exchange) = &self.exchange {
+            exchange.is_unflushed.store(false, Ordering::Relaxed);
+        }
+        Poll::Ready(Ok(()))
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -91,12 +172,33 @@ impl AsyncWrite for Wire {
 /// An answer that keeps its connection busy until the client has it.
 pub(super) struct Answering {
     body: AnswerBody,
+    taken: Taken,
     _busy: Busy,
 }
 
+/// Who wants to know how far an answer is.
+enum Taken {
+    Http1(Arc<Exchange>),
+    Http2(Stream),
+}
+
 impl Answering {
-    pub(super) fn new(body: AnswerBody, busy: Busy) -> Self {
-        Self { body, _busy: busy }
+    pub(super) fn on_http1(body: AnswerBody, busy: Busy, exchange: Arc<Exchange>) -> Self {
+        Self { body, taken: Taken::Http1(exchange), _busy: busy }
+    }
+
+    pub(super) fn on_http2(body: AnswerBody, busy: Busy, stream: Stream) -> Self {
+        stream.waits_for_client(true);
+        Self { body, taken: Taken::Http2(stream), _busy: busy }
+    }
+}
+
+impl Drop for Answering {
+    fn drop(&mut self) {
+        if let Taken::Http1(exchange) = &self.taken {
+            exchange.is_unflushed.store(true, Ordering::Relaxed);
+            exchange.answered.fetch_add(1, Ordering::Relaxed);
+        }
     }
 }
 
@@ -108,7 +210,17 @@ impl Body for Answering {
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Self::Data>, Self::Error>>> {
-        Pin::new(&mut self.body).poll_frame(cx)
+        let frame = loop {
+            match Pin::new(&mut self.body).poll_frame(cx) {
+                // Trailers end here, as they do at nginx: `Trailer`, which announces them, is of one connection only.
+                Poll::Ready(Some(Ok(frame))) if frame.is_trailers() => {}
+                frame => break frame,
+            }
+        };
+        if let Taken::Http2(stream) = &self.taken {
+            stream.waits_for_client(frame.is_ready());
+        }
+        frame
     }
 
     fn is_end_stream(&self) -> bool {

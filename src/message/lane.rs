@@ -1,5 +1,6 @@
 //! A lane: server plus workspace plus credential. Order holds inside it, and lanes don't block each other.
 
+use std::borrow::Cow;
 use std::fmt;
 use std::sync::Arc;
 
@@ -67,13 +68,42 @@ impl fmt::Debug for Credential {
     }
 }
 
+/// Begins a workspace that is not the UTF-8 text of one header; no header can hold it. Each character after it stands for
+/// one byte, so that the name reads as Latin-1, which is what such clients mean by it, and what the server reads.
+const RAW: char = '\u{1}';
+/// Stands between the values of two headers.
+const BETWEEN: char = '\u{2}';
+
+/// Returns the workspace that these header values name, in a form that gives them back byte for byte
+/// ([`Lane::workspace_headers`]); `None` for no header.
+pub fn workspace_of_headers<'values>(mut values: impl Iterator<Item = &'values [u8]>) -> Option<String> {
+    let first = values.next()?;
+    let mut rest = values.peekable();
+    if let (Ok(text), None) = (std::str::from_utf8(first), rest.peek()) {
+        return Some(text.to_owned());
+    }
+    let latin1 = |value: &[u8]| value.iter().copied().map(char::from).collect::<String>();
+    let values: Vec<String> = std::iter::once(first).chain(rest).map(latin1).collect();
+    Some(format!("{RAW}{}", values.join(BETWEEN.encode_utf8(&mut [0; 4]))))
+}
+
+/// Returns a stored workspace as people read it.
+pub fn workspace_shown(stored: &str) -> &str {
+    stored.strip_prefix(RAW).unwrap_or(stored)
+}
+
+/// Returns the stored workspaces that people mean by a name.
+pub fn workspaces_named(name: &str) -> [String; 2] {
+    [name.to_owned(), format!("{RAW}{name}")]
+}
+
 /// Where a message belongs: the server that it was accepted for, and the workspace and the credential that its client
 /// sent, exactly.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Lane {
     /// The server; `None` only for what a version stored that did not record it, until the first agent adopts it.
     pub server: Option<Server>,
-    /// `Comet-Workspace`; `None` when the client sent none.
+    /// `Comet-Workspace`, as [`workspace_of_headers`] writes it; `None` when the client sent none.
     pub workspace: Option<String>,
     /// `Authorization`; `None` when the client sent none.
     pub credential: Option<Credential>,
@@ -82,7 +112,16 @@ pub struct Lane {
 impl Lane {
     /// Returns the workspace as people read it; a client that names none means the server's `default`.
     pub fn workspace_name(&self) -> &str {
-        self.workspace.as_deref().unwrap_or("default")
+        workspace_shown(self.workspace.as_deref().unwrap_or("default"))
+    }
+
+    /// Returns the values of the `Comet-Workspace` headers, byte for byte as the client sent them.
+    pub fn workspace_headers(&self) -> Vec<Cow<'_, [u8]>> {
+        let Some(workspace) = self.workspace.as_deref() else { return Vec::new() };
+        let Some(raw) = workspace.strip_prefix(RAW) else { return vec![workspace.as_bytes().into()] };
+        // Every character stands for one byte.
+        let bytes = |value: &str| value.chars().map(|c| u8::try_from(c).unwrap_or(b'?')).collect::<Vec<u8>>().into();
+        raw.split(BETWEEN).map(bytes).collect()
     }
 
     /// Returns a number for the place in which the lane's entities are, server and workspace: any key writes the same
@@ -90,7 +129,7 @@ impl Lane {
     pub fn place(&self) -> i64 {
         let mut hash: u64 = 0xcbf2_9ce4_8422_2325;
         let server = self.server.as_ref().map_or("", Server::base_url);
-        for byte in server.bytes().chain([0]).chain(self.workspace_name().bytes()) {
+        for byte in server.bytes().chain([0]).chain(self.workspace.as_deref().unwrap_or("default").bytes()) {
             hash ^= u64::from(byte);
             hash = hash.wrapping_mul(0x0000_0100_0000_01b3);
         }
@@ -120,6 +159,31 @@ mod tests {
         }
         assert_eq!(Credential::new("short").to_string(), "***");
         assert_eq!(Credential::new("").to_string(), "(empty)");
+    }
+
+    #[test]
+    fn a_workspace_is_given_back_byte_for_byte_and_read_by_people() {
+        for (values, shown) in [
+            (vec![&b"team"[..]], "team"),
+            (vec![b""], ""),
+            (vec![b"a\tb"], "a\tb"),
+            (vec!["\u{e9}quipe".as_bytes()], "\u{e9}quipe"),
+            (vec![b"\xe9quipe"], "\u{e9}quipe"),
+            (vec![b"\x80\xff"], "\u{80}\u{ff}"),
+            (vec![b"a", b"b"], "a\u{2}b"),
+            (vec![b"", b"\xe9", "\u{e9}".as_bytes()], "\u{2}\u{e9}\u{2}\u{c3}\u{a9}"),
+        ] {
+            let lane = Lane { workspace: workspace_of_headers(values.iter().copied()), ..Lane::default() };
+            assert_eq!(lane.workspace_headers(), values, "{lane:?}");
+            assert_eq!(lane.workspace_name(), shown);
+            assert!(workspaces_named(shown).contains(lane.workspace.as_ref().expect("one is named")));
+        }
+        assert_eq!(workspace_of_headers(std::iter::empty()), None);
+        assert!(Lane::default().workspace_headers().is_empty());
+        // Two names on the wire are two workspaces, however alike they look.
+        let [latin1, utf8] = [&b"\xe9"[..], "\u{e9}".as_bytes()]
+            .map(|value| Lane { workspace: workspace_of_headers([value].into_iter()), ..Lane::default() });
+        assert!(latin1 != utf8 && latin1.place() != utf8.place());
     }
 
     #[test]

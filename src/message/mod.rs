@@ -14,7 +14,7 @@ pub use attachment::{Attachment, Sha256};
 pub use body::{Body, BodyFault, Encoding};
 pub use bucket::{Bucket, Buckets, Way};
 pub use entity::{Effect, EntityKey, EntityKind, Footprint, Touch, conflict};
-pub use lane::{Credential, Lane, Server};
+pub use lane::{Credential, Lane, Server, workspace_of_headers, workspace_shown, workspaces_named};
 pub use message_type::MessageType;
 
 use std::fmt;

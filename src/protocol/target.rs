@@ -133,6 +133,14 @@ impl Target {
         }
     }
 
+    /// Returns the normalised path of a page of the agent's own.
+    pub fn own(&self) -> Option<&str> {
+        match self {
+            Self::Own { path } => Some(path),
+            Self::Api { .. } | Self::Origin { .. } => None,
+        }
+    }
+
     /// Returns whether people follow links to it: to the agent's own page, to pages of the Opik UI, and to the redirects
     /// that the SDKs print. The rest is for programs.
     pub fn is_link_target(&self) -> bool {

@@ -270,7 +270,11 @@ impl<W: Write> Write for HarmlessJson<W> {
 fn targets(level: Level) -> Targets {
     let own = [CONNECTION_MONITOR, REPLAY_MANAGER, DB_MANAGER, INTAKE, env!("CARGO_CRATE_NAME")];
     let others = if level == Level::Debug { LevelFilter::DEBUG } else { level.filter().min(LevelFilter::WARN) };
-    Targets::new().with_default(others).with_targets(own.map(|target| (target, level.filter())))
+    // A client makes it speak of each frame as it likes, and of paths, in which a token may stand.
+    let silent = ("h2", LevelFilter::OFF);
+    Targets::new()
+        .with_default(others)
+        .with_targets(own.map(|target| (target, level.filter())).into_iter().chain([silent]))
 }
 
 /// Opens the file for appending; a new one is for this user alone, because paths and workspaces stand in it.
@@ -413,6 +417,8 @@ mod tests {
         tracing::info!(target: "hyper::proto", "theirs-info");
         tracing::warn!(target: "hyper::proto", "theirs-warn");
         tracing::error!(target: "hyper::proto", "theirs-error");
+        tracing::debug!(target: "h2::codec::framed_read", "of-a-client-debug");
+        tracing::warn!(target: "h2::proto::streams::recv", "of-a-client-warn");
     }
 
     #[test]

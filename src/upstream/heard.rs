@@ -6,6 +6,11 @@
 //!   more with `Expect: 100-continue` ([`broke_off`]).
 //! - **An answer with more headers than the client's parser takes** (ureq: 128 and 64 KiB). The server has done what was
 //!   asked, so it must not be asked again: the head is cut to what fits ([`trimmed`]).
+//! - **An interim answer with headers** (`100 Continue` of some proxies), which ureq takes for a fault: only its first line
+//!   goes on.
+//!
+//! And a request that the client would not send: ureq refuses an `Authorization` beyond ASCII, which HTTP allows and
+//! clients send. It goes under a name of the same length ([`STAND_IN`]), which becomes `authorization` on its way out.
 //!
 //! Sits on top of TLS, below the client.
 
@@ -36,6 +41,10 @@ const ESSENTIAL: [&[u8]; 11] = [
 ];
 /// How long an answer is waited for after a write failed. It is there already, or it never will be.
 const AFTER_A_BREAK: Duration = Duration::from_millis(200);
+
+/// The name under which the client sends an `Authorization` that it would refuse.
+pub(super) const STAND_IN: &str = "x-opik-authzn";
+const AUTHORIZATION: &[u8; STAND_IN.len()] = b"authorization";
 
 thread_local! {
     static BROKE_OFF: Cell<bool> = const { Cell::new(false) };
@@ -88,6 +97,8 @@ struct Heard {
     input: Vec<u8>,
     used: usize,
     has_progressed: bool,
+    /// Whether the head of a request goes out next.
+    sends_head: bool,
     /// Why nothing can be written any more.
     broken: Option<Error>,
 }
@@ -95,7 +106,7 @@ struct Heard {
 impl Heard {
     fn over(inner: Box<dyn Transport>) -> Self {
         let next = Next::Head(Vec::new());
-        Self { inner, next, input: Vec::new(), used: 0, has_progressed: false, broken: None }
+        Self { inner, next, input: Vec::new(), used: 0, has_progressed: false, sends_head: true, broken: None }
     }
 
     /// Reads once, and returns whether the connection is still open.
@@ -120,14 +131,16 @@ impl Heard {
                 return Ok(true);
             };
             rest = head.split_off(end);
-            self.input.extend_from_slice(&trimmed(head));
             // An interim answer (1xx) is followed by another head.
             if head.get(8..10) == Some(b" 1") && head.get(10..12) != Some(b"01") {
+                self.input.extend(head.iter().take_while(|byte| **byte != b'\n'));
+                self.input.extend_from_slice(b"\n\r\n");
                 head.clear();
                 if rest.is_empty() {
                     return Ok(true);
                 }
             } else {
+                self.input.extend_from_slice(&trimmed(head));
                 self.next = Next::Body;
             }
         }
@@ -152,6 +165,10 @@ impl Transport for Heard {
         }
         if matches!(self.next, Next::Body) && !self.has_input() {
             self.next = Next::Head(Vec::new());
+            self.sends_head = true;
+        }
+        if std::mem::take(&mut self.sends_head) {
+            name_authorization(&mut self.inner.buffers().output()[..amount]);
         }
         let failure = match self.inner.transmit_output(amount, timeout) {
             Ok(()) => return Ok(()),
@@ -223,6 +240,21 @@ impl Buffers for Heard {
     }
 }
 
+/// Gives the `Authorization` of a request's head its own name.
+fn name_authorization(sent: &mut [u8]) {
+    let end = head_end(sent).unwrap_or(sent.len());
+    let mut from = 0;
+    while let Some(at) = sent[from..end].iter().position(|byte| *byte == b'\n').map(|at| from + at + 1) {
+        if let Some(name) = sent.get_mut(at..at + STAND_IN.len())
+            && name == STAND_IN.as_bytes()
+        {
+            name.copy_from_slice(AUTHORIZATION);
+            return;
+        }
+        from = at;
+    }
+}
+
 /// Returns where the head of an answer ends, behind its empty line.
 fn head_end(bytes: &[u8]) -> Option<usize> {
     let mut line_start = 0;
@@ -269,6 +301,27 @@ fn trimmed(head: &[u8]) -> Vec<u8> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_credential_gets_its_own_name_in_the_head_only() {
+        let named = |sent: &str| {
+            let mut sent = sent.as_bytes().to_vec();
+            name_authorization(&mut sent);
+            String::from_utf8(sent).expect("text")
+        };
+        let (stand_in, own) = ("\r\nx-opik-authzn: k\u{e9}y\r\n", "\r\nauthorization: k\u{e9}y\r\n");
+        assert_eq!(
+            named(&format!("POST /x HTTP/1.1{stand_in}a: b\r\n\r\n")),
+            format!("POST /x HTTP/1.1{own}a: b\r\n\r\n")
+        );
+        for other in [
+            format!("POST /x HTTP/1.1\r\na: b\r\n\r\n{stand_in}"),
+            "POST /x-opik-authzn: HTTP/1.1\r\n\r\n".to_owned(),
+            String::new(),
+        ] {
+            assert_eq!(named(&other), other);
+        }
+    }
 
     #[test]
     fn the_end_of_a_head_is_found() {

@@ -358,14 +358,15 @@ fn expecting(mut head: http::request::Parts) -> http::request::Parts {
 
 /// Adds what names the lane: workspace and credential, exactly as the client sent them.
 fn with_lane(mut builder: http::request::Builder, lane: &Lane) -> http::request::Builder {
-    if let Some(workspace) = &lane.workspace {
-        builder = builder.header("Comet-Workspace", workspace.as_str());
+    for workspace in lane.workspace_headers() {
+        builder = builder.header("Comet-Workspace", &*workspace);
     }
     if let Some(credential) = &lane.credential
         && let Ok(mut value) = http::HeaderValue::from_bytes(credential.reveal())
     {
         value.set_sensitive(true);
-        builder = builder.header("Authorization", value);
+        let name = if value.to_str().is_ok() { "Authorization" } else { heard::STAND_IN };
+        builder = builder.header(name, value);
     }
     builder
 }

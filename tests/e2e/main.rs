@@ -21,6 +21,7 @@ mod degraded;
 mod delivery;
 mod destination;
 mod early_answers;
+mod edges;
 mod encryption;
 mod fake_opik;
 #[cfg(target_os = "linux")]
@@ -31,6 +32,7 @@ mod forwarding;
 #[cfg(target_os = "linux")]
 mod full_disk;
 mod full_store;
+mod http2;
 mod isolation;
 mod kills;
 mod limits;

@@ -231,7 +231,8 @@ def status(host, path, token):
             time.sleep(0.1)
 token = os.environ.get('OPIK_OFFLINE_INTAKE_TOKEN')
 for host in ['10.42.0.17:6745', 'opik-offline:6745', 'opik-offline.a.svc.cluster.local:6745', 'agent.example.org:6745']:
-    print(host, status(host, '/-/healthy', None), status(host, '/api/is-alive/ping', None), status(host, '/api/is-alive/ping', token))
+    print(host, *(status(host, path, None) for path in ['/-/healthy', '/metrics', '/-/status.json', '/api/is-alive/ping']),
+          status(host, '/api/is-alive/ping', token))
 "#;
     let home = Home::new();
     let wrapped = |args: &[&str]| {
@@ -262,12 +263,15 @@ exec "$@""#,
         return not_run("this system allows no network namespace (unshare --map-root-user --net)");
     }
     let output = run(&mut wrapped(&["--insecure-listen"]));
-    let expected = "10.42.0.17:6745 200 200 200\nopik-offline:6745 200 200 200\n\
-                    opik-offline.a.svc.cluster.local:6745 200 200 200\nagent.example.org:6745 403 403 403\n";
+    // Health, metrics, status, the interface without the token and with it. Probes and scrapers have no token.
+    let expected = "10.42.0.17:6745 200 200 200 200 200\nopik-offline:6745 200 200 200 200 200\n\
+                    opik-offline.a.svc.cluster.local:6745 200 200 200 200 200\n\
+                    agent.example.org:6745 200 403 403 403 403\n";
     assert_eq!(output.stdout, expected, "{}", output.stderr);
     let output = run(wrapped(&[]).env("OPIK_OFFLINE_INTAKE_TOKEN", "made-up-token-13579"));
-    let expected = "10.42.0.17:6745 200 401 200\nopik-offline:6745 200 401 200\n\
-                    opik-offline.a.svc.cluster.local:6745 200 401 200\nagent.example.org:6745 403 403 200\n";
+    let expected = "10.42.0.17:6745 200 200 200 401 200\nopik-offline:6745 200 200 200 401 200\n\
+                    opik-offline.a.svc.cluster.local:6745 200 200 200 401 200\n\
+                    agent.example.org:6745 200 200 403 403 200\n";
     assert_eq!(output.stdout, expected, "{}", output.stderr);
 }
 

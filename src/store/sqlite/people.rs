@@ -8,7 +8,7 @@ use super::queries::{self, Selection, bind};
 use super::rows::{self, Lanes, Requests};
 use super::seal::Sealer;
 use super::summary;
-use crate::message::{MessageId, MessageStatus, MessageType, Server};
+use crate::message::{MessageId, MessageStatus, MessageType, Server, workspace_shown};
 use crate::store::{AgentRecord, Backlog, BacklogGroup, Filter, FullRecord, Listed, Page, ReplayRecord, StoredMessage};
 
 /// Problems that one check names at most.
@@ -36,7 +36,7 @@ fn groups(connection: &Connection, selection: &Selection) -> Result<Vec<BacklogG
         groups.push(BacklogGroup {
             status: rows::status(row, 0)?,
             message_type: rows::message_type(row, 1)?,
-            workspace: row.get(2)?,
+            workspace: workspace_shown(&row.get::<_, String>(2)?).to_owned(),
             server: row.get::<_, Option<String>>(6)?.as_deref().map(Server::new),
             messages: rows::unsigned(row, 3)?,
             items: rows::unsigned(row, 4)?,

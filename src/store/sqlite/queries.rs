@@ -7,7 +7,7 @@
 use rusqlite::types::Value;
 use rusqlite::{Statement, ToSql};
 
-use crate::message::MessageStatus;
+use crate::message::{MessageStatus, workspaces_named};
 use crate::store::Filter;
 
 // Lanes and header sets.
@@ -743,10 +743,10 @@ impl Selection {
         // Conditions that the summary can answer too.
         let types = filter.types.iter().map(|t| t.name());
         selection.any_of(":types", types, "message_type IN (SELECT value FROM json_each(:types))");
-        let workspaces = filter.workspaces.iter().map(String::as_str);
+        let workspaces: Vec<String> = filter.workspaces.iter().flat_map(|name| workspaces_named(name)).collect();
         selection.any_of(
             ":workspaces",
-            workspaces,
+            workspaces.iter().map(String::as_str),
             "lane_id IN (SELECT lane_id FROM lanes
                 WHERE coalesce(workspace, 'default') IN (SELECT value FROM json_each(:workspaces)))",
         );
