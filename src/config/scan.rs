@@ -110,6 +110,20 @@ impl Config {
         })))
     }
 
+    /// Refuses settings of the network that can't be used: for the commands with a way to the server.
+    ///
+    /// It isn't part of [`Config::resolve`], because `status`, `inspect` and `purge` need none of them.
+    ///
+    /// # Errors
+    ///
+    /// [`ConfigError::Value`] for the first of them.
+    pub fn check_network(&self) -> Result<(), ConfigError> {
+        match self.unusable.first() {
+            None => Ok(()),
+            Some(bad) => Err(ConfigError::Value(Box::new(bad.clone()))),
+        }
+    }
+
     /// Refuses an intake that other machines can reach and that asks for no token, unless the user chose that.
     pub(super) fn check_listen(&self) -> Result<(), ConfigError> {
         let is_open = !self.listen.value.ip().to_canonical().is_loopback();

@@ -42,6 +42,7 @@ mod messages;
 mod mixed;
 #[path = "../support/model_store.rs"]
 mod model_store;
+mod networks;
 mod other_users;
 mod otlp;
 mod otlp_repeats;
