@@ -446,7 +446,7 @@ fn gather(config: &Config, upstream: &Upstream, started: Instant) -> (Report, Op
     };
     let agents = condition.as_ref().map_or(&[][..], |condition| &condition.agents);
     let (agent, seen) = ask_agent(config, agents);
-    let told = agent.listen.as_deref().and_then(|listen| ask_for_history(listen)).unwrap_or_default();
+    let told = agent.listen.as_deref().and_then(ask_for_history).unwrap_or_default();
     let server = server(config, upstream, seen);
     let eta = backlog.as_ref().map(|backlog| match told.eta {
         // The agent has seen how it went; what it does not know of is a store of which it says nothing.

@@ -439,7 +439,8 @@ fn the_proxy_is_the_sdks_or_the_usual_one() {
 
 #[test]
 fn proxy_variables_are_read_as_python_reads_them() {
-    let rows: [(&[(&str, &str)], &str, Option<&str>); 12] = [
+    type Row = (&'static [(&'static str, &'static str)], &'static str, Option<&'static str>);
+    let rows: [Row; 12] = [
         (&[("http_proxy", "lower:1"), ("HTTP_PROXY", "upper:1")], "http://h/", Some("http://lower:1")),
         (&[("http_proxy", ""), ("HTTP_PROXY", "upper:1")], "http://h/", None),
         (&[("HTTP_PROXY", "upper:1"), ("REQUEST_METHOD", "GET")], "http://h/", None),
