@@ -288,7 +288,7 @@ settings! {
     upstream: ServerUrl = "https://www.comet.com/opik/api", "OPIK_OFFLINE_UPSTREAM", "--upstream", ConfigYaml,
         |layers, _, _| upstream(layers);
 
-    /// Headers that every request to the server gets, and no other server or proxy: `Name: value` lines, or `name=value,name=value` as in OTEL_EXPORTER_OTLP_HEADERS; a file is the better place for secrets
+    /// Headers that every request to the server gets, and no other server: `Name: value` lines, or `name=value,name=value` as in OTEL_EXPORTER_OTLP_HEADERS; a file is the better place for secrets
     upstream_headers: HeaderLines = "none", "OPIK_OFFLINE_UPSTREAM_HEADERS", Nowhere, plain(any);
 
     /// File with headers that every request to the server gets, one `Name: value` a line

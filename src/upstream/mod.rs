@@ -201,6 +201,11 @@ impl Upstream {
         &self.base_url
     }
 
+    /// Returns the server's base URL, with the proxy that leads there.
+    pub fn described(&self) -> String {
+        self.proxies.described(&self.base_url)
+    }
+
     /// Returns how long an answer may take, as far as nothing else was said for a request.
     pub fn answer_timeout(&self) -> Duration {
         self.answer_timeout

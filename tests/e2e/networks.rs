@@ -86,6 +86,11 @@ fn a_request_in_absolute_form_carries_the_body_and_the_next_one_its_own_head() {
     }
     assert!(server.requests().iter().all(|request| request.header("Host") == Some("opik.test:8080")));
     server.assert_no_violations();
+    // A page of the proxy's own is told as its.
+    proxy.refuse_with(Some(502));
+    let page = unwrapped(&cli(&home, &["healthcheck"], &variables).stdout);
+    let words = format!("through the proxy http://127.0.0.1:{} is not Opik: 502 text/html", proxy.port());
+    assert!(page.contains(&words), "{page}");
 }
 
 #[test]
@@ -94,7 +99,7 @@ fn a_proxys_refusal_is_told_once_in_its_own_words() {
     let server = FakeOpik::start_new();
     let front = Front::tls(authority.server("opik.test", Age::Valid), server.port());
     let proxy = ForwardProxy::start(front.port, Some("Basic bWU6cHc="));
-    let url = format!("http://me:wrong-4719@127.0.0.1:{}", proxy.port());
+    let url = format!("http://me:wrong-hushed@127.0.0.1:{}", proxy.port());
     let shown = format!("through the proxy http://127.0.0.1:{}", proxy.port());
     for (status, upstream, words) in [
         (None, "https://opik.test/api", "the proxy answers 407 Proxy Authentication Required"),
@@ -114,7 +119,7 @@ fn a_proxys_refusal_is_told_once_in_its_own_words() {
         for (from, text) in [("ping", why), ("passing", passed), ("healthcheck", unwrapped(&healthcheck.stdout))] {
             assert_eq!(text.matches(words).count(), 1, "{from}: {text}");
             assert!(text.contains(&shown), "{from}: {text}");
-            assert!(!text.contains("4719"), "{from}: {text}");
+            assert!(!text.contains("hushed"), "{from}: {text}");
         }
     }
 }
@@ -185,13 +190,13 @@ fn a_socks_servers_refusal_is_told() {
     let socks = SocksServer::start(server.port(), Some(("me", "right")));
     for (user_info, words) in [
         ("", "the proxy wants a user and a password"),
-        ("me:wrong-4720@", "the proxy refuses the user or the password"),
+        ("me:wrong-hidden@", "the proxy refuses the user or the password"),
     ] {
         let agent = Agent::builder("http://opik.test/api").impatient();
         let agent = agent.env("all_proxy", &format!("socks5h://{user_info}127.0.0.1:{}", socks.port())).start();
         let why = reason(&agent);
         assert!(why.contains(words) && why.contains("through the proxy socks5h://127.0.0.1:"), "{why}");
-        assert!(!agent.stderr().contains("4720"));
+        assert!(!agent.stderr().contains("hidden"));
     }
 }
 
@@ -334,14 +339,14 @@ fn headers_of_the_users_own_reach_the_server_and_nobody_else() {
     let (server, other) = (FakeOpik::start_new(), FakeOpik::start_new());
     let folder = crate::support::tempdir();
     let file = folder.path().join("headers");
-    std::fs::write(&file, "# Cloudflare Access\nCF-Access-Client-Id: agent.access\nX-Both: of-the-file-4721\n")
+    std::fs::write(&file, "# Cloudflare Access\nCF-Access-Client-Id: agent.access\nX-Both: of-the-file-ofthefile\n")
         .unwrap();
     let proxy = ForwardProxy::start(server.port(), None);
     let agent = Agent::builder("http://opik.test/api")
         .impatient()
         .env("OPIK_CONSOLE_LOGGING_LEVEL", "DEBUG")
         .env("HTTP_PROXY", &format!("http://127.0.0.1:{}", proxy.port()))
-        .env("OPIK_OFFLINE_UPSTREAM_HEADERS", "X-Gateway=secret-4722%20x,X-Both=of-the-variable-4723")
+        .env("OPIK_OFFLINE_UPSTREAM_HEADERS", "X-Gateway=secret-ofthegate%20x,X-Both=of-the-variable-ofthevariable")
         .arg("--upstream-headers-file")
         .arg(&file.to_string_lossy())
         .start();
@@ -359,7 +364,7 @@ fn headers_of_the_users_own_reach_the_server_and_nobody_else() {
     // The headers are not kept with the messages.
     let database = std::fs::read(agent.db()).unwrap();
     let wal = std::fs::read(format!("{}-wal", agent.db().display())).unwrap_or_default();
-    for secret in ["4721", "4722", "4723", "agent.access"] {
+    for secret in ["ofthefile", "ofthegate", "ofthevariable", "agent.access"] {
         let is_in = |bytes: &[u8]| bytes.windows(secret.len()).any(|window| window == secret.as_bytes());
         assert!(!is_in(&database) && !is_in(&wal), "{secret} is stored");
         assert!(!agent.stderr().contains(secret), "{secret} is logged");
@@ -370,7 +375,7 @@ fn headers_of_the_users_own_reach_the_server_and_nobody_else() {
     assert!(requests.len() >= 7, "{}", requests.len());
     for request in &requests {
         let values = ["CF-Access-Client-Id", "X-Gateway", "X-Both"].map(|name| request.header(name));
-        let expected = [Some("agent.access"), Some("secret-4722 x"), Some("of-the-variable-4723")];
+        let expected = [Some("agent.access"), Some("secret-ofthegate x"), Some("of-the-variable-ofthevariable")];
         assert_eq!(values, expected, "{} {}", request.method, request.path);
     }
 
@@ -383,8 +388,10 @@ fn headers_of_the_users_own_reach_the_server_and_nobody_else() {
     let home = Home::new();
     other.start();
     wait_until("the other server gets it", PATIENCE, || {
-        let variables =
-            [("OPIK_OFFLINE_UPSTREAM_HEADERS", "X-Gateway: secret-4722"), ("OPIK_OFFLINE_UPSTREAM", &*server.url())];
+        let variables = [
+            ("OPIK_OFFLINE_UPSTREAM_HEADERS", "X-Gateway: secret-ofthegate"),
+            ("OPIK_OFFLINE_UPSTREAM", &*server.url()),
+        ];
         cli(&home, &["replay", "--db", &db], &variables);
         !other.sequence_for(&id).is_empty()
     });
@@ -392,19 +399,19 @@ fn headers_of_the_users_own_reach_the_server_and_nobody_else() {
 
     // Masked where settings are shown.
     let variables =
-        [("OPIK_OFFLINE_UPSTREAM_HEADERS", "X-Gateway: secret-4722"), ("OPIK_OFFLINE_UPSTREAM", &*server.url())];
+        [("OPIK_OFFLINE_UPSTREAM_HEADERS", "X-Gateway: secret-ofthegate"), ("OPIK_OFFLINE_UPSTREAM", &*server.url())];
     let shown = cli(&home, &["healthcheck", "-v"], &variables).stdout;
-    assert!(shown.contains("x-gateway: ***") && !shown.contains("4722"), "{shown}");
-    let variables = [("OPIK_OFFLINE_UPSTREAM_HEADERS", "Authorization: secret-4722")];
+    assert!(shown.contains("x-gateway: ***") && !shown.contains("ofthegate"), "{shown}");
+    let variables = [("OPIK_OFFLINE_UPSTREAM_HEADERS", "Authorization: secret-ofthegate")];
     let refused = cli(&home, &["healthcheck"], &variables);
     assert_eq!(refused.code(), Some(2));
     assert!(refused.stderr.contains("authorization is not for the user to set"), "{}", refused.stderr);
-    assert!(!refused.stderr.contains("4722"), "{}", refused.stderr);
+    assert!(!refused.stderr.contains("ofthegate"), "{}", refused.stderr);
 }
 
 /// Settings of the network that can't be used.
 const BROKEN: [&[(&str, &str)]; 6] = [
-    &[("HTTP_PROXY", "gopher://me:secret-4724@127.0.0.1:1")],
+    &[("HTTP_PROXY", "gopher://me:secret-unspoken@127.0.0.1:1")],
     &[("ALL_PROXY", "http://")],
     &[("OPIK_CHECK_TLS_CERTIFICATE", "maybe")],
     &[("OPIK_OFFLINE_UPSTREAM_HEADERS", "no header")],
@@ -430,12 +437,12 @@ fn commands_that_need_no_network_do_not_read_its_settings() {
         let purge = cli(agent.home(), &["purge", "--dry-run"], &variables);
         assert_eq!(purge.code(), Some(0), "{broken:?}: {}", purge.stderr);
         for output in [&status, &inspect, &purge] {
-            assert!(!output.stderr.contains("secret-4724"), "{}", output.stderr);
+            assert!(!output.stderr.contains("secret-unspoken"), "{}", output.stderr);
         }
         // One that asks the server needs them, and says which is wrong.
         let healthcheck = cli(agent.home(), &["healthcheck"], &variables);
         assert_eq!(healthcheck.code(), Some(2), "{broken:?}: {} {}", healthcheck.stdout, healthcheck.stderr);
-        assert!(!healthcheck.stderr.contains("secret-4724"), "{}", healthcheck.stderr);
+        assert!(!healthcheck.stderr.contains("secret-unspoken"), "{}", healthcheck.stderr);
     }
 }
 
@@ -457,7 +464,7 @@ fn a_wrapped_command_runs_whatever_is_wrong_with_the_network_and_nothing_goes_pa
         let told = unwrapped(&wrapped.stderr);
         assert!(told.contains("warning: no way to the Opik server"), "{broken:?}: {}", wrapped.stderr);
         assert!(told.contains("1 message stays safely stored"), "{broken:?}: {told}");
-        assert!(!told.contains("secret-4724"), "{told}");
+        assert!(!told.contains("secret-unspoken"), "{told}");
     }
     assert!(server.requests().is_empty());
 }
