@@ -59,6 +59,13 @@ impl Patience {
     }
 }
 
+/// A connection that is being opened.
+struct Opening<'a, 'b> {
+    details: &'a ConnectionDetails<'b>,
+    target: &'a Target,
+    patience: Patience,
+}
+
 impl Connector<()> for Dialer {
     type Out = Box<dyn Transport>;
 
@@ -66,42 +73,27 @@ impl Connector<()> for Dialer {
         let patience = Patience { timeout: details.timeout, since: Instant::now() };
         let target = Target::of(details.uri).ok_or_else(|| Error::BadUri(details.uri.to_string()))?;
         let way = self.proxies.way_to(&target).map_err(fault)?;
+        let opening = Opening { details, target: &target, patience };
         let transport = match way {
-            Way::Direct => self.direct(details, &target, patience)?,
-            Way::Through(proxy, leads) => self.through(details, &proxy, leads, &target, patience)?,
+            Way::Direct => self.direct(&opening)?,
+            Way::Through(proxy, leads) => self.through(&opening, &proxy, leads)?,
         };
         Ok(Some(Box::new(Heard::over(transport))))
     }
 }
 
 impl Dialer {
-    fn direct(
-        &self,
-        details: &ConnectionDetails<'_>,
-        target: &Target,
-        patience: Patience,
-    ) -> Result<Box<dyn Transport>, Error> {
-        let addresses = self.resolve(details.uri, details, patience)?;
-        let tcp = tcp(details, details.uri, addresses, patience)?;
-        if target.is_https { self.encrypted(tcp, target.bare_host(), details, patience) } else { Ok(tcp) }
+    fn direct(&self, opening: &Opening<'_, '_>) -> Result<Box<dyn Transport>, Error> {
+        let tcp = self.tcp(opening, opening.details.uri)?;
+        self.to_server(opening, tcp)
     }
 
-    fn through(
-        &self,
-        details: &ConnectionDetails<'_>,
-        proxy: &Proxy,
-        leads: Leads,
-        target: &Target,
-        patience: Patience,
-    ) -> Result<Box<dyn Transport>, Error> {
+    fn through(&self, opening: &Opening<'_, '_>, proxy: &Proxy, leads: Leads) -> Result<Box<dyn Transport>, Error> {
+        let target = opening.target;
         let address: http::Uri = proxy.address().parse().map_err(|_| Error::BadUri(proxy.to_string()))?;
-        let bare_host = proxy.host.trim_start_matches('[').trim_end_matches(']');
-        let reached = self.resolve(&address, details, patience).and_then(|addresses| {
-            let tcp = tcp(details, &address, addresses, patience)?;
-            match proxy.kind {
-                ProxyKind::Http { over_tls: true } => self.encrypted(tcp, bare_host, details, patience),
-                _ => Ok(tcp),
-            }
+        let reached = self.tcp(opening, &address).and_then(|tcp| match proxy.kind {
+            ProxyKind::Http { over_tls: true } => self.encrypted(opening, tcp, &proxy.host),
+            _ => Ok(tcp),
         });
         let reached = reached.map_err(at_the_proxy)?;
         if leads == Leads::ByAbsoluteForm {
@@ -110,43 +102,63 @@ impl Dialer {
             return Ok(Box::new(AbsoluteForm { inner: reached, target, authorization, is_at_head: true }));
         }
         let address = if needs_address(proxy, target) {
-            let addresses = self.resolve(details.uri, details, patience)?;
+            let addresses = self.resolve(opening, opening.details.uri)?;
             Some(usable(proxy, target, addresses.iter().map(|address| address.ip())).map_err(fault)?)
         } else {
             None
         };
         let handshake = Handshake::new(proxy, target, address).map_err(fault)?;
-        let tunnel = tunnel(reached, handshake, details, patience)?;
-        if target.is_https { self.encrypted(tunnel, target.bare_host(), details, patience) } else { Ok(tunnel) }
+        self.to_server(opening, tunnel(opening, reached, handshake)?)
     }
 
-    fn resolve(
-        &self,
-        uri: &http::Uri,
-        details: &ConnectionDetails<'_>,
-        patience: Patience,
-    ) -> Result<ResolvedSocketAddrs, Error> {
+    /// Puts TLS on a connection that leads to the server, where the server speaks it.
+    fn to_server(&self, opening: &Opening<'_, '_>, inner: Box<dyn Transport>) -> Result<Box<dyn Transport>, Error> {
+        if opening.target.is_https { self.encrypted(opening, inner, &opening.target.host) } else { Ok(inner) }
+    }
+
+    fn resolve(&self, opening: &Opening<'_, '_>, uri: &http::Uri) -> Result<ResolvedSocketAddrs, Error> {
         let name = uri.host().unwrap_or_default();
-        self.resolver.resolve(uri, details.config, patience.left()?).map_err(|error| match error {
+        let found = self.resolver.resolve(uri, opening.details.config, opening.patience.left()?);
+        found.map_err(|error| match error {
             Error::Io(io) => fault(ConnectFault::unresolved(name, &words_of_resolver(&io))),
             Error::HostNotFound => fault(ConnectFault::unresolved(name, "it has no address")),
             other => other,
         })
     }
 
+    /// Opens a connection to one of a name's addresses.
+    fn tcp(&self, opening: &Opening<'_, '_>, uri: &http::Uri) -> Result<Box<dyn Transport>, Error> {
+        let addrs = self.resolve(opening, uri)?;
+        let details = opening.details;
+        let details = ConnectionDetails {
+            uri,
+            addrs,
+            config: details.config,
+            request_level: details.request_level,
+            resolver: details.resolver,
+            now: time::Instant::now(),
+            timeout: opening.patience.left()?,
+            current_time: details.current_time.clone(),
+            run_connector: details.run_connector.clone(),
+            register_shutdown: details.register_shutdown.clone(),
+        };
+        let connected = Connector::<()>::connect(&TcpConnector::default(), &details, None)?;
+        Ok(Box::new(connected.ok_or(Error::ConnectionFailed)?))
+    }
+
     fn encrypted(
         &self,
+        opening: &Opening<'_, '_>,
         inner: Box<dyn Transport>,
         host: &str,
-        details: &ConnectionDetails<'_>,
-        patience: Patience,
     ) -> Result<Box<dyn Transport>, Error> {
-        let name = ServerName::try_from(host.to_owned())
+        let (details, bare) = (opening.details, host.trim_start_matches('[').trim_end_matches(']'));
+        let name = ServerName::try_from(bare.to_owned())
             .map_err(|_| fault(ConnectFault::new(format!("no certificate can be for {host}"))))?;
         let config = self.tls.current().map_err(fault)?;
         let mut conn = ClientConnection::new(config, name)?;
         let mut sock = TransportAdapter::new(inner, details.current_time.clone());
-        sock.set_timeout(patience.left()?);
+        sock.set_timeout(opening.patience.left()?);
         while conn.is_handshaking() {
             conn.complete_io(&mut sock)?;
         }
@@ -160,40 +172,16 @@ fn words_of_resolver(error: &std::io::Error) -> String {
     reason.split(" (os error").next().unwrap_or_default().to_owned()
 }
 
-/// Opens a connection to one of a name's addresses.
-fn tcp(
-    details: &ConnectionDetails<'_>,
-    uri: &http::Uri,
-    addrs: ResolvedSocketAddrs,
-    patience: Patience,
-) -> Result<Box<dyn Transport>, Error> {
-    let details = ConnectionDetails {
-        uri,
-        addrs,
-        config: details.config,
-        request_level: details.request_level,
-        resolver: details.resolver,
-        now: time::Instant::now(),
-        timeout: patience.left()?,
-        current_time: details.current_time.clone(),
-        run_connector: details.run_connector.clone(),
-        register_shutdown: details.register_shutdown.clone(),
-    };
-    let connected = Connector::<()>::connect(&TcpConnector::default(), &details, None)?;
-    Ok(Box::new(connected.ok_or(Error::ConnectionFailed)?))
-}
-
 /// Asks a proxy for a tunnel.
 fn tunnel(
+    opening: &Opening<'_, '_>,
     transport: Box<dyn Transport>,
     mut handshake: Handshake,
-    details: &ConnectionDetails<'_>,
-    patience: Patience,
 ) -> Result<Box<dyn Transport>, Error> {
-    let mut stream = TransportAdapter::new(transport, details.current_time.clone());
+    let mut stream = TransportAdapter::new(transport, opening.details.current_time.clone());
     let mut piece = [0; 4096];
     loop {
-        stream.set_timeout(patience.left()?);
+        stream.set_timeout(opening.patience.left()?);
         match handshake.step().map_err(fault)? {
             Step::Send(bytes) => stream.write_all(&bytes).map_err(|error| at_the_proxy(error.into()))?,
             Step::Read => match stream.read(&mut piece).map_err(|error| at_the_proxy(error.into()))? {

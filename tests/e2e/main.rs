@@ -42,6 +42,7 @@ mod messages;
 mod mixed;
 #[path = "../support/model_store.rs"]
 mod model_store;
+mod network_settings;
 mod networks;
 mod other_users;
 mod otlp;
