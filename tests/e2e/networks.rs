@@ -30,6 +30,13 @@ fn reason(agent: &Agent) -> String {
     state(agent)["reason"].as_str().unwrap_or_default().to_owned()
 }
 
+/// Returns the log line about a request that could not be passed on; logging at DEBUG.
+fn passing_failed(agent: &Agent) -> String {
+    let found = || agent.stderr().lines().find(|line| line.contains("passing through failed")).map(str::to_owned);
+    wait_until("the failure is logged", PATIENCE, || found().is_some());
+    found().unwrap_or_default()
+}
+
 fn with_all(builder: AgentBuilder, variables: &[(&str, &str)]) -> AgentBuilder {
     variables.iter().fold(builder, |builder, (name, value)| builder.env(name, value))
 }
@@ -112,8 +119,7 @@ fn a_proxys_refusal_is_told_once_in_its_own_words() {
         let agent = with_all(agent, &variables).start();
         let why = reason(&agent);
         assert_eq!(Client::new(&agent.url()).get("/v1/private/projects").status, 503);
-        let log = agent.stderr();
-        let passed = log.lines().find(|line| line.contains("passing through failed")).unwrap_or_default().to_owned();
+        let passed = passing_failed(&agent);
         let healthcheck = cli(&Home::new(), &["healthcheck"], &variables);
         assert_eq!(healthcheck.code(), Some(3), "{}", healthcheck.stdout);
         for (from, text) in [("ping", why), ("passing", passed), ("healthcheck", unwrapped(&healthcheck.stdout))] {
@@ -209,8 +215,7 @@ fn a_name_that_cannot_be_resolved_is_named_by_both_clients() {
     let mut client = Client::new(&agent.url());
     assert_eq!(client.get("/v1/private/projects").status, 503);
     assert_eq!(client.expect(&create(&uuid7())).status, 201);
-    let log = agent.stderr();
-    let passed = log.lines().find(|line| line.contains("passing through failed")).unwrap_or_default();
+    let passed = passing_failed(&agent);
     assert!(passed.contains("cannot resolve no-such-host.invalid") && !passed.contains(" broke"), "{passed}");
     let variables = [("OPIK_OFFLINE_UPSTREAM", "http://no-such-host.invalid/api")];
     let healthcheck = cli(agent.home(), &["healthcheck"], &variables);
