@@ -118,9 +118,19 @@ impl Config {
     ///
     /// [`ConfigError::Value`] for the first of them.
     pub fn check_network(&self) -> Result<(), ConfigError> {
-        match self.unusable.first() {
-            None => Ok(()),
-            Some(bad) => Err(ConfigError::Value(Box::new(bad.clone()))),
+        if let Some(bad) = self.unusable.first() {
+            return Err(ConfigError::Value(Box::new(bad.clone())));
+        }
+        let (certificate, key) = (&self.client_cert_file.value, &self.client_key_file);
+        match (certificate, &key.value) {
+            (None, Some(path)) => Err(ConfigError::Value(Box::new(BadValue {
+                key: "client_key_file",
+                value: path.display().to_string(),
+                origin: key.source.clone(),
+                reason: "no certificate is named to which the key belongs".to_owned(),
+                hint: Some("set OPIK_OFFLINE_CLIENT_CERT_FILE, too, or unset the key".to_owned()),
+            }))),
+            _ => Ok(()),
         }
     }
 

@@ -485,6 +485,15 @@ fn a_proxy_that_is_not_needed_is_not_read() {
 }
 
 #[test]
+fn a_client_key_without_its_certificate_is_refused() {
+    let environment = FakeEnvironment::new().with("OPIK_OFFLINE_CLIENT_KEY_FILE", "~/agent.key");
+    let (message, hint) = environment.error(&Flags::default());
+    assert!(message.starts_with("client_key_file: cannot use ") && message.contains("no certificate"), "{message}");
+    assert!(hint.contains("OPIK_OFFLINE_CLIENT_CERT_FILE"), "{hint}");
+    environment.with("OPIK_OFFLINE_CLIENT_CERT_FILE", "~/agent.pem").config().check_network().expect("both are named");
+}
+
+#[test]
 fn paths_know_the_home_folder_and_a_missing_data_folder_is_explained() {
     let mut environment = FakeEnvironment::new().with("SSL_CERT_FILE", "~/ca.pem");
     assert_eq!(environment.config().ssl_cert_file.value, Some(environment.path("ca.pem")));
