@@ -89,7 +89,7 @@ macro_rules! settings {
                     let flag: Option<&OsStr> = None$(.or(settings!(@value layers, $key, $flag)))?;
                     let setting = self::setting(stringify!($key));
                     let $key: Sourced<$type> = match ($resolve)(&layers, setting, flag) {
-                        Err(ConfigError::Value(bad)) if bad.key == setting.key && is_of_the_network(bad.key) => {
+                        Err(ConfigError::Value(bad)) if bad.key == setting.key && may_wait(&bad) => {
                             unusable.push(*bad);
                             layers.default(setting)?
                         }
@@ -315,8 +315,9 @@ const OF_THE_NETWORK: [&str; 10] = [
     "upstream_headers_file",
 ];
 
-fn is_of_the_network(key: &str) -> bool {
-    OF_THE_NETWORK.contains(&key)
+/// Returns whether a bad value matters only to a command with a way to the server. A flag was typed for this very command.
+fn may_wait(bad: &BadValue) -> bool {
+    OF_THE_NETWORK.contains(&bad.key) && !matches!(bad.origin, Source::Flag { .. })
 }
 
 fn setting(key: &str) -> &'static Setting {

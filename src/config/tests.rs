@@ -485,6 +485,17 @@ fn a_proxy_that_is_not_needed_is_not_read() {
 }
 
 #[test]
+fn a_bad_flag_is_refused_at_once_and_a_bad_variable_when_it_is_needed() {
+    let environment = FakeEnvironment::new();
+    let flags = Flags { connect_timeout: Some("soon".into()), ..Flags::default() };
+    let refused = environment.resolve(&flags).expect_err("a bad flag").to_string();
+    assert!(refused.contains("flag --connect-timeout"), "{refused}");
+    let config = environment.with("OPIK_OFFLINE_CONNECT_TIMEOUT", "soon").config();
+    assert_eq!(config.connect_timeout.value, Duration::from_secs(5));
+    config.check_network().expect_err("it is needed now");
+}
+
+#[test]
 fn a_client_key_without_its_certificate_is_refused() {
     let environment = FakeEnvironment::new().with("OPIK_OFFLINE_CLIENT_KEY_FILE", "~/agent.key");
     let (message, hint) = environment.error(&Flags::default());

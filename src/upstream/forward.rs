@@ -104,6 +104,11 @@ impl Forwarder {
         &self.base_url
     }
 
+    /// Returns the server's base URL as errors name it: with the proxy that leads there.
+    pub fn described(&self) -> &str {
+        &self.described
+    }
+
     /// Sends a request and returns the answer's head as soon as it is there; its body streams.
     ///
     /// # Errors
