@@ -59,6 +59,9 @@ complete -c opik-offline -n "__fish_opik_offline_using_subcommand agent" -l max-
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand agent" -l max-connections -d 'Take this many connections of clients at once; past it the longest idle one is closed [default: 4096]' -r
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand agent" -l memory-budget -d 'Let bodies take this much memory, of clients and of replay; unset, 256MiB, and less in a small container' -r
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand agent" -l client-timeout -d 'Close the connection of a client that is silent for this long [default: 2m]' -r
+complete -c opik-offline -n "__fish_opik_offline_using_subcommand agent" -l client-cert-file -d 'Show this certificate to the server (mTLS), a PEM file' -r -F
+complete -c opik-offline -n "__fish_opik_offline_using_subcommand agent" -l client-key-file -d 'The private key of that certificate, where it is not in the same file' -r -F
+complete -c opik-offline -n "__fish_opik_offline_using_subcommand agent" -l upstream-headers-file -d 'Send the headers in this file to the server, one `Name: value` a line' -r -F
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand agent" -l connect-timeout -d 'Give up connecting to the server after this long [default: 5s]' -r
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand agent" -l forward-timeout -d 'Store a write that the server has not answered after this long [default: 1m35s]' -r
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand agent" -l retry-interval -d 'Try a held lane again after this long: no valid key, a redirect, a server that fails at everything [default: 10s]' -r

@@ -97,7 +97,7 @@ const ONLY_IN: &[(&[&str], &[&str], &str)] = &[
     ),
     (
         &["tokio", "async", "await"],
-        &["src/intake", "src/upstream/forward.rs", "src/agent", "src/shutdown.rs"],
+        &["src/intake", "src/upstream/forward.rs", "src/upstream/forward", "src/agent", "src/shutdown.rs"],
         "the door is asynchronous and nothing else is: store, replay and commands are plain blocking code",
     ),
     (&["clap"], &["src/cli"], "the library has no terminal: only the command line parses arguments and prints"),

@@ -61,7 +61,7 @@ use crate::store::slot::StoreSlot;
 use crate::store::{AgentRecord, Filter, Fullness, Keys, Limits, Owner, Store, StoreError, mount, now_ms};
 use crate::telemetry::metrics::Metrics;
 use crate::upstream::forward::Forwarder;
-use crate::upstream::{Upstream, UpstreamError, UpstreamSettings};
+use crate::upstream::{Upstream, UpstreamSettings};
 use flush::{Flush, FlushEnd, flush};
 
 /// Everything that an agent needs to know.
@@ -155,9 +155,6 @@ pub enum AgentError {
         /// Where the agent listens.
         address: SocketAddr,
     },
-    /// The server can't be reached with these settings.
-    #[error(transparent)]
-    Upstream(#[from] UpstreamError),
     /// Threads or signal handlers can't be made.
     #[error("cannot start: {reason}")]
     System {
@@ -188,10 +185,10 @@ impl Agent {
         if leads_to(&settings.upstream_address, local) {
             return Err(AgentError::UpstreamIsSelf { url: settings.upstream.base_url.clone(), address: local });
         }
-        let upstream = Upstream::new(&settings.upstream)?.asking_as(settings.asks_as.clone());
+        let upstream = Upstream::new(&settings.upstream).asking_as(settings.asks_as.clone());
         let forwarders = {
             let idle_max = usize::try_from(settings.files.idle_of_a_worker).unwrap_or(usize::MAX);
-            Forwarder::several(&settings.upstream, Workers::count(), idle_max)?
+            Forwarder::several(&settings.upstream, Workers::count(), idle_max)
         };
         Ok(Self { settings, listener, address: local, upstream, forwarders })
     }

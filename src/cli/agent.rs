@@ -17,6 +17,7 @@ use crate::monitor::MonitorSettings;
 use crate::replay::ReplaySettings;
 use crate::shutdown::Shutdown;
 use crate::store::Filter;
+use crate::upstream::UpstreamSettings;
 
 const AFTER_HELP: &str = "\
 Examples:
@@ -155,6 +156,18 @@ pub struct AgentArgs {
     #[arg(long, value_name = "DURATION", hide_short_help = true)]
     client_timeout: Option<OsString>,
 
+    /// Show this certificate to the server (mTLS), a PEM file
+    #[arg(long, value_name = "FILE", hide_short_help = true, value_hint = clap::ValueHint::FilePath)]
+    client_cert_file: Option<OsString>,
+
+    /// The private key of that certificate, where it is not in the same file
+    #[arg(long, value_name = "FILE", hide_short_help = true, value_hint = clap::ValueHint::FilePath)]
+    client_key_file: Option<OsString>,
+
+    /// Send the headers in this file to the server, one `Name: value` a line
+    #[arg(long, value_name = "FILE", hide_short_help = true, value_hint = clap::ValueHint::FilePath)]
+    upstream_headers_file: Option<OsString>,
+
     /// Give up connecting to the server after this long [default: 5s]
     #[arg(long, value_name = "DURATION", hide_short_help = true)]
     connect_timeout: Option<OsString>,
@@ -198,12 +211,18 @@ pub fn run(common: &Common, args: &AgentArgs) -> Result<ExitCode, Failure> {
         // The terminal is the command's, and so is what a service manager said to us.
         let log = common.start_logging(&config, Some(LogLevel::Warning))?;
         let limit = raise_files_allowed(&config);
-        return wrapped::run(common, &config, settings(&config, None)?, (limit, &args.command), log);
+        let (upstream, failure) = translate::upstream_settings_or_none(&config);
+        if let Some(failure) = failure {
+            // The command runs all the same, and what it sends is kept.
+            let what = "what the command sends is stored until this is corrected";
+            super::progress::say(&format!("warning: no way to the Opik server, {what}: {}", failure.message));
+        }
+        return wrapped::run(common, &config, settings(&config, upstream, None)?, (limit, &args.command), log);
     }
     let log = common.start_logging(&config, None)?;
     let service_manager = ServiceManager::find(&ProcessEnvironment, std::process::id())?;
     raise_files_allowed(&config);
-    let settings = settings(&config, service_manager)?;
+    let settings = settings(&config, translate::upstream_settings(&config)?, service_manager)?;
     let agent = Agent::bind(settings)?;
     let shutdown = Shutdown::new();
     stop_agent_on_signals(&shutdown, log)?;
@@ -235,6 +254,9 @@ impl AgentArgs {
             max_connections: self.max_connections.clone(),
             memory_budget: self.memory_budget.clone(),
             client_timeout: self.client_timeout.clone(),
+            client_cert_file: self.client_cert_file.clone(),
+            client_key_file: self.client_key_file.clone(),
+            upstream_headers_file: self.upstream_headers_file.clone(),
             connect_timeout: self.connect_timeout.clone(),
             flush_timeout: self.flush_timeout.clone(),
             forward_timeout: self.forward_timeout.clone(),
@@ -246,7 +268,11 @@ impl AgentArgs {
     }
 }
 
-fn settings(config: &Config, service_manager: Option<ServiceManager>) -> Result<AgentSettings, Failure> {
+fn settings(
+    config: &Config,
+    upstream_settings: UpstreamSettings,
+    service_manager: Option<ServiceManager>,
+) -> Result<AgentSettings, Failure> {
     let upstream = &config.upstream.value;
     let (wanted, workers) = (u64::from(config.max_connections.value), Workers::count() as u64);
     let shares = files::share(files::allowed(), wanted, workers);
@@ -262,7 +288,7 @@ fn settings(config: &Config, service_manager: Option<ServiceManager>) -> Result<
         store_rejected: translate::rejected_room(config),
         store_keys: translate::store_keys(config)?,
         max_age: config.max_age.value,
-        upstream: translate::upstream_settings(config),
+        upstream: upstream_settings,
         asks_as: translate::lane(config),
         upstream_address: (upstream.host().to_owned(), upstream.port()),
         monitor: MonitorSettings {

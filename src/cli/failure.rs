@@ -174,9 +174,11 @@ impl From<UpstreamError> for Failure {
     fn from(error: UpstreamError) -> Self {
         let hint = match &error {
             UpstreamError::CaFile { .. } | UpstreamError::NoCertificates { .. } => {
-                "set SSL_CERT_FILE to a PEM file that can be read, or unset it"
+                "set SSL_CERT_FILE to a PEM file that can be read, or SSL_CERT_DIR to a folder of them, or unset it"
             }
-            UpstreamError::Proxy { .. } => "set the proxy variable to a URL such as http://127.0.0.1:3128, or unset it",
+            UpstreamError::ClientCertificate { .. } => {
+                "set OPIK_OFFLINE_CLIENT_CERT_FILE and OPIK_OFFLINE_CLIENT_KEY_FILE to a certificate and its key in PEM form"
+            }
             UpstreamError::Tls { .. } => "check SSL_CERT_FILE",
         };
         Self::new(Exit::Usage, error.to_string(), Some(hint))
@@ -186,7 +188,6 @@ impl From<UpstreamError> for Failure {
 impl From<AgentError> for Failure {
     fn from(error: AgentError) -> Self {
         match error {
-            AgentError::Upstream(error) => error.into(),
             AgentError::Listen { ref source, .. } => {
                 let hint = match source.kind() {
                     io::ErrorKind::AddrInUse => {
@@ -356,12 +357,12 @@ mod tests {
             [
                 UpstreamError::CaFile { path: path(), reason: reason() },
                 UpstreamError::NoCertificates { path: path() },
-                UpstreamError::Proxy { url: url(), reason: reason() },
+                UpstreamError::ClientCertificate { path: path(), reason: reason() },
                 UpstreamError::Tls { reason: reason() },
             ]
         };
         all.extend(upstream().into_iter().map(Failure::from));
-        all.extend(upstream().into_iter().map(|error| Failure::from(AgentError::Upstream(error))));
+        all.extend(upstream().into_iter().map(Failure::from));
         let address = std::net::SocketAddr::from(([127, 0, 0, 1], 6745));
         for kind in [io::ErrorKind::AddrInUse, io::ErrorKind::PermissionDenied, io::ErrorKind::AddrNotAvailable] {
             all.push(AgentError::Listen { address, source: kind.into() }.into());

@@ -238,7 +238,7 @@ fn checks(config: &Config, upstream: &Upstream, full: bool) -> Vec<Check> {
                     (Exit::Unreachable, "name the API with --upstream, such as http://127.0.0.1:5173/api")
                 }
             };
-            checks.push(Check::bad("server", exit, pong.presence.sentence(upstream.base_url()), hint));
+            checks.push(Check::bad("server", exit, pong.presence.sentence(&upstream.described()), hint));
             matches!(pong.presence, Presence::Unauthorised(_))
         }
         Err(failure) => {

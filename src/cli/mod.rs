@@ -308,21 +308,31 @@ fn opened(config: &Config, mode: OpenMode, keys: &Keys) -> Result<Option<Arc<dyn
 
 /// Returns the way to the server.
 fn upstream(config: &Config) -> Result<Upstream, Failure> {
-    Ok(Upstream::new(&translate::upstream_settings(config))?.asking_as(translate::lane(config)))
+    Ok(Upstream::new(&translate::upstream_settings(config)?).asking_as(translate::lane(config)))
+}
+
+/// Returns the way to the server for a command that works without one; what can't be used fails when it is asked.
+fn upstream_or_none(config: &Config) -> Upstream {
+    Upstream::new(&translate::upstream_settings_or_none(config).0).asking_as(translate::lane(config))
 }
 
 /// From resolved settings to the plain values that the rooms take.
 mod translate {
+    use std::io::Read as _;
     use std::path::PathBuf;
 
-    use super::{Config, Limits, LogLevel, UpstreamSettings, log};
-    use crate::config::{self, KeyText, LogFormat, Sourced};
+    use http::{HeaderMap, HeaderName, HeaderValue};
+
+    use super::{Config, Exit, Failure, Limits, LogLevel, UpstreamSettings, log};
+    use crate::config::{self, HeaderLines, KeyText, LogFormat, ProxyScheme, Sourced};
     use crate::delivery::pacing::PaceSettings;
     use crate::memory::limit;
     use crate::message::{Credential, Lane, Server};
     use crate::store::rejected_room::{RejectedExport, RejectedRoom};
     use crate::store::room::{self, Disk};
     use crate::store::{EncryptionKey, KeyError, Keys, WhenFull};
+    use crate::upstream::route::{Proxies, Proxy, ProxyKind};
+    use crate::upstream::tls::{ClientCertificate, TlsSettings};
 
     /// The lane of messages for which no client says whose they are.
     pub(super) fn lane(config: &Config) -> Lane {
@@ -383,15 +393,96 @@ mod translate {
         })
     }
 
-    pub(super) fn upstream_settings(config: &Config) -> UpstreamSettings {
+    /// The way to the server, for a command that needs it.
+    pub(super) fn upstream_settings(config: &Config) -> Result<UpstreamSettings, Failure> {
+        config.check_network()?;
+        let settings = UpstreamSettings { headers: own_headers(config)?, ..network(config) };
+        settings.check()?;
+        Ok(settings)
+    }
+
+    /// The way to the server for a command that works without one. Where a setting can't be used, nothing is sent past the
+    /// proxy or without the headers that were asked for: every request fails with the reason. Also returns what is wrong.
+    pub(super) fn upstream_settings_or_none(config: &Config) -> (UpstreamSettings, Option<Failure>) {
+        let settings = network(config);
+        match config.check_network().map_err(Failure::from).and_then(|()| own_headers(config)) {
+            Ok(headers) => {
+                let settings = UpstreamSettings { headers, ..settings };
+                // Certificates are read again with every connection.
+                let failure = settings.check().err().map(Failure::from);
+                (settings, failure)
+            }
+            Err(failure) => {
+                let reason = failure.message.clone();
+                let proxies = Proxies::chosen_by(move |_| Err(reason.clone()));
+                (UpstreamSettings { proxies, ..settings }, Some(failure))
+            }
+        }
+    }
+
+    fn network(config: &Config) -> UpstreamSettings {
+        let certificate = config.client_cert_file.value.clone();
+        let key = config.client_key_file.value.clone();
+        let folders = config.ssl_cert_dir.value.as_deref().map(std::env::split_paths);
         UpstreamSettings {
             base_url: config.upstream.value.to_string(),
-            check_tls_certificate: config.check_tls_certificate.value,
-            ca_file: config.ssl_cert_file.value.clone(),
-            proxy: config.http_proxy.value.as_ref().map(|proxy| proxy.expose().to_owned()),
+            tls: TlsSettings {
+                check_certificate: config.check_tls_certificate.value,
+                ca_file: config.ssl_cert_file.value.clone(),
+                ca_folders: folders.into_iter().flatten().filter(|folder| !folder.as_os_str().is_empty()).collect(),
+                client_certificate: certificate.map(|certificate| ClientCertificate { certificate, key }),
+            },
+            proxies: proxies(config),
+            headers: HeaderMap::new(),
             connect_timeout: config.connect_timeout.value,
             answer_timeout: config.forward_timeout.value,
         }
+    }
+
+    fn proxies(config: &Config) -> Proxies {
+        let rules = config.proxies.clone();
+        Proxies::chosen_by(move |target| {
+            let url = rules.proxy_for(target.is_https, &target.host, target.port)?;
+            Ok(url.map(|url| Proxy {
+                kind: match url.scheme() {
+                    ProxyScheme::Http => ProxyKind::Http { over_tls: false },
+                    ProxyScheme::Https => ProxyKind::Http { over_tls: true },
+                    ProxyScheme::Socks4 => ProxyKind::Socks4 { resolves: false },
+                    ProxyScheme::Socks4a => ProxyKind::Socks4 { resolves: true },
+                    ProxyScheme::Socks5 => ProxyKind::Socks5 { resolves: false },
+                    ProxyScheme::Socks5h => ProxyKind::Socks5 { resolves: true },
+                },
+                host: url.host().to_owned(),
+                port: url.port(),
+                credentials: url.credentials(),
+            }))
+        })
+    }
+
+    /// The headers of the user's own: those of the variable, and of the file those with other names.
+    fn own_headers(config: &Config) -> Result<HeaderMap, Failure> {
+        const FILE_BYTES_MAX: u64 = 1 << 20;
+        let mut lines = config.upstream_headers.value.clone();
+        if let Some(path) = &config.upstream_headers_file.value {
+            let mut text = String::new();
+            let read = std::fs::File::open(path).and_then(|file| file.take(FILE_BYTES_MAX).read_to_string(&mut text));
+            let read = read.map_err(|error| error.to_string());
+            let of_file = read.and_then(|_| HeaderLines::read(&text)).map_err(|reason| {
+                let (path, source) = (path.display(), &config.upstream_headers_file.source);
+                let message = format!("cannot use the headers in {path}, named by {source}: {reason}");
+                Failure::new(Exit::Usage, message, Some("write one `Name: value` a line, or unset it"))
+            })?;
+            lines = lines.before(of_file);
+        }
+        let mut headers = HeaderMap::new();
+        for (name, value) in lines.iter() {
+            // Both were checked when they were read.
+            if let (Ok(name), Ok(mut value)) = (name.parse::<HeaderName>(), HeaderValue::from_str(value.expose())) {
+                value.set_sensitive(true);
+                headers.insert(name, value);
+            }
+        }
+        Ok(headers)
     }
 
     /// The pace that the user set; what comes from the defaults leaves replay free to find its own.

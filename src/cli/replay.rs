@@ -505,11 +505,16 @@ fn servers(store: &dyn Store, filter: &Filter) -> Result<Vec<Server>, Failure> {
 
 /// Returns the way to a server, with the configured certificates, proxy and timeouts.
 fn upstream_of(config: &Config, server: &Server) -> Result<Upstream, Failure> {
-    let settings = UpstreamSettings { base_url: server.base_url().to_owned(), ..translate::upstream_settings(config) };
     let own = translate::lane(config);
-    let upstream = Upstream::new(&settings)?;
-    // The configured key is for the configured server only.
-    Ok(if own.server.as_ref() == Some(server) { upstream.asking_as(own) } else { upstream })
+    let is_own = own.server.as_ref() == Some(server);
+    let mut settings =
+        UpstreamSettings { base_url: server.base_url().to_owned(), ..translate::upstream_settings(config)? };
+    // The configured key and headers are for the configured server only.
+    if !is_own {
+        settings.headers.clear();
+    }
+    let upstream = Upstream::new(&settings);
+    Ok(if is_own { upstream.asking_as(own) } else { upstream })
 }
 
 /// One server's part of a replay.

@@ -14,7 +14,9 @@ use super::render::{count, short_duration, time};
 use super::salvage::{OrphanLine, orphans};
 use super::selection::{duration, refuse_jsonl};
 use super::wrapped::store_option;
-use super::{Common, Exit, Failure, configuration, existing_store_without_key, stop_on_signals, translate, upstream};
+use super::{
+    Common, Exit, Failure, configuration, existing_store_without_key, stop_on_signals, translate, upstream_or_none,
+};
 use crate::config::{Config, ProcessEnvironment, is_utf8_locale};
 use crate::delivery::eta::{Situation, eta};
 use crate::delivery::id_window;
@@ -367,7 +369,7 @@ pub fn run(common: &Common, args: &StatusArgs) -> Result<(), Failure> {
     refuse_jsonl(common.format)?;
     let config = configuration(&common.flags())?;
     let renderer = common.renderer();
-    let upstream = upstream(&config)?;
+    let upstream = upstream_or_none(&config);
     if args.watch {
         let shutdown = Shutdown::new();
         stop_on_signals(&shutdown)?;
@@ -444,7 +446,7 @@ fn gather(config: &Config, upstream: &Upstream, started: Instant) -> (Report, Op
     };
     let agents = condition.as_ref().map_or(&[][..], |condition| &condition.agents);
     let (agent, seen) = ask_agent(config, agents);
-    let told = agent.listen.as_deref().and_then(|listen| ask_for_history(config, listen)).unwrap_or_default();
+    let told = agent.listen.as_deref().and_then(ask_for_history).unwrap_or_default();
     let server = server(config, upstream, seen);
     let eta = backlog.as_ref().map(|backlog| match told.eta {
         // The agent has seen how it went; what it does not know of is a store of which it says nothing.
@@ -534,12 +536,8 @@ fn ask_agent(config: &Config, records: &[AgentRecord]) -> (Agent, Option<serde_j
     let known = records.iter().map(|record| record.listen.clone());
     for listen in known.chain([configured]) {
         let base_url = format!("http://{listen}");
-        let settings =
-            crate::upstream::UpstreamSettings { base_url, proxy: None, ..translate::upstream_settings(config) };
-        let Some(answer) = Upstream::new(&settings).ok().and_then(|agent| agent.read("-/ready", AGENT_TIMEOUT).ok())
-        else {
-            continue;
-        };
+        let agent = Upstream::new(&crate::upstream::UpstreamSettings::plain(base_url, AGENT_TIMEOUT));
+        let Ok(answer) = agent.read("-/ready", AGENT_TIMEOUT) else { continue };
         let Ok(ready) = serde_json::from_str::<serde_json::Value>(&answer.text) else { continue };
         let Some(told) = ready.get("agent") else { continue };
         let store_problem = ready["store"]["reason"].as_str().map(str::to_owned);
@@ -655,10 +653,9 @@ struct ToldFull {
     passed_on_writes: u64,
 }
 
-fn ask_for_history(config: &Config, listen: &str) -> Option<Told> {
+fn ask_for_history(listen: &str) -> Option<Told> {
     let base_url = format!("http://{listen}");
-    let settings = crate::upstream::UpstreamSettings { base_url, proxy: None, ..translate::upstream_settings(config) };
-    let agent = Upstream::new(&settings).ok()?;
+    let agent = Upstream::new(&crate::upstream::UpstreamSettings::plain(base_url, AGENT_TIMEOUT));
     let answer = agent.read_whole("-/status.json", AGENT_TIMEOUT, TOLD_BYTES_MAX).ok()?;
     serde_json::from_str(&answer.text).ok()
 }

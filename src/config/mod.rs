@@ -19,8 +19,10 @@
 //! printed.
 
 mod error;
+mod header_lines;
 mod hosts;
 pub mod ini;
+mod no_proxy;
 mod proxy;
 mod python;
 mod scan;
@@ -40,7 +42,8 @@ mod tests;
 use std::ffi::OsString;
 
 pub use error::{BadValue, ConfigError};
-pub use proxy::ProxyUrl;
+pub use header_lines::HeaderLines;
+pub use proxy::{ProxyRules, ProxyScheme, ProxyUrl};
 pub use scan::Misconfiguration;
 pub use secret::{KeyText, Secret};
 pub use server_url::{ServerUrl, ServerUrlError};

@@ -1,27 +1,103 @@
-//! The proxy in front of the Opik server, if any.
+//! The proxies between the agent and its servers, if any.
+//!
+//! `_OPIK_HTTP_PROXY` is the SDK's own and always wins. The variables that every client knows are left out for a server on
+//! this machine, where no proxy could reach it, and for a host that `NO_PROXY` names. They are read as Python reads them,
+//! because the SDK does: lower case before upper case, and one in lower case that is set to nothing hides the other. curl
+//! agrees on the first; Go prefers upper case.
 
 use std::fmt;
 
+use percent_encoding::percent_decode_str;
+
 use super::error::ConfigError;
+use super::no_proxy::{NoProxy, Target};
 use super::server_url::{ServerUrl, hide_user_info};
 use super::settings::{self, Setting};
-use super::sources::{Layers, Sourced};
+use super::sources::{Layers, Raw, Source, Sourced};
 use super::value::Value;
 
-/// The address of an HTTP proxy. A password in it is not shown.
+/// What a proxy speaks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ProxyScheme {
+    /// HTTP, in the clear.
+    Http,
+    /// HTTP over TLS.
+    Https,
+    /// SOCKS 4, which takes IPv4 addresses only.
+    Socks4,
+    /// SOCKS 4a, which resolves names itself.
+    Socks4a,
+    /// SOCKS 5, with names resolved here.
+    Socks5,
+    /// SOCKS 5, which resolves names itself.
+    Socks5h,
+}
+
+impl ProxyScheme {
+    fn parse(text: &str) -> Option<Self> {
+        Some(match text.to_ascii_lowercase().as_str() {
+            "http" => Self::Http,
+            "https" => Self::Https,
+            "socks4" => Self::Socks4,
+            "socks4a" => Self::Socks4a,
+            "socks5" => Self::Socks5,
+            // What desktops write into all_proxy.
+            "socks5h" | "socks" => Self::Socks5h,
+            _ => return None,
+        })
+    }
+
+    fn default_port(self) -> u16 {
+        match self {
+            Self::Http => 80,
+            Self::Https => 443,
+            _ => 1080,
+        }
+    }
+}
+
+/// The address of a proxy. A password in it is not shown.
 #[derive(Clone, PartialEq, Eq)]
-pub struct ProxyUrl(String);
+pub struct ProxyUrl {
+    text: String,
+    scheme: ProxyScheme,
+    host: String,
+    port: u16,
+    user_info: Option<String>,
+}
 
 impl ProxyUrl {
-    /// Returns the URL with its user name and password, for the connection itself.
+    /// Returns the URL with its user name and password.
     pub fn expose(&self) -> &str {
-        &self.0
+        &self.text
+    }
+
+    /// Returns what the proxy speaks.
+    pub fn scheme(&self) -> ProxyScheme {
+        self.scheme
+    }
+
+    /// Returns the host as in the URL: an IPv6 address is in brackets.
+    pub fn host(&self) -> &str {
+        &self.host
+    }
+
+    /// Returns the port, the scheme's own when the URL names none.
+    pub fn port(&self) -> u16 {
+        self.port
+    }
+
+    /// Returns user name and password, for the connection itself; a name without a password has an empty one.
+    pub fn credentials(&self) -> Option<(Vec<u8>, Vec<u8>)> {
+        let user_info = self.user_info.as_ref()?;
+        let (user, password) = user_info.split_once(':').unwrap_or((user_info, ""));
+        Some((percent_decode_str(user).collect(), percent_decode_str(password).collect()))
     }
 }
 
 impl fmt::Display for ProxyUrl {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&hide_user_info(&self.0))
+        f.write_str(&hide_user_info(&self.text))
     }
 }
 
@@ -36,13 +112,20 @@ impl Value for ProxyUrl {
         // `proxy:3128` is how these variables are often written; every reader of them takes it for http.
         let text = if text.contains("://") { text.to_owned() } else { format!("http://{text}") };
         let (scheme, rest) = text.split_once("://").unwrap_or_default();
-        if !matches!(scheme.to_ascii_lowercase().as_str(), "http" | "https") {
-            return Err("not a proxy that speaks http or https".to_owned());
-        }
+        let scheme = ProxyScheme::parse(scheme).ok_or("not a proxy that speaks http, https, socks4 or socks5")?;
         // The last `@`, because a password may hold one.
-        let address = rest.rsplit_once('@').map_or(rest, |(_, address)| address);
-        let checked: Result<ServerUrl, _> = format!("{scheme}://{address}").parse();
-        checked.map(|_| ProxyUrl(text)).map_err(|error| error.to_string())
+        let (user_info, address) = match rest.rsplit_once('@') {
+            Some((user_info, address)) => (Some(user_info.to_owned()).filter(|info| !info.is_empty()), address),
+            None => (None, rest),
+        };
+        // Every client ignores a path here.
+        let authority = address.split('/').next().unwrap_or_default();
+        let checked: Result<ServerUrl, _> = format!("http://{authority}").parse();
+        let checked = checked.map_err(|error| error.to_string())?;
+        let names_port = authority.rsplit_once(':').is_some_and(|(_, port)| !port.contains(']'));
+        let port = if names_port { checked.port() } else { scheme.default_port() };
+        let host = checked.host().to_owned();
+        Ok(ProxyUrl { text, scheme, host, port, user_info })
     }
 
     fn show(&self) -> String {
@@ -54,49 +137,81 @@ impl Value for ProxyUrl {
     }
 }
 
+/// Which proxy leads to which server.
+#[derive(Clone, Default)]
+pub struct ProxyRules {
+    /// `_OPIK_HTTP_PROXY`, for everything.
+    fixed: Option<Raw>,
+    for_http: Option<Raw>,
+    for_https: Option<Raw>,
+    no_proxy: NoProxy,
+}
+
+/// Leaves out the URLs, which may hold passwords.
+impl fmt::Debug for ProxyRules {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ProxyRules").field("no_proxy", &self.no_proxy).finish_non_exhaustive()
+    }
+}
+
+impl ProxyRules {
+    pub(super) fn read(layers: &Layers<'_>, setting: &'static Setting) -> Self {
+        // A web server that runs a CGI program passes a client's header `Proxy` as HTTP_PROXY (CVE-2016-5385).
+        let is_cgi = layers.variable("REQUEST_METHOD").is_some();
+        let upper_http = if is_cgi { None } else { Some("HTTP_PROXY") };
+        let all = || layers.either_case("all_proxy", Some("ALL_PROXY"));
+        let no_proxy = layers.either_case("no_proxy", Some("NO_PROXY"));
+        Self {
+            fixed: layers.find(setting, None),
+            for_http: layers.either_case("http_proxy", upper_http).or_else(all),
+            for_https: layers.either_case("https_proxy", Some("HTTPS_PROXY")).or_else(all),
+            no_proxy: no_proxy.map_or_else(NoProxy::default, |raw| NoProxy::parse(&raw.text.to_string_lossy())),
+        }
+    }
+
+    fn find(&self, target: Target<'_>) -> Option<&Raw> {
+        if self.fixed.is_some() {
+            return self.fixed.as_ref();
+        }
+        if target.is_loopback() || self.no_proxy.names(target) {
+            return None;
+        }
+        if target.is_https { self.for_https.as_ref() } else { self.for_http.as_ref() }
+    }
+
+    /// Returns the proxy that leads to a server; `None` for the direct way.
+    ///
+    /// # Errors
+    ///
+    /// Says which variable can't be used and why, without the password that it may hold.
+    pub fn proxy_for(&self, is_https: bool, host: &str, port: u16) -> Result<Option<ProxyUrl>, String> {
+        let Some(raw) = self.find(Target { is_https, host, port }) else { return Ok(None) };
+        Option::<ProxyUrl>::read(&raw.text, None).map_err(|reason| {
+            let shown = hide_user_info(raw.text.to_string_lossy().trim());
+            let place = match &raw.source {
+                Source::Environment { name } => (*name).to_owned(),
+                other => other.to_string(),
+            };
+            format!("cannot use the proxy {} of {place}: {reason}", shown.escape_debug())
+        })
+    }
+}
+
 /// Finds the proxy for the server that is configured.
-///
-/// `_OPIK_HTTP_PROXY` is the SDK's own and always wins. The variables that every client knows are left out for a
-/// server on this machine, where no proxy could reach it, and for a host that `NO_PROXY` names.
 pub(super) fn resolve(
     layers: &Layers<'_>,
     setting: &'static Setting,
 ) -> Result<Sourced<Option<ProxyUrl>>, ConfigError> {
-    if let Some(raw) = layers.find(setting, None) {
+    let rules = ProxyRules::read(layers, setting);
+    if let Some(raw) = rules.fixed {
         return layers.understand(setting, raw);
     }
     let upstream = settings::upstream(layers)?.value;
-    if upstream.is_loopback() || is_exempt(layers, &upstream) {
-        return layers.default(setting);
-    }
-    // Lower case first, as curl and Python do.
-    let names: &[&'static str] =
-        if upstream.is_https() { &["https_proxy", "HTTPS_PROXY"] } else { &["http_proxy", "HTTP_PROXY"] };
-    let mut names = names.iter().chain(&["all_proxy", "ALL_PROXY"]);
-    match names.find_map(|name| layers.variable(name)) {
-        Some(raw) => layers.understand(setting, raw),
+    let target = Target { is_https: upstream.is_https(), host: upstream.host(), port: upstream.port() };
+    match rules.find(target) {
+        Some(raw) => layers.understand(setting, raw.clone()),
         None => layers.default(setting),
     }
-}
-
-fn is_exempt(layers: &Layers<'_>, upstream: &ServerUrl) -> bool {
-    let Some(raw) = layers.variable("no_proxy").or_else(|| layers.variable("NO_PROXY")) else {
-        return false;
-    };
-    let list = raw.text.to_string_lossy().to_ascii_lowercase();
-    list.split(',').map(str::trim).any(|entry| is_named(upstream, entry))
-}
-
-/// Says whether an entry of `NO_PROXY` names the host: `*`, the host, a parent domain, each with a port or without.
-fn is_named(upstream: &ServerUrl, entry: &str) -> bool {
-    let entry = entry.strip_suffix(&format!(":{}", upstream.port())).unwrap_or(entry);
-    let domain = entry.trim_start_matches('*').trim_start_matches('.');
-    if domain.is_empty() {
-        return entry == "*";
-    }
-    let host = upstream.host().trim_start_matches('[').trim_end_matches(']');
-    let is_below = || host.strip_suffix(domain).is_some_and(|rest| rest.ends_with('.'));
-    host == domain || upstream.host() == domain || (upstream.ip().is_none() && is_below())
 }
 
 #[cfg(test)]
@@ -108,30 +223,31 @@ mod tests {
         let proxy = ProxyUrl::parse("http://user:p@ss@proxy:3128").expect("valid");
         assert_eq!(proxy.expose(), "http://user:p@ss@proxy:3128");
         assert_eq!(format!("{proxy} {proxy:?}"), "http://***@proxy:3128 ProxyUrl(http://***@proxy:3128)");
+        assert_eq!(proxy.credentials(), Some((b"user".to_vec(), b"p@ss".to_vec())));
         assert_eq!(ProxyUrl::parse("proxy:3128").expect("valid").expose(), "http://proxy:3128");
-        for bad in ["socks5://proxy:1080", "http://", "http://proxy:99999"] {
+        for bad in ["ftp://proxy:1080", "http://", "http://proxy:99999", "socks6://proxy", "socks5://:1080"] {
             assert!(ProxyUrl::parse(bad).is_err(), "{bad}");
         }
     }
 
     #[test]
-    fn no_proxy_names_hosts_and_their_domains() {
-        let cases = [
-            ("http://opik.example.com/", "*", true),
-            ("http://opik.example.com/", "opik.example.com", true),
-            ("http://opik.example.com/", "example.com", true),
-            ("http://opik.example.com/", ".example.com", true),
-            ("http://opik.example.com/", "*.example.com", true),
-            ("http://opik.example.com:81/", "example.com:81", true),
-            ("http://opik.example.com:81/", "example.com:82", false),
-            ("http://badexample.com/", "example.com", false),
-            ("http://10.0.0.1/", "10.0.0.1", true),
-            ("http://10.0.0.1/", "0.1", false),
-            ("http://[fd00::1]/", "fd00::1", true),
-            ("http://h/", "", false),
-        ];
-        for (url, entry, expected) in cases {
-            assert_eq!(is_named(&url.parse().expect("valid"), entry), expected, "{url} {entry}");
+    fn every_part_of_a_proxys_address_is_understood() {
+        for (text, scheme, host, port, credentials) in [
+            ("http://proxy/", ProxyScheme::Http, "proxy", 80, None),
+            ("https://proxy", ProxyScheme::Https, "proxy", 443, None),
+            ("SOCKS5://proxy", ProxyScheme::Socks5, "proxy", 1080, None),
+            ("socks5h://me@[::1]:9", ProxyScheme::Socks5h, "[::1]", 9, Some(("me", ""))),
+            ("socks://[::1]", ProxyScheme::Socks5h, "[::1]", 1080, None),
+            ("socks4://me:x@10.0.0.1:1", ProxyScheme::Socks4, "10.0.0.1", 1, Some(("me", "x"))),
+            ("socks4a://h", ProxyScheme::Socks4a, "h", 1080, None),
+            ("http://a%40b:c%2Fd:e@h:1", ProxyScheme::Http, "h", 1, Some(("a@b", "c/d:e"))),
+            ("http://a:b/c@h:1", ProxyScheme::Http, "h", 1, Some(("a", "b/c"))),
+            ("http://@h:1", ProxyScheme::Http, "h", 1, None),
+        ] {
+            let proxy = ProxyUrl::parse(text).expect(text);
+            assert_eq!((proxy.scheme(), proxy.host(), proxy.port()), (scheme, host, port), "{text}");
+            let expected = credentials.map(|(user, password)| (user.into(), password.into()));
+            assert_eq!(proxy.credentials(), expected, "{text}");
         }
     }
 }

@@ -110,6 +110,30 @@ impl Config {
         })))
     }
 
+    /// Refuses settings of the network that can't be used: for the commands with a way to the server.
+    ///
+    /// It isn't part of [`Config::resolve`], because `status`, `inspect` and `purge` need none of them.
+    ///
+    /// # Errors
+    ///
+    /// [`ConfigError::Value`] for the first of them.
+    pub fn check_network(&self) -> Result<(), ConfigError> {
+        if let Some(bad) = self.unusable.first() {
+            return Err(ConfigError::Value(Box::new(bad.clone())));
+        }
+        let (certificate, key) = (&self.client_cert_file.value, &self.client_key_file);
+        match (certificate, &key.value) {
+            (None, Some(path)) => Err(ConfigError::Value(Box::new(BadValue {
+                key: "client_key_file",
+                value: path.display().to_string(),
+                origin: key.source.clone(),
+                reason: "no certificate is named to which the key belongs".to_owned(),
+                hint: Some("set OPIK_OFFLINE_CLIENT_CERT_FILE, too, or unset the key".to_owned()),
+            }))),
+            _ => Ok(()),
+        }
+    }
+
     /// Refuses an intake that other machines can reach and that asks for no token, unless the user chose that.
     pub(super) fn check_listen(&self) -> Result<(), ConfigError> {
         let is_open = !self.listen.value.ip().to_canonical().is_loopback();

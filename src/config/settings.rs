@@ -11,8 +11,9 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use super::error::{BadValue, ConfigError};
+use super::header_lines::HeaderLines;
 use super::hosts::HostList;
-use super::proxy::{self, ProxyUrl};
+use super::proxy::{self, ProxyRules, ProxyUrl};
 use super::secret::{KeyText, Secret};
 use super::server_url::{self, ServerUrl};
 use super::sources::{ConfigFile, Layers, Raw, Source, Sourced};
@@ -76,15 +77,28 @@ macro_rules! settings {
             $(#[doc = $about] pub $key: Sourced<$type>,)*
             /// The files that were looked for.
             pub files: Vec<ConfigFile>,
+            /// Which proxy leads to which server.
+            pub proxies: ProxyRules,
+            /// Settings of the network that can't be used; their values are the defaults.
+            pub(super) unusable: Vec<BadValue>,
         }
 
         impl Config {
             pub(super) fn from_layers(layers: Layers<'_>) -> Result<Config, ConfigError> {
+                let mut unusable = Vec::new();
                 $(
                     let flag: Option<&OsStr> = None$(.or(settings!(@value layers, $key, $flag)))?;
-                    let $key: Sourced<$type> = ($resolve)(&layers, setting(stringify!($key)), flag)?;
+                    let setting = self::setting(stringify!($key));
+                    let $key: Sourced<$type> = match ($resolve)(&layers, setting, flag) {
+                        Err(ConfigError::Value(bad)) if bad.key == setting.key && may_wait(&bad) => {
+                            unusable.push(*bad);
+                            layers.default(setting)?
+                        }
+                        resolved => resolved?,
+                    };
                 )*
-                Ok(Config { $($key,)* files: layers.files })
+                let proxies = ProxyRules::read(&layers, self::setting("http_proxy"));
+                Ok(Config { $($key,)* files: layers.files, proxies, unusable })
             }
 
             /// Returns every setting as it is printed, sorted by key.
@@ -141,6 +155,12 @@ settings! {
     /// Whether the server's certificate is checked
     check_tls_certificate: bool = "true", "OPIK_CHECK_TLS_CERTIFICATE", OpikConfig, plain(any);
 
+    /// Certificate in PEM form that the agent shows to the server (mTLS), with its chain; also the key, where `client_key_file` is not set
+    client_cert_file: Option<PathBuf> = "none", "OPIK_OFFLINE_CLIENT_CERT_FILE", "--client-cert-file", ConfigYaml, plain(any);
+
+    /// Private key of the certificate that the agent shows to the server
+    client_key_file: Option<PathBuf> = "none", "OPIK_OFFLINE_CLIENT_KEY_FILE", "--client-key-file", ConfigYaml, plain(any);
+
     /// How long a client may be silent between requests, within one, or in taking its answer, before its connection is closed
     client_timeout: Duration = "2m", "OPIK_OFFLINE_CLIENT_TIMEOUT", "--client-timeout", ConfigYaml,
         plain(within(MILLISECOND, DAY));
@@ -189,7 +209,7 @@ settings! {
     /// Free space that the store leaves on its disk; unless it is set, never more than a tenth of the disk
     free_disk_reserve: ByteSize = "256MiB", "OPIK_OFFLINE_FREE_DISK_RESERVE", "--free-disk-reserve", ConfigYaml, plain(any);
 
-    /// Proxy in front of the server; without it HTTPS_PROXY, HTTP_PROXY, ALL_PROXY and NO_PROXY count
+    /// Proxy in front of the server: http, https, socks4(a) or socks5(h); without it HTTPS_PROXY, HTTP_PROXY, ALL_PROXY and NO_PROXY count
     http_proxy: Option<ProxyUrl> = "none", "_OPIK_HTTP_PROXY", Nowhere, |layers, setting, _| proxy::resolve(layers, setting);
 
     /// Listen beyond this machine without a token
@@ -262,6 +282,9 @@ settings! {
     shutdown_timeout: Duration = "10s", "OPIK_OFFLINE_SHUTDOWN_TIMEOUT", "--shutdown-timeout", ConfigYaml,
         plain(within(Duration::ZERO, DAY));
 
+    /// Certificates to trust instead of the built-in ones, in the PEM files of a folder; counts where `ssl_cert_file` is not set
+    ssl_cert_dir: Option<PathBuf> = "none", "SSL_CERT_DIR", Nowhere, plain(any);
+
     /// Certificates to trust instead of the built-in ones, in one PEM file
     ssl_cert_file: Option<PathBuf> = "none", "SSL_CERT_FILE", Nowhere, plain(any);
 
@@ -269,11 +292,36 @@ settings! {
     upstream: ServerUrl = "https://www.comet.com/opik/api", "OPIK_OFFLINE_UPSTREAM", "--upstream", ConfigYaml,
         |layers, _, _| upstream(layers);
 
+    /// Headers that every request to the server gets, and no other server: `Name: value` lines, or `name=value,name=value` as in OTEL_EXPORTER_OTLP_HEADERS; a file is the better place for secrets
+    upstream_headers: HeaderLines = "none", "OPIK_OFFLINE_UPSTREAM_HEADERS", Nowhere, plain(any);
+
+    /// File with headers that every request to the server gets, one `Name: value` a line
+    upstream_headers_file: Option<PathBuf> = "none", "OPIK_OFFLINE_UPSTREAM_HEADERS_FILE", "--upstream-headers-file", ConfigYaml, plain(any);
+
     /// What happens to a new message when the store is full: refuse or drop_oldest
     when_full: WhenFull = "refuse", "OPIK_OFFLINE_WHEN_FULL", "--when-full", ConfigYaml, plain(any);
 
     /// Workspace, sent as the `Comet-Workspace` header
     workspace: String = "default", "OPIK_WORKSPACE", OpikConfig, plain(any);
+}
+
+/// The settings that only a command with a way to the server needs.
+const OF_THE_NETWORK: [&str; 10] = [
+    "check_tls_certificate",
+    "client_cert_file",
+    "client_key_file",
+    "connect_timeout",
+    "forward_timeout",
+    "http_proxy",
+    "ssl_cert_dir",
+    "ssl_cert_file",
+    "upstream_headers",
+    "upstream_headers_file",
+];
+
+/// Returns whether a bad value matters only to a command with a way to the server. A flag was typed for this very command.
+fn may_wait(bad: &BadValue) -> bool {
+    OF_THE_NETWORK.contains(&bad.key) && !matches!(bad.origin, Source::Flag { .. })
 }
 
 fn setting(key: &str) -> &'static Setting {

@@ -186,6 +186,15 @@ impl<'a> Layers<'a> {
         (!is_blank).then_some(Raw { text, source: Source::Environment { name } })
     }
 
+    /// Returns a variable that is known in lower and upper case: lower case first, and set to nothing it hides the other
+    /// one, as in Python.
+    pub(super) fn either_case(&self, lower: &'static str, upper: Option<&'static str>) -> Option<Raw> {
+        match self.environment.variable(lower) {
+            Some(_) => self.variable(lower),
+            None => self.variable(upper?),
+        }
+    }
+
     pub(super) fn in_opik_config(&self, key: &str) -> Option<Raw> {
         self.opik_config.as_ref()?.get(key)
     }

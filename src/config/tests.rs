@@ -58,7 +58,8 @@ impl FakeEnvironment {
 
     /// Returns the message and hint of the error that the configuration must cause.
     fn error(&self, flags: &Flags) -> (String, String) {
-        let error = self.resolve(flags).expect_err("an error");
+        let usable = self.resolve(flags).and_then(|config| config.check_network());
+        let error = usable.expect_err("an error");
         (error.to_string(), error.hint().unwrap_or_default())
     }
 }
@@ -106,7 +107,12 @@ fn variables_are_named_after_their_keys() {
             Keeps::ConfigYaml => assert_eq!(*environment, format!("OPIK_OFFLINE_{upper}")),
             // A key has no place in a configuration file; a file of its own does.
             Keeps::Nowhere if key.ends_with("_key") => assert_eq!(*environment, format!("OPIK_OFFLINE_{upper}")),
-            Keeps::Nowhere => assert!(["_OPIK_HTTP_PROXY", "SSL_CERT_FILE"].contains(environment), "{environment}"),
+            Keeps::Nowhere => {
+                let foreign = ["_OPIK_HTTP_PROXY", "SSL_CERT_DIR", "SSL_CERT_FILE"];
+                let is_own = *environment == format!("OPIK_OFFLINE_{upper}");
+                // Values that are secret have no place there, either.
+                assert!(foreign.contains(environment) || is_own && key.ends_with("_headers"), "{environment}");
+            }
         }
     }
 }
@@ -347,12 +353,14 @@ fn no_secret_is_printed_anywhere() {
     let api_key = "sk-live-0123456789abcdef";
     let token = "token-0123456789abcdef";
     let environment = FakeEnvironment::new()
+        .with("HTTPS_PROXY", "http://me:hunter3@proxy:3128")
+        .with("OPIK_OFFLINE_UPSTREAM_HEADERS", "X-Gateway: hunter4")
         .with("OPIK_API_KEY", api_key)
         .with("_OPIK_HTTP_PROXY", "http://me:hunter2@proxy:3128")
         .with_config_yaml(&format!("intake_token: {token}\n"));
     let config = environment.config();
     let printed = format!("{config:?} {:?}", config.settings());
-    for secret in [api_key, token, "hunter2"] {
+    for secret in [api_key, token, "hunter2", "hunter3", "hunter4"] {
         assert!(!printed.contains(secret), "{secret} is shown");
     }
     assert!(printed.contains("sk-l...(24 chars)"));
@@ -427,6 +435,73 @@ fn the_proxy_is_the_sdks_or_the_usual_one() {
     assert_eq!(proxy(&environment), None, "no proxy reaches this machine's own loopback");
     let environment = environment.with("_OPIK_HTTP_PROXY", "http://debug:8080");
     assert_eq!(proxy(&environment), Some(("http://debug:8080".into(), "environment _OPIK_HTTP_PROXY".into())));
+}
+
+#[test]
+fn proxy_variables_are_read_as_python_reads_them() {
+    type Row = (&'static [(&'static str, &'static str)], &'static str, Option<&'static str>);
+    let rows: [Row; 12] = [
+        (&[("http_proxy", "lower:1"), ("HTTP_PROXY", "upper:1")], "http://h/", Some("http://lower:1")),
+        (&[("http_proxy", ""), ("HTTP_PROXY", "upper:1")], "http://h/", None),
+        (&[("HTTP_PROXY", "upper:1"), ("REQUEST_METHOD", "GET")], "http://h/", None),
+        (&[("http_proxy", "lower:1"), ("REQUEST_METHOD", "GET")], "http://h/", Some("http://lower:1")),
+        (&[("HTTPS_PROXY", "upper:1"), ("REQUEST_METHOD", "GET")], "https://h/", Some("http://upper:1")),
+        (&[("HTTP_PROXY", "upper:1")], "https://h/", None),
+        (&[("ALL_PROXY", "socks5h://all:1")], "https://h/", Some("socks5h://all:1")),
+        (&[("ALL_PROXY", "socks5://all:1"), ("http_proxy", "lower:1")], "http://h/", Some("http://lower:1")),
+        (&[("all_proxy", "socks5://all:1"), ("no_proxy", "10.0.0.0/8")], "http://10.1.2.3/", None),
+        (&[("all_proxy", "socks5://all:1"), ("no_proxy", ""), ("NO_PROXY", "h")], "http://h/", Some("socks5://all:1")),
+        (&[("https_proxy", "none")], "https://h/", None),
+        (&[("https_proxy", "lower:1")], "https://localhost/", None),
+    ];
+    for (variables, url, expected) in rows {
+        let environment = variables
+            .iter()
+            .fold(FakeEnvironment::new().with("OPIK_URL_OVERRIDE", url), |all, (name, value)| all.with(name, value));
+        let config = environment.config();
+        let proxy = config.http_proxy.value.as_ref().map(ProxyUrl::expose);
+        assert_eq!(proxy, expected, "{variables:?} {url}");
+        let upstream = &config.upstream.value;
+        let again = config.proxies.proxy_for(upstream.is_https(), upstream.host(), upstream.port());
+        assert_eq!(again.expect("valid"), config.http_proxy.value, "{variables:?} {url}");
+    }
+}
+
+#[test]
+fn a_proxy_that_is_not_needed_is_not_read() {
+    let broken = |url: &str| {
+        let environment = FakeEnvironment::new().with("ALL_PROXY", "gopher://me:hunter2@p:1").with("NO_PROXY", "near");
+        environment.with("OPIK_URL_OVERRIDE", url).config()
+    };
+    for url in ["http://localhost:5173/api", "http://near/api"] {
+        broken(url).check_network().expect(url);
+    }
+    let config = broken("http://far/api");
+    assert_eq!(config.http_proxy.value, None, "commands without the network go on");
+    let error = config.check_network().expect_err("no proxy").to_string();
+    assert!(error.starts_with("http_proxy: cannot use \"gopher://***@p:1\" from environment ALL_PROXY: not a proxy"));
+    let reason = config.proxies.proxy_for(false, "far", 80).expect_err("no proxy");
+    assert!(reason.contains("ALL_PROXY") && !reason.contains("hunter2"), "{reason}");
+}
+
+#[test]
+fn a_bad_flag_is_refused_at_once_and_a_bad_variable_when_it_is_needed() {
+    let environment = FakeEnvironment::new();
+    let flags = Flags { connect_timeout: Some("soon".into()), ..Flags::default() };
+    let refused = environment.resolve(&flags).expect_err("a bad flag").to_string();
+    assert!(refused.contains("flag --connect-timeout"), "{refused}");
+    let config = environment.with("OPIK_OFFLINE_CONNECT_TIMEOUT", "soon").config();
+    assert_eq!(config.connect_timeout.value, Duration::from_secs(5));
+    config.check_network().expect_err("it is needed now");
+}
+
+#[test]
+fn a_client_key_without_its_certificate_is_refused() {
+    let environment = FakeEnvironment::new().with("OPIK_OFFLINE_CLIENT_KEY_FILE", "~/agent.key");
+    let (message, hint) = environment.error(&Flags::default());
+    assert!(message.starts_with("client_key_file: cannot use ") && message.contains("no certificate"), "{message}");
+    assert!(hint.contains("OPIK_OFFLINE_CLIENT_CERT_FILE"), "{hint}");
+    environment.with("OPIK_OFFLINE_CLIENT_CERT_FILE", "~/agent.pem").config().check_network().expect("both are named");
 }
 
 #[test]

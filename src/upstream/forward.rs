@@ -3,21 +3,25 @@
 //! hyper's client and not ureq here: a proxy's answers must stream, and a thread per request in flight costs too much.
 //! The commit that made this choice holds the measurement.
 
+mod dial;
+
 use std::error::Error;
-use std::time::Duration;
+use std::sync::Arc;
 
 use bytes::Bytes;
+use http::HeaderValue;
 use http_body_util::combinators::BoxBody;
 use http_body_util::{Either, Full};
 use hyper::body::Incoming;
-use hyper_rustls::HttpsConnector;
-use hyper_util::client::legacy::connect::HttpConnector;
-use hyper_util::client::legacy::connect::proxy::Tunnel;
 use hyper_util::client::legacy::{Client, Error as ClientError};
 use hyper_util::rt::{TokioExecutor, TokioTimer};
 
+use self::dial::{Dialer, ProxyDialer, tcp_connector};
+use super::fault::ConnectFault;
 use super::half_open::HalfOpen;
-use super::{IDLE_AGE_MAX, UpstreamError, UpstreamSettings, tls, without_userinfo};
+use super::route::{Leads, Target, Way};
+use super::tls::TlsSource;
+use super::{IDLE_AGE_MAX, UpstreamSettings, tls, words};
 use crate::protocol::answers::SendFailure;
 
 /// Why a streamed body ended too early.
@@ -33,42 +37,32 @@ const ANSWER_HEAD_BYTES_MAX: usize = 2 * 1024 * 1024;
 pub struct Forwarder {
     client: ForwardClient,
     base_url: String,
+    /// The base URL, and the proxy that leads there.
+    described: String,
+    /// Headers of the user's own.
+    own_headers: http::HeaderMap,
 }
 
 enum ForwardClient {
-    Direct(Client<HalfOpen<HttpsConnector<HttpConnector>>, ForwardBody>),
-    Tunneled(Box<Client<HalfOpen<HttpsConnector<TunnelConnector>>, ForwardBody>>),
+    Direct(Client<HalfOpen<Dialer>, ForwardBody>),
+    Proxied {
+        client: Box<Client<HalfOpen<ProxyDialer>, ForwardBody>>,
+        /// What the proxy asks for with every request, where it gets these itself.
+        authorization: Option<HeaderValue>,
+    },
+    /// The settings name no usable way.
+    Unusable(String),
 }
-
-/// Leads through a proxy, which may itself speak TLS.
-type TunnelConnector = Tunnel<HttpsConnector<HttpConnector>>;
 
 impl Forwarder {
     /// Returns so many forwarders with these settings, each with connections of its own, of which it keeps this many idle;
-    /// none is opened yet.
-    ///
-    /// # Errors
-    ///
-    /// [`UpstreamError`] for a certificate file or a proxy that can't be used.
-    pub fn several(settings: &UpstreamSettings, count: usize, idle_max: usize) -> Result<Vec<Self>, UpstreamError> {
-        let tls_config = tls::for_rustls(settings)?;
-        (0..count).map(|_| Self::with(settings, &tls_config, idle_max)).collect()
+    /// none is opened yet, and no file is read.
+    pub fn several(settings: &UpstreamSettings, count: usize, idle_max: usize) -> Vec<Self> {
+        let tls = Arc::new(TlsSource::new(settings.tls.clone()));
+        (0..count).map(|_| Self::with(settings, &tls, idle_max)).collect()
     }
 
-    fn with(
-        settings: &UpstreamSettings,
-        tls_config: &rustls::ClientConfig,
-        idle_max: usize,
-    ) -> Result<Self, UpstreamError> {
-        let mut connector = HttpConnector::new();
-        connector.enforce_http(false);
-        connector.set_nodelay(true);
-        connector.set_connect_timeout(Some(settings.connect_timeout));
-        connector.set_keepalive(Some(Duration::from_secs(60)));
-        let https = || {
-            let builder = hyper_rustls::HttpsConnectorBuilder::new().with_tls_config(tls_config.clone());
-            builder.https_or_http().enable_http1()
-        };
+    fn with(settings: &UpstreamSettings, tls: &Arc<TlsSource>, idle_max: usize) -> Self {
         let mut builder = Client::builder(TokioExecutor::new());
         builder
             .pool_idle_timeout(IDLE_AGE_MAX)
@@ -77,27 +71,42 @@ impl Forwarder {
             // What has answered has done what was asked, however much it says: it must not be asked again.
             .http1_max_headers(ANSWER_HEADERS_MAX)
             .http1_max_buf_size(ANSWER_HEAD_BYTES_MAX);
-        let client = match &settings.proxy {
-            None => ForwardClient::Direct(builder.build(HalfOpen(https().wrap_connector(connector)))),
-            Some(url) => {
-                let unusable = |reason: String| UpstreamError::Proxy { url: without_userinfo(url), reason };
-                let proxy = url.parse::<http::Uri>().map_err(|error| unusable(error.to_string()))?;
-                // The proxy itself may speak TLS, with the same authorities.
-                let mut tunnel = Tunnel::new(proxy.clone(), https().wrap_connector(connector));
-                if let Some(credentials) = proxy_credentials(&proxy) {
-                    let credentials =
-                        credentials.map_err(|()| unusable("its user or password is unreadable".into()))?;
-                    tunnel = tunnel.with_auth(credentials);
-                }
-                ForwardClient::Tunneled(Box::new(builder.build(HalfOpen(https().wrap_connector(tunnel)))))
-            }
+        let dialer = Dialer { http: tcp_connector(settings.connect_timeout), tls: tls.clone() };
+        let target = settings.base_url.parse().ok().and_then(|uri| Target::of(&uri));
+        let way = match &target {
+            Some(target) => settings.proxies.way_to(target),
+            None => Err(ConnectFault::new("this is no URL of a server")),
         };
-        Ok(Self { client, base_url: settings.base_url.clone() })
+        let client = match (way, target) {
+            (Err(fault), _) => ForwardClient::Unusable(fault.to_string()),
+            (Ok(Way::Through(proxy, leads)), Some(target)) => {
+                let authorization = proxy.authorization().filter(|_| leads == Leads::ByAbsoluteForm);
+                let authorization = authorization.and_then(|value| HeaderValue::try_from(value).ok());
+                let authorization = authorization.map(|mut value| {
+                    value.set_sensitive(true);
+                    value
+                });
+                let dialer = ProxyDialer { dialer, proxy, leads, target, timeout: settings.connect_timeout };
+                ForwardClient::Proxied { client: Box::new(builder.build(HalfOpen(dialer))), authorization }
+            }
+            (Ok(_), _) => ForwardClient::Direct(builder.build(HalfOpen(dialer))),
+        };
+        Self {
+            client,
+            base_url: settings.base_url.clone(),
+            described: settings.proxies.described(&settings.base_url),
+            own_headers: settings.headers.clone(),
+        }
     }
 
     /// Returns the server's base URL.
     pub fn base_url(&self) -> &str {
         &self.base_url
+    }
+
+    /// Returns the server's base URL as errors name it: with the proxy that leads there.
+    pub fn described(&self) -> &str {
+        &self.described
     }
 
     /// Sends a request and returns the answer's head as soon as it is there; its body streams.
@@ -106,44 +115,30 @@ impl Forwarder {
     ///
     /// [`SendFailure`] when no answer began.
     pub async fn send(&self, mut request: http::Request<ForwardBody>) -> Result<http::Response<Incoming>, SendFailure> {
-        if matches!(self.client, ForwardClient::Tunneled(_)) {
-            name_the_port(request.uri_mut());
+        if !self.own_headers.is_empty() {
+            request.headers_mut().extend(self.own_headers.clone());
         }
         let result = match &self.client {
             ForwardClient::Direct(client) => client.request(request).await,
-            ForwardClient::Tunneled(client) => client.request(request).await,
+            ForwardClient::Proxied { client, authorization } => {
+                if let Some(value) = authorization {
+                    request.headers_mut().insert(http::header::PROXY_AUTHORIZATION, value.clone());
+                }
+                client.request(request).await
+            }
+            ForwardClient::Unusable(reason) => {
+                return Err(SendFailure::Connect { url: self.described.clone(), reason: reason.clone() });
+            }
         };
         result.map_err(|error| self.failure(&error))
     }
 
     fn failure(&self, error: &ClientError) -> SendFailure {
-        let url = self.base_url.clone();
-        let reason = tls::reason(error).unwrap_or_else(|| innermost(error));
+        let url = self.described.clone();
+        let fault = ConnectFault::find(error).map(ToString::to_string);
+        let reason = fault.or_else(|| tls::reason(error)).unwrap_or_else(|| words(&innermost(error)));
         if error.is_connect() { SendFailure::Connect { url, reason } } else { SendFailure::Broken { url, reason } }
     }
-}
-
-/// Names the port of a plain URL: a tunnel takes one without for 443, whatever its scheme.
-fn name_the_port(uri: &mut http::Uri) {
-    let (Some("http"), Some(host), None) = (uri.scheme_str(), uri.host(), uri.port()) else { return };
-    let authority = format!("{host}:80");
-    let mut parts = uri.clone().into_parts();
-    parts.authority = authority.parse().ok();
-    // Unchanged, it goes where it always went.
-    if let Ok(named) = http::Uri::from_parts(parts) {
-        *uri = named;
-    }
-}
-
-/// Returns what a proxy asks for in `Proxy-Authorization`, from the user and password of its URL, which hyper leaves there.
-fn proxy_credentials(proxy: &http::Uri) -> Option<Result<http::HeaderValue, ()>> {
-    use base64::Engine as _;
-    let (userinfo, _) = proxy.authority()?.as_str().rsplit_once('@')?;
-    let plain: Vec<u8> = percent_encoding::percent_decode_str(userinfo).collect();
-    // A user without a password has an empty one (RFC 7617).
-    let plain = if userinfo.contains(':') { plain } else { [&plain[..], b":"].concat() };
-    let value = format!("Basic {}", base64::engine::general_purpose::STANDARD.encode(plain));
-    Some(http::HeaderValue::try_from(value).map_err(drop))
 }
 
 /// Returns the words of the cause that started a chain of errors: the outer ones only say "error".

@@ -18,7 +18,7 @@ use std::cell::Cell;
 use std::time::{Duration, Instant};
 
 use ureq::Error;
-use ureq::unversioned::transport::{Buffers, ConnectionDetails, Connector, NextTimeout, Transport, time};
+use ureq::unversioned::transport::{Buffers, NextTimeout, Transport, time};
 
 /// Bytes of an answer's head at most, before it is trimmed.
 const HEAD_BYTES_MAX: usize = 4 * 1024 * 1024;
@@ -57,29 +57,6 @@ pub(super) fn broke_off() -> bool {
     BROKE_OFF.with(|broke_off| broke_off.replace(false))
 }
 
-/// Makes transports that hear such answers.
-#[derive(Debug)]
-pub(super) struct Hearing {
-    /// Whether requests go through a tunnel: what leads to the proxy itself is left as it is.
-    pub through_proxy: bool,
-}
-
-impl Connector<Box<dyn Transport>> for Hearing {
-    type Out = Box<dyn Transport>;
-
-    fn connect(
-        &self,
-        details: &ConnectionDetails<'_>,
-        chained: Option<Box<dyn Transport>>,
-    ) -> Result<Option<Self::Out>, Error> {
-        let leads_to_proxy = self.through_proxy && details.config.proxy().is_none();
-        Ok(chained.map(|inner| match leads_to_proxy {
-            true => inner,
-            false => Box::new(Heard::over(inner)) as Box<dyn Transport>,
-        }))
-    }
-}
-
 /// What is expected from the server next.
 #[derive(Debug)]
 enum Next {
@@ -89,8 +66,9 @@ enum Next {
     Body,
 }
 
+/// A transport that hears such answers.
 #[derive(Debug)]
-struct Heard {
+pub(super) struct Heard {
     inner: Box<dyn Transport>,
     next: Next,
     /// What was read, and how much of it was used.
@@ -104,7 +82,7 @@ struct Heard {
 }
 
 impl Heard {
-    fn over(inner: Box<dyn Transport>) -> Self {
+    pub(super) fn over(inner: Box<dyn Transport>) -> Self {
         let next = Next::Head(Vec::new());
         Self { inner, next, input: Vec::new(), used: 0, has_progressed: false, sends_head: true, broken: None }
     }

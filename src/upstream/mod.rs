@@ -9,9 +9,13 @@
 //! Neither follows redirects (a redirect would carry the key to another host), neither decides what an answer means, and
 //! neither retries.
 
+mod dial;
+mod fault;
 pub mod forward;
 mod half_open;
+mod handshake;
 mod heard;
+pub mod route;
 pub mod smoke;
 pub mod tls;
 pub mod upload;
@@ -21,10 +25,11 @@ use std::time::{Duration, Instant, SystemTime};
 
 use thiserror::Error;
 use ureq::unversioned::resolver::DefaultResolver;
-use ureq::unversioned::transport::{Connector as _, DefaultConnector};
 
-use self::heard::Hearing;
-
+use self::dial::{Dialer, Unresolved};
+use self::fault::ConnectFault;
+use self::route::Proxies;
+use self::tls::{TlsSettings, TlsSource};
 use crate::message::{Lane, Request};
 use crate::protocol::answers::{Answer, SendFailure, asked_wait, date_ms};
 use crate::protocol::partial::judge;
@@ -39,40 +44,63 @@ pub const DEADLINE_GRACE: Duration = Duration::from_secs(1);
 pub struct UpstreamSettings {
     /// The server's base URL without a slash at its end: `http://127.0.0.1:5173/api`.
     pub base_url: String,
-    /// Whether certificates are checked (`OPIK_CHECK_TLS_CERTIFICATE`).
-    pub check_tls_certificate: bool,
-    /// A PEM file of authorities to trust instead of the built-in ones (`SSL_CERT_FILE`).
-    pub ca_file: Option<PathBuf>,
-    /// A proxy to go through: `http://127.0.0.1:3128`.
-    pub proxy: Option<String>,
+    /// Certificates.
+    pub tls: TlsSettings,
+    /// Proxies to go through.
+    pub proxies: Proxies,
+    /// Headers of the user's own that every request to this server gets.
+    pub headers: http::HeaderMap,
     /// How long connecting may take.
     pub connect_timeout: Duration,
     /// How long an answer may take, from the first byte sent to the last byte read.
     pub answer_timeout: Duration,
 }
 
+impl UpstreamSettings {
+    /// Returns the settings for a server without a proxy, certificates or headers of its own; both times are `timeout`.
+    pub fn plain(base_url: impl Into<String>, timeout: Duration) -> Self {
+        Self {
+            base_url: base_url.into(),
+            tls: TlsSettings { check_certificate: true, ..TlsSettings::default() },
+            proxies: Proxies::none(),
+            headers: http::HeaderMap::new(),
+            connect_timeout: timeout,
+            answer_timeout: timeout,
+        }
+    }
+
+    /// Checks that connections can be made with these settings: reads the certificates.
+    ///
+    /// # Errors
+    ///
+    /// [`UpstreamError`] for a file that can't be used.
+    pub fn check(&self) -> Result<(), UpstreamError> {
+        self.tls.config().map(drop)
+    }
+}
+
 /// Settings that no connection can be made with.
 #[derive(Debug, Error)]
 pub enum UpstreamError {
-    /// The file of authorities can't be read.
-    #[error("cannot read the certificate file {path}: {reason}")]
+    /// A file or folder of authorities can't be read.
+    #[error("cannot read the certificates in {path}: {reason}")]
     CaFile {
         /// The file.
         path: PathBuf,
         /// What the system says.
         reason: String,
     },
-    /// The file of authorities has none.
-    #[error("the certificate file {path} holds no certificate in PEM form")]
+    /// The file or folder of authorities has none.
+    #[error("{path} holds no certificate in PEM form")]
     NoCertificates {
         /// The file.
         path: PathBuf,
     },
-    /// The proxy's URL can't be used.
-    #[error("cannot use the proxy {url}: {reason}")]
-    Proxy {
-        /// The URL without user and password.
-        url: String,
+    /// The client certificate or its key can't be used.
+    #[error("cannot use the client certificate {path}: {reason}")]
+    ClientCertificate {
+        /// The file.
+        path: PathBuf,
         /// Why.
         reason: String,
     },
@@ -91,6 +119,9 @@ pub const AGENT_HEADER: http::HeaderName = http::HeaderName::from_static("x-opik
 pub struct Upstream {
     agent: ureq::Agent,
     base_url: String,
+    proxies: Proxies,
+    /// Headers of the user's own, for this server only.
+    own_headers: http::HeaderMap,
     answer_timeout: Duration,
     /// When the sending of stored requests is to end.
     deadline: Option<Instant>,
@@ -115,18 +146,14 @@ pub struct Pong {
 }
 
 impl Upstream {
-    /// Returns connections with these settings; none is opened yet.
-    ///
-    /// # Errors
-    ///
-    /// [`UpstreamError`] for a certificate file or a proxy that can't be used.
-    pub fn new(settings: &UpstreamSettings) -> Result<Self, UpstreamError> {
+    /// Returns connections with these settings; none is opened yet, and no file is read.
+    pub fn new(settings: &UpstreamSettings) -> Self {
         let config = ureq::Agent::config_builder()
             .http_status_as_error(false)
             .max_redirects(0)
             .max_redirects_will_error(false)
-            .tls_config(tls::for_ureq(settings)?)
-            .proxy(proxy(settings)?)
+            // [`Dialer`] knows the proxies.
+            .proxy(None)
             .no_delay(true)
             .timeout_connect(Some(settings.connect_timeout))
             .timeout_global(Some(settings.answer_timeout))
@@ -135,15 +162,19 @@ impl Upstream {
             .max_idle_age(IDLE_AGE_MAX)
             .user_agent(concat!("opik-offline/", env!("CARGO_PKG_VERSION")))
             .build();
-        let connector = DefaultConnector::default().chain(Hearing { through_proxy: settings.proxy.is_some() });
-        Ok(Self {
-            agent: ureq::Agent::with_parts(config, connector, DefaultResolver::default()),
+        let proxies = settings.proxies.clone();
+        let tls = std::sync::Arc::new(TlsSource::new(settings.tls.clone()));
+        let dialer = Dialer { proxies: proxies.clone(), tls, resolver: DefaultResolver::default() };
+        Self {
+            agent: ureq::Agent::with_parts(config, dialer, Unresolved),
             base_url: settings.base_url.clone(),
+            proxies,
+            own_headers: settings.headers.clone(),
             answer_timeout: settings.answer_timeout,
             deadline: None,
             agent_mark: None,
             asks_as: Lane::default(),
-        })
+        }
     }
 
     /// Asks its own questions, the ping above all, with the key and the workspace of this lane, as the SDK does: there are
@@ -168,6 +199,11 @@ impl Upstream {
     /// Returns the server's base URL.
     pub fn base_url(&self) -> &str {
         &self.base_url
+    }
+
+    /// Returns the server's base URL, with the proxy that leads there.
+    pub fn described(&self) -> String {
+        self.proxies.described(&self.base_url)
     }
 
     /// Returns how long an answer may take, as far as nothing else was said for a request.
@@ -292,7 +328,7 @@ impl Upstream {
         timeout: Duration,
         bytes_max: usize,
     ) -> Result<Answer, SendFailure> {
-        let head = self.head(builder, timeout)?;
+        let head = self.head(self.with_own_headers(builder), timeout)?;
         let first = self.run(http::Request::from_parts(head.clone(), body), endpoint, timeout, bytes_max);
         let Err(failure) = first else { return first };
         if !heard::broke_off() {
@@ -306,8 +342,21 @@ impl Upstream {
     }
 
     fn head(&self, builder: http::request::Builder, timeout: Duration) -> Result<http::request::Parts, SendFailure> {
-        let made = builder.body(()).map_err(|error| failure(&self.base_url, timeout, ureq::Error::Http(error)))?;
+        let made = builder.body(()).map_err(|error| self.failure(&self.base_url, timeout, ureq::Error::Http(error)))?;
         Ok(made.into_parts().0)
+    }
+
+    /// Adds the headers of the user's own, in place of what the client sent under their names.
+    fn with_own_headers(&self, mut builder: http::request::Builder) -> http::request::Builder {
+        if let Some(headers) = builder.headers_mut() {
+            headers.extend(self.own_headers.clone());
+        }
+        builder
+    }
+
+    /// Returns why a request to this URL got no answer, with the proxy that it went through.
+    fn failure(&self, url: &str, timeout: Duration, error: ureq::Error) -> SendFailure {
+        failure(&self.proxies.described(url), timeout, error)
     }
 
     fn run(
@@ -318,7 +367,7 @@ impl Upstream {
         bytes_max: usize,
     ) -> Result<Answer, SendFailure> {
         heard::broke_off();
-        let failed = |error: ureq::Error| failure(&self.base_url, timeout, error);
+        let failed = |error: ureq::Error| self.failure(&self.base_url, timeout, error);
         let request = self.agent.configure_request(request).timeout_global(Some(timeout));
         let request = request.timeout_await_100(Some(AWAIT_100)).build();
         let mut response = self.agent.run(request).map_err(failed)?;
@@ -371,23 +420,6 @@ fn with_lane(mut builder: http::request::Builder, lane: &Lane) -> http::request:
     builder
 }
 
-fn proxy(settings: &UpstreamSettings) -> Result<Option<ureq::Proxy>, UpstreamError> {
-    let Some(url) = &settings.proxy else { return Ok(None) };
-    match ureq::Proxy::new(url) {
-        Ok(proxy) => Ok(Some(proxy)),
-        Err(error) => Err(UpstreamError::Proxy { url: without_userinfo(url), reason: error.to_string() }),
-    }
-}
-
-/// Returns a URL as it may be shown: a proxy's user and password are secrets.
-fn without_userinfo(url: &str) -> String {
-    match (url.split_once("://"), url.rsplit_once('@')) {
-        (Some((scheme, _)), Some((_, host))) => format!("{scheme}://{host}"),
-        (None, Some((_, host))) => host.to_owned(),
-        _ => url.to_owned(),
-    }
-}
-
 /// Returns the system's words as they stand inside a sentence, without a number that says the same to fewer people.
 fn words(reason: &str) -> String {
     let reason = reason.strip_prefix("io: ").unwrap_or(reason);
@@ -403,7 +435,8 @@ fn failure(url: &str, timeout: Duration, error: ureq::Error) -> SendFailure {
         ureq::Error::Rustls(cause) => cause,
         error => error,
     };
-    if let Some(reason) = tls::reason(cause) {
+    let of_connecting = || ConnectFault::find(cause).map(ToString::to_string);
+    if let Some(reason) = tls::reason(cause).or_else(of_connecting) {
         return SendFailure::Connect { url, reason };
     }
     match error {
@@ -422,20 +455,4 @@ fn failure(url: &str, timeout: Duration, error: ureq::Error) -> SendFailure {
 fn is_connect_error(error: &std::io::Error) -> bool {
     use std::io::ErrorKind::{AddrNotAvailable, ConnectionRefused, HostUnreachable, NetworkUnreachable};
     matches!(error.kind(), ConnectionRefused | HostUnreachable | NetworkUnreachable | AddrNotAvailable)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_proxys_password_is_not_shown() {
-        for (url, shown) in [
-            ("http://user:secret@proxy:3128", "http://proxy:3128"),
-            ("user:secret@proxy", "proxy"),
-            ("http://proxy:3128", "http://proxy:3128"),
-        ] {
-            assert_eq!(without_userinfo(url), shown);
-        }
-    }
 }

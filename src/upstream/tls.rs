@@ -1,67 +1,251 @@
-//! One set of TLS settings for both clients: rustls, the built-in authorities or those of `SSL_CERT_FILE`, and the
-//! user's choice to check nothing (`OPIK_CHECK_TLS_CERTIFICATE=false`).
+//! One set of TLS settings for both clients: rustls, the built-in authorities or those of `SSL_CERT_FILE` or
+//! `SSL_CERT_DIR`, the certificate that the agent shows, and the user's choice to check nothing
+//! (`OPIK_CHECK_TLS_CERTIFICATE=false`).
 
 use std::error::Error;
-use std::sync::Arc;
+use std::fmt;
+use std::io::Read as _;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::{CryptoProvider, verify_tls12_signature, verify_tls13_signature};
-use rustls::{CertificateError, ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme};
+use rustls::{AlertDescription, CertificateError, ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme};
 use rustls_pki_types::pem::PemObject;
-use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
+use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
+use tracing::{info, warn};
 
-use super::{UpstreamError, UpstreamSettings};
+use super::UpstreamError;
+use super::fault::ConnectFault;
 
-/// Reads the authorities to trust, or `None` for the built-in ones.
-///
-/// As in the SDK the file counts only while certificates are checked.
-fn authorities(settings: &UpstreamSettings) -> Result<Option<Vec<CertificateDer<'static>>>, UpstreamError> {
-    let Some(path) = settings.ca_file.as_ref().filter(|_| settings.check_tls_certificate) else { return Ok(None) };
-    let unreadable = |reason: String| UpstreamError::CaFile { path: path.clone(), reason };
-    let pem = std::fs::read(path).map_err(|error| unreadable(error.to_string()))?;
-    let certificates: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&pem).collect();
-    let certificates = certificates.map_err(|error| unreadable(error.to_string()))?;
-    if certificates.is_empty() {
-        return Err(UpstreamError::NoCertificates { path: path.clone() });
-    }
-    Ok(Some(certificates))
+/// What is trusted, and what is shown.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct TlsSettings {
+    /// Whether certificates are checked (`OPIK_CHECK_TLS_CERTIFICATE`).
+    pub check_certificate: bool,
+    /// A PEM file of authorities to trust instead of the built-in ones (`SSL_CERT_FILE`).
+    pub ca_file: Option<PathBuf>,
+    /// Folders of such files (`SSL_CERT_DIR`).
+    pub ca_folders: Vec<PathBuf>,
+    /// What is shown to a server that asks for it.
+    pub client_certificate: Option<ClientCertificate>,
 }
 
-/// Returns the settings in ureq's form.
-pub(super) fn for_ureq(settings: &UpstreamSettings) -> Result<ureq::tls::TlsConfig, UpstreamError> {
-    let roots = match authorities(settings)? {
-        Some(certificates) => certificates
-            .iter()
-            .map(|certificate| ureq::tls::Certificate::from_der(certificate.as_ref()).to_owned())
-            .collect::<Vec<_>>()
-            .into(),
-        None => ureq::tls::RootCerts::WebPki,
-    };
-    let config =
-        ureq::tls::TlsConfig::builder().root_certs(roots).disable_verification(!settings.check_tls_certificate).build();
-    Ok(config)
+/// The files of a client certificate.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ClientCertificate {
+    /// The certificate, and those that lead to its authority.
+    pub certificate: PathBuf,
+    /// Its private key; `None` where it is in the same file.
+    pub key: Option<PathBuf>,
 }
 
-/// Returns the settings in rustls' own form, for hyper.
-pub(super) fn for_rustls(settings: &UpstreamSettings) -> Result<ClientConfig, UpstreamError> {
-    let tls = |error: rustls::Error| UpstreamError::Tls { reason: error.to_string() };
-    let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let builder =
-        ClientConfig::builder_with_provider(provider.clone()).with_safe_default_protocol_versions().map_err(tls)?;
-    if !settings.check_tls_certificate {
-        let verifier = Arc::new(NoCheck { provider });
-        return Ok(builder.dangerous().with_custom_certificate_verifier(verifier).with_no_client_auth());
+/// How often the files are looked at, at most, when a connection is opened.
+const LOOK_INTERVAL: Duration = Duration::from_secs(1);
+
+/// What makes a file another one: device and inode, size, and times of its last changes in nanoseconds.
+type Stamp = Option<(u64, u64, u64, i128, i128)>;
+
+/// The TLS settings that are in force. Files that are renewed are read again when the next connection is opened; while the
+/// new ones can't be used, the earlier ones stay.
+pub(super) struct TlsSource {
+    settings: TlsSettings,
+    state: Mutex<State>,
+}
+
+#[derive(Default)]
+struct State {
+    config: Option<Arc<ClientConfig>>,
+    /// Of the files as they were when they were read last, with or without success.
+    stamps: Vec<Stamp>,
+    looked_at: Option<Instant>,
+}
+
+impl TlsSource {
+    pub(super) fn new(settings: TlsSettings) -> Self {
+        Self { settings, state: Mutex::default() }
     }
-    let mut roots = RootCertStore::empty();
-    match authorities(settings)? {
-        Some(certificates) => {
-            for certificate in certificates {
-                roots.add(certificate).map_err(tls)?;
+
+    /// Returns the settings for a new connection.
+    ///
+    /// # Errors
+    ///
+    /// [`ConnectFault`] when the files can't be used and never could.
+    pub(super) fn current(&self) -> Result<Arc<ClientConfig>, ConnectFault> {
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(config) = &state.config
+            && (!self.settings.has_files() || state.looked_at.is_some_and(|at| at.elapsed() < LOOK_INTERVAL))
+        {
+            return Ok(config.clone());
+        }
+        // Before they are read: what changes in between is read again.
+        let stamps = self.settings.stamps();
+        state.looked_at = Some(Instant::now());
+        if let Some(config) = state.config.as_ref().filter(|_| stamps == state.stamps) {
+            return Ok(config.clone());
+        }
+        state.stamps = stamps;
+        let renewed = self.settings.config();
+        match (renewed, state.config.clone()) {
+            (Ok(config), before) => {
+                if before.is_some() {
+                    info!(target: "connection_monitor", "certificate files have changed and were read again");
+                }
+                let config = Arc::new(config);
+                state.config = Some(config.clone());
+                Ok(config)
+            }
+            (Err(error), Some(before)) => {
+                warn!(
+                    target: "connection_monitor",
+                    "certificate files have changed and can't be used, the earlier ones stay in force: {error}"
+                );
+                Ok(before)
+            }
+            (Err(error), None) => Err(ConnectFault::new(error.to_string())),
+        }
+    }
+}
+
+impl fmt::Debug for TlsSource {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("TlsSource")
+    }
+}
+
+impl TlsSettings {
+    /// Reads the files and returns the settings in rustls' own form.
+    pub(super) fn config(&self) -> Result<ClientConfig, UpstreamError> {
+        let tls = |error: rustls::Error| UpstreamError::Tls { reason: error.to_string() };
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let builder =
+            ClientConfig::builder_with_provider(provider.clone()).with_safe_default_protocol_versions().map_err(tls)?;
+        let builder = if self.check_certificate {
+            builder.with_root_certificates(self.roots()?)
+        } else {
+            builder.dangerous().with_custom_certificate_verifier(Arc::new(NoCheck { provider }))
+        };
+        let Some(identity) = &self.client_certificate else { return Ok(builder.with_no_client_auth()) };
+        let (chain, key) = identity.read()?;
+        builder.with_client_auth_cert(chain, key).map_err(|error| UpstreamError::ClientCertificate {
+            path: identity.certificate.clone(),
+            reason: match error {
+                rustls::Error::InconsistentKeys(_) => "it does not belong to the key".to_owned(),
+                error => error.to_string(),
+            },
+        })
+    }
+
+    /// Reads the authorities to trust. As in the SDK and httpx the file counts before the folder, and both count only while
+    /// certificates are checked.
+    fn roots(&self) -> Result<RootCertStore, UpstreamError> {
+        let mut roots = RootCertStore::empty();
+        if let Some(path) = &self.ca_file {
+            for certificate in certificates(path)? {
+                let unusable =
+                    |error: rustls::Error| UpstreamError::CaFile { path: path.clone(), reason: error.to_string() };
+                roots.add(certificate).map_err(unusable)?;
+            }
+            if roots.is_empty() {
+                return Err(UpstreamError::NoCertificates { path: path.clone() });
+            }
+        } else if !self.ca_folders.is_empty() {
+            // A folder holds other files, too, and old certificates that nothing can be made of.
+            let files = self.ca_folders.iter().map(|folder| files_of(folder)).collect::<Result<Vec<_>, _>>()?;
+            for certificate in files.iter().flatten().flat_map(|path| certificates(path).unwrap_or_default()) {
+                roots.add_parsable_certificates([certificate]);
+            }
+            if let Some(path) = self.ca_folders.first().filter(|_| roots.is_empty()) {
+                return Err(UpstreamError::NoCertificates { path: path.clone() });
+            }
+        } else {
+            roots.extend(webpki_roots::TLS_SERVER_ROOTS.iter().cloned());
+        }
+        Ok(roots)
+    }
+
+    fn has_files(&self) -> bool {
+        self.ca_file.is_some() || !self.ca_folders.is_empty() || self.client_certificate.is_some()
+    }
+
+    fn stamps(&self) -> Vec<Stamp> {
+        let mut paths: Vec<PathBuf> = Vec::new();
+        match &self.ca_file {
+            Some(file) => paths.push(file.clone()),
+            None => {
+                for folder in &self.ca_folders {
+                    paths.push(folder.clone());
+                    paths.extend(files_of(folder).unwrap_or_default());
+                }
             }
         }
-        None => roots.extend(webpki_roots::TLS_SERVER_ROOTS.iter().cloned()),
+        if let Some(identity) = &self.client_certificate {
+            paths.push(identity.certificate.clone());
+            paths.extend(identity.key.clone());
+        }
+        paths.iter().map(|path| stamp(path)).collect()
     }
-    Ok(builder.with_root_certificates(roots).with_no_client_auth())
+}
+
+fn stamp(path: &Path) -> Stamp {
+    use std::os::unix::fs::MetadataExt as _;
+    let found = std::fs::metadata(path).ok()?;
+    let nanoseconds = |seconds: i64, rest: i64| i128::from(seconds) * 1_000_000_000 + i128::from(rest);
+    let (changed, modified) =
+        (nanoseconds(found.ctime(), found.ctime_nsec()), nanoseconds(found.mtime(), found.mtime_nsec()));
+    Some((found.dev(), found.ino(), found.len(), changed, modified))
+}
+
+/// Returns the files of a folder, in the order of their names.
+fn files_of(folder: &Path) -> Result<Vec<PathBuf>, UpstreamError> {
+    let unreadable =
+        |error: std::io::Error| UpstreamError::CaFile { path: folder.to_owned(), reason: words_of(&error) };
+    let entries = std::fs::read_dir(folder).map_err(unreadable)?;
+    let mut files: Vec<PathBuf> = entries.flatten().map(|entry| entry.path()).filter(|path| path.is_file()).collect();
+    files.sort_unstable();
+    Ok(files)
+}
+
+/// Reads the certificates of a PEM file.
+fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, UpstreamError> {
+    let unreadable = |reason: String| UpstreamError::CaFile { path: path.to_owned(), reason };
+    let pem = read_bounded(path).map_err(|error| unreadable(words_of(&error)))?;
+    let certificates: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&pem).collect();
+    certificates.map_err(|error| unreadable(error.to_string()))
+}
+
+/// Reads a file of certificates or keys: a path that names a device or a log must not fill the memory.
+fn read_bounded(path: &Path) -> std::io::Result<Vec<u8>> {
+    const FILE_BYTES_MAX: u64 = 16 << 20;
+    let mut bytes = Vec::new();
+    std::fs::File::open(path)?.take(FILE_BYTES_MAX + 1).read_to_end(&mut bytes)?;
+    match bytes.len() as u64 > FILE_BYTES_MAX {
+        true => Err(std::io::Error::other("larger than 16MiB")),
+        false => Ok(bytes),
+    }
+}
+
+fn words_of(error: &std::io::Error) -> String {
+    super::words(&error.to_string())
+}
+
+impl ClientCertificate {
+    fn read(&self) -> Result<(Vec<CertificateDer<'static>>, PrivateKeyDer<'static>), UpstreamError> {
+        let refuse = |path: &Path, reason: String| UpstreamError::ClientCertificate { path: path.to_owned(), reason };
+        let path = &self.certificate;
+        let pem = read_bounded(path).map_err(|error| refuse(path, words_of(&error)))?;
+        let chain: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&pem).collect();
+        let chain = chain.map_err(|error| refuse(path, error.to_string()))?;
+        if chain.is_empty() {
+            return Err(refuse(path, "it holds no certificate in PEM form".to_owned()));
+        }
+        let key_path = self.key.as_ref().unwrap_or(path);
+        let pem = read_bounded(key_path).map_err(|error| refuse(key_path, words_of(&error)))?;
+        let key = PrivateKeyDer::from_pem_slice(&pem);
+        let unusable = "it holds no private key in PEM form, or one with a passphrase".to_owned();
+        Ok((chain, key.map_err(|_| refuse(key_path, unusable))?))
+    }
 }
 
 /// Returns why TLS failed and what to do about it, if a chain of errors comes from it.
@@ -104,7 +288,34 @@ fn words(error: &rustls::Error) -> String {
         rustls::Error::InvalidMessage(_) => {
             "what answers there speaks no TLS; should the URL begin with http:?".to_owned()
         }
+        rustls::Error::AlertReceived(alert) => alert_words(*alert),
         error => format!("TLS failed: {error}"),
+    }
+}
+
+/// Says why the other side ended the handshake.
+fn alert_words(alert: AlertDescription) -> String {
+    use AlertDescription::{
+        AccessDenied, BadCertificate, CertificateExpired, CertificateRequired, CertificateRevoked, CertificateUnknown,
+        DecryptError, UnknownCA, UnsupportedCertificate,
+    };
+    match alert {
+        CertificateRequired => {
+            "it wants a certificate from its clients; name one with OPIK_OFFLINE_CLIENT_CERT_FILE".to_owned()
+        }
+        AccessDenied
+        | BadCertificate
+        | CertificateExpired
+        | CertificateRevoked
+        | CertificateUnknown
+        | DecryptError
+        | UnknownCA
+        | UnsupportedCertificate => {
+            format!(
+                "it does not take the client certificate (TLS alert {alert:?}); look at OPIK_OFFLINE_CLIENT_CERT_FILE"
+            )
+        }
+        alert => format!("TLS failed: the server ends it with the alert {alert:?}"),
     }
 }
 

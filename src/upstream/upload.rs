@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use ureq::SendBody;
 
-use super::{AGENT_HEADER, Upstream, expecting, failure, heard, with_lane};
+use super::{AGENT_HEADER, Upstream, expecting, heard, with_lane};
 use crate::message::{HeaderSet, Lane};
 use crate::protocol::answers::{Answer, SendFailure};
 use crate::protocol::attachment::{
@@ -93,7 +93,7 @@ impl Upstream {
         self.allowed(file)?;
         let mut request = http::Request::builder().method("PUT").uri(url).header("content-length", file.bytes);
         if is_same_origin(url, &self.base_url) {
-            request = self.as_client(request, lane, file.headers);
+            request = self.with_own_headers(self.as_client(request, lane, file.headers));
         }
         let request = request.header("content-type", "application/octet-stream");
         let timeout = timeout_for(file, file.bytes);
@@ -139,7 +139,7 @@ impl Upstream {
                 let e_tag = header("etag").filter(|_| !is_page).map(str::to_owned);
                 Ok((answer.status().as_u16(), e_tag))
             });
-            let result = result.map_err(|error| failure(&place, timeout, error));
+            let result = result.map_err(|error| self.failure(&place, timeout, error));
             tries += 1;
             let seen = match &result {
                 Ok(answer) => Ok(answer.clone()),

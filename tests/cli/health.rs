@@ -197,15 +197,7 @@ fn a_smoke_test_fails_with_the_servers_words_and_an_exit_code_that_means_it() {
     // Taken, and never shown: only the time ends that.
     let server = FakeOpik::start_new();
     server.script(When::path("/v1/private/traces/*").method("GET"), Then::status(404));
-    let settings = UpstreamSettings {
-        base_url: server.url(),
-        check_tls_certificate: true,
-        ca_file: None,
-        proxy: None,
-        connect_timeout: PATIENCE,
-        answer_timeout: PATIENCE,
-    };
-    let upstream = Upstream::new(&settings).unwrap();
+    let upstream = Upstream::new(&UpstreamSettings::plain(server.url(), PATIENCE));
     let failure = upstream.smoke_test(&team(), "demo", Duration::ZERO, &Shutdown::new()).unwrap_err().to_string();
     assert!(failure.ends_with(", and does not show its trace within 0 s"), "{failure}");
 

@@ -45,6 +45,8 @@ mod messages;
 mod mixed;
 #[path = "../support/model_store.rs"]
 mod model_store;
+mod network_settings;
+mod networks;
 mod origin;
 mod other_users;
 mod otlp;

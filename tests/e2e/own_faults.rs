@@ -181,15 +181,8 @@ fn a_panic_while_storing_is_no_acknowledgement_and_not_the_end_of_storing() {
 fn replay_all(store: &Arc<Panicking>, server: &FakeOpik) {
     let slot = StoreSlot::holding(store.clone());
     let second = Duration::from_secs(1);
-    let upstream = Upstream::new(&UpstreamSettings {
-        base_url: server.url(),
-        check_tls_certificate: true,
-        ca_file: None,
-        proxy: None,
-        connect_timeout: second,
-        answer_timeout: PATIENCE,
-    });
-    let upstream = upstream.unwrap();
+    let settings = UpstreamSettings { connect_timeout: second, ..UpstreamSettings::plain(server.url(), PATIENCE) };
+    let upstream = Upstream::new(&settings);
     let connection = Connection::new(MonitorSettings { ping_interval: second, check_timeout: second });
     connection.pinged(true, None, std::time::Instant::now());
     let (metrics, shutdown) = (Metrics::default(), Shutdown::new());

@@ -1,114 +1,18 @@
 //! The way to a server behind TLS and proxies, for both clients: hyper's forwards, ureq's pings, replays and uploads files.
 //! Real TLS with an authority of the test's own; behind it the fake server, which sees what came through.
 
-use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex};
+use std::path::Path;
 
-use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair, date_time_ymd};
-use rustls_pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
-use tokio::io::{AsyncReadExt, AsyncWriteExt, copy_bidirectional};
-use tokio::net::{TcpListener, TcpStream};
-use tokio_rustls::TlsAcceptor;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use crate::support::agent::{Agent, AgentBuilder};
 use crate::support::fake_opik::check::Kind;
 use crate::support::fake_opik::{FakeOpik, FilesIn};
 use crate::support::http::{Client, Request};
+use crate::support::networks::{Age, Authority, ForwardProxy, Front};
 use crate::support::process::run;
 use crate::support::{PATIENCE, uuid7, wait_until};
 use crate::writes::create;
-
-/// An authority that only this test trusts.
-struct Authority {
-    issuer: CertifiedIssuer<'static, KeyPair>,
-    file: PathBuf,
-    _folder: tempfile::TempDir,
-}
-
-#[derive(Clone, Copy, PartialEq)]
-enum Age {
-    Valid,
-    Expired,
-}
-
-impl Authority {
-    fn new() -> Self {
-        let mut params = CertificateParams::new(Vec::new()).unwrap();
-        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-        let issuer = CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap();
-        let folder = crate::support::tempdir();
-        let file = folder.path().join("authority.pem");
-        std::fs::write(&file, issuer.pem()).unwrap();
-        Self { issuer, file, _folder: folder }
-    }
-
-    fn server(&self, host: &str, age: Age) -> tokio_rustls::rustls::ServerConfig {
-        let mut params = CertificateParams::new(vec![host.to_owned()]).unwrap();
-        if age == Age::Expired {
-            (params.not_before, params.not_after) = (date_time_ymd(2019, 1, 1), date_time_ymd(2020, 1, 1));
-        }
-        let key = KeyPair::generate().unwrap();
-        let certificate: CertificateDer<'static> = params.signed_by(&key, &self.issuer).unwrap().der().clone();
-        let key = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(key.serialize_der()));
-        let provider = Arc::new(tokio_rustls::rustls::crypto::ring::default_provider());
-        let builder = tokio_rustls::rustls::ServerConfig::builder_with_provider(provider);
-        let builder = builder.with_safe_default_protocol_versions().unwrap().with_no_client_auth();
-        builder.with_single_cert(vec![certificate], key).unwrap()
-    }
-}
-
-/// A listener on a free loopback port, served until it is dropped.
-struct Front {
-    port: u16,
-    _runtime: tokio::runtime::Runtime,
-}
-
-impl Front {
-    fn serving<F>(serve: impl Fn(TcpStream) -> F + Send + 'static) -> Self
-    where
-        F: Future<Output = std::io::Result<()>> + Send + 'static,
-    {
-        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
-        let listener = runtime.block_on(TcpListener::bind("127.0.0.1:0")).unwrap();
-        let port = listener.local_addr().unwrap().port();
-        runtime.spawn(async move {
-            while let Ok((stream, _)) = listener.accept().await {
-                tokio::spawn(serve(stream));
-            }
-        });
-        Self { port, _runtime: runtime }
-    }
-
-    /// TLS in front of a server on this machine.
-    fn tls(config: tokio_rustls::rustls::ServerConfig, behind: u16) -> Self {
-        let acceptor = TlsAcceptor::from(Arc::new(config));
-        Self::serving(move |stream| {
-            let acceptor = acceptor.clone();
-            async move {
-                let mut client = acceptor.accept(stream).await?;
-                let mut server = TcpStream::connect(("127.0.0.1", behind)).await?;
-                copy_bidirectional(&mut client, &mut server).await.map(drop)
-            }
-        })
-    }
-
-    /// A proxy that leads whatever is asked for to one port, and notes the heads of what it was asked.
-    fn proxy(behind: u16, asked: Arc<Mutex<Vec<String>>>) -> Self {
-        Self::serving(move |mut client| {
-            let asked = asked.clone();
-            async move {
-                let mut head = Vec::new();
-                while !head.ends_with(b"\r\n\r\n") {
-                    head.push(client.read_u8().await?);
-                }
-                asked.lock().unwrap().push(String::from_utf8_lossy(&head).into_owned());
-                let mut server = TcpStream::connect(("127.0.0.1", behind)).await?;
-                client.write_all(b"HTTP/1.1 200 Connection established\r\n\r\n").await?;
-                copy_bidirectional(&mut client, &mut server).await.map(drop)
-            }
-        })
-    }
-}
 
 fn agent(host: &str, front: &Front, authority: Option<&Path>) -> AgentBuilder {
     let agent = Agent::builder(&format!("https://{host}:{}/api", front.port)).impatient();
@@ -119,13 +23,13 @@ fn agent(host: &str, front: &Front, authority: Option<&Path>) -> AgentBuilder {
     }
 }
 
-fn state(agent: &Agent) -> serde_json::Value {
+pub fn state(agent: &Agent) -> serde_json::Value {
     Client::new(&agent.origin()).get("/-/ready").json()["server"].clone()
 }
 
 /// Everything that needs the server, by either client.
 #[track_caller]
-fn assert_everything_gets_there(agent: &Agent, server: &FakeOpik) {
+pub fn assert_everything_gets_there(agent: &Agent, server: &FakeOpik) {
     wait_until("a ping gets there", PATIENCE, || state(agent)["connection"] == "available");
     let mut client = Client::new(&agent.url());
     assert_eq!(client.get("/is-alive/ver").status, 200, "passing through");
@@ -226,35 +130,36 @@ fn the_usual_proxy_variables_lead_both_clients_through_the_proxy() {
     for (scheme, port, variable) in [("https", 443, "HTTPS_PROXY"), ("http", 80, "HTTP_PROXY")] {
         let server = FakeOpik::start_new();
         let front = Front::tls(authority.server("opik.test", Age::Valid), server.port());
-        let asked = Arc::new(Mutex::new(Vec::new()));
         let behind = if scheme == "https" { front.port } else { server.port() };
-        let proxy = Front::proxy(behind, asked.clone());
+        let proxy = ForwardProxy::start(behind, Some(credentials));
         // No such host: what is not led through the proxy gets nowhere.
         let builder = || {
             Agent::builder(&format!("{scheme}://opik.test/api"))
                 .impatient()
                 .env("SSL_CERT_FILE", &authority.file.to_string_lossy())
-                .env(variable, &format!("http://me:p%40ss@127.0.0.1:{}", proxy.port))
+                .env(variable, &format!("http://me:p%40ss@127.0.0.1:{}", proxy.port()))
         };
         let agent = builder().start();
         assert_everything_gets_there(&agent, &server);
         assert!(!agent.stderr().contains("p%40ss") && !agent.stderr().contains("p@ss"), "{}", agent.stderr());
-        let heads = std::mem::take(&mut *asked.lock().unwrap());
-        assert!(heads.len() >= 2, "each client has a connection of its own: {heads:?}");
-        for head in &heads {
-            assert!(head.starts_with(&format!("CONNECT opik.test:{port} ")), "{head}");
-            let authorization = head.lines().find(|line| line.to_lowercase().starts_with("proxy-authorization:"));
-            let given = authorization.and_then(|line| line.split_once(": ")).map(|(_, value)| value);
-            assert_eq!(given, Some(credentials), "{head}");
-            assert!(!head.to_lowercase().contains("\r\nauthorization:"), "the proxy got a key: {head}");
+        let asked = proxy.take_asked();
+        assert!(asked.len() >= 2, "each client has a connection of its own: {asked:?}");
+        for asked in &asked {
+            let expected =
+                if scheme == "https" { format!("CONNECT opik.test:{port}") } else { "http://opik.test/api/".into() };
+            assert!(asked.line().contains(&expected), "{asked:?}");
+            assert!(scheme == "http" || !asked.has("authorization"), "the proxy got a key: {asked:?}");
         }
         assert!(
             server.requests().iter().all(|request| request.header("Proxy-Authorization").is_none()),
             "the proxy's password reached the server"
         );
+        // Its pings would be taken for the next one's.
+        drop(agent);
+        proxy.take_asked();
         let exempt = builder().env("NO_PROXY", "example.com, .test").start();
         wait_until("a ping fails", PATIENCE, || state(&exempt)["connection"] == "unavailable");
         assert_eq!(Client::new(&exempt.url()).get("/v1/private/projects").status, 503);
-        assert!(asked.lock().unwrap().is_empty(), "NO_PROXY is not obeyed");
+        assert!(proxy.take_asked().is_empty(), "NO_PROXY is not obeyed");
     }
 }

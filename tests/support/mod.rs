@@ -12,6 +12,7 @@ pub mod fake_opik;
 pub mod http;
 pub mod json;
 pub mod ledger;
+pub mod networks;
 pub mod not_run;
 pub mod prism;
 pub mod process;
