@@ -1,0 +1,33 @@
+//! Frameworks with the integrations of the Opik Python SDK, each with a model that answers from a list.
+
+use crate::install::python;
+use crate::scenario::{Client, is_as_without_an_agent};
+
+fn framework(script: &str) -> Client {
+    Client::script(python("frameworks").join("python"), script)
+}
+
+#[test]
+fn langchain() {
+    is_as_without_an_agent(&framework("langchain_app.py"));
+}
+
+#[test]
+fn openai_agents() {
+    is_as_without_an_agent(&framework("openai_agents_app.py"));
+}
+
+#[test]
+fn dspy() {
+    is_as_without_an_agent(&framework("dspy_app.py"));
+}
+
+#[test]
+fn llama_index() {
+    is_as_without_an_agent(&framework("llama_index_app.py"));
+}
+
+#[test]
+fn haystack() {
+    is_as_without_an_agent(&framework("haystack_app.py").env("HAYSTACK_CONTENT_TRACING_ENABLED", "true"));
+}
