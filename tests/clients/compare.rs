@@ -9,7 +9,8 @@ use crate::support::fake_opik::check::{Key, Kind};
 use crate::support::fake_opik::state::Entity;
 
 /// What differs between two runs of any client.
-const VOLATILE: &[&str] = &["id", "trace_id", "parent_span_id", "start_time", "end_time", "last_updated_at", "duration"];
+const VOLATILE: &[&str] =
+    &["id", "trace_id", "parent_span_id", "start_time", "end_time", "last_updated_at", "duration"];
 const OTEL_VOLATILE: &[&str] = &["traceId", "spanId", "parentSpanId", "startTimeUnixNano", "endTimeUnixNano"];
 
 /// How values of one client are made comparable.
@@ -69,8 +70,9 @@ impl Scrubber {
 /// Whether a word looks like an id, a time or a figure that was measured.
 fn varies(word: &str) -> bool {
     let digits = word.chars().filter(char::is_ascii_digit).count();
-    let is_time = word.len() >= 8 && word.chars().all(|c| c.is_ascii_digit() || "-:.T+Z".contains(c));
-    (word.len() >= 16 && digits >= 4) || is_time
+    let is_long = word.len() >= 8 || word.matches(':').count() == 2;
+    let is_time = is_long && word.chars().all(|c| c.is_ascii_digit() || "-:.T+Z".contains(c));
+    (word.len() >= 16 && digits >= 4) || is_time || word.starts_with("0x")
 }
 
 /// Returns everything that the server knows, one line for each trace with all that belongs to it, in a fixed order.
@@ -177,16 +179,23 @@ fn recorded(server: &FakeOpik, scrubber: &Scrubber) -> BTreeSet<String> {
     requests.map(line).collect()
 }
 
+/// How many characters are shown on each side of the place where two lines part.
+const SHOWN: usize = 200;
+
 /// Returns what only one of two lists holds, `None` when they hold the same lines.
 pub fn difference(without: &[String], with: &[String]) -> Option<String> {
     let mut counts: BTreeMap<&str, i64> = BTreeMap::new();
     without.iter().for_each(|line| *counts.entry(line).or_default() -= 1);
     with.iter().for_each(|line| *counts.entry(line).or_default() += 1);
+    counts.retain(|_, count| *count != 0);
     let told = |line: &str, count: i64| {
         let side = if count < 0 { "only without the agent" } else { "only with it" };
-        let line: String = line.chars().take(1500).collect();
-        format!("{side} ({}): {line}", count.abs())
+        let others = counts.iter().filter(|(_, other)| (**other < 0) != (count < 0));
+        let common = others.map(|(other, _)| line.chars().zip(other.chars()).take_while(|(a, b)| a == b).count());
+        let parting = common.max().unwrap_or(0);
+        let shown: String = line.chars().skip(parting.saturating_sub(SHOWN)).take(2 * SHOWN).collect();
+        format!("{side} ({}): {shown}", count.abs())
     };
-    let found: Vec<String> = counts.into_iter().filter(|(_, n)| *n != 0).map(|(line, n)| told(line, n)).collect();
+    let found: Vec<String> = counts.iter().map(|(line, count)| told(line, *count)).collect();
     (!found.is_empty()).then(|| found.join("\n"))
 }

@@ -8,7 +8,8 @@ use crate::support::tools::{installed, run};
 
 const GO_HINT: &str = "install Go: apt-get install golang-go";
 const JAVA_HINT: &str = "install a JDK, 17 or newer, and Maven: apt-get install default-jdk-headless maven";
-const PYTHON_HINT: &str = "install Python 3.11 or newer with venv and pip: apt-get install python3 python3-venv python3-pip";
+const PYTHON_HINT: &str =
+    "install Python 3.11 or newer with venv and pip: apt-get install python3 python3-venv python3-pip";
 
 /// Returns a path in this folder of the repository.
 pub fn here(name: &str) -> PathBuf {
@@ -36,7 +37,10 @@ pub fn has(program: &str) -> bool {
 pub fn go() -> PathBuf {
     let folder = installed(&named("go", &here("go/go.sum")), |folder| {
         let mut go = Command::new("go");
-        run(go.args(["build", "-mod=readonly", "-o"]).arg(folder.join("app")).arg(".").current_dir(here("go")), GO_HINT);
+        run(
+            go.args(["build", "-mod=readonly", "-o"]).arg(folder.join("app")).arg(".").current_dir(here("go")),
+            GO_HINT,
+        );
     });
     folder.join("app")
 }

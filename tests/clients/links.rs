@@ -1,5 +1,7 @@
 //! The links that a client prints, and where a browser ends up that follows them.
 
+use std::collections::BTreeSet;
+
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 
@@ -16,7 +18,7 @@ pub fn of(said: &str) -> Vec<String> {
 }
 
 /// Follows links as a browser does, up to the server's user interface.
-pub fn lead_to(links: &[String], server: &str) -> Vec<String> {
+pub fn lead_to(links: &[String], server: &str) -> BTreeSet<String> {
     links.iter().map(|link| follow(link, server)).collect()
 }
 
@@ -44,11 +46,6 @@ fn follow(link: &str, server: &str) -> String {
     format!("{link}: more than {REDIRECTS_MAX} redirects")
 }
 
-/// Returns links without the addresses that they begin with.
-pub fn names(links: &[String]) -> Vec<String> {
-    links.iter().map(|link| without_addresses(link)).collect()
-}
-
 /// Replaces every address of this machine in a line, also within the `path` of a link, which is in base64.
 pub fn without_addresses(line: &str) -> String {
     let mut text = String::new();
@@ -66,7 +63,11 @@ pub fn without_addresses(line: &str) -> String {
     let end = value.find(|c: char| !c.is_ascii_alphanumeric() && !"+/=%_-".contains(c)).unwrap_or(value.len());
     let encoded = value[..end].replace("%3D", "=");
     match STANDARD.decode(&encoded).ok().and_then(|path| String::from_utf8(path).ok()) {
-        Some(path) => format!("{}path={}{}", &text[..at], without_addresses(&path), &value[end..]),
+        // With or without a slash at its end, it leads to the same place.
+        Some(path) => {
+            let path = without_addresses(path.trim_end_matches('/'));
+            format!("{}path={path}{}", &text[..at], &value[end..])
+        }
         None => text,
     }
 }

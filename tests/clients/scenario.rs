@@ -1,5 +1,6 @@
 //! The scenarios that every client goes through, and what has to be the same in all of them.
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader, Write};
@@ -93,7 +94,8 @@ impl Scenario {
 struct Outcome {
     state: Vec<String>,
     said: Vec<String>,
-    links: Vec<String>,
+    /// Where the links that it printed lead; `None` when nothing answers there any more.
+    links: Option<BTreeSet<String>>,
     status: ExitStatus,
     /// What the server refused.
     refused: Vec<String>,
@@ -107,6 +109,8 @@ struct Stage<'a> {
     server: FakeOpik,
     agent: Option<Agent>,
     home: Home,
+    /// Where the links led that the client had printed by the middle of its work.
+    followed: Option<BTreeSet<String>>,
 }
 
 /// Runs a client in every scenario and compares each with the run without an agent.
@@ -134,12 +138,16 @@ pub fn is_as_without_an_agent_in(client: &Client, scenarios: &[Scenario]) {
         for (what, without, with) in [
             ("what the server knows", &direct.state, &outcome.state),
             ("what the client prints", &direct.said, &outcome.said),
-            ("where its links lead", &direct.links, &outcome.links),
             ("what the server refused", &direct.refused, &outcome.refused),
         ] {
             if let Some(text) = difference(without, with) {
                 differs(what, text);
             }
+        }
+        if outcome.links.as_ref().is_some_and(|links| Some(links) != direct.links.as_ref()) {
+            let told = |links: &Option<BTreeSet<String>>| format!("{:?}", links.iter().flatten().collect::<Vec<_>>());
+            let text = format!("{}\nwithout the agent: {}", told(&outcome.links), told(&direct.links));
+            differs("where its links lead", text);
         }
     }
     assert!(differences.is_empty(), "{} differences:\n{}", differences.len(), differences.join("\n"));
@@ -154,19 +162,20 @@ impl<'a> Stage<'a> {
         }
         let stands = matches!(scenario, Scenario::Online | Scenario::Outage | Scenario::Middle);
         let agent = stands.then(|| Agent::start(&server));
-        Self { client, scenario, server, agent, home: Home::new() }
+        Self { client, scenario, server, agent, home: Home::new(), followed: None }
     }
 
     fn run(mut self) -> Outcome {
         let began = Instant::now();
         let (status, said) = self.run_client();
         let took = began.elapsed();
-        let links = links::of(&said);
-        let leads_to = |stage: &Self| links::lead_to(&links, &stage.server.url());
-        // An agent of its own is gone by now, and its address with it.
-        let is_answered = !matches!(self.scenario, Scenario::Wrapped | Scenario::WrappedOutage);
         self.deliver();
-        let links = if is_answered { leads_to(&self) } else { links::names(&links) };
+        let links = match self.scenario {
+            // Its agent is gone by now, so the links were followed while it was there.
+            Scenario::Wrapped => self.followed.take(),
+            Scenario::WrappedOutage => None,
+            _ => Some(links::lead_to(&links::of(&said), &self.server.url())),
+        };
         let scrubber = self.scrubber();
         let lines = said.lines().filter(|line| !self.client.chatter.iter().any(|chatter| line.contains(chatter)));
         let mut refused = self.server.violations();
@@ -174,7 +183,7 @@ impl<'a> Stage<'a> {
         Outcome {
             state: state(&self.server, &scrubber),
             said: lines.map(|line| scrubber.text(&links::without_addresses(line))).collect(),
-            links: links.iter().map(|link| scrubber.text(link)).collect(),
+            links: links.map(|links| links.iter().map(|link| scrubber.text(link)).collect()),
             status,
             refused: refused.iter().map(|line| scrubber.text(line)).collect(),
             took,
@@ -228,7 +237,7 @@ impl<'a> Stage<'a> {
         for line in BufReader::new(stdout).split(b'\n').map_while(Result::ok) {
             let line = String::from_utf8_lossy(&line).into_owned();
             if line == HALFWAY {
-                self.halfway();
+                self.halfway(&said);
                 // Fails when it has ended, which its status tells.
                 let _ = stdin.write_all(b"\n");
             } else {
@@ -239,18 +248,28 @@ impl<'a> Stage<'a> {
         drop(stdin);
         let status = child.wait().expect("a child can be waited for");
         killer.stand_down();
-        let read = |name: &str| fs::read_to_string(self.home.path().join(name)).unwrap_or_default();
         if !status.success() {
-            eprintln!("{:?}: {status}; the wrapping agent wrote:\n{}", self.scenario, read("agent-said"));
+            let agent = fs::read_to_string(self.home.path().join("agent-said")).unwrap_or_default();
+            eprintln!("{:?}: {status}; the wrapping agent wrote:\n{agent}", self.scenario);
         }
-        said.push_str(&read("said"));
+        said.push_str(&self.said());
         (status, said)
     }
 
-    fn halfway(&self) {
-        if self.scenario == Scenario::Middle {
-            self.server.stop();
+    fn halfway(&mut self, said: &str) {
+        match self.scenario {
+            Scenario::Middle => self.server.stop(),
+            Scenario::Wrapped => {
+                let said = format!("{said}{}", self.said());
+                self.followed = Some(links::lead_to(&links::of(&said), &self.server.url()));
+            }
+            _ => {}
         }
+    }
+
+    /// What the client has written to standard error so far.
+    fn said(&self) -> String {
+        fs::read_to_string(self.home.path().join("said")).unwrap_or_default()
     }
 
     /// Brings the server back and waits until an agent has delivered all that it kept.

@@ -23,7 +23,9 @@ class Answers(dspy.Module):
 
 def half(run):
     replies = [{"reasoning": "It is known.", "answer": f"Grüße 你好 {run}"}, {"short": "Hi"}] * 3
-    dspy.configure(lm=DummyLM(replies), callbacks=[callback])
+    lm = DummyLM(replies)
+    lm.model = "fake/model"  # the callback takes it apart into provider and model
+    dspy.configure(lm=lm, callbacks=[callback])
     program = Answers()
     for number in range(3):
         print(program(question=f"{run} question {number}").short)

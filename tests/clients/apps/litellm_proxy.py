@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import secrets
 import signal
 import socket
 import subprocess
@@ -26,6 +27,7 @@ litellm_settings:
   callbacks: ["opik"]
 """
 PATIENCE_SECONDS = 120
+KEY = f"sk-{secrets.token_hex(32)}"  # without one, the proxy does not start
 
 
 def free_port():
@@ -40,7 +42,8 @@ class Proxy:
         port = free_port()
         self.url = f"http://127.0.0.1:{port}"
         environment = {**os.environ, "LITELLM_LOG": "INFO", "LITELLM_LOCAL_MODEL_COST_MAP": "True",
-                       "DEFAULT_FLUSH_INTERVAL_SECONDS": "1", "OPIK_PROJECT_NAME": "litellm-test"}
+                       "DEFAULT_FLUSH_INTERVAL_SECONDS": "1", "OPIK_PROJECT_NAME": "litellm-test",
+                       "LITELLM_MASTER_KEY": KEY}
         command = [str(Path(sys.executable).parent / "litellm"), "--config", "config.yaml", "--host", "127.0.0.1"]
         self.process = subprocess.Popen([*command, "--port", str(port), "--telemetry", "False"], env=environment,
                                         stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
@@ -73,7 +76,7 @@ class Proxy:
         body = {"model": "fake", "messages": [{"role": "user", "content": f"{run} question {number}"}],
                 "metadata": {"opik": {"tags": [run], "thread_id": f"thread-{run}"}}}
         request = urllib.request.Request(f"{self.url}/v1/chat/completions", data=json.dumps(body).encode(),
-                                         headers={"Content-Type": "application/json"})
+                                         headers={"Content-Type": "application/json", "Authorization": f"Bearer {KEY}"})
         with urllib.request.urlopen(request, timeout=60) as answer:
             return json.load(answer)["choices"][0]["message"]["content"]
 

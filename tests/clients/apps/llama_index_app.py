@@ -18,7 +18,8 @@ Settings.tokenizer = str.split
 
 def half(run):
     documents = [Document(text=f"Text {number} of {run}. Grüße 你好", id_=f"{run}-{number}") for number in range(3)]
-    for index in [SummaryIndex.from_documents(documents), VectorStoreIndex.from_documents(documents)]:
+    # All embeddings are the same, so several documents would come in any order.
+    for index in [SummaryIndex.from_documents(documents), VectorStoreIndex.from_documents(documents[:1])]:
         engine = index.as_query_engine()
         for question in ["What is it?", "And why?"]:
             print(str(engine.query(f"{run}: {question}"))[:40])
