@@ -63,7 +63,11 @@ impl Scrubber {
             scrubbed.push(c);
         }
         scrubbed.pop();
-        scrubbed
+        // Columns are as wide as what is in them, and a spinner stands still where it was at the end.
+        let is_spinner = |c: char| ('\u{2800}'..='\u{28ff}').contains(&c);
+        let words: Vec<&str> =
+            scrubbed.split(|c: char| c == ' ' || is_spinner(c)).filter(|it| !it.is_empty()).collect();
+        words.join(" ")
     }
 }
 
@@ -72,7 +76,8 @@ fn varies(word: &str) -> bool {
     let digits = word.chars().filter(char::is_ascii_digit).count();
     let is_long = word.len() >= 8 || word.matches(':').count() == 2;
     let is_time = is_long && word.chars().all(|c| c.is_ascii_digit() || "-:.T+Z".contains(c));
-    (word.len() >= 16 && digits >= 4) || is_time || word.starts_with("0x")
+    let is_own = word.starts_with("0x") || (word.starts_with("tmp") && word.len() > 8);
+    (word.len() >= 16 && digits >= 4) || is_time || is_own
 }
 
 /// Returns everything that the server knows, one line for each trace with all that belongs to it, in a fixed order.
@@ -92,6 +97,7 @@ pub fn state(server: &FakeOpik, scrubber: &Scrubber) -> Vec<String> {
     lines.extend(otel_spans(server, scrubber));
     lines.extend(recorded(server, scrubber));
     for ((workspace, _, name), file) in server.files() {
+        let name = scrubber.text(&name);
         lines.push(format!("{workspace}: file {name} {} {}", file.bytes, file.sha256));
     }
     lines.sort();

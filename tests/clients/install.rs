@@ -4,7 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use crate::support::tools::{installed, run};
+use crate::support::tools::{installed, node_with, run};
 
 const GO_HINT: &str = "install Go: apt-get install golang-go";
 const JAVA_HINT: &str = "install a JDK, 17 or newer, and Maven: apt-get install default-jdk-headless maven";
@@ -25,6 +25,11 @@ pub fn python(name: &str) -> PathBuf {
         run(Command::new(folder.join("bin/python")).args(pip).arg(&list), PYTHON_HINT);
     });
     folder.join("bin")
+}
+
+/// Returns a `node_modules` folder with this package, `NAME@VERSION`.
+pub fn npm(package: &str) -> PathBuf {
+    node_with(&format!("client-{}", package.replace('@', "-")), &[package])
 }
 
 /// Returns whether this machine has a program.

@@ -19,7 +19,9 @@ pub fn of(said: &str) -> Vec<String> {
 
 /// Follows links as a browser does, up to the server's user interface.
 pub fn lead_to(links: &[String], server: &str) -> BTreeSet<String> {
-    links.iter().map(|link| follow(link, server)).collect()
+    // The API itself is for programs.
+    let is_api = |link: &&String| link.contains("/api") && !link.contains("/session/redirect/");
+    links.iter().filter(|link| !is_api(link)).map(|link| follow(link, server)).collect()
 }
 
 fn follow(link: &str, server: &str) -> String {
@@ -58,6 +60,13 @@ pub fn without_addresses(line: &str) -> String {
         rest = &port[end..];
     }
     text.push_str(rest);
+    // With or without a slash at its end, a base URL leads to the same place.
+    for end in [" ", "."] {
+        text = text.replace(&format!("<origin>/api/{end}"), &format!("<origin>/api{end}"));
+    }
+    if let Some(start) = text.strip_suffix("<origin>/api/") {
+        text = format!("{start}<origin>/api");
+    }
     let Some(at) = text.find("path=") else { return text };
     let value = &text[at + 5..];
     let end = value.find(|c: char| !c.is_ascii_alphanumeric() && !"+/=%_-".contains(c)).unwrap_or(value.len());

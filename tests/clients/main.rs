@@ -14,6 +14,8 @@ mod frameworks;
 mod install;
 mod links;
 mod litellm;
+mod mcp;
+mod opik_cli;
 mod otlp;
 mod reads;
 mod scenario;
