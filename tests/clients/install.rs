@@ -4,7 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use crate::support::tools::{installed, node_with, run};
+use crate::support::tools::{installed, run};
 
 const GO_HINT: &str = "install Go: apt-get install golang-go";
 const JAVA_HINT: &str = "install a JDK, 17 or newer, and Maven: apt-get install default-jdk-headless maven";
@@ -18,18 +18,29 @@ pub fn here(name: &str) -> PathBuf {
 
 /// Returns the `bin` folder of a virtual environment with the packages of `requirements/NAME.txt`.
 pub fn python(name: &str) -> PathBuf {
+    python_by("python3".as_ref(), name)
+}
+
+/// Returns the same, with this interpreter.
+pub fn python_by(interpreter: &Path, name: &str) -> PathBuf {
     let list = here(&format!("requirements/{name}.txt"));
     let folder = installed(&named(name, &list), |folder| {
-        run(Command::new("python3").args(["-m", "venv"]).arg(folder), PYTHON_HINT);
+        run(Command::new(interpreter).args(["-m", "venv"]).arg(folder), PYTHON_HINT);
         let pip = ["-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-input", "--no-deps", "-r"];
         run(Command::new(folder.join("bin/python")).args(pip).arg(&list), PYTHON_HINT);
     });
     folder.join("bin")
 }
 
-/// Returns a `node_modules` folder with this package, `NAME@VERSION`.
-pub fn npm(package: &str) -> PathBuf {
-    node_with(&format!("client-{}", package.replace('@', "-")), &[package])
+/// Returns an interpreter of this name that works: from the search path, or one that pyenv keeps beside it.
+pub fn newer_python(name: &str) -> Option<PathBuf> {
+    let root = std::env::var_os("PYENV_ROOT").map(PathBuf::from);
+    let root = root.or_else(|| Some(PathBuf::from(std::env::var_os("HOME")?).join(".pyenv")));
+    let kept =
+        root.and_then(|root| glob::glob(&root.join(format!("versions/*/bin/{name}")).display().to_string()).ok());
+    let found = [PathBuf::from(name)].into_iter().chain(kept.into_iter().flatten().flatten());
+    let works = |python: &PathBuf| Command::new(python).arg("--version").output().is_ok_and(|out| out.status.success());
+    found.into_iter().find(works)
 }
 
 /// Returns whether this machine has a program.

@@ -26,7 +26,7 @@ pub enum Reads {
     OpikUrl,
     /// `OTEL_EXPORTER_OTLP_ENDPOINT`.
     OtlpEndpoint,
-    /// `OPIK_API_BASE_URL`, of Opik's MCP server.
+    /// `OPIK_URL`, of Opik's MCP server.
     McpUrl,
 }
 
@@ -245,7 +245,7 @@ impl<'a> Stage<'a> {
         match self.client.reads {
             Reads::OpikUrl => command.env("OPIK_URL_OVERRIDE", format!("{url}/")),
             Reads::OtlpEndpoint => command.env("OTEL_EXPORTER_OTLP_ENDPOINT", format!("{url}/v1/private/otel")),
-            Reads::McpUrl => command.env("OPIK_API_BASE_URL", &url),
+            Reads::McpUrl => command.env("OPIK_URL", &url),
         };
         command.envs(self.client.env.iter().map(|(name, value)| (name, value)));
         command

@@ -90,12 +90,7 @@ pub fn javascript_otlp() -> PathBuf {
     node_with(&format!("otlp-javascript-{exporters}"), &packages)
 }
 
-/// Returns a `node_modules` folder with these packages.
-///
-/// # Panics
-///
-/// When they can't be installed; the message says what to do.
-pub fn node_with(name: &str, packages: &[&str]) -> PathBuf {
+fn node_with(name: &str, packages: &[&str]) -> PathBuf {
     let folder = installed(name, |folder| {
         let mut npm = Command::new("npm");
         npm.args(["install", "--no-audit", "--no-fund", "--no-update-notifier", "--omit-lockfile-registry-resolved"]);

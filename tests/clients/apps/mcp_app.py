@@ -3,9 +3,13 @@
 Its arguments are the command that starts the server.
 """
 
+import datetime
 import json
+import secrets
 import subprocess
 import sys
+import time
+import uuid
 
 from halves import halfway
 
@@ -41,14 +45,30 @@ def use(tool, **arguments):
 ask("initialize", protocolVersion="2025-03-26", capabilities={}, clientInfo={"name": "test", "version": "1"})
 tell("notifications/initialized")
 print(sorted(tool["name"] for tool in ask("tools/list")["tools"]))
-use("list-projects", page=1, size=10)
-traces = use("list-traces", projectName="seeded", page=1, size=10)
-listed = next(json.loads(text) for text in traces if text.lstrip().startswith(("[", "{")))
-ids = [trace["id"] for trace in (listed if isinstance(listed, list) else listed.get("content", listed.get("traces")))]
-use("get-trace-by-id", traceId=ids[0])
-use("add-trace-feedback", traceId=ids[0], scores=[{"name": "helpful", "value": 0.5, "reason": "Grüße 你好"}])
+
+
+def new_id():
+    """A UUID of version 7, as Opik's clients make them."""
+    milliseconds, rest = int(time.time() * 1000), secrets.randbits(80)
+    return str(uuid.UUID(int=(milliseconds << 80 | rest) & ~(0xF << 76 | 0x3 << 62) | 0x7 << 76 | 0x2 << 62))
+
+
+def half(run):
+    now = datetime.datetime.now(datetime.timezone.utc).isoformat()
+    id = new_id()
+    use("write", operation="trace.create", data={
+        "id": id, "project_name": "mcp-test", "name": f"trace {run}", "start_time": now, "end_time": now,
+        "input": {"text": "Grüße 你好"}, "tags": [run]})
+    use("write", operation="span.create", data={
+        "project_name": "mcp-test", "trace_id": id, "name": "generate", "type": "llm", "start_time": now, "end_time": now})
+    use("write", operation="score.create", data={
+        "target": "trace", "target_id": id, "name": "quality", "value": 0.5, "project_name": "mcp-test"})
+
+
+use("list", entity_type="project")
+use("list", entity_type="trace", project_name="seeded")
+half("first")
 halfway()
-for trace in ids:
-    use("add-trace-feedback", traceId=trace, scores=[{"name": "relevance", "value": 1}])
+half("second")
 server.stdin.close()
 server.wait(timeout=60)
