@@ -135,7 +135,12 @@ impl Tree<'_> {
     }
 
     fn entity(&self, entity: &Entity) -> Value {
-        let fields = entity.record.as_ref().map(|record| self.scrubber.object(&record.fields));
+        let fields = entity.record.as_ref().map(|record| {
+            let mut fields = self.scrubber.object(&record.fields);
+            // Where a client gives none, the agent does, or else the server.
+            fields.remove("id");
+            fields
+        });
         let each = |list: &BTreeMap<String, Map<String, Value>>| -> Vec<_> {
             list.values().map(|fields| self.scrubber.object(fields)).collect()
         };
@@ -187,6 +192,8 @@ fn recorded(server: &FakeOpik, scrubber: &Scrubber) -> BTreeSet<String> {
 
 /// How many characters are shown on each side of the place where two lines part.
 const SHOWN: usize = 200;
+/// How many lines are shown of a difference.
+const LINES: usize = 8;
 
 /// Returns what only one of two lists holds, `None` when they hold the same lines.
 pub fn difference(without: &[String], with: &[String]) -> Option<String> {
@@ -202,6 +209,9 @@ pub fn difference(without: &[String], with: &[String]) -> Option<String> {
         let shown: String = line.chars().skip(parting.saturating_sub(SHOWN)).take(2 * SHOWN).collect();
         format!("{side} ({}): {shown}", count.abs())
     };
-    let found: Vec<String> = counts.iter().map(|(line, count)| told(line, *count)).collect();
+    let mut found: Vec<String> = counts.iter().take(LINES).map(|(line, count)| told(line, *count)).collect();
+    if counts.len() > LINES {
+        found.push(format!("and {} more lines", counts.len() - LINES));
+    }
     (!found.is_empty()).then(|| found.join("\n"))
 }

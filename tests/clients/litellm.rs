@@ -7,6 +7,6 @@ use crate::scenario::{Client, is_as_without_an_agent};
 #[test]
 fn the_litellm_proxy_with_its_own_logger() {
     let bin = python("litellm");
-    let client = Client::script(bin.join("python"), "litellm_proxy.py");
+    let client = Client::script(bin.join("python"), "litellm_proxy.py").volatile(&["created"]);
     is_as_without_an_agent(&client);
 }

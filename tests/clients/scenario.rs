@@ -15,7 +15,7 @@ use crate::support::agent::{Agent, Home, program};
 use crate::support::fake_opik::FakeOpik;
 
 /// How long one run of a client may take.
-const PATIENCE: Duration = Duration::from_secs(300);
+const PATIENCE: Duration = Duration::from_secs(600);
 /// What a client prints when it has done the first half of its work; it goes on after a line on its standard input.
 const HALFWAY: &str = "halfway";
 
@@ -113,6 +113,8 @@ struct Outcome {
     status: ExitStatus,
     /// What the server refused.
     refused: Vec<String>,
+    /// What changes something and reached the server without going through an agent.
+    past_the_agent: BTreeSet<String>,
     /// What the server does not have.
     unknown: Vec<String>,
     took: Duration,
@@ -125,6 +127,8 @@ struct Stage<'a> {
     server: FakeOpik,
     agent: Option<Agent>,
     home: Home,
+    /// How many requests came before the client.
+    seeded: usize,
     /// Where the links led that the client had printed by the middle of its work.
     followed: Option<BTreeSet<String>>,
 }
@@ -163,6 +167,9 @@ pub fn is_as_without_an_agent_in(client: &Client, scenarios: &[Scenario]) {
                 differs(what, text);
             }
         }
+        if !outcome.past_the_agent.is_empty() {
+            differs("what went past the agent", format!("{:?}", outcome.past_the_agent));
+        }
         if outcome.links.as_ref().is_some_and(|links| Some(links) != direct.links.as_ref()) {
             let told = |links: &Option<BTreeSet<String>>| format!("{:?}", links.iter().flatten().collect::<Vec<_>>());
             let text = format!("{}\nwithout the agent: {}", told(&outcome.links), told(&direct.links));
@@ -179,12 +186,13 @@ impl<'a> Stage<'a> {
         if client.seeded {
             reads::seed(&server);
         }
+        let seeded = server.requests().len();
         if scenario.is_server_away() {
             server.stop();
         }
         let stands = matches!(scenario, Scenario::Online | Scenario::Outage | Scenario::Middle);
         let agent = stands.then(|| Agent::start(&server));
-        Self { client, scenario, server, agent, home: Home::new(), followed: None }
+        Self { client, scenario, server, agent, home: Home::new(), seeded, followed: None }
     }
 
     fn run(mut self) -> Outcome {
@@ -202,6 +210,7 @@ impl<'a> Stage<'a> {
         let lines = said.lines().filter(|line| !self.client.chatter.iter().any(|chatter| line.contains(chatter)));
         let unknown = self.server.requests().into_iter().filter(|request| request.answered_status == Some(404));
         let unknown: BTreeSet<String> = unknown.map(|it| format!("{} {}", it.method, it.path)).collect();
+        let past_the_agent = self.past_the_agent();
         let mut refused = self.server.violations();
         refused.extend(self.server.conflicts());
         Outcome {
@@ -210,9 +219,19 @@ impl<'a> Stage<'a> {
             links: links.map(|links| links.iter().map(|link| scrubber.text(link)).collect()),
             status,
             refused: refused.iter().map(|line| scrubber.text(line)).collect(),
+            past_the_agent,
             unknown: unknown.into_iter().collect(),
             took,
         }
+    }
+
+    fn past_the_agent(&self) -> BTreeSet<String> {
+        let requests = self.server.requests().into_iter().skip(self.seeded);
+        let changes = requests.filter(|request| {
+            let is_read = ["/search", "/retrieve"].iter().any(|end| request.route().ends_with(end));
+            request.method != "GET" && !is_read && request.header("X-Opik-Offline-Agent").is_none()
+        });
+        changes.map(|request| format!("{} {}", request.method, request.route())).collect()
     }
 
     /// What is a matter of this run alone: addresses and folders.

@@ -26,7 +26,7 @@ model_list:
 litellm_settings:
   callbacks: ["opik"]
 """
-PATIENCE_SECONDS = 120
+PATIENCE_SECONDS = 300
 KEY = f"sk-{secrets.token_hex(32)}"  # without one, the proxy does not start
 
 

@@ -9,9 +9,11 @@ use super::log::Received;
 
 type Predicate = Arc<dyn Fn(&Received) -> bool + Send + Sync>;
 
+type Responder = dyn Fn(&Received, &State) -> Option<Answer> + Send + Sync;
+
 /// Answers a request from what the server knows; `None` leaves it to the server.
 #[derive(Clone)]
-pub struct Respond(Arc<dyn Fn(&Received, &State) -> Option<Answer> + Send + Sync>);
+pub struct Respond(Arc<Responder>);
 
 impl Respond {
     pub(super) fn answer(&self, request: &Received, state: &State) -> Option<Answer> {
