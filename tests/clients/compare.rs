@@ -76,8 +76,10 @@ fn varies(word: &str) -> bool {
     let digits = word.chars().filter(char::is_ascii_digit).count();
     let is_long = word.len() >= 8 || word.matches(':').count() == 2;
     let is_time = is_long && word.chars().all(|c| c.is_ascii_digit() || "-:.T+Z".contains(c));
+    let is_hex = |part: &str| part.len() >= 8 && part.chars().all(|c| c.is_ascii_hexdigit());
+    let has_id = word.split('-').any(|part| is_hex(part) && part.contains(|c: char| c.is_ascii_digit()));
     let is_own = word.starts_with("0x") || (word.starts_with("tmp") && word.len() > 8);
-    (word.len() >= 16 && digits >= 4) || is_time || is_own
+    (word.len() >= 16 && digits >= 4) || is_time || has_id || is_own
 }
 
 /// Returns everything that the server knows, one line for each trace with all that belongs to it, in a fixed order.

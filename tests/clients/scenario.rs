@@ -16,7 +16,8 @@ use crate::support::fake_opik::FakeOpik;
 
 /// How long one run of a client may take.
 const PATIENCE: Duration = Duration::from_secs(600);
-/// What a client prints when it has done the first half of its work; it goes on after a line on its standard input.
+/// What a client prints when it has done the first half of its work, and maybe once more at its end; it goes on after a
+/// line on its standard input.
 const HALFWAY: &str = "halfway";
 
 /// Which address a client is given.
@@ -129,7 +130,7 @@ struct Stage<'a> {
     home: Home,
     /// How many requests came before the client.
     seeded: usize,
-    /// Where the links led that the client had printed by the middle of its work.
+    /// Where the links led that the client had printed when it last waited.
     followed: Option<BTreeSet<String>>,
 }
 
