@@ -43,7 +43,7 @@ fn opik_export_and_import() {
 
 #[test]
 fn opik_usage_report() {
-    let client = script("opik usage-report; echo $?; cat opik_usage_report.json");
+    let client = script("opik usage-report; echo $?; cat opik_usage_report.json; echo");
     is_as_without_an_agent_in(&client, WITH_SERVER);
 }
 
