@@ -17,8 +17,6 @@ pub struct Received {
     pub method: String,
     /// The path as sent, with its prefix.
     pub path: String,
-    /// The path as the proxy in front of the server takes it: with its empty segments merged.
-    pub(super) merged: String,
     pub query: Option<String>,
     /// In the order and case of the wire.
     pub headers: Vec<(String, String)>,
@@ -42,7 +40,7 @@ pub struct Received {
 impl Received {
     /// Returns the path after `/api` or `/opik/api`; the whole path when it has no such prefix.
     pub fn route(&self) -> &str {
-        route(&self.merged).unwrap_or(&self.merged)
+        route(&self.path).unwrap_or(&self.path)
     }
 
     pub fn header(&self, name: &str) -> Option<&str> {

@@ -58,7 +58,6 @@ pub fn received(head: &Head, body: Bytes) -> Received {
         seq: 0,
         at: Instant::now(),
         method: head.method.clone(),
-        merged: merged(&path),
         path,
         query,
         workspace: head.header("Comet-Workspace").unwrap_or("default").to_owned(),
@@ -74,20 +73,9 @@ pub fn received(head: &Head, body: Bytes) -> Received {
     }
 }
 
-/// Merges empty segments, as nginx does in front of the server.
-fn merged(path: &str) -> String {
-    let mut merged = String::with_capacity(path.len());
-    for c in path.chars() {
-        if c != '/' || !merged.ends_with('/') {
-            merged.push(c);
-        }
-    }
-    merged
-}
-
 /// Decodes the body, and checks it when it goes to a message endpoint.
 pub fn read(request: &mut Received) -> Reading {
-    let endpoint = route(&request.merged).and_then(|path| Endpoint::of(&request.method, path));
+    let endpoint = route(&request.path).and_then(|path| Endpoint::of(&request.method, path));
     let refused = |status, message| Reading::Refused { status, message };
     if request.method == "PUT"
         && (request.path.ends_with("/attachment/upload") || request.path.starts_with("/object-store/"))
@@ -201,7 +189,7 @@ impl Shared {
     }
 
     fn other(&mut self, request: &Received) -> Option<Answer> {
-        let path = route(&request.merged)?;
+        let path = route(&request.path)?;
         let method = if request.method == "HEAD" { "GET" } else { request.method.as_str() };
         match (method, path) {
             ("OPTIONS", _) => return Some(Answer::empty(200).with("Allow", "GET, HEAD, POST, OPTIONS")),
