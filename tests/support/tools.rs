@@ -100,7 +100,7 @@ fn node_with(name: &str, packages: &[&str]) -> PathBuf {
 }
 
 /// Returns the folder of a tool, after `install` has filled it if nobody did so before.
-fn installed(name: &str, install: impl FnOnce(&Path)) -> PathBuf {
+pub fn installed(name: &str, install: impl FnOnce(&Path)) -> PathBuf {
     let tools = Path::new(env!("CARGO_TARGET_TMPDIR")).parent().expect("it lies in the target folder").join("tools");
     fs::create_dir_all(&tools).unwrap_or_else(|why| panic!("cannot make {}: {why}", tools.display()));
     let (folder, marker) = (tools.join(name), tools.join(format!("{name}.complete")));
@@ -117,8 +117,13 @@ fn installed(name: &str, install: impl FnOnce(&Path)) -> PathBuf {
     folder
 }
 
+/// Runs an installer to its end.
+///
+/// # Panics
+///
+/// When it fails; the message ends with the hint.
 #[track_caller]
-fn run(command: &mut Command, hint: &str) {
+pub fn run(command: &mut Command, hint: &str) {
     let program = command.get_program().to_string_lossy().into_owned();
     let output = command.output().unwrap_or_else(|why| panic!("cannot run {program}: {why}\nhint: {hint}"));
     let stderr = String::from_utf8_lossy(&output.stderr);

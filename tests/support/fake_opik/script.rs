@@ -4,9 +4,28 @@ use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+use super::State;
 use super::log::Received;
 
 type Predicate = Arc<dyn Fn(&Received) -> bool + Send + Sync>;
+
+type Responder = dyn Fn(&Received, &State) -> Option<Answer> + Send + Sync;
+
+/// Answers a request from what the server knows; `None` leaves it to the server.
+#[derive(Clone)]
+pub struct Respond(Arc<Responder>);
+
+impl Respond {
+    pub(super) fn answer(&self, request: &Received, state: &State) -> Option<Answer> {
+        (self.0)(request, state)
+    }
+}
+
+impl std::fmt::Debug for Respond {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Respond")
+    }
+}
 
 /// Which requests a fault meets; everything that is not set matches.
 #[derive(Clone, Default)]
@@ -116,6 +135,8 @@ pub(super) fn glob_matches(glob: &str, text: &str) -> bool {
 pub enum Then {
     /// Answered so, and not processed.
     Answer(Answer),
+    /// Answered by the test's own function where it has an answer, and processed otherwise.
+    Respond(Respond),
     /// Never answered and not processed; the connection stays open until the fault is cleared or the client goes.
     Hang,
     /// Waits until the fault is cleared, and is then processed as if nothing had been.
@@ -146,6 +167,11 @@ pub enum Then {
 impl Then {
     pub fn status(status: u16) -> Self {
         Self::Answer(Answer::error(status, "scripted by the test"))
+    }
+
+    /// Adds routes that the server does not have by itself.
+    pub fn respond(answer: impl Fn(&Received, &State) -> Option<Answer> + Send + Sync + 'static) -> Self {
+        Self::Respond(Respond(Arc::new(answer)))
     }
 
     /// What comes from a port on which something else listens.

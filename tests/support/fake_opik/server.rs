@@ -111,6 +111,11 @@ impl Connection<'_> {
                 (shared, answer)
             }
             Some(Then::Answer(answer)) => (shared, answer),
+            Some(Then::Respond(respond)) => {
+                let answer = respond.answer(&request, &shared.state);
+                let answer = answer.unwrap_or_else(|| process(&mut shared));
+                (shared, answer)
+            }
             Some(Then::Hang) => {
                 if let Some(mut shared) = self.wait(shared, stream, seq, cleared) {
                     shared.end(seq, None);
