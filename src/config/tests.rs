@@ -338,7 +338,7 @@ fn an_unknown_key_is_an_error_in_our_file_only() {
     let (_, hint) = FakeEnvironment::new().with_config_yaml("zzz: 1\n").error(&Flags::default());
     assert!(
         hint.starts_with(
-            "the known keys are adopt_orphans, all_otlp_traces, allowed_hosts, client_timeout, connect_timeout, db, "
+            "the known keys are adopt_orphans, all_otlp_traces, allowed_hosts, client_cert_file, client_key_file, "
         ),
         "{hint}"
     );
