@@ -33,6 +33,7 @@ mod full_disk;
 mod full_store;
 mod isolation;
 mod kills;
+mod large;
 mod limits;
 #[cfg(target_os = "linux")]
 mod load;
