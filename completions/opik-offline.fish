@@ -53,8 +53,8 @@ complete -c opik-offline -n "__fish_opik_offline_using_subcommand agent" -l reje
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand agent" -l rejected-export -d 'Write rejected messages to this folder before they are dropped to make room, as JSON lines [default: none]' -r -f -a "(__fish_complete_directories)"
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand agent" -l max-age -d 'Drop messages that wait longer than this [default: none]' -r
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand agent" -l max-attempts -d 'Reject a message that failed alone this many times [default: 10]' -r
-complete -c opik-offline -n "__fish_opik_offline_using_subcommand agent" -l max-body-size -d 'Refuse bodies larger than this as sent [default: 64MiB]' -r
-complete -c opik-offline -n "__fish_opik_offline_using_subcommand agent" -l max-inflated-size -d 'Refuse bodies larger than this when decoded [default: 128MiB]' -r
+complete -c opik-offline -n "__fish_opik_offline_using_subcommand agent" -l max-body-size -d 'Keep no body larger than this as sent: it streams through [default: 500MiB]' -r
+complete -c opik-offline -n "__fish_opik_offline_using_subcommand agent" -l max-inflated-size -d 'Keep no body larger than this when decoded: it streams through [default: 512MiB]' -r
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand agent" -l max-attachment-size -d 'Refuse files of attachments larger than this [default: 5GiB]' -r
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand agent" -l max-connections -d 'Take this many connections of clients at once; past it the longest idle one is closed [default: 4096]' -r
 complete -c opik-offline -n "__fish_opik_offline_using_subcommand agent" -l memory-budget -d 'Let bodies take this much memory, of clients and of replay; unset, 256MiB, and less in a small container' -r

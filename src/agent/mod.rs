@@ -45,6 +45,7 @@ use tracing::{error, info, warn};
 
 use crate::config::ServiceManager;
 use crate::intake::site::SitePolicy;
+use crate::intake::spool::Spools;
 use crate::intake::status::{self, Watch};
 use crate::intake::workers::Workers;
 use crate::intake::{Intake, IntakeLimits};
@@ -274,6 +275,11 @@ impl Agent {
             metrics: metrics.clone(),
             limits: settings.intake,
             memory: memory.clone(),
+            spools: Arc::new(Spools::beside(
+                &settings.store_path,
+                settings.store_limits.size_max,
+                settings.store_limits.disk_reserve,
+            )),
             token: settings.intake_token.clone(),
             listen_host: settings.listen.ip().to_string(),
             sites: SitePolicy::new(self.address.ip(), &settings.allowed_hosts),

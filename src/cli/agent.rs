@@ -132,11 +132,11 @@ pub struct AgentArgs {
     #[arg(long, value_name = "N", hide_short_help = true)]
     max_attempts: Option<OsString>,
 
-    /// Refuse bodies larger than this as sent [default: 64MiB]
+    /// Keep no body larger than this as sent: it streams through [default: 500MiB]
     #[arg(long, value_name = "SIZE", hide_short_help = true)]
     max_body_size: Option<OsString>,
 
-    /// Refuse bodies larger than this when decoded [default: 128MiB]
+    /// Keep no body larger than this when decoded: it streams through [default: 512MiB]
     #[arg(long, value_name = "SIZE", hide_short_help = true)]
     max_inflated_size: Option<OsString>,
 

@@ -11,7 +11,7 @@ use std::time::Duration;
 use super::progress::Progress;
 use super::render::count;
 use super::signals::Relay;
-use super::{Common, Failure, translate};
+use super::{Common, Failure};
 use crate::agent::child::{Child, Ended};
 use crate::agent::environment::{Changes, Wrapping};
 use crate::agent::files::SoftLimit;
@@ -221,8 +221,8 @@ fn receiver(config: &Config, run: &RunEnd) -> String {
     let is_agent = || {
         let url = upstream.to_string();
         let base_url = url.strip_suffix(upstream.path()).unwrap_or(&url).to_owned();
-        let settings = UpstreamSettings { base_url, proxy: None, ..translate::upstream_settings(config) };
-        let answer = Upstream::new(&settings).ok()?.read("-/ready", AGENT_TIMEOUT).ok()?;
+        let settings = UpstreamSettings::plain(base_url, AGENT_TIMEOUT);
+        let answer = Upstream::new(&settings).read("-/ready", AGENT_TIMEOUT).ok()?;
         let ready: serde_json::Value = serde_json::from_str(&answer.text).ok()?;
         ready.get("agent").map(|_| ())
     };

@@ -237,15 +237,15 @@ settings! {
     /// Sends of a message that the server answered with an error of its own, before it is rejected
     max_attempts: u32 = "10", "OPIK_OFFLINE_MAX_ATTEMPTS", "--max-attempts", ConfigYaml, plain(within(1, 1_000_000));
 
-    /// Largest request body, as sent
-    max_body_size: ByteSize = "64MiB", "OPIK_OFFLINE_MAX_BODY_SIZE", "--max-body-size", ConfigYaml,
+    /// Largest request body that is kept, as sent; a larger one streams through while the server is there, and gets a 413 otherwise
+    max_body_size: ByteSize = "500MiB", "OPIK_OFFLINE_MAX_BODY_SIZE", "--max-body-size", ConfigYaml,
         plain(within(ByteSize::KIB, STORED_BODY_MAX));
 
     /// Connections of clients at once; past it the longest idle one is closed, and a new one gets a 503 when all are busy
     max_connections: u32 = "4096", "OPIK_OFFLINE_MAX_CONNECTIONS", "--max-connections", ConfigYaml, plain(within(1, 1_000_000));
 
-    /// Largest request body, once inflated
-    max_inflated_size: ByteSize = "128MiB", "OPIK_OFFLINE_MAX_INFLATED_SIZE", "--max-inflated-size", ConfigYaml,
+    /// Largest request body that is kept, once inflated; a larger one streams through while the server is there, and gets a 413 otherwise
+    max_inflated_size: ByteSize = "512MiB", "OPIK_OFFLINE_MAX_INFLATED_SIZE", "--max-inflated-size", ConfigYaml,
         plain(within(ByteSize::KIB, STORED_BODY_MAX));
 
     /// Largest size of the store

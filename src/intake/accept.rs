@@ -5,11 +5,17 @@
 //!                                                                          └─ register ─▶ committed ─▶ acknowledged
 //! ```
 //!
+//! What is too large for memory takes the same way, with its body on disk ([`large`]); what can't be kept streams through
+//! ([`unkept`]).
+//!
 //! The crash between every two steps: before the answer or the commit nothing was acknowledged and the client still has
 //! its data; after it, the server or the disk has it. Once the body is read the work goes on in a task of its own, so a
 //! client that hangs up neither loses a write half-way nor frees its turn too early.
 
 pub(super) mod full;
+mod large;
+mod receive;
+mod unkept;
 
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
@@ -22,7 +28,12 @@ use tokio::sync::oneshot;
 use tracing::{debug, info, warn};
 use uuid::Uuid;
 
+use self::large::Large;
+pub(super) use self::receive::Sizes;
+use self::receive::{Decoded, Received};
+use self::unkept::{Asked, Begun};
 use super::forward::{self, ClientAnswer};
+use super::spool::{Payload, Progress};
 use super::wire::{Pace, TooSlow};
 use super::{ClientUrl, Shared};
 use crate::delivery::admission::{Admission, LaneState, Reachability, admit, forward_patience, unprotected};
@@ -73,6 +84,8 @@ const AWAITED_PAUSE_MAX: Duration = Duration::from_secs(10);
 const AWAITED_RATE_MIN: u64 = 256 * 1024;
 /// How often a pause that is longer is looked at again.
 const AWAITED_LOOK_INTERVAL: Duration = Duration::from_secs(1);
+/// Memory that a body takes at once which does not say how large it is, when it turns out to be a large one.
+const GROWER_BYTES: u64 = 64 * 1024 * 1024;
 /// What an id takes that is added to a body, with its key.
 const ID_BYTES: u64 = 64;
 /// What a client is asked to wait when the store is full or busy.
@@ -99,24 +112,54 @@ pub(super) async fn accept(
     body: Incoming,
 ) -> ClientAnswer {
     let mut body = body;
-    let (bytes, memory) = match read_body(&shared, &head.headers, &mut body).await {
-        Ok(read) => read,
+    let received = match receive::receive(&shared, write.message_type, &head.headers, &mut body).await {
+        Ok(received) => received,
         Err(reply) => return refuse(reply, &head.headers, body).await,
     };
+    let asked = Asked { write, head, below, client };
     let work = async move {
-        let mut memory = Some(memory);
-        let answer = Write::prepare(&shared, write, head, below, bytes, &mut memory).await;
-        let answer = match answer {
-            Ok(write) => write.deliver(&shared, &client).await,
-            Err(reply) => forward::own_answer(reply),
-        };
-        drop(memory);
-        answer
+        match received {
+            Received::Held(bytes, memory) => take(&shared, asked, bytes, memory).await,
+            Received::Spooled(payload) => large::take(&shared, asked, payload, None).await,
+            Received::Unkept(begun, why) => unkept::stream_through(&shared, asked, begun, Some(body), why).await,
+        }
     };
     // Not tied to the connection: see the module's head.
     tokio::spawn(work).await.unwrap_or_else(|_| {
         forward::own_answer(error(500, "opik-offline failed to handle this request, which was not stored"))
     })
+}
+
+/// Takes a write whose body is in memory as it was sent.
+async fn take(shared: &Arc<Shared>, asked: Asked, bytes: Bytes, memory: Grant) -> ClientAnswer {
+    match receive::measure(shared, asked.write.message_type, &asked.head.headers, &bytes).await {
+        Ok(Decoded::Whole(content_bytes)) => take_whole(shared, asked, bytes, content_bytes, memory).await,
+        Ok(Decoded::Divided) => large::take(shared, asked, Payload::Held(bytes), Some(memory)).await,
+        Ok(Decoded::Unkept(why)) => {
+            let begun = Begun { payload: Payload::Held(bytes), memory: Some(memory) };
+            unkept::stream_through(shared, asked, begun, None, why).await
+        }
+        Err(reply) => forward::own_answer(reply),
+    }
+}
+
+/// Takes a write whose body is decoded in memory, to this many bytes if that is known.
+async fn take_whole(
+    shared: &Arc<Shared>,
+    asked: Asked,
+    bytes: Bytes,
+    content_bytes: Option<u64>,
+    memory: Grant,
+) -> ClientAnswer {
+    let Asked { write, head, below, client } = asked;
+    let mut memory = Some(memory);
+    let answer = Write::prepare(shared, write, head, below, (bytes, content_bytes), &mut memory).await;
+    let answer = match answer {
+        Ok(write) => write.deliver(shared, &client).await,
+        Err(reply) => forward::own_answer(reply),
+    };
+    drop(memory);
+    answer
 }
 
 /// Returns an answer of the agent's own after the rest of the body was read and thrown away.
@@ -142,25 +185,46 @@ pub(super) async fn refuse_with(answer: ClientAnswer, headers: &HeaderMap, mut b
     answer
 }
 
-/// Reads a body whole, within the limits of size and of memory for all bodies together.
-///
-/// A large body that says how large it is waits until there is memory for all of it, and is not read before: its client
-/// is held back by its connection. Others take memory as they come. A client that has memory and sends nothing gives it
-/// up when others need it.
+/// Reads a body whole, if it may be held in memory.
 pub(super) async fn read_body(
     shared: &Shared,
     headers: &HeaderMap,
     body: &mut Incoming,
 ) -> Result<(Bytes, Grant), Reply> {
-    let limit = shared.limits.body_bytes_max;
+    let limit = shared.limits.body_bytes_max.min(Sizes::of(shared.memory.bytes()).whole);
     let too_large = || {
         shared.over_limit("bytes of a body");
         error(413, &format!("the body is larger than {limit} bytes, opik-offline's limit (max_body_size)"))
     };
-    let announced = body.size_hint().exact();
-    if announced.is_some_and(|bytes| bytes > limit) {
+    if body.size_hint().exact().is_some_and(|bytes| bytes > limit) {
         return Err(too_large());
     }
+    match read_up_to(shared, headers, body, limit).await? {
+        Read { bytes, memory, is_whole: true } => Ok((bytes, memory)),
+        Read { is_whole: false, .. } => Err(too_large()),
+    }
+}
+
+/// What was read of a body.
+struct Read {
+    bytes: Bytes,
+    memory: Grant,
+    /// False for one that is larger than was asked for.
+    is_whole: bool,
+}
+
+/// Returns how long a body is, as its head says.
+fn content_length(headers: &HeaderMap) -> Option<u64> {
+    headers.get(header::CONTENT_LENGTH)?.to_str().ok()?.parse().ok()
+}
+
+/// Reads a body up to a size, and a little past it, within the memory for all bodies together.
+///
+/// A large body that says how large it is waits until there is memory for all of it, and is not read before: its client
+/// is held back by its connection. Others take memory as they come. A client that has memory and sends nothing gives it
+/// up when others need it.
+async fn read_up_to(shared: &Shared, headers: &HeaderMap, body: &mut Incoming, limit: u64) -> Result<Read, Reply> {
+    let announced = body.size_hint().exact();
     let reserved = announced.filter(|bytes| shared.memory.is_large(*bytes));
     let mut memory = match reserved {
         Some(bytes) => shared.wait_for_memory(Use::Intake, bytes).await?,
@@ -190,9 +254,11 @@ pub(super) async fn read_body(
         let Ok(data) = frame.into_data() else { continue };
         let bytes = (read.len() + data.len()) as u64;
         if bytes > limit {
-            return Err(too_large());
+            // A frame is no larger than what a socket is read with.
+            read.extend_from_slice(&data);
+            return Ok(Read { bytes: read.freeze(), memory, is_whole: false });
         }
-        if !memory.try_grow_up_to(bytes, announced.unwrap_or(limit)) {
+        if !memory.try_grow_up_to(bytes, announced.unwrap_or(limit.min(GROWER_BYTES))) {
             return Err(shared.busy());
         }
         if is_behind(bytes, began.elapsed()) && shared.memory.is_awaited(Use::Intake) {
@@ -204,13 +270,11 @@ pub(super) async fn read_body(
         }
         read.extend_from_slice(&data);
     }
-    if let Some(expected) = headers.get(header::CONTENT_LENGTH).and_then(|v| v.to_str().ok()?.parse::<u64>().ok())
-        && expected != read.len() as u64
-    {
+    if content_length(headers).is_some_and(|expected| expected != read.len() as u64) {
         return Err(error(400, "the body is shorter than its Content-Length"));
     }
     memory.shrink_to(read.len() as u64);
-    Ok((read.freeze(), memory))
+    Ok(Read { bytes: read.freeze(), memory, is_whole: true })
 }
 
 /// Returns whether a body comes more slowly than it may while others wait for memory.
@@ -229,6 +293,8 @@ struct Write {
     needs_answer: Option<NeedsAnswer>,
     /// How an OTLP exporter wants its answer.
     acknowledged_as: Option<otlp::Format>,
+    /// Its body, when that is not in the message because it is too large.
+    large: Option<Arc<Large>>,
 }
 
 impl Write {
@@ -240,19 +306,14 @@ impl Write {
         route: Protected,
         mut head: Parts,
         below: String,
-        bytes: Bytes,
+        (bytes, content_bytes): (Bytes, Option<u64>),
         memory: &mut Option<Grant>,
     ) -> Result<Self, Reply> {
-        let encoding = head.headers.get(header::CONTENT_ENCODING);
-        let named = encoding.map(|value| value.to_str().unwrap_or("unreadable"));
-        let Some(encoding) = Encoding::from_header(named) else {
-            let text = format!("Content-Encoding {} is not supported, use gzip, deflate or none", named.unwrap_or(""));
-            return Err(error(415, &text));
-        };
+        let encoding = encoding_of(&head.headers)?;
         let lane = lane_of(&shared.server, &head.headers);
         let body = Body::new(bytes, encoding);
         let inflated_max = shared.limits.inflated_bytes_max;
-        let content_max = body.content_bytes_max().min(inflated_max);
+        let content_max = content_bytes.unwrap_or_else(|| body.content_bytes_max()).min(inflated_max);
         let is_small = body.bytes.len() <= PREPARE_INLINE_BYTES_MAX && content_max <= PREPARE_INLINE_CONTENT_BYTES_MAX;
         // What is inflated stands beside the body until it is read.
         let inflated = match body.is_encoded() && !is_small {
@@ -304,12 +365,14 @@ impl Write {
             project: inspection.project,
             accepted_at_ms: 0,
         };
-        Ok(Self { route, head, id, message, needs_answer: inspection.needs_answer, acknowledged_as })
+        Ok(Self { route, head, id, message, needs_answer: inspection.needs_answer, acknowledged_as, large: None })
     }
 
     /// Takes its turn, then forwards or registers it.
     async fn deliver(self, shared: &Arc<Shared>, client: &ClientUrl) -> ClientAnswer {
-        let turn = shared.lanes.turn(&self.message.lane, &self.message.touches, Some(&self.message.request)).await;
+        // What is not in memory is not compared with what others say.
+        let says = self.large.is_none().then_some(&self.message.request);
+        let turn = shared.lanes.turn(&self.message.lane, &self.message.touches, says).await;
         let reachability = shared.reachability();
         // While the server is away every write is stored, whatever waits: that is not worth a look into the store, which
         // costs more than reading the request.
@@ -384,7 +447,11 @@ impl Write {
         let base_url = shared.forwarder.base_url();
         // As its client spelled it; what is stored has the one spelling that every front of a server reads alike.
         let uri = client.uri.clone();
-        let mut request = http::Request::new(forward::whole(self.message.request.body.bytes.clone()));
+        let progress = Arc::<Progress>::default();
+        let mut request = http::Request::new(match &self.large {
+            None => forward::whole(self.message.request.body.bytes.clone()),
+            Some(large) => large.payload().body(None, progress.clone()),
+        });
         *request.method_mut() = self.head.method.clone();
         *request.headers_mut() = forward::request_headers(self.head.headers.clone(), &uri, &shared.agent_mark);
         // Set by hyper from the body that is really sent: it differs when an id was added, and for chunked uploads.
@@ -408,14 +475,16 @@ impl Write {
         let timed_out = |after| Err(SendFailure::Timeout { url: base_url.to_owned(), after });
         let mut exchange = std::pin::pin!(exchange);
         let mut is_doubted = false;
+        // A large body takes its time: the server is silent when it takes no more of it.
+        let silence = || progress.idle().unwrap_or_else(|| started.elapsed());
         let result: Result<_, SendFailure> = loop {
-            let look = SILENCE_LOOK_INTERVAL.min(timeout.saturating_sub(started.elapsed()));
+            let look = SILENCE_LOOK_INTERVAL.min(timeout.saturating_sub(silence()));
             tokio::select! {
                 result = exchange.as_mut() => break result,
                 () = shared.hurry.requested() => break timed_out(started.elapsed()),
                 () = tokio::time::sleep(look) => {}
             }
-            let elapsed = started.elapsed();
+            let elapsed = silence();
             let is_gone = storable && shared.connection.availability() == Availability::Unavailable;
             let (free, max) = shared.memory.free(Use::Intake);
             let is_over = elapsed >= if storable { forward_patience(timeout, free, max) } else { timeout };
@@ -536,9 +605,21 @@ impl Write {
     /// Stores the write and acknowledges it once it is committed, or says why it is not stored.
     async fn register(&self, shared: &Arc<Shared>, client: &ClientUrl) -> Result<ClientAnswer, NotStored> {
         shared.write_notes_left().await;
-        let (done, committed) = oneshot::channel();
+        if let Some(large) = &self.large {
+            return self.register_pieces(shared, client, large).await;
+        }
         // Copies no body: those bytes are shared.
-        let message = Message { accepted_at_ms: crate::store::now_ms(), ..self.message.clone() };
+        self.commit(shared, self.message.clone()).await?;
+        Ok(forward::own_answer(match self.acknowledged_as {
+            Some(format) => otlp::success(format),
+            None => success(&self.route, &client.base(), self.id.as_deref()),
+        }))
+    }
+
+    /// Stores a message, and returns once it is committed.
+    async fn commit(&self, shared: &Arc<Shared>, message: Message) -> Result<(), NotStored> {
+        let (done, committed) = oneshot::channel();
+        let message = Message { accepted_at_ms: now_ms(), ..message };
         shared.committer.submit(
             message,
             // The receiver is gone only when the runtime is: then nobody is left to answer.
@@ -547,10 +628,7 @@ impl Write {
         match committed.await {
             Ok(Ok(_)) => {
                 shared.metrics.messages_registered.add(1);
-                Ok(forward::own_answer(match self.acknowledged_as {
-                    Some(format) => otlp::success(format),
-                    None => success(&self.route, &client.base(), self.id.as_deref()),
-                }))
+                Ok(())
             }
             Ok(Err(error)) => Err(NotStored::of(shared, &error)),
             Err(_) => {
@@ -617,6 +695,17 @@ pub(super) struct NotStored {
 }
 
 impl NotStored {
+    /// Other bodies take the memory that is needed to store this one.
+    fn busy() -> Self {
+        Self { text: BUSY_TEXT.to_owned(), full: None, may_be_sent: true }
+    }
+
+    /// The body can't be read from the disk where it waits.
+    fn unreadable() -> Self {
+        let text = "opik-offline cannot read this body from its disk".to_owned();
+        Self { text, full: None, may_be_sent: false }
+    }
+
     /// Takes the failure of the store, and lets those know who watch whether it is full.
     pub(super) fn of(shared: &Shared, failure: &CommitError) -> Self {
         let mut full = None;
@@ -661,6 +750,15 @@ struct Inspected {
     /// As sent, unless an id had to be added.
     body: Body,
     id: Option<String>,
+}
+
+/// Returns how a body is encoded.
+fn encoding_of(headers: &HeaderMap) -> Result<Encoding, Reply> {
+    let named = headers.get(header::CONTENT_ENCODING).map(|value| value.to_str().unwrap_or("unreadable"));
+    Encoding::from_header(named).ok_or_else(|| {
+        let text = format!("Content-Encoding {} is not supported, use gzip, deflate or none", named.unwrap_or(""));
+        error(415, &text)
+    })
 }
 
 /// What the head of an OTLP request says about its body.

@@ -27,7 +27,7 @@ use http_body_util::BodyExt;
 use hyper::body::{Body as _, Incoming};
 use tracing::{debug, warn};
 
-use super::accept::{NotStored, judge_answer, kept_headers, lane_of, read_body, refuse, refuse_with};
+use super::accept::{NotStored, Sizes, judge_answer, kept_headers, lane_of, read_body, refuse, refuse_with};
 use super::forward::{self, ClientAnswer};
 use super::wire::{Pace, TooSlow};
 use super::{ClientUrl, PassedBody, Shared, pass_through, streamed};
@@ -177,7 +177,8 @@ async fn read_json(
             "the Content-Encoding is not supported, use gzip, deflate or none",
         )));
     };
-    match Body::new(bytes.clone(), encoding).decode(shared.limits.inflated_bytes_max) {
+    let bytes_max = shared.limits.inflated_bytes_max.min(Sizes::of(shared.memory.bytes()).whole_inflated);
+    match Body::new(bytes.clone(), encoding).decode(bytes_max) {
         Ok(content) => Ok((bytes, content)),
         Err(fault) => Err(forward::own_answer(error(400, &fault.to_string()))),
     }

@@ -26,8 +26,21 @@ pub struct Lanes {
     last: Arc<Mutex<LastTurns>>,
 }
 
-/// The latest turns about each entity of each lane.
-type LastTurns = HashMap<(Arc<Lane>, EntityKey), Latest>;
+/// The latest turns.
+#[derive(Default)]
+struct LastTurns {
+    /// Those about each entity of each lane.
+    entities: HashMap<(Arc<Lane>, EntityKey), Latest>,
+    /// The last one of each lane that is about all entities.
+    whole: HashMap<Arc<Lane>, Ended>,
+}
+
+impl LastTurns {
+    #[cfg(test)]
+    fn is_empty(&self) -> bool {
+        self.entities.is_empty() && self.whole.is_empty()
+    }
+}
 
 /// The turns about one entity that a later one may have to wait for; earlier ones end before these do.
 #[derive(Default)]
@@ -65,6 +78,12 @@ impl Latest {
         let words = words.filter(|_| !is_end).cloned();
         self.change = Some(Alike { words, turns: vec![ended.clone()], behind: earlier.clone() });
         earlier
+    }
+
+    /// Returns all that have not ended, or end before these do.
+    fn all(&self) -> impl Iterator<Item = &Ended> {
+        let changes = self.change.iter().flat_map(|alike| &alike.turns);
+        changes.chain(&self.end).chain(&self.references)
     }
 
     /// Forgets a turn, and says whether nothing is left. A later turn that took its place still waits for it, and
@@ -134,9 +153,10 @@ impl Lanes {
         let mut keys = Vec::with_capacity(touches.len());
         {
             let mut last = self.lock();
+            earlier.extend(last.whole.get(&lane).cloned());
             for touch in touches {
                 keys.push(touch.key);
-                let latest = last.entry((lane.clone(), touch.key)).or_default();
+                let latest = last.entities.entry((lane.clone(), touch.key)).or_default();
                 earlier.extend(latest.enqueue(touch.effect, &ended, words.as_ref()));
             }
         }
@@ -144,6 +164,28 @@ impl Lanes {
         async move {
             for ended in earlier {
                 // Always an error: the semaphore is closed, which is what we wait for.
+                let _ = ended.acquire().await;
+            }
+            turn
+        }
+    }
+
+    /// Waits until every earlier write of the lane that names an entity has its end; later ones wait for this turn.
+    ///
+    /// For a write whose entities are unknown. The place in the queue is taken when this is called.
+    pub fn turn_of_lane(&self, lane: &Lane) -> impl Future<Output = Turn> + Send + use<> {
+        let lane = Arc::new(lane.clone());
+        let ended: Ended = Arc::new(Semaphore::new(0));
+        let mut earlier = Vec::new();
+        {
+            let mut last = self.lock();
+            let of_lane = last.entities.iter().filter(|((of, _), _)| *of == lane);
+            earlier.extend(of_lane.flat_map(|(_, latest)| latest.all()).cloned());
+            earlier.extend(last.whole.insert(lane.clone(), ended.clone()));
+        }
+        let turn = Turn { lanes: self.clone(), lane, keys: Vec::new(), ended };
+        async move {
+            for ended in earlier {
                 let _ = ended.acquire().await;
             }
             turn
@@ -159,11 +201,14 @@ impl Drop for Turn {
     fn drop(&mut self) {
         let mut last = self.lanes.lock();
         for key in self.keys.drain(..) {
-            if let Entry::Occupied(mut entry) = last.entry((self.lane.clone(), key))
+            if let Entry::Occupied(mut entry) = last.entities.entry((self.lane.clone(), key))
                 && entry.get_mut().forget(&self.ended)
             {
                 entry.remove();
             }
+        }
+        if last.whole.get(&self.lane).is_some_and(|ended| Arc::ptr_eq(ended, &self.ended)) {
+            last.whole.remove(&self.lane);
         }
         drop(last);
         self.ended.close();
@@ -265,6 +310,29 @@ mod tests {
         assert!(is_ready(&mut second).await.is_none(), "ends are alone");
         drop(first);
         drop(is_ready(&mut second).await);
+        assert!(lanes.lock().is_empty(), "turns that ended are still remembered");
+    }
+
+    #[tokio::test]
+    async fn a_turn_of_the_lane_waits_for_all_before_it_and_all_behind_it_wait() {
+        let (lanes, lane) = (Lanes::default(), Lane::default());
+        let other = Lane { workspace: Some("other".into()), ..Lane::default() };
+        let refer = turn(&lanes, &lane, &[touch("a", Effect::Refer)]).await;
+        let create = turn(&lanes, &lane, &[touch("b", Effect::Create)]).await;
+        let mut whole = Box::pin(lanes.turn_of_lane(&lane));
+        let mut later = Box::pin(turn(&lanes, &lane, &[touch("c", Effect::Create)]));
+        let mut last = Box::pin(lanes.turn_of_lane(&lane));
+        assert!(is_ready(&mut Box::pin(turn(&lanes, &other, &[touch("b", Effect::Create)]))).await.is_some());
+        drop(refer);
+        assert!(is_ready(&mut whole).await.is_none(), "it overtakes the create");
+        assert!(is_ready(&mut later).await.is_none(), "it overtakes the turn of the lane");
+        drop(create);
+        let whole = is_ready(&mut whole).await.expect("all before it have their end");
+        assert!(is_ready(&mut later).await.is_none());
+        drop(whole);
+        assert!(is_ready(&mut last).await.is_none(), "it overtakes what came before it");
+        drop(is_ready(&mut later).await.expect("it is its turn"));
+        drop(is_ready(&mut last).await.expect("it is its turn"));
         assert!(lanes.lock().is_empty(), "turns that ended are still remembered");
     }
 }

@@ -27,9 +27,14 @@
 //! | time for the head, and between requests | `client_timeout` | closed |
 //! | time for a piece of a body | `client_timeout`, and a kilobyte a second ([`wire`]) | 408 |
 //! | time to take a piece of the answer | `client_timeout` | closed |
-//! | bytes of a body, as sent and inflated | `max_body_size`, `max_inflated_size` | 413 |
+//! | bytes of a body that is kept, as sent and inflated | `max_body_size`, `max_inflated_size`, by default the server's own | streams through, else 413 |
+//! | bytes of one that can't be divided | what memory is for one body ([`accept`]) | streams through, else 413 |
+//! | bytes of all bodies on disk | `max_size`, and the free-disk reserve ([`spool`]) | streams through, else 413 or 503 |
 //! | bytes of an attachment | `max_attachment_size` | 413 |
 //! | bytes of all bodies that are held | `memory_budget` ([`crate::memory`]) | a large one waits, then 503 |
+//!
+//! What is too large for memory is on disk while it comes in and until the server or the store has it. What can't be kept
+//! streams to the server while that is there and the write overtakes nothing.
 //!
 //! Each is counted when it is met (`opik_offline_intake_over_limit_total` and the two about connections) and logged. A
 //! connection that is idle between requests costs no thread and no buffer beyond hyper's. What streams through is never
@@ -51,6 +56,7 @@ mod links;
 mod monitoring;
 mod preface;
 pub mod site;
+pub mod spool;
 pub mod status;
 mod status_page;
 mod wire;
@@ -89,6 +95,7 @@ use connections::{Admission, Connections};
 use forward::ClientAnswer;
 use monitoring::Monitoring;
 use site::{Foreign, SitePolicy};
+use spool::Spools;
 use status::Watch;
 use wire::Paced;
 use workers::Workers;
@@ -156,6 +163,8 @@ pub struct Intake {
     pub limits: IntakeLimits,
     /// Memory for bodies.
     pub memory: Arc<Budget>,
+    /// Where bodies are that are too large for it.
+    pub spools: Arc<Spools>,
     /// The token that clients must show.
     pub token: Option<String>,
     /// The host that the agent was told to listen on.
@@ -189,6 +198,7 @@ struct Shared {
     /// Notes about updates that went ahead of their create.
     ahead_notes: ahead::AheadNotes,
     memory: Arc<Budget>,
+    spools: Arc<Spools>,
     /// Writes without room in the store that find out whether the server is back.
     tries: Arc<accept::full::Tries>,
     uploads: Arc<attachments::Recent>,
@@ -303,6 +313,7 @@ impl Intake {
                 uploads: uploads.clone(),
                 flushes: flushes.clone(),
                 memory: self.memory.clone(),
+                spools: self.spools.clone(),
                 agent_mark: self.agent_mark.clone(),
                 started,
                 pulses: self.pulses.clone(),

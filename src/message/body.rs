@@ -39,6 +39,29 @@ impl Encoding {
     }
 }
 
+impl Encoding {
+    /// Returns a reader of the content of these bytes, from front to back, which holds no more than it hands out.
+    ///
+    /// What does not decode to its end is an error of another kind than [`std::io::ErrorKind::Other`].
+    pub fn decoder(self, encoded: impl Read + Send + 'static) -> Box<dyn Read + Send> {
+        match self {
+            Self::Identity => Box::new(encoded),
+            // Members may follow each other, as in [`Body::decode`].
+            Self::Gzip => Box::new(flate2::read::MultiGzDecoder::new(encoded)),
+            Self::Deflate => Box::new(flate2::read::ZlibDecoder::new(encoded)),
+        }
+    }
+
+    /// Returns the name in `Content-Encoding`.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Identity => "identity",
+            Self::Gzip => "gzip",
+            Self::Deflate => "deflate",
+        }
+    }
+}
+
 /// Why a body can't be decoded.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 pub enum BodyFault {
@@ -68,6 +91,15 @@ impl Body {
     /// Returns whether the bytes are not the content itself.
     pub fn is_encoded(&self) -> bool {
         self.encoding != Encoding::Identity
+    }
+
+    /// Returns how large the content is, where the body says so: it is damaged if that is not true.
+    pub fn announced_bytes(&self) -> Option<u64> {
+        match self.encoding {
+            Encoding::Identity => Some(self.bytes.len() as u64),
+            Encoding::Gzip if !may_have_more_members(&self.bytes) => Some(self.content_bytes_max()),
+            Encoding::Gzip | Encoding::Deflate => None,
+        }
     }
 
     /// Returns how large the content is at most, as far as that can be told without decoding it.
@@ -227,6 +259,34 @@ mod tests {
             assert_eq!(alike.decode(8).expect("it is whole"), "one one ");
             assert_eq!(flipped.decode(100), Err(BodyFault::Damaged("gzip")));
             assert_eq!(Body::new(Bytes::new(), Encoding::Gzip).decode(100), Err(BodyFault::Damaged("gzip")));
+        }
+    }
+
+    #[test]
+    fn a_body_is_decoded_in_pieces_as_it_is_whole() {
+        let zlib = || {
+            let mut encoder = flate2::write::ZlibEncoder::new(Vec::new(), flate2::Compression::fast());
+            encoder.write_all(b"some text").expect("writing to memory");
+            encoder.finish().expect("writing to memory")
+        };
+        let mut flipped = gzip(b"first");
+        flipped[12] ^= 1;
+        for (bytes, encoding) in [
+            (gzip(b"first"), Encoding::Gzip),
+            ([gzip(b"one "), gzip(b""), gzip(b"two")].concat(), Encoding::Gzip),
+            ([&gzip(b"first")[..], b"no gzip"].concat(), Encoding::Gzip),
+            (gzip(&[b'x'; 5000])[..20].to_vec(), Encoding::Gzip),
+            (flipped, Encoding::Gzip),
+            (Vec::new(), Encoding::Gzip),
+            (zlib(), Encoding::Deflate),
+            (zlib()[..8].to_vec(), Encoding::Deflate),
+            (b"{}".to_vec(), Encoding::Deflate),
+            (b"{}".to_vec(), Encoding::Identity),
+        ] {
+            let whole = Body::new(bytes.clone(), encoding).decode(10_000).ok();
+            let mut read = Vec::new();
+            let result = encoding.decoder(std::io::Cursor::new(bytes)).read_to_end(&mut read);
+            assert_eq!(result.as_ref().ok().map(|_| &read[..]), whole.as_deref(), "{encoding:?}");
         }
     }
 

@@ -7,6 +7,7 @@ pub mod answers;
 pub mod attachment;
 pub mod fallback;
 pub mod inspection;
+pub mod item_stream;
 pub mod json;
 pub mod links;
 pub mod media;

@@ -91,11 +91,6 @@ fn a_body_that_no_server_could_read_is_refused() {
             (post(&flipped).header("Content-Encoding", "gzip"), 400),
             (post(&good).header("Content-Encoding", "br"), 415),
             (post(&good).header("Content-Encoding", "gzip, gzip"), 415),
-            (post(&vec![b' '; 65 * 1024]), 413),
-            (post(&vec![b' '; 65 * 1024]).chunked(1000), 413),
-            (post(&vec![b' '; 8 * 1024 * 1024]), 413),
-            (post(&vec![b' '; 8 * 1024 * 1024]).chunked(100_000), 413),
-            (post(&vec![b' '; 2 * 1024 * 1024]).gzip(), 413),
         ];
         for path in [
             "/v1/private/traces/batch",
@@ -111,6 +106,38 @@ fn a_body_that_no_server_could_read_is_refused() {
             assert_error(&client.expect(&request), status);
         }
     });
+}
+
+/// Past its limits the agent can't keep a body, so it is the server that judges it; with the server away it is refused.
+#[test]
+fn a_body_past_the_limits_is_the_servers_to_judge_and_is_never_stored() {
+    for away in [false, true] {
+        let server = FakeOpik::start_new();
+        let agent = limited(&server);
+        let state = if away { "unavailable" } else { "available" };
+        if away {
+            server.stop();
+        }
+        wait_until("the agent knows how its server is", PATIENCE, || {
+            Client::new(&agent.origin()).get("/-/ready").json()["server"]["connection"] == state
+        });
+        let post =
+            |bytes| Request::new("POST", PATH).header("Content-Type", "application/json").bytes(vec![b' '; bytes]);
+        let mut client = Client::new(&agent.url());
+        for request in [
+            post(65 * 1024),
+            post(65 * 1024).chunked(1000),
+            post(8 * 1024 * 1024),
+            post(8 * 1024 * 1024).chunked(100_000),
+            post(2 * 1024 * 1024).gzip(),
+        ] {
+            let before = server.requests_to("POST", PATH).len();
+            // A client that is cut off while it still writes would never see why.
+            assert_error(&client.expect(&request), if away { 413 } else { 400 });
+            assert_eq!(server.requests_to("POST", PATH).len(), before + usize::from(!away));
+        }
+        assert_eq!(agent.backlog(), 0, "something that was refused is stored");
+    }
 }
 
 #[test]

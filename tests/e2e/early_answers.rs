@@ -234,9 +234,11 @@ fn a_413_before_the_body_was_sent_divides_a_stored_batch_and_rejects_what_is_too
 
 #[test]
 fn a_413_before_the_body_was_sent_reaches_the_live_client_or_is_the_replays() {
-    for ending in [Ending::Reset, Ending::ResetAsSaid, Ending::Lingers] {
+    let endings = [Ending::Reset, Ending::ResetAsSaid, Ending::Lingers];
+    // With a small budget the body is streamed from disk.
+    for (ending, budget) in endings.into_iter().flat_map(|ending| [(ending, "256MiB"), (ending, "16MiB")]) {
         let server = RawServer::start(0, Plan { ending, ..TOO_LARGE });
-        let agent = agent(&server.url()).start();
+        let agent = agent(&server.url()).arg("--memory-budget").arg(budget).start();
         let mut client = Client::new(&agent.url());
         wait_until("the server is there", PATIENCE, || client.send(&batch(&ids(1), 10)).unwrap().status == 204);
         wait_until("nothing waits", PATIENCE, || agent.backlog() == 0);

@@ -35,6 +35,7 @@ mod full_store;
 mod http2;
 mod isolation;
 mod kills;
+mod large;
 mod limits;
 mod links;
 #[cfg(target_os = "linux")]
