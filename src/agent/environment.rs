@@ -48,8 +48,8 @@ use std::ffi::{OsStr, OsString};
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
-use super::redirect::{OTLP_PATH, Redirect, is_otlp};
-use crate::config::{Environment, ServerUrl, WRAPPED_BY};
+use super::redirect::{OTLP_PATH, Redirect, is_otlp, is_same_server};
+use crate::config::{Environment, ServerUrl, WRAPPED_BY, WRAPPED_PROXY};
 
 const URL: &str = "OPIK_URL_OVERRIDE";
 const GUARDRAILS_URL: &str = "OPIK_GUARDRAILS_URL_OVERRIDE";
@@ -68,6 +68,8 @@ const OTLP_TRACES_PROTOCOL: &str = "OTEL_EXPORTER_OTLP_TRACES_PROTOCOL";
 const OTLP_PROTOCOLS: [&str; 2] = [OTLP_TRACES_PROTOCOL, "OTEL_EXPORTER_OTLP_PROTOCOL"];
 /// The variables that lead a plain HTTP connection through a proxy.
 const PROXIES: [&str; 4] = ["http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"];
+/// The SDK's own proxy, which knows no exceptions.
+const OPIK_PROXY: &str = "_OPIK_HTTP_PROXY";
 /// Where the Python SDK looks for guardrails, at the origin of its server.
 const GUARDRAILS_PATH: &str = "/guardrails";
 
@@ -99,6 +101,8 @@ pub struct Changes {
     pub left: Vec<&'static str>,
     /// The variable that makes an exporter of traces, which are for Opik, speak gRPC.
     pub grpc: Option<&'static str>,
+    /// Host and port of another server that `OPIK_URL_OVERRIDE` named.
+    pub replaced: Option<String>,
     /// The agent's address for the server's API, without the token.
     pub base: String,
 }
@@ -107,10 +111,15 @@ impl Changes {
     /// Works out what leads the command's clients to the agent. The module's head says why.
     pub fn leading_to(wrapping: &Wrapping<'_>, environment: &dyn Environment) -> Self {
         let known = Known(environment);
-        let own = known.text(URL).and_then(|url| url.parse().ok());
-        let redirect = Redirect::new(wrapping.intake, wrapping.token, wrapping.upstream, own);
+        let own: Option<ServerUrl> = known.text(URL).and_then(|url| url.parse().ok());
+        // An agent that stays is another name of the server. Another server is not: what leads there carries its keys.
+        let agent = own.clone().filter(ServerUrl::is_loopback);
+        let redirect = Redirect::new(wrapping.intake, wrapping.token, wrapping.upstream, agent);
         let open = Redirect::new(wrapping.intake, None, wrapping.upstream, []);
         let mut changes = Self { base: open.base(), ..Self::default() };
+        changes.replaced = own
+            .filter(|own| !own.is_loopback() && !is_same_server(own, wrapping.upstream))
+            .map(|own| format!("{}:{}", own.host(), own.port()));
         changes.set(URL, redirect.base());
         changes.lead_other_clients(wrapping, &redirect, &known);
         changes.lead_traces(wrapping, &redirect, &known);
@@ -190,18 +199,28 @@ impl Changes {
         if PROXIES.iter().any(|name| known.text(name).is_some()) {
             let name = redirect.host.rsplit_once(':').map_or(&*redirect.host, |(name, _)| name);
             let name = name.trim_start_matches('[').trim_end_matches(']');
-            let list = match known.text("no_proxy").or_else(|| known.text("NO_PROXY")) {
-                Some(list) if list.split(',').any(|entry| entry.trim() == name) => list,
-                Some(list) => format!("{list},{name}"),
-                None => name.to_owned(),
-            };
-            // Some programs read the one, some the other.
-            self.set("no_proxy", &list);
-            self.set("NO_PROXY", &list);
+            // Some programs read the one, some the other, and one in lower case that is set to nothing hides the other.
+            let (lower, upper) = (known.any("no_proxy"), known.any("NO_PROXY"));
+            self.set("no_proxy", with_entry(lower.as_ref().or(upper.as_ref()), name));
+            self.set("NO_PROXY", with_entry(upper.as_ref().or(lower.as_ref()), name));
         }
-        if known.text("_OPIK_HTTP_PROXY").is_some() {
-            self.unset.push("_OPIK_HTTP_PROXY");
+        if let Some(proxy) = known.text(OPIK_PROXY) {
+            self.unset.push(OPIK_PROXY);
+            // For `opik-offline` inside the command, which goes to the server and not to the agent.
+            self.set(WRAPPED_PROXY, proxy);
         }
+    }
+}
+
+/// Returns a list of hosts that no proxy is for, with one more. `*` alone means all of them, and only alone.
+fn with_entry(list: Option<&String>, name: &str) -> String {
+    let list = list.map_or("", |list| list.trim());
+    let is_in = list.split([',', ' ', '\t']).any(|entry| entry == name);
+    match list {
+        "" => name.to_owned(),
+        "*" => "*".to_owned(),
+        list if is_in => list.to_owned(),
+        list => format!("{list},{name}"),
     }
 }
 
@@ -213,6 +232,11 @@ impl Known<'_> {
     fn text(&self, name: &str) -> Option<String> {
         let value = self.0.variable(name)?.to_string_lossy().into_owned();
         (!value.trim().is_empty()).then_some(value)
+    }
+
+    /// Returns a variable, also an empty one.
+    fn any(&self, name: &str) -> Option<String> {
+        Some(self.0.variable(name)?.to_string_lossy().into_owned())
     }
 }
 
@@ -431,8 +455,29 @@ mod tests {
         before(&[proxy, ("NO_PROXY", "intranet")]).sets(&lists("intranet,127.0.0.1"));
         before(&[proxy, ("NO_PROXY", "127.0.0.1, intranet")]).sets(&lists("127.0.0.1, intranet"));
         before(&[("all_proxy", "http://proxy:3128")]).sets(&lists("127.0.0.1"));
+        before(&[proxy, ("NO_PROXY", " *")]).sets(&lists("*"));
+        before(&[proxy, ("no_proxy", "intranet 127.0.0.1")]).sets(&lists("intranet 127.0.0.1"));
+        let both = [("no_proxy", "a.test,127.0.0.1"), ("NO_PROXY", "corp.test,127.0.0.1")];
+        before(&[proxy, ("no_proxy", "a.test"), ("NO_PROXY", "corp.test")]).sets(&both);
+        let hidden = [("no_proxy", "127.0.0.1"), ("NO_PROXY", "corp.test,127.0.0.1")];
+        before(&[proxy, ("no_proxy", ""), ("NO_PROXY", "corp.test")]).sets(&hidden);
         // Nothing of this machine goes through a proxy for https alone.
         before(&[("HTTPS_PROXY", "http://proxy:3128")]).sets(&[]);
-        assert_eq!(before(&[("_OPIK_HTTP_PROXY", "http://proxy:3128")]).changes().unset, ["_OPIK_HTTP_PROXY"]);
+        let opiks = before(&[(OPIK_PROXY, "http://proxy:3128")]).sets(&[(WRAPPED_PROXY, "http://proxy:3128")]);
+        assert_eq!(opiks.unset, [OPIK_PROXY]);
+    }
+
+    #[test]
+    fn what_led_to_another_server_does_not_get_to_this_one_with_its_keys() {
+        let another = "https://staging.example/api";
+        let otlp = format!("{another}/v1/private/otel");
+        let variables =
+            [(URL, another), (OTLP_ENDPOINT, &*otlp), (GUARDRAILS_URL, "https://staging.example/guardrails/")];
+        let changes = before(&variables).sets(&[]);
+        assert_eq!(changes.left, [GUARDRAILS_URL, OTLP_ENDPOINT]);
+        assert_eq!(changes.replaced.as_deref(), Some("staging.example:443"));
+        for same in ["https://OPIK.example:443/api/", "http://127.0.0.1:6745/api", "not a URL"] {
+            assert_eq!(before(&[(URL, same)]).changes().replaced, None, "{same}");
+        }
     }
 }

@@ -137,6 +137,12 @@ fn said_at_start(name: &str, config: &Config, changes: &Changes, left: Option<So
         lines
             .push(format!("{left} ({}) is another agent's or program's, so a free port is used", config.listen.source));
     }
+    if let Some(replaced) = &changes.replaced {
+        lines.push(format!(
+            "OPIK_URL_OVERRIDE named {replaced}: what {name} sends there goes to {} now",
+            config.upstream.value
+        ));
+    }
     lines.extend(changes.left.iter().map(|variable| format!("{variable} leads elsewhere and stays as it is")));
     if let Some(variable) = changes.grpc {
         lines.push(format!("{variable} is grpc: the agent takes traces by http/protobuf or http/json only"));

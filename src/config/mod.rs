@@ -52,7 +52,7 @@ pub use settings::{Config, Flags, Keeps, SETTINGS, Setting, SettingLine};
 pub use sources::{ConfigFile, Environment, ProcessEnvironment, Source, Sourced};
 pub use units::ByteSize;
 pub use value::{LogFormat, LogLevel, WhenFull};
-pub use wrapped::{WRAPPED_BY, url_in_home_file};
+pub use wrapped::{WRAPPED_BY, WRAPPED_PROXY, url_in_home_file};
 
 /// Says whether the user wants no colours anywhere: `NO_COLOR` is set and not empty (<https://no-color.org>).
 pub fn is_no_color_set(environment: &dyn Environment) -> bool {
@@ -81,7 +81,8 @@ pub fn unknown_variables(environment: &dyn Environment) -> Vec<String> {
             None => format!("{name} is no setting and is ignored; `opik-offline healthcheck` lists them all"),
         }
     };
-    let is_known = |name: &String| name == WRAPPED_BY || ours().any(|known| known == name);
+    let is_known =
+        |name: &String| [WRAPPED_BY, WRAPPED_PROXY].contains(&name.as_str()) || ours().any(|known| known == name);
     environment.names(PREFIX).into_iter().filter(|name| !is_known(name)).map(told).collect()
 }
 

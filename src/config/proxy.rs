@@ -15,6 +15,7 @@ use super::server_url::{ServerUrl, hide_user_info};
 use super::settings::{self, Setting};
 use super::sources::{Layers, Raw, Source, Sourced};
 use super::value::Value;
+use super::wrapped::proxy_behind;
 
 /// What a proxy speaks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -162,7 +163,7 @@ impl ProxyRules {
         let all = || layers.either_case("all_proxy", Some("ALL_PROXY"));
         let no_proxy = layers.either_case("no_proxy", Some("NO_PROXY"));
         Self {
-            fixed: layers.find(setting, None),
+            fixed: layers.find(setting, None).or_else(|| proxy_behind(layers)),
             for_http: layers.either_case("http_proxy", upper_http).or_else(all),
             for_https: layers.either_case("https_proxy", Some("HTTPS_PROXY")).or_else(all),
             no_proxy: no_proxy.map_or_else(NoProxy::default, |raw| NoProxy::parse(&raw.text.to_string_lossy())),

@@ -586,10 +586,18 @@ fn a_wrapped_command_knows_the_server_behind_its_agent() {
     assert_eq!(server(&ours).0, "http://ours.example/api");
     let none = FakeEnvironment::new().with(WRAPPED_BY, &known);
     assert_eq!(server(&none).1, "default", "nothing leads to the agent any more");
-    for broken in ["", "x", agent] {
+    for broken in ["", "x", agent, &format!("{agent} junk junk")] {
         let environment = FakeEnvironment::new().with(WRAPPED_BY, broken).with("OPIK_URL_OVERRIDE", agent);
         assert_eq!(server(&environment).1, "environment OPIK_URL_OVERRIDE", "{broken:?}");
     }
+
+    // The proxy that was taken out of the command's environment leads there still, and nowhere else.
+    let proxy = |environment: FakeEnvironment| {
+        let rules = environment.with(WRAPPED_PROXY, "http://proxy:3128").config().proxies;
+        rules.proxy_for(true, "opik.example", 443).expect("usable").map(|proxy| proxy.to_string())
+    };
+    assert_eq!(proxy(wrapped(agent)).as_deref(), Some("http://proxy:3128"));
+    assert_eq!(proxy(wrapped("http://other.example/api")), None);
 }
 
 #[test]

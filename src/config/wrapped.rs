@@ -1,5 +1,6 @@
 //! What a command that an agent wraps finds of its server, and what its clients find in the home folder.
 
+use super::server_url::ServerUrl;
 use super::settings::Flags;
 use super::sources::{Environment, Layers, Raw, Source};
 
@@ -10,13 +11,24 @@ use super::sources::{Environment, Layers, Raw, Source};
 /// another server means that one.
 pub const WRAPPED_BY: &str = "OPIK_OFFLINE_WRAPPED_BY";
 
+/// In a wrapped command's environment: `_OPIK_HTTP_PROXY` as the agent found it. It is taken out for the command's other
+/// programs, which send to the agent, and counts when [`WRAPPED_BY`] does.
+pub const WRAPPED_PROXY: &str = "OPIK_OFFLINE_WRAPPED_PROXY";
+
 /// Returns the server behind the agent that wraps this process, if `OPIK_URL_OVERRIDE` names that agent.
 pub(super) fn server_behind(layers: &Layers<'_>) -> Option<Raw> {
     let named = layers.variable("OPIK_URL_OVERRIDE")?;
     let known = layers.variable(WRAPPED_BY)?;
     let (agent, server) = known.text.to_str()?.trim().split_once(' ')?;
     let is_agent = named.text.to_str()?.trim().trim_end_matches('/') == agent.trim_end_matches('/');
-    is_agent.then(|| Raw { text: server.into(), source: Source::Environment { name: WRAPPED_BY } })
+    // What no agent has written means nothing.
+    let is_server = server.parse::<ServerUrl>().is_ok();
+    (is_agent && is_server).then(|| Raw { text: server.into(), source: Source::Environment { name: WRAPPED_BY } })
+}
+
+/// Returns the proxy that leads to the server behind the agent that wraps this process.
+pub(super) fn proxy_behind(layers: &Layers<'_>) -> Option<Raw> {
+    server_behind(layers).and_then(|_| layers.variable(WRAPPED_PROXY))
 }
 
 /// Returns `url_override` of `~/.opik.config`, whatever file `OPIK_CONFIG_PATH` names: some clients read only that one.

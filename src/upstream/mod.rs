@@ -75,7 +75,9 @@ impl UpstreamSettings {
     ///
     /// [`UpstreamError`] for a file that can't be used.
     pub fn check(&self) -> Result<(), UpstreamError> {
-        self.tls.config().map(drop)
+        let needs_tls = self.base_url.starts_with("https:") || !self.tls.has_only_folders();
+        // `SSL_CERT_DIR` may be there for other programs, with folders that are not.
+        if needs_tls { self.tls.config().map(drop) } else { Ok(()) }
     }
 }
 

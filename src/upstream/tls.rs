@@ -152,17 +152,29 @@ impl TlsSettings {
             }
         } else if !self.ca_folders.is_empty() {
             // A folder holds other files, too, and old certificates that nothing can be made of.
-            let files = self.ca_folders.iter().map(|folder| files_of(folder)).collect::<Result<Vec<_>, _>>()?;
-            for certificate in files.iter().flatten().flat_map(|path| certificates(path).unwrap_or_default()) {
-                roots.add_parsable_certificates([certificate]);
+            // A folder that is not there is no fault as long as another has certificates: OpenSSL sees it so, too.
+            let mut fault = None;
+            for folder in &self.ca_folders {
+                let files = files_of(folder).unwrap_or_else(|error| {
+                    fault.get_or_insert(error);
+                    Vec::new()
+                });
+                for certificate in files.iter().flat_map(|path| certificates(path).unwrap_or_default()) {
+                    roots.add_parsable_certificates([certificate]);
+                }
             }
             if let Some(path) = self.ca_folders.first().filter(|_| roots.is_empty()) {
-                return Err(UpstreamError::NoCertificates { path: path.clone() });
+                return Err(fault.unwrap_or_else(|| UpstreamError::NoCertificates { path: path.clone() }));
             }
         } else {
             roots.extend(webpki_roots::TLS_SERVER_ROOTS.iter().cloned());
         }
         Ok(roots)
+    }
+
+    /// Returns whether all that is named is folders of authorities.
+    pub(super) fn has_only_folders(&self) -> bool {
+        !self.ca_folders.is_empty() && self.ca_file.is_none() && self.client_certificate.is_none()
     }
 
     fn has_files(&self) -> bool {

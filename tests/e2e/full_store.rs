@@ -157,7 +157,9 @@ fn refused_writes_are_seen_wherever_people_look() {
     app.acknowledged(large(&uuid7()), 201);
     agent.wait_until_delivered();
     wait_until("the state ends", PATIENCE, || told(&agent)["store"]["full"].is_null());
-    assert_eq!(agent.stderr().matches("the message store takes messages again").count(), 1, "{}", agent.stderr());
+    let said = || agent.stderr().matches("the message store takes messages again").count();
+    wait_until("the end of the state is logged", PATIENCE, || said() > 0);
+    assert_eq!(said(), 1, "{}", agent.stderr());
     assert_eq!(told(&agent)["store"]["refused_writes"], 94);
     server.assert_equals(&ledger);
 }
