@@ -242,9 +242,13 @@ fn a_folder_of_authorities_is_trusted_as_a_file_is() {
     let agent = Agent::builder(&upstream).impatient().env("SSL_CERT_DIR", &folder).start();
     assert_everything_gets_there(&agent, &server);
     assert_eq!(healthcheck("SSL_CERT_DIR", &folder).code(), Some(0));
-    let missing = healthcheck("SSL_CERT_DIR", &folders);
+    assert_eq!(healthcheck("SSL_CERT_DIR", &folders).code(), Some(0), "one folder of several is missing");
+    let missing = healthcheck("SSL_CERT_DIR", "/no/such/folder");
     assert_eq!(missing.code(), Some(2), "{}", missing.stdout);
     assert!(missing.stderr.contains("cannot read the certificates in /no/such/folder"), "{}", missing.stderr);
+    let plain = server.url();
+    let variables = [("SSL_CERT_DIR", "/no/such/folder"), ("OPIK_OFFLINE_UPSTREAM", &plain)];
+    assert_eq!(cli(&Home::new(), &["healthcheck"], &variables).code(), Some(0), "nothing of TLS is needed");
 }
 
 #[test]
