@@ -268,7 +268,12 @@ impl Pace {
 
     /// Returns how long the next piece may take.
     fn patience(&self) -> Duration {
-        let whole_max = self.pause_max.saturating_add(Duration::from_secs(self.received / RATE_MIN));
+        self.patience_at(RATE_MIN)
+    }
+
+    /// The same for another least number of bytes a second.
+    fn patience_at(&self, rate_min: u64) -> Duration {
+        let whole_max = self.pause_max.saturating_add(Duration::from_secs(self.received / rate_min));
         self.pause_max.min(whole_max.saturating_sub(self.waited))
     }
 }
@@ -276,7 +281,10 @@ impl Pace {
 /// A body that is passed on while it comes in, and fails when its client pauses for too long.
 pub(super) struct Paced<B> {
     body: B,
-    pause_max: Duration,
+    pace: Pace,
+    /// Bytes a second that have to come, if that matters to others.
+    rate_min: Option<u64>,
+    waits_since: Option<Instant>,
     timer: Option<Pin<Box<Sleep>>>,
     /// Set when it was too slow, for the answer to its client.
     is_late: Arc<AtomicBool>,
@@ -284,7 +292,12 @@ pub(super) struct Paced<B> {
 
 impl<B> Paced<B> {
     pub(super) fn new(body: B, pause_max: Duration, is_late: Arc<AtomicBool>) -> Self {
-        Self { body, pause_max, timer: None, is_late }
+        Self { body, pace: Pace::new(pause_max), rate_min: None, waits_since: None, timer: None, is_late }
+    }
+
+    /// Also fails when it comes more slowly than this many bytes a second, once its client has used up one longest pause.
+    pub(super) fn at_least(self, rate_min: u64) -> Self {
+        Self { rate_min: Some(rate_min), ..self }
     }
 }
 
@@ -298,10 +311,16 @@ impl<B: Body<Data = Bytes, Error: Into<BoxError>> + Unpin> Body for Paced<B> {
     ) -> Poll<Option<Result<Frame<Self::Data>, Self::Error>>> {
         if let Poll::Ready(frame) = Pin::new(&mut self.body).poll_frame(cx) {
             self.timer = None;
+            if let Some(since) = self.waits_since.take() {
+                self.pace.waited += since.elapsed();
+            }
+            let data = frame.as_ref().and_then(|frame| frame.as_ref().ok()?.data_ref());
+            self.pace.received += data.map_or(0, Bytes::len) as u64;
             return Poll::Ready(frame.map(|frame| frame.map_err(Into::into)));
         }
-        let pause_max = self.pause_max;
-        let timer = self.timer.get_or_insert_with(|| Box::pin(tokio::time::sleep(pause_max)));
+        self.waits_since.get_or_insert_with(Instant::now);
+        let patience = self.rate_min.map_or(self.pace.pause_max, |rate| self.pace.patience_at(rate));
+        let timer = self.timer.get_or_insert_with(|| Box::pin(tokio::time::sleep(patience)));
         ready!(timer.as_mut().poll(cx));
         self.is_late.store(true, Ordering::Relaxed);
         Poll::Ready(Some(Err("the client's body did not arrive in time".into())))

@@ -4,8 +4,11 @@
 //! | --- | --- | --- |
 //! | of any write | up to [`Sizes::batch`] | into memory |
 //! | of one entity, or OTLP | up to [`Sizes::whole`] | into memory, when there is some |
-//! | of a batch | up to `max_body_size` | to disk ([`super::super::spool`]), while there is room |
+//! | of any write | up to `max_body_size` | to disk ([`super::super::spool`]), while there is room |
 //! | all else | | through to the server while it is there ([`super::unkept`]), else 413 or 503 |
+//!
+//! What can't be divided goes to disk as well before it streams through: whatever streams through has the turn of its whole
+//! lane, which is not to wait for a slow client. While the server is away it is refused before it is read.
 //!
 //! A body that is small as sent may be large once it is decoded; the same sizes hold for that.
 
@@ -20,6 +23,7 @@ use crate::intake::spool::{PIECE_BYTES, Payload, Spool};
 use crate::intake::wire::{Pace, TooSlow};
 use crate::memory::{Grant, Use};
 use crate::message::{Body, Encoding, MessageType};
+use crate::monitor::Availability;
 use crate::protocol::answers::{Reply, error};
 use crate::protocol::inspection::item_list;
 
@@ -78,9 +82,9 @@ pub(super) async fn receive(
     let held_max = sizes.held(message_type).min(limit);
     let why = |bytes: u64| match is_batch {
         _ if bytes > limit => Some(Unkept::Body(limit)),
-        true if bytes > spooled_max => Some(Unkept::Store(spooled_max)),
-        true => None,
-        false => Some(Unkept::Indivisible(held_max)),
+        false if shared.connection.availability() == Availability::Unavailable => Some(Unkept::Indivisible(held_max)),
+        _ if bytes > spooled_max => Some(Unkept::Store(spooled_max)),
+        _ => None,
     };
     if let Some(announced) = body.size_hint().exact().filter(|bytes| *bytes > held_max) {
         return match why(announced) {

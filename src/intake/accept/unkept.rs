@@ -18,7 +18,8 @@ use hyper::body::Incoming;
 use tracing::debug;
 
 use super::{
-    ANSWER_BYTES_MAX, SILENCE_LOOK_INTERVAL, STORE_RETRY_AFTER, judge_answer, kept_headers, lane_of, refuse_with,
+    ANSWER_BYTES_MAX, AWAITED_PAUSE_MAX, AWAITED_RATE_MIN, SILENCE_LOOK_INTERVAL, STORE_RETRY_AFTER, judge_answer,
+    kept_headers, lane_of, refuse_with,
 };
 use crate::delivery::unprotected::{Passage, passage};
 use crate::intake::forward::{self, ClientAnswer};
@@ -194,7 +195,9 @@ async fn send(
     head.uri = uri;
     head.version = http::Version::HTTP_11;
     let (is_late, progress) = (Arc::<AtomicBool>::default(), Arc::<Progress>::default());
-    let rest = rest.map(|body| Paced::new(body, shared.limits.client_timeout, is_late.clone()));
+    // Others of the lane wait for it.
+    let pause_max = shared.limits.client_timeout.min(AWAITED_PAUSE_MAX);
+    let rest = rest.map(|body| Paced::new(body, pause_max, is_late.clone()).at_least(AWAITED_RATE_MIN));
     let body = begun.payload.body(rest, progress.clone());
     let exchange = async {
         let (head, body) = shared.forwarder.send(http::Request::from_parts(head, body)).await?.into_parts();
