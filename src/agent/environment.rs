@@ -468,7 +468,7 @@ mod tests {
     }
 
     #[test]
-    fn what_led_to_another_server_does_not_get_to_this_one_with_its_keys() {
+    fn keys_for_another_server_never_reach_this_one() {
         let another = "https://staging.example/api";
         let otlp = format!("{another}/v1/private/otel");
         let variables =

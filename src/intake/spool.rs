@@ -358,7 +358,7 @@ mod tests {
     }
 
     #[test]
-    fn what_does_not_fit_is_told_apart_and_loses_no_byte() {
+    fn a_body_that_does_not_fit_names_the_limit_and_loses_no_byte() {
         let folder = tempfile::tempdir().expect("a folder");
         let room = 3 * PIECE_BYTES as u64;
         let spools = spools(folder.path(), room);

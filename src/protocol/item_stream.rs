@@ -493,7 +493,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_list_of_items_is_told_from_what_is_no_json() {
+    fn json_without_a_list_differs_from_invalid_json() {
         for (text, list, is_json) in [
             ("{}", SPANS, true),
             ("[]", SPANS, true),
@@ -577,7 +577,7 @@ mod tests {
         }
 
         #[test]
-        fn what_is_accepted_whole_is_accepted_in_pieces_and_nothing_else(
+        fn pieces_accept_exactly_the_bodies_that_the_whole_accepts(
             text in "(\\{\"spans\":\\[)?[\\[\\]{}\",:\\\\ truen01.]{0,12}(\\]\\})?", drop in 1_usize..5, size in 1_usize..9,
         ) {
             let expected = whole(text.as_bytes(), SPANS);

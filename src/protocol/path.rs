@@ -332,7 +332,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_below_a_prefix_is_spelled_as_it_came() {
+    fn a_path_below_a_prefix_keeps_its_spelling() {
         for (path, prefix, expected) in [
             ("/api/v1/x", "/api", Some("/v1/x")),
             ("/api//v1/x/", "/api", Some("//v1/x/")),
@@ -364,7 +364,7 @@ mod tests {
         }
 
         #[test]
-        fn what_is_below_a_prefix_completes_it(path in "/[/.%;2fap]{0,20}") {
+        fn a_prefix_and_its_rest_make_the_whole_path(path in "/[/.%;2fap]{0,20}") {
             if let (Some(rest), Ok(normal)) = (below(&path, "/a"), normalise(&path)) {
                 let again = normalise(&format!("/a{rest}"));
                 prop_assert_eq!(again, Ok(normal));

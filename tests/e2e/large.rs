@@ -210,7 +210,7 @@ fn creates_without_ids_in_a_large_batch_get_one_and_are_made_once() {
 }
 
 #[test]
-fn what_is_acknowledged_survives_a_kill_and_leaves_no_file() {
+fn an_acknowledged_batch_survives_a_kill_and_leaves_no_file() {
     let server = FakeOpik::new_stopped();
     let mut agent = builder(&server).start();
     let ids = ids(30);
@@ -262,7 +262,7 @@ fn large_batches_at_once_stay_within_the_memory_budget() {
 }
 
 #[test]
-fn what_can_not_be_kept_streams_through_while_the_server_is_there() {
+fn a_body_that_can_not_be_kept_streams_through_to_a_reachable_server() {
     for (argument, size, refused) in
         [("--max-body-size", "2MiB", 413), ("--max-size", "2MiB", 413), ("--free-disk-reserve", "1000000GiB", 503)]
     {
@@ -305,7 +305,7 @@ fn what_can_not_be_kept_streams_through_while_the_server_is_there() {
 }
 
 #[test]
-fn what_streams_through_overtakes_nothing() {
+fn a_streamed_body_overtakes_nothing() {
     let server = FakeOpik::start_new();
     let agent = builder(&server).arg("--max-body-size").arg("2MiB").arg("--retry-interval").arg("1s").start();
     wait_until_connection(&agent, "available");
