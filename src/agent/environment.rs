@@ -248,26 +248,6 @@ mod tests {
 
     type Pairs<'a> = &'a [(&'a str, &'a str)];
 
-    struct Variables(BTreeMap<String, String>);
-
-    impl Environment for Variables {
-        fn variable(&self, name: &str) -> Option<OsString> {
-            self.0.get(name).map(OsString::from)
-        }
-
-        fn home_dir(&self) -> Option<PathBuf> {
-            None
-        }
-
-        fn config_dir(&self) -> Option<PathBuf> {
-            None
-        }
-
-        fn data_dir(&self) -> Option<PathBuf> {
-            None
-        }
-    }
-
     fn server(url: &str) -> ServerUrl {
         url.parse().unwrap_or_else(|error| panic!("{url}: {error}"))
     }
@@ -293,7 +273,7 @@ mod tests {
                 all_otlp_traces: self.all_otlp_traces,
                 store: None,
             };
-            Changes::leading_to(&wrapping, &Variables(variables.collect()))
+            Changes::leading_to(&wrapping, &variables.collect::<BTreeMap<_, _>>())
         }
 
         /// Asserts what is set beside what always is.
@@ -331,7 +311,7 @@ mod tests {
             let (intake, upstream) = (intake.parse().expect("an address"), server(upstream));
             let (in_home_file, all_otlp_traces, store) = (None, false, Some("/a/b.db".into()));
             let wrapping = Wrapping { intake, token, upstream: &upstream, in_home_file, all_otlp_traces, store };
-            let changes = Changes::leading_to(&wrapping, &Variables(BTreeMap::new()));
+            let changes = Changes::leading_to(&wrapping, &BTreeMap::<String, String>::new());
             assert_eq!(changes.set[0], (URL, expected.into()));
             assert_eq!(changes.set.last(), Some(&("OPIK_OFFLINE_DB", "/a/b.db".into())));
             assert!(token.is_none_or(|token| !changes.base.contains(token)), "{}", changes.base);

@@ -51,32 +51,12 @@ fn microseconds(value: &OsStr) -> Result<Duration, ConfigError> {
 
 #[cfg(test)]
 mod tests {
-    use std::path::PathBuf;
+    use std::collections::BTreeMap;
 
     use super::*;
 
-    struct Variables(&'static [(&'static str, &'static str)]);
-
-    impl Environment for Variables {
-        fn variable(&self, name: &str) -> Option<OsString> {
-            self.0.iter().find(|(known, _)| *known == name).map(|(_, value)| value.into())
-        }
-
-        fn home_dir(&self) -> Option<PathBuf> {
-            None
-        }
-
-        fn config_dir(&self) -> Option<PathBuf> {
-            None
-        }
-
-        fn data_dir(&self) -> Option<PathBuf> {
-            None
-        }
-    }
-
     fn find(variables: &'static [(&'static str, &'static str)]) -> Result<Option<ServiceManager>, ConfigError> {
-        ServiceManager::find(&Variables(variables), 7)
+        ServiceManager::find(&variables.iter().copied().collect::<BTreeMap<_, _>>(), 7)
     }
 
     #[test]

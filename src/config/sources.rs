@@ -75,6 +75,26 @@ pub trait Environment {
     fn data_dir(&self) -> Option<PathBuf>;
 }
 
+/// An environment of tests: variables, and no folders.
+#[cfg(test)]
+impl<K: std::borrow::Borrow<str> + Ord, V: AsRef<OsStr>> Environment for std::collections::BTreeMap<K, V> {
+    fn variable(&self, name: &str) -> Option<OsString> {
+        self.get(name).map(|value| value.as_ref().to_owned())
+    }
+
+    fn home_dir(&self) -> Option<PathBuf> {
+        None
+    }
+
+    fn config_dir(&self) -> Option<PathBuf> {
+        None
+    }
+
+    fn data_dir(&self) -> Option<PathBuf> {
+        None
+    }
+}
+
 /// The real environment of this process.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct ProcessEnvironment;

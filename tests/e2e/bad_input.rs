@@ -24,19 +24,25 @@ fn limited(server: &FakeOpik) -> Agent {
         .start()
 }
 
+/// Starts a limited agent that knows whether its server is there.
+fn limited_with_server(away: bool) -> (FakeOpik, Agent) {
+    let server = FakeOpik::start_new();
+    let agent = limited(&server);
+    let state = if away { "unavailable" } else { "available" };
+    if away {
+        server.stop();
+    }
+    wait_until("the agent knows how its server is", PATIENCE, || {
+        Client::new(&agent.origin()).get("/-/ready").json()["server"]["connection"] == state
+    });
+    (server, agent)
+}
+
 /// Does it with the server there, and with the server away.
 fn there_and_away(test: impl Fn(&FakeOpik, &Agent)) {
     for away in [false, true] {
-        let server = FakeOpik::start_new();
-        let agent = limited(&server);
-        let state = if away { "unavailable" } else { "available" };
-        if away {
-            server.stop();
-        }
-        wait_until("the agent knows how its server is", PATIENCE, || {
-            Client::new(&agent.origin()).get("/-/ready").json()["server"]["connection"] == state
-        });
-        eprintln!("the server is {state}");
+        let (server, agent) = limited_with_server(away);
+        eprintln!("the server is away: {away}");
         test(&server, &agent);
         assert_eq!(agent.backlog(), 0, "something that was refused is stored");
         assert!(server.requests().iter().all(|request| request.route() == "/is-alive/ping"), "it reached the server");
@@ -112,15 +118,7 @@ fn a_body_that_no_server_could_read_is_refused() {
 #[test]
 fn a_body_past_the_limits_is_the_servers_to_judge_and_is_never_stored() {
     for away in [false, true] {
-        let server = FakeOpik::start_new();
-        let agent = limited(&server);
-        let state = if away { "unavailable" } else { "available" };
-        if away {
-            server.stop();
-        }
-        wait_until("the agent knows how its server is", PATIENCE, || {
-            Client::new(&agent.origin()).get("/-/ready").json()["server"]["connection"] == state
-        });
+        let (server, agent) = limited_with_server(away);
         let post =
             |bytes| Request::new("POST", PATH).header("Content-Type", "application/json").bytes(vec![b' '; bytes]);
         let mut client = Client::new(&agent.url());
