@@ -41,7 +41,7 @@
 //! held, so it has no limit of size.
 
 mod accept;
-mod ahead;
+mod ahead_notes;
 mod attachments;
 mod connections;
 mod conversation;
@@ -51,7 +51,7 @@ mod framing;
 pub mod full_watch;
 pub mod guard;
 mod http2;
-mod lanes;
+mod entity_locks;
 mod links;
 mod monitoring;
 mod preface;
@@ -194,9 +194,9 @@ struct Shared {
     sites: Arc<SitePolicy>,
     /// When a refused page was last logged.
     foreign_logged: Arc<Mutex<Option<Instant>>>,
-    lanes: lanes::Lanes,
+    lanes: entity_locks::Lanes,
     /// Notes about updates that went ahead of their create.
-    ahead_notes: ahead::AheadNotes,
+    ahead_notes: ahead_notes::AheadNotes,
     memory: Arc<Budget>,
     spools: Arc<Spools>,
     /// Writes without room in the store that find out whether the server is back.
@@ -285,7 +285,7 @@ impl Intake {
     ///
     /// Returns when the last of them has its answer or the time is over. A request cut off then was not acknowledged.
     pub async fn serve(self, listener: TcpListener, workers: &Workers, shutdown: Shutdown, grace: Duration) {
-        let lanes = lanes::Lanes::default();
+        let lanes = entity_locks::Lanes::default();
         let uploads = Arc::<attachments::Recent>::default();
         let flushes = Arc::<flush::Flushes>::default();
         let tries = Arc::<accept::full::Tries>::default();
@@ -308,7 +308,7 @@ impl Intake {
                 sites: sites.clone(),
                 foreign_logged: foreign_logged.clone(),
                 lanes: lanes.clone(),
-                ahead_notes: ahead::AheadNotes::default(),
+                ahead_notes: ahead_notes::AheadNotes::default(),
                 tries: tries.clone(),
                 uploads: uploads.clone(),
                 flushes: flushes.clone(),
