@@ -1,14 +1,18 @@
-//! Order at the door: writes about one entity take their turns in the order in which they arrived.
+//! Order at intake: writes about one entity are decided in the order in which they arrived.
 //!
-//! A write that is being forwarded is in no store yet, so the store can't hold back what comes after it. Here a later
-//! write about the same entity of the same lane waits until the earlier one has its end: answered by the server, or
-//! committed to the store. Only then is decided what happens to the later one, and by then the store knows.
+//! A write that is being forwarded is in no store yet, so the store can't hold back the writes after it. Here a later
+//! write about the same entity of the same lane waits until the earlier one is done: answered by the server, or committed
+//! to the store. Only then the later one is admitted, and by then the store knows what it would overtake.
 //!
-//! Writes that say the same to the byte have no order among themselves, whoever sent them: they take their turn together.
-//! (A load test that posts one body over many connections would otherwise be let in one by one.)
+//! # Invariants
 //!
-//! A turn is taken for all entities of a write at once, so turns can't wait for each other in a circle. A turn ends when
-//! it is dropped. Memory: one entry per entity of a write in progress.
+//! - *Order*: a [`Ticket`] is given out only when every earlier conflicting write ([`Effect::conflicts`]) is done. The
+//!   place in the queue is taken when [`EntityLocks::lock`] is called, not when its future is first polled.
+//! - *Duplicates are concurrent*: writes that are equal to the byte have no order among themselves, whoever sent them:
+//!   they share their place. (A load test that posts one body over many connections would otherwise be serialized.)
+//! - *No deadlock*: the locks for all entities of a write are taken at once, so tickets can't wait for each other in a
+//!   circle.
+//! - *Memory*: one entry per entity of a write in progress. A ticket that is dropped removes its entries.
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
@@ -20,198 +24,196 @@ use bytes::Bytes;
 
 use crate::message::{Effect, EntityKey, Lane, Request, Touch};
 
-/// The turns of all lanes.
+/// The locks of all lanes.
 #[derive(Clone, Default)]
-pub struct Lanes {
-    last: Arc<Mutex<LastTurns>>,
+pub struct EntityLocks {
+    queues: Arc<Mutex<LockQueues>>,
 }
 
-/// The latest turns.
+/// The latest tickets.
 #[derive(Default)]
-struct LastTurns {
+struct LockQueues {
     /// Those about each entity of each lane.
-    entities: HashMap<(Arc<Lane>, EntityKey), Latest>,
+    entities: HashMap<(Arc<Lane>, EntityKey), EntityQueue>,
     /// The last one of each lane that is about all entities.
-    whole: HashMap<Arc<Lane>, Ended>,
+    lanes: HashMap<Arc<Lane>, Done>,
 }
 
-impl LastTurns {
+impl LockQueues {
     #[cfg(test)]
     fn is_empty(&self) -> bool {
-        self.entities.is_empty() && self.whole.is_empty()
+        self.entities.is_empty() && self.lanes.is_empty()
     }
 }
 
-/// The turns about one entity that a later one may have to wait for; earlier ones end before these do.
+/// The tickets about one entity that a later one may have to wait for; older ones are done before these are.
 #[derive(Default)]
-struct Latest {
+struct EntityQueue {
     /// The last ones that change or end it.
-    change: Option<Alike>,
+    change: Option<Duplicates>,
     /// The last one that ends it.
-    end: Option<Ended>,
+    end: Option<Done>,
     /// Those that refer to it, since that one.
-    references: Vec<Ended>,
+    references: Vec<Done>,
 }
 
-impl Latest {
-    /// Puts a turn behind those that it must not overtake, and returns them ([`Effect::conflicts`]).
-    fn enqueue(&mut self, effect: Effect, ended: &Ended, words: Option<&Arc<Words>>) -> Vec<Ended> {
+impl EntityQueue {
+    /// Appends a ticket, and returns the earlier ones that it must not overtake ([`Effect::conflicts`]).
+    fn enqueue(&mut self, effect: Effect, done: &Done, identity: Option<&Arc<RequestIdentity>>) -> Vec<Done> {
         match effect {
             Effect::Refer => {
-                self.references.push(ended.clone());
+                self.references.push(done.clone());
                 return self.end.iter().cloned().collect();
             }
             Effect::Create | Effect::Update | Effect::Annotate => {
-                if let Some(alike) = &mut self.change
-                    && words.is_some()
-                    && alike.words.as_ref() == words
+                if let Some(duplicates) = &mut self.change
+                    && identity.is_some()
+                    && duplicates.identity.as_ref() == identity
                 {
-                    alike.turns.push(ended.clone());
-                    return alike.behind.clone();
+                    duplicates.tickets.push(done.clone());
+                    return duplicates.behind.clone();
                 }
             }
-            Effect::End => self.end = Some(ended.clone()),
+            Effect::End => self.end = Some(done.clone()),
         }
         let is_end = effect == Effect::End;
         let mut earlier = if is_end { std::mem::take(&mut self.references) } else { Vec::new() };
-        earlier.extend(self.change.take().into_iter().flat_map(|alike| alike.turns));
-        let words = words.filter(|_| !is_end).cloned();
-        self.change = Some(Alike { words, turns: vec![ended.clone()], behind: earlier.clone() });
+        earlier.extend(self.change.take().into_iter().flat_map(|duplicates| duplicates.tickets));
+        let identity = identity.filter(|_| !is_end).cloned();
+        self.change = Some(Duplicates { identity, tickets: vec![done.clone()], behind: earlier.clone() });
         earlier
     }
 
-    /// Returns all that have not ended, or end before these do.
-    fn all(&self) -> impl Iterator<Item = &Ended> {
-        let changes = self.change.iter().flat_map(|alike| &alike.turns);
+    /// Returns all tickets that are not done, or are done before these are.
+    fn all(&self) -> impl Iterator<Item = &Done> {
+        let changes = self.change.iter().flat_map(|duplicates| &duplicates.tickets);
         changes.chain(&self.end).chain(&self.references)
     }
 
-    /// Forgets a turn, and says whether nothing is left. A later turn that took its place still waits for it, and
-    /// forgets itself.
-    fn forget(&mut self, ended: &Ended) -> bool {
-        self.change.take_if(|alike| {
-            alike.turns.retain(|turn| !Arc::ptr_eq(turn, ended));
-            alike.turns.is_empty()
+    /// Removes a ticket, and returns whether none is left. A later ticket that took its place still waits for it, and
+    /// removes itself.
+    fn remove(&mut self, done: &Done) -> bool {
+        self.change.take_if(|duplicates| {
+            duplicates.tickets.retain(|ticket| !Arc::ptr_eq(ticket, done));
+            duplicates.tickets.is_empty()
         });
-        self.end.take_if(|end| Arc::ptr_eq(end, ended));
-        self.references.retain(|reference| !Arc::ptr_eq(reference, ended));
+        self.end.take_if(|end| Arc::ptr_eq(end, done));
+        self.references.retain(|reference| !Arc::ptr_eq(reference, done));
         self.change.is_none() && self.end.is_none() && self.references.is_empty()
     }
 }
 
-/// Turns that are taken together.
-struct Alike {
-    /// What all of them say; none for a turn that shares with no other.
-    words: Option<Arc<Words>>,
-    /// Those that have not ended.
-    turns: Vec<Ended>,
-    /// What they wait for.
-    behind: Vec<Ended>,
+/// Tickets that share their place.
+struct Duplicates {
+    /// The request that all of them make; none for a ticket that shares with no other.
+    identity: Option<Arc<RequestIdentity>>,
+    /// Those that are not done.
+    tickets: Vec<Done>,
+    /// The tickets that they wait for.
+    behind: Vec<Done>,
 }
 
-/// What a write says to the server.
+/// What makes two requests duplicates of each other.
 #[derive(PartialEq, Eq)]
-struct Words {
+struct RequestIdentity {
     method: String,
     path: String,
     body: Bytes,
 }
 
-impl Words {
+impl RequestIdentity {
     fn of(request: &Request) -> Self {
         Self { method: request.method.clone(), path: request.path.clone(), body: request.body.bytes.clone() }
     }
 }
 
-/// Closed when a turn has ended: whoever waits for a permit is told at once, and there never is a permit.
-type Ended = Arc<Semaphore>;
+/// Closed when a ticket is dropped, which wakes everyone who waits for a permit. There never is a permit.
+type Done = Arc<Semaphore>;
 
-/// The right to decide about a write. Ends when dropped.
-pub struct Turn {
-    lanes: Lanes,
+/// The right to decide about a write, until it is dropped.
+pub struct Ticket {
+    locks: EntityLocks,
     lane: Arc<Lane>,
     keys: Vec<EntityKey>,
-    ended: Ended,
+    done: Done,
 }
 
-impl Lanes {
-    /// Waits until every earlier write that must not be overtaken has its end ([`crate::message::conflict`]).
+impl EntityLocks {
+    /// Waits until every earlier write that must not be overtaken is done ([`crate::message::conflict`]).
     ///
-    /// `says` is the whole of what the write tells the server, if that is all in one request.
+    /// `request` is all that the write sends to the server, if that is one request in memory.
     ///
-    /// The place in the queue is taken when this is called, not when it is first awaited.
-    pub fn turn(
+    /// The place in the queue is taken when this is called, not when its future is first polled.
+    pub fn lock(
         &self,
         lane: &Lane,
         touches: &[Touch],
-        says: Option<&Request>,
-    ) -> impl Future<Output = Turn> + Send + use<> {
-        let words = says.map(|request| Arc::new(Words::of(request)));
+        request: Option<&Request>,
+    ) -> impl Future<Output = Ticket> + Send + use<> {
+        let identity = request.map(|request| Arc::new(RequestIdentity::of(request)));
         let lane = Arc::new(lane.clone());
-        let ended: Ended = Arc::new(Semaphore::new(0));
+        let done: Done = Arc::new(Semaphore::new(0));
         let mut earlier = Vec::new();
         let mut keys = Vec::with_capacity(touches.len());
         {
-            let mut last = self.lock();
-            earlier.extend(last.whole.get(&lane).cloned());
+            let mut queues = self.queues();
+            earlier.extend(queues.lanes.get(&lane).cloned());
             for touch in touches {
                 keys.push(touch.key);
-                let latest = last.entities.entry((lane.clone(), touch.key)).or_default();
-                earlier.extend(latest.enqueue(touch.effect, &ended, words.as_ref()));
+                let queue = queues.entities.entry((lane.clone(), touch.key)).or_default();
+                earlier.extend(queue.enqueue(touch.effect, &done, identity.as_ref()));
             }
         }
-        let turn = Turn { lanes: self.clone(), lane, keys, ended };
-        async move {
-            for ended in earlier {
-                // Always an error: the semaphore is closed, which is what we wait for.
-                let _ = ended.acquire().await;
-            }
-            turn
-        }
+        Ticket { locks: self.clone(), lane, keys, done }.after(earlier)
     }
 
-    /// Waits until every earlier write of the lane that names an entity has its end; later ones wait for this turn.
+    /// Waits until every earlier write of the lane that names an entity is done; later ones wait for this ticket.
     ///
     /// For a write whose entities are unknown. The place in the queue is taken when this is called.
-    pub fn turn_of_lane(&self, lane: &Lane) -> impl Future<Output = Turn> + Send + use<> {
+    pub fn lock_lane(&self, lane: &Lane) -> impl Future<Output = Ticket> + Send + use<> {
         let lane = Arc::new(lane.clone());
-        let ended: Ended = Arc::new(Semaphore::new(0));
+        let done: Done = Arc::new(Semaphore::new(0));
         let mut earlier = Vec::new();
         {
-            let mut last = self.lock();
-            let of_lane = last.entities.iter().filter(|((of, _), _)| *of == lane);
-            earlier.extend(of_lane.flat_map(|(_, latest)| latest.all()).cloned());
-            earlier.extend(last.whole.insert(lane.clone(), ended.clone()));
+            let mut queues = self.queues();
+            let of_lane = queues.entities.iter().filter(|((of, _), _)| *of == lane);
+            earlier.extend(of_lane.flat_map(|(_, queue)| queue.all()).cloned());
+            earlier.extend(queues.lanes.insert(lane.clone(), done.clone()));
         }
-        let turn = Turn { lanes: self.clone(), lane, keys: Vec::new(), ended };
-        async move {
-            for ended in earlier {
-                let _ = ended.acquire().await;
-            }
-            turn
-        }
+        Ticket { locks: self.clone(), lane, keys: Vec::new(), done }.after(earlier)
     }
 
-    fn lock(&self) -> MutexGuard<'_, LastTurns> {
-        self.last.lock().unwrap_or_else(PoisonError::into_inner)
+    fn queues(&self) -> MutexGuard<'_, LockQueues> {
+        self.queues.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl Drop for Turn {
+impl Ticket {
+    /// Waits until these earlier tickets are done.
+    async fn after(self, earlier: Vec<Done>) -> Self {
+        for done in earlier {
+            // Always an error: the semaphore is closed, which is what we wait for.
+            let _ = done.acquire().await;
+        }
+        self
+    }
+}
+
+impl Drop for Ticket {
     fn drop(&mut self) {
-        let mut last = self.lanes.lock();
+        let mut queues = self.locks.queues();
         for key in self.keys.drain(..) {
-            if let Entry::Occupied(mut entry) = last.entities.entry((self.lane.clone(), key))
-                && entry.get_mut().forget(&self.ended)
+            if let Entry::Occupied(mut entry) = queues.entities.entry((self.lane.clone(), key))
+                && entry.get_mut().remove(&self.done)
             {
                 entry.remove();
             }
         }
-        if last.whole.get(&self.lane).is_some_and(|ended| Arc::ptr_eq(ended, &self.ended)) {
-            last.whole.remove(&self.lane);
+        if queues.lanes.get(&self.lane).is_some_and(|done| Arc::ptr_eq(done, &self.done)) {
+            queues.lanes.remove(&self.lane);
         }
-        drop(last);
-        self.ended.close();
+        drop(queues);
+        self.done.close();
     }
 }
 
@@ -227,9 +229,9 @@ mod tests {
         Touch { key: EntityKey::new(EntityKind::Trace, id), effect }
     }
 
-    /// A turn that is shared with no other.
-    fn turn(lanes: &Lanes, lane: &Lane, touches: &[Touch]) -> impl Future<Output = Turn> + Send + use<> {
-        lanes.turn(lane, touches, None)
+    /// Takes a ticket that shares its place with no other.
+    fn lock(locks: &EntityLocks, lane: &Lane, touches: &[Touch]) -> impl Future<Output = Ticket> + Send + use<> {
+        locks.lock(lane, touches, None)
     }
 
     fn request(body: &str) -> Request {
@@ -246,93 +248,93 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn writes_about_one_entity_wait_for_each_other_and_others_do_not() {
-        let lanes = Lanes::default();
+    async fn writes_about_one_entity_are_serialized_and_others_are_not() {
+        let locks = EntityLocks::default();
         let lane = Lane::default();
         let other_lane = Lane { workspace: Some("other".into()), ..Lane::default() };
-        let first = turn(&lanes, &lane, &[touch("a", Effect::Create), touch("b", Effect::Create)]).await;
-        let mut second = Box::pin(turn(&lanes, &lane, &[touch("b", Effect::Update)]));
-        let mut third = Box::pin(turn(&lanes, &lane, &[touch("b", Effect::Annotate), touch("c", Effect::Create)]));
-        drop(turn(&lanes, &lane, &[touch("d", Effect::Create), touch("b", Effect::Refer)]).await);
-        drop(turn(&lanes, &other_lane, &[touch("b", Effect::Create)]).await);
+        let first = lock(&locks, &lane, &[touch("a", Effect::Create), touch("b", Effect::Create)]).await;
+        let mut second = Box::pin(lock(&locks, &lane, &[touch("b", Effect::Update)]));
+        let mut third = Box::pin(lock(&locks, &lane, &[touch("b", Effect::Annotate), touch("c", Effect::Create)]));
+        drop(lock(&locks, &lane, &[touch("d", Effect::Create), touch("b", Effect::Refer)]).await);
+        drop(lock(&locks, &other_lane, &[touch("b", Effect::Create)]).await);
         assert!(is_ready(&mut third).await.is_none() && is_ready(&mut second).await.is_none());
         drop(first);
         assert!(is_ready(&mut third).await.is_none(), "the third write overtook the second");
-        let second = is_ready(&mut second).await.expect("the first write has its end");
+        let second = is_ready(&mut second).await.expect("the first write is done");
         drop(second);
-        let third = is_ready(&mut third).await.expect("the second write has its end");
+        let third = is_ready(&mut third).await.expect("the second write is done");
         drop(third);
-        assert!(lanes.lock().is_empty(), "turns that ended are still remembered");
+        assert!(locks.queues().is_empty(), "tickets that are done are still remembered");
     }
 
     #[tokio::test]
-    async fn a_deletion_waits_for_what_names_its_entity_and_holds_back_what_names_it_later() {
-        let lanes = Lanes::default();
+    async fn a_deletion_waits_for_earlier_references_and_later_ones_wait_for_it() {
+        let locks = EntityLocks::default();
         let lane = Lane::default();
-        let span = turn(&lanes, &lane, &[touch("t", Effect::Refer), touch("s", Effect::Create)]).await;
-        let update = turn(&lanes, &lane, &[touch("t", Effect::Update)]).await;
-        let mut delete = Box::pin(turn(&lanes, &lane, &[touch("t", Effect::End)]));
-        let mut late_span = Box::pin(turn(&lanes, &lane, &[touch("t", Effect::Refer), touch("s2", Effect::Create)]));
+        let span = lock(&locks, &lane, &[touch("t", Effect::Refer), touch("s", Effect::Create)]).await;
+        let update = lock(&locks, &lane, &[touch("t", Effect::Update)]).await;
+        let mut delete = Box::pin(lock(&locks, &lane, &[touch("t", Effect::End)]));
+        let mut late_span = Box::pin(lock(&locks, &lane, &[touch("t", Effect::Refer), touch("s2", Effect::Create)]));
         drop(update);
         assert!(is_ready(&mut delete).await.is_none(), "the deletion overtook a span of its trace");
         drop(span);
-        let delete = is_ready(&mut delete).await.expect("nothing is before the deletion any more");
+        let delete = is_ready(&mut delete).await.expect("nothing is ahead of the deletion");
         assert!(is_ready(&mut late_span).await.is_none(), "a span overtook the deletion of its trace");
         drop(delete);
-        drop(is_ready(&mut late_span).await.expect("the deletion has its end"));
-        assert!(lanes.lock().is_empty(), "turns that ended are still remembered");
+        drop(is_ready(&mut late_span).await.expect("the deletion is done"));
+        assert!(locks.queues().is_empty(), "tickets that are done are still remembered");
     }
 
     #[tokio::test]
-    async fn writes_that_say_the_same_go_together_and_others_wait_for_all_of_them() {
-        let lanes = Lanes::default();
+    async fn duplicates_are_concurrent_and_others_wait_for_all_of_them() {
+        let locks = EntityLocks::default();
         let lane = Lane::default();
         let (create, other) = (request("create"), request("other"));
         let of_a = [touch("a", Effect::Create)];
-        let before = turn(&lanes, &lane, &[touch("a", Effect::Update)]).await;
-        let mut first = Box::pin(lanes.turn(&lane, &of_a, Some(&create)));
-        let mut second = Box::pin(lanes.turn(&lane, &of_a, Some(&create)));
-        assert!(is_ready(&mut second).await.is_none(), "a twin overtook what its twin waits for");
+        let before = lock(&locks, &lane, &[touch("a", Effect::Update)]).await;
+        let mut first = Box::pin(locks.lock(&lane, &of_a, Some(&create)));
+        let mut second = Box::pin(locks.lock(&lane, &of_a, Some(&create)));
+        assert!(is_ready(&mut second).await.is_none(), "a duplicate overtook what the first one waits for");
         drop(before);
-        let second = is_ready(&mut second).await.expect("the same words have no order among themselves");
-        let mut different = Box::pin(lanes.turn(&lane, &of_a, Some(&other)));
+        let second = is_ready(&mut second).await.expect("duplicates have no order among themselves");
+        let mut different = Box::pin(locks.lock(&lane, &of_a, Some(&other)));
         drop(second);
-        assert!(is_ready(&mut different).await.is_none(), "a later write overtook one of two that say the same");
-        let mut late = Box::pin(lanes.turn(&lane, &of_a, Some(&create)));
-        drop(is_ready(&mut first).await.expect("nothing is before it"));
-        assert!(is_ready(&mut late).await.is_none(), "the same words overtook what was said since");
-        drop(is_ready(&mut different).await.expect("both have their end"));
+        assert!(is_ready(&mut different).await.is_none(), "a later write overtook one of two duplicates");
+        let mut late = Box::pin(locks.lock(&lane, &of_a, Some(&create)));
+        drop(is_ready(&mut first).await.expect("nothing is ahead of it"));
+        assert!(is_ready(&mut late).await.is_none(), "a late duplicate overtook a write in between");
+        drop(is_ready(&mut different).await.expect("both are done"));
         drop(is_ready(&mut late).await.expect("it is the last"));
 
         let end = [touch("a", Effect::End)];
-        let first = lanes.turn(&lane, &end, Some(&create)).await;
-        let mut second = Box::pin(lanes.turn(&lane, &end, Some(&create)));
-        assert!(is_ready(&mut second).await.is_none(), "ends are alone");
+        let first = locks.lock(&lane, &end, Some(&create)).await;
+        let mut second = Box::pin(locks.lock(&lane, &end, Some(&create)));
+        assert!(is_ready(&mut second).await.is_none(), "ends share their place with no other");
         drop(first);
         drop(is_ready(&mut second).await);
-        assert!(lanes.lock().is_empty(), "turns that ended are still remembered");
+        assert!(locks.queues().is_empty(), "tickets that are done are still remembered");
     }
 
     #[tokio::test]
-    async fn a_turn_of_the_lane_waits_for_all_before_it_and_all_behind_it_wait() {
-        let (lanes, lane) = (Lanes::default(), Lane::default());
+    async fn a_lane_lock_waits_for_all_earlier_writes_and_later_ones_wait_for_it() {
+        let (locks, lane) = (EntityLocks::default(), Lane::default());
         let other = Lane { workspace: Some("other".into()), ..Lane::default() };
-        let refer = turn(&lanes, &lane, &[touch("a", Effect::Refer)]).await;
-        let create = turn(&lanes, &lane, &[touch("b", Effect::Create)]).await;
-        let mut whole = Box::pin(lanes.turn_of_lane(&lane));
-        let mut later = Box::pin(turn(&lanes, &lane, &[touch("c", Effect::Create)]));
-        let mut last = Box::pin(lanes.turn_of_lane(&lane));
-        assert!(is_ready(&mut Box::pin(turn(&lanes, &other, &[touch("b", Effect::Create)]))).await.is_some());
+        let refer = lock(&locks, &lane, &[touch("a", Effect::Refer)]).await;
+        let create = lock(&locks, &lane, &[touch("b", Effect::Create)]).await;
+        let mut whole = Box::pin(locks.lock_lane(&lane));
+        let mut later = Box::pin(lock(&locks, &lane, &[touch("c", Effect::Create)]));
+        let mut last = Box::pin(locks.lock_lane(&lane));
+        assert!(is_ready(&mut Box::pin(lock(&locks, &other, &[touch("b", Effect::Create)]))).await.is_some());
         drop(refer);
         assert!(is_ready(&mut whole).await.is_none(), "it overtakes the create");
-        assert!(is_ready(&mut later).await.is_none(), "it overtakes the turn of the lane");
+        assert!(is_ready(&mut later).await.is_none(), "it overtakes the lock of the lane");
         drop(create);
-        let whole = is_ready(&mut whole).await.expect("all before it have their end");
+        let whole = is_ready(&mut whole).await.expect("all ahead of it are done");
         assert!(is_ready(&mut later).await.is_none());
         drop(whole);
-        assert!(is_ready(&mut last).await.is_none(), "it overtakes what came before it");
-        drop(is_ready(&mut later).await.expect("it is its turn"));
-        drop(is_ready(&mut last).await.expect("it is its turn"));
-        assert!(lanes.lock().is_empty(), "turns that ended are still remembered");
+        assert!(is_ready(&mut last).await.is_none(), "it overtakes earlier writes");
+        drop(is_ready(&mut later).await.expect("all ahead of it are done"));
+        drop(is_ready(&mut last).await.expect("all ahead of it are done"));
+        assert!(locks.queues().is_empty(), "tickets that are done are still remembered");
     }
 }
