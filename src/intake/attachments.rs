@@ -6,8 +6,8 @@
 //! upload-complete of such an upload ─▶ 204, if the file is as the client says
 //! ```
 //!
-//! Online too: nobody could finish an upload that began with the server and lost it halfway, because the server's answer to
-//! upload-start is worthless after an outage.
+//! Online too: a client could not finish or retry an upload that began with the server and lost it halfway, because the
+//! server's answer to upload-start is useless after an outage.
 //!
 //! The steps are stateless. The URL that upload-start returns has everything that the PUT needs, so an agent that was
 //! restarted in between accepts the PUT as well. Only for upload-complete, which clients don't send in the local flow, the

@@ -1,5 +1,4 @@
-//! What intake knows of earlier messages that a write must not overtake: the seam between the asynchronous side and the
-//! store.
+//! Earlier messages that a write must not overtake: the seam between the asynchronous side and the store.
 
 use std::sync::Arc;
 use std::time::Duration;

@@ -76,7 +76,7 @@ struct FlushWait<'agent> {
     started: Instant,
     /// The newest message that is waited for.
     up_to: MessageId,
-    /// What was queued and rejected when it began.
+    /// The counts of queued and rejected messages when it began.
     before: Standing,
     pushed: Option<Instant>,
     was_hastened: bool,

@@ -11,10 +11,10 @@
 
 use super::limits::HEAD_BYTES_MAX;
 
-/// Bytes of a line that is checked; hyper refuses a longer head.
+/// Bytes of a line that is validated; hyper refuses a longer head.
 const LINE_BYTES_MAX: usize = HEAD_BYTES_MAX;
 
-/// Checks the framing of what a client sends on one connection.
+/// Validates the framing of the requests of one connection.
 #[derive(Debug)]
 pub(super) struct Framing {
     state: FramingState,
@@ -37,7 +37,7 @@ enum FramingState {
     /// This many bytes of a chunk are left, including its line end.
     Chunk(u64),
     Trailer,
-    /// A fault was found, or hyper will refuse what follows: nothing more is checked.
+    /// A fault was found, or hyper will refuse what follows: nothing more is validated.
     Over,
 }
 
@@ -77,7 +77,7 @@ impl Framing {
         self.state == FramingState::Between
     }
 
-    /// Checks bytes that have arrived.
+    /// Validates bytes that have arrived.
     pub(super) fn feed(&mut self, mut bytes: &[u8]) {
         while !bytes.is_empty() {
             match self.state {
@@ -275,7 +275,7 @@ mod tests {
         }
 
         #[test]
-        fn any_bytes_are_checked_without_a_panic(pieces in proptest::collection::vec(proptest::collection::vec(any::<u8>(), 0..50), 0..20)) {
+        fn any_bytes_are_validated_without_a_panic(pieces in proptest::collection::vec(proptest::collection::vec(any::<u8>(), 0..50), 0..20)) {
             let mut framing = Framing::default();
             for piece in &pieces {
                 framing.feed(piece);

@@ -1,6 +1,6 @@
-//! The way of a request: checked, then answered by the agent itself, or taken to the server.
+//! Routing: the head of a request is validated, then the agent answers it itself, or it goes to the server.
 //!
-//! The checks see the head only. A refusal discards the rest of the body first ([`exchange::refuse_with`]).
+//! Validation sees the head only. A refusal discards the rest of the body first ([`exchange::refuse_with`]).
 
 use std::sync::Arc;
 
@@ -37,7 +37,7 @@ enum Routed {
     Server { client: ClientUrl, route: Route, below: String },
 }
 
-/// The answer to a request that is refused.
+/// The answer to a refused request.
 struct RefusedRequest(ClientAnswer);
 
 impl From<Reply> for RefusedRequest {
@@ -87,7 +87,7 @@ fn refuse_framing(shared: &Shared, fault: &str) -> RefusedRequest {
     RefusedRequest(refusal)
 }
 
-/// Checks the head of a request, and finds out where it goes.
+/// Validates the head of a request, and finds out where it goes.
 fn route(shared: &Shared, head: &Parts, has_body: bool) -> Result<Routed, RefusedRequest> {
     if head.uri.path_and_query().is_some_and(|path| path.as_str().len() > URL_BYTES_MAX) {
         shared.count_over_limit("bytes of a URL");

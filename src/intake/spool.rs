@@ -49,7 +49,7 @@ pub struct Spools {
 pub(super) enum NoSpool {
     /// It alone is larger than all spools may be.
     TooLarge,
-    /// There is no room at the moment.
+    /// There is no room at the moment; a retry may help.
     Full,
     /// The disk fails.
     Failed,

@@ -1,4 +1,4 @@
-//! The decision about a write: forwarded, stored or refused.
+//! Admission: a write is forwarded, stored or refused.
 //!
 //! Taken once every earlier write that this one must not overtake is done ([`crate::intake::entity_locks`]), so the store
 //! knows by then what this one would overtake.
@@ -19,8 +19,8 @@ impl Write {
         let request = self.large.is_none().then_some(&self.message.request);
         let ticket = shared.listener.entity_locks.lock(&self.message.lane, &self.message.touches, request).await;
         let reachability = shared.reachability();
-        // While the server is away every write is stored, whatever is queued: that is not worth a query of the store,
-        // which costs more than reading the request.
+        // While the server is away every write is stored, even if nothing conflicts with it: that is not worth a query of
+        // the store, which costs more than parsing the request.
         let lane = match reachability {
             Reachability::Unavailable if self.needs_answer.is_none() && shared.slot.get().is_ok() => LaneState::Clear,
             _ => shared.lane_state(&self.message),
@@ -54,7 +54,7 @@ impl Write {
         answer
     }
 
-    /// Answers a write that was to be stored and could not be.
+    /// Answers a write that could not be stored.
     async fn answer_unregistered(&self, not_stored: NotStored) -> ClientAnswer {
         let shared = &self.shared;
         // The store failed during this write: the rules for an unusable store apply to it, too.
@@ -84,7 +84,7 @@ impl Write {
         }
     }
 
-    /// Forwards a write that can't be stored; its client gets the answer, whatever it is.
+    /// Forwards a write that can't be stored; its client gets any answer of the server's.
     async fn forward_only(&self) -> ClientAnswer {
         match self.forward(false).await {
             Forwarded::Answered(answer) | Forwarded::Keep { fallback: Some(answer) } => answer,

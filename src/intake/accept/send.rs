@@ -21,7 +21,7 @@ use crate::upstream::forward::ForwardBody;
 
 /// How a server answers that has a trace already (`Trace already exists`).
 const ALREADY_EXISTS: &[u8] = b"already exist";
-/// After this long without an answer to a write the server is pinged.
+/// The latency of an answer to a write after which the server is pinged.
 const SILENCE_DOUBTED_AFTER: Duration = Duration::from_secs(5);
 /// How often a write that waits for its answer checks whether waiting still makes sense.
 pub(super) const SILENCE_CHECK_INTERVAL: Duration = Duration::from_millis(500);
@@ -29,7 +29,7 @@ pub(super) const SILENCE_CHECK_INTERVAL: Duration = Duration::from_millis(500);
 /// The server's answer to a write.
 type ServerAnswer = Result<(response::Parts, AnswerStart), SendFailure>;
 
-/// What the server's answer means.
+/// The meaning of the server's answer.
 struct Judged<'answer> {
     recognised: Result<(u16, Recognised), &'answer SendFailure>,
     /// The items of an accepted write that the server rejected.
@@ -105,7 +105,7 @@ impl Write {
         request
     }
 
-    /// Sends the request and waits for its answer, for as long as that makes sense.
+    /// Sends the request and waits for its answer, until it times out or the server is known to be gone.
     async fn wait_for_answer(
         &self,
         request: http::Request<ForwardBody>,

@@ -30,7 +30,7 @@ pub(super) struct Write {
     pub(super) large: Option<Arc<LargeBatch>>,
 }
 
-/// What became of a forwarded write.
+/// The outcome of a forwarded write.
 pub(super) enum Forwarded {
     /// The server has decided.
     Answered(ClientAnswer),
