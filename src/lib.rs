@@ -36,7 +36,7 @@
 //! | [`cli`] | the command line |
 //! | [`shutdown`] | one value that tells every loop to stop |
 //! | [`memory`] | one budget for the bodies that are in memory |
-//! | [`pulse`] | which part gives no sign of life |
+//! | [`liveness`] | which part of the agent has stalled |
 //! | [`printable`] | text from elsewhere, harmless for terminal, log and page |
 //!
 //! Who may import whom is checked by `tests/tidy.rs`; CONTRIBUTING.md says why.
@@ -46,12 +46,12 @@ pub mod cli;
 pub mod config;
 pub mod delivery;
 pub mod intake;
+pub mod liveness;
 pub mod memory;
 pub mod message;
 pub mod monitor;
 pub mod printable;
 pub mod protocol;
-pub mod pulse;
 pub mod replay;
 pub mod shutdown;
 pub mod store;

@@ -1,77 +1,78 @@
-//! Signs of life: which part of the agent has given none for too long.
+//! Liveness: which part of the agent has stalled.
 //!
-//! What `/-/healthy` says to Kubernetes and what the watchdog of a service manager is told are one judgement, made here.
-//! It is about this process alone: a server that is away, a full disk and a store that can't be used are what the agent
-//! is made for, and starting it again would mend none of them.
+//! `/-/healthy` for Kubernetes and the watchdog of a service manager share this one verdict. It is about this process
+//! alone: the agent is made for an unavailable server, a full disk and an unusable store, and a restart would mend none
+//! of them.
 //!
-//! Each part says how long it may be silent. The limits are far above what slow disks and slow servers cause, because
-//! the cure, a restart, costs the requests in progress; a part that is stuck for good is found all the same.
+//! Each part has a limit for the time between two heartbeats. The limits are far above what slow disks and slow servers
+//! cause, because the cure, a restart, costs the requests in progress. A part that is stuck for good is found all the
+//! same.
 
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use thiserror::Error;
 
-/// A clock hand that somebody moves who is alive.
+/// The time of the last heartbeat of one part.
 #[derive(Debug)]
-pub struct Beat(Mutex<Instant>);
+pub struct Heartbeat(Mutex<Instant>);
 
-impl Default for Beat {
+impl Default for Heartbeat {
     fn default() -> Self {
         Self(Mutex::new(Instant::now()))
     }
 }
 
-impl Beat {
-    /// Gives a sign of life.
+impl Heartbeat {
+    /// Records that the part is alive now.
     pub fn beat(&self) {
         *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
     }
 
-    /// Returns how long ago the last sign was.
+    /// Returns the time since the last heartbeat.
     pub fn silent_for(&self) -> Duration {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).elapsed()
     }
 }
 
-/// A part of the agent that can be listened to.
-pub struct Pulse {
-    /// What the part is called in logs.
+/// The liveness check of one part of the agent.
+pub struct LivenessCheck {
+    /// The name of the part in logs.
     pub name: &'static str,
-    /// How long it may be silent.
+    /// How long the part may be silent.
     pub silence_max: Duration,
-    /// Returns how long it has been silent. Never waits.
+    /// Returns how long the part has been silent. Never blocks.
     pub silent_for: Box<dyn Fn() -> Duration + Send + Sync>,
 }
 
-/// A part that has been silent for too long.
+/// A part whose last heartbeat is too old.
 #[derive(Clone, Debug, Error, PartialEq, Eq)]
-#[error("the {name} gives no sign of life, and may be silent for {} s at most", silence_max.as_secs())]
-pub struct Silence {
-    /// Which part.
+#[error("the {name} has stalled: no heartbeat for more than {} s", silence_max.as_secs())]
+pub struct Stalled {
+    /// The name of the part.
     pub name: &'static str,
     /// How long it may be silent.
     pub silence_max: Duration,
 }
 
-/// All parts of an agent that have to be alive.
+/// The liveness checks of all parts of an agent.
 #[derive(Default)]
-pub struct Pulses(Vec<Pulse>);
+pub struct Liveness(Vec<LivenessCheck>);
 
-impl Pulses {
-    /// Returns the pulses of these parts.
-    pub fn of(parts: Vec<Pulse>) -> Self {
-        Self(parts)
+impl Liveness {
+    /// Returns the liveness that these checks decide, asked in this order.
+    pub fn of(checks: Vec<LivenessCheck>) -> Self {
+        Self(checks)
     }
 
-    /// Says whether every part is alive.
+    /// Checks that every part is alive.
     ///
     /// # Errors
     ///
-    /// The first part that is not.
-    pub fn check(&self) -> Result<(), Silence> {
-        let silent = self.0.iter().find(|part| (part.silent_for)() > part.silence_max);
-        silent.map_or(Ok(()), |part| Err(Silence { name: part.name, silence_max: part.silence_max }))
+    /// The first part that has stalled.
+    pub fn check(&self) -> Result<(), Stalled> {
+        let stalled = self.0.iter().find(|part| (part.silent_for)() > part.silence_max);
+        stalled.map_or(Ok(()), |part| Err(Stalled { name: part.name, silence_max: part.silence_max }))
     }
 }
 
@@ -79,30 +80,30 @@ impl Pulses {
 mod tests {
     use super::*;
 
-    fn part(name: &'static str, silent_for: Duration) -> Pulse {
-        Pulse { name, silence_max: Duration::from_secs(60), silent_for: Box::new(move || silent_for) }
+    fn part(name: &'static str, silent_for: Duration) -> LivenessCheck {
+        LivenessCheck { name, silence_max: Duration::from_secs(60), silent_for: Box::new(move || silent_for) }
     }
 
     #[test]
-    fn one_silent_part_is_enough_and_is_named() {
+    fn one_stalled_part_is_enough_and_is_named() {
         let limit = Duration::from_secs(60);
-        assert_eq!(Pulses::default().check(), Ok(()));
-        assert_eq!(Pulses::of(vec![part("intake", Duration::ZERO), part("committer", limit)]).check(), Ok(()));
-        let silence = Pulses::of(vec![part("intake", Duration::ZERO), part("committer", Duration::MAX)])
+        assert_eq!(Liveness::default().check(), Ok(()));
+        assert_eq!(Liveness::of(vec![part("intake", Duration::ZERO), part("committer", limit)]).check(), Ok(()));
+        let stalled = Liveness::of(vec![part("intake", Duration::ZERO), part("committer", Duration::MAX)])
             .check()
             .expect_err("the committer is silent");
         assert_eq!(
-            silence.to_string(),
-            "the committer gives no sign of life, and may be silent for 60 s at most",
-            "an operator could not tell what is stuck"
+            stalled.to_string(),
+            "the committer has stalled: no heartbeat for more than 60 s",
+            "an operator could not tell which part is stuck"
         );
     }
 
     #[test]
-    fn a_beat_ends_the_silence() {
-        let beat = Beat(Mutex::new(Instant::now()));
-        let before = beat.silent_for();
-        beat.beat();
-        assert!(beat.silent_for() <= before + Duration::from_secs(60));
+    fn a_heartbeat_ends_the_silence() {
+        let heartbeat = Heartbeat(Mutex::new(Instant::now()));
+        let before = heartbeat.silent_for();
+        heartbeat.beat();
+        assert!(heartbeat.silent_for() <= before + Duration::from_secs(60));
     }
 }

@@ -49,11 +49,11 @@ use crate::intake::spool::Spools;
 use crate::intake::status::{self, Watch};
 use crate::intake::workers::Workers;
 use crate::intake::{Intake, IntakeLimits};
+use crate::liveness::{Heartbeat, Liveness, LivenessCheck};
 use crate::memory::Budget;
 use crate::message::{Lane, Server};
 use crate::monitor::connection::Connection;
 use crate::monitor::{self, MonitorSettings};
-use crate::pulse::{Beat, Pulse, Pulses};
 use crate::replay::{LEASE_TIME_TO_LIVE, ReplayManager, ReplaySettings};
 use crate::shutdown::Shutdown;
 use crate::store::committer::Committer;
@@ -254,7 +254,7 @@ impl Agent {
         let owner = Owner::this_process("agent");
         let agent_mark = agent_mark();
         let upstream = Arc::new(self.upstream.marked(agent_mark.clone()));
-        let beat = Arc::new(Beat::default());
+        let heartbeat = Arc::new(Heartbeat::default());
         let watch = Arc::new(
             Watch::new(
                 slot.clone(),
@@ -266,7 +266,7 @@ impl Agent {
             )
             .limited_by(settings.files_problem.clone()),
         );
-        let pulses = Arc::new(pulses(settings, &beat, &committer, &slot, &replay_shutdown, &monitor_shutdown));
+        let liveness = Arc::new(liveness(settings, &heartbeat, &committer, &slot, &replay_shutdown, &monitor_shutdown));
         let intake = Intake {
             slot: slot.clone(),
             committer: committer.clone(),
@@ -284,8 +284,8 @@ impl Agent {
             listen_host: settings.listen.ip().to_string(),
             sites: SitePolicy::new(self.address.ip(), &settings.allowed_hosts),
             agent_mark,
-            beat,
-            pulses: pulses.clone(),
+            heartbeat,
+            liveness: liveness.clone(),
             watch: watch.clone(),
         };
         let monitoring = {
@@ -348,7 +348,7 @@ impl Agent {
                 let stopping_max = settings.shutdown_timeout * 3 + STOPPING_MARGIN;
                 let server = server.clone();
                 let teller =
-                    service_manager::Teller { manager, pulses, slot, server, connection, stopping_max, shutdown };
+                    service_manager::Teller { manager, liveness, slot, server, connection, stopping_max, shutdown };
                 teller.start().map_err(system)?
             }
         };
@@ -456,37 +456,42 @@ fn tell_of_room(slot: &StoreSlot, limits: &Limits) {
 }
 
 /// Returns the parts that have to be alive, and how long each may be silent.
-fn pulses(
+fn liveness(
     settings: &AgentSettings,
-    beat: &Arc<Beat>,
+    heartbeat: &Arc<Heartbeat>,
     committer: &Arc<Committer>,
     slot: &Arc<StoreSlot>,
     replay: &Shutdown,
     monitor: &Shutdown,
-) -> Pulses {
+) -> Liveness {
     // A store that is being opened may have to be recovered or brought up to date first: that is work, not silence.
     let unless_opening = |silent_for: Box<dyn Fn() -> Duration + Send + Sync>| {
         let slot = slot.clone();
         Box::new(move || if slot.is_opening() { Duration::ZERO } else { silent_for() })
     };
-    let (beat, committer, replay, monitor) = (beat.clone(), committer.clone(), replay.clone(), monitor.clone());
+    let (heartbeat, committer, replay, monitor) =
+        (heartbeat.clone(), committer.clone(), replay.clone(), monitor.clone());
     let pings = settings.monitor.ping_interval + settings.monitor.check_timeout;
-    Pulses::of(vec![
-        Pulse { name: "intake", silence_max: INTAKE_SILENCE_MAX, silent_for: Box::new(move || beat.silent_for()) },
-        Pulse {
+    Liveness::of(vec![
+        LivenessCheck {
+            name: "intake",
+            silence_max: INTAKE_SILENCE_MAX,
+            silent_for: Box::new(move || heartbeat.silent_for()),
+        },
+        LivenessCheck {
             name: "committer",
             silence_max: PART_SILENCE_MAX,
             silent_for: unless_opening(Box::new(move || committer.silent_for())),
         },
-        Pulse {
+        LivenessCheck {
             name: "replay-manager",
             silence_max: PART_SILENCE_MAX + settings.replay_tick_interval * 2,
-            silent_for: unless_opening(Box::new(move || replay.unasked_for())),
+            silent_for: unless_opening(Box::new(move || replay.silent_for())),
         },
-        Pulse {
+        LivenessCheck {
             name: "connection-monitor",
             silence_max: PART_SILENCE_MAX + pings,
-            silent_for: Box::new(move || monitor.unasked_for()),
+            silent_for: Box::new(move || monitor.silent_for()),
         },
     ])
 }

@@ -52,9 +52,9 @@ impl Page {
 
     pub(super) fn render(self, shared: &Shared) -> ClientAnswer {
         match self {
-            Self::Healthy => match shared.pulses.check() {
+            Self::Healthy => match shared.liveness.check() {
                 Ok(()) => plain("text/plain; charset=utf-8", "opik-offline is running\n".to_owned()),
-                Err(silence) => forward::own_answer(error(503, &silence.to_string())),
+                Err(stalled) => forward::own_answer(error(503, &stalled.to_string())),
             },
             Self::Ready => plain("application/json", format!("{}\n", ready(shared))),
             Self::Metrics => plain("text/plain; version=0.0.4; charset=utf-8", metrics(shared)),
