@@ -29,6 +29,7 @@
 //! | [`upstream`] | the only connections to the server |
 //! | [`monitor`] | is the server there? |
 //! | [`replay`] | what is stored reaches the server |
+//! | [`overview`] | how agent, server and store are, gathered once for the page, JSON and `status` |
 //! | [`intake`] | the HTTP interface for clients; the only asynchronous room |
 //! | [`agent`] | builds and starts all of it, and stops it in order |
 //! | [`config`] | every setting once, with its source |
@@ -50,6 +51,7 @@ pub mod liveness;
 pub mod memory;
 pub mod message;
 pub mod monitor;
+pub mod overview;
 pub mod printable;
 pub mod protocol;
 pub mod replay;

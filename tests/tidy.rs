@@ -28,10 +28,12 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("upstream", &["protocol", "message", "telemetry", "shutdown"]),
     ("monitor", &["upstream", "protocol", "message", "telemetry", "shutdown"]),
     ("replay", &["monitor", "store", "upstream", "delivery", "protocol", "message", "telemetry", "shutdown", "memory"]),
+    ("overview", &["replay", "monitor", "store", "delivery", "message", "telemetry", "shutdown"]),
     (
         "intake",
         &[
             "printable",
+            "overview",
             "monitor",
             "store",
             "upstream",
@@ -49,6 +51,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
         &[
             "printable",
             "intake",
+            "overview",
             "replay",
             "monitor",
             "store",
@@ -67,6 +70,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
             "printable",
             "agent",
             "intake",
+            "overview",
             "replay",
             "monitor",
             "store",
@@ -136,6 +140,7 @@ const ONLY_IN: &[(&[&str], &[&str], &str)] = &[
             "src/config",
             "src/intake",
             "src/monitor",
+            "src/overview",
             "src/replay",
             "src/store",
             "src/telemetry",

@@ -46,7 +46,6 @@ use tracing::{error, info, warn};
 use crate::config::ServiceManager;
 use crate::intake::site::SitePolicy;
 use crate::intake::spool::Spools;
-use crate::intake::status::{self, Watch};
 use crate::intake::workers::Workers;
 use crate::intake::{Intake, IntakeLimits};
 use crate::liveness::{Heartbeat, Liveness, LivenessCheck};
@@ -54,6 +53,7 @@ use crate::memory::Budget;
 use crate::message::{Lane, Server};
 use crate::monitor::connection::Connection;
 use crate::monitor::{self, MonitorSettings};
+use crate::overview::{self, Collector};
 use crate::replay::{LEASE_TIME_TO_LIVE, ReplayManager, ReplaySettings};
 use crate::shutdown::Shutdown;
 use crate::store::committer::Committer;
@@ -255,8 +255,8 @@ impl Agent {
         let agent_mark = agent_mark();
         let upstream = Arc::new(self.upstream.marked(agent_mark.clone()));
         let heartbeat = Arc::new(Heartbeat::default());
-        let watch = Arc::new(
-            Watch::new(
+        let collector = Arc::new(
+            Collector::new(
                 slot.clone(),
                 connection.clone(),
                 metrics.clone(),
@@ -286,7 +286,7 @@ impl Agent {
             agent_mark,
             heartbeat,
             liveness: liveness.clone(),
-            watch: watch.clone(),
+            collector: collector.clone(),
         };
         let monitoring = {
             let (connection, upstream, settings) = (connection.clone(), upstream.clone(), settings.monitor);
@@ -324,8 +324,8 @@ impl Agent {
         {
             let shutdown = watching_shutdown.clone();
             // Only looks: nobody waits for its end.
-            let watch = watch.clone();
-            Part::start("history", move || watch.run(&shutdown)).map_err(system)?;
+            let collector = collector.clone();
+            Part::start("history", move || collector.run(&shutdown)).map_err(system)?;
         }
         let adoption_shutdown = Shutdown::new();
         let adopting = settings.adopt.clone().map(|adoption| {
@@ -381,8 +381,8 @@ impl Agent {
         if telling.is_some_and(|telling| telling.join().is_err()) {
             warn!(target: "opik_offline", "telling the service manager failed by a fault of opik-offline's own");
         }
-        watch.full().close(&slot);
-        let (refused, full) = watch.full().total();
+        collector.full().close(&slot);
+        let (refused, full) = collector.full().total();
         if let Err(error) = slot.with(|store| store.announce(None)) {
             warn!(target: "db_manager", "the agent's record stays in the store: {error}");
         }
@@ -420,7 +420,7 @@ fn tell_of_others(store: &dyn Store, server: &Server, own: &Filter) -> Result<()
     if all.waiting() == store.backlog(own)?.waiting() {
         return Ok(());
     }
-    for other in status::elsewhere(&all, server).into_iter().filter(|other| other.waiting > 0) {
+    for other in overview::elsewhere(&all, server).into_iter().filter(|other| other.waiting > 0) {
         let url = other.server.unwrap_or_default();
         warn!(
             target: "replay_manager",

@@ -48,7 +48,6 @@ mod conversation;
 mod flush;
 pub mod forward;
 mod framing;
-pub mod full_watch;
 pub mod guard;
 mod http2;
 mod lanes;
@@ -57,7 +56,6 @@ mod monitoring;
 mod preface;
 pub mod site;
 pub mod spool;
-pub mod status;
 mod status_page;
 mod wire;
 pub mod workers;
@@ -81,6 +79,7 @@ use crate::memory::Budget;
 use crate::message::Server;
 use crate::monitor::Availability;
 use crate::monitor::connection::Connection;
+use crate::overview::Collector;
 use crate::protocol::answers::{Reply, SendFailure, error, unavailable};
 use crate::protocol::media::unsupported;
 use crate::protocol::routes::{Route, classify};
@@ -96,7 +95,6 @@ use forward::ClientAnswer;
 use monitoring::Monitoring;
 use site::{Foreign, SitePolicy};
 use spool::Spools;
-use status::Watch;
 use wire::Paced;
 use workers::Workers;
 
@@ -178,7 +176,7 @@ pub struct Intake {
     /// Whether every part of the agent is alive, for `/-/healthy`.
     pub liveness: Arc<Liveness>,
     /// How the agent stands, for `/`.
-    pub watch: Arc<Watch>,
+    pub collector: Arc<Collector>,
 }
 
 /// What the requests of one worker use; all but the forwarder is common to all workers.
@@ -211,7 +209,7 @@ struct Shared {
     address: ServerAddress,
     started: Instant,
     liveness: Arc<Liveness>,
-    watch: Arc<Watch>,
+    collector: Arc<Collector>,
     /// Requested when forwarded writes have had their time to finish before the agent stops: they are stored instead.
     hurry: Shutdown,
 }
@@ -317,7 +315,7 @@ impl Intake {
                 agent_mark: self.agent_mark.clone(),
                 started,
                 liveness: self.liveness.clone(),
-                watch: self.watch.clone(),
+                collector: self.collector.clone(),
                 hurry: hurry.clone(),
             })
         });
