@@ -511,8 +511,8 @@ mod translate {
             file_level: config.file_logging_level.value.map(log_level),
             file_path: config.logging_file.value.clone(),
             format: match config.log_format.value {
-                LogFormat::Text => log::Format::Text,
-                LogFormat::Json => log::Format::Json,
+                LogFormat::Text => log::LineFormat::Text,
+                LogFormat::Json => log::LineFormat::Json,
             },
             color,
         }

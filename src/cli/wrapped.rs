@@ -12,8 +12,8 @@ use super::progress::Progress;
 use super::render::count;
 use super::signals::Relay;
 use super::{Common, Failure};
-use crate::agent::child::{Child, Ended};
-use crate::agent::environment::{Changes, Wrapping};
+use crate::agent::child::{Child, CommandEnd};
+use crate::agent::environment::{EnvironmentChanges, Wrapping};
 use crate::agent::files::SoftLimit;
 use crate::agent::flush::{Flush, FlushEnd};
 use crate::agent::{Agent, AgentError, AgentSettings, RunEnd};
@@ -115,7 +115,7 @@ fn bind(config: &Config, mut settings: AgentSettings) -> Result<(Agent, Option<S
 }
 
 /// Works out what is different in the command's environment.
-fn changes(config: &Config, intake: SocketAddr, token: Option<&str>) -> Changes {
+fn changes(config: &Config, intake: SocketAddr, token: Option<&str>) -> EnvironmentChanges {
     // The command may run in another folder.
     let store = is_flag(&config.db.source).then(|| std::path::absolute(&config.db.value).ok()).flatten();
     let in_home_file = url_in_home_file(&ProcessEnvironment);
@@ -127,11 +127,11 @@ fn changes(config: &Config, intake: SocketAddr, token: Option<&str>) -> Changes 
         all_otlp_traces: config.all_otlp_traces.value,
         store,
     };
-    Changes::leading_to(&wrapping, &ProcessEnvironment)
+    EnvironmentChanges::leading_to(&wrapping, &ProcessEnvironment)
 }
 
 /// Says where the command sends to, and what does not go through the agent.
-fn said_at_start(name: &str, config: &Config, changes: &Changes, left: Option<SocketAddr>) -> Vec<String> {
+fn said_at_start(name: &str, config: &Config, changes: &EnvironmentChanges, left: Option<SocketAddr>) -> Vec<String> {
     let mut lines = vec![format!("{name} sends to {}, which passes on to {}", changes.base, config.upstream.value)];
     if let Some(left) = left {
         lines
@@ -156,10 +156,10 @@ fn is_flag(source: &Source) -> bool {
 }
 
 /// Returns the exit code that a shell would tell: the command's own, and 128 and the number of the signal that ended it.
-fn exit_code(ended: Ended) -> u8 {
+fn exit_code(ended: CommandEnd) -> u8 {
     match ended {
-        Ended::Exited(code) => u8::try_from(code & 0xff).unwrap_or(u8::MAX),
-        Ended::Killed(signal) => u8::try_from(128 + signal).unwrap_or(u8::MAX),
+        CommandEnd::Exited(code) => u8::try_from(code & 0xff).unwrap_or(u8::MAX),
+        CommandEnd::Killed(signal) => u8::try_from(128 + signal).unwrap_or(u8::MAX),
     }
 }
 
@@ -320,9 +320,12 @@ mod tests {
 
     #[test]
     fn an_end_becomes_the_exit_code_that_a_shell_tells() {
-        for (ended, code) in
-            [(Ended::Exited(0), 0), (Ended::Exited(255), 255), (Ended::Killed(2), 130), (Ended::Killed(15), 143)]
-        {
+        for (ended, code) in [
+            (CommandEnd::Exited(0), 0),
+            (CommandEnd::Exited(255), 255),
+            (CommandEnd::Killed(2), 130),
+            (CommandEnd::Killed(15), 143),
+        ] {
             assert_eq!(exit_code(ended), code, "{ended:?}");
         }
     }
