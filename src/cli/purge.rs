@@ -5,7 +5,7 @@ use std::io::{self, BufRead};
 use clap::Args;
 use serde::Serialize;
 
-use super::groups::{Group, groups, oldest, preview_text, sums_text};
+use super::groups::{GroupRow, groups, oldest, preview_text, sums_text};
 use super::progress::Progress;
 use super::render::{Renderer, count, nothing, size};
 use super::selection::{Selection, refuse_jsonl};
@@ -55,7 +55,7 @@ struct Report {
     items: u64,
     body_bytes: u64,
     /// What was selected, before anything was deleted.
-    groups: Vec<Group>,
+    groups: Vec<GroupRow>,
     /// When the oldest of them was accepted.
     oldest_accepted_at: Option<String>,
     /// What was selected and is still stored.

@@ -11,7 +11,7 @@ use clap::Args;
 use serde::Serialize;
 use tracing::debug;
 
-use super::groups::{Group, groups, oldest, preview_text, sums_text};
+use super::groups::{GroupRow, groups, oldest, preview_text, sums_text};
 use super::progress::Progress;
 use super::readback::Readback;
 use super::reassign::{self, ReassignArgs, Reassigned, reassign};
@@ -161,7 +161,7 @@ struct Report {
     held: u64,
     remaining: u64,
     /// What was selected, before anything was sent.
-    groups: Vec<Group>,
+    groups: Vec<GroupRow>,
     /// When the oldest of them was accepted.
     oldest_accepted_at: Option<String>,
     requests: u64,

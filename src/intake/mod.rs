@@ -501,14 +501,14 @@ async fn answer(shared: Arc<Shared>, request: http::Request<Incoming>) -> Client
     // The token is for this agent; an address that leads to the agent again has it.
     let token_prefix = token.map_or_else(String::new, |token| format!("{}{token}", guard::TOKEN_PREFIX));
     if let Target::Own { path: page } = &target {
-        return match status_page::Page::of(&head.method, page) {
+        return match status_page::OwnPage::of(&head.method, page) {
             // It makes the agent work, so it is for those who may send writes.
-            Some(status_page::Page::Flush) if !is_allowed => forward::own_answer(error(401, NO_TOKEN)),
-            Some(status_page::Page::Flush) => flush::flush(&shared, &head).await,
-            Some(status_page::Page::Overview) if links::leads_to_status_page(page, path, &head.headers) => {
+            Some(status_page::OwnPage::Flush) if !is_allowed => forward::own_answer(error(401, NO_TOKEN)),
+            Some(status_page::OwnPage::Flush) => flush::flush(&shared, &head).await,
+            Some(status_page::OwnPage::Overview) if links::leads_to_status_page(page, path, &head.headers) => {
                 links::redirect(&format!("{token_prefix}{}", status_page::PATH))
             }
-            Some(status_page::Page::Ready) if !is_own_name => status_page::ready_alone(),
+            Some(status_page::OwnPage::Ready) if !is_own_name => status_page::ready_alone(),
             Some(page) => page.render(&shared),
             // Nothing below /-/ is the server's.
             None => accept::refuse(error(404, "this opik-offline agent has no such page"), &head.headers, body).await,

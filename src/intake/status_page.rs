@@ -3,6 +3,7 @@
 
 mod html;
 mod plot;
+mod text;
 
 use std::time::UNIX_EPOCH;
 
@@ -23,7 +24,7 @@ pub(super) const PATH: &str = "/-/";
 
 /// One of the agent's own pages.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Page {
+pub(super) enum OwnPage {
     Overview,
     Status,
     Healthy,
@@ -34,7 +35,7 @@ pub(super) enum Page {
     MethodNotAllowed,
 }
 
-impl Page {
+impl OwnPage {
     /// Returns the page at this normalised path, or `None` when there is none.
     pub(super) fn of(method: &Method, path: &str) -> Option<Self> {
         let page = match path {
@@ -58,8 +59,10 @@ impl Page {
             },
             Self::Ready => plain("application/json", format!("{}\n", ready(shared))),
             Self::Metrics => plain("text/plain; version=0.0.4; charset=utf-8", metrics(shared)),
-            Self::Overview => html::page(&shared.collector.status()),
-            Self::Status => match serde_json::to_string(&*shared.collector.status()) {
+            Self::Overview => {
+                html::secured(plain("text/html; charset=utf-8", html::document(&shared.collector.overview())))
+            }
+            Self::Status => match serde_json::to_string(&*shared.collector.overview()) {
                 Ok(text) => plain("application/json", text + "\n"),
                 Err(fault) => forward::own_answer(error(500, &format!("the agent cannot tell how it is: {fault}"))),
             },

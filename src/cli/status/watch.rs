@@ -6,7 +6,8 @@
 
 use std::io;
 
-use super::{Report, screen};
+use super::report::StatusReport;
+use super::screen;
 use crate::cli::render::{Format, Renderer};
 use crate::cli::terminal::{FrameBegin, Shown, Stream, Terminal, terminal};
 use crate::telemetry::history::Sample;
@@ -38,7 +39,7 @@ impl Watching {
     /// # Errors
     ///
     /// Whatever stdout says.
-    pub(super) fn show(&mut self, renderer: &Renderer, report: &Report) -> io::Result<()> {
+    pub(super) fn show(&mut self, renderer: &Renderer, report: &StatusReport) -> io::Result<()> {
         let is_first = std::mem::replace(&mut self.is_first, false);
         if renderer.format() != Format::Table {
             return renderer.result(report, |_, _| Shown::default());
@@ -46,7 +47,7 @@ impl Watching {
         if self.readings.len() == READINGS_MAX {
             self.readings.remove(0);
         }
-        self.readings.push(report.reading);
+        self.readings.push(report.sample);
         let history = if report.history.len() > 1 { &report.history } else { &self.readings };
         let terminal = terminal();
         let columns = terminal.map_or(80, |terminal| terminal.columns);

@@ -26,7 +26,7 @@ fn calm() -> Overview {
         at_ms: NOW_MS,
         agent: AgentOverview {
             pid: 2144,
-            version: "0.1.0",
+            version: "0.1.0".into(),
             listen: "127.0.0.1:6745".into(),
             uptime_seconds: 90_000,
             files_problem: None,
@@ -34,7 +34,7 @@ fn calm() -> Overview {
         server: ServerOverview {
             url: "https://opik.example/api".into(),
             connection: "available",
-            since_ms: NOW_MS - 90_000_000,
+            since_ms: Some(NOW_MS - 90_000_000),
             reason: None,
         },
         store: StoreOverview {
@@ -98,7 +98,7 @@ fn outage() -> Overview {
     let waiting = 19_204;
     status.server = ServerOverview {
         connection: "unavailable",
-        since_ms: NOW_MS - 480_000,
+        since_ms: Some(NOW_MS - 480_000),
         reason: Some("cannot connect to https://opik.example/api: connection refused".into()),
         ..status.server
     };
@@ -151,7 +151,7 @@ fn replay(by: &str, seconds: i64, delivered: u64) -> ReplayOverview {
 fn draining() -> Overview {
     let mut status = outage();
     status.server =
-        ServerOverview { connection: "available", since_ms: NOW_MS - 12_000, reason: None, ..status.server };
+        ServerOverview { connection: "available", since_ms: Some(NOW_MS - 12_000), reason: None, ..status.server };
     if let Some(last) = status.history.last_mut() {
         (last.available, last.waiting) = (Some(true), Some(11_000));
     }
@@ -172,7 +172,7 @@ fn draining() -> Overview {
 fn just_started() -> Overview {
     let mut status = calm();
     status.agent.uptime_seconds = 1;
-    status.server = ServerOverview { connection: "unknown", since_ms: NOW_MS - 1000, ..status.server };
+    status.server = ServerOverview { connection: "unknown", since_ms: Some(NOW_MS - 1000), ..status.server };
     status.rates = None;
     status.history.clear();
     status.day.clear();
@@ -215,6 +215,7 @@ fn losses() -> Overview {
         reason: HOSTILE.into(),
         recovered_messages: 19_204,
         lost_messages: 2,
+        set_aside: "/store.db.damaged".into(),
     }];
     status
 }
