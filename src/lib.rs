@@ -37,6 +37,8 @@
 //! | [`shutdown`] | one value that tells every loop to stop |
 //! | [`memory`] | one budget for the bodies that are in memory |
 //! | [`pulse`] | which part gives no sign of life |
+//! | [`signals`] | what each signal means |
+//! | [`figures`] | counts, sizes, times and durations as people read them |
 //! | [`printable`] | text from elsewhere, harmless for terminal, log and page |
 //!
 //! Who may import whom is checked by `tests/tidy.rs`; CONTRIBUTING.md says why.
@@ -45,6 +47,7 @@ pub mod agent;
 pub mod cli;
 pub mod config;
 pub mod delivery;
+pub mod figures;
 pub mod intake;
 pub mod memory;
 pub mod message;
@@ -54,6 +57,7 @@ pub mod protocol;
 pub mod pulse;
 pub mod replay;
 pub mod shutdown;
+pub mod signals;
 pub mod store;
 pub mod telemetry;
 pub mod upstream;

@@ -5,8 +5,7 @@ use std::process::ExitCode;
 
 use clap::Args;
 
-use super::signals::stop_agent_on_signals;
-use super::{Common, Failure, configuration, translate, wrapped};
+use super::{Common, Failure, configuration, exit_interrupted, translate, wrapped};
 use crate::agent::adoption::Adoption;
 use crate::agent::files::{self, SoftLimit};
 use crate::agent::{Agent, AgentSettings};
@@ -16,6 +15,7 @@ use crate::intake::workers::Workers;
 use crate::monitor::MonitorSettings;
 use crate::replay::ReplaySettings;
 use crate::shutdown::Shutdown;
+use crate::signals::stop_agent_on_signals;
 use crate::store::Filter;
 use crate::upstream::UpstreamSettings;
 
@@ -225,7 +225,7 @@ pub fn run(common: &Common, args: &AgentArgs) -> Result<ExitCode, Failure> {
     let settings = settings(&config, translate::upstream_settings(&config)?, service_manager)?;
     let agent = Agent::bind(settings)?;
     let shutdown = Shutdown::new();
-    stop_agent_on_signals(&shutdown, log)?;
+    stop_agent_on_signals(&shutdown, log, exit_interrupted)?;
     agent.run(&shutdown, None)?;
     Ok(ExitCode::SUCCESS)
 }

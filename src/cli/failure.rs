@@ -3,11 +3,14 @@
 use std::fmt;
 use std::io;
 
+use super::pager::PagerError;
+use super::progress::say_error;
 use crate::agent::AgentError;
 use crate::agent::child::ChildError;
 use crate::config::ConfigError;
 use crate::protocol::answers::SendFailure;
 use crate::replay::salvage::SalvageError;
+use crate::signals::SignalError;
 use crate::store::{FullLimit, KeyError, SdkFileError, StoreError};
 use crate::telemetry::log::LogError;
 use crate::upstream::UpstreamError;
@@ -59,10 +62,9 @@ impl Failure {
         Self::new(Exit::Failure, format!("nobody knows how {name} ended: {error}"), Some(hint))
     }
 
-    /// Returns the failure to set up the handling of signals.
-    pub fn of_signals(error: &dyn fmt::Display) -> Self {
-        let hint = "check this user's limits on processes (ulimit -u) and open files (ulimit -n)";
-        Self::new(Exit::Failure, format!("cannot handle signals: {error}"), Some(hint))
+    /// Writes the failure to stderr.
+    pub fn say(&self) {
+        say_error(&self.message, self.hint.as_deref());
     }
 
     /// Returns an exit code for which the command's own output has said everything.
@@ -182,6 +184,27 @@ impl From<UpstreamError> for Failure {
             UpstreamError::Tls { .. } => "check SSL_CERT_FILE",
         };
         Self::new(Exit::Usage, error.to_string(), Some(hint))
+    }
+}
+
+impl From<SignalError> for Failure {
+    fn from(error: SignalError) -> Self {
+        let hint = "check this user's limits on processes (ulimit -u) and open files (ulimit -n)";
+        Self::new(Exit::Failure, error.to_string(), Some(hint))
+    }
+}
+
+impl From<PagerError> for Failure {
+    fn from(error: PagerError) -> Self {
+        match error {
+            PagerError::Signals(error) => error.into(),
+            PagerError::Output(error) => error.into(),
+            PagerError::NotRun => Self::new(
+                Exit::Failure,
+                error.to_string(),
+                Some("set PAGER to a program that is there, or give --no-pager"),
+            ),
+        }
     }
 }
 
@@ -373,7 +396,7 @@ mod tests {
         all.push(ChildError::NotExecutable { program: reason(), source: denied() }.into());
         all.push(LogError::OpenFile { path: path(), source: denied() }.into());
         all.push(LogError::AlreadySetUp.into());
-        all.push(Failure::of_signals(&denied()));
+        all.push(SignalError::new(&denied()).into());
         all.push(SendFailure::Broken { url: url(), reason: reason() }.into());
         all.push(denied().into());
         all.push(Failure::of_child_lost("python", &denied()));

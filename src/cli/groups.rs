@@ -2,8 +2,9 @@
 
 use serde::Serialize;
 
-use super::render::{Renderer, count, size, time};
+use super::render::Renderer;
 use super::terminal::Shown;
+use crate::figures::{count, size, time};
 use crate::store::{Backlog, Filter, Page, Store, StoreError};
 
 /// Messages of one status, type and workspace.

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use clap::Args;
 use serde::Serialize;
 
-use super::render::{Mark, Renderer, count, hanging, size, time};
+use super::render::{Mark, Renderer, hanging};
 use super::selection::{duration, refuse_jsonl};
 use super::status::RunningAgent;
 use super::terminal::{Shown, Stream, Style};
@@ -15,6 +15,7 @@ use super::{
 use crate::agent::files;
 use crate::config::{Config, ConfigFile, Misconfiguration};
 use crate::delivery::id_window;
+use crate::figures::{count, size, time};
 use crate::intake::workers::Workers;
 use crate::message::{Credential, Lane};
 use crate::printable::{self, cells, padded};
@@ -646,7 +647,7 @@ fn settings_text(renderer: &Renderer, settings: &[Setting], columns: usize) -> S
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::cli::render::Format;
+    use crate::cli::render::OutputFormat;
 
     #[test]
     fn a_value_that_is_too_long_for_its_line_stays_whole() {
@@ -656,7 +657,7 @@ mod tests {
             setting("max_size", "10GiB", "default"),
             setting("upstream", "http://127.0.0.1:5173/api", "environment OPIK_OFFLINE_UPSTREAM"),
         ];
-        let renderer = Renderer::new(Format::Table, false);
+        let renderer = Renderer::new(OutputFormat::Table, false);
         let narrow = "\
 setting   value  from
 db        /home/somebody/a/long/way/opik_messages.db

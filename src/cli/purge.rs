@@ -7,10 +7,11 @@ use serde::Serialize;
 
 use super::groups::{Group, groups, oldest, preview_text, sums_text};
 use super::progress::Progress;
-use super::render::{Renderer, count, nothing, size};
+use super::render::{Renderer, nothing};
 use super::selection::{Selection, refuse_jsonl};
 use super::terminal::{Shown, Stream, is_interactive};
 use super::{Common, Exit, Failure, configuration, existing_store_without_key, stop_on_signals};
+use crate::figures::{count, size};
 use crate::shutdown::Shutdown;
 use crate::store::{self, Filter, Purged, Store, StoreError, now_ms};
 

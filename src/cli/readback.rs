@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 
 use serde::Serialize;
 
-use super::render::count;
 use super::terminal::Shown;
+use crate::figures::count;
 use crate::printable::name;
 use crate::replay::verify::Verified;
 

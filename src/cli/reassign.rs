@@ -10,11 +10,12 @@ use clap::Args;
 use serde::Serialize;
 
 use super::progress::Progress;
-use super::render::{Renderer, count};
+use super::render::Renderer;
 use super::selection::server;
 use super::terminal::{Shown, Stream, is_interactive};
 use super::{Exit, Failure, translate};
 use crate::config::Config;
+use crate::figures::count;
 use crate::message::{Lane, Server};
 use crate::printable::name;
 use crate::replay::reassign::move_lanes;

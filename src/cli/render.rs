@@ -1,7 +1,6 @@
 //! Results on stdout: a table for people, JSON, JSON lines or YAML for programs.
 
 use std::io::{self, Write as _};
-use std::time::{Duration, UNIX_EPOCH};
 
 use serde::Serialize;
 
@@ -10,12 +9,11 @@ use super::table::Table;
 use super::terminal::{Shown, Style};
 use super::yaml;
 
-use crate::config::units::{ByteSize, print_duration};
 use crate::printable::cells;
 
 /// How results are written.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
-pub enum Format {
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum OutputFormat {
     /// Tables and sentences for people.
     #[default]
     Table,
@@ -30,18 +28,18 @@ pub enum Format {
 /// Writes results.
 #[derive(Clone, Copy, Debug)]
 pub struct Renderer {
-    format: Format,
+    format: OutputFormat,
     color: bool,
 }
 
 impl Renderer {
     /// Returns a renderer.
-    pub fn new(format: Format, color: bool) -> Self {
+    pub fn new(format: OutputFormat, color: bool) -> Self {
         Self { format, color }
     }
 
     /// Returns the format in use.
-    pub fn format(&self) -> Format {
+    pub fn format(&self) -> OutputFormat {
         self.format
     }
 
@@ -71,9 +69,9 @@ impl Renderer {
         people: impl FnOnce(&Self, &T) -> Shown,
     ) -> io::Result<()> {
         match self.format {
-            Format::Table => output.show(&people(self, result))?,
-            Format::Json | Format::Jsonl => self.json_to(output, result)?,
-            Format::Yaml => output.machine(&yaml::to_string(result).map_err(io::Error::other)?)?,
+            OutputFormat::Table => output.show(&people(self, result))?,
+            OutputFormat::Json | OutputFormat::Jsonl => self.json_to(output, result)?,
+            OutputFormat::Yaml => output.machine(&yaml::to_string(result).map_err(io::Error::other)?)?,
         }
         output.flush()
     }
@@ -82,7 +80,7 @@ impl Renderer {
     fn json_to<T: Serialize>(&self, output: &mut Output, result: &T) -> io::Result<()> {
         let mut output = output.machine_pieces();
         match self.format {
-            Format::Jsonl => serde_json::to_writer(&mut output, result),
+            OutputFormat::Jsonl => serde_json::to_writer(&mut output, result),
             _ => serde_json::to_writer_pretty(&mut output, result),
         }
         .map_err(io::Error::from)?;
@@ -203,41 +201,6 @@ pub fn colored_json(text: &str) -> Shown {
     colored
 }
 
-/// Returns a time in UTC, RFC 3339, to the second.
-pub fn time(ms: i64) -> String {
-    let since = Duration::from_millis(u64::try_from(ms).unwrap_or(0));
-    humantime::format_rfc3339_seconds(UNIX_EPOCH + since).to_string()
-}
-
-/// Returns a duration in its two largest units, from seconds up.
-pub fn short_duration(duration: Duration) -> String {
-    let seconds = duration.as_secs();
-    let units = [("d", 86_400), ("h", 3600), ("m", 60), ("s", 1)];
-    let Some(first) = units.iter().position(|(_, size)| seconds >= *size) else { return "0s".to_owned() };
-    let rounded = match units.get(first + 1) {
-        Some((_, size)) => seconds - seconds % size,
-        None => seconds,
-    };
-    print_duration(Duration::from_secs(rounded))
-}
-
-/// Returns a size as people read it.
-pub fn size(bytes: u64) -> String {
-    let units = [("GiB", ByteSize::GIB.bytes()), ("MiB", ByteSize::MIB.bytes()), ("KiB", ByteSize::KIB.bytes())];
-    match units.into_iter().find(|(_, unit)| bytes >= *unit) {
-        Some((name, unit)) => format!("{:.1} {name}", bytes as f64 / unit as f64),
-        None => format!("{bytes} B"),
-    }
-}
-
-/// Returns a count with its noun in the right number.
-pub fn count(number: u64, noun: &str) -> String {
-    match number {
-        1 => format!("1 {noun}"),
-        _ => format!("{number} {noun}s"),
-    }
-}
-
 /// Returns what to say when a list is empty: there is nothing, or the filters leave nothing.
 pub fn nothing(is_any_selected: bool) -> &'static str {
     if is_any_selected { "no message is stored" } else { "no stored message is selected" }
@@ -268,17 +231,5 @@ mod tests {
         assert_eq!(plain, text);
         let hostile = colored_json("{\n  \"\u{202e}\": \"\u{9b}8m\"\n}");
         assert!(hostile.as_str().contains("\"\\u202e\"") && hostile.as_str().contains("\"\\u009b8m\""), "{hostile:?}");
-    }
-
-    #[test]
-    fn figures_are_written_as_people_read_them() {
-        assert_eq!(time(1_700_000_000_999), "2023-11-14T22:13:20Z");
-        assert_eq!([size(0), size(1023), size(1536), size(10 << 30)], ["0 B", "1023 B", "1.5 KiB", "10.0 GiB"]);
-        assert_eq!(
-            [count(0, "message"), count(1, "message"), count(2, "message")],
-            ["0 messages", "1 message", "2 messages"]
-        );
-        let short = |seconds| short_duration(Duration::from_secs(seconds));
-        assert_eq!([short(0), short(59), short(61), short(3600), short(90_061)], ["0s", "59s", "1m1s", "1h", "1d1h"]);
     }
 }

@@ -15,7 +15,7 @@ use super::groups::{Group, groups, oldest, preview_text, sums_text};
 use super::progress::Progress;
 use super::readback::Readback;
 use super::reassign::{self, ReassignArgs, Reassigned, reassign};
-use super::render::{Format, Renderer, count, short_duration};
+use super::render::{OutputFormat, Renderer};
 use super::salvage::{self, Given, take_in};
 use super::selection::{Selection, duration, number_from_one, refuse_jsonl};
 use super::terminal::{Shown, Stream};
@@ -23,6 +23,7 @@ use super::{Common, Exit, Failure, configuration, existing_store, recovered_stor
 use crate::agent::files;
 use crate::config::{Config, Flags, LogLevel, Source};
 use crate::delivery::id_window::REMEDY;
+use crate::figures::{count, short_duration};
 use crate::memory::Budget;
 use crate::message::{MessageStatus, Server};
 use crate::monitor::connection::Connection;
@@ -316,7 +317,7 @@ fn deliver(
     if there.is_empty()
         && let Some(failure) = away.first()
     {
-        if common.format != Format::Table {
+        if common.format != OutputFormat::Table {
             // Programs learn what remains; people are told by the error.
             let reasons = away.iter().map(|failure| failure.message.clone()).collect();
             let groups = groups(&backlog);

@@ -224,9 +224,9 @@ fn message_type() -> impl TypedValueParser<Value = MessageType> {
 }
 
 /// Refuses a format that only another command has.
-pub fn refuse_jsonl(format: super::render::Format) -> Result<(), Failure> {
+pub fn refuse_jsonl(format: super::render::OutputFormat) -> Result<(), Failure> {
     match format {
-        super::render::Format::Jsonl => Err(Failure::new(
+        super::render::OutputFormat::Jsonl => Err(Failure::new(
             Exit::Usage,
             "--format jsonl is for lists, and this command has one result",
             Some("use --format json"),
