@@ -34,6 +34,7 @@
 //! | [`config`] | every setting once, with its source |
 //! | [`telemetry`] | logs and metrics |
 //! | [`cli`] | the command line |
+//! | [`terminal`] | the only place that writes to stdout and stderr: tables, progress, the pager |
 //! | [`shutdown`] | one value that tells every loop to stop |
 //! | [`memory`] | one budget for the bodies that are in memory |
 //! | [`pulse`] | which part gives no sign of life |
@@ -60,4 +61,5 @@ pub mod shutdown;
 pub mod signals;
 pub mod store;
 pub mod telemetry;
+pub mod terminal;
 pub mod upstream;

@@ -22,6 +22,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("figures", &[]),
     ("shutdown", &[]),
     ("signals", &["shutdown", "telemetry"]),
+    ("terminal", &["printable", "figures", "signals"]),
     ("pulse", &[]),
     ("memory", &[]),
     ("config", &[]),
@@ -67,6 +68,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     (
         "cli",
         &[
+            "terminal",
             "printable",
             "figures",
             "signals",
@@ -108,13 +110,13 @@ const ONLY_IN: &[(&[&str], &[&str], &str)] = &[
     (&["clap"], &["src/cli"], "the library has no terminal: only the command line parses arguments and prints"),
     (
         &["comfy_table"],
-        &["src/cli/table.rs"],
+        &["src/terminal/table.rs"],
         "a table takes harmless texts only, and a terminal gets its lines as `Shown`",
     ),
-    (&["indicatif"], &["src/cli/progress.rs"], "a bar writes to the terminal by itself: no name is part of it"),
+    (&["indicatif"], &["src/terminal/progress.rs"], "a bar writes to the terminal by itself: no name is part of it"),
     (
         &["println!", "print!", "eprintln!", "eprint!", "io::stdout", "io::stderr", "stdout()", "stderr()"],
-        &["src/cli/terminal.rs", "src/telemetry/log.rs"],
+        &["src/terminal/mod.rs", "src/telemetry/log.rs"],
         "what came from elsewhere must drive no terminal: print a `Shown`, or a document through `Stream::machine`",
     ),
     (

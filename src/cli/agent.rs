@@ -215,7 +215,7 @@ pub fn run(common: &Common, args: &AgentArgs) -> Result<ExitCode, Failure> {
         if let Some(failure) = failure {
             // The command runs all the same, and what it sends is kept.
             let what = "what the command sends is stored until this is corrected";
-            super::progress::say(&format!("warning: no way to the Opik server, {what}: {}", failure.message));
+            crate::terminal::progress::say(&format!("warning: no way to the Opik server, {what}: {}", failure.message));
         }
         return wrapped::run(common, &config, settings(&config, upstream, None)?, (limit, &args.command), log);
     }

@@ -3,8 +3,6 @@
 use std::fmt;
 use std::io;
 
-use super::pager::PagerError;
-use super::progress::say_error;
 use crate::agent::AgentError;
 use crate::agent::child::ChildError;
 use crate::config::ConfigError;
@@ -13,6 +11,8 @@ use crate::replay::salvage::SalvageError;
 use crate::signals::SignalError;
 use crate::store::{FullLimit, KeyError, SdkFileError, StoreError};
 use crate::telemetry::log::LogError;
+use crate::terminal::pager::PagerError;
+use crate::terminal::progress::say_error;
 use crate::upstream::UpstreamError;
 
 /// How a command ended; the numbers are those of the manual page and of design.md, section 6.

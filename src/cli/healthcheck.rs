@@ -5,13 +5,9 @@ use std::time::{Duration, Instant};
 use clap::Args;
 use serde::Serialize;
 
-use super::render::{Mark, Renderer, hanging};
 use super::selection::{duration, refuse_jsonl};
 use super::status::RunningAgent;
-use super::terminal::{Shown, Stream, Style};
-use super::{
-    Common, Exit, Failure, configuration, existing_store_without_key, progress, stop_on_signals, translate, upstream,
-};
+use super::{Common, Exit, Failure, configuration, existing_store_without_key, stop_on_signals, translate, upstream};
 use crate::agent::files;
 use crate::config::{Config, ConfigFile, Misconfiguration};
 use crate::delivery::id_window;
@@ -25,6 +21,9 @@ use crate::replay::near_id_window;
 use crate::shutdown::Shutdown;
 use crate::store::full_state::remedies;
 use crate::store::{self, Filter, KeyState, Keys, OpenMode, Resealed, Resealing, StoreError, mount, now_ms, place};
+use crate::terminal::progress;
+use crate::terminal::render::{Mark, Renderer, hanging};
+use crate::terminal::{Shown, Stream, Style};
 use crate::upstream::Upstream;
 use crate::upstream::smoke::SmokeFailure;
 
@@ -647,7 +646,7 @@ fn settings_text(renderer: &Renderer, settings: &[Setting], columns: usize) -> S
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::cli::render::OutputFormat;
+    use crate::terminal::render::OutputFormat;
 
     #[test]
     fn a_value_that_is_too_long_for_its_line_stays_whole() {

@@ -9,11 +9,8 @@ use base64::Engine;
 use clap::Args;
 use serde::Serialize;
 
-use super::pager::Output;
-use super::render::{OutputFormat, Renderer, colored_json, nothing};
 use super::selection::{Selection, id, number};
-use super::terminal::{Shown, Stream};
-use super::{Common, Exit, Failure, configuration, existing_store, stop_on_signals, yaml};
+use super::{Common, Exit, Failure, configuration, existing_store, stop_on_signals};
 use crate::config::{Config, ProcessEnvironment, pager};
 use crate::figures::{count, short_duration, size, time};
 use crate::message::{BodyFault, MessageId, MessageStatus, MessageType};
@@ -23,6 +20,10 @@ use crate::protocol::json::{compact, pretty_to};
 use crate::protocol::otlp;
 use crate::shutdown::Shutdown;
 use crate::store::{self, Filter, Listed, Page, Store, StoreError, StoredMessage, now_ms};
+use crate::terminal::pager::Output;
+use crate::terminal::render::{OutputFormat, Renderer, colored_json, nothing};
+use crate::terminal::yaml;
+use crate::terminal::{Shown, Stream};
 
 const AFTER_HELP: &str = "\
 Examples:

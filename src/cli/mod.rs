@@ -9,21 +9,15 @@ mod failure;
 mod groups;
 mod healthcheck;
 mod inspect;
-mod pager;
-mod progress;
 mod purge;
 mod readback;
 mod reassign;
-mod render;
 mod replay;
 mod salvage;
 mod selection;
 mod status;
-mod table;
-mod terminal;
 mod values;
 mod wrapped;
-mod yaml;
 
 use std::ffi::OsString;
 use std::process::ExitCode;
@@ -39,10 +33,11 @@ use crate::shutdown::Shutdown;
 use crate::signals;
 use crate::store::{self, Keys, Limits, OpenMode, Store, StoreError};
 use crate::telemetry::log::{self, LogFile};
+use crate::terminal::progress;
+use crate::terminal::render::{OutputFormat, Renderer};
+use crate::terminal::{Shown, Stream};
 use crate::upstream::{Upstream, UpstreamSettings};
 pub use failure::{Exit, Failure};
-use render::{OutputFormat, Renderer};
-use terminal::{Shown, Stream};
 
 const LONG_ABOUT: &str = "\
 Keep Opik traces through an outage.

@@ -6,14 +6,14 @@ use clap::Args;
 use serde::Serialize;
 
 use super::groups::{Group, groups, oldest, preview_text, sums_text};
-use super::progress::Progress;
-use super::render::{Renderer, nothing};
 use super::selection::{Selection, refuse_jsonl};
-use super::terminal::{Shown, Stream, is_interactive};
 use super::{Common, Exit, Failure, configuration, existing_store_without_key, stop_on_signals};
 use crate::figures::{count, size};
 use crate::shutdown::Shutdown;
 use crate::store::{self, Filter, Purged, Store, StoreError, now_ms};
+use crate::terminal::progress::Progress;
+use crate::terminal::render::{Renderer, nothing};
+use crate::terminal::{Shown, Stream, is_interactive};
 
 const AFTER_HELP: &str = "\
 Examples:

@@ -4,10 +4,10 @@ use std::collections::BTreeMap;
 
 use serde::Serialize;
 
-use super::terminal::Shown;
 use crate::figures::count;
 use crate::printable::name;
 use crate::replay::verify::Verified;
+use crate::terminal::Shown;
 
 /// What the server shows of what was delivered.
 #[derive(Serialize)]

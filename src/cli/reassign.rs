@@ -9,10 +9,7 @@ use std::time::Duration;
 use clap::Args;
 use serde::Serialize;
 
-use super::progress::Progress;
-use super::render::Renderer;
 use super::selection::server;
-use super::terminal::{Shown, Stream, is_interactive};
 use super::{Exit, Failure, translate};
 use crate::config::Config;
 use crate::figures::count;
@@ -21,6 +18,9 @@ use crate::printable::name;
 use crate::replay::reassign::move_lanes;
 use crate::shutdown::Shutdown;
 use crate::store::{LaneId, LaneListed, Owner, Store, StoreError, now_ms};
+use crate::terminal::progress::Progress;
+use crate::terminal::render::Renderer;
+use crate::terminal::{Shown, Stream, is_interactive};
 
 /// Which lanes get another destination.
 #[derive(Args, Clone, Debug, Default)]

@@ -12,13 +12,10 @@ use serde::Serialize;
 use tracing::debug;
 
 use super::groups::{Group, groups, oldest, preview_text, sums_text};
-use super::progress::Progress;
 use super::readback::Readback;
 use super::reassign::{self, ReassignArgs, Reassigned, reassign};
-use super::render::{OutputFormat, Renderer};
 use super::salvage::{self, Given, take_in};
 use super::selection::{Selection, duration, number_from_one, refuse_jsonl};
-use super::terminal::{Shown, Stream};
 use super::{Common, Exit, Failure, configuration, existing_store, recovered_store, stop_on_signals, translate};
 use crate::agent::files;
 use crate::config::{Config, Flags, LogLevel, Source};
@@ -35,6 +32,9 @@ use crate::replay::{DrainEnd, Observer, Probes, Replay, ReplaySettings};
 use crate::shutdown::Shutdown;
 use crate::store::{self, Filter, Owner, Page, Store, StoreError, now_ms};
 use crate::telemetry::metrics::Metrics;
+use crate::terminal::progress::Progress;
+use crate::terminal::render::{OutputFormat, Renderer};
+use crate::terminal::{Shown, Stream};
 use crate::upstream::{Upstream, UpstreamSettings};
 
 const AFTER_HELP: &str = "\

@@ -7,10 +7,7 @@ use std::time::Duration;
 
 use serde::Serialize;
 
-use super::pager::Output;
-use super::render::{OutputFormat, Renderer};
-use super::terminal::Shown;
-use super::{Common, Exit, Failure, existing_store, progress, stop_on_signals, translate};
+use super::{Common, Exit, Failure, existing_store, stop_on_signals, translate};
 use crate::config::{Config, ProcessEnvironment, temp_dir};
 use crate::figures::{count, short_duration, size};
 use crate::message::Server;
@@ -20,6 +17,10 @@ use crate::shutdown::Shutdown;
 use crate::store::foreign::{AttachmentFolders, AttachmentRefusal, FileOwner};
 use crate::store::orphan::{self, SDK_STORE_NAME};
 use crate::store::{self, OpenMode, SdkFile, Store, StoredRow, count_rows, now_ms};
+use crate::terminal::Shown;
+use crate::terminal::pager::Output;
+use crate::terminal::progress;
+use crate::terminal::render::{OutputFormat, Renderer};
 
 /// What became of one file.
 #[derive(Serialize)]

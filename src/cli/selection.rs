@@ -7,13 +7,13 @@ use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 
 use super::failure::{Exit, Failure};
-use super::render::{hanging, nothing};
-use super::terminal::Stream;
 use crate::config::units::parse_duration;
 use crate::config::{ServerUrl, ServerUrlError};
 use crate::message::{EntityKey, EntityKind, MessageId, MessageStatus, MessageType, Server};
 use crate::printable::name;
 use crate::store::{Filter, Store, StoreError};
+use crate::terminal::Stream;
+use crate::terminal::render::{hanging, nothing};
 
 /// Which messages.
 #[derive(Args, Clone, Debug, Default)]
@@ -224,9 +224,9 @@ fn message_type() -> impl TypedValueParser<Value = MessageType> {
 }
 
 /// Refuses a format that only another command has.
-pub fn refuse_jsonl(format: super::render::OutputFormat) -> Result<(), Failure> {
+pub fn refuse_jsonl(format: crate::terminal::render::OutputFormat) -> Result<(), Failure> {
     match format {
-        super::render::OutputFormat::Jsonl => Err(Failure::new(
+        crate::terminal::render::OutputFormat::Jsonl => Err(Failure::new(
             Exit::Usage,
             "--format jsonl is for lists, and this command has one result",
             Some("use --format json"),

@@ -8,7 +8,6 @@ use std::process::ExitCode;
 use std::sync::Mutex;
 use std::time::Duration;
 
-use super::progress::Progress;
 use super::{Common, Failure};
 use crate::agent::child::{Child, Ended};
 use crate::agent::environment::{Changes, Wrapping};
@@ -23,6 +22,7 @@ use crate::printable::is_hazardous;
 use crate::shutdown::Shutdown;
 use crate::store::full_state::remedies;
 use crate::telemetry::log::LogFile;
+use crate::terminal::progress::Progress;
 use crate::upstream::{Upstream, UpstreamSettings};
 
 /// How long an agent on this machine may take to answer.

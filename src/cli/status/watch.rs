@@ -7,9 +7,9 @@
 use std::io;
 
 use super::{Report, screen};
-use crate::cli::render::{OutputFormat, Renderer};
-use crate::cli::terminal::{FrameBegin, Shown, Stream, Terminal, terminal};
 use crate::telemetry::history::Sample;
+use crate::terminal::render::{OutputFormat, Renderer};
+use crate::terminal::{FrameBegin, Shown, Stream, Terminal, terminal};
 
 /// Columns of a sparkline at most.
 const SPARK_COLUMNS: usize = 60;

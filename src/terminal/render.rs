@@ -6,8 +6,8 @@ use serde::Serialize;
 
 use super::pager::Output;
 use super::table::Table;
-use super::terminal::{Shown, Style};
 use super::yaml;
+use super::{Shown, Style};
 
 use crate::printable::cells;
 

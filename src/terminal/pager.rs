@@ -8,7 +8,7 @@ use signal_hook::consts::SIGINT;
 
 use thiserror::Error;
 
-use super::terminal::{Shown, Stream, terminal};
+use super::{Shown, Stream, terminal};
 use crate::signals::{SignalError, watch};
 
 /// What a shell exits with when there is no such program, and when it can't be executed.

@@ -6,7 +6,7 @@ use std::time::Duration;
 use indicatif::{ProgressBar, ProgressState, ProgressStyle};
 
 use super::render::hanging;
-use super::terminal::{Shown, Stream};
+use super::{Shown, Stream};
 use crate::figures::short_duration;
 use crate::printable;
 
