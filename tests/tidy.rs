@@ -30,7 +30,21 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("store", &["message", "telemetry", "shutdown"]),
     ("upstream", &["protocol", "message", "telemetry", "shutdown"]),
     ("monitor", &["upstream", "protocol", "message", "telemetry", "shutdown"]),
-    ("replay", &["monitor", "store", "upstream", "delivery", "protocol", "message", "telemetry", "shutdown", "memory"]),
+    (
+        "replay",
+        &[
+            "figures",
+            "monitor",
+            "store",
+            "upstream",
+            "delivery",
+            "protocol",
+            "message",
+            "telemetry",
+            "shutdown",
+            "memory",
+        ],
+    ),
     (
         "intake",
         &[

@@ -12,7 +12,6 @@ use crate::agent::{Agent, AgentSettings};
 use crate::config::{Config, Flags, LogLevel, ProcessEnvironment, ServiceManager, temp_dir};
 use crate::intake::IntakeLimits;
 use crate::intake::workers::Workers;
-use crate::monitor::MonitorSettings;
 use crate::replay::ReplaySettings;
 use crate::shutdown::Shutdown;
 use crate::signals::stop_agent_on_signals;
@@ -291,10 +290,7 @@ fn settings(
         upstream: upstream_settings,
         asks_as: translate::lane(config),
         upstream_address: (upstream.host().to_owned(), upstream.port()),
-        monitor: MonitorSettings {
-            ping_interval: config.connection_monitor_ping_interval.value,
-            check_timeout: config.connection_monitor_check_timeout.value,
-        },
+        monitor: translate::monitor(config),
         replay: ReplaySettings {
             filter: Filter::default(),
             limit: None,

@@ -8,6 +8,8 @@ use crate::agent::child::ChildError;
 use crate::config::ConfigError;
 use crate::protocol::answers::SendFailure;
 use crate::replay::salvage::SalvageError;
+use crate::replay::session::reassignment::ReassignError;
+use crate::replay::session::{Away, SessionError};
 use crate::signals::SignalError;
 use crate::store::{FullLimit, KeyError, SdkFileError, StoreError};
 use crate::telemetry::log::LogError;
@@ -136,6 +138,52 @@ impl From<StoreError> for Failure {
 impl From<KeyError> for Failure {
     fn from(error: KeyError) -> Self {
         StoreError::from(error).into()
+    }
+}
+
+impl From<SessionError> for Failure {
+    fn from(error: SessionError) -> Self {
+        let message = error.to_string();
+        let (exit, hint) = match error {
+            SessionError::ServerNotRecorded => {
+                (Exit::Usage, "name the server that they were accepted for with --upstream; it is remembered")
+            }
+            SessionError::Damaged { .. } => (
+                Exit::Failure,
+                "what could be read was recovered, see `opik-offline status`; run the replay again to go on",
+            ),
+            SessionError::Store(error) => return error.into(),
+        };
+        Self::new(exit, message, Some(hint))
+    }
+}
+
+impl From<Away> for Failure {
+    fn from(away: Away) -> Self {
+        match away {
+            Away::NoAnswer(failure) => failure.into(),
+            Away::Unusable { hint, .. } => Self::new(Exit::Unreachable, away.to_string(), Some(hint)),
+        }
+    }
+}
+
+impl From<ReassignError> for Failure {
+    fn from(error: ReassignError) -> Self {
+        let message = error.to_string();
+        let hint = match error {
+            ReassignError::Store(error) => return error.into(),
+            ReassignError::Interrupted => return Self::silent(Exit::Interrupted),
+            ReassignError::NoServer => {
+                "name it with --upstream, OPIK_URL_OVERRIDE or in the configuration file".to_owned()
+            }
+            ReassignError::NoCredential => {
+                "set OPIK_API_KEY, or api_key in ~/.opik.config; it is never given on the command line".to_owned()
+            }
+            ReassignError::NothingStored { stored, .. } if stored.is_empty() => "nothing is stored".to_owned(),
+            ReassignError::NothingStored { stored, .. } => format!("there are messages for {}", stored.join(", ")),
+            ReassignError::NoneRefused => "`opik-offline status` shows which lanes are held and why".to_owned(),
+        };
+        Self::new(Exit::Usage, message, Some(&hint))
     }
 }
 

@@ -20,6 +20,7 @@ mod values;
 mod wrapped;
 
 use std::ffi::OsString;
+use std::io::BufRead as _;
 use std::process::ExitCode;
 use std::sync::Arc;
 
@@ -276,6 +277,17 @@ impl Common {
     }
 }
 
+/// Asks a question on a terminal; any answer but yes is `refused`.
+fn confirm(question: &Shown, refused: Failure) -> Result<(), Failure> {
+    Stream::Err.show(question)?;
+    let mut answer = String::new();
+    std::io::stdin().lock().read_line(&mut answer)?;
+    match answer.trim().to_ascii_lowercase().as_str() {
+        "y" | "yes" => Ok(()),
+        _ => Err(refused),
+    }
+}
+
 /// Resolves the configuration.
 fn configuration(flags: &Flags) -> Result<Config, Failure> {
     for warning in crate::config::unknown_variables(&ProcessEnvironment) {
@@ -297,11 +309,6 @@ fn exit_interrupted() {
 /// Opens the store that is there for looking at it; `None` when nothing was ever stored.
 fn existing_store(config: &Config) -> Result<Option<Arc<dyn Store>>, StoreError> {
     opened(config, OpenMode::Existing, &translate::store_keys(config)?)
-}
-
-/// Opens the store that is there, after what can be read of a damaged one was recovered.
-fn recovered_store(config: &Config) -> Result<Option<Arc<dyn Store>>, StoreError> {
-    opened(config, OpenMode::ExistingOrRecovered, &translate::store_keys(config)?)
 }
 
 /// Opens the store that is there, also when its key is not: for what needs nothing of the contents.
@@ -340,6 +347,7 @@ mod translate {
     use crate::delivery::pacing::PaceSettings;
     use crate::memory::limit;
     use crate::message::{Credential, Lane, Server};
+    use crate::monitor::MonitorSettings;
     use crate::store::rejected_room::{RejectedExport, RejectedRoom};
     use crate::store::room::{self, Disk};
     use crate::store::{EncryptionKey, KeyError, Keys, WhenFull};
@@ -504,6 +512,13 @@ mod translate {
         PaceSettings {
             batch: batch.is_set().then(|| usize::try_from(batch.value).unwrap_or(usize::MAX)),
             delay: delay.is_set().then_some(delay.value),
+        }
+    }
+
+    pub(super) fn monitor(config: &Config) -> MonitorSettings {
+        MonitorSettings {
+            ping_interval: config.connection_monitor_ping_interval.value,
+            check_timeout: config.connection_monitor_check_timeout.value,
         }
     }
 
