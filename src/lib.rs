@@ -30,6 +30,7 @@
 //! | [`monitor`] | is the server there? |
 //! | [`replay`] | what is stored reaches the server |
 //! | [`intake`] | the HTTP interface for clients; the only asynchronous room |
+//! | [`health`] | checks of server, access, store and disk |
 //! | [`agent`] | builds and starts all of it, and stops it in order |
 //! | [`config`] | every setting once, with its source |
 //! | [`telemetry`] | logs and metrics |
@@ -49,6 +50,7 @@ pub mod cli;
 pub mod config;
 pub mod delivery;
 pub mod figures;
+pub mod health;
 pub mod intake;
 pub mod memory;
 pub mod message;

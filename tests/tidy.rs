@@ -45,6 +45,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
             "memory",
         ],
     ),
+    ("health", &["figures", "replay", "store", "upstream", "delivery", "protocol", "message", "shutdown"]),
     (
         "intake",
         &[
@@ -82,6 +83,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     (
         "cli",
         &[
+            "health",
             "terminal",
             "printable",
             "figures",

@@ -6,6 +6,7 @@ use std::io;
 use crate::agent::AgentError;
 use crate::agent::child::ChildError;
 use crate::config::ConfigError;
+use crate::health::CheckError;
 use crate::protocol::answers::SendFailure;
 use crate::replay::salvage::SalvageError;
 use crate::replay::session::reassignment::ReassignError;
@@ -184,6 +185,16 @@ impl From<ReassignError> for Failure {
             ReassignError::NoneRefused => "`opik-offline status` shows which lanes are held and why".to_owned(),
         };
         Self::new(Exit::Usage, message, Some(&hint))
+    }
+}
+
+impl From<CheckError> for Failure {
+    fn from(error: CheckError) -> Self {
+        match error {
+            CheckError::Store(error) => error.into(),
+            CheckError::Key(error) => error.into(),
+            CheckError::Send(error) => error.into(),
+        }
     }
 }
 

@@ -9,7 +9,7 @@ use super::table::Table;
 use super::yaml;
 use super::{Shown, Style};
 
-use crate::printable::cells;
+use crate::printable::{self, cells, padded};
 
 /// How results are written.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -167,10 +167,40 @@ pub fn wrapped(text: &str, width: usize) -> String {
     lines
 }
 
+/// Returns rows of three texts in columns, the first row in bold where there are colours. Where the second text of a row
+/// leaves no room for the third, that is on the next line: a path or a URL can be copied whole.
+pub fn three_columns(renderer: &Renderer, rows: &[[String; 3]], columns: usize) -> Shown {
+    const GAP: usize = 2;
+    let rows: Vec<_> = rows.iter().map(|row| row.each_ref().map(|text| printable::line(text))).collect();
+    let first_width = rows.iter().skip(1).map(|[first, ..]| cells(first)).max().unwrap_or(0) + GAP;
+    let room = columns.saturating_sub(first_width);
+    let fits = |width: usize, last: &str| width + cells(last) <= room;
+    let widths = rows.iter().skip(1).filter_map(|[_, middle, last]| {
+        let width = cells(middle) + GAP;
+        fits(width, last).then_some(width)
+    });
+    let head_width = rows.first().map_or(0, |[_, middle, _]| cells(middle)) + GAP;
+    let middle_width = widths.max().unwrap_or(0).max(head_width);
+    let mut shown = Shown::default();
+    for (number, [first, middle, last]) in rows.iter().enumerate() {
+        let is_beside = fits(middle_width.max(cells(middle) + GAP), last);
+        let row = match is_beside {
+            true => format!("{first:<first_width$}{}{last}", padded(middle, middle_width)),
+            false => format!("{first:<first_width$}{middle}\n{:first_width$}{last}", ""),
+        };
+        match number {
+            0 => shown.add_styled(renderer.style(Style::Bold), row.trim_end()),
+            _ => shown.add_lines(&row),
+        }
+        shown.end_line();
+    }
+    shown
+}
+
 /// Returns JSON that was laid out for people with colours: keys, texts, and the rest; not a token is changed, but for the
 /// escapes of what a terminal would obey.
 pub fn colored_json(text: &str) -> Shown {
-    let text = crate::printable::json(text);
+    let text = printable::json(text);
     let mut colored = Shown::default();
     let mut rest = &*text;
     while let Some(first) = rest.chars().next() {
@@ -218,6 +248,34 @@ mod tests {
         let failure = "error: it is not there\nhint: look for it elsewhere";
         assert_eq!(hanging(failure, usize::MAX, 6), failure);
         assert_eq!(hanging(failure, 22, 6), "error: it is not\n      there\nhint: look for\n      it elsewhere");
+    }
+
+    #[test]
+    fn a_value_that_is_too_long_for_its_line_stays_whole() {
+        let settings = [
+            ["setting", "value", "from"],
+            ["db", "/home/somebody/a/long/way/opik_messages.db", "default"],
+            ["max_size", "10GiB", "default"],
+            ["upstream", "http://127.0.0.1:5173/api", "environment OPIK_OFFLINE_UPSTREAM"],
+        ]
+        .map(|row| row.map(str::to_owned));
+        let renderer = Renderer::new(OutputFormat::Table, false);
+        let narrow = "\
+setting   value  from
+db        /home/somebody/a/long/way/opik_messages.db
+          default
+max_size  10GiB  default
+upstream  http://127.0.0.1:5173/api
+          environment OPIK_OFFLINE_UPSTREAM
+";
+        assert_eq!(three_columns(&renderer, &settings, 50).as_str(), narrow);
+        let wide = "\
+setting   value                                       from
+db        /home/somebody/a/long/way/opik_messages.db  default
+max_size  10GiB                                       default
+upstream  http://127.0.0.1:5173/api                   environment OPIK_OFFLINE_UPSTREAM
+";
+        assert_eq!(three_columns(&renderer, &settings, usize::MAX).as_str(), wide);
     }
 
     #[test]
