@@ -26,6 +26,7 @@ pub mod environment;
 pub mod files;
 pub mod flush;
 pub mod relay;
+pub mod wrapped;
 
 pub mod adoption;
 mod redirect;

@@ -5,6 +5,7 @@ use std::io;
 
 use crate::agent::AgentError;
 use crate::agent::child::ChildError;
+use crate::agent::wrapped::WrappedError;
 use crate::config::ConfigError;
 use crate::health::CheckError;
 use crate::protocol::answers::SendFailure;
@@ -57,12 +58,6 @@ impl Failure {
     /// Returns a failure with these words.
     pub fn new(exit: Exit, message: impl Into<String>, hint: Option<&str>) -> Self {
         Self { exit, message: message.into(), hint: hint.map(str::to_owned) }
-    }
-
-    /// Returns the failure to learn how a wrapped command ended.
-    pub fn of_child_lost(name: &str, error: &io::Error) -> Self {
-        let hint = "start the agent with SIGCHLD at its default: whoever ignores it is not told how a process ended";
-        Self::new(Exit::Failure, format!("nobody knows how {name} ended: {error}"), Some(hint))
     }
 
     /// Writes the failure to stderr.
@@ -296,6 +291,21 @@ impl From<AgentError> for Failure {
     }
 }
 
+impl From<WrappedError> for Failure {
+    fn from(error: WrappedError) -> Self {
+        let message = error.to_string();
+        match error {
+            WrappedError::Agent(error) => error.into(),
+            WrappedError::Child(error) => error.into(),
+            WrappedError::Signals(error) => error.into(),
+            WrappedError::Lost { .. } => {
+                let hint = "start the agent with SIGCHLD at its default: a process that ignores it is not told how its children end";
+                Self::new(Exit::Failure, message, Some(hint))
+            }
+        }
+    }
+}
+
 impl From<ChildError> for Failure {
     fn from(error: ChildError) -> Self {
         let (exit, hint) = match &error {
@@ -458,7 +468,7 @@ mod tests {
         all.push(SignalError::new(&denied()).into());
         all.push(SendFailure::Broken { url: url(), reason: reason() }.into());
         all.push(denied().into());
-        all.push(Failure::of_child_lost("python", &denied()));
+        all.push(WrappedError::Lost { name: "python".to_owned(), error: denied() }.into());
         all
     }
 

@@ -9,6 +9,7 @@ use super::selection::{duration, refuse_jsonl};
 use super::status::RunningAgent;
 use super::{Common, Exit, Failure, configuration, existing_store_without_key, stop_on_signals, translate, upstream};
 use crate::agent::files;
+use crate::agent::wrapped::store_option;
 use crate::config::{Config, ConfigFile};
 use crate::health::{Cause, Check, Finding, Health, until_healthy};
 use crate::intake::workers::Workers;
@@ -154,7 +155,7 @@ pub fn run(common: &Common, args: &HealthcheckArgs) -> Result<(), Failure> {
         store_path: &config.db.value,
         store_limits: translate::store_limits(&config),
         store_keys: &keys,
-        store_flags: super::wrapped::store_option(&config),
+        store_flags: store_option(&config),
         full: args.full,
         upstream: &upstream,
         lane: Lane { server: None, ..translate::lane(&config) },

@@ -17,7 +17,6 @@ mod salvage;
 mod selection;
 mod status;
 mod values;
-mod wrapped;
 
 use std::ffi::OsString;
 use std::io::BufRead as _;

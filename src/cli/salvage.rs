@@ -357,7 +357,10 @@ impl OrphanLine {
 
     /// Says what can be done.
     pub fn hint(&self) -> String {
-        format!("deliver them with `opik-offline replay --from {}`", super::wrapped::quoted(self.file.as_os_str()))
+        format!(
+            "deliver them with `opik-offline replay --from {}`",
+            crate::printable::shell_word(self.file.as_os_str())
+        )
     }
 }
 

@@ -12,10 +12,10 @@ use self::watch::Watching;
 use super::groups::{Group, groups};
 use super::salvage::{OrphanLine, orphans};
 use super::selection::{duration, refuse_jsonl};
-use super::wrapped::store_option;
 use super::{
     Common, Exit, Failure, configuration, existing_store_without_key, stop_on_signals, translate, upstream_or_none,
 };
+use crate::agent::wrapped::store_option;
 use crate::config::{Config, ProcessEnvironment, is_utf8_locale};
 use crate::delivery::eta::{Situation, eta};
 use crate::delivery::id_window;
