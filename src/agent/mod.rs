@@ -25,6 +25,8 @@ pub mod child;
 pub mod environment;
 pub mod files;
 pub mod flush;
+pub mod relay;
+pub mod wrapped;
 
 pub mod adoption;
 mod components;

@@ -14,10 +14,10 @@ pub(super) use self::asked::{RunningAgent, running_agent};
 use self::gather::gather;
 use self::report::StatusReport;
 use self::watch::Watching;
-use super::render::{count, short_duration};
 use super::selection::{duration, refuse_jsonl};
 use super::{Common, Exit, Failure, configuration, stop_on_signals, upstream_or_none};
 use crate::config::{ProcessEnvironment, is_utf8_locale};
+use crate::figures::{count, short_duration};
 use crate::shutdown::Shutdown;
 use crate::store::StoreError;
 

@@ -42,6 +42,7 @@ mod probes;
 pub mod reassign;
 pub mod report;
 pub mod salvage;
+pub mod session;
 pub mod verify;
 
 use std::collections::{HashMap, VecDeque};

@@ -4,7 +4,7 @@
 use std::time::Instant;
 
 use super::asked::AskedAgent;
-use crate::cli::wrapped::store_option;
+use crate::agent::wrapped::store_option;
 use crate::cli::{existing_store_without_key, translate};
 use crate::config::Config;
 use crate::delivery::eta::eta;

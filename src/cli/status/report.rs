@@ -5,12 +5,12 @@ use serde::Serialize;
 use super::asked::{degraded_text, live_writes_text};
 use super::gather::Gathered;
 use crate::cli::groups::{GroupRow, groups};
-use crate::cli::render::time;
 use crate::cli::salvage::{OrphanLine, orphans};
 use crate::cli::translate;
 use crate::config::Config;
 use crate::delivery::id_window;
 use crate::delivery::pacing::Pace;
+use crate::figures::time;
 use crate::message::Lane;
 use crate::overview::details::{REASONS_OF_NEWEST, StoreDetails};
 use crate::overview::{

@@ -8,9 +8,9 @@ use std::io;
 
 use super::report::StatusReport;
 use super::screen;
-use crate::cli::render::{Format, Renderer};
-use crate::cli::terminal::{FrameBegin, Shown, Stream, Terminal, terminal};
 use crate::telemetry::history::Sample;
+use crate::terminal::render::{OutputFormat, Renderer};
+use crate::terminal::{FrameBegin, Shown, Stream, Terminal, terminal};
 
 /// Columns of a sparkline at most.
 const SPARK_COLUMNS: usize = 60;
@@ -41,7 +41,7 @@ impl Watching {
     /// Whatever stdout says.
     pub(super) fn show(&mut self, renderer: &Renderer, report: &StatusReport) -> io::Result<()> {
         let is_first = std::mem::replace(&mut self.is_first, false);
-        if renderer.format() != Format::Table {
+        if renderer.format() != OutputFormat::Table {
             return renderer.result(report, |_, _| Shown::default());
         }
         if self.readings.len() == READINGS_MAX {
