@@ -412,7 +412,6 @@ mod tests {
     use super::super::supervisor::{checked, start_order, stop_order};
     use super::*;
     use crate::config::ServiceManager;
-    use crate::delivery::pacing::PaceSettings;
     use crate::intake::IntakeLimits;
     use crate::message::Lane;
     use crate::monitor::MonitorSettings;
@@ -441,7 +440,7 @@ mod tests {
             replay: ReplaySettings {
                 filter: Filter::default(),
                 limit: None,
-                pace: PaceSettings::default(),
+                pace: Default::default(),
                 retry_interval: SECOND,
                 attempts_max: 10,
             },
