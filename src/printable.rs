@@ -10,6 +10,7 @@
 //! it is given in again. Widths are those of a terminal's cells ([`cells`]).
 
 use std::borrow::Cow;
+use std::ffi::OsStr;
 use std::fmt::Write;
 
 use unicode_width::{UnicodeWidthChar, UnicodeWidthStr};
@@ -209,6 +210,38 @@ fn ending(line: &str, cells_max: usize) -> &str {
     &line[from..]
 }
 
+/// Returns a path as a shell reads it as one word, harmless on a terminal.
+pub fn shell_word(path: &OsStr) -> String {
+    let text = match path.to_str() {
+        Some(text) if !text.contains(is_hazardous) => text,
+        _ => return shell_bytes(path.as_encoded_bytes()),
+    };
+    let is_plain = |c: char| c.is_alphanumeric() || "/._-+:@%".contains(c);
+    match !text.is_empty() && text.chars().all(is_plain) {
+        true => text.to_owned(),
+        false => format!("'{}'", text.replace('\'', r"'\''")),
+    }
+}
+
+/// Returns any path as bash, zsh and ksh read it as one word, and the next POSIX.
+fn shell_bytes(path: &[u8]) -> String {
+    let mut word = "$'".to_owned();
+    let escape = |word: &mut String, bytes: &[u8]| {
+        word.extend(bytes.iter().map(|byte| format!("\\{byte:03o}")));
+    };
+    for chunk in path.utf8_chunks() {
+        for c in chunk.valid().chars() {
+            match c {
+                '\\' | '\'' => word.extend(['\\', c]),
+                c if is_hazardous(c) => escape(&mut word, c.encode_utf8(&mut [0; 4]).as_bytes()),
+                c => word.push(c),
+            }
+        }
+        escape(&mut word, chunk.invalid());
+    }
+    word + "'"
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
@@ -267,6 +300,18 @@ mod tests {
         assert_eq!(cut("twelve chars", 8), "twelve …");
         assert_eq!(cut("日本語", 4), "日…");
         assert_eq!(cut("日本語", 0), "");
+    }
+
+    #[test]
+    fn a_path_is_one_word_of_a_command() {
+        use std::ffi::OsStr;
+        use std::os::unix::ffi::OsStrExt;
+
+        let word = |text: &str| shell_word(text.as_ref());
+        assert_eq!(word("/a/b.db"), "/a/b.db");
+        assert_eq!(shell_word(OsStr::from_bytes(b"/a\xff b")), r"$'/a\377 b'");
+        assert_eq!(word("/a\u{1b}[8m\n\u{202e}'b"), r"$'/a\033[8m\012\342\200\256\'b'");
+        assert_eq!(word("/my files/it's.db"), r"'/my files/it'\''s.db'");
     }
 
     proptest! {

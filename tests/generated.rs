@@ -13,7 +13,7 @@ use clap::Command;
 use clap_complete::Shell;
 use clap_mangen::Man;
 use opik_offline::config::{Keeps, SETTINGS, Setting};
-use opik_offline::telemetry::metrics::{DESCRIPTIONS, Description, Kind};
+use opik_offline::telemetry::metrics::{DESCRIPTIONS, Description, MetricKind};
 
 const NAME: &str = "opik-offline";
 
@@ -176,8 +176,8 @@ fn metrics_table() -> String {
     let mut table = "| metric | type | meaning |\n| --- | --- | --- |\n".to_owned();
     for Description { name, help, kind } in DESCRIPTIONS {
         let kind = match kind {
-            Kind::Counter => "counter",
-            Kind::Gauge => "gauge",
+            MetricKind::Counter => "counter",
+            MetricKind::Gauge => "gauge",
         };
         table.push_str(&format!("| `{name}` | {kind} | {help} |\n"));
     }

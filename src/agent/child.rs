@@ -18,7 +18,7 @@ use rustix::io::Errno;
 use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, kill_process, waitid};
 use thiserror::Error;
 
-use super::environment::Changes;
+use super::environment::EnvironmentChanges;
 
 /// Says whether a signal that the agent got is to be passed on to the command; the module's head says why.
 ///
@@ -51,7 +51,7 @@ pub enum ChildError {
 
 /// How a command ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Ended {
+pub enum CommandEnd {
     /// By itself, with this exit code.
     Exited(i32),
     /// By this signal.
@@ -71,7 +71,7 @@ impl Child {
     /// # Errors
     ///
     /// [`ChildError`]; nothing was started.
-    pub fn start(program: &OsString, arguments: &[OsString], changes: &Changes) -> Result<Self, ChildError> {
+    pub fn start(program: &OsString, arguments: &[OsString], changes: &EnvironmentChanges) -> Result<Self, ChildError> {
         let mut command = Command::new(program);
         command.args(arguments);
         command.envs(changes.set.iter().map(|(name, value)| (name, value)));
@@ -105,7 +105,7 @@ impl Child {
     /// # Errors
     ///
     /// When the system does not tell how it ended.
-    pub fn wait(&self) -> io::Result<Ended> {
+    pub fn wait(&self) -> io::Result<CommandEnd> {
         // It stays a zombie until it can't be signalled any more: its process id is nobody else's so long.
         while let Err(error) = waitid(WaitId::Pid(self.pid), WaitIdOptions::EXITED | WaitIdOptions::NOWAIT) {
             if error != Errno::INTR {
@@ -114,7 +114,7 @@ impl Child {
         }
         let Some(mut process) = self.lock().take() else { return Err(io::Error::other("waited for twice")) };
         let status = process.wait()?;
-        Ok(status.code().map_or_else(|| Ended::Killed(status.signal().unwrap_or_default()), Ended::Exited))
+        Ok(status.code().map_or_else(|| CommandEnd::Killed(status.signal().unwrap_or_default()), CommandEnd::Exited))
     }
 
     /// A panic elsewhere can't leave it half taken.
@@ -148,15 +148,15 @@ mod tests {
     fn a_command_ends_as_it_ended() {
         let start = |arguments: &[&str]| {
             let arguments: Vec<OsString> = arguments.iter().map(OsString::from).collect();
-            Child::start(&"sh".into(), &arguments, &Changes::default()).expect("there is a shell")
+            Child::start(&"sh".into(), &arguments, &EnvironmentChanges::default()).expect("there is a shell")
         };
         let child = start(&["-c", "exit 7"]);
-        assert_eq!(child.wait().expect("it ends"), Ended::Exited(7));
+        assert_eq!(child.wait().expect("it ends"), CommandEnd::Exited(7));
         assert!(!child.signal(15), "its process id may be somebody else's by now");
         let child = start(&["-c", "while :; do sleep 1; done"]);
         assert!(child.signal(15));
-        assert_eq!(child.wait().expect("it ends"), Ended::Killed(15));
-        let failed = |program: &str| Child::start(&program.into(), &[], &Changes::default()).err();
+        assert_eq!(child.wait().expect("it ends"), CommandEnd::Killed(15));
+        let failed = |program: &str| Child::start(&program.into(), &[], &EnvironmentChanges::default()).err();
         assert!(matches!(failed("/no/such/program"), Some(ChildError::NotFound { .. })));
         assert!(matches!(failed("/"), Some(ChildError::NotExecutable { .. })));
     }

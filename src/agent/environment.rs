@@ -31,7 +31,7 @@
 //! `OTEL_ENDPOINT` (LiteLLM) and `TRACELOOP_BASE_URL` (OpenLLMetry) are treated as Opik's own variables.
 //!
 //! Where traces were redirected and no protocol is set, the protocol is set to HTTP. An exporter that is told to speak
-//! gRPC, which neither Opik nor the agent understands, keeps doing so, and [`Changes::grpc`] reports it.
+//! gRPC, which neither Opik nor the agent understands, keeps doing so, and [`EnvironmentChanges::grpc`] reports it.
 //!
 //! # The way to the agent
 //!
@@ -92,7 +92,7 @@ pub struct Wrapping<'a> {
 
 /// What is different in the wrapped command's environment.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Changes {
+pub struct EnvironmentChanges {
     /// Variables with their new values. A value may hold the intake token.
     pub set: Vec<(&'static str, OsString)>,
     /// Variables that are taken out.
@@ -107,10 +107,10 @@ pub struct Changes {
     pub base: String,
 }
 
-impl Changes {
+impl EnvironmentChanges {
     /// Works out what leads the command's clients to the agent. The module's head says why.
     pub fn leading_to(wrapping: &Wrapping<'_>, environment: &dyn Environment) -> Self {
-        let known = Known(environment);
+        let known = OriginalEnvironment(environment);
         let own: Option<ServerUrl> = known.text(URL).and_then(|url| url.parse().ok());
         // An agent that stays is another name of the server. Another server is not: what leads there carries its keys.
         let agent = own.clone().filter(ServerUrl::is_loopback);
@@ -136,7 +136,7 @@ impl Changes {
     }
 
     /// Leads the programs to the agent that read variables of their own.
-    fn lead_other_clients(&mut self, wrapping: &Wrapping<'_>, redirect: &Redirect, known: &Known<'_>) {
+    fn lead_other_clients(&mut self, wrapping: &Wrapping<'_>, redirect: &Redirect, known: &OriginalEnvironment<'_>) {
         for name in OTHER_URLS {
             let given = known.text(name);
             let is_trackings =
@@ -161,7 +161,7 @@ impl Changes {
     }
 
     /// Leads the traces of OpenTelemetry to the agent that led to Opik.
-    fn lead_traces(&mut self, wrapping: &Wrapping<'_>, redirect: &Redirect, known: &Known<'_>) {
+    fn lead_traces(&mut self, wrapping: &Wrapping<'_>, redirect: &Redirect, known: &OriginalEnvironment<'_>) {
         let through = |url: &str| redirect.through_agent(url).filter(|through| is_otlp(through));
         let of_all = known.text(OTLP_ENDPOINT);
         let of_traces = known.text(OTLP_TRACES_ENDPOINT);
@@ -195,7 +195,7 @@ impl Changes {
     }
 
     /// Keeps the way to the agent free of proxies.
-    fn lead_past_proxies(&mut self, redirect: &Redirect, known: &Known<'_>) {
+    fn lead_past_proxies(&mut self, redirect: &Redirect, known: &OriginalEnvironment<'_>) {
         if PROXIES.iter().any(|name| known.text(name).is_some()) {
             let name = redirect.host.rsplit_once(':').map_or(&*redirect.host, |(name, _)| name);
             let name = name.trim_start_matches('[').trim_end_matches(']');
@@ -225,9 +225,9 @@ fn with_entry(list: Option<&String>, name: &str) -> String {
 }
 
 /// The environment as the command would find it without us.
-struct Known<'a>(&'a dyn Environment);
+struct OriginalEnvironment<'a>(&'a dyn Environment);
 
-impl Known<'_> {
+impl OriginalEnvironment<'_> {
     /// Returns a variable. An empty one counts as unset, to OpenTelemetry as well as to Opik's clients.
     fn text(&self, name: &str) -> Option<String> {
         let value = self.0.variable(name)?.to_string_lossy().into_owned();
@@ -263,7 +263,7 @@ mod tests {
     }
 
     impl Before<'_> {
-        fn changes(self) -> Changes {
+        fn changes(self) -> EnvironmentChanges {
             let variables = self.variables.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned()));
             let wrapping = Wrapping {
                 intake: "127.0.0.1:4000".parse().expect("an address"),
@@ -273,12 +273,12 @@ mod tests {
                 all_otlp_traces: self.all_otlp_traces,
                 store: None,
             };
-            Changes::leading_to(&wrapping, &variables.collect::<BTreeMap<_, _>>())
+            EnvironmentChanges::leading_to(&wrapping, &variables.collect::<BTreeMap<_, _>>())
         }
 
         /// Asserts what is set beside what always is.
         #[track_caller]
-        fn sets(self, expected: Pairs<'_>) -> Changes {
+        fn sets(self, expected: Pairs<'_>) -> EnvironmentChanges {
             let changes = self.changes();
             let beside = changes.set.iter().filter(|(name, _)| ![URL, WRAPPED_BY].contains(name));
             let beside: Vec<(&str, &str)> = beside.map(|(name, value)| (*name, value.to_str().unwrap())).collect();
@@ -311,7 +311,7 @@ mod tests {
             let (intake, upstream) = (intake.parse().expect("an address"), server(upstream));
             let (in_home_file, all_otlp_traces, store) = (None, false, Some("/a/b.db".into()));
             let wrapping = Wrapping { intake, token, upstream: &upstream, in_home_file, all_otlp_traces, store };
-            let changes = Changes::leading_to(&wrapping, &BTreeMap::<String, String>::new());
+            let changes = EnvironmentChanges::leading_to(&wrapping, &BTreeMap::<String, String>::new());
             assert_eq!(changes.set[0], (URL, expected.into()));
             assert_eq!(changes.set.last(), Some(&("OPIK_OFFLINE_DB", "/a/b.db".into())));
             assert!(token.is_none_or(|token| !changes.base.contains(token)), "{}", changes.base);

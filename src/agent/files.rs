@@ -22,7 +22,7 @@ const IDLE_OF_A_WORKER_MAX: u64 = 128;
 
 /// Who may have how many files.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Shares {
+pub struct FileShares {
     /// Connections of clients at once; each may need one to the server beside its own.
     pub clients: u64,
     /// Idle connections to the server that each thread keeps.
@@ -31,16 +31,16 @@ pub struct Shares {
     pub replay_workers: u64,
 }
 
-/// Shares files, of which `None` is any number, for this many clients at once and threads that serve them.
+/// FileShares files, of which `None` is any number, for this many clients at once and threads that serve them.
 ///
 /// Clients first: what they are refused, they may not have again. Replay can wait, so it gets an eighth; so do connections
 /// that are only kept to be used again.
-pub fn share(files: Option<u64>, clients_wanted: u64, workers: u64) -> Shares {
+pub fn share(files: Option<u64>, clients_wanted: u64, workers: u64) -> FileShares {
     let left = files.unwrap_or(u64::MAX).saturating_sub(OWN + OWN_OF_A_WORKER * workers);
     let replay_workers = (left / 8).clamp(1, REPLAY_WORKERS_MAX);
     let left = left.saturating_sub(replay_workers);
     let idle = left / 8;
-    Shares {
+    FileShares {
         clients: ((left - idle) / 2).clamp(1, clients_wanted),
         idle_of_a_worker: (idle / workers.max(1)).clamp(1, IDLE_OF_A_WORKER_MAX),
         replay_workers,
@@ -147,7 +147,7 @@ mod tests {
             (Some(1 << 20), 4096, 2, 4096, 128, 64),
             (None, 4096, 2, 4096, 128, 64),
         ] {
-            let expected = Shares { clients, idle_of_a_worker: idle, replay_workers: replay };
+            let expected = FileShares { clients, idle_of_a_worker: idle, replay_workers: replay };
             let shares = share(files, wanted, workers);
             assert_eq!(shares, expected, "{files:?} {wanted} {workers}");
             let all = OWN

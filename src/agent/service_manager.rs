@@ -3,7 +3,7 @@
 //! The protocol is that of `sd_notify(3)`: lines in one datagram. It is written here and not taken from a crate, because
 //! the crates read the environment by themselves, where only `config` does in this house.
 //!
-//! *Alive* means what it means at `/-/healthy` ([`crate::pulse`]): intake takes connections and works on requests, the
+//! *Alive* means what it means at `/-/healthy` ([`crate::liveness`]): intake takes connections and works on requests, the
 //! committer is not stuck with a commit, monitor and replay go round. When that no longer holds, nothing is said any
 //! more, and the service manager's own watchdog ends and restarts the process. Nothing acknowledged is lost by that, as
 //! by any other crash.
@@ -21,11 +21,11 @@ use std::time::{Duration, Instant};
 use tracing::{error, warn};
 
 use crate::config::ServiceManager;
+use crate::liveness::Liveness;
 use crate::message::Server;
 use crate::monitor::Availability;
 use crate::monitor::connection::{Connection, ConnectionState};
 use crate::printable;
-use crate::pulse::Pulses;
 use crate::shutdown::Shutdown;
 use crate::store::slot::StoreSlot;
 use crate::store::{Backlog, Filter, StoreError, now_ms};
@@ -38,9 +38,9 @@ const STATUS_SHARE: u32 = 50;
 const SEND_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// What is told, and where it is looked for.
-pub(super) struct Teller {
+pub(super) struct Notifier {
     pub(super) manager: ServiceManager,
-    pub(super) pulses: Arc<Pulses>,
+    pub(super) liveness: Arc<Liveness>,
     pub(super) slot: Arc<StoreSlot>,
     /// The server whose messages are told about.
     pub(super) server: Server,
@@ -50,47 +50,47 @@ pub(super) struct Teller {
     pub(super) shutdown: Shutdown,
 }
 
-impl Teller {
+impl Notifier {
     /// Tells that the agent is ready, and goes on in a thread of its own until shutdown.
     ///
     /// To be called when the agent takes requests.
     /// Returns the thread, which ends soon after shutdown was requested: when that was told.
     pub(super) fn start(self) -> io::Result<Option<JoinHandle<()>>> {
-        match Line::open(&self.manager.socket) {
+        match NotifySocket::open(&self.manager.socket) {
             Err(error) => {
                 let socket = self.manager.socket.to_string_lossy();
                 warn!(target: "opik_offline", "the service manager at {socket} is not told how the agent is: {error}");
                 Ok(None)
             }
-            Ok(line) => {
-                let telling = std::thread::Builder::new().name("service-manager".into());
-                telling.spawn(move || self.run(line)).map(Some)
+            Ok(socket) => {
+                let notifying = std::thread::Builder::new().name("service-manager".into());
+                notifying.spawn(move || self.run(socket)).map(Some)
             }
         }
     }
 
-    fn run(self, mut line: Line) {
+    fn run(self, mut socket: NotifySocket) {
         let mut shown = self.status();
-        line.say(&format!("READY=1\nSTATUS={shown}\n"));
+        socket.send(&format!("READY=1\nSTATUS={shown}\n"));
         let interval = self.manager.watchdog.map_or(STATUS_INTERVAL, |watchdog| (watchdog / 3).min(STATUS_INTERVAL));
         let mut next_status = Instant::now() + STATUS_INTERVAL;
         let mut was_alive = true;
         loop {
             if self.manager.watchdog.is_some() {
-                match self.pulses.check() {
-                    Ok(()) => line.say("WATCHDOG=1\n"),
-                    Err(silence) if was_alive => {
-                        error!(target: "opik_offline", "{silence}; the service manager may end and restart the agent")
+                match self.liveness.check() {
+                    Ok(()) => socket.send("WATCHDOG=1\n"),
+                    Err(stalled) if was_alive => {
+                        error!(target: "opik_offline", "{stalled}; the service manager may end and restart the agent")
                     }
                     Err(_) => {}
                 }
-                was_alive = self.pulses.check().is_ok();
+                was_alive = self.liveness.check().is_ok();
             }
             let began = Instant::now();
             if began >= next_status {
                 let status = self.status();
                 if status != shown {
-                    line.say(&format!("STATUS={status}\n"));
+                    socket.send(&format!("STATUS={status}\n"));
                     shown = status;
                 }
                 // With millions of messages counting takes its time, and delivering them is worth more.
@@ -101,7 +101,7 @@ impl Teller {
             }
         }
         let extend = self.stopping_max.as_micros();
-        line.say(&format!("STOPPING=1\nEXTEND_TIMEOUT_USEC={extend}\nSTATUS=stopping; before: {shown}\n"));
+        socket.send(&format!("STOPPING=1\nEXTEND_TIMEOUT_USEC={extend}\nSTATUS=stopping; before: {shown}\n"));
     }
 
     fn status(&self) -> String {
@@ -136,7 +136,7 @@ fn status_line(connection: &ConnectionState, backlog: &Result<Backlog, Arc<Store
 }
 
 /// The way to the service manager.
-struct Line {
+struct NotifySocket {
     #[cfg(unix)]
     socket: UnixDatagram,
     #[cfg(unix)]
@@ -144,7 +144,7 @@ struct Line {
     has_failed: bool,
 }
 
-impl Line {
+impl NotifySocket {
     #[cfg(unix)]
     fn open(name: &OsStr) -> io::Result<Self> {
         let socket = UnixDatagram::unbound()?;
@@ -158,7 +158,7 @@ impl Line {
     }
 
     /// Says this. That it is not heard is told once; the next one may be.
-    fn say(&mut self, text: &str) {
+    fn send(&mut self, text: &str) {
         #[cfg(unix)]
         let said = self.socket.send_to_addr(text.as_bytes(), &self.address).map(|_| ());
         #[cfg(not(unix))]
@@ -243,17 +243,17 @@ mod tests {
 
     /// Starts to tell a service manager about an agent of one part, which is silent for so long.
     #[cfg(unix)]
-    fn teller(folder: &std::path::Path, silent_for: impl Fn() -> Duration + Send + Sync + 'static) -> Teller {
+    fn notifier(folder: &std::path::Path, silent_for: impl Fn() -> Duration + Send + Sync + 'static) -> Notifier {
         let limits =
             crate::store::Limits { size_max: u64::MAX, disk_reserve: 0, when_full: crate::store::WhenFull::Refuse };
         let pings = crate::monitor::MonitorSettings { ping_interval: Duration::ZERO, check_timeout: Duration::ZERO };
         let silence_max = Duration::from_secs(60);
-        Teller {
+        Notifier {
             manager: ServiceManager {
                 socket: folder.join("notify").into_os_string(),
                 watchdog: Some(Duration::from_millis(3)),
             },
-            pulses: Arc::new(Pulses::of(vec![crate::pulse::Pulse {
+            liveness: Arc::new(Liveness::of(vec![crate::liveness::LivenessCheck {
                 name: "committer",
                 silence_max,
                 silent_for: Box::new(silent_for),
@@ -279,9 +279,9 @@ mod tests {
         let folder = tempfile::tempdir().expect("a temporary folder");
         let socket = UnixDatagram::bind(folder.path().join("notify")).expect("a socket");
         socket.set_read_timeout(Some(Duration::from_secs(60))).expect("a timeout");
-        let teller = teller(folder.path(), || Duration::from_secs(60));
-        let shutdown = teller.shutdown.clone();
-        let telling = teller.start().expect("a thread").expect("a service manager");
+        let notifier = notifier(folder.path(), || Duration::from_secs(60));
+        let shutdown = notifier.shutdown.clone();
+        let notifying = notifier.start().expect("a thread").expect("a service manager");
         assert_eq!(heard(&socket), "READY=1\nSTATUS=nothing waits; the server was not asked yet\n");
         for _ in 0..3 {
             assert_eq!(heard(&socket), "WATCHDOG=1\n", "a healthy agent would be ended");
@@ -289,7 +289,7 @@ mod tests {
         shutdown.request();
         let last = std::iter::repeat_with(|| heard(&socket)).find(|text| text != "WATCHDOG=1\n").expect("a last word");
         assert!(last.starts_with("STOPPING=1\nEXTEND_TIMEOUT_USEC=20000000\nSTATUS=stopping"), "{last}");
-        telling.join().expect("no panic");
+        notifying.join().expect("no panic");
     }
 
     #[cfg(unix)]
@@ -298,18 +298,18 @@ mod tests {
         let folder = tempfile::tempdir().expect("a temporary folder");
         let socket = UnixDatagram::bind(folder.path().join("notify")).expect("a socket");
         let (looked, looks) = std::sync::mpsc::channel();
-        let teller = teller(folder.path(), move || {
+        let notifier = notifier(folder.path(), move || {
             // Nobody listens any more once the test has seen enough.
             let _ = looked.send(());
             Duration::from_secs(61)
         });
-        let shutdown = teller.shutdown.clone();
-        let telling = teller.start().expect("a thread").expect("a service manager");
+        let shutdown = notifier.shutdown.clone();
+        let notifying = notifier.start().expect("a thread").expect("a service manager");
         for _ in 0..10 {
             looks.recv().expect("the parts are looked after");
         }
         shutdown.request();
-        telling.join().expect("no panic");
+        notifying.join().expect("no panic");
         assert!(heard(&socket).starts_with("READY=1\n"));
         assert!(
             heard(&socket).starts_with("STOPPING=1\n"),

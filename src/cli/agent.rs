@@ -2,21 +2,23 @@
 
 use std::ffi::OsString;
 use std::process::ExitCode;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use clap::Args;
 
-use super::signals::stop_agent_on_signals;
-use super::{Common, Failure, configuration, translate, wrapped};
+use super::{Common, Failure, configuration, exit_interrupted, translate};
 use crate::agent::adoption::Adoption;
 use crate::agent::files::{self, SoftLimit};
+use crate::agent::wrapped::{self, Wrapped, WrappedListener};
 use crate::agent::{Agent, AgentSettings};
 use crate::config::{Config, Flags, LogLevel, ProcessEnvironment, ServiceManager, temp_dir};
 use crate::intake::IntakeLimits;
 use crate::intake::workers::Workers;
-use crate::monitor::MonitorSettings;
 use crate::replay::ReplaySettings;
 use crate::shutdown::Shutdown;
+use crate::signals::stop_agent_on_signals;
 use crate::store::Filter;
+use crate::terminal::progress::{self, Progress};
 use crate::upstream::UpstreamSettings;
 
 const AFTER_HELP: &str = "\
@@ -207,7 +209,7 @@ pub struct AgentArgs {
 pub fn run(common: &Common, args: &AgentArgs) -> Result<ExitCode, Failure> {
     let config = configuration(&args.flags(common.flags()))?;
     super::selection::refuse_jsonl(common.format)?;
-    if !args.command.is_empty() {
+    if let Some((program, arguments)) = args.command.split_first() {
         // The terminal is the command's, and so is what a service manager said to us.
         let log = common.start_logging(&config, Some(LogLevel::Warning))?;
         let limit = raise_files_allowed(&config);
@@ -215,9 +217,13 @@ pub fn run(common: &Common, args: &AgentArgs) -> Result<ExitCode, Failure> {
         if let Some(failure) = failure {
             // The command runs all the same, and what it sends is kept.
             let what = "what the command sends is stored until this is corrected";
-            super::progress::say(&format!("warning: no way to the Opik server, {what}: {}", failure.message));
+            progress::say(&format!("warning: no way to the Opik server, {what}: {}", failure.message));
         }
-        return wrapped::run(common, &config, settings(&config, upstream, None)?, (limit, &args.command), log);
+        let listener = Narrator(Mutex::new(Progress::new(common.quiet)));
+        let settings = settings(&config, upstream, None)?;
+        let (config, listener) = (&config, &listener);
+        let wrapped = Wrapped { config, settings, limit, program, arguments, log, exit: exit_with, listener };
+        return Ok(ExitCode::from(wrapped::run(wrapped)?));
     }
     let log = common.start_logging(&config, None)?;
     let service_manager = ServiceManager::find(&ProcessEnvironment, std::process::id())?;
@@ -225,9 +231,41 @@ pub fn run(common: &Common, args: &AgentArgs) -> Result<ExitCode, Failure> {
     let settings = settings(&config, translate::upstream_settings(&config)?, service_manager)?;
     let agent = Agent::bind(settings)?;
     let shutdown = Shutdown::new();
-    stop_agent_on_signals(&shutdown, log)?;
+    stop_agent_on_signals(&shutdown, log, exit_interrupted)?;
     agent.run(&shutdown, None)?;
     Ok(ExitCode::SUCCESS)
+}
+
+/// Ends the process at once.
+fn exit_with(code: u8) {
+    std::process::exit(i32::from(code));
+}
+
+/// Shows on stderr what a wrapping agent does.
+struct Narrator(Mutex<Progress>);
+
+impl Narrator {
+    fn progress(&self) -> MutexGuard<'_, Progress> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl WrappedListener for Narrator {
+    fn note(&self, text: &str) {
+        self.progress().note(text);
+    }
+
+    fn flush_started(&self, waiting: u64) {
+        self.progress().start(waiting);
+    }
+
+    fn flush_progress(&self, done: u64, total: u64) {
+        self.progress().at(done, total);
+    }
+
+    fn flush_finished(&self) {
+        self.progress().finish();
+    }
 }
 
 impl AgentArgs {
@@ -291,10 +329,7 @@ fn settings(
         upstream: upstream_settings,
         asks_as: translate::lane(config),
         upstream_address: (upstream.host().to_owned(), upstream.port()),
-        monitor: MonitorSettings {
-            ping_interval: config.connection_monitor_ping_interval.value,
-            check_timeout: config.connection_monitor_check_timeout.value,
-        },
+        monitor: translate::monitor(config),
         replay: ReplaySettings {
             filter: Filter::default(),
             limit: None,

@@ -2,13 +2,14 @@
 
 use serde::Serialize;
 
-use super::render::{Renderer, count, size, time};
-use super::terminal::Shown;
+use crate::figures::{count, size, time};
 use crate::store::{Backlog, Filter, Page, Store, StoreError};
+use crate::terminal::Shown;
+use crate::terminal::render::Renderer;
 
 /// Messages of one status, type and workspace.
 #[derive(Serialize)]
-pub struct Group {
+pub struct GroupRow {
     pub status: &'static str,
     pub message_type: &'static str,
     pub workspace: String,
@@ -20,8 +21,8 @@ pub struct Group {
 }
 
 /// Returns the groups of a backlog, in its order.
-pub fn groups(backlog: &Backlog) -> Vec<Group> {
-    let group = |group: &crate::store::BacklogGroup| Group {
+pub fn groups(backlog: &Backlog) -> Vec<GroupRow> {
+    let group = |group: &crate::store::BacklogGroup| GroupRow {
         status: group.status.name(),
         message_type: group.message_type.name(),
         workspace: group.workspace.clone(),
@@ -34,7 +35,7 @@ pub fn groups(backlog: &Backlog) -> Vec<Group> {
 }
 
 /// Returns a table with a row for each group.
-pub fn groups_text(renderer: &Renderer, groups: &[Group]) -> Shown {
+pub fn groups_text(renderer: &Renderer, groups: &[GroupRow]) -> Shown {
     let has_several = groups.iter().any(|group| group.server != groups[0].server);
     let mut columns = vec!["status", "type", "…workspace", ">messages", ">items", ">size"];
     if has_several {
@@ -59,8 +60,8 @@ pub fn groups_text(renderer: &Renderer, groups: &[Group]) -> Shown {
 }
 
 /// Returns the sums of a selection as people read them: `5 messages (869 B, 7 items)`.
-pub fn sums_text(groups: &[Group]) -> String {
-    let sum = |of: fn(&Group) -> u64| groups.iter().map(of).sum::<u64>();
+pub fn sums_text(groups: &[GroupRow]) -> String {
+    let sum = |of: fn(&GroupRow) -> u64| groups.iter().map(of).sum::<u64>();
     let items = count(sum(|group| group.items), "item");
     format!("{} ({}, {items})", count(sum(|group| group.messages), "message"), size(sum(|group| group.body_bytes)))
 }
@@ -76,7 +77,7 @@ pub fn oldest(store: &dyn Store, filter: &Filter) -> Result<Option<String>, Stor
 }
 
 /// Returns what a preview says below its heading: the groups and the oldest.
-pub fn preview_text(renderer: &Renderer, groups: &[Group], oldest: Option<&str>) -> Shown {
+pub fn preview_text(renderer: &Renderer, groups: &[GroupRow], oldest: Option<&str>) -> Shown {
     let mut shown = groups_text(renderer, groups);
     if let Some(oldest) = oldest {
         shown.end_line();

@@ -411,7 +411,7 @@ async fn blocking<T: Send + 'static>(
 /// Records why the store can't keep a file; returns the limit that was reached, if the store is full.
 fn record(shared: &Shared, store: &Arc<dyn Store>, failure: &Arc<StoreError>) -> Option<FullLimit> {
     shared.slot.report(store, failure);
-    let full = shared.watch.full().found_no_room(failure);
+    let full = shared.collector.full().found_no_room(failure);
     if full.is_none() {
         warn!(target: "db_manager", "cannot store an attachment: {failure}");
     }
@@ -421,7 +421,7 @@ fn record(shared: &Shared, store: &Arc<dyn Store>, failure: &Arc<StoreError>) ->
 /// Records why the store can't keep a file, and returns the answer to its client.
 fn refusal(shared: &Shared, store: &Arc<dyn Store>, failure: Arc<StoreError>) -> Reply {
     if let Some(limit) = record(shared, store, &failure) {
-        shared.watch.full().refused(limit);
+        shared.collector.full().refused(limit);
     }
     NotStored::record(shared, &CommitError::Store(failure)).reply()
 }
@@ -439,8 +439,8 @@ fn overtaking(shared: &Shared, lane: &Lane, subject: &Subject, failure: &Arc<Sto
 fn counted(shared: &Shared, full: Option<FullLimit>, answer: ClientAnswer) -> ClientAnswer {
     if let Some(limit) = full {
         match answer.status().is_success() {
-            true => shared.watch.full().passed_on(),
-            false => shared.watch.full().refused(limit),
+            true => shared.collector.full().passed_on(),
+            false => shared.collector.full().refused(limit),
         }
     }
     answer

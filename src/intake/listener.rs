@@ -27,7 +27,7 @@ const LINGERING_MAX: usize = 64;
 const PROBE_AFTER: Duration = Duration::from_secs(60);
 const PROBES: u32 = 4;
 /// The interval of intake's heartbeat.
-const BEAT_INTERVAL: Duration = Duration::from_secs(5);
+const HEARTBEAT_INTERVAL: Duration = Duration::from_secs(5);
 /// How long the loop backs off after it failed to accept a connection.
 const ACCEPT_BACKOFF: Duration = Duration::from_millis(50);
 
@@ -37,18 +37,18 @@ impl Intake {
     /// Returns when the last of them has its answer or has timed out. A request that is cut off was not acknowledged.
     pub async fn serve(self, listener: TcpListener, workers: &Workers, shutdown: Shutdown, grace: Duration) {
         let state = Arc::<Listener>::default();
-        let beat = self.beat.clone();
+        let heartbeat = self.heartbeat.clone();
         let mut gate = ConnectionGate::new(self.limits.connections_max, self.metrics.clone());
         let per_worker = Shared::per_worker(self, &state);
         let graceful = GracefulShutdown::new();
-        let mut beats = tokio::time::interval(BEAT_INTERVAL);
+        let mut heartbeats = tokio::time::interval(HEARTBEAT_INTERVAL);
         loop {
             let accepted = tokio::select! {
                 () = shutdown.requested() => break,
-                _ = beats.tick() => {
+                _ = heartbeats.tick() => {
                     // Through every worker: it shows that connections are accepted and requests are processed.
-                    let beat = beat.clone();
-                    workers.when_all_are_through(move || beat.beat());
+                    let heartbeat = heartbeat.clone();
+                    workers.when_all_are_through(move || heartbeat.beat());
                     continue;
                 }
                 accepted = listener.accept() => accepted,

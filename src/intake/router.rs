@@ -115,14 +115,14 @@ fn route(shared: &Shared, head: &Parts, has_body: bool) -> Result<Routed, Refuse
     // The token is for this agent; a URL that leads to the agent again includes it.
     let token_prefix = token.map_or_else(String::new, |token| format!("{}{token}", guard::TOKEN_PREFIX));
     if let Target::Own { path: page } = &target {
-        return match status_page::Page::of(&head.method, page) {
+        return match status_page::OwnPage::of(&head.method, page) {
             // A flush makes the agent work, so it is for clients that may send writes.
-            Some(status_page::Page::Flush) if !is_allowed => Ok(forward::own_answer(error(401, NO_TOKEN)).into()),
-            Some(status_page::Page::Flush) => Ok(Routed::Flush),
-            Some(status_page::Page::Overview) if links::leads_to_status_page(page, path, &head.headers) => {
+            Some(status_page::OwnPage::Flush) if !is_allowed => Ok(forward::own_answer(error(401, NO_TOKEN)).into()),
+            Some(status_page::OwnPage::Flush) => Ok(Routed::Flush),
+            Some(status_page::OwnPage::Overview) if links::leads_to_status_page(page, path, &head.headers) => {
                 Ok(links::redirect(&format!("{token_prefix}{}", status_page::PATH)).into())
             }
-            Some(status_page::Page::Ready) if !is_own_name => Ok(status_page::ready_alone().into()),
+            Some(status_page::OwnPage::Ready) if !is_own_name => Ok(status_page::ready_alone().into()),
             Some(page) => Ok(page.render(shared).into()),
             // No path below /-/ reaches the server.
             None => Err(error(404, "this opik-offline agent has no such page").into()),

@@ -17,14 +17,16 @@ use super::limits::{AWAY_TIMEOUT, IntakeLimits, WARNING_PAUSE};
 use super::recent_uploads::RecentUploads;
 use super::site::{ForeignRequest, SitePolicy};
 use super::spool::Spools;
-use super::status::Watch;
+
+use crate::liveness::{Heartbeat, Liveness};
 use crate::memory::{Budget, Grant, Use};
 use crate::message::Server;
 use crate::monitor::Availability;
 use crate::monitor::connection::Connection;
+use crate::overview::Collector;
 use crate::protocol::answers::{Reply, error, unavailable};
 use crate::protocol::target::ServerAddress;
-use crate::pulse::{Beat, Pulses};
+
 use crate::shutdown::Shutdown;
 use crate::store::committer::Committer;
 use crate::store::slot::StoreSlot;
@@ -66,11 +68,11 @@ pub struct Intake {
     /// This process's value of [`AGENT_HEADER`](crate::upstream::AGENT_HEADER).
     pub agent_mark: HeaderValue,
     /// Intake's own heartbeat.
-    pub beat: Arc<Beat>,
+    pub heartbeat: Arc<Heartbeat>,
     /// Whether every part of the agent is alive, for `/-/healthy`.
-    pub pulses: Arc<Pulses>,
+    pub liveness: Arc<Liveness>,
     /// The agent's status, for `/`.
-    pub watch: Arc<Watch>,
+    pub collector: Arc<Collector>,
 }
 
 /// The state of a listener, common to all workers.

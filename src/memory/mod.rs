@@ -14,7 +14,7 @@
 //! # No starving
 //!
 //! Each use has a share of its own, and what is left is handed out in the order in which large bodies came
-//! ([`shares::Ahead`]). Of the bodies without a Content-Length, one may use memory up to the largest body allowed: however
+//! ([`shares::QueuedAhead`]). Of the bodies without a Content-Length, one may use memory up to the largest body allowed: however
 //! many more begin, that one can be read to its end.
 
 pub mod limit;
@@ -27,7 +27,7 @@ use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
 pub use self::shares::Use;
-use self::shares::{Ahead, Held, Shares};
+use self::shares::{QueuedAhead, Shares, Usage};
 
 /// How often a thread that waits for memory checks whether it still has to.
 const STOP_CHECK_INTERVAL: Duration = Duration::from_millis(50);
@@ -37,16 +37,16 @@ const REFUSED_LATELY: Duration = Duration::from_secs(5);
 /// The budget, shared by all that hold bodies.
 pub struct Budget {
     shares: Shares,
-    state: Mutex<State>,
+    state: Mutex<BudgetState>,
     changed: Condvar,
 }
 
 #[derive(Default)]
-struct State {
-    held: Held,
+struct BudgetState {
+    held: Usage,
     /// Tickets that wait, in order: for each use those of small and those of large bodies.
     queues: [[VecDeque<u64>; 2]; Use::COUNT],
-    waiting: HashMap<u64, Waiting>,
+    waiting: HashMap<u64, Waiter>,
     next_ticket: u64,
     /// A body that grows has memory for the largest that it may become.
     has_grower: bool,
@@ -54,7 +54,7 @@ struct State {
     refused_at: Option<Instant>,
 }
 
-impl State {
+impl BudgetState {
     fn refused(&mut self, by: Use) {
         if by == Use::Intake {
             self.refused_at = Some(Instant::now());
@@ -62,7 +62,7 @@ impl State {
     }
 
     /// Returns who waits and came before this ticket.
-    fn ahead(&self, shares: Shares, by: Use, ticket: u64) -> Ahead {
+    fn ahead(&self, shares: Shares, by: Use, ticket: u64) -> QueuedAhead {
         let first = |of: Use| self.queues[of as usize][1].front().copied();
         let is_nested = matches!(by, Use::Inspection | Use::Division);
         let elsewhere =
@@ -70,11 +70,11 @@ impl State {
                 let waiting = first(other).filter(|first| *first < ticket).and_then(|first| self.waiting.get(&first));
                 waiting.is_some_and(|waiting| shares.waits_for_others(&self.held, other, waiting.bytes))
             });
-        Ahead { same_use: first(by).is_some(), elsewhere }
+        QueuedAhead { same_use: first(by).is_some(), elsewhere }
     }
 }
 
-struct Waiting {
+struct Waiter {
     bytes: u64,
     is_granted: bool,
     waker: Option<Waker>,
@@ -139,14 +139,14 @@ impl Budget {
         let mut state = self.state();
         let ticket = state.next_ticket;
         state.next_ticket += 1;
-        state.waiting.insert(ticket, Waiting { bytes, is_granted: false, waker: None });
+        state.waiting.insert(ticket, Waiter { bytes, is_granted: false, waker: None });
         state.queues[by as usize][usize::from(self.shares.is_large(bytes))].push_back(ticket);
         self.serve(state);
         Wait { budget: self.clone(), by, ticket }
     }
 
     /// Gives memory to those that wait, as far as there is some, and tells them.
-    fn serve(&self, mut guard: MutexGuard<'_, State>) {
+    fn serve(&self, mut guard: MutexGuard<'_, BudgetState>) {
         let state = &mut *guard;
         let mut wakers = Vec::new();
         let mut any = false;
@@ -182,7 +182,7 @@ impl Budget {
         wakers.into_iter().for_each(Waker::wake);
     }
 
-    fn state(&self) -> MutexGuard<'_, State> {
+    fn state(&self) -> MutexGuard<'_, BudgetState> {
         // Nothing in the critical sections can panic half way.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -212,7 +212,7 @@ impl Wait {
     }
 
     /// Takes what was granted out of the state.
-    fn granted(&self, state: &mut State) -> Option<u64> {
+    fn granted(&self, state: &mut BudgetState) -> Option<u64> {
         let is_granted = state.waiting.get(&self.ticket).is_some_and(|waiting| waiting.is_granted);
         is_granted.then(|| state.waiting.remove(&self.ticket)).flatten().map(|waiting| waiting.bytes)
     }
@@ -294,7 +294,7 @@ impl Grant {
         may
     }
 
-    fn try_become(&mut self, state: &mut State, bytes: u64) -> bool {
+    fn try_become(&mut self, state: &mut BudgetState, bytes: u64) -> bool {
         let shares = self.budget.shares;
         state.held.remove(self.by, shares.is_large(self.bytes), self.bytes);
         let ahead = state.ahead(shares, self.by, u64::MAX);

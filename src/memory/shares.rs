@@ -15,7 +15,7 @@
 //! A body that is larger than its share must be taken and delivered, too. It may be held alone, whatever its size, but only
 //! while the other uses keep to what is their own ([`Shares::may_exceed`]): the budget is exceeded by one body and not by
 //! one for each use. So that this comes about, nobody takes more than its own while a body of another use waits for that
-//! and came first ([`Ahead::elsewhere`]).
+//! and came first ([`QueuedAhead::elsewhere`]).
 
 /// What memory is taken for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -39,9 +39,9 @@ impl Use {
 
 /// The bytes that are held: for each use those of small and those of large bodies.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Held([[u64; 2]; Use::COUNT]);
+pub struct Usage([[u64; 2]; Use::COUNT]);
 
-impl Held {
+impl Usage {
     pub(super) fn add(&mut self, by: Use, is_large: bool, bytes: u64) {
         let held = &mut self.0[by as usize][usize::from(is_large)];
         *held = held.saturating_add(bytes);
@@ -64,7 +64,7 @@ impl Held {
 
 /// Who waits, and came first.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Ahead {
+pub struct QueuedAhead {
     /// A large body of the same use: small ones must not keep it waiting for ever.
     pub same_use: bool,
     /// A large body of another use, which waits for what the others hold beyond their own.
@@ -109,32 +109,32 @@ impl Shares {
     }
 
     /// Returns what others have to leave to a use: what it holds and keeps for small ones, and what is its own anyway.
-    fn counted(self, held: &Held, by: Use) -> u64 {
+    fn counted(self, held: &Usage, by: Use) -> u64 {
         let [small, large] = held.0[by as usize];
         let kept = if large > 0 { self.kept(by) } else { 0 };
         large.saturating_add(small.max(kept)).max(self.reserved(by))
     }
 
     /// Returns how much one use may have beside what the others hold, or could take.
-    fn limit(self, held: &Held, by: Use) -> u64 {
+    fn limit(self, held: &Usage, by: Use) -> u64 {
         let others = Use::ALL.into_iter().filter(|other| *other != by);
         let others = others.map(|other| self.counted(held, other)).fold(0, u64::saturating_add);
         self.total.saturating_sub(others)
     }
 
     /// Returns whether a use holds more than what is its own.
-    pub fn exceeds(self, held: &Held, by: Use) -> bool {
+    pub fn exceeds(self, held: &Usage, by: Use) -> bool {
         held.of(by) > self.reserved(by)
     }
 
     /// Returns how much is free for one use, and how much it may have.
-    pub fn free(self, held: &Held, by: Use) -> (u64, u64) {
+    pub fn free(self, held: &Usage, by: Use) -> (u64, u64) {
         let limit = self.limit(held, by);
         (limit.saturating_sub(held.of(by)), limit)
     }
 
     /// Returns whether a body may be held beside what is held, while others wait.
-    pub fn admit(self, held: &Held, by: Use, bytes: u64, ahead: Ahead) -> bool {
+    pub fn admit(self, held: &Usage, by: Use, bytes: u64, ahead: QueuedAhead) -> bool {
         // What is its own it has beside one that exceeds the budget, too.
         let own = self.reserved(by);
         let limit = if ahead.elsewhere { own } else { own.max(self.limit(held, by)) };
@@ -156,7 +156,7 @@ impl Shares {
     ///
     /// What is taken beside what one holds ([`Use::Inspection`], [`Use::Division`]) does not wait for those who may wait for
     /// it.
-    fn may_exceed(self, held: &Held, by: Use) -> bool {
+    fn may_exceed(self, held: &Usage, by: Use) -> bool {
         let waits_for: &[Use] = match by {
             Use::Intake => &[Use::Inspection, Use::Replay, Use::Division],
             Use::Replay => &[Use::Intake, Use::Inspection, Use::Division],
@@ -167,9 +167,9 @@ impl Shares {
     }
 
     /// Returns whether a large body only waits for other uses: its own leaves it room, or holds no other large one.
-    pub fn waits_for_others(self, held: &Held, by: Use, bytes: u64) -> bool {
+    pub fn waits_for_others(self, held: &Usage, by: Use, bytes: u64) -> bool {
         let [small, large] = held.0[by as usize];
-        let most = self.limit(&Held::default(), by);
+        let most = self.limit(&Usage::default(), by);
         large == 0 || large.saturating_add(bytes).saturating_add(small.max(self.kept(by))) <= most
     }
 }
@@ -180,8 +180,8 @@ mod tests {
 
     const MIB: u64 = 1 << 20;
 
-    fn held(of: &[(Use, u64, u64)]) -> Held {
-        let mut held = Held::default();
+    fn held(of: &[(Use, u64, u64)]) -> Usage {
+        let mut held = Usage::default();
         for (by, small, large) in of {
             held.add(*by, false, *small * MIB);
             held.add(*by, true, *large * MIB);
@@ -223,7 +223,7 @@ mod tests {
                 true,
             ),
         ] {
-            let ahead = Ahead { same_use: large_waits, elsewhere: false };
+            let ahead = QueuedAhead { same_use: large_waits, elsewhere: false };
             assert_eq!(shares.admit(&held, by, mib * MIB, ahead), expected, "{what}");
         }
     }
@@ -239,7 +239,7 @@ mod tests {
             ("small ones within what is kept for them", held(&[(Replay, 0, 90)]), Replay, 2, true),
             ("larger than the budget", held(&[]), Intake, 200, false),
         ] {
-            let ahead = Ahead { same_use: false, elsewhere: true };
+            let ahead = QueuedAhead { same_use: false, elsewhere: true };
             assert_eq!(shares.admit(&held, by, mib * MIB, ahead), expected, "{what}");
         }
         for (what, held, by, mib, expected) in [
@@ -255,13 +255,13 @@ mod tests {
     fn what_is_held_stays_within_the_budget_but_for_a_large_body_that_is_alone() {
         for total in [1, 16, 96, 256] {
             let shares = Shares::of(total * MIB);
-            let (mut held, mut alone) = (Held::default(), 0);
+            let (mut held, mut alone) = (Usage::default(), 0);
             for step in 0..400_u64 {
                 let by = Use::ALL[(step % Use::COUNT as u64) as usize];
                 let bytes = (step * 7919 % (total * MIB / 8)).max(1);
                 let is_large = shares.is_large(bytes);
                 let exceeds = is_large && held.all() + bytes > total * MIB;
-                if shares.admit(&held, by, bytes, Ahead::default()) {
+                if shares.admit(&held, by, bytes, QueuedAhead::default()) {
                     held.add(by, is_large, bytes);
                     alone += if exceeds { bytes } else { 0 };
                     // Small ones of the two uses that keep nothing for them pass all the same.

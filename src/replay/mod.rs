@@ -42,6 +42,7 @@ mod probes;
 pub mod reassign;
 pub mod report;
 pub mod salvage;
+pub mod session;
 pub mod verify;
 
 use std::collections::{HashMap, VecDeque};
@@ -268,6 +269,7 @@ impl Replay<'_> {
         let (done, finished) = mpsc::channel();
         std::thread::scope(|scope| {
             loop {
+                self.shutdown.beat();
                 if let Err(error) = keeper.renew_if_due() {
                     failed.get_or_insert(error);
                 }
@@ -395,6 +397,7 @@ impl ReplayManager<'_> {
         let mut looked_at_ages: Option<Instant> = None;
         let mut warned = None;
         while !self.shutdown.sleep(pause) {
+            self.shutdown.beat();
             pause = self.tick_interval;
             if looked_at_ages.is_none_or(|looked| looked.elapsed() >= AGES_LOOK_INTERVAL) {
                 self.warn_near_id_window(&mut warned);

@@ -63,7 +63,7 @@ impl Level {
 
 /// How a line is written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Format {
+pub enum LineFormat {
     /// `2026-11-22T18:00:00.123Z  INFO intake: message key=value`
     Text,
     /// One JSON object per line.
@@ -77,7 +77,7 @@ pub struct LogSettings {
     /// `None`: no file.
     pub file_level: Option<Level>,
     pub file_path: PathBuf,
-    pub format: Format,
+    pub format: LineFormat,
     /// Whether text on stderr is coloured; the file never is.
     pub color: bool,
 }
@@ -179,15 +179,15 @@ impl Write for &OpenFile {
     }
 }
 
-fn layer<S, W>(writer: W, format: Format, color: bool) -> Box<dyn Layer<S> + Send + Sync>
+fn layer<S, W>(writer: W, format: LineFormat, color: bool) -> Box<dyn Layer<S> + Send + Sync>
 where
     S: Subscriber + for<'a> LookupSpan<'a>,
     W: for<'a> MakeWriter<'a> + Send + Sync + 'static,
 {
     let layer = tracing_subscriber::fmt::layer().with_timer(Milliseconds).with_ansi(color);
     match format {
-        Format::Text => Box::new(layer.fmt_fields(HarmlessFields).with_writer(writer)),
-        Format::Json => {
+        LineFormat::Text => Box::new(layer.fmt_fields(HarmlessFields).with_writer(writer)),
+        LineFormat::Json => {
             let layer = layer.with_writer(HarmlessJson(writer)).with_ansi(false).json();
             Box::new(layer.flatten_event(true).with_current_span(false).with_span_list(false))
         }
@@ -393,7 +393,7 @@ mod tests {
             console_level: Level::Info,
             file_level: None,
             file_path: PathBuf::from("unused"),
-            format: Format::Text,
+            format: LineFormat::Text,
             color: false,
         }
     }
@@ -432,7 +432,7 @@ mod tests {
 
     #[test]
     fn a_json_line_is_one_object() {
-        let settings = LogSettings { format: Format::Json, color: true, ..settings() };
+        let settings = LogSettings { format: LineFormat::Json, color: true, ..settings() };
         let text = console(&settings, || tracing::warn!(target: INTAKE, port = 6745, "listening"));
         let line: serde_json::Value = serde_json::from_str(&text).expect("JSON");
         assert_eq!((&line["level"], &line["target"]), (&"WARN".into(), &"intake".into()));
@@ -459,7 +459,7 @@ mod tests {
 
     #[test]
     fn a_hostile_text_keeps_its_value_in_json() {
-        let settings = LogSettings { format: Format::Json, ..settings() };
+        let settings = LogSettings { format: LineFormat::Json, ..settings() };
         let text = console(&settings, || tracing::warn!(target: INTAKE, reason = HOSTILE, "{HOSTILE}"));
         assert!(!text.trim_end().contains(printable::is_hazardous), "{text:?}");
         let line: serde_json::Value = serde_json::from_str(&text).expect("JSON");

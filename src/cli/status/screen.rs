@@ -2,14 +2,15 @@
 
 use std::time::Duration;
 
-use super::Report;
+use super::report::StatusReport;
 use crate::cli::groups::groups_text;
-use crate::cli::render::{Mark, Renderer, count, short_duration, size, wrapped};
-use crate::cli::terminal::{Shown, Stream};
+use crate::figures::{count, short_duration, size};
 use crate::printable::{self, name};
+use crate::terminal::render::{Mark, Renderer, wrapped};
+use crate::terminal::{Shown, Stream};
 
 /// A section returns its lines, or none when there is nothing to say.
-type Section = fn(&Report) -> Vec<Line>;
+type Section = fn(&StatusReport) -> Vec<StatusLine>;
 
 /// In the order in which they are shown. A new one is one more line here.
 const SECTIONS: &[Section] = &[
@@ -40,27 +41,27 @@ const INDENT: usize = 13;
 const REASONS_MAX: usize = 3;
 
 /// A line: a name, or nothing for one that goes on, what is said, and which word of it shows its colour.
-struct Line {
+struct StatusLine {
     name: &'static str,
     text: String,
     painted: Option<(Mark, &'static str)>,
 }
 
-fn line(name: &'static str, text: impl Into<String>) -> Line {
-    Line { name, text: text.into(), painted: None }
+fn line(name: &'static str, text: impl Into<String>) -> StatusLine {
+    StatusLine { name, text: text.into(), painted: None }
 }
 
-impl Line {
+impl StatusLine {
     fn painted(self, mark: Mark, word: &'static str) -> Self {
         Self { painted: Some((mark, word)), ..self }
     }
 }
 
 /// Returns the sections as text.
-pub(super) fn sections(renderer: &Renderer, report: &Report) -> Shown {
+pub(super) fn sections(renderer: &Renderer, report: &StatusReport) -> Shown {
     let columns = Stream::Out.columns();
     let mut shown = Shown::default();
-    for Line { name, text, painted } in SECTIONS.iter().flat_map(|section| section(report)) {
+    for StatusLine { name, text, painted } in SECTIONS.iter().flat_map(|section| section(report)) {
         let said = wrapped(&printable::line(&text), columns.saturating_sub(INDENT));
         let said = said.replace('\n', &format!("\n{:INDENT$}", ""));
         let is_word = |at: &usize| !said[..*at].ends_with(|c: char| c.is_alphanumeric() || "/.-".contains(c));
@@ -83,7 +84,7 @@ pub(super) fn sections(renderer: &Renderer, report: &Report) -> Shown {
 }
 
 /// Returns the table of what is stored, with an empty line before it; nothing when nothing is.
-pub(super) fn stored(renderer: &Renderer, report: &Report) -> Shown {
+pub(super) fn stored(renderer: &Renderer, report: &StatusReport) -> Shown {
     let mut shown = Shown::default();
     if let Some(backlog) = report.backlog.as_ref().filter(|backlog| !backlog.groups.is_empty()) {
         shown.end_line();
@@ -92,7 +93,7 @@ pub(super) fn stored(renderer: &Renderer, report: &Report) -> Shown {
     shown
 }
 
-fn server(report: &Report) -> Vec<Line> {
+fn server(report: &StatusReport) -> Vec<StatusLine> {
     let server = &report.server;
     let mut text = format!("{}, {}", server.url, server.connection);
     if let Some(since) = &server.since {
@@ -101,7 +102,7 @@ fn server(report: &Report) -> Vec<Line> {
     if let Some(latency) = server.latency_ms {
         text.push_str(&format!(" ({latency} ms)"));
     }
-    let first = match server.connection.as_str() {
+    let first = match server.connection {
         "available" => line("server", text).painted(Mark::Good, "available"),
         "unavailable" => line("server", text).painted(Mark::Bad, "unavailable"),
         _ => line("server", text).painted(Mark::Warn, "unknown"),
@@ -109,7 +110,7 @@ fn server(report: &Report) -> Vec<Line> {
     std::iter::once(first).chain(server.reason.as_ref().map(|reason| line("", reason))).collect()
 }
 
-fn agent(report: &Report) -> Vec<Line> {
+fn agent(report: &StatusReport) -> Vec<StatusLine> {
     let agent = &report.agent;
     let first = match (agent.running, &agent.listen, agent.pid, agent.uptime_seconds) {
         (true, Some(listen), Some(pid), Some(uptime)) => {
@@ -123,15 +124,15 @@ fn agent(report: &Report) -> Vec<Line> {
         }
         (false, ..) => line("agent", "not running").painted(Mark::Warn, "not running"),
     };
-    let problem = agent.degraded();
-    let problem = problem.map(|problem| line("", format!("it {problem}")).painted(Mark::Bad, agent.does()));
+    let problem = agent.degraded_text();
+    let problem = problem.map(|problem| line("", format!("it {problem}")).painted(Mark::Bad, agent.live_writes_text()));
     let files = agent.files_problem.as_ref();
     let files =
         files.map(|problem| line("", format!("few open files: {problem}")).painted(Mark::Warn, "few open files"));
     std::iter::once(first).chain(problem).chain(files).collect()
 }
 
-fn store(report: &Report) -> Vec<Line> {
+fn store(report: &StatusReport) -> Vec<StatusLine> {
     let store = &report.store;
     let text = match (store.state, store.file_bytes) {
         ("none", _) => format!("{} (nothing was stored yet)", store.path),
@@ -165,7 +166,7 @@ fn store(report: &Report) -> Vec<Line> {
 }
 
 /// How the store is full, and what to do; or that it was.
-fn full(report: &Report) -> Vec<Line> {
+fn full(report: &StatusReport) -> Vec<StatusLine> {
     let store = &report.store;
     let writes = |count: u64| if count == 1 { "1 write was".to_owned() } else { format!("{count} writes were") };
     let Some(full) = &store.full else {
@@ -190,7 +191,7 @@ fn full(report: &Report) -> Vec<Line> {
 }
 
 /// What still has to reach the server, in a sentence.
-fn waiting(report: &Report) -> Vec<Line> {
+fn waiting(report: &StatusReport) -> Vec<StatusLine> {
     let Some(backlog) = &report.backlog else {
         return vec![line("waiting", "unknown: the store can't be read").painted(Mark::Bad, "unknown")];
     };
@@ -210,7 +211,7 @@ fn waiting(report: &Report) -> Vec<Line> {
 }
 
 /// What waits for other servers than the one above, and how it gets there.
-fn elsewhere(report: &Report) -> Vec<Line> {
+fn elsewhere(report: &StatusReport) -> Vec<StatusLine> {
     let others = report.elsewhere.iter().filter(|other| other.waiting > 0);
     let lines = others.map(|other| {
         let messages = count(other.waiting, "message");
@@ -232,7 +233,7 @@ fn elsewhere(report: &Report) -> Vec<Line> {
 }
 
 /// Which server was given what an earlier version stored, as long as something waits.
-fn adopted(report: &Report) -> Vec<Line> {
+fn adopted(report: &StatusReport) -> Vec<StatusLine> {
     if report.backlog.as_ref().is_none_or(|backlog| backlog.messages == 0) {
         return Vec::new();
     }
@@ -243,7 +244,7 @@ fn adopted(report: &Report) -> Vec<Line> {
     lines.collect()
 }
 
-fn rates(report: &Report) -> Vec<Line> {
+fn rates(report: &StatusReport) -> Vec<StatusLine> {
     let Some(rates) = &report.rates else { return Vec::new() };
     let window = short_duration(Duration::from_secs_f64(rates.window_seconds.max(0.0).round()));
     let text = format!(
@@ -258,7 +259,7 @@ fn rates(report: &Report) -> Vec<Line> {
     vec![line("rates", text)]
 }
 
-fn time_to_go(report: &Report) -> Vec<Line> {
+fn time_to_go(report: &StatusReport) -> Vec<StatusLine> {
     use crate::delivery::eta::State;
     let Some(eta) = report.eta.as_ref().filter(|eta| eta.eta.state != State::Nothing) else { return Vec::new() };
     let line = line("time to go", &eta.text);
@@ -271,7 +272,7 @@ fn time_to_go(report: &Report) -> Vec<Line> {
     }]
 }
 
-fn held(report: &Report) -> Vec<Line> {
+fn held(report: &StatusReport) -> Vec<StatusLine> {
     let lines = report.held.iter().map(|held| {
         let until = if held.is_over { "tried again now".to_owned() } else { format!("until {}", held.until) };
         line("held", format!("workspace {} {until}: {}", name(&held.workspace), held.reason))
@@ -281,7 +282,7 @@ fn held(report: &Report) -> Vec<Line> {
     lines.chain(is_refused.then(|| line("", hint))).collect()
 }
 
-fn rejected(report: &Report) -> Vec<Line> {
+fn rejected(report: &StatusReport) -> Vec<StatusLine> {
     let Some(rejected) = report.rejected.as_ref().filter(|rejected| rejected.messages > 0) else { return Vec::new() };
     let answers = rejected.by_answer.iter().map(|by| match by.status {
         Some(status) => format!("{} x {status}", by.messages),
@@ -301,7 +302,7 @@ fn rejected(report: &Report) -> Vec<Line> {
     std::iter::once(line("rejected", text)).chain(reasons).collect()
 }
 
-fn held_ids(report: &Report) -> Vec<Line> {
+fn held_ids(report: &StatusReport) -> Vec<StatusLine> {
     let Some(held) = report.held_ids.as_ref().filter(|held| held.messages > 0) else { return Vec::new() };
     let messages = count(held.messages, "message");
     let text = format!(
@@ -311,7 +312,7 @@ fn held_ids(report: &Report) -> Vec<Line> {
     vec![line("held", text).painted(Mark::Warn, "outside the server's window")]
 }
 
-fn near_window(report: &Report) -> Vec<Line> {
+fn near_window(report: &StatusReport) -> Vec<StatusLine> {
     let Some(at) = report.held_ids.as_ref().and_then(|held| held.create_near_window_accepted_at.as_ref()) else {
         return Vec::new();
     };
@@ -319,7 +320,7 @@ fn near_window(report: &Report) -> Vec<Line> {
     vec![line("window", text).painted(Mark::Warn, "refuse ids older than 24h")]
 }
 
-fn stranded(report: &Report) -> Vec<Line> {
+fn stranded(report: &StatusReport) -> Vec<StatusLine> {
     let lines = report.stranded.iter().flatten().map(|stranded| {
         let verb = if stranded.messages == 1 { "waits" } else { "wait" };
         let messages = count(stranded.messages, "message");
@@ -336,7 +337,7 @@ fn stranded(report: &Report) -> Vec<Line> {
     lines.collect()
 }
 
-fn dropped(report: &Report) -> Vec<Line> {
+fn dropped(report: &StatusReport) -> Vec<StatusLine> {
     let store = &report.store;
     let mut lines = Vec::new();
     for (dropped, why) in [
@@ -352,7 +353,7 @@ fn dropped(report: &Report) -> Vec<Line> {
     lines
 }
 
-fn recovered(report: &Report) -> Vec<Line> {
+fn recovered(report: &StatusReport) -> Vec<StatusLine> {
     let mut lines = Vec::new();
     for recovery in &report.store.recoveries {
         let (recovered, lost) = (count(recovery.recovered_messages, "message"), recovery.lost_messages);
@@ -363,11 +364,11 @@ fn recovered(report: &Report) -> Vec<Line> {
     lines
 }
 
-fn replaying(report: &Report) -> Vec<Line> {
+fn replaying(report: &StatusReport) -> Vec<StatusLine> {
     report.store.replaying.iter().map(|who| line("replaying", who)).collect()
 }
 
-fn last_replay(report: &Report) -> Vec<Line> {
+fn last_replay(report: &StatusReport) -> Vec<StatusLine> {
     let lines = report.last_replay.iter().map(|last| {
         let text = format!(
             "{}: {} delivered, {} rejected, {} remaining",
@@ -378,7 +379,7 @@ fn last_replay(report: &Report) -> Vec<Line> {
     lines.collect()
 }
 
-fn orphans(report: &Report) -> Vec<Line> {
+fn orphans(report: &StatusReport) -> Vec<StatusLine> {
     report.orphans.iter().flat_map(|orphan| [line("orphaned", orphan.text()), line("", orphan.hint())]).collect()
 }
 

@@ -6,10 +6,11 @@
 
 use std::io;
 
-use super::{Report, screen};
-use crate::cli::render::{Format, Renderer};
-use crate::cli::terminal::{FrameBegin, Shown, Stream, Terminal, terminal};
+use super::report::StatusReport;
+use super::screen;
 use crate::telemetry::history::Sample;
+use crate::terminal::render::{OutputFormat, Renderer};
+use crate::terminal::{FrameBegin, Shown, Stream, Terminal, terminal};
 
 /// Columns of a sparkline at most.
 const SPARK_COLUMNS: usize = 60;
@@ -38,15 +39,15 @@ impl Watching {
     /// # Errors
     ///
     /// Whatever stdout says.
-    pub(super) fn show(&mut self, renderer: &Renderer, report: &Report) -> io::Result<()> {
+    pub(super) fn show(&mut self, renderer: &Renderer, report: &StatusReport) -> io::Result<()> {
         let is_first = std::mem::replace(&mut self.is_first, false);
-        if renderer.format() != Format::Table {
+        if renderer.format() != OutputFormat::Table {
             return renderer.result(report, |_, _| Shown::default());
         }
         if self.readings.len() == READINGS_MAX {
             self.readings.remove(0);
         }
-        self.readings.push(report.reading);
+        self.readings.push(report.sample);
         let history = if report.history.len() > 1 { &report.history } else { &self.readings };
         let terminal = terminal();
         let columns = terminal.map_or(80, |terminal| terminal.columns);

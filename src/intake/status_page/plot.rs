@@ -5,7 +5,7 @@
 use std::fmt::Write;
 use std::time::Duration;
 
-use super::html::{clock, escaped, number};
+use super::text::{clock, escaped, number};
 use crate::delivery::eta::in_words;
 use crate::telemetry::history::Sample;
 

@@ -17,11 +17,11 @@ const NOTE_EVERY: Duration = Duration::from_secs(60);
 /// Whether the store is full, and what that has cost.
 pub struct FullWatch {
     metrics: Arc<Metrics>,
-    watched: Mutex<Watched>,
+    watched: Mutex<FullWatched>,
 }
 
 #[derive(Default)]
-struct Watched {
+struct FullWatched {
     state: FullState,
     /// Writes that were refused since the agent started.
     refused: u64,
@@ -154,7 +154,7 @@ impl FullWatch {
     }
 
     /// A panic elsewhere leaves counts that are true.
-    fn lock(&self) -> MutexGuard<'_, Watched> {
+    fn lock(&self) -> MutexGuard<'_, FullWatched> {
         self.watched.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -1,26 +1,29 @@
-//! `opik-offline agent -- COMMAND`
+//! `agent -- COMMAND`: a command runs with an agent beside it, which flushes and ends after the command.
+//!
+//! The listener is bound first, then signals are handled, then the command starts, then the agent: no signal ends the agent
+//! and leaves the command behind, and what the command sends before the agent runs waits in the listener's queue.
 
-use std::ffi::{OsStr, OsString};
+use std::ffi::OsString;
 use std::io::ErrorKind;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::Path;
-use std::process::ExitCode;
-use std::sync::Mutex;
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
-use super::progress::Progress;
-use super::render::count;
-use super::signals::Relay;
-use super::{Common, Failure};
-use crate::agent::child::{Child, Ended};
-use crate::agent::environment::{Changes, Wrapping};
-use crate::agent::files::SoftLimit;
-use crate::agent::flush::{Flush, FlushEnd};
-use crate::agent::{Agent, AgentError, AgentSettings, RunEnd};
+use thiserror::Error;
+
+use super::child::{Child, ChildError, CommandEnd};
+use super::environment::{EnvironmentChanges, Wrapping};
+use super::files::SoftLimit;
+use super::flush::{Flush, FlushEnd};
+use super::relay::Relay;
+use super::{Agent, AgentError, AgentSettings, RunEnd};
 use crate::config::units::print_duration;
 use crate::config::{Config, ProcessEnvironment, Source, WhenFull, url_in_home_file};
-use crate::printable::is_hazardous;
+use crate::figures::count;
+use crate::printable::shell_word;
 use crate::shutdown::Shutdown;
+use crate::signals::SignalError;
 use crate::store::full_state::remedies;
 use crate::telemetry::log::LogFile;
 use crate::upstream::{Upstream, UpstreamSettings};
@@ -28,15 +31,53 @@ use crate::upstream::{Upstream, UpstreamSettings};
 /// How long an agent on this machine may take to answer.
 const AGENT_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// Runs a command with an agent beside it, and returns the command's exit code.
-pub(super) fn run(
-    common: &Common,
-    config: &Config,
-    mut settings: AgentSettings,
-    (limit, command): (SoftLimit, &[OsString]),
-    log: LogFile,
-) -> Result<ExitCode, Failure> {
-    let Some((program, arguments)) = command.split_first() else { return Ok(ExitCode::SUCCESS) };
+/// A command, and the agent that wraps it.
+pub struct Wrapped<'a> {
+    pub config: &'a Config,
+    pub settings: AgentSettings,
+    /// The limit on open files that the command gets.
+    pub limit: SoftLimit,
+    pub program: &'a OsString,
+    pub arguments: &'a [OsString],
+    pub log: LogFile,
+    /// Ends the process at once with an exit code.
+    pub exit: fn(u8),
+    /// Takes what people read.
+    pub listener: &'a dyn WrappedListener,
+}
+
+/// Receives notes, and the progress of the flush.
+pub trait WrappedListener: Sync {
+    /// Takes a sentence for people.
+    fn note(&self, text: &str);
+    /// Takes how many messages wait when the flush starts.
+    fn flush_started(&self, waiting: u64);
+    /// Takes how many of `total` messages are flushed.
+    fn flush_progress(&self, done: u64, total: u64);
+    /// The flush has ended.
+    fn flush_finished(&self);
+}
+
+/// Why a command was not run to its end.
+#[derive(Debug, Error)]
+pub enum WrappedError {
+    #[error(transparent)]
+    Agent(#[from] AgentError),
+    #[error(transparent)]
+    Child(#[from] ChildError),
+    #[error(transparent)]
+    Signals(#[from] SignalError),
+    #[error("nobody knows how {name} ended: {error}")]
+    Lost { name: String, error: std::io::Error },
+}
+
+/// Runs a command with an agent beside it, and returns the exit code that a shell would report for the command.
+///
+/// # Errors
+///
+/// Fails if the agent or the command can't be started, and if the agent fails.
+pub fn run(wrapped: Wrapped<'_>) -> Result<u8, WrappedError> {
+    let Wrapped { config, mut settings, limit, program, arguments, log, exit, listener } = wrapped;
     if !config.listen.is_set() {
         settings.listen = SocketAddr::new(Ipv4Addr::LOCALHOST.into(), 0);
     }
@@ -44,29 +85,23 @@ pub(super) fn run(
     let (agent, left) = bind(config, settings)?;
     let changes = changes(config, agent.address(), token.as_deref());
     let (shutdown, flush_stop) = (Shutdown::new(), Shutdown::new());
-    // Before the command starts, so that no signal ends the agent and leaves the command behind.
-    let relay = Relay::start(&flush_stop, log)?;
-    // What the command sends before the agent runs waits in the listener's queue.
+    let relay = Relay::start(&flush_stop, log, exit)?;
     let child = limit.as_before(|| Child::start(program, arguments, &changes))?;
     let child = relay.attach(child);
 
     let name = Path::new(program).file_name().unwrap_or(program).to_string_lossy().into_owned();
-    let progress = Mutex::new((Progress::new(common.quiet), None));
-    let note = |text: &str| lock(&progress).0.note(&format!("opik-offline: {text}"));
-    for line in said_at_start(&name, config, &changes, left) {
-        note(&line);
-    }
+    let note = |text: &str| listener.note(&format!("opik-offline: {text}"));
+    said_at_start(&name, config, &changes, left).iter().for_each(|line| note(line));
+    let total = Mutex::new(None);
     let watch = |waiting: u64| {
-        let mut shown = lock(&progress);
-        let (progress, total) = &mut *shown;
+        let mut total = total.lock().unwrap_or_else(PoisonError::into_inner);
         if total.is_none() {
             let time = print_duration(config.flush_timeout.value);
-            let stored = count(waiting, "stored message");
-            progress.note(&format!("opik-offline: {name} has ended, delivering {stored} for up to {time}"));
-            progress.start(waiting);
+            note(&format!("{name} has ended, delivering {} for up to {time}", count(waiting, "stored message")));
+            listener.flush_started(waiting);
         }
         let total = (*total.get_or_insert(waiting)).max(waiting);
-        progress.at(total - waiting, total);
+        listener.flush_progress(total - waiting, total);
     };
     let flush = Flush { timeout: config.flush_timeout.value, stop: &flush_stop, watch: &watch };
     let (run, ended) = std::thread::scope(|scope| {
@@ -85,14 +120,12 @@ pub(super) fn run(
         }
         (run, waiting.join())
     });
-    lock(&progress).0.finish();
+    listener.flush_finished();
     let run = run?;
-    for line in summary(&name, &run, config) {
-        note(&line);
-    }
+    summary(&name, &run, config).iter().for_each(|line| note(line));
     match ended {
-        Ok(Ok(ended)) => Ok(ExitCode::from(exit_code(ended))),
-        Ok(Err(error)) => Err(Failure::of_child_lost(&name, &error)),
+        Ok(Ok(ended)) => Ok(exit_code(ended)),
+        Ok(Err(error)) => Err(WrappedError::Lost { name, error }),
         Err(panic) => std::panic::resume_unwind(panic),
     }
 }
@@ -115,7 +148,7 @@ fn bind(config: &Config, mut settings: AgentSettings) -> Result<(Agent, Option<S
 }
 
 /// Works out what is different in the command's environment.
-fn changes(config: &Config, intake: SocketAddr, token: Option<&str>) -> Changes {
+fn changes(config: &Config, intake: SocketAddr, token: Option<&str>) -> EnvironmentChanges {
     // The command may run in another folder.
     let store = is_flag(&config.db.source).then(|| std::path::absolute(&config.db.value).ok()).flatten();
     let in_home_file = url_in_home_file(&ProcessEnvironment);
@@ -127,11 +160,11 @@ fn changes(config: &Config, intake: SocketAddr, token: Option<&str>) -> Changes 
         all_otlp_traces: config.all_otlp_traces.value,
         store,
     };
-    Changes::leading_to(&wrapping, &ProcessEnvironment)
+    EnvironmentChanges::leading_to(&wrapping, &ProcessEnvironment)
 }
 
 /// Says where the command sends to, and what does not go through the agent.
-fn said_at_start(name: &str, config: &Config, changes: &Changes, left: Option<SocketAddr>) -> Vec<String> {
+fn said_at_start(name: &str, config: &Config, changes: &EnvironmentChanges, left: Option<SocketAddr>) -> Vec<String> {
     let mut lines = vec![format!("{name} sends to {}, which passes on to {}", changes.base, config.upstream.value)];
     if let Some(left) = left {
         lines
@@ -156,10 +189,10 @@ fn is_flag(source: &Source) -> bool {
 }
 
 /// Returns the exit code that a shell would tell: the command's own, and 128 and the number of the signal that ended it.
-fn exit_code(ended: Ended) -> u8 {
+fn exit_code(ended: CommandEnd) -> u8 {
     match ended {
-        Ended::Exited(code) => u8::try_from(code & 0xff).unwrap_or(u8::MAX),
-        Ended::Killed(signal) => u8::try_from(128 + signal).unwrap_or(u8::MAX),
+        CommandEnd::Exited(code) => u8::try_from(code & 0xff).unwrap_or(u8::MAX),
+        CommandEnd::Killed(signal) => u8::try_from(128 + signal).unwrap_or(u8::MAX),
     }
 }
 
@@ -261,9 +294,9 @@ fn why(end: Option<&FlushEnd>, config: &Config) -> String {
 }
 
 /// Returns the option that leads a command to this store, with a space in front; nothing where it is found without.
-pub(super) fn store_option(config: &Config) -> String {
+pub fn store_option(config: &Config) -> String {
     match config.db.is_set() {
-        true => format!(" --db {}", quoted(config.db.value.as_os_str())),
+        true => format!(" --db {}", shell_word(config.db.value.as_os_str())),
         false => String::new(),
     }
 }
@@ -278,63 +311,19 @@ fn replay_command(config: &Config) -> String {
     command
 }
 
-/// Returns a path as a shell reads it as one word, harmless on a terminal.
-pub(super) fn quoted(path: &OsStr) -> String {
-    let text = match path.to_str() {
-        Some(text) if !text.contains(is_hazardous) => text,
-        _ => return quoted_bytes(path.as_encoded_bytes()),
-    };
-    let is_plain = |c: char| c.is_alphanumeric() || "/._-+:@%".contains(c);
-    match !text.is_empty() && text.chars().all(is_plain) {
-        true => text.to_owned(),
-        false => format!("'{}'", text.replace('\'', r"'\''")),
-    }
-}
-
-/// Returns any path as bash, zsh and ksh read it as one word, and the next POSIX.
-fn quoted_bytes(path: &[u8]) -> String {
-    let mut word = "$'".to_owned();
-    let escape = |word: &mut String, bytes: &[u8]| {
-        word.extend(bytes.iter().map(|byte| format!("\\{byte:03o}")));
-    };
-    for chunk in path.utf8_chunks() {
-        for c in chunk.valid().chars() {
-            match c {
-                '\\' | '\'' => word.extend(['\\', c]),
-                c if is_hazardous(c) => escape(&mut word, c.encode_utf8(&mut [0; 4]).as_bytes()),
-                c => word.push(c),
-            }
-        }
-        escape(&mut word, chunk.invalid());
-    }
-    word + "'"
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
     fn an_end_becomes_the_exit_code_that_a_shell_tells() {
-        for (ended, code) in
-            [(Ended::Exited(0), 0), (Ended::Exited(255), 255), (Ended::Killed(2), 130), (Ended::Killed(15), 143)]
-        {
+        for (ended, code) in [
+            (CommandEnd::Exited(0), 0),
+            (CommandEnd::Exited(255), 255),
+            (CommandEnd::Killed(2), 130),
+            (CommandEnd::Killed(15), 143),
+        ] {
             assert_eq!(exit_code(ended), code, "{ended:?}");
         }
-    }
-
-    #[test]
-    fn a_path_is_one_word_of_a_command() {
-        use std::os::unix::ffi::OsStrExt;
-
-        let quoted = |text: &str| super::quoted(text.as_ref());
-        assert_eq!(quoted("/a/b.db"), "/a/b.db");
-        assert_eq!(super::quoted(OsStr::from_bytes(b"/a\xff b")), r"$'/a\377 b'");
-        assert_eq!(quoted("/a\u{1b}[8m\n\u{202e}'b"), r"$'/a\033[8m\012\342\200\256\'b'");
-        assert_eq!(quoted("/my files/it's.db"), r"'/my files/it'\''s.db'");
     }
 }
