@@ -1,4 +1,4 @@
-//! What `status` shows to people: a list of sections, each of them lines with a name in front.
+//! The output of `status` for people: a list of sections, each of them lines with a label in front.
 
 use std::time::Duration;
 
@@ -9,10 +9,10 @@ use crate::printable::{self, name};
 use crate::terminal::render::{Mark, Renderer, wrapped};
 use crate::terminal::{Shown, Stream};
 
-/// A section returns its lines, or none when there is nothing to say.
+/// A section returns its lines, or none if it has nothing to report.
 type Section = fn(&StatusReport) -> Vec<StatusLine>;
 
-/// In the order in which they are shown. A new one is one more line here.
+/// The sections in the order in which they are shown. A new one is one more line here.
 const SECTIONS: &[Section] = &[
     server,
     agent,
@@ -35,12 +35,12 @@ const SECTIONS: &[Section] = &[
     orphans,
 ];
 
-/// Columns in front of what is said.
+/// How many columns the label takes.
 const INDENT: usize = 13;
-/// Server answers that are shown.
+/// How many of the server's answers are shown.
 const REASONS_MAX: usize = 3;
 
-/// A line: a name, or nothing for one that goes on, what is said, and which word of it shows its colour.
+/// A line: a label (empty if it continues a section), its text, and the word of it that is coloured.
 struct StatusLine {
     name: &'static str,
     text: String,
@@ -83,7 +83,7 @@ pub(super) fn sections(renderer: &Renderer, report: &StatusReport) -> Shown {
     shown
 }
 
-/// Returns the table of what is stored, with an empty line before it; nothing when nothing is.
+/// Returns the table of stored messages after an empty line; nothing if there are none.
 pub(super) fn stored(renderer: &Renderer, report: &StatusReport) -> Shown {
     let mut shown = Shown::default();
     if let Some(backlog) = report.backlog.as_ref().filter(|backlog| !backlog.groups.is_empty()) {
@@ -119,7 +119,7 @@ fn agent(report: &StatusReport) -> Vec<StatusLine> {
         }
         (true, ..) => line("agent", "running").painted(Mark::Good, "running"),
         (false, ..) if report.store.state == "unusable" => {
-            line("agent", "unknown: the store, which says where it listens, can't be read")
+            line("agent", "unknown: the store, which records where it listens, can't be read")
                 .painted(Mark::Warn, "unknown")
         }
         (false, ..) => line("agent", "not running").painted(Mark::Warn, "not running"),
@@ -165,7 +165,7 @@ fn store(report: &StatusReport) -> Vec<StatusLine> {
     std::iter::once(line("store", text)).chain(unproven).chain(moved).chain(capacity).chain(encryption).collect()
 }
 
-/// How the store is full, and what to do; or that it was.
+/// Why the store is full, and what to do; or that it was full.
 fn full(report: &StatusReport) -> Vec<StatusLine> {
     let store = &report.store;
     let writes = |count: u64| if count == 1 { "1 write was".to_owned() } else { format!("{count} writes were") };
@@ -190,13 +190,13 @@ fn full(report: &StatusReport) -> Vec<StatusLine> {
     std::iter::once(first).chain(full.remedies.iter().map(|remedy| line("", remedy))).collect()
 }
 
-/// What still has to reach the server, in a sentence.
+/// The backlog in one sentence.
 fn waiting(report: &StatusReport) -> Vec<StatusLine> {
     let Some(backlog) = &report.backlog else {
         return vec![line("waiting", "unknown: the store can't be read").painted(Mark::Bad, "unknown")];
     };
     if backlog.messages == 0 {
-        // Not "all is delivered": some may have been rejected, dropped or purged.
+        // Not "all is delivered": some messages may have been rejected, dropped or purged.
         return vec![line("waiting", "nothing")];
     }
     let oldest = Duration::from_secs(backlog.oldest_age_seconds.unwrap_or(0));
@@ -210,7 +210,7 @@ fn waiting(report: &StatusReport) -> Vec<StatusLine> {
     vec![line("waiting", text)]
 }
 
-/// What waits for other servers than the one above, and how it gets there.
+/// Messages for other servers than the one above, and how they get there.
 fn elsewhere(report: &StatusReport) -> Vec<StatusLine> {
     let others = report.elsewhere.iter().filter(|other| other.waiting > 0);
     let lines = others.map(|other| {
@@ -232,7 +232,7 @@ fn elsewhere(report: &StatusReport) -> Vec<StatusLine> {
     lines.collect()
 }
 
-/// Which server was given what an earlier version stored, as long as something waits.
+/// The server that messages of earlier versions were assigned to, as long as messages wait.
 fn adopted(report: &StatusReport) -> Vec<StatusLine> {
     if report.backlog.as_ref().is_none_or(|backlog| backlog.messages == 0) {
         return Vec::new();
@@ -358,7 +358,7 @@ fn recovered(report: &StatusReport) -> Vec<StatusLine> {
     for recovery in &report.store.recoveries {
         let (recovered, lost) = (count(recovery.recovered_messages, "message"), recovery.lost_messages);
         lines.push(line("recovered", format!("{}: {recovered} of a damaged file, {lost} lost", recovery.at)));
-        let hint = "remove it when you need nothing of it";
+        let hint = "delete it once you no longer need it";
         lines.push(line("", format!("the damaged file is {}; {hint}", recovery.set_aside)));
     }
     lines
