@@ -30,6 +30,7 @@
 //! | [`monitor`] | is the server there? |
 //! | [`replay`] | what is stored reaches the server |
 //! | [`intake`] | the HTTP interface for clients; the only asynchronous room |
+//! | [`export`] | stored messages as documents |
 //! | [`health`] | checks of server, access, store and disk |
 //! | [`agent`] | builds and starts all of it, and stops it in order |
 //! | [`config`] | every setting once, with its source |
@@ -49,6 +50,7 @@ pub mod agent;
 pub mod cli;
 pub mod config;
 pub mod delivery;
+pub mod export;
 pub mod figures;
 pub mod health;
 pub mod intake;

@@ -45,6 +45,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
             "memory",
         ],
     ),
+    ("export", &["printable", "figures", "replay", "store", "protocol", "message"]),
     ("health", &["figures", "replay", "store", "upstream", "delivery", "protocol", "message", "shutdown"]),
     (
         "intake",
@@ -84,6 +85,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     (
         "cli",
         &[
+            "export",
             "health",
             "terminal",
             "printable",

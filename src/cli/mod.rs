@@ -392,7 +392,7 @@ mod translate {
 
     /// What rejected messages may keep of the store, and where they go when they have to.
     pub(super) fn rejected_room(config: &Config) -> RejectedRoom {
-        let export = |folder: &PathBuf| RejectedExport { folder: folder.clone(), line: super::inspect::export_line };
+        let export = |folder: &PathBuf| RejectedExport { folder: folder.clone(), line: crate::export::export_line };
         RejectedRoom {
             share_percent: config.rejected_share.value,
             export: config.rejected_export.value.as_ref().map(export),
