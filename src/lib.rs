@@ -35,6 +35,8 @@
 //! | [`agent`] | builds and starts all of it, and stops it in order |
 //! | [`config`] | every setting once, with its source |
 //! | [`telemetry`] | logs and metrics |
+//! | [`translate`] | the configuration as the plain values that the rooms take |
+//! | [`completion`] | values for the shell's completions |
 //! | [`cli`] | the command line |
 //! | [`terminal`] | the only place that writes to stdout and stderr: tables, progress, the pager |
 //! | [`shutdown`] | one value that tells every loop to stop |
@@ -48,6 +50,7 @@
 
 pub mod agent;
 pub mod cli;
+pub mod completion;
 pub mod config;
 pub mod delivery;
 pub mod export;
@@ -66,4 +69,5 @@ pub mod signals;
 pub mod store;
 pub mod telemetry;
 pub mod terminal;
+pub mod translate;
 pub mod upstream;

@@ -17,6 +17,7 @@ use crate::store::{FullLimit, KeyError, SdkFileError, StoreError};
 use crate::telemetry::log::LogError;
 use crate::terminal::pager::PagerError;
 use crate::terminal::progress::say_error;
+use crate::translate::NetworkError;
 use crate::upstream::UpstreamError;
 
 /// How a command ended; the numbers are those of the manual page and of design.md, section 6.
@@ -223,6 +224,19 @@ impl From<SalvageError> for Failure {
             SalvageError::NotRemoved { .. } => "its messages are in the message store; remove the file by hand",
         };
         Self::new(Exit::Failure, error.to_string(), Some(hint))
+    }
+}
+
+impl From<NetworkError> for Failure {
+    fn from(error: NetworkError) -> Self {
+        let message = error.to_string();
+        match error {
+            NetworkError::Config(error) => error.into(),
+            NetworkError::Upstream(error) => error.into(),
+            NetworkError::Headers { .. } => {
+                Self::new(Exit::Usage, message, Some("write one `Name: value` a line, or unset it"))
+            }
+        }
     }
 }
 
