@@ -12,7 +12,7 @@ use crate::agent::wrapped::{self, Wrapped, WrappedListener};
 use crate::config::{Flags, LogLevel, ProcessEnvironment, ServiceManager};
 use crate::shutdown::Shutdown;
 use crate::signals::stop_agent_on_signals;
-use crate::terminal::progress::{self, Progress};
+use crate::terminal::progress::{self, ProgressDisplay};
 
 const AFTER_HELP: &str = "\
 Examples:
@@ -212,7 +212,7 @@ pub fn run(common: &Common, args: &AgentArgs) -> Result<ExitCode, Failure> {
             let what = "what the command sends is stored until this is corrected";
             progress::say(&format!("warning: no way to the Opik server, {what}: {error}"));
         }
-        let listener = Narrator(Mutex::new(Progress::new(common.quiet)));
+        let listener = Narrator(Mutex::new(ProgressDisplay::new(common.quiet)));
         let settings = translate::agent_settings(&config, upstream, None)?;
         let (config, listener) = (&config, &listener);
         let wrapped = Wrapped { config, settings, limit, program, arguments, log, exit: exit_with, listener };
@@ -235,10 +235,10 @@ fn exit_with(code: u8) {
 }
 
 /// Shows on stderr what a wrapping agent does.
-struct Narrator(Mutex<Progress>);
+struct Narrator(Mutex<ProgressDisplay>);
 
 impl Narrator {
-    fn progress(&self) -> MutexGuard<'_, Progress> {
+    fn progress(&self) -> MutexGuard<'_, ProgressDisplay> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

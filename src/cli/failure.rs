@@ -11,7 +11,7 @@ use crate::health::CheckError;
 use crate::protocol::answers::SendFailure;
 use crate::replay::salvage::SalvageError;
 use crate::replay::session::reassignment::ReassignError;
-use crate::replay::session::{Away, SessionError};
+use crate::replay::session::{ServerAway, SessionError};
 use crate::signals::SignalError;
 use crate::store::{FullLimit, KeyError, SdkFileError, StoreError};
 use crate::telemetry::log::LogError;
@@ -155,11 +155,11 @@ impl From<SessionError> for Failure {
     }
 }
 
-impl From<Away> for Failure {
-    fn from(away: Away) -> Self {
+impl From<ServerAway> for Failure {
+    fn from(away: ServerAway) -> Self {
         match away {
-            Away::NoAnswer(failure) => failure.into(),
-            Away::Unusable { hint, .. } => Self::new(Exit::Unreachable, away.to_string(), Some(hint)),
+            ServerAway::NoAnswer(failure) => failure.into(),
+            ServerAway::Unusable { hint, .. } => Self::new(Exit::Unreachable, away.to_string(), Some(hint)),
         }
     }
 }

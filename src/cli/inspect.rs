@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use clap::Args;
 
-use super::selection::{Selection, id, number};
+use super::selection::{SelectionArgs, id, number};
 use super::{Common, Exit, Failure, configuration, existing_store, stop_on_signals};
 use crate::config::{Config, ProcessEnvironment, pager};
 use crate::export::{
@@ -22,7 +22,7 @@ use crate::shutdown::Shutdown;
 use crate::store::{self, Filter, Page, Store, StoreError, now_ms};
 use crate::terminal::pager::Output;
 use crate::terminal::render::{OutputFormat, Renderer, colored_json, nothing};
-use crate::terminal::{Shown, Stream, yaml};
+use crate::terminal::{OutputStream, Shown, yaml};
 
 const AFTER_HELP: &str = "\
 Examples:
@@ -91,7 +91,7 @@ pub struct InspectArgs {
     no_pager: bool,
 
     #[command(flatten)]
-    selection: Selection,
+    selection: SelectionArgs,
 }
 
 /// Bytes of JSON lines that are buffered for one write.
@@ -300,8 +300,8 @@ fn follow(
         if let Some(store) = store.as_deref() {
             follower.poll(store, |line| -> Result<(), Failure> {
                 match renderer.format() {
-                    OutputFormat::Jsonl => Ok(Stream::Out.machine(&(exported(Some(store), line)? + "\n"))?),
-                    _ => Ok(Stream::Out.show(&followed(&line))?),
+                    OutputFormat::Jsonl => Ok(OutputStream::Out.machine(&(exported(Some(store), line)? + "\n"))?),
+                    _ => Ok(OutputStream::Out.show(&followed(&line))?),
                 }
             })?;
         }
@@ -323,7 +323,7 @@ fn followed(line: &ListedMessage) -> Shown {
     /// Cells of a name on a terminal.
     const NAME_MAX: usize = 40;
     let project = line.project.as_deref().unwrap_or_default();
-    let is_short = Stream::Out.is_terminal();
+    let is_short = OutputStream::Out.is_terminal();
     let name = |text: &str| {
         let text = one_line(text);
         if is_short { elided(&text, NAME_MAX).into_owned() } else { text.into_owned() }
@@ -393,7 +393,7 @@ fn write_whole(output: &mut Output, renderer: &Renderer, whole: &WholeMessage) -
                 // A pipe gets what was sent; a terminal would obey what is in it.
                 match () {
                     () if renderer.is_colored() && !piece.is_cut => shown.add(&colored_json(piece.text)),
-                    () if Stream::Out.is_terminal() => shown.add_json(piece.text),
+                    () if OutputStream::Out.is_terminal() => shown.add_json(piece.text),
                     () => shown.add_as_sent(piece.text),
                 }
                 output.show(&shown)

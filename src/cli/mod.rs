@@ -35,7 +35,7 @@ use crate::store::{self, Keys, OpenMode, Store, StoreError};
 use crate::telemetry::log::{self, LogFile};
 use crate::terminal::progress;
 use crate::terminal::render::{OutputFormat, Renderer};
-use crate::terminal::{Shown, Stream};
+use crate::terminal::{OutputStream, Shown};
 use crate::translate;
 use crate::upstream::Upstream;
 pub use failure::{Exit, Failure};
@@ -193,7 +193,7 @@ fn show_completions(arguments: Vec<OsString>) {
         shown.add_value(&value, description.as_deref());
     }
     // If the shell has closed the pipe, it needs no values.
-    let _ = Stream::Out.show(&shown);
+    let _ = OutputStream::Out.show(&shown);
 }
 
 /// Reads the command line. Whoever wants no colours wants none in help and errors of clap's either.
@@ -229,7 +229,7 @@ fn print(error: &clap::Error) {
     // A closed pipe is all that can go wrong here.
     let _ = match harmless.as_str() == text {
         true => error.print(),
-        false => Stream::Err.show(&harmless),
+        false => OutputStream::Err.show(&harmless),
     };
 }
 
@@ -264,7 +264,7 @@ impl Common {
     }
 
     fn renderer(&self) -> Renderer {
-        Renderer::new(self.format, self.is_colored(Stream::Out))
+        Renderer::new(self.format, self.is_colored(OutputStream::Out))
     }
 
     /// Says whether a command tells people what it did; programs that ask for JSON or YAML are always told.
@@ -273,7 +273,7 @@ impl Common {
     }
 
     /// Says whether a stream gets colours: a terminal that was not asked to do without (<https://no-color.org>).
-    fn is_colored(&self, stream: Stream) -> bool {
+    fn is_colored(&self, stream: OutputStream) -> bool {
         !self.no_color && !is_no_color_set(&ProcessEnvironment) && stream.is_terminal()
     }
 
@@ -286,13 +286,13 @@ impl Common {
             Some(level) if !configured.is_set() => level,
             _ => configured.value,
         };
-        log::init(&translate::log_settings(config, level, self.is_colored(Stream::Err))).map_err(Failure::from)
+        log::init(&translate::log_settings(config, level, self.is_colored(OutputStream::Err))).map_err(Failure::from)
     }
 }
 
 /// Asks a question on a terminal; any answer but yes is `refused`.
 fn confirm(question: &Shown, refused: Failure) -> Result<(), Failure> {
-    Stream::Err.show(question)?;
+    OutputStream::Err.show(question)?;
     let mut answer = String::new();
     std::io::stdin().lock().read_line(&mut answer)?;
     match answer.trim().to_ascii_lowercase().as_str() {

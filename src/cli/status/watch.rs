@@ -9,7 +9,7 @@ use std::io;
 use super::{Report, screen};
 use crate::telemetry::history::Sample;
 use crate::terminal::render::{OutputFormat, Renderer};
-use crate::terminal::{FrameBegin, Shown, Stream, Terminal, terminal};
+use crate::terminal::{FrameBegin, OutputStream, Shown, Terminal, terminal};
 
 /// Columns of a sparkline at most.
 const SPARK_COLUMNS: usize = 60;
@@ -78,7 +78,7 @@ impl Watching {
                 })
             }
         };
-        Stream::Out.show(&frame)
+        OutputStream::Out.show(&frame)
     }
 }
 
