@@ -10,7 +10,7 @@ use super::report::StatusReport;
 use super::screen;
 use crate::telemetry::history::Sample;
 use crate::terminal::render::{OutputFormat, Renderer};
-use crate::terminal::{FrameBegin, Shown, Stream, Terminal, terminal};
+use crate::terminal::{FrameBegin, OutputStream, Shown, Terminal, terminal};
 
 /// The maximum width of a sparkline in columns.
 const SPARK_COLUMNS: usize = 60;
@@ -79,7 +79,7 @@ impl Watching {
                 })
             }
         };
-        Stream::Out.show(&frame)
+        OutputStream::Out.show(&frame)
     }
 }
 
