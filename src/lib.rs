@@ -31,10 +31,13 @@
 //! | [`replay`] | what is stored reaches the server |
 //! | [`overview`] | how agent, server and store are, gathered once for the page, JSON and `status` |
 //! | [`intake`] | the HTTP interface for clients; the only asynchronous room |
+//! | [`export`] | stored messages as documents |
 //! | [`health`] | checks of server, access, store and disk |
 //! | [`agent`] | builds and starts all of it, and stops it in order |
 //! | [`config`] | every setting once, with its source |
 //! | [`telemetry`] | logs and metrics |
+//! | [`translate`] | the configuration as the plain values that the rooms take |
+//! | [`completion`] | values for the shell's completions |
 //! | [`cli`] | the command line |
 //! | [`terminal`] | the only place that writes to stdout and stderr: tables, progress, the pager |
 //! | [`shutdown`] | one value that tells every loop to stop |
@@ -48,8 +51,10 @@
 
 pub mod agent;
 pub mod cli;
+pub mod completion;
 pub mod config;
 pub mod delivery;
+pub mod export;
 pub mod figures;
 pub mod health;
 pub mod intake;
@@ -66,4 +71,5 @@ pub mod signals;
 pub mod store;
 pub mod telemetry;
 pub mod terminal;
+pub mod translate;
 pub mod upstream;

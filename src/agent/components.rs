@@ -1,4 +1,4 @@
-//! What the components of an agent share, and the list of these components.
+//! The list of an agent's components, and the state that they share.
 
 use std::io;
 use std::net::SocketAddr;
@@ -41,24 +41,24 @@ const DISK_SILENCE_MAX: Duration = Duration::from_secs(300);
 /// How long stopping takes beside the waits that `shutdown_timeout` bounds.
 const STOPPING_MARGIN: Duration = Duration::from_secs(15);
 
-/// What an agent has done by its end.
+/// The result of an agent's run.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RunEnd {
-    /// Writes that the server answered at once.
+    /// Writes that were forwarded: the server answered them at once.
     pub forwarded: u64,
     /// Messages that were stored.
     pub stored: u64,
     /// Stored messages that the server confirmed.
     pub delivered: u64,
-    /// Messages that the server refused.
+    /// Messages that the server rejected.
     pub rejected: u64,
-    /// Messages that still have to reach the server; `None` when nobody knows, because the store can't be used.
+    /// Messages that still have to reach the server; `None` if the store can't be read.
     pub waiting: Option<u64>,
-    /// Writes that were refused, because the store couldn't be used and they may conflict with what waits in it.
+    /// Writes that were refused because the store was unusable and they may conflict with messages in it.
     pub refused_while_away: u64,
     /// Writes that were refused because the store was full.
     pub refused: u64,
-    /// Why the last of them was.
+    /// Why the store was full when the last of them was refused.
     pub full: Option<Fullness>,
     /// How the flush ended, if there was one.
     pub flush: Option<FlushEnd>,
@@ -73,7 +73,7 @@ pub(super) struct Composition {
     pub(super) connection: Arc<Connection>,
     committer: Arc<Committer>,
     upstream: Arc<Upstream>,
-    /// What names this process among the agents that a request passes.
+    /// This process's name among the agents that a request passes.
     agent_mark: HeaderValue,
     metrics: Arc<Metrics>,
     memory: Arc<Budget>,
@@ -132,7 +132,7 @@ impl Composition {
         components
     }
 
-    /// Runs already: intake and the liveness checks are built on it.
+    /// Already runs: intake and the liveness checks are built on it.
     fn committer(&self) -> Component {
         let committer = self.committer.clone();
         let stop: Stop = Box::new(move || committer.stop());
@@ -141,7 +141,7 @@ impl Composition {
             .checked(DISK_SILENCE_MAX, move || if is_opening() { Duration::ZERO } else { committer.silent_for() })
     }
 
-    /// Is not waited for when it stops: a ping in flight changes nothing any more.
+    /// Is not waited for when it stops: the answer to a ping in flight no longer matters.
     fn monitor(&self) -> Component {
         let settings = self.settings.monitor;
         let (connection, upstream) = (self.connection.clone(), self.upstream.clone());
@@ -197,7 +197,8 @@ impl Composition {
         let slot = self.slot.clone();
         Loop::new("adoption", move |shutdown: &Shutdown| adoption.run(&slot, shutdown))
             .ends_within(self.settings.shutdown_timeout, || {
-                // The next agent recognises what is stored already, and a file is removed only once all of it is stored.
+                // The next agent recognises what is stored already, and a file is removed only once all of it is
+                // stored.
                 warn!(target: "replay_manager", "a salvage did not end in time; the next agent continues it");
             })
             .component(StopStage::Background)
@@ -212,7 +213,7 @@ impl Composition {
             .component(StopStage::Background)
     }
 
-    /// Runs on the caller's thread after everything else has started, and ends by itself when the agent is asked to stop.
+    /// Runs on the caller's thread after everything else has started, and ends when the agent is asked to stop.
     fn intake_component(&self) -> Component {
         let (address, url) = (self.address, self.settings.upstream.base_url.clone());
         let start = move || {
@@ -298,8 +299,8 @@ impl Composition {
         Filter::of_server(&self.server)
     }
 
-    /// Returns whether the store is being opened. It may have to be recovered or migrated first: that takes long, and is
-    /// no stall.
+    /// Returns whether the store is being opened. It may have to be recovered or migrated first, which takes long and
+    /// does not count as a stall.
     fn is_opening(&self) -> impl Fn() -> bool + Send + Sync + 'static {
         let slot = self.slot.clone();
         move || slot.is_opening()

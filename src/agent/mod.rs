@@ -3,23 +3,26 @@
 //!
 //! # Starting
 //!
-//! 1. The address is bound: a second agent there, or an address that is not ours, ends everything before it began.
-//! 2. The server's address is compared with ours: an agent in front of itself would store for ever.
-//! 3. The store is opened. If that fails, the agent warns, passes on what overtakes nothing that may wait in it, and tries
-//!    again. Each store that is opened gets the agent's record.
-//! 4. Committer, connection monitor, replay manager, then intake. A service manager is told that the agent is ready, and
-//!    from then on that it is alive (the head of `service_manager.rs`).
+//! 1. The address is bound. If another agent has it, or it is not ours, the start fails before anything has changed.
+//! 2. The server's address is compared with ours: an agent that is its own server would store the same message for
+//!    ever.
+//! 3. The store is opened. If that fails, the agent warns, passes on the writes that overtake nothing that may wait in
+//!    it, and retries. It writes its record into every store that it opens.
+//! 4. The components start in the order of one list (`components.rs`, `supervisor.rs`): committer, connection monitor,
+//!    replay manager, background maintenance, then intake. A service manager is notified that the agent is ready, and
+//!    from then on that it is alive (`service_manager.rs`).
 //!
 //! # Stopping (SIGINT, SIGTERM; the end of a wrapped command, see [`child`])
 //!
-//! 1. Intake takes no new connections; requests in progress finish. Writes that the server does not answer in half of the
-//!    time are stored and acknowledged in the other half. What is cut off then was never acknowledged.
-//! 2. The committer commits what it was given, and stops.
-//! 3. An agent that wraps a command flushes ([`mod@flush`]): what is stored is delivered as far as that is possible.
-//! 4. The replay manager finishes the request on its way, settles its batch, puts the rest back and gives up the lease. If
-//!    the server does not answer in time, its lease is taken away and what was on its way is *failed* again.
-//! 5. The connection monitor stops; a ping on its way is left alone.
-//! 6. The agent's record is taken out of the store.
+//! 1. Intake accepts no new connections; requests in progress finish. Writes that the server does not answer in the
+//!    first half of `shutdown_timeout` are stored and acknowledged in the second half. Requests that are cut off after
+//!    that were never acknowledged.
+//! 2. Background maintenance stops. The committer commits its queue, and stops.
+//! 3. An agent that wraps a command flushes ([`mod@flush`]): it delivers as many stored messages as it can.
+//! 4. The replay manager finishes the request in flight, settles its batch, requeues the rest and releases the lease.
+//!    If the server does not answer in time, the lease is taken away and the messages in flight are *failed* again.
+//! 5. The connection monitor stops; nobody waits for a ping in flight.
+//! 6. The agent's record is removed from the store.
 
 pub mod child;
 pub mod environment;
@@ -52,34 +55,34 @@ use crate::shutdown::Shutdown;
 use crate::upstream::Upstream;
 use crate::upstream::forward::Forwarder;
 
-/// Why an agent does not start. Nothing was started and nothing was changed.
+/// Why an agent can't start. Nothing was started or changed.
 #[derive(Debug, Error)]
 pub enum AgentError {
-    /// The address can't be listened on.
+    /// The agent can't listen on the address.
     #[error("cannot listen on {address}: {source}")]
     Listen {
         /// The address.
         address: SocketAddr,
-        /// What the system says.
+        /// The system's error.
         source: io::Error,
     },
-    /// The server would be the agent itself.
+    /// The server's address is the agent's own.
     #[error("the Opik server {url} is this agent's own address {address}")]
     UpstreamIsSelf {
         /// The server's URL.
         url: String,
-        /// Where the agent listens.
+        /// The address that the agent listens on.
         address: SocketAddr,
     },
-    /// Threads or signal handlers can't be made.
+    /// Threads or signal handlers can't be created.
     #[error("cannot start: {reason}")]
     System {
-        /// What the system says.
+        /// The system's error.
         reason: String,
     },
 }
 
-/// An agent that has its address and its settings, and has started nothing yet.
+/// An agent that is bound to its address and has started nothing yet.
 pub struct Agent {
     settings: AgentSettings,
     listener: TcpListener,
@@ -89,7 +92,7 @@ pub struct Agent {
 }
 
 impl Agent {
-    /// Takes the address and checks the settings.
+    /// Binds the address and checks the settings.
     ///
     /// # Errors
     ///
@@ -153,19 +156,19 @@ impl Agent {
     }
 }
 
-/// Says whether a connection to the server's address would reach our own listener.
+/// Returns whether a connection to the server's address would reach our own listener.
 fn leads_to((host, port): &(String, u16), own: SocketAddr) -> bool {
     if *port != own.port() {
         return false;
     }
     let host = host.trim_start_matches('[').trim_end_matches(']');
     let Ok(addresses) = (host, *port).to_socket_addrs() else {
-        // A name that can't be resolved now can't be the loopback address that we listen on either.
+        // A name that can't be resolved now can't be our loopback address either.
         return false;
     };
     addresses.map(|address| address.ip()).any(|ip| match own.ip() {
         own_ip if own_ip == ip => true,
-        // Listening on every address: each of this machine's addresses is ours, and those we know are loopback's.
+        // We listen on every address of this machine. Of these, we know the loopback addresses.
         own_ip => own_ip.is_unspecified() && (ip.is_loopback() || ip.is_unspecified()),
     })
 }

@@ -1,4 +1,4 @@
-//! What an agent is told by whoever starts it: plain values, which the command line takes from the configuration.
+//! The settings of an agent: plain values, which the command line takes from the configuration.
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -15,28 +15,28 @@ use crate::store::rejected_room::RejectedRoom;
 use crate::store::{Keys, Limits};
 use crate::upstream::UpstreamSettings;
 
-/// Everything that an agent needs to know.
+/// All settings of an agent.
 #[derive(Clone, Debug)]
 pub struct AgentSettings {
-    /// Where to listen; port 0 takes a free one.
+    /// The address to listen on; port 0 takes a free one.
     pub listen: SocketAddr,
-    /// The token that clients must show.
+    /// The token that clients must send.
     pub intake_token: Option<String>,
-    /// Names under which clients reach the agent, and pages that may send to it.
+    /// Names under which clients reach the agent, and sites whose pages may send to it.
     pub allowed_hosts: Vec<String>,
     /// The store's file.
     pub store_path: PathBuf,
-    /// What the store may use.
+    /// The limits on the store's size.
     pub store_limits: Limits,
-    /// What rejected messages may keep of it.
+    /// The share of it that rejected messages may keep.
     pub store_rejected: RejectedRoom,
-    /// The keys that the store is sealed with.
+    /// The keys that the store is encrypted with.
     pub store_keys: Keys,
-    /// How long a message is kept at most.
+    /// The age at which a message expires.
     pub max_age: Option<Duration>,
     /// The server.
     pub upstream: UpstreamSettings,
-    /// Whose key and workspace its pings carry.
+    /// The lane whose key and workspace pings carry.
     pub asks_as: Lane,
     /// The host and port that the server's URL names.
     pub upstream_address: (String, u16),
@@ -44,22 +44,22 @@ pub struct AgentSettings {
     pub monitor: MonitorSettings,
     /// Replay.
     pub replay: ReplaySettings,
-    /// How often replay looks for work.
+    /// How often replay polls for work.
     pub replay_tick_interval: Duration,
     /// Intake.
     pub intake: IntakeLimits,
-    /// Who may have how many open files.
+    /// How many open files each part may have.
     pub files: FileShares,
-    /// What these are too few for, if they are.
+    /// The limits that follow from too few of them, for people.
     pub files_problem: Option<String>,
-    /// Bytes of bodies that may be in memory, of intake and replay together.
+    /// How many bytes of bodies intake and replay may hold in memory together.
     pub memory_budget: u64,
-    /// How long stopping may take, intake and replay each.
+    /// How long intake and replay each may take to stop.
     pub shutdown_timeout: Duration,
-    /// The lane that lanes with a refused key may go on as, of the same server and workspace (`rekey_refused`).
+    /// The lane that takes over lanes of the same server and workspace whose key is refused (`rekey_refused`).
     pub rekey: Option<Lane>,
-    /// Whether, and how, stores of killed Python processes are taken in.
+    /// Whether and how orphaned stores of killed Python processes are salvaged.
     pub adopt: Option<Adoption>,
-    /// Who started the agent and wants to be told how it is.
+    /// The service manager that started the agent, if it wants to be notified.
     pub service_manager: Option<ServiceManager>,
 }

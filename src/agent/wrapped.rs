@@ -1,7 +1,7 @@
 //! `agent -- COMMAND`: a command runs with an agent beside it, which flushes and ends after the command.
 //!
-//! The listener is bound first, then signals are handled, then the command starts, then the agent: no signal ends the agent
-//! and leaves the command behind, and what the command sends before the agent runs waits in the listener's queue.
+//! The listener is bound first, then signals are handled, then the command starts, then the agent: no signal ends the
+//! agent and leaves the command behind, and what the command sends before the agent runs waits in the listener's queue.
 
 use std::ffi::OsString;
 use std::io::ErrorKind;
@@ -188,7 +188,8 @@ fn is_flag(source: &Source) -> bool {
     matches!(source, Source::Flag { .. })
 }
 
-/// Returns the exit code that a shell would tell: the command's own, and 128 and the number of the signal that ended it.
+/// Returns the exit code that a shell would tell: the command's own, and 128 and the number of the signal that ended
+/// it.
 fn exit_code(ended: CommandEnd) -> u8 {
     match ended {
         CommandEnd::Exited(code) => u8::try_from(code & 0xff).unwrap_or(u8::MAX),

@@ -7,19 +7,12 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use clap::Args;
 
 use super::{Common, Failure, configuration, exit_interrupted, translate};
-use crate::agent::adoption::Adoption;
-use crate::agent::files::{self, SoftLimit};
+use crate::agent::Agent;
 use crate::agent::wrapped::{self, Wrapped, WrappedListener};
-use crate::agent::{Agent, AgentSettings};
-use crate::config::{Config, Flags, LogLevel, ProcessEnvironment, ServiceManager, temp_dir};
-use crate::intake::IntakeLimits;
-use crate::intake::workers::Workers;
-use crate::replay::ReplaySettings;
+use crate::config::{Flags, LogLevel, ProcessEnvironment, ServiceManager};
 use crate::shutdown::Shutdown;
 use crate::signals::stop_agent_on_signals;
-use crate::store::Filter;
-use crate::terminal::progress::{self, Progress};
-use crate::upstream::UpstreamSettings;
+use crate::terminal::progress::{self, ProgressDisplay};
 
 const AFTER_HELP: &str = "\
 Examples:
@@ -212,23 +205,23 @@ pub fn run(common: &Common, args: &AgentArgs) -> Result<ExitCode, Failure> {
     if let Some((program, arguments)) = args.command.split_first() {
         // The terminal is the command's, and so is what a service manager said to us.
         let log = common.start_logging(&config, Some(LogLevel::Warning))?;
-        let limit = raise_files_allowed(&config);
-        let (upstream, failure) = translate::upstream_settings_or_none(&config);
-        if let Some(failure) = failure {
+        let limit = translate::raise_files_allowed(&config);
+        let (upstream, error) = translate::upstream_settings_or_none(&config);
+        if let Some(error) = error {
             // The command runs all the same, and what it sends is kept.
             let what = "what the command sends is stored until this is corrected";
-            progress::say(&format!("warning: no way to the Opik server, {what}: {}", failure.message));
+            progress::say(&format!("warning: no way to the Opik server, {what}: {error}"));
         }
-        let listener = Narrator(Mutex::new(Progress::new(common.quiet)));
-        let settings = settings(&config, upstream, None)?;
+        let listener = Narrator(Mutex::new(ProgressDisplay::new(common.quiet)));
+        let settings = translate::agent_settings(&config, upstream, None)?;
         let (config, listener) = (&config, &listener);
         let wrapped = Wrapped { config, settings, limit, program, arguments, log, exit: exit_with, listener };
         return Ok(ExitCode::from(wrapped::run(wrapped)?));
     }
     let log = common.start_logging(&config, None)?;
     let service_manager = ServiceManager::find(&ProcessEnvironment, std::process::id())?;
-    raise_files_allowed(&config);
-    let settings = settings(&config, translate::upstream_settings(&config)?, service_manager)?;
+    translate::raise_files_allowed(&config);
+    let settings = translate::agent_settings(&config, translate::upstream_settings(&config)?, service_manager)?;
     let agent = Agent::bind(settings)?;
     let shutdown = Shutdown::new();
     stop_agent_on_signals(&shutdown, log, exit_interrupted)?;
@@ -242,10 +235,10 @@ fn exit_with(code: u8) {
 }
 
 /// Shows on stderr what a wrapping agent does.
-struct Narrator(Mutex<Progress>);
+struct Narrator(Mutex<ProgressDisplay>);
 
 impl Narrator {
-    fn progress(&self) -> MutexGuard<'_, Progress> {
+    fn progress(&self) -> MutexGuard<'_, ProgressDisplay> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -304,70 +297,6 @@ impl AgentArgs {
             ..common
         }
     }
-}
-
-fn settings(
-    config: &Config,
-    upstream_settings: UpstreamSettings,
-    service_manager: Option<ServiceManager>,
-) -> Result<AgentSettings, Failure> {
-    let upstream = &config.upstream.value;
-    let (wanted, workers) = (u64::from(config.max_connections.value), Workers::count() as u64);
-    let shares = files::share(files::allowed(), wanted, workers);
-    let problem = files::problem(files::allowed(), wanted, workers);
-    Ok(AgentSettings {
-        files: shares,
-        files_problem: problem.map(|problem| format!("{problem}; {}", files::hint(wanted, workers))),
-        listen: config.listen.value,
-        allowed_hosts: config.allowed_hosts.value.entries().to_vec(),
-        intake_token: config.intake_token.value.as_ref().map(|token| token.expose().to_owned()),
-        store_path: config.db.value.clone(),
-        store_limits: translate::store_limits(config),
-        store_rejected: translate::rejected_room(config),
-        store_keys: translate::store_keys(config)?,
-        max_age: config.max_age.value,
-        upstream: upstream_settings,
-        asks_as: translate::lane(config),
-        upstream_address: (upstream.host().to_owned(), upstream.port()),
-        monitor: translate::monitor(config),
-        replay: ReplaySettings {
-            filter: Filter::default(),
-            limit: None,
-            pace: translate::pace(config),
-            retry_interval: config.retry_interval.value,
-            attempts_max: config.max_attempts.value,
-        },
-        replay_tick_interval: config.replay_tick_interval.value,
-        intake: IntakeLimits {
-            connections_max: usize::try_from(shares.clients).unwrap_or(usize::MAX),
-            body_bytes_max: config.max_body_size.value.bytes(),
-            inflated_bytes_max: config.max_inflated_size.value.bytes(),
-            attachment_bytes_max: config.max_attachment_size.value.bytes(),
-            client_timeout: config.client_timeout.value,
-            forward_timeout: config.forward_timeout.value,
-            retry_interval: config.retry_interval.value,
-            ping_interval: config.connection_monitor_ping_interval.value,
-        },
-        memory_budget: translate::memory_budget(config),
-        shutdown_timeout: config.shutdown_timeout.value,
-        rekey: config.rekey_refused.value.then(|| translate::lane(config)),
-        adopt: config.adopt_orphans.value.then(|| Adoption {
-            temp_dir: temp_dir(&ProcessEnvironment),
-            lane: translate::lane(config),
-            listen: config.listen.value,
-        }),
-        service_manager,
-    })
-}
-
-/// Raises the soft limit on open files, and says so where there are too few for all that the agent could do.
-fn raise_files_allowed(config: &Config) -> SoftLimit {
-    let (wanted, workers) = (u64::from(config.max_connections.value), Workers::count() as u64);
-    let limit = SoftLimit::raise(wanted, workers);
-    if let Some(problem) = files::problem(files::allowed(), wanted, workers) {
-        tracing::warn!(target: "intake", "few open files for this agent: {problem}; {}", files::hint(wanted, workers));
-    }
-    limit
 }
 
 #[cfg(test)]

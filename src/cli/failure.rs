@@ -11,12 +11,13 @@ use crate::health::CheckError;
 use crate::protocol::answers::SendFailure;
 use crate::replay::salvage::SalvageError;
 use crate::replay::session::reassignment::ReassignError;
-use crate::replay::session::{Away, SessionError};
+use crate::replay::session::{ServerAway, SessionError};
 use crate::signals::SignalError;
 use crate::store::{FullLimit, KeyError, SdkFileError, StoreError};
 use crate::telemetry::log::LogError;
 use crate::terminal::pager::PagerError;
 use crate::terminal::progress::say_error;
+use crate::translate::NetworkError;
 use crate::upstream::UpstreamError;
 
 /// How a command ended; the numbers are those of the manual page and of design.md, section 6.
@@ -154,11 +155,11 @@ impl From<SessionError> for Failure {
     }
 }
 
-impl From<Away> for Failure {
-    fn from(away: Away) -> Self {
+impl From<ServerAway> for Failure {
+    fn from(away: ServerAway) -> Self {
         match away {
-            Away::NoAnswer(failure) => failure.into(),
-            Away::Unusable { hint, .. } => Self::new(Exit::Unreachable, away.to_string(), Some(hint)),
+            ServerAway::NoAnswer(failure) => failure.into(),
+            ServerAway::Unusable { hint, .. } => Self::new(Exit::Unreachable, away.to_string(), Some(hint)),
         }
     }
 }
@@ -223,6 +224,19 @@ impl From<SalvageError> for Failure {
             SalvageError::NotRemoved { .. } => "its messages are in the message store; remove the file by hand",
         };
         Self::new(Exit::Failure, error.to_string(), Some(hint))
+    }
+}
+
+impl From<NetworkError> for Failure {
+    fn from(error: NetworkError) -> Self {
+        let message = error.to_string();
+        match error {
+            NetworkError::Config(error) => error.into(),
+            NetworkError::Upstream(error) => error.into(),
+            NetworkError::Headers { .. } => {
+                Self::new(Exit::Usage, message, Some("write one `Name: value` a line, or unset it"))
+            }
+        }
     }
 }
 

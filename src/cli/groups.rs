@@ -1,4 +1,4 @@
-//! Messages counted by status, type and workspace, as `status` shows what is stored and a dry run what it would touch.
+//! Messages counted by status, type and workspace: `status` shows them for the store, and a dry run for its selection.
 
 use serde::Serialize;
 
@@ -13,7 +13,7 @@ pub struct GroupRow {
     pub status: &'static str,
     pub message_type: &'static str,
     pub workspace: String,
-    /// The server that they were accepted for; `null` for what an earlier version stored.
+    /// The server that they were accepted for; `null` for messages of an earlier version.
     pub server: Option<String>,
     pub messages: u64,
     pub items: u64,
@@ -59,7 +59,7 @@ pub fn groups_text(renderer: &Renderer, groups: &[GroupRow]) -> Shown {
     table.shown()
 }
 
-/// Returns the sums of a selection as people read them: `5 messages (869 B, 7 items)`.
+/// Returns the sums of a selection for people: `5 messages (869 B, 7 items)`.
 pub fn sums_text(groups: &[GroupRow]) -> String {
     let sum = |of: fn(&GroupRow) -> u64| groups.iter().map(of).sum::<u64>();
     let items = count(sum(|group| group.items), "item");
@@ -70,13 +70,13 @@ pub fn sums_text(groups: &[GroupRow]) -> String {
 ///
 /// # Errors
 ///
-/// What the store says.
+/// Errors of the store.
 pub fn oldest(store: &dyn Store, filter: &Filter) -> Result<Option<String>, StoreError> {
     let first = store.list(filter, &Page { after: None, limit: 1, newest_first: false })?;
     Ok(first.first().map(|listed| time(listed.accepted_at_ms)))
 }
 
-/// Returns what a preview says below its heading: the groups and the oldest.
+/// Returns the body of a preview: the groups and the oldest message.
 pub fn preview_text(renderer: &Renderer, groups: &[GroupRow], oldest: Option<&str>) -> Shown {
     let mut shown = groups_text(renderer, groups);
     if let Some(oldest) = oldest {

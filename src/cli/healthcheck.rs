@@ -11,14 +11,14 @@ use super::{Common, Exit, Failure, configuration, existing_store_without_key, st
 use crate::agent::files;
 use crate::agent::wrapped::store_option;
 use crate::config::{Config, ConfigFile};
-use crate::health::{Cause, Check, Finding, Health, until_healthy};
+use crate::health::{Check, FailureCause, Finding, Health, until_healthy};
 use crate::intake::workers::Workers;
 use crate::message::Lane;
 use crate::printable;
 use crate::shutdown::Shutdown;
 use crate::terminal::progress;
-use crate::terminal::render::{Mark, Renderer, hanging, three_columns};
-use crate::terminal::{Shown, Stream};
+use crate::terminal::render::{Renderer, StatusMark, hanging, three_columns};
+use crate::terminal::{OutputStream, Shown};
 use crate::upstream::smoke::Passed;
 
 const AFTER_HELP: &str = "\
@@ -107,7 +107,7 @@ struct SettingReport {
 #[derive(Serialize)]
 struct CheckReport {
     name: &'static str,
-    result: Mark,
+    result: StatusMark,
     text: String,
     hint: Option<String>,
     #[serde(skip)]
@@ -119,20 +119,20 @@ impl From<Check> for CheckReport {
         let exit = (!check.is_passed()).then_some(Exit::Failure);
         let name = check.name;
         let (result, text, hint, exit) = match check.finding {
-            Finding::Good(text) => (Mark::Good, text, None, None),
-            Finding::Note { text, hint } => (Mark::Note, text, hint, None),
-            Finding::Warning { text, hint } => (Mark::Warn, text, Some(hint), None),
+            Finding::Good(text) => (StatusMark::Good, text, None, None),
+            Finding::Note { text, hint } => (StatusMark::Note, text, hint, None),
+            Finding::Warning { text, hint } => (StatusMark::Warn, text, Some(hint), None),
             Finding::Failed { cause, text, hint } => {
                 let exit = match cause {
-                    Cause::Failure => Exit::Failure,
-                    Cause::Unreachable => Exit::Unreachable,
-                    Cause::NotAuthorised => Exit::NotAuthorised,
+                    FailureCause::Failure => Exit::Failure,
+                    FailureCause::Unreachable => Exit::Unreachable,
+                    FailureCause::NotAuthorised => Exit::NotAuthorised,
                 };
-                (Mark::Bad, text, Some(hint), Some(exit))
+                (StatusMark::Bad, text, Some(hint), Some(exit))
             }
             Finding::Error(error) => {
                 let failure = Failure::from(error);
-                let mark = if exit.is_some() { Mark::Bad } else { Mark::Warn };
+                let mark = if exit.is_some() { StatusMark::Bad } else { StatusMark::Warn };
                 (mark, failure.message, failure.hint, exit.map(|_| failure.exit))
             }
         };
@@ -269,7 +269,7 @@ fn agent(config: &Config) -> Check {
         }
         Some(RunningAgent { listen, store_full: Some(reason), .. }) => {
             let text = format!("running on {listen}, and its store is full: {reason}");
-            Check::failed("agent", Cause::Failure, text, "`opik-offline status` says what to do")
+            Check::failed("agent", FailureCause::Failure, text, "`opik-offline status` says what to do")
         }
         Some(RunningAgent { listen, files_problem: Some(files), .. }) => {
             let (problem, hint) = files.split_once("; ").unwrap_or((&files, "raise the hard limit on open files"));
@@ -299,7 +299,7 @@ fn few_files(config: &Config) -> Option<(String, String)> {
 }
 
 fn people(renderer: &Renderer, report: &HealthReport, quiet: bool) -> Shown {
-    let columns = Stream::Out.columns();
+    let columns = OutputStream::Out.columns();
     let mut shown = Shown::default();
     if !quiet {
         let head = ["setting", "value", "from"].map(str::to_owned);

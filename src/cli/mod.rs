@@ -16,7 +16,6 @@ mod replay;
 mod salvage;
 mod selection;
 mod status;
-mod values;
 
 use std::ffi::OsString;
 use std::io::BufRead as _;
@@ -27,17 +26,22 @@ use clap::builder::PossibleValue;
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{Args, ColorChoice, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
 
+use crate::completion;
 use crate::config::{Config, Flags, LogLevel, ProcessEnvironment, is_no_color_set};
 use crate::printable;
 use crate::shutdown::Shutdown;
 use crate::signals;
-use crate::store::{self, Keys, Limits, OpenMode, Store, StoreError};
+use crate::store::{self, Keys, OpenMode, Store, StoreError};
 use crate::telemetry::log::{self, LogFile};
 use crate::terminal::progress;
 use crate::terminal::render::{OutputFormat, Renderer};
-use crate::terminal::{Shown, Stream};
-use crate::upstream::{Upstream, UpstreamSettings};
+use crate::terminal::{OutputStream, Shown};
+use crate::translate;
+use crate::upstream::Upstream;
 pub use failure::{Exit, Failure};
+
+/// Asks for values for the shell's completions. Not a subcommand of the definition, because people don't type it.
+const COMPLETION_COMMAND: &str = "__values";
 
 const LONG_ABOUT: &str = "\
 Keep Opik traces through an outage.
@@ -157,8 +161,8 @@ pub fn command() -> clap::Command {
 pub fn run() -> ExitCode {
     std::panic::set_hook(Box::new(progress::say_panic));
     let mut arguments = std::env::args_os().skip(1);
-    if arguments.next().is_some_and(|first| first == values::COMMAND) {
-        values::run(arguments.collect());
+    if arguments.next().is_some_and(|first| first == COMPLETION_COMMAND) {
+        show_completions(arguments.collect());
         return ExitCode::SUCCESS;
     }
     let cli = match parsed() {
@@ -180,6 +184,16 @@ pub fn run() -> ExitCode {
             ExitCode::from(failure.exit as u8)
         }
     }
+}
+
+/// Writes values for the shell's completions, one a line; a description follows after a tab.
+fn show_completions(arguments: Vec<OsString>) {
+    let mut shown = Shown::default();
+    for (value, description) in completion::values(arguments) {
+        shown.add_value(&value, description.as_deref());
+    }
+    // If the shell has closed the pipe, it needs no values.
+    let _ = OutputStream::Out.show(&shown);
 }
 
 /// Reads the command line. Whoever wants no colours wants none in help and errors of clap's either.
@@ -215,7 +229,7 @@ fn print(error: &clap::Error) {
     // A closed pipe is all that can go wrong here.
     let _ = match harmless.as_str() == text {
         true => error.print(),
-        false => Stream::Err.show(&harmless),
+        false => OutputStream::Err.show(&harmless),
     };
 }
 
@@ -250,7 +264,7 @@ impl Common {
     }
 
     fn renderer(&self) -> Renderer {
-        Renderer::new(self.format, self.is_colored(Stream::Out))
+        Renderer::new(self.format, self.is_colored(OutputStream::Out))
     }
 
     /// Says whether a command tells people what it did; programs that ask for JSON or YAML are always told.
@@ -259,7 +273,7 @@ impl Common {
     }
 
     /// Says whether a stream gets colours: a terminal that was not asked to do without (<https://no-color.org>).
-    fn is_colored(&self, stream: Stream) -> bool {
+    fn is_colored(&self, stream: OutputStream) -> bool {
         !self.no_color && !is_no_color_set(&ProcessEnvironment) && stream.is_terminal()
     }
 
@@ -272,13 +286,13 @@ impl Common {
             Some(level) if !configured.is_set() => level,
             _ => configured.value,
         };
-        log::init(&translate::log_settings(config, level, self.is_colored(Stream::Err))).map_err(Failure::from)
+        log::init(&translate::log_settings(config, level, self.is_colored(OutputStream::Err))).map_err(Failure::from)
     }
 }
 
 /// Asks a question on a terminal; any answer but yes is `refused`.
 fn confirm(question: &Shown, refused: Failure) -> Result<(), Failure> {
-    Stream::Err.show(question)?;
+    OutputStream::Err.show(question)?;
     let mut answer = String::new();
     std::io::stdin().lock().read_line(&mut answer)?;
     match answer.trim().to_ascii_lowercase().as_str() {
@@ -332,215 +346,4 @@ fn upstream(config: &Config) -> Result<Upstream, Failure> {
 /// Returns the way to the server for a command that works without one; what can't be used fails when it is asked.
 fn upstream_or_none(config: &Config) -> Upstream {
     Upstream::new(&translate::upstream_settings_or_none(config).0).asking_as(translate::lane(config))
-}
-
-/// From resolved settings to the plain values that the rooms take.
-mod translate {
-    use std::io::Read as _;
-    use std::path::PathBuf;
-
-    use http::{HeaderMap, HeaderName, HeaderValue};
-
-    use super::{Config, Exit, Failure, Limits, LogLevel, UpstreamSettings, log};
-    use crate::config::{self, HeaderLines, KeyText, LogFormat, ProxyScheme, Sourced};
-    use crate::delivery::pacing::PaceSettings;
-    use crate::memory::limit;
-    use crate::message::{Credential, Lane, Server};
-    use crate::monitor::MonitorSettings;
-    use crate::store::rejected_room::{RejectedExport, RejectedRoom};
-    use crate::store::room::{self, Disk};
-    use crate::store::{EncryptionKey, KeyError, Keys, WhenFull};
-    use crate::upstream::route::{Proxies, Proxy, ProxyKind};
-    use crate::upstream::tls::{ClientCertificate, TlsSettings};
-
-    /// The lane of messages for which no client says whose they are.
-    pub(super) fn lane(config: &Config) -> Lane {
-        let credential = config.api_key.value.as_ref().map(|key| Credential::new(key.expose()));
-        Lane { server: Some(server(config)), workspace: Some(config.workspace.value.clone()), credential }
-    }
-
-    /// The configured server.
-    pub(super) fn server(config: &Config) -> Server {
-        Server::new(&config.upstream.value.to_string())
-    }
-
-    /// Returns what stays free on the store's disk: what the user set, or what suits the size of the disk.
-    pub(super) fn disk_reserve(config: &Config) -> u64 {
-        let set = &config.free_disk_reserve;
-        match (&set.source, Disk::of(&config.db.value)) {
-            (config::Source::Default, Ok(disk)) => room::default_reserve(disk.total_bytes),
-            _ => set.value.bytes(),
-        }
-    }
-
-    pub(super) fn store_limits(config: &Config) -> Limits {
-        Limits {
-            size_max: config.max_size.value.bytes(),
-            disk_reserve: disk_reserve(config),
-            when_full: match config.when_full.value {
-                config::WhenFull::Refuse => WhenFull::Refuse,
-                config::WhenFull::DropOldest => WhenFull::DropOldest,
-            },
-        }
-    }
-
-    /// Bytes of bodies that may be in memory.
-    pub(super) fn memory_budget(config: &Config) -> u64 {
-        let named = config.memory_budget.value.map(config::ByteSize::bytes);
-        named.unwrap_or_else(|| limit::default_budget(limit::available()))
-    }
-
-    /// What rejected messages may keep of the store, and where they go when they have to.
-    pub(super) fn rejected_room(config: &Config) -> RejectedRoom {
-        let export = |folder: &PathBuf| RejectedExport { folder: folder.clone(), line: super::inspect::export_line };
-        RejectedRoom {
-            share_percent: config.rejected_share.value,
-            export: config.rejected_export.value.as_ref().map(export),
-        }
-    }
-
-    /// Reads the keys that the store is sealed with. The variable and the file are not both set.
-    pub(super) fn store_keys(config: &Config) -> Result<Keys, KeyError> {
-        let key = |text: &Sourced<Option<KeyText>>, file: &Sourced<Option<PathBuf>>| match (&text.value, &file.value) {
-            (Some(key), _) => EncryptionKey::parse(key.expose(), &text.source.to_string()).map(Some),
-            (None, Some(path)) => EncryptionKey::read(path).map(Some),
-            (None, None) => Ok(None),
-        };
-        Ok(Keys {
-            current: key(&config.encryption_key, &config.encryption_key_file)?,
-            previous: key(&config.encryption_previous_key, &config.encryption_previous_key_file)?,
-        })
-    }
-
-    /// The way to the server, for a command that needs it.
-    pub(super) fn upstream_settings(config: &Config) -> Result<UpstreamSettings, Failure> {
-        config.check_network()?;
-        let settings = UpstreamSettings { headers: own_headers(config)?, ..network(config) };
-        settings.check()?;
-        Ok(settings)
-    }
-
-    /// The way to the server for a command that works without one. Where a setting can't be used, nothing is sent past the
-    /// proxy or without the headers that were asked for: every request fails with the reason. Also returns what is wrong.
-    pub(super) fn upstream_settings_or_none(config: &Config) -> (UpstreamSettings, Option<Failure>) {
-        let settings = network(config);
-        match config.check_network().map_err(Failure::from).and_then(|()| own_headers(config)) {
-            Ok(headers) => {
-                let settings = UpstreamSettings { headers, ..settings };
-                // Certificates are read again with every connection.
-                let failure = settings.check().err().map(Failure::from);
-                (settings, failure)
-            }
-            Err(failure) => {
-                let reason = failure.message.clone();
-                let proxies = Proxies::chosen_by(move |_| Err(reason.clone()));
-                (UpstreamSettings { proxies, ..settings }, Some(failure))
-            }
-        }
-    }
-
-    fn network(config: &Config) -> UpstreamSettings {
-        let certificate = config.client_cert_file.value.clone();
-        let key = config.client_key_file.value.clone();
-        let folders = config.ssl_cert_dir.value.as_deref().map(std::env::split_paths);
-        UpstreamSettings {
-            base_url: config.upstream.value.to_string(),
-            tls: TlsSettings {
-                check_certificate: config.check_tls_certificate.value,
-                ca_file: config.ssl_cert_file.value.clone(),
-                ca_folders: folders.into_iter().flatten().filter(|folder| !folder.as_os_str().is_empty()).collect(),
-                client_certificate: certificate.map(|certificate| ClientCertificate { certificate, key }),
-            },
-            proxies: proxies(config),
-            headers: HeaderMap::new(),
-            connect_timeout: config.connect_timeout.value,
-            answer_timeout: config.forward_timeout.value,
-        }
-    }
-
-    fn proxies(config: &Config) -> Proxies {
-        let rules = config.proxies.clone();
-        Proxies::chosen_by(move |target| {
-            let url = rules.proxy_for(target.is_https, &target.host, target.port)?;
-            Ok(url.map(|url| Proxy {
-                kind: match url.scheme() {
-                    ProxyScheme::Http => ProxyKind::Http { over_tls: false },
-                    ProxyScheme::Https => ProxyKind::Http { over_tls: true },
-                    ProxyScheme::Socks4 => ProxyKind::Socks4 { resolves: false },
-                    ProxyScheme::Socks4a => ProxyKind::Socks4 { resolves: true },
-                    ProxyScheme::Socks5 => ProxyKind::Socks5 { resolves: false },
-                    ProxyScheme::Socks5h => ProxyKind::Socks5 { resolves: true },
-                },
-                host: url.host().to_owned(),
-                port: url.port(),
-                credentials: url.credentials(),
-            }))
-        })
-    }
-
-    /// The headers of the user's own: those of the variable, and of the file those with other names.
-    fn own_headers(config: &Config) -> Result<HeaderMap, Failure> {
-        const FILE_BYTES_MAX: u64 = 1 << 20;
-        let mut lines = config.upstream_headers.value.clone();
-        if let Some(path) = &config.upstream_headers_file.value {
-            let mut text = String::new();
-            let read = std::fs::File::open(path).and_then(|file| file.take(FILE_BYTES_MAX).read_to_string(&mut text));
-            let read = read.map_err(|error| error.to_string());
-            let of_file = read.and_then(|_| HeaderLines::read(&text)).map_err(|reason| {
-                let (path, source) = (path.display(), &config.upstream_headers_file.source);
-                let message = format!("cannot use the headers in {path}, named by {source}: {reason}");
-                Failure::new(Exit::Usage, message, Some("write one `Name: value` a line, or unset it"))
-            })?;
-            lines = lines.before(of_file);
-        }
-        let mut headers = HeaderMap::new();
-        for (name, value) in lines.iter() {
-            // Both were checked when they were read.
-            if let (Ok(name), Ok(mut value)) = (name.parse::<HeaderName>(), HeaderValue::from_str(value.expose())) {
-                value.set_sensitive(true);
-                headers.insert(name, value);
-            }
-        }
-        Ok(headers)
-    }
-
-    /// The pace that the user set; what comes from the defaults leaves replay free to find its own.
-    pub(super) fn pace(config: &Config) -> PaceSettings {
-        let batch = &config.replay_batch_size;
-        let delay = &config.replay_batch_replay_delay;
-        PaceSettings {
-            batch: batch.is_set().then(|| usize::try_from(batch.value).unwrap_or(usize::MAX)),
-            delay: delay.is_set().then_some(delay.value),
-        }
-    }
-
-    pub(super) fn monitor(config: &Config) -> MonitorSettings {
-        MonitorSettings {
-            ping_interval: config.connection_monitor_ping_interval.value,
-            check_timeout: config.connection_monitor_check_timeout.value,
-        }
-    }
-
-    fn log_level(level: LogLevel) -> log::Level {
-        match level {
-            LogLevel::Debug => log::Level::Debug,
-            LogLevel::Info => log::Level::Info,
-            LogLevel::Warning => log::Level::Warning,
-            LogLevel::Error => log::Level::Error,
-            LogLevel::Critical => log::Level::Critical,
-        }
-    }
-
-    pub(super) fn log_settings(config: &Config, level: LogLevel, color: bool) -> log::LogSettings {
-        log::LogSettings {
-            console_level: log_level(level),
-            file_level: config.file_logging_level.value.map(log_level),
-            file_path: config.logging_file.value.clone(),
-            format: match config.log_format.value {
-                LogFormat::Text => log::LineFormat::Text,
-                LogFormat::Json => log::LineFormat::Json,
-            },
-            color,
-        }
-    }
 }

@@ -4,12 +4,12 @@ use clap::Args;
 use serde::Serialize;
 
 use super::groups::{GroupRow, groups, oldest, preview_text, sums_text};
-use super::selection::{Selection, refuse_jsonl};
+use super::selection::{SelectionArgs, refuse_jsonl};
 use super::{Common, Exit, Failure, configuration, confirm, existing_store_without_key, stop_on_signals};
 use crate::figures::{count, size};
 use crate::shutdown::Shutdown;
 use crate::store::{self, Filter, Purged, Store, StoreError, now_ms};
-use crate::terminal::progress::Progress;
+use crate::terminal::progress::ProgressDisplay;
 use crate::terminal::render::{Renderer, nothing};
 use crate::terminal::{Shown, is_interactive};
 
@@ -42,12 +42,12 @@ pub struct PurgeArgs {
     yes: bool,
 
     #[command(flatten)]
-    selection: Selection,
+    selection: SelectionArgs,
 }
 
 /// What was deleted, or would be.
 #[derive(Serialize, Default)]
-struct Report {
+struct PurgeReport {
     schema_version: u32,
     dry_run: bool,
     messages: u64,
@@ -74,7 +74,7 @@ pub fn run(common: &Common, args: &PurgeArgs) -> Result<(), Failure> {
     let config = configuration(&common.flags())?;
     let renderer = common.renderer();
     let filter = args.selection.filter(now_ms());
-    let nothing_done = Report { schema_version: 1, dry_run: args.dry_run, ..Report::default() };
+    let nothing_done = PurgeReport { schema_version: 1, dry_run: args.dry_run, ..PurgeReport::default() };
     // What is deleted is written, so the store has to be proven.
     if !args.dry_run {
         store::prove(&config.db.value)?;
@@ -93,7 +93,7 @@ pub fn run(common: &Common, args: &PurgeArgs) -> Result<(), Failure> {
         Err(StoreError::KeyMissing { .. } | StoreError::WrongKey { .. }) => None,
         oldest => oldest?,
     };
-    let would = Report {
+    let would = PurgeReport {
         schema_version: 1,
         dry_run: true,
         messages,
@@ -114,7 +114,7 @@ pub fn run(common: &Common, args: &PurgeArgs) -> Result<(), Failure> {
     }
     let shutdown = Shutdown::new();
     stop_on_signals(&shutdown)?;
-    let mut progress = Progress::new(common.quiet);
+    let mut progress = ProgressDisplay::new(common.quiet);
     progress.start(messages);
     let purged = purge_all(store.as_ref(), &filter, messages, &progress, &shutdown);
     progress.finish();
@@ -123,7 +123,7 @@ pub fn run(common: &Common, args: &PurgeArgs) -> Result<(), Failure> {
     // Asked for at once: giving the space back may take a while, and nothing is lost without.
     let file_bytes = if was_interrupted { None } else { Some(store.compact()?) };
     let remaining = store.backlog(&filter)?.messages();
-    let report = Report {
+    let report = PurgeReport {
         dry_run: false,
         messages: purged.messages,
         items: purged.items,
@@ -138,7 +138,7 @@ pub fn run(common: &Common, args: &PurgeArgs) -> Result<(), Failure> {
     if was_interrupted { Err(Failure::silent(Exit::Interrupted)) } else { Ok(()) }
 }
 
-fn preview(renderer: &Renderer, would: &Report) -> Shown {
+fn preview(renderer: &Renderer, would: &PurgeReport) -> Shown {
     let mut shown = Shown::line(&format!("would delete {}", sums_text(&would.groups)));
     shown.end_line();
     shown.add(&preview_text(renderer, &would.groups, would.oldest_accepted_at.as_deref()));
@@ -147,14 +147,14 @@ fn preview(renderer: &Renderer, would: &Report) -> Shown {
 }
 
 /// Says what becomes of messages that wait for what is deleted.
-fn freed(would: &Report) -> &'static str {
+fn freed(would: &PurgeReport) -> &'static str {
     match would.frees_others {
         true => "\nupdates, scores and spans that wait for these creates will be sent without them\n",
         false => "",
     }
 }
 
-fn summary(report: &Report, was_interrupted: bool) -> Shown {
+fn summary(report: &PurgeReport, was_interrupted: bool) -> Shown {
     let deleted = format!("deleted {} ({})", count(report.messages, "message"), size(report.body_bytes));
     let takes = report.file_bytes.map_or(String::new(), |bytes| format!("; the store takes {} now", size(bytes)));
     let left = match report.remaining {
@@ -173,7 +173,7 @@ fn summary(report: &Report, was_interrupted: bool) -> Shown {
 }
 
 /// Asks a person on a terminal; anything else than yes ends the command.
-fn ask(renderer: &Renderer, would: &Report) -> Result<(), Failure> {
+fn ask(renderer: &Renderer, would: &PurgeReport) -> Result<(), Failure> {
     let what = sums_text(&would.groups);
     if !is_interactive() {
         let message = format!("purge would delete {what}, and there is nobody to ask");
@@ -191,7 +191,7 @@ fn purge_all(
     store: &dyn Store,
     filter: &Filter,
     messages: u64,
-    progress: &Progress,
+    progress: &ProgressDisplay,
     shutdown: &Shutdown,
 ) -> Result<Purged, Failure> {
     let mut total = Purged::default();

@@ -11,7 +11,7 @@ use super::groups::{GroupRow, groups, oldest, preview_text, sums_text};
 use super::readback::Readback;
 use super::reassign::{self, ReassignArgs, Reassigned};
 use super::salvage::{self, Given, take_in};
-use super::selection::{Selection, duration, number_from_one, refuse_jsonl};
+use super::selection::{SelectionArgs, duration, number_from_one, refuse_jsonl};
 use super::{Common, Exit, Failure, configuration, stop_on_signals, translate};
 use crate::agent::files;
 use crate::config::{Config, Flags, LogLevel, Source};
@@ -21,9 +21,9 @@ use crate::replay::report::rate_and_eta;
 use crate::replay::session::{Conclusion, Ending, ProgressListener, Session, SessionSettings, reassignment};
 use crate::shutdown::Shutdown;
 use crate::store::now_ms;
-use crate::terminal::progress::Progress;
+use crate::terminal::progress::ProgressDisplay;
 use crate::terminal::render::{OutputFormat, Renderer};
-use crate::terminal::{Shown, Stream};
+use crate::terminal::{OutputStream, Shown};
 
 const AFTER_HELP: &str = "\
 Examples:
@@ -130,7 +130,7 @@ pub struct ReplayArgs {
     dry_run: bool,
 
     #[command(flatten)]
-    selection: Selection,
+    selection: SelectionArgs,
 
     #[command(flatten)]
     reassign: ReassignArgs,
@@ -199,7 +199,7 @@ pub fn run(common: &Common, args: &ReplayArgs) -> Result<(), Failure> {
         }
     }
     let run = ReplayRun { common, args, config: &config, renderer: common.renderer(), shutdown };
-    match run.deliver(report, &mut Progress::new(common.quiet)) {
+    match run.deliver(report, &mut ProgressDisplay::new(common.quiet)) {
         Err(failure) if source_failed && failure.exit != Exit::Interrupted => {
             Err(Failure { exit: Exit::Failure, ..failure })
         }
@@ -219,7 +219,7 @@ struct ReplayRun<'a> {
 
 impl ReplayRun<'_> {
     /// Delivers what is selected, and reports it.
-    fn deliver(&self, mut report: ReplayReport, progress: &mut Progress) -> Result<(), Failure> {
+    fn deliver(&self, mut report: ReplayReport, progress: &mut ProgressDisplay) -> Result<(), Failure> {
         let Some(session) = Session::open(self.settings()?, &self.shutdown)? else { return self.show(&report) };
         // With --from it states that the files' server has moved; nothing need be stored for it.
         let is_reassigned = self.args.reassign.is_asked() && self.args.from.is_empty();
@@ -307,9 +307,9 @@ impl ReplayRun<'_> {
     }
 
     /// Shows what is about to be sent, before any server is asked: salvaged messages are safe whatever it answers.
-    fn preview(&self, report: &ReplayReport, progress: &Progress) {
+    fn preview(&self, report: &ReplayReport, progress: &ProgressDisplay) {
         report.sources.iter().for_each(|source| progress.note(&source.text(false)));
-        if Stream::Err.is_terminal() {
+        if OutputStream::Err.is_terminal() {
             let mut preview = Shown::line(&format!("replaying {}", sums_text(&report.groups)));
             preview.end_line();
             let plain = Renderer::new(self.renderer.format(), false);
@@ -337,9 +337,9 @@ impl ReplayRun<'_> {
     }
 }
 
-impl ProgressListener for Progress {
+impl ProgressListener for ProgressDisplay {
     fn note(&self, text: &str) {
-        Progress::note(self, text);
+        ProgressDisplay::note(self, text);
     }
 
     fn progress(&self, done: u64, total: u64) {

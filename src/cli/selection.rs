@@ -12,13 +12,13 @@ use crate::config::{ServerUrl, ServerUrlError};
 use crate::message::{EntityKey, EntityKind, MessageId, MessageStatus, MessageType, Server};
 use crate::printable::name;
 use crate::store::{Filter, Store, StoreError};
-use crate::terminal::Stream;
+use crate::terminal::OutputStream;
 use crate::terminal::render::{hanging, nothing};
 
 /// Which messages.
 #[derive(Args, Clone, Debug, Default)]
 #[command(next_help_heading = "Which messages")]
-pub struct Selection {
+pub struct SelectionArgs {
     /// Only messages with this status (may be given more than once)
     #[arg(long, value_name = "STATUS", ignore_case = true, value_parser = status(), hide_short_help = true)]
     pub status: Vec<MessageStatus>,
@@ -71,7 +71,7 @@ pub struct Selection {
     pub newer_than: Option<Duration>,
 }
 
-impl Selection {
+impl SelectionArgs {
     /// Returns the filter.
     pub fn filter(&self, now_ms: i64) -> Filter {
         let mut statuses = self.status.clone();
@@ -212,7 +212,7 @@ pub fn suggest_types(error: &mut clap::Error) {
     let near: Vec<&str> =
         names.filter(|name| !typed.is_empty() && name.to_ascii_lowercase().contains(&typed)).collect();
     let mut tips = Vec::new();
-    let tip = |text: &str| hanging(text, Stream::Err.columns(), "  tip: ".len()).into();
+    let tip = |text: &str| hanging(text, OutputStream::Err.columns(), "  tip: ".len()).into();
     if !near.is_empty() {
         tips.push(tip(&format!("types with that in their name: {}", near.join(", "))));
         error.remove(ContextKind::SuggestedValue);
@@ -251,11 +251,11 @@ mod tests {
 
     #[test]
     fn a_selection_becomes_a_filter() {
-        let selection = Selection {
+        let selection = SelectionArgs {
             rejected: true,
             ids: vec![7],
             older_than: Some(Duration::from_secs(60)),
-            ..Selection::default()
+            ..SelectionArgs::default()
         };
         let filter = selection.filter(100_000);
         assert_eq!(filter.statuses, [MessageStatus::Rejected]);
@@ -268,7 +268,7 @@ mod tests {
         #[derive(clap::Parser)]
         struct Line {
             #[command(flatten)]
-            selection: Selection,
+            selection: SelectionArgs,
         }
         let read = |args: &[&str]| Line::try_parse_from(args).map(|line| line.selection);
         let selection =

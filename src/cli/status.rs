@@ -85,13 +85,13 @@ pub fn run(common: &Common, args: &StatusArgs) -> Result<(), Failure> {
             shown
         })?;
     }
-    end(args, &report, problem)
+    check_thresholds(args, &report, problem)
 }
 
-/// What to do when a threshold is exceeded.
-const LOOK: &str = "`opik-offline status` says what waits and why; without an agent `opik-offline replay` delivers it";
+/// The hint when a threshold is exceeded.
+const HINT: &str = "`opik-offline status` shows what waits and why; without an agent `opik-offline replay` delivers it";
 
-fn end(args: &StatusArgs, report: &StatusReport, problem: Option<StoreError>) -> Result<(), Failure> {
+fn check_thresholds(args: &StatusArgs, report: &StatusReport, problem: Option<StoreError>) -> Result<(), Failure> {
     if let Some(problem) = problem {
         return Err(problem.into());
     }
@@ -99,7 +99,7 @@ fn end(args: &StatusArgs, report: &StatusReport, problem: Option<StoreError>) ->
     if let Some(limit) = args.fail_if_backlog.filter(|limit| backlog.messages > *limit) {
         let wait = if backlog.messages == 1 { "waits" } else { "wait" };
         let waiting = count(backlog.messages, "message");
-        return Err(Failure::new(Exit::Remaining, format!("{waiting} {wait}, more than {limit}"), Some(LOOK)));
+        return Err(Failure::new(Exit::Remaining, format!("{waiting} {wait}, more than {limit}"), Some(HINT)));
     }
     let oldest = backlog.oldest_age_seconds.map(Duration::from_secs);
     if let (Some(limit), Some(oldest)) = (args.fail_if_older_than, oldest)
@@ -107,7 +107,7 @@ fn end(args: &StatusArgs, report: &StatusReport, problem: Option<StoreError>) ->
     {
         let (oldest, limit) = (short_duration(oldest), short_duration(limit));
         let text = format!("a message has been waiting for {oldest}, longer than {limit}");
-        return Err(Failure::new(Exit::Remaining, text, Some(LOOK)));
+        return Err(Failure::new(Exit::Remaining, text, Some(HINT)));
     }
     Ok(())
 }

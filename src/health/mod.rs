@@ -61,14 +61,14 @@ pub enum Finding {
     /// Works, but deserves attention.
     Warning { text: String, hint: String },
     /// Does not work.
-    Failed { cause: Cause, text: String, hint: String },
+    Failed { cause: FailureCause, text: String, hint: String },
     /// The check itself failed.
     Error(CheckError),
 }
 
 /// What has to change before a failed check passes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Cause {
+pub enum FailureCause {
     /// Something on this machine, or a server that answers with errors.
     Failure,
     /// The server can't be reached, or is not Opik.
@@ -105,7 +105,7 @@ impl Check {
         Self { name, finding: Finding::Warning { text: text.into(), hint: hint.into() } }
     }
 
-    pub fn failed(name: &'static str, cause: Cause, text: impl Into<String>, hint: impl Into<String>) -> Self {
+    pub fn failed(name: &'static str, cause: FailureCause, text: impl Into<String>, hint: impl Into<String>) -> Self {
         Self { name, finding: Finding::Failed { cause, text: text.into(), hint: hint.into() } }
     }
 
@@ -166,7 +166,7 @@ mod tests {
 
     #[test]
     fn checks_repeat_until_they_pass_or_the_time_is_over() {
-        let failed = || vec![Check::failed("server", Cause::Unreachable, "away", "start it")];
+        let failed = || vec![Check::failed("server", FailureCause::Unreachable, "away", "start it")];
         let mut runs = 0;
         let results = until_healthy(Some(Duration::from_secs(60)), &Shutdown::new(), || {
             runs += 1;

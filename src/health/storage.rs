@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::{Cause, Check, Health};
+use super::{Check, FailureCause, Health};
 use crate::delivery::id_window;
 use crate::figures::{count, size, time};
 use crate::replay::near_id_window;
@@ -42,7 +42,12 @@ impl Health<'_> {
         };
         if let Some(problems) = findings.problems.as_ref().filter(|problems| !problems.is_empty()) {
             let text = format!("{path}: {}", problems.join("; "));
-            return Check::failed(NAME, Cause::Failure, text, "keep a copy of the file, and replay what can be read");
+            return Check::failed(
+                NAME,
+                FailureCause::Failure,
+                text,
+                "keep a copy of the file, and replay what can be read",
+            );
         }
         let mut text = self.store_text(&findings);
         let StoreFindings { condition, backlog, near_id_window_ms, .. } = findings;
@@ -50,7 +55,7 @@ impl Health<'_> {
             let since = condition.full_record.since_ms.map_or(String::new(), |at_ms| format!(" since {}", time(at_ms)));
             text.push_str(&format!("; it is full{since}: {}", full.reason));
             let remedies = remedies(full.limit, backlog.waiting(), backlog.rejected(), &self.store_flags);
-            return Check::failed(NAME, Cause::Failure, text, remedies.join("; "));
+            return Check::failed(NAME, FailureCause::Failure, text, remedies.join("; "));
         }
         if let Some(last) = condition.recoveries.iter().rfind(|recovery| recovery.is_kept) {
             let (recovered, lost) = (last.recovered, last.lost);
@@ -137,7 +142,7 @@ impl Health<'_> {
                 };
                 Check::failed(
                     NAME,
-                    Cause::Failure,
+                    FailureCause::Failure,
                     text,
                     "set the key with that name; status and purge work without it",
                 )
@@ -174,7 +179,7 @@ impl Health<'_> {
             Ok(place) => place,
             Err(error) => {
                 let text = format!("{} cannot be looked at: {error}", self.store_path.display());
-                return Check::failed(NAME, Cause::Failure, text, "name another file with --db");
+                return Check::failed(NAME, FailureCause::Failure, text, "name another file with --db");
             }
         };
         let reserved = self.store_limits.disk_reserve;
@@ -182,13 +187,13 @@ impl Health<'_> {
         if !place.is_writable {
             let text = format!("{found} cannot be written by this user");
             let hint = "give this user write access, or name another file with --db";
-            return Check::failed(NAME, Cause::Failure, text, hint);
+            return Check::failed(NAME, FailureCause::Failure, text, hint);
         }
         if place.free_bytes <= reserved {
             let text = format!("{free} free, and {reserve} stay free: nothing new can be stored");
             let hint =
                 "free disk space, lower OPIK_OFFLINE_FREE_DISK_RESERVE, or name a file on another disk with --db";
-            return Check::failed(NAME, Cause::Failure, text, hint);
+            return Check::failed(NAME, FailureCause::Failure, text, hint);
         }
         Check::good(NAME, format!("{free} free, of which {reserve} stay free"))
     }
@@ -233,7 +238,7 @@ impl Health<'_> {
                 let done = done(all);
                 let text =
                     format!("resealed {done}; unused parts of the files may still hold what was there: {reason}");
-                Check::failed(NAME, Cause::Failure, text, again)
+                Check::failed(NAME, FailureCause::Failure, text, again)
             }
             Ok(Resealed::Stopped(so_far)) => return Err(format!("interrupted after {}; {again}", done(so_far))),
             Err(StoreError::Missing { .. }) => Check::note(NAME, "nothing was stored yet"),

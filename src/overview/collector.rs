@@ -29,7 +29,7 @@ const CACHED_FOR: Duration = Duration::from_secs(1);
 /// How many samples give the present pace: it changes by the second while replay speeds up.
 const RECENT_SAMPLES: usize = 4;
 
-/// What a collector reads, and what it knows without reading.
+/// The sources of an overview.
 pub struct Sources {
     /// The store, which may come and go.
     pub slot: Arc<StoreSlot>,
@@ -43,7 +43,7 @@ pub struct Sources {
     pub server_url: String,
     /// The address that the agent listens on.
     pub listen: String,
-    /// What the agent has too few file descriptors for, and what to do.
+    /// The limits that follow from too few file descriptors, and what to do.
     pub files_problem: Option<String>,
 }
 
@@ -58,7 +58,7 @@ pub struct Collector {
     cached: Mutex<Option<(Instant, Arc<Overview>)>>,
 }
 
-/// What one overview reads from the store.
+/// The reads from the store for one overview.
 struct StoreReading {
     backlog: Backlog,
     condition: Condition,
@@ -80,7 +80,7 @@ impl Collector {
         }
     }
 
-    /// Returns what the agent has too few file descriptors for.
+    /// Returns the limits that follow from too few file descriptors, and what to do.
     pub fn files_problem(&self) -> Option<&str> {
         self.sources.files_problem.as_deref()
     }
@@ -91,7 +91,7 @@ impl Collector {
             let own = Filter::of_server(&self.server);
             let read = self.sources.slot.with(|store| Ok((store.backlog(&own)?, store.condition()?)));
             if let Ok((_, condition)) = &read {
-                self.full.looked(&self.sources.slot, condition);
+                self.full.measured(&self.sources.slot, condition);
                 self.note_last_replay(condition);
             }
             self.history.note(self.sample(read.as_ref().ok().map(|(backlog, _)| backlog)));
@@ -181,7 +181,7 @@ impl Collector {
         let StoreReading { backlog, condition, elsewhere, .. } = reading;
         self.note_last_replay(condition);
         let refused_writes = self.full.since_made(condition);
-        self.full.looked(&self.sources.slot, condition);
+        self.full.measured(&self.sources.slot, condition);
         let mut store = StoreOverview { elsewhere: elsewhere.clone(), ..StoreOverview::usable(backlog, condition) };
         store.full = self.full_overview(&store, condition);
         store.refused_writes = refused_writes;
@@ -258,7 +258,7 @@ impl Collector {
         }
     }
 
-    /// Remembers the last replay; a known one that has made progress since is updated.
+    /// Remembers the last replay. If it is known and has made progress since, it is updated.
     fn note_last_replay(&self, condition: &Condition) {
         let Some(record) = &condition.last_replay else { return };
         let mut replays = lock(&self.replays);
@@ -273,7 +273,7 @@ impl Collector {
     }
 }
 
-/// Returns the present pace, or while the server is unavailable the last one that was seen.
+/// Returns the present pace, or while the server is unavailable the last pace before that.
 fn drained_per_second(history: &[Sample], available: Option<bool>) -> Option<f64> {
     if available == Some(false) {
         return history::drain_rate(history);

@@ -1,5 +1,5 @@
-//! What only a command shows beside an overview: it takes longer to read than a page may take, or it names paths of this
-//! machine.
+//! Details that only a command shows beside an overview: they take longer to read than a page may take, or contain
+//! paths of this machine.
 
 use std::time::Duration;
 
@@ -20,7 +20,7 @@ const REASONS_MAX: usize = 10;
 /// How many characters of a reason are kept.
 const REASON_CHARS_MAX: usize = 200;
 
-/// What a command reads from a store.
+/// A command's reads from a store.
 #[derive(Default)]
 pub struct StoreDetails {
     /// Messages for all servers.
@@ -99,8 +99,8 @@ pub struct Reason {
     pub messages: u64,
 }
 
-/// Counts the server's answers to the newest rejected messages, the most frequent first. It takes a moment, whatever the
-/// size of the store.
+/// Counts the server's answers to the newest rejected messages, the most frequent first. It takes a moment, whatever
+/// the size of the store.
 fn reasons(store: &dyn Store) -> Result<Vec<Reason>, StoreError> {
     let filter = Filter { statuses: vec![MessageStatus::Rejected], ..Filter::default() };
     let page = Page { after: None, limit: REASONS_OF_NEWEST, newest_first: true };
@@ -133,8 +133,8 @@ fn first_words(text: &str) -> String {
     if is_long { words.chars().take(REASON_CHARS_MAX - 1).chain(['…']).collect() } else { words }
 }
 
-/// What a command takes over from the overview of a running agent, which has seen more than the store shows. Agents of
-/// other versions may leave fields out.
+/// The part of a running agent's overview that a command shows: the agent has seen more than the store records. Agents
+/// of other versions may leave fields out.
 #[derive(Default, Deserialize)]
 #[serde(default)]
 pub struct AgentsView {

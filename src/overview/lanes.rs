@@ -1,4 +1,4 @@
-//! What the overview has on lanes: who waits, who is held, and why.
+//! The lanes of an overview: how many messages wait in each, and whether and why it is held.
 
 use std::time::Duration;
 

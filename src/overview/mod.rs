@@ -63,7 +63,7 @@ pub struct AgentOverview {
     pub version: String,
     pub listen: String,
     pub uptime_seconds: u64,
-    /// What it has too few file descriptors for, and what to do.
+    /// The limits that follow from too few file descriptors, and what to do.
     pub files_problem: Option<String>,
 }
 

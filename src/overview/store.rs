@@ -1,4 +1,4 @@
-//! What the overview has on the store: counts, limits and troubles, read in one go.
+//! The store of an overview: counts, limits and problems, read in one go.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -14,7 +14,7 @@ use crate::store::{Backlog, BacklogSeen, Condition, RecoveryRecord};
 pub struct StoreOverview {
     pub usable: bool,
     pub reason: Option<String>,
-    /// What happens to protected writes: [`LiveWrites::word`].
+    /// How protected writes are treated: [`LiveWrites::word`].
     pub live_writes: &'static str,
     /// Writes refused since the store became unusable, because they may conflict with what waits in it.
     pub refused_while_unusable: u64,
@@ -50,8 +50,8 @@ pub struct StoreOverview {
     pub replaying: Option<String>,
     /// Messages in the store that were accepted for other servers: this agent does not deliver them.
     pub elsewhere: Vec<ElsewhereOverview>,
-    /// Stores that were moved away with messages in them while they were in use. Writes that may conflict with those are
-    /// refused until the stores are moved back, or delivered from their new place.
+    /// Stores that were moved away with messages in them while they were in use. Writes that may conflict with those
+    /// are refused until the stores are moved back, or delivered from their new place.
     pub moved_stores: Vec<String>,
 }
 
@@ -95,7 +95,7 @@ impl StoreOverview {
     }
 }
 
-/// What happens to protected writes, as far as the store decides it.
+/// How protected writes are treated, as far as the store decides it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LiveWrites {
     /// They are stored if the server can't take them.
@@ -109,7 +109,7 @@ pub enum LiveWrites {
 }
 
 impl LiveWrites {
-    /// Returns what happens to the writes to this server.
+    /// Returns how writes to this server are treated.
     pub fn of(slot: &StoreSlot, server: &Server) -> Self {
         match slot.state() {
             SlotState::Open => Self::Stored,
@@ -156,7 +156,7 @@ pub struct FullOverview {
     pub refused_writes: u64,
     /// Writes that the server took at once instead.
     pub passed_on_writes: u64,
-    /// What to do, with commands.
+    /// Remedies, with commands.
     #[serde(default)]
     pub remedies: Vec<String>,
 }
@@ -194,7 +194,7 @@ pub fn elsewhere(all: &Backlog, own: &Server) -> Vec<ElsewhereOverview> {
 #[derive(Clone, Debug, Serialize)]
 pub struct RecoveryOverview {
     pub at_ms: i64,
-    /// What was wrong with the file.
+    /// Why the file counted as corrupt.
     pub reason: String,
     pub recovered_messages: u64,
     /// Messages that are known to have been in it and could not be read whole.

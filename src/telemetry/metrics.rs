@@ -1,7 +1,7 @@
 //! Counters and gauges, and their Prometheus text.
 //!
-//! The table below is the only place that names a metric; a new one is one new line. All accesses are relaxed atomics:
-//! a scrape may see one number a moment before another, which no reader of metrics minds.
+//! The table below is the only place that names a metric; a new metric is one new line. All accesses are relaxed
+//! atomics: a scrape may see one number slightly earlier than another, which is harmless for metrics.
 
 use std::fmt::Write;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -15,7 +15,7 @@ impl Counter {
         self.0.fetch_add(count, Ordering::Relaxed);
     }
 
-    /// Takes over a number that is counted elsewhere in this process.
+    /// Raises it to a number that is counted elsewhere in this process.
     pub fn raise_to(&self, count: u64) {
         self.0.fetch_max(count, Ordering::Relaxed);
     }
@@ -25,7 +25,7 @@ impl Counter {
     }
 }
 
-/// A number that is measured, and goes up and down.
+/// A measured number that goes up and down.
 ///
 /// Whole numbers are exact up to 2^53, far beyond any count or size here.
 #[derive(Debug, Default)]
@@ -41,7 +41,7 @@ impl Gauge {
     }
 }
 
-/// What is known of a metric without measuring it.
+/// The static description of a metric.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Description {
     pub name: &'static str,
@@ -152,7 +152,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_counted_is_rendered() {
+    fn counters_and_gauges_are_rendered() {
         let metrics = Metrics::default();
         metrics.messages_registered.add(2);
         metrics.messages_registered.add(1);

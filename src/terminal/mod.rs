@@ -1,7 +1,7 @@
 //! The only place that writes to stdout and stderr, and what may be written there.
 //!
 //! People get [`Shown`]: it is made of texts that [`printable`] has made harmless, line by line, and of the few sequences
-//! that a terminal is meant to obey, which only this file knows. Programs get [`Stream::machine`] documents, in which hazardous
+//! that a terminal is meant to obey, which only this file knows. Programs get [`OutputStream::machine`] documents, in which hazardous
 //! characters are written as the escapes of JSON. A result that did not go through one of them does not compile.
 
 pub mod pager;
@@ -16,14 +16,14 @@ use crate::printable;
 
 /// What a result or a note is written to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Stream {
+pub enum OutputStream {
     /// Results.
     Out,
     /// Everything else.
     Err,
 }
 
-impl Stream {
+impl OutputStream {
     /// Returns whether somebody sits there.
     pub fn is_terminal(self) -> bool {
         match self {
@@ -74,7 +74,7 @@ impl Stream {
 
 /// Returns whether a person can be asked: they see the question, and their answer is read.
 pub fn is_interactive() -> bool {
-    io::stdin().is_terminal() && Stream::Err.is_terminal()
+    io::stdin().is_terminal() && OutputStream::Err.is_terminal()
 }
 
 /// The terminal that stdout is.
@@ -194,7 +194,7 @@ impl Shown {
 
     /// Adds bytes of a body as they are: only for what is no terminal.
     pub fn add_as_sent(&mut self, text: &str) {
-        match Stream::Out.is_terminal() {
+        match OutputStream::Out.is_terminal() {
             true => self.add_lines(text),
             false => self.0.push_str(text),
         }

@@ -8,7 +8,7 @@ use signal_hook::consts::SIGINT;
 
 use thiserror::Error;
 
-use super::{Shown, Stream, terminal};
+use super::{OutputStream, Shown, terminal};
 use crate::signals::{SignalError, watch};
 
 /// What a shell exits with when there is no such program, and when it can't be executed.
@@ -71,7 +71,7 @@ impl Output {
     /// Whatever stdout or the pager says.
     pub fn show(&mut self, shown: &Shown) -> io::Result<()> {
         match &mut self.0 {
-            Writer::Stdout => Stream::Out.show(shown),
+            Writer::Stdout => OutputStream::Out.show(shown),
             Writer::Pager(stdin, _) => stdin.write_all(shown.as_str().as_bytes()),
         }
     }
@@ -83,7 +83,7 @@ impl Output {
     /// Whatever stdout says.
     pub fn machine(&mut self, document: &str) -> io::Result<()> {
         match &mut self.0 {
-            Writer::Stdout => Stream::Out.machine(document),
+            Writer::Stdout => OutputStream::Out.machine(document),
             Writer::Pager(stdin, _) => stdin.write_all(crate::printable::json(document).as_bytes()),
         }
     }

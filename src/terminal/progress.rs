@@ -6,17 +6,17 @@ use std::time::Duration;
 use indicatif::{ProgressBar, ProgressState, ProgressStyle};
 
 use super::render::hanging;
-use super::{Shown, Stream};
+use super::{OutputStream, Shown};
 use crate::figures::short_duration;
 use crate::printable;
 
 /// Says what goes on to whoever watches.
-pub struct Progress {
+pub struct ProgressDisplay {
     quiet: bool,
     bar: Option<ProgressBar>,
 }
 
-impl Progress {
+impl ProgressDisplay {
     /// Returns progress without a bar.
     pub fn new(quiet: bool) -> Self {
         Self { quiet, bar: None }
@@ -24,7 +24,7 @@ impl Progress {
 
     /// Shows a bar over this many messages, on a terminal.
     pub fn start(&mut self, messages: u64) {
-        if self.quiet || !Stream::Err.is_terminal() {
+        if self.quiet || !OutputStream::Err.is_terminal() {
             return;
         }
         let bar = ProgressBar::new(messages);
@@ -106,11 +106,11 @@ fn panic_line(thread: &str, place: &str, words: &str) -> Shown {
 
 /// Where nobody reads it any more nobody can be told, and `eprintln!` would panic.
 fn show(shown: &Shown) {
-    let _ = Stream::Err.show(shown);
+    let _ = OutputStream::Err.show(shown);
 }
 
 fn hanging_line(text: &str) -> Shown {
-    Shown::lines(&(hanging(&printable::line(text), Stream::Err.columns(), "hint: ".len()) + "\n"))
+    Shown::lines(&(hanging(&printable::line(text), OutputStream::Err.columns(), "hint: ".len()) + "\n"))
 }
 
 /// Returns the rate and the time to go; nothing before the first message, when nobody can know.

@@ -5,7 +5,7 @@ use std::io::{self, Write as _};
 use serde::Serialize;
 
 use super::pager::Output;
-use super::table::Table;
+use super::table::TextTable;
 use super::yaml;
 use super::{Shown, Style};
 
@@ -88,9 +88,9 @@ impl Renderer {
         output.flush()
     }
 
-    /// Returns an empty table with these column heads, see [`Table::new`].
-    pub fn table(&self, heads: &[&str]) -> Table {
-        Table::new(heads, self.color)
+    /// Returns an empty table with these column heads, see [`TextTable::new`].
+    pub fn table(&self, heads: &[&str]) -> TextTable {
+        TextTable::new(heads, self.color)
     }
 
     /// Returns how something looks, where colours are.
@@ -99,23 +99,23 @@ impl Renderer {
     }
 
     /// Adds a mark for a line of a report, coloured where colours are.
-    pub fn add_mark(&self, shown: &mut Shown, mark: Mark) {
+    pub fn add_mark(&self, shown: &mut Shown, mark: StatusMark) {
         let sign = match mark {
-            Mark::Good => "ok",
-            Mark::Warn => "!!",
-            Mark::Bad => "xx",
-            Mark::Note => "--",
+            StatusMark::Good => "ok",
+            StatusMark::Warn => "!!",
+            StatusMark::Bad => "xx",
+            StatusMark::Note => "--",
         };
         self.add_painted(shown, mark, sign);
     }
 
     /// Adds a word in the colour of a mark, where colours are.
-    pub fn add_painted(&self, shown: &mut Shown, mark: Mark, word: &str) {
+    pub fn add_painted(&self, shown: &mut Shown, mark: StatusMark, word: &str) {
         let style = match mark {
-            Mark::Good => Style::Green,
-            Mark::Warn => Style::Yellow,
-            Mark::Bad => Style::Red,
-            Mark::Note => Style::Dim,
+            StatusMark::Good => Style::Green,
+            StatusMark::Warn => Style::Yellow,
+            StatusMark::Bad => Style::Red,
+            StatusMark::Note => Style::Dim,
         };
         shown.add_styled(self.style(style), word);
     }
@@ -124,7 +124,7 @@ impl Renderer {
 /// How a line of a report is meant.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
-pub enum Mark {
+pub enum StatusMark {
     /// As it should be.
     #[serde(rename = "ok")]
     Good,

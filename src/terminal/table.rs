@@ -33,13 +33,13 @@ enum Fit {
 
 /// A table. A row takes one line, and no text of a row reaches into another.
 #[derive(Clone, Debug)]
-pub struct Table {
+pub struct TextTable {
     heads: Vec<(String, Fit)>,
     rows: Vec<Vec<String>>,
     is_colored: bool,
 }
 
-impl Table {
+impl TextTable {
     /// Returns an empty table with these column heads. The sign that a head begins with says what the column is: `>`
     /// numbers, `…` names whose middle may be left out where room is short, `<` texts of which the beginning is enough, `~`
     /// words that may be broken into lines (only the last column).
@@ -166,7 +166,7 @@ mod tests {
     use super::*;
 
     fn shown(heads: &[&str], rows: &[&[&str]], columns: Option<usize>) -> String {
-        let mut table = Table::new(heads, false);
+        let mut table = TextTable::new(heads, false);
         for row in rows {
             table.add_row(row.iter().map(|text| (*text).to_owned()));
         }
@@ -218,7 +218,7 @@ mod tests {
 
     #[test]
     fn colours_are_for_the_head_only() {
-        let mut table = Table::new(&["name"], true);
+        let mut table = TextTable::new(&["name"], true);
         table.add_row(["x".to_owned()]);
         assert_eq!(table.shown_in(None).as_str(), "\u{1b}[1mname\u{1b}[0m\nx\n");
     }

@@ -24,7 +24,7 @@ pub(super) struct AskedAgent {
     pub(super) store_problem: Option<String>,
     /// Why its store is full, if it is.
     store_full: Option<String>,
-    /// What it does with live writes: [`LiveWrites::word`].
+    /// The word for what it does with live writes: [`LiveWrites::word`].
     pub(super) live_writes: Option<String>,
 }
 
@@ -56,7 +56,7 @@ impl AskedAgent {
         })
     }
 
-    /// Returns what the agent has seen; nothing if its version does not tell.
+    /// Returns the agent's view; an empty one if its version does not report it.
     pub(super) fn view(&self) -> AgentsView {
         let answer = client(&self.overview.listen).read_whole("-/status.json", AGENT_TIMEOUT, ANSWER_BYTES_MAX);
         answer.ok().and_then(|answer| serde_json::from_str(&answer.text).ok()).unwrap_or_default()
@@ -98,7 +98,7 @@ pub(in crate::cli) struct RunningAgent {
     pub(in crate::cli) store_problem: Option<String>,
     /// Why its store is full, if it is.
     pub(in crate::cli) store_full: Option<String>,
-    /// What it has too few file descriptors for, and what to do.
+    /// The limits that follow from too few file descriptors, and what to do.
     pub(in crate::cli) files_problem: Option<String>,
 }
 

@@ -17,18 +17,18 @@ use crate::store::{Backlog, Condition, FullLimit, StoreError, now_ms};
 use crate::telemetry::history::Sample;
 use crate::upstream::{Pong, Upstream};
 
-/// An overview, and what only the command shows.
+/// An overview, and details that only the command shows.
 pub(super) struct Gathered {
     pub(super) overview: Overview,
     /// The agent that answered, if one did.
     pub(super) agent: Option<AskedAgent>,
     /// How long the server took to answer a ping of ours; `None` if the agent was asked instead.
     pub(super) latency_ms: Option<u64>,
-    /// What this process read from the store; why it could not.
+    /// The details that this process read from the store, or why it could not.
     pub(super) store: Result<StoreDetails, StoreError>,
-    /// Whether `full` of the overview is what the agent answered.
+    /// Whether the overview's `full` comes from the agent.
     pub(super) is_full_from_agent: bool,
-    /// What was read now, for `--watch` without an agent.
+    /// The present sample, for `--watch` without an agent.
     pub(super) sample: Sample,
 }
 
@@ -78,7 +78,7 @@ pub(super) fn gather(config: &Config, upstream: &Upstream, started: Instant) -> 
     Gathered { overview, agent, latency_ms, store, is_full_from_agent, sample }
 }
 
-/// Returns what this process read from the store, with what only the agent knows of it.
+/// Returns the store as this process read it, completed with the agent's view.
 fn store_overview(
     config: &Config,
     store: &Result<StoreDetails, StoreError>,
@@ -134,7 +134,7 @@ fn full(
     Some(FullOverview { remedies: remedies.unwrap_or_default(), ..full })
 }
 
-/// Asks the server itself, if no agent told.
+/// Pings the server, if no agent knows its state.
 fn ping(config: &Config, upstream: &Upstream) -> (ServerOverview, Option<u64>) {
     let (connection, reason, latency) = match upstream.ping(config.connection_monitor_check_timeout.value) {
         Ok(Pong { presence, latency, .. }) => {

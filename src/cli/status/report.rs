@@ -1,4 +1,4 @@
-//! What `status` reports, as JSON and YAML: an overview in the fields of its schema.
+//! The report of `status` as JSON and YAML: an overview in the fields of its schema.
 
 use serde::Serialize;
 
@@ -32,7 +32,7 @@ pub(super) struct StatusReport {
     pub(super) held_ids: Option<HeldIds>,
     /// Messages that wait for a create that the server refused, by workspace; `null` when the store can't be read.
     pub(super) stranded: Option<Vec<StrandedLine>>,
-    /// What comes and goes; `null` when no agent answers.
+    /// The throughput; `null` when no agent answers.
     pub(super) rates: Option<Rates>,
     /// When the backlog will have reached the server; `null` when the store can't be read.
     pub(super) eta: Option<EtaOverview>,
@@ -45,10 +45,10 @@ pub(super) struct StatusReport {
     /// Stores that killed Python processes of this user left in the temporary folder.
     pub(super) orphans: Vec<OrphanLine>,
     pub(super) last_replay: Option<LastReplay>,
-    /// What the agent has seen of late, for `--watch`; empty when none answers.
+    /// The agent's recent samples, for `--watch`; empty when no agent answers.
     #[serde(skip)]
     pub(super) history: Vec<Sample>,
-    /// What was read now, for `--watch` without an agent.
+    /// The present sample, for `--watch` without an agent.
     #[serde(skip)]
     pub(super) sample: Sample,
 }
@@ -114,9 +114,9 @@ pub(super) struct AgentReport {
     pub(super) uptime_seconds: Option<u64>,
     /// Why the agent can't use its store; this command may be able to.
     pub(super) store_problem: Option<String>,
-    /// What it does with live writes meanwhile: [`crate::overview::LiveWrites::word`].
+    /// The word for what it does with live writes meanwhile: [`crate::overview::LiveWrites::word`].
     pub(super) live_writes: Option<String>,
-    /// What the agent has too few file descriptors for, and what to do.
+    /// The limits that follow from too few file descriptors, and what to do.
     pub(super) files_problem: Option<String>,
 }
 
@@ -154,7 +154,7 @@ pub(super) struct BacklogReport {
     pub(super) body_bytes: u64,
     pub(super) oldest_accepted_at: Option<String>,
     pub(super) oldest_age_seconds: Option<u64>,
-    /// At the documented pace or the one that was set; replay is faster while the server keeps up.
+    /// At the configured pace; replay is faster while the server keeps up.
     pub(super) eta_seconds_max: f64,
     pub(super) groups: Vec<GroupRow>,
 }
@@ -221,7 +221,7 @@ pub(super) struct AnswerCount {
 #[derive(Serialize)]
 pub(super) struct HeldIds {
     pub(super) messages: u64,
-    /// What lets them in.
+    /// The change that makes the server accept them.
     pub(super) remedy: &'static str,
     /// When the oldest create that still waits was accepted, if it comes near the default window of 24 hours.
     pub(super) create_near_window_accepted_at: Option<String>,
@@ -268,7 +268,7 @@ pub(super) struct StoreReport {
     pub(super) reason: Option<String>,
     /// Since when it has to be rewritten and synced before it is used again, because a write or a sync failed.
     pub(super) unproven_since: Option<String>,
-    /// What failed.
+    /// The write or sync that failed.
     pub(super) unproven_reason: Option<String>,
     pub(super) file_bytes: Option<u64>,
     pub(super) size_max_bytes: Option<u64>,

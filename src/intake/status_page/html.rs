@@ -1,8 +1,8 @@
 //! The page for people: is my data safe, is it moving, when will it be done.
 //!
-//! One self-contained document that is whole without JavaScript; a few lines of it, when they may run, ask for the page
-//! again and put in the parts that differ. Style and script are named by their digests in the Content-Security-Policy, so
-//! that nothing else could run even if a value were not escaped; every value is ([`escaped`]).
+//! One self-contained document that is complete without JavaScript. A few lines of script, if they may run, fetch the
+//! page again and replace the parts that differ. The Content-Security-Policy allows style and script by their digests,
+//! so that nothing else could run even if a value were not escaped; every value is ([`escaped`]).
 
 use std::borrow::Cow;
 use std::fmt::Write;
@@ -23,13 +23,13 @@ use crate::telemetry::history::{COARSE_INTERVAL, FINE_INTERVAL, FINE_MAX};
 
 const STYLE: &str = include_str!("page.css");
 const SCRIPT: &str = include_str!("page.js");
-/// A dot: a browser that is told of an icon does not ask the Opik server for one.
+/// A dot: a browser that finds an icon here does not request one from the Opik server.
 const ICON: &str = "data:image/svg+xml,%3Csvg xmlns='http://www.w3.org/2000/svg' viewBox='0 0 16 16'%3E%3Ccircle cx='8' cy='8' r='6' fill='%232f6299'/%3E%3C/svg%3E";
-/// Lanes that the page lists; `/-/status.json` has more.
+/// How many lanes the page lists; `/-/status.json` has more.
 const LANES_MAX: usize = 50;
-/// Rows of what is stored that it lists.
+/// How many rows of stored messages it lists.
 const GROUPS_MAX: usize = 100;
-/// How often a browser without JavaScript loads the page again, in seconds.
+/// How often a browser without JavaScript reloads the page, in seconds.
 const RELOAD_SECONDS: u32 = 10;
 
 static POLICY: LazyLock<String> = LazyLock::new(|| {
@@ -108,7 +108,7 @@ pub(super) fn document(overview: &Overview) -> String {
     )
 }
 
-/// How something stands: a shape and a colour, always beside a word.
+/// A state as a shape and a colour, always beside a word.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Badge {
     Good,
@@ -132,7 +132,7 @@ impl Badge {
     }
 }
 
-/// The page in a sentence.
+/// Returns the page in one sentence.
 fn verdict(overview: &Overview) -> (Badge, String) {
     let store = &overview.store;
     let is_away = overview.server.connection == "unavailable";
@@ -291,13 +291,13 @@ fn plots(overview: &Overview) -> String {
     )
 }
 
-/// A table in a section. Heads that begin with `>` are of columns of numbers.
+/// A table in a section. A head that begins with `>` marks a column of numbers.
 struct HtmlTable {
     html: String,
     numbers: Vec<bool>,
 }
 
-/// A cell: text that may be broken into lines, a text that is not, or HTML of our own.
+/// A cell: text that may wrap, text that may not, or HTML of our own.
 enum HtmlCell<'a> {
     Long(&'a str),
     Short(Cow<'a, str>),
@@ -395,7 +395,7 @@ fn lane_state(lane: &LaneOverview, now_ms: i64) -> (Option<Badge>, String) {
     }
 }
 
-/// How the store is full, and what to do about it.
+/// Why the store is full, and what to do about it.
 fn full(overview: &Overview) -> String {
     let Some(full) = &overview.store.full else { return String::new() };
     let since = full.since_ms.map_or("not met by a write yet".to_owned(), |since_ms| {

@@ -130,15 +130,15 @@ impl Plan {
 }
 
 /// The servers of a plan, pinged.
-pub struct Connections {
+pub struct ReachableServers {
     available: Vec<Available>,
     /// Why the other servers can't be used.
-    pub away: Vec<Away>,
+    pub away: Vec<ServerAway>,
 }
 
-impl Connections {
+impl ReachableServers {
     /// Returns why no server at all can be used.
-    pub fn all_away(&self) -> Option<&Away> {
+    pub fn all_away(&self) -> Option<&ServerAway> {
         self.away.first().filter(|_| self.available.is_empty())
     }
 }
@@ -153,7 +153,7 @@ struct Available {
 
 /// Why a server can't be used.
 #[derive(Clone, Debug, Error)]
-pub enum Away {
+pub enum ServerAway {
     #[error(transparent)]
     NoAnswer(SendFailure),
     #[error("the Opik server {sentence}")]
@@ -264,9 +264,9 @@ impl Session {
     }
 
     /// Pings every server of the plan, before anything is changed. `own` is how the configured server is reached.
-    pub fn connect(&self, plan: &Plan, own: &UpstreamSettings, note: &dyn Fn(&str)) -> Connections {
+    pub fn connect(&self, plan: &Plan, own: &UpstreamSettings, note: &dyn Fn(&str)) -> ReachableServers {
         let deadline = self.settings.timeout.map(|timeout| Instant::now() + timeout);
-        let mut connections = Connections { available: Vec::new(), away: Vec::new() };
+        let mut connections = ReachableServers { available: Vec::new(), away: Vec::new() };
         for server in &plan.servers {
             let upstream = self.upstream(server, own).until(deadline);
             match ping(&upstream, self.settings.monitor.check_timeout) {
@@ -335,7 +335,7 @@ impl Session {
     pub fn deliver(
         &self,
         plan: &Plan,
-        connections: &Connections,
+        connections: &ReachableServers,
         listener: &dyn ProgressListener,
     ) -> Result<Delivered, SessionError> {
         let mut delivered = Delivered {
@@ -467,7 +467,7 @@ impl Session {
     pub fn conclude(
         &self,
         plan: Plan,
-        connections: &Connections,
+        connections: &ReachableServers,
         delivered: Delivered,
     ) -> Result<Conclusion, StoreError> {
         if let Err(error) = self.store.erase_credentials() {
@@ -510,7 +510,7 @@ impl Session {
         if settled + remaining == 0 {
             conclusion.reasons.push("another process has replayed what was selected".to_owned());
         }
-        let ended = Ended { ends: &ends, is_time_over, met_foreign, is_any_away: !connections.away.is_empty() };
+        let ended = RoundEnds { ends: &ends, is_time_over, met_foreign, is_any_away: !connections.away.is_empty() };
         conclusion.ending = ended.ending(&conclusion);
         Ok(conclusion)
     }
@@ -529,14 +529,14 @@ impl Session {
 }
 
 /// What decides how a replay ended, beside its counts.
-struct Ended<'a> {
+struct RoundEnds<'a> {
     ends: &'a [DrainEnd],
     is_time_over: bool,
     met_foreign: bool,
     is_any_away: bool,
 }
 
-impl Ended<'_> {
+impl RoundEnds<'_> {
     fn ending(&self, conclusion: &Conclusion) -> Ending {
         let any = |wanted: DrainEnd| self.ends.contains(&wanted);
         if any(DrainEnd::Stopped) && !self.is_time_over {
@@ -593,13 +593,13 @@ fn servers(backlog: &Backlog) -> Vec<Server> {
 }
 
 /// Checks that the server is available, and returns what is unusual about its answer.
-fn ping(upstream: &Upstream, timeout: Duration) -> Result<Option<String>, Away> {
-    let pong = upstream.ping(timeout).map_err(Away::NoAnswer)?;
+fn ping(upstream: &Upstream, timeout: Duration) -> Result<Option<String>, ServerAway> {
+    let pong = upstream.ping(timeout).map_err(ServerAway::NoAnswer)?;
     let hint = match &pong.presence {
         // Stored messages carry their own credentials.
         Presence::There | Presence::Unauthorised(_) => return Ok(pong.presence.reason()),
         Presence::Foreign(foreign) => foreign.hint(),
         Presence::Unhealthy(_) => "check that --upstream names the API, such as http://127.0.0.1:5173/api",
     };
-    Err(Away::Unusable { sentence: pong.presence.sentence(upstream.base_url()), hint })
+    Err(ServerAway::Unusable { sentence: pong.presence.sentence(upstream.base_url()), hint })
 }

@@ -1,4 +1,4 @@
-//! The page in every weather. `tests/page/check` has the same pages written to a folder and looks at them in a browser.
+//! The page in every state. `tests/page/check` writes the same pages to a folder and inspects them in a browser.
 
 use std::path::Path;
 
@@ -205,7 +205,7 @@ fn hostile() -> Overview {
     status
 }
 
-/// What was lost: the page says it as long as somebody may have to know.
+/// Losses: the page shows them for as long as the store records them.
 fn losses() -> Overview {
     let mut status = draining();
     status.store.dropped_messages = 12;
@@ -221,14 +221,14 @@ fn losses() -> Overview {
 }
 
 #[test]
-fn what_was_lost_is_told() {
+fn losses_are_shown() {
     let page = document(&losses());
-    for told in [
+    for shown in [
         "<dt>Dropped</dt><dd>12 messages, because the store was full</dd>",
         "<dt>Expired</dt><dd>1 message, because of an age over max_age</dd>",
         "<dt>Recovered</dt><dd>19,204 messages of a damaged file, 2 lost, at 2026-11-22 19:07:08 UTC (&lt;script&gt;",
     ] {
-        assert!(page.contains(told), "nobody is told of it: {told}");
+        assert!(page.contains(shown), "a loss is not shown: {shown}");
     }
     assert_eq!(page.matches("<script").count(), 1, "ours");
     let calm = document(&calm());
@@ -267,7 +267,7 @@ fn a_value_is_never_markup() {
 }
 
 #[test]
-fn every_page_is_whole_and_says_what_counts() {
+fn every_page_is_complete_and_has_its_verdict() {
     for (name, status) in pages() {
         let page = document(&status);
         assert!(page.starts_with("<!doctype html>") && page.ends_with("</html>\n"), "{name}");
@@ -294,7 +294,7 @@ fn a_list_of_lanes_is_bounded() {
 }
 
 #[test]
-fn numbers_read_well() {
+fn numbers_are_readable() {
     assert_eq!([0, 999, 1000, 1_234_567].map(number), ["0", "999", "1,000", "1,234,567"]);
     assert_eq!([0.0, 0.04, 0.1, 9.94, 10.0, 1234.5].map(rate), ["0", "< 0.1", "0.1", "9.9", "10", "1,235"]);
     assert_eq!(moment(NOW_MS), "2026-11-22 20:07:08");
