@@ -699,8 +699,8 @@ fn situation(
     }
 }
 
-/// Counts the server's answers to the newest rejected messages, the commonest first: in a store of any size that takes a
-/// moment.
+/// Counts the server's answers to the newest rejected messages, the commonest first: in a store of any size that takes
+/// a moment.
 fn reasons(store: &dyn Store) -> Result<Vec<Reason>, StoreError> {
     let filter = Filter { statuses: vec![MessageStatus::Rejected], ..Filter::default() };
     let page = Page { after: None, limit: REASONS_OF_NEWEST, newest_first: true };
