@@ -306,14 +306,14 @@ pub(super) struct Choice {
     pub(super) too_large: Option<u64>,
 }
 
-/// Chooses the next messages of a lane from a snapshot. `is_strict`: not even the first one may be larger than the limit.
+/// Chooses the next messages of a lane from a snapshot. Not even the first one may be larger than the limit.
 pub(super) fn choose(
     connection: &Connection,
     sealer: &Sealer,
     (recent, memo): (&Recent, &Memo),
     lane: LaneId,
     filter: &Filter,
-    (limits, is_strict): (ClaimLimits, bool),
+    limits: ClaimLimits,
     now_ms: i64,
 ) -> Result<Choice, Fault> {
     let mut requests = Requests::default();
@@ -340,7 +340,7 @@ pub(super) fn choose(
             if is_full {
                 return Ok(Step::Stop);
             }
-            if is_strict && held_bytes > limits.bytes_max {
+            if held_bytes > limits.bytes_max {
                 choice.too_large = Some(held_bytes);
                 return Ok(Step::Stop);
             }

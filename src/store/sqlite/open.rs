@@ -60,12 +60,14 @@ impl FileId {
         Self(metadata.dev(), metadata.ino())
     }
 
-    /// Returns the identity of the store in this file, which stands at this path.
+    /// Returns the identity of the store in this file, which is at this path.
+    ///
+    /// The file's device, its number there, and when it was made: a number is given again once its file is gone.
     pub(super) fn identity(self, path: &Path) -> StoreIdentity {
         let Self(device, number) = self;
         let made = fs::metadata(path).ok().filter(|found| Self(found.dev(), found.ino()) == self);
         let made = made.and_then(|found| found.created().ok()?.duration_since(UNIX_EPOCH).ok());
-        StoreIdentity { device, number, made_at_ns: made.map(|made| made.as_nanos()) }
+        StoreIdentity::of(format!("{device} {number} {:?}", made.map(|made| made.as_nanos())).as_bytes())
     }
 
     /// Says whether this file, which this process has open, has no name any more. Where that can't be known, it has one.

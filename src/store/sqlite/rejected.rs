@@ -20,7 +20,7 @@ use super::summary::Changes;
 use super::{SqliteStore, attachments, queries, rows, space, stranded};
 use crate::message::{Effect, EntityKey, MessageId, MessageType, Touch};
 use crate::store::rejected_room::{ExportFile, RejectedRoom, excess, helps, share};
-use crate::store::{FullLimit, Limits, Store, StoreError, WhenFull, now_ms};
+use crate::store::{Attachments, Browse, FullLimit, Limits, Maintain, StoreError, WhenFull, now_ms};
 
 /// The counter of rejected messages that were dropped.
 pub(super) const DROPPED: &str = "rejected_dropped";
