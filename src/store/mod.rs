@@ -47,13 +47,11 @@ pub mod attachment;
 mod clock;
 pub mod committer;
 mod error;
-pub mod foreign;
 pub mod full_state;
 pub mod key;
 pub mod mount;
 mod moved;
 mod open;
-pub mod orphan;
 pub mod place;
 pub mod rejected_room;
 mod rescue;
@@ -72,7 +70,6 @@ pub use self::key::{EncryptionKey, KeyError, KeyId, Keys};
 pub use self::open::{
     Limits, OpenMode, Resealed, Resealing, WhenFull, io_errors, open, open_with, prove, recover, reseal, unproven,
 };
-pub use self::sqlite::sdk_file::{SdkFile, SdkFileError, StoredRow, count_rows};
 pub use self::traits::{Attachments, Browse, Intake, Maintain, Replay, Store};
 pub use self::view::{
     AdoptionRecord, AgentRecord, Backlog, BacklogGroup, BacklogSeen, Condition, Encryption, Filter, FullRecord,
