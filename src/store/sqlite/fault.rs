@@ -1,6 +1,5 @@
 //! What can go wrong inside the engine, and what of it callers see.
 
-use std::io;
 use std::path::Path;
 
 use rusqlite::ErrorCode;
@@ -9,6 +8,7 @@ use rustix::io::Errno;
 use super::{BUSY_TIMEOUT, proof};
 use crate::store::full_state::USUAL_BYTES;
 use crate::store::key::KeyId;
+use crate::store::os::folder_of;
 use crate::store::room::{self, NoRoom};
 use crate::store::{FullLimit, StoreError};
 
@@ -150,22 +150,6 @@ pub(super) fn access_words(path: &Path) -> Option<String> {
     let folder = folder_of(path);
     let refused = access(folder, Access::WRITE_OK | Access::EXEC_OK).err().or_else(|| became_read_only(folder))?;
     Some(format!("its folder {}: {}", folder.display(), room::access_words(refused)))
-}
-
-/// Returns the folder that a path lies in.
-pub(super) fn folder_of(path: &Path) -> &Path {
-    match path.parent() {
-        Some(folder) if !folder.as_os_str().is_empty() => folder,
-        _ => Path::new("."),
-    }
-}
-
-/// Returns the system's words for an error as they stand inside a sentence.
-pub(crate) fn os_words(error: &io::Error) -> String {
-    let words = error.to_string();
-    let words = words.split(" (os error").next().unwrap_or(&words);
-    let mut letters = words.chars();
-    letters.next().map(|first| first.to_lowercase().chain(letters).collect()).unwrap_or_default()
 }
 
 fn words(error: &rusqlite::Error) -> String {

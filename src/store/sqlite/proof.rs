@@ -53,9 +53,10 @@ use rusqlite::config::DbConfig;
 use rusqlite::{Connection, ErrorCode, OpenFlags, ffi};
 use tracing::{error, info};
 
-use super::fault::{Fault, access_words, folder_of, os_words};
+use super::fault::{Fault, access_words};
 use super::seal::{self, KeyRing};
 use super::{ballast, open, queries, recovery, schema};
+use crate::store::os::{folder_of, os_words};
 use crate::store::{StoreError, Unproven, now_ms, room};
 
 /// What is added to the name of a store that is unproven.

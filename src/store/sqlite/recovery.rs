@@ -59,15 +59,16 @@ use tracing::{error, info, warn};
 use super::checksum::Covered;
 use super::codec::Unpacker;
 use super::damaged::{Damaged, FileRow, Name, Value, log_is_whole};
-use super::fault::{Fault, folder_of, os_words};
+use super::fault::Fault;
 use super::large;
-use super::open::{FileId, immutable_uri};
+use super::open::immutable_uri;
 use super::register::{Names, add_touches, move_early_updates, position};
 use super::seal::{Destination, KeptBody, KeyRing, Lookup, Place, SEALED, Sealer, State};
 use super::summary::{Changes, Group, Size};
 use super::{BUSY_TIMEOUT, attachments, ballast, open, queries, rows, schema, upgrade};
 use crate::message::{Credential, Effect, Encoding, HeaderSet, Lane, MessageStatus, MessageType, Server, Touch};
 use crate::store::attachment::PIECE_BYTES;
+use crate::store::os::{FileId, folder_of, os_words};
 use crate::store::{LastAnswer, RecoveryRecord, StoreError, now_ms};
 
 /// Messages that are taken over in one transaction: the new file is worth nothing before its end, so this bounds memory.
@@ -144,6 +145,18 @@ pub(super) fn pending(path: &Path) -> Option<String> {
         let time = name.as_bytes().strip_prefix(prefix.as_bytes())?;
         let time = time.strip_suffix(b"-wal").or(time.strip_suffix(b"-shm")).unwrap_or(time);
         String::from_utf8(time.to_vec()).ok()
+    })
+}
+
+/// Returns whether this file is beside the store at this path as one that was found damaged.
+pub(in crate::store) fn is_set_aside(file: FileId, path: &Path) -> bool {
+    let Some(name) = path.file_name().and_then(|name| name.to_str()) else { return false };
+    let Ok(entries) = fs::read_dir(folder_of(path)) else { return false };
+    entries.filter_map(Result::ok).any(|entry| {
+        let found = entry.file_name();
+        let kind = found.to_str().and_then(|found| found.strip_prefix(name));
+        kind.is_some_and(|kind| kind.starts_with(".damaged-") || kind.starts_with(".recovering-"))
+            && FileId::at(&entry.path()) == Some(file)
     })
 }
 

@@ -7,11 +7,12 @@ use std::time::Duration;
 use rusqlite::{Connection, ErrorCode, Transaction};
 
 use super::codec::Packed;
-use super::fault::{Fault, folder_of, os_words};
+use super::fault::Fault;
 use super::settle::delete_one;
 use super::summary::Changes;
 use super::{BUSY_TIMEOUT, attachments, queries, stranded};
 use crate::message::{Message, Touch};
+use crate::store::os::{folder_of, os_words};
 use crate::store::room::OWN_NEEDS_BYTES;
 use crate::store::{FullLimit, Fullness, Limits, StoreError, WhenFull};
 

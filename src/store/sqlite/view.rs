@@ -17,9 +17,9 @@ use rusqlite::config::DbConfig;
 use rusqlite::{Connection, OpenFlags, TransactionBehavior, params};
 
 use super::fault::Fault;
-use super::open::FileId;
 use super::{ballast, lock, proof, queries, recovery, schema};
 use crate::message::{Effect, Server, Touch};
+use crate::store::os::FileId;
 use crate::store::{Ahead, BacklogSeen, OpenMode, place};
 
 /// A look may run on a thread that serves clients, so it waits for nobody for long.
