@@ -3,7 +3,8 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use super::key::Keys;
+use super::encryption::key::Keys;
+use super::encryption::reseal::{Resealed, Resealing};
 use super::os::FileId;
 use super::view::Unproven;
 use super::{Store, StoreError, sqlite};
@@ -96,15 +97,6 @@ pub fn io_errors() -> u64 {
     sqlite::io_errors()
 }
 
-/// How far [`reseal`] has come.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Resealing {
-    /// Things that were sealed, opened or sealed anew.
-    pub done: u64,
-    /// Bytes of them.
-    pub bytes: u64,
-}
-
 /// Keeps everything in the store as the keys ask for: sealed with the current one, or without any where there is only a
 /// previous one. Then removes from its files whatever is left of before.
 ///
@@ -124,22 +116,6 @@ pub fn reseal(
     on_progress: &mut dyn FnMut(Resealing) -> bool,
 ) -> Result<Resealed, StoreError> {
     sqlite::reseal(path, limits, keys, on_progress)
-}
-
-/// How [`reseal`] ended.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Resealed {
-    /// Everything is kept as asked, and nothing of before is left.
-    Complete(Resealing),
-    /// Everything is kept as asked, and what is left of before in unused parts of the files could not be removed.
-    Remnants {
-        /// What was done.
-        done: Resealing,
-        /// Why.
-        reason: String,
-    },
-    /// It was ended by its caller.
-    Stopped(Resealing),
 }
 
 /// Sets aside the file at this path, which was found damaged while it was in use, and opens the store with what was

@@ -6,8 +6,8 @@ use rusqlite::ErrorCode;
 use rustix::io::Errno;
 
 use super::{BUSY_TIMEOUT, proof};
+use crate::store::encryption::key::KeyId;
 use crate::store::full_state::USUAL_BYTES;
-use crate::store::key::KeyId;
 use crate::store::os::folder_of;
 use crate::store::room::{self, NoRoom};
 use crate::store::{FullLimit, StoreError};

@@ -73,7 +73,7 @@ pub(in crate::store) use self::reseal::reseal;
 pub(crate) use self::schema::APPLICATION_ID;
 use self::seal::{KeyRing, Sealer, State};
 pub(in crate::store) use self::view::BacklogView;
-use super::key::Keys;
+use super::encryption::key::Keys;
 use super::os::FileId;
 use super::rejected_room::RejectedRoom;
 use super::{Filter, Lease, Limits, Maintain, OpenMode, StoreError, StoreIdentity};

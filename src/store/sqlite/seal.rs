@@ -48,7 +48,7 @@ use super::codec::Packed;
 use super::fault::Fault;
 use super::proof::Watch;
 use super::{guard, queries, reseal};
-use crate::store::key::{EncryptionKey, KeyId, Keys};
+use crate::store::encryption::key::{EncryptionKey, KeyId, Keys};
 use crate::store::{Encryption, KeyState};
 
 /// What a codec's number is raised by when the body is sealed.
