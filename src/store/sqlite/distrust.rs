@@ -10,7 +10,7 @@ use rusqlite::hooks::{AuthAction, AuthContext, Authorization};
 use rusqlite::limits::Limit;
 use rusqlite::{Connection, OptionalExtension};
 
-use super::{queries, schema};
+use super::{connect, queries, schema};
 
 /// Bytes of a row that are believed. The agent accepts bodies of half of that.
 pub(super) const ROW_BYTES_MAX: u32 = 256 * 1024 * 1024;
@@ -95,7 +95,7 @@ fn allowed(context: AuthContext<'_>) -> Authorization {
 
 /// Reads what a file's schema is.
 pub(super) fn schema_of(connection: &Connection) -> rusqlite::Result<Schema> {
-    let tables = super::open::tables(connection)?;
+    let tables = connect::tables(connection)?;
     let application: i32 = connection.pragma_query_value(None, "application_id", |row| row.get(0)).unwrap_or(0);
     if application == schema::APPLICATION_ID {
         return Ok(Schema::Ours);

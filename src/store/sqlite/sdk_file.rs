@@ -19,9 +19,9 @@ use rusqlite::types::ValueRef;
 use rusqlite::{Connection, ErrorCode, OpenFlags, OptionalExtension};
 use thiserror::Error;
 
+use super::connect::immutable_uri;
 use super::distrust::{self, Schema, distrust, schema_of};
-use super::fault::os_words;
-use super::open::immutable_uri;
+use super::os::os_words;
 use super::queries;
 use super::sdk_pages::{Pages, Place};
 use crate::shutdown::Shutdown;
