@@ -459,7 +459,7 @@ impl StoreSlot {
         }
     }
 
-    /// Notes updates of entities that reach the server before their create ([`Store::note_updates_ahead`]), also in a store
+    /// Notes updates of entities that reach the server before their create ([`super::Intake::note_updates_ahead`]), also in a store
     /// whose key is not there: notes are not sealed, and those who have the key have to know.
     ///
     /// # Errors

@@ -20,14 +20,11 @@ use super::lanes::LaneReader;
 use super::queries::{self, Selection, bind};
 use super::request_reader::RequestReader;
 use super::seal::Sealer;
-use super::store::{SqliteStore, lock};
 use super::stranded::{self, Memo, Refused};
 use super::summary::{CountChanges, CountGroup, Size};
 use super::{hold, record, rows};
 use crate::message::{Buckets, EntityKey, Footprint, MessageId, MessageStatus, MessageType, Touch, Way};
-use crate::store::{
-    Claim, ClaimLimits, Claimed, Filter, Hold, LaneId, LaneWork, LastAnswer, Lease, StoreError, now_ms,
-};
+use crate::store::{ClaimLimits, Claimed, Filter, Hold, LaneId, LaneWork, LastAnswer, now_ms};
 
 /// A next attempt further away than this comes from a clock that was wrong, and counts as due.
 const BACKOFF_MS_MAX: i64 = 60 * 60 * 1000;
@@ -41,6 +38,16 @@ const WINDOW_MAX: usize = 20_000;
 /// Says when a message may be tried again, as far as its own time tells.
 fn due_at_ms(next_attempt_at_ms: i64, now_ms: i64) -> i64 {
     if next_attempt_at_ms.saturating_sub(now_ms) > BACKOFF_MS_MAX { now_ms } else { next_attempt_at_ms }
+}
+
+/// What a walk over a lane reads: one snapshot, and what this process knows beside it.
+#[derive(Clone, Copy)]
+pub(super) struct WalkScope<'a> {
+    pub(super) connection: &'a Connection,
+    pub(super) lane: i64,
+    pub(super) now_ms: i64,
+    pub(super) recent: &'a RecentCreates,
+    pub(super) memo: &'a Memo,
 }
 
 /// A walk over the messages of a lane in delivery order.
@@ -62,13 +69,8 @@ struct Walk<'a, 'c> {
 type Admitted = (Way, Vec<EntityKey>);
 
 impl<'a, 'c> Walk<'a, 'c> {
-    fn start(
-        connection: &Connection,
-        lane: i64,
-        look: &'a mut AheadLookup<'c>,
-        limits: &'a [Hold],
-        now_ms: i64,
-    ) -> Result<Self, Fault> {
+    fn start(scope: &WalkScope<'_>, look: &'a mut AheadLookup<'c>, limits: &'a [Hold]) -> Result<Self, Fault> {
+        let WalkScope { connection, lane, now_ms, .. } = *scope;
         let limited = hold::buckets(limits);
         let blocked = Footprint::default();
         let in_flight_from = i64::MAX;
@@ -166,14 +168,13 @@ struct WalkResult {
 
 /// Calls `visit` with the selected messages of a lane that may be sent, in delivery order.
 fn walk(
-    connection: &Connection,
-    lane: i64,
-    (recent, limits, memo): (&RecentCreates, &[Hold], &Memo),
+    scope: &WalkScope<'_>,
+    limits: &[Hold],
     selection: &Selection,
-    now_ms: i64,
     window_max: usize,
     mut visit: impl FnMut(WaitingMessage, Admitted) -> Result<WalkStep, Fault>,
 ) -> Result<WalkResult, Fault> {
+    let WalkScope { connection, lane, now_ms, recent, memo } = *scope;
     let mut look = AheadLookup::of(connection, recent, lane)?;
     let mut refused = Refused::of(connection, lane, Some(memo).filter(|_| !selection.divides_lanes()))?;
     let mut selected = connection.prepare_cached(&queries::waiting_in_order(selection))?;
@@ -183,9 +184,9 @@ fn walk(
     selection.bind(&mut selected)?;
     let mut selected = selected.raw_query();
     if selection.divides_lanes() {
-        return narrowed(connection, lane, (&mut look, limits, &refused), &mut selected, now_ms, window_max, visit);
+        return narrowed(scope, (&mut look, limits, &refused), &mut selected, window_max, visit);
     }
-    let mut walk = Walk::start(connection, lane, &mut look, limits, now_ms)?;
+    let mut walk = Walk::start(scope, &mut look, limits)?;
     let (first, waits_for) = refused.of_head();
     let mut seen = WalkResult { first, waits_for, ..WalkResult::default() };
     let mut at_head = true;
@@ -230,14 +231,13 @@ fn walk(
 /// A filter that selects a few of a million messages therefore costs their memory and not the million's, and one whose
 /// messages all have to wait goes through the lane once for every [`WINDOW_MAX`] of them.
 fn narrowed(
-    connection: &Connection,
-    lane: i64,
+    scope: &WalkScope<'_>,
     (look, limits, refused): (&mut AheadLookup<'_>, &[Hold], &Refused),
     selected: &mut rusqlite::Rows<'_>,
-    now_ms: i64,
     window_max: usize,
     mut visit: impl FnMut(WaitingMessage, Admitted) -> Result<WalkStep, Fault>,
 ) -> Result<WalkResult, Fault> {
+    let WalkScope { connection, lane, .. } = *scope;
     let mut seen = WalkResult::default();
     let mut taken: HashSet<i64> = HashSet::new();
     loop {
@@ -251,7 +251,7 @@ fn narrowed(
         }
         let Some(first) = window.front() else { return Ok(seen) };
         seen.first = seen.first.or(Some(first.id));
-        let mut walk = Walk::start(connection, lane, look, limits, now_ms)?;
+        let mut walk = Walk::start(scope, look, limits)?;
         let mut all = connection.prepare_cached(queries::WAITING_TOUCHES)?;
         let mut all = all.query([lane])?;
         // Both are in delivery order and of one snapshot, so the walk meets every message of the window.
@@ -307,65 +307,55 @@ pub(super) struct Choice {
     pub(super) too_large: Option<u64>,
 }
 
-/// Chooses the next messages of a lane from a snapshot. `is_strict`: not even the first one may be larger than the limit.
+/// Chooses the next messages of a lane from a snapshot. Not even the first one may be larger than the limit.
 pub(super) fn choose(
-    connection: &Connection,
+    scope: &WalkScope<'_>,
     sealer: &Sealer,
-    (recent, memo): (&RecentCreates, &Memo),
-    lane: LaneId,
     filter: &Filter,
-    (limits, is_strict): (ClaimLimits, bool),
-    now_ms: i64,
+    limits: ClaimLimits,
 ) -> Result<Choice, Fault> {
+    let WalkScope { connection, lane, now_ms, .. } = *scope;
     let mut requests = RequestReader::default();
     let mut choice = Choice { generation: sealer.generation(), ..Choice::default() };
     let mut bytes = 0;
-    let limited = hold::limits_of(connection, lane.0, now_ms)?;
-    walk(
-        connection,
-        lane.0,
-        (recent, &limited, memo),
-        &Selection::of(filter),
-        now_ms,
-        WINDOW_MAX,
-        |message, (way, ahead)| {
-            let WaitingMessage { id, touches, message_type, items, body_bytes, attempts, .. } = message;
-            // The file of an attachment is read as it is sent, so it takes no memory.
-            let held_bytes = match message_type {
-                MessageType::CreateAttachment => 0,
-                _ => body_bytes.unsigned_abs(),
-            };
-            bytes += body_bytes.unsigned_abs();
-            let taken = choice.chosen.len() + choice.broken.len();
-            let is_full = taken >= limits.messages_max || (bytes > limits.bytes_max && taken > 0);
-            if is_full {
-                return Ok(WalkStep::Stop);
+    let limited = hold::limits_of(connection, lane, now_ms)?;
+    walk(scope, &limited, &Selection::of(filter), WINDOW_MAX, |message, (way, ahead)| {
+        let WaitingMessage { id, touches, message_type, items, body_bytes, attempts, .. } = message;
+        // The file of an attachment is read as it is sent, so it takes no memory.
+        let held_bytes = match message_type {
+            MessageType::CreateAttachment => 0,
+            _ => body_bytes.unsigned_abs(),
+        };
+        bytes += body_bytes.unsigned_abs();
+        let taken = choice.chosen.len() + choice.broken.len();
+        let is_full = taken >= limits.messages_max || (bytes > limits.bytes_max && taken > 0);
+        if is_full {
+            return Ok(WalkStep::Stop);
+        }
+        if held_bytes > limits.bytes_max {
+            choice.too_large = Some(held_bytes);
+            return Ok(WalkStep::Stop);
+        }
+        let id = MessageId(id);
+        let size = Size { items: items.into(), body_bytes };
+        let group = CountGroup::new(lane, MessageStatus::Failed, message_type);
+        match requests.verified(connection, sealer, id) {
+            Ok(Some(request)) => {
+                let claimed = Claimed { id, message_type, request, touches, items, attempts, ahead, way };
+                choice.chosen.push(Chosen { claimed, group, size });
             }
-            if is_strict && held_bytes > limits.bytes_max {
-                choice.too_large = Some(held_bytes);
-                return Ok(WalkStep::Stop);
+            // Somebody else deleted it.
+            Ok(None) => {}
+            Err(Fault::Message(reason)) => {
+                // Whoever lacks a key of the store can't tell damage from what is not for them to read.
+                sealer.unlocked()?;
+                choice.broken.push(Broken { id, reason, group, size });
             }
-            let id = MessageId(id);
-            let size = Size { items: items.into(), body_bytes };
-            let group = CountGroup::new(lane.0, MessageStatus::Failed, message_type);
-            match requests.verified(connection, sealer, id) {
-                Ok(Some(request)) => {
-                    let claimed = Claimed { id, message_type, request, touches, items, attempts, ahead, way };
-                    choice.chosen.push(Chosen { claimed, group, size });
-                }
-                // Somebody else deleted it.
-                Ok(None) => {}
-                Err(Fault::Message(reason)) => {
-                    // Whoever lacks a key of the store can't tell damage from what is not for them to read.
-                    sealer.unlocked()?;
-                    choice.broken.push(Broken { id, reason, group, size });
-                }
-                Err(fault) => return Err(fault),
-            }
-            // Stopping here and not at the next one spares a filtered claim the way to it, be it through the whole lane.
-            Ok(if taken + 1 < limits.messages_max { WalkStep::Taken } else { WalkStep::Stop })
-        },
-    )?;
+            Err(fault) => return Err(fault),
+        }
+        // Stopping here and not at the next one spares a filtered claim the way to it, be it through the whole lane.
+        Ok(if taken + 1 < limits.messages_max { WalkStep::Taken } else { WalkStep::Stop })
+    })?;
     Ok(choice)
 }
 
@@ -414,8 +404,9 @@ pub(super) fn lanes(
     let mut work = Vec::new();
     for (lane, failed) in failed_by_lane(connection, &selection)? {
         let mut may_go = false;
+        let scope = WalkScope { connection, lane, now_ms, recent, memo };
         let limits = hold::limits_of(connection, lane, now_ms)?;
-        let seen = walk(connection, lane, (recent, &limits, memo), &selection, now_ms, WINDOW_MAX, |_, _| {
+        let seen = walk(&scope, &limits, &selection, WINDOW_MAX, |_, _| {
             may_go = true;
             Ok(WalkStep::Stop)
         })?;
@@ -447,36 +438,6 @@ fn failed_by_lane(connection: &Connection, selection: &Selection) -> Result<Vec<
         lanes.push((row.get(0)?, rows::unsigned(row, 1)?));
     }
     Ok(lanes)
-}
-
-impl SqliteStore {
-    /// Claims what fits; `is_strict`: not even the first message may be larger.
-    pub(super) fn claim_some(
-        &self,
-        lease: &Lease,
-        lane: LaneId,
-        filter: &Filter,
-        limits: (ClaimLimits, bool),
-        now_ms: i64,
-    ) -> Result<Claim, StoreError> {
-        let _one_at_a_time = lock(&self.claiming);
-        let (mut limits, is_strict) = limits;
-        loop {
-            let choose = |connection: &Connection, sealer: &Sealer| {
-                let limits = (limits, is_strict);
-                choose(connection, sealer, (&self.recent, &self.memo), lane, filter, limits, now_ms)
-            };
-            let chosen = self.read(&self.reader, choose)?;
-            if let Some(bytes) = chosen.too_large {
-                return Ok(Claim::TooLarge { bytes });
-            }
-            match self.write_as(lease, |tx, sealer| mark(tx, sealer, lease.epoch, chosen)) {
-                // What a full disk has room for is noted in smaller steps.
-                Err(StoreError::Full { .. }) if limits.messages_max > 1 => limits.messages_max /= 2,
-                result => return result.map(Claim::Taken),
-            }
-        }
-    }
 }
 
 #[cfg(test)]
@@ -514,18 +475,12 @@ mod tests {
 
     fn free(connection: &Connection, lane: i64, selection: &Selection, window_max: usize) -> Vec<i64> {
         let mut ids = Vec::new();
-        walk(
-            connection,
-            lane,
-            (&RecentCreates::default(), &[], &Memo::default()),
-            selection,
-            0,
-            window_max,
-            |message, _| {
-                ids.push(message.id);
-                Ok(WalkStep::Taken)
-            },
-        )
+        let (recent, memo) = (RecentCreates::default(), Memo::default());
+        let scope = WalkScope { connection, lane, now_ms: 0, recent: &recent, memo: &memo };
+        walk(&scope, &[], selection, window_max, |message, _| {
+            ids.push(message.id);
+            Ok(WalkStep::Taken)
+        })
         .expect("the lane can be walked");
         ids
     }
@@ -599,18 +554,18 @@ mod tests {
     fn what_is_free_is_found_behind_more_stranded_messages_than_a_walk_leaves_and_the_next_walk_begins_there() {
         let count = stranded::PASSED_MAX as u32 + 10;
         let (connection, lane) = lane_with_stranded(count);
-        let memo = Memo::default();
+        let (recent, memo) = (RecentCreates::default(), Memo::default());
+        let scope = WalkScope { connection: &connection, lane, now_ms: 0, recent: &recent, memo: &memo };
         let all = Selection::of(&Filter::default());
         let mut steps = Vec::new();
         for _ in 0..3 {
             let started = std::time::Instant::now();
             let mut found = Vec::new();
-            let seen =
-                walk(&connection, lane, (&RecentCreates::default(), &[], &memo), &all, 0, WINDOW_MAX, |message, _| {
-                    found.push(message.id);
-                    Ok(WalkStep::Taken)
-                })
-                .expect("the lane can be walked");
+            let seen = walk(&scope, &[], &all, WINDOW_MAX, |message, _| {
+                found.push(message.id);
+                Ok(WalkStep::Taken)
+            })
+            .expect("the lane can be walked");
             assert_eq!(seen.first, Some(2));
             assert_eq!(seen.waits_for, Some(1));
             steps.push((found, started.elapsed()));
@@ -630,7 +585,7 @@ mod tests {
             )
             .expect("it is purged");
         let mut first = None;
-        walk(&connection, lane, (&RecentCreates::default(), &[], &memo), &all, 0, WINDOW_MAX, |message, _| {
+        walk(&scope, &[], &all, WINDOW_MAX, |message, _| {
             first = first.or(Some(message.id));
             Ok(WalkStep::Stop)
         })

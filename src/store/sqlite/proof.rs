@@ -237,7 +237,7 @@ mod tests {
     use crate::store::slot::StoreSlot;
     use crate::store::sqlite::SqliteStore;
     use crate::store::sqlite::unproven::{flag_of, known, mark};
-    use crate::store::{Filter, Limits, OpenMode, Store, WhenFull};
+    use crate::store::{Browse, Filter, Intake, Limits, Maintain, OpenMode, Store, WhenFull};
 
     const LIMITS: Limits = Limits { size_max: 1 << 30, disk_reserve: 0, when_full: WhenFull::Refuse };
 

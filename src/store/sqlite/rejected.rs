@@ -22,7 +22,7 @@ use super::summary::CountChanges;
 use super::{attachments, counters, queries, rows, space, stranded};
 use crate::message::{Effect, EntityKey, MessageId, MessageType, Touch};
 use crate::store::rejected_room::{ExportFile, excess, helps, share};
-use crate::store::{FullLimit, Limits, Store, StoreError, WhenFull, now_ms};
+use crate::store::{Attachments, Browse, FullLimit, Limits, Maintain, StoreError, WhenFull, now_ms};
 
 /// After an attempt that made no room, none is made for so long: each looks through rejected and waiting messages.
 const PAUSE: Duration = Duration::from_secs(5);

@@ -21,70 +21,79 @@ use crate::store::{Filter, LaneId, LastAnswer, Outcome, Part, Purged, now_ms};
 /// Messages of a lane among which those are looked for that were put back without a fault of their own. They were the first.
 const SPARED_LOOK: i64 = 2000;
 
-/// Writes the outcomes of messages that were claimed under this epoch. One that is not there any more was purged.
-pub(super) fn settle(
-    tx: &Transaction<'_>,
-    epoch: i64,
-    outcomes: &[(MessageId, Outcome)],
-    (packer, sealer): (&Packer, &Sealer),
-    recent: &RecentCreates,
-) -> Result<(), Fault> {
+/// What outcomes are written with.
+pub(super) struct Settlement<'a> {
+    pub(super) tx: &'a Transaction<'a>,
+    pub(super) sealer: &'a Sealer,
+    pub(super) packer: &'a Packer,
+    pub(super) recent: &'a RecentCreates,
+}
+
+/// Writes the outcomes of messages that were claimed under this epoch. A message that no longer exists was purged.
+pub(super) fn settle(with: &Settlement<'_>, epoch: i64, outcomes: &[(MessageId, Outcome)]) -> Result<(), Fault> {
+    let Settlement { tx, recent, .. } = *with;
     let now_ms = now_ms();
     let mut changes = CountChanges::default();
     let mut succeeded = BTreeSet::new();
     let mut delete = tx.prepare_cached(queries::DELETE_DELIVERED)?;
     for (id, outcome) in outcomes {
-        match outcome {
-            Outcome::Delivered => {
-                if let Some((group, _, touches)) = delete_one(tx, &mut delete, params![id.0, epoch], &mut changes)? {
-                    ahead::delivered(tx, recent, (group.lane, group.message_type), &touches, now_ms)?;
-                    succeeded.insert(group.lane);
-                }
+        if *outcome == Outcome::Delivered {
+            if let Some((group, _, touches)) = delete_one(tx, &mut delete, params![id.0, epoch], &mut changes)? {
+                ahead::delivered(tx, recent, (group.lane, group.message_type), &touches, now_ms)?;
+                succeeded.insert(group.lane);
             }
-            Outcome::Failed { next_attempt_at_ms, counts, answer } => {
-                let Some((group, size)) = claimed(tx, *id, epoch)? else { continue };
-                if answer.as_ref().is_some_and(is_outcome_unknown) && group.message_type.makes_partial_rows() {
-                    let touches = touches_of(tx, *id)?;
-                    ahead::perhaps_delivered(tx, recent, (group.lane, group.message_type), &touches, now_ms)?;
-                }
-                tx.prepare_cached(queries::MARK_FAILED)?.execute(params![id.0, next_attempt_at_ms, counts])?;
-                if let Some(answer) = answer {
-                    keep_answer(tx, sealer, *id, answer)?;
-                }
-                changes.take(group, size);
-                changes.add(CountGroup { status: MessageStatus::Failed, ..group }, size);
-            }
-            Outcome::Rejected { answer } => {
-                let Some((group, size)) = claimed(tx, *id, epoch)? else { continue };
-                tx.prepare_cached(queries::MARK_REJECTED)?.execute([id.0])?;
-                keep_answer(tx, sealer, *id, answer)?;
-                changes.take(group, size);
-                let answer_status = answer.status.unwrap_or(0);
-                changes.add(CountGroup { status: MessageStatus::Rejected, answer_status, ..group }, size);
-            }
-            Outcome::Held { answer } => {
-                let Some((group, size)) = claimed(tx, *id, epoch)? else { continue };
-                tx.prepare_cached(queries::MARK_HELD)?.execute([id.0])?;
-                keep_answer(tx, sealer, *id, answer)?;
-                changes.take(group, size);
-                changes.add(CountGroup { status: MessageStatus::Held, ..group }, size);
-            }
-            Outcome::Divided { parts } => {
-                let Some((group, _)) = claimed(tx, *id, epoch)? else { continue };
-                add_parts(tx, *id, group, parts, (packer, sealer), &mut changes)?;
-                if let Some((.., touches)) = delete_one(tx, &mut delete, params![id.0, epoch], &mut changes)? {
-                    let left: HashSet<EntityKey> =
-                        parts.iter().flat_map(|part| part.touches.iter().map(|touch| touch.key)).collect();
-                    let done: Vec<Touch> = touches.into_iter().filter(|touch| !left.contains(&touch.key)).collect();
-                    ahead::delivered(tx, recent, (group.lane, group.message_type), &done, now_ms)?;
-                }
-            }
+            continue;
         }
+        let Some((group, size)) = claimed(tx, *id, epoch)? else { continue };
+        if let Outcome::Divided { parts } = outcome {
+            add_parts(with, *id, group, parts, &mut changes)?;
+            if let Some((.., touches)) = delete_one(tx, &mut delete, params![id.0, epoch], &mut changes)? {
+                let left: HashSet<EntityKey> =
+                    parts.iter().flat_map(|part| part.touches.iter().map(|touch| touch.key)).collect();
+                let done: Vec<Touch> = touches.into_iter().filter(|touch| !left.contains(&touch.key)).collect();
+                ahead::delivered(tx, recent, (group.lane, group.message_type), &done, now_ms)?;
+            }
+            continue;
+        }
+        let settled = keep(with, *id, group, outcome)?;
+        changes.take(group, size);
+        changes.add(settled, size);
     }
     for lane in succeeded {
         tx.prepare_cached(queries::NOTE_SUCCESS)?.execute([lane])?;
     }
     changes.write(tx)
+}
+
+/// Writes the outcome of a message that stays in the store, and returns the group that it is counted in from now on.
+fn keep(with: &Settlement<'_>, id: MessageId, group: CountGroup, outcome: &Outcome) -> Result<CountGroup, Fault> {
+    let Settlement { tx, sealer, recent, .. } = *with;
+    match outcome {
+        Outcome::Failed { next_attempt_at_ms, counts, answer } => {
+            if answer.as_ref().is_some_and(is_outcome_unknown) && group.message_type.makes_partial_rows() {
+                let touches = touches_of(tx, id)?;
+                ahead::perhaps_delivered(tx, recent, (group.lane, group.message_type), &touches, now_ms())?;
+            }
+            tx.prepare_cached(queries::MARK_FAILED)?.execute(params![id.0, next_attempt_at_ms, counts])?;
+            if let Some(answer) = answer {
+                keep_answer(tx, sealer, id, answer)?;
+            }
+            Ok(CountGroup { status: MessageStatus::Failed, ..group })
+        }
+        Outcome::Rejected { answer } => {
+            tx.prepare_cached(queries::MARK_REJECTED)?.execute([id.0])?;
+            keep_answer(tx, sealer, id, answer)?;
+            let answer_status = answer.status.unwrap_or(0);
+            Ok(CountGroup { status: MessageStatus::Rejected, answer_status, ..group })
+        }
+        Outcome::Held { answer } => {
+            tx.prepare_cached(queries::MARK_HELD)?.execute([id.0])?;
+            keep_answer(tx, sealer, id, answer)?;
+            Ok(CountGroup { status: MessageStatus::Held, ..group })
+        }
+        // They leave the store: see `settle`.
+        Outcome::Delivered | Outcome::Divided { .. } => Ok(group),
+    }
 }
 
 /// Returns whether the server may have processed what it did not confirm: no answer, or one that a proxy gave.
@@ -100,13 +109,13 @@ fn touches_of(tx: &Transaction<'_>, id: MessageId) -> Result<Vec<Touch>, Fault> 
 
 /// Stores what is left of a message beside it; the message itself goes in the same transaction.
 fn add_parts(
-    tx: &Transaction<'_>,
+    with: &Settlement<'_>,
     whole: MessageId,
     group: CountGroup,
     parts: &[Part],
-    (packer, sealer): (&Packer, &Sealer),
     changes: &mut CountChanges,
 ) -> Result<(), Fault> {
+    let Settlement { tx, sealer, packer, .. } = *with;
     let mut batch = BatchKeys::default();
     // The table can't know what this very transaction has deleted, and no id is used twice.
     let next: i64 = tx.prepare_cached(queries::NEXT_ID)?.query_row([], |row| row.get(0))?;

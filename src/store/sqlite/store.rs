@@ -20,7 +20,7 @@ use super::{attachments, guard, lease, open, space};
 use crate::message::MessageId;
 use crate::store::key::Keys;
 use crate::store::rejected_room::RejectedRoom;
-use crate::store::{Filter, Lease, Limits, OpenMode, Store, StoreError, StoreIdentity};
+use crate::store::{Filter, Lease, Limits, Maintain, OpenMode, StoreError, StoreIdentity};
 
 /// A store in one SQLite file.
 pub struct SqliteStore {
@@ -35,7 +35,7 @@ pub struct SqliteStore {
     pub(super) watch: Watch,
     pub(super) limits: Limits,
     pub(super) writer: Mutex<Connection>,
-    /// Answers [`Store::waiting`].
+    /// Answers `ahead`.
     pub(super) quick_reader: Mutex<Connection>,
     pub(super) reader: Mutex<Connection>,
     pub(super) packer: Packer,
@@ -73,7 +73,7 @@ impl SqliteStore {
         let keys = Arc::new(KeyRing::new(keys));
         let store = Self::of(open::open(path, mode, limits.size_max, &keys)?, path, limits, keys);
         if mode.recovers() {
-            store.keep_room();
+            store.tend_ballast();
         }
         Ok(store)
     }
@@ -165,7 +165,7 @@ impl SqliteStore {
     }
 
     /// Keeps what is needed to deliver from a full disk: see [`Ballast`].
-    pub(super) fn keep_room(&self) {
+    pub(super) fn tend_ballast(&self) {
         let connection = lock(&self.writer);
         if self.watch.unproven().is_none() && !guard::is_closed(&connection) {
             self.ballast.tend(&connection, false);

@@ -11,7 +11,6 @@ mod lanes;
 mod messages;
 mod recovery;
 mod replay;
-mod sdk;
 mod sealing;
 mod selection;
 
@@ -22,7 +21,6 @@ pub(super) use self::lanes::*;
 pub(super) use self::messages::*;
 pub(super) use self::recovery::*;
 pub(super) use self::replay::*;
-pub(super) use self::sdk::*;
 pub(super) use self::sealing::*;
 pub(super) use self::selection::*;
 

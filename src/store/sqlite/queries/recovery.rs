@@ -13,3 +13,6 @@ pub(in crate::store::sqlite) const ROOTS: &str = "SELECT rootpage, tbl_name FROM
 pub(in crate::store::sqlite) const TYPES: &str = "SELECT DISTINCT message_type FROM messages";
 /// What tables a file has, ours or not.
 pub(in crate::store::sqlite) const TABLES: &str = "SELECT name FROM sqlite_schema WHERE type = 'table' LIMIT 10";
+/// The columns of a store of the Python SDK.
+pub(in crate::store::sqlite) const SDK_MESSAGES: &str =
+    "SELECT message_id, status, message_type, message_json FROM messages";
