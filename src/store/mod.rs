@@ -52,6 +52,7 @@ pub mod key;
 pub mod mount;
 mod moved;
 mod open;
+pub(crate) mod os;
 pub mod place;
 pub mod rejected_room;
 mod rescue;

@@ -4,6 +4,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use super::key::Keys;
+use super::os::FileId;
 use super::view::Unproven;
 use super::{Store, StoreError, sqlite};
 
@@ -148,7 +149,7 @@ pub enum Resealed {
 ///
 /// As [`open_with`].
 pub fn recover(path: &Path, reason: &str, limits: Limits, keys: &Keys) -> Result<Arc<dyn Store>, StoreError> {
-    match sqlite::FileId::at(path) {
+    match FileId::at(path) {
         Some(file) => Ok(Arc::new(sqlite::SqliteStore::recover(path, file, reason, limits, keys)?)),
         None => open_with(path, OpenMode::ExistingOrRecovered, limits, keys),
     }

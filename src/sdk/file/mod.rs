@@ -28,7 +28,8 @@ use self::pages::{Pages, Place};
 use super::orphan::{Holder, SDK_STORE_NAME, holder_of};
 use super::trust::{AttachmentFolders, FileOwner, Refusal, TrustedFile};
 use crate::shutdown::Shutdown;
-use crate::store::sqlite::{immutable_uri, os_words};
+use crate::store::os::os_words;
+use crate::store::sqlite::immutable_uri;
 
 /// Files that belong to an SQLite database.
 const BESIDE: [&str; 2] = ["-journal", "-wal"];

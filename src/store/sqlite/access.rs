@@ -4,7 +4,7 @@ use std::path::Path;
 
 use rustix::io::Errno;
 
-use super::os::folder_of;
+use crate::store::os::folder_of;
 use crate::store::room;
 
 /// Returns the error of a file system that is read-only since it failed: the kernel then refuses what is opened to be

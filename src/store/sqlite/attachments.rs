@@ -30,7 +30,8 @@ use super::seal::{SealContext, Sealer};
 use super::{queries, rows};
 use crate::message::{Attachment, MessageId, Sha256};
 use crate::store::attachment::PIECE_BYTES;
-use crate::store::{AttachmentId, StoreError};
+use crate::store::error::StoreError;
+use crate::store::work::AttachmentId;
 
 /// An upload to which nothing was added for so long is dead, wherever its process is.
 const IDLE_MS_MAX: i64 = 60 * 60 * 1000;

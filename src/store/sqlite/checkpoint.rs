@@ -19,7 +19,7 @@ use tracing::warn;
 use super::fault::Fault;
 use super::schema;
 use super::unproven::Watch;
-use crate::store::StoreError;
+use crate::store::error::StoreError;
 
 /// Makes this connection write the log back once a commit leaves `pages` pages in the log.
 pub(super) fn install(connection: &mut Connection, path: &Path, pages: u64) -> rusqlite::Result<()> {

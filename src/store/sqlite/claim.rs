@@ -23,8 +23,11 @@ use super::seal::Sealer;
 use super::stranded::{self, Memo, Refused};
 use super::summary::{CountChanges, CountGroup, Size};
 use super::{hold, record, rows};
+use crate::message::Claimed;
 use crate::message::{Buckets, EntityKey, Footprint, MessageId, MessageStatus, MessageType, Touch, Way};
-use crate::store::{ClaimLimits, Claimed, Filter, Hold, LaneId, LaneWork, LastAnswer, now_ms};
+use crate::store::clock::now_ms;
+use crate::store::view::Filter;
+use crate::store::work::{ClaimLimits, Hold, LaneId, LaneWork, LastAnswer};
 
 /// A next attempt further away than this comes from a clock that was wrong, and counts as due.
 const BACKOFF_MS_MAX: i64 = 60 * 60 * 1000;
@@ -33,7 +36,7 @@ const LEFT_MAX: usize = 20_000;
 /// Entities of messages that one walk left, which bounds its memory (about 40 bytes each).
 const BLOCKED_MAX: usize = 200_000;
 /// Selected messages that are looked at together where a filter leaves others of the lane out (some 200 bytes each).
-const WINDOW_MAX: usize = 20_000;
+pub(super) const WINDOW_MAX: usize = 20_000;
 
 /// Says when a message may be tried again, as far as its own time tells.
 fn due_at_ms(next_attempt_at_ms: i64, now_ms: i64) -> i64 {
@@ -48,6 +51,8 @@ pub(super) struct WalkScope<'a> {
     pub(super) now_ms: i64,
     pub(super) recent: &'a RecentCreates,
     pub(super) memo: &'a Memo,
+    /// Selected messages that are examined together where a filter leaves others of the lane out.
+    pub(super) window_max: usize,
 }
 
 /// A walk over the messages of a lane in delivery order.
@@ -171,10 +176,9 @@ fn walk(
     scope: &WalkScope<'_>,
     limits: &[Hold],
     selection: &Selection,
-    window_max: usize,
     mut visit: impl FnMut(WaitingMessage, Admitted) -> Result<WalkStep, Fault>,
 ) -> Result<WalkResult, Fault> {
-    let WalkScope { connection, lane, now_ms, recent, memo } = *scope;
+    let WalkScope { connection, lane, now_ms, recent, memo, .. } = *scope;
     let mut look = AheadLookup::of(connection, recent, lane)?;
     let mut refused = Refused::of(connection, lane, Some(memo).filter(|_| !selection.divides_lanes()))?;
     let mut selected = connection.prepare_cached(&queries::waiting_in_order(selection))?;
@@ -184,7 +188,7 @@ fn walk(
     selection.bind(&mut selected)?;
     let mut selected = selected.raw_query();
     if selection.divides_lanes() {
-        return narrowed(scope, (&mut look, limits, &refused), &mut selected, window_max, visit);
+        return narrowed(scope, (&mut look, limits, &refused), &mut selected, visit);
     }
     let mut walk = Walk::start(scope, &mut look, limits)?;
     let (first, waits_for) = refused.of_head();
@@ -234,10 +238,9 @@ fn narrowed(
     scope: &WalkScope<'_>,
     (look, limits, refused): (&mut AheadLookup<'_>, &[Hold], &Refused),
     selected: &mut rusqlite::Rows<'_>,
-    window_max: usize,
     mut visit: impl FnMut(WaitingMessage, Admitted) -> Result<WalkStep, Fault>,
 ) -> Result<WalkResult, Fault> {
-    let WalkScope { connection, lane, .. } = *scope;
+    let WalkScope { connection, lane, window_max, .. } = *scope;
     let mut seen = WalkResult::default();
     let mut taken: HashSet<i64> = HashSet::new();
     loop {
@@ -319,7 +322,7 @@ pub(super) fn choose(
     let mut choice = Choice { generation: sealer.generation(), ..Choice::default() };
     let mut bytes = 0;
     let limited = hold::limits_of(connection, lane, now_ms)?;
-    walk(scope, &limited, &Selection::of(filter), WINDOW_MAX, |message, (way, ahead)| {
+    walk(scope, &limited, &Selection::of(filter), |message, (way, ahead)| {
         let WaitingMessage { id, touches, message_type, items, body_bytes, attempts, .. } = message;
         // The file of an attachment is read as it is sent, so it takes no memory.
         let held_bytes = match message_type {
@@ -404,9 +407,9 @@ pub(super) fn lanes(
     let mut work = Vec::new();
     for (lane, failed) in failed_by_lane(connection, &selection)? {
         let mut may_go = false;
-        let scope = WalkScope { connection, lane, now_ms, recent, memo };
+        let scope = WalkScope { connection, lane, now_ms, recent, memo, window_max: WINDOW_MAX };
         let limits = hold::limits_of(connection, lane, now_ms)?;
-        let seen = walk(&scope, &limits, &selection, WINDOW_MAX, |_, _| {
+        let seen = walk(&scope, &limits, &selection, |_, _| {
             may_go = true;
             Ok(WalkStep::Stop)
         })?;
@@ -476,8 +479,8 @@ mod tests {
     fn free(connection: &Connection, lane: i64, selection: &Selection, window_max: usize) -> Vec<i64> {
         let mut ids = Vec::new();
         let (recent, memo) = (RecentCreates::default(), Memo::default());
-        let scope = WalkScope { connection, lane, now_ms: 0, recent: &recent, memo: &memo };
-        walk(&scope, &[], selection, window_max, |message, _| {
+        let scope = WalkScope { connection, lane, now_ms: 0, recent: &recent, memo: &memo, window_max };
+        walk(&scope, &[], selection, |message, _| {
             ids.push(message.id);
             Ok(WalkStep::Taken)
         })
@@ -555,13 +558,20 @@ mod tests {
         let count = stranded::PASSED_MAX as u32 + 10;
         let (connection, lane) = lane_with_stranded(count);
         let (recent, memo) = (RecentCreates::default(), Memo::default());
-        let scope = WalkScope { connection: &connection, lane, now_ms: 0, recent: &recent, memo: &memo };
+        let scope = WalkScope {
+            connection: &connection,
+            lane,
+            now_ms: 0,
+            recent: &recent,
+            memo: &memo,
+            window_max: WINDOW_MAX,
+        };
         let all = Selection::of(&Filter::default());
         let mut steps = Vec::new();
         for _ in 0..3 {
             let started = std::time::Instant::now();
             let mut found = Vec::new();
-            let seen = walk(&scope, &[], &all, WINDOW_MAX, |message, _| {
+            let seen = walk(&scope, &[], &all, |message, _| {
                 found.push(message.id);
                 Ok(WalkStep::Taken)
             })
@@ -585,7 +595,7 @@ mod tests {
             )
             .expect("it is purged");
         let mut first = None;
-        walk(&scope, &[], &all, WINDOW_MAX, |message, _| {
+        walk(&scope, &[], &all, |message, _| {
             first = first.or(Some(message.id));
             Ok(WalkStep::Stop)
         })

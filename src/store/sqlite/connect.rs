@@ -7,10 +7,10 @@ use std::time::Duration;
 use rusqlite::config::DbConfig;
 use rusqlite::{Connection, OpenFlags};
 
+use super::fault::BUSY_TIMEOUT;
 use super::fault::Fault;
-use super::os::BUSY_TIMEOUT;
 use super::{ballast, queries, schema};
-use crate::store::StoreError;
+use crate::store::error::StoreError;
 
 /// SQLite's way to a file for one process alone: it locks others out, and keeps in memory what they would share.
 pub(super) const ALONE: &CStr = c"unix-excl";

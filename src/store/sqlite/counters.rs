@@ -4,7 +4,7 @@ use rusqlite::{Connection, OptionalExtension, Transaction, params};
 
 use super::fault::Fault;
 use super::queries;
-use crate::store::FullRecord;
+use crate::store::view::FullRecord;
 
 /// Returns a counter; 0 for one that nothing was added to yet.
 pub(super) fn counter(connection: &Connection, name: &str) -> Result<u64, Fault> {

@@ -4,7 +4,7 @@ use rusqlite::{Connection, OptionalExtension, Transaction, params};
 
 use super::fault::Fault;
 use super::queries;
-use crate::store::now_ms;
+use crate::store::clock::now_ms;
 
 /// With more messages than this, header sets are not looked through: no index says which of them are needed.
 const MESSAGES_LOOKED_THROUGH_MAX: i64 = 5000;

@@ -1,17 +1,20 @@
 //! What can go wrong inside the engine, and what of it callers see.
 
 use std::path::Path;
+use std::time::Duration;
 
 use rusqlite::ErrorCode;
 
 use super::access::access_words;
-use super::os::BUSY_TIMEOUT;
 use super::unproven;
+use crate::store::error::StoreError;
+use crate::store::full_state::FullLimit;
 use crate::store::full_state::USUAL_BYTES;
 use crate::store::key::KeyId;
 use crate::store::room::{self, NoRoom};
-use crate::store::{FullLimit, StoreError};
 
+/// How long a write waits for other processes.
+pub(super) const BUSY_TIMEOUT: Duration = Duration::from_secs(10);
 /// Why a file of another kind is refused.
 pub(super) const NO_DATABASE: &str = "it is no SQLite database";
 

@@ -2,9 +2,11 @@
 
 use std::fs::{self, File};
 use std::io;
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
-use super::os::folder_of;
+use super::in_place;
+use crate::store::os::folder_of;
 
 /// Returns the path with this added to its last name.
 pub(super) fn beside(path: &Path, suffix: &str) -> PathBuf {
@@ -34,4 +36,12 @@ pub(super) fn remove_if_there(path: &Path) -> io::Result<()> {
 
 pub(super) fn sync_folder(path: &Path) -> io::Result<()> {
     File::open(folder_of(path))?.sync_all()
+}
+
+/// Makes an empty file that only this user can read.
+pub(super) fn make_private(path: &Path) -> io::Result<()> {
+    let file = fs::OpenOptions::new().read(true).write(true).create_new(true).mode(0o600).open(path)?;
+    in_place::overwrite_in_place(&file);
+    // The umask may have taken bits from it; it never adds any.
+    file.set_permissions(fs::Permissions::from_mode(0o600))
 }

@@ -6,8 +6,9 @@ use std::time::{Duration, Instant};
 
 use rustix::fs::{FlockOperation, flock};
 
-use super::os::{BUSY_TIMEOUT, folder_of};
-use crate::store::StoreError;
+use super::fault::BUSY_TIMEOUT;
+use crate::store::error::StoreError;
+use crate::store::os::folder_of;
 
 /// A lock on the folder of a store. Ends when dropped, or with its process.
 pub(super) struct FolderLock(#[expect(dead_code, reason = "it is the lock")] Option<File>);

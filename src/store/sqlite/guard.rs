@@ -11,7 +11,7 @@ use tracing::warn;
 use super::fault::Fault;
 use super::schema;
 use super::unproven::Watch;
-use crate::store::StoreError;
+use crate::store::error::StoreError;
 
 /// The version of what stands in the place of a file that was closed. No file of ours has it.
 const CLOSED: i64 = -1_000_000_000;

@@ -9,7 +9,8 @@ use super::lanes::{self, LaneReader};
 use super::queries;
 use super::seal::Sealer;
 use crate::message::{Bucket, Buckets, Lane};
-use crate::store::{Hold, LaneId, now_ms};
+use crate::store::clock::now_ms;
+use crate::store::work::{Hold, LaneId};
 
 /// A wall clock that stands so much before the time at which a hold was made was set back since.
 const CLOCK_STEP_MS_MAX: i64 = 60 * 1000;

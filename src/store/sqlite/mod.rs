@@ -41,8 +41,7 @@ mod lanes;
 mod large;
 mod lease;
 mod open;
-pub(in crate::store) mod os;
-mod people;
+pub(in crate::store) mod people;
 mod place;
 mod proof;
 mod queries;
@@ -74,7 +73,7 @@ mod view;
 
 pub(crate) use self::connect::immutable_uri;
 pub(in crate::store) use self::open::prove;
-pub(crate) use self::os::{FileId, os_words};
+pub(in crate::store) use self::recovery::is_set_aside;
 pub(in crate::store) use self::reseal::reseal;
 pub(crate) use self::schema::APPLICATION_ID;
 pub use self::store::SqliteStore;

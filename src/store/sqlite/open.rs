@@ -14,12 +14,13 @@ use tracing::warn;
 use super::connect::{ALONE, connect_by, open_reader_by, tables};
 use super::fault::Fault;
 use super::folder_lock::FolderLock;
-use super::os::{FileId, os_words};
 use super::place::examine::{create_or_examine, vet};
 use super::seal::{self, KeyRing, Sealer, SealingState};
 use super::unproven::{self, Watch};
 use super::{ballast, checkpoint, in_place, key_change, proof, quick_check, recovery, schema, upgrade};
-use crate::store::{OpenMode, StoreError, place};
+use crate::store::error::StoreError;
+use crate::store::os::{FileId, os_words};
+use crate::store::{OpenMode, place};
 
 /// The oldest SQLite without the WAL-reset fault, which can damage a file that several processes write.
 const SQLITE_VERSION_MIN: i32 = 3_051_003;

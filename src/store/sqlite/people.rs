@@ -15,9 +15,10 @@ use super::request_reader::RequestReader;
 use super::seal::{SealContext, Sealer};
 use super::{rows, summary};
 use crate::message::{MessageId, MessageStatus, MessageType, Server, workspace_shown};
-use crate::store::{
-    AgentRecord, Backlog, BacklogGroup, Filter, LastAnswer, Listed, Page, RecoveryRecord, ReplayRecord, StoredMessage,
+use crate::store::view::{
+    AgentRecord, Backlog, BacklogGroup, Filter, Listed, Page, RecoveryRecord, ReplayRecord, StoredMessage,
 };
+use crate::store::work::LastAnswer;
 
 /// Problems that one check names at most.
 const PROBLEMS_MAX: u32 = 20;

@@ -54,11 +54,13 @@ use tracing::info;
 use super::access::access_words;
 use super::fault::Fault;
 use super::files::log_of;
-use super::os::{folder_of, os_words};
 use super::seal::{self, KeyRing};
 use super::unproven::{clear, unproven};
 use super::{ballast, connect, queries, quick_check, schema};
-use crate::store::{StoreError, Unproven, room};
+use crate::store::error::StoreError;
+use crate::store::os::{folder_of, os_words};
+use crate::store::room;
+use crate::store::view::Unproven;
 
 /// How long a proof waits for others to close the store; it is tried again.
 const ALONE_TIMEOUT: Duration = Duration::from_millis(500);

@@ -7,7 +7,8 @@ use super::lanes::{base_url, lane_id, looked_up_by};
 use super::seal::Sealer;
 use super::{hold, queries, stranded};
 use crate::message::{Buckets, Effect, Lane, Touch};
-use crate::store::{Ahead, now_ms};
+use crate::store::clock::now_ms;
+use crate::store::work::Ahead;
 
 /// How many messages a lane has that matter to a new write of it.
 #[derive(Clone, Copy, Default)]

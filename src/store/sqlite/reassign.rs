@@ -9,7 +9,9 @@ use super::seal::Sealer;
 use super::summary::{CountChanges, CountGroup, counted};
 use super::{hold, queries, record, rows, stranded};
 use crate::message::{Lane, MessageId, Server};
-use crate::store::{AdoptionRecord, LaneId, LaneListed, now_ms};
+use crate::store::clock::now_ms;
+use crate::store::view::{AdoptionRecord, LaneListed};
+use crate::store::work::LaneId;
 
 /// Returns every lane that has a message.
 pub(super) fn list(connection: &Connection, sealer: &Sealer, now_ms: i64) -> Result<Vec<LaneListed>, Fault> {

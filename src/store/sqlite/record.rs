@@ -41,7 +41,7 @@ use super::schema::columns;
 use super::seal::{Destination, KeptBody, SealContext, Sealer};
 use super::{large, rows, touch_index};
 use crate::message::{Encoding, HeaderSet, Lane, MessageId, MessageStatus, MessageType, Request, Touch};
-use crate::store::LastAnswer;
+use crate::store::work::LastAnswer;
 
 /// The columns of `messages` in the order of the schema, in which [`columns!`](super::schema::columns) selects them and a
 /// damaged file has them.

@@ -12,7 +12,8 @@ use super::seal::Sealer;
 use super::summary::{CountChanges, CountGroup, Size};
 use super::{hold, queries, rows, stranded};
 use crate::message::{Effect, EntityKey, Lane, Message, MessageId, MessageStatus};
-use crate::store::{Hold, LaneId, now_ms};
+use crate::store::clock::now_ms;
+use crate::store::work::{Hold, LaneId};
 
 /// Holds a lane, which may have no message yet, unless it is held for longer.
 pub(super) fn limit(tx: &Transaction<'_>, sealer: &Sealer, lane: &Lane, hold: &Hold) -> Result<(), Fault> {

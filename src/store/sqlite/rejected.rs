@@ -21,8 +21,12 @@ use super::store::SqliteStore;
 use super::summary::CountChanges;
 use super::{attachments, counters, queries, rows, space, stranded};
 use crate::message::{Effect, EntityKey, MessageId, MessageType, Touch};
+use crate::store::clock::now_ms;
+use crate::store::error::StoreError;
+use crate::store::full_state::FullLimit;
 use crate::store::rejected_room::{ExportFile, excess, helps, share};
-use crate::store::{Attachments, Browse, FullLimit, Limits, Maintain, StoreError, WhenFull, now_ms};
+use crate::store::traits::{Attachments, Browse, Maintain};
+use crate::store::{Limits, WhenFull};
 
 /// After an attempt that made no room, none is made for so long: each looks through rejected and waiting messages.
 const PAUSE: Duration = Duration::from_secs(5);

@@ -18,12 +18,14 @@ use std::sync::Arc;
 
 use rusqlite::{Connection, OptionalExtension, Row, Transaction, params};
 
+use super::fault::BUSY_TIMEOUT;
 use super::fault::Fault;
-use super::os::BUSY_TIMEOUT;
 use super::seal::{self, KeyRing, SealContext, Sealer, SealingState};
 use super::unproven::Watch;
 use super::{attachments, guard, header_sets, key_change, open, people, queries, record, space};
-use crate::store::{Keys, Limits, OpenMode, Resealed, Resealing, StoreError};
+use crate::store::error::StoreError;
+use crate::store::key::Keys;
+use crate::store::{Limits, OpenMode, Resealed, Resealing};
 
 /// Rows of one commit at most.
 const STEP_ROWS: usize = 500;
@@ -212,7 +214,7 @@ impl Work<'_> {
 }
 
 /// A process number that was given to another process counts, too: then the file is written anew some other time.
-fn is_running(agent: &crate::store::AgentRecord) -> bool {
+fn is_running(agent: &crate::store::view::AgentRecord) -> bool {
     let pid = i32::try_from(agent.pid).ok().and_then(rustix::process::Pid::from_raw);
     pid.is_some_and(|pid| rustix::process::test_kill_process(pid) != Err(rustix::io::Errno::SRCH))
 }

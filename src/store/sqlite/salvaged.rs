@@ -8,7 +8,7 @@ use super::seal::Sealer;
 use super::summary::{CountChanges, CountGroup, Size};
 use super::{attachments, queries, record, register};
 use crate::message::{MessageId, MessageStatus, Sha256};
-use crate::store::{LastAnswer, SalvagedRow};
+use crate::store::work::{LastAnswer, SalvagedRow};
 
 /// Says whether a row was stored by an earlier salvage.
 pub(super) fn is_salvaged(connection: &Connection, row: &Sha256) -> Result<bool, Fault> {

@@ -35,7 +35,7 @@ macro_rules! columns {
 }
 pub(super) use columns;
 
-use crate::store::StoreError;
+use crate::store::error::StoreError;
 
 /// Marks the file as ours (`OpOf` in ASCII); the Python SDK and most other programs leave it 0.
 pub(crate) const APPLICATION_ID: i32 = 0x4f70_4f66;

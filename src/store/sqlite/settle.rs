@@ -16,7 +16,9 @@ use super::seal::Sealer;
 use super::summary::{CountChanges, CountGroup, Size, counted};
 use super::{rows, stranded};
 use crate::message::{Effect, EntityKey, Lane, MessageId, MessageStatus, Touch};
-use crate::store::{Filter, LaneId, LastAnswer, Outcome, Part, Purged, now_ms};
+use crate::store::clock::now_ms;
+use crate::store::view::{Filter, Purged};
+use crate::store::work::{LaneId, LastAnswer, Outcome, Part};
 
 /// Messages of a lane among which those are looked for that were put back without a fault of their own. They were the first.
 const SPARED_LOOK: i64 = 2000;

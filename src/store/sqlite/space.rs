@@ -8,13 +8,16 @@ use rusqlite::{Connection, ErrorCode, Transaction};
 
 use super::codec::Packed;
 use super::delete::delete_one;
+use super::fault::BUSY_TIMEOUT;
 use super::fault::Fault;
-use super::os::{BUSY_TIMEOUT, folder_of, os_words};
 use super::summary::CountChanges;
 use super::{attachments, queries, stranded};
 use crate::message::{Message, Touch};
+use crate::store::error::StoreError;
+use crate::store::full_state::{FullLimit, Fullness};
+use crate::store::os::{folder_of, os_words};
 use crate::store::room::OWN_NEEDS_BYTES;
-use crate::store::{FullLimit, Fullness, Limits, StoreError, WhenFull};
+use crate::store::{Limits, WhenFull};
 
 /// What a message takes beside its body, path and entities: the row's other columns and its entries in the indexes.
 pub(super) const ROW_BYTES: u64 = 160;

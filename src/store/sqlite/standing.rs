@@ -8,7 +8,8 @@ use super::queries;
 use super::record::position_of;
 use super::seal::Sealer;
 use crate::message::MessageId;
-use crate::store::{Standing, Whose, now_ms};
+use crate::store::clock::now_ms;
+use crate::store::view::{Standing, Whose};
 
 /// Lanes that are looked at or hastened together, at most.
 const LANES_MAX: i64 = 10_000;

@@ -11,16 +11,20 @@ use super::ahead::RecentCreates;
 use super::ballast::Ballast;
 use super::codec::Packer;
 use super::fault::Fault;
-use super::os::FileId;
 use super::rejected_share::RejectedShare;
 use super::seal::{self, KeyRing, Sealer, SealingState};
 use super::stranded::Memo;
 use super::unproven::Watch;
 use super::{attachments, guard, lease, open, space};
 use crate::message::MessageId;
+use crate::store::error::StoreError;
 use crate::store::key::Keys;
+use crate::store::os::FileId;
 use crate::store::rejected_room::RejectedRoom;
-use crate::store::{Filter, Lease, Limits, Maintain, OpenMode, StoreError, StoreIdentity};
+use crate::store::traits::Maintain;
+use crate::store::view::{Filter, StoreIdentity};
+use crate::store::work::Lease;
+use crate::store::{Limits, OpenMode};
 
 /// A store in one SQLite file.
 pub struct SqliteStore {

@@ -26,7 +26,8 @@ use super::queries;
 use super::rows;
 use super::seal::Sealer;
 use crate::message::{Effect, Footprint, MessageId, MessageStatus, MessageType, Touch};
-use crate::store::{LaneId, Stranded};
+use crate::store::view::Stranded;
+use crate::store::work::LaneId;
 
 /// Stranded messages that one walk passes at the head of a lane before it lets others use the connection.
 pub(super) const PASSED_MAX: usize = 50_000;

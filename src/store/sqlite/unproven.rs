@@ -14,7 +14,9 @@ use rusqlite::{Connection, ffi};
 use tracing::error;
 
 use super::access::access_words;
-use crate::store::{StoreError, Unproven, now_ms};
+use crate::store::clock::now_ms;
+use crate::store::error::StoreError;
+use crate::store::view::Unproven;
 
 /// What is added to the name of a store that is unproven.
 const SUFFIX: &str = "-unproven";

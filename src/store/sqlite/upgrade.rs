@@ -21,7 +21,8 @@ use super::fault::Fault;
 use super::folder_lock::FolderLock;
 use super::seal::{self, KeyRing};
 use super::{people, schema};
-use crate::store::{OpenMode, StoreError};
+use crate::store::OpenMode;
+use crate::store::error::StoreError;
 
 /// How often the lock is tried, and how long between: a command that only looks is waited for, an agent is not.
 const TRIES: usize = 5;

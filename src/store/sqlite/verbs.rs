@@ -6,9 +6,9 @@ use std::time::Duration;
 
 use rusqlite::{Connection, TransactionBehavior};
 
-use super::claim::WalkScope;
+use super::claim::{WINDOW_MAX, WalkScope};
+use super::fault::BUSY_TIMEOUT;
 use super::fault::Fault;
-use super::os::BUSY_TIMEOUT;
 use super::seal::Sealer;
 use super::settle::Settlement;
 use super::store::{SqliteStore, lock};
@@ -218,7 +218,7 @@ impl Replay for SqliteStore {
         loop {
             let choose = |connection: &Connection, sealer: &Sealer| {
                 let (recent, memo) = (&self.recent, &self.memo);
-                let scope = WalkScope { connection, lane: lane.0, now_ms, recent, memo };
+                let scope = WalkScope { connection, lane: lane.0, now_ms, recent, memo, window_max: WINDOW_MAX };
                 claim::choose(&scope, sealer, filter, limits)
             };
             let chosen = self.read(&self.reader, choose)?;

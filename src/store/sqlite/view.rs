@@ -17,11 +17,13 @@ use rusqlite::config::DbConfig;
 use rusqlite::{Connection, OpenFlags, TransactionBehavior, params};
 
 use super::fault::Fault;
-use super::os::FileId;
 use super::store::lock;
 use super::{ballast, proof, queries, quick_check, recovery, schema, unproven};
 use crate::message::{Effect, Server, Touch};
-use crate::store::{Ahead, BacklogSeen, OpenMode, place};
+use crate::store::os::FileId;
+use crate::store::view::BacklogSeen;
+use crate::store::work::Ahead;
+use crate::store::{OpenMode, place};
 
 /// A look may run on a thread that serves clients, so it waits for nobody for long.
 const BUSY_TIMEOUT: Duration = Duration::from_millis(200);

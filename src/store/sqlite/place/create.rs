@@ -5,10 +5,11 @@ use std::io;
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::Path;
 
-use crate::store::StoreError;
+use crate::store::error::StoreError;
+use crate::store::os::{folder_of, os_words};
 use crate::store::sqlite::connect::connect_with_room;
 use crate::store::sqlite::fault::Fault;
-use crate::store::sqlite::os::{folder_of, make_private, os_words};
+use crate::store::sqlite::files::make_private;
 
 /// Says whether the file's first pages were being written when power failed: a rollback journal lies beside it, by which
 /// it was empty before. The journal was synced before a byte of the file was written, so it is whole.

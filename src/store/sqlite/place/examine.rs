@@ -8,12 +8,13 @@ use std::path::{Path, PathBuf};
 use rusqlite::Connection;
 
 use super::create::{has_hot_journal, make_file, roll_back_creation};
+use crate::store::error::StoreError;
+use crate::store::os::os_words;
 use crate::store::sqlite::access::access_words;
 use crate::store::sqlite::connect::{immutable, tables};
 use crate::store::sqlite::fault::NO_DATABASE;
-use crate::store::sqlite::os::os_words;
 use crate::store::sqlite::{queries, recovery, schema};
-use crate::store::{OpenMode, StoreError, place};
+use crate::store::{OpenMode, place};
 
 /// Bytes of the header that every SQLite database starts with.
 const HEADER_BYTES: u64 = 100;

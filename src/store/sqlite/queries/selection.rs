@@ -4,7 +4,7 @@ use rusqlite::types::Value;
 use rusqlite::{Statement, ToSql};
 
 use crate::message::{MessageStatus, workspaces_named};
-use crate::store::Filter;
+use crate::store::view::Filter;
 
 /// The conditions of a [`Filter`], as SQL with named parameters.
 pub(in crate::store::sqlite) struct Selection {

@@ -57,12 +57,13 @@ use tracing::{error, warn};
 use self::rebuild::Origin;
 use super::damaged::Damaged;
 use super::fault::Fault;
+use super::files::make_private;
 use super::files::{beside, log_of, move_if_there, remove_if_there, sync_folder};
 use super::folder_lock::FolderLock;
-use super::os::{FileId, folder_of, make_private, os_words};
 use super::seal::KeyRing;
 use super::{schema, upgrade};
-use crate::store::StoreError;
+use crate::store::error::StoreError;
+use crate::store::os::{FileId, folder_of, os_words};
 
 /// Says whether there is a log that may hold messages although there is no database, or an empty one: SQLite would
 /// delete it.
@@ -84,6 +85,18 @@ pub(super) fn pending(path: &Path) -> Option<String> {
         let time = name.as_bytes().strip_prefix(prefix.as_bytes())?;
         let time = time.strip_suffix(b"-wal").or(time.strip_suffix(b"-shm")).unwrap_or(time);
         String::from_utf8(time.to_vec()).ok()
+    })
+}
+
+/// Returns whether this file is beside the store at this path as one that was found damaged.
+pub(in crate::store) fn is_set_aside(file: FileId, path: &Path) -> bool {
+    let Some(name) = path.file_name().and_then(|name| name.to_str()) else { return false };
+    let Ok(entries) = fs::read_dir(folder_of(path)) else { return false };
+    entries.filter_map(Result::ok).any(|entry| {
+        let found = entry.file_name();
+        let kind = found.to_str().and_then(|found| found.strip_prefix(name));
+        kind.is_some_and(|kind| kind.starts_with(".damaged-") || kind.starts_with(".recovering-"))
+            && FileId::at(&entry.path()) == Some(file)
     })
 }
 

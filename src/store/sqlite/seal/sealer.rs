@@ -12,7 +12,7 @@ use super::state::SealingState;
 use crate::store::key::KeyId;
 use crate::store::sqlite::codec::Packed;
 use crate::store::sqlite::fault::Fault;
-use crate::store::{Encryption, KeyState};
+use crate::store::view::{Encryption, KeyState};
 
 /// What a codec's number is raised by when the body is sealed.
 pub(in crate::store::sqlite) const SEALED: i64 = 16;

@@ -1,28 +1,14 @@
-//! PLACEHOLDER
+//! What the operating system says and knows: its errors in words, which file is which, which folder a file is in.
+//!
+//! Knows nothing of stores, so that every file of the room may use it.
+
 use std::fs;
 use std::io;
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, UNIX_EPOCH};
+use std::time::UNIX_EPOCH;
 
-use super::in_place;
-use crate::store::StoreIdentity;
-
-/// Returns the folder that a path lies in.
-pub(super) fn folder_of(path: &Path) -> &Path {
-    match path.parent() {
-        Some(folder) if !folder.as_os_str().is_empty() => folder,
-        _ => Path::new("."),
-    }
-}
-
-/// Returns the system's words for an error as they stand inside a sentence.
-pub(crate) fn os_words(error: &io::Error) -> String {
-    let words = error.to_string();
-    let words = words.split(" (os error").next().unwrap_or(&words);
-    let mut letters = words.chars();
-    letters.next().map(|first| first.to_lowercase().chain(letters).collect()).unwrap_or_default()
-}
+use super::view::StoreIdentity;
 
 /// Tells a file from any other: device and inode.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -42,7 +28,7 @@ impl FileId {
     /// Returns the identity of the store in this file, which is at this path.
     ///
     /// The file's device, its number there, and when it was made: a number is given again once its file is gone.
-    pub(super) fn identity(self, path: &Path) -> StoreIdentity {
+    pub(crate) fn identity(self, path: &Path) -> StoreIdentity {
         let Self(device, number) = self;
         let made = fs::metadata(path).ok().filter(|found| Self(found.dev(), found.ino()) == self);
         let made = made.and_then(|found| found.created().ok()?.duration_since(UNIX_EPOCH).ok());
@@ -65,27 +51,20 @@ impl FileId {
             open.filter(|entry| Self::at(entry) == Some(self)).filter_map(|entry| fs::read_link(entry).ok());
         paths.find(|path| Self::at(path) == Some(self))
     }
+}
 
-    /// Says whether this file lies beside the store at this path as one that was found damaged.
-    pub(crate) fn is_set_aside(self, path: &Path) -> bool {
-        let Some(name) = path.file_name().and_then(|name| name.to_str()) else { return false };
-        let Ok(entries) = fs::read_dir(folder_of(path)) else { return false };
-        entries.filter_map(Result::ok).any(|entry| {
-            let found = entry.file_name();
-            let kind = found.to_str().and_then(|found| found.strip_prefix(name));
-            kind.is_some_and(|kind| kind.starts_with(".damaged-") || kind.starts_with(".recovering-"))
-                && Self::at(&entry.path()) == Some(self)
-        })
+/// Returns the folder that a path lies in.
+pub(crate) fn folder_of(path: &Path) -> &Path {
+    match path.parent() {
+        Some(folder) if !folder.as_os_str().is_empty() => folder,
+        _ => Path::new("."),
     }
 }
 
-/// Makes an empty file that only this user can read.
-pub(super) fn make_private(path: &Path) -> io::Result<()> {
-    let file = fs::OpenOptions::new().read(true).write(true).create_new(true).mode(0o600).open(path)?;
-    in_place::overwrite_in_place(&file);
-    // The umask may have taken bits from it; it never adds any.
-    file.set_permissions(fs::Permissions::from_mode(0o600))
+/// Returns the system's words for an error as they stand inside a sentence.
+pub(crate) fn os_words(error: &io::Error) -> String {
+    let words = error.to_string();
+    let words = words.split(" (os error").next().unwrap_or(&words);
+    let mut letters = words.chars();
+    letters.next().map(|first| first.to_lowercase().chain(letters).collect()).unwrap_or_default()
 }
-
-/// How long a write waits for other processes.
-pub(super) const BUSY_TIMEOUT: Duration = Duration::from_secs(10);
