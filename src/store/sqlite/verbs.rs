@@ -6,17 +6,20 @@ use std::time::Duration;
 
 use rusqlite::{Connection, TransactionBehavior};
 
+use super::claim::{WINDOW_MAX, WalkScope};
+use super::fault::BUSY_TIMEOUT;
 use super::fault::Fault;
 use super::seal::Sealer;
+use super::settle::Settlement;
+use super::store::{SqliteStore, lock};
 use super::{
-    BUSY_TIMEOUT, LOG_ERASURE_TIMEOUT, SqliteStore, ahead, attachments, claim, guard, lanes, lease, lock, open, people,
-    recovery, register, rejected, salvaged, schema, settle, space, standing, stranded, view,
+    ahead, attachments, claim, connect, counters, erasure, guard, header_sets, hold, lease, people, queue_ahead,
+    reassign, register, salvaged, schema, settle, space, standing, stranded, view,
 };
 use crate::message::{Attachment, EntityKey, Lane, Message, MessageId, MessageType, Server, Sha256, Touch};
 use crate::store::clock::now_ms;
 use crate::store::error::StoreError;
 use crate::store::full_state::USUAL_BYTES;
-use crate::store::open::{Limits, WhenFull};
 use crate::store::room;
 use crate::store::traits::{Attachments, Browse, Intake, Maintain, Replay};
 use crate::store::view::{
@@ -26,6 +29,10 @@ use crate::store::view::{
 use crate::store::work::{
     Ahead, AttachmentId, Claim, ClaimLimits, Hold, LaneId, LaneWork, Lease, Outcome, Owner, SalvagedRow,
 };
+use crate::store::{Limits, WhenFull};
+
+/// How long emptying the log waits for those who read it.
+const LOG_ERASURE_TIMEOUT: Duration = Duration::from_millis(100);
 
 impl Intake for SqliteStore {
     fn register(&self, messages: &[Message]) -> Result<Vec<MessageId>, StoreError> {
@@ -44,16 +51,15 @@ impl Intake for SqliteStore {
         // That is all while nothing waits. Only when something does, it is looked at more closely, in a snapshot of its own.
         let quick = || {
             let reader = lock(&self.quick_reader);
-            guard::look(&reader, &self.path, |reader| register::waiting(reader, &self.known_sealer(), lane))
+            guard::look(&reader, &self.path, |reader| queue_ahead::waiting(reader, &self.known_sealer(), lane))
         };
         match quick().map_err(|fault: Fault| fault.at(&self.path))? {
-            Some(register::InLane { messages, refused }) if messages + refused == 0 || touches.is_empty() => {
+            Some(queue_ahead::InLane { messages, refused }) if messages + refused == 0 || touches.is_empty() => {
                 Ok(Ahead { messages, ..Ahead::default() })
             }
             // Also when the key was changed: what a lane is looked up by is another one then.
-            Some(_) | None => {
-                self.read(&self.quick_reader, |connection, sealer| register::ahead(connection, sealer, lane, touches))
-            }
+            Some(_) | None => self
+                .read(&self.quick_reader, |connection, sealer| queue_ahead::ahead(connection, sealer, lane, touches)),
         }
     }
 
@@ -118,7 +124,7 @@ impl Intake for SqliteStore {
     }
 
     fn note_full(&self, since_ms: Option<i64>, refused: u64) -> Result<(), StoreError> {
-        self.write(|tx, _| people::note_full(tx, since_ms, refused))
+        self.write(|tx, _| counters::note_full(tx, since_ms, refused))
     }
 }
 
@@ -197,7 +203,7 @@ impl Replay for SqliteStore {
     }
 
     fn hold(&self, lease: &Lease, lane: LaneId, hold: Option<&Hold>) -> Result<(), StoreError> {
-        self.write_as(lease, |tx, _| settle::hold(tx, lane, hold))
+        self.write_as(lease, |tx, _| hold::hold(tx, lane, hold))
     }
 
     fn claim(
@@ -211,7 +217,9 @@ impl Replay for SqliteStore {
         let _one_at_a_time = lock(&self.claiming);
         loop {
             let choose = |connection: &Connection, sealer: &Sealer| {
-                claim::choose(connection, sealer, (&self.recent, &self.memo), lane, filter, limits, now_ms)
+                let (recent, memo) = (&self.recent, &self.memo);
+                let scope = WalkScope { connection, lane: lane.0, now_ms, recent, memo, window_max: WINDOW_MAX };
+                claim::choose(&scope, sealer, filter, limits)
             };
             let chosen = self.read(&self.reader, choose)?;
             if let Some(bytes) = chosen.too_large {
@@ -227,7 +235,8 @@ impl Replay for SqliteStore {
 
     fn settle(&self, lease: &Lease, outcomes: &[(MessageId, Outcome)]) -> Result<(), StoreError> {
         let settled = self.write_as(lease, |tx, sealer| {
-            settle::settle(tx, lease.epoch, outcomes, (&self.packer, sealer), &self.recent)?;
+            let settlement = Settlement { tx, sealer, packer: &self.packer, recent: &self.recent };
+            settle::settle(&settlement, lease.epoch, outcomes)?;
             attachments::any_released(tx)
         });
         match settled {
@@ -282,7 +291,7 @@ impl Browse for SqliteStore {
     }
 
     fn lane_list(&self, now_ms: i64) -> Result<Vec<LaneListed>, StoreError> {
-        self.read(&self.reader, |connection, sealer| lanes::list(connection, sealer, now_ms))
+        self.read(&self.reader, |connection, sealer| reassign::list(connection, sealer, now_ms))
     }
 
     fn stranded(&self) -> Result<Vec<Stranded>, StoreError> {
@@ -311,11 +320,11 @@ impl Browse for SqliteStore {
                 lease: lease::holder(connection)?,
                 agents: people::agents(connection)?,
                 last_replay: people::last_replay(connection)?,
-                held: settle::held(connection, sealer, now_ms)?,
-                adoptions: lanes::adoptions(connection)?,
-                dropped: people::counter(connection, "dropped")?,
-                expired: people::counter(connection, "expired")?,
-                rejected_dropped: people::counter(connection, rejected::DROPPED)?,
+                held: hold::held(connection, sealer, now_ms)?,
+                adoptions: reassign::adoptions(connection)?,
+                dropped: counters::counter(connection, "dropped")?,
+                expired: counters::counter(connection, "expired")?,
+                rejected_dropped: counters::counter(connection, counters::REJECTED_DROPPED)?,
                 full: match self.limits.when_full {
                     WhenFull::Refuse => space.fullness(&self.limits, USUAL_BYTES),
                     WhenFull::DropOldest => None,
@@ -324,8 +333,8 @@ impl Browse for SqliteStore {
                     WhenFull::Refuse => space.room(&self.limits),
                     WhenFull::DropOldest => u64::MAX,
                 },
-                full_record: people::full_record(connection)?,
-                recoveries: recovery::recoveries(connection)?,
+                full_record: counters::full_record(connection)?,
+                recoveries: people::recoveries(connection)?,
                 encryption: sealer.encryption(),
                 unproven: self.watch.unproven(),
             })
@@ -334,7 +343,7 @@ impl Browse for SqliteStore {
 
     fn check(&self) -> Result<Vec<String>, StoreError> {
         // It takes long, so it has a connection of its own.
-        let reader = Mutex::new(open::open_reader(&self.path, self.is_alone)?);
+        let reader = Mutex::new(connect::open_reader(&self.path, self.is_alone)?);
         match self.read(&reader, people::check) {
             Err(StoreError::Damaged { reason, .. }) => Ok(vec![reason]),
             result => result,
@@ -344,14 +353,14 @@ impl Browse for SqliteStore {
 
 impl Maintain for SqliteStore {
     fn adopt(&self, server: &Server) -> Result<u64, StoreError> {
-        if !self.read(&self.reader, |connection, _| lanes::any_without_server(connection))? {
+        if !self.read(&self.reader, |connection, _| reassign::any_without_server(connection))? {
             return Ok(0);
         }
-        self.write(|tx, _| lanes::adopt(tx, server))
+        self.write(|tx, _| reassign::adopt(tx, server))
     }
 
     fn reassign(&self, lease: &Lease, from: LaneId, to: &Lane, limit: usize) -> Result<u64, StoreError> {
-        self.write_as(lease, |tx, sealer| lanes::reassign(tx, sealer, from, to, limit))
+        self.write_as(lease, |tx, sealer| reassign::reassign(tx, sealer, from, to, limit))
     }
 
     fn purge(&self, filter: &Filter, limit: usize) -> Result<Purged, StoreError> {
@@ -383,10 +392,10 @@ impl Maintain for SqliteStore {
     }
 
     fn erase_credentials(&self) -> Result<bool, StoreError> {
-        if self.read(&self.reader, |connection, _| lanes::any_to_erase(connection))? {
+        if self.read(&self.reader, |connection, _| erasure::any_to_erase(connection))? {
             let is_erased = self.write(|tx, _| {
                 tx.pragma_update(None, "secure_delete", true)?;
-                let erased = lanes::erase(tx);
+                let erased = erasure::erase(tx);
                 tx.pragma_update(None, "secure_delete", false)?;
                 erased
             })?;
@@ -405,7 +414,7 @@ impl Maintain for SqliteStore {
             self.watch.vet()?;
             // Whoever reads for long must not keep writers waiting for this.
             connection.busy_timeout(LOG_ERASURE_TIMEOUT)?;
-            let emptied = lanes::empty_log(&connection);
+            let emptied = erasure::empty_log(&connection);
             connection.busy_timeout(BUSY_TIMEOUT)?;
             emptied
         };
@@ -416,7 +425,7 @@ impl Maintain for SqliteStore {
 
     fn compact(&self) -> Result<u64, StoreError> {
         self.remove_unfinished()?;
-        self.write(|tx, _| register::forget_header_sets(tx))?;
+        self.write(|tx, _| header_sets::forget_header_sets(tx))?;
         self.erase_credentials()?;
         let shrink = || -> Result<bool, Fault> {
             let connection = lock(&self.writer);
