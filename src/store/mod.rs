@@ -49,6 +49,7 @@ pub mod committer;
 pub mod encryption;
 mod error;
 pub mod full_state;
+mod limits;
 pub mod mount;
 mod moved;
 mod open;
@@ -70,7 +71,8 @@ pub use self::encryption::reseal::{Resealed, Resealing};
 pub use self::encryption::state::{Encryption, KeyState};
 pub use self::error::StoreError;
 pub use self::full_state::{FullLimit, Fullness};
-pub use self::open::{Limits, OpenMode, WhenFull, io_errors, open, open_with, prove, recover, reseal, unproven};
+pub use self::limits::{Limits, OpenMode, WhenFull};
+pub use self::open::{io_errors, open, open_with, prove, recover, reseal, unproven};
 pub use self::traits::{Attachments, Browse, Intake, Maintain, Replay, Store};
 pub use self::view::{
     AdoptionRecord, AgentRecord, Backlog, BacklogGroup, BacklogSeen, Condition, Filter, FullRecord, LaneListed, Listed,
