@@ -19,7 +19,7 @@ use crate::monitor::connection::Connection;
 use crate::shutdown::Shutdown;
 use crate::store::full_state::remedies;
 use crate::store::slot::{SlotState, StoreSlot};
-use crate::store::{self, Backlog, BacklogSeen, Condition, Filter, Hold, LaneWork, ReplayRecord, StoreError, now_ms};
+use crate::store::{Backlog, BacklogSeen, Condition, Filter, Hold, LaneWork, ReplayRecord, StoreError, now_ms};
 use crate::telemetry::history::{self, History, Rates, Sample};
 use crate::telemetry::metrics::Metrics;
 
@@ -390,7 +390,7 @@ impl Watch {
         };
         let live_writes = LiveWrites::of(&self.slot, &self.server).word();
         let unproven_since_ms = match error {
-            StoreError::Unproven { path, .. } => store::unproven(path).map(|unproven| unproven.since_ms),
+            StoreError::Unproven { .. } => self.slot.unproven().map(|unproven| unproven.since_ms),
             _ => None,
         };
         let reason = Some(error.to_string());

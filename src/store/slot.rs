@@ -431,8 +431,8 @@ impl StoreSlot {
             Cause::Damaged(damage) => {
                 let mut recovered_at = self.recovered_at.lock().unwrap_or_else(PoisonError::into_inner);
                 if recovered_at.is_some_and(|at| at.elapsed() < RECOVER_AGAIN_AFTER) {
-                    let path = self.file.clone().unwrap_or_default();
-                    return Err(StoreError::Damaged { path, reason: format!("{}, once more", damage.reason) });
+                    let at = self.file.as_deref().unwrap_or(Path::new("")).into();
+                    return Err(StoreError::Damaged { at, reason: format!("{}, once more", damage.reason) });
                 }
                 let store = (self.opener)(Some(damage))?;
                 *recovered_at = Some(Instant::now());
@@ -634,6 +634,11 @@ impl StoreSlot {
         self.opening.try_lock().is_err()
     }
 
+    /// Returns since when and why the store has to be rewritten and synced before it is used again.
+    pub fn unproven(&self) -> Option<Unproven> {
+        sqlite::unproven(self.file.as_deref()?)
+    }
+
     /// Returns how the slot stands, without trying anything.
     pub fn state(&self) -> SlotState {
         match &*self.inner() {
@@ -673,20 +678,20 @@ impl StoreSlot {
         *looked_at = Instant::now();
         if Arc::strong_count(store) == 1 && store.has_to_be_reopened() {
             let reason = "it is opened again now that its disk has room".into();
-            let error = Arc::new(StoreError::Unusable { path: path.to_owned(), reason });
+            let error = Arc::new(StoreError::Unusable { at: path.into(), reason });
             *inner = Inner::Away(Away::new(error, None, Cause::Nothing, None));
             return;
         }
         if FileId::at(path) != *file {
             let reason = "its file was removed or replaced while it was open".into();
-            let error = Arc::new(StoreError::Unusable { path: path.to_owned(), reason });
+            let error = Arc::new(StoreError::Unusable { at: path.into(), reason });
             warn_of_loss(&mut self.said(), &error);
             let cause = file.map_or(Cause::Nothing, |file| self.gone(store, file, beside));
             let failed = Some(Arc::clone(store));
             *inner = Inner::Away(Away::new(error, None, cause, failed));
         } else if let Some(Unproven { reason, .. }) = sqlite::unproven(path) {
             // Another process, or another thread of this one, has seen an error. All have to close it before it is proven.
-            let error = Arc::new(StoreError::Unproven { path: path.to_owned(), reason });
+            let error = Arc::new(StoreError::Unproven { at: path.into(), reason });
             warn_of_loss(&mut self.said(), &error);
             store.close();
             *inner = Inner::Away(Away::new(error, Some(Instant::now()), Cause::Nothing, None));

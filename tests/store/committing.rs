@@ -147,8 +147,7 @@ fn stopping_stores_what_was_submitted_and_refuses_the_rest() {
 
 #[test]
 fn a_full_store_takes_what_still_fits() {
-    let full =
-        || StoreError::Full { path: "store".into(), limit: FullLimit::MaxSize, needed: 1, reason: "test".into() };
+    let full = || StoreError::Full { at: "store".into(), limit: FullLimit::MaxSize, needed: 1, reason: "test".into() };
     let door = Arc::new(Door::default());
     let left = AtomicUsize::new(100);
     let (committer, store) = committer({

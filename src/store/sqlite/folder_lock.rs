@@ -36,7 +36,7 @@ impl FolderLock {
                 }
                 Err(rustix::io::Errno::WOULDBLOCK) => {
                     let waited_ms = BUSY_TIMEOUT.as_millis() as u64;
-                    return Err(StoreError::Busy { path: path.to_owned(), waited_ms });
+                    return Err(StoreError::Busy { at: path.into(), waited_ms });
                 }
                 // A file system without locks is used by one machine at best; the names still tell the state.
                 Err(_) => return Ok(Self(None)),

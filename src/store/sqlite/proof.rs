@@ -100,7 +100,7 @@ pub(super) fn prove_if_needed(path: &Path, keys: Option<&KeyRing>) -> Result<(),
         (Err(_), Some(_)) if is_busy && unproven(path).is_none() => Ok(()),
         (Err(_), Some(Unproven { reason, .. })) if is_busy => {
             let reason = format!("{reason}, and another process still has it open");
-            Err(StoreError::Unproven { path: path.to_owned(), reason }.into())
+            Err(StoreError::Unproven { at: path.into(), reason }.into())
         }
         // It is in use, and those who use it know what they wrote.
         (Err(_), None) if is_busy => Ok(()),
@@ -125,7 +125,7 @@ fn unusable(path: &Path, error: &io::Error) -> Fault {
 
 fn unprovable(path: &Path, words: &str) -> Fault {
     let reason = format!("it can't be proven after an error of the disk, or after it was not closed in order: {words}");
-    StoreError::Unusable { path: path.to_owned(), reason }.into()
+    StoreError::Unusable { at: path.into(), reason }.into()
 }
 
 /// Opens the store as [`open_alone`] does, and takes the lock that keeps others out.

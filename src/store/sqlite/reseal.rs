@@ -103,7 +103,7 @@ impl Work<'_> {
             let state = SealingState::read(&self.connection)?;
             if state.key() != target {
                 let reason = "another process changes its key to another one; run it again when that has ended".into();
-                return Err(StoreError::Unusable { path: self.path.to_owned(), reason }.into());
+                return Err(StoreError::Unusable { at: (&*self.path).into(), reason }.into());
             }
             if state.is_complete() {
                 return Ok(Resealed::Complete(self.done));

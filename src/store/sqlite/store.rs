@@ -208,7 +208,7 @@ impl SqliteStore {
             warn!(target: "db_manager", "{count} messages that are not acknowledged stay in the old file: {error}");
         }
         let reason = "its file was removed or replaced while it was open".into();
-        Err(StoreError::Unusable { path: self.path.clone(), reason })
+        Err(StoreError::Unusable { at: (&*self.path).into(), reason })
     }
 
     /// Removes the bytes of uploads that can't come to their end any more, and of messages that are gone.

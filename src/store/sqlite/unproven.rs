@@ -85,7 +85,7 @@ pub(super) fn judge(error: &rusqlite::Error, path: &Path) -> Option<StoreError> 
     // What the system refuses never was on the disk, and nothing is lost; but SQLite does not tell it from a broken disk.
     let why = access_words(path).map_or(String::new(), |words| format!(": {words}"));
     let reason = format!("{what} (SQLite error {}){why}", code.extended_code);
-    mark(path, &reason, is_certain).then(|| StoreError::Unproven { path: path.to_owned(), reason })
+    mark(path, &reason, is_certain).then(|| StoreError::Unproven { at: path.into(), reason })
 }
 
 /// Makes the store unproven, and returns whether it is. SQLite does not tell a quota from a broken disk; the flag's own
@@ -158,7 +158,7 @@ impl Watch {
     /// Fails if the store is unproven.
     pub(super) fn vet(&self) -> Result<(), StoreError> {
         match self.unproven() {
-            Some(Unproven { reason, .. }) => Err(StoreError::Unproven { path: self.path.clone(), reason }),
+            Some(Unproven { reason, .. }) => Err(StoreError::Unproven { at: (&*self.path).into(), reason }),
             None => Ok(()),
         }
     }

@@ -117,7 +117,7 @@ pub(super) fn recover(
 ) -> Result<(), StoreError> {
     let _alone = FolderLock::exclusive(path)?;
     let unusable = |error: io::Error| StoreError::Unusable {
-        path: path.to_owned(),
+        at: path.into(),
         reason: format!("it is damaged and can't be recovered now: {}", os_words(&error)),
     };
     if let Some(time) = pending(path) {
@@ -146,10 +146,10 @@ pub(super) fn recover(
 /// What keeps a recovery from its end is not the damage: it is tried again.
 fn blocked(fault: Fault, path: &Path) -> StoreError {
     match fault.at(path) {
-        StoreError::Damaged { path, reason } => StoreError::Unusable { path, reason },
-        StoreError::Full { path, reason, .. } => {
+        StoreError::Damaged { at, reason } => StoreError::Unusable { at, reason },
+        StoreError::Full { at, reason, .. } => {
             let reason = format!("it is damaged and can't be recovered now: {reason}; the damaged file is kept");
-            StoreError::Unusable { path, reason }
+            StoreError::Unusable { at, reason }
         }
         error => error,
     }
@@ -204,7 +204,7 @@ impl RecoveryRun<'_> {
     fn resume(&self) -> Result<(), Fault> {
         let io = |error: io::Error| {
             Fault::from(StoreError::Unusable {
-                path: self.path.to_owned(),
+                at: (&*self.path).into(),
                 reason: format!("it is damaged and can't be recovered now: {}", os_words(&error)),
             })
         };
@@ -248,7 +248,7 @@ impl RecoveryRun<'_> {
     fn rebuild(&self) -> Result<(u64, u64), Fault> {
         let new = beside(self.path, ".rebuilding");
         let unusable =
-            |error: io::Error| Fault::from(StoreError::Unusable { path: new.clone(), reason: os_words(&error) });
+            |error: io::Error| Fault::from(StoreError::Unusable { at: (&*new).into(), reason: os_words(&error) });
         for suffix in ["-journal", "-wal", "-shm", ""] {
             remove_if_there(&beside(&new, suffix)).map_err(unusable)?;
         }
