@@ -142,7 +142,7 @@ impl LiveWrites {
     pub fn of(slot: &StoreSlot, server: &Server) -> Self {
         match slot.state() {
             SlotState::Open => Self::Stored,
-            SlotState::Away { .. } => match slot.backlog_seen(server, &[]) {
+            SlotState::Unavailable { .. } => match slot.backlog_seen(server, &[]) {
                 BacklogSeen::NeverWas | BacklogSeen::Empty => Self::PassedOn,
                 BacklogSeen::Holds { .. } => Self::RefusedIfConflicting,
                 BacklogSeen::Unknown => Self::Refused,
@@ -385,7 +385,7 @@ impl Watch {
 
     fn unusable(&self, error: &StoreError) -> StoreStatus {
         let refused_while_unusable = match self.slot.state() {
-            SlotState::Away { refused, .. } => refused,
+            SlotState::Unavailable { refused, .. } => refused,
             SlotState::Open => 0,
         };
         let live_writes = LiveWrites::of(&self.slot, &self.server).word();

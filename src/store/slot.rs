@@ -5,7 +5,7 @@
 //!
 //! ```text
 //!              opened                    report(unusable, damaged ...)
-//!   (start) ─────────▶ open ────────────────────────────────────────▶ away
+//!   (start) ─────────▶ open ────────────────────────────────────────▶ unavailable
 //!                       ▲  │ file removed or replaced (seen once a second)  │
 //!                       │  └────────────────────────────────────────────────▶│
 //!                       └────────────── get, every few seconds ◀─────────────┘
@@ -110,11 +110,11 @@ impl Uncertain {
 
 enum Inner {
     Open { store: Arc<dyn Store>, file: Option<FileId>, beside: Vec<(PathBuf, FileId)>, looked_at: Instant },
-    Away(Away),
+    Unavailable(Unavailable),
 }
 
 /// Why there is no store, and what is left to look at.
-struct Away {
+struct Unavailable {
     error: Arc<StoreError>,
     since: Instant,
     tried_at: Option<Instant>,
@@ -125,7 +125,7 @@ struct Away {
     refused: u64,
 }
 
-impl Away {
+impl Unavailable {
     fn new(error: Arc<StoreError>, tried_at: Option<Instant>, cause: Cause, failed: Option<Arc<dyn Store>>) -> Self {
         Self { error, since: Instant::now(), tried_at, cause, failed, refused: 0 }
     }
@@ -142,25 +142,25 @@ enum Cause {
     Nothing,
     Damaged(Damage),
     /// Its file is not at the path any more, and this is the only way to it.
-    Deleted(Gone),
-    Moved(Gone),
+    Deleted(Detached),
+    Moved(Detached),
 }
 
 /// A store whose file went away.
 #[derive(Clone)]
-struct Gone {
+struct Detached {
     store: Arc<dyn Store>,
     /// What SQLite keeps beside the file, and may have stayed where it was.
     beside: Vec<(PathBuf, FileId)>,
 }
 
-impl Gone {
+impl Detached {
     /// Writes the log of the store into its file, wherever that is, and takes what lies beside it out of the way of a
     /// new one, which would read the log as its own and share the memory of the old one.
     ///
     /// With `only_if_written` a log that could not be written back stays: its file is somewhere without it, and whoever
     /// opens a store here next recovers what it holds.
-    fn take_leave(&self, only_if_written: bool) {
+    fn checkpoint_and_detach(&self, only_if_written: bool) {
         if let Err(error) = self.store.compact() {
             warn!(target: "db_manager", "the log of the file that was moved or deleted stays as it is: {error}");
         }
@@ -217,7 +217,7 @@ pub enum SlotState {
     /// The store is open.
     Open,
     /// There is none that could be used.
-    Away {
+    Unavailable {
         /// Why.
         error: Arc<StoreError>,
         /// For how long.
@@ -266,7 +266,7 @@ impl StoreSlot {
             Ok(store) => Inner::open(store, file.as_deref()),
             Err(error) => {
                 warn_of_loss(&mut said, &error);
-                Inner::Away(Away::new(Arc::new(error), Some(Instant::now()), Cause::Nothing, None))
+                Inner::Unavailable(Unavailable::new(Arc::new(error), Some(Instant::now()), Cause::Nothing, None))
             }
         };
         let (recovered_at, opening) = (Mutex::new(None), Mutex::new(()));
@@ -310,7 +310,7 @@ impl StoreSlot {
                 }
                 false => Some(store),
             };
-            *self.inner() = Inner::Away(Away::new(Arc::new(error), tried_at, Cause::Nothing, failed));
+            *self.inner() = Inner::Unavailable(Unavailable::new(Arc::new(error), tried_at, Cause::Nothing, failed));
         }
         self.on_open = Some(Box::new(work));
         self
@@ -341,10 +341,10 @@ impl StoreSlot {
     pub fn get(&self) -> Result<Arc<dyn Store>, Arc<StoreError>> {
         {
             let mut inner = self.inner();
-            self.look_after(&mut inner);
+            self.check_replaced(&mut inner);
             match &*inner {
                 Inner::Open { store, .. } => return Ok(Arc::clone(store)),
-                Inner::Away(Away { error, tried_at, .. }) => {
+                Inner::Unavailable(Unavailable { error, tried_at, .. }) => {
                     if tried_at.is_some_and(|tried_at| tried_at.elapsed() < RETRY_AFTER) {
                         return Err(Arc::clone(error));
                     }
@@ -370,7 +370,7 @@ impl StoreSlot {
             self.close_failed();
         }
         let cause = match &*self.inner() {
-            Inner::Away(Away { cause, .. }) => cause.clone(),
+            Inner::Unavailable(Unavailable { cause, .. }) => cause.clone(),
             Inner::Open { .. } => Cause::Nothing,
         };
         let opened = self.open_after(&cause).and_then(|store| match &self.on_open {
@@ -380,7 +380,7 @@ impl StoreSlot {
         let mut inner = self.inner();
         match opened {
             Ok(store) => {
-                let was_unproven = matches!(&*inner, Inner::Away(away) if away.error.is_unproven());
+                let was_unproven = matches!(&*inner, Inner::Unavailable(away) if away.error.is_unproven());
                 let how = if was_unproven { ", after it was written anew and synced" } else { "" };
                 info!(target: "db_manager", "the message store can be used again{how}");
                 self.said().works(Instant::now());
@@ -399,8 +399,10 @@ impl StoreSlot {
                     error!(target: "db_manager", "the message store still can't be used: {error}");
                 }
                 match &mut *inner {
-                    Inner::Away(away) => (away.error, away.tried_at) = (Arc::clone(&error), tried_at),
-                    Inner::Open { .. } => *inner = Inner::Away(Away::new(Arc::clone(&error), tried_at, cause, None)),
+                    Inner::Unavailable(away) => (away.error, away.tried_at) = (Arc::clone(&error), tried_at),
+                    Inner::Open { .. } => {
+                        *inner = Inner::Unavailable(Unavailable::new(Arc::clone(&error), tried_at, cause, None))
+                    }
                 }
                 drop(inner);
                 if error.is_unproven() {
@@ -415,7 +417,7 @@ impl StoreSlot {
     /// nobody can prove it.
     fn close_failed(&self) {
         let failed = match &mut *self.inner() {
-            Inner::Away(away) => away.take_failed(),
+            Inner::Unavailable(away) => away.take_failed(),
             Inner::Open { .. } => None,
         };
         // Closing takes a while, and nobody waits for it.
@@ -439,14 +441,14 @@ impl StoreSlot {
                 Ok(store)
             }
             Cause::Deleted(gone) => {
-                gone.take_leave(false);
+                gone.checkpoint_and_detach(false);
                 let store = (self.opener)(None)?;
                 let rescued = rescue::rescue(gone.store.as_ref(), store.as_ref())?;
                 warn!(target: "db_manager", rescued, "the messages of the deleted file are stored again");
                 Ok(store)
             }
             Cause::Moved(gone) => {
-                gone.take_leave(true);
+                gone.checkpoint_and_detach(true);
                 (self.opener)(None)
             }
         }
@@ -456,7 +458,7 @@ impl StoreSlot {
     pub fn may_note(&self) -> bool {
         match &*self.inner() {
             Inner::Open { .. } => true,
-            Inner::Away(Away { error, .. }) => error.lacks_key(),
+            Inner::Unavailable(Unavailable { error, .. }) => error.lacks_key(),
         }
     }
 
@@ -473,7 +475,7 @@ impl StoreSlot {
         };
         let failed = match &*self.inner() {
             Inner::Open { store, .. } => Some(Arc::clone(store)),
-            Inner::Away(away) => away.failed.clone(),
+            Inner::Unavailable(away) => away.failed.clone(),
         };
         let store = match (failed, &self.keyless) {
             (Some(store), _) => store,
@@ -533,7 +535,7 @@ impl StoreSlot {
             let is_of_use = !error.is_unproven() && !matches!(**error, StoreError::NewerSchema { .. });
             let failed = is_of_use.then(|| Arc::clone(store));
             let is_gone = matches!(cause, Cause::Deleted(_) | Cause::Moved(_));
-            *inner = Inner::Away(Away::new(Arc::clone(error), tried_at, cause, failed));
+            *inner = Inner::Unavailable(Unavailable::new(Arc::clone(error), tried_at, cause, failed));
             drop(inner);
             // Outside the lock: a write of another thread may still be going on in it.
             if error.is_unproven() && !is_gone {
@@ -550,7 +552,7 @@ impl StoreSlot {
     pub fn backlog_seen(&self, server: &Server, touches: &[Touch]) -> BacklogSeen {
         let (error, cause, failed) = match &*self.inner() {
             Inner::Open { store, .. } => (None, Cause::Nothing, Some(Arc::clone(store))),
-            Inner::Away(away) => (Some(Arc::clone(&away.error)), away.cause.clone(), away.failed.clone()),
+            Inner::Unavailable(away) => (Some(Arc::clone(&away.error)), away.cause.clone(), away.failed.clone()),
         };
         let through = |store: &Arc<dyn Store>| store.backlog_seen(server, touches).ok();
         let at_path = || self.file.as_deref().map(|path| self.view.look(path, server, touches));
@@ -595,7 +597,7 @@ impl StoreSlot {
     pub fn note_refused(&self) {
         self.refused.fetch_add(1, Ordering::Relaxed);
         let error = match &mut *self.inner() {
-            Inner::Away(away) => {
+            Inner::Unavailable(away) => {
                 away.refused += 1;
                 Arc::clone(&away.error)
             }
@@ -643,8 +645,8 @@ impl StoreSlot {
     pub fn state(&self) -> SlotState {
         match &*self.inner() {
             Inner::Open { .. } => SlotState::Open,
-            Inner::Away(Away { error, since, refused, .. }) => {
-                SlotState::Away { error: Arc::clone(error), lasting: since.elapsed(), refused: *refused }
+            Inner::Unavailable(Unavailable { error, since, refused, .. }) => {
+                SlotState::Unavailable { error: Arc::clone(error), lasting: since.elapsed(), refused: *refused }
             }
         }
     }
@@ -652,16 +654,16 @@ impl StoreSlot {
     fn current(&self) -> Result<Arc<dyn Store>, Arc<StoreError>> {
         match &*self.inner() {
             Inner::Open { store, .. } => Ok(Arc::clone(store)),
-            Inner::Away(Away { error, .. }) => Err(Arc::clone(error)),
+            Inner::Unavailable(Unavailable { error, .. }) => Err(Arc::clone(error)),
         }
     }
 
     /// Takes the store out when its file is not the one at the path any more, or an error of the disk made it unproven.
-    fn look_after(&self, inner: &mut Inner) {
+    fn check_replaced(&self, inner: &mut Inner) {
         let Some(path) = self.file.as_deref() else { return };
         let (store, file, beside, looked_at) = match &mut *inner {
             Inner::Open { store, file, beside, looked_at } => (store, file, beside, looked_at),
-            Inner::Away(away) => {
+            Inner::Unavailable(away) => {
                 // Nobody can prove a store that this process keeps open only to look at it.
                 if away.failed.is_some()
                     && sqlite::unproven(path).is_some()
@@ -679,7 +681,7 @@ impl StoreSlot {
         if Arc::strong_count(store) == 1 && store.has_to_be_reopened() {
             let reason = "it is opened again now that its disk has room".into();
             let error = Arc::new(StoreError::Unusable { at: path.into(), reason });
-            *inner = Inner::Away(Away::new(error, None, Cause::Nothing, None));
+            *inner = Inner::Unavailable(Unavailable::new(error, None, Cause::Nothing, None));
             return;
         }
         if FileId::at(path) != *file {
@@ -688,13 +690,13 @@ impl StoreSlot {
             warn_of_loss(&mut self.said(), &error);
             let cause = file.map_or(Cause::Nothing, |file| self.gone(store, file, beside));
             let failed = Some(Arc::clone(store));
-            *inner = Inner::Away(Away::new(error, None, cause, failed));
+            *inner = Inner::Unavailable(Unavailable::new(error, None, cause, failed));
         } else if let Some(Unproven { reason, .. }) = sqlite::unproven(path) {
             // Another process, or another thread of this one, has seen an error. All have to close it before it is proven.
             let error = Arc::new(StoreError::Unproven { at: path.into(), reason });
             warn_of_loss(&mut self.said(), &error);
             store.close();
-            *inner = Inner::Away(Away::new(error, Some(Instant::now()), Cause::Nothing, None));
+            *inner = Inner::Unavailable(Unavailable::new(error, Some(Instant::now()), Cause::Nothing, None));
         }
     }
 
@@ -703,7 +705,7 @@ impl StoreSlot {
         let Some(path) = self.file.as_deref() else { return Cause::Nothing };
         if file.is_deleted() {
             error!(target: "db_manager", "{} was deleted while it was in use; its messages are stored again", path.display());
-            return Cause::Deleted(Gone { store: Arc::clone(store), beside: beside.to_vec() });
+            return Cause::Deleted(Detached { store: Arc::clone(store), beside: beside.to_vec() });
         }
         if sqlite::is_set_aside(file, path) {
             // Another process recovers it, or has done so.
@@ -715,7 +717,7 @@ impl StoreSlot {
             path.display()
         );
         self.moved.watch(file);
-        Cause::Moved(Gone { store: Arc::clone(store), beside: beside.to_vec() })
+        Cause::Moved(Detached { store: Arc::clone(store), beside: beside.to_vec() })
     }
 
     /// Returns what waits for this server in stores that were moved away, all together; `None` when nothing does.
@@ -724,7 +726,7 @@ impl StoreSlot {
     pub fn seen_in_moved(&self, server: &Server, touches: &[Touch]) -> Option<BacklogSeen> {
         let open = match &*self.inner() {
             Inner::Open { file, .. } => *file,
-            Inner::Away(_) => None,
+            Inner::Unavailable(_) => None,
         };
         self.moved.seen(open, server, touches)
     }

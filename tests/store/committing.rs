@@ -190,7 +190,7 @@ fn a_slot_heals_when_its_store_can_be_used_again() {
     let committer = Committer::start(Arc::clone(&slot)).expect("a thread");
     let refused = committer.store(message(0));
     assert!(matches!(&refused, Err(CommitError::Store(error)) if matches!(**error, StoreError::NotAStore { .. })));
-    assert!(matches!(slot.state(), SlotState::Away { .. }));
+    assert!(matches!(slot.state(), SlotState::Unavailable { .. }));
     fs::remove_dir(&path).expect("it is empty");
     slot.retry().expect("nothing is in the way any more");
     assert!(matches!(slot.state(), SlotState::Open));
