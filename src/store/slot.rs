@@ -41,11 +41,11 @@ use std::time::{Duration, Instant};
 use tracing::{error, info, warn};
 
 use super::moved::MovedStores;
+use super::open::{self, BacklogView, Opening};
 use super::os::FileId;
 use super::rejected_room::RejectedRoom;
 use super::said::Said;
-use super::sqlite::BacklogView;
-use super::{BacklogSeen, Keys, Limits, OpenMode, Store, StoreError, Unproven, rescue, sqlite};
+use super::{BacklogSeen, Keys, Limits, Store, StoreError, Unproven, rescue};
 use crate::message::{EntityKey, Lane, Message, Server, Touch};
 
 /// How long a slot waits before it tries to open its store again.
@@ -242,16 +242,13 @@ impl StoreSlot {
 
     /// Returns the slot of a store in which rejected messages may keep this much; else as [`StoreSlot::at_with`].
     pub fn with_rejected_room(path: &Path, limits: Limits, keys: Keys, rejected: RejectedRoom) -> Self {
-        let owned = path.to_owned();
-        let opener = move |damage: Option<&Damage>| -> Result<Arc<dyn Store>, StoreError> {
-            let store = match damage {
-                None => sqlite::SqliteStore::open_with(&owned, OpenMode::CreateIfMissing, limits, &keys)?,
-                Some(Damage { file, reason }) => sqlite::SqliteStore::recover(&owned, *file, reason, limits, &keys)?,
-            };
-            Ok(Arc::new(store.with_rejected_room(rejected.clone())))
+        let opening = Opening { path: path.to_owned(), limits, keys, rejected };
+        let keyless = opening.clone();
+        let keyless = move || keyless.open_without_key();
+        let opener = move |damage: Option<&Damage>| match damage {
+            None => opening.open(),
+            Some(Damage { file, reason }) => opening.recover(*file, reason),
         };
-        let owned = path.to_owned();
-        let keyless = move || super::open(&owned, OpenMode::WithoutKey, limits);
         Self { keyless: Some(Box::new(keyless)), ..Self::opened_by(Some(path.to_owned()), Box::new(opener)) }
     }
 
@@ -366,7 +363,7 @@ impl StoreSlot {
         }
         // This process or another one may need the file for itself.
         self.view.release();
-        if self.file.as_deref().is_some_and(|path| sqlite::unproven(path).is_some()) {
+        if self.file.as_deref().is_some_and(|path| open::unproven(path).is_some()) {
             self.close_failed();
         }
         let cause = match &*self.inner() {
@@ -638,7 +635,7 @@ impl StoreSlot {
 
     /// Returns since when and why the store has to be rewritten and synced before it is used again.
     pub fn unproven(&self) -> Option<Unproven> {
-        sqlite::unproven(self.file.as_deref()?)
+        open::unproven(self.file.as_deref()?)
     }
 
     /// Returns how the slot stands, without trying anything.
@@ -666,7 +663,7 @@ impl StoreSlot {
             Inner::Unavailable(away) => {
                 // Nobody can prove a store that this process keeps open only to look at it.
                 if away.failed.is_some()
-                    && sqlite::unproven(path).is_some()
+                    && open::unproven(path).is_some()
                     && let Some(failed) = away.take_failed()
                 {
                     failed.close();
@@ -691,7 +688,7 @@ impl StoreSlot {
             let cause = file.map_or(Cause::Nothing, |file| self.gone(store, file, beside));
             let failed = Some(Arc::clone(store));
             *inner = Inner::Unavailable(Unavailable::new(error, None, cause, failed));
-        } else if let Some(Unproven { reason, .. }) = sqlite::unproven(path) {
+        } else if let Some(Unproven { reason, .. }) = open::unproven(path) {
             // Another process, or another thread of this one, has seen an error. All have to close it before it is proven.
             let error = Arc::new(StoreError::Unproven { at: path.into(), reason });
             warn_of_loss(&mut self.said(), &error);
@@ -707,7 +704,7 @@ impl StoreSlot {
             error!(target: "db_manager", "{} was deleted while it was in use; its messages are stored again", path.display());
             return Cause::Deleted(Detached { store: Arc::clone(store), beside: beside.to_vec() });
         }
-        if sqlite::is_set_aside(file, path) {
+        if open::is_set_aside(file, path) {
             // Another process recovers it, or has done so.
             return Cause::Nothing;
         }
