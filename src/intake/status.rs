@@ -399,7 +399,7 @@ impl Watch {
 
     fn look(&self) -> Status {
         let now = now_ms();
-        let read = self.slot.with(|store| {
+        let read = self.slot.try_with(|store| {
             let own = Filter::of_server(&self.server);
             let elsewhere = elsewhere(&store.backlog(&Filter::default())?, &self.server);
             Ok((store.backlog(&own)?, store.condition()?, store.lanes(&own, now)?, elsewhere))

@@ -34,8 +34,9 @@
 
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use tracing::{error, info, warn};
@@ -80,6 +81,8 @@ pub struct StoreSlot {
     recovered_at: Mutex<Option<Instant>>,
     /// Held while the store is opened, which may take as long as other processes keep it locked. Nobody waits for it.
     opening: Mutex<()>,
+    /// Whether a thread of its own checks the store and opens it.
+    is_refreshing: AtomicBool,
     /// Sees what the file holds while it can't be opened.
     view: BacklogView,
     /// Writes that were refused since the start, because they may conflict with what is stored.
@@ -130,9 +133,22 @@ impl Unavailable {
         Self { error, since: Instant::now(), tried_at, cause, failed, refused: 0 }
     }
 
+    fn is_retry_due(&self) -> bool {
+        self.tried_at.is_none_or(|tried_at| tried_at.elapsed() >= RETRY_AFTER)
+    }
+
     /// Takes out the store that failed, to be closed. One whose file is gone stays open: it is the only way to what it holds.
     fn take_failed(&mut self) -> Option<Arc<dyn Store>> {
         self.failed.take().filter(|_| !matches!(self.cause, Cause::Deleted(_) | Cause::Moved(_)))
+    }
+}
+
+/// The one thread that refreshes a slot, until it is dropped.
+struct Refreshing(Arc<StoreSlot>);
+
+impl Drop for Refreshing {
+    fn drop(&mut self) {
+        self.0.is_refreshing.store(false, Ordering::Release);
     }
 }
 
@@ -278,6 +294,7 @@ impl StoreSlot {
             inner,
             recovered_at,
             opening,
+            is_refreshing: AtomicBool::new(false),
             view,
             refused,
             refusal_said_at,
@@ -337,18 +354,70 @@ impl StoreSlot {
     /// The error of the last try.
     pub fn get(&self) -> Result<Arc<dyn Store>, Arc<StoreError>> {
         {
-            let mut inner = self.inner();
-            self.check_replaced(&mut inner);
-            match &*inner {
+            self.check_replaced();
+            match &*self.inner() {
                 Inner::Open { store, .. } => return Ok(Arc::clone(store)),
-                Inner::Unavailable(Unavailable { error, tried_at, .. }) => {
-                    if tried_at.is_some_and(|tried_at| tried_at.elapsed() < RETRY_AFTER) {
-                        return Err(Arc::clone(error));
-                    }
-                }
+                Inner::Unavailable(unavailable) if unavailable.is_retry_due() => {}
+                Inner::Unavailable(Unavailable { error, .. }) => return Err(Arc::clone(error)),
             }
         }
         self.retry()
+    }
+
+    /// Returns the store if it is open, or why it is not. Reads the state only, so that it may be called on a runtime
+    /// that serves clients; see [`StoreSlot::refresh`].
+    ///
+    /// # Errors
+    ///
+    /// The error of the last try.
+    pub fn try_get(&self) -> Result<Arc<dyn Store>, Arc<StoreError>> {
+        self.current()
+    }
+
+    /// Does this with the store if it is open, and tells the slot when that failed; opens nothing, as
+    /// [`StoreSlot::try_get`].
+    ///
+    /// # Errors
+    ///
+    /// Why there is no store, or how the work failed.
+    pub fn try_with<T>(&self, work: impl FnOnce(&dyn Store) -> Result<T, StoreError>) -> Result<T, Arc<StoreError>> {
+        let store = self.try_get()?;
+        work(store.as_ref()).map_err(|error| {
+            let error = Arc::new(error);
+            self.try_report(&store, &error);
+            error
+        })
+    }
+
+    /// Checks the store, and opens it if it is unavailable, on a thread of its own, when either is due. Calls `done` at
+    /// the end.
+    ///
+    /// Returns whether that began. It does not while another thread is at it, or when nothing is due: then `done` is
+    /// dropped, and what [`StoreSlot::try_get`] returns is as fresh as [`StoreSlot::get`] would make it.
+    pub fn refresh(self: &Arc<Self>, done: impl FnOnce() + Send + 'static) -> bool {
+        if !self.is_due() || self.is_refreshing.swap(true, Ordering::AcqRel) {
+            return false;
+        }
+        let refreshing = Refreshing(Arc::clone(self));
+        let refresh = move || {
+            // Why there is no store is the slot's state.
+            drop(refreshing.0.get());
+            drop(refreshing);
+            done();
+        };
+        let spawned = thread::Builder::new().name("store-opener".into()).spawn(refresh);
+        if let Err(error) = &spawned {
+            warn!(target: "db_manager", "cannot start a thread to open the message store: {error}");
+        }
+        spawned.is_ok()
+    }
+
+    /// Returns whether [`StoreSlot::get`] would do more than to read the state.
+    fn is_due(&self) -> bool {
+        match &*self.inner() {
+            Inner::Open { looked_at, .. } => self.file.is_some() && looked_at.elapsed() >= LOOK_EVERY,
+            Inner::Unavailable(unavailable) => unavailable.is_retry_due(),
+        }
     }
 
     /// Opens the store now, unless it is open or another thread is at it.
@@ -486,6 +555,25 @@ impl StoreSlot {
     ///
     /// Takes the store out when it can't be used or is damaged; one that is full or busy, or whose lease was lost, works.
     pub fn report(&self, failed_store: &Arc<dyn Store>, error: &Arc<StoreError>) {
+        // Outside the lock: a write of another thread may still be going on in it.
+        if self.take_failed(failed_store, error) {
+            failed_store.close();
+        }
+    }
+
+    /// The same for a runtime that serves clients: what has to be closed is closed by a thread of its own.
+    pub fn try_report(&self, failed_store: &Arc<dyn Store>, error: &Arc<StoreError>) {
+        if !self.take_failed(failed_store, error) {
+            return;
+        }
+        let failed = Arc::clone(failed_store);
+        if thread::Builder::new().name("store-closer".into()).spawn(move || failed.close()).is_err() {
+            failed_store.close();
+        }
+    }
+
+    /// Takes the store out of the slot if the error says that it can't be used; returns whether it has to be closed.
+    fn take_failed(&self, failed_store: &Arc<dyn Store>, error: &Arc<StoreError>) -> bool {
         let lost = match **error {
             StoreError::Missing { .. }
             | StoreError::NotAStore { .. }
@@ -513,7 +601,7 @@ impl StoreSlot {
             );
         }
         let mut inner = self.inner();
-        let Inner::Open { store, file, beside, .. } = &*inner else { return };
+        let Inner::Open { store, file, beside, .. } = &*inner else { return false };
         if lost && Arc::ptr_eq(store, failed_store) {
             let replaced = self.file.as_deref().is_some_and(|path| FileId::at(path) != *file);
             let cause = match (&**error, *file) {
@@ -533,12 +621,9 @@ impl StoreSlot {
             let failed = is_of_use.then(|| Arc::clone(store));
             let is_gone = matches!(cause, Cause::Deleted(_) | Cause::Moved(_));
             *inner = Inner::Unavailable(Unavailable::new(Arc::clone(error), tried_at, cause, failed));
-            drop(inner);
-            // Outside the lock: a write of another thread may still be going on in it.
-            if error.is_unproven() && !is_gone {
-                failed_store.close();
-            }
+            return error.is_unproven() && !is_gone;
         }
+        false
     }
 
     /// Returns what can be seen of what is stored for this server, while the store is away: whether a write that touches
@@ -656,30 +741,34 @@ impl StoreSlot {
     }
 
     /// Takes the store out when its file is not the one at the path any more, or an error of the disk made it unproven.
-    fn check_replaced(&self, inner: &mut Inner) {
-        let Some(path) = self.file.as_deref() else { return };
+    fn check_replaced(&self) {
+        let to_close = self.take_replaced(&mut self.inner());
+        // Closing waits for the writes of other threads, and nobody waits for it.
+        if let Some(store) = to_close {
+            store.close();
+        }
+    }
+
+    /// Does what [`StoreSlot::check_replaced`] says, and returns a store that has to be closed.
+    fn take_replaced(&self, inner: &mut Inner) -> Option<Arc<dyn Store>> {
+        let path = self.file.as_deref()?;
         let (store, file, beside, looked_at) = match &mut *inner {
             Inner::Open { store, file, beside, looked_at } => (store, file, beside, looked_at),
-            Inner::Unavailable(away) => {
-                // Nobody can prove a store that this process keeps open only to look at it.
-                if away.failed.is_some()
-                    && open::unproven(path).is_some()
-                    && let Some(failed) = away.take_failed()
-                {
-                    failed.close();
-                }
-                return;
+            // Nobody can prove a store that this process keeps open only to look at it.
+            Inner::Unavailable(away) if away.failed.is_some() && open::unproven(path).is_some() => {
+                return away.take_failed();
             }
+            Inner::Unavailable(_) => return None,
         };
         if looked_at.elapsed() < LOOK_EVERY {
-            return;
+            return None;
         }
         *looked_at = Instant::now();
         if Arc::strong_count(store) == 1 && store.has_to_be_reopened() {
             let reason = "it is opened again now that its disk has room".into();
             let error = Arc::new(StoreError::Unusable { at: path.into(), reason });
             *inner = Inner::Unavailable(Unavailable::new(error, None, Cause::Nothing, None));
-            return;
+            return None;
         }
         if FileId::at(path) != *file {
             let reason = "its file was removed or replaced while it was open".into();
@@ -692,9 +781,11 @@ impl StoreSlot {
             // Another process, or another thread of this one, has seen an error. All have to close it before it is proven.
             let error = Arc::new(StoreError::Unproven { at: path.into(), reason });
             warn_of_loss(&mut self.said(), &error);
-            store.close();
+            let to_close = Arc::clone(store);
             *inner = Inner::Unavailable(Unavailable::new(error, Some(Instant::now()), Cause::Nothing, None));
+            return Some(to_close);
         }
+        None
     }
 
     /// Says what became of the file of an open store that is not at its path any more.
