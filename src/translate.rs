@@ -11,7 +11,7 @@ use http::{HeaderMap, HeaderName, HeaderValue};
 use thiserror::Error;
 
 use crate::agent::AgentSettings;
-use crate::agent::adoption::Adoption;
+use crate::sdk::adoption::Adoption;
 use crate::agent::files::{self, SoftLimit};
 use crate::config::{
     self, Config, ConfigError, HeaderLines, KeyText, LogFormat, LogLevel, ProcessEnvironment, ProxyScheme,

@@ -8,7 +8,7 @@ use std::time::Duration;
 use http::HeaderValue;
 use tracing::{info, warn};
 
-use super::adoption::Adoption;
+use crate::sdk::adoption::Adoption;
 use super::flush::FlushEnd;
 use super::service_manager::Notifier;
 use super::settings::AgentSettings;

@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use super::adoption::Adoption;
+use crate::sdk::adoption::Adoption;
 use super::files::FileShares;
 use crate::config::ServiceManager;
 use crate::intake::IntakeLimits;

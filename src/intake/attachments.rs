@@ -56,7 +56,8 @@ type FileWriter = AttachmentWriter<Arc<dyn Store>>;
 pub(super) async fn upload(exchange: Exchange, step: Step) -> ClientAnswer {
     // A task of its own, not tied to the connection: a client that hangs up must not leave bytes behind.
     let work = async move {
-        match exchange.shared.slot.get() {
+        exchange.shared.refresh_store().await;
+        match exchange.shared.slot.try_get() {
             Err(_) => upload_without_store(exchange, step).await,
             Ok(store) => match step {
                 Step::Start => start(exchange, &store).await,

@@ -1,17 +1,20 @@
 //! What can go wrong inside the engine, and what of it callers see.
 
-use std::io;
 use std::path::Path;
+use std::time::Duration;
 
 use rusqlite::ErrorCode;
-use rustix::io::Errno;
 
-use super::{BUSY_TIMEOUT, proof};
+use super::access::access_words;
+use super::unproven;
+use crate::store::encryption::key::KeyId;
+use crate::store::error::StoreError;
+use crate::store::full_state::FullLimit;
 use crate::store::full_state::USUAL_BYTES;
-use crate::store::key::KeyId;
 use crate::store::room::{self, NoRoom};
-use crate::store::{FullLimit, StoreError};
 
+/// How long a write waits for other processes.
+pub(super) const BUSY_TIMEOUT: Duration = Duration::from_secs(10);
 /// Why a file of another kind is refused.
 pub(super) const NO_DATABASE: &str = "it is no SQLite database";
 
@@ -82,90 +85,40 @@ impl Fault {
         let path_buf = path.to_owned();
         if let Some(no_room) = self.no_room(path) {
             let reason = no_room.words().into();
-            return StoreError::Full { path: path_buf, limit: FullLimit::Disk, needed: USUAL_BYTES, reason };
+            return StoreError::Full { at: path_buf.into(), limit: FullLimit::Disk, needed: USUAL_BYTES, reason };
         }
         match self {
             Self::Store(error) => error,
-            Self::Damaged(reason) | Self::Message(reason) => StoreError::Damaged { path: path_buf, reason },
-            Self::KeyMissing { needed } => StoreError::KeyMissing { path: path_buf, needed },
-            Self::WrongKey { needed, given } => StoreError::WrongKey { path: path_buf, needed, given },
-            Self::TooManyKeys => StoreError::TooManyKeys { path: path_buf },
-            Self::Sealing(reason) => StoreError::Unusable { path: path_buf, reason: reason.into() },
+            Self::Damaged(reason) | Self::Message(reason) => StoreError::Damaged { at: path_buf.into(), reason },
+            Self::KeyMissing { needed } => StoreError::KeyMissing { at: path_buf.into(), needed },
+            Self::WrongKey { needed, given } => StoreError::WrongKey { at: path_buf.into(), needed, given },
+            Self::TooManyKeys => StoreError::TooManyKeys { at: path_buf.into() },
+            Self::Sealing(reason) => StoreError::Unusable { at: path_buf.into(), reason: reason.into() },
             Self::Engine(error) => {
-                if let Some(unproven) = proof::judge(&error, path) {
+                if let Some(unproven) = unproven::judge(&error, path) {
                     return unproven;
                 }
                 let reason = words(&error);
                 match error.sqlite_error_code() {
                     Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked) => {
-                        StoreError::Busy { path: path_buf, waited_ms: BUSY_TIMEOUT.as_millis() as u64 }
+                        StoreError::Busy { at: path_buf.into(), waited_ms: BUSY_TIMEOUT.as_millis() as u64 }
                     }
-                    Some(ErrorCode::DatabaseCorrupt) => StoreError::Damaged { path: path_buf, reason },
+                    Some(ErrorCode::DatabaseCorrupt) => StoreError::Damaged { at: path_buf.into(), reason },
                     Some(ErrorCode::NotADatabase) => {
-                        StoreError::NotAStore { path: path_buf, reason: NO_DATABASE.into() }
+                        StoreError::NotAStore { at: path_buf.into(), reason: NO_DATABASE.into() }
                     }
                     // What the file holds is not what this version wrote: a missing table, a column of another type.
-                    None => StoreError::Damaged { path: path_buf, reason },
+                    None => StoreError::Damaged { at: path_buf.into(), reason },
                     Some(ErrorCode::Unknown | ErrorCode::TypeMismatch | ErrorCode::ConstraintViolation) => {
-                        StoreError::Damaged { path: path_buf, reason }
+                        StoreError::Damaged { at: path_buf.into(), reason }
                     }
-                    Some(_) => StoreError::Unusable { path: path_buf, reason: access_words(path).unwrap_or(reason) },
+                    Some(_) => {
+                        StoreError::Unusable { at: path_buf.into(), reason: access_words(path).unwrap_or(reason) }
+                    }
                 }
             }
         }
     }
-}
-
-/// Returns the error of a file system that is read-only since it failed: the kernel then refuses what is opened to be
-/// written, and not the question whether that is allowed. The file that is opened has no name and holds nothing.
-#[cfg(target_os = "linux")]
-fn became_read_only(folder: &Path) -> Option<Errno> {
-    use rustix::fs::{Mode, OFlags, open};
-    let opened = open(folder, OFlags::TMPFILE | OFlags::WRONLY | OFlags::CLOEXEC, Mode::RUSR | Mode::WUSR);
-    opened.err().filter(|errno| *errno == Errno::ROFS)
-}
-
-#[cfg(not(target_os = "linux"))]
-fn became_read_only(_folder: &Path) -> Option<Errno> {
-    None
-}
-
-/// Says what the system holds against reading and writing this file and files beside it, or `None` when it allows both.
-///
-/// Asks without opening it: closing a second descriptor would drop the locks that SQLite holds in this process.
-pub(super) fn access_words(path: &Path) -> Option<String> {
-    use rustix::fs::{Access, access};
-    if let Err(errno) = access(path, Access::READ_OK | Access::WRITE_OK) {
-        return Some(room::access_words(errno));
-    }
-    for (suffix, what) in [("-wal", "its write-ahead log"), ("-shm", "its shared memory")] {
-        let mut file = std::fs::canonicalize(path).ok()?.into_os_string();
-        file.push(suffix);
-        match access(Path::new(&file), Access::READ_OK | Access::WRITE_OK) {
-            Ok(()) | Err(Errno::NOENT) => {}
-            Err(errno) => return Some(format!("{what} {}: {}", Path::new(&file).display(), room::access_words(errno))),
-        }
-    }
-    // The write-ahead log is made there.
-    let folder = folder_of(path);
-    let refused = access(folder, Access::WRITE_OK | Access::EXEC_OK).err().or_else(|| became_read_only(folder))?;
-    Some(format!("its folder {}: {}", folder.display(), room::access_words(refused)))
-}
-
-/// Returns the folder that a path lies in.
-pub(super) fn folder_of(path: &Path) -> &Path {
-    match path.parent() {
-        Some(folder) if !folder.as_os_str().is_empty() => folder,
-        _ => Path::new("."),
-    }
-}
-
-/// Returns the system's words for an error as they stand inside a sentence.
-pub(in crate::store) fn os_words(error: &io::Error) -> String {
-    let words = error.to_string();
-    let words = words.split(" (os error").next().unwrap_or(&words);
-    let mut letters = words.chars();
-    letters.next().map(|first| first.to_lowercase().chain(letters).collect()).unwrap_or_default()
 }
 
 fn words(error: &rusqlite::Error) -> String {

@@ -16,12 +16,13 @@ use rusqlite::config::DbConfig;
 use rusqlite::{Connection, ErrorCode};
 use rustix::process::{Pid, test_kill_process};
 
+use super::connect::{connect_with_room, immutable};
 use super::fault::Fault;
-use super::open::{connect_with_room, immutable};
-use super::recovery::FolderLock;
+use super::folder_lock::FolderLock;
 use super::seal::{self, KeyRing};
 use super::{people, schema};
-use crate::store::{OpenMode, StoreError};
+use crate::store::OpenMode;
+use crate::store::error::StoreError;
 
 /// How often the lock is tried, and how long between: a command that only looks is waited for, an agent is not.
 const TRIES: usize = 5;
@@ -61,15 +62,15 @@ pub(super) fn upgrade(path: &Path) -> Result<(), StoreError> {
         }
     }
     let (found, pids) = users(path).unwrap_or_default();
-    Err(StoreError::OlderInUse { path: path.to_owned(), found, known: schema::known_version(), pids })
+    Err(StoreError::OlderInUse { at: path.into(), found, known: schema::known_version(), pids })
 }
 
 /// Says what a full disk keeps from being done: nothing is delivered meanwhile.
 fn without_room(error: StoreError) -> StoreError {
     match error {
-        StoreError::Full { path, reason, .. } => {
+        StoreError::Full { at, reason, .. } => {
             let reason = format!("its schema can't be brought up to date: {reason}; nothing is lost");
-            StoreError::Unusable { path, reason }
+            StoreError::Unusable { at, reason }
         }
         error => error,
     }
