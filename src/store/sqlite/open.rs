@@ -82,7 +82,7 @@ fn proven_by_recovery(path: &Path) -> Result<(), StoreError> {
 }
 
 /// Proves the store if it is unproven; see [`crate::store::prove`].
-pub(in crate::store) fn prove(path: &Path) -> Result<(), StoreError> {
+pub(crate) fn prove(path: &Path) -> Result<(), StoreError> {
     let _one_at_a_time = OPENING.lock().unwrap_or_else(PoisonError::into_inner);
     if unproven::unproven(path).is_none() {
         return Ok(());

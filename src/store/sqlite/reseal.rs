@@ -37,7 +37,7 @@ const REWRITTEN_BYTES_MAX: u64 = 256 * 1024 * 1024;
 const TRUNCATE_TRIES: u32 = 3;
 
 /// Keeps everything as the keys ask for; see [`crate::store::reseal`].
-pub(in crate::store) fn reseal(
+pub(crate) fn reseal(
     path: &Path,
     limits: Limits,
     keys: &Keys,

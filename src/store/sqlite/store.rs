@@ -88,7 +88,7 @@ impl SqliteStore {
     /// # Errors
     ///
     /// As [`crate::store::open_with`].
-    pub(in crate::store) fn recover(
+    pub(crate) fn recover(
         path: &Path,
         failed: FileId,
         reason: &str,

@@ -41,7 +41,7 @@ pub(super) fn known() -> MutexGuard<'static, BTreeMap<PathBuf, FlagSeen>> {
 }
 
 /// Returns how many writes and syncs of stores failed in this process.
-pub(in crate::store) fn errors() -> u64 {
+pub(crate) fn errors() -> u64 {
     ERRORS.load(Ordering::Relaxed)
 }
 
@@ -130,7 +130,7 @@ fn make_flag(flag: &Path, reason: &str) -> io::Result<()> {
 }
 
 /// Returns since when and why the store at this path is unproven.
-pub(in crate::store) fn unproven(path: &Path) -> Option<Unproven> {
+pub(crate) fn unproven(path: &Path) -> Option<Unproven> {
     found(&flag_of(path))
 }
 

@@ -35,7 +35,7 @@ const VERSION_MIN: i64 = 2;
 
 /// Sees the backlog of the store at a path that can't be opened.
 #[derive(Default)]
-pub(in crate::store) struct BacklogView(Mutex<View>);
+pub(crate) struct BacklogView(Mutex<View>);
 
 #[derive(Default)]
 struct View {
@@ -55,7 +55,7 @@ struct ViewReader {
 
 impl BacklogView {
     /// Returns what can be seen of what is stored at this path for the server.
-    pub(in crate::store) fn look(&self, path: &Path, server: &Server, touches: &[Touch]) -> BacklogSeen {
+    pub(crate) fn look(&self, path: &Path, server: &Server, touches: &[Touch]) -> BacklogSeen {
         let mut view = lock(&self.0);
         let View { reader, sound, in_vain } = &mut *view;
         let file = FileId::at(path);
@@ -85,12 +85,12 @@ impl BacklogView {
     }
 
     /// Closes the file until the next look.
-    pub(in crate::store) fn release(&self) {
+    pub(crate) fn release(&self) {
         lock(&self.0).reader = None;
     }
 
     /// Closes the file, and forgets it.
-    pub(in crate::store) fn close(&self) {
+    pub(crate) fn close(&self) {
         *lock(&self.0) = View::default();
     }
 }

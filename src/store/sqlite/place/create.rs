@@ -15,7 +15,7 @@ use crate::store::sqlite::files::make_private;
 /// it was empty before. The journal was synced before a byte of the file was written, so it is whole.
 ///
 /// Its format: <https://sqlite.org/fileformat2.html#the_rollback_journal>.
-pub(in crate::store::sqlite) fn has_hot_journal(path: &Path) -> bool {
+pub(crate) fn has_hot_journal(path: &Path) -> bool {
     use std::io::Read as _;
     const MAGIC: [u8; 8] = [0xd9, 0xd5, 0x05, 0xf9, 0x20, 0xa1, 0x63, 0xd7];
     let mut journal = path.as_os_str().to_owned();
@@ -26,7 +26,7 @@ pub(in crate::store::sqlite) fn has_hot_journal(path: &Path) -> bool {
 }
 
 /// Lets SQLite undo a first commit that was cut off, and returns how many bytes the file has then.
-pub(in crate::store::sqlite) fn roll_back_creation(path: &Path) -> Result<u64, StoreError> {
+pub(crate) fn roll_back_creation(path: &Path) -> Result<u64, StoreError> {
     let undo = || connect_with_room(path)?.pragma_query_value(None, "schema_version", |_| Ok(()));
     undo().map_err(|error: rusqlite::Error| Fault::from(error).at(path))?;
     fs::metadata(path)
@@ -35,7 +35,7 @@ pub(in crate::store::sqlite) fn roll_back_creation(path: &Path) -> Result<u64, S
 }
 
 /// Makes an empty file, and folders down to it, that only this user can read.
-pub(in crate::store::sqlite) fn make_file(path: &Path) -> Result<(), StoreError> {
+pub(crate) fn make_file(path: &Path) -> Result<(), StoreError> {
     let unusable = |reason: String| StoreError::Unusable { path: path.to_owned(), reason };
     let folder = folder_of(path);
     let in_folder = |error: io::Error| unusable(format!("its folder {}: {}", folder.display(), os_words(&error)));

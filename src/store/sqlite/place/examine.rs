@@ -13,14 +13,16 @@ use crate::store::os::os_words;
 use crate::store::sqlite::access::access_words;
 use crate::store::sqlite::connect::{immutable, tables};
 use crate::store::sqlite::fault::NO_DATABASE;
-use crate::store::sqlite::{queries, recovery, schema};
+use crate::store::sqlite::queries;
+use crate::store::sqlite::recovery;
+use crate::store::sqlite::schema;
 use crate::store::{OpenMode, place};
 
 /// Bytes of the header that every SQLite database starts with.
 const HEADER_BYTES: u64 = 100;
 
 /// Refuses a place where another user has laid a trap, and returns where the store really is.
-pub(in crate::store::sqlite) fn vet(path: &Path, mode: OpenMode) -> Result<PathBuf, StoreError> {
+pub(crate) fn vet(path: &Path, mode: OpenMode) -> Result<PathBuf, StoreError> {
     place::vet(path, mode).map_err(|trap| StoreError::Unusable {
         path: path.to_owned(),
         reason: format!(
@@ -31,7 +33,7 @@ pub(in crate::store::sqlite) fn vet(path: &Path, mode: OpenMode) -> Result<PathB
     })
 }
 
-pub(in crate::store::sqlite) fn create_or_examine(path: &Path, mode: OpenMode) -> Result<(), StoreError> {
+pub(crate) fn create_or_examine(path: &Path, mode: OpenMode) -> Result<(), StoreError> {
     let unusable = |reason: String| StoreError::Unusable { path: path.to_owned(), reason };
     let damaged = |reason: &str| StoreError::Damaged { path: path.to_owned(), reason: reason.into() };
     let log_alone = "its file is missing or empty, and its write-ahead log is there";

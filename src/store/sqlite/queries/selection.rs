@@ -7,7 +7,7 @@ use crate::message::{MessageStatus, workspaces_named};
 use crate::store::view::Filter;
 
 /// The conditions of a [`Filter`], as SQL with named parameters.
-pub(in crate::store::sqlite) struct Selection {
+pub(crate) struct Selection {
     conditions: Vec<&'static str>,
     parameters: Vec<(&'static str, Value)>,
     fine: bool,
@@ -17,7 +17,7 @@ pub(in crate::store::sqlite) struct Selection {
 
 impl Selection {
     /// Returns the conditions of this filter.
-    pub(in crate::store::sqlite) fn of(filter: &Filter) -> Self {
+    pub(crate) fn of(filter: &Filter) -> Self {
         let mut selection = Self {
             conditions: vec![statuses(&filter.statuses)],
             parameters: Vec::new(),
@@ -68,7 +68,7 @@ impl Selection {
     }
 
     /// Says whether it may select some messages of a lane that have a status and leave out others.
-    pub(in crate::store::sqlite) fn divides_lanes(&self) -> bool {
+    pub(crate) fn divides_lanes(&self) -> bool {
         self.divides_lanes
     }
 
@@ -93,7 +93,7 @@ impl Selection {
     }
 
     /// Binds the values to a statement that was made with this selection.
-    pub(in crate::store::sqlite) fn bind(&self, statement: &mut Statement<'_>) -> rusqlite::Result<()> {
+    pub(crate) fn bind(&self, statement: &mut Statement<'_>) -> rusqlite::Result<()> {
         for (name, value) in &self.parameters {
             bind(statement, name, value)?;
         }
@@ -115,11 +115,7 @@ impl Selection {
 }
 
 /// Binds one named value.
-pub(in crate::store::sqlite) fn bind(
-    statement: &mut Statement<'_>,
-    name: &str,
-    value: &dyn ToSql,
-) -> rusqlite::Result<()> {
+pub(crate) fn bind(statement: &mut Statement<'_>, name: &str, value: &dyn ToSql) -> rusqlite::Result<()> {
     let index = statement.parameter_index(name)?.ok_or_else(|| rusqlite::Error::InvalidParameterName(name.into()))?;
     statement.raw_bind_parameter(index, value)
 }

@@ -8,15 +8,17 @@ use rusqlite::{Transaction, params};
 
 use crate::message::{Credential, Effect, HeaderSet, Lane, MessageStatus, MessageType, Server};
 use crate::store::attachment::PIECE_BYTES;
+use crate::store::sqlite::attachments;
 use crate::store::sqlite::codec::Unpacker;
 use crate::store::sqlite::damaged::{Damaged, FileRow, Name, Value};
 use crate::store::sqlite::fault::Fault;
 use crate::store::sqlite::lanes::BatchKeys;
+use crate::store::sqlite::large;
+use crate::store::sqlite::queries;
 use crate::store::sqlite::record::{Column, Content, FoundRow, Record, RowKeys};
 use crate::store::sqlite::register::move_early_updates;
 use crate::store::sqlite::seal::{Destination, KeptBody, Lookup, SEALED, SealContext, Sealer};
 use crate::store::sqlite::summary::{CountChanges, CountGroup, Size};
-use crate::store::sqlite::{attachments, large, queries};
 
 /// Bytes of the digest that a sealed key or header set is looked up by.
 const DIGEST_BYTES: usize = 32;

@@ -89,7 +89,7 @@ pub(super) fn pending(path: &Path) -> Option<String> {
 }
 
 /// Returns whether this file is beside the store at this path as one that was found damaged.
-pub(in crate::store) fn is_set_aside(file: FileId, path: &Path) -> bool {
+pub(crate) fn is_set_aside(file: FileId, path: &Path) -> bool {
     let Some(name) = path.file_name().and_then(|name| name.to_str()) else { return false };
     let Ok(entries) = fs::read_dir(folder_of(path)) else { return false };
     entries.filter_map(Result::ok).any(|entry| {

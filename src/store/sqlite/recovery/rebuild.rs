@@ -15,14 +15,18 @@ use super::candidates::CandidateReader;
 use crate::store::clock::now_ms;
 use crate::store::error::StoreError;
 use crate::store::os::os_words;
+use crate::store::sqlite::ballast;
 use crate::store::sqlite::connect::immutable_uri;
+use crate::store::sqlite::counters;
 use crate::store::sqlite::damaged::{Damaged, Value, log_is_whole};
 use crate::store::sqlite::fault::BUSY_TIMEOUT;
 use crate::store::sqlite::fault::Fault;
 use crate::store::sqlite::files::log_of;
+use crate::store::sqlite::queries;
+use crate::store::sqlite::quick_check;
+use crate::store::sqlite::schema;
 use crate::store::sqlite::seal::{KeyRing, Sealer, SealingState};
 use crate::store::sqlite::summary::CountChanges;
-use crate::store::sqlite::{ballast, counters, queries, quick_check, schema};
 
 /// Messages that are taken over in one transaction: the new file is worth nothing before its end, so this bounds memory.
 const STEP: usize = 1000;

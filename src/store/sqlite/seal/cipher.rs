@@ -17,7 +17,7 @@ const NONCE_BYTES: usize = 24;
 const TAG_BYTES: usize = 16;
 
 /// What is sealed is larger by this.
-pub(in crate::store::sqlite) const SEAL_BYTES: usize = KeyId::LEN + NONCE_BYTES + TAG_BYTES;
+pub(crate) const SEAL_BYTES: usize = KeyId::LEN + NONCE_BYTES + TAG_BYTES;
 
 /// What stands sealed in the row of `sealing`.
 pub(super) const CHECK: &[u8] = b"opik-offline";
@@ -108,13 +108,13 @@ impl Cipher {
 }
 
 /// The keys of this process.
-pub(in crate::store::sqlite) struct KeyRing {
+pub(crate) struct KeyRing {
     pub(super) ciphers: Vec<Cipher>,
     current: Option<KeyId>,
 }
 
 impl KeyRing {
-    pub(in crate::store::sqlite) fn new(keys: &Keys) -> Self {
+    pub(crate) fn new(keys: &Keys) -> Self {
         let ciphers = keys.current.iter().chain(&keys.previous).map(Cipher::new).collect();
         Self { ciphers, current: keys.current.as_ref().map(EncryptionKey::id) }
     }
@@ -124,11 +124,11 @@ impl KeyRing {
     }
 
     /// Returns the key that new things are to be sealed under.
-    pub(in crate::store::sqlite) fn current(&self) -> Option<KeyId> {
+    pub(crate) fn current(&self) -> Option<KeyId> {
         self.current
     }
 
-    pub(in crate::store::sqlite) fn is_empty(&self) -> bool {
+    pub(crate) fn is_empty(&self) -> bool {
         self.ciphers.is_empty()
     }
 

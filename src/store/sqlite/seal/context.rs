@@ -4,7 +4,7 @@ use std::fmt;
 
 /// Where a sealed thing belongs.
 #[derive(Clone, Copy, Debug)]
-pub(in crate::store::sqlite) enum SealContext<'a> {
+pub(crate) enum SealContext<'a> {
     /// The body of a message that goes there.
     Body { message: i64, codec: i64, encoding: i64, method: &'a str, path: &'a str },
     /// The path of a message.
@@ -66,7 +66,7 @@ impl SealContext<'_> {
 /// What is looked for by a digest.
 #[derive(Clone, Copy, Debug)]
 #[repr(u8)]
-pub(in crate::store::sqlite) enum Lookup {
+pub(crate) enum Lookup {
     Credential = 1,
     HeaderSet = 2,
 }
@@ -80,14 +80,14 @@ pub(super) fn named(of: Lookup, digest: &[u8]) -> SealContext<'_> {
 
 /// Where a body goes and how its bytes are to be read there.
 #[derive(Clone, Copy, Debug)]
-pub(in crate::store::sqlite) struct Destination<'a> {
-    pub(in crate::store::sqlite) encoding: i64,
-    pub(in crate::store::sqlite) method: &'a str,
-    pub(in crate::store::sqlite) path: &'a str,
+pub(crate) struct Destination<'a> {
+    pub(crate) encoding: i64,
+    pub(crate) method: &'a str,
+    pub(crate) path: &'a str,
 }
 
 impl<'a> Destination<'a> {
-    pub(in crate::store::sqlite) fn place(&self, message: i64, codec: i64) -> SealContext<'a> {
+    pub(crate) fn place(&self, message: i64, codec: i64) -> SealContext<'a> {
         let Self { encoding, method, path } = *self;
         SealContext::Body { message, codec, encoding, method, path }
     }

@@ -15,7 +15,7 @@ use crate::store::sqlite::fault::Fault;
 use crate::store::view::{Encryption, KeyState};
 
 /// What a codec's number is raised by when the body is sealed.
-pub(in crate::store::sqlite) const SEALED: i64 = 16;
+pub(crate) const SEALED: i64 = 16;
 
 /// Bytes of the checksum that stands behind a compressed body before both are sealed.
 const CHECKSUM_BYTES: usize = 8;
@@ -24,7 +24,7 @@ const CHECKSUM_BYTES: usize = 8;
 const NO_CHECKSUM: i64 = -1;
 
 /// Seals and opens, as one generation of the row of `sealing` says.
-pub(in crate::store::sqlite) struct Sealer {
+pub(crate) struct Sealer {
     pub(super) ring: Arc<KeyRing>,
     pub(super) state: SealingState,
     /// Whether the keys are those that the store needs.
@@ -37,7 +37,7 @@ impl Sealer {
     /// # Errors
     ///
     /// [`Fault::Damaged`] when the row does not fit the key that it names.
-    pub(in crate::store::sqlite) fn new(ring: &Arc<KeyRing>, state: SealingState) -> Result<Self, Fault> {
+    pub(crate) fn new(ring: &Arc<KeyRing>, state: SealingState) -> Result<Self, Fault> {
         let is_locked = match state.verify(ring) {
             Ok(()) => false,
             Err(Fault::KeyMissing { .. } | Fault::WrongKey { .. }) => true,
@@ -53,7 +53,7 @@ impl Sealer {
     /// # Errors
     ///
     /// [`Fault::KeyMissing`] and [`Fault::WrongKey`] when the row names a key that is not there.
-    pub(in crate::store::sqlite) fn recovering(ring: &Arc<KeyRing>, rows: &[SealingState]) -> Result<Self, Fault> {
+    pub(crate) fn recovering(ring: &Arc<KeyRing>, rows: &[SealingState]) -> Result<Self, Fault> {
         let newest = rows.iter().map(|row| row.generation).max();
         let (mut known, mut lacking) = (None, None);
         for row in rows.iter().filter(|row| Some(row.generation) == newest) {
@@ -76,41 +76,41 @@ impl Sealer {
     }
 
     /// Writes the row of `sealing` of a new store.
-    pub(in crate::store::sqlite) fn write_state(&self, tx: &Transaction<'_>) -> Result<(), Fault> {
+    pub(crate) fn write_state(&self, tx: &Transaction<'_>) -> Result<(), Fault> {
         self.state.write(tx)
     }
 
     /// Returns a sealer of a store that is not sealed.
     #[cfg(test)]
-    pub(in crate::store::sqlite) fn off() -> Self {
+    pub(crate) fn off() -> Self {
         let state = SealingState { generation: 0, key: None, previous: None, is_complete: true };
         Self { ring: Arc::new(KeyRing::new(&crate::store::key::Keys::default())), state, is_locked: false }
     }
 
-    pub(in crate::store::sqlite) fn generation(&self) -> i64 {
+    pub(crate) fn generation(&self) -> i64 {
         self.state.generation
     }
 
-    pub(in crate::store::sqlite) fn state(&self) -> &SealingState {
+    pub(crate) fn state(&self) -> &SealingState {
         &self.state
     }
 
     /// Fails unless everything that the store may hold can be opened.
-    pub(in crate::store::sqlite) fn unlocked(&self) -> Result<(), Fault> {
+    pub(crate) fn unlocked(&self) -> Result<(), Fault> {
         self.state.verify(&self.ring)
     }
 
     /// Says whether things are sealed, or may have been.
-    pub(in crate::store::sqlite) fn is_in_use(&self) -> bool {
+    pub(crate) fn is_in_use(&self) -> bool {
         self.state.key.is_some() || !self.ring.is_empty()
     }
 
-    pub(in crate::store::sqlite) fn is_locked(&self) -> bool {
+    pub(crate) fn is_locked(&self) -> bool {
         self.is_locked
     }
 
     /// Says how the store stands, for people.
-    pub(in crate::store::sqlite) fn encryption(&self) -> Encryption {
+    pub(crate) fn encryption(&self) -> Encryption {
         let key = match (self.is_locked, self.ring.is_empty()) {
             (false, _) => KeyState::Usable,
             (true, true) => KeyState::Missing,
@@ -131,11 +131,7 @@ impl Sealer {
     }
 
     /// Returns bytes as they are to be kept, and whether they are sealed.
-    pub(in crate::store::sqlite) fn keep<'a>(
-        &self,
-        place: &SealContext<'_>,
-        plain: &'a [u8],
-    ) -> Result<(Cow<'a, [u8]>, bool), Fault> {
+    pub(crate) fn keep<'a>(&self, place: &SealContext<'_>, plain: &'a [u8]) -> Result<(Cow<'a, [u8]>, bool), Fault> {
         Ok(match self.active()? {
             Some(cipher) => (cipher.seal(place, plain)?.into(), true),
             None => (plain.into(), false),
@@ -143,11 +139,7 @@ impl Sealer {
     }
 
     /// Opens what is sealed, under whichever of our keys.
-    pub(in crate::store::sqlite) fn open<'a>(
-        &self,
-        place: &SealContext<'_>,
-        sealed: impl Into<Cow<'a, [u8]>>,
-    ) -> Result<Vec<u8>, Fault> {
+    pub(crate) fn open<'a>(&self, place: &SealContext<'_>, sealed: impl Into<Cow<'a, [u8]>>) -> Result<Vec<u8>, Fault> {
         let sealed = sealed.into();
         let id = sealed.get(..KeyId::LEN).and_then(KeyId::from_bytes);
         let id = id.ok_or_else(|| Fault::Damaged(format!("the sealed {place} is cut off")))?;
@@ -160,7 +152,7 @@ impl Sealer {
     }
 
     /// Returns what a value is looked up by: itself, or its digest where values are sealed.
-    pub(in crate::store::sqlite) fn lookup<'a>(&self, of: Lookup, value: &'a [u8]) -> Result<Cow<'a, [u8]>, Fault> {
+    pub(crate) fn lookup<'a>(&self, of: Lookup, value: &'a [u8]) -> Result<Cow<'a, [u8]>, Fault> {
         Ok(match self.active()? {
             Some(cipher) => cipher.digest(of, value).into(),
             None => value.into(),
@@ -168,7 +160,7 @@ impl Sealer {
     }
 
     /// Returns a compressed body as it is to be kept.
-    pub(in crate::store::sqlite) fn keep_body<'a>(
+    pub(crate) fn keep_body<'a>(
         &self,
         message: i64,
         to: &Destination<'_>,
@@ -182,7 +174,7 @@ impl Sealer {
     }
 
     /// Returns a body that is compressed while it is written as it is to be kept, or `None` when nothing is sealed.
-    pub(in crate::store::sqlite) fn keep_streamed(
+    pub(crate) fn keep_streamed(
         &self,
         message: i64,
         to: &Destination<'_>,
@@ -200,7 +192,7 @@ impl Sealer {
     }
 
     /// Returns a body as it was before it was sealed: compressed, with its message's checksum.
-    pub(in crate::store::sqlite) fn open_body<'a>(
+    pub(crate) fn open_body<'a>(
         &self,
         message: i64,
         to: &Destination<'_>,
@@ -219,11 +211,7 @@ impl Sealer {
     }
 
     /// Returns text as it is to be kept: sealed text is a blob.
-    pub(in crate::store::sqlite) fn keep_text<'a>(
-        &self,
-        place: &SealContext<'_>,
-        text: &'a str,
-    ) -> Result<ToSqlOutput<'a>, Fault> {
+    pub(crate) fn keep_text<'a>(&self, place: &SealContext<'_>, text: &'a str) -> Result<ToSqlOutput<'a>, Fault> {
         Ok(match self.active()? {
             Some(cipher) => ToSqlOutput::Owned(Value::Blob(cipher.seal(place, text.as_bytes())?)),
             None => ToSqlOutput::Borrowed(ValueRef::Text(text.as_bytes())),
@@ -231,11 +219,7 @@ impl Sealer {
     }
 
     /// Returns a message's path as it is to be kept: sealed when it has a query, which may say anything.
-    pub(in crate::store::sqlite) fn keep_path<'a>(
-        &self,
-        message: i64,
-        path: &'a str,
-    ) -> Result<ToSqlOutput<'a>, Fault> {
+    pub(crate) fn keep_path<'a>(&self, message: i64, path: &'a str) -> Result<ToSqlOutput<'a>, Fault> {
         match path.contains('?') {
             true => self.keep_text(&SealContext::Path { message }, path),
             false => Ok(ToSqlOutput::Borrowed(ValueRef::Text(path.as_bytes()))),
@@ -243,11 +227,7 @@ impl Sealer {
     }
 
     /// Returns text as it was given, `None` for NULL.
-    pub(in crate::store::sqlite) fn text(
-        &self,
-        place: &SealContext<'_>,
-        kept: ValueRef<'_>,
-    ) -> Result<Option<String>, Fault> {
+    pub(crate) fn text(&self, place: &SealContext<'_>, kept: ValueRef<'_>) -> Result<Option<String>, Fault> {
         let bytes = match kept {
             ValueRef::Null => return Ok(None),
             ValueRef::Text(text) => text.to_vec(),
@@ -258,18 +238,13 @@ impl Sealer {
     }
 
     /// Returns a message's path.
-    pub(in crate::store::sqlite) fn path(&self, message: i64, kept: ValueRef<'_>) -> Result<String, Fault> {
+    pub(crate) fn path(&self, message: i64, kept: ValueRef<'_>) -> Result<String, Fault> {
         let path = self.text(&SealContext::Path { message }, kept)?;
         path.ok_or_else(|| Fault::Damaged(format!("message {message} has no path")))
     }
 
     /// Returns a credential or header set as it was given, from the column that it is looked up by and the sealed one.
-    pub(in crate::store::sqlite) fn value(
-        &self,
-        of: Lookup,
-        looked_up_by: Vec<u8>,
-        sealed: Option<&[u8]>,
-    ) -> Result<Vec<u8>, Fault> {
+    pub(crate) fn value(&self, of: Lookup, looked_up_by: Vec<u8>, sealed: Option<&[u8]>) -> Result<Vec<u8>, Fault> {
         match sealed {
             None => Ok(looked_up_by),
             Some(sealed) => self.open(&named(of, &looked_up_by), sealed),
@@ -277,11 +252,7 @@ impl Sealer {
     }
 
     /// Returns what a credential or header set is looked up by, and what is kept beside it.
-    pub(in crate::store::sqlite) fn keep_value(
-        &self,
-        of: Lookup,
-        value: &[u8],
-    ) -> Result<(Vec<u8>, Option<Vec<u8>>), Fault> {
+    pub(crate) fn keep_value(&self, of: Lookup, value: &[u8]) -> Result<(Vec<u8>, Option<Vec<u8>>), Fault> {
         let by = self.lookup(of, value)?.into_owned();
         let (kept, is_sealed) = self.keep(&named(of, &by), value)?;
         let sealed = is_sealed.then(|| kept.into_owned());
@@ -291,17 +262,17 @@ impl Sealer {
 
 /// A body as the columns of `bodies` have it, sealed or only compressed.
 #[derive(Clone, Debug)]
-pub(in crate::store::sqlite) struct KeptBody<'a> {
-    pub(in crate::store::sqlite) bytes: Cow<'a, [u8]>,
-    pub(in crate::store::sqlite) codec: i64,
+pub(crate) struct KeptBody<'a> {
+    pub(crate) bytes: Cow<'a, [u8]>,
+    pub(crate) codec: i64,
     /// The checksum of the message ([`super::super::checksum`]). `None` where the message was stored without one, and where the
     /// body is sealed: it lies inside then, because it would tell something of the content.
-    pub(in crate::store::sqlite) checksum: Option<i64>,
+    pub(crate) checksum: Option<i64>,
 }
 
 impl KeptBody<'_> {
     /// Returns the same without a copy of the bytes.
-    pub(in crate::store::sqlite) fn borrowed(&self) -> KeptBody<'_> {
+    pub(crate) fn borrowed(&self) -> KeptBody<'_> {
         KeptBody { bytes: (&self.bytes[..]).into(), codec: self.codec, checksum: self.checksum }
     }
 }
