@@ -34,7 +34,7 @@ fn a_directory_is_no_store() {
 fn a_text_file_is_no_store() {
     assert_refused(
         |db| fs::write(db, "dear diary").unwrap(),
-        "error: HOME/opik_messages.db is not a message store: it is no SQLite database",
+        "error: HOME/opik_messages.db is not a message store: it is not an SQLite database",
     );
 }
 

@@ -120,7 +120,7 @@ fn open_sound(path: &Path, mode: OpenMode, size_max: u64, keys: &Arc<KeyRing>) -
     };
     let (mut writer, vfs) = opened.map_err(|fault| fault.at(path))?;
     if mode.recovers() {
-        quick_check::look_through(&writer, path).map_err(|fault| fault.at(path))?;
+        quick_check::quick_check_if_small(&writer, path).map_err(|fault| fault.at(path))?;
     }
     let watch = Watch::new(path);
     let sealer = open_seals(&mut writer, &watch, mode, keys).map_err(|fault| fault.at(path))?;
@@ -180,7 +180,7 @@ fn look_first(path: &Path, mode: OpenMode) -> Result<FolderLock, StoreError> {
             format!("its recovery did not come to its end; the agent and `opik-offline replay` go on with it{how}");
         return Err(StoreError::Damaged { path: path.to_owned(), reason });
     }
-    ballast::put_in_place(path);
+    ballast::rename_to_log_if_needed(path);
     create_or_examine(path, mode)?;
     in_place::prepare(path);
     Ok(no_recovery)

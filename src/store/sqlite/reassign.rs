@@ -23,7 +23,7 @@ pub(super) fn list(connection: &Connection, sealer: &Sealer, now_ms: i64) -> Res
         let id = row.get(0)?;
         lanes.push(LaneListed {
             id: LaneId(id),
-            lane: lanes::for_people(connection, sealer, &mut names, id)?,
+            lane: lanes::without_secrets(connection, sealer, &mut names, id)?,
             waiting: rows::unsigned(row, 1)?,
             rejected: rows::unsigned(row, 2)?,
             hold: hold::hold_of(connection, id, now_ms)?,

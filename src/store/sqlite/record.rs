@@ -457,3 +457,95 @@ impl<'v> FoundRow<'v> {
         Some(LastAnswer { at_ms, status, text: text.ok().flatten().unwrap_or_default() })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::path::{Path, PathBuf};
+
+    use rusqlite::Connection;
+
+    use super::*;
+    use crate::store::sqlite::schema;
+
+    /// The columns that queries filter, sort or update messages by, and so name beside this file and the schema. A column
+    /// that is only stored and read belongs to neither: adding one changes two files.
+    const QUERIED: &[(&str, &str)] = &[
+        ("accepted_at_ms", "filters by age, and the age of the oldest message"),
+        ("answer_at_ms", "the held message that was refused longest ago is retried first"),
+        ("answer_status", "rejected messages are counted by the server's answer"),
+        ("answer_text", "texts that are not sealed as the settings ask are found"),
+        ("attempts", "counted up when a message fails, reset when it is requeued"),
+        ("body_bytes", "compared with the body by `check`"),
+        ("claim_epoch", "an outcome settles a claim of its own lease only"),
+        ("header_set_id", "header sets that no message uses are removed"),
+        ("lane_id", "messages are claimed, listed and moved by lane"),
+        ("message_type", "filters by type"),
+        ("method", "a message that cannot be sent is not requeued"),
+        ("next_attempt_at_ms", "set when a message fails, reset when it becomes due"),
+        ("path", "paths that are not sealed as the settings ask are found"),
+        ("position", "the delivery order"),
+        ("project", "filters by project"),
+        ("status", "the state of a message"),
+        ("touches", "filters by entity, and what waits for what"),
+    ];
+
+    fn columns_of_the_schema() -> Vec<String> {
+        let mut connection = Connection::open_in_memory().expect("memory");
+        schema::migrate(&mut connection).expect("a schema");
+        let mut statement = connection.prepare("PRAGMA table_info(messages)").expect("a table");
+        let names = statement.query_map([], |row| row.get(1)).expect("its columns");
+        names.collect::<rusqlite::Result<_>>().expect("names")
+    }
+
+    fn sources(folder: &Path) -> Vec<PathBuf> {
+        let entries = fs::read_dir(folder).expect("a folder").map(|entry| entry.expect("an entry").path());
+        entries.flat_map(|path| if path.is_dir() { sources(&path) } else { vec![path] }).collect()
+    }
+
+    /// Returns the string literals of a source that read or write `messages`, without its tests.
+    fn statements_about_messages(source: &str) -> Vec<&str> {
+        let code = source.split("#[cfg(test)]\nmod tests").next().unwrap_or_default();
+        let literals = code.split('"').skip(1).step_by(2);
+        let tables = ["FROM messages", "INTO messages", "UPDATE messages", "JOIN messages", "FROM {source}"];
+        literals.filter(|literal| tables.iter().any(|table| literal.contains(table))).collect()
+    }
+
+    fn names(statement: &str, column: &str) -> bool {
+        statement.split(|c: char| !c.is_ascii_alphanumeric() && c != '_').any(|word| word == column)
+    }
+
+    #[test]
+    fn a_column_is_a_change_in_this_file_and_its_migration() {
+        let columns = columns_of_the_schema();
+        let listed: Vec<&str> = columns!().split(',').map(str::trim).collect();
+        assert_eq!(listed, columns, "the schema has other columns than `columns!` selects");
+        assert_eq!(columns.len(), COLUMNS, "a column is missing in `Column`");
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/store/sqlite");
+        let mut inserts = Vec::new();
+        let mut queried = Vec::new();
+        for path in sources(&folder).into_iter().filter(|path| path.extension().is_some_and(|end| end == "rs")) {
+            let source = fs::read_to_string(&path).expect("it can be read");
+            let file = path.strip_prefix(&folder).expect("it is inside").to_string_lossy().into_owned();
+            for statement in statements_about_messages(&source) {
+                if statement.contains("INTO messages") {
+                    inserts.push(file.clone());
+                }
+                if file != "record.rs" && file != "schema.rs" {
+                    let named = columns.iter().filter(|column| *column != "message_id" && names(statement, column));
+                    queried.extend(named.map(|column| (column.clone(), file.clone())));
+                }
+            }
+        }
+        assert_eq!(inserts, ["record.rs"], "messages are inserted in more than one place");
+        for (column, file) in &queried {
+            assert!(
+                QUERIED.iter().any(|(known, _)| known == column) && file.starts_with("queries/"),
+                "{file} names the column {column}: read it through `Record`, or add it to the queries with a reason"
+            );
+        }
+        for (column, _) in QUERIED {
+            assert!(queried.iter().any(|(named, _)| named == column), "no query names {column}: remove its entry");
+        }
+    }
+}

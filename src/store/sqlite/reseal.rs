@@ -78,7 +78,7 @@ struct SealedRows {
 }
 
 const SEALED_ROWS: [SealedRows; 5] = [
-    SealedRows { next: queries::HEADER_SETS_TO_RESEAL, keep: header_sets::keep_header_set },
+    SealedRows { next: queries::HEADER_SETS_TO_RESEAL, keep: header_sets::reseal_header_set },
     SealedRows { next: queries::TEXTS_TO_RESEAL, keep: record::reseal_texts },
     SealedRows { next: queries::BODIES_TO_RESEAL, keep: record::reseal_body },
     SealedRows { next: queries::PIECES_TO_RESEAL, keep: keep_piece },

@@ -173,7 +173,7 @@ impl SqliteStore {
         let connection = lock(&self.writer);
         if self.watch.unproven().is_none() && !guard::is_closed(&connection) {
             self.ballast.tend(&connection, false);
-            self.ballast.make();
+            self.ballast.create();
         }
     }
 

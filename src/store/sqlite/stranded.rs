@@ -239,7 +239,7 @@ pub(super) fn count(connection: &Connection, sealer: &Sealer, memo: &Memo) -> Re
         }
         let Some(create) = create else { continue };
         let Some(status) = status_of(connection, create)? else { continue };
-        let lane = lanes::for_people(connection, sealer, &mut names, lane)?;
+        let lane = lanes::without_secrets(connection, sealer, &mut names, lane)?;
         counted.push(Stranded { lane, messages, create: MessageId(create), status });
     }
     Ok(counted)

@@ -425,7 +425,7 @@ impl Maintain for SqliteStore {
 
     fn compact(&self) -> Result<u64, StoreError> {
         self.remove_unfinished()?;
-        self.write(|tx, _| header_sets::forget_header_sets(tx))?;
+        self.write(|tx, _| header_sets::sweep_header_sets(tx))?;
         self.erase_credentials()?;
         let shrink = || -> Result<bool, Fault> {
             let connection = lock(&self.writer);

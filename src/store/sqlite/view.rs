@@ -98,7 +98,7 @@ impl BacklogView {
 fn open(path: &Path, file: Option<FileId>, sound: &mut Option<FileId>) -> Result<ViewReader, BacklogSeen> {
     let is_away = |error: &io::Error| matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory);
     // It would drop the locks of what is opened here.
-    let _no_proof = proof::none_runs().ok_or(BacklogSeen::Unknown)?;
+    let _no_proof = proof::no_proof_runs().ok_or(BacklogSeen::Unknown)?;
     if recovery::pending(path).is_some() {
         return Err(BacklogSeen::Unknown);
     }
@@ -131,13 +131,13 @@ fn open(path: &Path, file: Option<FileId>, sound: &mut Option<FileId>) -> Result
     let (connection, is_alone) = opened.ok_or(BacklogSeen::Unknown)?;
     if *sound != Some(file) {
         // Pages that are damaged may read as empty.
-        quick_check::look_through(&connection, path).map_err(|_| BacklogSeen::Unknown)?;
+        quick_check::quick_check_if_small(&connection, path).map_err(|_| BacklogSeen::Unknown)?;
         *sound = Some(file);
     }
     Ok(ViewReader { connection, file, is_alone })
 }
 
-/// Opens the file. The caller keeps proofs away ([`proof::none_runs`]) until it has its lock.
+/// Opens the file. The caller keeps proofs away ([`proof::no_proof_runs`]) until it has its lock.
 fn connect(path: &Path, access: OpenFlags, is_alone: bool) -> rusqlite::Result<Connection> {
     let connection = Connection::open_with_flags(path, access | OpenFlags::SQLITE_OPEN_NO_MUTEX)?;
     connection.busy_timeout(BUSY_TIMEOUT)?;

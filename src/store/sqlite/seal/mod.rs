@@ -1,37 +1,47 @@
-//! What of a store is sealed, under which key, and how.
+//! Encryption: what of a store is sealed, with which key, and how.
 //!
 //! # What is sealed
 //!
-//! Bodies, the bytes and digests of attachments, paths that have a query, kept answers, header sets and credentials. What a
-//! store is searched, counted and ordered by stays readable: ids of messages and entities, types, statuses, counts, sizes,
-//! times, methods, paths without a query, workspaces, project names, why a lane is held, and the digests by which rows of
-//! SDK files are recognised. A credential or header set is found by a keyed digest (HMAC) that stands where its value
-//! stands in a store that is not sealed, so that the same statements find it.
+//! Sealed are bodies, the bytes and digests of attachments, paths with a query, stored answers, header sets and
+//! credentials. Everything that a store is searched, counted or ordered by stays readable: ids of messages and
+//! entities, types, statuses, counts, sizes, times, methods, paths without a query, workspaces, project names, the
+//! reasons of holds, and the digests that identify rows of SDK files. A credential or header set is looked up by a
+//! keyed digest (HMAC), which replaces its value in a sealed store, so that the same statements find it.
 //!
 //! # How
 //!
-//! XChaCha20-Poly1305, of RustCrypto: several processes seal for one store, none of which could keep a counter for all,
-//! and a random nonce of 192 bits never comes twice, whereas the 96 bits that ring's AEADs have are good for 2^32 messages
-//! of a key. The keys for sealing, for look-ups and for the key's name are derived from the user's by HKDF.
+//! XChaCha20-Poly1305, from RustCrypto: several processes seal for one store and cannot share a counter. A random nonce
+//! of 192 bits never repeats, whereas the 96-bit nonces of ring's AEADs are safe for 2^32 messages per key. The keys
+//! for sealing, for look-ups and for the key's name are derived from the user's key with HKDF.
 //!
 //! ```text
 //! sealed: name of the key (8) | nonce (24) | ciphertext | tag (16)
 //! ```
 //!
-//! Compression comes first; a body's codec says both. The checksum of a message ([`super::record`]) is sealed behind its
-//! body, because a CRC tells something of what it covers: the tag says that nobody changed the body, and the checksum that
-//! nothing else of the message was changed, or damaged. The associated data is the thing's [`SealContext`]: what is sealed for one
-//! message does not open as another's. It names only what stays as it is for the life of a message and what a recovery
-//! from a damaged file keeps; a part of a divided message is a message of its own and sealed anew.
+//! Compression comes first; the codec of a body records both. The checksum of a message ([`super::record`]) is sealed
+//! behind its body, because a CRC reveals something about what it covers: the tag proves that nobody changed the body,
+//! and the checksum that nothing else of the message was changed or damaged. The associated data is the
+//! [`SealContext`]: what is sealed for one message does not open as another's. It contains only what stays unchanged
+//! for the life of a message and survives a recovery from a damaged file; a part of a divided message is a message of
+//! its own and is sealed anew.
 //!
-//! It is kept from someone who reads the file. Someone who writes to it can still remove, repeat and add messages, or
-//! point one at another lane.
+//! This protects against someone who reads the file. Someone who writes to it can still remove, repeat and add
+//! messages, or move one to another lane.
 //!
-//! # Which key
+//! # Key rotation
 //!
-//! The row of `sealing` says under which key new things are kept (or none), and under which other one there may still be
-//! some. Its `generation` is raised with every change of that. Every transaction looks at it first, so that a process that
-//! has the store open goes on with the new key if it has it, and touches nothing if it does not.
+//! The row of `sealing` names the key that new values are sealed with (or none), and the previous key that some values
+//! may still be sealed with. Its `generation` is raised with every change. Every transaction reads it first, so that a
+//! process that has the store open continues with the new key if it has that key, and touches nothing if it does not.
+//!
+//! # Invariants
+//!
+//! - A lane is always found: credentials are re-encrypted in the transaction that changes the key
+//!   ([`super::key_change`]).
+//! - At most two keys are in use: a third is refused until everything is sealed with the current one
+//!   ([`super::reseal`]).
+//! - A reader that lacks a key of the store never reports damage: it cannot tell a damaged value from one that it may
+//!   not read.
 
 mod cipher;
 mod context;
