@@ -160,7 +160,8 @@ pub(super) fn set_unsure_before(tx: &Transaction<'_>, at_ms: i64) -> Result<(), 
 
 /// Removes the notes of entities whose create was confirmed, or that were ended.
 pub(super) fn forget(tx: &Transaction<'_>, place: i64, touches: &[Touch]) -> Result<(), Fault> {
-    let ends_note = |touch: &&Touch| matches!(touch.effect, Effect::Create | Effect::End) && touch.key.is_trace_or_span();
+    let ends_note =
+        |touch: &&Touch| matches!(touch.effect, Effect::Create | Effect::End) && touch.key.is_trace_or_span();
     if counter(tx, NOTES)? == 0 {
         return Ok(());
     }
@@ -225,7 +226,8 @@ pub(super) fn perhaps_delivered(
     note(tx, unseen(recent, place, message_type, touches).map(|entity| (place, entity)), now_ms)
 }
 
-/// What one walk over a lane knows about updates ahead of creates: the notes, and the updates that it takes itself.
+/// The updates ahead of creates as one walk over a lane sees them: the notes, and the updates that the walk takes
+/// itself.
 pub(super) struct AheadLookup<'a> {
     connection: &'a Connection,
     recent: &'a RecentCreates,

@@ -5,7 +5,7 @@
 //! ```text
 //!           begin                 register (one commit with the message)
 //!   (none) ──────▶ being uploaded ──────▶ a message's
-//!                     │ abandon, owner gone   │ the message is deleted (in the same commit)
+//!                     │ abandon, owner dead   │ the message is deleted (in the same commit)
 //!                     ▼                       ▼
 //!                  released ◀─────────────────┘
 //!                     │ removed, some pieces per commit

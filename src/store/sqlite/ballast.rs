@@ -6,7 +6,7 @@
 //! - **The log keeps its blocks.** On a nearly full disk it is extended with zeros, which are not valid frames, and
 //!   never truncated below that. Every commit is checkpointed at once, so that the next one starts at the beginning of
 //!   the log again and overwrites existing blocks.
-//! - **The database gets its blocks before anyone relies on them**, for the same reason: nothing is owed to it.
+//! - **The database gets its blocks before they are needed**, for the same reason: nothing is owed to it.
 //! - **A ballast file is beside the store** (`<db>-ballast`, all zeros) while there is no log: it is renamed to become
 //!   the log before SQLite opens the store on a full disk. Renaming allocates nothing and is atomic, however fast
 //!   another program writes. If a write fails anyway, the file is removed to make room for it.
@@ -200,7 +200,7 @@ impl Ballast {
         }
     }
 
-    /// Releases the ballast file: its blocks go to the log at once, and to whatever else SQLite needs.
+    /// Releases the ballast file: its blocks go to the log at once, and to anything else that SQLite needs.
     fn release(&self, connection: &Connection) {
         let bytes = length(&self.file);
         if bytes == 0 || fs::remove_file(&self.file).is_err() {

@@ -54,7 +54,7 @@ fn due_at_ms(next_attempt_at_ms: i64, now_ms: i64) -> i64 {
     if next_attempt_at_ms.saturating_sub(now_ms) > BACKOFF_MS_MAX { now_ms } else { next_attempt_at_ms }
 }
 
-/// What a walk over a lane reads: one snapshot, and what this process knows in addition.
+/// The input of a walk over a lane: one snapshot, and what this process knows in addition.
 #[derive(Clone, Copy)]
 pub(super) struct WalkScope<'a> {
     pub(super) connection: &'a Connection,
@@ -77,7 +77,7 @@ struct Walk<'a, 'c> {
     left: usize,
     /// The first position of a message in flight.
     in_flight_from: i64,
-    /// When the first of those becomes due that were left only for their time.
+    /// When the first message becomes due that was left only because of its deadline.
     soonest_ms: Option<i64>,
 }
 
@@ -171,12 +171,12 @@ enum WalkStep {
     Stop,
 }
 
-/// What a walk found.
+/// The findings of a walk.
 #[derive(Default)]
 struct WalkResult {
     /// The first selected message.
     first: Option<i64>,
-    /// When the first of those becomes due that were left only for their time.
+    /// When the first message becomes due that was left only because of its deadline.
     soonest_ms: Option<i64>,
     /// A refused create that a message waits for.
     waits_for: Option<i64>,
@@ -312,7 +312,7 @@ pub(super) struct Broken {
     size: Size,
 }
 
-/// What a walk chose.
+/// The choice of a walk.
 #[derive(Default)]
 pub(super) struct Choice {
     chosen: Vec<Chosen>,

@@ -61,7 +61,7 @@ impl Fault {
     /// Returns which resource of the disk is exhausted, if that is why the step failed.
     ///
     /// SQLite reports a lack of bytes. An exhausted quota, and a lack of space for the log or for the memory that
-    /// processes share, are told apart from a failing disk by asking the system again. A failed sync is never one of
+    /// processes share, are distinguished from a failing disk by asking the system again. A failed sync is never one of
     /// these.
     pub(super) fn no_room(&self, path: &Path) -> Option<NoRoom> {
         const WRITE: i32 = 778;

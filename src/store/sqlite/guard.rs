@@ -27,7 +27,9 @@ pub(super) fn close(connection: &mut Connection, watch: &Watch) {
     };
     match nothing() {
         Ok(nothing) => drop(std::mem::replace(connection, nothing)),
-        Err(error) => warn!(target: "db_manager", "cannot close the message store, which must be closed to be proven: {error}"),
+        Err(error) => {
+            warn!(target: "db_manager", "cannot close the message store, which must be closed to be proven: {error}")
+        }
     }
 }
 

@@ -7,10 +7,10 @@
 //! that a checkpoint wrote to the database may be among the lost ones.
 //!
 //! ```text
-//!   in use ── a write, sync or truncation fails ──▶ unproven: flag file, no write, no checkpoint, all close it
-//!      ▲                                                 │ nobody else has it open
+//!   in use ── a write, sync or truncation fails ──▶ unproven: flag file, no write, no checkpoint, everyone closes it
+//!      ▲                                                 │ no other process has it open
 //!      │                                                 ▼
-//!      └── flag removed ◀── all of the log written into the database, synced ◀── page cache of both files dropped
+//!      └── flag removed ◀── whole log checkpointed and synced ◀── page cache of both files dropped
 //! ```
 //!
 //! - **The flag** is `<store>-unproven`, beside the store. It tells other processes, which check for it in every write

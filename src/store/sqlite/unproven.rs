@@ -62,7 +62,7 @@ pub(super) fn flag_of(path: &Path) -> PathBuf {
     flag.into()
 }
 
-/// What a failed operation means for bytes that were written earlier.
+/// The effect of a failed operation on bytes that were written earlier.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Lost {
     Nothing,

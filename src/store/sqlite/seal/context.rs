@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-/// What a sealed value is, and which row it belongs to. Opening it in any other context fails.
+/// The kind of a sealed value, and the row that it belongs to. Opening it in any other context fails.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum SealContext<'a> {
     /// The body of a message, with its destination.
@@ -63,7 +63,7 @@ impl SealContext<'_> {
     }
 }
 
-/// What is looked up by a digest.
+/// A kind of value that is looked up by a digest.
 #[derive(Clone, Copy, Debug)]
 #[repr(u8)]
 pub(crate) enum Lookup {

@@ -88,7 +88,7 @@ mod tests {
     const TO: Destination<'static> = Destination { encoding: 0, method: "POST", path: "v1/private/traces" };
 
     #[test]
-    fn nothing_opens_in_another_place_and_the_error_names_the_message() {
+    fn sealed_values_open_only_in_their_own_context() {
         let sealer = sealer(1);
         let packed = Packer::new().pack(&Body::new("{\"input\": \"a secret of the user\"}", Encoding::Identity));
         let KeptBody { bytes: kept, codec, .. } = keep(&sealer, 12, &packed, Some(7));
@@ -110,11 +110,11 @@ mod tests {
             assert!(reason.contains(&format!("body of message {message} does not open")), "{reason}");
         }
         let answer = sealer.cipher().seal(&SealContext::Answer { message: 12 }, b"no").expect("it is sealed");
-        assert!(sealer.open(&SealContext::Path { message: 12 }, &answer).is_err(), "an answer is no path");
+        assert!(sealer.open(&SealContext::Path { message: 12 }, &answer).is_err(), "an answer opened as a path");
     }
 
     #[test]
-    fn another_key_is_named_and_opens_nothing() {
+    fn a_wrong_key_is_reported_and_opens_nothing() {
         let sealed = sealer(1).cipher().seal(&SealContext::Answer { message: 1 }, b"text").expect("it is sealed");
         let place = SealContext::Answer { message: 1 };
         let locked = |sealer: Sealer| Sealer { is_locked: true, ..sealer };
@@ -130,7 +130,7 @@ mod tests {
     }
 
     #[test]
-    fn a_row_that_names_a_key_is_believed_only_when_the_key_opens_it() {
+    fn a_damaged_check_value_of_a_key_is_damage() {
         let ring = std::sync::Arc::new(KeyRing::new(&keys(1)));
         let mut mark = ring.ciphers[0].mark().expect("a mark");
         mark.check[40] ^= 1;
@@ -139,7 +139,7 @@ mod tests {
     }
 
     #[test]
-    fn places_are_told_apart_whatever_their_texts_are() {
+    fn contexts_differ_even_if_their_concatenated_texts_do_not() {
         let body = |method, path| SealContext::Body { message: 1, codec: 0, encoding: 0, method, path }.bytes();
         assert_ne!(body("PO", "STv1"), body("POST", "v1"));
         let bytes = [0; 8];
@@ -150,7 +150,7 @@ mod tests {
     }
 
     #[test]
-    fn a_store_of_an_earlier_release_keeps_its_digests() {
+    fn digests_are_those_of_earlier_releases() {
         // Made with Python's hmac and hashlib by RFC 5869: a change here would lose the lanes of every sealed store.
         let key = keys(0x5a ^ 1);
         let cipher = Cipher::new(key.current.as_ref().expect("a key"));
@@ -170,7 +170,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn what_is_sealed_opens_as_it_was_and_not_when_a_bit_of_it_changes(
+        fn sealed_bodies_round_trip_and_detect_every_changed_bit(
             bytes in proptest::collection::vec(any::<u8>(), 0..3000),
             checksum in prop::option::of(0..=i64::from(u32::MAX)),
             flip in any::<prop::sample::Index>(),

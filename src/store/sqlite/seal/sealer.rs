@@ -71,7 +71,7 @@ impl Sealer {
         let key = target.map(|id| ring.get(id).ok_or_else(|| ring.lacks(id))?.mark()).transpose()?;
         let generation = known.map_or(0, |row| row.generation).saturating_add(1);
         let state = SealingState { generation, key, previous: None, is_complete: true };
-        // If it is unknown which keys were in use, one that is not configured may have been among them.
+        // If it is unknown which keys were in use, a key that is not configured may have been among them.
         Ok(Self { ring: ring.clone(), state, is_locked: known.is_none() })
     }
 
@@ -123,7 +123,7 @@ impl Sealer {
 
     /// Returns the key that values are sealed with, or `None` if they are stored as plain text.
     pub(super) fn active(&self) -> Result<Option<&Cipher>, Fault> {
-        // What is stored now must open later, and a look-up must find what exists.
+        // Values stored now must open later, and a look-up must find what exists.
         if self.is_locked {
             self.unlocked()?;
         }
