@@ -10,8 +10,8 @@ use http::header::{self, HeaderValue};
 use hyper::Method;
 use serde_json::json;
 
-use super::Shared;
 use super::forward::{self, ClientAnswer};
+use super::shared::Shared;
 use super::status::{LiveWrites, connection_word};
 use crate::monitor::Availability;
 use crate::printable;

@@ -4,8 +4,8 @@ use std::path::PathBuf;
 
 use thiserror::Error;
 
+use super::encryption::key::{KeyError, KeyId};
 use super::full_state::FullLimit;
-use super::key::{KeyError, KeyId};
 use super::work::Owner;
 
 /// Why a store can't do what it was asked, sorted by what the caller can do about it.

@@ -21,7 +21,7 @@ use rusqlite::types::ValueRef;
 use super::lanes::server_check;
 use super::seal::SEAL_BYTES;
 use crate::sqlite_format::{be32, cell_pointers, varint};
-use crate::store::key::KeyId;
+use crate::store::encryption::key::KeyId;
 
 /// What a lane may be: workspace, number of the credential, server.
 pub(super) type LaneRow = (Option<String>, i64, Option<String>);

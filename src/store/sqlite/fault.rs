@@ -7,10 +7,10 @@ use rusqlite::ErrorCode;
 
 use super::access::access_words;
 use super::unproven;
+use crate::store::encryption::key::KeyId;
 use crate::store::error::StoreError;
 use crate::store::full_state::FullLimit;
 use crate::store::full_state::USUAL_BYTES;
-use crate::store::key::KeyId;
 use crate::store::room::{self, NoRoom};
 
 /// How long a write waits for other processes.

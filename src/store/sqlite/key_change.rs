@@ -9,7 +9,7 @@ use super::fault::Fault;
 use super::seal::{KeyRing, Lookup, Sealer, SealingState};
 use super::unproven::Watch;
 use super::{guard, header_sets, queries};
-use crate::store::key::KeyId;
+use crate::store::encryption::key::KeyId;
 
 /// Makes this key the current one (or none), in one transaction with the credentials: a lane that is not found is a
 /// lane whose order is not kept. The first header sets are re-encrypted with it, so that hardly any is stored twice.

@@ -27,8 +27,9 @@ use super::seal::{self, KeyRing, Sealer, SealingState};
 use super::unproven::{self, Watch};
 use super::{ballast, checkpoint, in_place, key_change, proof, quick_check, recovery, schema, upgrade};
 use crate::store::error::StoreError;
+use crate::store::limits::OpenMode;
 use crate::store::os::{FileId, os_words};
-use crate::store::{OpenMode, place};
+use crate::store::place;
 
 /// The oldest SQLite without the WAL-reset bug, which can corrupt a file that several processes write.
 const SQLITE_VERSION_MIN: i32 = 3_051_003;

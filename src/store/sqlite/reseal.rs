@@ -23,9 +23,10 @@ use super::fault::Fault;
 use super::seal::{self, KeyRing, SealContext, Sealer, SealingState};
 use super::unproven::Watch;
 use super::{attachments, browse, guard, header_sets, key_change, open, queries, record, space};
+use crate::store::encryption::key::Keys;
+use crate::store::encryption::reseal::{Resealed, Resealing};
 use crate::store::error::StoreError;
-use crate::store::key::Keys;
-use crate::store::{Limits, OpenMode, Resealed, Resealing};
+use crate::store::limits::{Limits, OpenMode};
 
 /// The most rows in one commit.
 const STEP_ROWS: usize = 500;

@@ -15,9 +15,9 @@ use super::{attachments, queries, stranded};
 use crate::message::{Message, Touch};
 use crate::store::error::StoreError;
 use crate::store::full_state::{FullLimit, Fullness};
+use crate::store::limits::{Limits, WhenFull};
 use crate::store::os::{folder_of, os_words};
 use crate::store::room::OWN_NEEDS_BYTES;
-use crate::store::{Limits, WhenFull};
 
 /// The bytes of a message in addition to its body, path and touches: the row's other columns and its index entries.
 pub(super) const ROW_BYTES: u64 = 160;

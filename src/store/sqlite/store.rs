@@ -26,14 +26,14 @@ use super::stranded::Memo;
 use super::unproven::Watch;
 use super::{attachments, guard, lease, open, space};
 use crate::message::MessageId;
+use crate::store::encryption::key::Keys;
 use crate::store::error::StoreError;
-use crate::store::key::Keys;
+use crate::store::limits::{Limits, OpenMode};
 use crate::store::os::FileId;
 use crate::store::rejected_room::RejectedRoom;
 use crate::store::traits::Maintain;
 use crate::store::view::{Filter, StoreIdentity};
 use crate::store::work::Lease;
-use crate::store::{Limits, OpenMode};
 
 /// A store in one SQLite file.
 pub struct SqliteStore {

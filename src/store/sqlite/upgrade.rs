@@ -21,8 +21,8 @@ use super::fault::Fault;
 use super::folder_lock::FolderLock;
 use super::seal::{self, KeyRing};
 use super::{browse, schema};
-use crate::store::OpenMode;
 use crate::store::error::StoreError;
+use crate::store::limits::OpenMode;
 
 /// How often taking the lock is retried, and how long apart: a command that only reads is waited for, an agent is not.
 const TRIES: usize = 5;

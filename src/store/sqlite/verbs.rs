@@ -20,6 +20,7 @@ use crate::message::{Attachment, EntityKey, Lane, Message, MessageId, MessageTyp
 use crate::store::clock::now_ms;
 use crate::store::error::StoreError;
 use crate::store::full_state::USUAL_BYTES;
+use crate::store::limits::{Limits, WhenFull};
 use crate::store::room;
 use crate::store::traits::{Attachments, Browse, Intake, Maintain, Replay};
 use crate::store::view::{
@@ -29,7 +30,6 @@ use crate::store::view::{
 use crate::store::work::{
     Ahead, AttachmentId, Claim, ClaimLimits, Hold, LaneId, LaneWork, Lease, Outcome, Owner, SalvagedRow,
 };
-use crate::store::{Limits, WhenFull};
 
 /// How long truncating the log waits for readers.
 const LOG_ERASURE_TIMEOUT: Duration = Duration::from_millis(100);

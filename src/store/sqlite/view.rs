@@ -20,10 +20,11 @@ use super::fault::Fault;
 use super::store::lock;
 use super::{ballast, proof, queries, quick_check, recovery, schema, unproven};
 use crate::message::{Effect, Server, Touch};
+use crate::store::limits::OpenMode;
 use crate::store::os::FileId;
+use crate::store::place;
 use crate::store::view::BacklogSeen;
 use crate::store::work::Ahead;
-use crate::store::{OpenMode, place};
 
 /// A view may run on a thread that serves clients, so it never waits long.
 const BUSY_TIMEOUT: Duration = Duration::from_millis(200);

@@ -9,14 +9,15 @@ use rusqlite::Connection;
 
 use super::create::{has_hot_journal, make_file, roll_back_creation};
 use crate::store::error::StoreError;
+use crate::store::limits::OpenMode;
 use crate::store::os::os_words;
+use crate::store::place;
 use crate::store::sqlite::access::access_words;
 use crate::store::sqlite::connect::{immutable, tables};
 use crate::store::sqlite::fault::NO_DATABASE;
 use crate::store::sqlite::queries;
 use crate::store::sqlite::recovery;
 use crate::store::sqlite::schema;
-use crate::store::{OpenMode, place};
 
 /// Bytes of the header of every SQLite database.
 const HEADER_BYTES: u64 = 100;

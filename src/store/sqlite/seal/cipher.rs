@@ -9,7 +9,7 @@ use ring::rand::{SecureRandom, SystemRandom};
 use zeroize::Zeroizing;
 
 use super::context::{Lookup, SealContext};
-use crate::store::key::{EncryptionKey, KeyId, Keys};
+use crate::store::encryption::key::{EncryptionKey, KeyId, Keys};
 use crate::store::sqlite::fault::Fault;
 
 const NONCE_BYTES: usize = 24;

@@ -60,7 +60,7 @@ mod tests {
     use super::cipher::Cipher;
     use super::*;
     use crate::message::{Body, Encoding};
-    use crate::store::key::{EncryptionKey, Keys};
+    use crate::store::encryption::key::{EncryptionKey, Keys};
     use crate::store::sqlite::codec::{Packed, Packer, Unpacker};
     use crate::store::sqlite::fault::Fault;
 

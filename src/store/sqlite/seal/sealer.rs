@@ -9,10 +9,10 @@ use rusqlite::types::{ToSqlOutput, Value, ValueRef};
 use super::cipher::{Cipher, KeyRing};
 use super::context::{Destination, Lookup, SealContext, named};
 use super::state::SealingState;
-use crate::store::key::KeyId;
+use crate::store::encryption::key::KeyId;
+use crate::store::encryption::state::{Encryption, KeyState};
 use crate::store::sqlite::codec::Packed;
 use crate::store::sqlite::fault::Fault;
-use crate::store::view::{Encryption, KeyState};
 
 /// Added to the codec of a body that is sealed.
 pub(crate) const SEALED: i64 = 16;
@@ -84,7 +84,7 @@ impl Sealer {
     #[cfg(test)]
     pub(crate) fn off() -> Self {
         let state = SealingState { generation: 0, key: None, previous: None, is_complete: true };
-        Self { ring: Arc::new(KeyRing::new(&crate::store::key::Keys::default())), state, is_locked: false }
+        Self { ring: Arc::new(KeyRing::new(&crate::store::encryption::key::Keys::default())), state, is_locked: false }
     }
 
     pub(crate) fn generation(&self) -> i64 {

@@ -4,7 +4,7 @@ use rusqlite::{Connection, Transaction, params};
 
 use super::cipher::{KeyMark, KeyRing};
 use super::context::SealContext;
-use crate::store::key::KeyId;
+use crate::store::encryption::key::KeyId;
 use crate::store::sqlite::fault::Fault;
 use crate::store::sqlite::queries;
 
