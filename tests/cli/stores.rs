@@ -67,7 +67,7 @@ fn a_truncated_store_is_damaged() {
         assert!(found.ends_with("--- exit 1\n"), "{args:?}: {found}");
     }
     let found = sandbox.run(&["replay"]);
-    assert!(found.contains("no message could be found in the damaged message store"), "{found}");
+    assert!(found.contains("found no message in the damaged message store"), "{found}");
     assert!(found.contains("nothing to replay"), "{found}");
 }
 

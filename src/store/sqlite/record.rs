@@ -480,6 +480,7 @@ mod tests {
         ("body_bytes", "compared with the body by `check`"),
         ("claim_epoch", "an outcome settles a claim of its own lease only"),
         ("header_set_id", "header sets that no message uses are removed"),
+        ("items", "summed over the messages that a filter selects"),
         ("lane_id", "messages are claimed, listed and moved by lane"),
         ("message_type", "filters by type"),
         ("method", "a message that cannot be sent is not requeued"),
