@@ -254,8 +254,8 @@ fn what_is_no_store_is_refused_with_its_reason_and_left_as_it_is() {
     let before = contents(folder.path());
     for (name, reason) in [
         ("folder.db", "it is a directory"),
-        ("text.db", "it is no SQLite database"),
-        ("short.db", "it is no SQLite database"),
+        ("text.db", "it is not an SQLite database"),
+        ("short.db", "it is not an SQLite database"),
         ("python sdk?#%.db", "leftover file of the Opik Python SDK"),
         ("foreign.db", "the database of another program"),
         ("marked.db", "the database of another program"),
