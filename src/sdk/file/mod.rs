@@ -16,6 +16,7 @@ use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Read};
 use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use rusqlite::config::DbConfig;
@@ -24,7 +25,7 @@ use rusqlite::{Connection, ErrorCode, OpenFlags, OptionalExtension};
 use thiserror::Error;
 
 use self::distrust::{Schema, distrust, schema_of};
-use self::pages::{Pages, Place};
+use self::pages::ScannedRows;
 use super::orphan::{Holder, SDK_STORE_NAME, holder_of};
 use super::trust::{AttachmentFolders, FileOwner, Refusal, TrustedFile};
 use crate::shutdown::Shutdown;
@@ -121,22 +122,22 @@ pub struct SdkFile {
     path: PathBuf,
     original: TrustedFile,
     connection: Connection,
-    copy: File,
+    copy: Arc<File>,
     /// There is no table in it: its process was killed before it made one.
     is_empty: bool,
     shutdown: Shutdown,
     after: Option<i64>,
-    damage: Option<Damage>,
+    scan: Option<PageScan>,
     /// Why nobody can tell whether a process works with it.
     unseen: Option<String>,
 }
 
-/// How a damaged file is read.
-struct Damage {
-    pages: Pages,
-    /// The next of the places to read.
+/// How far the pages of a damaged file are read.
+struct PageScan {
+    found: ScannedRows,
+    /// The index of the next row to read.
     next: usize,
-    /// Rows that are there and can't be read whole.
+    /// Rows that were found and cannot be read whole.
     unread: u64,
 }
 
@@ -197,11 +198,11 @@ impl SdkFile {
             path: path.to_owned(),
             original,
             connection,
-            copy: file,
+            copy: Arc::new(file),
             is_empty: false,
             shutdown: shutdown.clone(),
             after: None,
-            damage: None,
+            scan: None,
             unseen,
         };
         file.recognise()?;
@@ -235,12 +236,12 @@ impl SdkFile {
 
     /// Says whether the file is damaged, as far as it was read.
     pub fn is_damaged(&self) -> bool {
-        self.damage.is_some()
+        self.scan.is_some()
     }
 
     /// Returns how many rows could not be read so far; an estimate, because pages that are gone can't be counted.
     pub fn unread(&self) -> u64 {
-        self.damage.as_ref().map_or(0, |damage| damage.unread + damage.pages.lost)
+        self.scan.as_ref().map_or(0, |scan| scan.unread.saturating_add(scan.found.lost))
     }
 
     /// Returns the next row, in the order of ids, or `None` at the end.
@@ -255,35 +256,42 @@ impl SdkFile {
         if self.is_empty {
             return Ok(None);
         }
-        if self.damage.is_none() {
+        if self.scan.is_none() {
             match next_after(&self.connection, self.after) {
                 Ok(None) => return Ok(None),
                 // A broken tree may lead back to where we were.
-                Ok(Some(row)) if self.after.is_some_and(|after| row.message_id <= after) => self.look_at_pages()?,
+                Ok(Some(row)) if self.after.is_some_and(|after| row.message_id <= after) => self.scan_pages()?,
                 Ok(Some(row)) => {
                     self.after = Some(row.message_id);
                     return Ok(Some(row));
                 }
-                Err(error) if is_damage(&error) => self.look_at_pages()?,
+                Err(error) if is_damage(&error) => self.scan_pages()?,
                 Err(error) => return Err(self.failed(&error)),
             }
         }
-        let Some(damage) = &mut self.damage else { return Ok(None) };
-        while let Some(place) = damage.pages.places.get(damage.next).copied() {
-            damage.next += 1;
+        let Some(scan) = &mut self.scan else { return Ok(None) };
+        while let Some(location) = scan.found.rows.get(scan.next).copied() {
+            scan.next += 1;
             if self.shutdown.is_requested() {
                 return Err(SdkFileError::Interrupted { path: self.path.clone() });
             }
-            if self.after.is_some_and(|after| place.message_id <= after) {
+            if self.after.is_some_and(|after| location.key <= after) {
                 continue;
             }
-            match row_at(&self.connection, &damage.pages, &self.copy, place) {
-                Found::Row(row) => {
+            match one_row(&self.connection, location.key) {
+                Ok(Some(row)) => {
                     self.after = Some(row.message_id);
                     return Ok(Some(row));
                 }
-                Found::Deleted => {}
-                Found::Broken => damage.unread += 1,
+                // The tree is intact there and has no such row: the one in the page was deleted.
+                Ok(None) => {}
+                Err(_) => match scan.found.row(location) {
+                    Some(row) => {
+                        self.after = Some(row.message_id);
+                        return Ok(Some(row));
+                    }
+                    None => scan.unread += 1,
+                },
             }
         }
         Ok(None)
@@ -292,7 +300,7 @@ impl SdkFile {
     /// Starts again with the first row.
     pub fn rewind(&mut self) {
         self.after = None;
-        self.damage = None;
+        self.scan = None;
     }
 
     fn unreadable(&self, reason: String) -> SdkFileError {
@@ -306,13 +314,13 @@ impl SdkFile {
         }
     }
 
-    fn look_at_pages(&mut self) -> Result<(), SdkFileError> {
-        let pages = Pages::read(&self.copy, &|| self.shutdown.is_requested());
-        let pages = pages.map_err(|error| match error.kind() {
+    fn scan_pages(&mut self) -> Result<(), SdkFileError> {
+        let found = ScannedRows::scan(&self.copy, &|| self.shutdown.is_requested());
+        let found = found.map_err(|error| match error.kind() {
             io::ErrorKind::Interrupted => SdkFileError::Interrupted { path: self.path.clone() },
             _ => self.unreadable(os_words(&error)),
         })?;
-        self.damage = Some(Damage { pages, next: 0, unread: 0 });
+        self.scan = Some(PageScan { found, next: 0, unread: 0 });
         Ok(())
     }
 
@@ -329,9 +337,9 @@ impl SdkFile {
 
     /// Where the first page is broken the rows tell whose file it is.
     fn recognise_by_pages(&mut self) -> Result<(), SdkFileError> {
-        self.look_at_pages()?;
-        let places = self.damage.as_ref().map_or(0, |damage| damage.pages.places.len());
-        if places == 0 { Err(self.other("it is damaged, and no message can be found in it")) } else { Ok(()) }
+        self.scan_pages()?;
+        let rows = self.scan.as_ref().map_or(0, |scan| scan.found.rows.len());
+        if rows == 0 { Err(self.other("it is damaged, and no message can be found in it")) } else { Ok(()) }
     }
 
     /// Refuses what is not the SDK's.
@@ -372,22 +380,6 @@ pub fn count_rows(path: &Path) -> Option<u64> {
     }
     let rows: i64 = connection.query_row(queries::SDK_ROWS, [], |row| row.get(0)).ok()?;
     u64::try_from(rows).ok()
-}
-
-/// What stands at a place of a damaged file.
-enum Found {
-    Row(StoredRow),
-    /// The tree is whole there and has no such row: what the page holds was deleted.
-    Deleted,
-    Broken,
-}
-
-fn row_at(connection: &Connection, pages: &Pages, copy: &File, place: Place) -> Found {
-    match one_row(connection, place.message_id) {
-        Ok(Some(row)) => Found::Row(row),
-        Ok(None) => Found::Deleted,
-        Err(_) => pages.row(copy, place).map_or(Found::Broken, Found::Row),
-    }
 }
 
 fn next_after(connection: &Connection, after: Option<i64>) -> rusqlite::Result<Option<StoredRow>> {

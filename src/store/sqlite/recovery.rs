@@ -58,7 +58,7 @@ use tracing::{error, info, warn};
 
 use super::checksum::Covered;
 use super::codec::Unpacker;
-use super::damaged::{Damaged, FileRow, Name, Value, log_is_whole};
+use super::damaged::{Damaged, FileRow, LookupKey, log_is_intact};
 use super::fault::{Fault, folder_of, os_words};
 use super::large;
 use super::open::{FileId, immutable_uri};
@@ -67,6 +67,7 @@ use super::seal::{Destination, KeptBody, KeyRing, Lookup, Place, SEALED, Sealer,
 use super::summary::{Changes, Group, Size};
 use super::{BUSY_TIMEOUT, attachments, ballast, open, queries, rows, schema, upgrade};
 use crate::message::{Credential, Effect, Encoding, HeaderSet, Lane, MessageStatus, MessageType, Server, Touch};
+use crate::sqlite_format::record::ColumnValue;
 use crate::store::attachment::PIECE_BYTES;
 use crate::store::{LastAnswer, RecoveryRecord, StoreError, now_ms};
 
@@ -397,7 +398,7 @@ fn hold_by(path: &Path, locking_mode: &str) -> Option<Connection> {
 /// Says whether a log is not the one of its database: whole in itself, and nonsense on top of a database that makes
 /// sense without it. Any other log is applied.
 fn is_log_foreign(path: &Path, with_log: Option<&Connection>) -> bool {
-    let is_whole = File::open(log_of(path)).and_then(|log| log_is_whole(&log)).unwrap_or(false);
+    let is_whole = File::open(log_of(path)).and_then(|log| log_is_intact(&log)).unwrap_or(false);
     if !is_whole {
         return false;
     }
@@ -443,7 +444,7 @@ fn roots_in(connection: &Connection) -> rusqlite::Result<HashMap<u32, String>> {
 }
 
 /// Reads what is left of a row of `sealing`.
-fn sealing(row: &[Value]) -> Option<State> {
+fn sealing(row: &[ColumnValue]) -> Option<State> {
     let [generation, key, check, previous, previous_check, is_complete] = row else { return None };
     let marks = [key.blob(), check.blob(), previous.blob(), previous_check.blob()];
     State::of(generation.integer()?, marks, is_complete.integer()? == 1)
@@ -544,7 +545,7 @@ fn take_over(
         if let [_, at_ms, set_aside, reason, earlier, lost] = &row[..]
             && let (Some(at_ms), Some(set_aside)) = (at_ms.integer(), set_aside.blob())
         {
-            let count = |value: &Value| value.integer().unwrap_or(0).max(0);
+            let count = |value: &ColumnValue| value.integer().unwrap_or(0).max(0);
             add.execute(params![at_ms, set_aside, reason.text().unwrap_or_default(), count(earlier), count(lost)])?;
         }
     }
@@ -576,7 +577,7 @@ impl Reader<'_> {
         if id <= 0 || id > i64::MAX / 4 {
             return None;
         }
-        let bodies: Vec<Vec<Value>> = old.bodies_of(id).collect();
+        let bodies: Vec<Vec<ColumnValue>> = old.bodies_of(id).collect();
         let file = old.files.get(&id).into_iter().flatten().find(|file| self.is_file_whole(id, file));
         old.rows_of(&old.messages, id).find_map(|row| bodies.iter().find_map(|body| self.whole(id, &row, body, file)))
     }
@@ -593,7 +594,7 @@ impl Reader<'_> {
         }
     }
 
-    fn whole(&mut self, id: i64, row: &[Value], body: &[Value], file: Option<&FileRow>) -> Option<Whole> {
+    fn whole(&mut self, id: i64, row: &[ColumnValue], body: &[ColumnValue], file: Option<&FileRow>) -> Option<Whole> {
         let [
             _,
             status,
@@ -633,8 +634,8 @@ impl Reader<'_> {
         let path = self.opened(sealer.path(id, path.as_column()))?;
         let kept = KeptBody {
             bytes: body.get(1)?.blob()?.into(),
-            codec: body.get(2).and_then(Value::integer).unwrap_or(0),
-            checksum: body.get(3).and_then(Value::integer),
+            codec: body.get(2).and_then(ColumnValue::integer).unwrap_or(0),
+            checksum: body.get(3).and_then(ColumnValue::integer),
         };
         let is_sealed = kept.codec >= SEALED;
         let to = Destination { encoding: encoding_code, method, path: &path };
@@ -649,7 +650,7 @@ impl Reader<'_> {
         let touches = Touch::from_bytes(touches.blob()?)?;
         let (items, accepted_at_ms) = (u32::try_from(items.integer()?).ok()?, accepted_at_ms.integer()?);
         let project = match project {
-            Value::Null => None,
+            ColumnValue::Null => None,
             project => Some(project.text()?),
         };
         let checksum = large::checksum_of(&packed);
@@ -740,7 +741,7 @@ impl Reader<'_> {
     }
 
     /// Returns what a key or header set may have been: what opens, and where values are kept as they are, that.
-    fn values(&mut self, of: Lookup, names: &HashSet<Name>, has_checksum: bool) -> Vec<Vec<u8>> {
+    fn values(&mut self, of: Lookup, names: &HashSet<LookupKey>, has_checksum: bool) -> Vec<Vec<u8>> {
         let sealer = self.sealer;
         let any_sealed = sealer.is_in_use();
         let mut values = Vec::new();
@@ -764,7 +765,7 @@ impl Reader<'_> {
             let expected = left.min(PIECE_BYTES as u64) as usize;
             let piece = old.rows_of(&old.pieces, id).find_map(|row| {
                 let piece = row.get(1)?.blob()?;
-                let piece = match row.get(2).and_then(Value::integer) {
+                let piece = match row.get(2).and_then(ColumnValue::integer) {
                     Some(1) => sealer.open(&Place::Piece { piece: id }, piece).ok()?,
                     _ => piece.to_vec(),
                 };
