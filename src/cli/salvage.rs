@@ -16,7 +16,7 @@ use crate::message::Server;
 use crate::sdk::file::{SdkFile, StoredRow, count_rows};
 use crate::sdk::orphan::{self, SDK_STORE_NAME};
 use crate::sdk::rows::{SdkRow, convert};
-use crate::sdk::salvage::{SalvageError, Salvaged, Target, is_agent_at, remove_source, salvage};
+use crate::sdk::salvage::{Salvage, SalvageError, SalvageTarget, Salvaged, is_agent_at, remove_source};
 use crate::sdk::trust::{AttachmentFolders, AttachmentRefusal, FileOwner};
 use crate::shutdown::Shutdown;
 use crate::store::{self, OpenMode, Store, now_ms};
@@ -128,12 +128,18 @@ pub fn take_in(
             };
         }
         let target = match (&opened, dry_run) {
-            (Some(store), false) => Target::Store(store.as_ref()),
-            (store, _) => Target::Nowhere(store.as_deref()),
+            (Some(store), false) => SalvageTarget::Store(store.as_ref()),
+            (store, _) => SalvageTarget::DryRun(store.as_deref()),
         };
         let is_same = |named: &Server| readdress == Some(named) || is_agent_at(named, config.listen.value);
-        let folders = file.attachment_folders(&scratch, given.attachments);
-        match salvage(target, &mut file, &folders, &translate::lane(config), &is_same, shutdown) {
+        let salvage = Salvage {
+            target,
+            folders: &file.attachment_folders(&scratch, given.attachments),
+            lane: &translate::lane(config),
+            is_same_server: &is_same,
+            shutdown,
+        };
+        match salvage.run(&mut file) {
             Ok(salvaged) => {
                 let (mut removed, mut problem) = (false, None);
                 if given.remove && !dry_run {

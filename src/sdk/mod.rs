@@ -1,6 +1,7 @@
 //! Files that processes of the Python SDK left behind, and their messages into the store.
 
 pub mod adoption;
+pub mod conversion;
 pub mod file;
 pub mod orphan;
 pub mod rows;
