@@ -7,11 +7,9 @@ use std::time::Duration;
 
 use serde::Serialize;
 
-use super::pager::Output;
-use super::render::{Format, Renderer, count, short_duration, size};
-use super::terminal::Shown;
-use super::{Common, Exit, Failure, existing_store, progress, stop_on_signals, translate};
+use super::{Common, Exit, Failure, existing_store, stop_on_signals, translate};
 use crate::config::{Config, ProcessEnvironment, temp_dir};
+use crate::figures::{count, short_duration, size};
 use crate::message::Server;
 use crate::sdk::file::{SdkFile, StoredRow, count_rows};
 use crate::sdk::orphan::{self, SDK_STORE_NAME};
@@ -20,6 +18,10 @@ use crate::sdk::salvage::{Salvage, SalvageError, SalvageTarget, Salvaged, is_age
 use crate::sdk::trust::{AttachmentFolders, AttachmentRefusal, FileOwner};
 use crate::shutdown::Shutdown;
 use crate::store::{self, OpenMode, Store, now_ms};
+use crate::terminal::Shown;
+use crate::terminal::pager::Output;
+use crate::terminal::progress;
+use crate::terminal::render::{OutputFormat, Renderer};
 
 /// What became of one file.
 #[derive(Serialize)]
@@ -105,7 +107,7 @@ pub fn take_in(
     let mut tell = |error: SalvageError| {
         failed = true;
         let failure = Failure::from(error);
-        progress::say_failure(&failure);
+        failure.say();
         failure.message
     };
     for path in paths {
@@ -188,7 +190,7 @@ fn expand(given: &[PathBuf]) -> (Vec<PathBuf>, bool) {
             failed = true;
             let message = format!("there is no store of an SDK at {}", name.display());
             let hint = "name files such as /tmp/tmp*/opik_messages.db; `opik-offline status` lists what was found";
-            progress::say_failure(&Failure::new(Exit::Failure, message, Some(hint)));
+            Failure::new(Exit::Failure, message, Some(hint)).say();
         }
         paths.extend(found);
     }
@@ -291,7 +293,7 @@ pub fn list(common: &Common, path: &Path, named: Option<&str>, limit: usize) -> 
         }
         shown += 1;
         match renderer.format() {
-            Format::Jsonl => {
+            OutputFormat::Jsonl => {
                 let line = serde_json::to_string(&row(&stored, &folders)).map_err(io::Error::other)?;
                 output.machine(&(line + "\n"))?;
             }
@@ -299,7 +301,7 @@ pub fn list(common: &Common, path: &Path, named: Option<&str>, limit: usize) -> 
         }
     }
     let unread = file.unread();
-    if renderer.format() != Format::Jsonl {
+    if renderer.format() != OutputFormat::Jsonl {
         let report = Rows { schema_version: 1, file: path.display().to_string(), rows, unread };
         renderer.result(&report, |renderer, report| {
             let mut text = rows_text(renderer, &report.rows);
