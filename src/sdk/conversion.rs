@@ -9,6 +9,7 @@ use uuid::Uuid;
 
 use super::file::StoredRow;
 use super::rows::{CONTENT_TYPE, SdkAttachment, SdkRow, SdkWrite, convert, sdk_type};
+use super::trust::{AttachmentFolders, AttachmentRefusal};
 use crate::message::{Body, Encoding, HeaderSet, Lane, Message, MessageType, Request, Sha256};
 use crate::protocol::attachment::{START_PATH, Subject};
 use crate::protocol::inspection::{inspect, with_ids};
@@ -145,4 +146,43 @@ pub(super) fn rejected(row: Sha256, stored: &StoredRow, reason: &str, path: &Pat
     let text = format!("row {} of {}: {reason}", stored.message_id, path.display());
     let answer = LastAnswer { status: None, text, at_ms: now_ms() };
     SalvagedRow { row, message, rejected: Some(answer), file: None }
+}
+
+/// A row for people: the request that it becomes, or why it does not.
+#[derive(Debug)]
+pub struct RowSummary {
+    /// The method of its request; `None` if no request can be made of it.
+    pub method: Option<&'static str>,
+    /// The path of its request.
+    pub path: Option<String>,
+    /// Why it cannot be sent.
+    pub problem: Option<String>,
+}
+
+/// Describes a row without storing it. `folders` is where the files of attachments may be.
+pub fn describe(stored: &StoredRow, folders: &AttachmentFolders) -> RowSummary {
+    match convert(&stored.message_type, stored.json.as_deref().unwrap_or_default()) {
+        Ok(SdkRow::Write(write)) => RowSummary { method: Some(write.method), path: Some(write.path), problem: None },
+        Ok(SdkRow::Attachment(file)) => {
+            let problem = match folders.open(Path::new(&file.file_path)) {
+                Ok(_) => None,
+                Err(AttachmentRefusal::Unreadable(_)) => Some(format!("its file {} is gone", file.file_path)),
+                Err(AttachmentRefusal::Untrusted(why)) => {
+                    Some(format!("its file {} is not sent: {why}", file.file_path))
+                }
+            };
+            RowSummary { method: Some("POST"), path: Some("v1/private/attachment/upload-start".to_owned()), problem }
+        }
+        Err(fault) => RowSummary { method: None, path: None, problem: Some(fault.to_string()) },
+    }
+}
+
+/// Returns the name of an SDK's status, or its number if it is unknown.
+pub fn status_name(status: i64) -> String {
+    match status {
+        REGISTERED => "registered".to_owned(),
+        DELIVERED => "delivered".to_owned(),
+        FAILED => "failed".to_owned(),
+        other => other.to_string(),
+    }
 }

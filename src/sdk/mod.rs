@@ -6,4 +6,5 @@ pub mod file;
 pub mod orphan;
 pub mod rows;
 pub mod salvage;
+pub mod sources;
 pub mod trust;

@@ -57,6 +57,12 @@ impl FileOwner {
         Self { user, salvager: rustix::process::geteuid().as_raw() }
     }
 
+    /// Returns the user with this name in /etc/passwd, or with this number.
+    pub fn named(name: &str) -> Option<Self> {
+        let users = std::fs::read_to_string("/etc/passwd").unwrap_or_default();
+        name.parse().ok().or_else(|| user_id(&users, name)).map(Self::user)
+    }
+
     /// Returns whether this process may salvage the files of this user: its own, and for root those of anyone.
     pub fn is_allowed(self) -> bool {
         self.user == self.salvager || self.salvager == ROOT
@@ -67,6 +73,13 @@ impl FileOwner {
     fn trusts(self, owner: u32) -> bool {
         owner == self.user || owner == ROOT && self.user == self.salvager
     }
+}
+
+/// Returns the number of a user in a list of users (passwd(5)).
+fn user_id(users: &str, name: &str) -> Option<u32> {
+    let fields = |line: &str| line.split(':').map(str::to_owned).collect::<Vec<_>>();
+    let found = users.lines().map(fields).find(|fields| fields.first().is_some_and(|found| found == name))?;
+    found.get(2)?.parse().ok()
 }
 
 /// What is known of an open file or folder.
