@@ -1,4 +1,4 @@
-//! What `replay --from` and `inspect --from` share: naming the files of SDK processes, and reporting on them.
+//! Shared by `replay --from` and `inspect --from`: naming the files of SDK processes, and reporting on them.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -23,7 +23,7 @@ use crate::terminal::pager::Output;
 use crate::terminal::progress;
 use crate::terminal::render::{OutputFormat, Renderer};
 
-/// What happened to one file.
+/// The outcome for one file.
 #[derive(Serialize)]
 pub struct SourceReport {
     path: String,

@@ -24,7 +24,7 @@ const REGISTERED: i64 = 1;
 pub(super) const DELIVERED: i64 = 2;
 const FAILED: i64 = 3;
 
-/// What a row asks for.
+/// The request of a row.
 pub(super) enum RowRequest {
     Write(SdkWrite),
     Attachment(SdkAttachment),
@@ -32,7 +32,7 @@ pub(super) enum RowRequest {
     Invalid(String),
 }
 
-/// Reads what a row asks for.
+/// Reads the request of a row.
 pub(super) fn request_of(stored: &StoredRow) -> RowRequest {
     if !matches!(stored.status, REGISTERED | FAILED) {
         return RowRequest::Invalid(format!("its status {} is unknown", stored.status));

@@ -10,7 +10,8 @@
 //! - **Bytes of attachments are copied at once**: they are in a temporary folder.
 //! - **A row may name any file of this machine, and only files that the SDK put there for it are read**
 //!   ([`super::trust`]). For any other, the text of the row is kept as rejected and the source stays.
-//! - **The original is untouched** until every row is committed; then, and only on request, [`remove_source`] deletes it.
+//! - **The original is untouched** until every row is committed; then, and only on request, [`remove_source`] deletes
+//!   it.
 
 use std::collections::BTreeSet;
 use std::fs::File;
@@ -80,7 +81,7 @@ impl From<SdkFileError> for SalvageError {
     }
 }
 
-/// What happened to the rows of a file.
+/// The outcome of a salvage, by rows.
 #[derive(Clone, Debug, Default)]
 pub struct Salvaged {
     /// Rows that were queued for replay.
@@ -152,8 +153,8 @@ pub struct Salvage<'a> {
 impl Salvage<'_> {
     /// Stores every row of a file, or counts them in a dry run.
     ///
-    /// A file names its server only where it has an attachment. If it names another server than the lane's, all of it is
-    /// refused.
+    /// A file names its server only where it has an attachment. If it names another server than the lane's, all of it
+    /// is refused.
     ///
     /// # Errors
     ///
@@ -221,7 +222,7 @@ struct PendingRows<'a> {
     path: &'a Path,
     rows: Vec<SalvagedRow>,
     bytes: usize,
-    /// What was committed so far.
+    /// The outcome so far.
     salvaged: Salvaged,
 }
 

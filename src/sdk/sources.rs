@@ -26,12 +26,12 @@ pub enum SourcesError {
     Interrupted(SalvageError),
 }
 
-/// What happened to one file.
+/// The outcome for one file.
 #[derive(Debug)]
 pub struct SalvagedFile {
     /// The file.
     pub path: PathBuf,
-    /// What happened to its rows.
+    /// The outcome for its rows.
     pub salvaged: Salvaged,
     /// Whether it was removed.
     pub is_removed: bool,

@@ -2,7 +2,7 @@
 
 use super::{be32, varint};
 
-/// What a page of a b-tree holds.
+/// The content of a page of a b-tree.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum PageKind {
     /// Rows of a table.

@@ -17,8 +17,8 @@
 //! # Invariants
 //!
 //! - **Pure.** Bytes come through [`ReadAt`]. Nothing is written, logged or timed.
-//! - **Total.** No input panics: every offset is checked. Every loop is bounded by the number of pages or by the
-//!   length of one payload, so a cycle of page numbers ends.
+//! - **Total.** No input panics: every offset is checked. Loops are bounded by the page count or by the length of one
+//!   payload, so a cycle of page numbers ends.
 //! - **All or nothing.** A decoder returns a complete value or `None`, never a part. Whether a row is genuine, and what
 //!   it means, is for the caller to decide: these are candidates.
 //!

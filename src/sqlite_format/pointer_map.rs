@@ -11,7 +11,7 @@ const ENTRY_BYTES: usize = 5;
 /// SQLite's trees are at most this deep: how many parents are followed to a root.
 const DEPTH_MAX: usize = 20;
 
-/// What the map says about a page.
+/// The use of a page, according to the map.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum PageUse {
     /// The root of a tree.

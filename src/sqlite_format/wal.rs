@@ -1,7 +1,8 @@
 //! The valid frames of a write-ahead log (File Format 4).
 //!
-//! SQLite drops everything behind the first invalid frame. Here an invalid frame costs itself alone: a frame is valid if
-//! its checksum follows from the checksum that is *stored* in the frame before it, whatever that frame holds.
+//! SQLite drops everything behind the first invalid frame. Here an invalid frame costs itself alone: a frame is valid
+//! if its checksum follows from the checksum that is *stored* in the frame before it, even if that frame is invalid
+//! itself.
 
 use std::collections::HashMap;
 use std::io;

@@ -69,7 +69,7 @@ pub enum SdkFileError {
     OtherProgram {
         /// The path.
         path: PathBuf,
-        /// What it is instead.
+        /// How it differs.
         reason: String,
     },
     /// The process that it belongs to is alive.
@@ -372,8 +372,8 @@ impl SdkFile {
 
 /// Counts the rows of an orphaned file for a report, without a copy: it takes no lock and writes nothing.
 ///
-/// A transaction that a killed process did not commit may be counted too. `None` if the file cannot be read that way, or
-/// not within two seconds.
+/// A transaction that a killed process did not commit may be counted too. `None` if the file cannot be read that way,
+/// or not within two seconds.
 pub fn count_rows(path: &Path) -> Option<u64> {
     if fs::metadata(path).is_ok_and(|metadata| metadata.len() == 0) {
         return Some(0);

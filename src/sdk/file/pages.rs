@@ -2,8 +2,8 @@
 //!
 //! SQLite finds rows through the tree of pages and fails where it is corrupt. The leaves carry the rows whole, so every
 //! row that is left in the file is read without the tree. Pages that the file itself lists as free are left out: they
-//! hold rows that were deleted, which for the SDK means delivered. What is left of the tree tells how many rows the
-//! missing leaves had.
+//! hold rows that were deleted, which for the SDK means delivered. The rest of the tree shows how many rows the missing
+//! leaves had.
 
 use std::collections::HashSet;
 use std::fs::File;

@@ -1,7 +1,8 @@
 //! Candidates for recovery: the rows that are left in a damaged store.
 //!
-//! The pages are decoded by [`crate::sqlite_format`]; this module classifies their rows. Which table a row is of follows
-//! from its *shape*, the types of its columns, and, where the pointer map can be read, from the root of its page's tree.
+//! The pages are decoded by [`crate::sqlite_format`]; this module classifies their rows. Which table a row is of
+//! follows from its *shape*, the types of its columns, and, where the pointer map can be read, from the root of its
+//! page's tree.
 //!
 //! # Invariants
 //!
@@ -31,7 +32,7 @@ use crate::sqlite_format::wal::Frames;
 use crate::sqlite_format::{ReadAt, payload};
 use crate::store::key::KeyId;
 
-/// What a lane may be: workspace, number of the credential, server.
+/// A candidate for a lane: workspace, number of the credential, server.
 pub(super) type LaneRow = (Option<String>, i64, Option<String>);
 
 /// Smallest key of a piece of an attachment: file 1, piece 0.
@@ -86,10 +87,10 @@ pub(super) struct FileRow {
     pub(super) sha256: Vec<u8>,
 }
 
-/// What a credential or a header set is looked up by, and, where that is a digest, the encrypted value.
+/// The value by which a credential or a header set is looked up, and, where that is a digest, the encrypted value.
 pub(super) type LookupKey = (Vec<u8>, Option<Vec<u8>>);
 
-/// What is left in a damaged store.
+/// The candidates that are left in a damaged store.
 pub(super) struct Damaged {
     pager: Pager<File>,
     /// Rows of messages, by their ids; several where versions compete.
@@ -207,7 +208,7 @@ impl Damaged {
         }
         match columns {
             _ if columns.len() == 19 => self.messages.push(row.location),
-            // A body without a checksum looks like a piece that says whether it is encrypted.
+            // A body without a checksum has the shape of a piece with its flag for encryption.
             [piece, is_sealed] if piece.is_blob() && is_sealed.is_integer() && row.may_be_piece() => {
                 self.pieces.push(row.location);
                 if row.table.is_none() {
@@ -336,7 +337,8 @@ impl Damaged {
         }
     }
 
-    /// Notes what a lane may be. A lane whose server fails its checksum is dropped: its messages would go elsewhere.
+    /// Notes a candidate for a lane. A lane whose server fails its checksum is dropped: its messages would go
+    /// elsewhere.
     fn note_lane(&mut self, lane: i64, columns: &LaneColumns<'_>) {
         let server = match columns.server {
             None | Some(ColumnValue::Null) => None,
