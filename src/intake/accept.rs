@@ -901,9 +901,9 @@ impl Shared {
         LaneState::Waiting
     }
 
-    /// Returns what is known of the messages in a store that can't be used; asked where [`Store::ahead`] is.
+    /// Returns what is known of the messages in a store that can't be used; asked where [`ahead`] is.
     ///
-    /// [`Store::ahead`]: crate::store::Store::ahead
+    /// [`ahead`]: crate::store::Intake::ahead
     pub(super) fn backlog_known(&self, touches: &[Touch]) -> KnownBacklog {
         known(self.slot.backlog_seen(&self.server, touches))
     }

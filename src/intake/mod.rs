@@ -1,7 +1,7 @@
 //! Intake: the HTTP interface that clients take for the Opik server.
 //!
 //! The only room with asynchronous code. The seam to the blocking rest is small and in two places: a write is handed to
-//! the committer with a callback ([`accept`]), and `Store::waiting` is called directly because it is one cheap look-up.
+//! the committer with a callback ([`accept`]), and `ahead` is called directly because it is one cheap look-up.
 //!
 //! - `http://agent/X` means `http://server/X` for every path but the agent's own; the API is also found under `/api`,
 //!   `/opik/api` and no prefix ([`crate::protocol::target`]).

@@ -85,7 +85,7 @@ impl LaneWorker<'_> {
         let is_probe = self.work.hold.as_ref().is_some_and(|hold| hold.probe);
         let window = if is_probe { 1 } else { replay.probes.window(self.work.id).min(self.pace.batch()) };
         let window = if self.is_extra { window.min(WINDOW_AFTER_SILENCE) } else { window };
-        // What a killed replayer had in flight is claimed as a whole, see `Store::interrupted`.
+        // What a killed replayer had in flight is claimed as a whole, see `store::Replay::interrupted`.
         let again = match replay.probes.may_be_interrupted(self.work.id) {
             true => replay.store.interrupted(self.work.id)?,
             false => 0,
@@ -163,7 +163,7 @@ impl LaneWorker<'_> {
         let mut limits = ClaimLimits { messages_max, bytes_max };
         while let Some(mut taken) = memory {
             let (lease, filter) = (&self.keeper.lease, &replay.settings.filter);
-            match replay.store.claim_within(lease, self.work.id, filter, limits, now_ms())? {
+            match replay.store.claim(lease, self.work.id, filter, limits, now_ms())? {
                 Claim::Taken(claimed) => {
                     let bytes = claimed.iter().map(|message| bounds::of_message(&message.request.body)).sum::<u64>();
                     taken.shrink_to(bytes);

@@ -382,7 +382,7 @@ mod tests {
         assert_eq!(probes.decision(MESSAGE), None, "a message that was tried again by somebody else is not sent");
         assert!(probes.is_spared(LANE, MESSAGE), "the lane is still the same");
         let probes = decided();
-        probes.begin(StoreIdentity::of_a_test(1), 4);
+        probes.begin(StoreIdentity::of(b"another"), 4);
         assert_eq!(probes.decision(MESSAGE), None, "a message of another store is deleted unsent");
         assert!(!probes.is_spared(LANE, MESSAGE));
     }

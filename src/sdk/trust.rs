@@ -29,7 +29,7 @@ use std::sync::Arc;
 use rustix::fs::{AtFlags, Mode, OFlags, openat, unlinkat};
 use rustix::io::Errno;
 
-use crate::store::sqlite::FileId;
+use crate::store::os::FileId;
 use crate::store::{OpenMode, place};
 
 const ROOT: u32 = 0;

@@ -16,7 +16,7 @@ use ring::hkdf::{HKDF_SHA256, KeyType, Prk, Salt};
 use thiserror::Error;
 use zeroize::Zeroizing;
 
-use super::sqlite::os_words;
+use super::os::os_words;
 
 /// Bytes of a key.
 const KEY_BYTES: usize = 32;

@@ -41,9 +41,10 @@ use std::time::{Duration, Instant};
 use tracing::{error, info, warn};
 
 use super::moved::MovedStores;
+use super::os::FileId;
 use super::rejected_room::RejectedRoom;
 use super::said::Said;
-use super::sqlite::{BacklogView, FileId};
+use super::sqlite::BacklogView;
 use super::{BacklogSeen, Keys, Limits, OpenMode, Store, StoreError, Unproven, rescue, sqlite};
 use crate::message::{EntityKey, Lane, Message, Server, Touch};
 
@@ -459,7 +460,7 @@ impl StoreSlot {
         }
     }
 
-    /// Notes updates of entities that reach the server before their create ([`Store::note_updates_ahead`]), also in a store
+    /// Notes updates of entities that reach the server before their create ([`super::Intake::note_updates_ahead`]), also in a store
     /// whose key is not there: notes are not sealed, and those who have the key have to know.
     ///
     /// # Errors
@@ -699,7 +700,7 @@ impl StoreSlot {
             error!(target: "db_manager", "{} was deleted while it was in use; its messages are stored again", path.display());
             return Cause::Deleted(Gone { store: Arc::clone(store), beside: beside.to_vec() });
         }
-        if file.is_set_aside(path) {
+        if sqlite::is_set_aside(file, path) {
             // Another process recovers it, or has done so.
             return Cause::Nothing;
         }

@@ -10,7 +10,7 @@ use opik_offline::store::committer::{
     COMMIT_MESSAGES_MAX, CommitError, Committer, QUEUE_BYTES_MAX, QUEUE_MESSAGES_MAX,
 };
 use opik_offline::store::slot::{SlotState, StoreSlot};
-use opik_offline::store::{FullLimit, Store, StoreError};
+use opik_offline::store::{FullLimit, Intake, Store, StoreError};
 
 use crate::messages::{about_trace, lane};
 use crate::model_store::{BeforeRegister, ModelStore};
@@ -85,7 +85,7 @@ fn what_gathers_during_a_commit_is_the_next_commit() {
     let ids: Vec<_> = first.iter().chain(rest).map(|(number, id)| (number, id.expect("it is stored").0)).collect();
     assert_eq!(ids, (0..=COMMIT_MESSAGES_MAX + 10).map(|number| (number, number as i64 + 1)).collect::<Vec<_>>());
     assert_eq!(*door.commits.lock().unwrap(), [1, COMMIT_MESSAGES_MAX, 10]);
-    assert_eq!(store.waiting(&lane("team")).unwrap(), COMMIT_MESSAGES_MAX as u64 + 11);
+    assert_eq!(store.ahead(&lane("team"), &[]).unwrap().messages, COMMIT_MESSAGES_MAX as u64 + 11);
 }
 
 #[test]
@@ -170,7 +170,7 @@ fn a_full_store_takes_what_still_fits() {
     };
     assert_eq!(results.iter().filter(|(_, result)| result.is_ok()).count(), 100);
     assert_eq!(results.iter().filter(|(_, result)| refused(result)).count(), 100);
-    assert_eq!(store.waiting(&lane("team")).unwrap(), 100);
+    assert_eq!(store.ahead(&lane("team"), &[]).unwrap().messages, 100);
 }
 
 #[test]
@@ -196,7 +196,7 @@ fn a_slot_heals_when_its_store_can_be_used_again() {
     slot.retry().expect("nothing is in the way any more");
     assert!(matches!(slot.state(), SlotState::Open));
     committer.store(message(0)).expect("the store is there");
-    assert_eq!(slot.get().expect("it is open").waiting(&lane("team")).unwrap(), 1);
+    assert_eq!(slot.get().expect("it is open").ahead(&lane("team"), &[]).unwrap().messages, 1);
 }
 
 #[test]
@@ -210,7 +210,7 @@ fn a_message_goes_into_the_new_file_when_the_old_one_was_removed() {
         fs::remove_file(format!("{}{suffix}", path.display())).expect("it is ours");
     }
     committer.store(message(1)).expect("the store is made anew");
-    let waiting = slot.get().expect("it is open").waiting(&lane("team")).unwrap();
+    let waiting = slot.get().expect("it is open").ahead(&lane("team"), &[]).unwrap().messages;
     assert_eq!(waiting, 2, "the message of the deleted file is lost, or one is there twice");
 }
 

@@ -12,7 +12,7 @@ use opik_offline::message::{Effect, Server};
 use opik_offline::store::committer::Committer;
 use opik_offline::store::slot::StoreSlot;
 use opik_offline::store::sqlite::SqliteStore;
-use opik_offline::store::{BacklogSeen, Filter, Limits, OpenMode, Store, StoreError, WhenFull};
+use opik_offline::store::{BacklogSeen, Browse, Filter, Limits, OpenMode, Store, StoreError, WhenFull};
 
 use crate::messages::{about_trace, lane};
 

@@ -37,7 +37,8 @@ use self::pages::ScannedRows;
 use super::orphan::{Holder, SDK_STORE_NAME, holder_of};
 use super::trust::{AttachmentFolders, FileOwner, Refusal, TrustedFile};
 use crate::shutdown::Shutdown;
-use crate::store::sqlite::{immutable_uri, os_words};
+use crate::store::os::os_words;
+use crate::store::sqlite::immutable_uri;
 
 const MAGIC: &[u8] = b"SQLite format 3\0";
 /// How long counting the rows of a file may take.

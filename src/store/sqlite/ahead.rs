@@ -5,7 +5,7 @@
 //! have reached it before. Claims hand it out with the create ([`Claimed::ahead`](crate::message::Claimed::ahead)). It
 //! is removed once the create was confirmed.
 //!
-//! Normal traffic writes no note: an update follows its create, and [`Recent`] remembers the creates that this process saw
+//! Normal traffic writes no note: an update follows its create, and [`RecentCreates`] remembers the creates that this process saw
 //! confirmed. Notes are bounded by [`NOTES_MAX`]. When old ones are evicted, or lost with a damaged file,
 //! `counters.updated_ahead_unsure_before` says so: creates with an older UUIDv7 are sent singly.
 //!
@@ -32,7 +32,7 @@ const UNSURE_BEFORE: &str = "updated_ahead_unsure_before";
 
 /// Traces and spans whose create this process saw confirmed, the newest of them.
 #[derive(Debug, Default)]
-pub(super) struct Recent(Mutex<Generations>);
+pub(super) struct RecentCreates(Mutex<Generations>);
 
 /// Two sets: when the newer one is full the older one is forgotten.
 #[derive(Debug, Default)]
@@ -41,7 +41,7 @@ struct Generations {
     older: HashSet<(i64, EntityKey)>,
 }
 
-impl Recent {
+impl RecentCreates {
     fn lock(&self) -> MutexGuard<'_, Generations> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -79,7 +79,7 @@ impl Recent {
 
 /// Returns the traces and spans that an update changes and whose create was not seen.
 pub(super) fn unseen<'t>(
-    recent: &'t Recent,
+    recent: &'t RecentCreates,
     place: i64,
     message_type: MessageType,
     touches: &'t [Touch],
@@ -193,7 +193,7 @@ pub(super) fn has_any(connection: &Connection, place: i64, touches: &[Touch]) ->
 /// Takes in a message that was delivered under a lease: `touches` are those of the part that was.
 pub(super) fn delivered(
     tx: &Transaction<'_>,
-    recent: &Recent,
+    recent: &RecentCreates,
     (lane, message_type): (i64, MessageType),
     touches: &[Touch],
     now_ms: i64,
@@ -212,7 +212,7 @@ pub(super) fn delivered(
 /// Notes what an update may have changed whose outcome is not known.
 pub(super) fn perhaps_delivered(
     tx: &Transaction<'_>,
-    recent: &Recent,
+    recent: &RecentCreates,
     (lane, message_type): (i64, MessageType),
     touches: &[Touch],
     now_ms: i64,
@@ -225,9 +225,9 @@ pub(super) fn perhaps_delivered(
 }
 
 /// What one walk over a lane knows of updates ahead of creates: notes, and updates that it takes itself.
-pub(super) struct Look<'a> {
+pub(super) struct AheadLookup<'a> {
     connection: &'a Connection,
-    recent: &'a Recent,
+    recent: &'a RecentCreates,
     place: i64,
     has_notes: bool,
     unsure_before_ms: i64,
@@ -236,8 +236,8 @@ pub(super) struct Look<'a> {
     created: HashSet<EntityKey>,
 }
 
-impl<'a> Look<'a> {
-    pub(super) fn of(connection: &'a Connection, recent: &'a Recent, lane: i64) -> Result<Self, Fault> {
+impl<'a> AheadLookup<'a> {
+    pub(super) fn of(connection: &'a Connection, recent: &'a RecentCreates, lane: i64) -> Result<Self, Fault> {
         Ok(Self {
             connection,
             recent,
@@ -319,8 +319,8 @@ mod tests {
         assert_eq!(counter(&tx, NOTES).expect("a counter"), kept);
         let rows: i64 = tx.query_row("SELECT count(*) FROM updated_ahead", [], |row| row.get(0)).expect("a count");
         assert_eq!(rows, kept, "the counter does not say how many there are");
-        let recent = Recent::default();
-        let look = Look {
+        let recent = RecentCreates::default();
+        let look = AheadLookup {
             connection: &tx,
             recent: &recent,
             place: 7,
@@ -340,7 +340,7 @@ mod tests {
 
     #[test]
     fn a_create_that_was_seen_needs_no_note_and_an_end_takes_that_back() {
-        let recent = Recent::default();
+        let recent = RecentCreates::default();
         let touch = |effect| [Touch { key: trace(1), effect }];
         let is_noted = |touches: &[Touch]| unseen(&recent, 7, MessageType::UpdateTrace, touches).next().is_some();
         assert!(is_noted(&touch(Effect::Update)));

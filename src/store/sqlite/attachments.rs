@@ -26,11 +26,12 @@ use rusqlite::{Connection, OptionalExtension, Row, Transaction, params};
 
 use super::fault::Fault;
 use super::lease::{Reading, is_gone, pid_namespace};
-use super::seal::{Place, Sealer};
+use super::seal::{SealContext, Sealer};
 use super::{queries, rows};
 use crate::message::{Attachment, MessageId, Sha256};
 use crate::store::attachment::PIECE_BYTES;
-use crate::store::{AttachmentId, StoreError};
+use crate::store::error::StoreError;
+use crate::store::work::AttachmentId;
 
 /// An upload to which nothing was added for so long is dead, wherever its process is.
 const IDLE_MS_MAX: i64 = 60 * 60 * 1000;
@@ -70,7 +71,7 @@ pub(super) fn add_piece(
         return Err(StoreError::AttachmentGone.into());
     }
     let id = piece_id(attachment.0, number);
-    let (kept, is_sealed) = sealer.keep(&Place::Piece { piece: id }, piece)?;
+    let (kept, is_sealed) = sealer.keep(&SealContext::Piece { piece: id }, piece)?;
     tx.prepare_cached(queries::ADD_PIECE)?.execute(params![id, &kept[..], is_sealed])?;
     Ok(())
 }
@@ -84,7 +85,7 @@ pub(super) fn give(
     message: MessageId,
 ) -> Result<(), Fault> {
     let bytes = i64::try_from(file.bytes).unwrap_or(i64::MAX);
-    let place = Place::Digest { message: message.0, attachment: attachment.0, bytes };
+    let place = SealContext::Digest { message: message.0, attachment: attachment.0, bytes };
     let (digest, _) = sealer.keep(&place, file.sha256.as_bytes())?;
     let given = params![attachment.0, process(), bytes, message.0, &digest[..]];
     match tx.prepare_cached(queries::GIVE_ATTACHMENT)?.execute(given)? {
@@ -164,13 +165,13 @@ pub(super) fn of(connection: &Connection, sealer: &Sealer, message: MessageId) -
     let mut found = statement.query([message.0])?;
     let Some(row) = found.next()? else { return Ok(None) };
     let kept = row.get_ref(2)?.as_blob().map_err(rusqlite::Error::from)?;
-    let place = Place::Digest { message: message.0, attachment: row.get(0)?, bytes: row.get(1)? };
+    let place = SealContext::Digest { message: message.0, attachment: row.get(0)?, bytes: row.get(1)? };
     let sha256 = opened_digest(sealer, &place, kept)?;
     Ok(Some(Attachment { bytes: rows::unsigned(row, 1)?, sha256: Sha256::new(sha256) }))
 }
 
 /// Returns a digest that is kept as it is, with its 32 bytes, or sealed, with more.
-pub(super) fn opened_digest(sealer: &Sealer, place: &Place<'_>, kept: &[u8]) -> Result<[u8; 32], Fault> {
+pub(super) fn opened_digest(sealer: &Sealer, place: &SealContext<'_>, kept: &[u8]) -> Result<[u8; 32], Fault> {
     let opened = if kept.len() > 32 { sealer.open(place, kept)? } else { kept.to_vec() };
     opened.try_into().map_err(|_| Fault::Damaged("the digest of an attachment is unreadable".into()))
 }
@@ -192,7 +193,7 @@ pub(super) fn piece(
 fn opened_piece<'row>(sealer: &Sealer, row: &'row Row<'_>) -> Result<Cow<'row, [u8]>, Fault> {
     let kept = row.get_ref(0)?.as_blob().map_err(rusqlite::Error::from)?;
     match row.get(1)? {
-        true => Ok(sealer.open(&Place::Piece { piece: row.get(2)? }, kept)?.into()),
+        true => Ok(sealer.open(&SealContext::Piece { piece: row.get(2)? }, kept)?.into()),
         false => Ok(kept.into()),
     }
 }
@@ -216,7 +217,7 @@ pub(super) fn problems(connection: &Connection, sealer: &Sealer) -> Result<Vec<S
     let mut attachments = statement.query([])?;
     while let Some(row) = attachments.next()? {
         let (attachment, message): (i64, i64) = (row.get(0)?, row.get(1)?);
-        let place = Place::Digest { message, attachment, bytes: row.get(2)? };
+        let place = SealContext::Digest { message, attachment, bytes: row.get(2)? };
         let received = row.get_ref(3)?.as_blob().map_err(|_| Fault::Damaged("no digest".into()));
         let received = received.and_then(|kept| opened_digest(sealer, &place, kept));
         let stored = digest(connection, sealer, attachment);

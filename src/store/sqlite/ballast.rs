@@ -29,7 +29,7 @@ use rusqlite::config::DbConfig;
 use tracing::{debug, info, warn};
 
 use super::fault::Fault;
-use super::in_place;
+use super::{checkpoint, in_place};
 use crate::store::room::Disk;
 
 /// The ballast of a large disk and a large store: room for the largest note of a batch.
@@ -192,7 +192,7 @@ impl Ballast {
         if self.log_is_kept.swap(bytes.is_some(), Ordering::Relaxed) == bytes.is_some() {
             return;
         }
-        let limit = bytes.unwrap_or_else(|| super::open::log_bytes_kept(self.size_max));
+        let limit = bytes.unwrap_or_else(|| checkpoint::log_bytes_kept(self.size_max));
         // This pragma returns the new limit as a row.
         let set = connection.pragma_update_and_check(None, "journal_size_limit", limit as i64, |_| Ok(()));
         if let Err(error) = set {

@@ -4,7 +4,7 @@
 //! pages without a sync and counts their frames as written back. When the kernel then fails to write such a page, the sync
 //! of the next complete checkpoint reports it, once. A second checkpoint finds its frames counted already, passes, and
 //! the log starts anew over pages that never reached the disk. So every connection that commits has a hook here instead,
-//! and a checkpoint that fails makes the store *unproven* ([`super::proof`]).
+//! and a checkpoint that fails makes the store *unproven* ([`super::unproven`]).
 //!
 //! It runs when and where the automatic one would: in the commit that leaves more frames in the log than the threshold.
 //! It waits for nobody (`PASSIVE`), so a log under a permanent reader grows as far as it did before.
@@ -17,8 +17,9 @@ use rusqlite::{Connection, ErrorCode};
 use tracing::warn;
 
 use super::fault::Fault;
-use super::proof::Watch;
-use crate::store::StoreError;
+use super::schema;
+use super::unproven::Watch;
+use crate::store::error::StoreError;
 
 /// Makes this connection write the log back once a commit leaves `pages` pages in the log.
 pub(super) fn install(connection: &mut Connection, path: &Path, pages: u64) -> rusqlite::Result<()> {
@@ -45,4 +46,23 @@ fn run(path: &Path, log: &mut Wal) {
         StoreError::Unproven { .. } => {}
         error => warn!(target: "db_manager", "cannot write the log back into the message store: {error}"),
     }
+}
+
+/// Pages in the write-ahead log that make the committing connection write them back into the file.
+const LOG_PAGES_MAX: u64 = 2000;
+
+/// The same for a store whose size limit is small: the log is to stay a small part of it.
+const LOG_PAGES_MIN: u64 = 100;
+
+/// The part of the size limit that the log may take, as a divisor.
+const LOG_SHARE: u64 = 16;
+
+/// Returns the pages in the log that make the committing connection write them back.
+pub(super) fn log_pages(size_max: u64) -> u64 {
+    (size_max / LOG_SHARE / u64::from(schema::PAGE_BYTES)).clamp(LOG_PAGES_MIN, LOG_PAGES_MAX)
+}
+
+/// Returns the length to which a log is cut back that grew further (under a long reader, by a large commit).
+pub(super) fn log_bytes_kept(size_max: u64) -> u64 {
+    2 * log_pages(size_max) * u64::from(schema::PAGE_BYTES)
 }

@@ -14,38 +14,51 @@ use std::collections::{HashSet, VecDeque};
 use rusqlite::{Connection, Row, Transaction};
 use tracing::error;
 
-use super::ahead::{Look, Recent};
+use super::ahead::{AheadLookup, RecentCreates};
 use super::fault::Fault;
-use super::limits;
+use super::lanes::LaneReader;
 use super::queries::{self, Selection, bind};
-use super::rows::{self, Lanes, Requests};
+use super::request_reader::RequestReader;
 use super::seal::Sealer;
-use super::settle;
 use super::stranded::{self, Memo, Refused};
-use super::summary::{Changes, Group, Size};
+use super::summary::{CountChanges, CountGroup, Size};
+use super::{hold, record, rows};
+use crate::message::Claimed;
 use crate::message::{Buckets, EntityKey, Footprint, MessageId, MessageStatus, MessageType, Touch, Way};
-use crate::store::{ClaimLimits, Claimed, Filter, Hold, LaneId, LaneWork, LastAnswer, now_ms};
+use crate::store::clock::now_ms;
+use crate::store::view::Filter;
+use crate::store::work::{ClaimLimits, Hold, LaneId, LaneWork, LastAnswer};
 
 /// A next attempt further away than this comes from a clock that was wrong, and counts as due.
 const BACKOFF_MS_MAX: i64 = 60 * 60 * 1000;
-/// A hold further away than this comes from a clock that was wrong, and counts as over.
-pub(super) const HOLD_MS_MAX: i64 = 24 * 60 * 60 * 1000;
 /// Messages that one walk leaves before it gives up: what waits behind so many has to wait too.
 const LEFT_MAX: usize = 20_000;
 /// Entities of messages that one walk left, which bounds its memory (about 40 bytes each).
 const BLOCKED_MAX: usize = 200_000;
 /// Selected messages that are looked at together where a filter leaves others of the lane out (some 200 bytes each).
-const WINDOW_MAX: usize = 20_000;
+pub(super) const WINDOW_MAX: usize = 20_000;
 
 /// Says when a message may be tried again, as far as its own time tells.
 fn due_at_ms(next_attempt_at_ms: i64, now_ms: i64) -> i64 {
     if next_attempt_at_ms.saturating_sub(now_ms) > BACKOFF_MS_MAX { now_ms } else { next_attempt_at_ms }
 }
 
+/// What a walk over a lane reads: one snapshot, and what this process knows beside it.
+#[derive(Clone, Copy)]
+pub(super) struct WalkScope<'a> {
+    pub(super) connection: &'a Connection,
+    pub(super) lane: i64,
+    pub(super) now_ms: i64,
+    pub(super) recent: &'a RecentCreates,
+    pub(super) memo: &'a Memo,
+    /// Selected messages that are examined together where a filter leaves others of the lane out.
+    pub(super) window_max: usize,
+}
+
 /// A walk over the messages of a lane in delivery order.
 struct Walk<'a, 'c> {
     now_ms: i64,
-    look: &'a mut Look<'c>,
+    look: &'a mut AheadLookup<'c>,
     limits: &'a [Hold],
     limited: Buckets,
     /// What messages in flight, or left on the way, are about.
@@ -61,14 +74,9 @@ struct Walk<'a, 'c> {
 type Admitted = (Way, Vec<EntityKey>);
 
 impl<'a, 'c> Walk<'a, 'c> {
-    fn start(
-        connection: &Connection,
-        lane: i64,
-        look: &'a mut Look<'c>,
-        limits: &'a [Hold],
-        now_ms: i64,
-    ) -> Result<Self, Fault> {
-        let limited = limits::buckets(limits);
+    fn start(scope: &WalkScope<'_>, look: &'a mut AheadLookup<'c>, limits: &'a [Hold]) -> Result<Self, Fault> {
+        let WalkScope { connection, lane, now_ms, .. } = *scope;
+        let limited = hold::buckets(limits);
         let blocked = Footprint::default();
         let in_flight_from = i64::MAX;
         let mut walk = Self { now_ms, look, limits, limited, blocked, left: 0, in_flight_from, soonest_ms: None };
@@ -84,7 +92,7 @@ impl<'a, 'c> Walk<'a, 'c> {
     /// Returns how the next message may be sent; one that may not be sent holds back those behind it that conflict with it.
     ///
     /// The same as asking [`crate::message::conflict`] about every message that was left, at the price of one look-up.
-    fn admits(&mut self, message: &Waiting) -> Result<Option<Admitted>, Fault> {
+    fn admits(&mut self, message: &WaitingMessage) -> Result<Option<Admitted>, Fault> {
         let touches = &message.touches;
         let mut due_at_ms = due_at_ms(message.next_attempt_at_ms, self.now_ms);
         let free = !self.blocked.conflicts(touches);
@@ -115,7 +123,7 @@ impl<'a, 'c> Walk<'a, 'c> {
 }
 
 /// A failed message as a walk meets it.
-struct Waiting {
+struct WaitingMessage {
     id: i64,
     next_attempt_at_ms: i64,
     touches: Vec<Touch>,
@@ -126,7 +134,7 @@ struct Waiting {
     position: i64,
 }
 
-impl Waiting {
+impl WaitingMessage {
     fn read(row: &Row<'_>) -> Result<Self, Fault> {
         Ok(Self {
             id: row.get(0)?,
@@ -143,7 +151,7 @@ impl Waiting {
 
 /// Whether a walk goes on after a message that may be sent.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Step {
+enum WalkStep {
     /// It is taken: those behind it need not wait for it.
     Taken,
     /// Nothing more is wanted.
@@ -152,7 +160,7 @@ enum Step {
 
 /// What a walk has seen.
 #[derive(Default)]
-struct Seen {
+struct WalkResult {
     /// The first message that is selected.
     first: Option<i64>,
     /// When the first of those becomes due that were left only for their time.
@@ -165,15 +173,13 @@ struct Seen {
 
 /// Calls `visit` with the selected messages of a lane that may be sent, in delivery order.
 fn walk(
-    connection: &Connection,
-    lane: i64,
-    (recent, limits, memo): (&Recent, &[Hold], &Memo),
+    scope: &WalkScope<'_>,
+    limits: &[Hold],
     selection: &Selection,
-    now_ms: i64,
-    window_max: usize,
-    mut visit: impl FnMut(Waiting, Admitted) -> Result<Step, Fault>,
-) -> Result<Seen, Fault> {
-    let mut look = Look::of(connection, recent, lane)?;
+    mut visit: impl FnMut(WaitingMessage, Admitted) -> Result<WalkStep, Fault>,
+) -> Result<WalkResult, Fault> {
+    let WalkScope { connection, lane, now_ms, recent, memo, .. } = *scope;
+    let mut look = AheadLookup::of(connection, recent, lane)?;
     let mut refused = Refused::of(connection, lane, Some(memo).filter(|_| !selection.divides_lanes()))?;
     let mut selected = connection.prepare_cached(&queries::waiting_in_order(selection))?;
     bind(&mut selected, ":lane", &lane)?;
@@ -182,16 +188,16 @@ fn walk(
     selection.bind(&mut selected)?;
     let mut selected = selected.raw_query();
     if selection.divides_lanes() {
-        return narrowed(connection, lane, (&mut look, limits, &refused), &mut selected, now_ms, window_max, visit);
+        return narrowed(scope, (&mut look, limits, &refused), &mut selected, visit);
     }
-    let mut walk = Walk::start(connection, lane, &mut look, limits, now_ms)?;
+    let mut walk = Walk::start(scope, &mut look, limits)?;
     let (first, waits_for) = refused.of_head();
-    let mut seen = Seen { first, waits_for, ..Seen::default() };
+    let mut seen = WalkResult { first, waits_for, ..WalkResult::default() };
     let mut at_head = true;
     let mut passed = 0;
     while !walk.is_spent() && passed < stranded::PASSED_MAX {
         let Some(row) = selected.next()? else { break };
-        let message = Waiting::read(row)?;
+        let message = WaitingMessage::read(row)?;
         seen.first = seen.first.or(Some(message.id));
         let place = (message.position, message.id);
         if let Some(create) = refused.strands(connection, place, &message.touches)? {
@@ -207,7 +213,7 @@ fn walk(
         }
         at_head = false;
         if let Some(admitted) = walk.admits(&message)?
-            && visit(message, admitted)? == Step::Stop
+            && visit(message, admitted)? == WalkStep::Stop
         {
             break;
         }
@@ -229,28 +235,26 @@ fn walk(
 /// A filter that selects a few of a million messages therefore costs their memory and not the million's, and one whose
 /// messages all have to wait goes through the lane once for every [`WINDOW_MAX`] of them.
 fn narrowed(
-    connection: &Connection,
-    lane: i64,
-    (look, limits, refused): (&mut Look<'_>, &[Hold], &Refused),
+    scope: &WalkScope<'_>,
+    (look, limits, refused): (&mut AheadLookup<'_>, &[Hold], &Refused),
     selected: &mut rusqlite::Rows<'_>,
-    now_ms: i64,
-    window_max: usize,
-    mut visit: impl FnMut(Waiting, Admitted) -> Result<Step, Fault>,
-) -> Result<Seen, Fault> {
-    let mut seen = Seen::default();
+    mut visit: impl FnMut(WaitingMessage, Admitted) -> Result<WalkStep, Fault>,
+) -> Result<WalkResult, Fault> {
+    let WalkScope { connection, lane, window_max, .. } = *scope;
+    let mut seen = WalkResult::default();
     let mut taken: HashSet<i64> = HashSet::new();
     loop {
-        let mut window: VecDeque<Waiting> = VecDeque::new();
+        let mut window: VecDeque<WaitingMessage> = VecDeque::new();
         let mut entities: HashSet<EntityKey> = HashSet::new();
         while window.len() < window_max && entities.len() < BLOCKED_MAX {
             let Some(row) = selected.next()? else { break };
-            let message = Waiting::read(row)?;
+            let message = WaitingMessage::read(row)?;
             entities.extend(message.touches.iter().map(|touch| touch.key));
             window.push_back(message);
         }
         let Some(first) = window.front() else { return Ok(seen) };
         seen.first = seen.first.or(Some(first.id));
-        let mut walk = Walk::start(connection, lane, look, limits, now_ms)?;
+        let mut walk = Walk::start(scope, look, limits)?;
         let mut all = connection.prepare_cached(queries::WAITING_TOUCHES)?;
         let mut all = all.query([lane])?;
         // Both are in delivery order and of one snapshot, so the walk meets every message of the window.
@@ -268,7 +272,7 @@ fn narrowed(
                     walk.leave(&message.touches);
                 } else if let Some(admitted) = walk.admits(&message)? {
                     taken.insert(id);
-                    if visit(message, admitted)? == Step::Stop {
+                    if visit(message, admitted)? == WalkStep::Stop {
                         return Ok(seen);
                     }
                 }
@@ -283,7 +287,7 @@ fn narrowed(
 /// A message that a walk chose, with its place in the counts.
 pub(super) struct Chosen {
     claimed: Claimed,
-    group: Group,
+    group: CountGroup,
     size: Size,
 }
 
@@ -291,7 +295,7 @@ pub(super) struct Chosen {
 pub(super) struct Broken {
     id: MessageId,
     reason: String,
-    group: Group,
+    group: CountGroup,
     size: Size,
 }
 
@@ -306,65 +310,55 @@ pub(super) struct Choice {
     pub(super) too_large: Option<u64>,
 }
 
-/// Chooses the next messages of a lane from a snapshot. `is_strict`: not even the first one may be larger than the limit.
+/// Chooses the next messages of a lane from a snapshot. Not even the first one may be larger than the limit.
 pub(super) fn choose(
-    connection: &Connection,
+    scope: &WalkScope<'_>,
     sealer: &Sealer,
-    (recent, memo): (&Recent, &Memo),
-    lane: LaneId,
     filter: &Filter,
-    (limits, is_strict): (ClaimLimits, bool),
-    now_ms: i64,
+    limits: ClaimLimits,
 ) -> Result<Choice, Fault> {
-    let mut requests = Requests::default();
+    let WalkScope { connection, lane, now_ms, .. } = *scope;
+    let mut requests = RequestReader::default();
     let mut choice = Choice { generation: sealer.generation(), ..Choice::default() };
     let mut bytes = 0;
-    let limited = limits::of(connection, lane.0, now_ms)?;
-    walk(
-        connection,
-        lane.0,
-        (recent, &limited, memo),
-        &Selection::of(filter),
-        now_ms,
-        WINDOW_MAX,
-        |message, (way, ahead)| {
-            let Waiting { id, touches, message_type, items, body_bytes, attempts, .. } = message;
-            // The file of an attachment is read as it is sent, so it takes no memory.
-            let held_bytes = match message_type {
-                MessageType::CreateAttachment => 0,
-                _ => body_bytes.unsigned_abs(),
-            };
-            bytes += body_bytes.unsigned_abs();
-            let taken = choice.chosen.len() + choice.broken.len();
-            let is_full = taken >= limits.messages_max || (bytes > limits.bytes_max && taken > 0);
-            if is_full {
-                return Ok(Step::Stop);
+    let limited = hold::limits_of(connection, lane, now_ms)?;
+    walk(scope, &limited, &Selection::of(filter), |message, (way, ahead)| {
+        let WaitingMessage { id, touches, message_type, items, body_bytes, attempts, .. } = message;
+        // The file of an attachment is read as it is sent, so it takes no memory.
+        let held_bytes = match message_type {
+            MessageType::CreateAttachment => 0,
+            _ => body_bytes.unsigned_abs(),
+        };
+        bytes += body_bytes.unsigned_abs();
+        let taken = choice.chosen.len() + choice.broken.len();
+        let is_full = taken >= limits.messages_max || (bytes > limits.bytes_max && taken > 0);
+        if is_full {
+            return Ok(WalkStep::Stop);
+        }
+        if held_bytes > limits.bytes_max {
+            choice.too_large = Some(held_bytes);
+            return Ok(WalkStep::Stop);
+        }
+        let id = MessageId(id);
+        let size = Size { items: items.into(), body_bytes };
+        let group = CountGroup::new(lane, MessageStatus::Failed, message_type);
+        match requests.verified(connection, sealer, id) {
+            Ok(Some(request)) => {
+                let claimed = Claimed { id, message_type, request, touches, items, attempts, ahead, way };
+                choice.chosen.push(Chosen { claimed, group, size });
             }
-            if is_strict && held_bytes > limits.bytes_max {
-                choice.too_large = Some(held_bytes);
-                return Ok(Step::Stop);
+            // Somebody else deleted it.
+            Ok(None) => {}
+            Err(Fault::Message(reason)) => {
+                // Whoever lacks a key of the store can't tell damage from what is not for them to read.
+                sealer.unlocked()?;
+                choice.broken.push(Broken { id, reason, group, size });
             }
-            let id = MessageId(id);
-            let size = Size { items: items.into(), body_bytes };
-            let group = Group::new(lane.0, MessageStatus::Failed, message_type);
-            match requests.verified(connection, sealer, id) {
-                Ok(Some(request)) => {
-                    let claimed = Claimed { id, message_type, request, touches, items, attempts, ahead, way };
-                    choice.chosen.push(Chosen { claimed, group, size });
-                }
-                // Somebody else deleted it.
-                Ok(None) => {}
-                Err(Fault::Message(reason)) => {
-                    // Whoever lacks a key of the store can't tell damage from what is not for them to read.
-                    sealer.unlocked()?;
-                    choice.broken.push(Broken { id, reason, group, size });
-                }
-                Err(fault) => return Err(fault),
-            }
-            // Stopping here and not at the next one spares a filtered claim the way to it, be it through the whole lane.
-            Ok(if taken + 1 < limits.messages_max { Step::Taken } else { Step::Stop })
-        },
-    )?;
+            Err(fault) => return Err(fault),
+        }
+        // Stopping here and not at the next one spares a filtered claim the way to it, be it through the whole lane.
+        Ok(if taken + 1 < limits.messages_max { WalkStep::Taken } else { WalkStep::Stop })
+    })?;
     Ok(choice)
 }
 
@@ -376,13 +370,13 @@ pub(super) fn mark(tx: &Transaction<'_>, sealer: &Sealer, epoch: i64, choice: Ch
     if generation != sealer.generation() || sealer.is_locked() {
         broken.clear();
     }
-    let mut changes = Changes::default();
+    let mut changes = CountChanges::default();
     let mut mark = tx.prepare_cached(queries::MARK_CLAIMED)?;
     let mut claimed = Vec::with_capacity(chosen.len());
     for message in chosen {
         if mark.execute([message.claimed.id.0, epoch])? == 1 {
             changes.take(message.group, message.size);
-            changes.add(Group { status: MessageStatus::Registered, ..message.group }, message.size);
+            changes.add(CountGroup { status: MessageStatus::Registered, ..message.group }, message.size);
             claimed.push(message.claimed);
         }
     }
@@ -391,9 +385,9 @@ pub(super) fn mark(tx: &Transaction<'_>, sealer: &Sealer, epoch: i64, choice: Ch
             let text = format!("damaged in the message store, and not sent: {reason}");
             error!(target: "db_manager", "message {id} is rejected, see `opik-offline inspect {id}`: {text}");
             tx.prepare_cached(queries::MARK_REJECTED)?.execute([id.0])?;
-            settle::keep_answer(tx, sealer, id, &LastAnswer { status: None, text, at_ms: now_ms() })?;
+            record::keep_answer(tx, sealer, id, &LastAnswer { status: None, text, at_ms: now_ms() })?;
             changes.take(group, size);
-            changes.add(Group { status: MessageStatus::Rejected, ..group }, size);
+            changes.add(CountGroup { status: MessageStatus::Rejected, ..group }, size);
         }
     }
     changes.write(tx)?;
@@ -404,22 +398,23 @@ pub(super) fn mark(tx: &Transaction<'_>, sealer: &Sealer, epoch: i64, choice: Ch
 pub(super) fn lanes(
     connection: &Connection,
     sealer: &Sealer,
-    (recent, memo): (&Recent, &Memo),
+    (recent, memo): (&RecentCreates, &Memo),
     filter: &Filter,
     now_ms: i64,
 ) -> Result<Vec<LaneWork>, Fault> {
     let selection = Selection::of(filter);
-    let mut names = Lanes::default();
+    let mut names = LaneReader::default();
     let mut work = Vec::new();
     for (lane, failed) in failed_by_lane(connection, &selection)? {
         let mut may_go = false;
-        let limits = limits::of(connection, lane, now_ms)?;
-        let seen = walk(connection, lane, (recent, &limits, memo), &selection, now_ms, WINDOW_MAX, |_, _| {
+        let scope = WalkScope { connection, lane, now_ms, recent, memo, window_max: WINDOW_MAX };
+        let limits = hold::limits_of(connection, lane, now_ms)?;
+        let seen = walk(&scope, &limits, &selection, |_, _| {
             may_go = true;
-            Ok(Step::Stop)
+            Ok(WalkStep::Stop)
         })?;
         let Some(oldest) = seen.first else { continue };
-        let hold = settle::hold_of(connection, lane, now_ms)?;
+        let hold = hold::hold_of(connection, lane, now_ms)?;
         let due_at_ms = if may_go { now_ms } else { seen.soonest_ms.unwrap_or(i64::MAX) };
         let held_until_ms = hold.as_ref().map_or(i64::MIN, |hold: &Hold| hold.until_ms);
         let lane_work = LaneWork {
@@ -483,9 +478,11 @@ mod tests {
 
     fn free(connection: &Connection, lane: i64, selection: &Selection, window_max: usize) -> Vec<i64> {
         let mut ids = Vec::new();
-        walk(connection, lane, (&Recent::default(), &[], &Memo::default()), selection, 0, window_max, |message, _| {
+        let (recent, memo) = (RecentCreates::default(), Memo::default());
+        let scope = WalkScope { connection, lane, now_ms: 0, recent: &recent, memo: &memo, window_max };
+        walk(&scope, &[], selection, |message, _| {
             ids.push(message.id);
-            Ok(Step::Taken)
+            Ok(WalkStep::Taken)
         })
         .expect("the lane can be walked");
         ids
@@ -560,15 +557,23 @@ mod tests {
     fn what_is_free_is_found_behind_more_stranded_messages_than_a_walk_leaves_and_the_next_walk_begins_there() {
         let count = stranded::PASSED_MAX as u32 + 10;
         let (connection, lane) = lane_with_stranded(count);
-        let memo = Memo::default();
+        let (recent, memo) = (RecentCreates::default(), Memo::default());
+        let scope = WalkScope {
+            connection: &connection,
+            lane,
+            now_ms: 0,
+            recent: &recent,
+            memo: &memo,
+            window_max: WINDOW_MAX,
+        };
         let all = Selection::of(&Filter::default());
         let mut steps = Vec::new();
         for _ in 0..3 {
             let started = std::time::Instant::now();
             let mut found = Vec::new();
-            let seen = walk(&connection, lane, (&Recent::default(), &[], &memo), &all, 0, WINDOW_MAX, |message, _| {
+            let seen = walk(&scope, &[], &all, |message, _| {
                 found.push(message.id);
-                Ok(Step::Taken)
+                Ok(WalkStep::Taken)
             })
             .expect("the lane can be walked");
             assert_eq!(seen.first, Some(2));
@@ -590,9 +595,9 @@ mod tests {
             )
             .expect("it is purged");
         let mut first = None;
-        walk(&connection, lane, (&Recent::default(), &[], &memo), &all, 0, WINDOW_MAX, |message, _| {
+        walk(&scope, &[], &all, |message, _| {
             first = first.or(Some(message.id));
-            Ok(Step::Stop)
+            Ok(WalkStep::Stop)
         })
         .expect("the lane can be walked");
         assert_eq!(first, Some(2));

@@ -17,19 +17,19 @@
 use std::collections::{HashMap, HashSet};
 use std::fs::File;
 use std::io;
-use std::os::unix::fs::FileExt;
 
 use rusqlite::types::ValueRef;
 
 use super::lanes::server_check;
+use super::record::{COLUMNS, FoundRow};
 use super::schema::PAGE_BYTES;
 use super::seal::SEAL_BYTES;
 use crate::sqlite_format::btree::{PageKind, RecordCell, RowLocation, cell_offsets};
 use crate::sqlite_format::pager::{FreeList, Pager};
+use crate::sqlite_format::payload;
 use crate::sqlite_format::pointer_map::{PageUse, PointerMap, is_map_page};
 use crate::sqlite_format::record::{self, ColumnValue, SerialType};
 use crate::sqlite_format::wal::Frames;
-use crate::sqlite_format::{ReadAt, payload};
 use crate::store::key::KeyId;
 
 /// A candidate for a lane: workspace, number of the credential, server.
@@ -40,25 +40,6 @@ const PIECE_ID_MIN: i64 = 1 << 24;
 const SEALED_DIGEST_BYTES: u64 = 32 + SEAL_BYTES as u64;
 /// A larger value is neither a credential nor a header set.
 const LOOKUP_BYTES_MAX: u64 = 64 * 1024;
-
-impl ReadAt for File {
-    fn byte_len(&self) -> io::Result<u64> {
-        self.metadata().map(|metadata| metadata.len())
-    }
-
-    fn fill_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
-        let mut filled = 0;
-        while filled < buffer.len() {
-            match self.read_at(&mut buffer[filled..], offset.saturating_add(filled as u64)) {
-                Ok(0) => break,
-                Ok(read) => filled += read,
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) => return Err(error),
-            }
-        }
-        Ok(filled)
-    }
-}
 
 impl ColumnValue {
     /// Returns the value as SQLite would return it.
@@ -161,7 +142,7 @@ impl Damaged {
         self.counters.contains_key("annotations_indexed_after")
             || self.messages.iter().any(|location| {
                 let row = self.row(*location).unwrap_or_default();
-                row.get(2).and_then(ColumnValue::text).and_then(crate::message::MessageType::from_name).is_some()
+                FoundRow::of(&row).and_then(FoundRow::message_type).is_some()
             })
     }
 
@@ -207,7 +188,7 @@ impl Damaged {
             return;
         }
         match columns {
-            _ if columns.len() == 19 => self.messages.push(row.location),
+            _ if row.types.len() == COLUMNS => self.messages.push(row.location),
             // A body without a checksum has the shape of a piece with its flag for encryption.
             [piece, is_sealed] if piece.is_blob() && is_sealed.is_integer() && row.may_be_piece() => {
                 self.pieces.push(row.location);

@@ -1,17 +1,20 @@
 //! What can go wrong inside the engine, and what of it callers see.
 
-use std::io;
 use std::path::Path;
+use std::time::Duration;
 
 use rusqlite::ErrorCode;
-use rustix::io::Errno;
 
-use super::{BUSY_TIMEOUT, proof};
+use super::access::access_words;
+use super::unproven;
+use crate::store::error::StoreError;
+use crate::store::full_state::FullLimit;
 use crate::store::full_state::USUAL_BYTES;
 use crate::store::key::KeyId;
 use crate::store::room::{self, NoRoom};
-use crate::store::{FullLimit, StoreError};
 
+/// How long a write waits for other processes.
+pub(super) const BUSY_TIMEOUT: Duration = Duration::from_secs(10);
 /// Why a file of another kind is refused.
 pub(super) const NO_DATABASE: &str = "it is no SQLite database";
 
@@ -92,7 +95,7 @@ impl Fault {
             Self::TooManyKeys => StoreError::TooManyKeys { path: path_buf },
             Self::Sealing(reason) => StoreError::Unusable { path: path_buf, reason: reason.into() },
             Self::Engine(error) => {
-                if let Some(unproven) = proof::judge(&error, path) {
+                if let Some(unproven) = unproven::judge(&error, path) {
                     return unproven;
                 }
                 let reason = words(&error);
@@ -114,58 +117,6 @@ impl Fault {
             }
         }
     }
-}
-
-/// Returns the error of a file system that is read-only since it failed: the kernel then refuses what is opened to be
-/// written, and not the question whether that is allowed. The file that is opened has no name and holds nothing.
-#[cfg(target_os = "linux")]
-fn became_read_only(folder: &Path) -> Option<Errno> {
-    use rustix::fs::{Mode, OFlags, open};
-    let opened = open(folder, OFlags::TMPFILE | OFlags::WRONLY | OFlags::CLOEXEC, Mode::RUSR | Mode::WUSR);
-    opened.err().filter(|errno| *errno == Errno::ROFS)
-}
-
-#[cfg(not(target_os = "linux"))]
-fn became_read_only(_folder: &Path) -> Option<Errno> {
-    None
-}
-
-/// Says what the system holds against reading and writing this file and files beside it, or `None` when it allows both.
-///
-/// Asks without opening it: closing a second descriptor would drop the locks that SQLite holds in this process.
-pub(super) fn access_words(path: &Path) -> Option<String> {
-    use rustix::fs::{Access, access};
-    if let Err(errno) = access(path, Access::READ_OK | Access::WRITE_OK) {
-        return Some(room::access_words(errno));
-    }
-    for (suffix, what) in [("-wal", "its write-ahead log"), ("-shm", "its shared memory")] {
-        let mut file = std::fs::canonicalize(path).ok()?.into_os_string();
-        file.push(suffix);
-        match access(Path::new(&file), Access::READ_OK | Access::WRITE_OK) {
-            Ok(()) | Err(Errno::NOENT) => {}
-            Err(errno) => return Some(format!("{what} {}: {}", Path::new(&file).display(), room::access_words(errno))),
-        }
-    }
-    // The write-ahead log is made there.
-    let folder = folder_of(path);
-    let refused = access(folder, Access::WRITE_OK | Access::EXEC_OK).err().or_else(|| became_read_only(folder))?;
-    Some(format!("its folder {}: {}", folder.display(), room::access_words(refused)))
-}
-
-/// Returns the folder that a path lies in.
-pub(super) fn folder_of(path: &Path) -> &Path {
-    match path.parent() {
-        Some(folder) if !folder.as_os_str().is_empty() => folder,
-        _ => Path::new("."),
-    }
-}
-
-/// Returns the system's words for an error as they stand inside a sentence.
-pub(crate) fn os_words(error: &io::Error) -> String {
-    let words = error.to_string();
-    let words = words.split(" (os error").next().unwrap_or(&words);
-    let mut letters = words.chars();
-    letters.next().map(|first| first.to_lowercase().chain(letters).collect()).unwrap_or_default()
 }
 
 fn words(error: &rusqlite::Error) -> String {

@@ -9,10 +9,9 @@ use rusqlite::{Connection, Transaction, TransactionBehavior};
 use tracing::warn;
 
 use super::fault::Fault;
-use super::open;
-use super::proof::Watch;
 use super::schema;
-use crate::store::StoreError;
+use super::unproven::Watch;
+use crate::store::error::StoreError;
 
 /// The version of what stands in the place of a file that was closed. No file of ours has it.
 const CLOSED: i64 = -1_000_000_000;
@@ -54,7 +53,7 @@ pub(super) fn refuse_newer(connection: &Connection, path: &Path) -> Result<(), F
         let reason = "it was closed, so that it can be proven".to_owned();
         return Err(StoreError::Unproven { path: path.to_owned(), reason }.into());
     }
-    Ok(open::refuse_newer(path, version)?)
+    Ok(schema::refuse_newer(path, version)?)
 }
 
 /// Looks something up in one statement, which is a snapshot without the cost of a transaction around it. Versions only

@@ -17,7 +17,9 @@ use rusqlite::{Connection, OptionalExtension, Transaction, params};
 
 use super::fault::Fault;
 use super::queries;
-use crate::store::{Lease, Owner, StoreError, since_boot};
+use crate::store::clock::since_boot;
+use crate::store::error::StoreError;
+use crate::store::work::{Lease, Owner};
 
 /// A reading of the clock that leases are measured on.
 pub(super) struct Reading {

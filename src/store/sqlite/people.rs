@@ -1,15 +1,24 @@
 //! What people ask: how much waits, which messages, who works with the store, is it sound.
 
-use rusqlite::{Connection, OptionalExtension, Transaction, params};
+use std::ffi::OsString;
+use std::os::unix::ffi::OsStringExt;
+use std::path::PathBuf;
+
+use rusqlite::{Connection, OptionalExtension, Row, Transaction, params};
 
 use super::attachments;
 use super::fault::Fault;
+use super::lanes::LaneReader;
 use super::queries::{self, Selection, bind};
-use super::rows::{self, Lanes, Requests};
-use super::seal::Sealer;
-use super::summary;
+use super::record::Column;
+use super::request_reader::RequestReader;
+use super::seal::{SealContext, Sealer};
+use super::{rows, summary};
 use crate::message::{MessageId, MessageStatus, MessageType, Server, workspace_shown};
-use crate::store::{AgentRecord, Backlog, BacklogGroup, Filter, FullRecord, Listed, Page, ReplayRecord, StoredMessage};
+use crate::store::view::{
+    AgentRecord, Backlog, BacklogGroup, Filter, Listed, Page, RecoveryRecord, ReplayRecord, StoredMessage,
+};
+use crate::store::work::LastAnswer;
 
 /// Problems that one check names at most.
 const PROBLEMS_MAX: u32 = 20;
@@ -103,13 +112,49 @@ pub(super) fn list(
         bind(&mut statement, ":after", &after.0)?;
     }
     bind(&mut statement, ":limit", &i64::try_from(page.limit).unwrap_or(i64::MAX))?;
-    let mut lanes = Lanes::default();
+    let mut lanes = LaneReader::default();
     let mut found = statement.raw_query();
     let mut listed = Vec::new();
     while let Some(row) = found.next()? {
-        listed.push(rows::listed(connection, sealer, &mut lanes, row)?);
+        listed.push(read_listed(connection, sealer, &mut lanes, row)?);
     }
     Ok(listed)
+}
+
+/// Reads a row of [`queries::page`] or [`queries::one_message`].
+fn read_listed(
+    connection: &Connection,
+    sealer: &Sealer,
+    lanes: &mut LaneReader,
+    row: &Row<'_>,
+) -> Result<Listed, Fault> {
+    let id = MessageId(row.get(Column::Id as usize)?);
+    let answer = match row.get::<_, Option<i64>>(Column::AnswerAt as usize)? {
+        Some(at_ms) => {
+            let text =
+                sealer.text(&SealContext::Answer { message: id.0 }, row.get_ref(Column::AnswerText as usize)?)?;
+            Some(LastAnswer { at_ms, status: row.get(Column::AnswerStatus as usize)?, text: text.unwrap_or_default() })
+        }
+        None => None,
+    };
+    let message_type = rows::message_type(row, Column::MessageType as usize)?;
+    let has_file = message_type == MessageType::CreateAttachment;
+    Ok(Listed {
+        id,
+        status: rows::status(row, Column::Status as usize)?,
+        message_type,
+        lane: lanes.get(connection, sealer, row.get(Column::Lane as usize)?)?,
+        project: row.get(Column::Project as usize)?,
+        method: row.get(Column::Method as usize)?,
+        path: sealer.path(id.0, row.get_ref(Column::Path as usize)?)?,
+        items: row.get(Column::Items as usize)?,
+        body_bytes: rows::unsigned(row, Column::BodyBytes as usize)?,
+        attachment: if has_file { attachments::of(connection, sealer, id)? } else { None },
+        accepted_at_ms: row.get(Column::AcceptedAt as usize)?,
+        attempts: row.get(Column::Attempts as usize)?,
+        next_attempt_at_ms: row.get(Column::NextAttempt as usize)?,
+        answer,
+    })
 }
 
 /// Returns one message whole.
@@ -117,9 +162,9 @@ pub(super) fn get(connection: &Connection, sealer: &Sealer, id: MessageId) -> Re
     let mut statement = connection.prepare_cached(&queries::one_message())?;
     let mut found = statement.query([id.0])?;
     let Some(row) = found.next()? else { return Ok(None) };
-    let Some(request) = Requests::default().request(connection, sealer, id)? else { return Ok(None) };
-    let listed = rows::listed(connection, sealer, &mut Lanes::default(), row)?;
-    Ok(Some(StoredMessage { listed, request, touches: rows::touches(row, 15)? }))
+    let Some(request) = RequestReader::default().request(connection, sealer, id)? else { return Ok(None) };
+    let listed = read_listed(connection, sealer, &mut LaneReader::default(), row)?;
+    Ok(Some(StoredMessage { listed, request, touches: rows::touches(row, Column::Touches as usize)? }))
 }
 
 /// Records that an agent runs in this process, or that none does.
@@ -204,7 +249,7 @@ pub(super) fn check(connection: &Connection, sealer: &Sealer) -> Result<Vec<Stri
             problems.push(format!("{count} {wrong}"));
         }
     }
-    let mut requests = Requests::default();
+    let mut requests = RequestReader::default();
     let mut ids = connection.prepare(queries::IDS)?;
     let mut ids = ids.query([])?;
     let mut broken = 0_u64;
@@ -235,29 +280,21 @@ pub(super) fn check(connection: &Connection, sealer: &Sealer) -> Result<Vec<Stri
     Ok(problems)
 }
 
-/// Returns a counter; 0 for one that nothing was added to yet.
-pub(super) fn counter(connection: &Connection, name: &str) -> Result<u64, Fault> {
-    let count: Option<i64> =
-        connection.prepare_cached(queries::COUNTER)?.query_row([name], |row| row.get(0)).optional()?;
-    Ok(count.unwrap_or(0).unsigned_abs())
-}
-
-/// The counters of [`FullRecord`].
-pub(super) const FULL_REFUSED: &str = "full_refused";
-const FULL_SINCE: &str = "full_since_ms";
-
-/// Records since when the store is full, and writes that it refused.
-pub(super) fn note_full(tx: &Transaction<'_>, since_ms: Option<i64>, refused: u64) -> Result<(), Fault> {
-    let mut add = tx.prepare_cached(queries::ADD_TO_ANY_COUNTER)?;
-    add.execute(params![FULL_REFUSED, i64::try_from(refused).unwrap_or(i64::MAX)])?;
-    add.execute(params![FULL_SINCE, 0])?;
-    tx.prepare_cached(queries::SET_COUNTER)?.execute(params![FULL_SINCE, since_ms.unwrap_or(0)])?;
-    Ok(())
-}
-
-/// Returns what was recorded.
-pub(super) fn full_record(connection: &Connection) -> Result<FullRecord, Fault> {
-    let since_ms = counter(connection, FULL_SINCE)?;
-    let since_ms = i64::try_from(since_ms).ok().filter(|since_ms| *since_ms > 0);
-    Ok(FullRecord { since_ms, refused: counter(connection, FULL_REFUSED)? })
+/// Returns the recoveries that this store went through.
+pub(super) fn recoveries(connection: &Connection) -> Result<Vec<RecoveryRecord>, Fault> {
+    let mut statement = connection.prepare_cached(queries::RECOVERIES)?;
+    let mut found = statement.query([])?;
+    let mut recoveries = Vec::new();
+    while let Some(row) = found.next()? {
+        let set_aside = PathBuf::from(OsString::from_vec(row.get(1)?));
+        recoveries.push(RecoveryRecord {
+            at_ms: row.get(0)?,
+            is_kept: set_aside.exists(),
+            set_aside,
+            reason: row.get(2)?,
+            recovered: rows::unsigned(row, 3)?,
+            lost: rows::unsigned(row, 4)?,
+        });
+    }
+    Ok(recoveries)
 }

@@ -7,23 +7,27 @@
 
 use std::collections::HashSet;
 use std::io;
-use std::sync::{Mutex, PoisonError};
+use std::sync::PoisonError;
 use std::time::{Duration, Instant};
 
 use rusqlite::{Connection, Row, Transaction, params};
 use tracing::{debug, warn};
 
+use super::delete::delete_one;
 use super::fault::Fault;
+use super::rejected_share::RejectedSeen;
 use super::seal::Sealer;
-use super::settle::delete_one;
-use super::summary::Changes;
-use super::{SqliteStore, attachments, queries, rows, space, stranded};
+use super::store::SqliteStore;
+use super::summary::CountChanges;
+use super::{attachments, counters, queries, rows, space, stranded};
 use crate::message::{Effect, EntityKey, MessageId, MessageType, Touch};
-use crate::store::rejected_room::{ExportFile, RejectedRoom, excess, helps, share};
-use crate::store::{FullLimit, Limits, Store, StoreError, WhenFull, now_ms};
+use crate::store::clock::now_ms;
+use crate::store::error::StoreError;
+use crate::store::full_state::FullLimit;
+use crate::store::rejected_room::{ExportFile, excess, helps, share};
+use crate::store::traits::{Attachments, Browse, Maintain};
+use crate::store::{Limits, WhenFull};
 
-/// The counter of rejected messages that were dropped.
-pub(super) const DROPPED: &str = "rejected_dropped";
 /// After an attempt that made no room, none is made for so long: each looks through rejected and waiting messages.
 const PAUSE: Duration = Duration::from_secs(5);
 /// Attempts for one write. Bodies share pages, so that deleting what is needed may free a little less.
@@ -33,32 +37,8 @@ const STEP: usize = 500;
 /// Waiting messages that are looked at for creates that they wait for; where there are more, no create is dropped.
 const WAITING_LOOK: usize = 2_000_000;
 
-/// What rejected messages may keep, and what was seen of them.
-#[derive(Default)]
-pub(super) struct Rejected {
-    room: RejectedRoom,
-    /// One thread at a time makes room.
-    seen: Mutex<Seen>,
-}
-
-#[derive(Default)]
-struct Seen {
-    /// Messages and bytes as the summary counts them, and their bytes in the file: worth a walk once.
-    held: Option<((i64, i64), u64)>,
-    /// When room could not be made, and why.
-    in_vain: Option<(Instant, String)>,
-    /// The trouble that was logged last.
-    told: Option<String>,
-}
-
-impl Rejected {
-    pub(super) fn new(room: RejectedRoom) -> Self {
-        Self { room, seen: Mutex::default() }
-    }
-}
-
 /// How rejected messages stand when a write finds no room.
-struct Held {
+struct RejectedHeld {
     messages: u64,
     bytes: u64,
     share: u64,
@@ -113,7 +93,7 @@ impl SqliteStore {
     }
 
     /// Returns what a refusal says about rejected messages.
-    fn words(&self, held: &Held) -> Result<String, StoreError> {
+    fn words(&self, held: &RejectedHeld) -> Result<String, StoreError> {
         let space = self.space()?;
         let used = space.file_bytes.saturating_sub(space.free_bytes);
         let trouble = held
@@ -133,7 +113,7 @@ impl SqliteStore {
 
     /// Drops the oldest rejected messages beyond their share, for as many bytes as are needed. Returns how those that are
     /// left stand, and whether any was dropped.
-    fn drop_rejected(&self, needed: u64) -> Result<(Held, bool), StoreError> {
+    fn drop_rejected(&self, needed: u64) -> Result<(RejectedHeld, bool), StoreError> {
         let mut seen = self.rejected.seen.lock().unwrap_or_else(PoisonError::into_inner);
         let (messages, bytes) = self.rejected_bytes(&mut seen)?;
         let space = self.space()?;
@@ -143,7 +123,7 @@ impl SqliteStore {
             true => excess(bytes, share, needed.max(lacks), self.limits.size_max / space::ROOM_SHARE),
             false => 0,
         };
-        let held = |trouble| Held { messages, bytes, share, trouble };
+        let held = |trouble| RejectedHeld { messages, bytes, share, trouble };
         if wanted == 0 {
             return Ok((held(None), false));
         }
@@ -168,7 +148,7 @@ impl SqliteStore {
                 );
                 return Ok((held(None), true));
             }
-            Err(Trouble::Export(error)) => {
+            Err(DropError::Export(error)) => {
                 let folder = self.rejected.room.export.as_ref().map(|export| export.folder.display().to_string());
                 let text = format!(
                     "rejected messages hold more than rejected_share and are not dropped: they cannot be exported to {}: {error}",
@@ -181,14 +161,14 @@ impl SqliteStore {
                 // The path and the system's words are for the operator: clients read this one.
                 "they cannot be exported (rejected_export)".to_owned()
             }
-            Err(Trouble::Store(error)) => return Err(error),
+            Err(DropError::Store(error)) => return Err(error),
         };
         seen.in_vain = Some((Instant::now(), trouble.clone()));
         Ok((held(Some(trouble)), false))
     }
 
     /// Returns how many rejected messages there are and how many bytes of the file they take.
-    fn rejected_bytes(&self, seen: &mut Seen) -> Result<(u64, u64), StoreError> {
+    fn rejected_bytes(&self, seen: &mut RejectedSeen) -> Result<(u64, u64), StoreError> {
         self.read(&self.reader, |connection, _| {
             let summary: (i64, i64) = connection
                 .prepare_cached(queries::REJECTED_SUMMARY)?
@@ -212,11 +192,11 @@ impl SqliteStore {
 
     /// Drops the oldest rejected messages that hold `wanted` bytes together, step by step; returns how many messages and
     /// bytes that were. Each step is exported before it is deleted, where the user asked for it.
-    fn export_and_drop(&self, wanted: u64) -> Result<(u64, u64), Trouble> {
+    fn export_and_drop(&self, wanted: u64) -> Result<(u64, u64), DropError> {
         let (mut messages, mut bytes) = (0, 0);
         let mut after = 0;
         while bytes < wanted {
-            let Some(mut step) = self.read(&self.reader, |tx, _| Step::choose(tx, after, wanted - bytes))? else {
+            let Some(mut step) = self.read(&self.reader, |tx, _| DropStep::choose(tx, after, wanted - bytes))? else {
                 break;
             };
             after = step.last;
@@ -229,9 +209,9 @@ impl SqliteStore {
     }
 
     /// Writes the messages of a step to a file of the export folder, and takes out of it those that can't be read.
-    fn export(&self, step: &mut Step) -> Result<(), Trouble> {
+    fn export(&self, step: &mut DropStep) -> Result<(), DropError> {
         let (Some(export), Some(first)) = (&self.rejected.room.export, step.candidates.first()) else { return Ok(()) };
-        let mut file = ExportFile::begin(export, first.id, now_ms()).map_err(Trouble::Export)?;
+        let mut file = ExportFile::begin(export, first.id, now_ms()).map_err(DropError::Export)?;
         let mut exported = Vec::with_capacity(step.candidates.len());
         for candidate in step.candidates.drain(..) {
             let message = match self.get(candidate.id) {
@@ -245,31 +225,31 @@ impl SqliteStore {
             };
             if candidate.has_file {
                 let piece = |number| self.piece(candidate.id, number).map_err(io::Error::other);
-                file.add_file(candidate.id, piece).map_err(Trouble::Export)?;
+                file.add_file(candidate.id, piece).map_err(DropError::Export)?;
             }
-            file.add(message).map_err(Trouble::Export)?;
+            file.add(message).map_err(DropError::Export)?;
             exported.push(candidate);
         }
         step.candidates = exported;
-        file.finish().map_err(Trouble::Export)?;
+        file.finish().map_err(DropError::Export)?;
         Ok(())
     }
 }
 
 /// Why messages were not dropped.
-enum Trouble {
+enum DropError {
     Export(io::Error),
     Store(StoreError),
 }
 
-impl From<StoreError> for Trouble {
+impl From<StoreError> for DropError {
     fn from(error: StoreError) -> Self {
         Self::Store(error)
     }
 }
 
 /// Rejected messages that are dropped together.
-struct Step {
+struct DropStep {
     candidates: Vec<Candidate>,
     /// The last rejected message that was looked at.
     last: i64,
@@ -279,7 +259,7 @@ struct Step {
     unstranded: i64,
 }
 
-impl Step {
+impl DropStep {
     /// Chooses the oldest rejected messages after this one that hold so many bytes together, and that no message which
     /// has to be delivered depends on. `None` when no rejected message is left.
     fn choose(connection: &Connection, after: i64, wanted: u64) -> Result<Option<Self>, Fault> {
@@ -347,7 +327,7 @@ impl Step {
             }
             self.spare(&awaited);
         }
-        let mut changes = Changes::default();
+        let mut changes = CountChanges::default();
         let mut delete = tx.prepare_cached(queries::DELETE_REJECTED)?;
         let (mut messages, mut bytes) = (0, 0);
         for candidate in &self.candidates {
@@ -359,7 +339,7 @@ impl Step {
         // The room is needed now, so the bytes of their files go at once.
         while attachments::remove_a_step(tx)? {}
         let count = i64::try_from(messages).unwrap_or(i64::MAX);
-        tx.prepare_cached(queries::ADD_TO_ANY_COUNTER)?.execute(params![DROPPED, count])?;
+        tx.prepare_cached(queries::ADD_TO_ANY_COUNTER)?.execute(params![counters::REJECTED_DROPPED, count])?;
         stranded::note_unstranded(tx)?;
         changes.write(tx)?;
         Ok((messages, bytes))

@@ -18,11 +18,14 @@ use std::sync::Arc;
 
 use rusqlite::{Connection, OptionalExtension, Row, Transaction, params};
 
+use super::fault::BUSY_TIMEOUT;
 use super::fault::Fault;
-use super::proof::Watch;
-use super::seal::{self, Destination, KeptBody, KeyRing, Lookup, Place, Sealer, State};
-use super::{BUSY_TIMEOUT, attachments, guard, open, people, queries, space};
-use crate::store::{Keys, Limits, OpenMode, Resealed, Resealing, StoreError};
+use super::seal::{self, KeyRing, SealContext, Sealer, SealingState};
+use super::unproven::Watch;
+use super::{attachments, guard, header_sets, key_change, open, people, queries, record, space};
+use crate::store::error::StoreError;
+use crate::store::key::Keys;
+use crate::store::{Limits, OpenMode, Resealed, Resealing};
 
 /// Rows of one commit at most.
 const STEP_ROWS: usize = 500;
@@ -34,7 +37,7 @@ const REWRITTEN_BYTES_MAX: u64 = 256 * 1024 * 1024;
 const TRUNCATE_TRIES: u32 = 3;
 
 /// Keeps everything as the keys ask for; see [`crate::store::reseal`].
-pub(in crate::store) fn reseal(
+pub(crate) fn reseal(
     path: &Path,
     limits: Limits,
     keys: &Keys,
@@ -67,19 +70,19 @@ struct Work<'a> {
 }
 
 /// A kind of rows that are kept sealed, or not.
-struct Kind {
+struct SealedRows {
     /// Selects keys and sizes of rows to look at: after ?1, not kept under ?2, at most ?3.
     next: &'static str,
     /// Keeps a row as it is to be.
     keep: fn(&Transaction<'_>, &Sealer, i64) -> Result<(), Fault>,
 }
 
-const KINDS: [Kind; 5] = [
-    Kind { next: queries::HEADER_SETS_TO_RESEAL, keep: keep_header_set },
-    Kind { next: queries::TEXTS_TO_RESEAL, keep: keep_texts },
-    Kind { next: queries::BODIES_TO_RESEAL, keep: keep_body },
-    Kind { next: queries::PIECES_TO_RESEAL, keep: keep_piece },
-    Kind { next: queries::DIGESTS_TO_RESEAL, keep: keep_digest },
+const SEALED_ROWS: [SealedRows; 5] = [
+    SealedRows { next: queries::HEADER_SETS_TO_RESEAL, keep: header_sets::keep_header_set },
+    SealedRows { next: queries::TEXTS_TO_RESEAL, keep: record::reseal_texts },
+    SealedRows { next: queries::BODIES_TO_RESEAL, keep: record::reseal_body },
+    SealedRows { next: queries::PIECES_TO_RESEAL, keep: keep_piece },
+    SealedRows { next: queries::DIGESTS_TO_RESEAL, keep: keep_digest },
 ];
 
 /// How a walk over the rows ended.
@@ -95,9 +98,9 @@ impl Work<'_> {
         // What is overwritten is cleared at once, should it not come to writing the file anew.
         self.connection.pragma_update(None, "secure_delete", true)?;
         let target = self.ring.current();
-        seal::change_key(&mut self.connection, &self.watch, &self.ring, target)?;
+        key_change::change_key(&mut self.connection, &self.watch, &self.ring, target)?;
         loop {
-            let state = State::read(&self.connection)?;
+            let state = SealingState::read(&self.connection)?;
             if state.key() != target {
                 let reason = "another process changes its key to another one; run it again when that has ended".into();
                 return Err(StoreError::Unusable { path: self.path.to_owned(), reason }.into());
@@ -118,7 +121,7 @@ impl Work<'_> {
             {
                 return Ok(Resealed::Remnants { done: self.done, reason });
             }
-            if seal::note_complete(&mut self.connection, &self.watch, sealer.generation())? {
+            if key_change::note_complete(&mut self.connection, &self.watch, sealer.generation())? {
                 return Ok(Resealed::Complete(self.done));
             }
         }
@@ -131,7 +134,7 @@ impl Work<'_> {
         let tx = guard::begin(&mut self.connection, &self.watch)?;
         tx.execute(queries::FORGET_RELEASED_DIGESTS, [])?;
         tx.commit()?;
-        for kind in &KINDS {
+        for kind in &SEALED_ROWS {
             let mut after = i64::MIN;
             loop {
                 // Looked for outside the write lock: there may be a million that are done already.
@@ -161,7 +164,7 @@ impl Work<'_> {
     }
 
     /// Returns the keys and sizes of the rows of the next step.
-    fn next(&self, kind: &Kind, after: i64, key: Option<&[u8]>) -> Result<Vec<(i64, u64)>, Fault> {
+    fn next(&self, kind: &SealedRows, after: i64, key: Option<&[u8]>) -> Result<Vec<(i64, u64)>, Fault> {
         let mut statement = self.connection.prepare_cached(kind.next)?;
         let mut found = statement.query(params![after, key, STEP_ROWS as i64])?;
         let (mut rows, mut sum) = (Vec::new(), 0);
@@ -211,72 +214,9 @@ impl Work<'_> {
 }
 
 /// A process number that was given to another process counts, too: then the file is written anew some other time.
-fn is_running(agent: &crate::store::AgentRecord) -> bool {
+fn is_running(agent: &crate::store::view::AgentRecord) -> bool {
     let pid = i32::try_from(agent.pid).ok().and_then(rustix::process::Pid::from_raw);
     pid.is_some_and(|pid| rustix::process::test_kill_process(pid) != Err(rustix::io::Errno::SRCH))
-}
-
-fn keep_header_set(tx: &Transaction<'_>, sealer: &Sealer, id: i64) -> Result<(), Fault> {
-    let read = |row: &Row<'_>| Ok((row.get(0)?, row.get(1)?));
-    let found: Option<(Vec<u8>, Option<Vec<u8>>)> =
-        tx.prepare_cached(queries::HEADER_SET_TO_RESEAL)?.query_row([id], read).optional()?;
-    let Some((by, sealed)) = found else { return Ok(()) };
-    let value = sealer.value(Lookup::HeaderSet, by, sealed.as_deref())?;
-    let (by, sealed) = sealer.keep_value(Lookup::HeaderSet, &value)?;
-    // A message that came since the key was changed may have brought the same one.
-    let twin: Option<i64> = tx.prepare_cached(queries::HEADER_SET_ID)?.query_row([&by], |row| row.get(0)).optional()?;
-    match twin.filter(|twin| *twin != id) {
-        // The older one is that of more messages.
-        Some(twin) => {
-            let (kept, dropped) = (id.min(twin), id.max(twin));
-            tx.prepare_cached(queries::REPLACE_HEADER_SET)?.execute([dropped, kept])?;
-            tx.prepare_cached(queries::DROP_HEADER_SET)?.execute([dropped])?;
-            tx.prepare_cached(queries::SET_HEADER_SET)?.execute(params![kept, by, sealed])?;
-        }
-        None => {
-            tx.prepare_cached(queries::SET_HEADER_SET)?.execute(params![id, by, sealed])?;
-        }
-    }
-    Ok(())
-}
-
-/// Keeps the first header sets as the sealer does: all of them where clients send the same few.
-pub(super) fn keep_first_header_sets(tx: &Transaction<'_>, sealer: &Sealer) -> Result<(), Fault> {
-    let key = sealer.state().key().map(|id| id.0.to_vec());
-    let mut statement = tx.prepare(queries::HEADER_SETS_TO_RESEAL)?;
-    let ids = statement.query_map(params![i64::MIN, key, STEP_ROWS as i64], |row| row.get(0))?;
-    for id in ids.collect::<rusqlite::Result<Vec<i64>>>()? {
-        keep_header_set(tx, sealer, id)?;
-    }
-    Ok(())
-}
-
-fn keep_texts(tx: &Transaction<'_>, sealer: &Sealer, id: i64) -> Result<(), Fault> {
-    let mut statement = tx.prepare_cached(queries::TEXT_TO_RESEAL)?;
-    let (path, answer) = {
-        let mut found = statement.query([id])?;
-        let Some(row) = found.next()? else { return Ok(()) };
-        (sealer.path(id, row.get_ref(0)?)?, sealer.text(&Place::Answer { message: id }, row.get_ref(1)?)?)
-    };
-    let answer = answer.as_ref().map(|answer| sealer.keep_text(&Place::Answer { message: id }, answer)).transpose()?;
-    tx.prepare_cached(queries::SET_TEXTS)?.execute(params![id, sealer.keep_path(id, &path)?, answer])?;
-    Ok(())
-}
-
-fn keep_body(tx: &Transaction<'_>, sealer: &Sealer, id: i64) -> Result<(), Fault> {
-    let mut statement = tx.prepare_cached(queries::BODY_TO_RESEAL)?;
-    let (bytes, codec, checksum) = {
-        let mut found = statement.query([id])?;
-        let Some(row) = found.next()? else { return Ok(()) };
-        let (method, path): (String, String) = (row.get(3)?, sealer.path(id, row.get_ref(4)?)?);
-        let to = Destination { encoding: row.get(2)?, method: &method, path: &path };
-        let kept = row.get_ref(1)?.as_blob().map_err(rusqlite::Error::from)?;
-        let kept = KeptBody { bytes: kept.into(), codec: row.get(0)?, checksum: row.get(5)? };
-        let kept = sealer.keep_body(id, &to, sealer.open_body(id, &to, kept)?)?;
-        (kept.bytes.into_owned(), kept.codec, kept.checksum)
-    };
-    tx.prepare_cached(queries::SET_BODY)?.execute(params![id, bytes, codec, checksum])?;
-    Ok(())
 }
 
 fn keep_piece(tx: &Transaction<'_>, sealer: &Sealer, id: i64) -> Result<(), Fault> {
@@ -284,7 +224,7 @@ fn keep_piece(tx: &Transaction<'_>, sealer: &Sealer, id: i64) -> Result<(), Faul
     let found: Option<(Vec<u8>, bool)> =
         tx.prepare_cached(queries::PIECE_TO_RESEAL)?.query_row([id], read).optional()?;
     let Some((kept, is_sealed)) = found else { return Ok(()) };
-    let place = Place::Piece { piece: id };
+    let place = SealContext::Piece { piece: id };
     let piece = if is_sealed { sealer.open(&place, &kept)? } else { kept };
     let (kept, is_sealed) = sealer.keep(&place, &piece)?;
     tx.prepare_cached(queries::SET_PIECE)?.execute(params![id, &kept[..], is_sealed])?;
@@ -296,7 +236,7 @@ fn keep_digest(tx: &Transaction<'_>, sealer: &Sealer, id: i64) -> Result<(), Fau
     let found: Option<(Vec<u8>, i64, i64)> =
         tx.prepare_cached(queries::DIGEST_TO_RESEAL)?.query_row([id], read).optional()?;
     let Some((kept, message, bytes)) = found else { return Ok(()) };
-    let place = Place::Digest { message, attachment: id, bytes };
+    let place = SealContext::Digest { message, attachment: id, bytes };
     let digest = attachments::opened_digest(sealer, &place, &kept)?;
     let (kept, _) = sealer.keep(&place, &digest)?;
     tx.prepare_cached(queries::SET_DIGEST)?.execute(params![id, &kept[..]])?;

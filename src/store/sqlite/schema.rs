@@ -3,9 +3,39 @@
 //! `user_version` counts the migrations that a file has had. A released migration is never edited: a change is a new one
 //! at the end.
 
+use std::path::Path;
+
 use rusqlite::{Connection, TransactionBehavior};
 
-use super::queries;
+/// The columns of `messages` in the order of the schema: a column that a migration adds is added here at the end.
+///
+/// The other arms are what queries return of a message: `listed` leaves out what no list shows and what is large,
+/// `counted` is what the summary counts it by ([`super::summary::counted`]), `deleted` is what its deletion needs to know
+/// beside that ([`super::delete::delete_one`]), and `waiting` is what a claim looks at ([`super::claim`]).
+macro_rules! columns {
+    () => {
+        concat!(columns!(listed), ", touches")
+    };
+    (listed) => {
+        "message_id, status, message_type, lane_id, position, accepted_at_ms, attempts, next_attempt_at_ms, claim_epoch,
+        answer_at_ms, answer_status, answer_text, items, body_bytes, project, method, path, header_set_id, encoding"
+    };
+    (counted) => {
+        "lane_id, status, message_type, answer_status, items, body_bytes"
+    };
+    (counted $status:literal) => {
+        concat!("lane_id, ", $status, ", message_type, NULL, items, body_bytes")
+    };
+    (deleted) => {
+        concat!(columns!(counted), ", touches, message_id")
+    };
+    (waiting) => {
+        "message_id, next_attempt_at_ms, touches, message_type, items, body_bytes, attempts, position"
+    };
+}
+pub(super) use columns;
+
+use crate::store::error::StoreError;
 
 /// Marks the file as ours (`OpOf` in ASCII); the Python SDK and most other programs leave it 0.
 pub(crate) const APPLICATION_ID: i32 = 0x4f70_4f66;
@@ -319,7 +349,7 @@ pub(super) fn version(connection: &Connection) -> rusqlite::Result<i64> {
 
 /// Returns the version that this transaction sees, as [`version`] does; the statement is prepared once.
 pub(super) fn version_seen(connection: &Connection) -> rusqlite::Result<i64> {
-    connection.prepare_cached(queries::SCHEMA_VERSION)?.query_row([], |row| row.get(0))
+    connection.prepare_cached("PRAGMA user_version")?.query_row([], |row| row.get(0))
 }
 
 /// Brings the file to the newest version, one transaction per step: after a crash it stands at one version or the next.
@@ -341,6 +371,11 @@ pub(super) fn migrate(connection: &mut Connection) -> rusqlite::Result<()> {
         step.commit()?;
     }
     Ok(())
+}
+
+pub(super) fn refuse_newer(path: &Path, found: i64) -> Result<(), StoreError> {
+    let known = known_version();
+    if found > known { Err(StoreError::NewerSchema { path: path.to_owned(), found, known }) } else { Ok(()) }
 }
 
 #[cfg(test)]

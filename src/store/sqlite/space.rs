@@ -7,13 +7,17 @@ use std::time::Duration;
 use rusqlite::{Connection, ErrorCode, Transaction};
 
 use super::codec::Packed;
-use super::fault::{Fault, folder_of, os_words};
-use super::settle::delete_one;
-use super::summary::Changes;
-use super::{BUSY_TIMEOUT, attachments, queries, stranded};
+use super::delete::delete_one;
+use super::fault::BUSY_TIMEOUT;
+use super::fault::Fault;
+use super::summary::CountChanges;
+use super::{attachments, queries, stranded};
 use crate::message::{Message, Touch};
+use crate::store::error::StoreError;
+use crate::store::full_state::{FullLimit, Fullness};
+use crate::store::os::{folder_of, os_words};
 use crate::store::room::OWN_NEEDS_BYTES;
-use crate::store::{FullLimit, Fullness, Limits, StoreError, WhenFull};
+use crate::store::{Limits, WhenFull};
 
 /// What a message takes beside its body, path and entities: the row's other columns and its entries in the indexes.
 pub(super) const ROW_BYTES: u64 = 160;
@@ -162,7 +166,7 @@ fn drop_oldest(tx: &Transaction<'_>, bytes: u64) -> Result<bool, Fault> {
             found += row.get::<_, i64>(1)?.unsigned_abs() + ROW_BYTES;
         }
     }
-    let mut changes = Changes::default();
+    let mut changes = CountChanges::default();
     let mut delete = tx.prepare_cached(queries::DELETE_MESSAGE)?;
     for id in &oldest {
         delete_one(tx, &mut delete, [*id], &mut changes)?;
@@ -190,7 +194,7 @@ pub(super) fn expired(connection: &Connection, accepted_before_ms: i64, limit: u
 
 /// Deletes messages that have become too old, unless they are in flight by now, and counts them.
 pub(super) fn drop_expired(tx: &Transaction<'_>, ids: &[i64]) -> Result<u64, Fault> {
-    let mut changes = Changes::default();
+    let mut changes = CountChanges::default();
     let mut delete = tx.prepare_cached(queries::DELETE_EXPIRED)?;
     let mut dropped = 0;
     for id in ids {

@@ -3,11 +3,13 @@
 use rusqlite::{Connection, Row, Transaction, params};
 
 use super::fault::Fault;
+use super::lanes::lane_id;
 use super::queries;
-use super::register::{lane_id, position};
+use super::record::position_of;
 use super::seal::Sealer;
 use crate::message::MessageId;
-use crate::store::{Standing, Whose, now_ms};
+use crate::store::clock::now_ms;
+use crate::store::view::{Standing, Whose};
 
 /// Lanes that are looked at or hastened together, at most.
 const LANES_MAX: i64 = 10_000;
@@ -38,7 +40,7 @@ pub(super) fn standing(
     let mut standing = Standing { waits: false, waiting: count(waiting), rejected: count(rejected) };
     for lane in lanes {
         // A part of a divided message has its place, an update that waited for its create a later one.
-        let last = position(up_to.0).saturating_add(1);
+        let last = position_of(up_to.0).saturating_add(1);
         for sql in [queries::WAITS_UP_TO, queries::IN_FLIGHT_UP_TO, queries::WAITS_MOVED] {
             if standing.waiting > 0 && connection.prepare_cached(sql)?.exists(params![lane, up_to.0, last])? {
                 standing.waits = true;

@@ -21,11 +21,13 @@ use std::sync::{Mutex, PoisonError};
 use rusqlite::{Connection, OptionalExtension, Transaction, params};
 
 use super::fault::Fault;
+use super::lanes::{self, LaneReader};
 use super::queries;
-use super::rows::{self, Lanes};
+use super::rows;
 use super::seal::Sealer;
 use crate::message::{Effect, Footprint, MessageId, MessageStatus, MessageType, Touch};
-use crate::store::{LaneId, Stranded};
+use crate::store::view::Stranded;
+use crate::store::work::LaneId;
 
 /// Stranded messages that one walk passes at the head of a lane before it lets others use the connection.
 pub(super) const PASSED_MAX: usize = 50_000;
@@ -33,19 +35,19 @@ pub(super) const PASSED_MAX: usize = 50_000;
 const COUNTED_MAX: usize = 10_000;
 
 /// A place in the order of delivery: position and id.
-type Place = (i64, i64);
+type OrderKey = (i64, i64);
 
 /// Where the stranded messages at the head of each lane end.
 #[derive(Default)]
-pub(super) struct Memo(Mutex<HashMap<i64, Head>>);
+pub(super) struct Memo(Mutex<HashMap<i64, StrandedHead>>);
 
 /// The stranded messages at the head of a lane.
 #[derive(Clone, Copy)]
-struct Head {
+struct StrandedHead {
     /// What the counter `unstranded` was.
     counter: i64,
     /// The last of them.
-    through: Place,
+    through: OrderKey,
     /// The first of them.
     first: i64,
     /// The refused create that it waits for.
@@ -58,7 +60,7 @@ pub(super) struct Refused {
     /// Whether the lane has any refused create.
     any: bool,
     counter: i64,
-    head: Option<Head>,
+    head: Option<StrandedHead>,
     /// Of messages up to this id not all changes are indexed, so that they can't be asked about.
     unindexed_until: i64,
 }
@@ -83,7 +85,7 @@ impl Refused {
     }
 
     /// Returns where a walk begins: behind this place.
-    pub(super) fn begin(&self) -> Place {
+    pub(super) fn begin(&self) -> OrderKey {
         self.head.map_or((i64::MIN, i64::MIN), |head| head.through)
     }
 
@@ -96,7 +98,7 @@ impl Refused {
     pub(super) fn strands(
         &self,
         connection: &Connection,
-        place: Place,
+        place: OrderKey,
         touches: &[Touch],
     ) -> Result<Option<i64>, Fault> {
         if !self.any {
@@ -111,7 +113,7 @@ impl Refused {
                 return Ok(found);
             }
         }
-        let Some(Head { through, create, .. }) = self.head else { return Ok(None) };
+        let Some(StrandedHead { through, create, .. }) = self.head else { return Ok(None) };
         for touch in touches {
             let query = match touch.effect {
                 Effect::End => queries::TOUCHED_UP_TO,
@@ -128,12 +130,12 @@ impl Refused {
 
     /// Adds a stranded message to the head of the lane: all that waits before it is stranded, and nothing before it is in
     /// flight. Returns whether that can be remembered.
-    pub(super) fn pass(&mut self, place: Place, create: i64) -> bool {
+    pub(super) fn pass(&mut self, place: OrderKey, create: i64) -> bool {
         if place.1 <= self.unindexed_until {
             return false;
         }
-        let head = self.head.unwrap_or(Head { counter: self.counter, through: place, first: place.1, create });
-        self.head = Some(Head { through: place, ..head });
+        let head = self.head.unwrap_or(StrandedHead { counter: self.counter, through: place, first: place.1, create });
+        self.head = Some(StrandedHead { through: place, ..head });
         true
     }
 
@@ -142,7 +144,7 @@ impl Refused {
         let mut known = lock(memo);
         match self.head {
             Some(head) => {
-                let is_newer = |known: &Head| (known.counter, known.through) < (head.counter, head.through);
+                let is_newer = |known: &StrandedHead| (known.counter, known.through) < (head.counter, head.through);
                 if known.get(&self.lane).is_none_or(is_newer) {
                     known.insert(self.lane, head);
                 }
@@ -206,7 +208,7 @@ fn status_of(connection: &Connection, id: i64) -> Result<Option<MessageStatus>, 
 pub(super) fn count(connection: &Connection, sealer: &Sealer, memo: &Memo) -> Result<Vec<Stranded>, Fault> {
     let mut lanes = connection.prepare_cached(queries::LANES_WAITING)?;
     let lanes = lanes.query_map([], |row| row.get::<_, i64>(0))?.collect::<rusqlite::Result<Vec<_>>>()?;
-    let mut names = Lanes::default();
+    let mut names = LaneReader::default();
     let mut counted = Vec::new();
     for lane in lanes {
         let refused = Refused::of(connection, lane, Some(memo))?;
@@ -215,7 +217,7 @@ pub(super) fn count(connection: &Connection, sealer: &Sealer, memo: &Memo) -> Re
         }
         let begin = refused.begin();
         let mut messages: u64 = match refused.head {
-            Some(Head { through, .. }) => connection
+            Some(StrandedHead { through, .. }) => connection
                 .prepare_cached(queries::WAITING_UP_TO)?
                 .query_row([lane, through.0, through.1], |row| row.get::<_, i64>(0))?
                 .unsigned_abs(),
@@ -237,7 +239,7 @@ pub(super) fn count(connection: &Connection, sealer: &Sealer, memo: &Memo) -> Re
         }
         let Some(create) = create else { continue };
         let Some(status) = status_of(connection, create)? else { continue };
-        let lane = super::settle::for_people(connection, sealer, &mut names, lane)?;
+        let lane = lanes::for_people(connection, sealer, &mut names, lane)?;
         counted.push(Stranded { lane, messages, create: MessageId(create), status });
     }
     Ok(counted)
@@ -258,6 +260,6 @@ pub(super) fn lanes_to_retry(tx: &Transaction<'_>, before_ms: i64, now_ms: i64) 
 }
 
 /// A panic elsewhere leaves no place half written.
-fn lock(memo: &Memo) -> std::sync::MutexGuard<'_, HashMap<i64, Head>> {
+fn lock(memo: &Memo) -> std::sync::MutexGuard<'_, HashMap<i64, StrandedHead>> {
     memo.0.lock().unwrap_or_else(PoisonError::into_inner)
 }

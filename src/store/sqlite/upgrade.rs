@@ -16,12 +16,13 @@ use rusqlite::config::DbConfig;
 use rusqlite::{Connection, ErrorCode};
 use rustix::process::{Pid, test_kill_process};
 
+use super::connect::{connect_with_room, immutable};
 use super::fault::Fault;
-use super::open::{connect_with_room, immutable};
-use super::recovery::FolderLock;
+use super::folder_lock::FolderLock;
 use super::seal::{self, KeyRing};
 use super::{people, schema};
-use crate::store::{OpenMode, StoreError};
+use crate::store::OpenMode;
+use crate::store::error::StoreError;
 
 /// How often the lock is tried, and how long between: a command that only looks is waited for, an agent is not.
 const TRIES: usize = 5;

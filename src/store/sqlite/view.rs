@@ -17,10 +17,13 @@ use rusqlite::config::DbConfig;
 use rusqlite::{Connection, OpenFlags, TransactionBehavior, params};
 
 use super::fault::Fault;
-use super::open::FileId;
-use super::{ballast, lock, proof, queries, recovery, schema};
+use super::store::lock;
+use super::{ballast, proof, queries, quick_check, recovery, schema, unproven};
 use crate::message::{Effect, Server, Touch};
-use crate::store::{Ahead, BacklogSeen, OpenMode, place};
+use crate::store::os::FileId;
+use crate::store::view::BacklogSeen;
+use crate::store::work::Ahead;
+use crate::store::{OpenMode, place};
 
 /// A look may run on a thread that serves clients, so it waits for nobody for long.
 const BUSY_TIMEOUT: Duration = Duration::from_millis(200);
@@ -32,18 +35,18 @@ const VERSION_MIN: i64 = 2;
 
 /// Sees the backlog of the store at a path that can't be opened.
 #[derive(Default)]
-pub(in crate::store) struct BacklogView(Mutex<View>);
+pub(crate) struct BacklogView(Mutex<View>);
 
 #[derive(Default)]
 struct View {
-    reader: Option<Reader>,
+    reader: Option<ViewReader>,
     /// The file that was looked through for damage: that takes time, and is done once.
     sound: Option<FileId>,
     /// When this file could not be opened last.
     in_vain: Option<(Option<FileId>, Instant)>,
 }
 
-struct Reader {
+struct ViewReader {
     connection: Connection,
     file: FileId,
     /// Whether nobody else can use the store while it is open.
@@ -52,7 +55,7 @@ struct Reader {
 
 impl BacklogView {
     /// Returns what can be seen of what is stored at this path for the server.
-    pub(in crate::store) fn look(&self, path: &Path, server: &Server, touches: &[Touch]) -> BacklogSeen {
+    pub(crate) fn look(&self, path: &Path, server: &Server, touches: &[Touch]) -> BacklogSeen {
         let mut view = lock(&self.0);
         let View { reader, sound, in_vain } = &mut *view;
         let file = FileId::at(path);
@@ -71,10 +74,10 @@ impl BacklogView {
                 }
             }
         }
-        let Some(Reader { connection, is_alone, .. }) = reader.as_mut() else { return BacklogSeen::Unknown };
+        let Some(ViewReader { connection, is_alone, .. }) = reader.as_mut() else { return BacklogSeen::Unknown };
         let is_alone = *is_alone;
         let (seen, is_current) = look(connection, server, touches).unwrap_or((BacklogSeen::Unknown, false));
-        if !is_current || is_alone || proof::unproven(path).is_some() {
+        if !is_current || is_alone || unproven::unproven(path).is_some() {
             // An open connection would keep others from bringing an older schema up to date, or from proving the store.
             *reader = None;
         }
@@ -82,17 +85,17 @@ impl BacklogView {
     }
 
     /// Closes the file until the next look.
-    pub(in crate::store) fn release(&self) {
+    pub(crate) fn release(&self) {
         lock(&self.0).reader = None;
     }
 
     /// Closes the file, and forgets it.
-    pub(in crate::store) fn close(&self) {
+    pub(crate) fn close(&self) {
         *lock(&self.0) = View::default();
     }
 }
 
-fn open(path: &Path, file: Option<FileId>, sound: &mut Option<FileId>) -> Result<Reader, BacklogSeen> {
+fn open(path: &Path, file: Option<FileId>, sound: &mut Option<FileId>) -> Result<ViewReader, BacklogSeen> {
     let is_away = |error: &io::Error| matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory);
     // It would drop the locks of what is opened here.
     let _no_proof = proof::none_runs().ok_or(BacklogSeen::Unknown)?;
@@ -128,10 +131,10 @@ fn open(path: &Path, file: Option<FileId>, sound: &mut Option<FileId>) -> Result
     let (connection, is_alone) = opened.ok_or(BacklogSeen::Unknown)?;
     if *sound != Some(file) {
         // Pages that are damaged may read as empty.
-        recovery::look_through(&connection, path).map_err(|_| BacklogSeen::Unknown)?;
+        quick_check::look_through(&connection, path).map_err(|_| BacklogSeen::Unknown)?;
         *sound = Some(file);
     }
-    Ok(Reader { connection, file, is_alone })
+    Ok(ViewReader { connection, file, is_alone })
 }
 
 /// Opens the file. The caller keeps proofs away ([`proof::none_runs`]) until it has its lock.
@@ -170,7 +173,7 @@ pub(super) fn seen(
     server: &Server,
     touches: &[Touch],
 ) -> Result<BacklogSeen, Fault> {
-    let sql = queries::Seen::of(version);
+    let sql = queries::BacklogQueries::of(version);
     let url = server.base_url();
     let (waiting, stored): (i64, i64) =
         connection.prepare_cached(&sql.counts)?.query_row([url], |row| Ok((row.get(0)?, row.get(1)?)))?;
