@@ -28,7 +28,7 @@ const FOLDER_PREFIX: &str = "tmp";
 pub enum Holder {
     /// No process.
     Nobody,
-    /// This process.
+    /// A process.
     Process {
         /// Its id.
         pid: u32,

@@ -191,7 +191,7 @@ impl Folder {
         self.handle.metadata().map(|metadata| FileId::of(&metadata))
     }
 
-    /// Opens a file for reading, but not a link, a device, or a pipe, on which opening would block.
+    /// Opens a file for reading, but not a link, a device, or a pipe, on which it would block.
     fn file(&self, name: &OsStr) -> Result<(File, Metadata), Refusal> {
         let found = rustix::fs::statat(&self.handle, name, AtFlags::SYMLINK_NOFOLLOW)?;
         match rustix::fs::FileType::from_raw_mode(found.st_mode) {

@@ -93,17 +93,17 @@ pub(crate) struct RowLocation {
 }
 
 /// A child of an interior page: the highest key below it (none for the last child), and its page.
-pub(crate) type Child = (Option<i64>, u32);
+pub(crate) type TreeChild = (Option<i64>, u32);
 
 /// Returns the children of an interior page of a table; `None` if one of them is corrupt.
-pub(crate) fn children(page: &[u8], usable_bytes: u32) -> Option<Vec<Child>> {
+pub(crate) fn children(page: &[u8], usable_bytes: u32) -> Option<Vec<TreeChild>> {
     let cells = cell_offsets(page, PageKind::TableInterior, usable_bytes);
     let child = |cell: &u16| {
         let at = usize::from(*cell);
         let (key, _) = varint(page, at + 4)?;
         Some((Some(key as i64), be32(page, at)?))
     };
-    let mut children: Vec<Child> = cells.iter().map(child).collect::<Option<_>>()?;
+    let mut children: Vec<TreeChild> = cells.iter().map(child).collect::<Option<_>>()?;
     if children.is_empty() || !children.is_sorted() {
         return None;
     }

@@ -34,6 +34,9 @@ pub(crate) mod wal;
 use std::io;
 use std::sync::Arc;
 
+const PAGE_BYTES_MIN: u32 = 512;
+const PAGE_BYTES_MAX: u32 = 65_536;
+
 /// Bytes of a file, read at an offset.
 pub(crate) trait ReadAt {
     /// Returns how many bytes there are.
@@ -82,6 +85,11 @@ impl ReadAt for Vec<u8> {
         buffer[..length].copy_from_slice(&rest[..length]);
         Ok(length)
     }
+}
+
+/// Returns whether SQLite's pages may have this size.
+fn is_page_size(bytes: u32) -> bool {
+    bytes.is_power_of_two() && (PAGE_BYTES_MIN..=PAGE_BYTES_MAX).contains(&bytes)
 }
 
 /// Reads a big-endian integer of four bytes.

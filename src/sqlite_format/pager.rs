@@ -4,20 +4,13 @@ use std::collections::{HashMap, HashSet};
 use std::io;
 
 use super::wal::Frames;
-use super::{ReadAt, be32};
+use super::{PAGE_BYTES_MAX, PAGE_BYTES_MIN, ReadAt, be32, is_page_size};
 
 /// How every SQLite database begins.
 pub(crate) const MAGIC: &[u8] = b"SQLite format 3\0";
 const HEADER_BYTES: usize = 100;
 /// SQLite's smallest usable part of a page.
 const USABLE_BYTES_MIN: u32 = 480;
-const PAGE_BYTES_MIN: u32 = 512;
-const PAGE_BYTES_MAX: u32 = 65_536;
-
-/// Returns whether SQLite's pages may have this size.
-pub(super) fn is_page_size(bytes: u32) -> bool {
-    bytes.is_power_of_two() && (PAGE_BYTES_MIN..=PAGE_BYTES_MAX).contains(&bytes)
-}
 
 /// The pages of a database.
 #[derive(Debug)]

@@ -7,8 +7,7 @@
 use std::collections::HashMap;
 use std::io;
 
-use super::pager::is_page_size;
-use super::{ReadAt, be32};
+use super::{ReadAt, be32, is_page_size};
 
 const HEADER_BYTES: usize = 32;
 const FRAME_HEADER_BYTES: usize = 24;

@@ -10,7 +10,8 @@ use rusqlite::config::DbConfig;
 use rusqlite::{Connection, ErrorCode, OpenFlags};
 
 use super::distrust::distrust;
-use super::{is_damage, queries};
+use super::queries;
+use super::row::is_damage;
 use crate::sdk::trust::{Refusal, TrustedFile};
 use crate::shutdown::Shutdown;
 

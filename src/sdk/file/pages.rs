@@ -10,9 +10,9 @@ use std::fs::File;
 use std::io;
 use std::sync::Arc;
 
-use super::StoredRow;
 use super::distrust::ROW_BYTES_MAX;
-use crate::sqlite_format::btree::{Child, PageKind, RecordCell, RowLocation, cell_offsets, children};
+use super::row::StoredRow;
+use crate::sqlite_format::btree::{PageKind, RecordCell, RowLocation, TreeChild, cell_offsets, children};
 use crate::sqlite_format::pager::{FreeList, Pager};
 use crate::sqlite_format::payload;
 use crate::sqlite_format::record::{self, ColumnValue};
@@ -108,7 +108,7 @@ impl ScannedRows {
     }
 
     /// Estimates how many rows were in leaves that are not intact. `tree` has the children of all interior pages.
-    fn rows_missing_from(&self, tree: &[Child], intact: &HashSet<u32>) -> u64 {
+    fn rows_missing_from(&self, tree: &[TreeChild], intact: &HashSet<u32>) -> u64 {
         if tree.is_empty() {
             // Ids count from 0, and most of those that are missing were in lost pages.
             let highest = self.rows.last().map_or(-1, |row| row.key);

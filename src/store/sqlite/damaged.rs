@@ -173,7 +173,7 @@ impl Damaged {
             let local = payload::local(page, &cell);
             let Some(types) = local.and_then(|local| record::types(local, cell.payload_bytes)) else { continue };
             let location = RowLocation { key: cell.key, page: number, cell: offset };
-            let candidate = Candidate { page, cell, location, table, types };
+            let candidate = CandidateRow { page, cell, location, table, types };
             match kind {
                 PageKind::TableLeaf => self.note_row(&candidate),
                 _ => self.note_entry(&candidate),
@@ -182,7 +182,7 @@ impl Damaged {
     }
 
     /// Notes a row of a table with row ids. Its first column is the row id, for which null is stored.
-    fn note_row(&mut self, row: &Candidate<'_>) {
+    fn note_row(&mut self, row: &CandidateRow<'_>) {
         let Some((id, columns)) = row.types.split_first() else { return };
         if !id.is_null() {
             return;
@@ -237,7 +237,7 @@ impl Damaged {
     }
 
     /// Notes a row of one blob: bodies of the first versions, pieces, credentials and header sets look alike.
-    fn note_single_blob(&mut self, row: &Candidate<'_>, blob: SerialType) {
+    fn note_single_blob(&mut self, row: &CandidateRow<'_>, blob: SerialType) {
         match row.table {
             Some("bodies") => self.bodies.push(row.location),
             None => self.uncertain_bodies.push(row.location),
@@ -255,7 +255,7 @@ impl Damaged {
         }
     }
 
-    fn note_sealed_lookup(&mut self, row: &Candidate<'_>) {
+    fn note_sealed_lookup(&mut self, row: &CandidateRow<'_>) {
         let Some(values) = row.values(&self.pager) else { return };
         if let [_, ColumnValue::Blob(by), sealed] = &values[..] {
             let key = (by.clone(), sealed.blob().map(<[u8]>::to_vec));
@@ -263,7 +263,7 @@ impl Damaged {
         }
     }
 
-    fn note_file(&mut self, row: &Candidate<'_>) {
+    fn note_file(&mut self, row: &CandidateRow<'_>) {
         let Some(values) = row.values(&self.pager) else { return };
         if let (Some(message), Some(bytes), Some(digest)) = (values[1].integer(), values[2].integer(), values[3].blob())
         {
@@ -274,7 +274,7 @@ impl Damaged {
     }
 
     /// Notes an entry of an index, or a row of a table without row ids.
-    fn note_entry(&mut self, entry: &Candidate<'_>) {
+    fn note_entry(&mut self, entry: &CandidateRow<'_>) {
         if !entry.is_wanted_entry() || entry.cell.payload_bytes > LOOKUP_BYTES_MAX {
             return;
         }
@@ -351,7 +351,7 @@ struct LaneColumns<'a> {
 }
 
 /// A record that is about to be classified.
-struct Candidate<'page> {
+struct CandidateRow<'page> {
     page: &'page [u8],
     cell: RecordCell,
     location: RowLocation,
@@ -360,7 +360,7 @@ struct Candidate<'page> {
     types: Vec<SerialType>,
 }
 
-impl Candidate<'_> {
+impl CandidateRow<'_> {
     fn may_be_of(&self, table: &str) -> bool {
         self.table.is_none_or(|known| known == table)
     }
