@@ -25,7 +25,7 @@
 //! | [`message`] | pure words of the domain |
 //! | [`protocol`] | pure facts about Opik's HTTP interface |
 //! | [`delivery`] | pure policy: admission, verdicts, coalescing, backoff, pacing |
-//! | [`sqlite_format`] | SQLite's file format, read without SQLite |
+//! | `sqlite_format` | SQLite's file format, read without SQLite |
 //! | [`store`] | bytes that survive, behind one trait |
 //! | [`sdk`] | files that killed processes of the Python SDK left behind |
 //! | [`upstream`] | the only connections to the server |
@@ -71,6 +71,7 @@ pub mod replay;
 pub mod sdk;
 pub mod shutdown;
 pub mod signals;
+pub(crate) mod sqlite_format;
 pub mod store;
 pub mod telemetry;
 pub mod terminal;

@@ -325,9 +325,12 @@ mod tests {
 
     #[test]
     fn exit_codes_are_those_that_a_shell_reports() {
-        for (ended, code) in
-            [(CommandEnd::Exited(0), 0), (CommandEnd::Exited(255), 255), (CommandEnd::Killed(2), 130), (CommandEnd::Killed(15), 143)]
-        {
+        for (ended, code) in [
+            (CommandEnd::Exited(0), 0),
+            (CommandEnd::Exited(255), 255),
+            (CommandEnd::Killed(2), 130),
+            (CommandEnd::Killed(15), 143),
+        ] {
             assert_eq!(exit_code(ended), code, "{ended:?}");
         }
     }
