@@ -6,10 +6,10 @@
 
 use crate::message::Body;
 
-/// Bodies up to this size are decoded to be joined with others ([`crate::delivery::coalesce`]); larger ones are sent as
+/// Bodies up to this size are decoded to be joined with others ([`crate::delivery::batching::coalesce`]); larger ones are sent as
 /// they are.
 const JOINED_BYTES_MAX: u64 = 1024 * 1024;
-/// Contents larger than this are not divided ([`crate::delivery::split`]).
+/// Contents larger than this are not divided ([`crate::delivery::batching::split`]).
 const DIVIDED_BYTES_MAX: u64 = 256 * 1024 * 1024;
 /// What a claim of small bodies may grow to: as kept, decoded, joined, and room for those that shrink well.
 const CLAIM_FACTOR: u64 = 4;

@@ -18,7 +18,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::Observer;
-use crate::delivery::split::Divisible;
+use crate::delivery::batching::split::Divisible;
 use crate::message::{Body, Lane, MessageType, Request};
 use crate::protocol::answers::{Answer, SendFailure};
 use crate::protocol::readback::{

@@ -3,9 +3,9 @@
 use tracing::warn;
 
 use super::Batch;
-use crate::delivery::coalesce::Shipment;
+use crate::delivery::batching::coalesce::Shipment;
+use crate::delivery::batching::split::Divisible;
 use crate::delivery::id_window::{self, IdWindow, REMEDY, Side};
-use crate::delivery::split::Divisible;
 use crate::message::{Claimed, Effect};
 use crate::store::{LastAnswer, Outcome, Part};
 

@@ -4,8 +4,8 @@ use proptest::prelude::*;
 use serde_json::{Map, Value, json};
 
 use super::*;
-use crate::delivery::coalesce::{Shipment, plan};
-use crate::delivery::split::Divisible;
+use crate::delivery::batching::coalesce::{Shipment, plan};
+use crate::delivery::batching::split::Divisible;
 use crate::message::{Body, Encoding, HeaderSet, MessageId, Request};
 use crate::protocol::inspection::inspect;
 use crate::protocol::routes::{Route, classify};
