@@ -52,98 +52,14 @@ use uuid::Uuid;
 
 use crate::message::{Claimed, EntityKey, EntityKind, MessageType};
 use crate::protocol::json::{Kind, NotJson, Scanner};
-
-/// Members of a value that is covered up, at most: a parser has a limit of depth, which so few can't reach.
-const COVERED_BRACKETS_MAX: usize = 64;
-/// Bytes of a value that is covered up, at most: the server limits the length of strings.
-const COVERED_BYTES_MAX: usize = 64 * 1024;
-/// The least number that no column rounds to 0.
-const NUMBER_MIN: f64 = 1e-6;
-/// Limits of `tags` in TraceUpdate and SpanUpdate (OpenAPI); Trace_Write and Span_Write have none.
-const TAGS_MAX: usize = 50;
-const TAG_BYTES_MAX: usize = 100;
-
-/// How a member of an update meets the create's.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Rule {
-    /// In a create only.
-    CreateOnly,
-    /// The same in both, or in neither.
-    Identity,
-    /// The same in both, or not in the update.
-    Kept,
-    /// Replaced whole; any string is taken.
-    Text,
-    /// Replaced whole; any string or object is taken (`JsonListString`).
-    Json,
-    /// Replaced whole; not every value is taken.
-    Strict,
-    /// As strict, a number.
-    Number,
-    /// As strict, a list with limits of its own.
-    Tags,
-}
-
-/// A member that Trace_Write, Span_Write, TraceUpdate or SpanUpdate have (OpenAPI), under one name.
-struct Member {
-    name: &'static str,
-    rule: Rule,
-    /// Spans have it and traces don't.
-    span_only: bool,
-}
-
-const fn both(name: &'static str, rule: Rule) -> Member {
-    Member { name, rule, span_only: false }
-}
-
-const fn span(name: &'static str, rule: Rule) -> Member {
-    Member { name, rule, span_only: true }
-}
-
-const MEMBERS: [Member; 22] = [
-    both("id", Rule::CreateOnly),
-    both("last_updated_at", Rule::CreateOnly),
-    span("total_estimated_cost_version", Rule::CreateOnly),
-    both("project_name", Rule::Identity),
-    span("trace_id", Rule::Identity),
-    span("parent_span_id", Rule::Identity),
-    both("thread_id", Rule::Kept),
-    both("source", Rule::Kept),
-    both("environment", Rule::Kept),
-    both("name", Rule::Text),
-    span("model", Rule::Text),
-    span("provider", Rule::Text),
-    both("input", Rule::Json),
-    both("output", Rule::Json),
-    both("metadata", Rule::Json),
-    both("end_time", Rule::Strict),
-    both("error_info", Rule::Strict),
-    span("type", Rule::Strict),
-    span("usage", Rule::Strict),
-    both("ttft", Rule::Number),
-    span("total_estimated_cost", Rule::Number),
-    both("tags", Rule::Tags),
-];
-
-/// What the server estimates a span's cost from.
-const COST_SOURCES: [&str; 4] = ["model", "provider", "usage", "metadata"];
-
-/// Returns the place of a member in [`MEMBERS`].
-fn known(kind: EntityKind, name: &str) -> Option<usize> {
-    // A span has no thread; whatever the server makes of one there is not known.
-    let has = |member: &Member| match kind {
-        EntityKind::Trace => !member.span_only,
-        _ => member.name != "thread_id",
-    };
-    MEMBERS.iter().position(|member| member.name == name && has(member))
-}
+use crate::protocol::merge_rules::{COST_SOURCES, MEMBERS, MergeRule, is_accepted, is_given, member_index};
 
 /// A stored batch create with the updates that were folded into it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Fold {
     kind: EntityKind,
     content: Bytes,
-    items: Vec<Item>,
+    items: Vec<FoldedItem>,
     /// Which item makes an entity; `None` when several do.
     by_entity: HashMap<EntityKey, Option<usize>>,
     /// Bytes of the result, or a little more.
@@ -153,7 +69,7 @@ pub struct Fold {
 
 /// An item of the batch.
 #[derive(Clone, Debug, PartialEq, Eq)]
-struct Item {
+struct FoldedItem {
     range: Range<usize>,
     /// Its known members that have a value or null, each with where the value stands.
     own: Vec<(usize, Range<usize>)>,
@@ -195,7 +111,7 @@ impl Fold {
             let usable = item.is_some().then_some(index);
             by_entity.entry(EntityKey::from_parts(kind, id.into_bytes())).and_modify(|at| *at = None).or_insert(usable);
         }
-        let nothing = Item { range: 0..0, own: Vec::new(), given: Vec::new() };
+        let nothing = FoldedItem { range: 0..0, own: Vec::new(), given: Vec::new() };
         let items = items.into_iter().map(|(_, item)| item.unwrap_or_else(|| nothing.clone())).collect();
         Some(Self { kind, bytes: content.len(), content, items, by_entity, bytes_max })
     }
@@ -215,7 +131,7 @@ impl Fold {
         }
         let item = &mut self.items[index];
         for (member, value) in given {
-            if matches!(MEMBERS[member].rule, Rule::Identity | Rule::Kept) {
+            if MEMBERS[member].rule.is_unchanged() {
                 continue;
             }
             match item.given.iter_mut().find(|(other, _)| *other == member) {
@@ -228,18 +144,18 @@ impl Fold {
     }
 
     /// Returns the value that an item has by now; null is none.
-    fn value<'a>(&'a self, item: &'a Item, member: usize) -> Option<&'a [u8]> {
+    fn value<'a>(&'a self, item: &'a FoldedItem, member: usize) -> Option<&'a [u8]> {
         let given = item.given.iter().find(|(other, _)| *other == member).map(|(_, value)| &value[..]);
         let own = || item.own.iter().find(|(other, _)| *other == member).map(|(_, at)| &self.content[at.clone()]);
         given.or_else(own).filter(|value| *value != b"null")
     }
 
-    fn is_exact(&self, item: &Item, given: &[(usize, Bytes)]) -> bool {
+    fn is_exact(&self, item: &FoldedItem, given: &[(usize, Bytes)]) -> bool {
         let by = |name: &str| {
-            let member = known(self.kind, name)?;
+            let member = member_index(self.kind, name)?;
             given.iter().find(|(other, _)| *other == member).map(|(_, value)| &value[..])
         };
-        let before = |name: &str| known(self.kind, name).and_then(|member| self.value(item, member));
+        let before = |name: &str| member_index(self.kind, name).and_then(|member| self.value(item, member));
         if item.own.iter().any(|(member, _)| MEMBERS[*member].name == "last_updated_at") {
             return false;
         }
@@ -247,12 +163,12 @@ impl Fold {
             let value = given.iter().find(|(other, _)| *other == member).map(|(_, value)| &value[..]);
             let old = self.value(item, member);
             let fits = match (about.rule, value) {
-                (Rule::CreateOnly, value) => value.is_none(),
-                (Rule::Identity, value) => value == old,
+                (MergeRule::CreateOnly, value) => value.is_none(),
+                (MergeRule::Identity, value) => value == old,
                 (_, None) => true,
-                (Rule::Kept, value) => value == old,
+                (MergeRule::Kept, value) => value == old,
                 (rule, Some(value)) => {
-                    says_something(rule, value) && old.is_none_or(|old| old == value || is_taken(rule, old))
+                    is_given(rule, value) && old.is_none_or(|old| old == value || is_accepted(rule, old))
                 }
             };
             if !fits {
@@ -260,7 +176,7 @@ impl Fold {
             }
         }
         // Something has to be left to say: what the server does with an update of nothing is not known.
-        let changes = given.iter().any(|(member, _)| !matches!(MEMBERS[*member].rule, Rule::Identity | Rule::Kept));
+        let changes = given.iter().any(|(member, _)| !MEMBERS[*member].rule.is_unchanged());
         let names_cost = by("total_estimated_cost").is_some();
         let has_sources = |has: &dyn Fn(&str) -> bool| COST_SOURCES.into_iter().any(has);
         let cost_is_clear = self.kind == EntityKind::Trace
@@ -306,10 +222,10 @@ impl Fold {
 }
 
 /// Ids of items, where they are known, and the items that may take updates.
-type Items = Vec<(Option<Uuid>, Option<Item>)>;
+type BatchItems = Vec<(Option<Uuid>, Option<FoldedItem>)>;
 
 /// Reads the items of a batch; `None` when its body is not just one list of them.
-fn read_batch(kind: EntityKind, content: &[u8]) -> Result<Option<Items>, NotJson> {
+fn read_batch(kind: EntityKind, content: &[u8]) -> Result<Option<BatchItems>, NotJson> {
     let list = if kind == EntityKind::Trace { "traces" } else { "spans" };
     let mut scanner = Scanner::new(content)?;
     if scanner.peek()? != Kind::Object {
@@ -321,7 +237,7 @@ fn read_batch(kind: EntityKind, content: &[u8]) -> Result<Option<Items>, NotJson
         if key != list || scanner.peek()? != Kind::Array {
             return scanner.skip_value().map(drop);
         }
-        let mut found = Items::new();
+        let mut found = BatchItems::new();
         scanner.array(|scanner| {
             found.push(read_item(kind, scanner)?);
             Ok(())
@@ -333,7 +249,7 @@ fn read_batch(kind: EntityKind, content: &[u8]) -> Result<Option<Items>, NotJson
     Ok(items.filter(|_| members == 1))
 }
 
-fn read_item(kind: EntityKind, scanner: &mut Scanner<'_>) -> Result<(Option<Uuid>, Option<Item>), NotJson> {
+fn read_item(kind: EntityKind, scanner: &mut Scanner<'_>) -> Result<(Option<Uuid>, Option<FoldedItem>), NotJson> {
     if scanner.peek()? != Kind::Object {
         scanner.skip_value()?;
         return Ok((None, None));
@@ -341,7 +257,7 @@ fn read_item(kind: EntityKind, scanner: &mut Scanner<'_>) -> Result<(Option<Uuid
     let mut own: Vec<(usize, Range<usize>)> = Vec::with_capacity(12);
     let (mut id, mut ids, mut is_clear) = (None, 0, true);
     let range = scanner.object(|key, scanner| {
-        let Some(member) = known(kind, key) else { return scanner.skip_value().map(drop) };
+        let Some(member) = member_index(kind, key) else { return scanner.skip_value().map(drop) };
         let kind = scanner.peek()?;
         if key == "id" && kind == Kind::String {
             // Read from a copy: the value is skipped below like any other.
@@ -353,7 +269,7 @@ fn read_item(kind: EntityKind, scanner: &mut Scanner<'_>) -> Result<(Option<Uuid
         Ok(())
     })?;
     let id = id.filter(|_| ids == 1);
-    Ok((id, is_clear.then_some(Item { range, own, given: Vec::new() })))
+    Ok((id, is_clear.then_some(FoldedItem { range, own, given: Vec::new() })))
 }
 
 /// Reads the members of an update; `None` when one is unknown or there twice, or when it is no object.
@@ -366,7 +282,7 @@ fn read_update(kind: EntityKind, content: &Bytes) -> Result<Option<Vec<(usize, B
     let mut is_clear = true;
     scanner.object(|key, scanner| {
         let value = scanner.skip_value()?;
-        match known(kind, key) {
+        match member_index(kind, key) {
             Some(member) if given.iter().all(|(other, _)| *other != member) => {
                 given.push((member, content.slice(value)))
             }
@@ -376,70 +292,6 @@ fn read_update(kind: EntityKind, content: &Bytes) -> Result<Option<Vec<(usize, B
     })?;
     scanner.end()?;
     Ok(is_clear.then_some(given))
-}
-
-/// Says whether a value is certainly one to the server, and one that it takes in an update if it takes it in a create.
-fn says_something(rule: Rule, value: &[u8]) -> bool {
-    match rule {
-        Rule::Number => {
-            let number = std::str::from_utf8(value).ok().and_then(|text| text.parse::<f64>().ok());
-            number.is_some_and(|number| number.is_finite() && number >= NUMBER_MIN)
-        }
-        Rule::Tags => has_few_tags(value).unwrap_or(false),
-        _ => is_not_empty(value).unwrap_or(false),
-    }
-}
-
-fn is_not_empty(value: &[u8]) -> Result<bool, NotJson> {
-    let mut scanner = Scanner::new(value)?;
-    let mut members = 0_usize;
-    let mut count = |scanner: &mut Scanner<'_>| {
-        members += 1;
-        scanner.skip_value().map(drop)
-    };
-    match scanner.peek()? {
-        Kind::Object => scanner.object(|_, scanner| count(scanner))?,
-        Kind::Array => scanner.array(count)?,
-        Kind::String => return Ok(!scanner.string()?.trim().is_empty()),
-        // No member that takes these is a number or a truth value: a server may read them in its own way.
-        Kind::Null | Kind::Scalar => return Ok(false),
-    };
-    Ok(members > 0)
-}
-
-fn has_few_tags(value: &[u8]) -> Result<bool, NotJson> {
-    let mut scanner = Scanner::new(value)?;
-    if scanner.peek()? != Kind::Array {
-        return Ok(false);
-    }
-    let (mut tags, mut fit) = (0, true);
-    scanner.array(|scanner| {
-        tags += 1;
-        if scanner.peek()? != Kind::String {
-            fit = false;
-            return scanner.skip_value().map(drop);
-        }
-        let tag = scanner.string()?;
-        fit &= !tag.trim().is_empty() && tag.len() <= TAG_BYTES_MAX;
-        Ok(())
-    })?;
-    Ok(fit && (1..=TAGS_MAX).contains(&tags))
-}
-
-/// Says whether the server certainly takes a value, so that covering it up hides no refusal.
-fn is_taken(rule: Rule, value: &[u8]) -> bool {
-    let has = |word: &[u8]| value.windows(word.len()).any(|window| window == word);
-    let starts = match rule {
-        Rule::Text => value.starts_with(b"\""),
-        Rule::Json => value.starts_with(b"\"") || value.starts_with(b"{"),
-        _ => false,
-    };
-    let brackets = || value.iter().filter(|byte| matches!(byte, b'{' | b'[')).count();
-    // Escapes may be lone surrogates, and the extensions of Python's JSON are not everyone's.
-    starts
-        && value.len() <= COVERED_BYTES_MAX
-        && brackets() <= COVERED_BRACKETS_MAX
-        && ![&b"\\u"[..], b"NaN", b"Infinity"].into_iter().any(has)
 }
 
 #[cfg(test)]
