@@ -29,6 +29,7 @@
 //! | [`upstream`] | the only connections to the server |
 //! | [`monitor`] | is the server there? |
 //! | [`replay`] | what is stored reaches the server |
+//! | [`overview`] | how agent, server and store are, gathered once for the page, JSON and `status` |
 //! | [`intake`] | the HTTP interface for clients; the only asynchronous room |
 //! | [`agent`] | builds and starts all of it, and stops it in order |
 //! | [`config`] | every setting once, with its source |
@@ -36,7 +37,7 @@
 //! | [`cli`] | the command line |
 //! | [`shutdown`] | one value that tells every loop to stop |
 //! | [`memory`] | one budget for the bodies that are in memory |
-//! | [`pulse`] | which part gives no sign of life |
+//! | [`liveness`] | which part of the agent has stalled |
 //! | [`printable`] | text from elsewhere, harmless for terminal, log and page |
 //!
 //! Who may import whom is checked by `tests/tidy.rs`; CONTRIBUTING.md says why.
@@ -46,12 +47,13 @@ pub mod cli;
 pub mod config;
 pub mod delivery;
 pub mod intake;
+pub mod liveness;
 pub mod memory;
 pub mod message;
 pub mod monitor;
+pub mod overview;
 pub mod printable;
 pub mod protocol;
-pub mod pulse;
 pub mod replay;
 pub mod shutdown;
 pub mod store;

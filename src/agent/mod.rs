@@ -46,14 +46,14 @@ use tracing::{error, info, warn};
 use crate::config::ServiceManager;
 use crate::intake::site::SitePolicy;
 use crate::intake::spool::Spools;
-use crate::intake::status::{self, Watch};
 use crate::intake::workers::Workers;
 use crate::intake::{Intake, IntakeLimits};
+use crate::liveness::{Heartbeat, Liveness, LivenessCheck};
 use crate::memory::Budget;
 use crate::message::{Lane, Server};
 use crate::monitor::connection::Connection;
 use crate::monitor::{self, MonitorSettings};
-use crate::pulse::{Beat, Pulse, Pulses};
+use crate::overview::{self, Collector};
 use crate::replay::{LEASE_TIME_TO_LIVE, ReplayManager, ReplaySettings};
 use crate::shutdown::Shutdown;
 use crate::store::committer::Committer;
@@ -254,9 +254,9 @@ impl Agent {
         let owner = Owner::this_process("agent");
         let agent_mark = agent_mark();
         let upstream = Arc::new(self.upstream.marked(agent_mark.clone()));
-        let beat = Arc::new(Beat::default());
-        let watch = Arc::new(
-            Watch::new(
+        let heartbeat = Arc::new(Heartbeat::default());
+        let collector = Arc::new(
+            Collector::new(
                 slot.clone(),
                 connection.clone(),
                 metrics.clone(),
@@ -266,7 +266,7 @@ impl Agent {
             )
             .limited_by(settings.files_problem.clone()),
         );
-        let pulses = Arc::new(pulses(settings, &beat, &committer, &slot, &replay_shutdown, &monitor_shutdown));
+        let liveness = Arc::new(liveness(settings, &heartbeat, &committer, &slot, &replay_shutdown, &monitor_shutdown));
         let intake = Intake {
             slot: slot.clone(),
             committer: committer.clone(),
@@ -284,9 +284,9 @@ impl Agent {
             listen_host: settings.listen.ip().to_string(),
             sites: SitePolicy::new(self.address.ip(), &settings.allowed_hosts),
             agent_mark,
-            beat,
-            pulses: pulses.clone(),
-            watch: watch.clone(),
+            heartbeat,
+            liveness: liveness.clone(),
+            collector: collector.clone(),
         };
         let monitoring = {
             let (connection, upstream, settings) = (connection.clone(), upstream.clone(), settings.monitor);
@@ -324,8 +324,8 @@ impl Agent {
         {
             let shutdown = watching_shutdown.clone();
             // Only looks: nobody waits for its end.
-            let watch = watch.clone();
-            Part::start("history", move || watch.run(&shutdown)).map_err(system)?;
+            let collector = collector.clone();
+            Part::start("history", move || collector.run(&shutdown)).map_err(system)?;
         }
         let adoption_shutdown = Shutdown::new();
         let adopting = settings.adopt.clone().map(|adoption| {
@@ -348,7 +348,7 @@ impl Agent {
                 let stopping_max = settings.shutdown_timeout * 3 + STOPPING_MARGIN;
                 let server = server.clone();
                 let teller =
-                    service_manager::Teller { manager, pulses, slot, server, connection, stopping_max, shutdown };
+                    service_manager::Teller { manager, liveness, slot, server, connection, stopping_max, shutdown };
                 teller.start().map_err(system)?
             }
         };
@@ -381,8 +381,8 @@ impl Agent {
         if telling.is_some_and(|telling| telling.join().is_err()) {
             warn!(target: "opik_offline", "telling the service manager failed by a fault of opik-offline's own");
         }
-        watch.full().close(&slot);
-        let (refused, full) = watch.full().total();
+        collector.full().close(&slot);
+        let (refused, full) = collector.full().total();
         if let Err(error) = slot.with(|store| store.announce(None)) {
             warn!(target: "db_manager", "the agent's record stays in the store: {error}");
         }
@@ -420,7 +420,7 @@ fn tell_of_others(store: &dyn Store, server: &Server, own: &Filter) -> Result<()
     if all.waiting() == store.backlog(own)?.waiting() {
         return Ok(());
     }
-    for other in status::elsewhere(&all, server).into_iter().filter(|other| other.waiting > 0) {
+    for other in overview::elsewhere(&all, server).into_iter().filter(|other| other.waiting > 0) {
         let url = other.server.unwrap_or_default();
         warn!(
             target: "replay_manager",
@@ -456,37 +456,42 @@ fn tell_of_room(slot: &StoreSlot, limits: &Limits) {
 }
 
 /// Returns the parts that have to be alive, and how long each may be silent.
-fn pulses(
+fn liveness(
     settings: &AgentSettings,
-    beat: &Arc<Beat>,
+    heartbeat: &Arc<Heartbeat>,
     committer: &Arc<Committer>,
     slot: &Arc<StoreSlot>,
     replay: &Shutdown,
     monitor: &Shutdown,
-) -> Pulses {
+) -> Liveness {
     // A store that is being opened may have to be recovered or brought up to date first: that is work, not silence.
     let unless_opening = |silent_for: Box<dyn Fn() -> Duration + Send + Sync>| {
         let slot = slot.clone();
         Box::new(move || if slot.is_opening() { Duration::ZERO } else { silent_for() })
     };
-    let (beat, committer, replay, monitor) = (beat.clone(), committer.clone(), replay.clone(), monitor.clone());
+    let (heartbeat, committer, replay, monitor) =
+        (heartbeat.clone(), committer.clone(), replay.clone(), monitor.clone());
     let pings = settings.monitor.ping_interval + settings.monitor.check_timeout;
-    Pulses::of(vec![
-        Pulse { name: "intake", silence_max: INTAKE_SILENCE_MAX, silent_for: Box::new(move || beat.silent_for()) },
-        Pulse {
+    Liveness::of(vec![
+        LivenessCheck {
+            name: "intake",
+            silence_max: INTAKE_SILENCE_MAX,
+            silent_for: Box::new(move || heartbeat.silent_for()),
+        },
+        LivenessCheck {
             name: "committer",
             silence_max: PART_SILENCE_MAX,
             silent_for: unless_opening(Box::new(move || committer.silent_for())),
         },
-        Pulse {
+        LivenessCheck {
             name: "replay-manager",
             silence_max: PART_SILENCE_MAX + settings.replay_tick_interval * 2,
-            silent_for: unless_opening(Box::new(move || replay.unasked_for())),
+            silent_for: unless_opening(Box::new(move || replay.silent_for())),
         },
-        Pulse {
+        LivenessCheck {
             name: "connection-monitor",
             silence_max: PART_SILENCE_MAX + pings,
-            silent_for: Box::new(move || monitor.unasked_for()),
+            silent_for: Box::new(move || monitor.silent_for()),
         },
     ])
 }

@@ -3,7 +3,7 @@
 //! The protocol is that of `sd_notify(3)`: lines in one datagram. It is written here and not taken from a crate, because
 //! the crates read the environment by themselves, where only `config` does in this house.
 //!
-//! *Alive* means what it means at `/-/healthy` ([`crate::pulse`]): intake takes connections and works on requests, the
+//! *Alive* means what it means at `/-/healthy` ([`crate::liveness`]): intake takes connections and works on requests, the
 //! committer is not stuck with a commit, monitor and replay go round. When that no longer holds, nothing is said any
 //! more, and the service manager's own watchdog ends and restarts the process. Nothing acknowledged is lost by that, as
 //! by any other crash.
@@ -21,11 +21,11 @@ use std::time::{Duration, Instant};
 use tracing::{error, warn};
 
 use crate::config::ServiceManager;
+use crate::liveness::Liveness;
 use crate::message::Server;
 use crate::monitor::Availability;
 use crate::monitor::connection::{Connection, ConnectionState};
 use crate::printable;
-use crate::pulse::Pulses;
 use crate::shutdown::Shutdown;
 use crate::store::slot::StoreSlot;
 use crate::store::{Backlog, Filter, StoreError, now_ms};
@@ -40,7 +40,7 @@ const SEND_TIMEOUT: Duration = Duration::from_secs(1);
 /// What is told, and where it is looked for.
 pub(super) struct Teller {
     pub(super) manager: ServiceManager,
-    pub(super) pulses: Arc<Pulses>,
+    pub(super) liveness: Arc<Liveness>,
     pub(super) slot: Arc<StoreSlot>,
     /// The server whose messages are told about.
     pub(super) server: Server,
@@ -77,14 +77,14 @@ impl Teller {
         let mut was_alive = true;
         loop {
             if self.manager.watchdog.is_some() {
-                match self.pulses.check() {
+                match self.liveness.check() {
                     Ok(()) => line.say("WATCHDOG=1\n"),
-                    Err(silence) if was_alive => {
-                        error!(target: "opik_offline", "{silence}; the service manager may end and restart the agent")
+                    Err(stalled) if was_alive => {
+                        error!(target: "opik_offline", "{stalled}; the service manager may end and restart the agent")
                     }
                     Err(_) => {}
                 }
-                was_alive = self.pulses.check().is_ok();
+                was_alive = self.liveness.check().is_ok();
             }
             let began = Instant::now();
             if began >= next_status {
@@ -253,7 +253,7 @@ mod tests {
                 socket: folder.join("notify").into_os_string(),
                 watchdog: Some(Duration::from_millis(3)),
             },
-            pulses: Arc::new(Pulses::of(vec![crate::pulse::Pulse {
+            liveness: Arc::new(Liveness::of(vec![crate::liveness::LivenessCheck {
                 name: "committer",
                 silence_max,
                 silent_for: Box::new(silent_for),

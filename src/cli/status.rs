@@ -21,8 +21,8 @@ use crate::config::{Config, ProcessEnvironment, is_utf8_locale};
 use crate::delivery::eta::{Situation, eta};
 use crate::delivery::id_window;
 use crate::delivery::pacing::Pace;
-use crate::intake::status::{ElsewhereStatus, EtaStatus, LiveWrites, elsewhere, pace_of, rejected_body_bytes};
 use crate::message::MessageStatus;
+use crate::overview::{ElsewhereOverview, EtaOverview, LiveWrites, elsewhere, pace_of, rejected_body_bytes};
 use crate::protocol::recognise::Presence;
 use crate::replay::near_id_window;
 use crate::shutdown::Shutdown;
@@ -83,11 +83,11 @@ struct Report {
     /// What comes and goes; `null` when no agent tells.
     rates: Option<Rates>,
     /// When the backlog will have reached the server; `null` when the store can't be read.
-    eta: Option<EtaStatus>,
+    eta: Option<EtaOverview>,
     store: StoreReport,
     held: Vec<Held>,
     /// Messages that were accepted for other servers than `server`.
-    elsewhere: Vec<ElsewhereStatus>,
+    elsewhere: Vec<ElsewhereOverview>,
     /// Which servers were given what earlier versions stored, which recorded no server.
     adopted: Vec<Adopted>,
     /// Stores that killed Python processes of this user left in the temporary folder.
@@ -630,7 +630,7 @@ fn waiting(config: &Config, backlog: &Backlog, now: i64) -> Waiting {
 #[serde(default)]
 struct Told {
     rates: Option<Rates>,
-    eta: Option<EtaStatus>,
+    eta: Option<EtaOverview>,
     history: Vec<Sample>,
     store: ToldStore,
 }

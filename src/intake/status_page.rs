@@ -12,8 +12,8 @@ use serde_json::json;
 
 use super::Shared;
 use super::forward::{self, ClientAnswer};
-use super::status::{LiveWrites, connection_word};
 use crate::monitor::Availability;
+use crate::overview::{LiveWrites, connection_word};
 use crate::printable;
 use crate::protocol::answers::error;
 use crate::store::{Filter, now_ms};
@@ -52,14 +52,14 @@ impl Page {
 
     pub(super) fn render(self, shared: &Shared) -> ClientAnswer {
         match self {
-            Self::Healthy => match shared.pulses.check() {
+            Self::Healthy => match shared.liveness.check() {
                 Ok(()) => plain("text/plain; charset=utf-8", "opik-offline is running\n".to_owned()),
-                Err(silence) => forward::own_answer(error(503, &silence.to_string())),
+                Err(stalled) => forward::own_answer(error(503, &stalled.to_string())),
             },
             Self::Ready => plain("application/json", format!("{}\n", ready(shared))),
             Self::Metrics => plain("text/plain; version=0.0.4; charset=utf-8", metrics(shared)),
-            Self::Overview => html::page(&shared.watch.status()),
-            Self::Status => match serde_json::to_string(&*shared.watch.status()) {
+            Self::Overview => html::page(&shared.collector.status()),
+            Self::Status => match serde_json::to_string(&*shared.collector.status()) {
                 Ok(text) => plain("application/json", text + "\n"),
                 Err(fault) => forward::own_answer(error(500, &format!("the agent cannot tell how it is: {fault}"))),
             },
@@ -102,7 +102,7 @@ fn ready(shared: &Shared) -> serde_json::Value {
             "usable": true,
             "waiting": backlog.waiting(),
             "rejected": backlog.rejected(),
-            "full": shared.watch.full().episode().map(|episode| episode.fullness.reason),
+            "full": shared.collector.full().episode().map(|episode| episode.fullness.reason),
             "oldest_accepted_at_ms": backlog.oldest_accepted_at_ms,
         }),
     };
@@ -112,7 +112,7 @@ fn ready(shared: &Shared) -> serde_json::Value {
             "pid": std::process::id(),
             "version": env!("CARGO_PKG_VERSION"),
             "uptime_seconds": shared.started.elapsed().as_secs(),
-            "files_problem": shared.watch.files_problem(),
+            "files_problem": shared.collector.files_problem(),
         },
         "server": {
             "url": shared.forwarder.base_url(),
@@ -151,7 +151,7 @@ fn metrics(shared: &Shared) -> String {
         shared.metrics.store_dropped_messages.set(condition.dropped as f64);
         shared.metrics.store_expired_messages.set(condition.expired as f64);
         shared.metrics.store_rejected_dropped_messages.set(condition.rejected_dropped as f64);
-        shared.watch.full().looked(&shared.slot, &condition);
+        shared.collector.full().looked(&shared.slot, &condition);
         let lost: u64 = condition.recoveries.iter().map(|recovery| recovery.lost).sum();
         shared.metrics.store_lost_messages.set(lost as f64);
     }

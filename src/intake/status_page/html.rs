@@ -18,7 +18,7 @@ use super::plain;
 use super::plot::Plot;
 use crate::delivery::eta::{State, in_words};
 use crate::intake::forward::ClientAnswer;
-use crate::intake::status::{LaneStatus, LiveWrites, ReplayStatus, Status};
+use crate::overview::{LaneOverview, LiveWrites, Overview, ReplayOverview};
 use crate::printable;
 use crate::telemetry::history::{COARSE_INTERVAL, FINE_INTERVAL, FINE_MAX};
 
@@ -44,7 +44,7 @@ static POLICY: LazyLock<String> = LazyLock::new(|| {
 });
 
 /// Returns the page as an answer.
-pub(super) fn page(status: &Status) -> ClientAnswer {
+pub(super) fn page(status: &Overview) -> ClientAnswer {
     let mut answer = plain("text/html; charset=utf-8", document(status));
     let headers = answer.headers_mut();
     if let Ok(policy) = HeaderValue::from_str(&POLICY) {
@@ -57,7 +57,7 @@ pub(super) fn page(status: &Status) -> ClientAnswer {
 }
 
 /// Returns the whole document.
-fn document(status: &Status) -> String {
+fn document(status: &Overview) -> String {
     let (mark, verdict) = verdict(status);
     let title = match status.store.usable {
         true if status.store.full.is_some() => "store full · opik-offline".to_owned(),
@@ -135,7 +135,7 @@ impl Mark {
 }
 
 /// The page in a sentence.
-fn verdict(status: &Status) -> (Mark, String) {
+fn verdict(status: &Overview) -> (Mark, String) {
     let store = &status.store;
     let is_away = status.server.connection == "unavailable";
     if !store.usable {
@@ -181,7 +181,7 @@ fn messages(count: u64) -> String {
     format!("{} {is}", words(count, "message"))
 }
 
-fn tiles(status: &Status) -> String {
+fn tiles(status: &Overview) -> String {
     let mut html = r#"<div class="tiles">"#.to_owned();
     let mut tile = |id: &str, name: &str, mark: Option<Mark>, big: &str, lines: &[String]| {
         let _ = write!(
@@ -260,7 +260,7 @@ fn tiles(status: &Status) -> String {
     html
 }
 
-fn plots(status: &Status) -> String {
+fn plots(status: &Overview) -> String {
     let recent = Plot {
         id: "recent",
         title: "Last 15 minutes",
@@ -339,12 +339,12 @@ fn short(text: impl Into<String>) -> Cell<'static> {
     Cell::Short(Cow::Owned(text.into()))
 }
 
-fn groups(status: &Status) -> String {
+fn groups(status: &Overview) -> String {
     if status.store.groups.is_empty() {
         return String::new();
     }
     let mut table =
-        Table::new("c-groups", "What is stored", &["Status", "Type", "Workspace", ">Messages", ">Items", ">Size"]);
+        Table::new("c-groups", "What is stored", &["Overview", "Type", "Workspace", ">Messages", ">Items", ">Size"]);
     for group in status.store.groups.iter().take(GROUPS_MAX) {
         table.row(&[
             short(group.status),
@@ -359,7 +359,7 @@ fn groups(status: &Status) -> String {
     table.end(&if more == 0 { String::new() } else { format!("and {} more rows", number(more)) })
 }
 
-fn lanes(status: &Status) -> String {
+fn lanes(status: &Overview) -> String {
     if status.lanes.is_empty() {
         return String::new();
     }
@@ -379,7 +379,7 @@ fn lanes(status: &Status) -> String {
     table.end(&more)
 }
 
-fn lane_state(lane: &LaneStatus, now_ms: i64) -> (Option<Mark>, String) {
+fn lane_state(lane: &LaneOverview, now_ms: i64) -> (Option<Mark>, String) {
     match &lane.held {
         None => (None, "in turn".to_owned()),
         Some(held) if held.until_ms <= now_ms => (Some(Mark::Warn), "tried again now".to_owned()),
@@ -388,7 +388,7 @@ fn lane_state(lane: &LaneStatus, now_ms: i64) -> (Option<Mark>, String) {
 }
 
 /// How the store is full, and what to do about it.
-fn full(status: &Status) -> String {
+fn full(status: &Overview) -> String {
     let Some(full) = &status.store.full else { return String::new() };
     let since = full.since_ms.map_or("not met by a write yet".to_owned(), |since_ms| {
         format!("for {}, since {} UTC", ago(status.at_ms, since_ms), since(status.at_ms, since_ms))
@@ -405,7 +405,7 @@ fn full(status: &Status) -> String {
     table.end("A refused write got a 503 with Retry-After: its client still has it.")
 }
 
-fn rejected(status: &Status) -> String {
+fn rejected(status: &Overview) -> String {
     if status.store.rejected_by_answer.is_empty() {
         return String::new();
     }
@@ -420,14 +420,14 @@ fn rejected(status: &Status) -> String {
     )
 }
 
-fn replays(status: &Status) -> String {
+fn replays(status: &Overview) -> String {
     if status.replays.is_empty() {
         return String::new();
     }
     let heads = ["Ended (UTC)", "By", ">Delivered", ">Rejected", ">Left", ">Took", ">Per second"];
     let mut table = Table::new("c-replays", "Recent replays", &heads);
     for replay in &status.replays {
-        let ReplayStatus { by, started_at_ms, ended_at_ms, delivered, rejected, remaining } = replay;
+        let ReplayOverview { by, started_at_ms, ended_at_ms, delivered, rejected, remaining } = replay;
         let seconds = (ended_at_ms - started_at_ms).max(1) as f64 / 1000.0;
         table.row(&[
             short(moment(*ended_at_ms)),
@@ -442,7 +442,7 @@ fn replays(status: &Status) -> String {
     table.end("")
 }
 
-fn facts(status: &Status) -> String {
+fn facts(status: &Overview) -> String {
     let mut html = r#"<section aria-labelledby="h-facts"><h2 id="h-facts">Agent and store</h2><dl>"#.to_owned();
     let mut fact = |name: &str, value: String| {
         let _ = write!(html, "<dt>{name}</dt><dd>{}</dd>", escaped(&value));

@@ -4,13 +4,15 @@
 //! workspace and, as everywhere, at most the beginning of its key. A look is kept for a second, so that however many
 //! people watch, the store is asked once.
 
+pub mod full_watch;
+
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, UNIX_EPOCH};
 
 use serde::{Deserialize, Serialize};
 
-use super::full_watch::FullWatch;
+use self::full_watch::FullWatch;
 use crate::delivery::eta::{Eta, Situation, eta};
 use crate::delivery::pacing::PaceSettings;
 use crate::message::{MessageStatus, Server};
@@ -32,24 +34,24 @@ const LOOK_AGE_MAX: Duration = Duration::from_secs(1);
 
 /// Everything that the agent tells about itself. Fields are only ever added within one schema version.
 #[derive(Clone, Debug, Serialize)]
-pub struct Status {
+pub struct Overview {
     /// 1.
     pub schema_version: u32,
     /// When this was so, in milliseconds since the Unix epoch.
     pub at_ms: i64,
-    pub agent: AgentStatus,
-    pub server: ServerStatus,
-    pub store: StoreStatus,
+    pub agent: AgentOverview,
+    pub server: ServerOverview,
+    pub store: StoreOverview,
     /// `null` for the first seconds.
     pub rates: Option<Rates>,
     /// `null` while the store can't be read.
-    pub eta: Option<EtaStatus>,
+    pub eta: Option<EtaOverview>,
     /// Lanes with something to deliver, those with the oldest messages first; 200 at most.
-    pub lanes: Vec<LaneStatus>,
+    pub lanes: Vec<LaneOverview>,
     /// How many there are.
     pub lanes_total: u64,
     /// Replays that this agent saw, the newest first.
-    pub replays: Vec<ReplayStatus>,
+    pub replays: Vec<ReplayOverview>,
     /// A sample every 5 seconds of the last quarter of an hour, the oldest first.
     pub history: Vec<Sample>,
     /// A sample for each minute of the last day. Only for the page's plot: JSON for programs stays small.
@@ -58,7 +60,7 @@ pub struct Status {
 }
 
 #[derive(Clone, Debug, Serialize)]
-pub struct AgentStatus {
+pub struct AgentOverview {
     pub pid: u32,
     pub version: &'static str,
     pub listen: String,
@@ -68,7 +70,7 @@ pub struct AgentStatus {
 }
 
 #[derive(Clone, Debug, Serialize)]
-pub struct ServerStatus {
+pub struct ServerOverview {
     pub url: String,
     /// `available`, `unavailable` or `unknown`.
     pub connection: &'static str,
@@ -80,7 +82,7 @@ pub struct ServerStatus {
 
 /// How the store stands. Without `usable` only `reason` says anything.
 #[derive(Clone, Debug, Default, Serialize)]
-pub struct StoreStatus {
+pub struct StoreOverview {
     pub usable: bool,
     pub reason: Option<String>,
     /// What happens to protected writes: [`LiveWrites::word`].
@@ -95,15 +97,15 @@ pub struct StoreStatus {
     pub body_bytes: u64,
     pub rejected: u64,
     pub oldest_accepted_at_ms: Option<i64>,
-    pub groups: Vec<GroupStatus>,
-    pub rejected_by_answer: Vec<RejectedStatus>,
+    pub groups: Vec<GroupOverview>,
+    pub rejected_by_answer: Vec<RejectedOverview>,
     pub file_bytes: u64,
     pub size_max_bytes: Option<u64>,
     pub disk_free_bytes: Option<u64>,
     /// What its files can reach: the limit, or less where the disk has no room for that.
     pub capacity_bytes: Option<u64>,
     /// How it is full; `null` while it takes messages.
-    pub full: Option<FullStatus>,
+    pub full: Option<FullOverview>,
     /// Writes that were refused because it was full, since it was made.
     pub refused_writes: u64,
     /// Bytes of the bodies and files of rejected messages.
@@ -114,11 +116,11 @@ pub struct StoreStatus {
     /// Messages dropped because they had become older than `max_age`.
     pub expired_messages: u64,
     /// Damaged files that this store was recovered from, as long as they lie there.
-    pub recoveries: Vec<RecoveryStatus>,
+    pub recoveries: Vec<RecoveryOverview>,
     /// Who replays right now.
     pub replaying: Option<String>,
     /// Messages in the store that were accepted for other servers: this agent does not deliver them.
-    pub elsewhere: Vec<ElsewhereStatus>,
+    pub elsewhere: Vec<ElsewhereOverview>,
     /// Stores that were moved away with messages in them while they were in use. Writes that may conflict with those are
     /// refused until they are moved back, or delivered from where they are.
     pub moved_stores: Vec<String>,
@@ -174,7 +176,7 @@ impl LiveWrites {
 
 /// How a store is full.
 #[derive(Clone, Debug, Serialize)]
-pub struct FullStatus {
+pub struct FullOverview {
     /// Since when, in milliseconds since the Unix epoch; `null` when no write has found it full.
     pub since_ms: Option<i64>,
     /// `max_size`, `disk_reserve`, `disk` or `rejected`.
@@ -191,7 +193,7 @@ pub struct FullStatus {
 
 /// Messages that were accepted for another server. Everything else that the agent tells is about its own server.
 #[derive(Clone, Debug, Serialize)]
-pub struct ElsewhereStatus {
+pub struct ElsewhereOverview {
     /// The base URL of its API; `null` for what an earlier version stored.
     pub server: Option<String>,
     /// Messages that still have to reach it.
@@ -201,7 +203,7 @@ pub struct ElsewhereStatus {
 }
 
 /// Sums up what other servers than this one have, in the order of their URLs.
-pub fn elsewhere(all: &Backlog, own: &Server) -> Vec<ElsewhereStatus> {
+pub fn elsewhere(all: &Backlog, own: &Server) -> Vec<ElsewhereOverview> {
     let mut servers: BTreeMap<&Option<Server>, (u64, u64)> = BTreeMap::new();
     for group in all.groups.iter().filter(|group| group.server.as_ref() != Some(own)) {
         let sums = servers.entry(&group.server).or_default();
@@ -210,7 +212,7 @@ pub fn elsewhere(all: &Backlog, own: &Server) -> Vec<ElsewhereStatus> {
             false => sums.1 += group.messages,
         }
     }
-    let status = |(server, (waiting, rejected)): (&Option<Server>, _)| ElsewhereStatus {
+    let status = |(server, (waiting, rejected)): (&Option<Server>, _)| ElsewhereOverview {
         server: server.as_ref().map(ToString::to_string),
         waiting,
         rejected,
@@ -220,7 +222,7 @@ pub fn elsewhere(all: &Backlog, own: &Server) -> Vec<ElsewhereStatus> {
 
 /// How the store was recovered from a damaged file. Its path is for people of this machine: `opik-offline status`.
 #[derive(Clone, Debug, Serialize)]
-pub struct RecoveryStatus {
+pub struct RecoveryOverview {
     pub at_ms: i64,
     /// What was wrong with the file.
     pub reason: String,
@@ -231,7 +233,7 @@ pub struct RecoveryStatus {
 
 /// Messages of one status, type and workspace.
 #[derive(Clone, Debug, Serialize)]
-pub struct GroupStatus {
+pub struct GroupOverview {
     pub status: &'static str,
     pub message_type: &'static str,
     pub workspace: String,
@@ -241,7 +243,7 @@ pub struct GroupStatus {
 }
 
 #[derive(Clone, Debug, Serialize)]
-pub struct RejectedStatus {
+pub struct RejectedOverview {
     /// The status of the server's answer; `null` when none came.
     pub status: Option<u16>,
     pub messages: u64,
@@ -249,36 +251,36 @@ pub struct RejectedStatus {
 
 /// An [`Eta`] with its words.
 #[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct EtaStatus {
+pub struct EtaOverview {
     #[serde(flatten)]
     pub eta: Eta,
     pub text: String,
 }
 
-impl From<Eta> for EtaStatus {
+impl From<Eta> for EtaOverview {
     fn from(eta: Eta) -> Self {
         Self { eta, text: eta.to_string() }
     }
 }
 
 #[derive(Clone, Debug, Serialize)]
-pub struct LaneStatus {
+pub struct LaneOverview {
     pub workspace: String,
     /// At most the first four characters; `null` for clients that send none.
     pub key: Option<String>,
     pub waiting: u64,
-    pub held: Option<HeldStatus>,
+    pub held: Option<HeldOverview>,
 }
 
 #[derive(Clone, Debug, Serialize)]
-pub struct HeldStatus {
+pub struct HeldOverview {
     /// In milliseconds since the Unix epoch; past when it is tried again and nothing has passed yet.
     pub until_ms: i64,
     pub reason: String,
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize)]
-pub struct ReplayStatus {
+pub struct ReplayOverview {
     /// `agent` or `replay`.
     pub by: String,
     pub started_at_ms: i64,
@@ -289,7 +291,7 @@ pub struct ReplayStatus {
 }
 
 /// What is looked at, and what was seen of late.
-pub struct Watch {
+pub struct Collector {
     slot: Arc<StoreSlot>,
     connection: Arc<Connection>,
     metrics: Arc<Metrics>,
@@ -302,10 +304,10 @@ pub struct Watch {
     history: History,
     replays: Mutex<VecDeque<ReplayRecord>>,
     full: FullWatch,
-    last_look: Mutex<Option<(Instant, Arc<Status>)>>,
+    last_look: Mutex<Option<(Instant, Arc<Overview>)>>,
 }
 
-impl Watch {
+impl Collector {
     /// Returns a watch over these parts of an agent that starts now.
     pub fn new(
         slot: Arc<StoreSlot>,
@@ -372,7 +374,7 @@ impl Watch {
     }
 
     /// Looks at everything, or returns a look that is less than a second old.
-    pub fn status(&self) -> Arc<Status> {
+    pub fn status(&self) -> Arc<Overview> {
         // Held during the look: whoever comes meanwhile wants the same.
         let mut last = lock(&self.last_look);
         if let Some((_, status)) = last.as_ref().filter(|(looked, _)| looked.elapsed() < LOOK_AGE_MAX) {
@@ -383,7 +385,7 @@ impl Watch {
         status
     }
 
-    fn unusable(&self, error: &StoreError) -> StoreStatus {
+    fn unusable(&self, error: &StoreError) -> StoreOverview {
         let refused_while_unusable = match self.slot.state() {
             SlotState::Away { refused, .. } => refused,
             SlotState::Open => 0,
@@ -394,10 +396,10 @@ impl Watch {
             _ => None,
         };
         let reason = Some(error.to_string());
-        StoreStatus { reason, unproven_since_ms, live_writes, refused_while_unusable, ..StoreStatus::default() }
+        StoreOverview { reason, unproven_since_ms, live_writes, refused_while_unusable, ..StoreOverview::default() }
     }
 
-    fn look(&self) -> Status {
+    fn look(&self) -> Overview {
         let now = now_ms();
         let read = self.slot.with(|store| {
             let own = Filter::of_server(&self.server);
@@ -416,7 +418,7 @@ impl Watch {
                 }
                 let refused_writes = self.full.since_made(condition);
                 self.full.looked(&self.slot, condition);
-                let mut store = StoreStatus { elsewhere: elsewhere.clone(), ..usable(backlog, condition) };
+                let mut store = StoreOverview { elsewhere: elsewhere.clone(), ..usable(backlog, condition) };
                 store.full = self.full_status(&store, condition);
                 store.refused_writes = refused_writes;
                 (store, &lanes[..])
@@ -426,7 +428,7 @@ impl Watch {
         let lanes_total = lanes.len() as u64;
         let held_for = held_for(lanes, now);
         lanes = &lanes[..lanes.len().min(LANES_MAX)];
-        let replays: Vec<ReplayStatus> = lock(&self.replays).iter().map(replay_status).collect();
+        let replays: Vec<ReplayOverview> = lock(&self.replays).iter().map(replay_status).collect();
         let situation = Situation {
             waiting: store.waiting,
             available: sample.available,
@@ -439,17 +441,17 @@ impl Watch {
             is_stalled: history::is_stalled(&history),
         };
         let state = self.connection.state();
-        Status {
+        Overview {
             schema_version: 1,
             at_ms: now,
-            agent: AgentStatus {
+            agent: AgentOverview {
                 pid: std::process::id(),
                 version: env!("CARGO_PKG_VERSION"),
                 listen: self.listen.clone(),
                 uptime_seconds: self.uptime().as_secs(),
                 files_problem: self.files_problem.clone(),
             },
-            server: ServerStatus {
+            server: ServerOverview {
                 url: self.server_url.clone(),
                 connection: connection_word(state.availability),
                 since_ms: state.since.duration_since(UNIX_EPOCH).map_or(0, |since| millis(since) as i64),
@@ -467,10 +469,10 @@ impl Watch {
     }
 
     /// Returns how the store is full: as writes have found it, or as it measures itself before any has.
-    fn full_status(&self, store: &StoreStatus, condition: &Condition) -> Option<FullStatus> {
+    fn full_status(&self, store: &StoreOverview, condition: &Condition) -> Option<FullOverview> {
         let episode = self.full.episode();
         let fullness = episode.as_ref().map(|episode| &episode.fullness).or(condition.full.as_ref())?;
-        Some(FullStatus {
+        Some(FullOverview {
             since_ms: episode.as_ref().map(|episode| episode.since_ms),
             limit: fullness.limit.name(),
             reason: fullness.reason.clone(),
@@ -538,9 +540,9 @@ pub fn rejected_body_bytes(backlog: &Backlog) -> u64 {
     rejected.map(|group| group.body_bytes).sum()
 }
 
-fn usable(backlog: &Backlog, condition: &Condition) -> StoreStatus {
+fn usable(backlog: &Backlog, condition: &Condition) -> StoreOverview {
     let (waiting, items, body_bytes) = waiting_sums(backlog);
-    StoreStatus {
+    StoreOverview {
         usable: true,
         reason: None,
         live_writes: LiveWrites::Stored.word(),
@@ -555,7 +557,7 @@ fn usable(backlog: &Backlog, condition: &Condition) -> StoreStatus {
         groups: backlog
             .groups
             .iter()
-            .map(|group| GroupStatus {
+            .map(|group| GroupOverview {
                 status: group.status.name(),
                 message_type: group.message_type.name(),
                 workspace: group.workspace.clone(),
@@ -567,7 +569,7 @@ fn usable(backlog: &Backlog, condition: &Condition) -> StoreStatus {
         rejected_by_answer: backlog
             .rejected_by_answer
             .iter()
-            .map(|(status, messages)| RejectedStatus { status: *status, messages: *messages })
+            .map(|(status, messages)| RejectedOverview { status: *status, messages: *messages })
             .collect(),
         file_bytes: condition.file_bytes,
         size_max_bytes: condition.size_max,
@@ -580,7 +582,7 @@ fn usable(backlog: &Backlog, condition: &Condition) -> StoreStatus {
         dropped_messages: condition.dropped,
         expired_messages: condition.expired,
         recoveries: (condition.recoveries.iter().filter(|recovery| recovery.is_kept))
-            .map(|recovery| RecoveryStatus {
+            .map(|recovery| RecoveryOverview {
                 at_ms: recovery.at_ms,
                 reason: recovery.reason.clone(),
                 recovered_messages: recovery.recovered,
@@ -592,17 +594,17 @@ fn usable(backlog: &Backlog, condition: &Condition) -> StoreStatus {
     }
 }
 
-fn lane_status(work: &LaneWork) -> LaneStatus {
-    LaneStatus {
+fn lane_status(work: &LaneWork) -> LaneOverview {
+    LaneOverview {
         workspace: work.lane.workspace_name().to_owned(),
         key: work.lane.credential.as_ref().map(ToString::to_string),
         waiting: work.failed,
-        held: work.holds().next().map(|hold| HeldStatus { until_ms: hold.until_ms, reason: reasons(work, hold) }),
+        held: work.holds().next().map(|hold| HeldOverview { until_ms: hold.until_ms, reason: reasons(work, hold) }),
     }
 }
 
-fn replay_status(record: &ReplayRecord) -> ReplayStatus {
-    ReplayStatus {
+fn replay_status(record: &ReplayRecord) -> ReplayOverview {
+    ReplayOverview {
         by: record.role.clone(),
         started_at_ms: record.started_at_ms,
         ended_at_ms: record.ended_at_ms,
