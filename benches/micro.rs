@@ -19,7 +19,7 @@ use opik_offline::delivery::batching::coalesce::plan;
 use opik_offline::message::{Body, Claimed, Encoding, HeaderSet, MessageId, Request};
 use opik_offline::protocol::inspection::{inspect, with_ids};
 use opik_offline::protocol::routes::{Protected, Route, classify};
-use opik_offline::protocol::sdk_rows::convert;
+use opik_offline::sdk::rows::convert;
 
 const PATH: &str = "v1/private/spans/batch";
 

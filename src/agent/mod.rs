@@ -26,12 +26,10 @@ pub mod environment;
 pub mod files;
 pub mod flush;
 
-pub mod adoption;
 mod redirect;
 mod service_manager;
 mod upkeep;
 
-use self::adoption::Adoption;
 use std::io;
 use std::net::{SocketAddr, TcpListener, ToSocketAddrs};
 use std::panic::AssertUnwindSafe;
@@ -55,6 +53,7 @@ use crate::monitor::connection::Connection;
 use crate::monitor::{self, MonitorSettings};
 use crate::overview::{self, Collector};
 use crate::replay::{LEASE_TIME_TO_LIVE, ReplayManager, ReplaySettings};
+use crate::sdk::adoption::Adoption;
 use crate::shutdown::Shutdown;
 use crate::store::committer::Committer;
 use crate::store::rejected_room::RejectedRoom;

@@ -7,7 +7,6 @@ use clap::Args;
 
 use super::signals::stop_agent_on_signals;
 use super::{Common, Failure, configuration, translate, wrapped};
-use crate::agent::adoption::Adoption;
 use crate::agent::files::{self, SoftLimit};
 use crate::agent::{Agent, AgentSettings};
 use crate::config::{Config, Flags, LogLevel, ProcessEnvironment, ServiceManager, temp_dir};
@@ -15,6 +14,7 @@ use crate::intake::IntakeLimits;
 use crate::intake::workers::Workers;
 use crate::monitor::MonitorSettings;
 use crate::replay::ReplaySettings;
+use crate::sdk::adoption::Adoption;
 use crate::shutdown::Shutdown;
 use crate::store::Filter;
 use crate::upstream::UpstreamSettings;

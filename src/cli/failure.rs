@@ -7,8 +7,9 @@ use crate::agent::AgentError;
 use crate::agent::child::ChildError;
 use crate::config::ConfigError;
 use crate::protocol::answers::SendFailure;
-use crate::replay::salvage::SalvageError;
-use crate::store::{FullLimit, KeyError, SdkFileError, StoreError};
+use crate::sdk::file::SdkFileError;
+use crate::sdk::salvage::SalvageError;
+use crate::store::{FullLimit, KeyError, StoreError};
 use crate::telemetry::log::LogError;
 use crate::upstream::UpstreamError;
 

@@ -203,7 +203,7 @@ const SHOWN_HEADERS: [&str; 9] = [
     "x-opik-debug-sdk-version",
     "x-opik-debug-py-version",
     "projectname",
-    crate::replay::salvage::TYPE_HEADER,
+    crate::sdk::salvage::TYPE_HEADER,
 ];
 
 pub fn run(common: &Common, args: &InspectArgs) -> Result<(), Failure> {

@@ -13,12 +13,13 @@ use super::terminal::Shown;
 use super::{Common, Exit, Failure, existing_store, progress, stop_on_signals, translate};
 use crate::config::{Config, ProcessEnvironment, temp_dir};
 use crate::message::Server;
-use crate::protocol::sdk_rows::{SdkRow, convert};
-use crate::replay::salvage::{SalvageError, Salvaged, Target, is_agent_at, remove_source, salvage};
+use crate::sdk::file::{SdkFile, StoredRow, count_rows};
+use crate::sdk::orphan::{self, SDK_STORE_NAME};
+use crate::sdk::rows::{SdkRow, convert};
+use crate::sdk::salvage::{SalvageError, Salvaged, Target, is_agent_at, remove_source, salvage};
+use crate::sdk::trust::{AttachmentFolders, AttachmentRefusal, FileOwner};
 use crate::shutdown::Shutdown;
-use crate::store::foreign::{AttachmentFolders, AttachmentRefusal, FileOwner};
-use crate::store::orphan::{self, SDK_STORE_NAME};
-use crate::store::{self, OpenMode, SdkFile, Store, StoredRow, count_rows, now_ms};
+use crate::store::{self, OpenMode, Store, now_ms};
 
 /// What became of one file.
 #[derive(Serialize)]

@@ -19,5 +19,4 @@ pub mod path;
 pub mod readback;
 pub mod recognise;
 pub mod routes;
-pub mod sdk_rows;
 pub mod target;

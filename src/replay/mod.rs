@@ -41,7 +41,6 @@ mod otlp;
 mod probes;
 pub mod reassign;
 pub mod report;
-pub mod salvage;
 pub mod verify;
 
 use std::collections::{HashMap, VecDeque};

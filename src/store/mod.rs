@@ -45,12 +45,10 @@
 
 pub mod attachment;
 pub mod committer;
-pub mod foreign;
 pub mod full_state;
 pub mod key;
 pub mod mount;
 mod moved;
-pub mod orphan;
 pub mod place;
 pub mod rejected_room;
 mod rescue;
@@ -67,7 +65,6 @@ use thiserror::Error;
 
 pub use self::full_state::{FullLimit, Fullness};
 pub use self::key::{EncryptionKey, KeyError, KeyId, Keys};
-pub use self::sqlite::sdk_file::{SdkFile, SdkFileError, StoredRow, count_rows};
 pub use crate::message::Claimed;
 use crate::message::{
     Attachment, Bucket, Buckets, EntityKey, Lane, Message, MessageId, MessageStatus, MessageType, Request, Server,

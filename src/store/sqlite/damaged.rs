@@ -19,8 +19,8 @@ use std::os::unix::fs::FileExt;
 use rusqlite::types::ValueRef;
 
 use super::lanes::server_check;
-use super::sdk_pages::{be32, cell_pointers, varint};
 use super::seal::SEAL_BYTES;
+use crate::sqlite_format::{be32, cell_pointers, varint};
 use crate::store::key::KeyId;
 
 /// What a lane may be: workspace, number of the credential, server.

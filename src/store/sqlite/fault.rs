@@ -161,7 +161,7 @@ pub(super) fn folder_of(path: &Path) -> &Path {
 }
 
 /// Returns the system's words for an error as they stand inside a sentence.
-pub(in crate::store) fn os_words(error: &io::Error) -> String {
+pub(crate) fn os_words(error: &io::Error) -> String {
     let words = error.to_string();
     let words = words.split(" (os error").next().unwrap_or(&words);
     let mut letters = words.chars();

@@ -47,16 +47,16 @@ static OPENING: Mutex<()> = Mutex::new(());
 
 /// Tells a file from any other: device and inode.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(in crate::store) struct FileId(u64, u64);
+pub(crate) struct FileId(u64, u64);
 
 impl FileId {
     /// Returns which file stands at this path, or `None` when none can be seen there.
-    pub(in crate::store) fn at(path: &Path) -> Option<Self> {
+    pub(crate) fn at(path: &Path) -> Option<Self> {
         fs::metadata(path).ok().map(|metadata| Self::of(&metadata))
     }
 
     /// Returns which file this is.
-    pub(in crate::store) fn of(metadata: &fs::Metadata) -> Self {
+    pub(crate) fn of(metadata: &fs::Metadata) -> Self {
         Self(metadata.dev(), metadata.ino())
     }
 
@@ -71,14 +71,14 @@ impl FileId {
     /// Says whether this file, which this process has open, has no name any more. Where that can't be known, it has one.
     ///
     /// Asked of the system's list of open files, because opening and closing the file would drop SQLite's locks on it.
-    pub(in crate::store) fn is_deleted(self) -> bool {
+    pub(crate) fn is_deleted(self) -> bool {
         let Ok(open) = fs::read_dir("/dev/fd") else { return false };
         let open = open.filter_map(|entry| fs::metadata(entry.ok()?.path()).ok());
         open.filter(|file| Self(file.dev(), file.ino()) == self).any(|file| file.nlink() == 0)
     }
 
     /// Returns where this file is, which this process has open, as far as the system tells.
-    pub(in crate::store) fn open_path(self) -> Option<PathBuf> {
+    pub(crate) fn open_path(self) -> Option<PathBuf> {
         let open = fs::read_dir("/dev/fd").ok()?.filter_map(|entry| Some(entry.ok()?.path()));
         let mut paths =
             open.filter(|entry| Self::at(entry) == Some(self)).filter_map(|entry| fs::read_link(entry).ok());
@@ -86,7 +86,7 @@ impl FileId {
     }
 
     /// Says whether this file lies beside the store at this path as one that was found damaged.
-    pub(in crate::store) fn is_set_aside(self, path: &Path) -> bool {
+    pub(crate) fn is_set_aside(self, path: &Path) -> bool {
         let Some(name) = path.file_name().and_then(|name| name.to_str()) else { return false };
         let Ok(entries) = fs::read_dir(folder_of(path)) else { return false };
         entries.filter_map(Result::ok).any(|entry| {
@@ -435,7 +435,7 @@ fn has_sdk_columns(connection: &Connection) -> bool {
     connection.prepare(queries::SDK_MESSAGES).is_ok()
 }
 
-pub(super) fn immutable_uri(path: &Path) -> String {
+pub(crate) fn immutable_uri(path: &Path) -> String {
     use std::os::unix::ffi::OsStrExt as _;
     let mut uri = String::from("file:");
     for byte in path.as_os_str().as_bytes() {

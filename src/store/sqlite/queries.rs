@@ -246,15 +246,6 @@ pub(super) const ADD_SALVAGED: &str = "INSERT OR IGNORE INTO salvaged VALUES (?1
 pub(super) const REJECT_SALVAGED: &str = "UPDATE messages SET status = 4 WHERE message_id = ?1";
 /// Of a message that was stored a moment ago.
 pub(super) const LANE_AND_BYTES: &str = "SELECT lane_id, body_bytes FROM messages WHERE message_id = ?1";
-pub(super) const SDK_FIRST: &str =
-    "SELECT message_id, status, message_type, message_json FROM messages ORDER BY message_id LIMIT 1";
-pub(super) const SDK_NEXT: &str = "SELECT message_id, status, message_type, message_json FROM messages WHERE message_id > ?1 ORDER BY message_id LIMIT 1";
-pub(super) const SDK_ONE: &str =
-    "SELECT message_id, status, message_type, message_json FROM messages WHERE message_id = ?1";
-pub(super) const SDK_ROWS: &str = "SELECT count(*) FROM messages";
-/// Finds what computes in a schema that another program wrote. (A virtual table has no page of its own.)
-pub(super) const COMPUTES: &str = "SELECT 1 FROM sqlite_schema
-    WHERE type NOT IN ('table', 'index') OR rootpage IS NULL OR rootpage < 1 LIMIT 1";
 
 // Registering.
 

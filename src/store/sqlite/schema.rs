@@ -8,7 +8,7 @@ use rusqlite::{Connection, TransactionBehavior};
 use super::queries;
 
 /// Marks the file as ours (`OpOf` in ASCII); the Python SDK and most other programs leave it 0.
-pub(super) const APPLICATION_ID: i32 = 0x4f70_4f66;
+pub(crate) const APPLICATION_ID: i32 = 0x4f70_4f66;
 
 /// Bytes of a page in a new store.
 pub(super) const PAGE_BYTES: u32 = 4096;

@@ -1,12 +1,16 @@
 //! A Python SDK's leftover file, read as it is, never changed.
 //!
 //! The file and what SQLite keeps beside it (`-journal`, `-wal`) are opened once, if they can be trusted
-//! ([`crate::store::foreign`]), and copied from these descriptors into a private folder by plain reads: no lock is ever
+//! ([`crate::sdk::trust`]), and copied from these descriptors into a private folder by plain reads: no lock is ever
 //! taken on the original, and SQLite opens nothing that was not checked. A journal that a killed process left is rolled back in the copy. The copy's names are
 //! removed as soon as SQLite holds it open, so that nothing of it stays behind, whatever happens to this process.
 //!
 //! Rows come one at a time, in the order of their ids. Where SQLite meets damage, the pages are read without it
-//! ([`super::sdk_pages`]). All of it ends soon after the shutdown is requested.
+//! ([`pages`]). All of it ends soon after the shutdown is requested.
+
+mod distrust;
+mod pages;
+mod queries;
 
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Read};
@@ -19,14 +23,12 @@ use rusqlite::types::ValueRef;
 use rusqlite::{Connection, ErrorCode, OpenFlags, OptionalExtension};
 use thiserror::Error;
 
-use super::distrust::{self, Schema, distrust, schema_of};
-use super::fault::os_words;
-use super::open::immutable_uri;
-use super::queries;
-use super::sdk_pages::{Pages, Place};
+use self::distrust::{Schema, distrust, schema_of};
+use self::pages::{Pages, Place};
+use super::orphan::{Holder, SDK_STORE_NAME, holder_of};
+use super::trust::{AttachmentFolders, FileOwner, Refusal, TrustedFile};
 use crate::shutdown::Shutdown;
-use crate::store::foreign::{AttachmentFolders, FileOwner, Refusal, TrustedFile};
-use crate::store::orphan::{Holder, SDK_STORE_NAME, holder_of};
+use crate::store::sqlite::{immutable_uri, os_words};
 
 /// Files that belong to an SQLite database.
 const BESIDE: [&str; 2] = ["-journal", "-wal"];

@@ -9,7 +9,8 @@ use std::collections::HashSet;
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 
-use super::sdk_file::StoredRow;
+use super::StoredRow;
+use crate::sqlite_format::{be32, cell_pointers, varint};
 
 /// Bytes of a row that are believed.
 const VALUE_BYTES_MAX: u64 = super::distrust::ROW_BYTES_MAX as u64;
@@ -264,33 +265,4 @@ impl Cell {
             values,
         })
     }
-}
-
-/// Returns where the cells of a page stand; empty when the page can't be one.
-pub(super) fn cell_pointers(page: &[u8], header_bytes: usize, usable_bytes: u32) -> Vec<u16> {
-    let be16 = |at: usize| page.get(at..at + 2).map(|bytes| u16::from_be_bytes([bytes[0], bytes[1]]));
-    let count = usize::from(be16(3).unwrap_or(0));
-    if header_bytes + 2 * count > usable_bytes as usize {
-        return Vec::new();
-    }
-    (0..count).filter_map(|cell| be16(header_bytes + 2 * cell)).collect()
-}
-
-pub(super) fn be32(bytes: &[u8], at: usize) -> Option<u32> {
-    bytes.get(at..at + 4).and_then(|bytes| bytes.try_into().ok()).map(u32::from_be_bytes)
-}
-
-/// Reads SQLite's variable-length integer; returns it and where the next byte stands.
-pub(super) fn varint(bytes: &[u8], at: usize) -> Option<(u64, usize)> {
-    let mut value = 0;
-    for (read, byte) in bytes.get(at..)?.iter().take(9).enumerate() {
-        if read == 8 {
-            return Some((value << 8 | u64::from(*byte), at + 9));
-        }
-        value = value << 7 | u64::from(byte & 0x7f);
-        if byte & 0x80 == 0 {
-            return Some((value, at + read + 1));
-        }
-    }
-    None
 }

@@ -26,9 +26,8 @@ use std::sync::Arc;
 use rustix::fs::{AtFlags, Mode, OFlags, openat, unlinkat};
 use rustix::io::Errno;
 
-use super::OpenMode;
-use super::place;
-use super::sqlite::FileId;
+use crate::store::sqlite::FileId;
+use crate::store::{OpenMode, place};
 
 const ROOT: u32 = 0;
 /// What group and others may write.

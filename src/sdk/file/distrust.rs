@@ -10,7 +10,8 @@ use rusqlite::hooks::{AuthAction, AuthContext, Authorization};
 use rusqlite::limits::Limit;
 use rusqlite::{Connection, OptionalExtension};
 
-use super::{queries, schema};
+use super::queries;
+use crate::store::sqlite::APPLICATION_ID;
 
 /// Bytes of a row that are believed. The agent accepts bodies of half of that.
 pub(super) const ROW_BYTES_MAX: u32 = 256 * 1024 * 1024;
@@ -95,9 +96,11 @@ fn allowed(context: AuthContext<'_>) -> Authorization {
 
 /// Reads what a file's schema is.
 pub(super) fn schema_of(connection: &Connection) -> rusqlite::Result<Schema> {
-    let tables = super::open::tables(connection)?;
+    let names: rusqlite::Result<Vec<String>> =
+        connection.prepare(queries::TABLES)?.query_map([], |row| row.get(0))?.collect();
+    let tables = names?;
     let application: i32 = connection.pragma_query_value(None, "application_id", |row| row.get(0)).unwrap_or(0);
-    if application == schema::APPLICATION_ID {
+    if application == APPLICATION_ID {
         return Ok(Schema::Ours);
     }
     const COMPUTES: &str = "it has a view, a trigger or a virtual table, which the SDK never makes";

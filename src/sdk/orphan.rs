@@ -16,7 +16,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::UNIX_EPOCH;
 
-use super::sqlite::FileId;
+use crate::store::sqlite::FileId;
 
 /// The name of the SDK's store in its folder.
 pub const SDK_STORE_NAME: &str = "opik_messages.db";

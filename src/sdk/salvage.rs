@@ -6,7 +6,7 @@
 //! rejected, with the row's text as its body. Bytes of attachments are copied at once: they lie in a temporary folder.
 //!
 //! A row may name any file of this machine. Only those are read that the SDK itself may have put there for it
-//! ([`crate::store::foreign`]); the text of the row is kept as rejected, and its source stays.
+//! ([`crate::sdk::trust`]); the text of the row is kept as rejected, and its source stays.
 //!
 //! Nothing of the original is touched before every row is safe; then, and only when asked to, [`remove_source`] deletes it.
 
@@ -20,15 +20,16 @@ use ring::digest::{Context, SHA256};
 use thiserror::Error;
 use uuid::Uuid;
 
+use super::file::{SdkFile, SdkFileError, StoredRow};
+use super::rows::{CONTENT_TYPE, SdkAttachment, SdkRow, SdkWrite, convert, sdk_type};
+use super::trust::{AttachedFile, AttachmentFolders, AttachmentRefusal, TemporaryCopy};
 use crate::message::{Body, Encoding, HeaderSet, Lane, Message, MessageType, Request, Server, Sha256};
 use crate::protocol::attachment::{START_PATH, Subject};
 use crate::protocol::inspection::{inspect, with_ids};
 use crate::protocol::routes::Protected;
-use crate::protocol::sdk_rows::{CONTENT_TYPE, SdkAttachment, SdkRow, SdkWrite, convert, sdk_type};
 use crate::shutdown::Shutdown;
 use crate::store::attachment::AttachmentWriter;
-use crate::store::foreign::{AttachedFile, AttachmentFolders, AttachmentRefusal, TemporaryCopy};
-use crate::store::{LastAnswer, SalvagedRow, SdkFile, SdkFileError, Store, StoreError, StoredRow, now_ms};
+use crate::store::{LastAnswer, SalvagedRow, Store, StoreError, now_ms};
 
 /// Rows in one commit.
 const COMMIT_ROWS_MAX: usize = 256;

@@ -10,13 +10,14 @@ use std::time::Duration;
 
 use tracing::{info, warn};
 
+use super::file::SdkFile;
+use super::orphan::{self, Orphan, OrphanMark};
+use super::salvage::{SalvageError, Target, is_agent_at, remove_source, salvage};
+use super::trust::FileOwner;
 use crate::message::{Lane, Server};
-use crate::replay::salvage::{SalvageError, Target, is_agent_at, remove_source, salvage};
 use crate::shutdown::Shutdown;
-use crate::store::foreign::FileOwner;
-use crate::store::orphan::{self, Orphan, OrphanMark};
+use crate::store::StoreError;
 use crate::store::slot::StoreSlot;
-use crate::store::{SdkFile, StoreError};
 
 /// How often the temporary folder is looked at.
 const LOOK_INTERVAL: Duration = Duration::from_secs(10);
@@ -34,7 +35,7 @@ pub struct Adoption {
 
 impl Adoption {
     /// Adopts orphans until the shutdown.
-    pub(super) fn run(&self, slot: &StoreSlot, shutdown: &Shutdown) {
+    pub fn run(&self, slot: &StoreSlot, shutdown: &Shutdown) {
         // Files that stay although all of them is stored: each is looked at again only when it has changed.
         let mut done: Vec<OrphanMark> = Vec::new();
         loop {

@@ -11,8 +11,8 @@
 use thiserror::Error;
 use uuid::Uuid;
 
-use super::json::{Kind, NotJson, Scanner};
 use crate::message::MessageType;
+use crate::protocol::json::{Kind, NotJson, Scanner};
 
 /// Why a row can't be made a request.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
