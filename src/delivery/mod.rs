@@ -6,6 +6,7 @@
 //! - [`batching`]: which messages share a request, and how a refused batch is taken apart again.
 //! - [`generation`]: in what order requests go, so that few commits have to stand between them.
 //! - [`id_window`]: which ids a server refuses for the time in them.
+//! - [`lane_health`]: what a lane may do next, after which failures: a circuit breaker.
 //! - [`blame`]: whether a fault counts against a message.
 //! - [`backoff`]: how long a message waits after a bad attempt.
 //! - [`pacing`]: how fast a backlog is replayed.
@@ -18,6 +19,7 @@ pub mod blame;
 pub mod eta;
 pub mod generation;
 pub mod id_window;
+pub mod lane_health;
 pub mod pacing;
 pub mod unprotected;
 pub mod verdict;
