@@ -30,7 +30,7 @@ use crate::monitor::{self, MonitorSettings};
 use crate::protocol::recognise::{NOT_OPIK, Presence};
 use crate::replay::report::rate_and_eta;
 use crate::replay::verify::{Verified, Verifier};
-use crate::replay::{DrainEnd, Observer, Probes, Replay, ReplaySettings};
+use crate::replay::{DrainEnd, Observer, Replay, ReplaySettings, ReplayState};
 use crate::shutdown::Shutdown;
 use crate::store::{self, Filter, Owner, Page, Store, StoreError, now_ms};
 use crate::telemetry::metrics::Metrics;
@@ -546,7 +546,7 @@ impl Delivery<'_> {
             connection,
             settings: self.settings,
             metrics: self.metrics,
-            probes: &Probes::default(),
+            state: &ReplayState::default(),
             observer: verifier.map(|verifier| verifier as &dyn Observer),
             shutdown: self.shutdown,
         };

@@ -116,8 +116,6 @@ pub enum ReplayVerdict {
     HoldLane {
         /// How long the server asked to wait.
         asked: Option<Duration>,
-        /// Whether one message tries the lane before the rest follows.
-        probe: bool,
     },
     /// The server limits the bucket of the request: messages of that bucket wait, for as long as the server asked or for
     /// the retry interval; nothing counts against them.
@@ -162,9 +160,9 @@ pub fn replaying(message_type: MessageType, result: Result<&Answer, &SendFailure
         200..=299 if answer.partial.is_some() => ReplayVerdict::Refused { items: message_type.repeat_is_harmless() },
         200..=299 => ReplayVerdict::Delivered,
         // No redirect is followed: it would carry the key to another host. A person has to name the right URL.
-        300..=399 => ReplayVerdict::HoldLane { asked, probe: true },
+        300..=399 => ReplayVerdict::HoldLane { asked },
         // The key may be renewed, the plan extended: hold, never drop (the SDK drops, protocol dossier, section b).
-        401..=403 => ReplayVerdict::HoldLane { asked, probe: true },
+        401..=403 => ReplayVerdict::HoldLane { asked },
         409 if is_already_there(message_type, item_list(message_type).is_none(), 409, &answer.text) => {
             ReplayVerdict::Delivered
         }
@@ -176,7 +174,7 @@ pub fn replaying(message_type: MessageType, result: Result<&Answer, &SendFailure
         501 if message_type == MessageType::DeleteSpan => ReplayVerdict::Refused { items: false },
         status if is_a_proxys(status) => ReplayVerdict::Retry { asked, unanswered: true },
         // Said by agents only. No message is to blame for agents that are each other's server.
-        508 => ReplayVerdict::HoldLane { asked, probe: true },
+        508 => ReplayVerdict::HoldLane { asked },
         // What is no final status at all (1xx or nonsense) is a broken server, like a 500.
         _ => ReplayVerdict::Retry { asked, unanswered: false },
     }
@@ -253,7 +251,7 @@ mod tests {
             for status in 100..=999 {
                 let answer = Answer { recognised: foreign(status), ..Answer::of_status(status) };
                 let expected = match status {
-                    300..=399 | 401..=403 => ReplayVerdict::HoldLane { asked: None, probe: true },
+                    300..=399 | 401..=403 => ReplayVerdict::HoldLane { asked: None },
                     429 => ReplayVerdict::Limited { asked: None },
                     _ => ReplayVerdict::Retry { asked: None, unanswered: true },
                 };
@@ -299,17 +297,17 @@ mod tests {
     #[test]
     fn replayed_messages_are_never_dropped_for_what_time_or_a_person_can_mend() {
         let asked = Some(Duration::from_secs(7));
-        let hold = |probe| ReplayVerdict::HoldLane { asked, probe };
+        let hold = ReplayVerdict::HoldLane { asked };
         let retry = ReplayVerdict::Retry { asked, unanswered: false };
         let unanswered = ReplayVerdict::Retry { asked, unanswered: true };
         for (message_type, status, expected) in [
             (MessageType::CreateTrace, 201, ReplayVerdict::Delivered),
             (MessageType::UpdateTrace, 204, ReplayVerdict::Delivered),
-            (MessageType::UpdateTrace, 308, hold(true)),
+            (MessageType::UpdateTrace, 308, hold),
             (MessageType::UpdateTrace, 400, ReplayVerdict::Refused { items: true }),
-            (MessageType::UpdateTrace, 401, hold(true)),
-            (MessageType::UpdateTrace, 402, hold(true)),
-            (MessageType::UpdateTrace, 403, hold(true)),
+            (MessageType::UpdateTrace, 401, hold),
+            (MessageType::UpdateTrace, 402, hold),
+            (MessageType::UpdateTrace, 403, hold),
             (MessageType::UpdateTrace, 404, ReplayVerdict::Refused { items: false }),
             (MessageType::UpdateTrace, 408, retry),
             (MessageType::CreateSpan, 409, ReplayVerdict::Delivered),
@@ -337,7 +335,7 @@ mod tests {
             (MessageType::UpdateTrace, 504, unanswered),
             (MessageType::UpdateTrace, 505, retry),
             (MessageType::UpdateTrace, 507, retry),
-            (MessageType::UpdateTrace, 508, hold(true)),
+            (MessageType::UpdateTrace, 508, hold),
             (MessageType::UpdateTrace, 522, unanswered),
             (MessageType::UpdateTrace, 999, retry),
         ] {

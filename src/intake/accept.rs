@@ -45,8 +45,7 @@ use crate::message::{
     Body, BodyFault, Bucket, Credential, Encoding, HeaderSet, Lane, Message, MessageType, Request, Server, Touch,
     workspace_of_headers,
 };
-use crate::monitor::lane_trouble::jitter;
-use crate::monitor::{Availability, Change};
+use crate::monitor::{Availability, Change, jitter};
 use crate::protocol::answers::{Reply, SendFailure, asked_wait, error, success, unavailable};
 use crate::protocol::inspection::{Inspection, NeedsAnswer, inspect, with_ids};
 use crate::protocol::otlp;
@@ -889,7 +888,7 @@ impl Shared {
                 Ok(ahead) if ahead.limited.contains(message.message_type.bucket()) => return LaneState::Waiting,
                 // What names no entity has no order to be proven.
                 Ok(_) if message.touches.is_empty() => return LaneState::Waiting,
-                Ok(_) if self.connection.lanes().is_in_trouble(lane) => return LaneState::Waiting,
+                Ok(_) if self.connection.lanes().is_failing(lane) => return LaneState::Waiting,
                 Ok(_) => return LaneState::Apart,
                 Err(error) => match self.slot.get() {
                     Ok(_) => warn!(target: "db_manager", "cannot ask the store for what waits: {error}"),

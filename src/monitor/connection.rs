@@ -6,7 +6,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use tracing::warn;
 
-use super::lane_trouble::LaneTrouble;
+use super::failing_lanes::FailingLanes;
 use super::{Availability, Change, ConnectionMonitor, GOOD_PINGS_MAX, MonitorSettings};
 use crate::protocol::recognise::Foreign;
 use crate::shutdown::Shutdown;
@@ -26,7 +26,7 @@ pub struct ConnectionState {
 pub struct Connection {
     inner: Mutex<Inner>,
     changed: Condvar,
-    lanes: LaneTrouble,
+    lanes: FailingLanes,
     /// Whether [`Inner::foreign`] is set: asked after every write, for the price of a load.
     is_foreign: AtomicBool,
     /// Answers to writes that were not Opik's.
@@ -58,14 +58,14 @@ impl Connection {
         Self {
             inner: Mutex::new(inner),
             changed: Condvar::new(),
-            lanes: LaneTrouble::default(),
+            lanes: FailingLanes::default(),
             is_foreign: AtomicBool::new(false),
             foreign_count: AtomicU64::new(0),
         }
     }
 
-    /// Returns which lanes are in trouble of their own.
-    pub fn lanes(&self) -> &LaneTrouble {
+    /// Returns the lanes that fail although the server is available.
+    pub fn lanes(&self) -> &FailingLanes {
         &self.lanes
     }
 

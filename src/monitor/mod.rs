@@ -8,7 +8,7 @@
 //! An answer that never came, or a 502 to 504: one message, one lane or a proxy in between may be to blame as well, so
 //! this is a *doubt*, and the next ping decides it. Were it taken for the whole, one message that always hangs would send
 //! every lane's traffic through the store, again and again. What a lane has to wait for alone is in
-//! [`lane_trouble::LaneTrouble`].
+//! [`failing_lanes::FailingLanes`].
 //!
 //! Either is followed by a ping at once instead of after the interval: a connection that the server closed while it was
 //! idle then costs milliseconds of detour through the store, not ten seconds. Such pings keep a distance of
@@ -18,7 +18,7 @@
 //! that it was lost within [`STEADY_AFTER`] of its return, up to [`GOOD_PINGS_MAX`].
 
 pub mod connection;
-pub mod lane_trouble;
+pub mod failing_lanes;
 
 use std::time::{Duration, Instant};
 
@@ -168,6 +168,13 @@ impl ConnectionMonitor {
         };
         Change::Lost
     }
+}
+
+/// Returns a number in 0.0 to 1.0 that differs between calls and processes: with it, retries for the same reason are spread
+/// over time.
+pub fn jitter() -> f64 {
+    let bytes = uuid::Uuid::now_v7().into_bytes();
+    f64::from(u16::from_be_bytes([bytes[14], bytes[15]])) / f64::from(u16::MAX)
 }
 
 /// Pings until shutdown, and keeps `connection` true to what it learns.

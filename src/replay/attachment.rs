@@ -5,8 +5,8 @@ use std::ops::Range;
 use std::sync::Mutex;
 use std::time::Duration;
 
-use super::lane::LaneWorker;
-use super::lock;
+use super::sender::Sender;
+use super::state::lock;
 use crate::message::{Claimed, MessageId};
 use crate::protocol::answers::{Answer, SendFailure};
 use crate::protocol::attachment::Subject;
@@ -21,12 +21,8 @@ const BODY_BYTES_MAX: u64 = 1024 * 1024;
 ///
 /// What keeps the store from giving the file out is no fault of the server's, and is tried again like an error of the
 /// message's own. The file of a message that was purged meanwhile is gone with it, and so is whatever is settled.
-pub(super) fn upload(
-    worker: &LaneWorker<'_>,
-    message: &Claimed,
-    answer_timeout: Duration,
-) -> Result<Answer, SendFailure> {
-    let replay = worker.replay;
+pub(super) fn upload(sender: &Sender<'_>, message: &Claimed, answer_timeout: Duration) -> Result<Answer, SendFailure> {
+    let replay = sender.replay;
     let kept = |status, text: String| Ok(Answer { text, ..Answer::of_status(status) });
     let content = message.request.body.decode(BODY_BYTES_MAX).map_err(|fault| fault.to_string());
     let subject = match content.and_then(|content| Subject::from_body(&content)) {
@@ -38,13 +34,13 @@ pub(super) fn upload(
         Ok(None) => return kept(404, "opik-offline: the message's file is not in the store".to_owned()),
         Err(failure) => return kept(500, format!("opik-offline: the file can't be read: {failure}")),
     };
-    let may_send = || !replay.shutdown.is_requested() && worker.keeper.may_send();
+    let may_send = || !replay.shutdown.is_requested() && sender.keeper.may_send();
     let failed: Mutex<Option<StoreError>> = Mutex::new(None);
     let open = |range: Range<u64>| -> Box<dyn io::Read + '_> {
         Box::new(Guarded { may_send: &may_send, failed: &failed, reader: reader(replay.store, message.id, range) })
     };
     let result = replay.upstream.upload(
-        &worker.work.lane,
+        &sender.work.lane,
         &File {
             subject: &subject,
             headers: &message.request.headers,

@@ -18,8 +18,7 @@ use std::collections::HashMap;
 use tracing::{debug, info, warn};
 use uuid::Uuid;
 
-use super::batch::CONTENT_BYTES_MAX;
-use super::lane::LaneWorker;
+use super::sender::{CONTENT_BYTES_MAX, Sender};
 use crate::delivery::verdict::is_begun;
 use crate::message::{Body, Encoding, HeaderSet, MessageType, Request};
 use crate::protocol::answers::{Answer, SendFailure};
@@ -48,7 +47,7 @@ pub(super) enum Completed {
 }
 
 /// What the server shows of a request's traces.
-enum Shown {
+enum Found {
     /// Opik's id of each, if it shows it.
     Ids(Vec<Option<Uuid>>),
     /// It has no such read.
@@ -61,9 +60,9 @@ enum Shown {
 
 /// Opik's ids of traces that the server has, as it showed them, by what names them in requests of the lane.
 #[derive(Default)]
-pub(super) struct Begun(HashMap<Vec<u8>, Uuid>);
+pub(super) struct KnownTraces(HashMap<Vec<u8>, Uuid>);
 
-impl Begun {
+impl KnownTraces {
     /// Returns a request with its roots of these traces attached to them; `None` when it has none.
     ///
     /// Pieces of a request whose roots share a trace would otherwise meet the conflict one by one.
@@ -78,34 +77,34 @@ impl Begun {
 }
 
 /// Delivers what is missing of a request that was answered with `conflict`.
-pub(super) fn complete(worker: &LaneWorker<'_>, request: &Request, conflict: Answer, begun: &mut Begun) -> Completed {
+pub(super) fn complete(sender: &Sender<'_>, request: &Request, conflict: Answer, known: &mut KnownTraces) -> Completed {
     let Some((content, roots)) = read(request) else { return Completed::Answer(Ok(conflict)) };
     if roots.traces().is_empty() {
         return Completed::Answer(Ok(conflict));
     }
     let is_alone = roots.span_count() == 1;
-    let (ids, are_shown) = match look(worker, request, &roots) {
-        Shown::Ids(ids) => (ids, true),
-        Shown::NoRead => (roots.traces().iter().map(|trace| trace.likely_id()).collect(), false),
-        Shown::NotAllowed => {
+    let (ids, are_shown) = match find_traces(sender, request, &roots) {
+        Found::Ids(ids) => (ids, true),
+        Found::NoRead => (roots.traces().iter().map(|trace| trace.likely_id()).collect(), false),
+        Found::NotAllowed => {
             let text =
                 format!("{}; opik-offline: the key may not read the trace to see what is missing", conflict.text);
             return Completed::Answer(Ok(Answer { text, ..conflict }));
         }
-        Shown::Failed(result) => return Completed::Answer(result),
+        Found::Failed(result) => return Completed::Answer(result),
     };
-    if ids.iter().all(Option::is_none) || !worker.keeper.may_send() {
+    if ids.iter().all(Option::is_none) || !sender.keeper.may_send() {
         let text = format!("{}; opik-offline: the server does not show this trace", conflict.text);
         let conflict = Answer { text, ..conflict };
         return if is_alone { Completed::NotShown(conflict) } else { Completed::Answer(Ok(conflict)) };
     }
     if are_shown {
         let shown = roots.traces().iter().zip(&ids).filter_map(|(trace, id)| Some((trace.key().to_vec(), (*id)?)));
-        begun.0.extend(shown);
+        known.0.extend(shown);
     }
-    worker.replay.metrics.replay_requests.add(1);
+    sender.replay.metrics.replay_requests.add(1);
     let attached = with_content(request, roots.attach(&content, &ids));
-    let result = worker.replay.upstream.send(&worker.work.lane, Endpoint::Write(MessageType::OtlpTraces), &attached);
+    let result = sender.replay.upstream.send(&sender.work.lane, Endpoint::Write(MessageType::OtlpTraces), &attached);
     let answer = match result {
         Ok(answer) if is_begun(MessageType::OtlpTraces, &answer.recognised, answer.status, &answer.text) => answer,
         result => {
@@ -119,7 +118,7 @@ pub(super) fn complete(worker: &LaneWorker<'_>, request: &Request, conflict: Ans
         }
     };
     match ids[0] {
-        Some(trace) if is_alone && are_shown => own_record(worker, &roots, trace, answer),
+        Some(trace) if is_alone && are_shown => own_record(sender, &roots, trace, answer),
         Some(_) if is_alone => {
             warn!(
                 target: "replay_manager",
@@ -132,9 +131,9 @@ pub(super) fn complete(worker: &LaneWorker<'_>, request: &Request, conflict: Ans
 }
 
 /// Asks an older server for a root's own record, which it does not take apart from its trace.
-fn own_record(worker: &LaneWorker<'_>, roots: &Roots, trace: Uuid, conflict: Answer) -> Completed {
+fn own_record(sender: &Sender<'_>, roots: &Roots, trace: Uuid, conflict: Answer) -> Completed {
     for span in roots.span_ids(trace) {
-        let result = get(worker, Kind::Span, span);
+        let result = get(sender, Kind::Span, span);
         match &result {
             Ok(answer) if is_foreign(answer) => return Completed::Answer(result),
             Ok(answer) if answer.status == 200 && is_shown(answer, span) => return Completed::AlreadyThere(conflict),
@@ -161,27 +160,27 @@ fn read(request: &Request) -> Option<(bytes::Bytes, Roots)> {
 }
 
 /// Looks for Opik's ids of the traces that have roots here.
-fn look(worker: &LaneWorker<'_>, request: &Request, roots: &Roots) -> Shown {
+fn find_traces(sender: &Sender<'_>, request: &Request, roots: &Roots) -> Found {
     let project = request.headers.get(PROJECT_HEADER).and_then(|value| std::str::from_utf8(value).ok());
     let project = project.map(str::trim).filter(|project| !project.is_empty()).unwrap_or(DEFAULT_PROJECT);
     let mut ids: Vec<Option<Uuid>> = vec![None; roots.traces().len()];
-    let ask = |read| worker.replay.upstream.read_back(&worker.work.lane, &read, PAGE_BYTES_MAX);
+    let ask = |read| sender.replay.upstream.read_back(&sender.work.lane, &read, PAGE_BYTES_MAX);
     let mut after: Option<String> = None;
     for _ in 0..PAGES_MAX {
-        if !worker.keeper.may_send() {
+        if !sender.keeper.may_send() {
             break;
         }
         let answer = match ask(roots.search(project, after.as_deref())) {
-            Ok(answer) if is_foreign(&answer) => return Shown::Failed(Ok(answer)),
+            Ok(answer) if is_foreign(&answer) => return Found::Failed(Ok(answer)),
             Ok(answer) if answer.status == 200 => answer,
-            Ok(Answer { status: 401..=403, .. }) => return Shown::NotAllowed,
+            Ok(Answer { status: 401..=403, .. }) => return Found::NotAllowed,
             Ok(answer) if matches!(answer.status, 400..=499 | 501) && !matches!(answer.status, 408 | 425 | 429) => {
                 debug!(target: "replay_manager", status = answer.status, "the Opik server has no search for traces");
-                return by_likely_id(worker, roots);
+                return by_likely_id(sender, roots);
             }
             // Nothing that is read may pass for what was sent.
-            Ok(answer) if answer.status < 300 => return by_likely_id(worker, roots),
-            result => return Shown::Failed(result),
+            Ok(answer) if answer.status < 300 => return by_likely_id(sender, roots),
+            result => return Found::Failed(result),
         };
         let page = shown_in_page(answer.text.as_bytes());
         note(roots, &page, &mut ids);
@@ -196,28 +195,28 @@ fn look(worker: &LaneWorker<'_>, request: &Request, roots: &Roots) -> Shown {
     // A trace begins with the root that made it, which may be another one.
     let missing: Vec<usize> = (0..ids.len()).filter(|at| ids[*at].is_none()).take(SEARCHES_MAX).collect();
     for read in missing.into_iter().flat_map(|at| roots.traces()[at].search(project)) {
-        if !worker.keeper.may_send() {
+        if !sender.keeper.may_send() {
             break;
         }
         match ask(read) {
-            Ok(answer) if is_foreign(&answer) => return Shown::Failed(Ok(answer)),
+            Ok(answer) if is_foreign(&answer) => return Found::Failed(Ok(answer)),
             Ok(answer) if answer.status == 200 => note(roots, &shown_in_page(answer.text.as_bytes()), &mut ids),
             // It has searched by time, so what it does not know is this filter.
             Ok(answer) if answer.status < 500 && !matches!(answer.status, 408 | 425 | 429) => break,
-            result => return Shown::Failed(result),
+            result => return Found::Failed(result),
         }
     }
     // A search may be late where a read by id is not.
     for (trace, known) in roots.traces().iter().zip(&mut ids).filter(|(_, known)| known.is_none()).take(SEARCHES_MAX) {
-        let Some(id) = trace.likely_id().filter(|_| worker.keeper.may_send()) else { continue };
-        match get(worker, Kind::Trace, id) {
-            Ok(answer) if is_foreign(&answer) => return Shown::Failed(Ok(answer)),
+        let Some(id) = trace.likely_id().filter(|_| sender.keeper.may_send()) else { continue };
+        match get(sender, Kind::Trace, id) {
+            Ok(answer) if is_foreign(&answer) => return Found::Failed(Ok(answer)),
             Ok(answer) if answer.status == 200 && is_shown(&answer, id) => *known = Some(id),
             Ok(answer) if answer.status < 500 && !matches!(answer.status, 408 | 425 | 429) => {}
-            result => return Shown::Failed(result),
+            result => return Found::Failed(result),
         }
     }
-    Shown::Ids(ids)
+    Found::Ids(ids)
 }
 
 /// Notes which traces a page shows.
@@ -233,27 +232,27 @@ fn note(roots: &Roots, page: &[readback::Shown], ids: &mut [Option<Uuid>]) {
 }
 
 /// Asks for the ids that this request would make, where there is no search.
-fn by_likely_id(worker: &LaneWorker<'_>, roots: &Roots) -> Shown {
+fn by_likely_id(sender: &Sender<'_>, roots: &Roots) -> Found {
     let mut ids = Vec::new();
     for trace in roots.traces() {
-        let Some(id) = trace.likely_id().filter(|_| worker.keeper.may_send()) else {
+        let Some(id) = trace.likely_id().filter(|_| sender.keeper.may_send()) else {
             ids.push(None);
             continue;
         };
-        match get(worker, Kind::Trace, id) {
-            Ok(answer) if is_foreign(&answer) => return Shown::Failed(Ok(answer)),
+        match get(sender, Kind::Trace, id) {
+            Ok(answer) if is_foreign(&answer) => return Found::Failed(Ok(answer)),
             Ok(answer) if answer.status == 200 && is_shown(&answer, id) => ids.push(Some(id)),
-            Ok(Answer { status: 400..=407 | 409..=424 | 426..=428 | 430..=499 | 501, .. }) => return Shown::NoRead,
-            Ok(answer) if answer.status == 200 => return Shown::NoRead,
-            result => return Shown::Failed(result),
+            Ok(Answer { status: 400..=407 | 409..=424 | 426..=428 | 430..=499 | 501, .. }) => return Found::NoRead,
+            Ok(answer) if answer.status == 200 => return Found::NoRead,
+            result => return Found::Failed(result),
         }
     }
-    Shown::Ids(ids)
+    Found::Ids(ids)
 }
 
-fn get(worker: &LaneWorker<'_>, kind: Kind, id: Uuid) -> Result<Answer, SendFailure> {
+fn get(sender: &Sender<'_>, kind: Kind, id: Uuid) -> Result<Answer, SendFailure> {
     let read = readback::one(kind, &id.to_string(), None);
-    worker.replay.upstream.read_back(&worker.work.lane, &read, ENTITY_BYTES_MAX)
+    sender.replay.upstream.read_back(&sender.work.lane, &read, ENTITY_BYTES_MAX)
 }
 
 /// Says whether a front answered: what it says of a read is no word about what the server has.

@@ -17,7 +17,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use super::Observer;
+use super::context::Observer;
 use crate::delivery::batching::split::Divisible;
 use crate::message::{Body, Lane, MessageType, Request};
 use crate::protocol::answers::{Answer, SendFailure};

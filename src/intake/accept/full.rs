@@ -95,7 +95,7 @@ impl Write {
         if let Some(why) = shared.must_not_overtake(lane, &self.message.touches, bucket) {
             return not_stored.refused_and(shared, why);
         }
-        let in_trouble = shared.connection.lanes().is_in_trouble(lane);
+        let in_trouble = shared.connection.lanes().is_failing(lane);
         if step(shared.connection.availability(), in_trouble, came, None) == Step::Forward {
             let sent = self.forward(shared, client, true).await;
             return not_stored.unless_answered(shared, sent);

@@ -3,6 +3,8 @@
 use tracing::warn;
 
 use super::Batch;
+use super::answer::first_line;
+use super::division::touches;
 use crate::delivery::batching::coalesce::Shipment;
 use crate::delivery::batching::split::Divisible;
 use crate::delivery::id_window::{self, IdWindow, REMEDY, Side};
@@ -15,12 +17,12 @@ impl Batch<'_, '_> {
         let Some(outside) = id_window::read(answer.status, &answer.text) else { return false };
         warn!(
             target: "replay_manager",
-            lane = %self.worker.work.lane, answer = super::first_line(&answer.text),
+            lane = %self.sender.work.lane, answer = first_line(&answer.text),
             "the Opik server refuses ids outside its window: their messages are held, and tried again every {} s; to let them \
              in, {REMEDY}",
-            self.worker.replay.settings.held_interval().as_secs()
+            self.sender.replay.settings.held_interval().as_secs()
         );
-        self.worker.replay.probes.learn_id_window(self.worker.work.id, &outside, server_ms, answer);
+        self.sender.replay.state.note_refused_ids(self.sender.work.id, &outside, server_ms, answer);
         true
     }
 
@@ -28,8 +30,8 @@ impl Batch<'_, '_> {
     ///
     /// A stored batch with items on both sides is divided in two: its other items are sent with a later claim.
     pub(super) fn hold_outside_window(&mut self, shipment: Shipment) -> Option<Shipment> {
-        let probes = self.worker.replay.probes;
-        let Some((window, answer)) = probes.id_window(self.worker.work.id) else { return Some(shipment) };
+        let state = self.sender.replay.state;
+        let Some((window, answer)) = state.refused_ids(self.sender.work.id) else { return Some(shipment) };
         let (rest, cut_off) = shipment.without(|message| window.side(&message.touches) != Side::Inside);
         for message in cut_off {
             let outcome = match window.side(&message.touches) {
@@ -81,10 +83,7 @@ impl Batch<'_, '_> {
 fn cut(message: &Claimed, window: &IdWindow, answer: &LastAnswer) -> Outcome {
     let held = || Outcome::Held { answer: answer.clone() };
     let Some(divisible) = Divisible::of(message.message_type, &message.request) else { return held() };
-    let touches = |request: &_| {
-        // Cut out of what was read before; were it not, the whole message's entities are a safe answer.
-        divisible.touches(message.message_type, request).unwrap_or_else(|| message.touches.clone())
-    };
+    let touches = |request: &_| touches(message, &divisible, request);
     let (mut inside, mut outside) = (Vec::new(), Vec::new());
     for item in 0..divisible.len() {
         let piece = divisible.piece(&message.request, item..item + 1);
