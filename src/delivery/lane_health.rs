@@ -1,21 +1,21 @@
 //! Lane health: what a lane may do next, as one pure state machine.
 //!
-//! A lane is protected by a circuit breaker. [`LaneHealth`] is what a replayer remembers of one lane, a [`Turn`] is one
-//! worker's stay with it, and [`LaneHealth::on`] takes what happened and returns what to do. No clock, no lock and no
-//! store: jitter and readings of the clock are arguments, waits are durations.
+//! A lane is protected by a circuit breaker. [`LaneHealth`] is what a replayer remembers of one lane, a [`LaneTurn`] is
+//! one worker's stay with it, and [`LaneHealth::on`] takes what happened and returns what to do. No clock, no lock and
+//! no store: jitter and readings of the clock are arguments, waits are durations.
 //!
 //! ```text
-//!              too many transient failures, a refused key, a failure that is no message's own
-//!    ┌────────┐ ─────────────────────────────────────────────────────────────────────▶ ┌──────┐
-//!    │ Closed │                                                                         │ Open │ ◀─┐
-//!    └────────┘ ◀──────────── a message is delivered ── ┌──────────┐ ◀── its time is over └──────┘   │
-//!                                                       │ HalfOpen │ ─── the probe failed ──────────┘
-//!                                                       └──────────┘
+//!                 failures, a refused key
+//!      Closed ──────────────────────────────▶ Open ◀──────────┐
+//!        ▲                                     │              │
+//!        │ a message is delivered              │ hold ends    │ the probe fails
+//!        └───────────────── HalfOpen ◀─────────┘              │
+//!                              └──────────────────────────────┘
 //! ```
 //!
 //! - **Closed**: batches as large as the pace allows, or as the recovery window allows after an outage.
-//! - **Open**: nothing is sent until the hold ends. Only this state is persisted (the lane's hold in the store), so that
-//!   other processes see it and a restart keeps it.
+//! - **Open**: nothing is sent until the hold ends. Only this state is persisted (the lane's hold in the store), so
+//!   that other processes see it and a restart keeps it.
 //! - **HalfOpen**: the hold has ended and no message was delivered since. One message is sent as a probe.
 //!
 //! # Invariants
@@ -26,8 +26,8 @@
 //! 2. *A failing server is not hammered.* A batch ends at [`TRANSIENT_FAILURES_MAX`] consecutive transient failures or
 //!    at [`TIMEOUTS_MAX`] timeouts, a half-open lane sends one message, and without a delivery the waits double up to
 //!    the retry interval.
-//! 3. *No message is rejected for a fault that is not its own.* A failure counts only if the server gave an answer and
-//!    there is evidence that others pass ([`blame`]).
+//! 3. *No message is rejected for a fault that is not its own.* A failure counts only if there is evidence that other
+//!    messages pass ([`blame`]), and a message is rejected only if the server answered its last attempt.
 //!
 //! Messages are remembered by their ids, so a `LaneHealth` is valid for one store only. A new process starts with an
 //! empty one and learns again.
@@ -53,9 +53,10 @@ const SLOW_FAILURE: Duration = Duration::from_secs(2);
 const SLOW_BATCH_MAX: usize = 8;
 /// The longest time for which a failed probe is deferred: the time that a recovered server may still wait for it.
 const DEFER_MAX: Duration = backoff::WAIT_MAX;
-/// The most messages remembered per lane for a deferral, and for a timeout; beyond it each failure looks like the first.
+/// The most messages remembered per lane for a deferral, and for a timeout; beyond it each failure looks like the
+/// first.
 const REMEMBERED_MAX: usize = 10_000;
-/// How long a refusal of ids for their time is applied to other messages: long enough for a replay at full pace to ask a
+/// How long a refusal of ids for their time is applied to other messages: long enough that a fast replay asks a
 /// handful of times, too short for an operator to change the server and still get the cached answer.
 const REFUSED_IDS_LIFE: Duration = Duration::from_secs(2);
 
@@ -66,15 +67,15 @@ pub enum Circuit {
     Closed,
     /// The hold has ended, and no message was delivered since.
     HalfOpen {
-        /// Whether one message is sent before the rest: always, but for a hold that an earlier version stored for a rate
-        /// limit.
+        /// Whether one message is sent before the rest: always, but for a hold that an earlier version stored for a
+        /// rate limit.
         is_probe: bool,
     },
     /// Nothing more is sent before the hold ends.
     Open,
 }
 
-/// What the user configured.
+/// The configured limits of the circuit breaker.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct BreakerSettings {
     /// The longest time for which a lane is held, unless the server asked for a longer one.
@@ -85,7 +86,7 @@ pub struct BreakerSettings {
 
 /// One worker's turn with a lane, and what its current batch has met so far.
 #[derive(Clone, Debug)]
-pub struct Turn {
+pub struct LaneTurn {
     settings: BreakerSettings,
     circuit: Circuit,
     /// Whether another worker of the lane waits for an answer.
@@ -105,7 +106,7 @@ pub struct Turn {
     has_deferred: bool,
 }
 
-impl Turn {
+impl LaneTurn {
     /// Returns the pace in force.
     pub fn pace(&self) -> &Pace {
         &self.pace
@@ -128,7 +129,7 @@ impl Turn {
     }
 }
 
-/// What happened to a lane's messages.
+/// An event in a worker's turn.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Event {
     /// A request passed.
@@ -176,7 +177,7 @@ pub struct FailedAlone {
     pub message: MessageId,
     /// Attempts that counted against it before.
     pub attempts: u32,
-    /// [`Turn::passes`] when it first failed, alone or with others in one request.
+    /// [`LaneTurn::passes`] when it first failed, alone or with others in one request.
     pub passes: usize,
     /// How.
     pub failure: TransientFailure,
@@ -184,7 +185,7 @@ pub struct FailedAlone {
     pub halted: bool,
 }
 
-/// What to do next.
+/// The reaction to an event.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Decision {
     /// Nothing else: send the next request.
@@ -238,7 +239,7 @@ pub struct RefusedIds {
     pub at_ms: i64,
 }
 
-/// What a replayer remembers of one lane.
+/// A replayer's memory of one lane.
 #[derive(Clone, Debug, Default)]
 pub struct LaneHealth {
     /// The pace of the last turn in this round.
@@ -247,8 +248,8 @@ pub struct LaneHealth {
     openings: u32,
     /// The most messages in the next batch while the lane recovers; `None`: as many as the pace allows.
     recovery_window: Option<usize>,
-    /// Batches with a deferred message since a request passed. A failed probe is deferred for longer the more there were,
-    /// so that the messages behind it get their turn as probes, however many poison messages are at the head.
+    /// Batches with a deferred message since a request passed. A failed probe is deferred for longer the more there
+    /// were, so that the messages behind it get their turn as probes, however many poison messages are at the head.
     failed_probes: u32,
     /// Messages that failed since a request passed, as many as are worth telling apart.
     failing: HashSet<MessageId>,
@@ -271,11 +272,17 @@ impl LaneHealth {
         self.pace = None;
     }
 
-    /// Starts a worker's turn. `ended_hold` is whether the lane's last hold, if no message was delivered since, asks for a
-    /// probe; `is_extra`: another worker of the lane waits for an answer.
-    pub fn begin_turn(&self, settings: BreakerSettings, start: Pace, ended_hold: Option<bool>, is_extra: bool) -> Turn {
+    /// Starts a worker's turn. `ended_hold` is whether the lane's last hold, if no message was delivered since, asks
+    /// for a probe; `is_extra`: another worker of the lane waits for an answer.
+    pub fn begin_turn(
+        &self,
+        settings: BreakerSettings,
+        start: Pace,
+        ended_hold: Option<bool>,
+        is_extra: bool,
+    ) -> LaneTurn {
         let circuit = ended_hold.map_or(Circuit::Closed, |is_probe| Circuit::HalfOpen { is_probe });
-        Turn {
+        LaneTurn {
             settings,
             circuit,
             is_extra,
@@ -290,12 +297,12 @@ impl LaneHealth {
     }
 
     /// Ends a worker's turn.
-    pub fn end_turn(&mut self, turn: &Turn) {
+    pub fn end_turn(&mut self, turn: &LaneTurn) {
         self.pace = Some(turn.pace);
     }
 
     /// Returns how many messages the next batch may have.
-    pub fn batch_max(&self, turn: &Turn) -> usize {
+    pub fn batch_max(&self, turn: &LaneTurn) -> usize {
         let most = match turn.circuit {
             Circuit::HalfOpen { is_probe: true } => 1,
             _ => self.recovery_window.unwrap_or(usize::MAX).min(turn.pace.batch()),
@@ -305,7 +312,7 @@ impl LaneHealth {
 
     /// Takes what happened in a turn, and returns what to do. `jitter` in 0.0 to 1.0 spreads the waits of lanes and
     /// messages that failed together.
-    pub fn on(&mut self, turn: &mut Turn, event: Event, jitter: f64) -> Decision {
+    pub fn on(&mut self, turn: &mut LaneTurn, event: Event, jitter: f64) -> Decision {
         let retry_interval = turn.settings.retry_interval;
         match event {
             Event::Passed => {
@@ -340,7 +347,7 @@ impl LaneHealth {
         }
     }
 
-    fn on_transient_failure(&mut self, turn: &mut Turn, failure: TransientFailure, jitter: f64) -> Decision {
+    fn on_transient_failure(&mut self, turn: &mut LaneTurn, failure: TransientFailure, jitter: f64) -> Decision {
         turn.has_failed = true;
         turn.failures += 1;
         turn.timeouts += u32::from(failure.is_unanswered);
@@ -358,7 +365,7 @@ impl LaneHealth {
 
     /// Decides whether a failure counts against its message. One that does not is the server's: the lane is held and
     /// another message is the next probe, so that a poison message can't keep the circuit open.
-    fn on_failed_alone(&mut self, turn: &mut Turn, failed: FailedAlone, jitter: f64) -> Decision {
+    fn on_failed_alone(&mut self, turn: &mut LaneTurn, failed: FailedAlone, jitter: f64) -> Decision {
         let FailedAlone { message, attempts, passes, failure, halted } = failed;
         let passed_since_deferred = self.deferred.remove(&message).is_some_and(|earlier| self.passes > earlier);
         let counts = blame::counts(Evidence {
@@ -393,14 +400,14 @@ impl LaneHealth {
     }
 
     /// Opens the circuit breaker; afterwards the lane recovers from a window of one message.
-    fn open(&mut self, turn: &mut Turn, asked: Option<Duration>, jitter: f64) -> Duration {
+    fn open(&mut self, turn: &mut LaneTurn, asked: Option<Duration>, jitter: f64) -> Duration {
         turn.circuit = Circuit::Open;
         self.openings = self.openings.saturating_add(1);
         self.recovery_window = Some(1);
         backoff::lane_wait(self.openings, jitter, asked, turn.settings.retry_interval)
     }
 
-    fn recover(&mut self, turn: &mut Turn) -> Decision {
+    fn recover(&mut self, turn: &mut LaneTurn) -> Decision {
         let closes = matches!(turn.circuit, Circuit::HalfOpen { .. });
         if closes {
             turn.circuit = Circuit::Closed;
@@ -462,8 +469,8 @@ impl LaneHealth {
         (now.saturating_duration_since(*since) < REFUSED_IDS_LIFE).then_some(refused)
     }
 
-    /// Notes that a held message is sent again as a probe for the others. An earlier one was answered since, or waits in
-    /// the lane like any other.
+    /// Notes that a held message is sent again as a probe for the others. An earlier one was answered since, or waits
+    /// in the lane like any other.
     pub fn probe_held(&mut self, message: MessageId) {
         self.refused_ids = None;
         self.held_probe = Some(message);

@@ -1,4 +1,5 @@
-//! Policy, pure: no clock, socket, disk or log. Everything that decides about delivery is a function that a test can call.
+//! Policy, pure: no clock, socket, disk or log. Everything that decides about delivery is a function that a test can
+//! call.
 //!
 //! - [`admission`]: what happens to a protected write at the door.
 //! - [`unprotected`]: what of that passes while the message store can't be used.

@@ -1,7 +1,8 @@
 //! Failing lanes: what intake and replay of one process tell each other about a lane.
 //!
-//! The server may be available and yet limit, refuse or fail one workspace or one key. While a lane fails, its new writes
-//! are stored instead of being forwarded past its backlog: they would only hang, fail, or exceed a rate limit. In memory
+//! The server may be available and yet limit, refuse or fail one workspace or one key. While a lane fails, its new
+//! writes are stored behind its backlog instead of being forwarded: they would only time out, fail, or exceed a rate
+//! limit. In memory
 //! only, for a new process observes it again; until when a lane is held is in the store, where other processes see it.
 
 use std::collections::HashSet;

@@ -17,10 +17,10 @@ use crate::upstream::upload::File;
 /// Bodies of attachment messages are a few names.
 const BODY_BYTES_MAX: u64 = 1024 * 1024;
 
-/// Uploads the file of a message, and returns the answer that decides about it.
+/// Uploads the file of a message, and returns the answer by which the message is judged.
 ///
-/// What keeps the store from giving the file out is no fault of the server's, and is tried again like an error of the
-/// message's own. The file of a message that was purged meanwhile is gone with it, and so is whatever is settled.
+/// If the store cannot read the file, the server is not to blame: the message is retried like one that failed alone. A
+/// message purged meanwhile has lost its file, and its settle changes nothing.
 pub(super) fn upload(sender: &Sender<'_>, message: &Claimed, answer_timeout: Duration) -> Result<Answer, SendFailure> {
     let replay = sender.replay;
     let kept = |status, text: String| Ok(Answer { text, ..Answer::of_status(status) });
@@ -60,7 +60,8 @@ fn reader(store: &dyn Store, message: MessageId, range: Range<u64>) -> Attachmen
     AttachmentReader::new(store, message, range)
 }
 
-/// Reads as long as it may be sent: an upload of half an hour must not outlive its lease or keep the agent from stopping.
+/// Stops the upload once nothing may be sent: half an hour of it must not outlive the lease or keep the agent from
+/// stopping.
 struct Guarded<'a> {
     may_send: &'a dyn Fn() -> bool,
     failed: &'a Mutex<Option<StoreError>>,

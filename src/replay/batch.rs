@@ -11,12 +11,12 @@
 //!
 //! # Invariants
 //!
-//! 1. *Every claimed message gets exactly one outcome* from [`Batch::send_all`] and [`Batch::conclude_failures`] together,
-//!    unless the store fails: then the messages stay in flight until the next round requeues them.
-//! 2. *Nothing is sent before everything is settled that it conflicts with* (`unsettled`): a crash then repeats the newest
-//!    write of each entity only, never an older one over a newer one.
-//! 3. *No message overtakes an earlier one that conflicts with it*: once a message is left for a later claim (`left`), the
-//!    later ones about its entities are left, too.
+//! 1. *Every claimed message gets exactly one outcome* from [`Batch::send_all`] and [`Batch::conclude_failures`]
+//!    together, unless the store fails: then the messages stay in flight until the next round requeues them.
+//! 2. *Nothing is sent before everything is settled that it conflicts with* (`unsettled`): a crash then repeats the
+//!    newest write of each entity only, never an older one over a newer one.
+//! 3. *No message overtakes an earlier one that conflicts with it*: once a message is left for a later claim (`left`),
+//!    the later ones about its entities are left, too.
 //! 4. *What the server would not apply as an upsert a second time is settled after its own answer*
 //!    ([`MessageType::repeat_is_harmless`]), before the next request.
 //! 5. *No request begins* once the lease is short, shutdown is requested, the server is unavailable or the lane is held
@@ -45,7 +45,7 @@ use crate::delivery::batching::coalesce::{Shipment, plan};
 use crate::delivery::batching::split::Divisible;
 use crate::delivery::blame::set_apart;
 use crate::delivery::generation::by_generation;
-use crate::delivery::lane_health::{Event, TransientFailure, Turn};
+use crate::delivery::lane_health::{Event, LaneTurn, TransientFailure};
 use crate::delivery::verdict::{is_already_there, rate_limited};
 use crate::memory::{Grant, Use};
 use crate::message::{Bucket, Buckets, Claimed, EntityKey, Footprint, MessageId, MessageType};
@@ -62,14 +62,14 @@ pub(super) enum Halt {
 /// One claim in flight.
 pub(super) struct Batch<'w, 'a> {
     sender: &'w Sender<'a>,
-    /// What the lane's circuit breaker allows.
-    turn: &'w mut Turn,
+    /// The lane's circuit breaker.
+    turn: &'w mut LaneTurn,
     pub outcomes: Vec<(MessageId, Outcome)>,
     /// Messages that failed in a request of their own.
     failed: Vec<FailedMessage>,
-    /// What messages are about that are left for a later claim.
+    /// Entities of messages that are left for a later claim.
     left: Footprint,
-    /// What messages are about that the server has decided and that are not settled yet.
+    /// Entities of messages that the server has decided and that are not settled yet.
     unsettled: Footprint,
     /// Entities whose create was refused: messages that depend on them wait with it.
     refused_creates: HashSet<EntityKey>,
@@ -86,11 +86,11 @@ pub(super) struct Batch<'w, 'a> {
 struct FailedMessage {
     message: Claimed,
     failed: FailedAttempt,
-    /// [`Turn::passes`] when it first failed, alone or with others in one request.
+    /// [`LaneTurn::passes`] when it first failed, alone or with others in one request.
     passes: usize,
 }
 
-/// What became of one request.
+/// The result of one request.
 enum Attempt {
     /// The server has it.
     Passed,
@@ -112,12 +112,12 @@ struct FailedAttempt {
     halvings: u32,
 }
 
-/// Requests to send. With each: [`Turn::passes`] when it first failed as a part of a larger one.
-type Requests = VecDeque<(Shipment, Option<usize>)>;
+/// RequestQueue to send. With each: [`LaneTurn::passes`] when it first failed as a part of a larger one.
+type RequestQueue = VecDeque<(Shipment, Option<usize>)>;
 
 impl<'w, 'a> Batch<'w, 'a> {
     /// Returns a batch of which nothing was sent yet.
-    pub fn new(sender: &'w Sender<'a>, turn: &'w mut Turn) -> Self {
+    pub fn new(sender: &'w Sender<'a>, turn: &'w mut LaneTurn) -> Self {
         Self {
             sender,
             turn,
@@ -179,7 +179,7 @@ impl<'w, 'a> Batch<'w, 'a> {
 
     /// Puts claimed messages into requests: suspects each in their own, behind the others. A message about which the
     /// server decided in an earlier round, and the store could not settle it, is not sent again.
-    fn requests(&mut self, mut claimed: Vec<Claimed>) -> Requests {
+    fn requests(&mut self, mut claimed: Vec<Claimed>) -> RequestQueue {
         claimed.retain(|message| match self.sender.replay.state.unsettled(message.id) {
             Some(outcome) => {
                 self.unsettled.add(&message.touches);
@@ -252,7 +252,7 @@ impl<'w, 'a> Batch<'w, 'a> {
         shipment: Shipment,
         failed: FailedAttempt,
         first_failed: Option<usize>,
-        requests: &mut Requests,
+        requests: &mut RequestQueue,
     ) {
         let passes = first_failed.unwrap_or(self.turn.passes());
         self.note_failed(shipment.messages().map(|message| message.id));
@@ -274,9 +274,9 @@ impl<'w, 'a> Batch<'w, 'a> {
 
     /// Sends OTLP that failed before as a whole once more, and returns whether that decided it.
     ///
-    /// The server processes the spans of a request together: it removes usage from parents whose children are in the same
-    /// request, and derives the integration from all scopes. Pieces would overwrite the spans of a first attempt that was
-    /// processed.
+    /// The server processes the spans of a request together: it removes usage from parents whose children are in the
+    /// same request, and derives the integration from all scopes. Pieces would overwrite the spans of a first attempt
+    /// that was processed.
     fn repeat_whole(&mut self, shipment: &Shipment, message: &Claimed) -> Result<bool, StoreError> {
         match self.attempt(message.message_type, &message.request, std::iter::once(message), Some(message))? {
             Attempt::Passed => self.delivered(shipment)?,
@@ -316,7 +316,7 @@ impl<'w, 'a> Batch<'w, 'a> {
         self.sender.replay.state.with(self.sender.work.id, |health| health.note_failed(messages));
     }
 
-    /// Finds the items of a batch, after memory was taken for its content and its pieces.
+    /// Finds the items of a batch, with the memory for its content and its pieces.
     fn divisible(&self, message: &Claimed) -> Option<(Divisible, Option<Grant>)> {
         let memory = self.memory_to_divide(message);
         Some((Divisible::of(message.message_type, &message.request)?, memory))

@@ -1,4 +1,4 @@
-//! What a replay works with: store, server and settings, and how a round of it ended.
+//! The context of a replay: store, server and settings; and how a round ended.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -79,7 +79,7 @@ pub struct Replay<'a> {
     pub settings: &'a ReplaySettings,
     /// Counters for the metrics endpoint and for reports.
     pub metrics: &'a Metrics,
-    /// What earlier rounds learnt of lanes and messages.
+    /// Memory of earlier rounds: lanes and messages that failed.
     pub state: &'a ReplayState,
     /// Memory for the bodies in flight.
     pub memory: &'a Arc<memory::Budget>,

@@ -9,7 +9,7 @@ use super::batch::Batch;
 use super::bounds;
 use super::sender::Sender;
 use super::throttle::{MessageQuota, PauseGate};
-use crate::delivery::lane_health::{Decision, Event, Turn};
+use crate::delivery::lane_health::{Decision, Event, LaneTurn};
 use crate::memory::{Grant, Use};
 use crate::message::Claimed;
 use crate::store::{Claim, ClaimLimits, Hold, StoreError, now_ms};
@@ -33,8 +33,8 @@ pub(super) struct LaneWorker<'a> {
     pub sender: Sender<'a>,
     pub gate: &'a PauseGate,
     pub quota: &'a MessageQuota,
-    /// What the lane's circuit breaker allows.
-    pub turn: Turn,
+    /// The lane's circuit breaker.
+    pub turn: LaneTurn,
     /// Bytes of bodies that one claim takes at most, unless a single message is larger.
     pub claim_bytes_max: u64,
 }
@@ -135,8 +135,8 @@ impl LaneWorker<'_> {
 
     /// Claims messages once there is memory for them; what is not needed is returned at once.
     ///
-    /// A message larger than a claim may be stays in the store until there is memory for it alone. A worker does not wait
-    /// for that longer than its turn lasts, so that lanes with small messages get theirs.
+    /// A message larger than a claim may be stays in the store until there is memory for it alone. A worker does not
+    /// wait for that longer than its turn lasts, so that lanes with small messages get theirs.
     fn claim(
         &self,
         messages_max: usize,

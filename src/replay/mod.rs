@@ -1,35 +1,48 @@
-//! Replay: what is stored reaches the server, in order, and leaves the store when the server confirmed it.
+//! Replay: stored messages reach the server, in order, and leave the store once the server confirmed them.
 //!
 //! ```text
 //! lease ─▶ lanes due ─▶ per lane: claim ─▶ coalesce ─▶ send ─▶ verdict ─▶ settle ─▶ pause
 //! ```
 //!
-//! [`ReplayManager`] is the agent's loop; [`Replay::drain`] is one round of it and what the `replay` command calls. One
-//! replayer at a time works on a store (the lease). Inside it lanes run side by side, so that none waits for another's slow
-//! server, limit or poison. Order per entity is the order of the store, because a claim leaves out what must not overtake
-//! anything that is in flight.
+//! | file | what it does |
+//! | --- | --- |
+//! | this one | the agent's loop: a round whenever the server is available and something is due |
+//! | `round` | one round: takes the lease, gives due lanes to workers; what the `replay` command calls |
+//! | `lane`, `batch` | one worker's turn with a lane; one claim, sent request by request |
+//! | `sender` | sends for one lane, and settles outcomes in the store |
+//! | `lease`, `workers`, `throttle`, `bounds` | may a request still be sent; who works where; pauses and limits; memory |
+//! | `state` | what is remembered between rounds, by lane: [`lane_health`](crate::delivery::lane_health) |
+//! | `otlp`, `attachment` | requests that need more than one exchange |
+//! | [`verify`], [`report`], [`reassign`] | for the command line |
 //!
-//! A message is deleted by the settle that follows its confirmation, one commit per batch. A crash between the two sends
-//! it again, which is an upsert; for the few messages where it would not be ([`MessageType::repeat_is_harmless`]), the
-//! settle follows each single answer. And nothing is sent before everything is settled that it conflicts with, so that only
-//! the newest write of each entity is ever repeated: a crash never puts an older one over a newer.
+//! # Invariants
+//!
+//! 1. *Order per entity is the order of the store*: a claim leaves out every message that conflicts with an earlier one
+//!    that waits or is in flight.
+//! 2. *A message is deleted only by the settle that follows its confirmation*, one commit per batch. A crash between
+//!    the two sends it again, which is an idempotent upsert; for the few messages where it is not
+//!    ([`MessageType::repeat_is_harmless`]), the settle follows each single answer.
+//! 3. *A crash never puts an older write over a newer one*: nothing is sent before everything is settled that it
+//!    conflicts with, so that only the newest write of each entity is ever repeated.
+//! 4. *No lane waits for another's slow server, rate limit or poison message*: lanes are replayed concurrently.
 //!
 //! # One sender
 //!
-//! Before each request, and before each part of an uploaded file, the sender looks whether more than [`LEASE_MARGIN`] of its
-//! lease is left, on a clock that counts the time in which the process was stopped and in which the machine slept. One that
-//! was stopped for longer and woken sends nothing more, its settle fails by the lease's epoch, and it begins a new round.
+//! One replayer at a time works on a store (the lease; its epoch is the fencing token of every settle). Before each
+//! request, and before each part of an uploaded file, the sender checks that enough of its lease is left, on a clock
+//! that also counts the time in which the process was suspended and the machine slept. A replayer that was suspended
+//! for longer sends nothing more when it wakes, its settle fails by the lease's epoch, and it begins a new round.
 //!
-//! What this promises: no request *begins* beside a successor's, unless the process is stopped in the instant between that
-//! look and the system call that sends, or for the time of the request itself. No program can exclude either: what was
-//! handed to the kernel is on its way, and a server can't see a lease. The successor then repeats what was in flight, from
-//! the start, in order; the server sees an upsert twice, never a loss. A message that must not be repeated is the exception
-//! that [`MessageType::repeat_is_harmless`] names.
+//! This guarantees that no request *begins* beside a successor's, unless the process is suspended in the instant
+//! between that check and the system call that sends, or for the time of the request itself. No program can exclude
+//! either: once the kernel has the bytes they are in flight, and a server can't see a lease. The successor then repeats
+//! what was in flight, from the start, in order; the server sees an upsert twice, never a loss. A message that must not
+//! be repeated is the exception that [`MessageType::repeat_is_harmless`] names.
 //!
-//! While a request hangs, another worker may go on with its lane: the store gives out nothing that must not overtake what
-//! is in flight. Limits: [`LANES_MAX`] workers that get answers, [`LANES_MAX_WITH_SLOW`] and a few with those that wait
-//! for one; [`CLAIM_BYTES_MAX`] of bodies in memory for each, less when they are many, and of all together what the budget
-//! of the process allows ([`crate::memory`]): a worker takes memory before it claims. No lock is held over I/O.
+//! While a request hangs, another worker may continue with its lane: the store gives out no message that must not
+//! overtake one in flight. The number of workers is bounded (`workers`), and so are the bodies in memory, for each
+//! claim and for all of them together ([`crate::memory`]): a worker takes memory before it claims. No lock is held over
+//! I/O.
 //!
 //! [`MessageType::repeat_is_harmless`]: crate::message::MessageType::repeat_is_harmless
 
@@ -72,11 +85,11 @@ use round::has_held;
 /// How often the agent checks the age of the oldest waiting create.
 const AGE_CHECK_INTERVAL: Duration = Duration::from_secs(60);
 
-/// Returns when the oldest create was accepted that waits for longer than [`id_window::WARN_AFTER`], if there is one.
+/// Returns when the oldest create was accepted that has waited for longer than [`id_window::WARN_AFTER`], if any.
 ///
 /// # Errors
 ///
-/// What the store says.
+/// What keeps the store from being read.
 pub fn near_id_window(store: &dyn Store, now_ms: i64) -> Result<Option<i64>, StoreError> {
     use MessageStatus::{Failed, Registered};
     let creates =
@@ -88,7 +101,7 @@ pub fn near_id_window(store: &dyn Store, now_ms: i64) -> Result<Option<i64>, Sto
 
 /// The agent's replay loop.
 pub struct ReplayManager<'a> {
-    /// The store, which may come and go.
+    /// The store, which may be replaced or unavailable.
     pub slot: &'a StoreSlot,
     /// Where the messages go.
     pub upstream: &'a Upstream,
@@ -96,26 +109,26 @@ pub struct ReplayManager<'a> {
     pub connection: &'a Connection,
     /// How.
     pub settings: ReplaySettings,
-    /// How often to look for work, `OPIK_REPLAY_TICK_INTERVAL`.
+    /// How often to check for work, `OPIK_REPLAY_TICK_INTERVAL`.
     pub tick_interval: Duration,
-    /// Counts for whoever watches.
+    /// Counters for the metrics endpoint.
     pub metrics: &'a Metrics,
-    /// Memory for the bodies that are on their way.
+    /// Memory for the bodies in flight.
     pub memory: &'a Arc<memory::Budget>,
-    /// Lanes that are replayed at once, at most: each has a connection to the server.
+    /// The most lanes that are replayed concurrently: each has a connection to the server.
     pub workers_max: usize,
     /// Ends the loop.
     pub shutdown: &'a Shutdown,
-    /// Who holds the lease while it replays.
+    /// The owner of the lease during a round.
     pub owner: Owner,
-    /// The credential, server and workspace that refused lanes may go on with (`rekey_refused`); `None`: never.
+    /// The credential, server and workspace that refused lanes may continue with (`rekey_refused`); `None`: never.
     pub rekey: Option<Lane>,
 }
 
 impl ReplayManager<'_> {
     /// Replays whenever the server is available and something is due, until shutdown.
     pub fn run(&self) {
-        /// After an error of the store the loop waits this long.
+        /// The wait after an error of the store.
         const ERROR_PAUSE: Duration = Duration::from_secs(2);
         let mut pause = self.tick_interval;
         let mut reported = String::new();
@@ -132,12 +145,12 @@ impl ReplayManager<'_> {
             if !self.connection.wait_until_available(self.tick_interval, self.shutdown) {
                 continue;
             }
-            // That the store is unusable is reported by whoever opens it.
+            // The thread that opens the store reports why it is unavailable.
             let Ok(store) = self.slot.get() else { continue };
             if let Some(own) = &self.rekey
                 && let Err(error) = reassign::rekey_refused(store.as_ref(), &self.owner, own, self.shutdown)
             {
-                debug!(target: "replay_manager", "refused lanes keep their key for now: {error}");
+                debug!(target: "replay_manager", "cannot give refused lanes the configured key now: {error}");
             }
             let round = match self.has_work(store.as_ref(), &state) {
                 Ok(false) => continue,
@@ -170,7 +183,7 @@ impl ReplayManager<'_> {
                 Err(error) => {
                     let error = Arc::new(error);
                     self.slot.report(&store, &error);
-                    // Once per cause: a full disk stays full for a while.
+                    // Logged once per cause: a full disk stays full for a while.
                     if reported != error.to_string() {
                         reported = error.to_string();
                         error!(target: "replay_manager", "cannot replay: {error}");
@@ -181,7 +194,7 @@ impl ReplayManager<'_> {
         }
     }
 
-    /// Warns, once an hour, when the oldest create that waits comes near the age at which servers may refuse its id.
+    /// Warns, once an hour, when the oldest waiting create comes near the age at which servers may refuse its id.
     fn warn_near_id_window(&self, last: &mut Option<Instant>) {
         const INTERVAL: Duration = Duration::from_secs(60 * 60);
         if last.is_some_and(|last| last.elapsed() < INTERVAL) {
@@ -203,7 +216,7 @@ impl ReplayManager<'_> {
         if lanes.iter().any(|lane| lane.due_at_ms <= now) {
             return Ok(true);
         }
-        // Messages that a killed process left in flight are in no lane's failed count; a round makes them failed again.
+        // Messages that a killed process left in flight are in no lane's count; a round requeues them.
         let servers = self.settings.filter.servers.clone();
         let in_flight = Filter { statuses: vec![MessageStatus::Registered], servers, ..Filter::default() };
         if store.backlog(&in_flight)?.messages() > 0 {

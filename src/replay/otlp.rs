@@ -1,15 +1,17 @@
-//! OTLP whose trace the server has from before: the spans that are missing are delivered, and the trace is not made again.
+//! OTLP whose trace the server has from an earlier attempt: the missing spans are delivered, and the trace is not
+//! created again.
 //!
-//! Why that takes more than a repeat, and by what it is done, is told at the head of [`roots`]. What is known afterwards:
+//! The head of [`roots`] explains why a retry is not enough, and how it is done. The result depends on what the server
+//! shows:
 //!
-//! | the server | what becomes of it |
+//! | the server | the result |
 //! | --- | --- |
-//! | shows the trace, and takes spans with `opik.trace_id` | all spans are stored: delivered |
+//! | shows the trace, and accepts spans with `opik.trace_id` | all spans are stored: delivered |
 //! | shows the trace, and is too old for the attribute | divided; a root alone is delivered if its own record is shown, else rejected with these words |
 //! | does not show the trace (yet) | divided; a root alone waits for another attempt |
-//! | lets nobody read | the id that this request would make is tried; refused again, a root alone is already there |
+//! | has no such read | the id that this request would create is tried; if that is refused, a root alone is already there |
 //!
-//! The last row is no guess about spans: every server that knows the attribute has the read, too.
+//! The last row does not guess about spans: every server that knows the attribute has the read, too.
 //!
 //! [`roots`]: crate::protocol::otlp::roots
 
@@ -27,45 +29,45 @@ use crate::protocol::otlp::{Format, PROJECT_HEADER};
 use crate::protocol::readback::{self, DEFAULT_PROJECT, Kind, shown, shown_in_page};
 use crate::protocol::recognise::Endpoint;
 
-/// Pages that are read for the traces of one request. The filter leaves those that begin with its roots.
+/// Pages that are read for the traces of one request. The filter selects traces that begin with its roots.
 const PAGES_MAX: usize = 10;
-/// Traces of one request that are looked for one by one. What has more is divided.
+/// Traces of one request that are searched one by one. A request with more is divided.
 const SEARCHES_MAX: usize = 16;
-/// Bytes of a page that are read: ids, and little else.
+/// Bytes of a page that are read: mostly ids.
 const PAGE_BYTES_MAX: usize = 8 * 1024 * 1024;
-/// Bytes of one entity that are read: it is there, or it is not.
+/// Bytes of one entity that are read: only its existence matters.
 const ENTITY_BYTES_MAX: usize = 64 * 1024;
 
-/// What came of it.
+/// The result for one request.
 pub(super) enum Completed {
-    /// The answer to judge by.
+    /// The answer by which the request is judged.
     Answer(Result<Answer, SendFailure>),
-    /// All of the request is on the server.
+    /// The server has all of the request.
     AlreadyThere(Answer),
-    /// The server names a trace that it does not show: it may later.
+    /// The server refers to a trace that it does not show yet.
     NotShown(Answer),
 }
 
-/// What the server shows of a request's traces.
-enum Found {
-    /// Opik's id of each, if it shows it.
+/// The traces of a request, as the server shows them.
+enum TraceIds {
+    /// Opik's id of each trace that it shows.
     Ids(Vec<Option<Uuid>>),
     /// It has no such read.
     NoRead,
     /// This key may not read.
     NotAllowed,
-    /// It can't be asked now.
+    /// It can't be read now.
     Failed(Result<Answer, SendFailure>),
 }
 
-/// Opik's ids of traces that the server has, as it showed them, by what names them in requests of the lane.
+/// Opik's ids of traces that the server has shown, by the key that names them in the lane's requests.
 #[derive(Default)]
 pub(super) struct KnownTraces(HashMap<Vec<u8>, Uuid>);
 
 impl KnownTraces {
     /// Returns a request with its roots of these traces attached to them; `None` when it has none.
     ///
-    /// Pieces of a request whose roots share a trace would otherwise meet the conflict one by one.
+    /// Otherwise, pieces of a request whose roots share a trace would get the conflict one by one.
     pub fn attach(&self, request: &Request) -> Option<Request> {
         if self.0.is_empty() {
             return None;
@@ -76,7 +78,7 @@ impl KnownTraces {
     }
 }
 
-/// Delivers what is missing of a request that was answered with `conflict`.
+/// Delivers the missing spans of a request that was answered with `conflict`.
 pub(super) fn complete(sender: &Sender<'_>, request: &Request, conflict: Answer, known: &mut KnownTraces) -> Completed {
     let Some((content, roots)) = read(request) else { return Completed::Answer(Ok(conflict)) };
     if roots.traces().is_empty() {
@@ -84,14 +86,14 @@ pub(super) fn complete(sender: &Sender<'_>, request: &Request, conflict: Answer,
     }
     let is_alone = roots.span_count() == 1;
     let (ids, are_shown) = match find_traces(sender, request, &roots) {
-        Found::Ids(ids) => (ids, true),
-        Found::NoRead => (roots.traces().iter().map(|trace| trace.likely_id()).collect(), false),
-        Found::NotAllowed => {
+        TraceIds::Ids(ids) => (ids, true),
+        TraceIds::NoRead => (roots.traces().iter().map(|trace| trace.likely_id()).collect(), false),
+        TraceIds::NotAllowed => {
             let text =
                 format!("{}; opik-offline: the key may not read the trace to see what is missing", conflict.text);
             return Completed::Answer(Ok(Answer { text, ..conflict }));
         }
-        Found::Failed(result) => return Completed::Answer(result),
+        TraceIds::Failed(result) => return Completed::Answer(result),
     };
     if ids.iter().all(Option::is_none) || !sender.keeper.may_send() {
         let text = format!("{}; opik-offline: the server does not show this trace", conflict.text);
@@ -111,7 +113,7 @@ pub(super) fn complete(sender: &Sender<'_>, request: &Request, conflict: Answer,
             if result.as_ref().is_ok_and(|answer| (200..300).contains(&answer.status)) {
                 info!(
                     target: "replay_manager", spans = roots.span_count(),
-                    "the Opik server had a trace from an earlier attempt, its spans were delivered without making it again"
+                    "the Opik server had a trace from an earlier attempt, its spans were delivered without creating it again"
                 );
             }
             return Completed::Answer(result);
@@ -122,7 +124,7 @@ pub(super) fn complete(sender: &Sender<'_>, request: &Request, conflict: Answer,
         Some(_) if is_alone => {
             warn!(
                 target: "replay_manager",
-                "the Opik server has the trace of a root span already; whether it has the span's own record it does not show"
+                "the Opik server already has the trace of a root span; it does not show whether it has the span's own record"
             );
             Completed::AlreadyThere(answer)
         }
@@ -130,14 +132,14 @@ pub(super) fn complete(sender: &Sender<'_>, request: &Request, conflict: Answer,
     }
 }
 
-/// Asks an older server for a root's own record, which it does not take apart from its trace.
+/// Asks an older server for a root's own record, which it stores only together with its trace.
 fn own_record(sender: &Sender<'_>, roots: &Roots, trace: Uuid, conflict: Answer) -> Completed {
     for span in roots.span_ids(trace) {
         let result = get(sender, Kind::Span, span);
         match &result {
             Ok(answer) if is_foreign(answer) => return Completed::Answer(result),
             Ok(answer) if answer.status == 200 && is_shown(answer, span) => return Completed::AlreadyThere(conflict),
-            // An answer about something else confirms nothing.
+            // An answer about another entity confirms nothing.
             Ok(answer) if answer.status < 300 => return Completed::NotShown(conflict),
             Ok(answer) if answer.status == 404 => {}
             _ => return Completed::Answer(result),
@@ -159,8 +161,8 @@ fn read(request: &Request) -> Option<(bytes::Bytes, Roots)> {
     Some((content, roots))
 }
 
-/// Looks for Opik's ids of the traces that have roots here.
-fn find_traces(sender: &Sender<'_>, request: &Request, roots: &Roots) -> Found {
+/// Searches for Opik's ids of the traces whose roots are in this request.
+fn find_traces(sender: &Sender<'_>, request: &Request, roots: &Roots) -> TraceIds {
     let project = request.headers.get(PROJECT_HEADER).and_then(|value| std::str::from_utf8(value).ok());
     let project = project.map(str::trim).filter(|project| !project.is_empty()).unwrap_or(DEFAULT_PROJECT);
     let mut ids: Vec<Option<Uuid>> = vec![None; roots.traces().len()];
@@ -171,16 +173,16 @@ fn find_traces(sender: &Sender<'_>, request: &Request, roots: &Roots) -> Found {
             break;
         }
         let answer = match ask(roots.search(project, after.as_deref())) {
-            Ok(answer) if is_foreign(&answer) => return Found::Failed(Ok(answer)),
+            Ok(answer) if is_foreign(&answer) => return TraceIds::Failed(Ok(answer)),
             Ok(answer) if answer.status == 200 => answer,
-            Ok(Answer { status: 401..=403, .. }) => return Found::NotAllowed,
+            Ok(Answer { status: 401..=403, .. }) => return TraceIds::NotAllowed,
             Ok(answer) if matches!(answer.status, 400..=499 | 501) && !matches!(answer.status, 408 | 425 | 429) => {
-                debug!(target: "replay_manager", status = answer.status, "the Opik server has no search for traces");
+                debug!(target: "replay_manager", status = answer.status, "the Opik server does not support searching traces");
                 return by_likely_id(sender, roots);
             }
-            // Nothing that is read may pass for what was sent.
+            // A read must never count as a confirmation of the write.
             Ok(answer) if answer.status < 300 => return by_likely_id(sender, roots),
-            result => return Found::Failed(result),
+            result => return TraceIds::Failed(result),
         };
         let page = shown_in_page(answer.text.as_bytes());
         note(roots, &page, &mut ids);
@@ -192,37 +194,38 @@ fn find_traces(sender: &Sender<'_>, request: &Request, roots: &Roots) -> Found {
             _ => break,
         }
     }
-    // A trace begins with the root that made it, which may be another one.
+    // A trace's start is that of the root that created it, which may be another one.
     let missing: Vec<usize> = (0..ids.len()).filter(|at| ids[*at].is_none()).take(SEARCHES_MAX).collect();
     for read in missing.into_iter().flat_map(|at| roots.traces()[at].search(project)) {
         if !sender.keeper.may_send() {
             break;
         }
         match ask(read) {
-            Ok(answer) if is_foreign(&answer) => return Found::Failed(Ok(answer)),
+            Ok(answer) if is_foreign(&answer) => return TraceIds::Failed(Ok(answer)),
             Ok(answer) if answer.status == 200 => note(roots, &shown_in_page(answer.text.as_bytes()), &mut ids),
-            // It has searched by time, so what it does not know is this filter.
+            // It has searched by time, so it is this filter that it does not support.
             Ok(answer) if answer.status < 500 && !matches!(answer.status, 408 | 425 | 429) => break,
-            result => return Found::Failed(result),
+            result => return TraceIds::Failed(result),
         }
     }
-    // A search may be late where a read by id is not.
+    // The search index may lag where a read by id does not.
     for (trace, known) in roots.traces().iter().zip(&mut ids).filter(|(_, known)| known.is_none()).take(SEARCHES_MAX) {
         let Some(id) = trace.likely_id().filter(|_| sender.keeper.may_send()) else { continue };
         match get(sender, Kind::Trace, id) {
-            Ok(answer) if is_foreign(&answer) => return Found::Failed(Ok(answer)),
+            Ok(answer) if is_foreign(&answer) => return TraceIds::Failed(Ok(answer)),
             Ok(answer) if answer.status == 200 && is_shown(&answer, id) => *known = Some(id),
             Ok(answer) if answer.status < 500 && !matches!(answer.status, 408 | 425 | 429) => {}
-            result => return Found::Failed(result),
+            result => return TraceIds::Failed(result),
         }
     }
-    Found::Ids(ids)
+    TraceIds::Ids(ids)
 }
 
-/// Notes which traces a page shows.
+/// Notes the traces that a page shows.
 fn note(roots: &Roots, page: &[readback::Shown], ids: &mut [Option<Uuid>]) {
     for id in page.iter().filter_map(|shown| Uuid::try_parse(&shown.id).ok()) {
-        // Of two, one was made after the server had forgotten the other: the id that this request makes is current.
+        // If there are two, one was created after the server had forgotten the other: the id that this request creates
+        // is the current one.
         for (trace, known) in roots.traces().iter().zip(ids.iter_mut()) {
             if trace.is(id) && (known.is_none() || trace.likely_id() == Some(id)) {
                 *known = Some(id);
@@ -231,8 +234,8 @@ fn note(roots: &Roots, page: &[readback::Shown], ids: &mut [Option<Uuid>]) {
     }
 }
 
-/// Asks for the ids that this request would make, where there is no search.
-fn by_likely_id(sender: &Sender<'_>, roots: &Roots) -> Found {
+/// Reads the ids that this request would create, where there is no search.
+fn by_likely_id(sender: &Sender<'_>, roots: &Roots) -> TraceIds {
     let mut ids = Vec::new();
     for trace in roots.traces() {
         let Some(id) = trace.likely_id().filter(|_| sender.keeper.may_send()) else {
@@ -240,14 +243,14 @@ fn by_likely_id(sender: &Sender<'_>, roots: &Roots) -> Found {
             continue;
         };
         match get(sender, Kind::Trace, id) {
-            Ok(answer) if is_foreign(&answer) => return Found::Failed(Ok(answer)),
+            Ok(answer) if is_foreign(&answer) => return TraceIds::Failed(Ok(answer)),
             Ok(answer) if answer.status == 200 && is_shown(&answer, id) => ids.push(Some(id)),
-            Ok(Answer { status: 400..=407 | 409..=424 | 426..=428 | 430..=499 | 501, .. }) => return Found::NoRead,
-            Ok(answer) if answer.status == 200 => return Found::NoRead,
-            result => return Found::Failed(result),
+            Ok(Answer { status: 400..=407 | 409..=424 | 426..=428 | 430..=499 | 501, .. }) => return TraceIds::NoRead,
+            Ok(answer) if answer.status == 200 => return TraceIds::NoRead,
+            result => return TraceIds::Failed(result),
         }
     }
-    Found::Ids(ids)
+    TraceIds::Ids(ids)
 }
 
 fn get(sender: &Sender<'_>, kind: Kind, id: Uuid) -> Result<Answer, SendFailure> {
@@ -255,12 +258,12 @@ fn get(sender: &Sender<'_>, kind: Kind, id: Uuid) -> Result<Answer, SendFailure>
     sender.replay.upstream.read_back(&sender.work.lane, &read, ENTITY_BYTES_MAX)
 }
 
-/// Says whether a front answered: what it says of a read is no word about what the server has.
+/// Returns whether a front answered: its answer to a read does not tell what the server has.
 fn is_foreign(answer: &Answer) -> bool {
     answer.recognised.foreign().is_some()
 }
 
-/// Says whether an answer shows this entity. Of a long one the end is cut off.
+/// Returns whether an answer shows this entity. A long answer is truncated.
 fn is_shown(answer: &Answer, id: Uuid) -> bool {
     let id = id.to_string();
     match shown(answer.text.as_bytes()) {
@@ -269,7 +272,7 @@ fn is_shown(answer: &Answer, id: Uuid) -> bool {
     }
 }
 
-/// Returns a request that says something else in the same place.
+/// Returns the same request with another body.
 fn with_content(request: &Request, content: Vec<u8>) -> Request {
     let headers = request.headers.iter().filter(|(name, _)| !name.eq_ignore_ascii_case("content-encoding"));
     Request {

@@ -12,7 +12,7 @@ use super::lane::{LaneWorker, claim_bytes_max};
 use super::lease::LeaseKeeper;
 use super::sender::Sender;
 use super::throttle::{MessageQuota, PauseGate};
-use super::workers::Workers;
+use super::workers::LaneWorkers;
 use crate::delivery::pacing::Pace;
 use crate::message::{MessageStatus, Server};
 use crate::monitor::Availability;
@@ -32,8 +32,8 @@ impl Replay<'_> {
     ///
     /// # Errors
     ///
-    /// [`StoreError::LeaseHeld`] while another process replays this store, [`StoreError::LeaseLost`] if it took over
-    /// in the middle, and what else keeps the store from being used. The claimed messages are *failed* again, at once or
+    /// [`StoreError::LeaseHeld`] while another process replays this store, [`StoreError::LeaseLost`] if it took over in
+    /// the middle, and what else keeps the store from being used. The claimed messages are *failed* again, at once or
     /// when the next round starts.
     pub fn drain(&self, owner: &Owner) -> Result<DrainEnd, StoreError> {
         let keeper = LeaseKeeper::acquire(self.store, owner)?;
@@ -103,7 +103,7 @@ impl Replay<'_> {
             keeper,
             gate: &gate,
             quota: &quota,
-            workers: Workers::new(self.workers_max.max(1), self.upstream.answer_timeout()),
+            workers: LaneWorkers::new(self.workers_max.max(1), self.upstream.answer_timeout()),
             lanes: VecDeque::new(),
             list_at: Instant::now(),
             next_due_at_ms: i64::MAX,
@@ -162,7 +162,7 @@ struct Round<'r> {
     keeper: &'r LeaseKeeper<'r>,
     gate: &'r PauseGate,
     quota: &'r MessageQuota,
-    workers: Workers,
+    workers: LaneWorkers,
     /// Lanes with work that have no worker yet.
     lanes: VecDeque<LaneWork>,
     /// When the store is asked for lanes again.

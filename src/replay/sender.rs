@@ -6,7 +6,7 @@ use tracing::{debug, info};
 
 use super::context::Replay;
 use super::lease::LeaseKeeper;
-use crate::delivery::lane_health::{Decision, Event, Turn};
+use crate::delivery::lane_health::{Decision, Event, LaneTurn};
 use crate::message::{MessageId, MessageType, Request};
 use crate::protocol::answers::{Answer, SendFailure};
 use crate::protocol::fallback::fallback;
@@ -44,7 +44,7 @@ impl Sender<'_> {
     }
 
     /// Takes what happened to the lane, and returns what to do.
-    pub fn on(&self, turn: &mut Turn, event: Event) -> Decision {
+    pub fn on(&self, turn: &mut LaneTurn, event: Event) -> Decision {
         self.replay.state.on(self.work.id, turn, event)
     }
 

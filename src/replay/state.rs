@@ -1,4 +1,4 @@
-//! What a replayer remembers between its rounds: the health of each lane, and outcomes that it could not settle.
+//! A replayer's memory between its rounds: the health of each lane, and outcomes that it could not settle.
 //!
 //! In memory only: a new process starts empty. Messages and lanes are remembered by their ids, which are valid in one
 //! store only, and the server's decision about a message is valid only while no other replayer works on the store. Both
@@ -9,101 +9,108 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use crate::delivery::id_window::{IdWindow, Outside};
-use crate::delivery::lane_health::{BreakerSettings, Decision, Event, LaneHealth, Turn};
+use crate::delivery::lane_health::{BreakerSettings, Decision, Event, LaneHealth, LaneTurn};
 use crate::delivery::pacing::Pace;
 use crate::message::MessageId;
 use crate::monitor::jitter;
 use crate::store::{LaneId, LaneWork, LastAnswer, Outcome, ReplayRecord, StoreIdentity};
 
-/// Requests that may wait longer than the answer timeout at the same time: each may occupy a worker for minutes.
+/// The most concurrent requests with an extended timeout: each may occupy a worker for minutes.
 const PATIENT_MAX: usize = 8;
 /// Unsettled outcomes remembered; messages beyond these are sent again, as upserts.
 const UNSETTLED_MAX: usize = 10_000;
 
-/// What one replayer remembers between its rounds. One mutex; it is never held over I/O.
+/// A replayer's memory between its rounds. One mutex; it is never held over I/O.
 #[derive(Debug, Default)]
 pub struct ReplayState {
-    known: Mutex<Known>,
+    remembered: Mutex<Remembered>,
 }
 
 #[derive(Debug, Default)]
-struct Known {
+struct Remembered {
     /// The store of the last round, and the epoch of its lease.
     round: Option<(StoreIdentity, i64)>,
     lanes: HashMap<LaneId, LaneHealth>,
-    /// What the server has decided and the store could not settle.
+    /// Decisions of the server that the store could not settle.
     unsettled: HashMap<MessageId, Outcome>,
     /// Lanes that were claimed from since the last time that a replayer may have ended with messages in flight.
     resumed: HashSet<LaneId>,
-    /// Requests that wait longer than the answer timeout just now.
+    /// Requests that have an extended timeout now.
     patient: usize,
     /// When the store was last asked for held messages.
     held_checked: Option<Instant>,
-    /// What was replayed since the backlog began.
+    /// Sum of the rounds since the backlog began.
     backlog: Option<ReplayRecord>,
 }
 
-/// The right of one request to wait longer than the answer timeout, until it is dropped.
-pub(super) struct Patience<'a>(&'a ReplayState);
+/// The right of one request to an extended timeout, until it is dropped.
+pub(super) struct ExtendedTimeout<'a>(&'a ReplayState);
 
-impl Drop for Patience<'_> {
+impl Drop for ExtendedTimeout<'_> {
     fn drop(&mut self) {
-        self.0.known().patient -= 1;
+        self.0.lock().patient -= 1;
     }
 }
 
 impl ReplayState {
     /// Begins a round under the lease of this epoch.
     ///
-    /// Forgets everything if it is another store. In the same store, an epoch that does not follow the previous one means
-    /// that another replayer had the lease: it had the unsettled messages, and its outcomes, or a person's, count.
+    /// Forgets everything if it is another store. In the same store, an epoch that does not follow the previous one
+    /// means that another replayer had the lease: it had the unsettled messages, and its outcomes, or a person's,
+    /// count.
     pub(super) fn begin(&self, store: StoreIdentity, epoch: i64) {
-        let mut known = self.known();
-        known.lanes.values_mut().for_each(LaneHealth::begin_round);
-        let Some((earlier_store, earlier_epoch)) = known.round.replace((store, epoch)) else { return };
+        let mut remembered = self.lock();
+        remembered.lanes.values_mut().for_each(LaneHealth::begin_round);
+        let Some((earlier_store, earlier_epoch)) = remembered.round.replace((store, epoch)) else { return };
         if earlier_store != store {
-            known.lanes.clear();
+            remembered.lanes.clear();
         }
         if earlier_store != store || earlier_epoch.checked_add(1) != Some(epoch) {
-            known.unsettled.clear();
-            known.resumed.clear();
+            remembered.unsettled.clear();
+            remembered.resumed.clear();
         }
     }
 
     /// Notes that messages were found in flight whose replayer has ended.
     pub(super) fn interrupted(&self) {
-        self.known().resumed.clear();
+        self.lock().resumed.clear();
     }
 
     /// Returns whether messages of a lane may wait that were in flight when a replayer ended.
     pub(super) fn may_be_interrupted(&self, lane: LaneId) -> bool {
-        !self.known().resumed.contains(&lane)
+        !self.lock().resumed.contains(&lane)
     }
 
     /// Notes that messages of a lane were claimed, with all that were in flight when a replayer ended.
     pub(super) fn claimed(&self, lane: LaneId) {
-        self.known().resumed.insert(lane);
+        self.lock().resumed.insert(lane);
     }
 
     /// Starts a worker's turn with a lane; `is_extra`: another worker of the lane waits for an answer.
-    pub(super) fn begin_turn(&self, work: &LaneWork, start: Pace, settings: BreakerSettings, is_extra: bool) -> Turn {
+    pub(super) fn begin_turn(
+        &self,
+        work: &LaneWork,
+        start: Pace,
+        settings: BreakerSettings,
+        is_extra: bool,
+    ) -> LaneTurn {
         let ended_hold = work.hold.as_ref().map(|hold| hold.probe);
         self.with(work.id, |health| health.begin_turn(settings, start, ended_hold, is_extra))
     }
 
     /// Ends a worker's turn.
-    pub(super) fn end_turn(&self, lane: LaneId, turn: &Turn) {
+    pub(super) fn end_turn(&self, lane: LaneId, turn: &LaneTurn) {
         self.with(lane, |health| health.end_turn(turn));
     }
 
     /// Takes what happened to a lane in this turn, and returns what to do.
-    pub(super) fn on(&self, lane: LaneId, turn: &mut Turn, event: Event) -> Decision {
+    pub(super) fn on(&self, lane: LaneId, turn: &mut LaneTurn, event: Event) -> Decision {
         self.with(lane, |health| health.on(turn, event, jitter()))
     }
 
     /// Calls `visit` with the health of a lane.
     pub(super) fn with<T>(&self, lane: LaneId, visit: impl FnOnce(&mut LaneHealth) -> T) -> T {
-        visit(self.known().lanes.entry(lane).or_default())
+        visit(self.lock().lanes.entry(lane).or_default())
     }
 
     /// Learns which ids the server refuses for their time.
@@ -120,68 +127,68 @@ impl ReplayState {
 
     /// Returns which ids the server refuses for their time, and its answer, if it said so a moment ago.
     pub(super) fn refused_ids(&self, lane: LaneId) -> Option<(IdWindow, LastAnswer)> {
-        let known = self.known();
-        let refused = known.lanes.get(&lane)?.refused_ids(Instant::now())?;
+        let remembered = self.lock();
+        let refused = remembered.lanes.get(&lane)?.refused_ids(Instant::now())?;
         let answer = LastAnswer { status: Some(400), text: refused.answer.clone(), at_ms: refused.at_ms };
         Some((refused.window, answer))
     }
 
     /// Returns whether it is time to ask the store for held messages to probe.
     pub(super) fn is_held_check_due(&self, interval: Duration) -> bool {
-        self.known().held_checked.is_none_or(|checked| checked.elapsed() >= interval / 4)
+        self.lock().held_checked.is_none_or(|checked| checked.elapsed() >= interval / 4)
     }
 
     /// Notes that the store was asked for held messages, and which of them are sent again as probes.
     pub(super) fn held_checked(&self, probes: &[(LaneId, MessageId)]) {
-        self.known().held_checked = Some(Instant::now());
+        self.lock().held_checked = Some(Instant::now());
         for (lane, message) in probes {
             self.with(*lane, |health| health.probe_held(*message));
         }
     }
 
-    /// Remembers what the server has decided and the store could not settle.
+    /// Remembers the server's decisions that the store could not settle.
     pub(super) fn keep_unsettled(&self, outcomes: &[(MessageId, Outcome)]) {
-        let mut known = self.known();
+        let mut remembered = self.lock();
         for (message, outcome) in outcomes {
-            if is_final(outcome) && known.unsettled.len() < UNSETTLED_MAX {
-                known.unsettled.insert(*message, outcome.clone());
+            if is_final(outcome) && remembered.unsettled.len() < UNSETTLED_MAX {
+                remembered.unsettled.insert(*message, outcome.clone());
             }
         }
     }
 
     /// Returns the unsettled outcome of a message.
     pub(super) fn unsettled(&self, message: MessageId) -> Option<Outcome> {
-        self.known().unsettled.get(&message).cloned()
+        self.lock().unsettled.get(&message).cloned()
     }
 
     /// Forgets messages of a lane that are settled now. Returns whether a held message that was sent as a probe for the
     /// lane's others was delivered.
     pub(super) fn settled(&self, lane: LaneId, outcomes: &[(MessageId, Outcome)]) -> bool {
-        let mut known = self.known();
-        if !known.unsettled.is_empty() {
-            outcomes.iter().for_each(|(message, _)| drop(known.unsettled.remove(message)));
+        let mut remembered = self.lock();
+        if !remembered.unsettled.is_empty() {
+            outcomes.iter().for_each(|(message, _)| drop(remembered.unsettled.remove(message)));
         }
         let of = |wanted: fn(&Outcome) -> bool| -> Vec<MessageId> {
             outcomes.iter().filter(|(_, outcome)| wanted(outcome)).map(|(message, _)| *message).collect()
         };
         let delivered = of(|outcome| *outcome == Outcome::Delivered);
-        known.lanes.entry(lane).or_default().settled(&of(is_final), &delivered)
+        remembered.lanes.entry(lane).or_default().settled(&of(is_final), &delivered)
     }
 
-    /// Returns the right to wait longer than the answer timeout, or `None` while [`PATIENT_MAX`] requests have it.
-    pub(super) fn patience(&self) -> Option<Patience<'_>> {
-        let mut known = self.known();
-        if known.patient >= PATIENT_MAX {
+    /// Returns the right to an extended timeout, or `None` while [`PATIENT_MAX`] requests have it.
+    pub(super) fn patience(&self) -> Option<ExtendedTimeout<'_>> {
+        let mut remembered = self.lock();
+        if remembered.patient >= PATIENT_MAX {
             return None;
         }
-        known.patient += 1;
-        Some(Patience(self))
+        remembered.patient += 1;
+        Some(ExtendedTimeout(self))
     }
 
     /// Adds a round to what was replayed since the backlog began, and returns the sum.
     pub(super) fn add_round(&self, round: ReplayRecord) -> ReplayRecord {
-        let mut known = self.known();
-        let sum = match known.backlog.take() {
+        let mut remembered = self.lock();
+        let sum = match remembered.backlog.take() {
             Some(earlier) => ReplayRecord {
                 started_at_ms: earlier.started_at_ms,
                 delivered: earlier.delivered + round.delivered,
@@ -191,13 +198,13 @@ impl ReplayState {
             None => round,
         };
         if sum.remaining > 0 {
-            known.backlog = Some(sum.clone());
+            remembered.backlog = Some(sum.clone());
         }
         sum
     }
 
-    fn known(&self) -> MutexGuard<'_, Known> {
-        lock(&self.known)
+    fn lock(&self) -> MutexGuard<'_, Remembered> {
+        lock(&self.remembered)
     }
 }
 
@@ -242,7 +249,7 @@ mod tests {
     }
 
     #[test]
-    fn a_bounded_number_of_requests_waits_longer_than_others() {
+    fn a_bounded_number_of_requests_has_an_extended_timeout() {
         let state = ReplayState::default();
         let mut patient: Vec<_> = (0..PATIENT_MAX).map(|_| state.patience().expect("one more may wait")).collect();
         assert!(state.patience().is_none());

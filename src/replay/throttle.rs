@@ -1,11 +1,12 @@
-//! What slows a whole round down: the pause that the user set, and the limit on the number of messages.
+//! Throttles a whole round: the pause that the user set, and the limit on the number of messages.
 
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 use super::state::lock;
 
-/// Keeps every lane from sending for the pause that the user set: "50 messages, then 0.5 s" applies to the whole replay.
+/// Keeps every lane from sending for the pause that the user set: "50 messages, then 0.5 s" applies to the whole
+/// replay.
 #[derive(Default)]
 pub(super) struct PauseGate {
     opens: Mutex<Option<Instant>>,
@@ -61,7 +62,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_quota_is_spent_once_its_messages_are_taken_and_used() {
+    fn a_quota_is_spent_once_its_messages_are_taken() {
         let quota = MessageQuota::new(Some(5));
         assert_eq!((quota.take(3), quota.take(3)), (3, 2));
         assert!(quota.is_spent());

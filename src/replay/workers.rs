@@ -9,8 +9,8 @@ use crate::store::{LaneId, LaneWork};
 
 /// How many lanes are replayed concurrently.
 const LANES_MAX: usize = 24;
-/// The same, including those whose request has been open for longer than [`SLOW_AFTER`]: a server that hangs on some lanes
-/// must not keep the others from being replayed.
+/// The same, including those whose request has been open for longer than [`SLOW_AFTER`]: a server that hangs on some
+/// lanes must not keep the others from being replayed.
 const LANES_MAX_WITH_SLOW: usize = 48;
 /// How many of these may be lanes whose last request failed.
 const FAILING_LANES_MAX: usize = 36;
@@ -22,8 +22,8 @@ const WORKERS_OF_A_LANE_MAX: usize = 4;
 const EXTRA_WORKERS_MAX: usize = 16;
 
 /// Which worker is with which lane.
-pub(super) struct Workers {
-    /// The most workers, however long they wait for answers.
+pub(super) struct LaneWorkers {
+    /// The most workers, including those that wait for answers.
     most: usize,
     /// The longest that a request takes, unless it is given more time than others.
     answer_timeout: Duration,
@@ -39,7 +39,7 @@ struct BusyWorker {
     is_extra: bool,
 }
 
-impl Workers {
+impl LaneWorkers {
     /// Returns none busy, of this many at most.
     pub fn new(most: usize, answer_timeout: Duration) -> Self {
         Self { most, answer_timeout, busy: Vec::new(), next_number: 0 }
@@ -55,8 +55,8 @@ impl Workers {
         let may = if self.busy.len() >= self.most {
             false
         } else if is_extra {
-            // A half-open lane has one message to send and no work for a second worker, unless that message is given more
-            // time than others: the lane may have recovered meanwhile.
+            // A half-open lane has one message to send and no work for a second worker, unless that message is given
+            // more time than others: the lane may have recovered meanwhile.
             let is_patient = |worker: &BusyWorker| now.saturating_duration_since(worker.since) > self.answer_timeout;
             here < WORKERS_OF_A_LANE_MAX
                 && count(&|worker| worker.is_extra) < EXTRA_WORKERS_MAX
@@ -116,26 +116,26 @@ mod tests {
         }
     }
 
-    fn admitted(workers: &mut Workers, lanes: std::ops::Range<i64>, is_failing: bool, now: Instant) -> usize {
+    fn admitted(workers: &mut LaneWorkers, lanes: std::ops::Range<i64>, is_failing: bool, now: Instant) -> usize {
         lanes.filter(|lane| workers.admit(&work(*lane, false), is_failing, now).is_some()).count()
     }
 
     #[test]
     fn lanes_that_wait_for_an_answer_keep_a_bounded_number_of_workers() {
         let start = Instant::now();
-        let mut workers = Workers::new(100, Duration::from_secs(95));
+        let mut workers = LaneWorkers::new(100, Duration::from_secs(95));
         assert_eq!(admitted(&mut workers, 0..100, true, start), LANES_MAX);
         let later = start + SLOW_AFTER;
         assert_eq!(admitted(&mut workers, 100..200, true, later), FAILING_LANES_MAX - LANES_MAX);
         assert_eq!(admitted(&mut workers, 200..300, false, later), LANES_MAX_WITH_SLOW - FAILING_LANES_MAX);
-        assert_eq!(admitted(&mut Workers::new(3, Duration::ZERO), 0..100, false, start), 3, "fewer if configured");
+        assert_eq!(admitted(&mut LaneWorkers::new(3, Duration::ZERO), 0..100, false, start), 3, "fewer if configured");
     }
 
     #[test]
     fn a_lane_gets_another_worker_only_beside_requests_that_hang() {
         let start = Instant::now();
         let timeout = Duration::from_secs(95);
-        let mut workers = Workers::new(100, timeout);
+        let mut workers = LaneWorkers::new(100, timeout);
         let mut is_admitted = |is_half_open, now| workers.admit(&work(1, is_half_open), false, now).is_some();
         assert!(is_admitted(true, start));
         let slow = start + SLOW_AFTER;

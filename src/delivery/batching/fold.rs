@@ -1,48 +1,49 @@
-//! Updates folded into the stored batch create of their entity, where the result is what the server would end with.
+//! Folding: updates are merged into the stored batch create of their entity, if the server's record is the same in the
+//! end.
 //!
-//! The TypeScript SDK's backlog is batch creates followed by one PATCH per entity. Sent as stored that is a request per
-//! PATCH; folded, each batch is one request that already says what its updates say.
+//! The TypeScript SDK's backlog is batch creates followed by one PATCH per entity. Sent as stored that is a request
+//! per PATCH; folded, each batch is one request that includes its updates.
 //!
 //! # When it is exact
 //!
-//! Facts are those of the protocol dossier, section f, and of the OpenAPI file. What neither says is taken not to be
-//! known, and what is not known is never folded.
+//! Facts are those of the protocol dossier, section f, and of the OpenAPI file. A fact in neither is treated as
+//! unknown ([`merge_rules`](crate::protocol::merge_rules)), and an unknown effect is never folded.
 //!
-//! - **The create is an item of a batch and carries no `last_updated_at`.** The server stamps such an item when it comes,
-//!   and it replaces whatever record was there, so that the update then changes just this item: one write of both leaves
-//!   the same record, also when an earlier attempt reached the server and its answer was lost. With a `last_updated_at`
-//!   the folded record would carry the create's older time where the server would have stamped the update's arrival, and
-//!   a later batch create could win or lose differently.
-//! - **Never into a single create.** It leaves an existing full record alone, and then the folded update would be lost.
-//!   That our own message was never tried proves nothing: a client that gave up on an answer sends its create again, as
-//!   another message, and so may a client that does not come through this agent.
-//! - **The item is the only one of its id in its request, and no known member of it is there twice.** Which of two wins
-//!   is not known. The body has no other member than the list.
-//! - **Nothing between the two, in delivery order, conflicts with the update** ([`crate::message::conflict`]; the caller
-//!   checks that, and that the headers agree). Updates of one entity fold in their order; one that stays apart keeps those
-//!   behind it apart.
+//! - **The create is an item of a batch and has no `last_updated_at`.** The server stamps such an item on arrival, and
+//!   it replaces any existing record, so that the update then changes just this item: one write of both leaves the same
+//!   record, even if an earlier attempt reached the server and its answer was lost. With a `last_updated_at` the folded
+//!   record would have the create's older time where the server would have stamped the update's arrival, and a later
+//!   batch create could win or lose differently.
+//! - **Never into a single create.** It leaves an existing full record unchanged, and then the folded update would be
+//!   lost. That this message was never tried proves nothing: a client whose request timed out retries its create, as
+//!   another message, and so may a client that does not use this agent.
+//! - **The item is the only one with its id in its request, and has no known member twice.** Which of two wins is
+//!   unknown. The body has no member but the list.
+//! - **Nothing between the two, in delivery order, conflicts with the update** ([`crate::message::conflict`]; the
+//!   caller checks that, and that the headers agree). Updates of one entity are folded in their order; one that stays
+//!   separate keeps later ones separate.
 //! - **The update is one PATCH by id, without a query, and each of its members is known to be replaced whole.**
-//!   `tags_to_add` and `tags_to_remove` change what is there, `project_id` is in no create, an unknown member may do
-//!   anything. Null and empty values (`""`, blanks, `{}`, `[]`, numbers that may round to 0) may be taken as *not given*,
-//!   which a create would not do.
+//!   `tags_to_add` and `tags_to_remove` modify existing tags, `project_id` is in no create, an unknown member may have
+//!   any effect. Null and empty values (`""`, blanks, `{}`, `[]`, numbers that may round to 0) may count as *not
+//!   given*, which they do not in a create.
 //! - **Identity agrees**: `project_name`, `trace_id` and `parent_span_id` are the same bytes in both, or in neither. An
-//!   update that lacks one names another place (the default project, no parent), which the server answers with 409: that
-//!   has to stay visible.
-//! - **`thread_id`, `source` and `environment`** are absent from the update or the same: whether an update moves a trace to
-//!   another thread, or changes where it came from, is not known.
-//! - **Only what the server takes for certain is covered up.** A refused value that a later one replaces would otherwise
-//!   be healed: the client's bad write would pass without a word. So a member that has a value already is replaced only
-//!   when that is a plain string or object where one belongs; others are only added, or repeated byte for byte.
+//!   update that lacks one is for another place (the default project, no parent), which the server answers with 409:
+//!   that has to stay visible.
+//! - **`thread_id`, `source` and `environment`** are absent from the update or the same: whether an update moves a
+//!   trace to another thread, or changes its origin, is unknown.
+//! - **Only a value that the server certainly accepts is replaced.** Otherwise folding would hide the refusal of a bad
+//!   value that a later one replaces. So a member that already has a value is replaced only if that is a plain string
+//!   or object where one is valid; others are only added, or repeated byte for byte.
 //! - **Limits of an update that a create does not have** are checked here: 50 tags of 100 characters.
-//! - **Estimated cost**: the server estimates it from a span's model, provider, usage and metadata as one request gives
-//!   them, and nobody says whether an update's estimate looks at the stored ones. An update with any of these folds only
-//!   when it names the cost itself, or when the item has none of these and no cost.
+//! - **Estimated cost**: the server estimates it from a span's model, provider, usage and metadata of one request, and
+//!   it is unknown whether an update's estimate also uses the stored ones. An update with any of these is folded only
+//!   if it has the cost itself, or if the item has none of these and no cost.
 //!
-//! A folded request that the server refuses, a 409 included, or that fails is taken apart again before anything else: the
+//! If the server refuses a folded request, even with 409, or fails at it, it is unfolded before anything else: the
 //! create as stored, then the updates, in order. So the good ones are delivered and a bad one is rejected alone.
 //!
-//! Every byte of the create's other members stays; a replaced member has the update's bytes, a new one stands at the end.
-//! One scan per body, no tree.
+//! Every byte of the create's other members stays; a replaced member has the update's bytes, a new one is appended.
+//! One pass of the parser per body, no tree.
 
 use std::collections::HashMap;
 use std::ops::Range;
@@ -60,7 +61,7 @@ pub struct Fold {
     kind: EntityKind,
     content: Bytes,
     items: Vec<FoldedItem>,
-    /// Which item makes an entity; `None` when several do.
+    /// Which item creates an entity; `None` if several do.
     by_entity: HashMap<EntityKey, Option<usize>>,
     /// Bytes of the result, or a little more.
     bytes: usize,
@@ -71,14 +72,14 @@ pub struct Fold {
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct FoldedItem {
     range: Range<usize>,
-    /// Its known members that have a value or null, each with where the value stands.
+    /// Its known members that have a value or null, each with the range of the value.
     own: Vec<(usize, Range<usize>)>,
-    /// Members that updates gave it, in the order in which they came.
+    /// Members given by updates, in the order of arrival.
     given: Vec<(usize, Bytes)>,
 }
 
 impl Fold {
-    /// Says whether it is worth a look: whether these messages may be a batch create and an update of one of its items.
+    /// Returns the kind of entity that a batch create creates; `None` if the message is not one.
     pub fn kind_of_create(message: &Claimed) -> Option<EntityKind> {
         match (message.message_type, message.request.path.as_str()) {
             (MessageType::CreateTraceBatch, "v1/private/traces/batch") => Some(EntityKind::Trace),
@@ -94,19 +95,19 @@ impl Fold {
             MessageType::UpdateSpan => (EntityKind::Span, "v1/private/spans/"),
             _ => return None,
         };
-        // What is no UUID, a query included, is nothing that we know.
+        // A path with anything but a UUID, such as a query, is unknown.
         let id = Uuid::try_parse(message.request.path.strip_prefix(prefix)?).ok()?;
         Some(EntityKey::from_parts(kind, id.into_bytes()))
     }
 
-    /// Reads a batch create whose content and result have at most so many bytes; `None` when it can take no update.
+    /// Parses a batch create whose content and result have at most `bytes_max` bytes; `None` if it can take no update.
     pub fn of(create: &Claimed, bytes_max: usize) -> Option<Self> {
         let kind = Self::kind_of_create(create)?;
         let content = create.request.body.decode(bytes_max as u64).ok()?;
         let items = read_batch(kind, &content).ok()??;
         let mut by_entity = HashMap::with_capacity(items.len());
         for (index, (id, item)) in items.iter().enumerate() {
-            // An item without a known id may be a second one of any id that only the server can read.
+            // An item without a parsed id may be a second one of any id, as the server parses it.
             let id = id.as_ref()?;
             let usable = item.is_some().then_some(index);
             by_entity.entry(EntityKey::from_parts(kind, id.into_bytes())).and_modify(|at| *at = None).or_insert(usable);
@@ -116,7 +117,7 @@ impl Fold {
         Some(Self { kind, bytes: content.len(), content, items, by_entity, bytes_max })
     }
 
-    /// Folds an update into its item when that is exact, and says whether it was; if not, nothing has changed.
+    /// Folds an update into its item if that is exact, and returns whether it was; if not, nothing has changed.
     pub fn take(&mut self, update: &Claimed) -> bool {
         self.fold(update).is_some()
     }
@@ -143,7 +144,7 @@ impl Fold {
         Some(())
     }
 
-    /// Returns the value that an item has by now; null is none.
+    /// Returns the value that an item has now; `None` for null.
     fn value<'a>(&'a self, item: &'a FoldedItem, member: usize) -> Option<&'a [u8]> {
         let given = item.given.iter().find(|(other, _)| *other == member).map(|(_, value)| &value[..]);
         let own = || item.own.iter().find(|(other, _)| *other == member).map(|(_, at)| &self.content[at.clone()]);
@@ -175,7 +176,7 @@ impl Fold {
                 return false;
             }
         }
-        // Something has to be left to say: what the server does with an update of nothing is not known.
+        // The update has to change something: the server's reaction to an empty update is unknown.
         let changes = given.iter().any(|(member, _)| !MEMBERS[*member].rule.is_unchanged());
         let names_cost = by("total_estimated_cost").is_some();
         let has_sources = |has: &dyn Fn(&str) -> bool| COST_SOURCES.into_iter().any(has);
@@ -206,7 +207,7 @@ impl Fold {
                 result.extend_from_slice(value);
                 copied = at.end;
             }
-            // An item that takes updates has an id, so a comma is right.
+            // An item that takes updates has an id, so a comma is valid.
             result.extend_from_slice(&self.content[copied..item.range.end - 1]);
             for (name, value) in added {
                 result.extend_from_slice(b",\"");
@@ -221,10 +222,10 @@ impl Fold {
     }
 }
 
-/// Ids of items, where they are known, and the items that may take updates.
+/// Ids of items, if parsed, and the items that may take updates.
 type BatchItems = Vec<(Option<Uuid>, Option<FoldedItem>)>;
 
-/// Reads the items of a batch; `None` when its body is not just one list of them.
+/// Parses the items of a batch; `None` if its body is not just one list of them.
 fn read_batch(kind: EntityKind, content: &[u8]) -> Result<Option<BatchItems>, NotJson> {
     let list = if kind == EntityKind::Trace { "traces" } else { "spans" };
     let mut scanner = Scanner::new(content)?;
@@ -260,7 +261,7 @@ fn read_item(kind: EntityKind, scanner: &mut Scanner<'_>) -> Result<(Option<Uuid
         let Some(member) = member_index(kind, key) else { return scanner.skip_value().map(drop) };
         let kind = scanner.peek()?;
         if key == "id" && kind == Kind::String {
-            // Read from a copy: the value is skipped below like any other.
+            // Parsed from a copy: the value is skipped below like any other.
             id = Uuid::try_parse(&scanner.clone().string()?).ok();
         }
         ids += usize::from(key == "id");
@@ -272,7 +273,7 @@ fn read_item(kind: EntityKind, scanner: &mut Scanner<'_>) -> Result<(Option<Uuid
     Ok((id, is_clear.then_some(FoldedItem { range, own, given: Vec::new() })))
 }
 
-/// Reads the members of an update; `None` when one is unknown or there twice, or when it is no object.
+/// Parses the members of an update; `None` if one is unknown or occurs twice, or if it is not an object.
 fn read_update(kind: EntityKind, content: &Bytes) -> Result<Option<Vec<(usize, Bytes)>>, NotJson> {
     let mut scanner = Scanner::new(content)?;
     if scanner.peek()? != Kind::Object {

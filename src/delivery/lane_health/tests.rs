@@ -13,7 +13,7 @@ fn seconds(seconds: u64) -> Duration {
     Duration::from_secs(seconds)
 }
 
-fn turn(health: &LaneHealth, ended_hold: Option<bool>) -> Turn {
+fn turn(health: &LaneHealth, ended_hold: Option<bool>) -> LaneTurn {
     health.begin_turn(SETTINGS, Pace::start(PaceSettings::default()), ended_hold, false)
 }
 
@@ -81,7 +81,7 @@ fn every_event_has_its_decision() {
         (half_open, vec![], alone(1, 0, 0, false), defer(30, Some(1)), Open, "the probe fails: it opens again"),
         (half_open, vec![refused(None)], NOTHING_DELIVERED, Continue, Open, "the key is still refused"),
         (HalfOpen { is_probe: false }, vec![PASSED], DELIVERED, recover(true, Some(&[])), Closed, "an old rate limit"),
-        // The first delivery of a turn makes deferred messages due, whoever deferred them.
+        // The first delivery of a turn makes deferred messages due, also those of another process.
         (Closed, vec![PASSED], DELIVERED, recover(false, Some(&[])), Closed, "another process may have deferred some"),
         (Closed, vec![PASSED, DELIVERED], DELIVERED, recover(false, None), Closed, "that was done in this turn"),
         (Closed, vec![alone(7, 0, 0, false), PASSED], DELIVERED, recover(false, Some(&[7])), Open, "what waited"),
@@ -121,7 +121,7 @@ fn a_half_open_lane_sends_one_message_and_a_recovering_one_doubles_up_to_its_pac
     let mut limited = turn(&health, None);
     let most = health.batch_max(&limited);
     health.on(&mut limited, Event::RateLimited { asked: None }, 0.0);
-    assert_eq!(health.batch_max(&limited), most, "a rate limit is no reason to be careful afterwards");
+    assert_eq!(health.batch_max(&limited), most, "a rate limit does not shrink the window");
 }
 
 #[test]
@@ -345,7 +345,7 @@ proptest! {
                 _ => {}
             }
         }
-        // Whatever it went through: once requests pass it is as fast as its pace, and nothing is left behind.
+        // After any history: once requests pass it is as fast as its pace, and no message is left behind.
         let mut healthy = turn(&health, Some(true));
         let mut batches = 0;
         while batches == 0 || health.batch_max(&healthy) < healthy.pace().batch() {

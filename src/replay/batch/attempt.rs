@@ -70,8 +70,8 @@ impl Batch<'_, '_> {
         }
     }
 
-    /// Delivers the missing spans of OTLP whose trace the server had from an earlier attempt; returns the verdict if that
-    /// gave one.
+    /// Delivers the missing spans of OTLP whose trace the server had from an earlier attempt; returns the verdict if
+    /// that gave one.
     fn complete_begun(
         &mut self,
         message_type: MessageType,

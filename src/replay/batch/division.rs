@@ -10,7 +10,7 @@ use crate::protocol::readback;
 use crate::protocol::recognise::Recognised;
 use crate::store::{LastAnswer, Outcome, Part, StoreError};
 
-/// Pieces of a batch that fail transiently, without one that passed, before the rest is not sent.
+/// BatchInPieces of a batch that fail transiently, without one that passed, before the rest is not sent.
 const FAILED_PIECES_MAX: u32 = 4;
 /// Entities of one batch that are read back before they are taken out of it.
 const READS_MAX: usize = 50;
@@ -18,7 +18,7 @@ const READS_MAX: usize = 50;
 const READ_BYTES_MAX: usize = 8 * 1024 * 1024;
 
 /// A batch on its way through its pieces.
-struct Pieces<'m> {
+struct BatchInPieces<'m> {
     message: &'m Claimed,
     divisible: &'m Divisible,
     division: Division<LastAnswer>,
@@ -26,7 +26,7 @@ struct Pieces<'m> {
     alone: Vec<usize>,
     /// Whether no two items are about one entity. Spans of OTLP have no order among themselves.
     is_disjoint: bool,
-    /// What passed pieces are about.
+    /// Entities of the pieces that passed.
     passed: Footprint,
     last_refusal: Option<LastAnswer>,
     last_failure: Option<FailedMessage>,
@@ -35,7 +35,7 @@ struct Pieces<'m> {
     goes_on: bool,
 }
 
-impl<'m> Pieces<'m> {
+impl<'m> BatchInPieces<'m> {
     fn of(message: &'m Claimed, divisible: &'m Divisible) -> Self {
         let alone = match &*message.ahead {
             [] => Vec::new(),
@@ -79,11 +79,12 @@ impl<'m> Pieces<'m> {
 }
 
 impl Batch<'_, '_> {
-    /// Sends a batch in pieces until each bad item stands alone: one that was refused as a `whole`, or a suspect.
+    /// Sends a batch in pieces until each bad item is alone: after the refusal of the `whole`, or as a suspect.
     ///
-    /// All of it is settled at once, afterwards: a crash in the middle repeats pieces, which are upserts. So a piece is
-    /// kept for later, with those behind it, where one of its items is about an entity of a piece that passed: repeated
-    /// after a crash, that one would be an older write over a newer one. Returns `None` when the message waits for another
+    /// All of it is settled at once, afterwards: a crash in the middle repeats pieces, which are idempotent upserts.
+    /// So a piece is kept for later, with those behind it, if one of its items is about an entity of a piece that
+    /// passed: repeated after a crash, that one would put an older write over a newer one. Returns `None` when the
+    /// message waits for another
     /// attempt as a whole, like one that got no answer.
     pub(super) fn divide(
         &mut self,
@@ -91,7 +92,7 @@ impl Batch<'_, '_> {
         divisible: &Divisible,
         whole: Option<&LastAnswer>,
     ) -> Result<Option<Outcome>, StoreError> {
-        let mut pieces = Pieces::of(message, divisible);
+        let mut pieces = BatchInPieces::of(message, divisible);
         while let Some(items) = pieces.division.next() {
             if !pieces.goes_on || !self.may_send() {
                 pieces.division.keep(items);
@@ -102,7 +103,7 @@ impl Batch<'_, '_> {
         Ok(self.conclude_pieces(pieces, whole))
     }
 
-    fn send_piece(&mut self, pieces: &mut Pieces<'_>, items: Range<usize>) -> Result<(), StoreError> {
+    fn send_piece(&mut self, pieces: &mut BatchInPieces<'_>, items: Range<usize>) -> Result<(), StoreError> {
         let message = pieces.message;
         let piece = pieces.divisible.piece(&message.request, items.clone());
         let touches = pieces.touches(&piece);
@@ -144,8 +145,8 @@ impl Batch<'_, '_> {
         Ok(())
     }
 
-    fn conclude_pieces(&mut self, pieces: Pieces<'_>, whole: Option<&LastAnswer>) -> Option<Outcome> {
-        let Pieces { message, divisible, division, last_refusal, last_failure, .. } = pieces;
+    fn conclude_pieces(&mut self, pieces: BatchInPieces<'_>, whole: Option<&LastAnswer>) -> Option<Outcome> {
+        let BatchInPieces { message, divisible, division, last_refusal, last_failure, .. } = pieces;
         if division.anything_passed() {
             self.delivered += 1;
         }
@@ -175,8 +176,8 @@ impl Batch<'_, '_> {
 
     /// Returns those of these traces and spans of which the server may have an update only.
     ///
-    /// A single create leaves a full record unchanged, where the item of a batch may replace it. So an item is taken out of
-    /// its batch only if the server does not show that a create arrived before the update after all.
+    /// A single create leaves a full record unchanged, where the item of a batch may replace it. So an item is taken
+    /// out of its batch only if the server does not show that a create arrived before the update after all.
     pub(super) fn not_known_whole(&mut self, entities: &[EntityKey]) -> Vec<EntityKey> {
         let mut left = entities.to_vec();
         if entities.len() > READS_MAX {
@@ -194,7 +195,7 @@ impl Batch<'_, '_> {
                     }
                 }
                 Ok(answer) if answer.status == 404 && answer.recognised == Recognised::Refused => {}
-                // It cannot be read now: a single create is right for every record but one that was created twice.
+                // It cannot be read now: a single create is right for every record except one created twice.
                 Ok(_) | Err(_) => break,
             }
         }
