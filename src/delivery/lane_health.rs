@@ -21,8 +21,9 @@
 //! # Invariants
 //!
 //! 1. *No lane starves.* A turn may always claim at least one message, every wait has an upper bound unless the server
-//!    asked for a longer one, and a message that fails as a probe is deferred behind the next ones, so that a poison
-//!    message never keeps its lane open.
+//!    asked for a longer one, and a message that fails as a probe is deferred behind the next ones, so that poison
+//!    messages do not keep their lane open. A bound remains: poison messages whose probes, with the holds between them,
+//!    together take longer than [`DEFER_MAX`] are due again before the message behind them was a probe.
 //! 2. *A failing server is not hammered.* A batch ends at [`TRANSIENT_FAILURES_MAX`] consecutive transient failures or
 //!    at [`TIMEOUTS_MAX`] timeouts, a half-open lane sends one message, and without a delivery the waits double up to
 //!    the retry interval.
@@ -33,7 +34,7 @@
 //! empty one and learns again.
 
 use std::collections::{HashMap, HashSet};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use super::backoff;
 use super::blame::{self, Evidence, FAILING_MAX};
@@ -261,7 +262,7 @@ pub struct LaneHealth {
     waiting: HashSet<MessageId>,
     /// How often a message got no answer in time.
     timeouts: HashMap<MessageId, u32>,
-    refused_ids: Option<(RefusedIds, Instant)>,
+    refused_ids: Option<(RefusedIds, Duration)>,
     /// The held message that is tried again on behalf of the lane's others.
     held_probe: Option<MessageId>,
 }
@@ -450,13 +451,14 @@ impl LaneHealth {
         self.timeouts.get(&message).copied().unwrap_or(0)
     }
 
-    /// Learns from an answer which ids the server refuses for their time. `server_ms` is the answer's `Date`.
+    /// Learns from an answer which ids the server refuses for their time. `server_ms` is the answer's `Date`, `now` a reading
+    /// of a monotonic clock.
     pub fn note_refused_ids(
         &mut self,
         outside: &Outside,
         server_ms: Option<i64>,
         (answer, at_ms): (&str, i64),
-        now: Instant,
+        now: Duration,
     ) {
         let mut window = self.refused_ids(now).map(|known| known.window).unwrap_or_default();
         window.learn(outside, server_ms);
@@ -464,9 +466,9 @@ impl LaneHealth {
     }
 
     /// Returns which ids the server refuses, if it said so a moment ago.
-    pub fn refused_ids(&self, now: Instant) -> Option<&RefusedIds> {
+    pub fn refused_ids(&self, now: Duration) -> Option<&RefusedIds> {
         let (refused, since) = self.refused_ids.as_ref()?;
-        (now.saturating_duration_since(*since) < REFUSED_IDS_LIFE).then_some(refused)
+        (now.saturating_sub(*since) < REFUSED_IDS_LIFE).then_some(refused)
     }
 
     /// Notes that a held message is sent again as a probe for the others. An earlier one was answered since, or waits

@@ -13,7 +13,7 @@ use crate::delivery::lane_health::{BreakerSettings, Decision, Event, LaneHealth,
 use crate::delivery::pacing::Pace;
 use crate::message::MessageId;
 use crate::monitor::jitter;
-use crate::store::{LaneId, LaneWork, LastAnswer, Outcome, ReplayRecord, StoreIdentity};
+use crate::store::{LaneId, LaneWork, LastAnswer, Outcome, ReplayRecord, StoreIdentity, since_boot};
 
 /// The most concurrent requests with an extended timeout: each may occupy a worker for minutes.
 const PATIENT_MAX: usize = 8;
@@ -122,13 +122,13 @@ impl ReplayState {
         answer: &LastAnswer,
     ) {
         let answer = (&*answer.text, answer.at_ms);
-        self.with(lane, |health| health.note_refused_ids(outside, server_ms, answer, Instant::now()));
+        self.with(lane, |health| health.note_refused_ids(outside, server_ms, answer, since_boot()));
     }
 
     /// Returns which ids the server refuses for their time, and its answer, if it said so a moment ago.
     pub(super) fn refused_ids(&self, lane: LaneId) -> Option<(IdWindow, LastAnswer)> {
         let remembered = self.lock();
-        let refused = remembered.lanes.get(&lane)?.refused_ids(Instant::now())?;
+        let refused = remembered.lanes.get(&lane)?.refused_ids(since_boot())?;
         let answer = LastAnswer { status: Some(400), text: refused.answer.clone(), at_ms: refused.at_ms };
         Some((refused.window, answer))
     }

@@ -148,7 +148,7 @@ fn more_than_a_few_failing_messages_are_the_servers_failure_even_if_they_are_sus
 
 #[test]
 fn refused_ids_are_applied_to_other_messages_for_a_moment_only() {
-    let start = Instant::now();
+    let start = seconds(1000);
     let mut health = LaneHealth::default();
     let outside = Outside { is_future: false, id_time_ms: Some(1000), window: None };
     health.note_refused_ids(&outside, None, ("too old", 7), start);
@@ -359,6 +359,7 @@ proptest! {
         prop_assert!(health.waiting.is_empty(), "deferred messages wait although the lane delivers");
     }
 
+    // As many as have had their turn as probes before the first of them is due again: `DEFER_MAX` over the retry interval.
     #[test]
     fn poison_messages_delay_no_other_for_long(
         poison in prop::collection::btree_set(0_i64..60, 0..30), failure in quick_failure(),
