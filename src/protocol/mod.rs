@@ -11,6 +11,7 @@ pub mod item_stream;
 pub mod json;
 pub mod links;
 pub mod media;
+pub mod merge_rules;
 pub mod operations;
 pub mod otlp;
 pub mod partial;

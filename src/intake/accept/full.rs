@@ -64,7 +64,7 @@ impl Write {
         if let Some(why) = shared.must_not_overtake(lane, &self.message.touches, bucket) {
             return not_stored.refuse_unsent(shared, why);
         }
-        let in_trouble = shared.connection.lanes().is_in_trouble(lane);
+        let in_trouble = shared.connection.lanes().is_failing(lane);
         if action(shared.connection.availability(), in_trouble, came, None) == FullStoreAction::Forward {
             let sent = self.forward(true).await;
             return not_stored.unless_answered(shared, sent);
