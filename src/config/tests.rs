@@ -303,7 +303,11 @@ fn parse_errors_name_file_and_line() {
     let cases = [
         (".opik.config", "[opik]\nworkspace\n", "cannot read ~/.opik.config, line 2: expected `key = value`"),
         (".opik.config", "workspace = x\n", "cannot read ~/.opik.config, line 1: expected a section"),
-        (".opik.config", "[opik]\na=1\na=2\n", "cannot read ~/.opik.config, line 3: key a is a duplicate in section [opik]"),
+        (
+            ".opik.config",
+            "[opik]\na=1\na=2\n",
+            "cannot read ~/.opik.config, line 3: key a is a duplicate in section [opik]",
+        ),
         (
             ".config/opik-offline/config.yaml",
             "retry_interval: 7s\nlisten: [\n",

@@ -12,7 +12,7 @@ use crate::protocol::answers::{Answer, SendFailure};
 use crate::protocol::attachment::Subject;
 use crate::store::attachment::AttachmentReader;
 use crate::store::{Store, StoreError};
-use crate::upstream::upload::File;
+use crate::upstream::upload::UploadFile;
 
 /// Bodies of attachment messages are a few names.
 const BODY_BYTES_MAX: u64 = 1024 * 1024;
@@ -45,7 +45,7 @@ pub(super) fn upload(
     };
     let result = replay.upstream.upload(
         &worker.work.lane,
-        &File {
+        &UploadFile {
             subject: &subject,
             headers: &message.request.headers,
             bytes: file.bytes,
