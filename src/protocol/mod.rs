@@ -17,6 +17,7 @@ pub mod partial;
 pub mod path;
 pub mod readback;
 pub mod recognise;
+pub mod reply;
 pub mod routes;
 pub mod sdk_rows;
 pub mod target;

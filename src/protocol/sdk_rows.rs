@@ -1,10 +1,11 @@
-//! One row of the Python SDK's own store to the request that the SDK would send for it (protocol dossier, sections a and e).
+//! One row of the Python SDK's own store to the request that the SDK would send for it (protocol dossier, sections a
+//! and e).
 //!
-//! A row is a message type and a JSON text. The SDK reads the text into objects and writes them anew; here the members of
-//! the text are picked and renamed, and every value keeps the bytes that it has in the row. So `NaN`, integers of any
-//! size, `-0.0` and lone surrogates come through, two of which the SDK itself can't send. One visible difference is meant:
-//! the SDK rewrites strings under `start_time`, `end_time` and `last_updated_at` at any depth, user data included, and we
-//! leave them alone.
+//! A row is a message type and a JSON text. The SDK reads the text into objects and writes them anew; here the members
+//! of the text are picked and renamed, and every value keeps the bytes that it has in the row. So `NaN`, integers of
+//! any size, `-0.0` and lone surrogates come through, two of which the SDK itself can't send. One visible difference is
+//! meant: the SDK rewrites strings under `start_time`, `end_time` and `last_updated_at` at any depth, user data
+//! included, and we leave them alone.
 //!
 //! Keys that no SDK sends are passed over: a newer one may keep more. What can't be made a request is a [`RowFault`].
 

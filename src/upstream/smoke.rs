@@ -154,8 +154,14 @@ impl Upstream {
         let headers = HeaderSet::default();
         let (bytes, may_send) = (IMAGE.len() as u64, || true);
         let answer_timeout = self.answer_timeout();
-        let file =
-            UploadFile { subject: &subject, headers: &headers, bytes, answer_timeout, open: &open, may_send: &may_send };
+        let file = UploadFile {
+            subject: &subject,
+            headers: &headers,
+            bytes,
+            answer_timeout,
+            open: &open,
+            may_send: &may_send,
+        };
         let answer = self.upload(lane, &file)?;
         if answer.is_confirmed() { Ok(()) } else { Err(SmokeFailure::Refused { what, answer: Box::new(answer) }) }
     }

@@ -239,7 +239,7 @@ fn read_bounded(path: &Path) -> std::io::Result<Vec<u8>> {
 }
 
 fn words_of(error: &std::io::Error) -> String {
-    super::words(&error.to_string())
+    super::fault::words(&error.to_string())
 }
 
 impl ClientCertificate {

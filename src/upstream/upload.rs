@@ -17,7 +17,8 @@ use super::{AGENT_HEADER, Upstream, expecting, heard, with_lane};
 use crate::message::{HeaderSet, Lane};
 use crate::protocol::answers::{Answer, SendFailure};
 use crate::protocol::attachment::{
-    COMPLETE_PATH, PartVerdict, START_PATH, Subject, Way, completed, is_same_origin, part_verdict, parts_of, way,
+    COMPLETE_PATH, PartVerdict, START_PATH, Subject, UploadRoute, completed, is_same_origin, part_verdict, parts_of,
+    way,
 };
 use crate::protocol::recognise::Endpoint;
 
@@ -60,8 +61,8 @@ impl Upstream {
         let answer = self.step(lane, file, Endpoint::UploadStart, &start, START_ANSWER_BYTES_MAX)?;
         match way(answer, parts) {
             Err(answer) => Ok(answer),
-            Ok(Way::Local { url }) => self.put_whole(lane, file, &url),
-            Ok(Way::Parts { upload_id, urls }) => {
+            Ok(UploadRoute::Local { url }) => self.put_whole(lane, file, &url),
+            Ok(UploadRoute::Parts { upload_id, urls }) => {
                 let mut e_tags = Vec::new();
                 let starts = (0..parts).map(|part| part * part_bytes);
                 for (start, url) in starts.zip(&urls) {
