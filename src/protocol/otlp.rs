@@ -265,31 +265,47 @@ pub fn piece(format: Format, content: &[u8], spans: Range<usize>) -> Result<Vec<
     Ok(cut(format, content, &spans)?.0)
 }
 
+/// The spans to copy, and the number of spans passed so far.
+struct SpanSelection<'a> {
+    content: &'a [u8],
+    wanted: &'a Range<usize>,
+    seen: usize,
+}
+
+impl SpanSelection<'_> {
+    /// Passes the next span; returns whether it is wanted.
+    fn takes_next(&mut self) -> bool {
+        let is_wanted = self.wanted.contains(&self.seen);
+        self.seen += 1;
+        is_wanted
+    }
+}
+
 /// Returns a request with only these spans, and the number of spans of the whole.
 fn cut(format: Format, content: &[u8], wanted: &Range<usize>) -> Result<(Vec<u8>, usize), NotOtlp> {
-    let (mut piece, mut seen) = (Vec::new(), 0);
+    let mut piece = Vec::new();
+    let mut selection = SpanSelection { content, wanted, seen: 0 };
     match format {
-        Format::Protobuf => drop(cut_protobuf(&SPAN_FIELDS, content, wanted, &mut seen, &mut piece)?),
+        Format::Protobuf => drop(cut_protobuf(&SPAN_FIELDS, content, &mut selection, &mut piece)?),
         Format::Json => {
             let mut scanner = Scanner::new(content)?;
             if scanner.peek()? == Kind::Object {
-                cut_json(&SPAN_MEMBERS, &mut scanner, content, wanted, &mut seen, &mut piece)?;
+                cut_json(&SPAN_MEMBERS, &mut scanner, &mut selection, &mut piece)?;
             } else {
                 // There are no spans to select, and the result must still be JSON.
                 piece.extend_from_slice(content);
             }
         }
     }
-    Ok((piece, seen))
+    Ok((piece, selection.seen))
 }
 
 /// Copies a message with only the wanted spans, which are nested as deep as there are `fields`; returns whether it has
-/// any. `seen` counts the spans on the way.
+/// any.
 fn cut_protobuf(
     fields: &[u64],
     content: &[u8],
-    wanted: &Range<usize>,
-    seen: &mut usize,
+    selection: &mut SpanSelection<'_>,
     piece: &mut Vec<u8>,
 ) -> Result<bool, NotOtlp> {
     let Some((field, deeper)) = fields.split_first() else { return Ok(false) };
@@ -301,15 +317,14 @@ fn cut_protobuf(
         let whole = &before[..before.len() - reader.rest.len()];
         match value {
             WireValue::Bytes(_) if number == *field && deeper.is_empty() => {
-                if wanted.contains(seen) {
+                if selection.takes_next() {
                     piece.extend_from_slice(whole);
                     has_any = true;
                 }
-                *seen += 1;
             }
             WireValue::Bytes(inner) if number == *field => {
                 let mut kept = Vec::new();
-                if cut_protobuf(deeper, inner, wanted, seen, &mut kept)? {
+                if cut_protobuf(deeper, inner, selection, &mut kept)? {
                     put_varint(piece, number << 3 | 2);
                     put_varint(piece, kept.len() as u64);
                     piece.append(&mut kept);
@@ -326,11 +341,10 @@ fn cut_protobuf(
 fn cut_json(
     members: &[[&str; 2]],
     scanner: &mut Scanner<'_>,
-    content: &[u8],
-    wanted: &Range<usize>,
-    seen: &mut usize,
+    selection: &mut SpanSelection<'_>,
     piece: &mut Vec<u8>,
 ) -> Result<bool, NotJson> {
+    let content = selection.content;
     let Some((names, deeper)) = members.split_first() else { return Ok(false) };
     let mut has_any = false;
     // Arrays of this object, and their replacements.
@@ -344,13 +358,12 @@ fn cut_json(
             let mut item = Vec::new();
             if deeper.is_empty() {
                 let span = scanner.skip_value()?;
-                if wanted.contains(seen) {
+                if selection.takes_next() {
                     item.extend_from_slice(&content[span]);
                 }
-                *seen += 1;
             } else if scanner.peek()? != Kind::Object {
                 return scanner.skip_value().map(drop);
-            } else if !cut_json(deeper, scanner, content, wanted, seen, &mut item)? {
+            } else if !cut_json(deeper, scanner, selection, &mut item)? {
                 return Ok(());
             }
             if !item.is_empty() {
