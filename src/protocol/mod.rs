@@ -18,5 +18,6 @@ pub mod partial;
 pub mod path;
 pub mod readback;
 pub mod recognise;
+pub mod reply;
 pub mod routes;
 pub mod target;

@@ -12,7 +12,7 @@ use crate::protocol::answers::{Answer, SendFailure};
 use crate::protocol::attachment::Subject;
 use crate::store::attachment::AttachmentReader;
 use crate::store::{Store, StoreError};
-use crate::upstream::upload::File;
+use crate::upstream::upload::UploadFile;
 
 /// Bodies of attachment messages are a few names.
 const BODY_BYTES_MAX: u64 = 1024 * 1024;
@@ -41,7 +41,7 @@ pub(super) fn upload(sender: &Sender<'_>, message: &Claimed, answer_timeout: Dur
     };
     let result = replay.upstream.upload(
         &sender.work.lane,
-        &File {
+        &UploadFile {
             subject: &subject,
             headers: &message.request.headers,
             bytes: file.bytes,
