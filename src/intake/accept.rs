@@ -15,8 +15,8 @@
 //! | it can't be kept and streams to the server | [`stream_through`] |
 //!
 //! The crash between every two steps: before the answer or the commit nothing was acknowledged and the client still has
-//! its data; after it, the server or the disk has it. Once the body is received, the work continues in a task of its own,
-//! so a client that hangs up neither loses a write halfway nor frees its entity locks too early.
+//! its data; after it, the server or the disk has it. Once the body is received, the work continues in a task of its
+//! own, so a client that hangs up neither loses a write halfway nor frees its entity locks too early.
 
 mod deliver;
 mod full;
