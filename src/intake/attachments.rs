@@ -10,12 +10,12 @@
 //! server's answer to upload-start is useless after an outage.
 //!
 //! The steps are stateless. The URL that upload-start returns has everything that the PUT needs, so an agent that was
-//! restarted in between accepts the PUT as well. Only for upload-complete, which clients don't send in the local flow, the
-//! last uploads are remembered ([`super::recent_uploads`]).
+//! restarted in between accepts the PUT as well. Only for upload-complete, which clients don't send in the local flow,
+//! the last uploads are remembered ([`super::recent_uploads`]).
 //!
 //! While the store is unusable the steps go to the server, as everything else does, unless the entity of the file may
-//! still be queued in the store ([`crate::delivery::unprotected`]). Memory: two pieces per upload, counted in the budget
-//! for all bodies.
+//! still be queued in the store ([`crate::delivery::unprotected`]). Memory: two pieces per upload, counted in the
+//! budget for all bodies.
 
 use std::sync::Arc;
 
@@ -99,7 +99,8 @@ async fn upload_without_store(mut exchange: Exchange, step: Step) -> ClientAnswe
     }
 }
 
-/// Returns why a step that can't be stored may not go to the server either: its entity, or what it depends on, is queued.
+/// Returns why a step that can't be stored may not go to the server either: its entity, or what it depends on, is
+/// queued.
 fn overtakes(shared: &Shared, touches: &[Touch]) -> Option<&'static str> {
     match passage(shared.backlog_known(touches), false) {
         Passage::Pass => None,
@@ -107,8 +108,8 @@ fn overtakes(shared: &Shared, touches: &[Touch]) -> Option<&'static str> {
     }
 }
 
-/// Passes the step to the server, with `bytes` if its body was read already. A URL in the server's answer is rewritten to
-/// lead through the agent. A web page's 200 counts as a failure: the file would be lost.
+/// Passes the step to the server, with `bytes` if its body was read already. A URL in the server's answer is rewritten
+/// to lead through the agent. A web page's 200 counts as a failure: the file would be lost.
 async fn pass_step(exchange: Exchange, step: Step, bytes: Option<Bytes>) -> ClientAnswer {
     let Exchange { shared, head, client, body } = exchange;
     let body = match bytes {

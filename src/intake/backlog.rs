@@ -17,7 +17,7 @@ use crate::monitor::jitter;
 use crate::protocol::answers::unavailable;
 use crate::store::{Ahead, BacklogSeen, Hold, now_ms};
 
-/// Returns what is known of a backlog in the terms of the policy.
+/// Converts the store's view of a backlog into the policy's.
 fn known(seen: BacklogSeen) -> KnownBacklog {
     match seen {
         BacklogSeen::NeverWas => KnownBacklog::NeverWas,

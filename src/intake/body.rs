@@ -1,8 +1,8 @@
 //! Reads bodies into memory, within the memory for all bodies together.
 //!
 //! A large body that announces its size waits until there is memory for all of it, and is not read before: backpressure
-//! stops its client. Other bodies take memory as they arrive. A client that holds memory and sends nothing times out early
-//! when others need it.
+//! stops its client. Other bodies take memory as they arrive. A client that holds memory and sends nothing times out
+//! early when others need it.
 
 use std::time::{Duration, Instant};
 
@@ -16,8 +16,8 @@ use super::shared::Shared;
 use crate::memory::{Budget, Grant, Use};
 use crate::protocol::answers::{Reply, error};
 
-/// The timeout of a client that holds memory for its body, and the bytes per second that it has to send after that, while
-/// others wait for memory or are refused it.
+/// The timeout of a client that holds memory for its body, and the bytes per second that it has to send after that,
+/// while others wait for memory or are refused it.
 pub(super) const AWAITED_PAUSE_MAX: Duration = Duration::from_secs(10);
 pub(super) const AWAITED_RATE_MIN: u64 = 256 * 1024;
 /// How often a longer pause is checked again.

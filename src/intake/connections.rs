@@ -1,11 +1,12 @@
 //! How many connections are open, and which one is evicted when there are too many.
 //!
-//! The rule: when `max_connections` are open, the connection that has been idle for longest is evicted for a new one. Idle means that none of its requests is being answered; a client that has sent half a head is idle, too. When
-//! every connection is busy, the new one gets a 503 with `Retry-After` and is closed.
+//! The rule: when `max_connections` are open, the connection that has been idle for longest is evicted for a new one.
+//! Idle means that none of its requests is being answered; a client that has sent half a head is idle, too. When every
+//! connection is busy, the new one gets a 503 with `Retry-After` and is closed.
 //!
 //! So neither thousands of forgotten connections nor clients that send their heads byte by byte keep a live client out.
-//! A client whose idle connection is evicted opens another one, as after any keep-alive timeout; no request is lost, because
-//! none had begun.
+//! A client whose idle connection is evicted opens another one, as after any keep-alive timeout; no request is lost,
+//! because none had begun.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};

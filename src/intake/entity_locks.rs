@@ -1,8 +1,8 @@
 //! Order at intake: writes about one entity are decided in the order in which they arrived.
 //!
-//! A write that is in flight to the server is in no store yet, so the store can't defer the writes after it. Here a later
-//! write about the same entity of the same lane waits until the earlier one is done: answered by the server, or committed
-//! to the store. Only then the later one is admitted, and by then the store knows what it would overtake.
+//! A write that is in flight to the server is in no store yet, so the store can't defer the writes after it. Here a
+//! later write about the same entity of the same lane waits until the earlier one is done: answered by the server, or
+//! committed to the store. Only then the later one is admitted, and by then the store knows what it would overtake.
 //!
 //! # Invariants
 //!

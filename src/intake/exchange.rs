@@ -74,8 +74,8 @@ impl ClientUrl {
         format!("http://{}{}", self.host, self.prefix)
     }
 
-    /// Returns the base URL that the client itself claims to use, if it parses and has the host of the request: only the
-    /// client knows whether a proxy in front of the agent terminates TLS.
+    /// Returns the base URL that the client itself claims to use, if it parses and has the host of the request: only
+    /// the client knows whether a proxy in front of the agent terminates TLS.
     pub(super) fn base_or_claimed(&self, claimed: Option<&str>) -> String {
         let claimed = claimed.and_then(|url| {
             let uri: http::Uri = url.parse().ok()?;
@@ -90,8 +90,8 @@ impl ClientUrl {
 /// Returns an answer once the rest of the body is read and discarded.
 ///
 /// A connection that is closed while its client still sends is reset, and the client would see that instead of the
-/// answer. Bounded by [`DISCARD_BYTES_MAX`] and [`DISCARD_PAUSE_MAX`]; a client that asked before sending (`Expect`) gets
-/// the answer at once.
+/// answer. Bounded by [`DISCARD_BYTES_MAX`] and [`DISCARD_PAUSE_MAX`]; a client that asked before sending (`Expect`)
+/// gets the answer at once.
 pub(super) async fn refuse_with(answer: ClientAnswer, headers: &HeaderMap, mut body: Incoming) -> ClientAnswer {
     // Not for a client that was refused because it is slow.
     let is_at_once = headers.contains_key(header::EXPECT) || answer.status() == http::StatusCode::REQUEST_TIMEOUT;

@@ -1,13 +1,13 @@
 //! Strict validation of HTTP/1 framing: a request whose end two HTTP parsers could see differently is refused.
 //!
-//! hyper accepts some of these silently: it drops a `Content-Length` beside `Transfer-Encoding`, merges two equal ones, and
-//! ends lines at a bare LF. RFC 9112 allows that (sections 2.2 and 6.3), but each is a way to smuggle requests past one
-//! program into another, and no Opik client sends any of them. hyper's parsing leaves no trace of them, so the bytes are
-//! checked as they are read from the socket; they reach hyper unchanged, and the request is answered with 400 when hyper
-//! hands it over.
+//! hyper accepts some of these silently: it drops a `Content-Length` beside `Transfer-Encoding`, merges two equal ones,
+//! and ends lines at a bare LF. RFC 9112 allows that (sections 2.2 and 6.3), but each is a way to smuggle requests past
+//! one program into another, and no Opik client sends any of them. hyper's parsing leaves no trace of them, so the
+//! bytes are checked as they are read from the socket; they reach hyper unchanged, and the request is answered with 400
+//! when hyper hands it over.
 //!
-//! Pure, and never stricter than hyper where hyper refuses: its own errors (no digits, broken chunks, a head without end)
-//! only end the validation. The bytes of a body are counted, not read.
+//! Pure, and never stricter than hyper where hyper refuses: its own errors (no digits, broken chunks, a head without
+//! end) only end the validation. The bytes of a body are counted, not read.
 
 use super::limits::HEAD_BYTES_MAX;
 

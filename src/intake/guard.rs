@@ -14,6 +14,7 @@ pub const TOKEN_HEADER: &str = "x-opik-offline-token";
 pub const TOKEN_PREFIX: &str = "/-/token/";
 
 /// Splits the token off a path that has one; returns it as it is encoded there, and the rest of the path.
+///
 /// The slashes of a token need not be encoded: it has as many segments as `expected`. Any spelling of the prefix is
 /// found, so a token is never sent to the server.
 pub fn split_token<'path>(path: &'path str, expected: Option<&str>) -> (Option<&'path str>, &'path str) {

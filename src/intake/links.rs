@@ -1,8 +1,8 @@
 //! Links that people follow to the agent: SDKs print them below the URL that they are configured with.
+//!
 //! A browser that requests a page of the Opik UI is redirected to the server, where its user is logged in. Requests of
-//! programs pass through. The SDKs' redirects are answered by the server; the agent only puts the server's address
-//! into them
-//! ([`crate::protocol::links`]).
+//! programs pass through. The SDKs' redirects are answered by the server; the agent only puts the server's address into
+//! them ([`crate::protocol::links`]).
 
 use http::Method;
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
@@ -44,7 +44,8 @@ impl Asker {
     }
 }
 
-/// Returns the URL of the server's page that a browser is redirected to, or `None` for a request that goes to the server.
+/// Returns the URL of the server's page that a browser is redirected to, or `None` for a request that goes to the
+/// server.
 pub(super) fn page_of(head: &Parts, target: &Target, server: &ServerAddress) -> Option<String> {
     let is_page = match Asker::of(&head.headers) {
         Asker::Navigation => true,
@@ -78,7 +79,8 @@ pub(super) fn redirect(location: &str) -> ClientAnswer {
     answer
 }
 
-/// Returns the URL of a request at the server with its query. In the query of an SDK's redirect to the UI, the agent's address is replaced by the server's.
+/// Returns the URL of a request at the server with its query. In the query of an SDK's redirect to the UI, the agent's
+/// address is replaced by the server's.
 pub(super) fn with_query(url: String, target: &Target, head: &Parts, host: &str, server: &ServerAddress) -> String {
     let Some(query) = head.uri.query() else { return url };
     let named = match target {

@@ -83,8 +83,8 @@ impl Intake {
     }
 }
 
-/// Waits for requests in flight, with `grace` as the timeout. Halfway, writes that still wait for the server are stored and
-/// acknowledged instead.
+/// Waits for requests in flight, with `grace` as the timeout. Halfway, writes that still wait for the server are stored
+/// and acknowledged instead.
 async fn drain(graceful: GracefulShutdown, state: &Listener, grace: Duration) {
     let mut finished = std::pin::pin!(graceful.shutdown());
     if tokio::time::timeout(grace / 2, finished.as_mut()).await.is_ok() {

@@ -1,4 +1,5 @@
 //! Which of the agent's pages answer under any host name, so that health probes and scrapers need no configuration.
+//!
 //! A load balancer, a kubelet or Prometheus sends the `Host` under which it found the agent: the name of a service in
 //! a cluster of unknown domain, a name in a company's DNS, or none. None of them has the token. A page that uses DNS
 //! rebinding ([`super::site`]) sends such a `Host` as well, so the question is what such a page may read:
@@ -11,11 +12,12 @@
 //! | `/`, `/-/status.json`, all others | own names | own names | own names, or the token |
 //!
 //! - Only a rebound page or a proxy on this machine reaches a loopback listener under another name.
-//! - That an agent runs here is not a secret: every refusal reveals it. `/-/ready` has more, including the server's address,
-//!   and reveals that under own names only.
-//! - Metrics are counts and sizes, without names of projects or workspaces. Without a token, a page in a visitor's browser
-//!   could still learn from them how much a team works; the scraper's name belongs into `allowed_hosts`. With a token, the
-//!   operator has deliberately opened the agent to other machines, and monitoring it there is the usual case.
+//! - That an agent runs here is not a secret: every refusal reveals it. `/-/ready` has more, including the server's
+//!   address, and reveals that under own names only.
+//! - Metrics are counts and sizes, without names of projects or workspaces. Without a token, a page in a visitor's
+//!   browser could still learn from them how much a team works; the scraper's name belongs in `allowed_hosts`. With a
+//!   token, the operator has deliberately opened the agent to other machines, and monitoring it there is the usual
+//!   case.
 //! - Own names are those of [`super::site`], with `allowed_hosts`.
 //!
 //! A request that a browser marks as a page's is always judged by its host name.

@@ -12,8 +12,8 @@ use crate::protocol::partial::{Partial, judge};
 use crate::protocol::recognise::{Endpoint, Recognised, Seen, recognise};
 use crate::upstream::forward::{ForwardBody, innermost};
 
-/// Bytes of the server's answer to a write that are buffered before it is parsed and judged. Its answers to writes are empty
-/// or a line long; the rest of a longer one streams to the client.
+/// Bytes of the server's answer to a write that are buffered before it is parsed and judged. Its answers to writes are
+/// empty or a line long; the rest of a longer one streams to the client.
 const ANSWER_BYTES_MAX: usize = 1024 * 1024;
 
 impl Shared {

@@ -1,7 +1,7 @@
 //! The state that requests share: intake's dependencies on the agent, and the state of the listener.
 //!
-//! [`Intake`] and [`Listener`] exist once. Each worker has a [`Shared`] of its own, behind an `Arc` that only its thread
-//! clones, so that no two workers contend for one reference count.
+//! [`Intake`] and [`Listener`] exist once. Each worker has a [`Shared`] of its own, behind an `Arc` that only its
+//! thread clones, so that no two workers contend for one reference count.
 
 use std::ops::Deref;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -80,8 +80,8 @@ pub struct Intake {
 pub(super) struct Listener {
     /// Keep writes about one entity in order.
     pub(super) entity_locks: EntityLocks,
-    /// Held by the one write that probes an unavailable server because the store is full: when the last probe began that
-    /// failed.
+    /// Held by the one write that probes an unavailable server because the store is full: when the last probe began
+    /// that failed.
     pub(super) full_store_probe: tokio::sync::Mutex<Option<Instant>>,
     /// Uploads that an upload-complete may follow.
     pub(super) recent_uploads: RecentUploads,
@@ -89,7 +89,8 @@ pub(super) struct Listener {
     pub(super) flush_slots: FlushSlots,
     /// When a request of a foreign host or page was last logged.
     foreign_logged: Mutex<Option<Instant>>,
-    /// Requested while the agent stops, once in-flight writes have had their time to finish: the others are stored instead.
+    /// Requested while the agent stops, once in-flight writes have had their time to finish: the others are stored
+    /// instead.
     pub(super) hurry: Shutdown,
 }
 

@@ -3,10 +3,10 @@
 //!
 //! A web page can make its visitor's browser send requests to this machine. Two ways matter:
 //!
-//! - *DNS rebinding*: the page's own name is resolved to the agent's address, so the browser treats the agent as the page's
-//!   server and gives the page its answers. The `Host` is then a name that the page's owner can register.
-//! - *Cross-site requests*: a form or a script of the page sends to the agent's own address. It can't read the answer, but
-//!   a write takes effect. The browser names the page in `Origin`, or sends `Sec-Fetch-Site: cross-site`.
+//! - *DNS rebinding*: the page's own name is resolved to the agent's address, so the browser treats the agent as the
+//!   page's server and gives the page its answers. The `Host` is then a name that the page's owner can register.
+//! - *Cross-site requests*: a form or a script of the page sends to the agent's own address. It can't read the answer,
+//!   but a write takes effect. The browser names the page in `Origin`, or sends `Sec-Fetch-Site: cross-site`.
 //!
 //! Programs send none of these headers, except that Node.js sends `Sec-Fetch-Mode`, which is therefore ignored.
 //!
@@ -40,8 +40,8 @@ const SEC_FETCH_SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
 const SEC_FETCH_MODE: HeaderName = HeaderName::from_static("sec-fetch-mode");
 const SEC_FETCH_DEST: HeaderName = HeaderName::from_static("sec-fetch-dest");
 
-/// Suffixes that are not part of the public DNS: nobody can register such a name and resolve it elsewhere (RFC 6761, RFC 6762
-/// with its appendix G, RFC 8375, ICANN's `.internal`; `.svc` is the short form of a Kubernetes service).
+/// Suffixes that are not part of the public DNS: nobody can register such a name and resolve it elsewhere (RFC 6761,
+/// RFC 6762 with its appendix G, RFC 8375, ICANN's `.internal`; `.svc` is the short form of a Kubernetes service).
 const PRIVATE_SUFFIXES: [&str; 9] =
     ["local", "internal", "home.arpa", "svc", "lan", "intranet", "private", "corp", "home"];
 /// The policy of a listener, with the operator's exceptions.

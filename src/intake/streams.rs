@@ -49,7 +49,8 @@ impl Streams {
         self.open.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Returns the health of the connection. `timeout` is for its requests, and for clients that take nothing of an answer.
+    /// Returns the health of the connection. `timeout` is for its requests, and for clients that take nothing of an
+    /// answer.
     pub(super) fn health(&self, now: Instant, timeout: Duration) -> StreamHealth {
         let open = self.lock();
         let is_over = |since: Instant| now.saturating_duration_since(since) >= timeout;

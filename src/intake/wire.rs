@@ -1,9 +1,10 @@
-//! The socket to a client: the framing of its requests is validated, and it times out when the client takes no more of its
-//! answer.
+//! The socket to a client: the framing of its requests is validated, and it times out when the client takes no more of
+//! its answer.
 //!
 //! A client may close its sending side once its request is sent, and still wait for the answer (`nc -N`, programs that
-//! use sockets directly). For hyper the end of input is the end of the connection. So that end is hidden from it until the
-//! answers to all requests that arrived whole are written; meanwhile the operating system reports a client that is gone.
+//! use sockets directly). For hyper the end of input is the end of the connection. So that end is hidden from it until
+//! the answers to all requests that arrived whole are written; meanwhile the operating system reports a client that is
+//! gone.
 
 use std::future::Future;
 use std::io::{self, IoSlice};

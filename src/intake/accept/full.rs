@@ -11,17 +11,18 @@
 //!
 //! # Load
 //!
-//! As behind a half-open circuit breaker, an unavailable server is probed by one write at a time, with [`AWAY_TIMEOUT`].
-//! Concurrent writes wait for their turn, with [`TURN_TIMEOUT`], and don't probe once a probe that began after they arrived
-//! has failed, or one has succeeded. So one connection is tried for any number of refused writes: the added latency is a
-//! fraction of a millisecond if the server refuses connections, and mostly a second if it swallows them.
+//! As behind a half-open circuit breaker, an unavailable server is probed by one write at a time, with
+//! [`AWAY_TIMEOUT`]. Concurrent writes wait for their turn, with [`TURN_TIMEOUT`], and don't probe once a probe that
+//! began after they arrived has failed, or one has succeeded. So one connection is tried for any number of refused
+//! writes: the added latency is a fraction of a millisecond if the server refuses connections, and mostly a second if
+//! it swallows them.
 
 use std::time::{Duration, Instant};
 
 use tracing::info;
 
 use super::not_stored::NotStored;
-use super::write::{Forwarded, Write};
+use super::write::{Forwarded, WaitFor, Write};
 use crate::intake::forward::ClientAnswer;
 use crate::intake::limits::AWAY_TIMEOUT;
 use crate::intake::shared::Shared;
@@ -66,7 +67,7 @@ impl Write {
         }
         let in_trouble = shared.connection.lanes().is_failing(lane);
         if action(shared.connection.availability(), in_trouble, came, None) == FullStoreAction::Forward {
-            let sent = self.forward(true).await;
+            let sent = self.forward(WaitFor::AnswerOrOutage).await;
             return not_stored.unless_answered(shared, sent);
         }
         let Ok(mut failed) = tokio::time::timeout(TURN_TIMEOUT, shared.listener.full_store_probe.lock()).await else {
@@ -75,13 +76,13 @@ impl Write {
         match action(shared.connection.availability(), in_trouble, came, *failed) {
             FullStoreAction::Forward => {
                 drop(failed);
-                let sent = self.forward(true).await;
+                let sent = self.forward(WaitFor::AnswerOrOutage).await;
                 not_stored.unless_answered(shared, sent)
             }
             FullStoreAction::Refuse => not_stored.refuse_unsent(shared, AWAY),
             FullStoreAction::Probe => {
                 let began = Instant::now();
-                let tried = tokio::time::timeout(AWAY_TIMEOUT, self.forward(false)).await;
+                let tried = tokio::time::timeout(AWAY_TIMEOUT, self.forward(WaitFor::Answer)).await;
                 let tried = tried.unwrap_or(Forwarded::Keep { fallback: None });
                 match tried {
                     Forwarded::Keep { .. } => *failed = Some(began),
@@ -99,8 +100,8 @@ impl Write {
 }
 
 impl NotStored {
-    /// Returns the server's answer, or the refusal when the server did not decide. Of its other answers only a rate limit
-    /// helps the client more than the refusal.
+    /// Returns the server's answer, or the refusal when the server did not decide. Of its other answers only a rate
+    /// limit helps the client more than the refusal.
     fn unless_answered(self, shared: &Shared, sent: Forwarded) -> ClientAnswer {
         match sent {
             Forwarded::Answered(answer) => {

@@ -1,7 +1,7 @@
 //! A body that is too large for memory, parsed in pieces.
 //!
-//! Each pass reads the payload from its beginning and decodes it as a stream, so only one piece of it is in memory at a time
-//! ([`crate::protocol::item_stream`]).
+//! Each pass reads the payload from its beginning and decodes it as a stream, so only one piece of it is in memory at a
+//! time ([`crate::protocol::item_stream`]).
 
 use std::io::{self, BufRead, BufReader, Read};
 use std::sync::Arc;

@@ -6,7 +6,7 @@
 //! else ─▶ the lock of the whole lane ─▶ streamed ─▶ the server's own answer
 //! ```
 //!
-//! Its client keeps the data until the server has it, and retries if the stream breaks.
+//! Its client keeps the data until the server has it.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
