@@ -384,7 +384,7 @@ fn store(config: &Config, full: bool) -> Check {
             if let Some(last) = recovered.last() {
                 let (recovered, lost) = (last.recovered, last.lost);
                 text.push_str(&format!("; its file was damaged: {recovered} messages were recovered, {lost} are lost"));
-                let aside = last.set_aside.display();
+                let aside = &last.set_aside;
                 return Check::warn(
                     "store",
                     text,

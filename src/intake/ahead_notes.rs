@@ -38,7 +38,7 @@ impl AheadNotes {
             return None;
         }
         let (lane, message_type, touches) = (&message.lane, message.message_type, &message.touches);
-        let unseen = match self.slot.with(|store| Ok(store.unseen_creates(lane, message_type, touches))) {
+        let unseen = match self.slot.try_with(|store| Ok(store.unseen_creates(lane, message_type, touches))) {
             Ok(unseen) => unseen,
             Err(_) => self.unseen(lane, touches),
         };
@@ -62,7 +62,7 @@ impl AheadNotes {
             return;
         }
         let (lane, message_type) = (&message.lane, message.message_type);
-        if let Err(error) = self.slot.with(|store| store.confirmed(lane, message_type, &message.touches)) {
+        if let Err(error) = self.slot.try_with(|store| store.confirmed(lane, message_type, &message.touches)) {
             self.remember_created(lane, &message.touches);
             // A superfluous note costs one create that is sent alone, no data.
             debug!(target: "db_manager", "cannot remove a note about an early update: {error}");

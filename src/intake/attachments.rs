@@ -56,7 +56,8 @@ type FileWriter = AttachmentWriter<Arc<dyn Store>>;
 pub(super) async fn upload(exchange: Exchange, step: Step) -> ClientAnswer {
     // A task of its own, not tied to the connection: a client that hangs up must not leave bytes behind.
     let work = async move {
-        match exchange.shared.slot.get() {
+        exchange.shared.refresh_store().await;
+        match exchange.shared.slot.try_get() {
             Err(_) => upload_without_store(exchange, step).await,
             Ok(store) => match step {
                 Step::Start => start(exchange, &store).await,
@@ -410,7 +411,7 @@ async fn blocking<T: Send + 'static>(
 
 /// Records why the store can't keep a file; returns the limit that was reached, if the store is full.
 fn record(shared: &Shared, store: &Arc<dyn Store>, failure: &Arc<StoreError>) -> Option<FullLimit> {
-    shared.slot.report(store, failure);
+    shared.slot.try_report(store, failure);
     let full = shared.watch.full().found_no_room(failure);
     if full.is_none() {
         warn!(target: "db_manager", "cannot store an attachment: {failure}");

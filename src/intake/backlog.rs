@@ -44,13 +44,23 @@ impl Shared {
         }
     }
 
+    /// Waits until the store was checked, or opened again, where that is due. A thread of its own does that: opening
+    /// takes as long as there is to migrate or to recover. Whoever comes meanwhile goes on with the state as it is.
+    pub(super) async fn refresh_store(&self) {
+        let (done, wait) = tokio::sync::oneshot::channel::<()>();
+        if self.slot.refresh(move || drop(done)) {
+            // The sender is dropped without a word.
+            drop(wait.await);
+        }
+    }
+
     /// Asks the store whether earlier messages are ahead of this one. Called directly on intake's runtime: it is one
     /// indexed query, cheaper than a change of threads.
     pub(super) fn lane_state(&self, message: &Message) -> LaneState {
         let lane = &message.lane;
         // The second time it may be another store, or none: reporting a failure can change that.
         for _ in 0..2 {
-            match self.slot.with(|store| store.ahead(lane, &message.touches)) {
+            match self.slot.try_with(|store| store.ahead(lane, &message.touches)) {
                 Ok(Ahead { messages: 0, conflicting: false, .. }) => return LaneState::Clear,
                 Ok(Ahead { conflicting: true, .. } | Ahead { held: true, .. }) => return LaneState::Waiting,
                 Ok(ahead) if ahead.limited.contains(message.message_type.bucket()) => return LaneState::Waiting,
@@ -58,7 +68,7 @@ impl Shared {
                 Ok(_) if message.touches.is_empty() => return LaneState::Waiting,
                 Ok(_) if self.connection.lanes().is_in_trouble(lane) => return LaneState::Waiting,
                 Ok(_) => return LaneState::Apart,
-                Err(error) => match self.slot.get() {
+                Err(error) => match self.slot.try_get() {
                     Ok(_) => warn!(target: "db_manager", "cannot query the store for earlier messages: {error}"),
                     Err(_) => return LaneState::StoreUnusable(self.backlog_known(&message.touches)),
                 },
@@ -83,7 +93,7 @@ impl Shared {
 
     /// Returns why a write that can't be stored may not be sent either, if so.
     pub(super) fn must_not_overtake(&self, lane: &Lane, touches: &[Touch], bucket: Bucket) -> Option<&'static str> {
-        match self.slot.with(|store| store.ahead(lane, touches)) {
+        match self.slot.try_with(|store| store.ahead(lane, touches)) {
             Ok(ahead) => why_not_sent(ahead, touches, bucket),
             Err(_) => Some("the messages that wait to be delivered cannot be read now"),
         }

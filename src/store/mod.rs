@@ -50,6 +50,7 @@ pub mod encryption;
 mod error;
 pub mod full_state;
 mod limits;
+mod location;
 pub mod mount;
 mod moved;
 mod open;
@@ -72,6 +73,7 @@ pub use self::encryption::state::{Encryption, KeyState};
 pub use self::error::StoreError;
 pub use self::full_state::{FullLimit, Fullness};
 pub use self::limits::{Limits, OpenMode, WhenFull};
+pub use self::location::Location;
 pub use self::open::{io_errors, open, open_with, prove, recover, reseal, unproven};
 pub use self::traits::{Attachments, Browse, Intake, Maintain, Replay, Store};
 pub use self::view::{

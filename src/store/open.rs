@@ -1,14 +1,47 @@
 //! How a store is opened, recovered and re-encrypted: the one place that names an engine.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::encryption::key::Keys;
 use super::encryption::reseal::{Resealed, Resealing};
 use super::limits::{Limits, OpenMode};
 use super::os::FileId;
+use super::rejected_room::RejectedRoom;
+pub(super) use super::sqlite::{BacklogView, is_set_aside};
 use super::view::Unproven;
 use super::{Store, StoreError, sqlite};
+
+/// How a slot opens its store, as often as it has to.
+#[derive(Clone)]
+pub(super) struct Opening {
+    pub(super) path: PathBuf,
+    pub(super) limits: Limits,
+    pub(super) keys: Keys,
+    pub(super) rejected: RejectedRoom,
+}
+
+impl Opening {
+    /// Opens the store, creating it if there is none.
+    pub(super) fn open(&self) -> Result<Arc<dyn Store>, StoreError> {
+        let Self { path, limits, keys, .. } = self;
+        self.ready(sqlite::SqliteStore::open_with(path, OpenMode::CreateIfMissing, *limits, keys)?)
+    }
+
+    /// Sets aside the file that was found damaged, unless another process did so, and opens what was recovered.
+    pub(super) fn recover(&self, failed: FileId, reason: &str) -> Result<Arc<dyn Store>, StoreError> {
+        self.ready(sqlite::SqliteStore::recover(&self.path, failed, reason, self.limits, &self.keys)?)
+    }
+
+    /// Opens the store without a key of it.
+    pub(super) fn open_without_key(&self) -> Result<Arc<dyn Store>, StoreError> {
+        open(&self.path, OpenMode::WithoutKey, self.limits)
+    }
+
+    fn ready(&self, store: sqlite::SqliteStore) -> Result<Arc<dyn Store>, StoreError> {
+        Ok(Arc::new(store.with_rejected_room(self.rejected.clone())))
+    }
+}
 
 /// Opens the store at this path.
 ///

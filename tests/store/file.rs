@@ -285,7 +285,7 @@ fn a_newer_schema_is_refused_untouched() {
     drop(newer);
     let before = contents(folder.path());
     assert_eq!(before.len(), 2, "the other program left one file, beside the ballast");
-    assert!(matches!(refusal(&path), StoreError::NewerSchema { found: 99, known: _, path: _ }));
+    assert!(matches!(refusal(&path), StoreError::NewerSchema { found: 99, known: _, at: _ }));
     assert_unchanged(folder.path(), &before);
 }
 

@@ -18,11 +18,14 @@ impl Write {
         // A body that is not in memory is not compared with others.
         let request = self.large.is_none().then_some(&self.message.request);
         let ticket = shared.listener.entity_locks.lock(&self.message.lane, &self.message.touches, request).await;
+        shared.refresh_store().await;
         let reachability = shared.reachability();
         // While the server is away every write is stored, whatever is queued: that is not worth a query of the store,
         // which costs more than reading the request.
         let lane = match reachability {
-            Reachability::Unavailable if self.needs_answer.is_none() && shared.slot.get().is_ok() => LaneState::Clear,
+            Reachability::Unavailable if self.needs_answer.is_none() && shared.slot.try_get().is_ok() => {
+                LaneState::Clear
+            }
             _ => shared.lane_state(&self.message),
         };
         let follows_all = self.needs_answer.is_some_and(|needs| needs.follows_all);
@@ -57,8 +60,9 @@ impl Write {
     /// Answers a write that was to be stored and could not be.
     async fn answer_unregistered(&self, not_stored: NotStored) -> ClientAnswer {
         let shared = &self.shared;
+        shared.refresh_store().await;
         // The store failed during this write: the rules for an unusable store apply to it, too.
-        if shared.slot.get().is_err() {
+        if shared.slot.try_get().is_err() {
             return match passage(shared.backlog_known(&self.message.touches), false) {
                 Passage::Refuse(why) => shared.refuse_unprotected(why),
                 Passage::Pass => self.forward_only().await,

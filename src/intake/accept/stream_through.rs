@@ -45,6 +45,7 @@ pub(super) async fn stream_through(request: WriteRequest, begun: PartialBody, wh
     }
     let lane = request.exchange.lane();
     let ticket = shared.listener.entity_locks.lock_lane(&lane).await;
+    shared.refresh_store().await;
     let answer = match shared.refusal_of_unkept(&lane, request.route.message_type.bucket(), why) {
         None => Streaming::new(request, lane, begun, why).run().await,
         Some(refusal) => {
@@ -68,7 +69,7 @@ impl Shared {
             return Some(forward::own_answer(why.reply()));
         }
         // It may be about any entity, so it follows all of them.
-        let passage = match self.slot.get() {
+        let passage = match self.slot.try_get() {
             _ if let Some(why) = self.behind_moved(&[], true) => Passage::Refuse(why),
             Err(_) => passage(self.backlog_known(&[]), true),
             Ok(_) => match self.must_not_overtake(lane, &[], bucket) {

@@ -290,7 +290,7 @@ pub(super) fn recoveries(connection: &Connection) -> Result<Vec<RecoveryRecord>,
         recoveries.push(RecoveryRecord {
             at_ms: row.get(0)?,
             is_kept: set_aside.exists(),
-            set_aside,
+            set_aside: set_aside.into(),
             reason: row.get(2)?,
             recovered: rows::unsigned(row, 3)?,
             lost: rows::unsigned(row, 4)?,

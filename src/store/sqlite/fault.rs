@@ -86,15 +86,15 @@ impl Fault {
         let path_buf = path.to_owned();
         if let Some(no_room) = self.no_room(path) {
             let reason = no_room.words().into();
-            return StoreError::Full { path: path_buf, limit: FullLimit::Disk, needed: USUAL_BYTES, reason };
+            return StoreError::Full { at: path_buf.into(), limit: FullLimit::Disk, needed: USUAL_BYTES, reason };
         }
         match self {
             Self::Store(error) => error,
-            Self::Damaged(reason) | Self::Message(reason) => StoreError::Damaged { path: path_buf, reason },
-            Self::KeyMissing { needed } => StoreError::KeyMissing { path: path_buf, needed },
-            Self::WrongKey { needed, given } => StoreError::WrongKey { path: path_buf, needed, given },
-            Self::TooManyKeys => StoreError::TooManyKeys { path: path_buf },
-            Self::Sealing(reason) => StoreError::Unusable { path: path_buf, reason: reason.into() },
+            Self::Damaged(reason) | Self::Message(reason) => StoreError::Damaged { at: path_buf.into(), reason },
+            Self::KeyMissing { needed } => StoreError::KeyMissing { at: path_buf.into(), needed },
+            Self::WrongKey { needed, given } => StoreError::WrongKey { at: path_buf.into(), needed, given },
+            Self::TooManyKeys => StoreError::TooManyKeys { at: path_buf.into() },
+            Self::Sealing(reason) => StoreError::Unusable { at: path_buf.into(), reason: reason.into() },
             Self::Engine(error) => {
                 if let Some(unproven) = unproven::judge(&error, path) {
                     return unproven;
@@ -102,19 +102,21 @@ impl Fault {
                 let reason = words(&error);
                 match error.sqlite_error_code() {
                     Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked) => {
-                        StoreError::Busy { path: path_buf, waited_ms: BUSY_TIMEOUT.as_millis() as u64 }
+                        StoreError::Busy { at: path_buf.into(), waited_ms: BUSY_TIMEOUT.as_millis() as u64 }
                     }
-                    Some(ErrorCode::DatabaseCorrupt) => StoreError::Damaged { path: path_buf, reason },
+                    Some(ErrorCode::DatabaseCorrupt) => StoreError::Damaged { at: path_buf.into(), reason },
                     Some(ErrorCode::NotADatabase) => {
-                        StoreError::NotAStore { path: path_buf, reason: NO_DATABASE.into() }
+                        StoreError::NotAStore { at: path_buf.into(), reason: NO_DATABASE.into() }
                     }
                     // The content of the file is not what this version wrote: a missing table, a column of another
                     // type.
-                    None => StoreError::Damaged { path: path_buf, reason },
+                    None => StoreError::Damaged { at: path_buf.into(), reason },
                     Some(ErrorCode::Unknown | ErrorCode::TypeMismatch | ErrorCode::ConstraintViolation) => {
-                        StoreError::Damaged { path: path_buf, reason }
+                        StoreError::Damaged { at: path_buf.into(), reason }
                     }
-                    Some(_) => StoreError::Unusable { path: path_buf, reason: access_words(path).unwrap_or(reason) },
+                    Some(_) => {
+                        StoreError::Unusable { at: path_buf.into(), reason: access_words(path).unwrap_or(reason) }
+                    }
                 }
             }
         }

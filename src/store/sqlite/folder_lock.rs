@@ -36,7 +36,7 @@ impl FolderLock {
                 }
                 Err(rustix::io::Errno::WOULDBLOCK) => {
                     let waited_ms = BUSY_TIMEOUT.as_millis() as u64;
-                    return Err(StoreError::Busy { path: path.to_owned(), waited_ms });
+                    return Err(StoreError::Busy { at: path.into(), waited_ms });
                 }
                 // A file system without locks is used by a single machine; the file names still record the state of a
                 // recovery.

@@ -53,7 +53,7 @@ pub(super) fn refuse_newer(connection: &Connection, path: &Path) -> Result<(), F
     let version = schema::version_seen(connection)?;
     if version == CLOSED {
         let reason = "it was closed, so that it can be proven".to_owned();
-        return Err(StoreError::Unproven { path: path.to_owned(), reason }.into());
+        return Err(StoreError::Unproven { at: path.into(), reason }.into());
     }
     Ok(schema::refuse_newer(path, version)?)
 }

@@ -88,7 +88,7 @@ pub(super) fn open_recovered(
 
 /// Clears the unproven flag: the store is a new file now, which was synced. Nothing of the old one is read again.
 fn proven_by_recovery(path: &Path) -> Result<(), StoreError> {
-    unproven::clear(path).map_err(|error| StoreError::Unusable { path: path.to_owned(), reason: os_words(&error) })
+    unproven::clear(path).map_err(|error| StoreError::Unusable { at: path.into(), reason: os_words(&error) })
 }
 
 /// Proves the store if it is unproven; see [`crate::store::prove`].
@@ -146,11 +146,10 @@ fn open_sound(path: &Path, mode: OpenMode, size_max: u64, keys: &Arc<KeyRing>) -
     // placed between the first check and the creation is found before a message is written.
     let place = vet(path, mode)?;
     place::tighten(&place).map_err(|(open, error)| StoreError::Unusable {
-        path: path.to_owned(),
+        at: path.into(),
         reason: format!("other users can read {}, and that cannot be changed: {}", open.display(), os_words(&error)),
     })?;
-    let removed =
-        || StoreError::Unusable { path: path.to_owned(), reason: "it was removed while it was opened".into() };
+    let removed = || StoreError::Unusable { at: path.into(), reason: "it was removed while it was opened".into() };
     let file = FileId::at(path).ok_or_else(removed)?;
     let mut log = fs::canonicalize(path).map_err(|_| removed())?.into_os_string();
     log.push("-wal");
@@ -188,7 +187,7 @@ fn examine_first(path: &Path, mode: OpenMode) -> Result<FolderLock, StoreError> 
     if recovery::pending(path).is_some() {
         let how = if ballast::is_full(path) { "; its disk is full, free some space there" } else { "" };
         let reason = format!("its recovery is not finished; the agent and `opik-offline replay` resume it{how}");
-        return Err(StoreError::Damaged { path: path.to_owned(), reason });
+        return Err(StoreError::Damaged { at: path.into(), reason });
     }
     ballast::rename_to_log_if_needed(path);
     create_or_examine(path, mode)?;
@@ -237,7 +236,7 @@ fn open_writer(
     let mode: String = connection.pragma_update_and_check(None, "journal_mode", "WAL", |row| row.get(0))?;
     if !mode.eq_ignore_ascii_case("wal") {
         let reason = "this file system allows no write-ahead log; choose a local disk".into();
-        return Err(StoreError::Unusable { path: path.to_owned(), reason }.into());
+        return Err(StoreError::Unusable { at: path.into(), reason }.into());
     }
     if schema::version(&connection)? != schema::known_version() {
         Watch::new(path).vet()?;

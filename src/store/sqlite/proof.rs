@@ -100,7 +100,7 @@ pub(super) fn prove_if_needed(path: &Path, keys: Option<&KeyRing>) -> Result<(),
         (Err(_), Some(_)) if is_busy && unproven(path).is_none() => Ok(()),
         (Err(_), Some(Unproven { reason, .. })) if is_busy => {
             let reason = format!("{reason}, and another process still has it open");
-            Err(StoreError::Unproven { path: path.to_owned(), reason }.into())
+            Err(StoreError::Unproven { at: path.into(), reason }.into())
         }
         // The store is in use, and its users know what they wrote.
         (Err(_), None) if is_busy => Ok(()),
@@ -126,7 +126,7 @@ fn unusable(path: &Path, error: &io::Error) -> Fault {
 
 fn unprovable(path: &Path, words: &str) -> Fault {
     let reason = format!("it cannot be proven after a disk error or an unclean shutdown: {words}");
-    StoreError::Unusable { path: path.to_owned(), reason }.into()
+    StoreError::Unusable { at: path.into(), reason }.into()
 }
 
 /// Opens the store as [`open_exclusively`] does, and takes the lock that keeps other processes out.

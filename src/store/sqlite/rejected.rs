@@ -84,9 +84,9 @@ impl SqliteStore {
             result = attempt(&self.limits);
         }
         match (result, held) {
-            (Err(StoreError::Full { path, limit, needed, reason }), Some(held)) if held.messages > 0 => {
+            (Err(StoreError::Full { at, limit, needed, reason }), Some(held)) if held.messages > 0 => {
                 let limit = if held.trouble.is_some() { FullLimit::Rejected } else { limit };
-                Err(StoreError::Full { path, limit, needed, reason: reason + &self.words(&held)? })
+                Err(StoreError::Full { at, limit, needed, reason: reason + &self.words(&held)? })
             }
             (result, _) => result,
         }

@@ -379,7 +379,7 @@ pub(super) fn migrate(connection: &mut Connection) -> rusqlite::Result<()> {
 
 pub(super) fn refuse_newer(path: &Path, found: i64) -> Result<(), StoreError> {
     let known = known_version();
-    if found > known { Err(StoreError::NewerSchema { path: path.to_owned(), found, known }) } else { Ok(()) }
+    if found > known { Err(StoreError::NewerSchema { at: path.into(), found, known }) } else { Ok(()) }
 }
 
 #[cfg(test)]

@@ -100,7 +100,7 @@ fn disk_free_bytes(path: &Path) -> Result<u64, StoreError> {
     // A file that was deleted while open still has a disk.
     match rustix::fs::statvfs(path).or_else(|_| rustix::fs::statvfs(folder_of(path))) {
         Ok(disk) => Ok(disk.f_bavail.saturating_mul(disk.f_frsize)),
-        Err(errno) => Err(StoreError::Unusable { path: path.to_owned(), reason: os_words(&errno.into()) }),
+        Err(errno) => Err(StoreError::Unusable { at: path.into(), reason: os_words(&errno.into()) }),
     }
 }
 
@@ -115,7 +115,7 @@ pub(super) fn make_room(
 ) -> Result<(), Fault> {
     let space = Space::of(tx, path, log)?;
     let Some(Fullness { limit, reason }) = limit_exceeded_by(&space, limits, needed) else { return Ok(()) };
-    let full = |reason| Fault::from(StoreError::Full { path: path.to_owned(), limit, needed, reason });
+    let full = |reason| Fault::from(StoreError::Full { at: path.into(), limit, needed, reason });
     if limits.when_full == WhenFull::Refuse || needed > limits.size_max {
         return Err(full(reason));
     }

@@ -96,7 +96,7 @@ pub(super) fn judge(error: &rusqlite::Error, path: &Path) -> Option<StoreError> 
     // A refused write never reached the disk, so nothing is lost; but SQLite reports it like a failing disk.
     let why = access_words(path).map_or(String::new(), |words| format!(": {words}"));
     let reason = format!("{what} (SQLite error {}){why}", code.extended_code);
-    mark(path, &reason, is_certain).then(|| StoreError::Unproven { path: path.to_owned(), reason })
+    mark(path, &reason, is_certain).then(|| StoreError::Unproven { at: path.into(), reason })
 }
 
 /// Marks the store as unproven, and returns whether it is. SQLite cannot tell an exhausted quota from a failing disk;
@@ -169,7 +169,7 @@ impl Watch {
     /// Fails with [`StoreError::Unproven`] if the store is unproven.
     pub(super) fn vet(&self) -> Result<(), StoreError> {
         match self.unproven() {
-            Some(Unproven { reason, .. }) => Err(StoreError::Unproven { path: self.path.clone(), reason }),
+            Some(Unproven { reason, .. }) => Err(StoreError::Unproven { at: (&*self.path).into(), reason }),
             None => Ok(()),
         }
     }

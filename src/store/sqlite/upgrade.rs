@@ -62,15 +62,15 @@ pub(super) fn upgrade(path: &Path) -> Result<(), StoreError> {
         }
     }
     let (found, pids) = users(path).unwrap_or_default();
-    Err(StoreError::OlderInUse { path: path.to_owned(), found, known: schema::known_version(), pids })
+    Err(StoreError::OlderInUse { at: path.into(), found, known: schema::known_version(), pids })
 }
 
 /// Describes what a full disk prevents: nothing is delivered meanwhile.
 fn without_room(error: StoreError) -> StoreError {
     match error {
-        StoreError::Full { path, reason, .. } => {
+        StoreError::Full { at, reason, .. } => {
             let reason = format!("its schema cannot be migrated: {reason}; nothing is lost");
-            StoreError::Unusable { path, reason }
+            StoreError::Unusable { at, reason }
         }
         error => error,
     }

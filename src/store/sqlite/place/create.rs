@@ -31,12 +31,12 @@ pub(crate) fn roll_back_creation(path: &Path) -> Result<u64, StoreError> {
     undo().map_err(|error: rusqlite::Error| Fault::from(error).at(path))?;
     fs::metadata(path)
         .map(|metadata| metadata.len())
-        .map_err(|error| StoreError::Unusable { path: path.to_owned(), reason: os_words(&error) })
+        .map_err(|error| StoreError::Unusable { at: path.into(), reason: os_words(&error) })
 }
 
 /// Creates an empty file, and the folders above it, that only this user can read.
 pub(crate) fn make_file(path: &Path) -> Result<(), StoreError> {
-    let unusable = |reason: String| StoreError::Unusable { path: path.to_owned(), reason };
+    let unusable = |reason: String| StoreError::Unusable { at: path.into(), reason };
     let folder = folder_of(path);
     let in_folder = |error: io::Error| unusable(format!("its folder {}: {}", folder.display(), os_words(&error)));
     make_folder(folder).map_err(in_folder)?;

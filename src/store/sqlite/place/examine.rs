@@ -25,7 +25,7 @@ const HEADER_BYTES: u64 = 100;
 /// Refuses a path where another user has set a trap, and returns the real path of the store.
 pub(crate) fn vet(path: &Path, mode: OpenMode) -> Result<PathBuf, StoreError> {
     place::vet(path, mode).map_err(|trap| StoreError::Unusable {
-        path: path.to_owned(),
+        at: path.into(),
         reason: format!(
             "{} is not trusted: {}; look at it with `ls -ld`, and move it away if you did not make it",
             trap.path.display(),
@@ -35,20 +35,20 @@ pub(crate) fn vet(path: &Path, mode: OpenMode) -> Result<PathBuf, StoreError> {
 }
 
 pub(crate) fn create_or_examine(path: &Path, mode: OpenMode) -> Result<(), StoreError> {
-    let unusable = |reason: String| StoreError::Unusable { path: path.to_owned(), reason };
-    let damaged = |reason: &str| StoreError::Damaged { path: path.to_owned(), reason: reason.into() };
+    let unusable = |reason: String| StoreError::Unusable { at: path.into(), reason };
+    let damaged = |reason: &str| StoreError::Damaged { at: path.into(), reason: reason.into() };
     let log_alone = "its file is missing or empty, and its write-ahead log is there";
     match fs::metadata(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => match mode {
             _ if recovery::has_log_alone(path) => Err(damaged(log_alone)),
             OpenMode::Existing | OpenMode::ExistingOrRecovered | OpenMode::WithoutKey => {
-                Err(StoreError::Missing { path: path.to_owned() })
+                Err(StoreError::Missing { at: path.into() })
             }
             OpenMode::CreateIfMissing => make_file(path),
         },
         Err(error) => Err(unusable(os_words(&error))),
         Ok(metadata) => {
-            let not_a_store = |reason: &str| StoreError::NotAStore { path: path.to_owned(), reason: reason.into() };
+            let not_a_store = |reason: &str| StoreError::NotAStore { at: path.into(), reason: reason.into() };
             let kind = metadata.file_type();
             if kind.is_dir() {
                 return Err(not_a_store("it is a directory"));
@@ -67,7 +67,7 @@ pub(crate) fn create_or_examine(path: &Path, mode: OpenMode) -> Result<(), Store
             match bytes {
                 0 if recovery::has_log_alone(path) => Err(damaged(log_alone)),
                 // Left by a process that was killed while it created a store, or by `touch`: it is empty.
-                0 if mode != OpenMode::CreateIfMissing => Err(StoreError::Missing { path: path.to_owned() }),
+                0 if mode != OpenMode::CreateIfMissing => Err(StoreError::Missing { at: path.into() }),
                 0 => fs::set_permissions(path, fs::Permissions::from_mode(0o600))
                     .map_err(|error| unusable(os_words(&error))),
                 // SQLite would treat a file of one byte as empty.
@@ -89,7 +89,7 @@ pub(crate) fn create_or_examine(path: &Path, mode: OpenMode) -> Result<(), Store
 /// Reads through an immutable connection: no lock, no log, no recovery. It may see an older state than the write-ahead
 /// log holds, so only a clear "not ours" counts here, and [`super::super::open`] checks again.
 fn examine(path: &Path) -> Result<(), StoreError> {
-    let not_a_store = |reason: String| StoreError::NotAStore { path: path.to_owned(), reason };
+    let not_a_store = |reason: String| StoreError::NotAStore { at: path.into(), reason };
     let look = || -> rusqlite::Result<(i32, i64, Connection)> {
         let connection = immutable(path)?;
         let application_id = connection.pragma_query_value(None, "application_id", |row| row.get(0))?;

@@ -122,7 +122,7 @@ pub(super) fn recover(
 ) -> Result<(), StoreError> {
     let _alone = FolderLock::exclusive(path)?;
     let unusable = |error: io::Error| StoreError::Unusable {
-        path: path.to_owned(),
+        at: path.into(),
         reason: format!("it is damaged and cannot be recovered now: {}", os_words(&error)),
     };
     if let Some(time) = pending(path) {
@@ -151,10 +151,10 @@ pub(super) fn recover(
 /// A recovery that fails is not more damage: it is retried.
 fn postponed(fault: Fault, path: &Path) -> StoreError {
     match fault.at(path) {
-        StoreError::Damaged { path, reason } => StoreError::Unusable { path, reason },
-        StoreError::Full { path, reason, .. } => {
+        StoreError::Damaged { at, reason } => StoreError::Unusable { at, reason },
+        StoreError::Full { at, reason, .. } => {
             let reason = format!("it is damaged and cannot be recovered now: {reason}; the damaged file is kept");
-            StoreError::Unusable { path, reason }
+            StoreError::Unusable { at, reason }
         }
         error => error,
     }
@@ -209,7 +209,7 @@ impl RecoveryRun<'_> {
     fn resume(&self) -> Result<(), Fault> {
         let io = |error: io::Error| {
             Fault::from(StoreError::Unusable {
-                path: self.path.to_owned(),
+                at: (&*self.path).into(),
                 reason: format!("it is damaged and cannot be recovered now: {}", os_words(&error)),
             })
         };
@@ -254,7 +254,7 @@ impl RecoveryRun<'_> {
     fn rebuild(&self) -> Result<(u64, u64), Fault> {
         let new = beside(self.path, ".rebuilding");
         let unusable =
-            |error: io::Error| Fault::from(StoreError::Unusable { path: new.clone(), reason: os_words(&error) });
+            |error: io::Error| Fault::from(StoreError::Unusable { at: (&*new).into(), reason: os_words(&error) });
         for suffix in ["-journal", "-wal", "-shm", ""] {
             remove_if_there(&beside(&new, suffix)).map_err(unusable)?;
         }
