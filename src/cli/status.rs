@@ -778,7 +778,7 @@ fn store_report(config: &Config, condition: Option<&Condition>, problem: Option<
                 reason: recovery.reason.clone(),
                 recovered_messages: recovery.recovered,
                 lost_messages: recovery.lost,
-                set_aside: recovery.set_aside.display().to_string(),
+                set_aside: recovery.set_aside.to_string(),
             })
             .collect(),
         replaying: condition.and_then(|condition| condition.lease.as_ref()).map(ToString::to_string),

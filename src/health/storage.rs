@@ -55,7 +55,7 @@ impl Health<'_> {
         if let Some(last) = condition.recoveries.iter().rfind(|recovery| recovery.is_kept) {
             let (recovered, lost) = (last.recovered, last.lost);
             text.push_str(&format!("; its file was damaged: {recovered} messages were recovered, {lost} are lost"));
-            let aside = last.set_aside.display();
+            let aside = &last.set_aside;
             return Check::warning(NAME, text, format!("see to the disk; remove {aside} when you need nothing of it"));
         }
         // Free pages are used again before the file grows.

@@ -26,7 +26,7 @@ use http::Method;
 use http::header::{HeaderName, ORIGIN, REFERER};
 use http::request::Parts;
 
-use super::site::{Foreign, SitePolicy};
+use super::site::{ForeignRequest, SitePolicy};
 
 /// Headers by which a browser says that a page asks.
 const OF_BROWSERS: [HeaderName; 4] =
@@ -55,13 +55,13 @@ impl Monitoring {
 
 impl SitePolicy {
     /// Returns whether a request for monitors is answered although its name is not the agent's.
-    pub(super) fn is_open(&self, of: Monitoring, foreign: &Foreign, head: &Parts, asks_for_token: bool) -> bool {
+    pub(super) fn is_open(&self, of: Monitoring, foreign: &ForeignRequest, head: &Parts, asks_for_token: bool) -> bool {
         let is_of_a_page = OF_BROWSERS.iter().any(|name| head.headers.contains_key(name));
         let is_open = match of {
             Monitoring::Health => true,
             Monitoring::Metrics => asks_for_token,
         };
-        matches!(foreign, Foreign::Host(_)) && is_open && !self.is_loopback_only() && !is_of_a_page
+        matches!(foreign, ForeignRequest::Host(_)) && is_open && !self.is_loopback_only() && !is_of_a_page
     }
 }
 

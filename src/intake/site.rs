@@ -78,7 +78,7 @@ struct Origin {
 
 /// Why a request is refused.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Foreign {
+pub enum ForeignRequest {
     /// The `Host`, or the host of an absolute request target, is no name of the agent.
     Host(String),
     /// The request's target and its `Host` name two hosts.
@@ -89,7 +89,7 @@ pub enum Foreign {
     CrossSite,
 }
 
-impl Foreign {
+impl ForeignRequest {
     /// Returns the status of the answer.
     pub fn status(&self) -> u16 {
         if *self == Self::TwoHosts { 400 } else { 403 }
@@ -101,7 +101,7 @@ impl Foreign {
     }
 }
 
-impl fmt::Display for Foreign {
+impl fmt::Display for ForeignRequest {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         const WHERE: &str = "allowed_hosts (OPIK_OFFLINE_ALLOWED_HOSTS)";
         match self {
@@ -141,7 +141,7 @@ impl SitePolicy {
     /// # Errors
     ///
     /// Why it is refused.
-    pub fn judge(&self, head: &Parts, has_token: bool, is_link_target: bool) -> Result<(), Foreign> {
+    pub fn judge(&self, head: &Parts, has_token: bool, is_link_target: bool) -> Result<(), ForeignRequest> {
         let named = head.headers.get(HOST).map(|host| (host.as_bytes(), Authority::parse(host.as_bytes())));
         let target = head
             .uri
@@ -150,13 +150,13 @@ impl SitePolicy {
         for (text, authority) in [&target, &named].into_iter().flatten() {
             let is_allowed = authority.as_ref().is_some_and(|authority| self.is_own_name(authority, has_token));
             if !is_allowed {
-                return Err(Foreign::Host(shown(text)));
+                return Err(ForeignRequest::Host(shown(text)));
             }
         }
         if let (Some((_, target)), Some((_, named))) = (&target, &named)
             && target != named
         {
-            return Err(Foreign::TwoHosts);
+            return Err(ForeignRequest::TwoHosts);
         }
         let own = target.or(named).and_then(|(_, authority)| authority);
         self.judge_page(&head.method, &head.headers, own.as_ref(), is_link_target)
@@ -186,7 +186,7 @@ impl SitePolicy {
         headers: &HeaderMap,
         own: Option<&Authority>,
         is_link_target: bool,
-    ) -> Result<(), Foreign> {
+    ) -> Result<(), ForeignRequest> {
         let may_ask = |origin: &Origin| {
             own.is_some_and(|own| origin.is_at(own)) || self.allowed.iter().any(|allowed| allowed.has_origin(origin))
         };
@@ -194,7 +194,7 @@ impl SitePolicy {
         if origins.peek().is_some() {
             return match origins.find(|origin| !Origin::parse(origin.as_bytes()).is_some_and(|origin| may_ask(&origin)))
             {
-                Some(foreign) => Err(Foreign::Page(shown(foreign.as_bytes()))),
+                Some(foreign) => Err(ForeignRequest::Page(shown(foreign.as_bytes()))),
                 None => Ok(()),
             };
         }
@@ -208,12 +208,12 @@ impl SitePolicy {
             let is_own = sites.all(|site| [&b"same-origin"[..], b"none"].contains(&site.as_bytes()));
             let follows_link =
                 is_read && is_link_target && says(&SEC_FETCH_MODE, "navigate") && says(&SEC_FETCH_DEST, "document");
-            return if is_own || follows_link { Ok(()) } else { Err(Foreign::CrossSite) };
+            return if is_own || follows_link { Ok(()) } else { Err(ForeignRequest::CrossSite) };
         }
         // Older browsers send neither header. A followed link has a Referer, too, so reads are left alone.
         let referer = headers.get(REFERER).filter(|_| !is_read && *method != Method::OPTIONS);
         match referer.and_then(|referer| Some((referer, Origin::of_url(referer.as_bytes())?))) {
-            Some((referer, page)) if !may_ask(&page) => Err(Foreign::Page(shown(referer.as_bytes()))),
+            Some((referer, page)) if !may_ask(&page) => Err(ForeignRequest::Page(shown(referer.as_bytes()))),
             _ => Ok(()),
         }
     }
@@ -379,7 +379,7 @@ mod tests {
     const NETWORK: &str = "0.0.0.0";
 
     /// Judges `METHOD TARGET`, followed by headers, a line each.
-    fn judge(policy: &SitePolicy, has_token: bool, wire: &str) -> Result<(), Foreign> {
+    fn judge(policy: &SitePolicy, has_token: bool, wire: &str) -> Result<(), ForeignRequest> {
         let mut lines = wire.split('\n');
         let (method, target) = lines.next().and_then(|line| line.split_once(' ')).expect("a method and a target");
         let mut request = http::Request::builder().method(method).uri(target);

@@ -19,7 +19,7 @@ use crate::monitor::connection::Connection;
 use crate::shutdown::Shutdown;
 use crate::store::full_state::remedies;
 use crate::store::slot::{SlotState, StoreSlot};
-use crate::store::{self, Backlog, BacklogSeen, Condition, Filter, Hold, LaneWork, ReplayRecord, StoreError, now_ms};
+use crate::store::{Backlog, BacklogSeen, Condition, Filter, Hold, LaneWork, ReplayRecord, StoreError, now_ms};
 use crate::telemetry::history::{self, History, Rates, Sample};
 use crate::telemetry::metrics::Metrics;
 
@@ -142,7 +142,7 @@ impl LiveWrites {
     pub fn of(slot: &StoreSlot, server: &Server) -> Self {
         match slot.state() {
             SlotState::Open => Self::Stored,
-            SlotState::Away { .. } => match slot.backlog_seen(server, &[]) {
+            SlotState::Unavailable { .. } => match slot.backlog_seen(server, &[]) {
                 BacklogSeen::NeverWas | BacklogSeen::Empty => Self::PassedOn,
                 BacklogSeen::Holds { .. } => Self::RefusedIfConflicting,
                 BacklogSeen::Unknown => Self::Refused,
@@ -385,12 +385,12 @@ impl Watch {
 
     fn unusable(&self, error: &StoreError) -> StoreStatus {
         let refused_while_unusable = match self.slot.state() {
-            SlotState::Away { refused, .. } => refused,
+            SlotState::Unavailable { refused, .. } => refused,
             SlotState::Open => 0,
         };
         let live_writes = LiveWrites::of(&self.slot, &self.server).word();
         let unproven_since_ms = match error {
-            StoreError::Unproven { path, .. } => store::unproven(path).map(|unproven| unproven.since_ms),
+            StoreError::Unproven { .. } => self.slot.unproven().map(|unproven| unproven.since_ms),
             _ => None,
         };
         let reason = Some(error.to_string());
@@ -399,7 +399,7 @@ impl Watch {
 
     fn look(&self) -> Status {
         let now = now_ms();
-        let read = self.slot.with(|store| {
+        let read = self.slot.try_with(|store| {
             let own = Filter::of_server(&self.server);
             let elsewhere = elsewhere(&store.backlog(&Filter::default())?, &self.server);
             Ok((store.backlog(&own)?, store.condition()?, store.lanes(&own, now)?, elsewhere))

@@ -1,35 +1,34 @@
 //! Why a store can't do what it was asked.
 
-use std::path::PathBuf;
-
 use thiserror::Error;
 
+use super::encryption::key::{KeyError, KeyId};
 use super::full_state::FullLimit;
-use super::key::{KeyError, KeyId};
+use super::location::Location;
 use super::work::Owner;
 
 /// Why a store can't do what it was asked, sorted by what the caller can do about it.
 #[derive(Debug, Error)]
 pub enum StoreError {
     /// There is no store at this path yet: nothing was ever stored, or it is the wrong path.
-    #[error("there is no message store at {path}")]
+    #[error("there is no message store at {at}")]
     Missing {
         /// Where it was looked for.
-        path: PathBuf,
+        at: Location,
     },
     /// The path is no place for a store: a directory, another kind of file, somebody else's database.
-    #[error("{path} is not a message store: {reason}")]
+    #[error("{at} is not a message store: {reason}")]
     NotAStore {
         /// The path given.
-        path: PathBuf,
+        at: Location,
         /// What stands there instead.
         reason: String,
     },
     /// A newer opik-offline wrote it; it was left untouched.
-    #[error("the message store {path} has schema version {found}, and this opik-offline knows versions up to {known}")]
+    #[error("the message store {at} has schema version {found}, and this opik-offline knows versions up to {known}")]
     NewerSchema {
         /// The file.
-        path: PathBuf,
+        at: Location,
         /// Its `user_version`.
         found: i64,
         /// The newest that we know.
@@ -37,12 +36,12 @@ pub enum StoreError {
     },
     /// An older opik-offline uses it, which would misread what a newer one writes: its schema is left as it is until then.
     #[error(
-        "the message store {path} has schema version {found} and is in use by an older opik-offline{}; it is brought up \
+        "the message store {at} has schema version {found} and is in use by an older opik-offline{}; it is brought up \
          to version {known} once that has ended", by_pids(.pids)
     )]
     OlderInUse {
         /// The file.
-        path: PathBuf,
+        at: Location,
         /// Its `user_version`.
         found: i64,
         /// The version that it is to have.
@@ -51,37 +50,37 @@ pub enum StoreError {
         pids: Vec<u32>,
     },
     /// The file is damaged.
-    #[error("the message store {path} is damaged: {reason}")]
+    #[error("the message store {at} is damaged: {reason}")]
     Damaged {
         /// The file.
-        path: PathBuf,
+        at: Location,
         /// What the engine says.
         reason: String,
     },
     /// It can't be read or written: permissions, a full disk, a failing disk.
-    #[error("cannot use the message store {path}: {reason}")]
+    #[error("cannot use the message store {at}: {reason}")]
     Unusable {
         /// The file.
-        path: PathBuf,
+        at: Location,
         /// What the system says.
         reason: String,
     },
     /// A write or a sync failed: what it holds has to be written anew and synced before it is used again.
     #[error(
-        "cannot use the message store {path} after an error of the disk: {reason}; \
+        "cannot use the message store {at} after an error of the disk: {reason}; \
          it is used again once its log was written anew and synced"
     )]
     Unproven {
         /// The file.
-        path: PathBuf,
+        at: Location,
         /// What failed.
         reason: String,
     },
     /// A limit of ours would be passed.
-    #[error("the message store {path} is full: {reason}")]
+    #[error("the message store {at} is full: {reason}")]
     Full {
         /// The file.
-        path: PathBuf,
+        at: Location,
         /// Which limit.
         limit: FullLimit,
         /// How many bytes of the file were asked for.
@@ -90,10 +89,10 @@ pub enum StoreError {
         reason: String,
     },
     /// Other processes kept it locked for too long; try again.
-    #[error("the message store {path} is busy: other processes kept it locked for {waited_ms} ms")]
+    #[error("the message store {at} is busy: other processes kept it locked for {waited_ms} ms")]
     Busy {
         /// The file.
-        path: PathBuf,
+        at: Location,
         /// How long was waited, in milliseconds.
         waited_ms: u64,
     },
@@ -107,28 +106,28 @@ pub enum StoreError {
     #[error("the attachment's bytes were removed from the message store before the upload was complete")]
     AttachmentGone,
     /// It is encrypted, and there is no key.
-    #[error("the message store {path} is encrypted with key {needed}, and no key is set")]
+    #[error("the message store {at} is encrypted with key {needed}, and no key is set")]
     KeyMissing {
         /// The file.
-        path: PathBuf,
+        at: Location,
         /// The key's name.
         needed: KeyId,
     },
     /// It is encrypted with another key.
-    #[error("the message store {path} is encrypted with key {needed}, and the key that is set is {given}")]
+    #[error("the message store {at} is encrypted with key {needed}, and the key that is set is {given}")]
     WrongKey {
         /// The file.
-        path: PathBuf,
+        at: Location,
         /// The name of the key that it needs.
         needed: KeyId,
         /// The name of the key that there is.
         given: KeyId,
     },
     /// An earlier change of its key has not come to its end.
-    #[error("the key of the message store {path} can't be changed: an earlier change has not come to its end")]
+    #[error("the key of the message store {at} can't be changed: an earlier change has not come to its end")]
     TooManyKeys {
         /// The file.
-        path: PathBuf,
+        at: Location,
     },
     /// A key that was configured can't be used.
     #[error(transparent)]

@@ -46,9 +46,11 @@
 pub mod attachment;
 mod clock;
 pub mod committer;
+pub mod encryption;
 mod error;
 pub mod full_state;
-pub mod key;
+mod limits;
+mod location;
 pub mod mount;
 mod moved;
 mod open;
@@ -65,17 +67,18 @@ mod view;
 mod work;
 
 pub use self::clock::{now_ms, since_boot};
+pub use self::encryption::key::{EncryptionKey, KeyError, KeyId, Keys};
+pub use self::encryption::reseal::{Resealed, Resealing};
+pub use self::encryption::state::{Encryption, KeyState};
 pub use self::error::StoreError;
 pub use self::full_state::{FullLimit, Fullness};
-pub use self::key::{EncryptionKey, KeyError, KeyId, Keys};
-pub use self::open::{
-    Limits, OpenMode, Resealed, Resealing, WhenFull, io_errors, open, open_with, prove, recover, reseal, unproven,
-};
+pub use self::limits::{Limits, OpenMode, WhenFull};
+pub use self::location::Location;
+pub use self::open::{io_errors, open, open_with, prove, recover, reseal, unproven};
 pub use self::traits::{Attachments, Browse, Intake, Maintain, Replay, Store};
 pub use self::view::{
-    AdoptionRecord, AgentRecord, Backlog, BacklogGroup, BacklogSeen, Condition, Encryption, Filter, FullRecord,
-    KeyState, LaneListed, Listed, Page, Purged, RecoveryRecord, ReplayRecord, Standing, StoreIdentity, StoredMessage,
-    Stranded, Unproven, Whose,
+    AdoptionRecord, AgentRecord, Backlog, BacklogGroup, BacklogSeen, Condition, Filter, FullRecord, LaneListed, Listed,
+    Page, Purged, RecoveryRecord, ReplayRecord, Standing, StoreIdentity, StoredMessage, Stranded, Unproven, Whose,
 };
 pub use self::work::{
     Ahead, AttachmentId, Claim, ClaimLimits, Hold, LaneId, LaneWork, LastAnswer, Lease, Outcome, Owner, Part,

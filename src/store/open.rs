@@ -1,55 +1,45 @@
 //! How a store is opened, recovered and re-encrypted: the one place that names an engine.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use super::key::Keys;
+use super::encryption::key::Keys;
+use super::encryption::reseal::{Resealed, Resealing};
+use super::limits::{Limits, OpenMode};
 use super::os::FileId;
+use super::rejected_room::RejectedRoom;
+pub(super) use super::sqlite::{BacklogView, is_set_aside};
 use super::view::Unproven;
 use super::{Store, StoreError, sqlite};
 
-/// What a store may use.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Limits {
-    /// Bytes of the store's files at most.
-    pub size_max: u64,
-    /// Bytes that stay free on the disk.
-    pub disk_reserve: u64,
-    /// What happens to new messages when a limit is reached.
-    pub when_full: WhenFull,
+/// How a slot opens its store, as often as it has to.
+#[derive(Clone)]
+pub(super) struct Opening {
+    pub(super) path: PathBuf,
+    pub(super) limits: Limits,
+    pub(super) keys: Keys,
+    pub(super) rejected: RejectedRoom,
 }
 
-/// What happens to new messages when the store is full.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum WhenFull {
-    /// They are refused ([`StoreError::Full`]): the client still has them.
-    Refuse,
-    /// The oldest messages make room and are counted as dropped: first rejected ones beyond their share
-    /// ([`rejected_room`]), then those that wait.
-    DropOldest,
-}
+impl Opening {
+    /// Opens the store, creating it if there is none.
+    pub(super) fn open(&self) -> Result<Arc<dyn Store>, StoreError> {
+        let Self { path, limits, keys, .. } = self;
+        self.ready(sqlite::SqliteStore::open_with(path, OpenMode::CreateIfMissing, *limits, keys)?)
+    }
 
-/// Whether opening may make a new store.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum OpenMode {
-    /// Make it, and its folder, when there is none.
-    CreateIfMissing,
-    /// [`StoreError::Missing`] when there is none. For those who only look: a damaged file stays where it is.
-    Existing,
-    /// The same, also when there is no key or another one: what is not sealed can be read, counted and deleted, and all
-    /// else fails as opening would.
-    WithoutKey,
-    /// The same as [`OpenMode::Existing`], and a damaged file is recovered.
-    ExistingOrRecovered,
-}
+    /// Sets aside the file that was found damaged, unless another process did so, and opens what was recovered.
+    pub(super) fn recover(&self, failed: FileId, reason: &str) -> Result<Arc<dyn Store>, StoreError> {
+        self.ready(sqlite::SqliteStore::recover(&self.path, failed, reason, self.limits, &self.keys)?)
+    }
 
-impl OpenMode {
-    /// Says whether a damaged file is set aside and what can be read is recovered, as the agent and `replay` do it.
-    pub fn recovers(self) -> bool {
-        match self {
-            Self::CreateIfMissing | Self::ExistingOrRecovered => true,
-            Self::Existing | Self::WithoutKey => false,
-        }
+    /// Opens the store without a key of it.
+    pub(super) fn open_without_key(&self) -> Result<Arc<dyn Store>, StoreError> {
+        open(&self.path, OpenMode::WithoutKey, self.limits)
+    }
+
+    fn ready(&self, store: sqlite::SqliteStore) -> Result<Arc<dyn Store>, StoreError> {
+        Ok(Arc::new(store.with_rejected_room(self.rejected.clone())))
     }
 }
 
@@ -96,15 +86,6 @@ pub fn io_errors() -> u64 {
     sqlite::io_errors()
 }
 
-/// How far [`reseal`] has come.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Resealing {
-    /// Things that were sealed, opened or sealed anew.
-    pub done: u64,
-    /// Bytes of them.
-    pub bytes: u64,
-}
-
 /// Keeps everything in the store as the keys ask for: sealed with the current one, or without any where there is only a
 /// previous one. Then removes from its files whatever is left of before.
 ///
@@ -124,22 +105,6 @@ pub fn reseal(
     on_progress: &mut dyn FnMut(Resealing) -> bool,
 ) -> Result<Resealed, StoreError> {
     sqlite::reseal(path, limits, keys, on_progress)
-}
-
-/// How [`reseal`] ended.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Resealed {
-    /// Everything is kept as asked, and nothing of before is left.
-    Complete(Resealing),
-    /// Everything is kept as asked, and what is left of before in unused parts of the files could not be removed.
-    Remnants {
-        /// What was done.
-        done: Resealing,
-        /// Why.
-        reason: String,
-    },
-    /// It was ended by its caller.
-    Stopped(Resealing),
 }
 
 /// Sets aside the file at this path, which was found damaged while it was in use, and opens the store with what was

@@ -1,9 +1,8 @@
 //! What can be seen of a store: filters, pages, counts, records.
 
-use std::path::PathBuf;
-
+use super::encryption::state::Encryption;
 use super::full_state::Fullness;
-use super::key::KeyId;
+use super::location::Location;
 use super::work::{Hold, LaneId, LastAnswer, Owner};
 use crate::message::{Attachment, EntityKey, Lane, MessageId, MessageStatus, MessageType, Request, Server, Touch};
 
@@ -266,9 +265,9 @@ pub struct Purged {
 /// Who works with a store, and how it stands.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Condition {
-    /// Bytes of the store's files.
+    /// Bytes that the engine uses for the store.
     pub file_bytes: u64,
-    /// Bytes in those files that new messages can reuse.
+    /// Of these, the bytes that new messages can reuse.
     pub free_bytes: u64,
     /// The limit in force for this process, in bytes.
     pub size_max: Option<u64>,
@@ -317,43 +316,13 @@ pub struct Unproven {
     pub reason: String,
 }
 
-/// How a store's contents are kept.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Encryption {
-    /// The key that new things are sealed with; `None` when they are kept as they are.
-    pub sealed_with: Option<KeyId>,
-    /// The key that things of before may be sealed with.
-    pub previous: Option<KeyId>,
-    /// Whether everything is kept like that, and nothing of before is left in the files.
-    pub is_complete: bool,
-    /// Whether we have the keys that it needs.
-    pub key: KeyState,
-}
-
-impl Default for Encryption {
-    fn default() -> Self {
-        Self { sealed_with: None, previous: None, is_complete: true, key: KeyState::Usable }
-    }
-}
-
-/// Whether we have the keys that a store needs.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum KeyState {
-    /// All of them, or it needs none.
-    Usable,
-    /// There is none.
-    Missing,
-    /// There are others.
-    Wrong,
-}
-
 /// How a store was recovered from a damaged file.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RecoveryRecord {
     /// When, in milliseconds since the Unix epoch.
     pub at_ms: i64,
     /// Where the damaged file lies.
-    pub set_aside: PathBuf,
+    pub set_aside: Location,
     /// Whether it still lies there: whoever removes it has seen what happened.
     pub is_kept: bool,
     /// What was wrong with it, in the engine's words.

@@ -60,11 +60,11 @@ impl Panicking {
 }
 
 fn busy() -> StoreError {
-    StoreError::Busy { path: "/tmp/none.db".into(), waited_ms: 1 }
+    StoreError::Busy { at: "/tmp/none.db".into(), waited_ms: 1 }
 }
 
 fn unusable() -> StoreError {
-    StoreError::Unusable { path: "/tmp/none.db".into(), reason: "the disk failed, as the test asked for".into() }
+    StoreError::Unusable { at: "/tmp/none.db".into(), reason: "the disk failed, as the test asked for".into() }
 }
 
 macro_rules! delegate {

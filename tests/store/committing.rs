@@ -147,8 +147,7 @@ fn stopping_stores_what_was_submitted_and_refuses_the_rest() {
 
 #[test]
 fn a_full_store_takes_what_still_fits() {
-    let full =
-        || StoreError::Full { path: "store".into(), limit: FullLimit::MaxSize, needed: 1, reason: "test".into() };
+    let full = || StoreError::Full { at: "store".into(), limit: FullLimit::MaxSize, needed: 1, reason: "test".into() };
     let door = Arc::new(Door::default());
     let left = AtomicUsize::new(100);
     let (committer, store) = committer({
@@ -191,7 +190,7 @@ fn a_slot_heals_when_its_store_can_be_used_again() {
     let committer = Committer::start(Arc::clone(&slot)).expect("a thread");
     let refused = committer.store(message(0));
     assert!(matches!(&refused, Err(CommitError::Store(error)) if matches!(**error, StoreError::NotAStore { .. })));
-    assert!(matches!(slot.state(), SlotState::Away { .. }));
+    assert!(matches!(slot.state(), SlotState::Unavailable { .. }));
     fs::remove_dir(&path).expect("it is empty");
     slot.retry().expect("nothing is in the way any more");
     assert!(matches!(slot.state(), SlotState::Open));

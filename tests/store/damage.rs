@@ -206,8 +206,12 @@ fn a_store_without_its_first_page_loses_nothing() {
         let recoveries = store.condition().expect("it can be read").recoveries;
         assert_eq!(recoveries.len(), 1);
         assert_eq!(recoveries[0].lost, 0, "{recoveries:?}");
-        assert_eq!(damaged_files(&path), [recoveries[0].set_aside.clone()]);
-        assert_eq!(fs::read(&recoveries[0].set_aside).expect("it is kept"), bytes, "the evidence was changed");
+        let damaged = damaged_files(&path);
+        assert_eq!(
+            damaged.iter().map(Into::into).collect::<Vec<opik_offline::store::Location>>(),
+            [recoveries[0].set_aside.clone()]
+        );
+        assert_eq!(fs::read(&damaged[0]).expect("it is kept"), bytes, "the evidence was changed");
         // What was in flight waits again, and what the server refused is still refused.
         let page = Page { after: None, limit: 1000, newest_first: false };
         for listed in store.list(&Filter::default(), &page).expect("it can be read") {

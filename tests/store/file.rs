@@ -254,8 +254,8 @@ fn what_is_no_store_is_refused_with_its_reason_and_left_as_it_is() {
     let before = contents(folder.path());
     for (name, reason) in [
         ("folder.db", "it is a directory"),
-        ("text.db", "it is no SQLite database"),
-        ("short.db", "it is no SQLite database"),
+        ("text.db", "it is not an SQLite database"),
+        ("short.db", "it is not an SQLite database"),
         ("python sdk?#%.db", "leftover file of the Opik Python SDK"),
         ("foreign.db", "the database of another program"),
         ("marked.db", "the database of another program"),
@@ -285,7 +285,7 @@ fn a_newer_schema_is_refused_untouched() {
     drop(newer);
     let before = contents(folder.path());
     assert_eq!(before.len(), 2, "the other program left one file, beside the ballast");
-    assert!(matches!(refusal(&path), StoreError::NewerSchema { found: 99, known: _, path: _ }));
+    assert!(matches!(refusal(&path), StoreError::NewerSchema { found: 99, known: _, at: _ }));
     assert_unchanged(folder.path(), &before);
 }
 

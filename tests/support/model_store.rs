@@ -359,7 +359,7 @@ impl ModelStore {
     fn state(&self) -> Result<MutexGuard<'_, State>, StoreError> {
         let state = self.lock();
         match state.is_closed {
-            true => Err(StoreError::Unproven { path: "memory".into(), reason: "it was closed".into() }),
+            true => Err(StoreError::Unproven { at: "memory".into(), reason: "it was closed".into() }),
             false => Ok(state),
         }
     }

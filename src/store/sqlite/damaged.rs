@@ -30,7 +30,7 @@ use crate::sqlite_format::payload;
 use crate::sqlite_format::pointer_map::{PageUse, PointerMap, is_map_page};
 use crate::sqlite_format::record::{self, ColumnValue, SerialType};
 use crate::sqlite_format::wal::Frames;
-use crate::store::key::KeyId;
+use crate::store::encryption::key::KeyId;
 
 /// A candidate for a lane: workspace, number of the credential, server.
 pub(super) type LaneRow = (Option<String>, i64, Option<String>);

@@ -1,23 +1,24 @@
 //! The record of one stored message: its row of `messages` and its row of `bodies`.
 //!
-//! Every message enters the store through [`Record::insert`], whether a client sent it, a server divided it or a recovery
-//! found it in a damaged file; every reader that needs the whole message reads the same columns in the same order. So a
-//! new column is a field here, a line in `insert`, a line in each reader that needs it, and a migration in
+//! Every message enters the store through [`Record::insert`], whether a client sent it, a server divided it or a
+//! recovery found it in a damaged file; every reader that needs the whole message reads the same columns in the same
+//! order. So a new column is a field here, a line in `insert`, a line in each reader that needs it, and a migration in
 //! [`super::schema`]. The test at the end of this file counts: it fails when another file names a column of `messages`
 //! without an entry in its list of queries that filter, sort or update by it.
 //!
 //! # The two halves of a record
 //!
-//! [`Content`] is what the client sent and what decides where it goes: it never changes while the message is stored, and
-//! the checksum covers it. The rest of a [`Record`] changes with every attempt (status, attempts, the last answer) or
-//! with the order of delivery (position), and is not covered.
+//! [`Content`] is what the client sent and what decides where it goes: it never changes while the message is stored,
+//! and the checksum covers it. The rest of a [`Record`] changes with every attempt (status, attempts, the last answer)
+//! or with the order of delivery (position), and is not covered.
 //!
 //! # The checksum
 //!
 //! SQLite finds damage of its own structure, not of the values in it: a flipped bit in a body or a path goes unnoticed.
-//! So every message has a CRC-32 of all that reaches the server and of all that decides where it goes and when, computed
-//! when it is stored and verified when it is claimed or recovered. It covers the body as sent, not as it is encoded on
-//! disk, and the lane and headers themselves, not their row ids: recompressing bodies or copying a store leaves it valid.
+//! So every message has a CRC-32 of all that reaches the server and of all that decides where it goes and when,
+//! computed when it is stored and verified when it is claimed or recovered. It covers the body as sent, not as it is
+//! encoded on disk, and the lane and headers themselves, not their row ids: recompressing bodies or copying a store
+//! leaves it valid.
 //!
 //! It detects accidents, not forgery: anyone who can write the file can write the checksum.
 //!
@@ -43,8 +44,8 @@ use crate::message::{Encoding, HeaderSet, Lane, MessageId, MessageStatus, Messag
 use crate::sqlite_format::record::ColumnValue;
 use crate::store::work::LastAnswer;
 
-/// The columns of `messages` in the order of the schema, in which [`columns!`](super::schema::columns) selects them and a
-/// damaged file has them.
+/// The columns of `messages` in the order of the schema, in which [`columns!`](super::schema::columns) selects them and
+/// a damaged file has them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Column {
     Id,
@@ -99,7 +100,7 @@ const UPDATE_TEXTS: &str = "UPDATE messages SET path = ?2, answer_text = ?3 WHER
 const UPDATE_ANSWER: &str =
     "UPDATE messages SET answer_status = ?2, answer_text = ?3, answer_at_ms = ?4 WHERE message_id = ?1";
 
-/// What a client sent: all that the checksum covers beside the body.
+/// The content that a client sent: everything that the checksum covers beside the body.
 pub(super) struct Content<'a> {
     pub(super) id: i64,
     /// The name as stored, which may be one that this version does not know.
@@ -283,7 +284,7 @@ pub(super) fn position_of(id: i64) -> i64 {
     2 * id
 }
 
-/// What a part of a divided message inherits from the whole.
+/// The columns that a part of a divided message inherits from the whole.
 pub(super) struct Inherited {
     pub(super) message_type: String,
     pub(super) lane: i64,
@@ -352,8 +353,8 @@ pub(super) fn reseal_body(tx: &Transaction<'_>, sealer: &Sealer, id: i64) -> Res
     Ok(())
 }
 
-/// Replaces the checksum of a message that goes to another lane: the checksum covers whose message it is. A message of a
-/// version that stored no checksum gets none.
+/// Replaces the checksum of a message that goes to another lane: the checksum covers whose message it is. A message of
+/// a version that stored no checksum gets none.
 pub(super) fn move_to_lane(
     tx: &Transaction<'_>,
     sealer: &Sealer,
@@ -455,5 +456,99 @@ impl<'v> FoundRow<'v> {
         let status = self.column(Column::AnswerStatus).integer().and_then(|status| u16::try_from(status).ok());
         let text = sealer.text(&SealContext::Answer { message: id }, self.column(Column::AnswerText).as_column());
         Some(LastAnswer { at_ms, status, text: text.ok().flatten().unwrap_or_default() })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::path::{Path, PathBuf};
+
+    use rusqlite::Connection;
+
+    use super::*;
+    use crate::store::sqlite::schema;
+
+    /// The columns that queries filter, sort or update messages by, and so name beside this file and the schema. A
+    /// column that is only stored and read belongs to neither: adding one changes two files.
+    const QUERIED: &[(&str, &str)] = &[
+        ("accepted_at_ms", "filters by age, and the age of the oldest message"),
+        ("answer_at_ms", "the held message that was refused longest ago is retried first"),
+        ("answer_status", "rejected messages are counted by the server's answer"),
+        ("answer_text", "texts that are not sealed as the settings ask are found"),
+        ("attempts", "counted up when a message fails, reset when it is requeued"),
+        ("body_bytes", "compared with the body by `check`"),
+        ("claim_epoch", "an outcome settles a claim of its own lease only"),
+        ("header_set_id", "header sets that no message uses are removed"),
+        ("items", "summed over the messages that a filter selects"),
+        ("lane_id", "messages are claimed, listed and moved by lane"),
+        ("message_type", "filters by type"),
+        ("method", "a message that cannot be sent is not requeued"),
+        ("next_attempt_at_ms", "set when a message fails, reset when it becomes due"),
+        ("path", "paths that are not sealed as the settings ask are found"),
+        ("position", "the delivery order"),
+        ("project", "filters by project"),
+        ("status", "the state of a message"),
+        ("touches", "filters by entity, and what waits for what"),
+    ];
+
+    fn columns_of_the_schema() -> Vec<String> {
+        let mut connection = Connection::open_in_memory().expect("memory");
+        schema::migrate(&mut connection).expect("a schema");
+        let mut statement = connection.prepare("PRAGMA table_info(messages)").expect("a table");
+        let names = statement.query_map([], |row| row.get(1)).expect("its columns");
+        names.collect::<rusqlite::Result<_>>().expect("names")
+    }
+
+    fn sources(folder: &Path) -> Vec<PathBuf> {
+        let entries = fs::read_dir(folder).expect("a folder").map(|entry| entry.expect("an entry").path());
+        entries.flat_map(|path| if path.is_dir() { sources(&path) } else { vec![path] }).collect()
+    }
+
+    /// Returns the string literals that read or write `messages`, without those of tests. Every condition of a filter is one.
+    fn statements_about_messages<'source>(file: &str, source: &'source str) -> Vec<&'source str> {
+        let code = source.split("#[cfg(test)]\nmod tests").next().unwrap_or_default();
+        let literals = code.split('"').skip(1).step_by(2);
+        let tables = ["FROM messages", "INTO messages", "UPDATE messages", "JOIN messages", "FROM {source}"];
+        let is_condition = file == "queries/selection.rs";
+        literals.filter(|literal| is_condition || tables.iter().any(|table| literal.contains(table))).collect()
+    }
+
+    fn names(statement: &str, column: &str) -> bool {
+        statement.split(|c: char| !c.is_ascii_alphanumeric() && c != '_').any(|word| word == column)
+    }
+
+    #[test]
+    fn a_column_is_a_change_in_this_file_and_its_migration() {
+        let columns = columns_of_the_schema();
+        let listed: Vec<&str> = columns!().split(',').map(str::trim).collect();
+        assert_eq!(listed, columns, "the schema has other columns than `columns!` selects");
+        assert_eq!(columns.len(), COLUMNS, "a column is missing in `Column`");
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/store/sqlite");
+        let mut inserts = Vec::new();
+        let mut queried = Vec::new();
+        for path in sources(&folder).into_iter().filter(|path| path.extension().is_some_and(|end| end == "rs")) {
+            let source = fs::read_to_string(&path).expect("it can be read");
+            let file = path.strip_prefix(&folder).expect("it is inside").to_string_lossy().into_owned();
+            for statement in statements_about_messages(&file, &source) {
+                if statement.contains("INTO messages") {
+                    inserts.push(file.clone());
+                }
+                if file != "record.rs" && file != "schema.rs" {
+                    let named = columns.iter().filter(|column| *column != "message_id" && names(statement, column));
+                    queried.extend(named.map(|column| (column.clone(), file.clone())));
+                }
+            }
+        }
+        assert_eq!(inserts, ["record.rs"], "messages are inserted in more than one place");
+        for (column, file) in &queried {
+            assert!(
+                QUERIED.iter().any(|(known, _)| known == column) && file.starts_with("queries/"),
+                "{file} names the column {column}: read it through `Record`, or add it to the queries with a reason"
+            );
+        }
+        for (column, _) in QUERIED {
+            assert!(queried.iter().any(|(named, _)| named == column), "no query names {column}: remove its entry");
+        }
     }
 }

@@ -1,4 +1,5 @@
-//! Attachments. A row without a message is being uploaded while it has an owner (`process`), and is released without one.
+//! Attachments. A row without a message is being uploaded while it has an owner (`process`), and is released without
+//! one.
 
 pub(crate) const BEGIN_ATTACHMENT: &str = "
     INSERT INTO attachments (bytes, process, pid, pid_namespace, boot, grown_at_ms) VALUES (0, ?1, ?2, ?3, ?4, ?5)
@@ -27,7 +28,7 @@ pub(crate) const REMOVE_PIECES: &str = "
         SELECT piece_id FROM attachment_pieces WHERE piece_id >= ?1 AND piece_id < ?2 LIMIT ?3)";
 pub(crate) const REMOVE_ATTACHMENT: &str = "DELETE FROM attachments WHERE attachment_id = ?1";
 pub(crate) const ATTACHMENT: &str = "SELECT attachment_id, bytes, sha256 FROM attachments WHERE message_id = ?1";
-/// A piece of a message's file; ?2 is how many numbers a file has.
+/// A piece of a message's file; ?2 is how many pieces a file can have.
 pub(crate) const PIECE: &str = "
     SELECT piece, is_sealed, piece_id FROM attachment_pieces
     WHERE piece_id = (SELECT attachment_id FROM attachments WHERE message_id = ?1) * ?2 + ?3";
@@ -35,7 +36,7 @@ pub(crate) const PIECES: &str =
     "SELECT piece, is_sealed, piece_id FROM attachment_pieces WHERE piece_id >= ?1 AND piece_id < ?2 ORDER BY piece_id";
 pub(crate) const ATTACHMENTS: &str =
     "SELECT attachment_id, message_id, bytes, sha256 FROM attachments WHERE message_id IS NOT NULL";
-/// Files of messages that are not there. A message whose file is not there has too few bytes ([`WRONG_BODIES`]).
+/// Files of messages that do not exist. A message whose file is missing has too few bytes ([`super::WRONG_BODIES`]).
 pub(crate) const WRONG_ATTACHMENTS: &str = "
     SELECT count(*) FROM attachments LEFT JOIN messages USING (message_id)
     WHERE message_id IS NOT NULL AND status IS NULL";

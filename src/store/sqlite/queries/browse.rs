@@ -18,12 +18,12 @@ pub(crate) const NOTE_REPLAY: &str = "INSERT OR REPLACE INTO last_replay VALUES 
 pub(crate) const LAST_REPLAY: &str =
     "SELECT role, started_at_ms, ended_at_ms, delivered, rejected, remaining FROM last_replay";
 
-/// One message, with what it is about.
+/// One message with its touches.
 pub(crate) fn one_message() -> String {
     concat!("SELECT ", columns!(), " FROM messages WHERE message_id = ?1").to_owned()
 }
 
-/// A page of messages in the order of their ids, from `:after` on, at most `:limit`.
+/// A page of messages ordered by id, from `:after` on, at most `:limit`.
 pub(crate) fn page(selection: &Selection, newest_first: bool, continued: bool) -> String {
     let (after, order) = match (continued, newest_first) {
         (false, false) => ("TRUE", "ASC"),
@@ -36,7 +36,7 @@ pub(crate) fn page(selection: &Selection, newest_first: bool, continued: bool) -
     format!("SELECT {columns} FROM messages WHERE {after} AND {selected} ORDER BY message_id {order} LIMIT :limit")
 }
 
-/// The failed messages of `:lane` in delivery order, behind the one at `:position` with the id `:after`.
+/// The failed messages of `:lane` in delivery order, after the one at `:position` with the id `:after`.
 pub(crate) fn waiting_in_order(selection: &Selection) -> String {
     let columns = columns!(waiting);
     let (in_lane, selected) = (selection.lane_condition(), selection.sql());
@@ -65,7 +65,7 @@ pub(crate) fn groups(selection: &Selection) -> String {
     )
 }
 
-/// How many rejected messages there are per status of the answer, the commonest first.
+/// How many rejected messages there are per status of the answer, the most frequent first.
 pub(crate) fn rejected_by_answer(selection: &Selection) -> String {
     let (source, count, selected) = (selection.source(), selection.count(), selection.sql());
     format!(
@@ -91,13 +91,14 @@ pub(crate) fn first_waiting(selection: &Selection) -> String {
 /// Lanes that have failed messages.
 pub(crate) const LANES_WAITING: &str = "SELECT DISTINCT lane_id FROM summary WHERE status = 3";
 
-/// Up to `:limit` messages to delete, those in flight only on demand.
+/// Up to `:limit` messages to delete; those in flight only on demand.
 pub(crate) fn to_purge(selection: &Selection, in_flight_too: bool) -> String {
     let (spared, selected) = (if in_flight_too { "TRUE" } else { "status <> 1" }, selection.sql());
     format!("SELECT message_id FROM messages WHERE {spared} AND {selected} ORDER BY message_id LIMIT :limit")
 }
 
-/// Makes refused messages of one status *failed*. RETURNING shows a row as the update left it; the status before is known.
+/// Makes refused messages of one status *failed*. RETURNING shows a row after the update; the status before it is
+/// known.
 pub(crate) fn requeue(selection: &Selection, status: MessageStatus) -> String {
     let (status, selected) = (status.code(), selection.sql());
     format!(

@@ -2,12 +2,12 @@
 
 use crate::store::sqlite::schema::columns;
 
-/// The number of a lane: workspace or NULL, credential or NULL, server or NULL.
+/// The row id of a lane: workspace or NULL, credential or NULL, server or NULL.
 pub(crate) const LANE_ID: &str = "
     SELECT lane_id FROM lanes
     WHERE workspace IS ?1 AND server IS ?3 AND credential_id = CASE WHEN ?2 IS NULL THEN 0
         ELSE (SELECT credential_id FROM credentials WHERE value = ?2) END";
-/// How many messages of a lane still have to reach the server, and how many the server refused, in one look at the store.
+/// How many messages of a lane still have to reach the server, and how many the server refused, in one look-up.
 pub(crate) const WAITING: &str = "
     SELECT coalesce(sum(CASE WHEN status IN (1, 3) THEN messages END), 0), (SELECT generation FROM sealing),
         coalesce(sum(CASE WHEN status IN (4, 5) THEN messages END), 0)
@@ -20,7 +20,7 @@ pub(crate) const ADD_LANE: &str = "
     INSERT INTO lanes (workspace, credential_id, server, server_check) VALUES (?1, CASE WHEN ?2 IS NULL THEN 0
         ELSE (SELECT credential_id FROM credentials WHERE value = ?2) END, ?3, ?4)
     RETURNING lane_id";
-/// Whose messages a lane has.
+/// A lane with its credential.
 pub(crate) const LANE: &str = "
     SELECT workspace, value, sealed, server, server_check
     FROM lanes LEFT JOIN credentials USING (credential_id) WHERE lane_id = ?1";
@@ -44,7 +44,7 @@ pub(crate) const MERGE_SUMMARY: &str = "
     ON CONFLICT DO UPDATE SET messages = messages + excluded.messages, items = items + excluded.items,
         body_bytes = body_bytes + excluded.body_bytes";
 pub(crate) const DROP_SUMMARY: &str = "DELETE FROM summary WHERE lane_id = ?1";
-/// A hold is not taken along: nobody knows which server asked for it.
+/// The hold is dropped: it is unknown which server asked for it.
 pub(crate) const SET_SERVER: &str = "
     UPDATE lanes SET server = ?2, server_check = ?3, held_until_ms = NULL, hold_reason = NULL, hold_probe = NULL,
         hold_passed = NULL, held_at_ms = NULL, hold_status = NULL
@@ -53,7 +53,7 @@ pub(crate) const DROP_LIMITS: &str = "DELETE FROM limits WHERE lane_id = ?1";
 pub(crate) const DROP_LANE: &str = "DELETE FROM lanes WHERE lane_id = ?1";
 pub(crate) const NOTE_ADOPTION: &str = "INSERT INTO adoption (at_ms, server, messages) VALUES (?1, ?2, ?3)";
 pub(crate) const ADOPTIONS: &str = "SELECT at_ms, server, messages FROM adoption ORDER BY adoption_id";
-/// Messages of a lane to give to another one, in any order; none in flight.
+/// Messages of a lane to move to another one, in any order; none in flight.
 pub(crate) const TO_REASSIGN: &str = "
     SELECT message_id FROM messages WHERE lane_id = ?1 AND status <> 1 ORDER BY message_id LIMIT ?2";
 pub(crate) const SET_LANE: &str = concat!(
@@ -72,7 +72,7 @@ pub(crate) const FORGET_HEADER_SETS: &str =
 /// The highest number of a header set, and how many there are.
 pub(crate) const HEADER_SETS: &str = "SELECT coalesce(max(header_set_id), 0), count(*) FROM header_sets";
 pub(crate) const HIGHEST_HEADER_SET: &str = "SELECT coalesce(max(header_set_id), 0) FROM header_sets";
-/// Forgets lanes that hold nothing and whose hold is over at ?1.
+/// Removes lanes without messages whose hold has expired at ?1.
 pub(crate) const FORGET_LANES: &str = "
     DELETE FROM lanes WHERE coalesce(held_until_ms, 0) <= ?1
         AND NOT EXISTS (SELECT 1 FROM summary WHERE summary.lane_id = lanes.lane_id)
@@ -99,7 +99,7 @@ pub(crate) const PUT_HEADER_SET_BACK: &str =
 pub(crate) const CLEAR_CREDENTIALS: &str = "DELETE FROM credentials";
 pub(crate) const PUT_CREDENTIAL_BACK: &str =
     "INSERT INTO credentials (credential_id, value, sealed) VALUES (?1, ?2, ?3)";
-/// Forgets the limits of lanes that were forgotten.
+/// Removes the limits of lanes that were removed.
 pub(crate) const FORGET_LIMITS: &str = "DELETE FROM limits WHERE lane_id NOT IN (SELECT lane_id FROM lanes)";
 
 pub(crate) const HOLD_LANE: &str = "
@@ -110,13 +110,13 @@ pub(crate) const LET_LANE_GO: &str = "
     UPDATE lanes SET held_until_ms = NULL, hold_reason = NULL, hold_probe = NULL, hold_passed = NULL,
         held_at_ms = NULL, hold_status = NULL
     WHERE lane_id = ?1";
-/// Notes a success in a lane that has a hold.
+/// Records a success in a lane that has a hold.
 pub(crate) const NOTE_SUCCESS: &str =
     "UPDATE lanes SET hold_passed = 1 WHERE lane_id = ?1 AND held_until_ms IS NOT NULL AND hold_passed = 0";
 pub(crate) const HOLD: &str = "
     SELECT held_until_ms, hold_reason, hold_probe, hold_passed, held_at_ms, hold_status FROM lanes
     WHERE lane_id = ?1 AND held_until_ms IS NOT NULL";
-/// Ends the time of a hold that a probe may end; the hold itself stays until something passes.
+/// Expires a hold that a probe may end; the hold itself stays until a request succeeds.
 pub(crate) const MAKE_LANE_DUE: &str =
     "UPDATE lanes SET held_until_ms = ?2 WHERE lane_id = ?1 AND hold_probe = 1 AND held_until_ms > ?2";
 /// Lanes of server ?2 that have something to replay.
@@ -133,7 +133,7 @@ pub(crate) const SERVER_COUNTS: &str = "
     SELECT coalesce(sum(CASE WHEN status IN (1, 3) THEN messages END), 0),
         coalesce(sum(CASE WHEN status = 4 THEN messages END), 0)
     FROM summary WHERE lane_id IN (SELECT lane_id FROM lanes WHERE server = ?1)";
-/// Lanes with a hold: in force, or over and with messages that it held.
+/// Lanes with a hold: in force, or expired and with messages that it still affects.
 pub(crate) const HELD_LANES: &str = "
     SELECT lane_id FROM lanes WHERE held_until_ms IS NOT NULL AND (held_until_ms > ?1 OR hold_passed = 0 AND EXISTS (
         SELECT 1 FROM summary WHERE summary.lane_id = lanes.lane_id AND status IN (1, 3)))

@@ -5,7 +5,7 @@ pub(crate) const SEALING_GENERATION: &str = "SELECT generation FROM sealing";
 pub(crate) const SEALING: &str =
     "SELECT generation, key_name, key_check, previous_name, previous_check, is_complete FROM sealing";
 pub(crate) const SET_SEALING: &str = "INSERT OR REPLACE INTO sealing VALUES (1, ?1, ?2, ?3, ?4, ?5, ?6)";
-/// Whether anything was ever stored, be it gone by now.
+/// Whether the store has ever held a message.
 pub(crate) const EVER_USED: &str = "
     SELECT 1 FROM counters WHERE name = 'deleted_id' AND value > 0
     UNION ALL SELECT 1 FROM messages UNION ALL SELECT 1 FROM header_sets UNION ALL SELECT 1 FROM sqlite_sequence LIMIT 1";
@@ -14,7 +14,7 @@ pub(crate) const CREDENTIAL_ID: &str = "SELECT credential_id FROM credentials WH
 pub(crate) const SET_CREDENTIAL: &str = "UPDATE credentials SET value = ?2, sealed = ?3 WHERE credential_id = ?1";
 pub(crate) const REPLACE_CREDENTIAL: &str = "UPDATE lanes SET credential_id = ?2 WHERE credential_id = ?1";
 pub(crate) const DROP_CREDENTIAL: &str = "DELETE FROM credentials WHERE credential_id = ?1";
-/// Header sets from this one on that may not be kept as ?2 (the name of a key, NULL for none) says, at most ?3.
+/// Header sets after ?1 that are not sealed with ?2 (the name of a key, NULL for none), at most ?3.
 pub(crate) const HEADER_SETS_TO_RESEAL: &str = "
     SELECT header_set_id, length(wire) FROM header_sets
     WHERE header_set_id > ?1 AND substr(sealed, 1, 8) IS NOT ?2 ORDER BY header_set_id LIMIT ?3";
@@ -22,7 +22,7 @@ pub(crate) const HEADER_SET_TO_RESEAL: &str = "SELECT wire, sealed FROM header_s
 pub(crate) const SET_HEADER_SET: &str = "UPDATE header_sets SET wire = ?2, sealed = ?3 WHERE header_set_id = ?1";
 pub(crate) const REPLACE_HEADER_SET: &str = "UPDATE messages SET header_set_id = ?2 WHERE header_set_id = ?1";
 pub(crate) const DROP_HEADER_SET: &str = "DELETE FROM header_sets WHERE header_set_id = ?1";
-/// Messages with a text that may have to be kept in another way.
+/// Messages with a text that may have to be sealed with another key.
 pub(crate) const TEXTS_TO_RESEAL: &str = "
     SELECT message_id, coalesce(length(answer_text), 0) FROM messages
     WHERE message_id > ?1 AND (instr(path, '?') > 0 OR typeof(path) = 'blob' OR answer_text IS NOT NULL)
@@ -49,10 +49,10 @@ pub(crate) const DIGESTS_TO_RESEAL: &str = "
 pub(crate) const DIGEST_TO_RESEAL: &str = "
     SELECT sha256, message_id, bytes FROM attachments WHERE attachment_id = ?1 AND message_id IS NOT NULL";
 pub(crate) const SET_DIGEST: &str = "UPDATE attachments SET sha256 = ?2 WHERE attachment_id = ?1";
-/// Writes the file anew, without what is left in its unused parts.
+/// Rewrites the file without the remnants in its unused parts.
 pub(crate) const WRITE_ANEW: &str = "VACUUM";
-/// Writes the log back into the file; the first column says whether others were in the way.
+/// Checkpoints the log; the first column is 1 if other connections were in the way.
 pub(crate) const WRITE_LOG_BACK: &str = "PRAGMA wal_checkpoint(FULL)";
-/// The same, and cuts the log to nothing.
+/// The same, and truncates the log.
 pub(crate) const EMPTY_LOG: &str = "PRAGMA wal_checkpoint(TRUNCATE)";
 pub(crate) const FORGET_RELEASED_DIGESTS: &str = "UPDATE attachments SET sha256 = NULL WHERE message_id IS NULL";

@@ -4,7 +4,7 @@ use rusqlite::{Connection, Transaction, params};
 
 use super::cipher::{KeyMark, KeyRing};
 use super::context::SealContext;
-use crate::store::key::KeyId;
+use crate::store::encryption::key::KeyId;
 use crate::store::sqlite::fault::Fault;
 use crate::store::sqlite::queries;
 
@@ -14,11 +14,11 @@ pub(crate) struct SealingState {
     pub(crate) generation: i64,
     pub(super) key: Option<KeyMark>,
     pub(super) previous: Option<KeyMark>,
-    /// Whether everything is kept under `key`, and nothing of before lies in free pages.
+    /// True once every value is encrypted with `key` and no free page holds older data.
     pub(super) is_complete: bool,
 }
 
-/// Returns the generation of the row of `sealing`: all that a transaction needs to see while nothing changes.
+/// Returns the generation of the row of `sealing`: all that a transaction has to read while no key changes.
 pub(crate) fn generation(connection: &Connection) -> Result<i64, Fault> {
     Ok(connection.prepare_cached(queries::SEALING_GENERATION)?.query_row([], |row| row.get(0))?)
 }
@@ -39,7 +39,7 @@ impl SealingState {
             .map_err(Fault::from)
     }
 
-    /// Returns the row with this generation, whose keys have these names and checks; `None` when there is no such row.
+    /// Returns the row with this generation, these key names and these check values; `None` if no valid row has them.
     pub(crate) fn of(
         generation: i64,
         [key, check, previous, previous_check]: [Option<&[u8]>; 4],
@@ -64,7 +64,7 @@ impl SealingState {
         Ok(())
     }
 
-    /// Returns the key that things are kept under.
+    /// Returns the key that values are sealed with.
     pub(crate) fn key(&self) -> Option<KeyId> {
         self.key.as_ref().map(|mark| mark.id)
     }
@@ -77,7 +77,7 @@ impl SealingState {
         self.key.iter().chain(&self.previous)
     }
 
-    /// Looks whether the keys that the store needs are there and are the ones.
+    /// Checks that every key this store references is configured and correct.
     pub(crate) fn verify(&self, ring: &KeyRing) -> Result<(), Fault> {
         for mark in self.marks() {
             let cipher = ring.get(mark.id).ok_or_else(|| ring.lacks(mark.id))?;
@@ -86,17 +86,17 @@ impl SealingState {
         Ok(())
     }
 
-    /// Returns this row with this generation, once everything is kept as it says.
+    /// Returns this row with this generation, once all values are kept as it says.
     pub(crate) fn completed(self, generation: i64) -> Self {
         Self { generation, previous: None, is_complete: true, ..self }
     }
 
-    /// Returns the row in which things are kept under this key from now on, or `None` when they are already.
+    /// Returns the row that makes this the current key, or `None` if it already is.
     ///
     /// # Errors
     ///
-    /// [`Fault::KeyMissing`] and [`Fault::WrongKey`] when a key that is in use is not there, and
-    /// [`Fault::TooManyKeys`] when there would be three.
+    /// [`Fault::KeyMissing`] and [`Fault::WrongKey`] if a key in use is not configured, and [`Fault::TooManyKeys`] if a
+    /// third key would be in use.
     pub(crate) fn changed_to(&self, target: Option<KeyId>, ring: &KeyRing) -> Result<Option<Self>, Fault> {
         self.verify(ring)?;
         if self.key() == target {
@@ -115,8 +115,8 @@ impl SealingState {
     }
 }
 
-/// Looks whether the keys are those of the store, in a file that may not have been brought up to date yet: what is locked
-/// is not written to.
+/// Checks the keys against a file that may still have an older schema: a store whose keys are missing is not written
+/// to.
 pub(crate) fn verify_before_writing(connection: &Connection, ring: &KeyRing) -> Result<(), Fault> {
     let has_table = connection.prepare(queries::HAS_SEALING)?.exists([])?;
     if has_table { SealingState::read(connection)?.verify(ring) } else { Ok(()) }

@@ -16,7 +16,7 @@ use ring::hkdf::{HKDF_SHA256, KeyType, Prk, Salt};
 use thiserror::Error;
 use zeroize::Zeroizing;
 
-use super::os::os_words;
+use crate::store::os::os_words;
 
 /// Bytes of a key.
 const KEY_BYTES: usize = 32;
@@ -51,14 +51,14 @@ pub enum KeyError {
 
 /// A name for a key by which nobody can find the key; shown to people as 16 hexadecimal digits.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct KeyId(pub(super) [u8; KeyId::LEN]);
+pub struct KeyId(pub(in crate::store) [u8; KeyId::LEN]);
 
 impl KeyId {
     /// Bytes of a name.
-    pub(super) const LEN: usize = 8;
+    pub(in crate::store) const LEN: usize = 8;
 
     /// Returns the name that stands in these bytes, or `None` when they have another length.
-    pub(super) fn from_bytes(bytes: &[u8]) -> Option<Self> {
+    pub(in crate::store) fn from_bytes(bytes: &[u8]) -> Option<Self> {
         bytes.try_into().ok().map(Self)
     }
 }
@@ -151,7 +151,7 @@ impl EncryptionKey {
     }
 
     /// Returns bytes for this purpose, from which nobody can tell the key or those for another purpose.
-    pub(super) fn derive<const LEN: usize>(&self, purpose: &[u8]) -> [u8; LEN] {
+    pub(in crate::store) fn derive<const LEN: usize>(&self, purpose: &[u8]) -> [u8; LEN] {
         struct Length(usize);
         impl KeyType for Length {
             fn len(&self) -> usize {

@@ -1,4 +1,4 @@
-//! What people ask: how much waits, which messages, who works with the store, is it sound.
+//! Browsing: the backlog, lists of messages, who uses the store, and whether it is sound.
 
 use std::ffi::OsString;
 use std::os::unix::ffi::OsStringExt;
@@ -20,10 +20,10 @@ use crate::store::view::{
 };
 use crate::store::work::LastAnswer;
 
-/// Problems that one check names at most.
+/// The most problems that one check describes.
 const PROBLEMS_MAX: u32 = 20;
 
-/// Counts what the filter selects, from the summary where it can.
+/// Counts what the filter selects, from the summary if possible.
 pub(super) fn backlog(connection: &Connection, filter: &Filter) -> Result<Backlog, Fault> {
     let selection = Selection::of(filter);
     let groups = groups(connection, &selection)?;
@@ -60,7 +60,7 @@ fn groups(connection: &Connection, selection: &Selection) -> Result<Vec<BacklogG
     Ok(groups)
 }
 
-/// The first message in each lane's delivery order stands for the lane: ids and positions grow with acceptance.
+/// The first message in delivery order represents its lane: ids and positions grow with acceptance.
 fn oldest(connection: &Connection, selection: &Selection) -> Result<Option<i64>, Fault> {
     let mut oldest: Option<i64> = None;
     let mut note = |accepted: Option<i64>| oldest = [oldest, accepted].into_iter().flatten().min();
@@ -97,7 +97,7 @@ fn rejected_by_answer(connection: &Connection, selection: &Selection) -> Result<
     Ok(answers)
 }
 
-/// Returns one page of what the filter selects.
+/// Returns one page of the messages that the filter selects.
 pub(super) fn list(
     connection: &Connection,
     sealer: &Sealer,
@@ -157,7 +157,7 @@ fn read_listed(
     })
 }
 
-/// Returns one message whole.
+/// Returns one message with its request.
 pub(super) fn get(connection: &Connection, sealer: &Sealer, id: MessageId) -> Result<Option<StoredMessage>, Fault> {
     let mut statement = connection.prepare_cached(&queries::one_message())?;
     let mut found = statement.query([id.0])?;
@@ -170,7 +170,7 @@ pub(super) fn get(connection: &Connection, sealer: &Sealer, id: MessageId) -> Re
 /// Records that an agent runs in this process, or that none does.
 pub(super) fn announce(tx: &Transaction<'_>, agent: Option<&AgentRecord>) -> Result<(), Fault> {
     let (pid, listen) = agent.map_or((std::process::id(), ""), |agent| (agent.pid, agent.listen.as_str()));
-    // Whoever was recorded at this address before can't be listening there any more.
+    // An agent that was recorded at this address earlier cannot be listening there any longer.
     tx.prepare_cached(queries::TAKE_BACK_ANNOUNCEMENT)?.execute(params![pid, listen])?;
     if let Some(agent) = agent {
         tx.prepare_cached(queries::ANNOUNCE)?.execute(params![
@@ -192,7 +192,7 @@ pub(super) fn agents(connection: &Connection) -> Result<Vec<AgentRecord>, Fault>
     Ok(agents.collect::<rusqlite::Result<_>>()?)
 }
 
-/// Records how a replay ended.
+/// Records the result of a replay.
 pub(super) fn note_replay(tx: &Transaction<'_>, record: &ReplayRecord) -> Result<(), Fault> {
     tx.prepare_cached(queries::NOTE_REPLAY)?.execute(params![
         record.role,
@@ -205,7 +205,7 @@ pub(super) fn note_replay(tx: &Transaction<'_>, record: &ReplayRecord) -> Result
     Ok(())
 }
 
-/// Returns how the last replay ended.
+/// Returns the result of the last replay.
 pub(super) fn last_replay(connection: &Connection) -> Result<Option<ReplayRecord>, Fault> {
     let record = connection
         .prepare_cached(queries::LAST_REPLAY)?
@@ -223,7 +223,7 @@ pub(super) fn last_replay(connection: &Connection) -> Result<Option<ReplayRecord
     Ok(record)
 }
 
-/// Looks for damage, and for counts and look-ups that don't agree with the messages.
+/// Checks for corruption, and for counts and index entries that do not match the messages.
 pub(super) fn check(connection: &Connection, sealer: &Sealer) -> Result<Vec<String>, Fault> {
     let mut problems = Vec::new();
     let mut quick_check = connection.prepare(&format!("PRAGMA quick_check({PROBLEMS_MAX})"))?;
@@ -261,7 +261,7 @@ pub(super) fn check(connection: &Connection, sealer: &Sealer) -> Result<Vec<Stri
                 problems.push(format!("message {id}: {reason}"));
             }
             Err(Fault::Message(_)) => broken += 1,
-            // Without the key, only what is not sealed can be looked at.
+            // Without the key, only plain values can be checked.
             Err(Fault::KeyMissing { .. } | Fault::WrongKey { .. }) if sealer.is_locked() => {}
             Err(fault) => return Err(fault),
         }
@@ -290,7 +290,7 @@ pub(super) fn recoveries(connection: &Connection) -> Result<Vec<RecoveryRecord>,
         recoveries.push(RecoveryRecord {
             at_ms: row.get(0)?,
             is_kept: set_aside.exists(),
-            set_aside,
+            set_aside: set_aside.into(),
             reason: row.get(2)?,
             recovered: rows::unsigned(row, 3)?,
             lost: rows::unsigned(row, 4)?,
