@@ -137,7 +137,7 @@ pub(super) struct Origin<'a> {
 pub(super) fn fill(new: &Path, origin: &Origin<'_>, keys: &Arc<KeyRing>) -> Result<(u64, u64), Fault> {
     let pending = origin.pending;
     let unreadable =
-        |error: io::Error| Fault::from(StoreError::Unusable { at: (&*pending).into(), reason: os_words(&error) });
+        |error: io::Error| Fault::from(StoreError::Unusable { at: pending.into(), reason: os_words(&error) });
     let held = lock_writers(pending);
     let log = match is_log_foreign(pending, held.as_ref()) {
         true => {
