@@ -19,7 +19,10 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("message", &[]),
     ("protocol", &["message"]),
     ("delivery", &["protocol", "message"]),
+    ("figures", &[]),
     ("shutdown", &[]),
+    ("signals", &["shutdown", "telemetry"]),
+    ("terminal", &["printable", "figures", "signals"]),
     ("pulse", &[]),
     ("memory", &[]),
     ("config", &[]),
@@ -29,7 +32,22 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("sdk", &["store", "sqlite_format", "protocol", "message", "shutdown"]),
     ("upstream", &["protocol", "message", "telemetry", "shutdown"]),
     ("monitor", &["upstream", "protocol", "message", "telemetry", "shutdown"]),
-    ("replay", &["monitor", "store", "upstream", "delivery", "protocol", "message", "telemetry", "shutdown", "memory"]),
+    (
+        "replay",
+        &[
+            "figures",
+            "monitor",
+            "store",
+            "upstream",
+            "delivery",
+            "protocol",
+            "message",
+            "telemetry",
+            "shutdown",
+            "memory",
+        ],
+    ),
+    ("health", &["figures", "replay", "store", "upstream", "delivery", "protocol", "message", "shutdown"]),
     (
         "intake",
         &[
@@ -50,6 +68,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
         "agent",
         &[
             "printable",
+            "signals",
             "intake",
             "replay",
             "sdk",
@@ -67,7 +86,11 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     (
         "cli",
         &[
+            "health",
+            "terminal",
             "printable",
+            "figures",
+            "signals",
             "agent",
             "intake",
             "replay",
@@ -108,13 +131,13 @@ const ONLY_IN: &[(&[&str], &[&str], &str)] = &[
     (&["clap"], &["src/cli"], "the library has no terminal: only the command line parses arguments and prints"),
     (
         &["comfy_table"],
-        &["src/cli/table.rs"],
+        &["src/terminal/table.rs"],
         "a table takes harmless texts only, and a terminal gets its lines as `Shown`",
     ),
-    (&["indicatif"], &["src/cli/progress.rs"], "a bar writes to the terminal by itself: no name is part of it"),
+    (&["indicatif"], &["src/terminal/progress.rs"], "a bar writes to the terminal by itself: no name is part of it"),
     (
         &["println!", "print!", "eprintln!", "eprint!", "io::stdout", "io::stderr", "stdout()", "stderr()"],
-        &["src/cli/terminal.rs", "src/telemetry/log.rs"],
+        &["src/terminal/mod.rs", "src/telemetry/log.rs"],
         "what came from elsewhere must drive no terminal: print a `Shown`, or a document through `Stream::machine`",
     ),
     (
@@ -142,7 +165,10 @@ const ONLY_IN: &[(&[&str], &[&str], &str)] = &[
             "src/intake",
             "src/monitor",
             "src/replay",
-            "src/sdk",
+            "src/sdk/adoption.rs",
+            "src/sdk/file",
+            "src/sdk/trust.rs",
+            "src/signals.rs",
             "src/store",
             "src/telemetry",
             "src/upstream",

@@ -25,6 +25,7 @@ pub mod child;
 pub mod environment;
 pub mod files;
 pub mod flush;
+pub mod relay;
 
 mod redirect;
 mod service_manager;

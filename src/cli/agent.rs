@@ -5,17 +5,16 @@ use std::process::ExitCode;
 
 use clap::Args;
 
-use super::signals::stop_agent_on_signals;
-use super::{Common, Failure, configuration, translate, wrapped};
+use super::{Common, Failure, configuration, exit_interrupted, translate, wrapped};
 use crate::agent::files::{self, SoftLimit};
 use crate::agent::{Agent, AgentSettings};
 use crate::config::{Config, Flags, LogLevel, ProcessEnvironment, ServiceManager, temp_dir};
 use crate::intake::IntakeLimits;
 use crate::intake::workers::Workers;
-use crate::monitor::MonitorSettings;
 use crate::replay::ReplaySettings;
 use crate::sdk::adoption::Adoption;
 use crate::shutdown::Shutdown;
+use crate::signals::stop_agent_on_signals;
 use crate::store::Filter;
 use crate::upstream::UpstreamSettings;
 
@@ -215,7 +214,7 @@ pub fn run(common: &Common, args: &AgentArgs) -> Result<ExitCode, Failure> {
         if let Some(failure) = failure {
             // The command runs all the same, and what it sends is kept.
             let what = "what the command sends is stored until this is corrected";
-            super::progress::say(&format!("warning: no way to the Opik server, {what}: {}", failure.message));
+            crate::terminal::progress::say(&format!("warning: no way to the Opik server, {what}: {}", failure.message));
         }
         return wrapped::run(common, &config, settings(&config, upstream, None)?, (limit, &args.command), log);
     }
@@ -225,7 +224,7 @@ pub fn run(common: &Common, args: &AgentArgs) -> Result<ExitCode, Failure> {
     let settings = settings(&config, translate::upstream_settings(&config)?, service_manager)?;
     let agent = Agent::bind(settings)?;
     let shutdown = Shutdown::new();
-    stop_agent_on_signals(&shutdown, log)?;
+    stop_agent_on_signals(&shutdown, log, exit_interrupted)?;
     agent.run(&shutdown, None)?;
     Ok(ExitCode::SUCCESS)
 }
@@ -291,10 +290,7 @@ fn settings(
         upstream: upstream_settings,
         asks_as: translate::lane(config),
         upstream_address: (upstream.host().to_owned(), upstream.port()),
-        monitor: MonitorSettings {
-            ping_interval: config.connection_monitor_ping_interval.value,
-            check_timeout: config.connection_monitor_check_timeout.value,
-        },
+        monitor: translate::monitor(config),
         replay: ReplaySettings {
             filter: Filter::default(),
             limit: None,

@@ -6,11 +6,17 @@ use std::io;
 use crate::agent::AgentError;
 use crate::agent::child::ChildError;
 use crate::config::ConfigError;
+use crate::health::CheckError;
 use crate::protocol::answers::SendFailure;
+use crate::replay::session::reassignment::ReassignError;
+use crate::replay::session::{Away, SessionError};
 use crate::sdk::file::SdkFileError;
 use crate::sdk::salvage::SalvageError;
+use crate::signals::SignalError;
 use crate::store::{FullLimit, KeyError, StoreError};
 use crate::telemetry::log::LogError;
+use crate::terminal::pager::PagerError;
+use crate::terminal::progress::say_error;
 use crate::upstream::UpstreamError;
 
 /// How a command ended; the numbers are those of the manual page and of design.md, section 6.
@@ -60,10 +66,9 @@ impl Failure {
         Self::new(Exit::Failure, format!("nobody knows how {name} ended: {error}"), Some(hint))
     }
 
-    /// Returns the failure to set up the handling of signals.
-    pub fn of_signals(error: &dyn fmt::Display) -> Self {
-        let hint = "check this user's limits on processes (ulimit -u) and open files (ulimit -n)";
-        Self::new(Exit::Failure, format!("cannot handle signals: {error}"), Some(hint))
+    /// Writes the failure to stderr.
+    pub fn say(&self) {
+        say_error(&self.message, self.hint.as_deref());
     }
 
     /// Returns an exit code for which the command's own output has said everything.
@@ -138,6 +143,62 @@ impl From<KeyError> for Failure {
     }
 }
 
+impl From<SessionError> for Failure {
+    fn from(error: SessionError) -> Self {
+        let message = error.to_string();
+        let (exit, hint) = match error {
+            SessionError::ServerNotRecorded => {
+                (Exit::Usage, "name the server that they were accepted for with --upstream; it is remembered")
+            }
+            SessionError::Damaged { .. } => (
+                Exit::Failure,
+                "what could be read was recovered, see `opik-offline status`; run the replay again to go on",
+            ),
+            SessionError::Store(error) => return error.into(),
+        };
+        Self::new(exit, message, Some(hint))
+    }
+}
+
+impl From<Away> for Failure {
+    fn from(away: Away) -> Self {
+        match away {
+            Away::NoAnswer(failure) => failure.into(),
+            Away::Unusable { hint, .. } => Self::new(Exit::Unreachable, away.to_string(), Some(hint)),
+        }
+    }
+}
+
+impl From<ReassignError> for Failure {
+    fn from(error: ReassignError) -> Self {
+        let message = error.to_string();
+        let hint = match error {
+            ReassignError::Store(error) => return error.into(),
+            ReassignError::Interrupted => return Self::silent(Exit::Interrupted),
+            ReassignError::NoServer => {
+                "name it with --upstream, OPIK_URL_OVERRIDE or in the configuration file".to_owned()
+            }
+            ReassignError::NoCredential => {
+                "set OPIK_API_KEY, or api_key in ~/.opik.config; it is never given on the command line".to_owned()
+            }
+            ReassignError::NothingStored { stored, .. } if stored.is_empty() => "nothing is stored".to_owned(),
+            ReassignError::NothingStored { stored, .. } => format!("there are messages for {}", stored.join(", ")),
+            ReassignError::NoneRefused => "`opik-offline status` shows which lanes are held and why".to_owned(),
+        };
+        Self::new(Exit::Usage, message, Some(&hint))
+    }
+}
+
+impl From<CheckError> for Failure {
+    fn from(error: CheckError) -> Self {
+        match error {
+            CheckError::Store(error) => error.into(),
+            CheckError::Key(error) => error.into(),
+            CheckError::Send(error) => error.into(),
+        }
+    }
+}
+
 impl From<SalvageError> for Failure {
     fn from(error: SalvageError) -> Self {
         let hint = match &error {
@@ -183,6 +244,27 @@ impl From<UpstreamError> for Failure {
             UpstreamError::Tls { .. } => "check SSL_CERT_FILE",
         };
         Self::new(Exit::Usage, error.to_string(), Some(hint))
+    }
+}
+
+impl From<SignalError> for Failure {
+    fn from(error: SignalError) -> Self {
+        let hint = "check this user's limits on processes (ulimit -u) and open files (ulimit -n)";
+        Self::new(Exit::Failure, error.to_string(), Some(hint))
+    }
+}
+
+impl From<PagerError> for Failure {
+    fn from(error: PagerError) -> Self {
+        match error {
+            PagerError::Signals(error) => error.into(),
+            PagerError::Output(error) => error.into(),
+            PagerError::NotRun => Self::new(
+                Exit::Failure,
+                error.to_string(),
+                Some("set PAGER to a program that is there, or give --no-pager"),
+            ),
+        }
     }
 }
 
@@ -374,7 +456,7 @@ mod tests {
         all.push(ChildError::NotExecutable { program: reason(), source: denied() }.into());
         all.push(LogError::OpenFile { path: path(), source: denied() }.into());
         all.push(LogError::AlreadySetUp.into());
-        all.push(Failure::of_signals(&denied()));
+        all.push(SignalError::new(&denied()).into());
         all.push(SendFailure::Broken { url: url(), reason: reason() }.into());
         all.push(denied().into());
         all.push(Failure::of_child_lost("python", &denied()));

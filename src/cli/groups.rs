@@ -2,9 +2,10 @@
 
 use serde::Serialize;
 
-use super::render::{Renderer, count, size, time};
-use super::terminal::Shown;
+use crate::figures::{count, size, time};
 use crate::store::{Backlog, Filter, Page, Store, StoreError};
+use crate::terminal::Shown;
+use crate::terminal::render::Renderer;
 
 /// Messages of one status, type and workspace.
 #[derive(Serialize)]

@@ -9,12 +9,10 @@ use base64::Engine;
 use clap::Args;
 use serde::Serialize;
 
-use super::pager::Output;
-use super::render::{Format, Renderer, colored_json, count, nothing, short_duration, size, time};
 use super::selection::{Selection, id, number};
-use super::terminal::{Shown, Stream};
-use super::{Common, Exit, Failure, configuration, existing_store, stop_on_signals, yaml};
-use crate::config::Config;
+use super::{Common, Exit, Failure, configuration, existing_store, stop_on_signals};
+use crate::config::{Config, ProcessEnvironment, pager};
+use crate::figures::{count, short_duration, size, time};
 use crate::message::{BodyFault, MessageId, MessageStatus, MessageType};
 use crate::printable::{elided, json, line as one_line, padded};
 use crate::protocol::attachment::Subject;
@@ -22,6 +20,10 @@ use crate::protocol::json::{compact, pretty_to};
 use crate::protocol::otlp;
 use crate::shutdown::Shutdown;
 use crate::store::{self, Filter, Listed, Page, Store, StoreError, StoredMessage, now_ms};
+use crate::terminal::pager::Output;
+use crate::terminal::render::{OutputFormat, Renderer, colored_json, nothing};
+use crate::terminal::yaml;
+use crate::terminal::{Shown, Stream};
 
 const AFTER_HELP: &str = "\
 Examples:
@@ -203,11 +205,11 @@ const SHOWN_HEADERS: [&str; 9] = [
     "x-opik-debug-sdk-version",
     "x-opik-debug-py-version",
     "projectname",
-    crate::sdk::salvage::TYPE_HEADER,
+    crate::sdk::conversion::TYPE_HEADER,
 ];
 
 pub fn run(common: &Common, args: &InspectArgs) -> Result<(), Failure> {
-    if args.follow && matches!(common.format, Format::Json | Format::Yaml) {
+    if args.follow && matches!(common.format, OutputFormat::Json | OutputFormat::Yaml) {
         return Err(Failure::new(
             Exit::Usage,
             "--follow has no end, and one document has one",
@@ -228,7 +230,8 @@ pub fn run(common: &Common, args: &InspectArgs) -> Result<(), Failure> {
     if args.follow {
         return follow(&renderer, &config, store, args, limit);
     }
-    let mut output = Output::start(!args.no_pager && common.format == Format::Table)?;
+    let is_paged = !args.no_pager && common.format == OutputFormat::Table;
+    let mut output = Output::start(is_paged.then(|| pager(&ProcessEnvironment)).flatten())?;
     let shown = match args.id {
         Some(id) => show(&renderer, &mut output, store.as_deref(), MessageId(id), &config),
         None => list(&renderer, &mut output, store.as_deref(), args, limit),
@@ -236,7 +239,7 @@ pub fn run(common: &Common, args: &InspectArgs) -> Result<(), Failure> {
     // While a pager is read, nobody has to wait for the store.
     drop(store);
     // A pager that was quit early is no error, and one that is still open is waited for in any case.
-    let finished = output.finish();
+    let finished = output.finish().map_err(Failure::from);
     shown.and(finished)
 }
 
@@ -260,7 +263,7 @@ fn show(
     };
     let whole = whole(message, renderer.format());
     match renderer.format() {
-        Format::Table => Ok(write_whole(output, renderer, &whole)?),
+        OutputFormat::Table => Ok(write_whole(output, renderer, &whole)?),
         _ => Ok(renderer.result_to(output, &whole, |_, _| Shown::default())?),
     }
 }
@@ -277,7 +280,7 @@ fn list(
         |filter: &Filter| store.map_or(Ok(0), |store| store.backlog(filter).map(|backlog| backlog.messages()));
     let mut pages = Pages { store, filter: filter.clone(), newest: args.newest, left: limit, after: None };
     match renderer.format() {
-        Format::Jsonl => {
+        OutputFormat::Jsonl => {
             while let Some(lines) = pages.next()? {
                 // Not a write for each of a million lines, and not a page of bodies in memory.
                 let mut pending = String::new();
@@ -297,7 +300,7 @@ fn list(
             }
         }
         // Written piece by piece as serde_json and serde_yaml would write the whole: a list may be long.
-        Format::Json => {
+        OutputFormat::Json => {
             output.machine("{\n  \"schema_version\": 1,\n  \"messages\": [")?;
             let mut separator = "\n";
             while let Some(lines) = pages.next()? {
@@ -312,7 +315,7 @@ fn list(
             let end = if separator == "\n" { "" } else { "\n  " };
             output.machine(&format!("{end}],\n  \"selected\": {}\n}}\n", selected(&filter)?))?;
         }
-        Format::Yaml => {
+        OutputFormat::Yaml => {
             let mut head = "schema_version: 1\nmessages:\n";
             while let Some(lines) = pages.next()? {
                 let lines = yaml::to_string(&lines).map_err(io::Error::other)?;
@@ -321,7 +324,7 @@ fn list(
             let head = if head.is_empty() { "" } else { "schema_version: 1\nmessages: []\n" };
             output.machine(&format!("{head}selected: {}\n", selected(&filter)?))?;
         }
-        Format::Table => {
+        OutputFormat::Table => {
             let mut shown = 0;
             while let Some(lines) = pages.next()? {
                 shown += lines.len();
@@ -396,7 +399,7 @@ fn follow(
             while let Some(lines) = pages.next()? {
                 for line in lines {
                     match renderer.format() {
-                        Format::Jsonl => Stream::Out.machine(&(exported(Some(store), line)? + "\n"))?,
+                        OutputFormat::Jsonl => Stream::Out.machine(&(exported(Some(store), line)? + "\n"))?,
                         _ => Stream::Out.show(&followed(&line))?,
                     }
                 }
@@ -605,7 +608,7 @@ fn answer_text(answer: &Answer) -> String {
     }
 }
 
-fn whole(message: StoredMessage, format: Format) -> Whole {
+fn whole(message: StoredMessage, format: OutputFormat) -> Whole {
     let decoded = message.request.body.decode(SHOWN_BYTES_MAX).map_err(|fault: BodyFault| fault.to_string());
     let content_type = message.request.headers.get("content-type").map(String::from_utf8_lossy).unwrap_or_default();
     let otlp = (message.listed.message_type == MessageType::OtlpTraces)
@@ -625,7 +628,7 @@ fn whole(message: StoredMessage, format: Format) -> Whole {
         Some(otlp::Format::Json) | None => Ok(String::from_utf8(content.into()).ok()),
     });
     let (body, body_problem) = match shown {
-        Ok(Some(text)) if format == Format::Yaml && text.len() > YAML_BYTES_MAX => {
+        Ok(Some(text)) if format == OutputFormat::Yaml && text.len() > YAML_BYTES_MAX => {
             (None, Some(format!("the body is larger than {YAML_BYTES_MAX} bytes; --format json shows it")))
         }
         Ok(Some(text)) => (Some(text), None),

@@ -9,39 +9,36 @@ mod failure;
 mod groups;
 mod healthcheck;
 mod inspect;
-mod pager;
-mod progress;
 mod purge;
 mod readback;
 mod reassign;
-mod render;
 mod replay;
 mod salvage;
 mod selection;
-mod signals;
 mod status;
-mod table;
-mod terminal;
 mod values;
 mod wrapped;
-mod yaml;
 
 use std::ffi::OsString;
+use std::io::BufRead as _;
 use std::process::ExitCode;
 use std::sync::Arc;
 
+use clap::builder::PossibleValue;
 use clap::error::{ContextKind, ContextValue, ErrorKind};
-use clap::{Args, ColorChoice, CommandFactory, FromArgMatches, Parser, Subcommand};
+use clap::{Args, ColorChoice, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
 
 use crate::config::{Config, Flags, LogLevel, ProcessEnvironment, is_no_color_set};
 use crate::printable;
+use crate::shutdown::Shutdown;
+use crate::signals;
 use crate::store::{self, Keys, Limits, OpenMode, Store, StoreError};
 use crate::telemetry::log::{self, LogFile};
+use crate::terminal::progress;
+use crate::terminal::render::{OutputFormat, Renderer};
+use crate::terminal::{Shown, Stream};
 use crate::upstream::{Upstream, UpstreamSettings};
 pub use failure::{Exit, Failure};
-use render::{Format, Renderer};
-use signals::stop_on_signals;
-use terminal::{Shown, Stream};
 
 const LONG_ABOUT: &str = "\
 Keep Opik traces through an outage.
@@ -109,8 +106,8 @@ struct Common {
     upstream: Option<OsString>,
 
     /// Write results in this format
-    #[arg(long, value_name = "FORMAT", global = true, value_enum, default_value_t = Format::Table)]
-    format: Format,
+    #[arg(long, value_name = "FORMAT", global = true, value_enum, default_value_t = OutputFormat::Table)]
+    format: OutputFormat,
 
     /// Say only what was asked for, and errors
     ///
@@ -125,6 +122,21 @@ struct Common {
     /// Use no colours, as with NO_COLOR in the environment
     #[arg(long, global = true, hide_short_help = true)]
     no_color: bool,
+}
+
+impl ValueEnum for OutputFormat {
+    fn value_variants<'a>() -> &'a [Self] {
+        &[Self::Table, Self::Json, Self::Jsonl, Self::Yaml]
+    }
+
+    fn to_possible_value(&self) -> Option<PossibleValue> {
+        Some(match self {
+            Self::Table => PossibleValue::new("table").help("Tables and sentences for people"),
+            Self::Json => PossibleValue::new("json").help("One JSON document"),
+            Self::Jsonl => PossibleValue::new("jsonl").help("One JSON document a line (`inspect` only)"),
+            Self::Yaml => PossibleValue::new("yaml").help("One YAML document"),
+        })
+    }
 }
 
 #[derive(Subcommand, Debug)]
@@ -164,7 +176,7 @@ pub fn run() -> ExitCode {
         Ok(code) => code,
         Err(failure) => {
             if !failure.message.is_empty() {
-                progress::say_failure(&failure);
+                failure.say();
             }
             ExitCode::from(failure.exit as u8)
         }
@@ -219,7 +231,7 @@ fn suggest_dashes(error: &mut clap::Error, is_agent: bool) {
 
 impl Cli {
     fn dispatch(self) -> Result<ExitCode, Failure> {
-        survive_size_limits()?;
+        signals::survive_size_limits()?;
         let done = match &self.command {
             Command::Agent(args) => return agent::run(&self.common, args),
             Command::Healthcheck(args) => healthcheck::run(&self.common, args),
@@ -244,7 +256,7 @@ impl Common {
 
     /// Says whether a command tells people what it did; programs that ask for JSON or YAML are always told.
     fn tells_what_was_done(&self) -> bool {
-        !self.quiet || self.format != Format::Table
+        !self.quiet || self.format != OutputFormat::Table
     }
 
     /// Says whether a stream gets colours: a terminal that was not asked to do without (<https://no-color.org>).
@@ -265,6 +277,17 @@ impl Common {
     }
 }
 
+/// Asks a question on a terminal; any answer but yes is `refused`.
+fn confirm(question: &Shown, refused: Failure) -> Result<(), Failure> {
+    Stream::Err.show(question)?;
+    let mut answer = String::new();
+    std::io::stdin().lock().read_line(&mut answer)?;
+    match answer.trim().to_ascii_lowercase().as_str() {
+        "y" | "yes" => Ok(()),
+        _ => Err(refused),
+    }
+}
+
 /// Resolves the configuration.
 fn configuration(flags: &Flags) -> Result<Config, Failure> {
     for warning in crate::config::unknown_variables(&ProcessEnvironment) {
@@ -273,23 +296,19 @@ fn configuration(flags: &Flags) -> Result<Config, Failure> {
     Config::resolve(flags, &ProcessEnvironment).map_err(Failure::from)
 }
 
-/// Makes a file that grows beyond the limit for this process (`ulimit -f`) an error of its write, and not the end of
-/// the process: the store then counts as unusable, and comes back when the limit is raised.
-fn survive_size_limits() -> Result<(), Failure> {
-    let seen = Arc::new(std::sync::atomic::AtomicBool::new(false));
-    signal_hook::flag::register(signal_hook::consts::SIGXFSZ, seen)
-        .map(drop)
-        .map_err(|error| Failure::of_signals(&error))
+/// Requests a clean shutdown on the first signal that asks for one, and ends the process on the second.
+fn stop_on_signals(shutdown: &Shutdown) -> Result<(), Failure> {
+    signals::stop_on_signals(shutdown, exit_interrupted).map_err(Failure::from)
+}
+
+/// Ends the process at once, as interrupted.
+fn exit_interrupted() {
+    std::process::exit(i32::from(Exit::Interrupted as u8));
 }
 
 /// Opens the store that is there for looking at it; `None` when nothing was ever stored.
 fn existing_store(config: &Config) -> Result<Option<Arc<dyn Store>>, StoreError> {
     opened(config, OpenMode::Existing, &translate::store_keys(config)?)
-}
-
-/// Opens the store that is there, after what can be read of a damaged one was recovered.
-fn recovered_store(config: &Config) -> Result<Option<Arc<dyn Store>>, StoreError> {
-    opened(config, OpenMode::ExistingOrRecovered, &translate::store_keys(config)?)
 }
 
 /// Opens the store that is there, also when its key is not: for what needs nothing of the contents.
@@ -328,6 +347,7 @@ mod translate {
     use crate::delivery::pacing::PaceSettings;
     use crate::memory::limit;
     use crate::message::{Credential, Lane, Server};
+    use crate::monitor::MonitorSettings;
     use crate::store::rejected_room::{RejectedExport, RejectedRoom};
     use crate::store::room::{self, Disk};
     use crate::store::{EncryptionKey, KeyError, Keys, WhenFull};
@@ -492,6 +512,13 @@ mod translate {
         PaceSettings {
             batch: batch.is_set().then(|| usize::try_from(batch.value).unwrap_or(usize::MAX)),
             delay: delay.is_set().then_some(delay.value),
+        }
+    }
+
+    pub(super) fn monitor(config: &Config) -> MonitorSettings {
+        MonitorSettings {
+            ping_interval: config.connection_monitor_ping_interval.value,
+            check_timeout: config.connection_monitor_check_timeout.value,
         }
     }
 

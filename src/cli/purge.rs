@@ -1,18 +1,17 @@
 //! `opik-offline purge`
 
-use std::io::{self, BufRead};
-
 use clap::Args;
 use serde::Serialize;
 
 use super::groups::{Group, groups, oldest, preview_text, sums_text};
-use super::progress::Progress;
-use super::render::{Renderer, count, nothing, size};
 use super::selection::{Selection, refuse_jsonl};
-use super::terminal::{Shown, Stream, is_interactive};
-use super::{Common, Exit, Failure, configuration, existing_store_without_key, stop_on_signals};
+use super::{Common, Exit, Failure, configuration, confirm, existing_store_without_key, stop_on_signals};
+use crate::figures::{count, size};
 use crate::shutdown::Shutdown;
 use crate::store::{self, Filter, Purged, Store, StoreError, now_ms};
+use crate::terminal::progress::Progress;
+use crate::terminal::render::{Renderer, nothing};
+use crate::terminal::{Shown, is_interactive};
 
 const AFTER_HELP: &str = "\
 Examples:
@@ -184,13 +183,7 @@ fn ask(renderer: &Renderer, would: &Report) -> Result<(), Failure> {
     question.add_lines(freed(would));
     question.end_line();
     question.add_text(&format!("delete {what} for good? [y/N] "));
-    Stream::Err.show(&question)?;
-    let mut answer = String::new();
-    io::stdin().lock().read_line(&mut answer)?;
-    match answer.trim().to_ascii_lowercase().as_str() {
-        "y" | "yes" => Ok(()),
-        _ => Err(Failure::new(Exit::Failure, "nothing was deleted", Some("answer y to delete it"))),
-    }
+    confirm(&question, Failure::new(Exit::Failure, "nothing was deleted", Some("answer y to delete it")))
 }
 
 /// Deletes step by step, each a commit of its own, until nothing more can be deleted or the user has enough.

@@ -4,10 +4,10 @@ use std::collections::BTreeMap;
 
 use serde::Serialize;
 
-use super::render::count;
-use super::terminal::Shown;
+use crate::figures::count;
 use crate::printable::name;
 use crate::replay::verify::Verified;
+use crate::terminal::Shown;
 
 /// What the server shows of what was delivered.
 #[derive(Serialize)]
@@ -25,7 +25,7 @@ pub struct Readback {
     /// Requests by type of which nothing can be read back.
     not_readable: BTreeMap<&'static str, u64>,
     /// Messages that left the store through another process, whose entities are not read back.
-    pub delivered_elsewhere: u64,
+    delivered_elsewhere: u64,
 }
 
 #[derive(Serialize)]
@@ -48,7 +48,7 @@ fn is_none(count: &u64) -> bool {
 
 impl Readback {
     /// Returns what was found, in the words of the output.
-    pub fn of(verified: Verified) -> Self {
+    pub fn of(verified: Verified, delivered_elsewhere: u64) -> Self {
         let missing = verified.missing.into_iter().map(|missing| NotShown {
             kind: missing.kind.name(),
             id: missing.id,
@@ -68,18 +68,8 @@ impl Readback {
                 .into_iter()
                 .map(|(t, requests)| (t.name().trim_end_matches("Message"), requests))
                 .collect(),
-            delivered_elsewhere: 0,
+            delivered_elsewhere,
         }
-    }
-
-    /// Says whether the server does not show something that was delivered.
-    pub fn misses_something(&self) -> bool {
-        !self.missing.is_empty()
-    }
-
-    /// Says whether the server could not be asked for everything.
-    pub fn is_cut_short(&self) -> bool {
-        self.unread > 0
     }
 
     /// Says it for people.

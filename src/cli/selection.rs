@@ -7,13 +7,13 @@ use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 
 use super::failure::{Exit, Failure};
-use super::render::{hanging, nothing};
-use super::terminal::Stream;
 use crate::config::units::parse_duration;
 use crate::config::{ServerUrl, ServerUrlError};
 use crate::message::{EntityKey, EntityKind, MessageId, MessageStatus, MessageType, Server};
 use crate::printable::name;
 use crate::store::{Filter, Store, StoreError};
+use crate::terminal::Stream;
+use crate::terminal::render::{hanging, nothing};
 
 /// Which messages.
 #[derive(Args, Clone, Debug, Default)]
@@ -94,12 +94,24 @@ impl Selection {
         }
     }
 
-    /// Returns what to say when nothing is selected: which name is not among those that are stored, if one is to blame.
+    /// Returns what to say when nothing is selected.
     ///
     /// # Errors
     ///
-    /// What the store says.
+    /// Fails if the store can't be read.
     pub fn nothing(&self, store: &dyn Store) -> Result<String, StoreError> {
+        if let Some(unknown) = self.unknown(store)? {
+            return Ok(unknown);
+        }
+        Ok(nothing(store.backlog(&Filter::default())?.messages() == 0).to_owned())
+    }
+
+    /// Returns which selected name no stored message has, and the names that they have.
+    ///
+    /// # Errors
+    ///
+    /// Fails if the store can't be read.
+    pub fn unknown(&self, store: &dyn Store) -> Result<Option<String>, StoreError> {
         let stored = store.backlog(&Filter::default())?;
         let workspaces = names(stored.groups.iter().map(|group| group.workspace.as_str()));
         if let Some(unknown) = self.workspace.iter().find(|name| !workspaces.contains(&name.as_str())) {
@@ -111,12 +123,9 @@ impl Selection {
             return Ok(no_such("server", unknown.base_url(), &stored_servers));
         }
         let types = names(stored.groups.iter().map(|group| group.message_type.name().trim_end_matches("Message")));
-        if let Some(unknown) =
-            self.types.iter().find(|wanted| !stored.groups.iter().any(|g| g.message_type == **wanted))
-        {
-            return Ok(no_such("type", unknown.name().trim_end_matches("Message"), &types));
-        }
-        Ok(nothing(stored.messages() == 0).to_owned())
+        let is_stored = |wanted: &MessageType| stored.groups.iter().any(|group| group.message_type == *wanted);
+        let unknown = self.types.iter().find(|wanted| !is_stored(wanted));
+        Ok(unknown.and_then(|unknown| no_such("type", unknown.name().trim_end_matches("Message"), &types)))
     }
 }
 
@@ -135,18 +144,17 @@ fn names<'a>(all: impl Iterator<Item = &'a str>) -> Vec<&'a str> {
     names
 }
 
-fn no_such(noun: &str, unknown: &str, stored: &[&str]) -> String {
-    let unknown = name(unknown);
-    let listed: Vec<String> = stored.iter().take(NAMES_MAX).map(|stored| name(stored)).collect();
-    let listed = listed.join(", ");
-    match stored {
-        [] => nothing(true).to_owned(),
-        _ if stored.len() > NAMES_MAX => {
-            let more = stored.len() - NAMES_MAX;
-            format!("no message of {noun} {unknown} is stored; there are: {listed} and {more} more")
-        }
-        _ => format!("no message of {noun} {unknown} is stored; there are: {listed}"),
+/// Returns that no stored message has this name, and the names that they have; `None` if they have none.
+fn no_such(noun: &str, unknown: &str, stored: &[&str]) -> Option<String> {
+    if stored.is_empty() {
+        return None;
     }
+    let listed: Vec<String> = stored.iter().take(NAMES_MAX).map(|stored| name(stored)).collect();
+    let more = match stored.len().saturating_sub(NAMES_MAX) {
+        0 => String::new(),
+        more => format!(" and {more} more"),
+    };
+    Some(format!("no message of {noun} {} is stored; there are: {}{more}", name(unknown), listed.join(", ")))
 }
 
 /// Reads a duration such as `500ms`, `10s` or `7d`.
@@ -224,9 +232,9 @@ fn message_type() -> impl TypedValueParser<Value = MessageType> {
 }
 
 /// Refuses a format that only another command has.
-pub fn refuse_jsonl(format: super::render::Format) -> Result<(), Failure> {
+pub fn refuse_jsonl(format: crate::terminal::render::OutputFormat) -> Result<(), Failure> {
     match format {
-        super::render::Format::Jsonl => Err(Failure::new(
+        crate::terminal::render::OutputFormat::Jsonl => Err(Failure::new(
             Exit::Usage,
             "--format jsonl is for lists, and this command has one result",
             Some("use --format json"),

@@ -10,7 +10,6 @@ use serde::{Deserialize, Serialize};
 
 use self::watch::Watching;
 use super::groups::{Group, groups};
-use super::render::{count, short_duration, time};
 use super::salvage::{OrphanLine, orphans};
 use super::selection::{duration, refuse_jsonl};
 use super::wrapped::store_option;
@@ -21,6 +20,7 @@ use crate::config::{Config, ProcessEnvironment, is_utf8_locale};
 use crate::delivery::eta::{Situation, eta};
 use crate::delivery::id_window;
 use crate::delivery::pacing::Pace;
+use crate::figures::{count, short_duration, time};
 use crate::intake::status::{ElsewhereStatus, EtaStatus, LiveWrites, elsewhere, pace_of, rejected_body_bytes};
 use crate::message::MessageStatus;
 use crate::protocol::recognise::Presence;

@@ -9,10 +9,10 @@ use std::sync::mpsc;
 use std::time::Duration;
 
 use super::existing_store;
-use super::terminal::{Shown, Stream};
 use crate::config::{Config, Flags, ProcessEnvironment};
 use crate::printable::line;
 use crate::store::{Filter, Page, Store};
+use crate::terminal::{Shown, Stream};
 
 /// The word that stands where a subcommand would.
 pub const COMMAND: &str = "__values";

@@ -8,21 +8,21 @@ use std::process::ExitCode;
 use std::sync::Mutex;
 use std::time::Duration;
 
-use super::progress::Progress;
-use super::render::count;
-use super::signals::Relay;
 use super::{Common, Failure};
 use crate::agent::child::{Child, Ended};
 use crate::agent::environment::{Changes, Wrapping};
 use crate::agent::files::SoftLimit;
 use crate::agent::flush::{Flush, FlushEnd};
+use crate::agent::relay::Relay;
 use crate::agent::{Agent, AgentError, AgentSettings, RunEnd};
 use crate::config::units::print_duration;
 use crate::config::{Config, ProcessEnvironment, Source, WhenFull, url_in_home_file};
+use crate::figures::count;
 use crate::printable::is_hazardous;
 use crate::shutdown::Shutdown;
 use crate::store::full_state::remedies;
 use crate::telemetry::log::LogFile;
+use crate::terminal::progress::Progress;
 use crate::upstream::{Upstream, UpstreamSettings};
 
 /// How long an agent on this machine may take to answer.
@@ -45,7 +45,7 @@ pub(super) fn run(
     let changes = changes(config, agent.address(), token.as_deref());
     let (shutdown, flush_stop) = (Shutdown::new(), Shutdown::new());
     // Before the command starts, so that no signal ends the agent and leaves the command behind.
-    let relay = Relay::start(&flush_stop, log)?;
+    let relay = Relay::start(&flush_stop, log, |code| std::process::exit(i32::from(code)))?;
     // What the command sends before the agent runs waits in the listener's queue.
     let child = limit.as_before(|| Child::start(program, arguments, &changes))?;
     let child = relay.attach(child);

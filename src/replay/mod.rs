@@ -41,6 +41,7 @@ mod otlp;
 mod probes;
 pub mod reassign;
 pub mod report;
+pub mod session;
 pub mod verify;
 
 use std::collections::{HashMap, VecDeque};

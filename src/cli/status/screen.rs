@@ -4,9 +4,10 @@ use std::time::Duration;
 
 use super::Report;
 use crate::cli::groups::groups_text;
-use crate::cli::render::{Mark, Renderer, count, short_duration, size, wrapped};
-use crate::cli::terminal::{Shown, Stream};
+use crate::figures::{count, short_duration, size};
 use crate::printable::{self, name};
+use crate::terminal::render::{Mark, Renderer, wrapped};
+use crate::terminal::{Shown, Stream};
 
 /// A section returns its lines, or none when there is nothing to say.
 type Section = fn(&Report) -> Vec<Line>;

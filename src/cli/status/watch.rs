@@ -7,9 +7,9 @@
 use std::io;
 
 use super::{Report, screen};
-use crate::cli::render::{Format, Renderer};
-use crate::cli::terminal::{FrameBegin, Shown, Stream, Terminal, terminal};
 use crate::telemetry::history::Sample;
+use crate::terminal::render::{OutputFormat, Renderer};
+use crate::terminal::{FrameBegin, Shown, Stream, Terminal, terminal};
 
 /// Columns of a sparkline at most.
 const SPARK_COLUMNS: usize = 60;
@@ -40,7 +40,7 @@ impl Watching {
     /// Whatever stdout says.
     pub(super) fn show(&mut self, renderer: &Renderer, report: &Report) -> io::Result<()> {
         let is_first = std::mem::replace(&mut self.is_first, false);
-        if renderer.format() != Format::Table {
+        if renderer.format() != OutputFormat::Table {
             return renderer.result(report, |_, _| Shown::default());
         }
         if self.readings.len() == READINGS_MAX {

@@ -36,12 +36,12 @@ use libdeflater::Crc;
 use rusqlite::{Row, Transaction, params};
 
 use super::codec::Packed;
-use super::damaged::Value;
 use super::fault::Fault;
 use super::schema::columns;
 use super::seal::{Destination, KeptBody, SealContext, Sealer};
 use super::{large, rows, touch_index};
 use crate::message::{Encoding, HeaderSet, Lane, MessageId, MessageStatus, MessageType, Request, Touch};
+use crate::sqlite_format::record::ColumnValue;
 use crate::store::work::LastAnswer;
 
 /// The columns of `messages` in the order of the schema, in which [`columns!`](super::schema::columns) selects them and
@@ -389,15 +389,15 @@ fn kept_body<'row>(row: &'row Row<'_>) -> Result<KeptBody<'row>, Fault> {
 
 /// A row of `messages` that a recovery found. Nothing in it is trusted before the checksum is verified.
 #[derive(Clone, Copy)]
-pub(super) struct FoundRow<'v>(&'v [Value]);
+pub(super) struct FoundRow<'v>(&'v [ColumnValue]);
 
 impl<'v> FoundRow<'v> {
     /// Returns the row, or `None` when it has other columns than a row of `messages`.
-    pub(super) fn of(row: &'v [Value]) -> Option<Self> {
+    pub(super) fn of(row: &'v [ColumnValue]) -> Option<Self> {
         (row.len() == COLUMNS).then_some(Self(row))
     }
 
-    pub(super) fn column(self, column: Column) -> &'v Value {
+    pub(super) fn column(self, column: Column) -> &'v ColumnValue {
         &self.0[column as usize]
     }
 
@@ -418,7 +418,7 @@ impl<'v> FoundRow<'v> {
     /// Returns the record, without its lane and headers: a damaged file may have several candidates for them.
     pub(super) fn record(self, id: i64, sealer: &Sealer, path: String) -> Option<Record<'static>> {
         let project = match self.column(Column::Project) {
-            Value::Null => None,
+            ColumnValue::Null => None,
             project => Some(Cow::Owned(project.text()?.to_owned())),
         };
         let content = Content {

@@ -7,10 +7,11 @@ use ring::digest::{Context, SHA256};
 use rusqlite::{Transaction, params};
 
 use crate::message::{Credential, Effect, HeaderSet, Lane, MessageStatus, MessageType, Server};
+use crate::sqlite_format::record::ColumnValue;
 use crate::store::attachment::PIECE_BYTES;
 use crate::store::sqlite::attachments;
 use crate::store::sqlite::codec::Unpacker;
-use crate::store::sqlite::damaged::{Damaged, FileRow, Name, Value};
+use crate::store::sqlite::damaged::{Damaged, FileRow, LookupKey};
 use crate::store::sqlite::fault::Fault;
 use crate::store::sqlite::lanes::BatchKeys;
 use crate::store::sqlite::large;
@@ -60,7 +61,7 @@ impl<'a> CandidateReader<'a> {
         if id <= 0 || id > i64::MAX / 4 {
             return None;
         }
-        let bodies: Vec<Vec<Value>> = old.bodies_of(id).collect();
+        let bodies: Vec<Vec<ColumnValue>> = old.bodies_of(id).collect();
         let file = old.files.get(&id).into_iter().flatten().find(|file| self.is_file_intact(id, file));
         old.rows_of(&old.messages, id).find_map(|row| bodies.iter().find_map(|body| self.intact(id, &row, body, file)))
     }
@@ -77,7 +78,7 @@ impl<'a> CandidateReader<'a> {
         }
     }
 
-    fn intact(&mut self, id: i64, row: &[Value], body: &[Value], file: Option<&FileRow>) -> Option<Intact> {
+    fn intact(&mut self, id: i64, row: &[ColumnValue], body: &[ColumnValue], file: Option<&FileRow>) -> Option<Intact> {
         let row = FoundRow::of(row)?;
         let message_type = row.message_type()?;
         let body_bytes = u64::try_from(row.column(Column::BodyBytes).integer()?).ok()?;
@@ -103,11 +104,11 @@ impl<'a> CandidateReader<'a> {
     }
 
     /// Opens a body, which stays compressed.
-    fn open_body(&mut self, id: i64, to: &Destination<'_>, body: &[Value]) -> Option<KeptBody<'static>> {
+    fn open_body(&mut self, id: i64, to: &Destination<'_>, body: &[ColumnValue]) -> Option<KeptBody<'static>> {
         let kept = KeptBody {
             bytes: body.get(1)?.blob()?.into(),
-            codec: body.get(2).and_then(Value::integer).unwrap_or(0),
-            checksum: body.get(3).and_then(Value::integer),
+            codec: body.get(2).and_then(ColumnValue::integer).unwrap_or(0),
+            checksum: body.get(3).and_then(ColumnValue::integer),
         };
         let is_sealed = kept.codec >= SEALED;
         let opened = self.opened(self.sealer.open_body(id, to, kept))?;
@@ -138,7 +139,7 @@ impl<'a> CandidateReader<'a> {
     }
 
     /// Returns the candidates for a credential or header set: values that open, and plain ones.
-    fn values(&mut self, of: Lookup, names: &HashSet<Name>, has_checksum: bool) -> Vec<Vec<u8>> {
+    fn values(&mut self, of: Lookup, names: &HashSet<LookupKey>, has_checksum: bool) -> Vec<Vec<u8>> {
         let sealer = self.sealer;
         let any_sealed = sealer.is_in_use();
         let mut values = Vec::new();
@@ -162,7 +163,7 @@ impl<'a> CandidateReader<'a> {
             let expected = left.min(PIECE_BYTES as u64) as usize;
             let piece = old.rows_of(&old.pieces, id).find_map(|row| {
                 let piece = row.get(1)?.blob()?;
-                let piece = match row.get(2).and_then(Value::integer) {
+                let piece = match row.get(2).and_then(ColumnValue::integer) {
                     Some(1) => sealer.open(&SealContext::Piece { piece: id }, piece).ok()?,
                     _ => piece.to_vec(),
                 };

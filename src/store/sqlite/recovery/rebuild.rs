@@ -12,13 +12,14 @@ use rusqlite::{Connection, OpenFlags, Transaction, TransactionBehavior, params};
 use tracing::{error, info};
 
 use super::candidates::CandidateReader;
+use crate::sqlite_format::record::ColumnValue;
 use crate::store::clock::now_ms;
 use crate::store::error::StoreError;
 use crate::store::os::os_words;
 use crate::store::sqlite::ballast;
 use crate::store::sqlite::connect::immutable_uri;
 use crate::store::sqlite::counters;
-use crate::store::sqlite::damaged::{Damaged, Value, log_is_whole};
+use crate::store::sqlite::damaged::{Damaged, log_is_intact};
 use crate::store::sqlite::fault::BUSY_TIMEOUT;
 use crate::store::sqlite::fault::Fault;
 use crate::store::sqlite::files::log_of;
@@ -54,7 +55,7 @@ fn lock_writers_by(path: &Path, locking_mode: &str) -> Option<Connection> {
 /// Returns whether a log belongs to another database: complete in itself, but nonsense on top of a database that is
 /// sound without it. Any other log is applied.
 fn is_log_foreign(path: &Path, with_log: Option<&Connection>) -> bool {
-    let is_whole = File::open(log_of(path)).and_then(|log| log_is_whole(&log)).unwrap_or(false);
+    let is_whole = File::open(log_of(path)).and_then(|log| log_is_intact(&log)).unwrap_or(false);
     if !is_whole {
         return false;
     }
@@ -100,7 +101,7 @@ fn roots_in(connection: &Connection) -> rusqlite::Result<HashMap<u32, String>> {
 }
 
 /// Reads a copy of the row of `sealing`.
-fn sealing(row: &[Value]) -> Option<SealingState> {
+fn sealing(row: &[ColumnValue]) -> Option<SealingState> {
     let [generation, key, check, previous, previous_check, is_complete] = row else { return None };
     let marks = [key.blob(), check.blob(), previous.blob(), previous_check.blob()];
     SealingState::of(generation.integer()?, marks, is_complete.integer()? == 1)
@@ -234,7 +235,7 @@ fn copy_history(old: &Damaged, tx: &Transaction<'_>) -> Result<(), Fault> {
         if let [_, at_ms, set_aside, reason, earlier, lost] = &row[..]
             && let (Some(at_ms), Some(set_aside)) = (at_ms.integer(), set_aside.blob())
         {
-            let count = |value: &Value| value.integer().unwrap_or(0).max(0);
+            let count = |value: &ColumnValue| value.integer().unwrap_or(0).max(0);
             add.execute(params![at_ms, set_aside, reason.text().unwrap_or_default(), count(earlier), count(lost)])?;
         }
     }

@@ -4,6 +4,12 @@
 //! that a terminal is meant to obey, which only this file knows. Programs get [`Stream::machine`] documents, in which hazardous
 //! characters are written as the escapes of JSON. A result that did not go through one of them does not compile.
 
+pub mod pager;
+pub mod progress;
+pub mod render;
+pub mod table;
+pub mod yaml;
+
 use std::io::{self, IsTerminal, Write};
 
 use crate::printable;

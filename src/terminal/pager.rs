@@ -1,18 +1,29 @@
 //! Long results for people: through a pager where there is a terminal, else straight to stdout.
 
-use std::ffi::OsStr;
+use std::ffi::{OsStr, OsString};
 use std::io::{self, BufWriter, Write};
 use std::process::{Child, ChildStdin, Command, Stdio};
 
 use signal_hook::consts::SIGINT;
 
-use super::signals::watch;
-use super::terminal::{Shown, Stream, terminal};
-use super::{Exit, Failure};
-use crate::config::{ProcessEnvironment, pager};
+use thiserror::Error;
+
+use super::{Shown, Stream, terminal};
+use crate::signals::{SignalError, watch};
 
 /// What a shell exits with when there is no such program, and when it can't be executed.
 const NOT_RUN: [i32; 2] = [127, 126];
+
+/// Why a long result can't be shown through a pager.
+#[derive(Debug, Error)]
+pub enum PagerError {
+    #[error(transparent)]
+    Signals(#[from] SignalError),
+    #[error("the pager that PAGER names can't be run")]
+    NotRun,
+    #[error(transparent)]
+    Output(#[from] io::Error),
+}
 
 /// Where a result is written, in pieces as large as the caller makes them.
 pub struct Output(Writer);
@@ -28,17 +39,17 @@ impl Output {
         Self(Writer::Stdout)
     }
 
-    /// Starts the user's pager where `is_wanted` and stdout is a terminal that tells its size.
+    /// Starts this pager if stdout is a terminal with a known size, and writes straight to stdout otherwise.
     ///
-    /// `PAGER` counts; without it `less -FRX`, which shows a short result and is gone. A system without `less` does
-    /// without, because nobody asked for it.
-    pub fn start(is_wanted: bool) -> Result<Self, Failure> {
+    /// A system without `less` does without the default pager, because the user did not ask for it.
+    ///
+    /// # Errors
+    ///
+    /// Fails if signals can't be handled.
+    pub fn start(command: Option<OsString>) -> Result<Self, PagerError> {
         let none = Self::direct();
-        // A terminal without a size is no screen that anybody pages on.
-        if !is_wanted || terminal().is_none() {
-            return Ok(none);
-        }
-        let Some(command) = pager(&ProcessEnvironment) else { return Ok(none) };
+        // Nobody pages on a terminal without a size.
+        let Some(command) = command.filter(|_| terminal().is_some()) else { return Ok(none) };
         if command == OsStr::new("less -FRX") && Command::new("less").arg("-V").stdout(Stdio::null()).status().is_err()
         {
             return Ok(none);
@@ -94,18 +105,18 @@ impl Output {
         }
     }
 
-    /// Says that nothing more comes, and waits until the user has seen enough.
-    pub fn finish(self) -> Result<(), Failure> {
+    /// Closes the pager's input and waits until the user quits it.
+    ///
+    /// # Errors
+    ///
+    /// Fails if the pager could not be run.
+    pub fn finish(self) -> Result<(), PagerError> {
         match self.0 {
             Writer::Stdout => Ok(()),
             Writer::Pager(stdin, mut child) => {
                 drop(stdin);
                 match child.wait()?.code() {
-                    Some(code) if NOT_RUN.contains(&code) => Err(Failure::new(
-                        Exit::Failure,
-                        "the pager that PAGER names can't be run",
-                        Some("set PAGER to a program that is there, or give --no-pager"),
-                    )),
+                    Some(code) if NOT_RUN.contains(&code) => Err(PagerError::NotRun),
                     _ => Ok(()),
                 }
             }

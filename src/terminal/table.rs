@@ -6,7 +6,7 @@ use std::borrow::Cow;
 
 use comfy_table::{CellAlignment, ColumnConstraint, ContentArrangement, Width, presets};
 
-use super::terminal::{Shown, Style, terminal};
+use super::{Shown, Style, terminal};
 use crate::printable::{self, cells};
 
 /// Cells between two columns.

@@ -10,22 +10,33 @@
 //! | SIGHUP | the same as SIGTERM | opens its log file again; stops when its terminal has gone | opens its log file again; passed on |
 //! | SIGQUIT, SIGUSR1, SIGUSR2 | the system's default | the same | passed on |
 
+use std::fmt;
 use std::fs::File;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
-use signal_hook::consts::{SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1, SIGUSR2};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGXFSZ};
 use signal_hook::iterator::SignalsInfo;
 use signal_hook::iterator::exfiltrator::WithOrigin;
 use tracing::{info, warn};
 
-use super::{Exit, Failure};
-use crate::agent::child::{Child, is_passed_on};
 use crate::shutdown::Shutdown;
 use crate::telemetry::log::LogFile;
 
+/// Why signals can't be handled.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot handle signals: {0}")]
+pub struct SignalError(String);
+
+impl SignalError {
+    pub(crate) fn new(error: &dyn fmt::Display) -> Self {
+        Self(error.to_string())
+    }
+}
+
 /// A signal that came.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Signal {
+pub struct Signal {
     /// Its number.
     pub number: i32,
     /// Who sent it: 0 for a process that can't be seen from here (another container), `None` for the system itself,
@@ -38,8 +49,8 @@ pub(super) struct Signal {
 /// # Errors
 ///
 /// When the system has no room for handlers; then nothing was changed.
-pub(super) fn watch(numbers: &[i32], mut handle: impl FnMut(Signal) + Send + 'static) -> Result<(), Failure> {
-    let failed = |error: std::io::Error| Failure::of_signals(&error);
+pub fn watch(numbers: &[i32], mut handle: impl FnMut(Signal) + Send + 'static) -> Result<(), SignalError> {
+    let failed = |error: std::io::Error| SignalError::new(&error);
     let mut signals = SignalsInfo::<WithOrigin>::new(numbers).map_err(failed)?;
     let work = move || {
         for origin in signals.forever() {
@@ -50,104 +61,51 @@ pub(super) fn watch(numbers: &[i32], mut handle: impl FnMut(Signal) + Send + 'st
     Ok(())
 }
 
-/// Asks for a clean end on SIGINT, SIGTERM and SIGHUP; a second signal ends the process at once.
-pub(super) fn stop_on_signals(shutdown: &Shutdown) -> Result<(), Failure> {
+/// Requests a clean shutdown on SIGINT, SIGTERM and SIGHUP; a second signal calls `exit`, which ends the process at once.
+///
+/// # Errors
+///
+/// Fails if the system has no room for handlers, or handlers are set already.
+pub fn stop_on_signals(shutdown: &Shutdown, exit: fn()) -> Result<(), SignalError> {
     let shutdown = shutdown.clone();
-    ctrlc::set_handler(move || stop(&shutdown)).map_err(|error| Failure::of_signals(&error))
+    ctrlc::set_handler(move || stop(&shutdown, exit)).map_err(|error| SignalError::new(&error))
 }
 
-/// The same for an agent, to which SIGHUP means something else: see the module's head.
-pub(super) fn stop_agent_on_signals(shutdown: &Shutdown, log: LogFile) -> Result<(), Failure> {
+/// Does the same for an agent, to which SIGHUP means something else: see the module's head.
+///
+/// # Errors
+///
+/// Fails if the system has no room for handlers.
+pub fn stop_agent_on_signals(shutdown: &Shutdown, log: LogFile, exit: fn()) -> Result<(), SignalError> {
     let shutdown = shutdown.clone();
     let is_hangup_ignored = ignored().contains(SIGHUP);
     watch(&[SIGINT, SIGTERM, SIGHUP], move |signal| match signal.number {
         // Under nohup the terminal may go.
         SIGHUP if is_hangup_ignored || !is_hangup(signal, session_leader(), has_terminal()) => reopen(&log),
-        _ => stop(&shutdown),
+        _ => stop(&shutdown, exit),
     })
 }
 
-fn stop(shutdown: &Shutdown) {
+fn stop(shutdown: &Shutdown, exit: fn()) {
     if shutdown.is_requested() {
-        std::process::exit(i32::from(Exit::Interrupted as u8));
+        exit();
     }
     shutdown.request();
 }
 
-/// Signals that a wrapped command gets when the agent gets them.
-const PASSED_ON: [i32; 6] = [SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1, SIGUSR2];
-/// Of these, those that a terminal sends by itself to all in its foreground.
-const TYPED: [i32; 3] = [SIGHUP, SIGINT, SIGQUIT];
-
-/// Passes signals on to a wrapped command, and ends the flush that follows it.
-pub(super) struct Relay {
-    stage: Arc<Mutex<Stage>>,
-}
-
-enum Stage {
-    /// The command is being started. What came meanwhile is kept for it.
-    Before(Vec<i32>),
-    Running(Arc<Child>),
-    /// The command has ended, with this exit code for the agent.
-    After(u8),
-}
-
-impl Relay {
-    /// Handles signals from now on. A signal that is ignored stays so, for the command as well.
-    pub(super) fn start(flush_stop: &Shutdown, log: LogFile) -> Result<Self, Failure> {
-        let stage = Arc::new(Mutex::new(Stage::Before(Vec::new())));
-        let ignored = ignored();
-        let numbers: Vec<i32> = PASSED_ON.into_iter().filter(|number| !ignored.contains(*number)).collect();
-        let (shared, flush_stop) = (stage.clone(), flush_stop.clone());
-        watch(&numbers, move |signal| {
-            if signal.number == SIGHUP {
-                reopen(&log);
-            }
-            match &mut *lock(&shared) {
-                Stage::Before(kept) => kept.push(signal.number),
-                Stage::Running(child) => {
-                    let is_passed_on = is_passed_on(signal.number, &TYPED, signal.sender, child.pid());
-                    if is_passed_on && !child.signal(signal.number) && matches!(signal.number, SIGINT | SIGTERM) {
-                        // It has ended a moment ago, so this is meant for what follows.
-                        flush_stop.request();
-                    }
-                }
-                Stage::After(code) if matches!(signal.number, SIGINT | SIGTERM) => {
-                    if flush_stop.is_requested() {
-                        std::process::exit(i32::from(*code));
-                    }
-                    flush_stop.request();
-                }
-                Stage::After(_) => {}
-            }
-        })?;
-        Ok(Self { stage })
-    }
-
-    /// Takes the command that was started, and passes on what was kept for it.
-    pub(super) fn attach(&self, child: Child) -> Arc<Child> {
-        let child = Arc::new(child);
-        let before = std::mem::replace(&mut *lock(&self.stage), Stage::Running(child.clone()));
-        if let Stage::Before(kept) = before {
-            for number in kept {
-                child.signal(number);
-            }
-        }
-        child
-    }
-
-    /// Notes that the command has ended, and what exit code that means.
-    pub(super) fn ended(&self, code: u8) {
-        *lock(&self.stage) = Stage::After(code);
-    }
-}
-
-fn lock(stage: &Mutex<Stage>) -> MutexGuard<'_, Stage> {
-    stage.lock().unwrap_or_else(PoisonError::into_inner)
+/// Turns a write beyond this process's file size limit (`ulimit -f`) into an error of that write instead of the end of the
+/// process: the store then counts as unusable, and recovers when the limit is raised.
+///
+/// # Errors
+///
+/// Fails if the system has no room for handlers.
+pub fn survive_size_limits() -> Result<(), SignalError> {
+    let seen = Arc::new(AtomicBool::new(false));
+    signal_hook::flag::register(SIGXFSZ, seen).map(drop).map_err(|error| SignalError::new(&error))
 }
 
 /// Opens the log file again, for a program that moves log files away.
-pub(super) fn reopen(log: &LogFile) {
+pub fn reopen(log: &LogFile) {
     match log.reopen() {
         Ok(true) => info!(target: "intake", "the log file was opened again"),
         Ok(false) => info!(target: "intake", "there is no log file to open again"),
@@ -193,7 +151,7 @@ fn has_terminal() -> bool {
 /// default back where its parent had a handler, and goes on ignoring where its parent ignored: so a signal that is ignored
 /// here must stay so for a wrapped command. Only Linux tells.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) struct Ignored(u64);
+pub struct Ignored(u64);
 
 impl Ignored {
     /// Says whether this signal is ignored.
@@ -209,7 +167,7 @@ impl Ignored {
 }
 
 /// Returns the signals that are ignored now; to be asked before handlers are set.
-pub(super) fn ignored() -> Ignored {
+pub fn ignored() -> Ignored {
     std::fs::read_to_string("/proc/self/status").map(|status| Ignored::read(&status)).unwrap_or_default()
 }
 

@@ -1,21 +1,19 @@
 //! Results on stdout: a table for people, JSON, JSON lines or YAML for programs.
 
 use std::io::{self, Write as _};
-use std::time::{Duration, UNIX_EPOCH};
 
 use serde::Serialize;
 
 use super::pager::Output;
 use super::table::Table;
-use super::terminal::{Shown, Style};
 use super::yaml;
+use super::{Shown, Style};
 
-use crate::config::units::{ByteSize, print_duration};
-use crate::printable::cells;
+use crate::printable::{self, cells, padded};
 
 /// How results are written.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
-pub enum Format {
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum OutputFormat {
     /// Tables and sentences for people.
     #[default]
     Table,
@@ -30,18 +28,18 @@ pub enum Format {
 /// Writes results.
 #[derive(Clone, Copy, Debug)]
 pub struct Renderer {
-    format: Format,
+    format: OutputFormat,
     color: bool,
 }
 
 impl Renderer {
     /// Returns a renderer.
-    pub fn new(format: Format, color: bool) -> Self {
+    pub fn new(format: OutputFormat, color: bool) -> Self {
         Self { format, color }
     }
 
     /// Returns the format in use.
-    pub fn format(&self) -> Format {
+    pub fn format(&self) -> OutputFormat {
         self.format
     }
 
@@ -71,9 +69,9 @@ impl Renderer {
         people: impl FnOnce(&Self, &T) -> Shown,
     ) -> io::Result<()> {
         match self.format {
-            Format::Table => output.show(&people(self, result))?,
-            Format::Json | Format::Jsonl => self.json_to(output, result)?,
-            Format::Yaml => output.machine(&yaml::to_string(result).map_err(io::Error::other)?)?,
+            OutputFormat::Table => output.show(&people(self, result))?,
+            OutputFormat::Json | OutputFormat::Jsonl => self.json_to(output, result)?,
+            OutputFormat::Yaml => output.machine(&yaml::to_string(result).map_err(io::Error::other)?)?,
         }
         output.flush()
     }
@@ -82,7 +80,7 @@ impl Renderer {
     fn json_to<T: Serialize>(&self, output: &mut Output, result: &T) -> io::Result<()> {
         let mut output = output.machine_pieces();
         match self.format {
-            Format::Jsonl => serde_json::to_writer(&mut output, result),
+            OutputFormat::Jsonl => serde_json::to_writer(&mut output, result),
             _ => serde_json::to_writer_pretty(&mut output, result),
         }
         .map_err(io::Error::from)?;
@@ -169,10 +167,40 @@ pub fn wrapped(text: &str, width: usize) -> String {
     lines
 }
 
+/// Returns rows of three texts in columns, the first row in bold where there are colours. Where the second text of a row
+/// leaves no room for the third, that is on the next line: a path or a URL can be copied whole.
+pub fn three_columns(renderer: &Renderer, rows: &[[String; 3]], columns: usize) -> Shown {
+    const GAP: usize = 2;
+    let rows: Vec<_> = rows.iter().map(|row| row.each_ref().map(|text| printable::line(text))).collect();
+    let first_width = rows.iter().skip(1).map(|[first, ..]| cells(first)).max().unwrap_or(0) + GAP;
+    let room = columns.saturating_sub(first_width);
+    let fits = |width: usize, last: &str| width + cells(last) <= room;
+    let widths = rows.iter().skip(1).filter_map(|[_, middle, last]| {
+        let width = cells(middle) + GAP;
+        fits(width, last).then_some(width)
+    });
+    let head_width = rows.first().map_or(0, |[_, middle, _]| cells(middle)) + GAP;
+    let middle_width = widths.max().unwrap_or(0).max(head_width);
+    let mut shown = Shown::default();
+    for (number, [first, middle, last]) in rows.iter().enumerate() {
+        let is_beside = fits(middle_width.max(cells(middle) + GAP), last);
+        let row = match is_beside {
+            true => format!("{first:<first_width$}{}{last}", padded(middle, middle_width)),
+            false => format!("{first:<first_width$}{middle}\n{:first_width$}{last}", ""),
+        };
+        match number {
+            0 => shown.add_styled(renderer.style(Style::Bold), row.trim_end()),
+            _ => shown.add_lines(&row),
+        }
+        shown.end_line();
+    }
+    shown
+}
+
 /// Returns JSON that was laid out for people with colours: keys, texts, and the rest; not a token is changed, but for the
 /// escapes of what a terminal would obey.
 pub fn colored_json(text: &str) -> Shown {
-    let text = crate::printable::json(text);
+    let text = printable::json(text);
     let mut colored = Shown::default();
     let mut rest = &*text;
     while let Some(first) = rest.chars().next() {
@@ -203,41 +231,6 @@ pub fn colored_json(text: &str) -> Shown {
     colored
 }
 
-/// Returns a time in UTC, RFC 3339, to the second.
-pub fn time(ms: i64) -> String {
-    let since = Duration::from_millis(u64::try_from(ms).unwrap_or(0));
-    humantime::format_rfc3339_seconds(UNIX_EPOCH + since).to_string()
-}
-
-/// Returns a duration in its two largest units, from seconds up.
-pub fn short_duration(duration: Duration) -> String {
-    let seconds = duration.as_secs();
-    let units = [("d", 86_400), ("h", 3600), ("m", 60), ("s", 1)];
-    let Some(first) = units.iter().position(|(_, size)| seconds >= *size) else { return "0s".to_owned() };
-    let rounded = match units.get(first + 1) {
-        Some((_, size)) => seconds - seconds % size,
-        None => seconds,
-    };
-    print_duration(Duration::from_secs(rounded))
-}
-
-/// Returns a size as people read it.
-pub fn size(bytes: u64) -> String {
-    let units = [("GiB", ByteSize::GIB.bytes()), ("MiB", ByteSize::MIB.bytes()), ("KiB", ByteSize::KIB.bytes())];
-    match units.into_iter().find(|(_, unit)| bytes >= *unit) {
-        Some((name, unit)) => format!("{:.1} {name}", bytes as f64 / unit as f64),
-        None => format!("{bytes} B"),
-    }
-}
-
-/// Returns a count with its noun in the right number.
-pub fn count(number: u64, noun: &str) -> String {
-    match number {
-        1 => format!("1 {noun}"),
-        _ => format!("{number} {noun}s"),
-    }
-}
-
 /// Returns what to say when a list is empty: there is nothing, or the filters leave nothing.
 pub fn nothing(is_any_selected: bool) -> &'static str {
     if is_any_selected { "no message is stored" } else { "no stored message is selected" }
@@ -258,6 +251,34 @@ mod tests {
     }
 
     #[test]
+    fn a_value_that_is_too_long_for_its_line_stays_whole() {
+        let settings = [
+            ["setting", "value", "from"],
+            ["db", "/home/somebody/a/long/way/opik_messages.db", "default"],
+            ["max_size", "10GiB", "default"],
+            ["upstream", "http://127.0.0.1:5173/api", "environment OPIK_OFFLINE_UPSTREAM"],
+        ]
+        .map(|row| row.map(str::to_owned));
+        let renderer = Renderer::new(OutputFormat::Table, false);
+        let narrow = "\
+setting   value  from
+db        /home/somebody/a/long/way/opik_messages.db
+          default
+max_size  10GiB  default
+upstream  http://127.0.0.1:5173/api
+          environment OPIK_OFFLINE_UPSTREAM
+";
+        assert_eq!(three_columns(&renderer, &settings, 50).as_str(), narrow);
+        let wide = "\
+setting   value                                       from
+db        /home/somebody/a/long/way/opik_messages.db  default
+max_size  10GiB                                       default
+upstream  http://127.0.0.1:5173/api                   environment OPIK_OFFLINE_UPSTREAM
+";
+        assert_eq!(three_columns(&renderer, &settings, usize::MAX).as_str(), wide);
+    }
+
+    #[test]
     fn colours_change_no_token() {
         let text = "{\n  \"a\\\"b\": [\n    NaN,\n    -1.50e999,\n    \"\\ud800\\\\\"\n  ],\n  \"ä\": {}\n}";
         let mut plain = colored_json(text).as_str().to_owned();
@@ -268,17 +289,5 @@ mod tests {
         assert_eq!(plain, text);
         let hostile = colored_json("{\n  \"\u{202e}\": \"\u{9b}8m\"\n}");
         assert!(hostile.as_str().contains("\"\\u202e\"") && hostile.as_str().contains("\"\\u009b8m\""), "{hostile:?}");
-    }
-
-    #[test]
-    fn figures_are_written_as_people_read_them() {
-        assert_eq!(time(1_700_000_000_999), "2023-11-14T22:13:20Z");
-        assert_eq!([size(0), size(1023), size(1536), size(10 << 30)], ["0 B", "1023 B", "1.5 KiB", "10.0 GiB"]);
-        assert_eq!(
-            [count(0, "message"), count(1, "message"), count(2, "message")],
-            ["0 messages", "1 message", "2 messages"]
-        );
-        let short = |seconds| short_duration(Duration::from_secs(seconds));
-        assert_eq!([short(0), short(59), short(61), short(3600), short(90_061)], ["0s", "59s", "1m1s", "1h", "1d1h"]);
     }
 }

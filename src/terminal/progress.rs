@@ -5,9 +5,9 @@ use std::time::Duration;
 
 use indicatif::{ProgressBar, ProgressState, ProgressStyle};
 
-use super::failure::Failure;
-use super::render::{hanging, short_duration};
-use super::terminal::{Shown, Stream};
+use super::render::hanging;
+use super::{Shown, Stream};
+use crate::figures::short_duration;
 use crate::printable;
 
 /// Says what goes on to whoever watches.
@@ -76,9 +76,9 @@ pub fn say(text: &str) {
 }
 
 /// Writes why a command failed to stderr: a line for what failed, and one for what to do.
-pub fn say_failure(failure: &Failure) {
-    let mut shown = hanging_line(&format!("error: {}", failure.message));
-    if let Some(hint) = &failure.hint {
+pub fn say_error(message: &str, hint: Option<&str>) {
+    let mut shown = hanging_line(&format!("error: {message}"));
+    if let Some(hint) = hint {
         shown.add(&hanging_line(&format!("hint: {hint}")));
     }
     show(&shown);
