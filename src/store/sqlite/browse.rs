@@ -9,7 +9,7 @@ use rusqlite::{Connection, OptionalExtension, Row, Transaction, params};
 use super::attachments;
 use super::fault::Fault;
 use super::lanes::LaneReader;
-use super::queries::{self, Selection, bind};
+use super::queries::{self, SqlFilter, bind};
 use super::record::Column;
 use super::request_reader::RequestReader;
 use super::seal::{SealContext, Sealer};
@@ -25,7 +25,7 @@ const PROBLEMS_MAX: u32 = 20;
 
 /// Counts what the filter selects, from the summary if possible.
 pub(super) fn backlog(connection: &Connection, filter: &Filter) -> Result<Backlog, Fault> {
-    let selection = Selection::of(filter);
+    let selection = SqlFilter::of(filter);
     let groups = groups(connection, &selection)?;
     let waiting = groups.iter().any(|group| group.status.is_on_its_way());
     let rejected = groups.iter().any(|group| group.status == MessageStatus::Rejected);
@@ -36,7 +36,7 @@ pub(super) fn backlog(connection: &Connection, filter: &Filter) -> Result<Backlo
     })
 }
 
-fn groups(connection: &Connection, selection: &Selection) -> Result<Vec<BacklogGroup>, Fault> {
+fn groups(connection: &Connection, selection: &SqlFilter) -> Result<Vec<BacklogGroup>, Fault> {
     let mut statement = connection.prepare_cached(&queries::groups(selection))?;
     selection.bind(&mut statement)?;
     let mut found = statement.raw_query();
@@ -61,7 +61,7 @@ fn groups(connection: &Connection, selection: &Selection) -> Result<Vec<BacklogG
 }
 
 /// The first message in delivery order represents its lane: ids and positions grow with acceptance.
-fn oldest(connection: &Connection, selection: &Selection) -> Result<Option<i64>, Fault> {
+fn oldest(connection: &Connection, selection: &SqlFilter) -> Result<Option<i64>, Fault> {
     let mut oldest: Option<i64> = None;
     let mut note = |accepted: Option<i64>| oldest = [oldest, accepted].into_iter().flatten().min();
 
@@ -86,7 +86,7 @@ fn oldest(connection: &Connection, selection: &Selection) -> Result<Option<i64>,
     Ok(oldest)
 }
 
-fn rejected_by_answer(connection: &Connection, selection: &Selection) -> Result<Vec<(Option<u16>, u64)>, Fault> {
+fn rejected_by_answer(connection: &Connection, selection: &SqlFilter) -> Result<Vec<(Option<u16>, u64)>, Fault> {
     let mut statement = connection.prepare_cached(&queries::rejected_by_answer(selection))?;
     selection.bind(&mut statement)?;
     let mut found = statement.raw_query();
@@ -104,7 +104,7 @@ pub(super) fn list(
     filter: &Filter,
     page: &Page,
 ) -> Result<Vec<Listed>, Fault> {
-    let selection = Selection::of(filter);
+    let selection = SqlFilter::of(filter);
     let continued = page.after.is_some();
     let mut statement = connection.prepare_cached(&queries::page(&selection, page.newest_first, continued))?;
     selection.bind(&mut statement)?;

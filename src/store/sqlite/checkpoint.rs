@@ -18,14 +18,14 @@ use tracing::warn;
 
 use super::fault::Fault;
 use super::schema;
-use super::unproven::Watch;
+use super::unproven::UnprovenWatch;
 use crate::store::error::StoreError;
 
 /// Makes this connection checkpoint once a commit leaves `pages` pages in the log.
 pub(super) fn install(connection: &mut Connection, path: &Path, pages: u64) -> rusqlite::Result<()> {
     // The pragma installs a hook as well, so it runs first.
     connection.pragma_update(None, "wal_autocheckpoint", 0)?;
-    let (path, watch) = (path.to_owned(), Watch::new(path));
+    let (path, watch) = (path.to_owned(), UnprovenWatch::new(path));
     connection.wal_hook(Some(move |log: &mut Wal, frames: std::ffi::c_int| {
         if u64::try_from(frames).is_ok_and(|frames| frames >= pages) && watch.unproven().is_none() {
             run(&path, log);

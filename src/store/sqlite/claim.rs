@@ -28,7 +28,7 @@ use tracing::error;
 use super::ahead::{AheadLookup, RecentCreates};
 use super::fault::Fault;
 use super::lanes::LaneReader;
-use super::queries::{self, Selection, bind};
+use super::queries::{self, SqlFilter, bind};
 use super::request_reader::RequestReader;
 use super::seal::Sealer;
 use super::stranded::{self, Memo, Refused};
@@ -188,7 +188,7 @@ struct WalkResult {
 fn walk(
     scope: &WalkScope<'_>,
     limits: &[Hold],
-    selection: &Selection,
+    selection: &SqlFilter,
     mut visit: impl FnMut(WaitingMessage, Admitted) -> Result<WalkStep, Fault>,
 ) -> Result<WalkResult, Fault> {
     let WalkScope { connection, lane, now_ms, recent, memo, .. } = *scope;
@@ -335,7 +335,7 @@ pub(super) fn choose(
     let mut choice = Choice { generation: sealer.generation(), ..Choice::default() };
     let mut bytes = 0;
     let limited = hold::limits_of(connection, lane, now_ms)?;
-    walk(scope, &limited, &Selection::of(filter), |message, (way, ahead)| {
+    walk(scope, &limited, &SqlFilter::of(filter), |message, (way, ahead)| {
         let WaitingMessage { id, touches, message_type, items, body_bytes, attempts, .. } = message;
         // The file of an attachment is streamed when it is sent, so it takes no memory.
         let held_bytes = match message_type {
@@ -416,7 +416,7 @@ pub(super) fn lanes(
     filter: &Filter,
     now_ms: i64,
 ) -> Result<Vec<LaneWork>, Fault> {
-    let selection = Selection::of(filter);
+    let selection = SqlFilter::of(filter);
     let mut names = LaneReader::default();
     let mut work = Vec::new();
     for (lane, failed) in failed_by_lane(connection, &selection)? {
@@ -446,7 +446,7 @@ pub(super) fn lanes(
     Ok(work.into_iter().map(|(_, lane_work)| lane_work).collect())
 }
 
-fn failed_by_lane(connection: &Connection, selection: &Selection) -> Result<Vec<(i64, u64)>, Fault> {
+fn failed_by_lane(connection: &Connection, selection: &SqlFilter) -> Result<Vec<(i64, u64)>, Fault> {
     let mut statement = connection.prepare_cached(&queries::failed_by_lane(selection))?;
     selection.bind(&mut statement)?;
     let mut found = statement.raw_query();
@@ -486,11 +486,11 @@ mod tests {
         (connection, lane)
     }
 
-    fn of_type(message_type: MessageType) -> Selection {
-        Selection::of(&Filter { types: vec![message_type], ..Filter::default() })
+    fn of_type(message_type: MessageType) -> SqlFilter {
+        SqlFilter::of(&Filter { types: vec![message_type], ..Filter::default() })
     }
 
-    fn free(connection: &Connection, lane: i64, selection: &Selection, window_max: usize) -> Vec<i64> {
+    fn free(connection: &Connection, lane: i64, selection: &SqlFilter, window_max: usize) -> Vec<i64> {
         let mut ids = Vec::new();
         let (recent, memo) = (RecentCreates::default(), Memo::default());
         let scope = WalkScope { connection, lane, now_ms: 0, recent: &recent, memo: &memo, window_max };
@@ -580,7 +580,7 @@ mod tests {
             memo: &memo,
             window_max: WINDOW_MAX,
         };
-        let all = Selection::of(&Filter::default());
+        let all = SqlFilter::of(&Filter::default());
         let mut steps = Vec::new();
         for _ in 0..3 {
             let started = std::time::Instant::now();

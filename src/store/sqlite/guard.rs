@@ -10,7 +10,7 @@ use tracing::warn;
 
 use super::fault::Fault;
 use super::schema;
-use super::unproven::Watch;
+use super::unproven::UnprovenWatch;
 use crate::store::error::StoreError;
 
 /// The schema version of the placeholder for a closed file. No real store has it.
@@ -18,7 +18,7 @@ const CLOSED: i64 = -1_000_000_000;
 
 /// Closes the file of a connection for good, even while others hold the connection: a store that is open cannot be
 /// proven. Later calls on the connection fail.
-pub(super) fn close(connection: &mut Connection, watch: &Watch) {
+pub(super) fn close(connection: &mut Connection, watch: &UnprovenWatch) {
     watch.before_close(connection);
     let nothing = || -> rusqlite::Result<Connection> {
         let nothing = Connection::open_in_memory()?;
@@ -39,7 +39,7 @@ pub(super) fn is_closed(connection: &Connection) -> bool {
 }
 
 /// Begins a write under the write lock, after checking that the schema is this version's and the store is proven.
-pub(super) fn begin<'c>(connection: &'c mut Connection, watch: &Watch) -> Result<Transaction<'c>, Fault> {
+pub(super) fn begin<'c>(connection: &'c mut Connection, watch: &UnprovenWatch) -> Result<Transaction<'c>, Fault> {
     let tx = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
     refuse_newer(&tx, watch.path())?;
     // A log with a hole must not be appended to.

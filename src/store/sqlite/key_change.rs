@@ -7,7 +7,7 @@ use zeroize::Zeroizing;
 
 use super::fault::Fault;
 use super::seal::{KeyRing, Lookup, Sealer, SealingState};
-use super::unproven::Watch;
+use super::unproven::UnprovenWatch;
 use super::{guard, header_sets, queries};
 use crate::store::encryption::key::KeyId;
 
@@ -16,7 +16,7 @@ use crate::store::encryption::key::KeyId;
 /// Returns whether anything changed.
 pub(super) fn change_key(
     connection: &mut Connection,
-    watch: &Watch,
+    watch: &UnprovenWatch,
     ring: &Arc<KeyRing>,
     target: Option<KeyId>,
 ) -> Result<bool, Fault> {
@@ -62,7 +62,11 @@ pub(super) fn change_key(
 
 /// Records that the rotation is complete: every value is stored as configured and no older data is left. Returns
 /// `false` if the key changed meanwhile.
-pub(super) fn note_complete(connection: &mut Connection, watch: &Watch, generation_seen: i64) -> Result<bool, Fault> {
+pub(super) fn note_complete(
+    connection: &mut Connection,
+    watch: &UnprovenWatch,
+    generation_seen: i64,
+) -> Result<bool, Fault> {
     let tx = guard::begin(connection, watch)?;
     let state = SealingState::read(&tx)?;
     if state.generation != generation_seen {

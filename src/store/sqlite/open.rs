@@ -24,7 +24,7 @@ use super::fault::Fault;
 use super::folder_lock::FolderLock;
 use super::place::examine::{create_or_examine, vet};
 use super::seal::{self, KeyRing, Sealer, SealingState};
-use super::unproven::{self, Watch};
+use super::unproven::{self, UnprovenWatch};
 use super::{ballast, checkpoint, in_place, key_change, proof, quick_check, recovery, schema, upgrade};
 use crate::store::error::StoreError;
 use crate::store::limits::OpenMode;
@@ -48,7 +48,7 @@ pub(super) struct Opened {
     /// Whether no other process can open the store.
     pub(super) is_alone: bool,
     /// Checks whether a disk error made the store unproven.
-    pub(super) watch: Watch,
+    pub(super) watch: UnprovenWatch,
 }
 
 /// Opens the store at this path, creates it if the mode says so, and migrates its schema.
@@ -132,7 +132,7 @@ fn open_sound(path: &Path, mode: OpenMode, size_max: u64, keys: &Arc<KeyRing>) -
     if mode.recovers() {
         quick_check::quick_check_if_small(&writer, path).map_err(|fault| fault.at(path))?;
     }
-    let watch = Watch::new(path);
+    let watch = UnprovenWatch::new(path);
     let sealer = open_sealer(&mut writer, &watch, mode, keys).map_err(|fault| fault.at(path))?;
     if vfs.is_some() {
         warn!(
@@ -197,7 +197,12 @@ fn examine_first(path: &Path, mode: OpenMode) -> Result<FolderLock, StoreError> 
 
 /// Checks the keys against the store; where a store is created or put into use, makes the configured key the current
 /// one.
-fn open_sealer(writer: &mut Connection, watch: &Watch, mode: OpenMode, keys: &Arc<KeyRing>) -> Result<Sealer, Fault> {
+fn open_sealer(
+    writer: &mut Connection,
+    watch: &UnprovenWatch,
+    mode: OpenMode,
+    keys: &Arc<KeyRing>,
+) -> Result<Sealer, Fault> {
     if let (OpenMode::CreateIfMissing, Some(key)) = (mode, keys.current()) {
         key_change::change_key(writer, watch, keys, Some(key))?;
     }
@@ -239,7 +244,7 @@ fn open_writer(
         return Err(StoreError::Unusable { at: path.into(), reason }.into());
     }
     if schema::version(&connection)? != schema::known_version() {
-        Watch::new(path).vet()?;
+        UnprovenWatch::new(path).vet()?;
     }
     schema::migrate(&mut connection)?;
     schema::refuse_newer(path, schema::version(&connection)?)?;

@@ -8,7 +8,7 @@
 //!
 //! # The two halves of a record
 //!
-//! [`Content`] is what the client sent and what decides where it goes: it never changes while the message is stored,
+//! [`MessageContent`] is what the client sent and what decides where it goes: it never changes while the message is stored,
 //! and the checksum covers it. The rest of a [`Record`] changes with every attempt (status, attempts, the last answer)
 //! or with the order of delivery (position), and is not covered.
 //!
@@ -101,7 +101,7 @@ const UPDATE_ANSWER: &str =
     "UPDATE messages SET answer_status = ?2, answer_text = ?3, answer_at_ms = ?4 WHERE message_id = ?1";
 
 /// The content that a client sent: everything that the checksum covers beside the body.
-pub(super) struct Content<'a> {
+pub(super) struct MessageContent<'a> {
     pub(super) id: i64,
     /// The name as stored, which may be one that this version does not know.
     pub(super) message_type: Cow<'a, str>,
@@ -116,7 +116,7 @@ pub(super) struct Content<'a> {
     pub(super) accepted_at_ms: i64,
 }
 
-impl<'a> Content<'a> {
+impl<'a> MessageContent<'a> {
     /// Reads what is covered of a message whose request and lane were read already.
     pub(super) fn read(row: &Row<'_>, request: &'a Request, lane: &'a Lane) -> Result<Self, Fault> {
         Ok(Self {
@@ -167,7 +167,7 @@ impl<'a> Content<'a> {
 
 /// A message as it is stored.
 pub(super) struct Record<'a> {
-    pub(super) content: Content<'a>,
+    pub(super) content: MessageContent<'a>,
     pub(super) status: MessageStatus,
     /// Where it comes in the delivery order of its lane.
     pub(super) position: i64,
@@ -372,7 +372,7 @@ pub(super) fn move_to_lane(
         if large::checksum_of(&opened).is_none() {
             return Ok(());
         }
-        let checksum = Content::read(row, request, lane)?.checksum(&request.body.bytes);
+        let checksum = MessageContent::read(row, request, lane)?.checksum(&request.body.bytes);
         (KeptBody { bytes: opened.bytes.into_owned().into(), ..opened }, checksum, encoding)
     };
     let to = Destination { encoding, method: &request.method, path: &request.path };
@@ -421,7 +421,7 @@ impl<'v> FoundRow<'v> {
             ColumnValue::Null => None,
             project => Some(Cow::Owned(project.text()?.to_owned())),
         };
-        let content = Content {
+        let content = MessageContent {
             id,
             message_type: Cow::Borrowed(self.message_type()?.name()),
             lane: Cow::Owned(Lane::default()),

@@ -17,7 +17,7 @@ use rusqlite::{Transaction, params};
 use super::codec::Packed;
 use super::fault::Fault;
 use super::lanes::BatchKeys;
-use super::record::{Content, Record, RowKeys, position_of};
+use super::record::{MessageContent, Record, RowKeys, position_of};
 use super::seal::Sealer;
 use super::summary::{CountChanges, CountGroup, Size};
 use super::{hold, queries, rows, stranded};
@@ -94,7 +94,7 @@ fn register_with_files(
 /// Returns the record of a message that waits for its first attempt.
 fn record_of(id: i64, message: &Message, file_bytes: i64) -> Record<'_> {
     let request = &message.request;
-    let content = Content {
+    let content = MessageContent {
         id,
         message_type: Cow::Borrowed(message.message_type.name()),
         lane: Cow::Borrowed(&message.lane),

@@ -8,7 +8,7 @@ use rusqlite::{Connection, OptionalExtension, Row};
 use super::codec::{Codec, Unpacker};
 use super::fault::Fault;
 use super::lanes::LaneReader;
-use super::record::{self, COLUMNS, Column, Content};
+use super::record::{self, COLUMNS, Column, MessageContent};
 use super::seal::{Destination, KeptBody, Lookup, Sealer};
 use super::{large, queries, rows};
 use crate::message::{Body, HeaderSet, MessageId, Request};
@@ -73,7 +73,7 @@ impl RequestReader {
         // Stored by a version without checksums.
         let Some(checksum) = checksum else { return Ok(Some(request)) };
         let lane = self.lanes.get(connection, sealer, row.get(Column::Lane as usize)?)?;
-        let content = Content::read(row, &request, &lane)?;
+        let content = MessageContent::read(row, &request, &lane)?;
         match content.checksum(&request.body.bytes) == checksum {
             true => Ok(Some(request)),
             false => Err(Fault::Message("it is not what was stored: its checksum is wrong".into())),

@@ -21,7 +21,7 @@ use rusqlite::{Connection, OptionalExtension, Row, Transaction, params};
 use super::fault::BUSY_TIMEOUT;
 use super::fault::Fault;
 use super::seal::{self, KeyRing, SealContext, Sealer, SealingState};
-use super::unproven::Watch;
+use super::unproven::UnprovenWatch;
 use super::{attachments, browse, guard, header_sets, key_change, open, queries, record, space};
 use crate::store::encryption::key::Keys;
 use crate::store::encryption::reseal::{Resealed, Resealing};
@@ -65,7 +65,7 @@ struct Work<'a> {
     path: &'a Path,
     log: &'a Path,
     connection: Connection,
-    watch: Watch,
+    watch: UnprovenWatch,
     ring: Arc<KeyRing>,
     done: Resealing,
 }

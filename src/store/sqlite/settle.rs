@@ -22,8 +22,8 @@ use super::codec::Packer;
 use super::delete::delete_one;
 use super::fault::Fault;
 use super::lanes::{BatchKeys, LaneReader};
-use super::queries::{self, Selection};
-use super::record::{Content, Inherited, Record, RowKeys, keep_answer};
+use super::queries::{self, SqlFilter};
+use super::record::{Inherited, MessageContent, Record, RowKeys, keep_answer};
 use super::seal::Sealer;
 use super::summary::{CountChanges, CountGroup, Size, counted};
 use super::{rows, stranded};
@@ -153,7 +153,7 @@ fn add_parts(
 fn part_record<'a>(id: i64, part: &'a Part, inherited: &'a Inherited, lane: &'a Lane) -> Record<'a> {
     let (status, answer) = part.status();
     let request = &part.request;
-    let content = Content {
+    let content = MessageContent {
         id,
         message_type: Cow::Borrowed(&inherited.message_type),
         lane: Cow::Borrowed(lane),
@@ -242,7 +242,7 @@ pub(super) fn interrupted(connection: &Connection, lane: LaneId) -> Result<usize
 
 /// Requeues rejected and held messages.
 pub(super) fn requeue(tx: &Transaction<'_>, filter: &Filter) -> Result<u64, Fault> {
-    let selection = Selection::of(filter);
+    let selection = SqlFilter::of(filter);
     let mut changes = CountChanges::default();
     let mut requeued = 0;
     for status in [MessageStatus::Rejected, MessageStatus::Held] {
@@ -298,7 +298,7 @@ fn move_to_failed(mut updated: rusqlite::Rows<'_>, changes: &mut CountChanges) -
 
 /// Deletes up to `limit` of the messages that the filter selects; those in flight only if no process replays.
 pub(super) fn purge(tx: &Transaction<'_>, filter: &Filter, limit: usize, in_flight_too: bool) -> Result<Purged, Fault> {
-    let selection = Selection::of(filter);
+    let selection = SqlFilter::of(filter);
     let ids: Vec<i64> = {
         let mut statement = tx.prepare_cached(&queries::to_purge(&selection, in_flight_too))?;
         selection.bind(&mut statement)?;

@@ -23,7 +23,7 @@ use super::fault::Fault;
 use super::rejected_share::RejectedShare;
 use super::seal::{self, KeyRing, Sealer, SealingState};
 use super::stranded::Memo;
-use super::unproven::Watch;
+use super::unproven::UnprovenWatch;
 use super::{attachments, guard, lease, open, space};
 use crate::message::MessageId;
 use crate::store::encryption::key::Keys;
@@ -45,7 +45,7 @@ pub struct SqliteStore {
     pub(super) ballast: Ballast,
     /// Whether no other process can open the store, because the disk has no space for shared memory.
     pub(super) is_alone: bool,
-    pub(super) watch: Watch,
+    pub(super) watch: UnprovenWatch,
     pub(super) limits: Limits,
     pub(super) writer: Mutex<Connection>,
     /// Answers `ahead` only.

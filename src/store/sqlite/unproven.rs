@@ -147,12 +147,12 @@ pub(crate) fn unproven(path: &Path) -> Option<Unproven> {
 
 /// Checks whether an open store is unproven. One check is two look-ups, cheap enough for every commit.
 #[derive(Clone, Debug)]
-pub(super) struct Watch {
+pub(super) struct UnprovenWatch {
     path: PathBuf,
     flag: PathBuf,
 }
 
-impl Watch {
+impl UnprovenWatch {
     /// Returns the watch of the store at this path, which must exist.
     pub(super) fn new(path: &Path) -> Self {
         Self { path: path.to_owned(), flag: flag_of(path) }

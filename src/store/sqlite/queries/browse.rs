@@ -1,6 +1,6 @@
 //! Lists, counts and bulk changes that a filter selects.
 
-use super::selection::Selection;
+use super::selection::SqlFilter;
 use crate::message::MessageStatus;
 use crate::store::sqlite::schema::columns;
 
@@ -24,7 +24,7 @@ pub(crate) fn one_message() -> String {
 }
 
 /// A page of messages ordered by id, from `:after` on, at most `:limit`.
-pub(crate) fn page(selection: &Selection, newest_first: bool, continued: bool) -> String {
+pub(crate) fn page(selection: &SqlFilter, newest_first: bool, continued: bool) -> String {
     let (after, order) = match (continued, newest_first) {
         (false, false) => ("TRUE", "ASC"),
         (false, true) => ("TRUE", "DESC"),
@@ -37,7 +37,7 @@ pub(crate) fn page(selection: &Selection, newest_first: bool, continued: bool) -
 }
 
 /// The failed messages of `:lane` in delivery order, after the one at `:position` with the id `:after`.
-pub(crate) fn waiting_in_order(selection: &Selection) -> String {
+pub(crate) fn waiting_in_order(selection: &SqlFilter) -> String {
     let columns = columns!(waiting);
     let (in_lane, selected) = (selection.lane_condition(), selection.sql());
     format!(
@@ -48,13 +48,13 @@ pub(crate) fn waiting_in_order(selection: &Selection) -> String {
 }
 
 /// How many failed messages each lane has.
-pub(crate) fn failed_by_lane(selection: &Selection) -> String {
+pub(crate) fn failed_by_lane(selection: &SqlFilter) -> String {
     let (source, count, selected) = (selection.source(), selection.count(), selection.sql());
     format!("SELECT lane_id, {count} FROM {source} WHERE status = 3 AND {selected} GROUP BY lane_id")
 }
 
 /// Messages, items and bytes per status, type and workspace.
-pub(crate) fn groups(selection: &Selection) -> String {
+pub(crate) fn groups(selection: &SqlFilter) -> String {
     let (source, count, selected) = (selection.source(), selection.count(), selection.sql());
     format!(
         "SELECT status, message_type,
@@ -66,7 +66,7 @@ pub(crate) fn groups(selection: &Selection) -> String {
 }
 
 /// How many rejected messages there are per status of the answer, the most frequent first.
-pub(crate) fn rejected_by_answer(selection: &Selection) -> String {
+pub(crate) fn rejected_by_answer(selection: &SqlFilter) -> String {
     let (source, count, selected) = (selection.source(), selection.count(), selection.sql());
     format!(
         "SELECT nullif(answer_status, 0) AS answer, {count} AS found FROM {source}
@@ -75,12 +75,12 @@ pub(crate) fn rejected_by_answer(selection: &Selection) -> String {
 }
 
 /// When the oldest message in flight was accepted.
-pub(crate) fn oldest_in_flight(selection: &Selection) -> String {
+pub(crate) fn oldest_in_flight(selection: &SqlFilter) -> String {
     format!("SELECT min(accepted_at_ms) FROM messages WHERE status = 1 AND {}", selection.sql())
 }
 
 /// When the first message of `:lane` in delivery order was accepted.
-pub(crate) fn first_waiting(selection: &Selection) -> String {
+pub(crate) fn first_waiting(selection: &SqlFilter) -> String {
     let (in_lane, selected) = (selection.lane_condition(), selection.sql());
     format!(
         "SELECT accepted_at_ms FROM messages WHERE {in_lane} AND status = 3 AND {selected}
@@ -92,14 +92,14 @@ pub(crate) fn first_waiting(selection: &Selection) -> String {
 pub(crate) const LANES_WAITING: &str = "SELECT DISTINCT lane_id FROM summary WHERE status = 3";
 
 /// Up to `:limit` messages to delete; those in flight only on demand.
-pub(crate) fn to_purge(selection: &Selection, in_flight_too: bool) -> String {
+pub(crate) fn to_purge(selection: &SqlFilter, in_flight_too: bool) -> String {
     let (spared, selected) = (if in_flight_too { "TRUE" } else { "status <> 1" }, selection.sql());
     format!("SELECT message_id FROM messages WHERE {spared} AND {selected} ORDER BY message_id LIMIT :limit")
 }
 
 /// Makes refused messages of one status *failed*. RETURNING shows a row after the update; the status before it is
 /// known.
-pub(crate) fn requeue(selection: &Selection, status: MessageStatus) -> String {
+pub(crate) fn requeue(selection: &SqlFilter, status: MessageStatus) -> String {
     let (status, selected) = (status.code(), selection.sql());
     format!(
         "UPDATE messages SET status = 3, attempts = 0, next_attempt_at_ms = 0

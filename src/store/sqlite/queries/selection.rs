@@ -7,7 +7,7 @@ use crate::message::{MessageStatus, workspaces_named};
 use crate::store::view::Filter;
 
 /// The conditions of a [`Filter`] as SQL with named parameters.
-pub(crate) struct Selection {
+pub(crate) struct SqlFilter {
     conditions: Vec<&'static str>,
     parameters: Vec<(&'static str, Value)>,
     fine: bool,
@@ -15,7 +15,7 @@ pub(crate) struct Selection {
     divides_lanes: bool,
 }
 
-impl Selection {
+impl SqlFilter {
     /// Returns the conditions of this filter.
     pub(crate) fn of(filter: &Filter) -> Self {
         let mut selection = Self {
@@ -77,7 +77,7 @@ impl Selection {
         if self.fine { "messages" } else { "summary" }
     }
 
-    /// Returns the expression that counts the messages in a group of [`Selection::source`].
+    /// Returns the expression that counts the messages in a group of [`SqlFilter::source`].
     pub(super) fn count(&self) -> &'static str {
         if self.fine { "count(*)" } else { "sum(messages)" }
     }

@@ -16,7 +16,7 @@ use crate::store::sqlite::fault::Fault;
 use crate::store::sqlite::lanes::BatchKeys;
 use crate::store::sqlite::large;
 use crate::store::sqlite::queries;
-use crate::store::sqlite::record::{Column, Content, FoundRow, Record, RowKeys};
+use crate::store::sqlite::record::{Column, FoundRow, MessageContent, Record, RowKeys};
 use crate::store::sqlite::register::move_early_updates;
 use crate::store::sqlite::seal::{Destination, KeptBody, Lookup, SEALED, SealContext, Sealer};
 use crate::store::sqlite::summary::{CountChanges, CountGroup, Size};
@@ -238,7 +238,7 @@ fn digest_place(message: i64, file: &FileRow) -> SealContext<'static> {
 /// Sets the first lane and header set that the checksum confirms, and returns the checksum. A message that was stored
 /// without one gets the first of each.
 fn choose_names(
-    content: &mut Content<'_>,
+    content: &mut MessageContent<'_>,
     lanes: Vec<Lane>,
     header_sets: &[Vec<u8>],
     sent: &[u8],

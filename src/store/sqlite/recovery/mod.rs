@@ -59,7 +59,7 @@ use std::time::SystemTime;
 
 use tracing::{error, warn};
 
-use self::rebuild::Origin;
+use self::rebuild::DamagedSource;
 use super::damaged::Damaged;
 use super::fault::Fault;
 use super::files::make_private;
@@ -259,7 +259,7 @@ impl RecoveryRun<'_> {
             remove_if_there(&beside(&new, suffix)).map_err(unusable)?;
         }
         make_private(&new).map_err(unusable)?;
-        let origin = Origin { pending: &self.pending(), set_aside: &self.set_aside_name(), reason: self.reason };
+        let origin = DamagedSource { pending: &self.pending(), set_aside: &self.set_aside_name(), reason: self.reason };
         let result = rebuild::fill(&new, &origin, self.keys);
         if result.is_err() {
             // Frees its space.

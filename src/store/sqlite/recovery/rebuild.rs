@@ -125,7 +125,7 @@ fn create(path: &Path) -> Result<Connection, Fault> {
 }
 
 /// The damaged store that messages are recovered from.
-pub(super) struct Origin<'a> {
+pub(super) struct DamagedSource<'a> {
     /// The damaged file, under its name until the recovery is complete.
     pub(super) pending: &'a Path,
     /// Its name afterwards.
@@ -134,7 +134,7 @@ pub(super) struct Origin<'a> {
 }
 
 /// Fills the new store; returns how many messages were recovered and how many are lost.
-pub(super) fn fill(new: &Path, origin: &Origin<'_>, keys: &Arc<KeyRing>) -> Result<(u64, u64), Fault> {
+pub(super) fn fill(new: &Path, origin: &DamagedSource<'_>, keys: &Arc<KeyRing>) -> Result<(u64, u64), Fault> {
     let pending = origin.pending;
     let unreadable =
         |error: io::Error| Fault::from(StoreError::Unusable { at: pending.into(), reason: os_words(&error) });
