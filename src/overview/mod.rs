@@ -10,6 +10,7 @@
 //! - [`Overview`] serializes to `/-/status.json`. Fields are only ever added within one schema version; what only the
 //!   command shows is skipped, or is in [`details`].
 
+pub mod asked;
 pub mod collector;
 pub mod details;
 pub mod full_watch;
