@@ -1,8 +1,8 @@
 //! Stored messages as documents: what `inspect` lists and shows, and the JSON lines of an export.
 //!
-//! An exported line has everything that a program needs to read a message: its headers, and its decoded body in the tokens
-//! in which it was sent. Secrets stay out: of a header only the name is exported unless its value is known to be harmless.
-//! A message is read and written one at a time, so that a list of a million messages is never in memory.
+//! An exported line has everything that a program needs to read a message: its headers, and its decoded body in the
+//! tokens in which it was sent. Secrets stay out: of a header only the name is exported unless its value is known to be
+//! harmless. A message is read and written one at a time, so that a list of a million messages is never in memory.
 
 use base64::Engine;
 use serde::Serialize;
@@ -144,7 +144,7 @@ pub fn export_line(message: StoredMessage) -> Result<String, String> {
     Ok(printable::json(&exported).into_owned())
 }
 
-/// What becomes of a body that can't be decoded, or is too large to be.
+/// How to export a body that can't be decoded, or is too large to decode.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Undecoded {
     /// Left out, with the reason.
@@ -153,7 +153,7 @@ enum Undecoded {
     AsSent,
 }
 
-/// Returns a message as a JSON line with its body; `message` is `None` if it is not stored any more.
+/// Returns a message as a JSON line with its body; `message` is `None` if it is no longer stored.
 ///
 /// # Errors
 ///

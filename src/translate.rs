@@ -1,7 +1,7 @@
 //! The configuration as the plain values that the rooms take.
 //!
-//! A room knows no setting by its name or source: it takes values that are resolved here. A setting that can't be used is an
-//! error here, before anything is opened or sent.
+//! A room does not know the names and sources of settings: it takes values that are resolved here. An unusable setting
+//! is an error here, before anything is opened or sent.
 
 use std::fs::File;
 use std::io::Read as _;
@@ -44,18 +44,18 @@ pub enum NetworkError {
     Headers { path: PathBuf, origin: String, reason: String },
 }
 
-/// The lane of messages for which no client says whose they are.
+/// Returns the configured lane: for messages whose client names no server, workspace or credential.
 pub fn lane(config: &Config) -> Lane {
     let credential = config.api_key.value.as_ref().map(|key| Credential::new(key.expose()));
     Lane { server: Some(server(config)), workspace: Some(config.workspace.value.clone()), credential }
 }
 
-/// The configured server.
+/// Returns the configured server.
 pub fn server(config: &Config) -> Server {
     Server::new(&config.upstream.value.to_string())
 }
 
-/// Returns what stays free on the store's disk: what the user set, or what suits the size of the disk.
+/// Returns how much of the store's disk stays free: the configured size, or a default for the size of the disk.
 pub fn disk_reserve(config: &Config) -> u64 {
     let set = &config.free_disk_reserve;
     match (&set.source, Disk::of(&config.db.value)) {
@@ -75,13 +75,13 @@ pub fn store_limits(config: &Config) -> Limits {
     }
 }
 
-/// Bytes of bodies that may be in memory.
+/// Returns how many bytes of bodies may be in memory.
 pub fn memory_budget(config: &Config) -> u64 {
     let named = config.memory_budget.value.map(config::ByteSize::bytes);
     named.unwrap_or_else(|| limit::default_budget(limit::available()))
 }
 
-/// What rejected messages may keep of the store, and where they go when they have to.
+/// Returns how much of the store rejected messages may keep, and where they are exported when they are dropped.
 pub fn rejected_room(config: &Config) -> RejectedRoom {
     let export = |folder: &PathBuf| RejectedExport { folder: folder.clone(), line: export_line };
     RejectedRoom {
@@ -90,7 +90,7 @@ pub fn rejected_room(config: &Config) -> RejectedRoom {
     }
 }
 
-/// Reads the keys that the store is sealed with. The variable and the file are not both set.
+/// Reads the encryption keys of the store. The config room ensures that a variable and a file are not both set.
 pub fn store_keys(config: &Config) -> Result<Keys, KeyError> {
     let key = |text: &Sourced<Option<KeyText>>, file: &Sourced<Option<PathBuf>>| match (&text.value, &file.value) {
         (Some(key), _) => EncryptionKey::parse(key.expose(), &text.source.to_string()).map(Some),
@@ -103,7 +103,7 @@ pub fn store_keys(config: &Config) -> Result<Keys, KeyError> {
     })
 }
 
-/// How the server is reached, for a command that needs it.
+/// Returns how the server is reached, for a command that needs it.
 ///
 /// # Errors
 ///
@@ -115,8 +115,9 @@ pub fn upstream_settings(config: &Config) -> Result<UpstreamSettings, NetworkErr
     Ok(settings)
 }
 
-/// How the server is reached, for a command that works without one. If a setting can't be used, nothing bypasses the proxy
-/// or is sent without the configured headers: every request fails with the reason. Also returns the error.
+/// Returns how the server is reached, for a command that works without it. If a setting is unusable, no request
+/// bypasses the proxy or is sent without the configured headers: every request fails with the reason. Also returns the
+/// error.
 pub fn upstream_settings_or_none(config: &Config) -> (UpstreamSettings, Option<NetworkError>) {
     let settings = network(config);
     match config.check_network().map_err(NetworkError::from).and_then(|()| own_headers(config)) {
@@ -173,7 +174,7 @@ fn proxies(config: &Config) -> Proxies {
     })
 }
 
-/// The user's own headers: those of the variable, and those of the file under other names.
+/// Returns the user's own headers: those of the variable, and those of the file under other names.
 fn own_headers(config: &Config) -> Result<HeaderMap, NetworkError> {
     let mut lines = config.upstream_headers.value.clone();
     if let Some(path) = &config.upstream_headers_file.value {
@@ -202,7 +203,7 @@ fn headers_in(path: &Path) -> Result<HeaderLines, String> {
     HeaderLines::read(&text)
 }
 
-/// The pace that the user set; what comes from the defaults leaves replay free to find its own.
+/// Returns the configured pace; where it is not configured, replay adapts its own.
 pub fn pace(config: &Config) -> PaceSettings {
     let batch = &config.replay_batch_size;
     let delay = &config.replay_batch_replay_delay;
@@ -242,7 +243,7 @@ pub fn log_settings(config: &Config, level: LogLevel, color: bool) -> log::LogSe
     }
 }
 
-/// How an agent runs.
+/// Returns the settings of an agent.
 ///
 /// # Errors
 ///
@@ -301,12 +302,12 @@ pub fn agent_settings(
     })
 }
 
-/// Raises the soft limit on open files, and says so where there are too few for all that the agent could do.
+/// Raises the soft limit on open files, and warns if it is too low for the configured concurrency.
 pub fn raise_files_allowed(config: &Config) -> SoftLimit {
     let (wanted, workers) = (u64::from(config.max_connections.value), Workers::count() as u64);
     let limit = SoftLimit::raise(wanted, workers);
     if let Some(problem) = files::problem(files::allowed(), wanted, workers) {
-        tracing::warn!(target: "intake", "few open files for this agent: {problem}; {}", files::hint(wanted, workers));
+        tracing::warn!(target: "intake", "the limit on open files is low for this agent: {problem}; {}", files::hint(wanted, workers));
     }
     limit
 }

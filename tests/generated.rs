@@ -94,8 +94,10 @@ _opik_offline_values() {
                 }
             };
             let script: String = script.lines().map(line).collect();
-            let script = script
-                .replace("Show this message whole:_default'", "Show this message whole:{_opik_offline_values ids}'");
+            let script = script.replace(
+                "Show this message in full:_default'",
+                "Show this message in full:{_opik_offline_values ids}'",
+            );
             let ask = r#"_opik_offline_values() {
     # The whole line: _arguments takes --db out of $words when it stands before other flags of a subcommand.
     local -a db values line=(${(Q)${(z)LBUFFER}})

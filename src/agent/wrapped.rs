@@ -42,7 +42,7 @@ pub struct Wrapped<'a> {
     pub log: LogFile,
     /// Ends the process at once with an exit code.
     pub exit: fn(u8),
-    /// Takes what people read.
+    /// Receives what people read.
     pub listener: &'a dyn WrappedListener,
 }
 
@@ -91,7 +91,7 @@ pub fn run(wrapped: Wrapped<'_>) -> Result<u8, WrappedError> {
 
     let name = Path::new(program).file_name().unwrap_or(program).to_string_lossy().into_owned();
     let note = |text: &str| listener.note(&format!("opik-offline: {text}"));
-    said_at_start(&name, config, &changes, left).iter().for_each(|line| note(line));
+    start_notes(&name, config, &changes, left).iter().for_each(|line| note(line));
     let total = Mutex::new(None);
     let watch = |waiting: u64| {
         let mut total = total.lock().unwrap_or_else(PoisonError::into_inner);
@@ -115,7 +115,7 @@ pub fn run(wrapped: Wrapped<'_>) -> Result<u8, WrappedError> {
         });
         let run = agent.run(&shutdown, Some(&flush));
         if run.is_err() {
-            // Nobody takes what the command sends: better that it doesn't go on as if somebody did.
+            // The command's writes would be lost: better that it stops than that it continues unprotected.
             child.signal(signal_hook::consts::SIGTERM);
         }
         (run, waiting.join())
@@ -130,8 +130,8 @@ pub fn run(wrapped: Wrapped<'_>) -> Result<u8, WrappedError> {
     }
 }
 
-/// Starts to listen. Unless a flag names the address, one that an agent which stays has, or would have if it ran, is
-/// left to that agent, and a free port is used. Returns the address that was left as well.
+/// Binds the listener. Unless a flag sets the address, an address that a standalone agent uses, or would use if it ran,
+/// is left to that agent, and a free port is used. Also returns the address that was left.
 fn bind(config: &Config, mut settings: AgentSettings) -> Result<(Agent, Option<SocketAddr>), AgentError> {
     let is_optional = !is_flag(&config.listen.source);
     let bound = match Agent::bind(settings.clone()) {
@@ -147,9 +147,9 @@ fn bind(config: &Config, mut settings: AgentSettings) -> Result<(Agent, Option<S
     Ok((Agent::bind(settings)?, Some(left)))
 }
 
-/// Works out what is different in the command's environment.
+/// Returns the changes to the command's environment.
 fn changes(config: &Config, intake: SocketAddr, token: Option<&str>) -> EnvironmentChanges {
-    // The command may run in another folder.
+    // The command may change its working directory.
     let store = is_flag(&config.db.source).then(|| std::path::absolute(&config.db.value).ok()).flatten();
     let in_home_file = url_in_home_file(&ProcessEnvironment);
     let wrapping = Wrapping {
@@ -163,32 +163,34 @@ fn changes(config: &Config, intake: SocketAddr, token: Option<&str>) -> Environm
     EnvironmentChanges::leading_to(&wrapping, &ProcessEnvironment)
 }
 
-/// Says where the command sends to, and what does not go through the agent.
-fn said_at_start(name: &str, config: &Config, changes: &EnvironmentChanges, left: Option<SocketAddr>) -> Vec<String> {
-    let mut lines = vec![format!("{name} sends to {}, which passes on to {}", changes.base, config.upstream.value)];
+/// Returns notes on where the command sends to, and which data bypasses the agent.
+fn start_notes(name: &str, config: &Config, changes: &EnvironmentChanges, left: Option<SocketAddr>) -> Vec<String> {
+    let mut lines = vec![format!("{name} sends to {}, which forwards to {}", changes.base, config.upstream.value)];
     if let Some(left) = left {
-        lines
-            .push(format!("{left} ({}) is another agent's or program's, so a free port is used", config.listen.source));
+        lines.push(format!(
+            "{left} ({}) is in use by another agent or program, so a free port is used",
+            config.listen.source
+        ));
     }
     if let Some(replaced) = &changes.replaced {
         lines.push(format!(
-            "OPIK_URL_OVERRIDE named {replaced}: what {name} sends there goes to {} now",
+            "OPIK_URL_OVERRIDE was {replaced}: what {name} sends there now goes to {}",
             config.upstream.value
         ));
     }
-    lines.extend(changes.left.iter().map(|variable| format!("{variable} leads elsewhere and stays as it is")));
+    lines.extend(changes.left.iter().map(|variable| format!("{variable} points elsewhere and is left unchanged")));
     if let Some(variable) = changes.grpc {
-        lines.push(format!("{variable} is grpc: the agent takes traces by http/protobuf or http/json only"));
+        lines.push(format!("{variable} is grpc: the agent accepts traces over http/protobuf or http/json only"));
     }
     lines
 }
 
-/// Returns whether a flag said it: the environment and the files say it to other commands as well.
+/// Returns whether the setting comes from a flag: the environment and the files apply to other commands as well.
 fn is_flag(source: &Source) -> bool {
     matches!(source, Source::Flag { .. })
 }
 
-/// Returns the exit code that a shell would tell: the command's own, and 128 and the number of the signal that ended
+/// Returns the exit code that a shell would report: the command's own, or 128 plus the number of the signal that killed
 /// it.
 fn exit_code(ended: CommandEnd) -> u8 {
     match ended {
@@ -197,7 +199,7 @@ fn exit_code(ended: CommandEnd) -> u8 {
     }
 }
 
-/// Says what became of all that the command sent.
+/// Returns notes on what became of the command's writes.
 fn summary(name: &str, run: &RunEnd, config: &Config) -> Vec<String> {
     let mut lines = Vec::new();
     let store = config.db.value.display();
@@ -205,7 +207,7 @@ fn summary(name: &str, run: &RunEnd, config: &Config) -> Vec<String> {
         (Some(FlushEnd::NoStore { reason }), _) => {
             let passed_on = count(run.forwarded, "write");
             lines.push(format!("nothing could be stored: {reason}"));
-            lines.push(format!("{passed_on} went straight to the server; what it did not take was refused"));
+            lines.push(format!("{passed_on} went straight to the server; writes that it did not accept were refused"));
         }
         (_, Some(0)) if run.forwarded + run.stored + run.delivered == 0 => {
             lines.push(format!("{name} sent nothing to Opik, and nothing waits to be delivered"));
@@ -218,13 +220,13 @@ fn summary(name: &str, run: &RunEnd, config: &Config) -> Vec<String> {
                 parts.push(format!("{} delivered from the store", run.delivered));
             }
             let by_others = run.stored.saturating_sub(run.delivered + run.rejected);
-            // None of them can have been dropped.
+            // Certain only if no message can have been dropped.
             if by_others > 0 && config.max_age.value.is_none() && config.when_full.value == WhenFull::Refuse {
                 parts.push(format!("{by_others} of them by another agent on this store"));
             }
             lines.push(format!("nothing waits to be delivered: {}", parts.join(", ")));
         }
-        (_, None) => lines.push(format!("{store} cannot be read, so nobody knows what waits in it")),
+        (_, None) => lines.push(format!("cannot read {store}, so the number of waiting messages is unknown")),
         (end, Some(waiting)) => {
             let stay = if waiting == 1 { "stays" } else { "stay" };
             let stored = count(waiting, "message");
@@ -236,7 +238,7 @@ fn summary(name: &str, run: &RunEnd, config: &Config) -> Vec<String> {
         let refused = count(run.refused_while_away, "write");
         lines.push(format!(
             "the agent refused {refused}, because {store} could not be used and earlier ones may wait in it: \
-             what the application did not send again is lost"
+             what the application did not retry is lost"
         ));
     }
     if run.refused > 0 {
@@ -255,7 +257,8 @@ fn summary(name: &str, run: &RunEnd, config: &Config) -> Vec<String> {
     lines
 }
 
-/// Names who took the writes: an agent that stays, where `OPIK_URL_OVERRIDE` names it, may keep them for its server.
+/// Returns what accepted the writes: a standalone agent, if `OPIK_URL_OVERRIDE` is its URL, may store them for its
+/// server.
 fn receiver(config: &Config, run: &RunEnd) -> String {
     let upstream = &config.upstream.value;
     let is_agent = || {
@@ -268,13 +271,17 @@ fn receiver(config: &Config, run: &RunEnd) -> String {
     };
     match run.forwarded > 0 && upstream.is_loopback() && is_agent().is_some() {
         true => {
-            format!("the agent at {}:{}, which keeps what its server does not take", upstream.host(), upstream.port())
+            format!(
+                "the agent at {}:{}, which stores what its server does not accept",
+                upstream.host(),
+                upstream.port()
+            )
         }
         false => "the server".to_owned(),
     }
 }
 
-/// Says why messages are left.
+/// Returns why messages remain.
 fn why(end: Option<&FlushEnd>, config: &Config) -> String {
     match end {
         Some(FlushEnd::ServerAway { reason }) => match reason {
@@ -294,7 +301,7 @@ fn why(end: Option<&FlushEnd>, config: &Config) -> String {
     }
 }
 
-/// Returns the option that leads a command to this store, with a space in front; nothing where it is found without.
+/// Returns the flag that makes another command use this store, with a leading space; empty if it uses it by default.
 pub fn store_option(config: &Config) -> String {
     match config.db.is_set() {
         true => format!(" --db {}", shell_word(config.db.value.as_os_str())),
@@ -302,7 +309,7 @@ pub fn store_option(config: &Config) -> String {
     }
 }
 
-/// Returns the command that delivers what is left. What a flag said has to be said again.
+/// Returns the command that delivers the remaining messages. Flags have to be repeated.
 fn replay_command(config: &Config) -> String {
     let mut command = "opik-offline replay".to_owned();
     command.push_str(&store_option(config));
@@ -317,7 +324,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_end_becomes_the_exit_code_that_a_shell_tells() {
+    fn exit_codes_are_those_that_a_shell_reports() {
         for (ended, code) in [
             (CommandEnd::Exited(0), 0),
             (CommandEnd::Exited(255), 255),

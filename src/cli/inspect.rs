@@ -26,67 +26,68 @@ use crate::terminal::{OutputStream, Shown, yaml};
 
 const AFTER_HELP: &str = "\
 Examples:
-  The oldest messages that are stored, and those that were refused:
+  List the oldest stored messages, or the rejected ones:
     opik-offline inspect
     opik-offline inspect --rejected
-  One message whole, with the server's last answer:
+  Show one message in full, with the server's last answer:
     opik-offline inspect 42
-  What a killed Python process left:
+  List what a killed Python process left behind:
     opik-offline inspect --from /tmp/tmp1a2b3c4d/opik_messages.db
-  Everything about one trace, bodies included, as JSON lines:
+  Export everything about one trace, bodies included, as JSON lines:
     opik-offline inspect --trace UUID --limit 0 --format jsonl
   Watch what an application writes during an outage:
     opik-offline inspect --follow --workspace team
 
 JSON lines:
-  --format jsonl writes a message a line with its headers and its decoded body: as JSON in body, and where it is none \
-(protobuf, a bare NaN) as base64 in body_base64. A file's bytes are not part of it. To deliver messages from another \
-machine copy the store, not this export.
+  --format jsonl writes one message per line with its headers and its decoded body: as JSON in body, or if it is not JSON \
+(protobuf, a bare NaN) as base64 in body_base64. The bytes of attachments are not included. To deliver messages from \
+another machine, copy the store, not this export.
 
 Exit codes:
   0    Shown
-  1    There is no such message, or the store can't be read
-  2    Wrong usage or configuration
+  1    The message does not exist, or the store can't be read
+  2    Invalid usage or configuration
   130  Interrupted (--follow)
 
 Environment:
-  PAGER shows a long result on a terminal [default: less -FRX]; empty or cat: none.";
+  PAGER shows long results on a terminal [default: less -FRX]; empty or cat disables it.";
 
-/// List stored messages, or show one whole
+/// List stored messages, or show one in full
 ///
-/// The oldest come first. API keys and tokens are never shown; of a message's headers only harmless ones are.
+/// The oldest messages come first. API keys and tokens are never shown; header values are shown only if they are
+/// harmless.
 #[derive(Args, Debug)]
 #[command(after_long_help = AFTER_HELP)]
 pub struct InspectArgs {
-    /// Show this message whole
+    /// Show this message in full
     #[arg(value_name = "ID", value_parser = id, conflicts_with_all = ["status", "rejected", "types", "workspace", "server", "project", "ids", "trace", "older_than", "newer_than"])]
     id: Option<i64>,
 
-    /// List what a Python process left in this file
+    /// List what a Python process left behind in this file
     ///
     /// The file is not changed.
     #[arg(long, value_name = "FILE", value_hint = clap::ValueHint::FilePath, conflicts_with_all = ["id", "newest", "status", "rejected", "types", "workspace", "server", "project", "ids", "trace", "older_than", "newer_than"])]
     from: Option<PathBuf>,
 
-    /// As root, look into a file of this user, a name or a number
+    /// As root, read a file of this user (name or number)
     #[arg(long, value_name = "USER", requires = "from", hide_short_help = true, value_hint = clap::ValueHint::Username)]
     owner: Option<String>,
 
-    /// List this many messages at most; 0 lists all [default: 50]
+    /// List at most this many messages; 0 lists all [default: 50]
     #[arg(long, value_name = "N", value_parser = number)]
     limit: Option<u64>,
 
-    /// List the newest first
+    /// List the newest messages first
     #[arg(long)]
     newest: bool,
 
-    /// Show messages as they are stored, from now on
+    /// Show new messages as they are stored
     ///
-    /// It ends when interrupted, or after --limit. A message that is delivered at once may never be seen.
+    /// Runs until interrupted or until --limit is reached. A message that is delivered immediately may not be shown.
     #[arg(long, conflicts_with_all = ["id", "from", "newest", "older_than", "newer_than"])]
     follow: bool,
 
-    /// Show a long result on a terminal without a pager
+    /// Show long results without a pager
     #[arg(long, hide_short_help = true)]
     no_pager: bool,
 
@@ -107,8 +108,8 @@ pub fn run(common: &Common, args: &InspectArgs) -> Result<(), Failure> {
     if args.follow && matches!(common.format, OutputFormat::Json | OutputFormat::Yaml) {
         return Err(Failure::new(
             Exit::Usage,
-            "--follow has no end, and one document has one",
-            Some("use --format jsonl, which is a document a line"),
+            "--follow never ends, so it can't write a single document",
+            Some("use --format jsonl, which writes one document per line"),
         ));
     }
     let config = configuration(&common.flags())?;
@@ -156,7 +157,7 @@ fn show(
             Exit::Failure,
             format!("there is no message {id} in {path}"),
             Some(
-                "it was delivered or purged, or it is in another store (--db); `opik-offline inspect` lists what is there",
+                "it was delivered or purged, or it is in another store (--db); `opik-offline inspect` lists the stored messages",
             ),
         ));
     };
@@ -171,8 +172,8 @@ fn show(
     }
 }
 
-/// A list of messages in one of the formats. JSON and YAML are written piece by piece as their serializers would write the
-/// whole document, because a list may be long.
+/// A list of messages in one of the formats. JSON and YAML are written piece by piece as their serializers would write
+/// the whole document, because a list may be long.
 struct MessageList<'a> {
     renderer: &'a Renderer,
     store: Option<&'a dyn Store>,
@@ -318,9 +319,9 @@ fn exported(store: Option<&dyn Store>, line: ListedMessage) -> Result<String, Fa
     Ok(json_line(message.as_ref(), line).map_err(io::Error::other)?)
 }
 
-/// One message as a line in columns that need not know the other lines.
+/// Returns a message as a line whose columns don't depend on other lines.
 fn followed(line: &ListedMessage) -> Shown {
-    /// Cells of a name on a terminal.
+    /// Maximum width of a name on a terminal, in cells.
     const NAME_MAX: usize = 40;
     let project = line.project.as_deref().unwrap_or_default();
     let is_short = OutputStream::Out.is_terminal();
@@ -361,7 +362,7 @@ fn lines_text(renderer: &Renderer, lines: &[ListedMessage]) -> Shown {
     table.shown()
 }
 
-/// The type, and of an attachment the name of its file.
+/// Returns the type, and the file name of an attachment.
 fn type_text(line: &ListedMessage) -> String {
     let name = line.message_type.trim_end_matches("Message");
     match &line.attachment {
@@ -370,7 +371,7 @@ fn type_text(line: &ListedMessage) -> String {
     }
 }
 
-/// The beginning of an answer, in one line: of Opik's errors (`{"code":400,"message":"..."}`) the message.
+/// Returns the beginning of an answer in one line; of Opik's errors (`{"code":400,"message":"..."}`) the message.
 fn answer_text(answer: &ListedAnswer) -> String {
     const CHARACTERS_MAX: usize = 60;
     let error: Option<serde_json::Value> = serde_json::from_str(&answer.text).ok();
@@ -390,7 +391,7 @@ fn write_whole(output: &mut Output, renderer: &Renderer, whole: &WholeMessage) -
         (Some(body), _) => {
             let written = pretty_to(body, |piece| {
                 let mut shown = Shown::default();
-                // A pipe gets what was sent; a terminal would obey what is in it.
+                // A pipe gets the body as sent; a terminal would interpret its escape sequences.
                 match () {
                     () if renderer.is_colored() && !piece.is_cut => shown.add(&colored_json(piece.text)),
                     () if OutputStream::Out.is_terminal() => shown.add_json(piece.text),
@@ -420,7 +421,7 @@ fn write_whole(output: &mut Output, renderer: &Renderer, whole: &WholeMessage) -
     output.flush()
 }
 
-/// Returns a text in pieces of some KB.
+/// Splits a text into pieces of at most 64 KiB.
 fn pieces(mut text: &str) -> impl Iterator<Item = &str> {
     const PIECE_BYTES: usize = 64 * 1024;
     std::iter::from_fn(move || {
@@ -467,13 +468,13 @@ fn head(whole: &WholeMessage) -> Shown {
     if let Some(answer) = &line.answer {
         let status = answer.status.map_or("no answer".to_owned(), |status| status.to_string());
         row("last answer", &format!("{status} at {}", answer.at));
-        // As many lines as the server sent, each of them in its column.
+        // Keeps the server's line breaks, in the second column.
         answer.text.lines().for_each(|words| row("", words));
     }
     if line.status == MessageStatus::Rejected.name() {
         let id = line.id;
-        row("what to do", &format!("when the cause is mended: `opik-offline replay --id {id}`"));
-        row("", &format!("to give it up: `opik-offline purge --id {id}`"));
+        row("what to do", &format!("when the cause is fixed: `opik-offline replay --id {id}`"));
+        row("", &format!("to discard it: `opik-offline purge --id {id}`"));
     }
     for ExportedHeader { name, value } in &whole.headers {
         row("header", &format!("{name}: {value}"));

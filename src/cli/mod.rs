@@ -1,8 +1,11 @@
-//! The command line: what can be typed, and the dispatch to one thin command each.
+//! The command line: its definition, and the dispatch to one thin command each.
 //!
-//! clap parses, [`crate::config`] resolves; nothing is opened before both are done. Results go to stdout, notes, progress
-//! and logs to stderr. Values of settings are passed on as they were typed, so that a bad one is reported like a bad one
-//! in any other layer: key, value, source.
+//! clap parses, [`crate::config`] resolves, and nothing is opened before both are done. Results go to stdout; notes,
+//! progress and logs go to stderr. Values of settings are passed on as typed, so that an invalid one is reported like
+//! an invalid one from any other source: key, value, source.
+//!
+//! A command parses its arguments, calls a room, shows the result and picks the exit code. It starts no thread,
+//! recovers no store and decides nothing else.
 
 mod agent;
 mod failure;
@@ -40,47 +43,47 @@ use crate::translate;
 use crate::upstream::Upstream;
 pub use failure::{Exit, Failure};
 
-/// Asks for values for the shell's completions. Not a subcommand of the definition, because people don't type it.
+/// Prints values for the shell's completions. It is not part of the definition, because people don't type it.
 const COMPLETION_COMMAND: &str = "__values";
 
 const LONG_ABOUT: &str = "\
 Keep Opik traces through an outage.
 
-`opik-offline agent` runs beside an application as its Opik server: it passes everything on while the real server is \
-there, stores what is written while it is away, and delivers it afterwards, in order. The other commands look at the \
-store or drive it, with or without an agent running.";
+`opik-offline agent` runs beside an application as its Opik server: it forwards everything while the real server is \
+available, stores writes while it is not, and delivers them afterwards, in order. The other commands inspect or manage \
+the store, with or without an agent running.";
 
 const AFTER_HELP: &str = "\
 Examples:
-  Run an application with an agent of its own:
+  Run an application with its own agent:
     opik-offline agent -- python app.py
-  Stand in front of a local Opik server:
+  Run an agent in front of a local Opik server:
     opik-offline agent --upstream http://127.0.0.1:5173/api
-  Let an application use it:
+  Point an application at it:
     OPIK_URL_OVERRIDE=http://127.0.0.1:6745/api python app.py
-  See what waits for the server:
+  See which messages are waiting for the server:
     opik-offline status
 
 Exit codes:
   0    Done
   1    Failure
-  2    Wrong usage or configuration; nothing was done
+  2    Invalid usage or configuration; nothing was done
   3    The Opik server can't be reached
-  4    Messages remain or were rejected, or a threshold is exceeded
-  5    The server does not accept the key or the workspace
+  4    Messages remain or were rejected, or a threshold was exceeded
+  5    The server rejects the API key or the workspace
   126  agent -- COMMAND: the command can't be executed
-  127  agent -- COMMAND: there is no such command
+  127  agent -- COMMAND: the command was not found
   130  Interrupted
 
 Output for programs:
-  --format json and --format yaml write one document with a schema_version. Within a version fields are only ever added; \
-the JSON Schemas are in the folder schemas of the source, and in /usr/share/doc/opik-offline/schemas with the Debian \
+  --format json and --format yaml write one document with a schema_version. Within a version, fields are only added; \
+the JSON Schemas are in the schemas directory of the source, and in /usr/share/doc/opik-offline/schemas in the Debian \
 package.
 
 Settings:
-  A flag counts before the environment (OPIK_..., OPIK_OFFLINE_...), that before ~/.opik.config, that before \
-opik-offline/config.yaml in the user's configuration folder, and that before the default. `opik-offline healthcheck` \
-shows every setting with its origin.";
+  Precedence: flags, then environment variables (OPIK_..., OPIK_OFFLINE_...), then ~/.opik.config, then \
+opik-offline/config.yaml in the user's configuration directory, then the defaults. `opik-offline healthcheck` shows \
+every setting with its source.";
 
 /// Keep Opik traces through an outage
 #[derive(Parser, Debug)]
@@ -92,13 +95,13 @@ pub struct Cli {
     command: Command,
 }
 
-/// What every command understands.
+/// Options of every command.
 #[derive(Args, Clone, Debug)]
 #[command(next_help_heading = "Common options")]
 struct Common {
     /// Use this message store
     ///
-    /// The default is opik-offline/opik_messages.db in the user's data folder, such as ~/.local/share.
+    /// The default is opik-offline/opik_messages.db in the user's data directory, such as ~/.local/share.
     #[arg(long, value_name = "PATH", global = true, value_hint = clap::ValueHint::FilePath)]
     db: Option<OsString>,
 
@@ -112,17 +115,17 @@ struct Common {
     #[arg(long, value_name = "FORMAT", global = true, value_enum, default_value_t = OutputFormat::Table)]
     format: OutputFormat,
 
-    /// Say only what was asked for, and errors
+    /// Print only the requested result and errors
     ///
-    /// No notes, no progress, no word about what was done.
+    /// Prints no notes, no progress and no summary.
     #[arg(short, long, global = true, conflicts_with = "verbose")]
     quiet: bool,
 
-    /// Say more on standard error
+    /// Log more to standard error
     #[arg(short, long, global = true, hide_short_help = true)]
     verbose: bool,
 
-    /// Use no colours, as with NO_COLOR in the environment
+    /// Disable colours, like NO_COLOR in the environment
     #[arg(long, global = true, hide_short_help = true)]
     no_color: bool,
 }
@@ -152,12 +155,12 @@ enum Command {
     Purge(purge::PurgeArgs),
 }
 
-/// Returns the definition of the command line, for the manual pages and completions.
+/// Returns the definition of the command line, for man pages and completions.
 pub fn command() -> clap::Command {
     Cli::command()
 }
 
-/// Runs the command line of this process and returns how it ends.
+/// Runs the command line of this process and returns its exit code.
 pub fn run() -> ExitCode {
     std::panic::set_hook(Box::new(progress::say_panic));
     let mut arguments = std::env::args_os().skip(1);
@@ -179,7 +182,7 @@ pub fn run() -> ExitCode {
         Ok(code) => code,
         Err(failure) => {
             if !failure.message.is_empty() {
-                failure.say();
+                failure.print();
             }
             ExitCode::from(failure.exit as u8)
         }
@@ -196,7 +199,7 @@ fn show_completions(arguments: Vec<OsString>) {
     let _ = OutputStream::Out.show(&shown);
 }
 
-/// Reads the command line. Whoever wants no colours wants none in help and errors of clap's either.
+/// Parses the command line. `--no-color` also applies to clap's help and errors.
 fn parsed() -> Result<Cli, clap::Error> {
     let mut own = std::env::args_os().take_while(|argument| argument != "--");
     let color = if own.any(|argument| argument == "--no-color") { ColorChoice::Never } else { ColorChoice::Auto };
@@ -205,7 +208,7 @@ fn parsed() -> Result<Cli, clap::Error> {
     Cli::from_arg_matches_mut(&mut matches).map_err(|error| error.format(&mut command))
 }
 
-/// Takes line breaks and the like out of what was typed, which a script may have from elsewhere.
+/// Escapes line breaks and control characters in what was typed: a script may have got it from elsewhere.
 fn make_harmless(error: &mut clap::Error) {
     let line = |text: &String| printable::line(text).into_owned();
     let harmless = |(kind, value): (ContextKind, &ContextValue)| {
@@ -222,22 +225,22 @@ fn make_harmless(error: &mut clap::Error) {
     }
 }
 
-/// Prints what clap says: help, the version, or what is wrong with the command line.
+/// Prints clap's output: help, the version, or what is wrong with the command line.
 fn print(error: &clap::Error) {
     let text = error.render().to_string();
     let harmless = Shown::lines(&text);
-    // A closed pipe is all that can go wrong here.
+    // The only possible error is a closed pipe.
     let _ = match harmless.as_str() == text {
         true => error.print(),
         false => OutputStream::Err.show(&harmless),
     };
 }
 
-/// Says what is missing in `agent python app.py`.
+/// Suggests the missing dashes in `agent python app.py`.
 fn suggest_dashes(error: &mut clap::Error, is_agent: bool) {
     let Some(ContextValue::String(argument)) = error.get(ContextKind::InvalidArg) else { return };
     if is_agent && error.kind() == ErrorKind::UnknownArgument && !argument.starts_with('-') {
-        let tip = format!("a command to be run stands behind two dashes: opik-offline agent -- {argument} ...");
+        let tip = format!("put a command to run after two dashes: opik-offline agent -- {argument} ...");
         error.insert(ContextKind::Suggested, ContextValue::StyledStrs(vec![tip.into()]));
     }
 }
@@ -267,17 +270,17 @@ impl Common {
         Renderer::new(self.format, self.is_colored(OutputStream::Out))
     }
 
-    /// Says whether a command tells people what it did; programs that ask for JSON or YAML are always told.
-    fn tells_what_was_done(&self) -> bool {
+    /// Returns whether a command prints what it did; programs that ask for JSON or YAML always get a result.
+    fn prints_summary(&self) -> bool {
         !self.quiet || self.format != OutputFormat::Table
     }
 
-    /// Says whether a stream gets colours: a terminal that was not asked to do without (<https://no-color.org>).
+    /// Returns whether a stream is coloured: it is a terminal, and colours are not disabled (<https://no-color.org>).
     fn is_colored(&self, stream: OutputStream) -> bool {
         !self.no_color && !is_no_color_set(&ProcessEnvironment) && stream.is_terminal()
     }
 
-    /// Starts logging, at what was asked for on the command line before what is configured; returns the file.
+    /// Starts logging and returns the log file. The flags override the configured level.
     fn start_logging(&self, config: &Config, default_level: Option<LogLevel>) -> Result<LogFile, Failure> {
         let configured = &config.console_logging_level;
         let level = match default_level {
@@ -290,7 +293,7 @@ impl Common {
     }
 }
 
-/// Asks a question on a terminal; any answer but yes is `refused`.
+/// Asks a question on a terminal; fails with `refused` unless the answer is yes.
 fn confirm(question: &Shown, refused: Failure) -> Result<(), Failure> {
     OutputStream::Err.show(question)?;
     let mut answer = String::new();
@@ -319,14 +322,14 @@ fn exit_interrupted() {
     std::process::exit(i32::from(Exit::Interrupted as u8));
 }
 
-/// Opens the store that is there for looking at it; `None` when nothing was ever stored.
+/// Opens the existing store for reading; `None` if nothing was ever stored.
 fn existing_store(config: &Config) -> Result<Option<Arc<dyn Store>>, StoreError> {
     opened(config, OpenMode::Existing, &translate::store_keys(config)?)
 }
 
-/// Opens the store that is there, also when its key is not: for what needs nothing of the contents.
+/// Opens the existing store even if its key is missing, for commands that need no contents.
 fn existing_store_without_key(config: &Config) -> Result<Option<Arc<dyn Store>>, StoreError> {
-    // A key that can't be used is one that is not there; `healthcheck` says why.
+    // A key that can't be used counts as missing; `healthcheck` reports why.
     opened(config, OpenMode::WithoutKey, &translate::store_keys(config).unwrap_or_default())
 }
 
@@ -338,12 +341,12 @@ fn opened(config: &Config, mode: OpenMode, keys: &Keys) -> Result<Option<Arc<dyn
     }
 }
 
-/// Returns the way to the server.
+/// Returns connections to the server.
 fn upstream(config: &Config) -> Result<Upstream, Failure> {
     Ok(Upstream::new(&translate::upstream_settings(config)?).asking_as(translate::lane(config)))
 }
 
-/// Returns the way to the server for a command that works without one; what can't be used fails when it is asked.
+/// Returns connections to the server for a command that works without one; with unusable settings, requests fail.
 fn upstream_or_none(config: &Config) -> Upstream {
     Upstream::new(&translate::upstream_settings_or_none(config).0).asking_as(translate::lane(config))
 }

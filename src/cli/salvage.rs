@@ -1,4 +1,5 @@
-//! What `replay --from` and `inspect --from` share: finding the files of SDK processes, reading them, telling about them.
+//! What `replay --from` and `inspect --from` share: finding the files of SDK processes, reading them, telling about
+//! them.
 
 use std::fs;
 use std::io;
@@ -106,7 +107,7 @@ pub fn take_in(
     let mut tell = |error: SalvageError| {
         failed = true;
         let failure = Failure::from(error);
-        failure.say();
+        failure.print();
         failure.message
     };
     for path in paths {
@@ -183,7 +184,7 @@ fn expand(given: &[PathBuf]) -> (Vec<PathBuf>, bool) {
             failed = true;
             let message = format!("there is no store of an SDK at {}", name.display());
             let hint = "name files such as /tmp/tmp*/opik_messages.db; `opik-offline status` lists what was found";
-            Failure::new(Exit::Failure, message, Some(hint)).say();
+            Failure::new(Exit::Failure, message, Some(hint)).print();
         }
         paths.extend(found);
     }

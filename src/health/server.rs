@@ -18,7 +18,7 @@ impl Health<'_> {
         let pong = match self.upstream.ping(self.timeout) {
             Ok(pong) => pong,
             Err(failure) => {
-                let hint = "start the server, check the network, or name another server with --upstream";
+                let hint = "start the server, check the network, or choose another server with --upstream";
                 return (Check::failed(NAME, FailureCause::Unreachable, failure.to_string(), hint), false);
             }
         };
@@ -32,7 +32,7 @@ impl Health<'_> {
             Presence::Unauthorised(_) => (FailureCause::NotAuthorised, "check OPIK_API_KEY and OPIK_WORKSPACE"),
             Presence::Foreign(foreign) => (FailureCause::Unreachable, foreign.hint()),
             Presence::Unhealthy(_) => {
-                (FailureCause::Unreachable, "name the API with --upstream, such as http://127.0.0.1:5173/api")
+                (FailureCause::Unreachable, "set --upstream to the URL of the API, such as http://127.0.0.1:5173/api")
             }
         };
         let is_available = matches!(pong.presence, Presence::Unauthorised(_));
@@ -45,12 +45,12 @@ impl Health<'_> {
         let workspace = self.lane.workspace_name();
         match self.upstream.check_access(&self.lane, self.timeout) {
             Ok(answer) if answer.is_confirmed() => {
-                Check::good(NAME, format!("workspace {workspace} is open to this key"))
+                Check::good(NAME, format!("this key has access to workspace {workspace}"))
             }
             Ok(Answer { recognised: Recognised::Foreign(foreign), .. }) => {
                 let is_refused = matches!(foreign.status, 401..=403);
                 let cause = if is_refused { FailureCause::NotAuthorised } else { FailureCause::Unreachable };
-                let text = format!("the access check gets an answer that is {foreign}");
+                let text = format!("the access check got an answer that is {foreign}");
                 Check::failed(NAME, cause, text, foreign.hint())
             }
             Ok(answer) if answer.status == 404 => {
@@ -62,7 +62,7 @@ impl Health<'_> {
             }
             Ok(answer) => {
                 let text = format!("the server answers {} to the access check", answer.status);
-                Check::failed(NAME, FailureCause::Failure, text, "look at the server's log")
+                Check::failed(NAME, FailureCause::Failure, text, "check the server's log")
             }
             Err(failure) => Check::error(NAME, failure),
         }
@@ -84,18 +84,20 @@ impl Health<'_> {
             Err(failure) => failure,
         };
         let (cause, hint) = match &failure {
-            SmokeFailure::Send(_) => (FailureCause::Unreachable, "the server went away in between; try again"),
+            SmokeFailure::Send(_) => {
+                (FailureCause::Unreachable, "the server became unavailable during the test; try again")
+            }
             SmokeFailure::Refused { answer, .. } => match answer.recognised.foreign() {
                 _ if (401..=403).contains(&answer.status) => (
                     FailureCause::NotAuthorised,
-                    "check OPIK_API_KEY, OPIK_WORKSPACE, and that they may write to the project",
+                    "check OPIK_API_KEY and OPIK_WORKSPACE, and that the key may write to the project",
                 ),
                 Some(foreign) => (FailureCause::Unreachable, foreign.hint()),
-                None => (FailureCause::Failure, "look at the server's log"),
+                None => (FailureCause::Failure, "check the server's log"),
             },
             SmokeFailure::NotVisible { .. } => (
                 FailureCause::Failure,
-                "the server takes data and does not show it: look at its database (ClickHouse) and its log",
+                "the server accepts data but does not show it: check its database (ClickHouse) and its log",
             ),
         };
         (Check::failed(NAME, cause, failure.to_string(), hint), None)

@@ -82,7 +82,7 @@ fn a_path_through_a_file_leads_nowhere() {
         "
 --- stderr
 error: cannot use the message store HOME/file/store.db: not a directory
-hint: give this user write access to the file and its folder, free disk space, or name another file with --db
+hint: give this user write access to the file and its directory, free disk space, or choose another file with --db
 --- exit 1
 ",
     );
