@@ -49,7 +49,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ),
     ("export", &["printable", "figures", "replay", "store", "protocol", "message"]),
     ("health", &["figures", "replay", "store", "upstream", "delivery", "protocol", "message", "shutdown"]),
-    ("overview", &["replay", "monitor", "store", "delivery", "message", "telemetry", "shutdown"]),
+    ("overview", &["replay", "monitor", "store", "upstream", "delivery", "message", "telemetry", "shutdown"]),
     (
         "intake",
         &[

@@ -1,6 +1,5 @@
 //! `opik-offline status`
 
-mod asked;
 mod gather;
 mod report;
 mod screen;
@@ -10,16 +9,16 @@ use std::time::{Duration, Instant};
 
 use clap::Args;
 
-pub(super) use self::asked::{RunningAgent, running_agent};
 use self::gather::gather;
 use self::report::StatusReport;
 use self::watch::Watching;
 use super::selection::{duration, refuse_jsonl};
 use super::{Common, Exit, Failure, configuration, stop_on_signals, upstream_or_none};
-use crate::config::{ProcessEnvironment, is_utf8_locale};
+use crate::config::{Config, ProcessEnvironment, is_utf8_locale};
 use crate::figures::{count, short_duration};
+use crate::overview::asked::{AskedAgent, degraded_text};
 use crate::shutdown::Shutdown;
-use crate::store::StoreError;
+use crate::store::{AgentRecord, StoreError};
 
 const AFTER_HELP: &str = "\
 Examples:

@@ -1,4 +1,4 @@
-//! The agent's own collector: it samples the backlog and the counters, and gathers overviews.
+//! The agent's own collector: it samples the backlog and the counters, and gathers and caches overviews.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};

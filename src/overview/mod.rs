@@ -10,6 +10,7 @@
 //! - [`Overview`] serializes to `/-/status.json`. Fields are only ever added within one schema version; what only the
 //!   command shows is skipped, or is in [`details`].
 
+pub mod asked;
 pub mod collector;
 pub mod details;
 pub mod full_watch;
@@ -29,7 +30,7 @@ use crate::monitor::Availability;
 use crate::store::ReplayRecord;
 use crate::telemetry::history::{Rates, Sample};
 
-/// Everything that is known about an agent, its server and its store at one moment.
+/// A snapshot of everything that is known about an agent, its server and its store.
 #[derive(Clone, Debug, Serialize)]
 pub struct Overview {
     /// 1.

@@ -3,12 +3,12 @@
 
 use std::time::Instant;
 
-use super::asked::AskedAgent;
 use crate::agent::wrapped::store_option;
 use crate::cli::{existing_store_without_key, translate};
 use crate::config::Config;
 use crate::delivery::eta::eta;
 use crate::message::Server;
+use crate::overview::asked::AskedAgent;
 use crate::overview::details::{AgentsStoreView, StoreDetails};
 use crate::overview::{FullOverview, Overview, ReplayOverview, ServerOverview, StoreOverview, elsewhere};
 use crate::protocol::recognise::Presence;
@@ -41,7 +41,8 @@ pub(super) fn gather(config: &Config, upstream: &Upstream, started: Instant) -> 
     });
     let details = store.as_ref().ok();
     let condition = details.and_then(|details| details.condition.as_ref());
-    let agent = AskedAgent::ask(config, condition.map_or(&[][..], |condition| &condition.agents));
+    let records = condition.map_or(&[][..], |condition| &condition.agents);
+    let agent = AskedAgent::ask(records, config.listen.value);
     let view = agent.as_ref().map(AskedAgent::view).unwrap_or_default();
     let (server, latency_ms) = match agent.as_ref().and_then(|agent| agent.server.clone()) {
         Some(server) => (server, None),

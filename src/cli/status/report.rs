@@ -2,7 +2,6 @@
 
 use serde::Serialize;
 
-use super::asked::{degraded_text, live_writes_text};
 use super::gather::Gathered;
 use crate::cli::groups::{GroupRow, groups};
 use crate::cli::salvage::{OrphanLine, orphans};
@@ -12,6 +11,7 @@ use crate::delivery::id_window;
 use crate::delivery::pacing::Pace;
 use crate::figures::time;
 use crate::message::Lane;
+use crate::overview::asked::{degraded_text, live_writes_text};
 use crate::overview::details::{REASONS_OF_NEWEST, StoreDetails};
 use crate::overview::{
     ElsewhereOverview, EtaOverview, FullOverview, Overview, RecoveryOverview, ReplayOverview, StoreOverview,

@@ -1,12 +1,12 @@
 //! Asks a running agent about itself, its server and its store.
 
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use serde_json::Value;
 
-use crate::config::Config;
-use crate::overview::details::AgentsView;
-use crate::overview::{AgentOverview, LiveWrites, ServerOverview};
+use super::details::AgentsView;
+use super::{AgentOverview, LiveWrites, ServerOverview};
 use crate::store::AgentRecord;
 use crate::upstream::{Upstream, UpstreamSettings};
 
@@ -16,24 +16,23 @@ const AGENT_TIMEOUT: Duration = Duration::from_secs(2);
 const ANSWER_BYTES_MAX: usize = 16 * 1024 * 1024;
 
 /// A running agent, as it answers.
-pub(super) struct AskedAgent {
-    pub(super) overview: AgentOverview,
+pub struct AskedAgent {
+    pub overview: AgentOverview,
     /// The server as the agent knows it.
-    pub(super) server: Option<ServerOverview>,
+    pub server: Option<ServerOverview>,
     /// Why it can't use its store; this process may be able to.
-    pub(super) store_problem: Option<String>,
+    pub store_problem: Option<String>,
     /// Why its store is full, if it is.
-    store_full: Option<String>,
+    pub store_full: Option<String>,
     /// The word for what it does with live writes: [`LiveWrites::word`].
-    pub(super) live_writes: Option<String>,
+    pub live_writes: Option<String>,
 }
 
 impl AskedAgent {
     /// Asks the agents that are recorded in the store, then the configured address; returns the first that answers.
-    pub(super) fn ask(config: &Config, records: &[AgentRecord]) -> Option<Self> {
-        let configured = config.listen.value.to_string();
-        let known = records.iter().map(|record| record.listen.clone());
-        known.chain([configured]).find_map(|listen| Self::ask_at(&listen))
+    pub fn ask(records: &[AgentRecord], configured: SocketAddr) -> Option<Self> {
+        let recorded = records.iter().map(|record| record.listen.clone());
+        recorded.chain([configured.to_string()]).find_map(|listen| Self::ask_at(&listen))
     }
 
     fn ask_at(listen: &str) -> Option<Self> {
@@ -57,7 +56,7 @@ impl AskedAgent {
     }
 
     /// Returns the agent's view; an empty one if its version does not report it.
-    pub(super) fn view(&self) -> AgentsView {
+    pub fn view(&self) -> AgentsView {
         let answer = client(&self.overview.listen).read_whole("-/status.json", AGENT_TIMEOUT, ANSWER_BYTES_MAX);
         answer.ok().and_then(|answer| serde_json::from_str(&answer.text).ok()).unwrap_or_default()
     }
@@ -81,34 +80,11 @@ fn server(answer: &Value) -> ServerOverview {
 }
 
 /// Returns for people what an agent does with live writes that reports this word.
-pub(super) fn live_writes_text(word: Option<&str>) -> &'static str {
+pub fn live_writes_text(word: Option<&str>) -> &'static str {
     LiveWrites::text_of(word.unwrap_or_default())
 }
 
-/// Returns for people that an agent can't use its store, and why.
-pub(super) fn degraded_text(live_writes: Option<&str>, store_problem: Option<&str>) -> Option<String> {
+/// Returns for people that an agent can't use its store, and why; it follows "it".
+pub fn degraded_text(live_writes: Option<&str>, store_problem: Option<&str>) -> Option<String> {
     Some(format!("{}: {}", live_writes_text(live_writes), store_problem?))
-}
-
-/// A running agent, as `healthcheck` sees it.
-pub(in crate::cli) struct RunningAgent {
-    /// Where it listens.
-    pub(in crate::cli) listen: String,
-    /// Why it can't use its store, if so.
-    pub(in crate::cli) store_problem: Option<String>,
-    /// Why its store is full, if it is.
-    pub(in crate::cli) store_full: Option<String>,
-    /// The limits that follow from too few file descriptors, and what to do.
-    pub(in crate::cli) files_problem: Option<String>,
-}
-
-/// Returns the running agent, if there is one.
-pub(in crate::cli) fn running_agent(config: &Config, records: &[AgentRecord]) -> Option<RunningAgent> {
-    let agent = AskedAgent::ask(config, records)?;
-    Some(RunningAgent {
-        store_problem: degraded_text(agent.live_writes.as_deref(), agent.store_problem.as_deref()),
-        listen: agent.overview.listen,
-        store_full: agent.store_full,
-        files_problem: agent.overview.files_problem,
-    })
 }
