@@ -29,6 +29,7 @@
 //! | [`upstream`] | the only connections to the server |
 //! | [`monitor`] | is the server there? |
 //! | [`replay`] | what is stored reaches the server |
+//! | [`overview`] | how agent, server and store are, gathered once for the page, JSON and `status` |
 //! | [`intake`] | the HTTP interface for clients; the only asynchronous room |
 //! | [`export`] | stored messages as documents |
 //! | [`health`] | checks of server, access, store and disk |
@@ -41,7 +42,7 @@
 //! | [`terminal`] | the only place that writes to stdout and stderr: tables, progress, the pager |
 //! | [`shutdown`] | one value that tells every loop to stop |
 //! | [`memory`] | one budget for the bodies that are in memory |
-//! | [`pulse`] | which part gives no sign of life |
+//! | [`liveness`] | which part of the agent has stalled |
 //! | [`signals`] | what each signal means |
 //! | [`figures`] | counts, sizes, times and durations as people read them |
 //! | [`printable`] | text from elsewhere, harmless for terminal, log and page |
@@ -57,12 +58,13 @@ pub mod export;
 pub mod figures;
 pub mod health;
 pub mod intake;
+pub mod liveness;
 pub mod memory;
 pub mod message;
 pub mod monitor;
+pub mod overview;
 pub mod printable;
 pub mod protocol;
-pub mod pulse;
 pub mod replay;
 pub mod shutdown;
 pub mod signals;

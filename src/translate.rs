@@ -236,8 +236,8 @@ pub fn log_settings(config: &Config, level: LogLevel, color: bool) -> log::LogSe
         file_level: config.file_logging_level.value.map(log_level),
         file_path: config.logging_file.value.clone(),
         format: match config.log_format.value {
-            LogFormat::Text => log::Format::Text,
-            LogFormat::Json => log::Format::Json,
+            LogFormat::Text => log::LineFormat::Text,
+            LogFormat::Json => log::LineFormat::Json,
         },
         color,
     }

@@ -12,8 +12,8 @@ use std::time::Duration;
 
 use thiserror::Error;
 
-use super::child::{Child, ChildError, Ended};
-use super::environment::{Changes, Wrapping};
+use super::child::{Child, ChildError, CommandEnd};
+use super::environment::{EnvironmentChanges, Wrapping};
 use super::files::SoftLimit;
 use super::flush::{Flush, FlushEnd};
 use super::relay::Relay;
@@ -148,7 +148,7 @@ fn bind(config: &Config, mut settings: AgentSettings) -> Result<(Agent, Option<S
 }
 
 /// Returns the changes to the command's environment.
-fn changes(config: &Config, intake: SocketAddr, token: Option<&str>) -> Changes {
+fn changes(config: &Config, intake: SocketAddr, token: Option<&str>) -> EnvironmentChanges {
     // The command may change its working directory.
     let store = is_flag(&config.db.source).then(|| std::path::absolute(&config.db.value).ok()).flatten();
     let in_home_file = url_in_home_file(&ProcessEnvironment);
@@ -160,11 +160,11 @@ fn changes(config: &Config, intake: SocketAddr, token: Option<&str>) -> Changes 
         all_otlp_traces: config.all_otlp_traces.value,
         store,
     };
-    Changes::leading_to(&wrapping, &ProcessEnvironment)
+    EnvironmentChanges::leading_to(&wrapping, &ProcessEnvironment)
 }
 
 /// Returns notes on where the command sends to, and which data bypasses the agent.
-fn start_notes(name: &str, config: &Config, changes: &Changes, left: Option<SocketAddr>) -> Vec<String> {
+fn start_notes(name: &str, config: &Config, changes: &EnvironmentChanges, left: Option<SocketAddr>) -> Vec<String> {
     let mut lines = vec![format!("{name} sends to {}, which forwards to {}", changes.base, config.upstream.value)];
     if let Some(left) = left {
         lines.push(format!(
@@ -192,10 +192,10 @@ fn is_flag(source: &Source) -> bool {
 
 /// Returns the exit code that a shell would report: the command's own, or 128 plus the number of the signal that killed
 /// it.
-fn exit_code(ended: Ended) -> u8 {
+fn exit_code(ended: CommandEnd) -> u8 {
     match ended {
-        Ended::Exited(code) => u8::try_from(code & 0xff).unwrap_or(u8::MAX),
-        Ended::Killed(signal) => u8::try_from(128 + signal).unwrap_or(u8::MAX),
+        CommandEnd::Exited(code) => u8::try_from(code & 0xff).unwrap_or(u8::MAX),
+        CommandEnd::Killed(signal) => u8::try_from(128 + signal).unwrap_or(u8::MAX),
     }
 }
 
@@ -325,9 +325,12 @@ mod tests {
 
     #[test]
     fn exit_codes_are_those_that_a_shell_reports() {
-        for (ended, code) in
-            [(Ended::Exited(0), 0), (Ended::Exited(255), 255), (Ended::Killed(2), 130), (Ended::Killed(15), 143)]
-        {
+        for (ended, code) in [
+            (CommandEnd::Exited(0), 0),
+            (CommandEnd::Exited(255), 255),
+            (CommandEnd::Killed(2), 130),
+            (CommandEnd::Killed(15), 143),
+        ] {
             assert_eq!(exit_code(ended), code, "{ended:?}");
         }
     }

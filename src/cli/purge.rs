@@ -3,7 +3,7 @@
 use clap::Args;
 use serde::Serialize;
 
-use super::groups::{Group, groups, oldest, preview_text, sums_text};
+use super::groups::{GroupRow, groups, oldest, preview_text, sums_text};
 use super::selection::{SelectionArgs, refuse_jsonl};
 use super::{Common, Exit, Failure, configuration, confirm, existing_store_without_key, stop_on_signals};
 use crate::figures::{count, size};
@@ -54,7 +54,7 @@ struct PurgeReport {
     items: u64,
     body_bytes: u64,
     /// The selected messages, before anything was deleted.
-    groups: Vec<Group>,
+    groups: Vec<GroupRow>,
     /// When the oldest of them was accepted.
     oldest_accepted_at: Option<String>,
     /// Selected messages that are still stored.

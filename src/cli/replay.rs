@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use clap::Args;
 use serde::Serialize;
 
-use super::groups::{Group, groups, oldest, preview_text, sums_text};
+use super::groups::{GroupRow, groups, oldest, preview_text, sums_text};
 use super::readback::Readback;
 use super::reassign::{self, ReassignArgs, Reassigned};
 use super::salvage::{self, Given, take_in};
@@ -154,7 +154,7 @@ struct ReplayReport {
     held: u64,
     remaining: u64,
     /// The selected messages, before anything was sent.
-    groups: Vec<Group>,
+    groups: Vec<GroupRow>,
     /// When the oldest of them was accepted.
     oldest_accepted_at: Option<String>,
     requests: u64,

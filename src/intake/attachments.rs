@@ -426,7 +426,7 @@ async fn blocking<T: Send + 'static>(
 /// Tells those who watch the store why a file can't be kept; returns the limit that was met, if it is full.
 fn report(shared: &Shared, store: &Arc<dyn Store>, failure: &Arc<StoreError>) -> Option<FullLimit> {
     shared.slot.report(store, failure);
-    let full = shared.watch.full().found_no_room(failure);
+    let full = shared.collector.full().found_no_room(failure);
     if full.is_none() {
         warn!(target: "db_manager", "cannot store an attachment: {failure}");
     }
@@ -435,7 +435,7 @@ fn report(shared: &Shared, store: &Arc<dyn Store>, failure: &Arc<StoreError>) ->
 
 fn refusal(shared: &Shared, store: &Arc<dyn Store>, failure: Arc<StoreError>) -> Reply {
     if let Some(limit) = report(shared, store, &failure) {
-        shared.watch.full().refused(limit);
+        shared.collector.full().refused(limit);
     }
     NotStored::of(shared, &CommitError::Store(failure)).reply()
 }
@@ -453,8 +453,8 @@ fn overtaking(shared: &Shared, lane: &Lane, subject: &Subject, failure: &Arc<Sto
 fn counted(shared: &Shared, full: Option<FullLimit>, answer: ClientAnswer) -> ClientAnswer {
     if let Some(limit) = full {
         match answer.status().is_success() {
-            true => shared.watch.full().passed_on(),
-            false => shared.watch.full().refused(limit),
+            true => shared.collector.full().passed_on(),
+            false => shared.collector.full().refused(limit),
         }
     }
     answer

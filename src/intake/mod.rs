@@ -48,7 +48,6 @@ mod conversation;
 mod flush;
 pub mod forward;
 mod framing;
-pub mod full_watch;
 pub mod guard;
 mod http2;
 mod lanes;
@@ -57,7 +56,6 @@ mod monitoring;
 mod preface;
 pub mod site;
 pub mod spool;
-pub mod status;
 mod status_page;
 mod wire;
 pub mod workers;
@@ -76,15 +74,16 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 use tracing::{debug, info, warn};
 
+use crate::liveness::{Heartbeat, Liveness};
 use crate::memory::Budget;
 use crate::message::Server;
 use crate::monitor::Availability;
 use crate::monitor::connection::Connection;
+use crate::overview::Collector;
 use crate::protocol::answers::{Reply, SendFailure, error, unavailable};
 use crate::protocol::media::unsupported;
 use crate::protocol::routes::{Route, classify};
 use crate::protocol::target::{ServerAddress, Target};
-use crate::pulse::{Beat, Pulses};
 use crate::shutdown::Shutdown;
 use crate::store::committer::Committer;
 use crate::store::slot::StoreSlot;
@@ -96,7 +95,6 @@ use forward::ClientAnswer;
 use monitoring::Monitoring;
 use site::{Foreign, SitePolicy};
 use spool::Spools;
-use status::Watch;
 use wire::Paced;
 use workers::Workers;
 
@@ -138,8 +136,8 @@ const PROBES: u32 = 4;
 /// How long a server that was not there when last looked for may take to begin an answer that can't be given for it. It
 /// may be back, so it is asked; if it hangs, the client is told soon.
 const AWAY_TIMEOUT: Duration = Duration::from_secs(5);
-/// How often intake gives a sign of life.
-const BEAT_INTERVAL: Duration = Duration::from_secs(5);
+/// How often intake records a heartbeat.
+const HEARTBEAT_INTERVAL: Duration = Duration::from_secs(5);
 /// Headers of a request at most. nginx limits their bytes only.
 const HEADERS_MAX: usize = 1024;
 /// The methods that reach the server or the agent's pages.
@@ -173,12 +171,12 @@ pub struct Intake {
     pub sites: SitePolicy,
     /// What names this process in [`AGENT_HEADER`].
     pub agent_mark: HeaderValue,
-    /// Intake's own sign of life.
-    pub beat: Arc<Beat>,
+    /// Intake's own heartbeat.
+    pub heartbeat: Arc<Heartbeat>,
     /// Whether every part of the agent is alive, for `/-/healthy`.
-    pub pulses: Arc<Pulses>,
+    pub liveness: Arc<Liveness>,
     /// How the agent stands, for `/`.
-    pub watch: Arc<Watch>,
+    pub collector: Arc<Collector>,
 }
 
 /// What the requests of one worker use; all but the forwarder is common to all workers.
@@ -210,8 +208,8 @@ struct Shared {
     /// Its address, in parts.
     address: ServerAddress,
     started: Instant,
-    pulses: Arc<Pulses>,
-    watch: Arc<Watch>,
+    liveness: Arc<Liveness>,
+    collector: Arc<Collector>,
     /// Requested when forwarded writes have had their time to finish before the agent stops: they are stored instead.
     hurry: Shutdown,
 }
@@ -316,8 +314,8 @@ impl Intake {
                 spools: self.spools.clone(),
                 agent_mark: self.agent_mark.clone(),
                 started,
-                pulses: self.pulses.clone(),
-                watch: self.watch.clone(),
+                liveness: self.liveness.clone(),
+                collector: self.collector.clone(),
                 hurry: hurry.clone(),
             })
         });
@@ -325,15 +323,15 @@ impl Intake {
         let connections = Arc::new(Connections::new(self.limits.connections_max));
         let lingering = Arc::new(Semaphore::new(LINGERING_MAX));
         let graceful = GracefulShutdown::new();
-        let mut beats = tokio::time::interval(BEAT_INTERVAL);
+        let mut heartbeats = tokio::time::interval(HEARTBEAT_INTERVAL);
         let mut warned: Option<Instant> = None;
         loop {
             let accepted = tokio::select! {
                 () = shutdown.requested() => break,
-                _ = beats.tick() => {
+                _ = heartbeats.tick() => {
                     // Through every worker: it shows that connections are taken and that requests are worked on.
-                    let beat = self.beat.clone();
-                    workers.when_all_are_through(move || beat.beat());
+                    let heartbeat = self.heartbeat.clone();
+                    workers.when_all_are_through(move || heartbeat.beat());
                     continue;
                 }
                 accepted = listener.accept() => accepted,
@@ -503,14 +501,14 @@ async fn answer(shared: Arc<Shared>, request: http::Request<Incoming>) -> Client
     // The token is for this agent; an address that leads to the agent again has it.
     let token_prefix = token.map_or_else(String::new, |token| format!("{}{token}", guard::TOKEN_PREFIX));
     if let Target::Own { path: page } = &target {
-        return match status_page::Page::of(&head.method, page) {
+        return match status_page::OwnPage::of(&head.method, page) {
             // It makes the agent work, so it is for those who may send writes.
-            Some(status_page::Page::Flush) if !is_allowed => forward::own_answer(error(401, NO_TOKEN)),
-            Some(status_page::Page::Flush) => flush::flush(&shared, &head).await,
-            Some(status_page::Page::Overview) if links::leads_to_status_page(page, path, &head.headers) => {
+            Some(status_page::OwnPage::Flush) if !is_allowed => forward::own_answer(error(401, NO_TOKEN)),
+            Some(status_page::OwnPage::Flush) => flush::flush(&shared, &head).await,
+            Some(status_page::OwnPage::Overview) if links::leads_to_status_page(page, path, &head.headers) => {
                 links::redirect(&format!("{token_prefix}{}", status_page::PATH))
             }
-            Some(status_page::Page::Ready) if !is_own_name => status_page::ready_alone(),
+            Some(status_page::OwnPage::Ready) if !is_own_name => status_page::ready_alone(),
             Some(page) => page.render(&shared),
             // Nothing below /-/ is the server's.
             None => accept::refuse(error(404, "this opik-offline agent has no such page"), &head.headers, body).await,

@@ -174,7 +174,9 @@ impl ConnectionMonitor {
 pub fn run(connection: &Connection, upstream: &Upstream, settings: MonitorSettings, shutdown: &Shutdown) {
     let mut told: Option<String> = None;
     loop {
+        shutdown.beat();
         connection.wait_for_ping(shutdown);
+        shutdown.beat();
         if shutdown.is_requested() {
             return;
         }

@@ -78,6 +78,7 @@ impl LaneWorker<'_> {
     /// Replays one batch.
     fn step(&mut self) -> Result<Step, StoreError> {
         let replay = self.replay;
+        replay.shutdown.beat();
         if replay.shutdown.sleep(self.gate.opens_in()) || !self.keeper.may_send() {
             return Ok(Step::LaneDone);
         }

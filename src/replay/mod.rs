@@ -269,6 +269,7 @@ impl Replay<'_> {
         let (done, finished) = mpsc::channel();
         std::thread::scope(|scope| {
             loop {
+                self.shutdown.beat();
                 if let Err(error) = keeper.renew_if_due() {
                     failed.get_or_insert(error);
                 }
@@ -396,6 +397,7 @@ impl ReplayManager<'_> {
         let mut looked_at_ages: Option<Instant> = None;
         let mut warned = None;
         while !self.shutdown.sleep(pause) {
+            self.shutdown.beat();
             pause = self.tick_interval;
             if looked_at_ages.is_none_or(|looked| looked.elapsed() >= AGES_LOOK_INTERVAL) {
                 self.warn_near_id_window(&mut warned);

@@ -59,6 +59,7 @@ fn move_under(
                 break;
             }
             store.renew(lease, LEASE_TIME_TO_LIVE)?;
+            stop.beat();
             if stop.is_requested() {
                 return Ok((moved, false));
             }

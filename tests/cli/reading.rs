@@ -76,7 +76,7 @@ rejected  CreateTrace       team              1      1  121 B
 }
 
 const LOOK: &str =
-    "hint: `opik-offline status` says what waits and why; without an agent `opik-offline replay` delivers it\n";
+    "hint: `opik-offline status` shows what waits and why; without an agent `opik-offline replay` delivers it\n";
 
 #[test]
 fn status_alerts_with_exit_4_and_says_nothing_more_when_quiet() {

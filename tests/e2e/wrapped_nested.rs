@@ -80,8 +80,9 @@ fn an_address_that_an_agent_has_is_left_to_it_unless_a_flag_names_it() {
     let home = Home::new();
     let by_variable = shell(&home, &server, &[("OPIK_OFFLINE_LISTEN", &address)], SEND);
     assert_eq!(by_variable.code(), Some(0), "{}", by_variable.stderr);
-    let note =
-        format!("{address} (environment OPIK_OFFLINE_LISTEN) is in use by another agent or program, so a free port is used");
+    let note = format!(
+        "{address} (environment OPIK_OFFLINE_LISTEN) is in use by another agent or program, so a free port is used"
+    );
     assert!(by_variable.stderr.contains(&note), "{}", by_variable.stderr);
 
     let folder = home.path().join("config/opik-offline");

@@ -135,7 +135,7 @@ impl NotStored {
     fn unless_answered(self, shared: &Shared, sent: Forwarded) -> ClientAnswer {
         match sent {
             Forwarded::Answered(answer) => {
-                shared.watch.full().passed_on();
+                shared.collector.full().passed_on();
                 answer
             }
             Forwarded::Keep { fallback: Some(answer) } if answer.status() == http::StatusCode::TOO_MANY_REQUESTS => {
