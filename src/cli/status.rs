@@ -110,3 +110,26 @@ fn check_thresholds(args: &StatusArgs, report: &StatusReport, problem: Option<St
     }
     Ok(())
 }
+
+/// A running agent, as `healthcheck` sees it.
+pub(super) struct RunningAgent {
+    /// Where it listens.
+    pub(super) listen: String,
+    /// Why it can't use its store, if so.
+    pub(super) store_problem: Option<String>,
+    /// Why its store is full, if it is.
+    pub(super) store_full: Option<String>,
+    /// The limits that follow from too few file descriptors, and what to do.
+    pub(super) files_problem: Option<String>,
+}
+
+/// Returns the running agent, if there is one.
+pub(super) fn running_agent(config: &Config, records: &[AgentRecord]) -> Option<RunningAgent> {
+    let agent = AskedAgent::ask(records, config.listen.value)?;
+    Some(RunningAgent {
+        store_problem: degraded_text(agent.live_writes.as_deref(), agent.store_problem.as_deref()),
+        listen: agent.overview.listen,
+        store_full: agent.store_full,
+        files_problem: agent.overview.files_problem,
+    })
+}
