@@ -155,6 +155,9 @@ const DRAWERS: &[&str] = &["utils", "util", "common", "misc", "types", "helpers"
 const SQL: &[&str] =
     &["SELECT ", "INSERT ", "UPDATE ", "DELETE FROM ", "CREATE ", "DROP ", "ALTER ", "PRAGMA ", "VACUUM"];
 
+/// The page with the table of promises.
+const PROMISES: &str = "docs/promises.md";
+
 #[test]
 fn rooms_import_only_what_lies_below_them() {
     let mut broken = Broken::default();
@@ -229,11 +232,11 @@ fn no_file_is_a_drawer_and_nothing_is_left_for_later() {
 }
 
 #[test]
-fn every_test_that_the_readme_promises_by_exists_and_is_run_by_its_command() {
+fn every_promise_names_existing_tests_and_a_command_that_runs_them() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let readme = fs::read_to_string(root.join("README.md")).expect("there is a README");
-    let (_, rest) = readme.split_once("<!-- promises -->\n").expect("the README marks where the promises begin");
-    let (table, _) = rest.split_once("<!-- end of promises -->").expect("the README marks where the promises end");
+    let page = fs::read_to_string(root.join(PROMISES)).expect("docs/promises.md exists");
+    let (_, rest) = page.split_once("<!-- promises -->\n").expect("a mark begins the table of promises");
+    let (table, _) = rest.split_once("<!-- end of promises -->").expect("a mark ends the table of promises");
     let mut faults = String::new();
     let mut seen = 0;
     for row in table.lines().skip(2) {
@@ -263,17 +266,17 @@ fn every_test_that_the_readme_promises_by_exists_and_is_run_by_its_command() {
             }
         }
     }
-    assert!(seen > 50, "the table of promises is not read any more");
-    assert!(faults.is_empty(), "the README promises what no test shows:\n{faults}");
+    assert!(seen > 50, "the table of promises was not parsed");
+    assert!(faults.is_empty(), "{PROMISES} promises more than the tests show:\n{faults}");
 }
 
-/// The list of mutations (`tests/mutations`) can be run: each line that it breaks is there, and once, and each test, too. And
-/// no promise of the README is without one.
+/// The list of mutations (`tests/mutations`) can be run: each line that it breaks is there, and once, and each test, too; and
+/// every promise has at least one.
 #[test]
 fn every_promise_has_a_mutation_and_every_mutation_can_be_made() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let read = |path: &str| fs::read_to_string(root.join(path)).unwrap_or_default();
-    let (list, readme) = (read("tests/mutations/list.toml"), read("README.md"));
+    let (list, page) = (read("tests/mutations/list.toml"), read(PROMISES));
     let mut entries: Vec<(&str, &str)> = list.split("\n[[mutation]]\n").skip(1).map(|entry| ("", entry)).collect();
     let mut faults = String::new();
     let mut names = std::collections::BTreeSet::new();
@@ -307,7 +310,7 @@ fn every_promise_has_a_mutation_and_every_mutation_can_be_made() {
             }
         }
     }
-    let table = readme.split("<!-- promises -->\n").nth(1).and_then(|rest| rest.split("<!-- end").next());
+    let table = page.split("<!-- promises -->\n").nth(1).and_then(|rest| rest.split("<!-- end").next());
     let promises = || table.unwrap_or_default().lines().skip(2).map(|row| row.trim_start_matches("| "));
     for promise in promises() {
         if !entries.iter().any(|(begins, _)| promise.starts_with(begins)) {
