@@ -146,29 +146,29 @@ complete -c opik-offline -n \"__fish_opik_offline_using_subcommand inspect\" -f 
 }
 
 #[test]
-fn the_readmes_tables_are_current() {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("README.md");
-    let readme = fs::read_to_string(&path).expect("there is a README");
-    let current = with_table(&readme, "settings", &settings_table());
-    let current = with_table(&current, "metrics", &metrics_table());
+fn the_tables_in_docs_are_current() {
+    assert_table_is_current("docs/configuration.md", "settings", &settings_table());
+    assert_table_is_current("docs/operations.md", "metrics", &metrics_table());
+}
+
+/// Compares the table between its marks in a page with what the program defines, or rewrites it when asked to.
+fn assert_table_is_current(page: &str, name: &str, table: &str) {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(page);
+    let committed = fs::read_to_string(&path).unwrap_or_else(|error| panic!("cannot read {page}: {error}"));
+    let begin = format!("<!-- {name}: written by OPIK_OFFLINE_UPDATE=1 cargo test --test generated -->\n");
+    let end = format!("<!-- end of {name} -->");
+    let (before, rest) = committed.split_once(&begin).unwrap_or_else(|| panic!("no mark in {page} begins {name}"));
+    let (_, after) = rest.split_once(&end).unwrap_or_else(|| panic!("no mark in {page} ends {name}"));
+    let current = format!("{before}{begin}{table}{end}{after}");
     if std::env::var_os("OPIK_OFFLINE_UPDATE").is_some() {
-        fs::write(&path, &current).expect("the README can be written");
+        fs::write(&path, &current).unwrap_or_else(|error| panic!("cannot write {page}: {error}"));
         return;
     }
     assert!(
-        readme == current,
-        "the README's tables are not what the program reads and counts\n\
+        committed == current,
+        "the table of {name} in {page} is out of date\n\
          hint: OPIK_OFFLINE_UPDATE=1 cargo test --test generated, then commit"
     );
-}
-
-/// Returns the README with this table between its marks.
-fn with_table(readme: &str, of: &str, table: &str) -> String {
-    let begin = format!("<!-- {of}: written by OPIK_OFFLINE_UPDATE=1 cargo test --test generated -->\n");
-    let end = format!("<!-- end of {of} -->");
-    let (before, rest) = readme.split_once(&begin).expect("the README marks where the table begins");
-    let (_, after) = rest.split_once(&end).expect("the README marks where the table ends");
-    format!("{before}{begin}{table}{end}{after}")
 }
 
 /// Renders every metric of `/metrics`, in its order.

@@ -1,4 +1,4 @@
-//! The figures that the README quotes, each measured beside what it is compared with, in one run.
+//! The figures that docs/operations.md quotes, each measured beside its baseline, in one run.
 //!
 //! ```text
 //! cargo bench --bench figures                                   everything; writes a table to benches/results/
@@ -42,7 +42,7 @@ pub enum Size {
     Tiny,
     /// A minute or two.
     Small,
-    /// What the README quotes.
+    /// The size that docs/operations.md quotes.
     Full,
 }
 

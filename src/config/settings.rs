@@ -1,8 +1,8 @@
 //! Every setting, once.
 //!
 //! The table below is the only place that names a setting's key, type, default, variable, flag and limit. [`Config`],
-//! [`Flags`], what `healthcheck` prints and the reference in the README all come from it, so that a new setting is one
-//! new entry.
+//! [`Flags`], the output of `healthcheck` and the reference in `docs/configuration.md` all derive from it, so a new setting
+//! is one new entry.
 
 use std::ffi::{OsStr, OsString};
 use std::fmt;

@@ -176,7 +176,7 @@ fn a_store_that_another_user_planted_is_not_taken_and_the_users_own_is() {
     symlink(lured.parent().expect("a folder"), machine.shared.join("tmplink0001")).expect("a link");
     std::os::unix::fs::lchown(machine.shared.join("tmplink0001"), Some(PLANTER), Some(PLANTER)).expect("it is root");
 
-    // As the README has it.
+    // As in docs/guide.md.
     let pattern = machine.shared.join("tmp*/opik_messages.db").to_string_lossy().into_owned();
     let args = ["replay", "--upstream", &server.url(), "--format", "json", "--remove-source", "--from", &pattern];
     let replayed = machine.cli_as(VICTIM, &victim, &args);
