@@ -10,6 +10,42 @@ use crate::source::{Findings, root};
 
 const README_BYTES_MAX: usize = 15_000;
 
+/// Pages that name files as they are now; the changelog and measurements name those of their time.
+const CURRENT: &[&str] = &["README.md", "CONTRIBUTING.md", "docs/", "schemas/", "tests/"];
+/// Folders of this repository that paths in backquotes begin with.
+const FOLDERS: &[&str] = &["src/", "tests/", "docs/", "contrib/", "packaging/", "schemas/", "benches/", "fuzz/"];
+
+/// Paths that a page names and that do not exist yet.
+const PATHS_TODAY: &[&str] = &[
+    "src/agent/settings.rs",
+    "src/delivery/batching/",
+    "src/delivery/lane_health.rs",
+    "src/intake/accept/deliver.rs",
+    "src/intake/accept/prepare.rs",
+    "src/intake/accept/register.rs",
+    "src/intake/accept/send.rs",
+    "src/intake/entity_locks.rs",
+    "src/intake/listener.rs",
+    "src/intake/router.rs",
+    "src/liveness.rs",
+    "src/overview/",
+    "src/replay/lease.rs",
+    "src/replay/sender.rs",
+    "src/replay/session/",
+    "src/replay/workers.rs",
+    "src/sdk/",
+    "src/store/encryption/",
+    "src/store/sqlite/record.rs",
+    "src/store/sqlite/recovery/",
+    "src/store/sqlite/seal/",
+    "src/store/sqlite/unproven.rs",
+    "src/store/sqlite/verbs.rs",
+    "src/store/traits.rs",
+    "src/store/view.rs",
+    "src/store/work.rs",
+    "src/terminal/",
+];
+
 #[test]
 fn every_relative_link_leads_to_a_file_and_a_heading() {
     let Some(files) = committed() else { return not_run("this is not a git repository") };
@@ -38,6 +74,42 @@ fn every_relative_link_leads_to_a_file_and_a_heading() {
     }
     assert!(seen > 20, "the links were not parsed");
     findings.report();
+}
+
+#[test]
+fn every_path_that_a_page_names_exists() {
+    let Some(files) = committed() else { return not_run("this is not a git repository") };
+    let mut findings = Findings::default();
+    let mut missing = BTreeSet::new();
+    for page in files.iter().filter(|page| page.ends_with(".md")) {
+        if !CURRENT.iter().any(|place| page.starts_with(place)) {
+            continue;
+        }
+        let text = fs::read_to_string(root().join(page)).unwrap_or_default();
+        for (number, line) in text.lines().enumerate() {
+            for path in line.split('`').skip(1).step_by(2).filter(|code| is_path(code)) {
+                // Of `man/*.1`, `version-N.db` and `corpus/TARGET/` the fixed beginning must exist.
+                let fixed = path.find(|c: char| c == '*' || c == '{' || c.is_ascii_uppercase()).map(|at| &path[..at]);
+                let fixed = fixed.map_or(path, |fixed| &fixed[..fixed.rfind('/').map_or(0, |at| at + 1)]);
+                if root().join(fixed).exists() {
+                    continue;
+                }
+                missing.insert(path.to_owned());
+                if !PATHS_TODAY.contains(&path) {
+                    findings.say(&format!("{page}:{}: there is no {path}", number + 1));
+                }
+            }
+        }
+    }
+    for path in PATHS_TODAY.iter().filter(|path| !missing.contains(**path)) {
+        findings.say(&format!("{path} exists now: remove it from PATHS_TODAY"));
+    }
+    findings.report();
+}
+
+/// Returns whether a piece of code is the path of a file or folder, not a command or the name of a test.
+fn is_path(code: &str) -> bool {
+    FOLDERS.iter().any(|folder| code.starts_with(folder)) && !code.contains([' ', ':'])
 }
 
 #[test]
