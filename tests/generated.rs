@@ -1,9 +1,9 @@
-//! `man/` and `completions/` say what the command line says, and the README's tables what the program reads and counts.
+//! `man/` and `completions/` match the command line, and the tables in `docs/` match the settings and metrics.
 //!
-//! They are rendered from the clap definition, the settings and the metrics, and compared with what is committed. To write them anew:
-//! `OPIK_OFFLINE_UPDATE=1 cargo test --test generated`.
+//! They are rendered from the clap definition, the settings and the metrics, and compared with what is committed. To
+//! write them anew: `OPIK_OFFLINE_UPDATE=1 cargo test --test generated`.
 
-#![allow(clippy::disallowed_methods, reason = "a test is no part of the configuration")]
+#![allow(clippy::disallowed_methods, reason = "a test is not part of the configuration")]
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -311,7 +311,8 @@ fn environment() -> String {
     text
 }
 
-/// Where a command's page says what it reads: its own variables, if it told of any, and the page that has all.
+/// The section of a command's page about its environment: its own variables, if it has any, and the page that lists
+/// all.
 fn environment_elsewhere(after: &str) -> String {
     let heading = if after.contains("\nEnvironment:\n") { "" } else { ".SH ENVIRONMENT\n" };
     let said = "Every setting has a variable (OPIK_..., OPIK_OFFLINE_...), and a flag counts before it:";
@@ -330,7 +331,7 @@ fn files(is_main: bool) -> String {
             text.push_str(&format!(".TP\n\\fI{path}\\fR\n{said}\n"));
         }
     } else {
-        text.push_str(".PP\nFiles of the configuration are told in \\fBopik\\-offline\\fR(1).\n");
+        text.push_str(".PP\nConfiguration files are described in \\fBopik\\-offline\\fR(1).\n");
     }
     text
 }

@@ -5,11 +5,11 @@
 //! cargo bench --bench figures -- --size small intake forward    some groups, smaller and sooner
 //! ```
 //!
-//! Groups: intake, disk, forward, replay, large. Sizes: tiny (does it still run?), small, full. Rounds of the two sides of a
-//! comparison alternate, and the table shows medians: machines are noisy, and only what ran side by side compares. The
-//! load generator and the sink share the machine with what is measured.
+//! Groups: intake, disk, forward, replay, large. Sizes: tiny (does it still run?), small, full. Rounds of the two sides
+//! of a comparison alternate, and the table shows medians: machines are noisy, and only what ran side by side compares.
+//! The load generator and the sink share the machine with what is measured.
 
-#![allow(clippy::disallowed_methods, reason = "a bench is no part of the configuration")]
+#![allow(clippy::disallowed_methods, reason = "a bench is not part of the configuration")]
 
 mod agent;
 mod backlog;
@@ -116,7 +116,7 @@ fn main() {
     }
 }
 
-/// What was measured, where and when.
+/// The measurement with its time and machine.
 fn head(size: Size) -> String {
     let cpu = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
     let cpu =

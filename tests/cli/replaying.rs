@@ -163,7 +163,7 @@ fn an_interrupted_replay_loses_nothing() {
     let child = sandbox.command(&["replay"]).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
     wait_until("the replay has sent something", PATIENCE, || slow.hits() > 0);
     kill_process(Pid::from_child(&child), Signal::INT).unwrap();
-    // What is in flight gets its answer, and is settled by it.
+    // Messages in flight get their answers, and are settled.
     slow.clear();
     let output = child.wait_with_output().unwrap();
     let stdout = String::from_utf8(output.stdout).unwrap();

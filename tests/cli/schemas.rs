@@ -1,6 +1,6 @@
 //! `schemas/`: what programs may rely on is what the commands write.
 //!
-//! Each document is valid, and has no field that its schema does not describe: whoever adds a field describes it there.
+//! Each document is valid, and has no field that its schema does not describe: a new field must be described there.
 
 use std::collections::BTreeMap;
 use std::fs;

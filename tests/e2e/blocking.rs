@@ -91,7 +91,7 @@ fn a_purge_that_waits_for_its_answer_holds_up_no_write() {
         for byte in BufReader::new(shown).bytes().map_while(Result::ok) {
             text.push(char::from(byte));
             if text.ends_with("[y/N]") {
-                // The receiver may be gone when the test has failed.
+                // The receiver no longer exists if the test has failed.
                 let _ = asked.send(());
             }
         }

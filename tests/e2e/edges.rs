@@ -1,5 +1,5 @@
-//! The edges of HTTP, as nginx takes them: what odd but honest clients and servers do works through the agent, too, live
-//! and through an outage.
+//! The edges of HTTP, as nginx takes them: what odd but honest clients and servers do works through the agent, too,
+//! live and through an outage.
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
@@ -57,7 +57,7 @@ struct RawServer {
 
 struct RawState {
     is_away: bool,
-    /// What a write is answered with.
+    /// The answer to a write.
     answer: Vec<u8>,
     /// Heads of the writes that came.
     heads: Vec<Vec<u8>>,

@@ -1,5 +1,6 @@
-//! A store that is encrypted: an outage as without, what a wrong key does, and the change from plain to sealed beside an
-//! agent at work, killed at any instant. Looked at from outside: the bytes in the files, and what reaches the server.
+//! A store that is encrypted: an outage as without, what a wrong key does, and the change from plain to sealed beside
+//! an agent at work, killed at any instant. Looked at from outside: the bytes in the files, and what reaches the
+//! server.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -21,7 +22,7 @@ use crate::writes::{Told, assert_error, create, trace, update};
 
 const BINARY: &str = env!("CARGO_BIN_EXE_opik-offline");
 const API_KEY: &str = "ApiKeyMarker-0123456789";
-/// What nobody may find in the files. Random enough that compression leaves it as it is.
+/// A text that must not be found in the files. Random enough that compression leaves it as it is.
 const BODY: &str = "Body0x8f3aQzMarker";
 pub const KEYS: [&str; 2] =
     ["AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8=", "dHh8AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGx8="];

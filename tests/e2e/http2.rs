@@ -156,7 +156,7 @@ fn a_connection_of_http2_ends_when_it_is_idle_and_when_the_agent_stops() {
     let idle = Http2::connect(&agent);
     assert_eq!(idle.send(idle.request("GET", "/-/healthy", "")).0, 200);
     idle.wait_until_closed();
-    // A beginning that never ends, and one that is HTTP/2 only at first sight.
+    // A preface that never ends, and one that only begins like HTTP/2.
     let mut begun = TcpStream::connect(("127.0.0.1", agent.port())).unwrap();
     begun.set_read_timeout(Some(PATIENCE)).unwrap();
     begun.write_all(b"PRI * HTTP/2.0\r\n\r\nS").unwrap();

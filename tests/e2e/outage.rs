@@ -134,7 +134,7 @@ fn while_a_backlog_drains_only_what_would_overtake_it_waits() {
     assert_kept(&server, &agent, &ledger);
     server.assert_no_overlaps();
 
-    // With nothing waiting any more the lane is forwarded again.
+    // Once nothing waits, the lane is forwarded again.
     let live = uuid7();
     app.acknowledged(create(&live), 201);
     assert!(server.entity("default", Kind::Trace, &live).is_some());

@@ -1,5 +1,5 @@
-//! A fault of opik-offline's own, a panic in the middle of its work: it costs nobody's acknowledged data and no other
-//! lane, and the agent goes on. The rooms are put together here by hand, because no process panics on demand.
+//! A panic inside opik-offline: it costs no acknowledged data and no other lane, and the agent continues. The rooms
+//! are put together here by hand, because no process panics on demand.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -32,7 +32,7 @@ use crate::support::fake_opik::check::Kind;
 use crate::support::{PATIENCE, uuid7, wait_until};
 use crate::writes::{create_batch, trace};
 
-/// A store that panics the next so many times.
+/// A store that panics the next `n` times.
 struct Panicking {
     store: ModelStore,
     registering: AtomicUsize,

@@ -29,7 +29,7 @@ fn kill(running: &mut Running) {
 }
 
 /// Sends a write by this agent, else by the next one, until one acknowledges it: a conflicting write is refused for a
-/// moment, and one of the agents may be gone.
+/// moment, and one of the agents may have ended.
 fn persist(urls: &[String], from: usize, ledger: &ClientLedger, request: &Request) {
     let mut turn = from;
     wait_until("an agent acknowledges a write", PATIENCE, || {
