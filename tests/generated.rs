@@ -230,9 +230,9 @@ fn assert_current(folder: &str, files: &BTreeMap<String, String>) {
     );
 }
 
-/// Renders one manual page. What `--help` says after the options becomes sections of their own.
+/// Renders one manual page. The text of `--help` after the options becomes separate sections.
 fn page(command: &Command, name: &str) -> String {
-    // What `-h` leaves out, clap_mangen would leave undescribed.
+    // clap_mangen does not describe what `-h` leaves out.
     let man = Man::new(command.clone().mut_args(|arg| arg.hide_short_help(false)))
         .title(name.to_uppercase())
         .source(format!("{NAME} {}", env!("CARGO_PKG_VERSION")))

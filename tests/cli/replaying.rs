@@ -124,7 +124,7 @@ fn rejected_messages_are_tried_again_and_no_others() {
     let found = sandbox.run(&["replay", "--rejected"]);
     assert!(found.starts_with("delivered 1 message in ") && found.ends_with("--- exit 0\n"), "{found}");
     assert!(server.entity("team", Kind::Trace, BAD_TRACE).is_some());
-    assert_eq!(server.count("team", Kind::Trace), 1, "what waits for other reasons was not asked for");
+    assert_eq!(server.count("team", Kind::Trace), 1, "a message that waits for other reasons was not asked for");
     assert_eq!(sandbox.output(&["inspect", "--format", "json"]).json()["selected"], 4);
 }
 

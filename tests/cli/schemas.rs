@@ -20,7 +20,7 @@ use crate::support::{PATIENCE, wait_until};
 /// A store of SDK rows of every type, some of which can't be sent.
 const SDK_FILE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/sdk-store/all-types.db");
 
-/// Documents, by the name of their schema.
+/// Documents, by schema name.
 #[derive(Default)]
 struct Documents(Vec<(&'static str, Value)>);
 

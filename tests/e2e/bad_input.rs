@@ -1,5 +1,5 @@
 //! Requests that no Opik server could ever accept are refused at once, in Opik's error format, with the server up or
-//! down; nothing of it is stored.
+//! down; none of it is stored.
 
 use std::io::{Read, Write};
 use std::net::TcpStream;

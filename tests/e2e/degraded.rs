@@ -269,7 +269,7 @@ fn what_the_server_confirmed_of_one_store_is_not_believed_of_the_next() {
     for _ in 0..STORED {
         app.acknowledged(create(&uuid7()), 201);
     }
-    assert_eq!(agent.backlog(), STORED as u64, "what was acknowledged is not stored");
+    assert_eq!(agent.backlog(), STORED as u64, "an acknowledged message is not stored");
     server.start();
     agent.wait_until_delivered();
     server.assert_equals(&ledger);
@@ -331,7 +331,7 @@ fn messages_older_than_max_age_are_dropped_and_counted() {
     for _ in 0..3 {
         assert_eq!(client.expect(&create(&uuid7())).status, 201);
     }
-    wait_until("what is too old is gone", PATIENCE, || agent.backlog() == 0);
+    wait_until("expired messages are gone", PATIENCE, || agent.backlog() == 0);
     let metrics = Client::new(&agent.origin()).get("/metrics").text();
     assert!(metrics.contains("opik_offline_store_expired_messages 3\n"), "{metrics}");
     let status = agent.cli(&["status"]).stdout;

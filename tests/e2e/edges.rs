@@ -181,7 +181,7 @@ fn a_client_that_is_gone_holds_no_request_at_the_server() {
     // Killed, not finished: its system resets the connection.
     rustix::net::sockopt::set_socket_linger(&stream, Some(Duration::ZERO)).unwrap();
     drop(stream);
-    wait_until("the agent lets go of the request", PATIENCE, || server.open(&when()) == 0);
+    wait_until("the agent closes the request", PATIENCE, || server.open(&when()) == 0);
 }
 
 #[test]

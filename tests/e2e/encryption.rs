@@ -104,7 +104,7 @@ fn an_outage_with_a_key_loses_nothing_and_shows_nothing() {
     let told = encryption(&agent);
     assert_eq!((&told["state"], &told["key_state"]), (&json!("on"), &json!("usable")), "{told}");
     let shown = agent.cli(&["inspect", "1"]);
-    assert!(shown.stdout.contains(BODY), "who has the key can look: {shown:?}");
+    assert!(shown.stdout.contains(BODY), "with the key, it is readable: {shown:?}");
     server.start();
     agent.wait_until_delivered();
     server.assert_equals(&ledger);
@@ -259,7 +259,7 @@ fn what_a_python_process_left_is_taken_into_a_sealed_store() {
     };
     let away = replay(&server);
     assert_ne!(away.code(), Some(0), "{away:?}");
-    assert_eq!(found(&home.db()), Vec::<String>::new(), "what was salvaged lies there in the clear");
+    assert_eq!(found(&home.db()), Vec::<String>::new(), "salvaged rows are in the files in the clear");
     let status = home.cli(&["status", "--db", &db, "--upstream", &server.url(), "--format", "json"]).json();
     assert_eq!(status["backlog"]["messages"], 20, "{status}");
     server.start();

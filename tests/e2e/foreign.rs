@@ -339,7 +339,7 @@ fn a_ping_that_is_not_authorised_keeps_no_lane_with_a_good_key_waiting() {
     let good: Vec<String> = (0..3).map(|_| send(KEY)).collect();
     let bad = send("revoked");
     server.start();
-    wait_until("what has a good key arrives", PATIENCE, || server.count("default", Kind::Trace) == good.len());
+    wait_until("messages with a valid key arrive", PATIENCE, || server.count("default", Kind::Trace) == good.len());
     wait_until("what has none is kept", PATIENCE, || agent.backlog() == 1);
     assert_eq!(rejected(&agent), 0);
     assert!(server.entity("default", Kind::Trace, &bad).is_none());

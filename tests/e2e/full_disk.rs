@@ -141,7 +141,7 @@ fn a_full_file_system_loses_nothing_acknowledged_and_is_left_by_delivering() {
         server.assert_no_update_before_create();
         server.stop();
         let mut app = Told::new(&agent.url(), &ledger);
-        wait_until("what was delivered has made room", PATIENCE, || app.send(large(&uuid7())).unwrap().status == 201);
+        wait_until("delivery has made room", PATIENCE, || app.send(large(&uuid7())).unwrap().status == 201);
     }
     server.start();
     agent.wait_until_delivered();

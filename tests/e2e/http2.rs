@@ -74,7 +74,7 @@ fn a_client_of_http2_is_served_through_an_outage_like_any_other() {
     let ids: Vec<String> = (0..3).map(|_| uuid7()).collect();
     assert_eq!(client.send(client.create(&ids[0])).0, 201);
     let forwarded = &server.requests_to("POST", PATH)[0];
-    assert_eq!(forwarded.header("host"), Some(server.url().split('/').nth(2).unwrap()), "it goes on in HTTP/1.1");
+    assert_eq!(forwarded.header("host"), Some(server.url().split('/').nth(2).unwrap()), "it continues in HTTP/1.1");
     assert_eq!(client.send(client.request("GET", &format!("/api{PATH}/{}", ids[0]), "")).0, 200);
     assert_eq!(client.send(client.request("GET", "/-/healthy", "")).0, 200);
     let streamed: String = (0..30).map(|n| format!("chunk {n}\n")).collect();

@@ -423,7 +423,7 @@ fn a_message_that_failed_before_travels_with_no_other() {
     for request in &server.requests()[before..] {
         let body = String::from_utf8_lossy(&request.body);
         let shares = body.contains(poison) && later.iter().any(|id| body.contains(&**id));
-        assert!(!shares, "what failed before takes others with it: {body}");
+        assert!(!shares, "an earlier failure takes others with it: {body}");
     }
     fault.clear();
     assert_kept(&server, &agent, &ledger);

@@ -100,7 +100,7 @@ fn ten_thousand_idle_connections_keep_no_client_out() {
     held.clear();
     assert_eq!(busy.join().unwrap(), 404, "a connection with a request in progress was closed for an idle one");
     drop(idle);
-    wait_until("the agent lets them go", PATIENCE, || metric(&agent, "opik_offline_intake_connections") < 10);
+    wait_until("the agent closes them", PATIENCE, || metric(&agent, "opik_offline_intake_connections") < 10);
 }
 
 #[test]

@@ -68,7 +68,7 @@ fn what_many_clients_store_in_limited_memory_is_counted_again_on_the_server() {
     agent.restart_on_same_port();
     idle = bound(&agent);
     traces += store(&agent, &ledger, count / 2);
-    assert_eq!(agent.backlog(), 2 * traces as u64, "what was acknowledged is not stored");
+    assert_eq!(agent.backlog(), 2 * traces as u64, "an acknowledged message is not stored");
     let stored = start.elapsed();
     // And while it is delivered, as much comes again.
     server.start();

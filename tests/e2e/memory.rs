@@ -213,7 +213,7 @@ fn what_the_server_answers_is_never_held_whole() {
     for _ in 0..4 {
         let mut answer = client.open(&Request::new("GET", "/v1/private/large")).expect("the head comes at once");
         let mut bytes = 0;
-        while let Some(piece) = answer.next_piece().expect("it goes on") {
+        while let Some(piece) = answer.next_piece().expect("it continues") {
             bytes += piece.len();
         }
         assert_eq!(bytes, BYTES);

@@ -444,7 +444,7 @@ fn a_deletion_by_filter_does_not_pass_the_items_that_wait() {
     let deletions = server.requests_to("POST", "/v1/private/datasets/items/delete");
     assert!(deletions.is_empty(), "the deletion passed the items");
     client.post("/v1/private/datasets/items/delete", &filter);
-    assert_eq!(server.requests_to("POST", "/v1/private/datasets/items/delete").len(), 1, "nothing holds it any more");
+    assert_eq!(server.requests_to("POST", "/v1/private/datasets/items/delete").len(), 1, "nothing holds it now");
 }
 
 #[test]

@@ -171,7 +171,7 @@ fn assert_exactly(server: &FakeOpik, spans: &[Span]) {
 #[track_caller]
 fn assert_delivered(server: &FakeOpik, agent: &Agent, spans: &[Span]) {
     agent.wait_until_delivered();
-    assert_eq!(rejected(agent), Vec::<Value>::new(), "what is delivered is called rejected");
+    assert_eq!(rejected(agent), Vec::<Value>::new(), "a delivered span is called rejected");
     assert_exactly(server, spans);
     server.assert_no_violations();
 }

@@ -57,7 +57,7 @@ fn a_write_that_time_can_heal_is_stored_acknowledged_and_delivered() {
         app.acknowledged(update(&batch[0], 1), 204);
         app.acknowledged(update(&batch[0], 2), 204);
         app.acknowledged(score(&single, 0.5), 204);
-        assert!(agent.backlog() > 0, "{what}: what was acknowledged is nowhere");
+        assert!(agent.backlog() > 0, "{what}: an acknowledged write is nowhere");
         fault.clear();
         eprintln!("after: {what}");
         assert_kept(&server, &agent, &ledger);

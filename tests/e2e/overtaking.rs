@@ -272,7 +272,7 @@ fn a_store_is_not_upgraded_under_an_older_agent_and_is_once_that_has_ended() {
     wait_until_usable(&agent, true);
     assert_eq!(set_version(&agent.db(), 11), 11, "it was not brought up to date");
     agent.wait_until_delivered();
-    assert!(!server.sequence_for(waits).is_empty(), "what the older version stored is lost");
+    assert!(!server.sequence_for(waits).is_empty(), "messages of the older version are lost");
 }
 
 #[test]
@@ -369,7 +369,7 @@ fn a_disk_that_takes_no_write_lets_nothing_overtake_what_waits() {
         passed += u32::from(app.send(create(&other)).unwrap().status == 201);
         std::thread::sleep(Duration::from_millis(50));
     }
-    assert!(passed > 10, "what conflicts with nothing does not pass: {passed}");
+    assert!(passed > 10, "a write without a conflict does not pass: {passed}");
     for id in [&backlog.updated, &backlog.deleted] {
         assert_eq!(server.sequence_for(id).len(), 0, "a later write reached the server first");
     }

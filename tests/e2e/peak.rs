@@ -83,7 +83,7 @@ fn large_answers_to_many_clients_at_once_are_passed_on_in_small_pieces() {
                 let mut client = Client::new(&url);
                 let mut answer = client.open(&request).expect("the head comes at once");
                 let mut bytes = 0;
-                while let Some(piece) = answer.next_piece().expect("it goes on") {
+                while let Some(piece) = answer.next_piece().expect("it continues") {
                     bytes += piece.len();
                 }
                 assert_eq!(bytes, BYTES);

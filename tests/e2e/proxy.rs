@@ -30,7 +30,7 @@ fn a_stream_reaches_the_client_while_the_server_still_writes_it() {
     assert_eq!(answer.head.status, 200);
     let mut begin = Vec::new();
     while begin.len() < b"chunk 0\nchunk 1\n".len() {
-        begin.extend(answer.next_piece().expect("it goes on").expect("it is not over"));
+        begin.extend(answer.next_piece().expect("it continues").expect("it is not over"));
     }
     assert_eq!(begin, b"chunk 0\nchunk 1\n");
     server.release_streams();

@@ -308,7 +308,7 @@ fn bad_files_are_told_and_left_alone_and_good_ones_go_on() {
     let source = &mixed.json()["sources"][0];
     assert!(source["messages"].as_u64() > Some(350) && source["unread"].as_u64() > Some(300), "{source}");
     assert!(folder.join("truncated.db").exists(), "a damaged file may hold more than could be read");
-    assert_eq!(counts(&home).0, 0, "what could be read was not delivered: {mixed:?}");
+    assert_eq!(counts(&home).0, 0, "readable rows were not delivered: {mixed:?}");
     let after: Vec<_> = [&held_path, &other, &folder.join("text.db")].map(|path| state(path)).into();
     assert!(before == after, "a file that is not taken was touched");
     drop(held);

@@ -219,7 +219,7 @@ fn a_body_that_never_ends_keeps_the_agent_for_the_shutdown_timeout_only() {
     let mut agent = patient(&server).arg("--shutdown-timeout").arg("500ms").start();
     let half = HalfSent::new(&agent, &uuid7());
     assert!(agent.terminate().success());
-    assert_eq!(half.finish(), "", "what was cut off was answered");
+    assert_eq!(half.finish(), "", "a cut-off request was answered");
     assert_clean(&agent);
     assert_eq!(agent.backlog(), 0);
 }

@@ -92,11 +92,11 @@ fn a_backlog_older_than_the_servers_window_is_held_by_a_handful_of_requests_and_
     assert_eq!(client.expect(&span(&uuid7(), &old[8])).status, 201);
     let beside = uuid7();
     assert_eq!(client.expect(&create(&beside)).status, 201);
-    assert!(is_there(&server, &beside), "what depends on nothing is forwarded at once");
+    assert!(is_there(&server, &beside), "independent writes are forwarded at once");
     assert_eq!(followers(&server, &old), 0);
 
     server.set_id_window(None, &[]);
-    wait_until("what was held goes by itself", PATIENCE * 3, || old.iter().all(|id| is_there(&server, id)));
+    wait_until("held messages are retried automatically", PATIENCE * 3, || old.iter().all(|id| is_there(&server, id)));
     agent.wait_until_delivered();
     assert_eq!(status(&agent)["held_ids"]["messages"], 0);
     assert!(mixed.iter().all(|id| is_there(&server, id)));

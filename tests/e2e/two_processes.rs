@@ -148,7 +148,7 @@ fn a_replay_with_a_timeout_ends_in_time_though_a_request_hangs() {
         ended.is_some()
     });
     assert_eq!((ended.and_then(|status| status.code()), hang.hits()), (Some(4), 1));
-    assert_eq!(storing.backlog(), 1, "what was not confirmed is gone");
+    assert_eq!(storing.backlog(), 1, "an unconfirmed message is gone");
 }
 
 /// The process that replays this store now, by the store's own record.

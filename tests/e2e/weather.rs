@@ -58,7 +58,7 @@ fn every_status_of_a_forwarded_write_is_kept_or_given_back_as_the_contract_says(
         fault.clear();
     }
     for status in kept {
-        // A lane of its own: what one status holds up is no other's matter.
+        // A lane of its own: one status delays no other.
         let mut app = Told::new(&agent.url(), &ledger).in_workspace(&format!("team-{status}"));
         let fault = server.script(When::write(), Then::Answer(Answer::error(status, "later")));
         app.acknowledged(create(&uuid7()), 201);

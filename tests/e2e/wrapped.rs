@@ -344,7 +344,7 @@ fn a_killed_agent_leaves_the_store_whole() {
     running.signal(Signal::KILL);
     assert_eq!(running.wait(), None);
     let child = Pid::from_raw(running.pid).unwrap();
-    kill_process(child, Signal::KILL).expect("the command goes on without its agent");
+    kill_process(child, Signal::KILL).expect("the command continues without its agent");
 
     server.start();
     let (db, url) = (home.db(), server.url());
@@ -382,7 +382,7 @@ fn wrapped_commands_and_an_agent_share_a_store() {
         assert_eq!(running.end(), Some(4), "{}", running.said());
         assert!(running.said().contains("nothing waits to be delivered"), "{}", running.said());
     }
-    assert_eq!(server.count("default", Kind::Trace), ids.len(), "a flush that says that all is delivered lies");
+    assert_eq!(server.count("default", Kind::Trace), ids.len(), "a flush claims wrongly that all is delivered");
     assert_eq!(agent.backlog(), 0);
     server.assert_equals(&ledger);
     server.assert_order(&ledger);

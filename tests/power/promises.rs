@@ -198,6 +198,6 @@ pub fn opens_unrepaired(db: &Path) -> Result<(), String> {
     let aside: Vec<String> = names.filter(|name| name.contains("damaged") || name.contains("recovering")).collect();
     match aside.is_empty() && after == before as u64 {
         true => Ok(()),
-        false => Err(format!("the next agent has {after} of {before} messages, set aside: {aside:?}")),
+        false => Err(format!("the next agent has {after} messages, and {before} were expected, set aside: {aside:?}")),
     }
 }

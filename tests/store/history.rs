@@ -1,8 +1,8 @@
-//! Random histories: whatever happens to a store, the engine answers as the model does.
+//! Random histories: for any sequence of verbs, the engine answers like the model.
 //!
 //! After every step both stores list the same messages, count the same backlog and offer the same work; at the end the
-//! engine's own books agree with its messages. A *crash* goes on with a copy of the files as they are, without the store
-//! being closed: what a killed process leaves behind.
+//! engine's own books agree with its messages. A *crash* continues with a copy of the files as they are, without the
+//! store being closed: what a killed process leaves behind.
 //!
 //! `OPIK_OFFLINE_CASES` sets how many histories are tried.
 
@@ -39,7 +39,7 @@ fn lanes() -> [Lane; 3] {
 #[derive(Clone, Debug)]
 enum Step {
     Register(Vec<Message>),
-    /// A file of so many bytes, registered or given up.
+    /// A file of this many bytes, registered or given up.
     Attach {
         trace: String,
         lane: usize,
@@ -259,7 +259,7 @@ impl Side {
             Step::Claim { lane, filter, limits, now_ms } => {
                 let Some(lane) = self.lane_id(*lane) else { return "nothing waits".into() };
                 let mut claimed = store.claim(lease, lane, filter, *limits, *now_ms).expect("we have the lease");
-                // What a process saw created it forgets when it ends, which the model does not.
+                // A process forgets the creates that it saw when it ends, which the model does not.
                 for message in &mut claimed {
                     (message.ahead, message.way) = Default::default();
                 }
@@ -291,7 +291,7 @@ impl Side {
             }
             Step::ChangeReplayer => {
                 store.release(lease).expect("it is ours");
-                let next = store.acquire(next_owner, Duration::from_secs(600)).expect("it was given back");
+                let next = store.acquire(next_owner, Duration::from_secs(600)).expect("it was released");
                 self.earlier = Some(std::mem::replace(&mut self.lease, next));
                 String::new()
             }
@@ -347,7 +347,7 @@ impl Side {
             view.extend(listed.iter().map(|l| format!("{:?} {} {} {:?}", l.lane, l.waiting, l.rejected, l.hold)));
         }
         view.extend(lanes().iter().map(|lane| format!("{}", store.waiting(lane).expect("it can be counted"))));
-        // What a new write would find ahead of it decides whether it may be forwarded: one that overtakes is lost work.
+        // The messages ahead of a new write decide whether it may be forwarded: one that overtakes is lost work.
         for lane in &lanes() {
             for effect in [Effect::End, Effect::Create, Effect::Annotate, Effect::Refer] {
                 let write = [touch(EntityKind::Trace, "a", effect), touch(EntityKind::Trace, "d", Effect::Refer)];

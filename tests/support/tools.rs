@@ -108,7 +108,7 @@ pub fn installed(name: &str, install: impl FnOnce(&Path)) -> PathBuf {
     lock.lock().expect("a file can be locked");
     if !marker.exists() {
         if folder.exists() {
-            fs::remove_dir_all(&folder).expect("what an interrupted installation left can be removed");
+            fs::remove_dir_all(&folder).expect("the remains of an interrupted installation can be removed");
         }
         fs::create_dir_all(&folder).expect("a folder can be made");
         install(&folder);

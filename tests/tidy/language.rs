@@ -1,9 +1,9 @@
 //! Standard terms instead of paraphrases, in comments, messages, test names and documents.
 //!
-//! Two lists, counted per 1,000 words. `ODD` has turns that a native reader stumbles over, most of them calques ("says whether",
-//! "what is to be sent", "is no file"); `STANDARD` has terms of the field that such turns paraphrase. The counts are a floor:
-//! what decides is that a stranger reads a page aloud without stumbling, and finds each idea under its usual name (the
-//! glossary is in CONTRIBUTING.md). Text in backquotes counts as one word without a meaning.
+//! Two lists, counted per 1,000 words. `ODD` has turns that a native reader stumbles over, most of them calques ("says
+//! whether", "what is to be sent", "is no file"); `STANDARD` has terms of the field that such turns paraphrase. The
+//! counts are a floor: what decides is that a stranger reads a page aloud without stumbling, and finds each idea under
+//! its usual name (the glossary is in CONTRIBUTING.md). Text in backquotes counts as one word without a meaning.
 
 use std::collections::{BTreeSet, HashMap};
 use std::fs;
@@ -20,23 +20,23 @@ const STANDARD_MIN: f64 = 10.0;
 /// Areas that have more odd turns today, with their maximum in 1,000 words: a number only shrinks.
 const ODD_TODAY: &[(&str, f64)] = &[
     ("src", 12.6),
-    ("tests", 5.3),
-    ("src/agent", 14.3),
+    ("tests", 2.9),
+    ("src/agent", 14.4),
     ("src/cli", 13.2),
-    ("src/config", 9.1),
-    ("src/delivery", 13.7),
+    ("src/config", 9.2),
+    ("src/delivery", 13.8),
     ("src/intake", 11.9),
-    ("src/lib", 3.7),
+    ("src/lib", 3.8),
     ("src/memory", 13.9),
     ("src/message", 11.0),
-    ("src/monitor", 10.1),
+    ("src/monitor", 10.2),
     ("src/printable", 8.3),
-    ("src/protocol", 12.1),
-    ("src/pulse", 22.4),
+    ("src/protocol", 12.2),
+    ("src/pulse", 22.3),
     ("src/replay", 14.5),
     ("src/store", 13.0),
     ("src/telemetry", 9.4),
-    ("src/upstream", 12.4),
+    ("src/upstream", 12.0),
 ];
 
 /// How many standard terms `src/` has at least today, while that is less than `STANDARD_MIN`; it only grows.
@@ -50,8 +50,8 @@ const NOT_READ: &str = "tests/tidy/language.rs";
 
 /// Turns that a native reader stumbles over.
 ///
-/// A pattern is a row of words: `a|b` is either, `a*` begins with, `*` is any word, `^` begins a sentence, `$` ends a clause,
-/// `<a|b` at its begin and `!a|b` at its end forbid the word before and after.
+/// A pattern is a row of words: `a|b` is either, `a*` begins with, `*` is any word, `^` begins a sentence, `$` ends a
+/// clause, `<a|b` at its begin and `!a|b` at its end forbid the word before and after.
 const ODD: &[&str] = &[
     // Predicates: "returns whether", "checks that", "ensures that".
     "says|say whether|if|that",
@@ -423,7 +423,7 @@ fn add_rust(file: &Source, found: &mut Vec<Text>) {
     let lines = file.comments.iter().map(|(line, text)| (*line, text.trim_start_matches(['/', '!', '*', ' '])));
     add_blocks(&file.path, lines, found);
     for (line, text) in &file.strings {
-        let text = text.replace("\\n", " . ").replace("\\\"", " ");
+        let text = without_placeholders(&text.replace("\\n", " . ").replace("\\\"", " "));
         if text.split_whitespace().filter(|word| word.starts_with(|c: char| c.is_ascii_alphabetic())).count() >= 3 {
             found.push(Text::new(&file.path, *line, &text));
         }
@@ -434,6 +434,23 @@ fn add_rust(file: &Source, found: &mut Vec<Text>) {
             found.push(Text::new(&file.path, file.line(at), &name.replace('_', " ")));
         }
     }
+}
+
+/// Replaces the placeholders of a format string with `CODE`.
+fn without_placeholders(text: &str) -> String {
+    let mut found = String::new();
+    let mut rest = text;
+    while let Some((before, after)) = rest.split_once('{') {
+        found.push_str(before);
+        rest = match after.split_once('}') {
+            Some((inside, after)) if !inside.contains(' ') => {
+                found.push_str("`CODE`");
+                after
+            }
+            _ => after,
+        };
+    }
+    found + rest
 }
 
 /// Adds the comments of a script or a configuration.

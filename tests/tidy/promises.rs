@@ -23,14 +23,15 @@ fn every_promise_names_existing_tests_and_a_command_that_runs_them() {
             command.trim_matches('`').split_once(" -- ").unwrap_or_else(|| panic!("{promise}: {command}"));
         for test in tests.split("<br>").map(|test| test.trim().trim_matches('`')) {
             seen += 1;
-            let (file, name) = test.split_once("::").unwrap_or_else(|| panic!("{test} is no file.rs::name"));
+            let (file, name) =
+                test.split_once("::").unwrap_or_else(|| panic!("{test} is not of the form file.rs::name"));
             let is_unit = file.starts_with("src/");
             let path = if is_unit { root.join(file) } else { root.join("tests").join(file) };
             let text = fs::read_to_string(&path).unwrap_or_default();
             let is_there = (text.split("#[test]").skip(1))
                 .any(|after| after.split_once("fn ").is_some_and(|(_, rest)| rest.starts_with(&format!("{name}("))));
             if !is_there {
-                let _ = writeln!(faults, "{promise}: {test} is no test");
+                let _ = writeln!(faults, "{promise}: {test} is not a test");
             }
             let (folder, module) = file.trim_end_matches(".rs").rsplit_once('/').unwrap_or(("", file));
             let target = if is_unit { "--lib".to_owned() } else { format!("--test {folder}") };
@@ -46,8 +47,8 @@ fn every_promise_names_existing_tests_and_a_command_that_runs_them() {
     assert!(faults.is_empty(), "{PROMISES} promises more than the tests show:\n{faults}");
 }
 
-/// The list of mutations (`tests/mutations`) can be run: each line that it breaks is there, and once, and each test, too; and
-/// every promise has at least one.
+/// The list of mutations (`tests/mutations`) can be run: each line that it breaks is there, and once, and each test,
+/// too; and every promise has at least one.
 #[test]
 fn every_promise_has_a_mutation_and_every_mutation_can_be_made() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
@@ -96,7 +97,7 @@ fn every_promise_has_a_mutation_and_every_mutation_can_be_made() {
     for (begins, _) in entries.iter().filter(|(begins, _)| !promises().any(|promise| promise.starts_with(begins))) {
         let _ = writeln!(faults, "no promise begins with {begins:?}");
     }
-    assert!(promises().count() > 40 && entries.len() > 40, "the lists are not read any more");
+    assert!(promises().count() > 40 && entries.len() > 40, "the lists were not parsed");
     assert!(faults.is_empty(), "tests/mutations/list.toml:\n{faults}");
 }
 

@@ -142,7 +142,7 @@ const SIZES_TODAY: &[&str] = &["src/cli", "src/store/mod.rs"];
 /// Traits of today in `src/store/` that have more functions, or a path in a signature.
 const TRAITS_TODAY: &[&str] = &["src/store/mod.rs Store"];
 
-/// What no signature of a trait of the store contains: another engine has no files.
+/// Types and words that no trait of the store has in a signature: another engine has no files.
 const FILE_TYPES: &[&str] = &["Path", "PathBuf", "OsStr", "OsString", "FileId", "Metadata", "File"];
 const FILE_WORDS: &[&str] = &["path", "inode", "file"];
 
@@ -249,7 +249,7 @@ struct Function {
     parameters: usize,
 }
 
-/// What a file of `src/` defines outside of tests.
+/// The definitions in a file of `src/`, without its tests.
 struct Definitions {
     path: String,
     functions: Vec<Function>,

@@ -56,7 +56,7 @@ pub fn bodies(input: &[u8]) {
     for (encoded, encoding) in [(gzip, Encoding::Gzip), (zlib, Encoding::Deflate)] {
         let bytes_max = input.len() as u64;
         let decoded = Body::new(encoded.clone(), encoding).decode(bytes_max);
-        assert_eq!(decoded.as_deref(), Ok(input), "what was encoded comes back as something else");
+        assert_eq!(decoded.as_deref(), Ok(input), "encoded data is decoded as something else");
         let short = Body::new(encoded[..encoded.len() - 1].to_vec(), encoding).decode(bytes_max);
         assert!(short.is_err(), "a body whose last byte is missing is accepted as complete");
     }
@@ -114,12 +114,12 @@ fn json(content: &[u8]) {
     };
     let strict = serde_json::from_str::<IgnoredAny>(text).is_ok();
     if strict {
-        assert_eq!(found, Ok(()), "what every server reads is refused");
+        assert_eq!(found, Ok(()), "JSON that every server reads is refused");
     }
     let tokens = tokens(text.strip_prefix('\u{feff}').unwrap_or(text));
     let has_extension = text.starts_with('\u{feff}') || words(&tokens).contains(['N', 'I']);
     if found.is_ok() && !has_extension {
-        assert!(strict, "what no server reads is taken");
+        assert!(strict, "JSON that no server reads is accepted");
     }
     assert_eq!(compact(text).is_some(), strict, "only JSON is exported");
     if let Some(compact) = compact(text) {
@@ -169,7 +169,7 @@ pub fn otlp(input: &[u8]) {
     }
     for format in [Format::Protobuf, Format::Json] {
         let Ok(whole) = Traces::read(format, input) else {
-            assert!(span_count(format, input).is_err(), "what can't be read is counted");
+            assert!(span_count(format, input).is_err(), "an unreadable item is counted");
             continue;
         };
         if format == Format::Json {

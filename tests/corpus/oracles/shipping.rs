@@ -56,7 +56,7 @@ fn message(line: &[u8]) -> Option<Claimed> {
 /// Returns the contents of a request, piece by piece, until every message is alone.
 fn shipment(shipment: Shipment) {
     let request = shipment.request();
-    let content = request.body.decode(u64::MAX / 2).expect("what we encode can be decoded");
+    let content = request.body.decode(u64::MAX / 2).expect("our own encoding can be decoded");
     if let Some(only) = shipment.only() {
         assert_eq!(request, only.request, "a message that is sent alone is not as it was stored");
         return;
@@ -173,7 +173,7 @@ fn divide(len: usize, seed: u8) {
     match division.end() {
         DivisionEnd::AllPassed => {}
         DivisionEnd::AllRefused | DivisionEnd::NothingDecided => {
-            assert!(passed.is_empty(), "what was delivered is sent again");
+            assert!(passed.is_empty(), "a delivered item is sent again");
             return;
         }
         DivisionEnd::Parts(parts) => seen.extend(parts.into_iter().map(|(items, _)| items)),
