@@ -70,7 +70,7 @@ fn every_relative_link_leads_to_a_file_and_a_heading() {
             let (file, anchor) =
                 link.split_once('#').map_or((link.as_str(), None), |(file, anchor)| (file, Some(anchor)));
             let folder = Path::new(page).parent().unwrap_or(Path::new(""));
-            let target = if file.is_empty() { PathBuf::from(page) } else { normalized(&folder.join(file)) };
+            let target = if file.is_empty() { PathBuf::from(page) } else { normalised(&folder.join(file)) };
             if !root().join(&target).exists() {
                 findings.say(&format!("{page}:{line}: {link}: there is no {}", target.display()));
             } else if let Some(anchor) = anchor {
@@ -169,7 +169,7 @@ fn prose(text: &str) -> Vec<(usize, String)> {
 }
 
 /// Resolves `..` without touching the disk.
-fn normalized(path: &Path) -> PathBuf {
+fn normalised(path: &Path) -> PathBuf {
     let mut found = PathBuf::new();
     for part in path.components() {
         match part {
@@ -188,5 +188,5 @@ fn links_and_anchors_are_read_as_github_reads_them() {
     let text = "# The `a-b` page, again\n[x](y.md#z) `[no](no.md)` ![p](q.png)\n```\n[no](no.md)\n# no\n```\n";
     assert_eq!(links(text), [(2, "y.md#z".to_owned()), (2, "q.png".to_owned())]);
     assert_eq!(anchors(text), BTreeSet::from(["the-a-b-page-again".to_owned()]));
-    assert_eq!(normalized(Path::new("docs/../README.md")), Path::new("README.md"));
+    assert_eq!(normalised(Path::new("docs/../README.md")), Path::new("README.md"));
 }
