@@ -49,7 +49,7 @@
 //! | [`figures`] | counts, sizes, times and durations as people read them |
 //! | [`printable`] | text from elsewhere, harmless for terminal, log and page |
 //!
-//! Who may import whom is checked by `tests/tidy.rs`; CONTRIBUTING.md says why.
+//! `tests/tidy` checks which room may import which; CONTRIBUTING.md gives the reasons.
 
 pub mod agent;
 pub mod cli;

@@ -1,5 +1,4 @@
-//! What is wrong with a command line or a configuration is said before anything is done: exit 2, naming key, value and
-//! source.
+//! An invalid command line or configuration is reported before anything is done: exit 2, naming key, value and source.
 
 use std::fs;
 
