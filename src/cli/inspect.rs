@@ -8,7 +8,7 @@ use std::time::Duration;
 use clap::Args;
 
 use super::selection::{SelectionArgs, id, number};
-use super::{Common, Exit, Failure, configuration, existing_store, stop_on_signals};
+use super::{Common, Exit, Failure, configuration, stop_on_signals, translate};
 use crate::config::{Config, ProcessEnvironment, pager};
 use crate::export::{
     ExportedHeader, Follower, ListedAnswer, ListedMessage, MessagePages, WholeMessage, is_counted_slowly, json_line,
@@ -122,7 +122,7 @@ pub fn run(common: &Common, args: &InspectArgs) -> Result<(), Failure> {
     if let Some(file) = &args.from {
         return super::salvage::list(common, file, args.owner.as_deref(), limit);
     }
-    let store = existing_store(&config)?;
+    let store = translate::existing_store(&config)?;
     if args.follow {
         return follow(&renderer, &config, store, args.selection.filter(now_ms()), limit);
     }
@@ -295,7 +295,7 @@ fn follow(
         let is_unproven = store::unproven(&config.db.value).is_some();
         store = match store {
             Some(_) if is_unproven => None,
-            None if !is_unproven => existing_store(config)?,
+            None if !is_unproven => translate::existing_store(config)?,
             as_before => as_before,
         };
         if let Some(store) = store.as_deref() {

@@ -4,20 +4,19 @@
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
 use serde::Serialize;
 
-use super::{Common, Exit, Failure, existing_store, stop_on_signals, translate};
+use super::{Common, Exit, Failure, stop_on_signals, translate};
 use crate::config::{Config, ProcessEnvironment, temp_dir};
-use crate::figures::{count, short_duration, size};
+use crate::figures::{count, size};
 use crate::message::Server;
 use crate::protocol::sdk_rows::{SdkRow, convert};
 use crate::replay::salvage::{SalvageError, Salvaged, Target, is_agent_at, remove_source, salvage};
 use crate::shutdown::Shutdown;
 use crate::store::foreign::{AttachmentFolders, AttachmentRefusal, FileOwner};
-use crate::store::orphan::{self, SDK_STORE_NAME};
-use crate::store::{self, OpenMode, SdkFile, Store, StoredRow, count_rows, now_ms};
+use crate::store::orphan::SDK_STORE_NAME;
+use crate::store::{self, OpenMode, SdkFile, Store, StoredRow};
 use crate::terminal::Shown;
 use crate::terminal::pager::Output;
 use crate::terminal::progress;
@@ -122,7 +121,7 @@ pub fn take_in(
         if opened.is_none() {
             // Made only when there is something to put into it.
             opened = match dry_run {
-                true => existing_store(config)?,
+                true => translate::existing_store(config)?,
                 false => {
                     let (limits, keys) = (translate::store_limits(config), translate::store_keys(config)?);
                     Some(store::open_with(&config.db.value, OpenMode::CreateIfMissing, limits, &keys)?)
@@ -331,49 +330,4 @@ fn rows_text(renderer: &Renderer, rows: &[Row]) -> Shown {
         ]);
     }
     table.shown()
-}
-
-/// An orphaned store, for `status` and `healthcheck`.
-#[derive(Serialize)]
-pub struct OrphanLine {
-    pub path: String,
-    /// The same, whatever its bytes are.
-    #[serde(skip)]
-    file: PathBuf,
-    /// `None` when it can't be counted without taking it in.
-    pub rows: Option<u64>,
-    pub bytes: u64,
-    pub age_seconds: u64,
-}
-
-impl OrphanLine {
-    /// Says what was found.
-    pub fn text(&self) -> String {
-        let rows = self
-            .rows
-            .map_or("messages that nobody can count (it may be damaged)".to_owned(), |rows| count(rows, "message"));
-        let age = short_duration(Duration::from_secs(self.age_seconds));
-        format!("{}: {rows}, {}, left {age} ago by a Python process", self.path, size(self.bytes))
-    }
-
-    /// Says what can be done.
-    pub fn hint(&self) -> String {
-        format!(
-            "deliver them with `opik-offline replay --from {}`",
-            crate::printable::shell_word(self.file.as_os_str())
-        )
-    }
-}
-
-/// Finds the orphaned stores of this user.
-pub fn orphans() -> Vec<OrphanLine> {
-    let found = orphan::find(&temp_dir(&ProcessEnvironment));
-    let line = |orphan: orphan::Orphan| OrphanLine {
-        rows: count_rows(&orphan.path),
-        path: orphan.path.display().to_string(),
-        file: orphan.path,
-        bytes: orphan.bytes,
-        age_seconds: u64::try_from((now_ms() - orphan.changed_at_ms) / 1000).unwrap_or(0),
-    };
-    found.into_iter().map(line).collect()
 }
