@@ -37,7 +37,7 @@
 //! | [`config`] | every setting once, with its source |
 //! | [`telemetry`] | logs and metrics |
 //! | [`translate`] | the configuration as the plain values that the rooms take |
-//! | [`report`] | what commands report: documents for programs, text for people |
+//! | [`report`] | the reports of commands: documents for programs, text for people |
 //! | [`completion`] | values for the shell's completions |
 //! | [`cli`] | the command line |
 //! | [`terminal`] | the only place that writes to stdout and stderr: tables, progress, the pager |

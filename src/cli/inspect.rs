@@ -205,7 +205,7 @@ impl<'a> MessageList<'a> {
 
     fn write_json_lines(&self, output: &mut Output) -> Result<(), Failure> {
         let mut pages = self.pages();
-        while let Some(lines) = pages.next()? {
+        while let Some(lines) = pages.next_page()? {
             // Neither a write for each of a million lines, nor a page of bodies in memory.
             let mut pending = String::new();
             for line in lines {
@@ -229,7 +229,7 @@ impl<'a> MessageList<'a> {
         output.machine("{\n  \"schema_version\": 1,\n  \"messages\": [")?;
         let mut separator = "\n";
         let mut pages = self.pages();
-        while let Some(lines) = pages.next()? {
+        while let Some(lines) = pages.next_page()? {
             let mut page = String::new();
             for line in &lines {
                 let line = serde_json::to_string_pretty(line).map_err(io::Error::other)?;
@@ -245,7 +245,7 @@ impl<'a> MessageList<'a> {
     fn write_yaml(&self, output: &mut Output) -> Result<(), Failure> {
         let mut head = "schema_version: 1\nmessages:\n";
         let mut pages = self.pages();
-        while let Some(lines) = pages.next()? {
+        while let Some(lines) = pages.next_page()? {
             let lines = yaml::to_string(&lines).map_err(io::Error::other)?;
             output.machine(&(std::mem::take(&mut head).to_owned() + &lines))?;
         }
@@ -256,7 +256,7 @@ impl<'a> MessageList<'a> {
     fn write_table(&self, output: &mut Output) -> Result<(), Failure> {
         let mut shown = 0;
         let mut pages = self.pages();
-        while let Some(lines) = pages.next()? {
+        while let Some(lines) = pages.next_page()? {
             shown += lines.len();
             output.show(&lines_text(self.renderer, &lines))?;
         }

@@ -15,26 +15,26 @@ use crate::store::{count_rows, now_ms};
 #[derive(Serialize)]
 pub struct OrphanLine {
     pub path: String,
-    /// The same, whatever its bytes are.
+    /// The path itself, which need not be UTF-8.
     #[serde(skip)]
     file: PathBuf,
-    /// `None` when it can't be counted without taking it in.
+    /// `None` if the rows can't be counted without a salvage.
     pub rows: Option<u64>,
     pub bytes: u64,
     pub age_seconds: u64,
 }
 
 impl OrphanLine {
-    /// Says what was found.
+    /// Returns the orphan as a line for people.
     pub fn text(&self) -> String {
         let rows = self
             .rows
-            .map_or("messages that nobody can count (it may be damaged)".to_owned(), |rows| count(rows, "message"));
+            .map_or("an unknown number of messages (it may be damaged)".to_owned(), |rows| count(rows, "message"));
         let age = short_duration(Duration::from_secs(self.age_seconds));
         format!("{}: {rows}, {}, left {age} ago by a Python process", self.path, size(self.bytes))
     }
 
-    /// Says what can be done.
+    /// Returns how to deliver its messages.
     pub fn hint(&self) -> String {
         format!("deliver them with `opik-offline replay --from {}`", shell_word(self.file.as_os_str()))
     }
