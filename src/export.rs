@@ -37,7 +37,7 @@ const SHOWN_HEADERS: [&str; 9] = [
     "x-opik-debug-sdk-version",
     "x-opik-debug-py-version",
     "projectname",
-    crate::replay::salvage::TYPE_HEADER,
+    crate::sdk::conversion::TYPE_HEADER,
 ];
 
 /// One message of a list.

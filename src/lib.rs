@@ -25,7 +25,9 @@
 //! | [`message`] | pure words of the domain |
 //! | [`protocol`] | pure facts about Opik's HTTP interface |
 //! | [`delivery`] | pure policy: admission, verdicts, coalescing, backoff, pacing |
+//! | `sqlite_format` | SQLite's file format, read without SQLite |
 //! | [`store`] | bytes that survive, behind one trait |
+//! | [`sdk`] | files that killed processes of the Python SDK left behind |
 //! | [`upstream`] | the only connections to the server |
 //! | [`monitor`] | is the server there? |
 //! | [`replay`] | what is stored reaches the server |
@@ -48,7 +50,7 @@
 //! | [`figures`] | counts, sizes, times and durations as people read them |
 //! | [`printable`] | text from elsewhere, harmless for terminal, log and page |
 //!
-//! Who may import whom is checked by `tests/tidy.rs`; CONTRIBUTING.md says why.
+//! `tests/tidy` checks which room may import which; CONTRIBUTING.md gives the reasons.
 
 pub mod agent;
 pub mod cli;
@@ -68,8 +70,10 @@ pub mod printable;
 pub mod protocol;
 pub mod replay;
 pub mod report;
+pub mod sdk;
 pub mod shutdown;
 pub mod signals;
+pub(crate) mod sqlite_format;
 pub mod store;
 pub mod telemetry;
 pub mod terminal;

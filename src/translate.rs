@@ -12,7 +12,6 @@ use http::{HeaderMap, HeaderName, HeaderValue};
 use thiserror::Error;
 
 use crate::agent::AgentSettings;
-use crate::agent::adoption::Adoption;
 use crate::agent::files::{self, SoftLimit};
 use crate::config::{
     self, Config, ConfigError, HeaderLines, KeyText, LogFormat, LogLevel, ProcessEnvironment, ProxyScheme,
@@ -26,6 +25,7 @@ use crate::memory::limit;
 use crate::message::{Credential, Lane, Server};
 use crate::monitor::MonitorSettings;
 use crate::replay::ReplaySettings;
+use crate::sdk::adoption::Adoption;
 use crate::store::rejected_room::{RejectedExport, RejectedRoom};
 use crate::store::room::{self, Disk};
 use crate::store::{self, EncryptionKey, Filter, KeyError, Keys, Limits, OpenMode, Store, StoreError, WhenFull};

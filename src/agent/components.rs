@@ -8,7 +8,6 @@ use std::time::Duration;
 use http::HeaderValue;
 use tracing::{info, warn};
 
-use super::adoption::Adoption;
 use super::flush::FlushEnd;
 use super::service_manager::Notifier;
 use super::settings::AgentSettings;
@@ -25,6 +24,7 @@ use crate::monitor::connection::Connection;
 use crate::overview::collector::{Collector, Sources};
 use crate::overview::elsewhere;
 use crate::replay::{LEASE_TIME_TO_LIVE, ReplayManager, ReplaySettings};
+use crate::sdk::adoption::Adoption;
 use crate::shutdown::Shutdown;
 use crate::store::committer::Committer;
 use crate::store::slot::StoreSlot;

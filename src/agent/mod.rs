@@ -31,7 +31,6 @@ pub mod flush;
 pub mod relay;
 pub mod wrapped;
 
-pub mod adoption;
 mod components;
 mod redirect;
 mod service_manager;

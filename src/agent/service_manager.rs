@@ -219,7 +219,7 @@ mod tests {
     fn the_status_line_shows_the_backlog_and_the_server() {
         use MessageStatus::{Failed, Registered, Rejected};
         let read_only = Arc::new(StoreError::Unusable {
-            path: "/store".into(),
+            at: "/store".into(),
             reason: "read\nSTOPPING=1\r\u{1b}[8m\u{202e}only".into(),
         });
         for (availability, read, expected) in [

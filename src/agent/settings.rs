@@ -4,13 +4,13 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use super::adoption::Adoption;
 use super::files::FileShares;
 use crate::config::ServiceManager;
 use crate::intake::IntakeLimits;
 use crate::message::Lane;
 use crate::monitor::MonitorSettings;
 use crate::replay::ReplaySettings;
+use crate::sdk::adoption::Adoption;
 use crate::store::rejected_room::RejectedRoom;
 use crate::store::{Keys, Limits};
 use crate::upstream::UpstreamSettings;

@@ -9,11 +9,12 @@ use crate::agent::wrapped::WrappedError;
 use crate::config::ConfigError;
 use crate::health::CheckError;
 use crate::protocol::answers::SendFailure;
-use crate::replay::salvage::SalvageError;
 use crate::replay::session::reassignment::ReassignError;
 use crate::replay::session::{ServerAway, SessionError};
+use crate::sdk::file::SdkFileError;
+use crate::sdk::salvage::SalvageError;
 use crate::signals::SignalError;
-use crate::store::{FullLimit, KeyError, SdkFileError, StoreError};
+use crate::store::{FullLimit, KeyError, StoreError};
 use crate::telemetry::log::LogError;
 use crate::terminal::pager::PagerError;
 use crate::terminal::progress::say_error;
@@ -376,7 +377,7 @@ mod tests {
             let row = format!("\n  {:<5}", exit as u8);
             assert!(manual.contains(&row), "the manual does not list {exit:?}:\n{manual}");
         }
-        let store = StoreError::Missing { path: "x".into() };
+        let store = StoreError::Missing { at: "x".into() };
         assert_eq!(Failure::from(store).exit, Exit::Failure);
         let url = String::from("http://127.0.0.1:1");
         assert_eq!(Failure::from(SendFailure::Broken { url, reason: "reset".into() }).exit, Exit::Unreachable);
@@ -408,15 +409,15 @@ mod tests {
         let owner = crate::store::Owner::this_process("replay");
         let bad = Flags { max_size: Some("big".into()), ..Flags::default() };
         let store = [
-            StoreError::Missing { path: path() },
-            StoreError::NotAStore { path: path(), reason: reason() },
-            StoreError::NewerSchema { path: path(), found: 9, known: 1 },
-            StoreError::OlderInUse { path: path(), found: 8, known: 11, pids: vec![7] },
-            StoreError::Damaged { path: path(), reason: reason() },
-            StoreError::Unusable { path: path(), reason: reason() },
-            StoreError::Full { path: path(), limit: FullLimit::MaxSize, needed: 1, reason: reason() },
-            StoreError::Unproven { path: path(), reason: reason() },
-            StoreError::Busy { path: path(), waited_ms: 5 },
+            StoreError::Missing { at: path().into() },
+            StoreError::NotAStore { at: path().into(), reason: reason() },
+            StoreError::NewerSchema { at: path().into(), found: 9, known: 1 },
+            StoreError::OlderInUse { at: path().into(), found: 8, known: 11, pids: vec![7] },
+            StoreError::Damaged { at: path().into(), reason: reason() },
+            StoreError::Unusable { at: path().into(), reason: reason() },
+            StoreError::Full { at: path().into(), limit: FullLimit::MaxSize, needed: 1, reason: reason() },
+            StoreError::Unproven { at: path().into(), reason: reason() },
+            StoreError::Busy { at: path().into(), waited_ms: 5 },
             StoreError::LeaseHeld { owner },
             StoreError::AttachmentGone,
             StoreError::LeaseLost,

@@ -147,7 +147,7 @@ struct ReplayReport {
     dry_run: bool,
     /// The files that were salvaged (--from).
     #[serde(skip_serializing_if = "Vec::is_empty")]
-    sources: Vec<salvage::Source>,
+    sources: Vec<salvage::SourceReport>,
     delivered: u64,
     rejected: u64,
     /// Messages held at the end because the server refuses the time in their ids, selected or not.

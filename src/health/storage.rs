@@ -60,7 +60,7 @@ impl Health<'_> {
         if let Some(last) = condition.recoveries.iter().rfind(|recovery| recovery.is_kept) {
             let (recovered, lost) = (last.recovered, last.lost);
             text.push_str(&format!("; its file was damaged: {recovered} messages were recovered, {lost} are lost"));
-            let aside = last.set_aside.display();
+            let aside = &last.set_aside;
             return Check::warning(NAME, text, format!("check the disk; delete {aside} once you don't need it"));
         }
         // Free pages are used again before the file grows.

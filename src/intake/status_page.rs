@@ -11,8 +11,8 @@ use http::header::{self, HeaderValue};
 use hyper::Method;
 use serde_json::json;
 
-use super::Shared;
 use super::forward::{self, ClientAnswer};
+use super::shared::Shared;
 use crate::monitor::Availability;
 use crate::overview::{LiveWrites, connection_word};
 use crate::printable;
@@ -100,7 +100,7 @@ pub(super) fn ready_alone() -> ClientAnswer {
 fn ready(shared: &Shared) -> serde_json::Value {
     let state = shared.connection.state();
     let since = state.since.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis());
-    let store = match shared.slot.with(|store| store.backlog(&Filter::of_server(&shared.server))) {
+    let store = match shared.slot.try_with(|store| store.backlog(&Filter::of_server(&shared.server))) {
         Err(error) => {
             let live_writes = LiveWrites::of(&shared.slot, &shared.server).word();
             json!({ "usable": false, "reason": error.to_string(), "live_writes": live_writes })
@@ -134,7 +134,7 @@ fn ready(shared: &Shared) -> serde_json::Value {
 fn metrics(shared: &Shared) -> String {
     let available = shared.connection.availability() == Availability::Available;
     shared.metrics.connection_available.set(if available { 1.0 } else { 0.0 });
-    let read = shared.slot.with(|store| {
+    let read = shared.slot.try_with(|store| {
         let own = store.backlog(&Filter::of_server(&shared.server))?;
         let waiting_elsewhere = store.backlog(&Filter::default())?.waiting().saturating_sub(own.waiting());
         shared.metrics.backlog_elsewhere_messages.set(waiting_elsewhere as f64);
@@ -150,7 +150,7 @@ fn metrics(shared: &Shared) -> String {
         shared.metrics.lanes_held.set(held.collect::<std::collections::HashSet<_>>().len() as f64);
         shared.metrics.rejected_messages.set(backlog.rejected() as f64);
         shared.metrics.held_messages.set(backlog.held() as f64);
-        let stranded = shared.slot.with(|store| store.stranded()).unwrap_or_default();
+        let stranded = shared.slot.try_with(|store| store.stranded()).unwrap_or_default();
         shared.metrics.stranded_messages.set(stranded.iter().map(|lane| lane.messages).sum::<u64>() as f64);
         let oldest_age_ms = backlog.oldest_accepted_at_ms.map_or(0, |oldest| now_ms().saturating_sub(oldest).max(0));
         shared.metrics.backlog_oldest_age_seconds.set(oldest_age_ms as f64 / 1000.0);

@@ -1,17 +1,17 @@
 //! One memory budget for bodies: those of clients, in flight to the server or the store, those that are inflated for
-//! inspection, and those of replay.
+//! inspection, and those of replay. Waiting for the budget is the backpressure on all of them.
 //!
 //! A caller takes the bytes of a body before it allocates it; dropping the [`Grant`] returns them. The policy is in
 //! [`shares`] and pure; this module queues and wakes the callers that wait.
 //!
-//! # No deadlock
+//! # Invariant: no deadlock
 //!
 //! A body of known size takes all of its bytes at once and holds nothing while it waits. A body that arrives in chunks
 //! grows without waiting, or is refused ([`Grant::try_grow_up_to`]). Only callers that take [`Use::Inspection`] beside
 //! [`Use::Intake`] or [`Use::Division`] beside [`Use::Replay`] wait while they hold memory, and the holder of one of
 //! these never waits.
 //!
-//! # No starvation
+//! # Invariant: no starvation
 //!
 //! Each use has a share of its own, and the rest is granted in the order in which large bodies came
 //! ([`shares::QueuedAhead`]). One body without a Content-Length may grow to the largest body allowed: it can be read
@@ -106,7 +106,7 @@ impl Budget {
         self.shares.is_large(bytes)
     }
 
-    /// Returns whether bodies of this use wait for memory, or were refused it recently.
+    /// Returns whether there is backpressure: bodies of this use wait for memory, or were refused it recently.
     pub fn is_awaited(&self, by: Use) -> bool {
         let state = self.state();
         let waits = |of: Use| !state.queues[of as usize][1].is_empty();
@@ -116,7 +116,7 @@ impl Budget {
             || self.shares.exceeds(&state.held, by) && others()
     }
 
-    /// Takes `bytes` for a body if they are free and no other body waits for them.
+    /// Takes memory if it is free now and no other body waits for it.
     pub fn try_take(self: &Arc<Self>, by: Use, bytes: u64) -> Option<Grant> {
         let mut state = self.state();
         let is_large = self.shares.is_large(bytes);
@@ -183,7 +183,7 @@ impl Budget {
     }
 
     fn state(&self) -> MutexGuard<'_, BudgetState> {
-        // No critical section can panic half way, so the state is whole.
+        // No critical section can panic half way, so the invariants hold even after a panic elsewhere.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -263,14 +263,14 @@ impl Grant {
         self.bytes
     }
 
-    /// Takes more, if it is free. Never waits: two holders could wait for each other for ever.
+    /// Takes more, if it is free. Never waits: two concurrent holders could wait for each other for ever.
     pub fn try_grow(&mut self, more: u64) -> bool {
         let budget = self.budget.clone();
         let mut state = budget.state();
         self.try_become(&mut state, self.bytes.saturating_add(more))
     }
 
-    /// Takes memory for a growing body of unknown size that has reached `bytes` and may grow to `most`.
+    /// Grows the grant of a body of unknown size that has reached `bytes` and may grow to `most`.
     ///
     /// Once it counts as large it takes `most`, unless another growing body has: otherwise two growing bodies could
     /// keep each other from finishing, and newer ones could keep both from it.

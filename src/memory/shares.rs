@@ -13,18 +13,18 @@
 //! lanes and clients with small bodies make progress while large ones wait (no head-of-line blocking).
 //!
 //! A body that is larger than its share has to be accepted and delivered, too. It may be held alone, at any size, but
-//! only while the other uses stay within their own shares ([`Shares::may_exceed`]): at most one body exceeds the
-//! budget, not one of each use. To let it come to that, a use takes no more than its own share while a body of another
-//! use waits for that and came first ([`QueuedAhead::elsewhere`]).
+//! only while the other uses stay within their own shares ([`Shares::may_exceed`]). The invariant is that at most one
+//! body exceeds the budget, not one of each use. To let it come to that, a use takes no more than its own share while a
+//! body of another use waits for that and came first ([`QueuedAhead::elsewhere`]).
 
 /// The purpose for which memory is taken.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Use {
-    /// Bodies of clients.
+    /// Bodies of clients, in flight to the server or the store.
     Intake = 0,
     /// Inflated bodies.
     Inspection = 1,
-    /// Bodies of replay.
+    /// Bodies of replay, in flight to the server.
     Replay = 2,
     /// Parts of the bodies that replay divides.
     Division = 3,
@@ -65,7 +65,7 @@ impl Usage {
 /// Which bodies are queued ahead.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct QueuedAhead {
-    /// A large body of the same use: small ones must not starve it.
+    /// A large body of the same use: concurrent small ones must not starve it.
     pub same_use: bool,
     /// A large body of another use, which waits for memory that others hold beyond their own shares.
     pub elsewhere: bool,

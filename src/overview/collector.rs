@@ -1,4 +1,4 @@
-//! The agent's own collector: it samples the backlog and the counters, and gathers overviews.
+//! The agent's own collector: it samples the backlog and the counters, and gathers and caches overviews.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -16,7 +16,7 @@ use crate::monitor::connection::Connection;
 use crate::shutdown::Shutdown;
 use crate::store::full_state::remedies;
 use crate::store::slot::{SlotState, StoreSlot};
-use crate::store::{self, Backlog, Condition, Filter, LaneWork, ReplayRecord, StoreError, now_ms};
+use crate::store::{Backlog, Condition, Filter, LaneWork, ReplayRecord, StoreError, now_ms};
 use crate::telemetry::history::{self, History, Rates, Sample};
 use crate::telemetry::metrics::Metrics;
 
@@ -125,7 +125,7 @@ impl Collector {
 
     fn gather(&self) -> Overview {
         let now = now_ms();
-        let read = self.sources.slot.with(|store| {
+        let read = self.sources.slot.try_with(|store| {
             let own = Filter::of_server(&self.server);
             let elsewhere = elsewhere(&store.backlog(&Filter::default())?, &self.server);
             let (backlog, condition) = (store.backlog(&own)?, store.condition()?);
@@ -190,12 +190,12 @@ impl Collector {
 
     fn unusable(&self, error: &StoreError) -> StoreOverview {
         let refused_while_unusable = match self.sources.slot.state() {
-            SlotState::Away { refused, .. } => refused,
+            SlotState::Unavailable { refused, .. } => refused,
             SlotState::Open => 0,
         };
         let live_writes = LiveWrites::of(&self.sources.slot, &self.server).word();
         let unproven_since_ms = match error {
-            StoreError::Unproven { path, .. } => store::unproven(path).map(|unproven| unproven.since_ms),
+            StoreError::Unproven { .. } => self.sources.slot.unproven().map(|unproven| unproven.since_ms),
             _ => None,
         };
         let reason = Some(error.to_string());

@@ -30,7 +30,7 @@ use crate::monitor::Availability;
 use crate::store::ReplayRecord;
 use crate::telemetry::history::{Rates, Sample};
 
-/// Everything that is known about an agent, its server and its store at one moment.
+/// A snapshot of everything that is known about an agent, its server and its store.
 #[derive(Clone, Debug, Serialize)]
 pub struct Overview {
     /// 1.

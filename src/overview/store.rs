@@ -1,7 +1,6 @@
 //! The store of an overview: counts, limits and problems, read in one go.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
@@ -113,7 +112,7 @@ impl LiveWrites {
     pub fn of(slot: &StoreSlot, server: &Server) -> Self {
         match slot.state() {
             SlotState::Open => Self::Stored,
-            SlotState::Away { .. } => match slot.backlog_seen(server, &[]) {
+            SlotState::Unavailable { .. } => match slot.backlog_seen(server, &[]) {
                 BacklogSeen::NeverWas | BacklogSeen::Empty => Self::PassedOn,
                 BacklogSeen::Holds { .. } => Self::RefusedIfConflicting,
                 BacklogSeen::Unknown => Self::Refused,
@@ -201,7 +200,7 @@ pub struct RecoveryOverview {
     pub lost_messages: u64,
     /// The corrupt file. Its path is for people on this machine, never for a page.
     #[serde(skip)]
-    pub set_aside: PathBuf,
+    pub set_aside: String,
 }
 
 impl RecoveryOverview {
@@ -211,7 +210,7 @@ impl RecoveryOverview {
             reason: recovery.reason.clone(),
             recovered_messages: recovery.recovered,
             lost_messages: recovery.lost,
-            set_aside: recovery.set_aside.clone(),
+            set_aside: recovery.set_aside.to_string(),
         }
     }
 }

@@ -8,8 +8,9 @@ use serde::Serialize;
 use crate::config::{ProcessEnvironment, temp_dir};
 use crate::figures::{count, short_duration, size};
 use crate::printable::shell_word;
-use crate::store::orphan;
-use crate::store::{count_rows, now_ms};
+use crate::sdk::file::count_rows;
+use crate::sdk::orphan;
+use crate::store::now_ms;
 
 /// An orphaned store, for `status` and `healthcheck`.
 #[derive(Serialize)]

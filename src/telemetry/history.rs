@@ -1,8 +1,8 @@
 //! Recent history: samples of the backlog and the counters, and the rates that follow from them.
 //!
 //! Two ring buffers of fixed size: a sample every [`FINE_INTERVAL`] for a quarter of an hour, and one a minute for a
-//! day. They are in memory only and take a quarter of a megabyte at most. What matters after a crash (the backlog and
-//! the last replay) is in the store, and a plot is not worth a commit every minute.
+//! day. They are in memory only and take a quarter of a megabyte at most. The facts that matter after a crash (the
+//! backlog and the last replay) are in the store, and a plot is not worth a commit every minute.
 
 use std::collections::VecDeque;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -25,7 +25,7 @@ const RATE_WINDOW_MIN: Duration = Duration::from_secs(2);
 /// A backlog that has not moved for this long while the server was available is stalled.
 const STALL_AFTER: Duration = Duration::from_secs(30);
 
-/// The state of an agent at one moment. Counters start with the agent.
+/// A snapshot of an agent. Counters start with the agent.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Sample {
@@ -113,7 +113,7 @@ impl History {
         self.lock().coarse.iter().copied().collect()
     }
 
-    /// Samples are pushed whole, so the rings are valid even after a panic elsewhere.
+    /// Samples are pushed whole, so the rings' invariants hold even after a panic elsewhere.
     fn lock(&self) -> MutexGuard<'_, Rings> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -126,7 +126,8 @@ fn push(ring: &mut VecDeque<Sample>, sample: Sample, max: usize) {
     ring.push_back(sample);
 }
 
-/// Returns the rates over the last [`RATE_WINDOW`], or the part of it that was sampled; `None` if that is too short.
+/// Returns the throughput over the last [`RATE_WINDOW`], or the part of it that was sampled; `None` if that is too
+/// short.
 ///
 /// Samples are in order of time; the last one is now.
 pub fn rates(samples: &[Sample]) -> Option<Rates> {
@@ -149,8 +150,8 @@ pub fn rates(samples: &[Sample]) -> Option<Rates> {
     })
 }
 
-/// Returns how many messages per second left the backlog while there was one and the server was available; `None` if
-/// there was no such time, or no message left.
+/// Returns the throughput of delivery: how many messages per second left the backlog while there was one and the server
+/// was available. `None` if there was no such time, or no message left.
 ///
 /// Messages that another process replays count too: they show in the backlog, not in this agent's counters.
 pub fn drain_rate(samples: &[Sample]) -> Option<f64> {

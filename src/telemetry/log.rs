@@ -169,7 +169,7 @@ impl Write for &OpenFile {
         self.lock().write(bytes)
     }
 
-    /// One lock for one line: neither another thread's line nor a new file can split it.
+    /// One lock for one line: neither a concurrent line nor a new file can split it.
     fn write_all(&mut self, bytes: &[u8]) -> io::Result<()> {
         self.lock().write_all(bytes)
     }

@@ -238,7 +238,7 @@ fn a_watch_that_is_piped_writes_blocks_until_it_is_interrupted() {
     assert_eq!(watch.wait().unwrap().code(), Some(130));
     reading.join().unwrap();
     let text = written.text();
-    assert!(!text.contains('\u{1b}'), "what is piped drives no terminal: {text}");
+    assert!(!text.contains('\u{1b}'), "piped output drives no terminal: {text}");
     assert_eq!(text.matches("\n\nserver ").count(), 1, "blocks stand apart: {text}");
     assert!(text.contains("backlog      _ ") || text.contains("backlog      # "), "ASCII without a locale: {text}");
 }

@@ -124,7 +124,7 @@ fn rejected_messages_are_tried_again_and_no_others() {
     let found = sandbox.run(&["replay", "--rejected"]);
     assert!(found.starts_with("delivered 1 message in ") && found.ends_with("--- exit 0\n"), "{found}");
     assert!(server.entity("team", Kind::Trace, BAD_TRACE).is_some());
-    assert_eq!(server.count("team", Kind::Trace), 1, "what waits for other reasons was not asked for");
+    assert_eq!(server.count("team", Kind::Trace), 1, "a message that waits for other reasons was not asked for");
     assert_eq!(sandbox.output(&["inspect", "--format", "json"]).json()["selected"], 4);
 }
 
@@ -163,7 +163,7 @@ fn an_interrupted_replay_loses_nothing() {
     let child = sandbox.command(&["replay"]).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
     wait_until("the replay has sent something", PATIENCE, || slow.hits() > 0);
     kill_process(Pid::from_child(&child), Signal::INT).unwrap();
-    // What is in flight gets its answer, and is settled by it.
+    // Messages in flight get their answers, and are settled.
     slow.clear();
     let output = child.wait_with_output().unwrap();
     let stdout = String::from_utf8(output.stdout).unwrap();

@@ -106,7 +106,7 @@ fn create_spans(number: i64, lane: &Lane) -> Message {
     message(number, lane, MessageType::CreateSpansBatch, ("POST", "v1/private/spans/batch"), &touches, &body)
 }
 
-/// Four messages that wait in two workspaces, and one that was rejected.
+/// Four messages that wait in two workspaces, and a rejected one.
 pub fn fill(path: &Path) {
     let store = open(path);
     let nobody = Lane { server: Some(Server::new(NO_SERVER)), ..Lane::default() };
@@ -114,7 +114,7 @@ pub fn fill(path: &Path) {
     let lease = store.acquire(&Owner::this_process("replay"), Duration::from_secs(30)).unwrap();
     let lane = store.lanes(&Filter::default(), ACCEPTED_AT_MS).unwrap()[0].id;
     let limits = ClaimLimits { messages_max: 1, bytes_max: 1 << 20 };
-    let claimed = store.claim(&lease, lane, &Filter::default(), limits, ACCEPTED_AT_MS).unwrap();
+    let claimed = store.claim(&lease, lane, &Filter::default(), limits, ACCEPTED_AT_MS).unwrap().into_messages();
     let answer = LastAnswer {
         status: Some(400),
         text: r#"{"code":400,"message":"start_time must not be null"}"#.into(),
@@ -136,7 +136,7 @@ pub fn fill(path: &Path) {
     store.note_replay(&record).unwrap();
 }
 
-/// A home, and the server that its commands are told of.
+/// A home, and the server of its commands.
 pub struct Sandbox {
     pub home: Home,
     upstream: String,

@@ -1,4 +1,4 @@
-//! `agent -- COMMAND`: what is said around the command's own output.
+//! `agent -- COMMAND`: the agent's lines around the command's own output.
 
 use crate::sandbox::{Sandbox, assert_text};
 use crate::support::fake_opik::FakeOpik;

@@ -8,7 +8,7 @@ use crate::support::fake_opik::check::Kind;
 use crate::support::process::{Output, run};
 use crate::wrapped::{BINARY, wrapping};
 
-/// Sends one trace to whatever `OPIK_URL_OVERRIDE` names.
+/// Sends one trace to the server that `OPIK_URL_OVERRIDE` names.
 const SEND: &str = r#"curl -sf -o /dev/null "$OPIK_URL_OVERRIDE/v1/private/traces" -H 'Content-Type: application/json' -d '{"start_time": "2026-01-02T03:04:05Z", "project_name": "demo"}'"#;
 
 fn shell(home: &Home, server: &FakeOpik, variables: &[(&str, &str)], script: &str) -> Output {
@@ -51,7 +51,7 @@ fn a_command_that_names_another_server_for_opik_offline_gets_it() {
 
 #[test]
 fn a_wrapped_agent_in_a_wrapped_command_keeps_and_delivers_each_message_once() {
-    // The address that the outer agent takes is not free for the inner one.
+    // The outer agent's address is not free for the inner one.
     let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();
     for variables in [&[][..], &[("OPIK_OFFLINE_LISTEN", &*free)], &[("OPIK_OFFLINE_INTAKE_TOKEN", "t/4711")]] {
         let (home, server) = (Home::new(), FakeOpik::new_stopped());

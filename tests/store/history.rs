@@ -1,8 +1,8 @@
-//! Random histories: whatever happens to a store, the engine answers as the model does.
+//! Random histories: for any sequence of verbs, the engine answers like the model.
 //!
 //! After every step both stores list the same messages, count the same backlog and offer the same work; at the end the
-//! engine's own books agree with its messages. A *crash* goes on with a copy of the files as they are, without the store
-//! being closed: what a killed process leaves behind.
+//! engine's own books agree with its messages. A *crash* continues with a copy of the files as they are, without the
+//! store being closed: what a killed process leaves behind.
 //!
 //! `OPIK_OFFLINE_CASES` sets how many histories are tried.
 
@@ -16,7 +16,8 @@ use opik_offline::message::{
 use opik_offline::store::attachment::{AttachmentWriter, PIECE_BYTES};
 use opik_offline::store::sqlite::SqliteStore;
 use opik_offline::store::{
-    ClaimLimits, Filter, Hold, Keys, LaneId, LaneWork, LastAnswer, Lease, Outcome, Owner, Page, Part, Store, StoreError,
+    Claim, ClaimLimits, Filter, Hold, Keys, LaneId, LaneWork, LastAnswer, Lease, Outcome, Owner, Page, Part, Store,
+    StoreError,
 };
 use proptest::collection::vec;
 use proptest::prelude::*;
@@ -39,7 +40,7 @@ fn lanes() -> [Lane; 3] {
 #[derive(Clone, Debug)]
 enum Step {
     Register(Vec<Message>),
-    /// A file of so many bytes, registered or given up.
+    /// A file of this many bytes, registered or given up.
     Attach {
         trace: String,
         lane: usize,
@@ -258,7 +259,10 @@ impl Side {
             }
             Step::Claim { lane, filter, limits, now_ms } => {
                 let Some(lane) = self.lane_id(*lane) else { return "nothing waits".into() };
-                let mut claimed = store.claim(lease, lane, filter, *limits, *now_ms).expect("we have the lease");
+                let mut claimed = match store.claim(lease, lane, filter, *limits, *now_ms).expect("we have the lease") {
+                    Claim::Taken(claimed) => claimed,
+                    too_large @ Claim::TooLarge { .. } => return format!("{too_large:?}"),
+                };
                 // What a process saw created it forgets when it ends, which the model does not.
                 for message in &mut claimed {
                     (message.ahead, message.way) = Default::default();
@@ -291,7 +295,7 @@ impl Side {
             }
             Step::ChangeReplayer => {
                 store.release(lease).expect("it is ours");
-                let next = store.acquire(next_owner, Duration::from_secs(600)).expect("it was given back");
+                let next = store.acquire(next_owner, Duration::from_secs(600)).expect("it was released");
                 self.earlier = Some(std::mem::replace(&mut self.lease, next));
                 String::new()
             }
@@ -346,7 +350,9 @@ impl Side {
             listed.sort_by(|a, b| a.lane.cmp(&b.lane));
             view.extend(listed.iter().map(|l| format!("{:?} {} {} {:?}", l.lane, l.waiting, l.rejected, l.hold)));
         }
-        view.extend(lanes().iter().map(|lane| format!("{}", store.waiting(lane).expect("it can be counted"))));
+        view.extend(
+            lanes().iter().map(|lane| format!("{}", store.ahead(lane, &[]).expect("it can be counted").messages)),
+        );
         // What a new write would find ahead of it decides whether it may be forwarded: one that overtakes is lost work.
         for lane in &lanes() {
             for effect in [Effect::End, Effect::Create, Effect::Annotate, Effect::Refer] {

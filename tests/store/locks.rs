@@ -1,5 +1,5 @@
-//! Who has a store open: a process that opens its own store again keeps the locks that keep others out of it, and lets go
-//! of a store that has to be proven.
+//! Open stores: a process that opens its own store again keeps the locks that keep others out of it, and closes an
+//! unproven store.
 
 use std::fs;
 use std::path::Path;
@@ -12,7 +12,7 @@ use opik_offline::message::{Effect, Server};
 use opik_offline::store::committer::Committer;
 use opik_offline::store::slot::StoreSlot;
 use opik_offline::store::sqlite::SqliteStore;
-use opik_offline::store::{BacklogSeen, Filter, Limits, OpenMode, Store, StoreError, WhenFull};
+use opik_offline::store::{BacklogSeen, Browse, Filter, Limits, OpenMode, Store, StoreError, WhenFull};
 
 use crate::messages::{about_trace, lane};
 
@@ -47,7 +47,7 @@ fn a_store_that_was_opened_again_is_not_taken_from_its_process() {
         slot.with(|store| store_one(store, number)).expect("it is open");
     }
     let failed = slot.get().expect("it is open");
-    let error = StoreError::Unusable { path: path.clone(), reason: "disk I/O error".into() };
+    let error = StoreError::Unusable { at: path.as_path().into(), reason: "disk I/O error".into() };
     slot.report(&failed, &Arc::new(error));
     drop(failed);
     slot.retry().expect("it can be opened again");
@@ -67,7 +67,7 @@ fn a_store_that_was_opened_again_is_not_taken_from_its_process() {
     assert_eq!(replay.status.code(), Some(0), "it can be opened, and nothing in it is for that server: {said}");
 }
 
-/// Says that a write or a sync of this store failed, as another process does.
+/// Marks the store as unproven, as another process does after a failed write or sync.
 fn mark_unproven(path: &Path) {
     let mut flag = path.as_os_str().to_owned();
     flag.push("-unproven");
@@ -89,7 +89,7 @@ fn a_store_that_failed_otherwise_before_is_proven_all_the_same() {
     let slot = StoreSlot::at(&path, LIMITS);
     slot.with(|store| store_one(store, 0)).expect("it is open");
     let failed = slot.get().expect("it is open");
-    let error = StoreError::Unusable { path: path.clone(), reason: "disk I/O error".into() };
+    let error = StoreError::Unusable { at: path.as_path().into(), reason: "disk I/O error".into() };
     slot.report(&failed, &Arc::new(error));
     drop(failed);
     mark_unproven(&path);
@@ -122,11 +122,11 @@ fn a_store_is_proven_while_a_replay_that_waits_for_its_server_still_holds_it() {
     let held = slot.get().expect("it is open");
     mark_unproven(&path);
     wait_until_stored(&slot, 1);
-    // What the replay notes at last goes nowhere, and it is told so.
+    // The last outcomes of the replay are not stored, and it gets an error.
     for result in [store_one(held.as_ref(), 2), held.backlog(&Filter::default()).map(drop), held.compact().map(drop)] {
         assert!(matches!(&result, Err(StoreError::Unproven { .. })), "{result:?}");
     }
-    slot.report(&held, &Arc::new(StoreError::Unproven { path: path.clone(), reason: "it was closed".into() }));
+    slot.report(&held, &Arc::new(StoreError::Unproven { at: path.as_path().into(), reason: "it was closed".into() }));
     slot.with(|store| store_one(store, 3)).expect("it is open");
     assert_eq!(left_by_a_kill(&path), 3);
     drop(held);
@@ -150,5 +150,5 @@ fn what_a_failed_commit_may_have_stored_is_not_overtaken_until_that_is_known() {
     };
     assert_eq!(["trace", "other", "third"].map(conflicts), [true, true, false]);
     wait_until_stored(&slot, 1);
-    assert_eq!(["trace", "other", "third"].map(conflicts), [false, true, false], "nothing of it is stored");
+    assert_eq!(["trace", "other", "third"].map(conflicts), [false, true, false], "none of it is stored");
 }

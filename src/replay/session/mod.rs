@@ -389,7 +389,7 @@ impl Session {
                 connection: &connection,
                 settings: &settings,
                 metrics: &delivered.metrics,
-                probes: &super::Probes::default(),
+                state: &super::ReplayState::default(),
                 observer: verifier.as_ref().map(|(verifier, _)| verifier as &dyn super::Observer),
                 shutdown: &self.shutdown,
             },

@@ -418,7 +418,7 @@ impl RecoveryReport {
             reason: recovery.reason.clone(),
             recovered_messages: recovery.recovered_messages,
             lost_messages: recovery.lost_messages,
-            set_aside: recovery.set_aside.display().to_string(),
+            set_aside: recovery.set_aside.clone(),
         }
     }
 }
