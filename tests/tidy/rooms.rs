@@ -181,7 +181,7 @@ const ONLY_IN: &[(&[&str], &[&str], &str)] = &[
     ),
     (
         &["TransactionBehavior::Immediate"],
-        &["src/store/sqlite/guard.rs", "src/store/sqlite/recovery.rs", "src/store/sqlite/schema.rs"],
+        &["src/store/sqlite/guard.rs", "src/store/sqlite/recovery", "src/store/sqlite/schema.rs"],
         "a write looks at the schema under the write lock: it begins in store/sqlite/guard.rs (a recovery fills a new \
          file, and a migration looks by itself)",
     ),
