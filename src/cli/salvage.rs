@@ -12,7 +12,7 @@ use crate::message::Server;
 use crate::sdk::conversion::{RowSummary, describe, status_name};
 use crate::sdk::file::{SdkFile, StoredRow};
 use crate::sdk::salvage::{SalvageError, is_agent_at};
-use crate::sdk::sources::{SalvagedFile, Sources, SourcesError, files_named, without_repeats};
+use crate::sdk::sources::{SalvagedFile, SourceFiles, SourcesError, files_named, without_repeats};
 use crate::sdk::trust::{AttachmentFolders, FileOwner};
 use crate::shutdown::Shutdown;
 use crate::store::{self, OpenMode};
@@ -104,7 +104,7 @@ pub fn take_in(
 ) -> Result<(Vec<SourceReport>, bool), Failure> {
     let owner = owner(given.owner)?;
     let (paths, mut failed) = expand(given.files);
-    let sources = Sources {
+    let sources = SourceFiles {
         owner,
         scratch: &temp_dir(&ProcessEnvironment),
         attachments: given.attachments,

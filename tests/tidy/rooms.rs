@@ -173,7 +173,7 @@ const ONLY_IN: &[(&[&str], &[&str], &str)] = &[
         &["src/terminal/table.rs"],
         "a table takes harmless texts only, and a terminal gets its lines as `Shown`",
     ),
-    (&["indicatif"], &["src/terminal/progress.rs"], "a bar writes to the terminal by itself: no name is part of it"),
+    (&["indicatif"], &["src/terminal/progress.rs"], "a bar writes to the terminal directly: no name is part of it"),
     (
         &["println!", "print!", "eprintln!", "eprint!", "io::stdout", "io::stderr", "stdout()", "stderr()"],
         &["src/terminal/mod.rs", "src/telemetry/log.rs"],
