@@ -111,7 +111,7 @@ fn a_half_open_lane_sends_one_message_and_a_recovering_one_doubles_up_to_its_pac
     (0..TRANSIENT_FAILURES_MAX).for_each(|_| drop(health.on(&mut first, FAILED, 0.0)));
     let mut probing = turn(&health, Some(true));
     let mut batches = Vec::new();
-    while health.batch_max(&probing) < probing.pace().batch() {
+    while batches.len() < 20 && health.batch_max(&probing) < probing.pace().batch() {
         batches.push(health.batch_max(&probing));
         probing.begin_batch();
         health.on(&mut probing, PASSED, 0.0);
