@@ -5,8 +5,7 @@
 //! of them.
 //!
 //! Each part has a limit for the time between two heartbeats. The limits are far above what slow disks and slow servers
-//! cause, because the cure, a restart, costs the requests in progress. A part that is stuck for good is found all the
-//! same.
+//! cause, because the cure, a restart, costs the requests in progress. A part that is stuck for good is still found.
 
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};

@@ -11,11 +11,11 @@ use crate::liveness::Heartbeat;
 /// A request to stop. Clones share one state, which only ever goes from *not requested* to *requested*.
 #[derive(Clone, Default)]
 pub struct Shutdown {
-    shared: Arc<Shared>,
+    state: Arc<ShutdownState>,
 }
 
 #[derive(Default)]
-struct Shared {
+struct ShutdownState {
     is_requested: Mutex<bool>,
     changed: Condvar,
     notify: tokio::sync::Notify,
@@ -31,8 +31,8 @@ impl Shutdown {
     /// Asks every holder to stop.
     pub fn request(&self) {
         *self.lock() = true;
-        self.shared.changed.notify_all();
-        self.shared.notify.notify_waiters();
+        self.state.changed.notify_all();
+        self.state.notify.notify_waiters();
     }
 
     /// Returns whether shutdown was requested.
@@ -42,13 +42,13 @@ impl Shutdown {
 
     /// Sleeps for this time, or until shutdown; returns whether shutdown was requested.
     pub fn sleep(&self, time: Duration) -> bool {
-        let waited = self.shared.changed.wait_timeout_while(self.lock(), time, |is_requested| !*is_requested);
+        let waited = self.state.changed.wait_timeout_while(self.lock(), time, |is_requested| !*is_requested);
         *waited.unwrap_or_else(PoisonError::into_inner).0
     }
 
     /// Waits for shutdown without blocking a thread.
     pub async fn requested(&self) {
-        let mut notified = std::pin::pin!(self.shared.notify.notified());
+        let mut notified = std::pin::pin!(self.state.notify.notified());
         // Enabled before the check: a request between the two would otherwise never wake us.
         notified.as_mut().enable();
         if !self.is_requested() {
@@ -58,17 +58,17 @@ impl Shutdown {
 
     /// Records a heartbeat of the loop that holds this value.
     pub fn beat(&self) {
-        self.shared.heartbeat.beat();
+        self.state.heartbeat.beat();
     }
 
     /// Returns the time since the loop's last heartbeat.
     pub fn silent_for(&self) -> Duration {
-        self.shared.heartbeat.silent_for()
+        self.state.heartbeat.silent_for()
     }
 
     fn lock(&self) -> MutexGuard<'_, bool> {
         // The only change is one assignment, so the state is whole even after a panic elsewhere.
-        self.shared.is_requested.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.is_requested.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

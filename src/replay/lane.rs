@@ -117,7 +117,7 @@ impl LaneWorker<'_> {
     fn claim_next(&self) -> Result<(Vec<Claimed>, Option<Grant>), StoreError> {
         let (replay, lane) = (self.sender.replay, self.sender.work.id);
         let most = replay.state.with(lane, |health| health.batch_max(&self.turn));
-        // Messages that a killed replayer had in flight are claimed together, see `Store::interrupted`.
+        // Messages that a killed replayer had in flight are claimed together, see `store::Replay::interrupted`.
         let interrupted = match replay.state.may_be_interrupted(lane) {
             true => replay.store.interrupted(lane)?,
             false => 0,
@@ -163,7 +163,7 @@ impl LaneWorker<'_> {
         let mut limits = ClaimLimits { messages_max, bytes_max };
         while let Some(mut taken) = memory {
             let filter = &replay.settings.filter;
-            match replay.store.claim_within(&keeper.lease, work.id, filter, limits, now_ms())? {
+            match replay.store.claim(&keeper.lease, work.id, filter, limits, now_ms())? {
                 Claim::Taken(claimed) => {
                     let bytes = claimed.iter().map(|message| bounds::of_message(&message.request.body)).sum::<u64>();
                     taken.shrink_to(bytes);

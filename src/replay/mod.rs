@@ -13,7 +13,7 @@
 //! | `lease`, `workers`, `throttle`, `bounds` | may a request still be sent; who works where; pauses and limits; memory |
 //! | `state` | what is remembered between rounds, by lane: [`lane_health`](crate::delivery::lane_health) |
 //! | `otlp`, `attachment` | requests that need more than one exchange |
-//! | [`verify`], [`report`], [`reassign`] | for the command line |
+//! | [`session`], [`verify`], [`report`], [`reassign`] | for the command line |
 //!
 //! # Invariants
 //!
@@ -57,6 +57,7 @@ pub mod reassign;
 pub mod report;
 mod round;
 mod sender;
+pub mod session;
 mod state;
 mod throttle;
 pub mod verify;

@@ -243,7 +243,7 @@ mod tests {
         assert_eq!(state.unsettled(MESSAGE), None, "a message that another replayer requeued is not sent");
         assert_eq!(timeouts(&state), 1, "the lane is still the same");
         let state = with_outcome();
-        state.begin(StoreIdentity::of_a_test(1), 4);
+        state.begin(StoreIdentity::of(b"another"), 4);
         assert_eq!(state.unsettled(MESSAGE), None, "a message of another store is deleted unsent");
         assert_eq!(timeouts(&state), 0);
     }

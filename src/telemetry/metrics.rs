@@ -1,7 +1,7 @@
 //! Counters and gauges, and their Prometheus text.
 //!
-//! The table below is the only place that names a metric; a new one is one new line. All accesses are relaxed atomics:
-//! a scrape may see one number a moment before another, which no reader of metrics minds.
+//! The table below is the only place that names a metric; a new metric is one new line. All accesses are relaxed
+//! atomics: a scrape may see one number slightly earlier than another, which is harmless for metrics.
 
 use std::fmt::Write;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -15,7 +15,7 @@ impl Counter {
         self.0.fetch_add(count, Ordering::Relaxed);
     }
 
-    /// Takes over a number that is counted elsewhere in this process.
+    /// Raises it to a number that is counted elsewhere in this process.
     pub fn raise_to(&self, count: u64) {
         self.0.fetch_max(count, Ordering::Relaxed);
     }
@@ -25,7 +25,7 @@ impl Counter {
     }
 }
 
-/// A number that is measured, and goes up and down.
+/// A measured number that goes up and down.
 ///
 /// Whole numbers are exact up to 2^53, far beyond any count or size here.
 #[derive(Debug, Default)]
@@ -41,26 +41,26 @@ impl Gauge {
     }
 }
 
-/// What is known of a metric without measuring it.
+/// The static description of a metric.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Description {
     pub name: &'static str,
     pub help: &'static str,
-    pub kind: Kind,
+    pub kind: MetricKind,
 }
 
 /// The Prometheus type of a metric.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Kind {
+pub enum MetricKind {
     Counter,
     Gauge,
 }
 
-impl Kind {
+impl MetricKind {
     fn as_str(self) -> &'static str {
         match self {
-            Kind::Counter => "counter",
-            Kind::Gauge => "gauge",
+            MetricKind::Counter => "counter",
+            MetricKind::Gauge => "gauge",
         }
     }
 }
@@ -69,7 +69,7 @@ macro_rules! metrics {
     ($($field:ident: $kind:ident = $name:literal, $help:literal;)*) => {
         /// Every metric, in the order in which they are rendered.
         pub static DESCRIPTIONS: &[Description] =
-            &[$(Description { name: $name, help: $help, kind: Kind::$kind }),*];
+            &[$(Description { name: $name, help: $help, kind: MetricKind::$kind }),*];
 
         /// The metrics of this process; shared by reference.
         #[derive(Debug, Default)]
@@ -81,10 +81,10 @@ macro_rules! metrics {
             /// Returns the Prometheus text exposition, version 0.0.4.
             pub fn render(&self) -> String {
                 let mut text = String::new();
-                $(sample(&mut text, $name, $help, Kind::$kind, &self.$field.get().to_string());)*
+                $(sample(&mut text, $name, $help, MetricKind::$kind, &self.$field.get().to_string());)*
                 let help = "The version that is running; always 1";
                 let name = concat!("opik_offline_build_info{version=\"", env!("CARGO_PKG_VERSION"), "\"}");
-                sample(&mut text, name, help, Kind::Gauge, "1");
+                sample(&mut text, name, help, MetricKind::Gauge, "1");
                 text
             }
         }
@@ -135,7 +135,7 @@ fn family(name: &str) -> &str {
     name.split('{').next().unwrap_or(name)
 }
 
-fn sample(text: &mut String, sample: &str, help: &str, kind: Kind, value: &str) {
+fn sample(text: &mut String, sample: &str, help: &str, kind: MetricKind, value: &str) {
     let name = family(sample);
     let kind = kind.as_str();
     let heading = format!("# HELP {name} {help}\n# TYPE {name} {kind}\n");
@@ -152,7 +152,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_counted_is_rendered() {
+    fn counters_and_gauges_are_rendered() {
         let metrics = Metrics::default();
         metrics.messages_registered.add(2);
         metrics.messages_registered.add(1);
@@ -179,7 +179,7 @@ mod tests {
             let name = family(name);
             assert!(name.starts_with("opik_offline_"), "{name}");
             assert!(name.bytes().all(|b| b.is_ascii_lowercase() || b == b'_'), "{name}");
-            assert_eq!(name.ends_with("_total"), *kind == Kind::Counter, "{name}");
+            assert_eq!(name.ends_with("_total"), *kind == MetricKind::Counter, "{name}");
             assert!(!help.contains(['\n', '\\']), "{name}: would need escaping");
         }
     }

@@ -90,7 +90,7 @@ fn a_bad_value_of_a_filter_names_the_flag_and_what_is_expected() {
         (&["inspect", "1", "--rejected"], "'[ID]' cannot be used with '--rejected'"),
         (&["status", "-q", "-v"], "'--quiet' cannot be used with '--verbose'"),
         (&["status", "--format", "xml"], "[possible values: table, json, jsonl, yaml]"),
-        (&["status", "--format", "jsonl"], "--format jsonl is for lists, and this command has one result"),
+        (&["status", "--format", "jsonl"], "--format jsonl is for lists, and this command has a single result"),
     ] {
         let found = Sandbox::new().run(args);
         assert!(found.contains(said), "{args:?}: {found}");

@@ -1,4 +1,4 @@
-//! The page in every weather. `tests/page/check` has the same pages written to a folder and looks at them in a browser.
+//! The page in every state. `tests/page/check` writes the same pages to a folder and inspects them in a browser.
 
 use std::path::Path;
 
@@ -26,7 +26,7 @@ fn calm() -> Overview {
         at_ms: NOW_MS,
         agent: AgentOverview {
             pid: 2144,
-            version: "0.1.0",
+            version: "0.1.0".into(),
             listen: "127.0.0.1:6745".into(),
             uptime_seconds: 90_000,
             files_problem: None,
@@ -34,7 +34,7 @@ fn calm() -> Overview {
         server: ServerOverview {
             url: "https://opik.example/api".into(),
             connection: "available",
-            since_ms: NOW_MS - 90_000_000,
+            since_ms: Some(NOW_MS - 90_000_000),
             reason: None,
         },
         store: StoreOverview {
@@ -98,7 +98,7 @@ fn outage() -> Overview {
     let waiting = 19_204;
     status.server = ServerOverview {
         connection: "unavailable",
-        since_ms: NOW_MS - 480_000,
+        since_ms: Some(NOW_MS - 480_000),
         reason: Some("cannot connect to https://opik.example/api: connection refused".into()),
         ..status.server
     };
@@ -151,7 +151,7 @@ fn replay(by: &str, seconds: i64, delivered: u64) -> ReplayOverview {
 fn draining() -> Overview {
     let mut status = outage();
     status.server =
-        ServerOverview { connection: "available", since_ms: NOW_MS - 12_000, reason: None, ..status.server };
+        ServerOverview { connection: "available", since_ms: Some(NOW_MS - 12_000), reason: None, ..status.server };
     if let Some(last) = status.history.last_mut() {
         (last.available, last.waiting) = (Some(true), Some(11_000));
     }
@@ -172,7 +172,7 @@ fn draining() -> Overview {
 fn just_started() -> Overview {
     let mut status = calm();
     status.agent.uptime_seconds = 1;
-    status.server = ServerOverview { connection: "unknown", since_ms: NOW_MS - 1000, ..status.server };
+    status.server = ServerOverview { connection: "unknown", since_ms: Some(NOW_MS - 1000), ..status.server };
     status.rates = None;
     status.history.clear();
     status.day.clear();
@@ -205,7 +205,7 @@ fn hostile() -> Overview {
     status
 }
 
-/// What was lost: the page says it as long as somebody may have to know.
+/// Losses: the page shows them for as long as the store records them.
 fn losses() -> Overview {
     let mut status = draining();
     status.store.dropped_messages = 12;
@@ -215,19 +215,20 @@ fn losses() -> Overview {
         reason: HOSTILE.into(),
         recovered_messages: 19_204,
         lost_messages: 2,
+        set_aside: "/store.db.damaged".into(),
     }];
     status
 }
 
 #[test]
-fn what_was_lost_is_told() {
+fn losses_are_shown() {
     let page = document(&losses());
-    for told in [
+    for shown in [
         "<dt>Dropped</dt><dd>12 messages, because the store was full</dd>",
         "<dt>Expired</dt><dd>1 message, because of an age over max_age</dd>",
         "<dt>Recovered</dt><dd>19,204 messages of a damaged file, 2 lost, at 2026-11-22 19:07:08 UTC (&lt;script&gt;",
     ] {
-        assert!(page.contains(told), "nobody is told of it: {told}");
+        assert!(page.contains(shown), "a loss is not shown: {shown}");
     }
     assert_eq!(page.matches("<script").count(), 1, "ours");
     let calm = document(&calm());
@@ -266,7 +267,7 @@ fn a_value_is_never_markup() {
 }
 
 #[test]
-fn every_page_is_whole_and_says_what_counts() {
+fn every_page_is_complete_and_has_its_verdict() {
     for (name, status) in pages() {
         let page = document(&status);
         assert!(page.starts_with("<!doctype html>") && page.ends_with("</html>\n"), "{name}");
@@ -293,7 +294,7 @@ fn a_list_of_lanes_is_bounded() {
 }
 
 #[test]
-fn numbers_read_well() {
+fn numbers_are_readable() {
     assert_eq!([0, 999, 1000, 1_234_567].map(number), ["0", "999", "1,000", "1,234,567"]);
     assert_eq!([0.0, 0.04, 0.1, 9.94, 10.0, 1234.5].map(rate), ["0", "< 0.1", "0.1", "9.9", "10", "1,235"]);
     assert_eq!(moment(NOW_MS), "2026-11-22 20:07:08");
