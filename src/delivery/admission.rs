@@ -97,7 +97,7 @@ mod tests {
 
     #[test]
     fn only_writes_that_overtake_nothing_are_forwarded_to_an_available_server() {
-        use LaneState::{Disjoint, Clear, StoreUnusable, Waiting};
+        use LaneState::{Clear, Disjoint, StoreUnusable, Waiting};
         use Reachability::{Presumed, Unavailable};
         for (reachability, lane, expected) in [
             (Presumed, Clear, Admission::Forward),

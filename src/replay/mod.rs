@@ -68,7 +68,7 @@ use std::time::{Duration, Instant};
 
 use tracing::{debug, error, warn};
 
-pub use context::{DrainEnd, Observer, Replay, ReplaySettings};
+pub use context::{DrainEnd, Observer, ReplaySettings, Replayer};
 pub use lease::LEASE_TIME_TO_LIVE;
 pub use state::ReplayState;
 
@@ -155,7 +155,7 @@ impl ReplayManager<'_> {
             }
             let round = match self.has_work(store.as_ref(), &state) {
                 Ok(false) => continue,
-                Ok(true) => Replay {
+                Ok(true) => Replayer {
                     store: store.as_ref(),
                     upstream: self.upstream,
                     connection: self.connection,
