@@ -224,7 +224,7 @@ impl Simulation {
                 Server::Passes => {
                     self.health.on(&mut turn, Event::Passed, 0.5);
                     delivered = true;
-                    ids.iter().for_each(|id| drop(self.queue.remove(id)));
+                    self.queue.retain(|id, _| !ids.contains(id));
                     self.delivered.extend(ids);
                 }
                 Server::Fails { is_unanswered, took } => {
