@@ -24,7 +24,7 @@
 //! | --- | --- |
 //! | [`message`] | pure words of the domain |
 //! | [`protocol`] | pure facts about Opik's HTTP interface |
-//! | [`delivery`] | pure policy: admission, verdicts, coalescing, backoff, pacing |
+//! | [`delivery`] | pure policy: admission, verdicts, batching, backoff, pacing, lane health |
 //! | `sqlite_format` | SQLite's file format, read without SQLite |
 //! | [`store`] | bytes that survive, behind one trait |
 //! | [`sdk`] | files that killed processes of the Python SDK left behind |

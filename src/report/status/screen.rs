@@ -265,15 +265,15 @@ fn rates(report: &StatusReport) -> Vec<StatusLine> {
 }
 
 fn time_to_go(report: &StatusReport) -> Vec<StatusLine> {
-    use crate::delivery::eta::State;
-    let Some(eta) = report.eta.as_ref().filter(|eta| eta.eta.state != State::Nothing) else { return Vec::new() };
+    use crate::delivery::eta::EtaState;
+    let Some(eta) = report.eta.as_ref().filter(|eta| eta.eta.state != EtaState::Nothing) else { return Vec::new() };
     let line = line("time to go", &eta.text);
     vec![match eta.eta.state {
-        State::Stalled => line.painted(StatusMark::Bad, "nothing gets through"),
-        State::Growing => line.painted(StatusMark::Warn, "no end in sight"),
-        State::Idle => line.painted(StatusMark::Warn, "nobody delivers it"),
-        State::Held => line.painted(StatusMark::Warn, "held"),
-        State::Nothing | State::Moving | State::ServerAway => line,
+        EtaState::Stalled => line.painted(StatusMark::Bad, "nothing gets through"),
+        EtaState::Growing => line.painted(StatusMark::Warn, "no end in sight"),
+        EtaState::Idle => line.painted(StatusMark::Warn, "nobody delivers it"),
+        EtaState::Held => line.painted(StatusMark::Warn, "held"),
+        EtaState::Nothing | EtaState::Moving | EtaState::ServerAway => line,
     }]
 }
 
