@@ -1,13 +1,13 @@
 //! Signals: what each of them means to a command.
 //!
-//! A thread of its own takes them, so that nothing here runs inside a signal handler. Commands that only have to stop
-//! leave that to `ctrlc`; the agent has to know which signal it was, and a wrapped command's who sent it, which only
-//! `signal-hook` tells.
+//! A dedicated thread receives them, so that nothing here runs inside a signal handler. Commands that only have to stop
+//! use `ctrlc`; the agent has to know which signal came, and a wrapping agent who sent it, which only `signal-hook`
+//! reports.
 //!
 //! | signal | a command | the agent | the agent with a wrapped command |
 //! | --- | --- | --- | --- |
-//! | SIGINT, SIGTERM | stops cleanly; the second one ends it at once | the same | passed on to the command; once that has ended, the flush stops, and the next one ends the agent |
-//! | SIGHUP | the same as SIGTERM | opens its log file again; stops when its terminal has gone | opens its log file again; passed on |
+//! | SIGINT, SIGTERM | stops cleanly; the second one ends it at once | the same | passed on to the command; after its end, the first one stops the flush, the next one ends the agent |
+//! | SIGHUP | the same as SIGTERM | reopens its log file; stops if its terminal has closed | reopens its log file; passed on |
 //! | SIGQUIT, SIGUSR1, SIGUSR2 | the system's default | the same | passed on |
 
 use std::fmt;
@@ -34,21 +34,21 @@ impl SignalError {
     }
 }
 
-/// A signal that came.
+/// A received signal.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Signal {
     /// Its number.
     pub number: i32,
-    /// Who sent it: 0 for a process that can't be seen from here (another container), `None` for the system itself,
-    /// which sends what is typed at a terminal.
+    /// The sending process: 0 for one outside this container, `None` for the system itself, which sends what is typed
+    /// at a terminal.
     pub sender: Option<i32>,
 }
 
-/// Handles these signals from now on, on a thread of its own.
+/// Handles these signals from now on, on a dedicated thread.
 ///
 /// # Errors
 ///
-/// When the system has no room for handlers; then nothing was changed.
+/// Fails if the system has no room for handlers; then nothing was changed.
 pub fn watch(numbers: &[i32], mut handle: impl FnMut(Signal) + Send + 'static) -> Result<(), SignalError> {
     let failed = |error: std::io::Error| SignalError::new(&error);
     let mut signals = SignalsInfo::<WithOrigin>::new(numbers).map_err(failed)?;
@@ -61,7 +61,8 @@ pub fn watch(numbers: &[i32], mut handle: impl FnMut(Signal) + Send + 'static) -
     Ok(())
 }
 
-/// Requests a clean shutdown on SIGINT, SIGTERM and SIGHUP; a second signal calls `exit`, which ends the process at once.
+/// Requests a clean shutdown on SIGINT, SIGTERM and SIGHUP; a second signal calls `exit`, which ends the process at
+/// once.
 ///
 /// # Errors
 ///
@@ -80,7 +81,7 @@ pub fn stop_agent_on_signals(shutdown: &Shutdown, log: LogFile, exit: fn()) -> R
     let shutdown = shutdown.clone();
     let is_hangup_ignored = ignored().contains(SIGHUP);
     watch(&[SIGINT, SIGTERM, SIGHUP], move |signal| match signal.number {
-        // Under nohup the terminal may go.
+        // Under nohup the terminal may close.
         SIGHUP if is_hangup_ignored || !is_hangup(signal, session_leader(), has_terminal()) => reopen(&log),
         _ => stop(&shutdown, exit),
     })
@@ -93,8 +94,8 @@ fn stop(shutdown: &Shutdown, exit: fn()) {
     shutdown.request();
 }
 
-/// Turns a write beyond this process's file size limit (`ulimit -f`) into an error of that write instead of the end of the
-/// process: the store then counts as unusable, and recovers when the limit is raised.
+/// Turns a write beyond this process's file size limit (`ulimit -f`) into an error of that write instead of the end of
+/// the process: the store then counts as unusable, and recovers when the limit is raised.
 ///
 /// # Errors
 ///
@@ -104,26 +105,28 @@ pub fn survive_size_limits() -> Result<(), SignalError> {
     signal_hook::flag::register(SIGXFSZ, seen).map(drop).map_err(|error| SignalError::new(&error))
 }
 
-/// Opens the log file again, for a program that moves log files away.
+/// Reopens the log file, for a program that rotates log files.
 pub fn reopen(log: &LogFile) {
     match log.reopen() {
-        Ok(true) => info!(target: "intake", "the log file was opened again"),
-        Ok(false) => info!(target: "intake", "there is no log file to open again"),
-        Err(error) => warn!(target: "intake", "the log goes on in the file that was open: {error}"),
+        Ok(true) => info!(target: "intake", "reopened the log file"),
+        Ok(false) => info!(target: "intake", "no log file is configured, so none was reopened"),
+        Err(error) => {
+            warn!(target: "intake", "cannot reopen the log file, so logging continues in the open one: {error}")
+        }
     }
 }
 
-/// Says whether a SIGHUP tells that the terminal has gone, rather than asking for the log to be opened again.
+/// Returns whether a SIGHUP means that the terminal has closed, rather than that the log file should be reopened.
 ///
-/// The system sends it then, or the shell to its jobs, after the system told the shell. While there is a terminal, or from
-/// anybody else, it is the daemon's signal.
+/// When a terminal closes, the system sends it, or the shell sends it to its jobs. While there is a terminal, or from
+/// any other sender, it asks a daemon to reopen its log.
 fn is_hangup(signal: Signal, session_leader: Option<i32>, has_terminal: bool) -> bool {
     !has_terminal && signal.sender.is_none_or(|sender| session_leader == Some(sender))
 }
 
-/// Returns the leader of this process's session: for what was started from a terminal, its shell. `None` where it can't
-/// be seen from here, as in a container that was entered from outside; `getsid` then says 0, which `rustix` does not
-/// allow for. Only Linux has such containers, and `/proc`.
+/// Returns the leader of this process's session: the shell, for a process started from a terminal. `None` if the leader
+/// is outside this container, as when a container was entered from outside; `getsid` then returns 0, which `rustix`
+/// does not support. Only Linux has such containers, and `/proc`.
 #[cfg(target_os = "linux")]
 fn session_leader() -> Option<i32> {
     std::fs::read_to_string("/proc/self/stat").ok().and_then(|stat| session(&stat))
@@ -134,7 +137,7 @@ fn session_leader() -> Option<i32> {
     rustix::process::getsid(None).ok().map(rustix::process::Pid::as_raw_pid)
 }
 
-/// Reads the field `session` of `/proc/self/stat` (`proc_pid_stat(5)`). The name in front of it may hold anything.
+/// Parses the field `session` of `/proc/self/stat` (`proc_pid_stat(5)`). The program name before it may hold anything.
 #[cfg(any(target_os = "linux", test))]
 fn session(stat: &str) -> Option<i32> {
     let (_, after_name) = stat.rsplit_once(')')?;
@@ -145,28 +148,28 @@ fn has_terminal() -> bool {
     File::open("/dev/tty").is_ok()
 }
 
-/// The signals that whoever started this process wants it, and all that it starts, not to heed.
+/// The signals that this process was started to ignore, together with its children.
 ///
-/// `nohup` says so, and a shell without job control of what it runs in the background. A program that is started gets the
-/// default back where its parent had a handler, and goes on ignoring where its parent ignored: so a signal that is ignored
-/// here must stay so for a wrapped command. Only Linux tells.
+/// `nohup` starts a process so, and a shell without job control its background jobs. On exec, handled signals return to
+/// their default and ignored ones stay ignored: so a signal that is ignored here must stay ignored for a wrapped
+/// command. Only Linux reports it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Ignored(u64);
 
 impl Ignored {
-    /// Says whether this signal is ignored.
+    /// Returns whether this signal is ignored.
     pub fn contains(self, number: i32) -> bool {
         (1..=64).contains(&number) && self.0 >> (number - 1) & 1 == 1
     }
 
-    /// Reads the line `SigIgn:` of `/proc/self/status` (proc(5)).
+    /// Parses the line `SigIgn:` of `/proc/self/status` (proc(5)).
     fn read(status: &str) -> Self {
         let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
         Self(mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()).unwrap_or(0))
     }
 }
 
-/// Returns the signals that are ignored now; to be asked before handlers are set.
+/// Returns the signals that are ignored now; call it before handlers are set.
 pub fn ignored() -> Ignored {
     std::fs::read_to_string("/proc/self/status").map(|status| Ignored::read(&status)).unwrap_or_default()
 }
@@ -176,7 +179,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_hangup_is_told_from_a_request_to_open_the_log_again() {
+    fn a_hangup_is_distinguished_from_a_request_to_reopen_the_log() {
         let from = |sender| Signal { number: SIGHUP, sender };
         let (shell, logrotate) = (Some(100), Some(200));
         for (sender, has_terminal, expected) in [
@@ -191,13 +194,13 @@ mod tests {
         ] {
             assert_eq!(is_hangup(from(sender), Some(100), has_terminal), expected, "{sender:?} {has_terminal}");
         }
-        // Who is not to be seen is not taken for a shell that is not to be seen.
+        // A sender outside this container is not mistaken for a shell outside this container.
         assert!(!is_hangup(from(Some(0)), None, false));
         assert!(is_hangup(from(None), None, false));
     }
 
     #[test]
-    fn the_session_is_read_from_what_the_system_tells() {
+    fn the_session_is_parsed_from_proc_stat() {
         assert_eq!(session("17 (a ) b (c) S 9 17 12 34816 17 4194560 231"), Some(12));
         // Its leader is outside this container.
         assert_eq!(session("1 (opik-offline) S 0 0 0 0 -1 4194560 231"), None);
@@ -205,7 +208,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_process_ignores_is_read_from_its_status() {
+    fn ignored_signals_are_parsed_from_proc_status() {
         let status = "Name:\tx\nSigBlk:\t0000000000000002\nSigIgn:\t0000000000001003\nSigCgt:\t0000000000000000\n";
         let ignored = Ignored::read(status);
         assert!(ignored.contains(SIGHUP) && ignored.contains(SIGINT) && ignored.contains(13));

@@ -1,4 +1,4 @@
-//! Signals of an agent that wraps a command: passed on to the command, and after its end meant for the flush.
+//! Signals of an agent that wraps a command: passed on to the command, and after its end they stop the flush.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -9,9 +9,9 @@ use crate::shutdown::Shutdown;
 use crate::signals::{SignalError, ignored, reopen, watch};
 use crate::telemetry::log::LogFile;
 
-/// Signals that a wrapped command gets when the agent gets them.
+/// Signals that are passed on to a wrapped command.
 const PASSED_ON: [i32; 6] = [SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1, SIGUSR2];
-/// Of these, those that a terminal sends by itself to all in its foreground.
+/// The subset that a terminal itself sends to its whole foreground process group.
 const TYPED: [i32; 3] = [SIGHUP, SIGINT, SIGQUIT];
 
 /// Passes signals on to a wrapped command, and ends the flush that follows it.
@@ -20,7 +20,7 @@ pub struct Relay {
 }
 
 enum Stage {
-    /// The command is being started. What came meanwhile is kept for it.
+    /// The command is being started. Signals are buffered for it.
     Before(Vec<i32>),
     Running(Arc<Child>),
     /// The command has ended, with this exit code for the agent.
@@ -28,7 +28,7 @@ enum Stage {
 }
 
 impl Relay {
-    /// Handles signals from now on. A signal that is ignored stays so, for the command as well.
+    /// Handles signals from now on. An ignored signal stays ignored, for the command as well.
     ///
     /// `exit` ends the process with an exit code: a second signal that comes after the command has ended calls it.
     ///
@@ -49,7 +49,7 @@ impl Relay {
                 Stage::Running(child) => {
                     let is_passed_on = is_passed_on(signal.number, &TYPED, signal.sender, child.pid());
                     if is_passed_on && !child.signal(signal.number) && matches!(signal.number, SIGINT | SIGTERM) {
-                        // It has ended a moment ago, so this is meant for what follows.
+                        // The command has just ended, so the signal is for the flush.
                         flush_stop.request();
                     }
                 }
@@ -65,7 +65,7 @@ impl Relay {
         Ok(Self { stage })
     }
 
-    /// Takes the command that was started, and passes on what was kept for it.
+    /// Attaches the started command, and passes the buffered signals on to it.
     pub fn attach(&self, child: Child) -> Arc<Child> {
         let child = Arc::new(child);
         let before = std::mem::replace(&mut *lock(&self.stage), Stage::Running(child.clone()));
@@ -77,7 +77,7 @@ impl Relay {
         child
     }
 
-    /// Notes that the command has ended, and what exit code that means.
+    /// Records that the command has ended, with its exit code.
     pub fn ended(&self, code: u8) {
         *lock(&self.stage) = Stage::After(code);
     }

@@ -9,61 +9,61 @@ use super::selection::{duration, refuse_jsonl};
 use super::status::RunningAgent;
 use super::{Common, Exit, Failure, configuration, existing_store_without_key, stop_on_signals, translate, upstream};
 use crate::agent::files;
+use crate::agent::wrapped::store_option;
 use crate::config::{Config, ConfigFile};
-use crate::health::{Cause, Check, Finding, Health, until_healthy};
+use crate::health::{Check, FailureCause, Finding, Health, until_healthy};
 use crate::intake::workers::Workers;
 use crate::message::Lane;
 use crate::printable;
 use crate::shutdown::Shutdown;
 use crate::terminal::progress;
-use crate::terminal::render::{Mark, Renderer, hanging, three_columns};
-use crate::terminal::{Shown, Stream};
+use crate::terminal::render::{Renderer, StatusMark, hanging, three_columns};
+use crate::terminal::{OutputStream, Shown};
 use crate::upstream::smoke::Passed;
 
 const AFTER_HELP: &str = "\
 Examples:
-  Look at everything once:
+  Run every check once:
     opik-offline healthcheck
-  Wait for the server in a start script:
+  Wait for the server in a startup script:
     opik-offline healthcheck --wait 30s
-  Encrypt what was stored before a key was set, or change the key:
+  Encrypt messages that were stored before a key was set, or rotate the key:
     opik-offline healthcheck --reseal
-  See a trace arrive at the server:
+  Check that a trace reaches the server:
     opik-offline healthcheck --smoke-test
 
 Exit codes:
   0    Healthy
   1    The store can't be used, or the smoke test failed
-  2    Wrong usage or configuration
+  2    Invalid usage or configuration
   3    The server can't be reached, or is not Opik
-  5    The server does not accept the key or the workspace
+  5    The server rejects the API key or the workspace
   130  Interrupted";
 
 /// Check the configuration, the Opik server, access to it, the store and its disk
 ///
-/// It shows every setting with its origin, secrets masked, and what would keep data from being delivered: a line for each
-/// check, with what to do where something is wrong. When several checks fail, the first one decides the exit code.
+/// Shows every setting with its source, secrets masked, and everything that would prevent delivery: a line for each
+/// check, with a hint if something is wrong. If several checks fail, the first one determines the exit code.
 #[derive(Args, Debug)]
 #[command(after_long_help = AFTER_HELP)]
 pub struct HealthcheckArgs {
-    /// Keep checking for this long until all is well
+    /// Retry for up to this long until all checks pass
     #[arg(long, value_name = "DURATION", value_parser = duration)]
     wait: Option<Duration>,
 
-    /// Read the store page by page even when it is large, which takes some 20 seconds a gigabyte
+    /// Check every page of the store even if it is large, which takes about 20 seconds per gigabyte
     #[arg(long)]
     full: bool,
 
-    /// Write a trace with a span and an image to the server and read it back, when all else is well
+    /// Write a trace with a span and an image to the server and read it back, if all checks pass
     #[arg(long)]
     smoke_test: bool,
 
-    /// Keep all that is stored as the settings ask for, encrypted or not, and leave nothing of before in the files; asks no
-    /// server
+    /// Re-encrypt or decrypt the store to match the settings, and scrub old data; makes no network requests
     #[arg(long, conflicts_with_all = ["smoke_test", "wait"])]
     reseal: bool,
 
-    /// The project that the smoke test writes to
+    /// Project that the smoke test writes to
     #[arg(long, value_name = "NAME", requires = "smoke_test", default_value = "smoke-test-project")]
     project_name: String,
 }
@@ -106,7 +106,7 @@ struct SettingReport {
 #[derive(Serialize)]
 struct CheckReport {
     name: &'static str,
-    result: Mark,
+    result: StatusMark,
     text: String,
     hint: Option<String>,
     #[serde(skip)]
@@ -118,20 +118,20 @@ impl From<Check> for CheckReport {
         let exit = (!check.is_passed()).then_some(Exit::Failure);
         let name = check.name;
         let (result, text, hint, exit) = match check.finding {
-            Finding::Good(text) => (Mark::Good, text, None, None),
-            Finding::Note { text, hint } => (Mark::Note, text, hint, None),
-            Finding::Warning { text, hint } => (Mark::Warn, text, Some(hint), None),
+            Finding::Good(text) => (StatusMark::Good, text, None, None),
+            Finding::Note { text, hint } => (StatusMark::Note, text, hint, None),
+            Finding::Warning { text, hint } => (StatusMark::Warn, text, Some(hint), None),
             Finding::Failed { cause, text, hint } => {
                 let exit = match cause {
-                    Cause::Failure => Exit::Failure,
-                    Cause::Unreachable => Exit::Unreachable,
-                    Cause::NotAuthorised => Exit::NotAuthorised,
+                    FailureCause::Failure => Exit::Failure,
+                    FailureCause::Unreachable => Exit::Unreachable,
+                    FailureCause::NotAuthorised => Exit::NotAuthorised,
                 };
-                (Mark::Bad, text, Some(hint), Some(exit))
+                (StatusMark::Bad, text, Some(hint), Some(exit))
             }
             Finding::Error(error) => {
                 let failure = Failure::from(error);
-                let mark = if exit.is_some() { Mark::Bad } else { Mark::Warn };
+                let mark = if exit.is_some() { StatusMark::Bad } else { StatusMark::Warn };
                 (mark, failure.message, failure.hint, exit.map(|_| failure.exit))
             }
         };
@@ -154,7 +154,7 @@ pub fn run(common: &Common, args: &HealthcheckArgs) -> Result<(), Failure> {
         store_path: &config.db.value,
         store_limits: translate::store_limits(&config),
         store_keys: &keys,
-        store_flags: super::wrapped::store_option(&config),
+        store_flags: store_option(&config),
         full: args.full,
         upstream: &upstream,
         lane: Lane { server: None, ..translate::lane(&config) },
@@ -236,13 +236,13 @@ fn checks(config: &Config, health: &Health<'_>) -> Vec<Check> {
     checks
 }
 
-/// The configuration files. One that can't be read has ended the command before.
+/// The configuration files. An unreadable file has ended the command already.
 fn files(config: &Config) -> Vec<Check> {
     let check = |file: &ConfigFile| {
         let path = file.path.display();
         match file.is_present {
-            true => Check::good("file", format!("{path} is read")),
-            false => Check::note("file", format!("{path} is not there, and need not be")),
+            true => Check::good("file", format!("{path} was read")),
+            false => Check::note("file", format!("{path} does not exist, and is optional")),
         }
     };
     config.files.iter().map(check).collect()
@@ -253,7 +253,7 @@ fn misconfigurations(config: &Config) -> Vec<Check> {
     const NAME: &str = "configuration";
     let found = config.scan();
     if found.is_empty() {
-        return vec![Check::good(NAME, "no known mistake")];
+        return vec![Check::good(NAME, "no known mistakes")];
     }
     found.into_iter().map(|mistake| Check::warning(NAME, mistake.to_string(), mistake.hint())).collect()
 }
@@ -264,11 +264,11 @@ fn agent(config: &Config) -> Check {
     match super::status::running_agent(config, &records) {
         Some(RunningAgent { listen, store_problem: Some(problem), .. }) => {
             let text = format!("running on {listen}, but it {problem}");
-            Check::warning("agent", text, "see to the store; the agent tries it again by itself")
+            Check::warning("agent", text, "repair the store; the agent retries on its own")
         }
         Some(RunningAgent { listen, store_full: Some(reason), .. }) => {
             let text = format!("running on {listen}, and its store is full: {reason}");
-            Check::failed("agent", Cause::Failure, text, "`opik-offline status` says what to do")
+            Check::failed("agent", FailureCause::Failure, text, "`opik-offline status` shows what to do")
         }
         Some(RunningAgent { listen, files_problem: Some(files), .. }) => {
             let (problem, hint) = files.split_once("; ").unwrap_or((&files, "raise the hard limit on open files"));
@@ -287,10 +287,10 @@ fn agent(config: &Config) -> Check {
     }
 }
 
-/// Room for fewer connections than this is worth a word before an agent is started.
+/// Fewer possible connections than this are reported before an agent is started.
 const FEW_CONNECTIONS: u64 = 256;
 
-/// What an agent that is started as this command was would have too few open files for, and what to do.
+/// Returns what the open files allowed here are too few for if an agent is started, and what to do.
 fn few_files(config: &Config) -> Option<(String, String)> {
     let (wanted, workers) = (u64::from(config.max_connections.value), Workers::count() as u64);
     let problem = files::problem(files::allowed_at_most(), wanted.min(FEW_CONNECTIONS), workers)?;
@@ -298,7 +298,7 @@ fn few_files(config: &Config) -> Option<(String, String)> {
 }
 
 fn people(renderer: &Renderer, report: &HealthReport, quiet: bool) -> Shown {
-    let columns = Stream::Out.columns();
+    let columns = OutputStream::Out.columns();
     let mut shown = Shown::default();
     if !quiet {
         let head = ["setting", "value", "from"].map(str::to_owned);

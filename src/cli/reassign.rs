@@ -1,7 +1,6 @@
-//! `replay --readdress` and `replay --rekey`: a person gives what is stored another server or another credential.
+//! `replay --readdress` and `replay --rekey`: the user gives stored messages another server or credential.
 //!
-//! Both change where acknowledged data goes and under which key, so they are shown first and never a default. What is
-//! moved keeps its order; the lease keeps everybody else from sending it meanwhile.
+//! Both change where acknowledged data goes and with which credential, so the moves are shown first and need a yes.
 
 use clap::Args;
 use serde::Serialize;
@@ -16,33 +15,34 @@ use crate::replay::session::reassignment::{LaneMove, Reassignment};
 use crate::terminal::render::Renderer;
 use crate::terminal::{Shown, is_interactive};
 
-/// Which lanes get another destination.
+/// Selects lanes that get another destination.
 #[derive(Args, Clone, Debug, Default)]
 #[command(next_help_heading = "Server moved, key changed")]
 pub struct ReassignArgs {
-    /// Deliver what was accepted for this server to --upstream instead
+    /// Deliver messages for this server to --upstream instead
     ///
-    /// For a server that moved: everything that is stored for URL, rejected messages included, belongs to the server that
-    /// --upstream (or OPIK_URL_OVERRIDE, or the configuration file) names from now on. It is shown first and needs a yes,
-    /// because the messages go there with the API keys of their clients; --rekey replaces those, too.
+    /// For a server that moved: all messages stored for URL, including rejected ones, are reassigned to the server of
+    /// --upstream (or OPIK_URL_OVERRIDE, or the configuration file). The moves are shown first and need confirmation,
+    /// because the messages are sent there with the API keys of their clients; --rekey replaces the keys, too.
     #[arg(long, value_name = "URL", value_parser = server, hide_short_help = true)]
     pub readdress: Option<Server>,
 
-    /// Give lanes whose key the server refuses the configured key
+    /// Use the configured key for lanes whose key the server rejects
     ///
-    /// For a key that was rotated or has expired while messages wait: the lanes of the configured server that were answered
-    /// with 401 or 403 go on with the key of OPIK_API_KEY or of the configuration file. --workspace and --lane select among
-    /// them. It is shown first and needs a yes.
+    /// For a key that was rotated or has expired while messages wait: lanes of the configured server that were answered
+    /// with 401 or 403 continue with the key of OPIK_API_KEY or of the configuration file. --workspace and --lane
+    /// narrow the selection. The moves are shown first and need confirmation.
     #[arg(long, hide_short_help = true)]
     pub rekey: bool,
 
-    /// With --rekey or --readdress: only this lane, by the number that a --dry-run of it shows
+    /// With --rekey or --readdress: only this lane, by its number in --dry-run
     ///
-    /// May be given more than once. A lane that is named needs not be refused to get another key.
+    /// May be given more than once. A lane named here gets the configured key even if the server accepts its current
+    /// key.
     #[arg(long, value_name = "LANE", hide_short_help = true)]
     pub lane: Vec<i64>,
 
-    /// With --rekey or --readdress: do not ask
+    /// With --rekey or --readdress: don't ask for confirmation
     #[arg(short, long, hide_short_help = true)]
     pub yes: bool,
 }
@@ -66,19 +66,19 @@ impl ReassignArgs {
     }
 }
 
-/// A lane that gets another destination, for people.
+/// A lane that gets another destination, as reported.
 #[derive(Serialize)]
 pub struct Reassigned {
     lane: i64,
     server: Option<String>,
     workspace: String,
-    /// At most its first four characters.
+    /// At most the first four characters.
     key: Option<String>,
     to_server: Option<String>,
     to_key: Option<String>,
     waiting: u64,
     rejected: u64,
-    /// Why it is held, if it is.
+    /// Why the lane is held, if it is.
     held: Option<String>,
 }
 
@@ -99,7 +99,7 @@ impl From<LaneMove> for Reassigned {
     }
 }
 
-/// Returns the table of what is moved.
+/// Returns a table of the moves.
 pub fn text(renderer: &Renderer, moves: &[Reassigned]) -> Shown {
     let readdressed = moves.iter().any(|it| it.server != it.to_server);
     let rekeyed = moves.iter().any(|it| it.key != it.to_key);
@@ -127,17 +127,17 @@ pub fn text(renderer: &Renderer, moves: &[Reassigned]) -> Shown {
     table.shown()
 }
 
-/// Returns how many messages are moved, in words.
+/// Returns how many messages move, with the noun.
 pub fn sum(moves: &[Reassigned]) -> String {
     count(moves.iter().map(|it| it.waiting + it.rejected).sum(), "message")
 }
 
-/// Asks a person on a terminal; any answer but yes ends the command.
+/// Asks for confirmation on a terminal; fails unless the answer is yes.
 pub fn ask(moves: &[LaneMove]) -> Result<(), Failure> {
     let messages = count(moves.iter().map(LaneMove::messages).sum(), "message");
     if !is_interactive() {
-        let message = format!("{messages} would get another destination, and there is nobody to ask");
-        return Err(Failure::new(Exit::Usage, message, Some("look with --dry-run, then give --yes")));
+        let message = format!("{messages} would get another destination, and there is no terminal to ask on");
+        return Err(Failure::new(Exit::Usage, message, Some("check with --dry-run, then add --yes")));
     }
     let mut question = Shown::default();
     for it in moves {
@@ -151,6 +151,6 @@ pub fn ask(moves: &[LaneMove]) -> Result<(), Failure> {
         ));
     }
     question.end_line();
-    question.add_text(&format!("give {messages} this destination? [y/N] "));
-    confirm(&question, Failure::new(Exit::Failure, "nothing was changed", Some("answer y to change it")))
+    question.add_text(&format!("move {messages} to this destination? [y/N] "));
+    confirm(&question, Failure::new(Exit::Failure, "nothing was changed", Some("answer y to move them")))
 }

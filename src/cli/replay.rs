@@ -7,11 +7,11 @@ use std::time::{Duration, Instant};
 use clap::Args;
 use serde::Serialize;
 
-use super::groups::{Group, groups, oldest, preview_text, sums_text};
+use super::groups::{GroupRow, groups, oldest, preview_text, sums_text};
 use super::readback::Readback;
 use super::reassign::{self, ReassignArgs, Reassigned};
 use super::salvage::{self, Given, take_in};
-use super::selection::{Selection, duration, number_from_one, refuse_jsonl};
+use super::selection::{SelectionArgs, duration, number_from_one, refuse_jsonl};
 use super::{Common, Exit, Failure, configuration, stop_on_signals, translate};
 use crate::agent::files;
 use crate::config::{Config, Flags, LogLevel, Source};
@@ -21,57 +21,59 @@ use crate::replay::report::rate_and_eta;
 use crate::replay::session::{Conclusion, Ending, ProgressListener, Session, SessionSettings, reassignment};
 use crate::shutdown::Shutdown;
 use crate::store::now_ms;
-use crate::terminal::progress::Progress;
+use crate::terminal::progress::ProgressDisplay;
 use crate::terminal::render::{OutputFormat, Renderer};
-use crate::terminal::{Shown, Stream};
+use crate::terminal::{OutputStream, Shown};
 
 const AFTER_HELP: &str = "\
 Examples:
-  Deliver everything that is stored, 200 messages at a time:
+  Deliver all stored messages, 200 at a time:
     opik-offline replay --batch-size 200
-  Try rejected messages again after the cause is mended:
+  Retry rejected messages after the cause is fixed:
     opik-offline replay --rejected
-  Try messages again whose ids the server found too old, after its window was widened:
+  Retry messages whose ids the server found too old, after its window was widened:
     opik-offline replay --status held
-  Deliver everything, and make sure that the server shows it:
+  Deliver everything, and check that the server shows it:
     opik-offline replay --verify
-  Deliver to the new address what was accepted for a server that moved, after a preview:
+  Deliver messages for a server that moved to its new address, after a preview:
     opik-offline replay --readdress http://old-host:5173/api --upstream http://new-host:5173/api
-  Go on with the configured key where the server refuses the one that clients sent, after a preview:
+  Use the configured key where the server rejects the clients' key, after a preview:
     opik-offline replay --rekey
-  Take in and deliver what killed Python processes left, then delete it:
+  Salvage and deliver what killed Python processes left behind, then delete it:
     opik-offline replay --from '/tmp/tmp*/opik_messages.db' --remove-source
-  From cron, for a minute at most:
+  From cron, for at most a minute:
     opik-offline replay --timeout 60s --quiet
 
 Exit codes:
-  0    All that was selected is delivered, or --limit was reached
+  0    All selected messages were delivered, or --limit was reached
   1    Failure, or a file of --from could not be read
-  2    Wrong usage or configuration
-  3    The server is away or not Opik, or --verify can't read from it
+  2    Invalid usage or configuration
+  3    The server is down or not Opik, or --verify can't read from it
   4    Messages remain or were rejected, or --verify finds some missing
   130  Interrupted";
 
 /// Deliver stored messages to the Opik server
 ///
-/// It works beside a running agent: one of the two replays at a time, and the other waits. A message leaves the store when
-/// the server has confirmed it, so that interrupting a replay loses nothing. Messages that the server refuses are kept as
+/// Works beside a running agent: one of the two replays at a time, and the other waits. A message leaves the store once
+/// the server has confirmed it, so interrupting a replay loses nothing. Messages that the server rejects are kept as
 /// rejected; they are replayed only with --rejected, --status rejected or their --id.
 ///
-/// What is selected keeps its place in the order of delivery: it is not sent while an earlier message about the same trace,
-/// span or other entity is stored, selected or not. Such messages are left, and the summary counts them.
+/// Selected messages keep their place in the order of delivery: a message is not sent while an earlier message about
+/// the same trace, span or other entity is stored, selected or not. Such messages remain stored, and the summary counts
+/// them.
 ///
-/// Each message goes to the server that it was accepted for. With --upstream only what is for that server is replayed.
+/// Each message goes to the server that it was accepted for. With --upstream, only messages for that server are
+/// replayed.
 #[derive(Args, Debug)]
 #[command(after_long_help = AFTER_HELP)]
 pub struct ReplayArgs {
     /// Replay this many messages, then pause
     ///
-    /// Unset, replay starts at 50 and speeds up while the server keeps up.
+    /// If unset, replay starts at 50 and speeds up while the server keeps up.
     #[arg(long, value_name = "N")]
     batch_size: Option<OsString>,
 
-    /// Pause this long after a full batch; unset, replay starts at 500ms and speeds up while the server keeps up
+    /// Pause this long after a full batch; if unset, replay starts at 500ms and speeds up while the server keeps up
     #[arg(long, value_name = "DURATION", hide_short_help = true)]
     delay: Option<OsString>,
 
@@ -79,58 +81,60 @@ pub struct ReplayArgs {
     #[arg(long, value_name = "N", value_parser = number_from_one)]
     limit: Option<u64>,
 
-    /// Stop after this long, and keep trying until then
+    /// Keep retrying for up to this long, then stop
     ///
-    /// Without it, replay ends when what is left has to wait: for a lane that is held, or for its next try.
+    /// Without it, replay ends once every remaining message has to wait: for a held lane, or for its next attempt.
     #[arg(long, value_name = "DURATION", value_parser = duration)]
     timeout: Option<Duration>,
 
-    /// Read back what was delivered, report what is missing
+    /// Read delivered data back, and report what is missing
     ///
     /// Traces, spans, experiments and their items, datasets and their items, optimizations, and feedback scores by name
-    /// are asked for by their ids, in pages where the server has them. What can't be read back is counted: OTLP spans,
-    /// whose ids the server makes, guardrail and assertion results, comments, attachments. What another process delivers
-    /// is not read back.
+    /// are requested by their ids, in pages if the server supports it. Data that can't be read back is counted: OTLP
+    /// spans, whose ids the server generates, guardrail and assertion results, comments, attachments. Messages that
+    /// another process delivers are not read back.
     #[arg(long)]
     verify: bool,
 
-    /// Ask again for what the server does not show yet, until this long after the delivery
+    /// Retry reading what the server does not show yet, for up to this long after the delivery
     #[arg(long, value_name = "DURATION", value_parser = duration, default_value = "30s", requires = "verify", hide_short_help = true)]
     verify_timeout: Duration,
 
-    /// Take in what a Python process left, then deliver
+    /// Salvage what a Python process left behind, then deliver
     ///
-    /// A file, a folder, or a pattern; may be given more than once.
+    /// A file, a directory or a glob pattern; may be given more than once.
     ///
-    /// It is read from a private copy. What was taken in before is recognised, also in a copied file, so that running this
-    /// again sends nothing twice. Messages get the configured workspace and API key, because the file names none.
+    /// Files are read from a private copy. Messages salvaged earlier are recognised, even in a copied file, so running
+    /// this again sends nothing twice. Messages get the configured workspace and API key, because the file contains
+    /// none.
     #[arg(long, value_name = "FILE", num_args = 1.., value_hint = clap::ValueHint::AnyPath)]
     from: Vec<PathBuf>,
 
-    /// As root, take in the files of this user, a name or a number
+    /// As root, salvage the files of this user (name or number)
     ///
-    /// A file is taken only if it and its folder belong to the user who runs this, or to root, and nobody else can write
-    /// to it. Root says with this whose files it means: then they have to belong to that user.
+    /// A file is salvaged only if it and its directory belong to the user who runs this, or to root, and no other user
+    /// can write to it. Root uses this flag to salvage the files of another user: then they have to belong to that
+    /// user.
     #[arg(long, value_name = "USER", requires = "from", hide_short_help = true, value_hint = clap::ValueHint::Username)]
     owner: Option<String>,
 
-    /// Also send attachments whose files are below this folder
+    /// Also send attachments whose files are in this directory
     ///
-    /// Without it only the temporary copies that the SDK makes are sent, from the temporary folder. May be given more than
+    /// Without it, only the SDK's own temporary copies are sent, from the temporary directory. May be given more than
     /// once.
     #[arg(long, value_name = "FOLDER", requires = "from", hide_short_help = true, value_hint = clap::ValueHint::DirPath)]
     attachments_from: Vec<PathBuf>,
 
-    /// Delete each file of --from, and the SDK's temporary copies of attachments, once every message in it is stored
+    /// Delete each file of --from, and the SDK's temporary copies of attachments, once all its messages are stored
     #[arg(long, requires = "from", hide_short_help = true)]
     remove_source: bool,
 
-    /// Show what would be replayed, and send nothing
+    /// Show what would be replayed, without sending anything
     #[arg(long)]
     dry_run: bool,
 
     #[command(flatten)]
-    selection: Selection,
+    selection: SelectionArgs,
 
     #[command(flatten)]
     reassign: ReassignArgs,
@@ -146,11 +150,11 @@ struct ReplayReport {
     sources: Vec<salvage::SourceReport>,
     delivered: u64,
     rejected: u64,
-    /// Messages held at the end because the server refuses the time in their ids, whatever was selected.
+    /// Messages held at the end because the server refuses the time in their ids, selected or not.
     held: u64,
     remaining: u64,
     /// The selected messages, before anything was sent.
-    groups: Vec<Group>,
+    groups: Vec<GroupRow>,
     /// When the oldest of them was accepted.
     oldest_accepted_at: Option<String>,
     requests: u64,
@@ -160,7 +164,7 @@ struct ReplayReport {
     /// Lanes that got another server or key (--readdress, --rekey), or would.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     reassigned: Vec<Reassigned>,
-    /// What `--verify` found.
+    /// The result of `--verify`.
     #[serde(skip_serializing_if = "Option::is_none")]
     verified: Option<Readback>,
 }
@@ -199,7 +203,7 @@ pub fn run(common: &Common, args: &ReplayArgs) -> Result<(), Failure> {
         }
     }
     let run = ReplayRun { common, args, config: &config, renderer: common.renderer(), shutdown };
-    match run.deliver(report, &mut Progress::new(common.quiet)) {
+    match run.deliver(report, &mut ProgressDisplay::new(common.quiet)) {
         Err(failure) if source_failed && failure.exit != Exit::Interrupted => {
             Err(Failure { exit: Exit::Failure, ..failure })
         }
@@ -219,9 +223,9 @@ struct ReplayRun<'a> {
 
 impl ReplayRun<'_> {
     /// Delivers what is selected, and reports it.
-    fn deliver(&self, mut report: ReplayReport, progress: &mut Progress) -> Result<(), Failure> {
+    fn deliver(&self, mut report: ReplayReport, progress: &mut ProgressDisplay) -> Result<(), Failure> {
         let Some(session) = Session::open(self.settings()?, &self.shutdown)? else { return self.show(&report) };
-        // With --from it states that the files' server has moved; nothing need be stored for it.
+        // With --from it states that the files' server has moved, and no stored message need be for it.
         let is_reassigned = self.args.reassign.is_asked() && self.args.from.is_empty();
         if is_reassigned {
             stop_on_signals(&self.shutdown)?;
@@ -256,7 +260,7 @@ impl ReplayRun<'_> {
             session.connect(&plan, &translate::upstream_settings(self.config)?, &|text| progress.note(text));
         if let Some(away) = connections.all_away() {
             if self.common.format != OutputFormat::Table {
-                // Programs are told what remains; the error tells people.
+                // Programs get a report of the remaining messages; people get the error.
                 let reasons = connections.away.iter().map(ToString::to_string).collect();
                 self.show(&ReplayReport { reasons, ..selected })?;
             }
@@ -306,10 +310,10 @@ impl ReplayRun<'_> {
         Ok(self.renderer.result(report, people)?)
     }
 
-    /// Shows what is about to be sent, before any server is asked: salvaged messages are safe whatever it answers.
-    fn preview(&self, report: &ReplayReport, progress: &Progress) {
+    /// Shows the selected messages before any server is pinged: salvaged messages are safe in any case.
+    fn preview(&self, report: &ReplayReport, progress: &ProgressDisplay) {
         report.sources.iter().for_each(|source| progress.note(&source.text(false)));
-        if Stream::Err.is_terminal() {
+        if OutputStream::Err.is_terminal() {
             let mut preview = Shown::line(&format!("replaying {}", sums_text(&report.groups)));
             preview.end_line();
             let plain = Renderer::new(self.renderer.format(), false);
@@ -325,7 +329,7 @@ impl ReplayRun<'_> {
         let verified = conclusion.verified.map(readback);
         let report =
             ReplayReport { delivered, rejected, held, remaining, requests, seconds, reasons, verified, ..selected };
-        if self.common.tells_what_was_done() {
+        if self.common.prints_summary() {
             self.show(&report)?;
         }
         match ending {
@@ -337,9 +341,9 @@ impl ReplayRun<'_> {
     }
 }
 
-impl ProgressListener for Progress {
+impl ProgressListener for ProgressDisplay {
     fn note(&self, text: &str) {
-        Progress::note(self, text);
+        ProgressDisplay::note(self, text);
     }
 
     fn progress(&self, done: u64, total: u64) {
@@ -392,7 +396,7 @@ fn people(renderer: &Renderer, report: &ReplayReport) -> Shown {
     }
     if report.held > 0 {
         shown.add_line(&format!(
-            "held      {}: their ids lie outside the server's window; see `opik-offline inspect --status held`, and {REMEDY}",
+            "held      {}: their ids are outside the server's window; see `opik-offline inspect --status held`, and {REMEDY}",
             count(report.held, "message")
         ));
     }

@@ -125,7 +125,7 @@ pub fn take_in(
     };
     let salvaged = sources.salvage(paths, &open, &mut |error| {
         failed = true;
-        Failure::from(error).say();
+        Failure::from(error).print();
     });
     match salvaged {
         Ok(files) => Ok((files.into_iter().map(SourceReport::from).collect(), failed)),
@@ -148,7 +148,7 @@ fn expand(given: &[PathBuf]) -> (Vec<PathBuf>, bool) {
             failed = true;
             let message = format!("there is no store of an SDK at {}", name.display());
             let hint = "name files such as /tmp/tmp*/opik_messages.db; `opik-offline status` lists the orphaned stores";
-            Failure::new(Exit::Failure, message, Some(hint)).say();
+            Failure::new(Exit::Failure, message, Some(hint)).print();
         }
         paths.extend(found);
     }
@@ -284,7 +284,10 @@ impl OrphanLine {
 
     /// Returns what can be done about it.
     pub fn hint(&self) -> String {
-        format!("deliver them with `opik-offline replay --from {}`", super::wrapped::quoted(self.file.as_os_str()))
+        format!(
+            "deliver them with `opik-offline replay --from {}`",
+            crate::printable::shell_word(self.file.as_os_str())
+        )
     }
 }
 

@@ -1,10 +1,10 @@
 //! Health checks: whether the server, access to it, the store and its disk would let data through.
 //!
-//! A check returns a value; the caller shows it and turns the first failure into an exit code. Checks run in the order of
-//! what depends on what: without a server there is no access to check.
+//! A check returns a value; the caller shows it and turns the first failure into an exit code. A check runs after those
+//! that it depends on: without a server there is no access to check.
 //!
-//! Checks change nothing, except that a store that has to be written anew is proven before it is opened. Only
-//! [`Health::reseal`] and [`Health::smoke_test`] write.
+//! Checks write nothing, except that a store whose last sync failed is rewritten before it is opened. Only
+//! [`Health::reseal`] and [`Health::smoke_test`] write by design.
 
 mod server;
 mod storage;
@@ -23,11 +23,11 @@ use crate::upstream::Upstream;
 /// How often [`until_healthy`] repeats the checks.
 const RETRY_INTERVAL: Duration = Duration::from_millis(500);
 
-/// What is checked.
+/// The subjects of the checks.
 pub struct Health<'a> {
     /// The store's file.
     pub store_path: &'a Path,
-    /// What the store may use.
+    /// The size limits of the store.
     pub store_limits: Limits,
     /// Reads the keys that the store is encrypted with.
     pub store_keys: &'a dyn Fn() -> Result<Keys, KeyError>,
@@ -39,36 +39,36 @@ pub struct Health<'a> {
     pub upstream: &'a Upstream,
     /// The workspace and credential whose access is checked.
     pub lane: Lane,
-    /// How long the server may take to answer a check.
+    /// The timeout of a request.
     pub timeout: Duration,
 }
 
 /// The result of one check.
 #[derive(Debug)]
 pub struct Check {
-    /// What was checked.
+    /// The name of the check.
     pub name: &'static str,
     pub finding: Finding,
 }
 
-/// What a check found.
+/// The finding of a check.
 #[derive(Debug)]
 pub enum Finding {
     /// As it should be.
     Good(String),
     /// For information.
     Note { text: String, hint: Option<String> },
-    /// Works, but deserves attention.
+    /// Works, but needs attention.
     Warning { text: String, hint: String },
     /// Does not work.
-    Failed { cause: Cause, text: String, hint: String },
+    Failed { cause: FailureCause, text: String, hint: String },
     /// The check itself failed.
     Error(CheckError),
 }
 
-/// What has to change before a failed check passes.
+/// The kind of problem behind a failed check.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Cause {
+pub enum FailureCause {
     /// Something on this machine, or a server that answers with errors.
     Failure,
     /// The server can't be reached, or is not Opik.
@@ -105,7 +105,7 @@ impl Check {
         Self { name, finding: Finding::Warning { text: text.into(), hint: hint.into() } }
     }
 
-    pub fn failed(name: &'static str, cause: Cause, text: impl Into<String>, hint: impl Into<String>) -> Self {
+    pub fn failed(name: &'static str, cause: FailureCause, text: impl Into<String>, hint: impl Into<String>) -> Self {
         Self { name, finding: Finding::Failed { cause, text: text.into(), hint: hint.into() } }
     }
 
@@ -166,7 +166,7 @@ mod tests {
 
     #[test]
     fn checks_repeat_until_they_pass_or_the_time_is_over() {
-        let failed = || vec![Check::failed("server", Cause::Unreachable, "away", "start it")];
+        let failed = || vec![Check::failed("server", FailureCause::Unreachable, "away", "start it")];
         let mut runs = 0;
         let results = until_healthy(Some(Duration::from_secs(60)), &Shutdown::new(), || {
             runs += 1;

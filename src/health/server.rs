@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::{Cause, Check, Health};
+use super::{Check, FailureCause, Health};
 use crate::protocol::answers::Answer;
 use crate::protocol::recognise::{Presence, Recognised};
 use crate::shutdown::Shutdown;
@@ -18,8 +18,8 @@ impl Health<'_> {
         let pong = match self.upstream.ping(self.timeout) {
             Ok(pong) => pong,
             Err(failure) => {
-                let hint = "start the server, check the network, or name another server with --upstream";
-                return (Check::failed(NAME, Cause::Unreachable, failure.to_string(), hint), false);
+                let hint = "start the server, check the network, or choose another server with --upstream";
+                return (Check::failed(NAME, FailureCause::Unreachable, failure.to_string(), hint), false);
             }
         };
         let (cause, hint) = match &pong.presence {
@@ -29,10 +29,10 @@ impl Health<'_> {
                 let (url, latency) = (self.upstream.base_url(), pong.latency.as_millis());
                 return (Check::good(NAME, format!("{url} answers in {latency} ms{version}")), true);
             }
-            Presence::Unauthorised(_) => (Cause::NotAuthorised, "check OPIK_API_KEY and OPIK_WORKSPACE"),
-            Presence::Foreign(foreign) => (Cause::Unreachable, foreign.hint()),
+            Presence::Unauthorised(_) => (FailureCause::NotAuthorised, "check OPIK_API_KEY and OPIK_WORKSPACE"),
+            Presence::Foreign(foreign) => (FailureCause::Unreachable, foreign.hint()),
             Presence::Unhealthy(_) => {
-                (Cause::Unreachable, "name the API with --upstream, such as http://127.0.0.1:5173/api")
+                (FailureCause::Unreachable, "set --upstream to the URL of the API, such as http://127.0.0.1:5173/api")
             }
         };
         let is_available = matches!(pong.presence, Presence::Unauthorised(_));
@@ -45,12 +45,12 @@ impl Health<'_> {
         let workspace = self.lane.workspace_name();
         match self.upstream.check_access(&self.lane, self.timeout) {
             Ok(answer) if answer.is_confirmed() => {
-                Check::good(NAME, format!("workspace {workspace} is open to this key"))
+                Check::good(NAME, format!("this key has access to workspace {workspace}"))
             }
             Ok(Answer { recognised: Recognised::Foreign(foreign), .. }) => {
                 let is_refused = matches!(foreign.status, 401..=403);
-                let cause = if is_refused { Cause::NotAuthorised } else { Cause::Unreachable };
-                let text = format!("the access check gets an answer that is {foreign}");
+                let cause = if is_refused { FailureCause::NotAuthorised } else { FailureCause::Unreachable };
+                let text = format!("the access check got an answer that is {foreign}");
                 Check::failed(NAME, cause, text, foreign.hint())
             }
             Ok(answer) if answer.status == 404 => {
@@ -58,11 +58,11 @@ impl Health<'_> {
             }
             Ok(answer) if (401..=403).contains(&answer.status) => {
                 let text = format!("the server answers {} for workspace {workspace}", answer.status);
-                Check::failed(NAME, Cause::NotAuthorised, text, "check OPIK_API_KEY and OPIK_WORKSPACE")
+                Check::failed(NAME, FailureCause::NotAuthorised, text, "check OPIK_API_KEY and OPIK_WORKSPACE")
             }
             Ok(answer) => {
                 let text = format!("the server answers {} to the access check", answer.status);
-                Check::failed(NAME, Cause::Failure, text, "look at the server's log")
+                Check::failed(NAME, FailureCause::Failure, text, "check the server's log")
             }
             Err(failure) => Check::error(NAME, failure),
         }
@@ -84,17 +84,20 @@ impl Health<'_> {
             Err(failure) => failure,
         };
         let (cause, hint) = match &failure {
-            SmokeFailure::Send(_) => (Cause::Unreachable, "the server went away in between; try again"),
+            SmokeFailure::Send(_) => {
+                (FailureCause::Unreachable, "the server became unavailable during the test; try again")
+            }
             SmokeFailure::Refused { answer, .. } => match answer.recognised.foreign() {
-                _ if (401..=403).contains(&answer.status) => {
-                    (Cause::NotAuthorised, "check OPIK_API_KEY, OPIK_WORKSPACE, and that they may write to the project")
-                }
-                Some(foreign) => (Cause::Unreachable, foreign.hint()),
-                None => (Cause::Failure, "look at the server's log"),
+                _ if (401..=403).contains(&answer.status) => (
+                    FailureCause::NotAuthorised,
+                    "check OPIK_API_KEY and OPIK_WORKSPACE, and that the key may write to the project",
+                ),
+                Some(foreign) => (FailureCause::Unreachable, foreign.hint()),
+                None => (FailureCause::Failure, "check the server's log"),
             },
             SmokeFailure::NotVisible { .. } => (
-                Cause::Failure,
-                "the server takes data and does not show it: look at its database (ClickHouse) and its log",
+                FailureCause::Failure,
+                "the server accepts data but does not show it: check its database (ClickHouse) and its log",
             ),
         };
         (Check::failed(NAME, cause, failure.to_string(), hint), None)

@@ -1,9 +1,9 @@
-//! Checks of the store: its file, its encryption, its disk and its file system; and the change of the encryption.
+//! Checks of the store: its file, its encryption, its disk and its file system; and re-encryption.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::{Cause, Check, Health};
+use super::{Check, FailureCause, Health};
 use crate::delivery::id_window;
 use crate::figures::{count, size, time};
 use crate::replay::near_id_window;
@@ -13,20 +13,20 @@ use crate::store::{
     place,
 };
 
-/// Stores up to this size are read page by page without being asked to.
+/// Stores up to this size are read page by page without `--full`.
 const SMALL_STORE_BYTES: u64 = 256 * 1024 * 1024;
-/// From here on, in percent of the maximum size, a store counts as nearly full.
+/// A store counts as nearly full above this percentage of its maximum size.
 const NEARLY_FULL_PERCENT: u64 = 90;
-/// How often a long change of the encryption is reported.
+/// How often the progress of a long re-encryption is reported.
 const RESEAL_REPORT_INTERVAL: Duration = Duration::from_secs(5);
 
-/// What the check of the store reads.
+/// The state of the store, as its check reads it.
 struct StoreFindings {
-    /// What is wrong with its pages; `None` if they were not read.
+    /// Corrupt pages; `None` if the pages were not read.
     problems: Option<Vec<String>>,
     condition: Condition,
     backlog: Backlog,
-    /// When the oldest create was accepted that comes near the age at which servers refuse it.
+    /// When the oldest create was accepted that is near the age at which servers reject it.
     near_id_window_ms: Option<i64>,
 }
 
@@ -42,7 +42,12 @@ impl Health<'_> {
         };
         if let Some(problems) = findings.problems.as_ref().filter(|problems| !problems.is_empty()) {
             let text = format!("{path}: {}", problems.join("; "));
-            return Check::failed(NAME, Cause::Failure, text, "keep a copy of the file, and replay what can be read");
+            return Check::failed(
+                NAME,
+                FailureCause::Failure,
+                text,
+                "keep a copy of the file, and replay what can be read",
+            );
         }
         let mut text = self.store_text(&findings);
         let StoreFindings { condition, backlog, near_id_window_ms, .. } = findings;
@@ -50,13 +55,13 @@ impl Health<'_> {
             let since = condition.full_record.since_ms.map_or(String::new(), |at_ms| format!(" since {}", time(at_ms)));
             text.push_str(&format!("; it is full{since}: {}", full.reason));
             let remedies = remedies(full.limit, backlog.waiting(), backlog.rejected(), &self.store_flags);
-            return Check::failed(NAME, Cause::Failure, text, remedies.join("; "));
+            return Check::failed(NAME, FailureCause::Failure, text, remedies.join("; "));
         }
         if let Some(last) = condition.recoveries.iter().rfind(|recovery| recovery.is_kept) {
             let (recovered, lost) = (last.recovered, last.lost);
             text.push_str(&format!("; its file was damaged: {recovered} messages were recovered, {lost} are lost"));
             let aside = &last.set_aside;
-            return Check::warning(NAME, text, format!("see to the disk; remove {aside} when you need nothing of it"));
+            return Check::warning(NAME, text, format!("check the disk; delete {aside} once you don't need it"));
         }
         // Free pages are used again before the file grows.
         let used = condition.file_bytes.saturating_sub(condition.free_bytes);
@@ -68,7 +73,7 @@ impl Health<'_> {
         }
     }
 
-    /// Reads what the check of the store is about. A store that has to be written anew is proven first.
+    /// Reads the state of the store. A store whose last sync failed is proven first.
     fn read_store(&self) -> Result<StoreFindings, StoreError> {
         let keys = (self.store_keys)();
         store::prove(self.store_path)?;
@@ -98,14 +103,14 @@ impl Health<'_> {
         }
         if backlog.held() > 0 {
             let held = backlog.held();
-            text.push_str(&format!("; {held} messages are held, because their ids lie outside the server's window"));
+            text.push_str(&format!("; {held} messages are held, because their ids are outside the server's window"));
         } else if let Some(at_ms) = near_id_window_ms {
             let since = time(*at_ms);
-            text.push_str(&format!("; a create waits since {since}: servers may refuse ids older than 24h"));
+            text.push_str(&format!("; a create has been waiting since {since}: servers may refuse ids older than 24h"));
         }
         if condition.full_record.refused > 0 {
             let refused = count(condition.full_record.refused, "write");
-            text.push_str(&format!("; {refused} found it full and got a 503"));
+            text.push_str(&format!("; {refused} got a 503 because it was full"));
         }
         text
     }
@@ -121,7 +126,7 @@ impl Health<'_> {
         let condition = self.store_without_key().and_then(|store| store.condition().ok());
         let Some(encryption) = condition.map(|condition| condition.encryption) else {
             return match &keys.current {
-                Some(key) => Check::good(NAME, format!("on for the store that will be made, with key {}", key.id())),
+                Some(key) => Check::good(NAME, format!("on for the store when it is created, with key {}", key.id())),
                 None => Check::note(NAME, "off"),
             };
         };
@@ -137,13 +142,13 @@ impl Health<'_> {
                 };
                 Check::failed(
                     NAME,
-                    Cause::Failure,
+                    FailureCause::Failure,
                     text,
                     "set the key with that name; status and purge work without it",
                 )
             }
             (Some(key), KeyState::Usable) if !encryption.is_complete => {
-                let text = format!("on, with key {key}; what was stored before may still be in the files as it was");
+                let text = format!("on, with key {key}; the files may still hold unencrypted older data");
                 Check::warning(NAME, text, RESEAL)
             }
             (Some(key), KeyState::Usable) if keys.current.as_ref().is_some_and(|current| current.id() != key) => {
@@ -151,7 +156,7 @@ impl Health<'_> {
             }
             (Some(key), KeyState::Usable) => Check::good(NAME, format!("on, with key {key}")),
             (None, KeyState::Usable) if !encryption.is_complete => {
-                Check::warning(NAME, "off; what was stored before may still be encrypted", RESEAL)
+                Check::warning(NAME, "off; older messages may still be encrypted", RESEAL)
             }
             (None, KeyState::Usable) if keys.current.is_some() => {
                 Check::warning(NAME, "off, although a key is set: the store is older than the setting", RESEAL)
@@ -162,35 +167,35 @@ impl Health<'_> {
 
     /// Opens the store even if its key is missing, for what needs no contents.
     fn store_without_key(&self) -> Option<Arc<dyn Store>> {
-        // A key that can't be used counts as missing; this check says why.
+        // A key that can't be used counts as missing; [`Self::encryption`] reports why.
         let keys: Keys = (self.store_keys)().unwrap_or_default();
         store::open_with(self.store_path, OpenMode::WithoutKey, self.store_limits, &keys).ok()
     }
 
-    /// Checks the place where the store is or will be. An open store may hide that nothing more fits.
+    /// Checks the directory where the store is or will be. An open store may hide that the disk is full.
     pub(super) fn disk(&self) -> Check {
         const NAME: &str = "disk";
         let place = match place::look_at(self.store_path) {
             Ok(place) => place,
             Err(error) => {
-                let text = format!("{} cannot be looked at: {error}", self.store_path.display());
-                return Check::failed(NAME, Cause::Failure, text, "name another file with --db");
+                let text = format!("cannot examine {}: {error}", self.store_path.display());
+                return Check::failed(NAME, FailureCause::Failure, text, "choose another file with --db");
             }
         };
         let reserved = self.store_limits.disk_reserve;
         let (found, free, reserve) = (place.found.display(), size(place.free_bytes), size(reserved));
         if !place.is_writable {
-            let text = format!("{found} cannot be written by this user");
-            let hint = "give this user write access, or name another file with --db";
-            return Check::failed(NAME, Cause::Failure, text, hint);
+            let text = format!("this user cannot write to {found}");
+            let hint = "give this user write access, or choose another file with --db";
+            return Check::failed(NAME, FailureCause::Failure, text, hint);
         }
         if place.free_bytes <= reserved {
-            let text = format!("{free} free, and {reserve} stay free: nothing new can be stored");
+            let text = format!("{free} free, and {reserve} are reserved: no new message can be stored");
             let hint =
-                "free disk space, lower OPIK_OFFLINE_FREE_DISK_RESERVE, or name a file on another disk with --db";
-            return Check::failed(NAME, Cause::Failure, text, hint);
+                "free disk space, lower OPIK_OFFLINE_FREE_DISK_RESERVE, or choose a file on another disk with --db";
+            return Check::failed(NAME, FailureCause::Failure, text, hint);
         }
-        Check::good(NAME, format!("{free} free, of which {reserve} stay free"))
+        Check::good(NAME, format!("{free} free, of which {reserve} are reserved"))
     }
 
     /// Checks the file system of the store; `None` if it is as durable as a local disk.
@@ -201,14 +206,15 @@ impl Health<'_> {
         Some(Check::warning("file system", text, found.hint()))
     }
 
-    /// Encrypts or decrypts the stored messages to match the settings; `note` takes how far it is, and `go_on` ends it.
+    /// Re-encrypts or decrypts the store to match the settings; reports progress to `note` and stops once `go_on` is
+    /// false.
     ///
     /// # Errors
     ///
     /// Fails with a sentence for people if it was interrupted.
     pub fn reseal(&self, note: &dyn Fn(&str), go_on: &dyn Fn() -> bool) -> Result<Check, String> {
         const NAME: &str = "reseal";
-        let done = |done: Resealing| format!("{} ({})", count(done.done, "thing"), size(done.bytes));
+        let done = |done: Resealing| format!("{} ({})", count(done.done, "value"), size(done.bytes));
         let keys = match (self.store_keys)() {
             Ok(keys) => keys,
             Err(error) => return Ok(Check::error(NAME, error)),
@@ -221,19 +227,18 @@ impl Health<'_> {
             }
             go_on()
         };
-        let again = "what was done stays done; run it again to go on";
+        let again = "finished work is kept; run it again to continue";
         Ok(match store::reseal(self.store_path, self.store_limits, &keys, &mut on_progress) {
             Ok(Resealed::Complete(Resealing { done: 0, .. })) => {
-                Check::good(NAME, "everything is kept as it should be")
+                Check::good(NAME, "the store already matches the settings")
             }
             Ok(Resealed::Complete(all)) => {
-                Check::good(NAME, format!("resealed {}; nothing of before is left in the files", done(all)))
+                Check::good(NAME, format!("resealed {}; no old data is left in the files", done(all)))
             }
             Ok(Resealed::Remnants { done: all, reason }) => {
                 let done = done(all);
-                let text =
-                    format!("resealed {done}; unused parts of the files may still hold what was there: {reason}");
-                Check::failed(NAME, Cause::Failure, text, again)
+                let text = format!("resealed {done}; unused parts of the files may still hold old data: {reason}");
+                Check::failed(NAME, FailureCause::Failure, text, again)
             }
             Ok(Resealed::Stopped(so_far)) => return Err(format!("interrupted after {}; {again}", done(so_far))),
             Err(StoreError::Missing { .. }) => Check::note(NAME, "nothing was stored yet"),

@@ -36,7 +36,7 @@ pub struct Adoption {
 impl Adoption {
     /// Adopts orphans until shutdown.
     pub fn run(&self, slot: &StoreSlot, shutdown: &Shutdown) {
-        // Files that stay although all of their rows are stored: each is salvaged again only after a change.
+        // Files that stay although all of their rows are stored: a salvage is retried only after a change.
         let mut done: Vec<OrphanMark> = Vec::new();
         loop {
             let orphans = orphan::find(&self.temp_dir);
@@ -55,7 +55,7 @@ impl Adoption {
         }
     }
 
-    /// Adopts one orphan; returns whether it need not be tried again.
+    /// Adopts one orphan; returns whether it need not be retried.
     fn adopt(&self, slot: &StoreSlot, orphan: &Orphan, shutdown: &Shutdown) -> bool {
         // Without a store there is nowhere to put its rows; the slot has reported that.
         let Ok(store) = slot.get() else { return false };
@@ -85,7 +85,7 @@ impl Adoption {
             }
             Err(SalvageError::Interrupted { .. }) => false,
             Err(SalvageError::Store(error)) => {
-                warn!(target: "replay_manager", "cannot salvage {} yet: {error}", orphan.path.display());
+                warn!(target: "replay_manager", "cannot salvage {} yet, will retry: {error}", orphan.path.display());
                 // A full store has room again later; any other failure is for the slot to heal.
                 if !matches!(error, StoreError::Full { .. }) {
                     slot.report(&store, &std::sync::Arc::new(error));

@@ -45,7 +45,8 @@ pub(super) fn request_of(stored: &StoredRow) -> RowRequest {
     }
 }
 
-/// Returns the digest by which a row is recognised in any copy of its file: all of it except its status, which changes.
+/// Returns the digest by which a row is deduplicated, in any copy of its file. It covers all of the row except its
+/// status, which changes.
 pub(super) fn digest(row: &StoredRow) -> Sha256 {
     let mut digest = Context::new(&SHA256);
     digest.update(&row.message_id.to_be_bytes());

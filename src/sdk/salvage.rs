@@ -4,8 +4,8 @@
 //!
 //! - **In the order of their ids**, registered and failed rows alike. The message that a killed process was sending may
 //!   have arrived or not; sending it again is idempotent.
-//! - **Each row once.** A commit holds rows together with the digests that recognise them later, so a salvage that is
-//!   killed at any point is simply run again, on the same file or on a copy of it.
+//! - **Each row once.** Rows are deduplicated by digest, and a transaction commits rows together with their digests. So
+//!   a salvage that is killed at any point is simply retried, on the same file or on a copy of it.
 //! - **No row is dropped.** A row that no request can be made of is kept as rejected, with its text as the body.
 //! - **Bytes of attachments are copied at once**: they are in a temporary folder.
 //! - **A row may name any file of this machine, and only files that the SDK put there for it are read**
@@ -88,7 +88,7 @@ pub struct Salvaged {
     pub taken: u64,
     /// Rows that no request can be made of, kept as rejected.
     pub rejected: u64,
-    /// Rows that an earlier salvage stored.
+    /// Duplicates: rows that an earlier salvage stored.
     pub known: u64,
     /// Rows that could not be read; an estimate.
     pub unread: u64,
@@ -216,7 +216,7 @@ pub fn is_agent_at(server: &Server, listen: SocketAddr) -> bool {
         && (is_listening || is_loopback && reaches_loopback)
 }
 
-/// Rows that wait for the next commit.
+/// The batch of rows for the next commit.
 struct PendingRows<'a> {
     salvage: &'a Salvage<'a>,
     path: &'a Path,
@@ -338,7 +338,7 @@ impl PendingRows<'_> {
                 Ok(0) => break,
                 Ok(read) => writer.write(&piece[..read])?,
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                // Unlike a missing file, this is not the row's fault: a disk that fails now may work next time.
+                // Unlike a missing file, this is not the row's fault: a retry may succeed.
                 Err(error) => {
                     return Err(SdkFileError::Unreadable { path: name.into(), reason: error.to_string() }.into());
                 }

@@ -67,7 +67,7 @@ impl Sources<'_> {
     ///
     /// # Errors
     ///
-    /// [`SourcesError`]; files that were salvaged before stay salvaged.
+    /// [`SourcesError`]; files that were salvaged earlier stay salvaged.
     pub fn salvage(
         &self,
         paths: Vec<PathBuf>,

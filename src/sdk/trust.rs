@@ -6,7 +6,7 @@
 //! # Invariants
 //!
 //! - **The file** is a regular file of the user whose files are salvaged, or of root, and no other user can write to
-//!   it. The same holds for the files that SQLite keeps beside it.
+//!   it. The same holds for its journals.
 //! - **Its folder** belongs to that user or to root. If others can write to the folder, it is sticky: they can neither
 //!   remove nor replace the file.
 //! - **The path to it** has no links of other users ([`place::resolve`]). Every component is opened without following

@@ -1,8 +1,9 @@
-//! The only place that writes to stdout and stderr, and what may be written there.
+//! The only room that writes to stdout and stderr, and the types of what may be written there.
 //!
-//! People get [`Shown`]: it is made of texts that [`printable`] has made harmless, line by line, and of the few sequences
-//! that a terminal is meant to obey, which only this file knows. Programs get [`Stream::machine`] documents, in which hazardous
-//! characters are written as the escapes of JSON. A result that did not go through one of them does not compile.
+//! People get [`Shown`]: it consists of texts that [`printable`] has escaped, line by line, and of the few escape
+//! sequences that a terminal should interpret, which only this file knows. Programs get documents through
+//! [`OutputStream::machine`], in which hazardous characters are encoded as JSON escapes. Output that went through
+//! neither does not compile.
 
 pub mod pager;
 pub mod progress;
@@ -14,17 +15,17 @@ use std::io::{self, IsTerminal, Write};
 
 use crate::printable;
 
-/// What a result or a note is written to.
+/// A standard stream.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Stream {
+pub enum OutputStream {
     /// Results.
     Out,
     /// Everything else.
     Err,
 }
 
-impl Stream {
-    /// Returns whether somebody sits there.
+impl OutputStream {
+    /// Returns whether the stream is a terminal.
     pub fn is_terminal(self) -> bool {
         match self {
             Self::Out => io::stdout().is_terminal(),
@@ -32,7 +33,7 @@ impl Stream {
         }
     }
 
-    /// Returns the columns that a text may take; no bound where it is not a terminal, or one too narrow for words.
+    /// Returns the columns for wrapped text; unlimited unless it is a terminal wide enough for words.
     pub fn columns(self) -> usize {
         let size = self.is_terminal().then(|| match self {
             Self::Out => rustix::termios::tcgetwinsize(io::stdout()),
@@ -42,11 +43,11 @@ impl Stream {
         if columns >= COLUMNS_MIN { columns } else { usize::MAX }
     }
 
-    /// Writes what people read.
+    /// Writes text for people.
     ///
     /// # Errors
     ///
-    /// Whatever the stream says.
+    /// Fails if the stream can't be written.
     pub fn show(self, shown: &Shown) -> io::Result<()> {
         self.write(&shown.0)
     }
@@ -55,7 +56,7 @@ impl Stream {
     ///
     /// # Errors
     ///
-    /// Whatever the stream says.
+    /// Fails if the stream can't be written.
     pub fn machine(self, document: &str) -> io::Result<()> {
         self.write(&printable::json(document))
     }
@@ -72,9 +73,9 @@ impl Stream {
     }
 }
 
-/// Returns whether a person can be asked: they see the question, and their answer is read.
+/// Returns whether the user can be asked: stdin and stderr are terminals.
 pub fn is_interactive() -> bool {
-    io::stdin().is_terminal() && Stream::Err.is_terminal()
+    io::stdin().is_terminal() && OutputStream::Err.is_terminal()
 }
 
 /// The terminal that stdout is.
@@ -86,10 +87,10 @@ pub struct Terminal {
     pub rows: usize,
 }
 
-/// Where a line of a terminal has less columns than this, nothing is broken between words.
+/// On a terminal with fewer columns than this, text is not wrapped.
 const COLUMNS_MIN: usize = 40;
 
-/// Returns the terminal that stdout is, if it is one and tells its size.
+/// Returns the terminal of stdout, if it is one with a known size.
 pub fn terminal() -> Option<Terminal> {
     let stdout = io::stdout();
     let size = stdout.is_terminal().then(|| rustix::termios::tcgetwinsize(stdout))?.ok()?;
@@ -97,7 +98,7 @@ pub fn terminal() -> Option<Terminal> {
     (terminal.columns > 0 && terminal.rows > 0).then_some(terminal)
 }
 
-/// How a word looks.
+/// The style of a word.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Style {
     Bold,
@@ -123,7 +124,7 @@ impl Style {
     }
 }
 
-/// Text for people that drives no terminal, whatever it was made of.
+/// Text for people, escaped so that it can't control a terminal.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Shown(String);
 
@@ -133,7 +134,7 @@ impl Shown {
         Self::default().with_line(text)
     }
 
-    /// Returns lines of our own making; a stranger's text in them goes through [`printable::line`] first.
+    /// Returns several lines of our own; text from elsewhere in them goes through [`printable::line`] first.
     pub fn lines(text: &str) -> Self {
         let mut shown = Self::default();
         shown.add_lines(text);
@@ -153,12 +154,12 @@ impl Shown {
         self.end_line();
     }
 
-    /// Adds text to the line that has begun; a line break in it is shown as an escape.
+    /// Appends text to the current line; a line break in it is escaped.
     pub fn add_text(&mut self, text: &str) {
         self.0.push_str(&printable::line(text));
     }
 
-    /// Adds a line for a shell's completion: a value, and what describes it.
+    /// Adds a line for the shell's completions: a value and its description.
     pub fn add_value(&mut self, value: &str, description: Option<&str>) {
         self.add_text(value);
         if let Some(description) = description {
@@ -168,12 +169,12 @@ impl Shown {
         self.end_line();
     }
 
-    /// Adds text whose line breaks are line breaks.
+    /// Appends text and keeps its line breaks.
     pub fn add_lines(&mut self, text: &str) {
         self.0.push_str(&printable::lines(text));
     }
 
-    /// Adds text to the line that has begun, with this look.
+    /// Appends styled text to the current line.
     pub fn add_styled(&mut self, style: Option<Style>, text: &str) {
         match style {
             None => self.add_text(text),
@@ -187,35 +188,35 @@ impl Shown {
         }
     }
 
-    /// Adds a document that programs could read, too.
+    /// Appends a JSON document, which programs can read, too.
     pub fn add_json(&mut self, document: &str) {
         self.0.push_str(&printable::json(document));
     }
 
-    /// Adds bytes of a body as they are: only for what is no terminal.
+    /// Appends text of a body as it was sent; escaped if stdout is a terminal.
     pub fn add_as_sent(&mut self, text: &str) {
-        match Stream::Out.is_terminal() {
+        match OutputStream::Out.is_terminal() {
             true => self.add_lines(text),
             false => self.0.push_str(text),
         }
     }
 
-    /// Ends a line.
+    /// Ends the current line.
     pub fn end_line(&mut self) {
         self.0.push('\n');
     }
 
-    /// Adds what was shown elsewhere.
+    /// Appends other text for people.
     pub fn add(&mut self, other: &Self) {
         self.0.push_str(&other.0);
     }
 
-    /// Returns the text, for the tests and the pager.
+    /// Returns the text, for tests and the pager.
     pub fn as_str(&self) -> &str {
         &self.0
     }
 
-    /// Returns the lines that fit above the cursor's on a terminal.
+    /// Returns the lines that fit above the line of the cursor on a terminal, and their number.
     pub fn fitting(&self, rows: usize) -> (Self, usize) {
         let room = rows.saturating_sub(1).max(2);
         let count = self.0.lines().count();
@@ -227,26 +228,26 @@ impl Shown {
         (fitting, room)
     }
 
-    /// Returns the text drawn over the frame before it, without lines that the terminal breaks.
+    /// Returns the text drawn over the previous frame, with line wrapping of the terminal disabled.
     pub fn as_frame(&self, begin: FrameBegin) -> Self {
         let begin = match begin {
             FrameBegin::Here => String::new(),
             FrameBegin::Above(lines) => format!("\u{1b}[{lines}A\r"),
             FrameBegin::Cleared => "\u{1b}[2J\u{1b}[H".to_owned(),
         };
-        // Emptied before it is written: after a full line the cursor still stands on its last character.
+        // A line is cleared before it is written: after a full line the cursor is still on the last character.
         let drawn: String = self.0.lines().map(|line| format!("\u{1b}[2K{line}\n")).collect();
         Self(format!("\u{1b}[?7l{begin}{drawn}\u{1b}[J\u{1b}[?7h"))
     }
 }
 
-/// Where a frame is drawn.
+/// The position of a frame.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum FrameBegin {
-    /// Where the cursor is.
+    /// At the cursor.
     Here,
-    /// Over a frame of this many lines.
+    /// Over a previous frame of this many lines.
     Above(usize),
-    /// On an empty screen.
+    /// On a cleared screen.
     Cleared,
 }

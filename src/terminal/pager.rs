@@ -1,4 +1,4 @@
-//! Long results for people: through a pager where there is a terminal, else straight to stdout.
+//! Long results for people: through a pager on a terminal, otherwise straight to stdout.
 
 use std::ffi::{OsStr, OsString};
 use std::io::{self, BufWriter, Write};
@@ -8,10 +8,10 @@ use signal_hook::consts::SIGINT;
 
 use thiserror::Error;
 
-use super::{Shown, Stream, terminal};
+use super::{OutputStream, Shown, terminal};
 use crate::signals::{SignalError, watch};
 
-/// What a shell exits with when there is no such program, and when it can't be executed.
+/// Exit codes of a shell if the program was not found, and if it can't be executed.
 const NOT_RUN: [i32; 2] = [127, 126];
 
 /// Why a long result can't be shown through a pager.
@@ -19,13 +19,13 @@ const NOT_RUN: [i32; 2] = [127, 126];
 pub enum PagerError {
     #[error(transparent)]
     Signals(#[from] SignalError),
-    #[error("the pager that PAGER names can't be run")]
+    #[error("cannot run the pager of PAGER")]
     NotRun,
     #[error(transparent)]
     Output(#[from] io::Error),
 }
 
-/// Where a result is written, in pieces as large as the caller makes them.
+/// The destination of a result: stdout or a pager. It is written in pieces of the caller's size.
 pub struct Output(Writer);
 
 enum Writer {
@@ -34,7 +34,7 @@ enum Writer {
 }
 
 impl Output {
-    /// Returns what writes straight to stdout.
+    /// Returns an output straight to stdout.
     pub fn direct() -> Self {
         Self(Writer::Stdout)
     }
@@ -54,7 +54,7 @@ impl Output {
         {
             return Ok(none);
         }
-        // Interrupting means something to a pager that follows or searches; this process ends when the pager does.
+        // A pager handles interrupts itself, to stop following or searching; this process ends when the pager does.
         watch(&[SIGINT], |_| {})?;
         let spawned = Command::new("sh").arg("-c").arg(&command).stdin(Stdio::piped()).spawn();
         let Ok(mut child) = spawned else { return Ok(none) };
@@ -64,14 +64,14 @@ impl Output {
         })
     }
 
-    /// Writes what people read.
+    /// Writes text for people.
     ///
     /// # Errors
     ///
-    /// Whatever stdout or the pager says.
+    /// Fails if stdout or the pager can't be written.
     pub fn show(&mut self, shown: &Shown) -> io::Result<()> {
         match &mut self.0 {
-            Writer::Stdout => Stream::Out.show(shown),
+            Writer::Stdout => OutputStream::Out.show(shown),
             Writer::Pager(stdin, _) => stdin.write_all(shown.as_str().as_bytes()),
         }
     }
@@ -80,24 +80,24 @@ impl Output {
     ///
     /// # Errors
     ///
-    /// Whatever stdout says.
+    /// Fails if stdout or the pager can't be written.
     pub fn machine(&mut self, document: &str) -> io::Result<()> {
         match &mut self.0 {
-            Writer::Stdout => Stream::Out.machine(document),
+            Writer::Stdout => OutputStream::Out.machine(document),
             Writer::Pager(stdin, _) => stdin.write_all(crate::printable::json(document).as_bytes()),
         }
     }
 
-    /// Returns what takes a document for programs piece by piece. It is written whole only when that is flushed.
+    /// Returns a writer for a document in pieces. The document is complete only after a flush.
     pub fn machine_pieces(&mut self) -> MachinePieces<'_> {
         MachinePieces { output: self, text: Vec::new() }
     }
 
-    /// Hands on what was written.
+    /// Flushes the buffer.
     ///
     /// # Errors
     ///
-    /// Whatever the pager says.
+    /// Fails if the pager can't be written.
     pub fn flush(&mut self) -> io::Result<()> {
         match &mut self.0 {
             Writer::Stdout => Ok(()),
@@ -124,7 +124,7 @@ impl Output {
     }
 }
 
-/// Takes a document for programs piece by piece, wherever a piece ends.
+/// Writes a document for programs in pieces, which may end inside a character.
 pub struct MachinePieces<'a> {
     output: &'a mut Output,
     text: Vec<u8>,
@@ -133,8 +133,8 @@ pub struct MachinePieces<'a> {
 impl MachinePieces<'_> {
     const PIECE_BYTES: usize = 64 * 1024;
 
-    /// Hands on the characters that are there whole.
-    fn hand_on(&mut self) -> io::Result<()> {
+    /// Writes the complete characters in the buffer.
+    fn write_complete(&mut self) -> io::Result<()> {
         let whole = match std::str::from_utf8(&self.text) {
             Ok(text) => text,
             Err(error) => std::str::from_utf8(&self.text[..error.valid_up_to()]).unwrap_or_default(),
@@ -150,12 +150,12 @@ impl Write for MachinePieces<'_> {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         self.text.extend_from_slice(bytes);
         if self.text.len() >= Self::PIECE_BYTES {
-            self.hand_on()?;
+            self.write_complete()?;
         }
         Ok(bytes.len())
     }
 
     fn flush(&mut self) -> io::Result<()> {
-        self.hand_on()
+        self.write_complete()
     }
 }

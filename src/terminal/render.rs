@@ -5,13 +5,13 @@ use std::io::{self, Write as _};
 use serde::Serialize;
 
 use super::pager::Output;
-use super::table::Table;
+use super::table::TextTable;
 use super::yaml;
 use super::{Shown, Style};
 
 use crate::printable::{self, cells, padded};
 
-/// How results are written.
+/// The format of results.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum OutputFormat {
     /// Tables and sentences for people.
@@ -19,13 +19,13 @@ pub enum OutputFormat {
     Table,
     /// One JSON document.
     Json,
-    /// One JSON document a line (`inspect` only).
+    /// One JSON document per line (`inspect` only).
     Jsonl,
     /// One YAML document.
     Yaml,
 }
 
-/// Writes results.
+/// Writes results in one format.
 #[derive(Clone, Copy, Debug)]
 pub struct Renderer {
     format: OutputFormat,
@@ -38,30 +38,30 @@ impl Renderer {
         Self { format, color }
     }
 
-    /// Returns the format in use.
+    /// Returns the format.
     pub fn format(&self) -> OutputFormat {
         self.format
     }
 
-    /// Says whether there are colours.
+    /// Returns whether the output is coloured.
     pub fn is_colored(&self) -> bool {
         self.color
     }
 
-    /// Writes one result: `people` says how it reads as text.
+    /// Writes a result to stdout; `people` renders it as text.
     ///
     /// # Errors
     ///
-    /// Whatever stdout says.
+    /// Fails if stdout can't be written.
     pub fn result<T: Serialize>(&self, result: &T, people: impl FnOnce(&Self, &T) -> Shown) -> io::Result<()> {
         self.result_to(&mut Output::direct(), result, people)
     }
 
-    /// Writes one result to where a long one goes.
+    /// Writes a result to an output, which may be a pager; `people` renders it as text.
     ///
     /// # Errors
     ///
-    /// Whatever the writer says.
+    /// Fails if the output can't be written.
     pub fn result_to<T: Serialize>(
         &self,
         output: &mut Output,
@@ -76,7 +76,7 @@ impl Renderer {
         output.flush()
     }
 
-    /// Writes one result as JSON, piece by piece: it may be long.
+    /// Writes a result as JSON in pieces: it may be long.
     fn json_to<T: Serialize>(&self, output: &mut Output, result: &T) -> io::Result<()> {
         let mut output = output.machine_pieces();
         match self.format {
@@ -88,47 +88,47 @@ impl Renderer {
         output.flush()
     }
 
-    /// Returns an empty table with these column heads, see [`Table::new`].
-    pub fn table(&self, heads: &[&str]) -> Table {
-        Table::new(heads, self.color)
+    /// Returns an empty table with these column heads, see [`TextTable::new`].
+    pub fn table(&self, heads: &[&str]) -> TextTable {
+        TextTable::new(heads, self.color)
     }
 
-    /// Returns how something looks, where colours are.
+    /// Returns the style if the output is coloured.
     pub fn style(&self, style: Style) -> Option<Style> {
         self.color.then_some(style)
     }
 
-    /// Adds a mark for a line of a report, coloured where colours are.
-    pub fn add_mark(&self, shown: &mut Shown, mark: Mark) {
+    /// Appends the sign of a mark, in its colour.
+    pub fn add_mark(&self, shown: &mut Shown, mark: StatusMark) {
         let sign = match mark {
-            Mark::Good => "ok",
-            Mark::Warn => "!!",
-            Mark::Bad => "xx",
-            Mark::Note => "--",
+            StatusMark::Good => "ok",
+            StatusMark::Warn => "!!",
+            StatusMark::Bad => "xx",
+            StatusMark::Note => "--",
         };
         self.add_painted(shown, mark, sign);
     }
 
-    /// Adds a word in the colour of a mark, where colours are.
-    pub fn add_painted(&self, shown: &mut Shown, mark: Mark, word: &str) {
+    /// Appends a word in the colour of a mark.
+    pub fn add_painted(&self, shown: &mut Shown, mark: StatusMark, word: &str) {
         let style = match mark {
-            Mark::Good => Style::Green,
-            Mark::Warn => Style::Yellow,
-            Mark::Bad => Style::Red,
-            Mark::Note => Style::Dim,
+            StatusMark::Good => Style::Green,
+            StatusMark::Warn => Style::Yellow,
+            StatusMark::Bad => Style::Red,
+            StatusMark::Note => Style::Dim,
         };
         shown.add_styled(self.style(style), word);
     }
 }
 
-/// How a line of a report is meant.
+/// The result of a line of a report.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
-pub enum Mark {
+pub enum StatusMark {
     /// As it should be.
     #[serde(rename = "ok")]
     Good,
-    /// Works, and deserves a look.
+    /// Works, but needs attention.
     #[serde(rename = "warning")]
     Warn,
     /// Does not work.
@@ -138,8 +138,7 @@ pub enum Mark {
     Note,
 }
 
-/// Returns a text broken into lines of so many columns between words; its own lines stay lines, and what goes on stands
-/// `indent` columns further in.
+/// Wraps a text at `columns`, with continuation lines indented by `indent`; its own line breaks stay.
 pub fn hanging(text: &str, columns: usize, indent: usize) -> String {
     let broken = |line: &str| {
         let width = columns.saturating_sub(indent);
@@ -148,7 +147,7 @@ pub fn hanging(text: &str, columns: usize, indent: usize) -> String {
     text.lines().map(broken).collect::<Vec<_>>().join("\n")
 }
 
-/// Breaks a text into lines between words. A word that is longer than a line, such as a path, stays whole.
+/// Wraps a text between words. A word that is longer than a line, such as a path, stays whole.
 pub fn wrapped(text: &str, width: usize) -> String {
     let mut lines = String::new();
     let mut column = 0;
@@ -167,8 +166,8 @@ pub fn wrapped(text: &str, width: usize) -> String {
     lines
 }
 
-/// Returns rows of three texts in columns, the first row in bold where there are colours. Where the second text of a row
-/// leaves no room for the third, that is on the next line: a path or a URL can be copied whole.
+/// Lays rows of three texts out in columns, with the first row as the head. If the second text of a row leaves no space
+/// for the third, the third is on the next line, so that a path or a URL can be copied whole.
 pub fn three_columns(renderer: &Renderer, rows: &[[String; 3]], columns: usize) -> Shown {
     const GAP: usize = 2;
     let rows: Vec<_> = rows.iter().map(|row| row.each_ref().map(|text| printable::line(text))).collect();
@@ -197,8 +196,8 @@ pub fn three_columns(renderer: &Renderer, rows: &[[String; 3]], columns: usize) 
     shown
 }
 
-/// Returns JSON that was laid out for people with colours: keys, texts, and the rest; not a token is changed, but for the
-/// escapes of what a terminal would obey.
+/// Colours formatted JSON by keys, strings and other values. No token changes, except that characters which a terminal
+/// would interpret are escaped.
 pub fn colored_json(text: &str) -> Shown {
     let text = printable::json(text);
     let mut colored = Shown::default();
@@ -231,7 +230,7 @@ pub fn colored_json(text: &str) -> Shown {
     colored
 }
 
-/// Returns what to say when a list is empty: there is nothing, or the filters leave nothing.
+/// Returns why a list is empty: nothing is stored, or the filter selects nothing.
 pub fn nothing(is_any_selected: bool) -> &'static str {
     if is_any_selected { "no message is stored" } else { "no stored message is selected" }
 }
@@ -251,7 +250,7 @@ mod tests {
     }
 
     #[test]
-    fn a_value_that_is_too_long_for_its_line_stays_whole() {
+    fn a_value_too_long_for_its_line_stays_whole() {
         let settings = [
             ["setting", "value", "from"],
             ["db", "/home/somebody/a/long/way/opik_messages.db", "default"],

@@ -1,6 +1,6 @@
 //! Tables for people, as wide as the terminal.
 //!
-//! What is decided here is which column gives way and how far; `comfy_table` lays the harmless, shortened texts out.
+//! This module decides which columns are shortened and how far; `comfy_table` lays out the escaped, shortened texts.
 
 use std::borrow::Cow;
 
@@ -11,19 +11,19 @@ use crate::printable::{self, cells};
 
 /// Cells between two columns.
 const GAP: u16 = 2;
-/// What a name is shortened to at least, so that it can still be told from others.
+/// The minimum width of a shortened name, so that it can be distinguished from others.
 const ELIDED_MIN: usize = 8;
-/// What is left to a column of words at least.
+/// The minimum width of a column of wrapped words.
 const WRAPPED_MIN: usize = 20;
 
-/// What becomes of a column's texts where the terminal is too narrow.
+/// How the texts of a column fit into a terminal that is too narrow.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Fit {
     /// They stay whole.
     Whole,
-    /// They stay whole, and stand at the right.
+    /// They stay whole, right-aligned.
     Number,
-    /// They are broken between words.
+    /// They wrap between words.
     Wrapped,
     /// Their middle is left out.
     Elided,
@@ -31,18 +31,18 @@ enum Fit {
     Cut,
 }
 
-/// A table. A row takes one line, and no text of a row reaches into another.
+/// A table. No text of a row reaches into another row.
 #[derive(Clone, Debug)]
-pub struct Table {
+pub struct TextTable {
     heads: Vec<(String, Fit)>,
     rows: Vec<Vec<String>>,
     is_colored: bool,
 }
 
-impl Table {
-    /// Returns an empty table with these column heads. The sign that a head begins with says what the column is: `>`
-    /// numbers, `…` names whose middle may be left out where room is short, `<` texts of which the beginning is enough, `~`
-    /// words that may be broken into lines (only the last column).
+impl TextTable {
+    /// Returns an empty table with these column heads. A head may begin with a sign for its column: `>` numbers, `…`
+    /// names whose middle may be left out, `<` texts whose end may be left out, `~` words that may wrap (only the last
+    /// column).
     pub fn new(heads: &[&str], is_colored: bool) -> Self {
         let head = |head: &&str| {
             let fit = match head.chars().next() {
@@ -62,9 +62,9 @@ impl Table {
         self.rows.push(texts.into_iter().map(|text| printable::line(&text).into_owned()).collect());
     }
 
-    /// Returns it as text for the terminal that stdout is; piped output is for grep and cut, and is whole.
+    /// Returns the table as text, fitted to the terminal of stdout; piped output is for grep and cut, and stays whole.
     pub fn shown(&self) -> Shown {
-        // A terminal without a size is as wide as a pipe.
+        // A terminal without a size is treated like a pipe.
         self.shown_in(terminal().map(|terminal| terminal.columns))
     }
 
@@ -81,7 +81,7 @@ impl Table {
                 Some(columns) if is_cut => printable::cut(line, columns),
                 _ => line.into(),
             };
-            // The layout knows no styles, so that they take no room. A head is never broken: it takes one line.
+            // Styled after the layout, so that styles take no width. A head never wraps: it takes one line.
             let style = (number == 0 && self.is_colored).then_some(Style::Bold);
             shown.add_styled(style, &line);
             shown.end_line();
@@ -89,12 +89,12 @@ impl Table {
         shown
     }
 
-    /// Lays the whole texts out.
+    /// Lays out the whole texts.
     fn laid_out(&self) -> comfy_table::Table {
         self.filled(|_, text| text.into())
     }
 
-    /// Lays the texts out in columns of these widths, shortened where their column says so.
+    /// Lays out the texts in columns of these widths, shortened as their columns allow.
     fn laid_out_in(&self, widths: &[usize]) -> comfy_table::Table {
         let mut table = self.filled(|column, text| match self.heads[column].1 {
             Fit::Elided => printable::elided(text, widths[column]),
@@ -125,7 +125,7 @@ impl Table {
         table
     }
 
-    /// Returns the cells of each column on a terminal of so many.
+    /// Returns the width of each column on a terminal of `columns` cells.
     fn widths(&self, columns: usize) -> Vec<usize> {
         let natural = self.heads.iter().enumerate().map(|(column, (head, _))| {
             let texts = self.rows.iter().filter_map(|row| row.get(column));
@@ -146,7 +146,7 @@ impl Table {
         let mut widths: Vec<usize> = (0..natural.len()).map(least).collect();
         let mut left =
             columns.saturating_sub(widths.iter().sum::<usize>() + usize::from(GAP) * widths.len().saturating_sub(1));
-        // The narrowest of those that are short of room is widened first, names before words.
+        // The narrowest of the shortened columns is widened first, names before words.
         for wanted in [Fit::Elided, Fit::Wrapped, Fit::Cut] {
             let is_short =
                 |column: &usize, widths: &[usize]| fits(*column) == wanted && widths[*column] < natural[*column];
@@ -166,7 +166,7 @@ mod tests {
     use super::*;
 
     fn shown(heads: &[&str], rows: &[&[&str]], columns: Option<usize>) -> String {
-        let mut table = Table::new(heads, false);
+        let mut table = TextTable::new(heads, false);
         for row in rows {
             table.add_row(row.iter().map(|text| (*text).to_owned()));
         }
@@ -174,7 +174,7 @@ mod tests {
     }
 
     #[test]
-    fn columns_are_as_wide_as_their_cells() {
+    fn columns_are_aligned_by_cells() {
         let rows: &[&[&str]] = &[&["1", "日本", "x"], &["10", "abc", "y"]];
         let expected = "id  name  end\n 1  日本  x\n10  abc   y\n";
         assert_eq!(shown(&[">id", "…name", "end"], rows, Some(80)), expected);
@@ -182,7 +182,7 @@ mod tests {
     }
 
     #[test]
-    fn the_layout_measures_cells_as_we_do() {
+    fn the_layout_measures_cells_like_printable() {
         for name in ["日本語", "e\u{301}te\u{301}", "❤\u{fe0f}", "👍🏽", "각", "ｱｲｳ", "עברית", "กำ", "…"]
         {
             for columns in [Some(80), Some(12), None] {
@@ -194,7 +194,7 @@ mod tests {
     }
 
     #[test]
-    fn the_longest_name_gives_way_first_and_a_pipe_gets_all() {
+    fn the_longest_name_is_shortened_first_and_a_pipe_gets_everything() {
         let long = "project-".repeat(30);
         let rows: &[&[&str]] = &[&["7", "team", &long, "9 B", "400 a long answer of a server that says much"]];
         let heads = [">id", "…workspace", "…project", ">size", "<answer"];
@@ -217,8 +217,8 @@ mod tests {
     }
 
     #[test]
-    fn colours_are_for_the_head_only() {
-        let mut table = Table::new(&["name"], true);
+    fn only_the_head_is_coloured() {
+        let mut table = TextTable::new(&["name"], true);
         table.add_row(["x".to_owned()]);
         assert_eq!(table.shown_in(None).as_str(), "\u{1b}[1mname\u{1b}[0m\nx\n");
     }

@@ -1,8 +1,8 @@
-//! Results in YAML that every reader understands alike.
+//! Results in YAML that every parser reads alike.
 //!
-//! `serde_yaml` writes a text without quotes when YAML 1.2 takes it for one. Readers of YAML 1.1, PyYAML among them, take
-//! `off`, `no` or `y` for truth values, and `2026-11-23`, `12:30:45` or `1_000` for dates and numbers
-//! (<https://yaml.org/type/>): what they could mistake is quoted here.
+//! `serde_yaml` writes a string without quotes if YAML 1.2 parses it as a string. Parsers of YAML 1.1, such as PyYAML,
+//! parse `off`, `no` or `y` as booleans, and `2026-11-23`, `12:30:45` or `1_000` as dates and numbers
+//! (<https://yaml.org/type/>): such ambiguous strings are quoted here.
 
 use serde::Serialize;
 use serde_yaml::{Mapping, Value};
@@ -13,44 +13,44 @@ use crate::printable::judged;
 ///
 /// # Errors
 ///
-/// What can't be YAML, such as a map with no text for a key.
+/// Fails if the result can't be serialized, such as a map with a key that is not a string.
 pub fn to_string<T: Serialize>(result: &T) -> Result<String, serde_yaml::Error> {
     let mut value = serde_yaml::to_value(result)?;
-    let mut hidden = Hidden { mark: format!("q{}q", uuid::Uuid::now_v7().simple()), texts: Vec::new() };
-    hidden.hide(&mut value);
+    let mut placeholders = Placeholders { mark: format!("q{}q", uuid::Uuid::now_v7().simple()), texts: Vec::new() };
+    placeholders.insert(&mut value);
     let document = serde_yaml::to_string(&value)?;
-    Ok(hidden.shown_in(&document))
+    Ok(placeholders.replace_in(&document))
 }
 
-/// Texts that have to be quoted; in the document something stands for each that needs no quotes and occurs nowhere else.
-struct Hidden {
+/// Strings that have to be quoted. The serializer gets a unique placeholder for each, which needs no quotes.
+struct Placeholders {
     mark: String,
     texts: Vec<String>,
 }
 
-impl Hidden {
-    fn hide(&mut self, value: &mut Value) {
+impl Placeholders {
+    fn insert(&mut self, value: &mut Value) {
         match value {
             Value::String(text) if is_ambiguous(text) => {
                 let standing = format!("{}{}q", self.mark, self.texts.len());
                 self.texts.push(std::mem::replace(text, standing));
             }
-            Value::Sequence(values) => values.iter_mut().for_each(|value| self.hide(value)),
+            Value::Sequence(values) => values.iter_mut().for_each(|value| self.insert(value)),
             Value::Mapping(mapping) => {
                 let entries = std::mem::take(mapping).into_iter().map(|(mut key, mut value)| {
-                    self.hide(&mut key);
-                    self.hide(&mut value);
+                    self.insert(&mut key);
+                    self.insert(&mut value);
                     (key, value)
                 });
                 *mapping = entries.collect::<Mapping>();
             }
-            Value::Tagged(tagged) => self.hide(&mut tagged.value),
+            Value::Tagged(tagged) => self.insert(&mut tagged.value),
             Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_) => {}
         }
     }
 
-    /// Returns the document with the texts in their places, quoted as JSON does it, which YAML reads the same.
-    fn shown_in(&self, document: &str) -> String {
+    /// Returns the document with the strings in their places, quoted as in JSON, which YAML parses the same.
+    fn replace_in(&self, document: &str) -> String {
         let mut pieces = document.split(self.mark.as_str());
         let mut shown = pieces.next().unwrap_or_default().to_owned();
         for piece in pieces {
@@ -63,7 +63,7 @@ impl Hidden {
     }
 }
 
-/// Returns a text in quotes. YAML reads JSON's, but an escape for each half of a pair is two characters to some readers.
+/// Returns a quoted string. YAML parses JSON strings, but some parsers read a surrogate pair as two characters.
 fn quoted(text: &str) -> String {
     let mut quoted = String::new();
     for (c, is_safe) in judged(&serde_json::Value::from(text).to_string()) {
@@ -78,8 +78,8 @@ fn quoted(text: &str) -> String {
     quoted
 }
 
-/// Returns whether the text needs quotes: a YAML reader would read it as another type, or it holds control characters. The
-/// serializer quotes texts of several lines itself.
+/// Returns whether a string needs quotes: a YAML parser would parse it as another type, or it holds control characters.
+/// The serializer itself quotes strings of several lines.
 fn is_ambiguous(text: &str) -> bool {
     const WORDS: [&str; 12] = ["y", "n", "yes", "no", "on", "off", "true", "false", "null", "~", "=", "<<"];
     if judged(text).any(|(c, is_safe)| !is_safe && !matches!(c, '\n' | '\t')) {
@@ -95,17 +95,17 @@ mod tests {
     use super::*;
 
     #[test]
-    fn control_characters_are_written_as_escapes() {
+    fn control_characters_are_escaped() {
         let text = "a\u{1b}[8m\u{9b}\u{85}\u{202e}\u{2028}\u{7f}\u{e0041}\u{10ffff}\r\n\tä日";
         let result = serde_json::json!({ "name": text, text: [text], "lines": "1\n2\u{85}", "bidi": "a\u{202e}b", "flood": "\u{301}".repeat(9) });
         let document = to_string(&result).expect("YAML");
         assert!(judged(&document).all(|(c, is_safe)| is_safe || c == '\n'), "{document:?}");
-        let back: serde_json::Value = serde_yaml::from_str(&document).expect("a document of ours");
-        assert_eq!(back, result, "a reader gets something else from\n{document}");
+        let back: serde_json::Value = serde_yaml::from_str(&document).expect("a document of this serializer");
+        assert_eq!(back, result, "a parser reads something else from\n{document}");
     }
 
     #[test]
-    fn what_a_reader_of_an_older_yaml_takes_for_something_else_is_quoted() {
+    fn strings_that_yaml_1_1_parses_as_another_type_are_quoted() {
         let result = serde_json::json!({
             "state": "off", "at": "2026-11-23T05:10:17Z", "workspace": "No", "project": "1_000", "took": "12:30:45",
             "on": "y", "quote": "1 \"and\" \\", "text": "off we go", "lines": "1\n2", "empty": "", "count": 3, "is": true,
@@ -130,7 +130,7 @@ mod tests {
         ] {
             assert!(document.contains(line), "{line} is not in\n{document}");
         }
-        let back: serde_json::Value = serde_yaml::from_str(&document).expect("a document of ours");
-        assert_eq!(back, result, "a reader gets something else from\n{document}");
+        let back: serde_json::Value = serde_yaml::from_str(&document).expect("a document of this serializer");
+        assert_eq!(back, result, "a parser reads something else from\n{document}");
     }
 }

@@ -1,4 +1,4 @@
-//! What is not for others stays with its owner: other users' leftover files, copies that others could read, keys.
+//! Private data stays with its owner: other users' leftover files, copies that others could read, keys.
 
 use std::fs;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, lchown};

@@ -1,4 +1,5 @@
-//! One server's part of a replay on request: rounds of replay, with a thread for progress and timeout and one for pings.
+//! One server's part of a session: rounds of replay, with a thread for progress and the timeout, and a thread for
+//! pings.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -9,7 +10,7 @@ use crate::replay::{DrainEnd, Replay};
 use crate::shutdown::Shutdown;
 use crate::store::{Owner, StoreError, now_ms};
 
-/// How often a store that another process replays is checked.
+/// How often to retry while another process holds the replay lease.
 const LEASE_LOOK_INTERVAL: Duration = Duration::from_millis(200);
 /// How often progress is reported and the timeout is checked.
 const PROGRESS_INTERVAL: Duration = Duration::from_millis(100);

@@ -1,4 +1,4 @@
-//! One replay on request: delivers the selected messages as far as possible, then reports what remains and why.
+//! A replay session: delivers the selected messages as far as possible, then reports how many remain and why.
 //!
 //! The `replay` command drives a [`Session`] step by step, so that it can show each result before the next step begins:
 //!
@@ -15,8 +15,8 @@
 //! # Invariants
 //!
 //! - Nothing is requeued before a server has answered a ping: while all are away, rejected messages keep their status.
-//! - A replay of rejected or held messages sends these only. Once requeued, their status no longer tells them from other
-//!   messages, so they are selected by id, [`REQUEUED_MAX`] at a time.
+//! - A replay of rejected or held messages sends these only. Once requeued, their status no longer tells them from
+//!   other messages, so they are selected by id, [`REQUEUED_MAX`] at a time.
 //! - The configured credential and headers go to the configured server only.
 //! - An interruption or a timeout ends the round as [`Replay::drain`] does: requests in flight get their answers, and
 //!   nothing acknowledged is lost.
@@ -56,7 +56,7 @@ const REQUEUED_MAX: usize = 10_000;
 pub struct SessionSettings {
     /// The store's file.
     pub store_path: PathBuf,
-    /// What the store may use.
+    /// The size limits of the store.
     pub store_limits: Limits,
     /// The keys that the store is encrypted with.
     pub store_keys: Keys,
@@ -130,15 +130,15 @@ impl Plan {
 }
 
 /// The servers of a plan, pinged.
-pub struct Connections {
+pub struct ReachableServers {
     available: Vec<Available>,
     /// Why the other servers can't be used.
-    pub away: Vec<Away>,
+    pub away: Vec<ServerAway>,
 }
 
-impl Connections {
+impl ReachableServers {
     /// Returns why no server at all can be used.
-    pub fn all_away(&self) -> Option<&Away> {
+    pub fn all_away(&self) -> Option<&ServerAway> {
         self.away.first().filter(|_| self.available.is_empty())
     }
 }
@@ -147,20 +147,20 @@ impl Connections {
 struct Available {
     server: Server,
     upstream: Upstream,
-    /// What is unusual about its answer.
+    /// Why its answer is unusual, if it is.
     notice: Option<String>,
 }
 
 /// Why a server can't be used.
 #[derive(Clone, Debug, Error)]
-pub enum Away {
+pub enum ServerAway {
     #[error(transparent)]
     NoAnswer(SendFailure),
     #[error("the Opik server {sentence}")]
     Unusable { sentence: String, hint: &'static str },
 }
 
-/// What was delivered, before it is counted.
+/// The deliveries of a session, before they are counted.
 pub struct Delivered {
     metrics: Metrics,
     started: Instant,
@@ -189,20 +189,20 @@ pub struct Conclusion {
     pub ending: Ending,
     pub delivered: u64,
     pub rejected: u64,
-    /// Messages held because the server refuses the time in their ids, whatever was selected.
+    /// Messages held because the server refuses the time in their ids, selected or not.
     pub held: u64,
     pub remaining: u64,
     pub requests: u64,
     pub seconds: f64,
     /// Why messages remain, for people.
     pub reasons: Vec<String>,
-    /// What the verification found.
+    /// The result of the verification.
     pub verified: Option<Verified>,
     /// Messages that left the store through another process, which are not verified.
     pub delivered_elsewhere: u64,
 }
 
-/// A replay on request, see the module's head.
+/// A replay session, see the module's head.
 pub struct Session {
     settings: SessionSettings,
     store: Arc<dyn Store>,
@@ -255,7 +255,8 @@ impl Session {
         Ok(Plan { servers: servers(&backlog), filter, backlog, elsewhere, untried: 0 })
     }
 
-    /// Assigns messages of an earlier version to the configured server. The default, Opik Cloud, was chosen by nobody.
+    /// Assigns messages of an earlier version to the configured server, but not to the default, which nobody
+    /// configured.
     fn adopt(&self) -> Result<(), SessionError> {
         match &self.settings.own.server {
             Some(server) if self.settings.is_server_configured => Ok(self.store.adopt(server).map(drop)?),
@@ -264,15 +265,15 @@ impl Session {
     }
 
     /// Pings every server of the plan, before anything is changed. `own` is how the configured server is reached.
-    pub fn connect(&self, plan: &Plan, own: &UpstreamSettings, note: &dyn Fn(&str)) -> Connections {
+    pub fn connect(&self, plan: &Plan, own: &UpstreamSettings, note: &dyn Fn(&str)) -> ReachableServers {
         let deadline = self.settings.timeout.map(|timeout| Instant::now() + timeout);
-        let mut connections = Connections { available: Vec::new(), away: Vec::new() };
+        let mut connections = ReachableServers { available: Vec::new(), away: Vec::new() };
         for server in &plan.servers {
             let upstream = self.upstream(server, own).until(deadline);
             match ping(&upstream, self.settings.monitor.check_timeout) {
                 Ok(notice) => {
                     if let Some(notice) = &notice {
-                        note(&format!("the Opik server is there, but {notice}"));
+                        note(&format!("the Opik server is available, but {notice}"));
                     }
                     connections.available.push(Available { server: server.clone(), upstream, notice });
                 }
@@ -335,7 +336,7 @@ impl Session {
     pub fn deliver(
         &self,
         plan: &Plan,
-        connections: &Connections,
+        connections: &ReachableServers,
         listener: &dyn ProgressListener,
     ) -> Result<Delivered, SessionError> {
         let mut delivered = Delivered {
@@ -388,7 +389,7 @@ impl Session {
                 connection: &connection,
                 settings: &settings,
                 metrics: &delivered.metrics,
-                probes: &super::Probes::default(),
+                state: &super::ReplayState::default(),
                 observer: verifier.as_ref().map(|(verifier, _)| verifier as &dyn super::Observer),
                 shutdown: &self.shutdown,
             },
@@ -431,10 +432,10 @@ impl Session {
         let mut reasons = Vec::new();
         match end {
             DrainEnd::Unavailable => {
-                let reason = connection.state().reason.unwrap_or_else(|| "no reason known".to_owned());
+                let reason = connection.state().reason.unwrap_or_else(|| "unknown reason".to_owned());
                 reasons.push(format!("the Opik server went away: {reason}"));
             }
-            DrainEnd::Stopped => reasons.push("interrupted; nothing is lost, run it again to go on".to_owned()),
+            DrainEnd::Stopped => reasons.push("interrupted; nothing is lost, run it again to continue".to_owned()),
             DrainEnd::LimitReached => reasons.push("the limit was reached".to_owned()),
             DrainEnd::NotDue { next_due_at_ms } => {
                 for (lane, hold) in self.store.condition()?.held {
@@ -448,7 +449,8 @@ impl Session {
         Ok(reasons)
     }
 
-    /// Closes the store and recovers what can be read of it if `error` is that it was damaged; returns the error to report.
+    /// Closes the store and recovers what can be read of it if `error` is that it was damaged; returns the error to
+    /// report.
     pub fn recover(self, error: SessionError) -> SessionError {
         let SessionError::Damaged { reason, .. } = &error else { return error };
         let Self { settings, store, .. } = self;
@@ -459,7 +461,7 @@ impl Session {
         }
     }
 
-    /// Erases credentials that no message needs any more, counts what remains, and says why.
+    /// Erases unused credentials, counts the remaining messages, and explains why they remain.
     ///
     /// # Errors
     ///
@@ -467,7 +469,7 @@ impl Session {
     pub fn conclude(
         &self,
         plan: Plan,
-        connections: &Connections,
+        connections: &ReachableServers,
         delivered: Delivered,
     ) -> Result<Conclusion, StoreError> {
         if let Err(error) = self.store.erase_credentials() {
@@ -476,7 +478,7 @@ impl Session {
         let remaining = self.store.backlog(&plan.filter)?.waiting() + plan.untried;
         let Delivered { metrics, started, ends, mut reasons, verified, is_time_over, met_foreign } = delivered;
         if is_time_over {
-            reasons.push("the time given with --timeout is over; run it again to go on".to_owned());
+            reasons.push("the time limit of --timeout is reached; run it again to continue".to_owned());
         }
         let messages = plan.messages();
         reasons.extend(plan.elsewhere);
@@ -504,13 +506,14 @@ impl Session {
         }
         conclusion.reasons.extend(self.stranded()?);
         if plan.untried > 0 {
-            let reason = format!("{REQUEUED_MAX} refused messages are tried at a time; run it again for the rest");
+            let reason =
+                format!("at most {REQUEUED_MAX} refused messages are retried at a time; run it again for the rest");
             conclusion.reasons.push(reason);
         }
         if settled + remaining == 0 {
-            conclusion.reasons.push("another process has replayed what was selected".to_owned());
+            conclusion.reasons.push("another process has replayed the selected messages".to_owned());
         }
-        let ended = Ended { ends: &ends, is_time_over, met_foreign, is_any_away: !connections.away.is_empty() };
+        let ended = RoundEnds { ends: &ends, is_time_over, met_foreign, is_any_away: !connections.away.is_empty() };
         conclusion.ending = ended.ending(&conclusion);
         Ok(conclusion)
     }
@@ -528,15 +531,15 @@ impl Session {
     }
 }
 
-/// What decides how a replay ended, beside its counts.
-struct Ended<'a> {
+/// How the rounds of a session ended, which determines its [`Ending`] together with the counts.
+struct RoundEnds<'a> {
     ends: &'a [DrainEnd],
     is_time_over: bool,
     met_foreign: bool,
     is_any_away: bool,
 }
 
-impl Ended<'_> {
+impl RoundEnds<'_> {
     fn ending(&self, conclusion: &Conclusion) -> Ending {
         let any = |wanted: DrainEnd| self.ends.contains(&wanted);
         if any(DrainEnd::Stopped) && !self.is_time_over {
@@ -553,20 +556,20 @@ impl Ended<'_> {
                 return Ending::Unreachable;
             }
         }
-        // Met by this replay, or by another a moment ago: then the lane is held.
+        // This replay got such an answer, or another replay did a moment ago: then the lane is held.
         let is_foreign = self.met_foreign || conclusion.reasons.iter().any(|reason| reason.contains(NOT_OPIK));
         match (conclusion.remaining, conclusion.rejected, conclusion.held) {
             (0, 0, 0) => Ending::Complete,
             (_, 0, _) if any(DrainEnd::LimitReached) => Ending::Complete,
-            // Even if others wait for a key or their next attempt: what answered was not Opik.
+            // Even if other messages wait for a key or their next attempt: the answer did not come from Opik.
             (1.., _, _) if is_foreign => Ending::Unreachable,
             _ => Ending::Remaining,
         }
     }
 }
 
-/// Selects waiting messages unless a status was asked for; a message selected by its id is replayed even if it was rejected
-/// or is held.
+/// Selects waiting messages unless a status was asked for; a message selected by its id is replayed even if it was
+/// rejected or is held.
 fn waiting_unless_named(filter: Filter) -> Filter {
     if !filter.statuses.is_empty() || !filter.ids.is_empty() {
         return filter;
@@ -593,13 +596,13 @@ fn servers(backlog: &Backlog) -> Vec<Server> {
 }
 
 /// Checks that the server is available, and returns what is unusual about its answer.
-fn ping(upstream: &Upstream, timeout: Duration) -> Result<Option<String>, Away> {
-    let pong = upstream.ping(timeout).map_err(Away::NoAnswer)?;
+fn ping(upstream: &Upstream, timeout: Duration) -> Result<Option<String>, ServerAway> {
+    let pong = upstream.ping(timeout).map_err(ServerAway::NoAnswer)?;
     let hint = match &pong.presence {
         // Stored messages carry their own credentials.
         Presence::There | Presence::Unauthorised(_) => return Ok(pong.presence.reason()),
         Presence::Foreign(foreign) => foreign.hint(),
-        Presence::Unhealthy(_) => "check that --upstream names the API, such as http://127.0.0.1:5173/api",
+        Presence::Unhealthy(_) => "check that --upstream is the URL of the API, such as http://127.0.0.1:5173/api",
     };
-    Err(Away::Unusable { sentence: pong.presence.sentence(upstream.base_url()), hint })
+    Err(ServerAway::Unusable { sentence: pong.presence.sentence(upstream.base_url()), hint })
 }

@@ -50,17 +50,17 @@ impl LaneMove {
 pub enum ReassignError {
     #[error(transparent)]
     Store(#[from] StoreError),
-    #[error("no server is configured that the messages could go to")]
+    #[error("no server is configured for the messages to move to")]
     NoServer,
-    #[error("no API key is configured that the lanes could get")]
+    #[error("no API key is configured for the lanes")]
     NoCredential,
-    #[error("nothing is stored for {server} that could be moved")]
+    #[error("nothing is stored for {server}")]
     NothingStored {
         server: Server,
         /// The servers of the stored messages.
         stored: Vec<String>,
     },
-    #[error("no selected lane of the configured server is refused for its key, or it has the configured key already")]
+    #[error("the server rejects the key of no selected lane, or the lane has the configured key already")]
     NoneRefused,
     #[error("interrupted")]
     Interrupted,
@@ -71,7 +71,7 @@ impl Reassignment {
     ///
     /// # Errors
     ///
-    /// Fails if no lane moves, and says why.
+    /// Fails if no lane moves, with the reason.
     pub fn plan(&self, store: &dyn Store) -> Result<Vec<LaneMove>, ReassignError> {
         let lanes = store.lane_list(now_ms())?;
         if !self.is_server_configured {

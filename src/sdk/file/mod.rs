@@ -10,8 +10,8 @@
 //! - **No copy survives.** Its names are removed as soon as SQLite has it open, so nothing stays in the temporary
 //!   folder, even if this process is killed later.
 //! - **A strange schema computes nothing** ([`distrust`]).
-//! - **Rows come in the order of their ids, each once.** Where SQLite meets corruption, the pages are read without it
-//!   ([`pages`]).
+//! - **Rows come in the order of their ids, each once.** Where SQLite finds the file corrupt, its pages are decoded
+//!   without SQLite ([`pages`]).
 //!
 //! All of it stops soon after shutdown is requested.
 

@@ -4,8 +4,8 @@ use proptest::prelude::*;
 use serde_json::{Map, Value, json};
 
 use super::*;
-use crate::delivery::coalesce::{Shipment, plan};
-use crate::delivery::split::Divisible;
+use crate::delivery::batching::coalesce::{Shipment, plan};
+use crate::delivery::batching::split::Divisible;
 use crate::message::{Body, Encoding, HeaderSet, MessageId, Request};
 use crate::protocol::inspection::inspect;
 use crate::protocol::routes::{Route, classify};
@@ -46,7 +46,7 @@ fn ids(shipment: &Shipment) -> Vec<i64> {
     shipment.messages().map(|message| message.id.0).collect()
 }
 
-/// Returns the item as folded, or `None` when the update stays apart.
+/// Returns the item as folded, or `None` if the update stays separate.
 fn folded(kind: &str, item: &str, content: &str) -> Option<String> {
     let item = format!(r#"{{"id":"{ID}",{item}}}"#);
     let mut fold = Fold::of(&batch(1, kind, &item), BYTES_MAX).expect("a batch");
@@ -61,7 +61,7 @@ fn folded(kind: &str, item: &str, content: &str) -> Option<String> {
 }
 
 #[test]
-fn what_folds_keeps_every_other_byte() {
+fn a_fold_keeps_every_other_byte() {
     let span = r#""trace_id":"t","parent_span_id":"p","project_name":"x""#;
     let with = |more: &str| format!("{span},{more}");
     for (kind, item, content, expected) in [
@@ -108,7 +108,7 @@ fn what_folds_keeps_every_other_byte() {
 }
 
 #[test]
-fn what_is_not_known_to_be_exact_stays_apart() {
+fn updates_that_are_not_known_to_be_exact_stay_separate() {
     let many = format!(r#"{{"tags":[{}"t"]}}"#, r#""t","#.repeat(50));
     let long = format!(r#"{{"tags":["{}"]}}"#, "t".repeat(101));
     let deep = format!(r#""input":{{"a":{}{}}}"#, "[".repeat(64), "]".repeat(64));
@@ -120,12 +120,12 @@ fn what_is_not_known_to_be_exact_stays_apart() {
         ("traces", r#""name":"n""#, r#"{"output":{ }}"#, "an empty object"),
         ("traces", r#""name":"n""#, r#"{"tags":[]}"#, "an empty list"),
         ("traces", r#""name":"n""#, r#"{"ttft":0.0}"#, "zero"),
-        ("traces", r#""name":"n""#, r#"{"ttft":1e-400}"#, "what rounds to zero"),
+        ("traces", r#""name":"n""#, r#"{"ttft":1e-400}"#, "a number that rounds to zero"),
         ("traces", r#""name":"n""#, r#"{"ttft":NaN}"#, "no number"),
         ("traces", r#""name":"n""#, "{}", "nothing"),
-        ("traces", r#""name":"n""#, r#"{"name":"a","name":"b"}"#, "a key that is there twice"),
+        ("traces", r#""name":"n""#, r#"{"name":"a","name":"b"}"#, "a duplicate key"),
         ("traces", r#""name":"n""#, "{\"name\":\"a\",\"n\\u0061me\":\"b\"}", "a key in two spellings"),
-        ("traces", r#""name":"n","name":"m""#, r#"{"output":"o"}"#, "a key that the create has twice"),
+        ("traces", r#""name":"n","name":"m""#, r#"{"output":"o"}"#, "a duplicate key of the create"),
         ("traces", r#""name":"n""#, r#"["name"]"#, "no object"),
         ("traces", r#""name":"n""#, r#"{"tags_to_add":["a"]}"#, "adds"),
         ("traces", r#""name":"n""#, r#"{"name":"m","odd":1}"#, "an unknown member"),
@@ -213,7 +213,7 @@ fn a_typescript_backlog_of_a_thousand_updates_is_two_requests() {
 }
 
 #[test]
-fn a_409_to_a_folded_request_is_no_delivery_and_unfolding_gives_back_what_is_stored() {
+fn a_409_to_a_folded_request_is_a_refusal_and_unfolding_restores_the_stored_requests() {
     let create = batch(1, "traces", &format!(r#"{{"id":"{ID}"}},{{"id":"{OTHER}"}}"#));
     let updates = [update(2, "traces", OTHER, r#"{"name":"a"}"#), update(3, "traces", ID, r#"{"name":"b"}"#)];
     let [shipment] = &plan([create.clone(), updates[0].clone(), updates[1].clone()])[..] else { panic!("one request") };
@@ -226,7 +226,7 @@ fn a_409_to_a_folded_request_is_no_delivery_and_unfolding_gives_back_what_is_sto
 }
 
 #[test]
-fn an_update_passes_nothing_that_it_conflicts_with() {
+fn an_update_overtakes_nothing_that_it_conflicts_with() {
     let create = || batch(1, "traces", &format!(r#"{{"id":"{ID}"}},{{"id":"{OTHER}"}}"#));
     let name = |id, entity| update(id, "traces", entity, r#"{"name":"n"}"#);
     let score = format!(r#"{{"scores":[{{"id":"{ID}","name":"q","value":1,"source":"sdk"}}]}}"#);
@@ -247,14 +247,14 @@ fn an_update_passes_nothing_that_it_conflicts_with() {
     assert_eq!(plan([create(), name(2, ID), update(3, "traces", ID, r#"{"name":"m"}"#)]).len(), 1);
 }
 
-// A small server, by the dossier's section f, and what replay makes of its answers.
+// A small server, by the dossier's section f, and replay's reaction to its answers.
 
-/// What a server that nobody has seen inside may do.
+/// Undocumented behaviour in which servers may differ.
 #[derive(Clone, Copy, Debug, Default)]
 struct Server {
     /// An update's estimate of the cost looks at what is stored.
     estimates_from_stored: bool,
-    /// Empty values of an update clear the field instead of being taken as not given.
+    /// Empty values of an update clear the field instead of counting as not given.
     empties_clear: bool,
 }
 
@@ -273,7 +273,7 @@ struct State {
     now: u64,
 }
 
-/// What the server would refuse in a create and in an update alike.
+/// Returns whether the server would refuse it, in a create and in an update alike.
 fn is_bad(fields: &Map<String, Value>) -> bool {
     fields.get("name").is_some_and(|name| !name.is_string() && !name.is_null())
         || fields.get("end_time") == Some(&json!("never"))
@@ -288,7 +288,7 @@ fn estimate(fields: &Map<String, Value>) -> Option<String> {
 }
 
 impl State {
-    /// Does what a request says, or refuses all of it.
+    /// Applies a request, or refuses all of it.
     fn send(&mut self, server: Server, request: &Request) -> Result<(), u16> {
         self.now += 1;
         let now = self.now;
@@ -383,8 +383,8 @@ impl State {
     }
 }
 
-/// Delivers claims as replay does, and says what was refused. A claim with a lost answer is sent once more, as after a
-/// crash before it was settled; `stops_at` says after how many requests that crash came.
+/// Delivers claims as replay does, and returns the refused messages. A claim with a lost answer is sent once more, as
+/// after a crash before it was settled; `stops_at` is the number of requests before that crash.
 fn deliver(
     server: Server,
     claims: &[(Vec<Claimed>, Option<usize>)],
@@ -400,7 +400,7 @@ fn deliver(
         refused.extend(deliver_claim(server, &mut state, claim, folds, usize::MAX));
     }
     let seen = |(id, record): (String, Record)| {
-        // When the server stamped it is nobody's promise, only that it did.
+        // The time of the server's stamp is not guaranteed, only that there is one.
         let is_stamped = record.stamp > 1000;
         let seen = json!([record.fields, record.cost, record.partial, is_stamped, record.scores]);
         (id, seen)
@@ -493,7 +493,7 @@ fn any_message() -> impl Strategy<Value = (&'static str, String, String)> {
         4 => prop::collection::vec(item(), 1..4).prop_map(|items| {
             ("POST", "v1/private/spans/batch".to_owned(), format!(r#"{{"spans":[{}]}}"#, items.join(",")))
         }),
-        // Without a time, so that it goes alone with folding as without: what coalescing does is not the question here.
+        // Without a time, so that it is sent alone with folding as without: coalescing is not tested here.
         1 => (id(), identity(), any_members()).prop_map(|(id, identity, members)| {
             ("POST", "v1/private/spans".to_owned(), format!(r#"{{"id":"{id}",{identity}{members}}}"#))
         }),
@@ -515,7 +515,7 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 1500, ..ProptestConfig::default() })]
 
     #[test]
-    fn the_server_ends_with_the_same_whether_updates_were_folded_or_not(
+    fn the_server_has_the_same_record_with_and_without_folding(
         history in prop::collection::vec((any_message(), 0..5), 1..25),
         crashes in prop::collection::vec(prop::option::of(0_usize..8), 25),
         (estimates_from_stored, empties_clear) in any::<(bool, bool)>(),
@@ -532,8 +532,8 @@ proptest! {
         }
         let apart = deliver(server, &claims, false, false);
         prop_assert_eq!(&deliver(server, &claims, true, false), &apart);
-        // Where a repeat alone changes the end, folding has nothing to prove. Unfolded, a crash comes after other messages
-        // than folded: a repeat is harmless here when it is wherever the crash comes.
+        // If a repeat alone changes the final record, folding has nothing to prove. Unfolded, a crash comes after
+        // other messages than folded: a repeat counts as idempotent here if it is, at any point of the crash.
         let harmless = |stop: usize| {
             let claims: Vec<_> = claims.iter().map(|(claim, crash)| (claim.clone(), crash.map(|_| stop))).collect();
             deliver(server, &claims, false, true) == apart

@@ -1,19 +1,21 @@
-//! Which claimed messages may share a request, and in what order the requests go.
+//! Coalescing: which claimed messages share a request, and in what order the requests are sent.
 //!
-//! Many single creates of traces or spans become one batch create. Nothing else is merged, and a create only when the
-//! batch says exactly what the single ones would have said: it carries `id` and `last_updated_at` (a batch create without
-//! the latter is stamped by the server, protocol dossier, section f), it has no query, and no other member of the batch
-//! makes the same entity.
+//! Many single creates of traces or spans become one batch create. Nothing else is merged, and a create only if the
+//! batch has exactly the effect of the single ones: it has `id` and `last_updated_at` (a batch create without the
+//! latter is stamped by the server, protocol dossier, section f), it has no query, and no other item of the batch
+//! creates the same entity.
 //!
-//! Small stored batch creates become larger ones in the same way: what each of their items says does not depend on the
-//! others. Where updates wait beside them, they take these in instead ([`super::fold`]). Any other one goes as it is.
+//! Small stored batch creates become larger ones in the same way: the effect of an item does not depend on the others.
+//! If updates wait with them, these are folded into them instead ([`super::fold`]). Any other message is sent as
+//! stored.
 //!
-//! An entity of which an update may have reached the server before its create ([`Claimed::ahead`]) is created singly: a
-//! batch create would stay hidden behind the partial row that the update made, and a single one completes it. What may go
-//! in one way only, because the other's bucket is limited, goes in that way ([`Way`]).
+//! An entity of which an update may have reached the server before its create ([`Claimed::ahead`]) is created singly:
+//! a batch create would stay hidden behind the partial row that the update created, and a single one completes it. A
+//! create that may be sent in one way only, because the other way's bucket is rate-limited, is sent in that way
+//! ([`Way`]).
 //!
-//! A message joins an earlier request only past requests that it does not conflict with, so order per entity is what it
-//! was. A refused request of several messages is divided ([`Shipment::parts`]) until the bad one stands alone.
+//! A message joins an earlier request only past requests with which it does not conflict, so the order per entity is
+//! kept. A refused request of several messages is divided ([`Shipment::parts`]) until the bad one is alone.
 
 use std::collections::HashMap;
 use std::ops::Range;
@@ -28,14 +30,14 @@ use crate::protocol::json::{Kind, NotJson, Scanner};
 
 /// The most items in a batch request (OpenAPI: `maxItems` of every batch).
 pub const ITEMS_MAX: usize = 1000;
-/// The most bytes of content in a batch that we make: a tenth of what the SDK allows itself, so that nothing large is
-/// held or lost with one request.
+/// The most bytes of content in a coalesced batch: a tenth of the SDK's limit, so that no large payload is buffered or
+/// lost with one request.
 pub const CONTENT_BYTES_MAX: usize = 5 * 1024 * 1024;
 /// Contents larger than this are sent alone.
 const SINGLE_CONTENT_BYTES_MAX: u64 = 1024 * 1024;
-/// Stored batches of more items than this are sent as they are: little is gained, and reading them costs.
+/// Stored batches of more items than this are sent as stored: parsing them costs more than it saves.
 const SMALL_BATCH_ITEMS_MAX: u32 = 100;
-/// How many requests back a message looks for company.
+/// How many earlier requests a message may join.
 const LOOK_BACK: usize = 4;
 
 /// One request and the messages that it carries, in order; at least one.
@@ -50,7 +52,7 @@ pub struct Shipment {
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Member {
     message: Claimed,
-    /// The decoded object, or the items of a batch without their brackets, when these may stand in a batch with others.
+    /// The decoded object, or the items of a batch without their brackets, if they may share a batch with others.
     content: Option<Bytes>,
 }
 
@@ -73,25 +75,25 @@ impl Shipment {
         self.members.len()
     }
 
-    /// Says whether it carries none, which never happens.
+    /// Returns whether it carries none, which never happens.
     pub fn is_empty(&self) -> bool {
         self.members.is_empty()
     }
 
-    /// Returns whether it has to go as a batch and can't: it waits for single creates to be taken again.
+    /// Returns whether it has to be sent as a batch and can't: it waits until single creates are accepted again.
     pub fn has_no_way(&self) -> bool {
         matches!(&*self.members, [Member { message, content: None }] if message.way == Way::Batch)
     }
 
-    /// Returns whether a single create goes as a batch of one, because single creates are limited.
+    /// Returns whether a single create is sent as a batch of one, because single creates are rate-limited.
     fn is_batch_of_one(&self) -> bool {
         matches!(&*self.members, [Member { message, content: Some(_) }] if message.way == Way::Batch)
     }
 
-    /// Returns the type that the server's answer is read by.
+    /// Returns the type by which the server's answer is judged.
     pub fn message_type(&self) -> MessageType {
         if self.fold.is_some() {
-            // A 409 says that a create is there already, and nothing of the updates: for these it is a refusal.
+            // A 409 means that a create is there already, and nothing about the updates: for these it is a refusal.
             return self.members[self.members.len() - 1].message.message_type;
         }
         match (self.members.len(), self.members[0].message.message_type) {
@@ -106,7 +108,7 @@ impl Shipment {
         self.members.iter().map(|member| member.message.items as usize).sum()
     }
 
-    /// Returns what to send: a single message's own request byte for byte, several as one batch.
+    /// Returns the request to send: a single message's own one byte for byte, several as one batch.
     pub fn request(&self) -> Request {
         let first = &self.members[0].message;
         if let Some(fold) = &self.fold {
@@ -133,9 +135,9 @@ impl Shipment {
         batch_request(first, path, content)
     }
 
-    /// Returns smaller shipments that together say the same, in order, or the shipment itself when it has one message.
+    /// Returns smaller shipments with the same effect, in order, or the shipment itself if it has one message.
     ///
-    /// What was folded is unfolded: the create as stored, then each update. Others are halved.
+    /// A fold is undone: the create as stored, then each update. Others are halved.
     pub fn parts(mut self) -> Result<Vec<Shipment>, Shipment> {
         if self.members.len() < 2 {
             return Err(self);
@@ -147,8 +149,8 @@ impl Shipment {
         Ok(vec![Self::of(self.members), Self::of(second)])
     }
 
-    /// Takes messages out, in order; returns what is left, if anything, and what was taken. What was folded is unfolded, as
-    /// [`Shipment::parts`] does it, so nothing is taken out of it.
+    /// Removes messages, in order; returns the rest, if any, and the removed ones. A fold can only be undone as a
+    /// whole, by [`Shipment::parts`], so nothing is removed from it.
     pub fn without(mut self, is_out: impl Fn(&Claimed) -> bool) -> (Option<Shipment>, Vec<Claimed>) {
         if !self.members.iter().any(|member| is_out(&member.message)) || self.fold.is_some() {
             return (Some(self), Vec::new());
@@ -177,7 +179,7 @@ impl Shipment {
 /// Puts claimed messages, given in delivery order, into as few requests as order allows.
 pub fn plan(messages: impl IntoIterator<Item = Claimed>) -> Vec<Shipment> {
     let mut shipments: Vec<Shipment> = Vec::new();
-    // What each shipment is about, and what it makes.
+    // The entities of each shipment, and those that it creates.
     let mut about: Vec<(Footprint, Footprint)> = Vec::new();
     let messages: Vec<Claimed> = messages.into_iter().collect();
     let has_updates = messages.iter().any(|message| Fold::entity_of_update(message).is_some());
@@ -193,7 +195,7 @@ pub fn plan(messages: impl IntoIterator<Item = Claimed>) -> Vec<Shipment> {
         }
         let content = match folding.is_none() {
             true => batch_content(&message).or_else(|| items_of_batch(&message)),
-            // Into a batch of several messages no update can be folded.
+            // No update can be folded into a batch of several messages.
             false => batch_content(&message),
         };
         let touches = message.touches.clone();
@@ -201,7 +203,8 @@ pub fn plan(messages: impl IntoIterator<Item = Claimed>) -> Vec<Shipment> {
         let mut joined = None;
         if let Some(content) = &content {
             for index in (0..shipments.len()).rev().take(LOOK_BACK) {
-                // Inside a batch order is kept, so only what it makes must differ: traces of one thread go together.
+                // A batch keeps the order of its items, so only the created entities must differ: traces of one thread
+                // share a batch.
                 if shipments[index].takes(&message, content) && !about[index].1.conflicts(&made) {
                     joined = Some(index);
                     break;
@@ -235,14 +238,14 @@ pub fn plan(messages: impl IntoIterator<Item = Claimed>) -> Vec<Shipment> {
     shipments
 }
 
-/// Where updates may be folded into what is planned so far.
+/// The shipments into which updates may be folded.
 #[derive(Default)]
 struct Folding {
     /// Which shipment has the last batch create of an entity.
     creates: HashMap<EntityKey, usize>,
-    /// Batch creates that an update was held against; `None` for one that can't take any.
+    /// Batch creates that were parsed for an update; `None` for one that can't take any.
     folds: HashMap<usize, Option<Fold>>,
-    /// The last shipment that ends an entity, makes or changes it, or refers to it.
+    /// The last shipment that ends an entity, creates or changes it, or refers to it.
     last: HashMap<EntityKey, [Option<usize>; 3]>,
 }
 
@@ -280,7 +283,7 @@ impl Folding {
         }
     }
 
-    /// Says whether a shipment behind this one conflicts with these touches.
+    /// Returns whether a shipment behind this one conflicts with these touches.
     fn conflicts_behind(&self, index: usize, touches: &[Touch]) -> bool {
         touches.iter().any(|touch| {
             let last = self.last.get(&touch.key).copied().unwrap_or_default();
@@ -291,7 +294,7 @@ impl Folding {
     }
 }
 
-/// Sorts effects by what they conflict with.
+/// Groups effects that conflict with the same ones.
 fn strength(effect: Effect) -> usize {
     match effect {
         Effect::End => 0,
@@ -310,8 +313,8 @@ fn batch_request(first: &Claimed, path: &str, content: Vec<u8>) -> Request {
     Request { method: "POST".to_owned(), path: path.to_owned(), headers: HeaderSet::new(headers), body }
 }
 
-/// Says whether the request of one message says with its headers what the other's would; what answer a client likes
-/// to have is nothing to the server's record.
+/// Returns whether the headers of two requests have the same effect; which form of answer a client prefers does not
+/// matter for the server's record.
 fn are_compatible(a: &HeaderSet, b: &HeaderSet) -> bool {
     let counts = |(name, _): &(&str, &[u8])| {
         !["content-encoding", "accept", "accept-language"].iter().any(|other| name.eq_ignore_ascii_case(other))
@@ -319,7 +322,7 @@ fn are_compatible(a: &HeaderSet, b: &HeaderSet) -> bool {
     a == b || a.iter().filter(counts).eq(b.iter().filter(counts))
 }
 
-/// Returns the object of a create that may stand in a batch.
+/// Returns the object of a create that may be an item of a batch.
 fn batch_content(message: &Claimed) -> Option<Bytes> {
     let single_path = match message.message_type {
         MessageType::CreateTrace => "v1/private/traces",
@@ -339,8 +342,8 @@ fn batch_content(message: &Claimed) -> Option<Bytes> {
 
 /// Returns the items of a small batch create, without their brackets.
 ///
-/// Whether they carry `last_updated_at` or not: the server reads each item as it would in the request that it came with,
-/// and stamps those without when they come.
+/// With or without `last_updated_at`: the server processes each item as in its original request, and stamps those
+/// without on arrival.
 fn items_of_batch(message: &Claimed) -> Option<Bytes> {
     let list = match Fold::kind_of_create(message)? {
         EntityKind::Trace => "traces",
@@ -355,7 +358,7 @@ fn items_of_batch(message: &Claimed) -> Option<Bytes> {
     Some(content.slice(array.start + 1..array.end - 1))
 }
 
-/// Returns where the array stands of an object that has this one member and nothing else.
+/// Returns the range of the array in an object that has this one member only.
 fn only_list(content: &[u8], list: &str) -> Result<Option<Range<usize>>, NotJson> {
     let mut scanner = Scanner::new(content)?;
     if scanner.peek()? != Kind::Object {
@@ -373,7 +376,7 @@ fn only_list(content: &[u8], list: &str) -> Result<Option<Range<usize>>, NotJson
     Ok(found.filter(|_| members == 1))
 }
 
-/// Returns where the object stands when it has both members that make it fit for a batch.
+/// Returns the range of an object that has both members which a batch item needs.
 fn whole_object(content: &[u8]) -> Result<Option<Range<usize>>, NotJson> {
     let mut scanner = Scanner::new(content)?;
     if scanner.peek()? != Kind::Object {
@@ -398,7 +401,7 @@ fn shared_headers(headers: &HeaderSet) -> Vec<(String, Vec<u8>)> {
         .collect()
 }
 
-/// Compresses at the fastest level; returns whether it did. Small contents are cheaper as they are.
+/// Compresses at the fastest level; returns whether it did. Small contents are cheaper uncompressed.
 fn gzip(content: Vec<u8>) -> (Body, bool) {
     use std::io::Write;
     /// Below this the SDK doesn't compress either (protocol dossier, section b).
@@ -409,7 +412,7 @@ fn gzip(content: Vec<u8>) -> (Body, bool) {
     let mut encoder = flate2::write::GzEncoder::new(Vec::with_capacity(content.len() / 4), flate2::Compression::fast());
     match encoder.write_all(&content).and_then(|()| encoder.finish()) {
         Ok(bytes) => (Body::new(bytes, Encoding::Gzip), true),
-        // Writing to memory does not fail; were it to, the plain content says the same.
+        // Writing to memory does not fail; if it did, the plain content would be as good.
         Err(_) => (Body::new(content, Encoding::Identity), false),
     }
 }
@@ -491,11 +494,11 @@ mod tests {
             value["spans"].as_array().expect("a list").iter().filter_map(|i| i["id"].as_str()).collect();
         assert_eq!(sent, ["1", "2", "3"]);
         assert_eq!(shipments[0].message_type(), MessageType::CreateSpansBatch);
-        assert_eq!(shipments[1].request(), batch(2, "traces", &[7]).request, "one that is alone goes as it was sent");
+        assert_eq!(shipments[1].request(), batch(2, "traces", &[7]).request, "a single batch is sent unchanged");
     }
 
     #[test]
-    fn batches_that_would_not_say_the_same_together_stay_apart() {
+    fn batches_that_would_have_another_effect_together_stay_separate() {
         let large: Vec<u32> = (100..201).collect();
         let half: Vec<u32> = (1000..1090).collect();
         let twice = plan([batch(1, "spans", &[1]), batch(2, "spans", &[1])]);
@@ -514,7 +517,7 @@ mod tests {
     }
 
     #[test]
-    fn a_create_that_a_batch_would_change_goes_alone() {
+    fn a_create_that_a_batch_would_change_is_sent_alone() {
         let odd = [
             claimed(2, "POST", "v1/private/traces", r#"{"id":"2"}"#),
             claimed(3, "POST", "v1/private/traces", r#"{"id":"3","last_updated_at":null}"#),
@@ -525,7 +528,7 @@ mod tests {
     }
 
     #[test]
-    fn traces_of_one_thread_share_a_request_and_none_passes_the_threads_end() {
+    fn traces_of_one_thread_share_a_request_and_none_overtakes_the_threads_end() {
         let of_thread = |id, entity| {
             let content = format!(r#"{{"id":"{entity}","thread_id":"th","last_updated_at":"2026-01-01T00:00:00Z"}}"#);
             claimed(id, "POST", "v1/private/traces", &content)
@@ -536,7 +539,7 @@ mod tests {
     }
 
     #[test]
-    fn a_span_does_not_pass_the_deletion_of_its_trace() {
+    fn a_span_does_not_overtake_the_deletion_of_its_trace() {
         let delete = claimed(2, "DELETE", "v1/private/traces/t", "");
         let shipments = plan([create(1, "spans", 1), delete, create(3, "spans", 3), create(4, "traces", 4)]);
         assert_eq!(shipments.iter().map(ids).collect::<Vec<_>>(), [vec![1], vec![2], vec![3], vec![4]]);

@@ -1,42 +1,83 @@
-//! `opik-offline agent -- COMMAND`
+//! `agent -- COMMAND`: a command runs with an agent beside it, which flushes and ends after the command.
+//!
+//! The listener is bound first, then signals are handled, then the command starts, then the agent: no signal ends the
+//! agent and leaves the command behind, and what the command sends before the agent runs waits in the listener's queue.
 
-use std::ffi::{OsStr, OsString};
+use std::ffi::OsString;
 use std::io::ErrorKind;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::Path;
-use std::process::ExitCode;
-use std::sync::Mutex;
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
-use super::{Common, Failure};
-use crate::agent::child::{Child, Ended};
-use crate::agent::environment::{Changes, Wrapping};
-use crate::agent::files::SoftLimit;
-use crate::agent::flush::{Flush, FlushEnd};
-use crate::agent::relay::Relay;
-use crate::agent::{Agent, AgentError, AgentSettings, RunEnd};
+use thiserror::Error;
+
+use super::child::{Child, ChildError, CommandEnd};
+use super::environment::{EnvironmentChanges, Wrapping};
+use super::files::SoftLimit;
+use super::flush::{Flush, FlushEnd};
+use super::relay::Relay;
+use super::{Agent, AgentError, AgentSettings, RunEnd};
 use crate::config::units::print_duration;
 use crate::config::{Config, ProcessEnvironment, Source, WhenFull, url_in_home_file};
 use crate::figures::count;
-use crate::printable::is_hazardous;
+use crate::printable::shell_word;
 use crate::shutdown::Shutdown;
+use crate::signals::SignalError;
 use crate::store::full_state::remedies;
 use crate::telemetry::log::LogFile;
-use crate::terminal::progress::Progress;
 use crate::upstream::{Upstream, UpstreamSettings};
 
 /// How long an agent on this machine may take to answer.
 const AGENT_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// Runs a command with an agent beside it, and returns the command's exit code.
-pub(super) fn run(
-    common: &Common,
-    config: &Config,
-    mut settings: AgentSettings,
-    (limit, command): (SoftLimit, &[OsString]),
-    log: LogFile,
-) -> Result<ExitCode, Failure> {
-    let Some((program, arguments)) = command.split_first() else { return Ok(ExitCode::SUCCESS) };
+/// A command, and the agent that wraps it.
+pub struct Wrapped<'a> {
+    pub config: &'a Config,
+    pub settings: AgentSettings,
+    /// The limit on open files that the command gets.
+    pub limit: SoftLimit,
+    pub program: &'a OsString,
+    pub arguments: &'a [OsString],
+    pub log: LogFile,
+    /// Ends the process at once with an exit code.
+    pub exit: fn(u8),
+    /// Receives what people read.
+    pub listener: &'a dyn WrappedListener,
+}
+
+/// Receives notes, and the progress of the flush.
+pub trait WrappedListener: Sync {
+    /// Takes a sentence for people.
+    fn note(&self, text: &str);
+    /// Takes how many messages wait when the flush starts.
+    fn flush_started(&self, waiting: u64);
+    /// Takes how many of `total` messages are flushed.
+    fn flush_progress(&self, done: u64, total: u64);
+    /// The flush has ended.
+    fn flush_finished(&self);
+}
+
+/// Why a command was not run to its end.
+#[derive(Debug, Error)]
+pub enum WrappedError {
+    #[error(transparent)]
+    Agent(#[from] AgentError),
+    #[error(transparent)]
+    Child(#[from] ChildError),
+    #[error(transparent)]
+    Signals(#[from] SignalError),
+    #[error("nobody knows how {name} ended: {error}")]
+    Lost { name: String, error: std::io::Error },
+}
+
+/// Runs a command with an agent beside it, and returns the exit code that a shell would report for the command.
+///
+/// # Errors
+///
+/// Fails if the agent or the command can't be started, and if the agent fails.
+pub fn run(wrapped: Wrapped<'_>) -> Result<u8, WrappedError> {
+    let Wrapped { config, mut settings, limit, program, arguments, log, exit, listener } = wrapped;
     if !config.listen.is_set() {
         settings.listen = SocketAddr::new(Ipv4Addr::LOCALHOST.into(), 0);
     }
@@ -44,29 +85,23 @@ pub(super) fn run(
     let (agent, left) = bind(config, settings)?;
     let changes = changes(config, agent.address(), token.as_deref());
     let (shutdown, flush_stop) = (Shutdown::new(), Shutdown::new());
-    // Before the command starts, so that no signal ends the agent and leaves the command behind.
-    let relay = Relay::start(&flush_stop, log, |code| std::process::exit(i32::from(code)))?;
-    // What the command sends before the agent runs waits in the listener's queue.
+    let relay = Relay::start(&flush_stop, log, exit)?;
     let child = limit.as_before(|| Child::start(program, arguments, &changes))?;
     let child = relay.attach(child);
 
     let name = Path::new(program).file_name().unwrap_or(program).to_string_lossy().into_owned();
-    let progress = Mutex::new((Progress::new(common.quiet), None));
-    let note = |text: &str| lock(&progress).0.note(&format!("opik-offline: {text}"));
-    for line in said_at_start(&name, config, &changes, left) {
-        note(&line);
-    }
+    let note = |text: &str| listener.note(&format!("opik-offline: {text}"));
+    start_notes(&name, config, &changes, left).iter().for_each(|line| note(line));
+    let total = Mutex::new(None);
     let watch = |waiting: u64| {
-        let mut shown = lock(&progress);
-        let (progress, total) = &mut *shown;
+        let mut total = total.lock().unwrap_or_else(PoisonError::into_inner);
         if total.is_none() {
             let time = print_duration(config.flush_timeout.value);
-            let stored = count(waiting, "stored message");
-            progress.note(&format!("opik-offline: {name} has ended, delivering {stored} for up to {time}"));
-            progress.start(waiting);
+            note(&format!("{name} has ended, delivering {} for up to {time}", count(waiting, "stored message")));
+            listener.flush_started(waiting);
         }
         let total = (*total.get_or_insert(waiting)).max(waiting);
-        progress.at(total - waiting, total);
+        listener.flush_progress(total - waiting, total);
     };
     let flush = Flush { timeout: config.flush_timeout.value, stop: &flush_stop, watch: &watch };
     let (run, ended) = std::thread::scope(|scope| {
@@ -80,25 +115,23 @@ pub(super) fn run(
         });
         let run = agent.run(&shutdown, Some(&flush));
         if run.is_err() {
-            // Nobody takes what the command sends: better that it doesn't go on as if somebody did.
+            // The command's writes would be lost: better that it stops than that it continues unprotected.
             child.signal(signal_hook::consts::SIGTERM);
         }
         (run, waiting.join())
     });
-    lock(&progress).0.finish();
+    listener.flush_finished();
     let run = run?;
-    for line in summary(&name, &run, config) {
-        note(&line);
-    }
+    summary(&name, &run, config).iter().for_each(|line| note(line));
     match ended {
-        Ok(Ok(ended)) => Ok(ExitCode::from(exit_code(ended))),
-        Ok(Err(error)) => Err(Failure::of_child_lost(&name, &error)),
+        Ok(Ok(ended)) => Ok(exit_code(ended)),
+        Ok(Err(error)) => Err(WrappedError::Lost { name, error }),
         Err(panic) => std::panic::resume_unwind(panic),
     }
 }
 
-/// Starts to listen. Unless a flag names the address, one that an agent which stays has, or would have if it ran, is
-/// left to that agent, and a free port is used. Returns the address that was left as well.
+/// Binds the listener. Unless a flag sets the address, an address that a standalone agent uses, or would use if it ran,
+/// is left to that agent, and a free port is used. Also returns the address that was left.
 fn bind(config: &Config, mut settings: AgentSettings) -> Result<(Agent, Option<SocketAddr>), AgentError> {
     let is_optional = !is_flag(&config.listen.source);
     let bound = match Agent::bind(settings.clone()) {
@@ -114,9 +147,9 @@ fn bind(config: &Config, mut settings: AgentSettings) -> Result<(Agent, Option<S
     Ok((Agent::bind(settings)?, Some(left)))
 }
 
-/// Works out what is different in the command's environment.
-fn changes(config: &Config, intake: SocketAddr, token: Option<&str>) -> Changes {
-    // The command may run in another folder.
+/// Returns the changes to the command's environment.
+fn changes(config: &Config, intake: SocketAddr, token: Option<&str>) -> EnvironmentChanges {
+    // The command may change its working directory.
     let store = is_flag(&config.db.source).then(|| std::path::absolute(&config.db.value).ok()).flatten();
     let in_home_file = url_in_home_file(&ProcessEnvironment);
     let wrapping = Wrapping {
@@ -127,43 +160,46 @@ fn changes(config: &Config, intake: SocketAddr, token: Option<&str>) -> Changes 
         all_otlp_traces: config.all_otlp_traces.value,
         store,
     };
-    Changes::leading_to(&wrapping, &ProcessEnvironment)
+    EnvironmentChanges::leading_to(&wrapping, &ProcessEnvironment)
 }
 
-/// Says where the command sends to, and what does not go through the agent.
-fn said_at_start(name: &str, config: &Config, changes: &Changes, left: Option<SocketAddr>) -> Vec<String> {
-    let mut lines = vec![format!("{name} sends to {}, which passes on to {}", changes.base, config.upstream.value)];
+/// Returns notes on where the command sends to, and which data bypasses the agent.
+fn start_notes(name: &str, config: &Config, changes: &EnvironmentChanges, left: Option<SocketAddr>) -> Vec<String> {
+    let mut lines = vec![format!("{name} sends to {}, which forwards to {}", changes.base, config.upstream.value)];
     if let Some(left) = left {
-        lines
-            .push(format!("{left} ({}) is another agent's or program's, so a free port is used", config.listen.source));
+        lines.push(format!(
+            "{left} ({}) is in use by another agent or program, so a free port is used",
+            config.listen.source
+        ));
     }
     if let Some(replaced) = &changes.replaced {
         lines.push(format!(
-            "OPIK_URL_OVERRIDE named {replaced}: what {name} sends there goes to {} now",
+            "OPIK_URL_OVERRIDE was {replaced}: what {name} sends there now goes to {}",
             config.upstream.value
         ));
     }
-    lines.extend(changes.left.iter().map(|variable| format!("{variable} leads elsewhere and stays as it is")));
+    lines.extend(changes.left.iter().map(|variable| format!("{variable} points elsewhere and is left unchanged")));
     if let Some(variable) = changes.grpc {
-        lines.push(format!("{variable} is grpc: the agent takes traces by http/protobuf or http/json only"));
+        lines.push(format!("{variable} is grpc: the agent accepts traces over http/protobuf or http/json only"));
     }
     lines
 }
 
-/// Returns whether a flag said it: the environment and the files say it to other commands as well.
+/// Returns whether the setting comes from a flag: the environment and the files apply to other commands as well.
 fn is_flag(source: &Source) -> bool {
     matches!(source, Source::Flag { .. })
 }
 
-/// Returns the exit code that a shell would tell: the command's own, and 128 and the number of the signal that ended it.
-fn exit_code(ended: Ended) -> u8 {
+/// Returns the exit code that a shell would report: the command's own, or 128 plus the number of the signal that killed
+/// it.
+fn exit_code(ended: CommandEnd) -> u8 {
     match ended {
-        Ended::Exited(code) => u8::try_from(code & 0xff).unwrap_or(u8::MAX),
-        Ended::Killed(signal) => u8::try_from(128 + signal).unwrap_or(u8::MAX),
+        CommandEnd::Exited(code) => u8::try_from(code & 0xff).unwrap_or(u8::MAX),
+        CommandEnd::Killed(signal) => u8::try_from(128 + signal).unwrap_or(u8::MAX),
     }
 }
 
-/// Says what became of all that the command sent.
+/// Returns notes on what became of the command's writes.
 fn summary(name: &str, run: &RunEnd, config: &Config) -> Vec<String> {
     let mut lines = Vec::new();
     let store = config.db.value.display();
@@ -171,7 +207,7 @@ fn summary(name: &str, run: &RunEnd, config: &Config) -> Vec<String> {
         (Some(FlushEnd::NoStore { reason }), _) => {
             let passed_on = count(run.forwarded, "write");
             lines.push(format!("nothing could be stored: {reason}"));
-            lines.push(format!("{passed_on} went straight to the server; what it did not take was refused"));
+            lines.push(format!("{passed_on} went straight to the server; writes that it did not accept were refused"));
         }
         (_, Some(0)) if run.forwarded + run.stored + run.delivered == 0 => {
             lines.push(format!("{name} sent nothing to Opik, and nothing waits to be delivered"));
@@ -184,13 +220,13 @@ fn summary(name: &str, run: &RunEnd, config: &Config) -> Vec<String> {
                 parts.push(format!("{} delivered from the store", run.delivered));
             }
             let by_others = run.stored.saturating_sub(run.delivered + run.rejected);
-            // None of them can have been dropped.
+            // Certain only if no message can have been dropped.
             if by_others > 0 && config.max_age.value.is_none() && config.when_full.value == WhenFull::Refuse {
                 parts.push(format!("{by_others} of them by another agent on this store"));
             }
             lines.push(format!("nothing waits to be delivered: {}", parts.join(", ")));
         }
-        (_, None) => lines.push(format!("{store} cannot be read, so nobody knows what waits in it")),
+        (_, None) => lines.push(format!("cannot read {store}, so the number of waiting messages is unknown")),
         (end, Some(waiting)) => {
             let stay = if waiting == 1 { "stays" } else { "stay" };
             let stored = count(waiting, "message");
@@ -202,7 +238,7 @@ fn summary(name: &str, run: &RunEnd, config: &Config) -> Vec<String> {
         let refused = count(run.refused_while_away, "write");
         lines.push(format!(
             "the agent refused {refused}, because {store} could not be used and earlier ones may wait in it: \
-             what the application did not send again is lost"
+             what the application did not retry is lost"
         ));
     }
     if run.refused > 0 {
@@ -221,7 +257,8 @@ fn summary(name: &str, run: &RunEnd, config: &Config) -> Vec<String> {
     lines
 }
 
-/// Names who took the writes: an agent that stays, where `OPIK_URL_OVERRIDE` names it, may keep them for its server.
+/// Returns what accepted the writes: a standalone agent, if `OPIK_URL_OVERRIDE` is its URL, may store them for its
+/// server.
 fn receiver(config: &Config, run: &RunEnd) -> String {
     let upstream = &config.upstream.value;
     let is_agent = || {
@@ -234,13 +271,17 @@ fn receiver(config: &Config, run: &RunEnd) -> String {
     };
     match run.forwarded > 0 && upstream.is_loopback() && is_agent().is_some() {
         true => {
-            format!("the agent at {}:{}, which keeps what its server does not take", upstream.host(), upstream.port())
+            format!(
+                "the agent at {}:{}, which stores what its server does not accept",
+                upstream.host(),
+                upstream.port()
+            )
         }
         false => "the server".to_owned(),
     }
 }
 
-/// Says why messages are left.
+/// Returns why messages remain.
 fn why(end: Option<&FlushEnd>, config: &Config) -> String {
     match end {
         Some(FlushEnd::ServerAway { reason }) => match reason {
@@ -260,15 +301,15 @@ fn why(end: Option<&FlushEnd>, config: &Config) -> String {
     }
 }
 
-/// Returns the option that leads a command to this store, with a space in front; nothing where it is found without.
-pub(super) fn store_option(config: &Config) -> String {
+/// Returns the flag that makes another command use this store, with a leading space; empty if it uses it by default.
+pub fn store_option(config: &Config) -> String {
     match config.db.is_set() {
-        true => format!(" --db {}", quoted(config.db.value.as_os_str())),
+        true => format!(" --db {}", shell_word(config.db.value.as_os_str())),
         false => String::new(),
     }
 }
 
-/// Returns the command that delivers what is left. What a flag said has to be said again.
+/// Returns the command that delivers the remaining messages. Flags have to be repeated.
 fn replay_command(config: &Config) -> String {
     let mut command = "opik-offline replay".to_owned();
     command.push_str(&store_option(config));
@@ -278,63 +319,19 @@ fn replay_command(config: &Config) -> String {
     command
 }
 
-/// Returns a path as a shell reads it as one word, harmless on a terminal.
-pub(super) fn quoted(path: &OsStr) -> String {
-    let text = match path.to_str() {
-        Some(text) if !text.contains(is_hazardous) => text,
-        _ => return quoted_bytes(path.as_encoded_bytes()),
-    };
-    let is_plain = |c: char| c.is_alphanumeric() || "/._-+:@%".contains(c);
-    match !text.is_empty() && text.chars().all(is_plain) {
-        true => text.to_owned(),
-        false => format!("'{}'", text.replace('\'', r"'\''")),
-    }
-}
-
-/// Returns any path as bash, zsh and ksh read it as one word, and the next POSIX.
-fn quoted_bytes(path: &[u8]) -> String {
-    let mut word = "$'".to_owned();
-    let escape = |word: &mut String, bytes: &[u8]| {
-        word.extend(bytes.iter().map(|byte| format!("\\{byte:03o}")));
-    };
-    for chunk in path.utf8_chunks() {
-        for c in chunk.valid().chars() {
-            match c {
-                '\\' | '\'' => word.extend(['\\', c]),
-                c if is_hazardous(c) => escape(&mut word, c.encode_utf8(&mut [0; 4]).as_bytes()),
-                c => word.push(c),
-            }
-        }
-        escape(&mut word, chunk.invalid());
-    }
-    word + "'"
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
-    fn an_end_becomes_the_exit_code_that_a_shell_tells() {
-        for (ended, code) in
-            [(Ended::Exited(0), 0), (Ended::Exited(255), 255), (Ended::Killed(2), 130), (Ended::Killed(15), 143)]
-        {
+    fn exit_codes_are_those_that_a_shell_reports() {
+        for (ended, code) in [
+            (CommandEnd::Exited(0), 0),
+            (CommandEnd::Exited(255), 255),
+            (CommandEnd::Killed(2), 130),
+            (CommandEnd::Killed(15), 143),
+        ] {
             assert_eq!(exit_code(ended), code, "{ended:?}");
         }
-    }
-
-    #[test]
-    fn a_path_is_one_word_of_a_command() {
-        use std::os::unix::ffi::OsStrExt;
-
-        let quoted = |text: &str| super::quoted(text.as_ref());
-        assert_eq!(quoted("/a/b.db"), "/a/b.db");
-        assert_eq!(super::quoted(OsStr::from_bytes(b"/a\xff b")), r"$'/a\377 b'");
-        assert_eq!(quoted("/a\u{1b}[8m\n\u{202e}'b"), r"$'/a\033[8m\012\342\200\256\'b'");
-        assert_eq!(quoted("/my files/it's.db"), r"'/my files/it'\''s.db'");
     }
 }

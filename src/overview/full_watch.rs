@@ -1,5 +1,6 @@
-//! Watches whether the store is full: what writes meet and what a look measures goes into the state machine
-//! ([`FullState`]), and what it says goes to the log, the metrics, the status and, for later, into the store.
+//! Watches whether the store is full: the failures of writes and the room that an overview measures go into a state
+//! machine ([`FullState`]); its transitions go to the log, the metrics, the overview and, for later agents, into the
+//! store.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -11,27 +12,28 @@ use crate::store::slot::StoreSlot;
 use crate::store::{Condition, FullLimit, Fullness, StoreError, now_ms};
 use crate::telemetry::metrics::{Counter, Metrics};
 
-/// How often the counts of a store that stays full are noted in it: each note is a commit on a disk that may be short.
+/// How often the counts of a store that stays full are recorded in it: each record is a commit on a disk that may be
+/// nearly full.
 const NOTE_EVERY: Duration = Duration::from_secs(60);
 
-/// Whether the store is full, and what that has cost.
+/// Whether the store is full, and how many writes that has cost.
 pub struct FullWatch {
     metrics: Arc<Metrics>,
-    watched: Mutex<Watched>,
+    watched: Mutex<FullWatched>,
 }
 
 #[derive(Default)]
-struct Watched {
+struct FullWatched {
     state: FullState,
-    /// Writes that were refused since the agent started.
+    /// Writes refused since the agent started.
     refused: u64,
-    /// Why the last of them was.
+    /// Why the store was full when the last of them was refused.
     last: Option<Fullness>,
-    /// How many of them are not noted in the store.
+    /// How many of them are not recorded in the store yet.
     unnoted: u64,
-    /// The most that were known to have been refused since the store was made.
+    /// The largest count of refused writes since the store was created that this agent has seen.
     since_made: u64,
-    /// Whether the store notes another beginning than is so.
+    /// Whether the start of the episode that is recorded in the store is outdated.
     is_since_unnoted: bool,
     noted_at: Option<Instant>,
 }
@@ -42,7 +44,7 @@ impl FullWatch {
         Self { metrics, watched: Mutex::default() }
     }
 
-    /// Takes the failure of a write; returns which limit it met, if the store is full.
+    /// Records the failure of a write; returns the limit that it hit, if the store is full.
     pub fn found_no_room(&self, error: &StoreError) -> Option<FullLimit> {
         let StoreError::Full { limit, needed, reason, .. } = error else { return None };
         let fullness = Fullness { limit: *limit, reason: reason.clone() };
@@ -76,13 +78,13 @@ impl FullWatch {
         self.lock().state.passed_on();
     }
 
-    /// Takes how the store was found, and notes in it what it has not yet.
-    pub fn looked(&self, slot: &StoreSlot, condition: &Condition) {
+    /// Records how much room the store has, and writes counts into it that it does not have yet.
+    pub fn measured(&self, slot: &StoreSlot, condition: &Condition) {
         let mut watched = self.lock();
         let change = watched.state.measured(condition.room_bytes, Instant::now());
         let is_full = watched.state.episode().is_some() || condition.full.is_some();
         self.metrics.store_full.set(f64::from(u8::from(is_full)));
-        // One that was killed while the store was full could not note the end.
+        // An agent that was killed while the store was full could not record the end.
         let is_stale = condition.full_record.since_ms.is_some() && !is_full;
         watched.is_since_unnoted |= is_stale || matches!(change, FullChange::Ended(_));
         let is_due = watched.noted_at.is_none_or(|noted| noted.elapsed() >= NOTE_EVERY);
@@ -96,7 +98,7 @@ impl FullWatch {
         }
     }
 
-    /// Says and notes how it ended, when the agent stops.
+    /// Logs and records the state when the agent stops.
     pub fn close(&self, slot: &StoreSlot) {
         let (episode, is_unnoted) = {
             let watched = self.lock();
@@ -119,27 +121,27 @@ impl FullWatch {
             (since_ms, std::mem::take(&mut watched.unnoted))
         };
         if let Err(error) = slot.with(|store| store.note_full(since_ms, unnoted)) {
-            debug!(target: "db_manager", "the refused writes are not noted in the store yet: {error}");
+            debug!(target: "db_manager", "cannot record the refused writes in the store yet: {error}");
             self.lock().unnoted += unnoted;
         }
     }
 
-    /// Returns the episode that has not ended.
+    /// Returns the episode in progress.
     pub fn episode(&self) -> Option<FullEpisode> {
         self.lock().state.episode().cloned()
     }
 
-    /// Returns how many writes were refused since the agent started, and why the last one was.
+    /// Returns how many writes were refused since the agent started, and why the store was full at the last one.
     pub fn total(&self) -> (u64, Option<Fullness>) {
         let watched = self.lock();
         (watched.refused, watched.last.clone())
     }
 
-    /// Returns how many writes were refused since the store was made, as far as this agent knows. To be asked before
-    /// [`FullWatch::looked`], which may note in the store what `condition` does not have.
+    /// Returns how many writes were refused since the store was created, as far as this agent knows. Call it before
+    /// [`FullWatch::measured`], which may record in the store what `condition` does not have.
     pub fn since_made(&self, condition: &Condition) -> u64 {
         let mut watched = self.lock();
-        // What was noted after the condition was read is in neither of both.
+        // Counts that were recorded after the condition was read are in neither number.
         watched.since_made = watched.since_made.max(condition.full_record.refused + watched.unnoted);
         watched.since_made
     }
@@ -153,13 +155,13 @@ impl FullWatch {
         }
     }
 
-    /// A panic elsewhere leaves counts that are true.
-    fn lock(&self) -> MutexGuard<'_, Watched> {
+    /// Each count changes in one step, so the counts are valid even after a panic elsewhere.
+    fn lock(&self) -> MutexGuard<'_, FullWatched> {
         self.watched.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// Returns what an episode cost.
+/// Returns for people what an episode has cost.
 fn in_words(episode: &FullEpisode) -> String {
     let seconds = now_ms().saturating_sub(episode.since_ms).max(0) / 1000;
     let FullEpisode { refused, passed_on, .. } = episode;

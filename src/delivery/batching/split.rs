@@ -1,13 +1,14 @@
-//! A refused batch, divided until the bad item stands alone, also inside one stored body.
+//! Splitting: a refused batch is divided until the bad item is alone, also inside one stored body.
 //!
-//! A client's batch of 1,000 items with one bad item is one message. When the server refuses it, its items are sent in
-//! halves of halves: what passes is delivered, and only the items that are refused alone are kept as rejected, each as a
-//! message of its own. That costs at most 2 log2(n) requests for one bad item among n, and for b of them at most b times
+//! A client's batch of 1,000 items with one bad item is one message. If the server refuses it, its items are sent in
+//! halves of halves: the pieces that pass are delivered, and only the items that are refused alone are kept as
+//! rejected, each as a message of its own. That costs at most 2 log2(n) requests for one bad item among n, and for b
+//! of them at most b times
 //! that.
 //!
-//! Pieces are cut out of the content where its items stand: every byte of an item is as the client sent it, and the other
-//! members of the body (`entity_type`, `batch_group_id`) are in every piece. The items of an OTLP request are its spans;
-//! each keeps its resource and its scope ([`otlp::piece`]).
+//! Pieces are byte ranges of the content: every byte of an item is as the client sent it, and the other members of the
+//! body (`entity_type`, `batch_group_id`) are in every piece. The items of an OTLP request are its spans; each keeps
+//! its resource and its scope ([`otlp::piece`]).
 
 use std::collections::HashMap;
 use std::ops::Range;
@@ -23,38 +24,38 @@ use crate::protocol::routes::{Protected, Route, classify};
 /// Bodies larger than this when decoded are not divided.
 const CONTENT_BYTES_MAX: u64 = 256 * 1024 * 1024;
 
-/// A stored batch that can be divided: its decoded content, and where the items stand in it.
+/// A stored batch that can be divided: its decoded content, and the ranges of its items.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Divisible {
     content: Bytes,
-    items: Items,
+    items: ItemRanges,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
-enum Items {
-    /// In one JSON array, which stands here with its brackets.
+enum ItemRanges {
+    /// In one JSON array; its range includes the brackets.
     Listed { array: Range<usize>, items: Vec<Range<usize>> },
-    /// So many spans of an OTLP request.
+    /// `count` spans of an OTLP request.
     Spans { format: Format, count: usize },
 }
 
 impl Divisible {
-    /// Finds the items of a batch; `None` when the message is no batch, or one of a single item.
+    /// Finds the items of a batch; `None` if the message is not a batch of several items.
     pub fn of(message_type: MessageType, request: &Request) -> Option<Self> {
         Self::of_any(message_type, request).filter(|divisible| divisible.len() > 1)
     }
 
-    /// Finds the items of a batch, of which there may be one only; `None` when the message is no batch.
+    /// Finds the items of a batch, even a single one; `None` if the message is not a batch.
     pub fn of_any(message_type: MessageType, request: &Request) -> Option<Self> {
         let items = |content: &[u8]| match message_type {
             MessageType::OtlpTraces => {
                 let content_type = std::str::from_utf8(request.headers.get("content-type")?).ok()?;
                 let format = Format::from_content_type(content_type)?;
-                Some(Items::Spans { format, count: otlp::span_count(format, content).ok()? })
+                Some(ItemRanges::Spans { format, count: otlp::span_count(format, content).ok()? })
             }
             _ => {
                 let (array, items) = find_items(content, item_list(message_type)?).ok()??;
-                Some(Items::Listed { array, items })
+                Some(ItemRanges::Listed { array, items })
             }
         };
         let content = request.body.decode(CONTENT_BYTES_MAX).ok()?;
@@ -65,22 +66,22 @@ impl Divisible {
     /// Returns how many items there are; at least one.
     pub fn len(&self) -> usize {
         match &self.items {
-            Items::Listed { items, .. } => items.len(),
-            Items::Spans { count, .. } => *count,
+            ItemRanges::Listed { items, .. } => items.len(),
+            ItemRanges::Spans { count, .. } => *count,
         }
     }
 
-    /// Says whether there are none, which never happens.
+    /// Returns whether there are none, which never happens.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
 
-    /// Returns the request that carries only these items, and otherwise says what `whole` says.
+    /// Returns the request with these items only, and otherwise the same as `whole`.
     pub fn piece(&self, whole: &Request, items: Range<usize>) -> Request {
         let content = match &self.items {
-            Items::Listed { array, items: all } => self.listed(array, &all[items]),
-            // It was read to its end before. Were it not, all of it is the answer that loses nothing.
-            Items::Spans { format, .. } => {
+            ItemRanges::Listed { array, items: all } => self.listed(array, &all[items]),
+            // It was parsed completely before. If that failed now, returning all of it would lose nothing.
+            ItemRanges::Spans { format, .. } => {
                 otlp::piece(*format, &self.content, items).unwrap_or_else(|_| self.content.to_vec())
             }
         };
@@ -93,7 +94,7 @@ impl Divisible {
         }
     }
 
-    /// Returns which items make these entities: of several items about one entity the last.
+    /// Returns the items that create these entities: of several items about one entity the last.
     pub fn creating(&self, message_type: MessageType, whole: &Request, entities: &[EntityKey]) -> Vec<usize> {
         let mut last: HashMap<EntityKey, usize> = HashMap::new();
         for index in 0..self.len() {
@@ -106,7 +107,7 @@ impl Divisible {
         indices
     }
 
-    /// Returns the single create that says what one item of a batch create says, and its type.
+    /// Returns the single create that is equivalent to one item of a batch create, and its type.
     pub fn single_create(
         &self,
         message_type: MessageType,
@@ -118,25 +119,25 @@ impl Divisible {
             MessageType::CreateSpansBatch => (MessageType::CreateSpan, "v1/private/spans"),
             _ => return None,
         };
-        let Items::Listed { items, .. } = &self.items else { return None };
+        let ItemRanges::Listed { items, .. } = &self.items else { return None };
         let content = self.content.slice(items.get(index)?.clone());
         let piece = self.piece(whole, index..index + 1);
         let body = Body::new(content, Encoding::Identity);
         Some((single, Request { path: path.to_owned(), body, ..piece }))
     }
 
-    /// Returns the request that carries only these items, which need not stand side by side; `None` for OTLP.
+    /// Returns the request with these items only, which need not be adjacent; `None` for OTLP.
     pub fn pick(&self, whole: &Request, chosen: &[usize]) -> Option<Request> {
-        let Items::Listed { array, items } = &self.items else { return None };
+        let ItemRanges::Listed { array, items } = &self.items else { return None };
         let chosen: Vec<Range<usize>> = chosen.iter().filter_map(|item| items.get(*item).cloned()).collect();
         let body = Body::new(self.listed(array, &chosen), Encoding::Identity);
         Some(Request { body, ..self.piece(whole, 0..0) })
     }
 
-    /// Returns what a piece is about, read from the piece; `None` when it can't be read, which never happens.
+    /// Returns the touches of a piece, parsed from the piece; `None` if it can't be parsed, which never happens.
     pub fn touches(&self, message_type: MessageType, piece: &Request) -> Option<Vec<Touch>> {
         match &self.items {
-            Items::Listed { .. } => {
+            ItemRanges::Listed { .. } => {
                 // The id in the path is every piece's.
                 let path = piece.path.split('?').next().unwrap_or_default();
                 let path_id = match classify(&piece.method, path) {
@@ -146,7 +147,7 @@ impl Divisible {
                 let write = Protected { message_type, path_id };
                 inspect(&write, &piece.body.bytes).ok().map(|found| found.touches)
             }
-            Items::Spans { format, .. } => {
+            ItemRanges::Spans { format, .. } => {
                 otlp::Traces::read(*format, &piece.body.bytes).ok().map(|traces| traces.touches)
             }
         }
@@ -170,7 +171,7 @@ impl Divisible {
     }
 }
 
-/// How far the division of one batch is. Pure: it says which items to send next and takes what became of them.
+/// The division of one batch in progress. Pure: it returns the items to send next and takes their results.
 #[derive(Clone, Debug)]
 pub struct Division<Answer> {
     len: usize,
@@ -178,28 +179,28 @@ pub struct Division<Answer> {
     open: Vec<Range<usize>>,
     kept: Vec<Range<usize>>,
     refused: Vec<(Range<usize>, Answer)>,
-    /// Pieces of several items that were refused and are divided no further unless something passes.
+    /// Pieces of several items that were refused and are divided no further unless a piece passes.
     given_up: Vec<(Range<usize>, Answer)>,
     passed: usize,
     refused_alone: usize,
 }
 
-/// What a division came to.
+/// The result of a division.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum DivisionEnd<Answer> {
     /// Every piece was delivered.
     AllPassed,
-    /// Nothing was: the fault is not one item's.
+    /// Every piece was refused: no single item is to blame.
     AllRefused,
-    /// Nothing could be said of any piece.
+    /// No piece was delivered or refused.
     NothingDecided,
-    /// What is left, in order: pieces that were refused, with the answer, and pieces that wait.
+    /// The remaining pieces, in order: refused ones, with the answer, and waiting ones.
     Parts(Vec<(Range<usize>, Option<Answer>)>),
 }
 
-/// After so many items that were refused alone, and none that passed, the rest is tried in the pieces that it is in and
-/// divided no further: a server that refuses everything must not be asked about every item of every batch. When one of
-/// those pieces passes after all, the others are divided as well.
+/// Items refused alone, without one that passed, before the remaining pieces are sent once and divided no further: a
+/// server that refuses everything must not be asked about every item of every batch. If one of those pieces passes
+/// after all, the others are divided as well.
 const REFUSED_ALONE_MAX: usize = 32;
 
 impl<Answer: Clone> Division<Answer> {
@@ -234,7 +235,7 @@ impl<Answer: Clone> Division<Answer> {
     }
 
     /// Returns the items to send next, in order.
-    #[expect(clippy::should_implement_trait, reason = "what comes next depends on what became of the last")]
+    #[expect(clippy::should_implement_trait, reason = "the next piece depends on the result of the last one")]
     pub fn next(&mut self) -> Option<Range<usize>> {
         self.open.pop()
     }
@@ -247,9 +248,9 @@ impl<Answer: Clone> Division<Answer> {
         }
     }
 
-    /// Notes that a piece failed in a way that time may heal: it is divided, or it is a single item and waits.
+    /// Notes that a piece failed transiently: it is divided, or it is a single item and waits for a retry.
     ///
-    /// Its halves come last: each such failure may take half a minute, and what stands beside it may well pass.
+    /// Its halves come last: each may time out again, and the other pieces may well pass.
     pub fn faltered(&mut self, items: Range<usize>) {
         if items.len() == 1 {
             self.keep(items);
@@ -271,22 +272,22 @@ impl<Answer: Clone> Division<Answer> {
         }
     }
 
-    /// Notes that nothing can be said of a piece now.
+    /// Notes that a piece is not sent now.
     pub fn keep(&mut self, items: Range<usize>) {
         self.kept.push(items);
     }
 
-    /// Says whether any piece was delivered.
+    /// Returns whether any piece was delivered.
     pub fn anything_passed(&self) -> bool {
         self.passed > 0
     }
 
-    /// Says whether any piece waits for another try.
+    /// Returns whether any piece waits for a retry.
     pub fn has_kept(&self) -> bool {
         !self.kept.is_empty()
     }
 
-    /// Returns what it came to, once there is nothing to send next.
+    /// Returns the result, once there is nothing to send next.
     pub fn end(mut self) -> DivisionEnd<Answer> {
         self.refused.append(&mut self.given_up);
         match (self.passed == self.len, self.kept.is_empty(), self.refused.is_empty()) {
@@ -294,7 +295,7 @@ impl<Answer: Clone> Division<Answer> {
             (false, true, false) if self.passed == 0 => DivisionEnd::AllRefused,
             (false, false, true) if self.passed == 0 => DivisionEnd::NothingDecided,
             _ => {
-                // What waits side by side can wait as one.
+                // Adjacent waiting pieces become one.
                 self.kept.sort_by_key(|items| items.start);
                 let mut kept: Vec<Range<usize>> = Vec::new();
                 for items in self.kept {
@@ -319,11 +320,11 @@ impl<Answer: Clone> Division<Answer> {
     }
 }
 
-type Found = (Range<usize>, Vec<Range<usize>>);
+type ArrayAndItems = (Range<usize>, Vec<Range<usize>>);
 
-/// Returns where the array of items and each item stand. Of an array that is there twice the last one counts, as for the
+/// Returns the ranges of the array and of each item. If the array occurs twice the last one counts, as for the
 /// server's parser.
-fn find_items(content: &[u8], list: ItemList) -> Result<Option<Found>, NotJson> {
+fn find_items(content: &[u8], list: ItemList) -> Result<Option<ArrayAndItems>, NotJson> {
     let mut scanner = Scanner::new(content)?;
     let found = match (list, scanner.peek()?) {
         (ItemList::Body, Kind::Array) => Some(items_of(&mut scanner)?),
@@ -340,12 +341,12 @@ fn find_items(content: &[u8], list: ItemList) -> Result<Option<Found>, NotJson> 
         }
         _ => return Ok(None),
     };
-    // What stands behind it would stand behind every piece, and make each of them as unreadable as the whole.
+    // Trailing bytes would follow every piece, and make each of them as invalid as the whole.
     scanner.end()?;
     Ok(found)
 }
 
-fn items_of(scanner: &mut Scanner<'_>) -> Result<Found, NotJson> {
+fn items_of(scanner: &mut Scanner<'_>) -> Result<ArrayAndItems, NotJson> {
     let mut items = Vec::new();
     let array = scanner.array(|scanner| {
         items.push(scanner.skip_value()?);
