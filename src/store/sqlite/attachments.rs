@@ -72,7 +72,7 @@ pub(super) fn add_piece(
         return Err(StoreError::AttachmentGone.into());
     }
     let id = piece_id(attachment.0, number);
-    let (kept, is_sealed) = sealer.keep(&SealContext::Piece { piece: id }, piece)?;
+    let (kept, is_sealed) = sealer.seal(&SealContext::Piece { piece: id }, piece)?;
     tx.prepare_cached(queries::ADD_PIECE)?.execute(params![id, &kept[..], is_sealed])?;
     Ok(())
 }
@@ -87,7 +87,7 @@ pub(super) fn give(
 ) -> Result<(), Fault> {
     let bytes = i64::try_from(file.bytes).unwrap_or(i64::MAX);
     let place = SealContext::Digest { message: message.0, attachment: attachment.0, bytes };
-    let (digest, _) = sealer.keep(&place, file.sha256.as_bytes())?;
+    let (digest, _) = sealer.seal(&place, file.sha256.as_bytes())?;
     let given = params![attachment.0, process(), bytes, message.0, &digest[..]];
     match tx.prepare_cached(queries::GIVE_ATTACHMENT)?.execute(given)? {
         0 => Err(StoreError::AttachmentGone.into()),

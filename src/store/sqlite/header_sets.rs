@@ -14,7 +14,7 @@ pub(super) fn reseal_header_set(tx: &Transaction<'_>, sealer: &Sealer, id: i64) 
         tx.prepare_cached(queries::HEADER_SET_TO_RESEAL)?.query_row([id], read).optional()?;
     let Some((by, sealed)) = found else { return Ok(()) };
     let value = sealer.value(Lookup::HeaderSet, by, sealed.as_deref())?;
-    let (by, sealed) = sealer.keep_value(Lookup::HeaderSet, &value)?;
+    let (by, sealed) = sealer.seal_value(Lookup::HeaderSet, &value)?;
     // A message that arrived after the change of the key may have stored the same set.
     let twin: Option<i64> = tx.prepare_cached(queries::HEADER_SET_ID)?.query_row([&by], |row| row.get(0)).optional()?;
     match twin.filter(|twin| *twin != id) {
@@ -80,7 +80,7 @@ pub(super) fn find_or_add(tx: &Transaction<'_>, sealer: &Sealer, headers: &Heade
         Some(id) => Ok(id),
         None => {
             sweep_header_sets_if_due(tx)?;
-            let (by, sealed) = sealer.keep_value(Lookup::HeaderSet, &wire)?;
+            let (by, sealed) = sealer.seal_value(Lookup::HeaderSet, &wire)?;
             Ok(tx.prepare_cached(queries::ADD_HEADER_SET)?.query_row(params![by, sealed], |row| row.get(0))?)
         }
     }

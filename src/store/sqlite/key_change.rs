@@ -42,7 +42,7 @@ pub(super) fn change_key(
     };
     for (id, by, sealed) in credentials {
         let value = Zeroizing::new(sealer_before.value(Lookup::Credential, by, sealed.as_deref())?);
-        let (by, sealed) = sealer.keep_value(Lookup::Credential, &value)?;
+        let (by, sealed) = sealer.seal_value(Lookup::Credential, &value)?;
         let twin: Option<i64> =
             tx.prepare_cached(queries::CREDENTIAL_ID)?.query_row([&by], |row| row.get(0)).optional()?;
         match twin.filter(|twin| *twin != id) {

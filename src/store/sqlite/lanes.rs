@@ -58,7 +58,7 @@ impl<'batch> BatchKeys<'batch> {
         let id = match lane_id(tx, sealer, lane)? {
             Some(id) => id,
             None => {
-                let keep = |credential: &Credential| sealer.keep_value(Lookup::Credential, credential.reveal());
+                let keep = |credential: &Credential| sealer.seal_value(Lookup::Credential, credential.reveal());
                 let credential = lane.credential.as_ref().map(keep).transpose()?;
                 if let Some((by, sealed)) = &credential {
                     tx.prepare_cached(queries::KEEP_CREDENTIAL)?.execute(params![by, sealed])?;

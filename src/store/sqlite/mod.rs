@@ -52,7 +52,7 @@ mod lanes;
 mod large;
 mod lease;
 mod open;
-pub(crate) mod place;
+mod place;
 mod proof;
 mod queries;
 mod queue_ahead;

@@ -8,9 +8,9 @@
 //!
 //! # The two halves of a record
 //!
-//! [`MessageContent`] is what the client sent and what decides where it goes: it never changes while the message is stored,
-//! and the checksum covers it. The rest of a [`Record`] changes with every attempt (status, attempts, the last answer)
-//! or with the order of delivery (position), and is not covered.
+//! [`MessageContent`] is what the client sent and what decides where it goes: it never changes while the message is
+//! stored, and the checksum covers it. The rest of a [`Record`] changes with every attempt (status, attempts, the last
+//! answer) or with the order of delivery (position), and is not covered.
 //!
 //! # The checksum
 //!
@@ -203,12 +203,12 @@ impl Record<'_> {
             claim_epoch,
             answer.map(|answer| answer.at_ms),
             answer.and_then(|answer| answer.status),
-            answer.map(|answer| sealer.keep_text(&context, answer.text_kept())).transpose()?,
+            answer.map(|answer| sealer.seal_text(&context, answer.text_kept())).transpose()?,
             content.items,
             body_bytes,
             content.project,
             content.method,
-            sealer.keep_path(content.id, &content.path)?,
+            sealer.seal_path(content.id, &content.path)?,
             keys.header_set,
             rows::encoding_code(content.encoding),
             Touch::to_bytes(&content.touches),
@@ -240,7 +240,7 @@ impl Record<'_> {
     ) -> Result<(), Fault> {
         self.insert_row(tx, sealer, keys)?;
         let id = self.content.id;
-        let kept = sealer.keep_body(id, &self.content.destination(), body)?;
+        let kept = sealer.seal_body(id, &self.content.destination(), body)?;
         tx.prepare_cached(INSERT_BODY)?.execute(params![id, &kept.bytes[..], kept.codec, kept.checksum])?;
         touch_index::add_touches(tx, id, &self.content.touches)
     }
@@ -250,7 +250,7 @@ impl Record<'_> {
         let (id, to) = (self.content.id, self.content.destination());
         let mut insert = tx.prepare_cached(INSERT_BODY)?;
         let kept = match packed.is_streamed() {
-            true => match sealer.keep_streamed(id, &to, packed, checksum)? {
+            true => match sealer.seal_streamed(id, &to, packed, checksum)? {
                 Some(kept) => kept,
                 None => {
                     let none: Option<i64> = None;
@@ -261,7 +261,7 @@ impl Record<'_> {
             false => {
                 let bytes = packed.bytes.as_ref().into();
                 let plain = KeptBody { bytes, codec: packed.codec as i64, checksum: Some(checksum) };
-                sealer.keep_body(id, &to, plain)?
+                sealer.seal_body(id, &to, plain)?
             }
         };
         match large::is_large(&kept.bytes) {
@@ -317,7 +317,7 @@ pub(super) fn keep_answer(
     id: MessageId,
     answer: &LastAnswer,
 ) -> Result<(), Fault> {
-    let text = sealer.keep_text(&SealContext::Answer { message: id.0 }, answer.text_kept())?;
+    let text = sealer.seal_text(&SealContext::Answer { message: id.0 }, answer.text_kept())?;
     tx.prepare_cached(UPDATE_ANSWER)?.execute(params![id.0, answer.status, text, answer.at_ms])?;
     Ok(())
 }
@@ -332,8 +332,8 @@ pub(super) fn reseal_texts(tx: &Transaction<'_>, sealer: &Sealer, id: i64) -> Re
         let answer = sealer.text(&context, row.get_ref(Column::AnswerText as usize)?)?;
         (sealer.path(id, row.get_ref(Column::Path as usize)?)?, answer)
     };
-    let answer = answer.as_ref().map(|answer| sealer.keep_text(&context, answer)).transpose()?;
-    tx.prepare_cached(UPDATE_TEXTS)?.execute(params![id, sealer.keep_path(id, &path)?, answer])?;
+    let answer = answer.as_ref().map(|answer| sealer.seal_text(&context, answer)).transpose()?;
+    tx.prepare_cached(UPDATE_TEXTS)?.execute(params![id, sealer.seal_path(id, &path)?, answer])?;
     Ok(())
 }
 
@@ -346,7 +346,7 @@ pub(super) fn reseal_body(tx: &Transaction<'_>, sealer: &Sealer, id: i64) -> Res
         let method: String = row.get(Column::Method as usize)?;
         let path = sealer.path(id, row.get_ref(Column::Path as usize)?)?;
         let to = Destination { encoding: row.get(Column::Encoding as usize)?, method: &method, path: &path };
-        let kept = sealer.keep_body(id, &to, sealer.open_body(id, &to, kept_body(row)?)?)?;
+        let kept = sealer.seal_body(id, &to, sealer.open_body(id, &to, kept_body(row)?)?)?;
         (kept.bytes.into_owned(), kept.codec, kept.checksum)
     };
     tx.prepare_cached(UPDATE_BODY)?.execute(params![id, bytes, codec, checksum])?;
@@ -376,7 +376,7 @@ pub(super) fn move_to_lane(
         (KeptBody { bytes: opened.bytes.into_owned().into(), ..opened }, checksum, encoding)
     };
     let to = Destination { encoding, method: &request.method, path: &request.path };
-    let kept = sealer.keep_body(id, &to, KeptBody { checksum: Some(checksum), ..kept })?;
+    let kept = sealer.seal_body(id, &to, KeptBody { checksum: Some(checksum), ..kept })?;
     tx.prepare_cached(UPDATE_BODY)?.execute(params![id, &kept.bytes[..], kept.codec, kept.checksum])?;
     Ok(())
 }
@@ -505,7 +505,8 @@ mod tests {
         entries.flat_map(|path| if path.is_dir() { sources(&path) } else { vec![path] }).collect()
     }
 
-    /// Returns the string literals that read or write `messages`, without those of tests. Every condition of a filter is one.
+    /// Returns the string literals that read or write `messages`, without those of tests. Every condition of a filter
+    /// is one.
     fn statements_about_messages<'source>(file: &str, source: &'source str) -> Vec<&'source str> {
         let code = source.split("#[cfg(test)]\nmod tests").next().unwrap_or_default();
         let literals = code.split('"').skip(1).step_by(2);

@@ -229,7 +229,7 @@ fn reseal_piece(tx: &Transaction<'_>, sealer: &Sealer, id: i64) -> Result<(), Fa
     let Some((kept, is_sealed)) = found else { return Ok(()) };
     let place = SealContext::Piece { piece: id };
     let piece = if is_sealed { sealer.open(&place, &kept)? } else { kept };
-    let (kept, is_sealed) = sealer.keep(&place, &piece)?;
+    let (kept, is_sealed) = sealer.seal(&place, &piece)?;
     tx.prepare_cached(queries::SET_PIECE)?.execute(params![id, &kept[..], is_sealed])?;
     Ok(())
 }
@@ -241,7 +241,7 @@ fn reseal_digest(tx: &Transaction<'_>, sealer: &Sealer, id: i64) -> Result<(), F
     let Some((kept, message, bytes)) = found else { return Ok(()) };
     let place = SealContext::Digest { message, attachment: id, bytes };
     let digest = attachments::opened_digest(sealer, &place, &kept)?;
-    let (kept, _) = sealer.keep(&place, &digest)?;
+    let (kept, _) = sealer.seal(&place, &digest)?;
     tx.prepare_cached(queries::SET_DIGEST)?.execute(params![id, &kept[..]])?;
     Ok(())
 }

@@ -197,11 +197,11 @@ impl<'a> CandidateReader<'a> {
         let (sealer, content) = (self.sealer, &message.record.content);
         if let Some(file) = &message.file {
             let Some(digest) = self.digest(content.id, file) else { return Ok(false) };
-            let (digest, _) = sealer.keep(&digest_place(content.id, file), &digest)?;
+            let (digest, _) = sealer.seal(&digest_place(content.id, file), &digest)?;
             for (id, piece) in self.pieces(file) {
                 // It was readable a moment ago; a disk that loses it now costs this message.
                 let Some(piece) = piece else { return Ok(false) };
-                let (piece, is_sealed) = sealer.keep(&SealContext::Piece { piece: id }, &piece)?;
+                let (piece, is_sealed) = sealer.seal(&SealContext::Piece { piece: id }, &piece)?;
                 tx.prepare_cached(queries::ADD_PIECE)?.execute(params![id, &piece[..], is_sealed])?;
             }
             let bytes = i64::try_from(file.bytes).unwrap_or(i64::MAX);

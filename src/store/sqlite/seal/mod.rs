@@ -78,7 +78,7 @@ mod tests {
 
     fn keep<'a>(sealer: &Sealer, message: i64, packed: &'a Packed, checksum: Option<i64>) -> KeptBody<'a> {
         let plain = KeptBody { bytes: packed.bytes.as_ref().into(), codec: packed.codec as i64, checksum };
-        sealer.keep_body(message, &TO, plain).expect("it is sealed")
+        sealer.seal_body(message, &TO, plain).expect("it is sealed")
     }
 
     fn sealed(codec: i64, bytes: &[u8]) -> KeptBody<'_> {

@@ -131,7 +131,7 @@ impl Sealer {
     }
 
     /// Seals bytes where the store is encrypted, and returns whether they are sealed.
-    pub(crate) fn keep<'a>(&self, place: &SealContext<'_>, plain: &'a [u8]) -> Result<(Cow<'a, [u8]>, bool), Fault> {
+    pub(crate) fn seal<'a>(&self, place: &SealContext<'_>, plain: &'a [u8]) -> Result<(Cow<'a, [u8]>, bool), Fault> {
         Ok(match self.active()? {
             Some(cipher) => (cipher.seal(place, plain)?.into(), true),
             None => (plain.into(), false),
@@ -160,7 +160,7 @@ impl Sealer {
     }
 
     /// Seals a compressed body, with its message's checksum, where the store is encrypted.
-    pub(crate) fn keep_body<'a>(
+    pub(crate) fn seal_body<'a>(
         &self,
         message: i64,
         to: &Destination<'_>,
@@ -174,7 +174,7 @@ impl Sealer {
     }
 
     /// Compresses a streamed body into one buffer and seals it there; returns `None` where the store is not encrypted.
-    pub(crate) fn keep_streamed(
+    pub(crate) fn seal_streamed(
         &self,
         message: i64,
         to: &Destination<'_>,
@@ -211,7 +211,7 @@ impl Sealer {
     }
 
     /// Seals text where the store is encrypted. Sealed text is a blob.
-    pub(crate) fn keep_text<'a>(&self, place: &SealContext<'_>, text: &'a str) -> Result<ToSqlOutput<'a>, Fault> {
+    pub(crate) fn seal_text<'a>(&self, place: &SealContext<'_>, text: &'a str) -> Result<ToSqlOutput<'a>, Fault> {
         Ok(match self.active()? {
             Some(cipher) => ToSqlOutput::Owned(Value::Blob(cipher.seal(place, text.as_bytes())?)),
             None => ToSqlOutput::Borrowed(ValueRef::Text(text.as_bytes())),
@@ -219,9 +219,9 @@ impl Sealer {
     }
 
     /// Seals a message's path if it has a query, which may contain anything.
-    pub(crate) fn keep_path<'a>(&self, message: i64, path: &'a str) -> Result<ToSqlOutput<'a>, Fault> {
+    pub(crate) fn seal_path<'a>(&self, message: i64, path: &'a str) -> Result<ToSqlOutput<'a>, Fault> {
         match path.contains('?') {
-            true => self.keep_text(&SealContext::Path { message }, path),
+            true => self.seal_text(&SealContext::Path { message }, path),
             false => Ok(ToSqlOutput::Borrowed(ValueRef::Text(path.as_bytes()))),
         }
     }
@@ -252,9 +252,9 @@ impl Sealer {
     }
 
     /// Returns the look-up column and the sealed column of a credential or header set.
-    pub(crate) fn keep_value(&self, of: Lookup, value: &[u8]) -> Result<(Vec<u8>, Option<Vec<u8>>), Fault> {
+    pub(crate) fn seal_value(&self, of: Lookup, value: &[u8]) -> Result<(Vec<u8>, Option<Vec<u8>>), Fault> {
         let by = self.lookup(of, value)?.into_owned();
-        let (kept, is_sealed) = self.keep(&named(of, &by), value)?;
+        let (kept, is_sealed) = self.seal(&named(of, &by), value)?;
         let sealed = is_sealed.then(|| kept.into_owned());
         Ok((by, sealed))
     }
