@@ -17,11 +17,11 @@ mod bodies;
 
 use bodies::{Sent, span_batches};
 use divan::{Bencher, black_box};
-use opik_offline::delivery::coalesce::plan;
+use opik_offline::delivery::batching::coalesce::plan;
 use opik_offline::message::{Body, Claimed, Encoding, HeaderSet, MessageId, Request};
 use opik_offline::protocol::inspection::{inspect, with_ids};
 use opik_offline::protocol::routes::{Protected, Route, classify};
-use opik_offline::protocol::sdk_rows::convert;
+use opik_offline::sdk::rows::convert;
 
 const PATH: &str = "v1/private/spans/batch";
 

@@ -13,7 +13,7 @@ use clap::Command;
 use clap_complete::Shell;
 use clap_mangen::Man;
 use opik_offline::config::{Keeps, SETTINGS, Setting};
-use opik_offline::telemetry::metrics::{DESCRIPTIONS, Description, Kind};
+use opik_offline::telemetry::metrics::{DESCRIPTIONS, Description, MetricKind};
 
 const NAME: &str = "opik-offline";
 
@@ -94,8 +94,10 @@ _opik_offline_values() {
                 }
             };
             let script: String = script.lines().map(line).collect();
-            let script = script
-                .replace("Show this message whole:_default'", "Show this message whole:{_opik_offline_values ids}'");
+            let script = script.replace(
+                "Show this message in full:_default'",
+                "Show this message in full:{_opik_offline_values ids}'",
+            );
             let ask = r#"_opik_offline_values() {
     # The whole line: _arguments takes --db out of $words when it stands before other flags of a subcommand.
     local -a db values line=(${(Q)${(z)LBUFFER}})
@@ -176,8 +178,8 @@ fn metrics_table() -> String {
     let mut table = "| metric | type | meaning |\n| --- | --- | --- |\n".to_owned();
     for Description { name, help, kind } in DESCRIPTIONS {
         let kind = match kind {
-            Kind::Counter => "counter",
-            Kind::Gauge => "gauge",
+            MetricKind::Counter => "counter",
+            MetricKind::Gauge => "gauge",
         };
         table.push_str(&format!("| `{name}` | {kind} | {help} |\n"));
     }

@@ -1,18 +1,19 @@
-//! Messages counted by status, type and workspace, as `status` shows what is stored and a dry run what it would touch.
+//! Messages counted by status, type and workspace: `status` shows them for the store, and a dry run for its selection.
 
 use serde::Serialize;
 
-use super::render::{Renderer, count, size, time};
-use super::terminal::Shown;
+use crate::figures::{count, size, time};
 use crate::store::{Backlog, Filter, Page, Store, StoreError};
+use crate::terminal::Shown;
+use crate::terminal::render::Renderer;
 
 /// Messages of one status, type and workspace.
 #[derive(Serialize)]
-pub struct Group {
+pub struct GroupRow {
     pub status: &'static str,
     pub message_type: &'static str,
     pub workspace: String,
-    /// The server that they were accepted for; `null` for what an earlier version stored.
+    /// The server that they were accepted for; `null` for messages of an earlier version.
     pub server: Option<String>,
     pub messages: u64,
     pub items: u64,
@@ -20,8 +21,8 @@ pub struct Group {
 }
 
 /// Returns the groups of a backlog, in its order.
-pub fn groups(backlog: &Backlog) -> Vec<Group> {
-    let group = |group: &crate::store::BacklogGroup| Group {
+pub fn groups(backlog: &Backlog) -> Vec<GroupRow> {
+    let group = |group: &crate::store::BacklogGroup| GroupRow {
         status: group.status.name(),
         message_type: group.message_type.name(),
         workspace: group.workspace.clone(),
@@ -34,7 +35,7 @@ pub fn groups(backlog: &Backlog) -> Vec<Group> {
 }
 
 /// Returns a table with a row for each group.
-pub fn groups_text(renderer: &Renderer, groups: &[Group]) -> Shown {
+pub fn groups_text(renderer: &Renderer, groups: &[GroupRow]) -> Shown {
     let has_several = groups.iter().any(|group| group.server != groups[0].server);
     let mut columns = vec!["status", "type", "…workspace", ">messages", ">items", ">size"];
     if has_several {
@@ -58,9 +59,9 @@ pub fn groups_text(renderer: &Renderer, groups: &[Group]) -> Shown {
     table.shown()
 }
 
-/// Returns the sums of a selection as people read them: `5 messages (869 B, 7 items)`.
-pub fn sums_text(groups: &[Group]) -> String {
-    let sum = |of: fn(&Group) -> u64| groups.iter().map(of).sum::<u64>();
+/// Returns the sums of a selection for people: `5 messages (869 B, 7 items)`.
+pub fn sums_text(groups: &[GroupRow]) -> String {
+    let sum = |of: fn(&GroupRow) -> u64| groups.iter().map(of).sum::<u64>();
     let items = count(sum(|group| group.items), "item");
     format!("{} ({}, {items})", count(sum(|group| group.messages), "message"), size(sum(|group| group.body_bytes)))
 }
@@ -69,14 +70,14 @@ pub fn sums_text(groups: &[Group]) -> String {
 ///
 /// # Errors
 ///
-/// What the store says.
+/// Errors of the store.
 pub fn oldest(store: &dyn Store, filter: &Filter) -> Result<Option<String>, StoreError> {
     let first = store.list(filter, &Page { after: None, limit: 1, newest_first: false })?;
     Ok(first.first().map(|listed| time(listed.accepted_at_ms)))
 }
 
-/// Returns what a preview says below its heading: the groups and the oldest.
-pub fn preview_text(renderer: &Renderer, groups: &[Group], oldest: Option<&str>) -> Shown {
+/// Returns the body of a preview: the groups and the oldest message.
+pub fn preview_text(renderer: &Renderer, groups: &[GroupRow], oldest: Option<&str>) -> Shown {
     let mut shown = groups_text(renderer, groups);
     if let Some(oldest) = oldest {
         shown.end_line();

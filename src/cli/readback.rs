@@ -1,31 +1,31 @@
-//! What `replay --verify` found, as it is shown.
+//! The result of `replay --verify`, for people and programs.
 
 use std::collections::BTreeMap;
 
 use serde::Serialize;
 
-use super::render::count;
-use super::terminal::Shown;
+use crate::figures::count;
 use crate::printable::name;
 use crate::replay::verify::Verified;
+use crate::terminal::Shown;
 
-/// What the server shows of what was delivered.
+/// Which delivered entities the server shows.
 #[derive(Serialize)]
 pub struct Readback {
-    /// Entities that it shows.
+    /// Entities that the server shows.
     shown: u64,
     missing: Vec<NotShown>,
     /// Partial rows that were completed.
     #[serde(skip_serializing_if = "is_none")]
     repaired: u64,
-    /// Entities that could not be asked for.
+    /// Entities that could not be requested.
     unread: u64,
-    /// Why not, for people.
+    /// Why entities could not be requested, for people.
     reasons: Vec<String>,
-    /// Requests by type of which nothing can be read back.
+    /// Requests, by type, whose data can't be read back.
     not_readable: BTreeMap<&'static str, u64>,
-    /// Messages that left the store through another process, whose entities are not read back.
-    pub delivered_elsewhere: u64,
+    /// Messages that another process delivered; their entities are not read back.
+    delivered_elsewhere: u64,
 }
 
 #[derive(Serialize)]
@@ -34,10 +34,10 @@ struct NotShown {
     id: String,
     workspace: String,
     project: Option<String>,
-    /// Scores that are missing, of an entity that is there.
+    /// Missing scores of an entity that exists.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     scores: Vec<String>,
-    /// It is there without what its create says.
+    /// The entity exists, but without the data of its create.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     partial: bool,
 }
@@ -47,8 +47,8 @@ fn is_none(count: &u64) -> bool {
 }
 
 impl Readback {
-    /// Returns what was found, in the words of the output.
-    pub fn of(verified: Verified) -> Self {
+    /// Returns the result as it is reported.
+    pub fn of(verified: Verified, delivered_elsewhere: u64) -> Self {
         let missing = verified.missing.into_iter().map(|missing| NotShown {
             kind: missing.kind.name(),
             id: missing.id,
@@ -68,28 +68,18 @@ impl Readback {
                 .into_iter()
                 .map(|(t, requests)| (t.name().trim_end_matches("Message"), requests))
                 .collect(),
-            delivered_elsewhere: 0,
+            delivered_elsewhere,
         }
     }
 
-    /// Says whether the server does not show something that was delivered.
-    pub fn misses_something(&self) -> bool {
-        !self.missing.is_empty()
-    }
-
-    /// Says whether the server could not be asked for everything.
-    pub fn is_cut_short(&self) -> bool {
-        self.unread > 0
-    }
-
-    /// Says it for people.
+    /// Returns the result for people.
     pub fn text(&self) -> Shown {
         const LISTED_MAX: usize = 20;
         let missing = self.missing.len() as u64;
         let asked = self.shown + missing;
         let mut text = Shown::lines(&match (asked, missing) {
             (0, _) if self.unread > 0 => String::new(),
-            (0, _) => "verified  nothing: no entity was delivered that can be read back\n".to_owned(),
+            (0, _) => "verified  nothing: no delivered entity can be read back\n".to_owned(),
             (_, 0) => format!("verified  {}: the server shows all of them\n", entities(asked)),
             _ => format!("missing   {missing} of {}: the server does not show\n", entities(asked)),
         });

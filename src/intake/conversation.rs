@@ -14,46 +14,50 @@ use tokio::io::AsyncReadExt;
 use tokio::net::TcpStream;
 use tracing::debug;
 
+use super::answering::{Answering, RequestTracker};
 use super::connections::{Connections, Seat};
-use super::preface::{Spoken, spoken};
-use super::wire::{Answering, Exchange, Wire};
+use super::http2;
+use super::limits::{HEAD_BYTES_MAX, HEADERS_MAX};
+use super::preface::{HttpVersion, detect_version};
+use super::router::handle;
+use super::shared::Shared;
+use super::wire::{ClientSocket, io_error};
 use super::workers::Load;
-use super::{HEAD_BYTES_MAX, HEADERS_MAX, Shared, handle, http2};
 use crate::shutdown::Shutdown;
 
-/// How much of a connection is read at most to tell what it speaks.
+/// Bytes that are buffered at most to detect the version of HTTP.
 const BEGINNING_BYTES_MAX: usize = 4096;
 
-/// A client that has connected, with all that is held for it.
+/// A client that has connected, with everything that is held for it.
 pub(super) struct Client {
     pub(super) shared: Arc<Shared>,
     pub(super) connections: Arc<Connections>,
     pub(super) seat: Seat,
     pub(super) load: Load,
-    /// Lets the stop of the agent wait for the connection.
+    /// Makes the agent's shutdown wait for the connection.
     pub(super) watcher: Watcher,
     pub(super) shutdown: Shutdown,
 }
 
 impl Client {
-    /// Serves the connection to its end, or until it has to make room for another.
+    /// Serves the connection until it ends, times out or is evicted.
     pub(super) async fn serve(self, mut stream: TcpStream) {
         let Self { shared, connections, seat, load, watcher, shutdown } = self;
         let timeout = shared.limits.client_timeout;
         let mut begun = BytesMut::new();
-        let beginning = tokio::select! {
-            beginning = tokio::time::timeout(timeout, begin(&mut stream, &mut begun)) => beginning,
+        let version = tokio::select! {
+            version = tokio::time::timeout(timeout, read_version(&mut stream, &mut begun)) => version,
             () = seat.asked_to_close() => Ok(Ok(None)),
             () = shutdown.requested() => Ok(Ok(None)),
         };
-        match beginning {
-            Ok(Ok(Some(Spoken::Http1))) => serve_http1(&shared, &seat, watcher, stream, begun).await,
-            Ok(Ok(Some(Spoken::Http2))) => {
-                let wire = Wire::unwatched(stream, begun.freeze(), timeout);
-                http2::serve(&shared, &seat, &shutdown, wire).await;
+        match version {
+            Ok(Ok(Some(HttpVersion::Http1))) => serve_http1(&shared, &seat, watcher, stream, begun).await,
+            Ok(Ok(Some(HttpVersion::Http2))) => {
+                let socket = ClientSocket::http2(stream, begun.freeze(), timeout);
+                http2::serve(&shared, &seat, &shutdown, socket).await;
                 drop(watcher);
             }
-            Err(_) if !begun.is_empty() => shared.over_limit("time for a head"),
+            Err(_) if !begun.is_empty() => shared.count_over_limit("time for a head"),
             Ok(Err(error)) => debug!(target: "intake", "a connection ended: {error}"),
             Ok(Ok(None)) | Err(_) => {}
         }
@@ -62,34 +66,34 @@ impl Client {
     }
 }
 
-/// Reads until it is clear what a client speaks; `None` when it hangs up before.
-async fn begin(stream: &mut TcpStream, begun: &mut BytesMut) -> io::Result<Option<Spoken>> {
-    // A connection that is silent holds no buffer.
+/// Reads until the version of HTTP is known; `None` when the client hangs up before.
+async fn read_version(stream: &mut TcpStream, begun: &mut BytesMut) -> io::Result<Option<HttpVersion>> {
+    // A silent connection costs no buffer.
     stream.readable().await?;
     begun.reserve(BEGINNING_BYTES_MAX);
     loop {
         if stream.read_buf(begun).await? == 0 {
-            // What has come may be the beginning of an odd request, whose parser has the answer.
-            return Ok((!begun.is_empty()).then_some(Spoken::Http1));
+            // These bytes may be the beginning of a malformed request, which hyper's parser answers.
+            return Ok((!begun.is_empty()).then_some(HttpVersion::Http1));
         }
-        if let Some(spoken) = spoken(begun) {
-            return Ok(Some(spoken));
+        if let Some(version) = detect_version(begun) {
+            return Ok(Some(version));
         }
     }
 }
 
 async fn serve_http1(shared: &Arc<Shared>, seat: &Seat, watcher: Watcher, stream: TcpStream, begun: BytesMut) {
-    let exchange = Arc::new(Exchange::default());
+    let tracker = Arc::new(RequestTracker::default());
     let service = {
-        let (shared, marker, exchange) = (shared.clone(), seat.marker(), exchange.clone());
+        let (shared, marker, tracker) = (shared.clone(), seat.marker(), tracker.clone());
         let requests = AtomicU64::new(0);
         service_fn(move |request| {
             let number = requests.fetch_add(1, Ordering::Relaxed) + 1;
-            let (shared, busy, exchange) = (shared.clone(), marker.begin(), exchange.clone());
-            let fault = exchange.fault_of(number);
+            let (shared, busy, tracker) = (shared.clone(), marker.begin(), tracker.clone());
+            let fault = tracker.fault_of(number);
             async move {
                 let answer = handle(shared, fault, request).await;
-                Ok::<_, Infallible>(answer.map(|body| Answering::on_http1(body, busy, exchange)))
+                Ok::<_, Infallible>(answer.map(|body| Answering::on_http1(body, busy, tracker)))
             }
         })
     };
@@ -101,7 +105,7 @@ async fn serve_http1(shared: &Arc<Shared>, seat: &Seat, watcher: Watcher, stream
         .max_buf_size(HEAD_BYTES_MAX)
         .max_header_size(HEAD_BYTES_MAX)
         .max_headers(HEADERS_MAX);
-    let io = TokioIo::new(Wire::new(stream, begun.freeze(), exchange.clone(), timeout));
+    let io = TokioIo::new(ClientSocket::http1(stream, begun.freeze(), tracker.clone(), timeout));
     let connection = watcher.watch(builder.serve_connection(io, service));
     let served = tokio::select! {
         served = connection => served,
@@ -109,16 +113,11 @@ async fn serve_http1(shared: &Arc<Shared>, seat: &Seat, watcher: Watcher, stream
     };
     let Err(error) = served else { return };
     if error.is_parse_too_large() {
-        shared.over_limit("bytes of a head");
-    } else if error.is_timeout() && !exchange.is_between_requests() {
-        shared.over_limit("time for a head");
-    } else if innermost(&error).is_some_and(|error| error.kind() == io::ErrorKind::TimedOut) {
-        shared.over_limit("time to take an answer");
+        shared.count_over_limit("bytes of a head");
+    } else if error.is_timeout() && !tracker.is_between_requests() {
+        shared.count_over_limit("time for a head");
+    } else if io_error(&error).is_some_and(|error| error.kind() == io::ErrorKind::TimedOut) {
+        shared.count_over_limit("time to take an answer");
     }
     debug!(target: "intake", "a connection ended: {error}");
-}
-
-/// Returns the system's error that a connection ended with, if it was one.
-pub(super) fn innermost(error: &hyper::Error) -> Option<&io::Error> {
-    std::error::Error::source(error)?.downcast_ref()
 }

@@ -1,4 +1,5 @@
-//! Pass-through: a request to the server and its answer back, streamed, headers and status untouched.
+//! Rewrites requests and answers between a client and the server: hop-by-hop headers, `Host` and `Location`. Status,
+//! body and all other headers pass untouched.
 
 use std::pin::Pin;
 use std::task::{Context, Poll};
@@ -20,7 +21,7 @@ pub type AnswerBody = BoxBody<Bytes, BoxError>;
 /// An answer to a client.
 pub type ClientAnswer = http::Response<AnswerBody>;
 
-/// Headers that belong to one connection and go no further (RFC 9110, section 7.6.1).
+/// Headers that concern one connection and are not forwarded (RFC 9110, section 7.6.1).
 const HOP_BY_HOP: [HeaderName; 9] = [
     header::CONNECTION,
     HeaderName::from_static("keep-alive"),
@@ -28,13 +29,13 @@ const HOP_BY_HOP: [HeaderName; 9] = [
     header::PROXY_AUTHENTICATE,
     header::PROXY_AUTHORIZATION,
     header::TE,
-    // Names what comes after the last chunk, and chunks end here.
+    // It announces fields after the last chunk, and the chunks end here.
     header::TRAILER,
     header::TRANSFER_ENCODING,
     header::UPGRADE,
 ];
 
-/// Takes away what belongs to one connection: the hop-by-hop headers and those that `Connection` names.
+/// Removes what concerns one connection: the hop-by-hop headers and those that `Connection` names.
 pub fn strip_hop_by_hop(headers: &mut HeaderMap) {
     let named: Vec<HeaderName> = headers
         .get_all(header::CONNECTION)
@@ -51,7 +52,7 @@ pub fn strip_hop_by_hop(headers: &mut HeaderMap) {
 /// Returns the headers that go to the server: the client's, with the server's own `Host` and the agent's mark.
 pub fn request_headers(mut headers: HeaderMap, uri: &http::Uri, agent: &HeaderValue) -> HeaderMap {
     strip_hop_by_hop(&mut headers);
-    // The body is read by us, and its sender has been told to go on by us.
+    // The agent reads the body, and has told its sender to continue.
     headers.remove(header::EXPECT);
     headers.remove(super::guard::TOKEN_HEADER);
     headers.append(AGENT_HEADER, agent.clone());
@@ -61,34 +62,33 @@ pub fn request_headers(mut headers: HeaderMap, uri: &http::Uri, agent: &HeaderVa
     headers
 }
 
-/// Returns the server's answer for the client: only what belongs to the connection is taken away, and a `Location` that
-/// points into the server is made to point through the agent, under the URL that the client used (protocol dossier,
-/// section b).
+/// Returns the server's answer for the client: without the headers of the connection, and with a `Location` inside the
+/// server's API rewritten to lead through the agent, under the URL that the client used (protocol dossier, section b).
 pub fn client_answer(mut answer: http::Response<Incoming>, server_base: &str, client_base: &str) -> ClientAnswer {
-    for_client(&mut answer, server_base, client_base);
+    rewrite_for_client(&mut answer, server_base, client_base);
     answer.map(|body| body.map_err(Into::into).boxed())
 }
 
-/// The body of an answer of which the beginning was read: all of it, mostly.
+/// The body of an answer whose beginning was read: all of it, mostly.
 #[derive(Debug)]
-pub struct Begun {
-    /// What was read.
+pub struct AnswerStart {
+    /// The bytes that were read.
     pub beginning: Bytes,
-    /// What follows.
+    /// The rest, if any.
     rest: Option<Incoming>,
 }
 
-impl Begun {
-    /// Returns whether the beginning is all of it.
+impl AnswerStart {
+    /// Returns whether the beginning is all of the body.
     pub fn is_whole(&self) -> bool {
         self.rest.is_none()
     }
 
-    /// Reads a body to its end, or until so many bytes are there.
+    /// Reads a body to its end, or until it has `bytes_max` bytes.
     ///
     /// # Errors
     ///
-    /// When the body breaks off before that.
+    /// Fails if the body breaks off before that.
     pub async fn read(mut body: Incoming, bytes_max: usize) -> Result<Self, hyper::Error> {
         let mut beginning = BytesMut::new();
         while beginning.len() < bytes_max {
@@ -101,7 +101,7 @@ impl Begun {
     }
 }
 
-impl Body for Begun {
+impl Body for AnswerStart {
     type Data = Bytes;
     type Error = BoxError;
 
@@ -131,26 +131,31 @@ impl Body for Begun {
     }
 }
 
-/// As [`client_answer`], for an answer whose body was begun to be read.
-pub fn whole_answer(head: http::response::Parts, body: Begun, server_base: &str, client_base: &str) -> ClientAnswer {
+/// Does the same as [`client_answer`] for an answer whose beginning was read.
+pub fn begun_answer(
+    head: http::response::Parts,
+    body: AnswerStart,
+    server_base: &str,
+    client_base: &str,
+) -> ClientAnswer {
     let mut answer = http::Response::from_parts(head, body.boxed());
-    for_client(&mut answer, server_base, client_base);
+    rewrite_for_client(&mut answer, server_base, client_base);
     answer
 }
 
-fn for_client<B>(answer: &mut http::Response<B>, server_base: &str, client_base: &str) {
-    // The version is of one connection, too: a server that speaks HTTP/1.0 does not end the client's.
+fn rewrite_for_client<B>(answer: &mut http::Response<B>, server_base: &str, client_base: &str) {
+    // The version concerns one connection, too: a server that speaks HTTP/1.0 must not end the client's.
     *answer.version_mut() = http::Version::HTTP_11;
     strip_hop_by_hop(answer.headers_mut());
     rewrite_location(answer.headers_mut(), server_base, client_base);
     if answer.status() == http::StatusCode::TOO_MANY_REQUESTS {
-        name_the_reset(answer.headers_mut());
+        set_rate_limit_reset(answer.headers_mut());
     }
 }
 
-/// Sees to it that a 429 says in `RateLimit-Reset` when it ends: without that header the Python SDK drops its data in
-/// silence (protocol dossier, section b).
-fn name_the_reset(headers: &mut HeaderMap) {
+/// Ensures that a 429 has a `RateLimit-Reset`: without that header the Python SDK drops its data silently (protocol
+/// dossier, section b).
+fn set_rate_limit_reset(headers: &mut HeaderMap) {
     const RESET: HeaderName = HeaderName::from_static("ratelimit-reset");
     if headers.contains_key(RESET) {
         return;
@@ -161,7 +166,7 @@ fn name_the_reset(headers: &mut HeaderMap) {
     headers.insert(RESET, HeaderValue::from(asked.max(1)));
 }
 
-/// Only what leads to the API: a page of the UI is the server's to show.
+/// Rewrites only a `Location` inside the API: the server itself shows the pages of its UI.
 fn rewrite_location(headers: &mut HeaderMap, server_base: &str, client_base: &str) {
     let location = headers.get(header::LOCATION).and_then(|location| location.to_str().ok());
     let below = location.and_then(|location| location.strip_prefix(server_base)?.strip_prefix('/'));
@@ -171,7 +176,7 @@ fn rewrite_location(headers: &mut HeaderMap, server_base: &str, client_base: &st
     }
 }
 
-/// Returns an answer of the agent's own.
+/// Returns the agent's own answer.
 pub fn own_answer(reply: Reply) -> ClientAnswer {
     // People read it with curl, and clients log it.
     let body = match reply.content_type {
@@ -193,13 +198,13 @@ pub fn own_answer(reply: Reply) -> ClientAnswer {
     answer
 }
 
-/// Returns a body of these bytes.
+/// Returns an answer's body of these bytes.
 pub fn full(bytes: Bytes) -> AnswerBody {
     Full::new(bytes).map_err(|never| match never {}).boxed()
 }
 
-/// Returns a request body of these bytes.
-pub fn whole(bytes: Bytes) -> ForwardBody {
+/// Returns a request's body of these bytes.
+pub fn request_body(bytes: Bytes) -> ForwardBody {
     Either::Left(Full::new(bytes))
 }
 
@@ -208,7 +213,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_belongs_to_one_connection_goes_no_further() {
+    fn headers_of_one_connection_are_not_forwarded() {
         let mut headers = HeaderMap::new();
         for (name, value) in [
             ("connection", "close, X-Mine"),
@@ -225,7 +230,7 @@ mod tests {
     }
 
     #[test]
-    fn a_location_into_the_server_is_made_to_point_through_the_agent() {
+    fn a_location_inside_the_api_leads_through_the_agent() {
         let bare = "http://s:5173";
         let cases = [
             (

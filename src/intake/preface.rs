@@ -1,26 +1,26 @@
-//! Which version of HTTP a client speaks: told by the first bytes of its connection, as nginx does it.
+//! Detects the version of HTTP that a client speaks from the first bytes of its connection, as nginx does.
 //!
-//! A client that speaks HTTP/2 without TLS and without asking ("prior knowledge", RFC 9113, section 3.3) begins with a
-//! fixed text that is no request of HTTP/1.
+//! A client that speaks HTTP/2 without TLS and without an upgrade ("prior knowledge", RFC 9113, section 3.3) sends a
+//! fixed preface first, which is not an HTTP/1 request.
 
-/// What a connection of HTTP/2 begins with (RFC 9113, section 3.4).
+/// The first bytes of an HTTP/2 connection (RFC 9113, section 3.4).
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
-/// What a client speaks.
+/// The version of HTTP that a client speaks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Spoken {
-    /// HTTP/1, or what is no HTTP at all.
+pub(super) enum HttpVersion {
+    /// HTTP/1, or something that is not HTTP at all.
     Http1,
     /// HTTP/2.
     Http2,
 }
 
-/// Returns what a connection that begins with these bytes speaks; `None` as long as they tell nothing.
-pub(super) fn spoken(begun: &[u8]) -> Option<Spoken> {
+/// Returns the version of a connection that begins with these bytes; `None` while they fit both.
+pub(super) fn detect_version(begun: &[u8]) -> Option<HttpVersion> {
     if begun.starts_with(PREFACE) {
-        return Some(Spoken::Http2);
+        return Some(HttpVersion::Http2);
     }
-    (!PREFACE.starts_with(begun)).then_some(Spoken::Http1)
+    (!PREFACE.starts_with(begun)).then_some(HttpVersion::Http1)
 }
 
 #[cfg(test)]
@@ -33,17 +33,17 @@ mod tests {
             (&b""[..], None),
             (b"P", None),
             (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r", None),
-            (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", Some(Spoken::Http2)),
-            (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0", Some(Spoken::Http2)),
-            (b"PO", Some(Spoken::Http1)),
-            (b"PRI * HTTP/2.0\r\n\r\nGET", Some(Spoken::Http1)),
-            (b"PRI * HTTP/1.1\r\n", Some(Spoken::Http1)),
-            (b"pri", Some(Spoken::Http1)),
-            (b"\r\nPRI", Some(Spoken::Http1)),
-            (b"GET / HTTP/1.1\r\n", Some(Spoken::Http1)),
-            (b"\x16\x03\x01", Some(Spoken::Http1)),
+            (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", Some(HttpVersion::Http2)),
+            (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0", Some(HttpVersion::Http2)),
+            (b"PO", Some(HttpVersion::Http1)),
+            (b"PRI * HTTP/2.0\r\n\r\nGET", Some(HttpVersion::Http1)),
+            (b"PRI * HTTP/1.1\r\n", Some(HttpVersion::Http1)),
+            (b"pri", Some(HttpVersion::Http1)),
+            (b"\r\nPRI", Some(HttpVersion::Http1)),
+            (b"GET / HTTP/1.1\r\n", Some(HttpVersion::Http1)),
+            (b"\x16\x03\x01", Some(HttpVersion::Http1)),
         ] {
-            assert_eq!(spoken(begun), expected, "{:?}", String::from_utf8_lossy(begun));
+            assert_eq!(detect_version(begun), expected, "{:?}", String::from_utf8_lossy(begun));
         }
     }
 }

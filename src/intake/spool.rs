@@ -1,13 +1,13 @@
 //! Bodies that are too large for memory, on disk for as long as their request lasts.
 //!
-//! A spool is a file without a name in the folder of the message store, so that it is gone when its process is, however that
-//! ends. Its bytes are encrypted under a key that never leaves this process: an encrypted store has no plain text beside it,
-//! and the blocks that are freed later tell nobody anything.
+//! A spool is an unnamed file in the folder of the message store, so it disappears with its process, even after a
+//! crash. Its bytes are encrypted with a key that never leaves this process: no plain text is written beside an
+//! encrypted store, and blocks that are freed later reveal nothing.
 //!
 //! # Limits
 //!
-//! All spools together take `max_size` at most, and leave the free-disk reserve alone. What can't be written stays in memory
-//! (one piece of [`PIECE_BYTES`]), so that a body that was begun can still be passed on.
+//! All spools together take `max_size` at most, and leave the free-disk reserve alone. A piece that can't be written
+//! stays in memory ([`PIECE_BYTES`]), so that the body can still be streamed to the server.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read};
@@ -27,13 +27,13 @@ use ring::rand::{SecureRandom, SystemRandom};
 use rustix::fs::OFlags;
 use tokio::task::JoinHandle;
 
-use super::wire::Paced;
+use super::pace::PacedBody;
 use crate::store::room::Disk;
 use crate::upstream::forward::{BoxError, ForwardBody};
 
-/// What is written, read and encrypted at once.
+/// Bytes that are written, read and encrypted at once.
 pub(super) const PIECE_BYTES: usize = 256 * 1024;
-/// What encrypting adds to a piece.
+/// Bytes that encryption adds to a piece.
 const TAG_BYTES: usize = 16;
 
 /// Where bodies are spooled, and how much of the disk they may take.
@@ -49,26 +49,26 @@ pub struct Spools {
 pub(super) enum NoSpool {
     /// It alone is larger than all spools may be.
     TooLarge,
-    /// There is no room now.
+    /// There is no room at the moment; a retry may help.
     Full,
-    /// The disk refuses.
+    /// The disk fails.
     Failed,
 }
 
 impl Spools {
-    /// Returns spools beside this store.
+    /// Returns spools in the folder of this store.
     pub fn beside(store: &Path, bytes_max: u64, disk_reserve: u64) -> Self {
         let folder = store.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
         Self { folder: folder.to_owned(), bytes_max, disk_reserve, taken: AtomicU64::new(0) }
     }
 
-    /// Returns how many bytes a body may have that is spooled.
+    /// Returns how many bytes a spooled body may have.
     pub(super) fn bytes_max(&self) -> u64 {
         self.bytes_max
     }
 
-    /// Takes room for a piece of a spool that has this many bytes by now.
-    fn take(&self, spooled: u64) -> Result<(), NoSpool> {
+    /// Reserves space for one more piece of a spool that has this many bytes.
+    fn reserve(&self, spooled: u64) -> Result<(), NoSpool> {
         let piece = PIECE_BYTES as u64;
         if spooled.saturating_add(piece) > self.bytes_max {
             return Err(NoSpool::TooLarge);
@@ -83,12 +83,12 @@ impl Spools {
         Ok(())
     }
 
-    /// Makes a file without a name that only this process can read.
+    /// Creates an unnamed file that only this process can read.
     fn file(&self) -> io::Result<File> {
         let mut options = OpenOptions::new();
         options.read(true).write(true).mode(0o600);
         let unnamed = options.clone().custom_flags(OFlags::TMPFILE.bits().cast_signed()).open(&self.folder);
-        // Not every file system has it.
+        // Not every file system supports it.
         unnamed.or_else(|_| {
             let path = self.folder.join(format!(".opik-offline-spool-{}", uuid::Uuid::now_v7().simple()));
             let file = options.create_new(true).open(&path)?;
@@ -98,7 +98,7 @@ impl Spools {
     }
 }
 
-/// A body on disk; the end of it, which is less than a piece as a rule, is in memory.
+/// A body on disk. Its last part, normally less than a piece, is in memory.
 pub(super) struct Spool {
     spools: Arc<Spools>,
     file: Option<(File, LessSafeKey)>,
@@ -107,20 +107,20 @@ pub(super) struct Spool {
 }
 
 impl Spool {
-    /// Begins one; no file is made before there is a piece for it.
+    /// Returns an empty spool; its file is created with the first piece.
     pub(super) fn new(spools: Arc<Spools>) -> Self {
         Self { spools, file: None, pieces: 0, end: Vec::new() }
     }
 
-    /// Returns how many bytes it has.
+    /// Returns its size in bytes.
     pub(super) fn bytes(&self) -> u64 {
         self.pieces * PIECE_BYTES as u64 + self.end.len() as u64
     }
 
-    /// Adds bytes. Those are in it also when this fails, so that they can be passed on.
+    /// Appends bytes. The spool has them even if this fails, so that they can be streamed to the server.
     pub(super) fn write(&mut self, bytes: &[u8]) -> Result<(), NoSpool> {
         let mut left = bytes;
-        // One that failed before has more than a piece in memory.
+        // After a failure there is more than a piece in memory.
         while self.end.len() < PIECE_BYTES && left.len() >= PIECE_BYTES - self.end.len() {
             let (now, later) = left.split_at(PIECE_BYTES - self.end.len());
             self.end.extend_from_slice(now);
@@ -134,9 +134,9 @@ impl Spool {
         Ok(())
     }
 
-    /// Moves the piece in memory to the disk.
+    /// Writes the piece in memory to the disk.
     fn write_piece(&mut self) -> Result<(), NoSpool> {
-        self.spools.take(self.pieces * PIECE_BYTES as u64)?;
+        self.spools.reserve(self.pieces * PIECE_BYTES as u64)?;
         if let Err(error) = self.try_write() {
             self.spools.taken.fetch_sub(PIECE_BYTES as u64, Ordering::Relaxed);
             tracing::debug!(target: "intake", "cannot spool a body: {error}");
@@ -179,19 +179,20 @@ impl Drop for Spool {
 
 fn fresh_key() -> io::Result<LessSafeKey> {
     let mut bytes = [0; 32];
-    let no_key = |_| io::Error::other("the system gives no random numbers");
+    let no_key = |_| io::Error::other("the operating system provides no random numbers");
     SystemRandom::new().fill(&mut bytes).map_err(no_key)?;
     Ok(LessSafeKey::new(UnboundKey::new(&AES_256_GCM, &bytes).map_err(no_key)?))
 }
 
-/// A key is used for one spool, and each piece is written once.
+/// Returns the nonce of a piece. It is unique: a key is used for one spool, and each piece is written once.
 fn nonce(piece: u64) -> Nonce {
     let mut bytes = [0; 12];
     bytes[..8].copy_from_slice(&piece.to_le_bytes());
     Nonce::assume_unique_for_key(bytes)
 }
 
-/// The failure of a spool, which is ours and not the client's; no decoder fails with this kind.
+/// Returns the failure to read a spool. It is an internal error, not the client's fault; no decoder fails with this
+/// kind.
 fn unreadable() -> io::Error {
     io::Error::other("a spooled body cannot be read")
 }
@@ -199,17 +200,17 @@ fn unreadable() -> io::Error {
 /// A large body as its client sent it.
 #[derive(Clone)]
 pub(super) enum Payload {
-    /// In memory, because it is small as sent.
-    Held(Bytes),
+    /// In memory, because it is small as sent (and large when decoded).
+    InMemory(Bytes),
     /// On disk.
     Spooled(Arc<Spool>),
 }
 
 impl Payload {
-    /// Returns how many bytes it has.
+    /// Returns its size in bytes.
     pub(super) fn bytes(&self) -> u64 {
         match self {
-            Self::Held(bytes) => bytes.len() as u64,
+            Self::InMemory(bytes) => bytes.len() as u64,
             Self::Spooled(spool) => spool.bytes(),
         }
     }
@@ -217,20 +218,20 @@ impl Payload {
     /// Returns a reader of it from its beginning.
     pub(super) fn reader(&self) -> Box<dyn Read + Send> {
         match self {
-            Self::Held(bytes) => Box::new(bytes.clone().reader()),
+            Self::InMemory(bytes) => Box::new(bytes.clone().reader()),
             Self::Spooled(spool) => Box::new(SpoolReader { spool: spool.clone(), next: 0, piece: Bytes::new() }),
         }
     }
 
-    /// Returns it as the body of a request, followed by what the client still sends.
-    pub(super) fn body(&self, rest: Option<Paced<Incoming>>, progress: Arc<Progress>) -> ForwardBody {
+    /// Returns it as the body of a request, followed by `rest`, which the client still sends.
+    pub(super) fn body(&self, rest: Option<PacedBody<Incoming>>, progress: Arc<SendProgress>) -> ForwardBody {
         let (payload, number, reading) = (self.clone(), 0, None);
         http_body_util::Either::Right(PayloadBody { payload, number, reading, sent: 0, rest, progress }.boxed())
     }
 
     fn piece(&self, number: u64) -> io::Result<Bytes> {
         match self {
-            Self::Held(bytes) => Ok(if number == 0 { bytes.clone() } else { Bytes::new() }),
+            Self::InMemory(bytes) => Ok(if number == 0 { bytes.clone() } else { Bytes::new() }),
             Self::Spooled(spool) => spool.piece(number),
         }
     }
@@ -254,29 +255,29 @@ impl Read for SpoolReader {
     }
 }
 
-/// When a body that is being sent last came a piece further.
+/// When the server last read more of a body.
 #[derive(Default)]
-pub(super) struct Progress(Mutex<Option<Instant>>);
+pub(super) struct SendProgress(Mutex<Option<Instant>>);
 
-impl Progress {
+impl SendProgress {
     fn note(&self) {
         *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
     }
 
-    /// Returns how long nothing more of it was taken.
+    /// Returns for how long the server has read no more of it.
     pub(super) fn idle(&self) -> Option<Duration> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).map(|at| at.elapsed())
     }
 }
 
-/// A payload on its way to the server, read piece by piece on threads that may wait for the disk.
+/// A payload on its way to the server, read piece by piece on threads that may block on the disk.
 struct PayloadBody {
     payload: Payload,
     number: u64,
     reading: Option<JoinHandle<io::Result<Bytes>>>,
     sent: u64,
-    rest: Option<Paced<Incoming>>,
-    progress: Arc<Progress>,
+    rest: Option<PacedBody<Incoming>>,
+    progress: Arc<SendProgress>,
 }
 
 impl Body for PayloadBody {
@@ -338,7 +339,7 @@ mod tests {
     }
 
     #[test]
-    fn a_spool_has_no_name_no_plain_text_and_all_bytes() {
+    fn a_spool_is_unnamed_encrypted_and_complete() {
         let folder = tempfile::tempdir().expect("a folder");
         let spools = spools(folder.path(), 1 << 30);
         let text: Vec<u8> = b"a secret trace, ".iter().copied().cycle().take(PIECE_BYTES * 2 + 77).collect();
@@ -354,11 +355,11 @@ mod tests {
         assert_eq!(memchr::memmem::find(&kept, b"secret"), None);
         assert_eq!(spool.bytes(), text.len() as u64);
         assert!(read(spool) == text);
-        assert_eq!(spools.taken.load(Ordering::Relaxed), 0, "its room is not given back");
+        assert_eq!(spools.taken.load(Ordering::Relaxed), 0, "its space is not freed");
     }
 
     #[test]
-    fn a_body_that_does_not_fit_names_the_limit_and_loses_no_byte() {
+    fn a_body_that_exceeds_a_limit_reports_it_and_loses_no_byte() {
         let folder = tempfile::tempdir().expect("a folder");
         let room = 3 * PIECE_BYTES as u64;
         let spools = spools(folder.path(), room);
@@ -368,7 +369,7 @@ mod tests {
         let mut second = Spool::new(spools.clone());
         assert_eq!(second.write(&text), Err(NoSpool::Full));
         assert_eq!(read(second).len(), text.len());
-        assert_eq!(first.write(&text), Err(NoSpool::TooLarge), "it alone takes more than all may");
+        assert_eq!(first.write(&text), Err(NoSpool::TooLarge), "it alone takes more than all spools may");
         assert_eq!((first.bytes(), read(first).len()), (text.len() as u64 * 2, text.len() * 2));
         assert_eq!(spools.taken.load(Ordering::Relaxed), 0);
         let reserved = Spools::beside(&folder.path().join("store.db"), u64::MAX, u64::MAX / 2);
@@ -379,7 +380,7 @@ mod tests {
     }
 
     #[test]
-    fn a_spool_that_was_changed_is_not_read() {
+    fn a_tampered_spool_is_not_read() {
         let folder = tempfile::tempdir().expect("a folder");
         let mut spool = Spool::new(spools(folder.path(), 1 << 30));
         spool.write(&vec![b'x'; PIECE_BYTES]).expect("there is room");

@@ -1,11 +1,11 @@
-//! The threads that serve connections: each has a runtime of its own, and a connection stays with one of them.
+//! The threads that serve connections: each has a runtime of its own, and a connection stays on one of them.
 //!
-//! A request then wakes no other thread on its way: reading, preparing, forwarding over this thread's own connections to
-//! the server and answering all happen where its connection is. Threads that take each other's work, as tokio's usual
-//! runtime has them, were woken five times for every stored write; measured in the commit that brought this.
+//! So a request wakes no other thread: reading, preparing, forwarding over this thread's own connections to the server
+//! and answering all happen on one thread. tokio's usual runtime, whose threads steal each other's tasks, woke threads
+//! five times for every stored write; the commit that introduced this has the measurement.
 //!
-//! The other side of that: a task that blocks holds up the connections of its thread. Intake's tasks don't: large bodies
-//! and whatever may wait for the disk go to threads for such work ([`BLOCKING_THREADS_MAX`]), commits to the committer.
+//! The price: a task that blocks delays all connections of its thread. Intake's tasks don't block: large bodies and
+//! work that may wait for the disk go to blocking threads ([`BLOCKING_THREADS_MAX`]), commits to the committer.
 
 use std::io;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -15,30 +15,30 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::mpsc::{UnboundedSender, unbounded_channel};
 
-/// Workers at least, so that one which a slow disk holds up is not all of them.
+/// Workers at least, so that a slow disk that delays one does not delay all.
 const WORKERS_MIN: usize = 2;
-/// Workers at most: past that the disk and the server are what takes the time.
+/// Workers at most: past that the disk and the server are the bottleneck.
 const WORKERS_MAX: usize = 16;
-/// Threads of one worker for large bodies: preparing one may take a tenth of a second of pure work.
+/// Blocking threads of one worker: preparing a large body may take a tenth of a second of CPU time.
 const BLOCKING_THREADS_MAX: usize = 2;
-/// How long tasks that were cut off may take to end.
+/// How long cancelled tasks may take to end.
 const STOPPING_MAX: Duration = Duration::from_millis(100);
 
-/// Something to do on a worker's thread, within its runtime.
+/// A job on a worker's thread, within its runtime.
 type Job = Box<dyn FnOnce() + Send>;
 
-/// The workers of an agent. They end when it is dropped, at once and with all that they have in hand.
+/// The workers of an agent. Dropping this ends them at once, and cancels their tasks.
 pub struct Workers {
-    workers: Vec<Worker>,
+    workers: Vec<IntakeWorker>,
     ended: mpsc::Receiver<()>,
 }
 
-struct Worker {
+struct IntakeWorker {
     jobs: Option<UnboundedSender<Job>>,
     connections: Arc<AtomicUsize>,
 }
 
-/// One more connection of a worker, until it is dropped.
+/// Counts one connection of a worker, until it is dropped.
 pub(super) struct Load(Arc<AtomicUsize>);
 
 impl Drop for Load {
@@ -53,11 +53,11 @@ impl Workers {
         available_parallelism().map_or(WORKERS_MIN, usize::from).clamp(WORKERS_MIN, WORKERS_MAX)
     }
 
-    /// Starts so many workers.
+    /// Starts `count` workers.
     ///
     /// # Errors
     ///
-    /// The system's, when it allows no more threads.
+    /// Fails if the operating system allows no more threads.
     pub fn start(count: usize) -> io::Result<Self> {
         let (ends, ended) = mpsc::channel::<()>();
         let mut workers = Vec::with_capacity(count);
@@ -70,7 +70,7 @@ impl Workers {
             let (jobs, mut waiting) = unbounded_channel::<Job>();
             let ends = ends.clone();
             std::thread::Builder::new().name("intake".into()).spawn(move || {
-                // Dropped with the thread, which is all that is ever told.
+                // Dropped with the thread, which is the only signal.
                 let _ends: mpsc::Sender<()> = ends;
                 runtime.block_on(async {
                     while let Some(job) = waiting.recv().await {
@@ -79,12 +79,12 @@ impl Workers {
                 });
                 runtime.shutdown_timeout(STOPPING_MAX);
             })?;
-            workers.push(Worker { jobs: Some(jobs), connections: Arc::default() });
+            workers.push(IntakeWorker { jobs: Some(jobs), connections: Arc::default() });
         }
         Ok(Self { workers, ended })
     }
 
-    /// Does something on the worker with the fewest connections, which has one more as long as the load is kept.
+    /// Runs a job on the worker with the fewest connections. The connection is counted there until the load is dropped.
     ///
     /// The job gets the worker's number. It must not block.
     pub(super) fn give_connection(&self, job: impl FnOnce(usize, Load) + Send + 'static) {
@@ -96,7 +96,7 @@ impl Workers {
         worker.give(Box::new(move || job(number, load)));
     }
 
-    /// Calls back once every worker has taken up what was given to it before.
+    /// Calls back once every worker has begun all jobs that it was given before.
     pub(super) fn when_all_are_through(&self, then: impl Fn() + Send + Sync + 'static) {
         let then = Arc::new(then);
         let left = Arc::new(AtomicUsize::new(self.workers.len()));
@@ -111,10 +111,10 @@ impl Workers {
     }
 }
 
-impl Worker {
+impl IntakeWorker {
     fn give(&self, job: Job) {
         if let Some(jobs) = &self.jobs {
-            // A worker that has ended drops it, and with it the connection that it is about.
+            // A worker that has ended drops the job, and its connection with it.
             let _ = jobs.send(job);
         }
     }
@@ -125,7 +125,7 @@ impl Drop for Workers {
         for worker in &mut self.workers {
             worker.jobs = None;
         }
-        // One that a disk holds up is left behind; the process ends without it.
+        // A worker that is blocked on the disk is not waited for; the process ends without it.
         let until = Instant::now() + STOPPING_MAX * 2;
         while self.ended.recv_timeout(until.saturating_duration_since(Instant::now())).is_ok() {}
     }

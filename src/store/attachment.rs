@@ -8,7 +8,7 @@ use std::ops::{Deref, Range};
 use ring::digest::{Context, SHA256};
 use tracing::warn;
 
-use super::{AttachmentId, Store, StoreError};
+use super::{AttachmentId, Attachments, Store, StoreError};
 use crate::message::{Attachment, Message, MessageId, Sha256};
 
 /// Bytes of a piece: large enough that a file of 500 MB costs a thousand commits, small enough that nobody waits for one.
@@ -20,7 +20,7 @@ pub const PIECE_BYTES: usize = 512 * 1024;
 pub struct AttachmentWriter<S>
 where
     S: Deref,
-    S::Target: Store,
+    S::Target: Attachments,
 {
     store: S,
     attachment: AttachmentId,
@@ -35,13 +35,13 @@ where
 impl<S> AttachmentWriter<S>
 where
     S: Deref,
-    S::Target: Store,
+    S::Target: Attachments,
 {
     /// Begins an attachment of so many bytes, where that is known.
     ///
     /// # Errors
     ///
-    /// As [`Store::begin_attachment`].
+    /// As [`Attachments::begin_attachment`].
     pub fn begin(store: S, bytes_expected: Option<u64>) -> Result<Self, StoreError> {
         let attachment = store.begin_attachment(bytes_expected)?;
         let digest = Context::new(&SHA256);
@@ -52,7 +52,7 @@ where
     ///
     /// # Errors
     ///
-    /// As [`Store::add_piece`]. The attachment is of no use any more.
+    /// As [`Attachments::add_piece`]. The attachment is of no use any more.
     pub fn write(&mut self, mut bytes: &[u8]) -> Result<(), StoreError> {
         self.bytes += bytes.len() as u64;
         self.digest.update(bytes);
@@ -75,7 +75,7 @@ where
     ///
     /// # Errors
     ///
-    /// As [`Store::register_attachment`]; the bytes are removed.
+    /// As [`Attachments::register_attachment`]; the bytes are removed.
     pub fn register(self, message: &Message) -> Result<MessageId, StoreError> {
         self.register_by(|store, attachment, file| store.register_attachment(attachment, file, message))
     }
@@ -111,7 +111,7 @@ where
 impl<S> Drop for AttachmentWriter<S>
 where
     S: Deref,
-    S::Target: Store,
+    S::Target: Attachments,
 {
     fn drop(&mut self) {
         if self.is_registered {

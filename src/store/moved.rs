@@ -10,7 +10,8 @@ use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
 use super::BacklogSeen;
-use super::sqlite::{BacklogView, FileId};
+use super::open::BacklogView;
+use super::os::FileId;
 use crate::message::{Server, Touch};
 
 /// Moved stores that are watched; of more the oldest are forgotten.

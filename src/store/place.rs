@@ -97,7 +97,7 @@ pub fn vet(path: &Path, mode: OpenMode) -> Result<PathBuf, Trap> {
 /// # Errors
 ///
 /// [`Trap`], which names what was found.
-pub(super) fn resolve(path: &Path, mode: OpenMode) -> Result<PathBuf, Trap> {
+pub(crate) fn resolve(path: &Path, mode: OpenMode) -> Result<PathBuf, Trap> {
     let user = rustix::process::geteuid().as_raw();
     let Ok(absolute) = std::path::absolute(path) else { return Ok(path.to_owned()) };
     let mut ahead: VecDeque<OsString> = parts(&absolute);

@@ -12,7 +12,8 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{self, BufWriter, Write};
 use std::path::{Path, PathBuf};
 
-use super::{MessageId, StoredMessage};
+use super::StoredMessage;
+use crate::message::MessageId;
 
 /// The share of rejected messages, and where they go when they have to.
 #[derive(Clone, Debug)]

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use rustix::io::Errno;
 
 use super::Limits;
-use super::sqlite::os_words;
+use super::os::os_words;
 
 /// The free-disk reserve of a large disk.
 pub const RESERVE_MAX: u64 = 256 * 1024 * 1024;

@@ -5,7 +5,7 @@
 //!
 //! ```text
 //!              opened                    report(unusable, damaged ...)
-//!   (start) ─────────▶ open ────────────────────────────────────────▶ away
+//!   (start) ─────────▶ open ────────────────────────────────────────▶ unavailable
 //!                       ▲  │ file removed or replaced (seen once a second)  │
 //!                       │  └────────────────────────────────────────────────▶│
 //!                       └────────────── get, every few seconds ◀─────────────┘
@@ -34,17 +34,19 @@
 
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use tracing::{error, info, warn};
 
 use super::moved::MovedStores;
+use super::open::{self, BacklogView, Opening};
+use super::os::FileId;
 use super::rejected_room::RejectedRoom;
 use super::said::Said;
-use super::sqlite::{BacklogView, FileId};
-use super::{BacklogSeen, Keys, Limits, OpenMode, Store, StoreError, Unproven, rescue, sqlite};
+use super::{BacklogSeen, Keys, Limits, Store, StoreError, Unproven, rescue};
 use crate::message::{EntityKey, Lane, Message, Server, Touch};
 
 /// How long a slot waits before it tries to open its store again.
@@ -79,6 +81,8 @@ pub struct StoreSlot {
     recovered_at: Mutex<Option<Instant>>,
     /// Held while the store is opened, which may take as long as other processes keep it locked. Nobody waits for it.
     opening: Mutex<()>,
+    /// Whether a thread of its own checks the store and opens it.
+    is_refreshing: AtomicBool,
     /// Sees what the file holds while it can't be opened.
     view: BacklogView,
     /// Writes that were refused since the start, because they may conflict with what is stored.
@@ -109,11 +113,11 @@ impl Uncertain {
 
 enum Inner {
     Open { store: Arc<dyn Store>, file: Option<FileId>, beside: Vec<(PathBuf, FileId)>, looked_at: Instant },
-    Away(Away),
+    Unavailable(Unavailable),
 }
 
 /// Why there is no store, and what is left to look at.
-struct Away {
+struct Unavailable {
     error: Arc<StoreError>,
     since: Instant,
     tried_at: Option<Instant>,
@@ -124,14 +128,27 @@ struct Away {
     refused: u64,
 }
 
-impl Away {
+impl Unavailable {
     fn new(error: Arc<StoreError>, tried_at: Option<Instant>, cause: Cause, failed: Option<Arc<dyn Store>>) -> Self {
         Self { error, since: Instant::now(), tried_at, cause, failed, refused: 0 }
+    }
+
+    fn is_retry_due(&self) -> bool {
+        self.tried_at.is_none_or(|tried_at| tried_at.elapsed() >= RETRY_AFTER)
     }
 
     /// Takes out the store that failed, to be closed. One whose file is gone stays open: it is the only way to what it holds.
     fn take_failed(&mut self) -> Option<Arc<dyn Store>> {
         self.failed.take().filter(|_| !matches!(self.cause, Cause::Deleted(_) | Cause::Moved(_)))
+    }
+}
+
+/// The one thread that refreshes a slot, until it is dropped.
+struct Refreshing(Arc<StoreSlot>);
+
+impl Drop for Refreshing {
+    fn drop(&mut self) {
+        self.0.is_refreshing.store(false, Ordering::Release);
     }
 }
 
@@ -141,25 +158,25 @@ enum Cause {
     Nothing,
     Damaged(Damage),
     /// Its file is not at the path any more, and this is the only way to it.
-    Deleted(Gone),
-    Moved(Gone),
+    Deleted(Detached),
+    Moved(Detached),
 }
 
 /// A store whose file went away.
 #[derive(Clone)]
-struct Gone {
+struct Detached {
     store: Arc<dyn Store>,
     /// What SQLite keeps beside the file, and may have stayed where it was.
     beside: Vec<(PathBuf, FileId)>,
 }
 
-impl Gone {
+impl Detached {
     /// Writes the log of the store into its file, wherever that is, and takes what lies beside it out of the way of a
     /// new one, which would read the log as its own and share the memory of the old one.
     ///
     /// With `only_if_written` a log that could not be written back stays: its file is somewhere without it, and whoever
     /// opens a store here next recovers what it holds.
-    fn take_leave(&self, only_if_written: bool) {
+    fn checkpoint_and_detach(&self, only_if_written: bool) {
         if let Err(error) = self.store.compact() {
             warn!(target: "db_manager", "the log of the file that was moved or deleted stays as it is: {error}");
         }
@@ -216,7 +233,7 @@ pub enum SlotState {
     /// The store is open.
     Open,
     /// There is none that could be used.
-    Away {
+    Unavailable {
         /// Why.
         error: Arc<StoreError>,
         /// For how long.
@@ -241,16 +258,13 @@ impl StoreSlot {
 
     /// Returns the slot of a store in which rejected messages may keep this much; else as [`StoreSlot::at_with`].
     pub fn with_rejected_room(path: &Path, limits: Limits, keys: Keys, rejected: RejectedRoom) -> Self {
-        let owned = path.to_owned();
-        let opener = move |damage: Option<&Damage>| -> Result<Arc<dyn Store>, StoreError> {
-            let store = match damage {
-                None => sqlite::SqliteStore::open_with(&owned, OpenMode::CreateIfMissing, limits, &keys)?,
-                Some(Damage { file, reason }) => sqlite::SqliteStore::recover(&owned, *file, reason, limits, &keys)?,
-            };
-            Ok(Arc::new(store.with_rejected_room(rejected.clone())))
+        let opening = Opening { path: path.to_owned(), limits, keys, rejected };
+        let keyless = opening.clone();
+        let keyless = move || keyless.open_without_key();
+        let opener = move |damage: Option<&Damage>| match damage {
+            None => opening.open(),
+            Some(Damage { file, reason }) => opening.recover(*file, reason),
         };
-        let owned = path.to_owned();
-        let keyless = move || super::open(&owned, OpenMode::WithoutKey, limits);
         Self { keyless: Some(Box::new(keyless)), ..Self::opened_by(Some(path.to_owned()), Box::new(opener)) }
     }
 
@@ -265,7 +279,7 @@ impl StoreSlot {
             Ok(store) => Inner::open(store, file.as_deref()),
             Err(error) => {
                 warn_of_loss(&mut said, &error);
-                Inner::Away(Away::new(Arc::new(error), Some(Instant::now()), Cause::Nothing, None))
+                Inner::Unavailable(Unavailable::new(Arc::new(error), Some(Instant::now()), Cause::Nothing, None))
             }
         };
         let (recovered_at, opening) = (Mutex::new(None), Mutex::new(()));
@@ -280,6 +294,7 @@ impl StoreSlot {
             inner,
             recovered_at,
             opening,
+            is_refreshing: AtomicBool::new(false),
             view,
             refused,
             refusal_said_at,
@@ -309,7 +324,7 @@ impl StoreSlot {
                 }
                 false => Some(store),
             };
-            *self.inner() = Inner::Away(Away::new(Arc::new(error), tried_at, Cause::Nothing, failed));
+            *self.inner() = Inner::Unavailable(Unavailable::new(Arc::new(error), tried_at, Cause::Nothing, failed));
         }
         self.on_open = Some(Box::new(work));
         self
@@ -339,18 +354,70 @@ impl StoreSlot {
     /// The error of the last try.
     pub fn get(&self) -> Result<Arc<dyn Store>, Arc<StoreError>> {
         {
-            let mut inner = self.inner();
-            self.look_after(&mut inner);
-            match &*inner {
+            self.check_replaced();
+            match &*self.inner() {
                 Inner::Open { store, .. } => return Ok(Arc::clone(store)),
-                Inner::Away(Away { error, tried_at, .. }) => {
-                    if tried_at.is_some_and(|tried_at| tried_at.elapsed() < RETRY_AFTER) {
-                        return Err(Arc::clone(error));
-                    }
-                }
+                Inner::Unavailable(unavailable) if unavailable.is_retry_due() => {}
+                Inner::Unavailable(Unavailable { error, .. }) => return Err(Arc::clone(error)),
             }
         }
         self.retry()
+    }
+
+    /// Returns the store if it is open, or why it is not. Reads the state only, so that it may be called on a runtime
+    /// that serves clients; see [`StoreSlot::refresh`].
+    ///
+    /// # Errors
+    ///
+    /// The error of the last try.
+    pub fn try_get(&self) -> Result<Arc<dyn Store>, Arc<StoreError>> {
+        self.current()
+    }
+
+    /// Does this with the store if it is open, and tells the slot when that failed; opens nothing, as
+    /// [`StoreSlot::try_get`].
+    ///
+    /// # Errors
+    ///
+    /// Why there is no store, or how the work failed.
+    pub fn try_with<T>(&self, work: impl FnOnce(&dyn Store) -> Result<T, StoreError>) -> Result<T, Arc<StoreError>> {
+        let store = self.try_get()?;
+        work(store.as_ref()).map_err(|error| {
+            let error = Arc::new(error);
+            self.try_report(&store, &error);
+            error
+        })
+    }
+
+    /// Checks the store, and opens it if it is unavailable, on a thread of its own, when either is due. Calls `done` at
+    /// the end.
+    ///
+    /// Returns whether that began. It does not while another thread is at it, or when nothing is due: then `done` is
+    /// dropped, and what [`StoreSlot::try_get`] returns is as fresh as [`StoreSlot::get`] would make it.
+    pub fn refresh(self: &Arc<Self>, done: impl FnOnce() + Send + 'static) -> bool {
+        if !self.is_due() || self.is_refreshing.swap(true, Ordering::AcqRel) {
+            return false;
+        }
+        let refreshing = Refreshing(Arc::clone(self));
+        let refresh = move || {
+            // Why there is no store is the slot's state.
+            drop(refreshing.0.get());
+            drop(refreshing);
+            done();
+        };
+        let spawned = thread::Builder::new().name("store-opener".into()).spawn(refresh);
+        if let Err(error) = &spawned {
+            warn!(target: "db_manager", "cannot start a thread to open the message store: {error}");
+        }
+        spawned.is_ok()
+    }
+
+    /// Returns whether [`StoreSlot::get`] would do more than to read the state.
+    fn is_due(&self) -> bool {
+        match &*self.inner() {
+            Inner::Open { looked_at, .. } => self.file.is_some() && looked_at.elapsed() >= LOOK_EVERY,
+            Inner::Unavailable(unavailable) => unavailable.is_retry_due(),
+        }
     }
 
     /// Opens the store now, unless it is open or another thread is at it.
@@ -365,11 +432,11 @@ impl StoreSlot {
         }
         // This process or another one may need the file for itself.
         self.view.release();
-        if self.file.as_deref().is_some_and(|path| sqlite::unproven(path).is_some()) {
+        if self.file.as_deref().is_some_and(|path| open::unproven(path).is_some()) {
             self.close_failed();
         }
         let cause = match &*self.inner() {
-            Inner::Away(Away { cause, .. }) => cause.clone(),
+            Inner::Unavailable(Unavailable { cause, .. }) => cause.clone(),
             Inner::Open { .. } => Cause::Nothing,
         };
         let opened = self.open_after(&cause).and_then(|store| match &self.on_open {
@@ -379,7 +446,7 @@ impl StoreSlot {
         let mut inner = self.inner();
         match opened {
             Ok(store) => {
-                let was_unproven = matches!(&*inner, Inner::Away(away) if away.error.is_unproven());
+                let was_unproven = matches!(&*inner, Inner::Unavailable(away) if away.error.is_unproven());
                 let how = if was_unproven { ", after it was written anew and synced" } else { "" };
                 info!(target: "db_manager", "the message store can be used again{how}");
                 self.said().works(Instant::now());
@@ -398,8 +465,10 @@ impl StoreSlot {
                     error!(target: "db_manager", "the message store still can't be used: {error}");
                 }
                 match &mut *inner {
-                    Inner::Away(away) => (away.error, away.tried_at) = (Arc::clone(&error), tried_at),
-                    Inner::Open { .. } => *inner = Inner::Away(Away::new(Arc::clone(&error), tried_at, cause, None)),
+                    Inner::Unavailable(away) => (away.error, away.tried_at) = (Arc::clone(&error), tried_at),
+                    Inner::Open { .. } => {
+                        *inner = Inner::Unavailable(Unavailable::new(Arc::clone(&error), tried_at, cause, None))
+                    }
                 }
                 drop(inner);
                 if error.is_unproven() {
@@ -414,7 +483,7 @@ impl StoreSlot {
     /// nobody can prove it.
     fn close_failed(&self) {
         let failed = match &mut *self.inner() {
-            Inner::Away(away) => away.take_failed(),
+            Inner::Unavailable(away) => away.take_failed(),
             Inner::Open { .. } => None,
         };
         // Closing takes a while, and nobody waits for it.
@@ -430,22 +499,22 @@ impl StoreSlot {
             Cause::Damaged(damage) => {
                 let mut recovered_at = self.recovered_at.lock().unwrap_or_else(PoisonError::into_inner);
                 if recovered_at.is_some_and(|at| at.elapsed() < RECOVER_AGAIN_AFTER) {
-                    let path = self.file.clone().unwrap_or_default();
-                    return Err(StoreError::Damaged { path, reason: format!("{}, once more", damage.reason) });
+                    let at = self.file.as_deref().unwrap_or(Path::new("")).into();
+                    return Err(StoreError::Damaged { at, reason: format!("{}, once more", damage.reason) });
                 }
                 let store = (self.opener)(Some(damage))?;
                 *recovered_at = Some(Instant::now());
                 Ok(store)
             }
             Cause::Deleted(gone) => {
-                gone.take_leave(false);
+                gone.checkpoint_and_detach(false);
                 let store = (self.opener)(None)?;
                 let rescued = rescue::rescue(gone.store.as_ref(), store.as_ref())?;
                 warn!(target: "db_manager", rescued, "the messages of the deleted file are stored again");
                 Ok(store)
             }
             Cause::Moved(gone) => {
-                gone.take_leave(true);
+                gone.checkpoint_and_detach(true);
                 (self.opener)(None)
             }
         }
@@ -455,11 +524,11 @@ impl StoreSlot {
     pub fn may_note(&self) -> bool {
         match &*self.inner() {
             Inner::Open { .. } => true,
-            Inner::Away(Away { error, .. }) => error.lacks_key(),
+            Inner::Unavailable(Unavailable { error, .. }) => error.lacks_key(),
         }
     }
 
-    /// Notes updates of entities that reach the server before their create ([`Store::note_updates_ahead`]), also in a store
+    /// Notes updates of entities that reach the server before their create ([`super::Intake::note_updates_ahead`]), also in a store
     /// whose key is not there: notes are not sealed, and those who have the key have to know.
     ///
     /// # Errors
@@ -472,7 +541,7 @@ impl StoreSlot {
         };
         let failed = match &*self.inner() {
             Inner::Open { store, .. } => Some(Arc::clone(store)),
-            Inner::Away(away) => away.failed.clone(),
+            Inner::Unavailable(away) => away.failed.clone(),
         };
         let store = match (failed, &self.keyless) {
             (Some(store), _) => store,
@@ -486,6 +555,25 @@ impl StoreSlot {
     ///
     /// Takes the store out when it can't be used or is damaged; one that is full or busy, or whose lease was lost, works.
     pub fn report(&self, failed_store: &Arc<dyn Store>, error: &Arc<StoreError>) {
+        // Outside the lock: a write of another thread may still be going on in it.
+        if self.take_failed(failed_store, error) {
+            failed_store.close();
+        }
+    }
+
+    /// The same for a runtime that serves clients: what has to be closed is closed by a thread of its own.
+    pub fn try_report(&self, failed_store: &Arc<dyn Store>, error: &Arc<StoreError>) {
+        if !self.take_failed(failed_store, error) {
+            return;
+        }
+        let failed = Arc::clone(failed_store);
+        if thread::Builder::new().name("store-closer".into()).spawn(move || failed.close()).is_err() {
+            failed_store.close();
+        }
+    }
+
+    /// Takes the store out of the slot if the error says that it can't be used; returns whether it has to be closed.
+    fn take_failed(&self, failed_store: &Arc<dyn Store>, error: &Arc<StoreError>) -> bool {
         let lost = match **error {
             StoreError::Missing { .. }
             | StoreError::NotAStore { .. }
@@ -513,7 +601,7 @@ impl StoreSlot {
             );
         }
         let mut inner = self.inner();
-        let Inner::Open { store, file, beside, .. } = &*inner else { return };
+        let Inner::Open { store, file, beside, .. } = &*inner else { return false };
         if lost && Arc::ptr_eq(store, failed_store) {
             let replaced = self.file.as_deref().is_some_and(|path| FileId::at(path) != *file);
             let cause = match (&**error, *file) {
@@ -532,13 +620,10 @@ impl StoreSlot {
             let is_of_use = !error.is_unproven() && !matches!(**error, StoreError::NewerSchema { .. });
             let failed = is_of_use.then(|| Arc::clone(store));
             let is_gone = matches!(cause, Cause::Deleted(_) | Cause::Moved(_));
-            *inner = Inner::Away(Away::new(Arc::clone(error), tried_at, cause, failed));
-            drop(inner);
-            // Outside the lock: a write of another thread may still be going on in it.
-            if error.is_unproven() && !is_gone {
-                failed_store.close();
-            }
+            *inner = Inner::Unavailable(Unavailable::new(Arc::clone(error), tried_at, cause, failed));
+            return error.is_unproven() && !is_gone;
         }
+        false
     }
 
     /// Returns what can be seen of what is stored for this server, while the store is away: whether a write that touches
@@ -549,7 +634,7 @@ impl StoreSlot {
     pub fn backlog_seen(&self, server: &Server, touches: &[Touch]) -> BacklogSeen {
         let (error, cause, failed) = match &*self.inner() {
             Inner::Open { store, .. } => (None, Cause::Nothing, Some(Arc::clone(store))),
-            Inner::Away(away) => (Some(Arc::clone(&away.error)), away.cause.clone(), away.failed.clone()),
+            Inner::Unavailable(away) => (Some(Arc::clone(&away.error)), away.cause.clone(), away.failed.clone()),
         };
         let through = |store: &Arc<dyn Store>| store.backlog_seen(server, touches).ok();
         let at_path = || self.file.as_deref().map(|path| self.view.look(path, server, touches));
@@ -594,7 +679,7 @@ impl StoreSlot {
     pub fn note_refused(&self) {
         self.refused.fetch_add(1, Ordering::Relaxed);
         let error = match &mut *self.inner() {
-            Inner::Away(away) => {
+            Inner::Unavailable(away) => {
                 away.refused += 1;
                 Arc::clone(&away.error)
             }
@@ -633,12 +718,17 @@ impl StoreSlot {
         self.opening.try_lock().is_err()
     }
 
+    /// Returns since when and why the store has to be rewritten and synced before it is used again.
+    pub fn unproven(&self) -> Option<Unproven> {
+        open::unproven(self.file.as_deref()?)
+    }
+
     /// Returns how the slot stands, without trying anything.
     pub fn state(&self) -> SlotState {
         match &*self.inner() {
             Inner::Open { .. } => SlotState::Open,
-            Inner::Away(Away { error, since, refused, .. }) => {
-                SlotState::Away { error: Arc::clone(error), lasting: since.elapsed(), refused: *refused }
+            Inner::Unavailable(Unavailable { error, since, refused, .. }) => {
+                SlotState::Unavailable { error: Arc::clone(error), lasting: since.elapsed(), refused: *refused }
             }
         }
     }
@@ -646,50 +736,56 @@ impl StoreSlot {
     fn current(&self) -> Result<Arc<dyn Store>, Arc<StoreError>> {
         match &*self.inner() {
             Inner::Open { store, .. } => Ok(Arc::clone(store)),
-            Inner::Away(Away { error, .. }) => Err(Arc::clone(error)),
+            Inner::Unavailable(Unavailable { error, .. }) => Err(Arc::clone(error)),
         }
     }
 
     /// Takes the store out when its file is not the one at the path any more, or an error of the disk made it unproven.
-    fn look_after(&self, inner: &mut Inner) {
-        let Some(path) = self.file.as_deref() else { return };
+    fn check_replaced(&self) {
+        let to_close = self.take_replaced(&mut self.inner());
+        // Closing waits for the writes of other threads, and nobody waits for it.
+        if let Some(store) = to_close {
+            store.close();
+        }
+    }
+
+    /// Does what [`StoreSlot::check_replaced`] says, and returns a store that has to be closed.
+    fn take_replaced(&self, inner: &mut Inner) -> Option<Arc<dyn Store>> {
+        let path = self.file.as_deref()?;
         let (store, file, beside, looked_at) = match &mut *inner {
             Inner::Open { store, file, beside, looked_at } => (store, file, beside, looked_at),
-            Inner::Away(away) => {
-                // Nobody can prove a store that this process keeps open only to look at it.
-                if away.failed.is_some()
-                    && sqlite::unproven(path).is_some()
-                    && let Some(failed) = away.take_failed()
-                {
-                    failed.close();
-                }
-                return;
+            // Nobody can prove a store that this process keeps open only to look at it.
+            Inner::Unavailable(away) if away.failed.is_some() && open::unproven(path).is_some() => {
+                return away.take_failed();
             }
+            Inner::Unavailable(_) => return None,
         };
         if looked_at.elapsed() < LOOK_EVERY {
-            return;
+            return None;
         }
         *looked_at = Instant::now();
         if Arc::strong_count(store) == 1 && store.has_to_be_reopened() {
             let reason = "it is opened again now that its disk has room".into();
-            let error = Arc::new(StoreError::Unusable { path: path.to_owned(), reason });
-            *inner = Inner::Away(Away::new(error, None, Cause::Nothing, None));
-            return;
+            let error = Arc::new(StoreError::Unusable { at: path.into(), reason });
+            *inner = Inner::Unavailable(Unavailable::new(error, None, Cause::Nothing, None));
+            return None;
         }
         if FileId::at(path) != *file {
             let reason = "its file was removed or replaced while it was open".into();
-            let error = Arc::new(StoreError::Unusable { path: path.to_owned(), reason });
+            let error = Arc::new(StoreError::Unusable { at: path.into(), reason });
             warn_of_loss(&mut self.said(), &error);
             let cause = file.map_or(Cause::Nothing, |file| self.gone(store, file, beside));
             let failed = Some(Arc::clone(store));
-            *inner = Inner::Away(Away::new(error, None, cause, failed));
-        } else if let Some(Unproven { reason, .. }) = sqlite::unproven(path) {
+            *inner = Inner::Unavailable(Unavailable::new(error, None, cause, failed));
+        } else if let Some(Unproven { reason, .. }) = open::unproven(path) {
             // Another process, or another thread of this one, has seen an error. All have to close it before it is proven.
-            let error = Arc::new(StoreError::Unproven { path: path.to_owned(), reason });
+            let error = Arc::new(StoreError::Unproven { at: path.into(), reason });
             warn_of_loss(&mut self.said(), &error);
-            store.close();
-            *inner = Inner::Away(Away::new(error, Some(Instant::now()), Cause::Nothing, None));
+            let to_close = Arc::clone(store);
+            *inner = Inner::Unavailable(Unavailable::new(error, Some(Instant::now()), Cause::Nothing, None));
+            return Some(to_close);
         }
+        None
     }
 
     /// Says what became of the file of an open store that is not at its path any more.
@@ -697,9 +793,9 @@ impl StoreSlot {
         let Some(path) = self.file.as_deref() else { return Cause::Nothing };
         if file.is_deleted() {
             error!(target: "db_manager", "{} was deleted while it was in use; its messages are stored again", path.display());
-            return Cause::Deleted(Gone { store: Arc::clone(store), beside: beside.to_vec() });
+            return Cause::Deleted(Detached { store: Arc::clone(store), beside: beside.to_vec() });
         }
-        if file.is_set_aside(path) {
+        if open::is_set_aside(file, path) {
             // Another process recovers it, or has done so.
             return Cause::Nothing;
         }
@@ -709,7 +805,7 @@ impl StoreSlot {
             path.display()
         );
         self.moved.watch(file);
-        Cause::Moved(Gone { store: Arc::clone(store), beside: beside.to_vec() })
+        Cause::Moved(Detached { store: Arc::clone(store), beside: beside.to_vec() })
     }
 
     /// Returns what waits for this server in stores that were moved away, all together; `None` when nothing does.
@@ -718,7 +814,7 @@ impl StoreSlot {
     pub fn seen_in_moved(&self, server: &Server, touches: &[Touch]) -> Option<BacklogSeen> {
         let open = match &*self.inner() {
             Inner::Open { file, .. } => *file,
-            Inner::Away(_) => None,
+            Inner::Unavailable(_) => None,
         };
         self.moved.seen(open, server, touches)
     }

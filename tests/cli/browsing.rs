@@ -133,7 +133,7 @@ fn a_slip_in_the_environment_is_told_and_nothing_stops() {
         "
 no message is stored
 --- stderr
-warning: OPIK_OFFLINE_UPSTREEM is no setting and is ignored; did you mean OPIK_OFFLINE_UPSTREAM?
+warning: unknown variable OPIK_OFFLINE_UPSTREEM is ignored; did you mean OPIK_OFFLINE_UPSTREAM?
 --- exit 0
 ",
     );

@@ -114,7 +114,7 @@ pub fn fill(path: &Path) {
     let lease = store.acquire(&Owner::this_process("replay"), Duration::from_secs(30)).unwrap();
     let lane = store.lanes(&Filter::default(), ACCEPTED_AT_MS).unwrap()[0].id;
     let limits = ClaimLimits { messages_max: 1, bytes_max: 1 << 20 };
-    let claimed = store.claim(&lease, lane, &Filter::default(), limits, ACCEPTED_AT_MS).unwrap();
+    let claimed = store.claim(&lease, lane, &Filter::default(), limits, ACCEPTED_AT_MS).unwrap().into_messages();
     let answer = LastAnswer {
         status: Some(400),
         text: r#"{"code":400,"message":"start_time must not be null"}"#.into(),

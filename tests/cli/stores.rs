@@ -34,7 +34,7 @@ fn a_directory_is_no_store() {
 fn a_text_file_is_no_store() {
     assert_refused(
         |db| fs::write(db, "dear diary").unwrap(),
-        "error: HOME/opik_messages.db is not a message store: it is no SQLite database",
+        "error: HOME/opik_messages.db is not a message store: it is not an SQLite database",
     );
 }
 
@@ -67,7 +67,7 @@ fn a_truncated_store_is_damaged() {
         assert!(found.ends_with("--- exit 1\n"), "{args:?}: {found}");
     }
     let found = sandbox.run(&["replay"]);
-    assert!(found.contains("no message could be found in the damaged message store"), "{found}");
+    assert!(found.contains("found no message in the damaged message store"), "{found}");
     assert!(found.contains("nothing to replay"), "{found}");
 }
 
@@ -82,7 +82,7 @@ fn a_path_through_a_file_leads_nowhere() {
         "
 --- stderr
 error: cannot use the message store HOME/file/store.db: not a directory
-hint: give this user write access to the file and its folder, free disk space, or name another file with --db
+hint: give this user write access to the file and its directory, free disk space, or choose another file with --db
 --- exit 1
 ",
     );

@@ -135,7 +135,7 @@ fn what_can_not_be_read_back_is_counted() {
     let found = sandbox.run(&["replay", "--verify"]);
     assert_text(
         after_delivery(&found),
-        "verified  nothing: no entity was delivered that can be read back\n  1 GuardrailBatch request can't be read back\n",
+        "verified  nothing: no delivered entity can be read back\n  1 GuardrailBatch request can't be read back\n",
     );
     assert_eq!(code(&found), "0");
 }

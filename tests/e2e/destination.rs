@@ -210,7 +210,7 @@ fn an_sdk_file_of_another_server_is_refused_until_a_person_says_that_it_moved() 
 
     let adopting = Agent::builder(&server.url()).impatient().arg("--adopt-orphans");
     let adopting = adopting.env("TMPDIR", &home.path().display().to_string()).start();
-    wait_until("the agent has looked", PATIENCE, || adopting.stderr().contains("an orphaned store is not taken in"));
+    wait_until("the agent has looked", PATIENCE, || adopting.stderr().contains("cannot salvage an orphaned store"));
     assert!(Path::new(&file).exists() && !has(&server, &id), "an orphan crossed servers");
 
     let moved = ["--readdress", "http://old.example:5173/api/", "--from", &file];

@@ -179,7 +179,7 @@ fn a_store_is_sealed_beside_its_agent_however_often_that_is_killed() {
     agent.restart_on_same_port();
     assert_eq!(encryption(&agent)["state"], "changing");
     let health = agent.cli(&["healthcheck"]);
-    assert!(health.stdout.contains("may still be in the files as it was"), "{health:?}");
+    assert!(health.stdout.contains("may still hold unencrypted older data"), "{health:?}");
 
     let stop = AtomicBool::new(false);
     std::thread::scope(|threads| {

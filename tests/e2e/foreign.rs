@@ -81,7 +81,7 @@ fn a_login_page_never_confirms() {
     let health = agent.cli(&["healthcheck", "-q", "--smoke-test"]);
     assert_eq!(health.code(), Some(3), "{}", health.stdout);
     assert!(health.stdout.contains(shown) && health.stdout.contains("sign-in page"), "{}", health.stdout);
-    assert!(!health.stdout.contains("is open to this key"), "{}", health.stdout);
+    assert!(!health.stdout.contains("this key has access to"), "{}", health.stdout);
     let replay = agent.cli(&["replay"]);
     assert_eq!(replay.code(), Some(3), "{}{}", replay.stdout, replay.stderr);
     assert!(replay.stderr.contains(shown) && replay.stderr.contains("--upstream"), "{}", replay.stderr);

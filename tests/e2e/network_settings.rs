@@ -144,7 +144,7 @@ fn a_wrapped_command_runs_whatever_is_wrong_with_the_network_and_nothing_goes_pa
         assert_eq!(wrapped.code(), Some(7), "{broken:?}: {}", wrapped.stderr);
         assert!(wrapped.stdout.starts_with("ran\n201"), "{broken:?}: {}", wrapped.stdout);
         let told = unwrapped(&wrapped.stderr);
-        assert!(told.contains("warning: no way to the Opik server"), "{broken:?}: {}", wrapped.stderr);
+        assert!(told.contains("warning: cannot connect to the Opik server"), "{broken:?}: {}", wrapped.stderr);
         assert!(told.contains("1 message stays safely stored"), "{broken:?}: {told}");
         assert!(!told.contains("secret-unspoken"), "{told}");
     }

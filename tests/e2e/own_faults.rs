@@ -19,9 +19,9 @@ use opik_offline::shutdown::Shutdown;
 use opik_offline::store::committer::Committer;
 use opik_offline::store::slot::StoreSlot;
 use opik_offline::store::{
-    AgentRecord, Ahead, AttachmentId, Backlog, ClaimLimits, Claimed, Condition, Filter, Hold, LaneId, LaneListed,
-    LaneWork, Lease, Listed, Outcome, Owner, Page, Purged, ReplayRecord, SalvagedRow, Store, StoreError, StoredMessage,
-    Stranded,
+    AgentRecord, Ahead, AttachmentId, Attachments, Backlog, BacklogSeen, Browse, Claim, ClaimLimits, Condition, Filter,
+    Hold, Intake, LaneId, LaneListed, LaneWork, Lease, Listed, Maintain, Outcome, Owner, Page, Purged, Replay,
+    ReplayRecord, SalvagedRow, Standing, StoreError, StoreIdentity, StoredMessage, Stranded, Whose,
 };
 use opik_offline::telemetry::metrics::Metrics;
 use opik_offline::upstream::{Upstream, UpstreamSettings};
@@ -60,11 +60,11 @@ impl Panicking {
 }
 
 fn busy() -> StoreError {
-    StoreError::Busy { path: "/tmp/none.db".into(), waited_ms: 1 }
+    StoreError::Busy { at: "/tmp/none.db".into(), waited_ms: 1 }
 }
 
 fn unusable() -> StoreError {
-    StoreError::Unusable { path: "/tmp/none.db".into(), reason: "the disk failed, as the test asked for".into() }
+    StoreError::Unusable { at: "/tmp/none.db".into(), reason: "the disk failed, as the test asked for".into() }
 }
 
 macro_rules! delegate {
@@ -73,7 +73,7 @@ macro_rules! delegate {
     };
 }
 
-impl Store for Panicking {
+impl Intake for Panicking {
     fn unseen_creates(&self, lane: &Lane, message_type: MessageType, touches: &[Touch]) -> Vec<EntityKey> {
         self.store.unseen_creates(lane, message_type, touches)
     }
@@ -83,13 +83,31 @@ impl Store for Panicking {
         self.store.register(messages)
     }
 
-    fn settle(&self, lease: &Lease, outcomes: &[(MessageId, Outcome)]) -> Result<(), StoreError> {
-        if Self::takes_one(&self.unsettled) {
-            return Err((self.trouble)());
-        }
-        self.store.settle(lease, outcomes)
+    delegate! {
+        fn ahead(&self, lane: &Lane, touches: &[Touch]) -> Ahead;
+        fn backlog_seen(&self, server: &Server, touches: &[Touch]) -> BacklogSeen;
+        fn limit(&self, lane: &Lane, hold: &Hold) -> ();
+        fn note_updates_ahead(&self, updates: &[(Lane, EntityKey)]) -> ();
+        fn confirmed(&self, lane: &Lane, message_type: MessageType, touches: &[Touch]) -> ();
+        fn hasten(&self, whose: &Whose) -> ();
+        fn salvage(&self, rows: &[SalvagedRow]) -> Vec<Option<MessageId>>;
+        fn is_salvaged(&self, row: &Sha256) -> bool;
+        fn note_full(&self, since_ms: Option<i64>, refused: u64) -> ();
     }
+}
 
+impl Attachments for Panicking {
+    delegate! {
+        fn begin_attachment(&self, bytes_expected: Option<u64>) -> AttachmentId;
+        fn add_piece(&self, attachment: AttachmentId, number: u32, piece: &[u8]) -> ();
+        fn register_attachment(&self, attachment: AttachmentId, file: &Attachment, message: &Message) -> MessageId;
+        fn abandon_attachment(&self, attachment: AttachmentId) -> ();
+        fn attachment(&self, message: MessageId) -> Option<Attachment>;
+        fn piece(&self, message: MessageId, number: u32) -> Option<Vec<u8>>;
+    }
+}
+
+impl Replay for Panicking {
     fn claim(
         &self,
         lease: &Lease,
@@ -97,53 +115,76 @@ impl Store for Panicking {
         filter: &Filter,
         limits: ClaimLimits,
         now_ms: i64,
-    ) -> Result<Vec<Claimed>, StoreError> {
-        let claimed = self.store.claim(lease, lane, filter, limits, now_ms)?;
+    ) -> Result<Claim, StoreError> {
+        let claim = self.store.claim(lease, lane, filter, limits, now_ms)?;
         let is_ours = |id: MessageId| {
             self.store.get(id).is_ok_and(|found| found.is_some_and(|m| m.listed.lane.workspace_name() == self.lane))
         };
-        if claimed.iter().any(|message| is_ours(message.id)) {
+        if let Claim::Taken(claimed) = &claim
+            && claimed.iter().any(|message| is_ours(message.id))
+        {
             Self::panics(&self.claiming);
         }
-        Ok(claimed)
+        Ok(claim)
+    }
+
+    fn settle(&self, lease: &Lease, outcomes: &[(MessageId, Outcome)]) -> Result<(), StoreError> {
+        if Self::takes_one(&self.unsettled) {
+            return Err((self.trouble)());
+        }
+        self.store.settle(lease, outcomes)
     }
 
     delegate! {
-        fn limit(&self, lane: &Lane, hold: &Hold) -> ();
-        fn ahead(&self, lane: &Lane, touches: &[Touch]) -> Ahead;
-        fn note_updates_ahead(&self, updates: &[(Lane, EntityKey)]) -> ();
-        fn confirmed(&self, lane: &Lane, message_type: MessageType, touches: &[Touch]) -> ();
-        fn make_due(&self, lease: &Lease, lane: LaneId, messages: &[MessageId]) -> ();
-        fn begin_attachment(&self, bytes_expected: Option<u64>) -> AttachmentId;
-        fn add_piece(&self, attachment: AttachmentId, number: u32, piece: &[u8]) -> ();
-        fn register_attachment(&self, attachment: AttachmentId, file: &Attachment, message: &Message) -> MessageId;
-        fn abandon_attachment(&self, attachment: AttachmentId) -> ();
-        fn attachment(&self, message: MessageId) -> Option<Attachment>;
-        fn piece(&self, message: MessageId, number: u32) -> Option<Vec<u8>>;
-        fn salvage(&self, rows: &[SalvagedRow]) -> Vec<Option<MessageId>>;
-        fn is_salvaged(&self, row: &Sha256) -> bool;
         fn acquire(&self, owner: &Owner, time_to_live: Duration) -> Lease;
         fn renew(&self, lease: &Lease, time_to_live: Duration) -> ();
         fn release(&self, lease: &Lease) -> ();
         fn return_in_flight(&self, lease: &Lease) -> u64;
+        fn interrupted(&self, lane: LaneId) -> usize;
         fn lanes(&self, filter: &Filter, now_ms: i64) -> Vec<LaneWork>;
+        fn make_due(&self, lease: &Lease, lane: LaneId, messages: &[MessageId]) -> ();
         fn hold(&self, lease: &Lease, lane: LaneId, hold: Option<&Hold>) -> ();
-        fn lane_list(&self, now_ms: i64) -> Vec<LaneListed>;
-        fn adopt(&self, server: &Server) -> u64;
-        fn reassign(&self, lease: &Lease, from: LaneId, to: &Lane, limit: usize) -> u64;
-        fn erase_credentials(&self) -> bool;
+        fn retry_held(&self, lease: &Lease, answered_before_ms: i64) -> Vec<(LaneId, MessageId)>;
+        fn release_held(&self, lease: &Lease, lane: LaneId) -> u64;
+    }
+}
+
+impl Browse for Panicking {
+    fn identity(&self) -> StoreIdentity {
+        self.store.identity()
+    }
+
+    delegate! {
         fn backlog(&self, filter: &Filter) -> Backlog;
         fn list(&self, filter: &Filter, page: &Page) -> Vec<Listed>;
         fn get(&self, id: MessageId) -> Option<StoredMessage>;
+        fn lane_list(&self, now_ms: i64) -> Vec<LaneListed>;
+        fn stranded(&self) -> Vec<Stranded>;
+        fn newest(&self) -> MessageId;
+        fn standing(&self, whose: &Whose, up_to: MessageId) -> Standing;
+        fn condition(&self) -> Condition;
+        fn check(&self) -> Vec<String>;
+    }
+}
+
+impl Maintain for Panicking {
+    fn has_to_be_reopened(&self) -> bool {
+        self.store.has_to_be_reopened()
+    }
+
+    fn close(&self) {
+        self.store.close();
+    }
+
+    delegate! {
+        fn adopt(&self, server: &Server) -> u64;
+        fn reassign(&self, lease: &Lease, from: LaneId, to: &Lane, limit: usize) -> u64;
         fn purge(&self, filter: &Filter, limit: usize) -> Purged;
         fn expire(&self, accepted_before_ms: i64, limit: usize) -> u64;
-        fn retry_held(&self, lease: &Lease, answered_before_ms: i64) -> Vec<(LaneId, MessageId)>;
-        fn release_held(&self, lease: &Lease, lane: LaneId) -> u64;
-        fn stranded(&self) -> Vec<Stranded>;
         fn requeue(&self, filter: &Filter) -> u64;
-        fn check(&self) -> Vec<String>;
+        fn erase_credentials(&self) -> bool;
         fn compact(&self) -> u64;
-        fn condition(&self) -> Condition;
+        fn keep_room(&self) -> ();
         fn announce(&self, agent: Option<&AgentRecord>) -> ();
         fn note_replay(&self, record: &ReplayRecord) -> ();
     }

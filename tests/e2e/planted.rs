@@ -492,7 +492,7 @@ fn a_schema_that_computes_is_refused_at_once() {
         for args in [&["replay", "--from", &from][..], &["inspect", "--from", &from]] {
             let refused = ends_by_itself(&machine, &[args, &["--db", &db, "--upstream", NO_SERVER]].concat());
             assert_eq!(refused.code(), Some(1), "{what}: {refused:?}");
-            assert!(refused.stderr.contains("is no store of the Opik Python SDK"), "{what}: {refused:?}");
+            assert!(refused.stderr.contains("is not a store of the Opik Python SDK"), "{what}: {refused:?}");
         }
         // The same file as an orphan that status lists.
         let status = ends_by_itself(&machine, &["status", "--format", "json", "--db", &db, "--upstream", NO_SERVER]);

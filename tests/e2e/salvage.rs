@@ -9,10 +9,11 @@ use std::process::Stdio;
 use std::time::SystemTime;
 
 use opik_offline::message::MessageStatus;
-use opik_offline::protocol::sdk_rows::{SdkRow, convert};
+use opik_offline::sdk::file::SdkFile;
+use opik_offline::sdk::rows::{SdkRow, convert};
+use opik_offline::sdk::trust::FileOwner;
 use opik_offline::shutdown::Shutdown;
-use opik_offline::store::foreign::FileOwner;
-use opik_offline::store::{self, Filter, Limits, OpenMode, Page, SdkFile, WhenFull};
+use opik_offline::store::{self, Filter, Limits, OpenMode, Page, WhenFull};
 use rustix::process::Signal;
 use serde_json::{Value, json};
 

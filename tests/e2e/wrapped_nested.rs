@@ -58,7 +58,7 @@ fn a_wrapped_agent_in_a_wrapped_command_keeps_and_delivers_each_message_once() {
         let inner = format!("$BINARY agent -- sh -c '{}'", SEND.replace('\'', r"'\''"));
         let output = shell(&home, &server, variables, &inner);
         assert_eq!(output.code(), Some(0), "{}", output.stderr);
-        let passes_on = format!("which passes on to {}\n", server.url());
+        let passes_on = format!("which forwards to {}\n", server.url());
         assert_eq!(output.stderr.matches(&passes_on).count(), 2, "{}", output.stderr);
         assert_eq!(output.stderr.matches("1 message stays safely stored in ").count(), 2, "{}", output.stderr);
 
@@ -80,8 +80,9 @@ fn an_address_that_an_agent_has_is_left_to_it_unless_a_flag_names_it() {
     let home = Home::new();
     let by_variable = shell(&home, &server, &[("OPIK_OFFLINE_LISTEN", &address)], SEND);
     assert_eq!(by_variable.code(), Some(0), "{}", by_variable.stderr);
-    let note =
-        format!("{address} (environment OPIK_OFFLINE_LISTEN) is another agent's or program's, so a free port is used");
+    let note = format!(
+        "{address} (environment OPIK_OFFLINE_LISTEN) is in use by another agent or program, so a free port is used"
+    );
     assert!(by_variable.stderr.contains(&note), "{}", by_variable.stderr);
 
     let folder = home.path().join("config/opik-offline");
@@ -109,7 +110,7 @@ fn a_command_whose_server_is_an_agent_that_stays_is_told_who_took_its_writes() {
     };
     let output = through(&home);
     assert_eq!(output.code(), Some(0), "{}", output.stderr);
-    let took = format!("1 write went straight to the agent at {address}, which keeps what its server does not take");
+    let took = format!("1 write went straight to the agent at {address}, which stores what its server does not accept");
     assert!(output.stderr.contains(&took), "{}", output.stderr);
     assert_eq!(agent.backlog(), 1);
 

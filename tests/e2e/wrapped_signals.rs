@@ -119,7 +119,7 @@ fn each_signal_of_opentelemetry_is_decided_for_itself() {
         let expected = general.map(|url| if url == collector { url.to_owned() } else { format!("{origin}{OTLP}") });
         assert_eq!(value(&output, GENERAL), expected, "{variables:?}");
         assert_eq!(value(&output, "OTEL_EXPORTER_OTLP_METRICS_ENDPOINT"), None);
-        let elsewhere = |name| format!("opik-offline: {name} leads elsewhere and stays as it is\n");
+        let elsewhere = |name| format!("opik-offline: {name} points elsewhere and is left unchanged\n");
         assert_eq!(output.stderr.matches("leads elsewhere").count(), usize::from(left.is_some()), "{}", output.stderr);
         assert!(left.is_none_or(|name| output.stderr.contains(&elsewhere(name))), "{}", output.stderr);
     }

@@ -8,10 +8,11 @@ use std::sync::Arc;
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
+use opik_offline::sdk::file::SdkFile;
+use opik_offline::sdk::trust::FileOwner;
 use opik_offline::shutdown::Shutdown;
 use opik_offline::store::attachment::PIECE_BYTES;
-use opik_offline::store::foreign::FileOwner;
-use opik_offline::store::{self, OpenMode, SdkFile};
+use opik_offline::store::{self, OpenMode};
 use serde_json::json;
 
 use crate::dice::Dice;

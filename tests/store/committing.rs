@@ -10,7 +10,7 @@ use opik_offline::store::committer::{
     COMMIT_MESSAGES_MAX, CommitError, Committer, QUEUE_BYTES_MAX, QUEUE_MESSAGES_MAX,
 };
 use opik_offline::store::slot::{SlotState, StoreSlot};
-use opik_offline::store::{FullLimit, Store, StoreError};
+use opik_offline::store::{FullLimit, Intake, Store, StoreError};
 
 use crate::messages::{about_trace, lane};
 use crate::model_store::{BeforeRegister, ModelStore};
@@ -85,7 +85,7 @@ fn what_gathers_during_a_commit_is_the_next_commit() {
     let ids: Vec<_> = first.iter().chain(rest).map(|(number, id)| (number, id.expect("it is stored").0)).collect();
     assert_eq!(ids, (0..=COMMIT_MESSAGES_MAX + 10).map(|number| (number, number as i64 + 1)).collect::<Vec<_>>());
     assert_eq!(*door.commits.lock().unwrap(), [1, COMMIT_MESSAGES_MAX, 10]);
-    assert_eq!(store.waiting(&lane("team")).unwrap(), COMMIT_MESSAGES_MAX as u64 + 11);
+    assert_eq!(store.ahead(&lane("team"), &[]).unwrap().messages, COMMIT_MESSAGES_MAX as u64 + 11);
 }
 
 #[test]
@@ -147,8 +147,7 @@ fn stopping_stores_what_was_submitted_and_refuses_the_rest() {
 
 #[test]
 fn a_full_store_takes_what_still_fits() {
-    let full =
-        || StoreError::Full { path: "store".into(), limit: FullLimit::MaxSize, needed: 1, reason: "test".into() };
+    let full = || StoreError::Full { at: "store".into(), limit: FullLimit::MaxSize, needed: 1, reason: "test".into() };
     let door = Arc::new(Door::default());
     let left = AtomicUsize::new(100);
     let (committer, store) = committer({
@@ -170,7 +169,7 @@ fn a_full_store_takes_what_still_fits() {
     };
     assert_eq!(results.iter().filter(|(_, result)| result.is_ok()).count(), 100);
     assert_eq!(results.iter().filter(|(_, result)| refused(result)).count(), 100);
-    assert_eq!(store.waiting(&lane("team")).unwrap(), 100);
+    assert_eq!(store.ahead(&lane("team"), &[]).unwrap().messages, 100);
 }
 
 #[test]
@@ -191,12 +190,12 @@ fn a_slot_heals_when_its_store_can_be_used_again() {
     let committer = Committer::start(Arc::clone(&slot)).expect("a thread");
     let refused = committer.store(message(0));
     assert!(matches!(&refused, Err(CommitError::Store(error)) if matches!(**error, StoreError::NotAStore { .. })));
-    assert!(matches!(slot.state(), SlotState::Away { .. }));
+    assert!(matches!(slot.state(), SlotState::Unavailable { .. }));
     fs::remove_dir(&path).expect("it is empty");
     slot.retry().expect("nothing blocks it now");
     assert!(matches!(slot.state(), SlotState::Open));
     committer.store(message(0)).expect("the store is there");
-    assert_eq!(slot.get().expect("it is open").waiting(&lane("team")).unwrap(), 1);
+    assert_eq!(slot.get().expect("it is open").ahead(&lane("team"), &[]).unwrap().messages, 1);
 }
 
 #[test]
@@ -210,7 +209,7 @@ fn a_message_goes_into_the_new_file_when_the_old_one_was_removed() {
         fs::remove_file(format!("{}{suffix}", path.display())).expect("it is ours");
     }
     committer.store(message(1)).expect("the store is made anew");
-    let waiting = slot.get().expect("it is open").waiting(&lane("team")).unwrap();
+    let waiting = slot.get().expect("it is open").ahead(&lane("team"), &[]).unwrap().messages;
     assert_eq!(waiting, 2, "the message of the deleted file is lost, or one is there twice");
 }
 

@@ -12,8 +12,8 @@ use opik_offline::message::{Body, Effect, Encoding, Lane, Message, MessageId, Me
 use opik_offline::store::attachment::{AttachmentReader, AttachmentWriter};
 use opik_offline::store::sqlite::SqliteStore;
 use opik_offline::store::{
-    ClaimLimits, Filter, Keys, OpenMode, Outcome, Owner, Page, Resealed, SalvagedRow, Store, StoreError, StoredMessage,
-    now_ms, reseal,
+    Browse, ClaimLimits, Filter, Intake, Keys, Maintain, OpenMode, Outcome, Owner, Page, Replay, Resealed, SalvagedRow,
+    Store, StoreError, StoredMessage, now_ms, reseal,
 };
 use proptest::prelude::*;
 
@@ -102,7 +102,10 @@ impl Sample {
         let lease = store.acquire(&owner, Duration::from_secs(600)).expect("nobody replays");
         let work = &store.lanes(&Filter::default(), now_ms()).expect("lanes can be read")[0];
         let limits = ClaimLimits { messages_max: 30, bytes_max: 1 << 24 };
-        let claimed = store.claim(&lease, work.id, &Filter::default(), limits, now_ms()).expect("it can be claimed");
+        let claimed = store
+            .claim(&lease, work.id, &Filter::default(), limits, now_ms())
+            .expect("it can be claimed")
+            .into_messages();
         let answer = opik_offline::store::LastAnswer { status: Some(422), text: "no".into(), at_ms: 5 };
         let outcomes: Vec<_> = claimed[..20]
             .iter()
@@ -204,9 +207,13 @@ fn a_store_without_its_first_page_loses_nothing() {
         let recoveries = store.condition().expect("it can be read").recoveries;
         assert_eq!(recoveries.len(), 1);
         assert_eq!(recoveries[0].lost, 0, "{recoveries:?}");
-        assert_eq!(damaged_files(&path), [recoveries[0].set_aside.clone()]);
-        assert_eq!(fs::read(&recoveries[0].set_aside).expect("it is kept"), bytes, "the evidence was changed");
-        // Messages in flight are queued again, and rejected ones are still rejected.
+        let damaged = damaged_files(&path);
+        assert_eq!(
+            damaged.iter().map(Into::into).collect::<Vec<opik_offline::store::Location>>(),
+            [recoveries[0].set_aside.clone()]
+        );
+        assert_eq!(fs::read(&damaged[0]).expect("it is kept"), bytes, "the evidence was changed");
+        // What was in flight waits again, and what the server refused is still refused.
         let page = Page { after: None, limit: 1000, newest_first: false };
         for listed in store.list(&Filter::default(), &page).expect("it can be read") {
             assert_ne!(listed.status, MessageStatus::Registered);
@@ -391,7 +398,9 @@ fn one_damaged_body_is_rejected_and_the_rest_goes_on() {
     let mut sent = Vec::new();
     for work in store.lanes(&Filter::default(), now_ms()).expect("lanes can be read") {
         let limits = ClaimLimits { messages_max: 10, bytes_max: 1 << 20 };
-        sent.extend(store.claim(&lease, work.id, &Filter::default(), limits, now_ms()).expect("it continues"));
+        sent.extend(
+            store.claim(&lease, work.id, &Filter::default(), limits, now_ms()).expect("it goes on").into_messages(),
+        );
     }
     let mut sent: Vec<MessageId> = sent.into_iter().map(|message| message.id).collect();
     sent.sort_unstable();
@@ -416,7 +425,8 @@ fn messages_that_are_too_old_are_dropped_and_counted_but_not_those_in_flight() {
         let lease = store.acquire(&Owner::this_process("replay"), Duration::from_secs(60)).expect("nobody replays");
         let work = &store.lanes(&Filter::default(), now_ms()).expect("lanes can be read")[0];
         let one = ClaimLimits { messages_max: 1, bytes_max: 1 << 20 };
-        let claimed = store.claim(&lease, work.id, &Filter::default(), one, now_ms()).expect("it can be claimed");
+        let claimed =
+            store.claim(&lease, work.id, &Filter::default(), one, now_ms()).expect("it can be claimed").into_messages();
         assert_eq!(store.expire(1_000, 3).expect("it can be written"), 3);
         assert_eq!(store.expire(1_000, 3).expect("it can be written"), 1);
         assert_eq!(store.expire(1_000, 3).expect("it can be written"), 0);
@@ -571,8 +581,10 @@ fn a_sealed_message_that_does_not_open_is_rejected_and_the_others_are_sent() {
     let mut sent = Vec::new();
     for lane in store.lanes(&Filter::default(), now_ms()).expect("lanes can be read") {
         let limits = ClaimLimits { messages_max: 10_000, bytes_max: 1 << 30 };
-        let claimed =
-            store.claim(&lease, lane.id, &Filter::default(), limits, now_ms()).expect("one body is not a reason");
+        let claimed = store
+            .claim(&lease, lane.id, &Filter::default(), limits, now_ms())
+            .expect("one body is no reason")
+            .into_messages();
         for message in claimed {
             assert!(message.request == sample.stored[&message.id.0].0.request, "message {} was changed", message.id);
             sent.push(message.id.0);
@@ -613,7 +625,10 @@ fn a_recovered_store_sends_creates_singly_whose_note_may_be_lost() {
             store.acquire(&Owner::this_process("agent"), Duration::from_secs(600)).expect("nobody else replays");
         let work = store.lanes(&Filter::default(), now_ms()).expect("lanes can be read");
         let limits = ClaimLimits { messages_max: 10, bytes_max: 1 << 20 };
-        let claimed = store.claim(&lease, work[0].id, &Filter::default(), limits, now_ms()).expect("we have the lease");
+        let claimed = store
+            .claim(&lease, work[0].id, &Filter::default(), limits, now_ms())
+            .expect("we have the lease")
+            .into_messages();
         let single: Vec<bool> = claimed.iter().map(|message| !message.ahead.is_empty()).collect();
         assert_eq!(single, [has_note, false], "an old create may have lost its note, and no other has");
     }

@@ -8,7 +8,8 @@ use std::time::Duration;
 use opik_offline::message::{Body, Credential, Effect, Encoding, EntityKind, Lane, MessageId, MessageType, Server};
 use opik_offline::store::sqlite::SqliteStore;
 use opik_offline::store::{
-    ClaimLimits, Filter, Limits, OpenMode, Outcome, Owner, Page, Store, StoreError, WhenFull, now_ms,
+    Browse, ClaimLimits, Filter, Intake, Limits, Maintain, OpenMode, Outcome, Owner, Page, Replay, StoreError,
+    WhenFull, now_ms,
 };
 use rusqlite::Connection;
 
@@ -173,7 +174,7 @@ fn a_trap_on_the_way_to_the_store_is_refused_and_nothing_is_written_through_it()
     symlink(shared.join("mine.db"), temporary.path().join("link.db")).expect("the folder is ours");
     symlink(shared.join("mine.db"), shared.join("link.db")).expect("anybody may");
     for link in [temporary.path().join("link.db"), shared.join("link.db")] {
-        assert_eq!(open(&link).waiting(&lane("t")).expect("it can be read"), 1);
+        assert_eq!(open(&link).ahead(&lane("t"), &[]).expect("it can be read").messages, 1);
     }
 }
 
@@ -227,7 +228,7 @@ fn a_new_store_is_made_only_where_it_is_wanted() {
     for path in [path, empty] {
         open(&path).register(&[about_trace(&lane("t"), "a", Effect::Create, 1)]).expect("a new store takes messages");
         let again = SqliteStore::open(&path, OpenMode::Existing, LIMITS).expect("it is there now");
-        assert_eq!(again.waiting(&lane("t")).expect("it can be read"), 1);
+        assert_eq!(again.ahead(&lane("t"), &[]).expect("it can be read").messages, 1);
     }
 }
 
@@ -253,8 +254,8 @@ fn what_is_no_store_is_refused_with_its_reason_and_left_as_it_is() {
     let before = contents(folder.path());
     for (name, reason) in [
         ("folder.db", "it is a directory"),
-        ("text.db", "it is no SQLite database"),
-        ("short.db", "it is no SQLite database"),
+        ("text.db", "it is not an SQLite database"),
+        ("short.db", "it is not an SQLite database"),
         ("python sdk?#%.db", "leftover file of the Opik Python SDK"),
         ("foreign.db", "the database of another program"),
         ("marked.db", "the database of another program"),
@@ -284,7 +285,7 @@ fn a_newer_schema_is_refused_untouched() {
     drop(newer);
     let before = contents(folder.path());
     assert_eq!(before.len(), 2, "the other program left one file, beside the ballast");
-    assert!(matches!(refusal(&path), StoreError::NewerSchema { found: 99, known: _, path: _ }));
+    assert!(matches!(refusal(&path), StoreError::NewerSchema { found: 99, known: _, at: _ }));
     assert_unchanged(folder.path(), &before);
 }
 
@@ -395,7 +396,7 @@ fn a_full_store_refuses_and_stays_within_its_limit() {
     let size = |suffix| fs::metadata(beside(&path, suffix)).map_or(0, |metadata| metadata.len());
     assert!(size("") + size("-wal") <= limits.size_max, "{} + {}", size(""), size("-wal"));
     // Nothing of what was stored is lost, and when some of it goes there is room again.
-    assert_eq!(store.waiting(&lane("team")).expect("it can be read"), stored as u64);
+    assert_eq!(store.ahead(&lane("team"), &[]).expect("it can be read").messages, stored as u64);
     assert_eq!(store.purge(&Filter::default(), 20).expect("it can be purged").messages, 20);
     assert_eq!(fill(&store, 10).0, 10);
 }
@@ -409,7 +410,7 @@ fn a_full_store_drops_the_oldest_and_counts_them_when_told_so() {
     let (stored, error) = fill(&store, 1000);
     assert!(error.is_none(), "{error:?}");
     let dropped = store.condition().expect("it can be read").dropped;
-    let waiting = store.waiting(&lane("team")).expect("it can be read");
+    let waiting = store.ahead(&lane("team"), &[]).expect("it can be read").messages;
     assert_eq!(waiting + dropped, stored as u64);
     assert!(dropped > 0);
     let page = Page { after: None, limit: 1, newest_first: false };
@@ -530,7 +531,8 @@ fn stores_of_earlier_versions_lose_nothing() {
         let lease = store.acquire(&Owner::this_process("replay"), Duration::from_secs(60)).expect("nobody replays");
         let lane = store.lanes(&Filter::default(), 0).expect("lanes can be read")[0].id;
         let limits = ClaimLimits { messages_max: 10, bytes_max: 1 << 20 };
-        let claimed = store.claim(&lease, lane, &Filter::default(), limits, now_ms()).expect("it can be claimed");
+        let claimed =
+            store.claim(&lease, lane, &Filter::default(), limits, now_ms()).expect("it can be claimed").into_messages();
         let outcomes: Vec<_> = claimed.iter().map(|message| (message.id, Outcome::Delivered)).collect();
         assert_eq!(claimed.len(), 5, "{version}");
         store.settle(&lease, &outcomes).expect("it can be settled");

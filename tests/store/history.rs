@@ -16,7 +16,8 @@ use opik_offline::message::{
 use opik_offline::store::attachment::{AttachmentWriter, PIECE_BYTES};
 use opik_offline::store::sqlite::SqliteStore;
 use opik_offline::store::{
-    ClaimLimits, Filter, Hold, Keys, LaneId, LaneWork, LastAnswer, Lease, Outcome, Owner, Page, Part, Store, StoreError,
+    Claim, ClaimLimits, Filter, Hold, Keys, LaneId, LaneWork, LastAnswer, Lease, Outcome, Owner, Page, Part, Store,
+    StoreError,
 };
 use proptest::collection::vec;
 use proptest::prelude::*;
@@ -258,8 +259,11 @@ impl Side {
             }
             Step::Claim { lane, filter, limits, now_ms } => {
                 let Some(lane) = self.lane_id(*lane) else { return "nothing waits".into() };
-                let mut claimed = store.claim(lease, lane, filter, *limits, *now_ms).expect("we have the lease");
-                // A process forgets the creates that it saw when it ends, which the model does not.
+                let mut claimed = match store.claim(lease, lane, filter, *limits, *now_ms).expect("we have the lease") {
+                    Claim::Taken(claimed) => claimed,
+                    too_large @ Claim::TooLarge { .. } => return format!("{too_large:?}"),
+                };
+                // What a process saw created it forgets when it ends, which the model does not.
                 for message in &mut claimed {
                     (message.ahead, message.way) = Default::default();
                 }
@@ -346,8 +350,10 @@ impl Side {
             listed.sort_by(|a, b| a.lane.cmp(&b.lane));
             view.extend(listed.iter().map(|l| format!("{:?} {} {} {:?}", l.lane, l.waiting, l.rejected, l.hold)));
         }
-        view.extend(lanes().iter().map(|lane| format!("{}", store.waiting(lane).expect("it can be counted"))));
-        // The messages ahead of a new write decide whether it may be forwarded: one that overtakes is lost work.
+        view.extend(
+            lanes().iter().map(|lane| format!("{}", store.ahead(lane, &[]).expect("it can be counted").messages)),
+        );
+        // What a new write would find ahead of it decides whether it may be forwarded: one that overtakes is lost work.
         for lane in &lanes() {
             for effect in [Effect::End, Effect::Create, Effect::Annotate, Effect::Refer] {
                 let write = [touch(EntityKind::Trace, "a", effect), touch(EntityKind::Trace, "d", Effect::Refer)];

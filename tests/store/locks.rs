@@ -12,7 +12,7 @@ use opik_offline::message::{Effect, Server};
 use opik_offline::store::committer::Committer;
 use opik_offline::store::slot::StoreSlot;
 use opik_offline::store::sqlite::SqliteStore;
-use opik_offline::store::{BacklogSeen, Filter, Limits, OpenMode, Store, StoreError, WhenFull};
+use opik_offline::store::{BacklogSeen, Browse, Filter, Limits, OpenMode, Store, StoreError, WhenFull};
 
 use crate::messages::{about_trace, lane};
 
@@ -47,7 +47,7 @@ fn a_store_that_was_opened_again_is_not_taken_from_its_process() {
         slot.with(|store| store_one(store, number)).expect("it is open");
     }
     let failed = slot.get().expect("it is open");
-    let error = StoreError::Unusable { path: path.clone(), reason: "disk I/O error".into() };
+    let error = StoreError::Unusable { at: path.as_path().into(), reason: "disk I/O error".into() };
     slot.report(&failed, &Arc::new(error));
     drop(failed);
     slot.retry().expect("it can be opened again");
@@ -89,7 +89,7 @@ fn a_store_that_failed_otherwise_before_is_proven_all_the_same() {
     let slot = StoreSlot::at(&path, LIMITS);
     slot.with(|store| store_one(store, 0)).expect("it is open");
     let failed = slot.get().expect("it is open");
-    let error = StoreError::Unusable { path: path.clone(), reason: "disk I/O error".into() };
+    let error = StoreError::Unusable { at: path.as_path().into(), reason: "disk I/O error".into() };
     slot.report(&failed, &Arc::new(error));
     drop(failed);
     mark_unproven(&path);
@@ -126,7 +126,7 @@ fn a_store_is_proven_while_a_replay_that_waits_for_its_server_still_holds_it() {
     for result in [store_one(held.as_ref(), 2), held.backlog(&Filter::default()).map(drop), held.compact().map(drop)] {
         assert!(matches!(&result, Err(StoreError::Unproven { .. })), "{result:?}");
     }
-    slot.report(&held, &Arc::new(StoreError::Unproven { path: path.clone(), reason: "it was closed".into() }));
+    slot.report(&held, &Arc::new(StoreError::Unproven { at: path.as_path().into(), reason: "it was closed".into() }));
     slot.with(|store| store_one(store, 3)).expect("it is open");
     assert_eq!(left_by_a_kill(&path), 3);
     drop(held);

@@ -5,7 +5,7 @@ use std::fs;
 use std::os::unix::fs::chown;
 use std::path::PathBuf;
 
-use opik_offline::store::orphan::{SDK_STORE_NAME, find};
+use opik_offline::sdk::orphan::{SDK_STORE_NAME, find};
 
 #[test]
 fn what_another_user_left_is_no_orphan_of_this_one() {

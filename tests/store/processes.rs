@@ -11,7 +11,9 @@ use std::time::Duration;
 
 use opik_offline::message::{Effect, Message, MessageId, conflict};
 use opik_offline::store::attachment::{AttachmentReader, AttachmentWriter, PIECE_BYTES};
-use opik_offline::store::{ClaimLimits, Claimed, Filter, Lease, Outcome, Owner, Page, Store, StoreError};
+use opik_offline::store::{
+    Browse, ClaimLimits, Claimed, Filter, Intake, Lease, Maintain, Outcome, Owner, Page, Replay, Store, StoreError,
+};
 
 use crate::messages::{about_trace, attachment, file, lane};
 use crate::story::open;
@@ -84,8 +86,10 @@ fn child() {
             println!("> ready");
             while let Some(work) = store.lanes(&Filter::default(), NOW_MS).expect("it can be read").first() {
                 let limits = ClaimLimits { messages_max: 7, bytes_max: 1 << 20 };
-                let claimed =
-                    store.claim(&lease, work.id, &Filter::default(), limits, NOW_MS).expect("we have the lease");
+                let claimed = store
+                    .claim(&lease, work.id, &Filter::default(), limits, NOW_MS)
+                    .expect("we have the lease")
+                    .into_messages();
                 let outcomes: Vec<_> = claimed.iter().map(|message| (message.id, Outcome::Delivered)).collect();
                 // As a server would have it: known before the store learns of it.
                 for message in &claimed {
@@ -108,7 +112,7 @@ fn processes_that_make_one_store_at_the_same_time_share_it() {
             assert!(child.wait().expect("it ends").success(), "a process could not use the store");
         }
         let store = open(&path);
-        assert_eq!(store.waiting(&lane("team")).expect("it can be read"), 200);
+        assert_eq!(store.ahead(&lane("team"), &[]).expect("it can be read").messages, 200);
         assert_eq!(store.check().expect("it can be checked"), Vec::<String>::new());
     }
 }
@@ -143,7 +147,7 @@ fn what_was_acknowledged_survives_a_kill_at_any_moment() {
             assert_eq!(kept.request, message(*number).request);
         }
         // A registration is one commit: what was not acknowledged is there whole or not at all.
-        assert_eq!(store.waiting(&lane("team")).expect("it can be read") % 3, 0);
+        assert_eq!(store.ahead(&lane("team"), &[]).expect("it can be read").messages % 3, 0);
     }
 }
 
@@ -219,7 +223,7 @@ fn a_replayer_killed_at_any_moment_loses_nothing() {
         let lost: Vec<_> = stored.iter().filter(|id| !left.contains(id) && !sent.contains(id)).collect();
         assert_eq!(lost, Vec::<&MessageId>::new(), "neither sent nor stored");
     }
-    assert_eq!(open(&path).waiting(&lane("team")).expect("it can be read"), 0);
+    assert_eq!(open(&path).ahead(&lane("team"), &[]).expect("it can be read").messages, 0);
 }
 
 #[test]
@@ -250,7 +254,7 @@ fn two_handles_see_each_others_messages_at_once() {
     for number in 0..20 {
         let (writer, reader) = if number % 2 == 0 { (&one, &other) } else { (&other, &one) };
         ids.extend(writer.register(&[message(number)]).expect("it fits"));
-        assert_eq!(reader.waiting(&lane("team")).expect("it can be read"), number as u64 + 1);
+        assert_eq!(reader.ahead(&lane("team"), &[]).expect("it can be read").messages, number as u64 + 1);
     }
     assert_eq!(ids.len(), 20);
 }
@@ -265,7 +269,7 @@ fn a_long_read_holds_up_no_write_and_a_long_write_no_read() {
     reader.execute_batch("BEGIN; SELECT count(*) FROM messages").expect("a snapshot");
     store.register(&[message(1)]).expect("a reader blocks nobody");
     reader.execute_batch("COMMIT; BEGIN IMMEDIATE").expect("the write lock");
-    assert_eq!(store.waiting(&lane("team")).expect("a writer is in no reader's way"), 2);
+    assert_eq!(store.ahead(&lane("team"), &[]).expect("a writer is in no reader's way").messages, 2);
     assert_eq!(store.backlog(&Filter::default()).expect("a writer is in no reader's way").messages(), 2);
 }
 
@@ -307,7 +311,7 @@ fn nothing_is_claimed_twice_or_before_its_turn_by_threads() {
             assert!(earlier.id < later.id || moved || !conflict(&earlier.touches, &later.touches));
         }
     }
-    assert_eq!(store.waiting(&lane("team")).expect("it can be read"), 0);
+    assert_eq!(store.ahead(&lane("team"), &[]).expect("it can be read").messages, 0);
 }
 
 fn claim_and_deliver(
@@ -323,7 +327,8 @@ fn claim_and_deliver(
     // Claims of different lengths overlap in part, which is where two of them could get in each other's way.
     let messages_max = 1 + delivered.lock().expect("no panic").len() % 7;
     let limits = ClaimLimits { messages_max, bytes_max: 1 << 20 };
-    let claimed = store.claim(lease, lane, &Filter::default(), limits, NOW_MS).expect("we have the lease");
+    let claimed =
+        store.claim(lease, lane, &Filter::default(), limits, NOW_MS).expect("we have the lease").into_messages();
     {
         let mut in_flight = in_flight.lock().expect("no panic");
         for message in &claimed {

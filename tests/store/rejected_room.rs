@@ -8,8 +8,8 @@ use opik_offline::message::{Body, Effect, Encoding, EntityKind, MessageId, Messa
 use opik_offline::store::rejected_room::{RejectedExport, RejectedRoom};
 use opik_offline::store::sqlite::SqliteStore;
 use opik_offline::store::{
-    ClaimLimits, Filter, FullLimit, LastAnswer, Limits, OpenMode, Outcome, Owner, Page, Store, StoreError,
-    StoredMessage, WhenFull,
+    Browse, ClaimLimits, Filter, FullLimit, Intake, LastAnswer, Limits, OpenMode, Outcome, Owner, Page, Replay,
+    StoreError, StoredMessage, WhenFull,
 };
 
 use crate::messages::{about_trace, lane, touch};
@@ -40,7 +40,10 @@ fn reject(store: &SqliteStore, count: usize, held: bool) {
         let lanes = store.lanes(&Filter::default(), NOW_MS).expect("lanes can be read");
         let Some(work) = lanes.first().filter(|work| work.due_at_ms <= NOW_MS) else { break };
         let limits = ClaimLimits { messages_max: 100, bytes_max: 1 << 24 };
-        let claimed = store.claim(&lease, work.id, &Filter::default(), limits, NOW_MS).expect("we have the lease");
+        let claimed = store
+            .claim(&lease, work.id, &Filter::default(), limits, NOW_MS)
+            .expect("we have the lease")
+            .into_messages();
         if claimed.is_empty() {
             break;
         }

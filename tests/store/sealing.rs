@@ -10,8 +10,8 @@ use opik_offline::message::{Body, Credential, Effect, Encoding, HeaderSet, Lane,
 use opik_offline::store::attachment::{AttachmentReader, AttachmentWriter};
 use opik_offline::store::sqlite::SqliteStore;
 use opik_offline::store::{
-    ClaimLimits, Filter, Hold, KeyState, Keys, LastAnswer, OpenMode, Outcome, Owner, Page, Resealed, SalvagedRow,
-    Store, StoreError, reseal,
+    Browse, ClaimLimits, Filter, Hold, Intake, KeyState, Keys, LastAnswer, Maintain, OpenMode, Outcome, Owner, Page,
+    Replay, Resealed, SalvagedRow, Store, StoreError, reseal,
 };
 use rusqlite::Connection;
 
@@ -57,7 +57,7 @@ fn fill(store: &dyn Store) {
     let lease = store.acquire(&Owner::this_process("replay"), Duration::from_secs(60)).expect("nobody replays");
     let lane = store.lanes(&Filter::default(), 0).expect("a lane")[0].id;
     let many = ClaimLimits { messages_max: 42, bytes_max: 1 << 30 };
-    let claimed = store.claim(&lease, lane, &Filter::default(), many, 0).expect("we have the lease");
+    let claimed = store.claim(&lease, lane, &Filter::default(), many, 0).expect("we have the lease").into_messages();
     let answer = || LastAnswer { status: Some(400), text: "AnswerText: your input was ...".into(), at_ms: 9 };
     let outcomes: Vec<_> = claimed
         .iter()
@@ -178,7 +178,7 @@ fn converting_a_store_leaves_no_plain_text_and_loses_nothing() {
         matches!(refused, Err(StoreError::KeyMissing { .. })),
         "an agent without the key stored plain: {refused:?}"
     );
-    assert!(matches!(running.waiting(&secret_lane()), Err(StoreError::KeyMissing { .. })), "it found no lane");
+    assert!(matches!(running.ahead(&secret_lane(), &[]), Err(StoreError::KeyMissing { .. })), "it found no lane");
     let id = agent.register(&[message("late", "BodyPlain")]).expect("it has the key");
     assert_eq!(found_in_files(&path), Vec::<String>::new());
     assert_eq!(agent.lanes(&Filter::default(), 0).expect("lanes").len(), 1, "the lane was found by its digest");

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use opik_offline::message::Effect;
 use opik_offline::store::sqlite::SqliteStore;
-use opik_offline::store::{Filter, OpenMode, Store};
+use opik_offline::store::{Browse, Filter, Intake, OpenMode};
 
 use crate::messages::{about_trace, lane};
 use crate::not_run::not_run;

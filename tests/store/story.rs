@@ -8,8 +8,8 @@ use opik_offline::message::{Effect, EntityKind, Lane, MessageId, MessageStatus, 
 use opik_offline::store::attachment::{AttachmentReader, AttachmentWriter, PIECE_BYTES};
 use opik_offline::store::sqlite::SqliteStore;
 use opik_offline::store::{
-    AgentRecord, ClaimLimits, Claimed, EncryptionKey, Filter, Hold, Keys, LastAnswer, Lease, Limits, OpenMode, Outcome,
-    Owner, Page, ReplayRecord, SalvagedRow, Store, StoreError, WhenFull,
+    AgentRecord, Browse, Claim, ClaimLimits, Claimed, EncryptionKey, Filter, Hold, Keys, LastAnswer, Lease, Limits,
+    Maintain, OpenMode, Outcome, Owner, Page, ReplayRecord, SalvagedRow, Store, StoreError, WhenFull,
 };
 
 use crate::messages::{about_trace, attachment, file, lane, touch};
@@ -74,14 +74,14 @@ fn failed(next_attempt_at_ms: i64, counts: bool) -> Outcome {
 fn claim(store: &dyn Store, lease: &Lease, of: &Lane, limits: ClaimLimits) -> Vec<Claimed> {
     let lanes = store.lanes(&Filter::default(), NOW_MS).expect("lanes can be read");
     let Some(work) = lanes.into_iter().find(|work| work.lane == *of) else { return Vec::new() };
-    store.claim(lease, work.id, &Filter::default(), limits, NOW_MS).expect("we have the lease")
+    store.claim(lease, work.id, &Filter::default(), limits, NOW_MS).expect("we have the lease").into_messages()
 }
 
 fn story(store: &dyn Store) {
     let (team, other) = (lane("team"), Lane::default());
 
     // An outage: the team sends an update before its create, another client sends without workspace or key.
-    assert_eq!(store.waiting(&team).unwrap(), 0);
+    assert_eq!(store.ahead(&team, &[]).unwrap().messages, 0);
     let stored = store
         .register(&[
             about_trace(&team, "a", Effect::Update, 10),   // 1: moves behind 3
@@ -94,9 +94,9 @@ fn story(store: &dyn Store) {
     assert_eq!(stored, (1..=5).map(MessageId).collect::<Vec<_>>());
     assert_eq!(store.register(&[about_trace(&other, "a", Effect::Create, 15)]).unwrap(), [MessageId(6)]);
     assert_eq!(store.register(&[]).unwrap(), []);
-    assert_eq!((store.waiting(&team).unwrap(), store.waiting(&other).unwrap()), (5, 1));
+    assert_eq!((store.ahead(&team, &[]).unwrap().messages, store.ahead(&other, &[]).unwrap().messages), (5, 1));
     let no_key = Lane { credential: None, ..lane("team") };
-    assert_eq!(store.waiting(&no_key).unwrap(), 0, "another key is another lane");
+    assert_eq!(store.ahead(&no_key, &[]).unwrap().messages, 0, "another key is another lane");
 
     // People look.
     let backlog = store.backlog(&Filter::default()).unwrap();
@@ -131,7 +131,7 @@ fn story(store: &dyn Store) {
     assert_eq!(ids(&claim(store, &lease, &team, MANY)), Vec::<i64>::new());
     let work = &store.lanes(&Filter::default(), NOW_MS).unwrap()[0];
     assert_eq!((work.failed, work.due_at_ms), (3, i64::MAX), "nothing is due before something is settled");
-    assert_eq!(store.waiting(&team).unwrap(), 5, "in flight is not on the server yet");
+    assert_eq!(store.ahead(&team, &[]).unwrap().messages, 5, "in flight is not on the server yet");
 
     // b is delivered; a failed and has to wait: so does everything about a, and 5 about b may go.
     let later = NOW_MS + 5_000;
@@ -142,20 +142,24 @@ fn story(store: &dyn Store) {
     store.settle(&lease, &[(MessageId(5), Outcome::Delivered)]).unwrap();
     assert_eq!(store.lanes(&Filter::default(), NOW_MS).unwrap()[0].due_at_ms, later);
     let team_id = store.lanes(&Filter::default(), NOW_MS).unwrap()[0].id;
-    let claimed = store.claim(&lease, team_id, &Filter::default(), MANY, later).unwrap();
+    let claimed = store.claim(&lease, team_id, &Filter::default(), MANY, later).unwrap().into_messages();
     assert_eq!(ids(&claimed), [3, 1, 4]);
 
-    // The server refuses 1; 3 and 4 get no answer and nobody settles them. Bytes limit a claim, but never to nothing.
+    // The server refuses 1; 3 and 4 get no answer and nobody settles them. Bytes limit a claim.
     let long = "ö".repeat(4000);
     store.settle(&lease, &[(MessageId(1), Outcome::Rejected { answer: answer(422, &long) })]).unwrap();
     let kept = store.get(MessageId(1)).unwrap().unwrap();
     assert_eq!(kept.listed.status, MessageStatus::Rejected);
     assert_eq!(kept.listed.answer.unwrap().text.len(), LastAnswer::TEXT_BYTES_MAX);
-    assert_eq!(store.waiting(&team).unwrap(), 2, "a rejected message holds nothing back");
+    assert_eq!(store.ahead(&team, &[]).unwrap().messages, 2, "a rejected message holds nothing back");
     let rejected = store.backlog(&Filter::default()).unwrap();
     assert_eq!(rejected.rejected_by_answer, [(Some(422), 1)]);
+    let other_id = store.lanes(&Filter::default(), NOW_MS).unwrap()[0].id;
     let small = ClaimLimits { messages_max: 10, bytes_max: 1 };
-    assert_eq!(ids(&claim(store, &lease, &other, small)), [6]);
+    let too_large = store.claim(&lease, other_id, &Filter::default(), small, NOW_MS).unwrap();
+    let Claim::TooLarge { bytes } = too_large else { panic!("more was claimed than was allowed: {too_large:?}") };
+    assert_eq!(bytes, about_trace(&other, "a", Effect::Create, 15).request.body.bytes.len() as u64);
+    assert_eq!(ids(&claim(store, &lease, &other, ClaimLimits { bytes_max: bytes, ..small })), [6]);
 
     // A lane is held.
     let other_id = store.lanes(&Filter::default(), NOW_MS).unwrap().iter().find(|w| w.lane == other).map(|w| w.id);
@@ -175,7 +179,7 @@ fn story(store: &dyn Store) {
     // It ends, and is still known until a message got through.
     let work = store.lanes(&Filter::default(), NOW_MS + 2000).unwrap().remove(0);
     assert_eq!((work.due_at_ms, work.hold.as_ref()), (NOW_MS + 2000, Some(&hold)));
-    let probe = store.claim(&lease, other_id, &Filter::default(), MANY, NOW_MS + 2000).unwrap();
+    let probe = store.claim(&lease, other_id, &Filter::default(), MANY, NOW_MS + 2000).unwrap().into_messages();
     store.settle(&lease, &[(probe[0].id, Outcome::Delivered)]).unwrap();
     store.register(&[about_trace(&other, "c", Effect::Create, 20)]).unwrap(); // 7
     assert_eq!(store.lanes(&Filter::default(), NOW_MS + 2000).unwrap()[0].hold, None);
@@ -206,7 +210,7 @@ fn story(store: &dyn Store) {
     );
     assert_eq!(store.return_in_flight(&rivals).unwrap(), 2);
     assert_eq!(store.return_in_flight(&rivals).unwrap(), 0);
-    assert_eq!(ids(&store.claim(&rivals, team_id, &Filter::default(), MANY, later).unwrap()), [3, 4]);
+    assert_eq!(ids(&store.claim(&rivals, team_id, &Filter::default(), MANY, later).unwrap().into_messages()), [3, 4]);
     let refusals = [3, 4].map(|id| (MessageId(id), Outcome::Rejected { answer: answer(400, "no") }));
     store.settle(&rivals, &refusals).unwrap();
     assert_eq!(store.requeue(&Filter { ids: vec![MessageId(4)], ..Filter::default() }).unwrap(), 1);

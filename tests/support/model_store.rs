@@ -13,9 +13,10 @@ use opik_offline::message::{
 };
 use opik_offline::store::attachment::PIECE_BYTES;
 use opik_offline::store::{
-    AdoptionRecord, AgentRecord, Ahead, AttachmentId, Backlog, BacklogGroup, ClaimLimits, Claimed, Condition, Filter,
-    Hold, LaneId, LaneListed, LaneWork, LastAnswer, Lease, Listed, Outcome, Owner, Page, Purged, ReplayRecord,
-    SalvagedRow, Store, StoreError, StoredMessage, Stranded,
+    AdoptionRecord, AgentRecord, Ahead, AttachmentId, Attachments, Backlog, BacklogGroup, BacklogSeen, Browse, Claim,
+    ClaimLimits, Claimed, Condition, Filter, FullRecord, Hold, Intake, LaneId, LaneListed, LaneWork, LastAnswer, Lease,
+    Listed, Maintain, Outcome, Owner, Page, Purged, Replay, ReplayRecord, SalvagedRow, Standing, StoreError,
+    StoreIdentity, StoredMessage, Stranded, Whose,
 };
 
 const HOUR_MS: i64 = 60 * 60 * 1000;
@@ -24,10 +25,17 @@ const HOUR_MS: i64 = 60 * 60 * 1000;
 pub type BeforeRegister = Box<dyn Fn(&[Message]) -> Result<(), StoreError> + Send + Sync>;
 
 /// Messages in memory.
-#[derive(Default)]
 pub struct ModelStore {
+    identity: StoreIdentity,
     state: Mutex<State>,
     before_register: Option<BeforeRegister>,
+}
+
+impl Default for ModelStore {
+    fn default() -> Self {
+        let identity = StoreIdentity::of(uuid::Uuid::now_v7().as_bytes());
+        Self { identity, state: Mutex::default(), before_register: None }
+    }
 }
 
 /// How a message may be sent, and what was updated before it was created.
@@ -57,6 +65,8 @@ struct State {
     last_replay: Option<ReplayRecord>,
     expired: u64,
     adoptions: Vec<AdoptionRecord>,
+    full: FullRecord,
+    is_closed: bool,
 }
 
 #[derive(Clone)]
@@ -68,6 +78,7 @@ struct Record {
     message: Message,
     attempts: u32,
     next_attempt_at_ms: i64,
+    /// Of the lease under which it was claimed, until it is settled; 0 when it never was.
     epoch: i64,
     answer: Option<LastAnswer>,
     file: Option<(Attachment, Vec<u8>)>,
@@ -144,6 +155,16 @@ impl State {
             self.lanes.len() - 1
         });
         LaneId(place as i64 + 1)
+    }
+
+    /// The lanes that are meant, whether anything is in them or not.
+    fn lanes_of(&self, whose: &Whose) -> Vec<LaneId> {
+        let is_meant = |lane: &Lane| match whose {
+            Whose::Lane(of) => lane == of,
+            Whose::Server(server) => lane.server.as_ref() == Some(server),
+        };
+        let lanes = self.lanes.iter().enumerate().filter(|(_, (lane, _))| is_meant(lane));
+        lanes.map(|(place, _)| LaneId(place as i64 + 1)).collect()
     }
 
     fn move_early_updates(&mut self, create: &Record) {
@@ -308,6 +329,10 @@ impl State {
         (until_ms > now_ms || !passed).then_some(Hold { until_ms, ..hold })
     }
 
+    fn bytes(&self) -> u64 {
+        self.messages.iter().map(Record::bytes).sum()
+    }
+
     fn verify(&self, lease: &Lease) -> Result<(), StoreError> {
         match &self.lease {
             Some((current, _)) if current == lease => Ok(()),
@@ -326,17 +351,26 @@ impl ModelStore {
         Self { before_register: Some(before_register), ..Self::default() }
     }
 
-    fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().expect("no test continues after a panic in here")
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().expect("no test goes on after a panic in here")
+    }
+
+    /// Returns what is stored, or why it can't be used: it was closed.
+    fn state(&self) -> Result<MutexGuard<'_, State>, StoreError> {
+        let state = self.lock();
+        match state.is_closed {
+            true => Err(StoreError::Unproven { at: "memory".into(), reason: "it was closed".into() }),
+            false => Ok(state),
+        }
     }
 }
 
-impl Store for ModelStore {
+impl Intake for ModelStore {
     fn register(&self, messages: &[Message]) -> Result<Vec<MessageId>, StoreError> {
         if let Some(before_register) = &self.before_register {
             before_register(messages)?;
         }
-        let mut state = self.state();
+        let mut state = self.state()?;
         let mut ids = Vec::new();
         for message in messages {
             state.next_id += 1;
@@ -361,7 +395,7 @@ impl Store for ModelStore {
     }
 
     fn ahead(&self, lane: &Lane, touches: &[Touch]) -> Result<Ahead, StoreError> {
-        let state = self.state();
+        let state = self.state()?;
         let ahead: Vec<_> = state.messages.iter().filter(|r| r.message.lane == *lane && r.still_has_to_go()).collect();
         let lane_id = state.lanes.iter().position(|(known, _)| known == lane).map(|place| LaneId(place as i64 + 1));
         let stranded = lane_id.is_some_and(|id| state.stranding_create(id, touches, (i64::MAX, i64::MAX)).is_some());
@@ -379,8 +413,28 @@ impl Store for ModelStore {
         Ok(Ahead { messages: ahead.len() as u64, conflicting, held, limited })
     }
 
+    fn backlog_seen(&self, server: &Server, touches: &[Touch]) -> Result<BacklogSeen, StoreError> {
+        let state = self.state()?;
+        let is_maybe_its = |record: &&Record| record.message.lane.server.as_ref().is_none_or(|of| of == server);
+        let stored: Vec<&Record> = state.messages.iter().filter(is_maybe_its).collect();
+        if stored.is_empty() {
+            return Ok(BacklogSeen::Empty);
+        }
+        let waiting: Vec<&Record> = stored.iter().copied().filter(|record| record.still_has_to_go()).collect();
+        let is_stranded = |touch: &Touch| {
+            let strands = |record: &&Record| record.status.is_refused() && record.does(Effect::Create, &touch.key);
+            touch.can_be_stranded() && stored.iter().any(|record| strands(record))
+        };
+        let any_may_conflict = touches.is_empty()
+            || touches.len() > Ahead::TOUCHES_MAX
+            || touches.iter().any(|touch| touch.effect == Effect::End)
+            || waiting.iter().any(|record| conflict(&record.message.touches, touches));
+        let conflicting = !waiting.is_empty() && any_may_conflict || touches.iter().any(is_stranded);
+        Ok(BacklogSeen::Holds { waiting: !waiting.is_empty(), conflicting })
+    }
+
     fn limit(&self, lane: &Lane, hold: &Hold) -> Result<(), StoreError> {
-        let mut state = self.state();
+        let mut state = self.state()?;
         let id = state.lane(lane);
         if let Some(bucket) = hold.bucket {
             state.limit(id, bucket, hold);
@@ -393,21 +447,69 @@ impl Store for ModelStore {
     }
 
     fn unseen_creates(&self, lane: &Lane, message_type: MessageType, touches: &[Touch]) -> Vec<EntityKey> {
-        self.state().unseen(lane, message_type, touches)
+        self.lock().unseen(lane, message_type, touches)
     }
 
     fn note_updates_ahead(&self, updates: &[(Lane, EntityKey)]) -> Result<(), StoreError> {
-        self.state().updated_ahead.extend(updates.iter().map(|(lane, entity)| (lane.place(), *entity)));
+        self.state()?.updated_ahead.extend(updates.iter().map(|(lane, entity)| (lane.place(), *entity)));
         Ok(())
     }
 
     fn confirmed(&self, lane: &Lane, message_type: MessageType, touches: &[Touch]) -> Result<(), StoreError> {
-        self.state().confirmed(lane, touches, message_type.is_batch_create());
+        self.state()?.confirmed(lane, touches, message_type.is_batch_create());
         Ok(())
     }
 
+    fn hasten(&self, whose: &Whose) -> Result<(), StoreError> {
+        let mut state = self.state()?;
+        let now_ms = opik_offline::store::now_ms();
+        for lane in state.lanes_of(whose) {
+            if let Some((hold, ..)) = state.lanes[lane.0 as usize - 1].1.as_mut().filter(|(hold, ..)| hold.probe) {
+                hold.until_ms = hold.until_ms.min(now_ms);
+            }
+            for record in state.messages.iter_mut().filter(|record| record.lane == lane && record.is_waiting()) {
+                record.next_attempt_at_ms = 0;
+            }
+        }
+        Ok(())
+    }
+
+    fn salvage(&self, rows: &[SalvagedRow]) -> Result<Vec<Option<MessageId>>, StoreError> {
+        let mut ids = Vec::new();
+        for row in rows {
+            if !self.state()?.salvaged.insert(row.row) {
+                ids.push(None);
+                continue;
+            }
+            let id = match &row.file {
+                Some((attachment, file)) => self.register_attachment(*attachment, file, &row.message)?,
+                None => self.register(std::slice::from_ref(&row.message))?[0],
+            };
+            if let Some(answer) = &row.rejected {
+                let mut state = self.state()?;
+                let record = state.messages.iter_mut().find(|record| record.id == id.0).expect("it was registered");
+                record.status = MessageStatus::Rejected;
+                record.answer = Some(answer.clone());
+            }
+            ids.push(Some(id));
+        }
+        Ok(ids)
+    }
+
+    fn is_salvaged(&self, row: &Sha256) -> Result<bool, StoreError> {
+        Ok(self.state()?.salvaged.contains(row))
+    }
+
+    fn note_full(&self, since_ms: Option<i64>, refused: u64) -> Result<(), StoreError> {
+        let mut state = self.state()?;
+        state.full = FullRecord { since_ms, refused: state.full.refused + refused };
+        Ok(())
+    }
+}
+
+impl Attachments for ModelStore {
     fn begin_attachment(&self, _bytes_expected: Option<u64>) -> Result<AttachmentId, StoreError> {
-        let mut state = self.state();
+        let mut state = self.state()?;
         state.uploads_count += 1;
         let id = AttachmentId(state.uploads_count);
         state.uploads.insert(id, Vec::new());
@@ -415,7 +517,7 @@ impl Store for ModelStore {
     }
 
     fn add_piece(&self, attachment: AttachmentId, number: u32, piece: &[u8]) -> Result<(), StoreError> {
-        let mut state = self.state();
+        let mut state = self.state()?;
         let bytes = state.uploads.get_mut(&attachment).ok_or(StoreError::AttachmentGone)?;
         if bytes.len() != number as usize * PIECE_BYTES {
             return Err(StoreError::AttachmentGone);
@@ -430,12 +532,12 @@ impl Store for ModelStore {
         file: &Attachment,
         message: &Message,
     ) -> Result<MessageId, StoreError> {
-        let whole = self.state().uploads.get(&attachment).map(Vec::len);
+        let whole = self.state()?.uploads.get(&attachment).map(Vec::len);
         if whole != usize::try_from(file.bytes).ok() {
             return Err(StoreError::AttachmentGone);
         }
         let id = self.register(std::slice::from_ref(message))?[0];
-        let mut state = self.state();
+        let mut state = self.state()?;
         let bytes = state.uploads.remove(&attachment).expect("looked at above");
         let record = state.messages.iter_mut().find(|record| record.id == id.0).expect("registered above");
         record.file = Some((*file, bytes));
@@ -443,51 +545,27 @@ impl Store for ModelStore {
     }
 
     fn abandon_attachment(&self, attachment: AttachmentId) -> Result<(), StoreError> {
-        self.state().uploads.remove(&attachment);
+        self.state()?.uploads.remove(&attachment);
         Ok(())
     }
 
     fn attachment(&self, message: MessageId) -> Result<Option<Attachment>, StoreError> {
-        let state = self.state();
+        let state = self.state()?;
         let record = state.messages.iter().find(|record| record.id == message.0);
         Ok(record.and_then(|record| record.file.as_ref()).map(|(file, _)| *file))
     }
 
     fn piece(&self, message: MessageId, number: u32) -> Result<Option<Vec<u8>>, StoreError> {
-        let state = self.state();
+        let state = self.state()?;
         let record = state.messages.iter().find(|record| record.id == message.0);
         let Some((_, bytes)) = record.and_then(|record| record.file.as_ref()) else { return Ok(None) };
         Ok(bytes.chunks(PIECE_BYTES).nth(number as usize).map(<[u8]>::to_vec))
     }
+}
 
-    fn salvage(&self, rows: &[SalvagedRow]) -> Result<Vec<Option<MessageId>>, StoreError> {
-        let mut ids = Vec::new();
-        for row in rows {
-            if !self.state().salvaged.insert(row.row) {
-                ids.push(None);
-                continue;
-            }
-            let id = match &row.file {
-                Some((attachment, file)) => self.register_attachment(*attachment, file, &row.message)?,
-                None => self.register(std::slice::from_ref(&row.message))?[0],
-            };
-            if let Some(answer) = &row.rejected {
-                let mut state = self.state();
-                let record = state.messages.iter_mut().find(|record| record.id == id.0).expect("it was registered");
-                record.status = MessageStatus::Rejected;
-                record.answer = Some(answer.clone());
-            }
-            ids.push(Some(id));
-        }
-        Ok(ids)
-    }
-
-    fn is_salvaged(&self, row: &Sha256) -> Result<bool, StoreError> {
-        Ok(self.state().salvaged.contains(row))
-    }
-
+impl Replay for ModelStore {
     fn acquire(&self, owner: &Owner, time_to_live: Duration) -> Result<Lease, StoreError> {
-        let mut state = self.state();
+        let mut state = self.state()?;
         if let Some(holder) = state.holder().filter(|holder| holder != owner) {
             return Err(StoreError::LeaseHeld { owner: holder });
         }
@@ -498,14 +576,14 @@ impl Store for ModelStore {
     }
 
     fn renew(&self, lease: &Lease, time_to_live: Duration) -> Result<(), StoreError> {
-        let mut state = self.state();
+        let mut state = self.state()?;
         state.verify(lease)?;
         state.lease = Some((lease.clone(), Instant::now() + time_to_live));
         Ok(())
     }
 
     fn release(&self, lease: &Lease) -> Result<(), StoreError> {
-        let mut state = self.state();
+        let mut state = self.state()?;
         if state.verify(lease).is_ok() {
             state.lease = None;
         }
@@ -513,7 +591,7 @@ impl Store for ModelStore {
     }
 
     fn return_in_flight(&self, lease: &Lease) -> Result<u64, StoreError> {
-        let mut state = self.state();
+        let mut state = self.state()?;
         state.verify(lease)?;
         let mut returned = 0;
         let is_left = |r: &&Record| r.status == MessageStatus::Registered && r.epoch < lease.epoch;
@@ -530,8 +608,16 @@ impl Store for ModelStore {
         Ok(returned)
     }
 
+    fn interrupted(&self, lane: LaneId) -> Result<usize, StoreError> {
+        let state = self.state()?;
+        let mut waiting: Vec<&Record> =
+            state.messages.iter().filter(|record| record.lane == lane && record.is_waiting()).collect();
+        waiting.sort_by_key(|record| (record.position, record.id));
+        Ok(waiting.iter().rposition(|record| record.epoch > 0).map_or(0, |last| last + 1))
+    }
+
     fn lanes(&self, filter: &Filter, now_ms: i64) -> Result<Vec<LaneWork>, StoreError> {
-        let state = self.state();
+        let state = self.state()?;
         let mut work = Vec::new();
         for (place, (lane, _)) in state.lanes.iter().enumerate() {
             let id = LaneId(place as i64 + 1);
@@ -564,7 +650,7 @@ impl Store for ModelStore {
     }
 
     fn make_due(&self, lease: &Lease, lane: LaneId, messages: &[MessageId]) -> Result<(), StoreError> {
-        let mut state = self.state();
+        let mut state = self.state()?;
         state.verify(lease)?;
         for record in state.messages.iter_mut().filter(|record| record.is_waiting()) {
             if messages.contains(&MessageId(record.id)) || record.lane == lane && record.attempts == 0 {
@@ -575,7 +661,7 @@ impl Store for ModelStore {
     }
 
     fn hold(&self, lease: &Lease, lane: LaneId, hold: Option<&Hold>) -> Result<(), StoreError> {
-        let mut state = self.state();
+        let mut state = self.state()?;
         state.verify(lease)?;
         if let Some((hold, bucket)) = hold.and_then(|hold| Some((hold, hold.bucket?))) {
             state.limit(lane, bucket, hold);
@@ -594,8 +680,8 @@ impl Store for ModelStore {
         filter: &Filter,
         limits: ClaimLimits,
         now_ms: i64,
-    ) -> Result<Vec<Claimed>, StoreError> {
-        let mut state = self.state();
+    ) -> Result<Claim, StoreError> {
+        let mut state = self.state()?;
         state.verify(lease)?;
         let mut bytes = 0;
         let mut claimed: Vec<Claimed> = Vec::new();
@@ -604,6 +690,10 @@ impl Store for ModelStore {
             bytes += record.bytes();
             if claimed.len() >= limits.messages_max || (bytes > limits.bytes_max && !claimed.is_empty()) {
                 break;
+            }
+            // A file is read as it is sent: it takes no memory.
+            if record.file.is_none() && record.bytes() > limits.bytes_max {
+                return Ok(Claim::TooLarge { bytes: record.bytes() });
             }
             claimed.push(Claimed {
                 id: MessageId(record.id),
@@ -622,16 +712,17 @@ impl Store for ModelStore {
                 record.epoch = lease.epoch;
             }
         }
-        Ok(claimed)
+        Ok(Claim::Taken(claimed))
     }
 
     fn settle(&self, lease: &Lease, outcomes: &[(MessageId, Outcome)]) -> Result<(), StoreError> {
-        let mut state = self.state();
+        let mut state = self.state()?;
         state.verify(lease)?;
         for (id, outcome) in outcomes {
             let in_flight =
                 |r: &Record| r.id == id.0 && r.status == MessageStatus::Registered && r.epoch == lease.epoch;
             let Some(place) = state.messages.iter().position(in_flight) else { continue };
+            state.messages[place].epoch = 0;
             let keep = |answer: &LastAnswer| Some(LastAnswer { text: answer.text_kept().to_owned(), ..answer.clone() });
             match outcome {
                 Outcome::Delivered => {
@@ -689,80 +780,8 @@ impl Store for ModelStore {
         Ok(())
     }
 
-    fn lane_list(&self, now_ms: i64) -> Result<Vec<LaneListed>, StoreError> {
-        let state = self.state();
-        let mut listed = Vec::new();
-        for (place, (lane, _)) in state.lanes.iter().enumerate() {
-            let id = LaneId(place as i64 + 1);
-            let count = |rejected| {
-                let of = |record: &&Record| record.lane == id && record.still_has_to_go() != rejected;
-                state.messages.iter().filter(of).count() as u64
-            };
-            let (waiting, rejected) = (count(false), count(true));
-            if waiting + rejected > 0 {
-                let hold = state.hold_of(id, now_ms);
-                listed.push(LaneListed { id, lane: lane.clone(), waiting, rejected, hold });
-            }
-        }
-        Ok(listed)
-    }
-
-    fn adopt(&self, server: &Server) -> Result<u64, StoreError> {
-        let mut state = self.state();
-        let mut adopted = 0;
-        for place in 0..state.messages.len() {
-            if state.messages[place].message.lane.server.is_none() {
-                let lane = Lane { server: Some(server.clone()), ..state.messages[place].message.lane.clone() };
-                let id = state.lane(&lane);
-                state.messages[place].lane = id;
-                state.messages[place].message.lane = lane;
-                adopted += 1;
-            }
-        }
-        // Nobody knows which server asked for a hold of what had no server.
-        for place in 0..state.lanes.len() {
-            if state.lanes[place].0.server.is_none() {
-                state.lanes[place].1 = None;
-                state.limits.retain(|(lane, _), _| *lane != LaneId(place as i64 + 1));
-            }
-        }
-        if adopted > 0 {
-            let at_ms = opik_offline::store::now_ms();
-            state.adoptions.push(AdoptionRecord { at_ms, server: server.clone(), messages: adopted });
-        }
-        Ok(adopted)
-    }
-
-    fn reassign(&self, lease: &Lease, from: LaneId, to: &Lane, limit: usize) -> Result<u64, StoreError> {
-        let mut state = self.state();
-        state.verify(lease)?;
-        let target = state.lane(to);
-        if target == from {
-            return Ok(0);
-        }
-        let movable = |record: &&mut Record| record.lane == from && record.status != MessageStatus::Registered;
-        let mut moved = 0;
-        for record in state.messages.iter_mut().filter(movable).take(limit) {
-            record.lane = target;
-            record.message.lane = to.clone();
-            record.next_attempt_at_ms = 0;
-            moved += 1;
-        }
-        Ok(moved)
-    }
-
-    fn erase_credentials(&self) -> Result<bool, StoreError> {
-        let mut state = self.state();
-        let now_ms = opik_offline::store::now_ms();
-        for place in 0..state.lanes.len() {
-            let is_empty = state.messages.iter().all(|record| record.lane != LaneId(place as i64 + 1));
-            state.lanes[place].1.take_if(|(hold, ..)| is_empty && hold.until_ms <= now_ms);
-        }
-        Ok(true)
-    }
-
     fn retry_held(&self, lease: &Lease, answered_before_ms: i64) -> Result<Vec<(LaneId, MessageId)>, StoreError> {
-        let mut state = self.state();
+        let mut state = self.state()?;
         state.verify(lease)?;
         let mut retried = Vec::new();
         for lane in (1..=state.lanes.len() as i64).map(LaneId) {
@@ -791,7 +810,7 @@ impl Store for ModelStore {
     }
 
     fn release_held(&self, lease: &Lease, lane: LaneId) -> Result<u64, StoreError> {
-        let mut state = self.state();
+        let mut state = self.state()?;
         state.verify(lease)?;
         let is_held = |record: &&mut Record| record.lane == lane && record.status == MessageStatus::Held;
         let mut released = 0;
@@ -802,39 +821,15 @@ impl Store for ModelStore {
         }
         Ok(released)
     }
+}
 
-    fn stranded(&self) -> Result<Vec<Stranded>, StoreError> {
-        let state = self.state();
-        let mut counted = Vec::new();
-        for (place, (lane, _)) in state.lanes.iter().enumerate() {
-            let id = LaneId(place as i64 + 1);
-            let mut left: Vec<Record> = Vec::new();
-            let mut waiting: Vec<&Record> =
-                state.messages.iter().filter(|record| record.lane == id && record.is_waiting()).collect();
-            waiting.sort_by_key(|record| (record.position, record.id));
-            let mut first = None;
-            for record in waiting {
-                let create = state.stranding_create(id, &record.message.touches, (record.position, record.id));
-                first = first.or(create);
-                if create.is_some() {
-                    left.push(record.clone());
-                }
-            }
-            let Some(create) = first else { continue };
-            let status = state.messages.iter().find(|record| record.id == create).map(|record| record.status);
-            let status = status.unwrap_or(MessageStatus::Rejected);
-            counted.push(Stranded {
-                lane: lane.clone(),
-                messages: left.len() as u64,
-                create: MessageId(create),
-                status,
-            });
-        }
-        Ok(counted)
+impl Browse for ModelStore {
+    fn identity(&self) -> StoreIdentity {
+        self.identity
     }
 
     fn backlog(&self, filter: &Filter) -> Result<Backlog, StoreError> {
-        let state = self.state();
+        let state = self.state()?;
         let selected: Vec<&Record> = state.messages.iter().filter(|record| record.is_selected(filter)).collect();
         let mut groups = BTreeMap::new();
         let mut answers: BTreeMap<Option<u16>, u64> = BTreeMap::new();
@@ -882,7 +877,7 @@ impl Store for ModelStore {
     }
 
     fn list(&self, filter: &Filter, page: &Page) -> Result<Vec<Listed>, StoreError> {
-        let state = self.state();
+        let state = self.state()?;
         let mut listed: Vec<Listed> =
             state.messages.iter().filter(|record| record.is_selected(filter)).map(Record::listed).collect();
         if page.newest_first {
@@ -898,7 +893,7 @@ impl Store for ModelStore {
     }
 
     fn get(&self, id: MessageId) -> Result<Option<StoredMessage>, StoreError> {
-        let state = self.state();
+        let state = self.state()?;
         Ok(state.messages.iter().find(|record| record.id == id.0).map(|record| StoredMessage {
             listed: record.listed(),
             request: record.message.request.clone(),
@@ -906,68 +901,79 @@ impl Store for ModelStore {
         }))
     }
 
-    fn purge(&self, filter: &Filter, limit: usize) -> Result<Purged, StoreError> {
-        let mut state = self.state();
-        let nobody_replays = state.holder().is_none();
-        let mut purged = Purged::default();
-        state.messages.retain(|record| {
-            let spared = record.status == MessageStatus::Registered && !nobody_replays;
-            if spared || !record.is_selected(filter) || purged.messages as usize >= limit {
-                return true;
-            }
-            let listed = record.listed();
-            purged.messages += 1;
-            purged.items += u64::from(listed.items);
-            purged.body_bytes += listed.body_bytes;
-            false
-        });
-        Ok(purged)
-    }
-
-    fn expire(&self, accepted_before_ms: i64, limit: usize) -> Result<u64, StoreError> {
-        let mut state = self.state();
-        let mut oldest: Vec<(i64, i64)> = state
-            .messages
-            .iter()
-            .filter(|record| record.status != MessageStatus::Registered)
-            .map(|record| (record.id, record.message.accepted_at_ms))
-            .collect();
-        oldest.sort_unstable();
-        oldest.truncate(limit);
-        oldest.retain(|(_, accepted_at_ms)| *accepted_at_ms < accepted_before_ms);
-        state.messages.retain(|record| !oldest.iter().any(|(id, _)| *id == record.id));
-        state.expired += oldest.len() as u64;
-        Ok(oldest.len() as u64)
-    }
-
-    fn requeue(&self, filter: &Filter) -> Result<u64, StoreError> {
-        let mut state = self.state();
-        let mut requeued = 0;
-        for record in &mut state.messages {
-            if record.status.is_refused() && record.is_selected(filter) && !record.message.request.method.is_empty() {
-                record.status = MessageStatus::Failed;
-                record.attempts = 0;
-                record.next_attempt_at_ms = 0;
-                requeued += 1;
+    fn lane_list(&self, now_ms: i64) -> Result<Vec<LaneListed>, StoreError> {
+        let state = self.state()?;
+        let mut listed = Vec::new();
+        for (place, (lane, _)) in state.lanes.iter().enumerate() {
+            let id = LaneId(place as i64 + 1);
+            let count = |rejected| {
+                let of = |record: &&Record| record.lane == id && record.still_has_to_go() != rejected;
+                state.messages.iter().filter(of).count() as u64
+            };
+            let (waiting, rejected) = (count(false), count(true));
+            if waiting + rejected > 0 {
+                let hold = state.hold_of(id, now_ms);
+                listed.push(LaneListed { id, lane: lane.clone(), waiting, rejected, hold });
             }
         }
-        Ok(requeued)
+        Ok(listed)
     }
 
-    fn check(&self) -> Result<Vec<String>, StoreError> {
-        Ok(Vec::new())
+    fn stranded(&self) -> Result<Vec<Stranded>, StoreError> {
+        let state = self.state()?;
+        let mut counted = Vec::new();
+        for (place, (lane, _)) in state.lanes.iter().enumerate() {
+            let id = LaneId(place as i64 + 1);
+            let mut left: Vec<Record> = Vec::new();
+            let mut waiting: Vec<&Record> =
+                state.messages.iter().filter(|record| record.lane == id && record.is_waiting()).collect();
+            waiting.sort_by_key(|record| (record.position, record.id));
+            let mut first = None;
+            for record in waiting {
+                let create = state.stranding_create(id, &record.message.touches, (record.position, record.id));
+                first = first.or(create);
+                if create.is_some() {
+                    left.push(record.clone());
+                }
+            }
+            let Some(create) = first else { continue };
+            let status = state.messages.iter().find(|record| record.id == create).map(|record| record.status);
+            let status = status.unwrap_or(MessageStatus::Rejected);
+            counted.push(Stranded {
+                lane: lane.clone(),
+                messages: left.len() as u64,
+                create: MessageId(create),
+                status,
+            });
+        }
+        Ok(counted)
     }
 
-    fn compact(&self) -> Result<u64, StoreError> {
-        self.erase_credentials()?;
-        Ok(0)
+    fn newest(&self) -> Result<MessageId, StoreError> {
+        Ok(MessageId(self.state()?.next_id))
+    }
+
+    fn standing(&self, whose: &Whose, up_to: MessageId) -> Result<Standing, StoreError> {
+        let state = self.state()?;
+        let lanes = state.lanes_of(whose);
+        let count = |of: &dyn Fn(&Record) -> bool| {
+            state.messages.iter().filter(|record| lanes.contains(&record.lane) && of(record)).count() as u64
+        };
+        let was_accepted = |record: &Record| record.id <= up_to.0 || record.position <= 2 * up_to.0 + 1;
+        let waiting = count(&|record| record.still_has_to_go());
+        let rejected = count(&|record| record.status == MessageStatus::Rejected);
+        let waits = count(&|record| record.still_has_to_go() && was_accepted(record)) > 0;
+        Ok(Standing { waits, waiting, rejected })
     }
 
     fn condition(&self) -> Result<Condition, StoreError> {
         let now_ms = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as i64);
-        let state = self.state();
+        let state = self.state()?;
         let holds = (1..=state.lanes.len() as i64).map(LaneId);
         Ok(Condition {
+            file_bytes: state.bytes(),
+            full_record: state.full,
+            room_bytes: u64::MAX,
             lease: state.holder(),
             agents: state.agents.clone(),
             last_replay: state.last_replay.clone(),
@@ -987,8 +993,136 @@ impl Store for ModelStore {
         })
     }
 
+    fn check(&self) -> Result<Vec<String>, StoreError> {
+        let state = self.state()?;
+        let mut problems = Vec::new();
+        for (place, record) in state.messages.iter().enumerate() {
+            if state.messages[..place].iter().any(|earlier| earlier.id == record.id) {
+                problems.push(format!("two messages have the id {}", record.id));
+            }
+            if state.lanes.get(record.lane.0 as usize - 1).is_none_or(|(lane, _)| *lane != record.message.lane) {
+                problems.push(format!("message {} is not in its lane", record.id));
+            }
+        }
+        Ok(problems)
+    }
+}
+
+impl Maintain for ModelStore {
+    fn adopt(&self, server: &Server) -> Result<u64, StoreError> {
+        let mut state = self.state()?;
+        let mut adopted = 0;
+        for place in 0..state.messages.len() {
+            if state.messages[place].message.lane.server.is_none() {
+                let lane = Lane { server: Some(server.clone()), ..state.messages[place].message.lane.clone() };
+                let id = state.lane(&lane);
+                state.messages[place].lane = id;
+                state.messages[place].message.lane = lane;
+                adopted += 1;
+            }
+        }
+        // Nobody knows which server asked for a hold of what had no server.
+        for place in 0..state.lanes.len() {
+            if state.lanes[place].0.server.is_none() {
+                state.lanes[place].1 = None;
+                state.limits.retain(|(lane, _), _| *lane != LaneId(place as i64 + 1));
+            }
+        }
+        if adopted > 0 {
+            let at_ms = opik_offline::store::now_ms();
+            state.adoptions.push(AdoptionRecord { at_ms, server: server.clone(), messages: adopted });
+        }
+        Ok(adopted)
+    }
+
+    fn reassign(&self, lease: &Lease, from: LaneId, to: &Lane, limit: usize) -> Result<u64, StoreError> {
+        let mut state = self.state()?;
+        state.verify(lease)?;
+        let target = state.lane(to);
+        if target == from {
+            return Ok(0);
+        }
+        let movable = |record: &&mut Record| record.lane == from && record.status != MessageStatus::Registered;
+        let mut moved = 0;
+        for record in state.messages.iter_mut().filter(movable).take(limit) {
+            record.lane = target;
+            record.message.lane = to.clone();
+            record.next_attempt_at_ms = 0;
+            moved += 1;
+        }
+        Ok(moved)
+    }
+
+    fn purge(&self, filter: &Filter, limit: usize) -> Result<Purged, StoreError> {
+        let mut state = self.state()?;
+        let nobody_replays = state.holder().is_none();
+        let mut purged = Purged::default();
+        state.messages.retain(|record| {
+            let spared = record.status == MessageStatus::Registered && !nobody_replays;
+            if spared || !record.is_selected(filter) || purged.messages as usize >= limit {
+                return true;
+            }
+            let listed = record.listed();
+            purged.messages += 1;
+            purged.items += u64::from(listed.items);
+            purged.body_bytes += listed.body_bytes;
+            false
+        });
+        Ok(purged)
+    }
+
+    fn expire(&self, accepted_before_ms: i64, limit: usize) -> Result<u64, StoreError> {
+        let mut state = self.state()?;
+        let mut oldest: Vec<(i64, i64)> = state
+            .messages
+            .iter()
+            .filter(|record| record.status != MessageStatus::Registered)
+            .map(|record| (record.id, record.message.accepted_at_ms))
+            .collect();
+        oldest.sort_unstable();
+        oldest.truncate(limit);
+        oldest.retain(|(_, accepted_at_ms)| *accepted_at_ms < accepted_before_ms);
+        state.messages.retain(|record| !oldest.iter().any(|(id, _)| *id == record.id));
+        state.expired += oldest.len() as u64;
+        Ok(oldest.len() as u64)
+    }
+
+    fn requeue(&self, filter: &Filter) -> Result<u64, StoreError> {
+        let mut state = self.state()?;
+        let mut requeued = 0;
+        for record in &mut state.messages {
+            if record.status.is_refused() && record.is_selected(filter) && !record.message.request.method.is_empty() {
+                record.status = MessageStatus::Failed;
+                record.attempts = 0;
+                record.next_attempt_at_ms = 0;
+                requeued += 1;
+            }
+        }
+        Ok(requeued)
+    }
+
+    fn erase_credentials(&self) -> Result<bool, StoreError> {
+        let mut state = self.state()?;
+        let now_ms = opik_offline::store::now_ms();
+        for place in 0..state.lanes.len() {
+            let is_empty = state.messages.iter().all(|record| record.lane != LaneId(place as i64 + 1));
+            state.lanes[place].1.take_if(|(hold, ..)| is_empty && hold.until_ms <= now_ms);
+        }
+        Ok(true)
+    }
+
+    fn compact(&self) -> Result<u64, StoreError> {
+        self.erase_credentials()?;
+        Ok(self.state()?.bytes())
+    }
+
+    fn keep_room(&self) -> Result<(), StoreError> {
+        // Memory has no disk that could be full.
+        self.state().map(drop)
+    }
+
     fn announce(&self, agent: Option<&AgentRecord>) -> Result<(), StoreError> {
-        let mut state = self.state();
+        let mut state = self.state()?;
         let pid = agent.map_or(std::process::id(), |agent| agent.pid);
         state.agents.retain(|known| known.pid != pid && agent.is_none_or(|agent| agent.listen != known.listen));
         state.agents.extend(agent.cloned());
@@ -996,7 +1130,16 @@ impl Store for ModelStore {
     }
 
     fn note_replay(&self, record: &ReplayRecord) -> Result<(), StoreError> {
-        self.state().last_replay = Some(record.clone());
+        self.state()?.last_replay = Some(record.clone());
         Ok(())
+    }
+
+    fn has_to_be_reopened(&self) -> bool {
+        // It was opened without a full disk.
+        false
+    }
+
+    fn close(&self) {
+        self.lock().is_closed = true;
     }
 }

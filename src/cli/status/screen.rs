@@ -1,17 +1,18 @@
-//! What `status` shows to people: a list of sections, each of them lines with a name in front.
+//! The output of `status` for people: a list of sections, each of them lines with a label in front.
 
 use std::time::Duration;
 
-use super::Report;
+use super::report::StatusReport;
 use crate::cli::groups::groups_text;
-use crate::cli::render::{Mark, Renderer, count, short_duration, size, wrapped};
-use crate::cli::terminal::{Shown, Stream};
+use crate::figures::{count, short_duration, size};
 use crate::printable::{self, name};
+use crate::terminal::render::{Renderer, StatusMark, wrapped};
+use crate::terminal::{OutputStream, Shown};
 
-/// A section returns its lines, or none when there is nothing to say.
-type Section = fn(&Report) -> Vec<Line>;
+/// A section returns its lines, or none if it has nothing to report.
+type Section = fn(&StatusReport) -> Vec<StatusLine>;
 
-/// In the order in which they are shown. A new one is one more line here.
+/// The sections in the order in which they are shown. A new one is one more line here.
 const SECTIONS: &[Section] = &[
     server,
     agent,
@@ -34,33 +35,33 @@ const SECTIONS: &[Section] = &[
     orphans,
 ];
 
-/// Columns in front of what is said.
+/// How many columns the label takes.
 const INDENT: usize = 13;
-/// Server answers that are shown.
+/// How many of the server's answers are shown.
 const REASONS_MAX: usize = 3;
 
-/// A line: a name, or nothing for one that goes on, what is said, and which word of it shows its colour.
-struct Line {
+/// A line: a label (empty if it continues a section), its text, and the word of it that is coloured.
+struct StatusLine {
     name: &'static str,
     text: String,
-    painted: Option<(Mark, &'static str)>,
+    painted: Option<(StatusMark, &'static str)>,
 }
 
-fn line(name: &'static str, text: impl Into<String>) -> Line {
-    Line { name, text: text.into(), painted: None }
+fn line(name: &'static str, text: impl Into<String>) -> StatusLine {
+    StatusLine { name, text: text.into(), painted: None }
 }
 
-impl Line {
-    fn painted(self, mark: Mark, word: &'static str) -> Self {
+impl StatusLine {
+    fn painted(self, mark: StatusMark, word: &'static str) -> Self {
         Self { painted: Some((mark, word)), ..self }
     }
 }
 
 /// Returns the sections as text.
-pub(super) fn sections(renderer: &Renderer, report: &Report) -> Shown {
-    let columns = Stream::Out.columns();
+pub(super) fn sections(renderer: &Renderer, report: &StatusReport) -> Shown {
+    let columns = OutputStream::Out.columns();
     let mut shown = Shown::default();
-    for Line { name, text, painted } in SECTIONS.iter().flat_map(|section| section(report)) {
+    for StatusLine { name, text, painted } in SECTIONS.iter().flat_map(|section| section(report)) {
         let said = wrapped(&printable::line(&text), columns.saturating_sub(INDENT));
         let said = said.replace('\n', &format!("\n{:INDENT$}", ""));
         let is_word = |at: &usize| !said[..*at].ends_with(|c: char| c.is_alphanumeric() || "/.-".contains(c));
@@ -82,8 +83,8 @@ pub(super) fn sections(renderer: &Renderer, report: &Report) -> Shown {
     shown
 }
 
-/// Returns the table of what is stored, with an empty line before it; nothing when nothing is.
-pub(super) fn stored(renderer: &Renderer, report: &Report) -> Shown {
+/// Returns the table of stored messages after an empty line; nothing if there are none.
+pub(super) fn stored(renderer: &Renderer, report: &StatusReport) -> Shown {
     let mut shown = Shown::default();
     if let Some(backlog) = report.backlog.as_ref().filter(|backlog| !backlog.groups.is_empty()) {
         shown.end_line();
@@ -92,7 +93,7 @@ pub(super) fn stored(renderer: &Renderer, report: &Report) -> Shown {
     shown
 }
 
-fn server(report: &Report) -> Vec<Line> {
+fn server(report: &StatusReport) -> Vec<StatusLine> {
     let server = &report.server;
     let mut text = format!("{}, {}", server.url, server.connection);
     if let Some(since) = &server.since {
@@ -101,37 +102,38 @@ fn server(report: &Report) -> Vec<Line> {
     if let Some(latency) = server.latency_ms {
         text.push_str(&format!(" ({latency} ms)"));
     }
-    let first = match server.connection.as_str() {
-        "available" => line("server", text).painted(Mark::Good, "available"),
-        "unavailable" => line("server", text).painted(Mark::Bad, "unavailable"),
-        _ => line("server", text).painted(Mark::Warn, "unknown"),
+    let first = match server.connection {
+        "available" => line("server", text).painted(StatusMark::Good, "available"),
+        "unavailable" => line("server", text).painted(StatusMark::Bad, "unavailable"),
+        _ => line("server", text).painted(StatusMark::Warn, "unknown"),
     };
     std::iter::once(first).chain(server.reason.as_ref().map(|reason| line("", reason))).collect()
 }
 
-fn agent(report: &Report) -> Vec<Line> {
+fn agent(report: &StatusReport) -> Vec<StatusLine> {
     let agent = &report.agent;
     let first = match (agent.running, &agent.listen, agent.pid, agent.uptime_seconds) {
         (true, Some(listen), Some(pid), Some(uptime)) => {
             let uptime = short_duration(Duration::from_secs(uptime));
-            line("agent", format!("running on {listen} for {uptime} (pid {pid})")).painted(Mark::Good, "running")
+            line("agent", format!("running on {listen} for {uptime} (pid {pid})")).painted(StatusMark::Good, "running")
         }
-        (true, ..) => line("agent", "running").painted(Mark::Good, "running"),
+        (true, ..) => line("agent", "running").painted(StatusMark::Good, "running"),
         (false, ..) if report.store.state == "unusable" => {
-            line("agent", "unknown: the store, which says where it listens, can't be read")
-                .painted(Mark::Warn, "unknown")
+            line("agent", "unknown: the store, which records where it listens, can't be read")
+                .painted(StatusMark::Warn, "unknown")
         }
-        (false, ..) => line("agent", "not running").painted(Mark::Warn, "not running"),
+        (false, ..) => line("agent", "not running").painted(StatusMark::Warn, "not running"),
     };
-    let problem = agent.degraded();
-    let problem = problem.map(|problem| line("", format!("it {problem}")).painted(Mark::Bad, agent.does()));
+    let problem = agent.degraded_text();
+    let problem =
+        problem.map(|problem| line("", format!("it {problem}")).painted(StatusMark::Bad, agent.live_writes_text()));
     let files = agent.files_problem.as_ref();
     let files =
-        files.map(|problem| line("", format!("few open files: {problem}")).painted(Mark::Warn, "few open files"));
+        files.map(|problem| line("", format!("few open files: {problem}")).painted(StatusMark::Warn, "few open files"));
     std::iter::once(first).chain(problem).chain(files).collect()
 }
 
-fn store(report: &Report) -> Vec<Line> {
+fn store(report: &StatusReport) -> Vec<StatusLine> {
     let store = &report.store;
     let text = match (store.state, store.file_bytes) {
         ("none", _) => format!("{} (nothing was stored yet)", store.path),
@@ -139,33 +141,37 @@ fn store(report: &Report) -> Vec<Line> {
             Some(max) => format!("{}, {} of at most {}", store.path, size(bytes), size(max)),
             None => format!("{}, {}", store.path, size(bytes)),
         },
-        _ => return vec![line("store", format!("{} cannot be used", store.path)).painted(Mark::Bad, "cannot be used")],
+        _ => {
+            return vec![
+                line("store", format!("{} cannot be used", store.path)).painted(StatusMark::Bad, "cannot be used"),
+            ];
+        }
     };
     let encryption = store.encryption.as_ref().map(|encryption| line("encryption", encryption.text()));
     let unproven = store.unproven_since.as_ref().map(|since| {
         let reason = store.unproven_reason.as_deref().unwrap_or_default();
         let text =
             format!("unproven since {since}: {reason}; it is used again once its log was written anew and synced");
-        line("", text).painted(Mark::Bad, "unproven")
+        line("", text).painted(StatusMark::Bad, "unproven")
     });
     let capacity = store.capacity_bytes.filter(|capacity| store.size_max_bytes.is_some_and(|max| *capacity < max));
     let capacity = capacity.map(|capacity| {
         let free = store.disk_free_bytes.unwrap_or(0);
         let text = format!("its disk has {} free, and room for a store of {}", size(free), size(capacity));
-        line("", text).painted(Mark::Warn, "its disk")
+        line("", text).painted(StatusMark::Warn, "its disk")
     });
     let moved = store.moved_stores.iter().map(|path| {
         let text = format!(
             "moved away while it was in use: {path}; writes that may conflict with what it holds are refused; move it back, \
              or deliver it with `opik-offline replay --db {path}`"
         );
-        line("", text).painted(Mark::Bad, "moved away")
+        line("", text).painted(StatusMark::Bad, "moved away")
     });
     std::iter::once(line("store", text)).chain(unproven).chain(moved).chain(capacity).chain(encryption).collect()
 }
 
-/// How the store is full, and what to do; or that it was.
-fn full(report: &Report) -> Vec<Line> {
+/// Why the store is full, and what to do; or that it was full.
+fn full(report: &StatusReport) -> Vec<StatusLine> {
     let store = &report.store;
     let writes = |count: u64| if count == 1 { "1 write was".to_owned() } else { format!("{count} writes were") };
     let Some(full) = &store.full else {
@@ -185,17 +191,17 @@ fn full(report: &Report) -> Vec<Line> {
         _ => String::new(),
     };
     let first = line("full", format!("the store takes no more{since}{refused}: {}", full.reason));
-    let first = first.painted(Mark::Bad, "takes no more");
+    let first = first.painted(StatusMark::Bad, "takes no more");
     std::iter::once(first).chain(full.remedies.iter().map(|remedy| line("", remedy))).collect()
 }
 
-/// What still has to reach the server, in a sentence.
-fn waiting(report: &Report) -> Vec<Line> {
+/// The backlog in one sentence.
+fn waiting(report: &StatusReport) -> Vec<StatusLine> {
     let Some(backlog) = &report.backlog else {
-        return vec![line("waiting", "unknown: the store can't be read").painted(Mark::Bad, "unknown")];
+        return vec![line("waiting", "unknown: the store can't be read").painted(StatusMark::Bad, "unknown")];
     };
     if backlog.messages == 0 {
-        // Not "all is delivered": some may have been rejected, dropped or purged.
+        // Not "all is delivered": some messages may have been rejected, dropped or purged.
         return vec![line("waiting", "nothing")];
     }
     let oldest = Duration::from_secs(backlog.oldest_age_seconds.unwrap_or(0));
@@ -209,8 +215,8 @@ fn waiting(report: &Report) -> Vec<Line> {
     vec![line("waiting", text)]
 }
 
-/// What waits for other servers than the one above, and how it gets there.
-fn elsewhere(report: &Report) -> Vec<Line> {
+/// Messages for other servers than the one above, and how they get there.
+fn elsewhere(report: &StatusReport) -> Vec<StatusLine> {
     let others = report.elsewhere.iter().filter(|other| other.waiting > 0);
     let lines = others.map(|other| {
         let messages = count(other.waiting, "message");
@@ -231,8 +237,8 @@ fn elsewhere(report: &Report) -> Vec<Line> {
     lines.collect()
 }
 
-/// Which server was given what an earlier version stored, as long as something waits.
-fn adopted(report: &Report) -> Vec<Line> {
+/// The server that messages of earlier versions were assigned to, as long as messages wait.
+fn adopted(report: &StatusReport) -> Vec<StatusLine> {
     if report.backlog.as_ref().is_none_or(|backlog| backlog.messages == 0) {
         return Vec::new();
     }
@@ -243,7 +249,7 @@ fn adopted(report: &Report) -> Vec<Line> {
     lines.collect()
 }
 
-fn rates(report: &Report) -> Vec<Line> {
+fn rates(report: &StatusReport) -> Vec<StatusLine> {
     let Some(rates) = &report.rates else { return Vec::new() };
     let window = short_duration(Duration::from_secs_f64(rates.window_seconds.max(0.0).round()));
     let text = format!(
@@ -258,20 +264,20 @@ fn rates(report: &Report) -> Vec<Line> {
     vec![line("rates", text)]
 }
 
-fn time_to_go(report: &Report) -> Vec<Line> {
+fn time_to_go(report: &StatusReport) -> Vec<StatusLine> {
     use crate::delivery::eta::State;
     let Some(eta) = report.eta.as_ref().filter(|eta| eta.eta.state != State::Nothing) else { return Vec::new() };
     let line = line("time to go", &eta.text);
     vec![match eta.eta.state {
-        State::Stalled => line.painted(Mark::Bad, "nothing gets through"),
-        State::Growing => line.painted(Mark::Warn, "no end in sight"),
-        State::Idle => line.painted(Mark::Warn, "nobody delivers it"),
-        State::Held => line.painted(Mark::Warn, "held"),
+        State::Stalled => line.painted(StatusMark::Bad, "nothing gets through"),
+        State::Growing => line.painted(StatusMark::Warn, "no end in sight"),
+        State::Idle => line.painted(StatusMark::Warn, "nobody delivers it"),
+        State::Held => line.painted(StatusMark::Warn, "held"),
         State::Nothing | State::Moving | State::ServerAway => line,
     }]
 }
 
-fn held(report: &Report) -> Vec<Line> {
+fn held(report: &StatusReport) -> Vec<StatusLine> {
     let lines = report.held.iter().map(|held| {
         let until = if held.is_over { "tried again now".to_owned() } else { format!("until {}", held.until) };
         line("held", format!("workspace {} {until}: {}", name(&held.workspace), held.reason))
@@ -281,7 +287,7 @@ fn held(report: &Report) -> Vec<Line> {
     lines.chain(is_refused.then(|| line("", hint))).collect()
 }
 
-fn rejected(report: &Report) -> Vec<Line> {
+fn rejected(report: &StatusReport) -> Vec<StatusLine> {
     let Some(rejected) = report.rejected.as_ref().filter(|rejected| rejected.messages > 0) else { return Vec::new() };
     let answers = rejected.by_answer.iter().map(|by| match by.status {
         Some(status) => format!("{} x {status}", by.messages),
@@ -301,25 +307,25 @@ fn rejected(report: &Report) -> Vec<Line> {
     std::iter::once(line("rejected", text)).chain(reasons).collect()
 }
 
-fn held_ids(report: &Report) -> Vec<Line> {
+fn held_ids(report: &StatusReport) -> Vec<StatusLine> {
     let Some(held) = report.held_ids.as_ref().filter(|held| held.messages > 0) else { return Vec::new() };
     let messages = count(held.messages, "message");
     let text = format!(
         "{messages} with ids outside the server's window: {}; see `opik-offline inspect --status held`",
         held.remedy
     );
-    vec![line("held", text).painted(Mark::Warn, "outside the server's window")]
+    vec![line("held", text).painted(StatusMark::Warn, "outside the server's window")]
 }
 
-fn near_window(report: &Report) -> Vec<Line> {
+fn near_window(report: &StatusReport) -> Vec<StatusLine> {
     let Some(at) = report.held_ids.as_ref().and_then(|held| held.create_near_window_accepted_at.as_ref()) else {
         return Vec::new();
     };
     let text = format!("a create waits since {at}: servers with UUID_VALIDATION_ENABLED refuse ids older than 24h");
-    vec![line("window", text).painted(Mark::Warn, "refuse ids older than 24h")]
+    vec![line("window", text).painted(StatusMark::Warn, "refuse ids older than 24h")]
 }
 
-fn stranded(report: &Report) -> Vec<Line> {
+fn stranded(report: &StatusReport) -> Vec<StatusLine> {
     let lines = report.stranded.iter().flatten().map(|stranded| {
         let verb = if stranded.messages == 1 { "waits" } else { "wait" };
         let messages = count(stranded.messages, "message");
@@ -336,7 +342,7 @@ fn stranded(report: &Report) -> Vec<Line> {
     lines.collect()
 }
 
-fn dropped(report: &Report) -> Vec<Line> {
+fn dropped(report: &StatusReport) -> Vec<StatusLine> {
     let store = &report.store;
     let mut lines = Vec::new();
     for (dropped, why) in [
@@ -346,28 +352,28 @@ fn dropped(report: &Report) -> Vec<Line> {
     ] {
         if dropped > 0 {
             let text = format!("{} {why}", count(dropped, "message"));
-            lines.push(line("dropped", text).painted(Mark::Bad, why));
+            lines.push(line("dropped", text).painted(StatusMark::Bad, why));
         }
     }
     lines
 }
 
-fn recovered(report: &Report) -> Vec<Line> {
+fn recovered(report: &StatusReport) -> Vec<StatusLine> {
     let mut lines = Vec::new();
     for recovery in &report.store.recoveries {
         let (recovered, lost) = (count(recovery.recovered_messages, "message"), recovery.lost_messages);
         lines.push(line("recovered", format!("{}: {recovered} of a damaged file, {lost} lost", recovery.at)));
-        let hint = "remove it when you need nothing of it";
+        let hint = "delete it once you no longer need it";
         lines.push(line("", format!("the damaged file is {}; {hint}", recovery.set_aside)));
     }
     lines
 }
 
-fn replaying(report: &Report) -> Vec<Line> {
+fn replaying(report: &StatusReport) -> Vec<StatusLine> {
     report.store.replaying.iter().map(|who| line("replaying", who)).collect()
 }
 
-fn last_replay(report: &Report) -> Vec<Line> {
+fn last_replay(report: &StatusReport) -> Vec<StatusLine> {
     let lines = report.last_replay.iter().map(|last| {
         let text = format!(
             "{}: {} delivered, {} rejected, {} remaining",
@@ -378,7 +384,7 @@ fn last_replay(report: &Report) -> Vec<Line> {
     lines.collect()
 }
 
-fn orphans(report: &Report) -> Vec<Line> {
+fn orphans(report: &StatusReport) -> Vec<StatusLine> {
     report.orphans.iter().flat_map(|orphan| [line("orphaned", orphan.text()), line("", orphan.hint())]).collect()
 }
 

@@ -1,57 +1,58 @@
-//! `status --watch`: the same again and again, drawn over itself on a terminal.
+//! `status --watch`: refreshes the status in place on a terminal.
 //!
-//! No alternate screen and no hidden cursor: a frame is one write that ends below itself, so whatever ends the process
-//! leaves a terminal that works, and the last frame to look at. A frame is never higher than the terminal, and the terminal
-//! is told not to break its lines, so that going up as many lines as were written leads to where it began.
+//! It uses no alternate screen and hides no cursor: a frame is one write that ends below itself, so that even a killed
+//! process leaves a working terminal and the last frame. A frame is never higher than the terminal, and line wrapping
+//! is off while it is written, so that moving up by the number of lines leads back to its first line.
 
 use std::io;
 
-use super::{Report, screen};
-use crate::cli::render::{Format, Renderer};
-use crate::cli::terminal::{FrameBegin, Shown, Stream, Terminal, terminal};
+use super::report::StatusReport;
+use super::screen;
 use crate::telemetry::history::Sample;
+use crate::terminal::render::{OutputFormat, Renderer};
+use crate::terminal::{FrameBegin, OutputStream, Shown, Terminal, terminal};
 
-/// Columns of a sparkline at most.
+/// The maximum width of a sparkline in columns.
 const SPARK_COLUMNS: usize = 60;
-/// Samples of our own at most: a quarter of an hour, two seconds apart.
-const READINGS_MAX: usize = 450;
+/// How many samples of our own are kept: a quarter of an hour, two seconds apart.
+const SAMPLES_MAX: usize = 450;
 const UNICODE: [char; 8] = ['▁', '▂', '▃', '▄', '▅', '▆', '▇', '█'];
 const ASCII: [char; 8] = ['_', '.', ':', '-', '=', '+', '*', '#'];
 
-/// What is on the screen, and what was seen of late.
+/// The frame on the screen, and recent samples.
 pub(super) struct Watching {
     is_unicode: bool,
     before: Option<(usize, Terminal)>,
     is_first: bool,
-    /// What was seen while no agent tells of what it has seen.
-    readings: Vec<Sample>,
+    /// Samples of our own, for when no agent answers.
+    samples: Vec<Sample>,
 }
 
 impl Watching {
-    /// Returns a watch that has shown nothing yet; without `is_unicode` it keeps to ASCII.
+    /// Returns a watch that has shown nothing yet; without `is_unicode` it uses ASCII only.
     pub(super) fn new(is_unicode: bool) -> Self {
-        Self { is_unicode, before: None, is_first: true, readings: Vec::new() }
+        Self { is_unicode, before: None, is_first: true, samples: Vec::new() }
     }
 
     /// Shows a report.
     ///
     /// # Errors
     ///
-    /// Whatever stdout says.
-    pub(super) fn show(&mut self, renderer: &Renderer, report: &Report) -> io::Result<()> {
+    /// Errors of stdout.
+    pub(super) fn show(&mut self, renderer: &Renderer, report: &StatusReport) -> io::Result<()> {
         let is_first = std::mem::replace(&mut self.is_first, false);
-        if renderer.format() != Format::Table {
+        if renderer.format() != OutputFormat::Table {
             return renderer.result(report, |_, _| Shown::default());
         }
-        if self.readings.len() == READINGS_MAX {
-            self.readings.remove(0);
+        if self.samples.len() == SAMPLES_MAX {
+            self.samples.remove(0);
         }
-        self.readings.push(report.reading);
-        let history = if report.history.len() > 1 { &report.history } else { &self.readings };
+        self.samples.push(report.sample);
+        let history = if report.history.len() > 1 { &report.history } else { &self.samples };
         let terminal = terminal();
         let columns = terminal.map_or(80, |terminal| terminal.columns);
         let mut shown = screen::sections(renderer, report);
-        // Elsewhere it is the error that the command ends with.
+        // Without `--watch` it is the error that the command ends with.
         if let Some(reason) = &report.store.reason {
             shown.end_line();
             shown.add_line(reason);
@@ -60,7 +61,7 @@ impl Watching {
         shown.add_lines(&sparklines(history, columns, self.is_unicode));
         shown.add(&screen::stored(renderer, report));
         let frame = match terminal {
-            // A block each time: it is read by a program, or later.
+            // Not a terminal: append a block each time.
             None if is_first => shown,
             None => {
                 let mut apart = Shown::default();
@@ -72,17 +73,17 @@ impl Watching {
                 let (shown, height) = shown.fitting(terminal.rows);
                 shown.as_frame(match self.before.replace((height, terminal)) {
                     Some((height, same)) if same == terminal => FrameBegin::Above(height),
-                    // The terminal has put its lines elsewhere: begin anew.
+                    // The terminal was resized and has moved its lines: begin anew.
                     Some(_) => FrameBegin::Cleared,
                     None => FrameBegin::Here,
                 })
             }
         };
-        Stream::Out.show(&frame)
+        OutputStream::Out.show(&frame)
     }
 }
 
-/// Returns what waited, came and went, a line each.
+/// Returns the backlog, the incoming and the outgoing rate, one line each.
 fn sparklines(history: &[Sample], columns: usize, is_unicode: bool) -> String {
     let width = columns.saturating_sub(45).clamp(10, SPARK_COLUMNS);
     let waiting: Vec<f64> = history.iter().map(|sample| sample.waiting.unwrap_or(0) as f64).collect();
@@ -118,19 +119,19 @@ fn sparklines(history: &[Sample], columns: usize, is_unicode: bool) -> String {
         + &line("out", &per_second(went), "/s", "")
 }
 
-/// Draws values in so many characters at most, the newest last, as parts of the greatest; several that share a character
-/// show the greatest of them.
+/// Draws values in at most `width` characters, the newest last, relative to the maximum. Values that share a character
+/// show their maximum.
 fn spark(values: &[f64], width: usize, is_unicode: bool) -> String {
     let levels = if is_unicode { UNICODE } else { ASCII };
     let each = values.len().div_ceil(width.max(1)).max(1);
-    // Groups are counted from the end, so that the newest character stays in its place.
+    // Groups are counted from the end, so that the newest value keeps its place.
     let groups = values.rchunks(each).map(|group| group.iter().copied().fold(0.0, f64::max));
     let mut drawn: Vec<f64> = groups.collect();
     drawn.reverse();
     let top = drawn.iter().copied().fold(0.0, f64::max);
     let level = |value: f64| match value {
         value if value <= 0.0 || top <= 0.0 => levels[0],
-        // Anything is more than nothing.
+        // A small value must differ from zero.
         value => levels[((value / top * 7.0).round() as usize).clamp(1, 7)],
     };
     drawn.into_iter().map(level).collect()
@@ -143,7 +144,7 @@ mod tests {
     #[test]
     fn a_sparkline_shows_the_shape_and_the_peaks() {
         assert_eq!(spark(&[0.0, 1.0, 2.0, 4.0, 8.0], 60, true), "▁▂▃▅█");
-        assert_eq!(spark(&[0.0, 0.001, 8.0], 60, false), "_.#", "anything is more than nothing");
+        assert_eq!(spark(&[0.0, 0.001, 8.0], 60, false), "_.#", "a small value looks like zero");
         assert_eq!(spark(&[0.0; 3], 60, true), "▁▁▁");
         assert_eq!(spark(&[], 60, true), "");
         let long: Vec<f64> = (0..180).map(|n| if n == 90 { 100.0 } else { 0.0 }).collect();
@@ -160,7 +161,7 @@ mod tests {
     }
 
     #[test]
-    fn what_came_and_went_is_seen_in_the_backlog_too() {
+    fn rates_also_follow_from_the_backlog_alone() {
         let at =
             |seconds: u64, waiting| Sample { uptime_ms: seconds * 1000, waiting: Some(waiting), ..Sample::default() };
         let drawn = sparklines(&[at(0, 0), at(2, 100), at(4, 60)], 80, false);

@@ -1,21 +1,21 @@
-//! Rows of SDK files: stored once, whatever file they come from.
+//! Salvaged rows of SDK files: each is stored once, even if a copy of the file has it too.
 
 use rusqlite::{Connection, Transaction};
 
 use super::codec::Packed;
 use super::fault::Fault;
 use super::seal::Sealer;
-use super::summary::{Changes, Group, Size};
-use super::{attachments, queries, register, settle};
+use super::summary::{CountChanges, CountGroup, Size};
+use super::{attachments, queries, record, register};
 use crate::message::{MessageId, MessageStatus, Sha256};
-use crate::store::{LastAnswer, SalvagedRow};
+use crate::store::work::{LastAnswer, SalvagedRow};
 
-/// Says whether a row was stored by an earlier salvage.
+/// Returns whether an earlier salvage stored a row.
 pub(super) fn is_salvaged(connection: &Connection, row: &Sha256) -> Result<bool, Fault> {
     Ok(connection.prepare_cached(queries::IS_SALVAGED)?.exists([&row.as_bytes()[..]])?)
 }
 
-/// Stores rows that are new, with their bodies as they are to be kept, and remembers them.
+/// Stores the rows that are new, with their packed bodies, and records their digests in the same transaction.
 pub(super) fn salvage(
     tx: &Transaction<'_>,
     sealer: &Sealer,
@@ -42,7 +42,7 @@ pub(super) fn salvage(
     Ok(ids)
 }
 
-/// Makes a message *rejected* that was stored as *failed* a moment ago.
+/// Marks a message as *rejected* that this transaction stored as *failed*.
 fn reject(
     tx: &Transaction<'_>,
     sealer: &Sealer,
@@ -51,14 +51,14 @@ fn reject(
     answer: &LastAnswer,
 ) -> Result<(), Fault> {
     tx.prepare_cached(queries::REJECT_SALVAGED)?.execute([id.0])?;
-    settle::keep_answer(tx, sealer, id, answer)?;
+    record::keep_answer(tx, sealer, id, answer)?;
     let (lane, body_bytes) =
         tx.prepare_cached(queries::LANE_AND_BYTES)?.query_row([id.0], |row| Ok((row.get(0)?, row.get(1)?)))?;
     let size = Size { items: row.message.items.into(), body_bytes };
-    let group = Group::new(lane, MessageStatus::Failed, row.message.message_type);
-    let mut changes = Changes::default();
+    let group = CountGroup::new(lane, MessageStatus::Failed, row.message.message_type);
+    let mut changes = CountChanges::default();
     changes.take(group, size);
     let answer_status = answer.status.unwrap_or(0);
-    changes.add(Group { status: MessageStatus::Rejected, answer_status, ..group }, size);
+    changes.add(CountGroup { status: MessageStatus::Rejected, answer_status, ..group }, size);
     changes.write(tx)
 }

@@ -1,4 +1,4 @@
-//! What a transaction changes in the counts, gathered while it runs and written once at its end.
+//! The summary: changes of the counts, collected while a transaction runs and written once at its end.
 
 use std::collections::BTreeMap;
 
@@ -9,49 +9,49 @@ use super::queries;
 use super::rows;
 use crate::message::{MessageStatus, MessageType};
 
-/// What messages are counted by.
+/// A group that messages are counted in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) struct Group {
+pub(super) struct CountGroup {
     pub(super) lane: i64,
     pub(super) status: MessageStatus,
     pub(super) message_type: MessageType,
-    /// The status of the server's answer; 0 for none and for all that are not rejected.
+    /// The status of the server's answer; 0 for none and for all messages that are not rejected.
     pub(super) answer_status: u16,
 }
 
-impl Group {
+impl CountGroup {
     /// Returns the group of a message that the server has not refused.
     pub(super) fn new(lane: i64, status: MessageStatus, message_type: MessageType) -> Self {
         Self { lane, status, message_type, answer_status: 0 }
     }
 }
 
-/// What is counted of a message.
+/// The counted sizes of a message.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Size {
     pub(super) items: i64,
     pub(super) body_bytes: i64,
 }
 
-/// Reads group and size from columns lane_id, status, message_type, answer_status, items, body_bytes.
-pub(super) fn counted(row: &Row<'_>) -> Result<(Group, Size), Fault> {
+/// Reads group and size from the columns that [`columns!`](super::schema::columns) lists as `counted`.
+pub(super) fn counted(row: &Row<'_>) -> Result<(CountGroup, Size), Fault> {
     let status = rows::status(row, 1)?;
     let answer: Option<u16> = if status == MessageStatus::Rejected { row.get(3)? } else { None };
     let message_type = rows::message_type(row, 2)?;
-    let group = Group { lane: row.get(0)?, status, message_type, answer_status: answer.unwrap_or(0) };
+    let group = CountGroup { lane: row.get(0)?, status, message_type, answer_status: answer.unwrap_or(0) };
     Ok((group, Size { items: row.get(4)?, body_bytes: row.get(5)? }))
 }
 
 /// Changes of the counts in one transaction.
 #[derive(Debug, Default)]
-pub(super) struct Changes {
-    groups: BTreeMap<Group, (i64, Size)>,
+pub(super) struct CountChanges {
+    groups: BTreeMap<CountGroup, (i64, Size)>,
     highest_deleted: i64,
 }
 
-impl Changes {
+impl CountChanges {
     /// Counts a message that is in this group now.
-    pub(super) fn add(&mut self, group: Group, size: Size) {
+    pub(super) fn add(&mut self, group: CountGroup, size: Size) {
         self.change(group, 1, size);
     }
 
@@ -61,7 +61,7 @@ impl Changes {
     }
 
     /// Counts a message that is no longer in this group.
-    pub(super) fn take(&mut self, group: Group, size: Size) {
+    pub(super) fn take(&mut self, group: CountGroup, size: Size) {
         self.change(group, -1, Size { items: -size.items, body_bytes: -size.body_bytes });
     }
 
@@ -70,7 +70,7 @@ impl Changes {
         self.highest_deleted = self.highest_deleted.max(id);
     }
 
-    /// Writes the changes; the last thing that a transaction does.
+    /// Writes the changes; the last statement of a transaction.
     pub(super) fn write(self, tx: &Transaction<'_>) -> Result<(), Fault> {
         let mut add = tx.prepare_cached(queries::ADD_TO_SUMMARY)?;
         for (group, (messages, size)) in self.groups {
@@ -90,7 +90,7 @@ impl Changes {
         Ok(())
     }
 
-    fn change(&mut self, group: Group, messages: i64, size: Size) {
+    fn change(&mut self, group: CountGroup, messages: i64, size: Size) {
         let change = self.groups.entry(group).or_default();
         change.0 += messages;
         change.1.items += size.items;
@@ -98,9 +98,9 @@ impl Changes {
     }
 }
 
-/// Returns how many groups of the summary a recount of the messages does not confirm.
+/// Returns how many groups of the summary differ from a recount of the messages.
 pub(super) fn wrong_groups(connection: &Connection) -> Result<usize, Fault> {
-    let mut counts: BTreeMap<Group, (i64, Size)> = BTreeMap::new();
+    let mut counts: BTreeMap<CountGroup, (i64, Size)> = BTreeMap::new();
     let mut count = |group, messages, size: Size| {
         let sum = counts.entry(group).or_default();
         *sum = (

@@ -15,7 +15,7 @@ use opik_offline::protocol::otlp::roots::Roots;
 use opik_offline::protocol::otlp::{Format, Traces, piece, span_count, to_json};
 use opik_offline::protocol::readback;
 use opik_offline::protocol::routes::{Route, classify};
-use opik_offline::protocol::sdk_rows::{SdkRow, convert, sdk_type};
+use opik_offline::sdk::rows::{SdkRow, convert, sdk_type};
 use serde::de::IgnoredAny;
 use uuid::Uuid;
 

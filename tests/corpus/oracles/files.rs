@@ -9,9 +9,10 @@ use std::fs;
 use std::path::Path;
 use std::sync::OnceLock;
 
+use opik_offline::sdk::file::SdkFile;
+use opik_offline::sdk::trust::FileOwner;
 use opik_offline::shutdown::Shutdown;
-use opik_offline::store::foreign::FileOwner;
-use opik_offline::store::{self, Filter, Limits, OpenMode, Page, SdkFile, StoreError, WhenFull};
+use opik_offline::store::{self, Filter, Limits, OpenMode, Page, StoreError, WhenFull};
 
 const LIMITS: Limits = Limits { size_max: 1 << 30, disk_reserve: 0, when_full: WhenFull::Refuse };
 const PAGE_BYTES: usize = 4096;

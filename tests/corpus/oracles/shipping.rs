@@ -2,8 +2,8 @@
 
 use std::ops::Range;
 
-use opik_offline::delivery::coalesce::{Shipment, plan};
-use opik_offline::delivery::split::{Divisible, Division, DivisionEnd};
+use opik_offline::delivery::batching::coalesce::{Shipment, plan};
+use opik_offline::delivery::batching::split::{Divisible, Division, DivisionEnd};
 use opik_offline::message::{Claimed, MessageId, MessageType, Touch, conflict};
 use opik_offline::protocol::inspection::{Inspection, ItemList, inspect, item_list};
 use opik_offline::protocol::json::{Kind, Scanner};

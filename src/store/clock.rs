@@ -1,0 +1,21 @@
+//! The clocks that a store's records and leases are measured on.
+
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+/// Returns a reading of the clock that leases are measured on: nobody sets it, and it runs on while the machine sleeps
+/// (`CLOCK_BOOTTIME`). [`std::time::Instant`] stands still then, so that whoever measured a lease on it would believe in
+/// one that ended in the night. Systems other than Linux have no such clock; there the monotonic one stands in.
+pub fn since_boot() -> Duration {
+    #[cfg(target_os = "linux")]
+    let clock = rustix::time::ClockId::Boottime;
+    #[cfg(not(target_os = "linux"))]
+    let clock = rustix::time::ClockId::Monotonic;
+    let time = rustix::time::clock_gettime(clock);
+    Duration::new(u64::try_from(time.tv_sec).unwrap_or(0), u32::try_from(time.tv_nsec).unwrap_or(0))
+}
+
+/// Returns the time as a store's records have it: the wall clock, in milliseconds since the Unix epoch.
+pub fn now_ms() -> i64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO);
+    i64::try_from(since.as_millis()).unwrap_or(i64::MAX)
+}

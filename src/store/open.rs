@@ -1,0 +1,121 @@
+//! How a store is opened, recovered and re-encrypted: the one place that names an engine.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use super::encryption::key::Keys;
+use super::encryption::reseal::{Resealed, Resealing};
+use super::limits::{Limits, OpenMode};
+use super::os::FileId;
+use super::rejected_room::RejectedRoom;
+pub(super) use super::sqlite::{BacklogView, is_set_aside};
+use super::view::Unproven;
+use super::{Store, StoreError, sqlite};
+
+/// How a slot opens its store, as often as it has to.
+#[derive(Clone)]
+pub(super) struct Opening {
+    pub(super) path: PathBuf,
+    pub(super) limits: Limits,
+    pub(super) keys: Keys,
+    pub(super) rejected: RejectedRoom,
+}
+
+impl Opening {
+    /// Opens the store, creating it if there is none.
+    pub(super) fn open(&self) -> Result<Arc<dyn Store>, StoreError> {
+        let Self { path, limits, keys, .. } = self;
+        self.ready(sqlite::SqliteStore::open_with(path, OpenMode::CreateIfMissing, *limits, keys)?)
+    }
+
+    /// Sets aside the file that was found damaged, unless another process did so, and opens what was recovered.
+    pub(super) fn recover(&self, failed: FileId, reason: &str) -> Result<Arc<dyn Store>, StoreError> {
+        self.ready(sqlite::SqliteStore::recover(&self.path, failed, reason, self.limits, &self.keys)?)
+    }
+
+    /// Opens the store without a key of it.
+    pub(super) fn open_without_key(&self) -> Result<Arc<dyn Store>, StoreError> {
+        open(&self.path, OpenMode::WithoutKey, self.limits)
+    }
+
+    fn ready(&self, store: sqlite::SqliteStore) -> Result<Arc<dyn Store>, StoreError> {
+        Ok(Arc::new(store.with_rejected_room(self.rejected.clone())))
+    }
+}
+
+/// Opens the store at this path.
+///
+/// # Errors
+///
+/// [`StoreError::Missing`], [`StoreError::NotAStore`], [`StoreError::NewerSchema`], [`StoreError::Damaged`],
+/// [`StoreError::Unusable`] or [`StoreError::Busy`]; the file is as it was. A mode that recovers knows no
+/// [`StoreError::Damaged`] but that of a file that can't be read at all.
+pub fn open(path: &Path, mode: OpenMode, limits: Limits) -> Result<Arc<dyn Store>, StoreError> {
+    open_with(path, mode, limits, &Keys::default())
+}
+
+/// Opens the store at this path with these keys.
+///
+/// With a current key and [`OpenMode::CreateIfMissing`], everything is sealed with that key from now on. What was stored
+/// before stays as it is until [`reseal`].
+///
+/// # Errors
+///
+/// As [`open`], and [`StoreError::KeyMissing`], [`StoreError::WrongKey`] or [`StoreError::TooManyKeys`].
+pub fn open_with(path: &Path, mode: OpenMode, limits: Limits, keys: &Keys) -> Result<Arc<dyn Store>, StoreError> {
+    Ok(Arc::new(sqlite::SqliteStore::open_with(path, mode, limits, keys)?))
+}
+
+/// Writes a store anew and syncs it, where an earlier write or sync of it failed. Opening it with a mode that recovers does
+/// the same; this is for those who open it with another one.
+///
+/// # Errors
+///
+/// [`StoreError::Unproven`] while another process has it open, and what keeps it from being written.
+pub fn prove(path: &Path) -> Result<(), StoreError> {
+    sqlite::prove(path)
+}
+
+/// Returns since when and why the store at this path has to be written anew and synced before it is used again.
+pub fn unproven(path: &Path) -> Option<Unproven> {
+    sqlite::unproven(path)
+}
+
+/// Returns how many writes and syncs of stores failed in this process.
+pub fn io_errors() -> u64 {
+    sqlite::io_errors()
+}
+
+/// Keeps everything in the store as the keys ask for: sealed with the current one, or without any where there is only a
+/// previous one. Then removes from its files whatever is left of before.
+///
+/// Others may use the store meanwhile, agents that have both keys included: what it writes, it writes in small steps. Only
+/// the last one, which writes the file anew, keeps writers waiting for as long as that takes. It may be ended at any time,
+/// however hard, and then be done again; `on_progress` is called after every step and ends it by returning `false`.
+///
+/// Returns what was done, and the size of the file where it could not be written anew because an agent uses it.
+///
+/// # Errors
+///
+/// As [`open_with`].
+pub fn reseal(
+    path: &Path,
+    limits: Limits,
+    keys: &Keys,
+    on_progress: &mut dyn FnMut(Resealing) -> bool,
+) -> Result<Resealed, StoreError> {
+    sqlite::reseal(path, limits, keys, on_progress)
+}
+
+/// Sets aside the file at this path, which was found damaged while it was in use, and opens the store with what was
+/// recovered. Where another process did so meanwhile, that costs nothing but time.
+///
+/// # Errors
+///
+/// As [`open_with`].
+pub fn recover(path: &Path, reason: &str, limits: Limits, keys: &Keys) -> Result<Arc<dyn Store>, StoreError> {
+    match FileId::at(path) {
+        Some(file) => Ok(Arc::new(sqlite::SqliteStore::recover(path, file, reason, limits, keys)?)),
+        None => open_with(path, OpenMode::ExistingOrRecovered, limits, keys),
+    }
+}

@@ -1,0 +1,91 @@
+//! What the operating system says and knows: its errors in words, which file is which, which folder a file is in.
+//!
+//! Knows nothing of stores, so that every file of the room may use it.
+
+use std::fs;
+use std::io;
+use std::os::unix::fs::{FileExt, MetadataExt};
+use std::path::{Path, PathBuf};
+use std::time::UNIX_EPOCH;
+
+use super::view::StoreIdentity;
+use crate::sqlite_format::ReadAt;
+
+/// Tells a file from any other: device and inode.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct FileId(u64, u64);
+
+impl FileId {
+    /// Returns which file stands at this path, or `None` when none can be seen there.
+    pub(crate) fn at(path: &Path) -> Option<Self> {
+        fs::metadata(path).ok().map(|metadata| Self::of(&metadata))
+    }
+
+    /// Returns which file this is.
+    pub(crate) fn of(metadata: &fs::Metadata) -> Self {
+        Self(metadata.dev(), metadata.ino())
+    }
+
+    /// Returns the identity of the store in this file, which is at this path.
+    ///
+    /// The file's device, its number there, and when it was made: a number is given again once its file is gone.
+    pub(crate) fn identity(self, path: &Path) -> StoreIdentity {
+        let Self(device, number) = self;
+        let made = fs::metadata(path).ok().filter(|found| Self(found.dev(), found.ino()) == self);
+        let made = made.and_then(|found| found.created().ok()?.duration_since(UNIX_EPOCH).ok());
+        StoreIdentity::of(format!("{device} {number} {:?}", made.map(|made| made.as_nanos())).as_bytes())
+    }
+
+    /// Says whether this file, which this process has open, has no name any more. Where that can't be known, it has one.
+    ///
+    /// Asked of the system's list of open files, because opening and closing the file would drop SQLite's locks on it.
+    pub(crate) fn is_deleted(self) -> bool {
+        let Ok(open) = fs::read_dir("/dev/fd") else { return false };
+        let open = open.filter_map(|entry| fs::metadata(entry.ok()?.path()).ok());
+        open.filter(|file| Self(file.dev(), file.ino()) == self).any(|file| file.nlink() == 0)
+    }
+
+    /// Returns where this file is, which this process has open, as far as the system tells.
+    pub(crate) fn open_path(self) -> Option<PathBuf> {
+        let open = fs::read_dir("/dev/fd").ok()?.filter_map(|entry| Some(entry.ok()?.path()));
+        let mut paths =
+            open.filter(|entry| Self::at(entry) == Some(self)).filter_map(|entry| fs::read_link(entry).ok());
+        paths.find(|path| Self::at(path) == Some(self))
+    }
+}
+
+/// Returns the folder that a path lies in.
+pub(crate) fn folder_of(path: &Path) -> &Path {
+    match path.parent() {
+        Some(folder) if !folder.as_os_str().is_empty() => folder,
+        _ => Path::new("."),
+    }
+}
+
+/// Returns the system's words for an error as they stand inside a sentence.
+pub(crate) fn os_words(error: &io::Error) -> String {
+    let words = error.to_string();
+    let words = words.split(" (os error").next().unwrap_or(&words);
+    let mut letters = words.chars();
+    letters.next().map(|first| first.to_lowercase().chain(letters).collect()).unwrap_or_default()
+}
+
+/// Reads retry when a signal interrupts them.
+impl ReadAt for fs::File {
+    fn byte_len(&self) -> io::Result<u64> {
+        self.metadata().map(|metadata| metadata.len())
+    }
+
+    fn fill_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
+        let mut filled = 0;
+        while filled < buffer.len() {
+            match self.read_at(&mut buffer[filled..], offset.saturating_add(filled as u64)) {
+                Ok(0) => break,
+                Ok(read) => filled += read,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(filled)
+    }
+}

@@ -1,0 +1,473 @@
+//! The verbs of [`SqliteStore`], trait by trait: each opens one transaction and hands it to the file of its subject.
+
+use std::sync::Mutex;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use rusqlite::{Connection, TransactionBehavior};
+
+use super::claim::{WINDOW_MAX, WalkScope};
+use super::fault::BUSY_TIMEOUT;
+use super::fault::Fault;
+use super::seal::Sealer;
+use super::settle::Settlement;
+use super::store::{SqliteStore, lock};
+use super::{
+    ahead, attachments, browse, claim, connect, counters, erasure, guard, header_sets, hold, lease, queue_ahead,
+    reassign, register, salvaged, schema, settle, space, standing, stranded, view,
+};
+use crate::message::{Attachment, EntityKey, Lane, Message, MessageId, MessageType, Server, Sha256, Touch};
+use crate::store::clock::now_ms;
+use crate::store::error::StoreError;
+use crate::store::full_state::USUAL_BYTES;
+use crate::store::limits::{Limits, WhenFull};
+use crate::store::room;
+use crate::store::traits::{Attachments, Browse, Intake, Maintain, Replay};
+use crate::store::view::{
+    AgentRecord, Backlog, BacklogSeen, Condition, Filter, LaneListed, Listed, Page, Purged, ReplayRecord, Standing,
+    StoreIdentity, StoredMessage, Stranded, Whose,
+};
+use crate::store::work::{
+    Ahead, AttachmentId, Claim, ClaimLimits, Hold, LaneId, LaneWork, Lease, Outcome, Owner, SalvagedRow,
+};
+
+/// How long truncating the log waits for readers.
+const LOG_ERASURE_TIMEOUT: Duration = Duration::from_millis(100);
+
+impl Intake for SqliteStore {
+    fn register(&self, messages: &[Message]) -> Result<Vec<MessageId>, StoreError> {
+        if messages.is_empty() {
+            return Ok(Vec::new());
+        }
+        // Takes time, so it is done before taking the write lock.
+        let bodies: Vec<_> = messages.iter().map(|message| self.packer.pack(&message.request.body)).collect();
+        let needed = messages.iter().zip(&bodies).map(|(message, body)| space::bytes_needed(message, body)).sum();
+        let ids = self.write_with_room(needed, |tx, sealer| register::register(tx, sealer, messages, &bodies))?;
+        self.verify_stored(&ids)?;
+        Ok(ids)
+    }
+
+    fn ahead(&self, lane: &Lane, touches: &[Touch]) -> Result<Ahead, StoreError> {
+        // That is all while nothing waits. Only if something does, a snapshot of its own is examined more closely.
+        let quick = || {
+            let reader = lock(&self.quick_reader);
+            guard::look(&reader, &self.path, |reader| queue_ahead::waiting(reader, &self.known_sealer(), lane))
+        };
+        match quick().map_err(|fault: Fault| fault.at(&self.path))? {
+            Some(queue_ahead::InLane { messages, refused }) if messages + refused == 0 || touches.is_empty() => {
+                Ok(Ahead { messages, ..Ahead::default() })
+            }
+            // Also after a key rotation: a lane is looked up by another value then.
+            Some(_) | None => self
+                .read(&self.quick_reader, |connection, sealer| queue_ahead::ahead(connection, sealer, lane, touches)),
+        }
+    }
+
+    fn backlog_seen(&self, server: &Server, touches: &[Touch]) -> Result<BacklogSeen, StoreError> {
+        let mut reader = lock(&self.quick_reader);
+        let mut look = || {
+            let tx = reader.transaction_with_behavior(TransactionBehavior::Deferred)?;
+            guard::refuse_newer(&tx, &self.path)?;
+            let seen = view::seen(&tx, schema::known_version(), server, touches)?;
+            tx.finish()?;
+            Ok(seen)
+        };
+        look().map_err(|fault: Fault| fault.at(&self.path))
+    }
+
+    fn limit(&self, lane: &Lane, hold: &Hold) -> Result<(), StoreError> {
+        self.write(|tx, sealer| register::limit(tx, sealer, lane, hold))
+    }
+
+    fn unseen_creates(&self, lane: &Lane, message_type: MessageType, touches: &[Touch]) -> Vec<EntityKey> {
+        ahead::unseen(&self.recent, lane.place(), message_type, touches).collect()
+    }
+
+    fn note_updates_ahead(&self, updates: &[(Lane, EntityKey)]) -> Result<(), StoreError> {
+        let notes = || updates.iter().map(|(lane, entity)| (lane.place(), *entity));
+        self.write(|tx, _| ahead::note(tx, notes(), now_ms()))
+    }
+
+    fn confirmed(&self, lane: &Lane, message_type: MessageType, touches: &[Touch]) -> Result<(), StoreError> {
+        let place = lane.place();
+        self.recent.confirmed(place, touches);
+        // A batch create stays hidden behind a partial row, so the note stays, too.
+        let removes = !message_type.is_batch_create();
+        let has_note = || {
+            let reader = lock(&self.quick_reader);
+            guard::look(&reader, &self.path, |reader| ahead::has_any(reader, place, touches))
+        };
+        if removes && has_note().map_err(|fault| fault.at(&self.path))? {
+            self.write(|tx, _| ahead::forget(tx, place, touches))?;
+        }
+        Ok(())
+    }
+
+    fn hasten(&self, whose: &Whose) -> Result<(), StoreError> {
+        self.write(|tx, sealer| standing::hasten(tx, sealer, whose))
+    }
+
+    fn salvage(&self, rows: &[SalvagedRow]) -> Result<Vec<Option<MessageId>>, StoreError> {
+        let limits = Limits { when_full: WhenFull::Refuse, ..self.limits };
+        let bodies: Vec<_> = rows.iter().map(|row| self.packer.pack(&row.message.request.body)).collect();
+        let ids = self.write(|tx, sealer| {
+            let needed = rows.iter().zip(&bodies).map(|(row, body)| space::bytes_needed(&row.message, body)).sum();
+            space::make_room(tx, &self.path, &self.log, &limits, needed)?;
+            salvaged::salvage(tx, sealer, rows, &bodies)
+        })?;
+        self.verify_stored(&ids.iter().flatten().copied().collect::<Vec<_>>())?;
+        Ok(ids)
+    }
+
+    fn is_salvaged(&self, row: &Sha256) -> Result<bool, StoreError> {
+        self.read(&self.reader, |connection, _| salvaged::is_salvaged(connection, row))
+    }
+
+    fn note_full(&self, since_ms: Option<i64>, refused: u64) -> Result<(), StoreError> {
+        self.write(|tx, _| counters::note_full(tx, since_ms, refused))
+    }
+}
+
+impl Attachments for SqliteStore {
+    fn begin_attachment(&self, bytes_expected: Option<u64>) -> Result<AttachmentId, StoreError> {
+        self.remove_unfinished()?;
+        self.write_with_room(bytes_expected.unwrap_or(0), |tx, _| attachments::begin(tx))
+    }
+
+    fn add_piece(&self, attachment: AttachmentId, number: u32, piece: &[u8]) -> Result<(), StoreError> {
+        self.write_with_room(piece.len() as u64, |tx, sealer| {
+            attachments::add_piece(tx, sealer, attachment, number, piece)
+        })
+    }
+
+    fn register_attachment(
+        &self,
+        attachment: AttachmentId,
+        file: &Attachment,
+        message: &Message,
+    ) -> Result<MessageId, StoreError> {
+        let body = self.packer.pack(&message.request.body);
+        let id = self.write_with_room(space::bytes_needed(message, &body), |tx, sealer| {
+            let id = register::register_attachment(tx, sealer, message, &body, file.bytes)?;
+            attachments::give(tx, sealer, attachment, file, id)?;
+            Ok(id)
+        })?;
+        self.verify_stored(&[id])?;
+        Ok(id)
+    }
+
+    fn abandon_attachment(&self, attachment: AttachmentId) -> Result<(), StoreError> {
+        self.write(|tx, _| attachments::abandon(tx, attachment))?;
+        self.remove_soon(true);
+        Ok(())
+    }
+
+    fn attachment(&self, message: MessageId) -> Result<Option<Attachment>, StoreError> {
+        self.read(&self.reader, |connection, sealer| attachments::of(connection, sealer, message))
+    }
+
+    fn piece(&self, message: MessageId, number: u32) -> Result<Option<Vec<u8>>, StoreError> {
+        self.read(&self.reader, |connection, sealer| attachments::piece(connection, sealer, message, number))
+    }
+}
+
+impl Replay for SqliteStore {
+    fn acquire(&self, owner: &Owner, time_to_live: Duration) -> Result<Lease, StoreError> {
+        self.write(|tx, _| lease::acquire(tx, owner, time_to_live))
+    }
+
+    fn renew(&self, lease: &Lease, time_to_live: Duration) -> Result<(), StoreError> {
+        self.write(|tx, _| lease::renew(tx, lease, time_to_live))
+    }
+
+    fn release(&self, lease: &Lease) -> Result<(), StoreError> {
+        self.write(|tx, _| lease::release(tx, lease))
+    }
+
+    fn return_in_flight(&self, lease: &Lease) -> Result<u64, StoreError> {
+        self.remove_unfinished()?;
+        self.write_as(lease, |tx, _| settle::return_in_flight(tx, lease.epoch, &self.recent))
+    }
+
+    fn interrupted(&self, lane: LaneId) -> Result<usize, StoreError> {
+        self.read(&self.reader, |connection, _| settle::interrupted(connection, lane))
+    }
+
+    fn lanes(&self, filter: &Filter, now_ms: i64) -> Result<Vec<LaneWork>, StoreError> {
+        let known = (&self.recent, &self.memo);
+        self.read(&self.reader, |connection, sealer| claim::lanes(connection, sealer, known, filter, now_ms))
+    }
+
+    fn make_due(&self, lease: &Lease, lane: LaneId, messages: &[MessageId]) -> Result<(), StoreError> {
+        self.write_as(lease, |tx, _| settle::make_due(tx, lane, messages))
+    }
+
+    fn hold(&self, lease: &Lease, lane: LaneId, hold: Option<&Hold>) -> Result<(), StoreError> {
+        self.write_as(lease, |tx, _| hold::hold(tx, lane, hold))
+    }
+
+    fn claim(
+        &self,
+        lease: &Lease,
+        lane: LaneId,
+        filter: &Filter,
+        mut limits: ClaimLimits,
+        now_ms: i64,
+    ) -> Result<Claim, StoreError> {
+        let _one_at_a_time = lock(&self.claiming);
+        loop {
+            let choose = |connection: &Connection, sealer: &Sealer| {
+                let (recent, memo) = (&self.recent, &self.memo);
+                let scope = WalkScope { connection, lane: lane.0, now_ms, recent, memo, window_max: WINDOW_MAX };
+                claim::choose(&scope, sealer, filter, limits)
+            };
+            let chosen = self.read(&self.reader, choose)?;
+            if let Some(bytes) = chosen.too_large {
+                return Ok(Claim::TooLarge { bytes });
+            }
+            match self.write_as(lease, |tx, sealer| claim::mark(tx, sealer, lease.epoch, chosen)) {
+                // A full disk has room for smaller commits.
+                Err(StoreError::Full { .. }) if limits.messages_max > 1 => limits.messages_max /= 2,
+                result => return result.map(Claim::Taken),
+            }
+        }
+    }
+
+    fn settle(&self, lease: &Lease, outcomes: &[(MessageId, Outcome)]) -> Result<(), StoreError> {
+        let settled = self.write_as(lease, |tx, sealer| {
+            let settlement = Settlement { tx, sealer, packer: &self.packer, recent: &self.recent };
+            settle::settle(&settlement, lease.epoch, outcomes)?;
+            attachments::any_released(tx)
+        });
+        match settled {
+            Ok(released) => {
+                self.remove_soon(released);
+                Ok(())
+            }
+            // A full disk has space for smaller commits. In order: after a crash in between, later messages are sent
+            // again, never an older one alone.
+            Err(StoreError::Full { .. }) if outcomes.len() > 1 => {
+                let (first, second) = outcomes.split_at(outcomes.len() / 2);
+                self.settle(lease, first)?;
+                self.settle(lease, second)
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    fn retry_held(&self, lease: &Lease, answered_before_ms: i64) -> Result<Vec<(LaneId, MessageId)>, StoreError> {
+        self.write_as(lease, |tx, _| settle::retry_held(tx, answered_before_ms))
+    }
+
+    fn release_held(&self, lease: &Lease, lane: LaneId) -> Result<u64, StoreError> {
+        /// A commit of this many is short.
+        const STEP: usize = 2000;
+        let mut released = 0;
+        loop {
+            let step = self.write_as(lease, |tx, _| settle::release_held(tx, lane, STEP))?;
+            released += step;
+            if step < STEP as u64 {
+                return Ok(released);
+            }
+        }
+    }
+}
+
+impl Browse for SqliteStore {
+    fn identity(&self) -> StoreIdentity {
+        self.identity
+    }
+
+    fn backlog(&self, filter: &Filter) -> Result<Backlog, StoreError> {
+        self.read(&self.reader, |connection, _| browse::backlog(connection, filter))
+    }
+
+    fn list(&self, filter: &Filter, page: &Page) -> Result<Vec<Listed>, StoreError> {
+        self.read(&self.reader, |connection, sealer| browse::list(connection, sealer, filter, page))
+    }
+
+    fn get(&self, id: MessageId) -> Result<Option<StoredMessage>, StoreError> {
+        self.read(&self.reader, |connection, sealer| browse::get(connection, sealer, id))
+    }
+
+    fn lane_list(&self, now_ms: i64) -> Result<Vec<LaneListed>, StoreError> {
+        self.read(&self.reader, |connection, sealer| reassign::list(connection, sealer, now_ms))
+    }
+
+    fn stranded(&self) -> Result<Vec<Stranded>, StoreError> {
+        self.read(&self.reader, |connection, sealer| stranded::count(connection, sealer, &self.memo))
+    }
+
+    fn newest(&self) -> Result<MessageId, StoreError> {
+        self.read(&self.reader, |connection, _| standing::newest(connection))
+    }
+
+    fn standing(&self, whose: &Whose, up_to: MessageId) -> Result<Standing, StoreError> {
+        self.read(&self.reader, |connection, sealer| standing::standing(connection, sealer, whose, up_to))
+    }
+
+    fn condition(&self) -> Result<Condition, StoreError> {
+        let now_ms = now_ms();
+        self.read(&self.reader, |connection, sealer| {
+            let space = space::Space::of(connection, &self.path, &self.log)?;
+            Ok(Condition {
+                file_bytes: space.file_bytes,
+                free_bytes: space.free_bytes,
+                size_max: Some(self.limits.size_max),
+                disk_free_bytes: Some(space.disk_free_bytes),
+                capacity_bytes: Some(room::capacity(space.file_bytes, space.disk_free_bytes, &self.limits)),
+                schema_version: schema::version(connection)?,
+                lease: lease::holder(connection)?,
+                agents: browse::agents(connection)?,
+                last_replay: browse::last_replay(connection)?,
+                held: hold::held(connection, sealer, now_ms)?,
+                adoptions: reassign::adoptions(connection)?,
+                dropped: counters::counter(connection, "dropped")?,
+                expired: counters::counter(connection, "expired")?,
+                rejected_dropped: counters::counter(connection, counters::REJECTED_DROPPED)?,
+                full: match self.limits.when_full {
+                    WhenFull::Refuse => space.fullness(&self.limits, USUAL_BYTES),
+                    WhenFull::DropOldest => None,
+                },
+                room_bytes: match self.limits.when_full {
+                    WhenFull::Refuse => space.room(&self.limits),
+                    WhenFull::DropOldest => u64::MAX,
+                },
+                full_record: counters::full_record(connection)?,
+                recoveries: browse::recoveries(connection)?,
+                encryption: sealer.encryption(),
+                unproven: self.watch.unproven(),
+            })
+        })
+    }
+
+    fn check(&self) -> Result<Vec<String>, StoreError> {
+        // It takes long, so it has its own connection.
+        let reader = Mutex::new(connect::open_reader(&self.path, self.is_alone)?);
+        match self.read(&reader, browse::check) {
+            Err(StoreError::Damaged { reason, .. }) => Ok(vec![reason]),
+            result => result,
+        }
+    }
+}
+
+impl Maintain for SqliteStore {
+    fn adopt(&self, server: &Server) -> Result<u64, StoreError> {
+        if !self.read(&self.reader, |connection, _| reassign::any_without_server(connection))? {
+            return Ok(0);
+        }
+        self.write(|tx, _| reassign::adopt(tx, server))
+    }
+
+    fn reassign(&self, lease: &Lease, from: LaneId, to: &Lane, limit: usize) -> Result<u64, StoreError> {
+        self.write_as(lease, |tx, sealer| reassign::reassign(tx, sealer, from, to, limit))
+    }
+
+    fn purge(&self, filter: &Filter, limit: usize) -> Result<Purged, StoreError> {
+        let (purged, released) = self.write(|tx, _| {
+            let nobody_replays = lease::holder(tx)?.is_none();
+            let purged = settle::purge(tx, filter, limit, nobody_replays)?;
+            Ok((purged, attachments::any_released(tx)?))
+        })?;
+        self.remove_soon(released);
+        Ok(purged)
+    }
+
+    fn expire(&self, accepted_before_ms: i64, limit: usize) -> Result<u64, StoreError> {
+        // Searched outside the write lock: usually there is nothing.
+        let old = self.read(&self.reader, |connection, _| space::expired(connection, accepted_before_ms, limit))?;
+        if old.is_empty() {
+            return Ok(0);
+        }
+        let (dropped, released) = self.write(|tx, _| {
+            let dropped = space::drop_expired(tx, &old)?;
+            Ok((dropped, attachments::any_released(tx)?))
+        })?;
+        self.remove_soon(released);
+        Ok(dropped)
+    }
+
+    fn requeue(&self, filter: &Filter) -> Result<u64, StoreError> {
+        self.write(|tx, _| settle::requeue(tx, filter))
+    }
+
+    fn erase_credentials(&self) -> Result<bool, StoreError> {
+        if self.read(&self.reader, |connection, _| erasure::any_to_erase(connection))? {
+            let is_erased = self.write(|tx, _| {
+                tx.pragma_update(None, "secure_delete", true)?;
+                let erased = erasure::erase(tx);
+                tx.pragma_update(None, "secure_delete", false)?;
+                erased
+            })?;
+            self.log_is_unerased.fetch_or(is_erased, Ordering::Relaxed);
+        }
+        if !self.log_is_unerased.load(Ordering::Relaxed) {
+            return Ok(true);
+        }
+        if !self.ballast.may_cut_log() {
+            // They are in blocks that no other program gets, until there is space to do without them.
+            return Ok(false);
+        }
+        let connection = lock(&self.writer);
+        let emptied = || -> Result<bool, Fault> {
+            guard::refuse_newer(&connection, &self.path)?;
+            self.watch.vet()?;
+            // A long read must not block writers through this.
+            connection.busy_timeout(LOG_ERASURE_TIMEOUT)?;
+            let emptied = erasure::empty_log(&connection);
+            connection.busy_timeout(BUSY_TIMEOUT)?;
+            emptied
+        };
+        let is_erased = emptied().map_err(|fault| fault.at(&self.path))?;
+        self.log_is_unerased.store(!is_erased, Ordering::Relaxed);
+        Ok(is_erased)
+    }
+
+    fn compact(&self) -> Result<u64, StoreError> {
+        self.remove_unfinished()?;
+        self.write(|tx, _| header_sets::sweep_header_sets(tx))?;
+        self.erase_credentials()?;
+        let shrink = || -> Result<bool, Fault> {
+            let connection = lock(&self.writer);
+            guard::refuse_newer(&connection, &self.path)?;
+            self.watch.vet()?;
+            Ok(space::shrink_a_step(&connection)?)
+        };
+        while shrink().map_err(|fault| fault.at(&self.path))? {}
+        let connection = lock(&self.writer);
+        let truncate = || -> Result<u64, Fault> {
+            if self.ballast.may_cut_log() {
+                self.truncate_log(&connection)?;
+            }
+            Ok(space::Space::of(&connection, &self.path, &self.log)?.file_bytes)
+        };
+        truncate().map_err(|fault| fault.at(&self.path))
+    }
+
+    fn keep_room(&self) -> Result<(), StoreError> {
+        self.tend_ballast();
+        Ok(())
+    }
+
+    fn announce(&self, agent: Option<&AgentRecord>) -> Result<(), StoreError> {
+        self.write(|tx, _| browse::announce(tx, agent))?;
+        if agent.is_some() {
+            self.remove_unfinished()?;
+        }
+        Ok(())
+    }
+
+    fn note_replay(&self, record: &ReplayRecord) -> Result<(), StoreError> {
+        self.write(|tx, _| browse::note_replay(tx, record))
+    }
+
+    fn has_to_be_reopened(&self) -> bool {
+        self.is_alone && self.ballast.may_cut_log()
+    }
+
+    fn close(&self) {
+        for connection in [&self.writer, &self.quick_reader, &self.reader] {
+            guard::close(&mut lock(connection), &self.watch);
+        }
+    }
+}

@@ -1,0 +1,373 @@
+//! What can be seen of a store: filters, pages, counts, records.
+
+use super::encryption::state::Encryption;
+use super::full_state::Fullness;
+use super::location::Location;
+use super::work::{Hold, LaneId, LastAnswer, Owner};
+use crate::message::{Attachment, EntityKey, Lane, MessageId, MessageStatus, MessageType, Request, Server, Touch};
+
+/// Tells a store from any other; see [`super::Browse::identity`]. Opaque: only equality means something.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct StoreIdentity([u8; 32]);
+
+impl StoreIdentity {
+    /// Returns the identity of the store that its engine tells from all others by these bytes.
+    pub fn of(distinguishing: &[u8]) -> Self {
+        let digest = ring::digest::digest(&ring::digest::SHA256, distinguishing);
+        let mut bytes = [0; 32];
+        bytes.copy_from_slice(digest.as_ref());
+        Self(bytes)
+    }
+}
+
+/// What can be seen of the backlog of a store, also of one that can't be used.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum BacklogSeen {
+    /// There is no store: nothing was ever kept.
+    NeverWas,
+    /// Nothing of the server is stored.
+    Empty,
+    /// Something of the server is stored.
+    Holds {
+        /// Messages still have to reach the server.
+        waiting: bool,
+        /// The write that was asked about must not pass, or may have to wait for one of them.
+        conflicting: bool,
+    },
+    /// Nothing can be seen.
+    Unknown,
+}
+
+impl BacklogSeen {
+    /// Returns what can be seen of two files together.
+    pub fn and(self, other: Self) -> Self {
+        match (self, other) {
+            (Self::Holds { waiting, conflicting }, Self::Holds { waiting: also, conflicting: too }) => {
+                Self::Holds { waiting: waiting || also, conflicting: conflicting || too }
+            }
+            (one, other) => one.max(other),
+        }
+    }
+}
+
+/// Whose messages are meant.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Whose {
+    /// Those of one lane.
+    Lane(Lane),
+    /// Those of all lanes of a server.
+    Server(Server),
+}
+
+/// How a lane stands, see [`super::Browse::standing`].
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Standing {
+    /// Whether anything accepted up to the message that was asked about still has to reach the server.
+    pub waits: bool,
+    /// How many messages still have to reach the server, whenever they were accepted.
+    pub waiting: u64,
+    /// How many messages the server refused.
+    pub rejected: u64,
+}
+
+/// A lane that has messages, for people and for decisions about all of it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LaneListed {
+    /// Its name in this store.
+    pub id: LaneId,
+    /// Where its messages belong. Without its credential where the store's key is missing.
+    pub lane: Lane,
+    /// Messages that still have to reach the server.
+    pub waiting: u64,
+    /// Messages that the server refused, for good or for the time in their ids.
+    pub rejected: u64,
+    /// The hold in force, or the last one that ended without a success since.
+    pub hold: Option<Hold>,
+}
+
+/// That a server was given the messages of an earlier version, which recorded no server.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AdoptionRecord {
+    /// When, in milliseconds since the Unix epoch.
+    pub at_ms: i64,
+    /// The server.
+    pub server: Server,
+    /// How many messages.
+    pub messages: u64,
+}
+
+/// Messages of one lane that wait for a create that the server refused.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Stranded {
+    /// Whose messages they are.
+    pub lane: Lane,
+    /// How many, or the least that there are.
+    pub messages: u64,
+    /// The refused create that the first of them waits for.
+    pub create: MessageId,
+    /// Whether that one is *held* or *rejected*.
+    pub status: MessageStatus,
+}
+
+/// Selects messages; every condition that is set must hold. The default selects all.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Filter {
+    /// One of these statuses; empty: any.
+    pub statuses: Vec<MessageStatus>,
+    /// One of these types; empty: any.
+    pub types: Vec<MessageType>,
+    /// In one of these workspaces, by [`Lane::workspace_name`]; empty: any.
+    pub workspaces: Vec<String>,
+    /// For one of these servers; empty: any. Never selects what has no server yet.
+    pub servers: Vec<Server>,
+    /// One of these projects; empty: any.
+    pub projects: Vec<String>,
+    /// One of these ids; empty: any.
+    pub ids: Vec<MessageId>,
+    /// About one of these entities, references included; empty: any.
+    pub entities: Vec<EntityKey>,
+    /// Accepted before this time, in milliseconds since the Unix epoch.
+    pub accepted_before_ms: Option<i64>,
+    /// Accepted at this time or later, in milliseconds since the Unix epoch.
+    pub accepted_since_ms: Option<i64>,
+}
+
+impl Filter {
+    /// Returns the filter of everything that was accepted for this server.
+    pub fn of_server(server: &Server) -> Self {
+        Self { servers: vec![server.clone()], ..Self::default() }
+    }
+}
+
+/// Which part of a list to return.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Page {
+    /// Continue after this message.
+    pub after: Option<MessageId>,
+    /// Messages at most.
+    pub limit: usize,
+    /// The newest first instead of the oldest.
+    pub newest_first: bool,
+}
+
+/// A message as a list shows it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Listed {
+    /// Its id.
+    pub id: MessageId,
+    /// What has become of it.
+    pub status: MessageStatus,
+    /// What kind it is.
+    pub message_type: MessageType,
+    /// Whose it is.
+    pub lane: Lane,
+    /// The project that it names.
+    pub project: Option<String>,
+    /// The method and path that it goes to.
+    pub method: String,
+    /// Path and query below the server's base.
+    pub path: String,
+    /// How many items it carries.
+    pub items: u32,
+    /// Bytes of its body as sent, and of its file.
+    pub body_bytes: u64,
+    /// What is known of its file, for attachments.
+    pub attachment: Option<Attachment>,
+    /// When it was accepted, in milliseconds since the Unix epoch.
+    pub accepted_at_ms: i64,
+    /// Attempts that counted against it.
+    pub attempts: u32,
+    /// When it may be tried again, in milliseconds since the Unix epoch; 0: at once.
+    pub next_attempt_at_ms: i64,
+    /// The last answer to it.
+    pub answer: Option<LastAnswer>,
+}
+
+/// A message whole.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StoredMessage {
+    /// What a list shows of it.
+    pub listed: Listed,
+    /// What would be sent.
+    pub request: Request,
+    /// What it is about.
+    pub touches: Vec<Touch>,
+}
+
+/// Counts of stored messages.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Backlog {
+    /// One row per status, type and workspace.
+    pub groups: Vec<BacklogGroup>,
+    /// When the oldest message that still has to reach the server was accepted, in milliseconds since the Unix epoch.
+    /// The first message in a lane's order of delivery stands for those behind it.
+    pub oldest_accepted_at_ms: Option<i64>,
+    /// How many rejected messages per status of the server's answer, the commonest first.
+    pub rejected_by_answer: Vec<(Option<u16>, u64)>,
+}
+
+/// One row of a backlog.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BacklogGroup {
+    /// Their status.
+    pub status: MessageStatus,
+    /// Their type.
+    pub message_type: MessageType,
+    /// Their workspace, by [`Lane::workspace_name`].
+    pub workspace: String,
+    /// Their server; `None` for what an earlier version stored.
+    pub server: Option<Server>,
+    /// How many.
+    pub messages: u64,
+    /// Items in them.
+    pub items: u64,
+    /// Bytes of their bodies.
+    pub body_bytes: u64,
+}
+
+impl Backlog {
+    /// Returns how many messages still have to reach the server.
+    pub fn waiting(&self) -> u64 {
+        self.count(MessageStatus::is_on_its_way)
+    }
+
+    /// Returns how many messages the server refused.
+    pub fn rejected(&self) -> u64 {
+        self.count(|status| status == MessageStatus::Rejected)
+    }
+
+    /// Returns how many messages the server refused for the time in their ids.
+    pub fn held(&self) -> u64 {
+        self.count(|status| status == MessageStatus::Held)
+    }
+
+    /// Returns how many messages were counted, whatever their status.
+    pub fn messages(&self) -> u64 {
+        self.count(|_| true)
+    }
+
+    fn count(&self, of: impl Fn(MessageStatus) -> bool) -> u64 {
+        self.groups.iter().filter(|group| of(group.status)).map(|group| group.messages).sum()
+    }
+}
+
+/// What a purge took.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Purged {
+    /// Messages deleted.
+    pub messages: u64,
+    /// Items in them.
+    pub items: u64,
+    /// Bytes of their bodies.
+    pub body_bytes: u64,
+}
+
+/// Who works with a store, and how it stands.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Condition {
+    /// Bytes that the engine uses for the store.
+    pub file_bytes: u64,
+    /// Of these, the bytes that new messages can reuse.
+    pub free_bytes: u64,
+    /// The limit in force for this process, in bytes.
+    pub size_max: Option<u64>,
+    /// Bytes free on the disk.
+    pub disk_free_bytes: Option<u64>,
+    /// Bytes that the store's files can reach: the limit, or less where the disk has no room for that.
+    pub capacity_bytes: Option<u64>,
+    /// The schema's version.
+    pub schema_version: i64,
+    /// Who replays right now.
+    pub lease: Option<Owner>,
+    /// Agents that announced themselves; one that was killed may still stand here.
+    pub agents: Vec<AgentRecord>,
+    /// How the last replay ended.
+    pub last_replay: Option<ReplayRecord>,
+    /// Lanes on hold, and those that are tried again after one.
+    pub held: Vec<(Lane, Hold)>,
+    /// Which servers were given messages of earlier versions.
+    pub adoptions: Vec<AdoptionRecord>,
+    /// Messages dropped because the store was full, since it was made.
+    pub dropped: u64,
+    /// Messages dropped because they had become too old, since it was made.
+    pub expired: u64,
+    /// Rejected messages dropped because they held more than their share and room was needed, since it was made.
+    pub rejected_dropped: u64,
+    /// Why it has no room for a message of the usual size, if so. Where [`WhenFull::DropOldest`] makes room, it has.
+    pub full: Option<Fullness>,
+    /// Bytes of the file for which there is room.
+    pub room_bytes: u64,
+    /// What agents noted of writes that found it full.
+    pub full_record: FullRecord,
+    /// The damaged files that this store was recovered from, the oldest first.
+    pub recoveries: Vec<RecoveryRecord>,
+    /// Whether it is encrypted, and whether we have the key.
+    pub encryption: Encryption,
+    /// Since when and why it has to be written anew and synced before it is used again.
+    pub unproven: Option<Unproven>,
+}
+
+/// That a write or a sync of a store failed, and it was not written anew and synced since.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Unproven {
+    /// When, in milliseconds since the Unix epoch.
+    pub since_ms: i64,
+    /// What failed.
+    pub reason: String,
+}
+
+/// How a store was recovered from a damaged file.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RecoveryRecord {
+    /// When, in milliseconds since the Unix epoch.
+    pub at_ms: i64,
+    /// Where the damaged file lies.
+    pub set_aside: Location,
+    /// Whether it still lies there: whoever removes it has seen what happened.
+    pub is_kept: bool,
+    /// What was wrong with it, in the engine's words.
+    pub reason: String,
+    /// Messages that are in the new store.
+    pub recovered: u64,
+    /// Messages that are known to have been in it and could not be read whole.
+    pub lost: u64,
+}
+
+/// What is noted of a store that is or was full, for those who look when no agent runs.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct FullRecord {
+    /// Since when it is full, in milliseconds since the Unix epoch; `None` when it takes messages.
+    pub since_ms: Option<i64>,
+    /// Writes that were refused because it was full, since it was made.
+    pub refused: u64,
+}
+
+/// A running agent.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AgentRecord {
+    /// Its process id.
+    pub pid: u32,
+    /// Where it listens: `127.0.0.1:6745`.
+    pub listen: String,
+    /// The Opik server that it delivers to.
+    pub upstream: String,
+    /// When it started, in milliseconds since the Unix epoch.
+    pub started_at_ms: i64,
+}
+
+/// How a replay ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ReplayRecord {
+    /// Who replayed.
+    pub role: String,
+    /// When it began, in milliseconds since the Unix epoch.
+    pub started_at_ms: i64,
+    /// When it ended.
+    pub ended_at_ms: i64,
+    /// Messages that the server confirmed.
+    pub delivered: u64,
+    /// Messages that it refused.
+    pub rejected: u64,
+    /// Messages left waiting at the end.
+    pub remaining: u64,
+}

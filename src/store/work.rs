@@ -1,0 +1,271 @@
+//! What is handed in and out when messages are accepted and replayed: leases, claims, outcomes, holds.
+
+use crate::message::{
+    Attachment, Bucket, Buckets, Claimed, Lane, Message, MessageId, MessageStatus, Request, Sha256, Touch,
+};
+
+/// Who holds a lease: shown to people, and different for every process and replay.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Owner {
+    /// `agent` or `replay`.
+    pub role: String,
+    /// The process id.
+    pub pid: u32,
+    /// Tells owners with one process id apart.
+    pub nonce: String,
+}
+
+impl Owner {
+    /// Returns a new owner in this process.
+    pub fn this_process(role: &str) -> Self {
+        Self { role: role.to_owned(), pid: std::process::id(), nonce: uuid::Uuid::now_v7().simple().to_string() }
+    }
+}
+
+impl std::fmt::Display for Owner {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "opik-offline {} (pid {})", self.role, self.pid)
+    }
+}
+
+/// The right to replay one store. Worth nothing once [`StoreError::LeaseLost`] was seen.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Lease {
+    /// Who has it.
+    pub owner: Owner,
+    /// Grows with every acquisition; what an older one writes is refused.
+    pub epoch: i64,
+}
+
+/// Names the bytes of an attachment in one store while they belong to no message; never used twice.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct AttachmentId(pub i64);
+
+/// A row of an SDK's file, as it is to be stored.
+#[derive(Clone, Debug)]
+pub struct SalvagedRow {
+    /// The digest by which the row is recognised, in whatever file it lies.
+    pub row: Sha256,
+    /// What is stored of it.
+    pub message: Message,
+    /// Why it can't be sent; `None` when it waits for replay.
+    pub rejected: Option<LastAnswer>,
+    /// The bytes of its file, for attachments.
+    pub file: Option<(AttachmentId, Attachment)>,
+}
+
+/// Names a lane in one store.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct LaneId(pub i64);
+
+/// What stands before a new write.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Ahead {
+    /// Messages of its lane that still have to reach the server.
+    pub messages: u64,
+    /// Whether one of them is, or may be, one that the write must not overtake ([`crate::message::conflict`]), or the write
+    /// depends on a create that the server refused.
+    pub conflicting: bool,
+    /// Whether something waits, and the lane is held.
+    pub held: bool,
+    /// Buckets of the lane that are limited; none while nothing waits.
+    pub limited: Buckets,
+}
+
+impl Ahead {
+    /// A write that touches more entities than this is taken to conflict with whatever waits.
+    pub const TOUCHES_MAX: usize = 256;
+}
+
+/// Why a lane is not replayed, and until when.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Hold {
+    /// When it is tried again, in milliseconds since the Unix epoch.
+    pub until_ms: i64,
+    /// Why, for people; names no key.
+    pub reason: String,
+    /// Whether one message is to try the lane before the rest follows (an expired key), or all may go (a rate limit).
+    pub probe: bool,
+    /// The status of the answer that it is held for; `None` when none came, and for holds of earlier versions.
+    pub status: Option<u16>,
+    /// What is held of the lane, where it is not all: the bucket of a rate limit. Over once its time is.
+    pub bucket: Option<Bucket>,
+}
+
+impl Hold {
+    /// Returns whether the server refused the lane's credential: another one may be let in.
+    pub fn is_credential_refused(&self) -> bool {
+        matches!(self.status, Some(401 | 403))
+    }
+}
+
+/// A lane with messages to replay.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LaneWork {
+    /// Its name in this store.
+    pub id: LaneId,
+    /// Whose messages they are.
+    pub lane: Lane,
+    /// How many failed messages the filter selects.
+    pub failed: u64,
+    /// The earliest time at which one of them may be claimed, in milliseconds since the Unix epoch; past or now when
+    /// one may be at once, `i64::MAX` when all wait for what is in flight or for what the filter does not select. Takes
+    /// the hold into account.
+    pub due_at_ms: i64,
+    /// The hold in force, or the last one that ended without a success since.
+    pub hold: Option<Hold>,
+    /// The rate limits in force, one for each bucket at most.
+    pub limits: Vec<Hold>,
+    /// A refused create for which all of them wait, when nothing else keeps them: no message of the lane is in flight, and
+    /// time alone frees none.
+    pub waits_for: Option<MessageId>,
+}
+
+impl LaneWork {
+    /// Returns why messages of the lane wait: its hold, then its limits.
+    pub fn holds(&self) -> impl Iterator<Item = &Hold> {
+        self.hold.iter().chain(&self.limits)
+    }
+
+    /// Returns why the whole lane waits, if it does.
+    ///
+    /// A limit of one bucket holds the lane only while nothing else of it may be sent.
+    pub fn held_as_a_whole(&self, now_ms: i64) -> Option<&Hold> {
+        let limit = || self.limits.iter().max_by_key(|limit| limit.until_ms).filter(|_| self.due_at_ms > now_ms);
+        self.hold.as_ref().or_else(limit)
+    }
+}
+
+/// How much one claim may take.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ClaimLimits {
+    /// Messages at most.
+    pub messages_max: usize,
+    /// Bytes of bodies at most.
+    pub bytes_max: u64,
+}
+
+/// What came of [`super::Replay::claim`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Claim {
+    /// These messages are to be sent now; none when nothing is due.
+    Taken(Vec<Claimed>),
+    /// The next message is larger than what may be taken.
+    TooLarge {
+        /// The bytes of its body, as sent.
+        bytes: u64,
+    },
+}
+
+impl Claim {
+    /// Returns the messages that were claimed.
+    pub fn into_messages(self) -> Vec<Claimed> {
+        match self {
+            Self::Taken(messages) => messages,
+            Self::TooLarge { .. } => Vec::new(),
+        }
+    }
+}
+
+/// What became of one claimed message.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// The server confirmed it: it is deleted.
+    Delivered,
+    /// It waits for another try, not before `next_attempt_at_ms` (Unix epoch; 0: at once).
+    Failed {
+        /// When it may be claimed again.
+        next_attempt_at_ms: i64,
+        /// Whether this counts as an attempt of its own; it does not when the fault was the connection's or the lane's.
+        counts: bool,
+        /// The server's answer or the failure, for people; `None` when the message was not sent.
+        answer: Option<LastAnswer>,
+    },
+    /// The server refused it for good: kept until a person replays or purges it.
+    Rejected {
+        /// The server's words.
+        answer: LastAnswer,
+    },
+    /// The server refused it for the time in its ids: kept, and tried again now and then.
+    Held {
+        /// The server's words.
+        answer: LastAnswer,
+    },
+    /// It was divided. What these parts don't carry was delivered; each of them takes the message's place in the order,
+    /// as a message with an id of its own.
+    Divided {
+        /// What is left of it, in the order of its items; at least one.
+        parts: Vec<Part>,
+    },
+}
+
+impl Outcome {
+    /// Returns how many messages this leaves rejected.
+    pub fn rejected_messages(&self) -> usize {
+        match self {
+            Self::Rejected { .. } => 1,
+            Self::Divided { parts } => parts.iter().filter(|part| part.rejected.is_some()).count(),
+            Self::Delivered | Self::Failed { .. } | Self::Held { .. } => 0,
+        }
+    }
+
+    /// Returns how many messages this leaves held.
+    pub fn held_messages(&self) -> usize {
+        match self {
+            Self::Held { .. } => 1,
+            Self::Divided { parts } => parts.iter().filter(|part| part.held.is_some()).count(),
+            Self::Delivered | Self::Failed { .. } | Self::Rejected { .. } => 0,
+        }
+    }
+}
+
+/// A part of a message that was divided.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Part {
+    /// What to send.
+    pub request: Request,
+    /// What it is about.
+    pub touches: Vec<Touch>,
+    /// How many items it carries.
+    pub items: u32,
+    /// The server's words when it refused this part for good; `None` when it waits for another try.
+    pub rejected: Option<LastAnswer>,
+    /// The server's words when it refused this part for the time in its ids, which is then its status.
+    pub held: Option<LastAnswer>,
+}
+
+impl Part {
+    /// Returns the status that it is stored with, and the server's words to it.
+    pub fn status(&self) -> (MessageStatus, Option<&LastAnswer>) {
+        match (&self.rejected, &self.held) {
+            (Some(answer), _) => (MessageStatus::Rejected, Some(answer)),
+            (None, Some(answer)) => (MessageStatus::Held, Some(answer)),
+            (None, None) => (MessageStatus::Failed, None),
+        }
+    }
+}
+
+/// The last answer to a message.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LastAnswer {
+    /// The status, or `None` when no answer came.
+    pub status: Option<u16>,
+    /// The body's beginning, or what failed. At most [`LastAnswer::TEXT_BYTES_MAX`] bytes are kept.
+    pub text: String,
+    /// When, in milliseconds since the Unix epoch.
+    pub at_ms: i64,
+}
+
+impl LastAnswer {
+    /// How much of an answer is kept, in bytes.
+    pub const TEXT_BYTES_MAX: usize = 4096;
+
+    /// Returns the part of the text that is kept: whole characters, at most [`LastAnswer::TEXT_BYTES_MAX`] bytes.
+    pub fn text_kept(&self) -> &str {
+        let mut end = self.text.len().min(Self::TEXT_BYTES_MAX);
+        while !self.text.is_char_boundary(end) {
+            end -= 1;
+        }
+        &self.text[..end]
+    }
+}
