@@ -308,7 +308,7 @@ fn an_xfs_that_another_program_filled_is_left_by_delivering() {
 }
 
 #[test]
-fn what_keeps_a_store_from_being_written_is_named_and_nothing_acknowledged_is_lost() {
+fn obstacles_to_writing_are_named_and_lose_nothing_acknowledged() {
     // The last words are those by which a person knows what to do.
     for (obstacle, mend, words) in [
         ("chattr +i \"$0\"/opik_messages.db", "chattr -i \"$0\"/opik_messages.db", "chattr -i"),

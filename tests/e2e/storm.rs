@@ -414,11 +414,11 @@ fn setting(default: &str) -> String {
 }
 
 #[test]
-fn whatever_the_server_does_what_clients_were_told_is_true() {
+fn every_answer_to_a_client_is_true_under_any_server_faults() {
     storm(&setting("1:50:6"), 1);
 }
 
 #[test]
-fn two_agents_on_one_store_keep_what_both_have_told() {
+fn two_agents_on_one_store_keep_the_promises_of_both() {
     storm(&setting("2:40:6"), 2);
 }
