@@ -4,13 +4,13 @@
 use std::io::{BufRead, BufReader};
 use std::process::{Child, Stdio};
 
-use crate::degraded::a_limit_on_the_size_of_files_is_survived_and_nothing_acknowledged_is_lost;
 use crate::support::agent::{Agent, Home};
 use crate::support::fake_opik::FakeOpik;
 use crate::support::http::{Client, Request};
 use crate::support::ledger::ClientLedger;
 use crate::support::not_run::not_run;
 use crate::support::{PATIENCE, noise, uuid7, wait_until};
+use crate::unusable_store::a_limit_on_the_size_of_files_is_survived_and_nothing_acknowledged_is_lost;
 use crate::writes::{Told, create, trace, update};
 
 /// A small file system in place of a home directory, for processes that enter the namespace in which it is mounted.

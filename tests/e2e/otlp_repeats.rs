@@ -6,7 +6,7 @@ use std::collections::BTreeSet;
 
 use serde_json::{Value, json};
 
-use crate::chaos::Dice;
+use crate::durability::Dice;
 use crate::support::PATIENCE;
 use crate::support::agent::Agent;
 use crate::support::fake_opik::otlp::Version;

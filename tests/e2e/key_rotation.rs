@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use rustix::process::Signal;
 
-use crate::chaos::Dice;
+use crate::durability::Dice;
 use crate::encryption::{KEYS, configure};
 use crate::support::agent::{Agent, Home};
 use crate::support::fake_opik::FakeOpik;

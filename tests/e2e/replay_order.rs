@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::json;
 
-use crate::chaos::Dice;
+use crate::durability::Dice;
 use crate::support::agent::{Agent, Home};
 use crate::support::fake_opik::check::{Change, Fields};
 use crate::support::fake_opik::{FakeOpik, Then, When};
