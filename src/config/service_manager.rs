@@ -4,7 +4,8 @@
 use std::ffi::{OsStr, OsString};
 use std::time::Duration;
 
-use super::{BadValue, ConfigError, Environment, Source};
+use super::error::{BadValue, ConfigError};
+use super::sources::{Environment, Source};
 
 const NOTIFY_SOCKET: &str = "NOTIFY_SOCKET";
 const WATCHDOG_USEC: &str = "WATCHDOG_USEC";
