@@ -219,7 +219,7 @@ impl MessagePages<'_> {
     /// # Errors
     ///
     /// Fails if the store can't be read.
-    pub fn next(&mut self) -> Result<Option<Vec<ListedMessage>>, StoreError> {
+    pub fn next_page(&mut self) -> Result<Option<Vec<ListedMessage>>, StoreError> {
         let Some(store) = self.store.filter(|_| self.left > 0) else { return Ok(None) };
         let page = Page { after: self.after, limit: self.left.min(PAGE_MESSAGES), newest_first: self.newest };
         let listed = store.list(&self.filter, &page)?;
@@ -270,7 +270,7 @@ impl Follower {
         let until = newest(store)?;
         let (filter, after) = (self.filter.clone(), self.after);
         let mut pages = MessagePages { store: Some(store), filter, newest: false, left: self.left, after };
-        while let Some(page) = pages.next()? {
+        while let Some(page) = pages.next_page()? {
             page.into_iter().try_for_each(&mut each)?;
         }
         self.left = pages.left;

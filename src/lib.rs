@@ -24,7 +24,7 @@
 //! | --- | --- |
 //! | [`message`] | pure words of the domain |
 //! | [`protocol`] | pure facts about Opik's HTTP interface |
-//! | [`delivery`] | pure policy: admission, verdicts, coalescing, backoff, pacing |
+//! | [`delivery`] | pure policy: admission, verdicts, batching, backoff, pacing, lane health |
 //! | `sqlite_format` | SQLite's file format, read without SQLite |
 //! | [`store`] | bytes that survive, behind one trait |
 //! | [`sdk`] | files that killed processes of the Python SDK left behind |
@@ -39,6 +39,7 @@
 //! | [`config`] | every setting once, with its source |
 //! | [`telemetry`] | logs and metrics |
 //! | [`translate`] | the configuration as the plain values that the rooms take |
+//! | [`report`] | the reports of commands: documents for programs, text for people |
 //! | [`completion`] | values for the shell's completions |
 //! | [`cli`] | the command line |
 //! | [`terminal`] | the only place that writes to stdout and stderr: tables, progress, the pager |
@@ -68,6 +69,7 @@ pub mod overview;
 pub mod printable;
 pub mod protocol;
 pub mod replay;
+pub mod report;
 pub mod sdk;
 pub mod shutdown;
 pub mod signals;

@@ -6,6 +6,7 @@
 use std::fs::File;
 use std::io::Read as _;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use http::{HeaderMap, HeaderName, HeaderValue};
 use thiserror::Error;
@@ -27,7 +28,7 @@ use crate::replay::ReplaySettings;
 use crate::sdk::adoption::Adoption;
 use crate::store::rejected_room::{RejectedExport, RejectedRoom};
 use crate::store::room::{self, Disk};
-use crate::store::{EncryptionKey, Filter, KeyError, Keys, Limits, WhenFull};
+use crate::store::{self, EncryptionKey, Filter, KeyError, Keys, Limits, OpenMode, Store, StoreError, WhenFull};
 use crate::telemetry::log;
 use crate::upstream::route::{Proxies, Proxy, ProxyKind};
 use crate::upstream::tls::{ClientCertificate, TlsSettings};
@@ -101,6 +102,33 @@ pub fn store_keys(config: &Config) -> Result<Keys, KeyError> {
         current: key(&config.encryption_key, &config.encryption_key_file)?,
         previous: key(&config.encryption_previous_key, &config.encryption_previous_key_file)?,
     })
+}
+
+/// Opens the existing store for reading; `None` if nothing was ever stored.
+///
+/// # Errors
+///
+/// Fails if the store can't be opened.
+pub fn existing_store(config: &Config) -> Result<Option<Arc<dyn Store>>, StoreError> {
+    opened(config, OpenMode::Existing, &store_keys(config)?)
+}
+
+/// Opens the existing store even if its key is missing, for commands that need no contents.
+///
+/// # Errors
+///
+/// Fails if the store can't be opened.
+pub fn existing_store_without_key(config: &Config) -> Result<Option<Arc<dyn Store>>, StoreError> {
+    // A key that can't be used counts as missing; `healthcheck` reports why.
+    opened(config, OpenMode::WithoutKey, &store_keys(config).unwrap_or_default())
+}
+
+fn opened(config: &Config, mode: OpenMode, keys: &Keys) -> Result<Option<Arc<dyn Store>>, StoreError> {
+    match store::open_with(&config.db.value, mode, store_limits(config), keys) {
+        Ok(store) => Ok(Some(store)),
+        Err(StoreError::Missing { .. }) => Ok(None),
+        Err(error) => Err(error),
+    }
 }
 
 /// Returns how the server is reached, for a command that needs it.

@@ -6,16 +6,18 @@ use clap::Args;
 use serde::Serialize;
 
 use super::selection::{duration, refuse_jsonl};
-use super::status::RunningAgent;
-use super::{Common, Exit, Failure, configuration, existing_store_without_key, stop_on_signals, translate, upstream};
+use super::{Common, Exit, Failure, configuration, stop_on_signals, translate, upstream};
 use crate::agent::files;
 use crate::agent::wrapped::store_option;
 use crate::config::{Config, ConfigFile};
 use crate::health::{Check, FailureCause, Finding, Health, until_healthy};
 use crate::intake::workers::Workers;
 use crate::message::Lane;
+use crate::overview::asked::{AskedAgent, degraded_text};
 use crate::printable;
+use crate::report::orphans::orphans;
 use crate::shutdown::Shutdown;
+use crate::store::AgentRecord;
 use crate::terminal::progress;
 use crate::terminal::render::{Renderer, StatusMark, hanging, three_columns};
 use crate::terminal::{OutputStream, Shown};
@@ -231,7 +233,7 @@ fn checks(config: &Config, health: &Health<'_>) -> Vec<Check> {
     checks.extend(misconfigurations(config));
     checks.extend(health.checks());
     checks.push(agent(config));
-    let orphans = super::salvage::orphans().into_iter();
+    let orphans = orphans().into_iter();
     checks.extend(orphans.map(|orphan| Check::warning("orphaned", orphan.text(), orphan.hint())));
     checks
 }
@@ -259,9 +261,9 @@ fn misconfigurations(config: &Config) -> Vec<Check> {
 }
 
 fn agent(config: &Config) -> Check {
-    let records = existing_store_without_key(config).ok().flatten().and_then(|store| store.condition().ok());
+    let records = translate::existing_store_without_key(config).ok().flatten().and_then(|store| store.condition().ok());
     let records = records.map(|condition| condition.agents).unwrap_or_default();
-    match super::status::running_agent(config, &records) {
+    match running_agent(config, &records) {
         Some(RunningAgent { listen, store_problem: Some(problem), .. }) => {
             let text = format!("running on {listen}, but it {problem}");
             Check::warning("agent", text, "repair the store; the agent retries on its own")
@@ -317,4 +319,27 @@ fn people(renderer: &Renderer, report: &HealthReport, quiet: bool) -> Shown {
         }
     }
     shown
+}
+
+/// A running agent, as `healthcheck` sees it.
+struct RunningAgent {
+    /// Where it listens.
+    listen: String,
+    /// Why it can't use its store, if so.
+    store_problem: Option<String>,
+    /// Why its store is full, if it is.
+    store_full: Option<String>,
+    /// The limits that follow from too few file descriptors, and what to do.
+    files_problem: Option<String>,
+}
+
+/// Returns the running agent, if there is one.
+fn running_agent(config: &Config, records: &[AgentRecord]) -> Option<RunningAgent> {
+    let agent = AskedAgent::ask(records, config.listen.value)?;
+    Some(RunningAgent {
+        store_problem: degraded_text(agent.live_writes.as_deref(), agent.store_problem.as_deref()),
+        listen: agent.overview.listen,
+        store_full: agent.store_full,
+        files_problem: agent.overview.files_problem,
+    })
 }

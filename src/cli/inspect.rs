@@ -8,7 +8,7 @@ use std::time::Duration;
 use clap::Args;
 
 use super::selection::{SelectionArgs, id, number};
-use super::{Common, Exit, Failure, configuration, existing_store, stop_on_signals};
+use super::{Common, Exit, Failure, configuration, stop_on_signals, translate};
 use crate::config::{Config, ProcessEnvironment, pager};
 use crate::export::{
     ExportedHeader, Follower, ListedAnswer, ListedMessage, MessagePages, WholeMessage, is_counted_slowly, json_line,
@@ -122,7 +122,7 @@ pub fn run(common: &Common, args: &InspectArgs) -> Result<(), Failure> {
     if let Some(file) = &args.from {
         return super::salvage::list(common, file, args.owner.as_deref(), limit);
     }
-    let store = existing_store(&config)?;
+    let store = translate::existing_store(&config)?;
     if args.follow {
         return follow(&renderer, &config, store, args.selection.filter(now_ms()), limit);
     }
@@ -205,7 +205,7 @@ impl<'a> MessageList<'a> {
 
     fn write_json_lines(&self, output: &mut Output) -> Result<(), Failure> {
         let mut pages = self.pages();
-        while let Some(lines) = pages.next()? {
+        while let Some(lines) = pages.next_page()? {
             // Neither a write for each of a million lines, nor a page of bodies in memory.
             let mut pending = String::new();
             for line in lines {
@@ -229,7 +229,7 @@ impl<'a> MessageList<'a> {
         output.machine("{\n  \"schema_version\": 1,\n  \"messages\": [")?;
         let mut separator = "\n";
         let mut pages = self.pages();
-        while let Some(lines) = pages.next()? {
+        while let Some(lines) = pages.next_page()? {
             let mut page = String::new();
             for line in &lines {
                 let line = serde_json::to_string_pretty(line).map_err(io::Error::other)?;
@@ -245,7 +245,7 @@ impl<'a> MessageList<'a> {
     fn write_yaml(&self, output: &mut Output) -> Result<(), Failure> {
         let mut head = "schema_version: 1\nmessages:\n";
         let mut pages = self.pages();
-        while let Some(lines) = pages.next()? {
+        while let Some(lines) = pages.next_page()? {
             let lines = yaml::to_string(&lines).map_err(io::Error::other)?;
             output.machine(&(std::mem::take(&mut head).to_owned() + &lines))?;
         }
@@ -256,7 +256,7 @@ impl<'a> MessageList<'a> {
     fn write_table(&self, output: &mut Output) -> Result<(), Failure> {
         let mut shown = 0;
         let mut pages = self.pages();
-        while let Some(lines) = pages.next()? {
+        while let Some(lines) = pages.next_page()? {
             shown += lines.len();
             output.show(&lines_text(self.renderer, &lines))?;
         }
@@ -295,7 +295,7 @@ fn follow(
         let is_unproven = store::unproven(&config.db.value).is_some();
         store = match store {
             Some(_) if is_unproven => None,
-            None if !is_unproven => existing_store(config)?,
+            None if !is_unproven => translate::existing_store(config)?,
             as_before => as_before,
         };
         if let Some(store) = store.as_deref() {

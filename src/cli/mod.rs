@@ -9,11 +9,9 @@
 
 mod agent;
 mod failure;
-mod groups;
 mod healthcheck;
 mod inspect;
 mod purge;
-mod readback;
 mod reassign;
 mod replay;
 mod salvage;
@@ -23,7 +21,6 @@ mod status;
 use std::ffi::OsString;
 use std::io::BufRead as _;
 use std::process::ExitCode;
-use std::sync::Arc;
 
 use clap::builder::PossibleValue;
 use clap::error::{ContextKind, ContextValue, ErrorKind};
@@ -34,7 +31,6 @@ use crate::config::{Config, Flags, LogLevel, ProcessEnvironment, is_no_color_set
 use crate::printable;
 use crate::shutdown::Shutdown;
 use crate::signals;
-use crate::store::{self, Keys, OpenMode, Store, StoreError};
 use crate::telemetry::log::{self, LogFile};
 use crate::terminal::progress;
 use crate::terminal::render::{OutputFormat, Renderer};
@@ -320,25 +316,6 @@ fn stop_on_signals(shutdown: &Shutdown) -> Result<(), Failure> {
 /// Ends the process at once, as interrupted.
 fn exit_interrupted() {
     std::process::exit(i32::from(Exit::Interrupted as u8));
-}
-
-/// Opens the existing store for reading; `None` if nothing was ever stored.
-fn existing_store(config: &Config) -> Result<Option<Arc<dyn Store>>, StoreError> {
-    opened(config, OpenMode::Existing, &translate::store_keys(config)?)
-}
-
-/// Opens the existing store even if its key is missing, for commands that need no contents.
-fn existing_store_without_key(config: &Config) -> Result<Option<Arc<dyn Store>>, StoreError> {
-    // A key that can't be used counts as missing; `healthcheck` reports why.
-    opened(config, OpenMode::WithoutKey, &translate::store_keys(config).unwrap_or_default())
-}
-
-fn opened(config: &Config, mode: OpenMode, keys: &Keys) -> Result<Option<Arc<dyn Store>>, StoreError> {
-    match store::open_with(&config.db.value, mode, translate::store_limits(config), keys) {
-        Ok(store) => Ok(Some(store)),
-        Err(StoreError::Missing { .. }) => Ok(None),
-        Err(error) => Err(error),
-    }
 }
 
 /// Returns connections to the server.

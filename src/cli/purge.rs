@@ -3,10 +3,10 @@
 use clap::Args;
 use serde::Serialize;
 
-use super::groups::{GroupRow, groups, oldest, preview_text, sums_text};
 use super::selection::{SelectionArgs, refuse_jsonl};
-use super::{Common, Exit, Failure, configuration, confirm, existing_store_without_key, stop_on_signals};
+use super::{Common, Exit, Failure, configuration, confirm, stop_on_signals, translate};
 use crate::figures::{count, size};
+use crate::report::groups::{GroupRow, groups, oldest, preview_text, sums_text};
 use crate::shutdown::Shutdown;
 use crate::store::{self, Filter, Purged, Store, StoreError, now_ms};
 use crate::terminal::progress::ProgressDisplay;
@@ -79,7 +79,7 @@ pub fn run(common: &Common, args: &PurgeArgs) -> Result<(), Failure> {
     if !args.dry_run {
         store::prove(&config.db.value)?;
     }
-    let Some(store) = existing_store_without_key(&config)? else {
+    let Some(store) = translate::existing_store_without_key(&config)? else {
         return Ok(renderer.result(&nothing_done, |_, _| Shown::line(nothing(true)))?);
     };
     let would = selected(store.as_ref(), &filter)?;

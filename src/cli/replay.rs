@@ -7,8 +7,6 @@ use std::time::{Duration, Instant};
 use clap::Args;
 use serde::Serialize;
 
-use super::groups::{GroupRow, groups, oldest, preview_text, sums_text};
-use super::readback::Readback;
 use super::reassign::{self, ReassignArgs, Reassigned};
 use super::salvage::{self, Given, take_in};
 use super::selection::{SelectionArgs, duration, number_from_one, refuse_jsonl};
@@ -19,6 +17,8 @@ use crate::delivery::id_window::REMEDY;
 use crate::figures::count;
 use crate::replay::report::rate_and_eta;
 use crate::replay::session::{Conclusion, Ending, ProgressListener, Session, SessionSettings, reassignment};
+use crate::report::groups::{GroupRow, groups, oldest, preview_text, sums_text};
+use crate::report::readback::Readback;
 use crate::shutdown::Shutdown;
 use crate::store::now_ms;
 use crate::terminal::progress::ProgressDisplay;

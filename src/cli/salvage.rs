@@ -2,22 +2,20 @@
 
 use std::io;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
 use serde::Serialize;
 
-use super::{Common, Exit, Failure, existing_store, stop_on_signals, translate};
+use super::{Common, Exit, Failure, stop_on_signals, translate};
 use crate::config::{Config, ProcessEnvironment, temp_dir};
-use crate::figures::{count, short_duration, size};
+use crate::figures::{count, size};
 use crate::message::Server;
 use crate::sdk::conversion::{RowSummary, describe, status_name};
-use crate::sdk::file::{SdkFile, StoredRow, count_rows};
-use crate::sdk::orphan;
+use crate::sdk::file::{SdkFile, StoredRow};
 use crate::sdk::salvage::{SalvageError, is_agent_at};
-use crate::sdk::sources::{SalvagedFile, Sources, SourcesError, files_named, without_repeats};
+use crate::sdk::sources::{SalvagedFile, SourceFiles, SourcesError, files_named, without_repeats};
 use crate::sdk::trust::{AttachmentFolders, FileOwner};
 use crate::shutdown::Shutdown;
-use crate::store::{self, OpenMode, now_ms};
+use crate::store::{self, OpenMode};
 use crate::terminal::Shown;
 use crate::terminal::pager::Output;
 use crate::terminal::progress;
@@ -106,7 +104,7 @@ pub fn take_in(
 ) -> Result<(Vec<SourceReport>, bool), Failure> {
     let owner = owner(given.owner)?;
     let (paths, mut failed) = expand(given.files);
-    let sources = Sources {
+    let sources = SourceFiles {
         owner,
         scratch: &temp_dir(&ProcessEnvironment),
         attachments: given.attachments,
@@ -118,7 +116,7 @@ pub fn take_in(
     };
     let open = || {
         if dry_run {
-            return existing_store(config);
+            return translate::existing_store(config);
         }
         let (limits, keys) = (translate::store_limits(config), translate::store_keys(config)?);
         store::open_with(&config.db.value, OpenMode::CreateIfMissing, limits, &keys).map(Some)
@@ -257,49 +255,4 @@ fn rows_text(renderer: &Renderer, rows: &[Row]) -> Shown {
         ]);
     }
     table.shown()
-}
-
-/// An orphaned store, for `status` and `healthcheck`.
-#[derive(Serialize)]
-pub struct OrphanLine {
-    pub path: String,
-    /// The path itself, which may not be UTF-8.
-    #[serde(skip)]
-    file: PathBuf,
-    /// `None` if they cannot be counted without a salvage.
-    pub rows: Option<u64>,
-    pub bytes: u64,
-    pub age_seconds: u64,
-}
-
-impl OrphanLine {
-    /// Returns what was found.
-    pub fn text(&self) -> String {
-        let rows = self
-            .rows
-            .map_or("an unknown number of messages (it may be damaged)".to_owned(), |rows| count(rows, "message"));
-        let age = short_duration(Duration::from_secs(self.age_seconds));
-        format!("{}: {rows}, {}, left {age} ago by a Python process", self.path, size(self.bytes))
-    }
-
-    /// Returns what can be done about it.
-    pub fn hint(&self) -> String {
-        format!(
-            "deliver them with `opik-offline replay --from {}`",
-            crate::printable::shell_word(self.file.as_os_str())
-        )
-    }
-}
-
-/// Finds the orphaned stores of this user.
-pub fn orphans() -> Vec<OrphanLine> {
-    let found = orphan::find(&temp_dir(&ProcessEnvironment));
-    let line = |orphan: orphan::Orphan| OrphanLine {
-        rows: count_rows(&orphan.path),
-        path: orphan.path.display().to_string(),
-        file: orphan.path,
-        bytes: orphan.bytes,
-        age_seconds: u64::try_from((now_ms() - orphan.changed_at_ms) / 1000).unwrap_or(0),
-    };
-    found.into_iter().map(line).collect()
 }

@@ -1,24 +1,18 @@
 //! `opik-offline status`
 
-mod gather;
-mod report;
-mod screen;
-mod watch;
-
 use std::time::{Duration, Instant};
 
 use clap::Args;
 
-use self::gather::gather;
-use self::report::StatusReport;
-use self::watch::Watching;
 use super::selection::{duration, refuse_jsonl};
 use super::{Common, Exit, Failure, configuration, stop_on_signals, upstream_or_none};
-use crate::config::{Config, ProcessEnvironment, is_utf8_locale};
+use crate::config::{ProcessEnvironment, is_utf8_locale};
 use crate::figures::{count, short_duration};
-use crate::overview::asked::{AskedAgent, degraded_text};
+use crate::report::status::gather::gather;
+use crate::report::status::watch::Watching;
+use crate::report::status::{StatusReport, screen};
 use crate::shutdown::Shutdown;
-use crate::store::{AgentRecord, StoreError};
+use crate::store::StoreError;
 
 const AFTER_HELP: &str = "\
 Examples:
@@ -109,27 +103,4 @@ fn check_thresholds(args: &StatusArgs, report: &StatusReport, problem: Option<St
         return Err(Failure::new(Exit::Remaining, text, Some(HINT)));
     }
     Ok(())
-}
-
-/// A running agent, as `healthcheck` sees it.
-pub(super) struct RunningAgent {
-    /// Where it listens.
-    pub(super) listen: String,
-    /// Why it can't use its store, if so.
-    pub(super) store_problem: Option<String>,
-    /// Why its store is full, if it is.
-    pub(super) store_full: Option<String>,
-    /// The limits that follow from too few file descriptors, and what to do.
-    pub(super) files_problem: Option<String>,
-}
-
-/// Returns the running agent, if there is one.
-pub(super) fn running_agent(config: &Config, records: &[AgentRecord]) -> Option<RunningAgent> {
-    let agent = AskedAgent::ask(records, config.listen.value)?;
-    Some(RunningAgent {
-        store_problem: degraded_text(agent.live_writes.as_deref(), agent.store_problem.as_deref()),
-        listen: agent.overview.listen,
-        store_full: agent.store_full,
-        files_problem: agent.overview.files_problem,
-    })
 }

@@ -19,7 +19,7 @@ pub enum LaneState {
     /// The lane has no message in the store.
     Clear,
     /// No queued message shares an entity with this write, and the lane delivers: it is neither held nor failing.
-    Apart,
+    Disjoint,
     /// This write has to be queued behind earlier messages.
     Waiting,
     /// The store can't be used: no write can be stored, and one that may conflict with its messages must not pass.
@@ -52,8 +52,8 @@ pub fn admit(reachability: Reachability, lane: LaneState) -> Admission {
     match (lane, reachability) {
         (LaneState::StoreUnusable(known), _) => unprotected(known, false),
         (LaneState::Waiting, _) => Admission::Register,
-        (LaneState::Clear | LaneState::Apart, Reachability::Unavailable) => Admission::Register,
-        (LaneState::Clear | LaneState::Apart, Reachability::Presumed) => Admission::Forward,
+        (LaneState::Clear | LaneState::Disjoint, Reachability::Unavailable) => Admission::Register,
+        (LaneState::Clear | LaneState::Disjoint, Reachability::Presumed) => Admission::Forward,
     }
 }
 
@@ -97,12 +97,12 @@ mod tests {
 
     #[test]
     fn only_writes_that_overtake_nothing_are_forwarded_to_an_available_server() {
-        use LaneState::{Apart, Clear, StoreUnusable, Waiting};
+        use LaneState::{Clear, Disjoint, StoreUnusable, Waiting};
         use Reachability::{Presumed, Unavailable};
         for (reachability, lane, expected) in [
             (Presumed, Clear, Admission::Forward),
-            (Presumed, Apart, Admission::Forward),
-            (Unavailable, Apart, Admission::Register),
+            (Presumed, Disjoint, Admission::Forward),
+            (Unavailable, Disjoint, Admission::Register),
             (Presumed, Waiting, Admission::Register),
             (Unavailable, Clear, Admission::Register),
             (Unavailable, Waiting, Admission::Register),

@@ -38,7 +38,7 @@ pub struct Situation {
 /// The condition of an estimate.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum State {
+pub enum EtaState {
     /// The backlog is empty.
     Nothing,
     /// Messages are being delivered.
@@ -73,12 +73,12 @@ pub enum Basis {
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Eta {
     /// Its condition.
-    pub state: State,
+    pub state: EtaState,
     /// Seconds that delivery takes once it runs; `None` if unknown.
     pub seconds: Option<f64>,
     /// The basis of the seconds.
     pub basis: Option<Basis>,
-    /// Seconds until delivery may run, for [`State::Held`].
+    /// Seconds until delivery may run, for [`EtaState::Held`].
     pub waits_seconds: Option<f64>,
 }
 
@@ -86,24 +86,24 @@ pub struct Eta {
 pub fn eta(now: &Situation) -> Eta {
     let none = |state| Eta { state, seconds: None, basis: None, waits_seconds: None };
     if now.waiting == 0 {
-        return none(State::Nothing);
+        return none(EtaState::Nothing);
     }
     let state = match now {
-        Situation { available: Some(false), .. } => State::ServerAway,
-        Situation { is_replayed: false, .. } => State::Idle,
-        Situation { held_for: Some(_), .. } => State::Held,
-        Situation { is_stalled: true, .. } => return none(State::Stalled),
-        _ => State::Moving,
+        Situation { available: Some(false), .. } => EtaState::ServerAway,
+        Situation { is_replayed: false, .. } => EtaState::Idle,
+        Situation { held_for: Some(_), .. } => EtaState::Held,
+        Situation { is_stalled: true, .. } => return none(EtaState::Stalled),
+        _ => EtaState::Moving,
     };
     // Messages that arrive meanwhile are delivered as well. While delivery does not run, their number is unknown.
-    let joining = if state == State::Moving { now.stored_per_second } else { 0.0 };
+    let joining = if state == EtaState::Moving { now.stored_per_second } else { 0.0 };
     let (per_second, basis) = match pace_set(now.pace) {
-        Some(set) => match now.drained_per_second.filter(|measured| state == State::Moving && *measured < set) {
+        Some(set) => match now.drained_per_second.filter(|measured| state == EtaState::Moving && *measured < set) {
             Some(measured) => (measured, Basis::Measured),
             None => (set, Basis::Set),
         },
         None => match (now.drained_per_second, now.last_per_second) {
-            (Some(measured), _) if state == State::Moving => (measured, Basis::Measured),
+            (Some(measured), _) if state == EtaState::Moving => (measured, Basis::Measured),
             (Some(last), _) | (None, Some(last)) => (last, Basis::LastReplay),
             (None, None) => {
                 let pauses = Pace::start(now.pace).pauses_for(now.waiting).as_secs_f64();
@@ -113,13 +113,13 @@ pub fn eta(now: &Situation) -> Eta {
     };
     let net = per_second - joining;
     if net <= 0.0 {
-        return none(State::Growing);
+        return none(EtaState::Growing);
     }
     Eta { seconds: Some(now.waiting as f64 / net), basis: Some(basis), ..held(none(state), now) }
 }
 
 fn held(eta: Eta, now: &Situation) -> Eta {
-    let waits = now.held_for.filter(|_| eta.state == State::Held);
+    let waits = now.held_for.filter(|_| eta.state == EtaState::Held);
     Eta { waits_seconds: waits.map(|waits| waits.as_secs_f64()), ..eta }
 }
 
@@ -142,16 +142,16 @@ impl fmt::Display for Eta {
         };
         let takes = about.map_or("nobody can tell how long it takes".to_owned(), |about| format!("{about}{pace}"));
         match self.state {
-            State::Nothing => f.write_str("nothing waits"),
-            State::Moving => f.write_str(&takes),
-            State::ServerAway => write!(f, "when the server is back: {takes}"),
-            State::Idle => write!(f, "nobody delivers it: start the agent or `opik-offline replay`; {takes}"),
-            State::Held => {
+            EtaState::Nothing => f.write_str("nothing waits"),
+            EtaState::Moving => f.write_str(&takes),
+            EtaState::ServerAway => write!(f, "when the server is back: {takes}"),
+            EtaState::Idle => write!(f, "nobody delivers it: start the agent or `opik-offline replay`; {takes}"),
+            EtaState::Held => {
                 let waits = about_in(self.waits_seconds.unwrap_or(0.0));
                 write!(f, "held, tried again {waits}; then {takes}")
             }
-            State::Growing => f.write_str("no end in sight: more is stored than delivered"),
-            State::Stalled => {
+            EtaState::Growing => f.write_str("no end in sight: more is stored than delivered"),
+            EtaState::Stalled => {
                 f.write_str("nothing gets through although the server is there: see `opik-offline inspect`")
             }
         }
@@ -197,11 +197,11 @@ mod tests {
         let there = Situation { waiting: 1000, available: Some(true), is_replayed: true, ..Situation::default() };
         let away = Situation { available: Some(false), ..there };
         for (name, situation, state, seconds, basis, text) in [
-            ("nothing waits", Situation { waiting: 0, ..away }, State::Nothing, None, None, "nothing waits"),
+            ("nothing waits", Situation { waiting: 0, ..away }, EtaState::Nothing, None, None, "nothing waits"),
             (
                 "a pace that is set is exact",
                 Situation { pace: SET, ..there },
-                State::Moving,
+                EtaState::Moving,
                 Some(10.0),
                 Some(Basis::Set),
                 "about 10s at the pace that is set",
@@ -209,7 +209,7 @@ mod tests {
             (
                 "a faster moment does not make a pace that is set faster",
                 Situation { pace: SET, drained_per_second: Some(500.0), ..there },
-                State::Moving,
+                EtaState::Moving,
                 Some(10.0),
                 Some(Basis::Set),
                 "about 10s at the pace that is set",
@@ -217,7 +217,7 @@ mod tests {
             (
                 "a slow server does make it slower",
                 Situation { pace: SET, drained_per_second: Some(10.0), ..there },
-                State::Moving,
+                EtaState::Moving,
                 Some(100.0),
                 Some(Basis::Measured),
                 "about 1m40s at the present pace",
@@ -225,7 +225,7 @@ mod tests {
             (
                 "the automatic pace is measured",
                 Situation { drained_per_second: Some(200.0), last_per_second: Some(9.0), ..there },
-                State::Moving,
+                EtaState::Moving,
                 Some(5.0),
                 Some(Basis::Measured),
                 "about 5s at the present pace",
@@ -233,7 +233,7 @@ mod tests {
             (
                 "messages that arrive meanwhile are delivered as well",
                 Situation { drained_per_second: Some(200.0), stored_per_second: 100.0, ..there },
-                State::Moving,
+                EtaState::Moving,
                 Some(10.0),
                 Some(Basis::Measured),
                 "about 10s at the present pace",
@@ -241,7 +241,7 @@ mod tests {
             (
                 "it may never end",
                 Situation { drained_per_second: Some(100.0), stored_per_second: 100.0, ..there },
-                State::Growing,
+                EtaState::Growing,
                 None,
                 None,
                 "no end in sight: more is stored than delivered",
@@ -249,7 +249,7 @@ mod tests {
             (
                 "before any measurement, the last replay's throughput counts",
                 Situation { last_per_second: Some(10.0), ..there },
-                State::Moving,
+                EtaState::Moving,
                 Some(100.0),
                 Some(Basis::LastReplay),
                 "about 1m40s at the last pace",
@@ -257,7 +257,7 @@ mod tests {
             (
                 "before the first replay, the slowest pace is known",
                 there,
-                State::Moving,
+                EtaState::Moving,
                 Some(10.0),
                 Some(Basis::Start),
                 "about 10s of pauses at most",
@@ -265,7 +265,7 @@ mod tests {
             (
                 "an outage: what joins has no end, so it is left out",
                 Situation { drained_per_second: Some(25.0), stored_per_second: 90.0, ..away },
-                State::ServerAway,
+                EtaState::ServerAway,
                 Some(40.0),
                 Some(Basis::LastReplay),
                 "when the server is back: about 40s at the last pace",
@@ -273,7 +273,7 @@ mod tests {
             (
                 "no process replays it",
                 Situation { is_replayed: false, pace: SET, ..there },
-                State::Idle,
+                EtaState::Idle,
                 Some(10.0),
                 Some(Basis::Set),
                 "nobody delivers it: start the agent or `opik-offline replay`; about 10s at the pace that is set",
@@ -281,7 +281,7 @@ mod tests {
             (
                 "every lane is held",
                 Situation { held_for: Some(Duration::from_secs(90)), pace: SET, is_stalled: true, ..there },
-                State::Held,
+                EtaState::Held,
                 Some(10.0),
                 Some(Basis::Set),
                 "held, tried again in 1m30s; then about 10s at the pace that is set",
@@ -289,7 +289,7 @@ mod tests {
             (
                 "nothing gets through",
                 Situation { is_stalled: true, last_per_second: Some(10.0), ..there },
-                State::Stalled,
+                EtaState::Stalled,
                 None,
                 None,
                 "nothing gets through although the server is there: see `opik-offline inspect`",

@@ -66,7 +66,7 @@ impl Shared {
                 // Without an entity it can't be shown to be disjoint.
                 Ok(_) if message.touches.is_empty() => return LaneState::Waiting,
                 Ok(_) if self.connection.lanes().is_failing(lane) => return LaneState::Waiting,
-                Ok(_) => return LaneState::Apart,
+                Ok(_) => return LaneState::Disjoint,
                 Err(error) => match self.slot.try_get() {
                     Ok(_) => warn!(target: "db_manager", "cannot query the store for earlier messages: {error}"),
                     Err(_) => return LaneState::StoreUnusable(self.backlog_known(&message.touches)),

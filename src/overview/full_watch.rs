@@ -94,7 +94,8 @@ impl FullWatch {
             info!(target: "db_manager", "the message store takes messages again: {}", in_words(episode));
         }
         if notes {
-            self.note(slot);
+            // The store was open a moment ago, when its condition was read; intake's threads must not open it.
+            self.note(|unnoted, since_ms| slot.try_with(|store| store.note_full(since_ms, unnoted)));
         }
     }
 
@@ -108,11 +109,12 @@ impl FullWatch {
             warn!(target: "db_manager", "the message store is still full: {}", in_words(episode));
         }
         if is_unnoted {
-            self.note(slot);
+            self.note(|unnoted, since_ms| slot.with(|store| store.note_full(since_ms, unnoted)));
         }
     }
 
-    fn note(&self, slot: &StoreSlot) {
+    /// Records the counts and the start of the episode with `write`; counts that it can't record are kept for later.
+    fn note(&self, write: impl FnOnce(u64, Option<i64>) -> Result<(), Arc<StoreError>>) {
         let (since_ms, unnoted) = {
             let mut watched = self.lock();
             watched.is_since_unnoted = false;
@@ -120,7 +122,7 @@ impl FullWatch {
             let since_ms = watched.state.episode().map(|episode| episode.since_ms);
             (since_ms, std::mem::take(&mut watched.unnoted))
         };
-        if let Err(error) = slot.with(|store| store.note_full(since_ms, unnoted)) {
+        if let Err(error) = write(unnoted, since_ms) {
             debug!(target: "db_manager", "cannot record the refused writes in the store yet: {error}");
             self.lock().unnoted += unnoted;
         }

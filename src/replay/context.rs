@@ -68,7 +68,7 @@ pub trait Observer: Sync {
 }
 
 /// One replayer's view of a store and a server.
-pub struct Replay<'a> {
+pub struct Replayer<'a> {
     /// Where the messages are.
     pub store: &'a dyn Store,
     /// Where they go.

@@ -13,7 +13,7 @@
 //! | `lease`, `workers`, `throttle`, `bounds` | may a request still be sent; who works where; pauses and limits; memory |
 //! | `state` | what is remembered between rounds, by lane: [`lane_health`](crate::delivery::lane_health) |
 //! | `otlp`, `attachment` | requests that need more than one exchange |
-//! | [`verify`], [`report`], [`reassign`] | for the command line |
+//! | [`session`], [`verify`], [`report`], [`reassign`] | for the command line |
 //!
 //! # Invariants
 //!
@@ -68,7 +68,7 @@ use std::time::{Duration, Instant};
 
 use tracing::{debug, error, warn};
 
-pub use context::{DrainEnd, Observer, Replay, ReplaySettings};
+pub use context::{DrainEnd, Observer, ReplaySettings, Replayer};
 pub use lease::LEASE_TIME_TO_LIVE;
 pub use state::ReplayState;
 
@@ -155,7 +155,7 @@ impl ReplayManager<'_> {
             }
             let round = match self.has_work(store.as_ref(), &state) {
                 Ok(false) => continue,
-                Ok(true) => Replay {
+                Ok(true) => Replayer {
                     store: store.as_ref(),
                     upstream: self.upstream,
                     connection: self.connection,

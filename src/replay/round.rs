@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use tracing::{debug, info};
 
-use super::context::{DrainEnd, Replay};
+use super::context::{DrainEnd, Replayer};
 use super::lane::{LaneWorker, claim_bytes_max};
 use super::lease::LeaseKeeper;
 use super::sender::Sender;
@@ -27,7 +27,7 @@ pub(super) fn has_held(store: &dyn Store, servers: &[Server]) -> Result<bool, St
     Ok(store.backlog(&held)?.messages() > 0)
 }
 
-impl Replay<'_> {
+impl Replayer<'_> {
     /// Replays all that is due, until nothing is, and returns how it ended.
     ///
     /// # Errors
@@ -158,7 +158,7 @@ impl Replay<'_> {
 
 /// A round in progress, as its coordinator sees it.
 struct Round<'r> {
-    replay: &'r Replay<'r>,
+    replay: &'r Replayer<'r>,
     keeper: &'r LeaseKeeper<'r>,
     gate: &'r PauseGate,
     quota: &'r MessageQuota,

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use tracing::{debug, info};
 
-use super::context::Replay;
+use super::context::Replayer;
 use super::lease::LeaseKeeper;
 use crate::delivery::lane_health::{Decision, Event, LaneTurn};
 use crate::message::{MessageId, MessageType, Request};
@@ -18,7 +18,7 @@ pub(super) const CONTENT_BYTES_MAX: u64 = 64 * 1024 * 1024;
 
 /// Sends for one lane.
 pub(super) struct Sender<'a> {
-    pub replay: &'a Replay<'a>,
+    pub replay: &'a Replayer<'a>,
     pub keeper: &'a LeaseKeeper<'a>,
     pub work: LaneWork,
 }

@@ -145,7 +145,7 @@ impl FinalReading {
         self.reasons.clear();
         let mut asked_wait = Duration::ZERO;
         for (lane, mut readback) in std::mem::take(&mut self.open) {
-            let reader = LaneReader { upstream, lane: &lane, shutdown };
+            let reader = EntityReader { upstream, lane: &lane, shutdown };
             let result = match shutdown.is_requested() {
                 true => Err(Unreadable::Later("interrupted".to_owned(), None)),
                 false => reader.check(&mut readback, true),
@@ -274,7 +274,7 @@ impl Observer for Verifier<'_> {
         }
         if readback.expected.len() >= readback.check_at.max(CHECK_AT) {
             // An entity that can't be read now is read at the end, where failures are reported.
-            let reader = LaneReader { upstream: self.upstream, lane, shutdown: &Shutdown::new() };
+            let reader = EntityReader { upstream: self.upstream, lane, shutdown: &Shutdown::new() };
             let _ = reader.check(&mut readback, false);
             readback.check_at = readback.expected.len() + CHECK_AT;
             let LaneReadback { expected, creates, .. } = &mut readback;
@@ -313,13 +313,13 @@ fn single_creates(message_type: MessageType, request: &Request) -> Vec<((Kind, S
 }
 
 /// Reads the entities of one lane.
-struct LaneReader<'a> {
+struct EntityReader<'a> {
     upstream: &'a Upstream,
     lane: &'a Lane,
     shutdown: &'a Shutdown,
 }
 
-impl LaneReader<'_> {
+impl EntityReader<'_> {
     /// Sends the creates of partial rows again, singly; returns how long the server asks to wait.
     fn repair(&self, readback: &mut LaneReadback) -> Duration {
         let partial = readback.expected.iter().filter(|(.., expected)| expected.is_partial);

@@ -41,7 +41,7 @@ pub struct SalvagedFile {
 
 /// How files are salvaged.
 #[derive(Clone, Copy)]
-pub struct Sources<'a> {
+pub struct SourceFiles<'a> {
     /// The user who owns them.
     pub owner: FileOwner,
     /// A folder for temporary files.
@@ -60,7 +60,7 @@ pub struct Sources<'a> {
     pub shutdown: &'a Shutdown,
 }
 
-impl Sources<'_> {
+impl SourceFiles<'_> {
     /// Salvages each file. A file that fails costs the others nothing: its error goes to `report`.
     ///
     /// `open` opens the store; it is not called before there is a file to store. In a dry run it may return `None`.

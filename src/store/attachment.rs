@@ -13,7 +13,8 @@ use super::traits::{Attachments, Store};
 use super::work::AttachmentId;
 use crate::message::{Attachment, Message, MessageId, Sha256};
 
-/// Bytes of a piece: large enough that a file of 500 MB costs a thousand commits, small enough that nobody waits for one.
+/// Bytes of a piece: large enough that a file of 500 MB costs a thousand commits, small enough that nobody waits for
+/// one.
 pub const PIECE_BYTES: usize = 512 * 1024;
 
 /// Writes the bytes of an attachment while they arrive. Dropped before it was registered, it removes them.
@@ -26,7 +27,7 @@ where
 {
     store: S,
     attachment: AttachmentId,
-    /// What came since the last whole piece.
+    /// The bytes received since the last whole piece.
     rest: Vec<u8>,
     pieces: u32,
     bytes: u64,
@@ -39,7 +40,7 @@ where
     S: Deref,
     S::Target: Attachments,
 {
-    /// Begins an attachment of so many bytes, where that is known.
+    /// Begins an attachment of `bytes_expected` bytes, if that is known.
     ///
     /// # Errors
     ///
@@ -54,7 +55,7 @@ where
     ///
     /// # Errors
     ///
-    /// As [`Attachments::add_piece`]. The attachment is of no use any more.
+    /// As [`Attachments::add_piece`]. The attachment is then unusable.
     pub fn write(&mut self, mut bytes: &[u8]) -> Result<(), StoreError> {
         self.bytes += bytes.len() as u64;
         self.digest.update(bytes);
@@ -128,8 +129,8 @@ where
 
 /// Reads a range of an attachment's bytes.
 ///
-/// A failure of the store is an [`io::Error`] to whoever reads, and stays here for whoever wants to know why reading
-/// ended ([`AttachmentReader::failure`]).
+/// A failure of the store is an [`io::Error`] for the reader; [`AttachmentReader::failure`] returns the store's own
+/// error.
 pub struct AttachmentReader<'s> {
     store: &'s dyn Store,
     message: MessageId,

@@ -3,8 +3,8 @@
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 /// Returns a reading of the clock that leases are measured on: nobody sets it, and it runs on while the machine sleeps
-/// (`CLOCK_BOOTTIME`). [`std::time::Instant`] stands still then, so that whoever measured a lease on it would believe in
-/// one that ended in the night. Systems other than Linux have no such clock; there the monotonic one stands in.
+/// (`CLOCK_BOOTTIME`). [`std::time::Instant`] stops then, so a process that measured a lease on it would believe in one
+/// that expired in the night. Systems other than Linux have no such clock; there the monotonic one is used.
 pub fn since_boot() -> Duration {
     #[cfg(target_os = "linux")]
     let clock = rustix::time::ClockId::Boottime;

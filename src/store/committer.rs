@@ -12,8 +12,8 @@
 //!
 //! # Limits
 //!
-//! The queue holds at most [`QUEUE_MESSAGES_MAX`] messages and [`QUEUE_BYTES_MAX`] bytes of bodies; past that a message is
-//! refused at once ([`CommitError::Busy`]), and the client still has it. One commit takes at most
+//! The queue holds at most [`QUEUE_MESSAGES_MAX`] messages and [`QUEUE_BYTES_MAX`] bytes of bodies; past that a message
+//! is refused at once ([`CommitError::Busy`]), and the client still has it. One commit takes at most
 //! [`COMMIT_MESSAGES_MAX`] messages and [`COMMIT_BYTES_MAX`] bytes, or one message, whatever its size.
 
 use std::collections::VecDeque;
@@ -60,8 +60,8 @@ pub enum CommitError {
 
 /// Called with the message's id once it is durable, or with the reason why it is not stored.
 ///
-/// Dropped uncalled when storing fails by a fault of our own: then nobody may be told that it was stored. It runs on the
-/// committing thread, so it hands the answer on and does nothing else.
+/// Dropped uncalled when storing fails by a fault of our own: then nobody may be told that it was stored. It runs on
+/// the committing thread, so it hands the answer on and does nothing else.
 pub type OnDone = Box<dyn FnOnce(Result<MessageId, CommitError>) + Send>;
 
 /// Gathers registrations from many threads into few commits.

@@ -16,12 +16,12 @@ pub enum StoreError {
         /// Where it was looked for.
         at: Location,
     },
-    /// The path is no place for a store: a directory, another kind of file, somebody else's database.
+    /// There is something else: a directory, another kind of file, another program's database.
     #[error("{at} is not a message store: {reason}")]
     NotAStore {
         /// The path given.
         at: Location,
-        /// What stands there instead.
+        /// What is there instead.
         reason: String,
     },
     /// A newer opik-offline wrote it; it was left untouched.
@@ -34,7 +34,7 @@ pub enum StoreError {
         /// The newest that we know.
         known: i64,
     },
-    /// An older opik-offline uses it, which would misread what a newer one writes: its schema is left as it is until then.
+    /// An older opik-offline uses it and would misread what a newer one writes: it is migrated once that one has ended.
     #[error(
         "the message store {at} has schema version {found} and is in use by an older opik-offline{}; it is brought up \
          to version {known} once that has ended", by_pids(.pids)
@@ -44,9 +44,9 @@ pub enum StoreError {
         at: Location,
         /// Its `user_version`.
         found: i64,
-        /// The version that it is to have.
+        /// The version that it will be migrated to.
         known: i64,
-        /// The processes that announced themselves and run; empty where none can be seen.
+        /// The running processes that announced themselves; empty if none can be seen.
         pids: Vec<u32>,
     },
     /// The file is damaged.
@@ -65,7 +65,7 @@ pub enum StoreError {
         /// What the system says.
         reason: String,
     },
-    /// A write or a sync failed: what it holds has to be written anew and synced before it is used again.
+    /// A write or a sync failed: the store has to be rewritten and synced before it is used again.
     #[error(
         "cannot use the message store {at} after an error of the disk: {reason}; \
          it is used again once its log was written anew and synced"
@@ -76,19 +76,19 @@ pub enum StoreError {
         /// What failed.
         reason: String,
     },
-    /// A limit of ours would be passed.
+    /// A limit of ours would be exceeded.
     #[error("the message store {at} is full: {reason}")]
     Full {
         /// The file.
         at: Location,
         /// Which limit.
         limit: FullLimit,
-        /// How many bytes of the file were asked for.
+        /// How many bytes were needed.
         needed: u64,
         /// The limit with its figures.
         reason: String,
     },
-    /// Other processes kept it locked for too long; try again.
+    /// Other processes kept it locked for too long; retry.
     #[error("the message store {at} is busy: other processes kept it locked for {waited_ms} ms")]
     Busy {
         /// The file.
@@ -123,7 +123,7 @@ pub enum StoreError {
         /// The name of the key that there is.
         given: KeyId,
     },
-    /// An earlier change of its key has not come to its end.
+    /// An earlier key rotation has not finished.
     #[error("the key of the message store {at} can't be changed: an earlier change has not come to its end")]
     TooManyKeys {
         /// The file.
@@ -146,7 +146,7 @@ fn by_pids(pids: &[u32]) -> String {
 }
 
 impl StoreError {
-    /// Returns whether the store has to be written anew and synced before it is used again.
+    /// Returns whether the store has to be rewritten and synced before it is used again.
     pub fn is_unproven(&self) -> bool {
         matches!(self, Self::Unproven { .. })
     }

@@ -7,8 +7,8 @@
 //!   taking ─────────────────────────▶ full ─────────────────────────────────────────────────────▶ taking
 //! ```
 //!
-//! A store at its limit takes a message whenever one was delivered and refuses the next: without [`QUIET`], that would be
-//! a change of state, and a log line, every time.
+//! A store at its limit takes a message whenever one was delivered and refuses the next: without [`QUIET`], that would
+//! be a change of state, and a log line, every time.
 
 use std::time::{Duration, Instant};
 

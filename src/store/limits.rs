@@ -3,9 +3,9 @@
 /// What a store may use.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
-    /// Bytes of the store's files at most.
+    /// Bytes that the store may take at most.
     pub size_max: u64,
-    /// Bytes that stay free on the disk.
+    /// Bytes that have to stay free on the disk.
     pub disk_reserve: u64,
     /// What happens to new messages when a limit is reached.
     pub when_full: WhenFull,
@@ -21,22 +21,22 @@ pub enum WhenFull {
     DropOldest,
 }
 
-/// Whether opening may make a new store.
+/// What opening a store may do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum OpenMode {
-    /// Make it, and its folder, when there is none.
+    /// Create it, and its folder, if there is none.
     CreateIfMissing,
-    /// [`super::StoreError::Missing`] when there is none. For those who only look: a damaged file stays where it is.
+    /// [`super::StoreError::Missing`] if there is none. For readers: a damaged file stays where it is.
     Existing,
-    /// The same, also when there is no key or another one: what is not sealed can be read, counted and deleted, and all
-    /// else fails as opening would.
+    /// The same, even if the key is missing or wrong: what is not encrypted can be read, counted and deleted, and
+    /// everything else fails as opening would.
     WithoutKey,
     /// The same as [`OpenMode::Existing`], and a damaged file is recovered.
     ExistingOrRecovered,
 }
 
 impl OpenMode {
-    /// Says whether a damaged file is set aside and what can be read is recovered, as the agent and `replay` do it.
+    /// Returns whether a damaged file is set aside and salvaged, as by the agent and `replay`.
     pub fn recovers(self) -> bool {
         match self {
             Self::CreateIfMissing | Self::ExistingOrRecovered => true,

@@ -1,47 +1,67 @@
 //! Bytes that survive: messages that were acknowledged and are not on the server yet.
 //!
-//! The [`Store`] trait keeps promises about bytes and order and decides nothing: what an answer means, when to retry and
-//! how fast to go are policy ([`crate::delivery`]), and neither room knows the other. No SQL, no row and no error of an
-//! engine leaves this room; [`open`] is the only place that names one. Today there is one engine, [`sqlite`], and one
-//! test double that keeps the same promises in memory.
+//! [`Store`] keeps promises about bytes and order and decides nothing: what an answer means, when to retry and how fast
+//! to go are policy ([`crate::delivery`]), and neither room knows the other. It is five small traits, one per caller:
+//! [`Intake`], [`Attachments`], [`Replay`], [`Browse`] and [`Maintain`]. No SQL, row, path or error of an engine
+//! crosses them; [`open`] is the only function that names one. There is one engine, [`sqlite`]; tests have two more in
+//! memory.
+//!
+//! ```text
+//!   intake ──▶ committer ─┐                        ┌─ open ──▶ sqlite
+//!   replay ───────────────┼─▶ slot (a store, or    │
+//!   status, upkeep ───────┘    why there is none) ─┘
+//! ```
+//!
+//! # Invariants
+//!
+//! - **Durable**: once a verb that writes has returned, its effect is on the disk. After a crash either all of a verb's
+//!   effect is there or none of it.
+//! - **Ordered**: in a lane, no message is claimed while an earlier one about the same entity is left or in flight.
+//! - **Exclusive**: only the holder of the [`Lease`] claims and settles. Every acquisition raises its epoch, a fencing
+//!   token: writes under an older epoch fail with [`StoreError::LeaseLost`].
+//! - **Complete**: a message and the bytes of its attachment are stored, and deleted, in the same commit.
+//! - **Isolated**: a message never changes its lane but by [`Maintain::adopt`] and [`Maintain::reassign`], which a
+//!   person asks for.
+//! - **Deduplicated**: a salvaged row is stored at most once, from however many copies of its file.
 //!
 //! # Order
 //!
-//! Messages leave in the order in which they were accepted, per lane. The one exception helps the user: an *update* that
-//! was accepted before the first create of its entity is put right after that create when the create arrives, because
-//! the server would let the partial record of an early PATCH win (protocol dossier, section f, rule 2; design.md,
-//! section 4). It moves only while it waits, only when no earlier create of the entity waits before it and no end of the
-//! entity waits at all, and only when it changes nothing else: its place among the messages about another entity is as
-//! good a promise. Updates of one entity keep their order, so one that may not move keeps the others. An *end* (deletion,
-//! closing) keeps its place even to messages that only refer to its entity.
+//! Messages leave in the order in which they were accepted, per lane, with one exception. An *update* that was accepted
+//! before the first create of its entity moves right behind that create when the create arrives, because the server
+//! would let the partial record of an early PATCH win (protocol dossier, section f, rule 2; design.md, section 4).
+//!
+//! It moves only while it waits, only if no earlier create of the entity is ahead of it and no end of the entity waits,
+//! and only if it changes no other entity: its position among the messages about another entity is just as much a
+//! promise. Updates of one entity keep their order, so one that may not move keeps the others in place. An *end*
+//! (deletion, closing) keeps its position even relative to messages that only refer to its entity.
 //!
 //! # Refused creates
 //!
-//! While a message that makes an entity is refused (*rejected*, or *held* for the time in its ids), later messages of its
-//! lane that touch the entity in any way are *stranded*: they wait with it, because the server would make a partial record
-//! of an update or a score, and show children without their parent. Which messages those are follows from what is stored:
-//! it is no state of theirs. They follow the create when it is requeued, and go free when it is purged, dropped or expired.
-//! A trace of OpenTelemetry strands nothing ([`EntityKey::can_strand`]).
+//! While a message that creates an entity is refused (*rejected*, or *held* for the time in its ids), later messages of
+//! its lane that touch the entity in any way are *stranded*: they wait with it, because the server would make a partial
+//! record of an update or a score, and show children without their parent. Which messages are stranded follows from
+//! what is stored; it is not a state of theirs. They follow the create when it is requeued, and become free when it is
+//! purged, dropped or expired. An OpenTelemetry trace strands nothing ([`crate::message::EntityKey::can_strand`]).
 //!
-//! Rejected messages have a share of the store ([`rejected_room`]). Beyond it the oldest go when a new message needs their
-//! room, but never a create for which a message waits: that one would go free, and leave a partial record.
+//! Rejected messages have a share of the store ([`rejected_room`]). Beyond it the oldest are evicted when a new message
+//! needs their space, but never a create that another message waits for: that message would become free and leave a
+//! partial record.
 //!
-//! A refused *repeat* of a create strands what was accepted after it as well: nothing in a store says that the entity is
+//! A refused *repeat* of a create strands the messages behind it as well: nothing in a store says that the entity is
 //! on the server already, and the repeat may be the write that completes it.
 //!
 //! # Attachments
 //!
-//! The bytes of an attachment's file may be more than memory holds, so they come in *pieces*, each in a commit of its
-//! own, and belong to no message until [`Attachments::register_attachment`] says so in the commit that makes the message:
-//! there is no message without its bytes, and bytes of an upload that never came to its end are removed.
-//! [`attachment`] reads and writes them as one stream.
+//! A file may be larger than memory, so its bytes come in *pieces*, each in a commit of its own. They belong to no
+//! message until [`Attachments::register_attachment`] links them in the commit that stores the message; the bytes of an
+//! upload that never finished are removed. [`attachment`] reads and writes them as one stream.
 //!
-//! # Who may do what
+//! # Concurrency
 //!
-//! Anyone may register, read, purge and requeue at any time, from several processes at once. Claiming and settling need
-//! the [`Lease`]: one replayer at a time per store. A lease ends by itself after its time to live, measured on a clock
-//! that no one sets, so a killed replayer is replaced; a replayer that was stopped longer than that finds
-//! [`StoreError::LeaseLost`] and writes nothing.
+//! Any process may register, read, purge and requeue at any time. Claiming and settling need the [`Lease`]: one
+//! replayer at a time per store. A lease expires after its time to live, measured on a clock that nobody sets, so a
+//! killed replayer is replaced; a replayer that was stopped for longer gets [`StoreError::LeaseLost`] and writes
+//! nothing.
 
 pub mod attachment;
 mod clock;

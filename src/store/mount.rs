@@ -2,13 +2,14 @@
 //!
 //! # What is promised where
 //!
-//! A store is a SQLite file in WAL mode. That rests on three things: a sync that reaches the disk, locks that every process
-//! sees, and a `-shm` file that all processes map as the same memory.
+//! A store is a SQLite file in WAL mode. That rests on three things: a sync that reaches the disk, locks that every
+//! process sees, and a `-shm` file that all processes map as the same memory.
 //!
-//! - On a **network file system** the last does not hold between machines: two agents on two hosts would each believe that
-//!   the store is theirs, and damage it. Processes of one host are safe with each other, as far as the mount's locks are.
-//!   Nothing shows from here whether another host uses the file, so this is warned of and not refused: a home folder on NFS
-//!   with one agent keeps what it acknowledged, and refusing would lose the very data that this tool is to keep.
+//! - On a **network file system** the last does not hold between machines: two agents on two hosts would each believe
+//!   that the store is theirs, and damage it. Processes of one host are safe with each other, as far as the mount's
+//!   locks are. Nothing shows from here whether another host uses the file, so this is warned of and not refused: a
+//!   home folder on NFS with one agent keeps what it acknowledged, and refusing would lose the very data that this tool
+//!   is to keep.
 //! - **FUSE** may be anything, from an encrypted home to a bucket; whether a sync means something is its own affair.
 //! - **tmpfs and ramfs** are memory: what is stored survives this process, and no reboot.
 //!
@@ -32,7 +33,7 @@ enum Kind {
 }
 
 impl Unsuitable {
-    /// Says what it can't keep.
+    /// Returns the promise that it can't keep.
     pub fn problem(self) -> &'static str {
         match self.kind {
             Kind::Network => "a network file system, on which processes of several machines would damage the store",
@@ -41,7 +42,7 @@ impl Unsuitable {
         }
     }
 
-    /// Says what to do.
+    /// Returns a remedy.
     pub fn hint(self) -> &'static str {
         match self.kind {
             Kind::Network => {
@@ -53,7 +54,7 @@ impl Unsuitable {
     }
 }
 
-/// Says what is to be known of a file system by the number of its type (`statfs(2)`, and `linux/magic.h`), if anything.
+/// Returns the problem of a file system of this type (`statfs(2)`, and `linux/magic.h`), if it has one.
 ///
 /// What is not named here counts as a local disk, overlayfs among them: it keeps what the file system under it keeps.
 fn judge(magic: u32) -> Option<Unsuitable> {
@@ -75,7 +76,8 @@ fn judge(magic: u32) -> Option<Unsuitable> {
     Some(Unsuitable { name, kind })
 }
 
-/// Looks at the file system of a store that is there or would be. One that can't be looked at is left to whoever opens it.
+/// Looks at the file system of a store that is there or would be. One that can't be examined is left to the process
+/// that opens it.
 pub fn look_at(path: &Path) -> Option<Unsuitable> {
     let absolute = std::path::absolute(path).ok()?;
     let found = absolute.ancestors().find(|path| path.exists())?;

@@ -1,8 +1,8 @@
 //! Stores that were moved away under a running agent, with messages in them.
 //!
 //! Whoever moved one has its messages: they are delivered when it is moved back, or named with `--db`. Until then live
-//! writes that may conflict with them would overtake them, so their clients have to wait. A moved file is found again by a
-//! descriptor that only names it (`O_PATH`): closing that drops none of the locks that SQLite holds on the file.
+//! writes that may conflict with them would overtake them, so their clients have to wait. A moved file is found again
+//! by a descriptor that only names it (`O_PATH`): closing that drops none of the locks that SQLite holds on the file.
 //!
 //! Known to this process alone: after a restart a moved store is one that this agent was never told of.
 
@@ -30,8 +30,8 @@ struct MovedStore {
 }
 
 impl MovedStores {
-    /// Begins to watch the file, which this process has open and which is not at its path any more. Where the system can't
-    /// tell where it is, nothing is watched. To be called before the file is closed.
+    /// Begins to watch the file, which this process has open and which is not at its path any more. Where the system
+    /// can't tell where it is, nothing is watched. To be called before the file is closed.
     pub(super) fn watch(&self, file: FileId) {
         let Some((name, path)) = file.open_path().and_then(|path| Some((Name::of(&path, file)?, path))) else { return };
         let mut moved = self.0.lock().unwrap_or_else(PoisonError::into_inner);
@@ -44,8 +44,8 @@ impl MovedStores {
         moved.push(MovedStore { name, file, path, view: BacklogView::default() });
     }
 
-    /// Returns what they hold for this server, all together; `None` when there is nothing to wait for. `open` is the file
-    /// that is in service: one that was moved back is none of them any more.
+    /// Returns what they hold for this server, all together; `None` when there is nothing to wait for. `open` is the
+    /// file that is in service: one that was moved back is none of them any more.
     pub(super) fn seen(&self, open: Option<FileId>, server: &Server, touches: &[Touch]) -> Option<BacklogSeen> {
         let mut moved = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let mut seen = None;

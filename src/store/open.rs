@@ -50,16 +50,16 @@ impl Opening {
 /// # Errors
 ///
 /// [`StoreError::Missing`], [`StoreError::NotAStore`], [`StoreError::NewerSchema`], [`StoreError::Damaged`],
-/// [`StoreError::Unusable`] or [`StoreError::Busy`]; the file is as it was. A mode that recovers knows no
-/// [`StoreError::Damaged`] but that of a file that can't be read at all.
+/// [`StoreError::Unusable`] or [`StoreError::Busy`]; the file is as it was. A mode that recovers returns
+/// [`StoreError::Damaged`] only for a file that can't be read at all.
 pub fn open(path: &Path, mode: OpenMode, limits: Limits) -> Result<Arc<dyn Store>, StoreError> {
     open_with(path, mode, limits, &Keys::default())
 }
 
 /// Opens the store at this path with these keys.
 ///
-/// With a current key and [`OpenMode::CreateIfMissing`], everything is sealed with that key from now on. What was stored
-/// before stays as it is until [`reseal`].
+/// With a current key and [`OpenMode::CreateIfMissing`], everything is encrypted with that key from now on. Older
+/// messages stay as they are until [`reseal`].
 ///
 /// # Errors
 ///
@@ -68,17 +68,17 @@ pub fn open_with(path: &Path, mode: OpenMode, limits: Limits, keys: &Keys) -> Re
     Ok(Arc::new(sqlite::SqliteStore::open_with(path, mode, limits, keys)?))
 }
 
-/// Writes a store anew and syncs it, where an earlier write or sync of it failed. Opening it with a mode that recovers does
-/// the same; this is for those who open it with another one.
+/// Rewrites and syncs a store if an earlier write or sync of it failed. Opening it with a mode that recovers does the
+/// same; this is for callers that open it in another mode.
 ///
 /// # Errors
 ///
-/// [`StoreError::Unproven`] while another process has it open, and what keeps it from being written.
+/// [`StoreError::Unproven`] while another process has it open, and any error that keeps it from being written.
 pub fn prove(path: &Path) -> Result<(), StoreError> {
     sqlite::prove(path)
 }
 
-/// Returns since when and why the store at this path has to be written anew and synced before it is used again.
+/// Returns since when and why the store at this path has to be rewritten and synced before it is used again.
 pub fn unproven(path: &Path) -> Option<Unproven> {
     sqlite::unproven(path)
 }
@@ -88,14 +88,14 @@ pub fn io_errors() -> u64 {
     sqlite::io_errors()
 }
 
-/// Keeps everything in the store as the keys ask for: sealed with the current one, or without any where there is only a
-/// previous one. Then removes from its files whatever is left of before.
+/// Re-encrypts the whole store with the current key, or decrypts it if there is only a previous one. Then scrubs older
+/// data from its files.
 ///
-/// Others may use the store meanwhile, agents that have both keys included: what it writes, it writes in small steps. Only
-/// the last one, which writes the file anew, keeps writers waiting for as long as that takes. It may be ended at any time,
-/// however hard, and then be done again; `on_progress` is called after every step and ends it by returning `false`.
+/// Other processes may use the store concurrently, including agents that have both keys: it writes in small steps. Only
+/// the last one, which rewrites the file, blocks writers for as long as that takes. It may be killed at any time and is
+/// idempotent; `on_progress` is called after every step and ends it by returning `false`.
 ///
-/// Returns what was done, and the size of the file where it could not be written anew because an agent uses it.
+/// Returns what was done, and why older data is left if the file could not be rewritten because an agent uses it.
 ///
 /// # Errors
 ///
@@ -110,7 +110,7 @@ pub fn reseal(
 }
 
 /// Sets aside the file at this path, which was found damaged while it was in use, and opens the store with what was
-/// recovered. Where another process did so meanwhile, that costs nothing but time.
+/// recovered. Idempotent: if another process did so meanwhile, it only costs time.
 ///
 /// # Errors
 ///

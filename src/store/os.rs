@@ -1,4 +1,4 @@
-//! What the operating system says and knows: its errors in words, which file is which, which folder a file is in.
+//! Facts of the operating system: its errors in words, the identity of a file, the folder of a file.
 //!
 //! Knows nothing of stores, so that every file of the room may use it.
 
@@ -15,7 +15,7 @@ use crate::sqlite_format::ReadAt;
 pub(crate) struct FileId(u64, u64);
 
 impl FileId {
-    /// Returns which file stands at this path, or `None` when none can be seen there.
+    /// Returns which file is at this path, or `None` if none is visible there.
     pub(crate) fn at(path: &Path) -> Option<Self> {
         fs::metadata(path).ok().map(|metadata| Self::of(&metadata))
     }
@@ -35,7 +35,7 @@ impl FileId {
         format!("{device} {number} {:?}", made.map(|made| made.as_nanos()))
     }
 
-    /// Says whether this file, which this process has open, has no name any more. Where that can't be known, it has one.
+    /// Returns whether this file, which this process has open, was deleted. False if that can't be known.
     ///
     /// Asked of the system's list of open files, because opening and closing the file would drop SQLite's locks on it.
     pub(crate) fn is_deleted(self) -> bool {
@@ -53,7 +53,7 @@ impl FileId {
     }
 }
 
-/// Returns the folder that a path lies in.
+/// Returns the folder of a path.
 pub(crate) fn folder_of(path: &Path) -> &Path {
     match path.parent() {
         Some(folder) if !folder.as_os_str().is_empty() => folder,
@@ -61,7 +61,7 @@ pub(crate) fn folder_of(path: &Path) -> &Path {
     }
 }
 
-/// Returns the system's words for an error as they stand inside a sentence.
+/// Returns the system's words for an error in the form used inside a sentence.
 pub(crate) fn os_words(error: &io::Error) -> String {
     let words = error.to_string();
     let words = words.split(" (os error").next().unwrap_or(&words);

@@ -1,15 +1,17 @@
-//! The place where a store is, or would be: may this user write there, how much room is left, and has somebody else laid
-//! a trap on the way to it? Nothing is made.
+//! The place where a store is, or would be: may this user write there, how much room is left, and has somebody else
+//! laid a trap on the way to it? Nothing is made.
 //!
 //! # Traps
 //!
-//! In a folder that others may write to (`/tmp`, a shared volume), another user can put a link, a folder or a file where a
-//! store is expected: what is stored would go to a place of theirs, or over a file of ours. So whatever stands on the way
-//! in such a folder has to belong to this user, to root, or to the owner of the folder, who could do anything there anyway.
-//! That is the kernel's own rule for links in sticky folders (`fs.protected_symlinks`), for folders that are not sticky and
-//! for files and folders, too. A link that users made in a folder of their own goes on working, to another disk say.
+//! In a folder that others may write to (`/tmp`, a shared volume), another user can put a link, a folder or a file
+//! where a store is expected: what is stored would go to a place of theirs, or over a file of ours. So every entry on
+//! the way in such a folder has to belong to this user, to root, or to the owner of the folder, who could do anything
+//! there anyway. That is the kernel's own rule for links in sticky folders (`fs.protected_symlinks`), for folders that
+//! are not sticky and for files and folders, too. A link that users made in a folder of their own keeps working, to
+//! another disk say.
 //!
-//! Root who only looks at or delivers from a store that is there takes files and folders of others, but not their links.
+//! Root who only looks at or delivers from a store that is there takes files and folders of others, but not their
+//! links.
 
 use std::collections::VecDeque;
 use std::ffi::OsString;
@@ -22,17 +24,17 @@ use rustix::fs::{Access, access, statvfs};
 
 use super::limits::OpenMode;
 
-/// What stands beside a SQLite file and is part of it, and what we keep beside it: another user's ballast could become the
-/// log, and their flag would keep the store unproven for ever.
+/// What stands beside a SQLite file and is part of it, and what we keep beside it: another user's ballast could become
+/// the log, and their flag would keep the store unproven for ever.
 const BESIDE: [&str; 5] = ["-wal", "-shm", "-journal", "-ballast", "-unproven"];
 /// Links that are followed on the way to a store; the system's own limit.
 const LINKS_MAX: usize = 40;
-/// What others may do with something: the bits of group and everybody.
+/// Permissions of others: the bits of group and everybody.
 const OTHERS: u32 = 0o077;
 /// The folder that opik-offline makes for its store in the user's data folder.
 const OWN_FOLDER: &str = "opik-offline";
 
-/// What is known of something on the way to a store.
+/// The relevant facts about an entry on the way to a store.
 #[derive(Clone, Copy, Debug)]
 struct Entry {
     is_link: bool,
@@ -49,13 +51,13 @@ impl Entry {
 /// Something on the way to a store that another user may have put there.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Trap {
-    /// What it is.
+    /// The entry.
     pub path: PathBuf,
     /// Why it is not trusted.
     pub reason: String,
 }
 
-/// Says what is wrong with an entry of a folder, for this user.
+/// Returns why this user can't trust an entry of a folder, if so.
 fn mistrust(entry: Entry, folder: Entry, user: u32, mode: OpenMode) -> Option<&'static str> {
     const WRITABLE_FOR_OTHERS: u32 = 0o022;
     const ROOT: u32 = 0;
@@ -71,8 +73,8 @@ fn mistrust(entry: Entry, folder: Entry, user: u32, mode: OpenMode) -> Option<&'
     }
 }
 
-/// Looks whether everything on the way to a store may be trusted, as the module's head states, and returns where it
-/// really is. What is not there yet, or can't be looked at, is left to whoever opens it.
+/// Checks that everything on the way to a store may be trusted, as the module's head states, and returns where it
+/// really is. Entries that don't exist yet, or can't be examined, are left to the process that opens the store.
 ///
 /// # Errors
 ///
@@ -154,7 +156,7 @@ fn beside(path: &Path) -> impl Iterator<Item = PathBuf> {
 }
 
 /// Takes from others what they may do with a store that is there: with its files, and with the folder that opik-offline
-/// made for it. Other folders are their owner's to open; the files in them stay closed all the same.
+/// made for it. Other folders are their owner's to open; the files in them stay closed nonetheless.
 ///
 /// # Errors
 ///
@@ -181,7 +183,7 @@ fn close(path: &Path, metadata: &fs::Metadata, mode: u32) -> io::Result<()> {
         return Ok(());
     }
     match fs::set_permissions(path, fs::Permissions::from_mode(mode)) {
-        // Removed by whoever closed the store a moment ago.
+        // Removed by a process that closed the store a moment ago.
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
         Err(error) => Err(error),
         Ok(()) => {
@@ -192,7 +194,7 @@ fn close(path: &Path, metadata: &fs::Metadata, mode: u32) -> io::Result<()> {
     }
 }
 
-/// What was found at a place.
+/// The facts about a place.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Place {
     /// The file, or the nearest folder above it that is there.
@@ -207,7 +209,7 @@ pub struct Place {
 ///
 /// # Errors
 ///
-/// What the system says when it can't be looked at.
+/// The system's error if it can't be examined.
 pub fn look_at(path: &Path) -> io::Result<Place> {
     let absolute = std::path::absolute(path)?;
     let found = absolute.ancestors().find(|path| path.exists()).unwrap_or(Path::new("/")).to_owned();

@@ -1,9 +1,9 @@
 //! The room of rejected messages: they have a share of the store, and what they hold beyond it is live traffic's.
 //!
-//! Nobody delivers a rejected message until a person has seen to it, which may take weeks; meanwhile they must not end the
-//! protection of what an application sends now. When a new message finds no room and rejected messages hold more than
-//! their share, the oldest of them go: counted, and written to a folder before, if the user named one. *Held* messages are
-//! not among them, because they are tried again by themselves.
+//! Nobody delivers a rejected message until a person has seen to it, which may take weeks; meanwhile they must not end
+//! the protection of what an application sends now. When a new message finds no room and rejected messages hold more
+//! than their share, the oldest of them go: counted, and written to a folder before, if the user named one. *Held*
+//! messages are not among them, because they are tried again by themselves.
 //!
 //! A rejected create for which waiting messages wait is never dropped: without it the server would make partial records
 //! of them. What it keeps out is refused, with the reason and the command.
@@ -38,14 +38,14 @@ pub fn share(capacity: u64, percent: u32) -> u64 {
     (capacity / 100).saturating_mul(u64::from(percent))
 }
 
-/// Returns how many bytes of rejected messages are to go so that `needed` bytes find room: what is asked for and at least
-/// `step`, so that not every message asks again, but nothing of their share.
+/// Returns how many bytes of rejected messages are to go so that `needed` bytes find room: what is asked for and at
+/// least `step`, so that not every message asks again, but nothing of their share.
 pub fn excess(held: u64, share: u64, needed: u64, step: u64) -> u64 {
     needed.max(step).min(held.saturating_sub(share))
 }
 
-/// Returns whether dropping every rejected message beyond the share frees the `disk_lacks` bytes, together with the bytes
-/// that are free in the file already. If not, another program has filled the disk, and dropping would not help.
+/// Returns whether dropping every rejected message beyond the share frees the `disk_lacks` bytes, together with the
+/// bytes that are free in the file already. If not, another program has filled the disk, and dropping would not help.
 pub fn helps(held: u64, share: u64, free_in_file: u64, disk_lacks: u64) -> bool {
     held.saturating_sub(share).saturating_add(free_in_file) >= disk_lacks
 }
@@ -137,8 +137,8 @@ impl<'a> ExportFile<'a> {
 
 impl Drop for ExportFile<'_> {
     fn drop(&mut self) {
-        // Gone already when it was finished; else what is in them is still stored. Left behind, they would fill a disk that
-        // was too full for them, with every attempt.
+        // Gone already when it was finished; else what is in them is still stored. Left behind, they would fill a disk
+        // that was too full for them, with every attempt.
         for file in self.files.iter().chain([&self.partial]) {
             let _ = fs::remove_file(file);
         }

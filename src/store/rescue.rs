@@ -1,8 +1,9 @@
 //! Messages of a store whose file was deleted while it was open.
 //!
-//! The system keeps a deleted file for as long as a process has it open, so whatever was acknowledged can still be read.
-//! It is stored anew, in its order, and each message once: two processes that had the file open may both do this, and an
-//! attempt that a full disk interrupted is repeated, so every message has a digest by which the new store knows it.
+//! The system keeps a deleted file for as long as a process has it open, so every acknowledged message can still be
+//! read. It is stored anew, in its order, and each message once: two processes that had the file open may both do this,
+//! and an attempt that a full disk interrupted is repeated, so every message has a digest by which the new store knows
+//! it.
 //!
 //! The lease of the old store is taken for it: what another thread of ours is sending from there is settled before.
 
@@ -55,7 +56,7 @@ pub(super) fn rescue(from: &dyn Store, to: &dyn Store) -> Result<u64, StoreError
 
 fn store(to: &dyn Store, rows: &mut Vec<SalvagedRow>) -> Result<u64, StoreError> {
     let stored = to.salvage(rows)?;
-    // A file whose row was there already belongs to nobody.
+    // A file whose row was stored already has no message.
     for (row, id) in rows.drain(..).zip(&stored) {
         if let (Some((attachment, _)), None) = (row.file, id) {
             to.abandon_attachment(attachment)?;

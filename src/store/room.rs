@@ -120,15 +120,16 @@ pub fn access_words(errno: Errno) -> String {
 
 /// Asks the disk of this file whether it takes a few more bytes in a new file, and returns why it does not.
 ///
-/// SQLite's error does not tell a quota or a lack of inodes from a broken disk. `None` when the disk takes them, and when
-/// something else than room is missing.
+/// SQLite's error does not tell a quota or a lack of inodes from a broken disk. `None` when the disk takes them, and
+/// when something else than room is missing.
 pub fn refusal(path: &Path) -> Option<NoRoom> {
     /// More than an inode holds inline, and a block of any file system.
     const BYTES: usize = 64 * 1024;
     let mut name = path.as_os_str().to_owned();
     name.push(format!("-probe-{}", std::process::id()));
     let probe = PathBuf::from(name);
-    // What stands there, of a process that was killed or of another user who put a link there, is removed and not written.
+    // What stands there, of a process that was killed or of another user who put a link there, is removed and not
+    // written.
     let make = || match fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&probe) {
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
             fs::remove_file(&probe)?;

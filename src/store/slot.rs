@@ -1,36 +1,43 @@
-//! The place of a store that may be missing for a while.
+//! A store that may be unavailable for a while.
 //!
-//! An agent whose store can't be used passes on what overtakes nothing, and tries again (design.md, section 5). This is what it
-//! holds instead of a store: either an open one, or the reason why there is none.
+//! An agent whose store can't be used forwards what overtakes nothing, and retries (design.md, section 5). It holds a
+//! slot instead of a store: either an open one, or the reason why there is none.
 //!
 //! ```text
 //!              opened                    report(unusable, damaged ...)
 //!   (start) ─────────▶ open ────────────────────────────────────────▶ unavailable
-//!                       ▲  │ file removed or replaced (seen once a second)  │
-//!                       │  └────────────────────────────────────────────────▶│
-//!                       └────────────── get, every few seconds ◀─────────────┘
+//!                       ▲  │ file removed or replaced (checked once a second) │
+//!                       │  └───────────────────────────────────────────────▶  │
+//!                       └────────── get or refresh, every few seconds ◀───────┘
 //! ```
 //!
-//! What `get` does depends on why the store went away:
+//! What opening does depends on why the store became unavailable:
 //!
-//! - it was **damaged**: its file is set aside and what is whole is recovered, by whoever is first;
-//! - its file was **deleted** while it was open: it is still there for us, and its messages are stored anew (`rescue.rs`);
-//! - its file was **moved**: its log is written into it, so that it is whole wherever it is now, and nothing is copied:
-//!   whoever moved it has it;
-//! - a write or sync **failed**, here or in another process: it is closed, so that one of those who used it can open it
-//!   alone, write it anew and sync it (`sqlite/proof.rs`); opening does that, and fails until it is done;
+//! - it was **damaged**: the first thread sets its file aside and recovers every whole message;
+//! - its file was **deleted** while it was open: we still have it open, and its messages are stored again
+//!   (`rescue.rs`);
+//! - its file was **moved**: its log is checkpointed, so that the file is whole wherever it is now, and nothing is
+//!   copied: it belongs to whoever moved it;
+//! - a write or sync **failed**, here or in another process: it is closed, so that one of its users can open it alone,
+//!   rewrite it and sync it (`sqlite/proof.rs`); opening does that, and fails until it is done;
 //! - anything else: it is opened again.
 //!
-//! A store that comes back after a full disk is only known to work once something was written, so a slot that found it
-//! openable again shows it as open; the next failed write is reported and the wait starts over.
+//! A store that comes back after a full disk is only known to work once something was written, so a slot that can open
+//! it shows it as open; the next failed write is reported and the wait starts over.
 //!
-//! # What is stored while the store is away
+//! # Who opens
 //!
-//! Live writes must not overtake what waits, so a slot looks at the backlog of a store that it can't use
-//! ([`StoreSlot::backlog_seen`]): through the store that failed, whose readers often work when its disk takes no write, and
-//! else through a connection that needs no key ([`BacklogView`]). What it can't see is unknown, never empty.
+//! Opening waits for other processes, migrates and recovers, so it may block for long. [`StoreSlot::get`] and
+//! [`StoreSlot::with`] are for threads that may wait. A runtime that serves clients calls [`StoreSlot::try_get`] and
+//! [`StoreSlot::try_with`], which only read the state, and [`StoreSlot::refresh`], which opens on a thread of its own.
 //!
-//! Whoever uses the store says how it failed ([`StoreSlot::report`], or by itself through [`StoreSlot::with`]).
+//! # Order while the store is unavailable
+//!
+//! Live writes must not overtake queued messages, so a slot looks at the backlog of a store that it can't use
+//! ([`StoreSlot::backlog_seen`]): through the failed store, whose readers often work when its disk takes no write, or
+//! through a connection that needs no key ([`BacklogView`]). What it can't see is unknown, never empty.
+//!
+//! Every user of the store reports its failures ([`StoreSlot::report`]; [`StoreSlot::with`] does it by itself).
 
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};
@@ -51,16 +58,16 @@ use crate::message::{EntityKey, Lane, Message, Server, Touch};
 
 /// How long a slot waits before it tries to open its store again.
 const RETRY_AFTER: Duration = Duration::from_secs(3);
-/// How often a slot looks whether the file is still the one that it opened.
+/// How often a slot checks that the file is still the one that it opened.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 
-/// How long it is not said again that writes are refused.
+/// How long the log line about refused writes is not repeated.
 const SAY_AGAIN_AFTER: Duration = Duration::from_secs(600);
 
-/// Entities of failed commits that are remembered; where there are more, all count as uncertain.
+/// How many entities of failed commits are remembered; beyond that all count as uncertain.
 const UNCERTAIN_MAX: usize = 100_000;
 
-/// A store that can't be read is not set aside again so soon: where that does not help, a loop would fill the disk.
+/// Minimum time between two recoveries: where recovering does not help, a loop would fill the disk.
 const RECOVER_AGAIN_AFTER: Duration = Duration::from_secs(60);
 
 /// Opens the store; the one that was found damaged is set aside first.
@@ -69,9 +76,9 @@ type Opener = Box<dyn Fn(Option<&Damage>) -> Result<Arc<dyn Store>, StoreError> 
 type KeylessOpener = Box<dyn Fn() -> Result<Arc<dyn Store>, StoreError> + Send + Sync>;
 type OnOpen = Box<dyn Fn(&dyn Store) -> Result<(), StoreError> + Send + Sync>;
 
-/// A store, or the reason why there is none right now. Heals by itself when it is used.
+/// A store, or the reason why there is none right now. Reopens it when it is used.
 pub struct StoreSlot {
-    /// The file to watch; a store without one (a test double) is never looked after.
+    /// The file to watch; a store without one (a test double) is never checked.
     file: Option<PathBuf>,
     opener: Opener,
     keyless: Option<KeylessOpener>,
@@ -87,20 +94,20 @@ pub struct StoreSlot {
     view: BacklogView,
     /// Writes that were refused since the start, because they may conflict with what is stored.
     refused: AtomicU64,
-    /// When that was said last.
+    /// When that was logged last.
     refusal_said_at: Mutex<Option<Instant>>,
-    /// What writes were about whose commit failed in a way that may have stored them all the same.
+    /// The entities of writes whose commit failed but may have stored them nonetheless.
     uncertain: Mutex<Uncertain>,
-    /// Which troubles were said.
+    /// Which troubles were logged.
     said: Mutex<Said>,
-    /// Stores that were moved away with messages in them.
+    /// Stores that were moved away while they held messages.
     moved: MovedStores,
 }
 
 #[derive(Default)]
 struct Uncertain {
     entities: HashSet<EntityKey>,
-    /// Whether they are too many, or one of the writes names none.
+    /// Whether there are too many, or one of the writes names none.
     is_all: bool,
 }
 
@@ -116,7 +123,7 @@ enum Inner {
     Unavailable(Unavailable),
 }
 
-/// Why there is no store, and what is left to look at.
+/// Why there is no store, and what can still be read.
 struct Unavailable {
     error: Arc<StoreError>,
     since: Instant,
@@ -137,7 +144,7 @@ impl Unavailable {
         self.tried_at.is_none_or(|tried_at| tried_at.elapsed() >= RETRY_AFTER)
     }
 
-    /// Takes out the store that failed, to be closed. One whose file is gone stays open: it is the only way to what it holds.
+    /// Takes out the failed store, to be closed. One whose file is gone stays open: it is the only way to its messages.
     fn take_failed(&mut self) -> Option<Arc<dyn Store>> {
         self.failed.take().filter(|_| !matches!(self.cause, Cause::Deleted(_) | Cause::Moved(_)))
     }
@@ -157,28 +164,28 @@ impl Drop for Refreshing {
 enum Cause {
     Nothing,
     Damaged(Damage),
-    /// Its file is not at the path any more, and this is the only way to it.
+    /// Its file was deleted, and this is the only way to it.
     Deleted(Detached),
     Moved(Detached),
 }
 
-/// A store whose file went away.
+/// A store whose file was deleted or moved.
 #[derive(Clone)]
 struct Detached {
     store: Arc<dyn Store>,
-    /// What SQLite keeps beside the file, and may have stayed where it was.
+    /// The engine's files beside it, which may have stayed where they were.
     beside: Vec<(PathBuf, FileId)>,
 }
 
 impl Detached {
-    /// Writes the log of the store into its file, wherever that is, and takes what lies beside it out of the way of a
+    /// Checkpoints the store's log into its file, wherever that is, and removes what is beside it out of the way of a
     /// new one, which would read the log as its own and share the memory of the old one.
     ///
-    /// With `only_if_written` a log that could not be written back stays: its file is somewhere without it, and whoever
-    /// opens a store here next recovers what it holds.
+    /// With `only_if_written` a log that could not be checkpointed stays: its file is elsewhere without it, and the
+    /// process that opens a store here next recovers its messages.
     fn checkpoint_and_detach(&self, only_if_written: bool) {
         if let Err(error) = self.store.compact() {
-            warn!(target: "db_manager", "the log of the file that was moved or deleted stays as it is: {error}");
+            warn!(target: "db_manager", "cannot checkpoint the log of the moved or deleted file: {error}");
         }
         for (path, file) in &self.beside {
             let is_empty = std::fs::metadata(path).is_ok_and(|metadata| metadata.len() == 0);
@@ -187,13 +194,13 @@ impl Detached {
                 && (is_empty || !is_log || !only_if_written)
                 && let Err(error) = std::fs::remove_file(path)
             {
-                warn!(target: "db_manager", "{} of an earlier file can't be removed: {error}", path.display());
+                warn!(target: "db_manager", "cannot remove {} of an earlier file: {error}", path.display());
             }
         }
     }
 }
 
-/// A file that was found damaged while it was open, and how.
+/// A file that was found damaged while it was open, and what is wrong with it.
 #[derive(Clone)]
 struct Damage {
     file: FileId,
@@ -215,7 +222,7 @@ impl Inner {
     }
 }
 
-/// Says what the user has to know when a store went away. Once for each reason, however often it comes and goes.
+/// Logs that the store became unavailable. Once for each reason, however often it comes and goes.
 fn warn_of_loss(said: &mut Said, error: &StoreError) {
     if !said.is_new(&error.to_string(), Instant::now()) {
         return;
@@ -227,36 +234,36 @@ fn warn_of_loss(said: &mut Said, error: &StoreError) {
     );
 }
 
-/// How a slot stands, for `status`.
+/// The state of a slot, for `status`.
 #[derive(Clone, Debug)]
 pub enum SlotState {
     /// The store is open.
     Open,
-    /// There is none that could be used.
+    /// No store can be used.
     Unavailable {
         /// Why.
         error: Arc<StoreError>,
-        /// For how long.
+        /// Since when, as a duration.
         lasting: Duration,
-        /// How many writes were refused since, because they may conflict with what is stored.
+        /// How many writes were refused since, because they may conflict with stored messages.
         refused: u64,
     },
 }
 
 impl StoreSlot {
-    /// Returns the slot of the store at this path, and tries to open it, making it where there is none.
+    /// Returns the slot of the store at this path, and tries to open it, creating it if there is none.
     ///
     /// Never fails: why there is no store is the slot's state.
     pub fn at(path: &Path, limits: Limits) -> Self {
         Self::at_with(path, limits, Keys::default())
     }
 
-    /// Returns the slot of the store at this path, sealed with these keys; else as [`StoreSlot::at`].
+    /// Returns the slot of the store at this path, encrypted with these keys; otherwise as [`StoreSlot::at`].
     pub fn at_with(path: &Path, limits: Limits, keys: Keys) -> Self {
         Self::with_rejected_room(path, limits, keys, RejectedRoom::default())
     }
 
-    /// Returns the slot of a store in which rejected messages may keep this much; else as [`StoreSlot::at_with`].
+    /// Returns the slot of a store in which rejected messages may keep this much; otherwise as [`StoreSlot::at_with`].
     pub fn with_rejected_room(path: &Path, limits: Limits, keys: Keys, rejected: RejectedRoom) -> Self {
         let opening = Opening { path: path.to_owned(), limits, keys, rejected };
         let keyless = opening.clone();
@@ -304,8 +311,8 @@ impl StoreSlot {
         }
     }
 
-    /// Does this with every store that is opened, the one that is open already included: what has to be in it has to be
-    /// in the next one, too. A store with which it fails counts as one that could not be opened.
+    /// Runs `work` on every store that is opened, including the one that is open already: a record that has to be in it
+    /// has to be in the next one, too. A store for which it fails counts as one that could not be opened.
     #[must_use]
     pub fn whenever_opened(
         mut self,
@@ -316,7 +323,7 @@ impl StoreSlot {
         {
             warn_of_loss(&mut self.said(), &error);
             let tried_at = Some(Instant::now());
-            // Everybody has to close an unproven one before it is used again.
+            // Every process has to close an unproven store before it is used again.
             let failed = match error.is_unproven() {
                 true => {
                     store.close();
@@ -330,7 +337,7 @@ impl StoreSlot {
         self
     }
 
-    /// Does this with the store, and tells the slot when that failed.
+    /// Runs `work` on the store, and reports its failure to the slot.
     ///
     /// # Errors
     ///
@@ -346,8 +353,8 @@ impl StoreSlot {
 
     /// Returns the store, or why there is none.
     ///
-    /// Opens it again when it is away and the last try was some seconds ago, which may block for as long as other
-    /// processes keep it locked; callers that come meanwhile get the reason at once.
+    /// Reopens it if it is unavailable and the last try was some seconds ago, which may block for as long as other
+    /// processes keep it locked; concurrent callers get the reason at once.
     ///
     /// # Errors
     ///
@@ -374,7 +381,7 @@ impl StoreSlot {
         self.current()
     }
 
-    /// Does this with the store if it is open, and tells the slot when that failed; opens nothing, as
+    /// Runs `work` on the store if it is open, and reports its failure to the slot; opens nothing, as
     /// [`StoreSlot::try_get`].
     ///
     /// # Errors
@@ -412,7 +419,7 @@ impl StoreSlot {
         spawned.is_ok()
     }
 
-    /// Returns whether [`StoreSlot::get`] would do more than to read the state.
+    /// Returns whether [`StoreSlot::get`] would do more than read the state.
     fn is_due(&self) -> bool {
         match &*self.inner() {
             Inner::Open { looked_at, .. } => self.file.is_some() && looked_at.elapsed() >= LOOK_EVERY,
@@ -420,11 +427,11 @@ impl StoreSlot {
         }
     }
 
-    /// Opens the store now, unless it is open or another thread is at it.
+    /// Opens the store now, unless it is open or another thread is opening it.
     ///
     /// # Errors
     ///
-    /// Why it could not be opened, now or by the thread that is at it.
+    /// Why it could not be opened, now or by the other thread.
     pub fn retry(&self) -> Result<Arc<dyn Store>, Arc<StoreError>> {
         let Ok(_opening) = self.opening.try_lock() else { return self.current() };
         if let Ok(store) = self.current() {
@@ -447,7 +454,7 @@ impl StoreSlot {
         match opened {
             Ok(store) => {
                 let was_unproven = matches!(&*inner, Inner::Unavailable(away) if away.error.is_unproven());
-                let how = if was_unproven { ", after it was written anew and synced" } else { "" };
+                let how = if was_unproven { ", after it was rewritten and synced" } else { "" };
                 info!(target: "db_manager", "the message store can be used again{how}");
                 self.said().works(Instant::now());
                 *inner = Inner::open(Arc::clone(&store), self.file.as_deref());
@@ -460,7 +467,7 @@ impl StoreSlot {
             Err(error) => {
                 let error = Arc::new(error);
                 let tried_at = Some(Instant::now());
-                // A proof that fails, for example, has a reason of its own, and something else to be done about.
+                // A proof that fails, for example, has a reason and a remedy of its own.
                 if self.said().is_new(&error.to_string(), Instant::now()) {
                     error!(target: "db_manager", "the message store still can't be used: {error}");
                 }
@@ -479,20 +486,20 @@ impl StoreSlot {
         }
     }
 
-    /// Closes the store that failed, also for those who wait for a server with it in their hands: while anybody has it open,
-    /// nobody can prove it.
+    /// Closes the failed store, also for threads that still hold it while they wait for a server: as long as any
+    /// process has it open, none can prove it.
     fn close_failed(&self) {
         let failed = match &mut *self.inner() {
             Inner::Unavailable(away) => away.take_failed(),
             Inner::Open { .. } => None,
         };
-        // Closing takes a while, and nobody waits for it.
+        // Closing takes a while, so the lock is not held.
         if let Some(failed) = failed {
             failed.close();
         }
     }
 
-    /// Does what has to be done first, and opens the store.
+    /// Does what its cause requires, and opens the store.
     fn open_after(&self, cause: &Cause) -> Result<Arc<dyn Store>, StoreError> {
         match cause {
             Cause::Nothing => (self.opener)(None),
@@ -528,8 +535,8 @@ impl StoreSlot {
         }
     }
 
-    /// Notes updates of entities that reach the server before their create ([`super::Intake::note_updates_ahead`]), also in a store
-    /// whose key is not there: notes are not sealed, and those who have the key have to know.
+    /// Notes updates of entities that reach the server before their create ([`super::Intake::note_updates_ahead`]),
+    /// also in a store whose key is missing: notes are not encrypted, and processes that have the key need them.
     ///
     /// # Errors
     ///
@@ -551,9 +558,10 @@ impl StoreSlot {
         Ok(store.note_updates_ahead(notes)?)
     }
 
-    /// Tells the slot how this store failed, so that it is opened anew where that can help.
+    /// Reports how this store failed, so that it is reopened where that can help.
     ///
-    /// Takes the store out when it can't be used or is damaged; one that is full or busy, or whose lease was lost, works.
+    /// Takes the store out of the slot if it can't be used or is damaged; one that is full or busy, or whose lease was
+    /// lost, works.
     pub fn report(&self, failed_store: &Arc<dyn Store>, error: &Arc<StoreError>) {
         // Outside the lock: a write of another thread may still be going on in it.
         if self.take_failed(failed_store, error) {
@@ -612,11 +620,11 @@ impl StoreSlot {
                 }
                 _ => Cause::Nothing,
             };
-            // Something to be done is a reason to do it at once, a sick disk is one to wait.
+            // A known remedy is applied at once; a failing disk is given time.
             let tried_at = (!replaced && matches!(cause, Cause::Nothing)).then(Instant::now);
             warn_of_loss(&mut self.said(), error);
-            // Everybody has to close an unproven one before it is used again. One of a newer schema is not for us to read, and
-            // open here it would be in the way of the next upgrade.
+            // Every process has to close an unproven store before it is used again. One of a newer schema is not for us
+            // to read, and open here it would be in the way of the next upgrade.
             let is_of_use = !error.is_unproven() && !matches!(**error, StoreError::NewerSchema { .. });
             let failed = is_of_use.then(|| Arc::clone(store));
             let is_gone = matches!(cause, Cause::Deleted(_) | Cause::Moved(_));
@@ -626,11 +634,11 @@ impl StoreSlot {
         false
     }
 
-    /// Returns what can be seen of what is stored for this server, while the store is away: whether a write that touches
+    /// Returns what can be seen of this server's messages while the store is unavailable: whether a write that touches
     /// these entities may conflict with it.
     ///
-    /// A look-up that fails makes it unknown. Where the file was moved or deleted under the slot, what it held counts
-    /// together with what is at the path by now.
+    /// A failed look-up makes it unknown. If the file was moved or deleted while it was open, its messages count
+    /// together with those at the path by now.
     pub fn backlog_seen(&self, server: &Server, touches: &[Touch]) -> BacklogSeen {
         let (error, cause, failed) = match &*self.inner() {
             Inner::Open { store, .. } => (None, Cause::Nothing, Some(Arc::clone(store))),
@@ -645,7 +653,7 @@ impl StoreSlot {
                 before.zip(now).map(|(before, now)| before.and(now))
             }
             (Some(StoreError::NewerSchema { .. } | StoreError::Damaged { .. }), _) => None,
-            // Looked through when it was opened: nothing in it is ours.
+            // Checked when it was opened: nothing in it is ours.
             (Some(StoreError::NotAStore { .. }), _) => Some(BacklogSeen::NeverWas),
             (_, Cause::Nothing) => failed.as_ref().and_then(through).or_else(at_path),
         };
@@ -656,9 +664,9 @@ impl StoreSlot {
         }
     }
 
-    /// Notes that the commit of these messages failed with an error of the disk. Their frames may be whole all the same: then
-    /// the proof finds them, and they are delivered after what their client sends meanwhile. So until the store can be used
-    /// again, what is about the same entities conflicts with them.
+    /// Notes that the commit of these messages failed with an I/O error. Their frames may be whole nonetheless: then
+    /// the proof finds them, and they are delivered after what their client sends meanwhile. So until the store can be
+    /// used again, writes about the same entities conflict with them.
     pub(super) fn note_uncertain(&self, messages: &[Message]) {
         let mut uncertain = self.uncertain();
         for message in messages {
@@ -670,12 +678,12 @@ impl StoreSlot {
     }
 
     fn uncertain(&self) -> MutexGuard<'_, Uncertain> {
-        // Every change leaves what is known by then.
+        // A panic leaves it valid.
         self.uncertain.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Counts a write that was refused because it may conflict with what is stored, and says so now and then: a store on
-    /// a sick disk comes and goes every few seconds.
+    /// Counts a write that was refused because it may conflict with stored messages, and logs it at a limited rate: a
+    /// store on a failing disk comes and goes every few seconds.
     pub fn note_refused(&self) {
         self.refused.fetch_add(1, Ordering::Relaxed);
         let error = match &mut *self.inner() {
@@ -713,7 +721,7 @@ impl StoreSlot {
         self.refused.load(Ordering::Relaxed)
     }
 
-    /// Says whether a thread opens the store just now, which takes as long as there is to recover or to bring up to date.
+    /// Returns whether a thread is opening the store, which takes as long as recovery or migration takes.
     pub fn is_opening(&self) -> bool {
         self.opening.try_lock().is_err()
     }
@@ -723,7 +731,7 @@ impl StoreSlot {
         open::unproven(self.file.as_deref()?)
     }
 
-    /// Returns how the slot stands, without trying anything.
+    /// Returns the state of the slot, without opening anything.
     pub fn state(&self) -> SlotState {
         match &*self.inner() {
             Inner::Open { .. } => SlotState::Open,
@@ -740,7 +748,7 @@ impl StoreSlot {
         }
     }
 
-    /// Takes the store out when its file is not the one at the path any more, or an error of the disk made it unproven.
+    /// Takes the store out if its file is no longer the one at the path, or an I/O error made it unproven.
     fn check_replaced(&self) {
         let to_close = self.take_replaced(&mut self.inner());
         // Closing waits for the writes of other threads, and nobody waits for it.
@@ -778,7 +786,8 @@ impl StoreSlot {
             let failed = Some(Arc::clone(store));
             *inner = Inner::Unavailable(Unavailable::new(error, None, cause, failed));
         } else if let Some(Unproven { reason, .. }) = open::unproven(path) {
-            // Another process, or another thread of this one, has seen an error. All have to close it before it is proven.
+            // Another process, or another thread of this one, has seen an error. All have to close it before it is
+            // proven.
             let error = Arc::new(StoreError::Unproven { at: path.into(), reason });
             warn_of_loss(&mut self.said(), &error);
             let to_close = Arc::clone(store);

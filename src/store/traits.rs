@@ -1,10 +1,10 @@
 //! The verbs of a store, one small trait per caller.
 //!
-//! Every engine implements every verb; there is no default that pretends. Nothing here names a path, an inode or a file: an
-//! engine may keep its bytes in a file, in memory, or in another store that it decorates.
+//! Every engine implements every verb; there is no default that pretends. Nothing here names a path, an inode or a
+//! file: an engine may keep its bytes in a file, in memory, or in another store that it decorates.
 //!
-//! Every verb that writes is one commit: after a crash either all of it has happened or none of it, and once it returned,
-//! it is on the disk. The invariants that hold between verbs are in the head of [`super`].
+//! Every verb that writes is one commit: after a crash either all of it has happened or none of it, and once it
+//! returned, it is on the disk. The invariants that hold between verbs are in the head of [`super`].
 
 use std::time::Duration;
 
@@ -37,25 +37,25 @@ pub trait Intake: Send + Sync {
 
     /// Returns what is ahead of a new write of this lane that touches these entities. Without entities it only counts.
     ///
-    /// Sees what other processes committed. Intake calls it before every forwarded write: one indexed look-up while nothing
-    /// waits, otherwise one per entity, up to [`Ahead::TOUCHES_MAX`] of them.
+    /// Sees what other processes committed. Intake calls it before every forwarded write: one indexed look-up while
+    /// nothing waits, otherwise one per entity, up to [`Ahead::TOUCHES_MAX`] of them.
     fn ahead(&self, lane: &Lane, touches: &[Touch]) -> Result<Ahead, StoreError>;
 
-    /// Returns whether a write to this server that touches these entities may conflict with what is stored, whatever its
-    /// lane.
+    /// Returns whether a write to this server that touches these entities may conflict with what is stored, whatever
+    /// its lane.
     ///
     /// Needs no key and only reads, so it often works where the store can't be used.
     fn backlog_seen(&self, server: &Server, touches: &[Touch]) -> Result<BacklogSeen, StoreError>;
 
-    /// Defers the replay of a lane, or of one bucket of it ([`Hold::bucket`]), for every replayer: the server rate limits
-    /// it, as the answer to a forwarded write said.
+    /// Defers the replay of a lane, or of one bucket of it ([`Hold::bucket`]), for every replayer: the server rate
+    /// limits it, as the answer to a forwarded write said.
     ///
-    /// A hold in force that lasts longer stays. Called before the write is registered, so that no other process sends it
-    /// meanwhile.
+    /// A hold in force that lasts longer stays. Called before the write is registered, so that no other process sends
+    /// it meanwhile.
     fn limit(&self, lane: &Lane, hold: &Hold) -> Result<(), StoreError>;
 
-    /// Returns the traces and spans that a write updates and whose create nobody in this process saw confirmed: of these
-    /// the server may make partial rows. Memory only.
+    /// Returns the traces and spans that a write updates and whose create nobody in this process saw confirmed: of
+    /// these the server may make partial rows. Memory only.
     fn unseen_creates(&self, lane: &Lane, message_type: MessageType, touches: &[Touch]) -> Vec<EntityKey>;
 
     /// Notes durably that updates of these traces and spans reach the server, or may, before their create.
@@ -64,21 +64,22 @@ pub trait Intake: Send + Sync {
     /// before the client of a forwarded update is answered.
     fn note_updates_ahead(&self, updates: &[(Lane, EntityKey)]) -> Result<(), StoreError>;
 
-    /// Takes in a forwarded write that the server confirmed: what it created needs no note any more.
+    /// Takes in a forwarded write that the server confirmed: notes about what it created are removed.
     ///
     /// Writes only where a single create or an end meets a note.
     fn confirmed(&self, lane: &Lane, message_type: MessageType, touches: &[Touch]) -> Result<(), StoreError>;
 
-    /// Makes a lane due at once, or all lanes of a server that have something to replay: a lane that is held until a probe
-    /// is tried now, and so are those of its first messages (some thousand) that wait for their next attempt.
+    /// Makes a lane due at once, or all lanes of a server that have something to replay: a lane that is held until a
+    /// probe is tried now, and so are those of its first messages (some thousand) that wait for their next attempt.
     ///
     /// A rate limit of the server stays in force.
     fn hasten(&self, whose: &Whose) -> Result<(), StoreError>;
 
-    /// Stores rows of SDK files that were not stored before, in this order and in one commit with the fact that they were.
+    /// Stores rows of SDK files that were not stored before, in this order and in one commit with the fact that they
+    /// were.
     ///
-    /// Returns the id of each that is new, `None` for one that was salvaged earlier, from whichever file: a copy has the
-    /// same rows. That is remembered for good, so that a row is never sent a second time because its file came back.
+    /// Returns the id of each that is new, `None` if it was salvaged earlier, from any file: a copy has the same rows.
+    /// That is remembered for good, so that a row is never sent a second time because its file came back.
     ///
     /// A full store refuses rows, also under [`super::WhenFull::DropOldest`]: their file still has them.
     ///
@@ -99,8 +100,8 @@ pub trait Intake: Send + Sync {
 pub trait Attachments: Send + Sync {
     /// Begins the upload of an attachment; its bytes count against the store's limits from the first piece on.
     ///
-    /// An upload that ended without a message is removed: at once if its process is gone, and after an hour without a new
-    /// piece in any case. The same happens in [`Maintain::announce`], [`Replay::return_in_flight`] and
+    /// An upload that ended without a message is removed: at once if its process is gone, and after an hour without a
+    /// new piece in any case. The same happens in [`Maintain::announce`], [`Replay::return_in_flight`] and
     /// [`Maintain::compact`]. A living upload is never touched.
     ///
     /// # Errors
@@ -114,13 +115,13 @@ pub trait Attachments: Send + Sync {
     ///
     /// # Errors
     ///
-    /// [`StoreError::AttachmentGone`] when the upload was taken for dead and removed, [`StoreError::Full`].
+    /// [`StoreError::AttachmentGone`] when the upload counted as dead and was removed, [`StoreError::Full`].
     fn add_piece(&self, attachment: AttachmentId, number: u32, piece: &[u8]) -> Result<(), StoreError>;
 
     /// Stores a message with the bytes that were added, as *failed*: [`Intake::register`] for an attachment.
     ///
-    /// Returns its id only when message and bytes are durable. After a crash there are both or neither. From then on the
-    /// bytes live as long as the message does, and count as bytes of its body.
+    /// Returns its id only when message and bytes are durable. After a crash there are both or neither. From then on
+    /// the bytes live as long as the message does, and count as bytes of its body.
     ///
     /// # Errors
     ///
@@ -156,7 +157,7 @@ pub trait Replay: Send + Sync {
     ///
     /// # Errors
     ///
-    /// [`StoreError::LeaseLost`] when somebody else took it since: stop sending at once.
+    /// [`StoreError::LeaseLost`] when another process acquired it since: stop sending at once.
     fn renew(&self, lease: &Lease, time_to_live: Duration) -> Result<(), StoreError>;
 
     /// Gives the lease back. A lease that was lost meanwhile is not an error.
@@ -165,11 +166,11 @@ pub trait Replay: Send + Sync {
     /// Makes *failed* again what earlier leases left in flight; returns how many messages those were.
     fn return_in_flight(&self, lease: &Lease) -> Result<u64, StoreError>;
 
-    /// Returns how many of the lane's first failed messages, in delivery order, have to be claimed to claim all of those
-    /// that were in flight when an earlier replayer ended and were not settled since; 0 when there are none.
+    /// Returns how many of the lane's first failed messages, in delivery order, have to be claimed to claim all of
+    /// those that were in flight when an earlier replayer ended and were not settled since; 0 when there are none.
     ///
-    /// Several of these may have been in one request, which the server may have applied: claimed together, they are in one
-    /// request again. One by one, the first of them would be an older write over a newer one.
+    /// Several of these may have been in one request, which the server may have applied: claimed together, they are in
+    /// one request again. One by one, the first of them would be an older write over a newer one.
     fn interrupted(&self, lane: LaneId) -> Result<usize, StoreError>;
 
     /// Returns the lanes with failed messages that the filter selects, in the order of their oldest message.
@@ -177,23 +178,23 @@ pub trait Replay: Send + Sync {
 
     /// Makes messages due at once that wait for their next attempt: the cause of the wait is over.
     ///
-    /// Besides `messages`, these are, of the lane's first ones (some thousand), those that no failure counts against: they
-    /// were deferred so that others could be tried in their place, maybe by a process that has ended.
+    /// Besides `messages`, these are, of the lane's first ones (some thousand), those that no failure counts against:
+    /// they were deferred so that others could be tried in their place, maybe by a process that has ended.
     fn make_due(&self, lease: &Lease, lane: LaneId, messages: &[MessageId]) -> Result<(), StoreError>;
 
-    /// Holds the lane, or one bucket of it, until then, and records why; `None` ends the hold of the lane and leaves limits
-    /// of buckets to expire.
+    /// Holds the lane, or one bucket of it, until then, and records why; `None` ends the hold of the lane and leaves
+    /// limits of buckets to expire.
     fn hold(&self, lease: &Lease, lane: LaneId, hold: Option<&Hold>) -> Result<(), StoreError>;
 
     /// Takes the next failed messages of a lane for sending and marks them *registered*.
     ///
-    /// They come in delivery order. A message that is not due yet (`next_attempt_at_ms`) is left, and so is every
-    /// later one that [`crate::message::conflict`]s with one that is left or still in flight: nothing is ever claimed
-    /// while an earlier message about the same entity waits. A filter narrows what is claimed, not what is waited for: an
-    /// earlier message that it does not select still holds back what conflicts with it.
+    /// They come in delivery order. A message that is not due yet (`next_attempt_at_ms`) is left, and so is every later
+    /// one that [`crate::message::conflict`]s with one that is left or still in flight: nothing is ever claimed while
+    /// an earlier message about the same entity waits. A filter narrows what is claimed, not what is waited for: an
+    /// earlier message that it does not select still blocks conflicting ones.
     ///
-    /// Takes nothing beyond `limits`: where the next message alone has more bytes, it stays, and the caller is told how
-    /// many ([`Claim::TooLarge`]).
+    /// Takes nothing beyond `limits`: where the next message alone has more bytes, it stays queued, and
+    /// [`Claim::TooLarge`] says how many.
     fn claim(
         &self,
         lease: &Lease,
@@ -216,20 +217,20 @@ pub trait Replay: Send + Sync {
     /// [`StoreError::LeaseLost`] if another process replays by now: nothing was written, stop at once.
     fn settle(&self, lease: &Lease, outcomes: &[(MessageId, Outcome)]) -> Result<(), StoreError>;
 
-    /// Makes one *held* message *failed* again in each lane where the server refused none since `answered_before_ms`: the
-    /// one that was refused longest ago, the newest of several. Returns which.
+    /// Makes one *held* message *failed* again in each lane where the server refused none since `answered_before_ms`:
+    /// the message refused longest ago, the newest of several. Returns which.
     ///
-    /// It is sent like any other; its outcome tells whether the server still refuses the others.
+    /// It is sent like any other; its outcome is a probe for the others.
     fn retry_held(&self, lease: &Lease, answered_before_ms: i64) -> Result<Vec<(LaneId, MessageId)>, StoreError>;
 
     /// Makes all *held* messages of a lane *failed* again, with no attempts counted; returns how many.
     fn release_held(&self, lease: &Lease, lane: LaneId) -> Result<u64, StoreError>;
 }
 
-/// Reading what is stored, for people and for those who wait for a delivery. Changes nothing.
+/// Reading stored messages, for people and for callers that wait for a delivery. Read-only.
 pub trait Browse: Send + Sync {
-    /// Tells this store from any other, also from one that takes its place under the same name. One that is opened again
-    /// keeps it. Ids of messages and lanes mean something in this store only.
+    /// Tells this store from any other, also from one that takes its place under the same name. A reopened store keeps
+    /// it. Ids of messages and lanes are valid in this store only.
     fn identity(&self) -> StoreIdentity;
 
     /// Counts what the filter selects. Without conditions on age, id, project or entity it never scans messages.
@@ -238,7 +239,7 @@ pub trait Browse: Send + Sync {
     /// Returns one page of what the filter selects, without bodies.
     fn list(&self, filter: &Filter, page: &Page) -> Result<Vec<Listed>, StoreError>;
 
-    /// Returns one message whole, or `None` when there is none (any more).
+    /// Returns one message whole, or `None` if it does not exist.
     fn get(&self, id: MessageId) -> Result<Option<StoredMessage>, StoreError>;
 
     /// Returns every lane that has a message, in the order of their ids. Needs no key.
@@ -252,7 +253,7 @@ pub trait Browse: Send + Sync {
     /// Returns the newest message that was ever stored.
     fn newest(&self) -> Result<MessageId, StoreError>;
 
-    /// Returns how a lane stands, or all lanes of a server together, with what was accepted up to a message.
+    /// Returns the progress of a lane, or of all lanes of a server together, with the messages accepted up to one.
     ///
     /// Whether any of that waits is an indexed look-up per lane, so that it can be polled.
     fn standing(&self, whose: &Whose, up_to: MessageId) -> Result<Standing, StoreError>;
@@ -268,12 +269,14 @@ pub trait Browse: Send + Sync {
 
 /// Keeping a store in order: decisions about whole lanes, deletion, space, records, the end.
 pub trait Maintain: Send + Sync {
-    /// Gives what an earlier version stored, which recorded no server, to this one; returns how many messages that were.
+    /// Gives what an earlier version stored, which recorded no server, to this one; returns how many messages that
+    /// were.
     ///
     /// Costs one look-up once all lanes have a server. Recorded in [`Condition::adoptions`].
     fn adopt(&self, server: &Server) -> Result<u64, StoreError>;
 
-    /// Moves up to `limit` messages of a lane to another lane; returns how many. 0 once only messages in flight are left.
+    /// Moves up to `limit` messages of a lane to another lane; returns how many. 0 once only messages in flight are
+    /// left.
     ///
     /// They keep their ids, their place in the order and the server's last answer. Where a lane is refused, held or
     /// waits for an attempt, the messages that leave it do not.
@@ -286,33 +289,36 @@ pub trait Maintain: Send + Sync {
     /// Deletes up to `limit` of the messages that the filter selects, except those in flight under a living lease.
     fn purge(&self, filter: &Filter, limit: usize) -> Result<Purged, StoreError>;
 
-    /// Drops up to `limit` of the oldest messages that were accepted before then, except those in flight; returns how many.
+    /// Drops up to `limit` of the oldest messages that were accepted before then, except those in flight; returns how
+    /// many.
     ///
     /// They are counted ([`Condition::expired`]) in the same commit. Scans the oldest messages only: where the first
     /// `limit` of them are younger than that, or in flight, it finds none.
     fn expire(&self, accepted_before_ms: i64, limit: usize) -> Result<u64, StoreError>;
 
-    /// Makes rejected and held messages that the filter selects *failed* again, with no attempts counted; returns how many.
+    /// Makes rejected and held messages that the filter selects *failed* again, with no attempts counted; returns how
+    /// many.
     ///
     /// A salvaged row that no request could be made of has no method, and stays rejected.
     fn requeue(&self, filter: &Filter) -> Result<u64, StoreError>;
 
     /// Erases credentials, and sets of headers, that no message needs, without a trace in what the engine keeps.
     ///
-    /// Returns whether nothing of them is left. What another process still reads, the next call erases.
+    /// Returns whether all are erased. Those that another process still reads are erased by the next call.
     fn erase_credentials(&self) -> Result<bool, StoreError>;
 
     /// Gives the space of deleted messages back; returns how many bytes the store takes now.
     fn compact(&self) -> Result<u64, StoreError>;
 
-    /// Reserves what is needed to deliver from a full disk, as far as there is room for it. Called every second by an agent.
+    /// Reserves what is needed to deliver from a full disk, as far as there is room for it. Called every second by an
+    /// agent.
     ///
     /// # Errors
     ///
     /// As every verb that writes.
     fn keep_room(&self) -> Result<(), StoreError>;
 
-    /// Records a running agent, or with `None` that this process runs none any more.
+    /// Records a running agent, or with `None` that this process has stopped its agent.
     fn announce(&self, agent: Option<&AgentRecord>) -> Result<(), StoreError>;
 
     /// Records how a replay ended, for `status`.
@@ -321,6 +327,6 @@ pub trait Maintain: Send + Sync {
     /// Returns whether the store was opened in a way that a full disk required, and the disk has room again.
     fn has_to_be_reopened(&self) -> bool;
 
-    /// Closes the store for good, whoever still holds it. Every later call fails with [`StoreError::Unproven`].
+    /// Closes the store for good, for all its holders. Every later call fails with [`StoreError::Unproven`].
     fn close(&self);
 }

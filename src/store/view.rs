@@ -1,4 +1,4 @@
-//! What can be seen of a store: filters, pages, counts, records.
+//! The values that readers exchange with a store: filters, pages, counts, records.
 
 use super::encryption::state::Encryption;
 use super::full_state::Fullness;
@@ -20,7 +20,7 @@ impl StoreIdentity {
     }
 }
 
-/// What can be seen of the backlog of a store, also of one that can't be used.
+/// The visible part of a store's backlog, also if the store can't be used.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum BacklogSeen {
     /// There is no store: nothing was ever kept.
@@ -59,7 +59,7 @@ pub enum Whose {
     Server(Server),
 }
 
-/// How a lane stands, see [`super::Browse::standing`].
+/// The progress of a lane, see [`super::Browse::standing`].
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Standing {
     /// Whether anything accepted up to the message that was asked about still has to reach the server.
@@ -155,9 +155,9 @@ pub struct Page {
 pub struct Listed {
     /// Its id.
     pub id: MessageId,
-    /// What has become of it.
+    /// Its status.
     pub status: MessageStatus,
-    /// What kind it is.
+    /// Its type.
     pub message_type: MessageType,
     /// Whose it is.
     pub lane: Lane,
@@ -171,7 +171,7 @@ pub struct Listed {
     pub items: u32,
     /// Bytes of its body as sent, and of its file.
     pub body_bytes: u64,
-    /// What is known of its file, for attachments.
+    /// The description of its file, for attachments.
     pub attachment: Option<Attachment>,
     /// When it was accepted, in milliseconds since the Unix epoch.
     pub accepted_at_ms: i64,
@@ -186,11 +186,11 @@ pub struct Listed {
 /// A message whole.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct StoredMessage {
-    /// What a list shows of it.
+    /// Its row in a list.
     pub listed: Listed,
-    /// What would be sent.
+    /// The request to send.
     pub request: Request,
-    /// What it is about.
+    /// The entities that it touches.
     pub touches: Vec<Touch>,
 }
 
@@ -241,7 +241,7 @@ impl Backlog {
         self.count(|status| status == MessageStatus::Held)
     }
 
-    /// Returns how many messages were counted, whatever their status.
+    /// Returns how many messages were counted, of any status.
     pub fn messages(&self) -> u64 {
         self.count(|_| true)
     }
@@ -251,7 +251,7 @@ impl Backlog {
     }
 }
 
-/// What a purge took.
+/// The counts of deleted messages.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Purged {
     /// Messages deleted.
@@ -262,7 +262,7 @@ pub struct Purged {
     pub body_bytes: u64,
 }
 
-/// Who works with a store, and how it stands.
+/// The processes that use a store, its limits and its records.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Condition {
     /// Bytes that the engine uses for the store.
@@ -277,9 +277,9 @@ pub struct Condition {
     pub capacity_bytes: Option<u64>,
     /// The schema's version.
     pub schema_version: i64,
-    /// Who replays right now.
+    /// The current replayer.
     pub lease: Option<Owner>,
-    /// Agents that announced themselves; one that was killed may still stand here.
+    /// Agents that announced themselves, possibly also killed ones.
     pub agents: Vec<AgentRecord>,
     /// How the last replay ended.
     pub last_replay: Option<ReplayRecord>,
@@ -297,22 +297,22 @@ pub struct Condition {
     pub full: Option<Fullness>,
     /// Bytes of the file for which there is room.
     pub room_bytes: u64,
-    /// What agents noted of writes that found it full.
+    /// Recorded writes that were refused because it was full.
     pub full_record: FullRecord,
     /// The damaged files that this store was recovered from, the oldest first.
     pub recoveries: Vec<RecoveryRecord>,
     /// Whether it is encrypted, and whether we have the key.
     pub encryption: Encryption,
-    /// Since when and why it has to be written anew and synced before it is used again.
+    /// Since when and why it has to be rewritten and synced before it is used again.
     pub unproven: Option<Unproven>,
 }
 
-/// That a write or a sync of a store failed, and it was not written anew and synced since.
+/// Records that a write or a sync of a store failed, and that it was not rewritten and synced since.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Unproven {
     /// When, in milliseconds since the Unix epoch.
     pub since_ms: i64,
-    /// What failed.
+    /// The failure.
     pub reason: String,
 }
 
@@ -321,11 +321,11 @@ pub struct Unproven {
 pub struct RecoveryRecord {
     /// When, in milliseconds since the Unix epoch.
     pub at_ms: i64,
-    /// Where the damaged file lies.
+    /// Where the damaged file is.
     pub set_aside: Location,
-    /// Whether it still lies there: whoever removes it has seen what happened.
+    /// Whether it still exists: a person who removed it knows of the recovery.
     pub is_kept: bool,
-    /// What was wrong with it, in the engine's words.
+    /// The damage, in the engine's words.
     pub reason: String,
     /// Messages that are in the new store.
     pub recovered: u64,
@@ -333,7 +333,7 @@ pub struct RecoveryRecord {
     pub lost: u64,
 }
 
-/// What is noted of a store that is or was full, for those who look when no agent runs.
+/// The record of a store that is or was full, readable when no agent runs.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct FullRecord {
     /// Since when it is full, in milliseconds since the Unix epoch; `None` when it takes messages.
@@ -358,7 +358,7 @@ pub struct AgentRecord {
 /// How a replay ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ReplayRecord {
-    /// Who replayed.
+    /// The replayer's role.
     pub role: String,
     /// When it began, in milliseconds since the Unix epoch.
     pub started_at_ms: i64,

@@ -1,10 +1,10 @@
-//! What is handed in and out when messages are accepted and replayed: leases, claims, outcomes, holds.
+//! The values that intake and replay exchange with a store: leases, claims, outcomes, holds.
 
 use crate::message::{
     Attachment, Bucket, Buckets, Claimed, Lane, Message, MessageId, MessageStatus, Request, Sha256, Touch,
 };
 
-/// Who holds a lease: shown to people, and different for every process and replay.
+/// The holder of a lease: shown to people, and different for every process and replay.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Owner {
     /// `agent` or `replay`.
@@ -31,9 +31,9 @@ impl std::fmt::Display for Owner {
 /// The right to replay one store. Worth nothing once [`StoreError::LeaseLost`] was seen.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Lease {
-    /// Who has it.
+    /// Its holder.
     pub owner: Owner,
-    /// Grows with every acquisition; what an older one writes is refused.
+    /// The fencing token: grows with every acquisition, and writes under an older one are refused.
     pub epoch: i64,
 }
 
@@ -41,12 +41,12 @@ pub struct Lease {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct AttachmentId(pub i64);
 
-/// A row of an SDK's file, as it is to be stored.
+/// A row of an SDK's file in the form that is stored.
 #[derive(Clone, Debug)]
 pub struct SalvagedRow {
-    /// The digest by which the row is recognised, in whatever file it lies.
+    /// The digest by which the row is deduplicated, in any file.
     pub row: Sha256,
-    /// What is stored of it.
+    /// The message made of it.
     pub message: Message,
     /// Why it can't be sent; `None` when it waits for replay.
     pub rejected: Option<LastAnswer>,
@@ -58,13 +58,13 @@ pub struct SalvagedRow {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct LaneId(pub i64);
 
-/// What stands before a new write.
+/// The messages ahead of a new write.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Ahead {
     /// Messages of its lane that still have to reach the server.
     pub messages: u64,
-    /// Whether one of them is, or may be, one that the write must not overtake ([`crate::message::conflict`]), or the write
-    /// depends on a create that the server refused.
+    /// Whether one of them is, or may be, one that the write must not overtake ([`crate::message::conflict`]), or the
+    /// write depends on a create that the server refused.
     pub conflicting: bool,
     /// Whether something waits, and the lane is held.
     pub held: bool,
@@ -73,27 +73,28 @@ pub struct Ahead {
 }
 
 impl Ahead {
-    /// A write that touches more entities than this is taken to conflict with whatever waits.
+    /// A write that touches more entities than this counts as conflicting with every queued message.
     pub const TOUCHES_MAX: usize = 256;
 }
 
 /// Why a lane is not replayed, and until when.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Hold {
-    /// When it is tried again, in milliseconds since the Unix epoch.
+    /// When it is retried, in milliseconds since the Unix epoch.
     pub until_ms: i64,
     /// Why, for people; names no key.
     pub reason: String,
-    /// Whether one message is to try the lane before the rest follows (an expired key), or all may go (a rate limit).
+    /// Whether one message has to probe the lane before the rest follows (an expired key), or all may go (a rate
+    /// limit).
     pub probe: bool,
     /// The status of the answer that it is held for; `None` when none came, and for holds of earlier versions.
     pub status: Option<u16>,
-    /// What is held of the lane, where it is not all: the bucket of a rate limit. Over once its time is.
+    /// The rate-limited bucket, if not the whole lane is held. Such a hold expires with its time.
     pub bucket: Option<Bucket>,
 }
 
 impl Hold {
-    /// Returns whether the server refused the lane's credential: another one may be let in.
+    /// Returns whether the server refused the lane's credential: another one may be accepted.
     pub fn is_credential_refused(&self) -> bool {
         matches!(self.status, Some(401 | 403))
     }
@@ -116,8 +117,8 @@ pub struct LaneWork {
     pub hold: Option<Hold>,
     /// The rate limits in force, one for each bucket at most.
     pub limits: Vec<Hold>,
-    /// A refused create for which all of them wait, when nothing else keeps them: no message of the lane is in flight, and
-    /// time alone frees none.
+    /// A refused create for which all of them wait, when nothing else keeps them: no message of the lane is in flight,
+    /// and time alone frees none.
     pub waits_for: Option<MessageId>,
 }
 
@@ -145,10 +146,10 @@ pub struct ClaimLimits {
     pub bytes_max: u64,
 }
 
-/// What came of [`super::Replay::claim`].
+/// The result of [`super::Replay::claim`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Claim {
-    /// These messages are to be sent now; none when nothing is due.
+    /// These messages are claimed; none when nothing is due.
     Taken(Vec<Claimed>),
     /// The next message is larger than what may be taken.
     TooLarge {
@@ -167,16 +168,16 @@ impl Claim {
     }
 }
 
-/// What became of one claimed message.
+/// The outcome of one claimed message.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Outcome {
     /// The server confirmed it: it is deleted.
     Delivered,
-    /// It waits for another try, not before `next_attempt_at_ms` (Unix epoch; 0: at once).
+    /// It is retried, not before `next_attempt_at_ms` (Unix epoch; 0: at once).
     Failed {
         /// When it may be claimed again.
         next_attempt_at_ms: i64,
-        /// Whether this counts as an attempt of its own; it does not when the fault was the connection's or the lane's.
+        /// Whether this counts as an attempt of the message; it does not when the connection or the lane failed.
         counts: bool,
         /// The server's answer or the failure, for people; `None` when the message was not sent.
         answer: Option<LastAnswer>,
@@ -186,15 +187,15 @@ pub enum Outcome {
         /// The server's words.
         answer: LastAnswer,
     },
-    /// The server refused it for the time in its ids: kept, and tried again now and then.
+    /// The server refused it for the time in its ids: kept, and retried now and then.
     Held {
         /// The server's words.
         answer: LastAnswer,
     },
-    /// It was divided. What these parts don't carry was delivered; each of them takes the message's place in the order,
+    /// It was divided. Items outside these parts were delivered; each part takes the message's position in the order,
     /// as a message with an id of its own.
     Divided {
-        /// What is left of it, in the order of its items; at least one.
+        /// The remaining parts, in the order of their items; at least one.
         parts: Vec<Part>,
     },
 }
@@ -222,9 +223,9 @@ impl Outcome {
 /// A part of a message that was divided.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Part {
-    /// What to send.
+    /// The request to send.
     pub request: Request,
-    /// What it is about.
+    /// The entities that it touches.
     pub touches: Vec<Touch>,
     /// How many items it carries.
     pub items: u32,

@@ -127,7 +127,7 @@ fn a_copied_store_is_delivered_from_another_machine() {
 }
 
 #[test]
-fn a_slip_in_the_environment_is_told_and_nothing_stops() {
+fn unknown_variables_warn_but_do_not_fail() {
     assert_text(
         &Sandbox::new().with_env("OPIK_OFFLINE_UPSTREEM", "http://127.0.0.1:1").run(&["inspect"]),
         "

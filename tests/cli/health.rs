@@ -13,7 +13,7 @@ use crate::support::fake_opik::{Answer, FakeOpik, FilesIn, Then, When};
 use crate::support::{PATIENCE, noise};
 
 #[test]
-fn healthcheck_says_what_is_well_and_where_each_value_comes_from() {
+fn healthcheck_reports_every_check_and_the_origin_of_every_setting() {
     let server = FakeOpik::start_new();
     let sandbox = Sandbox::filled().with_server(&server).with_env("OPIK_API_KEY", API_KEY);
     std::fs::write(sandbox.home.path().join(".opik.config"), "[opik]\nworkspace = team\n").unwrap();

@@ -14,7 +14,7 @@ use crate::support::process::Written;
 use crate::support::{PATIENCE, uuid7, wait_until};
 
 #[test]
-fn nothing_to_replay_is_no_failure() {
+fn an_empty_backlog_exits_with_success() {
     assert_text(&Sandbox::new().run(&["replay"]), "nothing to replay\n--- exit 0\n");
     assert_text(
         &Sandbox::filled().run(&["replay", "--workspace", "nobody"]),
@@ -180,7 +180,7 @@ fn an_interrupted_replay_loses_nothing() {
 }
 
 #[test]
-fn a_replay_beside_an_agent_sends_nothing_twice_at_once() {
+fn a_replay_beside_an_agent_never_duplicates_a_request_in_flight() {
     const TRACES: usize = 120;
     let server = FakeOpik::new_stopped();
     let agent = Agent::start(&server);
@@ -203,7 +203,7 @@ fn a_replay_beside_an_agent_sends_nothing_twice_at_once() {
 }
 
 #[test]
-fn a_reader_that_has_seen_enough_is_no_failure() {
+fn a_closed_pipe_is_not_a_failure() {
     let sandbox = Sandbox::new();
     let store = open(&sandbox.home.db());
     let messages: Vec<_> = (0..2000).map(|number| create_trace(number, &team(), &uuid7())).collect();
@@ -280,7 +280,7 @@ fn a_replay_ends_when_its_time_is_over_even_in_the_middle() {
 }
 
 #[test]
-fn what_waits_for_a_message_that_is_not_selected_is_left_and_counted() {
+fn messages_behind_unselected_ones_are_skipped_and_counted() {
     let server = FakeOpik::start_new();
     let sandbox = Sandbox::filled().with_server(&server);
     assert_text(

@@ -154,7 +154,7 @@ fn of_an_agent(found: &mut Documents) {
 }
 
 #[test]
-fn what_the_commands_write_is_valid_and_described() {
+fn every_document_matches_its_schema() {
     let schemas = schemas();
     let mut seen: BTreeMap<&str, usize> = BTreeMap::new();
     for (name, document) in documents().0 {

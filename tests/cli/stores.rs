@@ -23,7 +23,7 @@ fn assert_refused(damage: impl Fn(&Path), said: &str) {
 }
 
 #[test]
-fn a_directory_is_no_store() {
+fn a_directory_is_not_accepted_as_a_store() {
     assert_refused(
         |db| fs::create_dir(db).unwrap(),
         "error: HOME/opik_messages.db is not a message store: it is a directory",
@@ -31,7 +31,7 @@ fn a_directory_is_no_store() {
 }
 
 #[test]
-fn a_text_file_is_no_store() {
+fn a_text_file_is_not_accepted_as_a_store() {
     assert_refused(
         |db| fs::write(db, "dear diary").unwrap(),
         "error: HOME/opik_messages.db is not a message store: it is not an SQLite database",

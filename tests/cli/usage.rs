@@ -148,7 +148,7 @@ fn a_malformed_file_names_the_file_and_the_line() {
 }
 
 #[test]
-fn an_agent_that_cannot_start_says_why() {
+fn an_agent_that_cannot_start_reports_the_reason() {
     for (args, said) in [
         (&["agent", "--listen", "nowhere"][..], "listen: cannot use \"nowhere\" from flag --listen"),
         (&["agent", "--upstream", "ftp://x"], "upstream: cannot use \"ftp://x\" from flag --upstream"),

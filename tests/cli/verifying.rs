@@ -43,7 +43,7 @@ fn all_that_was_delivered_is_shown() {
 }
 
 #[test]
-fn what_the_server_swallowed_is_reported_with_4() {
+fn messages_that_the_server_lost_are_reported_with_4() {
     let (server, sandbox) = backlog();
     server.swallow([TRACE, SPANS[1]]);
     let found = sandbox.run(&["replay", "--verify", "--verify-timeout", "300ms"]);
@@ -90,7 +90,7 @@ fn a_score_that_the_server_does_not_show_is_missing_from_its_trace() {
 }
 
 #[test]
-fn what_is_shown_late_is_waited_for() {
+fn verification_waits_for_data_that_appears_late() {
     let (server, sandbox) = backlog();
     server.show_after(6, [TRACE, SPANS[0]]);
     let found = sandbox.run(&["replay", "--verify"]);
@@ -99,7 +99,7 @@ fn what_is_shown_late_is_waited_for() {
 }
 
 #[test]
-fn a_server_that_can_not_be_read_is_no_loss_and_ends_it_with_3() {
+fn an_unreadable_server_is_not_a_loss_and_exits_with_3() {
     for (status, shown) in [(401, "the server answers reads with 401"), (500, "the server answers reads with 500")] {
         let (server, sandbox) = backlog();
         let reads = |request: &crate::support::fake_opik::Received| {
@@ -123,7 +123,7 @@ fn a_rate_limit_on_reads_is_waited_for() {
 }
 
 #[test]
-fn what_can_not_be_read_back_is_counted() {
+fn unverifiable_messages_are_counted() {
     let server = FakeOpik::start_new();
     let sandbox = Sandbox::new().with_server(&server);
     let guardrail = json!({ "guardrails": [{ "entity_id": TRACE, "secondary_id": SPANS[0], "project_name": "demo",

@@ -35,7 +35,7 @@ opik-offline: nothing waits to be delivered: 1 write went straight to the server
 }
 
 #[test]
-fn what_stays_stored_is_told_with_the_reason_and_the_way_on() {
+fn remaining_messages_are_reported_with_reason_and_next_step() {
     let server = FakeOpik::new_stopped();
     let sandbox = sandbox(&server).with_env("OPIK_CONSOLE_LOGGING_LEVEL", "ERROR");
     assert_text(

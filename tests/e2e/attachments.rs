@@ -119,7 +119,7 @@ fn a_file_reaches_either_kind_of_server_online_and_after_an_outage() {
 }
 
 #[test]
-fn a_file_that_was_told_before_its_trace_or_span_goes_after_it() {
+fn a_file_announced_before_its_trace_or_span_is_sent_after_it() {
     let server = FakeOpik::new_stopped();
     let agent = Agent::builder(&server.url()).impatient().start();
     let mut client = client(&agent);
@@ -202,7 +202,7 @@ fn a_server_that_dies_at_any_step_gets_the_file_later() {
 }
 
 #[test]
-fn a_signature_that_ran_out_is_no_end_of_a_file() {
+fn an_expired_signature_does_not_lose_a_file() {
     let server = FakeOpik::start_new();
     server.keep_files_in(FilesIn::ObjectStore);
     let agent = Agent::builder(&server.url()).impatient().arg("--retry-interval").arg("200ms").start();
@@ -348,7 +348,7 @@ fn peak_kib(pid: u32) -> u64 {
 }
 
 #[test]
-fn what_no_server_would_take_is_refused_and_leaves_nothing() {
+fn invalid_uploads_are_refused_and_leave_nothing() {
     for away in [false, true] {
         let server = FakeOpik::start_new();
         let agent = Agent::builder(&server.url()).impatient().arg("--max-attachment-size").arg("1MiB").start();

@@ -139,7 +139,7 @@ fn a_body_past_the_limits_is_the_servers_to_judge_and_is_never_stored() {
 }
 
 #[test]
-fn what_is_within_the_limits_is_taken() {
+fn input_within_the_limits_is_accepted() {
     let server = FakeOpik::new_stopped();
     let agent = limited(&server);
     let mut client = Client::new(&agent.url());

@@ -15,7 +15,7 @@ fn trace(members: &str) -> Vec<u8> {
 }
 
 #[test]
-fn what_the_sdks_really_send_is_replayed_byte_for_byte() {
+fn bodies_of_the_sdks_are_replayed_byte_for_byte() {
     let server = FakeOpik::new_stopped();
     let agent = Agent::start(&server);
     let mut client = Client::new(&agent.url());
@@ -151,7 +151,7 @@ fn items_without_an_id_get_one_that_a_repeat_keeps() {
 }
 
 #[test]
-fn what_only_the_server_can_judge_is_stored_whole_and_sorted_out_on_replay() {
+fn bodies_that_only_the_server_can_judge_are_stored_whole_and_judged_on_replay() {
     let server = FakeOpik::new_stopped();
     let agent = Agent::start(&server);
     let mut client = Client::new(&agent.url());
@@ -179,7 +179,7 @@ fn what_only_the_server_can_judge_is_stored_whole_and_sorted_out_on_replay() {
 }
 
 #[test]
-fn what_no_server_reads_is_refused_at_once() {
+fn unreadable_bodies_are_refused_at_once() {
     let server = FakeOpik::new_stopped();
     let agent = Agent::start(&server);
     let mut client = Client::new(&agent.url());

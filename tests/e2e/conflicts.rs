@@ -239,7 +239,7 @@ fn a_multi_status_and_errors_in_a_success_are_read_too() {
 }
 
 #[test]
-fn what_must_not_be_repeated_is_kept_whole_when_a_part_was_thrown_away() {
+fn unrepeatable_messages_are_kept_whole_if_a_part_was_discarded() {
     let (server, agent) = away();
     let guardrail = |id: &str| json!({ "entity_id": id, "secondary_id": uuid7(), "name": "PII", "result": "passed", "config": {}, "details": {} });
     let items: Vec<Value> = ids(3).iter().map(|id| guardrail(id)).collect();
@@ -253,7 +253,7 @@ fn what_must_not_be_repeated_is_kept_whole_when_a_part_was_thrown_away() {
 }
 
 #[test]
-fn what_a_success_threw_away_of_a_forwarded_write_is_counted_and_its_client_is_told() {
+fn discarded_items_of_a_forwarded_write_are_counted_and_reported_to_its_client() {
     let server = FakeOpik::start_new();
     let agent = Agent::builder(&server.url()).impatient().start();
     let answer = json!({ "partialSuccess": { "rejectedSpans": 2, "errorMessage": "too large" } });

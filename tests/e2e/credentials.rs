@@ -50,7 +50,7 @@ fn held(server: &FakeOpik, builder: AgentBuilder) -> (Agent, [String; 4]) {
 }
 
 #[test]
-fn a_revoked_key_is_replaced_when_a_person_says_so_and_not_before() {
+fn a_revoked_key_is_replaced_only_on_request() {
     let server = FakeOpik::new_stopped();
     let (agent, ids) = held(&server, agent(&server));
     let status = agent.cli(&["status"]).stdout;
@@ -142,7 +142,7 @@ fn no_token_stays_in_the_files_after_its_messages() {
 }
 
 #[test]
-fn a_fronts_403_is_no_word_about_a_key() {
+fn a_403_of_a_front_does_not_condemn_a_key() {
     let server = FakeOpik::new_stopped();
     let agent = agent(&server).arg("--rekey-refused").env("OPIK_API_KEY", NEW).start();
     let id = uuid7();

@@ -142,7 +142,7 @@ fn assert_told(agent: &Agent, server: &FakeOpik, ids: &[String], damage: &Damage
 }
 
 #[test]
-fn an_agent_that_starts_on_a_damaged_file_delivers_what_is_whole_and_tells_of_the_rest() {
+fn an_agent_that_starts_on_a_damaged_file_delivers_intact_messages_and_reports_the_rest() {
     for damage in &DAMAGES {
         let server = FakeOpik::start_new();
         let (mut agent, ids) = stored(&server);
@@ -172,7 +172,7 @@ fn a_replay_of_a_damaged_file_delivers_what_is_whole() {
 }
 
 #[test]
-fn those_who_only_look_at_a_damaged_file_change_nothing_and_say_what_to_do() {
+fn reading_a_damaged_file_changes_nothing_and_suggests_a_remedy() {
     let server = FakeOpik::start_new();
     let (agent, _) = stored(&server);
     (DAMAGES[0].injure)(&agent.db());

@@ -149,7 +149,7 @@ fn an_outage_of_nothing_but_500s_rejects_nothing_not_even_a_lone_message() {
 }
 
 #[test]
-fn what_a_killed_agent_put_back_in_an_outage_does_not_wait_for_its_time_when_the_server_is_back() {
+fn deferred_messages_of_a_killed_agent_are_due_once_the_server_is_back() {
     let server = FakeOpik::new_stopped();
     // Requeued messages are deferred for minutes.
     let mut agent = Agent::builder(&server.url()).impatient().arg("--retry-interval").arg("200s").start();
@@ -319,7 +319,7 @@ fn a_server_that_fails_at_everything_is_not_stormed_and_loses_nothing() {
 }
 
 #[test]
-fn a_redirect_holds_the_lane_and_says_what_to_do() {
+fn a_redirect_holds_the_lane_with_a_hint() {
     let (server, agent) = storing();
     let stored = ids(3);
     store_creates(&agent, &stored);
@@ -383,7 +383,7 @@ fn a_batch_of_the_clients_own_arrives_whole() {
 }
 
 #[test]
-fn a_replay_beside_a_running_agent_sends_nothing_twice_at_once() {
+fn a_replay_beside_a_running_agent_sends_no_message_twice_at_once() {
     let (server, agent) = storing();
     let ledger = ClientLedger::new();
     let mut app = Told::new(&agent.url(), &ledger);

@@ -121,7 +121,7 @@ fn a_replay_without_a_server_takes_each_lanes_own() {
 }
 
 #[test]
-fn a_moved_server_gets_its_backlog_only_when_a_person_says_so() {
+fn a_moved_server_gets_its_backlog_only_on_request() {
     let shared = Home::new();
     let (old, new) = (FakeOpik::new_stopped(), FakeOpik::start_new());
     let stored: Vec<String> = (0..3).map(|_| uuid7()).collect();
@@ -148,7 +148,7 @@ fn a_moved_server_gets_its_backlog_only_when_a_person_says_so() {
 }
 
 #[test]
-fn what_an_earlier_version_stored_goes_to_the_first_server_and_to_no_default() {
+fn messages_of_an_earlier_version_go_to_the_first_server_and_to_no_default() {
     let shared = Home::new();
     let fixture = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/stores/version-8.db");
     fs::copy(fixture, shared.db()).unwrap();
@@ -175,7 +175,7 @@ fn what_an_earlier_version_stored_goes_to_the_first_server_and_to_no_default() {
 
 /// The server that an SDK's file names is respected: its rows don't go to another one.
 #[test]
-fn an_sdk_file_of_another_server_is_refused_until_a_person_says_that_it_moved() {
+fn an_sdk_file_of_another_server_is_refused_until_a_person_re_addresses_it() {
     let server = FakeOpik::start_new();
     let home = Home::new();
     let folder = home.path().join("tmpabcdefgh");

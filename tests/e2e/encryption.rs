@@ -114,7 +114,7 @@ fn an_outage_with_a_key_loses_nothing_and_shows_nothing() {
 }
 
 #[test]
-fn a_wrong_key_is_said_and_nothing_is_lost() {
+fn a_wrong_key_is_reported_and_loses_nothing() {
     let server = FakeOpik::new_stopped();
     let home = Home::new();
     configure(&home, Some(KEYS[0]), None);
@@ -234,7 +234,7 @@ fn a_store_is_sealed_beside_its_agent_however_often_that_is_killed() {
 }
 
 #[test]
-fn what_a_python_process_left_is_taken_into_a_sealed_store() {
+fn orphaned_files_are_salvaged_into_an_encrypted_store() {
     let server = FakeOpik::new_stopped();
     let home = Home::new();
     configure(&home, Some(KEYS[0]), None);

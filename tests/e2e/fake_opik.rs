@@ -101,7 +101,7 @@ fn bodies_arrive_chunked_compressed_and_in_pieces() {
 }
 
 #[test]
-fn what_the_sdks_really_write_is_accepted() {
+fn real_requests_of_the_sdks_are_accepted() {
     let (server, mut client) = server_and_client();
     let id = uuid7();
     let body = format!(
@@ -118,7 +118,7 @@ fn what_the_sdks_really_write_is_accepted() {
 }
 
 #[test]
-fn lenient_json_still_refuses_what_is_no_json() {
+fn lenient_json_still_refuses_other_text() {
     for text in ["", "{", "[1,]", "{\"a\"}", "nul", "1 2", "\"\u{1}\"", "{'a':1}", "-", "\"\\u12\"", "\"\\x\"", "inf"] {
         assert!(parse_lenient(text.as_bytes()).is_err(), "{text:?} was accepted");
     }
@@ -128,7 +128,7 @@ fn lenient_json_still_refuses_what_is_no_json() {
 }
 
 #[test]
-fn what_the_server_would_refuse_is_a_violation() {
+fn requests_that_the_server_would_refuse_are_violations() {
     let (server, mut client) = server_and_client();
     let id = uuid7();
     let score = json!({ "id": id, "name": "quality", "source": "sdk", "value": 1.0 });
@@ -380,7 +380,7 @@ fn two_requests_about_one_entity_at_once_are_seen() {
 }
 
 #[test]
-fn the_ledger_says_what_the_user_would_have_lost() {
+fn the_ledger_reports_the_losses_of_a_user() {
     let (server, mut client) = server_and_client();
     let ledger = ClientLedger::new();
     let mut tell = |request: Request| {

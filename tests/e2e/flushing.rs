@@ -121,7 +121,7 @@ fn a_flush_tries_a_lane_that_waits_for_its_next_attempt_and_leaves_a_rate_limit_
 }
 
 #[test]
-fn a_flush_says_what_was_refused_and_nobody_else_may_ask_for_one() {
+fn a_flush_reports_rejections_and_requires_the_clients_key() {
     let server = FakeOpik::new_stopped();
     let agent = Agent::start(&server);
     let ledger = ClientLedger::new();

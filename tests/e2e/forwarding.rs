@@ -79,7 +79,7 @@ fn reads_are_streamed_and_connections_are_kept() {
 }
 
 #[test]
-fn a_rate_limit_that_reaches_a_client_always_says_when_it_ends() {
+fn a_rate_limit_that_reaches_a_client_always_names_its_end() {
     let server = FakeOpik::start_new();
     let agent = Agent::start(&server);
     let mut client = Client::new(&agent.url());
@@ -99,7 +99,7 @@ fn a_rate_limit_that_reaches_a_client_always_says_when_it_ends() {
 }
 
 #[test]
-fn what_needs_the_servers_answer_gets_an_error_while_it_is_away() {
+fn writes_that_need_an_answer_get_an_error_during_an_outage() {
     let server = FakeOpik::new_stopped();
     let agent = Agent::start(&server);
     let mut client = Client::new(&agent.url());

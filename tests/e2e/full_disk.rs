@@ -4,13 +4,13 @@
 use std::io::{BufRead, BufReader};
 use std::process::{Child, Stdio};
 
-use crate::degraded::a_limit_on_the_size_of_files_is_survived_and_nothing_acknowledged_is_lost;
 use crate::support::agent::{Agent, Home};
 use crate::support::fake_opik::FakeOpik;
 use crate::support::http::{Client, Request};
 use crate::support::ledger::ClientLedger;
 use crate::support::not_run::not_run;
 use crate::support::{PATIENCE, noise, uuid7, wait_until};
+use crate::unusable_store::a_limit_on_the_size_of_files_is_survived_and_nothing_acknowledged_is_lost;
 use crate::writes::{Told, create, trace, update};
 
 /// A small file system in place of a home directory, for processes that enter the namespace in which it is mounted.
@@ -308,7 +308,7 @@ fn an_xfs_that_another_program_filled_is_left_by_delivering() {
 }
 
 #[test]
-fn what_keeps_a_store_from_being_written_is_named_and_nothing_acknowledged_is_lost() {
+fn obstacles_to_writing_are_named_and_lose_nothing_acknowledged() {
     // The last words are those by which a person knows what to do.
     for (obstacle, mend, words) in [
         ("chattr +i \"$0\"/opik_messages.db", "chattr -i \"$0\"/opik_messages.db", "chattr -i"),

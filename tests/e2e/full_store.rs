@@ -92,7 +92,7 @@ fn metric(agent: &Agent, name: &str) -> f64 {
 }
 
 #[test]
-fn refused_writes_are_seen_wherever_people_look() {
+fn refused_writes_are_reported_in_every_view() {
     let server = FakeOpik::new_stopped();
     let mut agent = patient(&server);
     let ledger = ClientLedger::new();
@@ -260,7 +260,7 @@ fn messages_that_the_server_refused_do_not_keep_live_ones_out() {
 }
 
 #[test]
-fn what_finds_no_room_is_tried_whatever_it_is_and_whosever() {
+fn every_write_without_room_is_tried_at_the_server() {
     let batch = || {
         let traces: Vec<Value> = (0..3).map(|_| trace(&uuid7(), &noise(30_000))).collect();
         Request::new("POST", "/v1/private/traces/batch").json(&json!({ "traces": traces }))

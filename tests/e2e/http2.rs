@@ -9,7 +9,7 @@ use hyper::client::conn::http2::{SendRequest, handshake};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use tokio::runtime::Runtime;
 
-use crate::edges::{raw, statuses, wait_until_it_is};
+use crate::http_compatibility::{raw, statuses, wait_until_it_is};
 use crate::support::agent::Agent;
 use crate::support::fake_opik::check::Kind;
 use crate::support::fake_opik::{FakeOpik, Then, When};

@@ -281,7 +281,7 @@ fn while_a_backlog_waits_only_what_must_not_overtake_it_waits_behind_it() {
 }
 
 #[test]
-fn a_limited_lane_is_quiet_as_long_as_the_server_says_whoever_met_the_limit() {
+fn a_rate_limit_is_respected_no_matter_which_request_met_it() {
     let retry_after = |value: &str| Then::Answer(Answer::error(429, "Too Many Requests").with("Retry-After", value));
     for (what, then, at_least) in [
         ("RateLimit-Reset", Then::rate_limited(2), 1990),

@@ -127,7 +127,7 @@ fn a_connection_beyond_all_busy_ones_gets_a_503_and_a_place_once_one_is_free() {
 }
 
 #[test]
-fn a_client_that_sends_its_head_drop_by_drop_is_cut_off_and_one_that_is_idle_too() {
+fn slow_and_idle_clients_are_disconnected() {
     let server = FakeOpik::start_new();
     let agent = Agent::builder(&server.url()).impatient().arg("--client-timeout").arg("300ms").start();
     let mut slow = connect(&agent);

@@ -54,7 +54,7 @@ fn store(agent: &Agent, ledger: &ClientLedger, messages: usize) -> usize {
 }
 
 #[test]
-fn what_many_clients_store_in_limited_memory_is_counted_again_on_the_server() {
+fn messages_stored_in_limited_memory_all_reach_the_server() {
     let count = std::env::var("OPIK_OFFLINE_LOAD").ok().and_then(|count| count.parse().ok()).unwrap_or(3_000);
     let server = FakeOpik::new_stopped();
     let builder = Agent::builder(&server.url()).impatient().env("OPIK_REPLAY_BATCH_SIZE", "1000");

@@ -28,7 +28,7 @@ fn a_log_file_that_was_moved_away_is_opened_again_on_sighup() {
     wait_until("the server is seen", PATIENCE, || text(&log).contains("is available"));
     fs::rename(&log, &moved).unwrap();
     agent.signal(Signal::HUP);
-    wait_until("there is a new log file", PATIENCE, || text(&log).contains("opened again"));
+    wait_until("there is a new log file", PATIENCE, || text(&log).contains("reopened the log file"));
     let before = text(&moved);
 
     server.stop();

@@ -5,82 +5,82 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+mod acknowledgement;
 mod attachments;
 mod bad_input;
-mod blocking;
 mod bodies;
 #[cfg(target_os = "linux")]
-mod bounds;
-mod buckets;
-mod chaos;
+mod bounded_commands;
 mod clock;
+mod completeness;
 mod conflicts;
+mod consistency;
 mod credentials;
 mod damage;
-mod degraded;
 mod delivery;
 mod destination;
+mod durability;
 mod early_answers;
-mod edges;
 mod encryption;
 mod fake_opik;
-#[cfg(target_os = "linux")]
-mod files;
 mod flushing;
-mod foreign;
+mod foreign_answers;
 mod forwarding;
 #[cfg(target_os = "linux")]
 mod full_disk;
 mod full_store;
 mod http2;
+mod http_compatibility;
 mod isolation;
-mod kills;
-mod large;
+mod key_rotation;
+mod large_batches;
 mod limits;
 mod links;
 #[cfg(target_os = "linux")]
 mod load;
 mod logs;
 mod memory;
+#[cfg(target_os = "linux")]
+mod memory_budget;
+mod memory_copies;
 mod messages;
-mod mixed;
 #[path = "../support/model_store.rs"]
 mod model_store;
 mod network_settings;
 mod networks;
+mod non_blocking;
+#[cfg(target_os = "linux")]
+mod open_files;
 mod origin;
 mod other_users;
 mod otlp;
 mod otlp_repeats;
 mod outage;
 mod overtaking;
-mod own_faults;
-mod peak;
-#[cfg(target_os = "linux")]
-mod people;
-mod planted;
+mod panics;
 mod prism;
 mod proxy;
-mod rotations;
+mod rate_limits;
+mod replay_order;
+mod rolling_upgrade;
 mod salvage;
+mod salvage_trust;
 mod sdk;
 mod sdk_outage;
 mod security;
 mod service_manager;
-mod singles;
 mod splitting;
 mod startup;
 mod status_page;
 mod stopping;
-mod storm;
 mod stranded;
 mod tls;
 mod two_processes;
+mod unusable_store;
+mod updates_before_creates;
 mod verify;
-mod versions;
 #[cfg(target_os = "linux")]
 mod volumes;
-mod weather;
 mod web_pages;
 mod wrapped;
 mod wrapped_beside;

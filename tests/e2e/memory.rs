@@ -196,7 +196,7 @@ fn bodies_that_inflate_a_thousandfold_are_bounded() {
 }
 
 #[test]
-fn what_the_server_answers_is_never_held_whole() {
+fn answers_of_the_server_are_never_buffered_whole() {
     const BYTES: usize = 256 * 1024 * 1024;
     let server = FakeOpik::start_new();
     let agent = Agent::start(&server);

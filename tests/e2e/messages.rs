@@ -294,7 +294,7 @@ fn every_write_that_is_kept_is_acknowledged_counted_and_replayed_byte_for_byte()
 }
 
 #[test]
-fn what_is_acknowledged_is_what_opiks_openapi_file_says() {
+fn acknowledgements_match_opiks_openapi_file() {
     let prism = Prism::start();
     let live = Agent::builder(&prism.url()).impatient().start();
     let away = FakeOpik::new_stopped();
@@ -395,7 +395,7 @@ fn deletions_reach_the_server_after_what_they_delete_and_before_what_comes_later
 }
 
 #[test]
-fn what_needs_the_servers_answer_is_never_kept() {
+fn writes_that_need_an_answer_are_never_stored() {
     let server = FakeOpik::new_stopped();
     let agent = Agent::start(&server);
     let mut client = Client::new(&agent.url());

@@ -11,7 +11,7 @@ use crate::tls::state;
 use crate::writes::create;
 
 #[test]
-fn headers_of_the_users_own_reach_the_server_and_nobody_else() {
+fn configured_headers_reach_the_server_and_no_other_host() {
     let server = FakeOpik::start_new();
     let folder = crate::support::tempdir();
     let file = folder.path().join("headers");
@@ -129,7 +129,7 @@ fn commands_that_need_no_network_do_not_read_its_settings() {
 }
 
 #[test]
-fn a_wrapped_command_runs_whatever_is_wrong_with_the_network_and_nothing_goes_past_it() {
+fn a_wrapped_command_runs_with_a_broken_network_and_nothing_bypasses_the_agent() {
     let server = FakeOpik::start_new();
     let script = "echo ran; curl -s --noproxy '*' -o /dev/null -w '%{http_code}' -H 'Content-Type: application/json' \
                   -d '{\"id\":\"@@\",\"start_time\":\"2026-03-01T04:00:16Z\"}' \"$OPIK_URL_OVERRIDE/v1/private/traces\"; exit 7";

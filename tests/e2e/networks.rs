@@ -102,7 +102,7 @@ fn a_request_in_absolute_form_carries_the_body_and_the_next_one_its_own_head() {
 }
 
 #[test]
-fn a_proxys_refusal_is_told_once_in_its_own_words() {
+fn a_proxys_refusal_is_reported_once_in_its_own_words() {
     let authority = Authority::new();
     let server = FakeOpik::start_new();
     let front = Front::tls(authority.server("opik.test", Age::Valid), server.port());
@@ -192,7 +192,7 @@ fn socks_servers_lead_both_clients() {
 }
 
 #[test]
-fn a_socks_servers_refusal_is_told() {
+fn a_socks_servers_refusal_is_reported() {
     let server = FakeOpik::start_new();
     let socks = SocksServer::start(server.port(), Some(("me", "right")));
     for (user_info, words) in [

@@ -63,7 +63,7 @@ fn an_agent_adopts_its_own_users_files_only() {
 }
 
 #[test]
-fn nobody_else_can_look_into_the_copy_of_an_sdks_file() {
+fn the_copy_of_an_sdks_file_is_private() {
     /// Copying it takes long enough to be seen.
     const BYTES: u64 = 400 * 1024 * 1024;
     let home = Home::new();

@@ -6,7 +6,7 @@ use std::collections::BTreeSet;
 
 use serde_json::{Value, json};
 
-use crate::chaos::Dice;
+use crate::durability::Dice;
 use crate::support::PATIENCE;
 use crate::support::agent::Agent;
 use crate::support::fake_opik::otlp::Version;
@@ -301,7 +301,7 @@ fn a_second_root_of_a_trace_in_a_later_export_is_stored() {
 }
 
 #[test]
-fn an_older_server_loses_no_span_and_what_it_can_not_take_is_said() {
+fn an_older_server_loses_no_span_and_unsupported_ones_are_reported() {
     let (server, agent) = away();
     server.takes_otlp_like(Version::Old);
     let (lost, half) = (trace(1, [1, 2, 0]), trace(2, (0..16).rev()));
@@ -323,7 +323,7 @@ fn an_older_server_loses_no_span_and_what_it_can_not_take_is_said() {
 }
 
 #[test]
-fn a_server_that_lets_nobody_read_gets_every_span_and_rejects_no_root() {
+fn a_server_without_reads_gets_every_span_and_rejects_no_root() {
     let (server, agent) = away();
     server.takes_otlp_like(Version::WithoutReads);
     let spans = trace(1, [1, 2, 0]);
@@ -494,7 +494,7 @@ fn a_front_that_says_conflict_or_not_found_takes_no_span_away() {
 }
 
 #[test]
-fn what_a_front_says_of_a_read_rejects_no_root_of_an_older_server() {
+fn an_answer_of_a_front_to_a_read_rejects_no_root_of_an_older_server() {
     let spans = trace(1, [0]);
     let (server, agent) = away();
     server.takes_otlp_like(Version::Old);

@@ -141,7 +141,7 @@ fn while_a_backlog_drains_only_what_would_overtake_it_waits() {
 }
 
 #[test]
-fn later_writes_wait_for_one_that_is_being_forwarded() {
+fn later_writes_wait_for_a_forward_in_flight() {
     let server = FakeOpik::start_new();
     let agent = Agent::builder(&server.url()).impatient().start();
     let ledger = ClientLedger::new();
@@ -169,7 +169,7 @@ fn later_writes_wait_for_one_that_is_being_forwarded() {
 }
 
 #[test]
-fn what_the_sdks_really_send_survives_the_store_byte_for_byte() {
+fn requests_of_the_sdks_survive_the_store_byte_for_byte() {
     use crate::support::http::Request;
     let server = FakeOpik::new_stopped();
     let agent = agent(&server).start();

@@ -141,7 +141,7 @@ fn a_wrong_or_a_missing_key_lets_nothing_overtake_what_waits() {
 }
 
 #[test]
-fn a_backlog_that_is_gone_by_now_refuses_nothing() {
+fn a_delivered_backlog_refuses_nothing() {
     let server = FakeOpik::new_stopped();
     let home = Home::new();
     configure(&home, Some(KEYS[0]), None);
@@ -206,7 +206,7 @@ fn a_newer_schema_under_a_running_agent_ends_its_use_at_once() {
 
 /// Another version's tables: a read that fails because of them does not mean damage, and the file stays in place.
 #[test]
-fn a_newer_schema_is_never_taken_for_damage() {
+fn a_newer_schema_is_never_mistaken_for_corruption() {
     let server = FakeOpik::new_stopped();
     let agent = Agent::builder(&server.url()).impatient().start();
     let ledger = ClientLedger::new();
@@ -313,7 +313,7 @@ fn three_new_agents_wait_for_the_old_one_and_none_for_each_other() {
 
 /// An intact message that an older version rejected is delivered by `replay --rejected`.
 #[test]
-fn what_an_older_version_took_for_damaged_is_delivered_on_demand() {
+fn messages_that_an_older_version_called_damaged_are_delivered_on_demand() {
     let server = FakeOpik::new_stopped();
     let home = Home::new();
     configure(&home, Some(KEYS[0]), None);
@@ -525,7 +525,7 @@ fn spans_files_and_deletions_by_filter_overtake_nothing_either() {
 }
 
 #[test]
-fn what_waits_for_another_server_refuses_nothing() {
+fn the_backlog_of_another_server_refuses_nothing() {
     let (first, second) = (FakeOpik::new_stopped(), FakeOpik::start_new());
     let home = Home::new();
     configure(&home, Some(KEYS[0]), None);

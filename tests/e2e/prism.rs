@@ -8,7 +8,7 @@ use crate::support::sdk::SdkApp;
 use crate::support::uuid7;
 
 #[test]
-fn prism_checks_bodies_whatever_their_encoding() {
+fn prism_checks_bodies_in_every_encoding() {
     let mut prism = Prism::start();
     let mut client = Client::new(&prism.url());
     let id = uuid7();
@@ -42,7 +42,7 @@ fn prism_checks_bodies_whatever_their_encoding() {
 }
 
 #[test]
-fn what_the_python_sdk_sends_fits_opiks_openapi_file() {
+fn requests_of_the_python_sdk_match_opiks_openapi_file() {
     let prism = Prism::start();
     let mut app = SdkApp::start("prism", &prism.url());
     for command in ["traces 3", "manual 2", "update", "scores"] {

@@ -70,7 +70,7 @@ fn large_downloads_and_uploads_pass_without_being_held() {
 }
 
 #[test]
-fn a_client_that_asks_whether_to_continue_is_told_so() {
+fn expect_continue_is_answered() {
     for is_running in [true, false] {
         let server = FakeOpik::start_new();
         let agent = Agent::start(&server);
@@ -183,7 +183,7 @@ fn one_connection_serves_forwarded_stored_and_refused_requests() {
 }
 
 #[test]
-fn a_read_meets_a_server_that_hangs_and_is_told_so_soon() {
+fn a_read_at_a_hanging_server_fails_soon() {
     let server = FakeOpik::start_new();
     let agent = Agent::start(&server);
     let mut client = Client::new(&agent.url());

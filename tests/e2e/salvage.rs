@@ -159,7 +159,7 @@ fn trace_row(number: usize) -> (i64, String, String) {
 }
 
 #[test]
-fn what_was_taken_in_is_delivered_once_and_recognised_in_a_copy() {
+fn salvaged_rows_are_delivered_once_and_deduplicated_in_a_copy() {
     let server = FakeOpik::start_new();
     let home = Home::new();
     let source = home.path().join("tmpabcdefgh/opik_messages.db");
@@ -202,7 +202,7 @@ fn what_was_taken_in_is_delivered_once_and_recognised_in_a_copy() {
 }
 
 #[test]
-fn rows_that_cannot_be_sent_are_kept_with_their_reason_and_the_rest_goes_on() {
+fn unsendable_rows_are_kept_with_a_reason_and_the_rest_is_delivered() {
     let server = FakeOpik::start_new();
     let home = Home::new();
     let source = home.path().join("tmpabcdefgh/opik_messages.db");
@@ -268,7 +268,7 @@ fn bytes_of_attachments_are_taken_at_once_and_temporary_copies_removed_when_aske
 }
 
 #[test]
-fn bad_files_are_told_and_left_alone_and_good_ones_go_on() {
+fn bad_files_are_reported_and_left_alone_and_good_ones_are_salvaged() {
     let server = FakeOpik::start_new();
     let home = Home::new();
     let folder = home.path().join("found");
@@ -391,17 +391,17 @@ fn adopted_after(signal: Signal) {
 }
 
 #[test]
-fn what_a_killed_python_process_left_is_adopted_and_delivered() {
+fn the_file_of_a_killed_python_process_is_adopted_and_delivered() {
     adopted_after(Signal::KILL);
 }
 
 #[test]
-fn what_a_terminated_python_process_left_is_adopted_and_delivered() {
+fn the_file_of_a_terminated_python_process_is_adopted_and_delivered() {
     adopted_after(Signal::TERM);
 }
 
 #[test]
-fn what_a_python_process_was_sending_when_it_was_killed_is_sent_again() {
+fn messages_in_flight_when_a_python_process_was_killed_are_sent_again() {
     let server = FakeOpik::start_new();
     let hanging = server.script(When::write(), Then::Hang);
     let mut app = SdkApp::start("online", &server.url());

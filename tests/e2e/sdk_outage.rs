@@ -72,7 +72,7 @@ fn an_outage_and_a_killed_agent_cost_the_typescript_sdk_nothing() {
 }
 
 #[test]
-fn what_the_typescript_sdk_made_and_updated_in_an_outage_arrives_in_a_handful_of_requests() {
+fn creates_and_updates_of_the_typescript_sdk_arrive_in_a_handful_of_requests() {
     let server = FakeOpik::new_stopped();
     let agent = Agent::builder(&server.url()).impatient().arg("--batch-size").arg("1000").start();
     let mut app = SdkApp::start_with(Using::TypeScript, "folded", &agent.url());
@@ -144,7 +144,7 @@ fn people_see_the_spans_and_services_of_otlp_requests() {
 }
 
 #[test]
-fn what_the_agent_forwards_and_replays_fits_opiks_openapi_file() {
+fn forwarded_and_replayed_requests_match_opiks_openapi_file() {
     for using in [Using::Python(OPIK_VERSION), Using::TypeScript] {
         let mut prism = Prism::start();
         let agent = Agent::builder(&prism.url()).impatient().start();

@@ -112,7 +112,7 @@ fn a_good_request_before_a_smuggled_one_is_answered_as_it_deserves() {
 }
 
 #[test]
-fn what_goes_to_the_server_is_framed_anew() {
+fn requests_to_the_server_are_framed_anew() {
     let server = FakeOpik::start_new();
     let agent = Agent::start(&server);
     wait_until_it_is("available", &agent);
@@ -135,7 +135,7 @@ fn what_goes_to_the_server_is_framed_anew() {
 }
 
 #[test]
-fn what_belongs_to_one_connection_goes_no_further_in_either_direction() {
+fn hop_by_hop_headers_are_not_forwarded_in_either_direction() {
     let server = FakeOpik::start_new();
     let agent = Agent::start(&server);
     wait_until_it_is("available", &agent);

@@ -39,7 +39,7 @@ impl Manager {
 }
 
 #[test]
-fn systemd_is_told_ready_alive_what_waits_and_stopping() {
+fn systemd_gets_ready_watchdog_status_and_stopping() {
     let server = FakeOpik::new_stopped();
     let home = Home::new();
     let manager = Manager::new(&home);
@@ -66,7 +66,7 @@ fn systemd_is_told_ready_alive_what_waits_and_stopping() {
 }
 
 #[test]
-fn a_service_manager_that_is_not_there_stops_nobody() {
+fn a_missing_service_manager_stops_nothing() {
     let server = FakeOpik::start_new();
     for socket in ["/nowhere/notify", "vsock:2:1"] {
         let mut agent = Agent::builder(&server.url()).impatient().env("NOTIFY_SOCKET", socket).start();

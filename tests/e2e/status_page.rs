@@ -44,7 +44,7 @@ fn the_page_tells_of_an_outage_without_keys_payloads_or_markup_of_others() {
 }
 
 #[test]
-fn the_page_is_read_only_and_for_those_who_name_this_machine() {
+fn the_page_is_read_only_and_answers_only_to_this_machines_names() {
     let server = FakeOpik::start_new();
     let agent = Agent::start(&server);
     for path in PAGES {

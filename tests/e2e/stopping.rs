@@ -146,7 +146,7 @@ fn a_replay_that_hangs_at_the_server_does_not_keep_the_agent() {
 }
 
 #[test]
-fn a_replay_in_the_middle_settles_what_it_sent() {
+fn a_terminated_replay_settles_its_requests() {
     let server = FakeOpik::new_stopped();
     let mut agent = patient(&server).start();
     let ledger = ClientLedger::new();

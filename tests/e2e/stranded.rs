@@ -133,7 +133,7 @@ fn held_messages_are_tried_at_once_when_a_person_asks() {
 }
 
 #[test]
-fn what_depends_on_a_refused_create_waits_with_it_whatever_the_reason() {
+fn dependents_of_a_refused_create_wait_with_it_for_any_reason() {
     for reason in [400, 404, 413, 422, 500] {
         let (server, agent) = storing("100ms");
         let mut client = Client::new(&agent.url());
@@ -180,7 +180,7 @@ fn what_depends_on_a_refused_create_waits_with_it_whatever_the_reason() {
 }
 
 #[test]
-fn what_waits_goes_free_when_the_create_is_purged_and_a_restart_forgets_nothing() {
+fn stranded_messages_are_released_when_their_create_is_purged_even_after_a_restart() {
     let (server, mut agent) = storing("100ms");
     let mut client = Client::new(&agent.url());
     let bad = uuid7();

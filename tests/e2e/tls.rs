@@ -112,7 +112,7 @@ fn a_user_who_wants_no_check_gets_none() {
 }
 
 #[test]
-fn what_speaks_no_tls_is_named() {
+fn a_server_without_tls_is_named() {
     let front = Front::serving(|mut client| async move {
         client.write_all(b"HTTP/1.1 400 Bad Request\r\nConnection: close\r\n\r\n").await?;
         client.read(&mut [0; 1024]).await.map(drop)

@@ -66,7 +66,7 @@ fn a_limit_that_one_agent_met_is_respected_by_the_other() {
 }
 
 #[test]
-fn a_replay_beside_the_agent_asks_no_limited_lane_and_is_held_up_by_no_poison() {
+fn a_replay_beside_the_agent_respects_rate_limits_and_passes_poison_messages() {
     let server = FakeOpik::new_stopped();
     let agent = agent(&server).start();
     let ledger = ClientLedger::new();
@@ -130,7 +130,7 @@ fn poison_that_hangs_holds_up_neither_agent() {
 }
 
 #[test]
-fn a_replay_with_a_timeout_ends_in_time_though_a_request_hangs() {
+fn a_replay_with_a_timeout_ends_in_time_even_if_a_request_hangs() {
     let server = FakeOpik::new_stopped();
     let mut storing = agent(&server).start();
     let ledger = ClientLedger::new();

@@ -337,7 +337,7 @@ fn a_folder_that_is_deleted_or_moved_under_the_agent_loses_nothing() {
 
 /// A store that another process keeps locked takes nothing, although the server is there.
 #[test]
-fn what_a_locked_store_cannot_take_goes_to_the_server_unless_it_overtakes() {
+fn writes_that_a_locked_store_cannot_take_go_to_the_server_unless_they_overtake() {
     let server = FakeOpik::new_stopped();
     let agent = Agent::builder(&server.url()).env("OPIK_CONNECTION_MONITOR_PING_INTERVAL", "120").start();
     let ledger = ClientLedger::new();

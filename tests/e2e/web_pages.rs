@@ -217,7 +217,7 @@ fn the_operator_allows_names_and_origins() {
 
 /// An agent that other machines can reach, in a network of its own, where the test's script is its only client.
 #[test]
-fn a_listener_for_others_answers_to_addresses_services_and_those_who_show_the_token() {
+fn a_public_listener_answers_to_addresses_services_and_valid_tokens() {
     const SCRIPT: &str = r#"
 import http.client, os, time
 def status(host, path, token):
@@ -418,7 +418,7 @@ if not set(raw) & set(' ?#%'):
 "#;
 
 #[test]
-fn a_wrapped_command_is_let_in_whatever_characters_the_token_has() {
+fn a_wrapped_command_is_accepted_with_any_characters_in_the_token() {
     for (token, more) in [
         ("q8/Xk+0a==", "201\n"),
         ("50%/a?b#c&d", ""),

@@ -267,7 +267,7 @@ fn a_signal_that_is_ignored_as_under_nohup_is_ignored_by_the_command_too() {
 }
 
 #[test]
-fn what_is_typed_at_a_terminal_reaches_the_command_once() {
+fn terminal_input_reaches_the_command_once() {
     let server = FakeOpik::start_new();
     let home = Home::new();
     let notes = home.path().join("notes");
@@ -390,7 +390,7 @@ fn wrapped_commands_and_an_agent_share_a_store() {
 }
 
 #[test]
-fn a_flush_ends_when_its_time_is_over_or_somebody_interrupts_it() {
+fn a_flush_ends_on_timeout_or_interruption() {
     for (timeout, interrupted, says) in
         [("500ms", false, "--flush-timeout 500ms is over"), ("10m", true, "interrupted")]
     {
@@ -437,7 +437,7 @@ fn a_flush_does_not_wait_for_a_lane_that_is_held_longer() {
 }
 
 #[test]
-fn a_wrapped_command_is_told_how_many_writes_a_full_store_refused() {
+fn a_wrapped_command_reports_the_writes_that_a_full_store_refused() {
     let (home, server) = (Home::new(), FakeOpik::new_stopped());
     let args = ["--max-size", "1MiB", "--free-disk-reserve", "0"];
     let mut running = Running::start(&home, &home.db(), &server.url(), &args, "full");

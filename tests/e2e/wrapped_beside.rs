@@ -168,7 +168,7 @@ fn each_of_two_agents_for_two_servers_delivers_its_own() {
 }
 
 #[test]
-fn a_wrapped_command_is_told_that_another_agent_is_replaying_their_store() {
+fn a_wrapped_command_reports_that_another_agent_replays_the_store() {
     let (server, other) = (FakeOpik::new_stopped(), FakeOpik::new_stopped());
     let mut agent = Agent::start(&server);
     let mut running = Running::start(agent.home(), &agent.db(), &other.url(), &["--flush-timeout", "500ms"], "other");
@@ -190,7 +190,7 @@ fn a_wrapped_command_is_told_that_another_agent_is_replaying_their_store() {
 }
 
 #[test]
-fn a_wrapped_command_without_the_key_of_the_store_is_told_and_overtakes_nothing() {
+fn a_wrapped_command_without_the_stores_key_reports_it_and_overtakes_nothing() {
     const KEY: &str = "MDEyMzQ1Njc4OWFiY2RlZjAxMjM0NTY3ODlhYmNkZWY=";
     let server = FakeOpik::new_stopped();
     let agent = Agent::builder(&server.url()).impatient().env("OPIK_OFFLINE_ENCRYPTION_KEY", KEY).start();

@@ -97,7 +97,7 @@ fn an_address_that_an_agent_has_is_left_to_it_unless_a_flag_names_it() {
 }
 
 #[test]
-fn a_command_whose_server_is_an_agent_that_stays_is_told_who_took_its_writes() {
+fn a_wrapped_command_behind_another_agent_reports_who_took_its_writes() {
     let (home, server) = (Home::new(), FakeOpik::new_stopped());
     let mut agent = Agent::start(&server);
     // As in an environment that leads all applications of a machine to its agent.

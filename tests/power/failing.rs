@@ -65,7 +65,7 @@ fn fail(kind: &str, n: u64, is_for_good: bool) -> bool {
     checked.unwrap_or_else(|why| panic!("{what}: {why}\n{}", end.stderr));
     let (unproven, back) = (end.stderr.find("the disk failed under"), end.stderr.rfind("can be used again"));
     if failed <= 1 && back > unproven && unproven.is_some() {
-        let proven = end.stderr.contains("can be used again, after it was written anew and synced");
+        let proven = end.stderr.contains("can be used again, after it was rewritten and synced");
         assert!(proven, "{what}: the store is used again without a proof:\n{}", end.stderr);
     }
     let flag = format!("{}-unproven", db.display());

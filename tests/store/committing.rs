@@ -74,7 +74,7 @@ fn behind(door: &Arc<Door>) -> BeforeRegister {
 }
 
 #[test]
-fn what_gathers_during_a_commit_is_the_next_commit() {
+fn messages_that_arrive_during_a_commit_share_the_next_one() {
     let door = Arc::new(Door::default());
     let (committer, store) = committer(behind(&door));
     let first = submit(&committer, [0]);
@@ -89,7 +89,7 @@ fn what_gathers_during_a_commit_is_the_next_commit() {
 }
 
 #[test]
-fn what_does_not_fit_into_the_queue_is_refused_at_once() {
+fn a_full_commit_queue_refuses_at_once() {
     let door = Arc::new(Door::default());
     let (committer, _) = committer(behind(&door));
     let first = submit(&committer, [0]);
@@ -173,7 +173,7 @@ fn a_full_store_takes_what_still_fits() {
 }
 
 #[test]
-fn nobody_waits_for_ever_when_the_store_panics() {
+fn a_panicking_store_fails_every_waiting_request() {
     let (committer, _) = committer(Box::new(|_| panic!("a programming mistake")));
     let result = committer.store(message(0));
     assert!(matches!(result, Err(CommitError::Stopped)), "{result:?}");
@@ -214,7 +214,7 @@ fn a_message_goes_into_the_new_file_when_the_old_one_was_removed() {
 }
 
 #[test]
-fn a_commit_that_does_not_end_is_seen_and_waiting_for_work_is_no_silence() {
+fn a_stalled_commit_is_detected_and_an_idle_committer_is_healthy() {
     let door = Arc::new(Door::default());
     let (committer, _) = committer(behind(&door));
     assert_eq!(committer.silent_for(), Duration::ZERO, "an idle agent would be restarted");

@@ -225,18 +225,18 @@ fn a_store_without_its_first_page_loses_nothing() {
 }
 
 #[test]
-fn pages_of_one_tree_cost_what_stands_in_them() {
+fn damaged_pages_of_one_tree_cost_only_their_contents() {
     every_page_costs_what_stands_in_it(&Sample::make(false));
 }
 
 #[test]
-fn pages_of_a_sealed_store_cost_what_stands_in_them() {
+fn damaged_pages_of_an_encrypted_store_cost_only_their_contents() {
     every_page_costs_what_stands_in_it(&Sample::make_with(sealed_with(1), false));
 }
 
 /// The store was rewritten, so its trees are in other places than those of a new one.
 #[test]
-fn pages_of_a_store_that_was_sealed_later_cost_what_stands_in_them() {
+fn damaged_pages_of_a_later_encrypted_store_cost_only_their_contents() {
     let mut sample = Sample::make(false);
     sample.keys = sealed_with(1);
     drop(open_with(&sample.path(), &sample.keys));
@@ -325,7 +325,7 @@ fn a_log_without_its_database_is_not_thrown_away() {
 }
 
 #[test]
-fn those_who_only_look_leave_a_damaged_file_where_it_is() {
+fn reading_leaves_a_damaged_file_in_place() {
     let sample = Sample::make(false);
     let (folder, path) = sample.copy();
     let mut bytes = fs::read(&path).expect("ours");
@@ -342,7 +342,7 @@ fn those_who_only_look_leave_a_damaged_file_where_it_is() {
 }
 
 #[test]
-fn a_recovery_that_was_cut_off_goes_on_and_loses_nothing_more() {
+fn an_interrupted_recovery_resumes_without_further_loss() {
     let sample = Sample::make(true);
     let rename = |path: &Path, from: &str, to: &str| {
         let name = |suffix: &str| PathBuf::from(format!("{}{suffix}", path.display()));
@@ -383,7 +383,7 @@ fn a_recovery_that_was_cut_off_goes_on_and_loses_nothing_more() {
 }
 
 #[test]
-fn one_damaged_body_is_rejected_and_the_rest_goes_on() {
+fn one_damaged_body_is_rejected_and_the_rest_is_delivered() {
     let folder = tempfile::tempdir().expect("a temporary folder");
     let path = folder.path().join("opik_messages.db");
     let store = open(&path);
@@ -484,7 +484,7 @@ fn injure(bytes: &mut Vec<u8>, injuries: &[Injury]) {
 }
 
 #[test]
-fn whatever_happens_to_the_file_nothing_is_invented_and_the_agent_goes_on() {
+fn no_damage_makes_a_store_invent_messages_or_stop_the_agent() {
     let samples = [Sample::make(false), Sample::make(true)];
     let cases = std::env::var("OPIK_OFFLINE_DAMAGE_CASES").ok().and_then(|cases| cases.parse().ok()).unwrap_or(48);
     let config = ProptestConfig { cases, failure_persistence: None, ..ProptestConfig::default() };

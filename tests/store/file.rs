@@ -233,7 +233,7 @@ fn a_new_store_is_made_only_where_it_is_wanted() {
 }
 
 #[test]
-fn what_is_no_store_is_refused_with_its_reason_and_left_as_it_is() {
+fn foreign_files_are_refused_with_a_reason_and_left_unchanged() {
     let folder = tempfile::tempdir().expect("a temporary folder");
     let at = |name: &str| folder.path().join(name);
     fs::create_dir(at("folder.db")).expect("the folder is ours");
@@ -309,7 +309,7 @@ fn the_file_is_in_the_form_that_the_engine_relies_on() {
 }
 
 #[test]
-fn what_the_system_refuses_is_said_in_its_words() {
+fn errors_of_the_system_are_reported_in_its_words() {
     // Root may do everything, so the refusals here are those that even root gets.
     let folder = tempfile::tempdir().expect("a temporary folder");
     fs::write(folder.path().join("file"), "x").expect("the folder is ours");
@@ -402,7 +402,7 @@ fn a_full_store_refuses_and_stays_within_its_limit() {
 }
 
 #[test]
-fn a_full_store_drops_the_oldest_and_counts_them_when_told_so() {
+fn a_full_store_evicts_and_counts_the_oldest_if_configured() {
     let folder = tempfile::tempdir().expect("a temporary folder");
     let path = folder.path().join("opik_messages.db");
     let limits = Limits { size_max: 8 << 20, disk_reserve: 0, when_full: WhenFull::DropOldest };
@@ -433,7 +433,7 @@ fn the_disk_reserve_is_kept() {
 }
 
 #[test]
-fn space_and_keys_of_delivered_messages_are_given_back() {
+fn space_and_keys_of_delivered_messages_are_released() {
     let folder = tempfile::tempdir().expect("a temporary folder");
     let path = folder.path().join("opik_messages.db");
     let store = open(&path);

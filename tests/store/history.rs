@@ -17,11 +17,12 @@ use opik_offline::store::attachment::{AttachmentWriter, PIECE_BYTES};
 use opik_offline::store::sqlite::SqliteStore;
 use opik_offline::store::{
     Claim, ClaimLimits, Filter, Hold, Keys, LaneId, LaneWork, LastAnswer, Lease, Outcome, Owner, Page, Part, Store,
-    StoreError,
+    StoreError, Whose,
 };
 use proptest::collection::vec;
 use proptest::prelude::*;
 
+use crate::memory_store::MemoryStore;
 use crate::messages::{about_trace, attachment, file, lane, touch};
 use crate::model_store::ModelStore;
 use crate::story::{open_with, sealed_with};
@@ -362,6 +363,13 @@ impl Side {
             }
         }
         view.push(format!("{:?}", store.get(MessageId(3)).expect("it can be read")));
+        view.push(format!("{:?}", store.newest().expect("it can be read")));
+        let server = Server::new("http://adopter.example");
+        let touches = [touch(EntityKind::Trace, "b", Effect::Update)];
+        view.push(format!("{:?}", store.backlog_seen(&server, &touches).expect("it can be read")));
+        for whose in lanes().map(Whose::Lane).into_iter().chain([Whose::Server(server)]) {
+            view.push(format!("{:?}", store.standing(&whose, MessageId(5)).expect("it can be read")));
+        }
         view
     }
 }
@@ -396,7 +404,8 @@ fn compare(keys: Keys, steps: &[Step], filter: &Filter) {
         Engine { keys: keys.clone(), folder: tempfile::tempdir().expect("a temporary folder"), generation: 0 };
     let mut sqlite = Side::new(Box::new(open_with(&engine.path(), &keys)), &owner);
     let mut model = Side::new(Box::new(ModelStore::default()), &owner);
-    let (mut in_flight, mut in_flight_of_model) = (Vec::new(), Vec::new());
+    let mut memory = Side::new(Box::new(MemoryStore::default()), &owner);
+    let (mut in_flight, mut in_flight_of_model, mut in_flight_of_memory) = (Vec::new(), Vec::new(), Vec::new());
     for (number, step) in steps.iter().enumerate() {
         let next_owner = Owner::this_process("replay");
         if matches!(step, Step::Crash | Step::Reopen) {
@@ -406,7 +415,11 @@ fn compare(keys: Keys, steps: &[Step], filter: &Filter) {
         let answer = sqlite.take(step, &mut in_flight, &next_owner);
         let expected = model.take(step, &mut in_flight_of_model, &next_owner);
         assert_eq!(answer, expected, "step {number}: {step:?}");
-        assert_eq!(sqlite.view(filter), model.view(filter), "after step {number}: {step:?}");
+        let expected_view = model.view(filter);
+        assert_eq!(sqlite.view(filter), expected_view, "after step {number}: {step:?}");
+        let answer = memory.take(step, &mut in_flight_of_memory, &next_owner);
+        assert_eq!(answer, expected, "in memory, step {number}: {step:?}");
+        assert_eq!(memory.view(filter), expected_view, "in memory, after step {number}: {step:?}");
     }
     assert_eq!(sqlite.store.check().expect("it can be checked"), Vec::<String>::new());
 }

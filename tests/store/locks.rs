@@ -134,7 +134,7 @@ fn a_store_is_proven_while_a_replay_that_waits_for_its_server_still_holds_it() {
 }
 
 #[test]
-fn what_a_failed_commit_may_have_stored_is_not_overtaken_until_that_is_known() {
+fn the_outcome_of_a_failed_commit_is_known_before_anything_overtakes_it() {
     let folder = tempfile::tempdir().expect("a temporary folder");
     let path = folder.path().join("opik_messages.db");
     let slot = Arc::new(StoreSlot::at(&path, LIMITS));

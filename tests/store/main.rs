@@ -8,6 +8,8 @@ mod damage;
 mod file;
 mod history;
 mod locks;
+#[path = "../support/memory_store.rs"]
+mod memory_store;
 mod messages;
 #[path = "../support/model_store.rs"]
 mod model_store;

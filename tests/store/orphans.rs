@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use opik_offline::sdk::orphan::{SDK_STORE_NAME, find};
 
 #[test]
-fn what_another_user_left_is_no_orphan_of_this_one() {
+fn files_of_another_user_are_not_orphans_of_this_one() {
     if !rustix::process::geteuid().is_root() {
         return not_run("only root can give files away");
     }

@@ -118,7 +118,7 @@ fn processes_that_make_one_store_at_the_same_time_share_it() {
 }
 
 #[test]
-fn what_was_acknowledged_survives_a_kill_at_any_moment() {
+fn acknowledged_messages_survive_a_kill_at_any_moment() {
     let rounds = std::env::var("OPIK_OFFLINE_KILLS").ok().and_then(|rounds| rounds.parse().ok()).unwrap_or(6);
     let folder = tempfile::tempdir().expect("a temporary folder");
     let path = folder.path().join("opik_messages.db");

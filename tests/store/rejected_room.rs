@@ -166,7 +166,7 @@ fn a_rejected_create_that_something_waits_for_is_never_dropped() {
 }
 
 #[test]
-fn what_is_dropped_is_exported_before_and_nothing_is_dropped_that_cannot_be() {
+fn messages_are_exported_before_eviction_or_not_evicted() {
     let folder = tempfile::tempdir().expect("a temporary folder");
     let export = folder.path().join("exported");
     let room = RejectedRoom { share_percent: 25, export: Some(RejectedExport { folder: export.clone(), line }) };

@@ -206,7 +206,7 @@ fn converting_a_store_leaves_no_plain_text_and_loses_nothing() {
 }
 
 #[test]
-fn an_agent_with_a_key_seals_what_comes_and_says_what_is_left() {
+fn an_agent_with_a_key_encrypts_new_messages_and_reports_the_rest() {
     let folder = tempfile::tempdir().expect("a temporary folder");
     let path = folder.path().join("store.db");
     let without = open(&path);

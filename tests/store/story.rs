@@ -8,10 +8,12 @@ use opik_offline::message::{Effect, EntityKind, Lane, MessageId, MessageStatus, 
 use opik_offline::store::attachment::{AttachmentReader, AttachmentWriter, PIECE_BYTES};
 use opik_offline::store::sqlite::SqliteStore;
 use opik_offline::store::{
-    AgentRecord, Browse, Claim, ClaimLimits, Claimed, EncryptionKey, Filter, Hold, Keys, LastAnswer, Lease, Limits,
-    Maintain, OpenMode, Outcome, Owner, Page, ReplayRecord, SalvagedRow, Store, StoreError, WhenFull,
+    AgentRecord, BacklogSeen, Browse, Claim, ClaimLimits, Claimed, EncryptionKey, Filter, FullRecord, Hold, Keys,
+    LastAnswer, Lease, Limits, Maintain, OpenMode, Outcome, Owner, Page, ReplayRecord, SalvagedRow, Standing, Store,
+    StoreError, WhenFull, Whose,
 };
 
+use crate::memory_store::MemoryStore;
 use crate::messages::{about_trace, attachment, file, lane, touch};
 use crate::model_store::ModelStore;
 
@@ -43,7 +45,7 @@ fn sqlite_keeps_every_promise_of_the_story() {
     let folder = tempfile::tempdir().expect("a temporary folder");
     let store = open(&folder.path().join("opik_messages.db"));
     story(&store);
-    assert_eq!(store.check().expect("the store can be read"), Vec::<String>::new());
+    is_closed_for_good(&store);
 }
 
 #[test]
@@ -51,12 +53,21 @@ fn a_sealed_store_keeps_every_promise_of_the_story() {
     let folder = tempfile::tempdir().expect("a temporary folder");
     let store = open_with(&folder.path().join("opik_messages.db"), &sealed_with(1));
     story(&store);
-    assert_eq!(store.check().expect("the store can be read"), Vec::<String>::new());
+    is_closed_for_good(&store);
 }
 
 #[test]
 fn the_model_keeps_every_promise_of_the_story() {
-    story(&ModelStore::default());
+    let store = ModelStore::default();
+    story(&store);
+    is_closed_for_good(&store);
+}
+
+#[test]
+fn the_engine_in_memory_keeps_every_promise_of_the_story() {
+    let store = MemoryStore::default();
+    story(&store);
+    is_closed_for_good(&store);
 }
 
 fn ids(messages: &[Claimed]) -> Vec<i64> {
@@ -202,6 +213,21 @@ fn story(store: &dyn Store) {
     store.release(&lease).unwrap();
     assert!(store.condition().unwrap().lease.is_some(), "only its owner gives a lease back");
 
+    // Flushing clients and intake see the same.
+    let of_team = Whose::Lane(team.clone());
+    assert_eq!(store.newest().unwrap(), MessageId(7));
+    assert_eq!(store.interrupted(team_id).unwrap(), 0, "nothing came back yet");
+    let standing = store.standing(&of_team, MessageId(7)).unwrap();
+    assert_eq!(standing, Standing { waits: true, waiting: 2, rejected: 1 });
+    assert!(!store.standing(&of_team, MessageId(2)).unwrap().waits, "what was accepted later counts");
+    let server = team.server.clone().expect("the lane has a server");
+    let about_a_again = [touch(EntityKind::Trace, "a", Effect::Update)];
+    let seen = store.backlog_seen(&server, &about_a_again).unwrap();
+    assert_eq!(seen, BacklogSeen::Holds { waiting: true, conflicting: true });
+    let about_z = [touch(EntityKind::Trace, "z", Effect::Update)];
+    let seen = store.backlog_seen(&server, &about_z).unwrap();
+    assert_eq!(seen, BacklogSeen::Holds { waiting: true, conflicting: false });
+
     // A user purges while 3 and 4 are in flight and 1 is rejected.
     assert_eq!(store.purge(&updates, 10).unwrap().messages, 1);
     assert_eq!(
@@ -210,6 +236,7 @@ fn story(store: &dyn Store) {
     );
     assert_eq!(store.return_in_flight(&rivals).unwrap(), 2);
     assert_eq!(store.return_in_flight(&rivals).unwrap(), 0);
+    assert_eq!(store.interrupted(team_id).unwrap(), 2, "these may have been in one request");
     assert_eq!(ids(&store.claim(&rivals, team_id, &Filter::default(), MANY, later).unwrap().into_messages()), [3, 4]);
     let refusals = [3, 4].map(|id| (MessageId(id), Outcome::Rejected { answer: answer(400, "no") }));
     store.settle(&rivals, &refusals).unwrap();
@@ -240,18 +267,32 @@ fn story(store: &dyn Store) {
         remaining: 0,
     };
     store.note_replay(&record).unwrap();
+    store.note_full(Some(5), 3).unwrap();
+    store.note_full(None, 2).unwrap();
+    assert_eq!(store.condition().unwrap().full_record, FullRecord { since_ms: None, refused: 5 });
+    store.keep_room().unwrap();
+    assert_eq!(store.identity(), store.identity());
     let condition = store.condition().unwrap();
     assert_eq!((condition.agents, condition.last_replay), (vec![agent], Some(record)));
     store.announce(None).unwrap();
     assert_eq!(store.condition().unwrap().agents, []);
 }
 
+/// A closed store does nothing more, even for those who still hold it.
+fn is_closed_for_good(store: &dyn Store) {
+    assert_eq!(store.check().expect("the store can be read"), Vec::<String>::new());
+    assert!(!store.has_to_be_reopened());
+    store.close();
+    let late = store.register(&[about_trace(&lane("team"), "e", Effect::Create, 31)]);
+    assert!(matches!(late, Err(StoreError::Unproven { .. })), "{late:?}");
+}
+
 #[test]
 fn attachments_live_as_long_as_their_message_on_every_engine() {
     let folder = tempfile::tempdir().expect("a temporary folder");
     let sqlite = open(&folder.path().join("opik_messages.db"));
-    let model = ModelStore::default();
-    let stores: [&dyn Store; 2] = [&sqlite, &model];
+    let (model, memory) = (ModelStore::default(), MemoryStore::default());
+    let stores: [&dyn Store; 3] = [&sqlite, &model, &memory];
     let (team, owner) = (lane("team"), Owner::this_process("agent"));
     let sizes = [0, 1, PIECE_BYTES - 1, PIECE_BYTES, PIECE_BYTES + 1, 3 * PIECE_BYTES + 17];
     for store in stores {
@@ -330,8 +371,8 @@ fn read(store: &dyn Store, message: MessageId, range: std::ops::Range<u64>) -> V
 fn a_deletion_keeps_its_place_among_references_on_every_engine() {
     let folder = tempfile::tempdir().expect("a temporary folder");
     let sqlite = open(&folder.path().join("opik_messages.db"));
-    let model = ModelStore::default();
-    let stores: [&dyn Store; 2] = [&sqlite, &model];
+    let (model, memory) = (ModelStore::default(), MemoryStore::default());
+    let stores: [&dyn Store; 3] = [&sqlite, &model, &memory];
     let (team, owner) = (lane("team"), Owner::this_process("agent"));
     for store in stores {
         store
@@ -372,6 +413,11 @@ fn sqlite_takes_salvaged_rows_once() {
 #[test]
 fn the_model_takes_salvaged_rows_once() {
     salvage_story(&ModelStore::default());
+}
+
+#[test]
+fn the_engine_in_memory_takes_salvaged_rows_once() {
+    salvage_story(&MemoryStore::default());
 }
 
 fn salvage_story(store: &dyn Store) {

@@ -37,7 +37,7 @@ impl Write {
             Some(NeedsAnswer { follows_all, .. }) if let LaneState::StoreUnusable(known) = lane => {
                 unprotected(known, follows_all)
             }
-            Some(NeedsAnswer { follows_all: true, .. }) if matches!(lane, LaneState::Waiting | LaneState::Apart) => {
+            Some(NeedsAnswer { follows_all: true, .. }) if matches!(lane, LaneState::Waiting | LaneState::Disjoint) => {
                 shared.metrics.intake_refused.add(1);
                 let text = "earlier writes still wait for the Opik server, and this request depends on all of them";
                 return forward::own_answer(unavailable(text, shared.retry_after()));

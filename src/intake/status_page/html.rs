@@ -16,7 +16,7 @@ use ring::digest::{SHA256, digest};
 
 use super::plot::Plot;
 use super::text::{ago, elided, escaped, moment, number, rate, since, size, words};
-use crate::delivery::eta::{State, in_words};
+use crate::delivery::eta::{EtaState, in_words};
 use crate::intake::forward::ClientAnswer;
 use crate::overview::{EtaOverview, LaneOverview, LiveWrites, Overview, ReplayOverview};
 use crate::telemetry::history::{COARSE_INTERVAL, FINE_INTERVAL, FINE_MAX};
@@ -144,7 +144,7 @@ fn verdict(overview: &Overview) -> (Badge, String) {
             }
         };
     }
-    let state = overview.eta.as_ref().map_or(State::Nothing, |eta| eta.eta.state);
+    let state = overview.eta.as_ref().map_or(EtaState::Nothing, |eta| eta.eta.state);
     let messages = messages(store.waiting);
     if let Some(full) = &store.full {
         let refused = match full.refused_writes {
@@ -157,18 +157,18 @@ fn verdict(overview: &Overview) -> (Badge, String) {
         };
     }
     match (is_away, state) {
-        (true, State::Nothing) => (Badge::Warn, "The Opik server is away; nothing waits for it yet".into()),
+        (true, EtaState::Nothing) => (Badge::Warn, "The Opik server is away; nothing waits for it yet".into()),
         (true, _) => (Badge::Warn, format!("The Opik server is away; {messages} safe on disk")),
-        (false, State::Nothing) if store.rejected > 0 => {
+        (false, EtaState::Nothing) if store.rejected > 0 => {
             (Badge::Warn, format!("Nothing waits; the server refused {}", words(store.rejected, "message")))
         }
-        (false, State::Nothing) if overview.server.connection == "unknown" => {
+        (false, EtaState::Nothing) if overview.server.connection == "unknown" => {
             (Badge::Warn, "The agent has just started and looks for the Opik server".into())
         }
-        (false, State::Nothing) => (Badge::Good, "The Opik server takes everything; nothing waits".into()),
-        (false, State::Held) => (Badge::Warn, format!("{messages} safe on disk; every lane is held")),
-        (false, State::Stalled) => (Badge::Bad, format!("{messages} safe on disk, and nothing gets through")),
-        (false, State::Growing) => (Badge::Warn, format!("{messages} safe on disk, and the backlog grows")),
+        (false, EtaState::Nothing) => (Badge::Good, "The Opik server takes everything; nothing waits".into()),
+        (false, EtaState::Held) => (Badge::Warn, format!("{messages} safe on disk; every lane is held")),
+        (false, EtaState::Stalled) => (Badge::Bad, format!("{messages} safe on disk, and nothing gets through")),
+        (false, EtaState::Growing) => (Badge::Warn, format!("{messages} safe on disk, and the backlog grows")),
         (false, _) => (Badge::Good, format!("The Opik server is back; {messages} being delivered")),
     }
 }
@@ -253,12 +253,12 @@ fn eta_tile(overview: &Overview) -> String {
         Some(EtaOverview { eta, text }) => {
             let time = eta.seconds.map(|seconds| in_words(seconds.max(1.0)));
             match eta.state {
-                State::Nothing => (None, "Nothing to do".to_owned(), String::new()),
-                State::Growing => (Some(Badge::Warn), "Not in sight".to_owned(), text.clone()),
-                State::Stalled => (Some(Badge::Bad), "Stuck".to_owned(), text.clone()),
-                State::Moving => (None, time.unwrap_or_default(), text.clone()),
-                State::Held => (Some(Badge::Warn), "Held".to_owned(), text.clone()),
-                State::ServerAway | State::Idle => (None, "After the outage".to_owned(), text.clone()),
+                EtaState::Nothing => (None, "Nothing to do".to_owned(), String::new()),
+                EtaState::Growing => (Some(Badge::Warn), "Not in sight".to_owned(), text.clone()),
+                EtaState::Stalled => (Some(Badge::Bad), "Stuck".to_owned(), text.clone()),
+                EtaState::Moving => (None, time.unwrap_or_default(), text.clone()),
+                EtaState::Held => (Some(Badge::Warn), "Held".to_owned(), text.clone()),
+                EtaState::ServerAway | EtaState::Idle => (None, "After the outage".to_owned(), text.clone()),
             }
         }
     };

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use super::ProgressListener;
 use crate::monitor::{self, MonitorSettings};
-use crate::replay::{DrainEnd, Replay};
+use crate::replay::{DrainEnd, Replayer};
 use crate::shutdown::Shutdown;
 use crate::store::{Owner, StoreError, now_ms};
 
@@ -17,7 +17,7 @@ const PROGRESS_INTERVAL: Duration = Duration::from_millis(100);
 
 /// One server's part of a replay.
 pub(super) struct Delivery<'a> {
-    pub replay: Replay<'a>,
+    pub replay: Replayer<'a>,
     pub monitor: MonitorSettings,
     pub listener: &'a dyn ProgressListener,
     /// When the whole replay started.

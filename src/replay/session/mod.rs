@@ -18,7 +18,7 @@
 //! - A replay of rejected or held messages sends these only. Once requeued, their status no longer tells them from
 //!   other messages, so they are selected by id, [`REQUEUED_MAX`] at a time.
 //! - The configured credential and headers go to the configured server only.
-//! - An interruption or a timeout ends the round as [`Replay::drain`] does: requests in flight get their answers, and
+//! - An interruption or a timeout ends the round as [`Replayer::drain`] does: requests in flight get their answers, and
 //!   nothing acknowledged is lost.
 
 mod delivery;
@@ -34,7 +34,7 @@ use thiserror::Error;
 use tracing::debug;
 
 use super::verify::{Verified, Verifier};
-use super::{DrainEnd, Replay, ReplaySettings};
+use super::{DrainEnd, ReplaySettings, Replayer};
 use crate::delivery::pacing::PaceSettings;
 use crate::figures::{count, short_duration};
 use crate::memory::Budget;
@@ -381,7 +381,7 @@ impl Session {
         let verifier = self.settings.verify_timeout.map(|timeout| (Verifier::new(&available.upstream), timeout));
         connection.pinged(true, available.notice.clone(), Instant::now());
         let delivery = Delivery {
-            replay: Replay {
+            replay: Replayer {
                 memory: &memory,
                 workers_max: self.settings.workers_max,
                 store: self.store.as_ref(),

@@ -1,7 +1,7 @@
 //! The key under which a store's contents are sealed: reading it, refusing what is no key, and never showing it.
 //!
-//! A key is 32 random bytes, written as base64 or as hexadecimal digits, in a file of its own or in the environment. What
-//! is kept of it in memory is overwritten when it is dropped.
+//! A key is 32 random bytes, written as base64 or as hexadecimal digits, in a file of its own or in the environment.
+//! What is kept of it in memory is overwritten when it is dropped.
 
 use std::fmt;
 use std::fs;

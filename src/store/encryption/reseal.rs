@@ -1,4 +1,4 @@
-//! How far a change of the encryption has come, and how it ended.
+//! The progress and the result of re-encrypting a store.
 
 /// How far [`crate::store::reseal`] has come.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -12,11 +12,11 @@ pub struct Resealing {
 /// How [`crate::store::reseal`] ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Resealed {
-    /// Everything is kept as asked, and nothing of before is left.
+    /// Every value is encrypted as configured, and older data is scrubbed.
     Complete(Resealing),
-    /// Everything is kept as asked, and what is left of before in unused parts of the files could not be removed.
+    /// Every value is encrypted as configured, but older data in unused parts of the files could not be scrubbed.
     Remnants {
-        /// What was done.
+        /// The progress made.
         done: Resealing,
         /// Why.
         reason: String,

@@ -1,15 +1,15 @@
-//! What is known of how a store is encrypted.
+//! The state of a store's encryption.
 
 use super::key::KeyId;
 
-/// How a store's contents are kept.
+/// How a store is encrypted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Encryption {
-    /// The key that new things are sealed with; `None` when they are kept as they are.
+    /// The key that new values are encrypted with; `None` if they are not encrypted.
     pub sealed_with: Option<KeyId>,
-    /// The key that things of before may be sealed with.
+    /// The key that older values may be encrypted with.
     pub previous: Option<KeyId>,
-    /// Whether everything is kept like that, and nothing of before is left in the files.
+    /// True once every value is encrypted like that and no free page holds older data.
     pub is_complete: bool,
     /// Whether we have the keys that it needs.
     pub key: KeyState,

@@ -38,7 +38,7 @@ fn wait_until_full(child: &Child) {
 }
 
 #[test]
-fn an_inspect_that_nobody_reads_holds_up_no_write_and_lets_the_log_not_grow() {
+fn an_inspect_with_a_full_pipe_blocks_no_write_and_no_checkpoint() {
     const STORED: usize = 300;
     const LARGE: usize = 160;
     let server = FakeOpik::new_stopped();
@@ -67,7 +67,7 @@ fn an_inspect_that_nobody_reads_holds_up_no_write_and_lets_the_log_not_grow() {
 }
 
 #[test]
-fn a_purge_that_waits_for_its_answer_holds_up_no_write() {
+fn a_purge_that_waits_for_its_answer_blocks_no_write() {
     let server = FakeOpik::new_stopped();
     let agent = Agent::builder(&server.url()).impatient().start();
     let (gone, kept) = (ClientLedger::new(), ClientLedger::new());

@@ -4,7 +4,6 @@
 use std::time::Instant;
 
 use crate::agent::wrapped::store_option;
-use crate::cli::{existing_store_without_key, translate};
 use crate::config::Config;
 use crate::delivery::eta::eta;
 use crate::message::Server;
@@ -15,27 +14,28 @@ use crate::protocol::recognise::Presence;
 use crate::store::full_state::remedies;
 use crate::store::{Backlog, Condition, FullLimit, StoreError, now_ms};
 use crate::telemetry::history::Sample;
+use crate::translate;
 use crate::upstream::{Pong, Upstream};
 
 /// An overview, and details that only the command shows.
-pub(super) struct Gathered {
-    pub(super) overview: Overview,
+pub struct Gathered {
+    pub overview: Overview,
     /// The agent that answered, if one did.
-    pub(super) agent: Option<AskedAgent>,
+    pub agent: Option<AskedAgent>,
     /// How long the server took to answer a ping of ours; `None` if the agent was asked instead.
-    pub(super) latency_ms: Option<u64>,
+    pub latency_ms: Option<u64>,
     /// The details that this process read from the store, or why it could not.
-    pub(super) store: Result<StoreDetails, StoreError>,
+    pub store: Result<StoreDetails, StoreError>,
     /// Whether the overview's `full` comes from the agent.
-    pub(super) is_full_from_agent: bool,
+    pub is_full_from_agent: bool,
     /// The present sample, for `--watch` without an agent.
-    pub(super) sample: Sample,
+    pub sample: Sample,
 }
 
 /// Asks store, agent and server. That one of them can't be asked is part of the overview.
-pub(super) fn gather(config: &Config, upstream: &Upstream, started: Instant) -> Gathered {
+pub fn gather(config: &Config, upstream: &Upstream, started: Instant) -> Gathered {
     let now = now_ms();
-    let store = existing_store_without_key(config).and_then(|store| match store {
+    let store = translate::existing_store_without_key(config).and_then(|store| match store {
         None => Ok(StoreDetails::default()),
         Some(store) => StoreDetails::read(store.as_ref(), now),
     });

@@ -89,7 +89,7 @@ fn client(url: &str, ledger: &ClientLedger, seed: u64, on: &AtomicBool) {
 }
 
 #[test]
-fn what_clients_were_told_is_true_whatever_happens_between() {
+fn every_answer_to_a_client_is_true_after_any_kills() {
     let setting = std::env::var("OPIK_OFFLINE_CHAOS").unwrap_or_else(|_| "1:40:8".into());
     let numbers: Vec<u64> = setting.split(':').map(|n| n.parse().expect("SEED:STEPS:CLIENTS")).collect();
     let &[seed, steps, clients] = &numbers[..] else { panic!("OPIK_OFFLINE_CHAOS is SEED:STEPS:CLIENTS") };

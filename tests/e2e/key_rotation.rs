@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use rustix::process::Signal;
 
-use crate::chaos::Dice;
+use crate::durability::Dice;
 use crate::encryption::{KEYS, configure};
 use crate::support::agent::{Agent, Home};
 use crate::support::fake_opik::FakeOpik;
@@ -249,7 +249,7 @@ fn an_update_that_an_agent_without_the_key_passes_on_hides_no_later_create() {
 
 /// A store after a disk error is proven by a process that has it alone: one that lacks its key must not keep it open.
 #[test]
-fn an_agent_whose_key_was_changed_keeps_nobody_from_proving_the_store() {
+fn an_agent_with_an_outdated_key_does_not_block_the_check_of_an_unproven_store() {
     let server = FakeOpik::new_stopped();
     let store = Home::new();
     let db = store.db().display().to_string();

@@ -142,7 +142,7 @@ fn a_batch_of_the_one_item_that_was_updated_before_is_created_singly() {
 }
 
 #[test]
-fn a_refused_item_beside_one_that_was_updated_before_is_the_only_one_rejected() {
+fn a_refused_item_beside_an_updated_one_is_the_only_one_rejected() {
     let server = FakeOpik::start_new();
     let agent = agent(&server);
     let ids: Vec<String> = (0..8).map(|_| uuid7()).collect();

@@ -2,10 +2,10 @@
 
 use std::time::Duration;
 
-use super::report::StatusReport;
-use crate::cli::groups::groups_text;
+use super::StatusReport;
 use crate::figures::{count, short_duration, size};
 use crate::printable::{self, name};
+use crate::report::groups::groups_text;
 use crate::terminal::render::{Renderer, StatusMark, wrapped};
 use crate::terminal::{OutputStream, Shown};
 
@@ -58,7 +58,7 @@ impl StatusLine {
 }
 
 /// Returns the sections as text.
-pub(super) fn sections(renderer: &Renderer, report: &StatusReport) -> Shown {
+pub fn sections(renderer: &Renderer, report: &StatusReport) -> Shown {
     let columns = OutputStream::Out.columns();
     let mut shown = Shown::default();
     for StatusLine { name, text, painted } in SECTIONS.iter().flat_map(|section| section(report)) {
@@ -84,7 +84,7 @@ pub(super) fn sections(renderer: &Renderer, report: &StatusReport) -> Shown {
 }
 
 /// Returns the table of stored messages after an empty line; nothing if there are none.
-pub(super) fn stored(renderer: &Renderer, report: &StatusReport) -> Shown {
+pub fn stored(renderer: &Renderer, report: &StatusReport) -> Shown {
     let mut shown = Shown::default();
     if let Some(backlog) = report.backlog.as_ref().filter(|backlog| !backlog.groups.is_empty()) {
         shown.end_line();
@@ -265,15 +265,15 @@ fn rates(report: &StatusReport) -> Vec<StatusLine> {
 }
 
 fn time_to_go(report: &StatusReport) -> Vec<StatusLine> {
-    use crate::delivery::eta::State;
-    let Some(eta) = report.eta.as_ref().filter(|eta| eta.eta.state != State::Nothing) else { return Vec::new() };
+    use crate::delivery::eta::EtaState;
+    let Some(eta) = report.eta.as_ref().filter(|eta| eta.eta.state != EtaState::Nothing) else { return Vec::new() };
     let line = line("time to go", &eta.text);
     vec![match eta.eta.state {
-        State::Stalled => line.painted(StatusMark::Bad, "nothing gets through"),
-        State::Growing => line.painted(StatusMark::Warn, "no end in sight"),
-        State::Idle => line.painted(StatusMark::Warn, "nobody delivers it"),
-        State::Held => line.painted(StatusMark::Warn, "held"),
-        State::Nothing | State::Moving | State::ServerAway => line,
+        EtaState::Stalled => line.painted(StatusMark::Bad, "nothing gets through"),
+        EtaState::Growing => line.painted(StatusMark::Warn, "no end in sight"),
+        EtaState::Idle => line.painted(StatusMark::Warn, "nobody delivers it"),
+        EtaState::Held => line.painted(StatusMark::Warn, "held"),
+        EtaState::Nothing | EtaState::Moving | EtaState::ServerAway => line,
     }]
 }
 
@@ -389,7 +389,7 @@ fn orphans(report: &StatusReport) -> Vec<StatusLine> {
 }
 
 /// Returns a rate as people read it.
-pub(super) fn rate(per_second: f64) -> String {
+pub fn rate(per_second: f64) -> String {
     match per_second {
         rate if rate <= 0.0 => "0".to_owned(),
         rate if rate < 0.1 => "<0.1".to_owned(),

@@ -169,7 +169,7 @@ fn a_client_that_closes_its_sending_side_gets_its_answers() {
 }
 
 #[test]
-fn a_client_that_is_gone_holds_no_request_at_the_server() {
+fn a_disconnected_client_leaves_no_open_request_at_the_server() {
     let server = FakeOpik::start_new();
     let agent = Agent::start(&server);
     wait_until_it_is("available", &agent);
@@ -236,7 +236,7 @@ fn a_workspace_in_latin1_is_found_by_its_name() {
 }
 
 #[test]
-fn whatever_surrounds_a_servers_answer_a_write_is_confirmed_once() {
+fn odd_framing_of_an_answer_confirms_a_write_once() {
     let many: String = (0..900).map(|n| format!("X-{n}: v\r\n")).collect();
     let long = "x".repeat(300_000);
     for (what, answer) in [

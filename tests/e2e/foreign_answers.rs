@@ -178,7 +178,7 @@ fn a_live_client_never_gets_a_fronts_answer_to_a_write_that_can_be_kept() {
 }
 
 #[test]
-fn a_compressed_page_and_a_compressed_refusal_are_told_apart() {
+fn a_compressed_page_is_distinguished_from_a_compressed_refusal() {
     let server = FakeOpik::start_new();
     let agent = Agent::start(&server);
     wait_until("the agent is well", PATIENCE, || status(&agent)["server"]["connection"] == "available");
@@ -382,7 +382,7 @@ fn a_redirect_says_everywhere_where_it_leads() {
 }
 
 #[test]
-fn a_page_is_no_success_for_a_client_whose_write_cannot_be_kept() {
+fn a_page_never_confirms_a_write_that_cannot_be_kept() {
     let server = FakeOpik::start_new();
     let home = Home::new();
     fs::create_dir(home.db()).unwrap();
@@ -400,7 +400,7 @@ fn a_page_is_no_success_for_a_client_whose_write_cannot_be_kept() {
 }
 
 #[test]
-fn what_is_read_back_from_a_page_is_neither_there_nor_missing() {
+fn a_page_on_verification_counts_neither_as_present_nor_as_missing() {
     let (server, mut agent) = storing();
     store_creates(&agent, 3);
     agent.terminate();

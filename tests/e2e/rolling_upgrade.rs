@@ -10,9 +10,9 @@ use std::time::Duration;
 
 use rusqlite::Connection;
 
-use crate::chaos::Dice;
+use crate::durability::Dice;
 use crate::encryption::{KEYS, configure};
-use crate::rotations::{Met, Writers, assert_nothing_overtaken};
+use crate::key_rotation::{Met, Writers, assert_nothing_overtaken};
 use crate::support::agent::{Agent, Home};
 use crate::support::fake_opik::FakeOpik;
 use crate::support::http::Client;

@@ -208,7 +208,7 @@ fn message(workspace: &str) -> Message {
 }
 
 #[test]
-fn a_panic_while_storing_is_no_acknowledgement_and_not_the_end_of_storing() {
+fn a_panic_while_storing_acknowledges_nothing_and_storing_continues() {
     let store = Arc::new(Panicking::new(""));
     let committer = Committer::start(Arc::new(StoreSlot::holding(store.clone()))).unwrap();
     committer.store(message("team")).unwrap();
@@ -275,7 +275,7 @@ fn a_panic_in_one_lane_stops_no_other_and_loses_nothing() {
 }
 
 #[test]
-fn what_the_server_confirmed_is_not_sent_again_because_the_disk_is_in_trouble() {
+fn a_disk_error_does_not_resend_confirmed_messages() {
     for (what, trouble) in [("busy", busy as fn() -> StoreError), ("unusable", unusable)] {
         eprintln!("the store is {what}");
         let server = FakeOpik::start_new();

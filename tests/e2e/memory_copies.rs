@@ -131,7 +131,7 @@ fn origin_of(agent: &Agent) -> String {
 }
 
 #[test]
-fn bodies_in_chunks_that_do_not_fit_together_come_to_their_end_one_by_one() {
+fn chunked_bodies_that_exceed_memory_together_finish_one_by_one() {
     let server = FakeOpik::new_stopped();
     let agent = Agent::builder(&server.url()).impatient().arg("--memory-budget").arg("16MiB").start();
     let (origin, bytes) = (origin_of(&agent), 9_000_000);

@@ -1,11 +1,12 @@
 //! The report of `status` as JSON and YAML: an overview in the fields of its schema.
 
+pub mod gather;
+pub mod screen;
+pub mod watch;
+
 use serde::Serialize;
 
-use super::gather::Gathered;
-use crate::cli::groups::{GroupRow, groups};
-use crate::cli::salvage::{OrphanLine, orphans};
-use crate::cli::translate;
+use self::gather::Gathered;
 use crate::config::Config;
 use crate::delivery::id_window;
 use crate::delivery::pacing::Pace;
@@ -16,45 +17,48 @@ use crate::overview::details::{REASONS_OF_NEWEST, StoreDetails};
 use crate::overview::{
     ElsewhereOverview, EtaOverview, FullOverview, Overview, RecoveryOverview, ReplayOverview, StoreOverview,
 };
+use crate::report::groups::{GroupRow, groups};
+use crate::report::orphans::{OrphanLine, orphans};
 use crate::store::{AdoptionRecord, Encryption, Hold, KeyState, Stranded, mount};
 use crate::telemetry::history::{Rates, Sample};
+use crate::translate;
 
 /// Everything that `status` reports. Fields are only ever added within one schema version.
 #[derive(Serialize)]
-pub(super) struct StatusReport {
-    pub(super) schema_version: u32,
-    pub(super) server: ServerReport,
-    pub(super) agent: AgentReport,
+pub struct StatusReport {
+    pub schema_version: u32,
+    pub server: ServerReport,
+    pub agent: AgentReport,
     /// `null` when the store can't be read.
-    pub(super) backlog: Option<BacklogReport>,
-    pub(super) rejected: Option<RejectedReport>,
+    pub backlog: Option<BacklogReport>,
+    pub rejected: Option<RejectedReport>,
     /// Messages whose ids are outside the server's window; `null` when the store can't be read.
-    pub(super) held_ids: Option<HeldIds>,
+    pub held_ids: Option<HeldIds>,
     /// Messages that wait for a create that the server refused, by workspace; `null` when the store can't be read.
-    pub(super) stranded: Option<Vec<StrandedLine>>,
+    pub stranded: Option<Vec<StrandedLine>>,
     /// The throughput; `null` when no agent answers.
-    pub(super) rates: Option<Rates>,
+    pub rates: Option<Rates>,
     /// When the backlog will have reached the server; `null` when the store can't be read.
-    pub(super) eta: Option<EtaOverview>,
-    pub(super) store: StoreReport,
-    pub(super) held: Vec<HeldLane>,
+    pub eta: Option<EtaOverview>,
+    pub store: StoreReport,
+    pub held: Vec<HeldLane>,
     /// Messages that were accepted for other servers than `server`.
-    pub(super) elsewhere: Vec<ElsewhereOverview>,
+    pub elsewhere: Vec<ElsewhereOverview>,
     /// Which servers the messages of earlier versions, which recorded no server, were assigned to.
-    pub(super) adopted: Vec<Adopted>,
+    pub adopted: Vec<Adopted>,
     /// Stores that killed Python processes of this user left in the temporary folder.
-    pub(super) orphans: Vec<OrphanLine>,
-    pub(super) last_replay: Option<LastReplay>,
+    pub orphans: Vec<OrphanLine>,
+    pub last_replay: Option<LastReplay>,
     /// The agent's recent samples, for `--watch`; empty when no agent answers.
     #[serde(skip)]
-    pub(super) history: Vec<Sample>,
+    pub history: Vec<Sample>,
     /// The present sample, for `--watch` without an agent.
     #[serde(skip)]
-    pub(super) sample: Sample,
+    pub sample: Sample,
 }
 
 impl StatusReport {
-    pub(super) fn of(config: &Config, gathered: &Gathered) -> Self {
+    pub fn of(config: &Config, gathered: &Gathered) -> Self {
         let overview = &gathered.overview;
         let details = gathered.store.as_ref().ok();
         let condition = details.and_then(|details| details.condition.as_ref());
@@ -83,13 +87,13 @@ impl StatusReport {
 }
 
 #[derive(Serialize)]
-pub(super) struct ServerReport {
-    pub(super) url: String,
+pub struct ServerReport {
+    pub url: String,
     /// `available` or `unavailable`; `unknown` when an agent has just started.
-    pub(super) connection: &'static str,
-    pub(super) since: Option<String>,
-    pub(super) reason: Option<String>,
-    pub(super) latency_ms: Option<u64>,
+    pub connection: &'static str,
+    pub since: Option<String>,
+    pub reason: Option<String>,
+    pub latency_ms: Option<u64>,
 }
 
 impl ServerReport {
@@ -106,18 +110,18 @@ impl ServerReport {
 }
 
 #[derive(Serialize)]
-pub(super) struct AgentReport {
-    pub(super) running: bool,
-    pub(super) pid: Option<u32>,
-    pub(super) listen: Option<String>,
-    pub(super) version: Option<String>,
-    pub(super) uptime_seconds: Option<u64>,
+pub struct AgentReport {
+    pub running: bool,
+    pub pid: Option<u32>,
+    pub listen: Option<String>,
+    pub version: Option<String>,
+    pub uptime_seconds: Option<u64>,
     /// Why the agent can't use its store; this command may be able to.
-    pub(super) store_problem: Option<String>,
+    pub store_problem: Option<String>,
     /// The word for what it does with live writes meanwhile: [`crate::overview::LiveWrites::word`].
-    pub(super) live_writes: Option<String>,
+    pub live_writes: Option<String>,
     /// The limits that follow from too few file descriptors, and what to do.
-    pub(super) files_problem: Option<String>,
+    pub files_problem: Option<String>,
 }
 
 impl AgentReport {
@@ -137,26 +141,26 @@ impl AgentReport {
     }
 
     /// Returns for people what it does with live writes.
-    pub(super) fn live_writes_text(&self) -> &'static str {
+    pub fn live_writes_text(&self) -> &'static str {
         live_writes_text(self.live_writes.as_deref())
     }
 
     /// Returns for people that it can't use its store, and why.
-    pub(super) fn degraded_text(&self) -> Option<String> {
+    pub fn degraded_text(&self) -> Option<String> {
         degraded_text(self.live_writes.as_deref(), self.store_problem.as_deref())
     }
 }
 
 #[derive(Serialize)]
-pub(super) struct BacklogReport {
-    pub(super) messages: u64,
-    pub(super) items: u64,
-    pub(super) body_bytes: u64,
-    pub(super) oldest_accepted_at: Option<String>,
-    pub(super) oldest_age_seconds: Option<u64>,
+pub struct BacklogReport {
+    pub messages: u64,
+    pub items: u64,
+    pub body_bytes: u64,
+    pub oldest_accepted_at: Option<String>,
+    pub oldest_age_seconds: Option<u64>,
     /// At the configured pace; replay is faster while the server keeps up.
-    pub(super) eta_seconds_max: f64,
-    pub(super) groups: Vec<GroupRow>,
+    pub eta_seconds_max: f64,
+    pub groups: Vec<GroupRow>,
 }
 
 impl BacklogReport {
@@ -176,12 +180,12 @@ impl BacklogReport {
 }
 
 #[derive(Serialize)]
-pub(super) struct RejectedReport {
-    pub(super) messages: u64,
-    pub(super) by_answer: Vec<AnswerCount>,
+pub struct RejectedReport {
+    pub messages: u64,
+    pub by_answer: Vec<AnswerCount>,
     /// The most frequent answers among the newest of them, `reasons_of_newest` at most.
-    pub(super) reasons: Vec<ReasonReport>,
-    pub(super) reasons_of_newest: u64,
+    pub reasons: Vec<ReasonReport>,
+    pub reasons_of_newest: u64,
 }
 
 impl RejectedReport {
@@ -205,26 +209,26 @@ impl RejectedReport {
 
 /// An answer with which the server rejected messages.
 #[derive(Serialize)]
-pub(super) struct ReasonReport {
-    pub(super) status: Option<u16>,
-    pub(super) text: String,
-    pub(super) messages: u64,
+pub struct ReasonReport {
+    pub status: Option<u16>,
+    pub text: String,
+    pub messages: u64,
 }
 
 #[derive(Serialize)]
-pub(super) struct AnswerCount {
-    pub(super) status: Option<u16>,
-    pub(super) messages: u64,
+pub struct AnswerCount {
+    pub status: Option<u16>,
+    pub messages: u64,
 }
 
 /// Messages that the server refuses because of the time in their ids.
 #[derive(Serialize)]
-pub(super) struct HeldIds {
-    pub(super) messages: u64,
+pub struct HeldIds {
+    pub messages: u64,
     /// The change that makes the server accept them.
-    pub(super) remedy: &'static str,
+    pub remedy: &'static str,
     /// When the oldest create that still waits was accepted, if it comes near the default window of 24 hours.
-    pub(super) create_near_window_accepted_at: Option<String>,
+    pub create_near_window_accepted_at: Option<String>,
 }
 
 impl HeldIds {
@@ -239,14 +243,14 @@ impl HeldIds {
 
 /// Messages of one workspace that wait for a create that the server refused.
 #[derive(Serialize)]
-pub(super) struct StrandedLine {
-    pub(super) workspace: String,
+pub struct StrandedLine {
+    pub workspace: String,
     /// There are at least this many.
-    pub(super) messages: u64,
+    pub messages: u64,
     /// The refused message that the first of them waits for.
-    pub(super) create: i64,
+    pub create: i64,
     /// `held` or `rejected`.
-    pub(super) status: &'static str,
+    pub status: &'static str,
 }
 
 impl StrandedLine {
@@ -261,40 +265,40 @@ impl StrandedLine {
 }
 
 #[derive(Serialize)]
-pub(super) struct StoreReport {
-    pub(super) path: String,
+pub struct StoreReport {
+    pub path: String,
     /// `usable`, `none` (nothing was ever stored) or `unusable`.
-    pub(super) state: &'static str,
-    pub(super) reason: Option<String>,
+    pub state: &'static str,
+    pub reason: Option<String>,
     /// Since when it has to be rewritten and synced before it is used again, because a write or a sync failed.
-    pub(super) unproven_since: Option<String>,
+    pub unproven_since: Option<String>,
     /// The write or sync that failed.
-    pub(super) unproven_reason: Option<String>,
-    pub(super) file_bytes: Option<u64>,
-    pub(super) size_max_bytes: Option<u64>,
+    pub unproven_reason: Option<String>,
+    pub file_bytes: Option<u64>,
+    pub size_max_bytes: Option<u64>,
     /// Why the file system under it is less durable than a disk of this machine, if it is.
-    pub(super) file_system_problem: Option<String>,
-    pub(super) disk_free_bytes: Option<u64>,
+    pub file_system_problem: Option<String>,
+    pub disk_free_bytes: Option<u64>,
     /// The size that its files can reach: the limit, or less if the disk has no room for that.
-    pub(super) capacity_bytes: Option<u64>,
+    pub capacity_bytes: Option<u64>,
     /// Why it is full; `null` while it accepts messages, and when it can't be read.
-    pub(super) full: Option<FullReport>,
+    pub full: Option<FullReport>,
     /// Writes that agents refused because it was full, since it was created.
-    pub(super) refused_writes: u64,
+    pub refused_writes: u64,
     /// Bytes of the bodies and files of rejected messages.
-    pub(super) rejected_body_bytes: u64,
+    pub rejected_body_bytes: u64,
     /// Rejected messages evicted because they took more than `rejected_share` and room was needed.
-    pub(super) rejected_dropped_messages: u64,
-    pub(super) dropped_messages: u64,
+    pub rejected_dropped_messages: u64,
+    pub dropped_messages: u64,
     /// Messages that expired: they were older than `max_age`.
-    pub(super) expired_messages: u64,
+    pub expired_messages: u64,
     /// Corrupt files that this store was recovered from, until they are deleted.
-    pub(super) recoveries: Vec<RecoveryReport>,
+    pub recoveries: Vec<RecoveryReport>,
     /// Stores that were moved away under the running agent, with messages in them.
-    pub(super) moved_stores: Vec<String>,
-    pub(super) replaying: Option<String>,
+    pub moved_stores: Vec<String>,
+    pub replaying: Option<String>,
     /// `null` when there is no store, or none that can be read.
-    pub(super) encryption: Option<EncryptionReport>,
+    pub encryption: Option<EncryptionReport>,
 }
 
 impl StoreReport {
@@ -335,17 +339,17 @@ impl StoreReport {
 
 /// Why the store is full, and what that has cost.
 #[derive(Serialize)]
-pub(super) struct FullReport {
+pub struct FullReport {
     /// `null` if no agent has found it full.
-    pub(super) since: Option<String>,
+    pub since: Option<String>,
     /// `max_size`, `disk_reserve`, `disk` or `rejected`.
-    pub(super) limit: String,
-    pub(super) reason: String,
+    pub limit: String,
+    pub reason: String,
     /// Writes that the running agent refused since then; `null` when none answers.
-    pub(super) refused_writes: Option<u64>,
+    pub refused_writes: Option<u64>,
     /// Writes that the server took at once instead; `null` when no agent answers.
-    pub(super) passed_on_writes: Option<u64>,
-    pub(super) remedies: Vec<String>,
+    pub passed_on_writes: Option<u64>,
+    pub remedies: Vec<String>,
 }
 
 impl FullReport {
@@ -363,13 +367,13 @@ impl FullReport {
 
 /// Whether the store is encrypted; this is known without the key.
 #[derive(Serialize)]
-pub(super) struct EncryptionReport {
+pub struct EncryptionReport {
     /// `on`, `off`, or `changing` while the files may still hold older data in its previous form.
-    pub(super) state: &'static str,
+    pub state: &'static str,
     /// The name of the key that new messages are encrypted with.
-    pub(super) key: Option<String>,
+    pub key: Option<String>,
     /// Whether this command was given the keys that the store needs: `usable`, `missing` or `wrong`.
-    pub(super) key_state: &'static str,
+    pub key_state: &'static str,
 }
 
 impl EncryptionReport {
@@ -387,7 +391,7 @@ impl EncryptionReport {
         Self { state, key: encryption.sealed_with.map(|key| key.to_string()), key_state }
     }
 
-    pub(super) fn text(&self) -> String {
+    pub fn text(&self) -> String {
         let key = self.key.as_ref().map_or_else(|| "no key".to_owned(), |key| format!("key {key}"));
         match (self.state, self.key_state) {
             ("on", "wrong") => format!("on ({key}), and another key is set"),
@@ -399,12 +403,12 @@ impl EncryptionReport {
 }
 
 #[derive(Serialize)]
-pub(super) struct RecoveryReport {
-    pub(super) at: String,
-    pub(super) reason: String,
-    pub(super) recovered_messages: u64,
-    pub(super) lost_messages: u64,
-    pub(super) set_aside: String,
+pub struct RecoveryReport {
+    pub at: String,
+    pub reason: String,
+    pub recovered_messages: u64,
+    pub lost_messages: u64,
+    pub set_aside: String,
 }
 
 impl RecoveryReport {
@@ -420,10 +424,10 @@ impl RecoveryReport {
 }
 
 #[derive(Serialize)]
-pub(super) struct Adopted {
-    pub(super) at: String,
-    pub(super) server: String,
-    pub(super) messages: u64,
+pub struct Adopted {
+    pub at: String,
+    pub server: String,
+    pub messages: u64,
 }
 
 impl Adopted {
@@ -433,20 +437,20 @@ impl Adopted {
 }
 
 #[derive(Serialize)]
-pub(super) struct HeldLane {
-    pub(super) workspace: String,
+pub struct HeldLane {
+    pub workspace: String,
     /// `null` for messages of an earlier version.
-    pub(super) server: Option<String>,
+    pub server: Option<String>,
     /// At most the first four characters of the key; `null` for clients that send none.
-    pub(super) key: Option<String>,
+    pub key: Option<String>,
     /// The status of the answer that it is held for.
-    pub(super) status: Option<u16>,
+    pub status: Option<u16>,
     /// Whether the server refuses the key, so that another key may be accepted.
-    pub(super) is_key_refused: bool,
-    pub(super) reason: String,
-    pub(super) until: String,
+    pub is_key_refused: bool,
+    pub reason: String,
+    pub until: String,
     /// Whether that time has passed: the lane is being retried, and none of its messages has passed yet.
-    pub(super) is_over: bool,
+    pub is_over: bool,
 }
 
 impl HeldLane {
@@ -465,13 +469,13 @@ impl HeldLane {
 }
 
 #[derive(Serialize)]
-pub(super) struct LastReplay {
-    pub(super) by: String,
-    pub(super) started_at: String,
-    pub(super) ended_at: String,
-    pub(super) delivered: u64,
-    pub(super) rejected: u64,
-    pub(super) remaining: u64,
+pub struct LastReplay {
+    pub by: String,
+    pub started_at: String,
+    pub ended_at: String,
+    pub delivered: u64,
+    pub rejected: u64,
+    pub remaining: u64,
 }
 
 impl LastReplay {

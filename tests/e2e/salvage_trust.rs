@@ -196,8 +196,8 @@ fn a_store_that_another_user_planted_is_not_taken_and_the_users_own_is() {
 }
 
 #[test]
-fn root_salvages_for_nobody_else_unless_it_is_told_whose() {
-    let Some(machine) = machine_of_several("root_salvages_for_nobody_else_unless_it_is_told_whose") else { return };
+fn root_salvages_files_of_another_user_only_with_owner() {
+    let Some(machine) = machine_of_several("root_salvages_files_of_another_user_only_with_owner") else { return };
     let server = FakeOpik::start_new();
     let root = machine.home_of(0);
     let (theirs, third) = (machine.shared.join("tmpcopy0001.txt"), machine.shared.join("tmpcopy0002.txt"));

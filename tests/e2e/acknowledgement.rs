@@ -37,7 +37,7 @@ fn assert_kept(server: &FakeOpik, agent: &Agent, ledger: &ClientLedger) {
 }
 
 #[test]
-fn every_status_of_a_forwarded_write_is_kept_or_given_back_as_the_contract_says() {
+fn every_status_of_a_forwarded_write_is_stored_or_returned_as_specified() {
     let server = FakeOpik::start_new();
     let kept = [408, 425, 429, 500, 502, 503, 504, 507, 509, 520, 521, 522, 523, 524, 525, 526, 527, 530, 598, 599];
     let returned =
@@ -70,7 +70,7 @@ fn every_status_of_a_forwarded_write_is_kept_or_given_back_as_the_contract_says(
 }
 
 #[test]
-fn a_server_that_answers_pings_and_fails_every_write_is_neither_stormed_nor_called_gone_again_and_again() {
+fn a_server_that_fails_every_write_is_not_hammered_and_its_state_does_not_flap() {
     for (what, then) in [
         ("garbage", Then::garbage()),
         ("503", Then::status(503)),
@@ -108,7 +108,7 @@ fn a_server_that_answers_pings_and_fails_every_write_is_neither_stormed_nor_call
 }
 
 #[test]
-fn a_server_that_comes_and_goes_is_told_of_a_few_times_only() {
+fn a_flapping_server_is_reported_only_a_few_times() {
     let server = FakeOpik::start_new();
     let agent = agent(&server).start();
     let ledger = ClientLedger::new();
@@ -186,7 +186,7 @@ fn a_thousand_lanes_that_wake_at_once_make_no_storm() {
 }
 
 #[test]
-fn after_an_outage_of_500s_nobody_waits_for_minutes() {
+fn after_an_outage_of_500s_no_message_waits_for_minutes() {
     for then in [Then::status(500), Then::status(408), Then::status(502)] {
         let server = FakeOpik::new_stopped();
         let agent = Agent::builder(&server.url()).impatient().arg("--retry-interval").arg("500ms").start();

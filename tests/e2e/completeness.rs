@@ -94,7 +94,7 @@ pub fn life(numbers: &mut Numbers, client: u64) -> Vec<Request> {
 }
 
 #[test]
-fn a_server_that_comes_and_goes_ends_with_what_each_client_was_told() {
+fn a_flapping_server_ends_with_every_acknowledged_write() {
     let server = FakeOpik::start_new();
     // A lane that is held for a server in trouble tries again soon.
     let agent = Agent::builder(&server.url()).impatient().env("OPIK_OFFLINE_RETRY_INTERVAL", "500ms").start();

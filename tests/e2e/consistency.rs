@@ -12,8 +12,8 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use crate::chaos::Dice;
-use crate::mixed::{self, Numbers};
+use crate::completeness::{self, Numbers};
+use crate::durability::Dice;
 use crate::support::agent::{Agent, Home};
 use crate::support::fake_opik::check::Write;
 use crate::support::fake_opik::{Answer, FakeOpik, Scripted, Then, When, writes_of};
@@ -33,7 +33,7 @@ type Poison = Arc<Mutex<BTreeSet<String>>>;
 /// The writes about one new trace and what belongs to it, in their order.
 fn life(dice: &mut Dice, client: u64) -> Vec<Request> {
     if dice.below(3) < 2 {
-        return mixed::life(&mut Numbers(dice.below(1 << 30)), client);
+        return completeness::life(&mut Numbers(dice.below(1 << 30)), client);
     }
     let id = uuid7();
     let mut writes = match dice.below(3) {
@@ -414,11 +414,11 @@ fn setting(default: &str) -> String {
 }
 
 #[test]
-fn whatever_the_server_does_what_clients_were_told_is_true() {
+fn every_answer_to_a_client_is_true_under_any_server_faults() {
     storm(&setting("1:50:6"), 1);
 }
 
 #[test]
-fn two_agents_on_one_store_keep_what_both_have_told() {
+fn two_agents_on_one_store_keep_the_promises_of_both() {
     storm(&setting("2:40:6"), 2);
 }

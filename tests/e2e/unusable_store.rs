@@ -74,7 +74,7 @@ fn a_directory_in_the_stores_place() {
 }
 
 #[test]
-fn somebody_elses_file_in_the_stores_place_is_left_alone() {
+fn a_foreign_file_in_the_stores_place_is_left_alone() {
     let server = FakeOpik::start_new();
     let home = Home::new();
     let db = home.db();
@@ -234,7 +234,7 @@ pub fn a_limit_on_the_size_of_files_is_survived_and_nothing_acknowledged_is_lost
 /// the store that takes its place have the same numbers, and nothing else in common with those.
 #[cfg(target_os = "linux")]
 #[test]
-fn what_the_server_confirmed_of_one_store_is_not_believed_of_the_next() {
+fn a_confirmation_for_one_store_does_not_count_for_the_next() {
     use rustix::process::{Pid, Resource, getrlimit, prlimit};
     const STORED: usize = 5;
     let server = FakeOpik::new_stopped();
@@ -401,7 +401,7 @@ fn a_full_store_refuses_what_it_cannot_keep() {
 }
 
 #[test]
-fn a_full_store_drops_the_oldest_when_told_to_and_counts_them() {
+fn a_full_store_evicts_the_oldest_if_configured_and_counts_them() {
     let server = FakeOpik::new_stopped();
     let args = ["--max-size", "1MiB", "--when-full", "drop_oldest"];
     let agent = args.iter().fold(Agent::builder(&server.url()).impatient(), |agent, arg| agent.arg(arg)).start();

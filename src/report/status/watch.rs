@@ -6,7 +6,7 @@
 
 use std::io;
 
-use super::report::StatusReport;
+use super::StatusReport;
 use super::screen;
 use crate::telemetry::history::Sample;
 use crate::terminal::render::{OutputFormat, Renderer};
@@ -20,7 +20,7 @@ const UNICODE: [char; 8] = ['▁', '▂', '▃', '▄', '▅', '▆', '▇', '�
 const ASCII: [char; 8] = ['_', '.', ':', '-', '=', '+', '*', '#'];
 
 /// The frame on the screen, and recent samples.
-pub(super) struct Watching {
+pub struct Watching {
     is_unicode: bool,
     before: Option<(usize, Terminal)>,
     is_first: bool,
@@ -30,7 +30,7 @@ pub(super) struct Watching {
 
 impl Watching {
     /// Returns a watch that has shown nothing yet; without `is_unicode` it uses ASCII only.
-    pub(super) fn new(is_unicode: bool) -> Self {
+    pub fn new(is_unicode: bool) -> Self {
         Self { is_unicode, before: None, is_first: true, samples: Vec::new() }
     }
 
@@ -39,7 +39,7 @@ impl Watching {
     /// # Errors
     ///
     /// Errors of stdout.
-    pub(super) fn show(&mut self, renderer: &Renderer, report: &StatusReport) -> io::Result<()> {
+    pub fn show(&mut self, renderer: &Renderer, report: &StatusReport) -> io::Result<()> {
         let is_first = std::mem::replace(&mut self.is_first, false);
         if renderer.format() != OutputFormat::Table {
             return renderer.result(report, |_, _| Shown::default());

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::json;
 
-use crate::chaos::Dice;
+use crate::durability::Dice;
 use crate::support::agent::{Agent, Home};
 use crate::support::fake_opik::check::{Change, Fields};
 use crate::support::fake_opik::{FakeOpik, Then, When};
@@ -169,7 +169,7 @@ fn a_replay_killed_at_any_moment_never_writes_older_over_newer() {
 }
 
 #[test]
-fn what_was_folded_into_one_request_before_a_crash_is_not_sent_one_by_one_after_it() {
+fn messages_folded_before_a_crash_are_sent_together_after_it() {
     let server = FakeOpik::new_stopped();
     let mut agent = Agent::builder(&server.url()).impatient().start();
     let ledger = ClientLedger::new();
