@@ -5,12 +5,14 @@ use std::sync::Arc;
 
 use super::encryption::key::Keys;
 use super::encryption::reseal::{Resealed, Resealing};
+use super::error::StoreError;
 use super::limits::{Limits, OpenMode};
 use super::os::FileId;
 use super::rejected_room::RejectedRoom;
+use super::sqlite;
 pub(super) use super::sqlite::{BacklogView, is_set_aside};
+use super::traits::Store;
 use super::view::Unproven;
-use super::{Store, StoreError, sqlite};
 
 /// How a slot opens its store, as often as it has to.
 #[derive(Clone)]

@@ -8,7 +8,6 @@ use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::time::UNIX_EPOCH;
 
-use super::view::StoreIdentity;
 use crate::sqlite_format::ReadAt;
 
 /// Tells a file from any other: device and inode.
@@ -26,14 +25,14 @@ impl FileId {
         Self(metadata.dev(), metadata.ino())
     }
 
-    /// Returns the identity of the store in this file, which is at this path.
+    /// Returns what identifies this file, which is at this path, for as long as it exists.
     ///
     /// The file's device, its number there, and when it was made: a number is given again once its file is gone.
-    pub(crate) fn identity(self, path: &Path) -> StoreIdentity {
+    pub(crate) fn identity(self, path: &Path) -> String {
         let Self(device, number) = self;
         let made = fs::metadata(path).ok().filter(|found| Self(found.dev(), found.ino()) == self);
         let made = made.and_then(|found| found.created().ok()?.duration_since(UNIX_EPOCH).ok());
-        StoreIdentity::of(format!("{device} {number} {:?}", made.map(|made| made.as_nanos())).as_bytes())
+        format!("{device} {number} {:?}", made.map(|made| made.as_nanos()))
     }
 
     /// Returns whether this file, which this process has open, was deleted. False if that can't be known.

@@ -8,7 +8,7 @@ use rusqlite::{Connection, OptionalExtension, Row, Transaction, params};
 
 use super::attachments;
 use super::fault::Fault;
-use super::lanes::LaneReader;
+use super::lanes::LaneCache;
 use super::queries::{self, SqlFilter, bind};
 use super::record::Column;
 use super::request_reader::RequestReader;
@@ -112,7 +112,7 @@ pub(super) fn list(
         bind(&mut statement, ":after", &after.0)?;
     }
     bind(&mut statement, ":limit", &i64::try_from(page.limit).unwrap_or(i64::MAX))?;
-    let mut lanes = LaneReader::default();
+    let mut lanes = LaneCache::default();
     let mut found = statement.raw_query();
     let mut listed = Vec::new();
     while let Some(row) = found.next()? {
@@ -125,7 +125,7 @@ pub(super) fn list(
 fn read_listed(
     connection: &Connection,
     sealer: &Sealer,
-    lanes: &mut LaneReader,
+    lanes: &mut LaneCache,
     row: &Row<'_>,
 ) -> Result<Listed, Fault> {
     let id = MessageId(row.get(Column::Id as usize)?);
@@ -163,7 +163,7 @@ pub(super) fn get(connection: &Connection, sealer: &Sealer, id: MessageId) -> Re
     let mut found = statement.query([id.0])?;
     let Some(row) = found.next()? else { return Ok(None) };
     let Some(request) = RequestReader::default().request(connection, sealer, id)? else { return Ok(None) };
-    let listed = read_listed(connection, sealer, &mut LaneReader::default(), row)?;
+    let listed = read_listed(connection, sealer, &mut LaneCache::default(), row)?;
     Ok(Some(StoredMessage { listed, request, touches: rows::touches(row, Column::Touches as usize)? }))
 }
 

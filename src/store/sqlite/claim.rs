@@ -27,7 +27,7 @@ use tracing::error;
 
 use super::ahead::{AheadLookup, RecentCreates};
 use super::fault::Fault;
-use super::lanes::LaneReader;
+use super::lanes::LaneCache;
 use super::queries::{self, SqlFilter, bind};
 use super::request_reader::RequestReader;
 use super::seal::Sealer;
@@ -417,7 +417,7 @@ pub(super) fn lanes(
     now_ms: i64,
 ) -> Result<Vec<LaneWork>, Fault> {
     let selection = SqlFilter::of(filter);
-    let mut names = LaneReader::default();
+    let mut names = LaneCache::default();
     let mut work = Vec::new();
     for (lane, failed) in failed_by_lane(connection, &selection)? {
         let mut may_go = false;

@@ -8,7 +8,7 @@ use std::collections::BTreeSet;
 use rusqlite::{Connection, OptionalExtension, Transaction, params};
 
 use super::fault::Fault;
-use super::lanes::{self, LaneReader};
+use super::lanes::{self, LaneCache};
 use super::queries;
 use super::seal::Sealer;
 use crate::message::{Bucket, Buckets, Lane};
@@ -83,7 +83,7 @@ pub(super) fn held(connection: &Connection, sealer: &Sealer, now_ms: i64) -> Res
     let mut statement = connection.prepare_cached(queries::LIMITED_LANES)?;
     let limited = statement.query_map([now_ms], |row| row.get(0))?;
     lanes.extend(limited.collect::<rusqlite::Result<Vec<i64>>>()?);
-    let mut names = LaneReader::default();
+    let mut names = LaneCache::default();
     let mut held = Vec::new();
     for lane in lanes {
         for hold in hold_of(connection, lane, now_ms)?.into_iter().chain(limits_of(connection, lane, now_ms)?) {

@@ -97,9 +97,9 @@ pub(super) fn base_url(lane: &Lane) -> Option<&str> {
 
 /// Lanes by row id, each read once.
 #[derive(Default)]
-pub(super) struct LaneReader(HashMap<i64, Lane>);
+pub(super) struct LaneCache(HashMap<i64, Lane>);
 
-impl LaneReader {
+impl LaneCache {
     /// Returns the lane with this row id.
     pub(super) fn get(&mut self, connection: &Connection, sealer: &Sealer, lane: i64) -> Result<Lane, Fault> {
         if let Some(lane) = self.0.get(&lane) {
@@ -123,7 +123,7 @@ impl LaneReader {
 pub(super) fn without_secrets(
     connection: &Connection,
     sealer: &Sealer,
-    names: &mut LaneReader,
+    names: &mut LaneCache,
     lane: i64,
 ) -> Result<Lane, Fault> {
     match names.get(connection, sealer, lane) {

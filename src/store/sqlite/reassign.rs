@@ -3,7 +3,7 @@
 use rusqlite::{Connection, OptionalExtension, Transaction, params};
 
 use super::fault::Fault;
-use super::lanes::{self, BatchKeys, LaneReader, server_check};
+use super::lanes::{self, BatchKeys, LaneCache, server_check};
 use super::request_reader::RequestReader;
 use super::seal::Sealer;
 use super::summary::{CountChanges, CountGroup, counted};
@@ -17,7 +17,7 @@ use crate::store::work::LaneId;
 pub(super) fn list(connection: &Connection, sealer: &Sealer, now_ms: i64) -> Result<Vec<LaneListed>, Fault> {
     let mut statement = connection.prepare_cached(queries::LANES)?;
     let mut found = statement.query([])?;
-    let mut names = LaneReader::default();
+    let mut names = LaneCache::default();
     let mut lanes = Vec::new();
     while let Some(row) = found.next()? {
         let id = row.get(0)?;
@@ -97,7 +97,7 @@ pub(super) fn reassign(
     to: &Lane,
     limit: usize,
 ) -> Result<u64, Fault> {
-    let old = LaneReader::default().get(tx, sealer, from.0)?;
+    let old = LaneCache::default().get(tx, sealer, from.0)?;
     let target = BatchKeys::default().lane(tx, sealer, to)?;
     if target == from.0 {
         return Ok(0);

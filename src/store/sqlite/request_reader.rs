@@ -7,7 +7,7 @@ use rusqlite::{Connection, OptionalExtension, Row};
 
 use super::codec::{Codec, Unpacker};
 use super::fault::Fault;
-use super::lanes::LaneReader;
+use super::lanes::LaneCache;
 use super::record::{self, COLUMNS, Column, MessageContent};
 use super::seal::{Destination, KeptBody, Lookup, Sealer};
 use super::{large, queries, rows};
@@ -16,7 +16,7 @@ use crate::message::{Body, HeaderSet, MessageId, Request};
 /// Reads requests: each lane and header set once, and bodies decoded.
 #[derive(Default)]
 pub(super) struct RequestReader {
-    lanes: LaneReader,
+    lanes: LaneCache,
     header_sets: HashMap<i64, HeaderSet>,
     unpacker: Unpacker,
 }

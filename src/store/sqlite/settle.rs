@@ -21,7 +21,7 @@ use super::ahead::{self, RecentCreates};
 use super::codec::Packer;
 use super::delete::delete_one;
 use super::fault::Fault;
-use super::lanes::{BatchKeys, LaneReader};
+use super::lanes::{BatchKeys, LaneCache};
 use super::queries::{self, SqlFilter};
 use super::record::{Inherited, MessageContent, Record, RowKeys, keep_answer};
 use super::seal::Sealer;
@@ -135,7 +135,7 @@ fn add_parts(
     let next: i64 = tx.prepare_cached(queries::NEXT_ID)?.query_row([], |row| row.get(0))?;
     let first = next.max(changes.highest_deleted() + 1);
     let inherited = Inherited::read(tx, whole)?;
-    let lane = LaneReader::default().get(tx, sealer, inherited.lane)?;
+    let lane = LaneCache::default().get(tx, sealer, inherited.lane)?;
     for (id, part) in (first..).zip(parts) {
         let body = &part.request.body;
         let keys = RowKeys { lane: inherited.lane, header_set: batch.header_set(tx, sealer, &part.request.headers)? };

@@ -113,7 +113,7 @@ impl SqliteStore {
         Self {
             path: path.to_owned(),
             file: opened.file,
-            identity: opened.file.identity(path),
+            identity: StoreIdentity::of(opened.file.identity(path).as_bytes()),
             is_alone: opened.is_alone,
             ballast: Ballast::of(path, &opened.log, limits.size_max),
             log: opened.log,

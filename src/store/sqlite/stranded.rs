@@ -21,7 +21,7 @@ use std::sync::{Mutex, PoisonError};
 use rusqlite::{Connection, OptionalExtension, Transaction, params};
 
 use super::fault::Fault;
-use super::lanes::{self, LaneReader};
+use super::lanes::{self, LaneCache};
 use super::queries;
 use super::rows;
 use super::seal::Sealer;
@@ -209,7 +209,7 @@ fn status_of(connection: &Connection, id: i64) -> Result<Option<MessageStatus>, 
 pub(super) fn count(connection: &Connection, sealer: &Sealer, memo: &Memo) -> Result<Vec<Stranded>, Fault> {
     let mut lanes = connection.prepare_cached(queries::LANES_WAITING)?;
     let lanes = lanes.query_map([], |row| row.get::<_, i64>(0))?.collect::<rusqlite::Result<Vec<_>>>()?;
-    let mut names = LaneReader::default();
+    let mut names = LaneCache::default();
     let mut counted = Vec::new();
     for lane in lanes {
         let refused = Refused::of(connection, lane, Some(memo))?;
