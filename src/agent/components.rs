@@ -13,7 +13,7 @@ use super::service_manager::Notifier;
 use super::settings::AgentSettings;
 use super::supervisor::{Component, Loop, Stop, StopStage};
 use super::upkeep;
-use crate::intake::Intake;
+use crate::intake::IntakeService;
 use crate::intake::site::SitePolicy;
 use crate::intake::spool::Spools;
 use crate::liveness::{Heartbeat, Liveness};
@@ -21,7 +21,7 @@ use crate::memory::Budget;
 use crate::message::Server;
 use crate::monitor;
 use crate::monitor::connection::Connection;
-use crate::overview::collector::{Collector, Sources};
+use crate::overview::collector::{Collector, OverviewSources};
 use crate::overview::elsewhere;
 use crate::replay::{LEASE_TIME_TO_LIVE, ReplayManager, ReplaySettings};
 use crate::sdk::adoption::Adoption;
@@ -97,7 +97,7 @@ impl Composition {
         let connection = Arc::new(Connection::new(settings.monitor));
         let committer = Arc::new(Committer::start(slot.clone())?);
         let agent_mark = agent_mark();
-        let collector = Collector::new(Sources {
+        let collector = Collector::new(OverviewSources {
             slot: slot.clone(),
             connection: connection.clone(),
             metrics: metrics.clone(),
@@ -250,10 +250,10 @@ impl Composition {
     }
 
     /// Returns the intake that feeds these components.
-    pub(super) fn intake(&self, forwarders: Vec<Forwarder>, liveness: Arc<Liveness>) -> Intake {
+    pub(super) fn intake(&self, forwarders: Vec<Forwarder>, liveness: Arc<Liveness>) -> IntakeService {
         let settings = &self.settings;
         let (size_max, reserve) = (settings.store_limits.size_max, settings.store_limits.disk_reserve);
-        Intake {
+        IntakeService {
             slot: self.slot.clone(),
             committer: self.committer.clone(),
             connection: self.connection.clone(),

@@ -37,7 +37,7 @@ pub enum IniReason {
     DuplicateKey { section: String, key: String },
 }
 
-type Section = BTreeMap<String, Vec<String>>;
+type IniSection = BTreeMap<String, Vec<String>>;
 
 /// The section whose keys count for every other one.
 const DEFAULTS: &str = "DEFAULT";
@@ -55,8 +55,8 @@ pub fn read_section(text: &str, section: &str) -> Result<BTreeMap<String, String
     Ok(keys.into_iter().map(|(key, lines)| (key, join(lines))).collect())
 }
 
-fn read(text: &str) -> Result<BTreeMap<String, Section>, IniError> {
-    let mut sections: BTreeMap<String, Section> = BTreeMap::new();
+fn read(text: &str) -> Result<BTreeMap<String, IniSection>, IniError> {
+    let mut sections: BTreeMap<String, IniSection> = BTreeMap::new();
     let mut section: Option<String> = None;
     let mut key: Option<String> = None;
     let mut indent = 0;

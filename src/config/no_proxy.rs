@@ -8,10 +8,10 @@ use std::net::IpAddr;
 
 /// The hosts that bypass the proxy.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(super) struct NoProxy(Vec<Entry>);
+pub(super) struct NoProxy(Vec<NoProxyEntry>);
 
 #[derive(Clone, Debug, PartialEq, Eq)]
-enum Entry {
+enum NoProxyEntry {
     /// `*`
     Everything,
     /// `10.0.0.0/8`
@@ -36,14 +36,14 @@ struct HostEntry {
 
 /// The destination of a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Target<'a> {
+pub(super) struct ProxyDestination<'a> {
     pub is_https: bool,
     /// An IPv6 address may be in brackets.
     pub host: &'a str,
     pub port: u16,
 }
 
-impl Target<'_> {
+impl ProxyDestination<'_> {
     /// Returns the host when it is an IP address; an IPv4 address in the form of IPv6 is the IPv4 address.
     pub(super) fn ip(&self) -> Option<IpAddr> {
         bare(self.host).parse().ok().map(|ip: IpAddr| ip.to_canonical())
@@ -59,16 +59,16 @@ impl NoProxy {
     /// Parses the list; entries that no client understands are skipped.
     pub(super) fn parse(list: &str) -> Self {
         let entries = list.split(|c: char| c == ',' || c.is_whitespace()).filter(|entry| !entry.is_empty());
-        Self(entries.filter_map(Entry::parse).collect())
+        Self(entries.filter_map(NoProxyEntry::parse).collect())
     }
 
     /// Returns whether an entry matches the target.
-    pub(super) fn names(&self, target: Target<'_>) -> bool {
+    pub(super) fn names(&self, target: ProxyDestination<'_>) -> bool {
         self.0.iter().any(|entry| entry.names(target))
     }
 }
 
-impl Entry {
+impl NoProxyEntry {
     fn parse(text: &str) -> Option<Self> {
         if text == "*" {
             return Some(Self::Everything);
@@ -93,7 +93,7 @@ impl Entry {
         is_name.then(|| Self::Host(HostEntry { scheme, name: name.to_owned(), is_below_only, port }))
     }
 
-    fn names(&self, target: Target<'_>) -> bool {
+    fn names(&self, target: ProxyDestination<'_>) -> bool {
         match self {
             Self::Everything => true,
             Self::Network { ip, bits } => target.ip().is_some_and(|host| is_within(host, *ip, *bits)),
@@ -103,7 +103,7 @@ impl Entry {
 }
 
 impl HostEntry {
-    fn names(&self, target: Target<'_>) -> bool {
+    fn names(&self, target: ProxyDestination<'_>) -> bool {
         let is_scheme =
             self.scheme.as_ref().is_none_or(|scheme| scheme == if target.is_https { "https" } else { "http" });
         if !is_scheme || self.port.is_some_and(|port| port != target.port) {
@@ -164,7 +164,7 @@ mod tests {
             let columns: Vec<&str> = row.split('|').collect();
             let [list, url, answers, ours] = columns[..] else { panic!("{row}") };
             let url: ServerUrl = url.parse().expect(row);
-            let target = Target { is_https: url.is_https(), host: url.host(), port: url.port() };
+            let target = ProxyDestination { is_https: url.is_https(), host: url.host(), port: url.port() };
             assert_eq!(NoProxy::parse(list).names(target), ours == "y", "{row}");
             let alike = |answer: char| answers.chars().filter(|given| *given == answer).count();
             if alike('y') == 4 || alike('n') == 4 {

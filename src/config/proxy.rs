@@ -10,7 +10,7 @@ use std::fmt;
 use percent_encoding::percent_decode_str;
 
 use super::error::ConfigError;
-use super::no_proxy::{NoProxy, Target};
+use super::no_proxy::{NoProxy, ProxyDestination};
 use super::server_url::{ServerUrl, hide_user_info};
 use super::setting::Setting;
 use super::sources::{Layers, Raw, Source, Sourced};
@@ -170,7 +170,7 @@ impl ProxyRules {
         }
     }
 
-    fn find(&self, target: Target<'_>) -> Option<&Raw> {
+    fn find(&self, target: ProxyDestination<'_>) -> Option<&Raw> {
         if self.fixed.is_some() {
             return self.fixed.as_ref();
         }
@@ -186,7 +186,7 @@ impl ProxyRules {
     ///
     /// The variable that failed to parse and the reason, without the password that it may hold.
     pub fn proxy_for(&self, is_https: bool, host: &str, port: u16) -> Result<Option<ProxyUrl>, String> {
-        let Some(raw) = self.find(Target { is_https, host, port }) else { return Ok(None) };
+        let Some(raw) = self.find(ProxyDestination { is_https, host, port }) else { return Ok(None) };
         Option::<ProxyUrl>::read(&raw.text, None).map_err(|reason| {
             let shown = hide_user_info(raw.text.to_string_lossy().trim());
             let place = match &raw.source {
@@ -208,7 +208,7 @@ pub(super) fn resolve(
     if let Some(raw) = rules.fixed {
         return layers.parse(setting, raw);
     }
-    let target = Target { is_https: upstream.is_https(), host: upstream.host(), port: upstream.port() };
+    let target = ProxyDestination { is_https: upstream.is_https(), host: upstream.host(), port: upstream.port() };
     match rules.find(target) {
         Some(raw) => layers.parse(setting, raw.clone()),
         None => layers.default(setting),

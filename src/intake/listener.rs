@@ -12,7 +12,7 @@ use tracing::{debug, info, warn};
 use super::connections::{Connections, Seat, SeatOffer};
 use super::conversation::Client;
 use super::limits::WARNING_PAUSE;
-use super::shared::{Intake, Listener, Shared};
+use super::shared::{IntakeService, Listener, Shared};
 use super::workers::Workers;
 use crate::protocol::answers::unavailable;
 use crate::shutdown::Shutdown;
@@ -31,7 +31,7 @@ const HEARTBEAT_INTERVAL: Duration = Duration::from_secs(5);
 /// How long the loop backs off after it failed to accept a connection.
 const ACCEPT_BACKOFF: Duration = Duration::from_millis(50);
 
-impl Intake {
+impl IntakeService {
     /// Serves until shutdown, then lets requests in flight finish for at most `grace`.
     ///
     /// Returns when the last of them has its answer or has timed out. A request that is cut off was not acknowledged.

@@ -106,4 +106,4 @@ mod wire;
 pub mod workers;
 
 pub use limits::IntakeLimits;
-pub use shared::Intake;
+pub use shared::IntakeService;

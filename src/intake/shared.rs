@@ -1,6 +1,6 @@
 //! The state that requests share: intake's dependencies on the agent, and the state of the listener.
 //!
-//! [`Intake`] and [`Listener`] exist once. Each worker has a [`Shared`] of its own, behind an `Arc` that only its
+//! [`IntakeService`] and [`Listener`] exist once. Each worker has a [`Shared`] of its own, behind an `Arc` that only its
 //! thread clones, so that no two workers contend for one reference count.
 
 use std::ops::Deref;
@@ -41,8 +41,8 @@ pub(super) const STORE_RETRY_AFTER: Duration = Duration::from_secs(10);
 /// The timeout of a large body that waits for memory. Then its client is asked to retry.
 const MEMORY_WAIT_MAX: Duration = Duration::from_secs(30);
 
-/// Intake's dependencies on the rest of the agent.
-pub struct Intake {
+/// IntakeService's dependencies on the rest of the agent.
+pub struct IntakeService {
     /// The store, which may be unavailable.
     pub slot: Arc<StoreSlot>,
     /// Commits messages to the store.
@@ -67,7 +67,7 @@ pub struct Intake {
     pub sites: SitePolicy,
     /// This process's value of [`AGENT_HEADER`](crate::upstream::AGENT_HEADER).
     pub agent_mark: HeaderValue,
-    /// Intake's own heartbeat.
+    /// IntakeService's own heartbeat.
     pub heartbeat: Arc<Heartbeat>,
     /// Whether every part of the agent is alive, for `/-/healthy`.
     pub liveness: Arc<Liveness>,
@@ -94,9 +94,9 @@ pub(super) struct Listener {
     pub(super) hurry: Shutdown,
 }
 
-/// The state that all requests on one worker share. It dereferences to [`Intake`]: `shared.slot`.
+/// The state that all requests on one worker share. It dereferences to [`IntakeService`]: `shared.slot`.
 pub(super) struct Shared {
-    intake: Arc<Intake>,
+    intake: Arc<IntakeService>,
     pub(super) listener: Arc<Listener>,
     /// This worker's HTTP client to the server.
     pub(super) forwarder: Forwarder,
@@ -110,16 +110,16 @@ pub(super) struct Shared {
 }
 
 impl Deref for Shared {
-    type Target = Intake;
+    type Target = IntakeService;
 
-    fn deref(&self) -> &Intake {
+    fn deref(&self) -> &IntakeService {
         &self.intake
     }
 }
 
 impl Shared {
     /// Returns the shared state of each worker, in the order of `intake.forwarders`, which are moved there.
-    pub(super) fn per_worker(mut intake: Intake, listener: &Arc<Listener>) -> Vec<Arc<Self>> {
+    pub(super) fn per_worker(mut intake: IntakeService, listener: &Arc<Listener>) -> Vec<Arc<Self>> {
         let forwarders = std::mem::take(&mut intake.forwarders);
         let (intake, started) = (Arc::new(intake), Instant::now());
         let shared = forwarders.into_iter().map(|forwarder| {

@@ -4,7 +4,7 @@
 //! anything else, category `suite_assertion` (Python SDK 2.2.122,
 //! `message_processing/processors/assertion_results_processor.py`; protocol dossier, section a).
 
-use super::json::{Kind, NotJson, Scanner};
+use super::json::{JsonKind, NotJson, Scanner};
 use crate::message::{Body, Encoding, HeaderSet, MessageType, Request};
 
 /// Path of the feedback scores.
@@ -35,7 +35,7 @@ fn scores(content: &[u8]) -> Result<Vec<u8>, NotJson> {
     let mut scores = HEAD.to_vec();
     let mut scanner = Scanner::new(content)?;
     scanner.object(|key, scanner| {
-        if key != "assertion_results" || scanner.peek()? != Kind::Array {
+        if key != "assertion_results" || scanner.peek()? != JsonKind::Array {
             return scanner.skip_value().map(drop);
         }
         // Of a duplicate list the last one counts, as in the server's parser.
@@ -56,7 +56,7 @@ fn scores(content: &[u8]) -> Result<Vec<u8>, NotJson> {
 }
 
 fn score(content: &[u8], scanner: &mut Scanner<'_>, scores: &mut Vec<u8>) -> Result<(), NotJson> {
-    if scanner.peek()? != Kind::Object {
+    if scanner.peek()? != JsonKind::Object {
         // Values that no server accepts are kept, so that the server rejects them.
         scores.extend_from_slice(&content[scanner.skip_value()?]);
         return Ok(());
@@ -67,7 +67,7 @@ fn score(content: &[u8], scanner: &mut Scanner<'_>, scores: &mut Vec<u8>) -> Res
         let as_score = match key {
             "entity_id" => "id",
             "project_name" | "name" | "reason" | "source" => key,
-            "status" if scanner.peek()? == Kind::String => {
+            "status" if scanner.peek()? == JsonKind::String => {
                 has_passed = scanner.string()? == "passed";
                 return Ok(());
             }

@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use super::json::{Kind, NotJson, Scanner};
+use super::json::{JsonKind, NotJson, Scanner};
 use super::routes::Protected;
 use crate::message::{Effect, EntityKey, EntityKind, MessageType, Touch};
 
@@ -294,7 +294,7 @@ pub fn item_list(message_type: MessageType) -> Option<ItemList> {
 /// [`NotJson`] if no server could parse the payload.
 pub fn inspect(write: &Protected, content: &[u8]) -> Result<Inspection, NotJson> {
     let shape = shape(write.message_type);
-    let mut found = Collector { message_type: write.message_type, shape, ..Collector::default() };
+    let mut found = EntityCollector { message_type: write.message_type, shape, ..EntityCollector::default() };
     if let (Some((kind, effect)), Some(id)) = (shape.path, &write.path_id) {
         found.touch(kind, effect, id);
     }
@@ -304,9 +304,9 @@ pub fn inspect(write: &Protected, content: &[u8]) -> Result<Inspection, NotJson>
 
     let mut scanner = Scanner::new(content)?;
     match (shape.items, scanner.peek()?) {
-        (ItemsLocation::Whole, Kind::Object) => found.item(&mut scanner)?,
-        (ItemsLocation::Array, Kind::Array) => scanner.array(|scanner| found.item(scanner)).map(drop)?,
-        (ItemsLocation::Objects(_) | ItemsLocation::Ids(..), Kind::Object) => {
+        (ItemsLocation::Whole, JsonKind::Object) => found.item(&mut scanner)?,
+        (ItemsLocation::Array, JsonKind::Array) => scanner.array(|scanner| found.item(scanner)).map(drop)?,
+        (ItemsLocation::Objects(_) | ItemsLocation::Ids(..), JsonKind::Object) => {
             scanner.object(|key, scanner| found.member(key, scanner))?;
         }
         _ => {
@@ -317,7 +317,7 @@ pub fn inspect(write: &Protected, content: &[u8]) -> Result<Inspection, NotJson>
     Ok(found.finish())
 }
 
-struct Collector {
+struct EntityCollector {
     message_type: MessageType,
     shape: PayloadSchema,
     inspection: Inspection,
@@ -330,7 +330,7 @@ struct Collector {
     lacks_id: bool,
 }
 
-impl Default for Collector {
+impl Default for EntityCollector {
     fn default() -> Self {
         Self {
             message_type: MessageType::CreateAttachment,
@@ -344,7 +344,7 @@ impl Default for Collector {
     }
 }
 
-impl Collector {
+impl EntityCollector {
     fn finish(mut self) -> Inspection {
         self.inspection.touches = Touch::distinct(self.touches);
         match self.shape.items {
@@ -373,23 +373,23 @@ impl Collector {
     fn member(&mut self, key: &str, scanner: &mut Scanner<'_>) -> Result<(), NotJson> {
         let kind = scanner.peek()?;
         match (self.shape.items, kind) {
-            (ItemsLocation::Objects(items), Kind::Array) if key == items => {
+            (ItemsLocation::Objects(items), JsonKind::Array) if key == items => {
                 return scanner.array(|scanner| self.item(scanner)).map(drop);
             }
-            (ItemsLocation::Ids(items, names), Kind::Array) if key == items => {
+            (ItemsLocation::Ids(items, names), JsonKind::Array) if key == items => {
                 return scanner.array(|scanner| self.id(scanner, names)).map(drop);
             }
             // The fields that an update of many entities sets.
-            (ItemsLocation::Ids(..), Kind::Object) if key == "update" => {
+            (ItemsLocation::Ids(..), JsonKind::Object) if key == "update" => {
                 return scanner.object(|key, scanner| self.beside(key, scanner)).map(drop);
             }
             _ => {}
         }
         let is_selector = matches!(key, "filters" | "copy_from_dataset_id" | "copy_from_version_id");
-        if is_selector && kind != Kind::Null {
-            let mut is_empty = kind == Kind::Array;
+        if is_selector && kind != JsonKind::Null {
+            let mut is_empty = kind == JsonKind::Array;
             match kind {
-                Kind::Array => scanner.array(|scanner| {
+                JsonKind::Array => scanner.array(|scanner| {
                     is_empty = false;
                     scanner.skip_value().map(drop)
                 })?,
@@ -402,7 +402,7 @@ impl Collector {
     }
 
     fn beside(&mut self, key: &str, scanner: &mut Scanner<'_>) -> Result<(), NotJson> {
-        if scanner.peek()? != Kind::String {
+        if scanner.peek()? != JsonKind::String {
             return scanner.skip_value().map(drop);
         }
         let text = scanner.string()?;
@@ -423,7 +423,7 @@ impl Collector {
 
     fn id(&mut self, scanner: &mut Scanner<'_>, (kind, effect): NamedEffect) -> Result<(), NotJson> {
         self.inspection.items = self.inspection.items.saturating_add(1);
-        if scanner.peek()? != Kind::String {
+        if scanner.peek()? != JsonKind::String {
             return scanner.skip_value().map(drop);
         }
         let id = scanner.string()?;
@@ -433,7 +433,7 @@ impl Collector {
 
     fn item(&mut self, scanner: &mut Scanner<'_>) -> Result<(), NotJson> {
         self.inspection.items = self.inspection.items.saturating_add(1);
-        if scanner.peek()? != Kind::Object {
+        if scanner.peek()? != JsonKind::Object {
             scanner.skip_value()?;
             return Ok(());
         }
@@ -446,25 +446,25 @@ impl Collector {
         let range = scanner.object(|key, scanner| {
             members += 1;
             let kind = scanner.peek()?;
-            if key == "id" && kind == Kind::Null {
+            if key == "id" && kind == JsonKind::Null {
                 null_id = Some(scanner.skip_value()?);
                 return Ok(());
             }
             if self.shape.condition == Precondition::AllIds {
-                has_result |= key == "evaluate_task_result" && kind != Kind::Null;
+                has_result |= key == "evaluate_task_result" && kind != JsonKind::Null;
                 match (key, kind) {
-                    ("trace", Kind::Object) => {
+                    ("trace", JsonKind::Object) => {
                         has_trace = true;
                         return self.nested(scanner, EntityKind::Trace);
                     }
-                    ("spans", Kind::Array) => {
+                    ("spans", JsonKind::Array) => {
                         return scanner.array(|scanner| self.nested(scanner, EntityKind::Span)).map(drop);
                     }
                     _ => {}
                 }
             }
             let is_read = key == "id" || key == "project_name" || named.iter().any(|(member, _)| *member == key);
-            if kind != Kind::String || !is_read {
+            if kind != JsonKind::String || !is_read {
                 return scanner.skip_value().map(drop);
             }
             let text = scanner.string()?;
@@ -489,9 +489,9 @@ impl Collector {
     /// Parses a trace or span inside an item of a bulk upload.
     fn nested(&mut self, scanner: &mut Scanner<'_>, kind: EntityKind) -> Result<(), NotJson> {
         let mut id = None;
-        if scanner.peek()? == Kind::Object {
+        if scanner.peek()? == JsonKind::Object {
             scanner.object(|key, scanner| {
-                if scanner.peek()? != Kind::String || !matches!(key, "id" | "project_name") {
+                if scanner.peek()? != JsonKind::String || !matches!(key, "id" | "project_name") {
                     return scanner.skip_value().map(drop);
                 }
                 let text = scanner.string()?;

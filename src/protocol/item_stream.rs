@@ -400,7 +400,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::protocol::json::{Kind, NotJson};
+    use crate::protocol::json::{JsonKind, NotJson};
 
     const SPANS: ItemList = ItemList::Member("spans");
 
@@ -454,10 +454,10 @@ mod tests {
         let mut scanner = Scanner::new(text)?;
         let mut found = Vec::new();
         match (list, scanner.peek()?) {
-            (ItemList::Body, Kind::Array) => found.push(items(&mut scanner, text)?),
-            (ItemList::Member(member), Kind::Object) => {
+            (ItemList::Body, JsonKind::Array) => found.push(items(&mut scanner, text)?),
+            (ItemList::Member(member), JsonKind::Object) => {
                 scanner.object(|key, scanner| {
-                    if key == member && scanner.peek()? == Kind::Array {
+                    if key == member && scanner.peek()? == JsonKind::Array {
                         found.push(items(scanner, text)?);
                         return Ok(());
                     }

@@ -23,7 +23,7 @@ pub struct NotJson {
 
 /// The kind of a value, known from its first byte.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Kind {
+pub enum JsonKind {
     /// `{`
     Object,
     /// `[`
@@ -59,14 +59,14 @@ impl<'a> Scanner<'a> {
     }
 
     /// Returns the kind of the next value without reading it.
-    pub fn peek(&mut self) -> Result<Kind, NotJson> {
+    pub fn peek(&mut self) -> Result<JsonKind, NotJson> {
         self.skip_space();
         match self.text.get(self.at) {
-            Some(b'{') => Ok(Kind::Object),
-            Some(b'[') => Ok(Kind::Array),
-            Some(b'"') => Ok(Kind::String),
-            Some(b'n') => Ok(Kind::Null),
-            Some(b'-' | b'0'..=b'9' | b't' | b'f' | b'N' | b'I') => Ok(Kind::Scalar),
+            Some(b'{') => Ok(JsonKind::Object),
+            Some(b'[') => Ok(JsonKind::Array),
+            Some(b'"') => Ok(JsonKind::String),
+            Some(b'n') => Ok(JsonKind::Null),
+            Some(b'-' | b'0'..=b'9' | b't' | b'f' | b'N' | b'I') => Ok(JsonKind::Scalar),
             _ => Err(self.fault()),
         }
     }
@@ -135,7 +135,7 @@ impl<'a> Scanner<'a> {
         let mut open: Vec<bool> = Vec::new();
         loop {
             match self.peek()? {
-                Kind::Object => {
+                JsonKind::Object => {
                     self.at += 1;
                     self.skip_space();
                     if !self.take(b'}') {
@@ -144,7 +144,7 @@ impl<'a> Scanner<'a> {
                         continue;
                     }
                 }
-                Kind::Array => {
+                JsonKind::Array => {
                     self.at += 1;
                     self.skip_space();
                     if !self.take(b']') {
@@ -152,11 +152,11 @@ impl<'a> Scanner<'a> {
                         continue;
                     }
                 }
-                Kind::String => {
+                JsonKind::String => {
                     self.skip_string()?;
                 }
-                Kind::Null => self.literal(b"null")?,
-                Kind::Scalar => self.skip_scalar()?,
+                JsonKind::Null => self.literal(b"null")?,
+                JsonKind::Scalar => self.skip_scalar()?,
             }
             // A value is complete: close the brackets that end here, or continue with the next member.
             loop {
@@ -177,7 +177,7 @@ impl<'a> Scanner<'a> {
 
     /// Parses a number, `true` or `false` and returns its text.
     pub fn scalar(&mut self) -> Result<&'a str, NotJson> {
-        if self.peek()? != Kind::Scalar {
+        if self.peek()? != JsonKind::Scalar {
             return Err(self.fault());
         }
         let start = self.at;

@@ -3,7 +3,7 @@
 //! Facts are those of the protocol dossier, section f, and of the OpenAPI file (`Trace_Write`, `Span_Write`, `TraceUpdate`,
 //! `SpanUpdate`). What neither says is treated as unknown; a member that is not in [`MEMBERS`] has no rule.
 
-use super::json::{Kind, NotJson, Scanner};
+use super::json::{JsonKind, NotJson, Scanner};
 use crate::message::EntityKind;
 
 /// The most members of a value that is replaced: a parser limits the depth, and this few cannot reach its limit.
@@ -140,24 +140,24 @@ fn is_not_empty(value: &[u8]) -> Result<bool, NotJson> {
         scanner.skip_value().map(drop)
     };
     match scanner.peek()? {
-        Kind::Object => scanner.object(|_, scanner| count(scanner))?,
-        Kind::Array => scanner.array(count)?,
-        Kind::String => return Ok(!scanner.string()?.trim().is_empty()),
+        JsonKind::Object => scanner.object(|_, scanner| count(scanner))?,
+        JsonKind::Array => scanner.array(count)?,
+        JsonKind::String => return Ok(!scanner.string()?.trim().is_empty()),
         // None of these members is a number or a boolean: servers may parse such a value differently.
-        Kind::Null | Kind::Scalar => return Ok(false),
+        JsonKind::Null | JsonKind::Scalar => return Ok(false),
     };
     Ok(members > 0)
 }
 
 fn is_within_tag_limits(value: &[u8]) -> Result<bool, NotJson> {
     let mut scanner = Scanner::new(value)?;
-    if scanner.peek()? != Kind::Array {
+    if scanner.peek()? != JsonKind::Array {
         return Ok(false);
     }
     let (mut tags, mut fit) = (0, true);
     scanner.array(|scanner| {
         tags += 1;
-        if scanner.peek()? != Kind::String {
+        if scanner.peek()? != JsonKind::String {
             fit = false;
             return scanner.skip_value().map(drop);
         }

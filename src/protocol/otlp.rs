@@ -14,7 +14,7 @@ use serde_json::{Map, Value, json};
 use thiserror::Error;
 
 use super::inspection::Inspection;
-use super::json::{Kind, NotJson, Scanner};
+use super::json::{JsonKind, NotJson, Scanner};
 use super::reply::Reply;
 use crate::message::{Effect, EntityKey, EntityKind, Touch};
 
@@ -179,7 +179,7 @@ impl Traces {
 
     fn read_json(&mut self, content: &[u8]) -> Result<(), NotOtlp> {
         let mut scanner = Scanner::new(content)?;
-        if scanner.peek()? != Kind::Object {
+        if scanner.peek()? != JsonKind::Object {
             scanner.skip_value()?;
         } else {
             scanner.object(|key, scanner| match key {
@@ -194,7 +194,7 @@ impl Traces {
 
     fn json_resource(&mut self, key: &str, scanner: &mut Scanner<'_>) -> Result<(), NotJson> {
         match (key, scanner.peek()?) {
-            ("resource", Kind::Object) => scanner
+            ("resource", JsonKind::Object) => scanner
                 .object(|key, scanner| match key {
                     "attributes" => json_attributes(scanner, |key, value| {
                         if key == "service.name" {
@@ -217,7 +217,7 @@ impl Traces {
             self.spans = self.spans.saturating_add(1);
         }
         match (key, scanner.peek()?) {
-            ("traceId" | "trace_id", Kind::String) => {
+            ("traceId" | "trace_id", JsonKind::String) => {
                 // Hexadecimal digits; EntityKey parses 32 of them as 16 bytes.
                 let id = scanner.string()?;
                 self.touches.push(Touch { key: EntityKey::new(EntityKind::OtelTrace, &id), effect: Effect::Annotate });
@@ -289,7 +289,7 @@ fn cut(format: Format, content: &[u8], wanted: &Range<usize>) -> Result<(Vec<u8>
         Format::Protobuf => drop(cut_protobuf(&SPAN_FIELDS, content, &mut selection, &mut piece)?),
         Format::Json => {
             let mut scanner = Scanner::new(content)?;
-            if scanner.peek()? == Kind::Object {
+            if scanner.peek()? == JsonKind::Object {
                 cut_json(&SPAN_MEMBERS, &mut scanner, &mut selection, &mut piece)?;
             } else {
                 // There are no spans to select, and the result must still be JSON.
@@ -350,7 +350,7 @@ fn cut_json(
     // Arrays of this object, and their replacements.
     let mut arrays: Vec<(Range<usize>, Vec<u8>)> = Vec::new();
     let object = scanner.object(|key, scanner| {
-        if !names.contains(&key) || scanner.peek()? != Kind::Array {
+        if !names.contains(&key) || scanner.peek()? != JsonKind::Array {
             return scanner.skip_value().map(drop);
         }
         let mut kept = Vec::new();
@@ -361,7 +361,7 @@ fn cut_json(
                 if selection.takes_next() {
                     item.extend_from_slice(&content[span]);
                 }
-            } else if scanner.peek()? != Kind::Object {
+            } else if scanner.peek()? != JsonKind::Object {
                 return scanner.skip_value().map(drop);
             } else if !cut_json(deeper, scanner, selection, &mut item)? {
                 return Ok(());
@@ -406,11 +406,11 @@ fn objects(
     scanner: &mut Scanner<'_>,
     mut member: impl FnMut(bool, &str, &mut Scanner<'_>) -> Result<(), NotJson>,
 ) -> Result<(), NotJson> {
-    if scanner.peek()? != Kind::Array {
+    if scanner.peek()? != JsonKind::Array {
         return scanner.skip_value().map(drop);
     }
     let item = |scanner: &mut Scanner<'_>| {
-        if scanner.peek()? != Kind::Object {
+        if scanner.peek()? != JsonKind::Object {
             return scanner.skip_value().map(drop);
         }
         let mut is_first = true;
@@ -428,10 +428,10 @@ fn json_attributes(scanner: &mut Scanner<'_>, mut attribute: impl FnMut(&str, &s
             (name, text) = (String::new(), None);
         }
         match (key, scanner.peek()?) {
-            ("key", Kind::String) => name = scanner.string()?.into_owned(),
-            ("value", Kind::Object) => {
+            ("key", JsonKind::String) => name = scanner.string()?.into_owned(),
+            ("value", JsonKind::Object) => {
                 scanner.object(|key, scanner| {
-                    if matches!(key, "stringValue" | "string_value") && scanner.peek()? == Kind::String {
+                    if matches!(key, "stringValue" | "string_value") && scanner.peek()? == JsonKind::String {
                         text = Some(scanner.string()?.into_owned());
                         return Ok(());
                     }

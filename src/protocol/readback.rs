@@ -31,13 +31,13 @@ use serde_json::json;
 use uuid::Uuid;
 
 use super::inspection::{ItemList, item_list};
-use super::json::{Kind as Json, NotJson, Scanner};
+use super::json::{JsonKind as Json, NotJson, Scanner};
 use super::routes::{Route, classify};
 use crate::message::{EntityKey, EntityKind, MessageType};
 
 /// The kinds of entity that support read-back.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Kind {
+pub enum ReadableKind {
     /// A trace.
     Trace,
     /// A span.
@@ -56,7 +56,7 @@ pub enum Kind {
     Optimization,
 }
 
-impl Kind {
+impl ReadableKind {
     /// Returns the word used in output.
     pub fn name(self) -> &'static str {
         match self {
@@ -81,7 +81,7 @@ impl Kind {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Fact {
     /// Its kind.
-    pub kind: Kind,
+    pub kind: ReadableKind,
     /// Its id: a UUID in lower case with hyphens, or the client's text verbatim.
     pub id: String,
     /// Its project according to the message.
@@ -118,44 +118,44 @@ enum IdLocation {
 }
 
 /// The expectation after messages of a type: kind, location of the ids, and state.
-fn table(message_type: MessageType) -> Option<(Kind, IdLocation, What)> {
+fn table(message_type: MessageType) -> Option<(ReadableKind, IdLocation, What)> {
     use IdLocation::{Ids, ParsedItem, Path};
     use MessageType as T;
     use What::{Gone, Made, There, Unscored};
     // The item supplies the name of the score.
     let scored = || What::Scored(String::new());
     Some(match message_type {
-        T::CreateTrace | T::CreateTraceBatch => (Kind::Trace, ParsedItem("id"), Made),
-        T::UpdateTrace => (Kind::Trace, Path, There),
-        T::UpdateTraces => (Kind::Trace, Ids, There),
-        T::DeleteTrace => (Kind::Trace, Path, Gone),
-        T::DeleteTraces => (Kind::Trace, Ids, Gone),
-        T::AddTraceFeedbackScoresBatch => (Kind::Trace, ParsedItem("id"), scored()),
-        T::ScoreTrace => (Kind::Trace, Path, scored()),
-        T::DeleteTraceScore => (Kind::Trace, Path, Unscored),
-        T::CreateSpan | T::CreateSpansBatch => (Kind::Span, ParsedItem("id"), Made),
-        T::UpdateSpan => (Kind::Span, Path, There),
-        T::UpdateSpans => (Kind::Span, Ids, There),
-        T::DeleteSpan => (Kind::Span, Path, Gone),
-        T::AddSpanFeedbackScoresBatch => (Kind::Span, ParsedItem("id"), scored()),
-        T::ScoreSpan => (Kind::Span, Path, scored()),
-        T::DeleteSpanScore => (Kind::Span, Path, Unscored),
-        T::AddThreadsFeedbackScoresBatch => (Kind::Thread, ParsedItem("thread_id"), scored()),
-        T::DeleteThreadScores => (Kind::Thread, ParsedItem("thread_id"), Unscored),
-        T::DeleteThreads => (Kind::Thread, Ids, Gone),
-        T::CreateExperiment => (Kind::Experiment, ParsedItem("id"), There),
-        T::UpdateExperiment => (Kind::Experiment, Path, There),
-        T::UpdateExperiments | T::FinishExperiments => (Kind::Experiment, Ids, There),
-        T::DeleteExperiments => (Kind::Experiment, Ids, Gone),
-        T::CreateExperimentItemsBatch => (Kind::ExperimentItem, ParsedItem("id"), There),
-        T::DeleteExperimentItems => (Kind::ExperimentItem, Ids, Gone),
-        T::CreateDataset => (Kind::Dataset, ParsedItem("id"), There),
-        T::PutDatasetItems => (Kind::DatasetItem, ParsedItem("id"), There),
-        T::UpdateDatasetItem => (Kind::DatasetItem, Path, There),
-        T::UpdateDatasetItems => (Kind::DatasetItem, Ids, There),
-        T::DeleteDatasetItems => (Kind::DatasetItem, Ids, Gone),
-        T::CreateOptimization | T::PutOptimization => (Kind::Optimization, ParsedItem("id"), There),
-        T::UpdateOptimization => (Kind::Optimization, Path, There),
+        T::CreateTrace | T::CreateTraceBatch => (ReadableKind::Trace, ParsedItem("id"), Made),
+        T::UpdateTrace => (ReadableKind::Trace, Path, There),
+        T::UpdateTraces => (ReadableKind::Trace, Ids, There),
+        T::DeleteTrace => (ReadableKind::Trace, Path, Gone),
+        T::DeleteTraces => (ReadableKind::Trace, Ids, Gone),
+        T::AddTraceFeedbackScoresBatch => (ReadableKind::Trace, ParsedItem("id"), scored()),
+        T::ScoreTrace => (ReadableKind::Trace, Path, scored()),
+        T::DeleteTraceScore => (ReadableKind::Trace, Path, Unscored),
+        T::CreateSpan | T::CreateSpansBatch => (ReadableKind::Span, ParsedItem("id"), Made),
+        T::UpdateSpan => (ReadableKind::Span, Path, There),
+        T::UpdateSpans => (ReadableKind::Span, Ids, There),
+        T::DeleteSpan => (ReadableKind::Span, Path, Gone),
+        T::AddSpanFeedbackScoresBatch => (ReadableKind::Span, ParsedItem("id"), scored()),
+        T::ScoreSpan => (ReadableKind::Span, Path, scored()),
+        T::DeleteSpanScore => (ReadableKind::Span, Path, Unscored),
+        T::AddThreadsFeedbackScoresBatch => (ReadableKind::Thread, ParsedItem("thread_id"), scored()),
+        T::DeleteThreadScores => (ReadableKind::Thread, ParsedItem("thread_id"), Unscored),
+        T::DeleteThreads => (ReadableKind::Thread, Ids, Gone),
+        T::CreateExperiment => (ReadableKind::Experiment, ParsedItem("id"), There),
+        T::UpdateExperiment => (ReadableKind::Experiment, Path, There),
+        T::UpdateExperiments | T::FinishExperiments => (ReadableKind::Experiment, Ids, There),
+        T::DeleteExperiments => (ReadableKind::Experiment, Ids, Gone),
+        T::CreateExperimentItemsBatch => (ReadableKind::ExperimentItem, ParsedItem("id"), There),
+        T::DeleteExperimentItems => (ReadableKind::ExperimentItem, Ids, Gone),
+        T::CreateDataset => (ReadableKind::Dataset, ParsedItem("id"), There),
+        T::PutDatasetItems => (ReadableKind::DatasetItem, ParsedItem("id"), There),
+        T::UpdateDatasetItem => (ReadableKind::DatasetItem, Path, There),
+        T::UpdateDatasetItems => (ReadableKind::DatasetItem, Ids, There),
+        T::DeleteDatasetItems => (ReadableKind::DatasetItem, Ids, Gone),
+        T::CreateOptimization | T::PutOptimization => (ReadableKind::Optimization, ParsedItem("id"), There),
+        T::UpdateOptimization => (ReadableKind::Optimization, Path, There),
         T::CreateAttachment
         | T::OtlpTraces
         | T::GuardrailBatch
@@ -200,7 +200,7 @@ pub fn facts(message_type: MessageType, method: &str, path: &str, content: &[u8]
             other => Some(other.clone()),
         };
         // Only threads have free-form ids; the server rejects other entities without a UUID.
-        let id = id.filter(|id| kind == Kind::Thread || Uuid::try_parse(id).is_ok());
+        let id = id.filter(|id| kind == ReadableKind::Thread || Uuid::try_parse(id).is_ok());
         if let (Some(id), Some(what)) = (id, what) {
             let (project, trace) = (item.text("project_name"), item.text("trace_id").map(|id| canonical(&id)));
             found.push(Fact { kind, id: canonical(&id), project, trace, what });
@@ -224,7 +224,7 @@ fn canonical(id: &str) -> String {
 
 /// The entities of one lane that its delivered messages leave on the server and that were not verified yet.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Expectations(BTreeMap<(Kind, String), Expected>);
+pub struct Expectations(BTreeMap<(ReadableKind, String), Expected>);
 
 /// An expected entity.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -251,7 +251,7 @@ impl Expectations {
         let Fact { kind, id, project, trace, what } = fact;
         match what {
             What::Gone => {
-                if kind == Kind::Trace {
+                if kind == ReadableKind::Trace {
                     // The spans of a deleted trace are deleted with it.
                     self.0.retain(|_, expected| expected.trace.as_ref() != Some(&id));
                 }
@@ -275,7 +275,7 @@ impl Expectations {
     }
 
     /// Applies a response; returns whether the entity is completely verified.
-    pub fn saw(&mut self, kind: Kind, shown: &Shown) -> bool {
+    pub fn saw(&mut self, kind: ReadableKind, shown: &ReadEntity) -> bool {
         let key = (kind, shown.id.clone());
         let Some(expected) = self.0.get_mut(&key) else { return false };
         expected.was_shown = true;
@@ -292,19 +292,19 @@ impl Expectations {
     }
 
     /// Records that a query by id did not return everything expected of an entity.
-    pub fn missed(&mut self, kind: Kind, id: &str) {
+    pub fn missed(&mut self, kind: ReadableKind, id: &str) {
         if let Some(expected) = self.0.get_mut(&(kind, id.to_owned())) {
             expected.was_missing = true;
         }
     }
 
     /// Returns the expectation of an entity.
-    pub fn get(&self, kind: Kind, id: &str) -> Option<&Expected> {
+    pub fn get(&self, kind: ReadableKind, id: &str) -> Option<&Expected> {
         self.0.get(&(kind, id.to_owned()))
     }
 
     /// Returns all expectations.
-    pub fn iter(&self) -> impl Iterator<Item = (Kind, &str, &Expected)> {
+    pub fn iter(&self) -> impl Iterator<Item = (ReadableKind, &str, &Expected)> {
         self.0.iter().map(|((kind, id), expected)| (*kind, id.as_str(), expected))
     }
 
@@ -395,12 +395,12 @@ pub struct Read {
 }
 
 /// Returns the request for one entity; the project is ignored if the id is sufficient.
-pub fn one(kind: Kind, id: &str, project: Option<&str>) -> Read {
+pub fn one(kind: ReadableKind, id: &str, project: Option<&str>) -> Read {
     let get = |path: String| Read { method: "GET", path: format!("v1/private/{path}"), body: None };
     match kind {
-        Kind::Trace => get(format!("traces/{id}?strip_attachments=true")),
-        Kind::Span => get(format!("spans/{id}?strip_attachments=true")),
-        Kind::Thread => {
+        ReadableKind::Trace => get(format!("traces/{id}?strip_attachments=true")),
+        ReadableKind::Span => get(format!("spans/{id}?strip_attachments=true")),
+        ReadableKind::Thread => {
             let mut body = json!({ "thread_id": id, "truncate": true });
             if let Some(project) = project {
                 body["project_name"] = project.into();
@@ -408,19 +408,19 @@ pub fn one(kind: Kind, id: &str, project: Option<&str>) -> Read {
             let path = "v1/private/traces/threads/retrieve".to_owned();
             Read { method: "POST", path, body: Some(body.to_string()) }
         }
-        Kind::Experiment => get(format!("experiments/{id}")),
-        Kind::ExperimentItem => get(format!("experiments/items/{id}")),
-        Kind::Dataset => get(format!("datasets/{id}")),
-        Kind::DatasetItem => get(format!("datasets/items/{id}")),
-        Kind::Optimization => get(format!("optimizations/{id}")),
+        ReadableKind::Experiment => get(format!("experiments/{id}")),
+        ReadableKind::ExperimentItem => get(format!("experiments/items/{id}")),
+        ReadableKind::Dataset => get(format!("datasets/{id}")),
+        ReadableKind::DatasetItem => get(format!("datasets/items/{id}")),
+        ReadableKind::Optimization => get(format!("optimizations/{id}")),
     }
 }
 
 /// Returns the request for a trace or a span; `None` for any other entity.
 pub fn of_trace_or_span(entity: &EntityKey) -> Option<Read> {
     let kind = match entity.kind()? {
-        EntityKind::Trace => Kind::Trace,
-        EntityKind::Span => Kind::Span,
+        EntityKind::Trace => ReadableKind::Trace,
+        EntityKind::Span => ReadableKind::Span,
         _ => return None,
     };
     Some(one(kind, &entity.uuid().to_string(), None))
@@ -449,16 +449,16 @@ pub(super) const EXCLUDED: [&str; 13] = [
 
 /// Returns the request for a page of a project's traces or spans, after the cursor `after`; `None` for kinds without
 /// pages.
-pub fn page(kind: Kind, project: &str, after: Option<&str>) -> Option<Read> {
+pub fn page(kind: ReadableKind, project: &str, after: Option<&str>) -> Option<Read> {
     let list = match kind {
-        Kind::Trace => "traces",
-        Kind::Span => "spans",
-        Kind::Thread
-        | Kind::Experiment
-        | Kind::ExperimentItem
-        | Kind::Dataset
-        | Kind::DatasetItem
-        | Kind::Optimization => return None,
+        ReadableKind::Trace => "traces",
+        ReadableKind::Span => "spans",
+        ReadableKind::Thread
+        | ReadableKind::Experiment
+        | ReadableKind::ExperimentItem
+        | ReadableKind::Dataset
+        | ReadableKind::DatasetItem
+        | ReadableKind::Optimization => return None,
     };
     let mut body = json!({ "project_name": project, "limit": PAGE_LIMIT, "truncate": true, "exclude": EXCLUDED });
     if let Some(after) = after {
@@ -478,7 +478,7 @@ pub const DEFAULT_PROJECT: &str = "Default Project";
 
 /// One entity in a response.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Shown {
+pub struct ReadEntity {
     /// Its id.
     pub id: String,
     /// The names of its scores.
@@ -489,7 +489,7 @@ pub struct Shown {
 }
 
 /// Returns what the answer to a read of [`one`] shows; `None` when it is no such answer.
-pub fn shown(answer: &[u8]) -> Option<Shown> {
+pub fn shown(answer: &[u8]) -> Option<ReadEntity> {
     let mut scanner = Scanner::new(answer).ok()?;
     let shown = read_shown(&mut scanner).ok()?;
     scanner.end().ok()?;
@@ -498,7 +498,7 @@ pub fn shown(answer: &[u8]) -> Option<Shown> {
 
 /// Returns what a [`page`] shows: one JSON text a line. Lines that are no entity, such as the error that the server may
 /// end a stream with, show nothing.
-pub fn shown_in_page(answer: &[u8]) -> Vec<Shown> {
+pub fn shown_in_page(answer: &[u8]) -> Vec<ReadEntity> {
     let lines: Vec<Range<usize>> = {
         let mut start = 0;
         let line = |line: &[u8]| {
@@ -511,8 +511,8 @@ pub fn shown_in_page(answer: &[u8]) -> Vec<Shown> {
     lines.into_iter().filter_map(|line| shown(&answer[line])).filter(|shown| !shown.id.is_empty()).collect()
 }
 
-fn read_shown(scanner: &mut Scanner<'_>) -> Result<Shown, NotJson> {
-    let mut shown = Shown { is_partial: true, ..Shown::default() };
+fn read_shown(scanner: &mut Scanner<'_>) -> Result<ReadEntity, NotJson> {
+    let mut shown = ReadEntity { is_partial: true, ..ReadEntity::default() };
     scanner.object(|key, scanner| {
         match (key, scanner.peek()?) {
             ("id", Json::String) => shown.id = canonical(&scanner.string()?),
@@ -540,7 +540,7 @@ mod tests {
     const ID: &str = "01a20445-0b53-7443-881b-86277651b909";
     const OTHER: &str = "01a20445-0b53-7443-881b-86277651b910";
 
-    fn fact(kind: Kind, id: &str, project: Option<&str>, what: What) -> Fact {
+    fn fact(kind: ReadableKind, id: &str, project: Option<&str>, what: What) -> Fact {
         Fact { kind, id: id.into(), project: project.map(Into::into), trace: None, what }
     }
 
@@ -558,36 +558,45 @@ mod tests {
                     r#"{{"traces":[{{"id":"{}","x":NaN,"project_name":"p"}},{{"id":"{OTHER}"}}]}}"#,
                     ID.to_uppercase()
                 ),
-                vec![fact(Kind::Trace, ID, Some("p"), What::Made), fact(Kind::Trace, OTHER, None, What::Made)],
+                vec![
+                    fact(ReadableKind::Trace, ID, Some("p"), What::Made),
+                    fact(ReadableKind::Trace, OTHER, None, What::Made),
+                ],
             ),
             (
                 T::UpdateSpan,
                 "PATCH",
                 path("spans"),
                 r#"{"project_name":"p"}"#.to_owned(),
-                vec![fact(Kind::Span, ID, Some("p"), What::There)],
+                vec![fact(ReadableKind::Span, ID, Some("p"), What::There)],
             ),
             (
                 T::AddSpanFeedbackScoresBatch,
                 "PUT",
                 "v1/private/spans/feedback-scores".to_owned(),
                 format!(r#"{{"scores":[{{"id":"{ID}","name":"a","value":1}},{{"id":"{ID}","value":1}}]}}"#),
-                vec![fact(Kind::Span, ID, None, scored("a"))],
+                vec![fact(ReadableKind::Span, ID, None, scored("a"))],
             ),
             (
                 T::AddThreadsFeedbackScoresBatch,
                 "PUT",
                 "v1/private/traces/threads/feedback-scores".to_owned(),
                 r#"{"scores":[{"thread_id":"chat 7","name":"a","project_name":"p"}]}"#.to_owned(),
-                vec![fact(Kind::Thread, "chat 7", Some("p"), scored("a"))],
+                vec![fact(ReadableKind::Thread, "chat 7", Some("p"), scored("a"))],
             ),
-            (T::DeleteTrace, "DELETE", path("traces"), String::new(), vec![fact(Kind::Trace, ID, None, What::Gone)]),
+            (
+                T::DeleteTrace,
+                "DELETE",
+                path("traces"),
+                String::new(),
+                vec![fact(ReadableKind::Trace, ID, None, What::Gone)],
+            ),
             (
                 T::DeleteTraces,
                 "POST",
                 "v1/private/traces/delete".to_owned(),
                 format!(r#"{{"ids":["{ID}"]}}"#),
-                vec![fact(Kind::Trace, ID, None, What::Gone)],
+                vec![fact(ReadableKind::Trace, ID, None, What::Gone)],
             ),
         ] {
             let found = facts(message_type, method, &path, body.as_bytes());
@@ -600,27 +609,27 @@ mod tests {
     #[test]
     fn later_deletions_cancel_expectations() {
         let mut expected = Expectations::default();
-        expected.note(fact(Kind::Trace, ID, Some("p"), What::There));
-        expected.note(fact(Kind::Trace, ID, None, What::Scored("a".into())));
-        expected.note(Fact { trace: Some(ID.into()), ..fact(Kind::Span, OTHER, None, What::There) });
+        expected.note(fact(ReadableKind::Trace, ID, Some("p"), What::There));
+        expected.note(fact(ReadableKind::Trace, ID, None, What::Scored("a".into())));
+        expected.note(Fact { trace: Some(ID.into()), ..fact(ReadableKind::Span, OTHER, None, What::There) });
         assert_eq!(expected.len(), 2);
         let scores = |scores: &[&str]| scores.iter().map(|s| (*s).to_owned()).collect();
-        let shown = |names: &[&str]| Shown { id: ID.into(), scores: scores(names), is_partial: false };
-        assert!(!expected.saw(Kind::Trace, &shown(&[])), "its score is missing");
-        assert!(expected.get(Kind::Trace, ID).is_some_and(|trace| trace.was_shown && trace.project.is_some()));
-        assert!(expected.clone().saw(Kind::Trace, &shown(&["a", "b"])));
-        expected.note(fact(Kind::Trace, ID, None, What::Gone));
+        let shown = |names: &[&str]| ReadEntity { id: ID.into(), scores: scores(names), is_partial: false };
+        assert!(!expected.saw(ReadableKind::Trace, &shown(&[])), "its score is missing");
+        assert!(expected.get(ReadableKind::Trace, ID).is_some_and(|trace| trace.was_shown && trace.project.is_some()));
+        assert!(expected.clone().saw(ReadableKind::Trace, &shown(&["a", "b"])));
+        expected.note(fact(ReadableKind::Trace, ID, None, What::Gone));
         assert!(expected.is_empty(), "a deleted trace or its span is reported as missing");
     }
 
     #[test]
     fn responses_are_parsed_for_ids_and_scores() {
         let line = format!(r#"{{"id":"{ID}","feedback_scores":[{{"name":"a","value":1}},{{"name":"b"}}],"more":[]}}"#);
-        let expected = Shown { id: ID.into(), scores: ["a".to_owned(), "b".to_owned()].into(), is_partial: true };
+        let expected = ReadEntity { id: ID.into(), scores: ["a".to_owned(), "b".to_owned()].into(), is_partial: true };
         assert_eq!(shown(line.as_bytes()), Some(expected.clone()));
         let page =
             format!("{line}\n\r\n{{\"code\":500,\"message\":\"broken\"}}\n{{\"id\":\"{OTHER}\"}}\n{{\"id\":\"cut");
-        let other = Shown { id: OTHER.into(), scores: BTreeSet::new(), is_partial: true };
+        let other = ReadEntity { id: OTHER.into(), scores: BTreeSet::new(), is_partial: true };
         assert_eq!(shown_in_page(page.as_bytes()), [expected, other]);
         assert_eq!(shown(b"<html>"), None);
     }
@@ -635,11 +644,11 @@ mod tests {
             (What::There, r#""output":{}"#, false),
         ] {
             let mut expectations = Expectations::default();
-            expectations.note(fact(Kind::Trace, ID, None, what.clone()));
+            expectations.note(fact(ReadableKind::Trace, ID, None, what.clone()));
             let answer = format!(r#"{{"id":"{ID}",{answer}}}"#);
-            let is_whole = expectations.saw(Kind::Trace, &shown(answer.as_bytes()).expect("an entity"));
+            let is_whole = expectations.saw(ReadableKind::Trace, &shown(answer.as_bytes()).expect("an entity"));
             assert_eq!(!is_whole, expected, "{what:?} {answer}");
-            assert_eq!(expectations.get(Kind::Trace, ID).is_some_and(|trace| trace.is_partial), expected);
+            assert_eq!(expectations.get(ReadableKind::Trace, ID).is_some_and(|trace| trace.is_partial), expected);
         }
     }
 
@@ -648,9 +657,9 @@ mod tests {
         assert_eq!(behind(ID).as_deref(), Some("01a20445-0b53-7443-881b-86277651b90a"));
         assert_eq!(behind("ffffffff-ffff-ffff-ffff-ffffffffffff"), None);
         assert_eq!(behind("chat 7"), None);
-        let read = page(Kind::Span, "p", behind(ID).as_deref()).expect("spans have pages");
+        let read = page(ReadableKind::Span, "p", behind(ID).as_deref()).expect("spans have pages");
         assert_eq!(read.path, "v1/private/spans/search");
         assert!(read.body.is_some_and(|body| body.contains("b90a")));
-        assert_eq!(page(Kind::Dataset, "p", None), None);
+        assert_eq!(page(ReadableKind::Dataset, "p", None), None);
     }
 }

@@ -34,7 +34,7 @@
 
 use crate::message::MessageType;
 
-use super::json::{Kind, NotJson, Scanner};
+use super::json::{JsonKind, NotJson, Scanner};
 
 /// The endpoint of a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -355,41 +355,41 @@ impl ObjectMembers {
     fn member(&mut self, key: &str, scanner: &mut Scanner<'_>) -> Result<(), NotJson> {
         let kind = scanner.peek()?;
         match key {
-            "code" if kind == Kind::Scalar => {
+            "code" if kind == JsonKind::Scalar => {
                 self.code = scanner.scalar()?.parse().ok();
                 return Ok(());
             }
-            "healthy" if kind == Kind::Scalar => {
+            "healthy" if kind == JsonKind::Scalar => {
                 self.healthy = scanner.scalar()?.parse().ok();
                 return Ok(());
             }
-            "success" | "ok" if kind == Kind::Scalar => {
+            "success" | "ok" if kind == JsonKind::Scalar => {
                 self.has_error |= scanner.scalar()? == "false";
                 return Ok(());
             }
-            "message" if kind == Kind::String => {
+            "message" if kind == JsonKind::String => {
                 self.message = Some(scanner.string()?.into_owned());
                 return Ok(());
             }
-            "errors" if kind == Kind::Array => {
+            "errors" if kind == JsonKind::Array => {
                 self.has_error = true;
                 let mut is_text = None;
                 let result = scanner.array(|scanner| {
                     let kind = scanner.peek()?;
                     let is_so_far = *is_text.get_or_insert(true);
-                    is_text = Some(is_so_far && kind == Kind::String);
+                    is_text = Some(is_so_far && kind == JsonKind::String);
                     scanner.skip_value().map(drop)
                 });
                 self.has_error_texts = is_text == Some(true);
                 return result.map(drop);
             }
-            "partialSuccess" | "partial_success" if kind == Kind::Object => {
+            "partialSuccess" | "partial_success" if kind == JsonKind::Object => {
                 // Only its rejectedSpans and errorMessage matter; both are optional.
                 let mut is_said = false;
                 scanner.object(|_, scanner| {
                     let value = match scanner.peek()? {
-                        Kind::String => scanner.string()?.into_owned(),
-                        Kind::Scalar => scanner.scalar()?.to_owned(),
+                        JsonKind::String => scanner.string()?.into_owned(),
+                        JsonKind::Scalar => scanner.scalar()?.to_owned(),
                         _ => {
                             scanner.skip_value()?;
                             String::new()
@@ -402,11 +402,11 @@ impl ObjectMembers {
                 self.has_empty_partial_success = !is_said;
                 return Ok(());
             }
-            "error" | "errors" | "error_msg" | "error_code" if kind != Kind::Null => self.has_error = true,
-            "upload_id" => self.has_upload_id = kind == Kind::String,
-            "version" => self.has_version = kind == Kind::String,
-            "id" => self.names_entity |= kind == Kind::String,
-            "ids" => self.names_entity |= kind == Kind::Array,
+            "error" | "errors" | "error_msg" | "error_code" if kind != JsonKind::Null => self.has_error = true,
+            "upload_id" => self.has_upload_id = kind == JsonKind::String,
+            "version" => self.has_version = kind == JsonKind::String,
+            "id" => self.names_entity |= kind == JsonKind::String,
+            "ids" => self.names_entity |= kind == JsonKind::Array,
             "apiVersion" | "statusCode" => self.is_others = true,
             _ => {}
         }

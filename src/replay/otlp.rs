@@ -26,7 +26,7 @@ use crate::message::{Body, Encoding, HeaderSet, MessageType, Request};
 use crate::protocol::answers::{Answer, SendFailure};
 use crate::protocol::otlp::roots::Roots;
 use crate::protocol::otlp::{Format, PROJECT_HEADER};
-use crate::protocol::readback::{self, DEFAULT_PROJECT, Kind, shown, shown_in_page};
+use crate::protocol::readback::{self, DEFAULT_PROJECT, ReadableKind, shown, shown_in_page};
 use crate::protocol::recognise::Endpoint;
 
 /// Pages that are read for the traces of one request. The filter selects traces that begin with its roots.
@@ -135,7 +135,7 @@ pub(super) fn complete(sender: &Sender<'_>, request: &Request, conflict: Answer,
 /// Asks an older server for a root's own record, which it stores only together with its trace.
 fn own_record(sender: &Sender<'_>, roots: &Roots, trace: Uuid, conflict: Answer) -> Completed {
     for span in roots.span_ids(trace) {
-        let result = get(sender, Kind::Span, span);
+        let result = get(sender, ReadableKind::Span, span);
         match &result {
             Ok(answer) if is_foreign(answer) => return Completed::Answer(result),
             Ok(answer) if answer.status == 200 && is_shown(answer, span) => return Completed::AlreadyThere(conflict),
@@ -211,7 +211,7 @@ fn find_traces(sender: &Sender<'_>, request: &Request, roots: &Roots) -> TraceId
     // The search index may lag where a read by id does not.
     for (trace, known) in roots.traces().iter().zip(&mut ids).filter(|(_, known)| known.is_none()).take(SEARCHES_MAX) {
         let Some(id) = trace.likely_id().filter(|_| sender.keeper.may_send()) else { continue };
-        match get(sender, Kind::Trace, id) {
+        match get(sender, ReadableKind::Trace, id) {
             Ok(answer) if is_foreign(&answer) => return TraceIds::Failed(Ok(answer)),
             Ok(answer) if answer.status == 200 && is_shown(&answer, id) => *known = Some(id),
             Ok(answer) if answer.status < 500 && !matches!(answer.status, 408 | 425 | 429) => {}
@@ -222,7 +222,7 @@ fn find_traces(sender: &Sender<'_>, request: &Request, roots: &Roots) -> TraceId
 }
 
 /// Notes the traces that a page shows.
-fn note(roots: &Roots, page: &[readback::Shown], ids: &mut [Option<Uuid>]) {
+fn note(roots: &Roots, page: &[readback::ReadEntity], ids: &mut [Option<Uuid>]) {
     for id in page.iter().filter_map(|shown| Uuid::try_parse(&shown.id).ok()) {
         // If there are two, one was created after the server had forgotten the other: the id that this request creates
         // is the current one.
@@ -242,7 +242,7 @@ fn by_likely_id(sender: &Sender<'_>, roots: &Roots) -> TraceIds {
             ids.push(None);
             continue;
         };
-        match get(sender, Kind::Trace, id) {
+        match get(sender, ReadableKind::Trace, id) {
             Ok(answer) if is_foreign(&answer) => return TraceIds::Failed(Ok(answer)),
             Ok(answer) if answer.status == 200 && is_shown(&answer, id) => ids.push(Some(id)),
             Ok(Answer { status: 400..=407 | 409..=424 | 426..=428 | 430..=499 | 501, .. }) => return TraceIds::NoRead,
@@ -253,7 +253,7 @@ fn by_likely_id(sender: &Sender<'_>, roots: &Roots) -> TraceIds {
     TraceIds::Ids(ids)
 }
 
-fn get(sender: &Sender<'_>, kind: Kind, id: Uuid) -> Result<Answer, SendFailure> {
+fn get(sender: &Sender<'_>, kind: ReadableKind, id: Uuid) -> Result<Answer, SendFailure> {
     let read = readback::one(kind, &id.to_string(), None);
     sender.replay.upstream.read_back(&sender.work.lane, &read, ENTITY_BYTES_MAX)
 }

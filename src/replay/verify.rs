@@ -22,7 +22,7 @@ use crate::delivery::batching::split::Divisible;
 use crate::message::{Body, Lane, MessageType, Request};
 use crate::protocol::answers::{Answer, SendFailure};
 use crate::protocol::readback::{
-    DEFAULT_PROJECT, Expectations, Kind, Read, behind, facts, one, page, shown, shown_in_page,
+    DEFAULT_PROJECT, Expectations, Read, ReadableKind, behind, facts, one, page, shown, shown_in_page,
 };
 use crate::protocol::recognise::Endpoint;
 use crate::shutdown::Shutdown;
@@ -63,7 +63,7 @@ struct LaneReadback {
     /// Entities beyond [`KEPT_MAX`].
     too_many: u64,
     /// Single creates of expected entities, as far as they are kept.
-    creates: HashMap<(Kind, String), Request>,
+    creates: HashMap<(ReadableKind, String), Request>,
     /// Partial rows for which the create was sent again.
     repaired: u64,
 }
@@ -105,7 +105,7 @@ impl Verified {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Missing {
     /// Its kind.
-    pub kind: Kind,
+    pub kind: ReadableKind,
     /// Its id.
     pub id: String,
     /// The workspace.
@@ -290,7 +290,7 @@ impl Observer for Verifier<'_> {
 }
 
 /// Returns the creates of a delivered request, each as a single one.
-fn single_creates(message_type: MessageType, request: &Request) -> Vec<((Kind, String), Request)> {
+fn single_creates(message_type: MessageType, request: &Request) -> Vec<((ReadableKind, String), Request)> {
     let named = |message_type: MessageType, create: Request| {
         let content = create.body.decode(CONTENT_BYTES_MAX).ok()?;
         let fact = facts(message_type, &create.method, &create.path, &content)?.pop()?;
@@ -323,13 +323,14 @@ impl EntityReader<'_> {
     /// Sends the creates of partial rows again, singly; returns how long the server asks to wait.
     fn repair(&self, readback: &mut LaneReadback) -> Duration {
         let partial = readback.expected.iter().filter(|(.., expected)| expected.is_partial);
-        let partial: Vec<(Kind, String)> = partial.map(|(kind, id, _)| (kind, id.to_owned())).collect();
+        let partial: Vec<(ReadableKind, String)> = partial.map(|(kind, id, _)| (kind, id.to_owned())).collect();
         for key in partial {
             if self.shutdown.is_requested() {
                 break;
             }
             let Some(create) = readback.creates.get(&key) else { continue };
-            let message_type = if key.0 == Kind::Trace { MessageType::CreateTrace } else { MessageType::CreateSpan };
+            let message_type =
+                if key.0 == ReadableKind::Trace { MessageType::CreateTrace } else { MessageType::CreateSpan };
             match self.upstream.send(self.lane, Endpoint::Write(message_type), create) {
                 Ok(answer) if answer.is_confirmed() => readback.repaired += 1,
                 Ok(answer) if answer.status == 429 => return answer.asked_wait.unwrap_or_default(),
@@ -347,7 +348,7 @@ impl EntityReader<'_> {
 
     /// Reads all expected entities: page by page where there are pages, and then `by_id`.
     fn check(&self, readback: &mut LaneReadback, by_id: bool) -> Result<(), Unreadable> {
-        let mut wanted: BTreeMap<(Kind, String), Vec<String>> = BTreeMap::new();
+        let mut wanted: BTreeMap<(ReadableKind, String), Vec<String>> = BTreeMap::new();
         for (kind, id, expected) in readback.expected.iter().filter(|(kind, ..)| kind.has_pages()) {
             let project = expected.project.clone().unwrap_or_else(|| DEFAULT_PROJECT.to_owned());
             wanted.entry((kind, project)).or_default().push(id.to_owned());
@@ -358,7 +359,7 @@ impl EntityReader<'_> {
         if !by_id {
             return Ok(());
         }
-        let left: Vec<(Kind, String, Option<String>)> = readback
+        let left: Vec<(ReadableKind, String, Option<String>)> = readback
             .expected
             .iter()
             .map(|(kind, id, expected)| (kind, id.to_owned(), expected.project.clone()))
@@ -391,7 +392,7 @@ impl EntityReader<'_> {
     fn read_pages(
         &self,
         readback: &mut LaneReadback,
-        kind: Kind,
+        kind: ReadableKind,
         project: &str,
         mut ids: Vec<String>,
     ) -> Result<(), Unreadable> {

@@ -15,7 +15,7 @@ use thiserror::Error;
 use uuid::Uuid;
 
 use crate::message::MessageType;
-use crate::protocol::json::{Kind, NotJson, Scanner};
+use crate::protocol::json::{JsonKind, NotJson, Scanner};
 
 /// Why a row cannot be converted to a request.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
@@ -302,7 +302,7 @@ pub fn convert(message_type: &str, json: &[u8]) -> Result<SdkRow, RowFault> {
         return Err(RowFault::UnknownType(message_type.to_owned()));
     };
     let mut scanner = Scanner::new(json)?;
-    if scanner.peek()? != Kind::Object {
+    if scanner.peek()? != JsonKind::Object {
         scanner.skip_value()?;
         scanner.end()?;
         return Err(RowFault::NotAnObject);
@@ -339,7 +339,7 @@ fn items(batch: &[u8], fields: &[MemberRule]) -> Result<Vec<u8>, RowFault> {
     let mut fault = None;
     let mut scanner = Scanner::new(batch)?;
     scanner.array(|scanner| {
-        if fault.is_some() || scanner.peek()? != Kind::Object {
+        if fault.is_some() || scanner.peek()? != JsonKind::Object {
             fault.get_or_insert(BATCH_FAULT);
             return scanner.skip_value().map(drop);
         }
@@ -431,7 +431,7 @@ impl<'text> RowMembers<'text> {
         let batch = self.batch()?;
         let mut all_objects = true;
         Scanner::new(batch)?.array(|item| {
-            all_objects &= item.peek()? == Kind::Object;
+            all_objects &= item.peek()? == JsonKind::Object;
             item.skip_value().map(drop)
         })?;
         if all_objects { Ok(batch) } else { Err(BATCH_FAULT) }

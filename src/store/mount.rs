@@ -22,11 +22,11 @@ use std::path::Path;
 pub struct Unsuitable {
     /// Its name, such as `NFS`.
     pub name: &'static str,
-    kind: Kind,
+    kind: FileSystemKind,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Kind {
+enum FileSystemKind {
     Network,
     Fuse,
     Memory,
@@ -36,20 +36,24 @@ impl Unsuitable {
     /// Returns the promise that it can't keep.
     pub fn problem(self) -> &'static str {
         match self.kind {
-            Kind::Network => "a network file system, on which processes of several machines would damage the store",
-            Kind::Fuse => "a file system run by a program, which may not write to a disk when it is asked to",
-            Kind::Memory => "in memory: what is stored there is gone after a reboot",
+            FileSystemKind::Network => {
+                "a network file system, on which processes of several machines would damage the store"
+            }
+            FileSystemKind::Fuse => "a file system run by a program, which may not write to a disk when it is asked to",
+            FileSystemKind::Memory => "in memory: what is stored there is gone after a reboot",
         }
     }
 
     /// Returns a remedy.
     pub fn hint(self) -> &'static str {
         match self.kind {
-            Kind::Network => {
+            FileSystemKind::Network => {
                 "name a file on a local disk with --db, or see to it that only one machine uses this store"
             }
-            Kind::Fuse => "name a file on a local disk with --db, unless you know that this one keeps what is synced",
-            Kind::Memory => "name a file on a disk with --db",
+            FileSystemKind::Fuse => {
+                "name a file on a local disk with --db, unless you know that this one keeps what is synced"
+            }
+            FileSystemKind::Memory => "name a file on a disk with --db",
         }
     }
 }
@@ -59,18 +63,18 @@ impl Unsuitable {
 /// What is not named here counts as a local disk, overlayfs among them: it keeps what the file system under it keeps.
 fn judge(magic: u32) -> Option<Unsuitable> {
     let (name, kind) = match magic {
-        0x0000_6969 => ("NFS", Kind::Network),
-        0x0000_517b | 0xff53_4d42 | 0xfe53_4d42 => ("SMB", Kind::Network),
-        0x0102_1997 => ("9p", Kind::Network),
-        0x5346_414f | 0x6b41_4653 => ("AFS", Kind::Network),
-        0x7375_7245 => ("Coda", Kind::Network),
-        0x0000_564c => ("NCP", Kind::Network),
-        0x00c3_6400 => ("Ceph", Kind::Network),
-        0x0bd0_0bd0 => ("Lustre", Kind::Network),
-        0x4750_4653 => ("GPFS", Kind::Network),
-        0x6573_5546 => ("FUSE", Kind::Fuse),
-        0x0102_1994 => ("tmpfs", Kind::Memory),
-        0x8584_58f6 => ("ramfs", Kind::Memory),
+        0x0000_6969 => ("NFS", FileSystemKind::Network),
+        0x0000_517b | 0xff53_4d42 | 0xfe53_4d42 => ("SMB", FileSystemKind::Network),
+        0x0102_1997 => ("9p", FileSystemKind::Network),
+        0x5346_414f | 0x6b41_4653 => ("AFS", FileSystemKind::Network),
+        0x7375_7245 => ("Coda", FileSystemKind::Network),
+        0x0000_564c => ("NCP", FileSystemKind::Network),
+        0x00c3_6400 => ("Ceph", FileSystemKind::Network),
+        0x0bd0_0bd0 => ("Lustre", FileSystemKind::Network),
+        0x4750_4653 => ("GPFS", FileSystemKind::Network),
+        0x6573_5546 => ("FUSE", FileSystemKind::Fuse),
+        0x0102_1994 => ("tmpfs", FileSystemKind::Memory),
+        0x8584_58f6 => ("ramfs", FileSystemKind::Memory),
         _ => return None,
     };
     Some(Unsuitable { name, kind })
@@ -100,13 +104,13 @@ mod tests {
     #[test]
     fn file_systems_that_keep_less_than_a_disk_are_named() {
         for (magic, expected) in [
-            (0x6969, Some(("NFS", Kind::Network))),
-            (0xff53_4d42, Some(("SMB", Kind::Network))),
-            (0xfe53_4d42, Some(("SMB", Kind::Network))),
-            (0x0102_1997, Some(("9p", Kind::Network))),
-            (0x6573_5546, Some(("FUSE", Kind::Fuse))),
-            (0x0102_1994, Some(("tmpfs", Kind::Memory))),
-            (0x8584_58f6, Some(("ramfs", Kind::Memory))),
+            (0x6969, Some(("NFS", FileSystemKind::Network))),
+            (0xff53_4d42, Some(("SMB", FileSystemKind::Network))),
+            (0xfe53_4d42, Some(("SMB", FileSystemKind::Network))),
+            (0x0102_1997, Some(("9p", FileSystemKind::Network))),
+            (0x6573_5546, Some(("FUSE", FileSystemKind::Fuse))),
+            (0x0102_1994, Some(("tmpfs", FileSystemKind::Memory))),
+            (0x8584_58f6, Some(("ramfs", FileSystemKind::Memory))),
             // ext4, btrfs, xfs, overlayfs, zfs
             (0xef53, None),
             (0x9123_683e, None),

@@ -36,13 +36,13 @@ const OWN_FOLDER: &str = "opik-offline";
 
 /// The relevant facts about an entry on the way to a store.
 #[derive(Clone, Copy, Debug)]
-struct Entry {
+struct FolderEntry {
     is_link: bool,
     owner: u32,
     mode: u32,
 }
 
-impl Entry {
+impl FolderEntry {
     fn of(metadata: &fs::Metadata) -> Self {
         Self { is_link: metadata.is_symlink(), owner: metadata.uid(), mode: metadata.mode() }
     }
@@ -58,7 +58,7 @@ pub struct Trap {
 }
 
 /// Returns why this user can't trust an entry of a folder, if so.
-fn mistrust(entry: Entry, folder: Entry, user: u32, mode: OpenMode) -> Option<&'static str> {
+fn mistrust(entry: FolderEntry, folder: FolderEntry, user: u32, mode: OpenMode) -> Option<&'static str> {
     const WRITABLE_FOR_OTHERS: u32 = 0o022;
     const ROOT: u32 = 0;
     let is_shared = folder.mode & WRITABLE_FOR_OTHERS != 0;
@@ -136,7 +136,7 @@ pub(crate) fn resolve(path: &Path, mode: OpenMode) -> Result<PathBuf, Trap> {
 }
 
 fn judge(path: &Path, entry: &fs::Metadata, folder: &fs::Metadata, user: u32, mode: OpenMode) -> Result<(), Trap> {
-    match mistrust(Entry::of(entry), Entry::of(folder), user, mode) {
+    match mistrust(FolderEntry::of(entry), FolderEntry::of(folder), user, mode) {
         None => Ok(()),
         Some(reason) => Err(Trap { path: path.to_owned(), reason: reason.to_owned() }),
     }
@@ -233,7 +233,7 @@ mod tests {
 
     #[test]
     fn what_another_user_put_into_a_shared_folder_is_a_trap() {
-        let folder = |owner, mode| Entry { is_link: false, owner, mode };
+        let folder = |owner, mode| FolderEntry { is_link: false, owner, mode };
         let (sticky, open, group) = (folder(ROOT, 0o1777), folder(ROOT, 0o777), folder(ROOT, 0o775));
         let (theirs, mine) = (folder(STRANGER, 0o777), folder(ME, 0o700));
         for (owner, within, user, is_link_trusted, is_file_trusted) in [
@@ -249,7 +249,8 @@ mod tests {
             (ME, mine, ME, true, true),
             (STRANGER, mine, ME, true, true),
         ] {
-            let trusted = |is_link, mode| mistrust(Entry { is_link, owner, mode: 0o777 }, within, user, mode).is_none();
+            let trusted =
+                |is_link, mode| mistrust(FolderEntry { is_link, owner, mode: 0o777 }, within, user, mode).is_none();
             let found = (trusted(true, OpenMode::CreateIfMissing), trusted(false, OpenMode::CreateIfMissing));
             assert_eq!(found, (is_link_trusted, is_file_trusted), "{owner} in {within:?} for {user}");
             assert_eq!(trusted(true, OpenMode::Existing), is_link_trusted, "root follows no trap either");

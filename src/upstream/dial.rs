@@ -60,7 +60,7 @@ impl Patience {
 }
 
 /// A connection attempt.
-struct Opening<'a, 'b> {
+struct ConnectionAttempt<'a, 'b> {
     details: &'a ConnectionDetails<'b>,
     target: &'a PeerAddress,
     patience: Patience,
@@ -73,7 +73,7 @@ impl Connector<()> for Dialer {
         let patience = Patience { timeout: details.timeout, since: Instant::now() };
         let target = PeerAddress::of(details.uri).ok_or_else(|| Error::BadUri(details.uri.to_string()))?;
         let way = self.proxies.route_to(&target).map_err(fault)?;
-        let opening = Opening { details, target: &target, patience };
+        let opening = ConnectionAttempt { details, target: &target, patience };
         let transport = match way {
             ServerRoute::Direct => self.direct(&opening)?,
             ServerRoute::Through(proxy, leads) => self.through(&opening, &proxy, leads)?,
@@ -83,12 +83,17 @@ impl Connector<()> for Dialer {
 }
 
 impl Dialer {
-    fn direct(&self, opening: &Opening<'_, '_>) -> Result<Box<dyn Transport>, Error> {
+    fn direct(&self, opening: &ConnectionAttempt<'_, '_>) -> Result<Box<dyn Transport>, Error> {
         let tcp = self.tcp(opening, opening.details.uri)?;
         self.to_server(opening, tcp)
     }
 
-    fn through(&self, opening: &Opening<'_, '_>, proxy: &Proxy, leads: ProxyMode) -> Result<Box<dyn Transport>, Error> {
+    fn through(
+        &self,
+        opening: &ConnectionAttempt<'_, '_>,
+        proxy: &Proxy,
+        leads: ProxyMode,
+    ) -> Result<Box<dyn Transport>, Error> {
         let target = opening.target;
         let address: http::Uri = proxy.address().parse().map_err(|_| Error::BadUri(proxy.to_string()))?;
         let reached = self.tcp(opening, &address).and_then(|tcp| match proxy.kind {
@@ -112,11 +117,15 @@ impl Dialer {
     }
 
     /// Adds TLS to a connection to the server if its scheme is https.
-    fn to_server(&self, opening: &Opening<'_, '_>, inner: Box<dyn Transport>) -> Result<Box<dyn Transport>, Error> {
+    fn to_server(
+        &self,
+        opening: &ConnectionAttempt<'_, '_>,
+        inner: Box<dyn Transport>,
+    ) -> Result<Box<dyn Transport>, Error> {
         if opening.target.is_https { self.encrypted(opening, inner, &opening.target.host) } else { Ok(inner) }
     }
 
-    fn resolve(&self, opening: &Opening<'_, '_>, uri: &http::Uri) -> Result<ResolvedSocketAddrs, Error> {
+    fn resolve(&self, opening: &ConnectionAttempt<'_, '_>, uri: &http::Uri) -> Result<ResolvedSocketAddrs, Error> {
         let name = uri.host().unwrap_or_default();
         let found = self.resolver.resolve(uri, opening.details.config, opening.patience.left()?);
         found.map_err(|error| match error {
@@ -127,7 +136,7 @@ impl Dialer {
     }
 
     /// Connects to the first reachable address of a name.
-    fn tcp(&self, opening: &Opening<'_, '_>, uri: &http::Uri) -> Result<Box<dyn Transport>, Error> {
+    fn tcp(&self, opening: &ConnectionAttempt<'_, '_>, uri: &http::Uri) -> Result<Box<dyn Transport>, Error> {
         let addrs = self.resolve(opening, uri)?;
         let details = opening.details;
         let details = ConnectionDetails {
@@ -148,7 +157,7 @@ impl Dialer {
 
     fn encrypted(
         &self,
-        opening: &Opening<'_, '_>,
+        opening: &ConnectionAttempt<'_, '_>,
         inner: Box<dyn Transport>,
         host: &str,
     ) -> Result<Box<dyn Transport>, Error> {
@@ -174,7 +183,7 @@ fn words_of_resolver(error: &std::io::Error) -> String {
 
 /// Opens a tunnel through a proxy.
 fn tunnel(
-    opening: &Opening<'_, '_>,
+    opening: &ConnectionAttempt<'_, '_>,
     transport: Box<dyn Transport>,
     mut handshake: Handshake,
 ) -> Result<Box<dyn Transport>, Error> {

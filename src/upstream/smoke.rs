@@ -18,7 +18,7 @@ use super::upload::UploadFile;
 use crate::message::{Body, Encoding, HeaderSet, Lane, MessageType, Request};
 use crate::protocol::answers::{Answer, SendFailure};
 use crate::protocol::attachment::Subject;
-use crate::protocol::readback::{Kind, one};
+use crate::protocol::readback::{ReadableKind, one};
 use crate::protocol::recognise::{Endpoint, Recognised};
 use crate::shutdown::Shutdown;
 
@@ -108,7 +108,7 @@ impl Upstream {
         self.write(lane, MessageType::CreateSpan, &span, "a span")?;
         self.attach(lane, project, &span_id)?;
         let written = Instant::now();
-        for (kind, id, what) in [(Kind::Trace, &trace_id, "trace"), (Kind::Span, &span_id, "span")] {
+        for (kind, id, what) in [(ReadableKind::Trace, &trace_id, "trace"), (ReadableKind::Span, &span_id, "span")] {
             let mut wait = WAIT_FIRST;
             while !self.shows(lane, kind, id, project)? {
                 let waited = written.elapsed();
@@ -167,7 +167,7 @@ impl Upstream {
     }
 
     /// Returns whether the server shows the entity yet.
-    fn shows(&self, lane: &Lane, kind: Kind, id: &str, project: &str) -> Result<bool, SmokeFailure> {
+    fn shows(&self, lane: &Lane, kind: ReadableKind, id: &str, project: &str) -> Result<bool, SmokeFailure> {
         let answer = self.read_back(lane, &one(kind, id, Some(project)), Answer::TEXT_BYTES_MAX)?;
         match (&answer.recognised, answer.status) {
             (Recognised::Confirmed, _) => Ok(answer.text.contains(id)),

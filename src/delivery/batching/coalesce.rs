@@ -26,7 +26,7 @@ use super::fold::Fold;
 use crate::message::{
     Body, Claimed, Effect, Encoding, EntityKey, EntityKind, Footprint, HeaderSet, MessageType, Request, Touch, Way,
 };
-use crate::protocol::json::{Kind, NotJson, Scanner};
+use crate::protocol::json::{JsonKind, NotJson, Scanner};
 
 /// The most items in a batch request (OpenAPI: `maxItems` of every batch).
 pub const ITEMS_MAX: usize = 1000;
@@ -361,13 +361,13 @@ fn items_of_batch(message: &Claimed) -> Option<Bytes> {
 /// Returns the range of the array in an object that has this one member only.
 fn only_list(content: &[u8], list: &str) -> Result<Option<Range<usize>>, NotJson> {
     let mut scanner = Scanner::new(content)?;
-    if scanner.peek()? != Kind::Object {
+    if scanner.peek()? != JsonKind::Object {
         return Ok(None);
     }
     let (mut found, mut members) = (None, 0);
     scanner.object(|key, scanner| {
         members += 1;
-        if key == list && scanner.peek()? == Kind::Array {
+        if key == list && scanner.peek()? == JsonKind::Array {
             found = Some(scanner.skip_value()?);
             return Ok(());
         }
@@ -379,12 +379,12 @@ fn only_list(content: &[u8], list: &str) -> Result<Option<Range<usize>>, NotJson
 /// Returns the range of an object that has both members which a batch item needs.
 fn whole_object(content: &[u8]) -> Result<Option<Range<usize>>, NotJson> {
     let mut scanner = Scanner::new(content)?;
-    if scanner.peek()? != Kind::Object {
+    if scanner.peek()? != JsonKind::Object {
         return Ok(None);
     }
     let (mut has_id, mut has_time) = (false, false);
     let range = scanner.object(|key, scanner| {
-        let is_text = scanner.peek()? == Kind::String;
+        let is_text = scanner.peek()? == JsonKind::String;
         has_id |= is_text && key == "id";
         has_time |= is_text && key == "last_updated_at";
         scanner.skip_value().map(drop)

@@ -52,7 +52,7 @@ use bytes::Bytes;
 use uuid::Uuid;
 
 use crate::message::{Claimed, EntityKey, EntityKind, MessageType};
-use crate::protocol::json::{Kind, NotJson, Scanner};
+use crate::protocol::json::{JsonKind, NotJson, Scanner};
 use crate::protocol::merge_rules::{COST_SOURCES, MEMBERS, MergeRule, is_accepted, is_given, member_index};
 
 /// A stored batch create with the updates that were folded into it.
@@ -229,13 +229,13 @@ type BatchItems = Vec<(Option<Uuid>, Option<FoldedItem>)>;
 fn read_batch(kind: EntityKind, content: &[u8]) -> Result<Option<BatchItems>, NotJson> {
     let list = if kind == EntityKind::Trace { "traces" } else { "spans" };
     let mut scanner = Scanner::new(content)?;
-    if scanner.peek()? != Kind::Object {
+    if scanner.peek()? != JsonKind::Object {
         return Ok(None);
     }
     let (mut items, mut members) = (None, 0);
     scanner.object(|key, scanner| {
         members += 1;
-        if key != list || scanner.peek()? != Kind::Array {
+        if key != list || scanner.peek()? != JsonKind::Array {
             return scanner.skip_value().map(drop);
         }
         let mut found = BatchItems::new();
@@ -251,7 +251,7 @@ fn read_batch(kind: EntityKind, content: &[u8]) -> Result<Option<BatchItems>, No
 }
 
 fn read_item(kind: EntityKind, scanner: &mut Scanner<'_>) -> Result<(Option<Uuid>, Option<FoldedItem>), NotJson> {
-    if scanner.peek()? != Kind::Object {
+    if scanner.peek()? != JsonKind::Object {
         scanner.skip_value()?;
         return Ok((None, None));
     }
@@ -260,7 +260,7 @@ fn read_item(kind: EntityKind, scanner: &mut Scanner<'_>) -> Result<(Option<Uuid
     let range = scanner.object(|key, scanner| {
         let Some(member) = member_index(kind, key) else { return scanner.skip_value().map(drop) };
         let kind = scanner.peek()?;
-        if key == "id" && kind == Kind::String {
+        if key == "id" && kind == JsonKind::String {
             // Parsed from a copy: the value is skipped below like any other.
             id = Uuid::try_parse(&scanner.clone().string()?).ok();
         }
@@ -276,7 +276,7 @@ fn read_item(kind: EntityKind, scanner: &mut Scanner<'_>) -> Result<(Option<Uuid
 /// Parses the members of an update; `None` if one is unknown or occurs twice, or if it is not an object.
 fn read_update(kind: EntityKind, content: &Bytes) -> Result<Option<Vec<(usize, Bytes)>>, NotJson> {
     let mut scanner = Scanner::new(content)?;
-    if scanner.peek()? != Kind::Object {
+    if scanner.peek()? != JsonKind::Object {
         return Ok(None);
     }
     let mut given: Vec<(usize, Bytes)> = Vec::new();

@@ -17,7 +17,7 @@ use bytes::Bytes;
 
 use crate::message::{Body, Effect, Encoding, EntityKey, HeaderSet, MessageType, Request, Touch};
 use crate::protocol::inspection::{ItemList, inspect, item_list};
-use crate::protocol::json::{Kind, NotJson, Scanner};
+use crate::protocol::json::{JsonKind, NotJson, Scanner};
 use crate::protocol::otlp::{self, Format};
 use crate::protocol::routes::{Protected, Route, classify};
 
@@ -327,11 +327,11 @@ type ArrayAndItems = (Range<usize>, Vec<Range<usize>>);
 fn find_items(content: &[u8], list: ItemList) -> Result<Option<ArrayAndItems>, NotJson> {
     let mut scanner = Scanner::new(content)?;
     let found = match (list, scanner.peek()?) {
-        (ItemList::Body, Kind::Array) => Some(items_of(&mut scanner)?),
-        (ItemList::Member(member), Kind::Object) => {
+        (ItemList::Body, JsonKind::Array) => Some(items_of(&mut scanner)?),
+        (ItemList::Member(member), JsonKind::Object) => {
             let mut found = None;
             scanner.object(|key, scanner| {
-                if key == member && scanner.peek()? == Kind::Array {
+                if key == member && scanner.peek()? == JsonKind::Array {
                     found = Some(items_of(scanner)?);
                     return Ok(());
                 }

@@ -38,7 +38,7 @@ use super::{
     Fields, Format, NotOtlp, OPIK_TRACE_ATTRIBUTE, REQUEST, SPAN_FIELDS, SPAN_MEMBERS, WireValue, attributes, check,
     json_attributes, put_varint,
 };
-use crate::protocol::json::{Kind, NotJson, Scanner};
+use crate::protocol::json::{JsonKind, NotJson, Scanner};
 use crate::protocol::readback::{EXCLUDED, PAGE_LIMIT, Read};
 
 /// The attribute that names the parent; valid only together with [`OPIK_TRACE_ATTRIBUTE`].
@@ -152,7 +152,7 @@ impl Roots {
             }
             Format::Json => {
                 let mut scanner = Scanner::new(content)?;
-                if scanner.peek()? == Kind::Object {
+                if scanner.peek()? == JsonKind::Object {
                     read_json(&SPAN_MEMBERS, &mut scanner, content, &mut spans)?;
                     scanner.end()?;
                 }
@@ -379,11 +379,11 @@ fn read_json(
 ) -> Result<(), NotJson> {
     let Some((names, deeper)) = members.split_first() else { return Ok(()) };
     let member = |key: &str, scanner: &mut Scanner<'_>| {
-        if !names.contains(&key) || scanner.peek()? != Kind::Array {
+        if !names.contains(&key) || scanner.peek()? != JsonKind::Array {
             return scanner.skip_value().map(drop);
         }
         let item = |scanner: &mut Scanner<'_>| {
-            if scanner.peek()? != Kind::Object {
+            if scanner.peek()? != JsonKind::Object {
                 scanner.skip_value().map(drop)
             } else if deeper.is_empty() {
                 spans.push(json_span(scanner, content)?);
@@ -402,21 +402,21 @@ fn json_span(scanner: &mut Scanner<'_>, content: &[u8]) -> Result<Span, NotJson>
     let object = scanner.object(|key, scanner| {
         let text = |scanner: &mut Scanner<'_>| scanner.string().map(|text| text.into_owned().into_bytes());
         match (key, scanner.peek()?) {
-            ("traceId" | "trace_id", Kind::String) => span.trace = text(scanner)?,
-            ("spanId" | "span_id", Kind::String) => span.id = text(scanner)?,
-            ("parentSpanId" | "parent_span_id", Kind::String) => span.parent = text(scanner)?,
-            ("startTimeUnixNano" | "start_time_unix_nano", Kind::String) => {
+            ("traceId" | "trace_id", JsonKind::String) => span.trace = text(scanner)?,
+            ("spanId" | "span_id", JsonKind::String) => span.id = text(scanner)?,
+            ("parentSpanId" | "parent_span_id", JsonKind::String) => span.parent = text(scanner)?,
+            ("startTimeUnixNano" | "start_time_unix_nano", JsonKind::String) => {
                 span.start_ms = scanner.string()?.trim().parse().unwrap_or(0_u64) / 1_000_000;
             }
-            ("startTimeUnixNano" | "start_time_unix_nano", Kind::Scalar) => {
+            ("startTimeUnixNano" | "start_time_unix_nano", JsonKind::Scalar) => {
                 let digits = std::str::from_utf8(&content[scanner.skip_value()?]);
                 span.start_ms = digits.ok().and_then(|digits| digits.parse().ok()).unwrap_or(0_u64) / 1_000_000;
             }
-            ("attributes", Kind::Null) => {
+            ("attributes", JsonKind::Null) => {
                 let at = scanner.skip_value()?;
                 span.place = Some(InsertionPoint { at, before: "[", after: "]" });
             }
-            ("attributes", Kind::Array) => {
+            ("attributes", JsonKind::Array) => {
                 // Of a duplicate list the last one counts.
                 (span.opik_trace, span.opik_span, span.names_parent) = (None, None, false);
                 let mut seen = (false, false);

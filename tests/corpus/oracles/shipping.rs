@@ -6,7 +6,7 @@ use opik_offline::delivery::batching::coalesce::{Shipment, plan};
 use opik_offline::delivery::batching::split::{Divisible, Division, DivisionEnd};
 use opik_offline::message::{Claimed, MessageId, MessageType, Touch, conflict};
 use opik_offline::protocol::inspection::{Inspection, ItemList, inspect, item_list};
-use opik_offline::protocol::json::{Kind, Scanner};
+use opik_offline::protocol::json::{JsonKind, Scanner};
 use opik_offline::protocol::otlp::{Format, Traces};
 use opik_offline::protocol::routes::{Protected, Route, classify};
 
@@ -107,7 +107,7 @@ pub fn items_of(content: &[u8], list: ItemList) -> Vec<Vec<u8>> {
     match list {
         ItemList::Body => read(&mut scanner),
         ItemList::Member(member) => scanner
-            .object(|key, scanner| match key == member && scanner.peek()? == Kind::Array {
+            .object(|key, scanner| match key == member && scanner.peek()? == JsonKind::Array {
                 true => read(scanner),
                 false => scanner.skip_value().map(drop),
             })
