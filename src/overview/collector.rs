@@ -30,7 +30,7 @@ const CACHED_FOR: Duration = Duration::from_secs(1);
 const RECENT_SAMPLES: usize = 4;
 
 /// The sources of an overview.
-pub struct Sources {
+pub struct OverviewSources {
     /// The store, which may come and go.
     pub slot: Arc<StoreSlot>,
     /// The connection to the server.
@@ -48,8 +48,8 @@ pub struct Sources {
 }
 
 /// Gathers overviews of a running agent.
-pub struct Collector {
-    sources: Sources,
+pub struct OverviewCollector {
+    sources: OverviewSources,
     server: Server,
     started: Instant,
     history: History,
@@ -66,9 +66,9 @@ struct StoreReading {
     elsewhere: Vec<ElsewhereOverview>,
 }
 
-impl Collector {
+impl OverviewCollector {
     /// Returns the collector of an agent that starts now.
-    pub fn new(sources: Sources) -> Self {
+    pub fn new(sources: OverviewSources) -> Self {
         Self {
             server: Server::new(&sources.server_url),
             full: FullWatch::new(sources.metrics.clone()),
@@ -239,7 +239,7 @@ impl Collector {
     }
 
     fn sample(&self, backlog: Option<&Backlog>) -> Sample {
-        let Sources { connection, metrics, .. } = &self.sources;
+        let OverviewSources { connection, metrics, .. } = &self.sources;
         Sample {
             at_ms: now_ms(),
             uptime_ms: millis(self.uptime()),
