@@ -21,7 +21,7 @@ use crate::memory::Budget;
 use crate::message::Server;
 use crate::monitor;
 use crate::monitor::connection::Connection;
-use crate::overview::collector::{Collector, OverviewSources};
+use crate::overview::collector::{OverviewCollector, OverviewSources};
 use crate::overview::elsewhere;
 use crate::replay::{LEASE_TIME_TO_LIVE, ReplayManager, ReplaySettings};
 use crate::sdk::adoption::Adoption;
@@ -78,7 +78,7 @@ pub(super) struct Composition {
     metrics: Arc<Metrics>,
     memory: Arc<Budget>,
     owner: Owner,
-    collector: Arc<Collector>,
+    collector: Arc<OverviewCollector>,
     intake_heartbeat: Arc<Heartbeat>,
 }
 
@@ -97,7 +97,7 @@ impl Composition {
         let connection = Arc::new(Connection::new(settings.monitor));
         let committer = Arc::new(Committer::start(slot.clone())?);
         let agent_mark = agent_mark();
-        let collector = Collector::new(OverviewSources {
+        let collector = OverviewCollector::new(OverviewSources {
             slot: slot.clone(),
             connection: connection.clone(),
             metrics: metrics.clone(),

@@ -23,7 +23,7 @@ use crate::memory::{Budget, Grant, Use};
 use crate::message::Server;
 use crate::monitor::Availability;
 use crate::monitor::connection::Connection;
-use crate::overview::Collector;
+use crate::overview::OverviewCollector;
 use crate::protocol::answers::{Reply, error, unavailable};
 use crate::protocol::target::ServerAddress;
 
@@ -72,7 +72,7 @@ pub struct IntakeService {
     /// Whether every part of the agent is alive, for `/-/healthy`.
     pub liveness: Arc<Liveness>,
     /// The agent's status, for `/`.
-    pub collector: Arc<Collector>,
+    pub collector: Arc<OverviewCollector>,
 }
 
 /// The state of a listener, common to all workers.

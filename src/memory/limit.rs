@@ -87,7 +87,7 @@ mod tests {
             text.rsplit_once(before).expect("it is named").1.trim().parse::<u64>().expect("a number")
         };
         let limit = number("memory: ", "Mi\n");
-        assert_eq!(number(", ", " MiB."), default_budget(Some(limit * MIB)) / MIB);
+        assert_eq!(number("(", " MiB)"), default_budget(Some(limit * MIB)) / MIB);
         assert!(limits.contains("memory_budget") && limits.contains("OPIK_OFFLINE_MEMORY_BUDGET"));
     }
 

@@ -48,7 +48,7 @@ pub struct OverviewSources {
 }
 
 /// Gathers overviews of a running agent.
-pub struct Collector {
+pub struct OverviewCollector {
     sources: OverviewSources,
     server: Server,
     started: Instant,
@@ -66,7 +66,7 @@ struct StoreReading {
     elsewhere: Vec<ElsewhereOverview>,
 }
 
-impl Collector {
+impl OverviewCollector {
     /// Returns the collector of an agent that starts now.
     pub fn new(sources: OverviewSources) -> Self {
         Self {

@@ -19,7 +19,7 @@ pub mod store;
 
 use serde::{Deserialize, Serialize};
 
-pub use self::collector::Collector;
+pub use self::collector::OverviewCollector;
 pub use self::lanes::{HeldOverview, LaneOverview};
 pub use self::store::{
     ElsewhereOverview, FullOverview, GroupOverview, LiveWrites, RecoveryOverview, RejectedOverview, StoreOverview,
