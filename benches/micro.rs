@@ -1,13 +1,15 @@
-//! What the pure parts cost: classification, inspection, decoding, planning of shipments, conversion of the SDK's rows.
+//! The cost of the pure parts: classification, inspection, decoding, planning of shipments, conversion of the SDK's
+//! rows.
 //!
 //! ```text
 //! cargo bench --bench micro                   times
 //! cargo bench --bench micro -- --test         each once: does it still run?
 //! ```
 //!
-//! No clock, socket or disk is in them, so two runs on an idle machine agree. What a user gets is measured by `figures`.
+//! No clock, socket or disk is in them, so two runs on an idle machine agree. `figures` measures the performance for
+//! users.
 
-#![allow(clippy::disallowed_methods, reason = "a bench is no part of the configuration")]
+#![allow(clippy::disallowed_methods, reason = "a bench is not part of the configuration")]
 
 #[allow(dead_code)]
 #[path = "figures/bodies.rs"]
@@ -15,7 +17,7 @@ mod bodies;
 
 use bodies::{Sent, span_batches};
 use divan::{Bencher, black_box};
-use opik_offline::delivery::coalesce::plan;
+use opik_offline::delivery::batching::coalesce::plan;
 use opik_offline::message::{Body, Claimed, Encoding, HeaderSet, MessageId, Request};
 use opik_offline::protocol::inspection::{inspect, with_ids};
 use opik_offline::protocol::routes::{Protected, Route, classify};
@@ -34,7 +36,7 @@ fn write() -> Protected {
     }
 }
 
-/// A batch of one span of so many bytes, as the Python SDK sends it, decoded.
+/// A batch of one span of this many bytes, as the Python SDK sends it, decoded.
 fn content(bytes: usize) -> Vec<u8> {
     let body = Body::new(span_batches(1, 1, 1, bytes, Sent::Python).remove(0), Encoding::Gzip);
     body.decode(1 << 30).expect("a body of ours").to_vec()

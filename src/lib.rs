@@ -24,40 +24,58 @@
 //! | --- | --- |
 //! | [`message`] | pure words of the domain |
 //! | [`protocol`] | pure facts about Opik's HTTP interface |
-//! | [`delivery`] | pure policy: admission, verdicts, coalescing, backoff, pacing |
-//! | [`sqlite_format`] | SQLite's file format, read without SQLite |
+//! | [`delivery`] | pure policy: admission, verdicts, batching, backoff, pacing, lane health |
+//! | `sqlite_format` | SQLite's file format, read without SQLite |
 //! | [`store`] | bytes that survive, behind one trait |
 //! | [`sdk`] | files that killed processes of the Python SDK left behind |
 //! | [`upstream`] | the only connections to the server |
 //! | [`monitor`] | is the server there? |
 //! | [`replay`] | what is stored reaches the server |
+//! | [`overview`] | how agent, server and store are, gathered once for the page, JSON and `status` |
 //! | [`intake`] | the HTTP interface for clients; the only asynchronous room |
+//! | [`export`] | stored messages as documents |
+//! | [`health`] | checks of server, access, store and disk |
 //! | [`agent`] | builds and starts all of it, and stops it in order |
 //! | [`config`] | every setting once, with its source |
 //! | [`telemetry`] | logs and metrics |
+//! | [`translate`] | the configuration as the plain values that the rooms take |
+//! | [`report`] | the reports of commands: documents for programs, text for people |
+//! | [`completion`] | values for the shell's completions |
 //! | [`cli`] | the command line |
+//! | [`terminal`] | the only place that writes to stdout and stderr: tables, progress, the pager |
 //! | [`shutdown`] | one value that tells every loop to stop |
 //! | [`memory`] | one budget for the bodies that are in memory |
-//! | [`pulse`] | which part gives no sign of life |
+//! | [`liveness`] | which part of the agent has stalled |
+//! | [`signals`] | what each signal means |
+//! | [`figures`] | counts, sizes, times and durations as people read them |
 //! | [`printable`] | text from elsewhere, harmless for terminal, log and page |
 //!
-//! Who may import whom is checked by `tests/tidy.rs`; CONTRIBUTING.md says why.
+//! `tests/tidy` checks which room may import which; CONTRIBUTING.md gives the reasons.
 
 pub mod agent;
 pub mod cli;
+pub mod completion;
 pub mod config;
 pub mod delivery;
+pub mod export;
+pub mod figures;
+pub mod health;
 pub mod intake;
+pub mod liveness;
 pub mod memory;
 pub mod message;
 pub mod monitor;
+pub mod overview;
 pub mod printable;
 pub mod protocol;
-pub mod pulse;
 pub mod replay;
+pub mod report;
 pub mod sdk;
 pub mod shutdown;
-pub mod sqlite_format;
+pub mod signals;
+pub(crate) mod sqlite_format;
 pub mod store;
 pub mod telemetry;
+pub mod terminal;
+pub mod translate;
 pub mod upstream;

@@ -1,43 +1,44 @@
-//! Text from elsewhere, made harmless for a terminal, a log line and a page.
+//! Text from elsewhere, escaped so that it is harmless on a terminal, in a log line and on a page.
 //!
-//! Names of projects, workspaces and files, answers of servers and what other processes wrote may hold anything: escape
-//! sequences that set a title or hide text, controls that turn the reading direction, line breaks that forge a line,
-//! invisible characters that make two names look alike, marks piled up over other lines. All of these are written as the
-//! escapes that programmers know (`\u{202e}`, `\n`), so that a reader sees what is there.
+//! Names of projects, workspaces and files, answers of servers and output of other processes may contain anything:
+//! escape sequences that set a title or hide text, controls that reverse the reading direction, line breaks that forge
+//! a line, invisible characters that make two names look alike, combining marks piled up over other lines. All of these
+//! are written as the escapes that programmers know (`\u{202e}`, `\n`), so that a reader sees what is really there.
 //!
-//! [`line()`] is for everything that stands in a line, [`lines`] for a text of several, [`json`] for documents that
-//! programs read: they keep their true values, because JSON has escapes of its own. What comes out passes unchanged when
-//! it is given in again. Widths are those of a terminal's cells ([`cells`]).
+//! [`line()`] escapes text within a line, [`lines`] a text of several lines, [`json`] a document that programs parse:
+//! its values stay the same, because JSON has its own escapes. Escaping is idempotent. Widths are measured in cells of
+//! a terminal ([`cells`]).
 
 use std::borrow::Cow;
+use std::ffi::OsStr;
 use std::fmt::Write;
 
 use unicode_width::{UnicodeWidthChar, UnicodeWidthStr};
 
-/// Marks above and below one letter that are shown; no script in use needs more.
+/// Maximum number of combining marks shown on one letter; no script in use needs more.
 const MARKS_MAX: usize = 6;
-/// What carries a mark that has no letter before it.
+/// The base character for a combining mark without a letter before it.
 const CARRIER: char = '◌';
-/// Stands for marks that are left out, and for the middle of a long name.
+/// Replaces omitted marks, and the middle of a long name.
 const ELLIPSIS: char = '…';
 
-/// Returns whether a character controls the device or the text around it, or can't be seen.
+/// Returns whether a character controls the device or the text around it, or is invisible.
 ///
-/// Spaces of any width are visible as such. U+FE00 to U+FE0F only choose between two looks of the character before them.
+/// Spaces of any width are visible as such. U+FE00 to U+FE0F only select a variant of the preceding character.
 pub fn is_hazardous(c: char) -> bool {
     c.is_control()
         || matches!(c,
-            // Hyphens and joiners that can't be seen.
+            // Invisible hyphens and joiners.
             '\u{ad}' | '\u{34f}' | '\u{180b}'..='\u{180f}' | '\u{200b}'..='\u{200d}' | '\u{2060}'..='\u{2064}' | '\u{feff}'
-            // Directions: marks, embeddings, overrides and isolates, and the shapes that Unicode deprecates.
+            // Directions: marks, embeddings, overrides and isolates, and deprecated format characters.
             | '\u{61c}' | '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{206f}'
-            // Lines and paragraphs.
+            // Line and paragraph separators.
             | '\u{2028}' | '\u{2029}'
-            // Letters that are drawn as nothing.
+            // Letters without a glyph.
             | '\u{115f}' | '\u{1160}' | '\u{17b4}' | '\u{17b5}' | '\u{3164}' | '\u{ffa0}'
-            // Annotations, and controls of shorthand and of music.
+            // Annotations, and format controls of shorthand and musical notation.
             | '\u{fff0}'..='\u{fffb}' | '\u{1bca0}'..='\u{1bca3}' | '\u{1d173}'..='\u{1d17a}'
-            // Tags and variation selectors, which can carry a whole hidden text.
+            // Tags and variation selectors, which can encode a whole hidden text.
             | '\u{e0000}'..='\u{e0fff}'
             | '\u{fdd0}'..='\u{fdef}')
         || u32::from(c) & 0xfffe == 0xfffe
@@ -47,17 +48,17 @@ fn is_mark(c: char) -> bool {
     c.width() == Some(0) && !is_jamo(c)
 }
 
-/// Vowels and finals of Hangul are letters, though they take no cell of their own.
+/// Returns whether it is a vowel or final of Hangul: a letter, though it takes no cell of its own.
 fn is_jamo(c: char) -> bool {
     matches!(c, '\u{1160}'..='\u{11ff}' | '\u{d7b0}'..='\u{d7ff}')
 }
 
-/// Returns a text as a part of one line.
+/// Escapes a text for one line.
 pub fn line(text: &str) -> Cow<'_, str> {
     escaped(text, |_| false)
 }
 
-/// Returns a text of several lines.
+/// Escapes a text of several lines.
 pub fn lines(text: &str) -> Cow<'_, str> {
     escaped(text, |c| c == '\n')
 }
@@ -67,7 +68,7 @@ fn escaped(text: &str, stays: fn(char) -> bool) -> Cow<'_, str> {
         return Cow::Borrowed(text);
     }
     let mut safe = String::with_capacity(text.len() + 16);
-    // Marks since the last character that can carry them; `None` where nothing does.
+    // Marks since the last base character; `None` if there is none.
     let mut marks = None;
     for c in text.chars() {
         if stays(c) {
@@ -103,9 +104,9 @@ fn escaped(text: &str, stays: fn(char) -> bool) -> Cow<'_, str> {
     Cow::Owned(safe)
 }
 
-/// Returns a JSON document, or a piece of one, that means the same and that a terminal shows as it is.
+/// Escapes a JSON document, or a piece of one, without changing its meaning.
 ///
-/// What is hazardous there can only be inside of a string, where every character may be written as an escape.
+/// Hazardous characters can only be inside a string, where every character may be written as an escape.
 pub fn json(document: &str) -> Cow<'_, str> {
     if document.bytes().all(|byte| (b' '..=b'~').contains(&byte) || byte == b'\n') {
         return Cow::Borrowed(document);
@@ -123,7 +124,7 @@ pub fn json(document: &str) -> Cow<'_, str> {
     Cow::Owned(safe)
 }
 
-/// Returns each character, and whether a document can show it as it is: no hazard, and not a mark on too many others.
+/// Returns each character, and whether it may be shown unescaped: it is not hazardous, and not one mark too many.
 pub fn judged(text: &str) -> impl Iterator<Item = (char, bool)> {
     let mut marks = 0;
     text.chars().map(move |c| {
@@ -132,12 +133,12 @@ pub fn judged(text: &str) -> impl Iterator<Item = (char, bool)> {
     })
 }
 
-/// Returns the cells of a terminal that a line takes.
+/// Returns the width of a line in cells.
 pub fn cells(line: &str) -> usize {
     if line.is_ascii() { line.len() } else { line.width() }
 }
 
-/// Returns a line that takes this many cells at most: of a longer one, its beginning and its end.
+/// Shortens a line to at most this many cells: a longer one keeps its beginning and its end.
 pub fn elided(line: &str, cells_max: usize) -> Cow<'_, str> {
     if cells(line) <= cells_max {
         return Cow::Borrowed(line);
@@ -150,21 +151,21 @@ pub fn elided(line: &str, cells_max: usize) -> Cow<'_, str> {
     Cow::Owned(short)
 }
 
-/// Cells of a name in a sentence; a table and the view of one message show longer ones.
+/// Maximum width of a name in a sentence, in cells; tables and `inspect ID` show longer ones.
 const NAME_MAX: usize = 120;
 
-/// Returns a name as a part of a sentence: harmless, and not so long that the sentence is lost in it.
+/// Escapes a name for a sentence, and shortens it so that the sentence stays readable.
 pub fn name(text: &str) -> String {
     elided(&line(text), NAME_MAX).into_owned()
 }
 
-/// Returns a line with spaces behind it, so that it takes this many cells at least.
+/// Pads a line with spaces to at least this many cells.
 pub fn padded(line: &str, cells_min: usize) -> String {
     let spaces = cells_min.saturating_sub(cells(line));
     format!("{line}{:spaces$}", "")
 }
 
-/// Returns the beginning of a line in this many cells at most, with a mark where something is left out.
+/// Truncates a line to at most this many cells, with an ellipsis.
 pub fn cut(line: &str, cells_max: usize) -> Cow<'_, str> {
     if cells(line) <= cells_max {
         return Cow::Borrowed(line);
@@ -175,13 +176,13 @@ pub fn cut(line: &str, cells_max: usize) -> Cow<'_, str> {
     }
 }
 
-/// Returns the cells that a character may take in addition to those before it.
+/// Returns by how many cells a character may widen the text before it.
 fn cells_of(c: char) -> usize {
-    // The look of a picture may be wider than the character that it changes.
+    // An emoji variant may be wider than the character that it modifies.
     if c == '\u{fe0f}' { 1 } else { c.width().unwrap_or(0) }
 }
 
-/// Returns as much of the beginning as fits into these cells; a letter keeps its marks.
+/// Returns the longest prefix that fits into these cells; a letter keeps its marks.
 fn beginning(line: &str, cells_max: usize) -> &str {
     let mut taken = 0;
     for (at, c) in line.char_indices() {
@@ -193,7 +194,7 @@ fn beginning(line: &str, cells_max: usize) -> &str {
     line
 }
 
-/// Returns as much of the end as fits into these cells; it does not begin with a mark.
+/// Returns the longest suffix that fits into these cells; it does not begin with a mark.
 fn ending(line: &str, cells_max: usize) -> &str {
     let mut taken = 0;
     let mut from = line.len();
@@ -209,6 +210,38 @@ fn ending(line: &str, cells_max: usize) -> &str {
     &line[from..]
 }
 
+/// Quotes a path as one word of a shell, escaped for a terminal.
+pub fn shell_word(path: &OsStr) -> String {
+    let text = match path.to_str() {
+        Some(text) if !text.contains(is_hazardous) => text,
+        _ => return shell_bytes(path.as_encoded_bytes()),
+    };
+    let is_plain = |c: char| c.is_alphanumeric() || "/._-+:@%".contains(c);
+    match !text.is_empty() && text.chars().all(is_plain) {
+        true => text.to_owned(),
+        false => format!("'{}'", text.replace('\'', r"'\''")),
+    }
+}
+
+/// Quotes any bytes as one word of bash, zsh and ksh (`$'...'`), which the next POSIX adopts.
+fn shell_bytes(path: &[u8]) -> String {
+    let mut word = "$'".to_owned();
+    let escape = |word: &mut String, bytes: &[u8]| {
+        word.extend(bytes.iter().map(|byte| format!("\\{byte:03o}")));
+    };
+    for chunk in path.utf8_chunks() {
+        for c in chunk.valid().chars() {
+            match c {
+                '\\' | '\'' => word.extend(['\\', c]),
+                c if is_hazardous(c) => escape(&mut word, c.encode_utf8(&mut [0; 4]).as_bytes()),
+                c => word.push(c),
+            }
+        }
+        escape(&mut word, chunk.invalid());
+    }
+    word + "'"
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
@@ -216,7 +249,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn hazards_become_escapes_and_letters_stay() {
+    fn hazards_are_escaped_and_letters_are_kept() {
         for (text, expected) in [
             ("plain-name_1 (ä) ", "plain-name_1 (ä) "),
             ("日本語 한국어 עברית العربية ไทย हिन्दी", "日本語 한국어 עברית العربية ไทย हिन्दी"),
@@ -256,7 +289,7 @@ mod tests {
     }
 
     #[test]
-    fn widths_are_those_of_the_cells() {
+    fn widths_are_measured_in_cells() {
         assert_eq!([cells("abc"), cells("日本"), cells("e\u{301}"), cells("🚀")], [3, 4, 1, 2]);
         assert_eq!(elided("short", 5), "short");
         assert_eq!(elided("a-long-name", 7), "a-l…ame");
@@ -269,13 +302,25 @@ mod tests {
         assert_eq!(cut("日本語", 0), "");
     }
 
+    #[test]
+    fn a_path_is_quoted_as_one_word() {
+        use std::ffi::OsStr;
+        use std::os::unix::ffi::OsStrExt;
+
+        let word = |text: &str| shell_word(text.as_ref());
+        assert_eq!(word("/a/b.db"), "/a/b.db");
+        assert_eq!(shell_word(OsStr::from_bytes(b"/a\xff b")), r"$'/a\377 b'");
+        assert_eq!(word("/a\u{1b}[8m\n\u{202e}'b"), r"$'/a\033[8m\012\342\200\256\'b'");
+        assert_eq!(word("/my files/it's.db"), r"'/my files/it'\''s.db'");
+    }
+
     proptest! {
         #[test]
-        fn nothing_hazardous_passes(text in any::<String>(), marks in "[\u{300}-\u{36f}\u{202a}-\u{202e}a\n\u{1b}\u{9b}]{0,80}") {
+        fn no_hazardous_character_passes(text in any::<String>(), marks in "[\u{300}-\u{36f}\u{202a}-\u{202e}a\n\u{1b}\u{9b}]{0,80}") {
             for text in [text.clone(), marks.clone(), marks + &text] {
                 let one = line(&text).into_owned();
                 prop_assert!(!one.contains(is_hazardous), "{:?}", one);
-                prop_assert_eq!(line(&one), one.as_str(), "what is harmless stays as it is");
+                prop_assert_eq!(line(&one), one.as_str(), "harmless text is unchanged");
                 let many = lines(&text).into_owned();
                 prop_assert!(!many.contains(|c| is_hazardous(c) && c != '\n'), "{:?}", many);
                 prop_assert_eq!(lines(&many), many.as_str());
@@ -283,9 +328,9 @@ mod tests {
         }
 
         #[test]
-        fn a_short_name_fits_and_a_harmless_one_is_harmless_still(text in any::<String>(), cells_max in 0_usize..40) {
+        fn a_shortened_name_fits_and_stays_harmless(text in any::<String>(), cells_max in 0_usize..40) {
             let name = line(&text).into_owned();
-            // A pair of characters that a terminal joins may take less than the two of them, never more.
+            // Two characters that a terminal joins may take fewer cells than both of them, never more.
             prop_assert!(cells(&elided(&name, cells_max.max(1))) <= cells_max.max(1));
             prop_assert!(cells(&cut(&name, cells_max)) <= cells_max);
             prop_assert!(!elided(&name, cells_max).contains(is_hazardous));

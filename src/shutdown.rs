@@ -1,74 +1,54 @@
-//! One value handed to every loop: stop now, please.
+//! One value that every loop of the agent is given: when to stop, and where to record its heartbeat.
 //!
-//! A loop that lives asks at least as often as it waits, so the value also knows when it was asked last: the agent takes
-//! that for the loop's sign of life ([`crate::pulse`]).
+//! [`Shutdown::is_requested`] only reads. A loop whose liveness is checked ([`crate::liveness`]) records a heartbeat at
+//! every turn with [`Shutdown::beat`]; nothing else records one.
 
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-/// Says whether the process is to stop. Clones share one state, which only ever goes from *no* to *yes*.
+use crate::liveness::Heartbeat;
+
+/// A request to stop. Clones share one state, which only ever goes from *not requested* to *requested*.
 #[derive(Clone, Default)]
 pub struct Shutdown {
-    inner: Arc<Inner>,
+    state: Arc<ShutdownState>,
 }
 
 #[derive(Default)]
-struct Inner {
-    state: Mutex<State>,
+struct ShutdownState {
+    is_requested: Mutex<bool>,
     changed: Condvar,
     notify: tokio::sync::Notify,
-}
-
-struct State {
-    requested: bool,
-    asked: Instant,
-}
-
-impl Default for State {
-    fn default() -> Self {
-        Self { requested: false, asked: Instant::now() }
-    }
-}
-
-impl State {
-    fn ask(&mut self) -> bool {
-        self.asked = Instant::now();
-        self.requested
-    }
+    heartbeat: Heartbeat,
 }
 
 impl Shutdown {
-    /// Returns a shutdown that nobody asked for yet.
+    /// Returns a shutdown that is not requested yet.
     pub fn new() -> Self {
         Self::default()
     }
 
     /// Asks every holder to stop.
     pub fn request(&self) {
-        self.state().requested = true;
-        self.inner.changed.notify_all();
-        self.inner.notify.notify_waiters();
+        *self.lock() = true;
+        self.state.changed.notify_all();
+        self.state.notify.notify_waiters();
     }
 
-    /// Says whether somebody asked.
+    /// Returns whether shutdown was requested.
     pub fn is_requested(&self) -> bool {
-        self.state().ask()
-    }
-
-    /// Returns how long nobody has asked.
-    pub fn unasked_for(&self) -> Duration {
-        self.state().asked.elapsed()
+        *self.lock()
     }
 
     /// Sleeps for this time, or until shutdown; returns whether shutdown was requested.
     pub fn sleep(&self, time: Duration) -> bool {
-        let waited = self.inner.changed.wait_timeout_while(self.state(), time, |state| !state.ask());
-        waited.unwrap_or_else(PoisonError::into_inner).0.ask()
+        let waited = self.state.changed.wait_timeout_while(self.lock(), time, |is_requested| !*is_requested);
+        *waited.unwrap_or_else(PoisonError::into_inner).0
     }
 
-    /// Waits for shutdown, without a thread.
+    /// Waits for shutdown without blocking a thread.
     pub async fn requested(&self) {
-        let mut notified = std::pin::pin!(self.inner.notify.notified());
+        let mut notified = std::pin::pin!(self.state.notify.notified());
         // Enabled before the check: a request between the two would otherwise never wake us.
         notified.as_mut().enable();
         if !self.is_requested() {
@@ -76,9 +56,19 @@ impl Shutdown {
         }
     }
 
-    fn state(&self) -> MutexGuard<'_, State> {
-        // Every change is one assignment, so a panic elsewhere left it whole.
-        self.inner.state.lock().unwrap_or_else(PoisonError::into_inner)
+    /// Records a heartbeat of the loop that holds this value.
+    pub fn beat(&self) {
+        self.state.heartbeat.beat();
+    }
+
+    /// Returns the time since the loop's last heartbeat.
+    pub fn silent_for(&self) -> Duration {
+        self.state.heartbeat.silent_for()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, bool> {
+        // The only change is one assignment, so the state is whole even after a panic elsewhere.
+        self.state.is_requested.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -99,5 +89,17 @@ mod tests {
         assert!(shutdown.is_requested());
         let runtime = tokio::runtime::Builder::new_current_thread().build().expect("a runtime");
         runtime.block_on(clone.requested());
+    }
+
+    #[test]
+    fn only_a_beat_records_a_heartbeat() {
+        let shutdown = Shutdown::new();
+        let pause = Duration::from_millis(20);
+        std::thread::sleep(pause);
+        shutdown.is_requested();
+        shutdown.sleep(Duration::ZERO);
+        assert!(shutdown.silent_for() >= pause, "asking or sleeping hid that a loop has stalled");
+        shutdown.clone().beat();
+        assert!(shutdown.silent_for() < Duration::from_secs(60));
     }
 }

@@ -1,9 +1,9 @@
-//! `man/` and `completions/` say what the command line says, and the README's tables what the program reads and counts.
+//! `man/` and `completions/` match the command line, and the tables in `docs/` match the settings and metrics.
 //!
-//! They are rendered from the clap definition, the settings and the metrics, and compared with what is committed. To write them anew:
-//! `OPIK_OFFLINE_UPDATE=1 cargo test --test generated`.
+//! They are rendered from the clap definition, the settings and the metrics, and compared with what is committed. To
+//! write them anew: `OPIK_OFFLINE_UPDATE=1 cargo test --test generated`.
 
-#![allow(clippy::disallowed_methods, reason = "a test is no part of the configuration")]
+#![allow(clippy::disallowed_methods, reason = "a test is not part of the configuration")]
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -13,7 +13,7 @@ use clap::Command;
 use clap_complete::Shell;
 use clap_mangen::Man;
 use opik_offline::config::{Keeps, SETTINGS, Setting};
-use opik_offline::telemetry::metrics::{DESCRIPTIONS, Description, Kind};
+use opik_offline::telemetry::metrics::{DESCRIPTIONS, Description, MetricKind};
 
 const NAME: &str = "opik-offline";
 
@@ -94,8 +94,10 @@ _opik_offline_values() {
                 }
             };
             let script: String = script.lines().map(line).collect();
-            let script = script
-                .replace("Show this message whole:_default'", "Show this message whole:{_opik_offline_values ids}'");
+            let script = script.replace(
+                "Show this message in full:_default'",
+                "Show this message in full:{_opik_offline_values ids}'",
+            );
             let ask = r#"_opik_offline_values() {
     # The whole line: _arguments takes --db out of $words when it stands before other flags of a subcommand.
     local -a db values line=(${(Q)${(z)LBUFFER}})
@@ -146,29 +148,29 @@ complete -c opik-offline -n \"__fish_opik_offline_using_subcommand inspect\" -f 
 }
 
 #[test]
-fn the_readmes_tables_are_current() {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("README.md");
-    let readme = fs::read_to_string(&path).expect("there is a README");
-    let current = with_table(&readme, "settings", &settings_table());
-    let current = with_table(&current, "metrics", &metrics_table());
+fn the_tables_in_docs_are_current() {
+    assert_table_is_current("docs/configuration.md", "settings", &settings_table());
+    assert_table_is_current("docs/operations.md", "metrics", &metrics_table());
+}
+
+/// Compares the table between its marks in a page with what the program defines, or rewrites it when asked to.
+fn assert_table_is_current(page: &str, name: &str, table: &str) {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(page);
+    let committed = fs::read_to_string(&path).unwrap_or_else(|error| panic!("cannot read {page}: {error}"));
+    let begin = format!("<!-- {name}: written by OPIK_OFFLINE_UPDATE=1 cargo test --test generated -->\n");
+    let end = format!("<!-- end of {name} -->");
+    let (before, rest) = committed.split_once(&begin).unwrap_or_else(|| panic!("no mark in {page} begins {name}"));
+    let (_, after) = rest.split_once(&end).unwrap_or_else(|| panic!("no mark in {page} ends {name}"));
+    let current = format!("{before}{begin}{table}{end}{after}");
     if std::env::var_os("OPIK_OFFLINE_UPDATE").is_some() {
-        fs::write(&path, &current).expect("the README can be written");
+        fs::write(&path, &current).unwrap_or_else(|error| panic!("cannot write {page}: {error}"));
         return;
     }
     assert!(
-        readme == current,
-        "the README's tables are not what the program reads and counts\n\
+        committed == current,
+        "the table of {name} in {page} is out of date\n\
          hint: OPIK_OFFLINE_UPDATE=1 cargo test --test generated, then commit"
     );
-}
-
-/// Returns the README with this table between its marks.
-fn with_table(readme: &str, of: &str, table: &str) -> String {
-    let begin = format!("<!-- {of}: written by OPIK_OFFLINE_UPDATE=1 cargo test --test generated -->\n");
-    let end = format!("<!-- end of {of} -->");
-    let (before, rest) = readme.split_once(&begin).expect("the README marks where the table begins");
-    let (_, after) = rest.split_once(&end).expect("the README marks where the table ends");
-    format!("{before}{begin}{table}{end}{after}")
 }
 
 /// Renders every metric of `/metrics`, in its order.
@@ -176,8 +178,8 @@ fn metrics_table() -> String {
     let mut table = "| metric | type | meaning |\n| --- | --- | --- |\n".to_owned();
     for Description { name, help, kind } in DESCRIPTIONS {
         let kind = match kind {
-            Kind::Counter => "counter",
-            Kind::Gauge => "gauge",
+            MetricKind::Counter => "counter",
+            MetricKind::Gauge => "gauge",
         };
         table.push_str(&format!("| `{name}` | {kind} | {help} |\n"));
     }
@@ -230,9 +232,9 @@ fn assert_current(folder: &str, files: &BTreeMap<String, String>) {
     );
 }
 
-/// Renders one manual page. What `--help` says after the options becomes sections of their own.
+/// Renders one manual page. The text of `--help` after the options becomes separate sections.
 fn page(command: &Command, name: &str) -> String {
-    // What `-h` leaves out, clap_mangen would leave undescribed.
+    // clap_mangen does not describe what `-h` leaves out.
     let man = Man::new(command.clone().mut_args(|arg| arg.hide_short_help(false)))
         .title(name.to_uppercase())
         .source(format!("{NAME} {}", env!("CARGO_PKG_VERSION")))
@@ -311,7 +313,8 @@ fn environment() -> String {
     text
 }
 
-/// Where a command's page says what it reads: its own variables, if it told of any, and the page that has all.
+/// The section of a command's page about its environment: its own variables, if it has any, and the page that lists
+/// all.
 fn environment_elsewhere(after: &str) -> String {
     let heading = if after.contains("\nEnvironment:\n") { "" } else { ".SH ENVIRONMENT\n" };
     let said = "Every setting has a variable (OPIK_..., OPIK_OFFLINE_...), and a flag counts before it:";
@@ -330,7 +333,7 @@ fn files(is_main: bool) -> String {
             text.push_str(&format!(".TP\n\\fI{path}\\fR\n{said}\n"));
         }
     } else {
-        text.push_str(".PP\nFiles of the configuration are told in \\fBopik\\-offline\\fR(1).\n");
+        text.push_str(".PP\nConfiguration files are described in \\fBopik\\-offline\\fR(1).\n");
     }
     text
 }

@@ -10,7 +10,8 @@ use std::time::{Duration, Instant};
 use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 
-/// What is measured: the binary that cargo built with the benches, or another one for a comparison of two versions.
+/// The program under test: the binary that cargo built with the benches, or another one for a comparison of two
+/// versions.
 pub static BINARY: OnceLock<PathBuf> = OnceLock::new();
 /// Nobody listens on this port.
 pub const NOWHERE: &str = "http://127.0.0.1:9/api";

@@ -69,7 +69,7 @@ fn text(numbers: &mut Numbers, words: &[&str], bytes: usize) -> String {
 fn span(numbers: &mut Numbers, words: &[&str], bytes: usize, sent: Sent) -> String {
     let (id, trace_id) = (Uuid::now_v7(), Uuid::now_v7());
     let (hour, micros) = (numbers.below(24), numbers.below(1_000_000));
-    // What is not text is about 700 bytes.
+    // The part that is not text has about 700 bytes.
     let text_bytes = bytes.saturating_sub(700);
     let (asked, answered) = (text(numbers, words, text_bytes * 2 / 3), text(numbers, words, text_bytes / 3));
     let (prompt, completion) = (numbers.below(4000), numbers.below(900));
@@ -85,7 +85,7 @@ fn span(numbers: &mut Numbers, words: &[&str], bytes: usize, sent: Sent) -> Stri
     }
 }
 
-/// Returns bodies of `spans/batch`, each of so many spans of about so many bytes, as an SDK sends them.
+/// Returns bodies of `spans/batch`, each of this many spans of about this many bytes, as an SDK sends them.
 pub fn span_batches(seed: u64, count: usize, spans: usize, bytes: usize, sent: Sent) -> Vec<Vec<u8>> {
     let words: Vec<&str> = WORDS.split_whitespace().collect();
     let mut numbers = Numbers::new(seed);

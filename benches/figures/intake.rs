@@ -91,7 +91,7 @@ pub fn run(size: Size, rows: &mut Vec<Row>) {
     }
 }
 
-/// What a stored span takes on the disk.
+/// The disk space of a stored span.
 pub fn disk(size: Size, rows: &mut Vec<Row>) {
     let count = size.pick(200, 10_000, 40_000);
     let sdk = sdk::write(size.pick(50, 1_000, 3_000));

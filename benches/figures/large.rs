@@ -1,4 +1,4 @@
-//! What a large store costs: looking at it, starting on it, draining it, and the agent at rest.
+//! The cost of a large store: reading it, starting on it, draining it, and the agent at rest.
 
 use std::fs;
 use std::io::{Read, Write};

@@ -33,7 +33,7 @@ impl Went {
     }
 }
 
-/// Sends each request once over so many connections; every answer has to be a success.
+/// Sends each request once over this many connections; every answer must be a success.
 pub fn run(address: SocketAddr, connections: usize, requests: &Requests) -> Went {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
     let local = tokio::task::LocalSet::new();
@@ -82,7 +82,7 @@ async fn client(mut stream: TcpStream, next: Rc<Cell<usize>>, requests: Requests
     latencies
 }
 
-/// Says whether an answer is there to its end. Answers to writes have no body or one of a stated length.
+/// Returns whether an answer is complete. Answers to writes have no body or one of a stated length.
 fn is_whole(answer: &[u8]) -> bool {
     let Some(head) = answer.windows(4).position(|end| end == b"\r\n\r\n") else { return false };
     let text = String::from_utf8_lossy(&answer[..head]).to_ascii_lowercase();

@@ -1,15 +1,15 @@
-//! The figures that the README quotes, each measured beside what it is compared with, in one run.
+//! The figures that docs/operations.md quotes, each measured beside its baseline, in one run.
 //!
 //! ```text
 //! cargo bench --bench figures                                   everything; writes a table to benches/results/
 //! cargo bench --bench figures -- --size small intake forward    some groups, smaller and sooner
 //! ```
 //!
-//! Groups: intake, disk, forward, replay, large. Sizes: tiny (does it still run?), small, full. Rounds of the two sides of a
-//! comparison alternate, and the table shows medians: machines are noisy, and only what ran side by side compares. The
-//! load generator and the sink share the machine with what is measured.
+//! Groups: intake, disk, forward, replay, large. Sizes: tiny (does it still run?), small, full. Rounds of the two sides
+//! of a comparison alternate, and the table shows medians: machines are noisy, and only what ran side by side compares.
+//! The load generator and the sink share the machine with what is measured.
 
-#![allow(clippy::disallowed_methods, reason = "a bench is no part of the configuration")]
+#![allow(clippy::disallowed_methods, reason = "a bench is not part of the configuration")]
 
 mod agent;
 mod backlog;
@@ -42,7 +42,7 @@ pub enum Size {
     Tiny,
     /// A minute or two.
     Small,
-    /// What the README quotes.
+    /// The size that docs/operations.md quotes.
     Full,
 }
 
@@ -116,7 +116,7 @@ fn main() {
     }
 }
 
-/// What was measured, where and when.
+/// The measurement with its time and machine.
 fn head(size: Size) -> String {
     let cpu = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
     let cpu =

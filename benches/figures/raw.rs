@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-/// Writes each body as a row, so many rows a transaction, and returns how long that took.
+/// Writes each body as a row, this many rows per transaction, and returns how long that took.
 pub fn write(folder: &Path, bodies: &[Vec<u8>], rows: usize) -> Duration {
     let connection = rusqlite::Connection::open(folder.join("raw.db")).expect("a new database");
     connection

@@ -11,7 +11,7 @@ use crate::report::{Row, median, number};
 use crate::sink::Sink;
 use crate::{Size, backlog, load, sdk};
 
-/// What a round trip costs in the drain over a slow line.
+/// The round-trip time in the drain over a slow line.
 const ROUND_TRIP: Duration = Duration::from_millis(50);
 
 pub fn run(size: Size, rows: &mut Vec<Row>) {

@@ -15,14 +15,14 @@ pub struct Written {
     pub bytes_per_message: f64,
 }
 
-/// Lets the SDK store so many spans of 2 KB, one by one as it does while the server is away.
+/// Makes the SDK store this many spans of 2 KB, one by one, as it does during an outage.
 pub fn write(count: usize) -> Written {
     let folder = folder();
     let result = python("sdk_store.py", &[&count.to_string(), &folder.path().to_string_lossy()], &[]);
     Written { per_second: figure(&result, "per_second"), bytes_per_message: figure(&result, "bytes_per_message") }
 }
 
-/// Lets the SDK replay so many messages of so many spans to this URL, and returns the seconds that it took.
+/// Makes the SDK replay this many messages of this many spans to this URL, and returns the seconds that it took.
 ///
 /// `tuned` is the largest batch and no delay; otherwise its defaults.
 pub fn replay(count: usize, spans: usize, url: &str, tuned: bool) -> f64 {
@@ -43,7 +43,7 @@ fn python(script: &str, args: &[&str], env: &[(&str, &str)]) -> Value {
     let script = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("benches/figures").join(script);
     let mut command = Command::new(python);
     command.arg(&script).args(args).env_clear().env("HOME", home.path()).env("PATH", "/usr/bin:/bin");
-    // What Python compiles names the paths of this machine, and would lie beside the sources.
+    // Python's compiled files contain the paths of this machine, and would be beside the sources.
     command.env("PYTHONDONTWRITEBYTECODE", "1");
     command.env("TMPDIR", home.path()).env("OPIK_SENTRY_ENABLE", "false").env("OPIK_WORKSPACE", "default");
     let output = command.envs(env.iter().copied()).output().expect("Python starts");

@@ -102,7 +102,7 @@ async fn serve(mut stream: TcpStream, counts: Arc<Counts>, delay: Duration) {
         let answer: &[u8] = if is_write {
             b"HTTP/1.1 204 No Content\r\n\r\n"
         } else {
-            // What Opik says to a ping: nothing else is believed to be Opik.
+            // Opik's answer to a ping: nothing else is recognized as Opik.
             b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 28\r\n\r\n{\"message\":\"Healthy Server\"}"
         };
         if stream.write_all(answer).await.is_err() {

@@ -1,12 +1,12 @@
-//! The wrapped command of `agent -- COMMAND`: which signals reach it, how it ended. [`super::environment`] has what it finds in
-//! its environment.
+//! The wrapped command of `agent -- COMMAND`: which signals reach it, and how it ended. Its environment is in
+//! [`super::environment`].
 //!
 //! # Signals
 //!
-//! The command stays in the agent's process group, so that it is in the foreground of a terminal as without the agent. What
-//! is typed there (Ctrl-C, Ctrl-\) or follows from the terminal's end therefore reaches it without us, and is not sent a
-//! second time; the system, not a process, is the sender of these. Whatever another process sends to the agent is passed
-//! on, except what the command itself sent to its whole group.
+//! The command stays in the agent's process group, so that it is in the foreground of a terminal as without the agent.
+//! Signals that are typed there (Ctrl-C, Ctrl-\) or sent when the terminal closes therefore reach it without us, and
+//! are not sent a second time; their sender is the system, not a process. A signal that another process sends to the
+//! agent is passed on, unless it is the command itself that sent it to its whole group.
 
 use std::ffi::OsString;
 use std::io;
@@ -18,11 +18,12 @@ use rustix::io::Errno;
 use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, kill_process, waitid};
 use thiserror::Error;
 
-use super::environment::Changes;
+use super::environment::EnvironmentChanges;
 
-/// Says whether a signal that the agent got is to be passed on to the command; the module's head says why.
+/// Returns whether a signal that the agent received is passed on to the command, by the rules at the head of the
+/// module.
 ///
-/// `typed` are the signals that a terminal sends. `sender` is `None` for the system itself.
+/// `typed` lists the signals that a terminal sends. `sender` is `None` for the system itself.
 pub fn is_passed_on(signal: i32, typed: &[i32], sender: Option<i32>, command: i32) -> bool {
     match sender {
         None => !typed.contains(&signal),
@@ -30,48 +31,48 @@ pub fn is_passed_on(signal: i32, typed: &[i32], sender: Option<i32>, command: i3
     }
 }
 
-/// Why a command could not be started.
+/// Why a command can't be started.
 #[derive(Debug, Error)]
 pub enum ChildError {
-    /// There is no such program.
+    /// The program does not exist.
     #[error("cannot start {program}: no such program")]
     NotFound {
-        /// As it was given.
+        /// The program, as the user gave it.
         program: String,
     },
-    /// There is one, and the system does not run it.
+    /// The program exists, and the system refuses to run it.
     #[error("cannot start {program}: {source}")]
     NotExecutable {
-        /// As it was given.
+        /// The program, as the user gave it.
         program: String,
-        /// What the system says.
+        /// The system's error.
         source: io::Error,
     },
 }
 
 /// How a command ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Ended {
-    /// By itself, with this exit code.
+pub enum CommandEnd {
+    /// It exited with this code.
     Exited(i32),
-    /// By this signal.
+    /// This signal killed it.
     Killed(i32),
 }
 
-/// A command that was started.
+/// A command that is running, or has ended.
 pub struct Child {
     pid: Pid,
-    /// `None` once it has ended and its process id may be somebody else's.
+    /// `None` once it has ended and its process id may belong to another process.
     process: Mutex<Option<Process>>,
 }
 
 impl Child {
-    /// Starts a command with the agent's standard input and output, in its process group.
+    /// Starts a command with the agent's standard input and output, in the agent's process group.
     ///
     /// # Errors
     ///
     /// [`ChildError`]; nothing was started.
-    pub fn start(program: &OsString, arguments: &[OsString], changes: &Changes) -> Result<Self, ChildError> {
+    pub fn start(program: &OsString, arguments: &[OsString], changes: &EnvironmentChanges) -> Result<Self, ChildError> {
         let mut command = Command::new(program);
         command.args(arguments);
         command.envs(changes.set.iter().map(|(name, value)| (name, value)));
@@ -93,20 +94,20 @@ impl Child {
         self.pid.as_raw_pid()
     }
 
-    /// Sends it a signal; returns whether it was still there to get it.
+    /// Sends it a signal; returns whether it was still running.
     pub fn signal(&self, signal: i32) -> bool {
         let process = self.lock();
         let Some(signal) = Signal::from_named_raw(signal).filter(|_| process.is_some()) else { return false };
         kill_process(self.pid, signal).is_ok()
     }
 
-    /// Waits until it ends, whatever the processes that it leaves behind do. To be called once.
+    /// Waits until it ends; processes that it leaves behind are not waited for. Call it once.
     ///
     /// # Errors
     ///
-    /// When the system does not tell how it ended.
-    pub fn wait(&self) -> io::Result<Ended> {
-        // It stays a zombie until it can't be signalled any more: its process id is nobody else's so long.
+    /// If the system can't report how it ended.
+    pub fn wait(&self) -> io::Result<CommandEnd> {
+        // It stays a zombie until we can no longer signal it, so that its process id is not reused before.
         while let Err(error) = waitid(WaitId::Pid(self.pid), WaitIdOptions::EXITED | WaitIdOptions::NOWAIT) {
             if error != Errno::INTR {
                 return Err(error.into());
@@ -114,10 +115,10 @@ impl Child {
         }
         let Some(mut process) = self.lock().take() else { return Err(io::Error::other("waited for twice")) };
         let status = process.wait()?;
-        Ok(status.code().map_or_else(|| Ended::Killed(status.signal().unwrap_or_default()), Ended::Exited))
+        Ok(status.code().map_or_else(|| CommandEnd::Killed(status.signal().unwrap_or_default()), CommandEnd::Exited))
     }
 
-    /// A panic elsewhere can't leave it half taken.
+    /// Taking the process is one step, so the value is whole even after a panic elsewhere.
     fn lock(&self) -> MutexGuard<'_, Option<Process>> {
         self.process.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -128,7 +129,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_typed_reaches_a_command_once_and_what_is_sent_reaches_it_too() {
+    fn typed_signals_are_not_sent_twice_and_others_are_passed_on() {
         let (interrupt, terminate, typed) = (2, 15, [2]);
         for (signal, sender, expected) in [
             (interrupt, None, false),
@@ -145,18 +146,18 @@ mod tests {
     }
 
     #[test]
-    fn a_command_ends_as_it_ended() {
+    fn exit_codes_and_signals_of_a_command_are_reported() {
         let start = |arguments: &[&str]| {
             let arguments: Vec<OsString> = arguments.iter().map(OsString::from).collect();
-            Child::start(&"sh".into(), &arguments, &Changes::default()).expect("there is a shell")
+            Child::start(&"sh".into(), &arguments, &EnvironmentChanges::default()).expect("there is a shell")
         };
         let child = start(&["-c", "exit 7"]);
-        assert_eq!(child.wait().expect("it ends"), Ended::Exited(7));
-        assert!(!child.signal(15), "its process id may be somebody else's by now");
+        assert_eq!(child.wait().expect("it ends"), CommandEnd::Exited(7));
+        assert!(!child.signal(15), "its process id may belong to another process by now");
         let child = start(&["-c", "while :; do sleep 1; done"]);
         assert!(child.signal(15));
-        assert_eq!(child.wait().expect("it ends"), Ended::Killed(15));
-        let failed = |program: &str| Child::start(&program.into(), &[], &Changes::default()).err();
+        assert_eq!(child.wait().expect("it ends"), CommandEnd::Killed(15));
+        let failed = |program: &str| Child::start(&program.into(), &[], &EnvironmentChanges::default()).err();
         assert!(matches!(failed("/no/such/program"), Some(ChildError::NotFound { .. })));
         assert!(matches!(failed("/"), Some(ChildError::NotExecutable { .. })));
     }

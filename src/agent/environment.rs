@@ -1,16 +1,16 @@
-//! What a wrapped command finds in its environment.
+//! The environment of a wrapped command.
 //!
-//! The command keeps the whole environment, except for what leads its clients to the Opik server: that leads to the
-//! agent instead. What leads elsewhere, or nowhere, stays as it is.
+//! The command keeps the whole environment, except for variables that lead its clients to the Opik server: these lead
+//! to the agent instead. Variables that lead elsewhere, or nowhere, stay as they are.
 //!
 //! # Opik's own variables
 //!
-//! - `OPIK_URL_OVERRIDE` names the agent, set or not: all SDKs read it. The server that it named before is the agent's
-//!   own server by now.
-//! - These are changed where they are set and lead to the same server ([`super::redirect`]):
+//! - `OPIK_URL_OVERRIDE` names the agent, whether it was set or not: all SDKs read it. The server that it named is the
+//!   agent's own server now.
+//! - These are changed if they are set and lead to the same server ([`super::redirect`]):
 //!   `OPIK_GUARDRAILS_URL_OVERRIDE` (Python SDK), `OPIK_URL` and `COMET_URL_OVERRIDE` (opik-mcp), `OPIK_BASE_URL`
-//!   (Claude Code plugin), `OPIK_API_BASE_URL` (the older opik-mcp in TypeScript). `COMET_URL_OVERRIDE` with the path of
-//!   Comet's experiment tracking (`/clientlib`) is not Opik's.
+//!   (Claude Code plugin), `OPIK_API_BASE_URL` (the older opik-mcp in TypeScript). `COMET_URL_OVERRIDE` with the path
+//!   of Comet's experiment tracking (`/clientlib`) is not Opik's.
 //! - The programs of the last two variables otherwise read `url_override` in `~/.opik.config`, and neither
 //!   `OPIK_URL_OVERRIDE` nor `OPIK_CONFIG_PATH`. Where that file leads to the server and the variable is unset, the
 //!   variable is set. A private copy of the file, named by `OPIK_CONFIG_PATH`, would change nothing: each program that
@@ -30,19 +30,19 @@
 //! it leads to Opik still reach Opik, which refuses them as without the agent; the agent stores none of them.
 //! `OTEL_ENDPOINT` (LiteLLM) and `TRACELOOP_BASE_URL` (OpenLLMetry) are treated as Opik's own variables.
 //!
-//! Where traces were redirected and no protocol is set, the protocol is set to HTTP. An exporter that is told to speak
-//! gRPC, which neither Opik nor the agent understands, keeps doing so, and [`Changes::grpc`] reports it.
+//! If traces were redirected and no protocol is set, the protocol is set to HTTP. An exporter that is configured for
+//! gRPC, which neither Opik nor the agent understands, keeps using it, and [`EnvironmentChanges::grpc`] reports it.
 //!
 //! # The way to the agent
 //!
-//! `NO_PROXY` gets the agent's address where a proxy is configured, which could not reach it. `_OPIK_HTTP_PROXY`, which
-//! knows no exceptions, is removed. The agent itself goes on using the proxy.
+//! If a proxy is configured, which could not reach the agent, `NO_PROXY` gets the agent's address. `_OPIK_HTTP_PROXY`,
+//! which supports no exceptions, is removed. The agent itself still uses the proxy.
 //!
 //! # This program itself
 //!
 //! `opik-offline replay`, or another wrapped command, inside the command has to reach the server and not this agent:
-//! `OPIK_OFFLINE_WRAPPED_BY` says which server is behind `OPIK_URL_OVERRIDE`, for as long as that names this agent
-//! ([`crate::config::WRAPPED_BY`]). A store that a flag named is named by `OPIK_OFFLINE_DB`.
+//! `OPIK_OFFLINE_WRAPPED_BY` names the server behind `OPIK_URL_OVERRIDE`, for as long as that variable names this
+//! agent ([`crate::config::WRAPPED_BY`]). If a flag named the store, `OPIK_OFFLINE_DB` names it.
 
 use std::ffi::{OsStr, OsString};
 use std::net::SocketAddr;
@@ -57,14 +57,14 @@ const COMET_URL: &str = "COMET_URL_OVERRIDE";
 /// More variables that name the server, each read by one program.
 const OTHER_URLS: [&str; 7] =
     [GUARDRAILS_URL, "OPIK_URL", COMET_URL, BASE_URLS[0], BASE_URLS[1], "OTEL_ENDPOINT", "TRACELOOP_BASE_URL"];
-/// Those of programs that read nothing else but `~/.opik.config`.
+/// Those of programs that otherwise read only `~/.opik.config`.
 const BASE_URLS: [&str; 2] = ["OPIK_BASE_URL", "OPIK_API_BASE_URL"];
-/// The path of Comet's experiment tracking, which `comet_ml` wants in its `COMET_URL_OVERRIDE`.
+/// The path of Comet's experiment tracking, which `comet_ml` expects in its `COMET_URL_OVERRIDE`.
 const COMET_TRACKING_PATH: &str = "/clientlib";
 const OTLP_ENDPOINT: &str = "OTEL_EXPORTER_OTLP_ENDPOINT";
 const OTLP_TRACES_ENDPOINT: &str = "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT";
 const OTLP_TRACES_PROTOCOL: &str = "OTEL_EXPORTER_OTLP_TRACES_PROTOCOL";
-/// What says which protocol an OpenTelemetry exporter speaks; the first wins.
+/// The variables that set the protocol of an OpenTelemetry exporter; the first wins.
 const OTLP_PROTOCOLS: [&str; 2] = [OTLP_TRACES_PROTOCOL, "OTEL_EXPORTER_OTLP_PROTOCOL"];
 /// The variables that lead a plain HTTP connection through a proxy.
 const PROXIES: [&str; 4] = ["http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"];
@@ -73,46 +73,47 @@ const OPIK_PROXY: &str = "_OPIK_HTTP_PROXY";
 /// Where the Python SDK looks for guardrails, at the origin of its server.
 const GUARDRAILS_PATH: &str = "/guardrails";
 
-/// What is known of the agent that wraps a command.
+/// The agent that wraps a command.
 #[derive(Clone, Debug)]
 pub struct Wrapping<'a> {
-    /// Where the agent listens.
+    /// The address that the agent listens on.
     pub intake: SocketAddr,
-    /// What its clients have to show.
+    /// The token that its clients must send.
     pub token: Option<&'a str>,
     /// Its server.
     pub upstream: &'a ServerUrl,
     /// `url_override` in `~/.opik.config`.
     pub in_home_file: Option<&'a str>,
-    /// Whether all traces of OpenTelemetry are for Opik.
+    /// Whether all OpenTelemetry traces go to Opik.
     pub all_otlp_traces: bool,
-    /// The store, where the command could not find it by itself.
+    /// The store, if the command could not find it without being told.
     pub store: Option<PathBuf>,
 }
 
-/// What is different in the wrapped command's environment.
+/// The changes to the wrapped command's environment.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Changes {
-    /// Variables with their new values. A value may hold the intake token.
+pub struct EnvironmentChanges {
+    /// Variables with their new values. A value may contain the intake token.
     pub set: Vec<(&'static str, OsString)>,
-    /// Variables that are taken out.
+    /// Variables that are removed.
     pub unset: Vec<&'static str>,
-    /// Variables that could name the server, lead elsewhere, and are left.
+    /// Variables that could name the server, but lead elsewhere and are kept.
     pub left: Vec<&'static str>,
-    /// The variable that makes an exporter of traces, which are for Opik, speak gRPC.
+    /// The variable that makes an exporter of Opik's traces speak gRPC.
     pub grpc: Option<&'static str>,
-    /// Host and port of another server that `OPIK_URL_OVERRIDE` named.
+    /// Host and port of the other server that `OPIK_URL_OVERRIDE` named.
     pub replaced: Option<String>,
     /// The agent's address for the server's API, without the token.
     pub base: String,
 }
 
-impl Changes {
-    /// Works out what leads the command's clients to the agent. The module's head says why.
+impl EnvironmentChanges {
+    /// Returns the changes that lead the command's clients to the agent, by the rules at the head of the module.
     pub fn leading_to(wrapping: &Wrapping<'_>, environment: &dyn Environment) -> Self {
-        let known = Known(environment);
+        let known = OriginalEnvironment(environment);
         let own: Option<ServerUrl> = known.text(URL).and_then(|url| url.parse().ok());
-        // An agent that stays is another name of the server. Another server is not: what leads there carries its keys.
+        // An agent that keeps running is another name of the server. Another server is not: requests to it carry its
+        // keys.
         let agent = own.clone().filter(ServerUrl::is_loopback);
         let redirect = Redirect::new(wrapping.intake, wrapping.token, wrapping.upstream, agent);
         let open = Redirect::new(wrapping.intake, None, wrapping.upstream, []);
@@ -135,8 +136,8 @@ impl Changes {
         self.set.push((name, value.as_ref().to_owned()));
     }
 
-    /// Leads the programs to the agent that read variables of their own.
-    fn lead_other_clients(&mut self, wrapping: &Wrapping<'_>, redirect: &Redirect, known: &Known<'_>) {
+    /// Leads programs that read variables of their own to the agent.
+    fn lead_other_clients(&mut self, wrapping: &Wrapping<'_>, redirect: &Redirect, known: &OriginalEnvironment<'_>) {
         for name in OTHER_URLS {
             let given = known.text(name);
             let is_trackings =
@@ -160,8 +161,8 @@ impl Changes {
         }
     }
 
-    /// Leads the traces of OpenTelemetry to the agent that led to Opik.
-    fn lead_traces(&mut self, wrapping: &Wrapping<'_>, redirect: &Redirect, known: &Known<'_>) {
+    /// Leads OpenTelemetry traces that went to Opik to the agent.
+    fn lead_traces(&mut self, wrapping: &Wrapping<'_>, redirect: &Redirect, known: &OriginalEnvironment<'_>) {
         let through = |url: &str| redirect.through_agent(url).filter(|through| is_otlp(through));
         let of_all = known.text(OTLP_ENDPOINT);
         let of_traces = known.text(OTLP_TRACES_ENDPOINT);
@@ -194,12 +195,12 @@ impl Changes {
         }
     }
 
-    /// Keeps the way to the agent free of proxies.
-    fn lead_past_proxies(&mut self, redirect: &Redirect, known: &Known<'_>) {
+    /// Makes clients reach the agent without a proxy.
+    fn lead_past_proxies(&mut self, redirect: &Redirect, known: &OriginalEnvironment<'_>) {
         if PROXIES.iter().any(|name| known.text(name).is_some()) {
             let name = redirect.host.rsplit_once(':').map_or(&*redirect.host, |(name, _)| name);
             let name = name.trim_start_matches('[').trim_end_matches(']');
-            // Some programs read the one, some the other, and one in lower case that is set to nothing hides the other.
+            // Some programs read the one, some the other, and an empty one in lower case hides the other.
             let (lower, upper) = (known.any("no_proxy"), known.any("NO_PROXY"));
             self.set("no_proxy", with_entry(lower.as_ref().or(upper.as_ref()), name));
             self.set("NO_PROXY", with_entry(upper.as_ref().or(lower.as_ref()), name));
@@ -212,7 +213,8 @@ impl Changes {
     }
 }
 
-/// Returns a list of hosts that no proxy is for, with one more. `*` alone means all of them, and only alone.
+/// Returns a list of hosts that are reached without a proxy, with one more entry. `*` means all hosts only if it is the
+/// only entry.
 fn with_entry(list: Option<&String>, name: &str) -> String {
     let list = list.map_or("", |list| list.trim());
     let is_in = list.split([',', ' ', '\t']).any(|entry| entry == name);
@@ -224,17 +226,17 @@ fn with_entry(list: Option<&String>, name: &str) -> String {
     }
 }
 
-/// The environment as the command would find it without us.
-struct Known<'a>(&'a dyn Environment);
+/// The environment that the command would have without us.
+struct OriginalEnvironment<'a>(&'a dyn Environment);
 
-impl Known<'_> {
-    /// Returns a variable. An empty one counts as unset, to OpenTelemetry as well as to Opik's clients.
+impl OriginalEnvironment<'_> {
+    /// Returns a variable. An empty one counts as unset, for OpenTelemetry as well as for Opik's clients.
     fn text(&self, name: &str) -> Option<String> {
         let value = self.0.variable(name)?.to_string_lossy().into_owned();
         (!value.trim().is_empty()).then_some(value)
     }
 
-    /// Returns a variable, also an empty one.
+    /// Returns a variable, even if it is empty.
     fn any(&self, name: &str) -> Option<String> {
         Some(self.0.variable(name)?.to_string_lossy().into_owned())
     }
@@ -252,7 +254,7 @@ mod tests {
         url.parse().unwrap_or_else(|error| panic!("{url}: {error}"))
     }
 
-    /// An agent, and the variables before a command is wrapped.
+    /// An agent, and the variables before it wraps a command.
     #[derive(Clone, Copy, Default)]
     struct Before<'a> {
         upstream: Option<&'a str>,
@@ -263,7 +265,7 @@ mod tests {
     }
 
     impl Before<'_> {
-        fn changes(self) -> Changes {
+        fn changes(self) -> EnvironmentChanges {
             let variables = self.variables.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned()));
             let wrapping = Wrapping {
                 intake: "127.0.0.1:4000".parse().expect("an address"),
@@ -273,12 +275,12 @@ mod tests {
                 all_otlp_traces: self.all_otlp_traces,
                 store: None,
             };
-            Changes::leading_to(&wrapping, &variables.collect::<BTreeMap<_, _>>())
+            EnvironmentChanges::leading_to(&wrapping, &variables.collect::<BTreeMap<_, _>>())
         }
 
-        /// Asserts what is set beside what always is.
+        /// Asserts which variables are set beside those that always are.
         #[track_caller]
-        fn sets(self, expected: Pairs<'_>) -> Changes {
+        fn sets(self, expected: Pairs<'_>) -> EnvironmentChanges {
             let changes = self.changes();
             let beside = changes.set.iter().filter(|(name, _)| ![URL, WRAPPED_BY].contains(name));
             let beside: Vec<(&str, &str)> = beside.map(|(name, value)| (*name, value.to_str().unwrap())).collect();
@@ -311,7 +313,7 @@ mod tests {
             let (intake, upstream) = (intake.parse().expect("an address"), server(upstream));
             let (in_home_file, all_otlp_traces, store) = (None, false, Some("/a/b.db".into()));
             let wrapping = Wrapping { intake, token, upstream: &upstream, in_home_file, all_otlp_traces, store };
-            let changes = Changes::leading_to(&wrapping, &BTreeMap::<String, String>::new());
+            let changes = EnvironmentChanges::leading_to(&wrapping, &BTreeMap::<String, String>::new());
             assert_eq!(changes.set[0], (URL, expected.into()));
             assert_eq!(changes.set.last(), Some(&("OPIK_OFFLINE_DB", "/a/b.db".into())));
             assert!(token.is_none_or(|token| !changes.base.contains(token)), "{}", changes.base);
@@ -319,7 +321,7 @@ mod tests {
     }
 
     #[test]
-    fn traces_are_led_to_the_agent_when_they_would_go_to_opik_and_only_then() {
+    fn only_traces_that_would_go_to_opik_are_led_to_the_agent() {
         const GENERAL: (&str, &str) = (OTLP_ENDPOINT, "https://opik.example/api/v1/private/otel");
         const TRACES: (&str, &str) = (OTLP_TRACES_ENDPOINT, "https://opik.example/api/v1/private/otel/v1/traces");
         const COLLECTOR: (&str, &str) = (OTLP_ENDPOINT, "http://collector:4318");
@@ -365,7 +367,7 @@ mod tests {
     }
 
     #[test]
-    fn all_traces_are_led_to_opik_when_that_is_asked_for() {
+    fn all_traces_are_led_to_opik_on_request() {
         let led = (OTLP_TRACES_ENDPOINT, "http://127.0.0.1:4000/api/v1/private/otel/v1/traces");
         let http = (OTLP_TRACES_PROTOCOL, "http/protobuf");
         assert_eq!(all(&[]).sets(&[led, http]).left, [""; 0]);
@@ -381,7 +383,7 @@ mod tests {
     }
 
     #[test]
-    fn an_exporter_that_speaks_grpc_is_named_and_keeps_its_protocol() {
+    fn an_exporter_that_speaks_grpc_is_reported_and_keeps_its_protocol() {
         let opiks = (OTLP_TRACES_ENDPOINT, "https://opik.example/api/v1/private/otel/v1/traces");
         let led = (OTLP_TRACES_ENDPOINT, "http://127.0.0.1:4000/api/v1/private/otel/v1/traces");
         for name in OTLP_PROTOCOLS {
@@ -441,7 +443,7 @@ mod tests {
         before(&[proxy, ("no_proxy", "a.test"), ("NO_PROXY", "corp.test")]).sets(&both);
         let hidden = [("no_proxy", "127.0.0.1"), ("NO_PROXY", "corp.test,127.0.0.1")];
         before(&[proxy, ("no_proxy", ""), ("NO_PROXY", "corp.test")]).sets(&hidden);
-        // Nothing of this machine goes through a proxy for https alone.
+        // A proxy for https alone carries no request to this machine.
         before(&[("HTTPS_PROXY", "http://proxy:3128")]).sets(&[]);
         let opiks = before(&[(OPIK_PROXY, "http://proxy:3128")]).sets(&[(WRAPPED_PROXY, "http://proxy:3128")]);
         assert_eq!(opiks.unset, [OPIK_PROXY]);

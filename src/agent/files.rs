@@ -1,60 +1,60 @@
-//! Open files: the soft limit, and who gets how many of them.
+//! Open files: the soft limit on file descriptors, and how many each part gets.
 //!
 //! The soft limit is raised to what the agent needs, as far as the hard limit allows. A wrapped command starts with the
-//! limit that the agent was started with: programs that use `select` break beyond 1024, and what a user has set for the
-//! command is the command's.
+//! limit that the agent was started with: programs that use `select` break beyond 1024 descriptors, and a limit that
+//! the user set for the command is meant for the command.
 //!
-//! What there is then is shared once, at the start ([`share`], pure), so that nothing runs out at the worst moment: a
-//! connection to the server that can't be opened would look like a server that is away, and a store that can't be opened
-//! like a broken one.
+//! The descriptors are shared out once, at the start ([`share`], pure), so that they don't run out at the worst
+//! moment: if a connection to the server can't be opened, the server seems unavailable, and if the store can't be
+//! opened, it seems corrupt.
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
-/// Files that the agent has open at rest (23 were counted) and opens for a moment: the store and its log, standard
-/// streams, the listener, logs, reading what it finds.
+/// Files that the agent has open when idle (23 were counted) or opens for a moment: the store and its write-ahead log,
+/// standard streams, the listener, logs, files that it reads.
 const OWN: u64 = 40;
-/// Those of each thread that serves connections.
+/// Files of each thread that serves connections.
 const OWN_OF_A_WORKER: u64 = 4;
-/// Lanes that replay works on at once where there are files enough. Each has a connection to the server.
+/// How many lanes are replayed concurrently if there are enough files. Each has a connection to the server.
 pub const REPLAY_WORKERS_MAX: u64 = 64;
-/// Idle connections to the server that each thread keeps at most.
+/// How many idle connections to the server each thread keeps at most.
 const IDLE_OF_A_WORKER_MAX: u64 = 128;
 
-/// Who may have how many files.
+/// How many files each part may have.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Shares {
-    /// Connections of clients at once; each may need one to the server beside its own.
+pub struct FileShares {
+    /// Concurrent client connections; each may need one to the server beside its own.
     pub clients: u64,
     /// Idle connections to the server that each thread keeps.
     pub idle_of_a_worker: u64,
-    /// Lanes that are replayed at once.
+    /// Lanes that are replayed concurrently.
     pub replay_workers: u64,
 }
 
-/// Shares files, of which `None` is any number, for this many clients at once and threads that serve them.
+/// Shares out files (`None`: any number) for this many concurrent clients and the threads that serve them.
 ///
-/// Clients first: what they are refused, they may not have again. Replay can wait, so it gets an eighth; so do connections
-/// that are only kept to be used again.
-pub fn share(files: Option<u64>, clients_wanted: u64, workers: u64) -> Shares {
+/// Clients come first: a write that is refused may be lost by its client. Replay can wait, so it gets an eighth; idle
+/// connections, which only save handshakes, get an eighth of the rest.
+pub fn share(files: Option<u64>, clients_wanted: u64, workers: u64) -> FileShares {
     let left = files.unwrap_or(u64::MAX).saturating_sub(OWN + OWN_OF_A_WORKER * workers);
     let replay_workers = (left / 8).clamp(1, REPLAY_WORKERS_MAX);
     let left = left.saturating_sub(replay_workers);
     let idle = left / 8;
-    Shares {
+    FileShares {
         clients: ((left - idle) / 2).clamp(1, clients_wanted),
         idle_of_a_worker: (idle / workers.max(1)).clamp(1, IDLE_OF_A_WORKER_MAX),
         replay_workers,
     }
 }
 
-/// Returns how many files are enough for [`share`] to give everybody what they want.
+/// Returns how many files are enough for [`share`] to satisfy every part.
 fn needed(clients_wanted: u64, workers: u64) -> u64 {
     // Replay gets an eighth, and idle connections an eighth of the rest.
     let left = (REPLAY_WORKERS_MAX * 8).max(REPLAY_WORKERS_MAX + clients_wanted * 16 / 7 + 2);
     OWN + OWN_OF_A_WORKER * workers + left
 }
 
-/// Says what this many files are too few for, if they are, and what to do.
+/// Returns what this many files are too few for, if they are.
 pub fn problem(files: Option<u64>, clients_wanted: u64, workers: u64) -> Option<String> {
     let shares = share(files, clients_wanted, workers);
     let is_little = shares.clients < clients_wanted || shares.replay_workers < REPLAY_WORKERS_MAX;
@@ -67,7 +67,7 @@ pub fn problem(files: Option<u64>, clients_wanted: u64, workers: u64) -> Option<
     })
 }
 
-/// Returns what a person can do about [`problem`].
+/// Returns what the user can do about [`problem`].
 pub fn hint(clients_wanted: u64, workers: u64) -> String {
     let needed = needed(clients_wanted, workers).next_multiple_of(1024);
     format!(
@@ -81,7 +81,7 @@ pub fn allowed() -> Option<u64> {
     getrlimit(Resource::Nofile).current
 }
 
-/// Returns how many files this process could have after its soft limit was raised; `None` for any number.
+/// Returns how many files this process may open once its soft limit is raised; `None` for any number.
 pub fn allowed_at_most() -> Option<u64> {
     getrlimit(Resource::Nofile).maximum
 }
@@ -94,7 +94,7 @@ pub struct SoftLimit {
 }
 
 impl SoftLimit {
-    /// Raises it to what the agent needs, as far as the hard limit allows.
+    /// Raises it to the number that the agent needs, as far as the hard limit allows.
     pub fn raise(clients_wanted: u64, workers: u64) -> Self {
         let original = getrlimit(Resource::Nofile);
         let Some(current) = raised(original.current, original.maximum, needed(clients_wanted, workers)) else {
@@ -104,28 +104,28 @@ impl SoftLimit {
         match setrlimit(Resource::Nofile, raised) {
             Ok(()) => Self { original, raised },
             Err(error) => {
-                tracing::debug!(target: "intake", "the limit on open files stays as it is: {error}");
+                tracing::debug!(target: "intake", "cannot raise the limit on open files: {error}");
                 Self { original, raised: original }
             }
         }
     }
 
-    /// Starts a process that has the limit which this one was started with.
+    /// Starts a process with the limit that this process was started with.
     pub fn as_before<T>(self, start: impl FnOnce() -> T) -> T {
         if self.original == self.raised {
             return start();
         }
-        // What is open already stays open under a lower limit, and nobody else opens anything so early.
+        // Open files stay open under a lower limit, and no other thread opens a file this early.
         let is_lowered = setrlimit(Resource::Nofile, self.original).is_ok();
         let started = start();
         if is_lowered && let Err(error) = setrlimit(Resource::Nofile, self.raised) {
-            tracing::warn!(target: "intake", "the limit on open files can't be raised again: {error}");
+            tracing::warn!(target: "intake", "cannot raise the limit on open files again: {error}");
         }
         started
     }
 }
 
-/// Returns the soft limit to set, if it is to be raised.
+/// Returns the soft limit to set, if it has to be raised.
 fn raised(soft: Option<u64>, hard: Option<u64>, needed: u64) -> Option<u64> {
     let soft = soft.filter(|soft| *soft < needed)?;
     Some(hard.map_or(needed, |hard| hard.min(needed))).filter(|raised| *raised > soft)
@@ -136,7 +136,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn clients_are_served_first_and_everybody_gets_something() {
+    fn clients_come_first_and_every_part_gets_something() {
         for (files, wanted, workers, clients, idle, replay) in [
             (Some(16), 4096, 2, 1, 1, 1),
             (Some(64), 4096, 2, 6, 1, 2),
@@ -147,7 +147,7 @@ mod tests {
             (Some(1 << 20), 4096, 2, 4096, 128, 64),
             (None, 4096, 2, 4096, 128, 64),
         ] {
-            let expected = Shares { clients, idle_of_a_worker: idle, replay_workers: replay };
+            let expected = FileShares { clients, idle_of_a_worker: idle, replay_workers: replay };
             let shares = share(files, wanted, workers);
             assert_eq!(shares, expected, "{files:?} {wanted} {workers}");
             let all = OWN
@@ -161,7 +161,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_needed_is_enough() {
+    fn the_needed_number_of_files_satisfies_every_part() {
         for (clients, workers) in [(1, 2), (64, 4), (4096, 2), (4096, 16), (1_000_000, 16)] {
             assert_eq!(problem(Some(needed(clients, workers)), clients, workers), None, "{clients} {workers}");
         }

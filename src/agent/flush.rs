@@ -1,8 +1,8 @@
-//! Flush: what is stored is delivered before the process ends, as far as that is possible.
+//! Flush: delivers as many stored messages as possible before the process ends.
 //!
-//! The replay manager does the work. Here is only decided how long that is waited for: until nothing waits any more, the
-//! time is over, or waiting has become useless, because the server is away or everything that is left waits longer than
-//! there is time. Whatever remains is as safe as before.
+//! The replay manager does the work. This module only decides how long to wait for it: until the backlog is empty, the
+//! timeout expires, or waiting is useless, because the server is unavailable or every message that is left is due only
+//! after the deadline. Messages that remain are as safe as before.
 
 use std::time::{Duration, Instant};
 
@@ -17,32 +17,32 @@ use crate::store::{Filter, LaneWork, Owner, StoreError, Whose, now_ms};
 
 /// How to flush.
 pub struct Flush<'a> {
-    /// How long at most.
+    /// The timeout.
     pub timeout: Duration,
-    /// Ends it early.
+    /// Ends the flush early.
     pub stop: &'a Shutdown,
-    /// Told how many messages wait, while they are being delivered.
+    /// Called with the size of the backlog while it is being delivered.
     pub watch: &'a (dyn Fn(u64) + Sync),
 }
 
 /// How a flush ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum FlushEnd {
-    /// Nothing waits any more.
+    /// The backlog is empty.
     Empty,
-    /// The server is away.
+    /// The server is unavailable.
     ServerAway {
         /// Why.
         reason: Option<String>,
     },
-    /// All that is left waits longer than there is time.
+    /// Every message that is left is due only after the deadline.
     NotDue {
-        /// Why, where a lane is held.
+        /// Why, if a lane is held.
         reason: Option<String>,
     },
-    /// The time is over.
+    /// The timeout expired.
     TimeOver {
-        /// Another process that replays this store: one does at a time, for all servers.
+        /// The other process that replays this store: only one replays at a time, for all servers.
         replayer: Option<Owner>,
     },
     /// It was asked to stop.
@@ -54,33 +54,32 @@ pub enum FlushEnd {
     },
 }
 
-/// How often to look.
-const LOOK_INTERVAL: Duration = Duration::from_millis(50);
+/// How often the backlog is polled.
+const POLL_INTERVAL: Duration = Duration::from_millis(50);
 
-/// Waits for the replay manager, for as long as that is of use.
-/// `server` is the one that this agent delivers to.
+/// Waits for the replay manager to deliver to `server`, for as long as that is useful.
 pub(super) fn flush(slot: &StoreSlot, connection: &Connection, server: &Server, flush: &Flush<'_>) -> FlushEnd {
     let own = &Filter::of_server(server);
     let whose = Whose::Server(server.clone());
     let deadline = Instant::now() + flush.timeout;
-    // An attempt at once: what waits for its next one, or for its lane to be tried again, may pass by now.
+    // One retry at once: deferred messages and held lanes may pass by now.
     if flush.timeout > Duration::ZERO
         && let Err(error) =
             slot.with(|store| if store.backlog(own)?.waiting() > 0 { store.hasten(&whose) } else { Ok(()) })
     {
-        debug!(target: "replay_manager", "what waits can't be made due: {error}");
+        debug!(target: "replay_manager", "cannot make deferred messages due: {error}");
     }
     loop {
         let time_left = deadline.saturating_duration_since(Instant::now());
-        // One reading for both: what is due now is in time, even if the time is over.
+        // One clock reading for both: a message that is due now counts as in time, even at the deadline.
         let now = now_ms();
         let until_ms = now.saturating_add(i64::try_from(time_left.as_millis()).unwrap_or(i64::MAX));
-        let looked = slot.with(|store| {
+        let read = slot.with(|store| {
             let backlog = store.backlog(own)?;
             let lanes = if backlog.waiting() > 0 { store.lanes(own, now)? } else { Vec::new() };
             Ok((backlog, lanes))
         });
-        match looked {
+        match read {
             Ok((backlog, lanes)) => {
                 let waiting = backlog.waiting();
                 if waiting == 0 {
@@ -94,7 +93,7 @@ pub(super) fn flush(slot: &StoreSlot, connection: &Connection, server: &Server, 
                     (flush.watch)(waiting);
                 }
             }
-            // Somebody writes for long; there is time.
+            // Another process has had the write lock for long; retry until the deadline.
             Err(error) if matches!(*error, StoreError::Busy { .. }) => {}
             Err(error) => return FlushEnd::NoStore { reason: error.to_string() },
         }
@@ -110,19 +109,19 @@ pub(super) fn flush(slot: &StoreSlot, connection: &Connection, server: &Server, 
             }
             return FlushEnd::ServerAway { reason: connection.state().reason };
         }
-        flush.stop.sleep(LOOK_INTERVAL.min(time_left));
+        flush.stop.sleep(POLL_INTERVAL.min(time_left));
     }
 }
 
-/// Returns who replays the store, if that is another process.
+/// Returns the process that replays the store, if it is not this one.
 fn other_replayer(slot: &StoreSlot) -> Option<Owner> {
     let condition = slot.with(|store| store.condition()).ok()?;
     condition.lease.filter(|owner| owner.pid != std::process::id())
 }
 
-/// Says whether nothing of what waits is due before then, and why if a lane is held.
+/// Returns `Some` if no waiting message is due by then, with the reason if a lane is held.
 ///
-/// To be asked when nothing is on its way: an answer may make anything due.
+/// Only valid while nothing is in flight: an answer may make any message due.
 fn useless(lanes: &[LaneWork], until_ms: i64) -> Option<Option<String>> {
     let is_late =
         |lane: &LaneWork| lane.due_at_ms > until_ms && (lane.due_at_ms != i64::MAX || lane.waits_for.is_some());
@@ -159,9 +158,9 @@ mod tests {
             limits: Vec::new(),
             waits_for: None,
         };
-        assert_eq!(useless(&[], 100), None, "all is on its way");
+        assert_eq!(useless(&[], 100), None, "all is in flight");
         assert_eq!(useless(&[lane(100, None)], 100), None);
-        assert_eq!(useless(&[lane(i64::MAX, None)], 100), None, "it waits for what is on its way");
+        assert_eq!(useless(&[lane(i64::MAX, None)], 100), None, "it waits for a message in flight");
         assert_eq!(useless(&[lane(101, None), lane(0, None)], 100), None);
         assert_eq!(useless(&[lane(101, None)], 100), Some(None));
         let held = useless(&[lane(101, None), lane(200, Some("no valid key"))], 100).expect("useless");

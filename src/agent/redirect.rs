@@ -1,7 +1,7 @@
-//! Which URLs lead to the Opik server, and where they lead with the agent in between.
+//! Which URLs lead to the Opik server, and the URLs that replace them so that they lead through the agent.
 //!
-//! `http://agent/X` means `http://server/X` for every path, the API's own included, so an address keeps its path, its
-//! query and the slash at its end. With an intake token, the path begins with the token's prefix.
+//! `http://agent/X` means `http://server/X` for every path, the API's included, so a URL keeps its path, its query and its
+//! trailing slash. With an intake token, the path begins with the token's prefix.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
@@ -9,14 +9,14 @@ use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 
 use crate::config::ServerUrl;
 
-/// Where Opik takes OTLP, below its base URL (protocol dossier, section d); exporters add `/v1/traces` to it.
+/// Where Opik accepts OTLP, below its base URL (protocol dossier, section d); exporters add `/v1/traces` to it.
 pub(super) const OTLP_PATH: &str = "/v1/private/otel";
 /// The prefix of a path that carries the intake token.
 const TOKEN_PREFIX: &str = "/-/token/";
-/// What is encoded in a segment of a path: everything that any program might take for something else.
+/// The characters that are encoded in a segment of a path: every one that some program might give a meaning.
 const IN_A_SEGMENT: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'_').remove(b'.').remove(b'~');
 
-/// The way through the agent.
+/// Rewrites URLs so that they lead through the agent.
 #[derive(Clone, Debug)]
 pub(super) struct Redirect {
     /// The host and port under which a program on this machine reaches the intake.
@@ -25,7 +25,7 @@ pub(super) struct Redirect {
     prefix: String,
     /// The path of the server's API: `/api`, `/opik/api`, or nothing.
     base_path: String,
-    /// What leads to the server: the agent's own first.
+    /// URLs of the server, the agent's own first.
     servers: Vec<ServerUrl>,
 }
 
@@ -46,7 +46,7 @@ impl Redirect {
         }
     }
 
-    /// Returns the agent's address for the server's origin, without a slash at its end.
+    /// Returns the agent's address for the server's origin, without a trailing slash.
     pub(super) fn origin(&self) -> String {
         format!("http://{}{}", self.host, self.prefix)
     }
@@ -56,12 +56,12 @@ impl Redirect {
         format!("{}{}", self.origin(), self.base_path)
     }
 
-    /// Returns what a URL becomes with the agent in between; `None` if it does not lead to the server.
+    /// Returns the URL with the agent in between; `None` if it does not lead to the server.
     pub(super) fn through_agent(&self, url: &str) -> Option<String> {
         let (url, query) = url.trim().split_at(url.trim().find(['?', '#']).unwrap_or(url.trim().len()));
         let (scheme, rest) = url.split_once("://")?;
         let authority = rest.split('/').next().unwrap_or_default();
-        // Clients send it as a header, which the agent passes on.
+        // Clients send the user as a header, which the agent passes on.
         let user = authority.rfind('@').map_or("", |at| &authority[..=at]);
         let target: ServerUrl = format!("{scheme}://{}", &rest[user.len()..]).parse().ok()?;
         let server = self.servers.iter().find(|server| is_same_server(server, &target))?;
@@ -74,7 +74,7 @@ impl Redirect {
     }
 }
 
-/// Returns whether two URLs lead to one server, without asking a name server: the same scheme and port, and one host.
+/// Returns whether two URLs lead to the same server, without DNS: the same scheme, port and host.
 pub(super) fn is_same_server(one: &ServerUrl, other: &ServerUrl) -> bool {
     one.is_https() == other.is_https() && one.port() == other.port() && host(one) == host(other)
 }
@@ -88,7 +88,7 @@ pub(super) fn is_otlp(url: &str) -> bool {
     segments.windows(wanted.len()).any(|found| found == wanted)
 }
 
-/// Returns a URL's host in one spelling. All names of the loopback interface that servers usually have are one.
+/// Returns a URL's host in its canonical spelling. The usual names of the loopback interface are one host.
 fn host(url: &ServerUrl) -> String {
     let name = url.host().trim_end_matches('.');
     match url.ip().map(|ip| ip.to_canonical()) {
@@ -133,7 +133,7 @@ mod tests {
     }
 
     #[test]
-    fn two_spellings_of_a_server_are_one_and_two_servers_are_two() {
+    fn spellings_of_one_server_are_equal_and_other_servers_differ() {
         for (one, other) in [
             ("https://opik.example/api", "https://OPIK.example:443/api/"),
             ("https://opik.example/api", "HTTPS://opik.example./guardrails"),
@@ -182,7 +182,7 @@ mod tests {
             (cloud, None, "https://www.comet.com", "http://127.0.0.1:40"),
             (cloud, None, "https://www.comet.com/opik/api", "http://127.0.0.1:40/opik/api"),
             (cloud, Some("t"), "https://www.comet.com/opik/api/", "http://127.0.0.1:40/-/token/t/opik/api/"),
-            // What led to another agent in front of the server: its base is the server's.
+            // A URL of another agent in front of the server: its base is the server's.
             (cloud, None, "http://localhost:6745/-/token/other/api/v1/x", "http://127.0.0.1:40/opik/api/v1/x"),
             (cloud, Some("t"), "http://127.0.0.1:6745/guardrails", "http://127.0.0.1:40/-/token/t/guardrails"),
             (
@@ -200,7 +200,7 @@ mod tests {
     }
 
     #[test]
-    fn only_opiks_path_takes_otlp() {
+    fn only_opiks_path_accepts_otlp() {
         for path in ["/api/v1/private/otel", "/opik/api//v1/private/otel/v1/traces", "/v1/private/otel/?x"] {
             assert!(is_otlp(&format!("https://opik.example{path}")), "{path}");
         }

@@ -1,14 +1,14 @@
-//! What the service manager that started the agent is told: ready, stopping, alive, and one line for people.
+//! Notifies the service manager that started the agent: ready, alive, stopping, and a status line for people.
 //!
-//! The protocol is that of `sd_notify(3)`: lines in one datagram. It is written here and not taken from a crate, because
-//! the crates read the environment by themselves, where only `config` does in this house.
+//! The protocol is `sd_notify(3)`: lines in one datagram. It is implemented here because the crates for it read the
+//! environment, which only `config` may do.
 //!
-//! *Alive* means what it means at `/-/healthy` ([`crate::pulse`]): intake takes connections and works on requests, the
-//! committer is not stuck with a commit, monitor and replay go round. When that no longer holds, nothing is said any
-//! more, and the service manager's own watchdog ends and restarts the process. Nothing acknowledged is lost by that, as
-//! by any other crash.
+//! *Alive* means the same as at `/-/healthy` ([`crate::liveness`]): intake accepts connections and works on requests,
+//! the committer is not stuck in a commit, and the loops of monitor and replay turn. As soon as a component has
+//! stalled, the heartbeat stops, and the service manager's watchdog kills and restarts the process. No acknowledged
+//! message is lost by that, as by any other crash.
 //!
-//! A service manager that can't be told is a warning and no more: the agent does its work without it.
+//! If the service manager can't be notified, the agent logs a warning and works without it.
 
 use std::ffi::OsStr;
 use std::io;
@@ -21,28 +21,28 @@ use std::time::{Duration, Instant};
 use tracing::{error, warn};
 
 use crate::config::ServiceManager;
+use crate::liveness::Liveness;
 use crate::message::Server;
 use crate::monitor::Availability;
 use crate::monitor::connection::{Connection, ConnectionState};
 use crate::printable;
-use crate::pulse::Pulses;
 use crate::shutdown::Shutdown;
 use crate::store::slot::StoreSlot;
 use crate::store::{Backlog, Filter, StoreError, now_ms};
 
-/// How often the line for people is looked after.
+/// How often the status line is updated.
 const STATUS_INTERVAL: Duration = Duration::from_secs(5);
-/// How often at most of all the time the backlog is counted for it, as one part in so many.
+/// Counting the backlog for the status line takes at most one part in this many of the time.
 const STATUS_SHARE: u32 = 50;
-/// How long the service manager may take to take a datagram.
+/// How long sending a datagram may take.
 const SEND_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// What is told, and where it is looked for.
-pub(super) struct Teller {
+/// Sends notifications, and reads what they report.
+pub(super) struct Notifier {
     pub(super) manager: ServiceManager,
-    pub(super) pulses: Arc<Pulses>,
+    pub(super) liveness: Arc<Liveness>,
     pub(super) slot: Arc<StoreSlot>,
-    /// The server whose messages are told about.
+    /// The server whose backlog is reported.
     pub(super) server: Server,
     pub(super) connection: Arc<Connection>,
     /// How long stopping may take.
@@ -50,50 +50,50 @@ pub(super) struct Teller {
     pub(super) shutdown: Shutdown,
 }
 
-impl Teller {
-    /// Tells that the agent is ready, and goes on in a thread of its own until shutdown.
+impl Notifier {
+    /// Sends that the agent is ready, then continues in a thread of its own until shutdown.
     ///
-    /// To be called when the agent takes requests.
-    /// Returns the thread, which ends soon after shutdown was requested: when that was told.
+    /// Call it once the agent accepts requests. Returns the thread; it ends after it has sent that the agent is
+    /// stopping, soon after the request to stop.
     pub(super) fn start(self) -> io::Result<Option<JoinHandle<()>>> {
-        match Line::open(&self.manager.socket) {
+        match NotifySocket::open(&self.manager.socket) {
             Err(error) => {
                 let socket = self.manager.socket.to_string_lossy();
-                warn!(target: "opik_offline", "the service manager at {socket} is not told how the agent is: {error}");
+                warn!(target: "opik_offline", "cannot notify the service manager at {socket}: {error}");
                 Ok(None)
             }
-            Ok(line) => {
-                let telling = std::thread::Builder::new().name("service-manager".into());
-                telling.spawn(move || self.run(line)).map(Some)
+            Ok(socket) => {
+                let notifying = std::thread::Builder::new().name("service-manager".into());
+                notifying.spawn(move || self.run(socket)).map(Some)
             }
         }
     }
 
-    fn run(self, mut line: Line) {
+    fn run(self, mut socket: NotifySocket) {
         let mut shown = self.status();
-        line.say(&format!("READY=1\nSTATUS={shown}\n"));
+        socket.send(&format!("READY=1\nSTATUS={shown}\n"));
         let interval = self.manager.watchdog.map_or(STATUS_INTERVAL, |watchdog| (watchdog / 3).min(STATUS_INTERVAL));
         let mut next_status = Instant::now() + STATUS_INTERVAL;
         let mut was_alive = true;
         loop {
             if self.manager.watchdog.is_some() {
-                match self.pulses.check() {
-                    Ok(()) => line.say("WATCHDOG=1\n"),
-                    Err(silence) if was_alive => {
-                        error!(target: "opik_offline", "{silence}; the service manager may end and restart the agent")
+                match self.liveness.check() {
+                    Ok(()) => socket.send("WATCHDOG=1\n"),
+                    Err(stalled) if was_alive => {
+                        error!(target: "opik_offline", "{stalled}; the service manager may end and restart the agent")
                     }
                     Err(_) => {}
                 }
-                was_alive = self.pulses.check().is_ok();
+                was_alive = self.liveness.check().is_ok();
             }
             let began = Instant::now();
             if began >= next_status {
                 let status = self.status();
                 if status != shown {
-                    line.say(&format!("STATUS={status}\n"));
+                    socket.send(&format!("STATUS={status}\n"));
                     shown = status;
                 }
-                // With millions of messages counting takes its time, and delivering them is worth more.
+                // Counting millions of messages takes long, and delivering them is more important.
                 next_status = Instant::now() + STATUS_INTERVAL.max(began.elapsed() * STATUS_SHARE);
             }
             if self.shutdown.sleep(interval) {
@@ -101,7 +101,7 @@ impl Teller {
             }
         }
         let extend = self.stopping_max.as_micros();
-        line.say(&format!("STOPPING=1\nEXTEND_TIMEOUT_USEC={extend}\nSTATUS=stopping; before: {shown}\n"));
+        socket.send(&format!("STOPPING=1\nEXTEND_TIMEOUT_USEC={extend}\nSTATUS=stopping; before: {shown}\n"));
     }
 
     fn status(&self) -> String {
@@ -110,7 +110,7 @@ impl Teller {
     }
 }
 
-/// Returns one line for people: what waits, since when, and whether the server is there.
+/// Returns the status line: the size and age of the backlog, and whether the server is available.
 fn status_line(connection: &ConnectionState, backlog: &Result<Backlog, Arc<StoreError>>, now_ms: i64) -> String {
     let server = match connection.availability {
         Availability::Unknown => "the server was not asked yet".to_owned(),
@@ -131,12 +131,12 @@ fn status_line(connection: &ConnectionState, backlog: &Result<Backlog, Arc<Store
             }
         }
     };
-    // One line, whatever an error says.
+    // The text of an error may have several lines.
     printable::line(&format!("{waiting}; {server}")).into_owned()
 }
 
-/// The way to the service manager.
-struct Line {
+/// The socket to the service manager.
+struct NotifySocket {
     #[cfg(unix)]
     socket: UnixDatagram,
     #[cfg(unix)]
@@ -144,7 +144,7 @@ struct Line {
     has_failed: bool,
 }
 
-impl Line {
+impl NotifySocket {
     #[cfg(unix)]
     fn open(name: &OsStr) -> io::Result<Self> {
         let socket = UnixDatagram::unbound()?;
@@ -157,16 +157,16 @@ impl Line {
         Err(io::ErrorKind::Unsupported.into())
     }
 
-    /// Says this. That it is not heard is told once; the next one may be.
-    fn say(&mut self, text: &str) {
+    /// Sends a notification. The first failure is logged; later ones may succeed.
+    fn send(&mut self, text: &str) {
         #[cfg(unix)]
-        let said = self.socket.send_to_addr(text.as_bytes(), &self.address).map(|_| ());
+        let sent = self.socket.send_to_addr(text.as_bytes(), &self.address).map(|_| ());
         #[cfg(not(unix))]
-        let said: io::Result<()> = Err(io::Error::new(io::ErrorKind::Unsupported, text.to_owned()));
-        if let Err(error) = said
+        let sent: io::Result<()> = Err(io::Error::new(io::ErrorKind::Unsupported, text.to_owned()));
+        if let Err(error) = sent
             && !std::mem::replace(&mut self.has_failed, true)
         {
-            warn!(target: "opik_offline", "the service manager can't be told how the agent is: {error}");
+            warn!(target: "opik_offline", "cannot notify the service manager: {error}");
         }
     }
 }
@@ -216,7 +216,7 @@ mod tests {
     }
 
     #[test]
-    fn the_line_says_what_waits_and_whether_the_server_is_there() {
+    fn the_status_line_shows_the_backlog_and_the_server() {
         use MessageStatus::{Failed, Registered, Rejected};
         let read_only = Arc::new(StoreError::Unusable {
             at: "/store".into(),
@@ -241,19 +241,19 @@ mod tests {
         assert!(line.starts_with("nothing can be stored: ") && !line.contains(printable::is_hazardous), "{line}");
     }
 
-    /// Starts to tell a service manager about an agent of one part, which is silent for so long.
+    /// Returns the notifier of an agent with one component, whose last heartbeat is this old.
     #[cfg(unix)]
-    fn teller(folder: &std::path::Path, silent_for: impl Fn() -> Duration + Send + Sync + 'static) -> Teller {
+    fn notifier(folder: &std::path::Path, silent_for: impl Fn() -> Duration + Send + Sync + 'static) -> Notifier {
         let limits =
             crate::store::Limits { size_max: u64::MAX, disk_reserve: 0, when_full: crate::store::WhenFull::Refuse };
         let pings = crate::monitor::MonitorSettings { ping_interval: Duration::ZERO, check_timeout: Duration::ZERO };
         let silence_max = Duration::from_secs(60);
-        Teller {
+        Notifier {
             manager: ServiceManager {
                 socket: folder.join("notify").into_os_string(),
                 watchdog: Some(Duration::from_millis(3)),
             },
-            pulses: Arc::new(Pulses::of(vec![crate::pulse::Pulse {
+            liveness: Arc::new(Liveness::of(vec![crate::liveness::LivenessCheck {
                 name: "committer",
                 silence_max,
                 silent_for: Box::new(silent_for),
@@ -269,52 +269,50 @@ mod tests {
     #[cfg(unix)]
     fn heard(socket: &UnixDatagram) -> String {
         let mut bytes = [0; 4096];
-        let length = socket.recv(&mut bytes).expect("the service manager is told something");
+        let length = socket.recv(&mut bytes).expect("a notification");
         String::from_utf8_lossy(&bytes[..length]).into_owned()
     }
 
     #[cfg(unix)]
     #[test]
-    fn the_watchdog_is_fed_while_every_part_is_alive() {
+    fn the_watchdog_gets_heartbeats_while_every_component_is_alive() {
         let folder = tempfile::tempdir().expect("a temporary folder");
         let socket = UnixDatagram::bind(folder.path().join("notify")).expect("a socket");
         socket.set_read_timeout(Some(Duration::from_secs(60))).expect("a timeout");
-        let teller = teller(folder.path(), || Duration::from_secs(60));
-        let shutdown = teller.shutdown.clone();
-        let telling = teller.start().expect("a thread").expect("a service manager");
+        let notifier = notifier(folder.path(), || Duration::from_secs(60));
+        let shutdown = notifier.shutdown.clone();
+        let notifying = notifier.start().expect("a thread").expect("a service manager");
         assert_eq!(heard(&socket), "READY=1\nSTATUS=nothing waits; the server was not asked yet\n");
         for _ in 0..3 {
-            assert_eq!(heard(&socket), "WATCHDOG=1\n", "a healthy agent would be ended");
+            assert_eq!(heard(&socket), "WATCHDOG=1\n", "a healthy agent would be killed");
         }
         shutdown.request();
-        let last = std::iter::repeat_with(|| heard(&socket)).find(|text| text != "WATCHDOG=1\n").expect("a last word");
+        let last =
+            std::iter::repeat_with(|| heard(&socket)).find(|text| text != "WATCHDOG=1\n").expect("a last notification");
         assert!(last.starts_with("STOPPING=1\nEXTEND_TIMEOUT_USEC=20000000\nSTATUS=stopping"), "{last}");
-        telling.join().expect("no panic");
+        notifying.join().expect("no panic");
     }
 
     #[cfg(unix)]
     #[test]
-    fn a_stuck_part_lets_the_watchdog_starve() {
+    fn a_stalled_component_stops_the_heartbeats_to_the_watchdog() {
         let folder = tempfile::tempdir().expect("a temporary folder");
         let socket = UnixDatagram::bind(folder.path().join("notify")).expect("a socket");
-        let (looked, looks) = std::sync::mpsc::channel();
-        let teller = teller(folder.path(), move || {
-            // Nobody listens any more once the test has seen enough.
-            let _ = looked.send(());
+        let (checked, checks) = std::sync::mpsc::channel();
+        let notifier = notifier(folder.path(), move || {
+            // The receiver is dropped once the test has seen enough.
+            let _ = checked.send(());
             Duration::from_secs(61)
         });
-        let shutdown = teller.shutdown.clone();
-        let telling = teller.start().expect("a thread").expect("a service manager");
+        let shutdown = notifier.shutdown.clone();
+        let notifying = notifier.start().expect("a thread").expect("a service manager");
         for _ in 0..10 {
-            looks.recv().expect("the parts are looked after");
+            checks.recv().expect("liveness is checked");
         }
         shutdown.request();
-        telling.join().expect("no panic");
+        notifying.join().expect("no panic");
         assert!(heard(&socket).starts_with("READY=1\n"));
-        assert!(
-            heard(&socket).starts_with("STOPPING=1\n"),
-            "an agent that commits nothing any more is never restarted"
-        );
+        assert!(heard(&socket).starts_with("STOPPING=1\n"), "an agent whose committer has stalled is never restarted");
     }
 
     #[cfg(unix)]

@@ -1,72 +1,73 @@
-//! Every error becomes a message, a hint and an exit code here. The only file that knows exit codes.
+//! Turns every error into a message, a hint and an exit code. No other file knows exit codes.
 
 use std::fmt;
 use std::io;
 
 use crate::agent::AgentError;
 use crate::agent::child::ChildError;
+use crate::agent::wrapped::WrappedError;
 use crate::config::ConfigError;
+use crate::health::CheckError;
 use crate::protocol::answers::SendFailure;
+use crate::replay::session::reassignment::ReassignError;
+use crate::replay::session::{ServerAway, SessionError};
 use crate::sdk::file::SdkFileError;
 use crate::sdk::salvage::SalvageError;
+use crate::signals::SignalError;
 use crate::store::{FullLimit, KeyError, StoreError};
 use crate::telemetry::log::LogError;
+use crate::terminal::pager::PagerError;
+use crate::terminal::progress::say_error;
+use crate::translate::NetworkError;
 use crate::upstream::UpstreamError;
 
-/// How a command ended; the numbers are those of the manual page and of design.md, section 6.
+/// How a command ended; the numbers are part of the contract (man page, design.md section 6).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub enum Exit {
     /// Done.
     Done = 0,
-    /// It failed.
+    /// The command failed.
     Failure = 1,
-    /// The command line or the configuration is wrong; nothing was done.
+    /// The command line or the configuration is invalid; nothing was done.
     Usage = 2,
     /// The Opik server can't be reached.
     Unreachable = 3,
     /// Messages remain, or a threshold is exceeded.
     Remaining = 4,
-    /// The server does not accept the key or the workspace.
+    /// The server rejects the API key or the workspace.
     NotAuthorised = 5,
     /// A wrapped command can't be executed.
     NotExecutable = 126,
-    /// A wrapped command is not there.
+    /// A wrapped command was not found.
     NotFound = 127,
     /// Interrupted by the user.
     Interrupted = 130,
 }
 
-/// Why a command did not do what it was asked: what failed, on what, why, and what can be done.
+/// Why a command failed: what failed, on what, why, and what to do.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Failure {
-    /// How the process ends.
+    /// The exit code of the process.
     pub exit: Exit,
-    /// What failed, on what, why. Empty when everything was said already.
+    /// The subject and the cause of the failure. Empty if it was reported already.
     pub message: String,
-    /// What to do next.
+    /// Advice on what to do next.
     pub hint: Option<String>,
 }
 
 impl Failure {
-    /// Returns a failure with these words.
+    /// Returns a failure with this message and hint.
     pub fn new(exit: Exit, message: impl Into<String>, hint: Option<&str>) -> Self {
         Self { exit, message: message.into(), hint: hint.map(str::to_owned) }
     }
 
-    /// Returns the failure to learn how a wrapped command ended.
-    pub fn of_child_lost(name: &str, error: &io::Error) -> Self {
-        let hint = "start the agent with SIGCHLD at its default: whoever ignores it is not told how a process ended";
-        Self::new(Exit::Failure, format!("nobody knows how {name} ended: {error}"), Some(hint))
+    /// Writes the failure to stderr.
+    pub fn print(&self) {
+        say_error(&self.message, self.hint.as_deref());
     }
 
-    /// Returns the failure to set up the handling of signals.
-    pub fn of_signals(error: &dyn fmt::Display) -> Self {
-        let hint = "check this user's limits on processes (ulimit -u) and open files (ulimit -n)";
-        Self::new(Exit::Failure, format!("cannot handle signals: {error}"), Some(hint))
-    }
-
-    /// Returns an exit code for which the command's own output has said everything.
+    /// Returns a failure that the command's own output has reported already.
     pub fn silent(exit: Exit) -> Self {
         Self { exit, message: String::new(), hint: None }
     }
@@ -91,41 +92,41 @@ impl From<ConfigError> for Failure {
 impl From<StoreError> for Failure {
     fn from(error: StoreError) -> Self {
         let hint = match &error {
-            StoreError::Missing { .. } => "nothing was stored there yet; name another file with --db",
-            StoreError::NotAStore { .. } => "name the message store with --db; the file was not touched",
-            StoreError::NewerSchema { .. } => "use the newer opik-offline that wrote it; the file was not touched",
+            StoreError::Missing { .. } => "nothing was stored there yet; choose another file with --db",
+            StoreError::NotAStore { .. } => "choose the message store with --db; this file was not changed",
+            StoreError::NewerSchema { .. } => "use the newer opik-offline that wrote it; the file was not changed",
             StoreError::OlderInUse { .. } => {
-                "stop the older opik-offline first; nothing is lost, and the file was not touched"
+                "stop the older opik-offline first; nothing is lost, and the file was not changed"
             }
             StoreError::Damaged { .. } => {
-                "start the agent or run `opik-offline replay`: the file is set aside, and what can be read is recovered"
+                "start the agent or run `opik-offline replay`: it sets the file aside and recovers what can be read"
             }
             StoreError::Unusable { .. } => {
-                "give this user write access to the file and its folder, free disk space, or name another file with --db"
+                "give this user write access to the file and its directory, free disk space, or choose another file with --db"
             }
             StoreError::Unproven { .. } => {
-                "look at the disk and the system's log; the agent and `opik-offline replay` write it anew as soon as no other process has it open"
+                "check the disk and the system log; the agent and `opik-offline replay` rewrite the store once no other process has it open"
             }
             StoreError::Full { limit: FullLimit::Disk | FullLimit::DiskReserve, .. } => {
-                "free disk space: `df -h` and `df -i` tell where, and `quota` where there is one"
+                "free disk space: `df -h` and `df -i` show where, and `quota` if you have one"
             }
             StoreError::Full { limit: FullLimit::MaxSize | FullLimit::Rejected, .. } => {
                 "replay or purge messages, or raise OPIK_OFFLINE_MAX_SIZE"
             }
             StoreError::Busy { .. } => "try again; another process is writing to the store",
             StoreError::KeyMissing { .. } => {
-                "set OPIK_OFFLINE_ENCRYPTION_KEY_FILE to the file with that key; nothing is lost, and the file was not touched"
+                "set OPIK_OFFLINE_ENCRYPTION_KEY_FILE to the file with that key; nothing is lost, and the file was not changed"
             }
             StoreError::WrongKey { .. } => {
-                "set the key with that name, with the one before it as OPIK_OFFLINE_ENCRYPTION_PREVIOUS_KEY_FILE where it was changed; nothing is lost, and the file was not touched"
+                "set the key with that name, and after a key rotation the previous key as OPIK_OFFLINE_ENCRYPTION_PREVIOUS_KEY_FILE; nothing is lost, and the file was not changed"
             }
             StoreError::TooManyKeys { .. } => {
-                "set both keys of the earlier change, run `opik-offline healthcheck --reseal`, then change the key again"
+                "set both keys of the previous rotation, run `opik-offline healthcheck --reseal`, then rotate the key again"
             }
-            StoreError::Key(_) => "correct the setting, or unset it; the message store was not touched",
+            StoreError::Key(_) => "correct the setting, or unset it; the message store was not changed",
             StoreError::LeaseHeld { .. } => "it delivers the same messages; wait for it, or stop it first",
-            StoreError::AttachmentGone => "give the file again; nothing of it was kept",
-            StoreError::LeaseLost => "the other process goes on; `opik-offline status` shows how far it is",
+            StoreError::AttachmentGone => "send the file again; none of it was kept",
+            StoreError::LeaseLost => "the other process continues; `opik-offline status` shows its progress",
         };
         let exit = if matches!(error, StoreError::Key(_)) { Exit::Usage } else { Exit::Failure };
         Self::new(exit, error.to_string(), Some(hint))
@@ -138,36 +139,105 @@ impl From<KeyError> for Failure {
     }
 }
 
+impl From<SessionError> for Failure {
+    fn from(error: SessionError) -> Self {
+        let message = error.to_string();
+        let (exit, hint) = match error {
+            SessionError::ServerNotRecorded => {
+                (Exit::Usage, "set the server that they were accepted for with --upstream; it is recorded")
+            }
+            SessionError::Damaged { .. } => (
+                Exit::Failure,
+                "what could be read was recovered, see `opik-offline status`; run the replay again to continue",
+            ),
+            SessionError::Store(error) => return error.into(),
+        };
+        Self::new(exit, message, Some(hint))
+    }
+}
+
+impl From<ServerAway> for Failure {
+    fn from(away: ServerAway) -> Self {
+        match away {
+            ServerAway::NoAnswer(failure) => failure.into(),
+            ServerAway::Unusable { hint, .. } => Self::new(Exit::Unreachable, away.to_string(), Some(hint)),
+        }
+    }
+}
+
+impl From<ReassignError> for Failure {
+    fn from(error: ReassignError) -> Self {
+        let message = error.to_string();
+        let hint = match error {
+            ReassignError::Store(error) => return error.into(),
+            ReassignError::Interrupted => return Self::silent(Exit::Interrupted),
+            ReassignError::NoServer => {
+                "set it with --upstream, OPIK_URL_OVERRIDE or in the configuration file".to_owned()
+            }
+            ReassignError::NoCredential => {
+                "set OPIK_API_KEY, or api_key in ~/.opik.config; it can't be set on the command line".to_owned()
+            }
+            ReassignError::NothingStored { stored, .. } if stored.is_empty() => "nothing is stored".to_owned(),
+            ReassignError::NothingStored { stored, .. } => format!("there are messages for {}", stored.join(", ")),
+            ReassignError::NoneRefused => "`opik-offline status` shows which lanes are held and why".to_owned(),
+        };
+        Self::new(Exit::Usage, message, Some(&hint))
+    }
+}
+
+impl From<CheckError> for Failure {
+    fn from(error: CheckError) -> Self {
+        match error {
+            CheckError::Store(error) => error.into(),
+            CheckError::Key(error) => error.into(),
+            CheckError::Send(error) => error.into(),
+        }
+    }
+}
+
 impl From<SalvageError> for Failure {
     fn from(error: SalvageError) -> Self {
         let hint = match &error {
             SalvageError::File(error) => match error {
                 SdkFileError::Missing { .. } => "`opik-offline status` lists the stores that were found",
                 SdkFileError::OurStore { .. } => {
-                    "deliver it as it is: `opik-offline replay --db FILE --upstream URL`; the file was not touched"
+                    "deliver it directly: `opik-offline replay --db FILE --upstream URL`; the file was not changed"
                 }
                 SdkFileError::NotADatabase { .. } | SdkFileError::OtherProgram { .. } => {
-                    "name an opik_messages.db that a Python process left; the file was not touched"
+                    "choose an opik_messages.db that a Python process left behind; this file was not changed"
                 }
                 SdkFileError::Live { .. } => {
-                    "its process still delivers it by itself; try again when it has ended. The file was not touched"
+                    "its process still delivers it; try again after that process has ended. The file was not changed"
                 }
                 SdkFileError::Untrusted { .. } => {
-                    "its owner can salvage it, and root with `replay --from FILE --owner USER`; the file was not touched"
+                    "its owner can salvage it, and so can root with `replay --from FILE --owner USER`; the file was not changed"
                 }
-                SdkFileError::Interrupted { .. } => "run it again to go on",
+                SdkFileError::Interrupted { .. } => "run it again to continue",
                 SdkFileError::Unreadable { .. } => {
-                    "check that this user can read the file, and that the temporary folder has room for a copy"
+                    "check that this user can read the file, and that the temporary directory has space for a copy"
                 }
             },
-            SalvageError::Store(_) => "what was stored so far is kept, and the file was not touched; run it again",
-            SalvageError::Interrupted { .. } => "run it again to go on",
+            SalvageError::Store(_) => "messages stored so far are kept, and the file was not changed; run it again",
+            SalvageError::Interrupted { .. } => "run it again to continue",
             SalvageError::OtherServer { .. } => {
-                "name its server with --upstream, or say that it moved with --readdress; the file was not touched"
+                "set its server with --upstream, or give the old one with --readdress if it moved; the file was not changed"
             }
-            SalvageError::NotRemoved { .. } => "its messages are in the message store; remove the file by hand",
+            SalvageError::NotRemoved { .. } => "its messages are in the message store; delete the file yourself",
         };
         Self::new(Exit::Failure, error.to_string(), Some(hint))
+    }
+}
+
+impl From<NetworkError> for Failure {
+    fn from(error: NetworkError) -> Self {
+        let message = error.to_string();
+        match error {
+            NetworkError::Config(error) => error.into(),
+            NetworkError::Upstream(error) => error.into(),
+            NetworkError::Headers { .. } => {
+                Self::new(Exit::Usage, message, Some("write one `Name: value` per line, or unset it"))
+            }
+        }
     }
 }
 
@@ -175,14 +245,33 @@ impl From<UpstreamError> for Failure {
     fn from(error: UpstreamError) -> Self {
         let hint = match &error {
             UpstreamError::CaFile { .. } | UpstreamError::NoCertificates { .. } => {
-                "set SSL_CERT_FILE to a PEM file that can be read, or SSL_CERT_DIR to a folder of them, or unset it"
+                "set SSL_CERT_FILE to a readable PEM file, or SSL_CERT_DIR to a directory of them, or unset it"
             }
             UpstreamError::ClientCertificate { .. } => {
-                "set OPIK_OFFLINE_CLIENT_CERT_FILE and OPIK_OFFLINE_CLIENT_KEY_FILE to a certificate and its key in PEM form"
+                "set OPIK_OFFLINE_CLIENT_CERT_FILE and OPIK_OFFLINE_CLIENT_KEY_FILE to a certificate and its key in PEM format"
             }
             UpstreamError::Tls { .. } => "check SSL_CERT_FILE",
         };
         Self::new(Exit::Usage, error.to_string(), Some(hint))
+    }
+}
+
+impl From<SignalError> for Failure {
+    fn from(error: SignalError) -> Self {
+        let hint = "check this user's limits on processes (ulimit -u) and open files (ulimit -n)";
+        Self::new(Exit::Failure, error.to_string(), Some(hint))
+    }
+}
+
+impl From<PagerError> for Failure {
+    fn from(error: PagerError) -> Self {
+        match error {
+            PagerError::Signals(error) => error.into(),
+            PagerError::Output(error) => error.into(),
+            PagerError::NotRun => {
+                Self::new(Exit::Failure, error.to_string(), Some("set PAGER to an existing program, or use --no-pager"))
+            }
+        }
     }
 }
 
@@ -203,7 +292,7 @@ impl From<AgentError> for Failure {
                 Exit::Usage,
                 error.to_string(),
                 Some(
-                    "name the real Opik server with --upstream or OPIK_OFFLINE_UPSTREAM; OPIK_URL_OVERRIDE may stay as it is for the application",
+                    "set the real Opik server with --upstream or OPIK_OFFLINE_UPSTREAM; OPIK_URL_OVERRIDE may keep pointing the application at the agent",
                 ),
             ),
             AgentError::System { .. } => Self::new(
@@ -215,14 +304,29 @@ impl From<AgentError> for Failure {
     }
 }
 
+impl From<WrappedError> for Failure {
+    fn from(error: WrappedError) -> Self {
+        let message = error.to_string();
+        match error {
+            WrappedError::Agent(error) => error.into(),
+            WrappedError::Child(error) => error.into(),
+            WrappedError::Signals(error) => error.into(),
+            WrappedError::Lost { .. } => {
+                let hint = "start the agent with the default SIGCHLD: a process that ignores it can't learn how its children ended";
+                Self::new(Exit::Failure, message, Some(hint))
+            }
+        }
+    }
+}
+
 impl From<ChildError> for Failure {
     fn from(error: ChildError) -> Self {
         let (exit, hint) = match &error {
             ChildError::NotFound { .. } => {
-                (Exit::NotFound, "check the spelling and PATH; what follows -- is a program with its arguments")
+                (Exit::NotFound, "check the spelling and PATH; after -- comes a program with its arguments")
             }
             ChildError::NotExecutable { .. } => {
-                (Exit::NotExecutable, "make it executable (chmod +x), or name the interpreter that runs it")
+                (Exit::NotExecutable, "make it executable (chmod +x), or run it with its interpreter")
             }
         };
         Self::new(exit, error.to_string(), Some(hint))
@@ -231,31 +335,26 @@ impl From<ChildError> for Failure {
 
 impl From<SendFailure> for Failure {
     fn from(error: SendFailure) -> Self {
-        let hint =
-            "check that the Opik server runs and that --upstream names it; `opik-offline healthcheck` looks closer";
+        let hint = "check that the Opik server is running and that --upstream is its URL; `opik-offline healthcheck` shows more";
         Self::new(Exit::Unreachable, error.to_string(), Some(hint))
     }
 }
 
 impl From<LogError> for Failure {
     fn from(error: LogError) -> Self {
-        Self::new(
-            Exit::Usage,
-            error.to_string(),
-            Some("set OPIK_LOGGING_FILE to a file that can be written, or unset it"),
-        )
+        Self::new(Exit::Usage, error.to_string(), Some("set OPIK_LOGGING_FILE to a writable file, or unset it"))
     }
 }
 
 impl From<io::Error> for Failure {
-    /// Output that can't be written. A reader that has seen enough (`| head`) is no error.
+    /// Output that can't be written. A closed pipe (`| head`) is not an error.
     fn from(error: io::Error) -> Self {
         match error.kind() {
             io::ErrorKind::BrokenPipe => Self::silent(Exit::Done),
             _ => Self::new(
                 Exit::Failure,
                 format!("cannot write the output: {error}"),
-                Some("free space where the output goes, or send it to another place"),
+                Some("free space where the output goes, or write it elsewhere"),
             ),
         }
     }
@@ -276,7 +375,7 @@ mod tests {
         let manual = command.get_after_long_help().map(ToString::to_string).unwrap_or_default();
         for exit in codes.into_iter().chain(of_command) {
             let row = format!("\n  {:<5}", exit as u8);
-            assert!(manual.contains(&row), "the manual does not tell of {exit:?}:\n{manual}");
+            assert!(manual.contains(&row), "the manual does not list {exit:?}:\n{manual}");
         }
         let store = StoreError::Missing { at: "x".into() };
         assert_eq!(Failure::from(store).exit, Exit::Failure);
@@ -285,7 +384,7 @@ mod tests {
         assert_eq!(Failure::from(io::Error::from(io::ErrorKind::BrokenPipe)), Failure::silent(Exit::Done));
     }
 
-    /// One of every error that a user can meet.
+    /// One of every error that a user can get.
     fn all_failures() -> Vec<Failure> {
         use crate::config::{Config, Environment, Flags};
         struct Nothing;
@@ -334,8 +433,8 @@ mod tests {
             SdkFileError::Unreadable { path: path(), reason: reason() },
         ];
         let config = [
-            Config::resolve(&Flags::default(), &Nothing).expect_err("there is no folder for data"),
-            Config::resolve(&bad, &Nothing).expect_err("big is no size"),
+            Config::resolve(&Flags::default(), &Nothing).expect_err("there is no data directory"),
+            Config::resolve(&bad, &Nothing).expect_err("big is not a size"),
             ConfigError::Read { path: path(), source: denied() },
             ConfigError::Malformed { path: path(), line: Some(3), reason: reason() },
             ConfigError::UnknownKey { path: path(), key: reason(), hint: "did you mean that?".to_owned() },
@@ -374,18 +473,18 @@ mod tests {
         all.push(ChildError::NotExecutable { program: reason(), source: denied() }.into());
         all.push(LogError::OpenFile { path: path(), source: denied() }.into());
         all.push(LogError::AlreadySetUp.into());
-        all.push(Failure::of_signals(&denied()));
+        all.push(SignalError::new(&denied()).into());
         all.push(SendFailure::Broken { url: url(), reason: reason() }.into());
         all.push(denied().into());
-        all.push(Failure::of_child_lost("python", &denied()));
+        all.push(WrappedError::Lost { name: "python".to_owned(), error: denied() }.into());
         all
     }
 
     #[test]
-    fn every_error_says_what_to_do_next() {
+    fn every_error_has_a_hint() {
         for failure in all_failures() {
             let hint = failure.hint.as_deref().unwrap_or_default();
-            assert!(hint.len() > 10, "whoever reads {:?} is left alone with it", failure.message);
+            assert!(hint.len() > 10, "{:?} has no hint", failure.message);
             assert!(!failure.message.is_empty() && !failure.message.ends_with('.'), "{failure}");
             for filler in ["please", "simply", "Error {", "Os {"] {
                 assert!(!failure.to_string().contains(filler), "{failure}");
@@ -394,7 +493,7 @@ mod tests {
     }
 
     #[test]
-    fn a_failure_reads_as_what_failed_and_what_to_do() {
+    fn a_failure_is_displayed_as_message_and_hint() {
         let failure = Failure::new(Exit::Usage, "cannot do it", Some("do that"));
         assert_eq!(failure.to_string(), "error: cannot do it\nhint: do that");
     }

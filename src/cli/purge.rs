@@ -1,36 +1,35 @@
 //! `opik-offline purge`
 
-use std::io::{self, BufRead};
-
 use clap::Args;
 use serde::Serialize;
 
-use super::groups::{Group, groups, oldest, preview_text, sums_text};
-use super::progress::Progress;
-use super::render::{Renderer, count, nothing, size};
-use super::selection::{Selection, refuse_jsonl};
-use super::terminal::{Shown, Stream, is_interactive};
-use super::{Common, Exit, Failure, configuration, existing_store_without_key, stop_on_signals};
+use super::selection::{SelectionArgs, refuse_jsonl};
+use super::{Common, Exit, Failure, configuration, confirm, stop_on_signals, translate};
+use crate::figures::{count, size};
+use crate::report::groups::{GroupRow, groups, oldest, preview_text, sums_text};
 use crate::shutdown::Shutdown;
 use crate::store::{self, Filter, Purged, Store, StoreError, now_ms};
+use crate::terminal::progress::ProgressDisplay;
+use crate::terminal::render::{Renderer, nothing};
+use crate::terminal::{Shown, is_interactive};
 
 const AFTER_HELP: &str = "\
 Examples:
-  See what would go:
+  See what would be deleted:
     opik-offline purge --rejected --older-than 7d --dry-run
-  Delete it without a question, from cron:
+  Delete it without confirmation, from cron:
     opik-offline purge --rejected --older-than 7d --yes
 
 Exit codes:
   0    Deleted, or nothing was selected
-  1    Failure, or the question was answered with no
-  2    Wrong usage or configuration, or there was nobody to ask and no --yes
-  130  Interrupted; what was not deleted yet is still there";
+  1    Failure, or the deletion was not confirmed
+  2    Invalid usage or configuration, or no terminal to ask on and no --yes
+  130  Interrupted; messages not deleted yet are still stored";
 
-/// Delete stored messages for good
+/// Delete stored messages permanently
 ///
-/// Without a filter everything is selected. On a terminal it asks first; elsewhere it needs --yes. Messages that a replay
-/// is sending right now are left alone. The space is given back to the disk.
+/// Without a filter, all messages are selected. On a terminal it asks first; elsewhere --yes is required. Messages that
+/// a replay is sending at the moment are kept. The freed space is returned to the file system.
 #[derive(Args, Debug)]
 #[command(after_long_help = AFTER_HELP)]
 pub struct PurgeArgs {
@@ -43,31 +42,31 @@ pub struct PurgeArgs {
     yes: bool,
 
     #[command(flatten)]
-    selection: Selection,
+    selection: SelectionArgs,
 }
 
-/// What was deleted, or would be.
+/// The result of a purge or its dry run.
 #[derive(Serialize, Default)]
-struct Report {
+struct PurgeReport {
     schema_version: u32,
     dry_run: bool,
     messages: u64,
     items: u64,
     body_bytes: u64,
-    /// What was selected, before anything was deleted.
-    groups: Vec<Group>,
+    /// The selected messages, before anything was deleted.
+    groups: Vec<GroupRow>,
     /// When the oldest of them was accepted.
     oldest_accepted_at: Option<String>,
-    /// What was selected and is still stored.
+    /// Selected messages that are still stored.
     remaining: u64,
-    /// Bytes of the store's files afterwards.
+    /// Size of the store's files afterwards, in bytes.
     file_bytes: Option<u64>,
-    /// Whether messages wait for a refused create, which may be among what is deleted.
+    /// Whether messages wait for a refused create, which may be among the deleted messages.
     #[serde(skip)]
     frees_others: bool,
 }
 
-/// Messages deleted in one commit: few enough that intake never waits for a purge.
+/// Messages deleted per commit: few enough that intake never waits for a purge.
 const PURGE_STEP: usize = 1000;
 
 pub fn run(common: &Common, args: &PurgeArgs) -> Result<(), Failure> {
@@ -75,26 +74,65 @@ pub fn run(common: &Common, args: &PurgeArgs) -> Result<(), Failure> {
     let config = configuration(&common.flags())?;
     let renderer = common.renderer();
     let filter = args.selection.filter(now_ms());
-    let nothing_done = Report { schema_version: 1, dry_run: args.dry_run, ..Report::default() };
-    // What is deleted is written, so the store has to be proven.
+    let nothing_done = PurgeReport { schema_version: 1, dry_run: args.dry_run, ..PurgeReport::default() };
+    // Deleting writes to the store, so it has to be proven.
     if !args.dry_run {
         store::prove(&config.db.value)?;
     }
-    let Some(store) = existing_store_without_key(&config)? else {
+    let Some(store) = translate::existing_store_without_key(&config)? else {
         return Ok(renderer.result(&nothing_done, |_, _| Shown::line(nothing(true)))?);
     };
-    let selected = store.backlog(&filter)?;
-    let messages = selected.messages();
-    if messages == 0 {
+    let would = selected(store.as_ref(), &filter)?;
+    if would.messages == 0 {
         let why = args.selection.nothing(store.as_ref())?;
         return Ok(renderer.result(&nothing_done, |_, _| Shown::line(&why))?);
     }
-    let oldest_accepted_at = match oldest(store.as_ref(), &filter) {
-        // Whoever lost the key can still make room.
+    if args.dry_run {
+        return Ok(renderer.result(&would, preview)?);
+    }
+    if !args.yes {
+        ask(&renderer, &would)?;
+    }
+    let shutdown = Shutdown::new();
+    stop_on_signals(&shutdown)?;
+    let mut progress = ProgressDisplay::new(common.quiet);
+    progress.start(would.messages);
+    let purged = purge_all(store.as_ref(), &filter, would.messages, &progress, &shutdown);
+    progress.finish();
+    let purged = purged?;
+    let was_interrupted = shutdown.is_requested();
+    // Skipped after an interruption: compacting may take a while, and nothing is lost without it.
+    let file_bytes = if was_interrupted { None } else { Some(store.compact()?) };
+    let remaining = store.backlog(&filter)?.messages();
+    let report = PurgeReport {
+        dry_run: false,
+        messages: purged.messages,
+        items: purged.items,
+        body_bytes: purged.body_bytes,
+        remaining,
+        file_bytes,
+        ..would
+    };
+    if common.prints_summary() {
+        renderer.result(&report, |_, report| summary(report, was_interrupted))?;
+    }
+    if was_interrupted { Err(Failure::silent(Exit::Interrupted)) } else { Ok(()) }
+}
+
+/// Returns what would be deleted.
+fn selected(store: &dyn Store, filter: &Filter) -> Result<PurgeReport, StoreError> {
+    let selected = store.backlog(filter)?;
+    let messages = selected.messages();
+    if messages == 0 {
+        return Ok(PurgeReport::default());
+    }
+    let oldest_accepted_at = match oldest(store, filter) {
+        // Messages can be purged without the key, to free space.
         Err(StoreError::KeyMissing { .. } | StoreError::WrongKey { .. }) => None,
         oldest => oldest?,
     };
-    let would = Report {
+    let is_refused_selected = selected.rejected() + selected.held() > 0;
+    Ok(PurgeReport {
         schema_version: 1,
         dry_run: true,
         messages,
@@ -104,42 +142,11 @@ pub fn run(common: &Common, args: &PurgeArgs) -> Result<(), Failure> {
         oldest_accepted_at,
         remaining: messages,
         file_bytes: None,
-        frees_others: selected.rejected() + selected.held() > 0
-            && store.stranded().is_ok_and(|stranded| !stranded.is_empty()),
-    };
-    if args.dry_run {
-        return Ok(renderer.result(&would, preview)?);
-    }
-    if !args.yes {
-        ask(&renderer, &would)?;
-    }
-    let shutdown = Shutdown::new();
-    stop_on_signals(&shutdown)?;
-    let mut progress = Progress::new(common.quiet);
-    progress.start(messages);
-    let purged = purge_all(store.as_ref(), &filter, messages, &progress, &shutdown);
-    progress.finish();
-    let purged = purged?;
-    let was_interrupted = shutdown.is_requested();
-    // Asked for at once: giving the space back may take a while, and nothing is lost without.
-    let file_bytes = if was_interrupted { None } else { Some(store.compact()?) };
-    let remaining = store.backlog(&filter)?.messages();
-    let report = Report {
-        dry_run: false,
-        messages: purged.messages,
-        items: purged.items,
-        body_bytes: purged.body_bytes,
-        remaining,
-        file_bytes,
-        ..would
-    };
-    if common.tells_what_was_done() {
-        renderer.result(&report, |_, report| summary(report, was_interrupted))?;
-    }
-    if was_interrupted { Err(Failure::silent(Exit::Interrupted)) } else { Ok(()) }
+        frees_others: is_refused_selected && store.stranded().is_ok_and(|stranded| !stranded.is_empty()),
+    })
 }
 
-fn preview(renderer: &Renderer, would: &Report) -> Shown {
+fn preview(renderer: &Renderer, would: &PurgeReport) -> Shown {
     let mut shown = Shown::line(&format!("would delete {}", sums_text(&would.groups)));
     shown.end_line();
     shown.add(&preview_text(renderer, &would.groups, would.oldest_accepted_at.as_deref()));
@@ -147,24 +154,24 @@ fn preview(renderer: &Renderer, would: &Report) -> Shown {
     shown
 }
 
-/// Says what becomes of messages that wait for what is deleted.
-fn freed(would: &Report) -> &'static str {
+/// Returns what becomes of messages that wait for deleted ones.
+fn freed(would: &PurgeReport) -> &'static str {
     match would.frees_others {
         true => "\nupdates, scores and spans that wait for these creates will be sent without them\n",
         false => "",
     }
 }
 
-fn summary(report: &Report, was_interrupted: bool) -> Shown {
+fn summary(report: &PurgeReport, was_interrupted: bool) -> Shown {
     let deleted = format!("deleted {} ({})", count(report.messages, "message"), size(report.body_bytes));
     let takes = report.file_bytes.map_or(String::new(), |bytes| format!("; the store takes {} now", size(bytes)));
     let left = match report.remaining {
         0 => String::new(),
         left if was_interrupted => {
-            format!("interrupted: {} of the selection still stored; run it again to go on\n", count(left, "message"))
+            format!("interrupted: {} of the selection still stored; run it again to continue\n", count(left, "message"))
         }
         left => format!(
-            "{} left alone: a replay is sending {}, or {} came meanwhile; look with `opik-offline status`\n",
+            "{} kept: a replay is sending {}, or {} arrived in the meantime; see `opik-offline status`\n",
             count(left, "message"),
             if left == 1 { "it" } else { "them" },
             if left == 1 { "it" } else { "they" },
@@ -173,32 +180,26 @@ fn summary(report: &Report, was_interrupted: bool) -> Shown {
     Shown::lines(&format!("{deleted}{takes}\n{left}"))
 }
 
-/// Asks a person on a terminal; anything else than yes ends the command.
-fn ask(renderer: &Renderer, would: &Report) -> Result<(), Failure> {
+/// Asks for confirmation on a terminal; fails unless the answer is yes.
+fn ask(renderer: &Renderer, would: &PurgeReport) -> Result<(), Failure> {
     let what = sums_text(&would.groups);
     if !is_interactive() {
-        let message = format!("purge would delete {what}, and there is nobody to ask");
-        return Err(Failure::new(Exit::Usage, message, Some("look with --dry-run, then give --yes")));
+        let message = format!("purge would delete {what}, and there is no terminal to ask on");
+        return Err(Failure::new(Exit::Usage, message, Some("check with --dry-run, then add --yes")));
     }
     let mut question = preview_text(renderer, &would.groups, would.oldest_accepted_at.as_deref());
     question.add_lines(freed(would));
     question.end_line();
-    question.add_text(&format!("delete {what} for good? [y/N] "));
-    Stream::Err.show(&question)?;
-    let mut answer = String::new();
-    io::stdin().lock().read_line(&mut answer)?;
-    match answer.trim().to_ascii_lowercase().as_str() {
-        "y" | "yes" => Ok(()),
-        _ => Err(Failure::new(Exit::Failure, "nothing was deleted", Some("answer y to delete it"))),
-    }
+    question.add_text(&format!("permanently delete {what}? [y/N] "));
+    confirm(&question, Failure::new(Exit::Failure, "nothing was deleted", Some("answer y to delete")))
 }
 
-/// Deletes step by step, each a commit of its own, until nothing more can be deleted or the user has enough.
+/// Deletes in steps of one commit each, until no selected message is left or the user interrupts.
 fn purge_all(
     store: &dyn Store,
     filter: &Filter,
     messages: u64,
-    progress: &Progress,
+    progress: &ProgressDisplay,
     shutdown: &Shutdown,
 ) -> Result<Purged, Failure> {
     let mut total = Purged::default();

@@ -1,45 +1,60 @@
-//! What `replay --from` and `inspect --from` share: finding the files of SDK processes, reading them, telling about them.
+//! Shared by `replay --from` and `inspect --from`: naming the files of SDK processes, and reporting on them.
 
-use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
 use serde::Serialize;
 
-use super::pager::Output;
-use super::render::{Format, Renderer, count, short_duration, size};
-use super::terminal::Shown;
-use super::{Common, Exit, Failure, existing_store, progress, stop_on_signals, translate};
+use super::{Common, Exit, Failure, stop_on_signals, translate};
 use crate::config::{Config, ProcessEnvironment, temp_dir};
+use crate::figures::{count, size};
 use crate::message::Server;
-use crate::sdk::file::{SdkFile, StoredRow, count_rows};
-use crate::sdk::orphan::{self, SDK_STORE_NAME};
-use crate::sdk::rows::{SdkRow, convert};
-use crate::sdk::salvage::{SalvageError, Salvaged, Target, is_agent_at, remove_source, salvage};
-use crate::sdk::trust::{AttachmentFolders, AttachmentRefusal, FileOwner};
+use crate::sdk::conversion::{RowSummary, describe, status_name};
+use crate::sdk::file::{SdkFile, StoredRow};
+use crate::sdk::salvage::{SalvageError, is_agent_at};
+use crate::sdk::sources::{SalvagedFile, SourceFiles, SourcesError, files_named, without_repeats};
+use crate::sdk::trust::{AttachmentFolders, FileOwner};
 use crate::shutdown::Shutdown;
-use crate::store::{self, OpenMode, Store, now_ms};
+use crate::store::{self, OpenMode};
+use crate::terminal::Shown;
+use crate::terminal::pager::Output;
+use crate::terminal::progress;
+use crate::terminal::render::{OutputFormat, Renderer};
 
-/// What became of one file.
+/// The outcome for one file.
 #[derive(Serialize)]
-pub struct Source {
+pub struct SourceReport {
     path: String,
-    /// Messages that wait for the server now.
+    /// Messages that were queued.
     messages: u64,
-    /// Rows that can't be sent, kept as rejected.
+    /// Rows that cannot be sent, kept as rejected.
     rejected: u64,
-    /// Rows that were taken from this file or a copy of it before.
+    /// Rows that were stored earlier, from this file or from a copy of it.
     known: u64,
-    /// Rows that could not be read, about.
+    /// Rows that could not be read; an estimate.
     unread: u64,
     removed: bool,
-    /// Why it was not read, or not removed.
+    /// Why it was not read or not removed.
     problem: Option<String>,
 }
 
-impl Source {
-    /// Says what became of the file in a line, without its end.
+impl From<SalvagedFile> for SourceReport {
+    fn from(file: SalvagedFile) -> Self {
+        let SalvagedFile { path, salvaged, is_removed, problem } = file;
+        Self {
+            path: path.display().to_string(),
+            messages: salvaged.taken,
+            rejected: salvaged.rejected,
+            known: salvaged.known,
+            unread: salvaged.unread,
+            removed: is_removed,
+            problem,
+        }
+    }
+}
+
+impl SourceReport {
+    /// Returns what happened to the file as a line, without its end.
     pub fn text(&self, dry_run: bool) -> String {
         let verb = if dry_run { "would take" } else { "took" };
         let mut text = format!("{verb} {} from {}", count(self.messages, "message"), self.path);
@@ -56,7 +71,7 @@ impl Source {
     }
 }
 
-/// What the command line says of files to take in.
+/// The files to salvage, as the command line names them.
 pub struct Given<'a> {
     pub files: &'a [PathBuf],
     pub attachments: &'a [PathBuf],
@@ -67,143 +82,75 @@ pub struct Given<'a> {
 /// Returns the user whose files are salvaged: this one, or the one that root names.
 fn owner(named: Option<&str>) -> Result<FileOwner, Failure> {
     let Some(name) = named else { return Ok(FileOwner::this_user()) };
-    let users = fs::read_to_string("/etc/passwd").unwrap_or_default();
-    let Some(user) = name.parse().ok().or_else(|| user_id(&users, name)) else {
+    let Some(owner) = FileOwner::named(name) else {
         let hint = "give the number that `id -u USER` prints";
         return Err(Failure::new(Exit::Usage, format!("--owner: there is no user {name} in /etc/passwd"), Some(hint)));
     };
-    let owner = FileOwner::user(user);
     if !owner.is_allowed() {
         let hint = "run it as that user, or as root";
-        return Err(Failure::new(Exit::Usage, "--owner: only root salvages what belongs to somebody else", Some(hint)));
+        return Err(Failure::new(Exit::Usage, "--owner: only root salvages the files of another user", Some(hint)));
     }
     Ok(owner)
 }
 
-/// Finds a user's number in a list of users (passwd(5)).
-fn user_id(users: &str, name: &str) -> Option<u32> {
-    let fields = |line: &str| line.split(':').map(str::to_owned).collect::<Vec<_>>();
-    let found = users.lines().map(fields).find(|fields| fields.first().is_some_and(|found| found == name))?;
-    found.get(2)?.parse().ok()
-}
-
-/// Takes the rows of these files into the store, or says what that would do. A file that can't be read costs the others
-/// nothing; `failed` says whether there was one. A file that names another server than the configured one is not taken,
-/// unless it names `readdress`.
+/// Salvages these files, or reports what that would do. Also returns whether a file failed, which costs the others
+/// nothing. A file that names another server than the configured one is refused, unless it names `readdress`.
 pub fn take_in(
     config: &Config,
     given: &Given<'_>,
     readdress: Option<&Server>,
     dry_run: bool,
     shutdown: &Shutdown,
-) -> Result<(Vec<Source>, bool), Failure> {
-    let whose = owner(given.owner)?;
+) -> Result<(Vec<SourceReport>, bool), Failure> {
+    let owner = owner(given.owner)?;
     let (paths, mut failed) = expand(given.files);
-    let scratch = temp_dir(&ProcessEnvironment);
-    let mut sources = Vec::new();
-    let mut opened: Option<std::sync::Arc<dyn Store>> = None;
-    let mut tell = |error: SalvageError| {
-        failed = true;
-        let failure = Failure::from(error);
-        progress::say_failure(&failure);
-        failure.message
+    let sources = SourceFiles {
+        owner,
+        scratch: &temp_dir(&ProcessEnvironment),
+        attachments: given.attachments,
+        lane: &translate::lane(config),
+        is_same_server: &|named: &Server| readdress == Some(named) || is_agent_at(named, config.listen.value),
+        is_dry_run: dry_run,
+        removes: given.remove,
+        shutdown,
     };
-    for path in paths {
-        let mut file = match SdkFile::open(&path, &scratch, whose, shutdown).map_err(SalvageError::from) {
-            Ok(file) => file,
-            Err(error @ SalvageError::Interrupted { .. }) => return Err(interrupted(&error)),
-            Err(error) => {
-                tell(error);
-                continue;
-            }
-        };
-        if opened.is_none() {
-            // Made only when there is something to put into it.
-            opened = match dry_run {
-                true => existing_store(config)?,
-                false => {
-                    let (limits, keys) = (translate::store_limits(config), translate::store_keys(config)?);
-                    Some(store::open_with(&config.db.value, OpenMode::CreateIfMissing, limits, &keys)?)
-                }
-            };
+    let open = || {
+        if dry_run {
+            return translate::existing_store(config);
         }
-        let target = match (&opened, dry_run) {
-            (Some(store), false) => Target::Store(store.as_ref()),
-            (store, _) => Target::Nowhere(store.as_deref()),
-        };
-        let is_same = |named: &Server| readdress == Some(named) || is_agent_at(named, config.listen.value);
-        let folders = file.attachment_folders(&scratch, given.attachments);
-        match salvage(target, &mut file, &folders, &translate::lane(config), &is_same, shutdown) {
-            Ok(salvaged) => {
-                let (mut removed, mut problem) = (false, None);
-                if given.remove && !dry_run {
-                    match remove_source(&file, &salvaged) {
-                        Ok(()) => removed = true,
-                        Err(error) => problem = Some(tell(error)),
-                    }
-                }
-                let Salvaged { taken: messages, rejected, known, unread, .. } = salvaged;
-                let path = path.display().to_string();
-                sources.push(Source { path, messages, rejected, known, unread, removed, problem });
-            }
-            Err(error @ SalvageError::Interrupted { .. }) => return Err(interrupted(&error)),
-            Err(error) => drop(tell(error)),
-        }
+        let (limits, keys) = (translate::store_limits(config), translate::store_keys(config)?);
+        store::open_with(&config.db.value, OpenMode::CreateIfMissing, limits, &keys).map(Some)
+    };
+    let salvaged = sources.salvage(paths, &open, &mut |error| {
+        failed = true;
+        Failure::from(error).print();
+    });
+    match salvaged {
+        Ok(files) => Ok((files.into_iter().map(SourceReport::from).collect(), failed)),
+        Err(SourcesError::Store(error)) => Err(error.into()),
+        Err(SourcesError::Interrupted(error)) => Err(Failure::new(Exit::Interrupted, error.to_string(), None)),
     }
-    Ok((sources, failed))
 }
 
 fn failure(error: SalvageError) -> Failure {
     if matches!(error, SalvageError::Interrupted { .. }) { Failure::silent(Exit::Interrupted) } else { error.into() }
 }
 
-fn interrupted(error: &SalvageError) -> Failure {
-    Failure::new(Exit::Interrupted, error.to_string(), None)
-}
-
-/// Returns the files that these names mean: files themselves, folders with such files in them, patterns. Says so where
-/// one means nothing.
+/// Returns the files that these names mean, and whether a name means none. That is reported.
 fn expand(given: &[PathBuf]) -> (Vec<PathBuf>, bool) {
     let mut paths = Vec::new();
     let mut failed = false;
     for name in given {
-        let found = match name.to_str().filter(|text| text.contains(['*', '?', '[']) && !name.exists()) {
-            Some(pattern) => match glob::glob(pattern) {
-                Ok(matching) => matching
-                    .flatten()
-                    .flat_map(|path| if path.is_dir() { in_folder(&path) } else { vec![path] })
-                    .collect(),
-                Err(_) => Vec::new(),
-            },
-            None if name.is_dir() => in_folder(name),
-            None => vec![name.clone()],
-        };
+        let found = files_named(name);
         if found.is_empty() {
             failed = true;
             let message = format!("there is no store of an SDK at {}", name.display());
-            let hint = "name files such as /tmp/tmp*/opik_messages.db; `opik-offline status` lists what was found";
-            progress::say_failure(&Failure::new(Exit::Failure, message, Some(hint)));
+            let hint = "name files such as /tmp/tmp*/opik_messages.db; `opik-offline status` lists the orphaned stores";
+            Failure::new(Exit::Failure, message, Some(hint)).print();
         }
         paths.extend(found);
     }
-    let mut seen = std::collections::HashSet::new();
-    paths.retain(|path| seen.insert(path.clone()));
-    (paths, failed)
-}
-
-/// Returns the databases in a folder, and the SDK's stores in the folders in it.
-fn in_folder(folder: &Path) -> Vec<PathBuf> {
-    let Ok(entries) = fs::read_dir(folder) else { return Vec::new() };
-    let mut found: Vec<PathBuf> = entries
-        .flatten()
-        .map(|entry| entry.path())
-        .filter_map(|path| match path.is_dir() {
-            true => Some(path.join(SDK_STORE_NAME)).filter(|path| path.is_file()),
-            false => path.extension().is_some_and(|extension| extension == "db").then_some(path),
-        })
-        .collect();
-    found.sort();
-    found
+    (without_repeats(paths), failed)
 }
 
 /// A row of an SDK's file, for people.
@@ -212,7 +159,7 @@ struct Row {
     message_id: i64,
     status: String,
     message_type: String,
-    /// `None` when no request can be made of it.
+    /// `None` if no request can be made of it.
     method: Option<&'static str>,
     path: Option<String>,
     json_bytes: u64,
@@ -224,40 +171,19 @@ struct Rows {
     schema_version: u32,
     file: String,
     rows: Vec<Row>,
-    /// Rows that could not be read, about.
+    /// Rows that could not be read; an estimate.
     unread: u64,
 }
 
 fn row(stored: &StoredRow, folders: &AttachmentFolders) -> Row {
-    let json = stored.json.as_deref().unwrap_or_default();
-    let (method, path, problem) = match convert(&stored.message_type, json) {
-        Ok(SdkRow::Write(write)) => (Some(write.method), Some(write.path), None),
-        Ok(SdkRow::Attachment(file)) => {
-            let problem = match folders.open(Path::new(&file.file_path)) {
-                Ok(_) => None,
-                Err(AttachmentRefusal::Unreadable(_)) => Some(format!("its file {} is gone", file.file_path)),
-                Err(AttachmentRefusal::Untrusted(why)) => {
-                    Some(format!("its file {} is not sent: {why}", file.file_path))
-                }
-            };
-            (Some("POST"), Some("v1/private/attachment/upload-start".to_owned()), problem)
-        }
-        Err(fault) => (None, None, Some(fault.to_string())),
-    };
-    let status = match stored.status {
-        1 => "registered".to_owned(),
-        2 => "delivered".to_owned(),
-        3 => "failed".to_owned(),
-        other => other.to_string(),
-    };
-    let json_bytes = json.len() as u64;
+    let RowSummary { method, path, problem } = describe(stored, folders);
     Row {
         message_id: stored.message_id,
-        status,
+        status: status_name(stored.status),
         message_type: stored.message_type.clone(),
         method,
         path,
-        json_bytes,
+        json_bytes: stored.json.as_deref().unwrap_or_default().len() as u64,
         problem,
     }
 }
@@ -265,7 +191,7 @@ fn row(stored: &StoredRow, folders: &AttachmentFolders) -> Row {
 /// Lists the rows of one file.
 pub fn list(common: &Common, path: &Path, named: Option<&str>, limit: usize) -> Result<(), Failure> {
     let renderer = common.renderer();
-    // Nothing has to be kept or finished: a signal may end this process at once, but for the copy's folder.
+    // Nothing is stored here; a signal is handled only so that the folder of the copy is removed.
     let shutdown = Shutdown::new();
     stop_on_signals(&shutdown)?;
     let scratch = temp_dir(&ProcessEnvironment);
@@ -285,7 +211,7 @@ pub fn list(common: &Common, path: &Path, named: Option<&str>, limit: usize) -> 
         }
         shown += 1;
         match renderer.format() {
-            Format::Jsonl => {
+            OutputFormat::Jsonl => {
                 let line = serde_json::to_string(&row(&stored, &folders)).map_err(io::Error::other)?;
                 output.machine(&(line + "\n"))?;
             }
@@ -293,7 +219,7 @@ pub fn list(common: &Common, path: &Path, named: Option<&str>, limit: usize) -> 
         }
     }
     let unread = file.unread();
-    if renderer.format() != Format::Jsonl {
+    if renderer.format() != OutputFormat::Jsonl {
         let report = Rows { schema_version: 1, file: path.display().to_string(), rows, unread };
         renderer.result(&report, |renderer, report| {
             let mut text = rows_text(renderer, &report.rows);
@@ -329,46 +255,4 @@ fn rows_text(renderer: &Renderer, rows: &[Row]) -> Shown {
         ]);
     }
     table.shown()
-}
-
-/// An orphaned store, for `status` and `healthcheck`.
-#[derive(Serialize)]
-pub struct OrphanLine {
-    pub path: String,
-    /// The same, whatever its bytes are.
-    #[serde(skip)]
-    file: PathBuf,
-    /// `None` when it can't be counted without taking it in.
-    pub rows: Option<u64>,
-    pub bytes: u64,
-    pub age_seconds: u64,
-}
-
-impl OrphanLine {
-    /// Says what was found.
-    pub fn text(&self) -> String {
-        let rows = self
-            .rows
-            .map_or("messages that nobody can count (it may be damaged)".to_owned(), |rows| count(rows, "message"));
-        let age = short_duration(Duration::from_secs(self.age_seconds));
-        format!("{}: {rows}, {}, left {age} ago by a Python process", self.path, size(self.bytes))
-    }
-
-    /// Says what can be done.
-    pub fn hint(&self) -> String {
-        format!("deliver them with `opik-offline replay --from {}`", super::wrapped::quoted(self.file.as_os_str()))
-    }
-}
-
-/// Finds the orphaned stores of this user.
-pub fn orphans() -> Vec<OrphanLine> {
-    let found = orphan::find(&temp_dir(&ProcessEnvironment));
-    let line = |orphan: orphan::Orphan| OrphanLine {
-        rows: count_rows(&orphan.path),
-        path: orphan.path.display().to_string(),
-        file: orphan.path,
-        bytes: orphan.bytes,
-        age_seconds: u64::try_from((now_ms() - orphan.changed_at_ms) / 1000).unwrap_or(0),
-    };
-    found.into_iter().map(line).collect()
 }

@@ -1,4 +1,4 @@
-//! The filters that `replay`, `inspect` and `purge` share.
+//! The filters that `replay`, `inspect` and `purge` share, and the parsers of their values.
 
 use std::time::Duration;
 
@@ -7,18 +7,18 @@ use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 
 use super::failure::{Exit, Failure};
-use super::render::{hanging, nothing};
-use super::terminal::Stream;
 use crate::config::units::parse_duration;
 use crate::config::{ServerUrl, ServerUrlError};
 use crate::message::{EntityKey, EntityKind, MessageId, MessageStatus, MessageType, Server};
 use crate::printable::name;
 use crate::store::{Filter, Store, StoreError};
+use crate::terminal::OutputStream;
+use crate::terminal::render::{hanging, nothing};
 
-/// Which messages.
+/// Selects messages.
 #[derive(Args, Clone, Debug, Default)]
 #[command(next_help_heading = "Which messages")]
-pub struct Selection {
+pub struct SelectionArgs {
     /// Only messages with this status (may be given more than once)
     #[arg(long, value_name = "STATUS", ignore_case = true, value_parser = status(), hide_short_help = true)]
     pub status: Vec<MessageStatus>,
@@ -38,7 +38,7 @@ pub struct Selection {
     #[arg(long, value_name = "NAME")]
     pub workspace: Vec<String>,
 
-    /// Only messages for this server, by the URL that `status` shows
+    /// Only messages for this server (the URL that `status` shows)
     ///
     /// May be given more than once.
     #[arg(long, value_name = "URL", value_parser = server, hide_short_help = true)]
@@ -71,8 +71,8 @@ pub struct Selection {
     pub newer_than: Option<Duration>,
 }
 
-impl Selection {
-    /// Returns the filter.
+impl SelectionArgs {
+    /// Returns the filter of the store.
     pub fn filter(&self, now_ms: i64) -> Filter {
         let mut statuses = self.status.clone();
         if self.rejected && !statuses.contains(&MessageStatus::Rejected) {
@@ -85,7 +85,7 @@ impl Selection {
             servers: self.server.clone(),
             projects: self.project.clone(),
             ids: self.ids.iter().copied().map(MessageId).collect(),
-            // An id of 32 digits may be Opik's or OpenTelemetry's: both are meant, as people copy it from either.
+            // An id of 32 digits may be Opik's or OpenTelemetry's, and people copy it from either: it selects both.
             entities: (self.trace.iter())
                 .flat_map(|id| [EntityKind::Trace, EntityKind::OtelTrace].map(|kind| EntityKey::new(kind, id)))
                 .collect(),
@@ -94,12 +94,24 @@ impl Selection {
         }
     }
 
-    /// Returns what to say when nothing is selected: which name is not among those that are stored, if one is to blame.
+    /// Returns why no message is selected.
     ///
     /// # Errors
     ///
-    /// What the store says.
+    /// Fails if the store can't be read.
     pub fn nothing(&self, store: &dyn Store) -> Result<String, StoreError> {
+        if let Some(unknown) = self.unknown(store)? {
+            return Ok(unknown);
+        }
+        Ok(nothing(store.backlog(&Filter::default())?.messages() == 0).to_owned())
+    }
+
+    /// Returns which selected name no stored message has, and which names are stored.
+    ///
+    /// # Errors
+    ///
+    /// Fails if the store can't be read.
+    pub fn unknown(&self, store: &dyn Store) -> Result<Option<String>, StoreError> {
         let stored = store.backlog(&Filter::default())?;
         let workspaces = names(stored.groups.iter().map(|group| group.workspace.as_str()));
         if let Some(unknown) = self.workspace.iter().find(|name| !workspaces.contains(&name.as_str())) {
@@ -111,16 +123,13 @@ impl Selection {
             return Ok(no_such("server", unknown.base_url(), &stored_servers));
         }
         let types = names(stored.groups.iter().map(|group| group.message_type.name().trim_end_matches("Message")));
-        if let Some(unknown) =
-            self.types.iter().find(|wanted| !stored.groups.iter().any(|g| g.message_type == **wanted))
-        {
-            return Ok(no_such("type", unknown.name().trim_end_matches("Message"), &types));
-        }
-        Ok(nothing(stored.messages() == 0).to_owned())
+        let is_stored = |wanted: &MessageType| stored.groups.iter().any(|group| group.message_type == *wanted);
+        let unknown = self.types.iter().find(|wanted| !is_stored(wanted));
+        Ok(unknown.and_then(|unknown| no_such("type", unknown.name().trim_end_matches("Message"), &types)))
     }
 }
 
-/// Names listed in a sentence at most.
+/// Maximum number of names in a sentence.
 const NAMES_MAX: usize = 10;
 
 fn before(now_ms: i64, age: Duration) -> i64 {
@@ -135,63 +144,59 @@ fn names<'a>(all: impl Iterator<Item = &'a str>) -> Vec<&'a str> {
     names
 }
 
-fn no_such(noun: &str, unknown: &str, stored: &[&str]) -> String {
-    let unknown = name(unknown);
-    let listed: Vec<String> = stored.iter().take(NAMES_MAX).map(|stored| name(stored)).collect();
-    let listed = listed.join(", ");
-    match stored {
-        [] => nothing(true).to_owned(),
-        _ if stored.len() > NAMES_MAX => {
-            let more = stored.len() - NAMES_MAX;
-            format!("no message of {noun} {unknown} is stored; there are: {listed} and {more} more")
-        }
-        _ => format!("no message of {noun} {unknown} is stored; there are: {listed}"),
+/// Returns that no stored message has this name, and which names are stored; `None` if there are none.
+fn no_such(noun: &str, unknown: &str, stored: &[&str]) -> Option<String> {
+    if stored.is_empty() {
+        return None;
     }
+    let listed: Vec<String> = stored.iter().take(NAMES_MAX).map(|stored| name(stored)).collect();
+    let more = match stored.len().saturating_sub(NAMES_MAX) {
+        0 => String::new(),
+        more => format!(" and {more} more"),
+    };
+    Some(format!("no message of {noun} {} is stored; there are: {}{more}", name(unknown), listed.join(", ")))
 }
 
-/// Reads a duration such as `500ms`, `10s` or `7d`.
+/// Parses a duration such as `500ms`, `10s` or `7d`.
 pub fn duration(text: &str) -> Result<Duration, String> {
     parse_duration(text).map_err(|error| error.to_string())
 }
 
-/// Reads the base URL of a server.
+/// Parses the base URL of a server.
 pub fn server(text: &str) -> Result<Server, String> {
     let url: ServerUrl = text.parse().map_err(|error: ServerUrlError| error.to_string())?;
     Ok(Server::new(&url.to_string()))
 }
 
-/// Reads the id of a message.
+/// Parses the id of a message.
 pub fn id(text: &str) -> Result<i64, String> {
     text.parse().map_err(|_| "expected a number, as `opik-offline inspect` lists it".to_owned())
 }
 
-/// Reads a number of messages.
+/// Parses a number of messages.
 pub fn number(text: &str) -> Result<u64, String> {
     text.parse().map_err(|_| "expected a whole number".to_owned())
 }
 
-/// Reads a number of messages, at least one.
+/// Parses a number of messages, at least one.
 pub fn number_from_one(text: &str) -> Result<u64, String> {
     number(text).ok().filter(|number| *number > 0).ok_or_else(|| "expected a whole number from 1".to_owned())
 }
 
-/// Reads a status that a stored message can have.
+/// Parses a status that a stored message can have.
 fn status() -> impl TypedValueParser<Value = MessageStatus> {
     let names = MessageStatus::STORED.map(MessageStatus::name);
     PossibleValuesParser::new(names)
         .try_map(|text| MessageStatus::from_name(&text.to_ascii_lowercase()).ok_or("no status of a stored message"))
 }
 
-/// Names every type for `--help` and the manual; `-h` has to fit on a screen.
+/// Lists every type for `--help` and the man page; `-h` has to fit on a screen.
 fn type_help() -> String {
     let names: Vec<&str> = MessageType::ALL.iter().map(|it| it.name().trim_end_matches("Message")).collect();
-    format!(
-        "Only messages of this type (may be given more than once). In any case of letters, one of {}",
-        names.join(", ")
-    )
+    format!("Only messages of this type (may be given more than once). Case-insensitive, one of {}", names.join(", "))
 }
 
-/// Says which types somebody may have meant by a name that is none: there are too many to list them all.
+/// Suggests types for an unknown type name; there are too many to list them all.
 pub fn suggest_types(error: &mut clap::Error) {
     let is_type =
         matches!(error.get(ContextKind::InvalidArg), Some(ContextValue::String(arg)) if arg.starts_with("--type "));
@@ -204,17 +209,17 @@ pub fn suggest_types(error: &mut clap::Error) {
     let near: Vec<&str> =
         names.filter(|name| !typed.is_empty() && name.to_ascii_lowercase().contains(&typed)).collect();
     let mut tips = Vec::new();
-    let tip = |text: &str| hanging(text, Stream::Err.columns(), "  tip: ".len()).into();
+    let tip = |text: &str| hanging(text, OutputStream::Err.columns(), "  tip: ".len()).into();
     if !near.is_empty() {
         tips.push(tip(&format!("types with that in their name: {}", near.join(", "))));
         error.remove(ContextKind::SuggestedValue);
     }
-    tips.push(tip("`opik-offline inspect --help` lists all types, `opik-offline status` those that are stored"));
+    tips.push(tip("`opik-offline inspect --help` lists all types, `opik-offline status` lists the stored ones"));
     error.remove(ContextKind::ValidValue);
     error.insert(ContextKind::Suggested, ContextValue::StyledStrs(tips));
 }
 
-/// Reads a message type by its name, with or without `Message` at its end.
+/// Parses a message type by its name, with or without the suffix `Message`.
 fn message_type() -> impl TypedValueParser<Value = MessageType> {
     let names = MessageType::ALL.iter().map(|message_type| {
         let name = message_type.name();
@@ -223,12 +228,12 @@ fn message_type() -> impl TypedValueParser<Value = MessageType> {
     PossibleValuesParser::new(names).try_map(|text| MessageType::from_name(&text).ok_or("no message type"))
 }
 
-/// Refuses a format that only another command has.
-pub fn refuse_jsonl(format: super::render::Format) -> Result<(), Failure> {
+/// Rejects a format that the command does not support.
+pub fn refuse_jsonl(format: crate::terminal::render::OutputFormat) -> Result<(), Failure> {
     match format {
-        super::render::Format::Jsonl => Err(Failure::new(
+        crate::terminal::render::OutputFormat::Jsonl => Err(Failure::new(
             Exit::Usage,
-            "--format jsonl is for lists, and this command has one result",
+            "--format jsonl is for lists, and this command has a single result",
             Some("use --format json"),
         )),
         _ => Ok(()),
@@ -243,11 +248,11 @@ mod tests {
 
     #[test]
     fn a_selection_becomes_a_filter() {
-        let selection = Selection {
+        let selection = SelectionArgs {
             rejected: true,
             ids: vec![7],
             older_than: Some(Duration::from_secs(60)),
-            ..Selection::default()
+            ..SelectionArgs::default()
         };
         let filter = selection.filter(100_000);
         assert_eq!(filter.statuses, [MessageStatus::Rejected]);
@@ -256,16 +261,16 @@ mod tests {
     }
 
     #[test]
-    fn values_are_read_as_people_type_them() {
+    fn values_are_parsed_case_insensitively_and_unknown_ones_are_rejected() {
         #[derive(clap::Parser)]
         struct Line {
             #[command(flatten)]
-            selection: Selection,
+            selection: SelectionArgs,
         }
         let read = |args: &[&str]| Line::try_parse_from(args).map(|line| line.selection);
         let selection =
             read(&["x", "--status", "Rejected", "--type", "createspansbatch", "--type", "CreateSpanMessage"]);
-        let selection = selection.expect("it can be read");
+        let selection = selection.expect("it can be parsed");
         assert_eq!(selection.status, [MessageStatus::Rejected]);
         assert_eq!(selection.types, [MessageType::CreateSpansBatch, MessageType::CreateSpan]);
         assert!(read(&["x", "--status", "delivered"]).is_err(), "a delivered message is not stored");

@@ -1,37 +1,36 @@
-//! What is wrong with the configuration, and what to do about it.
+//! Configuration errors and their hints.
 
 use std::path::{Path, PathBuf};
 use std::{fmt, io};
 
-use super::settings;
 use super::sources::Source;
 
-/// A configuration that can't be used. No variant holds a secret in the clear.
+/// An invalid configuration. No variant holds a secret in the clear.
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
-    /// A value that its setting doesn't allow.
+    /// A value that failed to parse or validate.
     #[error("{0}")]
     Value(Box<BadValue>),
     #[error("cannot read {}: {source}", path.display())]
     Read { path: PathBuf, source: io::Error },
-    /// A file that the user chose isn't there.
+    /// A file that the user named does not exist.
     #[error("cannot read {}, named by {origin}: no such file", path.display())]
     MissingFile { path: PathBuf, origin: Source },
-    /// A file whose syntax is wrong.
-    #[error("cannot read {}: {reason}", Place { path, line })]
+    /// A file that failed to parse.
+    #[error("cannot read {}: {reason}", FileLine { path, line })]
     Malformed { path: PathBuf, line: Option<usize>, reason: String },
     #[error("cannot read {}: unknown key {key}", path.display())]
     UnknownKey { path: PathBuf, key: String, hint: String },
-    /// The system names no folder for a user's data, and no other was chosen.
+    /// The system has no data folder for this user, and the user chose none.
     #[error("db: no data folder for this user")]
     NoDataDirectory,
 }
 
-/// A value that its setting doesn't allow.
+/// A value that failed to parse or validate.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct BadValue {
     pub key: &'static str,
-    /// As it was given; masked when secret, shortened when long.
+    /// As given; masked if secret, truncated if long.
     pub value: String,
     pub origin: Source,
     pub reason: String,
@@ -40,7 +39,7 @@ pub struct BadValue {
 
 impl fmt::Display for BadValue {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        /// Longer values are cut: the message names where the whole is.
+        /// Longer values are truncated: the message names the source of the full value.
         const VALUE_CHARS_MAX: usize = 120;
 
         let BadValue { key, value, origin, reason, .. } = self;
@@ -50,12 +49,12 @@ impl fmt::Display for BadValue {
     }
 }
 
-struct Place<'a> {
+struct FileLine<'a> {
     path: &'a Path,
     line: &'a Option<usize>,
 }
 
-impl fmt::Display for Place<'_> {
+impl fmt::Display for FileLine<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.line {
             Some(line) => write!(f, "{}, line {line}", self.path.display()),
@@ -65,7 +64,7 @@ impl fmt::Display for Place<'_> {
 }
 
 impl ConfigError {
-    /// Returns what the user can do, for the `hint:` line.
+    /// Returns the text of the `hint:` line.
     pub fn hint(&self) -> Option<String> {
         match self {
             ConfigError::Value(bad) => bad.hint.clone(),
@@ -77,17 +76,5 @@ impl ConfigError {
             ConfigError::UnknownKey { hint, .. } => Some(hint.clone()),
             ConfigError::NoDataDirectory => Some("set HOME, or choose a file with --db or OPIK_OFFLINE_DB".to_owned()),
         }
-    }
-
-    pub(super) fn unknown_key(path: PathBuf, key: &str) -> ConfigError {
-        let hint = if settings::is_opik_config_key(key) {
-            format!("{key} belongs in ~/.opik.config, section [opik], where the SDK reads it too")
-        } else {
-            match settings::nearest_yaml_key(key) {
-                Some(nearest) => format!("did you mean {nearest}?"),
-                None => format!("the known keys are {}", settings::yaml_keys().collect::<Vec<_>>().join(", ")),
-            }
-        };
-        ConfigError::UnknownKey { path, key: key.escape_debug().to_string(), hint }
     }
 }

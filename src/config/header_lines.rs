@@ -1,4 +1,4 @@
-//! Headers of the user's own, for what is in front of the server: an access gateway, an API gateway.
+//! Custom request headers for whatever the operator runs in front of the server: an access gateway, an API gateway.
 
 use std::fmt;
 
@@ -7,7 +7,7 @@ use percent_encoding::percent_decode_str;
 use super::secret::Secret;
 use super::value::Value;
 
-/// Headers that the agent or the client decides about, or that belong to one connection.
+/// Headers that the agent or the client sets, and hop-by-hop headers.
 const RESERVED: [&str; 18] = [
     "accept-encoding",
     "authorization",
@@ -29,7 +29,7 @@ const RESERVED: [&str; 18] = [
     "x-opik-offline-token",
 ];
 
-/// Headers with values that are secret. Empty when none are configured.
+/// Headers whose values are secret. Empty if none are configured.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct HeaderLines(Vec<(String, Secret)>);
 
@@ -39,11 +39,11 @@ impl HeaderLines {
         self.0.iter().map(|(name, value)| (name.as_str(), value))
     }
 
-    /// Reads `Name: value` lines, with blank lines and comments (`#`) between them, or `name=value,name=value`.
+    /// Parses `Name: value` lines, with blank lines and comments (`#`) between them, or `name=value,name=value`.
     ///
     /// # Errors
     ///
-    /// Says what is wrong, without a value.
+    /// The reason, without any header value.
     pub fn read(text: &str) -> Result<Self, String> {
         let mut headers: Vec<(String, Secret)> = Vec::new();
         let lines = text.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with('#'));
@@ -67,7 +67,7 @@ impl HeaderLines {
         Ok(Self(headers))
     }
 
-    /// Returns these headers, and of the others those with other names.
+    /// Merges two sets; on a conflict these headers take precedence over `others`.
     #[must_use]
     pub fn before(mut self, others: Self) -> Self {
         for (name, value) in others.0 {
@@ -79,10 +79,10 @@ impl HeaderLines {
     }
 }
 
-/// Checks one header.
+/// Validates one header.
 fn header(name: &str, value: &str) -> Result<(String, Secret), String> {
     let name = name.trim_end();
-    let parsed: http::HeaderName = name.parse().map_err(|_| "a name is not one of a header".to_owned())?;
+    let parsed: http::HeaderName = name.parse().map_err(|_| "a name is not a valid header name".to_owned())?;
     let name = parsed.as_str().to_owned();
     if RESERVED.contains(&name.as_str()) || name.starts_with("content-") {
         return Err(format!("{name} is not for the user to set: it belongs to the request or the connection"));
@@ -130,7 +130,7 @@ mod tests {
     }
 
     #[test]
-    fn headers_are_read_line_by_line_or_as_opentelemetry_writes_them() {
+    fn headers_parse_as_lines_and_in_opentelemetry_syntax() {
         for (text, expected) in [
             ("", &[][..]),
             ("CF-Access-Client-Id: a.access\n", &[("cf-access-client-id", "a.access")]),
@@ -143,7 +143,7 @@ mod tests {
     }
 
     #[test]
-    fn headers_of_the_request_itself_are_refused_and_no_value_is_shown() {
+    fn reserved_headers_are_rejected_without_showing_values() {
         for (text, why) in [
             ("Authorization: secret-4717", "authorization is not for the user to set"),
             ("comet-workspace: secret-4717", "comet-workspace is not"),
@@ -153,7 +153,7 @@ mod tests {
             ("X-Opik-Offline-Agent: secret-4717", "x-opik-offline-agent is not"),
             ("X-A: secret-4717\u{1}", "the value of x-a"),
             ("X-A: secret-4717\nX-a: secret-4718", "x-a is there twice"),
-            ("X A: secret-4717", "a name is not one of a header"),
+            ("X A: secret-4717", "a name is not a valid header name"),
             ("secret-4717", "no `Name: value`"),
             ("x-a=secret-4717,secret-4718", "no `name=value`"),
             ("X-A:", "x-a has no value"),
@@ -168,7 +168,7 @@ mod tests {
     }
 
     #[test]
-    fn a_variable_wins_over_the_file() {
+    fn the_variable_takes_precedence_over_the_file() {
         let variable = HeaderLines::read("x-a: 1").expect("valid");
         let both = variable.before(HeaderLines::read("x-a: 2\nx-b: 3").expect("valid"));
         let shown: Vec<_> = both.iter().map(|(name, value)| (name, value.expose())).collect();

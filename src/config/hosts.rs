@@ -2,7 +2,7 @@
 
 use super::value::Value;
 
-/// Hosts and origins, as they were written. What they allow is for their reader to say.
+/// Hosts and origins as configured. The room that uses the list decides what an entry allows.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct HostList(Vec<String>);
 
@@ -27,7 +27,7 @@ impl Value for HostList {
     }
 }
 
-/// Refuses what no request could match: the mistake is named at the start instead of being a client's 403.
+/// Rejects entries that no request can match: the mistake is reported at startup instead of as a client's 403.
 fn check(entry: &str) -> Result<(), String> {
     let expected = "an entry is a host with or without a port, *.DOMAIN, or an origin such as https://opik.example.org";
     let (scheme, rest) = entry.split_once("://").map_or(("", entry), |(scheme, rest)| (scheme, rest));
@@ -43,11 +43,11 @@ fn check(entry: &str) -> Result<(), String> {
         || !scheme.bytes().all(is_scheme)
         || !name.bytes().all(is_host)
     {
-        Err(format!("holds what is no host; {expected}"))
+        Err(format!("does not hold a valid host; {expected}"))
     } else if name.split('%').next().is_some_and(|name| name.matches(':').count() > 1) && !name.starts_with('[') {
         Err("an IPv6 address is written in brackets, such as [fd00::1]".to_owned())
     } else if port(name).is_some_and(|port| port.parse::<u16>().is_err()) {
-        Err("holds a port that is none".to_owned())
+        Err("holds an invalid port".to_owned())
     } else {
         Ok(())
     }
@@ -65,7 +65,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn hosts_and_origins_are_separated_by_commas() {
+    fn hosts_and_origins_parse_from_comma_separated_lists() {
         let read = |text: &str| HostList::parse(text).map(|list| list.show());
         for (text, expected) in [
             ("none", "none"),

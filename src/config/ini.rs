@@ -1,28 +1,28 @@
-//! `~/.opik.config`, read as Python's `configparser` reads it.
+//! `~/.opik.config`, parsed as Python's `configparser` parses it.
 //!
-//! The file belongs to the SDKs, so that what Python makes of a line is what it means:
+//! The file belongs to the SDKs, so Python's parser defines its meaning:
 //! `ConfigParser(interpolation=None)`, strict. The first `=` or `:` ends the key, keys have no case, `#` and `;` start
 //! a comment at the beginning of a line only, a deeper indented line continues the value above it, `[DEFAULT]` fills
-//! every section. A key or section given twice is an error there and here. One kindness: a byte order mark, on which
-//! Python fails, is passed over.
+//! every section. A duplicate key or section is an error there and here. One exception: a byte order mark, on which
+//! Python fails, is skipped.
 //!
-//! The crates were tried first. `configparser` cuts inline comments off (a `;` or `#` inside a key or URL would be
-//! lost) and takes the last of two equal keys; `rust-ini` keeps the case of keys and reports neither duplicates nor a
+//! The crates were tried first. `configparser` strips inline comments (a `;` or `#` inside a key or URL would be lost)
+//! and takes the last of two duplicate keys; `rust-ini` keeps the case of keys and reports neither duplicates nor a
 //! missing section.
 
 use std::collections::BTreeMap;
 
-/// A line that `configparser` would refuse.
+/// A parse error: a line that `configparser` would reject.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{reason}")]
 pub struct IniError {
     /// Counted from 1.
     pub line: usize,
-    /// What is wrong.
+    /// The cause.
     pub reason: IniReason,
 }
 
-/// What is wrong with a line. The text of the line is left out: it may hold the API key.
+/// The cause of a parse error. It does not quote the line, which may hold the API key.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum IniReason {
     #[error("expected a section such as [opik] before the first key")]
@@ -31,9 +31,9 @@ pub enum IniReason {
     NoDelimiter,
     #[error("no key before the delimiter")]
     NoKey,
-    #[error("section [{0}] is there twice")]
+    #[error("section [{0}] is a duplicate")]
     DuplicateSection(String),
-    #[error("key {key} is in section [{section}] twice")]
+    #[error("key {key} is a duplicate in section [{section}]")]
     DuplicateKey { section: String, key: String },
 }
 
@@ -42,7 +42,7 @@ type Section = BTreeMap<String, Vec<String>>;
 /// The section whose keys count for every other one.
 const DEFAULTS: &str = "DEFAULT";
 
-/// Returns the keys, in lower case, and values of one section, empty when there is no such section.
+/// Parses the text and returns the keys, in lower case, and values of one section; empty if the section does not exist.
 pub fn read_section(text: &str, section: &str) -> Result<BTreeMap<String, String>, IniError> {
     let mut sections = read(text)?;
     // As in Python: without the section itself, its defaults mean nothing.
@@ -118,7 +118,7 @@ fn lines(text: &str) -> impl Iterator<Item = (usize, &str)> {
         let current = rest?;
         let Some(end) = current.find(['\n', '\r']) else {
             rest = None;
-            // Text that ends with a line end has no further line after it.
+            // A trailing line end does not start another line.
             return (!current.is_empty()).then_some(current);
         };
         let ending = if current[end..].starts_with("\r\n") { 2 } else { 1 };
@@ -143,7 +143,7 @@ mod tests {
 
     /// Each expectation was taken from Python 3.11's `ConfigParser(interpolation=None)`, with outer space taken off.
     #[test]
-    fn the_file_is_read_as_python_reads_it() {
+    fn parsing_matches_configparser() {
         let cases: &[(&str, &[(&str, &str)])] = &[
             ("", &[]),
             ("[opik]\na = x ; y # z\n", &[("a", "x ; y # z")]),
@@ -180,7 +180,7 @@ mod tests {
     }
 
     #[test]
-    fn what_python_refuses_is_refused_with_its_line() {
+    fn errors_of_configparser_are_rejected_with_their_line() {
         let duplicate_key = IniReason::DuplicateKey { section: "opik".into(), key: "a".into() };
         let cases = [
             ("a=1\n", 1, IniReason::NoSection),
@@ -197,14 +197,14 @@ mod tests {
     }
 
     #[test]
-    fn a_second_default_section_adds_to_the_first() {
+    fn default_sections_are_merged() {
         let read = read_section("[DEFAULT]\na=1\n[DEFAULT]\nb=2\n[opik]\n", "opik").expect("Python reads it");
         assert_eq!(read.into_iter().collect::<Vec<_>>(), [("a".into(), "1".into()), ("b".into(), "2".into())]);
     }
 
     proptest! {
         #[test]
-        fn what_configparser_writes_reads_back(keys in prop::collection::btree_map("[a-z_]{1,12}", "[!-~]([ -~]{0,30}[!-~])?", 0..8)) {
+        fn output_of_configparser_round_trips(keys in prop::collection::btree_map("[a-z_]{1,12}", "[!-~]([ -~]{0,30}[!-~])?", 0..8)) {
             let mut text = "[opik]\n".to_owned();
             for (key, value) in &keys {
                 text.push_str(&format!("{key} = {value}\n"));
@@ -214,7 +214,7 @@ mod tests {
         }
 
         #[test]
-        fn any_text_is_read_or_refused_without_a_panic(text in "([\\[\\]=:#; \ta\n\r\u{feff}é]|\\PC){0,60}") {
+        fn arbitrary_text_never_panics(text in "([\\[\\]=:#; \ta\n\r\u{feff}é]|\\PC){0,60}") {
             let _ = read_section(&text, "opik");
         }
     }

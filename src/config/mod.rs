@@ -1,6 +1,6 @@
-//! Every setting once, resolved, and knowing where it came from.
+//! Resolves every setting, together with the source of its value.
 //!
-//! A value is looked for in five layers, and the first that has it wins:
+//! A value is looked up in five layers; the first layer that has it wins:
 //!
 //! 1. the command line: [`Flags`];
 //! 2. the environment, where the SDK's own variables keep their names (`OPIK_WORKSPACE`) and the agent's start with
@@ -10,12 +10,12 @@
 //! 4. `<config dir>/opik-offline/config.yaml`, for the agent's own settings;
 //! 5. the default.
 //!
-//! A blank variable or file value counts as unset. A malformed one is an error that names key, value and source, and
-//! never gives way to a lower layer. A missing file is fine unless the user named it. Unknown keys are errors in
-//! `config.yaml`, which is ours, and ignored in `~/.opik.config`, where the SDK keeps many more.
+//! A blank variable or file value counts as unset. A value that fails to parse or validate is an error that names key,
+//! value and source; there is no fallback to a lower layer. A missing file is fine unless the user named it. Unknown
+//! keys are errors in `config.yaml`, which is ours, and ignored in `~/.opik.config`, where the SDK keeps many more.
 //!
 //! This is the only room that reads the environment, through [`Environment`]. It opens the two files, nothing else:
-//! whether a store or certificate can be read is for those who use it. Secrets are masked in everything that can be
+//! the rooms that use a store or certificate check whether it is readable. Secrets are masked in everything that can be
 //! printed.
 
 mod error;
@@ -23,12 +23,14 @@ mod header_lines;
 mod hosts;
 pub mod ini;
 mod no_proxy;
+mod parse;
 mod proxy;
 mod python;
 mod scan;
 mod secret;
 pub mod server_url;
 mod service_manager;
+mod setting;
 mod settings;
 mod sources;
 pub mod units;
@@ -48,18 +50,19 @@ pub use scan::Misconfiguration;
 pub use secret::{KeyText, Secret};
 pub use server_url::{ServerUrl, ServerUrlError};
 pub use service_manager::ServiceManager;
-pub use settings::{Config, Flags, Keeps, SETTINGS, Setting, SettingLine};
+pub use setting::{Keeps, Setting};
+pub use settings::{Config, Flags, SETTINGS, SettingLine};
 pub use sources::{ConfigFile, Environment, ProcessEnvironment, Source, Sourced};
 pub use units::ByteSize;
 pub use value::{LogFormat, LogLevel, WhenFull};
 pub use wrapped::{WRAPPED_BY, WRAPPED_PROXY, url_in_home_file};
 
-/// Says whether the user wants no colours anywhere: `NO_COLOR` is set and not empty (<https://no-color.org>).
+/// Returns whether the user disabled colours: `NO_COLOR` is set and not empty (<https://no-color.org>).
 pub fn is_no_color_set(environment: &dyn Environment) -> bool {
     environment.variable("NO_COLOR").is_some_and(|value| !value.is_empty())
 }
 
-/// Says whether the terminal is said to show UTF-8, by the first of `LC_ALL`, `LC_CTYPE` and `LANG` that is set (POSIX).
+/// Returns whether the locale is UTF-8, according to the first of `LC_ALL`, `LC_CTYPE` and `LANG` that is set (POSIX).
 pub fn is_utf8_locale(environment: &dyn Environment) -> bool {
     let set = |name| environment.variable(name).filter(|value| !value.is_empty());
     let locale = ["LC_ALL", "LC_CTYPE", "LANG"].into_iter().find_map(set);
@@ -67,7 +70,7 @@ pub fn is_utf8_locale(environment: &dyn Environment) -> bool {
     locale.is_some_and(|locale| locale.contains("utf-8") || locale.contains("utf8"))
 }
 
-/// Returns a sentence for each `OPIK_OFFLINE_...` variable that is no setting: a slip there would silently do nothing.
+/// Returns a warning for each unknown `OPIK_OFFLINE_...` variable: a typo there would silently do nothing.
 pub fn unknown_variables(environment: &dyn Environment) -> Vec<String> {
     const PREFIX: &str = "OPIK_OFFLINE_";
     /// Below this similarity a guess would mislead more than it helps.
@@ -77,8 +80,8 @@ pub fn unknown_variables(environment: &dyn Environment) -> Vec<String> {
         let similar = |known: &str| strsim::jaro_winkler(&name[PREFIX.len()..], &known[PREFIX.len()..]);
         let nearest = ours().map(|known| (similar(known), known)).max_by(|a, b| a.0.total_cmp(&b.0));
         match nearest.filter(|(similarity, _)| *similarity >= SIMILARITY_MIN) {
-            Some((_, nearest)) => format!("{name} is no setting and is ignored; did you mean {nearest}?"),
-            None => format!("{name} is no setting and is ignored; `opik-offline healthcheck` lists them all"),
+            Some((_, nearest)) => format!("unknown variable {name} is ignored; did you mean {nearest}?"),
+            None => format!("unknown variable {name} is ignored; `opik-offline healthcheck` lists all settings"),
         }
     };
     let is_known =
@@ -86,8 +89,8 @@ pub fn unknown_variables(environment: &dyn Environment) -> Vec<String> {
     environment.names(PREFIX).into_iter().filter(|name| !is_known(name)).map(told).collect()
 }
 
-/// Returns the command that shows long results, as `sh` understands it: `PAGER`, else `less -FRX`; `None` for an empty
-/// `PAGER` or `cat`, which mean no pager.
+/// Returns the pager command line for `sh`: `PAGER`, else `less -FRX`; `None` for an empty
+/// `PAGER` or `cat`, which disable the pager.
 pub fn pager(environment: &dyn Environment) -> Option<OsString> {
     match environment.variable("PAGER") {
         None => Some("less -FRX".into()),
@@ -109,10 +112,10 @@ impl Config {
     ///
     /// # Errors
     ///
-    /// [`ConfigError`], for the first setting or file that can't be used; every one of them is a mistake in the
-    /// configuration, to be corrected by the user.
+    /// [`ConfigError`] for the first setting or file that fails to parse or validate: a mistake in the
+    /// configuration that the user has to correct.
     pub fn resolve(flags: &Flags, environment: &dyn Environment) -> Result<Config, ConfigError> {
-        let config = Config::from_layers(sources::Layers::read(flags, environment)?)?;
+        let config = Config::from_layers(sources::Layers::read(flags.values(), environment)?)?;
         config.check_listen()?;
         config.check_keys()?;
         Ok(config)

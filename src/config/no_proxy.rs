@@ -1,12 +1,12 @@
-//! `NO_PROXY`: the hosts that are reached without a proxy.
+//! `NO_PROXY`: the hosts that bypass the proxy.
 //!
-//! There is no standard. The table below was made by asking Go's `httpproxy`, Python's `requests` and `httpx`, and curl;
-//! where they differ, the reading is the one that most of them share, or the only one that makes sense of the entry. An
-//! entry that none of them understands names nothing, so that the proxy is used.
+//! There is no standard. The table in the test records the behaviour of Go's `httpproxy`, Python's `requests` and
+//! `httpx`, and curl; where they differ, we parse an entry as most of them do, or in the only way that makes sense. An
+//! entry that none of them understands matches nothing, so the proxy is used.
 
 use std::net::IpAddr;
 
-/// The hosts that are reached without a proxy.
+/// The hosts that bypass the proxy.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct NoProxy(Vec<Entry>);
 
@@ -27,14 +27,14 @@ enum Entry {
 struct HostEntry {
     /// Only for URLs with this scheme (httpx): `https://opik.example`.
     scheme: Option<String>,
-    /// In lower case, without what its form says.
+    /// In lower case, without the punctuation of its form.
     name: String,
-    /// `*.example.com` names what is below the domain, and not the domain itself.
+    /// `*.example.com` matches subdomains, and not the domain itself.
     is_below_only: bool,
     port: Option<u16>,
 }
 
-/// What a request is for.
+/// The destination of a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Target<'a> {
     pub is_https: bool,
@@ -49,20 +49,20 @@ impl Target<'_> {
         bare(self.host).parse().ok().map(|ip: IpAddr| ip.to_canonical())
     }
 
-    /// Returns whether the host is this machine, without asking a name server.
+    /// Returns whether the host is this machine, without a DNS query.
     pub(super) fn is_loopback(&self) -> bool {
         self.host == "localhost" || self.host.ends_with(".localhost") || self.ip().is_some_and(|ip| ip.is_loopback())
     }
 }
 
 impl NoProxy {
-    /// Reads the list; what no client understands is left out.
+    /// Parses the list; entries that no client understands are skipped.
     pub(super) fn parse(list: &str) -> Self {
         let entries = list.split(|c: char| c == ',' || c.is_whitespace()).filter(|entry| !entry.is_empty());
         Self(entries.filter_map(Entry::parse).collect())
     }
 
-    /// Returns whether an entry names the target.
+    /// Returns whether an entry matches the target.
     pub(super) fn names(&self, target: Target<'_>) -> bool {
         self.0.iter().any(|entry| entry.names(target))
     }
@@ -118,7 +118,7 @@ impl HostEntry {
     }
 }
 
-/// Separates a port from a host; an IPv6 address without brackets has none.
+/// Splits host and port; an IPv6 address without brackets has no port.
 fn host_and_port(text: &str) -> (&str, Option<u16>) {
     if text.parse::<IpAddr>().is_ok() {
         return (text, None);
@@ -155,9 +155,9 @@ mod tests {
     use super::*;
 
     /// Each row: the list, the URL, what Go 1.26 (`golang.org/x/net` 0.62), requests 2.34, httpx 0.28 and curl 7.88
-    /// answered when they were run, `y` for no proxy, `n` for the proxy, `-` where httpx fails; and what is done here.
+    /// did when they were run, `y` for bypass, `n` for the proxy, `-` where httpx fails; and our decision.
     #[test]
-    fn no_proxy_is_read_as_go_requests_httpx_and_curl_read_it() {
+    fn no_proxy_agrees_with_go_requests_httpx_and_curl() {
         let rows = include_str!("no_proxy_oracle.txt").lines().filter(|line| !line.starts_with('#'));
         let mut read = 0;
         for row in rows {

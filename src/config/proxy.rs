@@ -1,8 +1,8 @@
-//! The proxies between the agent and its servers, if any.
+//! The forward proxy between the agent and its servers, if any.
 //!
-//! `_OPIK_HTTP_PROXY` is the SDK's own and always wins. The variables that every client knows are left out for a server on
-//! this machine, where no proxy could reach it, and for a host that `NO_PROXY` names. They are read as Python reads them,
-//! because the SDK does: lower case before upper case, and one in lower case that is set to nothing hides the other. curl
+//! `_OPIK_HTTP_PROXY` is the SDK's own variable and always wins. The standard variables are ignored for a server on
+//! this machine, which no proxy can reach, and for hosts in `NO_PROXY`. Precedence is Python's,
+//! because the SDK is Python: lower case before upper case, and an empty lower-case variable hides the other. curl
 //! agrees on the first; Go prefers upper case.
 
 use std::fmt;
@@ -12,12 +12,12 @@ use percent_encoding::percent_decode_str;
 use super::error::ConfigError;
 use super::no_proxy::{NoProxy, Target};
 use super::server_url::{ServerUrl, hide_user_info};
-use super::settings::{self, Setting};
+use super::setting::Setting;
 use super::sources::{Layers, Raw, Source, Sourced};
 use super::value::Value;
 use super::wrapped::proxy_behind;
 
-/// What a proxy speaks.
+/// The protocol of a proxy.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ProxyScheme {
     /// HTTP, in the clear.
@@ -42,7 +42,7 @@ impl ProxyScheme {
             "socks4" => Self::Socks4,
             "socks4a" => Self::Socks4a,
             "socks5" => Self::Socks5,
-            // What desktops write into all_proxy.
+            // The spelling that desktop environments use in all_proxy.
             "socks5h" | "socks" => Self::Socks5h,
             _ => return None,
         })
@@ -57,7 +57,7 @@ impl ProxyScheme {
     }
 }
 
-/// The address of a proxy. A password in it is not shown.
+/// The address of a proxy. Its password is masked when displayed.
 #[derive(Clone, PartialEq, Eq)]
 pub struct ProxyUrl {
     text: String,
@@ -73,7 +73,7 @@ impl ProxyUrl {
         &self.text
     }
 
-    /// Returns what the proxy speaks.
+    /// Returns the proxy's protocol.
     pub fn scheme(&self) -> ProxyScheme {
         self.scheme
     }
@@ -83,7 +83,7 @@ impl ProxyUrl {
         &self.host
     }
 
-    /// Returns the port, the scheme's own when the URL names none.
+    /// Returns the port, or the scheme's default port.
     pub fn port(&self) -> u16 {
         self.port
     }
@@ -110,7 +110,7 @@ impl fmt::Debug for ProxyUrl {
 
 impl Value for ProxyUrl {
     fn parse(text: &str) -> Result<ProxyUrl, String> {
-        // `proxy:3128` is how these variables are often written; every reader of them takes it for http.
+        // `proxy:3128` without a scheme is common; every client defaults to http.
         let text = if text.contains("://") { text.to_owned() } else { format!("http://{text}") };
         let (scheme, rest) = text.split_once("://").unwrap_or_default();
         let scheme = ProxyScheme::parse(scheme).ok_or("not a proxy that speaks http, https, socks4 or socks5")?;
@@ -138,17 +138,17 @@ impl Value for ProxyUrl {
     }
 }
 
-/// Which proxy leads to which server.
+/// The rules that select the proxy for a server.
 #[derive(Clone, Default)]
 pub struct ProxyRules {
-    /// `_OPIK_HTTP_PROXY`, for everything.
+    /// `_OPIK_HTTP_PROXY`, for all servers.
     fixed: Option<Raw>,
     for_http: Option<Raw>,
     for_https: Option<Raw>,
     no_proxy: NoProxy,
 }
 
-/// Leaves out the URLs, which may hold passwords.
+/// Omits the URLs, which may hold passwords.
 impl fmt::Debug for ProxyRules {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("ProxyRules").field("no_proxy", &self.no_proxy).finish_non_exhaustive()
@@ -163,7 +163,7 @@ impl ProxyRules {
         let all = || layers.either_case("all_proxy", Some("ALL_PROXY"));
         let no_proxy = layers.either_case("no_proxy", Some("NO_PROXY"));
         Self {
-            fixed: layers.find(setting, None).or_else(|| proxy_behind(layers)),
+            fixed: layers.find(setting).or_else(|| proxy_behind(layers)),
             for_http: layers.either_case("http_proxy", upper_http).or_else(all),
             for_https: layers.either_case("https_proxy", Some("HTTPS_PROXY")).or_else(all),
             no_proxy: no_proxy.map_or_else(NoProxy::default, |raw| NoProxy::parse(&raw.text.to_string_lossy())),
@@ -180,11 +180,11 @@ impl ProxyRules {
         if target.is_https { self.for_https.as_ref() } else { self.for_http.as_ref() }
     }
 
-    /// Returns the proxy that leads to a server; `None` for the direct way.
+    /// Returns the proxy for a server; `None` for a direct connection.
     ///
     /// # Errors
     ///
-    /// Says which variable can't be used and why, without the password that it may hold.
+    /// The variable that failed to parse and the reason, without the password that it may hold.
     pub fn proxy_for(&self, is_https: bool, host: &str, port: u16) -> Result<Option<ProxyUrl>, String> {
         let Some(raw) = self.find(Target { is_https, host, port }) else { return Ok(None) };
         Option::<ProxyUrl>::read(&raw.text, None).map_err(|reason| {
@@ -198,19 +198,19 @@ impl ProxyRules {
     }
 }
 
-/// Finds the proxy for the server that is configured.
+/// Resolves the proxy for the configured server.
 pub(super) fn resolve(
     layers: &Layers<'_>,
     setting: &'static Setting,
+    upstream: &ServerUrl,
 ) -> Result<Sourced<Option<ProxyUrl>>, ConfigError> {
     let rules = ProxyRules::read(layers, setting);
     if let Some(raw) = rules.fixed {
-        return layers.understand(setting, raw);
+        return layers.parse(setting, raw);
     }
-    let upstream = settings::upstream(layers)?.value;
     let target = Target { is_https: upstream.is_https(), host: upstream.host(), port: upstream.port() };
     match rules.find(target) {
-        Some(raw) => layers.understand(setting, raw.clone()),
+        Some(raw) => layers.parse(setting, raw.clone()),
         None => layers.default(setting),
     }
 }
@@ -220,7 +220,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_proxy_is_read_and_its_password_hidden() {
+    fn proxy_urls_parse_and_mask_their_password() {
         let proxy = ProxyUrl::parse("http://user:p@ss@proxy:3128").expect("valid");
         assert_eq!(proxy.expose(), "http://user:p@ss@proxy:3128");
         assert_eq!(format!("{proxy} {proxy:?}"), "http://***@proxy:3128 ProxyUrl(http://***@proxy:3128)");
@@ -232,7 +232,7 @@ mod tests {
     }
 
     #[test]
-    fn every_part_of_a_proxys_address_is_understood() {
+    fn all_parts_of_a_proxy_url_are_parsed() {
         for (text, scheme, host, port, credentials) in [
             ("http://proxy/", ProxyScheme::Http, "proxy", 80, None),
             ("https://proxy", ProxyScheme::Https, "proxy", 443, None),

@@ -1,9 +1,9 @@
-//! Numbers as the SDK's own parser takes them: pydantic, from a text, for fields of the types `int` and `float`.
+//! Parses numbers as the SDK does: pydantic, from text, for fields of the types `int` and `float`.
 //!
 //! `float` is Rust's own syntax with underscores in it, because pydantic is written in Rust; `int` is Python's, plus a
-//! fraction of zeros. Both take space around the number. The table in the test is what pydantic itself answered.
+//! fraction of zeros. Both allow surrounding white space. The table in the test holds pydantic's own results.
 
-/// Returns the value of a `float`, which may be infinite or no number.
+/// Parses a `float`, which may be infinite or NaN.
 pub(super) fn float(text: &str) -> Option<f64> {
     let text = text.trim();
     let is_misplaced = text.starts_with('_') || text.ends_with('_') || text.contains("__");
@@ -14,7 +14,7 @@ pub(super) fn float(text: &str) -> Option<f64> {
     }
 }
 
-/// Returns the sign and the digits of an `int`.
+/// Parses an `int` into its sign and digits.
 pub(super) fn int(text: &str) -> Option<(bool, String)> {
     let text = text.trim();
     let (is_negative, number) = match text.strip_prefix('-') {
@@ -36,9 +36,9 @@ mod tests {
     use super::super::value::Value;
     use super::*;
 
-    /// What `opik.config.OpikConfig` of opik 2.2.122 made of each text, with pydantic 2.14.4 (pydantic-core 2.50.5) and
-    /// Python 3.11: as `OPIK_REPLAY_BATCH_SIZE` (an `int`) and as `OPIK_CONNECTION_MONITOR_PING_INTERVAL` (a `float`); the
-    /// same from `~/.opik.config`. `None` was refused.
+    /// The result of parsing each text with `opik.config.OpikConfig` of opik 2.2.122, pydantic 2.14.4 (pydantic-core
+    /// 2.50.5) and Python 3.11: as `OPIK_REPLAY_BATCH_SIZE` (an `int`) and as `OPIK_CONNECTION_MONITOR_PING_INTERVAL`
+    /// (a `float`); the same from `~/.opik.config`. `None`: a validation error.
     const PYDANTIC: &[(&str, Option<&str>, Option<&str>)] = &[
         ("5", Some("5"), Some("5.0")),
         ("50", Some("50"), Some("50.0")),
@@ -236,7 +236,7 @@ mod tests {
     ];
 
     #[test]
-    fn numbers_are_read_as_pydantic_reads_them() {
+    fn number_parsing_matches_pydantic() {
         for (text, as_int, as_float) in PYDANTIC {
             let read = int(text).map(|(is_negative, digits)| {
                 let digits = digits.trim_start_matches('0');
@@ -253,7 +253,7 @@ mod tests {
     }
 
     #[test]
-    fn settings_of_the_sdk_take_its_numbers_and_refuse_what_it_refuses() {
+    fn sdk_settings_accept_and_reject_the_numbers_that_the_sdk_does() {
         for (text, as_int, as_float) in PYDANTIC {
             let expected = as_int.and_then(|value| value.parse::<u32>().ok());
             assert_eq!(u32::parse(text).ok(), expected, "{text:?}");
@@ -267,7 +267,7 @@ mod tests {
                     Ok(duration) => assert!((duration.as_secs_f64() - seconds).abs() < 1e-8, "{text:?}: {duration:?}"),
                     Err(error) => assert!(error == UnitError::TooLarge && seconds > 1e18, "{text:?}: {error}"),
                 },
-                // A number with a unit is ours to add.
+                // Numbers with a unit are an extension of ours.
                 None if text.ends_with(['s', 'd', 'm']) && !text.contains(' ') => assert!(read.is_ok(), "{text:?}"),
                 None => assert!(read.is_err(), "{text:?}: {read:?}"),
             }

@@ -1,4 +1,4 @@
-//! Configurations that are valid, and known not to do what their owner expects.
+//! Detects configurations that are valid but known not to do what their owner expects.
 
 use std::fmt;
 use std::net::SocketAddr;
@@ -8,15 +8,15 @@ use super::server_url::ServerUrl;
 use super::settings::Config;
 use super::sources::Source;
 
-/// A known misconfiguration; the first two are those that the SDK's own `opik healthcheck` looks for.
+/// A known misconfiguration; the SDK's `opik healthcheck` detects the first two as well.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Misconfiguration {
     CloudWithoutKey,
-    /// An open source server on localhost knows the workspace `default` only.
+    /// An open-source server on localhost has only the workspace `default`.
     LocalhostWorkspace {
         workspace: String,
     },
-    /// The key crosses a network that others may listen to.
+    /// The key is sent unencrypted over a network.
     KeyInTheClear {
         upstream: ServerUrl,
     },
@@ -50,7 +50,7 @@ impl fmt::Display for Misconfiguration {
 }
 
 impl Misconfiguration {
-    /// Returns what the user can do about it.
+    /// Returns the text of its hint.
     pub fn hint(&self) -> &'static str {
         match self {
             Misconfiguration::CloudWithoutKey => "set OPIK_API_KEY, or run `opik configure`",
@@ -68,7 +68,7 @@ impl Misconfiguration {
 }
 
 impl Config {
-    /// Returns the known misconfigurations, for `healthcheck` to report. None of them makes the configuration invalid.
+    /// Returns all known misconfigurations, for `healthcheck`. They are warnings: the configuration is still valid.
     pub fn scan(&self) -> Vec<Misconfiguration> {
         let upstream = &self.upstream.value;
         let workspace = &self.workspace.value;
@@ -88,10 +88,10 @@ impl Config {
         found
     }
 
-    /// Refuses a server that is the agent's own address: for the commands that send to the server.
+    /// Rejects a server that is the agent's own address; for commands that send to the server.
     ///
-    /// It isn't part of [`Config::resolve`], because `status` and its like work well in an application's environment,
-    /// in which `OPIK_URL_OVERRIDE` names the agent.
+    /// Not part of [`Config::resolve`], because `status`, `inspect` and `purge` also work in an application's
+    /// environment, in which `OPIK_URL_OVERRIDE` names the agent.
     ///
     /// # Errors
     ///
@@ -110,13 +110,13 @@ impl Config {
         })))
     }
 
-    /// Refuses settings of the network that can't be used: for the commands with a way to the server.
+    /// Rejects invalid network settings; for commands that connect to the server.
     ///
-    /// It isn't part of [`Config::resolve`], because `status`, `inspect` and `purge` need none of them.
+    /// Not part of [`Config::resolve`], because `status`, `inspect` and `purge` don't need the network.
     ///
     /// # Errors
     ///
-    /// [`ConfigError::Value`] for the first of them.
+    /// [`ConfigError::Value`] for the first invalid one.
     pub fn check_network(&self) -> Result<(), ConfigError> {
         if let Some(bad) = self.unusable.first() {
             return Err(ConfigError::Value(Box::new(bad.clone())));
@@ -134,7 +134,7 @@ impl Config {
         }
     }
 
-    /// Refuses an intake that other machines can reach and that asks for no token, unless the user chose that.
+    /// Rejects a listen address that other machines can reach without a token, unless the user opted in.
     pub(super) fn check_listen(&self) -> Result<(), ConfigError> {
         let is_open = !self.listen.value.ip().to_canonical().is_loopback();
         if !is_open || self.intake_token.value.is_some() || self.insecure_listen.value {
@@ -154,7 +154,8 @@ impl Config {
 }
 
 impl Config {
-    /// Refuses a key that is given twice in one place. A variable with the key wins over a file that `config.yaml` names.
+    /// Rejects a key that is configured twice in the same layer. A variable with the key takes precedence over a file
+    /// named in `config.yaml`.
     pub(super) fn check_keys(&self) -> Result<(), ConfigError> {
         for (key, text, file) in [
             ("encryption_key_file", &self.encryption_key, &self.encryption_key_file),
@@ -175,12 +176,12 @@ impl Config {
     }
 }
 
-/// Says whether the server's URL leads to the agent, as far as can be told without asking a name server.
+/// Returns whether the server's URL is the agent's own address, without a DNS query.
 fn is_agent(upstream: &ServerUrl, listen: SocketAddr) -> bool {
     let listen_ip = listen.ip().to_canonical();
     let is_same_host = match upstream.ip().map(|ip| ip.to_canonical()) {
         Some(ip) if !ip.is_unspecified() => ip == listen_ip || (ip.is_loopback() && listen_ip.is_unspecified()),
-        // `localhost`, or an address that connects to this machine as it does.
+        // `localhost`, or another address that connects to this machine.
         Some(_) => listen_ip.is_unspecified() || listen_ip.is_loopback(),
         None => upstream.is_loopback() && (listen_ip.is_unspecified() || listen_ip.is_loopback()),
     };
@@ -192,7 +193,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_agent_recognises_its_own_address() {
+    fn agents_detect_their_own_address() {
         let cases = [
             ("http://127.0.0.1:6745/api", "127.0.0.1:6745", true),
             ("http://localhost:6745/api", "127.0.0.1:6745", true),

@@ -1,10 +1,10 @@
-//! A text that is never shown.
+//! Secrets: text that is masked when displayed.
 
 use std::fmt;
 
 use zeroize::Zeroizing;
 
-/// An API key or token. Neither `Debug` nor `Display` shows it.
+/// An API key or token. Masked in `Debug` and `Display` output.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Secret(String);
 
@@ -19,11 +19,11 @@ impl Secret {
     }
 }
 
-/// Shows enough to recognise a long secret (`abcd...(22 chars)`), and nothing of a short one.
+/// Shows enough to recognise a long secret (`abcd...(22 chars)`), and masks a short one completely.
 impl fmt::Display for Secret {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         const SHOWN_CHARS: usize = 4;
-        /// Below this, four characters would be too much of the whole.
+        /// Below this length, four characters would reveal too much.
         const MASKED_CHARS_MIN: usize = 16;
 
         let chars = self.0.chars().count();
@@ -41,7 +41,7 @@ impl fmt::Debug for Secret {
     }
 }
 
-/// The text of an encryption key. Not even its beginning is shown, and the memory is overwritten when it is dropped.
+/// The text of an encryption key. Fully masked, and zeroized on drop.
 #[derive(Clone, PartialEq, Eq)]
 pub struct KeyText(Zeroizing<String>);
 
@@ -50,7 +50,7 @@ impl KeyText {
         KeyText(Zeroizing::new(text.into()))
     }
 
-    /// Returns the text itself, to make the key of it.
+    /// Returns the text itself, to derive the key from it.
     pub fn expose(&self) -> &str {
         &self.0
     }
@@ -73,7 +73,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_secret_shows_at_most_its_first_four_characters() {
+    fn secrets_show_at_most_four_characters() {
         let long = Secret::new("abcdefghijklmnopqrstuv");
         assert_eq!(long.to_string(), "abcd...(22 chars)");
         assert_eq!(format!("{long:?}"), "Secret(abcd...(22 chars))");

@@ -10,8 +10,8 @@ use http::Uri;
 
 /// The base URL of an Opik server's API, such as `https://www.comet.com/opik/api`.
 ///
-/// Only `http` and `https`; no user, query or fragment; the path has no slash at its end, so that a request's path is
-/// appended as it is.
+/// Only `http` and `https`; no user, query or fragment; no trailing slash, so that a request's path can be
+/// appended.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct ServerUrl {
     is_https: bool,
@@ -22,7 +22,7 @@ pub struct ServerUrl {
     path: String,
 }
 
-/// Why a text is no server's address. The text itself is left out: it may hold a password.
+/// Why a text failed to parse as a server address. It does not quote the text, which may hold a password.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ServerUrlError {
     #[error("not a URL that starts with http:// or https://")]
@@ -45,12 +45,12 @@ impl ServerUrl {
         &self.host
     }
 
-    /// Returns the port, the scheme's own when the URL names none.
+    /// Returns the port, or the scheme's default port.
     pub fn port(&self) -> u16 {
         self.port.unwrap_or(if self.is_https { 443 } else { 80 })
     }
 
-    /// Returns the path without a slash at its end: `/opik/api`, or nothing.
+    /// Returns the path without a trailing slash: `/opik/api`, or empty.
     pub fn path(&self) -> &str {
         &self.path
     }
@@ -60,24 +60,24 @@ impl ServerUrl {
         format!("{self}{below}")
     }
 
-    /// Says whether this is Opik's own cloud, as the Python SDK decides it.
+    /// Returns whether this is Opik's cloud, by the Python SDK's rule.
     pub fn is_cloud(&self) -> bool {
         self.is_https && self.host == "www.comet.com" && self.port() == 443
     }
 
-    /// Says whether the SDK takes this for a local installation: by the word, so that `127.0.0.1` is none.
+    /// Returns whether the SDK treats this as a local installation: by the word `localhost`, so `127.0.0.1` is not one.
     pub fn is_localhost(&self) -> bool {
         self.to_string().contains("localhost")
     }
 
-    /// Says whether the host is this machine, without asking a name server.
+    /// Returns whether the host is this machine, without a DNS query.
     pub fn is_loopback(&self) -> bool {
         self.host == "localhost"
             || self.host.ends_with(".localhost")
             || self.ip().is_some_and(|ip| ip.to_canonical().is_loopback())
     }
 
-    /// Returns the host when it is an IP address.
+    /// Returns the host if it is an IP address.
     pub fn ip(&self) -> Option<IpAddr> {
         self.host.trim_start_matches('[').trim_end_matches(']').parse().ok()
     }
@@ -108,13 +108,13 @@ impl FromStr for ServerUrl {
         if authority(rest).contains('@') {
             return Err(ServerUrlError::UserInfo);
         }
-        // `Uri` drops a fragment without a word.
+        // `Uri` silently drops a fragment.
         if rest.contains(['?', '#']) {
             return Err(ServerUrlError::QueryOrFragment);
         }
         let uri: Uri = text.parse().map_err(|_| ServerUrlError::Invalid)?;
         let host = uri.host().filter(|host| !host.is_empty()).ok_or(ServerUrlError::Invalid)?.to_ascii_lowercase();
-        // `Uri` takes `host:`, `host:0` and a port beyond 65535 for a host without a port.
+        // `Uri` parses `host:`, `host:0` and a port above 65535 as a host without a port.
         let after_host = authority(rest).get(host.len()..).ok_or(ServerUrlError::Invalid)?;
         let port = match after_host.strip_prefix(':') {
             Some(digits) => Some(digits.parse().ok().filter(|port| *port != 0).ok_or(ServerUrlError::Invalid)?),
@@ -126,11 +126,11 @@ impl FromStr for ServerUrl {
     }
 }
 
-/// Returns `text` with what stands before an `@` in the authority hidden: a user name or password.
+/// Masks user name and password in the authority of `text`.
 pub(super) fn hide_user_info(text: &str) -> String {
     let scheme_bytes = text.find("://").map_or(0, |start| start + "://".len());
     let (scheme, rest) = text.split_at(scheme_bytes);
-    // By the last `@` before the path, and of the whole text when the `/` could be part of a password.
+    // Up to the last `@` before the path, or of the whole text if a `/` may be part of the password.
     match rest.rfind('@') {
         Some(at) => format!("{scheme}***{}", &rest[at..]),
         None => text.to_owned(),
@@ -150,9 +150,9 @@ pub enum ApiKeyUrlError {
     Url(#[from] ServerUrlError),
 }
 
-/// Returns the server's address inside an API key of the form `<key>*<base64 of {"baseUrl": ...}>`.
+/// Extracts the server address from an API key of the form `<key>*<base64 of {"baseUrl": ...}>`.
 ///
-/// As the SDK: without padding too, nothing after the `*` or more than one `*` means no address, and the rest is
+/// Like the SDK: padding is optional; nothing after the `*`, or more than one `*`, means no address; and the address is
 /// joined as a URL, so that `https://host/base` becomes `https://host/opik/api`.
 pub fn inside_api_key(key: &str) -> Result<Option<ServerUrl>, ApiKeyUrlError> {
     const LENIENT: GeneralPurposeConfig = GeneralPurposeConfig::new()
@@ -194,7 +194,7 @@ mod tests {
     }
 
     #[test]
-    fn a_url_is_kept_without_the_slash_at_its_end() {
+    fn trailing_slashes_are_dropped() {
         let cases = [
             ("https://www.comet.com/opik/api/", "https://www.comet.com/opik/api", 443),
             ("HTTP://LocalHost:5173/api", "http://localhost:5173/api", 5173),
@@ -213,7 +213,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_server_is_refused() {
+    fn invalid_server_urls_are_rejected() {
         let cases = [
             ("", ServerUrlError::NotHttp),
             ("localhost:5173/api", ServerUrlError::NotHttp),
@@ -235,7 +235,7 @@ mod tests {
     }
 
     #[test]
-    fn a_password_is_hidden_wherever_it_stands() {
+    fn passwords_are_masked_in_any_position() {
         assert_eq!(hide_user_info("http://user:pa@ss@h/x"), "http://***@h/x");
         assert_eq!(hide_user_info("http://user:pa/ss@h"), "http://***@h");
         assert_eq!(hide_user_info("user:secret@h"), "***@h");
@@ -243,7 +243,7 @@ mod tests {
     }
 
     #[test]
-    fn kinds_of_server_are_told_apart_as_the_sdk_does() {
+    fn cloud_and_localhost_detection_matches_the_sdk() {
         assert!(url("https://www.comet.com/opik/api/").is_cloud());
         assert!(!url("http://www.comet.com/opik/api/").is_cloud());
         assert!(url("http://localhost:5173/api").is_localhost());
@@ -255,7 +255,7 @@ mod tests {
     }
 
     #[test]
-    fn an_api_key_may_carry_its_server() {
+    fn api_keys_may_embed_a_server_address() {
         let key = |json: &str| format!("abc*{}", STANDARD.encode(json));
         let cases = [
             (r#"{"baseUrl":"https://opik.example"}"#, "https://opik.example/opik/api"),

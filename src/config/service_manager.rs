@@ -1,5 +1,5 @@
-//! What a service manager says to the processes that it starts: the variables of `sd_notify(3)` and
-//! `sd_watchdog_enabled(3)`. They are no settings: nobody sets them by hand.
+//! The protocol variables of a service manager: `sd_notify(3)` and
+//! `sd_watchdog_enabled(3)`. They are not settings: users don't set them by hand.
 
 use std::ffi::{OsStr, OsString};
 use std::time::Duration;
@@ -10,26 +10,26 @@ const NOTIFY_SOCKET: &str = "NOTIFY_SOCKET";
 const WATCHDOG_USEC: &str = "WATCHDOG_USEC";
 const WATCHDOG_PID: &str = "WATCHDOG_PID";
 
-/// A service manager that wants to be told how this process is.
+/// A service manager that expects notifications from this process.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ServiceManager {
-    /// Where to: the path of a datagram socket, or `@` and an abstract name.
+    /// The datagram socket: a path, or `@` and an abstract name.
     pub socket: OsString,
-    /// The process is ended unless it gives a sign of life this often; `None`: no such thing is asked for.
+    /// Watchdog timeout: the process is killed without a heartbeat this often. `None` if the watchdog is off.
     pub watchdog: Option<Duration>,
 }
 
 impl ServiceManager {
-    /// Returns the service manager that the environment of process `pid` names, if any.
+    /// Returns the service manager in the environment of process `pid`, if any.
     ///
     /// # Errors
     ///
-    /// [`ConfigError::Value`] when the watchdog's time is none: the process would be ended for no reason.
+    /// [`ConfigError::Value`] if the watchdog timeout is invalid: the process would be killed for no reason.
     pub fn find(environment: &dyn Environment, pid: u32) -> Result<Option<Self>, ConfigError> {
         let Some(socket) = environment.variable(NOTIFY_SOCKET).filter(|socket| !socket.is_empty()) else {
             return Ok(None);
         };
-        // The variables are inherited: they may be meant for the process that started us.
+        // The variables are inherited: they may address our parent process.
         let is_ours = environment.variable(WATCHDOG_PID).is_none_or(|named| named == OsStr::new(&pid.to_string()));
         let watchdog = environment.variable(WATCHDOG_USEC).filter(|_| is_ours);
         Ok(Some(Self { socket, watchdog: watchdog.map(|value| microseconds(&value)).transpose()? }))
@@ -60,7 +60,7 @@ mod tests {
     }
 
     #[test]
-    fn a_watchdog_counts_for_the_process_that_it_names() {
+    fn watchdog_variables_apply_only_to_the_process_they_name() {
         let manager = |watchdog| Some(ServiceManager { socket: "/run/notify".into(), watchdog });
         let minute = Some(Duration::from_secs(60));
         for (variables, expected) in [
@@ -77,7 +77,7 @@ mod tests {
     }
 
     #[test]
-    fn a_watchdog_without_a_time_is_an_error_that_says_where_it_stands() {
+    fn invalid_watchdog_timeouts_are_rejected_with_their_source() {
         for variables in [
             &[(NOTIFY_SOCKET, "/run/notify"), (WATCHDOG_USEC, "soon")],
             &[(NOTIFY_SOCKET, "/run/notify"), (WATCHDOG_USEC, "0")],

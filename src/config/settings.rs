@@ -1,10 +1,10 @@
-//! Every setting, once.
+//! The table of settings.
 //!
-//! The table below is the only place that names a setting's key, type, default, variable, flag and limit. [`Config`],
-//! [`Flags`], what `healthcheck` prints and the reference in the README all come from it, so that a new setting is one
+//! The table below is the only definition of a setting's key, type, default, variable, flag and limit. [`Config`],
+//! [`Flags`], the output of `healthcheck` and the generated reference all derive from it, so a new setting is one
 //! new entry.
 
-use std::ffi::{OsStr, OsString};
+use std::ffi::OsString;
 use std::fmt;
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -13,39 +13,17 @@ use std::time::Duration;
 use super::error::{BadValue, ConfigError};
 use super::header_lines::HeaderLines;
 use super::hosts::HostList;
+use super::parse::bad_value;
 use super::proxy::{self, ProxyRules, ProxyUrl};
 use super::secret::{KeyText, Secret};
 use super::server_url::{self, ServerUrl};
-use super::sources::{ConfigFile, Layers, Raw, Source, Sourced};
+use super::setting::{Keeps, Setting};
+use super::sources::{ConfigFile, Layers, Source, Sourced};
 use super::units::ByteSize;
-use super::value::{Limit, LogFormat, LogLevel, Value, WhenFull, any, at_least, within};
+use super::value::{LogFormat, LogLevel, Value, WhenFull, any, at_least, within};
 use super::wrapped;
 
-/// What is known of a setting without resolving it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Setting {
-    /// The key in its file and in `healthcheck`.
-    pub key: &'static str,
-    /// One sentence without its full stop.
-    pub about: &'static str,
-    /// As it would be written in the file.
-    pub default: &'static str,
-    pub environment: &'static str,
-    pub flag: Option<&'static str>,
-    pub file: Keeps,
-}
-
-/// The file that keeps a setting.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Keeps {
-    /// `~/.opik.config`: the settings that the SDK has too.
-    OpikConfig,
-    /// `config.yaml`: the agent's own.
-    ConfigYaml,
-    Nowhere,
-}
-
-/// One line of what `healthcheck` prints.
+/// One line of the settings that `healthcheck` prints.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SettingLine {
     pub key: &'static str,
@@ -75,22 +53,22 @@ macro_rules! settings {
         #[derive(Clone, Debug)]
         pub struct Config {
             $(#[doc = $about] pub $key: Sourced<$type>,)*
-            /// The files that were looked for.
+            /// The configuration files that were looked up.
             pub files: Vec<ConfigFile>,
-            /// Which proxy leads to which server.
+            /// The rules that select the proxy for a server.
             pub proxies: ProxyRules,
-            /// Settings of the network that can't be used; their values are the defaults.
+            /// Network settings that failed to parse; their values are the defaults.
             pub(super) unusable: Vec<BadValue>,
         }
 
         impl Config {
             pub(super) fn from_layers(layers: Layers<'_>) -> Result<Config, ConfigError> {
                 let mut unusable = Vec::new();
+                check_yaml_keys(&layers)?;
                 $(
-                    let flag: Option<&OsStr> = None$(.or(settings!(@value layers, $key, $flag)))?;
                     let setting = self::setting(stringify!($key));
-                    let $key: Sourced<$type> = match ($resolve)(&layers, setting, flag) {
-                        Err(ConfigError::Value(bad)) if bad.key == setting.key && may_wait(&bad) => {
+                    let $key: Sourced<$type> = match ($resolve)(&layers, setting) {
+                        Err(ConfigError::Value(bad)) if bad.key == setting.key && is_deferrable(&bad) => {
                             unusable.push(*bad);
                             layers.default(setting)?
                         }
@@ -101,7 +79,7 @@ macro_rules! settings {
                 Ok(Config { $($key,)* files: layers.files, proxies, unusable })
             }
 
-            /// Returns every setting as it is printed, sorted by key.
+            /// Returns every setting in its displayed form, sorted by key.
             pub fn settings(&self) -> Vec<SettingLine> {
                 vec![$(
                     SettingLine {
@@ -113,13 +91,22 @@ macro_rules! settings {
             }
         }
 
-        /// Values as the command line gave them, not yet understood, so that a bad one fails as in any other layer.
+        /// Values of the command line before parsing, so that an invalid one fails like in any other layer.
         #[derive(Clone, Default)]
         pub struct Flags {
             $($(#[doc = concat!("`", $flag, "`: ", $about)] pub $key: Option<OsString>,)?)*
         }
 
-        /// Names the flags that are set and leaves out their values, of which one is a secret.
+        impl Flags {
+            /// Returns the flags that are set, by the keys of their settings.
+            pub(super) fn values(&self) -> Vec<(&'static str, OsString)> {
+                let mut values = Vec::new();
+                $($(settings!(@flag_value values, self, $key, $flag);)?)*
+                values
+            }
+        }
+
+        /// Lists the flags that are set without their values, which may be secret.
         impl fmt::Debug for Flags {
             fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
                 let mut list = f.debug_list();
@@ -130,172 +117,174 @@ macro_rules! settings {
     };
     (@flag) => { None };
     (@flag $flag:literal) => { Some($flag) };
-    (@value $layers:ident, $key:ident, $flag:literal) => { $layers.flags.$key.as_deref() };
+    (@flag_value $values:ident, $flags:expr, $key:ident, $flag:literal) => {
+        $values.extend($flags.$key.clone().map(|value| (stringify!($key), value)))
+    };
 }
 
 const MILLISECOND: Duration = Duration::from_millis(1);
 const DAY: Duration = Duration::from_secs(86_400);
-/// SQLite keeps no larger value in one row.
+/// SQLite's limit for a value.
 const STORED_BODY_MAX: ByteSize = ByteSize::new(1_000_000_000);
 
-// Sorted by key, which a test checks.
+// Sorted by key; a test checks the order.
 settings! {
-    /// Whether the agent takes in and delivers what killed Python processes left, and deletes it then
+    /// Whether the agent salvages and delivers the leftover files of killed Python processes, and then deletes them
     adopt_orphans: bool = "false", "OPIK_OFFLINE_ADOPT_ORPHANS", "--adopt-orphans", ConfigYaml, plain(any);
 
-    /// Whether a wrapped agent leads all OTLP traces of its command to Opik, not only those that went there before
+    /// Whether a wrapped agent sends all OTLP traces of its command to Opik, not only those already configured for Opik
     all_otlp_traces: bool = "false", "OPIK_OFFLINE_ALL_OTLP_TRACES", "--all-otlp-traces", ConfigYaml, plain(any);
 
-    /// Hosts that the agent answers to besides its own addresses and names, and origins of web pages that may send to it; separated by commas
+    /// Additional host names that the agent answers to, and origins of web pages that may send to it; separated by commas
     allowed_hosts: HostList = "none", "OPIK_OFFLINE_ALLOWED_HOSTS", "--allowed-hosts", ConfigYaml, plain(any);
 
     /// API key, sent as the `Authorization` header
     api_key: Option<Secret> = "none", "OPIK_API_KEY", OpikConfig, plain(any);
 
-    /// Whether the server's certificate is checked
+    /// Whether the server's certificate is verified
     check_tls_certificate: bool = "true", "OPIK_CHECK_TLS_CERTIFICATE", OpikConfig, plain(any);
 
-    /// Certificate in PEM form that the agent shows to the server (mTLS), with its chain; also the key, where `client_key_file` is not set
+    /// Client certificate for mTLS, with its chain, in PEM format; also holds the key if `client_key_file` is not set
     client_cert_file: Option<PathBuf> = "none", "OPIK_OFFLINE_CLIENT_CERT_FILE", "--client-cert-file", ConfigYaml, plain(any);
 
-    /// Private key of the certificate that the agent shows to the server
+    /// Private key of the client certificate, in PEM format
     client_key_file: Option<PathBuf> = "none", "OPIK_OFFLINE_CLIENT_KEY_FILE", "--client-key-file", ConfigYaml, plain(any);
 
-    /// How long a client may be silent between requests, within one, or in taking its answer, before its connection is closed
+    /// Idle timeout of a client's connection: between requests, within a request, or while it reads the answer
     client_timeout: Duration = "2m", "OPIK_OFFLINE_CLIENT_TIMEOUT", "--client-timeout", ConfigYaml,
         plain(within(MILLISECOND, DAY));
 
-    /// How long a connection to the server may take to open
+    /// Timeout for connecting to the server
     connect_timeout: Duration = "5s", "OPIK_OFFLINE_CONNECT_TIMEOUT", "--connect-timeout", ConfigYaml,
         plain(within(MILLISECOND, DAY));
 
-    /// How long a ping may take
+    /// Timeout of a ping
     connection_monitor_check_timeout: Duration = "5s", "OPIK_CONNECTION_MONITOR_CHECK_TIMEOUT", OpikConfig,
         plain(within(MILLISECOND, DAY));
 
-    /// Time between two pings
+    /// Interval between pings
     connection_monitor_ping_interval: Duration = "10s", "OPIK_CONNECTION_MONITOR_PING_INTERVAL", OpikConfig,
         plain(within(MILLISECOND, DAY));
 
-    /// Least level of the messages on stderr: DEBUG, INFO, WARNING, ERROR or CRITICAL
+    /// Minimum level of log messages on stderr: DEBUG, INFO, WARNING, ERROR or CRITICAL
     console_logging_level: LogLevel = "INFO", "OPIK_CONSOLE_LOGGING_LEVEL", OpikConfig, plain(any);
 
-    /// The message store
+    /// Path of the message store
     db: PathBuf = "<data dir>/opik-offline/opik_messages.db", "OPIK_OFFLINE_DB", "--db", ConfigYaml, db;
 
-    /// Key that the store is encrypted with, in base64 or hexadecimal digits; a file is the better place for it
+    /// Encryption key of the store, in base64 or hexadecimal digits; prefer a file
     encryption_key: Option<KeyText> = "none", "OPIK_OFFLINE_ENCRYPTION_KEY", Nowhere, plain(any);
 
-    /// File with the key that the store is encrypted with
+    /// File with the encryption key of the store
     encryption_key_file: Option<PathBuf> = "none", "OPIK_OFFLINE_ENCRYPTION_KEY_FILE", ConfigYaml, plain(any);
 
-    /// Key that the store was encrypted with before
+    /// Previous encryption key of the store, for key rotation
     encryption_previous_key: Option<KeyText> = "none", "OPIK_OFFLINE_ENCRYPTION_PREVIOUS_KEY", Nowhere, plain(any);
 
-    /// File with the key that the store was encrypted with before
+    /// File with the previous encryption key of the store, for key rotation
     encryption_previous_key_file: Option<PathBuf> = "none", "OPIK_OFFLINE_ENCRYPTION_PREVIOUS_KEY_FILE", ConfigYaml, plain(any);
 
-    /// Least level of the messages in `logging_file`
+    /// Minimum level of log messages in `logging_file`
     file_logging_level: Option<LogLevel> = "none", "OPIK_FILE_LOGGING_LEVEL", OpikConfig, plain(any);
 
-    /// How long a wrapped agent delivers what is stored after its command has ended
+    /// How long a wrapped agent keeps delivering the backlog after its command has ended
     flush_timeout: Duration = "30s", "OPIK_OFFLINE_FLUSH_TIMEOUT", "--flush-timeout", ConfigYaml,
         plain(within(Duration::ZERO, DAY));
 
-    /// How long the server may take to answer a write that is forwarded or replayed; one that got no answer in time is given longer with every repeat, up to 10m
+    /// Timeout for the server's answer to a forwarded or replayed write; each retry after a timeout waits longer, up to 10m
     forward_timeout: Duration = "1m35s", "OPIK_OFFLINE_FORWARD_TIMEOUT", "--forward-timeout", ConfigYaml,
         plain(within(MILLISECOND, DAY));
 
-    /// Free space that the store leaves on its disk; unless it is set, never more than a tenth of the disk
+    /// Free disk space that the store never uses; by default at most a tenth of the disk
     free_disk_reserve: ByteSize = "256MiB", "OPIK_OFFLINE_FREE_DISK_RESERVE", "--free-disk-reserve", ConfigYaml, plain(any);
 
-    /// Proxy in front of the server: http, https, socks4(a) or socks5(h); without it HTTPS_PROXY, HTTP_PROXY, ALL_PROXY and NO_PROXY count
-    http_proxy: Option<ProxyUrl> = "none", "_OPIK_HTTP_PROXY", Nowhere, |layers, setting, _| proxy::resolve(layers, setting);
+    /// Forward proxy to the server: http, https, socks4(a) or socks5(h); if unset, HTTPS_PROXY, HTTP_PROXY, ALL_PROXY and NO_PROXY apply
+    http_proxy: Option<ProxyUrl> = "none", "_OPIK_HTTP_PROXY", Nowhere, |layers, setting| proxy::resolve(layers, setting, &upstream(layers)?.value);
 
-    /// Listen beyond this machine without a token
+    /// Accept connections from other machines without a token
     insecure_listen: bool = "false", "OPIK_OFFLINE_INSECURE_LISTEN", "--insecure-listen", ConfigYaml, plain(any);
 
-    /// Token that a client has to send
+    /// Token that clients must send
     intake_token: Option<Secret> = "none", "OPIK_OFFLINE_INTAKE_TOKEN", ConfigYaml, plain(sendable_token);
 
-    /// Address that the agent listens on
+    /// Listen address of the agent
     listen: SocketAddr = "127.0.0.1:6745", "OPIK_OFFLINE_LISTEN", "--listen", ConfigYaml, plain(any);
 
-    /// How log lines are written: text or json
+    /// Format of log lines: text or json
     log_format: LogFormat = "text", "OPIK_OFFLINE_LOG_FORMAT", "--log-format", ConfigYaml, plain(any);
 
-    /// Log file, written when `file_logging_level` is set
+    /// Log file; written only if `file_logging_level` is set
     logging_file: PathBuf = "opik.log", "OPIK_LOGGING_FILE", OpikConfig, plain(any);
 
-    /// Oldest message that the agent keeps; older ones are dropped and counted. Unset, none is too old
+    /// Maximum age of stored messages; older ones expire and are counted. Unset: messages never expire
     max_age: Option<Duration> = "none", "OPIK_OFFLINE_MAX_AGE", "--max-age", ConfigYaml, plain(not_too_short);
 
-    /// Largest file of an attachment
+    /// Maximum size of an attachment's file
     max_attachment_size: ByteSize = "5GiB", "OPIK_OFFLINE_MAX_ATTACHMENT_SIZE", "--max-attachment-size", ConfigYaml,
         plain(at_least(ByteSize::KIB));
 
-    /// Sends of a message that the server answered with an error of its own, before it is rejected
+    /// Attempts that the server answers with an error of its own before a message is rejected
     max_attempts: u32 = "10", "OPIK_OFFLINE_MAX_ATTEMPTS", "--max-attempts", ConfigYaml, plain(within(1, 1_000_000));
 
-    /// Largest request body that is kept, as sent; a larger one streams through while the server is there, and gets a 413 otherwise
+    /// Maximum size of a stored request body, as sent; larger ones stream through while the server is available, and get a 413 otherwise
     max_body_size: ByteSize = "500MiB", "OPIK_OFFLINE_MAX_BODY_SIZE", "--max-body-size", ConfigYaml,
         plain(within(ByteSize::KIB, STORED_BODY_MAX));
 
-    /// Connections of clients at once; past it the longest idle one is closed, and a new one gets a 503 when all are busy
+    /// Maximum number of concurrent client connections; beyond it the longest idle one is closed, and a new one gets a 503 if all are busy
     max_connections: u32 = "4096", "OPIK_OFFLINE_MAX_CONNECTIONS", "--max-connections", ConfigYaml, plain(within(1, 1_000_000));
 
-    /// Largest request body that is kept, once inflated; a larger one streams through while the server is there, and gets a 413 otherwise
+    /// Maximum size of a stored request body after decompression; larger ones stream through while the server is available, and get a 413 otherwise
     max_inflated_size: ByteSize = "512MiB", "OPIK_OFFLINE_MAX_INFLATED_SIZE", "--max-inflated-size", ConfigYaml,
         plain(within(ByteSize::KIB, STORED_BODY_MAX));
 
-    /// Largest size of the store
+    /// Maximum size of the store
     max_size: ByteSize = "10GiB", "OPIK_OFFLINE_MAX_SIZE", "--max-size", ConfigYaml, plain(at_least(ByteSize::MIB));
 
-    /// Memory for bodies: of clients, on their way to the server, and of replay. Unset, 256MiB, or three eighths of the memory of the machine or container where that is less
+    /// Memory for payloads: received, forwarded and replayed. Unset: 256MiB, or three eighths of the memory of the machine or container if that is less
     memory_budget: Option<ByteSize> = "none", "OPIK_OFFLINE_MEMORY_BUDGET", "--memory-budget", ConfigYaml,
         plain(not_too_little_memory);
 
-    /// Folder in which rejected messages are written, as `inspect --format jsonl` does, before they are dropped to make room; when that fails, none is dropped
+    /// Folder to which rejected messages are exported, in the format of `inspect --format jsonl`, before they are evicted; if the export fails, none is evicted
     rejected_export: Option<PathBuf> = "none", "OPIK_OFFLINE_REJECTED_EXPORT", "--rejected-export", ConfigYaml, plain(any);
 
-    /// Share of the store that rejected messages keep when room is needed, in percent; beyond it the oldest of them are dropped and counted
+    /// Share of the store that rejected messages keep when space is needed, in percent; beyond it the oldest are evicted and counted
     rejected_share: u32 = "25", "OPIK_OFFLINE_REJECTED_SHARE", "--rejected-share", ConfigYaml, plain(within(0, 100));
 
-    /// Give messages whose key the server refuses (401, 403) the configured key, for the same server and workspace
+    /// Retry messages whose key the server refuses (401, 403) with the configured key, for the same server and workspace
     rekey_refused: bool = "false", "OPIK_OFFLINE_REKEY_REFUSED", "--rekey-refused", ConfigYaml, plain(any);
 
-    /// Pause after a full replay batch; obeyed exactly when set
+    /// Delay after a full replay batch; adaptive unless set
     replay_batch_replay_delay: Duration = "500ms", "OPIK_REPLAY_BATCH_REPLAY_DELAY", "--delay", OpikConfig,
         plain(within(Duration::ZERO, DAY));
 
-    /// Messages per replay batch; obeyed exactly when set
+    /// Messages per replay batch; adaptive unless set
     replay_batch_size: u32 = "50", "OPIK_REPLAY_BATCH_SIZE", "--batch-size", OpikConfig, plain(within(1, 100_000));
 
-    /// Time between two looks at the store for something to replay
+    /// Polling interval of the store for messages to replay
     replay_tick_interval: Duration = "300ms", "OPIK_REPLAY_TICK_INTERVAL", OpikConfig, plain(within(MILLISECOND, DAY));
 
-    /// Time after which a held lane is tried again: no valid key, a redirect, a server that fails at everything
+    /// Time after which a held lane is retried: after an invalid key, a redirect, or a server that fails every request
     retry_interval: Duration = "10s", "OPIK_OFFLINE_RETRY_INTERVAL", "--retry-interval", ConfigYaml,
         plain(within(MILLISECOND, DAY));
 
-    /// How long the agent waits at its end for requests in flight
+    /// How long a stopping agent waits for requests in flight
     shutdown_timeout: Duration = "10s", "OPIK_OFFLINE_SHUTDOWN_TIMEOUT", "--shutdown-timeout", ConfigYaml,
         plain(within(Duration::ZERO, DAY));
 
-    /// Certificates to trust instead of the built-in ones, in the PEM files of a folder; counts where `ssl_cert_file` is not set
+    /// Folder with trusted CA certificates in PEM format, instead of the built-in ones; ignored if `ssl_cert_file` is set
     ssl_cert_dir: Option<PathBuf> = "none", "SSL_CERT_DIR", Nowhere, plain(any);
 
-    /// Certificates to trust instead of the built-in ones, in one PEM file
+    /// File with trusted CA certificates in PEM format, instead of the built-in ones
     ssl_cert_file: Option<PathBuf> = "none", "SSL_CERT_FILE", Nowhere, plain(any);
 
-    /// The Opik server; also OPIK_URL_OVERRIDE, `url_override` in ~/.opik.config, or an API key that holds its address
+    /// URL of the Opik server; also read from OPIK_URL_OVERRIDE, `url_override` in ~/.opik.config, or an API key that embeds it
     upstream: ServerUrl = "https://www.comet.com/opik/api", "OPIK_OFFLINE_UPSTREAM", "--upstream", ConfigYaml,
-        |layers, _, _| upstream(layers);
+        |layers, _| upstream(layers);
 
-    /// Headers that every request to the server gets, and no other server: `Name: value` lines, or `name=value,name=value` as in OTEL_EXPORTER_OTLP_HEADERS; a file is the better place for secrets
+    /// Headers added to every request to the server, and to no other: `Name: value` lines, or `name=value,name=value` as in OTEL_EXPORTER_OTLP_HEADERS; prefer a file for secrets
     upstream_headers: HeaderLines = "none", "OPIK_OFFLINE_UPSTREAM_HEADERS", Nowhere, plain(any);
 
-    /// File with headers that every request to the server gets, one `Name: value` a line
+    /// File with headers added to every request to the server, one `Name: value` per line
     upstream_headers_file: Option<PathBuf> = "none", "OPIK_OFFLINE_UPSTREAM_HEADERS_FILE", "--upstream-headers-file", ConfigYaml, plain(any);
 
     /// What happens to a new message when the store is full: refuse or drop_oldest
@@ -305,7 +294,7 @@ settings! {
     workspace: String = "default", "OPIK_WORKSPACE", OpikConfig, plain(any);
 }
 
-/// The settings that only a command with a way to the server needs.
+/// Settings that matter only to commands that connect to the server.
 const OF_THE_NETWORK: [&str; 10] = [
     "check_tls_certificate",
     "client_cert_file",
@@ -319,8 +308,9 @@ const OF_THE_NETWORK: [&str; 10] = [
     "upstream_headers_file",
 ];
 
-/// Returns whether a bad value matters only to a command with a way to the server. A flag was typed for this very command.
-fn may_wait(bad: &BadValue) -> bool {
+/// Returns whether an invalid value may be ignored until a command connects to the server. A flag may not: it was typed
+/// for this command.
+fn is_deferrable(bad: &BadValue) -> bool {
     OF_THE_NETWORK.contains(&bad.key) && !matches!(bad.origin, Source::Flag { .. })
 }
 
@@ -328,20 +318,41 @@ fn setting(key: &str) -> &'static Setting {
     SETTINGS.iter().find(|setting| setting.key == key).expect("every field of Config is in the table")
 }
 
-pub(super) fn yaml_keys() -> impl Iterator<Item = &'static str> {
+fn yaml_keys() -> impl Iterator<Item = &'static str> {
     SETTINGS.iter().filter(|setting| setting.file == Keeps::ConfigYaml).map(|setting| setting.key)
 }
 
-pub(super) fn is_yaml_key(key: &str) -> bool {
+fn is_yaml_key(key: &str) -> bool {
     yaml_keys().any(|known| known == key)
 }
 
-pub(super) fn is_opik_config_key(key: &str) -> bool {
+fn is_opik_config_key(key: &str) -> bool {
     key == URL_OVERRIDE || SETTINGS.iter().any(|setting| setting.file == Keeps::OpikConfig && setting.key == key)
 }
 
-/// Returns the known key that a wrong one most likely meant.
-pub(super) fn nearest_yaml_key(key: &str) -> Option<&'static str> {
+/// Rejects unknown keys in `config.yaml`.
+fn check_yaml_keys(layers: &Layers<'_>) -> Result<(), ConfigError> {
+    match layers.config_yaml_keys().find(|(_, key)| !is_yaml_key(key)) {
+        Some((path, key)) => Err(unknown_key(path.to_owned(), key)),
+        None => Ok(()),
+    }
+}
+
+/// Returns the error for an unknown key of `config.yaml`, with the most similar known one.
+fn unknown_key(path: PathBuf, key: &str) -> ConfigError {
+    let hint = if is_opik_config_key(key) {
+        format!("{key} belongs in ~/.opik.config, section [opik], where the SDK reads it too")
+    } else {
+        match nearest_yaml_key(key) {
+            Some(nearest) => format!("did you mean {nearest}?"),
+            None => format!("the known keys are {}", yaml_keys().collect::<Vec<_>>().join(", ")),
+        }
+    };
+    ConfigError::UnknownKey { path, key: key.escape_debug().to_string(), hint }
+}
+
+/// Returns the known key that is most similar to an unknown one.
+fn nearest_yaml_key(key: &str) -> Option<&'static str> {
     /// Below this similarity a guess would mislead more than it helps.
     const SIMILARITY_MIN: f64 = 0.8;
 
@@ -351,22 +362,22 @@ pub(super) fn nearest_yaml_key(key: &str) -> Option<&'static str> {
     (similarity >= SIMILARITY_MIN).then_some(nearest)
 }
 
-/// Resolves a setting through the layers in their usual order.
+/// Resolves a setting through the layers in their default order.
 fn plain<T: Value>(
     limit: impl Fn(&T) -> Result<(), String>,
-) -> impl FnOnce(&Layers<'_>, &'static Setting, Option<&OsStr>) -> Result<Sourced<T>, ConfigError> {
-    move |layers, setting, flag| match layers.find(setting, flag) {
-        Some(raw) => layers.understand_within(setting, raw, &limit),
+) -> impl FnOnce(&Layers<'_>, &'static Setting) -> Result<Sourced<T>, ConfigError> {
+    move |layers, setting| match layers.find(setting) {
+        Some(raw) => layers.parse_within(setting, raw, &limit),
         None => layers.default(setting),
     }
 }
 
-/// Refuses an age that any outage reaches.
+/// Rejects an age that any outage would exceed.
 fn not_too_short(age: &Option<Duration>) -> Result<(), String> {
     age.as_ref().map_or(Ok(()), at_least(Duration::from_secs(1)))
 }
 
-/// Refuses a token that some client could not send in a URL or a header.
+/// Rejects a token that some clients could not send in a URL or a header.
 fn sendable_token(token: &Option<Secret>) -> Result<(), String> {
     let Some(token) = token else { return Ok(()) };
     let token = token.expose();
@@ -381,14 +392,14 @@ fn sendable_token(token: &Option<Secret>) -> Result<(), String> {
     }
 }
 
-/// Refuses a budget in which no claim and no client's body of a usual size has room.
+/// Rejects a budget that is too small for a claim or a typical payload.
 fn not_too_little_memory(budget: &Option<ByteSize>) -> Result<(), String> {
     budget.as_ref().map_or(Ok(()), within(ByteSize::new(8 << 20), ByteSize::new(1 << 40)))
 }
 
-fn db(layers: &Layers<'_>, setting: &'static Setting, flag: Option<&OsStr>) -> Result<Sourced<PathBuf>, ConfigError> {
-    if let Some(raw) = layers.find(setting, flag) {
-        return layers.understand(setting, raw);
+fn db(layers: &Layers<'_>, setting: &'static Setting) -> Result<Sourced<PathBuf>, ConfigError> {
+    if let Some(raw) = layers.find(setting) {
+        return layers.parse(setting, raw);
     }
     let folder = layers.data_dir().ok_or(ConfigError::NoDataDirectory)?;
     Ok(Sourced { value: folder.join("opik-offline").join("opik_messages.db"), source: Source::Default })
@@ -397,23 +408,23 @@ fn db(layers: &Layers<'_>, setting: &'static Setting, flag: Option<&OsStr>) -> R
 /// The SDK's name for the server, in its variable and in `~/.opik.config`.
 const URL_OVERRIDE: &str = "url_override";
 
-/// Finds the server. It has more sources than other settings, because an application and its agent may share one
+/// Resolves the server. It has more sources than other settings, because an application and its agent may share one
 /// environment.
-pub(super) fn upstream(layers: &Layers<'_>) -> Result<Sourced<ServerUrl>, ConfigError> {
+fn upstream(layers: &Layers<'_>) -> Result<Sourced<ServerUrl>, ConfigError> {
     let setting = setting("upstream");
     let given = layers
-        .flag(setting, layers.flags.upstream.as_deref())
+        .flag(setting)
         .or_else(|| layers.variable(setting.environment))
         .or_else(|| wrapped::server_behind(layers))
         .or_else(|| layers.variable("OPIK_URL_OVERRIDE"))
         .or_else(|| layers.in_opik_config(URL_OVERRIDE))
         .or_else(|| layers.in_config_yaml(setting.key));
     if let Some(raw) = given {
-        return layers.understand(setting, raw);
+        return layers.parse(setting, raw);
     }
     let key_setting = self::setting("api_key");
-    if let Some(raw) = layers.find(key_setting, None) {
-        let key: Sourced<Option<Secret>> = layers.understand(key_setting, raw.clone())?;
+    if let Some(raw) = layers.find(key_setting) {
+        let key: Sourced<Option<Secret>> = layers.parse(key_setting, raw.clone())?;
         let key_text = key.value.as_ref().map_or("", Secret::expose);
         let inside = server_url::inside_api_key(key_text);
         let inside = inside.map_err(|error| bad_value::<Secret>(key_setting, &raw, error.to_string()))?;
@@ -422,53 +433,4 @@ pub(super) fn upstream(layers: &Layers<'_>) -> Result<Sourced<ServerUrl>, Config
         }
     }
     layers.default(setting)
-}
-
-impl Layers<'_> {
-    pub(super) fn understand<T: Value>(&self, setting: &'static Setting, raw: Raw) -> Result<Sourced<T>, ConfigError> {
-        self.understand_within(setting, raw, &any)
-    }
-
-    fn understand_within<T: Value>(
-        &self,
-        setting: &'static Setting,
-        raw: Raw,
-        limit: Limit<'_, T>,
-    ) -> Result<Sourced<T>, ConfigError> {
-        let value = T::read(&raw.text, self.home()).and_then(|value| limit(&value).map(|()| value));
-        match value {
-            Ok(value) => Ok(Sourced { value, source: raw.source }),
-            Err(reason) => Err(bad_value::<T>(setting, &raw, reason)),
-        }
-    }
-
-    pub(super) fn default<T: Value>(&self, setting: &'static Setting) -> Result<Sourced<T>, ConfigError> {
-        self.understand(setting, Raw { text: setting.default.into(), source: Source::Default })
-    }
-}
-
-fn bad_value<T: Value>(setting: &'static Setting, raw: &Raw, reason: String) -> ConfigError {
-    ConfigError::Value(Box::new(BadValue {
-        key: setting.key,
-        value: T::mask(raw.text.to_string_lossy().trim()),
-        origin: raw.source.clone(),
-        reason,
-        hint: Some(format!(
-            "{} means: {}; the default is {}",
-            setting.key,
-            in_sentence(setting.about),
-            setting.default
-        )),
-    }))
-}
-
-/// Returns a sentence's text as it stands inside another: `API key` keeps its capitals.
-fn in_sentence(text: &str) -> String {
-    let mut chars = text.chars();
-    match chars.next() {
-        Some(first) if chars.clone().next().is_some_and(|c| !c.is_uppercase()) => {
-            first.to_lowercase().chain(chars).collect()
-        }
-        _ => text.to_owned(),
-    }
 }

@@ -1,4 +1,4 @@
-//! Where a value comes from: flag, environment, `~/.opik.config`, `config.yaml`, default, in that order.
+//! The sources of values, by precedence: flag, environment, `~/.opik.config`, `config.yaml`, default.
 
 use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
@@ -7,14 +7,14 @@ use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
 use super::error::ConfigError;
-use super::settings::{self, Flags, Keeps, Setting};
+use super::setting::{Keeps, Setting};
 use super::{ini, yaml};
 
-/// The layer that a value was taken from. A later variant wins over an earlier one.
+/// The layer of a value. A later variant takes precedence over an earlier one.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Source {
     Default,
-    /// The server's address inside an API key of the form `<key>*<base64>`; the key's own source is inside.
+    /// The server address in an API key of the form `<key>*<base64>`, with the source of the key.
     ApiKey(Box<Source>),
     /// `<config dir>/opik-offline/config.yaml`
     ConfigYaml {
@@ -44,7 +44,7 @@ impl fmt::Display for Source {
     }
 }
 
-/// A value that knows where it came from.
+/// A value and its source.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Sourced<T> {
     pub value: T,
@@ -52,18 +52,18 @@ pub struct Sourced<T> {
 }
 
 impl<T> Sourced<T> {
-    /// Says whether the user chose the value, even if it equals the default.
+    /// Returns whether the user set the value, even to the default.
     pub fn is_set(&self) -> bool {
         self.source != Source::Default
     }
 }
 
-/// What the process finds around it. The one way in which this crate reads the environment.
+/// The environment of the process: variables and standard folders. All access to them goes through this trait.
 pub trait Environment {
     /// Returns an environment variable.
     fn variable(&self, name: &str) -> Option<OsString>;
 
-    /// Returns the names of the variables that begin like this; none where they can't be listed.
+    /// Returns the names of variables with this prefix; empty if they can't be listed.
     fn names(&self, _prefix: &str) -> Vec<String> {
         Vec::new()
     }
@@ -75,7 +75,7 @@ pub trait Environment {
     fn data_dir(&self) -> Option<PathBuf>;
 }
 
-/// An environment of tests: variables, and no folders.
+/// A test environment: variables, and no folders.
 #[cfg(test)]
 impl<K: std::borrow::Borrow<str> + Ord, V: AsRef<OsStr>> Environment for std::collections::BTreeMap<K, V> {
     fn variable(&self, name: &str) -> Option<OsString> {
@@ -125,7 +125,7 @@ impl Environment for ProcessEnvironment {
     }
 }
 
-/// A configuration file that was looked for.
+/// A configuration file that was looked up.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ConfigFile {
     /// The path in full.
@@ -133,7 +133,7 @@ pub struct ConfigFile {
     pub is_present: bool,
 }
 
-/// A value as it stood in its layer, not yet understood.
+/// A value of a layer before parsing.
 #[derive(Clone, Debug)]
 pub(super) struct Raw {
     pub(super) text: OsString,
@@ -145,7 +145,8 @@ const HOME_FILE: &str = ".opik.config";
 
 /// All layers, read once.
 pub(super) struct Layers<'a> {
-    pub(super) flags: &'a Flags,
+    /// Values of flags, by the keys of their settings.
+    flags: Vec<(&'static str, OsString)>,
     pub(super) files: Vec<ConfigFile>,
     environment: &'a dyn Environment,
     home: Option<PathBuf>,
@@ -166,7 +167,10 @@ impl FileLayer {
 }
 
 impl<'a> Layers<'a> {
-    pub(super) fn read(flags: &'a Flags, environment: &'a dyn Environment) -> Result<Layers<'a>, ConfigError> {
+    pub(super) fn read(
+        flags: Vec<(&'static str, OsString)>,
+        environment: &'a dyn Environment,
+    ) -> Result<Layers<'a>, ConfigError> {
         let home = environment.home_dir();
         let mut layers = Layers { flags, files: Vec::new(), environment, home, opik_config: None, config_yaml: None };
         layers.opik_config = layers.read_opik_config()?;
@@ -174,40 +178,42 @@ impl<'a> Layers<'a> {
         Ok(layers)
     }
 
-    /// Reads nothing but `~/.opik.config`; `None` when it can't be read.
-    pub(super) fn of_home_file(flags: &'a Flags, environment: &'a dyn Environment) -> Option<Layers<'a>> {
+    /// Reads only `~/.opik.config`; `None` if it can't be read.
+    pub(super) fn of_home_file(environment: &'a dyn Environment) -> Option<Layers<'a>> {
         let home = environment.home_dir();
-        let mut layers = Layers { flags, files: Vec::new(), environment, home, opik_config: None, config_yaml: None };
+        let mut layers =
+            Layers { flags: Vec::new(), files: Vec::new(), environment, home, opik_config: None, config_yaml: None };
         let path = layers.home()?.join(HOME_FILE);
         layers.opik_config = layers.read_ini(&path).ok()?;
         Some(layers)
     }
 
-    /// Returns the value of the highest layer that has the setting; `None` leaves it to the default.
-    pub(super) fn find(&self, setting: &'static Setting, flag: Option<&OsStr>) -> Option<Raw> {
-        self.flag(setting, flag).or_else(|| self.variable(setting.environment)).or_else(|| match setting.file {
+    /// Returns the value of the highest layer that has the setting; `None` means the default.
+    pub(super) fn find(&self, setting: &'static Setting) -> Option<Raw> {
+        self.flag(setting).or_else(|| self.variable(setting.environment)).or_else(|| match setting.file {
             Keeps::OpikConfig => self.in_opik_config(setting.key),
             Keeps::ConfigYaml => self.in_config_yaml(setting.key),
             Keeps::Nowhere => None,
         })
     }
 
-    pub(super) fn flag(&self, setting: &'static Setting, flag: Option<&OsStr>) -> Option<Raw> {
+    pub(super) fn flag(&self, setting: &'static Setting) -> Option<Raw> {
+        let (_, value) = self.flags.iter().find(|(key, _)| *key == setting.key)?;
         let source = Source::Flag { name: setting.flag? };
-        // A blank flag is kept and refused later: unlike a blank variable, it isn't a template's empty slot.
-        Some(Raw { text: flag?.to_owned(), source })
+        // A blank flag is rejected later: unlike a blank variable, it is not an unset template variable.
+        Some(Raw { text: value.clone(), source })
     }
 
-    /// Returns a variable; a blank one counts as unset, because that is what `API_KEY=${API_KEY}` makes of a missing
-    /// one.
+    /// Returns a variable; a blank one counts as unset, because `API_KEY=${API_KEY}` turns a missing variable into a
+    /// blank one.
     pub(super) fn variable(&self, name: &'static str) -> Option<Raw> {
         let text = self.environment.variable(name)?;
         let is_blank = text.to_str().is_some_and(|text| text.trim().is_empty());
         (!is_blank).then_some(Raw { text, source: Source::Environment { name } })
     }
 
-    /// Returns a variable that is known in lower and upper case: lower case first, and set to nothing it hides the other
-    /// one, as in Python.
+    /// Returns a variable that exists in lower and upper case: lower case first, and an empty lower-case one hides the
+    /// other one, as in Python.
     pub(super) fn either_case(&self, lower: &'static str, upper: Option<&'static str>) -> Option<Raw> {
         match self.environment.variable(lower) {
             Some(_) => self.variable(lower),
@@ -221,6 +227,14 @@ impl<'a> Layers<'a> {
 
     pub(super) fn in_config_yaml(&self, key: &str) -> Option<Raw> {
         self.config_yaml.as_ref()?.get(key)
+    }
+
+    /// Returns the keys of `config.yaml`, each with the file's path.
+    pub(super) fn config_yaml_keys(&self) -> impl Iterator<Item = (&Path, &str)> {
+        self.config_yaml.iter().flat_map(|layer| match &layer.source {
+            Source::ConfigYaml { path } => layer.values.keys().map(|key| (path.as_path(), key.as_str())).collect(),
+            _ => Vec::new(),
+        })
     }
 
     pub(super) fn home(&self) -> Option<&Path> {
@@ -246,13 +260,13 @@ impl<'a> Layers<'a> {
             },
         };
         match (self.read_ini(&path)?, chosen) {
-            // Python warns and goes on without, TypeScript refuses; a path that someone chose is meant.
+            // Python warns and continues without the file, TypeScript fails; we fail, because the user named the file.
             (None, Some(raw)) => Err(ConfigError::MissingFile { path: self.shown(&path), origin: raw.source }),
             (found, _) => Ok(found),
         }
     }
 
-    /// Returns the section of a file that the SDK reads, `None` when there is no such file.
+    /// Parses the SDK's section of a file; `None` if the file does not exist.
     fn read_ini(&mut self, path: &Path) -> Result<Option<FileLayer>, ConfigError> {
         let Some(text) = self.read_file(path)? else { return Ok(None) };
         let shown = self.shown(path);
@@ -277,15 +291,12 @@ impl<'a> Layers<'a> {
             line: error.line,
             reason: error.reason,
         })?;
-        if let Some(key) = values.keys().find(|key| !settings::is_yaml_key(key)) {
-            return Err(ConfigError::unknown_key(shown, key));
-        }
         Ok(Some(FileLayer { source: Source::ConfigYaml { path: shown }, values }))
     }
 
-    /// Returns the file's text, `None` when there is no such file.
+    /// Returns the file's text; `None` if it does not exist.
     fn read_file(&mut self, path: &Path) -> Result<Option<String>, ConfigError> {
-        /// Far beyond any real configuration; a path that names a device or a log must not fill the memory.
+        /// Far above any real configuration; bounds memory if the path names a device or a log.
         const FILE_BYTES_MAX: u64 = 1 << 20;
 
         let read = || {
@@ -304,7 +315,7 @@ impl<'a> Layers<'a> {
         Ok(text)
     }
 
-    /// Returns the path as a person writes it, with `~` for the home folder.
+    /// Abbreviates the home folder as `~`.
     fn shown(&self, path: &Path) -> PathBuf {
         match self.home().and_then(|home| path.strip_prefix(home).ok()) {
             Some(below) => Path::new("~").join(below),
@@ -313,7 +324,7 @@ impl<'a> Layers<'a> {
     }
 }
 
-/// Returns `path` with a leading `~` replaced, as Python's `expanduser` and a shell would.
+/// Expands a leading `~`, like Python's `expanduser` and a shell.
 pub(super) fn expand_home(path: &Path, home: Option<&Path>) -> PathBuf {
     match (path.strip_prefix("~"), home) {
         (Ok(below), Some(home)) => home.join(below),

@@ -88,7 +88,7 @@ fn source(config: &Config, key: &str) -> String {
 }
 
 #[test]
-fn the_table_is_sorted_and_names_nothing_twice() {
+fn the_table_is_sorted_without_duplicates() {
     assert!(SETTINGS.is_sorted_by(|a, b| a.key < b.key));
     let mut names: Vec<_> =
         SETTINGS.iter().flat_map(|setting| setting.flag.into_iter().chain([setting.environment])).collect();
@@ -118,7 +118,7 @@ fn variables_are_named_after_their_keys() {
 }
 
 #[test]
-fn a_key_is_given_once_and_never_shown() {
+fn encryption_keys_are_configured_once_and_never_shown() {
     const KEY: &str = "AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8=";
     let environment = FakeEnvironment::new()
         .with("OPIK_OFFLINE_ENCRYPTION_KEY", KEY)
@@ -133,7 +133,7 @@ fn a_key_is_given_once_and_never_shown() {
 }
 
 #[test]
-fn without_any_layer_every_setting_has_its_documented_default() {
+fn unset_settings_have_their_documented_default() {
     let environment = FakeEnvironment::new();
     let config = environment.config();
     for line in config.settings() {
@@ -151,7 +151,7 @@ fn without_any_layer_every_setting_has_its_documented_default() {
 }
 
 #[test]
-fn each_layer_wins_over_those_below() {
+fn layers_take_precedence_in_order() {
     let environment = FakeEnvironment::new()
         .with_opik_config("workspace = from-file\nreplay_batch_size = 7\nreplay_tick_interval = 2")
         .with_config_yaml("max_attempts: 3\nlisten: :7000\nretry_interval: 20s\n")
@@ -183,7 +183,7 @@ fn a_value_equal_to_its_default_still_counts_as_set() {
 }
 
 #[test]
-fn sources_are_ordered_as_they_win() {
+fn sources_are_ordered_by_precedence() {
     let path = || PathBuf::from("f");
     let rising = [
         Source::Default,
@@ -197,7 +197,7 @@ fn sources_are_ordered_as_they_win() {
 }
 
 #[test]
-fn the_server_is_looked_for_in_seven_places() {
+fn the_server_is_resolved_from_seven_sources() {
     let key = format!("k*{}", base64::engine::general_purpose::STANDARD.encode(r#"{"baseUrl":"http://from-key"}"#));
     let mut environment = FakeEnvironment::new();
     let expect = |environment: &FakeEnvironment, flags: &Flags, url: &str, from: &str| {
@@ -221,12 +221,12 @@ fn the_server_is_looked_for_in_seven_places() {
 }
 
 #[test]
-fn a_malformed_value_names_key_value_and_source() {
+fn invalid_values_are_rejected_with_key_value_and_source() {
     let environment = FakeEnvironment::new().with("OPIK_REPLAY_BATCH_SIZE", "ten");
     let (message, hint) = environment.error(&Flags::default());
     let expected = "replay_batch_size: cannot use \"ten\" from environment OPIK_REPLAY_BATCH_SIZE: not a whole number";
     assert_eq!(message, expected);
-    assert_eq!(hint, "replay_batch_size means: messages per replay batch; obeyed exactly when set; the default is 50");
+    assert_eq!(hint, "replay_batch_size means: messages per replay batch; adaptive unless set; the default is 50");
 
     let environment = FakeEnvironment::new().with_opik_config("check_tls_certificate = maybe");
     let (message, _) = environment.error(&Flags::default());
@@ -245,7 +245,7 @@ fn a_malformed_value_names_key_value_and_source() {
 }
 
 #[test]
-fn values_beyond_their_limits_are_refused() {
+fn values_beyond_their_limits_are_rejected() {
     let cases = [
         ("OPIK_REPLAY_BATCH_SIZE", "0", "not between 1 and 100000"),
         ("OPIK_REPLAY_BATCH_SIZE", "100001", "not between 1 and 100000"),
@@ -265,7 +265,7 @@ fn values_beyond_their_limits_are_refused() {
 }
 
 #[test]
-fn a_blank_variable_or_value_leaves_the_setting_to_the_layer_below() {
+fn blank_values_fall_through_to_the_next_layer() {
     let environment = FakeEnvironment::new()
         .with_opik_config("workspace = from-file\napi_key =")
         .with("OPIK_WORKSPACE", " ")
@@ -277,14 +277,14 @@ fn a_blank_variable_or_value_leaves_the_setting_to_the_layer_below() {
 }
 
 #[test]
-fn a_blank_flag_is_a_mistake() {
+fn blank_flags_are_rejected() {
     let flags = Flags { upstream: Some("".into()), ..Flags::default() };
     let (message, _) = FakeEnvironment::new().error(&flags);
     assert!(message.starts_with("upstream: cannot use \"\" from flag --upstream"), "{message}");
 }
 
 #[test]
-fn the_file_that_the_user_names_replaces_the_usual_one() {
+fn a_named_file_replaces_the_default_one() {
     let environment = FakeEnvironment::new()
         .with_opik_config("workspace = usual")
         .with_file("other.ini", "[opik]\nworkspace: chosen\n")
@@ -299,11 +299,15 @@ fn the_file_that_the_user_names_replaces_the_usual_one() {
 }
 
 #[test]
-fn a_file_that_cannot_be_read_is_named_with_the_line() {
+fn parse_errors_name_file_and_line() {
     let cases = [
         (".opik.config", "[opik]\nworkspace\n", "cannot read ~/.opik.config, line 2: expected `key = value`"),
         (".opik.config", "workspace = x\n", "cannot read ~/.opik.config, line 1: expected a section"),
-        (".opik.config", "[opik]\na=1\na=2\n", "cannot read ~/.opik.config, line 3: key a is in section [opik] twice"),
+        (
+            ".opik.config",
+            "[opik]\na=1\na=2\n",
+            "cannot read ~/.opik.config, line 3: key a is a duplicate in section [opik]",
+        ),
         (
             ".config/opik-offline/config.yaml",
             "retry_interval: 7s\nlisten: [\n",
@@ -329,7 +333,7 @@ fn a_file_that_cannot_be_read_is_named_with_the_line() {
 }
 
 #[test]
-fn an_unknown_key_is_an_error_in_our_file_only() {
+fn unknown_keys_are_errors_only_in_our_own_file() {
     let (message, hint) = FakeEnvironment::new().with_config_yaml("max_sise: 1GiB\n").error(&Flags::default());
     assert_eq!(message, "cannot read ~/.config/opik-offline/config.yaml: unknown key max_sise");
     assert_eq!(hint, "did you mean max_size?");
@@ -377,7 +381,7 @@ fn no_secret_is_printed_anywhere() {
 }
 
 #[test]
-fn a_key_with_a_broken_address_is_an_error_only_when_the_address_is_needed() {
+fn invalid_embedded_addresses_fail_only_when_needed() {
     let environment = FakeEnvironment::new().with("OPIK_API_KEY", "0123456789abcdef*???");
     let (message, _) = environment.error(&Flags::default());
     assert_eq!(
@@ -388,7 +392,7 @@ fn a_key_with_a_broken_address_is_an_error_only_when_the_address_is_needed() {
 }
 
 #[test]
-fn an_open_intake_needs_a_token_or_the_users_word() {
+fn public_listeners_need_a_token_or_an_opt_in() {
     let flags = Flags { listen: Some("0.0.0.0:6745".into()), ..Flags::default() };
     let (message, hint) = FakeEnvironment::new().error(&flags);
     assert!(
@@ -402,7 +406,7 @@ fn an_open_intake_needs_a_token_or_the_users_word() {
 }
 
 #[test]
-fn known_misconfigurations_are_found() {
+fn known_misconfigurations_are_detected() {
     assert_eq!(FakeEnvironment::new().config().scan(), [Misconfiguration::CloudWithoutKey]);
 
     let environment =
@@ -420,7 +424,7 @@ fn known_misconfigurations_are_found() {
 }
 
 #[test]
-fn the_proxy_is_the_sdks_or_the_usual_one() {
+fn the_sdk_proxy_takes_precedence_over_standard_variables() {
     let proxy = |environment: &FakeEnvironment| {
         let config = environment.config();
         config.http_proxy.value.as_ref().map(|proxy| (proxy.expose().to_owned(), source(&config, "http_proxy")))
@@ -438,7 +442,7 @@ fn the_proxy_is_the_sdks_or_the_usual_one() {
 }
 
 #[test]
-fn proxy_variables_are_read_as_python_reads_them() {
+fn proxy_variable_precedence_matches_python() {
     type Row = (&'static [(&'static str, &'static str)], &'static str, Option<&'static str>);
     let rows: [Row; 12] = [
         (&[("http_proxy", "lower:1"), ("HTTP_PROXY", "upper:1")], "http://h/", Some("http://lower:1")),
@@ -468,7 +472,7 @@ fn proxy_variables_are_read_as_python_reads_them() {
 }
 
 #[test]
-fn a_proxy_that_is_not_needed_is_not_read() {
+fn unused_proxies_are_not_parsed() {
     let broken = |url: &str| {
         let environment = FakeEnvironment::new().with("ALL_PROXY", "gopher://me:hunter2@p:1").with("NO_PROXY", "near");
         environment.with("OPIK_URL_OVERRIDE", url).config()
@@ -485,7 +489,7 @@ fn a_proxy_that_is_not_needed_is_not_read() {
 }
 
 #[test]
-fn a_bad_flag_is_refused_at_once_and_a_bad_variable_when_it_is_needed() {
+fn invalid_flags_fail_at_once_and_invalid_variables_when_needed() {
     let environment = FakeEnvironment::new();
     let flags = Flags { connect_timeout: Some("soon".into()), ..Flags::default() };
     let refused = environment.resolve(&flags).expect_err("a bad flag").to_string();
@@ -496,7 +500,7 @@ fn a_bad_flag_is_refused_at_once_and_a_bad_variable_when_it_is_needed() {
 }
 
 #[test]
-fn a_client_key_without_its_certificate_is_refused() {
+fn client_keys_without_certificate_are_rejected() {
     let environment = FakeEnvironment::new().with("OPIK_OFFLINE_CLIENT_KEY_FILE", "~/agent.key");
     let (message, hint) = environment.error(&Flags::default());
     assert!(message.starts_with("client_key_file: cannot use ") && message.contains("no certificate"), "{message}");
@@ -505,7 +509,7 @@ fn a_client_key_without_its_certificate_is_refused() {
 }
 
 #[test]
-fn paths_know_the_home_folder_and_a_missing_data_folder_is_explained() {
+fn paths_expand_the_home_folder_and_a_missing_data_folder_is_reported() {
     let mut environment = FakeEnvironment::new().with("SSL_CERT_FILE", "~/ca.pem");
     assert_eq!(environment.config().ssl_cert_file.value, Some(environment.path("ca.pem")));
     environment.has_data_dir = false;
@@ -517,7 +521,7 @@ fn paths_know_the_home_folder_and_a_missing_data_folder_is_explained() {
 
 #[cfg(unix)]
 #[test]
-fn a_path_may_be_any_bytes_and_a_text_may_not() {
+fn paths_may_be_arbitrary_bytes_and_text_may_not() {
     use std::os::unix::ffi::OsStringExt;
 
     let bytes = || OsString::from_vec(b"a\xff".to_vec());
@@ -528,7 +532,7 @@ fn a_path_may_be_any_bytes_and_a_text_may_not() {
 }
 
 #[test]
-fn a_key_that_is_sent_in_the_clear_is_a_mistake() {
+fn unencrypted_keys_are_a_misconfiguration() {
     for (upstream, key, expected) in [
         ("http://opik.example/api", Some("k"), true),
         ("http://10.0.0.7:5173/api", Some("k"), true),
@@ -550,7 +554,7 @@ fn a_key_that_is_sent_in_the_clear_is_a_mistake() {
 }
 
 #[test]
-fn a_token_that_a_client_cannot_send_is_refused_at_start() {
+fn unsendable_tokens_are_rejected() {
     let with = |token: &str| {
         let environment = FakeEnvironment::new().with("OPIK_OFFLINE_INTAKE_TOKEN", token);
         environment
@@ -569,7 +573,7 @@ fn a_token_that_a_client_cannot_send_is_refused_at_start() {
 }
 
 #[test]
-fn a_wrapped_command_knows_the_server_behind_its_agent() {
+fn wrapped_commands_resolve_the_server_behind_their_agent() {
     let agent = "http://127.0.0.1:4000/-/token/t/api";
     let known = format!("{agent} https://opik.example/api");
     let server = |environment: &FakeEnvironment| {
@@ -591,7 +595,7 @@ fn a_wrapped_command_knows_the_server_behind_its_agent() {
         assert_eq!(server(&environment).1, "environment OPIK_URL_OVERRIDE", "{broken:?}");
     }
 
-    // The proxy that was taken out of the command's environment leads there still, and nowhere else.
+    // The proxy removed from the command's environment still applies to that server, and to no other.
     let proxy = |environment: FakeEnvironment| {
         let rules = environment.with(WRAPPED_PROXY, "http://proxy:3128").config().proxies;
         rules.proxy_for(true, "opik.example", 443).expect("usable").map(|proxy| proxy.to_string())
@@ -601,7 +605,7 @@ fn a_wrapped_command_knows_the_server_behind_its_agent() {
 }
 
 #[test]
-fn the_file_in_the_home_is_read_whatever_other_file_is_chosen() {
+fn the_home_file_is_read_even_if_another_file_is_configured() {
     let environment = FakeEnvironment::new()
         .with_opik_config("url_override = http://home.example/api")
         .with_file("chosen", "[opik]\nurl_override = http://chosen.example/api\n");

@@ -1,7 +1,7 @@
-//! Durations and sizes, read and printed.
+//! Durations and sizes: parsing and printing.
 //!
-//! What is printed reads back as the same value. Both kinds take fractions (`1.5s`, `0.5GiB`), and what does not fit
-//! its type is an error, never a wrapped or clamped value.
+//! Printed values parse back to the same value. Both accept fractions (`1.5s`, `0.5GiB`), and a value that does not fit
+//! its type is an error, never wrapped or clamped.
 
 use std::fmt;
 use std::str::FromStr;
@@ -11,7 +11,7 @@ use super::python;
 
 /// A number of bytes.
 ///
-/// Read from `1000`, `1000B`, `64MiB` (powers of 1024) or `64MB` (powers of 1000), in any case. `64M` is refused,
+/// Parsed from `1000`, `1000B`, `64MiB` (powers of 1024) or `64MB` (powers of 1000), in any case. `64M` is rejected,
 /// because tools disagree about what it means.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ByteSize(u64);
@@ -43,7 +43,7 @@ impl fmt::Display for ByteSize {
     }
 }
 
-/// Why a text is no duration or size.
+/// Why a text failed to parse as a duration or size.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum UnitError {
     #[error("not a size such as 64MiB, 10GiB or a number of bytes")]
@@ -94,9 +94,9 @@ const DURATION_UNITS: [(&str, u128); 8] = [
     ("ns", 1),
 ];
 
-/// Returns the duration that `text` says: `500ms`, `10s`, `7d`, `1h30m`, or a plain number of seconds such as `0.5`.
+/// Parses a duration: `500ms`, `10s`, `7d`, `1h30m`, or a plain number of seconds such as `0.5`.
 ///
-/// A plain number is read as Python reads a float, because the SDK's own settings are such numbers.
+/// A plain number is parsed like a Python float, because the SDK's own settings are such numbers.
 ///
 /// # Errors
 ///
@@ -111,7 +111,7 @@ const DURATION_UNITS: [(&str, u128); 8] = [
 /// ```
 pub fn parse_duration(text: &str) -> Result<Duration, UnitError> {
     let text = text.trim();
-    // `inf` and `nan` are numbers to Python, too, and nobody can wait for so long.
+    // Python also parses `inf` and `nan`, which are not usable durations.
     if text.contains(|c: char| c.is_ascii_digit())
         && let Some(seconds) = python::float(text)
     {
@@ -130,7 +130,7 @@ pub fn parse_duration(text: &str) -> Result<Duration, UnitError> {
         let (number, after) = split_number(rest);
         let name_bytes = after.find(|c: char| !c.is_alphabetic()).unwrap_or(after.len());
         let (name, next) = after.split_at(name_bytes);
-        // Each unit once and in falling order: `30m1h` is more likely a slip than an intention.
+        // Each unit once and in descending order: `30m1h` is more likely a typo than intended.
         let (_, factor) = units.find(|(unit, _)| *unit == name).ok_or(UnitError::NotADuration)?;
         let part = scale(number, *factor).ok_or(UnitError::NotADuration)?.ok_or(UnitError::TooLarge)?;
         nanoseconds = nanoseconds.checked_add(part).ok_or(UnitError::TooLarge)?;
@@ -142,11 +142,11 @@ pub fn parse_duration(text: &str) -> Result<Duration, UnitError> {
     duration_of(nanoseconds).ok_or(UnitError::TooLarge)
 }
 
-/// Returns `duration` as [`parse_duration`] reads it: `1h30m`, `500ms`, `0s`.
+/// Prints `duration` in the syntax of [`parse_duration`]: `1h30m`, `500ms`, `0s`.
 pub fn print_duration(duration: Duration) -> String {
     let mut rest = duration.as_nanos();
     let mut text = String::new();
-    // Weeks are read and not printed: 7d is how people write a retention time.
+    // Weeks are parsed but not printed: people write retention times as 7d.
     for (unit, factor) in &DURATION_UNITS[1..] {
         if rest >= *factor {
             text.push_str(&format!("{}{unit}", rest / factor));
@@ -168,11 +168,11 @@ fn split_number(text: &str) -> (&str, &str) {
     text.split_at(end)
 }
 
-/// Multiplies a decimal number by `factor`, without the rounding of a float; a remainder below one is cut off.
+/// Multiplies a decimal number by `factor` without floating-point rounding; a remainder below one is truncated.
 ///
 /// The outer `None` means not a number, the inner one too large.
 fn scale(number: &str, factor: u128) -> Option<Option<u128>> {
-    /// Digits after the point beyond this say nothing that a nanosecond or a byte could show.
+    /// More fraction digits are below a nanosecond or a byte.
     const FRACTION_DIGITS_MAX: usize = 15;
 
     let (whole, fraction) = number.split_once('.').unwrap_or((number, ""));
@@ -197,7 +197,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn sizes_are_read_in_both_kinds_of_unit() {
+    fn sizes_parse_in_binary_and_decimal_units() {
         let cases = [
             ("0", 0),
             ("1000", 1000),
@@ -216,7 +216,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_size_is_refused() {
+    fn invalid_sizes_are_rejected() {
         for text in ["", "MiB", "64M", "1..5MiB", "ten", "1 0", "."] {
             assert_eq!(text.parse::<ByteSize>(), Err(UnitError::NotASize), "{text}");
         }
@@ -227,7 +227,7 @@ mod tests {
     }
 
     #[test]
-    fn durations_are_read_with_units_and_as_seconds() {
+    fn durations_parse_with_units_and_as_seconds() {
         let cases = [
             ("0", 0),
             ("0.3", 300),
@@ -247,7 +247,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_duration_is_refused() {
+    fn invalid_durations_are_rejected() {
         for text in ["", "ten", "10x", "30m1h", "1s1s", "s", "1.2.3s", "inf", "NaN", "10 s"] {
             assert_eq!(parse_duration(text), Err(UnitError::NotADuration), "{text}");
         }
@@ -258,7 +258,7 @@ mod tests {
     }
 
     #[test]
-    fn printing_uses_the_unit_a_person_would() {
+    fn printing_uses_the_customary_unit() {
         assert_eq!(print_duration(Duration::ZERO), "0s");
         assert_eq!(print_duration(Duration::from_millis(500)), "500ms");
         assert_eq!(print_duration(Duration::from_secs(5400)), "1h30m");
@@ -269,19 +269,19 @@ mod tests {
 
     proptest! {
         #[test]
-        fn a_printed_duration_reads_back(seconds in any::<u64>(), nanoseconds in 0..1_000_000_000_u32) {
+        fn printed_durations_round_trip(seconds in any::<u64>(), nanoseconds in 0..1_000_000_000_u32) {
             let duration = Duration::new(seconds, nanoseconds);
             prop_assert_eq!(parse_duration(&print_duration(duration)), Ok(duration));
         }
 
         #[test]
-        fn a_printed_size_reads_back(bytes in any::<u64>(), shift in 0..40_u32) {
+        fn printed_sizes_round_trip(bytes in any::<u64>(), shift in 0..40_u32) {
             let size = ByteSize::new((bytes >> shift) << shift);
             prop_assert_eq!(size.to_string().parse(), Ok(size));
         }
 
         #[test]
-        fn any_text_is_read_or_refused_without_a_panic(text in "\\PC{0,20}") {
+        fn arbitrary_text_never_panics(text in "\\PC{0,20}") {
             let _ = parse_duration(&text);
             let _ = text.parse::<ByteSize>();
         }

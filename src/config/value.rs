@@ -1,4 +1,4 @@
-//! How each type of setting is read, shown and limited.
+//! Parsing, display and validation of each type of setting.
 
 use std::ffi::OsStr;
 use std::fmt;
@@ -14,26 +14,26 @@ use super::units::{self, ByteSize};
 
 /// A type that a setting can have.
 ///
-/// The reason of a failure is text because it has one reader, the person who mistyped; it never repeats the value.
+/// A parse error is plain text because only people read it; it never quotes the value.
 pub(super) trait Value: Sized {
     fn parse(text: &str) -> Result<Self, String>;
 
-    /// Returns what `healthcheck` prints.
+    /// Returns the form that `healthcheck` prints.
     fn show(&self) -> String;
 
-    /// Returns a text that failed to parse, fit to be printed.
+    /// Masks a text that failed to parse, so that it can be printed.
     fn mask(text: &str) -> String {
         text.to_owned()
     }
 
-    /// Reads what a layer holds. Only a path is more than text to the system.
+    /// Parses the raw value of a layer. Only paths may be other than text.
     fn read(raw: &OsStr, _home: Option<&Path>) -> Result<Self, String> {
         let text = raw.to_str().ok_or("not valid UTF-8")?;
         Self::parse(text.trim())
     }
 }
 
-/// An optional setting: `none` unsets what a lower layer says.
+/// An optional setting: `none` overrides a value of a lower layer.
 impl<T: Value> Value for Option<T> {
     fn parse(text: &str) -> Result<Option<T>, String> {
         if text.is_empty() || text.eq_ignore_ascii_case("none") { Ok(None) } else { T::parse(text).map(Some) }
@@ -56,7 +56,7 @@ impl<T: Value> Value for Option<T> {
 }
 
 impl Value for bool {
-    /// The words that pydantic takes for a boolean.
+    /// The words that pydantic parses as a boolean.
     fn parse(text: &str) -> Result<bool, String> {
         match text.to_ascii_lowercase().as_str() {
             "true" | "1" | "yes" | "on" | "t" | "y" => Ok(true),
@@ -70,7 +70,7 @@ impl Value for bool {
     }
 }
 
-/// A whole number, as the SDK reads its own.
+/// A whole number, parsed as the SDK does.
 impl Value for u32 {
     fn parse(text: &str) -> Result<u32, String> {
         let (is_negative, digits) = python::int(text).ok_or("not a whole number")?;
@@ -123,9 +123,9 @@ impl Value for PathBuf {
 }
 
 impl Value for SocketAddr {
-    /// Reads `127.0.0.1:6745`, `[::1]:6745`, `localhost:6745` and `:6745`, the last two on IPv4's loopback.
+    /// Parses `127.0.0.1:6745`, `[::1]:6745`, `localhost:6745` and `:6745`; the last two mean IPv4 loopback.
     ///
-    /// A missing host doesn't mean every address, as it does elsewhere: opening the intake has to be said in full.
+    /// Unlike elsewhere, a missing host does not mean all addresses: a public listener has to be explicit.
     fn parse(text: &str) -> Result<SocketAddr, String> {
         let reason = || "not an IP address and port such as 127.0.0.1:6745".to_owned();
         let (host, port) = text.rsplit_once(':').ok_or_else(reason)?;
@@ -156,7 +156,7 @@ impl Value for ServerUrl {
     }
 }
 
-/// A text that travels in a header, such as the workspace.
+/// A text that is sent in a header, such as the workspace.
 impl Value for String {
     fn parse(text: &str) -> Result<String, String> {
         check_header(text)?;
@@ -183,7 +183,7 @@ impl Value for Secret {
     }
 }
 
-/// What makes a key is for those who use it to say; see [`crate::config`].
+/// Any text; the store validates the key ([`crate::config`]).
 impl Value for KeyText {
     fn parse(text: &str) -> Result<KeyText, String> {
         Ok(KeyText::new(text))
@@ -198,7 +198,7 @@ impl Value for KeyText {
     }
 }
 
-/// The SDK sends these texts as header values; found here, the mistake is named once instead of in every request.
+/// The SDK sends these texts as header values; an invalid one is reported here once instead of with every request.
 fn check_header(text: &str) -> Result<(), String> {
     if text.is_empty() {
         return Err("empty".to_owned());
@@ -206,7 +206,7 @@ fn check_header(text: &str) -> Result<(), String> {
     http::HeaderValue::from_str(text).map(|_| ()).map_err(|_| "holds a character that a header cannot carry".to_owned())
 }
 
-/// A setting that is one word of several.
+/// A setting that is one word of a fixed set.
 macro_rules! words {
     ($(#[$meta:meta])* $name:ident { $($(#[$of_variant:meta])* $variant:ident = $word:literal),+ $(,)? }) => {
         $(#[$meta])*
@@ -214,7 +214,7 @@ macro_rules! words {
         pub enum $name { $($(#[$of_variant])* $variant),+ }
 
         impl $name {
-            /// Returns the word as it is configured.
+            /// Returns the word in configuration syntax.
             pub fn as_str(self) -> &'static str {
                 match self { $($name::$variant => $word),+ }
             }
@@ -240,26 +240,26 @@ macro_rules! words {
 }
 
 words! {
-    /// The SDK's log levels, from much to little.
+    /// The SDK's log levels, from verbose to quiet.
     LogLevel { Debug = "DEBUG", Info = "INFO", Warning = "WARNING", Error = "ERROR", Critical = "CRITICAL" }
 }
 
 words! {
-    /// How a log line is written.
+    /// The format of log lines.
     LogFormat { Text = "text", Json = "json" }
 }
 
 words! {
-    /// What happens to a new message when the store has no room.
+    /// The policy for new messages when the store is full.
     WhenFull {
-        /// The client gets 503 and still has the message.
+        /// Rejects them: the client gets a 503 and still has the message.
         Refuse = "refuse",
-        /// The oldest messages make room and are counted as dropped.
+        /// Evicts the oldest messages and counts them as dropped.
         DropOldest = "drop_oldest",
     }
 }
 
-/// A limit on a value; the text says what is allowed.
+/// A validator of a value; the error text names the allowed values.
 pub(super) type Limit<'a, T> = &'a dyn Fn(&T) -> Result<(), String>;
 
 pub(super) fn any<T>(_: &T) -> Result<(), String> {
@@ -287,7 +287,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn booleans_are_the_words_that_pydantic_knows() {
+    fn boolean_words_match_pydantic() {
         for text in ["true", "TRUE", "1", "yes", "On", "t", "Y"] {
             assert_eq!(bool::parse(text), Ok(true), "{text}");
         }
@@ -300,7 +300,7 @@ mod tests {
     }
 
     #[test]
-    fn an_address_without_a_host_stays_on_this_machine() {
+    fn addresses_without_host_are_loopback() {
         for text in [":6745", "localhost:6745", "127.0.0.1:6745"] {
             assert_eq!(SocketAddr::parse(text).expect(text).to_string(), "127.0.0.1:6745");
         }
@@ -312,7 +312,7 @@ mod tests {
     }
 
     #[test]
-    fn whole_numbers_are_refused_with_the_reason() {
+    fn invalid_whole_numbers_are_rejected_with_the_reason() {
         assert_eq!(u32::parse("50"), Ok(50));
         assert_eq!(u32::parse("ten"), Err("not a whole number".into()));
         assert_eq!(u32::parse("0.5"), Err("not a whole number".into()));
@@ -321,14 +321,14 @@ mod tests {
     }
 
     #[test]
-    fn words_have_no_case_and_a_wrong_one_lists_the_right_ones() {
+    fn words_are_case_insensitive_and_an_unknown_one_lists_the_known() {
         assert_eq!(LogLevel::parse("warning"), Ok(LogLevel::Warning));
         assert_eq!(WhenFull::parse("drop_oldest"), Ok(WhenFull::DropOldest));
         assert_eq!(WhenFull::parse("block"), Err("not one of refuse, drop_oldest".into()));
     }
 
     #[test]
-    fn a_header_text_with_a_line_break_is_refused() {
+    fn header_texts_with_line_breaks_are_rejected() {
         assert!(Secret::parse("key\nX-Other: 1").is_err());
         assert!(String::parse("").is_err());
     }

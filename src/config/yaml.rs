@@ -2,13 +2,14 @@
 //!
 //! `serde_yaml` is archived: its author marked 0.9.34 deprecated and will release no more. It still reads YAML
 //! correctly, is what this project was asked to use, and sees only a small local file that the user wrote, never
-//! anything from the network. What is nested deep, which costs it the square of the depth, is refused before. Should it have to go, this file is the one to replace.
+//! anything from the network. Deep nesting, which costs it time quadratic in the depth, is rejected before parsing. If
+//! it has to be replaced, only this file changes.
 
 use std::collections::BTreeMap;
 
 use serde_yaml::Value;
 
-/// Why the text is no flat mapping of settings.
+/// A parse error: the text is not a flat mapping of settings.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct YamlError {
     /// Counted from 1.
@@ -16,14 +17,14 @@ pub(super) struct YamlError {
     pub(super) reason: String,
 }
 
-/// Brackets that are open at once; settings need none.
+/// Maximum nesting depth of brackets; settings need none.
 const OPEN_BRACKETS_MAX: usize = 32;
-/// Bytes of a file; the parser keeps tens of bytes for each.
+/// Maximum size of the file in bytes; the parser allocates tens of bytes for each.
 const BYTES_MAX: usize = 64 * 1024;
 
-/// Returns why a text is not given to the parser, if it is not. Brackets in quotes and comments count, too: to tell them is
-/// the parser's work.
-fn refuse(text: &str) -> Option<YamlError> {
+/// Returns why a text must not be parsed, if so. Brackets in quotes and comments count too: only
+/// the parser could exclude them.
+fn reject_before_parsing(text: &str) -> Option<YamlError> {
     if text.len() > BYTES_MAX {
         return Some(YamlError { line: None, reason: "it is larger than 64KiB".to_owned() });
     }
@@ -43,11 +44,11 @@ fn refuse(text: &str) -> Option<YamlError> {
     None
 }
 
-/// Returns keys and values as text; a key without a value (`null`) is left out, an empty file has none.
+/// Parses keys and values as text; a key without a value (`null`) is skipped, an empty file has none.
 ///
-/// Values become text again so that every layer is understood by the same code and fails with the same words.
+/// Values are converted back to text so that all layers are parsed by the same code and fail with the same errors.
 pub(super) fn read_mapping(text: &str) -> Result<BTreeMap<String, String>, YamlError> {
-    if let Some(error) = refuse(text) {
+    if let Some(error) = reject_before_parsing(text) {
         return Err(error);
     }
     let document: Value = serde_yaml::from_str(text).map_err(|error| {
@@ -60,7 +61,7 @@ pub(super) fn read_mapping(text: &str) -> Result<BTreeMap<String, String>, YamlE
     let mapping = match document {
         Value::Mapping(mapping) => mapping,
         Value::Null => return Ok(BTreeMap::new()),
-        // Said without the text, in which a token may stand.
+        // Does not quote the text, which may hold a token.
         _ => return Err(YamlError { line: None, reason: "expected lines of the form `key: value`".to_owned() }),
     };
     let mut values = BTreeMap::new();
@@ -96,7 +97,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_kind_of_scalar_becomes_its_text() {
+    fn scalars_are_converted_to_text() {
         let text = "listen: 127.0.0.1:6745\nmax_size: 10GiB\nmax_attempts: 7\nretry_interval: 0.5\ninsecure_listen: true\nshutdown_timeout:\n";
         let values = read_mapping(text).expect("valid");
         let values: Vec<_> = values.iter().map(|(key, value)| (key.as_str(), value.as_str())).collect();
@@ -118,7 +119,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_flat_mapping_is_refused_with_its_line() {
+    fn nested_mappings_are_rejected_with_their_line() {
         let cases = [
             ("retry_interval: 7s\nlisten: [", true, "did not find"),
             ("- listen\n", false, "key: value"),

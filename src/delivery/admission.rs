@@ -1,60 +1,59 @@
-//! What happens to a protected write at the door.
+//! Admission: whether a protected write is forwarded, stored or refused.
 
 use std::time::Duration;
 
 use super::unprotected::{KnownBacklog, Passage, passage};
 
-/// What the agent knows of the server when a request comes.
+/// The agent's knowledge of the server when a request comes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Reachability {
-    /// No ping was answered or failed yet, or the last one was answered.
+    /// No ping has a result yet, or the last one was answered.
     Presumed,
     /// The last ping or send failed, and no ping was answered since.
     Unavailable,
 }
 
-/// What is known about messages of the same lane.
+/// The state of earlier messages of the same lane.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LaneState {
-    /// Nothing of it waits in the store.
+    /// The lane has no message in the store.
     Clear,
-    /// Earlier messages wait, none of them about an entity of this write, and the lane is on its way: neither held nor
-    /// in trouble.
-    Apart,
-    /// Earlier messages wait, and this write has to wait behind them.
+    /// No queued message shares an entity with this write, and the lane delivers: it is neither held nor failing.
+    Disjoint,
+    /// This write has to be queued behind earlier messages.
     Waiting,
-    /// The store can't be used: nothing can be kept, and what may conflict with its messages must not pass.
+    /// The store can't be used: no write can be stored, and one that may conflict with its messages must not pass.
     StoreUnusable(KnownBacklog),
 }
 
-/// What to do with a protected write.
+/// The decision about a protected write.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Admission {
-    /// Send it on; store it when that fails in a way that time can heal.
+    /// Forward it; store it if that fails and a retry may succeed.
     Forward,
-    /// Send it on; give the client whatever comes of it, because nothing can be kept.
+    /// Forward it, and return the result to the client, because it can't be stored.
     ForwardOnly,
-    /// Store it behind what waits, then acknowledge it.
+    /// Store it behind earlier messages, then acknowledge it.
     Register,
-    /// Refuse it for now, with these words: it can neither be kept nor be sent ahead of what waits.
+    /// Refuse it for now, with this message: it can neither be stored nor overtake earlier messages.
     Refuse(&'static str),
 }
 
 /// Decides about a protected write (design.md, section 3).
 ///
-/// A write never overtakes an earlier one of its lane about the same entity, whatever the connection is; and while the
-/// server is away nothing is tried, so that an application in an outage gets its answer at once.
+/// A write never overtakes an earlier one of its lane about the same entity, available server or not; and during an
+/// outage nothing is tried, so that an application gets its answer without latency.
 ///
-/// A write about entities that nothing stored is about is forwarded even while a backlog drains, so that live traffic
-/// does not wait for the night's. That overtakes nothing: the caller asks the store while it has the write's turn, so
-/// whatever is accepted later about these entities comes after it, and what was accepted earlier is either on the server
-/// or would be in the store's answer.
+/// A write that is disjoint from all queued messages is forwarded even while a backlog drains, so that live traffic
+/// does not wait for the night's. That overtakes nothing: the caller asks the store while it holds the write's entity
+/// locks, so a write accepted later about these entities comes after it, and one accepted earlier is either on the
+/// server or in the store's answer.
 pub fn admit(reachability: Reachability, lane: LaneState) -> Admission {
     match (lane, reachability) {
         (LaneState::StoreUnusable(known), _) => unprotected(known, false),
         (LaneState::Waiting, _) => Admission::Register,
-        (LaneState::Clear | LaneState::Apart, Reachability::Unavailable) => Admission::Register,
-        (LaneState::Clear | LaneState::Apart, Reachability::Presumed) => Admission::Forward,
+        (LaneState::Clear | LaneState::Disjoint, Reachability::Unavailable) => Admission::Register,
+        (LaneState::Clear | LaneState::Disjoint, Reachability::Presumed) => Admission::Forward,
     }
 }
 
@@ -66,14 +65,14 @@ pub fn unprotected(known: KnownBacklog, follows_all: bool) -> Admission {
     }
 }
 
-/// How long a forwarded write waits for its answer at least, however much is held meanwhile.
+/// The shortest timeout of a forwarded write, under any memory pressure.
 pub const FORWARD_PATIENCE_SHORT: Duration = Duration::from_secs(30);
 
-/// Returns how long a forwarded write that can be stored waits for the server's answer.
+/// Returns the timeout of a forwarded write that can be stored.
 ///
-/// As long as configured, which is longer than the fronts of a server take to answer for it. A server that is silent for
-/// so long under load would fill the memory for bodies, though, and writes that come then would be refused: so once half
-/// of it is taken, writes wait for [`FORWARD_PATIENCE_SHORT`] at most and are stored then.
+/// As long as configured, which is longer than the timeouts of proxies in front of a server. But a server that hangs
+/// for so long under load would fill the memory for bodies, and new writes would be refused: so once half of the
+/// memory is taken, writes wait for [`FORWARD_PATIENCE_SHORT`] at most and are stored then.
 pub fn forward_patience(configured: Duration, memory_free: u64, memory_max: u64) -> Duration {
     if memory_free < memory_max / 2 { configured.min(FORWARD_PATIENCE_SHORT) } else { configured }
 }
@@ -83,7 +82,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn writes_wait_for_a_silent_server_only_while_there_is_memory_for_them() {
+    fn the_timeout_of_forwarded_writes_is_short_once_memory_is_half_full() {
         let seconds = Duration::from_secs;
         for (configured, free, expected) in
             [(95, 100, 95), (95, 50, 95), (95, 49, 30), (95, 0, 30), (5, 0, 5), (600, 100, 600)]
@@ -97,13 +96,13 @@ mod tests {
     }
 
     #[test]
-    fn only_what_overtakes_nothing_is_forwarded_and_only_to_a_server_that_is_there() {
-        use LaneState::{Apart, Clear, StoreUnusable, Waiting};
+    fn only_writes_that_overtake_nothing_are_forwarded_to_an_available_server() {
+        use LaneState::{Clear, Disjoint, StoreUnusable, Waiting};
         use Reachability::{Presumed, Unavailable};
         for (reachability, lane, expected) in [
             (Presumed, Clear, Admission::Forward),
-            (Presumed, Apart, Admission::Forward),
-            (Unavailable, Apart, Admission::Register),
+            (Presumed, Disjoint, Admission::Forward),
+            (Unavailable, Disjoint, Admission::Register),
             (Presumed, Waiting, Admission::Register),
             (Unavailable, Clear, Admission::Register),
             (Unavailable, Waiting, Admission::Register),

@@ -1,18 +1,18 @@
-//! How long a message waits after a bad attempt, and how long an attempt may take: growing, bounded.
+//! Backoff: how long a message or lane waits before a retry, and how long an attempt may take. Growing, bounded.
 
 use std::time::Duration;
 
-/// The wait after the first bad attempt, before jitter.
+/// The wait after the first failed attempt, before jitter.
 pub const FIRST_WAIT: Duration = Duration::from_secs(1);
 /// The longest wait.
 pub const WAIT_MAX: Duration = Duration::from_secs(300);
 
-/// Returns how long to wait after this many bad attempts (1 or more).
+/// Returns how long a message backs off after this many failed attempts (1 or more).
 ///
-/// Doubles from [`FIRST_WAIT`] to [`WAIT_MAX`]; `jitter` in 0.0 to 1.0 takes up to half of it away, so that messages that
-/// failed together don't come back together. A server that asked for longer is obeyed. An attempt that took long is paid
-/// for: the wait is twice as long at least, and longer with every attempt, so that messages which hang don't take all the
-/// time of those that deliver.
+/// Doubles from [`FIRST_WAIT`] to [`WAIT_MAX`]; `jitter` in 0.0 to 1.0 subtracts up to half of it, so that messages
+/// that failed together are not retried together. A longer wait that the server asked for is respected. After a slow
+/// attempt the wait is at least twice as long as the attempt, and longer with every attempt, so that messages which
+/// time out don't take all the time of those that deliver.
 pub fn wait(attempts: u32, jitter: f64, asked: Option<Duration>, took: Duration) -> Duration {
     let doublings = attempts.saturating_sub(1).min(16);
     let grown = FIRST_WAIT.saturating_mul(1 << doublings).min(WAIT_MAX);
@@ -21,22 +21,22 @@ pub fn wait(attempts: u32, jitter: f64, asked: Option<Duration>, took: Duration)
     jittered.max(paid).max(asked.unwrap_or(Duration::ZERO))
 }
 
-/// The longest that the answer to one request is waited for, unless the user asked for more.
+/// The longest timeout of one request, unless the user configured a longer one.
 pub const PATIENCE_MAX: Duration = Duration::from_secs(600);
 
-/// Returns how long an answer may take to a message that got none in time so many times.
+/// Returns the timeout for a message that has already timed out `timeouts` times.
 ///
-/// It doubles from `first`, the configured time, to [`PATIENCE_MAX`]: a server that is healthy and needs longer for this
-/// one message confirms it in the end, where the same patience every time would repeat it for ever.
+/// It doubles from `first`, the configured timeout, to [`PATIENCE_MAX`]: a healthy server that needs longer for this
+/// one message confirms it in the end, where a constant timeout would retry it forever.
 pub fn patience(first: Duration, timeouts: u32) -> Duration {
     first.saturating_mul(1 << timeouts.min(16)).min(PATIENCE_MAX.max(first))
 }
 
-/// Returns how long a lane waits that was held so many times (1 or more) since something passed.
+/// Returns how long a lane is held after `holds` holds (1 or more) since a request passed.
 ///
-/// A wait that the server asked for is obeyed. Without one it doubles from [`FIRST_WAIT`] to `retry_interval`, so that a
-/// short trouble costs a second and a long one no storm. `jitter` in 0.0 to 1.0 adds up to a tenth, at most a second: of a
-/// thousand lanes that were held together not all come back together, and none comes too early.
+/// A wait that the server asked for is respected. Without one it doubles from [`FIRST_WAIT`] to `retry_interval`, so
+/// that a short outage costs a second and a long one causes no retry storm. `jitter` in 0.0 to 1.0 adds up to a tenth,
+/// at most a second: a thousand lanes held together are not all retried together, and none too early.
 pub fn lane_wait(holds: u32, jitter: f64, asked: Option<Duration>, retry_interval: Duration) -> Duration {
     let doublings = holds.saturating_sub(1).min(16);
     let grown = FIRST_WAIT.saturating_mul(1 << doublings).min(retry_interval);
@@ -44,7 +44,7 @@ pub fn lane_wait(holds: u32, jitter: f64, asked: Option<Duration>, retry_interva
     wait + wait.mul_f64(0.1 * jitter.clamp(0.0, 1.0)).min(Duration::from_secs(1))
 }
 
-/// Says whether a message has had its last attempt.
+/// Returns whether a message has had its last attempt.
 pub fn is_exhausted(attempts: u32, attempts_max: u32) -> bool {
     attempts >= attempts_max
 }
@@ -54,7 +54,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn waits_grow_to_their_bound_and_obey_the_server() {
+    fn backoff_grows_to_its_bound_and_respects_the_server() {
         let seconds = |s: f64| Duration::from_secs_f64(s);
         for (attempts, jitter, asked, expected) in [
             (1, 0.0, None, 1.0),
@@ -74,7 +74,7 @@ mod tests {
     }
 
     #[test]
-    fn an_attempt_that_took_long_is_paid_for() {
+    fn backoff_is_longer_after_a_slow_attempt() {
         for (attempts, took, expected) in [(1, 30, 60), (4, 30, 150), (20, 30, 300), (1, 600, 600), (5, 1, 16)] {
             let wait = wait(attempts, 0.0, None, Duration::from_secs(took));
             assert_eq!(wait, Duration::from_secs(expected), "attempt {attempts} of {took} s");
@@ -82,7 +82,7 @@ mod tests {
     }
 
     #[test]
-    fn lanes_come_back_soon_at_first_never_too_early_and_not_together() {
+    fn lanes_are_retried_soon_at_first_never_too_early_and_not_together() {
         let seconds = |s: f64| Duration::from_secs_f64(s);
         for (holds, jitter, asked, expected) in [
             (1, 0.0, None, 1.0),
@@ -100,7 +100,7 @@ mod tests {
     }
 
     #[test]
-    fn patience_grows_with_every_timeout_and_is_bounded() {
+    fn the_timeout_grows_with_every_timeout_and_is_bounded() {
         for (first, timeouts, expected) in [
             (95, 0, 95),
             (95, 1, 190),

@@ -1,12 +1,12 @@
-//! Whose fault is it that messages fail with answers that time may heal: their own, or the server's?
+//! Blame for transient failures: is a poison message the cause, or the server?
 //!
-//! A fault that meets a message while others pass is the message's, and from then on the message is suspect: what it meets
-//! later counts against it. A fault that meets many, or all, is the server's. Then nothing counts: a server that fails at
-//! everything for an hour must not turn a backlog into rejected messages.
+//! If a message fails while others pass, the message is to blame, and from then on it is a suspect: its later failures
+//! count against it. If many messages fail, or all, the server is to blame. Then nothing counts: a server that fails
+//! at everything for an hour must not turn a backlog into rejected messages.
 
 use crate::message::{Claimed, Footprint};
 
-/// What is known about the failure of one message.
+/// The evidence about the failure of one message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Evidence {
     /// Another message passed after this one, or the request that it shared, had failed.
@@ -19,17 +19,17 @@ pub struct Evidence {
     pub failing: usize,
 }
 
-/// When more messages than this fail and none passes, it is the server, whatever was known of them before.
+/// If more messages than this fail and none passes, the server is to blame, even if they are suspects.
 pub const FAILING_MAX: usize = 10;
 
-/// Says whether the failure counts against the message.
+/// Returns whether the failure counts against the message.
 pub fn counts(evidence: Evidence) -> bool {
     let Evidence { passed_since, passed_beside, is_suspect, failing } = evidence;
     passed_since || (failing <= FAILING_MAX && (passed_beside || is_suspect))
 }
 
-/// Takes those of a claim aside that failed before, so that they travel alone and after the others: one that hangs or
-/// fails again delays and divides nothing else.
+/// Separates the suspects of a claim, so that each is sent alone and after the others: no head-of-line blocking by one
+/// that times out, and no division because of one that fails again.
 ///
 /// Returns the others, then the suspects with everything that must not overtake them; both in delivery order.
 pub fn set_apart(claimed: Vec<Claimed>, is_suspect: impl Fn(&Claimed) -> bool) -> (Vec<Claimed>, Vec<Claimed>) {
@@ -71,7 +71,7 @@ mod tests {
     }
 
     #[test]
-    fn what_failed_before_goes_last_with_all_that_must_not_overtake_it() {
+    fn suspects_are_sent_last_with_all_that_must_not_overtake_them() {
         let messages = vec![
             claimed(1, "a", 0),
             claimed(2, "b", 3),
@@ -90,9 +90,9 @@ mod tests {
         for (passed_since, passed_beside, is_suspect, failing, expected, what) in [
             (false, false, false, 1, false, "alone, and never seen beside one that passed"),
             (false, false, false, 1000, false, "everything fails"),
-            (false, false, true, 1, true, "known to be bad, and left alone"),
-            (false, false, true, FAILING_MAX, true, "one of a few that are known to be bad"),
-            (false, false, true, FAILING_MAX + 1, false, "an outage that meets what a shaky server made suspect"),
+            (false, false, true, 1, true, "a suspect, left alone"),
+            (false, false, true, FAILING_MAX, true, "one of a few suspects"),
+            (false, false, true, FAILING_MAX + 1, false, "an outage after a flapping server made many suspect"),
             (false, true, false, 1, true, "the last of a batch that passed"),
             (false, true, false, 1000, false, "the server broke down in the middle of a batch"),
             (true, true, false, 1000, true, "one behind it passed"),

@@ -1,9 +1,9 @@
-//! When a backlog will have reached the server, as far as anybody can tell.
+//! Estimated time until a backlog has reached the server.
 //!
-//! A pace that the user set is exact, so the time follows from it, unless the server is seen to be slower. The automatic
-//! pace is what was measured; before anything was, it is the last replay's; and before any replay it is the pace at
-//! which replay starts, which is the slowest that it ever goes by itself. An estimate always says what it rests on and
-//! what it waits for: "about 40 s" of a server that is away would be a lie.
+//! A configured pace is exact, so the time follows from it, unless the measured throughput is lower. The automatic
+//! pace is the measured throughput; before any measurement it is that of the last replay; and before any replay it is
+//! the pace at which replay starts, the slowest automatic one. An estimate always names its basis and its condition:
+//! "about 40 s" while the server is unavailable would be wrong.
 
 use std::fmt;
 use std::time::Duration;
@@ -12,98 +12,98 @@ use serde::{Deserialize, Serialize};
 
 use super::pacing::{Pace, PaceSettings};
 
-/// What is known of a backlog and of who works on it.
+/// The state of a backlog and of its replay.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Situation {
-    /// Messages that still have to reach the server.
+    /// Messages that are waiting.
     pub waiting: u64,
-    /// Whether the server is there; `None` when nobody knows yet.
+    /// Whether the server is available; `None` if unknown.
     pub available: Option<bool>,
-    /// Whether an agent or a `replay` is at work.
+    /// Whether an agent or a `replay` is running.
     pub is_replayed: bool,
-    /// What the user asked for.
+    /// The configured pace.
     pub pace: PaceSettings,
-    /// Messages that left the backlog per second lately.
+    /// Recent throughput: messages that left the backlog per second.
     pub drained_per_second: Option<f64>,
-    /// Messages that joined it per second lately.
+    /// Recent arrivals: messages stored per second.
     pub stored_per_second: f64,
-    /// Messages per second of the last replay that delivered anything.
+    /// Throughput of the last replay that delivered anything.
     pub last_per_second: Option<f64>,
-    /// How long until the first lane is tried again, when every lane that has something waiting is held.
+    /// How long until the first lane is retried, if every lane with waiting messages is held.
     pub held_for: Option<Duration>,
-    /// Whether nothing has left for a while although it could.
+    /// Whether no message has left for a while although nothing is held.
     pub is_stalled: bool,
 }
 
-/// What an estimate waits for.
+/// The condition of an estimate.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum State {
-    /// Nothing waits.
+pub enum EtaState {
+    /// The backlog is empty.
     Nothing,
-    /// It is being delivered.
+    /// Messages are being delivered.
     Moving,
-    /// The server is away: the time runs once it is back.
+    /// The server is unavailable: the time runs once it is back.
     ServerAway,
-    /// Nobody replays: the time runs once somebody does.
+    /// No process replays: the time runs once one does.
     Idle,
-    /// Every lane with something waiting is held: the time runs once one is tried again.
+    /// Every lane with waiting messages is held: the time runs once one is retried.
     Held,
-    /// More is stored than delivered: there is no end in sight.
+    /// More messages are stored than delivered: there is no end in sight.
     Growing,
-    /// The server is there, and nothing gets through.
+    /// The server is available, and no message is delivered.
     Stalled,
 }
 
-/// Which pace an estimate rests on.
+/// The basis of an estimate.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Basis {
-    /// The user's batch size and delay.
+    /// The configured batch size and delay.
     Set,
-    /// What was delivered a moment ago.
+    /// The measured throughput.
     Measured,
-    /// What the last replay did.
+    /// The throughput of the last replay.
     LastReplay,
     /// The pace at which replay starts: an upper bound of its pauses.
     Start,
 }
 
-/// When a backlog will have reached the server.
+/// Estimated time until a backlog has reached the server.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Eta {
-    /// What it waits for.
-    pub state: State,
-    /// Seconds that delivering takes once it moves; `None` when nobody can tell.
+    /// Its condition.
+    pub state: EtaState,
+    /// Seconds that delivery takes once it runs; `None` if unknown.
     pub seconds: Option<f64>,
-    /// What the seconds rest on.
+    /// The basis of the seconds.
     pub basis: Option<Basis>,
-    /// Seconds until it may move, for [`State::Held`].
+    /// Seconds until delivery may run, for [`EtaState::Held`].
     pub waits_seconds: Option<f64>,
 }
 
-/// Estimates when a backlog will have reached the server.
+/// Estimates the time until a backlog has reached the server.
 pub fn eta(now: &Situation) -> Eta {
     let none = |state| Eta { state, seconds: None, basis: None, waits_seconds: None };
     if now.waiting == 0 {
-        return none(State::Nothing);
+        return none(EtaState::Nothing);
     }
     let state = match now {
-        Situation { available: Some(false), .. } => State::ServerAway,
-        Situation { is_replayed: false, .. } => State::Idle,
-        Situation { held_for: Some(_), .. } => State::Held,
-        Situation { is_stalled: true, .. } => return none(State::Stalled),
-        _ => State::Moving,
+        Situation { available: Some(false), .. } => EtaState::ServerAway,
+        Situation { is_replayed: false, .. } => EtaState::Idle,
+        Situation { held_for: Some(_), .. } => EtaState::Held,
+        Situation { is_stalled: true, .. } => return none(EtaState::Stalled),
+        _ => EtaState::Moving,
     };
-    // What joins meanwhile is delivered as well. While nothing moves, it is not known how much that will be.
-    let joining = if state == State::Moving { now.stored_per_second } else { 0.0 };
+    // Messages that arrive meanwhile are delivered as well. While delivery does not run, their number is unknown.
+    let joining = if state == EtaState::Moving { now.stored_per_second } else { 0.0 };
     let (per_second, basis) = match pace_set(now.pace) {
-        Some(set) => match now.drained_per_second.filter(|measured| state == State::Moving && *measured < set) {
+        Some(set) => match now.drained_per_second.filter(|measured| state == EtaState::Moving && *measured < set) {
             Some(measured) => (measured, Basis::Measured),
             None => (set, Basis::Set),
         },
         None => match (now.drained_per_second, now.last_per_second) {
-            (Some(measured), _) if state == State::Moving => (measured, Basis::Measured),
+            (Some(measured), _) if state == EtaState::Moving => (measured, Basis::Measured),
             (Some(last), _) | (None, Some(last)) => (last, Basis::LastReplay),
             (None, None) => {
                 let pauses = Pace::start(now.pace).pauses_for(now.waiting).as_secs_f64();
@@ -113,18 +113,18 @@ pub fn eta(now: &Situation) -> Eta {
     };
     let net = per_second - joining;
     if net <= 0.0 {
-        return none(State::Growing);
+        return none(EtaState::Growing);
     }
     Eta { seconds: Some(now.waiting as f64 / net), basis: Some(basis), ..held(none(state), now) }
 }
 
 fn held(eta: Eta, now: &Situation) -> Eta {
-    let waits = now.held_for.filter(|_| eta.state == State::Held);
+    let waits = now.held_for.filter(|_| eta.state == EtaState::Held);
     Eta { waits_seconds: waits.map(|waits| waits.as_secs_f64()), ..eta }
 }
 
-/// Returns the messages per second that the user's batch and delay come to; `None` when replay finds its own pace, or when
-/// there is no pause.
+/// Returns the messages per second of the configured batch and delay; `None` if the pace is automatic, or if there is
+/// no pause.
 fn pace_set(pace: PaceSettings) -> Option<f64> {
     let (batch, delay) = (pace.batch?, pace.delay?.as_secs_f64());
     (delay > 0.0).then(|| batch.max(1) as f64 / delay)
@@ -142,23 +142,23 @@ impl fmt::Display for Eta {
         };
         let takes = about.map_or("nobody can tell how long it takes".to_owned(), |about| format!("{about}{pace}"));
         match self.state {
-            State::Nothing => f.write_str("nothing waits"),
-            State::Moving => f.write_str(&takes),
-            State::ServerAway => write!(f, "when the server is back: {takes}"),
-            State::Idle => write!(f, "nobody delivers it: start the agent or `opik-offline replay`; {takes}"),
-            State::Held => {
+            EtaState::Nothing => f.write_str("nothing waits"),
+            EtaState::Moving => f.write_str(&takes),
+            EtaState::ServerAway => write!(f, "when the server is back: {takes}"),
+            EtaState::Idle => write!(f, "nobody delivers it: start the agent or `opik-offline replay`; {takes}"),
+            EtaState::Held => {
                 let waits = about_in(self.waits_seconds.unwrap_or(0.0));
                 write!(f, "held, tried again {waits}; then {takes}")
             }
-            State::Growing => f.write_str("no end in sight: more is stored than delivered"),
-            State::Stalled => {
+            EtaState::Growing => f.write_str("no end in sight: more is stored than delivered"),
+            EtaState::Stalled => {
                 f.write_str("nothing gets through although the server is there: see `opik-offline inspect`")
             }
         }
     }
 }
 
-/// Returns seconds as people say them of something that nobody knows exactly.
+/// Returns an approximate duration for people.
 fn about(seconds: f64) -> String {
     match seconds {
         seconds if seconds < 1.0 => "about a second".to_owned(),
@@ -193,15 +193,15 @@ mod tests {
     const SET: PaceSettings = PaceSettings { batch: Some(50), delay: Some(Duration::from_millis(500)) };
 
     #[test]
-    fn an_estimate_says_what_it_rests_on_and_what_it_waits_for() {
+    fn an_estimate_names_its_basis_and_its_condition() {
         let there = Situation { waiting: 1000, available: Some(true), is_replayed: true, ..Situation::default() };
         let away = Situation { available: Some(false), ..there };
         for (name, situation, state, seconds, basis, text) in [
-            ("nothing waits", Situation { waiting: 0, ..away }, State::Nothing, None, None, "nothing waits"),
+            ("nothing waits", Situation { waiting: 0, ..away }, EtaState::Nothing, None, None, "nothing waits"),
             (
                 "a pace that is set is exact",
                 Situation { pace: SET, ..there },
-                State::Moving,
+                EtaState::Moving,
                 Some(10.0),
                 Some(Basis::Set),
                 "about 10s at the pace that is set",
@@ -209,7 +209,7 @@ mod tests {
             (
                 "a faster moment does not make a pace that is set faster",
                 Situation { pace: SET, drained_per_second: Some(500.0), ..there },
-                State::Moving,
+                EtaState::Moving,
                 Some(10.0),
                 Some(Basis::Set),
                 "about 10s at the pace that is set",
@@ -217,7 +217,7 @@ mod tests {
             (
                 "a slow server does make it slower",
                 Situation { pace: SET, drained_per_second: Some(10.0), ..there },
-                State::Moving,
+                EtaState::Moving,
                 Some(100.0),
                 Some(Basis::Measured),
                 "about 1m40s at the present pace",
@@ -225,15 +225,15 @@ mod tests {
             (
                 "the automatic pace is measured",
                 Situation { drained_per_second: Some(200.0), last_per_second: Some(9.0), ..there },
-                State::Moving,
+                EtaState::Moving,
                 Some(5.0),
                 Some(Basis::Measured),
                 "about 5s at the present pace",
             ),
             (
-                "what joins meanwhile is delivered as well",
+                "messages that arrive meanwhile are delivered as well",
                 Situation { drained_per_second: Some(200.0), stored_per_second: 100.0, ..there },
-                State::Moving,
+                EtaState::Moving,
                 Some(10.0),
                 Some(Basis::Measured),
                 "about 10s at the present pace",
@@ -241,15 +241,15 @@ mod tests {
             (
                 "it may never end",
                 Situation { drained_per_second: Some(100.0), stored_per_second: 100.0, ..there },
-                State::Growing,
+                EtaState::Growing,
                 None,
                 None,
                 "no end in sight: more is stored than delivered",
             ),
             (
-                "before anything was measured, the last replay tells",
+                "before any measurement, the last replay's throughput counts",
                 Situation { last_per_second: Some(10.0), ..there },
-                State::Moving,
+                EtaState::Moving,
                 Some(100.0),
                 Some(Basis::LastReplay),
                 "about 1m40s at the last pace",
@@ -257,7 +257,7 @@ mod tests {
             (
                 "before the first replay, the slowest pace is known",
                 there,
-                State::Moving,
+                EtaState::Moving,
                 Some(10.0),
                 Some(Basis::Start),
                 "about 10s of pauses at most",
@@ -265,15 +265,15 @@ mod tests {
             (
                 "an outage: what joins has no end, so it is left out",
                 Situation { drained_per_second: Some(25.0), stored_per_second: 90.0, ..away },
-                State::ServerAway,
+                EtaState::ServerAway,
                 Some(40.0),
                 Some(Basis::LastReplay),
                 "when the server is back: about 40s at the last pace",
             ),
             (
-                "nobody works on it",
+                "no process replays it",
                 Situation { is_replayed: false, pace: SET, ..there },
-                State::Idle,
+                EtaState::Idle,
                 Some(10.0),
                 Some(Basis::Set),
                 "nobody delivers it: start the agent or `opik-offline replay`; about 10s at the pace that is set",
@@ -281,7 +281,7 @@ mod tests {
             (
                 "every lane is held",
                 Situation { held_for: Some(Duration::from_secs(90)), pace: SET, is_stalled: true, ..there },
-                State::Held,
+                EtaState::Held,
                 Some(10.0),
                 Some(Basis::Set),
                 "held, tried again in 1m30s; then about 10s at the pace that is set",
@@ -289,7 +289,7 @@ mod tests {
             (
                 "nothing gets through",
                 Situation { is_stalled: true, last_per_second: Some(10.0), ..there },
-                State::Stalled,
+                EtaState::Stalled,
                 None,
                 None,
                 "nothing gets through although the server is there: see `opik-offline inspect`",
@@ -302,7 +302,7 @@ mod tests {
     }
 
     #[test]
-    fn durations_are_said_in_two_units() {
+    fn durations_have_two_units() {
         let said = [0.0, 0.4, 59.6, 60.0, 200.0, 3900.0, 90_061.0, f64::INFINITY].map(in_words);
         assert_eq!(said[..7], ["0s", "0s", "1m", "1m", "3m20s", "1h5m", "1d1h"]);
         assert!(said[7].ends_with('d') || said[7].ends_with('h'), "{}", said[7]);

@@ -1,22 +1,23 @@
-//! The order of the requests of one claim.
+//! Generations: the order of the requests of one claim.
 //!
-//! What the server confirmed is settled, one commit, before a request is sent that conflicts with it: a crash then repeats
-//! only the newest write of each entity, never an older one over a newer. In the order of acceptance, a backlog of N
-//! updates for each of M entities would need a commit for nearly every request. Sorted by *generation*, it needs one for
-//! each generation: first everything that conflicts with nothing before it, then what conflicts with that only, and so on.
+//! Confirmed messages are settled, in one commit, before a request is sent that conflicts with one of them: a crash
+//! then repeats only the newest write of each entity, never an older one over a newer one. In the order of acceptance,
+//! a backlog of N updates for each of M entities would need a commit for nearly every request. Sorted by *generation*,
+//! it needs one per generation: first all requests that conflict with no earlier one, then those that conflict with
+//! the first generation only, and so on.
 //! Order changes only between requests that don't conflict.
 
 use std::collections::HashMap;
 
 use crate::message::{Effect, EntityKey, Touch};
 
-/// Sorts requests, given in an order in which they may be sent, by generation. `touches` calls its second argument with
-/// what each message of a request is about.
+/// Sorts requests, given in an order in which they may be sent, by generation. `touches` calls its second argument
+/// with the touches of each message of a request.
 pub fn by_generation<T>(mut requests: Vec<T>, touches: impl Fn(&T, &mut dyn FnMut(&[Touch]))) -> Vec<T> {
     if requests.len() < 3 {
         return requests;
     }
-    // The last generation so far that ends an entity, makes or changes it, or refers to it, counted from 1.
+    // The last generation so far that ends an entity, creates or changes it, or refers to it, counted from 1.
     let mut last: HashMap<EntityKey, [u32; 3]> = HashMap::new();
     let mut generations = Vec::with_capacity(requests.len());
     for request in &requests {
@@ -74,7 +75,7 @@ mod tests {
     }
 
     #[test]
-    fn conflicts_come_as_late_as_the_generations_before_them_allow() {
+    fn each_request_is_in_the_first_generation_after_its_conflicts() {
         use Effect::{Annotate, Create, End, Refer, Update};
         let one = |entity, effect| vec![touch(entity, effect)];
         for (requests, expected, what) in [
@@ -93,7 +94,7 @@ mod tests {
                     one("a", Refer),
                 ],
                 vec![0, 1, 2, 4, 3, 5],
-                "what only refers waits for nothing but an end",
+                "a reference waits only for an end",
             ),
             (vec![one("a", Update), one("a", Update), one("a", Update)], vec![0, 1, 2], "one entity keeps its order"),
         ] {
@@ -102,7 +103,7 @@ mod tests {
     }
 
     #[test]
-    fn what_conflicts_keeps_its_order_whatever_else_there_is() {
+    fn conflicting_requests_always_keep_their_order() {
         let effects = [Effect::End, Effect::Create, Effect::Update, Effect::Annotate, Effect::Refer];
         let mut dice: u64 = 1;
         let mut below = |sides: usize| {

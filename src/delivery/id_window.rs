@@ -1,13 +1,14 @@
-//! The window of ids that a server may keep: creates whose ids name a time outside it are refused.
+//! The time window that a server may enforce on ids: it refuses creates whose ids have a timestamp outside it.
 //!
-//! With `UUID_VALIDATION_ENABLED` an Opik server refuses a create (single, batch or OTLP) where the time in an id of a trace
-//! or span lies further from its own clock than `UUID_VALIDATION_WINDOW` (24 h unless set, 12 h to 45 d), and one such item
-//! fails its whole request. A backlog of a long outage meets this. Nothing is wrong with the messages, so they are *held*:
-//! a setting of the server lets them in.
+//! With `UUID_VALIDATION_ENABLED` an Opik server refuses a create (single, batch or OTLP) if the timestamp in an id of
+//! a trace or span is further from its own clock than `UUID_VALIDATION_WINDOW` (24 h by default, 12 h to 45 d), and
+//! one such item fails its whole request. A backlog of a long outage has such ids. The messages are valid, so they are
+//! *held*: a setting of the server lets them in.
 //!
-//! The answer names the time that it refused and the window. Which other ids are outside follows from these and from the
-//! server's clock (the answer's `Date`), so that a backlog is cut in two by the ids' times instead of being halved until each
-//! old item stands alone. Our own clock is not asked: by a wrong one, all of a backlog might look too old.
+//! The answer contains the refused timestamp and the window. Which other ids are outside follows from these and from
+//! the server's clock (the answer's `Date`), so that a backlog is divided by its ids' timestamps instead of being
+//! halved until each old item is alone. The local clock is not used: if it were wrong, all of a backlog might look too
+//! old.
 //!
 //! Sources: Opik's pull requests 7179, 7214, 7573 and 8311.
 
@@ -17,21 +18,21 @@ use serde_json::Value;
 
 use crate::message::{Effect, MessageType, Touch};
 
-/// What lets such messages in, for people.
+/// The remedy, for people.
 pub const REMEDY: &str = "widen UUID_VALIDATION_WINDOW on the Opik server (at most 45d), turn UUID_VALIDATION_ENABLED off, \
     or add the workspace's id to OPIK_UUID_VALIDATION_BYPASS_WORKSPACES there";
-/// The server's default. Whether a server checks at all is not known before it refuses.
+/// The server's default. Whether a server validates at all is unknown before it refuses.
 pub const DEFAULT_WINDOW: Duration = Duration::from_secs(24 * 60 * 60);
-/// A create that has waited this long is worth a warning: there is time left to do something.
+/// A create that has waited this long is worth a warning: before the ids expire, there is time left to act.
 pub const WARN_AFTER: Duration = Duration::from_secs(18 * 60 * 60);
-/// A held message of a lane is tried again after this many times the retry interval (10 minutes by default).
+/// A held message of a lane is retried after this many times the retry interval (10 minutes by default).
 pub const RETRY_FACTOR: u32 = 60;
-/// The error's `message`, the same for an id that is no UUIDv7.
+/// The error's `message`, the same for an id that is not a UUIDv7.
 const MESSAGE: &str = "Invalid UUID for id";
-/// `Date` has whole seconds, and the server's clock ran on while the request was checked.
+/// `Date` has whole seconds, and is read after the server validated the request.
 const DATE_SLACK_MS: i64 = 2000;
 
-/// The types that make traces and spans, whose ids the server checks.
+/// The types that create traces and spans, whose ids the server validates.
 pub const CREATES: [MessageType; 5] = [
     MessageType::CreateTrace,
     MessageType::CreateTraceBatch,
@@ -40,21 +41,21 @@ pub const CREATES: [MessageType; 5] = [
     MessageType::OtlpTraces,
 ];
 
-/// The server's word that the time in an id lies outside its window.
+/// The server's refusal of an id whose timestamp is outside its window.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Outside {
-    /// Whether the id is too new and not too old.
+    /// Whether the id is too new, not too old.
     pub is_future: bool,
-    /// The time in the id, in milliseconds since the Unix epoch, where the answer names it.
+    /// The timestamp in the id, in milliseconds since the Unix epoch, if the answer contains it.
     pub id_time_ms: Option<i64>,
-    /// The window, where the answer names it.
+    /// The window, if the answer contains it.
     pub window: Option<Duration>,
 }
 
-/// Returns what an answer says about the window of ids; `None` when it is about something else.
+/// Parses an answer that refuses an id for its timestamp; `None` if it is about something else.
 ///
-/// Recognised by `message` and `details` together: the message alone also says that an id is no UUIDv7, which no setting
-/// lets in.
+/// Recognised by `message` and `details` together: the same message is used for an id that is not a UUIDv7, which no
+/// setting lets in.
 pub fn read(status: Option<u16>, text: &str) -> Option<Outside> {
     if status != Some(400) {
         return None;
@@ -80,7 +81,7 @@ pub fn read(status: Option<u16>, text: &str) -> Option<Outside> {
     })
 }
 
-/// Reads an instant as Java writes it: `2026-11-28T03:04:05.678Z`, with any number of decimals.
+/// Parses an instant as Java writes it: `2026-11-28T03:04:05.678Z`, with any number of decimals.
 fn instant_ms(text: &str) -> Option<i64> {
     let (date, time) = text.strip_suffix('Z')?.split_once('T')?;
     let numbers = |text: &str, separator| text.split(separator).map(|n| n.parse().ok()).collect::<Option<Vec<i64>>>();
@@ -95,13 +96,13 @@ fn instant_ms(text: &str) -> Option<i64> {
     if !(1..=12).contains(&month) || !(1..=31).contains(&day) || !(1970..=9999).contains(&year) {
         return None;
     }
-    // Days since the epoch, counted in years that begin in March.
+    // Days since the epoch, in years that begin in March.
     let (year, month) = if month < 3 { (year - 1, month + 9) } else { (year, month - 3) };
     let days = 365 * year + year / 4 - year / 100 + year / 400 + (153 * month + 2) / 5 + day - 719_469;
     Some((((days * 24 + hour) * 60 + minute) * 60 + second) * 1000 + millis)
 }
 
-/// Reads a duration as Java writes it: `PT24H`, `PT720H30M`, `PT90S`.
+/// Parses a duration as Java writes it: `PT24H`, `PT720H30M`, `PT90S`.
 fn duration(text: &str) -> Option<Duration> {
     let mut rest = text.strip_prefix("PT")?;
     let mut seconds = 0_u64;
@@ -119,23 +120,23 @@ fn duration(text: &str) -> Option<Duration> {
     rest.is_empty().then_some(Duration::from_secs(seconds))
 }
 
-/// Which ids the server refuses for their time, as far as its answers tell.
+/// The ids that the server refuses for their timestamp, as far as known from its answers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct IdWindow {
-    /// Ids of this time and older ones are too old.
+    /// Ids with this timestamp and older ones are too old.
     too_old_ms: i64,
-    /// Ids of this time and newer ones are too new.
+    /// Ids with this timestamp and newer ones are too new.
     too_new_ms: i64,
 }
 
-/// Where a message stands to a window.
+/// On which side of a window a message is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Side {
-    /// All that it makes is inside, or no time is known.
+    /// All entities that it creates are inside, or no timestamp is known.
     Inside,
-    /// All that it makes is outside.
+    /// All entities that it creates are outside.
     Outside,
-    /// Some of it is outside.
+    /// Some of them are outside.
     Both,
 }
 
@@ -146,10 +147,10 @@ impl Default for IdWindow {
 }
 
 impl IdWindow {
-    /// Learns from a refusal. `server_ms` is what the server's clock said then, by the answer's `Date`.
+    /// Learns from a refusal. `server_ms` is the server's clock, by the answer's `Date`.
     ///
-    /// Whatever is older than the id that was refused is too old as well; by the server's clock and its window, so is what
-    /// lies between that id and the window's edge.
+    /// Ids older than the refused one are too old as well; by the server's clock and its window, so are those between
+    /// that id and the window's edge.
     pub fn learn(&mut self, outside: &Outside, server_ms: Option<i64>) {
         let window_ms = outside.window.and_then(|window| i64::try_from(window.as_millis()).ok());
         let edges = server_ms.zip(window_ms);
@@ -163,7 +164,7 @@ impl IdWindow {
         }
     }
 
-    /// Returns where the creates among these touches stand. Updates and references may be old.
+    /// Returns the side of the creates among these touches. Updates and references may be old.
     pub fn side(&self, touches: &[Touch]) -> Side {
         let creates = touches.iter().filter(|touch| touch.effect == Effect::Create);
         self.side_of(creates.filter_map(|touch| touch.key.id_time_ms()))
@@ -202,7 +203,7 @@ mod tests {
     }
 
     #[test]
-    fn the_window_is_recognised_by_message_and_details_together() {
+    fn a_refusal_is_recognised_by_message_and_details_together() {
         let old = answer(&details("2026-11-28T03:04:05.678Z", "PT24H", "too_old"));
         let expected = Outside { is_future: false, id_time_ms: Some(1_795_835_045_678), window: Some(DEFAULT_WINDOW) };
         assert_eq!(read(Some(400), &old), Some(expected));
@@ -227,7 +228,7 @@ mod tests {
     }
 
     #[test]
-    fn javas_times_are_read() {
+    fn javas_times_are_parsed() {
         for (text, expected) in [
             ("1970-01-01T00:00:00Z", Some(0)),
             ("2000-02-29T12:00:00.5Z", Some(951_825_600_500)),
@@ -259,12 +260,12 @@ mod tests {
             (old(40, Some(24)), Some(now), 41, Side::Outside, "older than what was refused"),
             (old(40, Some(24)), Some(now), 30, Side::Outside, "between that and the edge"),
             (old(40, Some(24)), Some(now), 23, Side::Inside, "young"),
-            (old(40, Some(24)), None, 30, Side::Inside, "without the server's clock only what was refused is known"),
-            (old(40, Some(24)), None, 40, Side::Outside, "the one that was refused"),
+            (old(40, Some(24)), None, 30, Side::Inside, "without the server's clock only the refused id is known"),
+            (old(40, Some(24)), None, 40, Side::Outside, "the refused id itself"),
             (old(40, None), Some(now), 39, Side::Inside, "without the window"),
             (new, Some(now), -30, Side::Outside, "too new"),
             (new, Some(now), -23, Side::Inside, "not too new"),
-            (new, Some(now), 90, Side::Inside, "nobody said that old ones are refused"),
+            (new, Some(now), 90, Side::Inside, "old ids were not refused"),
         ] {
             let mut window = IdWindow::default();
             window.learn(&refused, server_ms);

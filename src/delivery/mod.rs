@@ -1,13 +1,13 @@
-//! Policy, pure: no clock, socket, disk or log. Everything that decides about delivery is a function that a test can call.
+//! Policy, pure: no clock, socket, disk or log. Everything that decides about delivery is a function that a test can
+//! call.
 //!
 //! - [`admission`]: what happens to a protected write at the door.
 //! - [`unprotected`]: what of that passes while the message store can't be used.
 //! - [`verdict`]: what an answer means, when forwarding and when replaying.
-//! - [`coalesce`]: which messages share a request.
-//! - [`fold`]: which updates go with the create of their entity.
+//! - [`batching`]: which messages share a request, and how a refused batch is taken apart again.
 //! - [`generation`]: in what order requests go, so that few commits have to stand between them.
 //! - [`id_window`]: which ids a server refuses for the time in them.
-//! - [`split`]: a refused batch cut into pieces, also inside one stored body.
+//! - [`lane_health`]: what a lane may do next, after which failures: a circuit breaker.
 //! - [`blame`]: whether a fault counts against a message.
 //! - [`backoff`]: how long a message waits after a bad attempt.
 //! - [`pacing`]: how fast a backlog is replayed.
@@ -15,13 +15,12 @@
 
 pub mod admission;
 pub mod backoff;
+pub mod batching;
 pub mod blame;
-pub mod coalesce;
 pub mod eta;
-pub mod fold;
 pub mod generation;
 pub mod id_window;
+pub mod lane_health;
 pub mod pacing;
-pub mod split;
 pub mod unprotected;
 pub mod verdict;

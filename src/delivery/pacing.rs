@@ -1,9 +1,9 @@
-//! How fast a backlog is replayed.
+//! Pacing: the throughput of a replay.
 //!
-//! The documented pace is 50 messages, then 0.5 s of pause, and it is exact for those who set it. For everyone else it
-//! is where replay starts: while the server keeps up the batch doubles and the pause halves; an answer that says "too
-//! much" takes both back at once, but never below the documented pace, because a backlog of N messages must not take
-//! longer than ceil(N/50) times 0.5 s for our caution alone (design.md, section 4).
+//! The documented pace is 50 messages, then 0.5 s of pause, and if configured it is exact. Otherwise replay only
+//! starts with it: while the server keeps up, the batch doubles and the pause halves; a sign of backpressure (a rate
+//! limit, a failure) slows both down at once, but never below the documented pace, because the pauses for a backlog of
+//! N messages must not exceed ceil(N/50) times 0.5 s (design.md, section 4).
 
 use std::time::Duration;
 
@@ -13,10 +13,10 @@ pub const BATCH_DEFAULT: usize = 50;
 pub const DELAY_DEFAULT: Duration = Duration::from_millis(500);
 /// The largest batch of the automatic pace, in messages.
 pub const BATCH_MAX: usize = 1000;
-/// Pauses below this are none.
+/// Shorter pauses are skipped.
 const DELAY_MIN: Duration = Duration::from_millis(2);
 
-/// What the user asked for.
+/// The configured pace.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct PaceSettings {
     /// Messages per batch, when set.
@@ -25,12 +25,12 @@ pub struct PaceSettings {
     pub delay: Option<Duration>,
 }
 
-/// How a batch went.
+/// The result of a batch, as far as the pace depends on it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum BatchEnd {
     /// Every request was answered and none asked to slow down.
     KeptUp,
-    /// The server asked to slow down, or faltered.
+    /// The server asked to slow down, or failed.
     Strained,
 }
 
@@ -57,13 +57,13 @@ impl Pace {
         self.batch
     }
 
-    /// Returns how long to pause after a batch of this many messages: nothing after one that was not full, as the SDK
-    /// does, because then there is nothing to be careful with.
+    /// Returns how long to pause after a batch of this many messages: no pause after a batch that was not full, as in
+    /// the SDK, because then the queue is empty.
     pub fn pause_after(&self, messages: usize) -> Duration {
         if messages < self.batch { Duration::ZERO } else { self.delay }
     }
 
-    /// Returns the pace after a batch. What the user set stays as it is.
+    /// Returns the pace after a batch. Configured values do not change.
     pub fn after(self, end: BatchEnd) -> Self {
         let (batch, delay) = match end {
             BatchEnd::KeptUp => {
@@ -106,7 +106,7 @@ mod tests {
     }
 
     #[test]
-    fn the_automatic_pace_speeds_up_to_no_pause_at_all() {
+    fn the_automatic_pace_speeds_up_to_no_pause() {
         let mut pace = Pace::start(PaceSettings::default());
         assert_eq!((pace.batch(), pace.pause_after(50)), (50, DELAY_DEFAULT));
         for _ in 0..10 {

@@ -1,33 +1,33 @@
-//! Which writes reach the server while the message store can't be used.
+//! Unprotected writes: which ones reach the server while the message store can't be used.
 //!
-//! Such a write can't be stored behind what waits, so it must not be sent ahead of it either: an acknowledged deletion
-//! would be undone, and an older update would win. A write is refused unless it provably conflicts with nothing that is
+//! Such a write can't be queued behind stored messages, so it must not overtake them either: an acknowledged deletion
+//! would be undone, and an older update would win. A write is refused unless it is provably disjoint from everything
 //! stored. Its client still has it and retries; the store may be usable by then.
 
-/// What is known of the messages in a store that can't be used.
+/// The known content of a store that can't be used.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum KnownBacklog {
-    /// There is no store, so nothing was ever kept in it.
+    /// There is no store, so it never had a message.
     NeverWas,
-    /// Nothing of this server waits in it.
+    /// It has no waiting message for this server.
     Empty,
-    /// Its entities can be read, although the store can't be used.
+    /// Its entities can be read, although it can't be used.
     Holds {
-        /// Messages of this server still have to reach it.
+        /// Messages for this server are still waiting.
         waiting: bool,
         /// The write is, or may be, about an entity of one of them, or depends on a create that the server refused.
         conflicting: bool,
     },
-    /// Nothing can be read of it.
+    /// It can't be read.
     Unknown,
 }
 
-/// What happens to a live write while the store can't be used.
+/// The decision about a live write while the store can't be used.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Passage {
-    /// It is sent to the server, and its client gets whatever comes of it.
+    /// It is forwarded, and its client gets the result.
     Pass,
-    /// It is refused with 503 and `Retry-After`, with these words.
+    /// It is refused with 503, `Retry-After` and this message.
     Refuse(&'static str),
 }
 
@@ -41,7 +41,8 @@ const UNKNOWN: &str = "opik-offline's message store cannot be read now, and earl
 const MOVED: &str = "earlier writes wait in a message store that was moved away from opik-offline; \
     this request must not overtake them, send it again later";
 
-/// Returns why a write is refused because of what waits in a store that was moved away, if so; arguments as of [`passage`].
+/// Returns why a write is refused because of messages waiting in a store that was moved away, if so; arguments as of
+/// [`passage`].
 pub fn behind_moved(known: KnownBacklog, follows_all: bool) -> Option<&'static str> {
     match passage(known, follows_all) {
         Passage::Pass => None,
@@ -49,8 +50,8 @@ pub fn behind_moved(known: KnownBacklog, follows_all: bool) -> Option<&'static s
     }
 }
 
-/// Decides about a protected write while the store can't be used. `follows_all`: what it does depends on everything that
-/// was written before (a deletion by filter).
+/// Decides about a protected write while the store can't be used. `follows_all`: its effect depends on all earlier
+/// writes (a deletion by filter).
 pub fn passage(known: KnownBacklog, follows_all: bool) -> Passage {
     match known {
         KnownBacklog::NeverWas | KnownBacklog::Empty => Passage::Pass,
@@ -66,7 +67,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_what_provably_conflicts_with_nothing_passes() {
+    fn only_provably_disjoint_writes_pass() {
         use KnownBacklog::{Empty, Holds, NeverWas, Unknown};
         let holds = |waiting, conflicting| Holds { waiting, conflicting };
         for (known, follows_all, passes) in [

@@ -1,32 +1,35 @@
-//! What an answer means: once for a write that is being forwarded, with its client waiting, and once for a stored one.
+//! The meaning of an answer: once for a write that is being forwarded, with its client waiting, and once for a stored
+//! one.
 //!
-//! The two tables stand side by side because they answer one question, may time heal this?, for two owners of the data:
-//! a forwarded write that the server refuses still belongs to the client, which is told; a replayed one belongs to us.
+//! The two tables are in one file because they answer one question, is a retry worthwhile?, for two owners of the
+//! data: a forwarded write that the server refuses still belongs to the client, which gets the answer; a replayed one
+//! belongs to this process.
 //!
 //! | answer | forwarding | replaying |
 //! | --- | --- | --- |
 //! | not Opik's | stored | the lane is held for a redirect and for 401 to 403; else a ping decides, as for 502 |
 //! | 2xx | the client gets it | delivered |
-//! | 2xx that says what it threw away | the client gets it | split; a single one is rejected |
+//! | 2xx with rejected items | the client gets it | split; a single one is rejected |
 //! | 3xx | the client gets it | the lane is held: the configured URL is wrong |
 //! | 401, 402, 403 | the client gets it | the lane is held, nothing is dropped |
-//! | 408, 425 | stored | this message waits, growing |
-//! | 409 | the client gets it; OTLP whose trace is there: stored | split; a single create: already there, delivered; else rejected |
+//! | 408, 425 | stored | this message backs off |
+//! | 409 | the client gets it; OTLP whose trace exists: stored | split; a single create: already there, delivered; else rejected |
 //! | 413 | the client gets it | split; a single one is rejected |
 //! | 429 | stored, that bucket of the lane waits as asked | that bucket of the lane waits as asked |
 //! | other 4xx | the client gets it | split; a single one is rejected |
-//! | 500, 507, 509 | stored | this message waits, growing |
-//! | 501, 505, 506, 510, 511 | the client gets it | this message waits, growing; 501 on the deletion of a span: rejected |
-//! | 508 | the client gets it | the lane is held: an agent has met itself |
-//! | 502, 503, 504, 520 and above | stored | a ping decides: connection unavailable, or this message waits, growing |
-//! | connection lost, answer cut off, timeout | stored | the same: the outcome is unknown, so it is repeated |
-//! | no connection | stored, connection unavailable | back to failed, connection unavailable |
+//! | 500, 507, 509 | stored | this message backs off |
+//! | 501, 505, 506, 510, 511 | the client gets it | this message backs off; 501 on the deletion of a span: rejected |
+//! | 508 | the client gets it | the lane is held: agents forward to each other in a loop |
+//! | 502, 503, 504, 520 and above | stored | a ping decides: connection unavailable, or this message backs off |
+//! | connection lost, answer truncated, timeout | stored | the same: the outcome is unknown, so it is retried |
+//! | no connection | stored, connection unavailable | requeued, connection unavailable |
 //!
-//! Whose answer it is, is decided by [`recognise`](crate::protocol::recognise) before any of this: only Opik's word
-//! confirms, rejects, or is final for a client that waits.
+//! [`recognise`](crate::protocol::recognise) decides first whether the answer is Opik's: only Opik confirms, rejects,
+//! or gives a waiting client its final answer.
 //!
-//! What waits, growing, is rejected after `max_attempts` only if the server itself answered: silence, and what a proxy
-//! says in the server's place (502 to 504; 520 and above are those of a well-known one), is not a word about the message.
+//! A message that backs off is rejected after `max_attempts` only if the server itself answered: a timeout, and the
+//! status of a proxy that did not reach the server (502 to 504; 520 and above are those of a well-known one), tell
+//! nothing about the message.
 
 use std::time::Duration;
 
@@ -35,39 +38,39 @@ use crate::protocol::answers::{Answer, SendFailure};
 use crate::protocol::inspection::item_list;
 use crate::protocol::recognise::Recognised;
 
-/// Why a bucket of a lane is held that the server limits.
+/// The reason of a hold of a bucket that the server rate-limits.
 pub const RATE_LIMITED: &str = "the server limits the rate (429)";
 
-/// Says why a bucket of a lane is held that the server limits.
+/// Returns the reason of a hold of this bucket, which the server rate-limits.
 pub fn rate_limited(bucket: Bucket) -> String {
     format!("{RATE_LIMITED}: {}", bucket.name())
 }
 
-/// What to do with a write that was forwarded.
+/// The consequence of an answer for a forwarded write.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ForwardVerdict {
     /// The server has decided: its answer goes to the client, nothing is kept.
     Return,
-    /// Time can heal this: keep the write, acknowledge it, replay it later.
+    /// A retry may succeed: keep the write, acknowledge it, replay it later.
     Keep(Trouble),
 }
 
-/// Whose trouble it is that a write was not taken.
+/// Why a write is kept that the server did not accept.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Trouble {
-    /// A bucket's of the lane: the server limits its rate.
+    /// The server rate-limits a bucket of the lane.
     Limited,
-    /// The write's, or the lane's: the server failed at it.
+    /// The server failed at this write, or at this lane.
     Failed,
-    /// Perhaps the server's: nothing said that it is alive. A ping has to decide.
+    /// The server gave no answer of its own: a ping has to decide whether it is available.
     Unanswered,
-    /// The server's: there is no connection.
+    /// There is no connection to the server.
     Gone,
-    /// Nobody's: the server has a part of the write from before, and replay brings the rest.
+    /// The server has a part of the write from an earlier attempt, and replay delivers the rest.
     Begun,
 }
 
-/// Says what a forwarded write's answer means.
+/// Returns the verdict on a forwarded write's answer.
 pub fn forwarding(result: Result<(u16, &Recognised), &SendFailure>) -> ForwardVerdict {
     match result {
         Ok((429, _)) => ForwardVerdict::Keep(Trouble::Limited),
@@ -80,22 +83,22 @@ pub fn forwarding(result: Result<(u16, &Recognised), &SendFailure>) -> ForwardVe
     }
 }
 
-/// Says whether a status is what a proxy says in the place of a server that did not answer it.
+/// Returns whether a status is that of a proxy whose server did not answer in time.
 fn is_a_proxys(status: u16) -> bool {
     matches!(status, 502..=504 | 520..=599)
 }
 
-/// Says whether an answer means that what was to be made is there already.
+/// Returns whether an answer means that the server already has what the request creates.
 ///
-/// Only of a create that stands `alone`: a 409 for a batch says nothing of its other items. And only when the server
-/// does not say that what is there is something else: `Project name and workspace name do not match the existing trace`,
-/// `parent_span_id does not match the existing span` (`TraceService`, `SpanService`) are conflicts for people.
+/// Only for a create that is `alone`: a 409 for a batch tells nothing about its other items. And only if the server
+/// does not report that the existing entity differs: `Project name and workspace name do not match the existing
+/// trace`, `parent_span_id does not match the existing span` (`TraceService`, `SpanService`) are conflicts for people.
 pub fn is_already_there(message_type: MessageType, alone: bool, status: u16, text: &str) -> bool {
     status == 409 && alone && message_type.is_create() && !is_mismatch(text)
 }
 
-/// Says whether an answer to OTLP means that the server has a trace of it from before, perhaps without its spans
-/// ([`crate::protocol::otlp::roots`]). A front's 409 says nothing of the kind.
+/// Returns whether an answer to OTLP means that the server has a trace of it from an earlier attempt, perhaps without
+/// its spans ([`crate::protocol::otlp::roots`]). A front's 409 does not mean that.
 pub fn is_begun(message_type: MessageType, recognised: &Recognised, status: u16, text: &str) -> bool {
     *recognised == Recognised::Refused && status == 409 && message_type == MessageType::OtlpTraces && !is_mismatch(text)
 }
@@ -105,43 +108,42 @@ fn is_mismatch(text: &str) -> bool {
     text.contains("not match") || text.contains("mismatch")
 }
 
-/// What to do with a message that was replayed.
+/// The consequence of an answer for a replayed message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ReplayVerdict {
     /// The server has it.
     Delivered,
-    /// There is no connection: everything goes back to *failed* and waits for a ping.
+    /// There is no connection: every message is *failed* again and waits for a ping.
     Unavailable,
-    /// The lane waits, for as long as the server asked or for the retry interval; nothing counts against the message.
+    /// The lane is held, for as long as the server asked or for the retry interval; nothing counts against the message.
     HoldLane {
         /// How long the server asked to wait.
         asked: Option<Duration>,
-        /// Whether one message tries the lane before the rest follows.
-        probe: bool,
     },
-    /// The server limits the bucket of the request: messages of that bucket wait, for as long as the server asked or for
-    /// the retry interval; nothing counts against them.
+    /// The server rate-limits the bucket of the request: messages of that bucket wait, for as long as the server asked
+    /// or with a backoff; nothing counts against them.
     Limited {
         /// How long the server asked to wait.
         asked: Option<Duration>,
     },
-    /// This message waits, longer with every attempt, and is rejected after the last one.
+    /// The message is retried with a growing backoff, and rejected after the last attempt.
     Retry {
         /// How long the server asked to wait.
         asked: Option<Duration>,
-        /// Whether nothing said that the server is alive: a ping has to decide whether it is, and the message is not
-        /// rejected for it, however often it happens.
+        /// Whether the server gave no answer of its own: a ping has to decide whether it is available, and the message
+        /// is never rejected for it.
         unanswered: bool,
     },
-    /// The request is refused: what can't be divided any further is rejected with the server's words.
+    /// The request is refused: a message or item that can't be divided any further is rejected with the server's
+    /// answer.
     Refused {
-        /// Whether the fault may be one item's, so that the items of one body are worth trying in pieces: not when the
-        /// server doesn't know the endpoint or the content type.
+        /// Whether one item may be to blame, so that it is worth sending the body in pieces: not if the server doesn't
+        /// support the endpoint or the content type.
         items: bool,
     },
 }
 
-/// Says what a replayed message's answer means.
+/// Returns the verdict on a replayed message's answer.
 pub fn replaying(message_type: MessageType, result: Result<&Answer, &SendFailure>) -> ReplayVerdict {
     let answer = match result {
         Ok(answer) => answer,
@@ -153,18 +155,18 @@ pub fn replaying(message_type: MessageType, result: Result<&Answer, &SendFailure
     let asked = answer.asked_wait;
     match (&answer.recognised, answer.status) {
         (Recognised::Confirmed | Recognised::Refused | Recognised::Partial, _) => {}
-        // Whoever says these, a person has to mend them, or time alone; nothing is dropped for them.
+        // Even from a front, these statuses need a person, or time; no message is dropped for them.
         (Recognised::Foreign(_), 300..=399 | 401..=403 | 429) => {}
-        // Nothing said that Opik is there, as for a request without an answer.
+        // It is unknown whether Opik is available, as after a timeout.
         (Recognised::Foreign(_), _) => return ReplayVerdict::Retry { asked, unanswered: true },
     }
     match answer.status {
         200..=299 if answer.partial.is_some() => ReplayVerdict::Refused { items: message_type.repeat_is_harmless() },
         200..=299 => ReplayVerdict::Delivered,
-        // No redirect is followed: it would carry the key to another host. A person has to name the right URL.
-        300..=399 => ReplayVerdict::HoldLane { asked, probe: true },
+        // No redirect is followed: it would send the key to another host. A person has to configure the right URL.
+        300..=399 => ReplayVerdict::HoldLane { asked },
         // The key may be renewed, the plan extended: hold, never drop (the SDK drops, protocol dossier, section b).
-        401..=403 => ReplayVerdict::HoldLane { asked, probe: true },
+        401..=403 => ReplayVerdict::HoldLane { asked },
         409 if is_already_there(message_type, item_list(message_type).is_none(), 409, &answer.text) => {
             ReplayVerdict::Delivered
         }
@@ -172,12 +174,12 @@ pub fn replaying(message_type: MessageType, result: Result<&Answer, &SendFailure
         429 => ReplayVerdict::Limited { asked },
         400 | 409 | 413 | 422 => ReplayVerdict::Refused { items: true },
         404..=499 => ReplayVerdict::Refused { items: false },
-        // The one operation for which the OpenAPI file lists 501: time does not mend what the server can't do.
+        // The one operation for which the OpenAPI file lists 501: no retry helps where the server lacks a function.
         501 if message_type == MessageType::DeleteSpan => ReplayVerdict::Refused { items: false },
         status if is_a_proxys(status) => ReplayVerdict::Retry { asked, unanswered: true },
-        // Said by agents only. No message is to blame for agents that are each other's server.
-        508 => ReplayVerdict::HoldLane { asked, probe: true },
-        // What is no final status at all (1xx or nonsense) is a broken server, like a 500.
+        // Only agents answer with it. No message is to blame for agents that forward to each other.
+        508 => ReplayVerdict::HoldLane { asked },
+        // A status that is not final (1xx) or not valid is a broken server's, like a 500.
         _ => ReplayVerdict::Retry { asked, unanswered: false },
     }
 }
@@ -198,7 +200,7 @@ mod tests {
     }
 
     #[test]
-    fn forwarded_writes_that_time_can_heal_are_kept_and_all_else_is_the_clients() {
+    fn forwarded_writes_are_kept_if_a_retry_may_succeed_and_else_returned() {
         use Trouble::{Failed, Gone, Limited, Unanswered};
         for (status, expected) in [
             (200, ForwardVerdict::Return),
@@ -233,7 +235,7 @@ mod tests {
         ] {
             let recognised = Answer::of_status(status).recognised;
             assert_eq!(forwarding(Ok((status, &recognised))), expected, "{status}");
-            // In anybody else's words the same status is final for nobody.
+            // From anyone but Opik, the same status is final for no one.
             let trouble = if status == 429 { Limited } else { Unanswered };
             assert_eq!(forwarding(Ok((status, &foreign(status)))), ForwardVerdict::Keep(trouble), "foreign {status}");
         }
@@ -253,7 +255,7 @@ mod tests {
             for status in 100..=999 {
                 let answer = Answer { recognised: foreign(status), ..Answer::of_status(status) };
                 let expected = match status {
-                    300..=399 | 401..=403 => ReplayVerdict::HoldLane { asked: None, probe: true },
+                    300..=399 | 401..=403 => ReplayVerdict::HoldLane { asked: None },
                     429 => ReplayVerdict::Limited { asked: None },
                     _ => ReplayVerdict::Retry { asked: None, unanswered: true },
                 };
@@ -263,7 +265,7 @@ mod tests {
     }
 
     #[test]
-    fn only_a_create_that_stands_alone_is_already_there_and_a_mismatch_never_is() {
+    fn only_a_single_create_is_already_there_and_a_mismatch_never_is() {
         for (message_type, alone, status, text, expected) in [
             (MessageType::CreateTrace, true, 409, r#"{"errors":["Trace already exists"]}"#, true),
             (MessageType::CreateTrace, true, 409, "", true),
@@ -297,19 +299,19 @@ mod tests {
     }
 
     #[test]
-    fn replayed_messages_are_never_dropped_for_what_time_or_a_person_can_mend() {
+    fn replayed_messages_are_never_dropped_if_time_or_a_person_can_help() {
         let asked = Some(Duration::from_secs(7));
-        let hold = |probe| ReplayVerdict::HoldLane { asked, probe };
+        let hold = ReplayVerdict::HoldLane { asked };
         let retry = ReplayVerdict::Retry { asked, unanswered: false };
         let unanswered = ReplayVerdict::Retry { asked, unanswered: true };
         for (message_type, status, expected) in [
             (MessageType::CreateTrace, 201, ReplayVerdict::Delivered),
             (MessageType::UpdateTrace, 204, ReplayVerdict::Delivered),
-            (MessageType::UpdateTrace, 308, hold(true)),
+            (MessageType::UpdateTrace, 308, hold),
             (MessageType::UpdateTrace, 400, ReplayVerdict::Refused { items: true }),
-            (MessageType::UpdateTrace, 401, hold(true)),
-            (MessageType::UpdateTrace, 402, hold(true)),
-            (MessageType::UpdateTrace, 403, hold(true)),
+            (MessageType::UpdateTrace, 401, hold),
+            (MessageType::UpdateTrace, 402, hold),
+            (MessageType::UpdateTrace, 403, hold),
             (MessageType::UpdateTrace, 404, ReplayVerdict::Refused { items: false }),
             (MessageType::UpdateTrace, 408, retry),
             (MessageType::CreateSpan, 409, ReplayVerdict::Delivered),
@@ -337,7 +339,7 @@ mod tests {
             (MessageType::UpdateTrace, 504, unanswered),
             (MessageType::UpdateTrace, 505, retry),
             (MessageType::UpdateTrace, 507, retry),
-            (MessageType::UpdateTrace, 508, hold(true)),
+            (MessageType::UpdateTrace, 508, hold),
             (MessageType::UpdateTrace, 522, unanswered),
             (MessageType::UpdateTrace, 999, retry),
         ] {

@@ -12,11 +12,11 @@
 //! | earlier writes about its entities are awaited, and its admission is decided | [`deliver`] |
 //! | it is forwarded | [`send`] |
 //! | it is committed | [`register`]; if that fails: [`not_stored`], and [`full`] if the store is full |
-//! | it can't be kept and streams to the server | [`stream_through`] |
+//! | it can't be kept and streams to the server | [`mod@stream_through`] |
 //!
 //! The crash between every two steps: before the answer or the commit nothing was acknowledged and the client still has
-//! its data; after it, the server or the disk has it. Once the body is received, the work continues in a task of its own,
-//! so a client that hangs up neither loses a write halfway nor frees its entity locks too early.
+//! its data; after it, the server or the disk has it. Once the body is received, the work continues in a task of its
+//! own, so a client that hangs up neither loses a write halfway nor frees its entity locks too early.
 
 mod deliver;
 mod full;

@@ -32,7 +32,8 @@ impl AheadNotes {
         Self { slot, pending: Mutex::default(), writing: tokio::sync::Mutex::default(), created: Mutex::default() }
     }
 
-    /// Begins to note that an update goes to the server before its create was seen; `None` when there is nothing to note.
+    /// Begins to note that an update goes to the server before its create was seen; `None` when there is nothing to
+    /// note.
     pub(super) fn begin_noting(self: &Arc<Self>, message: &Message) -> Option<tokio::task::JoinHandle<()>> {
         if !message.message_type.makes_partial_rows() {
             return None;

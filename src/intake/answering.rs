@@ -44,7 +44,7 @@ impl RequestTracker {
         framing.is_between_requests() && framing.requests() > self.answered.load(Ordering::Relaxed)
     }
 
-    /// Checks the framing of bytes that the client sent.
+    /// Validates the framing of bytes that the client sent.
     pub(super) fn received(&self, bytes: &[u8]) {
         self.framing().feed(bytes);
     }
@@ -66,7 +66,7 @@ pub(super) struct Answering {
     _busy: BusyGuard,
 }
 
-/// Who is told how far an answer is.
+/// Observes the progress of an answer.
 enum AnswerObserver {
     Http1(Arc<RequestTracker>),
     Http2(ActiveStream),

@@ -6,16 +6,16 @@
 //! upload-complete of such an upload ─▶ 204, if the file is as the client says
 //! ```
 //!
-//! Online too: nobody could finish an upload that began with the server and lost it halfway, because the server's answer to
-//! upload-start is worthless after an outage.
+//! Online too: a client could not finish or retry an upload that began with the server and lost it halfway, because the
+//! server's answer to upload-start is useless after an outage.
 //!
 //! The steps are stateless. The URL that upload-start returns has everything that the PUT needs, so an agent that was
-//! restarted in between accepts the PUT as well. Only for upload-complete, which clients don't send in the local flow, the
-//! last uploads are remembered ([`super::recent_uploads`]).
+//! restarted in between accepts the PUT as well. Only for upload-complete, which clients don't send in the local flow,
+//! the last uploads are remembered ([`super::recent_uploads`]).
 //!
 //! While the store is unusable the steps go to the server, as everything else does, unless the entity of the file may
-//! still be queued in the store ([`crate::delivery::unprotected`]). Memory: two pieces per upload, counted in the budget
-//! for all bodies.
+//! still be queued in the store ([`crate::delivery::unprotected`]). Memory: two pieces per upload, counted in the
+//! budget for all bodies.
 
 use std::sync::Arc;
 
@@ -99,7 +99,8 @@ async fn upload_without_store(mut exchange: Exchange, step: Step) -> ClientAnswe
     }
 }
 
-/// Returns why a step that can't be stored may not go to the server either: its entity, or what it depends on, is queued.
+/// Returns why a step that can't be stored may not go to the server either: its entity, or what it depends on, is
+/// queued.
 fn overtakes(shared: &Shared, touches: &[Touch]) -> Option<&'static str> {
     match passage(shared.backlog_known(touches), false) {
         Passage::Pass => None,
@@ -107,8 +108,8 @@ fn overtakes(shared: &Shared, touches: &[Touch]) -> Option<&'static str> {
     }
 }
 
-/// Passes the step to the server, with `bytes` if its body was read already. A URL in the server's answer is rewritten to
-/// lead through the agent. A web page's 200 counts as a failure: the file would be lost.
+/// Passes the step to the server, with `bytes` if its body was read already. A URL in the server's answer is rewritten
+/// to lead through the agent. A web page's 200 counts as a failure: the file would be lost.
 async fn pass_step(exchange: Exchange, step: Step, bytes: Option<Bytes>) -> ClientAnswer {
     let Exchange { shared, head, client, body } = exchange;
     let body = match bytes {
@@ -411,8 +412,8 @@ async fn blocking<T: Send + 'static>(
 
 /// Records why the store can't keep a file; returns the limit that was reached, if the store is full.
 fn record(shared: &Shared, store: &Arc<dyn Store>, failure: &Arc<StoreError>) -> Option<FullLimit> {
-    shared.slot.try_report(store, failure);
-    let full = shared.watch.full().found_no_room(failure);
+    shared.slot.report(store, failure);
+    let full = shared.collector.full().found_no_room(failure);
     if full.is_none() {
         warn!(target: "db_manager", "cannot store an attachment: {failure}");
     }
@@ -422,7 +423,7 @@ fn record(shared: &Shared, store: &Arc<dyn Store>, failure: &Arc<StoreError>) ->
 /// Records why the store can't keep a file, and returns the answer to its client.
 fn refusal(shared: &Shared, store: &Arc<dyn Store>, failure: Arc<StoreError>) -> Reply {
     if let Some(limit) = record(shared, store, &failure) {
-        shared.watch.full().refused(limit);
+        shared.collector.full().refused(limit);
     }
     NotStored::record(shared, &CommitError::Store(failure)).reply()
 }
@@ -440,8 +441,8 @@ fn overtaking(shared: &Shared, lane: &Lane, subject: &Subject, failure: &Arc<Sto
 fn counted(shared: &Shared, full: Option<FullLimit>, answer: ClientAnswer) -> ClientAnswer {
     if let Some(limit) = full {
         match answer.status().is_success() {
-            true => shared.watch.full().passed_on(),
-            false => shared.watch.full().refused(limit),
+            true => shared.collector.full().passed_on(),
+            false => shared.collector.full().refused(limit),
         }
     }
     answer

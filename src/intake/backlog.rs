@@ -1,5 +1,4 @@
-//! What intake knows of earlier messages that a write must not overtake: the seam between the asynchronous side and the
-//! store.
+//! Earlier messages that a write must not overtake: the seam between the asynchronous side and the store.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,11 +13,11 @@ use crate::delivery::unprotected::{KnownBacklog, behind_moved};
 use crate::delivery::verdict::rate_limited;
 use crate::message::{Bucket, Lane, Message, Touch};
 use crate::monitor::Availability;
-use crate::monitor::lane_trouble::jitter;
+use crate::monitor::jitter;
 use crate::protocol::answers::unavailable;
 use crate::store::{Ahead, BacklogSeen, Hold, now_ms};
 
-/// Returns what is known of a backlog in the terms of the policy.
+/// Converts the store's view of a backlog into the policy's.
 fn known(seen: BacklogSeen) -> KnownBacklog {
     match seen {
         BacklogSeen::NeverWas => KnownBacklog::NeverWas,
@@ -66,8 +65,8 @@ impl Shared {
                 Ok(ahead) if ahead.limited.contains(message.message_type.bucket()) => return LaneState::Waiting,
                 // Without an entity it can't be shown to be disjoint.
                 Ok(_) if message.touches.is_empty() => return LaneState::Waiting,
-                Ok(_) if self.connection.lanes().is_in_trouble(lane) => return LaneState::Waiting,
-                Ok(_) => return LaneState::Apart,
+                Ok(_) if self.connection.lanes().is_failing(lane) => return LaneState::Waiting,
+                Ok(_) => return LaneState::Disjoint,
                 Err(error) => match self.slot.try_get() {
                     Ok(_) => warn!(target: "db_manager", "cannot query the store for earlier messages: {error}"),
                     Err(_) => return LaneState::StoreUnusable(self.backlog_known(&message.touches)),

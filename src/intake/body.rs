@@ -1,8 +1,8 @@
 //! Reads bodies into memory, within the memory for all bodies together.
 //!
-//! A large body that announces its size waits until there is memory for all of it, and is not read before: TCP's
-//! backpressure holds its client. Other bodies take memory as they arrive. A client that has memory for its body and sends
-//! nothing loses it when others need it.
+//! A large body that announces its size waits until there is memory for all of it, and is not read before: backpressure
+//! stops its client. Other bodies take memory as they arrive. A client that holds memory and sends nothing times out
+//! early when others need it.
 
 use std::time::{Duration, Instant};
 
@@ -16,7 +16,7 @@ use super::shared::Shared;
 use crate::memory::{Budget, Grant, Use};
 use crate::protocol::answers::{Reply, error};
 
-/// How long a client may pause that has memory for its body, and how many bytes per second it has to send after that,
+/// The timeout of a client that holds memory for its body, and the bytes per second that it has to send after that,
 /// while others wait for memory or are refused it.
 pub(super) const AWAITED_PAUSE_MAX: Duration = Duration::from_secs(10);
 pub(super) const AWAITED_RATE_MIN: u64 = 256 * 1024;
@@ -28,7 +28,7 @@ const GROWER_BYTES: u64 = 64 * 1024 * 1024;
 const BROKEN: &str = "the body ended too early or is framed wrongly";
 const SHORT: &str = "the body is shorter than its Content-Length";
 
-/// What was read of a body.
+/// A body in memory, or its beginning.
 pub(super) struct BodyRead {
     pub(super) bytes: Bytes,
     pub(super) memory: Grant,
@@ -36,7 +36,7 @@ pub(super) struct BodyRead {
     pub(super) is_whole: bool,
 }
 
-/// What one body may have in memory, by the budget for all of them.
+/// The size limits of one body in memory, derived from the budget for all of them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Sizes {
     /// The items of one stored message, of a batch that is divided.
@@ -69,7 +69,7 @@ pub(super) fn broken_body() -> Reply {
     error(400, BROKEN)
 }
 
-/// Fails if a body that was read to its end is not as long as its head announced.
+/// Validates the length of a body that was read to its end against its `Content-Length`.
 pub(super) fn check_length(headers: &HeaderMap, bytes: u64) -> Result<(), Reply> {
     match content_length(headers).is_some_and(|expected| expected != bytes) {
         true => Err(error(400, SHORT)),
@@ -147,8 +147,7 @@ impl Exchange {
     }
 }
 
-/// Waits for the next piece of a body. Fails early for a client that has memory, does not fill it, and keeps others
-/// waiting for it.
+/// Waits for the next piece of a body. Times out early if the client holds memory that others wait for.
 async fn next_frame(
     pace: &mut BodyPace,
     body: &mut Incoming,
@@ -166,7 +165,7 @@ async fn next_frame(
     }
 }
 
-/// Returns whether a body arrives more slowly than it may while others wait for memory.
+/// Returns whether a body's throughput is too low while others wait for memory.
 fn is_behind(received: u64, elapsed: Duration) -> bool {
     elapsed > AWAITED_PAUSE_MAX && received / AWAITED_RATE_MIN < elapsed.as_secs()
 }

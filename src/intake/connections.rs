@@ -1,11 +1,11 @@
-//! How many connections are open, and which one is closed when there are too many.
+//! How many connections are open, and which one is evicted when there are too many.
 //!
-//! The rule: when `max_connections` are open, the connection that has been idle for longest is closed to make room for a
-//! new one. Idle means that none of its requests is being answered; a client that has sent half a head is idle, too. When
-//! every connection is busy, the new one gets a 503 with `Retry-After` and is closed.
+//! The rule: when `max_connections` are open, the connection that has been idle for longest is evicted for a new one.
+//! Idle means that none of its requests is being answered; a client that has sent half a head is idle, too. When every
+//! connection is busy, the new one gets a 503 with `Retry-After` and is closed.
 //!
 //! So neither thousands of forgotten connections nor clients that send their heads byte by byte keep a live client out.
-//! A client whose idle connection is closed opens another one, as after any keep-alive timeout; no request is lost,
+//! A client whose idle connection is evicted opens another one, as after any keep-alive timeout; no request is lost,
 //! because none had begun.
 
 use std::collections::{BTreeMap, HashMap};
@@ -53,7 +53,7 @@ pub(super) struct BusyGuard {
 pub(super) enum SeatOffer {
     /// It may.
     Free(Seat),
-    /// It may, and an idle one is closed for it.
+    /// It may, and an idle one is evicted for it.
     FromIdle(Seat),
     /// It may not: every connection is busy.
     Full,
@@ -102,7 +102,7 @@ impl ConnectionTable {
 }
 
 impl Seat {
-    /// Waits until the connection has to make room. One on which a request began at the same moment may finish it.
+    /// Waits until the connection is evicted. One on which a request began at the same moment may finish it.
     pub(super) async fn asked_to_close(&self) {
         loop {
             self.close.notified().await;

@@ -25,7 +25,7 @@ use super::wire::{ClientSocket, io_error};
 use super::workers::Load;
 use crate::shutdown::Shutdown;
 
-/// Bytes that are read at most to detect the version of HTTP.
+/// Bytes that are buffered at most to detect the version of HTTP.
 const BEGINNING_BYTES_MAX: usize = 4096;
 
 /// A client that has connected, with everything that is held for it.
@@ -40,7 +40,7 @@ pub(super) struct Client {
 }
 
 impl Client {
-    /// Serves the connection to its end, or until it has to make room for another.
+    /// Serves the connection until it ends, times out or is evicted.
     pub(super) async fn serve(self, mut stream: TcpStream) {
         let Self { shared, connections, seat, load, watcher, shutdown } = self;
         let timeout = shared.limits.client_timeout;
@@ -73,7 +73,7 @@ async fn read_version(stream: &mut TcpStream, begun: &mut BytesMut) -> io::Resul
     begun.reserve(BEGINNING_BYTES_MAX);
     loop {
         if stream.read_buf(begun).await? == 0 {
-            // What has arrived may be the beginning of a malformed request, which hyper's parser answers.
+            // These bytes may be the beginning of a malformed request, which hyper's parser answers.
             return Ok((!begun.is_empty()).then_some(HttpVersion::Http1));
         }
         if let Some(version) = detect_version(begun) {

@@ -1,18 +1,19 @@
 //! Order at intake: writes about one entity are decided in the order in which they arrived.
 //!
-//! A write that is being forwarded is in no store yet, so the store can't hold back the writes after it. Here a later
-//! write about the same entity of the same lane waits until the earlier one is done: answered by the server, or committed
-//! to the store. Only then the later one is admitted, and by then the store knows what it would overtake.
+//! A write that is in flight to the server is in no store yet, so the store can't defer the writes after it. Here a
+//! later write about the same entity of the same lane waits until the earlier one is done: answered by the server, or
+//! committed to the store. Only then the later one is admitted, and by then the store knows what it would overtake.
 //!
 //! # Invariants
 //!
 //! - *Order*: a [`Ticket`] is given out only when every earlier conflicting write ([`Effect::conflicts`]) is done. The
 //!   place in the queue is taken when [`EntityLocks::lock`] is called, not when its future is first polled.
-//! - *Duplicates are concurrent*: writes that are equal to the byte have no order among themselves, whoever sent them:
-//!   they share their place. (A load test that posts one body over many connections would otherwise be serialized.)
+//! - *Duplicates are concurrent*: writes that are byte-identical have no order among themselves, even from different
+//!   clients: they share their place. (A load test that posts one body over many connections would otherwise be
+//!   serialized.)
 //! - *No deadlock*: the locks for all entities of a write are taken at once, so tickets can't wait for each other in a
 //!   circle.
-//! - *Memory*: one entry per entity of a write in progress. A ticket that is dropped removes its entries.
+//! - *Memory*: one entry per entity of a write in flight. A ticket that is dropped removes its entries.
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
@@ -113,7 +114,7 @@ struct Duplicates {
     behind: Vec<Done>,
 }
 
-/// What makes two requests duplicates of each other.
+/// The parts of a request that make it a duplicate of another.
 #[derive(PartialEq, Eq)]
 struct RequestIdentity {
     method: String,

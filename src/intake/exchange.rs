@@ -1,4 +1,4 @@
-//! One request on its way through intake: its head, its body, and what it shares with others.
+//! One request in flight through intake: its head, its body, and the state that it shares with others.
 //!
 //! After the habit of pingora's `Session`: functions take the exchange instead of its parts.
 
@@ -16,9 +16,9 @@ use super::shared::Shared;
 use crate::message::{Credential, Encoding, HeaderSet, Lane, Server, workspace_of_headers};
 use crate::protocol::answers::{Reply, error};
 
-/// How much of a refused body is read and discarded, so that its client gets to read the answer.
+/// Bytes of a refused body that are read and discarded, so that its client gets to read the answer.
 const DISCARD_BYTES_MAX: usize = 256 * 1024 * 1024;
-/// The longest pause of its client meanwhile, at the pace of any body.
+/// The timeout for the next piece of such a body.
 const DISCARD_PAUSE_MAX: Duration = Duration::from_secs(5);
 
 /// Headers that are not kept with a message: those of the connection, those that the lane carries, and those that only
@@ -38,7 +38,7 @@ pub(super) struct Exchange {
     /// The head as its client sent it.
     pub(super) head: Parts,
     pub(super) client: ClientUrl,
-    /// What has not been read of its body yet.
+    /// The rest of its body, not read yet.
     pub(super) body: Incoming,
 }
 
@@ -74,8 +74,8 @@ impl ClientUrl {
         format!("http://{}{}", self.host, self.prefix)
     }
 
-    /// Returns the base URL that the client itself claims to use, if that has the host of its request: only the client
-    /// knows whether a proxy in front of the agent terminates TLS.
+    /// Returns the base URL that the client itself claims to use, if it parses and has the host of the request: only
+    /// the client knows whether a proxy in front of the agent terminates TLS.
     pub(super) fn base_or_claimed(&self, claimed: Option<&str>) -> String {
         let claimed = claimed.and_then(|url| {
             let uri: http::Uri = url.parse().ok()?;
@@ -90,8 +90,8 @@ impl ClientUrl {
 /// Returns an answer once the rest of the body is read and discarded.
 ///
 /// A connection that is closed while its client still sends is reset, and the client would see that instead of the
-/// answer. Bounded by [`DISCARD_BYTES_MAX`] and [`DISCARD_PAUSE_MAX`]; a client that asked before sending (`Expect`) gets
-/// the answer at once.
+/// answer. Bounded by [`DISCARD_BYTES_MAX`] and [`DISCARD_PAUSE_MAX`]; a client that asked before sending (`Expect`)
+/// gets the answer at once.
 pub(super) async fn refuse_with(answer: ClientAnswer, headers: &HeaderMap, mut body: Incoming) -> ClientAnswer {
     // Not for a client that was refused because it is slow.
     let is_at_once = headers.contains_key(header::EXPECT) || answer.status() == http::StatusCode::REQUEST_TIMEOUT;
@@ -139,7 +139,7 @@ pub(super) fn kept_headers(headers: &HeaderMap) -> HeaderSet {
     HeaderSet::new(kept.iter().map(|(name, value)| (name.as_str().to_owned(), value.as_bytes().to_vec())).collect())
 }
 
-/// Returns how long a body is, according to its head.
+/// Parses the `Content-Length` of a request.
 pub(super) fn content_length(headers: &HeaderMap) -> Option<u64> {
     headers.get(header::CONTENT_LENGTH)?.to_str().ok()?.parse().ok()
 }

@@ -1,9 +1,10 @@
-//! `POST /-/flush?timeout=30s`: deliver now, and answer once everything that the client had acknowledged is on the server.
+//! `POST /-/flush?timeout=30s`: deliver now, and answer once everything that the client had acknowledged is on the
+//! server.
 //!
-//! A client's own `flush()` ends when the agent has acknowledged its writes: they are durable, not yet delivered. A client
-//! that needs delivery asks here, with the headers of its writes (`Comet-Workspace`, `Authorization`): then this waits for
-//! that lane, and without them for everything that is queued for the agent's server. The queues of other lanes delay
-//! nothing. Messages that are accepted while it waits are not waited for.
+//! A client's own `flush()` ends when the agent has acknowledged its writes: they are durable, not yet delivered. A
+//! client that needs delivery asks here, with the headers of its writes (`Comet-Workspace`, `Authorization`): then this
+//! waits for that lane, and without them for everything that is queued for the agent's server. The queues of other
+//! lanes delay nothing. Messages that are accepted while it waits are not waited for.
 //!
 //! The server is pinged at once, and then every second; lanes that are held for want of a valid key or a healthy server
 //! are retried at once, and messages that back off are made due. Only the server's rate limits stay.
@@ -76,7 +77,7 @@ struct FlushWait<'agent> {
     started: Instant,
     /// The newest message that is waited for.
     up_to: MessageId,
-    /// What was queued and rejected when it began.
+    /// The counts of queued and rejected messages when it began.
     before: Standing,
     pushed: Option<Instant>,
     was_hastened: bool,

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-/// Clients that may wait at once.
+/// Concurrent clients at most.
 pub(super) const WAITING_MAX: usize = 64;
 /// How often a server that is away is pinged, and lanes are made due.
 pub(super) const PUSH_INTERVAL: Duration = Duration::from_secs(1);

@@ -1,5 +1,5 @@
-//! What changes between a client and the server: hop-by-hop headers, `Host` and `Location`. Status, body and all other
-//! headers pass untouched.
+//! Rewrites requests and answers between a client and the server: hop-by-hop headers, `Host` and `Location`. Status,
+//! body and all other headers pass untouched.
 
 use std::pin::Pin;
 use std::task::{Context, Poll};

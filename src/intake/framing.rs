@@ -1,20 +1,20 @@
 //! Strict validation of HTTP/1 framing: a request whose end two HTTP parsers could see differently is refused.
 //!
-//! hyper accepts some of these silently: it drops a `Content-Length` beside `Transfer-Encoding`, merges two equal ones, and
-//! ends lines at a bare LF. RFC 9112 allows that (sections 2.2 and 6.3), but each is a way to smuggle requests past one
-//! program into another, and no Opik client sends any of them. hyper's parsing leaves no trace of them, so the bytes are
-//! checked as they are read from the socket; they reach hyper unchanged, and the request is answered with 400 when hyper
-//! hands it over.
+//! hyper accepts some of these silently: it drops a `Content-Length` beside `Transfer-Encoding`, merges two equal ones,
+//! and ends lines at a bare LF. RFC 9112 allows that (sections 2.2 and 6.3), but each is a way to smuggle requests past
+//! one program into another, and no Opik client sends any of them. hyper's parsing leaves no trace of them, so the
+//! bytes are checked as they are read from the socket; they reach hyper unchanged, and the request is answered with 400
+//! when hyper hands it over.
 //!
-//! Pure, and never stricter than hyper where hyper refuses: its own errors (no digits, broken chunks, a head without end)
-//! only end the validation. The bytes of a body are counted, not read.
+//! Pure, and never stricter than hyper where hyper refuses: its own errors (no digits, broken chunks, a head without
+//! end) only end the validation. The bytes of a body are counted, not read.
 
 use super::limits::HEAD_BYTES_MAX;
 
-/// Bytes of a line that is checked; hyper refuses a longer head.
+/// Bytes of a line that is validated; hyper refuses a longer head.
 const LINE_BYTES_MAX: usize = HEAD_BYTES_MAX;
 
-/// Checks the framing of what a client sends on one connection.
+/// Validates the framing of the requests of one connection.
 #[derive(Debug)]
 pub(super) struct Framing {
     state: FramingState,
@@ -37,7 +37,7 @@ enum FramingState {
     /// This many bytes of a chunk are left, including its line end.
     Chunk(u64),
     Trailer,
-    /// A fault was found, or hyper will refuse what follows: nothing more is checked.
+    /// A fault was found, or hyper will refuse what follows: nothing more is validated.
     Over,
 }
 
@@ -77,7 +77,7 @@ impl Framing {
         self.state == FramingState::Between
     }
 
-    /// Checks bytes that have arrived.
+    /// Validates bytes that have arrived.
     pub(super) fn feed(&mut self, mut bytes: &[u8]) {
         while !bytes.is_empty() {
             match self.state {
@@ -275,7 +275,7 @@ mod tests {
         }
 
         #[test]
-        fn any_bytes_are_checked_without_a_panic(pieces in proptest::collection::vec(proptest::collection::vec(any::<u8>(), 0..50), 0..20)) {
+        fn any_bytes_are_validated_without_a_panic(pieces in proptest::collection::vec(proptest::collection::vec(any::<u8>(), 0..50), 0..20)) {
             let mut framing = Framing::default();
             for piece in &pieces {
                 framing.feed(piece);

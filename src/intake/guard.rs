@@ -1,4 +1,4 @@
-//! Who may talk to the agent: the intake token, and what a request's head must have. [`super::site`] has the web pages.
+//! Access to the agent: the intake token, and what the head of a request must have. For web pages see [`super::site`].
 
 use std::borrow::Cow;
 
@@ -13,10 +13,10 @@ pub const TOKEN_HEADER: &str = "x-opik-offline-token";
 /// The path prefix that carries it for clients that can't send headers: `/-/token/<token>/api/...`, percent-encoded.
 pub const TOKEN_PREFIX: &str = "/-/token/";
 
-/// Takes the token off a path that carries one; returns it as it is written there, and the path that is left.
+/// Splits the token off a path that has one; returns it as it is encoded there, and the rest of the path.
 ///
-/// A token that holds slashes may be written with them: as many segments belong to it as `expected` has. The prefix is
-/// found however it is spelled: a token is never sent to the server.
+/// The slashes of a token need not be encoded: it has as many segments as `expected`. Any spelling of the prefix is
+/// found, so a token is never sent to the server.
 pub fn split_token<'path>(path: &'path str, expected: Option<&str>) -> (Option<&'path str>, &'path str) {
     let prefix = TOKEN_PREFIX.trim_end_matches('/');
     let Some(rest) = below(path, prefix).and_then(|rest| rest.strip_prefix('/')) else { return (None, path) };
@@ -34,12 +34,12 @@ pub fn split_token<'path>(path: &'path str, expected: Option<&str>) -> (Option<&
     }
 }
 
-/// Returns whether a request carries the token that is asked for: in a header, or in its path, percent-encoded or not.
+/// Returns whether a request has the expected token: in a header, or in its path, percent-encoded or not.
 pub fn is_allowed(expected: Option<&str>, in_path: Option<&str>, headers: &HeaderMap) -> bool {
     let Some(expected) = expected else { return true };
     let in_header = headers.get(TOKEN_HEADER).map(HeaderValue::as_bytes);
     match in_path {
-        // Both are compared, whatever the first says.
+        // Both are compared in any case, so that the time reveals nothing.
         Some(token) => same(token.as_bytes(), expected.as_bytes()) | same(&decoded(token), expected.as_bytes()),
         None => in_header.is_some_and(|given| same(given, expected.as_bytes())),
     }
@@ -49,7 +49,7 @@ fn decoded(text: &str) -> Cow<'_, [u8]> {
     percent_encoding::percent_decode_str(text).into()
 }
 
-/// Compares in a time that depends on the lengths only, so that a token can't be guessed byte by byte.
+/// Compares in constant time for given lengths, so that a token can't be guessed byte by byte.
 fn same(a: &[u8], b: &[u8]) -> bool {
     let mut difference = u8::from(a.len() != b.len());
     for (index, byte) in b.iter().enumerate() {
@@ -58,8 +58,8 @@ fn same(a: &[u8], b: &[u8]) -> bool {
     std::hint::black_box(difference) == 0
 }
 
-/// Returns what is wrong with a request's head that hyper leaves to its user (RFC 9112, section 3.2; a second
-/// `Authorization` would be another client's to whoever takes the last, and nginx refuses it, too).
+/// Returns what is wrong with a request's head that hyper does not check (RFC 9112, section 3.2; with a second
+/// `Authorization`, programs that read the first and the last would see different clients, and nginx refuses it, too).
 pub fn head_fault(head: &Parts) -> Option<&'static str> {
     let hosts = head.headers.get_all(HOST).iter().count();
     let is_missing = hosts == 0 && head.version >= Version::HTTP_11;
@@ -79,7 +79,7 @@ mod tests {
     }
 
     #[test]
-    fn a_token_is_taken_from_header_or_path_and_compared_whole() {
+    fn a_token_is_read_from_header_or_path_and_compared_whole() {
         let none = HeaderMap::new();
         assert!(is_allowed(None, None, &none));
         assert!(is_allowed(Some("secret"), Some("secret"), &none));
@@ -101,7 +101,7 @@ mod tests {
     }
 
     #[test]
-    fn a_token_of_any_visible_characters_is_read_from_a_path_however_it_is_written() {
+    fn a_token_of_any_visible_characters_is_parsed_in_every_encoding() {
         for (token, written) in [
             ("q8/Xk+0a==", "q8%2FXk%2B0a%3D%3D"),
             ("q8/Xk+0a==", "q8/Xk+0a=="),

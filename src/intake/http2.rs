@@ -1,8 +1,8 @@
 //! HTTP/2 without TLS, for clients that know in advance that the server speaks it (prior knowledge). To the server the
 //! agent still sends HTTP/1.1, as nginx does.
 //!
-//! A stream is a request like any other: the same checks, size limits and paces apply to it. What only a connection with
-//! many streams needs is here:
+//! A stream is a request like any other: the same validation, size limits and timeouts apply to it. A connection with
+//! concurrent streams needs more:
 //!
 //! | of | limit | past it |
 //! | --- | --- | --- |
@@ -42,7 +42,7 @@ const SEND_BYTES_MAX: usize = 64 * 1024;
 /// How often within the client's timeout a connection is checked.
 const CHECKS_PER_TIMEOUT: u32 = 4;
 
-/// Serves a connection until it ends, is idle for too long, or has to make room.
+/// Serves a connection until it ends, times out or is evicted.
 pub(super) async fn serve(shared: &Arc<Shared>, seat: &Seat, shutdown: &Shutdown, socket: ClientSocket) {
     let timeout = shared.limits.client_timeout;
     let streams = Arc::new(Streams::new());

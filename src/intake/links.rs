@@ -1,8 +1,8 @@
-//! Links that people follow to the agent: SDKs print them below the address that they were given.
+//! Links that people follow to the agent: SDKs print them below the URL that they are configured with.
 //!
-//! A browser that asks for a page of the Opik UI is redirected to the server, where its user is logged in. What programs
-//! ask streams through. The redirects of the SDKs are the server's to answer; the agent only names the server in them
-//! ([`crate::protocol::links`]).
+//! A browser that requests a page of the Opik UI is redirected to the server, where its user is logged in. Requests of
+//! programs pass through. The SDKs' redirects are answered by the server; the agent only puts the server's address into
+//! them ([`crate::protocol::links`]).
 
 use http::Method;
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
@@ -17,19 +17,19 @@ use crate::protocol::target::{ServerAddress, Target};
 
 const SEC_FETCH_MODE: HeaderName = HeaderName::from_static("sec-fetch-mode");
 
-/// How somebody asks.
+/// The kind of client that sends a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Asker {
-    /// A browser that goes somewhere with its user, by its own word.
+    /// A browser whose user navigates, according to its headers.
     Navigation,
-    /// Somebody who would like a page.
-    ForPage,
+    /// A client that prefers HTML.
+    PrefersHtml,
     Program,
 }
 
 impl Asker {
-    /// Browsers say in `Sec-Fetch-Mode` that they navigate; old ones, and all where the agent's address is neither
-    /// `https` nor this machine, only that they want a page.
+    /// Browsers say in `Sec-Fetch-Mode` that they navigate. Old ones, and all of them if the agent's address is
+    /// neither `https` nor loopback, only say in `Accept` that they prefer HTML.
     fn of(headers: &HeaderMap) -> Self {
         if let Some(mode) = headers.get(SEC_FETCH_MODE) {
             return if mode == "navigate" { Self::Navigation } else { Self::Program };
@@ -40,15 +40,16 @@ impl Asker {
             let essence = kind.split(';').next().unwrap_or_default().trim();
             essence.eq_ignore_ascii_case("text/html") || essence.eq_ignore_ascii_case("application/xhtml+xml")
         });
-        if wants_page { Self::ForPage } else { Self::Program }
+        if wants_page { Self::PrefersHtml } else { Self::Program }
     }
 }
 
-/// Returns the server's page that a browser is to be shown, or `None` for what goes to the server itself.
+/// Returns the URL of the server's page that a browser is redirected to, or `None` for a request that goes to the
+/// server.
 pub(super) fn page_of(head: &Parts, target: &Target, server: &ServerAddress) -> Option<String> {
     let is_page = match Asker::of(&head.headers) {
         Asker::Navigation => true,
-        Asker::ForPage => target.is_page(server),
+        Asker::PrefersHtml => target.is_page(server),
         Asker::Program => false,
     };
     let is_read = [Method::GET, Method::HEAD].contains(&head.method);
@@ -59,26 +60,27 @@ pub(super) fn page_of(head: &Parts, target: &Target, server: &ServerAddress) -> 
     })
 }
 
-/// Returns whether somebody who asks for the status page by this path is sent to its own, because its links are relative.
-/// Programs have always got it at `/`.
+/// Returns whether a browser that requests the status page by this path is redirected to the canonical one, because
+/// the page's links are relative. Programs still get it at `/`.
 pub(super) fn leads_to_status_page(normal: &str, path: &str, headers: &HeaderMap) -> bool {
     let is_there = path.ends_with('/') && status_page::PATH.strip_suffix('/') == Some(normal);
     !is_there && Asker::of(headers) != Asker::Program
 }
 
-/// Sends somebody elsewhere, for now.
+/// Returns a temporary redirect.
 pub(super) fn redirect(location: &str) -> ClientAnswer {
-    // What is not ASCII has no place in a header.
+    // A header holds ASCII only.
     let location = utf8_percent_encode(location, CONTROLS).to_string();
     let mut answer = forward::own_answer(Reply { location: Some(location), ..Reply::empty(302) });
     let headers = answer.headers_mut();
     headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
-    // The address of the agent may hold its token.
+    // The agent's URL may contain its token.
     headers.insert(header::REFERRER_POLICY, HeaderValue::from_static("no-referrer"));
     answer
 }
 
-/// Returns the URL of a request at the server with its query, in which a redirect to a page of the UI names the server.
+/// Returns the URL of a request at the server with its query. In the query of an SDK's redirect to the UI, the agent's
+/// address is replaced by the server's.
 pub(super) fn with_query(url: String, target: &Target, head: &Parts, host: &str, server: &ServerAddress) -> String {
     let Some(query) = head.uri.query() else { return url };
     let named = match target {
@@ -101,14 +103,14 @@ mod tests {
     }
 
     #[test]
-    fn browsers_are_led_to_the_page_and_programs_get_their_answer() {
+    fn browsers_are_redirected_to_the_page_and_programs_are_not() {
         let server = ServerAddress::new("https://www.comet.com/opik/api");
         let page = Some("https://www.comet.com/opik/team/projects/p/?a=%20&b");
         let rest = Some("https://www.comet.com/api/rest/v2/workspaces");
         let navigates = [("sec-fetch-mode", "navigate"), ("accept", "text/html")];
         let old = [("accept", "application/xhtml+xml;q=0.9, Text/HTML ;q=1, */*")];
         let fetches = [("sec-fetch-mode", "cors"), ("accept", "text/html")];
-        // `java.net.HttpURLConnection` when it is asked for nothing.
+        // The default of `java.net.HttpURLConnection`.
         let java = [("accept", "text/html, image/gif, image/jpeg, */*; q=0.2"), ("user-agent", "Java/21")];
         let any = [("accept", "*/*")];
         for (method, path, headers, expected) in [
@@ -134,7 +136,7 @@ mod tests {
     }
 
     #[test]
-    fn the_status_page_has_one_place_for_people() {
+    fn the_status_page_has_one_canonical_path_for_browsers() {
         let browser = asked("GET", "/", &[("accept", "text/html")]).headers;
         let program = asked("GET", "/", &[("accept", "*/*")]).headers;
         for (normal, path, expected) in
@@ -146,7 +148,7 @@ mod tests {
     }
 
     #[test]
-    fn only_the_redirects_get_another_query() {
+    fn only_redirects_get_the_servers_address() {
         let server = ServerAddress::new("http://srv:5173/api");
         // http://127.0.0.1:6745/api/ and http://srv:5173/api/
         let (agents, servers) = ("aHR0cDovLzEyNy4wLjAuMTo2NzQ1L2FwaS8=", "aHR0cDovL3Nydjo1MTczL2FwaS8=");

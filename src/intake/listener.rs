@@ -1,4 +1,4 @@
-//! The accept loop: takes connections, gives each a seat and a worker, and drains them when the agent stops.
+//! The accept loop: gives each connection a seat and a worker, and drains them when the agent stops.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -20,35 +20,35 @@ use crate::telemetry::metrics::Metrics;
 
 /// How long a refused connection is kept open, so that its client can read why.
 const LINGER: Duration = Duration::from_secs(5);
-/// Refused connections that are kept open; the others are closed at once.
+/// Concurrent refused connections that are kept open; the others are closed at once.
 const LINGERING_MAX: usize = 64;
 /// How long a client may be silent before the operating system probes whether its machine is still there, and how many
 /// probes it sends. Without them the agent would wait for a client that is gone for as long as its request is answered.
 const PROBE_AFTER: Duration = Duration::from_secs(60);
 const PROBES: u32 = 4;
 /// The interval of intake's heartbeat.
-const BEAT_INTERVAL: Duration = Duration::from_secs(5);
-/// How long no connection is accepted after that failed.
+const HEARTBEAT_INTERVAL: Duration = Duration::from_secs(5);
+/// How long the loop backs off after it failed to accept a connection.
 const ACCEPT_BACKOFF: Duration = Duration::from_millis(50);
 
 impl Intake {
-    /// Serves until shutdown, then lets requests in progress finish for at most `grace`.
+    /// Serves until shutdown, then lets requests in flight finish for at most `grace`.
     ///
-    /// Returns when the last of them has its answer or the time is over. A request cut off then was not acknowledged.
+    /// Returns when the last of them has its answer or has timed out. A request that is cut off was not acknowledged.
     pub async fn serve(self, listener: TcpListener, workers: &Workers, shutdown: Shutdown, grace: Duration) {
         let state = Arc::<Listener>::default();
-        let beat = self.beat.clone();
+        let heartbeat = self.heartbeat.clone();
         let mut gate = ConnectionGate::new(self.limits.connections_max, self.metrics.clone());
         let per_worker = Shared::per_worker(self, &state);
         let graceful = GracefulShutdown::new();
-        let mut beats = tokio::time::interval(BEAT_INTERVAL);
+        let mut heartbeats = tokio::time::interval(HEARTBEAT_INTERVAL);
         loop {
             let accepted = tokio::select! {
                 () = shutdown.requested() => break,
-                _ = beats.tick() => {
+                _ = heartbeats.tick() => {
                     // Through every worker: it shows that connections are accepted and requests are processed.
-                    let beat = beat.clone();
-                    workers.when_all_are_through(move || beat.beat());
+                    let heartbeat = heartbeat.clone();
+                    workers.when_all_are_through(move || heartbeat.beat());
                     continue;
                 }
                 accepted = listener.accept() => accepted,
@@ -56,7 +56,7 @@ impl Intake {
             let stream = match accepted {
                 Ok((stream, _)) => stream,
                 Err(error) => {
-                    // Mostly a lack of file descriptors: it passes, and the listener stays open.
+                    // Mostly a lack of file descriptors, which passes: the loop retries.
                     warn!(target: "intake", "cannot accept a connection: {error}");
                     tokio::time::sleep(ACCEPT_BACKOFF).await;
                     continue;
@@ -83,7 +83,8 @@ impl Intake {
     }
 }
 
-/// Waits for requests in progress. Halfway, writes that still wait for the server are stored and acknowledged instead.
+/// Waits for requests in flight, with `grace` as the timeout. Halfway, writes that still wait for the server are stored
+/// and acknowledged instead.
 async fn drain(graceful: GracefulShutdown, state: &Listener, grace: Duration) {
     let mut finished = std::pin::pin!(graceful.shutdown());
     if tokio::time::timeout(grace / 2, finished.as_mut()).await.is_ok() {
@@ -91,7 +92,7 @@ async fn drain(graceful: GracefulShutdown, state: &Listener, grace: Duration) {
     }
     state.hurry.request();
     if tokio::time::timeout(grace / 2, finished).await.is_err() {
-        warn!(target: "intake", "requests in progress did not finish in time and were cut off unacknowledged");
+        warn!(target: "intake", "requests in flight did not finish within the shutdown timeout and were cut off unacknowledged");
     }
 }
 
@@ -149,7 +150,7 @@ impl ConnectionGate {
     }
 }
 
-/// Sets the socket options of a client's connection. A failure is no reason to refuse the client.
+/// Sets the socket options of a client's connection. The connection is served even if that fails.
 fn set_socket_options(stream: &TcpStream) {
     use rustix::net::sockopt;
     let set = stream.set_nodelay(true).and_then(|()| {

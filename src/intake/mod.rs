@@ -9,29 +9,31 @@
 //!    client ◀─ acknowledgement ◀─ commit ◀─ committer ◀────────────────────────────────── register ◀──────────┘
 //! ```
 //!
-//! 1. [`listener`] accepts the connection and asks [`connections`] for a seat; a thread of [`workers`] serves it to its end.
-//! 2. [`conversation`] detects the version of HTTP ([`preface`]) and lets hyper parse requests, over [`http2`] or over a
-//!    socket ([`wire`]) that validates how they are framed ([`framing`]).
+//! 1. [`listener`] accepts the connection and asks [`connections`] for a seat; a thread of [`workers`] serves it to its
+//!    end.
+//! 2. [`conversation`] detects the version of HTTP ([`preface`]) and lets hyper parse requests, over [`http2`] or over
+//!    a socket ([`wire`]) that validates how they are framed ([`framing`]).
 //! 3. [`router`] checks the head: URL, [`guard`] (token), [`site`] (host and web page), path, media type. From here the
 //!    request is an [`exchange::Exchange`].
-//! 4. [`accept`] handles a protected write. [`accept`]'s `receive` reads the body into memory ([`body`]) or spools it to
-//!    disk ([`spool`]), `prepare` decodes it and finds out which entities it is about.
-//! 5. [`entity_locks`] makes it wait for earlier writes about the same entities. Then `deliver` decides: forward, register
-//!    or refuse, by [`crate::delivery::admission`] and what is queued already ([`backlog`]).
+//! 4. [`accept`] handles a protected write. [`accept`]'s `receive` reads the body into memory ([`body`]) or spools it
+//!    to disk ([`spool`]), `prepare` decodes it and finds out which entities it is about.
+//! 5. [`entity_locks`] makes it wait for earlier writes about the same entities. Then `deliver` decides: forward,
+//!    register or refuse, by [`crate::delivery::admission`] and what is queued already ([`backlog`]).
 //! 6. `send` forwards it and judges the answer ([`server_answer`]); `register` hands the message to the committer and
 //!    answers after the commit.
 //!
 //! # Invariants
 //!
-//! - *Acknowledged means durable*: a client gets a success only from the server itself, or after the commit. Before that it
-//!   still has its data, and a crash loses nothing.
+//! - *Acknowledged means durable*: a client gets a success only from the server itself, or after the commit. Before
+//!   that it still has its data, and a crash loses nothing.
 //! - *Nothing is overtaken*: two writes about one entity are decided in the order in which they arrived, and a write is
 //!   forwarded only if no queued message conflicts with it. Only byte-identical writes are concurrent.
 //! - *A client that hangs up changes nothing*: once a body is received, the write continues in a task of its own.
-//! - *Bounded memory*: bodies are in memory only within [`crate::memory`]'s budget. A larger one is spooled, encrypted, and
-//!   read in pieces; one that can't be kept streams through, if the server is available and it overtakes nothing.
-//! - *Intake never blocks on the disk*: commits are the committer's, and all other disk work is done by blocking threads.
-//!   The exception is [`backlog`]: one indexed query of the store, which is cheaper than a change of threads.
+//! - *Bounded memory*: bodies are in memory only within [`crate::memory`]'s budget. A larger one is spooled, encrypted,
+//!   and read in pieces; one that can't be kept streams through, if the server is available and it overtakes nothing.
+//! - *Writes don't block the runtime on the disk*: commits are the committer's, and other disk work is done by blocking
+//!   threads. The exceptions are two indexed queries of the store, which are cheaper than a change of threads: which
+//!   messages are ahead ([`backlog`]), and whether a create was seen ([`ahead_notes`]).
 //!
 //! # What else is answered here
 //!
@@ -41,8 +43,8 @@
 //! - `is-alive/ping` reports on the agent itself, whatever the server's state: otherwise the Python SDK would park its
 //!   messages in its own temporary store (protocol dossier, section b).
 //! - A browser that follows a printed link is redirected to the server's own page ([`mod@links`]).
-//! - `/-/`, `/-/healthy`, `/-/ready`, `/-/status.json`, `/metrics` and `/` are the agent's own ([`status_page`]), and so is
-//!   `/-/flush` ([`mod@flush`]); all other paths below `/-/` are reserved for it.
+//! - `/-/`, `/-/healthy`, `/-/ready`, `/-/status.json`, `/metrics` and `/` are the agent's own ([`status_page`]), and
+//!   so is `/-/flush` ([`mod@flush`]); all other paths below `/-/` are reserved for it.
 //!
 //! # Limits
 //!
@@ -66,8 +68,8 @@
 //! | bytes of all bodies in memory | `memory_budget` ([`crate::memory`]) | a large one waits, then 503 |
 //!
 //! Each time a client exceeds one, this is counted (`opik_offline_intake_over_limit_total` and the two metrics about
-//! connections) and logged. A connection that is idle between requests costs no thread and no buffer beyond hyper's. A body
-//! that streams through is never in memory as a whole, so it has no size limit.
+//! connections) and logged. A connection that is idle between requests costs no thread and no buffer beyond hyper's. A
+//! body that streams through is never in memory as a whole, so it has no size limit.
 
 mod accept;
 mod ahead_notes;
@@ -83,7 +85,6 @@ mod flush;
 mod flush_slots;
 pub mod forward;
 mod framing;
-pub mod full_watch;
 pub mod guard;
 mod http2;
 mod limits;
@@ -99,7 +100,6 @@ mod server_answer;
 mod shared;
 pub mod site;
 pub mod spool;
-pub mod status;
 mod status_page;
 mod streams;
 mod wire;

@@ -1,26 +1,26 @@
-//! Which of the agent's pages answer to any name, so that probes and scrapers need no setting.
+//! Which of the agent's pages answer under any host name, so that health probes and scrapers need no configuration.
 //!
-//! A load balancer, a kubelet or Prometheus names the agent in `Host` as it finds it: by a service's name in a cluster
-//! whose domain nobody here knows, by a name in a company's DNS, or not at all. None has the token. A page that rebinds its
-//! name ([`super::site`]) sends the same `Host`, so what such a page may read is the question:
+//! A load balancer, a kubelet or Prometheus sends the `Host` under which it found the agent: the name of a service in
+//! a cluster of unknown domain, a name in a company's DNS, or none. None of them has the token. A page that uses DNS
+//! rebinding ([`super::site`]) sends such a `Host` as well, so the question is what such a page may read:
 //!
-//! | path | loopback listener | another, no token asked for | another, token asked for |
+//! | path | loopback listener | another, no token configured | another, token configured |
 //! | --- | --- | --- | --- |
 //! | `/-/healthy` | own names | any name | any name |
 //! | `/-/ready` | own names | any name: the word alone | any name: the word alone |
 //! | `/metrics` | own names | own names | any name |
 //! | `/`, `/-/status.json`, all others | own names | own names | own names, or the token |
 //!
-//! - Nothing but a rebound page and a proxy on this machine reaches a loopback listener by another name.
-//! - That an agent is there and works is no secret: every refusal says so. `/-/ready` tells more, the server's address among
-//!   it, and says that to own names only.
-//! - Metrics are counts and sizes, without a name of a project or workspace. Where nobody asks for a token, a page in
-//!   somebody's browser could still learn from them how much a team works, and `allowed_hosts` is there for the scraper's
-//!   name. Where a token is set, the operator has opened the agent to other machines with care, and monitoring it there is
-//!   the usual case.
+//! - Only a rebound page or a proxy on this machine reaches a loopback listener under another name.
+//! - That an agent runs here is not a secret: every refusal reveals it. `/-/ready` has more, including the server's
+//!   address, and reveals that under own names only.
+//! - Metrics are counts and sizes, without names of projects or workspaces. Without a token, a page in a visitor's
+//!   browser could still learn from them how much a team works; the scraper's name belongs in `allowed_hosts`. With a
+//!   token, the operator has deliberately opened the agent to other machines, and monitoring it there is the usual
+//!   case.
 //! - Own names are those of [`super::site`], with `allowed_hosts`.
 //!
-//! A request that a browser marks as a page's is judged by its name everywhere.
+//! A request that a browser marks as a page's is always judged by its host name.
 
 use http::Method;
 use http::header::{HeaderName, ORIGIN, REFERER};
@@ -28,11 +28,11 @@ use http::request::Parts;
 
 use super::site::{ForeignRequest, SitePolicy};
 
-/// Headers by which a browser says that a page asks.
+/// Headers that a browser adds to the requests of a page.
 const OF_BROWSERS: [HeaderName; 4] =
     [ORIGIN, REFERER, HeaderName::from_static("sec-fetch-site"), HeaderName::from_static("sec-fetch-dest")];
 
-/// What monitors read.
+/// A page for monitoring.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Monitoring {
     /// `/-/healthy`, `/-/ready`.
@@ -42,7 +42,7 @@ pub(super) enum Monitoring {
 }
 
 impl Monitoring {
-    /// Returns what this request reads, if it is for monitors.
+    /// Returns what a request reads, if it is for monitoring.
     pub(super) fn of(method: &Method, path: &str) -> Option<Self> {
         let is_read = [Method::GET, Method::HEAD].contains(method);
         match path {
@@ -54,7 +54,7 @@ impl Monitoring {
 }
 
 impl SitePolicy {
-    /// Returns whether a request for monitors is answered although its name is not the agent's.
+    /// Returns whether a request for monitoring is answered although its host name is not the agent's.
     pub(super) fn is_open(&self, of: Monitoring, foreign: &ForeignRequest, head: &Parts, asks_for_token: bool) -> bool {
         let is_of_a_page = OF_BROWSERS.iter().any(|name| head.headers.contains_key(name));
         let is_open = match of {
@@ -71,7 +71,7 @@ mod tests {
 
     const PATHS: [&str; 6] = ["/-/healthy", "/-/ready", "/metrics", "/", "/-/status.json", "/api/v1/private/traces"];
 
-    /// Returns which of [`PATHS`] a request without the token gets to.
+    /// Returns which of [`PATHS`] a request without the token reaches.
     fn reached(listener: &str, allowed: &str, asks_for_token: bool, headers: &[(&str, &str)]) -> String {
         let allowed: Vec<String> = allowed.split_whitespace().map(str::to_owned).collect();
         let policy = SitePolicy::new(listener.parse().expect("an address"), &allowed);
@@ -93,14 +93,14 @@ mod tests {
     }
 
     #[test]
-    fn monitors_are_answered_by_any_name_and_contents_by_own_names_only() {
+    fn monitoring_is_answered_under_any_name_and_contents_under_own_names_only() {
         const LOOPBACK: &str = "127.0.0.1";
         const NETWORK: &str = "0.0.0.0";
-        // Listener, token asked for, names in `Host`, what they reach of: healthy, ready, metrics, page, status, API.
+        // Listener, token configured, names in `Host`, which they reach of: healthy, ready, metrics, page, status, API.
         for (listener, asks_for_token, hosts, expected) in [
             (LOOPBACK, false, &["127.0.0.1:6745", "localhost"][..], "yyyyyy"),
             (LOOPBACK, true, &["127.0.0.1:6745", "[::1]:6745"], "yyyyyy"),
-            // Nobody reaches it by these, but a page that rebinds its name and a proxy on this machine.
+            // Only a rebound page or a proxy on this machine reaches it under these names.
             (
                 LOOPBACK,
                 false,
@@ -108,7 +108,7 @@ mod tests {
                 "------",
             ),
             (LOOPBACK, true, &["opik-offline.tracing.svc:6745", "evil.example"], "------"),
-            // A kubelet by the pod's address, Compose, Kubernetes with the usual domain.
+            // A kubelet by the pod's address, Compose, Kubernetes with the default domain.
             (NETWORK, false, &["10.42.0.17:6745", "[fd00::17]:6745", "opik-offline:6745"], "yyyyyy"),
             (NETWORK, false, &["opik-offline.tracing.svc:6745", "a.tracing.svc.cluster.local:6745"], "yyyyyy"),
             (NETWORK, true, &["10.42.0.17:6745", "opik-offline.tracing.svc:6745", "opik-offline"], "yyyyyy"),
@@ -131,7 +131,7 @@ mod tests {
                 assert_eq!(found, expected, "{listener}, token {asks_for_token}, {host:?}");
             }
         }
-        // What the operator allows is an own name.
+        // A name in `allowed_hosts` is an own name.
         for (allowed, host) in
             [("agent.example", "agent.example:6745"), ("*.k8s.example", "a.svc.k8s.example"), ("*", "x.y")]
         {
@@ -140,7 +140,7 @@ mod tests {
     }
 
     #[test]
-    fn a_page_that_a_browser_names_reads_nothing_by_a_name_of_its_own() {
+    fn a_page_marked_by_its_browser_reads_nothing_under_a_foreign_name() {
         for (name, value) in [
             ("origin", "http://evil.example"),
             ("referer", "http://evil.example/"),
@@ -152,13 +152,13 @@ mod tests {
                 assert_eq!(found, "------", "{name} on {listener}");
             }
         }
-        // From another site to the agent's own name: the name is no reason to let it in.
+        // From another site to the agent's own name: the name does not make it acceptable.
         let found = reached("0.0.0.0", "", true, &[("host", "10.0.0.1"), ("origin", "http://evil.example")]);
         assert_eq!(found, "------");
     }
 
     #[test]
-    fn only_reads_are_for_monitors() {
+    fn only_reads_count_as_monitoring() {
         for (method, path, expected) in [
             (Method::GET, "/metrics", Some(Monitoring::Metrics)),
             (Method::HEAD, "/-/ready", Some(Monitoring::Health)),

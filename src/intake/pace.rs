@@ -1,4 +1,4 @@
-//! How slowly a body may arrive.
+//! Timeouts of bodies: the longest pause, and the minimum throughput.
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -27,7 +27,7 @@ pub(super) struct BodyPace {
     received: u64,
 }
 
-/// A body arrived too slowly.
+/// A body timed out.
 #[derive(Debug)]
 pub(super) struct TooSlow;
 
@@ -47,7 +47,7 @@ impl BodyPace {
         Ok(frame)
     }
 
-    /// Returns how long the next piece may take.
+    /// Returns the timeout of the next piece.
     fn timeout(&self) -> Duration {
         self.timeout_at(RATE_MIN)
     }
@@ -59,7 +59,7 @@ impl BodyPace {
     }
 }
 
-/// A body that is streamed on while it arrives, and fails when its client pauses for too long.
+/// A body that is streamed on while it arrives, and fails when its client times out.
 pub(super) struct PacedBody<B> {
     body: B,
     pace: BodyPace,
@@ -67,7 +67,7 @@ pub(super) struct PacedBody<B> {
     rate_min: Option<u64>,
     waits_since: Option<Instant>,
     timer: Option<Pin<Box<Sleep>>>,
-    /// Set when the body was too slow, for the answer to its client.
+    /// Set when the body timed out, for the answer to its client.
     is_late: Arc<AtomicBool>,
 }
 

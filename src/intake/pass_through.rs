@@ -24,7 +24,7 @@ impl Exchange {
     }
 }
 
-/// A body on its way to the server, and whether its client was too slow.
+/// A body in flight to the server, and whether its client timed out.
 pub(super) struct OutgoingBody {
     body: ForwardBody,
     is_late: Arc<AtomicBool>,

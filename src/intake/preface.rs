@@ -1,7 +1,7 @@
 //! Detects the version of HTTP that a client speaks from the first bytes of its connection, as nginx does.
 //!
-//! A client that speaks HTTP/2 without TLS and without an upgrade ("prior knowledge", RFC 9113, section 3.3) sends a fixed
-//! preface first, which is not an HTTP/1 request.
+//! A client that speaks HTTP/2 without TLS and without an upgrade ("prior knowledge", RFC 9113, section 3.3) sends a
+//! fixed preface first, which is not an HTTP/1 request.
 
 /// The first bytes of an HTTP/2 connection (RFC 9113, section 3.4).
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";

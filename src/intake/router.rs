@@ -1,6 +1,6 @@
-//! The way of a request: checked, then answered by the agent itself, or taken to the server.
+//! Routing: the head of a request is validated, then the agent answers it itself, or it goes to the server.
 //!
-//! The checks see the head only. A refusal discards the rest of the body first ([`exchange::refuse_with`]).
+//! Validation sees the head only. A refusal discards the rest of the body first ([`exchange::refuse_with`]).
 
 use std::sync::Arc;
 
@@ -26,23 +26,23 @@ const METHODS: &str = "GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS";
 /// The answer to a client without the right token.
 const NO_TOKEN: &str = "this opik-offline agent asks for its intake token";
 
-/// Where a request goes that was not refused.
+/// The destination of a request that was not refused.
 enum Routed {
     /// Nowhere: the agent answers it.
     Answered(ClientAnswer),
     /// To [`mod@flush`].
     Flush,
-    /// To the server, or to the store instead. `below` is its path and query below the API's base, normalised; empty for
-    /// what is not part of the API.
+    /// To the server, or to the store instead. `below` is its path and query below the API's base, normalised; empty
+    /// for a request outside the API.
     Server { client: ClientUrl, route: Route, below: String },
 }
 
-/// The answer to a request that is refused.
-struct RefusedRequest(ClientAnswer);
+/// The answer to a refused request.
+struct RefusedRequest(Box<ClientAnswer>);
 
 impl From<Reply> for RefusedRequest {
     fn from(reply: Reply) -> Self {
-        Self(forward::own_answer(reply))
+        Self(Box::new(forward::own_answer(reply)))
     }
 }
 
@@ -52,7 +52,7 @@ impl From<ClientAnswer> for Routed {
     }
 }
 
-/// Answers a request. `fault` is what is wrong with its framing ([`super::framing`]).
+/// Answers a request. `fault` is the error in its framing ([`super::framing`]), if any.
 pub(super) async fn handle(
     shared: Arc<Shared>,
     fault: Option<&'static str>,
@@ -64,7 +64,7 @@ pub(super) async fn handle(
         Some(fault) => Err(refuse_framing(&shared, fault)),
     };
     match destination {
-        Err(RefusedRequest(answer)) => exchange::refuse_with(answer, &head.headers, body).await,
+        Err(RefusedRequest(answer)) => exchange::refuse_with(*answer, &head.headers, body).await,
         Ok(Routed::Answered(answer)) => answer,
         Ok(Routed::Flush) => flush::flush(&shared, &head).await,
         Ok(Routed::Server { client, route, below }) => {
@@ -84,10 +84,10 @@ fn refuse_framing(shared: &Shared, fault: &str) -> RefusedRequest {
     let mut refusal = forward::own_answer(error(400, fault));
     // It is unknown where the next request of this connection would begin.
     refusal.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
-    RefusedRequest(refusal)
+    RefusedRequest(Box::new(refusal))
 }
 
-/// Checks the head of a request, and finds out where it goes.
+/// Validates the head of a request, and finds out where it goes.
 fn route(shared: &Shared, head: &Parts, has_body: bool) -> Result<Routed, RefusedRequest> {
     if head.uri.path_and_query().is_some_and(|path| path.as_str().len() > URL_BYTES_MAX) {
         shared.count_over_limit("bytes of a URL");
@@ -98,7 +98,7 @@ fn route(shared: &Shared, head: &Parts, has_body: bool) -> Result<Routed, Refuse
         let mut refusal =
             forward::own_answer(error(405, "opik-offline is not a forward proxy: it opens no connections for others"));
         refusal.headers_mut().insert(header::ALLOW, HeaderValue::from_static(METHODS));
-        return Err(RefusedRequest(refusal));
+        return Err(RefusedRequest(Box::new(refusal)));
     }
     if let Some(fault) = guard::head_fault(head) {
         return Err(error(400, fault).into());
@@ -115,14 +115,14 @@ fn route(shared: &Shared, head: &Parts, has_body: bool) -> Result<Routed, Refuse
     // The token is for this agent; a URL that leads to the agent again includes it.
     let token_prefix = token.map_or_else(String::new, |token| format!("{}{token}", guard::TOKEN_PREFIX));
     if let Target::Own { path: page } = &target {
-        return match status_page::Page::of(&head.method, page) {
+        return match status_page::OwnPage::of(&head.method, page) {
             // A flush makes the agent work, so it is for clients that may send writes.
-            Some(status_page::Page::Flush) if !is_allowed => Ok(forward::own_answer(error(401, NO_TOKEN)).into()),
-            Some(status_page::Page::Flush) => Ok(Routed::Flush),
-            Some(status_page::Page::Overview) if links::leads_to_status_page(page, path, &head.headers) => {
+            Some(status_page::OwnPage::Flush) if !is_allowed => Ok(forward::own_answer(error(401, NO_TOKEN)).into()),
+            Some(status_page::OwnPage::Flush) => Ok(Routed::Flush),
+            Some(status_page::OwnPage::Overview) if links::leads_to_status_page(page, path, &head.headers) => {
                 Ok(links::redirect(&format!("{token_prefix}{}", status_page::PATH)).into())
             }
-            Some(status_page::Page::Ready) if !is_own_name => Ok(status_page::ready_alone().into()),
+            Some(status_page::OwnPage::Ready) if !is_own_name => Ok(status_page::ready_alone().into()),
             Some(page) => Ok(page.render(shared).into()),
             // No path below /-/ reaches the server.
             None => Err(error(404, "this opik-offline agent has no such page").into()),
@@ -143,7 +143,8 @@ fn route(shared: &Shared, head: &Parts, has_body: bool) -> Result<Routed, Refuse
     route_to_server(shared, head, target, &token_prefix, has_body)
 }
 
-/// Refuses what a page of another site may have sent; returns whether the request names one of the agent's own hosts.
+/// Refuses a request that a page of another site may have sent; returns whether the request names one of the agent's
+/// own hosts.
 fn check_site(
     shared: &Shared,
     head: &Parts,
@@ -162,7 +163,7 @@ fn check_site(
     }
 }
 
-/// Finds out where at the server a request goes, and what it is there.
+/// Resolves the URL of a request at the server, and classifies it.
 fn route_to_server(
     shared: &Shared,
     head: &Parts,

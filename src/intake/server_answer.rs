@@ -12,8 +12,8 @@ use crate::protocol::partial::{Partial, judge};
 use crate::protocol::recognise::{Endpoint, Recognised, Seen, recognise};
 use crate::upstream::forward::{ForwardBody, innermost};
 
-/// How much of the server's answer to a write is read before it is judged. Its answers to writes are empty or a line
-/// long; the rest of a longer one streams to the client.
+/// Bytes of the server's answer to a write that are buffered before it is parsed and judged. Its answers to writes are
+/// empty or a line long; the rest of a longer one streams to the client.
 const ANSWER_BYTES_MAX: usize = 1024 * 1024;
 
 impl Shared {
@@ -30,7 +30,7 @@ impl Shared {
         Ok((head, body))
     }
 
-    /// Returns the failure of a server that was silent for this long.
+    /// Returns the failure of a server that timed out after this long.
     pub(super) fn timed_out(&self, after: std::time::Duration) -> SendFailure {
         SendFailure::Timeout { url: self.forwarder.base_url().to_owned(), after }
     }
@@ -48,7 +48,7 @@ pub(super) fn judge_answer(
         return (recognise(endpoint, &Seen { status: 204, ..Seen::default() }), None);
     }
     let header = |name: header::HeaderName| head.headers.get(name).and_then(|value| value.to_str().ok());
-    // It is compressed if the client accepts that. What can't be decoded is not recognised as anybody's.
+    // It is compressed if the client accepts that. An answer that can't be decoded is not recognised as Opik's.
     let decoded = match header(header::CONTENT_ENCODING).map(|named| Encoding::from_header(Some(named))) {
         None => Ok(body.clone()),
         Some(_) if body.is_empty() => Ok(body.clone()),

@@ -1,7 +1,7 @@
-//! What requests share: what the agent gave to intake, and what a listener keeps between requests.
+//! The state that requests share: intake's dependencies on the agent, and the state of the listener.
 //!
-//! [`Intake`] and [`Listener`] exist once. Each worker has a [`Shared`] of its own, behind an `Arc` that only its thread
-//! clones, so that no two workers contend for one reference count.
+//! [`Intake`] and [`Listener`] exist once. Each worker has a [`Shared`] of its own, behind an `Arc` that only its
+//! thread clones, so that no two workers contend for one reference count.
 
 use std::ops::Deref;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -17,29 +17,31 @@ use super::limits::{AWAY_TIMEOUT, IntakeLimits, WARNING_PAUSE};
 use super::recent_uploads::RecentUploads;
 use super::site::{ForeignRequest, SitePolicy};
 use super::spool::Spools;
-use super::status::Watch;
+
+use crate::liveness::{Heartbeat, Liveness};
 use crate::memory::{Budget, Grant, Use};
 use crate::message::Server;
 use crate::monitor::Availability;
 use crate::monitor::connection::Connection;
+use crate::overview::Collector;
 use crate::protocol::answers::{Reply, error, unavailable};
 use crate::protocol::target::ServerAddress;
-use crate::pulse::{Beat, Pulses};
+
 use crate::shutdown::Shutdown;
 use crate::store::committer::Committer;
 use crate::store::slot::StoreSlot;
 use crate::telemetry::metrics::Metrics;
 use crate::upstream::forward::Forwarder;
 
-/// What a client is told, and asked to wait, when other bodies take all the memory for bodies.
+/// The answer to a client, and when it is asked to retry, if other bodies take all the memory for bodies.
 pub(super) const BUSY_TEXT: &str = "opik-offline holds too many bodies at once";
 pub(super) const BUSY_RETRY_AFTER: Duration = Duration::from_secs(1);
-/// What a client is asked to wait when the store is full or busy.
+/// When a client is asked to retry if the store is full or busy.
 pub(super) const STORE_RETRY_AFTER: Duration = Duration::from_secs(10);
-/// How long a large body waits for memory before its client is asked to retry.
+/// The timeout of a large body that waits for memory. Then its client is asked to retry.
 const MEMORY_WAIT_MAX: Duration = Duration::from_secs(30);
 
-/// What intake needs from the rest of the agent.
+/// Intake's dependencies on the rest of the agent.
 pub struct Intake {
     /// The store, which may be unavailable.
     pub slot: Arc<StoreSlot>,
@@ -51,7 +53,7 @@ pub struct Intake {
     pub forwarders: Vec<Forwarder>,
     /// Counters and gauges.
     pub metrics: Arc<Metrics>,
-    /// What clients may use.
+    /// Limits and timeouts of clients.
     pub limits: IntakeLimits,
     /// Memory for bodies.
     pub memory: Arc<Budget>,
@@ -66,20 +68,20 @@ pub struct Intake {
     /// This process's value of [`AGENT_HEADER`](crate::upstream::AGENT_HEADER).
     pub agent_mark: HeaderValue,
     /// Intake's own heartbeat.
-    pub beat: Arc<Beat>,
+    pub heartbeat: Arc<Heartbeat>,
     /// Whether every part of the agent is alive, for `/-/healthy`.
-    pub pulses: Arc<Pulses>,
+    pub liveness: Arc<Liveness>,
     /// The agent's status, for `/`.
-    pub watch: Arc<Watch>,
+    pub collector: Arc<Collector>,
 }
 
-/// What a listener keeps between requests, for all workers.
+/// The state of a listener, common to all workers.
 #[derive(Default)]
 pub(super) struct Listener {
     /// Keep writes about one entity in order.
     pub(super) entity_locks: EntityLocks,
-    /// Held by the one write that probes an unavailable server because the store is full: when the last probe began that
-    /// failed.
+    /// Held by the one write that probes an unavailable server because the store is full: when the last probe began
+    /// that failed.
     pub(super) full_store_probe: tokio::sync::Mutex<Option<Instant>>,
     /// Uploads that an upload-complete may follow.
     pub(super) recent_uploads: RecentUploads,
@@ -87,12 +89,12 @@ pub(super) struct Listener {
     pub(super) flush_slots: FlushSlots,
     /// When a request of a foreign host or page was last logged.
     foreign_logged: Mutex<Option<Instant>>,
-    /// Requested once forwarded writes have had their time to finish before the agent stops: the others are stored
+    /// Requested while the agent stops, once in-flight writes have had their time to finish: the others are stored
     /// instead.
     pub(super) hurry: Shutdown,
 }
 
-/// What the requests on one worker share. The fields of [`Intake`] are reached through it as well: `shared.slot`.
+/// The state that all requests on one worker share. It dereferences to [`Intake`]: `shared.slot`.
 pub(super) struct Shared {
     intake: Arc<Intake>,
     pub(super) listener: Arc<Listener>,
@@ -116,7 +118,7 @@ impl Deref for Shared {
 }
 
 impl Shared {
-    /// Returns what each worker shares, in the order of `intake.forwarders`, which are moved there.
+    /// Returns the shared state of each worker, in the order of `intake.forwarders`, which are moved there.
     pub(super) fn per_worker(mut intake: Intake, listener: &Arc<Listener>) -> Vec<Arc<Self>> {
         let forwarders = std::mem::take(&mut intake.forwarders);
         let (intake, started) = (Arc::new(intake), Instant::now());
@@ -169,7 +171,7 @@ impl Shared {
     ///
     /// # Errors
     ///
-    /// The answer to a client that has waited for long enough.
+    /// The answer to a client that has timed out.
     pub(super) async fn wait_for_memory(&self, by: Use, bytes: u64) -> Result<Grant, Reply> {
         tokio::select! {
             memory = self.memory.take(by, bytes) => Ok(memory),
@@ -178,12 +180,12 @@ impl Shared {
         }
     }
 
-    /// Returns how long the server may take to begin an answer that only it can give; no bound while it is available.
+    /// Returns the timeout of an answer that only the server can give; none while it is available.
     pub(super) fn answer_timeout(&self) -> Option<Duration> {
         (self.connection.availability() == Availability::Unavailable).then_some(AWAY_TIMEOUT)
     }
 
-    /// Returns what a client is asked to wait while the server is away.
+    /// Returns when a client is asked to retry while the server is away.
     pub(super) fn retry_after(&self) -> Duration {
         self.limits.ping_interval
     }

@@ -1,13 +1,13 @@
 //! Bodies that are too large for memory, on disk for as long as their request lasts.
 //!
-//! A spool is an unnamed file in the folder of the message store, so it disappears with its process, even after a crash.
-//! Its bytes are encrypted with a key that never leaves this process: no plain text is written beside an encrypted store,
-//! and blocks that are freed later reveal nothing.
+//! A spool is an unnamed file in the folder of the message store, so it disappears with its process, even after a
+//! crash. Its bytes are encrypted with a key that never leaves this process: no plain text is written beside an
+//! encrypted store, and blocks that are freed later reveal nothing.
 //!
 //! # Limits
 //!
-//! All spools together take `max_size` at most, and leave the free-disk reserve alone. A piece that can't be written stays in
-//! memory ([`PIECE_BYTES`]), so that the body can still be streamed to the server.
+//! All spools together take `max_size` at most, and leave the free-disk reserve alone. A piece that can't be written
+//! stays in memory ([`PIECE_BYTES`]), so that the body can still be streamed to the server.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read};
@@ -49,7 +49,7 @@ pub struct Spools {
 pub(super) enum NoSpool {
     /// It alone is larger than all spools may be.
     TooLarge,
-    /// There is no room at the moment.
+    /// There is no room at the moment; a retry may help.
     Full,
     /// The disk fails.
     Failed,
@@ -191,7 +191,8 @@ fn nonce(piece: u64) -> Nonce {
     Nonce::assume_unique_for_key(bytes)
 }
 
-/// Returns the failure to read a spool. It is an internal error, not the client's fault; no decoder fails with this kind.
+/// Returns the failure to read a spool. It is an internal error, not the client's fault; no decoder fails with this
+/// kind.
 fn unreadable() -> io::Error {
     io::Error::other("a spooled body cannot be read")
 }

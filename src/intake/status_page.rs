@@ -1,8 +1,9 @@
-//! The agent's own pages: health for supervisors, metrics for Prometheus, a page for people and its figures for
-//! programs. No payloads, no keys.
+//! The agent's own pages: health for process supervisors, metrics for Prometheus, the status page for people and its
+//! figures for programs. They show no payloads and no keys.
 
 mod html;
 mod plot;
+mod text;
 
 use std::time::UNIX_EPOCH;
 
@@ -12,18 +13,18 @@ use serde_json::json;
 
 use super::forward::{self, ClientAnswer};
 use super::shared::Shared;
-use super::status::{LiveWrites, connection_word};
 use crate::monitor::Availability;
+use crate::overview::{LiveWrites, connection_word};
 use crate::printable;
 use crate::protocol::answers::error;
 use crate::store::{Filter, now_ms};
 
-/// Where the status page is: it collides with no path of a server.
+/// The path of the status page: it collides with no path of a server.
 pub(super) const PATH: &str = "/-/";
 
 /// One of the agent's own pages.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Page {
+pub(super) enum OwnPage {
     Overview,
     Status,
     Healthy,
@@ -34,8 +35,8 @@ pub(super) enum Page {
     MethodNotAllowed,
 }
 
-impl Page {
-    /// Returns the page at this normalised path, or `None` when there is none.
+impl OwnPage {
+    /// Returns the page at this normalised path, if there is one.
     pub(super) fn of(method: &Method, path: &str) -> Option<Self> {
         let page = match path {
             "/" | "/-" => Self::Overview,
@@ -52,16 +53,21 @@ impl Page {
 
     pub(super) fn render(self, shared: &Shared) -> ClientAnswer {
         match self {
-            Self::Healthy => match shared.pulses.check() {
+            Self::Healthy => match shared.liveness.check() {
                 Ok(()) => plain("text/plain; charset=utf-8", "opik-offline is running\n".to_owned()),
-                Err(silence) => forward::own_answer(error(503, &silence.to_string())),
+                Err(stalled) => forward::own_answer(error(503, &stalled.to_string())),
             },
             Self::Ready => plain("application/json", format!("{}\n", ready(shared))),
             Self::Metrics => plain("text/plain; version=0.0.4; charset=utf-8", metrics(shared)),
-            Self::Overview => html::page(&shared.watch.status()),
-            Self::Status => match serde_json::to_string(&*shared.watch.status()) {
+            Self::Overview => {
+                html::secured(plain("text/html; charset=utf-8", html::document(&shared.collector.overview())))
+            }
+            Self::Status => match serde_json::to_string(&*shared.collector.overview()) {
                 Ok(text) => plain("application/json", text + "\n"),
-                Err(fault) => forward::own_answer(error(500, &format!("the agent cannot tell how it is: {fault}"))),
+                Err(fault) => forward::own_answer(error(
+                    500,
+                    &format!("internal error: the overview cannot be serialized: {fault}"),
+                )),
             },
             Self::Flush | Self::MethodNotAllowed => {
                 forward::own_answer(error(405, "this page of the agent can only be read"))
@@ -76,7 +82,7 @@ pub(super) fn ping() -> ClientAnswer {
 }
 
 fn plain(content_type: &'static str, text: String) -> ClientAnswer {
-    // Read by people with curl, too.
+    // People read it with curl, too.
     let text = if content_type == "application/json" { printable::json(&text).into_owned() } else { text };
     let mut answer = http::Response::new(forward::full(text.into()));
     answer.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(content_type));
@@ -84,12 +90,13 @@ fn plain(content_type: &'static str, text: String) -> ClientAnswer {
     answer
 }
 
-/// Answers `/-/ready` to a name that may be a web page's: ready, and nothing of how the agent is.
+/// Answers `/-/ready` for a host name that a web page may have chosen: ready, and no details.
 pub(super) fn ready_alone() -> ClientAnswer {
     plain("application/json", format!("{}\n", json!({ "ready": true })))
 }
 
-/// Says how the agent stands. It is ready as long as it can take requests: a server that is away is what it is for.
+/// Returns the state of the agent. It is ready as long as it can accept requests: an unavailable server is what it is
+/// made for.
 fn ready(shared: &Shared) -> serde_json::Value {
     let state = shared.connection.state();
     let since = state.since.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis());
@@ -102,7 +109,7 @@ fn ready(shared: &Shared) -> serde_json::Value {
             "usable": true,
             "waiting": backlog.waiting(),
             "rejected": backlog.rejected(),
-            "full": shared.watch.full().episode().map(|episode| episode.fullness.reason),
+            "full": shared.collector.full().episode().map(|episode| episode.fullness.reason),
             "oldest_accepted_at_ms": backlog.oldest_accepted_at_ms,
         }),
     };
@@ -112,7 +119,7 @@ fn ready(shared: &Shared) -> serde_json::Value {
             "pid": std::process::id(),
             "version": env!("CARGO_PKG_VERSION"),
             "uptime_seconds": shared.started.elapsed().as_secs(),
-            "files_problem": shared.watch.files_problem(),
+            "files_problem": shared.collector.files_problem(),
         },
         "server": {
             "url": shared.forwarder.base_url(),
@@ -151,7 +158,7 @@ fn metrics(shared: &Shared) -> String {
         shared.metrics.store_dropped_messages.set(condition.dropped as f64);
         shared.metrics.store_expired_messages.set(condition.expired as f64);
         shared.metrics.store_rejected_dropped_messages.set(condition.rejected_dropped as f64);
-        shared.watch.full().looked(&shared.slot, &condition);
+        shared.collector.full().measured(&shared.slot, &condition);
         let lost: u64 = condition.recoveries.iter().map(|recovery| recovery.lost).sum();
         shared.metrics.store_lost_messages.set(lost as f64);
     }

@@ -20,11 +20,11 @@ struct OpenStreams {
     idle_since: Instant,
 }
 
-/// Whether a connection is to be closed.
+/// Whether a connection has to be closed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum StreamHealth {
     Healthy,
-    /// It has had no request for too long.
+    /// It has timed out without a request.
     Idle,
     /// A client takes nothing of one answer, and others are in progress.
     PartlyStalled,
@@ -49,7 +49,8 @@ impl Streams {
         self.open.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Returns the health of the connection when this is the longest that it may be idle or a client may take nothing.
+    /// Returns the health of the connection. `timeout` is for its requests, and for clients that take nothing of an
+    /// answer.
     pub(super) fn health(&self, now: Instant, timeout: Duration) -> StreamHealth {
         let open = self.lock();
         let is_over = |since: Instant| now.saturating_duration_since(since) >= timeout;

@@ -1,8 +1,8 @@
-//! The socket to a client: its bytes are checked for how requests are framed, and it is given up when the client takes no
-//! more of its answer.
+//! The socket to a client: the framing of its requests is validated, and it times out when the client takes no more of
+//! its answer.
 //!
 //! A client may close its sending side once its request is sent, and still wait for the answer (`nc -N`, programs that
-//! use sockets directly). hyper takes the end of input for the end of the connection. So that end is held back here until
+//! use sockets directly). For hyper the end of input is the end of the connection. So that end is hidden from it until
 //! the answers to all requests that arrived whole are written; meanwhile the operating system reports a client that is
 //! gone.
 
@@ -26,11 +26,11 @@ const GONE_CHECK_INTERVAL: Duration = Duration::from_secs(5);
 /// The socket to a client.
 pub(super) struct ClientSocket {
     stream: TcpStream,
-    /// What was read of it before, to find out the version of HTTP.
+    /// Bytes that were read of it already, to detect the version of HTTP.
     begun: Bytes,
     /// `None` for HTTP/2, whose frames say where every request ends.
     tracker: Option<Arc<RequestTracker>>,
-    /// How long the client may take nothing of an answer.
+    /// The timeout of a client that takes nothing of an answer.
     write_timeout: Duration,
     stalled: Option<Pin<Box<Sleep>>>,
     /// Set once the client has closed its sending side.
@@ -49,12 +49,12 @@ impl ClientSocket {
         Self { tracker: Some(tracker), ..Self::http2(stream, begun, write_timeout) }
     }
 
-    /// Returns an HTTP/2 connection, whose framing is not checked.
+    /// Returns an HTTP/2 connection, whose framing is not validated.
     pub(super) fn http2(stream: TcpStream, begun: Bytes, write_timeout: Duration) -> Self {
         Self { stream, begun, tracker: None, write_timeout, stalled: None, gone_check: None }
     }
 
-    /// Holds back the end of input while the client waits for an answer.
+    /// Hides the end of input from hyper while the client waits for an answer.
     fn poll_end(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         while self.tracker.as_ref().is_some_and(|tracker| tracker.is_awaited()) {
             // A client that is gone resets the connection once it is written to or probed.
@@ -68,7 +68,7 @@ impl ClientSocket {
         Poll::Ready(Ok(()))
     }
 
-    /// Fails a write that has waited for the client for too long.
+    /// Times out a write that waits for the client.
     fn unless_stalled<T>(&mut self, cx: &mut Context<'_>, result: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
         if result.is_ready() {
             self.stalled = None;

@@ -1,11 +1,11 @@
 //! The threads that serve connections: each has a runtime of its own, and a connection stays on one of them.
 //!
-//! So a request wakes no other thread: reading, preparing, forwarding over this thread's own connections to the server and
-//! answering all happen on one thread. tokio's usual runtime, whose threads steal each other's tasks, woke threads five
-//! times for every stored write; the commit that introduced this has the measurement.
+//! So a request wakes no other thread: reading, preparing, forwarding over this thread's own connections to the server
+//! and answering all happen on one thread. tokio's usual runtime, whose threads steal each other's tasks, woke threads
+//! five times for every stored write; the commit that introduced this has the measurement.
 //!
-//! The price: a task that blocks delays all connections of its thread. Intake's tasks don't block: large bodies and work
-//! that may wait for the disk go to blocking threads ([`BLOCKING_THREADS_MAX`]), commits to the committer.
+//! The price: a task that blocks delays all connections of its thread. Intake's tasks don't block: large bodies and
+//! work that may wait for the disk go to blocking threads ([`BLOCKING_THREADS_MAX`]), commits to the committer.
 
 use std::io;
 use std::sync::atomic::{AtomicUsize, Ordering};

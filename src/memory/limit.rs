@@ -1,21 +1,21 @@
-//! How much memory this process may have: the machine's, or its container's when that is less.
+//! How much memory this process may use: the machine's, or its container's limit if that is less.
 
 use std::fs;
 use std::path::Path;
 
 const MIB: u64 = 1 << 20;
-/// The budget where there is memory enough.
+/// The budget if there is enough memory.
 pub const BUDGET_MAX: u64 = 256 * MIB;
-/// The least budget, whatever the container is.
+/// The smallest budget, even in a tiny container.
 pub const BUDGET_MIN: u64 = 16 * MIB;
 
-/// Returns the budget for bodies where the user named none: three eighths of the memory, so that what comes on top (the
-/// program, a body that is packed for the store, the allocator's reserves) has room. Pure.
+/// Returns the default budget for bodies: three eighths of the memory, which leaves room for the rest (the program, a
+/// body that is compressed for the store, the allocator's reserves). Pure.
 pub fn default_budget(available: Option<u64>) -> u64 {
     available.map_or(BUDGET_MAX, |bytes| (bytes / 8 * 3).clamp(BUDGET_MIN, BUDGET_MAX))
 }
 
-/// Returns how much memory this process may have, as far as the system says.
+/// Returns how much memory this process may use, as far as the system reports it.
 pub fn available() -> Option<u64> {
     let read = |path: &Path| fs::read_to_string(path).ok();
     let machine = read(Path::new("/proc/meminfo")).and_then(|text| machine_bytes(&text));
@@ -23,8 +23,8 @@ pub fn available() -> Option<u64> {
     limit_files(&cgroups).iter().filter_map(|path| limit_bytes(&read(Path::new(path))?)).chain(machine).min()
 }
 
-/// Returns the files that limit the memory of a process in these cgroups (`/proc/self/cgroup`): its own and those above
-/// it. In a container its own is often what is mounted at the root.
+/// Returns the files that limit the memory of a process in these cgroups (`/proc/self/cgroup`): those of its own
+/// cgroup and of its ancestors. In a container, its own cgroup is often mounted at the root.
 fn limit_files(cgroups: &str) -> Vec<String> {
     let mut files = Vec::new();
     for line in cgroups.lines() {
@@ -50,7 +50,7 @@ fn limit_files(cgroups: &str) -> Vec<String> {
     files
 }
 
-/// Reads a limit: a number, or `max`. Version 1 writes a huge number for none.
+/// Parses a limit: a number, or `max`. cgroup version 1 writes a huge number if there is no limit.
 fn limit_bytes(text: &str) -> Option<u64> {
     text.trim().parse().ok().filter(|bytes| *bytes > 0 && *bytes < 1 << 60)
 }
@@ -65,7 +65,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_budget_fits_into_what_there_is() {
+    fn the_default_budget_fits_into_the_memory() {
         for (available, expected) in [
             (None, 256),
             (Some(64 << 30), 256),
@@ -79,7 +79,7 @@ mod tests {
     }
 
     #[test]
-    fn the_sidecar_names_the_budget_that_its_limit_leads_to() {
+    fn the_sidecar_documents_its_own_budget() {
         let sidecar = include_str!("../../contrib/kubernetes/sidecar.yaml");
         let limits = sidecar.split_once("limits:").expect("it has limits").1;
         let number = |before: &str, after: &str| {
@@ -92,7 +92,7 @@ mod tests {
     }
 
     #[test]
-    fn the_limits_of_a_cgroup_and_those_above_it_are_found() {
+    fn the_limits_of_a_cgroup_and_its_ancestors_are_found() {
         assert_eq!(
             limit_files("0::/kubepods/pod1/c\n"),
             [

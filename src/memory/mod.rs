@@ -1,21 +1,21 @@
-//! One budget for the bodies that are in memory: those of clients, on their way to the server or into the store, those
-//! that are inflated for a look, and those of replay.
+//! One memory budget for bodies: those of clients, in flight to the server or the store, those that are inflated for
+//! inspection, and those of replay. Waiting for the budget is the backpressure on all of them.
 //!
-//! Whoever is about to hold a body takes its bytes first, and gives them back when it is dropped. [`shares`] is the policy
-//! and pure; here is the waiting.
+//! A caller takes the bytes of a body before it allocates it; dropping the [`Grant`] returns them. The policy is in
+//! [`shares`] and pure; this module queues and wakes the callers that wait.
 //!
-//! # No deadlock
+//! # Invariant: no deadlock
 //!
-//! A body whose size is known takes all of its bytes at once and holds nothing while it waits. One that comes in chunks
-//! grows without waiting, or is refused ([`Grant::try_grow_up_to`]). The only ones that wait while they hold something are
-//! those that take [`Use::Inspection`] beside [`Use::Intake`] or [`Use::Division`] beside [`Use::Replay`], and whoever holds
-//! one of these waits for no memory.
+//! A body of known size takes all of its bytes at once and holds nothing while it waits. A body that arrives in chunks
+//! grows without waiting, or is refused ([`Grant::try_grow_up_to`]). Only callers that take [`Use::Inspection`] beside
+//! [`Use::Intake`] or [`Use::Division`] beside [`Use::Replay`] wait while they hold memory, and the holder of one of
+//! these never waits.
 //!
-//! # No starving
+//! # Invariant: no starvation
 //!
-//! Each use has a share of its own, and what is left is handed out in the order in which large bodies came
-//! ([`shares::Ahead`]). Of the bodies without a Content-Length, one may use memory up to the largest body allowed: however
-//! many more begin, that one can be read to its end.
+//! Each use has a share of its own, and the rest is granted in the order in which large bodies came
+//! ([`shares::QueuedAhead`]). One body without a Content-Length may grow to the largest body allowed: it can be read
+//! to its end, no matter how many others begin.
 
 pub mod limit;
 pub mod shares;
@@ -27,42 +27,42 @@ use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
 pub use self::shares::Use;
-use self::shares::{Ahead, Held, Shares};
+use self::shares::{QueuedAhead, Shares, Usage};
 
-/// How often a thread that waits for memory checks whether it still has to.
+/// How often a thread that waits for memory checks whether to stop.
 const STOP_CHECK_INTERVAL: Duration = Duration::from_millis(50);
-/// A client that was refused memory comes again within this time.
+/// A client whose body was refused retries within this time.
 const REFUSED_LATELY: Duration = Duration::from_secs(5);
 
-/// The budget, shared by all that hold bodies.
+/// The budget, shared by all holders of bodies.
 pub struct Budget {
     shares: Shares,
-    state: Mutex<State>,
+    state: Mutex<BudgetState>,
     changed: Condvar,
 }
 
 #[derive(Default)]
-struct State {
-    held: Held,
-    /// Tickets that wait, in order: for each use those of small and those of large bodies.
+struct BudgetState {
+    held: Usage,
+    /// The queues of waiting tickets, in order: for each use one of small and one of large bodies.
     queues: [[VecDeque<u64>; 2]; Use::COUNT],
-    waiting: HashMap<u64, Waiting>,
+    waiting: HashMap<u64, Waiter>,
     next_ticket: u64,
-    /// A body that grows has memory for the largest that it may become.
+    /// Whether a growing body has taken memory for the largest size that it may reach.
     has_grower: bool,
-    /// When a body of a client got no memory and did not wait for it.
+    /// When a client's body was last refused memory.
     refused_at: Option<Instant>,
 }
 
-impl State {
+impl BudgetState {
     fn refused(&mut self, by: Use) {
         if by == Use::Intake {
             self.refused_at = Some(Instant::now());
         }
     }
 
-    /// Returns who waits and came before this ticket.
-    fn ahead(&self, shares: Shares, by: Use, ticket: u64) -> Ahead {
+    /// Returns which bodies are queued ahead of this ticket.
+    fn ahead(&self, shares: Shares, by: Use, ticket: u64) -> QueuedAhead {
         let first = |of: Use| self.queues[of as usize][1].front().copied();
         let is_nested = matches!(by, Use::Inspection | Use::Division);
         let elsewhere =
@@ -70,11 +70,11 @@ impl State {
                 let waiting = first(other).filter(|first| *first < ticket).and_then(|first| self.waiting.get(&first));
                 waiting.is_some_and(|waiting| shares.waits_for_others(&self.held, other, waiting.bytes))
             });
-        Ahead { same_use: first(by).is_some(), elsewhere }
+        QueuedAhead { same_use: first(by).is_some(), elsewhere }
     }
 }
 
-struct Waiting {
+struct Waiter {
     bytes: u64,
     is_granted: bool,
     waker: Option<Waker>,
@@ -86,17 +86,17 @@ impl Budget {
         Arc::new(Self { shares: Shares::of(bytes), state: Mutex::default(), changed: Condvar::new() })
     }
 
-    /// Returns how many bytes there are.
+    /// Returns the size of the budget.
     pub fn bytes(&self) -> u64 {
         self.shares.total()
     }
 
-    /// Returns how many bytes are taken.
+    /// Returns how many bytes are in use.
     pub fn taken(&self) -> u64 {
         self.state().held.all()
     }
 
-    /// Returns how much is free for this use, and how much it may have while others hold what they hold.
+    /// Returns how many bytes are free for this use, and its limit while the other uses hold what they hold.
     pub fn free(&self, by: Use) -> (u64, u64) {
         self.shares.free(&self.state().held, by)
     }
@@ -106,7 +106,7 @@ impl Budget {
         self.shares.is_large(bytes)
     }
 
-    /// Returns whether bodies wait for memory of this use, or were refused it a moment ago.
+    /// Returns whether there is backpressure: bodies of this use wait for memory, or were refused it recently.
     pub fn is_awaited(&self, by: Use) -> bool {
         let state = self.state();
         let waits = |of: Use| !state.queues[of as usize][1].is_empty();
@@ -116,7 +116,7 @@ impl Budget {
             || self.shares.exceeds(&state.held, by) && others()
     }
 
-    /// Takes memory for a body if it is free now, and nobody waits for it.
+    /// Takes memory if it is free now and no other body waits for it.
     pub fn try_take(self: &Arc<Self>, by: Use, bytes: u64) -> Option<Grant> {
         let mut state = self.state();
         let is_large = self.shares.is_large(bytes);
@@ -134,27 +134,27 @@ impl Budget {
         })
     }
 
-    /// Takes memory for a body, in turn.
+    /// Queues for memory for a body.
     pub fn take(self: &Arc<Self>, by: Use, bytes: u64) -> Wait {
         let mut state = self.state();
         let ticket = state.next_ticket;
         state.next_ticket += 1;
-        state.waiting.insert(ticket, Waiting { bytes, is_granted: false, waker: None });
+        state.waiting.insert(ticket, Waiter { bytes, is_granted: false, waker: None });
         state.queues[by as usize][usize::from(self.shares.is_large(bytes))].push_back(ticket);
         self.serve(state);
         Wait { budget: self.clone(), by, ticket }
     }
 
-    /// Gives memory to those that wait, as far as there is some, and tells them.
-    fn serve(&self, mut guard: MutexGuard<'_, State>) {
+    /// Grants memory to queued bodies, as far as it is free, and wakes their callers.
+    fn serve(&self, mut guard: MutexGuard<'_, BudgetState>) {
         let state = &mut *guard;
         let mut wakers = Vec::new();
         let mut any = false;
-        // One that is served may have been what another waited behind.
+        // A granted ticket may have blocked another queue.
         loop {
             let mut served = false;
             for by in Use::ALL {
-                // Large ones first: small ones have what is kept for them.
+                // Large ones first: small ones have a reserve of their own.
                 for is_large in [true, false] {
                     while let Some(ticket) = state.queues[by as usize][usize::from(is_large)].front().copied() {
                         let ahead = state.ahead(self.shares, by, ticket);
@@ -182,13 +182,13 @@ impl Budget {
         wakers.into_iter().for_each(Waker::wake);
     }
 
-    fn state(&self) -> MutexGuard<'_, State> {
-        // Nothing in the critical sections can panic half way.
+    fn state(&self) -> MutexGuard<'_, BudgetState> {
+        // No critical section can panic half way, so the invariants hold even after a panic elsewhere.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// A body that waits for memory; dropping it leaves the queue.
+/// A body that is queued for memory; dropping it leaves the queue.
 pub struct Wait {
     budget: Arc<Budget>,
     by: Use,
@@ -196,7 +196,7 @@ pub struct Wait {
 }
 
 impl Wait {
-    /// Waits on this thread, until there is memory or `stops` returns true: then `None`.
+    /// Blocks this thread until memory is granted; returns `None` once `stops` returns true.
     pub fn unless(self, stops: impl Fn() -> bool) -> Option<Grant> {
         let mut state = self.budget.state();
         loop {
@@ -211,8 +211,8 @@ impl Wait {
         }
     }
 
-    /// Takes what was granted out of the state.
-    fn granted(&self, state: &mut State) -> Option<u64> {
+    /// Takes the grant out of the state, if there is one.
+    fn granted(&self, state: &mut BudgetState) -> Option<u64> {
         let is_granted = state.waiting.get(&self.ticket).is_some_and(|waiting| waiting.is_granted);
         is_granted.then(|| state.waiting.remove(&self.ticket)).flatten().map(|waiting| waiting.bytes)
     }
@@ -236,7 +236,7 @@ impl Future for Wait {
 impl Drop for Wait {
     fn drop(&mut self) {
         let mut state = self.budget.state();
-        // Gone when the grant was handed out.
+        // It is no longer there once the grant was handed out.
         let Some(waiting) = state.waiting.remove(&self.ticket) else { return };
         let is_large = self.budget.shares.is_large(waiting.bytes);
         if waiting.is_granted {
@@ -248,32 +248,32 @@ impl Drop for Wait {
     }
 }
 
-/// Memory that was taken, given back when it is dropped.
+/// Memory in use; dropping it returns it to the budget.
 pub struct Grant {
     budget: Arc<Budget>,
     by: Use,
     bytes: u64,
-    /// Has memory for the largest that its body may become.
+    /// Whether it has memory for the largest size that its body may reach.
     is_grower: bool,
 }
 
 impl Grant {
-    /// Returns how many bytes it is.
+    /// Returns how many bytes it holds.
     pub fn bytes(&self) -> u64 {
         self.bytes
     }
 
-    /// Takes more, if it is free now. Never waits: two that hold something could wait for each other for ever.
+    /// Takes more, if it is free. Never waits: two concurrent holders could wait for each other for ever.
     pub fn try_grow(&mut self, more: u64) -> bool {
         let budget = self.budget.clone();
         let mut state = budget.state();
         self.try_become(&mut state, self.bytes.saturating_add(more))
     }
 
-    /// Takes memory for a body that grows to an unknown size, of which this much is known and that much is the most.
+    /// Grows the grant of a body of unknown size that has reached `bytes` and may grow to `most`.
     ///
-    /// As soon as it is a large one it takes the most, unless another one has done so: else two that grow could each keep
-    /// the other from its end, and those that begin meanwhile both of them.
+    /// Once it counts as large it takes `most`, unless another growing body has: otherwise two growing bodies could
+    /// keep each other from finishing, and newer ones could keep both from it.
     pub fn try_grow_up_to(&mut self, bytes: u64, most: u64) -> bool {
         if bytes <= self.bytes {
             return true;
@@ -285,7 +285,7 @@ impl Grant {
             self.is_grower = true;
             return true;
         }
-        // A buffer that grows is copied into one of twice its size.
+        // A growing buffer is copied into one of twice its size.
         let wanted = self.bytes.saturating_mul(2).min(most).max(bytes);
         let may = self.try_become(&mut state, wanted);
         if !may {
@@ -294,7 +294,7 @@ impl Grant {
         may
     }
 
-    fn try_become(&mut self, state: &mut State, bytes: u64) -> bool {
+    fn try_become(&mut self, state: &mut BudgetState, bytes: u64) -> bool {
         let shares = self.budget.shares;
         state.held.remove(self.by, shares.is_large(self.bytes), self.bytes);
         let ahead = state.ahead(shares, self.by, u64::MAX);
@@ -306,7 +306,7 @@ impl Grant {
         may
     }
 
-    /// Returns unused memory to the budget. A body without a Content-Length is complete by then.
+    /// Returns unused memory to the budget, once the body is complete.
     pub fn shrink_to(&mut self, bytes: u64) {
         if bytes >= self.bytes && !self.is_grower {
             return;
@@ -367,13 +367,13 @@ mod tests {
     }
 
     #[test]
-    fn one_that_no_longer_waits_leaves_no_trace() {
+    fn a_dropped_wait_leaves_the_queue() {
         let budget = Budget::new(32 * MIB);
         let held = budget.try_take(Use::Intake, 20 * MIB).expect("it fits");
         let waiting = budget.take(Use::Intake, 20 * MIB);
         let mut behind = budget.take(Use::Intake, 8 * MIB);
         drop(held);
-        assert!(poll(&mut behind).is_none(), "the first was granted, and not picked up");
+        assert!(poll(&mut behind).is_none(), "the first was granted, and has not taken its grant");
         drop(waiting);
         assert!(poll(&mut behind).is_some());
         assert_eq!((budget.taken(), budget.state().waiting.len()), (0, 0));
@@ -385,7 +385,7 @@ mod tests {
     }
 
     #[test]
-    fn a_grant_grows_as_far_as_there_is_memory_and_shrinks_for_others() {
+    fn a_grant_grows_only_into_free_memory_and_shrinks_for_others() {
         let budget = Budget::new(32 * MIB);
         let mut grant = budget.try_take(Use::Intake, 1000).expect("it fits");
         assert!(grant.try_grow(12 * MIB));
@@ -401,14 +401,14 @@ mod tests {
     }
 
     #[test]
-    fn the_first_body_that_grows_comes_to_its_end_however_many_begin() {
+    fn the_first_growing_body_can_finish_while_others_begin() {
         let budget = Budget::new(32 * MIB);
-        let grower = || budget.try_take(Use::Intake, 0).expect("nothing is always there");
+        let grower = || budget.try_take(Use::Intake, 0).expect("zero bytes are always free");
         let (mut first, mut second) = (grower(), grower());
         assert!(first.try_grow_up_to(MIB, 16 * MIB));
-        assert!(second.try_grow_up_to(MIB, 16 * MIB), "there is room beside the largest that the first may become");
+        assert!(second.try_grow_up_to(MIB, 16 * MIB), "there is room beside the largest size of the first");
         assert!(!second.try_grow_up_to(8 * MIB, 16 * MIB));
-        assert!(budget.is_awaited(Use::Intake), "a client that stalls would keep it from the other for ever");
+        assert!(budget.is_awaited(Use::Intake), "a client that stalls would block the other for ever");
         for mib in 2..=16 {
             assert!(grower().try_grow_up_to(MIB / 4, 16 * MIB));
             assert!(first.try_grow_up_to(mib * MIB, 16 * MIB), "{mib}");
@@ -425,7 +425,7 @@ mod tests {
     }
 
     #[test]
-    fn large_bodies_of_two_uses_that_do_not_fit_together_take_turns() {
+    fn large_bodies_of_two_uses_take_turns_if_they_do_not_fit_together() {
         let budget = Budget::new(32 * MIB);
         let replayed = budget.try_take(Use::Replay, 24 * MIB).expect("it is alone");
         let mut written = budget.take(Use::Intake, 24 * MIB);
@@ -436,14 +436,14 @@ mod tests {
         assert!(poll(&mut next).is_none(), "it came later");
         let held = poll(&mut written).expect("it was first");
         assert!(budget.try_take(Use::Replay, MIB / 4).is_some(), "small ones of replay pass");
-        assert!(budget.take(Use::Inspection, 24 * MIB).unless(|| true).is_some(), "what is taken beside another");
+        assert!(budget.take(Use::Inspection, 24 * MIB).unless(|| true).is_some(), "an inspection beside a body");
         drop(held);
         assert!(poll(&mut next).is_some());
         assert_eq!(budget.taken(), 0);
     }
 
     #[test]
-    fn threads_that_take_and_wait_never_hold_more_than_there_is() {
+    fn concurrent_threads_never_hold_more_than_the_budget() {
         let budget = Budget::new(32 * MIB);
         std::thread::scope(|scope| {
             for number in 0..8_u64 {

@@ -1,8 +1,8 @@
-//! The file of an attachment message, as far as it can be told without its bytes.
+//! Size and digest of an attachment's file; its bytes are in the store.
 
 use std::fmt;
 
-/// A SHA-256 digest; shows itself in hexadecimal.
+/// A SHA-256 digest; displayed in hexadecimal.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Sha256([u8; Sha256::LEN]);
 
@@ -10,7 +10,7 @@ impl Sha256 {
     /// Bytes of a digest.
     pub const LEN: usize = 32;
 
-    /// Returns the digest that these bytes are.
+    /// Wraps the 32 bytes of a digest.
     pub fn new(bytes: [u8; Self::LEN]) -> Self {
         Self(bytes)
     }
@@ -33,7 +33,7 @@ impl fmt::Debug for Sha256 {
     }
 }
 
-/// What is known of an attachment's file.
+/// Size and digest of an attachment's file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Attachment {
     /// Its size in bytes.
@@ -47,7 +47,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_digest_is_shown_as_other_tools_show_it() {
+    fn digests_are_displayed_in_lower_case_hexadecimal() {
         let mut bytes = [0; Sha256::LEN];
         bytes[0] = 0x0a;
         bytes[31] = 0xff;

@@ -1,4 +1,4 @@
-//! Bytes as sent, their encoding, and decoding them within a bound.
+//! A request's payload as sent, its encoding, and bounded decoding.
 
 use std::cell::RefCell;
 use std::io::Read;
@@ -10,7 +10,7 @@ use libdeflater::Decompressor;
 use memchr::memmem;
 use thiserror::Error;
 
-/// How a body's bytes are encoded (`Content-Encoding`).
+/// The content encoding of a payload (`Content-Encoding`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Encoding {
     /// No encoding: the bytes are the content.
@@ -22,7 +22,7 @@ pub enum Encoding {
 }
 
 impl Encoding {
-    /// Reads a `Content-Encoding` value; an absent or empty one is [`Encoding::Identity`].
+    /// Parses a `Content-Encoding` value; an absent or empty one is [`Encoding::Identity`].
     ///
     /// Returns `None` for an encoding, or a chain of encodings, that no Opik server decodes.
     pub fn from_header(value: Option<&str>) -> Option<Self> {
@@ -40,9 +40,9 @@ impl Encoding {
 }
 
 impl Encoding {
-    /// Returns a reader of the content of these bytes, from front to back, which holds no more than it hands out.
+    /// Returns a streaming decoder: it buffers no more than it hands out.
     ///
-    /// What does not decode to its end is an error of another kind than [`std::io::ErrorKind::Other`].
+    /// Truncated or corrupt input fails with an error whose kind is not [`std::io::ErrorKind::Other`].
     pub fn decoder(self, encoded: impl Read + Send + 'static) -> Box<dyn Read + Send> {
         match self {
             Self::Identity => Box::new(encoded),
@@ -65,7 +65,7 @@ impl Encoding {
 /// Why a body can't be decoded.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 pub enum BodyFault {
-    /// The bytes are not what `Content-Encoding` says, or end too early.
+    /// The bytes are corrupt, truncated, or encoded differently from what `Content-Encoding` claims.
     #[error("the {0} body is damaged or ends too early")]
     Damaged(&'static str),
     /// The content is larger than this many bytes.
@@ -73,12 +73,12 @@ pub enum BodyFault {
     TooLarge(u64),
 }
 
-/// The bytes of a request as the client sent them; cheap to clone.
+/// The payload of a request as the client sent it; cheap to clone.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Body {
     /// The bytes on the wire.
     pub bytes: Bytes,
-    /// What they are encoded as.
+    /// Their encoding.
     pub encoding: Encoding,
 }
 
@@ -88,12 +88,13 @@ impl Body {
         Self { bytes: bytes.into(), encoding }
     }
 
-    /// Returns whether the bytes are not the content itself.
+    /// Returns whether the payload has to be decoded to get its content.
     pub fn is_encoded(&self) -> bool {
         self.encoding != Encoding::Identity
     }
 
-    /// Returns how large the content is, where the body says so: it is damaged if that is not true.
+    /// Returns the decoded size that the payload declares, if it declares one. A payload that decodes to another size
+    /// is corrupt.
     pub fn announced_bytes(&self) -> Option<u64> {
         match self.encoding {
             Encoding::Identity => Some(self.bytes.len() as u64),
@@ -102,23 +103,24 @@ impl Body {
         }
     }
 
-    /// Returns how large the content is at most, as far as that can be told without decoding it.
+    /// Returns an upper bound of the decoded size, without decoding.
     pub fn content_bytes_max(&self) -> u64 {
         match self.encoding {
             Encoding::Identity => self.bytes.len() as u64,
             Encoding::Gzip if !may_have_more_members(&self.bytes) => {
-                // What inflates to another length is damaged. No body is inflated to the 4 GiB at which this wraps.
+                // A body that inflates to another length is corrupt. No body is inflated to the 4 GiB at which this
+                // wraps.
                 self.bytes.last_chunk().map_or(0, |length| u32::from_le_bytes(*length).into())
             }
             Encoding::Gzip | Encoding::Deflate => self.bytes.len() as u64 * INFLATION_MAX,
         }
     }
 
-    /// Returns the content, at most `bytes_max` bytes of it: no more is ever held, however small the encoded body is.
+    /// Decodes the payload. At most `bytes_max` bytes are ever buffered, even if a small body inflates to far more.
     ///
     /// # Errors
     ///
-    /// [`BodyFault::Damaged`] for bytes that don't decode to their end, [`BodyFault::TooLarge`] past the bound.
+    /// [`BodyFault::Damaged`] for corrupt or truncated input, [`BodyFault::TooLarge`] past the bound.
     pub fn decode(&self, bytes_max: u64) -> Result<Bytes, BodyFault> {
         let (allowed, bytes_max) = (bytes_max, bytes_max.min(self.content_bytes_max()));
         let (decoded, name): (Result<Vec<u8>, std::io::Error>, _) = match self.encoding {
@@ -136,35 +138,36 @@ impl Body {
         match content.len() as u64 > bytes_max {
             false => Ok(content.into()),
             true if allowed == bytes_max => Err(BodyFault::TooLarge(allowed)),
-            // More than its own trailer says.
+            // Larger than the length in its own trailer.
             true => Err(BodyFault::Damaged(name)),
         }
     }
 }
 
 thread_local! {
-    /// Decompresses gzip on this thread, in pieces. Its tables and window take longer to make than a body of some KB to
-    /// decode.
+    /// Cached streaming gzip decoder of this thread. Allocating its tables and window takes longer than decoding a body
+    /// of a few KB. decode.
     static GUNZIP: RefCell<GzDecoder<Reader<Bytes>>> = RefCell::new(GzDecoder::new(Bytes::new().reader()));
-    /// Decompresses gzip on this thread, in one go.
+    /// Cached one-shot gzip decompressor of this thread.
     static GUNZIP_WHOLE: RefCell<Decompressor> = RefCell::new(Decompressor::new());
 }
 
-/// What a body that says how large it is inflated gets at once, at most: the rest it has to show.
+/// Upper bound of the buffer that is allocated up front for a declared size, in bytes. Beyond it, the buffer grows as
+/// content arrives.
 const ANNOUNCED_BYTES_MAX: usize = 1024 * 1024;
-/// What a byte of deflate says at most, about (1032 in zlib's own words).
+/// Upper bound of deflate's compression ratio (1032, according to zlib).
 const INFLATION_MAX: u64 = 1040;
-/// How each gzip member begins: its identification, and the one method there is (RFC 1952 section 2.3.1).
+/// Magic number and compression method at the start of a gzip member (RFC 1952 section 2.3.1).
 const GZIP_MAGIC: [u8; 3] = [0x1f, 0x8b, 8];
 
-/// Decodes gzip of one member that is no larger than what it announces, which is how clients send; `None` for all else,
-/// [`gunzip`] then says what it is.
+/// Decodes gzip with a single member and a truthful length, which is what clients send. Returns `None` for any other
+/// input: [`gunzip`] then decodes or rejects it.
 ///
-/// A decoder that has all input and all room before it starts takes half the time of one that can stop anywhere.
+/// A one-shot decoder takes half the time of a streaming one.
 fn gunzip_whole(encoded: &[u8], bytes_max: u64) -> Option<Vec<u8>> {
     let trailer: &[u8; 8] = encoded.last_chunk()?;
     let announced = usize::try_from(u32::from_le_bytes([trailer[4], trailer[5], trailer[6], trailer[7]])).ok()?;
-    // The decoder stops after the first member and does not say where that was.
+    // The decoder stops after the first member without reporting its position.
     if may_have_more_members(encoded)
         || announced == 0
         || announced > ANNOUNCED_BYTES_MAX
@@ -174,7 +177,7 @@ fn gunzip_whole(encoded: &[u8], bytes_max: u64) -> Option<Vec<u8>> {
     }
     let mut content = vec![0; announced];
     let decoded = GUNZIP_WHOLE.with_borrow_mut(|decoder| decoder.gzip_decompress(encoded, &mut content)).ok()?;
-    // Both are true of what the trailer belongs to: nothing stands between the member and the end.
+    // If length and checksum match the trailer, the trailer belongs to this member: there are no bytes between them.
     (decoded == announced && libdeflater::crc32(&content).to_le_bytes() == trailer[..4]).then_some(content)
 }
 
@@ -188,7 +191,7 @@ fn may_have_more_members(encoded: &[u8]) -> bool {
 /// Members may follow each other (RFC 1952 section 2.2), and a server's GZIPInputStream reads them all.
 fn gunzip(encoded: &Bytes, bytes_max: u64) -> Result<Vec<u8>, std::io::Error> {
     let mut left = bytes_max.saturating_add(1);
-    // The last four bytes are the length of the last member (section 2.3.1): a hint, true for all that is not huge.
+    // The last four bytes are the length of the last member, modulo 4 GiB (section 2.3.1): a hint.
     let announced = encoded.last_chunk().map_or(0, |length| u32::from_le_bytes(*length) as usize);
     let mut content = Vec::with_capacity(announced.min(ANNOUNCED_BYTES_MAX) + 1);
     GUNZIP.with_borrow_mut(|decoder| {
@@ -205,7 +208,7 @@ fn gunzip(encoded: &Bytes, bytes_max: u64) -> Result<Vec<u8>, std::io::Error> {
                 break Ok(());
             }
         };
-        // Nothing of a client's stays behind.
+        // The cached decoder must not retain a client's data.
         decoder.reset(Bytes::new().reader());
         result
     })?;
@@ -231,7 +234,7 @@ mod tests {
     }
 
     #[test]
-    fn a_small_body_that_inflates_past_the_bound_is_refused_without_being_held() {
+    fn decompression_bombs_are_rejected_without_being_buffered() {
         let body = Body::new(gzip(&vec![b' '; 1_000_000]), Encoding::Gzip);
         assert!(body.bytes.len() < 10_000);
         assert_eq!(body.decode(999_999), Err(BodyFault::TooLarge(999_999)));
@@ -239,7 +242,7 @@ mod tests {
     }
 
     #[test]
-    fn a_body_is_decoded_alike_whatever_was_decoded_before_it() {
+    fn cached_decoders_keep_no_state_between_bodies() {
         let good = Body::new(gzip(b"first"), Encoding::Gzip);
         let members = Body::new([gzip(b"one "), gzip(b""), gzip(b"two")].concat(), Encoding::Gzip);
         let cut_short = Body::new(gzip(&[b'x'; 5000])[..20].to_vec(), Encoding::Gzip);
@@ -263,7 +266,7 @@ mod tests {
     }
 
     #[test]
-    fn a_body_is_decoded_in_pieces_as_it_is_whole() {
+    fn streaming_and_one_shot_decoding_agree() {
         let zlib = || {
             let mut encoder = flate2::write::ZlibEncoder::new(Vec::new(), flate2::Compression::fast());
             encoder.write_all(b"some text").expect("writing to memory");
@@ -291,7 +294,7 @@ mod tests {
     }
 
     #[test]
-    fn truncated_and_mislabelled_bodies_are_faults() {
+    fn truncated_and_mislabelled_bodies_are_rejected() {
         let whole = gzip(b"{\"traces\": []}");
         for cut in [0, 1, 10, whole.len() - 1] {
             let body = Body::new(whole[..cut].to_vec(), Encoding::Gzip);

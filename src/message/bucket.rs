@@ -1,15 +1,16 @@
-//! Rate limit buckets: the server counts writes in several, and a 429 is about one of them.
+//! Rate-limit buckets: the server throttles writes by several counters, and a 429 means that one of them is exhausted.
 
 use super::MessageType;
 
-/// What the server counts a request in.
+/// The server's rate-limit counter that a request draws from.
 ///
-/// Source: the `@RateLimited` annotations of Opik's resources, its `RateLimitInterceptor` and `config.yml` (pull request
-/// 2860). Creates and updates of one trace or span count in `singleTracingOps`, per workspace, and in nothing else. Batches
-/// and most other writes count in the general limit (per key) and in the workspace's. Deletions, comments and the opening
-/// and closing of threads are not limited. Every limited answer carries an `Opik-<name>-Limit` header for each bucket that
-/// the request counts in; none of them says which one is exhausted, and an operator may rename them, so the request decides.
-/// Servers have moved endpoints between buckets: a wrong guess costs one more 429, which then holds that bucket, too.
+/// Source: the `@RateLimited` annotations of Opik's resources, its `RateLimitInterceptor` and `config.yml` (pull
+/// request 2860). Single creates and updates of a trace or span draw only from `singleTracingOps`, per workspace.
+/// Batches and most other writes draw from the general limit (per key) and from the workspace's. Deletions, comments
+/// and opening and closing threads are not rate limited. Every answer to a limited request has an `Opik-<name>-Limit`
+/// header for each bucket of the request; no header names the exhausted one, and operators may rename them, so the
+/// bucket follows from the request. Servers have moved endpoints between buckets: a wrong guess costs one more 429,
+/// which then throttles that bucket too.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[repr(u8)]
 pub enum Bucket {
@@ -17,7 +18,7 @@ pub enum Bucket {
     Single = 0,
     /// Batches and most other writes (`general_events`, `workspace_events`).
     Events = 1,
-    /// Writes that Opik does not limit; a front or an object store may.
+    /// Writes that Opik does not rate limit; a front or an object store may.
     Other = 2,
 }
 
@@ -35,7 +36,7 @@ impl Bucket {
         Self::ALL.into_iter().find(|bucket| bucket.code() == code)
     }
 
-    /// Returns what the bucket counts, for people.
+    /// Returns the description of the bucket that people read.
     pub fn name(self) -> &'static str {
         match self {
             Self::Single => "single creates and updates",
@@ -46,7 +47,7 @@ impl Bucket {
 }
 
 impl MessageType {
-    /// Returns the bucket that the server counts a request of this type in.
+    /// Returns the rate-limit bucket of requests of this type.
     pub fn bucket(self) -> Bucket {
         match self {
             Self::CreateTrace | Self::UpdateTrace | Self::CreateSpan | Self::UpdateSpan => Bucket::Single,
@@ -104,7 +105,7 @@ impl MessageType {
         }
     }
 
-    /// Returns whether the message creates one trace or span, which may share a batch with others.
+    /// Returns whether the message creates a single trace or span, which replay may coalesce into a batch.
     pub fn is_single_create(self) -> bool {
         matches!(self, Self::CreateTrace | Self::CreateSpan)
     }
@@ -114,7 +115,8 @@ impl MessageType {
         matches!(self, Self::CreateTraceBatch | Self::CreateSpansBatch)
     }
 
-    /// Returns whether the message leaves a partial row of each trace or span that it changes and that does not exist yet.
+    /// Returns whether the message makes the server create a partial record of each trace or span that it changes and
+    /// that does not exist yet.
     pub fn makes_partial_rows(self) -> bool {
         matches!(self, Self::UpdateTrace | Self::UpdateSpan | Self::UpdateTraces | Self::UpdateSpans)
     }
@@ -162,7 +164,7 @@ pub enum Way {
 }
 
 impl Way {
-    /// Returns how a message of this type may be sent while these buckets are limited, or `None` if it has to wait.
+    /// Returns how a message of this type may be sent while these buckets are throttled, or `None` if it has to wait.
     /// `has_ahead`: an update of an entity that it creates may have reached the server before it.
     ///
     /// A batch create with such an entity needs both buckets: the entity is taken out and created singly.

@@ -1,10 +1,10 @@
-//! What a message is about: the unit of order within a lane.
+//! Entities: the traces, spans, threads ... that a message concerns, and the unit of order within a lane.
 
 use std::collections::HashMap;
 
 use uuid::Uuid;
 
-/// The kinds of thing that messages create, change or refer to.
+/// The kinds of entity that messages create, change or refer to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[repr(u8)]
 pub enum EntityKind {
@@ -36,9 +36,9 @@ pub enum EntityKind {
 
 /// Names one entity within a lane: 16 bytes of id and one of kind.
 ///
-/// The id comes first because clients make UUIDv7: keys of neighbouring messages then stand beside each other in an
-/// index, which keeps the index cheap to write. Ids that are no UUID are hashed to 16 bytes; two that collide would only
-/// be kept in order with each other.
+/// The id comes first because clients generate UUIDv7s: keys of messages accepted together are then adjacent in an
+/// index, which keeps index writes cheap. Ids that are not UUIDs are hashed to 16 bytes; a collision only means that
+/// two entities are kept in order with each other.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct EntityKey([u8; 17]);
 
@@ -46,9 +46,9 @@ impl EntityKey {
     /// Bytes of a key in a store.
     pub const LEN: usize = 17;
 
-    /// Returns the key of the entity of this kind whose id is written like this.
+    /// Parses an id and returns the key of the entity of this kind.
     ///
-    /// UUIDs are read without regard to case and hyphens, as the server does.
+    /// UUIDs are parsed without regard to case and hyphens, as the server does.
     pub fn new(kind: EntityKind, id: &str) -> Self {
         let id = match Uuid::try_parse(id) {
             Ok(uuid) => uuid.into_bytes(),
@@ -89,10 +89,10 @@ impl EntityKey {
         (self.0[6] >> 4 == 7).then(|| i64::from_be_bytes(time))
     }
 
-    /// Returns whether later writes about the entity wait while the message that makes it is refused.
+    /// Returns whether later writes to the entity are stranded while its create is rejected or held.
     ///
-    /// Not so for a trace of OpenTelemetry: every export makes it again, and its spans don't need each other. A refused
-    /// span must not keep all later ones of its trace from the server.
+    /// False for OpenTelemetry traces: every export creates the trace again, and its spans are independent of each
+    /// other. A rejected span must not block all later spans of its trace.
     pub fn can_strand(&self) -> bool {
         self.0[16] != EntityKind::OtelTrace as u8
     }
@@ -104,33 +104,34 @@ impl EntityKey {
         kinds.contains(&self.0[16]).then(|| self.0[..6].iter().fold(0, |time, byte| time << 8 | i64::from(*byte)))
     }
 
-    /// Returns the bytes that stand for the key in a store.
+    /// Returns the key as stored.
     pub fn as_bytes(&self) -> &[u8; Self::LEN] {
         &self.0
     }
 
-    /// Returns the key that these bytes stand for, or `None` when there are not [`EntityKey::LEN`] of them.
+    /// Returns the key that was stored as `bytes`, or `None` if their number is not [`EntityKey::LEN`].
     pub fn from_bytes(bytes: &[u8]) -> Option<Self> {
         bytes.try_into().ok().map(Self)
     }
 }
 
-/// What a message does to an entity.
+/// The effect of a message on an entity.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[repr(u8)]
 pub enum Effect {
-    /// Ends it, or sums it up: deletes or closes it, or scores a thread. Must come after everything that names it, and
-    /// before everything that does so later: a span of a deleted trace would bring a part of it back, and a thread that
-    /// its traces have not made yet can't be closed or scored.
+    /// Ends or summarises it: deletes or closes it, or scores a thread. Must be delivered after every earlier message
+    /// that names the entity and before every later one: a late span would resurrect part of a deleted trace, and a
+    /// thread that its traces have not created yet can't be closed or scored.
     End = 0,
-    /// Makes it, or makes it again more complete.
+    /// Creates it, or completes an earlier create (an upsert).
     Create = 1,
     /// Changes its fields (PATCH), or gives it a file. The one effect that a later create may overtake, see
     /// [`crate::store`].
     Update = 2,
     /// Adds to it: scores, guardrail and assertion results, items of an experiment.
     Annotate = 3,
-    /// Only names it, as a span names its trace. Needs no order but against its end: the server accepts either first.
+    /// Only names it, as a span names its trace. Ordered only against its end: the server accepts create and reference
+    /// in either order.
     Refer = 4,
 }
 
@@ -147,26 +148,26 @@ impl Effect {
         }
     }
 
-    /// Says whether two effects on one entity must keep their order.
+    /// Returns whether two effects on one entity must keep their order.
     pub fn conflicts(self, other: Effect) -> bool {
         let (either, both) = (|e| self == e || other == e, |e| self == e && other == e);
         !both(Self::Refer) && (either(Self::End) || !either(Self::Refer))
     }
 }
 
-/// One entity that a message is about, and what the message does to it.
+/// One entity of a message and the message's effect on it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Touch {
     /// Which entity.
     pub key: EntityKey,
-    /// What happens to it.
+    /// The effect on it.
     pub effect: Effect,
 }
 
 impl Touch {
-    /// Returns whether the message waits while an earlier create of the entity is refused.
+    /// Returns whether the message is stranded while an earlier create of the entity is rejected or held.
     ///
-    /// A later create does not: it makes the record by itself, and may be what the server wanted.
+    /// A later create is not: it creates the record on its own, and may be the corrected version of the rejected one.
     pub fn can_be_stranded(&self) -> bool {
         self.effect != Effect::Create && self.key.can_strand()
     }
@@ -174,14 +175,14 @@ impl Touch {
     /// Bytes of a touch in a store.
     pub const LEN: usize = EntityKey::LEN + 1;
 
-    /// Returns touches with each key once, sorted by key; of two effects on one entity the strongest stays.
+    /// Deduplicates and sorts by key; of two effects on one entity the strongest stays.
     pub fn distinct(mut touches: Vec<Touch>) -> Vec<Touch> {
         touches.sort_unstable();
         touches.dedup_by_key(|touch| touch.key);
         touches
     }
 
-    /// Returns the bytes that stand for these touches in a store.
+    /// Encodes touches for the store.
     pub fn to_bytes(touches: &[Touch]) -> Vec<u8> {
         let mut bytes = Vec::with_capacity(touches.len() * Self::LEN);
         for touch in touches {
@@ -191,7 +192,7 @@ impl Touch {
         bytes
     }
 
-    /// Returns the touches that [`Touch::to_bytes`] wrote, or `None` when the bytes are not such.
+    /// Decodes the output of [`Touch::to_bytes`]; `None` if the bytes are malformed.
     pub fn from_bytes(bytes: &[u8]) -> Option<Vec<Touch>> {
         if !bytes.len().is_multiple_of(Self::LEN) {
             return None;
@@ -206,9 +207,9 @@ impl Touch {
     }
 }
 
-/// Says whether two messages of one lane must reach the server in the order in which they were accepted.
+/// Returns whether two messages of one lane must reach the server in the order in which they were accepted.
 ///
-/// They must when they touch one entity, unless one of them only refers to it and the other does not end it. Both lists
+/// True if they touch the same entity, unless one of them only refers to it and the other does not end it. Both lists
 /// are sorted by key, as [`Touch::distinct`] leaves them.
 pub fn conflict(a: &[Touch], b: &[Touch]) -> bool {
     let (mut i, mut j) = (0, 0);
@@ -228,11 +229,12 @@ pub fn conflict(a: &[Touch], b: &[Touch]) -> bool {
     false
 }
 
-/// What a group of messages touches: answers [`conflict`] about all of them at the price of one look-up per entity.
+/// The entities that a group of messages touches. Tests for [`conflict`] with the whole group at the price of one hash
+/// look-up per entity.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Footprint(HashMap<EntityKey, Strongest>);
 
-/// The most that a group does to an entity, as far as order depends on it.
+/// The strongest effect of a group on an entity, as far as order depends on it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Strongest {
     Refers,
@@ -254,7 +256,7 @@ impl Footprint {
         }
     }
 
-    /// Says whether a message with these touches must keep its order to one of the group.
+    /// Returns whether a message with these touches must keep its order relative to one of the group.
     pub fn conflicts(&self, touches: &[Touch]) -> bool {
         touches.iter().any(|touch| match (self.0.get(&touch.key), touch.effect) {
             (None, _) => false,
@@ -269,13 +271,13 @@ impl Footprint {
         self.0.len()
     }
 
-    /// Says whether the group touches nothing.
+    /// Returns whether the group touches no entity.
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
 }
 
-/// 128-bit FNV-1a: stable over versions, which the standard library's hasher is not.
+/// 128-bit FNV-1a: stable across versions, unlike the standard library's hasher.
 fn fnv1a_128(bytes: &[u8]) -> [u8; 16] {
     let mut hash: u128 = 0x6c62_272e_07bb_0142_62b8_2175_6295_c58d;
     for byte in bytes {
@@ -296,7 +298,7 @@ mod tests {
     }
 
     #[test]
-    fn one_uuid_in_two_spellings_is_one_entity_and_two_kinds_are_two() {
+    fn keys_ignore_the_spelling_of_a_uuid_and_differ_by_kind() {
         let id = "01a20445-0b55-7feb-b47d-9a6087614672";
         assert_eq!(EntityKey::new(EntityKind::Span, id), EntityKey::new(EntityKind::Span, &id.to_uppercase()));
         assert_ne!(EntityKey::new(EntityKind::Span, id), EntityKey::new(EntityKind::Trace, id));
@@ -314,7 +316,7 @@ mod tests {
     }
 
     #[test]
-    fn a_reference_needs_no_order_but_against_the_end() {
+    fn references_are_ordered_only_against_an_end() {
         let cases = [
             (Effect::Create, Effect::Update, true),
             (Effect::Create, Effect::Create, true),

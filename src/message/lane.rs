@@ -1,18 +1,18 @@
-//! A lane: server plus workspace plus credential. Order holds inside it, and lanes don't block each other.
+//! A lane: server, workspace and credential. Messages are ordered within a lane; lanes are independent of each other.
 
 use std::borrow::Cow;
 use std::fmt;
 use std::sync::Arc;
 
-/// The server that a message was accepted for: the base URL of its API, in one spelling.
+/// The server that a message was accepted for: the normalised base URL of its API.
 ///
-/// Two spellings of one URL are one server: the scheme's own port is left out, and so is a slash at the end. Two names of
-/// one machine (`localhost`, `127.0.0.1`) are two servers, because they may be. Cheap to clone.
+/// Two spellings of one URL are one server: the scheme's default port and a trailing slash are dropped. Two names of
+/// one machine (`localhost`, `127.0.0.1`) are two servers, because they may differ. Cheap to clone.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Server(Arc<str>);
 
 impl Server {
-    /// Returns the server with this base URL, which is absolute and names no user.
+    /// Normalises a base URL, which must be absolute and without user information.
     pub fn new(base_url: &str) -> Self {
         let base_url = base_url.trim_end_matches('/');
         let Some((scheme, rest)) = base_url.split_once("://") else { return Self(base_url.into()) };
@@ -23,7 +23,7 @@ impl Server {
         Self(format!("{scheme}://{authority}{path}").into())
     }
 
-    /// Returns the base URL without a slash at its end.
+    /// Returns the base URL without a trailing slash.
     pub fn base_url(&self) -> &str {
         &self.0
     }
@@ -35,7 +35,7 @@ impl fmt::Display for Server {
     }
 }
 
-/// The value of an `Authorization` header. It shows itself masked only.
+/// The value of an `Authorization` header; masked in `Display` and `Debug` output.
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Credential(Vec<u8>);
 
@@ -52,7 +52,7 @@ impl Credential {
 }
 
 impl fmt::Display for Credential {
-    /// Shows at most the first four characters, and those only of a credential long enough that they give nothing away.
+    /// Shows at most the first four characters, and only of a credential long enough that they reveal nothing.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match std::str::from_utf8(&self.0) {
             Ok("") => f.write_str("(empty)"),
@@ -68,14 +68,15 @@ impl fmt::Debug for Credential {
     }
 }
 
-/// Begins a workspace that is not the UTF-8 text of one header; no header can hold it. Each character after it stands for
-/// one byte, so that the name reads as Latin-1, which is what such clients mean by it, and what the server reads.
+/// Marks a stored workspace that is not the UTF-8 text of exactly one header; no header can contain this character.
+/// Each character after it is one byte, so the name reads as Latin-1, which is how such clients encode it and how the
+/// server decodes it.
 const RAW: char = '\u{1}';
-/// Stands between the values of two headers.
+/// Separates the values of two headers.
 const BETWEEN: char = '\u{2}';
 
-/// Returns the workspace that these header values name, in a form that gives them back byte for byte
-/// ([`Lane::workspace_headers`]); `None` for no header.
+/// Encodes these header values as a stored workspace that can be decoded byte for byte
+/// ([`Lane::workspace_headers`]); `None` without a header.
 pub fn workspace_of_headers<'values>(mut values: impl Iterator<Item = &'values [u8]>) -> Option<String> {
     let first = values.next()?;
     let mut rest = values.peekable();
@@ -87,21 +88,22 @@ pub fn workspace_of_headers<'values>(mut values: impl Iterator<Item = &'values [
     Some(format!("{RAW}{}", values.join(BETWEEN.encode_utf8(&mut [0; 4]))))
 }
 
-/// Returns a stored workspace as people read it.
+/// Returns a stored workspace in its displayed form.
 pub fn workspace_shown(stored: &str) -> &str {
     stored.strip_prefix(RAW).unwrap_or(stored)
 }
 
-/// Returns the stored workspaces that people mean by a name.
+/// Returns the stored workspaces that a displayed name may mean.
 pub fn workspaces_named(name: &str) -> [String; 2] {
     [name.to_owned(), format!("{RAW}{name}")]
 }
 
-/// Where a message belongs: the server that it was accepted for, and the workspace and the credential that its client
-/// sent, exactly.
+/// The destination of a message: the server that it was accepted for, and the workspace and credential exactly as its
+/// client sent, exactly.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Lane {
-    /// The server; `None` only for what a version stored that did not record it, until the first agent adopts it.
+    /// The server; `None` only for messages of an older version that did not record it, until the first agent adopts
+    /// them.
     pub server: Option<Server>,
     /// `Comet-Workspace`, as [`workspace_of_headers`] writes it; `None` when the client sent none.
     pub workspace: Option<String>,
@@ -110,7 +112,7 @@ pub struct Lane {
 }
 
 impl Lane {
-    /// Returns the workspace as people read it; a client that names none means the server's `default`.
+    /// Returns the displayed workspace name; a client that names none means the server's `default`.
     pub fn workspace_name(&self) -> &str {
         workspace_shown(self.workspace.as_deref().unwrap_or("default"))
     }
@@ -119,13 +121,13 @@ impl Lane {
     pub fn workspace_headers(&self) -> Vec<Cow<'_, [u8]>> {
         let Some(workspace) = self.workspace.as_deref() else { return Vec::new() };
         let Some(raw) = workspace.strip_prefix(RAW) else { return vec![workspace.as_bytes().into()] };
-        // Every character stands for one byte.
+        // Every character is one byte.
         let bytes = |value: &str| value.chars().map(|c| u8::try_from(c).unwrap_or(b'?')).collect::<Vec<u8>>().into();
         raw.split(BETWEEN).map(bytes).collect()
     }
 
-    /// Returns a number for the place in which the lane's entities are, server and workspace: any key writes the same
-    /// records there. Stable over versions; two places with one number would only share notes about their entities.
+    /// Returns a hash of server and workspace, the namespace of the lane's entities: any key writes the same
+    /// records there. Stable across versions; a collision only makes two namespaces share notes about their entities.
     pub fn place(&self) -> i64 {
         let mut hash: u64 = 0xcbf2_9ce4_8422_2325;
         let server = self.server.as_ref().map_or("", Server::base_url);
@@ -151,7 +153,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_credential_never_shows_itself() {
+    fn credentials_are_masked_when_displayed() {
         let secret = "made-up-key-0123456789";
         let lane = Lane { workspace: Some("team".into()), credential: Some(Credential::new(secret)), server: None };
         for shown in [format!("{lane}"), format!("{lane:?}"), format!("{:#?}", lane.credential)] {
@@ -162,7 +164,7 @@ mod tests {
     }
 
     #[test]
-    fn a_workspace_is_given_back_byte_for_byte_and_read_by_people() {
+    fn workspaces_round_trip_byte_for_byte_and_are_displayable() {
         for (values, shown) in [
             (vec![&b"team"[..]], "team"),
             (vec![b""], ""),
@@ -180,14 +182,14 @@ mod tests {
         }
         assert_eq!(workspace_of_headers(std::iter::empty()), None);
         assert!(Lane::default().workspace_headers().is_empty());
-        // Two names on the wire are two workspaces, however alike they look.
+        // Two names on the wire are two workspaces, even if they look the same.
         let [latin1, utf8] = [&b"\xe9"[..], "\u{e9}".as_bytes()]
             .map(|value| Lane { workspace: workspace_of_headers([value].into_iter()), ..Lane::default() });
         assert!(latin1 != utf8 && latin1.place() != utf8.place());
     }
 
     #[test]
-    fn two_spellings_of_one_url_are_one_server_and_two_urls_are_two() {
+    fn servers_are_equal_by_normalised_url() {
         let one = Server::new("https://opik.example/api");
         for same in ["https://opik.example/api/", "HTTPS://Opik.Example:443/api", "https://opik.example:443/api//"] {
             assert_eq!(Server::new(same), one, "{same}");

@@ -1,15 +1,15 @@
-//! What kinds of write there are: the SDK's message types under the SDK's names, and the other writes that can be kept.
+//! The kinds of write: the SDK's message types under the SDK's names, and the other writes that can be stored.
 
 use std::fmt;
 
-/// Defines the types with their names, so that a list of them can't miss one.
+/// Defines the types with their names, so that the list of all types is always complete.
 macro_rules! message_types {
     ($($(#[$doc:meta])* $variant:ident = $name:literal,)*) => {
-        /// What kind of write a message is.
+        /// The kind of write that a message is.
         ///
         /// The first 13 are the SDK's, with the names that the Python SDK keeps in its `message_type` column (protocol
-        /// dossier, section a), plural and singular as they are there; they end in `Message`. The others are writes that
-        /// the SDK does not keep; their names have no such ending, so people see which are which.
+        /// dossier, section a), plural and singular as they are there; they end in `Message`. The others are writes
+        /// that the SDK does not keep; their names have no such ending, so people see which are which.
         #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
         pub enum MessageType {
             $($(#[$doc])* $variant,)*
@@ -19,7 +19,7 @@ macro_rules! message_types {
             /// All types, in the order in which people read them.
             pub const ALL: &[MessageType] = &[$(Self::$variant,)*];
 
-            /// Returns the name that stands in the `message_type` column.
+            /// Returns the name in the `message_type` column.
             pub fn name(self) -> &'static str {
                 match self {
                     $(Self::$variant => $name,)*
@@ -156,7 +156,7 @@ impl MessageType {
         })
     }
 
-    /// Says whether the message makes new entities, so that a 409 means "already there" when one stands alone (design.md,
+    /// Returns whether the message creates entities, so that a 409 for a single one means "already there" (design.md,
     /// section 4).
     pub fn is_create(self) -> bool {
         matches!(
@@ -172,12 +172,12 @@ impl MessageType {
         )
     }
 
-    /// Says whether the server ends in the same state when it receives the message twice.
+    /// Returns whether the write is idempotent: delivering it twice leaves the server in the same state.
     ///
-    /// Guardrails get their row id from the server, so a repeat may add a second result, and lines of a job's log are
-    /// appended (protocol dossier, sections f and i). Replay settles such a message before it sends the next one, which
-    /// keeps the window for a repeat small. A repeat of OTLP is refused where its trace is there; replay then brings what is
-    /// missing without making the trace again.
+    /// Guardrail results get their row id from the server, so a retry may add a second result, and lines of a job's log
+    /// are appended (protocol dossier, sections f and i). Replay settles such a message before it sends the next one,
+    /// which keeps the window for duplicates small. A repeated OTLP export is rejected if its trace exists; replay then
+    /// sends the missing spans without creating the trace again.
     pub fn repeat_is_harmless(self) -> bool {
         !matches!(self, Self::GuardrailBatch | Self::AppendJobLogs)
     }
@@ -194,7 +194,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_type_is_found_by_its_name_long_or_short() {
+    fn types_parse_from_long_and_short_names() {
         for message_type in MessageType::ALL.iter().copied() {
             let name = message_type.name();
             assert_eq!(MessageType::from_name(name), Some(message_type));
@@ -204,7 +204,7 @@ mod tests {
     }
 
     #[test]
-    fn the_sdks_types_come_first_and_only_they_have_its_ending() {
+    fn sdk_types_come_first_and_only_they_end_in_message() {
         for (index, message_type) in MessageType::ALL.iter().enumerate() {
             let is_sdks = index < MessageType::SDK_COUNT;
             assert_eq!(message_type.name().ends_with("Message"), is_sdks, "{message_type}");

@@ -1,7 +1,7 @@
-//! The words of the domain: a message, what it is about, whose it is, and the bytes it carries.
+//! The domain's vocabulary: message, entity, lane and payload.
 //!
-//! Everything here is a plain value. This room imports nothing of ours, and no clock, socket, disk or log: all other
-//! rooms may therefore use its words freely.
+//! Everything here is a plain value. This room imports no other room, and uses no clock, socket, disk or log: all other
+//! rooms may therefore depend on it.
 
 mod attachment;
 mod body;
@@ -20,7 +20,7 @@ pub use message_type::MessageType;
 use std::fmt;
 use std::sync::Arc;
 
-/// Identifies a message in one store; ascending in the order of acceptance, never used twice.
+/// Identifies a message in one store; ascending in the order of acceptance, never reused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct MessageId(pub i64);
 
@@ -30,47 +30,48 @@ impl fmt::Display for MessageId {
     }
 }
 
-/// What has become of a message so far.
+/// The status of a message.
 ///
 /// The first three are the SDK's own (`opik/message_processing/replay/db_manager`, protocol dossier section e); the
-/// other two are ours. A rejected message is elsewhere called a dead letter.
+/// other two are ours. A rejected message is known elsewhere as a dead letter.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[repr(u8)]
 pub enum MessageStatus {
-    /// Being sent: claimed by a replay that has not settled it yet.
+    /// In flight: claimed by a replay that has not settled it yet.
     Registered = 1,
     /// The server confirmed it. Never stored: a delivered message is deleted.
     Delivered = 2,
-    /// Waits for the next replay.
+    /// Queued for the next replay.
     Failed = 3,
-    /// The server refused it for good; kept until a person replays or purges it.
+    /// The server rejected it permanently; kept as a dead letter until someone replays or purges it.
     Rejected = 4,
-    /// The server refused it only because the time in its ids lies outside the window that the server accepts. Kept like
-    /// a rejected one, and tried again now and then: a setting of the server lets it in.
+    /// The server rejected it only because the timestamp in its ids is outside the window that the server accepts. Kept
+    /// like a rejected message and retried from time to time: the window is a setting of the server.
     Held = 5,
 }
 
 impl MessageStatus {
-    /// The statuses that a stored message can have, in the order in which people read them.
+    /// The statuses of stored messages, in display order.
     pub const STORED: [MessageStatus; 4] =
         [MessageStatus::Failed, MessageStatus::Registered, MessageStatus::Held, MessageStatus::Rejected];
 
-    /// Returns whether the message is on its way to the server: it waits for a replay, or is being sent.
+    /// Returns whether the message still has to reach the server: it is queued or in flight.
     pub fn is_on_its_way(self) -> bool {
         matches!(self, Self::Failed | Self::Registered)
     }
 
-    /// Returns whether the server refused the message, so that what depends on it waits ([`crate::store`]).
+    /// Returns whether the message is rejected or held, so that messages that depend on it are stranded
+    /// ([`crate::store`]).
     pub fn is_refused(self) -> bool {
         matches!(self, Self::Rejected | Self::Held)
     }
 
-    /// Returns the number kept in the `status` column.
+    /// Returns the number in the `status` column.
     pub fn code(self) -> u8 {
         self as u8
     }
 
-    /// Returns the status with this number, or `None` when the SDK and we know none.
+    /// Returns the status with this number, or `None` for an unknown one.
     pub fn from_code(code: i64) -> Option<Self> {
         match code {
             1 => Some(Self::Registered),
@@ -107,7 +108,7 @@ impl fmt::Display for MessageStatus {
     }
 }
 
-/// The HTTP request of a message, in the parts that a repeat needs.
+/// The HTTP request of a message, in the parts that a retry needs.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Request {
     /// The method, upper case.
@@ -120,9 +121,9 @@ pub struct Request {
     pub body: Body,
 }
 
-/// The headers that a repeat sends again: names and values in wire order and case.
+/// The headers that a retry sends again: names and values in wire order and case.
 ///
-/// Clients send the same few sets with every request, so a store keeps each set once. Cheap to clone.
+/// Clients send the same few sets with every request, so stores deduplicate them. Cheap to clone.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub struct HeaderSet(Arc<[(String, Vec<u8>)]>);
 
@@ -142,7 +143,7 @@ impl HeaderSet {
         self.iter().find(|(n, _)| n.eq_ignore_ascii_case(name)).map(|(_, value)| value)
     }
 
-    /// Returns the set as it stands on the wire: `name: value` lines ended by CR LF.
+    /// Encodes the set for the wire: `name: value` lines that end with CR LF.
     pub fn to_wire(&self) -> Vec<u8> {
         let mut wire = Vec::new();
         for (name, value) in self.iter() {
@@ -154,7 +155,7 @@ impl HeaderSet {
         wire
     }
 
-    /// Returns the set that [`HeaderSet::to_wire`] wrote; lines without a colon are left out.
+    /// Parses the output of [`HeaderSet::to_wire`]; lines without a colon are skipped.
     pub fn from_wire(wire: &[u8]) -> Self {
         let mut headers = Vec::new();
         for line in wire.split(|byte| *byte == b'\n') {
@@ -168,16 +169,16 @@ impl HeaderSet {
     }
 }
 
-/// One accepted write, as the client sent it, with what delivery needs to know about it.
+/// One accepted write, as the client sent it, with the attributes that delivery needs.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Message {
-    /// Whose it is: order holds inside a lane.
+    /// Its destination; messages are ordered within a lane.
     pub lane: Lane,
-    /// What kind of write it is.
+    /// The kind of write.
     pub message_type: MessageType,
-    /// What to send.
+    /// The request to send.
     pub request: Request,
-    /// What it creates, changes or refers to; each key once.
+    /// The entities that it creates, changes or refers to; keys are unique.
     pub touches: Vec<Touch>,
     /// How many traces, spans, scores ... it carries; 1 for single writes.
     pub items: u32,
@@ -187,22 +188,22 @@ pub struct Message {
     pub accepted_at_ms: i64,
 }
 
-/// A message taken for sending.
+/// A message that a replay has claimed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Claimed {
     /// Its id.
     pub id: MessageId,
-    /// What kind it is.
+    /// The kind of write.
     pub message_type: MessageType,
-    /// What to send.
+    /// The request to send.
     pub request: Request,
-    /// What it is about.
+    /// The entities that it touches.
     pub touches: Vec<Touch>,
     /// How many items it carries.
     pub items: u32,
-    /// Attempts that counted against it so far.
+    /// Failed attempts that counted against it.
     pub attempts: u32,
-    /// Traces and spans that it creates and of which an update may have reached the server before it.
+    /// Traces and spans that it creates and whose update may have reached the server earlier.
     pub ahead: Vec<EntityKey>,
     /// How it may be sent.
     pub way: Way,
@@ -213,7 +214,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn statuses_keep_the_sdks_numbers() {
+    fn status_codes_match_the_sdk() {
         for (status, code) in [
             (MessageStatus::Registered, 1),
             (MessageStatus::Delivered, 2),
@@ -229,7 +230,7 @@ mod tests {
     }
 
     #[test]
-    fn header_sets_survive_the_store_byte_for_byte() {
+    fn header_sets_round_trip_byte_for_byte() {
         let set = HeaderSet::new(vec![
             ("content-type".into(), b"application/json".to_vec()),
             ("X-Odd".into(), vec![0xe4, b':', b' ']),

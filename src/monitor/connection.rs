@@ -1,4 +1,4 @@
-//! The shared state that intake and replay read: is the server available, since when, and why not.
+//! The state shared with intake and replay: whether the server is available, since when, and why not.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
@@ -6,38 +6,39 @@ use std::time::{Duration, Instant, SystemTime};
 
 use tracing::warn;
 
-use super::lane_trouble::LaneTrouble;
+use super::failing_lanes::FailingLanes;
 use super::{Availability, Change, ConnectionMonitor, GOOD_PINGS_MAX, MonitorSettings};
 use crate::protocol::recognise::Foreign;
 use crate::shutdown::Shutdown;
 
-/// What is known of the server, for people.
+/// The server's availability, for people.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ConnectionState {
-    /// Whether it is there.
+    /// Whether it is available.
     pub availability: Availability,
-    /// Since when that is so.
+    /// Since when.
     pub since: SystemTime,
-    /// Why it is not there, or what is odd about its answers although it is.
+    /// Why it is unavailable, or what is unusual about its answers although it is available.
     pub reason: Option<String>,
 }
 
-/// The connection monitor's state, shared. Critical sections are a few assignments long; nothing is held over I/O.
+/// The connection monitor's state, shared by threads. Critical sections are a few assignments long; no lock is held
+/// over I/O.
 pub struct Connection {
-    inner: Mutex<Inner>,
+    state: Mutex<MonitorState>,
     changed: Condvar,
-    lanes: LaneTrouble,
-    /// Whether [`Inner::foreign`] is set: asked after every write, for the price of a load.
+    lanes: FailingLanes,
+    /// Whether [`MonitorState::foreign`] is set: checked after every write, at the cost of one load.
     is_foreign: AtomicBool,
     /// Answers to writes that were not Opik's.
     foreign_count: AtomicU64,
 }
 
-struct Inner {
+struct MonitorState {
     monitor: ConnectionMonitor,
     since: SystemTime,
     reason: Option<String>,
-    /// Why the ping that was answered is not quite well.
+    /// Notice about the last ping that was answered, if its answer was unusual.
     notice: Option<String>,
     /// The last answer to a write that was not Opik's, until a write is confirmed.
     foreign: Option<String>,
@@ -45,9 +46,9 @@ struct Inner {
 }
 
 impl Connection {
-    /// Returns a connection of which nothing is known yet.
+    /// Returns a connection without any ping result.
     pub fn new(settings: MonitorSettings) -> Self {
-        let inner = Inner {
+        let state = MonitorState {
             monitor: ConnectionMonitor::new(settings),
             since: SystemTime::now(),
             reason: None,
@@ -56,49 +57,49 @@ impl Connection {
             ping_takes_at_most: settings.check_timeout,
         };
         Self {
-            inner: Mutex::new(inner),
+            state: Mutex::new(state),
             changed: Condvar::new(),
-            lanes: LaneTrouble::default(),
+            lanes: FailingLanes::default(),
             is_foreign: AtomicBool::new(false),
             foreign_count: AtomicU64::new(0),
         }
     }
 
-    /// Returns which lanes are in trouble of their own.
-    pub fn lanes(&self) -> &LaneTrouble {
+    /// Returns the lanes that fail although the server is available.
+    pub fn lanes(&self) -> &FailingLanes {
         &self.lanes
     }
 
-    /// Returns what is known now.
+    /// Returns the server's availability.
     pub fn availability(&self) -> Availability {
         self.lock().monitor.availability()
     }
 
-    /// Returns what is known now, for people.
+    /// Returns the server's availability, for people.
     pub fn state(&self) -> ConnectionState {
-        let inner = self.lock();
-        let reason = inner.reason.as_ref().or(inner.foreign.as_ref()).or(inner.notice.as_ref()).cloned();
-        ConnectionState { availability: inner.monitor.availability(), since: inner.since, reason }
+        let state = self.lock();
+        let reason = state.reason.as_ref().or(state.foreign.as_ref()).or(state.notice.as_ref()).cloned();
+        ConnectionState { availability: state.monitor.availability(), since: state.since, reason }
     }
 
     /// Takes an answer to a write that was not Opik's.
     pub fn met_foreign(&self, foreign: &Foreign) {
         let text = format!("writes get an answer that is {foreign}; {}", foreign.hint());
         self.foreign_count.fetch_add(1, Ordering::Relaxed);
-        let mut inner = self.lock();
-        let is_news = inner.foreign.as_ref() != Some(&text);
+        let mut state = self.lock();
+        let is_news = state.foreign.as_ref() != Some(&text);
         if is_news {
             warn!(target: "connection_monitor", "{text}; nothing is lost");
-            inner.foreign = Some(text);
+            state.foreign = Some(text);
         }
         self.is_foreign.store(true, Ordering::Relaxed);
     }
 
-    /// Takes a confirmation: what answers writes is Opik again.
+    /// Takes a confirmation: it is Opik again that answers writes.
     pub fn confirmed(&self) {
         if self.is_foreign.load(Ordering::Relaxed) {
-            let mut inner = self.lock();
-            inner.foreign = None;
+            let mut state = self.lock();
+            state.foreign = None;
             self.is_foreign.store(false, Ordering::Relaxed);
         }
     }
@@ -108,127 +109,131 @@ impl Connection {
         self.foreign_count.load(Ordering::Relaxed)
     }
 
-    /// Takes the result of a ping; `reason` says why it was not answered well.
+    /// Takes the result of a ping; `reason` is why it was not answered well.
     pub fn pinged(&self, answered: bool, reason: Option<String>, sent: Instant) -> Change {
-        let mut inner = self.lock();
-        let change = inner.monitor.pinged(answered, sent);
-        inner.notice = reason.clone().filter(|_| answered);
+        let mut state = self.lock();
+        let change = state.monitor.pinged(answered, sent);
+        state.notice = reason.clone().filter(|_| answered);
         if change == Change::Restored {
-            // What was in its place is gone, as far as anybody knows.
-            inner.foreign = None;
+            // The foreign answers were of the time of the outage, as far as known.
+            state.foreign = None;
         }
-        self.changed(inner, change, reason.filter(|_| !answered))
+        self.changed(state, change, reason.filter(|_| !answered))
     }
 
-    /// Takes an answer of the server's own to a write that was tried although the server counts as gone.
+    /// Takes an answer of the server's own to a write that was tried although the server counts as unavailable.
     pub fn answered(&self) -> Change {
-        let mut inner = self.lock();
-        if inner.monitor.availability() != Availability::Unavailable {
+        let mut state = self.lock();
+        if state.monitor.availability() != Availability::Unavailable {
             return Change::None;
         }
-        let change = inner.monitor.answered(Instant::now());
-        let reason = inner.reason.clone();
+        let change = state.monitor.answered(Instant::now());
+        let reason = state.reason.clone();
         if change == Change::Restored {
-            inner.foreign = None;
+            state.foreign = None;
         }
-        self.changed(inner, change, reason)
+        self.changed(state, change, reason)
     }
 
     /// Takes the failure of a send that could not even connect: the server is unavailable until a ping is answered.
-    /// Returns whether that is news.
+    /// Returns whether that changes its availability.
     pub fn send_failed(&self, reason: &str) -> Change {
-        let mut inner = self.lock();
-        let change = inner.monitor.send_failed(Instant::now());
-        self.changed(inner, change, Some(reason.to_owned()))
+        let mut state = self.lock();
+        let change = state.monitor.send_failed(Instant::now());
+        self.changed(state, change, Some(reason.to_owned()))
     }
 
-    /// Takes a failure that may be the server's or not: the next ping, which is due soon, decides.
+    /// Takes a failure that may be the server's or not, such as a timeout: the next ping, which is due soon, decides.
     pub fn doubted(&self) {
         self.lock().monitor.doubted();
         self.changed.notify_all();
     }
 
-    /// Takes such a failure and waits for the ping that decides; returns whether the server is there.
+    /// Takes such a failure and waits for the ping that decides; returns whether the server is available.
     ///
-    /// Takes as long as a ping at most, and a moment; without anyone who pings, the answer is what was known before.
+    /// Waits for the timeout of a ping at most, and a moment; if no thread pings, returns the availability as it was.
     pub fn is_there_after_all(&self, shutdown: &Shutdown) -> bool {
         let asked = Instant::now();
-        let mut inner = self.lock();
-        inner.monitor.doubted();
+        let mut state = self.lock();
+        state.monitor.doubted();
         self.changed.notify_all();
-        let longest = inner.ping_takes_at_most + 2 * super::PING_DISTANCE_MIN;
-        let is_undecided = |inner: &mut Inner| {
-            inner.monitor.availability() != Availability::Unavailable
-                && inner.monitor.last_ping().is_none_or(|sent| sent < asked)
+        let longest = state.ping_takes_at_most + 2 * super::PING_DISTANCE_MIN;
+        let is_undecided = |state: &mut MonitorState| {
+            state.monitor.availability() != Availability::Unavailable
+                && state.monitor.last_ping().is_none_or(|sent| sent < asked)
                 && !shutdown.is_requested()
         };
-        let waited = self.changed.wait_timeout_while(inner, longest, is_undecided);
-        let (inner, _) = waited.unwrap_or_else(PoisonError::into_inner);
-        inner.monitor.availability() == Availability::Available
+        let waited = self.changed.wait_timeout_while(state, longest, is_undecided);
+        let (state, _) = waited.unwrap_or_else(PoisonError::into_inner);
+        state.monitor.availability() == Availability::Available
     }
 
-    /// Asks for a ping now and waits for what it says, for this long at most; returns whether the server is there.
+    /// Requests a ping now and waits for its result, up to `timeout`; returns whether the server is available.
     ///
-    /// One that comes and goes has to answer more than once, and is waited for as long as it answers.
+    /// A flapping server has to answer more than once, and is waited for as long as it answers.
     pub fn look_again(&self, timeout: Duration, shutdown: &Shutdown) -> bool {
         let asked = Instant::now();
-        let mut inner = self.lock();
-        inner.monitor.doubted();
+        let mut state = self.lock();
+        state.monitor.doubted();
         self.changed.notify_all();
-        let longest = timeout.min(inner.ping_takes_at_most * GOOD_PINGS_MAX + 2 * super::PING_DISTANCE_MIN);
-        let is_undecided = |inner: &mut Inner| {
-            let is_fresh = inner.monitor.last_ping().is_some_and(|sent| sent >= asked);
-            !shutdown.is_requested() && (!is_fresh || inner.monitor.is_returning())
+        let longest = timeout.min(state.ping_takes_at_most * GOOD_PINGS_MAX + 2 * super::PING_DISTANCE_MIN);
+        let is_undecided = |state: &mut MonitorState| {
+            let is_fresh = state.monitor.last_ping().is_some_and(|sent| sent >= asked);
+            !shutdown.is_requested() && (!is_fresh || state.monitor.is_returning())
         };
-        let waited = self.changed.wait_timeout_while(inner, longest, is_undecided);
-        let (inner, _) = waited.unwrap_or_else(PoisonError::into_inner);
-        inner.monitor.availability() == Availability::Available
+        let waited = self.changed.wait_timeout_while(state, longest, is_undecided);
+        let (state, _) = waited.unwrap_or_else(PoisonError::into_inner);
+        state.monitor.availability() == Availability::Available
     }
 
-    /// Waits until the server is available, shutdown is requested or the time is over; returns whether it is available.
+    /// Waits until the server is available, shutdown is requested or the timeout expires; returns whether it is
+    /// available.
     pub fn wait_until_available(&self, timeout: Duration, shutdown: &Shutdown) -> bool {
-        let is_away =
-            |inner: &mut Inner| inner.monitor.availability() != Availability::Available && !shutdown.is_requested();
+        let is_away = |state: &mut MonitorState| {
+            state.monitor.availability() != Availability::Available && !shutdown.is_requested()
+        };
         let waited = self.changed.wait_timeout_while(self.lock(), timeout, is_away);
-        let (inner, _) = waited.unwrap_or_else(PoisonError::into_inner);
-        inner.monitor.availability() == Availability::Available
+        let (state, _) = waited.unwrap_or_else(PoisonError::into_inner);
+        state.monitor.availability() == Availability::Available
     }
 
     /// Waits until a ping is due or shutdown is requested.
     ///
-    /// What is due is worked out under the lock that is given up by waiting, so a failed send can't slip in between.
+    /// Whether one is due is determined under the lock that waiting releases, so no failed send can be missed in
+    /// between.
     pub fn wait_for_ping(&self, shutdown: &Shutdown) {
-        let mut inner = self.lock();
+        let mut state = self.lock();
         while !shutdown.is_requested() {
-            let wait = inner.monitor.next_ping_in(Instant::now());
+            let wait = state.monitor.next_ping_in(Instant::now());
             if wait.is_zero() {
                 return;
             }
-            inner = self.changed.wait_timeout(inner, wait).unwrap_or_else(PoisonError::into_inner).0;
+            state = self.changed.wait_timeout(state, wait).unwrap_or_else(PoisonError::into_inner).0;
         }
     }
 
-    /// Wakes whoever waits, after shutdown was requested.
+    /// Wakes all waiting threads, after shutdown was requested.
     pub fn wake(&self) {
-        // Whoever holds the lock has not seen the request yet and is about to wait: it must be waiting before we call.
+        // A thread that holds the lock has not seen the request yet and is about to wait: it must be waiting before the
+        // notification.
         drop(self.lock());
         self.changed.notify_all();
     }
 
-    fn changed(&self, mut inner: MutexGuard<'_, Inner>, change: Change, reason: Option<String>) -> Change {
+    fn changed(&self, mut state: MutexGuard<'_, MonitorState>, change: Change, reason: Option<String>) -> Change {
         if change != Change::None {
-            inner.since = SystemTime::now();
+            state.since = SystemTime::now();
         }
-        inner.reason = reason.filter(|_| inner.monitor.availability() == Availability::Unavailable);
-        drop(inner);
-        // The monitor itself waits here too: a failed send brings its next ping forward.
+        state.reason = reason.filter(|_| state.monitor.availability() == Availability::Unavailable);
+        drop(state);
+        // The monitor itself waits here, too: a failed send brings its next ping forward.
         self.changed.notify_all();
         change
     }
 
-    /// A panic elsewhere leaves a state that is still true: plain assignments can't be half done.
-    fn lock(&self) -> MutexGuard<'_, Inner> {
-        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    /// A panic elsewhere leaves a valid state: plain assignments can't be half done.
+    fn lock(&self) -> MutexGuard<'_, MonitorState> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -237,7 +242,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn whoever_waits_for_the_server_is_woken_by_the_first_good_ping() {
+    fn the_first_good_ping_wakes_every_thread_that_waits_for_the_server() {
         let settings =
             MonitorSettings { ping_interval: Duration::from_secs(10), check_timeout: Duration::from_secs(5) };
         let connection = Connection::new(settings);
@@ -254,7 +259,7 @@ mod tests {
     }
 
     #[test]
-    fn a_doubt_is_decided_by_the_ping_that_follows_it() {
+    fn the_ping_after_a_doubt_decides_it() {
         let settings =
             MonitorSettings { ping_interval: Duration::from_secs(600), check_timeout: Duration::from_secs(60) };
         for answered in [true, false] {
@@ -271,7 +276,7 @@ mod tests {
     }
 
     #[test]
-    fn shutdown_ends_every_wait_however_it_falls() {
+    fn shutdown_ends_every_wait_at_any_moment() {
         let settings =
             MonitorSettings { ping_interval: Duration::from_secs(600), check_timeout: Duration::from_secs(5) };
         for _ in 0..200 {

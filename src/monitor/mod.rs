@@ -1,24 +1,24 @@
-//! The connection monitor: is the server there?
+//! The connection monitor: is the server available?
 //!
-//! [`ConnectionMonitor`] is a state machine on ping results and send failures, with `now` passed in; [`run`] feeds it from
-//! a thread, and [`connection::Connection`] is what intake and replay read and wait on. Terms are the SDK's
+//! [`ConnectionMonitor`] is a state machine on ping results and send failures, with `now` as an argument; [`run`]
+//! feeds it from a thread, and intake and replay read and wait on a [`connection::Connection`]. Terms are the SDK's
 //! (`OpikConnectionMonitor`): a ping is *ok*, *failed*, or *restored* when it is the first good one after a bad one.
 //!
-//! What a failed send says about the server differs. No connection at all: the server is gone until a ping says otherwise.
-//! An answer that never came, or a 502 to 504: one message, one lane or a proxy in between may be to blame as well, so
-//! this is a *doubt*, and the next ping decides it. Were it taken for the whole, one message that always hangs would send
-//! every lane's traffic through the store, again and again. What a lane has to wait for alone is in
-//! [`lane_trouble::LaneTrouble`].
+//! Failed sends differ in what they tell about the server. No connection at all: the server is unavailable until a
+//! ping succeeds. A timeout, or a 502 to 504: one message, one lane or a proxy in between may be to blame as well, so
+//! this is a *doubt*, and the next ping decides it. If a timeout alone made the server unavailable, one poison message
+//! that always times out would send every lane's traffic through the store, again and again. Lanes that fail although
+//! the server is available are in [`failing_lanes::FailingLanes`].
 //!
-//! Either is followed by a ping at once instead of after the interval: a connection that the server closed while it was
-//! idle then costs milliseconds of detour through the store, not ten seconds. Such pings keep a distance of
-//! [`PING_DISTANCE_MIN`], so that a server that answers pings and fails writes is not asked in a loop.
+//! Either is followed by a ping at once instead of after the interval: an idle connection that the server closed then
+//! costs milliseconds of extra latency through the store, not ten seconds. Such pings are throttled to one per
+//! [`PING_DISTANCE_MIN`], so that a server that answers pings and fails writes is not pinged in a loop.
 //!
-//! A server that comes and goes has to answer more than one ping before it counts as there again: as many as the times
-//! that it was lost within [`STEADY_AFTER`] of its return, up to [`GOOD_PINGS_MAX`].
+//! A flapping server has to answer more than one ping before it counts as available again: as many as the times that
+//! it was lost within [`STEADY_AFTER`] of its return, up to [`GOOD_PINGS_MAX`].
 
 pub mod connection;
-pub mod lane_trouble;
+pub mod failing_lanes;
 
 use std::time::{Duration, Instant};
 
@@ -31,9 +31,9 @@ use connection::Connection;
 
 /// The shortest time between two pings, however many sends fail.
 pub const PING_DISTANCE_MIN: Duration = Duration::from_millis(500);
-/// A server that was there for so long without a break is steady: one good ping is enough when it returns the next time.
+/// A server that was available for this long is steady: after its next outage one good ping is enough.
 pub const STEADY_AFTER: Duration = Duration::from_secs(30);
-/// The most good pings in a row that a server which comes and goes has to answer.
+/// The most consecutive good pings that a flapping server has to answer.
 pub const GOOD_PINGS_MAX: u32 = 4;
 
 /// When to ping.
@@ -45,21 +45,21 @@ pub struct MonitorSettings {
     pub check_timeout: Duration,
 }
 
-/// What a ping or a failed send changed.
+/// Whether a ping or a failed send changed the server's availability.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Change {
-    /// Nothing that anyone waits for.
+    /// No change.
     None,
-    /// The server is there, for the first time or again.
+    /// The server is available, for the first time or again.
     Restored,
-    /// The server is gone.
+    /// The server is unavailable.
     Lost,
 }
 
-/// What is known of the server.
+/// Whether the server is available, as far as known.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Availability {
-    /// No ping was answered or failed yet.
+    /// No ping has a result yet.
     Unknown,
     /// The last ping was answered by Opik, or refused for its own key, and no send failed since.
     Available,
@@ -67,7 +67,7 @@ pub enum Availability {
     Unavailable,
 }
 
-/// The state machine.
+/// The state machine of the server's availability.
 #[derive(Clone, Copy, Debug)]
 pub struct ConnectionMonitor {
     settings: MonitorSettings,
@@ -76,14 +76,14 @@ pub struct ConnectionMonitor {
     asked_early: bool,
     /// When it became available.
     restored: Option<Instant>,
-    /// How often it was lost soon after it had returned.
+    /// How often it was lost soon after its return.
     flaps: u32,
-    /// Good pings in a row since it was lost.
+    /// Consecutive good pings since it was lost.
     good_pings: u32,
 }
 
 impl ConnectionMonitor {
-    /// Returns a monitor that knows nothing yet and wants to ping at once.
+    /// Returns a monitor without any result, which pings at once.
     pub fn new(settings: MonitorSettings) -> Self {
         Self {
             settings,
@@ -96,7 +96,7 @@ impl ConnectionMonitor {
         }
     }
 
-    /// Returns what is known.
+    /// Returns the server's availability.
     pub fn availability(&self) -> Availability {
         self.availability
     }
@@ -106,7 +106,7 @@ impl ConnectionMonitor {
         self.last_ping
     }
 
-    /// Says whether the server answers again and has yet to show that it stays.
+    /// Returns whether the server answers again and has to answer more pings before it counts as available.
     pub fn is_returning(&self) -> bool {
         self.availability == Availability::Unavailable && self.good_pings > 0
     }
@@ -118,7 +118,8 @@ impl ConnectionMonitor {
         if answered { self.found(now) } else { self.lose(now) }
     }
 
-    /// Takes an answer of the server's own to a write that was sent although the server counts as gone: as good as a ping.
+    /// Takes an answer of the server's own to a write that was sent although the server counts as unavailable: as good
+    /// as a ping.
     pub fn answered(&mut self, now: Instant) -> Change {
         self.found(now)
     }
@@ -137,14 +138,14 @@ impl ConnectionMonitor {
         Change::Restored
     }
 
-    /// Takes the failure of a send that could not even connect: the server is gone until a ping says otherwise, and one
-    /// is due soon.
+    /// Takes the failure of a send that could not even connect: the server is unavailable until a ping succeeds, and
+    /// one is due soon.
     pub fn send_failed(&mut self, now: Instant) -> Change {
         self.asked_early = true;
         self.lose(now)
     }
 
-    /// Takes a failure that may be the server's or not: a ping is due soon.
+    /// Takes a failure that may be the server's or not, such as a timeout: a ping is due soon.
     pub fn doubted(&mut self) {
         self.asked_early = true;
     }
@@ -170,17 +171,26 @@ impl ConnectionMonitor {
     }
 }
 
-/// Pings until shutdown, and keeps `connection` true to what it learns.
+/// Returns a number in 0.0 to 1.0 that differs between calls and processes: with it, retries for the same reason are
+/// spread over time.
+pub fn jitter() -> f64 {
+    let bytes = uuid::Uuid::now_v7().into_bytes();
+    f64::from(u16::from_be_bytes([bytes[14], bytes[15]])) / f64::from(u16::MAX)
+}
+
+/// Pings until shutdown, and updates `connection` with each result.
 pub fn run(connection: &Connection, upstream: &Upstream, settings: MonitorSettings, shutdown: &Shutdown) {
     let mut told: Option<String> = None;
     loop {
+        shutdown.beat();
         connection.wait_for_ping(shutdown);
+        shutdown.beat();
         if shutdown.is_requested() {
             return;
         }
         let sent = Instant::now();
         let (answered, reason) = match upstream.ping(settings.check_timeout).map(|pong| pong.presence) {
-            // What waits has keys of its own: whether they are good is found out lane by lane.
+            // Waiting messages have keys of their own: whether these are valid is checked lane by lane.
             Ok(presence @ (Presence::There | Presence::Unauthorised(_))) => (true, presence.reason()),
             Ok(presence @ (Presence::Unhealthy(_) | Presence::Foreign(_))) => (false, presence.reason()),
             Err(failure) => (false, Some(failure.to_string())),
@@ -197,7 +207,7 @@ pub fn run(connection: &Connection, upstream: &Upstream, settings: MonitorSettin
                 target: "connection_monitor",
                 "the Opik server is unavailable: {}", reason.as_deref().unwrap_or_default()
             ),
-            // Another cause of the same state is another thing to mend.
+            // A new cause of the same state is a new problem to solve.
             (Change::None, Some(reason)) if is_news => {
                 let state = if answered { "available, but" } else { "still unavailable:" };
                 warn!(target: "connection_monitor", "the Opik server is {state} {reason}");
@@ -220,7 +230,7 @@ mod tests {
     }
 
     #[test]
-    fn the_first_good_ping_and_every_first_good_one_after_a_bad_one_restore() {
+    fn the_first_good_ping_restores_and_so_does_the_first_after_a_bad_one() {
         let now = Instant::now();
         let mut monitor = monitor();
         assert_eq!(monitor.next_ping_in(now), Duration::ZERO);
@@ -233,7 +243,7 @@ mod tests {
     }
 
     #[test]
-    fn a_failed_send_is_followed_by_a_ping_soon_and_not_by_a_storm() {
+    fn pings_after_failed_sends_come_soon_and_are_throttled() {
         let now = Instant::now();
         let mut monitor = monitor();
         monitor.pinged(true, now);
@@ -247,14 +257,14 @@ mod tests {
     }
 
     #[test]
-    fn a_doubt_changes_nothing_until_a_ping_has_decided_it() {
+    fn a_doubt_changes_nothing_until_a_ping_decides_it() {
         let now = Instant::now();
         let mut monitor = monitor();
         monitor.pinged(true, now);
         monitor.doubted();
         assert_eq!(monitor.availability(), Availability::Available);
         assert_eq!(monitor.next_ping_in(now), PING_DISTANCE_MIN);
-        assert_eq!(monitor.pinged(true, now), Change::None, "one message's trouble is not everyone's");
+        assert_eq!(monitor.pinged(true, now), Change::None, "one message's timeout is not the server's");
         monitor.doubted();
         assert_eq!(monitor.pinged(false, now), Change::Lost);
     }
@@ -269,22 +279,18 @@ mod tests {
         monitor.pinged(false, now);
         assert_eq!(monitor.answered(now), Change::Restored);
         assert_eq!(monitor.answered(now), Change::None);
-        assert_eq!(monitor.next_ping_in(now), Duration::from_secs(10), "a ping is due when it was");
+        assert_eq!(monitor.next_ping_in(now), Duration::from_secs(10), "the next ping is due as before");
         for _ in 0..2 {
             assert_eq!(monitor.send_failed(now), Change::Lost);
             monitor.pinged(false, now);
             monitor.answered(now);
         }
-        assert_eq!(
-            monitor.availability(),
-            Availability::Unavailable,
-            "a server that comes and goes is not trusted at once"
-        );
+        assert_eq!(monitor.availability(), Availability::Unavailable, "a flapping server is not trusted at once");
         assert_eq!(monitor.next_ping_in(now), PING_DISTANCE_MIN, "and is asked again soon");
     }
 
     #[test]
-    fn a_server_that_comes_and_goes_has_to_show_that_it_stays() {
+    fn a_flapping_server_has_to_answer_more_than_one_ping() {
         let mut now = Instant::now();
         let mut monitor = monitor();
         assert_eq!(monitor.pinged(true, now), Change::Restored);

@@ -1,4 +1,4 @@
-//! The upload flow of attachments: what its requests say, and what each of its answers means for the whole.
+//! The upload flow of attachments: its requests, and the meaning of each response for the whole upload.
 //!
 //! ```text
 //! upload-start ─▶ 200 {upload_id, pre_sign_urls} ─┬─ "BEMinIO": PUT the bytes to the one URL ─▶ 204
@@ -15,70 +15,60 @@ use serde_json::{Map, Value, json};
 use uuid::Uuid;
 
 use super::answers::{Answer, SendFailure};
+pub use super::operations::Step;
 use super::recognise::Recognised;
 use crate::message::{Effect, EntityKey, EntityKind, Touch};
 
-/// Where an upload begins, below the server's base.
+/// Path that starts an upload, below the server's base.
 pub const START_PATH: &str = "v1/private/attachment/upload-start";
-/// Where the bytes of a local upload go.
+/// Path of the payload of a local upload.
 pub const UPLOAD_PATH: &str = "v1/private/attachment/upload";
-/// Where a multi-part upload ends.
+/// Path that completes a multi-part upload.
 pub const COMPLETE_PATH: &str = "v1/private/attachment/upload-complete";
-/// The `upload_id` by which a server says that it takes the bytes itself, in one request.
+/// The `upload_id` of a server that takes the payload itself, in one request.
 pub const LOCAL_UPLOAD_ID: &str = "BEMinIO";
 
-/// Bytes of a part, and parts of a file, as the Python SDK divides it.
+/// Minimum size of a part in bytes, as in the Python SDK.
 pub const PART_BYTES_MIN: u64 = 5 * 1024 * 1024;
-/// Parts that a file can have; larger files get larger parts.
+/// Maximum number of parts; larger files get larger parts.
 pub const PARTS_MAX: u64 = 10_000;
 
-/// What stays as it is in a query's values.
+/// Characters that are not encoded in a query's values.
 const IN_QUERY: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~').remove(b'/');
 
-/// A step of the flow, as a client takes it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Step {
-    /// `POST upload-start`
-    Start,
-    /// `PUT upload`
-    Put,
-    /// `POST upload-complete`
-    Complete,
-}
-
-/// Whose file it is and what it is called: what the steps of one upload have in common.
+/// Entity and name of a file: the members that all steps of an upload share.
 ///
-/// Kept as the texts that the client sent, in their order, the known ones checked; so a member that a newer client sends
-/// reaches the server, too.
+/// Kept as the client's texts, in their order, with known members validated; so an unknown member of a newer client
+/// still reaches the server.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Subject(Vec<(String, String)>);
 
-/// An upload-start as a client sent it.
+/// A client's upload-start.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Start {
-    /// What it is about.
+    /// Entity and name of the file.
     pub subject: Subject,
-    /// The URL under which the client reaches the server, when it can be read.
+    /// The base URL that the client uses, if it can be decoded.
     pub client_url: Option<String>,
-    /// In how many parts the client would send the file.
+    /// The number of parts that the client would send.
     pub parts: u64,
 }
 
-/// An upload-complete as a client sent it.
+/// A client's upload-complete.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Complete {
-    /// What it is about.
+    /// Entity and name of the file.
     pub subject: Subject,
-    /// Which upload it ends.
+    /// The upload that it completes.
     pub upload_id: String,
-    /// How large the client says the file is.
+    /// The size of the file according to the client.
     pub file_bytes: u64,
     /// Whether the parts are numbered 1, 2, 3 ..., each once.
     pub has_all_parts: bool,
 }
 
 impl Subject {
-    /// Reads the query of the PUT, or says what is wrong with it.
+    /// Parses the query of the PUT, or returns the error.
     pub fn from_query(query: &str) -> Result<Self, String> {
         let pairs = query.split('&').filter(|pair| !pair.is_empty()).map(|pair| {
             let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
@@ -87,7 +77,7 @@ impl Subject {
         Self(pairs.collect::<Result<_, String>>()?).checked("query param")
     }
 
-    /// Reads the body of a stored message; what the server wants beside it is not in it.
+    /// Parses the body of a stored message, which omits the members that depend on the server.
     pub fn from_body(content: &[u8]) -> Result<Self, String> {
         Self::of(&object(content)?)
     }
@@ -100,7 +90,7 @@ impl Subject {
         pairs.join("&")
     }
 
-    /// Returns the body of the message that keeps this: an upload-start without what depends on the server.
+    /// Returns the body of the stored message: an upload-start without the members that depend on the server.
     pub fn to_body(&self) -> Vec<u8> {
         Value::Object(self.members()).to_string().into_bytes()
     }
@@ -109,12 +99,12 @@ impl Subject {
     pub fn start(&self, base_url: &str, parts: u64) -> Vec<u8> {
         let mut members = self.members();
         members.insert("num_of_file_parts".into(), parts.into());
-        // The SDK's own form has a slash at its end.
+        // The SDK sends it with a trailing slash.
         members.insert("path".into(), STANDARD.encode(format!("{base_url}/")).into());
         Value::Object(members).to_string().into_bytes()
     }
 
-    /// Returns an upload-complete; the ETags stand in the order of their parts, as the object store gave them.
+    /// Returns an upload-complete; the ETags are verbatim, in the order of their parts.
     pub fn complete(&self, upload_id: &str, file_bytes: u64, e_tags: &[String]) -> Vec<u8> {
         let mut members = self.members();
         let parts = e_tags.iter().enumerate().map(|(at, e_tag)| json!({ "e_tag": e_tag, "part_number": at + 1 }));
@@ -124,9 +114,9 @@ impl Subject {
         Value::Object(members).to_string().into_bytes()
     }
 
-    /// Returns what an upload is about, for its order: it goes after the trace or span that it belongs to.
+    /// Returns the touches of an upload, for its order: it is delivered after the trace or span that it belongs to.
     ///
-    /// An update of it, so that an upload which comes before its create, as the SDK's do, is put behind it.
+    /// An update of that entity, so that an upload which arrives before the create, like the SDK's, moves behind it.
     pub fn touches(&self) -> Vec<Touch> {
         let kind = if self.get("entity_type") == Some("span") { EntityKind::Span } else { EntityKind::Trace };
         vec![Touch { key: EntityKey::new(kind, self.entity().1), effect: Effect::Update }]
@@ -137,22 +127,22 @@ impl Subject {
         self.get("file_name").unwrap_or_default()
     }
 
-    /// Returns what kind of file it is, where that is known.
+    /// Returns the MIME type, if known.
     pub fn mime_type(&self) -> Option<&str> {
         self.get("mime_type")
     }
 
-    /// Returns the project, where one is named.
+    /// Returns the project, if there is one.
     pub fn project(&self) -> Option<&str> {
         self.get("project_name")
     }
 
-    /// Returns the kind and id of what it belongs to: `trace` or `span`, and a UUID.
+    /// Returns kind and id of its entity: `trace` or `span`, and a UUID.
     pub fn entity(&self) -> (&str, &str) {
         (self.get("entity_type").unwrap_or_default(), self.get("entity_id").unwrap_or_default())
     }
 
-    /// Says whether both name one file: a repeat takes the other's place.
+    /// Returns whether both are the same file: a retry replaces the earlier upload.
     pub fn is_same_file(&self, other: &Self) -> bool {
         let id = |subject: &Self| Uuid::try_parse(subject.entity().1).ok();
         id(self) == id(other) && self.entity().0 == other.entity().0 && self.file_name() == other.file_name()
@@ -204,11 +194,11 @@ impl Subject {
     }
 }
 
-/// Members whose type the OpenAPI file states.
+/// Members with a type in the OpenAPI file.
 const KNOWN: [&str; 5] = ["file_name", "entity_type", "entity_id", "mime_type", "project_name"];
 
 impl Start {
-    /// Reads an upload-start, or says why the server would refuse it.
+    /// Parses an upload-start, or returns why the server would reject it.
     pub fn read(content: &[u8]) -> Result<Self, String> {
         let members = object(content)?;
         let subject = Subject::of(&members)?;
@@ -222,7 +212,7 @@ impl Start {
 }
 
 impl Complete {
-    /// Reads an upload-complete, or says why the server would refuse it.
+    /// Parses an upload-complete, or returns why the server would reject it.
     pub fn read(content: &[u8]) -> Result<Self, String> {
         let members = object(content)?;
         let subject = Subject::of(&members)?;
@@ -238,13 +228,14 @@ impl Complete {
     }
 }
 
-/// Returns the answer to an upload-start by whoever takes the bytes at this base URL.
+/// Returns the response to an upload-start of a local upload at this base URL.
 pub fn local_start(base_url: &str, subject: &Subject) -> String {
     let url = format!("{}/{UPLOAD_PATH}?{}", base_url.trim_end_matches('/'), subject.to_query());
     json!({ "upload_id": LOCAL_UPLOAD_ID, "pre_sign_urls": [url] }).to_string()
 }
 
-/// Returns an answer to an upload-start whose local URL leads through the agent, or `None` when it needs no change.
+/// Rewrites the local URL in the response to an upload-start so that it leads through the agent; `None` if no change is
+/// needed.
 pub fn start_through(answer: &[u8], server_base: &str, client_base: &str) -> Option<Vec<u8>> {
     let mut answer: Value = serde_json::from_slice(answer).ok()?;
     if answer.get("upload_id")?.as_str()? != LOCAL_UPLOAD_ID {
@@ -260,43 +251,43 @@ pub fn start_through(answer: &[u8], server_base: &str, client_base: &str) -> Opt
     is_changed.then(|| answer.to_string().into_bytes())
 }
 
-/// Returns the size of each part of a file but the last, and how many there are; at least one.
+/// Returns the size of all parts but the last, and the number of parts, which is at least one.
 pub fn parts_of(file_bytes: u64) -> (u64, u64) {
     let part_bytes = PART_BYTES_MIN.max(file_bytes.div_ceil(PARTS_MAX));
     (part_bytes, file_bytes.div_ceil(part_bytes).max(1))
 }
 
-/// How the bytes are to be sent, by the server's answer to upload-start.
+/// How the payload is uploaded, from the server's response to upload-start.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Way {
-    /// In one request to the server itself.
+pub enum UploadRoute {
+    /// In one request to the server.
     Local {
-        /// Where.
+        /// Its URL.
         url: String,
     },
     /// In parts to an object store.
     Parts {
-        /// What the parts are called together.
+        /// The id of the multi-part upload.
         upload_id: String,
-        /// Where each part goes.
+        /// The URL of each part.
         urls: Vec<String>,
     },
 }
 
-/// Reads the server's answer to upload-start.
+/// Parses the server's response to upload-start.
 ///
 /// # Errors
 ///
-/// The answer that stands for the whole upload when the bytes can't be sent: the server's own refusal, or, when it can't be
-/// understood, one that is tried again.
-pub fn way(answer: Answer, parts: u64) -> Result<Way, Answer> {
+/// The response that decides the whole upload if the payload can't be sent: the server's own rejection, or, if it can't
+/// be parsed, one that leads to a retry.
+pub fn way(answer: Answer, parts: u64) -> Result<UploadRoute, Answer> {
     if !answer.is_confirmed() {
         return Err(answer);
     }
     let begins: String = answer.text.chars().take(200).collect();
     let odd =
         |why: &str| Answer { text: format!("the answer to upload-start {why}: {begins}"), ..Answer::of_status(500) };
-    let Ok(body) = serde_json::from_str::<Value>(&answer.text) else { return Err(odd("is no JSON")) };
+    let Ok(body) = serde_json::from_str::<Value>(&answer.text) else { return Err(odd("is not JSON")) };
     let Some(upload_id) = body.get("upload_id").and_then(Value::as_str) else { return Err(odd("has no upload_id")) };
     let urls: Vec<String> = body
         .get("pre_sign_urls")
@@ -304,27 +295,27 @@ pub fn way(answer: Answer, parts: u64) -> Result<Way, Answer> {
         .map(|urls| urls.iter().filter_map(|url| url.as_str().map(str::to_owned)).collect())
         .unwrap_or_default();
     match (upload_id, urls.len() as u64) {
-        (LOCAL_UPLOAD_ID, 1..) => Ok(Way::Local { url: urls.into_iter().next().unwrap_or_default() }),
-        (_, found) if found >= parts && found > 0 => Ok(Way::Parts { upload_id: upload_id.to_owned(), urls }),
+        (LOCAL_UPLOAD_ID, 1..) => Ok(UploadRoute::Local { url: urls.into_iter().next().unwrap_or_default() }),
+        (_, found) if found >= parts && found > 0 => Ok(UploadRoute::Parts { upload_id: upload_id.to_owned(), urls }),
         _ => Err(odd(&format!("has {} URLs for {parts} parts", urls.len()))),
     }
 }
 
-/// What an object store's answer to a part means.
+/// The meaning of an object store's response to a part.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum PartVerdict {
-    /// It has the part and calls it so.
+    /// The part is stored, with this ETag.
     Taken {
-        /// Passed on exactly as received, quotes included.
+        /// Verbatim, quotes included.
         e_tag: String,
     },
-    /// The same request may pass a moment later.
+    /// Transient: the same request may succeed later.
     Again(String),
-    /// Only a new upload can help: the signature has run out, the upload is gone.
+    /// A new upload is needed: the signature has expired, or the upload no longer exists.
     StartOver(String),
 }
 
-/// Says what an object store's answer to a part means: `Ok` has the status and the ETag.
+/// Interprets an object store's response to a part: `Ok` has the status and the ETag.
 pub fn part_verdict(result: Result<(u16, Option<String>), &SendFailure>) -> PartVerdict {
     match result {
         Ok((200..=299, Some(e_tag))) if !e_tag.is_empty() => PartVerdict::Taken { e_tag },
@@ -337,9 +328,10 @@ pub fn part_verdict(result: Result<(u16, Option<String>), &SendFailure>) -> Part
     }
 }
 
-/// Returns the answer that stands for the whole upload when it came to its last step.
+/// Returns the response that decides the whole upload after its last step.
 ///
-/// A multi-part upload that the server does not know any more ran out, which says nothing about the file: it starts over.
+/// A multi-part upload that the server no longer knows has expired, which is not a verdict on the file: it is
+/// restarted.
 pub fn completed(answer: Answer) -> Answer {
     match answer.status {
         404 | 410 if answer.recognised == Recognised::Refused => {
@@ -349,13 +341,13 @@ pub fn completed(answer: Answer) -> Answer {
     }
 }
 
-/// Says whether a URL leads to the same scheme, host and port as another: only there may a key go.
+/// Returns whether two URLs have the same origin: the key is sent only there.
 pub fn is_same_origin(url: &str, base_url: &str) -> bool {
     fn origin(url: &str) -> Option<(String, String, u16)> {
         let uri: http::Uri = url.parse().ok()?;
         let scheme = uri.scheme_str()?.to_ascii_lowercase();
         let port = uri.port_u16().unwrap_or(if scheme == "https" { 443 } else { 80 });
-        // What stands before an @ is no part of the origin, and nothing that we would send a key past.
+        // User information is not part of the origin, and we never send a key to such a URL.
         let is_plain = !uri.authority()?.as_str().contains('@');
         is_plain.then(|| (scheme, uri.host().unwrap_or_default().to_ascii_lowercase(), port))
     }
@@ -370,7 +362,7 @@ fn object(content: &[u8]) -> Result<Map<String, Value>, String> {
     }
 }
 
-/// Decodes a part of a query as servers do: `+` is a space.
+/// Decodes a query component as servers do: `+` is a space.
 fn decoded(text: &str) -> Result<String, String> {
     let text = text.replace('+', " ");
     let decoded = percent_decode_str(&text).decode_utf8();
@@ -393,7 +385,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_client_says_at_the_start_comes_back_in_the_url_of_the_put() {
+    fn upload_start_round_trips_through_the_url_of_the_put() {
         let read = Start::read(&start(|body| body["note"] = "new".into())).expect("a start");
         assert_eq!((read.client_url.as_deref(), read.parts), (Some("http://localhost:5173/api/"), 2));
         let answer: Value = serde_json::from_str(&local_start("http://a:6745/opik/api/", &read.subject)).expect("JSON");
@@ -408,13 +400,13 @@ mod tests {
         let again = Start::read(&put.start("https://server/opik/api", 7)).expect("a start");
         assert_eq!((again.subject, again.parts), (read.subject, 7));
         assert_eq!(again.client_url.as_deref(), Some("https://server/opik/api/"));
-        // As the real local server writes it.
+        // As encoded by the real local server.
         let recorded = format!("file_name=report.pdf&entity_type=trace&entity_id={ID}&mime_type=application/pdf");
         assert_eq!(Subject::from_query(&recorded).expect("a query").to_query(), recorded);
     }
 
     #[test]
-    fn what_the_server_would_refuse_is_refused() {
+    fn invalid_steps_are_rejected_as_by_the_server() {
         for (change, expected) in [
             (json!({"file_name": ""}), "file_name"),
             (json!({"file_name": null}), "file_name"),
@@ -437,7 +429,7 @@ mod tests {
     }
 
     #[test]
-    fn a_complete_needs_every_part_once() {
+    fn completion_needs_every_part_exactly_once() {
         for (numbers, expected) in
             [(&[][..], true), (&[1], true), (&[2, 1, 3], true), (&[1, 1], false), (&[1, 3], false), (&[0, 1], false)]
         {
@@ -458,7 +450,7 @@ mod tests {
     }
 
     #[test]
-    fn files_are_divided_as_the_sdk_divides_them() {
+    fn part_sizes_match_the_sdk() {
         const MIB: u64 = 1024 * 1024;
         for (bytes, expected) in [
             (0, (5 * MIB, 1)),
@@ -473,13 +465,13 @@ mod tests {
     }
 
     #[test]
-    fn each_steps_answer_means_what_it_means_for_the_whole() {
+    fn responses_of_steps_decide_the_whole_upload() {
         let said = |status, text: &str| Answer { text: text.into(), ..Answer::of_status(status) };
         let local = said(200, r#"{"upload_id":"BEMinIO","pre_sign_urls":["http://s/u"]}"#);
-        assert_eq!(way(local, 3), Ok(Way::Local { url: "http://s/u".into() }));
+        assert_eq!(way(local, 3), Ok(UploadRoute::Local { url: "http://s/u".into() }));
         let two = said(200, r#"{"upload_id":"x","pre_sign_urls":["a","b"]}"#);
         assert!(
-            matches!(way(two.clone(), 2), Ok(Way::Parts { upload_id, urls }) if upload_id == "x" && urls.len() == 2)
+            matches!(way(two.clone(), 2), Ok(UploadRoute::Parts { upload_id, urls }) if upload_id == "x" && urls.len() == 2)
         );
         for (answer, status) in [(two, 500), (said(200, "ok"), 500), (said(200, "{}"), 500), (said(401, ""), 401)] {
             assert_eq!(way(answer, 3).expect_err("no way").status, status);
@@ -503,7 +495,7 @@ mod tests {
     }
 
     #[test]
-    fn a_key_goes_to_the_servers_own_origin_only() {
+    fn keys_are_sent_only_to_the_servers_origin() {
         let base = "https://opik.example/api";
         for (url, expected) in [
             ("https://opik.example/api/v1/private/attachment/upload?x", true),
@@ -519,7 +511,7 @@ mod tests {
     }
 
     #[test]
-    fn a_local_servers_url_is_made_to_lead_through_the_agent() {
+    fn local_upload_urls_lead_through_the_agent() {
         let body = br#"{"upload_id":"BEMinIO","pre_sign_urls":["http://s/api/v1/private/attachment/upload?a=b"]}"#;
         let through = start_through(body, "http://s/api", "http://a:1/api").expect("it is changed");
         assert!(String::from_utf8_lossy(&through).contains("http://a:1/api/v1/private/attachment/upload?a=b"));

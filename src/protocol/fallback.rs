@@ -1,18 +1,18 @@
-//! Assertion results for servers that don't have their endpoint yet.
+//! Fallback for servers without the endpoint of assertion results.
 //!
-//! Such a server answers 404 or 405, and takes them as feedback scores of traces: value 1.0 for passed and 0.0 for anything
-//! else, category `suite_assertion` (Python SDK 2.2.122, `message_processing/processors/assertion_results_processor.py`;
-//! protocol dossier, section a).
+//! Such a server answers 404 or 405, and accepts them as feedback scores of traces: value 1.0 for passed and 0.0 for
+//! anything else, category `suite_assertion` (Python SDK 2.2.122,
+//! `message_processing/processors/assertion_results_processor.py`; protocol dossier, section a).
 
 use super::json::{Kind, NotJson, Scanner};
 use crate::message::{Body, Encoding, HeaderSet, MessageType, Request};
 
-/// Where the scores go.
+/// Path of the feedback scores.
 const SCORES_PATH: &str = "v1/private/traces/feedback-scores";
 
-/// Returns what to send instead of a request that was answered with this status; `None` when it has no fallback.
+/// Returns the fallback of a request that was answered with this status; `None` if it has none.
 ///
-/// `content_bytes_max` bounds the decoded body.
+/// `content_bytes_max` bounds the decoded payload.
 pub fn fallback(message_type: MessageType, request: &Request, status: u16, content_bytes_max: u64) -> Option<Request> {
     if message_type != MessageType::AddAssertionResultsBatch || !matches!(status, 404 | 405) {
         return None;
@@ -29,7 +29,7 @@ pub fn fallback(message_type: MessageType, request: &Request, status: u16, conte
     })
 }
 
-/// Returns the scores that say what these assertion results say. Texts are copied as they stand.
+/// Converts assertion results to scores. Texts are copied verbatim.
 fn scores(content: &[u8]) -> Result<Vec<u8>, NotJson> {
     const HEAD: &[u8] = b"{\"scores\":[";
     let mut scores = HEAD.to_vec();
@@ -38,7 +38,7 @@ fn scores(content: &[u8]) -> Result<Vec<u8>, NotJson> {
         if key != "assertion_results" || scanner.peek()? != Kind::Array {
             return scanner.skip_value().map(drop);
         }
-        // Of a list that is there twice the last one counts, as for the server's parser.
+        // Of a duplicate list the last one counts, as in the server's parser.
         scores.truncate(HEAD.len());
         let mut is_first = true;
         scanner
@@ -57,7 +57,7 @@ fn scores(content: &[u8]) -> Result<Vec<u8>, NotJson> {
 
 fn score(content: &[u8], scanner: &mut Scanner<'_>, scores: &mut Vec<u8>) -> Result<(), NotJson> {
     if scanner.peek()? != Kind::Object {
-        // What no server takes stays what it is, and is refused.
+        // Values that no server accepts are kept, so that the server rejects them.
         scores.extend_from_slice(&content[scanner.skip_value()?]);
         return Ok(());
     }
@@ -98,7 +98,7 @@ mod tests {
     }
 
     #[test]
-    fn results_that_are_listed_twice_are_still_a_body_that_a_server_reads() {
+    fn duplicate_lists_still_make_a_valid_body() {
         let one = |id| format!(r#""assertion_results": [{{"entity_id": "{id}", "name": "n", "status": "passed"}}]"#);
         let request = assertions(&format!("{{{}, {}}}", one("a"), one("b")));
         let sent = fallback(MessageType::AddAssertionResultsBatch, &request, 404, 1000).expect("there is one");
@@ -108,7 +108,7 @@ mod tests {
     }
 
     #[test]
-    fn an_older_server_gets_assertion_results_as_the_sdk_would_send_them() {
+    fn older_servers_get_assertion_results_as_the_sdk_sends_them() {
         let request = assertions(
             r#"{"entity_type": "TRACE", "assertion_results": [
                 {"entity_id": "t", "project_name": "p", "name": "pol\u00efte", "status": "failed", "source": "sdk", "reason": null},

@@ -1,4 +1,4 @@
-//! What a protected write is about, read from its body in one pass.
+//! Inspection of a protected write: parses its entities from the payload in one pass.
 
 use std::ops::Range;
 
@@ -6,139 +6,145 @@ use super::json::{Kind, NotJson, Scanner};
 use super::routes::Protected;
 use crate::message::{Effect, EntityKey, EntityKind, MessageType, Touch};
 
-/// What delivery needs to know of a body.
+/// The attributes of a payload that delivery needs.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Inspection {
-    /// Entities that it creates, changes or names; sorted, each once.
+    /// Entities that it creates, changes or names; sorted and deduplicated.
     pub touches: Vec<Touch>,
-    /// How many items it carries; 1 for single writes.
+    /// Number of items; 1 for single writes.
     pub items: u32,
-    /// The project that the first item with one names.
+    /// The project of the first item that has one.
     pub project: Option<String>,
-    /// The id of a single create as the client wrote it.
+    /// The id of a single create, verbatim.
     pub id: Option<String>,
-    /// Why this write can't be kept: its client needs the server's answer, or its meaning depends on when it arrives.
+    /// Why this write can't be stored: its client needs the server's response, or its meaning depends on its arrival
+    /// time.
     pub needs_answer: Option<NeedsAnswer>,
-    /// Where ids are missing: creates for which the server would invent one, so that a repeat would make another.
+    /// Creates without an id: the server would generate one, so a retry would not be idempotent.
     pub missing_ids: Vec<MissingId>,
 }
 
-/// Why a write can't be kept.
+/// Why a write can't be stored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct NeedsAnswer {
     /// For developers.
     pub why: &'static str,
-    /// What it does depends on everything that was written before, so it must not pass what waits in its lane: a deletion
-    /// by filter would miss items that are still stored here, and they would come to the server after it.
+    /// Its effect depends on all earlier writes, so it must not overtake messages queued in its lane: a deletion
+    /// by filter would miss items that are still stored here and reach the server after it.
     pub follows_all: bool,
 }
 
 /// A create without an id.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum MissingId {
-    /// The object has no `id`; one fits right behind its opening bracket, which is here.
+    /// The object has no `id`; one can be inserted after its opening bracket.
     Absent {
-        /// Offset behind the bracket.
+        /// Offset after the bracket.
         at: usize,
         /// Whether other members follow.
         others_follow: bool,
     },
-    /// The `id` is null, and its value stands here.
+    /// The `id` is null; the span of that value.
     Null(Range<usize>),
 }
 
-/// How the endpoint's body is built (OpenAPI file).
+/// The schema of an endpoint's payload (OpenAPI file).
 #[derive(Clone, Copy)]
-struct Shape {
-    items: Items,
-    /// What the id in the path names.
-    path: Option<Names>,
-    /// What members of each item name.
-    named: &'static [(&'static str, Names)],
-    /// What members beside the items name.
-    beside: &'static [(&'static str, Names)],
-    condition: Condition,
+struct PayloadSchema {
+    items: ItemsLocation,
+    /// Entity kind and effect of the id in the path.
+    path: Option<NamedEffect>,
+    /// Members of each item that name entities.
+    named: &'static [(&'static str, NamedEffect)],
+    /// Members beside the items that name entities.
+    beside: &'static [(&'static str, NamedEffect)],
+    condition: Precondition,
 }
 
-/// A kind of entity, and what happens to it.
-type Names = (EntityKind, Effect);
+/// A kind of entity, and the effect on it.
+type NamedEffect = (EntityKind, Effect);
 
-/// Where the items of a body are.
+/// The location of a payload's items.
 #[derive(Clone, Copy)]
-enum Items {
-    /// The body is not looked at.
+enum ItemsLocation {
+    /// The payload is not parsed.
     Unread,
     /// The body is the item.
     Whole,
     /// The body is an array of items.
     Array,
-    /// Objects in the array that this member holds.
+    /// Objects in the array of this member.
     Objects(&'static str),
-    /// Ids in the array that this member holds; each names such an entity.
-    Ids(&'static str, Names),
+    /// Ids in the array of this member; each names such an entity.
+    Ids(&'static str, NamedEffect),
 }
 
-/// What must hold for a write to be kept: otherwise its meaning changes while it waits, or its ids are the server's.
+/// The precondition for storing a write: otherwise its meaning changes while it is queued, or the server assigns its
+/// ids.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Condition {
+enum Precondition {
     None,
-    /// The client gives the id.
+    /// The client supplies the id.
     OwnId,
-    /// Ids say what it is about, and no filter does.
+    /// It selects entities by ids, not by a filter.
     IdsOnly,
-    /// It copies nothing that the server has.
+    /// It copies no data of the server.
     NoCopy,
     /// The experiment, its traces and their spans have ids.
     AllIds,
 }
 
-const fn shape(message_type: MessageType) -> Shape {
+const fn shape(message_type: MessageType) -> PayloadSchema {
     use Effect::{Annotate, Create, End, Refer, Update};
     use EntityKind::{
         AnnotationQueue, Comment, Dataset, DatasetItem, Experiment, ExperimentItem, Job, Optimization, Span, Thread,
         Trace,
     };
-    use Items::{Array, Ids, Objects, Unread, Whole};
-    const PLAIN: Shape = Shape { items: Whole, path: None, named: &[], beside: &[], condition: Condition::None };
-    // A thread is made by its traces: they need no order among themselves, and scores of the thread come after them.
-    const TRACE: &[(&str, Names)] = &[("id", (Trace, Create)), ("thread_id", (Thread, Refer))];
-    const SPAN: &[(&str, Names)] = &[("id", (Span, Create)), ("trace_id", (Trace, Refer))];
-    // An upsert of a dataset item is no create: updates that were accepted before it must stay before it.
-    const DATASET_ITEM: &[(&str, Names)] =
+    use ItemsLocation::{Array, Ids, Objects, Unread, Whole};
+    const PLAIN: PayloadSchema =
+        PayloadSchema { items: Whole, path: None, named: &[], beside: &[], condition: Precondition::None };
+    // A thread is created by its traces: they are unordered among themselves, and scores of the thread follow them.
+    const TRACE: &[(&str, NamedEffect)] = &[("id", (Trace, Create)), ("thread_id", (Thread, Refer))];
+    const SPAN: &[(&str, NamedEffect)] = &[("id", (Span, Create)), ("trace_id", (Trace, Refer))];
+    // An upsert of a dataset item is not a create: updates accepted before it must stay before it.
+    const DATASET_ITEM: &[(&str, NamedEffect)] =
         &[("id", (DatasetItem, Annotate)), ("trace_id", (Trace, Refer)), ("span_id", (Span, Refer))];
-    // Datasets are named by id or by name, and a create gives both.
-    const DATASET: &[(&str, Names)] = &[("dataset_id", (Dataset, Annotate)), ("dataset_name", (Dataset, Annotate))];
-    const OPTIMIZATION: &[(&str, Names)] = &[("id", (Optimization, Create)), ("dataset_name", (Dataset, Annotate))];
+    // Datasets are referenced by id or by name; a create has both.
+    const DATASET: &[(&str, NamedEffect)] =
+        &[("dataset_id", (Dataset, Annotate)), ("dataset_name", (Dataset, Annotate))];
+    const OPTIMIZATION: &[(&str, NamedEffect)] =
+        &[("id", (Optimization, Create)), ("dataset_name", (Dataset, Annotate))];
     match message_type {
-        MessageType::CreateTrace => Shape { named: TRACE, ..PLAIN },
-        MessageType::CreateTraceBatch => Shape { items: Objects("traces"), named: TRACE, ..PLAIN },
+        MessageType::CreateTrace => PayloadSchema { named: TRACE, ..PLAIN },
+        MessageType::CreateTraceBatch => PayloadSchema { items: Objects("traces"), named: TRACE, ..PLAIN },
         MessageType::UpdateTrace => {
-            Shape { path: Some((Trace, Update)), named: &[("thread_id", (Thread, Refer))], ..PLAIN }
+            PayloadSchema { path: Some((Trace, Update)), named: &[("thread_id", (Thread, Refer))], ..PLAIN }
         }
-        MessageType::CreateSpan => Shape { named: SPAN, ..PLAIN },
-        MessageType::CreateSpansBatch => Shape { items: Objects("spans"), named: SPAN, ..PLAIN },
+        MessageType::CreateSpan => PayloadSchema { named: SPAN, ..PLAIN },
+        MessageType::CreateSpansBatch => PayloadSchema { items: Objects("spans"), named: SPAN, ..PLAIN },
         MessageType::UpdateSpan => {
-            Shape { path: Some((Span, Update)), named: &[("trace_id", (Trace, Refer))], ..PLAIN }
+            PayloadSchema { path: Some((Span, Update)), named: &[("trace_id", (Trace, Refer))], ..PLAIN }
         }
         MessageType::AddTraceFeedbackScoresBatch => {
-            Shape { items: Objects("scores"), named: &[("id", (Trace, Annotate))], ..PLAIN }
+            PayloadSchema { items: Objects("scores"), named: &[("id", (Trace, Annotate))], ..PLAIN }
         }
         MessageType::AddSpanFeedbackScoresBatch => {
-            Shape { items: Objects("scores"), named: &[("id", (Span, Annotate))], ..PLAIN }
+            PayloadSchema { items: Objects("scores"), named: &[("id", (Span, Annotate))], ..PLAIN }
         }
         MessageType::AddThreadsFeedbackScoresBatch => {
-            Shape { items: Objects("scores"), named: &[("thread_id", (Thread, End))], ..PLAIN }
+            PayloadSchema { items: Objects("scores"), named: &[("thread_id", (Thread, End))], ..PLAIN }
         }
-        MessageType::GuardrailBatch => Shape {
+        MessageType::GuardrailBatch => PayloadSchema {
             items: Objects("guardrails"),
             named: &[("entity_id", (Trace, Annotate)), ("secondary_id", (Span, Annotate))],
             ..PLAIN
         },
-        // `entity_type` may name spans or threads; their ids differ from every trace's, so one kind is enough for order.
+        // `entity_type` may name spans or threads; their ids differ from every trace's, so one kind is enough for
+        // order.
         MessageType::AddAssertionResultsBatch => {
-            Shape { items: Objects("assertion_results"), named: &[("entity_id", (Trace, Annotate))], ..PLAIN }
+            PayloadSchema { items: Objects("assertion_results"), named: &[("entity_id", (Trace, Annotate))], ..PLAIN }
         }
-        MessageType::CreateExperimentItemsBatch => Shape {
+        MessageType::CreateExperimentItemsBatch => PayloadSchema {
             items: Objects("experiment_items"),
             named: &[
                 ("id", (ExperimentItem, Annotate)),
@@ -149,101 +155,108 @@ const fn shape(message_type: MessageType) -> Shape {
             ..PLAIN
         },
         MessageType::CreateAttachment | MessageType::OtlpTraces | MessageType::UnknownSdkRow => {
-            Shape { items: Unread, ..PLAIN }
+            PayloadSchema { items: Unread, ..PLAIN }
         }
 
         MessageType::UpdateTraces => {
-            Shape { items: Ids("ids", (Trace, Update)), beside: &[("thread_id", (Thread, Annotate))], ..PLAIN }
+            PayloadSchema { items: Ids("ids", (Trace, Update)), beside: &[("thread_id", (Thread, Annotate))], ..PLAIN }
         }
-        MessageType::DeleteTrace => Shape { items: Unread, path: Some((Trace, End)), ..PLAIN },
-        MessageType::DeleteTraces => Shape { items: Ids("ids", (Trace, End)), ..PLAIN },
-        MessageType::ScoreTrace | MessageType::DeleteTraceScore => Shape { path: Some((Trace, Annotate)), ..PLAIN },
+        MessageType::DeleteTrace => PayloadSchema { items: Unread, path: Some((Trace, End)), ..PLAIN },
+        MessageType::DeleteTraces => PayloadSchema { items: Ids("ids", (Trace, End)), ..PLAIN },
+        MessageType::ScoreTrace | MessageType::DeleteTraceScore => {
+            PayloadSchema { path: Some((Trace, Annotate)), ..PLAIN }
+        }
         MessageType::UpdateSpans => {
-            Shape { items: Ids("ids", (Span, Update)), beside: &[("trace_id", (Trace, Refer))], ..PLAIN }
+            PayloadSchema { items: Ids("ids", (Span, Update)), beside: &[("trace_id", (Trace, Refer))], ..PLAIN }
         }
-        MessageType::DeleteSpan => Shape { items: Unread, path: Some((Span, End)), ..PLAIN },
-        MessageType::ScoreSpan | MessageType::DeleteSpanScore => Shape { path: Some((Span, Annotate)), ..PLAIN },
+        MessageType::DeleteSpan => PayloadSchema { items: Unread, path: Some((Span, End)), ..PLAIN },
+        MessageType::ScoreSpan | MessageType::DeleteSpanScore => {
+            PayloadSchema { path: Some((Span, Annotate)), ..PLAIN }
+        }
         MessageType::UpdateTraceComment | MessageType::UpdateSpanComment | MessageType::UpdateThreadComment => {
-            Shape { path: Some((Comment, Update)), ..PLAIN }
+            PayloadSchema { path: Some((Comment, Update)), ..PLAIN }
         }
         MessageType::DeleteTraceComments | MessageType::DeleteSpanComments | MessageType::DeleteThreadComments => {
-            Shape { items: Ids("ids", (Comment, End)), ..PLAIN }
+            PayloadSchema { items: Ids("ids", (Comment, End)), ..PLAIN }
         }
 
-        MessageType::OpenThread => Shape { named: &[("thread_id", (Thread, Update))], ..PLAIN },
+        MessageType::OpenThread => PayloadSchema { named: &[("thread_id", (Thread, Update))], ..PLAIN },
         MessageType::CloseThreads | MessageType::DeleteThreads => {
-            Shape { items: Ids("thread_ids", (Thread, End)), beside: &[("thread_id", (Thread, End))], ..PLAIN }
+            PayloadSchema { items: Ids("thread_ids", (Thread, End)), beside: &[("thread_id", (Thread, End))], ..PLAIN }
         }
-        // These name a thread by the id that the server gave it.
-        MessageType::UpdateThread => Shape { path: Some((Thread, Update)), ..PLAIN },
-        MessageType::UpdateThreads => Shape { items: Ids("ids", (Thread, Update)), ..PLAIN },
-        MessageType::DeleteThreadScores => Shape { named: &[("thread_id", (Thread, Annotate))], ..PLAIN },
+        // These reference a thread by the id that the server assigned.
+        MessageType::UpdateThread => PayloadSchema { path: Some((Thread, Update)), ..PLAIN },
+        MessageType::UpdateThreads => PayloadSchema { items: Ids("ids", (Thread, Update)), ..PLAIN },
+        MessageType::DeleteThreadScores => PayloadSchema { named: &[("thread_id", (Thread, Annotate))], ..PLAIN },
 
-        MessageType::CreateDataset => Shape {
+        MessageType::CreateDataset => PayloadSchema {
             named: &[("id", (Dataset, Create)), ("name", (Dataset, Create))],
-            condition: Condition::OwnId,
+            condition: Precondition::OwnId,
             ..PLAIN
         },
-        MessageType::PutDatasetItems => Shape {
+        MessageType::PutDatasetItems => PayloadSchema {
             items: Objects("items"),
             named: DATASET_ITEM,
             beside: DATASET,
-            condition: Condition::NoCopy,
+            condition: Precondition::NoCopy,
             ..PLAIN
         },
-        MessageType::UpdateDatasetItem => Shape { path: Some((DatasetItem, Update)), ..PLAIN },
-        MessageType::UpdateDatasetItems => {
-            Shape { items: Ids("ids", (DatasetItem, Update)), beside: DATASET, condition: Condition::IdsOnly, ..PLAIN }
-        }
-        MessageType::DeleteDatasetItems => Shape {
+        MessageType::UpdateDatasetItem => PayloadSchema { path: Some((DatasetItem, Update)), ..PLAIN },
+        MessageType::UpdateDatasetItems => PayloadSchema {
+            items: Ids("ids", (DatasetItem, Update)),
+            beside: DATASET,
+            condition: Precondition::IdsOnly,
+            ..PLAIN
+        },
+        MessageType::DeleteDatasetItems => PayloadSchema {
             items: Ids("item_ids", (DatasetItem, End)),
             beside: DATASET,
-            condition: Condition::IdsOnly,
+            condition: Precondition::IdsOnly,
             ..PLAIN
         },
 
-        MessageType::CreateExperiment => Shape {
+        MessageType::CreateExperiment => PayloadSchema {
             named: &[
                 ("id", (Experiment, Create)),
                 ("dataset_name", (Dataset, Annotate)),
                 ("optimization_id", (Optimization, Refer)),
             ],
-            condition: Condition::OwnId,
+            condition: Precondition::OwnId,
             ..PLAIN
         },
-        MessageType::UpdateExperiment => Shape { path: Some((Experiment, Update)), ..PLAIN },
+        MessageType::UpdateExperiment => PayloadSchema { path: Some((Experiment, Update)), ..PLAIN },
         MessageType::UpdateExperiments | MessageType::FinishExperiments => {
-            Shape { items: Ids("ids", (Experiment, Update)), ..PLAIN }
+            PayloadSchema { items: Ids("ids", (Experiment, Update)), ..PLAIN }
         }
-        MessageType::DeleteExperiments => Shape { items: Ids("ids", (Experiment, End)), ..PLAIN },
-        MessageType::PutExperimentItems => Shape {
+        MessageType::DeleteExperiments => PayloadSchema { items: Ids("ids", (Experiment, End)), ..PLAIN },
+        MessageType::PutExperimentItems => PayloadSchema {
             items: Objects("items"),
             named: &[("dataset_item_id", (DatasetItem, Refer))],
             beside: &[("experiment_id", (Experiment, Annotate)), ("dataset_name", (Dataset, Annotate))],
-            condition: Condition::AllIds,
+            condition: Precondition::AllIds,
             ..PLAIN
         },
-        MessageType::DeleteExperimentItems => Shape { items: Ids("ids", (ExperimentItem, End)), ..PLAIN },
+        MessageType::DeleteExperimentItems => PayloadSchema { items: Ids("ids", (ExperimentItem, End)), ..PLAIN },
 
         MessageType::CreateOptimization | MessageType::PutOptimization => {
-            Shape { named: OPTIMIZATION, condition: Condition::OwnId, ..PLAIN }
+            PayloadSchema { named: OPTIMIZATION, condition: Precondition::OwnId, ..PLAIN }
         }
-        MessageType::UpdateOptimization => Shape { path: Some((Optimization, Update)), ..PLAIN },
+        MessageType::UpdateOptimization => PayloadSchema { path: Some((Optimization, Update)), ..PLAIN },
         MessageType::AddQueueItems | MessageType::RemoveQueueItems => {
-            Shape { items: Ids("ids", (Trace, Refer)), path: Some((AnnotationQueue, Annotate)), ..PLAIN }
+            PayloadSchema { items: Ids("ids", (Trace, Refer)), path: Some((AnnotationQueue, Annotate)), ..PLAIN }
         }
-        // Of which kind the entity is does not matter for order, so it stands for both. An update, as uploads are: they keep
+        // The kind of the entity does not matter for order, so one kind covers both. An update, like uploads: they keep
         // their order, also where a create makes updates wait behind it.
-        MessageType::DeleteAttachments => Shape {
+        MessageType::DeleteAttachments => PayloadSchema {
             named: &[("entity_id", (Trace, Update)), ("entity_id", (Span, Update)), ("container_id", (Trace, Refer))],
             ..PLAIN
         },
-        MessageType::AppendJobLogs => Shape { items: Array, path: Some((Job, Annotate)), ..PLAIN },
+        MessageType::AppendJobLogs => PayloadSchema { items: Array, path: Some((Job, Annotate)), ..PLAIN },
     }
 }
 
-/// Whether the server would invent the `id` of an item that has none (OpenAPI: `id` of these is optional), and the
-/// client does not ask for it: it gets one from us, so that a repeat can't make a second item.
+/// Whether the server would generate the `id` of an item without one (OpenAPI: `id` of these is optional), and the
+/// client does not read it back: we add one, so that retries are idempotent.
 const fn gets_an_id(message_type: MessageType) -> bool {
     matches!(
         message_type,
@@ -256,7 +269,7 @@ const fn gets_an_id(message_type: MessageType) -> bool {
     )
 }
 
-/// Where the items of a batch stand.
+/// The location of a batch's items.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ItemList {
     /// The body is the array.
@@ -265,35 +278,35 @@ pub enum ItemList {
     Member(&'static str),
 }
 
-/// Returns where the items of these messages stand; `None` when such a message has only one.
+/// Returns the location of the items in messages of this type; `None` for messages with a single item.
 pub fn item_list(message_type: MessageType) -> Option<ItemList> {
     match shape(message_type).items {
-        Items::Unread | Items::Whole => None,
-        Items::Array => Some(ItemList::Body),
-        Items::Objects(member) | Items::Ids(member, _) => Some(ItemList::Member(member)),
+        ItemsLocation::Unread | ItemsLocation::Whole => None,
+        ItemsLocation::Array => Some(ItemList::Body),
+        ItemsLocation::Objects(member) | ItemsLocation::Ids(member, _) => Some(ItemList::Member(member)),
     }
 }
 
-/// Reads what a body is about. Members of an unexpected kind are passed over: the server judges them.
+/// Parses the entities of a payload. Members of an unexpected kind are skipped: the server validates them.
 ///
 /// # Errors
 ///
-/// [`NotJson`] when no server could read the body.
+/// [`NotJson`] if no server could parse the payload.
 pub fn inspect(write: &Protected, content: &[u8]) -> Result<Inspection, NotJson> {
     let shape = shape(write.message_type);
-    let mut found = Found { message_type: write.message_type, shape, ..Found::default() };
+    let mut found = Collector { message_type: write.message_type, shape, ..Collector::default() };
     if let (Some((kind, effect)), Some(id)) = (shape.path, &write.path_id) {
         found.touch(kind, effect, id);
     }
-    if matches!(shape.items, Items::Unread) {
+    if matches!(shape.items, ItemsLocation::Unread) {
         return Ok(found.finish());
     }
 
     let mut scanner = Scanner::new(content)?;
     match (shape.items, scanner.peek()?) {
-        (Items::Whole, Kind::Object) => found.item(&mut scanner)?,
-        (Items::Array, Kind::Array) => scanner.array(|scanner| found.item(scanner)).map(drop)?,
-        (Items::Objects(_) | Items::Ids(..), Kind::Object) => {
+        (ItemsLocation::Whole, Kind::Object) => found.item(&mut scanner)?,
+        (ItemsLocation::Array, Kind::Array) => scanner.array(|scanner| found.item(scanner)).map(drop)?,
+        (ItemsLocation::Objects(_) | ItemsLocation::Ids(..), Kind::Object) => {
             scanner.object(|key, scanner| found.member(key, scanner))?;
         }
         _ => {
@@ -304,12 +317,12 @@ pub fn inspect(write: &Protected, content: &[u8]) -> Result<Inspection, NotJson>
     Ok(found.finish())
 }
 
-struct Found {
+struct Collector {
     message_type: MessageType,
-    shape: Shape,
+    shape: PayloadSchema,
     inspection: Inspection,
     touches: Vec<Touch>,
-    /// Something beside the ids says what the write is about: a filter, another dataset.
+    /// The write also selects entities by other means than ids: a filter, another dataset.
     has_selector: bool,
     /// The bulk upload names its experiment.
     has_experiment: bool,
@@ -317,7 +330,7 @@ struct Found {
     lacks_id: bool,
 }
 
-impl Default for Found {
+impl Default for Collector {
     fn default() -> Self {
         Self {
             message_type: MessageType::CreateAttachment,
@@ -331,22 +344,22 @@ impl Default for Found {
     }
 }
 
-impl Found {
+impl Collector {
     fn finish(mut self) -> Inspection {
         self.inspection.touches = Touch::distinct(self.touches);
         match self.shape.items {
-            Items::Unread | Items::Whole => self.inspection.items = 1,
-            Items::Array | Items::Objects(_) | Items::Ids(..) => self.inspection.id = None,
+            ItemsLocation::Unread | ItemsLocation::Whole => self.inspection.items = 1,
+            ItemsLocation::Array | ItemsLocation::Objects(_) | ItemsLocation::Ids(..) => self.inspection.id = None,
         }
         let (is_kept, why, follows_all) = match self.shape.condition {
-            Condition::None => (true, "", false),
-            Condition::OwnId => (self.inspection.id.is_some(), "the server makes its id", false),
-            Condition::IdsOnly => {
+            Precondition::None => (true, "", false),
+            Precondition::OwnId => (self.inspection.id.is_some(), "the server makes its id", false),
+            Precondition::IdsOnly => {
                 let names_ids = self.inspection.items > 0 && !self.has_selector;
                 (names_ids, "the server finds out what it is about", true)
             }
-            Condition::NoCopy => (!self.has_selector, "it copies what the server has", true),
-            Condition::AllIds => (self.has_experiment && !self.lacks_id, "the server makes some of its ids", false),
+            Precondition::NoCopy => (!self.has_selector, "it copies what the server has", true),
+            Precondition::AllIds => (self.has_experiment && !self.lacks_id, "the server makes some of its ids", false),
         };
         self.inspection.needs_answer = (!is_kept).then_some(NeedsAnswer { why, follows_all });
         self.inspection
@@ -356,18 +369,18 @@ impl Found {
         self.touches.push(Touch { key: EntityKey::new(kind, id), effect });
     }
 
-    /// Reads a member beside or around the items.
+    /// Parses a member beside or around the items.
     fn member(&mut self, key: &str, scanner: &mut Scanner<'_>) -> Result<(), NotJson> {
         let kind = scanner.peek()?;
         match (self.shape.items, kind) {
-            (Items::Objects(items), Kind::Array) if key == items => {
+            (ItemsLocation::Objects(items), Kind::Array) if key == items => {
                 return scanner.array(|scanner| self.item(scanner)).map(drop);
             }
-            (Items::Ids(items, names), Kind::Array) if key == items => {
+            (ItemsLocation::Ids(items, names), Kind::Array) if key == items => {
                 return scanner.array(|scanner| self.id(scanner, names)).map(drop);
             }
-            // What a change of many entities sets.
-            (Items::Ids(..), Kind::Object) if key == "update" => {
+            // The fields that an update of many entities sets.
+            (ItemsLocation::Ids(..), Kind::Object) if key == "update" => {
                 return scanner.object(|key, scanner| self.beside(key, scanner)).map(drop);
             }
             _ => {}
@@ -398,8 +411,8 @@ impl Found {
         Ok(())
     }
 
-    /// Notes what a member names.
-    fn name(&mut self, named: &[(&str, Names)], key: &str, text: &str) {
+    /// Records the entity that a member names.
+    fn name(&mut self, named: &[(&str, NamedEffect)], key: &str, text: &str) {
         for (_, (kind, effect)) in named.iter().filter(|(member, _)| *member == key) {
             self.touch(*kind, *effect, text);
         }
@@ -408,7 +421,7 @@ impl Found {
         }
     }
 
-    fn id(&mut self, scanner: &mut Scanner<'_>, (kind, effect): Names) -> Result<(), NotJson> {
+    fn id(&mut self, scanner: &mut Scanner<'_>, (kind, effect): NamedEffect) -> Result<(), NotJson> {
         self.inspection.items = self.inspection.items.saturating_add(1);
         if scanner.peek()? != Kind::String {
             return scanner.skip_value().map(drop);
@@ -437,7 +450,7 @@ impl Found {
                 null_id = Some(scanner.skip_value()?);
                 return Ok(());
             }
-            if self.shape.condition == Condition::AllIds {
+            if self.shape.condition == Precondition::AllIds {
                 has_result |= key == "evaluate_task_result" && kind != Kind::Null;
                 match (key, kind) {
                     ("trace", Kind::Object) => {
@@ -461,8 +474,8 @@ impl Found {
             }
             Ok(())
         })?;
-        // Without a trace the server makes one for the result.
-        self.lacks_id |= has_result || (self.shape.condition == Condition::AllIds && !has_trace);
+        // Without a trace the server creates one for the result.
+        self.lacks_id |= has_result || (self.shape.condition == Precondition::AllIds && !has_trace);
         if gets_an_id(self.message_type) && id.is_none() {
             self.inspection.missing_ids.push(match null_id {
                 Some(range) => MissingId::Null(range),
@@ -473,7 +486,7 @@ impl Found {
         Ok(())
     }
 
-    /// Reads a trace or span inside an item of a bulk upload.
+    /// Parses a trace or span inside an item of a bulk upload.
     fn nested(&mut self, scanner: &mut Scanner<'_>, kind: EntityKind) -> Result<(), NotJson> {
         let mut id = None;
         if scanner.peek()? == Kind::Object {
@@ -499,7 +512,7 @@ impl Found {
     }
 }
 
-/// Returns the content with an id for every create that has none, and not another byte changed.
+/// Inserts an id for every create without one; all other bytes are unchanged.
 pub fn with_ids(content: &[u8], missing: &[MissingId], mut fresh_id: impl FnMut() -> String) -> Vec<u8> {
     let mut filled = Vec::with_capacity(content.len() + missing.len() * 48);
     let mut copied = 0;
@@ -596,7 +609,7 @@ mod tests {
     }
 
     #[test]
-    fn an_update_is_about_the_id_in_its_path() {
+    fn updates_name_the_id_in_their_path() {
         let route = Protected { message_type: MessageType::UpdateSpan, path_id: Some(SPAN.into()) };
         let found = inspect(&route, format!(r#"{{"trace_id":"{TRACE}"}}"#).as_bytes()).expect("JSON");
         let expected =
@@ -605,7 +618,7 @@ mod tests {
     }
 
     #[test]
-    fn other_writes_name_their_entities_too() {
+    fn other_writes_name_their_entities() {
         use Effect::{Annotate, Create, End, Refer, Update};
         use EntityKind::{Dataset, DatasetItem, Experiment, ExperimentItem, Span, Thread, Trace};
         let with_path = |message_type| Protected { message_type, path_id: Some("p".into()) };
@@ -660,7 +673,7 @@ mod tests {
     }
 
     #[test]
-    fn what_depends_on_the_server_is_not_kept() {
+    fn writes_that_depend_on_the_server_are_not_stored() {
         for (message_type, content, is_kept) in [
             (MessageType::CreateDataset, r#"{"name":"d"}"#, false),
             (MessageType::CreateExperiment, r#"{"dataset_name":"d","id":null}"#, false),
@@ -694,7 +707,7 @@ mod tests {
     }
 
     #[test]
-    fn creates_without_an_id_get_one_and_keep_every_other_byte() {
+    fn missing_ids_are_inserted_without_changing_other_bytes() {
         let content =
             r#"{"traces": [ { }, {"name": "ü", "input": {"id": null}}, {"id" : null,"a":1e+22}, {"id":"kept"} , 7]}"#;
         let found = inspect(&write(MessageType::CreateTraceBatch), content.as_bytes()).expect("JSON");
@@ -710,7 +723,7 @@ mod tests {
     }
 
     #[test]
-    fn json_of_another_shape_is_the_servers_to_judge() {
+    fn unexpected_json_is_left_to_the_server() {
         for content in ["[]", "7", r#"{"traces": {}}"#, r#"{"traces": [{"id": 7}]}"#, "{}"] {
             assert!(inspect(&write(MessageType::CreateTraceBatch), content.as_bytes()).is_ok(), "{content}");
         }

@@ -1,17 +1,17 @@
-//! The items of a batch, read one after the other from a content that is never in memory as a whole.
+//! Streams the items of a batch from a payload that is never in memory as a whole.
 //!
 //! ```text
 //! {"batch_group_id": 1, "spans": [ {…} , {…} ] , "z": {}}
 //! └─────── head ───────┘           items       └─ tail ─┘
 //! ```
 //!
-//! Two passes. [`Frame::survey`] finds where the items stand and keeps what is around them; [`Pieces`] then hands out as many
-//! items at a time as fit into memory, each time as a whole body with that frame around them: every byte of an item, and of
-//! the frame, is as the client sent it. What is between two items (a comma and white space) is not kept.
+//! Two passes. [`Frame::survey`] locates the items and buffers the bytes around them; [`Pieces`] then returns as many
+//! items at a time as fit into memory, each time as a complete payload with that frame around them: every byte of an
+//! item, and of the frame, is as the client sent it. Separators between items (a comma and white space) are dropped.
 //!
-//! Here only brackets, strings and commas are told apart, as far as it takes to find the end of an item. An item that is not
-//! JSON, or a frame that is not, is found by whoever inspects a piece with [`super::json::Scanner`]: head, items and tail are
-//! valid, each by itself, if and only if the content is.
+//! The tokenizer distinguishes only brackets, strings and commas, as needed to find the end of an item. Invalid JSON in
+//! an item or in the frame is detected when a piece is inspected with [`super::json::Scanner`]: head, items and tail
+//! are valid, each on its own, if and only if the payload is.
 
 use std::io::{self, BufRead};
 use std::sync::Arc;
@@ -22,41 +22,41 @@ use thiserror::Error;
 use super::inspection::ItemList;
 use super::json::Scanner;
 
-/// Why a content can't be read as a list of items.
+/// Why a payload can't be parsed as a list of items.
 #[derive(Debug, Error)]
 pub enum ItemsFault {
-    /// It can't be read, or not be decoded.
+    /// It can't be read or decoded.
     #[error(transparent)]
     Read(#[from] io::Error),
-    /// It is not JSON, seen at this byte.
+    /// It is not valid JSON, detected at this byte.
     #[error("not JSON at byte {0}")]
     NotJson(u64),
-    /// It has another shape: no list of items, or two, or more around them than may be held.
+    /// It has another shape: no list of items, two lists, or a frame above the limit.
     #[error("not one list of items")]
     NotListed,
 }
 
-/// What stands around the items of a batch, and how many items there are.
+/// The bytes around the items of a batch, and the number of items.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Frame {
-    /// All before the opening bracket.
+    /// Everything up to the opening bracket.
     head: Vec<u8>,
-    /// All behind the closing bracket.
+    /// Everything from the closing bracket.
     tail: Vec<u8>,
-    /// How many items there are.
+    /// Number of items.
     pub items: u64,
     /// Bytes of the largest item.
     pub item_bytes_max: usize,
 }
 
 impl Frame {
-    /// Reads a content to its end and returns what stands around its items, `frame_bytes_max` bytes at most.
+    /// Reads a payload to its end and returns its frame, `frame_bytes_max` bytes at most.
     ///
     /// # Errors
     ///
-    /// [`ItemsFault::NotListed`] when the content has no such list, or two of them: a server takes the last one.
+    /// [`ItemsFault::NotListed`] if the payload has no such list, or two of them: a server uses the last one.
     pub fn survey(content: impl BufRead, list: ItemList, frame_bytes_max: usize) -> Result<Self, ItemsFault> {
-        let mut source = Source { content, at: 0, kept: Vec::new(), kept_max: frame_bytes_max, keeps: true };
+        let mut source = RecordingReader { content, at: 0, kept: Vec::new(), kept_max: frame_bytes_max, keeps: true };
         source.skip_byte_order_mark()?;
         source.skip_space()?;
         let mut frame = None;
@@ -73,57 +73,57 @@ impl Frame {
         Ok(Self { tail: source.kept, ..frame })
     }
 
-    /// Returns a body that has no item.
+    /// Returns a payload without items.
     pub fn empty(&self) -> Vec<u8> {
         [&self.head[..], b"[]", &self.tail].concat()
     }
 
-    /// Returns what stands around the items, for a body that is put together again.
+    /// Returns head and tail, for assembling a payload.
     pub fn around(&self) -> (&[u8], &[u8]) {
         (&self.head, &self.tail)
     }
 
-    /// Returns the items of a piece with this frame around them, without their brackets.
+    /// Strips this frame from a piece; returns its items without their brackets.
     pub fn items_of<'p>(&self, piece: &'p [u8]) -> &'p [u8] {
         piece.get(self.head.len() + 1..piece.len().saturating_sub(self.tail.len() + 1)).unwrap_or_default()
     }
 
-    /// Returns how many bytes the frame itself has.
+    /// Returns the size of the frame in bytes.
     pub fn bytes(&self) -> usize {
         self.head.len() + self.tail.len() + 2
     }
 
-    /// Returns how many bytes a piece of this many bytes of items takes at most while it is read.
+    /// Returns an upper bound of the memory for a piece with this many bytes of items while it is read.
     pub fn piece_bytes_max(&self, items_bytes: usize) -> usize {
         self.bytes() + items_bytes.saturating_add(self.item_bytes_max)
     }
 }
 
-/// As many items of a batch as fit into a piece, with the frame of the batch around them.
+/// As many items of a batch as fit into the limit, with the frame of the batch.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Piece {
-    /// The body.
+    /// The payload.
     pub content: Vec<u8>,
-    /// Offset in the whole content of the first item.
+    /// Offset of the first item in the whole payload.
     pub at: u64,
 }
 
-/// Divides a content that was surveyed.
+/// Divides a surveyed payload into pieces.
 pub struct Pieces<R> {
-    source: Source<R>,
+    source: RecordingReader<R>,
     frame: Arc<Frame>,
     items_bytes: usize,
-    /// An item that did not fit into the last piece, and where it stands.
+    /// An item that did not fit into the last piece, and its offset.
     left: Option<(Vec<u8>, u64)>,
     is_begun: bool,
     is_done: bool,
 }
 
 impl<R: BufRead> Pieces<R> {
-    /// Returns the pieces of the same content as was surveyed, from its beginning; each has `items_bytes` bytes of items at
+    /// Returns the pieces of the surveyed payload, from its beginning; each has `items_bytes` bytes of items at
     /// most, or one item.
     pub fn new(content: R, frame: Arc<Frame>, items_bytes: usize) -> Self {
-        let source = Source { content, at: 0, kept: Vec::new(), kept_max: usize::MAX, keeps: false };
+        let source = RecordingReader { content, at: 0, kept: Vec::new(), kept_max: usize::MAX, keeps: false };
         Self { source, frame, items_bytes, left: None, is_begun: false, is_done: false }
     }
 
@@ -131,7 +131,7 @@ impl<R: BufRead> Pieces<R> {
     ///
     /// # Errors
     ///
-    /// Those of [`Frame::survey`], when the content is another one.
+    /// Those of [`Frame::survey`], if the payload has changed.
     pub fn next_piece(&mut self) -> Result<Option<Piece>, ItemsFault> {
         if !std::mem::replace(&mut self.is_begun, true) {
             self.source.skip(self.frame.head.len())?;
@@ -178,15 +178,15 @@ impl<R: BufRead> Pieces<R> {
         Ok(Some(Piece { content, at }))
     }
 
-    /// Returns how much can come at most: a small batch needs no room for a large piece.
+    /// Returns an upper bound of the remaining bytes: a small batch needs no buffer for a large piece.
     fn left_bytes_max(&self) -> usize {
         let items = usize::try_from(self.frame.items).unwrap_or(usize::MAX);
         items.saturating_mul(self.frame.item_bytes_max.saturating_add(1))
     }
 }
 
-/// Reads forward, and keeps what it is told to keep.
-struct Source<R> {
+/// A forward-only reader that can record the bytes it passes.
+struct RecordingReader<R> {
     content: R,
     at: u64,
     kept: Vec<u8>,
@@ -194,7 +194,7 @@ struct Source<R> {
     keeps: bool,
 }
 
-impl<R: BufRead> Source<R> {
+impl<R: BufRead> RecordingReader<R> {
     fn fault(&self) -> ItemsFault {
         ItemsFault::NotJson(self.at)
     }
@@ -203,7 +203,7 @@ impl<R: BufRead> Source<R> {
         Ok(self.content.fill_buf()?.first().copied())
     }
 
-    /// Passes over this many of the bytes that are there.
+    /// Consumes this many of the buffered bytes.
     fn take(&mut self, bytes: usize) -> Result<(), ItemsFault> {
         if self.keeps {
             if self.kept.len().saturating_add(bytes) > self.kept_max {
@@ -242,7 +242,7 @@ impl<R: BufRead> Source<R> {
         Ok(())
     }
 
-    /// Jackson skips it, so the server reads such a body.
+    /// Jackson skips it, so the server accepts such a payload.
     fn skip_byte_order_mark(&mut self) -> Result<(), ItemsFault> {
         if self.took(0xef)? {
             self.expect(0xbb)?;
@@ -267,7 +267,7 @@ impl<R: BufRead> Source<R> {
         }
     }
 
-    /// Returns where the next value begins.
+    /// Returns the offset of the next value.
     fn at_value(&mut self) -> Result<u64, ItemsFault> {
         self.skip_space()?;
         Ok(self.at)
@@ -307,7 +307,7 @@ impl<R: BufRead> Source<R> {
         }
     }
 
-    /// Passes over an object or an array. No recursion, so that depth can't exhaust a stack.
+    /// Skips an object or an array. Iterative, so that nesting can't overflow the stack.
     fn skip_nested(&mut self) -> Result<(), ItemsFault> {
         let mut depth = 0_u64;
         loop {
@@ -336,7 +336,8 @@ impl<R: BufRead> Source<R> {
         }
     }
 
-    /// Passes over the array of items. What was kept so far is the head of the frame; from here on its tail is kept.
+    /// Skips the array of items. The bytes recorded so far are the head of the frame; from here on its tail is
+    /// recorded.
     fn skip_items(&mut self) -> Result<Frame, ItemsFault> {
         let mut frame = Frame { head: std::mem::take(&mut self.kept), tail: Vec::new(), items: 0, item_bytes_max: 0 };
         self.kept_max = self.kept_max.saturating_sub(frame.head.len());
@@ -360,7 +361,7 @@ impl<R: BufRead> Source<R> {
         Ok(frame)
     }
 
-    /// Passes over an object, and over the items in this member of it.
+    /// Skips an object, and the items in this member of it.
     fn skip_members(&mut self, member: &str, frame: &mut Option<Frame>) -> Result<(), ItemsFault> {
         self.expect(b'{')?;
         self.skip_space()?;
@@ -403,7 +404,7 @@ mod tests {
 
     const SPANS: ItemList = ItemList::Member("spans");
 
-    /// Hands out a text in the smallest pieces: no answer may depend on where a buffer ends.
+    /// Returns a text in tiny reads: no result may depend on buffer boundaries.
     struct Drops<'t>(&'t [u8], usize);
 
     impl io::Read for Drops<'_> {
@@ -439,7 +440,7 @@ mod tests {
         Ok((Arc::unwrap_or_clone(frame), all))
     }
 
-    /// Reads a text as the rest of the program does, whole.
+    /// Parses a whole text with the scanner of the rest of the program.
     fn whole(text: &[u8], list: ItemList) -> Result<Option<Vec<String>>, NotJson> {
         fn items(scanner: &mut Scanner<'_>, text: &[u8]) -> Result<Vec<String>, NotJson> {
             let mut items = Vec::new();
@@ -472,7 +473,7 @@ mod tests {
     }
 
     #[test]
-    fn a_piece_has_its_items_byte_for_byte_and_all_that_stands_around_them() {
+    fn pieces_keep_items_and_frame_byte_for_byte() {
         let text = " \n{\"batch_group_id\" : 1,\"sp\\u0061ns\" : [ {\"a\":[1,\"]}\\\"\"]} ,\tNaN,\"x\" , [ ] ] ,\"z\" : {\"spans\":[]}} ";
         for (drop, size) in [(1, 1), (3, 10), (1000, 25), (7, 1000)] {
             let (frame, pieces) = divided(text, SPANS, drop, size).unwrap();
@@ -561,7 +562,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn the_pieces_have_the_same_items_in_the_same_order(text in batch(), drop in 1_usize..9, size in 1_usize..80) {
+        fn pieces_preserve_items_and_order(text in batch(), drop in 1_usize..9, size in 1_usize..80) {
             let expected = whole(text.as_bytes(), SPANS).expect("it is JSON").expect("it has items");
             let (frame, pieces) = divided(&text, SPANS, drop, size).expect("it can be divided");
             prop_assert_eq!(whole(&frame.empty(), SPANS).expect("the frame is JSON"), Some(Vec::new()));
@@ -577,7 +578,7 @@ mod tests {
         }
 
         #[test]
-        fn pieces_accept_exactly_the_bodies_that_the_whole_accepts(
+        fn pieces_are_valid_if_and_only_if_the_whole_is(
             text in "(\\{\"spans\":\\[)?[\\[\\]{}\",:\\\\ truen01.]{0,12}(\\]\\})?", drop in 1_usize..5, size in 1_usize..9,
         ) {
             let expected = whole(text.as_bytes(), SPANS);

@@ -1,19 +1,19 @@
-//! One pass over JSON as Opik's clients really write it, without building a tree.
+//! A single-pass JSON scanner for what Opik's clients really send, without building a tree.
 //!
-//! A strict parser would lose data here: Python's `json.dumps` writes bare `NaN`, `Infinity` and `-Infinity`, integers of
-//! any size and escapes of lone surrogates, and the SDKs send them (protocol dossier, sections b and e). This scanner
-//! accepts those, keeps nothing, needs no stack for depth, and tells where values stand, so that ids can be read from a
-//! body and an id can be put into it without touching another byte.
+//! A strict parser would reject valid payloads: Python's `json.dumps` writes bare `NaN`, `Infinity` and `-Infinity`,
+//! integers of any size and escaped lone surrogates, and the SDKs send them (protocol dossier, sections b and e). This
+//! scanner accepts those, allocates nothing, needs no stack for nesting, and reports the spans of values, so that ids
+//! can be read from a payload and an id can be inserted without changing another byte.
 //!
-//! What it refuses no JSON server reads: broken structure, raw control characters in strings, invalid UTF-8, anything
-//! behind the value.
+//! Everything that it rejects, every JSON server rejects: broken structure, raw control characters in strings, invalid
+//! UTF-8, anything after the value.
 
 use std::borrow::Cow;
 use std::ops::Range;
 
 use thiserror::Error;
 
-/// The text is not JSON, seen at this byte.
+/// The text is not valid JSON, detected at this byte.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 #[error("not JSON at byte {at}")]
 pub struct NotJson {
@@ -21,7 +21,7 @@ pub struct NotJson {
     pub at: usize,
 }
 
-/// The first byte of a value tells its kind.
+/// The kind of a value, known from its first byte.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
     /// `{`
@@ -36,7 +36,7 @@ pub enum Kind {
     Scalar,
 }
 
-/// Reads one JSON text from front to back.
+/// Parses one JSON text from front to back.
 #[derive(Clone, Debug)]
 pub struct Scanner<'a> {
     text: &'a [u8],
@@ -48,12 +48,12 @@ impl<'a> Scanner<'a> {
     ///
     /// # Errors
     ///
-    /// [`NotJson`] when the text is not UTF-8.
+    /// [`NotJson`] if the text is not UTF-8.
     pub fn new(text: &'a [u8]) -> Result<Self, NotJson> {
         if let Err(error) = std::str::from_utf8(text) {
             return Err(NotJson { at: error.valid_up_to() });
         }
-        // Jackson skips a byte order mark, so the server reads such a body.
+        // Jackson skips a byte order mark, so the server accepts such a payload.
         let at = if text.starts_with(b"\xef\xbb\xbf") { 3 } else { 0 };
         Ok(Self { text, at })
     }
@@ -71,7 +71,7 @@ impl<'a> Scanner<'a> {
         }
     }
 
-    /// Reads an object: calls `member` with each key, to read or skip its value. Returns where the object stands.
+    /// Parses an object: calls `member` with each key, to parse or skip its value. Returns the span of the object.
     pub fn object(
         &mut self,
         mut member: impl FnMut(&str, &mut Self) -> Result<(), NotJson>,
@@ -97,7 +97,7 @@ impl<'a> Scanner<'a> {
         }
     }
 
-    /// Reads an array: calls `item` at each value, to read or skip it. Returns where the array stands.
+    /// Parses an array: calls `item` at each value, to parse or skip it. Returns the span of the array.
     pub fn array(&mut self, mut item: impl FnMut(&mut Self) -> Result<(), NotJson>) -> Result<Range<usize>, NotJson> {
         self.skip_space();
         let start = self.at;
@@ -116,22 +116,22 @@ impl<'a> Scanner<'a> {
         }
     }
 
-    /// Reads a string and returns its text; an escaped lone surrogate, which no text can hold, becomes U+FFFD.
+    /// Parses a string and returns its text; an escaped lone surrogate, which is not valid text, becomes U+FFFD.
     pub fn string(&mut self) -> Result<Cow<'a, str>, NotJson> {
         self.skip_space();
         let start = self.at;
         let has_escapes = self.skip_string()?;
         let inner = &self.text[start + 1..self.at - 1];
-        // The text was checked as a whole in `new`, and a string ends at ASCII quotes.
+        // `new` validated the text as UTF-8, and a string ends at ASCII quotes.
         let inner = std::str::from_utf8(inner).map_err(|_| NotJson { at: start })?;
         Ok(if has_escapes { Cow::Owned(unescape(inner)) } else { Cow::Borrowed(inner) })
     }
 
-    /// Reads the next value whatever it is, and returns where it stands.
+    /// Skips the next value of any kind; returns its span.
     pub fn skip_value(&mut self) -> Result<Range<usize>, NotJson> {
         self.skip_space();
         let start = self.at;
-        // One bit per open bracket: true for an object. A Vec<bool> and no recursion, so that depth can't exhaust a stack.
+        // One flag per open bracket: true for an object. Iterative, so that nesting can't overflow the stack.
         let mut open: Vec<bool> = Vec::new();
         loop {
             match self.peek()? {
@@ -158,7 +158,7 @@ impl<'a> Scanner<'a> {
                 Kind::Null => self.literal(b"null")?,
                 Kind::Scalar => self.skip_scalar()?,
             }
-            // A value is read; close what ends here, or go on to the next member.
+            // A value is complete: close the brackets that end here, or continue with the next member.
             loop {
                 let Some(in_object) = open.last().copied() else { return Ok(start..self.at) };
                 self.skip_space();
@@ -175,7 +175,7 @@ impl<'a> Scanner<'a> {
         }
     }
 
-    /// Reads a number, `true` or `false` and returns its text.
+    /// Parses a number, `true` or `false` and returns its text.
     pub fn scalar(&mut self) -> Result<&'a str, NotJson> {
         if self.peek()? != Kind::Scalar {
             return Err(self.fault());
@@ -185,7 +185,7 @@ impl<'a> Scanner<'a> {
         std::str::from_utf8(&self.text[start..self.at]).map_err(|_| NotJson { at: start })
     }
 
-    /// Checks that nothing but white space is left.
+    /// Validates that only white space is left.
     pub fn end(&mut self) -> Result<(), NotJson> {
         self.skip_space();
         if self.at == self.text.len() { Ok(()) } else { Err(self.fault()) }
@@ -228,7 +228,7 @@ impl<'a> Scanner<'a> {
         }
     }
 
-    /// Passes over a string and says whether it has escapes.
+    /// Skips a string; returns whether it has escapes.
     fn skip_string(&mut self) -> Result<bool, NotJson> {
         self.expect(b'"')?;
         let mut has_escapes = false;
@@ -274,7 +274,7 @@ impl<'a> Scanner<'a> {
         if self.take(b'-') && self.text.get(self.at) == Some(&b'I') {
             return self.literal(b"Infinity");
         }
-        // A leading zero stands alone; more digits behind it are refused by the caller, who wants a delimiter.
+        // No digit may follow a leading zero; the caller rejects one because it expects a delimiter.
         if !self.take(b'0') {
             self.digits()?;
         }
@@ -299,9 +299,9 @@ impl<'a> Scanner<'a> {
     }
 }
 
-/// Returns how many bytes of a string stand before one that means something: a quote, a backslash, a control character.
+/// Returns the number of bytes before the first special one: a quote, a backslash, a control character.
 fn plain_length(text: &[u8]) -> Option<usize> {
-    /// As many bytes as are looked at together: the compiler makes a few vector instructions of them.
+    /// Bytes per iteration: the compiler vectorises a chunk of this size.
     const STEP: usize = 16;
     let means_something = |byte: u8| (byte == b'"') | (byte == b'\\') | (byte < 0x20);
     let (steps, _) = text.as_chunks::<STEP>();
@@ -311,9 +311,9 @@ fn plain_length(text: &[u8]) -> Option<usize> {
     text[start..].iter().position(|byte| means_something(*byte)).map(|next| start + next)
 }
 
-/// Returns JSON without blanks between its tokens, each exactly as it was written, on one line.
+/// Returns JSON on one line, without white space between tokens, each token verbatim.
 ///
-/// Returns `None` when the text is not JSON by the measure of RFC 8259: a bare `NaN` is for servers, not for other tools.
+/// Returns `None` if the text is not JSON according to RFC 8259: servers parse a bare `NaN`, other tools don't.
 pub fn compact(text: &str) -> Option<String> {
     serde_json::from_str::<serde::de::IgnoredAny>(text).ok()?;
     let mut is_text = false;
@@ -329,7 +329,7 @@ pub fn compact(text: &str) -> Option<String> {
     Some(text.chars().filter(|c| keep(c)).collect())
 }
 
-/// A piece of JSON that is laid out for people.
+/// A piece of pretty-printed JSON.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PrettyPiece<'a> {
     /// Its text.
@@ -338,11 +338,10 @@ pub struct PrettyPiece<'a> {
     pub is_cut: bool,
 }
 
-/// Writes JSON with line breaks and indentation for people, every token exactly as it was written, in pieces: no more than
-/// a piece is in memory beside `text`. What is nested deeper than people can follow is on one line, so that brackets alone
-/// don't become many times their size.
+/// Pretty-prints JSON in pieces, every token verbatim: no more than a piece is buffered in addition to `text`. Values
+/// nested deeper than `INDENT_MAX` stay on one line, so that brackets alone don't inflate to many times their size.
 ///
-/// Returns `None`, and writes nothing, when the text is not JSON.
+/// Returns `None`, and writes nothing, if the text is not valid JSON.
 pub fn pretty_to<E>(text: &str, mut write: impl FnMut(PrettyPiece<'_>) -> Result<(), E>) -> Option<Result<(), E>> {
     const INDENT_MAX: usize = 40;
     const PIECE_BYTES: usize = 64 * 1024;
@@ -420,7 +419,7 @@ pub fn pretty_to<E>(text: &str, mut write: impl FnMut(PrettyPiece<'_>) -> Result
     Some(if shown.is_empty() { Ok(()) } else { flush(&mut shown, &mut is_cut, false) })
 }
 
-/// Returns what [`pretty_to`] writes.
+/// Returns the output of [`pretty_to`].
 pub fn pretty(text: &str) -> Option<String> {
     let mut shown = String::new();
     let written = pretty_to(text, |piece| {
@@ -430,7 +429,7 @@ pub fn pretty(text: &str) -> Option<String> {
     written.map(|_| shown)
 }
 
-/// Returns the text of a string whose escapes were checked.
+/// Decodes a string whose escapes were validated.
 fn unescape(escaped: &str) -> String {
     let mut text = String::with_capacity(escaped.len());
     let mut units: Vec<u16> = Vec::new();
@@ -454,7 +453,7 @@ fn unescape(escaped: &str) -> String {
             }
         };
         match unit {
-            // Collected, because a surrogate pair is written as two escapes.
+            // Buffered, because a surrogate pair is written as two escapes.
             Some(unit) => units.push(unit),
             None => {
                 flush_units(&mut units, &mut text);
@@ -477,7 +476,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn people_see_every_token_as_it_was_written() {
+    fn pretty_printing_keeps_tokens_verbatim() {
         let text = r#" {"a" : [1e+22,NaN, {} ,[ ]], "b":"x: {\"y\"}, z"} "#;
         let expected = "{\n  \"a\": [\n    1e+22,\n    NaN,\n    {},\n    []\n  ],\n  \"b\": \"x: {\\\"y\\\"}, z\"\n}";
         assert_eq!(pretty(text).as_deref(), Some(expected));
@@ -485,7 +484,7 @@ mod tests {
     }
 
     #[test]
-    fn json_for_people_comes_in_pieces_and_brackets_do_not_become_many_times_their_size() {
+    fn pretty_printing_is_bounded_by_pieces_and_depth() {
         let text = format!("{}\"{}\"{}", "[".repeat(100_000), "x\\\"".repeat(100_000), "]".repeat(100_000));
         let (mut shown, mut longest, mut cut) = (String::new(), 0, 0);
         let written = pretty_to(&text, |piece| {
@@ -526,7 +525,7 @@ mod tests {
     }
 
     #[test]
-    fn what_no_server_reads_is_refused_where_it_breaks() {
+    fn invalid_json_is_rejected_at_its_first_bad_byte() {
         for (text, at) in [
             (&b""[..], 0),
             (b"{", 1),
@@ -554,7 +553,7 @@ mod tests {
     }
 
     #[test]
-    fn strings_are_read_with_their_escapes() {
+    fn strings_are_parsed_with_their_escapes() {
         let text = r#""a\"\\\/\b\f\n\r\t\u00e9\ud83d\ude00\ud83d z""#;
         let read = Scanner::new(text.as_bytes()).and_then(|mut s| s.string().map(Cow::into_owned));
         assert_eq!(read.as_deref(), Ok("a\"\\/\u{8}\u{c}\n\r\té😀\u{fffd} z"));
@@ -562,7 +561,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn whatever_a_strict_parser_accepts_is_accepted_and_spans_are_exact(value in arbitrary_json()) {
+        fn everything_a_strict_parser_accepts_is_accepted_with_exact_spans(value in arbitrary_json()) {
             let text = value.to_string();
             prop_assert_eq!(check(text.as_bytes()), Ok(()));
             let padded = format!("  {text}  ");
@@ -571,7 +570,7 @@ mod tests {
         }
 
         #[test]
-        fn no_bytes_make_the_scanner_panic_and_what_it_accepts_without_extensions_is_json(bytes in "[\\[\\]{}\",:\\\\ntrue01.eE+-]{0,40}") {
+        fn arbitrary_bytes_never_panic_and_accepted_ones_are_json(bytes in "[\\[\\]{}\",:\\\\ntrue01.eE+-]{0,40}") {
             if check(bytes.as_bytes()).is_ok() {
                 prop_assert!(serde_json::from_str::<serde_json::Value>(&bytes).is_ok() || bytes.contains(['e', 'E']), "{}", bytes);
             }
@@ -596,7 +595,7 @@ mod tests {
     }
 
     #[test]
-    fn an_export_keeps_every_token_and_has_one_line() {
+    fn compact_json_keeps_tokens_verbatim_on_one_line() {
         let text = "{ \"a b\" : [1e999, 12345678901234567890123,\r\n \"\\ud800 \\\" \\\\\"], \"x\": {} }";
         let compact = compact(text).expect("JSON");
         assert_eq!(compact, "{\"a b\":[1e999,12345678901234567890123,\"\\ud800 \\\" \\\\\"],\"x\":{}}");

@@ -1,8 +1,8 @@
 //! The links to traces, datasets and experiments that the SDKs print.
 //!
-//! A link asks the server where a page of the UI is: `v1/session/redirect/projects/?trace_id=...&path=...`, with the base64
-//! of the client's `url_override` in `path`. The server builds the page's address from that (protocol dossier, corrections:
-//! origin). Behind the agent it would be an address of the agent, so the agent puts the server's in its place.
+//! A link asks the server for the address of a UI page: `v1/session/redirect/projects/?trace_id=...&path=...`, with the
+//! base64 of the client's `url_override` in `path`. The server builds the page's address from that (protocol dossier,
+//! corrections: origin). Through the agent that would be the agent's address, so the agent replaces it by the server's.
 
 use std::borrow::Cow;
 
@@ -12,7 +12,7 @@ use base64::engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig};
 use http::Uri;
 use percent_encoding::percent_decode_str;
 
-/// Where such links lead, below the server's base.
+/// Path of such links, below the server's base.
 const REDIRECT_PATH: &str = "v1/session/redirect/";
 
 /// Returns whether a normalised path below the server's base is one of the redirects.
@@ -20,10 +20,10 @@ pub fn is_redirect(path: &str) -> bool {
     path.starts_with(REDIRECT_PATH)
 }
 
-/// Returns the query of a redirect with the server's address in place of the agent's, or `None` when it names no address
+/// Replaces the agent's address in the query of a redirect by the server's; `None` if the query has no address
 /// of the agent. `host` is the host by which the client reached the agent.
 ///
-/// Everything else of the query stays as it came, and so does a `path` that is no base64, no URL, or another server's.
+/// The rest of the query is unchanged, and so is a `path` that is not base64, not a URL, or another server's.
 pub fn with_server_address(query: &str, host: &str, url_override: &str) -> Option<String> {
     let mut is_changed = false;
     let parameters = query.split('&').map(|parameter| {
@@ -36,7 +36,7 @@ pub fn with_server_address(query: &str, host: &str, url_override: &str) -> Optio
             return Cow::Borrowed(parameter);
         }
         is_changed = true;
-        // As the SDK writes it: of the characters of base64, only the plus means something else in a query.
+        // Encoded like the SDK: of the base64 alphabet, only the plus has another meaning in a query.
         let encoded = base64::engine::general_purpose::STANDARD.encode(url_override).replace('+', "%2B");
         Cow::Owned(format!("path={encoded}"))
     });
@@ -48,7 +48,7 @@ fn decoded(text: &str) -> Cow<'_, str> {
     percent_decode_str(text).decode_utf8_lossy()
 }
 
-/// Reads the base64 of a URL, with or without padding, in either alphabet. A plus that was not encoded arrives as a space.
+/// Decodes the base64 of a URL, with or without padding, in either alphabet. An unencoded plus arrives as a space.
 fn named_url(value: &str) -> Option<Uri> {
     const LENIENT: GeneralPurposeConfig = GeneralPurposeConfig::new()
         .with_decode_padding_mode(DecodePaddingMode::Indifferent)
@@ -60,7 +60,7 @@ fn named_url(value: &str) -> Option<Uri> {
     std::str::from_utf8(&url).ok()?.trim().parse().ok()
 }
 
-/// Returns whether a URL leads to the host by which the agent was reached. `localhost` and the loopback addresses are one
+/// Returns whether a URL has the host by which the agent was reached. `localhost` and the loopback addresses are one
 /// host.
 fn is_agent(url: &Uri, host: &str) -> bool {
     let port_of_scheme = match url.scheme_str() {
@@ -92,7 +92,7 @@ mod tests {
     const SERVER: &str = "https://www.comet.com/opik/api/";
 
     #[test]
-    fn the_server_builds_links_to_itself() {
+    fn redirects_get_the_servers_address() {
         let expected = STANDARD.encode(SERVER);
         for host_and_url in [
             ("127.0.0.1:6745", "http://127.0.0.1:6745/api/"),
@@ -130,7 +130,7 @@ mod tests {
     }
 
     #[test]
-    fn an_address_that_is_not_the_agents_stays_as_it_came() {
+    fn other_addresses_are_unchanged() {
         for url in [
             "http://srv:5173/api/",
             "http://127.0.0.1:5173/api/",
@@ -155,7 +155,7 @@ mod tests {
     }
 
     #[test]
-    fn only_the_redirects_of_the_sdks_are_touched() {
+    fn other_paths_are_unchanged() {
         for kind in ["projects", "datasets", "experiments", "optimizations"] {
             assert!(is_redirect(&format!("v1/session/redirect/{kind}")));
         }

@@ -1,16 +1,16 @@
-//! The content types that Opik's server reads.
+//! The content types that Opik's server accepts.
 //!
-//! Its resources are annotated `@Consumes(application/json)` by class, with few exceptions; its OpenAPI file is made from
-//! the same annotations. JAX-RS answers 415 to every other type, and to a body without a type, because no reader takes
-//! `application/octet-stream` for an object. Parameters such as the charset don't count, and an empty body needs no type
-//! (read in Jersey's `MethodSelectingRouter` and `ReaderInterceptorExecutor`).
+//! Its resources are annotated `@Consumes(application/json)` by class, with few exceptions; its OpenAPI file is made
+//! from the same annotations. JAX-RS answers 415 to every other type, and to a payload without a type, because no
+//! reader parses `application/octet-stream` into an object. Parameters such as the charset don't matter, and an empty
+//! body needs no type (read in Jersey's `MethodSelectingRouter` and `ReaderInterceptorExecutor`).
 
 use super::operations::Class;
 use super::otlp;
 use super::routes::operation;
 use crate::message::MessageType;
 
-/// Writes whose body is not JSON, or that have none: what they carry is for the server to judge.
+/// Writes whose payload is not JSON, or that have none: the server validates it.
 const NOT_JSON: [(&str, &str); 31] = [
     ("POST", "oauth/revoke"),
     ("POST", "oauth/token"),
@@ -45,10 +45,10 @@ const NOT_JSON: [(&str, &str); 31] = [
     ("DELETE", "v1/private/workspaces/configurations"),
 ];
 
-/// Returns why the server would answer 415 to a write, or `None` if it would read it.
+/// Returns why the server would answer 415 to a write, or `None` if it would accept it.
 ///
-/// `path` is below the server's base. `content_types` are the values of every `Content-Type` header; one that is no text
-/// is `None`. A read is the server's to judge, and so is a write that it knows and the agent doesn't.
+/// `path` is below the server's base. `content_types` are the values of every `Content-Type` header; one that is not
+/// text is `None`. Reads, and writes unknown to the agent, are left to the server.
 pub fn unsupported<'a>(
     method: &str,
     path: &str,
@@ -65,7 +65,7 @@ pub fn unsupported<'a>(
             || is_otlp && otlp::Format::from_content_type(content_type).is_some()
     };
     let expected = if is_otlp { "application/x-protobuf or application/json" } else { "application/json" };
-    // The deletions that are kept have no body; a type that they name all the same is compared by the server as well.
+    // Protected deletions have no body; the server still validates a type that they declare.
     let is_typed_by_class = is_json || matches!(operation.class, Class::Protected(_) | Class::Deferrable(_));
     if !is_typed_by_class {
         return None;
@@ -95,7 +95,7 @@ mod tests {
     }
 
     #[test]
-    fn content_types_that_the_server_rejects_are_known() {
+    fn content_types_are_rejected_as_by_the_server() {
         const TRACES: &str = "v1/private/traces";
         const OTLP: &str = "v1/private/otel/v1/traces";
         for (content_type, json, otlp) in [
@@ -129,7 +129,7 @@ mod tests {
                 assert_eq!(judge("POST", path, content_type), json, "{path} {content_type:?}");
             }
             assert_eq!(judge("POST", OTLP, content_type), otlp, "OTLP {content_type:?}");
-            // The server's own business.
+            // Left to the server.
             for (method, path) in [
                 ("GET", TRACES),
                 ("PUT", "v1/private/attachment/upload"),
@@ -140,7 +140,7 @@ mod tests {
             }
             let deletion = judge("DELETE", "v1/private/traces/x", content_type);
             assert_eq!(deletion, json || content_type.is_none(), "a deletion with {content_type:?}");
-            // What is passed on and has no type at all is the server's to judge, too.
+            // A pass-through request without a type is left to the server.
             let search = judge("POST", "v1/private/traces/search", content_type);
             assert_eq!(search, json || content_type.is_none(), "a search with {content_type:?}");
         }
@@ -150,7 +150,7 @@ mod tests {
         assert!(unsupported("POST", TRACES, true, [None].into_iter()).is_some());
     }
 
-    /// Returns method and path of the writes of the OpenAPI file that name another type than JSON for their body, or none.
+    /// Returns method and path of the writes in the OpenAPI file whose body has another type than JSON, or none.
     fn not_json_in_the_openapi_file() -> BTreeSet<(String, String)> {
         let file = include_str!("../../tests/fixtures/openapi.yaml");
         let paths = file.lines().skip_while(|line| *line != "paths:").skip(1);
@@ -180,7 +180,7 @@ mod tests {
     }
 
     #[test]
-    fn the_routes_that_read_no_json_are_those_of_the_openapi_file() {
+    fn routes_without_json_match_the_openapi_file() {
         let mut expected = not_json_in_the_openapi_file();
         // The server's source has a second method for JSON, which the file leaves out.
         assert!(expected.remove(&("POST".to_owned(), "v1/private/otel/v1/traces".to_owned())));

@@ -1,22 +1,33 @@
-//! Every write of Opik's HTTP interface, and what the agent does with it.
+//! Every write of Opik's HTTP interface, and its class.
 //!
-//! One row per POST, PUT, PATCH and DELETE of the server's OpenAPI file; a test walks that file. The classes and reasons
-//! are those of the protocol dossier's section i, except that making a comment needs an answer: its id is the server's.
+//! One row per POST, PUT, PATCH and DELETE of the server's OpenAPI file; a test walks that file. The classes and
+//! reasons are those of the protocol dossier's section i, except that creating a comment needs the response: the server
+//! assigns its id.
 
-use super::attachment::Step;
 use crate::message::MessageType;
 
-/// What the agent does with a write.
+/// A client's step of the attachment upload flow.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Step {
+    /// `POST upload-start`
+    Start,
+    /// `PUT upload`
+    Put,
+    /// `POST upload-complete`
+    Complete,
+}
+
+/// How the agent handles a write.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Class {
-    /// Kept while the server is away: one of the SDK's message types.
+    /// Stored during an outage: one of the SDK's message types.
     Protected(MessageType),
-    /// Kept too: the client supplies every id and needs nothing from the answer but its status. Where that depends on
-    /// the body, [`super::inspection`] says whether it holds for this one.
+    /// Stored as well: the client supplies every id and needs only the status of the response. If that depends on
+    /// the payload, [`super::inspection`] decides for each request.
     Deferrable(MessageType),
     /// A step of the attachment upload flow.
     Upload(Step),
-    /// Passed through, never kept: the client needs the server's answer.
+    /// Passed through, never stored: the client needs the server's response.
     NeedsAnswer,
 }
 
@@ -25,9 +36,9 @@ pub enum Class {
 pub struct Operation {
     /// The method, upper case.
     pub method: &'static str,
-    /// The path below the server's base; `{...}` stands for one segment.
+    /// The path below the server's base; `{...}` matches one segment.
     pub path: &'static str,
-    /// What the agent does with it.
+    /// How the agent handles it.
     pub class: Class,
     /// Why, for developers.
     pub why: &'static str,
@@ -94,7 +105,7 @@ pub const OPERATIONS: &[Operation] = &[
     upload("POST", "v1/private/attachment/upload-start", Step::Start),
     upload("PUT", "v1/private/attachment/upload", Step::Put),
 
-    // Other writes that can be kept.
+    // Other writes that can be stored.
     deferrable("POST", "v1/private/annotation-queues/{id}/items/add", MessageType::AddQueueItems, "ids are given and form a set"),
     deferrable("POST", "v1/private/annotation-queues/{id}/items/delete", MessageType::RemoveQueueItems, "ids are given; repeatable"),
     deferrable("POST", "v1/private/attachment/delete", MessageType::DeleteAttachments, "names are given; repeatable"),
@@ -137,7 +148,7 @@ pub const OPERATIONS: &[Operation] = &[
     deferrable("PATCH", "v1/private/traces/threads/comments/{commentId}", MessageType::UpdateThreadComment, "the last write wins"),
     deferrable("PATCH", "v1/private/traces/comments/{commentId}", MessageType::UpdateTraceComment, "the last write wins"),
 
-    // What needs the server's answer.
+    // Writes that need the server's response.
     ask("POST", "oauth/authorize", AUTHENTICATION),
     ask("POST", "oauth/register", AUTHENTICATION),
     ask("POST", "oauth/revoke", AUTHENTICATION),
@@ -300,12 +311,12 @@ mod tests {
     }
 
     #[test]
-    fn every_write_of_the_openapi_file_is_classified_once_and_no_other() {
+    fn the_table_has_exactly_the_writes_of_the_openapi_file() {
         let file = writes_of_the_openapi_file();
         assert_eq!(file.len(), 188);
         let table: Vec<_> = OPERATIONS.iter().map(|o| (o.method.to_owned(), o.path.to_owned())).collect();
         let distinct: BTreeSet<_> = table.iter().cloned().collect();
-        assert_eq!(distinct.len(), table.len(), "an operation stands in the table twice");
+        assert_eq!(distinct.len(), table.len(), "an operation is in the table twice");
         assert_eq!(file.difference(&distinct).collect::<Vec<_>>(), Vec::<&(String, String)>::new());
         assert_eq!(distinct.difference(&file).collect::<Vec<_>>(), Vec::<&(String, String)>::new());
         assert!(OPERATIONS.iter().all(|operation| !operation.why.is_empty()));

@@ -1,8 +1,8 @@
-//! What we need to know of an OTLP/HTTP traces request (protocol dossier, section d).
+//! Parses and divides OTLP/HTTP trace requests (protocol dossier, section d).
 //!
-//! Protobuf is read by a walker over the wire format with a table of the fields that OpenTelemetry's `trace.proto` has:
-//! generated code would bring a compiler for the schema and copy every attribute of a request of which we want the ids.
-//! The walker copies nothing, and it takes fields that it does not know as newer exporters' and passes them over.
+//! Protobuf is parsed by a walker over the wire format with a table of the fields of OpenTelemetry's `trace.proto`:
+//! generated code would need a schema compiler and copy every attribute of a request although we need only the ids.
+//! The walker copies nothing and skips unknown fields, which newer exporters may send.
 
 pub mod roots;
 
@@ -13,15 +13,15 @@ use base64::Engine;
 use serde_json::{Map, Value, json};
 use thiserror::Error;
 
-use super::answers::Reply;
 use super::inspection::Inspection;
 use super::json::{Kind, NotJson, Scanner};
+use super::reply::Reply;
 use crate::message::{Effect, EntityKey, EntityKind, Touch};
 
 /// The header that names the project; the Python exporter sends it in lower case.
 pub const PROJECT_HEADER: &str = "projectName";
 
-/// How an exporter encodes a request, and wants its answer.
+/// The encoding of a request and of its response.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Format {
     /// `application/x-protobuf`
@@ -31,7 +31,7 @@ pub enum Format {
 }
 
 impl Format {
-    /// Reads a `Content-Type`; its parameters don't matter. `None` for any that the endpoint does not take.
+    /// Parses a `Content-Type`, ignoring its parameters. `None` for types that the endpoint rejects.
     pub fn from_content_type(value: &str) -> Option<Self> {
         let essence = value.split(';').next().unwrap_or("").trim();
         if essence.eq_ignore_ascii_case("application/x-protobuf") {
@@ -44,18 +44,18 @@ impl Format {
     }
 }
 
-/// Why a request is none.
+/// Why a payload is not an OTLP request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 pub enum NotOtlp {
-    /// The bytes are no protobuf message.
+    /// The bytes are not a protobuf message.
     #[error("not a protobuf message")]
     Protobuf,
-    /// The text is no JSON.
+    /// The text is not JSON.
     #[error(transparent)]
     Json(#[from] NotJson),
 }
 
-/// Returns the success for a request that was stored: an empty `ExportTraceServiceResponse` in the request's encoding.
+/// Returns the success reply for a stored request: an empty `ExportTraceServiceResponse` in the request's encoding.
 pub fn success(format: Format) -> Reply {
     match format {
         // A message without fields has no bytes.
@@ -64,10 +64,10 @@ pub fn success(format: Format) -> Reply {
     }
 }
 
-/// Returns how many spans an `ExportTraceServiceResponse` in protobuf says were rejected, and its words; `None` when it
-/// says nothing of it. The answer may be cut at its end.
+/// Parses the number of rejected spans and the error text of a protobuf `ExportTraceServiceResponse`; `None` if it
+/// has neither. The response may be truncated.
 pub(super) fn rejected_spans(content: &[u8]) -> Option<(u64, String)> {
-    let fields = |content: &[u8], found: &mut dyn FnMut(u64, Wire<'_>)| {
+    let fields = |content: &[u8], found: &mut dyn FnMut(u64, WireValue<'_>)| {
         let mut fields = Fields { rest: content };
         loop {
             let before = fields.rest;
@@ -75,12 +75,12 @@ pub(super) fn rejected_spans(content: &[u8]) -> Option<(u64, String)> {
                 Ok(Some((number, value))) => found(number, value),
                 Ok(None) => return,
                 Err(_) => {
-                    // A field with a length whose end is cut off: what is there of it.
+                    // A truncated length-delimited field: its available part.
                     let mut cut = Fields { rest: before };
                     if let (Ok(tag), Ok(_)) = (cut.varint(), cut.varint())
                         && tag & 7 == 2
                     {
-                        found(tag >> 3, Wire::Bytes(cut.rest));
+                        found(tag >> 3, WireValue::Bytes(cut.rest));
                     }
                     return;
                 }
@@ -89,34 +89,34 @@ pub(super) fn rejected_spans(content: &[u8]) -> Option<(u64, String)> {
     };
     let mut said = None;
     fields(content, &mut |number, value| {
-        let (1, Wire::Bytes(partial_success)) = (number, value) else { return };
+        let (1, WireValue::Bytes(partial_success)) = (number, value) else { return };
         let (rejected, words) = said.get_or_insert((0, String::new()));
         fields(partial_success, &mut |number, value| match (number, value) {
-            (1, Wire::Varint(count)) => *rejected = count,
-            (2, Wire::Bytes(text)) => *words = String::from_utf8_lossy(text).into_owned(),
+            (1, WireValue::Varint(count)) => *rejected = count,
+            (2, WireValue::Bytes(text)) => *words = String::from_utf8_lossy(text).into_owned(),
             _ => {}
         });
     });
     said
 }
 
-/// What a request is about.
+/// The contents of a request.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Traces {
-    /// How many spans it has.
+    /// Number of spans.
     pub spans: u32,
-    /// The traces of OpenTelemetry that they belong to, and those of Opik that they name.
+    /// Their OpenTelemetry traces, and the Opik traces that they name.
     pub touches: Vec<Touch>,
-    /// `service.name` of its resources, each once.
+    /// `service.name` of its resources, deduplicated.
     pub services: Vec<String>,
 }
 
 impl Traces {
-    /// Reads a request.
+    /// Parses a request.
     ///
     /// # Errors
     ///
-    /// [`NotOtlp`] when no server could read it.
+    /// [`NotOtlp`] if no server could parse it.
     pub fn read(format: Format, content: &[u8]) -> Result<Self, NotOtlp> {
         let mut traces = Self::default();
         match format {
@@ -129,13 +129,13 @@ impl Traces {
         Ok(traces)
     }
 
-    /// Returns what delivery needs to know of a request of this project.
+    /// Returns the attributes that delivery needs, for a request of this project.
     pub fn inspection(self, project: Option<String>) -> Inspection {
         Inspection { touches: self.touches, items: self.spans, project, ..Inspection::default() }
     }
 
     fn trace(&mut self, id: &[u8]) {
-        // 16 bytes in every valid request; what else it may be is only kept in order with itself.
+        // 16 bytes in every valid request; any other id is only ordered with itself.
         let key = match <[u8; 16]>::try_from(id) {
             Ok(id) => EntityKey::from_parts(EntityKind::OtelTrace, id),
             Err(_) => EntityKey::new(EntityKind::OtelTrace, &hex(id)),
@@ -148,7 +148,7 @@ impl Traces {
     }
 
     fn service(&mut self, name: &str) {
-        // Most requests have one; others are made distinct at the end, or many would be compared with many.
+        // Most requests have a single one; deduplicated at the end to avoid quadratic comparisons.
         if self.services.last().is_none_or(|last| last != name) {
             self.services.push(name.to_owned());
         }
@@ -218,7 +218,7 @@ impl Traces {
         }
         match (key, scanner.peek()?) {
             ("traceId" | "trace_id", Kind::String) => {
-                // Written as hexadecimal digits; EntityKey reads 32 of them as 16 bytes.
+                // Hexadecimal digits; EntityKey parses 32 of them as 16 bytes.
                 let id = scanner.string()?;
                 self.touches.push(Touch { key: EntityKey::new(EntityKind::OtelTrace, &id), effect: Effect::Annotate });
                 Ok(())
@@ -235,60 +235,77 @@ impl Traces {
 
 // Pieces.
 
-/// Where the messages in a protobuf request lie, down to the spans: resource_spans, scope_spans, spans (`trace.proto`).
+/// FieldSchema numbers on the path to the spans of a protobuf request: resource_spans, scope_spans, spans
+/// (`trace.proto`).
 const SPAN_FIELDS: [u64; 3] = [1, 2, 2];
-/// The same in OTLP's JSON, each in its two spellings.
+/// The same path in OTLP's JSON, each member in its two spellings.
 const SPAN_MEMBERS: [[&str; 2]; 3] =
     [["resourceSpans", "resource_spans"], ["scopeSpans", "scope_spans"], ["spans", "spans"]];
 
-/// Returns how many spans a request has, as [`piece`] counts them.
+/// Returns the number of spans of a request, as counted by [`piece`].
 ///
 /// # Errors
 ///
-/// [`NotOtlp`] when no server could read it.
+/// [`NotOtlp`] if no server could parse it.
 pub fn span_count(format: Format, content: &[u8]) -> Result<usize, NotOtlp> {
-    // What only repeats the look at the content is done here, once, and not for every piece.
+    // Validation happens once here, and not for every piece.
     Traces::read(format, content)?;
     Ok(cut(format, content, &(0..0))?.1)
 }
 
-/// Returns a request with only these spans of another one, counted from 0 in the order in which they stand there.
+/// Returns a request with only these spans of another one, counted from 0 in document order.
 ///
-/// Every span, resource and scope is as the exporter wrote it, byte for byte, and so is all else beside the spans:
-/// schema URLs, and fields that only newer exporters know. Resources and scopes without any of these spans are left out.
+/// Every span, resource and scope is byte for byte as the exporter sent it, and so is everything beside the spans:
+/// schema URLs, and unknown fields of newer exporters. Resources and scopes without any of these spans are omitted.
 ///
 /// # Errors
 ///
-/// [`NotOtlp`] when no server could read the whole.
+/// [`NotOtlp`] if no server could parse the whole request.
 pub fn piece(format: Format, content: &[u8], spans: Range<usize>) -> Result<Vec<u8>, NotOtlp> {
     Ok(cut(format, content, &spans)?.0)
 }
 
-/// Returns a request with these spans only, and how many spans the whole has.
+/// The spans to copy, and the number of spans passed so far.
+struct SpanSelection<'a> {
+    content: &'a [u8],
+    wanted: &'a Range<usize>,
+    seen: usize,
+}
+
+impl SpanSelection<'_> {
+    /// Passes the next span; returns whether it is wanted.
+    fn takes_next(&mut self) -> bool {
+        let is_wanted = self.wanted.contains(&self.seen);
+        self.seen += 1;
+        is_wanted
+    }
+}
+
+/// Returns a request with only these spans, and the number of spans of the whole.
 fn cut(format: Format, content: &[u8], wanted: &Range<usize>) -> Result<(Vec<u8>, usize), NotOtlp> {
-    let (mut piece, mut seen) = (Vec::new(), 0);
+    let mut piece = Vec::new();
+    let mut selection = SpanSelection { content, wanted, seen: 0 };
     match format {
-        Format::Protobuf => drop(cut_protobuf(&SPAN_FIELDS, content, wanted, &mut seen, &mut piece)?),
+        Format::Protobuf => drop(cut_protobuf(&SPAN_FIELDS, content, &mut selection, &mut piece)?),
         Format::Json => {
             let mut scanner = Scanner::new(content)?;
             if scanner.peek()? == Kind::Object {
-                cut_json(&SPAN_MEMBERS, &mut scanner, content, wanted, &mut seen, &mut piece)?;
+                cut_json(&SPAN_MEMBERS, &mut scanner, &mut selection, &mut piece)?;
             } else {
-                // No spans to choose from, and nothing that is no JSON comes of it.
+                // There are no spans to select, and the result must still be JSON.
                 piece.extend_from_slice(content);
             }
         }
     }
-    Ok((piece, seen))
+    Ok((piece, selection.seen))
 }
 
-/// Writes a message with the wanted spans only, which lie in it as deep as there are `fields`, and says whether it has
-/// any. `seen` counts the spans on the way.
+/// Copies a message with only the wanted spans, which are nested as deep as there are `fields`; returns whether it has
+/// any.
 fn cut_protobuf(
     fields: &[u64],
     content: &[u8],
-    wanted: &Range<usize>,
-    seen: &mut usize,
+    selection: &mut SpanSelection<'_>,
     piece: &mut Vec<u8>,
 ) -> Result<bool, NotOtlp> {
     let Some((field, deeper)) = fields.split_first() else { return Ok(false) };
@@ -299,16 +316,15 @@ fn cut_protobuf(
         let Some((number, value)) = reader.next_field()? else { return Ok(has_any) };
         let whole = &before[..before.len() - reader.rest.len()];
         match value {
-            Wire::Bytes(_) if number == *field && deeper.is_empty() => {
-                if wanted.contains(seen) {
+            WireValue::Bytes(_) if number == *field && deeper.is_empty() => {
+                if selection.takes_next() {
                     piece.extend_from_slice(whole);
                     has_any = true;
                 }
-                *seen += 1;
             }
-            Wire::Bytes(inner) if number == *field => {
+            WireValue::Bytes(inner) if number == *field => {
                 let mut kept = Vec::new();
-                if cut_protobuf(deeper, inner, wanted, seen, &mut kept)? {
+                if cut_protobuf(deeper, inner, selection, &mut kept)? {
                     put_varint(piece, number << 3 | 2);
                     put_varint(piece, kept.len() as u64);
                     piece.append(&mut kept);
@@ -320,19 +336,18 @@ fn cut_protobuf(
     }
 }
 
-/// The same for an object of OTLP's JSON. An array that is there twice stays there twice: whichever of them the server
-/// reads, it finds in all pieces together what it would have found in the whole.
+/// The same for an object of OTLP's JSON. A duplicate array stays a duplicate: whichever one the server
+/// parses, all pieces together contain what the whole request did.
 fn cut_json(
     members: &[[&str; 2]],
     scanner: &mut Scanner<'_>,
-    content: &[u8],
-    wanted: &Range<usize>,
-    seen: &mut usize,
+    selection: &mut SpanSelection<'_>,
     piece: &mut Vec<u8>,
 ) -> Result<bool, NotJson> {
+    let content = selection.content;
     let Some((names, deeper)) = members.split_first() else { return Ok(false) };
     let mut has_any = false;
-    // Arrays of this object, and what stands in their place.
+    // Arrays of this object, and their replacements.
     let mut arrays: Vec<(Range<usize>, Vec<u8>)> = Vec::new();
     let object = scanner.object(|key, scanner| {
         if !names.contains(&key) || scanner.peek()? != Kind::Array {
@@ -343,13 +358,12 @@ fn cut_json(
             let mut item = Vec::new();
             if deeper.is_empty() {
                 let span = scanner.skip_value()?;
-                if wanted.contains(seen) {
+                if selection.takes_next() {
                     item.extend_from_slice(&content[span]);
                 }
-                *seen += 1;
             } else if scanner.peek()? != Kind::Object {
                 return scanner.skip_value().map(drop);
-            } else if !cut_json(deeper, scanner, content, wanted, seen, &mut item)? {
+            } else if !cut_json(deeper, scanner, selection, &mut item)? {
                 return Ok(());
             }
             if !item.is_empty() {
@@ -384,7 +398,7 @@ fn put_varint(to: &mut Vec<u8>, mut value: u64) {
     to.push(value as u8);
 }
 
-/// Names the Opik trace that a span belongs to, in place of one derived from its OTel trace.
+/// The attribute that names the Opik trace of a span, instead of the one derived from its OTel trace.
 const OPIK_TRACE_ATTRIBUTE: &str = "opik.trace_id";
 
 /// Calls `member` with each member of each object of an array, and with whether it is the object's first.
@@ -405,7 +419,7 @@ fn objects(
     scanner.array(item).map(drop)
 }
 
-/// Calls `attribute` with key and text of each attribute that has a text.
+/// Calls `attribute` with key and text of each attribute with a text value.
 fn json_attributes(scanner: &mut Scanner<'_>, mut attribute: impl FnMut(&str, &str)) -> Result<(), NotJson> {
     let mut name = String::new();
     let mut text: Option<String> = None;
@@ -433,21 +447,22 @@ fn json_attributes(scanner: &mut Scanner<'_>, mut attribute: impl FnMut(&str, &s
     })
 }
 
-/// Returns a protobuf request as OTLP's JSON, for people; `None` when it is no protobuf message.
+/// Converts a protobuf request to OTLP's JSON, for people; `None` if it is not a protobuf message.
 pub fn to_json(content: &[u8]) -> Option<Value> {
     check(&REQUEST, content, 0).ok()?;
     Some(json_of(&REQUEST, content))
 }
 
-/// Returns whether a protobuf request has at most this many values, of which each may take a byte here and hundreds of them
-/// in memory as JSON. One that is no protobuf message has none.
+/// Returns whether a protobuf request has at most this many values: each may take one byte here and hundreds of bytes
+/// in memory as JSON. A payload that is not a protobuf message has none.
 pub fn has_at_most(values: usize, content: &[u8]) -> bool {
-    fn count(message: &Message, content: &[u8], depth: usize, left: &mut usize) -> Option<()> {
+    fn count(message: &MessageSchema, content: &[u8], depth: usize, left: &mut usize) -> Option<()> {
         let mut fields = Fields { rest: content };
         while let Ok(Some((number, value))) = fields.next_field() {
             *left = left.checked_sub(1)?;
             let field = message.fields.iter().find(|field| field.number == number);
-            if let (Some(Field { kind: Type::Message(inner), .. }), Wire::Bytes(bytes)) = (field, value)
+            if let (Some(FieldSchema { kind: Type::MessageSchema(inner), .. }), WireValue::Bytes(bytes)) =
+                (field, value)
                 && depth < DEPTH_MAX
             {
                 count(inner, bytes, depth + 1, left)?;
@@ -460,35 +475,35 @@ pub fn has_at_most(values: usize, content: &[u8]) -> bool {
 
 // The wire format.
 
-/// A value as it stands on the wire.
-enum Wire<'a> {
+/// A value in wire format.
+enum WireValue<'a> {
     Varint(u64),
     Fixed64(u64),
     Bytes(&'a [u8]),
     Fixed32(u32),
 }
 
-/// Reads the fields of a message one after the other.
+/// Iterates over the fields of a message.
 struct Fields<'a> {
     rest: &'a [u8],
 }
 
 impl<'a> Fields<'a> {
     /// Returns the next field's number and value, `None` at the end.
-    fn next_field(&mut self) -> Result<Option<(u64, Wire<'a>)>, NotOtlp> {
+    fn next_field(&mut self) -> Result<Option<(u64, WireValue<'a>)>, NotOtlp> {
         if self.rest.is_empty() {
             return Ok(None);
         }
         let tag = self.varint()?;
         let value = match tag & 7 {
-            0 => Wire::Varint(self.varint()?),
-            1 => Wire::Fixed64(u64::from_le_bytes(self.array()?)),
+            0 => WireValue::Varint(self.varint()?),
+            1 => WireValue::Fixed64(u64::from_le_bytes(self.array()?)),
             2 => {
                 let length = usize::try_from(self.varint()?).map_err(|_| NotOtlp::Protobuf)?;
-                Wire::Bytes(self.take(length)?)
+                WireValue::Bytes(self.take(length)?)
             }
-            5 => Wire::Fixed32(u32::from_le_bytes(self.array()?)),
-            // Groups, which no OTLP message has, and what does not exist.
+            5 => WireValue::Fixed32(u32::from_le_bytes(self.array()?)),
+            // Groups, which OTLP does not use, and invalid wire types.
             _ => return Err(NotOtlp::Protobuf),
         };
         match tag >> 3 {
@@ -501,7 +516,7 @@ impl<'a> Fields<'a> {
         let mut value = 0_u64;
         for shift in (0..70).step_by(7) {
             let [byte] = self.array()?;
-            // Bits past the 64th are dropped, as protobuf's own readers do.
+            // Bits past the 64th are dropped, as in protobuf's own parsers.
             value |= u64::from(byte & 0x7f).checked_shl(shift).unwrap_or(0);
             if byte & 0x80 == 0 {
                 return Ok(value);
@@ -521,19 +536,19 @@ impl<'a> Fields<'a> {
     }
 }
 
-/// Iterates over a message that was checked.
+/// Iterates over a validated message.
 impl<'a> Iterator for Fields<'a> {
-    type Item = (u64, Wire<'a>);
+    type Item = (u64, WireValue<'a>);
 
     fn next(&mut self) -> Option<Self::Item> {
         self.next_field().ok().flatten()
     }
 }
 
-/// Returns the values of a field that has a length: messages, texts, bytes.
+/// Returns the values of a length-delimited field: messages, texts, bytes.
 fn messages(content: &[u8], wanted: u64) -> impl Iterator<Item = &[u8]> {
     Fields { rest: content }.filter_map(move |(number, value)| match value {
-        Wire::Bytes(bytes) if number == wanted => Some(bytes),
+        WireValue::Bytes(bytes) if number == wanted => Some(bytes),
         _ => None,
     })
 }
@@ -547,15 +562,15 @@ fn attributes(content: &[u8], field: u64) -> impl Iterator<Item = (&[u8], &[u8])
     })
 }
 
-// The schema: opentelemetry-proto, `trace/v1/trace.proto` and what it imports.
+// The schema: opentelemetry-proto, `trace/v1/trace.proto` and its imports.
 
-struct Message {
-    fields: &'static [Field],
+struct MessageSchema {
+    fields: &'static [FieldSchema],
 }
 
-struct Field {
+struct FieldSchema {
     number: u64,
-    /// As OTLP's JSON spells it.
+    /// The name in OTLP's JSON.
     name: &'static str,
     kind: Type,
     is_repeated: bool,
@@ -563,41 +578,41 @@ struct Field {
 
 enum Type {
     Text,
-    /// Ids, which OTLP's JSON writes as hexadecimal digits.
+    /// Ids, hexadecimal digits in OTLP's JSON.
     Id,
     Bytes,
     Unsigned,
     Signed,
     Bool,
     Double,
-    /// Times in nanoseconds, which OTLP's JSON writes as text.
+    /// Times in nanoseconds, text in OTLP's JSON.
     Time,
     Flags,
-    Message(&'static Message),
+    MessageSchema(&'static MessageSchema),
 }
 
-const fn one(number: u64, name: &'static str, kind: Type) -> Field {
-    Field { number, name, kind, is_repeated: false }
+const fn one(number: u64, name: &'static str, kind: Type) -> FieldSchema {
+    FieldSchema { number, name, kind, is_repeated: false }
 }
 
-const fn many(number: u64, name: &'static str, message: &'static Message) -> Field {
-    Field { number, name, kind: Type::Message(message), is_repeated: true }
+const fn many(number: u64, name: &'static str, message: &'static MessageSchema) -> FieldSchema {
+    FieldSchema { number, name, kind: Type::MessageSchema(message), is_repeated: true }
 }
 
-static REQUEST: Message = Message { fields: &[many(1, "resourceSpans", &RESOURCE_SPANS)] };
-static RESOURCE_SPANS: Message = Message {
+static REQUEST: MessageSchema = MessageSchema { fields: &[many(1, "resourceSpans", &RESOURCE_SPANS)] };
+static RESOURCE_SPANS: MessageSchema = MessageSchema {
     fields: &[
-        one(1, "resource", Type::Message(&RESOURCE)),
+        one(1, "resource", Type::MessageSchema(&RESOURCE)),
         many(2, "scopeSpans", &SCOPE_SPANS),
         one(3, "schemaUrl", Type::Text),
     ],
 };
-static RESOURCE: Message =
-    Message { fields: &[many(1, "attributes", &KEY_VALUE), one(2, "droppedAttributesCount", Type::Unsigned)] };
-static SCOPE_SPANS: Message = Message {
-    fields: &[one(1, "scope", Type::Message(&SCOPE)), many(2, "spans", &SPAN), one(3, "schemaUrl", Type::Text)],
+static RESOURCE: MessageSchema =
+    MessageSchema { fields: &[many(1, "attributes", &KEY_VALUE), one(2, "droppedAttributesCount", Type::Unsigned)] };
+static SCOPE_SPANS: MessageSchema = MessageSchema {
+    fields: &[one(1, "scope", Type::MessageSchema(&SCOPE)), many(2, "spans", &SPAN), one(3, "schemaUrl", Type::Text)],
 };
-static SCOPE: Message = Message {
+static SCOPE: MessageSchema = MessageSchema {
     fields: &[
         one(1, "name", Type::Text),
         one(2, "version", Type::Text),
@@ -605,7 +620,7 @@ static SCOPE: Message = Message {
         one(4, "droppedAttributesCount", Type::Unsigned),
     ],
 };
-static SPAN: Message = Message {
+static SPAN: MessageSchema = MessageSchema {
     fields: &[
         one(1, "traceId", Type::Id),
         one(2, "spanId", Type::Id),
@@ -621,11 +636,11 @@ static SPAN: Message = Message {
         one(12, "droppedEventsCount", Type::Unsigned),
         many(13, "links", &LINK),
         one(14, "droppedLinksCount", Type::Unsigned),
-        one(15, "status", Type::Message(&STATUS)),
+        one(15, "status", Type::MessageSchema(&STATUS)),
         one(16, "flags", Type::Flags),
     ],
 };
-static EVENT: Message = Message {
+static EVENT: MessageSchema = MessageSchema {
     fields: &[
         one(1, "timeUnixNano", Type::Time),
         one(2, "name", Type::Text),
@@ -633,7 +648,7 @@ static EVENT: Message = Message {
         one(4, "droppedAttributesCount", Type::Unsigned),
     ],
 };
-static LINK: Message = Message {
+static LINK: MessageSchema = MessageSchema {
     fields: &[
         one(1, "traceId", Type::Id),
         one(2, "spanId", Type::Id),
@@ -643,74 +658,75 @@ static LINK: Message = Message {
         one(6, "flags", Type::Flags),
     ],
 };
-static STATUS: Message = Message { fields: &[one(2, "message", Type::Text), one(3, "code", Type::Unsigned)] };
-static KEY_VALUE: Message =
-    Message { fields: &[one(1, "key", Type::Text), one(2, "value", Type::Message(&ANY_VALUE))] };
-static ANY_VALUE: Message = Message {
+static STATUS: MessageSchema =
+    MessageSchema { fields: &[one(2, "message", Type::Text), one(3, "code", Type::Unsigned)] };
+static KEY_VALUE: MessageSchema =
+    MessageSchema { fields: &[one(1, "key", Type::Text), one(2, "value", Type::MessageSchema(&ANY_VALUE))] };
+static ANY_VALUE: MessageSchema = MessageSchema {
     fields: &[
         one(1, "stringValue", Type::Text),
         one(2, "boolValue", Type::Bool),
         one(3, "intValue", Type::Signed),
         one(4, "doubleValue", Type::Double),
-        one(5, "arrayValue", Type::Message(&ARRAY_VALUE)),
-        one(6, "kvlistValue", Type::Message(&KEY_VALUE_LIST)),
+        one(5, "arrayValue", Type::MessageSchema(&ARRAY_VALUE)),
+        one(6, "kvlistValue", Type::MessageSchema(&KEY_VALUE_LIST)),
         one(7, "bytesValue", Type::Bytes),
     ],
 };
-static ARRAY_VALUE: Message = Message { fields: &[many(1, "values", &ANY_VALUE)] };
-static KEY_VALUE_LIST: Message = Message { fields: &[many(1, "values", &KEY_VALUE)] };
+static ARRAY_VALUE: MessageSchema = MessageSchema { fields: &[many(1, "values", &ANY_VALUE)] };
+static KEY_VALUE_LIST: MessageSchema = MessageSchema { fields: &[many(1, "values", &KEY_VALUE)] };
 
-/// How deep messages may lie in each other, as protobuf's own readers have it.
+/// Maximum nesting depth, as in protobuf's own parsers.
 const DEPTH_MAX: usize = 100;
 
-/// Checks that a message and all that lie in it can be read to their ends.
-fn check(message: &Message, content: &[u8], depth: usize) -> Result<(), NotOtlp> {
+/// Validates a message and its nested messages.
+fn check(message: &MessageSchema, content: &[u8], depth: usize) -> Result<(), NotOtlp> {
     if depth > DEPTH_MAX {
         return Err(NotOtlp::Protobuf);
     }
     let mut fields = Fields { rest: content };
     while let Some((number, value)) = fields.next_field()? {
         let field = message.fields.iter().find(|field| field.number == number);
-        if let (Some(Field { kind: Type::Message(inner), .. }), Wire::Bytes(bytes)) = (field, value) {
+        if let (Some(FieldSchema { kind: Type::MessageSchema(inner), .. }), WireValue::Bytes(bytes)) = (field, value) {
             check(inner, bytes, depth + 1)?;
         }
     }
     Ok(())
 }
 
-/// Returns a message that was checked as JSON.
-fn json_of(message: &Message, content: &[u8]) -> Value {
+/// Converts a validated message to JSON.
+fn json_of(message: &MessageSchema, content: &[u8]) -> Value {
     let mut shown = Map::new();
     for (number, value) in (Fields { rest: content }) {
         let Some(field) = message.fields.iter().find(|field| field.number == number) else {
-            // A newer exporter's: shown by its number, because it is sent on.
+            // An unknown field of a newer exporter: shown by its number, because it is forwarded.
             let name = format!("unknownField{number}");
             if let Value::Array(values) = shown.entry(name).or_insert_with(|| json!([])) {
                 values.push(match value {
-                    Wire::Varint(number) | Wire::Fixed64(number) => json!(number),
-                    Wire::Fixed32(number) => json!(number),
-                    Wire::Bytes(bytes) => json!(base64::engine::general_purpose::STANDARD.encode(bytes)),
+                    WireValue::Varint(number) | WireValue::Fixed64(number) => json!(number),
+                    WireValue::Fixed32(number) => json!(number),
+                    WireValue::Bytes(bytes) => json!(base64::engine::general_purpose::STANDARD.encode(bytes)),
                 });
             }
             continue;
         };
         let value = match (&field.kind, value) {
-            (Type::Message(inner), Wire::Bytes(bytes)) => json_of(inner, bytes),
-            (Type::Text, Wire::Bytes(bytes)) => json!(String::from_utf8_lossy(bytes)),
-            (Type::Id, Wire::Bytes(bytes)) => json!(hex(bytes)),
-            (Type::Bytes, Wire::Bytes(bytes)) => json!(base64::engine::general_purpose::STANDARD.encode(bytes)),
-            (Type::Unsigned, Wire::Varint(number)) => json!(number),
-            (Type::Signed, Wire::Varint(number)) => json!(number.cast_signed().to_string()),
-            (Type::Bool, Wire::Varint(number)) => json!(number != 0),
-            (Type::Double, Wire::Fixed64(bits)) => match f64::from_bits(bits) {
+            (Type::MessageSchema(inner), WireValue::Bytes(bytes)) => json_of(inner, bytes),
+            (Type::Text, WireValue::Bytes(bytes)) => json!(String::from_utf8_lossy(bytes)),
+            (Type::Id, WireValue::Bytes(bytes)) => json!(hex(bytes)),
+            (Type::Bytes, WireValue::Bytes(bytes)) => json!(base64::engine::general_purpose::STANDARD.encode(bytes)),
+            (Type::Unsigned, WireValue::Varint(number)) => json!(number),
+            (Type::Signed, WireValue::Varint(number)) => json!(number.cast_signed().to_string()),
+            (Type::Bool, WireValue::Varint(number)) => json!(number != 0),
+            (Type::Double, WireValue::Fixed64(bits)) => match f64::from_bits(bits) {
                 number if number.is_finite() => json!(number),
-                // JSON has no number for these; protobuf's mapping writes their names.
+                // JSON has no such numbers; protobuf's JSON mapping uses their names.
                 number if number.is_nan() => json!("NaN"),
                 number => json!(if number > 0.0 { "Infinity" } else { "-Infinity" }),
             },
-            (Type::Time, Wire::Fixed64(nanoseconds)) => json!(nanoseconds.to_string()),
-            (Type::Flags, Wire::Fixed32(bits)) => json!(bits),
-            // Of another wire type than the schema's: passed over, as unknown fields are.
+            (Type::Time, WireValue::Fixed64(nanoseconds)) => json!(nanoseconds.to_string()),
+            (Type::Flags, WireValue::Fixed32(bits)) => json!(bits),
+            // WireValue type differs from the schema: skipped like an unknown field.
             _ => continue,
         };
         match (field.is_repeated, shown.get_mut(field.name)) {
@@ -733,7 +749,7 @@ mod tests {
     use super::*;
     use crate::message::{Body, Encoding};
 
-    /// A field with a length.
+    /// Encodes a length-delimited field.
     fn field(number: u8, content: &[u8]) -> Vec<u8> {
         let length = [(content.len() & 0x7f) as u8 | 0x80, (content.len() >> 7) as u8];
         [&[number << 3 | 2][..], &length, content].concat()
@@ -759,7 +775,7 @@ mod tests {
     }
 
     #[test]
-    fn a_protobuf_request_tells_its_traces_spans_and_services() {
+    fn protobuf_requests_are_parsed() {
         let traces = Traces::read(Format::Protobuf, &request()).expect("a request");
         assert_eq!(traces.spans, 2);
         assert_eq!(traces.services, ["checkout"]);
@@ -768,7 +784,7 @@ mod tests {
     }
 
     #[test]
-    fn a_json_request_tells_the_same() {
+    fn json_requests_are_parsed_alike() {
         let id = "01".repeat(16);
         let opik = "01a20445-0b53-7443-881b-86277651b909";
         let content = format!(
@@ -787,7 +803,7 @@ mod tests {
     }
 
     #[test]
-    fn people_see_the_fields_of_a_newer_exporter_too() {
+    fn unknown_fields_are_shown() {
         let shown = to_json(&[request(), field(9, b"new"), vec![10 << 3, 7], vec![10 << 3, 8]].concat());
         let shown = shown.expect("a request");
         assert_eq!(shown["unknownField9"], json!(["bmV3"]));
@@ -795,7 +811,7 @@ mod tests {
     }
 
     #[test]
-    fn people_see_protobuf_as_json() {
+    fn protobuf_is_converted_to_json() {
         let shown = to_json(&request()).expect("a request");
         assert_eq!(shown["resourceSpans"][0]["resource"]["attributes"][0]["value"]["stringValue"], "checkout");
         let spans = &shown["resourceSpans"][0]["scopeSpans"][0]["spans"];
@@ -805,12 +821,12 @@ mod tests {
     }
 
     #[test]
-    fn what_is_cut_or_no_protobuf_is_refused() {
+    fn truncated_or_foreign_bytes_are_rejected() {
         let whole = request();
         for cut in [1, 2, 20, whole.len() - 1] {
             assert_eq!(Traces::read(Format::Protobuf, &whole[..cut]), Err(NotOtlp::Protobuf), "cut at {cut}");
         }
-        // Also where only a message inside is broken.
+        // Also if only a nested message is corrupt.
         assert!(Traces::read(Format::Protobuf, &field(1, &field(2, b"\x0a\x7f"))).is_err());
         for content in [&b"not protobuf"[..], b"{}", b"\x00", b"\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\x01"] {
             assert_eq!(Traces::read(Format::Protobuf, content), Err(NotOtlp::Protobuf), "{content:?}");
@@ -818,14 +834,14 @@ mod tests {
     }
 
     #[test]
-    fn attributes_lie_in_each_other_as_deep_as_protobufs_own_readers_allow() {
+    fn nesting_is_limited_as_in_protobufs_parsers() {
         let nested = |levels| (0..levels).fold(Vec::new(), |inner, _| field(5, &field(1, &inner)));
         assert_eq!(check(&ANY_VALUE, &nested(50), 0), Ok(()));
         assert_eq!(check(&ANY_VALUE, &nested(51), 0), Err(NotOtlp::Protobuf));
     }
 
     #[test]
-    fn formats_are_read_without_case_and_parameters() {
+    fn content_types_parse_without_case_and_parameters() {
         for (value, format) in [
             ("application/x-protobuf", Some(Format::Protobuf)),
             ("Application/JSON; charset=utf-8", Some(Format::Json)),
@@ -839,8 +855,8 @@ mod tests {
         assert_eq!(success(Format::Protobuf).body, "");
     }
 
-    /// What each span of a protobuf request is to the server: the bytes of its resource, of its scope, and its own,
-    /// with all that stands beside them.
+    /// Each span of a protobuf request as the server sees it: the bytes of its resource, of its scope, and its own,
+    /// with everything beside them.
     fn spans_with_surroundings(content: &[u8]) -> Vec<[Vec<u8>; 4]> {
         let beside = |content: &[u8], field: u64| -> Vec<u8> {
             let mut found = Vec::new();
@@ -875,11 +891,11 @@ mod tests {
             assert_eq!(span_count(Format::Protobuf, &piece), Ok(spans.len()));
             found.extend(spans);
         }
-        assert!(found == spans_with_surroundings(content), "spans are lost or stand in another resource or scope");
+        assert!(found == spans_with_surroundings(content), "spans are lost or are in another resource or scope");
     }
 
     #[test]
-    fn what_an_exporter_sent_is_whole_in_its_pieces() {
+    fn pieces_contain_the_whole_request() {
         let captured = include_str!("../../tests/fixtures/http/otlp-http-python-1.45.2.jsonl");
         let mut spans_most = 0;
         for line in captured.lines() {
@@ -901,7 +917,7 @@ mod tests {
     }
 
     #[test]
-    fn a_piece_of_json_has_its_spans_with_their_resource_and_scope() {
+    fn json_pieces_keep_resource_and_scope() {
         let content = concat!(
             r#" {"new": 1, "resourceSpans" : [ {"resource": {"x": NaN}, "scopeSpans": [{"scope":{"name":"s"}, "spans": [{"spanId":"a"} , {"spanId":"b"}],"#,
             r#""schemaUrl":"u"}, {"spans":[]}, {"spans":[{"spanId":"c"}]}]}, {"resource": 2, "scope_spans": [{"spans": [{"spanId":"d"}]}], "later":[]} ] } "#
@@ -923,7 +939,7 @@ mod tests {
         assert!(span_count(Format::Json, b"{").is_err());
     }
 
-    /// A request of resources, of scopes, of so many spans each, with fields that nobody knows at every level.
+    /// A request with random resources, scopes and spans, and unknown fields at every level.
     fn any_request() -> impl Strategy<Value = Vec<u8>> {
         prop::collection::vec(prop::collection::vec(0_usize..5, 0..4), 0..4).prop_map(|resources| {
             let mut id = 0;
@@ -949,12 +965,12 @@ mod tests {
 
     proptest! {
         #[test]
-        fn pieces_of_a_request_are_the_request(content in any_request(), size in 1_usize..9) {
+        fn pieces_concatenate_to_the_request(content in any_request(), size in 1_usize..9) {
             assert_pieces_are_the_whole(&content, size);
         }
 
         #[test]
-        fn no_bytes_make_the_reader_panic(mut bytes in prop::collection::vec(any::<u8>(), 0..60), flip in 0_usize..100, to: u8) {
+        fn arbitrary_bytes_never_panic(mut bytes in prop::collection::vec(any::<u8>(), 0..60), flip in 0_usize..100, to: u8) {
             let _ = Traces::read(Format::Protobuf, &bytes);
             bytes = request();
             let at = flip % bytes.len();

@@ -1,28 +1,28 @@
-//! "Accepted, but": a success that says inside that a part of the request was thrown away.
+//! Partial success: a success response which reports that part of the request was discarded.
 //!
-//! Opik itself takes a request or refuses it; what stands in front of it (an OpenTelemetry collector, a gateway) may take
-//! a part. Shapes that are read:
+//! Opik accepts or rejects a request as a whole; a front (an OpenTelemetry collector, a gateway) may accept
+//! part of it. Shapes that are parsed:
 //!
-//! | answer | what it says |
+//! | response | discarded items |
 //! | --- | --- |
-//! | `ExportTraceServiceResponse`, protobuf or JSON | `partial_success`: how many spans were rejected, and why |
-//! | 2xx with a list `errors` that is not empty | one for each item |
-//! | 207 with statuses of items (`status`, `statusCode`, `code`, in any list) | those of 400 and above |
-//! | 207 with anything else that is no list | some, nobody knows how many |
+//! | `ExportTraceServiceResponse`, protobuf or JSON | `partial_success`: number of rejected spans, and the reason |
+//! | 2xx with a non-empty list `errors` | one per entry |
+//! | 207 with statuses of items (`status`, `statusCode`, `code`, in any list) | those with 400 and above |
+//! | 207 with anything else that is not a list | an unknown number |
 //!
-//! OTLP: no rejected spans and a message is a warning, and the request is taken whole.
+//! OTLP: a message without rejected spans is a warning; the whole request was accepted.
 
 use serde_json::Value;
 
 use super::otlp;
 use super::recognise::{Endpoint, Recognised, Seen, recognise};
 
-/// What an answer says was thrown away.
+/// The items that a response reports as discarded.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Partial {
-    /// How many items; `None` when it does not say.
+    /// Their number; `None` if unknown.
     pub rejected: Option<u64>,
-    /// The server's words, for people.
+    /// The server's error text.
     pub words: String,
 }
 
@@ -35,12 +35,12 @@ impl std::fmt::Display for Partial {
     }
 }
 
-/// How much of the server's words is kept.
+/// Limit of the error text, in characters.
 const WORDS_CHARACTERS_MAX: usize = 300;
 
-/// Reads what a success says was thrown away; `None` when it says nothing of the kind.
+/// Parses the discarded items of a success response; `None` if it reports none.
 ///
-/// `body` may be cut at its end: then what can be read of it counts.
+/// `body` may be truncated: then its readable part counts.
 pub fn partial(status: u16, content_type: Option<&str>, body: &[u8]) -> Option<Partial> {
     if !(200..300).contains(&status) || body.is_empty() {
         return None;
@@ -74,18 +74,18 @@ pub fn partial(status: u16, content_type: Option<&str>, body: &[u8]) -> Option<P
     }
 }
 
-/// Returns whose answer it is, and what it says was thrown away: the one place where the two questions meet.
+/// Recognises the sender of a response and parses its discarded items: the only place that combines the two.
 ///
-/// What names something that was thrown away is Opik's word and no confirmation; a partial success that throws nothing
-/// away confirms.
+/// A response with discarded items is Opik's and not a confirmation; a partial success that discards nothing
+/// is a confirmation.
 pub fn judge(endpoint: Endpoint, seen: &Seen<'_>) -> (Recognised, Option<Partial>) {
     let recognised = recognise(endpoint, seen);
     let is_write = matches!(endpoint, Endpoint::Write(_));
     let thrown_away = if is_write { partial(seen.status, seen.content_type, seen.body) } else { None };
     match (recognised, thrown_away) {
-        // A page, or an error of somebody else's, counts nothing.
+        // An HTML page, or a front's error, reports no items.
         (Recognised::Foreign(foreign), Some(Partial { rejected: None, .. })) => (Recognised::Foreign(foreign), None),
-        // A plain 200 with an error in it is a gateway's way to say that it failed; Opik accepts a part with another code.
+        // A 200 with an error inside is a gateway's failure; a partial success has another status.
         (Recognised::Foreign(foreign), Some(_)) if seen.status == 200 => (Recognised::Foreign(foreign), None),
         (_, Some(partial)) => (Recognised::Partial, Some(partial)),
         (Recognised::Partial, None) => (Recognised::Confirmed, None),
@@ -106,12 +106,12 @@ fn short(text: &str) -> String {
     words.collect::<String>().trim().to_owned()
 }
 
-/// A number, also as the text that protobuf's JSON makes of 64 bits.
+/// Parses a number, or the text that protobuf's JSON mapping uses for 64-bit numbers.
 fn number(value: &Value) -> Option<u64> {
     value.as_u64().or_else(|| value.as_str()?.trim().parse().ok())
 }
 
-/// Returns how many items of a multi-status failed; `None` when no list of items with statuses is there.
+/// Returns the number of failed items in a multi-status response; `None` without a list of item statuses.
 fn failed_items(value: &Value) -> Option<u64> {
     let lists: Vec<&Vec<Value>> = match value {
         Value::Array(list) => vec![list],
@@ -133,7 +133,7 @@ mod tests {
     const PROTOBUF: Option<&str> = Some("application/x-protobuf");
 
     #[test]
-    fn what_a_success_threw_away_is_read_from_every_shape() {
+    fn discarded_items_are_parsed_from_every_shape() {
         let two = |words: &str| Some(Partial { rejected: Some(2), words: words.to_owned() });
         let protobuf = b"\x0a\x0d\x08\x02\x12\x09too large";
         type Case<'a> = (u16, Option<&'a str>, &'a [u8], Option<Partial>);
@@ -146,7 +146,7 @@ mod tests {
             (200, JSON, br#"{"partialSuccess":null}"#, None),
             (200, JSON, b"{}", None),
             (200, PROTOBUF, protobuf, two("too large")),
-            // Cut in the middle of the message.
+            // Truncated in the middle of the message.
             (200, PROTOBUF, &protobuf[..12], two("too large").map(|cut| Partial { words: "too la".into(), ..cut })),
             (200, PROTOBUF, b"\x0a\x05\x12\x03low", None),
             (200, PROTOBUF, b"", None),

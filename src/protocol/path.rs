@@ -1,25 +1,25 @@
-//! How a request's path is read: as the front of an Opik server reads it.
+//! Path normalisation, as done by the front of an Opik server.
 //!
-//! Clients concatenate addresses: `url_override` ends in a slash and `/v1/...` is appended, and what arrives is
-//! `/api//v1/...`. Opik's nginx decodes a path once, merges its slashes and drops segments that are `.`, and the server
-//! behind it ignores parameters (`;x=1`) and a slash at the end. [`normalise`] does the same, so that a write is known as
-//! one in every spelling that reaches its endpoint. Where the front does not decode (a server without nginx refuses an
-//! encoded slash), the agent protects a write that the server would have refused, and the server still refuses it.
+//! Clients concatenate addresses: `url_override` ends in a slash and `/v1/...` is appended, which results in
+//! `/api//v1/...`. Opik's nginx decodes a path once, merges slashes and drops `.` segments, and the server behind it
+//! ignores parameters (`;x=1`) and a trailing slash. [`normalise`] does the same, so that a write is recognised in
+//! every spelling that reaches its endpoint. If the front does not decode (a server without nginx rejects an encoded
+//! slash), the agent protects a write that the server would have rejected, and the server still rejects it.
 //!
-//! The normalised path is also what a stored message keeps: replay may reach the server through another front, and the
-//! plain spelling leads to the same endpoint through all of them. A live request is sent as it came.
+//! A stored message has the normalised path: replay may reach the server through another front, and the
+//! normalised spelling means the same endpoint to all of them. A live request is forwarded verbatim.
 //!
-//! # Segments that lead elsewhere than they say
+//! # Dot segments
 //!
-//! `..` is refused in every spelling. A program on the way (nginx, a load balancer, the server's own container) may
-//! resolve it, and each resolves another spelling: `%2e%2e`, `..%2f`, `..\`, `..;x`. What the agent takes for one path
-//! would be another to the server: a read that passes through could be a write, or leave the API. No client of Opik sends
-//! any of them. A plain `.`, encoded once or not, leads nowhere else to any of them, and is dropped; in other spellings
-//! (`.;x`, `%252e`) it is refused as well.
+//! `..` is rejected in every spelling. A program between agent and server (nginx, a load balancer, the servlet
+//! container) may resolve it, and each resolves other spellings: `%2e%2e`, `..%2f`, `..\`, `..;x`. The path that the
+//! agent validates would differ from the server's: a pass-through read could be a write, or leave the API. No client of
+//! Opik sends any of them. A `.`, plain or encoded once, means the same to all of them and is dropped; other spellings
+//! (`.;x`, `%252e`) are rejected as well.
 
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_decode_str, percent_encode};
 
-/// What is percent-encoded in a normalised path: everything but the characters of a path segment (RFC 3986, `pchar`).
+/// Characters that are percent-encoded in a normalised path: all except those of a path segment (RFC 3986, `pchar`).
 /// A semicolon would begin a parameter.
 const ENCODED: &AsciiSet = &NON_ALPHANUMERIC
     .remove(b'/')
@@ -40,29 +40,29 @@ const ENCODED: &AsciiSet = &NON_ALPHANUMERIC
     .remove(b':')
     .remove(b'@');
 
-/// Why a path is refused.
+/// Why a path is rejected.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum PathFault {
-    /// A program on the way could resolve a segment.
+    /// It has a dot segment that a program on the way could resolve.
     #[error("the path holds a segment that is . or .. in some spelling, which leads elsewhere than it says")]
     DotSegment,
-    /// No server reads it: nginx and Opik's own server answer 400.
+    /// No server parses it: nginx and Opik's own server answer 400.
     #[error("the path holds a percent sign that encodes no character")]
     Malformed,
 }
 
-/// Returns a path in the one spelling in which it is compared and stored: it begins with a slash and ends without one.
+/// Normalises a path for comparison and storage: the result has a leading and no trailing slash.
 ///
 /// # Errors
 ///
-/// [`PathFault`] for a path that could lead elsewhere than it says, or that no server reads.
+/// [`PathFault`] for a path with dot segments, or one that no server parses.
 pub fn normalise(path: &str) -> Result<String, PathFault> {
     let is_encoded = |after: &str| {
         let digits = after.as_bytes().get(..2);
         digits.is_some_and(|digits| digits.iter().all(u8::is_ascii_hexdigit) && digits != b"00")
     };
     if !path.split('%').skip(1).all(is_encoded) {
-        // What is both is told by what it tries.
+        // Of two faults, the dot segment is reported.
         return Err(if has_dot_segment(path) { PathFault::DotSegment } else { PathFault::Malformed });
     }
     let decoded: Vec<u8> = percent_decode_str(path).collect();
@@ -81,10 +81,10 @@ pub fn normalise(path: &str) -> Result<String, PathFault> {
     Ok(normal)
 }
 
-/// Returns the rest of a path below a prefix, spelled as it came: nothing, or what begins with a slash. `prefix` is
+/// Returns the rest of a path below a prefix, verbatim: empty, or with a leading slash. `prefix` is
 /// normalised, or empty.
 ///
-/// Returns `None` when the path is elsewhere, and when an encoded slash hides where the prefix ends.
+/// Returns `None` if the path is not below the prefix, or if an encoded slash obscures the end of the prefix.
 pub fn below<'path>(path: &'path str, prefix: &str) -> Option<&'path str> {
     let mut rest = path;
     for wanted in prefix.split('/').filter(|segment| !segment.is_empty()) {
@@ -103,7 +103,7 @@ pub fn below<'path>(path: &'path str, prefix: &str) -> Option<&'path str> {
     (rest.is_empty() || rest.starts_with('/')).then_some(rest)
 }
 
-/// Returns the segments of a decoded path that name something: not those that are empty or `.`.
+/// Returns the segments of a decoded path except empty ones and `.`.
 fn significant(decoded: &[u8]) -> impl Iterator<Item = &[u8]> {
     decoded.split(|byte| *byte == b'/').filter(|segment| !segment.is_empty() && *segment != b".")
 }
@@ -112,14 +112,14 @@ fn without_parameters(segment: &[u8]) -> &[u8] {
     segment.split(|byte| *byte == b';').next().unwrap_or_default()
 }
 
-/// How often a text is decoded: each program on the way may do it once.
+/// Maximum number of decodings: each program on the way may decode once.
 const DECODINGS_MAX: usize = 4;
 
 /// Returns whether a segment of a path is `.` or `..` to any program that could read it.
 pub fn has_dot_segment(path: impl Into<Vec<u8>>) -> bool {
     let mut text = path.into();
     for _ in 0..=DECODINGS_MAX {
-        // A program may cut parameters (`;x`) before or after it decodes, and some end a text at a control character.
+        // A program may strip parameters (`;x`) before or after decoding, and some truncate at a control character.
         let mut segments = text.split(|byte| matches!(byte, b'/' | b'\\'));
         if segments.any(is_dots) {
             return true;
@@ -130,7 +130,7 @@ pub fn has_dot_segment(path: impl Into<Vec<u8>>) -> bool {
         }
         text = decoded;
     }
-    // Encoded more often than anybody does in earnest.
+    // Encoded more often than any legitimate client does.
     true
 }
 
@@ -147,7 +147,7 @@ fn is_dots(segment: &[u8]) -> bool {
     (1..=2).contains(&dots)
 }
 
-/// Decodes once: `%2e`, IIS's `%u002e`, and the overlong UTF-8 of the three characters that matter.
+/// Decodes once: `%2e`, IIS's `%u002e`, and overlong UTF-8 of the three relevant characters.
 fn decode(text: &[u8]) -> Vec<u8> {
     let mut decoded = Vec::with_capacity(text.len());
     let mut rest = text;
@@ -170,7 +170,7 @@ fn overlong(decoded: &mut Vec<u8>, byte: u8) {
     decoded.push(byte);
 }
 
-/// Reads what follows a percent sign.
+/// Parses the escape after a percent sign.
 fn hex(text: &[u8]) -> Option<(u8, &[u8])> {
     let digit = |at: usize| text.get(at).and_then(|byte| (*byte as char).to_digit(16));
     let pair = |at: usize| Some(u8::try_from(digit(at)? * 16 + digit(at + 1)?).unwrap_or_default());
@@ -187,7 +187,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_spelling_of_a_dot_segment_is_found() {
+    fn dot_segments_are_detected_in_every_spelling() {
         for segment in [
             "..",
             ".",
@@ -227,7 +227,7 @@ mod tests {
     }
 
     #[test]
-    fn dots_in_a_name_are_no_dot_segment() {
+    fn dots_inside_names_are_allowed() {
         for path in [
             "/",
             "//",
@@ -255,7 +255,7 @@ mod tests {
     }
 
     #[test]
-    fn every_spelling_of_a_path_is_one_path() {
+    fn all_spellings_of_a_path_normalise_to_one() {
         for (normal, spellings) in [
             ("/", &["", "/", "//", "/.", "/./", "/%2e", "/%2E//", "%2F", "/;x=1/"][..]),
             (
@@ -294,7 +294,7 @@ mod tests {
     }
 
     #[test]
-    fn no_spelling_of_a_step_up_is_resolved() {
+    fn parent_segments_are_rejected_in_every_spelling() {
         for path in [
             "/api/../secret",
             "/api/v1/%2e%2e/x",
@@ -323,7 +323,7 @@ mod tests {
     }
 
     #[test]
-    fn a_path_that_no_server_reads_is_refused() {
+    fn unparsable_paths_are_rejected() {
         for path in
             ["/%", "/tags/50%", "/tags/%2", "/tags/%zz", "/tags/%2g/x", "/%%32%35", "/tags/%00", "/%u0041", "/%\u{e9}"]
         {
@@ -332,7 +332,7 @@ mod tests {
     }
 
     #[test]
-    fn a_path_below_a_prefix_keeps_its_spelling() {
+    fn paths_below_a_prefix_keep_their_spelling() {
         for (path, prefix, expected) in [
             ("/api/v1/x", "/api", Some("/v1/x")),
             ("/api//v1/x/", "/api", Some("//v1/x/")),
@@ -357,14 +357,14 @@ mod tests {
 
     proptest! {
         #[test]
-        fn any_path_is_judged_without_a_panic(path in "[/.%;\\\\20ec5fau\u{e9}]{0,40}") {
+        fn arbitrary_paths_never_panic(path in "[/.%;\\\\20ec5fau\u{e9}]{0,40}") {
             let _ = has_dot_segment(&*path);
             let Ok(normal) = normalise(&path) else { return Ok(()) };
             prop_assert_eq!(normalise(&normal), Ok(normal.clone()), "normalised twice");
         }
 
         #[test]
-        fn a_prefix_and_its_rest_make_the_whole_path(path in "/[/.%;2fap]{0,20}") {
+        fn prefix_and_rest_concatenate_to_the_path(path in "/[/.%;2fap]{0,20}") {
             if let (Some(rest), Ok(normal)) = (below(&path, "/a"), normalise(&path)) {
                 let again = normalise(&format!("/a{rest}"));
                 prop_assert_eq!(again, Ok(normal));

@@ -1,10 +1,11 @@
-//! Which entities a delivered message leaves on the server, which reads show them, and what an answer shows.
+//! Read-back: the entities that a delivered message leaves on the server, the requests that show them, and parsing the
+//! responses.
 //!
-//! Sources: the OpenAPI file for every read, and the server's `FilterQueryBuilder.java` for what it does not say: the
+//! Sources: the OpenAPI file for every read, and the server's `FilterQueryBuilder.java` for what the file omits: the
 //! filter operator `in` exists for enumerations and lists only, so no read takes a list of ids. Batches are therefore
-//! pages of `POST traces/search` and `POST spans/search`, which belong to a project and continue behind an id
-//! (`last_retrieved_id`). A page only ever says that something *is* there, so nothing depends on how the server sorts
-//! it; what no page shows is read by its id.
+//! pages of `POST traces/search` and `POST spans/search`, which belong to a project and continue after a cursor
+//! (`last_retrieved_id`). A page only proves that an entity *exists*, so nothing depends on the server's sort order;
+//! entities on no page are read by their ids.
 //!
 //! | kind | is expected after | read |
 //! | --- | --- | --- |
@@ -16,12 +17,12 @@
 //! | dataset item | put, update | `GET datasets/items/{itemId}` |
 //! | optimization | create with an id, update | `GET optimizations/{id}` |
 //!
-//! Feedback scores stand inside their trace, span or thread, by name. A deletion that is delivered later takes the
-//! expectation back. What is read back is that an entity is there, not each of its fields: the server merges.
+//! Feedback scores are part of their trace, span or thread, by name. A deletion that is delivered later cancels the
+//! expectation. Read-back verifies that an entity exists, not each of its fields: the server merges.
 //!
-//! Not to be read back: OTLP spans (the server makes their ids), guardrail and assertion results, comments, queue items
-//! and job logs (their ids are the server's, or no read names them), threads opened or closed, bulk uploads of experiment
-//! items, and attachments (`GET attachment/list` wants the server's id of the project).
+//! Read-back does not cover OTLP spans (the server derives their ids), guardrail and assertion results, comments, queue
+//! items and job logs (the server assigns their ids, or no read returns them), threads opened or closed, bulk uploads
+//! of experiment items, and attachments (`GET attachment/list` requires the server's id of the project).
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
@@ -34,7 +35,7 @@ use super::json::{Kind as Json, NotJson, Scanner};
 use super::routes::{Route, classify};
 use crate::message::{EntityKey, EntityKind, MessageType};
 
-/// The kinds of entity that can be read back.
+/// The kinds of entity that support read-back.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Kind {
     /// A trace.
@@ -56,7 +57,7 @@ pub enum Kind {
 }
 
 impl Kind {
-    /// Returns the word for people and documents.
+    /// Returns the word used in output.
     pub fn name(self) -> &'static str {
         match self {
             Self::Trace => "trace",
@@ -70,90 +71,90 @@ impl Kind {
         }
     }
 
-    /// Says whether whole pages of this kind can be read.
+    /// Returns whether this kind can be read in pages.
     pub fn has_pages(self) -> bool {
         matches!(self, Self::Trace | Self::Span)
     }
 }
 
-/// What a delivered message says about one entity.
+/// The effect of a delivered message on one entity.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Fact {
     /// Its kind.
     pub kind: Kind,
-    /// Its id: a UUID in lower case with hyphens, or what else the client wrote.
+    /// Its id: a UUID in lower case with hyphens, or the client's text verbatim.
     pub id: String,
-    /// The project that the message names for it.
+    /// Its project according to the message.
     pub project: Option<String>,
-    /// The trace that a span belongs to, as the message names it.
+    /// The trace of a span according to the message.
     pub trace: Option<String>,
-    /// What became of it.
+    /// The expected state.
     pub what: What,
 }
 
-/// What became of an entity.
+/// The expected state of an entity.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum What {
-    /// It is there.
+    /// It exists.
     There,
-    /// It is there, with all that its create says: not as the partial row that an update ahead of the create makes.
+    /// It exists with the data of its create: not as the partial record of an update that preceded the create.
     Made,
-    /// It is there, with a score of this name.
+    /// It exists, with a score of this name.
     Scored(String),
-    /// Its scores were taken away; whether any is left is not said.
+    /// Its scores were deleted; others may be left.
     Unscored,
-    /// It is gone, and so is what lies in it.
+    /// It was deleted, and so were its children.
     Gone,
 }
 
-/// Where a message names its entities.
-enum Names {
+/// The location of the entity ids in a message.
+enum IdLocation {
     /// Each item, in this member.
-    Item(&'static str),
+    ParsedItem(&'static str),
     /// The array of ids.
     Ids,
     /// The path.
     Path,
 }
 
-/// What is expected after messages of a type: the kind, where its ids stand, and what became of it.
-fn table(message_type: MessageType) -> Option<(Kind, Names, What)> {
+/// The expectation after messages of a type: kind, location of the ids, and state.
+fn table(message_type: MessageType) -> Option<(Kind, IdLocation, What)> {
+    use IdLocation::{Ids, ParsedItem, Path};
     use MessageType as T;
-    use Names::{Ids, Item, Path};
     use What::{Gone, Made, There, Unscored};
-    // The name of the score is filled in from the item.
+    // The item supplies the name of the score.
     let scored = || What::Scored(String::new());
     Some(match message_type {
-        T::CreateTrace | T::CreateTraceBatch => (Kind::Trace, Item("id"), Made),
+        T::CreateTrace | T::CreateTraceBatch => (Kind::Trace, ParsedItem("id"), Made),
         T::UpdateTrace => (Kind::Trace, Path, There),
         T::UpdateTraces => (Kind::Trace, Ids, There),
         T::DeleteTrace => (Kind::Trace, Path, Gone),
         T::DeleteTraces => (Kind::Trace, Ids, Gone),
-        T::AddTraceFeedbackScoresBatch => (Kind::Trace, Item("id"), scored()),
+        T::AddTraceFeedbackScoresBatch => (Kind::Trace, ParsedItem("id"), scored()),
         T::ScoreTrace => (Kind::Trace, Path, scored()),
         T::DeleteTraceScore => (Kind::Trace, Path, Unscored),
-        T::CreateSpan | T::CreateSpansBatch => (Kind::Span, Item("id"), Made),
+        T::CreateSpan | T::CreateSpansBatch => (Kind::Span, ParsedItem("id"), Made),
         T::UpdateSpan => (Kind::Span, Path, There),
         T::UpdateSpans => (Kind::Span, Ids, There),
         T::DeleteSpan => (Kind::Span, Path, Gone),
-        T::AddSpanFeedbackScoresBatch => (Kind::Span, Item("id"), scored()),
+        T::AddSpanFeedbackScoresBatch => (Kind::Span, ParsedItem("id"), scored()),
         T::ScoreSpan => (Kind::Span, Path, scored()),
         T::DeleteSpanScore => (Kind::Span, Path, Unscored),
-        T::AddThreadsFeedbackScoresBatch => (Kind::Thread, Item("thread_id"), scored()),
-        T::DeleteThreadScores => (Kind::Thread, Item("thread_id"), Unscored),
+        T::AddThreadsFeedbackScoresBatch => (Kind::Thread, ParsedItem("thread_id"), scored()),
+        T::DeleteThreadScores => (Kind::Thread, ParsedItem("thread_id"), Unscored),
         T::DeleteThreads => (Kind::Thread, Ids, Gone),
-        T::CreateExperiment => (Kind::Experiment, Item("id"), There),
+        T::CreateExperiment => (Kind::Experiment, ParsedItem("id"), There),
         T::UpdateExperiment => (Kind::Experiment, Path, There),
         T::UpdateExperiments | T::FinishExperiments => (Kind::Experiment, Ids, There),
         T::DeleteExperiments => (Kind::Experiment, Ids, Gone),
-        T::CreateExperimentItemsBatch => (Kind::ExperimentItem, Item("id"), There),
+        T::CreateExperimentItemsBatch => (Kind::ExperimentItem, ParsedItem("id"), There),
         T::DeleteExperimentItems => (Kind::ExperimentItem, Ids, Gone),
-        T::CreateDataset => (Kind::Dataset, Item("id"), There),
-        T::PutDatasetItems => (Kind::DatasetItem, Item("id"), There),
+        T::CreateDataset => (Kind::Dataset, ParsedItem("id"), There),
+        T::PutDatasetItems => (Kind::DatasetItem, ParsedItem("id"), There),
         T::UpdateDatasetItem => (Kind::DatasetItem, Path, There),
         T::UpdateDatasetItems => (Kind::DatasetItem, Ids, There),
         T::DeleteDatasetItems => (Kind::DatasetItem, Ids, Gone),
-        T::CreateOptimization | T::PutOptimization => (Kind::Optimization, Item("id"), There),
+        T::CreateOptimization | T::PutOptimization => (Kind::Optimization, ParsedItem("id"), There),
         T::UpdateOptimization => (Kind::Optimization, Path, There),
         T::CreateAttachment
         | T::OtlpTraces
@@ -178,7 +179,7 @@ fn table(message_type: MessageType) -> Option<(Kind, Names, What)> {
     })
 }
 
-/// Returns what a delivered message says about entities; `None` when nothing of it can be read back.
+/// Returns the effects of a delivered message; `None` if read-back does not cover it.
 ///
 /// `path` is the message's, below the server's base.
 pub fn facts(message_type: MessageType, method: &str, path: &str, content: &[u8]) -> Option<Vec<Fact>> {
@@ -190,15 +191,15 @@ pub fn facts(message_type: MessageType, method: &str, path: &str, content: &[u8]
     let mut found = Vec::new();
     let read = read_items(message_type, content, |item| {
         let id = match (&names, &path_id) {
-            (Names::Item(member), _) => item.text(member),
-            (Names::Ids, _) => item.id.clone(),
-            (Names::Path, id) => id.clone(),
+            (IdLocation::ParsedItem(member), _) => item.text(member),
+            (IdLocation::Ids, _) => item.id.clone(),
+            (IdLocation::Path, id) => id.clone(),
         };
         let what = match &what {
             What::Scored(_) => item.text("name").map(What::Scored),
             other => Some(other.clone()),
         };
-        // Only threads have free ids; the server takes no other entity under one that is no UUID.
+        // Only threads have free-form ids; the server rejects other entities without a UUID.
         let id = id.filter(|id| kind == Kind::Thread || Uuid::try_parse(id).is_ok());
         if let (Some(id), Some(what)) = (id, what) {
             let (project, trace) = (item.text("project_name"), item.text("trace_id").map(|id| canonical(&id)));
@@ -208,7 +209,7 @@ pub fn facts(message_type: MessageType, method: &str, path: &str, content: &[u8]
     match (read, names, path_id) {
         (Ok(()), _, _) => {}
         // A deletion by path has no body.
-        (Err(_), Names::Path, Some(id)) => {
+        (Err(_), IdLocation::Path, Some(id)) => {
             found.push(Fact { kind, id: canonical(&id), project: None, trace: None, what });
         }
         (Err(_), _, _) => return None,
@@ -216,42 +217,42 @@ pub fn facts(message_type: MessageType, method: &str, path: &str, content: &[u8]
     Some(found)
 }
 
-/// One spelling for all spellings of a UUID.
+/// Normalises the spelling of a UUID.
 fn canonical(id: &str) -> String {
     Uuid::try_parse(id).map_or_else(|_| id.to_owned(), |uuid| uuid.to_string())
 }
 
-/// What one lane's delivered messages leave on the server, as far as it was not shown yet.
+/// The entities of one lane that its delivered messages leave on the server and that were not verified yet.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Expectations(BTreeMap<(Kind, String), Expected>);
 
-/// An entity that the server has to show.
+/// An expected entity.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Expected {
-    /// The project that its messages name.
+    /// Its project.
     pub project: Option<String>,
     /// The trace of a span.
     trace: Option<String>,
-    /// Scores that it has to show.
+    /// Expected scores.
     pub scores: BTreeSet<String>,
-    /// The server was asked for it by its id, answered, and did not show it, or not all of its scores.
+    /// The server was queried by its id and did not return it, or not all of its scores.
     pub was_missing: bool,
-    /// The entity was shown; scores are missing, or it is partial.
+    /// The entity was returned; scores are missing, or it is partial.
     pub was_shown: bool,
     /// A create of it was delivered.
     is_made: bool,
-    /// It was shown as a partial row although its create was delivered.
+    /// It was returned as a partial record although its create was delivered.
     pub is_partial: bool,
 }
 
 impl Expectations {
-    /// Takes in what a delivered message says; messages come in the order in which the server confirmed them.
+    /// Applies the effect of a delivered message; messages are applied in the order of their confirmation.
     pub fn note(&mut self, fact: Fact) {
         let Fact { kind, id, project, trace, what } = fact;
         match what {
             What::Gone => {
                 if kind == Kind::Trace {
-                    // The spans of a deleted trace go with it.
+                    // The spans of a deleted trace are deleted with it.
                     self.0.retain(|_, expected| expected.trace.as_ref() != Some(&id));
                 }
                 self.0.remove(&(kind, id));
@@ -273,7 +274,7 @@ impl Expectations {
         }
     }
 
-    /// Takes in what the server shows; returns whether nothing more is expected of the entity.
+    /// Applies a response; returns whether the entity is completely verified.
     pub fn saw(&mut self, kind: Kind, shown: &Shown) -> bool {
         let key = (kind, shown.id.clone());
         let Some(expected) = self.0.get_mut(&key) else { return false };
@@ -290,37 +291,37 @@ impl Expectations {
         false
     }
 
-    /// Notes that the server was asked for an entity by its id and does not show all that is expected of it.
+    /// Records that a query by id did not return everything expected of an entity.
     pub fn missed(&mut self, kind: Kind, id: &str) {
         if let Some(expected) = self.0.get_mut(&(kind, id.to_owned())) {
             expected.was_missing = true;
         }
     }
 
-    /// Returns what is expected of an entity.
+    /// Returns the expectation of an entity.
     pub fn get(&self, kind: Kind, id: &str) -> Option<&Expected> {
         self.0.get(&(kind, id.to_owned()))
     }
 
-    /// Returns all that is expected.
+    /// Returns all expectations.
     pub fn iter(&self) -> impl Iterator<Item = (Kind, &str, &Expected)> {
         self.0.iter().map(|((kind, id), expected)| (*kind, id.as_str(), expected))
     }
 
-    /// Returns how many entities are expected.
+    /// Returns the number of expected entities.
     pub fn len(&self) -> usize {
         self.0.len()
     }
 
-    /// Says whether none is.
+    /// Returns whether no entity is expected.
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
 }
 
-/// What is read of one item: its members that are texts and have one of these names.
+/// The parsed members of an item: the texts with one of these names.
 #[derive(Default)]
-struct Item {
+struct ParsedItem {
     /// Of an array of ids.
     id: Option<String>,
     texts: Vec<(&'static str, String)>,
@@ -328,9 +329,9 @@ struct Item {
 
 const MEMBERS: [&str; 5] = ["id", "thread_id", "trace_id", "project_name", "name"];
 
-impl Item {
+impl ParsedItem {
     fn text(&self, member: &str) -> Option<String> {
-        // Of a member that is there twice the last one counts, as for the server's parser.
+        // Of a duplicate member the last one counts, as in the server's parser.
         self.texts.iter().rev().find(|(name, _)| *name == member).map(|(_, text)| text.clone())
     }
 
@@ -359,7 +360,7 @@ impl Item {
     }
 }
 
-fn read_items(message_type: MessageType, content: &[u8], mut each: impl FnMut(&Item)) -> Result<(), NotJson> {
+fn read_items(message_type: MessageType, content: &[u8], mut each: impl FnMut(&ParsedItem)) -> Result<(), NotJson> {
     let mut scanner = Scanner::new(content)?;
     match (item_list(message_type), scanner.peek()?) {
         (Some(ItemList::Member(member)), Json::Object) => scanner.object(|key, scanner| {
@@ -368,21 +369,21 @@ fn read_items(message_type: MessageType, content: &[u8], mut each: impl FnMut(&I
             }
             scanner
                 .array(|scanner| {
-                    each(&Item::read(scanner)?);
+                    each(&ParsedItem::read(scanner)?);
                     Ok(())
                 })
                 .map(drop)
         })?,
         (Some(ItemList::Body), _) | (Some(ItemList::Member(_)), _) => scanner.skip_value()?,
         (None, _) => {
-            each(&Item::read(&mut scanner)?);
+            each(&ParsedItem::read(&mut scanner)?);
             return Ok(());
         }
     };
     Ok(())
 }
 
-/// A read of the server.
+/// A read-only request to the server.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Read {
     /// `GET` or `POST`.
@@ -393,7 +394,7 @@ pub struct Read {
     pub body: Option<String>,
 }
 
-/// Returns the read that shows one entity, whatever its project where its id is enough.
+/// Returns the request for one entity; the project is ignored if the id is sufficient.
 pub fn one(kind: Kind, id: &str, project: Option<&str>) -> Read {
     let get = |path: String| Read { method: "GET", path: format!("v1/private/{path}"), body: None };
     match kind {
@@ -415,7 +416,7 @@ pub fn one(kind: Kind, id: &str, project: Option<&str>) -> Read {
     }
 }
 
-/// Returns the read that shows a trace or a span; `None` for any other entity.
+/// Returns the request for a trace or a span; `None` for any other entity.
 pub fn of_trace_or_span(entity: &EntityKey) -> Option<Read> {
     let kind = match entity.kind()? {
         EntityKind::Trace => Kind::Trace,
@@ -425,10 +426,11 @@ pub fn of_trace_or_span(entity: &EntityKey) -> Option<Read> {
     Some(one(kind, &entity.uuid().to_string(), None))
 }
 
-/// Entities that one page may show; the server's own limit is 2,000.
+/// Page size; the server's own limit is 2,000.
 pub const PAGE_LIMIT: usize = 1000;
 
-/// What a page leaves out, so that it costs little: everything but ids, starts and scores, of the names that both kinds know.
+/// Fields excluded from a page to keep it cheap: everything except ids, starts and scores, of the fields that both
+/// kinds have.
 pub(super) const EXCLUDED: [&str; 13] = [
     "name",
     "end_time",
@@ -445,7 +447,8 @@ pub(super) const EXCLUDED: [&str; 13] = [
     "last_updated_by",
 ];
 
-/// Returns the read of a page of traces or spans of a project, behind `after`; `None` for kinds without pages.
+/// Returns the request for a page of a project's traces or spans, after the cursor `after`; `None` for kinds without
+/// pages.
 pub fn page(kind: Kind, project: &str, after: Option<&str>) -> Option<Read> {
     let list = match kind {
         Kind::Trace => "traces",
@@ -464,23 +467,24 @@ pub fn page(kind: Kind, project: &str, after: Option<&str>) -> Option<Read> {
     Some(Read { method: "POST", path: format!("v1/private/{list}/search"), body: Some(body.to_string()) })
 }
 
-/// Returns the id behind which a page that begins at `id` starts: pages go from high ids to low ones.
+/// Returns the cursor of a page that begins at `id`: pages are in descending order of ids.
 pub fn behind(id: &str) -> Option<String> {
     let uuid = Uuid::try_parse(id).ok()?;
     Some(Uuid::from_u128(uuid.as_u128().checked_add(1)?).to_string())
 }
 
-/// The project of what names none (OpenAPI file: "If null, the default project is used").
+/// The project of entities without one (OpenAPI file: "If null, the default project is used").
 pub const DEFAULT_PROJECT: &str = "Default Project";
 
-/// What an answer shows of one entity.
+/// One entity in a response.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Shown {
     /// Its id.
     pub id: String,
     /// The names of its scores.
     pub scores: BTreeSet<String>,
-    /// It has no start: of a trace or a span, no create is visible (Opik issue 8121: its name, start and input are missing).
+    /// It has no start: the create of the trace or span is not visible (Opik issue 8121: its name, start and input are
+    /// missing).
     pub is_partial: bool,
 }
 
@@ -512,11 +516,11 @@ fn read_shown(scanner: &mut Scanner<'_>) -> Result<Shown, NotJson> {
     scanner.object(|key, scanner| {
         match (key, scanner.peek()?) {
             ("id", Json::String) => shown.id = canonical(&scanner.string()?),
-            // What was never set is the beginning of time in a column that knows no null.
+            // An unset time is the epoch, in a column without nulls.
             ("start_time", Json::String) => shown.is_partial = scanner.string()?.starts_with("1970-01-01T00:00:00"),
             ("feedback_scores", Json::Array) => {
                 scanner.array(|scanner| {
-                    shown.scores.extend(Item::read(scanner)?.text("name"));
+                    shown.scores.extend(ParsedItem::read(scanner)?.text("name"));
                     Ok(())
                 })?;
             }
@@ -541,7 +545,7 @@ mod tests {
     }
 
     #[test]
-    fn a_delivered_message_says_what_is_on_the_server() {
+    fn delivered_messages_have_expected_effects() {
         use MessageType as T;
         let path = |kind: &str| format!("v1/private/{kind}/{ID}");
         let scored = |name: &str| What::Scored(name.into());
@@ -594,7 +598,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_deleted_later_is_not_expected() {
+    fn later_deletions_cancel_expectations() {
         let mut expected = Expectations::default();
         expected.note(fact(Kind::Trace, ID, Some("p"), What::There));
         expected.note(fact(Kind::Trace, ID, None, What::Scored("a".into())));
@@ -610,7 +614,7 @@ mod tests {
     }
 
     #[test]
-    fn answers_show_ids_and_scores() {
+    fn responses_are_parsed_for_ids_and_scores() {
         let line = format!(r#"{{"id":"{ID}","feedback_scores":[{{"name":"a","value":1}},{{"name":"b"}}],"more":[]}}"#);
         let expected = Shown { id: ID.into(), scores: ["a".to_owned(), "b".to_owned()].into(), is_partial: true };
         assert_eq!(shown(line.as_bytes()), Some(expected.clone()));
@@ -622,7 +626,7 @@ mod tests {
     }
 
     #[test]
-    fn a_created_trace_without_a_start_is_partial_and_an_updated_one_is_not() {
+    fn traces_without_start_are_partial_only_after_a_create() {
         for (what, answer, expected) in [
             (What::Made, r#""start_time":"2026-03-01T04:00:16Z""#, false),
             (What::Made, r#""output":{}"#, true),
@@ -640,7 +644,7 @@ mod tests {
     }
 
     #[test]
-    fn a_page_begins_with_the_id_that_is_wanted() {
+    fn pages_begin_with_the_requested_id() {
         assert_eq!(behind(ID).as_deref(), Some("01a20445-0b53-7443-881b-86277651b90a"));
         assert_eq!(behind("ffffffff-ffff-ffff-ffff-ffffffffffff"), None);
         assert_eq!(behind("chat 7"), None);

@@ -1,40 +1,42 @@
-//! Whose answer is it? Only Opik's word confirms, rejects, or is final for a client that waits.
+//! Recognises the sender of a response: only Opik's own responses confirm or reject a write, or are final for a waiting
+//! client.
 //!
-//! Everything between us and the server speaks HTTP, too: sign-in pages, captive portals, ingress routers, gateways,
-//! corporate proxies, the UI's web server when `--upstream` lacks `/api`. Their 200 is no confirmation and their 404 no
-//! refusal. [`recognise`] tells them from Opik by what the endpoint is known to answer: status, content type, shape.
+//! Everything between agent and server speaks HTTP too: sign-in pages, captive portals, ingress routers, gateways,
+//! corporate proxies, the UI's web server if `--upstream` lacks `/api`. Their 200 is not a confirmation and their 404
+//! not a rejection. [`recognise`] distinguishes them from Opik by the endpoint's known responses: status, content type,
+//! schema.
 //!
 //! Sources: the OpenAPI file (success codes, `ErrorMessage`), and the server's code (`apps/opik-backend`):
 //!
-//! | Opik's answer | where it comes from |
+//! | Opik's response | origin |
 //! | --- | --- |
-//! | 201 with `Location`, 204, 200 of OTLP: no body | the resources; no write but upload-start has a body |
+//! | 201 with `Location`, 204, 200 of OTLP: no body | the resources; only upload-start has a response body |
 //! | `{"code":N,"message":..,"details":..}` with status N | Dropwizard's `ErrorMessage`: every exception without an entity, Jersey's own 404, 405, 415, the size limit, the rate limit |
 //! | `{"errors":["..."]}` | Opik's `ErrorMessage` (409, 404, 400) and bean validation (422) |
 //! | `{"message":..,"healthy":bool}` with 200 or 500 | `is-alive/ping`, since its first version; the OpenAPI file has its type only |
 //! | 501 without a body | the deletion of a span |
-//! | 500 without a body | Jersey, when an error can't be written in the type that was asked for (OTLP) |
+//! | 500 without a body | Jersey, if an error can't be encoded in the requested type (OTLP) |
 //! | 403 `Access denied: Invalid API key` | the auth gate of Opik's own compose file |
 //!
-//! What is ambiguous, and how it is decided:
+//! Ambiguous responses, and the decision:
 //!
-//! - **Success with a body where Opik has none.** A later server may name what it made, so an object with an `id` or `ids`
-//!   and no sign of an error is a confirmation, as is 201, which no page answers, with anything but HTML. Any other text
-//!   is foreign: a message that is kept is sent again, one that is believed delivered is gone.
-//! - **Success without a body** is a confirmation whatever the 2xx code, but for a 200 with a content type: the answers of
-//!   Opik that have no body have no type either.
-//! - **Dropwizard's 404** is Opik's word although every Dropwizard application says it: the ping has to be Opik's at the
-//!   same base URL before anything is replayed.
-//! - **Refusals without a body** are foreign (Envoy's and Istio's 404), except 401 to 403: those are about the key, the
-//!   client can mend them, and replay holds the lane for them whoever says them.
-//! - **413** is taken at its word from every front: it is about the size of this request, time does not heal it, and what
-//!   heals it, smaller requests, is safe to try. What is too large alone is kept as rejected.
+//! - **Success with a body where Opik sends none.** A later server may return the created ids, so an object with an
+//!   `id` or `ids` and no sign of an error is a confirmation, and so is a 201, which no page has, with anything but
+//!   HTML. Any other text is foreign: a stored message can be retried, one that was wrongly confirmed is lost.
+//! - **Success without a body** is a confirmation with any 2xx status, except a 200 with a content type: responses of
+//!   Opik without a body have no type either.
+//! - **Dropwizard's 404** counts as Opik's although every Dropwizard application sends it: the ping must be Opik's at
+//!   the same base URL before anything is replayed.
+//! - **Rejections without a body** are foreign (Envoy's and Istio's 404), except 401 to 403: those concern the key, the
+//!   client can correct it, and replay holds the lane for them regardless of the sender.
+//! - **413** is believed from every front: it concerns the size of this request, retrying the same does not help, and
+//!   the remedy, smaller requests, is safe. A single item that is too large becomes a dead letter.
 
 use crate::message::MessageType;
 
 use super::json::{Kind, NotJson, Scanner};
 
-/// What was asked of the server.
+/// The endpoint of a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Endpoint {
     /// `GET is-alive/ping`
@@ -43,7 +45,7 @@ pub enum Endpoint {
     Version,
     /// `POST v1/private/auth`
     Access,
-    /// A write that can be kept.
+    /// A protected write.
     Write(MessageType),
     /// `POST v1/private/attachment/upload-start`
     UploadStart,
@@ -53,7 +55,7 @@ pub enum Endpoint {
     Read,
 }
 
-/// What of an answer's head and body tells whose it is.
+/// The parts of a response by which its sender is recognised.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Seen<'a> {
     /// The status.
@@ -64,25 +66,25 @@ pub struct Seen<'a> {
     pub location: Option<&'a str>,
     /// The body's beginning, decoded.
     pub body: &'a [u8],
-    /// Whether the body goes on after it.
+    /// Whether the body is truncated here.
     pub is_cut: bool,
 }
 
-/// Whose answer it is.
+/// The sender and meaning of a response.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Recognised {
-    /// Opik has done all that was asked.
+    /// Opik confirms the complete request.
     Confirmed,
-    /// Opik has done a part of it: 207, or OTLP's partial success. The body says which.
+    /// Opik confirms part of it: 207, or OTLP's partial success; the body has the details.
     Partial,
-    /// Opik refuses, or fails at it.
+    /// Opik rejects it, or fails.
     Refused,
-    /// Not Opik's.
+    /// Another sender than Opik.
     Foreign(Box<Foreign>),
 }
 
 impl Recognised {
-    /// Returns what the answer is not Opik's by.
+    /// Returns the description of a foreign response.
     pub fn foreign(&self) -> Option<&Foreign> {
         match self {
             Self::Foreign(foreign) => Some(foreign),
@@ -91,20 +93,20 @@ impl Recognised {
     }
 }
 
-/// An answer that is not Opik's, as an operator needs to see it.
+/// A foreign response, described for operators.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Foreign {
     /// The status.
     pub status: u16,
     /// The content type without its parameters.
     pub content_type: Option<String>,
-    /// A page's title, or the first words of anything else, on one line without control characters.
+    /// A page's title, or the first words of another payload, on one line without control characters.
     pub words: String,
-    /// Where it redirects to.
+    /// Target of a redirect.
     pub location: Option<String>,
 }
 
-/// How the text of a [`Foreign`] begins, by which it is found again in a lane's reason.
+/// Prefix of the text of a [`Foreign`], by which it is recognised in a lane's reason.
 pub const NOT_OPIK: &str = "not Opik: ";
 
 impl std::fmt::Display for Foreign {
@@ -122,14 +124,14 @@ impl std::fmt::Display for Foreign {
 }
 
 impl Foreign {
-    /// Returns what to do about it.
+    /// Returns the hint for operators.
     pub fn hint(&self) -> &'static str {
         match (&self.location, self.status) {
             (Some(_), 300..=399) => {
                 "no redirect is followed, it would carry the key along: set --upstream to where the API is (https?), \
                  or sign in where a proxy asks for it"
             }
-            // The UI's web server has a page for every path, and takes no POST.
+            // The UI's web server serves a page for every path, and rejects POST.
             (_, 405) => LACKS_API,
             (_, 200..=299) if self.words.to_ascii_lowercase().contains("opik") => LACKS_API,
             (_, 401..=403 | 407) => {
@@ -146,22 +148,22 @@ impl Foreign {
 const LACKS_API: &str =
     "this may be the UI's web server: --upstream needs the API's path, such as http://127.0.0.1:5173/api";
 
-/// What a ping says.
+/// The result of a ping.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Presence {
-    /// Opik is there and healthy.
+    /// Opik is available and healthy.
     There,
-    /// Somebody is there and refuses the ping's own key, or asks for one; in these words. What waits has keys of its own,
-    /// so this keeps nobody from trying.
+    /// A gate rejects the ping's own key, or requires one; with this error text. Queued messages have keys of their
+    /// own, so this does not stop delivery.
     Unauthorised(String),
-    /// Opik is there and not healthy, in these words.
+    /// Opik is available and not healthy; with this error text.
     Unhealthy(String),
     /// Not Opik.
     Foreign(Box<Foreign>),
 }
 
 impl Presence {
-    /// Returns what an operator has to know, with what to do about it; `None` when all is well.
+    /// Returns a description with a hint for operators; `None` if healthy.
     pub fn reason(&self) -> Option<String> {
         match self {
             Self::There => None,
@@ -171,7 +173,7 @@ impl Presence {
         }
     }
 
-    /// Returns the same as a sentence about this URL, without what to do.
+    /// Returns the same as a sentence about this URL, without the hint.
     pub fn sentence(&self, url: &str) -> String {
         match self {
             Self::There => format!("{url} answers its ping"),
@@ -182,9 +184,9 @@ impl Presence {
     }
 }
 
-/// Returns whose answer it is.
+/// Recognises the sender of a response.
 pub fn recognise(endpoint: Endpoint, seen: &Seen<'_>) -> Recognised {
-    // The answer to nearly every write, and it can't have a body. A ping or a read is never answered so.
+    // The usual response to writes, which can't have a body. A ping or a read is never answered with it.
     if seen.status == 204 && !matches!(endpoint, Endpoint::Ping | Endpoint::Version | Endpoint::UploadStart) {
         return Recognised::Confirmed;
     }
@@ -192,14 +194,14 @@ pub fn recognise(endpoint: Endpoint, seen: &Seen<'_>) -> Recognised {
         _ if is_html(seen) && seen.status != 413 => None,
         200..=299 => success(endpoint, seen),
         413 => Some(Recognised::Refused),
-        // Opik redirects no request of ours, but what has its shape is its word.
+        // Opik redirects none of our requests, but a response in its schema is its own.
         300..=599 => is_refusal(endpoint, seen).then_some(Recognised::Refused),
         _ => None,
     };
     recognised.unwrap_or_else(|| Recognised::Foreign(Box::new(foreign(seen))))
 }
 
-/// Returns what the answer to a ping says; `said` is its body.
+/// Interprets the response to a ping; `said` is its body.
 pub fn presence(recognised: Recognised, status: u16, said: &str) -> Presence {
     match (recognised, status) {
         (Recognised::Confirmed | Recognised::Partial, _) => Presence::There,
@@ -217,56 +219,56 @@ fn with_words(status: u16, said: &str) -> String {
 
 fn success(endpoint: Endpoint, seen: &Seen<'_>) -> Option<Recognised> {
     if seen.status == 207 {
-        // Whatever it says, it is no plain confirmation.
+        // Not a plain confirmation in any case.
         return (first_byte(seen) == Some(b'{') || first_byte(seen) == Some(b'[')).then_some(Recognised::Partial);
     }
-    // The successes of the OpenAPI file. 203 says itself that something between changed the answer.
+    // The success codes of the OpenAPI file. 203 means that an intermediary changed the response.
     if !matches!(seen.status, 200 | 201 | 202 | 204) {
         return None;
     }
     let is_empty = first_byte(seen).is_none();
     let confirmed = |yes: bool| yes.then_some(Recognised::Confirmed);
     match endpoint {
-        // The OpenAPI file has no more of a ping than its type, and what is made of the file (Prism) says no more.
+        // The OpenAPI file has only the type of a ping's response, and mocks generated from it (Prism) send no more.
         Endpoint::Ping if is_empty => confirmed(seen.status == 200 && is_json(seen)),
         Endpoint::Ping => {
-            let members = Members::of(seen)?;
+            let members = ObjectMembers::of(seen)?;
             let is_healthy = match members.healthy {
                 Some(healthy) => healthy,
                 None => members.message.is_some_and(|message| message.eq_ignore_ascii_case("healthy server")),
             };
             confirmed(seen.status == 200 && is_healthy)
         }
-        Endpoint::Version => confirmed(Members::of(seen)?.has_version),
+        Endpoint::Version => confirmed(ObjectMembers::of(seen)?.has_version),
         Endpoint::Read => confirmed(match first_byte(seen) {
             None => true,
             Some(b'[') => true,
-            // One entity of megabytes is cut in the middle; an error is not that long.
-            Some(b'{') => Members::of_lines(seen).is_some_and(|members| !members.is_error()),
+            // An entity of megabytes is truncated; an error is not that long.
+            Some(b'{') => ObjectMembers::of_lines(seen).is_some_and(|members| !members.is_error()),
             Some(_) => false,
         }),
-        Endpoint::UploadStart => confirmed(Members::of(seen)?.has_upload_id),
+        Endpoint::UploadStart => confirmed(ObjectMembers::of(seen)?.has_upload_id),
         Endpoint::Write(MessageType::OtlpTraces) => otlp_success(seen),
-        // Opik's 201 and 204 name no type; a mock that says 200 to everything does.
+        // Opik's 201 and 204 have no type; a mock that answers everything with 200 has one.
         Endpoint::Access | Endpoint::Upload | Endpoint::Write(_) if is_empty => {
             confirmed(seen.status != 200 || essence(seen.content_type).is_none())
         }
-        Endpoint::Access | Endpoint::Upload | Endpoint::Write(_) => match Members::of(seen) {
+        Endpoint::Access | Endpoint::Upload | Endpoint::Write(_) => match ObjectMembers::of(seen) {
             Some(members) if members.is_error() => None,
             Some(members) => confirmed(members.names_entity || members.is_empty || seen.status == 201),
-            // 201 is Opik's own code for what was created, and no page's.
+            // 201 is Opik's status for creates; no page has it.
             None => confirmed(seen.status == 201 && matches!(endpoint, Endpoint::Write(_))),
         },
     }
 }
 
-/// Reads an `ExportTraceServiceResponse`: empty, or with a `partial_success` that may be empty as well.
+/// Parses an `ExportTraceServiceResponse`: empty, or with a `partial_success` that may be empty as well.
 fn otlp_success(seen: &Seen<'_>) -> Option<Recognised> {
     if first_byte(seen).is_none() {
         return Some(Recognised::Confirmed);
     }
     if essence(seen.content_type).is_some_and(|essence| essence.eq_ignore_ascii_case("application/x-protobuf")) {
-        // Field 1, a message; its fields are 1 (a number) and 2 (a text). Anything else is no such answer.
+        // Field 1, a message; its fields are 1 (a number) and 2 (a text). Anything else is not such a response.
         let rest = seen.body.strip_prefix(&[0x0a])?;
         return match rest {
             [0] => Some(Recognised::Confirmed),
@@ -274,14 +276,14 @@ fn otlp_success(seen: &Seen<'_>) -> Option<Recognised> {
             [] => None,
         };
     }
-    match Members::of(seen)? {
+    match ObjectMembers::of(seen)? {
         members if members.is_error() => None,
         members if members.has_partial_success => Some(Recognised::Partial),
         members => (members.is_empty || members.has_empty_partial_success).then_some(Recognised::Confirmed),
     }
 }
 
-/// Says whether a status from 400 on is Opik's own.
+/// Returns whether a status from 400 on is Opik's own.
 fn is_refusal(endpoint: Endpoint, seen: &Seen<'_>) -> bool {
     if first_byte(seen).is_none() {
         return match seen.status {
@@ -293,7 +295,7 @@ fn is_refusal(endpoint: Endpoint, seen: &Seen<'_>) -> bool {
     if matches!(seen.status, 401 | 403) && seen.body.starts_with(AUTH_GATE) {
         return true;
     }
-    match Members::of(seen) {
+    match ObjectMembers::of(seen) {
         None => false,
         Some(members) if endpoint == Endpoint::Ping && members.healthy == Some(false) => true,
         Some(members) => {
@@ -302,31 +304,31 @@ fn is_refusal(endpoint: Endpoint, seen: &Seen<'_>) -> bool {
     }
 }
 
-/// What the gate of Opik's `docker-compose-auth-gate.yaml` says to a wrong key.
+/// Error text of the gate in Opik's `docker-compose-auth-gate.yaml` for a wrong key.
 const AUTH_GATE: &[u8] = b"Access denied: Invalid API key";
 
-/// What is known of the members of a JSON object.
+/// Parsed members of a JSON object.
 #[derive(Debug, Default)]
-struct Members {
+struct ObjectMembers {
     is_empty: bool,
     code: Option<u64>,
     message: Option<String>,
     healthy: Option<bool>,
     /// `errors` is an array that begins with a text.
     has_error_texts: bool,
-    /// Any other sign of an error, by which success is not success.
+    /// Any other sign of an error, which contradicts a success status.
     has_error: bool,
     has_upload_id: bool,
     has_version: bool,
     names_entity: bool,
     has_partial_success: bool,
     has_empty_partial_success: bool,
-    /// Other systems' errors that have a code and a message as well: Kubernetes' `Status`.
+    /// Errors of other systems that also have a code and a message: Kubernetes' `Status`.
     is_others: bool,
 }
 
-impl Members {
-    /// Reads the object that the body is; `None` when it is something else. One that is cut is read as far as it goes.
+impl ObjectMembers {
+    /// Parses the body as an object; `None` if it is something else. A truncated object is parsed as far as possible.
     fn of(seen: &Seen<'_>) -> Option<Self> {
         let mut scanner = Scanner::new(whole_characters(seen)).ok()?;
         let (members, result) = Self::read(&mut scanner);
@@ -382,7 +384,7 @@ impl Members {
                 return result.map(drop);
             }
             "partialSuccess" | "partial_success" if kind == Kind::Object => {
-                // Only its rejectedSpans and errorMessage matter, and they are left out when there is nothing to say.
+                // Only its rejectedSpans and errorMessage matter; both are optional.
                 let mut is_said = false;
                 scanner.object(|_, scanner| {
                     let value = match scanner.peek()? {
@@ -411,13 +413,13 @@ impl Members {
         scanner.skip_value().map(drop)
     }
 
-    /// Says whether this tells of an error.
+    /// Returns whether this reports an error.
     fn is_error(&self) -> bool {
         self.has_error || self.code.is_some_and(|code| !(200..300).contains(&code))
     }
 }
 
-/// Returns the body without a character that is cut at its end.
+/// Returns the body without a truncated character at its end.
 fn whole_characters<'a>(seen: &Seen<'a>) -> &'a [u8] {
     match std::str::from_utf8(seen.body) {
         Err(error) if seen.is_cut && error.error_len().is_none() => &seen.body[..error.valid_up_to()],
@@ -443,7 +445,7 @@ fn is_html(seen: &Seen<'_>) -> bool {
     let is_named = essence(seen.content_type).is_some_and(|essence| {
         ["text/html", "application/xhtml+xml"].iter().any(|html| essence.eq_ignore_ascii_case(html))
     });
-    // An empty answer of that type has nothing to be told by but its status.
+    // An empty response of that type can be recognised only by its status.
     first_byte(seen).map_or(is_named && seen.status < 400, |first| is_named || first == b'<')
 }
 
@@ -456,12 +458,12 @@ fn foreign(seen: &Seen<'_>) -> Foreign {
     }
 }
 
-/// Characters of an answer that are shown.
+/// Limit of the shown excerpt, in characters.
 const WORDS_MAX: usize = 80;
-/// Bytes of a body in which they are looked for.
+/// Limit of the body that is scanned for the excerpt, in bytes.
 const LOOKED_THROUGH_MAX: usize = 4096;
 
-/// Returns the first words of a body for people: a page's title, or its text without tags.
+/// Returns an excerpt of a body for people: a page's title, or its text without tags.
 fn words(content_type: Option<&str>, body: &[u8]) -> String {
     let text = String::from_utf8_lossy(&body[..body.len().min(LOOKED_THROUGH_MAX)]);
     let is_markup = text.trim_start().starts_with('<')
@@ -473,9 +475,9 @@ fn words(content_type: Option<&str>, body: &[u8]) -> String {
     found.into_iter().find(|words| !words.is_empty()).unwrap_or_else(|| one_line(&plain(&text), WORDS_MAX))
 }
 
-/// Returns what is between the tags of the first element of this name; to the end when it is not closed.
+/// Returns the content of the first element of this name; up to the end if it is not closed.
 fn element<'a>(text: &'a str, name: &str) -> &'a str {
-    // ASCII letters only are changed, so offsets hold.
+    // Only ASCII letters change, so offsets stay valid.
     let lower = text.to_ascii_lowercase();
     let mut from = 0;
     while let Some(at) = lower[from..].find(&format!("<{name}")).map(|at| from + at) {
@@ -514,7 +516,7 @@ fn plain(html: &str) -> String {
 
 /// Returns text on one line, without what could control a terminal, at most this long.
 fn one_line(text: &str, characters_max: usize) -> String {
-    // Directions and invisible characters could make it look like something else.
+    // Bidirectional and invisible characters could disguise the text.
     let is_odd = |c: char| {
         c.is_control()
             || matches!(c, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{feff}' | '\u{fffd}')

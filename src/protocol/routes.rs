@@ -1,41 +1,40 @@
-//! Method and path to what the agent does with a request.
+//! Routing: method and path to the handling of a request.
 //!
-//! [`super::operations`] lists the writes. Everything that is not to be kept passes through: reads, writes whose client uses
-//! the answer, and paths that a newer server may have.
+//! [`super::operations`] lists the writes. Everything that is not protected passes through: reads, writes whose client
+//! uses the response, and paths of newer servers.
 
 use std::collections::HashMap;
 use std::sync::LazyLock;
 
-use super::attachment::Step;
-use super::operations::{Class, OPERATIONS, Operation};
+use super::operations::{Class, OPERATIONS, Operation, Step};
 use crate::message::MessageType;
 
-/// What a request is to the agent.
+/// How the agent handles a request.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Route {
     /// `is-alive/ping`: answered by the agent for itself.
     Ping,
-    /// A write that is forwarded while it can be and kept while it can't.
+    /// A write that is forwarded if possible and stored otherwise.
     Protected(Protected),
-    /// A step of an attachment's upload, which the agent takes over while it has a store.
+    /// A step of an attachment's upload, which the agent handles itself while its store is usable.
     Upload(Step),
-    /// The server's business: streamed through.
+    /// Streamed through to the server.
     PassThrough,
 }
 
 /// A protected write.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Protected {
-    /// What kind of write it is.
+    /// The kind of write.
     pub message_type: MessageType,
     /// The id in the path, for writes about one entity.
     pub path_id: Option<String>,
 }
 
-/// Returns what a request is. `path` is below the server's base, normalised ([`super::path`]), without query and leading
+/// Classifies a request. `path` is below the server's base, normalised ([`super::path`]), without query and leading
 /// slash.
 ///
-/// Where two operations fit, the one whose path says more wins: `PATCH traces/batch` is no update of the trace "batch".
+/// If two operations match, the more specific path wins: `PATCH traces/batch` is not an update of the trace "batch".
 pub fn classify(method: &str, path: &str) -> Route {
     let path = path.trim_end_matches('/');
     if path == "is-alive/ping" && (method == "GET" || method == "HEAD") {
@@ -50,12 +49,12 @@ pub fn classify(method: &str, path: &str) -> Route {
     }
 }
 
-/// Returns the operation that a write is, if it is one that the agent knows.
+/// Returns the operation of a write, if the agent knows it.
 pub(super) fn operation(method: &str, path: &str) -> Option<&'static Operation> {
     find(method, path).map(|(operation, _)| operation)
 }
 
-/// Finds the operation of a request, and the id in its path.
+/// Looks up the operation of a request, and the id in its path.
 fn find<'path>(method: &str, path: &'path str) -> Option<(&'static Operation, Option<&'path str>)> {
     let fixed = INDEX.fixed.get(path).into_iter().flatten();
     if let Some(operation) = fixed.copied().find(|operation| operation.method == method) {
@@ -68,9 +67,9 @@ fn find<'path>(method: &str, path: &'path str) -> Option<(&'static Operation, Op
     })
 }
 
-/// The operations by what is seen of a path at once: every request asks.
+/// An index of the operations for the look-up of every request.
 struct Index {
-    /// Those without an id in their path, by that path.
+    /// Operations without an id in their path, by path.
     fixed: HashMap<&'static str, Vec<&'static Operation>>,
     /// The others, by the number of segments.
     with_ids: HashMap<usize, Vec<&'static Operation>>,
@@ -87,7 +86,7 @@ static INDEX: LazyLock<Index> = LazyLock::new(|| {
     index
 });
 
-/// Says whether a path fits a pattern, and returns the last segment that stands for an id.
+/// Matches a path against a pattern; returns the last segment that matches an id.
 fn id_in<'path>(pattern: &str, path: &'path str) -> Option<Option<&'path str>> {
     let (mut wanted, mut found) = (pattern.split('/'), path.split('/'));
     let mut id = None;

@@ -1,19 +1,19 @@
-//! Where a request leads: to the agent itself, to the server's API, or elsewhere at the server's origin.
+//! The target of a request: the agent itself, the server's API, or another path of the server's origin.
 //!
-//! `http://agent/X` means `http://server/X` for every path but the agent's own, because clients derive addresses from the
-//! URL that they were given: `<scheme>://<host>/guardrails/...`, `<scheme>://<host>/api/rest/v2/...`, and the links that
-//! they print. One thing is more convenient: the API is found under the server's own base path and also under `/api`,
-//! `/opik/api` and no prefix, so that a client need not know behind which path the server's API is.
+//! `http://agent/X` means `http://server/X` for every path except the agent's own, because clients derive addresses
+//! from the configured URL: `<scheme>://<host>/guardrails/...`, `<scheme>://<host>/api/rest/v2/...`, and the links that
+//! they print. In addition, the API is available under the server's own base path and also under `/api`, `/opik/api`
+//! and no prefix, so that a client need not know the base path of the server's API.
 //!
 //! Pure: functions of a path and of the server's address.
 
 use super::path::{PathFault, below, normalise};
 
-/// Prefixes under which clients look for the API, whatever the server's own is (protocol dossier, section b).
+/// Prefixes under which clients look for the API, in addition to the server's own (protocol dossier, section b).
 const API_PREFIXES: [&str; 3] = ["/opik/api", "/api", ""];
-/// First segments of paths of an origin that are for programs.
+/// First segments of an origin's paths that only programs request.
 const PROGRAM_PATHS: [&str; 3] = ["/api", "/guardrails", "/.well-known"];
-/// The page that connects a runner with the UI. The SDK prints it below the host, whatever the base path is.
+/// The page that connects a runner with the UI. The SDK prints it below the host, regardless of the base path.
 const PAIRING: &str = "/opik/pair";
 /// Sections of the UI, which follow the name of a workspace.
 const UI_SECTIONS: [&str; 17] = [
@@ -36,31 +36,31 @@ const UI_SECTIONS: [&str; 17] = [
     "redirect",
 ];
 
-/// A server's address in its parts.
+/// A server's parsed address.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ServerAddress {
     /// `https://www.comet.com`.
     origin: String,
-    /// The path of the API as configured, without a slash at its end: `/opik/api`, or nothing.
+    /// The path of the API as configured, without a trailing slash: `/opik/api`, or empty.
     base: String,
-    /// The same path normalised, or nothing.
+    /// The same path, normalised, or empty.
     base_normal: String,
 }
 
 impl ServerAddress {
-    /// Reads the server's base URL, which is valid and has no slash at its end.
+    /// Parses the server's base URL, which is valid and has no trailing slash.
     pub fn new(base_url: &str) -> Self {
         let authority = base_url.find("://").map_or(0, |at| at + "://".len());
         let end = base_url[authority..].find('/').map_or(base_url.len(), |at| authority + at);
         let (origin, base) = base_url.split_at(end);
         let base = base.trim_end_matches('/');
-        // A base that holds `..` is the operator's own word; no client's path is found below it.
+        // The operator may configure a base with `..`; no client's path matches it.
         let base_normal = normalise(base).unwrap_or_else(|_| base.to_owned());
         let base_normal = if base_normal == "/" { String::new() } else { base_normal };
         Self { origin: origin.to_owned(), base: base.to_owned(), base_normal }
     }
 
-    /// Returns what the SDK would have as its `url_override` without the agent.
+    /// Returns the SDK's `url_override` for a direct connection.
     pub fn url_override(&self) -> String {
         format!("{}{}/", self.origin, self.base)
     }
@@ -71,41 +71,42 @@ impl ServerAddress {
     }
 }
 
-/// What a request's path is to the agent.
+/// The target of a request's path.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Target {
-    /// The agent's own: `/`, `/metrics` and all of `/-/`, and what looks like a misplaced token. Never sent to the server.
+    /// The agent itself: `/`, `/metrics`, everything below `/-/`, and paths that look like a misplaced token. Never
+    /// sent to the server.
     Own {
         /// Normalised.
         path: String,
     },
     /// The server's API.
     Api {
-        /// Under which prefix the client found it: `/api`, or nothing.
+        /// The prefix that the client used: `/api`, or empty.
         prefix: String,
-        /// The path below the server's base, normalised and without a slash at its beginning: `v1/private/traces`.
+        /// The path below the server's base, normalised and without leading slash: `v1/private/traces`.
         path: String,
-        /// The same as it came, with a slash at its beginning.
+        /// The same path verbatim, with a leading slash.
         sent: String,
     },
     /// The same path at the server's origin.
     Origin {
         /// Normalised.
         path: String,
-        /// As it came, with a slash at its beginning.
+        /// Verbatim, with a leading slash.
         sent: String,
     },
 }
 
 impl Target {
-    /// Returns where a path leads; the intake token is taken off already.
+    /// Returns the target of a path, from which the intake token was removed.
     ///
     /// # Errors
     ///
     /// [`PathFault`] for a path that could lead elsewhere than it says, or that no server reads.
     pub fn of(path: &str, server: &ServerAddress) -> Result<Self, PathFault> {
         let normal = normalise(path)?;
-        // Whoever puts the intake token elsewhere into an address is told so, and the server is not told the token.
+        // A misplaced intake token is reported to the client and never sent to the server.
         let has_token = normal.contains("/-/token/");
         if matches!(&*normal, "/" | "/metrics") || is_below(&normal, "/-") || has_token {
             return Ok(Self::Own { path: normal });
@@ -116,7 +117,7 @@ impl Target {
             else {
                 continue;
             };
-            // An encoded slash hides where the prefix ends: then the normal spelling is sent.
+            // An encoded slash obscures the end of the prefix: then the normalised spelling is sent.
             let sent = below(path, prefix).map_or_else(|| format!("/{api}"), str::to_owned);
             return Ok(Self::Api { prefix: prefix.to_owned(), path: api.to_owned(), sent });
         }
@@ -133,7 +134,7 @@ impl Target {
         }
     }
 
-    /// Returns the normalised path of a page of the agent's own.
+    /// Returns the normalised path of one of the agent's own pages.
     pub fn own(&self) -> Option<&str> {
         match self {
             Self::Own { path } => Some(path),
@@ -141,8 +142,8 @@ impl Target {
         }
     }
 
-    /// Returns whether people follow links to it: to the agent's own page, to pages of the Opik UI, and to the redirects
-    /// that the SDKs print. The rest is for programs.
+    /// Returns whether people follow links to it: the agent's own page, pages of the Opik UI, and the redirects
+    /// that the SDKs print. All other targets are for programs.
     pub fn is_link_target(&self) -> bool {
         match self {
             Self::Own { path } => matches!(&**path, "/" | "/-"),
@@ -151,16 +152,16 @@ impl Target {
         }
     }
 
-    /// Returns whether a path of the server's origin is likely to be a page of the Opik UI: nothing else is there than the
-    /// UI and what is known to be for programs.
+    /// Returns whether a path of the server's origin is probably a page of the Opik UI: the origin has only the
+    /// UI and known paths for programs.
     pub fn is_page(&self, server: &ServerAddress) -> bool {
         let Self::Origin { path, .. } = self else { return false };
         let own = Some(&*server.base_normal).filter(|base| base.ends_with("/api"));
         !own.into_iter().chain(PROGRAM_PATHS).chain(["/opik/api"]).any(|programs| is_below(path, programs))
     }
 
-    /// Returns the server's own address of what a person wants to see who follows a link to the agent, or `None` when it
-    /// is not at the server's origin.
+    /// Returns the server's address of the page behind a link to the agent, or `None` if it
+    /// is not on the server's origin.
     ///
     /// SDKs print links below their `url_override` without `/api`. The host is always the server's.
     pub fn page_url(&self, server: &ServerAddress) -> Option<String> {
@@ -169,7 +170,7 @@ impl Target {
         let is_of_ui = !ui.is_empty() && is_below(path, ui) && !(ui == "/opik" && names_a_workspace_opik(path));
         let path = match below(sent, "/opik") {
             _ if !self.is_page(server) || is_below(path, PAIRING) || is_of_ui => sent.clone(),
-            // The client's `url_override` ends in /opik/api, and the server's does not.
+            // The client's `url_override` ends in /opik/api, the server's does not.
             Some("") => format!("{ui}/"),
             Some(rest) if !names_a_workspace_opik(path) => format!("{ui}{rest}"),
             _ => format!("{ui}{sent}"),
@@ -178,7 +179,7 @@ impl Target {
     }
 }
 
-/// Returns whether a path below the base is one of Opik's API: `v1/...`, `is-alive/...`.
+/// Returns whether a path below the base belongs to Opik's API: `v1/...`, `is-alive/...`.
 pub fn is_api(path: &str) -> bool {
     let first = path.split(['/', '?']).next().unwrap_or_default();
     let version = first.strip_prefix('v').unwrap_or_default();
@@ -190,7 +191,7 @@ fn is_below(path: &str, prefix: &str) -> bool {
     path.strip_prefix(prefix).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
 }
 
-/// Returns whether `/opik` begins a link into the workspace `opik`: a section of the UI follows it.
+/// Returns whether `/opik` is the workspace `opik` of a link: a section of the UI follows it.
 fn names_a_workspace_opik(path: &str) -> bool {
     path.split('/').nth(2).is_some_and(|section| UI_SECTIONS.contains(&section))
 }

@@ -1,32 +1,32 @@
 //! How much memory a body takes on its way from the store to the server. Pure.
 //!
-//! Measured with bodies of 60 MB: a large one is read straight into the buffer that it is sent from, compressed or not
-//! (once its size). Where a store is encrypted and its body compressed, what is kept stands beside that while it is
-//! claimed, and claims come one after the other. Small ones are decoded, joined to a batch and compressed again.
+//! Measured with bodies of 60 MB: a large body is read directly into the buffer from which it is sent, compressed or
+//! not (once its size). In an encrypted store, a compressed body is in memory a second time while it is claimed, and
+//! claims are serialized. Small bodies are decoded, joined into a batch and compressed again.
 
 use crate::message::Body;
 
-/// Bodies up to this size are decoded to be joined with others ([`crate::delivery::coalesce`]); larger ones are sent as
-/// they are.
+/// Bodies up to this size are decoded to be joined with others ([`crate::delivery::batching::coalesce`]); larger ones
+/// are sent as stored.
 const JOINED_BYTES_MAX: u64 = 1024 * 1024;
-/// Contents larger than this are not divided ([`crate::delivery::split`]).
+/// Contents larger than this are not divided ([`crate::delivery::batching::split`]).
 const DIVIDED_BYTES_MAX: u64 = 256 * 1024 * 1024;
-/// What a claim of small bodies may grow to: as kept, decoded, joined, and room for those that shrink well.
+/// How far a claim of small bodies may grow: as stored, decoded, joined, and room for bodies that compress well.
 const CLAIM_FACTOR: u64 = 4;
 
-/// Returns how many bytes of bodies a claim may take where there is memory enough, and the memory for it.
+/// Returns how many bytes of bodies a claim may take if there is enough memory, and the memory for it.
 pub(super) fn of_claim(wanted: u64, budget: u64) -> (u64, u64) {
     let bytes = wanted.min(budget / 32);
     (bytes, bytes.saturating_mul(CLAIM_FACTOR))
 }
 
-/// Returns the same for a claim of small bodies only, which passes those that wait for much.
+/// Returns the same for a claim of small bodies only, which need not queue behind requests for much memory.
 pub(super) fn of_small_claim(wanted: u64, budget: u64) -> (u64, u64) {
     let memory = budget / 64;
     (wanted.min(memory / CLAIM_FACTOR), memory)
 }
 
-/// Returns the memory for one body of this size, or for a few that go together whatever their size.
+/// Returns the memory for one body of this size, or for several that are claimed together.
 pub(super) fn of_large(bytes: u64) -> u64 {
     bytes.saturating_add(JOINED_BYTES_MAX)
 }
@@ -40,7 +40,7 @@ pub(super) fn of_message(body: &Body) -> u64 {
     }
 }
 
-/// Returns the memory that a body takes on top when it is divided: its content, a piece, and the pieces that are kept.
+/// Returns the additional memory that a body takes while it is divided: its content, a piece, and the remaining pieces.
 pub(super) fn of_division(body: &Body) -> u64 {
     let content = body.content_bytes_max().min(DIVIDED_BYTES_MAX);
     let decoded = if body.is_encoded() { content } else { 0 };

@@ -1,141 +1,141 @@
-//! One lane's worker: claim, send, settle, pause, until the lane is empty, held, or its turn is over.
+//! One lane's worker: claim, send, settle, pause, until the lane is empty or held, or the worker's turn is over.
 
+use std::ops::ControlFlow::{self, Break, Continue};
 use std::time::{Duration, Instant};
 
-use tracing::{error, info};
+use tracing::error;
 
-use super::batch::{Batch, Halt};
+use super::batch::Batch;
 use super::bounds;
-use super::probes::WINDOW_AFTER_SILENCE;
-use super::{Budget, CLAIMS_BYTES_MAX, Gate, LeaseKeeper, Replay, now_ms};
-use crate::delivery::pacing::{BatchEnd, Pace};
+use super::sender::Sender;
+use super::throttle::{MessageQuota, PauseGate};
+use crate::delivery::lane_health::{Decision, Event, LaneTurn};
 use crate::memory::{Grant, Use};
-use crate::message::{Claimed, MessageId};
-use crate::store::{Claim, ClaimLimits, Hold, LaneId, LaneWork, Outcome, StoreError};
+use crate::message::Claimed;
+use crate::store::{Claim, ClaimLimits, Hold, StoreError, now_ms};
 
-/// A worker comes back after this long even if more waits, so that more lanes than workers all get their turn.
+/// A worker returns after this time even if messages are left, so that more lanes than workers all get their turn.
 const TURN: Duration = Duration::from_secs(1);
+/// Bytes of bodies that one claim takes at most, unless a single message is larger.
+const CLAIM_BYTES_MAX: u64 = 8 * 1024 * 1024;
+/// Bytes of bodies that all claims take together, about: the more workers, the less each takes.
+const CLAIMS_BYTES_MAX: u64 = 64 * 1024 * 1024;
+/// The least that a claim may take.
+const CLAIM_BYTES_MIN: u64 = 512 * 1024;
+
+/// Returns how many bytes of bodies one claim takes at most beside this many workers.
+pub(super) fn claim_bytes_max(workers: usize) -> u64 {
+    (CLAIMS_BYTES_MAX / workers.max(1) as u64).clamp(CLAIM_BYTES_MIN, CLAIM_BYTES_MAX)
+}
+
+/// One worker's turn with a lane.
 pub(super) struct LaneWorker<'a> {
-    pub replay: &'a Replay<'a>,
-    pub keeper: &'a LeaseKeeper<'a>,
-    pub gate: &'a Gate,
-    pub budget: &'a Budget,
-    pub pace: Pace,
+    pub sender: Sender<'a>,
+    pub gate: &'a PauseGate,
+    pub quota: &'a MessageQuota,
+    /// The lane's circuit breaker.
+    pub turn: LaneTurn,
     /// Bytes of bodies that one claim takes at most, unless a single message is larger.
     pub claim_bytes_max: u64,
-    /// Whether another worker of the lane waits for an answer.
-    pub is_extra: bool,
-    /// Whether messages were let go that another process had put back.
-    pub has_made_due: bool,
-    pub work: LaneWork,
-}
-
-pub(super) struct LaneEnd {
-    pub lane: LaneId,
-    pub pace: Pace,
-    pub result: Result<(), StoreError>,
-}
-
-/// Whether the lane goes on after a batch.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Step {
-    GoOn,
-    LaneDone,
 }
 
 impl LaneWorker<'_> {
-    /// Runs, and survives a fault of our own: the lane is held and the others go on.
+    /// Runs, and survives a panic: the lane is held and the others are replayed.
     ///
-    /// What it had claimed stays in flight until the next round begins.
-    pub fn run_caught(self) -> LaneEnd {
-        let (replay, keeper, lane, pace) = (self.replay, self.keeper, self.work.id, self.pace);
+    /// The claimed messages stay in flight until the next round begins.
+    ///
+    /// # Errors
+    ///
+    /// What keeps the store from being used.
+    pub fn run_caught(self) -> Result<(), StoreError> {
+        let (replay, keeper, lane) = (self.sender.replay, self.sender.keeper, self.sender.work.id);
         caught(|| self.run()).unwrap_or_else(|| {
-            error!(target: "replay_manager", "replaying a lane failed by a fault of opik-offline's own, nothing is lost");
+            error!(target: "replay_manager", "internal error while replaying a lane; its messages are kept");
             let retry_interval = i64::try_from(replay.settings.retry_interval.as_millis()).unwrap_or(i64::MAX);
             let hold = Hold {
                 until_ms: now_ms().saturating_add(retry_interval),
-                reason: "opik-offline failed to replay it by a fault of its own, see its log".to_owned(),
+                reason: "internal error of opik-offline while replaying it, see its log".to_owned(),
                 probe: true,
                 status: None,
                 bucket: None,
             };
-            LaneEnd { lane, pace, result: replay.store.hold(&keeper.lease, lane, Some(&hold)) }
+            replay.store.hold(&keeper.lease, lane, Some(&hold))
         })
     }
 
-    fn run(mut self) -> LaneEnd {
+    fn run(mut self) -> Result<(), StoreError> {
         let started = Instant::now();
         let result = loop {
-            match self.step() {
-                Ok(Step::GoOn) if started.elapsed() < TURN => {}
+            match self.replay_batch() {
+                Ok(Continue(())) if started.elapsed() < TURN => {}
                 Ok(_) => break Ok(()),
                 Err(error) => break Err(error),
             }
         };
-        LaneEnd { lane: self.work.id, pace: self.pace, result }
+        self.sender.replay.state.end_turn(self.sender.work.id, &self.turn);
+        result
     }
 
-    /// Replays one batch.
-    fn step(&mut self) -> Result<Step, StoreError> {
-        let replay = self.replay;
-        if replay.shutdown.sleep(self.gate.opens_in()) || !self.keeper.may_send() {
-            return Ok(Step::LaneDone);
+    /// Replays one batch, and returns whether the lane may have another one.
+    fn replay_batch(&mut self) -> Result<ControlFlow<()>, StoreError> {
+        let replay = self.sender.replay;
+        replay.shutdown.beat();
+        if replay.shutdown.sleep(self.gate.opens_in()) || !self.sender.keeper.may_send() {
+            return Ok(Break(()));
         }
-        // A lane that was held for its key or its server lets one message try before the rest follows.
-        let is_probe = self.work.hold.as_ref().is_some_and(|hold| hold.probe);
-        let window = if is_probe { 1 } else { replay.probes.window(self.work.id).min(self.pace.batch()) };
-        let window = if self.is_extra { window.min(WINDOW_AFTER_SILENCE) } else { window };
-        // What a killed replayer had in flight is claimed as a whole, see `store::Replay::interrupted`.
-        let again = match replay.probes.may_be_interrupted(self.work.id) {
-            true => replay.store.interrupted(self.work.id)?,
-            false => 0,
-        };
-        let bytes_max = if again > 0 { CLAIMS_BYTES_MAX } else { self.claim_bytes_max };
-        let wanted = self.budget.take(window.max(again));
-        let (claimed, _memory) = match wanted {
-            0 => (Vec::new(), None),
-            _ => self.claim(wanted, bytes_max, again > 0)?,
-        };
-        if wanted > 0 {
-            replay.probes.claimed(self.work.id);
-        }
-        self.budget.give_back(wanted - claimed.len());
+        // The memory is held until the batch is settled.
+        let (claimed, _memory) = self.claim_next()?;
         if claimed.is_empty() {
-            return Ok(Step::LaneDone);
+            return Ok(Break(()));
         }
-
         let count = claimed.len();
-        let mut batch = Batch::new(self);
+        self.turn.begin_batch();
+        let mut batch = Batch::new(&self.sender, &mut self.turn);
         batch.send_all(claimed)?;
-        batch.count_retries()?;
-        let Batch { outcomes, delivered, halt, faltered, limited, .. } = batch;
-        self.settle(&outcomes)?;
+        batch.conclude_failures()?;
+        let Batch { outcomes, delivered, halt, limited, .. } = batch;
+        self.sender.settle(&outcomes)?;
 
-        if delivered > 0 {
-            if self.work.hold.take().is_some() && halt != Some(Halt::Held) {
-                replay.store.hold(&self.keeper.lease, self.work.id, None)?;
+        let (halted, limited) = (halt.is_some(), !limited.is_empty());
+        let settled = Event::BatchSettled { delivered: delivered > 0, halted, limited };
+        if let Decision::Recover { closes, releases } = self.sender.on(&mut self.turn, settled) {
+            if closes {
+                self.sender.hold(None)?;
             }
-            let waiting = replay.probes.take_waiting(self.work.id);
-            if !waiting.is_empty() || !self.has_made_due {
-                replay.store.make_due(&self.keeper.lease, self.work.id, &waiting)?;
-                self.has_made_due = true;
+            if let Some(deferred) = releases {
+                replay.store.make_due(&self.sender.keeper.lease, self.sender.work.id, &deferred)?;
             }
         }
-        if halt.is_none() && !faltered {
-            replay.probes.batch_passed(self.work.id, self.pace.batch());
-        }
-        let keeps_up = halt.is_none() && limited.is_empty();
-        self.pace = self.pace.after(if keeps_up { BatchEnd::KeptUp } else { BatchEnd::Strained });
-        if halt.is_some() {
-            return Ok(Step::LaneDone);
+        if halted {
+            return Ok(Break(()));
         }
         self.pause(count);
-        Ok(Step::GoOn)
+        Ok(Continue(()))
     }
 
-    /// Claims messages, after memory was taken for them; what is not needed is given back at once.
+    /// Claims the next batch, and the memory for it.
+    fn claim_next(&self) -> Result<(Vec<Claimed>, Option<Grant>), StoreError> {
+        let (replay, lane) = (self.sender.replay, self.sender.work.id);
+        let most = replay.state.with(lane, |health| health.batch_max(&self.turn));
+        // Messages that a killed replayer had in flight are claimed together, see `store::Replay::interrupted`.
+        let interrupted = match replay.state.may_be_interrupted(lane) {
+            true => replay.store.interrupted(lane)?,
+            false => 0,
+        };
+        let bytes_max = if interrupted > 0 { CLAIMS_BYTES_MAX } else { self.claim_bytes_max };
+        let wanted = self.quota.take(most.max(interrupted));
+        if wanted == 0 {
+            return Ok((Vec::new(), None));
+        }
+        let (claimed, memory) = self.claim(wanted, bytes_max, interrupted > 0)?;
+        replay.state.claimed(lane);
+        self.quota.give_back(wanted - claimed.len());
+        Ok((claimed, memory))
+    }
+
+    /// Claims messages once there is memory for them; what is not needed is returned at once.
     ///
-    /// One that is larger than a claim may be stays in the store until there is memory for it alone. A worker does not
+    /// A message larger than a claim may be stays in the store until there is memory for it alone. A worker does not
     /// wait for that longer than its turn lasts, so that lanes with small messages get theirs.
     fn claim(
         &self,
@@ -143,9 +143,9 @@ impl LaneWorker<'_> {
         bytes_max: u64,
         is_whole: bool,
     ) -> Result<(Vec<Claimed>, Option<Grant>), StoreError> {
-        let replay = self.replay;
+        let Sender { replay, keeper, work } = &self.sender;
         let started = Instant::now();
-        let stops = || replay.shutdown.is_requested() || !self.keeper.may_send() || started.elapsed() >= TURN;
+        let stops = || replay.shutdown.is_requested() || !keeper.may_send() || started.elapsed() >= TURN;
         let wait = |bytes| replay.memory.take(Use::Replay, bytes).unless(stops);
         let (bytes_max, mut memory) = match is_whole {
             true => (bytes_max, wait(bounds::of_large(bytes_max))),
@@ -162,12 +162,12 @@ impl LaneWorker<'_> {
         };
         let mut limits = ClaimLimits { messages_max, bytes_max };
         while let Some(mut taken) = memory {
-            let (lease, filter) = (&self.keeper.lease, &replay.settings.filter);
-            match replay.store.claim(lease, self.work.id, filter, limits, now_ms())? {
+            let filter = &replay.settings.filter;
+            match replay.store.claim(&keeper.lease, work.id, filter, limits, now_ms())? {
                 Claim::Taken(claimed) => {
                     let bytes = claimed.iter().map(|message| bounds::of_message(&message.request.body)).sum::<u64>();
                     taken.shrink_to(bytes);
-                    // Bodies that are encoded so well that they take more than their claim: they are here already.
+                    // Bodies compressed so well that they take more than their claim: they are in memory already.
                     taken.try_grow(bytes.saturating_sub(taken.bytes()));
                     return Ok((claimed, Some(taken)));
                 }
@@ -181,46 +181,19 @@ impl LaneWorker<'_> {
         Ok((Vec::new(), None))
     }
 
-    /// Settles and counts. What the server has decided is remembered when the store can't take it: it is not sent again.
-    pub fn settle(&self, outcomes: &[(MessageId, Outcome)]) -> Result<(), StoreError> {
-        let replay = self.replay;
-        if let Err(error) = replay.store.settle(&self.keeper.lease, outcomes) {
-            replay.probes.decided(outcomes);
-            return Err(error);
-        }
-        replay.probes.settled(outcomes);
-        self.count(outcomes);
-        if replay.probes.held_passed(self.work.id, outcomes) {
-            let released = replay.store.release_held(&self.keeper.lease, self.work.id)?;
-            info!(
-                target: "replay_manager",
-                lane = %self.work.lane, released,
-                "the Opik server takes ids again that it had refused for their time: what was held is delivered"
-            );
-        }
-        Ok(())
-    }
-
-    /// Pauses as the pace asks: everyone when the user set it, this lane alone otherwise.
+    /// Pauses as the pace asks: every lane if the user set it, this lane alone otherwise.
     fn pause(&self, count: usize) {
-        let pause = self.pace.pause_after(count);
-        let settings = self.replay.settings.pace;
+        let pause = self.turn.pace().pause_after(count);
+        let settings = self.sender.replay.settings.pace;
         if settings.batch.is_some() || settings.delay.is_some() {
             self.gate.close_for(pause);
         } else if !pause.is_zero() {
-            self.replay.shutdown.sleep(pause);
+            self.sender.replay.shutdown.sleep(pause);
         }
-    }
-
-    fn count(&self, outcomes: &[(MessageId, Outcome)]) {
-        let of = |wanted: fn(&Outcome) -> bool| outcomes.iter().filter(|(_, outcome)| wanted(outcome)).count() as u64;
-        self.replay.metrics.messages_delivered.add(of(|outcome| matches!(outcome, Outcome::Delivered)));
-        let rejected: usize = outcomes.iter().map(|(_, outcome)| outcome.rejected_messages()).sum();
-        self.replay.metrics.messages_rejected.add(rejected as u64);
     }
 }
 
-/// Does this, or returns `None` when it panics. What it worked on is not used again.
+/// Calls `work`, and returns `None` when it panics. Its values are not used again.
 fn caught<T>(work: impl FnOnce() -> T) -> Option<T> {
     std::panic::catch_unwind(std::panic::AssertUnwindSafe(work)).ok()
 }

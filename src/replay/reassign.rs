@@ -1,4 +1,4 @@
-//! Lanes that get another server or credential: moved under the lease, in steps.
+//! Lanes that get another server or credential: moved under the lease, in small transactions.
 
 use std::time::Duration;
 
@@ -13,8 +13,8 @@ const STEP: usize = 500;
 /// How long the lease lives between two steps.
 const LEASE_TIME_TO_LIVE: Duration = Duration::from_secs(30);
 
-/// Returns whether a lane may go on with the credential of `own`: the server refuses the one that it has, and both are for
-/// the same server and workspace.
+/// Returns whether a lane may continue with the credential of `own`: the server refuses its present one, and both are
+/// for the same server and workspace.
 pub fn may_get_own_credential(listed: &LaneListed, own: &Lane) -> bool {
     let lane = &listed.lane;
     own.credential.is_some()
@@ -25,7 +25,7 @@ pub fn may_get_own_credential(listed: &LaneListed, own: &Lane) -> bool {
 }
 
 /// Moves all messages of each lane to another; returns how many, and whether that was all: `stop` ends it between two
-/// steps. Each step is whole, and what is left is moved by the next call.
+/// steps. Each step is atomic, and the next call moves the rest.
 ///
 /// # Errors
 ///
@@ -48,7 +48,7 @@ fn move_under(
     moves: &[(LaneId, Lane)],
     stop: &Shutdown,
 ) -> Result<(u64, bool), StoreError> {
-    // What a killed process left in flight moves, too.
+    // Messages that a killed process left in flight move, too.
     store.return_in_flight(lease)?;
     let mut moved = 0;
     for (from, to) in moves {
@@ -59,6 +59,7 @@ fn move_under(
                 break;
             }
             store.renew(lease, LEASE_TIME_TO_LIVE)?;
+            stop.beat();
             if stop.is_requested() {
                 return Ok((moved, false));
             }
@@ -67,7 +68,7 @@ fn move_under(
     Ok((moved, true))
 }
 
-/// Gives the lanes whose key the server refuses the agent's own (`rekey_refused`).
+/// Gives lanes whose key the server refuses the agent's own key (`rekey_refused`).
 pub(super) fn rekey_refused(store: &dyn Store, owner: &Owner, own: &Lane, stop: &Shutdown) -> Result<(), StoreError> {
     let refused: Vec<LaneListed> =
         store.lane_list(now_ms())?.into_iter().filter(|listed| may_get_own_credential(listed, own)).collect();
@@ -77,14 +78,14 @@ pub(super) fn rekey_refused(store: &dyn Store, owner: &Owner, own: &Lane, stop: 
     for listed in &refused {
         warn!(
             target: "replay_manager",
-            "{}: the server refuses this key; its messages go on with the configured key (rekey_refused)", listed.lane
+            "{}: the server refuses this key; its messages continue with the configured key (rekey_refused)", listed.lane
         );
     }
     // The workspace stays as its client wrote it.
     let to = |listed: &LaneListed| Lane { workspace: listed.lane.workspace.clone(), ..own.clone() };
     let moves: Vec<_> = refused.iter().map(|listed| (listed.id, to(listed))).collect();
     let (moved, _) = move_lanes(store, owner, &moves, stop)?;
-    info!(target: "replay_manager", moved, "messages have the configured key now");
+    info!(target: "replay_manager", moved, "moved messages to the configured key");
     Ok(())
 }
 
@@ -107,7 +108,12 @@ mod tests {
             (lane("http://a", Some("default"), Some("old")), held(Some(401)), true, "refused"),
             (lane("http://a", None, Some("old")), held(Some(403)), true, "no workspace means the default one"),
             (lane("http://a", Some("default"), None), held(Some(401)), true, "a client without a key"),
-            (lane("http://a", Some("default"), Some("old")), held(Some(402)), false, "a plan is no key"),
+            (
+                lane("http://a", Some("default"), Some("old")),
+                held(Some(402)),
+                false,
+                "the plan is refused, not the key",
+            ),
             (lane("http://a", Some("default"), Some("old")), held(None), false, "held for something else"),
             (lane("http://a", Some("default"), Some("old")), None, false, "not held"),
             (lane("http://a", Some("team"), Some("old")), held(Some(401)), false, "another workspace"),
@@ -125,6 +131,6 @@ mod tests {
             rejected: 0,
             hold: held(Some(401)),
         };
-        assert!(!may_get_own_credential(&refused, &no_key), "there is no key that it could get");
+        assert!(!may_get_own_credential(&refused, &no_key), "no key is configured");
     }
 }

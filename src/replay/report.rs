@@ -1,4 +1,4 @@
-//! Rate of a replay, and the time to go.
+//! Throughput of a replay, and the remaining time.
 
 use std::time::{Duration, Instant};
 
@@ -17,7 +17,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_time_to_go_follows_from_the_rate_so_far() {
+    fn the_remaining_time_follows_from_the_throughput_so_far() {
         let started = Instant::now();
         let now = started + Duration::from_secs(10);
         assert_eq!(rate_and_eta(100, 50, started, now), (10.0, Some(Duration::from_secs(5))));

@@ -1,24 +1,24 @@
-//! `replay --verify`: what was delivered is read back from the server.
+//! `replay --verify`: delivered entities are read back from the server.
 //!
-//! The [`Verifier`] watches deliveries and keeps, per lane, which entities the server has to show
-//! ([`Expectations`]). Once a lane has [`CHECK_AT`] of them it reads pages, between two requests of the lane, so that
-//! what is shown is forgotten and memory stays bounded; [`Verifier::finish`] reads what is left. The server shows some
-//! writes late (ClickHouse), so what is missing is asked for again, with growing waits, until the time given is over:
-//! only what was asked for by its id after its delivery, and was not shown, is reported as missing. What could not be
-//! asked for is counted apart, as is what no read can show.
+//! The [`Verifier`] observes deliveries and keeps, per lane, which entities the server has to show ([`Expectations`]).
+//! Once a lane has [`CHECK_AT`] of them it reads pages, between two requests of the lane, and forgets the entities
+//! that are shown, so that memory stays bounded; [`Verifier::finish`] reads the rest. The server shows some writes
+//! late (ClickHouse), so missing entities are read again, with a growing backoff, until the timeout: only an entity
+//! that was read by its id after its delivery, and was not shown, is reported as missing. Entities that could not be
+//! read are counted separately, as are requests that no read can show.
 //!
-//! A trace or span whose create was delivered in this run and that is shown without it is *partial*: an update that reached
-//! the server first hides a batch create. The server completes such a row by a single create and leaves a full one alone,
-//! so the create is sent once more, singly, as it was delivered ([`CREATES_BYTES_MAX`] of them are kept until they are
-//! shown). Then it is read again.
+//! A trace or span whose create was delivered in this run and that is shown without it is *partial*: an update that
+//! reached the server first hides a batch create. A single create completes such a row and leaves a full one
+//! unchanged, so the create is sent once more, singly, as it was delivered ([`CREATES_BYTES_MAX`] of them are kept
+//! until they are shown). Then the entity is read again.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use super::Observer;
-use crate::delivery::split::Divisible;
+use super::context::Observer;
+use crate::delivery::batching::split::Divisible;
 use crate::message::{Body, Lane, MessageType, Request};
 use crate::protocol::answers::{Answer, SendFailure};
 use crate::protocol::readback::{
@@ -30,62 +30,63 @@ use crate::upstream::Upstream;
 
 /// Entities of a lane that are expected before pages are read in the middle of a replay.
 const CHECK_AT: usize = 10_000;
-/// Entities of a lane that are kept at most; what comes beyond is not read back.
+/// The most entities of a lane that are kept; those beyond are not read back.
 const KEPT_MAX: usize = 5 * CHECK_AT;
-/// Bytes of creates that are kept until the server shows their entities, to complete partial rows; more can't be completed.
+/// Bytes of creates that are kept until the server shows their entities, to complete partial rows; beyond it rows stay
+/// partial.
 const CREATES_BYTES_MAX: usize = 64 * 1024 * 1024;
-/// Bytes of a body that is looked at, decoded.
+/// The largest decoded body that is parsed.
 const CONTENT_BYTES_MAX: u64 = 64 * 1024 * 1024;
 /// Bytes of an answer that are read.
 const ANSWER_BYTES_MAX: usize = 8 * 1024 * 1024;
-/// The first and the longest wait before what is missing is asked for again.
+/// The first and the longest wait before missing entities are read again.
 const WAIT_FIRST: Duration = Duration::from_millis(200);
 const WAIT_LONGEST: Duration = Duration::from_secs(5);
 
 /// Reads back what a replay delivers.
 pub struct Verifier<'a> {
     upstream: &'a Upstream,
-    lanes: Mutex<HashMap<Lane, Watched>>,
+    lanes: Mutex<HashMap<Lane, LaneReadback>>,
     /// Bytes of creates that are kept.
     kept: AtomicUsize,
 }
 
 #[derive(Default)]
-struct Watched {
+struct LaneReadback {
     expected: Expectations,
-    /// Entities that the server has shown whole.
+    /// Entities that the server has shown completely.
     shown: u64,
     /// Size at which pages are read next.
     check_at: usize,
-    /// Requests that say nothing that can be read back.
+    /// Requests without anything that can be read back.
     not_readable: BTreeMap<MessageType, u64>,
     /// Entities beyond [`KEPT_MAX`].
     too_many: u64,
-    /// Single creates of what is expected, as far as they are kept.
+    /// Single creates of expected entities, as far as they are kept.
     creates: HashMap<(Kind, String), Request>,
     /// Partial rows for which the create was sent again.
     repaired: u64,
 }
 
-/// What came of reading back.
+/// The result of a verification.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Verified {
     /// Entities that the server shows, with all scores that were delivered for them.
     pub shown: u64,
-    /// Entities, or scores of them, that it does not show.
+    /// Entities, or their scores, that it does not show.
     pub missing: Vec<Missing>,
     /// Partial rows that were completed by a single create.
     pub repaired: u64,
-    /// Entities that could not be asked for.
+    /// Entities that could not be read.
     pub unread: u64,
     /// Why not, for people; each reason once.
     pub reasons: Vec<String>,
-    /// Requests by type of which nothing can be read back.
+    /// Requests, by type, of which nothing can be read back.
     pub not_readable: BTreeMap<MessageType, u64>,
 }
 
 impl Verified {
-    /// Adds what another server shows.
+    /// Adds the result for another server.
     pub fn add(&mut self, other: Self) {
         let Self { shown, missing, repaired, unread, reasons, not_readable } = other;
         self.shown += shown;
@@ -111,87 +112,80 @@ pub struct Missing {
     pub workspace: String,
     /// The project that its messages name.
     pub project: Option<String>,
-    /// Scores that are missing; the entity itself is there when `is_shown`.
+    /// Missing scores; the entity itself exists if `is_shown`.
     pub scores: BTreeSet<String>,
     /// Whether the entity itself is shown.
     pub is_shown: bool,
-    /// Whether it is shown without what its create says.
+    /// Whether it is shown without the content of its create.
     pub is_partial: bool,
 }
 
-/// Why the server could not be asked.
+/// Why an entity could not be read.
 enum Unreadable {
-    /// The key is refused: asking again makes no difference.
+    /// The key is refused: a retry makes no difference.
     Refused(String),
-    /// It may answer later, perhaps not before this time.
+    /// A retry may succeed, perhaps not before this time.
     Later(String, Option<Duration>),
 }
 
-impl<'a> Verifier<'a> {
-    /// Returns one that has seen nothing yet and reads through `upstream`.
-    pub fn new(upstream: &'a Upstream) -> Self {
-        Self { upstream, lanes: Mutex::default(), kept: AtomicUsize::new(0) }
-    }
+/// The last readings of a verification: lanes whose entities are not all shown yet, and the others.
+#[derive(Default)]
+struct FinalReading {
+    open: Vec<(Lane, LaneReadback)>,
+    done: Vec<(Lane, LaneReadback)>,
+    /// Why a lane of the last reading was not read, for people.
+    reasons: Vec<String>,
+    /// Why lanes are not read at all: the key is refused.
+    refused: BTreeSet<String>,
+}
 
-    /// Reads all that is left, again and again until everything is shown or `timeout` is over, or shutdown is requested.
-    pub fn finish(self, timeout: Duration, shutdown: &Shutdown) -> Verified {
-        let started = Instant::now();
-        let mut verified = Verified::default();
-        let mut lanes = self.lanes.into_inner().unwrap_or_else(PoisonError::into_inner);
-        let mut wait = WAIT_FIRST;
-        let mut refused: BTreeMap<String, u64> = BTreeMap::new();
-        let mut open: Vec<(Lane, Watched)> = lanes.drain().collect();
-        let mut done: Vec<(Lane, Watched)> = Vec::new();
-        let mut reasons: Vec<String>;
-        loop {
-            reasons = Vec::new();
-            let mut asked_wait = Duration::ZERO;
-            let mut still_open = Vec::new();
-            for (lane, mut watched) in open {
-                let result = if shutdown.is_requested() {
-                    Err(Unreadable::Later("interrupted".to_owned(), None))
-                } else {
-                    check(self.upstream, &lane, &mut watched, true, shutdown)
-                };
-                match result {
-                    Ok(()) if watched.expected.is_empty() => done.push((lane, watched)),
-                    Ok(()) => {
-                        asked_wait = asked_wait.max(repair(self.upstream, &lane, &mut watched, shutdown));
-                        still_open.push((lane, watched));
-                    }
-                    Err(Unreadable::Refused(reason)) => {
-                        *refused.entry(format!("{lane}: {reason}")).or_default() += 1;
-                        done.push((lane, watched));
-                    }
-                    Err(Unreadable::Later(reason, asked)) => {
-                        reasons.push(format!("{lane}: {reason}"));
-                        asked_wait = asked_wait.max(asked.unwrap_or_default());
-                        still_open.push((lane, watched));
-                    }
+impl FinalReading {
+    /// Reads every open lane once, and returns how long the server asks to wait.
+    fn read_open(&mut self, upstream: &Upstream, shutdown: &Shutdown) -> Duration {
+        self.reasons.clear();
+        let mut asked_wait = Duration::ZERO;
+        for (lane, mut readback) in std::mem::take(&mut self.open) {
+            let reader = EntityReader { upstream, lane: &lane, shutdown };
+            let result = match shutdown.is_requested() {
+                true => Err(Unreadable::Later("interrupted".to_owned(), None)),
+                false => reader.check(&mut readback, true),
+            };
+            match result {
+                Ok(()) if readback.expected.is_empty() => self.done.push((lane, readback)),
+                Ok(()) => {
+                    asked_wait = asked_wait.max(reader.repair(&mut readback));
+                    self.open.push((lane, readback));
+                }
+                Err(Unreadable::Refused(reason)) => {
+                    self.refused.insert(format!("{lane}: {reason}"));
+                    self.done.push((lane, readback));
+                }
+                Err(Unreadable::Later(reason, asked)) => {
+                    self.reasons.push(format!("{lane}: {reason}"));
+                    asked_wait = asked_wait.max(asked.unwrap_or_default());
+                    self.open.push((lane, readback));
                 }
             }
-            open = still_open;
-            let pause = wait.max(asked_wait);
-            wait = wait.saturating_mul(2).min(WAIT_LONGEST);
-            let left = timeout.saturating_sub(started.elapsed());
-            // A last look comes at the end of the time, unless the server asked for more than that.
-            if open.is_empty() || left.is_zero() || asked_wait > left || shutdown.sleep(pause.min(left)) {
-                break;
-            }
         }
-        done.append(&mut open);
-        done.sort_by(|(a, _), (b, _)| a.cmp(b));
-        for (lane, watched) in done {
-            verified.shown += watched.shown;
-            verified.repaired += watched.repaired;
-            for (message_type, requests) in watched.not_readable {
+        asked_wait
+    }
+
+    /// Returns the result over all lanes.
+    fn verified(mut self) -> Verified {
+        let mut verified = Verified::default();
+        self.done.append(&mut self.open);
+        self.done.sort_by(|(a, _), (b, _)| a.cmp(b));
+        for (lane, readback) in self.done {
+            verified.shown += readback.shown;
+            verified.repaired += readback.repaired;
+            for (message_type, requests) in readback.not_readable {
                 *verified.not_readable.entry(message_type).or_default() += requests;
             }
-            if watched.too_many > 0 {
-                verified.unread += watched.too_many;
-                reasons.push(format!("{lane}: too many entities are not shown to keep track of them all"));
+            if readback.too_many > 0 {
+                verified.unread += readback.too_many;
+                self.reasons.push(format!("{lane}: too many entities are not shown to keep track of them all"));
             }
-            for (kind, id, expected) in watched.expected.iter() {
+            for (kind, id, expected) in readback.expected.iter() {
                 if !expected.was_missing {
                     verified.unread += 1;
                     continue;
@@ -207,16 +201,43 @@ impl<'a> Verifier<'a> {
                 });
             }
         }
-        reasons.extend(refused.into_keys());
-        reasons.sort();
-        reasons.dedup();
+        self.reasons.extend(self.refused);
+        self.reasons.sort();
+        self.reasons.dedup();
         if verified.unread > 0 {
-            verified.reasons = reasons;
+            verified.reasons = self.reasons;
         }
         verified
     }
+}
 
-    fn lanes(&self) -> MutexGuard<'_, HashMap<Lane, Watched>> {
+impl<'a> Verifier<'a> {
+    /// Returns a verifier without expectations that reads through `upstream`.
+    pub fn new(upstream: &'a Upstream) -> Self {
+        Self { upstream, lanes: Mutex::default(), kept: AtomicUsize::new(0) }
+    }
+
+    /// Reads everything that is left, repeatedly until the server shows all of it, `timeout` is over, or shutdown is
+    /// requested.
+    pub fn finish(self, timeout: Duration, shutdown: &Shutdown) -> Verified {
+        let started = Instant::now();
+        let mut lanes = self.lanes.into_inner().unwrap_or_else(PoisonError::into_inner);
+        let mut reading = FinalReading { open: lanes.drain().collect(), ..FinalReading::default() };
+        let mut wait = WAIT_FIRST;
+        loop {
+            let asked_wait = reading.read_open(self.upstream, shutdown);
+            let pause = wait.max(asked_wait);
+            wait = wait.saturating_mul(2).min(WAIT_LONGEST);
+            let left = timeout.saturating_sub(started.elapsed());
+            // The last reading comes at the end of the time, unless the server asked for a longer wait.
+            let is_over = reading.open.is_empty() || left.is_zero() || asked_wait > left;
+            if is_over || shutdown.sleep(pause.min(left)) {
+                return reading.verified();
+            }
+        }
+    }
+
+    fn lanes(&self) -> MutexGuard<'_, HashMap<Lane, LaneReadback>> {
         self.lanes.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -226,35 +247,37 @@ impl Observer for Verifier<'_> {
         let content = request.body.decode(CONTENT_BYTES_MAX).ok();
         let found = content.and_then(|content| facts(message_type, &request.method, &request.path, &content));
         let creates = single_creates(message_type, request);
-        // A lane has one worker, so nobody else looks for it while it is out of the map; no lock is held while reading.
-        let mut watched = self.lanes().remove(lane).unwrap_or_default();
+        // A lane has one worker, so no other thread needs its entry while it is out of the map; no lock is held while
+        // reading.
+        let mut readback = self.lanes().remove(lane).unwrap_or_default();
         match found {
-            None => *watched.not_readable.entry(message_type).or_default() += 1,
+            None => *readback.not_readable.entry(message_type).or_default() += 1,
             Some(found) => {
                 for fact in found {
-                    if watched.expected.len() < KEPT_MAX || watched.expected.get(fact.kind, &fact.id).is_some() {
-                        watched.expected.note(fact);
+                    if readback.expected.len() < KEPT_MAX || readback.expected.get(fact.kind, &fact.id).is_some() {
+                        readback.expected.note(fact);
                     } else {
-                        watched.too_many += 1;
+                        readback.too_many += 1;
                     }
                 }
             }
         }
         for (key, create) in creates {
             let bytes = create.body.bytes.len();
-            if watched.expected.get(key.0, &key.1).is_some()
+            if readback.expected.get(key.0, &key.1).is_some()
                 && self.kept.load(Ordering::Relaxed).saturating_add(bytes) <= CREATES_BYTES_MAX
             {
                 self.kept.fetch_add(bytes, Ordering::Relaxed);
-                let earlier = watched.creates.insert(key, create);
+                let earlier = readback.creates.insert(key, create);
                 self.kept.fetch_sub(earlier.map_or(0, |earlier| earlier.body.bytes.len()), Ordering::Relaxed);
             }
         }
-        if watched.expected.len() >= watched.check_at.max(CHECK_AT) {
-            // What can't be read now is read at the end, where failures are told.
-            let _ = check(self.upstream, lane, &mut watched, false, &Shutdown::new());
-            watched.check_at = watched.expected.len() + CHECK_AT;
-            let Watched { expected, creates, .. } = &mut watched;
+        if readback.expected.len() >= readback.check_at.max(CHECK_AT) {
+            // An entity that can't be read now is read at the end, where failures are reported.
+            let reader = EntityReader { upstream: self.upstream, lane, shutdown: &Shutdown::new() };
+            let _ = reader.check(&mut readback, false);
+            readback.check_at = readback.expected.len() + CHECK_AT;
+            let LaneReadback { expected, creates, .. } = &mut readback;
             creates.retain(|(kind, id), create| {
                 let is_kept = expected.get(*kind, id).is_some();
                 let bytes = if is_kept { 0 } else { create.body.bytes.len() };
@@ -262,7 +285,7 @@ impl Observer for Verifier<'_> {
                 is_kept
             });
         }
-        self.lanes().insert(lane.clone(), watched);
+        self.lanes().insert(lane.clone(), readback);
     }
 }
 
@@ -282,129 +305,134 @@ fn single_creates(message_type: MessageType, request: &Request) -> Vec<((Kind, S
     let Some(batch) = Divisible::of_any(message_type, request) else { return Vec::new() };
     let single = |index| {
         let (message_type, create) = batch.single_create(message_type, request, index)?;
-        // A copy: a slice would keep the whole batch in memory.
+        // Copied: a slice would keep the whole batch in memory.
         let body = Body::new(create.body.bytes.to_vec(), create.body.encoding);
         named(message_type, Request { body, ..create })
     };
     (0..batch.len()).filter_map(single).collect()
 }
 
-/// Sends the creates of partial rows once more, singly; returns how long the server asks to wait.
-fn repair(upstream: &Upstream, lane: &Lane, watched: &mut Watched, shutdown: &Shutdown) -> Duration {
-    let partial = watched.expected.iter().filter(|(.., expected)| expected.is_partial);
-    let partial: Vec<(Kind, String)> = partial.map(|(kind, id, _)| (kind, id.to_owned())).collect();
-    for key in partial {
-        if shutdown.is_requested() {
-            break;
-        }
-        let Some(create) = watched.creates.get(&key) else { continue };
-        let message_type = if key.0 == Kind::Trace { MessageType::CreateTrace } else { MessageType::CreateSpan };
-        match upstream.send(lane, Endpoint::Write(message_type), create) {
-            Ok(answer) if answer.is_confirmed() => watched.repaired += 1,
-            Ok(answer) if answer.status == 429 => return answer.asked_wait.unwrap_or_default(),
-            // A front's word; the create is needed for the next look.
-            Ok(answer) if answer.recognised.foreign().is_some() => continue,
-            // Full by now, or refused: reading it again says which.
-            Ok(_) => {}
-            // Perhaps it arrived; the next look tells, and it is sent again if not.
-            Err(_) => continue,
-        }
-        watched.creates.remove(&key);
-    }
-    Duration::ZERO
+/// Reads the entities of one lane.
+struct EntityReader<'a> {
+    upstream: &'a Upstream,
+    lane: &'a Lane,
+    shutdown: &'a Shutdown,
 }
 
-/// Asks for all that is expected: page by page where there are pages, and then `by_id`.
-fn check(
-    upstream: &Upstream,
-    lane: &Lane,
-    watched: &mut Watched,
-    by_id: bool,
-    shutdown: &Shutdown,
-) -> Result<(), Unreadable> {
-    let mut wanted: BTreeMap<(Kind, String), Vec<String>> = BTreeMap::new();
-    for (kind, id, expected) in watched.expected.iter().filter(|(kind, ..)| kind.has_pages()) {
-        let project = expected.project.clone().unwrap_or_else(|| DEFAULT_PROJECT.to_owned());
-        wanted.entry((kind, project)).or_default().push(id.to_owned());
-    }
-    for ((kind, project), ids) in wanted {
-        read_pages(upstream, lane, watched, kind, &project, ids)?;
-    }
-    if !by_id {
-        return Ok(());
-    }
-    let left: Vec<(Kind, String, Option<String>)> =
-        watched.expected.iter().map(|(kind, id, expected)| (kind, id.to_owned(), expected.project.clone())).collect();
-    for (kind, id, project) in left {
-        if shutdown.is_requested() {
-            return Err(Unreadable::Later("interrupted".to_owned(), None));
-        }
-        let answer = read(upstream, lane, &one(kind, &id, project.as_deref()))?;
-        if let Some(answer) = answer {
-            let found = shown(answer.text.as_bytes());
-            let has_scores = watched.expected.get(kind, &id).is_some_and(|expected| !expected.scores.is_empty());
-            if found.is_none() && has_scores {
-                // Too large to be read whole: it is there, and its scores can't be seen.
-                continue;
+impl EntityReader<'_> {
+    /// Sends the creates of partial rows again, singly; returns how long the server asks to wait.
+    fn repair(&self, readback: &mut LaneReadback) -> Duration {
+        let partial = readback.expected.iter().filter(|(.., expected)| expected.is_partial);
+        let partial: Vec<(Kind, String)> = partial.map(|(kind, id, _)| (kind, id.to_owned())).collect();
+        for key in partial {
+            if self.shutdown.is_requested() {
+                break;
             }
-            let mut found = found.unwrap_or_default();
-            found.id.clone_from(&id);
-            if watched.expected.saw(kind, &found) {
-                watched.shown += 1;
-                continue;
+            let Some(create) = readback.creates.get(&key) else { continue };
+            let message_type = if key.0 == Kind::Trace { MessageType::CreateTrace } else { MessageType::CreateSpan };
+            match self.upstream.send(self.lane, Endpoint::Write(message_type), create) {
+                Ok(answer) if answer.is_confirmed() => readback.repaired += 1,
+                Ok(answer) if answer.status == 429 => return answer.asked_wait.unwrap_or_default(),
+                // A front answered; the create is needed for the next attempt.
+                Ok(answer) if answer.recognised.foreign().is_some() => continue,
+                // The row is full now, or the create is refused: reading it again tells which.
+                Ok(_) => {}
+                // Perhaps it arrived; the next reading tells, and if not it is sent again.
+                Err(_) => continue,
             }
+            readback.creates.remove(&key);
         }
-        watched.expected.missed(kind, &id);
+        Duration::ZERO
     }
-    Ok(())
-}
 
-/// Reads pages of a project as long as they show something that is wanted. `ids` are ascending.
-fn read_pages(
-    upstream: &Upstream,
-    lane: &Lane,
-    watched: &mut Watched,
-    kind: Kind,
-    project: &str,
-    mut ids: Vec<String>,
-) -> Result<(), Unreadable> {
-    while let Some(highest) = ids.last() {
-        let Some(request) = page(kind, project, behind(highest).as_deref()) else { return Ok(()) };
-        // A project that is not there, or a server that knows no such read.
-        let Some(answer) = read(upstream, lane, &request)? else { return Ok(()) };
-        let found = shown_in_page(answer.text.as_bytes());
-        let mut useful = false;
-        for entity in &found {
-            useful |= watched.expected.get(kind, &entity.id).is_some();
-            watched.shown += u64::from(watched.expected.saw(kind, entity));
+    /// Reads all expected entities: page by page where there are pages, and then `by_id`.
+    fn check(&self, readback: &mut LaneReadback, by_id: bool) -> Result<(), Unreadable> {
+        let mut wanted: BTreeMap<(Kind, String), Vec<String>> = BTreeMap::new();
+        for (kind, id, expected) in readback.expected.iter().filter(|(kind, ..)| kind.has_pages()) {
+            let project = expected.project.clone().unwrap_or_else(|| DEFAULT_PROJECT.to_owned());
+            wanted.entry((kind, project)).or_default().push(id.to_owned());
         }
-        let Some(lowest) = found.iter().map(|entity| &entity.id).min() else { return Ok(()) };
-        if !useful {
+        for ((kind, project), ids) in wanted {
+            self.read_pages(readback, kind, &project, ids)?;
+        }
+        if !by_id {
             return Ok(());
         }
-        ids.retain(|id| id < lowest);
-    }
-    Ok(())
-}
-
-/// Reads once; `None` when the server says that there is nothing.
-fn read(upstream: &Upstream, lane: &Lane, request: &Read) -> Result<Option<Answer>, Unreadable> {
-    let answer = match upstream.read_back(lane, request, ANSWER_BYTES_MAX) {
-        Ok(answer) => answer,
-        Err(failure @ (SendFailure::Connect { .. } | SendFailure::Broken { .. } | SendFailure::Timeout { .. })) => {
-            return Err(Unreadable::Later(failure.to_string(), None));
+        let left: Vec<(Kind, String, Option<String>)> = readback
+            .expected
+            .iter()
+            .map(|(kind, id, expected)| (kind, id.to_owned(), expected.project.clone()))
+            .collect();
+        for (kind, id, project) in left {
+            if self.shutdown.is_requested() {
+                return Err(Unreadable::Later("interrupted".to_owned(), None));
+            }
+            let answer = self.read(&one(kind, &id, project.as_deref()))?;
+            if let Some(answer) = answer {
+                let found = shown(answer.text.as_bytes());
+                let has_scores = readback.expected.get(kind, &id).is_some_and(|expected| !expected.scores.is_empty());
+                if found.is_none() && has_scores {
+                    // The answer is truncated: the entity exists, and its scores can't be parsed.
+                    continue;
+                }
+                let mut found = found.unwrap_or_default();
+                found.id.clone_from(&id);
+                if readback.expected.saw(kind, &found) {
+                    readback.shown += 1;
+                    continue;
+                }
+            }
+            readback.expected.missed(kind, &id);
         }
-    };
-    if let Some(foreign) = answer.recognised.foreign() {
-        // Neither "nothing there" nor "no such key": Opik was not asked.
-        return Err(Unreadable::Later(foreign.to_string(), answer.asked_wait));
+        Ok(())
     }
-    match answer.status {
-        200..=299 => Ok(Some(answer)),
-        404 => Ok(None),
-        // An older server may not take all of a search; every entity can still be read by its id.
-        400 | 405 | 415 | 422 if request.body.is_some() && request.path.ends_with("/search") => Ok(None),
-        status @ 401..=403 => Err(Unreadable::Refused(format!("the server answers reads with {status}"))),
-        status => Err(Unreadable::Later(format!("the server answers reads with {status}"), answer.asked_wait)),
+
+    /// Reads pages of a project as long as they show expected entities. `ids` are ascending.
+    fn read_pages(
+        &self,
+        readback: &mut LaneReadback,
+        kind: Kind,
+        project: &str,
+        mut ids: Vec<String>,
+    ) -> Result<(), Unreadable> {
+        while let Some(highest) = ids.last() {
+            let Some(request) = page(kind, project, behind(highest).as_deref()) else { return Ok(()) };
+            // The project does not exist, or the server does not support this read.
+            let Some(answer) = self.read(&request)? else { return Ok(()) };
+            let found = shown_in_page(answer.text.as_bytes());
+            let mut useful = false;
+            for entity in &found {
+                useful |= readback.expected.get(kind, &entity.id).is_some();
+                readback.shown += u64::from(readback.expected.saw(kind, entity));
+            }
+            let Some(lowest) = found.iter().map(|entity| &entity.id).min() else { return Ok(()) };
+            if !useful {
+                return Ok(());
+            }
+            ids.retain(|id| id < lowest);
+        }
+        Ok(())
+    }
+
+    /// Reads once; `None` if the server has no such entity.
+    fn read(&self, request: &Read) -> Result<Option<Answer>, Unreadable> {
+        let answer = match self.upstream.read_back(self.lane, request, ANSWER_BYTES_MAX) {
+            Ok(answer) => answer,
+            Err(failure @ (SendFailure::Connect { .. } | SendFailure::Broken { .. } | SendFailure::Timeout { .. })) => {
+                return Err(Unreadable::Later(failure.to_string(), None));
+            }
+        };
+        if let Some(foreign) = answer.recognised.foreign() {
+            // Neither "not found" nor "key refused": Opik was not asked.
+            return Err(Unreadable::Later(foreign.to_string(), answer.asked_wait));
+        }
+        match answer.status {
+            200..=299 => Ok(Some(answer)),
+            404 => Ok(None),
+            // An older server may not support all of a search; every entity can still be read by its id.
+            400 | 405 | 415 | 422 if request.body.is_some() && request.path.ends_with("/search") => Ok(None),
+            status @ 401..=403 => Err(Unreadable::Refused(format!("the server answers reads with {status}"))),
+            status => Err(Unreadable::Later(format!("the server answers reads with {status}"), answer.asked_wait)),
+        }
     }
 }

@@ -1,12 +1,12 @@
-//! Stores that processes of the Python SDK left behind: where they lie, and whether a process still works with one.
+//! Orphaned stores: where processes of the Python SDK left them, and whether a process still uses one.
 //!
-//! The SDK keeps its store in a folder of its own, `<temp dir>/tmpXXXXXXXX/opik_messages.db`, for as long as its process
-//! lives; it holds the file open all that time and locks it only within a statement. So an open file handle tells a living
-//! store from an orphaned one, and a lock tells nothing. A second reader that locks a living store for some seconds makes
-//! the SDK give its store up (protocol dossier, section e): nothing here ever opens one.
+//! The SDK has its store in a folder of its own, `<temp dir>/tmpXXXXXXXX/opik_messages.db`, as long as its process
+//! lives. It has the file open all that time, and locks it only within a statement. So an open descriptor tells a live
+//! store from an orphaned one, and a lock does not. A second reader that locks a live store for some seconds makes the
+//! SDK abandon its store (protocol dossier, section e): nothing here ever opens one.
 //!
-//! Only processes that this user may look at can be seen, and only those of this machine: two containers that share a
-//! temporary folder don't see each other's.
+//! Only processes that this user may inspect are visible, and only those of this machine: two containers that share a
+//! temporary folder do not see each other's processes.
 
 use std::collections::HashMap;
 use std::fs;
@@ -20,45 +20,45 @@ use crate::store::os::FileId;
 
 /// The name of the SDK's store in its folder.
 pub const SDK_STORE_NAME: &str = "opik_messages.db";
-/// What the names of those folders start with (Python's `tempfile.mkdtemp`).
+/// The prefix of the names of those folders (Python's `tempfile.mkdtemp`).
 const FOLDER_PREFIX: &str = "tmp";
 
-/// Who works with a file.
+/// The process that has a file open.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Holder {
-    /// No living process has it open.
+    /// No process.
     Nobody,
-    /// This process has.
+    /// A process.
     Process {
         /// Its id.
         pid: u32,
-        /// Its name, as far as it is known.
+        /// Its name; empty if unknown.
         name: String,
     },
-    /// That can't be seen, and why.
+    /// It cannot be found out, and why.
     Unknown(String),
 }
 
-/// A store that no process works with any more.
+/// A store that no process has open.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Orphan {
     /// The file.
     pub path: PathBuf,
     /// Its size in bytes.
     pub bytes: u64,
-    /// When it was changed last, in milliseconds since the Unix epoch.
+    /// The time of its last change, in milliseconds since the Unix epoch.
     pub changed_at_ms: i64,
-    /// Tells it from any other file, and from itself after a change.
+    /// Identifies it until its next change.
     pub mark: OrphanMark,
 }
 
-/// Tells one state of one file from any other.
+/// Identifies one version of one file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct OrphanMark(FileId, u64, i64);
 
-/// Returns the orphaned SDK stores of this user below a temporary folder, the oldest first.
+/// Returns the orphaned SDK stores of this user in a temporary folder, the oldest first.
 ///
-/// What can't be looked at is left out: it is nobody's orphan that could be salvaged.
+/// Files that cannot be inspected are left out: they could not be salvaged either.
 pub fn find(temp_dir: &Path) -> Vec<Orphan> {
     let Ok(entries) = fs::read_dir(temp_dir) else { return Vec::new() };
     let user = rustix::process::geteuid().as_raw();
@@ -67,7 +67,7 @@ pub fn find(temp_dir: &Path) -> Vec<Orphan> {
         if !entry.file_name().as_encoded_bytes().starts_with(FOLDER_PREFIX.as_bytes()) {
             continue;
         }
-        // Neither may be a link: a temporary folder is open to everybody.
+        // Neither may be a link: every user can write to a temporary folder.
         let folder = entry.path();
         let is_ours = |metadata: &fs::Metadata| metadata.uid() == user;
         if !fs::symlink_metadata(&folder).is_ok_and(|metadata| metadata.is_dir() && is_ours(&metadata)) {
@@ -90,23 +90,23 @@ pub fn find(temp_dir: &Path) -> Vec<Orphan> {
     found
 }
 
-/// Returns who works with an open file, which is at this path. That this process has it open for the question does not count.
+/// Returns the process that has a file open. The descriptor `file` itself, which asks, does not count.
 pub(super) fn holder_of(file: &fs::File, path: &Path) -> Holder {
-    let Ok(metadata) = file.metadata() else { return Holder::Unknown("it can't be looked at".into()) };
-    let asking = Asking { pid: std::process::id(), descriptor: file.as_raw_fd() };
-    let found = holders(&[FileId::of(&metadata)], path, Some(asking)).pop().unwrap_or(Holder::Nobody);
+    let Ok(metadata) = file.metadata() else { return Holder::Unknown("it cannot be inspected".into()) };
+    let own = OwnDescriptor { pid: std::process::id(), descriptor: file.as_raw_fd() };
+    let found = holders(&[FileId::of(&metadata)], path, Some(own)).pop().unwrap_or(Holder::Nobody);
     let user = rustix::process::geteuid().as_raw();
     match found {
         Holder::Nobody if metadata.uid() != user && user != 0 => {
-            Holder::Unknown("it belongs to another user, whose processes can't be looked at".into())
+            Holder::Unknown("it belongs to another user, whose processes cannot be inspected".into())
         }
         found => found,
     }
 }
 
-/// An open descriptor that is there only to ask who else has one.
+/// A descriptor that is open only to ask which other process has one.
 #[derive(Clone, Copy)]
-struct Asking {
+struct OwnDescriptor {
     pid: u32,
     descriptor: RawFd,
 }
@@ -116,31 +116,31 @@ fn changed_at_ms(metadata: &fs::Metadata) -> i64 {
     i64::try_from(since.as_millis()).unwrap_or(i64::MAX)
 }
 
-/// Returns who has each of these files open; `path` is one of them, for systems that have to be asked by name.
-fn holders(files: &[FileId], path: &Path, asking: Option<Asking>) -> Vec<Holder> {
-    match in_proc(files, asking) {
+/// Returns the process that has each of these files open. `path` is one of them, for systems that only know names.
+fn holders(files: &[FileId], path: &Path, own: Option<OwnDescriptor>) -> Vec<Holder> {
+    match in_proc(files, own) {
         Ok(open) => files.iter().map(|file| open.get(file).cloned().unwrap_or(Holder::Nobody)).collect(),
-        Err(_) if files.len() == 1 => vec![by_lsof(path, asking)],
-        Err(_) => vec![Holder::Unknown("this system does not tell which files are open".into()); files.len()],
+        Err(_) if files.len() == 1 => vec![by_lsof(path, own)],
+        Err(_) => vec![Holder::Unknown("this system does not show which files are open".into()); files.len()],
     }
 }
 
-/// Looks through the open files of every process that can be seen (Linux).
-fn in_proc(files: &[FileId], asking: Option<Asking>) -> io::Result<HashMap<FileId, Holder>> {
+/// Searches the open descriptors of every visible process (Linux).
+fn in_proc(files: &[FileId], own: Option<OwnDescriptor>) -> io::Result<HashMap<FileId, Holder>> {
     let proc = Path::new("/proc");
-    // Without our own process in it this is no /proc as we know it.
+    // Without our own process in it, this is not Linux's /proc.
     fs::read_dir(proc.join("self/fd"))?;
     let mut open = HashMap::new();
     for process in fs::read_dir(proc)?.flatten() {
         let Some(pid) = process.file_name().to_str().and_then(|name| name.parse::<u32>().ok()) else { continue };
-        // A process that has ended since, or that is another user's.
+        // Fails for a process that has ended since, or that belongs to another user.
         let Ok(handles) = fs::read_dir(process.path().join("fd")) else { continue };
-        let own = asking.filter(|asking| asking.pid == pid).map(|asking| asking.descriptor.to_string());
+        let own = own.filter(|own| own.pid == pid).map(|own| own.descriptor.to_string());
         for handle in handles.flatten() {
             if own.as_deref().is_some_and(|own| handle.file_name() == own) {
                 continue;
             }
-            // Asking what a handle leads to is cheap; only files are looked at closer.
+            // Reading the link of a descriptor is cheap; only those of files are examined further.
             if !fs::read_link(handle.path()).is_ok_and(|target| target.is_absolute()) {
                 continue;
             }
@@ -152,18 +152,18 @@ fn in_proc(files: &[FileId], asking: Option<Asking>) -> io::Result<HashMap<FileI
     Ok(open)
 }
 
-/// Asks `lsof`, where there is no /proc.
-fn by_lsof(path: &Path, asking: Option<Asking>) -> Holder {
+/// Asks `lsof`, for systems without /proc.
+fn by_lsof(path: &Path, own: Option<OwnDescriptor>) -> Holder {
     match std::process::Command::new("lsof").arg("-t").arg("--").arg(path).output() {
         Ok(output) => {
             let pids = String::from_utf8_lossy(&output.stdout).into_owned();
             let mut pids = pids.lines().filter_map(|line| line.trim().parse().ok());
-            match pids.find(|pid| asking.is_none_or(|asking| asking.pid != *pid)) {
+            match pids.find(|pid| own.is_none_or(|own| own.pid != *pid)) {
                 Some(pid) => Holder::Process { pid, name: String::new() },
                 None => Holder::Nobody,
             }
         }
-        Err(_) => Holder::Unknown("this system has neither /proc nor lsof to tell which files are open".into()),
+        Err(_) => Holder::Unknown("this system has neither /proc nor lsof to show which files are open".into()),
     }
 }
 
@@ -172,7 +172,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_file_that_a_process_holds_is_no_orphan() {
+    fn an_open_file_is_not_an_orphan() {
         let temp = tempfile::tempdir().expect("a folder");
         for folder in ["tmpheld", "tmpleft", "other"] {
             fs::create_dir(temp.path().join(folder)).expect("a folder");
@@ -184,11 +184,11 @@ mod tests {
         assert_eq!(names(), [temp.path().join("tmpleft").join(SDK_STORE_NAME)]);
         let pid = std::process::id();
         let path = temp.path().join("tmpheld").join(SDK_STORE_NAME);
-        let asking = fs::File::open(&path).expect("a file");
-        assert!(matches!(holder_of(&asking, &path), Holder::Process { pid: found, .. } if found == pid));
+        let own = fs::File::open(&path).expect("a file");
+        assert!(matches!(holder_of(&own, &path), Holder::Process { pid: found, .. } if found == pid));
         drop(held);
-        assert_eq!(holder_of(&asking, &path), Holder::Nobody);
-        drop(asking);
+        assert_eq!(holder_of(&own, &path), Holder::Nobody);
+        drop(own);
         assert_eq!(names().len(), 2);
     }
 }

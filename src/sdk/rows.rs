@@ -1,12 +1,15 @@
-//! One row of the Python SDK's own store to the request that the SDK would send for it (protocol dossier, sections a and e).
+//! Converts one row of the Python SDK's store to the request that the SDK would send for it (protocol dossier, sections
+//! a and e).
 //!
-//! A row is a message type and a JSON text. The SDK reads the text into objects and writes them anew; here the members of
-//! the text are picked and renamed, and every value keeps the bytes that it has in the row. So `NaN`, integers of any
-//! size, `-0.0` and lone surrogates come through, two of which the SDK itself can't send. One visible difference is meant:
-//! the SDK rewrites strings under `start_time`, `end_time` and `last_updated_at` at any depth, user data included, and we
-//! leave them alone.
+//! A row is a message type and a JSON text. The SDK parses the text into objects and serializes them again. Here the
+//! members of the text are selected and renamed, and each value keeps its bytes: `NaN`, integers of any size, `-0.0`
+//! and lone surrogates survive, two of which the SDK itself cannot send. One visible difference is intended: the SDK
+//! rewrites strings under `start_time`, `end_time` and `last_updated_at` at any depth, user data included; we leave
+//! them alone.
 //!
-//! Keys that no SDK sends are passed over: a newer one may keep more. What can't be made a request is a [`RowFault`].
+//! Keys that no SDK sends are ignored: a newer SDK may store more. A row that cannot be converted is a [`RowFault`].
+//!
+//! This file is pure, as `protocol` is: no clock, socket, disk or log.
 
 use thiserror::Error;
 use uuid::Uuid;
@@ -14,32 +17,32 @@ use uuid::Uuid;
 use crate::message::MessageType;
 use crate::protocol::json::{Kind, NotJson, Scanner};
 
-/// Why a row can't be made a request.
+/// Why a row cannot be converted to a request.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 pub enum RowFault {
-    /// Its text is not JSON, even by the measure of what the SDKs write.
+    /// Its text is not JSON, not even JSON as the SDKs write it.
     #[error("its message_json is {0}")]
     NotJson(#[from] NotJson),
-    /// No SDK that we know has such a message type.
+    /// No known SDK has such a message type.
     #[error("its message type {0:?} is unknown")]
     UnknownType(String),
-    /// The text is JSON but no object.
-    #[error("its message_json is no object")]
+    /// The text is JSON but not an object.
+    #[error("its message_json is not an object")]
     NotAnObject,
-    /// A member that the request needs is missing or null.
+    /// A member that the request requires is missing or null.
     #[error("it has no {0}")]
     Missing(&'static str),
-    /// A member is of another kind than the SDK's.
+    /// A member has another type than the SDK's.
     #[error("its {field} is not {expected}")]
     WrongKind {
         /// The member.
         field: &'static str,
-        /// What the SDK keeps there, in words.
+        /// The SDK's type, in words.
         expected: &'static str,
     },
 }
 
-/// What a row asks for.
+/// The content of a row.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum SdkRow {
     /// One request.
@@ -51,7 +54,7 @@ pub enum SdkRow {
 /// The request of a row.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SdkWrite {
-    /// What kind of write it is.
+    /// The type of the message.
     pub message_type: MessageType,
     /// The method, upper case.
     pub method: &'static str,
@@ -73,30 +76,30 @@ pub struct SdkAttachment {
     pub file_path: String,
     /// Its name on the server.
     pub file_name: String,
-    /// Its media type, when the SDK knew it.
+    /// Its media type, if the SDK knew it.
     pub mime_type: Option<String>,
     /// `trace` or `span`.
     pub entity_type: String,
-    /// Which one.
+    /// The id of that trace or span.
     pub entity_id: String,
     /// The project.
     pub project_name: Option<String>,
-    /// The file is a temporary copy that the SDK made, and would remove after the upload.
+    /// Whether the file is a temporary copy that the SDK made, and would delete after the upload.
     pub delete_after_upload: bool,
-    /// The base URL of the server that the SDK's client was configured for; `None` when it can't be read.
+    /// The base URL of the server that the SDK's client was configured for; `None` if it cannot be decoded.
     pub server: Option<String>,
 }
 
-/// Reads the base URL that the SDK keeps in base64 (`encoded_url_override`; protocol dossier, section c).
+/// Decodes the base URL that the SDK stores in base64 (`encoded_url_override`; protocol dossier, section c).
 fn decoded_url(encoded: Option<String>) -> Option<String> {
     use base64::Engine;
     let decoded = base64::engine::general_purpose::STANDARD.decode(encoded?).ok()?;
     String::from_utf8(decoded).ok().filter(|url| url.starts_with("http://") || url.starts_with("https://"))
 }
 
-/// What a member may hold. Null means "not given" for every kind.
+/// The JSON type of a member. Null means "not given" for every type.
 #[derive(Clone, Copy)]
-enum Holds {
+enum ValueKind {
     Any,
     Text,
     Uuid,
@@ -105,177 +108,179 @@ enum Holds {
     List,
 }
 
-/// A member that is sent: its key in the row, its key in the request, what it may hold, and whether it must be there.
+/// A member that is sent: its key in the row, its key in the request, its type, and whether it is required.
 #[derive(Clone, Copy)]
-struct Field {
+struct MemberRule {
     stored: &'static str,
     sent: &'static str,
-    holds: Holds,
+    holds: ValueKind,
     required: bool,
 }
 
-const fn same(key: &'static str, holds: Holds) -> Field {
-    Field { stored: key, sent: key, holds, required: false }
+const fn same(key: &'static str, holds: ValueKind) -> MemberRule {
+    MemberRule { stored: key, sent: key, holds, required: false }
 }
 
-const fn renamed(stored: &'static str, sent: &'static str, holds: Holds) -> Field {
-    Field { stored, sent, holds, required: false }
+const fn renamed(stored: &'static str, sent: &'static str, holds: ValueKind) -> MemberRule {
+    MemberRule { stored, sent, holds, required: false }
 }
 
-const fn required(field: Field) -> Field {
-    Field { required: true, ..field }
+const fn required(field: MemberRule) -> MemberRule {
+    MemberRule { required: true, ..field }
 }
 
-const TRACE_UPDATE: [Field; 10] = [
-    same("project_name", Holds::Text),
-    same("end_time", Holds::Text),
-    same("input", Holds::Any),
-    same("output", Holds::Any),
-    same("metadata", Holds::Any),
-    same("tags", Holds::List),
-    same("error_info", Holds::Object),
-    same("thread_id", Holds::Text),
-    same("source", Holds::Text),
-    same("environment", Holds::Text),
+const TRACE_UPDATE: [MemberRule; 10] = [
+    same("project_name", ValueKind::Text),
+    same("end_time", ValueKind::Text),
+    same("input", ValueKind::Any),
+    same("output", ValueKind::Any),
+    same("metadata", ValueKind::Any),
+    same("tags", ValueKind::List),
+    same("error_info", ValueKind::Object),
+    same("thread_id", ValueKind::Text),
+    same("source", ValueKind::Text),
+    same("environment", ValueKind::Text),
 ];
 
-const SPAN_UPDATE: [Field; 15] = [
-    required(same("trace_id", Holds::Text)),
-    same("parent_span_id", Holds::Text),
-    same("project_name", Holds::Text),
-    same("end_time", Holds::Text),
-    same("input", Holds::Any),
-    same("output", Holds::Any),
-    same("metadata", Holds::Any),
-    same("tags", Holds::List),
-    same("usage", Holds::Object),
-    same("model", Holds::Text),
-    same("provider", Holds::Text),
-    same("error_info", Holds::Object),
-    renamed("total_cost", "total_estimated_cost", Holds::Number),
-    same("source", Holds::Text),
-    same("environment", Holds::Text),
+const SPAN_UPDATE: [MemberRule; 15] = [
+    required(same("trace_id", ValueKind::Text)),
+    same("parent_span_id", ValueKind::Text),
+    same("project_name", ValueKind::Text),
+    same("end_time", ValueKind::Text),
+    same("input", ValueKind::Any),
+    same("output", ValueKind::Any),
+    same("metadata", ValueKind::Any),
+    same("tags", ValueKind::List),
+    same("usage", ValueKind::Object),
+    same("model", ValueKind::Text),
+    same("provider", ValueKind::Text),
+    same("error_info", ValueKind::Object),
+    renamed("total_cost", "total_estimated_cost", ValueKind::Number),
+    same("source", ValueKind::Text),
+    same("environment", ValueKind::Text),
 ];
 
-/// What a create has beside the members of an update.
-const TRACE_CREATE: [Field; 4] = [
-    required(renamed("trace_id", "id", Holds::Text)),
-    same("name", Holds::Text),
-    required(same("start_time", Holds::Text)),
-    same("last_updated_at", Holds::Text),
+/// The members of a create, in addition to those of an update.
+const TRACE_CREATE: [MemberRule; 4] = [
+    required(renamed("trace_id", "id", ValueKind::Text)),
+    same("name", ValueKind::Text),
+    required(same("start_time", ValueKind::Text)),
+    same("last_updated_at", ValueKind::Text),
 ];
 
-const SPAN_CREATE: [Field; 5] = [
-    required(renamed("span_id", "id", Holds::Text)),
-    same("name", Holds::Text),
-    same("type", Holds::Text),
-    required(same("start_time", Holds::Text)),
-    same("last_updated_at", Holds::Text),
+const SPAN_CREATE: [MemberRule; 5] = [
+    required(renamed("span_id", "id", ValueKind::Text)),
+    same("name", ValueKind::Text),
+    same("type", ValueKind::Text),
+    required(same("start_time", ValueKind::Text)),
+    same("last_updated_at", ValueKind::Text),
 ];
 
-const SCORE: [Field; 7] = [
-    required(same("id", Holds::Text)),
-    same("project_name", Holds::Text),
-    required(same("name", Holds::Text)),
-    required(same("value", Holds::Number)),
-    same("source", Holds::Text),
-    same("reason", Holds::Text),
-    same("category_name", Holds::Text),
+const SCORE: [MemberRule; 7] = [
+    required(same("id", ValueKind::Text)),
+    same("project_name", ValueKind::Text),
+    required(same("name", ValueKind::Text)),
+    required(same("value", ValueKind::Number)),
+    same("source", ValueKind::Text),
+    same("reason", ValueKind::Text),
+    same("category_name", ValueKind::Text),
 ];
 
-const THREAD_SCORE: [Field; 7] = [
-    required(renamed("id", "thread_id", Holds::Text)),
-    same("project_name", Holds::Text),
-    required(same("name", Holds::Text)),
-    required(same("value", Holds::Number)),
-    same("source", Holds::Text),
-    same("reason", Holds::Text),
-    same("category_name", Holds::Text),
+const THREAD_SCORE: [MemberRule; 7] = [
+    required(renamed("id", "thread_id", ValueKind::Text)),
+    same("project_name", ValueKind::Text),
+    required(same("name", ValueKind::Text)),
+    required(same("value", ValueKind::Number)),
+    same("source", ValueKind::Text),
+    same("reason", ValueKind::Text),
+    same("category_name", ValueKind::Text),
 ];
 
-const GUARDRAIL: [Field; 7] = [
-    same("project_name", Holds::Text),
-    required(same("entity_id", Holds::Text)),
-    required(same("secondary_id", Holds::Text)),
-    required(same("name", Holds::Text)),
-    required(same("result", Holds::Text)),
-    same("config", Holds::Object),
-    same("details", Holds::Object),
+const GUARDRAIL: [MemberRule; 7] = [
+    same("project_name", ValueKind::Text),
+    required(same("entity_id", ValueKind::Text)),
+    required(same("secondary_id", ValueKind::Text)),
+    required(same("name", ValueKind::Text)),
+    required(same("result", ValueKind::Text)),
+    same("config", ValueKind::Object),
+    same("details", ValueKind::Object),
 ];
 
-const ASSERTION: [Field; 6] = [
-    required(same("entity_id", Holds::Text)),
-    same("project_name", Holds::Text),
-    required(same("name", Holds::Text)),
-    required(same("status", Holds::Text)),
-    same("source", Holds::Text),
-    same("reason", Holds::Text),
+const ASSERTION: [MemberRule; 6] = [
+    required(same("entity_id", ValueKind::Text)),
+    same("project_name", ValueKind::Text),
+    required(same("name", ValueKind::Text)),
+    required(same("status", ValueKind::Text)),
+    same("source", ValueKind::Text),
+    same("reason", ValueKind::Text),
 ];
 
-const EXPERIMENT_ITEM: [Field; 6] = [
-    same("id", Holds::Text),
-    required(same("experiment_id", Holds::Text)),
-    required(same("trace_id", Holds::Text)),
-    required(same("dataset_item_id", Holds::Text)),
-    same("project_name", Holds::Text),
-    same("execution_policy", Holds::Object),
+const EXPERIMENT_ITEM: [MemberRule; 6] = [
+    same("id", ValueKind::Text),
+    required(same("experiment_id", ValueKind::Text)),
+    required(same("trace_id", ValueKind::Text)),
+    required(same("dataset_item_id", ValueKind::Text)),
+    same("project_name", ValueKind::Text),
+    same("execution_policy", ValueKind::Object),
 ];
 
-/// How the body of a type is made from the row.
+/// How the body of a request is built from the row.
 #[derive(Clone, Copy)]
-enum Shape {
-    /// One object; members that are null are left out.
-    Single(&'static [&'static [Field]]),
-    /// The same, sent to the entity that this member names.
-    Update { id: &'static str, fields: &'static [&'static [Field]] },
-    /// The array `batch` under this key, its items as they are: they have the request's shape already.
+enum BodyShape {
+    /// One object, without the members that are null.
+    Single(&'static [&'static [MemberRule]]),
+    /// The same, sent to the entity whose id this member has.
+    Update { id: &'static str, fields: &'static [&'static [MemberRule]] },
+    /// The array `batch` under this key, its items unchanged: they have the shape of the request already.
     Ready(&'static str),
-    /// The array `batch` under this key, its items made of these members; null is sent.
-    Items { key: &'static str, fields: &'static [Field], beside: &'static [Field] },
-    /// No request of its own.
+    /// The array `batch` under this key, its items built from these members; null is sent.
+    Items { key: &'static str, fields: &'static [MemberRule], beside: &'static [MemberRule] },
+    /// An upload, which has no body of its own.
     Upload,
 }
 
-const ENTITY_TYPE: [Field; 1] = [required(same("entity_type", Holds::Text))];
+const ENTITY_TYPE: [MemberRule; 1] = [required(same("entity_type", ValueKind::Text))];
 
-/// Returns method, path and shape of an SDK's type; `None` for the types that no SDK stores.
-const fn request_of(message_type: MessageType) -> Option<(&'static str, &'static str, Shape)> {
+/// Returns the method, path and body of a message type; `None` for types that no SDK stores.
+const fn request_of(message_type: MessageType) -> Option<(&'static str, &'static str, BodyShape)> {
     Some(match message_type {
-        MessageType::CreateTrace => ("POST", "v1/private/traces", Shape::Single(&[&TRACE_CREATE, &TRACE_UPDATE])),
+        MessageType::CreateTrace => ("POST", "v1/private/traces", BodyShape::Single(&[&TRACE_CREATE, &TRACE_UPDATE])),
         MessageType::UpdateTrace => {
-            ("PATCH", "v1/private/traces", Shape::Update { id: "trace_id", fields: &[&TRACE_UPDATE] })
+            ("PATCH", "v1/private/traces", BodyShape::Update { id: "trace_id", fields: &[&TRACE_UPDATE] })
         }
-        MessageType::CreateSpan => ("POST", "v1/private/spans", Shape::Single(&[&SPAN_CREATE, &SPAN_UPDATE])),
+        MessageType::CreateSpan => ("POST", "v1/private/spans", BodyShape::Single(&[&SPAN_CREATE, &SPAN_UPDATE])),
         MessageType::UpdateSpan => {
-            ("PATCH", "v1/private/spans", Shape::Update { id: "span_id", fields: &[&SPAN_UPDATE] })
+            ("PATCH", "v1/private/spans", BodyShape::Update { id: "span_id", fields: &[&SPAN_UPDATE] })
         }
-        MessageType::CreateTraceBatch => ("POST", "v1/private/traces/batch", Shape::Ready("traces")),
-        MessageType::CreateSpansBatch => ("POST", "v1/private/spans/batch", Shape::Ready("spans")),
-        MessageType::AddTraceFeedbackScoresBatch => {
-            ("PUT", "v1/private/traces/feedback-scores", Shape::Items { key: "scores", fields: &SCORE, beside: &[] })
-        }
+        MessageType::CreateTraceBatch => ("POST", "v1/private/traces/batch", BodyShape::Ready("traces")),
+        MessageType::CreateSpansBatch => ("POST", "v1/private/spans/batch", BodyShape::Ready("spans")),
+        MessageType::AddTraceFeedbackScoresBatch => (
+            "PUT",
+            "v1/private/traces/feedback-scores",
+            BodyShape::Items { key: "scores", fields: &SCORE, beside: &[] },
+        ),
         MessageType::AddSpanFeedbackScoresBatch => {
-            ("PUT", "v1/private/spans/feedback-scores", Shape::Items { key: "scores", fields: &SCORE, beside: &[] })
+            ("PUT", "v1/private/spans/feedback-scores", BodyShape::Items { key: "scores", fields: &SCORE, beside: &[] })
         }
         MessageType::AddThreadsFeedbackScoresBatch => (
             "PUT",
             "v1/private/traces/threads/feedback-scores",
-            Shape::Items { key: "scores", fields: &THREAD_SCORE, beside: &[] },
+            BodyShape::Items { key: "scores", fields: &THREAD_SCORE, beside: &[] },
         ),
         MessageType::GuardrailBatch => {
-            ("POST", "v1/private/guardrails", Shape::Items { key: "guardrails", fields: &GUARDRAIL, beside: &[] })
+            ("POST", "v1/private/guardrails", BodyShape::Items { key: "guardrails", fields: &GUARDRAIL, beside: &[] })
         }
         MessageType::AddAssertionResultsBatch => (
             "PUT",
             "v1/private/assertion-results",
-            Shape::Items { key: "assertion_results", fields: &ASSERTION, beside: &ENTITY_TYPE },
+            BodyShape::Items { key: "assertion_results", fields: &ASSERTION, beside: &ENTITY_TYPE },
         ),
         MessageType::CreateExperimentItemsBatch => (
             "POST",
             "v1/private/experiments/items",
-            Shape::Items { key: "experiment_items", fields: &EXPERIMENT_ITEM, beside: &[] },
+            BodyShape::Items { key: "experiment_items", fields: &EXPERIMENT_ITEM, beside: &[] },
         ),
-        MessageType::CreateAttachment => ("POST", "v1/private/attachment/upload-start", Shape::Upload),
+        MessageType::CreateAttachment => ("POST", "v1/private/attachment/upload-start", BodyShape::Upload),
         _ => return None,
     })
 }
@@ -285,15 +290,15 @@ pub fn sdk_type(name: &str) -> Option<MessageType> {
     MessageType::ALL[..MessageType::SDK_COUNT].iter().copied().find(|known| known.name() == name)
 }
 
-/// Makes the request of a row.
+/// Converts a row to its request.
 ///
 /// # Errors
 ///
-/// [`RowFault`], for a row that neither the SDK nor we can send.
+/// [`RowFault`] for a row that neither the SDK nor we can send.
 pub fn convert(message_type: &str, json: &[u8]) -> Result<SdkRow, RowFault> {
     let known = sdk_type(message_type).and_then(|known| Some((known, request_of(known)?)));
     let Some((message_type, (method, path, shape))) = known else {
-        // Said of broken JSON, too: which of two faults is named matters little.
+        // Also if its JSON is invalid: which of two faults is reported matters little.
         return Err(RowFault::UnknownType(message_type.to_owned()));
     };
     let mut scanner = Scanner::new(json)?;
@@ -302,60 +307,34 @@ pub fn convert(message_type: &str, json: &[u8]) -> Result<SdkRow, RowFault> {
         scanner.end()?;
         return Err(RowFault::NotAnObject);
     }
-    let members = Members::read(&mut scanner, json)?;
+    let members = RowMembers::read(&mut scanner, json)?;
     scanner.end()?;
-    let write = |path: String, path_id, body| SdkRow::Write(SdkWrite { message_type, method, path, path_id, body });
-    Ok(match shape {
-        Shape::Single(fields) => {
-            let mut body = Object::default();
+    let mut body = ObjectWriter::default();
+    let mut path_id = None;
+    match shape {
+        BodyShape::Single(fields) => {
             fields.iter().try_for_each(|fields| members.copy(fields, Nulls::Dropped, &mut body))?;
-            write(path.to_owned(), None, body.end())
         }
-        Shape::Update { id, fields } => {
-            let mut body = Object::default();
-            // It becomes a part of the path, so nothing but an id may stand there.
-            let named = members.text(required(same(id, Holds::Uuid)))?.unwrap_or_default();
+        BodyShape::Update { id, fields } => {
+            // It becomes part of the path, so it must be an id.
+            path_id = Some(members.text(required(same(id, ValueKind::Uuid)))?.unwrap_or_default());
             fields.iter().try_for_each(|fields| members.copy(fields, Nulls::Dropped, &mut body))?;
-            write(format!("{path}/{named}"), Some(named), body.end())
         }
-        Shape::Ready(key) => {
-            let batch = members.batch()?;
-            let mut items = Scanner::new(batch)?;
-            let mut all_objects = true;
-            items.array(|item| {
-                all_objects &= item.peek()? == Kind::Object;
-                item.skip_value().map(drop)
-            })?;
-            if !all_objects {
-                return Err(BATCH_FAULT);
-            }
-            let mut body = Object::default();
-            body.add(key, batch);
-            write(path.to_owned(), None, body.end())
-        }
-        Shape::Items { key, fields, beside } => {
-            let mut body = Object::default();
+        BodyShape::Ready(key) => body.add(key, members.batch_of_objects()?),
+        BodyShape::Items { key, fields, beside } => {
             members.copy(beside, Nulls::Dropped, &mut body)?;
             body.add(key, &items(members.batch()?, fields)?);
-            write(path.to_owned(), None, body.end())
         }
-        Shape::Upload => SdkRow::Attachment(SdkAttachment {
-            file_path: members.required_text("file_path")?,
-            file_name: members.required_text("file_name")?,
-            mime_type: members.text(same("mime_type", Holds::Text))?,
-            entity_type: members.required_text("entity_type")?,
-            entity_id: members.required_text("entity_id")?,
-            project_name: members.text(same("project_name", Holds::Text))?,
-            delete_after_upload: members.get("delete_after_upload") == Some(b"true"),
-            server: decoded_url(members.text(same("encoded_url_override", Holds::Any)).unwrap_or_default()),
-        }),
-    })
+        BodyShape::Upload => return members.attachment().map(SdkRow::Attachment),
+    }
+    let path = path_id.as_ref().map_or_else(|| path.to_owned(), |id| format!("{path}/{id}"));
+    Ok(SdkRow::Write(SdkWrite { message_type, method, path, path_id, body: body.end() }))
 }
 
 const BATCH_FAULT: RowFault = RowFault::WrongKind { field: "batch", expected: "a list of objects" };
 
-/// Makes the items of a batch, in their order.
-fn items(batch: &[u8], fields: &[Field]) -> Result<Vec<u8>, RowFault> {
+/// Builds the items of a batch, in their order.
+fn items(batch: &[u8], fields: &[MemberRule]) -> Result<Vec<u8>, RowFault> {
     let mut sent = vec![b'['];
     let mut fault = None;
     let mut scanner = Scanner::new(batch)?;
@@ -364,8 +343,8 @@ fn items(batch: &[u8], fields: &[Field]) -> Result<Vec<u8>, RowFault> {
             fault.get_or_insert(BATCH_FAULT);
             return scanner.skip_value().map(drop);
         }
-        let members = Members::read(scanner, batch)?;
-        let mut item = Object::default();
+        let members = RowMembers::read(scanner, batch)?;
+        let mut item = ObjectWriter::default();
         match members.copy(fields, Nulls::Sent, &mut item) {
             Ok(()) => {
                 if sent.len() > 1 {
@@ -381,19 +360,19 @@ fn items(batch: &[u8], fields: &[Field]) -> Result<Vec<u8>, RowFault> {
     fault.map_or(Ok(sent), Err)
 }
 
-/// What happens to members that are null.
+/// How members that are null are treated.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Nulls {
     /// A null of a single write means "not given", never "clear".
     Dropped,
-    /// Batches other than those of traces and spans send them.
+    /// Batches send them, except batches of traces and spans.
     Sent,
 }
 
 /// The members of an object: key and the bytes of the value.
-struct Members<'text>(Vec<(String, &'text [u8])>);
+struct RowMembers<'text>(Vec<(String, &'text [u8])>);
 
-impl<'text> Members<'text> {
+impl<'text> RowMembers<'text> {
     fn read(scanner: &mut Scanner<'_>, text: &'text [u8]) -> Result<Self, NotJson> {
         let mut members = Vec::new();
         scanner.object(|key, scanner| {
@@ -404,51 +383,75 @@ impl<'text> Members<'text> {
         Ok(Self(members))
     }
 
-    /// Returns a member's value; of two with one key the last counts, as for Python.
+    /// Returns the value of a member; if a key is repeated, its last value, as in Python.
     fn get(&self, key: &str) -> Option<&'text [u8]> {
         self.0.iter().rev().find(|(found, _)| found == key).map(|(_, value)| *value)
     }
 
-    /// Returns a member's value when it is given and of the kind that it must be.
-    fn checked(&self, field: Field) -> Result<Option<&'text [u8]>, RowFault> {
+    /// Returns the value of a member, if it is given and has the right type.
+    fn checked(&self, field: MemberRule) -> Result<Option<&'text [u8]>, RowFault> {
         let value = self.get(field.stored).filter(|value| *value != b"null");
         let Some(value) = value else {
             return if field.required { Err(RowFault::Missing(field.stored)) } else { Ok(None) };
         };
         let first = value.first().copied().unwrap_or_default();
         let (is_such, expected) = match field.holds {
-            Holds::Any => (true, ""),
-            Holds::Text => (first == b'"', "a string"),
-            Holds::Uuid => {
+            ValueKind::Any => (true, ""),
+            ValueKind::Text => (first == b'"', "a string"),
+            ValueKind::Uuid => {
                 let text = std::str::from_utf8(value).unwrap_or_default().trim_matches('"');
                 (first == b'"' && Uuid::try_parse(text).is_ok(), "a UUID")
             }
-            Holds::Number => (matches!(first, b'-' | b'0'..=b'9' | b'N' | b'I'), "a number"),
-            Holds::Object => (first == b'{', "an object"),
-            Holds::List => (first == b'[', "a list"),
+            ValueKind::Number => (matches!(first, b'-' | b'0'..=b'9' | b'N' | b'I'), "a number"),
+            ValueKind::Object => (first == b'{', "an object"),
+            ValueKind::List => (first == b'[', "a list"),
         };
         if is_such { Ok(Some(value)) } else { Err(RowFault::WrongKind { field: field.stored, expected }) }
     }
 
-    fn text(&self, field: Field) -> Result<Option<String>, RowFault> {
+    fn text(&self, field: MemberRule) -> Result<Option<String>, RowFault> {
         let Some(value) = self.checked(field)? else { return Ok(None) };
         Ok(Some(Scanner::new(value)?.string()?.into_owned()))
     }
 
     fn required_text(&self, key: &'static str) -> Result<String, RowFault> {
-        Ok(self.text(required(same(key, Holds::Text)))?.unwrap_or_default())
+        Ok(self.text(required(same(key, ValueKind::Text)))?.unwrap_or_default())
     }
 
     fn batch(&self) -> Result<&'text [u8], RowFault> {
-        const BATCH: Field = required(same("batch", Holds::List));
+        const BATCH: MemberRule = required(same("batch", ValueKind::List));
         match self.checked(BATCH)? {
             Some(batch) => Ok(batch),
             None => Err(RowFault::Missing(BATCH.stored)),
         }
     }
 
+    /// Returns the batch if its items are objects.
+    fn batch_of_objects(&self) -> Result<&'text [u8], RowFault> {
+        let batch = self.batch()?;
+        let mut all_objects = true;
+        Scanner::new(batch)?.array(|item| {
+            all_objects &= item.peek()? == Kind::Object;
+            item.skip_value().map(drop)
+        })?;
+        if all_objects { Ok(batch) } else { Err(BATCH_FAULT) }
+    }
+
+    fn attachment(&self) -> Result<SdkAttachment, RowFault> {
+        Ok(SdkAttachment {
+            file_path: self.required_text("file_path")?,
+            file_name: self.required_text("file_name")?,
+            mime_type: self.text(same("mime_type", ValueKind::Text))?,
+            entity_type: self.required_text("entity_type")?,
+            entity_id: self.required_text("entity_id")?,
+            project_name: self.text(same("project_name", ValueKind::Text))?,
+            delete_after_upload: self.get("delete_after_upload") == Some(b"true"),
+            server: decoded_url(self.text(same("encoded_url_override", ValueKind::Any)).unwrap_or_default()),
+        })
+    }
+
     /// Adds these members to an object, under the keys that are sent.
-    fn copy(&self, fields: &[Field], nulls: Nulls, into: &mut Object) -> Result<(), RowFault> {
+    fn copy(&self, fields: &[MemberRule], nulls: Nulls, into: &mut ObjectWriter) -> Result<(), RowFault> {
         for field in fields {
             match (self.checked(*field)?, nulls) {
                 (Some(value), _) => into.add(field.sent, value),
@@ -460,12 +463,12 @@ impl<'text> Members<'text> {
     }
 }
 
-/// An object being written.
+/// An object that is being serialized.
 #[derive(Default)]
-struct Object(Vec<u8>);
+struct ObjectWriter(Vec<u8>);
 
-impl Object {
-    /// Adds a member; `value` is JSON, `key` needs no escapes.
+impl ObjectWriter {
+    /// Appends a member; `value` is JSON, `key` needs no escapes.
     fn add(&mut self, key: &str, value: &[u8]) {
         self.0.push(if self.0.is_empty() { b'{' } else { b',' });
         self.0.push(b'"');
@@ -521,7 +524,7 @@ mod tests {
     }
 
     #[test]
-    fn a_row_that_no_request_can_be_made_of_says_why() {
+    fn an_invalid_row_is_a_fault_with_its_reason() {
         let wrong = |field, expected| RowFault::WrongKind { field, expected };
         for (message_type, json, fault) in [
             ("CreateTraceMessage", "{", RowFault::NotJson(NotJson { at: 1 })),
@@ -548,7 +551,7 @@ mod tests {
     }
 
     #[test]
-    fn every_type_of_the_sdk_has_its_request() {
+    fn every_type_of_the_sdk_has_a_request() {
         for message_type in &MessageType::ALL[..MessageType::SDK_COUNT] {
             assert!(request_of(*message_type).is_some(), "{message_type}");
         }
@@ -556,7 +559,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn any_json_under_a_users_key_comes_through_unchanged(value in arbitrary_json(), type_at in 0usize..13) {
+        fn any_json_under_a_users_key_survives_unchanged(value in arbitrary_json(), type_at in 0usize..13) {
             let row = format!(r#"{{"batch":[{{"id":"a","input":{value}}}],"trace_id":"{ID}","span_id":"{ID}","start_time":"x","input":{value},"entity_type":"TRACE"}}"#);
             match convert(MessageType::ALL[type_at].name(), row.as_bytes()) {
                 Ok(SdkRow::Write(write)) => {

@@ -1,20 +1,23 @@
-//! Files that other programs left, and whose they are: they are opened only if they can be trusted.
+//! Trust: which leftover files are opened, and which files their rows may name.
 //!
-//! A leftover file of the Python SDK is in a folder that everybody shares, and what is in it becomes requests with this
-//! user's key. So another user must not be able to choose what is in it, or which files it names:
+//! A leftover file of the Python SDK is in a folder that all users share, and its rows become requests with this user's
+//! key. So another user must not be able to choose its content, or the files that it names.
 //!
-//! - **The file** is a regular file of the user whose files are salvaged, or of root, that nobody else can write. The same
-//!   holds for what SQLite keeps beside it.
-//! - **Its folder** belongs to that user or to root. If others can write to it, it is sticky: they can neither remove nor
-//!   replace the file.
-//! - **The way to it** has no links of other users ([`place::resolve`]). Every step is opened without following links, and
-//!   what is checked is the descriptor that is read, not a name that may lead elsewhere a moment later.
-//! - **An attachment** that a row names is a regular file of that user with one name, in a folder where the SDK puts its
-//!   copies (Python's temporary folder, names that begin with `tmp`), or in one that the user named for it. It is never a
-//!   file of the kernel (`/proc`, `/sys`, `/dev`).
-//! - **Only what was opened is deleted**: the same inode, in the same folder, by the folder's descriptor.
+//! # Invariants
 //!
-//! Root salvages root's files only, unless it is told whose: then only that user's.
+//! - **The file** is a regular file of the user whose files are salvaged, or of root, and no other user can write to
+//!   it. The same holds for its journals.
+//! - **Its folder** belongs to that user or to root. If others can write to the folder, it is sticky: they can neither
+//!   remove nor replace the file.
+//! - **The path to it** has no links of other users ([`place::resolve`]). Every component is opened without following
+//!   links, and the descriptor that was checked is the one that is read, not a name that may lead elsewhere a moment
+//!   later.
+//! - **An attachment** that a row names is a regular file of that user with one name, in a folder where the SDK puts
+//!   its copies (Python's temporary folder, names that begin with `tmp`), or in one that the user named for it. It is
+//!   never a file of the kernel (`/proc`, `/sys`, `/dev`).
+//! - **Only a file that was opened is deleted**: the same inode, in the same folder, through the folder's descriptor.
+//!
+//! Root salvages only root's files, unless a user is named: then only the files of that user.
 
 use std::ffi::{OsStr, OsString};
 use std::fs::{File, Metadata};
@@ -30,13 +33,13 @@ use crate::store::os::FileId;
 use crate::store::{OpenMode, place};
 
 const ROOT: u32 = 0;
-/// What group and others may write.
+/// The mode bits that let group and others write.
 const WRITABLE_FOR_OTHERS: u32 = 0o022;
 /// Only the owner of an entry, of the folder, or root may remove or rename it there.
 const STICKY: u32 = 0o1000;
-/// What the names of the SDK's copies begin with (Python's `tempfile`).
+/// The prefix of the names of the SDK's copies (Python's `tempfile`).
 const COPY_PREFIX: &[u8] = b"tmp";
-/// Where the kernel shows files that are none: environments, memory, settings, devices.
+/// Where the kernel shows data as files: environments, memory, settings, devices.
 const KERNEL_FOLDERS: [&str; 3] = ["/proc", "/sys", "/dev"];
 
 /// The user whose files are salvaged.
@@ -57,36 +60,49 @@ impl FileOwner {
         Self { user, salvager: rustix::process::geteuid().as_raw() }
     }
 
-    /// Returns whether this process may salvage the files of this user: its own, and for root those of anyone.
+    /// Returns the user with this name in /etc/passwd, or with this number.
+    pub fn named(name: &str) -> Option<Self> {
+        let users = std::fs::read_to_string("/etc/passwd").unwrap_or_default();
+        name.parse().ok().or_else(|| user_id(&users, name)).map(Self::user)
+    }
+
+    /// Returns whether this process may salvage the files of this user: its own, or any user's if it runs as root.
     pub fn is_allowed(self) -> bool {
         self.user == self.salvager || self.salvager == ROOT
     }
 
-    /// Returns whether a file of this owner is trusted. Root's are, but not for root who acts for somebody else: a user who
-    /// can make a hard link to one would choose what is delivered, or deleted.
+    /// Returns whether a file of this owner is trusted. Root's files are, except when root salvages for another user:
+    /// that user could make a hard link to one, and so choose what is delivered or deleted.
     fn trusts(self, owner: u32) -> bool {
         owner == self.user || owner == ROOT && self.user == self.salvager
     }
 }
 
-/// What is known of an open file or folder.
+/// Returns the number of a user in a list of users (passwd(5)).
+fn user_id(users: &str, name: &str) -> Option<u32> {
+    let fields = |line: &str| line.split(':').map(str::to_owned).collect::<Vec<_>>();
+    let found = users.lines().map(fields).find(|fields| fields.first().is_some_and(|found| found == name))?;
+    found.get(2)?.parse().ok()
+}
+
+/// Facts about an open file or folder.
 #[derive(Clone, Copy, Debug)]
-struct Entry {
+struct FileFacts {
     is_file: bool,
     owner: u32,
     mode: u32,
     names: u64,
 }
 
-impl Entry {
+impl FileFacts {
     fn of(metadata: &Metadata) -> Self {
         let names = metadata.nlink();
         Self { is_file: metadata.is_file(), owner: metadata.uid(), mode: metadata.mode(), names }
     }
 }
 
-/// Returns why a file is not trusted, if it is not.
-fn mistrust_file(file: Entry, whose: FileOwner) -> Option<String> {
+/// Returns why a file is not trusted; `None` if it is.
+fn mistrust_file(file: FileFacts, whose: FileOwner) -> Option<String> {
     if !file.is_file {
         return Some("it is not a regular file".into());
     }
@@ -97,8 +113,8 @@ fn mistrust_file(file: Entry, whose: FileOwner) -> Option<String> {
         .then(|| format!("other users can write to it (mode {:03o}; chmod go-w)", file.mode & 0o777))
 }
 
-/// Returns why what is in a folder is not trusted, if it is not.
-fn mistrust_folder(folder: Entry, whose: FileOwner) -> Option<String> {
+/// Returns why the files in a folder are not trusted; `None` if they are.
+fn mistrust_folder(folder: FileFacts, whose: FileOwner) -> Option<String> {
     if folder.owner != ROOT && folder.owner != whose.user {
         return Some(format!("its folder belongs to user {}, not to user {}", folder.owner, whose.user));
     }
@@ -107,15 +123,15 @@ fn mistrust_folder(folder: Entry, whose: FileOwner) -> Option<String> {
         .then(|| format!("other users can replace it: its folder has mode {:04o} (chmod go-w)", folder.mode & 0o7777))
 }
 
-/// Returns why the file of an attachment is not trusted, if it is not.
-fn mistrust_attachment(file: Entry, whose: FileOwner) -> Option<String> {
+/// Returns why the file of an attachment is not trusted; `None` if it is.
+fn mistrust_attachment(file: FileFacts, whose: FileOwner) -> Option<String> {
     match file {
-        Entry { is_file: false, .. } => Some("it is not a regular file".into()),
-        Entry { owner, .. } if owner != whose.user => {
+        FileFacts { is_file: false, .. } => Some("it is not a regular file".into()),
+        FileFacts { owner, .. } if owner != whose.user => {
             Some(format!("it belongs to user {owner}, not to user {}", whose.user))
         }
-        // A second name is how a file from elsewhere gets into a folder.
-        Entry { names: 2.., .. } => Some("it has another name elsewhere (a hard link)".into()),
+        // A hard link is how a file from elsewhere gets into a folder.
+        FileFacts { names: 2.., .. } => Some("it has another name elsewhere (a hard link)".into()),
         _ => None,
     }
 }
@@ -123,9 +139,9 @@ fn mistrust_attachment(file: Entry, whose: FileOwner) -> Option<String> {
 /// Why something was not opened.
 #[derive(Debug)]
 pub(super) enum Refusal {
-    /// It can't be trusted, and why.
+    /// It is not trusted, and why.
     Untrusted(String),
-    /// The system refused.
+    /// The operating system refused.
     System(io::Error),
 }
 
@@ -141,15 +157,15 @@ impl From<Errno> for Refusal {
     }
 }
 
-/// An open folder, reached without a link of anybody else.
+/// An open folder, reached without a link of another user.
 #[derive(Debug)]
 pub(super) struct Folder {
     handle: File,
-    /// Where it really is.
+    /// Its path without links.
     path: PathBuf,
 }
 
-/// How folders on the way are opened: on Linux without the right to list them, which a way through needs not.
+/// How the folders of a path are opened: on Linux without the permission to list them, which traversal does not need.
 #[cfg(any(target_os = "linux", target_os = "android"))]
 const AS_FOLDER: OFlags = OFlags::PATH.union(OFlags::DIRECTORY).union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
 #[cfg(not(any(target_os = "linux", target_os = "android")))]
@@ -175,7 +191,7 @@ impl Folder {
         self.handle.metadata().map(|metadata| FileId::of(&metadata))
     }
 
-    /// Opens a file for reading: no link, no device, and no pipe that nobody writes to.
+    /// Opens a file for reading, but not a link, a device, or a pipe, on which it would block.
     fn file(&self, name: &OsStr) -> Result<(File, Metadata), Refusal> {
         let found = rustix::fs::statat(&self.handle, name, AtFlags::SYMLINK_NOFOLLOW)?;
         match rustix::fs::FileType::from_raw_mode(found.st_mode) {
@@ -193,7 +209,7 @@ impl Folder {
         Ok((file, metadata))
     }
 
-    /// Deletes the file with this name if it is still the one that was opened.
+    /// Deletes the file with this name if it is still the file that was opened.
     fn remove(&self, name: &OsStr, id: FileId) -> io::Result<()> {
         let found = match self.file(name) {
             Ok((_, metadata)) => FileId::of(&metadata),
@@ -202,31 +218,31 @@ impl Folder {
             Err(Refusal::Untrusted(reason)) => return Err(io::Error::other(reason)),
         };
         if found != id {
-            return Err(io::Error::other("another file has its name by now"));
+            return Err(io::Error::other("another file has its name now"));
         }
         Ok(unlinkat(&self.handle, name, AtFlags::empty())?)
     }
 }
 
-/// A file that passed the checks, with those that SQLite keeps beside it.
+/// A file that passed the checks, with the files that SQLite keeps beside it.
 #[derive(Debug)]
 pub(super) struct TrustedFile {
     pub(super) file: File,
     folder: Arc<Folder>,
     name: OsString,
     whose: FileOwner,
-    /// All that belongs to it, itself last.
+    /// The files that belong to it, itself last.
     parts: Vec<(OsString, FileId)>,
 }
 
 impl TrustedFile {
-    /// Opens a file if the module's rules trust it.
+    /// Opens a file if it is trusted.
     pub(super) fn open(path: &Path, whose: FileOwner) -> Result<Self, Refusal> {
         let Some(name) = path.file_name() else { return Err(Refusal::Untrusted("it is not a regular file".into())) };
         let folder = Folder::open(path.parent().unwrap_or(Path::new("/")))?;
         let (file, metadata) = folder.file(name)?;
-        if let Some(reason) =
-            mistrust_file(Entry::of(&metadata), whose).or(mistrust_folder(Entry::of(&folder.handle.metadata()?), whose))
+        if let Some(reason) = mistrust_file(FileFacts::of(&metadata), whose)
+            .or(mistrust_folder(FileFacts::of(&folder.handle.metadata()?), whose))
         {
             return Err(Refusal::Untrusted(reason));
         }
@@ -234,7 +250,7 @@ impl TrustedFile {
         Ok(Self { file, folder: Arc::new(folder), name: name.to_owned(), whose, parts })
     }
 
-    /// Opens the file whose name has this added, under the same rules; `None` if there is none.
+    /// Opens the file with this suffix in its name, under the same rules; `None` if there is none.
     pub(super) fn open_beside(&mut self, suffix: &str) -> Result<Option<File>, Refusal> {
         let mut name = self.name.clone();
         name.push(suffix);
@@ -243,31 +259,31 @@ impl TrustedFile {
             Err(Refusal::Untrusted(reason)) => return Err(Refusal::Untrusted(format!("{}: {reason}", name.display()))),
             result => result?,
         };
-        if let Some(reason) = mistrust_file(Entry::of(&metadata), self.whose) {
+        if let Some(reason) = mistrust_file(FileFacts::of(&metadata), self.whose) {
             return Err(Refusal::Untrusted(format!("{}: {reason}", name.display())));
         }
         self.parts.insert(0, (name, FileId::of(&metadata)));
         Ok(Some(file))
     }
 
-    /// Deletes what was opened, the file itself last, and then its folder if it is the SDK's and empty.
+    /// Deletes the files that were opened, the database last, and then their folder if it is the SDK's and empty.
     ///
     /// # Errors
     ///
-    /// What the system says, with the name of the first file that stays.
+    /// The error of the operating system, with the name of the first file that was not deleted.
     pub(super) fn remove(&self) -> io::Result<()> {
         for (name, id) in &self.parts {
             let failed = |error| io::Error::other(format!("{}: {error}", self.folder.path.join(name).display()));
             self.folder.remove(name, *id).map_err(failed)?;
         }
         if self.is_in_folder_of_sdk() && self.remove_folder().is_err() {
-            // A folder that is not empty holds something of somebody else's.
-            tracing::debug!(target: "replay_manager", "the folder {} stays", self.folder.path.display());
+            // A folder that is not empty has files of another program.
+            tracing::debug!(target: "replay_manager", "the folder {} is kept: it cannot be removed", self.folder.path.display());
         }
         Ok(())
     }
 
-    /// Returns whether the folder has a name that the SDK gives to its own (Python's `tempfile.mkdtemp`).
+    /// Returns whether the folder has a name as the SDK gives it to its own (Python's `tempfile.mkdtemp`).
     fn is_in_folder_of_sdk(&self) -> bool {
         let name = self.folder.path.file_name().unwrap_or_default().as_encoded_bytes();
         name.starts_with(COPY_PREFIX) && name.len() > COPY_PREFIX.len()
@@ -286,29 +302,29 @@ impl TrustedFile {
     }
 }
 
-/// The folders in which the files of attachments are believed.
+/// The folders from which files of attachments may be read.
 #[derive(Debug)]
 pub struct AttachmentFolders {
     whose: FileOwner,
     /// Where the SDK puts its copies.
     temporary: Vec<Arc<Folder>>,
-    /// Others, with everything below them.
+    /// Other folders, with everything below them.
     named: Vec<Folder>,
 }
 
 /// Why the file of an attachment is not sent.
 #[derive(Debug)]
 pub enum AttachmentRefusal {
-    /// It is not one that a row may name, and why.
+    /// A row may not name it, and why.
     Untrusted(String),
-    /// It can't be opened.
+    /// It cannot be opened.
     Unreadable(io::Error),
 }
 
 /// The file of an attachment, open.
 #[derive(Debug)]
 pub struct AttachedFile {
-    /// What is read.
+    /// The open file.
     pub file: File,
     /// Set if it is in a folder of the SDK's copies.
     pub copy: Option<TemporaryCopy>,
@@ -323,11 +339,11 @@ pub struct TemporaryCopy {
 }
 
 impl TemporaryCopy {
-    /// Deletes it if it is still the file that was opened. One that is gone is no error.
+    /// Deletes it if it is still the file that was opened. It is not an error if it is gone already.
     ///
     /// # Errors
     ///
-    /// What the system says, with its name.
+    /// The error of the operating system, with the name of the file.
     pub fn remove(&self) -> io::Result<()> {
         let failed = |error| io::Error::other(format!("{}: {error}", self.folder.path.join(&self.name).display()));
         self.folder.remove(&self.name, self.id).map_err(failed)
@@ -335,11 +351,11 @@ impl TemporaryCopy {
 }
 
 impl AttachmentFolders {
-    /// Returns the folders for the attachments of a file: the SDK's temporary folder, which is the one that its store's own
-    /// folder is in, our temporary folder, and `named`.
+    /// Returns the folders for the attachments of a file: the SDK's temporary folder, which is the parent of the file's
+    /// own folder, our temporary folder, and `named`.
     pub(super) fn of(file: &TrustedFile, temp_dir: &Path, named: &[PathBuf]) -> Self {
         let above = file.folder.path.parent().filter(|_| file.is_in_folder_of_sdk());
-        // A folder that can't be opened has no file that could be.
+        // If a folder cannot be opened, neither can a file in it.
         let temporary = above.into_iter().chain([temp_dir]).filter_map(|path| Folder::open(path).ok().map(Arc::new));
         let named = named.iter().filter_map(|path| Folder::open(path).ok());
         Self { whose: file.whose, temporary: temporary.collect(), named: named.collect() }
@@ -349,7 +365,7 @@ impl AttachmentFolders {
     ///
     /// # Errors
     ///
-    /// [`AttachmentRefusal`], before anything of it was read.
+    /// [`AttachmentRefusal`], before any of it was read.
     pub fn open(&self, path: &Path) -> Result<AttachedFile, AttachmentRefusal> {
         self.try_open(path).map_err(|refusal| match refusal {
             Refusal::Untrusted(reason) => AttachmentRefusal::Untrusted(reason),
@@ -363,7 +379,7 @@ impl AttachmentFolders {
         let (Some(folder), Some(name)) = (path.parent().filter(|_| path.is_absolute()), path.file_name()) else {
             return Err(elsewhere());
         };
-        // Nothing is said of files elsewhere, not even whether they exist.
+        // The error reveals nothing about files elsewhere, not even whether they exist.
         let folder = Folder::open(folder).map_err(|refusal| match refusal {
             Refusal::System(_) => elsewhere(),
             untrusted => untrusted,
@@ -378,7 +394,7 @@ impl AttachmentFolders {
             return Err(elsewhere());
         }
         let (file, metadata) = folder.file(name)?;
-        if let Some(reason) = mistrust_attachment(Entry::of(&metadata), self.whose) {
+        if let Some(reason) = mistrust_attachment(FileFacts::of(&metadata), self.whose) {
             return Err(Refusal::Untrusted(reason));
         }
         if is_kernel_file(&file) {
@@ -393,7 +409,7 @@ impl AttachmentFolders {
     }
 }
 
-/// Returns whether an open file is on a file system that the kernel makes up, wherever that is mounted.
+/// Returns whether an open file is on a virtual file system of the kernel, under any mount point.
 #[cfg(target_os = "linux")]
 fn is_kernel_file(file: &File) -> bool {
     // proc, sysfs, devpts, debugfs, tracefs, securityfs, cgroup, cgroup2, bpf, efivarfs (linux/magic.h).
@@ -409,7 +425,7 @@ fn is_kernel_file(file: &File) -> bool {
         0xcafe_4a11,
         0xde5e_81e4,
     ];
-    // What can't be asked is not believed.
+    // A file whose file system is unknown is not trusted.
     rustix::fs::fstatfs(file).map_or(true, |found| KERNEL.contains(&(found.f_type as u32)))
 }
 
@@ -425,12 +441,12 @@ mod tests {
     const ME: u32 = 1000;
     const STRANGER: u32 = 1001;
 
-    const fn entry(owner: u32, mode: u32) -> Entry {
-        Entry { is_file: true, owner, mode, names: 1 }
+    const fn entry(owner: u32, mode: u32) -> FileFacts {
+        FileFacts { is_file: true, owner, mode, names: 1 }
     }
 
     #[test]
-    fn a_file_is_trusted_if_nobody_else_can_have_chosen_what_is_in_it() {
+    fn a_file_is_trusted_if_no_other_user_can_choose_its_content() {
         let mine = FileOwner { user: ME, salvager: ME };
         let root = FileOwner { user: ROOT, salvager: ROOT };
         let for_me = FileOwner { user: ME, salvager: ROOT };
@@ -445,7 +461,7 @@ mod tests {
             (mine, entry(ME, 0o602), entry(ME, 0o700), false),
             (mine, entry(ME, 0o600), entry(ME, 0o777), false),
             (mine, entry(ME, 0o600), entry(ME, 0o770), false),
-            (mine, Entry { is_file: false, ..entry(ME, 0o600) }, entry(ME, 0o700), false),
+            (mine, FileFacts { is_file: false, ..entry(ME, 0o600) }, entry(ME, 0o700), false),
             (root, entry(ROOT, 0o600), entry(ROOT, 0o700), true),
             (root, entry(ME, 0o600), entry(ME, 0o700), false),
             (root, entry(ROOT, 0o600), entry(ME, 0o700), false),
@@ -467,8 +483,8 @@ mod tests {
             (entry(ME, 0o664), true),
             (entry(ROOT, 0o644), false),
             (entry(STRANGER, 0o644), false),
-            (Entry { names: 2, ..entry(ME, 0o600) }, false),
-            (Entry { is_file: false, ..entry(ME, 0o600) }, false),
+            (FileFacts { names: 2, ..entry(ME, 0o600) }, false),
+            (FileFacts { is_file: false, ..entry(ME, 0o600) }, false),
         ] {
             assert_eq!(mistrust_attachment(file, mine).is_none(), is_trusted, "{file:?}");
         }
@@ -479,7 +495,7 @@ mod tests {
 
     #[cfg(target_os = "linux")]
     #[test]
-    fn files_that_the_kernel_makes_up_are_known_wherever_they_are_mounted() {
+    fn virtual_files_of_the_kernel_are_recognised() {
         let open = |path: &str| File::open(path).expect("it is there");
         assert!(is_kernel_file(&open("/proc/self/environ")));
         assert!(!is_kernel_file(&open("/proc/self/exe")), "the program itself is a file");

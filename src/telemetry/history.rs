@@ -1,8 +1,8 @@
-//! What was seen of late: samples of the backlog and the counters, and the rates that follow from them.
+//! Recent history: samples of the backlog and the counters, and the rates that follow from them.
 //!
-//! Two rings of fixed size: a sample every [`FINE_INTERVAL`] for a quarter of an hour, and one a minute for a day. They
-//! are in memory only and take a quarter of a megabyte at most: what a person has to know after a crash (what waits,
-//! how the last replay went) is in the store, and a plot is not worth a commit a minute for ever.
+//! Two ring buffers of fixed size: a sample every [`FINE_INTERVAL`] for a quarter of an hour, and one a minute for a
+//! day. They are in memory only and take a quarter of a megabyte at most. The facts that matter after a crash (the
+//! backlog and the last replay) are in the store, and a plot is not worth a commit every minute.
 
 use std::collections::VecDeque;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -10,22 +10,22 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-/// How often a sample is to be taken.
+/// How often a sample is taken.
 pub const FINE_INTERVAL: Duration = Duration::from_secs(5);
-/// Samples of the last quarter of an hour.
+/// How many samples the last quarter of an hour has.
 pub const FINE_MAX: usize = 180;
-/// How far apart the samples of the day are.
+/// The time between two samples of the day.
 pub const COARSE_INTERVAL: Duration = Duration::from_secs(60);
-/// Samples of the last day.
+/// How many samples the last day has.
 pub const COARSE_MAX: usize = 24 * 60;
-/// Over how long rates are taken.
+/// The window over which rates are measured.
 pub const RATE_WINDOW: Duration = Duration::from_secs(60);
-/// Rates over less than this are noise.
+/// Rates over a shorter window are noise.
 const RATE_WINDOW_MIN: Duration = Duration::from_secs(2);
-/// A backlog of which nothing left for so long, with the server there, does not move.
+/// A backlog that has not moved for this long while the server was available is stalled.
 const STALL_AFTER: Duration = Duration::from_secs(30);
 
-/// How an agent stood at one moment. Counters count from the agent's start.
+/// A snapshot of an agent. Counters start with the agent.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Sample {
@@ -33,9 +33,9 @@ pub struct Sample {
     pub at_ms: i64,
     /// Since the agent's start; never jumps.
     pub uptime_ms: u64,
-    /// Whether the server was there; `None` before the first ping.
+    /// Whether the server was available; `None` before the first ping.
     pub available: Option<bool>,
-    /// Messages that had to reach the server; `None` while the store could not be read.
+    /// Messages that still had to reach the server; `None` if the store could not be read.
     pub waiting: Option<u64>,
     /// Bytes of their bodies.
     pub waiting_bytes: Option<u64>,
@@ -51,15 +51,15 @@ pub struct Sample {
     pub rejected: u64,
 }
 
-/// What came and went per second.
+/// Throughput in messages per second.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Rates {
-    /// Over how many seconds it was measured.
+    /// The window over which it was measured, in seconds.
     pub window_seconds: f64,
     /// Writes forwarded or stored.
     pub in_per_second: f64,
-    /// What reached the server: forwarded at once, or delivered from the store.
+    /// Messages that reached the server: forwarded at once, or delivered from the store.
     pub out_per_second: f64,
     /// Writes that the server answered at once.
     pub forwarded_per_second: f64,
@@ -82,13 +82,13 @@ struct Rings {
 }
 
 impl History {
-    /// Takes in a sample.
+    /// Adds a sample.
     pub fn note(&self, sample: Sample) {
         let mut rings = self.lock();
         push(&mut rings.fine, sample, FINE_MAX);
         let minute = |sample: &Sample| sample.uptime_ms / COARSE_INTERVAL.as_millis() as u64;
         match rings.coarse.back_mut().filter(|last| minute(last) == minute(&sample)) {
-            // A peak or an outage of seconds is what one looks for in a plot of a day.
+            // Short peaks and outages have to show in the plot of a day.
             Some(last) => {
                 let available = if last.available == Some(false) { last.available } else { sample.available };
                 let (waiting, waiting_bytes) = if last.waiting > sample.waiting {
@@ -107,13 +107,13 @@ impl History {
         self.lock().fine.iter().copied().collect()
     }
 
-    /// Returns a sample for each minute of the last day, oldest first: with the most that waited in that minute, and as
-    /// unavailable if it was so at any time.
+    /// Returns a sample for each minute of the last day, oldest first: with the largest backlog of that minute, and
+    /// unavailable if the server was unavailable at any time in it.
     pub fn day(&self) -> Vec<Sample> {
         self.lock().coarse.iter().copied().collect()
     }
 
-    /// A panic elsewhere leaves whole samples.
+    /// Samples are pushed whole, so the rings' invariants hold even after a panic elsewhere.
     fn lock(&self) -> MutexGuard<'_, Rings> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -126,9 +126,10 @@ fn push(ring: &mut VecDeque<Sample>, sample: Sample, max: usize) {
     ring.push_back(sample);
 }
 
-/// Returns the rates of the last [`RATE_WINDOW`], or of what there is of it; `None` with too little to measure.
+/// Returns the throughput over the last [`RATE_WINDOW`], or the part of it that was sampled; `None` if that is too
+/// short.
 ///
-/// Samples are in order of time, the last one is now.
+/// Samples are in order of time; the last one is now.
 pub fn rates(samples: &[Sample]) -> Option<Rates> {
     let (first, last) = window(samples, RATE_WINDOW)?;
     let span = Duration::from_millis(last.uptime_ms.saturating_sub(first.uptime_ms));
@@ -149,10 +150,10 @@ pub fn rates(samples: &[Sample]) -> Option<Rates> {
     })
 }
 
-/// Returns how many messages per second left the backlog while something waited and the server was there; `None` when
-/// there was no such time, or nothing left.
+/// Returns the throughput of delivery: how many messages per second left the backlog while there was one and the server
+/// was available. `None` if there was no such time, or no message left.
 ///
-/// What another process replays counts too: it shows in the backlog, not in this agent's counters.
+/// Messages that another process replays count too: they show in the backlog, not in this agent's counters.
 pub fn drain_rate(samples: &[Sample]) -> Option<f64> {
     let (mut left, mut time) = (0.0, 0.0);
     for pair in samples.windows(2) {
@@ -168,7 +169,7 @@ pub fn drain_rate(samples: &[Sample]) -> Option<f64> {
     (left > 0.0 && time > 0.0).then(|| left / time)
 }
 
-/// Says whether nothing left a backlog for half a minute although the server was there.
+/// Returns whether no message left a backlog for half a minute although the server was available.
 pub fn is_stalled(samples: &[Sample]) -> bool {
     let Some((first, last)) = window(samples, STALL_AFTER + FINE_INTERVAL) else { return false };
     let since = samples.iter().position(|sample| sample.uptime_ms == first.uptime_ms).unwrap_or(0);
@@ -178,7 +179,7 @@ pub fn is_stalled(samples: &[Sample]) -> bool {
     waited && !moved && last.uptime_ms - first.uptime_ms >= STALL_AFTER.as_millis() as u64
 }
 
-/// Returns the last sample, and the first that is at most `longest` older.
+/// Returns the first sample of the last `longest`, and the last one.
 fn window(samples: &[Sample], longest: Duration) -> Option<(&Sample, &Sample)> {
     let last = samples.last()?;
     let since = last.uptime_ms.saturating_sub(longest.as_millis() as u64);
@@ -190,7 +191,7 @@ fn window(samples: &[Sample], longest: Duration) -> Option<(&Sample, &Sample)> {
 mod tests {
     use super::*;
 
-    /// Samples 5 s apart: what waited, what was delivered until then, whether the server was there.
+    /// Samples 5 s apart: the backlog, the messages delivered so far, and whether the server was available.
     fn samples(of: &[(u64, u64, bool)]) -> Vec<Sample> {
         let sample = |(number, (waiting, delivered, available)): (usize, &(u64, u64, bool))| Sample {
             uptime_ms: number as u64 * 5000,
@@ -215,7 +216,7 @@ mod tests {
     }
 
     #[test]
-    fn a_minute_remembers_its_peak_and_its_outage() {
+    fn a_minute_keeps_its_peak_and_its_outage() {
         let history = History::default();
         for sample in samples(&[(0, 0, true), (70, 0, false), (3, 67, true)]) {
             history.note(sample);
@@ -226,9 +227,9 @@ mod tests {
     }
 
     #[test]
-    fn rates_are_those_of_the_last_minute() {
+    fn rates_cover_the_last_minute() {
         assert_eq!(rates(&[]), None);
-        assert_eq!(rates(&[Sample::default()]), None, "one look says nothing of a rate");
+        assert_eq!(rates(&[Sample::default()]), None, "one sample gives no rate");
         let at = |seconds: u64, forwarded, stored, delivered| Sample {
             uptime_ms: seconds * 1000,
             forwarded,
@@ -246,25 +247,25 @@ mod tests {
     }
 
     #[test]
-    fn a_drain_is_measured_while_it_lasts() {
+    fn the_drain_rate_covers_only_time_with_a_backlog_and_a_server() {
         for (name, of, expected) in [
-            ("nothing was ever seen", &[][..], None),
+            ("no sample", &[][..], None),
             ("nothing waits", &[(0, 0, true), (0, 0, true)][..], None),
-            ("an outage is no drain", &[(10, 0, false), (20, 0, false)][..], None),
+            ("an outage does not count", &[(10, 0, false), (20, 0, false)][..], None),
             ("five seconds of work", &[(100, 0, false), (100, 0, true), (0, 100, true)][..], Some(10.0)),
             ("idle time does not count", &[(100, 0, true), (0, 100, true), (0, 100, true), (0, 100, true)], Some(20.0)),
             ("another process replays", &[(100, 0, true), (50, 0, true)], Some(10.0)),
-            ("what comes in meanwhile does not count", &[(100, 0, true), (150, 50, true)], Some(10.0)),
+            ("new messages do not count", &[(100, 0, true), (150, 50, true)], Some(10.0)),
         ] {
             assert_eq!(drain_rate(&samples(of)), expected, "{name}");
         }
     }
 
     #[test]
-    fn a_backlog_that_does_not_move_is_noticed() {
+    fn a_backlog_that_does_not_move_is_stalled() {
         assert!(is_stalled(&samples(&[(5, 0, true); 8])));
-        assert!(!is_stalled(&samples(&[(5, 0, true); 3])), "ten seconds are not enough to say so");
-        assert!(!is_stalled(&samples(&[(5, 0, false); 8])), "the server is away: that is no stall");
+        assert!(!is_stalled(&samples(&[(5, 0, true); 3])), "ten seconds are too short");
+        assert!(!is_stalled(&samples(&[(5, 0, false); 8])), "an unavailable server does not count as a stall");
         assert!(!is_stalled(&samples(&[(0, 0, true); 8])));
         let mut moving = [(5, 0, true); 8];
         moving[7] = (5, 1, true);

@@ -1,13 +1,13 @@
-//! The log: lines on stderr, and in a file when the user asks for one.
+//! The log: lines on stderr, and in a file if one is configured.
 //!
-//! The levels are the SDK's. What other crates log shows from WARN on, unless the level is DEBUG. Crates that log
-//! through `log` instead of `tracing` (ureq, rustls) aren't listened to at all: whether a key could stand in their lines
-//! would be for them to decide, and what goes wrong there comes back as an error that we log.
+//! The levels are the SDK's. Events of other crates are shown from WARN on, unless the level is DEBUG. Crates that use
+//! `log` instead of `tracing` (ureq, rustls) are not shown at all: their lines could contain a key, and their failures
+//! reach us as errors, which we log.
 //!
 //! Each line is written before the call returns, so that a crash loses none of the lines that explain it.
 //!
-//! What a client, a server or a file says may hold anything. In a line of text it is written as [`printable`] shows it, so
-//! that it drives no terminal and begins no line of its own; a line of JSON keeps its true value, in JSON's escapes.
+//! Text from a client, a server or a file may contain anything. In a text line it is written as [`printable`] shows
+//! it, so that it drives no terminal and begins no new line; a JSON line keeps its true value, in JSON's escapes.
 //!
 //! A program such as logrotate moves the file away and asks for a new one: [`LogFile::reopen`].
 
@@ -50,7 +50,7 @@ pub enum Level {
 impl Level {
     /// Returns the filter of our own targets.
     ///
-    /// `tracing` has nothing above ERROR. CRITICAL shows errors all the same: ours mean that data is at risk.
+    /// `tracing` has no level above ERROR. CRITICAL still shows errors: ours mean that data is at risk.
     fn filter(self) -> LevelFilter {
         match self {
             Level::Debug => LevelFilter::DEBUG,
@@ -61,33 +61,33 @@ impl Level {
     }
 }
 
-/// How a line is written.
+/// The format of a line.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Format {
+pub enum LineFormat {
     /// `2026-11-22T18:00:00.123Z  INFO intake: message key=value`
     Text,
     /// One JSON object per line.
     Json,
 }
 
-/// What to log, and where.
+/// The levels, format and destinations of the log.
 #[derive(Clone, Debug)]
 pub struct LogSettings {
     pub console_level: Level,
     /// `None`: no file.
     pub file_level: Option<Level>,
     pub file_path: PathBuf,
-    pub format: Format,
+    pub format: LineFormat,
     /// Whether text on stderr is coloured; the file never is.
     pub color: bool,
 }
 
-/// Why there is no log.
+/// Why the log can't be set up.
 #[derive(Debug, thiserror::Error)]
 pub enum LogError {
     #[error("cannot write the log file {}: {source}", path.display())]
     OpenFile { path: PathBuf, source: io::Error },
-    /// A programming mistake of the caller, told apart because a test process may well do it.
+    /// An error in the caller, which a test process may well make.
     #[error("the log is set up already")]
     AlreadySetUp,
 }
@@ -104,11 +104,11 @@ impl LogError {
     }
 }
 
-/// Sets up the log of this process; to be called once, before anything is logged.
+/// Sets up the log of this process. Call it once, before anything is logged.
 ///
 /// # Errors
 ///
-/// [`LogError::OpenFile`] if the file can't be opened for appending; then nothing was set up.
+/// [`LogError::OpenFile`] if the file can't be opened for appending; nothing was set up then.
 pub fn init(settings: &LogSettings) -> Result<LogFile, LogError> {
     let file = LogFile::open(settings)?;
     let subscriber = subscriber(settings, &file, io::stderr);
@@ -120,14 +120,14 @@ fn subscriber<W>(settings: &LogSettings, file: &LogFile, console: W) -> impl Sub
 where
     W: for<'a> MakeWriter<'a> + Send + Sync + 'static,
 {
-    // The file is the first, so that its fields are formatted without colour before the console's are.
+    // The file comes first, so that its fields are formatted without colour before the console formats them in colour.
     let file = settings.file_level.zip(file.0.clone());
     let file = file.map(|(level, file)| layer(file, settings.format, false).with_filter(targets(level)));
     let console = layer(console, settings.format, settings.color).with_filter(targets(settings.console_level));
     tracing_subscriber::registry().with(file).with(console)
 }
 
-/// The log file of this process, if it writes one. Clones share it.
+/// The log file of this process, if there is one. Clones share it.
 #[derive(Clone, Default)]
 pub struct LogFile(Option<Arc<OpenFile>>);
 
@@ -143,12 +143,12 @@ impl LogFile {
         Ok(Self(Some(Arc::new(OpenFile { path, file }))))
     }
 
-    /// Opens the file again by its name, making it where it was moved away: the next line is written there. Returns
-    /// whether there is a file at all.
+    /// Opens the file again by its name, and creates it if it was moved away: the next line is written there. Returns
+    /// whether the log has a file at all.
     ///
     /// # Errors
     ///
-    /// [`LogError::OpenFile`]; the log then goes on in the file that was open.
+    /// [`LogError::OpenFile`]; the log then continues in the file that was open.
     pub fn reopen(&self) -> Result<bool, LogError> {
         let Some(log) = &self.0 else { return Ok(false) };
         let file = open(&log.path)?;
@@ -158,7 +158,7 @@ impl LogFile {
 }
 
 impl OpenFile {
-    /// A panic elsewhere can't leave a file half opened.
+    /// Replacing the file is one assignment, so it is whole even after a panic elsewhere.
     fn lock(&self) -> MutexGuard<'_, File> {
         self.file.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -169,7 +169,7 @@ impl Write for &OpenFile {
         self.lock().write(bytes)
     }
 
-    /// One lock for one line: no other thread's line comes between its pieces, and no other file.
+    /// One lock for one line: neither a concurrent line nor a new file can split it.
     fn write_all(&mut self, bytes: &[u8]) -> io::Result<()> {
         self.lock().write_all(bytes)
     }
@@ -179,15 +179,15 @@ impl Write for &OpenFile {
     }
 }
 
-fn layer<S, W>(writer: W, format: Format, color: bool) -> Box<dyn Layer<S> + Send + Sync>
+fn layer<S, W>(writer: W, format: LineFormat, color: bool) -> Box<dyn Layer<S> + Send + Sync>
 where
     S: Subscriber + for<'a> LookupSpan<'a>,
     W: for<'a> MakeWriter<'a> + Send + Sync + 'static,
 {
     let layer = tracing_subscriber::fmt::layer().with_timer(Milliseconds).with_ansi(color);
     match format {
-        Format::Text => Box::new(layer.fmt_fields(HarmlessFields).with_writer(writer)),
-        Format::Json => {
+        LineFormat::Text => Box::new(layer.fmt_fields(HarmlessFields).with_writer(writer)),
+        LineFormat::Json => {
             let layer = layer.with_writer(HarmlessJson(writer)).with_ansi(false).json();
             Box::new(layer.flatten_event(true).with_current_span(false).with_span_list(false))
         }
@@ -240,7 +240,7 @@ impl Visit for HarmlessVisitor<'_> {
     }
 }
 
-/// Writes lines of JSON with escapes for what a terminal would obey.
+/// Writes JSON lines with escapes for everything that a terminal would obey.
 struct HarmlessJson<W>(W);
 
 impl<'writer, W: MakeWriter<'writer>> MakeWriter<'writer> for HarmlessJson<W> {
@@ -256,7 +256,7 @@ impl<'writer, W: MakeWriter<'writer>> MakeWriter<'writer> for HarmlessJson<W> {
 }
 
 impl<W: Write> Write for HarmlessJson<W> {
-    /// A line comes whole, so no character comes in two parts.
+    /// A line arrives in one call, so no character is split.
     fn write(&mut self, line: &[u8]) -> io::Result<usize> {
         self.0.write_all(printable::json(&String::from_utf8_lossy(line)).as_bytes())?;
         Ok(line.len())
@@ -270,17 +270,17 @@ impl<W: Write> Write for HarmlessJson<W> {
 fn targets(level: Level) -> Targets {
     let own = [CONNECTION_MONITOR, REPLAY_MANAGER, DB_MANAGER, INTAKE, env!("CARGO_CRATE_NAME")];
     let others = if level == Level::Debug { LevelFilter::DEBUG } else { level.filter().min(LevelFilter::WARN) };
-    // A client makes it speak of each frame as it likes, and of paths, in which a token may stand.
+    // A client could make it log every frame, and paths, which may contain a token.
     let silent = ("h2", LevelFilter::OFF);
     Targets::new()
         .with_default(others)
         .with_targets(own.map(|target| (target, level.filter())).into_iter().chain([silent]))
 }
 
-/// Opens the file for appending; a new one is for this user alone, because paths and workspaces stand in it.
+/// Opens the file for appending. A new file is readable by this user alone, because it contains paths and workspaces.
 ///
-/// Refused is what another user may have put there, in a folder that both can write: a link or a file of theirs. So is a
-/// pipe, which would hold up the agent until somebody reads it. Devices such as `/dev/stderr` may be named.
+/// It refuses links and files that another user may have planted in a folder that both can write. It also refuses
+/// pipes, which would block the agent until somebody reads them. Devices such as `/dev/stderr` are allowed.
 fn open(path: &Path) -> Result<File, LogError> {
     let failed = |source| LogError::OpenFile { path: path.to_owned(), source };
     let mut options = OpenOptions::new();
@@ -316,7 +316,7 @@ fn open(path: &Path) -> Result<File, LogError> {
 }
 
 /// UTC with milliseconds: `2026-11-22T18:00:00.123Z`. The crate's own clock prints six digits, of which the last three
-/// say nothing to a reader.
+/// are noise to a reader.
 struct Milliseconds;
 
 impl FormatTime for Milliseconds {
@@ -340,7 +340,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_pipe_in_the_place_of_the_log_file_is_refused_and_not_waited_for() {
+    fn a_pipe_as_log_file_is_refused_without_blocking() {
         let folder = tempfile::tempdir().expect("a temporary folder");
         let path = folder.path().join("agent.log");
         rustix::fs::mknodat(rustix::fs::CWD, &path, rustix::fs::FileType::Fifo, 0o600.into(), 0).expect("a pipe");
@@ -353,7 +353,7 @@ mod tests {
     }
 
     #[test]
-    fn another_users_link_in_the_place_of_the_log_file_is_not_followed() {
+    fn another_users_link_as_log_file_is_not_followed() {
         if !rustix::process::geteuid().is_root() {
             // Beside what the harness captures; CI counts it.
             let _ = writeln!(io::stderr(), "\nnot run: another_users_link_...: only root can make another user's link");
@@ -393,7 +393,7 @@ mod tests {
             console_level: Level::Info,
             file_level: None,
             file_path: PathBuf::from("unused"),
-            format: Format::Text,
+            format: LineFormat::Text,
             color: false,
         }
     }
@@ -432,7 +432,7 @@ mod tests {
 
     #[test]
     fn a_json_line_is_one_object() {
-        let settings = LogSettings { format: Format::Json, color: true, ..settings() };
+        let settings = LogSettings { format: LineFormat::Json, color: true, ..settings() };
         let text = console(&settings, || tracing::warn!(target: INTAKE, port = 6745, "listening"));
         let line: serde_json::Value = serde_json::from_str(&text).expect("JSON");
         assert_eq!((&line["level"], &line["target"]), (&"WARN".into(), &"intake".into()));
@@ -459,7 +459,7 @@ mod tests {
 
     #[test]
     fn a_hostile_text_keeps_its_value_in_json() {
-        let settings = LogSettings { format: Format::Json, ..settings() };
+        let settings = LogSettings { format: LineFormat::Json, ..settings() };
         let text = console(&settings, || tracing::warn!(target: INTAKE, reason = HOSTILE, "{HOSTILE}"));
         assert!(!text.trim_end().contains(printable::is_hazardous), "{text:?}");
         let line: serde_json::Value = serde_json::from_str(&text).expect("JSON");
@@ -467,7 +467,7 @@ mod tests {
     }
 
     #[test]
-    fn each_level_shows_ours_from_itself_on_and_others_from_warn_on() {
+    fn each_level_shows_our_events_from_itself_on_and_others_from_warn_on() {
         let cases: [(Level, &[&str]); 5] = [
             (
                 Level::Debug,
@@ -520,7 +520,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_that_was_moved_away_is_left_and_a_new_one_is_written() {
+    fn reopening_a_moved_file_continues_in_a_new_one() {
         let folder = tempfile::tempdir().expect("a temporary folder");
         let (path, moved) = (folder.path().join("opik.log"), folder.path().join("opik.log.1"));
         let settings = LogSettings { file_level: Some(Level::Info), file_path: path.clone(), ..settings() };
@@ -532,7 +532,7 @@ mod tests {
             tracing::info!(target: INTAKE, "second");
             assert!(file.reopen().expect("a new file"));
             tracing::info!(target: INTAKE, "third");
-            // A folder in its place: the log goes on where it was.
+            // A folder in its place: the log continues in the open file.
             let aside = folder.path().join("aside");
             std::fs::rename(&path, &aside).expect("it is there");
             std::fs::create_dir(&path).expect("a folder");
@@ -552,7 +552,7 @@ mod tests {
 
     #[cfg(unix)]
     #[test]
-    fn a_new_file_is_for_its_owner_alone() {
+    fn a_new_file_is_private_to_its_owner() {
         use std::os::unix::fs::PermissionsExt;
 
         let folder = tempfile::tempdir().expect("a temporary folder");

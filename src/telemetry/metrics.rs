@@ -1,7 +1,8 @@
 //! Counters and gauges, and their Prometheus text.
 //!
-//! The table below is the only place that names a metric; a new one is one new line. All accesses are relaxed atomics:
-//! a scrape may see one number a moment before another, which no reader of metrics minds.
+//! The table below is the only place that names a metric; a new metric is one new line. All accesses are relaxed
+//! atomics: a scrape may see one number slightly earlier than another that changes concurrently, which is harmless for
+//! metrics.
 
 use std::fmt::Write;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -15,7 +16,7 @@ impl Counter {
         self.0.fetch_add(count, Ordering::Relaxed);
     }
 
-    /// Takes over a number that is counted elsewhere in this process.
+    /// Raises it to a number that is counted elsewhere in this process.
     pub fn raise_to(&self, count: u64) {
         self.0.fetch_max(count, Ordering::Relaxed);
     }
@@ -25,7 +26,7 @@ impl Counter {
     }
 }
 
-/// A number that is measured, and goes up and down.
+/// A measured number that goes up and down.
 ///
 /// Whole numbers are exact up to 2^53, far beyond any count or size here.
 #[derive(Debug, Default)]
@@ -41,26 +42,26 @@ impl Gauge {
     }
 }
 
-/// What is known of a metric without measuring it.
+/// The static description of a metric.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Description {
     pub name: &'static str,
     pub help: &'static str,
-    pub kind: Kind,
+    pub kind: MetricKind,
 }
 
 /// The Prometheus type of a metric.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Kind {
+pub enum MetricKind {
     Counter,
     Gauge,
 }
 
-impl Kind {
+impl MetricKind {
     fn as_str(self) -> &'static str {
         match self {
-            Kind::Counter => "counter",
-            Kind::Gauge => "gauge",
+            MetricKind::Counter => "counter",
+            MetricKind::Gauge => "gauge",
         }
     }
 }
@@ -69,7 +70,7 @@ macro_rules! metrics {
     ($($field:ident: $kind:ident = $name:literal, $help:literal;)*) => {
         /// Every metric, in the order in which they are rendered.
         pub static DESCRIPTIONS: &[Description] =
-            &[$(Description { name: $name, help: $help, kind: Kind::$kind }),*];
+            &[$(Description { name: $name, help: $help, kind: MetricKind::$kind }),*];
 
         /// The metrics of this process; shared by reference.
         #[derive(Debug, Default)]
@@ -81,10 +82,10 @@ macro_rules! metrics {
             /// Returns the Prometheus text exposition, version 0.0.4.
             pub fn render(&self) -> String {
                 let mut text = String::new();
-                $(sample(&mut text, $name, $help, Kind::$kind, &self.$field.get().to_string());)*
+                $(sample(&mut text, $name, $help, MetricKind::$kind, &self.$field.get().to_string());)*
                 let help = "The version that is running; always 1";
                 let name = concat!("opik_offline_build_info{version=\"", env!("CARGO_PKG_VERSION"), "\"}");
-                sample(&mut text, name, help, Kind::Gauge, "1");
+                sample(&mut text, name, help, MetricKind::Gauge, "1");
                 text
             }
         }
@@ -94,10 +95,10 @@ macro_rules! metrics {
 metrics! {
     messages_registered: Counter = "opik_offline_messages_registered_total", "Messages committed to the store";
     messages_delivered: Counter = "opik_offline_messages_delivered_total", "Stored messages that the Opik server confirmed";
-    messages_rejected: Counter = "opik_offline_messages_rejected_total", "Messages set aside, because the Opik server refused them";
-    items_already_there: Counter = "opik_offline_items_already_there_total", "Creates that stood alone in a request and that the Opik server had already (409)";
-    items_rejected_in_success: Counter = "opik_offline_items_rejected_in_success_total", "Items that the Opik server says it threw away of requests that it accepted";
-    intake_refused: Counter = "opik_offline_intake_refused_total", "Writes answered with 503, because they could not be stored";
+    messages_rejected: Counter = "opik_offline_messages_rejected_total", "Messages that the Opik server rejected, kept as dead letters";
+    items_already_there: Counter = "opik_offline_items_already_there_total", "Creates, each alone in its request, that the Opik server had already (409)";
+    items_rejected_in_success: Counter = "opik_offline_items_rejected_in_success_total", "Items that the Opik server reports as dropped from requests that it accepted";
+    intake_refused: Counter = "opik_offline_intake_refused_total", "Writes refused with 503, because they could not be stored";
     intake_connections: Gauge = "opik_offline_intake_connections", "Open connections of clients";
     intake_connections_closed: Counter = "opik_offline_intake_connections_closed_total", "Idle connections closed to make room for new ones (max_connections)";
     intake_connections_refused: Counter = "opik_offline_intake_connections_refused_total", "Connections refused with 503, because all that may be open were busy (max_connections)";
@@ -110,21 +111,21 @@ metrics! {
     backlog_messages: Gauge = "opik_offline_backlog_messages", "Messages that still have to reach the Opik server";
     backlog_elsewhere_messages: Gauge = "opik_offline_backlog_elsewhere_messages", "Messages in the store that were accepted for other servers";
     backlog_body_bytes: Gauge = "opik_offline_backlog_body_bytes", "Bytes of the bodies and files of these messages";
-    lanes_held: Gauge = "opik_offline_lanes_held", "Lanes that wait for the server's leave: a rate limit, or a key that it does not take";
+    lanes_held: Gauge = "opik_offline_lanes_held", "Lanes that are held by a rate limit, or because the server refuses their key";
     rejected_messages: Gauge = "opik_offline_rejected_messages", "Rejected messages that are kept";
     held_messages: Gauge = "opik_offline_held_messages", "Messages held because the server refuses the time in their ids";
     stranded_messages: Gauge = "opik_offline_stranded_messages", "Messages that wait for a rejected or held create, at least";
     backlog_oldest_age_seconds: Gauge = "opik_offline_backlog_oldest_age_seconds", "Age of the oldest message of the backlog";
     store_size_bytes: Gauge = "opik_offline_store_size_bytes", "Size of the store on disk";
-    store_dropped_messages: Gauge = "opik_offline_store_dropped_messages", "Messages that the store dropped when it was full, since it was made";
-    store_expired_messages: Gauge = "opik_offline_store_expired_messages", "Messages that were dropped when they were older than max_age, since the store was made";
+    store_dropped_messages: Gauge = "opik_offline_store_dropped_messages", "Messages evicted because the store was full, since it was created";
+    store_expired_messages: Gauge = "opik_offline_store_expired_messages", "Messages that expired (max_age), since the store was created";
     store_full: Gauge = "opik_offline_store_full", "1 while the store has no room for new messages";
-    refused_by_max_size: Counter = "opik_offline_store_refused_total{limit=\"max_size\"}", "Writes refused with 503 because the store was full, by the limit that was met";
-    refused_by_disk_reserve: Counter = "opik_offline_store_refused_total{limit=\"disk_reserve\"}", "Writes refused with 503 because the store was full, by the limit that was met";
-    refused_by_disk: Counter = "opik_offline_store_refused_total{limit=\"disk\"}", "Writes refused with 503 because the store was full, by the limit that was met";
-    refused_by_rejected: Counter = "opik_offline_store_refused_total{limit=\"rejected\"}", "Writes refused with 503 because the store was full, by the limit that was met";
-    store_rejected_dropped_messages: Gauge = "opik_offline_store_rejected_dropped_messages", "Rejected messages dropped because they held more than rejected_share and room was needed, since the store was made";
-    store_lost_messages: Gauge = "opik_offline_store_lost_messages", "Messages of damaged store files that could not be recovered";
+    refused_by_max_size: Counter = "opik_offline_store_refused_total{limit=\"max_size\"}", "Writes refused with 503 because the store was full, by the limit that it hit";
+    refused_by_disk_reserve: Counter = "opik_offline_store_refused_total{limit=\"disk_reserve\"}", "Writes refused with 503 because the store was full, by the limit that it hit";
+    refused_by_disk: Counter = "opik_offline_store_refused_total{limit=\"disk\"}", "Writes refused with 503 because the store was full, by the limit that it hit";
+    refused_by_rejected: Counter = "opik_offline_store_refused_total{limit=\"rejected\"}", "Writes refused with 503 because the store was full, by the limit that it hit";
+    store_rejected_dropped_messages: Gauge = "opik_offline_store_rejected_dropped_messages", "Rejected messages evicted because they took more than rejected_share and room was needed, since the store was created";
+    store_lost_messages: Gauge = "opik_offline_store_lost_messages", "Messages of corrupt store files that could not be recovered";
     store_io_errors: Counter = "opik_offline_store_io_errors_total", "Writes and syncs of the store that failed";
     store_usable: Gauge = "opik_offline_store_usable", "1 while messages can be stored, 0 while writes are only passed on or refused";
     connection_available: Gauge = "opik_offline_connection_available", "1 while the Opik server can be reached";
@@ -135,7 +136,7 @@ fn family(name: &str) -> &str {
     name.split('{').next().unwrap_or(name)
 }
 
-fn sample(text: &mut String, sample: &str, help: &str, kind: Kind, value: &str) {
+fn sample(text: &mut String, sample: &str, help: &str, kind: MetricKind, value: &str) {
     let name = family(sample);
     let kind = kind.as_str();
     let heading = format!("# HELP {name} {help}\n# TYPE {name} {kind}\n");
@@ -152,7 +153,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_counted_is_rendered() {
+    fn counters_and_gauges_are_rendered() {
         let metrics = Metrics::default();
         metrics.messages_registered.add(2);
         metrics.messages_registered.add(1);
@@ -179,7 +180,7 @@ mod tests {
             let name = family(name);
             assert!(name.starts_with("opik_offline_"), "{name}");
             assert!(name.bytes().all(|b| b.is_ascii_lowercase() || b == b'_'), "{name}");
-            assert_eq!(name.ends_with("_total"), *kind == Kind::Counter, "{name}");
+            assert_eq!(name.ends_with("_total"), *kind == MetricKind::Counter, "{name}");
             assert!(!help.contains(['\n', '\\']), "{name}: would need escaping");
         }
     }

@@ -1,8 +1,9 @@
-//! What an operator can watch: the log, the counters, and how they went of late.
+//! Observability for operators: the log, the metrics, and their recent history.
 //!
-//! They take plain values and know nothing else of ours, so that every room but the pure ones may use them. A body, an
-//! API key or a token never gets here; and nothing is logged per message, because a backlog of a million would be a
-//! log of a million.
+//! They take plain values and import no other room but `printable`, so that every room but the pure ones may use them.
+//! Payloads, API keys and tokens never get here. Nothing is logged per message: a backlog of a million would be a log
+//! of
+//! a million lines.
 
 pub mod history;
 pub mod log;

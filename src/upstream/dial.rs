@@ -1,7 +1,7 @@
-//! How the blocking client connects: names, proxies, TLS.
+//! Connection setup of the blocking client: DNS, proxies, TLS.
 //!
-//! ureq has these, too, but no request in absolute form (its own pull request 587 did not survive its third version), no
-//! words of a proxy's refusal, and no TLS settings that change while it runs.
+//! ureq has these too, but no requests in absolute form (its pull request 587 was dropped in version 3), no
+//! error text from a proxy's response, and no TLS settings that can be reloaded.
 
 use std::fmt;
 use std::io::{Read as _, Write as _};
@@ -17,13 +17,13 @@ use ureq::unversioned::transport::{
 };
 
 use super::fault::ConnectFault;
-use super::handshake::{Handshake, Step, needs_address, usable};
+use super::fault::words;
+use super::handshake::{Handshake, HandshakeStep, needs_address, usable};
 use super::heard::Heard;
-use super::route::{Leads, Proxies, Proxy, ProxyKind, Target, Way, in_absolute_form};
+use super::route::{PeerAddress, Proxies, Proxy, ProxyKind, ProxyMode, ServerRoute, in_absolute_form};
 use super::tls::TlsSource;
-use super::words;
 
-/// Finds no address: [`Dialer`] does, once it knows whose is needed.
+/// A resolver that resolves nothing: [`Dialer`] resolves the host that it connects to, which may be a proxy.
 #[derive(Debug)]
 pub(super) struct Unresolved;
 
@@ -33,7 +33,7 @@ impl Resolver for Unresolved {
     }
 }
 
-/// Connects to servers.
+/// Opens connections, directly or through a proxy.
 #[derive(Debug)]
 pub(super) struct Dialer {
     pub proxies: Proxies,
@@ -41,7 +41,7 @@ pub(super) struct Dialer {
     pub resolver: DefaultResolver,
 }
 
-/// How long opening a connection may still take.
+/// The deadline for opening a connection.
 #[derive(Clone, Copy)]
 struct Patience {
     timeout: NextTimeout,
@@ -59,10 +59,10 @@ impl Patience {
     }
 }
 
-/// A connection that is being opened.
+/// A connection attempt.
 struct Opening<'a, 'b> {
     details: &'a ConnectionDetails<'b>,
-    target: &'a Target,
+    target: &'a PeerAddress,
     patience: Patience,
 }
 
@@ -71,12 +71,12 @@ impl Connector<()> for Dialer {
 
     fn connect(&self, details: &ConnectionDetails<'_>, _: Option<()>) -> Result<Option<Self::Out>, Error> {
         let patience = Patience { timeout: details.timeout, since: Instant::now() };
-        let target = Target::of(details.uri).ok_or_else(|| Error::BadUri(details.uri.to_string()))?;
-        let way = self.proxies.way_to(&target).map_err(fault)?;
+        let target = PeerAddress::of(details.uri).ok_or_else(|| Error::BadUri(details.uri.to_string()))?;
+        let way = self.proxies.route_to(&target).map_err(fault)?;
         let opening = Opening { details, target: &target, patience };
         let transport = match way {
-            Way::Direct => self.direct(&opening)?,
-            Way::Through(proxy, leads) => self.through(&opening, &proxy, leads)?,
+            ServerRoute::Direct => self.direct(&opening)?,
+            ServerRoute::Through(proxy, leads) => self.through(&opening, &proxy, leads)?,
         };
         Ok(Some(Box::new(Heard::over(transport))))
     }
@@ -88,7 +88,7 @@ impl Dialer {
         self.to_server(opening, tcp)
     }
 
-    fn through(&self, opening: &Opening<'_, '_>, proxy: &Proxy, leads: Leads) -> Result<Box<dyn Transport>, Error> {
+    fn through(&self, opening: &Opening<'_, '_>, proxy: &Proxy, leads: ProxyMode) -> Result<Box<dyn Transport>, Error> {
         let target = opening.target;
         let address: http::Uri = proxy.address().parse().map_err(|_| Error::BadUri(proxy.to_string()))?;
         let reached = self.tcp(opening, &address).and_then(|tcp| match proxy.kind {
@@ -96,7 +96,7 @@ impl Dialer {
             _ => Ok(tcp),
         });
         let reached = reached.map_err(at_the_proxy)?;
-        if leads == Leads::ByAbsoluteForm {
+        if leads == ProxyMode::ByAbsoluteForm {
             let authorization = proxy.authorization();
             let target = target.clone();
             return Ok(Box::new(AbsoluteForm { inner: reached, target, authorization, is_at_head: true }));
@@ -111,7 +111,7 @@ impl Dialer {
         self.to_server(opening, tunnel(opening, reached, handshake)?)
     }
 
-    /// Puts TLS on a connection that leads to the server, where the server speaks it.
+    /// Adds TLS to a connection to the server if its scheme is https.
     fn to_server(&self, opening: &Opening<'_, '_>, inner: Box<dyn Transport>) -> Result<Box<dyn Transport>, Error> {
         if opening.target.is_https { self.encrypted(opening, inner, &opening.target.host) } else { Ok(inner) }
     }
@@ -126,7 +126,7 @@ impl Dialer {
         })
     }
 
-    /// Opens a connection to one of a name's addresses.
+    /// Connects to the first reachable address of a name.
     fn tcp(&self, opening: &Opening<'_, '_>, uri: &http::Uri) -> Result<Box<dyn Transport>, Error> {
         let addrs = self.resolve(opening, uri)?;
         let details = opening.details;
@@ -172,7 +172,7 @@ fn words_of_resolver(error: &std::io::Error) -> String {
     reason.split(" (os error").next().unwrap_or_default().to_owned()
 }
 
-/// Asks a proxy for a tunnel.
+/// Opens a tunnel through a proxy.
 fn tunnel(
     opening: &Opening<'_, '_>,
     transport: Box<dyn Transport>,
@@ -183,12 +183,12 @@ fn tunnel(
     loop {
         stream.set_timeout(opening.patience.left()?);
         match handshake.step().map_err(fault)? {
-            Step::Send(bytes) => stream.write_all(&bytes).map_err(|error| at_the_proxy(error.into()))?,
-            Step::Read => match stream.read(&mut piece).map_err(|error| at_the_proxy(error.into()))? {
+            HandshakeStep::Send(bytes) => stream.write_all(&bytes).map_err(|error| at_the_proxy(error.into()))?,
+            HandshakeStep::Read => match stream.read(&mut piece).map_err(|error| at_the_proxy(error.into()))? {
                 0 => return Err(fault(ConnectFault::at_the_proxy("it closes the connection without an answer"))),
                 read => handshake.feed(&piece[..read]),
             },
-            Step::Done => return Ok(Box::new(Tunnel(stream.into_inner()))),
+            HandshakeStep::Done => return Ok(Box::new(Tunnel(stream.into_inner()))),
         }
     }
 }
@@ -197,7 +197,7 @@ fn fault(fault: ConnectFault) -> Error {
     Error::Io(fault.into())
 }
 
-/// Says that what failed was the way to the proxy, not to the server. A timeout stays one.
+/// Marks an error as one of the connection to the proxy. A timeout stays a timeout.
 fn at_the_proxy(error: Error) -> Error {
     let reason = match &error {
         Error::Timeout(_) => return error,
@@ -212,7 +212,7 @@ fn at_the_proxy(error: Error) -> Error {
     fault(ConnectFault::at_the_proxy(&reason))
 }
 
-/// A tunnel: what leads through it to the server is not encrypted yet, even if the way to the proxy is.
+/// A tunnel: the inner connection to the server is not encrypted yet, even if the outer one to the proxy is.
 #[derive(Debug)]
 struct Tunnel(Box<dyn Transport>);
 
@@ -234,13 +234,13 @@ impl Transport for Tunnel {
     }
 }
 
-/// A connection to a proxy that gets requests in absolute form.
+/// A connection to a proxy that takes requests in absolute form.
 struct AbsoluteForm {
     inner: Box<dyn Transport>,
-    target: Target,
+    target: PeerAddress,
     /// The proxy's own.
     authorization: Option<String>,
-    /// Whether what is sent next begins a request. ureq looks whether a connection is open when a request is over, and
+    /// Whether the next output starts a request. ureq checks whether a connection is open after each request and
     /// before the next one, and at no other time.
     is_at_head: bool,
 }

@@ -1,11 +1,11 @@
-//! Why no connection came about, in words for people.
+//! Connection errors, in words for people.
 
 use std::error::Error;
 use std::io;
 
 use thiserror::Error;
 
-/// Why no connection came about: names that can't be resolved, proxies that refuse, settings that can't be used.
+/// A connection error that the HTTP clients don't have: an unresolvable name, a proxy's refusal, unusable settings.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 #[error("{reason}")]
 pub(super) struct ConnectFault {
@@ -17,7 +17,7 @@ impl ConnectFault {
         Self { reason: reason.into() }
     }
 
-    /// A name server, or the system, knows no address.
+    /// The name does not resolve.
     pub(super) fn unresolved(name: &str, reason: &str) -> Self {
         Self::new(match resolver_words(reason) {
             "" => format!("cannot resolve {name}"),
@@ -25,7 +25,7 @@ impl ConnectFault {
         })
     }
 
-    /// The proxy itself can't be reached.
+    /// The proxy is unreachable.
     pub(super) fn at_the_proxy(reason: &str) -> Self {
         Self::new(format!("no connection to the proxy: {reason}"))
     }
@@ -35,7 +35,7 @@ impl ConnectFault {
         if let Some(found) = error.downcast_ref() {
             return Some(found);
         }
-        // What an I/O error wraps is not among its sources.
+        // The error wrapped by an I/O error is not one of its sources.
         let wrapped = error.downcast_ref::<io::Error>().and_then(io::Error::get_ref);
         match wrapped {
             Some(wrapped) => Self::find(wrapped),
@@ -50,9 +50,17 @@ impl From<ConnectFault> for io::Error {
     }
 }
 
-/// Returns a resolver's words without what Rust puts before them.
+/// Strips Rust's prefix from a resolver's error text.
 fn resolver_words(reason: &str) -> &str {
     reason.strip_prefix("failed to lookup address information: ").unwrap_or(reason)
+}
+
+/// Formats a system error for use inside a sentence: lower case, without its number.
+pub(super) fn words(reason: &str) -> String {
+    let reason = reason.strip_prefix("io: ").unwrap_or(reason);
+    let reason = reason.split(" (os error").next().unwrap_or(reason);
+    let mut chars = reason.chars();
+    chars.next().map_or(String::new(), |first| first.to_lowercase().chain(chars).collect())
 }
 
 #[cfg(test)]
@@ -60,7 +68,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_name_that_cannot_be_resolved_is_named() {
+    fn dns_errors_name_the_host() {
         let fault =
             ConnectFault::unresolved("opik.test", "failed to lookup address information: Name does not resolve");
         assert_eq!(fault.to_string(), "cannot resolve opik.test: Name does not resolve");

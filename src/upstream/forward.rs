@@ -1,7 +1,7 @@
-//! Requests and answers that stream between a client and the server.
+//! Streaming requests and responses between clients and the server.
 //!
-//! hyper's client and not ureq here: a proxy's answers must stream, and a thread per request in flight costs too much.
-//! The commit that made this choice holds the measurement.
+//! This uses hyper's client instead of ureq: a proxy has to stream responses, and a thread per in-flight request costs
+//! too much. The commit that made this choice has the measurement.
 
 mod dial;
 
@@ -16,47 +16,48 @@ use hyper::body::Incoming;
 use hyper_util::client::legacy::{Client, Error as ClientError};
 use hyper_util::rt::{TokioExecutor, TokioTimer};
 
-use self::dial::{Dialer, ProxyDialer, tcp_connector};
+use self::dial::{DirectConnector, ProxyConnector, tcp_connector};
 use super::fault::ConnectFault;
+use super::fault::words;
 use super::half_open::HalfOpen;
-use super::route::{Leads, Target, Way};
+use super::route::{PeerAddress, ProxyMode, ServerRoute};
 use super::tls::TlsSource;
-use super::{IDLE_AGE_MAX, UpstreamSettings, tls, words};
+use super::{IDLE_AGE_MAX, UpstreamSettings, tls};
 use crate::protocol::answers::SendFailure;
 
-/// Why a streamed body ended too early.
+/// Why a streamed body was cut short.
 pub type BoxError = Box<dyn Error + Send + Sync>;
-/// A body on its way to the server: held whole, or streamed from the client.
+/// A request body: buffered, or streamed from the client.
 pub type ForwardBody = Either<Full<Bytes>, BoxBody<Bytes, BoxError>>;
 
-/// Headers of an answer, and bytes of its head, at most.
+/// Limits of a response's head: number of headers, bytes.
 const ANSWER_HEADERS_MAX: usize = 1024;
 const ANSWER_HEAD_BYTES_MAX: usize = 2 * 1024 * 1024;
 
-/// Streaming connections to the server, kept alive between requests. Must be used within one tokio runtime.
+/// A pool of streaming keep-alive connections to the server. Must be used within one tokio runtime.
 pub struct Forwarder {
     client: ForwardClient,
     base_url: String,
-    /// The base URL, and the proxy that leads there.
+    /// The base URL, and its proxy.
     described: String,
-    /// Headers of the user's own.
+    /// The operator's additional headers.
     own_headers: http::HeaderMap,
 }
 
 enum ForwardClient {
-    Direct(Client<HalfOpen<Dialer>, ForwardBody>),
+    Direct(Client<HalfOpen<DirectConnector>, ForwardBody>),
     Proxied {
-        client: Box<Client<HalfOpen<ProxyDialer>, ForwardBody>>,
-        /// What the proxy asks for with every request, where it gets these itself.
+        client: Box<Client<HalfOpen<ProxyConnector>, ForwardBody>>,
+        /// `Proxy-Authorization` for requests in absolute form.
         authorization: Option<HeaderValue>,
     },
-    /// The settings name no usable way.
+    /// The proxy settings are unusable.
     Unusable(String),
 }
 
 impl Forwarder {
-    /// Returns so many forwarders with these settings, each with connections of its own, of which it keeps this many idle;
-    /// none is opened yet, and no file is read.
+    /// Returns `count` forwarders with separate connection pools that keep at most `idle_max` idle connections each;
+    /// opens no connection and reads no file yet.
     pub fn several(settings: &UpstreamSettings, count: usize, idle_max: usize) -> Vec<Self> {
         let tls = Arc::new(TlsSource::new(settings.tls.clone()));
         (0..count).map(|_| Self::with(settings, &tls, idle_max)).collect()
@@ -68,25 +69,26 @@ impl Forwarder {
             .pool_idle_timeout(IDLE_AGE_MAX)
             .pool_max_idle_per_host(idle_max)
             .pool_timer(TokioTimer::new())
-            // What has answered has done what was asked, however much it says: it must not be asked again.
+            // A server that responds has processed the request, even if the response is too large for us: it must not
+            // be retried.
             .http1_max_headers(ANSWER_HEADERS_MAX)
             .http1_max_buf_size(ANSWER_HEAD_BYTES_MAX);
-        let dialer = Dialer { http: tcp_connector(settings.connect_timeout), tls: tls.clone() };
-        let target = settings.base_url.parse().ok().and_then(|uri| Target::of(&uri));
+        let dialer = DirectConnector { http: tcp_connector(settings.connect_timeout), tls: tls.clone() };
+        let target = settings.base_url.parse().ok().and_then(|uri| PeerAddress::of(&uri));
         let way = match &target {
-            Some(target) => settings.proxies.way_to(target),
+            Some(target) => settings.proxies.route_to(target),
             None => Err(ConnectFault::new("this is no URL of a server")),
         };
         let client = match (way, target) {
             (Err(fault), _) => ForwardClient::Unusable(fault.to_string()),
-            (Ok(Way::Through(proxy, leads)), Some(target)) => {
-                let authorization = proxy.authorization().filter(|_| leads == Leads::ByAbsoluteForm);
+            (Ok(ServerRoute::Through(proxy, leads)), Some(target)) => {
+                let authorization = proxy.authorization().filter(|_| leads == ProxyMode::ByAbsoluteForm);
                 let authorization = authorization.and_then(|value| HeaderValue::try_from(value).ok());
                 let authorization = authorization.map(|mut value| {
                     value.set_sensitive(true);
                     value
                 });
-                let dialer = ProxyDialer { dialer, proxy, leads, target, timeout: settings.connect_timeout };
+                let dialer = ProxyConnector { dialer, proxy, leads, target, timeout: settings.connect_timeout };
                 ForwardClient::Proxied { client: Box::new(builder.build(HalfOpen(dialer))), authorization }
             }
             (Ok(_), _) => ForwardClient::Direct(builder.build(HalfOpen(dialer))),
@@ -104,16 +106,16 @@ impl Forwarder {
         &self.base_url
     }
 
-    /// Returns the server's base URL as errors name it: with the proxy that leads there.
+    /// Returns the server's base URL for error messages: with its proxy.
     pub fn described(&self) -> &str {
         &self.described
     }
 
-    /// Sends a request and returns the answer's head as soon as it is there; its body streams.
+    /// Sends a request and returns as soon as the response's head has arrived; the body streams.
     ///
     /// # Errors
     ///
-    /// [`SendFailure`] when no answer began.
+    /// [`SendFailure`] without a response head.
     pub async fn send(&self, mut request: http::Request<ForwardBody>) -> Result<http::Response<Incoming>, SendFailure> {
         if !self.own_headers.is_empty() {
             request.headers_mut().extend(self.own_headers.clone());
@@ -141,7 +143,7 @@ impl Forwarder {
     }
 }
 
-/// Returns the words of the cause that started a chain of errors: the outer ones only say "error".
+/// Returns the text of the root cause of an error chain: the outer errors only say "error".
 pub(crate) fn innermost(error: &dyn Error) -> String {
     let mut cause = error;
     while let Some(source) = cause.source() {

@@ -1,11 +1,12 @@
-//! Connections of the streaming client that are read to their end when they can't be written any more.
+//! Connections of the streaming client that stay readable after a failed write.
 //!
-//! A server that refuses a request by its head may answer and close the connection while the body is still being sent.
-//! hyper gives a connection up when a write fails, and with it the answer that lies unread in the socket. Here a write that
-//! fails is taken as done, so that the client goes on to read: it finds the answer, or the end of the connection.
+//! A server that rejects a request by its head may respond and close the connection while the body is still being sent.
+//! hyper drops a connection when a write fails, and with it the unread response in the socket buffer. This wrapper
+//! reports a failed write as done, so that the client continues to read: it gets the response, or the end of the
+//! connection.
 //!
-//! They are read in small pieces. hyper doubles what it reads at once for as long as that comes in full, up to the largest
-//! head of an answer that it may hold: with many large answers at once that was 3.4 MiB for each of them.
+//! Reads are limited to a small size. hyper doubles its read buffer as long as reads fill it, up to the limit
+//! of a response's head: with many concurrent large responses that took 3.4 MiB for each of them.
 
 use std::future::Future;
 use std::io;
@@ -18,10 +19,10 @@ use hyper::rt::{Read, ReadBuf, ReadBufCursor, Write};
 use hyper_util::client::legacy::connect::{Connected, Connection};
 use tower_service::Service;
 
-/// What is read at once of an answer.
+/// Upper bound of one read of a response.
 const READ_BYTES_MAX: usize = 16 * 1024;
 
-/// Makes connections that are read when they can't be written.
+/// A connector whose connections stay readable after a failed write.
 #[derive(Clone, Debug)]
 pub(super) struct HalfOpen<C>(pub C);
 
@@ -30,7 +31,7 @@ where
     C: Service<Uri>,
     C::Future: Send + 'static,
 {
-    type Response = Stream<C::Response>;
+    type Response = HalfOpenStream<C::Response>;
     type Error = C::Error;
     type Future = Connecting<C::Future>;
 
@@ -43,27 +44,27 @@ where
     }
 }
 
-/// A connection that is being made.
+/// A connection attempt.
 #[derive(Debug)]
 pub(super) struct Connecting<F>(Pin<Box<F>>);
 
 impl<F: Future<Output = Result<T, E>>, T, E> Future for Connecting<F> {
-    type Output = Result<Stream<T>, E>;
+    type Output = Result<HalfOpenStream<T>, E>;
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        self.0.as_mut().poll(cx).map_ok(|inner| Stream { inner, is_broken: false })
+        self.0.as_mut().poll(cx).map_ok(|inner| HalfOpenStream { inner, is_broken: false })
     }
 }
 
-/// A connection whose failed writes are no end.
+/// A connection that stays readable after a failed write.
 #[derive(Debug)]
-pub(super) struct Stream<T> {
+pub(super) struct HalfOpenStream<T> {
     inner: T,
     is_broken: bool,
 }
 
-impl<T> Stream<T> {
-    /// Takes the failure of a write as its success; the client learns of it where it reads.
+impl<T> HalfOpenStream<T> {
+    /// Turns a failed write into a success; the client sees the failure when it reads.
     fn taken<N>(&mut self, written: Poll<io::Result<N>>, all: N) -> Poll<io::Result<N>> {
         match written {
             Poll::Ready(Err(_)) => {
@@ -75,7 +76,7 @@ impl<T> Stream<T> {
     }
 }
 
-impl<T: Read + Unpin> Read for Stream<T> {
+impl<T: Read + Unpin> Read for HalfOpenStream<T> {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: ReadBufCursor<'_>) -> Poll<io::Result<()>> {
         let mut buf = buf;
         if buf.remaining() <= READ_BYTES_MAX {
@@ -89,7 +90,7 @@ impl<T: Read + Unpin> Read for Stream<T> {
     }
 }
 
-impl<T: Write + Unpin> Write for Stream<T> {
+impl<T: Write + Unpin> Write for HalfOpenStream<T> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         if self.is_broken {
             return Poll::Ready(Ok(buf.len()));
@@ -128,7 +129,7 @@ impl<T: Write + Unpin> Write for Stream<T> {
     }
 }
 
-impl<T: Connection> Connection for Stream<T> {
+impl<T: Connection> Connection for HalfOpenStream<T> {
     fn connected(&self) -> Connected {
         self.inner.connected()
     }

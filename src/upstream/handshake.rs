@@ -1,20 +1,20 @@
-//! How a tunnel through a proxy is asked for: `CONNECT` (RFC 9110, section 9.3.6), SOCKS 5 (RFC 1928, RFC 1929), SOCKS 4
-//! and 4a.
+//! Handshakes that open a tunnel through a proxy: `CONNECT` (RFC 9110, section 9.3.6), SOCKS 5 (RFC 1928, RFC 1929),
+//! SOCKS 4 and 4a.
 //!
-//! No input and no output here: both clients, the blocking and the asynchronous one, send and read what is asked for, so
-//! that they speak alike and their errors have the same words.
+//! This state machine does no I/O: the blocking and the asynchronous client both send and read on its behalf, so
+//! that they behave the same and report the same errors.
 
 use std::net::IpAddr;
 
 use super::fault::ConnectFault;
-use super::route::{Proxy, ProxyKind, Target};
+use super::route::{PeerAddress, Proxy, ProxyKind};
 
-/// Bytes of a proxy's answer to `CONNECT` at most.
+/// Limit of a proxy's response to `CONNECT`, in bytes.
 const ANSWER_BYTES_MAX: usize = 64 * 1024;
 
-/// What has to be done next.
+/// The next I/O operation of a handshake.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum Step {
+pub(super) enum HandshakeStep {
     Send(Vec<u8>),
     Read,
     Done,
@@ -30,18 +30,18 @@ enum Expects {
     Nothing,
 }
 
-/// A tunnel that is being asked for.
+/// The state of a handshake with a proxy.
 pub(super) struct Handshake {
     to_send: Vec<Vec<u8>>,
     expects: Expects,
     input: Vec<u8>,
-    /// Sent once the proxy says that it wants it.
+    /// The credentials message, sent if the proxy asks for it.
     sign_in: Option<Vec<u8>>,
     request: Vec<u8>,
 }
 
-/// Returns whether the target's name has to be resolved here, because the proxy doesn't; then only to IPv4 for SOCKS 4.
-pub(super) fn needs_address(proxy: &Proxy, target: &Target) -> bool {
+/// Returns whether we have to resolve the target's name because the proxy doesn't; for SOCKS 4 only to IPv4.
+pub(super) fn needs_address(proxy: &Proxy, target: &PeerAddress) -> bool {
     let resolves = match proxy.kind {
         ProxyKind::Http { .. } => true,
         ProxyKind::Socks4 { resolves } | ProxyKind::Socks5 { resolves } => resolves,
@@ -49,10 +49,10 @@ pub(super) fn needs_address(proxy: &Proxy, target: &Target) -> bool {
     !resolves && target.ip().is_none()
 }
 
-/// Returns the first of a name's addresses that the proxy takes.
+/// Returns the first of a name's addresses that the proxy's protocol supports.
 pub(super) fn usable(
     proxy: &Proxy,
-    target: &Target,
+    target: &PeerAddress,
     mut addresses: impl Iterator<Item = IpAddr>,
 ) -> Result<IpAddr, ConnectFault> {
     let only_v4 = matches!(proxy.kind, ProxyKind::Socks4 { .. });
@@ -62,8 +62,8 @@ pub(super) fn usable(
 }
 
 impl Handshake {
-    /// Asks for a tunnel to the target, by its address where that was resolved here.
-    pub(super) fn new(proxy: &Proxy, target: &Target, address: Option<IpAddr>) -> Result<Self, ConnectFault> {
+    /// Starts a handshake for a tunnel to the target, by its address if we resolved it.
+    pub(super) fn new(proxy: &Proxy, target: &PeerAddress, address: Option<IpAddr>) -> Result<Self, ConnectFault> {
         let address = target.ip().or(address);
         let (first, expects, sign_in, request) = match proxy.kind {
             ProxyKind::Http { .. } => (connect(proxy, target), Expects::ConnectAnswer, None, Vec::new()),
@@ -77,23 +77,23 @@ impl Handshake {
         Ok(Self { to_send: vec![first], expects, input: Vec::new(), sign_in, request })
     }
 
-    /// Takes what was read.
+    /// Adds bytes that were read.
     pub(super) fn feed(&mut self, bytes: &[u8]) {
         self.input.extend_from_slice(bytes);
     }
 
-    /// Returns what has to be done next.
+    /// Returns the next I/O operation.
     ///
     /// # Errors
     ///
-    /// [`ConnectFault`] with the proxy's refusal.
-    pub(super) fn step(&mut self) -> Result<Step, ConnectFault> {
+    /// [`ConnectFault`] with the reason if the proxy refuses.
+    pub(super) fn step(&mut self) -> Result<HandshakeStep, ConnectFault> {
         loop {
             if let Some(bytes) = self.to_send.pop() {
-                return Ok(Step::Send(bytes));
+                return Ok(HandshakeStep::Send(bytes));
             }
             let is_heard = match self.expects {
-                Expects::Nothing if self.input.is_empty() => return Ok(Step::Done),
+                Expects::Nothing if self.input.is_empty() => return Ok(HandshakeStep::Done),
                 Expects::Nothing => return Err(ConnectFault::new("the proxy sends more than its answer")),
                 Expects::ConnectAnswer => self.connect_answer()?,
                 Expects::Method => self.method()?,
@@ -102,7 +102,7 @@ impl Handshake {
                 Expects::Socks4Answer => self.socks4_answer()?,
             };
             if !is_heard {
-                return Ok(Step::Read);
+                return Ok(HandshakeStep::Read);
             }
         }
     }
@@ -202,7 +202,7 @@ impl Handshake {
     }
 }
 
-fn connect(proxy: &Proxy, target: &Target) -> Vec<u8> {
+fn connect(proxy: &Proxy, target: &PeerAddress) -> Vec<u8> {
     let (host, port) = (&target.host, target.port);
     let authorization =
         proxy.authorization().map_or(String::new(), |value| format!("Proxy-Authorization: {value}\r\n"));
@@ -211,7 +211,7 @@ fn connect(proxy: &Proxy, target: &Target) -> Vec<u8> {
         .into_bytes()
 }
 
-/// Returns a SOCKS 5 field: its length and its bytes.
+/// Encodes a SOCKS 5 field: length and bytes.
 fn field(bytes: &[u8], what: &str) -> Result<Vec<u8>, ConnectFault> {
     let length = u8::try_from(bytes.len()).map_err(|_| too_long(what))?;
     Ok([&[length][..], bytes].concat())
@@ -226,7 +226,7 @@ fn sign_in((user, password): &(Vec<u8>, Vec<u8>)) -> Result<Vec<u8>, ConnectFaul
     Ok([&[1][..], &user, &password].concat())
 }
 
-fn socks5(target: &Target, address: Option<IpAddr>) -> Result<Vec<u8>, ConnectFault> {
+fn socks5(target: &PeerAddress, address: Option<IpAddr>) -> Result<Vec<u8>, ConnectFault> {
     let (kind, address) = match address {
         Some(IpAddr::V4(ip)) => (1, ip.octets().to_vec()),
         Some(IpAddr::V6(ip)) => (4, ip.octets().to_vec()),
@@ -235,7 +235,7 @@ fn socks5(target: &Target, address: Option<IpAddr>) -> Result<Vec<u8>, ConnectFa
     Ok([&[5, 1, 0, kind][..], &address, &target.port.to_be_bytes()].concat())
 }
 
-fn socks4(proxy: &Proxy, target: &Target, address: Option<IpAddr>) -> Result<Vec<u8>, ConnectFault> {
+fn socks4(proxy: &Proxy, target: &PeerAddress, address: Option<IpAddr>) -> Result<Vec<u8>, ConnectFault> {
     let user = proxy.credentials.as_ref().map_or(&[][..], |(user, _)| user);
     if user.contains(&0) {
         return Err(ConnectFault::new("the proxy's user has a zero byte"));
@@ -243,7 +243,7 @@ fn socks4(proxy: &Proxy, target: &Target, address: Option<IpAddr>) -> Result<Vec
     let (ip, name) = match address.map(|ip| ip.to_canonical()) {
         Some(IpAddr::V4(ip)) => (ip.octets(), Vec::new()),
         Some(IpAddr::V6(_)) => return Err(ConnectFault::new("SOCKS 4 knows no IPv6 addresses")),
-        // 4a: an address that can't be, and the name after it.
+        // 4a: an invalid address, followed by the name.
         None => ([0, 0, 0, 1], [target.host.as_bytes(), &[0]].concat()),
     };
     Ok([&[4, 1][..], &target.port.to_be_bytes(), &ip, user, &[0], &name].concat())
@@ -263,12 +263,12 @@ fn socks5_words(reply: u8) -> &'static str {
     }
 }
 
-/// Returns where the head of an answer ends, behind its empty line.
+/// Returns the offset of the end of a response's head, after its empty line.
 fn head_end(bytes: &[u8]) -> Option<usize> {
     bytes.windows(4).position(|four| four == b"\r\n\r\n").map(|at| at + 4)
 }
 
-/// Returns the status and the words of an answer's first line, as the proxy wrote them and harmless on a terminal.
+/// Parses a status line; returns the status and the proxy's reason phrase, sanitised for a terminal.
 fn status_line(answer: &[u8]) -> Result<String, ConnectFault> {
     let line = answer.split(|byte| *byte == b'\r').next().unwrap_or_default();
     let line: String = String::from_utf8_lossy(line).chars().filter(|c| !c.is_control()).take(200).collect();
@@ -290,30 +290,30 @@ mod tests {
         Proxy { kind, host: "proxy".into(), port: 1, credentials }
     }
 
-    fn target(host: &str) -> Target {
-        Target { is_https: true, host: host.into(), port: 443 }
+    fn target(host: &str) -> PeerAddress {
+        PeerAddress { is_https: true, host: host.into(), port: 443 }
     }
 
-    /// Plays a conversation: what the proxy says to each thing that it is sent, a byte at a time.
+    /// Runs a handshake against scripted responses, fed one byte at a time.
     fn played(mut handshake: Handshake, answers: &[&[u8]]) -> (Vec<Vec<u8>>, Result<(), String>) {
         let (mut sent, mut answers) = (Vec::new(), answers.iter());
         let mut input: Vec<u8> = Vec::new();
         loop {
             match handshake.step() {
-                Ok(Step::Send(bytes)) => {
+                Ok(HandshakeStep::Send(bytes)) => {
                     sent.push(bytes);
                     input = answers.next().map_or(Vec::new(), |answer| answer.to_vec());
                 }
-                Ok(Step::Read) if input.is_empty() => return (sent, Err("it waits".into())),
-                Ok(Step::Read) => handshake.feed(&[input.remove(0)]),
-                Ok(Step::Done) => return (sent, Ok(())),
+                Ok(HandshakeStep::Read) if input.is_empty() => return (sent, Err("it waits".into())),
+                Ok(HandshakeStep::Read) => handshake.feed(&[input.remove(0)]),
+                Ok(HandshakeStep::Done) => return (sent, Ok(())),
                 Err(fault) => return (sent, Err(fault.to_string())),
             }
         }
     }
 
     #[test]
-    fn a_connect_answer_counts_by_its_status_and_keeps_the_proxys_words() {
+    fn connect_responses_are_judged_by_status_and_keep_the_reason_phrase() {
         let kind = ProxyKind::Http { over_tls: false };
         for (answer, expected) in [
             ("HTTP/1.1 200 Connection established\r\n\r\n", Ok(())),
@@ -339,7 +339,7 @@ mod tests {
     }
 
     #[test]
-    fn socks_5_is_spoken_with_and_without_a_password() {
+    fn socks5_handshakes_work_with_and_without_password() {
         let kind = ProxyKind::Socks5 { resolves: true };
         let name: &[u8] = b"\x05\x01\x00\x03\x09opik.test\x01\xbb";
         let done: &[u8] = &[5, 0, 0, 1, 0, 0, 0, 0, 0, 0];
@@ -365,7 +365,7 @@ mod tests {
     }
 
     #[test]
-    fn addresses_go_as_addresses_and_socks_4_takes_ipv4_only() {
+    fn socks4_takes_only_ipv4_addresses() {
         let (local, remote) = (ProxyKind::Socks5 { resolves: false }, ProxyKind::Socks4 { resolves: true });
         let socks4 = ProxyKind::Socks4 { resolves: false };
         assert!(needs_address(&proxy(local, false), &target("opik.test")));
@@ -374,9 +374,9 @@ mod tests {
         let v6 = Handshake::new(&proxy(local, false), &target("[fd00::1]"), None).expect("made");
         assert_eq!(v6.request[..6], [5, 1, 0, 4, 0xfd, 0]);
         let mut v4 = Handshake::new(&proxy(socks4, true), &target("h"), "10.0.0.1".parse().ok()).expect("made");
-        assert_eq!(v4.step(), Ok(Step::Send(b"\x04\x01\x01\xbb\x0a\x00\x00\x01me\x00".to_vec())));
+        assert_eq!(v4.step(), Ok(HandshakeStep::Send(b"\x04\x01\x01\xbb\x0a\x00\x00\x01me\x00".to_vec())));
         let mut by_name = Handshake::new(&proxy(remote, false), &target("h"), None).expect("made");
-        assert_eq!(by_name.step(), Ok(Step::Send(b"\x04\x01\x01\xbb\x00\x00\x00\x01\x00h\x00".to_vec())));
+        assert_eq!(by_name.step(), Ok(HandshakeStep::Send(b"\x04\x01\x01\xbb\x00\x00\x00\x01\x00h\x00".to_vec())));
         by_name.feed(&[0, 91, 0, 0, 0, 0, 0, 0]);
         assert!(by_name.step().is_err_and(|fault| fault.to_string().contains("rejected")));
         assert!(Handshake::new(&proxy(socks4, false), &target("[fd00::1]"), None).is_err());

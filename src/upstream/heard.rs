@@ -1,18 +1,19 @@
-//! Answers that the blocking client would not hear by itself.
+//! Responses that the blocking client would lose.
 //!
-//! - **An answer that comes before the body was sent**: a server or its front that refuses a request by its head (413,
-//!   401, 429) may close the connection while the body is still being written. The write then fails, and the answer lies
-//!   unread in the socket. Here a write that fails looks there first; and what is not heard that way is asked for once
-//!   more with `Expect: 100-continue` ([`broke_off`]).
-//! - **An answer with more headers than the client's parser takes** (ureq: 128 and 64 KiB). The server has done what was
-//!   asked, so it must not be asked again: the head is cut to what fits ([`trimmed`]).
-//! - **An interim answer with headers** (`100 Continue` of some proxies), which ureq takes for a fault: only its first line
-//!   goes on.
+//! - **An early response**: a server or its front that rejects a request by its head (413, 401, 429) may close the
+//!   connection while the body is still being written. The write then fails, and the response is unread in the socket
+//!   buffer. This transport reads it after a failed write; if there is none, the request is retried once with `Expect:
+//!   100-continue` ([`broke_off`]).
+//! - **A response with more headers than the client's parser accepts** (ureq: 128 and 64 KiB). The server has processed
+//!   the request, so it must not be retried: the head is trimmed to fit ([`trimmed`]).
+//! - **An interim response with headers** (`100 Continue` of some proxies), which ureq rejects: only its first line
+//!   is passed on.
 //!
-//! And a request that the client would not send: ureq refuses an `Authorization` beyond ASCII, which HTTP allows and
-//! clients send. It goes under a name of the same length ([`STAND_IN`]), which becomes `authorization` on its way out.
+//! It also sends a request that the client rejects: ureq validates `Authorization` as ASCII, while HTTP allows other
+//! bytes and clients send them. Such a value is sent under a name of the same length ([`STAND_IN`]), which this
+//! transport replaces by `authorization`.
 //!
-//! Sits on top of TLS, below the client.
+//! Layered above TLS and below the client.
 
 use std::cell::Cell;
 use std::time::{Duration, Instant};
@@ -20,12 +21,12 @@ use std::time::{Duration, Instant};
 use ureq::Error;
 use ureq::unversioned::transport::{Buffers, NextTimeout, Transport, time};
 
-/// Bytes of an answer's head at most, before it is trimmed.
+/// Limit of a response's head before trimming, in bytes.
 const HEAD_BYTES_MAX: usize = 4 * 1024 * 1024;
-/// Headers that are kept of a head, beside [`ESSENTIAL`], and bytes of them.
+/// Headers kept by trimming in addition to [`ESSENTIAL`], and their bytes.
 const HEADERS_KEPT: usize = 80;
 const HEADER_BYTES_KEPT: usize = 32 * 1024;
-/// Headers that say where the answer ends and what it asks for.
+/// Headers that define the length of the response or affect a retry.
 const ESSENTIAL: [&[u8]; 11] = [
     b"content-length",
     b"transfer-encoding",
@@ -39,10 +40,10 @@ const ESSENTIAL: [&[u8]; 11] = [
     b"etag",
     b"www-authenticate",
 ];
-/// How long an answer is waited for after a write failed. It is there already, or it never will be.
+/// Timeout for reading a response after a failed write. It has already arrived, or never will.
 const AFTER_A_BREAK: Duration = Duration::from_millis(200);
 
-/// The name under which the client sends an `Authorization` that it would refuse.
+/// Placeholder name for an `Authorization` that the client would reject.
 pub(super) const STAND_IN: &str = "x-opik-authzn";
 const AUTHORIZATION: &[u8; STAND_IN.len()] = b"authorization";
 
@@ -50,34 +51,34 @@ thread_local! {
     static BROKE_OFF: Cell<bool> = const { Cell::new(false) };
 }
 
-/// Returns whether a write of this thread's last request failed, and no answer to it was heard; forgets it.
+/// Takes the flag that a write of this thread's last request failed without a response.
 ///
-/// The request was then not sent whole, so the server can't have done what it asks.
+/// The request was truncated then, so the server can't have processed it, and a retry is safe.
 pub(super) fn broke_off() -> bool {
     BROKE_OFF.with(|broke_off| broke_off.replace(false))
 }
 
-/// What is expected from the server next.
+/// The part of the response that is expected next.
 #[derive(Debug)]
 enum Next {
-    /// The head of an answer, of which so much is there.
+    /// A head; the number of bytes that have arrived.
     Head(Vec<u8>),
-    /// Its body, as it comes.
+    /// A body, passed through.
     Body,
 }
 
-/// A transport that hears such answers.
+/// A transport that preserves such responses.
 #[derive(Debug)]
 pub(super) struct Heard {
     inner: Box<dyn Transport>,
     next: Next,
-    /// What was read, and how much of it was used.
+    /// Input buffer, and the number of bytes consumed.
     input: Vec<u8>,
     used: usize,
     has_progressed: bool,
-    /// Whether the head of a request goes out next.
+    /// Whether the next output is a request's head.
     sends_head: bool,
-    /// Why nothing can be written any more.
+    /// The error of a failed write; no further writes are possible.
     broken: Option<Error>,
 }
 
@@ -87,7 +88,7 @@ impl Heard {
         Self { inner, next, input: Vec::new(), used: 0, has_progressed: false, sends_head: true, broken: None }
     }
 
-    /// Reads once, and returns whether the connection is still open.
+    /// Reads once; returns whether the connection is still open.
     fn read(&mut self, timeout: NextTimeout) -> Result<bool, Error> {
         let is_open = self.inner.await_input(timeout)?;
         let buffers = self.inner.buffers();
@@ -109,7 +110,7 @@ impl Heard {
                 return Ok(true);
             };
             rest = head.split_off(end);
-            // An interim answer (1xx) is followed by another head.
+            // An interim response (1xx) is followed by another head.
             if head.get(8..10) == Some(b" 1") && head.get(10..12) != Some(b"01") {
                 self.input.extend(head.iter().take_while(|byte| **byte != b'\n'));
                 self.input.extend_from_slice(b"\n\r\n");
@@ -138,7 +139,7 @@ impl Transport for Heard {
 
     fn transmit_output(&mut self, amount: usize, timeout: NextTimeout) -> Result<(), Error> {
         if self.broken.is_some() {
-            // The answer is there already: nobody reads this any more.
+            // The response has already arrived: the server no longer reads the body.
             return Ok(());
         }
         if matches!(self.next, Next::Body) && !self.has_input() {
@@ -170,7 +171,7 @@ impl Transport for Heard {
             let Some(left) = left else { return Err(Error::Timeout(timeout.reason)) };
             let after = if timeout.after.is_not_happening() { timeout.after } else { time::Duration::Exact(left) };
             match self.read(NextTimeout { after, ..timeout }) {
-                // Not enough of a head to be read: there is nothing to show yet.
+                // The head is incomplete: there is nothing to parse yet.
                 Ok(true) if self.input.len() - self.used == had => {}
                 Ok(is_open) => return Ok(is_open),
                 Err(failure) => return Err(self.broken.take().unwrap_or(failure)),
@@ -218,7 +219,7 @@ impl Buffers for Heard {
     }
 }
 
-/// Gives the `Authorization` of a request's head its own name.
+/// Replaces the placeholder by `authorization` in a request's head.
 fn name_authorization(sent: &mut [u8]) {
     let end = head_end(sent).unwrap_or(sent.len());
     let mut from = 0;
@@ -233,7 +234,7 @@ fn name_authorization(sent: &mut [u8]) {
     }
 }
 
-/// Returns where the head of an answer ends, behind its empty line.
+/// Returns the offset of the end of a response's head, after its empty line.
 fn head_end(bytes: &[u8]) -> Option<usize> {
     let mut line_start = 0;
     for (at, _) in bytes.iter().enumerate().filter(|(_, byte)| **byte == b'\n') {
@@ -245,8 +246,8 @@ fn head_end(bytes: &[u8]) -> Option<usize> {
     None
 }
 
-/// Returns the head of an answer with no more headers than the client's parser takes: the essential ones, and of the
-/// others the first. A head that fits is as it was.
+/// Trims a response's head to the limits of the client's parser: it keeps the essential headers, and of the
+/// others the first. A head within the limits is unchanged.
 fn trimmed(head: &[u8]) -> Vec<u8> {
     let lines = head.iter().filter(|byte| **byte == b'\n').count();
     if lines <= HEADERS_KEPT && head.len() <= HEADER_BYTES_KEPT {
@@ -281,7 +282,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_credential_gets_its_own_name_in_the_head_only() {
+    fn the_placeholder_is_replaced_only_in_the_head() {
         let named = |sent: &str| {
             let mut sent = sent.as_bytes().to_vec();
             name_authorization(&mut sent);
@@ -302,7 +303,7 @@ mod tests {
     }
 
     #[test]
-    fn the_end_of_a_head_is_found() {
+    fn head_ends_are_detected() {
         for (bytes, expected) in [
             ("", None),
             ("HTTP/1.1 200 OK\r\n", None),
@@ -315,7 +316,7 @@ mod tests {
     }
 
     #[test]
-    fn a_head_keeps_what_says_where_the_answer_ends_however_many_headers_it_has() {
+    fn trimming_keeps_the_essential_headers() {
         let head = |headers: usize, bytes: usize| {
             let others: String = (0..headers).map(|n| format!("X-{n}: {}\r\n", "x".repeat(bytes))).collect();
             format!("HTTP/1.1 204 No Content\r\n{others}Content-Length: 7\r\nRateLimit-Reset: 3\r\n\r\n").into_bytes()

@@ -2,14 +2,15 @@
 //!
 //! Two clients, for two jobs, with one set of TLS and proxy settings ([`tls`]):
 //!
-//! - [`Upstream`] is blocking (ureq) and serves whoever has a thread of its own: replay, the connection monitor, the
-//!   commands. It sends one request and reads one bounded answer.
-//! - [`forward::Forwarder`] is asynchronous (hyper) and serves intake: requests and answers stream through it.
+//! - [`Upstream`] is blocking (ureq), for callers with a thread of their own: replay, the connection monitor, the
+//!   commands. It sends one request and reads one response of bounded size.
+//! - [`forward::Forwarder`] is asynchronous (hyper), for intake: it streams requests and responses.
 //!
-//! Neither follows redirects (a redirect would carry the key to another host), neither decides what an answer means, and
-//! neither retries.
+//! Neither follows redirects (a redirect would send the key to another host), neither interprets responses, and
+//! neither retries, except for a truncated request ([`heard`]).
 
 mod dial;
+mod error;
 mod fault;
 pub mod forward;
 mod half_open;
@@ -20,14 +21,13 @@ pub mod smoke;
 pub mod tls;
 pub mod upload;
 
-use std::path::PathBuf;
 use std::time::{Duration, Instant, SystemTime};
 
-use thiserror::Error;
 use ureq::unversioned::resolver::DefaultResolver;
 
 use self::dial::{Dialer, Unresolved};
-use self::fault::ConnectFault;
+pub use self::error::UpstreamError;
+use self::fault::{ConnectFault, words};
 use self::route::Proxies;
 use self::tls::{TlsSettings, TlsSource};
 use crate::message::{Lane, Request};
@@ -36,28 +36,28 @@ use crate::protocol::partial::judge;
 use crate::protocol::readback::Read;
 use crate::protocol::recognise::{Endpoint, Presence, Seen, presence};
 
-/// How much later than its deadline a request may end: what is on its way has this long to be answered.
+/// Grace period after a request's deadline: an in-flight request may still be answered within it.
 pub const DEADLINE_GRACE: Duration = Duration::from_secs(1);
 
-/// How to reach the server.
+/// Connection settings of a server.
 #[derive(Clone, Debug)]
 pub struct UpstreamSettings {
     /// The server's base URL without a slash at its end: `http://127.0.0.1:5173/api`.
     pub base_url: String,
-    /// Certificates.
+    /// TLS settings.
     pub tls: TlsSettings,
-    /// Proxies to go through.
+    /// Rules that select the proxy.
     pub proxies: Proxies,
-    /// Headers of the user's own that every request to this server gets.
+    /// The operator's additional headers for every request to this server.
     pub headers: http::HeaderMap,
-    /// How long connecting may take.
+    /// Timeout for connecting.
     pub connect_timeout: Duration,
-    /// How long an answer may take, from the first byte sent to the last byte read.
+    /// Timeout for a response, from the first byte sent to the last byte read.
     pub answer_timeout: Duration,
 }
 
 impl UpstreamSettings {
-    /// Returns the settings for a server without a proxy, certificates or headers of its own; both times are `timeout`.
+    /// Returns settings without proxy, certificates or additional headers; both timeouts are `timeout`.
     pub fn plain(base_url: impl Into<String>, timeout: Duration) -> Self {
         Self {
             base_url: base_url.into(),
@@ -69,86 +69,53 @@ impl UpstreamSettings {
         }
     }
 
-    /// Checks that connections can be made with these settings: reads the certificates.
+    /// Validates the settings: reads the certificates.
     ///
     /// # Errors
     ///
-    /// [`UpstreamError`] for a file that can't be used.
+    /// [`UpstreamError`] for an unusable file.
     pub fn check(&self) -> Result<(), UpstreamError> {
         let needs_tls = self.base_url.starts_with("https:") || !self.tls.has_only_folders();
-        // `SSL_CERT_DIR` may be there for other programs, with folders that are not.
+        // `SSL_CERT_DIR` may be set for other programs, and name folders that don't exist.
         if needs_tls { self.tls.config().map(drop) } else { Ok(()) }
     }
 }
 
-/// Settings that no connection can be made with.
-#[derive(Debug, Error)]
-pub enum UpstreamError {
-    /// A file or folder of authorities can't be read.
-    #[error("cannot read the certificates in {path}: {reason}")]
-    CaFile {
-        /// The file.
-        path: PathBuf,
-        /// What the system says.
-        reason: String,
-    },
-    /// The file or folder of authorities has none.
-    #[error("{path} holds no certificate in PEM form")]
-    NoCertificates {
-        /// The file.
-        path: PathBuf,
-    },
-    /// The client certificate or its key can't be used.
-    #[error("cannot use the client certificate {path}: {reason}")]
-    ClientCertificate {
-        /// The file.
-        path: PathBuf,
-        /// Why.
-        reason: String,
-    },
-    /// The TLS library refuses its settings.
-    #[error("cannot set up TLS: {reason}")]
-    Tls {
-        /// What it says.
-        reason: String,
-    },
-}
-
-/// Names the agents that a request came through, so that one that meets itself again notices.
+/// Lists the agents that a request passed through, so that an agent detects a loop.
 pub const AGENT_HEADER: http::HeaderName = http::HeaderName::from_static("x-opik-offline-agent");
 
-/// Blocking connections to the server, kept alive between requests. Cheap to share between threads.
+/// A pool of blocking keep-alive connections to the server. Cheap to share between threads.
 pub struct Upstream {
     agent: ureq::Agent,
     base_url: String,
     proxies: Proxies,
-    /// Headers of the user's own, for this server only.
+    /// The operator's additional headers, for this server only.
     own_headers: http::HeaderMap,
     answer_timeout: Duration,
-    /// When the sending of stored requests is to end.
+    /// Deadline of sending stored requests.
     deadline: Option<Instant>,
     agent_mark: Option<http::HeaderValue>,
-    /// Whose key and workspace its own questions carry: the ping and the version.
+    /// The lane whose key and workspace the agent's own requests carry: ping and version.
     asks_as: Lane,
 }
 
-/// Idle connections that are kept, and for how long: shorter than the 60 s and more after which servers close them.
+/// Limit and maximum age of idle connections; servers close them after 60 s or more.
 const IDLE_CONNECTIONS_MAX: usize = 16;
 pub(crate) const IDLE_AGE_MAX: Duration = Duration::from_secs(25);
 
-/// A ping that was answered.
+/// The response to a ping.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Pong {
     /// The status.
     pub status: u16,
-    /// What it says. A 200 alone says nothing: every sign-in page has one.
+    /// Its verdict. A 200 alone is no proof: sign-in pages return one too.
     pub presence: Presence,
-    /// From the first byte sent to the answer.
+    /// Latency from the first byte sent to the response.
     pub latency: Duration,
 }
 
 impl Upstream {
-    /// Returns connections with these settings; none is opened yet, and no file is read.
+    /// Creates a pool; opens no connection and reads no file yet.
     pub fn new(settings: &UpstreamSettings) -> Self {
         let config = ureq::Agent::config_builder()
             .http_status_as_error(false)
@@ -179,20 +146,20 @@ impl Upstream {
         }
     }
 
-    /// Asks its own questions, the ping above all, with the key and the workspace of this lane, as the SDK does: there are
-    /// gates that want a key on every path.
+    /// Sends the agent's own requests, above all the ping, with the key and workspace of this lane, like the SDK: some
+    /// gateways require a key on every path.
     #[must_use]
     pub fn asking_as(self, asks_as: Lane) -> Self {
         Self { asks_as, ..self }
     }
 
-    /// Names this agent in every stored request that is sent ([`AGENT_HEADER`]).
+    /// Adds this agent to [`AGENT_HEADER`] of every stored request.
     #[must_use]
     pub fn marked(self, agent_mark: http::HeaderValue) -> Self {
         Self { agent_mark: Some(agent_mark), ..self }
     }
 
-    /// Waits for no answer to a stored request for much longer than until then ([`DEADLINE_GRACE`]).
+    /// Sets a deadline for responses to stored requests (plus [`DEADLINE_GRACE`]).
     #[must_use]
     pub fn until(self, deadline: Option<Instant>) -> Self {
         Self { deadline, ..self }
@@ -203,30 +170,30 @@ impl Upstream {
         &self.base_url
     }
 
-    /// Returns the server's base URL, with the proxy that leads there.
+    /// Returns the server's base URL for error messages: with its proxy.
     pub fn described(&self) -> String {
         self.proxies.described(&self.base_url)
     }
 
-    /// Returns how long an answer may take, as far as nothing else was said for a request.
+    /// Returns the default timeout of a response.
     pub fn answer_timeout(&self) -> Duration {
         self.answer_timeout
     }
 
-    /// Sends a stored request to this endpoint as its client would have sent it.
+    /// Sends a stored request to this endpoint as its client would have.
     ///
     /// # Errors
     ///
-    /// [`SendFailure`] when no whole answer came.
+    /// [`SendFailure`] without a complete response.
     pub fn send(&self, lane: &Lane, endpoint: Endpoint, request: &Request) -> Result<Answer, SendFailure> {
         self.send_within(lane, endpoint, request, self.answer_timeout)
     }
 
-    /// The same with another time for the answer.
+    /// Like [`Upstream::send`] with another timeout.
     ///
     /// # Errors
     ///
-    /// [`SendFailure`] when no whole answer came.
+    /// [`SendFailure`] without a complete response.
     pub fn send_within(
         &self,
         lane: &Lane,
@@ -247,11 +214,11 @@ impl Upstream {
         self.finish(with_lane(builder, lane), endpoint, &request.body.bytes, timeout, Answer::TEXT_BYTES_MAX)
     }
 
-    /// Asks the server whether it is there (`is-alive/ping`), as the SDK's connection monitor does.
+    /// Pings the server (`is-alive/ping`), like the SDK's connection monitor.
     ///
     /// # Errors
     ///
-    /// [`SendFailure`] when no answer came within `timeout`.
+    /// [`SendFailure`] without a response within `timeout`.
     pub fn ping(&self, timeout: Duration) -> Result<Pong, SendFailure> {
         let started = Instant::now();
         let answer = self.ask("is-alive/ping", Endpoint::Ping, timeout)?;
@@ -259,11 +226,11 @@ impl Upstream {
         Ok(Pong { status: answer.status, presence, latency: started.elapsed() })
     }
 
-    /// Asks the server whether it knows the key and the workspace (`POST v1/private/auth`, empty body).
+    /// Checks key and workspace at the server (`POST v1/private/auth`, empty body).
     ///
     /// # Errors
     ///
-    /// [`SendFailure`] when no answer came within `timeout`.
+    /// [`SendFailure`] without a response within `timeout`.
     pub fn check_access(&self, lane: &Lane, timeout: Duration) -> Result<Answer, SendFailure> {
         let request = http::Request::builder()
             .method("POST")
@@ -277,31 +244,31 @@ impl Upstream {
         self.finish(with_lane(request, &self.asks_as), endpoint, &[], timeout, Answer::TEXT_BYTES_MAX)
     }
 
-    /// Reads a path below the base URL; how the commands ask a running agent.
+    /// Reads a path below the base URL; the commands query a running agent with it.
     ///
     /// # Errors
     ///
-    /// [`SendFailure`] when no answer came within `timeout`.
+    /// [`SendFailure`] without a response within `timeout`.
     pub fn read(&self, path: &str, timeout: Duration) -> Result<Answer, SendFailure> {
         let request = http::Request::builder().method("GET").uri(format!("{}/{path}", self.base_url));
         self.finish(request, Endpoint::Read, &[], timeout, Answer::TEXT_BYTES_MAX)
     }
 
-    /// The same with this much of the answer at most.
+    /// Like [`Upstream::read`] with a limit of the response's size.
     ///
     /// # Errors
     ///
-    /// [`SendFailure`] when no whole answer came.
+    /// [`SendFailure`] without a complete response.
     pub fn read_whole(&self, path: &str, timeout: Duration, bytes_max: usize) -> Result<Answer, SendFailure> {
         let request = http::Request::builder().method("GET").uri(format!("{}/{path}", self.base_url));
         self.finish(request, Endpoint::Read, &[], timeout, bytes_max)
     }
 
-    /// Reads what the server has of a lane, by `GET` or by a `POST` with a JSON body; at most `bytes_max` of the answer.
+    /// Reads entities of a lane back, by `GET` or by a `POST` with a JSON body; at most `bytes_max` of the response.
     ///
     /// # Errors
     ///
-    /// [`SendFailure`] when no whole answer came.
+    /// [`SendFailure`] without a complete response.
     pub fn read_back(&self, lane: &Lane, read: &Read, bytes_max: usize) -> Result<Answer, SendFailure> {
         let mut builder = http::Request::builder().method(read.method).uri(format!("{}/{}", self.base_url, read.path));
         if read.body.is_some() {
@@ -311,17 +278,17 @@ impl Upstream {
         self.finish(with_lane(builder, lane), Endpoint::Read, body.as_bytes(), self.answer_timeout, bytes_max)
     }
 
-    /// Returns the server's version (`is-alive/ver`), or `None` when it doesn't tell.
+    /// Returns the server's version (`is-alive/ver`), or `None` if it is unknown.
     pub fn version(&self, timeout: Duration) -> Option<String> {
         let answer = self.ask("is-alive/ver", Endpoint::Version, timeout).ok().filter(Answer::is_confirmed)?;
         let value: serde_json::Value = serde_json::from_str(&answer.text).ok()?;
         value.get("version")?.as_str().map(str::to_owned)
     }
 
-    /// Sends a request and reads its answer, at most `bytes_max` of it.
+    /// Sends a request and reads its response, at most `bytes_max` of it.
     ///
-    /// One that broke off while its body was being sent is sent once more, and its body only when the server asks for it:
-    /// a server that refuses it by its head alone is heard then.
+    /// A request that was truncated by a failed write is retried once with `Expect: 100-continue`:
+    /// a server that rejects it by its head alone can respond then.
     fn finish(
         &self,
         builder: http::request::Builder,
@@ -337,7 +304,7 @@ impl Upstream {
             return Err(failure);
         }
         match self.run(http::Request::from_parts(expecting(head), body), endpoint, timeout, bytes_max) {
-            // It knows nothing of that.
+            // The pool does not know about `Expect`.
             Ok(Answer { status: 417, .. }) => Err(failure),
             second => second,
         }
@@ -348,7 +315,7 @@ impl Upstream {
         Ok(made.into_parts().0)
     }
 
-    /// Adds the headers of the user's own, in place of what the client sent under their names.
+    /// Adds the operator's headers, which replace the client's of the same names.
     fn with_own_headers(&self, mut builder: http::request::Builder) -> http::request::Builder {
         if let Some(headers) = builder.headers_mut() {
             headers.extend(self.own_headers.clone());
@@ -356,7 +323,7 @@ impl Upstream {
         builder
     }
 
-    /// Returns why a request to this URL got no answer, with the proxy that it went through.
+    /// Returns the failure of a request to this URL, with the proxy in its text.
     fn failure(&self, url: &str, timeout: Duration, error: ureq::Error) -> SendFailure {
         failure(&self.proxies.described(url), timeout, error)
     }
@@ -380,7 +347,7 @@ impl Upstream {
         let date_ms = header("date").and_then(date_ms);
         let content_type = header("content-type").map(str::to_owned);
         let status = response.status().as_u16();
-        // The rest of a longer body is not read: the connection is then closed instead of kept.
+        // The rest of a longer body is not read, so the connection is closed instead of reused.
         let mut text = Vec::new();
         let reader = response.body_mut().as_reader();
         std::io::Read::read_to_end(&mut std::io::Read::take(reader, bytes_max as u64), &mut text)
@@ -398,16 +365,16 @@ impl Upstream {
     }
 }
 
-/// How long a server may take to say that it wants the body that was announced to it.
+/// Timeout for `100 Continue`.
 const AWAIT_100: Duration = Duration::from_secs(5);
 
-/// Announces the body of a request instead of sending it at once.
+/// Adds `Expect: 100-continue`.
 fn expecting(mut head: http::request::Parts) -> http::request::Parts {
     head.headers.insert(http::header::EXPECT, http::HeaderValue::from_static("100-continue"));
     head
 }
 
-/// Adds what names the lane: workspace and credential, exactly as the client sent them.
+/// Adds the headers of the lane: workspace and credential, byte for byte as the client sent them.
 fn with_lane(mut builder: http::request::Builder, lane: &Lane) -> http::request::Builder {
     for workspace in lane.workspace_headers() {
         builder = builder.header("Comet-Workspace", &*workspace);
@@ -420,14 +387,6 @@ fn with_lane(mut builder: http::request::Builder, lane: &Lane) -> http::request:
         builder = builder.header(name, value);
     }
     builder
-}
-
-/// Returns the system's words as they stand inside a sentence, without a number that says the same to fewer people.
-fn words(reason: &str) -> String {
-    let reason = reason.strip_prefix("io: ").unwrap_or(reason);
-    let reason = reason.split(" (os error").next().unwrap_or(reason);
-    let mut chars = reason.chars();
-    chars.next().map_or(String::new(), |first| first.to_lowercase().chain(chars).collect())
 }
 
 fn failure(url: &str, timeout: Duration, error: ureq::Error) -> SendFailure {

@@ -1,4 +1,4 @@
-//! Which way leads to a server: directly, or through which proxy and how.
+//! The route to a server: direct, or through a proxy.
 
 use std::fmt;
 use std::net::IpAddr;
@@ -8,30 +8,30 @@ use base64::Engine as _;
 
 use super::fault::ConnectFault;
 
-/// What a proxy speaks.
+/// The protocol of a proxy.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ProxyKind {
-    /// HTTP, in the clear or over TLS.
+    /// HTTP, plain or over TLS.
     Http {
         /// Whether the connection to the proxy itself is encrypted.
         over_tls: bool,
     },
     /// SOCKS 4; 4a where the proxy resolves names.
     Socks4 {
-        /// Who resolves names.
+        /// Whether the proxy resolves names.
         resolves: bool,
     },
     /// SOCKS 5; `socks5h` where the proxy resolves names.
     Socks5 {
-        /// Who resolves names.
+        /// Whether the proxy resolves names.
         resolves: bool,
     },
 }
 
-/// A proxy. Its display leaves the password out.
+/// A proxy. `Display` omits the password.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Proxy {
-    /// What it speaks.
+    /// Its protocol.
     pub kind: ProxyKind,
     /// An IPv6 address is in brackets.
     pub host: String,
@@ -42,12 +42,12 @@ pub struct Proxy {
 }
 
 impl Proxy {
-    /// Returns the URL under which it is connected to.
+    /// Returns the URL that connections are opened to.
     pub(super) fn address(&self) -> String {
         format!("http://{}:{}", self.host, self.port)
     }
 
-    /// Returns what it asks for in `Proxy-Authorization` (RFC 7617).
+    /// Returns the value of `Proxy-Authorization` (RFC 7617).
     pub(super) fn authorization(&self) -> Option<String> {
         let (user, password) = self.credentials.as_ref()?;
         let plain = [user, &b":"[..], password].concat();
@@ -75,10 +75,10 @@ impl fmt::Debug for Proxy {
     }
 }
 
-/// A server, by what a connection to it needs.
+/// The endpoint of a connection.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Target {
-    /// Whether it speaks TLS.
+pub struct PeerAddress {
+    /// Whether it uses TLS.
     pub is_https: bool,
     /// An IPv6 address is in brackets.
     pub host: String,
@@ -86,8 +86,8 @@ pub struct Target {
     pub port: u16,
 }
 
-impl Target {
-    /// Returns the server of a URL; `None` where it names none.
+impl PeerAddress {
+    /// Returns the endpoint of a URL; `None` if the URL has no host.
     pub fn of(uri: &http::Uri) -> Option<Self> {
         let is_https = match uri.scheme_str()? {
             "http" => false,
@@ -103,12 +103,12 @@ impl Target {
         self.host.trim_start_matches('[').trim_end_matches(']')
     }
 
-    /// Returns the host when it is an IP address.
+    /// Returns the host if it is an IP address.
     pub(super) fn ip(&self) -> Option<IpAddr> {
         self.bare_host().parse().ok()
     }
 
-    /// Returns `http://host` or `http://host:port`, which stands before the path in a request to a proxy.
+    /// Returns `http://host` or `http://host:port`, the prefix of the path in absolute form.
     fn origin(&self) -> String {
         let (scheme, own_port) = if self.is_https { ("https", 443) } else { ("http", 80) };
         match self.port == own_port {
@@ -118,40 +118,40 @@ impl Target {
     }
 }
 
-/// Which proxy leads to which server; who knows the environment decides.
+/// Rules that select the proxy for a server, supplied by the configuration.
 #[derive(Clone)]
 pub struct Proxies(Arc<Choose>);
 
-type Choose = dyn Fn(&Target) -> Result<Option<Proxy>, String> + Send + Sync;
+type Choose = dyn Fn(&PeerAddress) -> Result<Option<Proxy>, String> + Send + Sync;
 
 impl Proxies {
-    /// Leads to every server directly.
+    /// Selects no proxy for any server.
     pub fn none() -> Self {
         Self::chosen_by(|_| Ok(None))
     }
 
-    /// Asks this function, which fails with the reason why the proxy can't be used.
-    pub fn chosen_by(choose: impl Fn(&Target) -> Result<Option<Proxy>, String> + Send + Sync + 'static) -> Self {
+    /// Selects with this function, which fails with the reason if the proxy's settings are unusable.
+    pub fn chosen_by(choose: impl Fn(&PeerAddress) -> Result<Option<Proxy>, String> + Send + Sync + 'static) -> Self {
         Self(Arc::new(choose))
     }
 
-    /// Returns the way to a server.
-    pub(super) fn way_to(&self, target: &Target) -> Result<Way, ConnectFault> {
+    /// Returns the route to a server.
+    pub(super) fn route_to(&self, target: &PeerAddress) -> Result<ServerRoute, ConnectFault> {
         let proxy = (self.0)(target).map_err(ConnectFault::new)?;
-        let Some(proxy) = proxy else { return Ok(Way::Direct) };
+        let Some(proxy) = proxy else { return Ok(ServerRoute::Direct) };
         let leads = match proxy.kind {
-            ProxyKind::Http { .. } if target.is_https => Leads::ByTunnel,
-            ProxyKind::Http { .. } => Leads::ByAbsoluteForm,
-            ProxyKind::Socks4 { .. } | ProxyKind::Socks5 { .. } => Leads::ByTunnel,
+            ProxyKind::Http { .. } if target.is_https => ProxyMode::ByTunnel,
+            ProxyKind::Http { .. } => ProxyMode::ByAbsoluteForm,
+            ProxyKind::Socks4 { .. } | ProxyKind::Socks5 { .. } => ProxyMode::ByTunnel,
         };
-        Ok(Way::Through(Arc::new(proxy), leads))
+        Ok(ServerRoute::Through(Arc::new(proxy), leads))
     }
 
-    /// Returns a URL as errors name it: with the proxy that leads there.
+    /// Formats a URL for error messages: with its proxy.
     pub(super) fn described(&self, url: &str) -> String {
-        let target = url.parse().ok().and_then(|uri| Target::of(&uri));
-        match target.map(|target| self.way_to(&target)) {
-            Some(Ok(Way::Through(proxy, _))) => format!("{url} through the proxy {proxy}"),
+        let target = url.parse().ok().and_then(|uri| PeerAddress::of(&uri));
+        match target.map(|target| self.route_to(&target)) {
+            Some(Ok(ServerRoute::Through(proxy, _))) => format!("{url} through the proxy {proxy}"),
             _ => url.to_owned(),
         }
     }
@@ -163,27 +163,27 @@ impl fmt::Debug for Proxies {
     }
 }
 
-/// The way to a server.
+/// The route to a server.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Way {
+pub(super) enum ServerRoute {
     Direct,
-    Through(Arc<Proxy>, Leads),
+    Through(Arc<Proxy>, ProxyMode),
 }
 
-/// How a proxy leads to a server.
+/// How a proxy is used for a server.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Leads {
-    /// The proxy gets the request itself, with the whole URL (RFC 9112, section 3.2.2): plain HTTP. Many proxies open
-    /// tunnels to port 443 only.
+pub(super) enum ProxyMode {
+    /// Absolute form: the proxy gets the request with the whole URL (RFC 9112, section 3.2.2); for plain HTTP. Many
+    /// proxies open tunnels to port 443 only.
     ByAbsoluteForm,
-    /// The proxy connects, and then passes bytes: `CONNECT` or SOCKS.
+    /// A tunnel: the proxy connects and relays bytes: `CONNECT` or SOCKS.
     ByTunnel,
 }
 
-/// Returns the head of a request in the form for a proxy: with the whole URL, and the proxy's own authorization.
+/// Rewrites a request's head to absolute form, and adds the proxy's authorization.
 ///
-/// `None` when this is no head of a request in origin form.
-pub(super) fn in_absolute_form(head: &[u8], target: &Target, authorization: Option<&str>) -> Option<Vec<u8>> {
+/// `None` if it is not a request's head in origin form.
+pub(super) fn in_absolute_form(head: &[u8], target: &PeerAddress, authorization: Option<&str>) -> Option<Vec<u8>> {
     let path = head.iter().position(|byte| *byte == b' ')? + 1;
     let line_end = head.windows(2).position(|pair| pair == b"\r\n")? + 2;
     if head.get(path) != Some(&b'/') || path > line_end {
@@ -205,20 +205,20 @@ mod tests {
     }
 
     #[test]
-    fn plain_http_goes_by_absolute_form_and_tls_by_a_tunnel() {
-        let target = |url: &str| Target::of(&url.parse().expect(url)).expect(url);
+    fn plain_http_uses_absolute_form_and_tls_a_tunnel() {
+        let target = |url: &str| PeerAddress::of(&url.parse().expect(url)).expect(url);
         for (kind, url, expected) in [
-            (ProxyKind::Http { over_tls: false }, "http://opik/api", Leads::ByAbsoluteForm),
-            (ProxyKind::Http { over_tls: true }, "http://opik/api", Leads::ByAbsoluteForm),
-            (ProxyKind::Http { over_tls: false }, "https://opik/api", Leads::ByTunnel),
-            (ProxyKind::Socks5 { resolves: true }, "http://opik/api", Leads::ByTunnel),
-            (ProxyKind::Socks4 { resolves: false }, "https://opik/api", Leads::ByTunnel),
+            (ProxyKind::Http { over_tls: false }, "http://opik/api", ProxyMode::ByAbsoluteForm),
+            (ProxyKind::Http { over_tls: true }, "http://opik/api", ProxyMode::ByAbsoluteForm),
+            (ProxyKind::Http { over_tls: false }, "https://opik/api", ProxyMode::ByTunnel),
+            (ProxyKind::Socks5 { resolves: true }, "http://opik/api", ProxyMode::ByTunnel),
+            (ProxyKind::Socks4 { resolves: false }, "https://opik/api", ProxyMode::ByTunnel),
         ] {
             let proxies = Proxies::chosen_by(move |_| Ok(Some(proxy(kind))));
-            let way = proxies.way_to(&target(url)).expect("usable");
-            assert!(matches!(&way, Way::Through(_, leads) if *leads == expected), "{kind:?} {url}: {way:?}");
+            let way = proxies.route_to(&target(url)).expect("usable");
+            assert!(matches!(&way, ServerRoute::Through(_, leads) if *leads == expected), "{kind:?} {url}: {way:?}");
         }
-        assert_eq!(Proxies::none().way_to(&target("http://opik")).expect("usable"), Way::Direct);
+        assert_eq!(Proxies::none().route_to(&target("http://opik")).expect("usable"), ServerRoute::Direct);
     }
 
     #[test]
@@ -230,9 +230,9 @@ mod tests {
     }
 
     #[test]
-    fn a_head_is_put_into_absolute_form() {
-        let target = Target { is_https: false, host: "opik.test".into(), port: 80 };
-        let other = Target { port: 8080, ..target.clone() };
+    fn heads_are_rewritten_to_absolute_form() {
+        let target = PeerAddress { is_https: false, host: "opik.test".into(), port: 80 };
+        let other = PeerAddress { port: 8080, ..target.clone() };
         for (head, target, authorization, expected) in [
             (
                 "GET /api?q=a%20b HTTP/1.1\r\nhost: opik.test\r\n\r\n",

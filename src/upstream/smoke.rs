@@ -1,8 +1,9 @@
-//! A smoke test: a trace with a span and a small image is written to the real server, straight and not through an agent.
-//! Trace and span are read back. The image is not: what lists attachments wants the server's own id of the project.
+//! A smoke test: writes a trace with a span and a small image directly to the real server, bypassing any agent. Trace
+//! and span are read back. The image is not: the endpoint that lists attachments requires the server's id of the
+//! project.
 //!
-//! What the SDK's own `opik healthcheck --smoke-test` does (protocol dossier, section h), with an answer that a program can
-//! rely on. The server writes late (ClickHouse), so what is not there yet is asked for again until the time is over.
+//! Equivalent to the SDK's `opik healthcheck --smoke-test` (protocol dossier, section h), with a result that a program
+//! can rely on. The server is eventually consistent (ClickHouse), so reads are retried with backoff until the deadline.
 
 use std::io::Read;
 use std::ops::Range;
@@ -13,7 +14,7 @@ use thiserror::Error;
 use uuid::Uuid;
 
 use super::Upstream;
-use super::upload::File;
+use super::upload::UploadFile;
 use crate::message::{Body, Encoding, HeaderSet, Lane, MessageType, Request};
 use crate::protocol::answers::{Answer, SendFailure};
 use crate::protocol::attachment::Subject;
@@ -21,55 +22,55 @@ use crate::protocol::readback::{Kind, one};
 use crate::protocol::recognise::{Endpoint, Recognised};
 use crate::shutdown::Shutdown;
 
-/// What the trace and its span are called.
+/// Names of the trace and its span.
 const TRACE_NAME: &str = "opik-offline smoke test";
 const SPAN_NAME: &str = "opik-offline smoke test span";
-/// What the image is called.
+/// Name of the image.
 const IMAGE_NAME: &str = "smoke-test.png";
 /// An image of one pixel.
 const IMAGE: &[u8] = include_bytes!("smoke.png");
-/// The first wait before what is not there yet is asked for again; each is longer than the one before.
+/// First and longest backoff between reads.
 const WAIT_FIRST: Duration = Duration::from_millis(100);
 const WAIT_MAX: Duration = Duration::from_secs(2);
 
-/// How a smoke test went well.
+/// The result of a successful smoke test.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Passed {
     /// The trace's id.
     pub trace_id: String,
-    /// How long writing took, all requests together.
+    /// Total time of the writes.
     pub written_in: Duration,
-    /// How long after that all could be read.
+    /// Time from the last write until everything could be read.
     pub visible_after: Duration,
 }
 
-/// How a smoke test failed.
+/// The failure of a smoke test.
 #[derive(Clone, Debug, Error)]
 pub enum SmokeFailure {
-    /// No answer.
+    /// No response.
     #[error(transparent)]
     Send(#[from] SendFailure),
-    /// The server refused a request.
+    /// The server rejected a request.
     #[error("the server answers {} to {what}{}", .answer.status, words(.answer))]
     Refused {
         /// Which request.
         what: &'static str,
-        /// Its answer.
+        /// Its response.
         answer: Box<Answer>,
     },
-    /// What the server took can't be read.
+    /// Written entities can't be read back.
     #[error("the server took the trace {trace_id}, and does not show its {what} within {} s", .waited.as_secs())]
     NotVisible {
         /// The trace's id.
         trace_id: String,
         /// What is missing.
         what: &'static str,
-        /// How long was waited.
+        /// Time waited.
         waited: Duration,
     },
 }
 
-/// Returns the server's words, if it has any, or whose words they are.
+/// Returns the error text of the response, or its origin.
 fn words(answer: &Answer) -> String {
     if let Some(foreign) = answer.recognised.foreign() {
         return format!(": {foreign}");
@@ -80,11 +81,11 @@ fn words(answer: &Answer) -> String {
 }
 
 impl Upstream {
-    /// Writes a trace with a span and an image to this project, and reads trace and span back, for `patience` at most.
+    /// Writes a trace with a span and an image to this project, and reads trace and span back within `patience`.
     ///
     /// # Errors
     ///
-    /// [`SmokeFailure`]; what was written by then stays.
+    /// [`SmokeFailure`]; entities written before the failure stay.
     pub fn smoke_test(
         &self,
         lane: &Lane,
@@ -135,7 +136,7 @@ impl Upstream {
         if answer.is_confirmed() { Ok(()) } else { Err(SmokeFailure::Refused { what, answer: Box::new(answer) }) }
     }
 
-    /// Uploads the image by the server's real flow, to its own storage or to an object store.
+    /// Uploads the image by the server's upload flow, to its own storage or to an object store.
     fn attach(&self, lane: &Lane, project: &str, span_id: &str) -> Result<(), SmokeFailure> {
         let subject = json!({
             "file_name": IMAGE_NAME, "mime_type": "image/png", "project_name": project,
@@ -153,18 +154,24 @@ impl Upstream {
         let headers = HeaderSet::default();
         let (bytes, may_send) = (IMAGE.len() as u64, || true);
         let answer_timeout = self.answer_timeout();
-        let file =
-            File { subject: &subject, headers: &headers, bytes, answer_timeout, open: &open, may_send: &may_send };
+        let file = UploadFile {
+            subject: &subject,
+            headers: &headers,
+            bytes,
+            answer_timeout,
+            open: &open,
+            may_send: &may_send,
+        };
         let answer = self.upload(lane, &file)?;
         if answer.is_confirmed() { Ok(()) } else { Err(SmokeFailure::Refused { what, answer: Box::new(answer) }) }
     }
 
-    /// Says whether the server shows an entity by now.
+    /// Returns whether the server shows the entity yet.
     fn shows(&self, lane: &Lane, kind: Kind, id: &str, project: &str) -> Result<bool, SmokeFailure> {
         let answer = self.read_back(lane, &one(kind, id, Some(project)), Answer::TEXT_BYTES_MAX)?;
         match (&answer.recognised, answer.status) {
             (Recognised::Confirmed, _) => Ok(answer.text.contains(id)),
-            // Not yet, too often, or a server in trouble: the time decides.
+            // Not visible yet, rate limited, or a server error: retried until the deadline.
             (Recognised::Refused, 404) | (_, 429 | 500..600) => Ok(false),
             _ => Err(SmokeFailure::Refused { what: "a read of what it took", answer: Box::new(answer) }),
         }

@@ -1,5 +1,5 @@
-//! One set of TLS settings for both clients: rustls, the built-in authorities or those of `SSL_CERT_FILE` or
-//! `SSL_CERT_DIR`, the certificate that the agent shows, and the user's choice to check nothing
+//! TLS settings of both clients: rustls, the built-in CA certificates or those of `SSL_CERT_FILE` or
+//! `SSL_CERT_DIR`, the client certificate, and the option to disable verification
 //! (`OPIK_CHECK_TLS_CERTIFICATE=false`).
 
 use std::error::Error;
@@ -16,48 +16,48 @@ use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
 use tracing::{info, warn};
 
-use super::UpstreamError;
+use super::error::UpstreamError;
 use super::fault::ConnectFault;
 
-/// What is trusted, and what is shown.
+/// Trusted CA certificates and the client certificate.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct TlsSettings {
-    /// Whether certificates are checked (`OPIK_CHECK_TLS_CERTIFICATE`).
+    /// Whether certificates are verified (`OPIK_CHECK_TLS_CERTIFICATE`).
     pub check_certificate: bool,
-    /// A PEM file of authorities to trust instead of the built-in ones (`SSL_CERT_FILE`).
+    /// A PEM file of trusted CA certificates, instead of the built-in ones (`SSL_CERT_FILE`).
     pub ca_file: Option<PathBuf>,
     /// Folders of such files (`SSL_CERT_DIR`).
     pub ca_folders: Vec<PathBuf>,
-    /// What is shown to a server that asks for it.
+    /// The certificate for servers that request one (mTLS).
     pub client_certificate: Option<ClientCertificate>,
 }
 
 /// The files of a client certificate.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ClientCertificate {
-    /// The certificate, and those that lead to its authority.
+    /// The certificate and its chain.
     pub certificate: PathBuf,
-    /// Its private key; `None` where it is in the same file.
+    /// Its private key; `None` if it is in the same file.
     pub key: Option<PathBuf>,
 }
 
-/// How often the files are looked at, at most, when a connection is opened.
+/// Minimum interval between checks of the files for changes, made when a connection is opened.
 const LOOK_INTERVAL: Duration = Duration::from_secs(1);
 
-/// What makes a file another one: device and inode, size, and times of its last changes in nanoseconds.
+/// Identifies a version of a file: device and inode, size, and times of its last changes in nanoseconds.
 type Stamp = Option<(u64, u64, u64, i128, i128)>;
 
-/// The TLS settings that are in force. Files that are renewed are read again when the next connection is opened; while the
-/// new ones can't be used, the earlier ones stay.
+/// The TLS settings in effect, cached. Renewed files are reloaded when the next connection is opened; if
+/// they are invalid, the previous ones stay in effect.
 pub(super) struct TlsSource {
     settings: TlsSettings,
-    state: Mutex<State>,
+    state: Mutex<LoadedTls>,
 }
 
 #[derive(Default)]
-struct State {
+struct LoadedTls {
     config: Option<Arc<ClientConfig>>,
-    /// Of the files as they were when they were read last, with or without success.
+    /// Stamps of the files at the last load, successful or not.
     stamps: Vec<Stamp>,
     looked_at: Option<Instant>,
 }
@@ -67,11 +67,11 @@ impl TlsSource {
         Self { settings, state: Mutex::default() }
     }
 
-    /// Returns the settings for a new connection.
+    /// Returns the settings for a new connection, reloading changed files.
     ///
     /// # Errors
     ///
-    /// [`ConnectFault`] when the files can't be used and never could.
+    /// [`ConnectFault`] if the files are invalid and there is no previous version.
     pub(super) fn current(&self) -> Result<Arc<ClientConfig>, ConnectFault> {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(config) = &state.config
@@ -79,7 +79,7 @@ impl TlsSource {
         {
             return Ok(config.clone());
         }
-        // Before they are read: what changes in between is read again.
+        // Taken before the files are read: a concurrent change is detected by the next check.
         let stamps = self.settings.stamps();
         state.looked_at = Some(Instant::now());
         if let Some(config) = state.config.as_ref().filter(|_| stamps == state.stamps) {
@@ -115,7 +115,7 @@ impl fmt::Debug for TlsSource {
 }
 
 impl TlsSettings {
-    /// Reads the files and returns the settings in rustls' own form.
+    /// Loads the files into a rustls configuration.
     pub(super) fn config(&self) -> Result<ClientConfig, UpstreamError> {
         let tls = |error: rustls::Error| UpstreamError::Tls { reason: error.to_string() };
         let provider = Arc::new(rustls::crypto::ring::default_provider());
@@ -137,8 +137,8 @@ impl TlsSettings {
         })
     }
 
-    /// Reads the authorities to trust. As in the SDK and httpx the file counts before the folder, and both count only while
-    /// certificates are checked.
+    /// Loads the trusted CA certificates. As in the SDK and httpx, the file takes precedence over the folder, and both
+    /// apply only while certificates are verified.
     fn roots(&self) -> Result<RootCertStore, UpstreamError> {
         let mut roots = RootCertStore::empty();
         if let Some(path) = &self.ca_file {
@@ -151,8 +151,8 @@ impl TlsSettings {
                 return Err(UpstreamError::NoCertificates { path: path.clone() });
             }
         } else if !self.ca_folders.is_empty() {
-            // A folder holds other files, too, and old certificates that nothing can be made of.
-            // A folder that is not there is no fault as long as another has certificates: OpenSSL sees it so, too.
+            // A folder may contain other files, and old certificates that fail to parse.
+            // A missing folder is not an error as long as another one has certificates, as in OpenSSL.
             let mut fault = None;
             for folder in &self.ca_folders {
                 let files = files_of(folder).unwrap_or_else(|error| {
@@ -172,7 +172,7 @@ impl TlsSettings {
         Ok(roots)
     }
 
-    /// Returns whether all that is named is folders of authorities.
+    /// Returns whether only folders of CA certificates are configured.
     pub(super) fn has_only_folders(&self) -> bool {
         !self.ca_folders.is_empty() && self.ca_file.is_none() && self.client_certificate.is_none()
     }
@@ -209,7 +209,7 @@ fn stamp(path: &Path) -> Stamp {
     Some((found.dev(), found.ino(), found.len(), changed, modified))
 }
 
-/// Returns the files of a folder, in the order of their names.
+/// Returns the files of a folder, sorted by name.
 fn files_of(folder: &Path) -> Result<Vec<PathBuf>, UpstreamError> {
     let unreadable =
         |error: std::io::Error| UpstreamError::CaFile { path: folder.to_owned(), reason: words_of(&error) };
@@ -219,7 +219,7 @@ fn files_of(folder: &Path) -> Result<Vec<PathBuf>, UpstreamError> {
     Ok(files)
 }
 
-/// Reads the certificates of a PEM file.
+/// Parses the certificates of a PEM file.
 fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, UpstreamError> {
     let unreadable = |reason: String| UpstreamError::CaFile { path: path.to_owned(), reason };
     let pem = read_bounded(path).map_err(|error| unreadable(words_of(&error)))?;
@@ -227,7 +227,7 @@ fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, UpstreamErr
     certificates.map_err(|error| unreadable(error.to_string()))
 }
 
-/// Reads a file of certificates or keys: a path that names a device or a log must not fill the memory.
+/// Reads a certificate or key file; bounds memory if the path names a device or a log.
 fn read_bounded(path: &Path) -> std::io::Result<Vec<u8>> {
     const FILE_BYTES_MAX: u64 = 16 << 20;
     let mut bytes = Vec::new();
@@ -239,7 +239,7 @@ fn read_bounded(path: &Path) -> std::io::Result<Vec<u8>> {
 }
 
 fn words_of(error: &std::io::Error) -> String {
-    super::words(&error.to_string())
+    super::fault::words(&error.to_string())
 }
 
 impl ClientCertificate {
@@ -260,12 +260,12 @@ impl ClientCertificate {
     }
 }
 
-/// Returns why TLS failed and what to do about it, if a chain of errors comes from it.
+/// Returns the reason and remedy of a TLS failure in an error chain, if there is one.
 pub(super) fn reason(error: &(dyn Error + 'static)) -> Option<String> {
     if let Some(found) = error.downcast_ref() {
         return Some(words(found));
     }
-    // What an I/O error wraps is not among its sources.
+    // The error wrapped by an I/O error is not one of its sources.
     let wrapped = error.downcast_ref::<std::io::Error>().and_then(std::io::Error::get_ref);
     match wrapped {
         Some(wrapped) => reason(wrapped),
@@ -280,7 +280,7 @@ fn words(error: &rustls::Error) -> String {
     };
     match error {
         rustls::Error::InvalidCertificate(fault) => match fault {
-            // The second is what an authority looks like that was made anew under its old name.
+            // The second error is that of a CA that was recreated under its old name.
             UnknownIssuer | BadSignature => {
                 "its certificate is signed by no authority that is trusted here; name the file of your \
                               authority with SSL_CERT_FILE"
@@ -305,7 +305,7 @@ fn words(error: &rustls::Error) -> String {
     }
 }
 
-/// Says why the other side ended the handshake.
+/// Describes an alert with which the peer ended the handshake.
 fn alert_words(alert: AlertDescription) -> String {
     use AlertDescription::{
         AccessDenied, BadCertificate, CertificateExpired, CertificateRequired, CertificateRevoked, CertificateUnknown,
@@ -331,8 +331,8 @@ fn alert_words(alert: AlertDescription) -> String {
     }
 }
 
-/// Takes any certificate: what `OPIK_CHECK_TLS_CERTIFICATE=false` asks for. Signatures are still checked, so that the
-/// connection is at least with whoever holds that certificate's key.
+/// Accepts any certificate, for `OPIK_CHECK_TLS_CERTIFICATE=false`. Signatures are still verified, so that the
+/// peer at least holds that certificate's key.
 #[derive(Debug)]
 struct NoCheck {
     provider: Arc<CryptoProvider>,

@@ -1,10 +1,11 @@
-//! The attachment upload flow against either kind of server: its own storage, or an object store with presigned URLs.
+//! The attachment upload flow for both kinds of server: with its own storage, or with an object store and presigned
+//! URLs.
 //!
-//! What each answer means is decided by [`crate::protocol::attachment`]; here it is done. The bytes are read as they are
-//! sent, from a reader that the caller gives for each range, so no file is ever in memory.
+//! [`crate::protocol::attachment`] interprets the responses; this module does the I/O. The payload is read while it is
+//! sent, from a reader that the caller opens for each range, so a file is never in memory as a whole.
 //!
-//! A key goes to the configured server's own origin only, never to an object store: a presigned URL is all that it asks
-//! for. Connections, proxy and TLS settings are those of [`Upstream`].
+//! The key is sent only to the configured server's origin, never to an object store, which authenticates by the
+//! presigned URL alone. Connections, proxy and TLS settings are those of [`Upstream`].
 
 use std::io::Read;
 use std::ops::Range;
@@ -16,51 +17,52 @@ use super::{AGENT_HEADER, Upstream, expecting, heard, with_lane};
 use crate::message::{HeaderSet, Lane};
 use crate::protocol::answers::{Answer, SendFailure};
 use crate::protocol::attachment::{
-    COMPLETE_PATH, PartVerdict, START_PATH, Subject, Way, completed, is_same_origin, part_verdict, parts_of, way,
+    COMPLETE_PATH, PartVerdict, START_PATH, Subject, UploadRoute, completed, is_same_origin, part_verdict, parts_of,
+    way,
 };
 use crate::protocol::recognise::Endpoint;
 
-/// Tries of one part before the upload starts over (protocol dossier, section c: the SDK's own number).
+/// Attempts per part before the upload is restarted (protocol dossier, section c: the SDK's number).
 const PART_TRIES_MAX: u32 = 3;
-/// The pause after a failed try of a part, times the number of tries so far.
+/// Backoff after a failed attempt, multiplied by the number of attempts so far.
 const PART_PAUSE: Duration = Duration::from_millis(300);
-/// A connection slower than so many bytes a second is given up.
+/// Minimum throughput in bytes per second; a slower connection times out.
 const RATE_MIN: u64 = 64 * 1024;
 
-/// Bytes of an answer to upload-start: 10,000 presigned URLs of a kilobyte and more.
+/// Limit of the response to upload-start, in bytes: 10,000 presigned URLs of a kilobyte and more.
 const START_ANSWER_BYTES_MAX: usize = 32 * 1024 * 1024;
 
-/// A stored file on its way, as whoever keeps it gives it out.
-pub struct File<'a> {
-    /// What it is called and what it belongs to.
+/// A stored file to upload.
+pub struct UploadFile<'a> {
+    /// Its name and entity.
     pub subject: &'a Subject,
     /// The client's headers, without those of the lane.
     pub headers: &'a HeaderSet,
     /// Its size.
     pub bytes: u64,
-    /// How long an answer may take, beside the time for the bytes.
+    /// Timeout of a response, in addition to the time for the payload.
     pub answer_timeout: Duration,
-    /// Opens a range of it. A read fails when it may not be sent any more.
+    /// Opens a range of it. Reading fails if the upload must stop.
     pub open: &'a dyn Fn(Range<u64>) -> Box<dyn Read + 'a>,
-    /// Says whether the next request may be sent.
+    /// Returns whether the next request may be sent.
     pub may_send: &'a dyn Fn() -> bool,
 }
 
 impl Upstream {
-    /// Uploads a file, and returns the answer that decides about it: of the first step that failed, or of the last.
+    /// Uploads a file and returns the decisive response: of the first failed step, or of the last one.
     ///
     /// # Errors
     ///
-    /// [`SendFailure`] when a step got no whole answer, and for whatever an object store does: that is no word of the
-    /// server's about the file, so the upload starts over later.
-    pub fn upload(&self, lane: &Lane, file: &File<'_>) -> Result<Answer, SendFailure> {
+    /// [`SendFailure`] if a step got no complete response, and for any failure of an object store: that is not the
+    /// server's verdict on the file, so the upload is retried later.
+    pub fn upload(&self, lane: &Lane, file: &UploadFile<'_>) -> Result<Answer, SendFailure> {
         let (part_bytes, parts) = parts_of(file.bytes);
         let start = file.subject.start(&self.base_url, parts);
         let answer = self.step(lane, file, Endpoint::UploadStart, &start, START_ANSWER_BYTES_MAX)?;
         match way(answer, parts) {
             Err(answer) => Ok(answer),
-            Ok(Way::Local { url }) => self.put_whole(lane, file, &url),
-            Ok(Way::Parts { upload_id, urls }) => {
+            Ok(UploadRoute::Local { url }) => self.put_whole(lane, file, &url),
+            Ok(UploadRoute::Parts { upload_id, urls }) => {
                 let mut e_tags = Vec::new();
                 let starts = (0..parts).map(|part| part * part_bytes);
                 for (start, url) in starts.zip(&urls) {
@@ -72,11 +74,11 @@ impl Upstream {
         }
     }
 
-    /// Sends one of the steps that are JSON.
+    /// Sends a JSON step.
     fn step(
         &self,
         lane: &Lane,
-        file: &File<'_>,
+        file: &UploadFile<'_>,
         endpoint: Endpoint,
         body: &[u8],
         answer_bytes_max: usize,
@@ -88,8 +90,8 @@ impl Upstream {
         self.finish(request, endpoint, body, file.answer_timeout, answer_bytes_max)
     }
 
-    /// Sends all bytes to the server itself.
-    fn put_whole(&self, lane: &Lane, file: &File<'_>, url: &str) -> Result<Answer, SendFailure> {
+    /// Sends the whole payload to the server.
+    fn put_whole(&self, lane: &Lane, file: &UploadFile<'_>, url: &str) -> Result<Answer, SendFailure> {
         self.allowed(file)?;
         let mut request = http::Request::builder().method("PUT").uri(url).header("content-length", file.bytes);
         if is_same_origin(url, &self.base_url) {
@@ -107,7 +109,7 @@ impl Upstream {
         if first.is_ok() || !heard::broke_off() {
             return first;
         }
-        // As for every other body, see `Upstream::finish`.
+        // As for any other body, see `Upstream::finish`.
         self.allowed(file)?;
         match put(expecting(head)) {
             Ok(Answer { status: 417, .. }) => first,
@@ -115,8 +117,8 @@ impl Upstream {
         }
     }
 
-    /// Sends a part to an object store, which gets nothing but the bytes, and returns its ETag.
-    fn put_part(&self, file: &File<'_>, range: Range<u64>, url: &str) -> Result<String, SendFailure> {
+    /// Sends a part to an object store, without any of our headers, and returns its ETag.
+    fn put_part(&self, file: &UploadFile<'_>, range: Range<u64>, url: &str) -> Result<String, SendFailure> {
         let bytes = range.end - range.start;
         let place = place(url);
         let mut tries = 0;
@@ -133,7 +135,7 @@ impl Upstream {
                 let request = self.agent.configure_request(request).timeout_global(Some(timeout)).build();
                 let answer = self.agent.run(request)?;
                 let header = |name: &str| answer.headers().get(name).and_then(|value| value.to_str().ok());
-                // A page may have an ETag, too.
+                // An HTML page may have an ETag too.
                 let is_page =
                     header("content-type").is_some_and(|essence| essence.trim_start().starts_with("text/html"));
                 let e_tag = header("etag").filter(|_| !is_page).map(str::to_owned);
@@ -155,14 +157,14 @@ impl Upstream {
         }
     }
 
-    fn allowed(&self, file: &File<'_>) -> Result<(), SendFailure> {
+    fn allowed(&self, file: &UploadFile<'_>) -> Result<(), SendFailure> {
         if (file.may_send)() {
             return Ok(());
         }
         Err(SendFailure::Broken { url: self.base_url.clone(), reason: "the upload was stopped".to_owned() })
     }
 
-    /// Adds what the client would send to the server itself with any body.
+    /// Adds the headers that the client would send to the server with any body.
     fn as_client(
         &self,
         mut request: http::request::Builder,
@@ -181,11 +183,11 @@ impl Upstream {
     }
 }
 
-fn timeout_for(file: &File<'_>, bytes: u64) -> Duration {
+fn timeout_for(file: &UploadFile<'_>, bytes: u64) -> Duration {
     file.answer_timeout + Duration::from_secs(bytes / RATE_MIN)
 }
 
-/// Returns a presigned URL as it may be shown: its query is a key.
+/// Returns a presigned URL without its query, which is a secret.
 fn place(url: &str) -> String {
     match url.parse::<http::Uri>() {
         Ok(uri) => format!("{}://{}", uri.scheme_str().unwrap_or("http"), uri.host().unwrap_or("?")),

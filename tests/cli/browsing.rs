@@ -53,7 +53,7 @@ fn following_shows_what_is_stored_from_now_on_until_interrupted() {
     let store = open(&db(&sandbox));
     let mut stored = 0;
     let mut first = None;
-    // What is stored before it has begun to look is not shown.
+    // Messages that were stored before it started are not shown.
     wait_until("a message is shown", PATIENCE, || {
         stored = store.register(&[create_trace(50, &team(), &uuid7())]).unwrap()[0].0;
         first = seen.recv_timeout(std::time::Duration::from_secs(1)).ok();
@@ -117,7 +117,7 @@ fn a_copied_store_is_delivered_from_another_machine() {
     let replayed = there.run(&["--db", copy, "replay", "--verify"]);
     assert!(replayed.starts_with("delivered 4 messages") && replayed.ends_with("--- exit 0\n"), "{replayed}");
     assert_eq!((server.count("team", Kind::Span), server.count("default", Kind::Trace)), (3, 1), "{OTHER_TRACE}");
-    // Whoever delivers the same copy again, before the purge at home, doubles nothing.
+    // Delivering the same copy again, before the purge at home, duplicates nothing.
     std::fs::copy(db(&here), there.home.path().join("again.db")).unwrap();
     let again = there.home.path().join("again.db");
     let replayed = there.run(&["--db", again.to_str().unwrap(), "replay"]);
@@ -133,7 +133,7 @@ fn a_slip_in_the_environment_is_told_and_nothing_stops() {
         "
 no message is stored
 --- stderr
-warning: OPIK_OFFLINE_UPSTREEM is no setting and is ignored; did you mean OPIK_OFFLINE_UPSTREAM?
+warning: unknown variable OPIK_OFFLINE_UPSTREEM is ignored; did you mean OPIK_OFFLINE_UPSTREAM?
 --- exit 0
 ",
     );

@@ -62,7 +62,7 @@ fn colours_are_for_terminals_only() {
     }
 }
 
-/// A container's terminal or one of `script` in cron may have no size: 0 columns are no width.
+/// A container's terminal or one of `script` in cron may have no size: 0 columns are not a width.
 #[test]
 fn a_terminal_without_a_size_breaks_no_row() {
     const IN_A_TERMINAL: &str = "import pty, sys; pty.spawn(sys.argv[1:])";

@@ -29,15 +29,15 @@ fn healthcheck_says_what_is_well_and_where_each_value_comes_from() {
     assert_text(
         &sandbox.run(&["healthcheck", "-q"]),
         "
-ok file          HOME/.opik.config is read
--- file          HOME/config/opik-offline/config.yaml is not there, and need not be
-ok configuration no known mistake
+ok file          HOME/.opik.config was read
+-- file          HOME/config/opik-offline/config.yaml does not exist, and is optional
+ok configuration no known mistakes
 ok server        SERVER answers in N ms, version 2.2.0
-ok access        workspace team is open to this key
+ok access        this key has access to workspace team
 !! store         HOME/opik_messages.db: sound, SIZE
                  hint: widen UUID_VALIDATION_WINDOW on the Opik server (at most 45d), turn UUID_VALIDATION_ENABLED off, or add the workspace's id to OPIK_UUID_VALIDATION_BYPASS_WORKSPACES there
 -- encryption    off
-ok disk          N UNIT free, of which 256.0 MiB stay free
+ok disk          N UNIT free, of which 256.0 MiB are reserved
 -- agent         not running
                  hint: start it with `opik-offline agent`, or in front of a command: `opik-offline agent -- COMMAND`
 --- exit 0
@@ -50,15 +50,15 @@ fn healthcheck_ends_as_its_manual_says() {
     assert_text(
         &Sandbox::new().run(&["healthcheck", "-q", "--smoke-test"]),
         "
--- file          HOME/.opik.config is not there, and need not be
--- file          HOME/config/opik-offline/config.yaml is not there, and need not be
-ok configuration no known mistake
+-- file          HOME/.opik.config does not exist, and is optional
+-- file          HOME/config/opik-offline/config.yaml does not exist, and is optional
+ok configuration no known mistakes
 xx server        cannot connect to SERVER: connection refused
-                 hint: start the server, check the network, or name another server with --upstream
+                 hint: start the server, check the network, or choose another server with --upstream
 -- access        not checked without a server
 -- store         HOME/opik_messages.db: nothing was stored yet
 -- encryption    off
-ok disk          N UNIT free, of which 256.0 MiB stay free
+ok disk          N UNIT free, of which 256.0 MiB are reserved
 -- agent         not running
                  hint: start it with `opik-offline agent`, or in front of a command: `opik-offline agent -- COMMAND`
 -- smoke test    not tried while a check fails
@@ -86,13 +86,13 @@ fn a_disk_without_room_and_a_place_that_cannot_be_written_are_failures_before_an
     let server = FakeOpik::start_new();
     let full = Sandbox::new().with_server(&server).with_env("OPIK_OFFLINE_FREE_DISK_RESERVE", "1000000TiB");
     let found = full.run(&["healthcheck", "-q"]);
-    assert!(found.contains(" stay free: nothing new can be stored\n"), "{found}");
+    assert!(found.contains(" are reserved: no new message can be stored\n"), "{found}");
     assert!(found.contains("hint: free disk space, ") && found.ends_with("--- exit 1\n"), "{found}");
     let nowhere = Sandbox::new().with_server(&server);
     std::fs::write(nowhere.home.path().join("file"), "").unwrap();
     let below = nowhere.home.path().join("file/opik.db");
     let found = nowhere.run(&["healthcheck", "-q", "--db", below.to_str().unwrap()]);
-    assert!(found.contains("xx disk          HOME/file cannot be written by this user\n"), "{found}");
+    assert!(found.contains("xx disk          this user cannot write to HOME/file\n"), "{found}");
     assert!(found.ends_with("--- exit 1\n"), "{found}");
     let holding = |characters| {
         let sandbox = Sandbox::new().with_server(&server).with_env("OPIK_OFFLINE_MAX_SIZE", "1MiB");

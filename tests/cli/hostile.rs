@@ -1,4 +1,4 @@
-//! What came from elsewhere drives no terminal, forges no line and hides no column: names of projects, workspaces, types
+//! Text from elsewhere drives no terminal, forges no line and hides no column: names of projects, workspaces, types
 //! and files, paths, server answers and versions go through every command on a pseudo-terminal, and through the log.
 
 use std::io::{Read, Write};
@@ -166,7 +166,7 @@ fn hostile_server(is_foreign: bool) -> String {
     url
 }
 
-/// What a program says that listens where an agent would.
+/// Answers of a program that listens on an agent's address.
 fn imposter() -> Value {
     json!({
         "agent": { "pid": 1, "version": HOSTILE, "uptime_seconds": 1, "files_problem": HOSTILE },
@@ -267,7 +267,7 @@ impl Scene {
         on_terminal(&mut self.command(args), "")
     }
 
-    /// What an SDK's process left, with hostile rows.
+    /// An SDK's leftover file with hostile rows.
     fn sdk_file(&self) -> PathBuf {
         let path = self.folder.join("sdk.db");
         let connection = rusqlite::Connection::open(&path).unwrap();
@@ -317,7 +317,7 @@ fn no_command_that_shows_what_is_stored_lets_a_name_drive_the_terminal() {
         for more in [&[][..], &["--no-color"], &["--format", "json"], &["--format", "yaml"]] {
             let shown = scene.run(&[args, more].concat());
             let is_shown = is_met(&shown);
-            // Only people are told which names there are where nothing is selected.
+            // Only people see which names exist if nothing is selected.
             let is_nothing = args.contains(&"--workspace") && more.contains(&"--format");
             assert!(is_shown || is_nothing, "{args:?} {more:?} did not show it: {shown}");
         }
@@ -554,7 +554,7 @@ fn no_program_that_is_wrapped_and_no_completion_drives_the_terminal() {
         let shown = on_terminal(&mut command, "");
         assert!(!shown.contains(MARK), "an escaped name would match nothing: {shown}");
     }
-    // A way on that is told can be copied, whatever the folder is called.
+    // A hint can be copied, for any name of the folder.
     let told = scene.run(&["status"]);
     let stays = "deliver later with `opik-offline replay --db $'";
     let mut command = scene.command(&["agent", "--listen", "127.0.0.1:0", "--flush-timeout", "1s", "--db"]);

@@ -1,8 +1,8 @@
-//! The command line as a person and a script meet it: what stands on stdout and stderr, and how it ends.
+//! The command line as a person and a script see it: stdout, stderr and the exit code.
 //!
-//! Expected output stands in the tests as it is printed; what differs from run to run is masked by [`sandbox::Sandbox`].
+//! Expected output is in the tests as printed; values that vary between runs are masked by [`sandbox::Sandbox`].
 
-#![allow(clippy::unwrap_used, clippy::disallowed_methods, reason = "a test that cannot go on says so by failing")]
+#![allow(clippy::unwrap_used, clippy::disallowed_methods, reason = "a test that cannot continue fails")]
 
 #[path = "../support/mod.rs"]
 mod support;

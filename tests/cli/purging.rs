@@ -15,8 +15,8 @@ fn a_purge_without_a_terminal_needs_yes() {
         &sandbox.run(&["purge"]),
         "
 --- stderr
-error: purge would delete 5 messages (869 B, 7 items), and there is nobody to ask
-hint: look with --dry-run, then give --yes
+error: purge would delete 5 messages (869 B, 7 items), and there is no terminal to ask on
+hint: check with --dry-run, then add --yes
 --- exit 2
 ",
     );
@@ -65,7 +65,7 @@ fn a_purge_leaves_alone_what_an_agent_is_sending() {
     wait_until("the agent is in the middle of a send", PATIENCE, || held.hits() > 0);
     let purge = agent.cli(&["purge", "--yes"]);
     assert_eq!(purge.code(), Some(0), "{}{}", purge.stdout, purge.stderr);
-    assert!(purge.stdout.contains("1 message left alone: a replay is sending it"), "{}", purge.stdout);
+    assert!(purge.stdout.contains("1 message kept: a replay is sending it"), "{}", purge.stdout);
     assert_eq!(store.backlog(&Filter::default()).unwrap().messages(), 1, "its answer is not known yet");
     held.clear();
     agent.wait_until_delivered();

@@ -76,7 +76,7 @@ rejected  CreateTrace       team              1      1  121 B
 }
 
 const LOOK: &str =
-    "hint: `opik-offline status` says what waits and why; without an agent `opik-offline replay` delivers it\n";
+    "hint: `opik-offline status` shows what waits and why; without an agent `opik-offline replay` delivers it\n";
 
 #[test]
 fn status_alerts_with_exit_4_and_says_nothing_more_when_quiet() {
@@ -158,8 +158,8 @@ body          1 item, 121 B
 attempts      1
 last answer   400 at 2026-01-02T03:05:05Z
               {"code":400,"message":"start_time must not be null"}
-what to do    when the cause is mended: `opik-offline replay --id 1`
-              to give it up: `opik-offline purge --id 1`
+what to do    when the cause is fixed: `opik-offline replay --id 1`
+              to discard it: `opik-offline purge --id 1`
 header        content-type: application/json
 header        x-private: ***
 
@@ -177,7 +177,7 @@ header        x-private: ***
         "
 --- stderr
 error: there is no message 99 in HOME/opik_messages.db
-hint: it was delivered or purged, or it is in another store (--db); `opik-offline inspect` lists what is there
+hint: it was delivered or purged, or it is in another store (--db); `opik-offline inspect` lists the stored messages
 --- exit 1
 ",
     );
@@ -238,7 +238,7 @@ fn a_watch_that_is_piped_writes_blocks_until_it_is_interrupted() {
     assert_eq!(watch.wait().unwrap().code(), Some(130));
     reading.join().unwrap();
     let text = written.text();
-    assert!(!text.contains('\u{1b}'), "what is piped drives no terminal: {text}");
+    assert!(!text.contains('\u{1b}'), "piped output drives no terminal: {text}");
     assert_eq!(text.matches("\n\nserver ").count(), 1, "blocks stand apart: {text}");
     assert!(text.contains("backlog      _ ") || text.contains("backlog      # "), "ASCII without a locale: {text}");
 }

@@ -70,7 +70,7 @@ fn a_server_that_is_away_ends_it_with_3_and_everything_is_kept() {
         "
 --- stderr
 error: cannot connect to SERVER: connection refused
-hint: check that the Opik server runs and that --upstream names it; `opik-offline healthcheck` looks closer
+hint: check that the Opik server is running and that --upstream is its URL; `opik-offline healthcheck` shows more
 --- exit 3
 ",
     );
@@ -124,7 +124,7 @@ fn rejected_messages_are_tried_again_and_no_others() {
     let found = sandbox.run(&["replay", "--rejected"]);
     assert!(found.starts_with("delivered 1 message in ") && found.ends_with("--- exit 0\n"), "{found}");
     assert!(server.entity("team", Kind::Trace, BAD_TRACE).is_some());
-    assert_eq!(server.count("team", Kind::Trace), 1, "what waits for other reasons was not asked for");
+    assert_eq!(server.count("team", Kind::Trace), 1, "a message that waits for other reasons was not asked for");
     assert_eq!(sandbox.output(&["inspect", "--format", "json"]).json()["selected"], 4);
 }
 
@@ -163,7 +163,7 @@ fn an_interrupted_replay_loses_nothing() {
     let child = sandbox.command(&["replay"]).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
     wait_until("the replay has sent something", PATIENCE, || slow.hits() > 0);
     kill_process(Pid::from_child(&child), Signal::INT).unwrap();
-    // What is in flight gets its answer, and is settled by it.
+    // Messages in flight get their answers, and are settled.
     slow.clear();
     let output = child.wait_with_output().unwrap();
     let stdout = String::from_utf8(output.stdout).unwrap();
@@ -171,7 +171,7 @@ fn an_interrupted_replay_loses_nothing() {
     let left = open(&sandbox.home.db()).backlog(&Filter::default()).unwrap();
     assert!(left.waiting() < 4, "what was answered is settled");
     if left.waiting() > 0 {
-        assert!(stdout.contains("interrupted; nothing is lost, run it again to go on"), "{stdout}");
+        assert!(stdout.contains("interrupted; nothing is lost, run it again to continue"), "{stdout}");
     }
     sandbox.output(&["replay"]);
     assert_eq!((server.count("team", Kind::Trace), server.count("team", Kind::Span)), (1, 3));
@@ -255,10 +255,10 @@ fn a_replay_that_waits_for_another_can_be_interrupted() {
     assert_eq!(output.status.code(), Some(130));
     assert_eq!(
         String::from_utf8(output.stdout).unwrap(),
-        "delivered nothing\nremaining 4 messages\n  interrupted; nothing is lost, run it again to go on\n"
+        "delivered nothing\nremaining 4 messages\n  interrupted; nothing is lost, run it again to continue\n"
     );
     let found = sandbox.run(&["replay", "--timeout", "200ms"]);
-    assert!(found.contains("  the time given with --timeout is over; run it again to go on\n"), "{found}");
+    assert!(found.contains("  the time limit of --timeout is reached; run it again to continue\n"), "{found}");
     assert!(found.ends_with("--- exit 4\n"), "{found}");
     assert!(server.requests_to("POST", "*").is_empty(), "only the holder of the lease sends");
 }

@@ -106,7 +106,7 @@ fn create_spans(number: i64, lane: &Lane) -> Message {
     message(number, lane, MessageType::CreateSpansBatch, ("POST", "v1/private/spans/batch"), &touches, &body)
 }
 
-/// Four messages that wait in two workspaces, and one that was rejected.
+/// Four messages that wait in two workspaces, and a rejected one.
 pub fn fill(path: &Path) {
     let store = open(path);
     let nobody = Lane { server: Some(Server::new(NO_SERVER)), ..Lane::default() };
@@ -136,7 +136,7 @@ pub fn fill(path: &Path) {
     store.note_replay(&record).unwrap();
 }
 
-/// A home, and the server that its commands are told of.
+/// A home, and the server of its commands.
 pub struct Sandbox {
     pub home: Home,
     upstream: String,

@@ -1,6 +1,6 @@
 //! `schemas/`: what programs may rely on is what the commands write.
 //!
-//! Each document is valid, and has no field that its schema does not describe: whoever adds a field describes it there.
+//! Each document is valid, and has no field that its schema does not describe: a new field must be described there.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -20,7 +20,7 @@ use crate::support::{PATIENCE, wait_until};
 /// A store of SDK rows of every type, some of which can't be sent.
 const SDK_FILE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/sdk-store/all-types.db");
 
-/// Documents, by the name of their schema.
+/// Documents, by schema name.
 #[derive(Default)]
 struct Documents(Vec<(&'static str, Value)>);
 

@@ -126,8 +126,8 @@ fn an_agent_that_logs_everything_logs_no_secret_and_no_body() {
     }
 }
 
-/// Everything that a user's day writes, but for the store itself: standard output and error of an agent, of a wrapped one and
-/// of every command, their log files, and what any user may read of a process.
+/// Everything that a user's day writes, but for the store itself: standard output and error of an agent, of a wrapped
+/// one and of every command, their log files, and what any user may read of a process.
 #[test]
 fn a_whole_session_leaves_no_key_outside_the_store() {
     use base64::Engine as _;
@@ -169,7 +169,7 @@ fn a_whole_session_leaves_no_key_outside_the_store() {
         format!("/v1/private/attachment/upload?file_name=a.pdf&entity_type=trace&entity_id={}&project_name=p", uuid7());
     let file = crate::support::http::Request::new("PUT", &upload).bytes(vec![1; 1000]);
     written += &client().expect(&file).text();
-    // What is wrong with a request is told, and must not repeat it.
+    // An error describes the fault of a request, and must not repeat the request.
     let wrong = format!("{{\"key\": {API_KEY}}}");
     let bad = crate::support::http::Request::new("POST", "/v1/private/traces").bytes(wrong).header("Accept", "*/*");
     assert_eq!(client().expect(&bad).status, 400);

@@ -1,4 +1,4 @@
-//! Stores that can't be used: every command says why, touches nothing and ends with 1.
+//! Unusable stores: every command reports the reason, changes nothing and exits with 1.
 
 use std::fs;
 use std::path::Path;
@@ -34,7 +34,7 @@ fn a_directory_is_no_store() {
 fn a_text_file_is_no_store() {
     assert_refused(
         |db| fs::write(db, "dear diary").unwrap(),
-        "error: HOME/opik_messages.db is not a message store: it is no SQLite database",
+        "error: HOME/opik_messages.db is not a message store: it is not an SQLite database",
     );
 }
 
@@ -67,7 +67,7 @@ fn a_truncated_store_is_damaged() {
         assert!(found.ends_with("--- exit 1\n"), "{args:?}: {found}");
     }
     let found = sandbox.run(&["replay"]);
-    assert!(found.contains("no message could be found in the damaged message store"), "{found}");
+    assert!(found.contains("found no message in the damaged message store"), "{found}");
     assert!(found.contains("nothing to replay"), "{found}");
 }
 
@@ -82,7 +82,7 @@ fn a_path_through_a_file_leads_nowhere() {
         "
 --- stderr
 error: cannot use the message store HOME/file/store.db: not a directory
-hint: give this user write access to the file and its folder, free disk space, or name another file with --db
+hint: give this user write access to the file and its directory, free disk space, or choose another file with --db
 --- exit 1
 ",
     );
@@ -113,7 +113,7 @@ fn a_store_after_a_failed_sync_is_shown_and_not_written() {
     for args in [&["status"][..], &["inspect"], &["purge", "--dry-run"], &["replay", "--dry-run"]] {
         let found = sandbox.run(args);
         assert!(!found.contains("cannot use") && !found.contains("\u{1b}[31m"), "{args:?}: {found}");
-        assert!(flag.exists(), "{args:?} says that it is proven");
+        assert!(flag.exists(), "{args:?} claims that it is proven");
         assert!(fs::read(format!("{}-wal", db.display())).unwrap() == log, "{args:?} changed the log");
     }
     let found = sandbox.run(&["status"]);
@@ -132,7 +132,7 @@ fn commands_that_write_prove_a_store_first_and_say_who_keeps_them_from_it() {
         in_use.query_row("SELECT count(*) FROM messages", [], |_| Ok(())).unwrap();
         let found = sandbox.run(args);
         assert!(found.contains("another process still has it open"), "{args:?}: {found}");
-        assert!(flag.exists(), "{args:?} says that it is proven");
+        assert!(flag.exists(), "{args:?} claims that it is proven");
         in_use.set_db_config(rusqlite::config::DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true).unwrap();
         drop(in_use);
         sandbox.run(args);

@@ -1,5 +1,4 @@
-//! What is wrong with a command line or a configuration is said before anything is done: exit 2, naming key, value and
-//! source.
+//! An invalid command line or configuration is reported before anything is done: exit 2, naming key, value and source.
 
 use std::fs;
 
@@ -90,7 +89,7 @@ fn a_bad_value_of_a_filter_names_the_flag_and_what_is_expected() {
         (&["inspect", "1", "--rejected"], "'[ID]' cannot be used with '--rejected'"),
         (&["status", "-q", "-v"], "'--quiet' cannot be used with '--verbose'"),
         (&["status", "--format", "xml"], "[possible values: table, json, jsonl, yaml]"),
-        (&["status", "--format", "jsonl"], "--format jsonl is for lists, and this command has one result"),
+        (&["status", "--format", "jsonl"], "--format jsonl is for lists, and this command has a single result"),
     ] {
         let found = Sandbox::new().run(args);
         assert!(found.contains(said), "{args:?}: {found}");
@@ -105,7 +104,7 @@ fn a_malformed_setting_names_its_key_its_value_and_its_source() {
         "
 --- stderr
 error: replay_batch_size: cannot use \"many\" from flag --batch-size: not a whole number
-hint: replay_batch_size means: messages per replay batch; obeyed exactly when set; the default is 50
+hint: replay_batch_size means: messages per replay batch; adaptive unless set; the default is 50
 --- exit 2
 ",
     );
@@ -114,7 +113,7 @@ hint: replay_batch_size means: messages per replay batch; obeyed exactly when se
         "
 --- stderr
 error: connection_monitor_ping_interval: cannot use \"often\" from environment OPIK_CONNECTION_MONITOR_PING_INTERVAL: not a duration such as 500ms, 10s, 7d or a number of seconds
-hint: connection_monitor_ping_interval means: time between two pings; the default is 10s
+hint: connection_monitor_ping_interval means: interval between pings; the default is 10s
 --- exit 2
 ",
     );

@@ -19,7 +19,7 @@ fn backlog() -> (FakeOpik, Sandbox) {
     (server, sandbox)
 }
 
-/// What is said after the line with the time.
+/// The output after the line with the time.
 fn after_delivery(found: &str) -> &str {
     let rest = found.split_once('\n').map_or("", |(_, rest)| rest);
     rest.split_once("--- stderr").map_or(rest, |(stdout, _)| stdout)
@@ -35,7 +35,7 @@ fn all_that_was_delivered_is_shown() {
     let found = sandbox.run(&["replay", "--verify"]);
     assert_text(after_delivery(&found), "verified  5 entities: the server shows all of them\n");
     assert_eq!(code(&found), "0");
-    // Pages show everything but what stands in another project than its message says.
+    // Pages show everything except entities that are in another project than their message names.
     let singles = server.requests_to("GET", "/v1/private/*").len();
     assert!(singles <= SPANS.len(), "{singles} entities were read one by one");
     let mut report = sandbox.output(&["replay", "--verify", "--format", "json"]).json();
@@ -135,7 +135,7 @@ fn what_can_not_be_read_back_is_counted() {
     let found = sandbox.run(&["replay", "--verify"]);
     assert_text(
         after_delivery(&found),
-        "verified  nothing: no entity was delivered that can be read back\n  1 GuardrailBatch request can't be read back\n",
+        "verified  nothing: no delivered entity can be read back\n  1 GuardrailBatch request can't be read back\n",
     );
     assert_eq!(code(&found), "0");
 }

@@ -1,4 +1,4 @@
-//! `agent -- COMMAND`: what is said around the command's own output.
+//! `agent -- COMMAND`: the agent's lines around the command's own output.
 
 use crate::sandbox::{Sandbox, assert_text};
 use crate::support::fake_opik::FakeOpik;
@@ -17,7 +17,7 @@ fn a_wrapped_command_is_framed_by_a_line_at_each_end() {
         "
 its own output
 --- stderr
-opik-offline: sh sends to http://127.0.0.1:PORT/api, which passes on to SERVER
+opik-offline: sh sends to http://127.0.0.1:PORT/api, which forwards to SERVER
 opik-offline: sh sent nothing to Opik, and nothing waits to be delivered
 --- exit 0
 ",
@@ -26,7 +26,7 @@ opik-offline: sh sent nothing to Opik, and nothing waits to be delivered
         &sandbox(&server).run(&["agent", "--", "sh", "-c", SEND]),
         "
 --- stderr
-opik-offline: sh sends to http://127.0.0.1:PORT/api, which passes on to SERVER
+opik-offline: sh sends to http://127.0.0.1:PORT/api, which forwards to SERVER
 opik-offline: nothing waits to be delivered: 1 write went straight to the server
 --- exit 3
 ",
@@ -42,7 +42,7 @@ fn what_stays_stored_is_told_with_the_reason_and_the_way_on() {
         &sandbox.run(&["agent", "--", "sh", "-c", SEND]),
         "
 --- stderr
-opik-offline: sh sends to http://127.0.0.1:PORT/api, which passes on to SERVER
+opik-offline: sh sends to http://127.0.0.1:PORT/api, which forwards to SERVER
 opik-offline: 1 message stays safely stored in HOME/opik_messages.db: the Opik server is away (cannot connect to SERVER: connection refused)
 opik-offline: deliver later with `opik-offline replay --db HOME/opik_messages.db`, or by any agent on this store
 --- exit 3
@@ -61,7 +61,7 @@ fn a_command_that_cannot_be_started_is_named() {
         "
 --- stderr
 error: cannot start no-such-program: no such program
-hint: check the spelling and PATH; what follows -- is a program with its arguments
+hint: check the spelling and PATH; after -- comes a program with its arguments
 --- exit 127
 ",
     );
@@ -69,7 +69,7 @@ hint: check the spelling and PATH; what follows -- is a program with its argumen
     assert!(found.contains("error: cannot start /: ") && found.ends_with("--- exit 126\n"), "{found}");
     let found = sandbox(&server).run(&["agent", "python", "app.py"]);
     assert!(
-        found.contains("\n  tip: a command to be run stands behind two dashes: opik-offline agent -- python ...\n"),
+        found.contains("\n  tip: put a command to run after two dashes: opik-offline agent -- python ...\n"),
         "{found}"
     );
     assert!(found.ends_with("--- exit 2\n"), "{found}");

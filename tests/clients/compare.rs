@@ -1,4 +1,4 @@
-//! What a run left behind, in a form in which two runs can be compared: ids, times and addresses differ from run to run.
+//! The results of a run, in a form in which two runs can be compared: ids, times and addresses differ from run to run.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -8,7 +8,7 @@ use crate::support::fake_opik::FakeOpik;
 use crate::support::fake_opik::check::{Key, Kind};
 use crate::support::fake_opik::state::Entity;
 
-/// What differs between two runs of any client.
+/// Values that differ between two runs of any client.
 const VOLATILE: &[&str] =
     &["id", "trace_id", "parent_span_id", "start_time", "end_time", "last_updated_at", "duration"];
 const OTEL_VOLATILE: &[&str] = &["traceId", "spanId", "parentSpanId", "startTimeUnixNano", "endTimeUnixNano"];

@@ -15,7 +15,7 @@ fn script(script: &str) -> Client {
     Client { chatter: &["/s]", "waiting for delivery confirmation"], ..client }
 }
 
-/// What is only read: without the server, nobody gets it.
+/// Reads: without the server, they fail.
 const WITH_SERVER: &[Scenario] = &[Scenario::Online, Scenario::Wrapped];
 
 #[test]

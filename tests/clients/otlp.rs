@@ -27,7 +27,7 @@ fn java_exporter(profile: &str) {
     let client = exporter("java".into(), args.into()).env("OTEL_EXPORTER_OTLP_PROTOCOL", "http/protobuf");
     let client = client.env("OTEL_METRICS_EXPORTER", "none").env("OTEL_LOGS_EXPORTER", "none");
     let client = client.env("OTEL_SERVICE_NAME", "java-app");
-    // Its shutdown is logged by a logger that may be gone by then.
+    // Its shutdown is logged by a logger that may have ended by then.
     is_as_without_an_agent(&Client { chatter: &["OpenTelemetrySdk", "Multiple shutdown calls"], ..client });
 }
 

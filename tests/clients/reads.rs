@@ -1,4 +1,4 @@
-//! What clients read: routes that the fake server gets for them, and what is there to be read.
+//! Reads of clients: routes that the fake server gets for them, and the data to be read.
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
@@ -102,7 +102,7 @@ fn query(request: &Received, name: &str) -> Option<String> {
     percent_encoding::percent_decode_str(&value).decode_utf8().ok().map(Into::into)
 }
 
-/// The guardrails service stands beside the API, not below it.
+/// The guardrails service is beside the API, not below it.
 fn validated(request: &Received) -> Answer {
     let body = request.json.as_deref().cloned().unwrap_or_default();
     let passed = !body["text"].as_str().unwrap_or_default().contains("card number");

@@ -16,8 +16,8 @@ use crate::support::fake_opik::FakeOpik;
 
 /// How long one run of a client may take.
 const PATIENCE: Duration = Duration::from_secs(600);
-/// What a client prints when it has done the first half of its work, and maybe once more at its end; it goes on after a
-/// line on its standard input.
+/// A client prints this after the first half of its work, and maybe once more at its end; it continues after a line on
+/// its standard input.
 const HALFWAY: &str = "halfway";
 
 /// Which address a client is given.
@@ -97,7 +97,7 @@ pub enum Scenario {
 }
 
 impl Scenario {
-    /// What has to be as without an agent.
+    /// The results that must equal those without an agent.
     pub const WITH_AGENT: [Self; 5] = [Self::Online, Self::Outage, Self::Middle, Self::Wrapped, Self::WrappedOutage];
 
     fn is_server_away(self) -> bool {
@@ -105,18 +105,18 @@ impl Scenario {
     }
 }
 
-/// What a run left behind.
+/// The results of a run.
 struct Outcome {
     state: Vec<String>,
     said: Vec<String>,
-    /// Where the links that it printed lead; `None` when nothing answers there any more.
+    /// Where the links that it printed lead; `None` if nothing answers there.
     links: Option<BTreeSet<String>>,
     status: ExitStatus,
-    /// What the server refused.
+    /// Requests that the server refused.
     refused: Vec<String>,
-    /// What changes something and reached the server without going through an agent.
+    /// Modifying requests that bypassed the agent.
     past_the_agent: BTreeSet<String>,
-    /// What the server does not have.
+    /// Requests for data that the server does not have.
     unknown: Vec<String>,
     took: Duration,
 }
@@ -203,7 +203,7 @@ impl<'a> Stage<'a> {
         let scrubber = self.scrubber();
         self.deliver();
         let links = match self.scenario {
-            // Its agent is gone by now, so the links were followed while it was there.
+            // Its agent has ended, so the links were followed while it ran.
             Scenario::Wrapped => self.followed.take(),
             Scenario::WrappedOutage => None,
             _ => Some(links::lead_to(&links::of(&said), &self.server.url())),
@@ -235,7 +235,7 @@ impl<'a> Stage<'a> {
         changes.map(|request| format!("{} {}", request.method, request.route())).collect()
     }
 
-    /// What is a matter of this run alone: addresses and folders.
+    /// Values of this run alone: addresses and folders.
     fn scrubber(&self) -> Scrubber {
         let server = format!("127.0.0.1:{}", self.server.port());
         let home = self.home.path().display().to_string();
@@ -248,7 +248,7 @@ impl<'a> Stage<'a> {
             for name in ["OPIK_SENTRY_ENABLE", "OPIK_ANALYTICS_ENABLE"] {
                 command.env(name, "false");
             }
-            // What the machine's own agents or proxies are told is not this client's.
+            // Variables for the machine's own agents or proxies are not for this client.
             command.env("PYTHONUTF8", "1").env("NO_COLOR", "1").env("COLUMNS", "200");
         };
         let inner = ["-c", "exec \"$0\" \"$@\" 2>>said"];
@@ -313,7 +313,7 @@ impl<'a> Stage<'a> {
         }
     }
 
-    /// What the client has written to standard error so far.
+    /// The client's standard error so far.
     fn said(&self) -> String {
         fs::read_to_string(self.home.path().join("said")).unwrap_or_default()
     }

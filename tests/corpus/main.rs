@@ -1,7 +1,7 @@
 //! Every input that a fuzzer found or a person wrote, tried again as a plain test.
 //!
-//! `fuzz/corpus/TARGET/` holds the inputs and `oracles/` says what must hold for each; `fuzz/` looks for new ones
-//! (CONTRIBUTING.md says how). Each input is tried as it is, and changed at random in a few ways, always the same ones;
+//! `fuzz/corpus/TARGET/` holds the inputs and `oracles/` checks what must hold for each; `fuzz/` searches for new ones
+//! (see CONTRIBUTING.md). Each input is tried as it is, and changed at random in a few ways, always the same ones;
 //! `OPIK_OFFLINE_CASES` sets in how many. Inputs carry no secrets: they are made from `tests/fixtures`.
 
 #![allow(clippy::disallowed_methods, reason = "a sweep takes its size from a variable")]
@@ -57,7 +57,7 @@ fn cases() -> u32 {
     std::env::var("OPIK_OFFLINE_CASES").ok().and_then(|cases| cases.parse().ok()).unwrap_or(2)
 }
 
-/// Changes inputs at random: poorer than a fuzzer, and there wherever the tests are.
+/// Changes inputs at random: weaker than a fuzzer, but part of every test run.
 struct Random(u64);
 
 impl Random {

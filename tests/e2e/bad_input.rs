@@ -1,5 +1,5 @@
-//! What no Opik server could ever accept is refused at once, in Opik's error shape, with the server there or away; and
-//! nothing of it is stored.
+//! Requests that no Opik server could ever accept are refused at once, in Opik's error format, with the server up or
+//! down; none of it is stored.
 
 use std::io::{Read, Write};
 use std::net::TcpStream;

@@ -63,7 +63,7 @@ fn an_inspect_that_nobody_reads_holds_up_no_write_and_lets_the_log_not_grow() {
     inspecting.stdout.take().expect("it is piped").read_to_string(&mut listed).expect("lines of JSON");
     assert!(inspecting.wait().expect("a child can be waited for").success());
     assert!(listed.lines().count() >= STORED, "{} of {STORED} messages are listed", listed.lines().count());
-    assert_eq!(agent.backlog(), (STORED + LARGE) as u64, "what was acknowledged meanwhile is not stored");
+    assert_eq!(agent.backlog(), (STORED + LARGE) as u64, "a message acknowledged meanwhile is not stored");
 }
 
 #[test]
@@ -91,7 +91,7 @@ fn a_purge_that_waits_for_its_answer_holds_up_no_write() {
         for byte in BufReader::new(shown).bytes().map_while(Result::ok) {
             text.push(char::from(byte));
             if text.ends_with("[y/N]") {
-                // The receiver may be gone when the test has failed.
+                // The receiver no longer exists if the test has failed.
                 let _ = asked.send(());
             }
         }

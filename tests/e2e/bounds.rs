@@ -1,5 +1,5 @@
-//! One budget for bodies in memory, over intake, forward and replay together: many large messages wait in lanes of their
-//! own, many large ones come at once, and the agent stays within the memory of its container.
+//! One budget for bodies in memory, over intake, forward and replay together: many large messages wait in lanes of
+//! their own, many large ones come at once, and the agent stays within the memory of its container.
 //!
 //! `OPIK_OFFLINE_BOUNDS=LANES:MEGABYTES:LIMIT_MIB` sets the size (12:16:128); the figures of the issue are `64:60:256`.
 
@@ -54,7 +54,7 @@ fn large(text: &str, lane: usize) -> (String, Request) {
     (id, request.header("Comet-Workspace", &format!("lane-{lane}")).bytes(body))
 }
 
-/// Sends it until it is acknowledged, as a client does that is told to come again.
+/// Sends it until it is acknowledged, like a client that gets `Retry-After`.
 fn post(url: &str, request: &Request, patience: Duration) {
     let started = Instant::now();
     loop {
@@ -151,7 +151,7 @@ fn large_writes_of_many_clients_in_an_outage_stay_within_the_memory_of_the_conta
     let mut ids = post_all(&agent);
     eprintln!("stored in {:.1} s", started.elapsed().as_secs_f64());
     assert_bounded(&mut agent, cgroup.as_ref(), &size, "intake in an outage");
-    // Both at once: the server is back, and the clients go on.
+    // Both at once: the server is back, and the clients continue.
     sink.be_slow(true);
     sink.start();
     ids.extend(post_all(&agent));

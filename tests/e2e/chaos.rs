@@ -1,5 +1,6 @@
-//! Many clients write while the server comes and goes and the agent is killed and started again, at moments that a seed
-//! decides: whatever a client was told is true in the end, and every entity has its writes in the order of acceptance.
+//! Many clients write while the server comes and goes and the agent is killed and started again, at moments that a
+//! seed decides: every answer to a client is true in the end, and every entity has its writes in the order of
+//! acceptance.
 //!
 //! `OPIK_OFFLINE_CHAOS=SEED:STEPS:CLIENTS` makes it larger or repeats a run; it is small by default.
 
@@ -142,7 +143,7 @@ fn what_clients_were_told_is_true_whatever_happens_between() {
     });
     server.clear_script();
     server.start();
-    // A killed replay's lease ends by itself, which takes its 30 seconds.
+    // A killed replay's lease expires, which takes 30 seconds.
     agent.wait_until_delivered();
     assert!(ledger.entities().len() > clients as usize, "the clients got nothing done");
     eprintln!("{} entities, {} requests at the server", ledger.entities().len(), server.requests().len());

@@ -1,4 +1,5 @@
-//! The wall clock jumps by hours under running agents: no order changes, nothing waits for hours, nothing storms the server.
+//! The wall clock jumps by hours under running agents: no order changes, nothing waits for hours, nothing storms the
+//! server.
 //!
 //! The clock is one that the test sets (`tests/faults/clock.c`), below the real binary.
 
@@ -39,7 +40,7 @@ impl Clock {
         self.folder.path().join("offset")
     }
 
-    /// Sets the clock so many seconds before (negative) or after the machine's.
+    /// Sets the clock this many seconds before (negative) or after the machine's.
     fn set(&self, offset: i64) {
         let new = self.folder.path().join("new");
         std::fs::write(&new, offset.to_string()).expect("a file can be written");
@@ -57,7 +58,7 @@ fn agent(server: &FakeOpik) -> AgentBuilder {
     Agent::builder(&server.url()).impatient().arg("--retry-interval").arg("1s")
 }
 
-/// What an application does before, between and after the jumps.
+/// The writes of an application before, between and after the jumps.
 fn write_some(agents: &[&Agent], ledger: &ClientLedger, ids: &[String], n: u64) {
     for (number, id) in ids.iter().enumerate() {
         let agent = agents[number % agents.len()];

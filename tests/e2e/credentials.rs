@@ -131,7 +131,7 @@ fn no_token_stays_in_the_files_after_its_messages() {
     wait_until("no token can be read from the files", PATIENCE, || tokens_found(&agent, &tokens) == 0);
     wait_until("no gate's token can be read", PATIENCE, || tokens_found(&agent, &gates) == 0);
 
-    // What a purge deletes takes its tokens along, too; and a killed agent's successor erases at its start.
+    // A purge also erases the tokens of what it deletes; and a killed agent's successor erases at its start.
     server.stop();
     let mut client = Client::new(&agent.url()).with_header("Authorization", &tokens[0]);
     assert_eq!(client.expect(&create(&uuid7())).status, 201);

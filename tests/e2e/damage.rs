@@ -1,7 +1,8 @@
-//! Damaged store files under real processes: every kind of damage, for those who deliver and for those who only look.
+//! Damaged store files under real processes: every kind of damage, for commands that deliver and for commands that only
+//! read.
 //!
-//! The store of each case has 60 acknowledged traces. Whoever delivers has to bring every one of them to the server that
-//! is still whole, and say how many are not; whoever only looks changes nothing and says what to do.
+//! The store of each case has 60 acknowledged traces. Delivery must bring every intact one to the server and report
+//! how many are not; reading changes nothing and suggests a remedy.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -17,7 +18,7 @@ use crate::writes::create;
 
 const STORED: usize = 60;
 
-/// What is done to the file, and how many messages that may cost at most.
+/// A kind of damage to the file, and how many messages it may cost at most.
 struct Damage {
     name: &'static str,
     lost_max: usize,
@@ -111,7 +112,7 @@ fn delivered(server: &FakeOpik, ids: &[String]) -> usize {
     ids.iter().filter(|id| server.entity("default", Kind::Trace, id).is_some()).count()
 }
 
-/// Asserts that what is not on the server is told of, and that the evidence is kept for this user alone.
+/// Asserts that missing messages are reported, and that the damaged file is kept for this user alone.
 fn assert_told(agent: &Agent, server: &FakeOpik, ids: &[String], damage: &Damage) {
     let arrived = delivered(server, ids);
     assert!(arrived + damage.lost_max >= STORED, "{}: only {arrived} of {STORED} arrived", damage.name);
@@ -129,12 +130,12 @@ fn assert_told(agent: &Agent, server: &FakeOpik, ids: &[String], damage: &Damage
     let told = recovery["recovered_messages"].as_u64().unwrap() as usize;
     assert_eq!(told, arrived, "{}: {status}", damage.name);
     let lost = recovery["lost_messages"].as_u64().unwrap() as usize;
-    assert!(lost >= STORED - arrived, "{}: {lost} are told lost, {arrived} arrived", damage.name);
+    assert!(lost >= STORED - arrived, "{}: {lost} are reported lost, {arrived} arrived", damage.name);
     let shown = agent.cli(&["status"]).stdout;
     assert!(shown.contains("recovered") && shown.contains(&*files[0].to_string_lossy()), "{}:\n{shown}", damage.name);
     let health = agent.cli(&["healthcheck"]);
     assert!(health.stdout.contains("was damaged"), "{}:\n{}", damage.name, health.stdout);
-    // Whoever removes the file has seen it.
+    // A user who removes the file has seen it.
     fs::remove_file(&files[0]).unwrap();
     let status = agent.cli(&["status", "--format", "json"]).json();
     assert_eq!(status["store"]["recoveries"].as_array().map(Vec::len), Some(0), "{}", damage.name);
@@ -147,7 +148,7 @@ fn an_agent_that_starts_on_a_damaged_file_delivers_what_is_whole_and_tells_of_th
         let (mut agent, ids) = stored(&server);
         (damage.injure)(&agent.db());
         agent.restart_on_same_port();
-        // Intake goes on at once.
+        // Intake continues at once.
         let later = uuid7();
         assert_eq!(Client::new(&agent.url()).expect(&create(&later)).status, 201, "{}", damage.name);
         server.start();
@@ -233,7 +234,7 @@ fn a_file_that_is_damaged_while_agents_use_it_is_recovered_by_one_of_them() {
     let lost = recovery["lost_messages"].as_u64().unwrap() as usize;
     let missing = STORED - delivered(&server, &ids)
         + acknowledged.iter().filter(|id| server.entity("default", Kind::Trace, id).is_none()).count();
-    assert!(missing <= lost, "{missing} acknowledged messages are gone, {lost} are told of: {status}");
+    assert!(missing <= lost, "{missing} acknowledged messages are gone, {lost} are reported: {status}");
 }
 
 #[test]

@@ -1,5 +1,6 @@
-//! The store can't be used and holds nothing: the agent warns, works as a plain proxy, acknowledges nothing that could be
-//! lost, and is whole again without a restart when the obstacle is gone. What waits is never overtaken: `overtaking`.
+//! The store can't be used and holds nothing: the agent warns, works as a plain proxy, acknowledges nothing that could
+//! be lost, and is whole again without a restart when the obstacle is gone. The backlog is never overtaken:
+//! `overtaking`.
 
 use std::fs;
 
@@ -92,7 +93,7 @@ fn a_store_of_a_newer_version_is_left_alone() {
     let mut agent = Agent::start(&server);
     assert!(agent.terminate().success());
     let mut newer = fs::read(agent.db()).unwrap();
-    // `user_version` stands at offset 60 of an SQLite file, big-endian.
+    // `user_version` is at offset 60 of an SQLite file, big-endian.
     newer[60..64].copy_from_slice(&9_999_u32.to_be_bytes());
     fs::write(agent.db(), &newer).unwrap();
     agent.restart_on_same_port();
@@ -129,7 +130,7 @@ fn a_folder_that_cannot_be_made() {
     wait_until_usable(&agent, true);
 }
 
-/// What is done to the store's files while an agent uses them.
+/// An obstacle for the store's files while an agent uses them.
 fn away(agent: &Agent, how: &str) {
     let file = |suffix: &str| format!("{}{suffix}", agent.db().display());
     match how {
@@ -157,7 +158,7 @@ fn a_file_that_is_deleted_under_the_agent_costs_nothing() {
             assert_eq!(app.send(create(&uuid7())).unwrap().status, 201);
         }
         away(&agent, how);
-        // Whatever is acknowledged from now on is in a file that is there.
+        // Everything acknowledged from now on is in a file that exists.
         let mut acknowledged = 0;
         wait_until("writes are stored again", PATIENCE, || {
             acknowledged += u64::from(app.send(create(&uuid7())).unwrap().status == 201);
@@ -229,7 +230,7 @@ pub fn a_limit_on_the_size_of_files_is_survived_and_nothing_acknowledged_is_lost
     server.assert_equals(&ledger);
 }
 
-/// The disk is full when the server confirms what it got, and somebody moves the store away to make room. The messages of
+/// The disk is full when the server confirms a message, and a user moves the store away to make room. The messages of
 /// the store that takes its place have the same numbers, and nothing else in common with those.
 #[cfg(target_os = "linux")]
 #[test]
@@ -260,7 +261,7 @@ fn what_the_server_confirmed_of_one_store_is_not_believed_of_the_next() {
     fs::create_dir(&aside).unwrap();
     fs::rename(agent.db(), aside.join("opik_messages.db")).unwrap();
     for name in ["opik_messages.db-wal", "opik_messages.db-shm"] {
-        // There only while somebody has the store open.
+        // It exists only while a process has the store open.
         let _ = fs::rename(agent.home().path().join(name), aside.join(name));
     }
     prlimit(pid, Resource::Fsize, unlimited).unwrap();
@@ -268,7 +269,7 @@ fn what_the_server_confirmed_of_one_store_is_not_believed_of_the_next() {
     for _ in 0..STORED {
         app.acknowledged(create(&uuid7()), 201);
     }
-    assert_eq!(agent.backlog(), STORED as u64, "what was acknowledged is not stored");
+    assert_eq!(agent.backlog(), STORED as u64, "an acknowledged message is not stored");
     server.start();
     agent.wait_until_delivered();
     server.assert_equals(&ledger);
@@ -330,7 +331,7 @@ fn messages_older_than_max_age_are_dropped_and_counted() {
     for _ in 0..3 {
         assert_eq!(client.expect(&create(&uuid7())).status, 201);
     }
-    wait_until("what is too old is gone", PATIENCE, || agent.backlog() == 0);
+    wait_until("expired messages are gone", PATIENCE, || agent.backlog() == 0);
     let metrics = Client::new(&agent.origin()).get("/metrics").text();
     assert!(metrics.contains("opik_offline_store_expired_messages 3\n"), "{metrics}");
     let status = agent.cli(&["status"]).stdout;
@@ -430,7 +431,7 @@ fn a_disk_that_is_nearly_full_is_left_alone() {
     let mut client = Client::new(&agent.url());
     // The server is there, so nothing has to be kept.
     assert_eq!(client.expect(&create(&uuid7())).status, 201);
-    // What can't be kept goes back with the server's own words.
+    // A write that can't be kept gets the server's own answer.
     let fault = server.script(When::write(), Then::status(500));
     let answer = client.expect(&create(&uuid7()));
     assert_error(&answer, 500);

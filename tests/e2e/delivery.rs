@@ -1,4 +1,4 @@
-//! What the server's answers mean for what is stored: nothing is dropped for what time or a person can mend, one bad
+//! The server's answers and the backlog: nothing is dropped for a cause that time or a person can fix, one bad
 //! message never costs the others, and no lane waits for another.
 
 use std::time::Duration;
@@ -65,12 +65,12 @@ fn an_expired_key_holds_its_lane_and_drops_nothing() {
     wait_until("the other lane is delivered", PATIENCE, || others.iter().all(|id| is_there(&server, id)));
     wait_until("the key is tried again", PATIENCE, || fault.hits() >= 3);
     let status = agent.cli(&["status"]).stdout;
-    assert!(status.contains("API key expired"), "nobody is told why the lane waits:\n{status}");
+    assert!(status.contains("API key expired"), "the status does not show why the lane waits:\n{status}");
     let refused = writes(&server).into_iter().filter(|request| request.answered_status == Some(401));
     assert!(refused.skip(1).all(|request| request.writes.len() == 1), "a lane with a bad key is tried by one message");
     assert_eq!((agent.backlog(), rejected(&agent)), (20, 0));
 
-    // What comes now waits behind it, and the lane with the other key does not.
+    // New writes wait behind it, and the lane with the other key does not.
     let (behind, beside) = (uuid7(), uuid7());
     assert_eq!(client.expect(&create(&behind)).status, 201);
     store_creates(&agent, std::slice::from_ref(&beside));
@@ -123,7 +123,7 @@ fn several_bad_messages_with_nothing_left_beside_them_are_set_aside_too() {
     let poison = &stored[4..12];
     server.script(When::ids(poison.iter()), Then::status(500));
     server.start();
-    // Once the rest is delivered nothing passes any more, which must not look like a server that fails at everything.
+    // Once the rest is delivered, nothing passes; this must not look like a server that fails at everything.
     agent.wait_until_delivered();
     assert!(stored.iter().all(|id| is_there(&server, id) != poison.contains(id)));
     assert_eq!(rejected(&agent), 8);
@@ -151,7 +151,7 @@ fn an_outage_of_nothing_but_500s_rejects_nothing_not_even_a_lone_message() {
 #[test]
 fn what_a_killed_agent_put_back_in_an_outage_does_not_wait_for_its_time_when_the_server_is_back() {
     let server = FakeOpik::new_stopped();
-    // What is put back waits for minutes.
+    // Requeued messages are deferred for minutes.
     let mut agent = Agent::builder(&server.url()).impatient().arg("--retry-interval").arg("200s").start();
     let stored = ids(12);
     store_creates(&agent, &stored);
@@ -179,7 +179,7 @@ fn good_messages_get_through_behind_many_bad_ones() {
     let agent = Agent::builder(&server.url()).impatient().arg("--retry-interval").arg("100ms").start();
     let stored = ids(40);
     store_creates(&agent, &stored);
-    // So many at the head of the lane that the server seems to fail at everything.
+    // Enough of them at the head of the lane that the server seems to fail at everything.
     let (bad, good) = stored.split_at(14);
     server.script(When::ids(bad.iter()), Then::status(500));
     server.start();
@@ -354,7 +354,7 @@ fn a_workspace_that_hangs_fails_or_is_limited_keeps_no_other_waiting() {
         lanes.iter().all(|workspace| server.count(workspace, Kind::Trace) == 60) && agent.backlog() == 3 * 120
     });
     assert_eq!(hang.hits(), 1, "the slow one is still at its first request");
-    // Live traffic of the others goes on, too.
+    // Live traffic of the others continues, too.
     let live = uuid7();
     Told::new(&agent.url(), &ledger).in_workspace("team-0").acknowledged(create(&live), 201);
     wait_until("it is delivered", PATIENCE, || server.entity("team-0", Kind::Trace, &live).is_some());

@@ -1,4 +1,4 @@
-//! A message goes to the server that it was accepted for, whoever replays it, and with no other server's key.
+//! Any process delivers a message to the server that it was accepted for, and with no other server's key.
 
 use std::fs;
 use std::path::Path;
@@ -79,7 +79,7 @@ fn another_servers_agent_delivers_nothing_of_ours() {
     assert_only_key(&b, KEY_B, "the second server");
     assert!(stored.iter().all(|id| !has(&b, id)), "the second server has the first one's traces");
 
-    // A command for the second server leaves it alone, too, and says what there is.
+    // A command for the second server leaves it alone, too, and reports it.
     let replay = cli_on(&shared.db(), &["replay", "--upstream", &b.url()]);
     assert_eq!(replay.code(), Some(0), "{}", replay.stderr);
     assert!(replay.stdout.contains("10 messages are for other servers"), "{}", replay.stdout);
@@ -173,7 +173,7 @@ fn what_an_earlier_version_stored_goes_to_the_first_server_and_to_no_default() {
     assert!(!second.stderr().contains(said), "they were given away twice");
 }
 
-/// What an SDK's file says about its server is believed: its rows don't go to another one.
+/// The server that an SDK's file names is respected: its rows don't go to another one.
 #[test]
 fn an_sdk_file_of_another_server_is_refused_until_a_person_says_that_it_moved() {
     let server = FakeOpik::start_new();
@@ -210,7 +210,7 @@ fn an_sdk_file_of_another_server_is_refused_until_a_person_says_that_it_moved() 
 
     let adopting = Agent::builder(&server.url()).impatient().arg("--adopt-orphans");
     let adopting = adopting.env("TMPDIR", &home.path().display().to_string()).start();
-    wait_until("the agent has looked", PATIENCE, || adopting.stderr().contains("an orphaned store is not taken in"));
+    wait_until("the agent has looked", PATIENCE, || adopting.stderr().contains("cannot salvage an orphaned store"));
     assert!(Path::new(&file).exists() && !has(&server, &id), "an orphan crossed servers");
 
     let moved = ["--readdress", "http://old.example:5173/api/", "--from", &file];

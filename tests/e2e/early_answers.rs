@@ -1,5 +1,5 @@
-//! Answers that HTTP clients easily miss: one that comes before the request's body was sent, one with hundreds of headers,
-//! and one with a body of many megabytes. Each is an answer, and is heard once.
+//! Answers that HTTP clients easily miss: one that comes before the request's body was sent, one with hundreds of
+//! headers, and one with a body of many megabytes. Each is an answer, and is heard once.
 
 use std::io::{Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
@@ -185,7 +185,7 @@ fn agent(url: &str) -> AgentBuilder {
     Agent::builder(url).impatient().arg("--retry-interval").arg("1s").arg("--connect-timeout").arg("2s")
 }
 
-/// A body that no compression makes small, for so many traces.
+/// An incompressible body with this many traces.
 fn batch(ids: &[String], bytes_each: usize) -> Request {
     static NOISE: OnceLock<String> = OnceLock::new();
     let noise = NOISE.get_or_init(|| noise(LARGE));

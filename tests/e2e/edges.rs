@@ -1,5 +1,5 @@
-//! The edges of HTTP, as nginx takes them: what odd but honest clients and servers do works through the agent, too, live
-//! and through an outage.
+//! The edges of HTTP, as nginx takes them: what odd but honest clients and servers do works through the agent, too,
+//! live and through an outage.
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
@@ -57,7 +57,7 @@ struct RawServer {
 
 struct RawState {
     is_away: bool,
-    /// What a write is answered with.
+    /// The answer to a write.
     answer: Vec<u8>,
     /// Heads of the writes that came.
     heads: Vec<Vec<u8>>,
@@ -181,7 +181,7 @@ fn a_client_that_is_gone_holds_no_request_at_the_server() {
     // Killed, not finished: its system resets the connection.
     rustix::net::sockopt::set_socket_linger(&stream, Some(Duration::ZERO)).unwrap();
     drop(stream);
-    wait_until("the agent lets go of the request", PATIENCE, || server.open(&when()) == 0);
+    wait_until("the agent closes the request", PATIENCE, || server.open(&when()) == 0);
 }
 
 #[test]

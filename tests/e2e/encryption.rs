@@ -1,5 +1,6 @@
-//! A store that is encrypted: an outage as without, what a wrong key does, and the change from plain to sealed beside an
-//! agent at work, killed at any instant. Looked at from outside: the bytes in the files, and what reaches the server.
+//! A store that is encrypted: an outage as without, what a wrong key does, and the change from plain to sealed beside
+//! an agent at work, killed at any instant. Looked at from outside: the bytes in the files, and what reaches the
+//! server.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -21,7 +22,7 @@ use crate::writes::{Told, assert_error, create, trace, update};
 
 const BINARY: &str = env!("CARGO_BIN_EXE_opik-offline");
 const API_KEY: &str = "ApiKeyMarker-0123456789";
-/// What nobody may find in the files. Random enough that compression leaves it as it is.
+/// A text that must not be found in the files. Random enough that compression leaves it as it is.
 const BODY: &str = "Body0x8f3aQzMarker";
 pub const KEYS: [&str; 2] =
     ["AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8=", "dHh8AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGx8="];
@@ -103,7 +104,7 @@ fn an_outage_with_a_key_loses_nothing_and_shows_nothing() {
     let told = encryption(&agent);
     assert_eq!((&told["state"], &told["key_state"]), (&json!("on"), &json!("usable")), "{told}");
     let shown = agent.cli(&["inspect", "1"]);
-    assert!(shown.stdout.contains(BODY), "who has the key can look: {shown:?}");
+    assert!(shown.stdout.contains(BODY), "with the key, it is readable: {shown:?}");
     server.start();
     agent.wait_until_delivered();
     server.assert_equals(&ledger);
@@ -178,7 +179,7 @@ fn a_store_is_sealed_beside_its_agent_however_often_that_is_killed() {
     agent.restart_on_same_port();
     assert_eq!(encryption(&agent)["state"], "changing");
     let health = agent.cli(&["healthcheck"]);
-    assert!(health.stdout.contains("may still be in the files as it was"), "{health:?}");
+    assert!(health.stdout.contains("may still hold unencrypted older data"), "{health:?}");
 
     let stop = AtomicBool::new(false);
     std::thread::scope(|threads| {
@@ -258,7 +259,7 @@ fn what_a_python_process_left_is_taken_into_a_sealed_store() {
     };
     let away = replay(&server);
     assert_ne!(away.code(), Some(0), "{away:?}");
-    assert_eq!(found(&home.db()), Vec::<String>::new(), "what was salvaged lies there in the clear");
+    assert_eq!(found(&home.db()), Vec::<String>::new(), "salvaged rows are in the files in the clear");
     let status = home.cli(&["status", "--db", &db, "--upstream", &server.url(), "--format", "json"]).json();
     assert_eq!(status["backlog"]["messages"], 20, "{status}");
     server.start();

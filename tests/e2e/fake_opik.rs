@@ -248,7 +248,7 @@ fn every_fault_of_the_script_does_what_it_says() {
     let create = |id: &str| Request::new("POST", "/v1/private/traces").json(&trace(id, "x"));
     let known = |id: &str| server.entity("default", Kind::Trace, id).is_some();
 
-    // An answer, so many times, with headers; nothing is processed.
+    // An answer, `n` times, with headers; nothing is processed.
     let id = uuid7();
     let busy = server.script_times(2, When::path("/v1/private/traces").method("POST"), Then::rate_limited(7));
     for _ in 0..2 {
@@ -399,17 +399,17 @@ fn the_ledger_says_what_the_user_would_have_lost() {
     server.assert_equals(&ledger);
     server.assert_order(&ledger);
 
-    // What was answered with a success, and never reached the server.
+    // Answered with a success, but never reached the server.
     let score = json!({ "scores": [{ "id": scored, "name": "quality", "source": "sdk", "value": 0.5 }] });
     let pretend =
         |request: &Request| ledger.accepted(&request.method, &request.path, &request.headers, &request.body, 204);
     pretend(&create(&lost));
     pretend(&Request::new("PATCH", &format!("/v1/private/traces/{changed}")).json(&json!({ "output": { "a": 1 } })));
     pretend(&Request::new("PUT", "/v1/private/traces/feedback-scores").json(&score));
-    // What was refused, or not answered, is no promise.
+    // A refused or unanswered write is not a promise.
     ledger.accepted("POST", "/v1/private/traces", &[], &create(&uuid7()).body, 503);
     ledger.unanswered("POST", "/v1/private/traces", &create(&uuid7()).headers, &create(&uuid7()).body);
-    // What nobody was told.
+    // A write on the server that no client was told of.
     let surprise = uuid7();
     client.post("/v1/private/traces", &trace(&surprise, "surprise"));
 

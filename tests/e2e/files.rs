@@ -60,7 +60,7 @@ fn clients_are_served_while_replay_runs(files: u64, clients: usize) {
     let lanes: usize = (0..60).map(|lane| server.count(&format!("lane-{lane}"), Kind::Trace)).sum();
     assert_eq!((lanes, server.count("default", Kind::Trace)), (60, clients * 6));
     let written = agent.stderr();
-    assert_eq!(written.matches("few open files").count(), 1, "it is said once: {written}");
+    assert_eq!(written.matches("few open files").count(), 1, "it is reported once: {written}");
     assert!(!written.contains("Too many open files") && !written.contains("os error 24"), "{written}");
     let status = agent.cli(&["status", "--format", "json"]).json();
     let problem = status["agent"]["files_problem"].as_str().unwrap_or_default();

@@ -1,4 +1,4 @@
-//! `POST /-/flush`: whoever has to know that its writes are on the server, and not only safe, waits for that.
+//! `POST /-/flush`: a client that must know that its writes are on the server, and not only safe, waits for it.
 
 use std::time::{Duration, Instant};
 

@@ -1,5 +1,5 @@
-//! Answers that are not Opik's: sign-in pages, routers, gateways, the UI's web server. They confirm nothing, reject nothing
-//! and are final for no client; an operator sees what answers in the server's place.
+//! Answers that are not Opik's: sign-in pages, routers, gateways, the UI's web server. They confirm nothing, reject
+//! nothing and are final for no client; an operator sees what answers in the server's place.
 
 use std::fs;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -81,11 +81,11 @@ fn a_login_page_never_confirms() {
     let health = agent.cli(&["healthcheck", "-q", "--smoke-test"]);
     assert_eq!(health.code(), Some(3), "{}", health.stdout);
     assert!(health.stdout.contains(shown) && health.stdout.contains("sign-in page"), "{}", health.stdout);
-    assert!(!health.stdout.contains("is open to this key"), "{}", health.stdout);
+    assert!(!health.stdout.contains("this key has access to"), "{}", health.stdout);
     let replay = agent.cli(&["replay"]);
     assert_eq!(replay.code(), Some(3), "{}{}", replay.stdout, replay.stderr);
     assert!(replay.stderr.contains(shown) && replay.stderr.contains("--upstream"), "{}", replay.stderr);
-    // Without an agent the commands ask by themselves.
+    // Without an agent the commands ping the server directly.
     agent.terminate();
     let alone = agent.cli(&["status"]).stdout;
     assert!(alone.contains("unavailable") && alone.contains(shown), "{alone}");
@@ -97,7 +97,7 @@ fn a_login_page_never_confirms() {
     assert_all_arrived(&server, &agent, &ids);
 }
 
-/// What fronts answer to writes while the ping still gets through, and how an operator sees it.
+/// Answers of fronts to writes while the ping still gets through, and how an operator sees it.
 fn fronts() -> Vec<(Answer, &'static str)> {
     vec![
         (page(), "not Opik: 200 text/html \"Sign in\""),
@@ -250,7 +250,7 @@ fn an_upstream_without_api_keeps_everything_and_says_so() {
     assert_eq!((agent.backlog(), rejected(&agent)), (4, 0));
     agent.terminate();
     let db = agent.db();
-    // It was accepted for an address that is none: a person says what the right one is.
+    // It was accepted for an address that is not a server: a person names the right one.
     let wrong = server.url().trim_end_matches("/api").to_owned();
     let readdress = ["replay", "--readdress", &wrong, "--yes", "--db", &db.display().to_string()];
     let delivered = agent.home().cli(&[&readdress[..], &["--upstream", &server.url()]].concat());
@@ -339,7 +339,7 @@ fn a_ping_that_is_not_authorised_keeps_no_lane_with_a_good_key_waiting() {
     let good: Vec<String> = (0..3).map(|_| send(KEY)).collect();
     let bad = send("revoked");
     server.start();
-    wait_until("what has a good key arrives", PATIENCE, || server.count("default", Kind::Trace) == good.len());
+    wait_until("messages with a valid key arrive", PATIENCE, || server.count("default", Kind::Trace) == good.len());
     wait_until("what has none is kept", PATIENCE, || agent.backlog() == 1);
     assert_eq!(rejected(&agent), 0);
     assert!(server.entity("default", Kind::Trace, &bad).is_none());

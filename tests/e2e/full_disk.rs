@@ -1,5 +1,5 @@
-//! A file system that is really full: a tmpfs of a few megabytes with the store and nothing else on it. Not even what makes
-//! room again, a delivered message, can be noted then, unless the agent sees to it.
+//! A file system that is really full: a tmpfs of a few megabytes with the store and nothing else on it. Not even what
+//! makes room again, a delivered message, can be noted then, unless the agent reserves space for it.
 
 use std::io::{BufRead, BufReader};
 use std::process::{Child, Stdio};
@@ -13,7 +13,7 @@ use crate::support::not_run::not_run;
 use crate::support::{PATIENCE, noise, uuid7, wait_until};
 use crate::writes::{Told, create, trace, update};
 
-/// A small file system in the place of a home directory, for those who enter the namespace in which it is mounted.
+/// A small file system in place of a home directory, for processes that enter the namespace in which it is mounted.
 pub struct Small {
     holder: Child,
     namespaces: &'static [&'static str],
@@ -21,7 +21,7 @@ pub struct Small {
     _image: tempfile::TempDir,
 }
 
-/// What is mounted on the agent's home: a tmpfs or the home itself in a namespace of its own, where this user may make
+/// The mount on the agent's home: a tmpfs or the home itself in a namespace of its own, where this user may make
 /// one, or a file system of blocks, for root alone.
 #[derive(Clone, Copy, Debug)]
 pub enum Made {
@@ -81,7 +81,7 @@ impl Small {
 
 impl Drop for Small {
     fn drop(&mut self) {
-        // Both fail only when it has ended by itself.
+        // Both fail only if it has already ended.
         let _ = self.holder.kill();
         let _ = self.holder.wait();
     }
@@ -141,7 +141,7 @@ fn a_full_file_system_loses_nothing_acknowledged_and_is_left_by_delivering() {
         server.assert_no_update_before_create();
         server.stop();
         let mut app = Told::new(&agent.url(), &ledger);
-        wait_until("what was delivered has made room", PATIENCE, || app.send(large(&uuid7())).unwrap().status == 201);
+        wait_until("delivery has made room", PATIENCE, || app.send(large(&uuid7())).unwrap().status == 201);
     }
     server.start();
     agent.wait_until_delivered();
@@ -186,7 +186,7 @@ pub fn bytes_free(small: &Small, home: &Home) -> u64 {
     output.stdout.lines().nth(1).and_then(|line| line.trim().parse().ok()).expect("a number of bytes")
 }
 
-/// What happens to the agent while another program has taken every byte of the disk.
+/// An event for the agent while another program has taken every byte of the disk.
 #[derive(Clone, Copy, Debug)]
 enum Meanwhile {
     Nothing,
@@ -209,7 +209,7 @@ pub fn store_backlog(app: &mut Told<'_>, count: usize, bytes: usize) -> Vec<Stri
     (0..count).map(&mut store).collect()
 }
 
-/// Whatever happens to the agent meanwhile: with `OPIK_OFFLINE_FULL_DISKS=all` on each file system, else all on one.
+/// For every event meanwhile: with `OPIK_OFFLINE_FULL_DISKS=all` on each file system, else all on one.
 pub fn assert_left_by_delivering(made: Made) {
     use Meanwhile::{FilledWhileStopped, Killed, Nothing, Replayed, Stopped};
     let all = [Nothing, FilledWhileStopped, Stopped, Killed, Replayed];
@@ -328,7 +328,7 @@ fn what_keeps_a_store_from_being_written_is_named_and_nothing_acknowledged_is_lo
         for _ in 0..20 {
             assert_eq!(app.send(create(&uuid7())).expect("an answer").status, 201);
         }
-        // What is there when the agent starts is the hardest: no file of SQLite's can be made.
+        // A disk that is full at startup is the hardest case: no file of SQLite's can be made.
         assert!(agent.terminate().success());
         small.root(agent.home(), obstacle);
         agent.restart_on_same_port();

@@ -1,4 +1,4 @@
-//! A store that is full: it is seen wherever people look, what it can't take is tried at the server, and messages that the
+//! A full store: it is reported in every view, writes that it can't take are tried at the server, and messages that the
 //! server refused do not keep live ones out.
 
 use serde_json::{Value, json};
@@ -128,7 +128,7 @@ fn refused_writes_are_seen_wherever_people_look() {
     let log = agent.stderr();
     assert_eq!(log.matches("the message store is full").count(), 1, "not once: {log}");
 
-    // Without an agent the store tells by itself, with the limit of whoever asks.
+    // Without an agent the command reads the store itself, with the limit of its own settings.
     assert!(agent.terminate().success());
     assert_eq!(
         agent.stderr().matches("93 writes were refused").count(),
@@ -149,7 +149,7 @@ fn refused_writes_are_seen_wherever_people_look() {
     assert!(health.stdout.contains("it is full since 20"), "{}", health.stdout);
     assert_ne!(health.code(), Some(0), "{}", health.stdout);
 
-    // It ends by delivering, and that is said once.
+    // It ends as messages are delivered, and that is reported once.
     agent.restart_on_same_port();
     let mut app = Told::new(&agent.url(), &ledger);
     fill(&mut app);

@@ -74,7 +74,7 @@ fn a_client_of_http2_is_served_through_an_outage_like_any_other() {
     let ids: Vec<String> = (0..3).map(|_| uuid7()).collect();
     assert_eq!(client.send(client.create(&ids[0])).0, 201);
     let forwarded = &server.requests_to("POST", PATH)[0];
-    assert_eq!(forwarded.header("host"), Some(server.url().split('/').nth(2).unwrap()), "it goes on in HTTP/1.1");
+    assert_eq!(forwarded.header("host"), Some(server.url().split('/').nth(2).unwrap()), "it continues in HTTP/1.1");
     assert_eq!(client.send(client.request("GET", &format!("/api{PATH}/{}", ids[0]), "")).0, 200);
     assert_eq!(client.send(client.request("GET", "/-/healthy", "")).0, 200);
     let streamed: String = (0..30).map(|n| format!("chunk {n}\n")).collect();
@@ -156,7 +156,7 @@ fn a_connection_of_http2_ends_when_it_is_idle_and_when_the_agent_stops() {
     let idle = Http2::connect(&agent);
     assert_eq!(idle.send(idle.request("GET", "/-/healthy", "")).0, 200);
     idle.wait_until_closed();
-    // A beginning that never ends, and one that is HTTP/2 only at first sight.
+    // A preface that never ends, and one that only begins like HTTP/2.
     let mut begun = TcpStream::connect(("127.0.0.1", agent.port())).unwrap();
     begun.set_read_timeout(Some(PATIENCE)).unwrap();
     begun.write_all(b"PRI * HTTP/2.0\r\n\r\nS").unwrap();

@@ -205,7 +205,7 @@ fn a_message_that_is_poison_to_the_server_stops_nothing_but_itself() {
             assert!(is_there(&server, "other", &id), "{what}: a live write of another lane was stored");
             fault.hits() >= tries + 2
         });
-        // Other entities of its lane get through, in whatever way.
+        // Other entities of its lane get through, in any way.
         let id = uuid7();
         app.acknowledged(create(&id), 201);
         app.acknowledged(update(&good[0].clone(), 2), 204);
@@ -355,7 +355,7 @@ fn a_limit_of_a_year_is_cut_and_shown() {
     let until = held[0]["until"].as_str().expect("a time");
     let hour = std::time::SystemTime::now() + Duration::from_secs(3700);
     let hour = hour.duration_since(std::time::UNIX_EPOCH).expect("past 1970").as_nanos() as i128;
-    let until = crate::support::fake_opik::clock::parse(until).unwrap_or_else(|| panic!("{until} is no time"));
+    let until = crate::support::fake_opik::clock::parse(until).unwrap_or_else(|| panic!("{until} is not a time"));
     assert!(until <= hour, "the lane sleeps for longer than an hour by one header: {held:?}");
     // Once alone and once as a batch, which counts in another bucket.
     assert!(limit.hits() <= 2);
@@ -381,7 +381,7 @@ fn an_expired_key_that_is_renewed_lets_everything_through_in_order() {
             free.acknowledged(create(&id), 201);
             fault.hits() >= 3
         });
-        // While the lane is held its live writes wait behind what is stored, about whatever they are.
+        // While the lane is held its live writes wait behind what is stored, whichever entities they touch.
         for id in &stored {
             app.acknowledged(update(id, 1), 204);
         }
@@ -423,7 +423,7 @@ fn a_message_that_failed_before_travels_with_no_other() {
     for request in &server.requests()[before..] {
         let body = String::from_utf8_lossy(&request.body);
         let shares = body.contains(poison) && later.iter().any(|id| body.contains(&**id));
-        assert!(!shares, "what failed before takes others with it: {body}");
+        assert!(!shares, "an earlier failure takes others with it: {body}");
     }
     fault.clear();
     assert_kept(&server, &agent, &ledger);

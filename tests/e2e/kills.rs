@@ -60,7 +60,7 @@ fn fill(agent: &Agent, ledger: &ClientLedger, bad: &str) -> usize {
     messages
 }
 
-/// What a write leaves of its entity, and how new that is.
+/// The state in which a write leaves its entity, and how new that is.
 fn age(change: &Change) -> Option<(String, f64)> {
     let n = |fields: &Fields| fields.get("output").and_then(|output| output["n"].as_f64()).unwrap_or(0.0);
     match change {
@@ -148,7 +148,7 @@ fn a_replay_killed_at_any_moment_never_writes_older_over_newer() {
             child.kill().expect("our own child can be killed");
             child.wait().expect("it ends");
             killed += u64::from(!ended);
-            // What the killed one had sent has arrived, or never will.
+            // Requests of the killed process have arrived, or never will.
             std::thread::sleep(Duration::from_millis(5));
             let waits = agent.cli(&["status", "--format", "json"]).json()["backlog"]["messages"].as_u64();
             if waits == Some(0) || killed >= kills {
@@ -183,7 +183,7 @@ fn what_was_folded_into_one_request_before_a_crash_is_not_sent_one_by_one_after_
     wait_until("the folded request is on its way", PATIENCE, || server.open(&batch) == 1);
     agent.kill9();
     hang.clear();
-    // One that is killed after it has begun, and before it has sent anything, forgets nothing either.
+    // A replay that is killed after it began, and before it sent anything, forgets nothing either.
     server.stop();
     let unreachable = agent.cli(&["replay", "--quiet"]);
     assert_eq!(unreachable.code(), Some(3), "{}", unreachable.stderr);

@@ -1,8 +1,8 @@
-//! Batches that are too large for memory, and bodies that can't be kept: what the server takes without the agent it takes
-//! with it, and what the agent acknowledges it has.
+//! Batches that are too large for memory, and bodies that can't be kept: what the server takes without the agent it
+//! takes with it, and what the agent acknowledges it has.
 //!
-//! With a memory budget of 16 MiB a batch of more than 1 MiB is a large one. `OPIK_OFFLINE_LARGE_KIB` sets how large each
-//! of a hundred spans is (200); the figure of the issue is 900.
+//! With a memory budget of 16 MiB a batch of more than 1 MiB is a large one. `OPIK_OFFLINE_LARGE_KIB` sets how large
+//! each of a hundred spans is (200); the figure of the issue is 900.
 
 use std::io::{Read, Write};
 use std::net::TcpStream;
@@ -27,7 +27,7 @@ fn ids(count: usize) -> Vec<String> {
     (0..count).map(|_| uuid7()).collect()
 }
 
-/// A batch with these traces, each with so many characters.
+/// A batch with these traces, each with this many characters.
 fn traces(ids: &[String], characters: usize) -> Vec<u8> {
     let text = noise(characters);
     let item = |id: &String| {
@@ -289,7 +289,7 @@ fn a_body_that_can_not_be_kept_streams_through_to_a_reachable_server() {
             let record = server.entity("default", Kind::Trace, &id).unwrap().record.unwrap();
             assert_eq!(record.fields["output"], output["output"]);
         }
-        // A page is no success, and the server's own refusal is the client's.
+        // A page is not a success, and the server's own refusal goes to the client.
         let page = Answer::raw(200, "text/html", "<html>Sign in</html>");
         server.script_times(1, When::path(BATCH), Then::Answer(page));
         assert_error(&send(&agent, &post(traces(&ids(40), 100_000))), 503);
@@ -341,7 +341,7 @@ fn a_slow_upload_keeps_no_write_of_its_lane_waiting() {
     let server = FakeOpik::start_new();
     let agent = builder(&server).arg("--client-timeout").arg("2s").arg("--max-body-size").arg("100MiB").start();
     wait_until_connection(&agent, "available");
-    // What can be spooled, and what is larger than that. The least pace is asked for after one longest pause.
+    // A body that can be spooled, and a larger one. The least pace is asked for after one longest pause.
     for bytes in [70 * MIB, 101 * MIB] {
         let mut slow = TcpStream::connect(("127.0.0.1", agent.port())).unwrap();
         let head = format!(
@@ -351,7 +351,7 @@ fn a_slow_upload_keeps_no_write_of_its_lane_waiting() {
         slow.write_all(head.as_bytes()).unwrap();
         std::thread::scope(|scope| {
             let write = scope.spawn(|| send(&agent, &create(&uuid7())).status);
-            // A byte now and then is no pause that is too long.
+            // A byte now and then avoids too long a pause.
             wait_until("a slow upload holds up another write of its lane", PATIENCE, || {
                 let _ = slow.write_all(b" ");
                 write.is_finished()

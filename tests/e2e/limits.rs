@@ -1,5 +1,5 @@
-//! What intake allows a client, at the boundary and one past it: connections, heads, bodies, time. Each limit that is met
-//! is counted, and a client within them is served all the while.
+//! Intake's limits for a client, at the boundary and one past it: connections, heads, bodies, time. Each limit that is
+//! met is counted, and a client within them is served all the while.
 
 use std::io::{Read, Write};
 use std::net::TcpStream;
@@ -31,7 +31,7 @@ fn connect(agent: &Agent) -> TcpStream {
     stream
 }
 
-/// Reads until the agent closes the connection, however it does so.
+/// Reads until the agent closes the connection, cleanly or with a reset.
 fn rest(stream: &mut TcpStream) -> String {
     let mut answer = Vec::new();
     match stream.read_to_end(&mut answer) {
@@ -60,7 +60,7 @@ fn ten_thousand_idle_connections_keep_no_client_out() {
     let server = FakeOpik::start_new();
     let agent = Agent::start(&server);
     wait_until_available(&agent);
-    // After the agent has started: it has to see to its own limit.
+    // After the agent has started: it must raise its own limit.
     let files = getrlimit(Resource::Nofile);
     setrlimit(Resource::Nofile, Rlimit { current: files.maximum, ..files }).unwrap();
     let mine = files.maximum.unwrap_or(u64::MAX);
@@ -96,11 +96,11 @@ fn ten_thousand_idle_connections_keep_no_client_out() {
     assert_eq!(metric(&agent, "opik_offline_intake_connections_refused_total"), 0);
     let open = std::fs::read_dir(format!("/proc/{}/fd", agent.pid())).unwrap().count() as u64;
     assert!(open <= allowed + 256, "the agent has {open} files open, for {allowed} connections");
-    assert!(agent.stderr().matches("too many connections").count() == 1, "it is said, and not for each");
+    assert!(agent.stderr().matches("too many connections").count() == 1, "it is reported, and not for each");
     held.clear();
     assert_eq!(busy.join().unwrap(), 404, "a connection with a request in progress was closed for an idle one");
     drop(idle);
-    wait_until("the agent lets them go", PATIENCE, || metric(&agent, "opik_offline_intake_connections") < 10);
+    wait_until("the agent closes them", PATIENCE, || metric(&agent, "opik_offline_intake_connections") < 10);
 }
 
 #[test]
@@ -118,7 +118,7 @@ fn a_connection_beyond_all_busy_ones_gets_a_503_and_a_place_once_one_is_free() {
     wait_until("as many requests as allowed are on their way", PATIENCE, || held.hits() == 3);
     let refused = Client::new(&agent.url()).expect(&create(&uuid7()));
     assert_error(&refused, 503);
-    assert!(refused.header("Retry-After").is_some(), "a client that may not come now is told when: {refused:?}");
+    assert!(refused.header("Retry-After").is_some(), "a refused client gets a time for its retry: {refused:?}");
     held.clear();
     let statuses: Vec<u16> = busy.into_iter().map(|client| client.join().unwrap()).collect();
     assert_eq!(statuses, [404; 3], "a busy connection was closed for a new one");
@@ -142,7 +142,7 @@ fn a_client_that_sends_its_head_drop_by_drop_is_cut_off_and_one_that_is_idle_too
     assert_eq!(over_limit(&agent), 1);
     let mut idle = connect(&agent);
     assert_eq!(rest(&mut idle), "", "an idle connection is kept for ever");
-    assert_eq!(over_limit(&agent), 1, "to be idle is no offence");
+    assert_eq!(over_limit(&agent), 1, "an idle client did nothing wrong");
     assert_eq!(Client::new(&agent.url()).expect(&create(&uuid7())).status, 201);
 }
 
@@ -160,7 +160,7 @@ fn a_body_that_stops_or_drips_is_given_up() {
                 "{method} /api{path} HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\nConnection: close\r\nContent-Length: 5000\r\n"
             );
             stream.write_all(format!("{head}\r\n{{").as_bytes()).unwrap();
-            // Passed on as it comes, so only a pause ends it: nothing of it is held.
+            // Streamed through, so only a pause ends it: nothing is buffered.
             if drips && path != "/v1/private/datasets/items/from-csv" {
                 while !is_closed(&stream) && stream.write_all(b" ").is_ok() {
                     std::thread::sleep(Duration::from_millis(50));

@@ -1,5 +1,5 @@
-//! What people follow and what an SDK derives leads to the server, with the agent as without it: printed links, pages of
-//! the UI, and every address that the published SDK makes of its `url_override`.
+//! Links that people follow and that an SDK derives lead to the server, with the agent as without it: printed links,
+//! pages of the UI, and every address that the published SDK makes of its `url_override`.
 
 use std::path::Path;
 
@@ -46,7 +46,7 @@ fn a_printed_link_makes_the_server_build_a_link_to_itself() {
             }
         }
     }
-    // Whatever is no address of the agent is the server's to judge.
+    // Every path that is not the agent's own is the server's to judge.
     for query in ["trace_id=T&path=eA==", "trace_id=T", &format!("path={}", STANDARD.encode("http://evil.example/api"))]
     {
         let path = format!("/-/token/{TOKEN}/api/v1/session/redirect/projects?{query}");
@@ -96,7 +96,7 @@ fn a_browser_is_led_to_the_page_of_the_server_and_to_no_other_host() {
         let (status, _) =
             raw(&agent, "GET /default/projects HTTP/1.1", &format!("Host: evil.example\r\n{NAVIGATES}"), "");
         assert_eq!(status, 403);
-        // What programs ask, and what changes something, is no link, and needs the token.
+        // Requests of programs, and requests that change something, are not links, and need the token.
         for (method, headers) in
             [("GET", "Accept: */*\r\n"), ("POST", NAVIGATES), ("GET", "Sec-Fetch-Mode: cors\r\nAccept: text/html\r\n")]
         {
@@ -173,7 +173,7 @@ fn the_sdk_gets_the_same_from_every_address_with_the_agent_as_without() {
     };
     always("/guardrails/api/v1/guardrails/validations", json!({ "validation_passed": true, "validations": [] }));
     always("/guardrails/api/v1/guardrails/custom/train/name", json!({ "status": "trained" }));
-    // The fake server takes /api off a path, wherever it leads.
+    // The fake server removes /api from every path.
     always("/rest/v2/account-details", json!({ "userName": "somebody" }));
     always("/rest/v2/workspaces", json!({ "workspaceNames": ["team"] }));
     always("/.well-known/oauth-authorization-server/opik", json!({ "authorization_endpoint": "x" }));

@@ -1,5 +1,5 @@
-//! Many clients at once and much to keep: as many messages as a long outage brings, with the agent's memory limited by the
-//! system and the agent killed in between. The count at the end is the point: accepted by a client = on the server.
+//! Many clients at once and much to keep: as many messages as a long outage brings, with the agent's memory limited by
+//! the system and the agent killed in between. The count at the end is the point: accepted by a client = on the server.
 //!
 //! `OPIK_OFFLINE_LOAD` sets how many messages (3,000).
 
@@ -17,7 +17,7 @@ use crate::writes::{Told, create, update};
 
 const MIB: u64 = 1024 * 1024;
 const CLIENTS: usize = 8;
-/// What an agent may take beyond what it has when it starts, whatever is stored.
+/// Memory that an agent may use beyond its start, for any backlog.
 const GROWTH_MAX: u64 = 96 * MIB;
 
 fn memory(pid: u32, what: &str) -> u64 {
@@ -35,7 +35,7 @@ fn bound(agent: &Agent) -> u64 {
     memory(agent.pid(), "VmRSS:")
 }
 
-/// Stores so many messages by several clients at once, half of them updates of the others. Returns how many traces.
+/// Stores this many messages by several clients at once, half of them updates of the others. Returns how many traces.
 fn store(agent: &Agent, ledger: &ClientLedger, messages: usize) -> usize {
     let begun = AtomicUsize::new(0);
     std::thread::scope(|scope| {
@@ -68,7 +68,7 @@ fn what_many_clients_store_in_limited_memory_is_counted_again_on_the_server() {
     agent.restart_on_same_port();
     idle = bound(&agent);
     traces += store(&agent, &ledger, count / 2);
-    assert_eq!(agent.backlog(), 2 * traces as u64, "what was acknowledged is not stored");
+    assert_eq!(agent.backlog(), 2 * traces as u64, "an acknowledged message is not stored");
     let stored = start.elapsed();
     // And while it is delivered, as much comes again.
     server.start();

@@ -28,7 +28,7 @@ fn a_log_file_that_was_moved_away_is_opened_again_on_sighup() {
     wait_until("the server is seen", PATIENCE, || text(&log).contains("is available"));
     fs::rename(&log, &moved).unwrap();
     agent.signal(Signal::HUP);
-    wait_until("there is a new log file", PATIENCE, || text(&log).contains("opened again"));
+    wait_until("there is a new log file", PATIENCE, || text(&log).contains("reopened the log file"));
     let before = text(&moved);
 
     server.stop();
@@ -36,12 +36,12 @@ fn a_log_file_that_was_moved_away_is_opened_again_on_sighup() {
     assert_eq!(text(&moved), before, "lines still go to the file that was moved away");
     assert!(agent.is_running(), "SIGHUP ended an agent that has no terminal to lose");
 
-    // No new file can be made: the log goes on in the one that is open.
+    // No new file can be created: the log continues in the open one.
     let aside = log.with_file_name("aside");
     fs::rename(&log, &aside).unwrap();
     fs::create_dir(&log).unwrap();
     agent.signal(Signal::HUP);
-    wait_until("it says that it can't", PATIENCE, || text(&aside).contains("goes on in the file that was open"));
+    wait_until("it says that it can't", PATIENCE, || text(&aside).contains("logging continues in the open one"));
     server.start();
     wait_until("lines are written on", PATIENCE, || text(&aside).matches("is available").count() == 1);
     assert!(agent.terminate().success());

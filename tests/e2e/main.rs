@@ -1,6 +1,6 @@
 //! End-to-end tests: real processes and real HTTP on loopback.
 
-#![allow(clippy::unwrap_used, clippy::disallowed_methods, reason = "a test that cannot go on says so by failing")]
+#![allow(clippy::unwrap_used, clippy::disallowed_methods, reason = "a test that cannot continue fails")]
 
 #[path = "../support/mod.rs"]
 mod support;

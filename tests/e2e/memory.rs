@@ -1,4 +1,4 @@
-//! Memory stays bounded, whatever waits, whatever comes and whatever the server answers: the most that a process ever had
+//! Memory stays bounded for any backlog, any requests and any answers of the server: the most that a process ever had
 //! (VmHWM) is compared with what it has when it is idle. Memory is not time, so a test may assert it; each limit has a
 //! margin of about two over what was measured.
 //!
@@ -38,7 +38,7 @@ fn backlog() -> usize {
     std::env::var("OPIK_OFFLINE_BACKLOG").ok().and_then(|count| count.parse().ok()).unwrap_or(20_000)
 }
 
-/// Makes a store with so many traces of 2 KB that wait.
+/// Creates a store with a backlog of this many traces of 2 KB.
 fn fill(path: &Path, count: usize) {
     let limits = Limits { size_max: 1 << 40, disk_reserve: 0, when_full: WhenFull::Refuse };
     let store: Arc<dyn Store> = store::open(path, OpenMode::CreateIfMissing, limits).expect("a new store");
@@ -213,14 +213,14 @@ fn what_the_server_answers_is_never_held_whole() {
     for _ in 0..4 {
         let mut answer = client.open(&Request::new("GET", "/v1/private/large")).expect("the head comes at once");
         let mut bytes = 0;
-        while let Some(piece) = answer.next_piece().expect("it goes on") {
+        while let Some(piece) = answer.next_piece().expect("it continues") {
             bytes += piece.len();
         }
         assert_eq!(bytes, BYTES);
     }
     reads.clear();
     assert_bounded("a gigabyte of answers to reads", peak(agent.pid()) - before, 32 * MIB);
-    // To a write, forwarded and replayed: an answer to a write is a line long, so the rest of it is nobody's.
+    // To a write, forwarded and replayed: an answer to a write is one line, so the rest is unused.
     let writes = server.script(When::write(), Then::Answer(large));
     assert_eq!(client.expect(&create(&uuid7())).status, 201);
     server.stop();
@@ -233,7 +233,7 @@ fn what_the_server_answers_is_never_held_whole() {
     let mut heads = Answer::error(400, "no");
     heads.headers.extend((0..2000).map(|number| (format!("X-{number}"), "x".repeat(2000))));
     let heads = server.script(When::write(), Then::Answer(heads));
-    assert_eq!(client.expect(&create(&uuid7())).status, 201, "no answer that can be read is no answer");
+    assert_eq!(client.expect(&create(&uuid7())).status, 201, "an unreadable answer does not count as an answer");
     wait_until("replay gets it, too", PATIENCE, || heads.hits() >= 2);
     heads.clear();
     agent.wait_until_delivered();
@@ -248,7 +248,8 @@ fn an_agent_with_little_address_space_delivers_a_large_backlog() {
     let home = Home::new();
     fill(&home.db(), backlog() / 4);
     let agent = agent.home(home).start();
-    // Threads reserve address space for their stacks and heaps without using it, so the limit is about what comes on top.
+    // Threads reserve address space for their stacks and heaps without using it, so the limit is about what comes on
+    // top.
     let size = memory(agent.pid(), "VmSize:").expect("the agent runs");
     let pid = rustix::process::Pid::from_raw(agent.pid() as i32);
     let limit = Rlimit { current: Some(size + 1024 * MIB), maximum: Some(size + 1024 * MIB) };

@@ -1,4 +1,4 @@
-//! One row for every write that the agent keeps: what is sent, what the client is told while the server is away, how the
+//! One row for every write that the agent keeps: the request, the answer to the client during an outage, how the
 //! message is counted, and that the server gets the very same request afterwards.
 
 use std::collections::BTreeSet;
@@ -203,7 +203,7 @@ fn rows() -> Vec<Row> {
         }
     }
     for (number, row) in rows.iter_mut().enumerate() {
-        // What a client asks for in the URL goes along.
+        // Parameters in the client's URL are kept.
         if number % 5 == 4 {
             row.request.path += "?odd=%20x&y";
         }
@@ -211,7 +211,7 @@ fn rows() -> Vec<Row> {
     rows
 }
 
-/// What an endpoint's answer says, apart from where the server is.
+/// An endpoint's answer, except the server's address.
 fn said(answer: &Response, base: &str) -> (u16, Option<String>, Option<String>, Vec<u8>) {
     let location = answer.header("Location").map(|url| {
         url.strip_prefix(base).unwrap_or_else(|| panic!("Location {url} does not lead to {base}")).to_owned()
@@ -278,7 +278,7 @@ fn every_write_that_is_kept_is_acknowledged_counted_and_replayed_byte_for_byte()
     }
     server.assert_no_violations();
 
-    // What the clients were told is what the server itself says to the same request.
+    // The clients got the same answers as the server itself gives to the same request.
     let direct = FakeOpik::start_new();
     let mut client = Client::new(&direct.url());
     for (row, told) in rows.iter().zip(&told) {
@@ -444,7 +444,7 @@ fn a_deletion_by_filter_does_not_pass_the_items_that_wait() {
     let deletions = server.requests_to("POST", "/v1/private/datasets/items/delete");
     assert!(deletions.is_empty(), "the deletion passed the items");
     client.post("/v1/private/datasets/items/delete", &filter);
-    assert_eq!(server.requests_to("POST", "/v1/private/datasets/items/delete").len(), 1, "nothing holds it any more");
+    assert_eq!(server.requests_to("POST", "/v1/private/datasets/items/delete").len(), 1, "nothing holds it now");
 }
 
 #[test]

@@ -1,4 +1,5 @@
-//! The settings of the network: who reads them, who gets the user's own headers, and what happens where one can't be used.
+//! The settings of the network: who reads them, who gets the user's own headers, and what happens where one can't be
+//! used.
 
 use crate::networks::{cli, unwrapped};
 use crate::support::agent::{Agent, Home};
@@ -120,7 +121,7 @@ fn commands_that_need_no_network_do_not_read_its_settings() {
         for output in [&status, &inspect, &purge] {
             assert!(!output.stderr.contains("secret-unspoken"), "{}", output.stderr);
         }
-        // One that asks the server needs them, and says which is wrong.
+        // A command that contacts the server needs them, and names the invalid one.
         let healthcheck = cli(agent.home(), &["healthcheck"], &variables);
         assert_eq!(healthcheck.code(), Some(2), "{broken:?}: {} {}", healthcheck.stdout, healthcheck.stderr);
         assert!(!healthcheck.stderr.contains("secret-unspoken"), "{}", healthcheck.stderr);
@@ -143,7 +144,7 @@ fn a_wrapped_command_runs_whatever_is_wrong_with_the_network_and_nothing_goes_pa
         assert_eq!(wrapped.code(), Some(7), "{broken:?}: {}", wrapped.stderr);
         assert!(wrapped.stdout.starts_with("ran\n201"), "{broken:?}: {}", wrapped.stdout);
         let told = unwrapped(&wrapped.stderr);
-        assert!(told.contains("warning: no way to the Opik server"), "{broken:?}: {}", wrapped.stderr);
+        assert!(told.contains("warning: cannot connect to the Opik server"), "{broken:?}: {}", wrapped.stderr);
         assert!(told.contains("1 message stays safely stored"), "{broken:?}: {told}");
         assert!(!told.contains("secret-unspoken"), "{told}");
     }

@@ -1,5 +1,6 @@
 //! Corporate networks: forward proxies, SOCKS, client certificates, certificates that are renewed, gateways that want
-//! headers, names that can't be resolved. Every way is gone by both clients: hyper's forwards, ureq's pings and replays.
+//! headers, names that can't be resolved. Both clients are tested in every case: hyper's forwards, ureq's pings and
+//! replays.
 
 use std::path::Path;
 use std::sync::{Arc, Mutex};
@@ -63,7 +64,7 @@ fn a_proxy_that_goes_away_is_an_outage_like_any_other() {
     );
     proxy.set_away(false);
     agent.wait_until_delivered();
-    // A proxy's own page is no word of the server's.
+    // A proxy's own page is not an answer of the server.
     for status in [403, 502, 407] {
         proxy.refuse_with(Some(status));
         assert_eq!(client.expect(&create(&ids[3])).status, 201, "{status}");
@@ -93,7 +94,7 @@ fn a_request_in_absolute_form_carries_the_body_and_the_next_one_its_own_head() {
     }
     assert!(server.requests().iter().all(|request| request.header("Host") == Some("opik.test:8080")));
     server.assert_no_violations();
-    // A page of the proxy's own is told as its.
+    // A page of the proxy is attributed to the proxy.
     proxy.refuse_with(Some(502));
     let page = unwrapped(&cli(&home, &["healthcheck"], &variables).stdout);
     let words = format!("through the proxy http://127.0.0.1:{} is not Opik: 502 text/html", proxy.port());
@@ -271,7 +272,7 @@ fn a_renewed_authority_is_trusted_without_a_restart() {
     let waiting = uuid7();
     assert_eq!(client.expect(&create(&waiting)).status, 201);
     wait_until("the new certificate is met", PATIENCE, || reason(&agent).contains("signed by no authority"));
-    // What can't be used changes nothing, and is told.
+    // An unusable file changes nothing, and is reported.
     std::fs::write(&old.file, "no certificate").unwrap();
     wait_until("a warning", PATIENCE, || agent.stderr().contains("the earlier ones stay in force"));
     let renewed = old.folder().join("renewed.pem");

@@ -1,6 +1,6 @@
-//! The whole origin of the server stands behind the agent: its API in every spelling, the services beside it (the
-//! pages are in [`crate::links`]). A write is protected however its path is spelled, and nothing of the agent's own is
-//! reached past its checks.
+//! The whole origin of the server is available through the agent: its API in every spelling, the services beside it
+//! (the pages are in [`crate::links`]). A write is protected however its path is spelled, and nothing of the agent's
+//! own is reached past its checks.
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
@@ -67,7 +67,7 @@ fn a_write_is_kept_in_an_outage_however_its_path_is_spelled() {
         assert_eq!(client.expect(&create(&id).to(path)).status, 201, "{path}");
         ids.push((id, String::new(), String::new()));
     }
-    // What no server reads is not kept to fail later.
+    // A path that no server reads is not kept to fail later.
     for path in ["/api/v1/private/traces/%zz", "/api/v1/private/traces/%", "/api/v1/private/traces/%00x"] {
         assert_error(&client.expect(&update("x", 1).to(path)), 400);
     }
@@ -265,8 +265,8 @@ fn a_file_is_kept_by_any_spelling_of_its_upload() {
     }
 }
 
-/// Returns what Opik's server makes of a URL: nginx resolves its path, and the server strips parameters, the slash at the
-/// end, and segments that hold nothing else.
+/// Returns what Opik's server makes of a URL: nginx resolves its path, and the server strips parameters, the slash at
+/// the end, and segments that hold nothing else.
 fn route_at_server(method: &str, url: &str, base: &str) -> Option<Route> {
     let (_, rest) = url.split_once("://")?;
     let path = resolved(&rest[rest.find('/')?..])?;
@@ -277,7 +277,7 @@ fn route_at_server(method: &str, url: &str, base: &str) -> Option<Route> {
 }
 
 proptest! {
-    /// However a path is spelled, the agent and the server behind nginx take the request for the same one: a write that
+    /// For every spelling of a path, the agent and the server behind nginx see the same request: a write that
     /// the agent passes through would be lost in an outage, and one that it makes up would be delivered later.
     #[test]
     fn the_agent_and_the_server_read_a_path_alike(
@@ -292,7 +292,7 @@ proptest! {
         let path = format!("{opens}{}", pieces.concat());
         for base in ["/api", "/opik/api", ""] {
             let server = ServerAddress::new(&format!("http://srv:5173{base}"));
-            // What leads up is refused, and what nginx refuses.
+            // Segments that lead up are refused, and so is everything that nginx refuses.
             let Ok(target) = Target::of(&path, &server) else { continue };
             let Some(url) = target.url(&server) else { continue };
             let own = match &target {

@@ -1,4 +1,4 @@
-//! What is not for others stays with its owner: other users' leftover files, copies that others could read, keys.
+//! Private data stays with its owner: other users' leftover files, copies that others could read, keys.
 
 use std::fs;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, lchown};
@@ -52,7 +52,7 @@ fn an_agent_adopts_its_own_users_files_only() {
     let server = FakeOpik::new_stopped();
     let agent = Agent::builder(&server.url()).impatient().home(home).arg("--adopt-orphans").start();
     wait_until("the agent takes in its own user's file", PATIENCE, || !ours.exists());
-    let adopted = || agent.stderr().matches("took in what a Python process left").count();
+    let adopted = || agent.stderr().matches("stored the messages that a Python process left").count();
     wait_until("the agent says so", PATIENCE, || adopted() > 0);
     std::thread::sleep(std::time::Duration::from_secs(1));
     for (path, before) in theirs.iter().zip(before) {

@@ -1,6 +1,6 @@
 //! OTLP whose first attempt was processed and not answered, or failed half-way: exactly the spans that are missing are
-//! delivered, and nothing that is there is called rejected. The server makes the traces of root spans by single creates,
-//! and a trace that is there refuses the whole request (`support/fake_opik/otlp.rs`).
+//! delivered, and nothing that is there is called rejected. The server makes the traces of root spans by single
+//! creates, and a trace that is there refuses the whole request (`support/fake_opik/otlp.rs`).
 
 use std::collections::BTreeSet;
 
@@ -142,7 +142,7 @@ fn rejected(agent: &Agent) -> Vec<Value> {
     agent.cli(&["inspect", "--rejected", "--format", "json"]).json()["messages"].as_array().unwrap().clone()
 }
 
-/// Every span is stored once, and the spans of each trace lie in one trace that is there.
+/// Every span is stored once, and the spans of each trace are in one trace that exists.
 #[track_caller]
 fn assert_exactly(server: &FakeOpik, spans: &[Span]) {
     let stored = server.otel_spans("default");
@@ -155,7 +155,7 @@ fn assert_exactly(server: &FakeOpik, spans: &[Span]) {
     for trace in &traces {
         let own = spans.iter().filter(|span| span.trace == *trace);
         let ids: BTreeSet<_> = own.clone().map(|span| stored[&span.key()].trace).collect();
-        assert_eq!(ids.len(), 1, "the spans of trace {trace} lie in several: {ids:?}");
+        assert_eq!(ids.len(), 1, "the spans of trace {trace} are in several: {ids:?}");
         for span in own {
             let parent = span.parent().map(|_| stored.get(&Span { number: 0, ..*span }.key()).map(|root| root.id));
             if let Some(Some(root)) = parent {
@@ -171,7 +171,7 @@ fn assert_exactly(server: &FakeOpik, spans: &[Span]) {
 #[track_caller]
 fn assert_delivered(server: &FakeOpik, agent: &Agent, spans: &[Span]) {
     agent.wait_until_delivered();
-    assert_eq!(rejected(agent), Vec::<Value>::new(), "what is delivered is called rejected");
+    assert_eq!(rejected(agent), Vec::<Value>::new(), "a delivered span is called rejected");
     assert_exactly(server, spans);
     server.assert_no_violations();
 }
@@ -287,7 +287,7 @@ fn a_second_root_of_a_trace_in_a_later_export_is_stored() {
     let (server, agent) = there();
     let first = trace(1, [0, 1]);
     accepted(&agent, &export(Format::Json, &first));
-    // What says that it belongs to the trace itself is a root, too.
+    // A span that names the trace itself as its parent is a root, too.
     let id = first[0].trace_id();
     let second = json!({ "traceId": id, "spanId": "00000000000000aa", "parentSpanId": id, "name": "other root",
         "startTimeUnixNano": first[1].start_nanoseconds(), "attributes": null });

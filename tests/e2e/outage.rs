@@ -57,7 +57,7 @@ fn a_write_that_time_can_heal_is_stored_acknowledged_and_delivered() {
         app.acknowledged(update(&batch[0], 1), 204);
         app.acknowledged(update(&batch[0], 2), 204);
         app.acknowledged(score(&single, 0.5), 204);
-        assert!(agent.backlog() > 0, "{what}: what was acknowledged is nowhere");
+        assert!(agent.backlog() > 0, "{what}: an acknowledged write is nowhere");
         fault.clear();
         eprintln!("after: {what}");
         assert_kept(&server, &agent, &ledger);
@@ -134,7 +134,7 @@ fn while_a_backlog_drains_only_what_would_overtake_it_waits() {
     assert_kept(&server, &agent, &ledger);
     server.assert_no_overlaps();
 
-    // With nothing waiting any more the lane is forwarded again.
+    // Once nothing waits, the lane is forwarded again.
     let live = uuid7();
     app.acknowledged(create(&live), 201);
     assert!(server.entity("default", Kind::Trace, &live).is_some());

@@ -1,6 +1,6 @@
-//! Nothing overtakes a backlog that can be seen but not used: the store's key is wrong or missing, its schema is another
-//! version's, its disk takes no write. Live writes that may conflict with what waits get 503 and `Retry-After`; what
-//! provably conflicts with nothing passes. Once the store can be used again, every final state is right.
+//! Nothing overtakes a backlog that can be seen but not used: the store's key is wrong or missing, its schema is
+//! another version's, its disk takes no write. Live writes that may conflict with what waits get 503 and `Retry-After`;
+//! what provably conflicts with nothing passes. Once the store can be used again, every final state is right.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -40,7 +40,7 @@ fn assert_refused(answer: &Response) {
     assert!(answer.text().contains("message store"), "{}", answer.text());
 }
 
-/// What an outage left: a trace with an update, and one that was made and deleted.
+/// The backlog of an outage: a trace with an update, and a trace that was created and deleted.
 struct Backlog {
     updated: String,
     deleted: String,
@@ -185,7 +185,7 @@ fn a_newer_schema_under_a_running_agent_ends_its_use_at_once() {
     let backlog = Backlog::leave(&mut app);
     let known = set_version(&agent.db(), 9_999);
     server.start();
-    // Nothing of it can be read, so anything may conflict with it.
+    // It is entirely unreadable, so anything may conflict with it.
     for write in backlog.conflicting().into_iter().chain([create(&uuid7())]) {
         assert_refused(&app.send(write).unwrap());
     }
@@ -204,7 +204,7 @@ fn a_newer_schema_under_a_running_agent_ends_its_use_at_once() {
     server.assert_order(&ledger);
 }
 
-/// Another version's tables: what fails to be read then is no damage, and the file stays where it is.
+/// Another version's tables: a read that fails because of them does not mean damage, and the file stays in place.
 #[test]
 fn a_newer_schema_is_never_taken_for_damage() {
     let server = FakeOpik::new_stopped();
@@ -272,7 +272,7 @@ fn a_store_is_not_upgraded_under_an_older_agent_and_is_once_that_has_ended() {
     wait_until_usable(&agent, true);
     assert_eq!(set_version(&agent.db(), 11), 11, "it was not brought up to date");
     agent.wait_until_delivered();
-    assert!(!server.sequence_for(waits).is_empty(), "what the older version stored is lost");
+    assert!(!server.sequence_for(waits).is_empty(), "messages of the older version are lost");
 }
 
 #[test]
@@ -311,7 +311,7 @@ fn three_new_agents_wait_for_the_old_one_and_none_for_each_other() {
     assert_eq!(set_version(&db, 11), 11);
 }
 
-/// What an older version rejected although it is whole is delivered by `replay --rejected`.
+/// An intact message that an older version rejected is delivered by `replay --rejected`.
 #[test]
 fn what_an_older_version_took_for_damaged_is_delivered_on_demand() {
     let server = FakeOpik::new_stopped();
@@ -369,7 +369,7 @@ fn a_disk_that_takes_no_write_lets_nothing_overtake_what_waits() {
         passed += u32::from(app.send(create(&other)).unwrap().status == 201);
         std::thread::sleep(Duration::from_millis(50));
     }
-    assert!(passed > 10, "what conflicts with nothing does not pass: {passed}");
+    assert!(passed > 10, "a write without a conflict does not pass: {passed}");
     for id in [&backlog.updated, &backlog.deleted] {
         assert_eq!(server.sequence_for(id).len(), 0, "a later write reached the server first");
     }

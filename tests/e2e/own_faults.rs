@@ -1,5 +1,5 @@
-//! A fault of opik-offline's own, a panic in the middle of its work: it costs nobody's acknowledged data and no other
-//! lane, and the agent goes on. The rooms are put together here by hand, because no process panics on demand.
+//! A panic inside opik-offline: it costs no acknowledged data and no other lane, and the agent continues. The rooms
+//! are put together here by hand, because no process panics on demand.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -32,7 +32,7 @@ use crate::support::fake_opik::check::Kind;
 use crate::support::{PATIENCE, uuid7, wait_until};
 use crate::writes::{create_batch, trace};
 
-/// A store that panics the next so many times.
+/// A store that panics the next `n` times.
 struct Panicking {
     store: ModelStore,
     registering: AtomicUsize,
@@ -213,7 +213,7 @@ fn a_panic_while_storing_is_no_acknowledgement_and_not_the_end_of_storing() {
     let committer = Committer::start(Arc::new(StoreSlot::holding(store.clone()))).unwrap();
     committer.store(message("team")).unwrap();
     store.registering.store(1, Ordering::SeqCst);
-    assert!(committer.store(message("team")).is_err(), "what was not stored was acknowledged");
+    assert!(committer.store(message("team")).is_err(), "a write that was not stored was acknowledged");
     committer.store(message("team")).expect("the store is as good as before");
     assert_eq!(store.backlog(&Filter::default()).unwrap().waiting(), 2);
 }
@@ -286,7 +286,7 @@ fn what_the_server_confirmed_is_not_sent_again_because_the_disk_is_in_trouble() 
         replay_all(&store, &server);
         assert_eq!(store.unsettled.load(Ordering::SeqCst), 0, "no settle failed");
         let sent: usize = server.requests().iter().map(|request| request.writes.len()).sum();
-        assert_eq!(sent, 40, "what the server had confirmed was sent again");
+        assert_eq!(sent, 40, "a confirmed message was sent again");
         assert_eq!(server.count("a", Kind::Trace) + server.count("b", Kind::Trace), 40);
         assert_eq!(store.backlog(&Filter::default()).unwrap().rejected(), 0);
     }

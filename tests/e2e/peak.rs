@@ -1,4 +1,4 @@
-//! What stands beside the budget for bodies: no copy of a large body, no body that grows for ever, nobody that stalls.
+//! Memory beyond the budget for bodies: no copy of a large body, no body that grows forever, no client that stalls.
 
 use std::io::{Read, Write};
 use std::net::TcpStream;
@@ -34,7 +34,7 @@ fn a_large_body_is_stored_and_delivered_without_a_copy_of_it() {
     let server = FakeOpik::new_stopped();
     let agent = Agent::builder(&server.url()).impatient().start();
     let mut client = Client::new(&agent.url());
-    // What is made once is there.
+    // One-time allocations are done.
     assert_eq!(client.expect(&create(&uuid7())).status, 201);
     let before = peak(&agent);
     assert_eq!(client.expect(&post(body(BYTES))).status, 201);
@@ -44,7 +44,7 @@ fn a_large_body_is_stored_and_delivered_without_a_copy_of_it() {
     server.start();
     agent.wait_until_delivered();
     let delivered = peak(&agent) - before;
-    // What was given back a moment ago may still be the allocator's.
+    // The allocator may still hold what was just released.
     assert!(delivered < BYTES as u64 * 5 / 2, "delivering a body of {BYTES} bytes took {delivered}");
 }
 
@@ -83,7 +83,7 @@ fn large_answers_to_many_clients_at_once_are_passed_on_in_small_pieces() {
                 let mut client = Client::new(&url);
                 let mut answer = client.open(&request).expect("the head comes at once");
                 let mut bytes = 0;
-                while let Some(piece) = answer.next_piece().expect("it goes on") {
+                while let Some(piece) = answer.next_piece().expect("it continues") {
                     bytes += piece.len();
                 }
                 assert_eq!(bytes, BYTES);
@@ -164,7 +164,7 @@ fn clients_that_stall_half_way_do_not_keep_the_memory_from_others() {
         .collect();
     let started = Instant::now();
     let (mut refused, mut taken) = (0, false);
-    // At first they have not been read yet. What they leave over is too small for this one.
+    // At first they have not been read yet. The rest is too small for this one.
     while refused == 0 || !taken {
         match Client::new(&agent.url()).expect(&post(body(249_000))).status {
             201 => taken = refused > 0,

@@ -14,7 +14,7 @@ use crate::support::agent::Home;
 
 const BINARY: &str = env!("CARGO_BIN_EXE_opik-offline");
 const MB: usize = 1 << 20;
-/// What a command may take for a body of 3 MB: some copies of it, and not tens of bytes for each.
+/// Memory that a command may use for a body of 3 MB: some copies of it, and not tens of bytes for each.
 const PEAK_MIB_MAX: u64 = 160;
 
 fn gzip(content: &[u8]) -> Vec<u8> {

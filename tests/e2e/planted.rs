@@ -1,5 +1,5 @@
-//! Leftover files that another user planted, or that name files which are not the SDK's: nothing of this user's leaves the
-//! machine through them, nothing is deleted for them, and none keeps a command busy for ever.
+//! Leftover files that another user planted, or that name files which are not the SDK's: nothing of this user's leaves
+//! the machine through them, nothing is deleted for them, and none keeps a command busy for ever.
 
 use std::fs;
 use std::os::unix::fs::{PermissionsExt, chown, symlink};
@@ -28,7 +28,7 @@ const PLANTER: u32 = 61_002;
 const THIRD: u32 = 61_003;
 const SECRET: &str = "made-up-secret-24680";
 
-/// Returns a machine on which this test can act as other users, or says why it does not run.
+/// Returns a machine on which this test can act as other users, or prints why it does not run.
 fn machine_of_several(test: &str) -> Option<Machine> {
     let why = if rustix::process::geteuid().is_root() {
         let machine = Machine::new();
@@ -48,7 +48,7 @@ fn machine_of_several(test: &str) -> Option<Machine> {
 struct Machine {
     home: Home,
     shared: PathBuf,
-    /// Where every user can start it, wherever the sources are.
+    /// A path where every user can start it, independent of the sources.
     program: PathBuf,
 }
 
@@ -144,7 +144,7 @@ fn source(output: &Output) -> Value {
     report["sources"][0].clone()
 }
 
-/// Asserts that nothing of a secret reached the server, whatever else did.
+/// Asserts that no part of a secret reached the server.
 #[track_caller]
 fn assert_no_secret(server: &FakeOpik) {
     for request in server.requests() {
@@ -176,7 +176,7 @@ fn a_store_that_another_user_planted_is_not_taken_and_the_users_own_is() {
     symlink(lured.parent().expect("a folder"), machine.shared.join("tmplink0001")).expect("a link");
     std::os::unix::fs::lchown(machine.shared.join("tmplink0001"), Some(PLANTER), Some(PLANTER)).expect("it is root");
 
-    // As the README has it.
+    // As in docs/guide.md.
     let pattern = machine.shared.join("tmp*/opik_messages.db").to_string_lossy().into_owned();
     let args = ["replay", "--upstream", &server.url(), "--format", "json", "--remove-source", "--from", &pattern];
     let replayed = machine.cli_as(VICTIM, &victim, &args);
@@ -336,7 +336,7 @@ fn a_row_may_name_only_the_copies_that_the_sdk_made_for_this_user() {
     assert!(others.iter().all(|path| path.exists()), "a file of another user's was deleted");
     assert_eq!(server.requests_to("PUT", "/v1/private/attachment/upload").len(), 1);
 
-    // What the user names is sent, and nothing twice.
+    // The files that the user names are sent, and nothing twice.
     let folder = home.join("own").to_string_lossy().into_owned();
     let named = replay(&["--attachments-from", &folder, "--attachments-from", "/proc", "--attachments-from", "/dev"]);
     assert_eq!(source(&named)["messages"], 0, "it has a second name: {named:?}");
@@ -344,7 +344,7 @@ fn a_row_may_name_only_the_copies_that_the_sdk_made_for_this_user() {
     let named = replay(&["--attachments-from", &folder, "--attachments-from", "/proc", "--attachments-from", "/dev"]);
     // The same file by two ways, of which one leads through a link of the user's own.
     assert_eq!(source(&named)["messages"], 3, "{named:?}");
-    // The one that is gone by now.
+    // The process that has ended.
     assert_eq!(source(&named)["rejected"], 1, "{named:?}");
     server.assert_no_violations();
 }
@@ -390,7 +390,7 @@ fn a_file_that_others_can_change_or_replace_is_not_taken() {
     symlink(&path, &link).expect("a link");
     let linked = from(&link);
     assert!(linked.code() == Some(1) && linked.stderr.contains("it is a symbolic link"), "{linked:?}");
-    // What SQLite would read beside it.
+    // The files that SQLite would read beside it.
     for suffix in ["-journal", "-wal", "-shm"] {
         let beside = folder.join(format!("opik_messages.db{suffix}"));
         symlink("/etc/passwd", &beside).expect("a link");
@@ -451,14 +451,14 @@ fn a_schema_that_computes_is_refused_at_once() {
     for (number, (what, sql)) in [
         ("a view", format!("CREATE TABLE m ({TABLE}); CREATE VIEW messages AS {ENDLESS}")),
         (
-            "a view that says that it is a table",
+            "a view that claims to be a table",
             schema(&format!(
                 "CREATE TABLE messages ({TABLE}); UPDATE sqlite_schema SET sql = 'CREATE VIEW messages AS {}'",
                 ENDLESS.replace('\'', "''")
             )),
         ),
         (
-            "a view that says that it is an index",
+            "a view that claims to be an index",
             schema(&format!(
                 "CREATE TABLE m ({TABLE}); CREATE VIEW messages AS {ENDLESS};
                  UPDATE sqlite_schema SET type = 'table', rootpage = 2 WHERE name = 'messages'"
@@ -492,16 +492,16 @@ fn a_schema_that_computes_is_refused_at_once() {
         for args in [&["replay", "--from", &from][..], &["inspect", "--from", &from]] {
             let refused = ends_by_itself(&machine, &[args, &["--db", &db, "--upstream", NO_SERVER]].concat());
             assert_eq!(refused.code(), Some(1), "{what}: {refused:?}");
-            assert!(refused.stderr.contains("is no store of the Opik Python SDK"), "{what}: {refused:?}");
+            assert!(refused.stderr.contains("is not a store of the Opik Python SDK"), "{what}: {refused:?}");
         }
-        // The same file as an orphan that people are told about.
+        // The same file as an orphan that status lists.
         let status = ends_by_itself(&machine, &["status", "--format", "json", "--db", &db, "--upstream", NO_SERVER]);
         assert!(status.code().is_some_and(|code| code < 5), "{what}: {status:?}");
         fs::remove_file(&path).expect("it is there");
     }
 }
 
-/// Runs a command that has to end by itself.
+/// Runs a command that must end on its own.
 #[track_caller]
 fn ends_by_itself(machine: &Machine, args: &[&str]) -> Output {
     let mut command = machine.home.command(BINARY);

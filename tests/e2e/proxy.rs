@@ -30,7 +30,7 @@ fn a_stream_reaches_the_client_while_the_server_still_writes_it() {
     assert_eq!(answer.head.status, 200);
     let mut begin = Vec::new();
     while begin.len() < b"chunk 0\nchunk 1\n".len() {
-        begin.extend(answer.next_piece().expect("it goes on").expect("it is not over"));
+        begin.extend(answer.next_piece().expect("it continues").expect("it is not over"));
     }
     assert_eq!(begin, b"chunk 0\nchunk 1\n");
     server.release_streams();
@@ -87,7 +87,7 @@ fn a_client_that_asks_whether_to_continue_is_told_so() {
         stream.set_read_timeout(Some(PATIENCE)).expect("a timeout can be set");
         stream.write_all(head.as_bytes()).expect("it reads");
         let mut told = [0; 25];
-        stream.read_exact(&mut told).expect("it says that the body may come");
+        stream.read_exact(&mut told).expect("it asks for the body");
         assert_eq!(&told, b"HTTP/1.1 100 Continue\r\n\r\n");
         stream.write_all(body.as_bytes()).expect("it reads");
         let mut answer = String::new();
@@ -98,7 +98,7 @@ fn a_client_that_asks_whether_to_continue_is_told_so() {
             agent.wait_until_delivered();
         }
         let sent = &server.requests_to("POST", "/v1/private/traces")[0];
-        assert_eq!(sent.header("Expect"), None, "nobody waits for that any more");
+        assert_eq!(sent.header("Expect"), None, "nobody waits for that now");
         assert_eq!(&sent.body[..], body.as_bytes());
     }
 }

@@ -1,5 +1,6 @@
-//! Three agents of one store whose keys are changed again and again in the documented way, while writers send each write
-//! to another of them, the server comes and goes, and agents and `--reseal` are killed: nothing is overtaken or lost.
+//! Three agents of one store whose keys are changed again and again in the documented way, while writers send each
+//! write to another of them, the server comes and goes, and agents and `--reseal` are killed: nothing is overtaken or
+//! lost.
 //!
 //! `OPIK_OFFLINE_ROTATIONS=SEED:ROTATIONS` makes it larger or repeats a run; it is small by default.
 
@@ -21,7 +22,7 @@ use crate::writes::{Told, create, create_batch, delete, score, span, update};
 const AGENTS: usize = 3;
 const WRITERS: u64 = 3;
 
-/// What writers met.
+/// Answers that writers got.
 #[derive(Default)]
 pub struct Met {
     pub sent: AtomicU64,
@@ -48,7 +49,7 @@ impl Writers<'_> {
         }
     }
 
-    /// Says whether it was acknowledged. As an SDK does: what is refused, or met nobody who listens, is sent again.
+    /// Returns whether it was acknowledged. As an SDK does: what is refused, or met nobody who listens, is sent again.
     fn write(&self, apps: &mut [Told<'_>], dice: &mut Dice, write: &Request) -> bool {
         while !self.stop.load(Ordering::Relaxed) {
             let app = &mut apps[dice.below(self.urls.len() as u64) as usize];
@@ -124,7 +125,7 @@ fn agent_with_keys(server: &FakeOpik, db: &str, current: Option<&str>, previous:
     Agent::builder(&server.url()).impatient().without_db().env("OPIK_OFFLINE_DB", db).home(home).start()
 }
 
-/// Runs `healthcheck --reseal` with these keys until it has come to its end; some runs are killed.
+/// Runs `healthcheck --reseal` with these keys until it has finished; some runs are killed.
 fn reseal(db: &str, server: &FakeOpik, dice: &mut Dice, current: Option<&str>, previous: Option<&str>) {
     let home = Home::new();
     configure(&home, current, previous);
@@ -275,7 +276,7 @@ fn an_agent_whose_key_was_changed_keeps_nobody_from_proving_the_store() {
     server.assert_equals(&ledger);
 }
 
-/// What it sees of the store is as of now, also after those who use the store have all closed it and opened it again.
+/// Its view of the store is current, even after all processes have closed the store and reopened it.
 #[test]
 fn an_agent_whose_key_was_changed_sees_what_others_store_after_they_came_again() {
     let server = FakeOpik::new_stopped();

@@ -1,4 +1,5 @@
-//! What killed Python processes left: rows as the SDK would send them, taken in once, by command and by the agent itself.
+//! Files that killed Python processes left: rows as the SDK would send them, salvaged once, by command and by the agent
+//! itself.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -308,7 +309,7 @@ fn bad_files_are_told_and_left_alone_and_good_ones_go_on() {
     let source = &mixed.json()["sources"][0];
     assert!(source["messages"].as_u64() > Some(350) && source["unread"].as_u64() > Some(300), "{source}");
     assert!(folder.join("truncated.db").exists(), "a damaged file may hold more than could be read");
-    assert_eq!(counts(&home).0, 0, "what could be read was not delivered: {mixed:?}");
+    assert_eq!(counts(&home).0, 0, "readable rows were not delivered: {mixed:?}");
     let after: Vec<_> = [&held_path, &other, &folder.join("text.db")].map(|path| state(path)).into();
     assert!(before == after, "a file that is not taken was touched");
     drop(held);
@@ -340,7 +341,7 @@ fn a_salvage_that_is_killed_anywhere_loses_nothing_and_stores_nothing_twice() {
                 || home.db().exists()
                     && store::open(&home.db(), OpenMode::Existing, LIMITS).is_ok_and(|_| counts(&home).0 >= kill_at)
         });
-        // Fails only when it has ended by itself.
+        // Fails only if it has already ended.
         let _ = child.kill();
         child.wait().expect("a child can be waited for");
         assert!(source.exists() || counts(&home).0 == ROWS as u64, "the source is gone before all of it was safe");
@@ -415,7 +416,7 @@ fn what_a_python_process_was_sending_when_it_was_killed_is_sent_again() {
         let listed = cli(&home, &server.url(), &["inspect", "--from", &store.to_string_lossy(), "--format", "json"]);
         rows += listed.json()["rows"].as_array().map_or(0, Vec::len);
     }
-    assert!(rows > 0, "the SDK was sending and kept nothing of it");
+    assert!(rows > 0, "the SDK was sending and did not keep it");
     let from: Vec<String> = stores.iter().map(|store| store.to_string_lossy().into_owned()).collect();
     let args: Vec<&str> = ["replay", "--format", "json", "--remove-source", "--from"]
         .into_iter()
@@ -445,7 +446,7 @@ fn an_upload_that_was_under_way_when_its_process_was_killed_is_done_again() {
         let rows = listed["rows"].as_array().expect("a list");
         uploads += rows.iter().filter(|row| row["message_type"] == "CreateAttachmentMessage").count();
     }
-    assert!(uploads > 0, "the SDK was uploading and kept nothing of it");
+    assert!(uploads > 0, "the SDK was uploading and did not keep it");
     let from: Vec<String> = stores.iter().map(|store| store.to_string_lossy().into_owned()).collect();
     let args = ["replay", "--format", "json", "--remove-source", "--from"];
     let args: Vec<&str> = args.into_iter().chain(from.iter().map(String::as_str)).collect();

@@ -1,5 +1,5 @@
-//! The main job: published clients through the agent, with the server away in the middle and the agent killed while it is
-//! away. The application sees no error, and everything it sent is on the server afterwards.
+//! The main job: published clients through the agent, with the server away in the middle and the agent killed while it
+//! is away. The application sees no error, and everything it sent is on the server afterwards.
 
 use crate::support::agent::Agent;
 use crate::support::fake_opik::{FakeOpik, Received};
@@ -26,7 +26,7 @@ fn through_an_outage(using: Using, work: impl Fn(&mut SdkApp)) -> FakeOpik {
     app.wait_until_all_on(&server);
     agent.wait_until_delivered();
 
-    // What the client still holds at this moment meets a server that is gone.
+    // The client's unsent messages meet a server that is down.
     app.run("traces 10");
     server.stop();
     work(&mut app);

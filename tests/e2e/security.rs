@@ -1,4 +1,4 @@
-//! What a hostile client, page or server can't do: smuggle a request past the agent, read its pages by a name of its own,
+//! A hostile client, page or server cannot smuggle a request past the agent, read its pages by a name of its own,
 //! get at a key by a redirect.
 
 use std::io::{Read, Write};
@@ -80,7 +80,7 @@ fn a_request_that_can_be_read_in_two_ways_is_refused_and_carries_no_other_with_i
             let mut stream = TcpStream::connect(("127.0.0.1", agent.port())).unwrap();
             stream.set_read_timeout(Some(PATIENCE)).unwrap();
             stream.write_all(wire.as_bytes()).unwrap();
-            // What promises more than comes ends here.
+            // A body that announces more than it contains ends here.
             stream.shutdown(std::net::Shutdown::Write).unwrap();
             let mut answer = Vec::new();
             // A reset after the answer: the agent has not read what it has refused.
@@ -248,7 +248,7 @@ fn a_redirect_carries_no_key_to_another_host() {
         let to = Answer::empty(status).with("Location", &location);
         let writes = server.script(When::path("/v1/private/**"), Then::Answer(to.clone()));
         let mut client = Client::new(&agent.url()).with_header("Authorization", KEY);
-        // Passed on as it is: whether to follow is for the client, which keeps its key by itself.
+        // Passed on as it is: the client decides whether to follow, and keeps its key.
         assert_eq!(client.get("/v1/private/projects").header("Location"), Some(&*location));
         let forwarded = client.expect(&create(&uuid7()));
         assert!([status, 201].contains(&forwarded.status), "{}", forwarded.text());

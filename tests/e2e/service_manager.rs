@@ -1,4 +1,4 @@
-//! The agent under a service manager: what systemd is told by the real process.
+//! The agent under a service manager: the notifications that systemd gets from the real process.
 
 use std::os::unix::net::UnixDatagram;
 
@@ -72,7 +72,7 @@ fn a_service_manager_that_is_not_there_stops_nobody() {
         let mut agent = Agent::builder(&server.url()).impatient().env("NOTIFY_SOCKET", socket).start();
         assert_eq!(Client::new(&agent.url()).send(&create(&uuid7())).unwrap().status, 201);
         assert!(agent.terminate().success());
-        assert!(agent.stderr().contains("the service manager"), "nobody is told that nobody is told");
+        assert!(agent.stderr().contains("the service manager"), "a missing service manager is not reported");
     }
 }
 

@@ -1,6 +1,6 @@
 //! An update that reached the server before its create leaves a partial row, which hides a later batch create and is
-//! completed by a single one (Opik issue 8121): such a create is sent singly, whoever sent the update, and the others are
-//! still joined.
+//! completed by a single one (Opik issue 8121): such a create is sent individually, no matter who sent the update, and
+//! the others are still joined.
 
 use serde_json::json;
 
@@ -37,8 +37,8 @@ fn batches(server: &FakeOpik) -> usize {
     server.requests_to("POST", "/v1/private/traces/batch").len()
 }
 
-/// Stores 40 single creates by way of `url` while the server is away, this one among them, and waits until the agent's store
-/// is empty.
+/// Stores 40 single creates by way of `url` while the server is away, this one among them, and waits until the agent's
+/// store is empty.
 #[track_caller]
 fn store_and_deliver(server: &FakeOpik, url: &str, agent: &Agent, id: &str) {
     server.stop();

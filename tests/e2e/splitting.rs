@@ -1,5 +1,5 @@
-//! A client's own batch with bad items: the good ones arrive, each bad one is kept alone with the server's words, it costs
-//! few requests, and a crash in the middle changes nothing of that.
+//! A client's own batch with bad items: the good ones arrive, each bad one is kept alone with the server's words, it
+//! costs few requests, and a crash in the middle changes none of that.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -32,7 +32,7 @@ fn request(path: &str, list: &str, items: Vec<Value>) -> Request {
     Request::new(method, &format!("/v1/private/{path}")).json(&json!({ list: items }))
 }
 
-/// What the store keeps as rejected: for each message its items and everything that it writes about.
+/// The rejected messages of the store: for each message its items and everything that it writes about.
 fn rejected(agent: &Agent) -> Vec<(u64, Value, String)> {
     let listed = agent.cli(&["inspect", "--rejected", "--limit", "0", "--format", "json"]).json();
     let messages = listed["messages"].as_array().expect("a list").clone();

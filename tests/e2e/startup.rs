@@ -1,4 +1,4 @@
-//! What an agent refuses to start with: it says why, with exit code 2, and has started and made nothing.
+//! Invalid settings for an agent: it reports the reason with exit code 2, and has started and created nothing.
 
 use crate::support::agent::{Agent, Home};
 use crate::support::fake_opik::FakeOpik;
@@ -41,7 +41,7 @@ fn a_second_agent_on_the_address_is_refused() {
     let address = format!("127.0.0.1:{}", first.port());
     let output = agent(&home, &["--listen", &address, "--upstream", &server.url()], &[]);
     assert_refused(&home, &output, &[&address]);
-    assert_eq!(Client::new(&first.url()).get("/is-alive/ping").status, 200, "the first one goes on");
+    assert_eq!(Client::new(&first.url()).get("/is-alive/ping").status, 200, "the first one continues");
 }
 
 #[test]
@@ -126,7 +126,7 @@ fn clients_show_the_intake_token_in_a_header_or_in_the_path() {
     assert_eq!(server.count("default", Kind::Trace), 4);
     for request in server.requests() {
         let wire = format!("{} {:?}", request.path, request.headers);
-        assert!(!wire.contains("secret-of-seventeen"), "the server is told the token: {wire}");
+        assert!(!wire.contains("secret-of-seventeen"), "the server gets the token: {wire}");
     }
     assert_eq!(Client::new(&agent.origin()).get("/-/healthy").status, 200);
     assert!(agent.terminate().success());
@@ -164,7 +164,7 @@ fn agents_that_are_each_others_server_do_not_pass_a_backlog_round_and_round() {
     let second = keeping().start();
     assert_eq!(Client::new(&second.url()).expect(&create(&uuid7())).status, 201);
     let first = Agent::builder(&second.url()).impatient().on_port(first).start();
-    wait_until("somebody says that it goes round", PATIENCE, || second.stderr().contains("508"));
+    wait_until("the loop is reported", PATIENCE, || second.stderr().contains("508"));
     assert_eq!((first.backlog(), second.backlog()), (0, 1));
     for agent in [&first, &second] {
         let metrics = Client::new(&agent.origin()).get("/metrics").text();

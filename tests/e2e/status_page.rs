@@ -19,7 +19,7 @@ fn the_page_tells_of_an_outage_without_keys_payloads_or_markup_of_others() {
     let write = create(&uuid7()).header("Comet-Workspace", "<script>x</script>").header("Authorization", KEY);
     assert_eq!(client.expect(&write).status, 201);
     let status = || Client::new(&agent.origin()).get("/-/status.json").json();
-    wait_until("the outage is told", PATIENCE, || {
+    wait_until("the outage is reported", PATIENCE, || {
         status()["server"]["connection"] == "unavailable" && status()["lanes"].as_array().map(Vec::len) == Some(1)
     });
     let status = status();

@@ -1,4 +1,4 @@
-//! Stopping and dying: nothing acknowledged is lost, the right to replay is given back, and it ends.
+//! Stopping and dying: nothing acknowledged is lost, the lease is released, and the agent ends.
 
 use std::io::{BufRead, BufReader, Write};
 use std::net::TcpStream;
@@ -14,7 +14,7 @@ use crate::support::ledger::ClientLedger;
 use crate::support::{PATIENCE, uuid7, wait_until};
 use crate::writes::{Told, create, update};
 
-/// An agent that gives up on the server long after a test has given up on the agent.
+/// An agent whose timeout for the server is much longer than the test's timeout for the agent.
 fn patient(server: &FakeOpik) -> AgentBuilder {
     Agent::builder(&server.url()).impatient().arg("--forward-timeout").arg("10m")
 }
@@ -45,7 +45,7 @@ impl HalfSent {
             body.len()
         );
         connection.get_mut().write_all(head.as_bytes()).unwrap();
-        // It says "go on" when it wants the body, so the request is on its way.
+        // It sends "100 Continue" when it wants the body, so the request is in flight.
         let (mut line, mut empty) = (String::new(), String::new());
         connection.read_line(&mut line).unwrap();
         connection.read_line(&mut empty).unwrap();
@@ -187,7 +187,7 @@ fn a_killed_replay_is_taken_up_by_the_next_agent() {
     agent.kill9();
     hold.clear();
     agent.restart_on_same_port();
-    // What comes meanwhile stands behind.
+    // New writes queue behind it.
     for _ in 0..5 {
         let id = uuid7();
         app.client.disconnect();
@@ -219,7 +219,7 @@ fn a_body_that_never_ends_keeps_the_agent_for_the_shutdown_timeout_only() {
     let mut agent = patient(&server).arg("--shutdown-timeout").arg("500ms").start();
     let half = HalfSent::new(&agent, &uuid7());
     assert!(agent.terminate().success());
-    assert_eq!(half.finish(), "", "what was cut off was answered");
+    assert_eq!(half.finish(), "", "a cut-off request was answered");
     assert_clean(&agent);
     assert_eq!(agent.backlog(), 0);
 }

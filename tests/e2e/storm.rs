@@ -1,7 +1,7 @@
-//! Everything at once, from one seed: clients with lives of all kinds of entities, a server that goes wrong in every way
-//! it can, kills, a replay beside the agent, two agents on one store. Then an oracle: whatever a client was told is on the
-//! server, or in the store as rejected where the server refused it, with its words; of every entity the writes came in
-//! the order in which they were accepted; and what the refusals cost was counted.
+//! Everything at once, from one seed: clients with lives of all kinds of entities, a server that goes wrong in every
+//! way it can, kills, a replay beside the agent, two agents on one store. Then an oracle: every write that a client was
+//! told of is on the server, or in the store as rejected where the server refused it, with its words; of every entity
+//! the writes came in the order in which they were accepted; and what the refusals cost was counted.
 //!
 //! `OPIK_OFFLINE_STORM=SEED:STEPS:CLIENTS` repeats a run or makes it larger; it is small by default, and printed. The
 //! seed decides who does what and what goes wrong when; how threads and processes interleave, no seed decides.
@@ -27,7 +27,7 @@ const WORDS: &str = "the project of this trace is archived";
 const KEYED: &str = "team-b";
 const WORKSPACES: [&str; 4] = ["default", "team-a", KEYED, "team-c"];
 
-/// Ids that the server refuses, whatever is written about them.
+/// Ids that the server refuses in every write.
 type Poison = Arc<Mutex<BTreeSet<String>>>;
 
 /// The writes about one new trace and what belongs to it, in their order.
@@ -69,7 +69,7 @@ struct Shared<'a> {
 }
 
 impl Shared<'_> {
-    /// Sends a write until it is answered, as an SDK does; says whether it was accepted.
+    /// Sends a write until it is answered, as an SDK does; returns whether it was accepted.
     fn send(&self, clients: &mut [Client], dice: &mut Dice, workspace: &str, request: Request) -> Option<bool> {
         let request = request.header("Comet-Workspace", workspace);
         let request = if workspace == KEYED { request.header("Authorization", "key") } else { request };
@@ -131,7 +131,7 @@ impl Shared<'_> {
             };
             let (workspace, is_poison) = (*workspace, *is_poison);
             if self.send(&mut clients, &mut dice, workspace, request) == Some(false) && !is_poison {
-                // What was refused is the client's to mend; this one gives the whole life up.
+                // A refused write is for the client to fix; this one gives up the whole life.
                 lives.swap_remove(at);
             }
             std::thread::sleep(Duration::from_millis(dice.below(4)));
@@ -139,7 +139,7 @@ impl Shared<'_> {
     }
 }
 
-/// What may go wrong with a few requests.
+/// A fault of a few requests.
 fn mishap(dice: &mut Dice) -> Then {
     let statuses = [408, 425, 500, 502, 503, 504, 507, 509, 520, 524];
     let now = std::time::SystemTime::now();
@@ -255,12 +255,12 @@ fn storm(setting: &str, agents_count: usize) {
                     assert!(fine, "{:?} {}", beside.code(), beside.stderr);
                 }
             }
-            assert!(agents.iter_mut().all(Agent::is_running), "an agent ended by itself");
+            assert!(agents.iter_mut().all(Agent::is_running), "an agent ended without a reason");
         }
     });
     server.clear_script();
     server.start();
-    // What follows a refused create stays, until a person says what becomes of it.
+    // Writes that follow a refused create stay until a person decides.
     wait_until("the backlog is delivered", 2 * PATIENCE, || {
         let status = agents[0].cli(&["status", "--format", "json"]).json();
         let stranded = status["stranded"].as_array().into_iter().flatten();
@@ -291,8 +291,8 @@ fn storm(setting: &str, agents_count: usize) {
     );
 }
 
-/// Checks that no update reached the server before the create of its entity. A replay that was killed after its batch was
-/// confirmed sends it again, update and deletion: that update finds nothing and is no early one.
+/// Checks that no update reached the server before the create of its entity. A replay that was killed after its batch
+/// was confirmed sends it again, update and deletion: that update finds nothing and does not count as early.
 #[track_caller]
 fn assert_no_update_before_create(server: &FakeOpik) {
     let requests = server.requests();
@@ -324,8 +324,8 @@ fn early_updates(server: &FakeOpik, agent: &Agent, ledger: &ClientLedger) {
     server.start();
 }
 
-/// Returns what waits with a refused create, by workspace, and the ids that it is about. Each such message names poison, or
-/// what an earlier one of them names.
+/// Returns what waits with a refused create, by workspace, and the ids that it is about. Each such message names
+/// poison, or what an earlier one of them names.
 #[track_caller]
 fn stranded_writes(agent: &Agent, poison: &BTreeSet<String>) -> (Vec<(String, Write)>, BTreeSet<String>) {
     let mut stranded = Vec::new();
@@ -359,8 +359,8 @@ fn whole(agent: &Agent, message: &serde_json::Value) -> (serde_json::Value, Vec<
     (whole, writes)
 }
 
-/// Checks that the store keeps what clients were told about poison, all of it and nothing else: `stranded`, or rejected with
-/// the server's words; returns how many messages are rejected.
+/// Checks that the store keeps what clients were told about poison, all of it and nothing else: `stranded`, or rejected
+/// with the server's words; returns how many messages are rejected.
 #[track_caller]
 fn assert_rejected_are_the_refused(
     server: &FakeOpik,

@@ -1,4 +1,4 @@
-//! What waits with a create that the server refused: for any reason, or for the time in its id.
+//! Messages that wait with a create that the server refused: for any reason, or for the time in its id.
 
 use std::collections::HashSet;
 use std::time::Duration;
@@ -87,16 +87,16 @@ fn a_backlog_older_than_the_servers_window_is_held_by_a_handful_of_requests_and_
     );
     assert_eq!(followers(&server, &old), 0, "updates and scores made nameless traces");
 
-    // What comes now waits with its trace as well, though the server is there.
+    // New writes also wait with their trace, even though the server is up.
     assert_eq!(client.expect(&update(&old[7], 7)).status, 204);
     assert_eq!(client.expect(&span(&uuid7(), &old[8])).status, 201);
     let beside = uuid7();
     assert_eq!(client.expect(&create(&beside)).status, 201);
-    assert!(is_there(&server, &beside), "what depends on nothing is forwarded at once");
+    assert!(is_there(&server, &beside), "independent writes are forwarded at once");
     assert_eq!(followers(&server, &old), 0);
 
     server.set_id_window(None, &[]);
-    wait_until("what was held goes by itself", PATIENCE * 3, || old.iter().all(|id| is_there(&server, id)));
+    wait_until("held messages are retried automatically", PATIENCE * 3, || old.iter().all(|id| is_there(&server, id)));
     agent.wait_until_delivered();
     assert_eq!(status(&agent)["held_ids"]["messages"], 0);
     assert!(mixed.iter().all(|id| is_there(&server, id)));
@@ -141,7 +141,7 @@ fn what_depends_on_a_refused_create_waits_with_it_whatever_the_reason() {
         assert_eq!(client.expect(&create(&bad)).status, 201);
         assert_eq!(client.expect(&update(&bad, 1)).status, 204);
         assert_eq!(client.expect(&score(&bad, 0.5)).status, 204);
-        // While the server only fails at a create, nothing says that it will be refused: a span of it needs no order.
+        // While the server only fails at a create, it may still accept it later: a span of it needs no order.
         let waiting = if reason == 500 { 2 } else { 3 };
         if reason != 500 {
             assert_eq!(client.expect(&span(&uuid7(), &bad)).status, 201);
@@ -164,7 +164,7 @@ fn what_depends_on_a_refused_create_waits_with_it_whatever_the_reason() {
         assert_eq!(followers(&server, std::slice::from_ref(&bad)), 0, "{reason}: a partial trace was made");
         let replayed = agent.cli(&["replay"]);
         assert_eq!(replayed.code(), Some(4), "{}", replayed.stdout);
-        assert!(replayed.stdout.contains("opik-offline inspect"), "nobody is told why:\n{}", replayed.stdout);
+        assert!(replayed.stdout.contains("opik-offline inspect"), "the reason is not shown:\n{}", replayed.stdout);
         let shown = agent.cli(&["status"]).stdout;
         assert!(shown.contains("stranded"), "{shown}");
 

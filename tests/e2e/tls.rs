@@ -1,5 +1,5 @@
-//! The way to a server behind TLS and proxies, for both clients: hyper's forwards, ureq's pings, replays and uploads files.
-//! Real TLS with an authority of the test's own; behind it the fake server, which sees what came through.
+//! The way to a server behind TLS and proxies, for both clients: hyper's forwards, ureq's pings, replays and uploads
+//! files. Real TLS with an authority of the test's own; behind it the fake server, which sees what came through.
 
 use std::path::Path;
 
@@ -99,7 +99,7 @@ fn a_certificate_that_cannot_be_trusted_is_refused_with_its_reason_and_what_to_d
             }
         }
         assert_eq!(agent.backlog(), 1, "{what}");
-        assert!(server.requests().is_empty(), "{what}: a request was sent to whoever it was");
+        assert!(server.requests().is_empty(), "{what}: a request was sent to an unverified server");
     }
 }
 
@@ -154,7 +154,7 @@ fn the_usual_proxy_variables_lead_both_clients_through_the_proxy() {
             server.requests().iter().all(|request| request.header("Proxy-Authorization").is_none()),
             "the proxy's password reached the server"
         );
-        // Its pings would be taken for the next one's.
+        // Its pings would be attributed to the next one.
         drop(agent);
         proxy.take_asked();
         let exempt = builder().env("NO_PROXY", "example.com, .test").start();

@@ -148,7 +148,7 @@ fn a_replay_with_a_timeout_ends_in_time_though_a_request_hangs() {
         ended.is_some()
     });
     assert_eq!((ended.and_then(|status| status.code()), hang.hits()), (Some(4), 1));
-    assert_eq!(storing.backlog(), 1, "what was not confirmed is gone");
+    assert_eq!(storing.backlog(), 1, "an unconfirmed message is gone");
 }
 
 /// The process that replays this store now, by the store's own record.
@@ -158,8 +158,8 @@ fn replayer(agent: &Agent) -> Option<u32> {
     read().unwrap_or(None)
 }
 
-/// Says whether others can write: a process that is stopped inside a commit keeps everybody out, which no store of one
-/// file can help.
+/// Returns whether others can write: a process that is stopped inside a commit keeps everybody out, which no store of
+/// one file can help.
 fn is_writable(agent: &Agent) -> bool {
     let store = rusqlite::Connection::open(agent.db()).expect("the store can be opened");
     store.busy_timeout(std::time::Duration::from_secs(3)).expect("a timeout can be set");
@@ -187,7 +187,7 @@ fn a_replayer_that_is_stopped_past_its_lease_and_woken_sends_nothing_beside_its_
         wait_until("the first agent replays again", PATIENCE, || replayer(&first) == Some(first.pid()));
         first.signal(Signal::STOP);
     }
-    // What it had sent is not in progress at the server any more; it does not know that yet.
+    // Its requests are no longer in progress at the server; it does not know that yet.
     hang.clear();
 
     // Its successors under live load: another agent and three replays, over and over.
@@ -222,7 +222,7 @@ fn a_replayer_that_is_stopped_past_its_lease_and_woken_sends_nothing_beside_its_
                 }
             });
         }
-        // The lease of one that is only stopped ends by its time.
+        // The lease of a process that is only stopped expires.
         let patience = 2 * PATIENCE;
         wait_until("another process took over", patience, || replayer(&first).is_some_and(|pid| pid != first.pid()));
         first.signal(Signal::CONT);
@@ -243,8 +243,8 @@ fn a_replayer_that_is_stopped_past_its_lease_and_woken_sends_nothing_beside_its_
     assert!(stored.iter().all(|id| is_there(&server, "default", id)), "a stored trace never arrived");
 }
 
-/// The same with the command: it is stopped with a request open, another process takes over, and it goes on as if no time
-/// had passed.
+/// The same with the command: it is stopped with a request open, another process takes over, and it continues as if no
+/// time had passed.
 #[test]
 fn a_replay_command_that_is_stopped_past_its_lease_and_woken_sends_nothing_beside_its_successor() {
     let server = FakeOpik::new_stopped();
@@ -272,7 +272,7 @@ fn a_replay_command_that_is_stopped_past_its_lease_and_woken_sends_nothing_besid
         wait_until("the command replays again", PATIENCE, || replayer(&storing) == Some(stopped.0.id()));
         stopped.signal(Signal::STOP);
     }
-    // What it had sent is not in progress at the server any more; it does not know that yet.
+    // Its requests are no longer in progress at the server; it does not know that yet.
     hang.clear();
     storing.restart_on_same_port();
     wait_until("the agent took over", 2 * PATIENCE, || replayer(&storing) == Some(storing.pid()));
@@ -308,7 +308,7 @@ impl Stopped {
 
 impl Drop for Stopped {
     fn drop(&mut self) {
-        // Both fail only when it has ended by itself.
+        // Both fail only if it has already ended.
         let _ = self.0.kill();
         let _ = self.0.wait();
     }

@@ -1,7 +1,7 @@
 //! The binary of an earlier version beside the one under test, on one store: a rolling upgrade.
 //!
-//! `OPIK_OFFLINE_OLDER=PATH` names that binary; without it nothing is run, and the tests say so. What an earlier version is
-//! to others (an open file, its statements) is simulated in `overtaking.rs`.
+//! `OPIK_OFFLINE_OLDER=PATH` names that binary; without it nothing is run, and the tests say so. The effects of an
+//! earlier version on others (an open file, its statements) are simulated in `overtaking.rs`.
 //! `OPIK_OFFLINE_VERSIONS=SEED:ROUNDS` makes it larger or repeats a run.
 
 use std::path::{Path, PathBuf};
@@ -87,8 +87,8 @@ fn assert_none_condemned(db: &Path) {
     assert!(!aside.iter().any(|name| name.to_string_lossy().contains("damaged")), "set aside: {aside:?}");
 }
 
-/// One round: the older agent has a backlog when the new one comes, and both are there while the server is away and comes
-/// back; agents are killed. Once the older one is gone for good, the new one delivers.
+/// One round: the older agent has a backlog when the new one comes, and both are there while the server is away and
+/// comes back; agents are killed. Once the older one is gone for good, the new one delivers.
 fn side_by_side(older: &Path, key: Option<&str>, seed: u64) {
     let mut dice = Dice::new(seed);
     let server = FakeOpik::new_stopped();
@@ -123,7 +123,7 @@ fn side_by_side(older: &Path, key: Option<&str>, seed: u64) {
         stop.store(true, Ordering::Relaxed);
     });
     println!("seed {seed}: schema {} while both run", read(&db, "PRAGMA user_version"));
-    // The older one ends, in the middle of whatever it does, and does not come back.
+    // The older one ends at an arbitrary point, and does not come back.
     server.start();
     pause(&mut dice, 200);
     match dice.below(2) {

@@ -1,8 +1,8 @@
 //! Volumes that change under a running agent: quotas, no inodes, a volume that shrinks, flags that forbid writing, a
 //! file system that becomes read-only, and a store that is moved or deleted.
 //!
-//! In every case: what was acknowledged is delivered in its order, as soon as the volume allows that; what can't be stored
-//! is refused with `Retry-After` or taken by the server; and the agent says what is wrong, once, and where.
+//! In every case: what was acknowledged is delivered in its order, as soon as the volume allows that; what can't be
+//! stored is refused with `Retry-After` or taken by the server; and the agent reports the problem and its place, once.
 
 use std::time::{Duration, Instant};
 
@@ -15,7 +15,7 @@ use crate::support::not_run::not_run;
 use crate::support::{PATIENCE, uuid7, wait_until};
 use crate::writes::{Told, create, update};
 
-/// What happens to the agent while the obstacle is there.
+/// An event for the agent while the obstacle exists.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Meanwhile {
     Nothing,
@@ -38,7 +38,7 @@ struct Trial {
 }
 
 impl Trial {
-    /// Runs the trial, or says why it can't be run here.
+    /// Runs the trial, or prints why it can't be run here.
     fn run(&self, meanwhile: Meanwhile) {
         let name = format!("{} {meanwhile:?}", self.obstacle);
         let home = Home::new();
@@ -118,7 +118,7 @@ impl Trial {
         }
         let says = |log: &str| self.words.iter().any(|words| log.contains(words));
         if refused > 0 && !self.delivers {
-            wait_until(&format!("{name}: the log says what to do"), PATIENCE, || says(&agent.stderr()));
+            wait_until(&format!("{name}: the log suggests a remedy"), PATIENCE, || says(&agent.stderr()));
         }
         let log = agent.stderr();
         let said = format!("{}{log}", client.get("/-/status.json").text());
@@ -232,7 +232,7 @@ fn a_btrfs_that_another_program_filled_is_left_by_delivering() {
     assert_left_by_delivering(Made::Blocks("truncate -s 128M \"$0\" && mkfs.btrfs -q \"$0\""));
 }
 
-/// The store's file moves away, and back. What waits in it is not lost, not overtaken meanwhile, and never forgotten.
+/// The store's file moves away, and back. Its backlog is not lost, not overtaken meanwhile, and never forgotten.
 #[test]
 fn nothing_overtakes_what_waits_in_a_store_that_was_moved_away() {
     let server = FakeOpik::new_stopped();
@@ -259,11 +259,11 @@ fn nothing_overtakes_what_waits_in_a_store_that_was_moved_away() {
         }
     }
     let moved_stores = Client::new(&agent.origin()).get("/-/status.json").json()["store"]["moved_stores"].take();
-    assert_eq!(moved_stores, serde_json::json!([moved]), "nobody says where it is");
+    assert_eq!(moved_stores, serde_json::json!([moved]), "its place is not reported");
     let status = agent.cli(&["status"]);
     assert!(status.stdout.contains("moved away"), "{}", status.stdout);
     let lines = agent.stderr().lines().filter(|line| line.contains("moved away")).count();
-    assert_eq!(lines, 1, "it is said once:\n{}", agent.stderr());
+    assert_eq!(lines, 1, "it is reported once:\n{}", agent.stderr());
     // Moved on, it is still known.
     let further = agent.home().path().join("further.db");
     std::fs::rename(&moved, &further).expect("a file can be renamed");
@@ -359,7 +359,7 @@ fn what_a_locked_store_cannot_take_goes_to_the_server_unless_it_overtakes() {
     server.assert_no_update_before_create();
 }
 
-/// What needs room to be opened: an older schema, and a damaged file.
+/// Stores that need room to be opened: an older schema, and a damaged file.
 #[test]
 fn an_old_or_damaged_store_on_a_full_disk_is_kept_named_and_opened_once_there_is_room() {
     for (is_damaged, made) in [
@@ -418,7 +418,7 @@ fn an_old_or_damaged_store_on_a_full_disk_is_kept_named_and_opened_once_there_is
             agent.wait_until_delivered();
             server.assert_equals(&ledger);
         } else {
-            // What the fixture holds is for a server that takes it, or not: it is all there.
+            // The server may accept the fixture's messages or not: all of them are there.
             let status = agent.cli(&["status", "--format", "json"]).json();
             assert_eq!(status["store"]["state"], "usable", "{status}");
         }

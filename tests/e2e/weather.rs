@@ -1,5 +1,6 @@
-//! A server that flaps, or answers pings and nothing else, or fails at everything for a while: clients always have their
-//! acknowledgement, nobody is stormed, people are not told the same thing a hundred times, and afterwards all is there.
+//! A server that flaps, or answers pings and nothing else, or fails at everything for a while: clients always have
+//! their acknowledgement, nobody is stormed, people are not told the same thing a hundred times, and afterwards all is
+//! there.
 
 use std::time::Duration;
 
@@ -57,7 +58,7 @@ fn every_status_of_a_forwarded_write_is_kept_or_given_back_as_the_contract_says(
         fault.clear();
     }
     for status in kept {
-        // A lane of its own: what one status holds up is no other's matter.
+        // A lane of its own: one status delays no other.
         let mut app = Told::new(&agent.url(), &ledger).in_workspace(&format!("team-{status}"));
         let fault = server.script(When::write(), Then::Answer(Answer::error(status, "later")));
         app.acknowledged(create(&uuid7()), 201);
@@ -168,7 +169,7 @@ fn a_thousand_lanes_that_wake_at_once_make_no_storm() {
     wait_until("the server was pinged ten times", PATIENCE, || pings(&server) >= start + 10);
     let failing = weak.hits();
     eprintln!("{failing} requests failed during ten pings");
-    // It fails at whatever it is asked: to ask for each lane once is enough to know so of each.
+    // It fails at every request: one request per lane is enough to find out.
     assert!(failing <= 2 * LANES, "{failing} requests were spent on a server that fails, for {LANES} lanes");
     weak.clear();
     let slow = server.script(When::write(), Then::Delay(Duration::from_millis(5)));

@@ -1,4 +1,4 @@
-//! What a page in a browser of this machine can't do to the agent: read by a name of its own, write, evict, or reach paths
+//! A page in a browser on this machine cannot use the agent: read by its own name, write, evict, or reach paths
 //! that the agent does not see; and what programs, the agent's own page and followed links still can.
 
 use std::io::{Read, Write};
@@ -73,7 +73,7 @@ fn a_page_of_another_site_neither_reads_nor_writes_on_any_path() {
         let own = format!("Host: 127.0.0.1:{port}\r\n");
         let body = trace(&uuid7(), "chat").to_string();
         let pages = [
-            // Rebinding: the browser takes the agent for the page's own server.
+            // Rebinding: for the browser, the agent is the page's own server.
             format!("Host: evil.example:{port}\r\n"),
             format!(
                 "Host: evil.example:{port}\r\nOrigin: http://evil.example:{port}\r\nSec-Fetch-Site: same-origin\r\n"
@@ -135,7 +135,7 @@ fn a_page_of_another_site_neither_reads_nor_writes_on_any_path() {
         assert_eq!((foreign("host"), foreign("page")), (sent / 2, sent / 2), "each is counted");
         let warnings = agent.stderr().matches("refused a request").count();
         assert_eq!(warnings, 1, "one warning a minute: {}", agent.stderr());
-        // Where a request goes is said twice.
+        // A request names its destination twice.
         for (target, host, expected) in [
             ("http://evil.example/api/v1/private/traces", "127.0.0.1", 403),
             ("http://127.0.0.1/api/v1/private/traces", "evil.example", 403),
@@ -370,7 +370,7 @@ fn dot_segments_never_reach_the_server() {
             }
         }
     });
-    // Dots in names are names, and a query is no path.
+    // Dots in names are part of the name, and a query is not a path.
     let server = FakeOpik::start_new();
     let agent = Agent::start(&server);
     wait_until_it_is("available", &agent);
@@ -437,7 +437,7 @@ fn a_wrapped_command_is_let_in_whatever_characters_the_token_has() {
             command.args(["--", "python3", "-c", SENDER]).env("OPIK_OFFLINE_INTAKE_TOKEN", token);
             command.env("OTEL_EXPORTER_OTLP_ENDPOINT", format!("{}/v1/private/otel", server.url()));
             let output: Output = run(&mut command);
-            // `<>"` and the like are no part of a URL for Python, which sends them all the same, and for others.
+            // `<>"` and the like are not allowed in a URL, but Python and others send them anyway.
             let more = if token.starts_with('~') { "" } else { more };
             assert!(
                 output.stdout.starts_with(&format!("201 True\n200\n401\n{more}")),

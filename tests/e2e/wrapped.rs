@@ -20,7 +20,8 @@ use crate::writes::{Told, create, trace, update};
 
 pub const BINARY: &str = env!("CARGO_BIN_EXE_opik-offline");
 
-/// Returns a command that wraps another, on the home's store. Signals that whoever runs the tests ignores are heeded.
+/// Returns a command that wraps another, on the home's store. Signals that the tests' parent process ignores are
+/// handled.
 pub fn wrapping(home: &Home, db: &Path, server: &str, args: &[&str], inner: &[&str]) -> Command {
     let mut command = home.command("env");
     command.args(["--default-signal=HUP,INT,QUIT,TERM,USR1,USR2", BINARY, "agent", "--upstream", server, "--db"]);
@@ -343,7 +344,7 @@ fn a_killed_agent_leaves_the_store_whole() {
     running.signal(Signal::KILL);
     assert_eq!(running.wait(), None);
     let child = Pid::from_raw(running.pid).unwrap();
-    kill_process(child, Signal::KILL).expect("the command goes on without its agent");
+    kill_process(child, Signal::KILL).expect("the command continues without its agent");
 
     server.start();
     let (db, url) = (home.db(), server.url());
@@ -372,7 +373,7 @@ fn wrapped_commands_and_an_agent_share_a_store() {
             ids.push(id);
         }
     }
-    // Each process goes on with what another one began.
+    // Each process continues what another one began.
     for (number, id) in ids.iter().enumerate() {
         Told::new(&urls[(number + 1) % 3], &ledger).acknowledged(update(id, 1), 204);
     }
@@ -381,7 +382,7 @@ fn wrapped_commands_and_an_agent_share_a_store() {
         assert_eq!(running.end(), Some(4), "{}", running.said());
         assert!(running.said().contains("nothing waits to be delivered"), "{}", running.said());
     }
-    assert_eq!(server.count("default", Kind::Trace), ids.len(), "a flush that says that all is delivered lies");
+    assert_eq!(server.count("default", Kind::Trace), ids.len(), "a flush claims wrongly that all is delivered");
     assert_eq!(agent.backlog(), 0);
     server.assert_equals(&ledger);
     server.assert_order(&ledger);

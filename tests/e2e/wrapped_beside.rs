@@ -25,11 +25,11 @@ fn beside(agent: &Agent, server: &FakeOpik, name: &str) -> Running {
 fn kill(running: &mut Running) {
     running.signal(Signal::KILL);
     assert_eq!(running.wait(), None);
-    kill_process(Pid::from_raw(running.pid).unwrap(), Signal::KILL).expect("the command goes on without its agent");
+    kill_process(Pid::from_raw(running.pid).unwrap(), Signal::KILL).expect("the command continues without its agent");
 }
 
 /// Sends a write by this agent, else by the next one, until one acknowledges it: a conflicting write is refused for a
-/// moment, and one of the agents may be gone.
+/// moment, and one of the agents may have ended.
 fn persist(urls: &[String], from: usize, ledger: &ClientLedger, request: &Request) {
     let mut turn = from;
     wait_until("an agent acknowledges a write", PATIENCE, || {
@@ -155,7 +155,7 @@ fn each_of_two_agents_for_two_servers_delivers_its_own() {
         assert!(running.said().contains("nothing waits to be delivered"), "{}", running.said());
         other.assert_equals(&of_other);
         other.assert_order(&of_other);
-        assert_eq!(agent.backlog(), 10, "what is for the server that is in trouble waits");
+        assert_eq!(agent.backlog(), 10, "a message for the server that is in trouble waits");
 
         server.clear_script();
         server.start();

@@ -8,7 +8,7 @@ use crate::support::fake_opik::check::Kind;
 use crate::support::process::{Output, run};
 use crate::wrapped::{BINARY, wrapping};
 
-/// Sends one trace to whatever `OPIK_URL_OVERRIDE` names.
+/// Sends one trace to the server that `OPIK_URL_OVERRIDE` names.
 const SEND: &str = r#"curl -sf -o /dev/null "$OPIK_URL_OVERRIDE/v1/private/traces" -H 'Content-Type: application/json' -d '{"start_time": "2026-01-02T03:04:05Z", "project_name": "demo"}'"#;
 
 fn shell(home: &Home, server: &FakeOpik, variables: &[(&str, &str)], script: &str) -> Output {
@@ -51,14 +51,14 @@ fn a_command_that_names_another_server_for_opik_offline_gets_it() {
 
 #[test]
 fn a_wrapped_agent_in_a_wrapped_command_keeps_and_delivers_each_message_once() {
-    // The address that the outer agent takes is not free for the inner one.
+    // The outer agent's address is not free for the inner one.
     let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();
     for variables in [&[][..], &[("OPIK_OFFLINE_LISTEN", &*free)], &[("OPIK_OFFLINE_INTAKE_TOKEN", "t/4711")]] {
         let (home, server) = (Home::new(), FakeOpik::new_stopped());
         let inner = format!("$BINARY agent -- sh -c '{}'", SEND.replace('\'', r"'\''"));
         let output = shell(&home, &server, variables, &inner);
         assert_eq!(output.code(), Some(0), "{}", output.stderr);
-        let passes_on = format!("which passes on to {}\n", server.url());
+        let passes_on = format!("which forwards to {}\n", server.url());
         assert_eq!(output.stderr.matches(&passes_on).count(), 2, "{}", output.stderr);
         assert_eq!(output.stderr.matches("1 message stays safely stored in ").count(), 2, "{}", output.stderr);
 
@@ -80,8 +80,9 @@ fn an_address_that_an_agent_has_is_left_to_it_unless_a_flag_names_it() {
     let home = Home::new();
     let by_variable = shell(&home, &server, &[("OPIK_OFFLINE_LISTEN", &address)], SEND);
     assert_eq!(by_variable.code(), Some(0), "{}", by_variable.stderr);
-    let note =
-        format!("{address} (environment OPIK_OFFLINE_LISTEN) is another agent's or program's, so a free port is used");
+    let note = format!(
+        "{address} (environment OPIK_OFFLINE_LISTEN) is in use by another agent or program, so a free port is used"
+    );
     assert!(by_variable.stderr.contains(&note), "{}", by_variable.stderr);
 
     let folder = home.path().join("config/opik-offline");
@@ -109,7 +110,7 @@ fn a_command_whose_server_is_an_agent_that_stays_is_told_who_took_its_writes() {
     };
     let output = through(&home);
     assert_eq!(output.code(), Some(0), "{}", output.stderr);
-    let took = format!("1 write went straight to the agent at {address}, which keeps what its server does not take");
+    let took = format!("1 write went straight to the agent at {address}, which stores what its server does not accept");
     assert!(output.stderr.contains(&took), "{}", output.stderr);
     assert_eq!(agent.backlog(), 1);
 

@@ -20,7 +20,7 @@ fn wrapped(home: &Home, server: &str, args: &[&str], variables: &[(&str, &str)],
     output
 }
 
-/// What a wrapped command finds in its environment.
+/// The environment of a wrapped command.
 fn environment(home: &Home, server: &str, args: &[&str], variables: &[(&str, &str)]) -> (Output, String) {
     let output = wrapped(home, server, args, variables, &["env"]);
     let agent = value(&output, "OPIK_URL_OVERRIDE").expect("it is always set");
@@ -67,7 +67,7 @@ fn a_real_exporters_metrics_logs_and_foreign_traces_go_where_they_went_before() 
         let output = wrapped(&home, &server.url(), args, &variables, &inner);
         assert_eq!(sent_to(&collector), at_collector, "{}", output.stderr);
 
-        // What is Opik's was kept while the server was away.
+        // Opik's data was stored during the outage.
         let is_kept = output.stderr.contains("1 message stays safely stored in ");
         assert_eq!(is_kept, at_collector == others, "{}", output.stderr);
         server.start();
@@ -119,7 +119,7 @@ fn each_signal_of_opentelemetry_is_decided_for_itself() {
         let expected = general.map(|url| if url == collector { url.to_owned() } else { format!("{origin}{OTLP}") });
         assert_eq!(value(&output, GENERAL), expected, "{variables:?}");
         assert_eq!(value(&output, "OTEL_EXPORTER_OTLP_METRICS_ENDPOINT"), None);
-        let elsewhere = |name| format!("opik-offline: {name} leads elsewhere and stays as it is\n");
+        let elsewhere = |name| format!("opik-offline: {name} points elsewhere and is left unchanged\n");
         assert_eq!(output.stderr.matches("leads elsewhere").count(), usize::from(left.is_some()), "{}", output.stderr);
         assert!(left.is_none_or(|name| output.stderr.contains(&elsewhere(name))), "{}", output.stderr);
     }
@@ -160,7 +160,7 @@ fn a_client_that_reads_only_the_file_in_the_home_is_led_through_the_agent() {
         std::fs::write(home.path().join(".opik.config"), text).unwrap();
     };
     file(&format!("{}/", server.url()));
-    // As the Claude Code plugin does: its variable, else the file, whatever OPIK_URL_OVERRIDE says.
+    // As the Claude Code plugin does: its variable, else the file, independent of OPIK_URL_OVERRIDE.
     let plugin = "
 url=${OPIK_BASE_URL:-$(sed -n 's/^url_override = //p' ~/.opik.config)}
 curl -sf -o /dev/null \"${url%/}/v1/private/traces\" -H 'Content-Type: application/json' \

@@ -66,7 +66,7 @@ impl<'a> Told<'a> {
         answer
     }
 
-    /// As [`Told::send`]; a connection that was refused is no try, because nothing was sent.
+    /// As [`Told::send`]; a refused connection does not count as an attempt, because nothing was sent.
     pub fn try_send(&mut self, request: &Request) -> std::io::Result<Response> {
         let mut request = request.clone();
         if let Some(workspace) = &self.workspace {

@@ -41,7 +41,7 @@ struct Recorded {
 }
 
 impl Recorded {
-    /// Takes what lies in the watched folder now as what has always been there.
+    /// Takes the current contents of the watched folder as its initial state.
     fn begin(name: &'static str, layer: &Arc<Layer>) -> Self {
         Self { name, layer: Arc::clone(layer), start: Disk::new(&layer.root()) }
     }
@@ -311,8 +311,8 @@ fn a_power_cut_during_a_salvage_leaves_each_row_in_the_source_or_in_the_store() 
     });
 }
 
-/// What the sweep above found: a torn first page was called another program's file, and the agent stored nothing until a
-/// person removed it.
+/// A finding of the sweep above: a torn first page was called another program's file, and the agent stored nothing
+/// until a person removed it.
 #[test]
 fn a_power_cut_that_tears_the_first_page_of_a_new_store_does_not_keep_the_next_agent_from_it() {
     let folder = tempdir();
@@ -320,7 +320,8 @@ fn a_power_cut_that_tears_the_first_page_of_a_new_store_does_not_keep_the_next_a
     fs::create_dir_all(db.parent().expect("a folder")).expect("folders can be made");
     fs::write(&db, [0xa5; 3072]).expect("a file can be made");
     let mut journal = [0; 512];
-    // As SQLite leaves it when it begins with an empty file: magic, no page, a nonce, no page before, sector, page size.
+    // As SQLite leaves it when it begins with an empty file: magic, no page, a nonce, no page before, sector, page
+    // size.
     journal[..8].copy_from_slice(&[0xd9, 0xd5, 0x05, 0xf9, 0x20, 0xa1, 0x63, 0xd7]);
     journal[12..28].copy_from_slice(&[0x72, 0xef, 0x89, 0x99, 0, 0, 0, 0, 0, 0, 2, 0, 0, 0, 0x10, 0]);
     fs::write(db.with_extension("db-journal"), journal).expect("a file can be made");

@@ -1,14 +1,14 @@
 //! A disk that forgets: what was written and not synced is there after a power cut, or not, or in part.
 //!
 //! - A file's writes and truncations are *pending* until the file is synced; names (made, removed, renamed) are pending
-//!   until their folder is synced. What is durable stays.
-//! - Of what is pending a cut keeps anything: all, nothing, any subset, and of each write any of its 512-byte sectors. A
-//!   later change may be there and an earlier one not, which is what reordering looks like. Where a lost sector lies
+//!   until their folder is synced. Durable data stays.
+//! - A cut keeps anything of the pending data: all, nothing, any subset, and of each write any of its 512-byte sectors.
+//!   A later change may be there and an earlier one not, which is what reordering looks like. Where a lost sector is
 //!   beyond the durable end and a later one was kept, there are zeros, or bytes that nobody wrote.
-//! - After a failed sync or writeback the pages that were dirty are clean. Some of them are *lost*: they read as written, are
-//!   not on the disk, and no later sync writes them, as in Linux. A lost page is written after all when a later write
-//!   touches it, with all that it shows then. Lost new space reads as zeros after a cut (an unwritten extent), or the file
-//!   ends before it.
+//! - After a failed sync or writeback the pages that were dirty are clean. Some of them are *lost*: they read as
+//!   written, are not on the disk, and no later sync writes them, as in Linux. A lost page is written after all when a
+//!   later write touches it, with all that it shows then. Lost new space reads as zeros after a cut (an unwritten
+//!   extent), or the file ends before it.
 //! - A sector is whole or not there, and a write damages no byte outside of its range: SQLite relies on the same.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -38,7 +38,7 @@ struct Content {
 /// The page cache of a file that has lost pages.
 #[derive(Clone)]
 struct Cache {
-    /// What a read shows.
+    /// The contents that a read returns.
     bytes: Vec<u8>,
     /// The pages that are clean and not on the disk.
     lost: BTreeSet<usize>,
@@ -79,7 +79,7 @@ impl Naming {
     }
 }
 
-/// What a cut keeps of what is pending.
+/// The part of the pending data that a cut keeps.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Keeps {
     Everything,
@@ -196,7 +196,8 @@ impl Disk {
             }
         }
         let place = |path: &Path| to.join(path.strip_prefix(&self.root).expect("below the watched folder"));
-        // What lies in a folder whose name was lost is lost with it. Sorted, so a folder comes before what is in it.
+        // The contents of a folder whose name was lost are lost with it. Sorted, so a folder comes before what is in
+        // it.
         fs::create_dir_all(to).expect("a folder can be made");
         let is_reached = |path: &Path| place(path).parent().is_some_and(Path::is_dir);
         for folder in folders.iter().filter(|folder| **folder != self.root && is_reached(folder)) {
@@ -236,7 +237,7 @@ impl Content {
         self.cache.take_if(|cache| cache.lost.is_empty());
     }
 
-    /// What is pending is clean from now on, and a part of it never reached the disk.
+    /// Pending data is clean from now on, and a part of it never reached the disk.
     fn lose(&mut self, dice: &mut Dice) {
         let mut cache = self.cache.take().unwrap_or_else(|| {
             let mut bytes = self.durable.clone();
@@ -274,7 +275,7 @@ impl Content {
 
     fn after_cut(&self, keeps: Keeps, dice: &mut Dice) -> Vec<u8> {
         let mut bytes = self.durable.clone();
-        // Lost sectors of new space: zeros, or whatever lay there before.
+        // Lost sectors of new space: zeros, or older data.
         let filler = if dice.below(2) == 0 { 0 } else { 0xa5 };
         for change in &self.pending {
             match (keeps, change) {

@@ -1,5 +1,5 @@
-//! The n-th write, sync, open and truncation fails, for n = 1, 2, ... until all pass; once and for good. What was acknowledged
-//! has to be there afterwards, and after a power cut: a failed sync leaves pages that only read as written.
+//! The n-th write, sync, open and truncation fails, for n = 1, 2, ... until all pass; once and for good. Acknowledged
+//! messages must be there afterwards, and after a power cut: a failed sync leaves pages that only read as written.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 #[derive(Clone, Debug)]
 pub struct Record {
-    /// The operation's number, from 1. One that changes nothing leaves no record; one that is followed by a loss in the
+    /// The operation's number, from 1. One that changes nothing leaves no record; one with a later loss in the
     /// background leaves two.
     pub operation: u64,
     pub what: What,
@@ -28,8 +28,8 @@ pub enum What {
     Sync {
         inode: u64,
     },
-    /// A sync or a writeback in the background failed: the file's dirty pages are clean now. `fall` decides which of them
-    /// are on the disk.
+    /// A sync or a writeback in the background failed: the file's dirty pages are clean now. `fall` decides which of
+    /// them are on the disk.
     Lost {
         inode: u64,
         fall: u64,

@@ -1,5 +1,6 @@
 //! SIGKILL in place of the n-th operation on the disk: the start, the making of the store, commit, claim, settling, a
-//! division, the stop. Between two operations nothing happens that a restart could see, so this stands for every instant.
+//! division, the stop. Between two operations nothing happens that a restart could see, so this stands for every
+//! instant.
 
 use std::os::unix::process::ExitStatusExt;
 
@@ -33,7 +34,7 @@ fn a_kill_before_any_operation_on_the_disk_loses_nothing_acknowledged() {
             )
         });
     }
-    // A life that came to its end with fewer operations was not killed.
+    // A life that ended with fewer operations was not killed.
     assert!(killed * 2 > kills, "{killed} of {kills} agents were killed");
     eprintln!("{killed} kills in {last} operations");
 }

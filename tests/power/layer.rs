@@ -36,7 +36,7 @@ fn library() -> &'static Path {
         let output = cc.args(["-ldl", "-lpthread"]).output();
         let output = output.expect("a C compiler is there: apt-get install build-essential");
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-        // Another test process may use the one that is there.
+        // Another test process may use the existing one.
         fs::rename(&ours, &library).expect("it can be put in its place");
         library
     })
@@ -91,7 +91,7 @@ impl Layer {
         [self.env(), vec![("OPIK_DISK_JOURNAL", journal)]].concat()
     }
 
-    /// Returns a count of what was done so far. What was acknowledged before this is called was done by then.
+    /// Returns a count of what was done so far. Everything acknowledged before this call was done by then.
     pub fn count(&self, counter: Counter) -> u64 {
         let mut bytes = [0; 8];
         let file = File::open(self.counters()).expect("it is there");

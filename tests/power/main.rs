@@ -1,14 +1,15 @@
 //! The disk under the real binary: power cuts, errors and kills at its n-th operation.
 //!
 //! `tests/faults/disk.c` stands between the binary and its libc and gives every operation below one folder a number. A
-//! run is recorded once; from the record any moment's disk is built as a power cut may have left it ([`disk`]), and it is
-//! looked into as the next start would. The same numbers say when an operation fails or the process is killed.
+//! run is recorded once; from the record any moment's disk is built as a power cut may have left it ([`disk`]), and it
+//! is looked into as the next start would. The same numbers say when an operation fails or the process is killed.
 //!
 //! `OPIK_OFFLINE_POWER=SEED:COUNT` sets how many power cuts are made of the recorded runs, and a tenth as many kills;
-//! errors are tried at every operation whatever it says. A failure prints what repeats it. Needs Linux and a C compiler.
+//! errors are injected at every operation in any case. A failure prints how to reproduce it. Needs Linux and a C
+//! compiler.
 
 #![cfg(target_os = "linux")]
-#![allow(clippy::unwrap_used, clippy::disallowed_methods, reason = "a test that cannot go on says so by failing")]
+#![allow(clippy::unwrap_used, clippy::disallowed_methods, reason = "a test that cannot continue fails")]
 
 mod cuts;
 mod dice;

@@ -1,11 +1,13 @@
-//! A disk that fails for a while and works again: what is acknowledged afterwards is as safe as what was acknowledged before.
+//! A disk that fails for a while and works again: what is acknowledged afterwards is as safe as what was acknowledged
+//! before.
 //!
 //! Nothing that is written back of one file during the outage reaches the disk; the kernel says so once and takes the
-//! pages for clean (see [`crate::disk`]). The agent goes on, alone or beside a second one on the same store, or it is killed
-//! and started again, and power fails later. Readers hold snapshots meanwhile, so that checkpoints are cut short.
+//! pages for clean (see [`crate::disk`]). The agent continues, alone or beside a second one on the same store, or it is
+//! killed and started again, and power fails later. Readers hold snapshots meanwhile, so that checkpoints are cut
+//! short.
 //!
-//! `OPIK_OFFLINE_OUTAGES=SEED:ROUNDS` sets how many outages each file has. A failure names its seed; with `SEED:1` it is
-//! played again. One client writes, so the operations have nearly the same numbers each time.
+//! `OPIK_OFFLINE_OUTAGES=SEED:ROUNDS` sets how many outages each file has. A failure names its seed; with `SEED:1` it
+//! is played again. One client writes, so the operations have nearly the same numbers each time.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -47,8 +49,8 @@ struct Round {
     why: Vec<String>,
 }
 
-/// A reader that holds a snapshot now and then, as `status --watch`, a backup or an idle shell may. It is gone in between:
-/// an agent that opens its store again while nobody else has it open reads the log from its start.
+/// A reader that holds a snapshot now and then, as `status --watch`, a backup or an idle shell may. It is gone in
+/// between: an agent that opens its store again while nobody else has it open reads the log from its start.
 struct Reader {
     snapshot: Option<Connection>,
     writes_left: u64,
@@ -85,8 +87,8 @@ fn round(file: &str, seed: u64) -> Round {
     let from = 300 + dice.below(1500);
     let operations = if is_log { 4 + dice.below(24) } else { 150 + dice.below(500) };
     let last = from + operations + 600 + dice.below(1200);
-    // A third of the agents is killed: the page cache outlives a process, and what its successor reads may not be on the
-    // disk. A third is not alone.
+    // A third of the agents is killed: the page cache outlives a process, and what its successor reads may not be on
+    // the disk. A third is not alone.
     let company = dice.below(3);
     let mut kill = (company == 0).then(|| from + dice.below(operations + 60));
     // Most are over before the agent tries its store again.

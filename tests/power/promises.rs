@@ -1,4 +1,4 @@
-//! What clients were told in a recorded run, against the number of the operation that was the last by then.
+//! The answers to clients in a recorded run, with the number of the operation that was the last by then.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
@@ -103,7 +103,7 @@ impl Promises {
         server.script(sees, Then::status(500));
     }
 
-    /// Says which items, except those of these ids, were promised and are not on the server.
+    /// Returns the items, except those of these ids, that were promised and are not on the server.
     pub fn missing(&self, refused: &BTreeSet<String>) -> usize {
         let arrived = self.arrived.lock().expect("no thread panicked");
         let told = self.told.lock().expect("no thread panicked");
@@ -136,7 +136,8 @@ impl Promises {
         let told = self.told.lock().expect("no thread panicked");
         for message in messages(db)? {
             let (path, body) = (format!("/{}", message.request.path), &message.request.body.bytes);
-            let json: Value = serde_json::from_slice(body).map_err(|why| format!("a stored body is no JSON: {why}"))?;
+            let json: Value =
+                serde_json::from_slice(body).map_err(|why| format!("a stored body is not JSON: {why}"))?;
             let found = items(&path, &json);
             let source =
                 told.iter().find(|told| told.path == path && found.keys().all(|item| told.items.contains_key(item)));
@@ -197,6 +198,6 @@ pub fn opens_unrepaired(db: &Path) -> Result<(), String> {
     let aside: Vec<String> = names.filter(|name| name.contains("damaged") || name.contains("recovering")).collect();
     match aside.is_empty() && after == before as u64 {
         true => Ok(()),
-        false => Err(format!("the next agent has {after} of {before} messages, set aside: {aside:?}")),
+        false => Err(format!("the next agent has {after} messages, and {before} were expected, set aside: {aside:?}")),
     }
 }

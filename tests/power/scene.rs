@@ -27,7 +27,7 @@ pub struct Scene {
 pub struct End {
     pub status: ExitStatus,
     pub stderr: String,
-    /// What the server takes and was promised, and did not reach it.
+    /// Writes that the server accepts, that were promised, and that did not reach it.
     pub missing: usize,
 }
 
@@ -37,7 +37,8 @@ impl Scene {
         Self { layer, promises: Promises::default(), refused: BTreeSet::new(), server, home: Home::new() }
     }
 
-    /// Plays it with this in the agent's environment; it ends when the agent died, or when it stopped as it was asked to.
+    /// Plays it with this in the agent's environment; it ends when the agent died, or when it stopped as it was asked
+    /// to.
     pub fn play(&mut self, env: &[(&'static str, String)]) -> End {
         let mut command = self.home.command(env!("CARGO_BIN_EXE_opik-offline"));
         command
@@ -70,7 +71,7 @@ impl Scene {
         End { status, stderr: written.text(), missing: self.promises.missing(&self.refused) }
     }
 
-    /// Sends what an application sends; each write may be refused or stay unanswered, and the rest is sent all the same.
+    /// Sends what an application sends; each write may be refused or stay unanswered, and the rest is sent anyway.
     fn write(&mut self, client: &mut Client) {
         let ids: Vec<String> = (0..5).map(|_| uuid7()).collect();
         self.refused = BTreeSet::from([ids[2].clone()]);
@@ -87,7 +88,7 @@ impl Scene {
                 self.promises.note(&self.layer, request);
                 Some(answer.status)
             }
-            // The client was told, and still has it. What a failed sync left in the log may be read all the same.
+            // The client was told, and still has it. Data of a failed sync in the log may be read anyway.
             Ok(answer) => {
                 self.promises.unanswered(request);
                 Some(answer.status)
@@ -100,8 +101,8 @@ impl Scene {
         }
     }
 
-    /// Starts the server and waits until it has what was promised. Where the disk failed for good that may never be; then
-    /// new writes go through the agent, or are refused because nobody can see what waits before them.
+    /// Starts the server and waits until it has what was promised. Where the disk failed for good that may never be;
+    /// then new writes go through the agent, or are refused because nobody can see what waits before them.
     fn deliver(&self, agent: &mut Running, port: u16, deadline: Instant) {
         let refusal = Then::Answer(Answer::error(422, "must not be negative"));
         self.server.script(When::ids(self.refused.iter()), refusal);
@@ -153,7 +154,7 @@ impl Running {
 impl Drop for Running {
     fn drop(&mut self) {
         if self.status.is_none() {
-            // Both fail only when it has ended by itself.
+            // Both fail only if it has already ended.
             let _ = self.child.kill();
             let _ = self.child.wait();
         }

@@ -100,7 +100,7 @@ struct Disk {
 
 /// A copy of the disk as power was cut.
 struct Cut {
-    /// What was acknowledged by then.
+    /// The messages acknowledged by then.
     due: Vec<String>,
     copy: PathBuf,
     how: String,
@@ -176,7 +176,8 @@ impl Campaign {
         let db = place("disk").join("store").join(DB);
         let server = FakeOpik::new_stopped();
         let builder = Agent::builder(&server.url()).impatient().without_db().arg("--db").arg(text(&db));
-        // A small write-ahead log, so that it is checkpointed many times; or a middling one, in which a hole stays longer.
+        // A small write-ahead log, so that it is checkpointed many times; or a middling one, in which a hole stays
+        // longer.
         let size_max = if self.file == DB { "12MiB" } else { ["12MiB", "48MiB"][dice.below(2) as usize] };
         let mut agent = builder.arg("--max-size").arg(size_max).arg("--free-disk-reserve").arg("0").start();
         let (acknowledged, stop) = (Acknowledged::default(), AtomicBool::new(false));
@@ -267,7 +268,7 @@ impl Campaign {
         let mut failing: Vec<Range<u64>> = Vec::new();
         // A machine that is slow today may write nothing for that long.
         while began.elapsed() < lasting || (image.failed() == 0 && began.elapsed() < 10 * lasting) {
-            // The file may be gone for a moment: what failed stays so.
+            // The file may be missing for a moment: a failed request stays failed.
             if let Ok(found) = extents(&file, false) {
                 failing.extend(found);
             }

@@ -40,7 +40,7 @@ fn blocks_of_the_database_that_fail_on_xfs_lose_nothing_acknowledged_then_or_lat
 
 /// Set for the process in the namespaces.
 const INSIDE: &str = "OPIK_OFFLINE_REAL_DISK_INSIDE";
-/// How that process says that this machine does not let it do what it needs.
+/// The exit code by which that process reports that this machine denies it the required privileges.
 const NOT_RUN: i32 = 77;
 const NAMESPACES: [&str; 5] = ["--mount", "--pid", "--fork", "--kill-child", "--mount-proc"];
 
@@ -158,7 +158,7 @@ impl Running {
 
 impl Drop for Running {
     fn drop(&mut self) {
-        // Both fail only when it has ended by itself.
+        // Both fail only if it has already ended.
         let _ = self.child.kill();
         let _ = self.child.wait();
     }

@@ -1,4 +1,4 @@
-//! A disk in memory: one file in a FUSE file system, for a loop device to stand on.
+//! A disk in memory: one file in a FUSE file system, as the backing file of a loop device.
 //!
 //! It keeps what a disk with a write cache keeps. A flush makes all writes before it durable; of the others a power cut
 //! keeps any part. Writes to chosen ranges can be made to fail with EIO, as those to bad blocks do.
@@ -23,7 +23,7 @@ use crate::dice::Dice;
 
 pub const NAME: &str = "image";
 const BLOCK: usize = 4096;
-/// What a disk writes whole or not at all.
+/// The unit that a disk writes atomically.
 const SECTOR: usize = 512;
 const FILE: INodeNo = INodeNo(2);
 const TTL: Duration = Duration::from_secs(60);
@@ -32,9 +32,9 @@ const TTL: Duration = Duration::from_secs(60);
 pub struct Image(Arc<Mutex<State>>);
 
 struct State {
-    /// What a read shows.
+    /// The contents that a read returns.
     current: Vec<u8>,
-    /// What a flush has made safe.
+    /// The contents that a flush has made durable.
     durable: Vec<u8>,
     /// Blocks of either that are not as they were at first, all zeros.
     touched: BTreeSet<usize>,
@@ -163,7 +163,7 @@ impl Filesystem for Image {
     }
 
     fn open(&self, _: &Request, _: INodeNo, _: OpenFlags, reply: ReplyOpen) {
-        // Without a cache in between: what the loop device writes is here before it is told so.
+        // Without a cache in between: a write of the loop device arrives here before it returns.
         reply.opened(FileHandle(0), FopenFlags::FOPEN_DIRECT_IO);
     }
 

@@ -58,7 +58,7 @@ impl Drop for Mounted {
     }
 }
 
-/// Attaches a file to a loop device past the page cache. Detached when it is not used any more.
+/// Attaches a file to a loop device past the page cache. Detached when it is no longer used.
 pub fn attach(file: &Path) -> Result<PathBuf, String> {
     step("losetup", &["--find", "--show", "--direct-io=on", text(file)]).map(PathBuf::from)
 }
@@ -68,8 +68,8 @@ pub fn detach(device: &Path) {
     let _ = step("losetup", &["--detach", text(device)]);
 }
 
-/// Returns where on the disk the blocks of a file are, in bytes. With `writes_back` its dirty pages are written back first,
-/// and nobody is told how that went, as when the kernel does so by itself.
+/// Returns where on the disk the blocks of a file are, in bytes. With `writes_back` its dirty pages are written back
+/// first, and the result is not reported, as when the kernel does so on its own.
 pub fn extents(file: &Path, writes_back: bool) -> Result<Vec<Range<u64>>, String> {
     let mut args = vec!["-v", "-b4096"];
     if writes_back {

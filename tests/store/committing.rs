@@ -57,7 +57,7 @@ impl Door {
         self.changed.notify_all();
     }
 
-    /// Returns when a registration stands at the door.
+    /// Returns once a registration waits.
     fn wait_for_one(&self) {
         while self.commits.lock().expect("no panic").is_empty() {
             std::thread::yield_now();
@@ -192,7 +192,7 @@ fn a_slot_heals_when_its_store_can_be_used_again() {
     assert!(matches!(&refused, Err(CommitError::Store(error)) if matches!(**error, StoreError::NotAStore { .. })));
     assert!(matches!(slot.state(), SlotState::Unavailable { .. }));
     fs::remove_dir(&path).expect("it is empty");
-    slot.retry().expect("nothing is in the way any more");
+    slot.retry().expect("nothing blocks it now");
     assert!(matches!(slot.state(), SlotState::Open));
     committer.store(message(0)).expect("the store is there");
     assert_eq!(slot.get().expect("it is open").ahead(&lane("team"), &[]).unwrap().messages, 1);
@@ -221,7 +221,7 @@ fn a_commit_that_does_not_end_is_seen_and_waiting_for_work_is_no_silence() {
     let answers = submit(&committer, [0]);
     door.wait_for_one();
     let silent_for = committer.silent_for();
-    assert!(silent_for > Duration::ZERO, "an agent that acknowledges nothing any more would never be restarted");
+    assert!(silent_for > Duration::ZERO, "an agent that no longer acknowledges anything would never be restarted");
     assert!(committer.silent_for() >= silent_for);
     door.open();
     assert!(answers.recv().expect("an answer").1.is_ok());

@@ -1,6 +1,6 @@
 //! Damage of every kind, in any place: what is whole is recovered exactly as it was stored, and nothing is invented.
 //!
-//! A message that was delivered may come back where its deletion can't be read any more; delivering it again is an
+//! A message that was delivered may come back if its deletion is unreadable; delivering it again is an
 //! upsert. Everything else has to be one of the messages that were stored, byte for byte.
 
 use std::collections::BTreeMap;
@@ -20,7 +20,7 @@ use proptest::prelude::*;
 use crate::messages::{about_trace, attachment, file, lane};
 use crate::story::{LIMITS, open, open_with, sealed_with};
 
-/// What a store held, by the number of the message.
+/// The messages of a store, by number.
 type Stored = BTreeMap<i64, (StoredMessage, Option<Vec<u8>>)>;
 
 /// The messages that are stored: small and large, plain and compressed by their client, of several lanes.
@@ -87,7 +87,7 @@ impl Sample {
         writer.write(&file(1, 700_000)).expect("it fits");
         writer.register(&attachment(&lane("team"), "with-a-file", 1_500)).expect("it fits");
         if with_log {
-            // What comes from here on is in the log alone.
+            // Messages from here on are only in the log.
             store.compact().expect("it can be compacted");
         }
         let row = SalvagedRow {
@@ -152,13 +152,14 @@ fn damaged_files(path: &Path) -> Vec<PathBuf> {
     files
 }
 
-/// Opens the store as an agent does, and again after everything in it was looked at, as an agent does that meets damage.
+/// Opens the store as an agent does, and again after everything in it was looked at, as an agent does that meets
+/// damage.
 fn recovered(path: &Path) -> SqliteStore {
     recovered_with(path, &Keys::default())
 }
 
 fn recovered_with(path: &Path, keys: &Keys) -> SqliteStore {
-    let store = SqliteStore::open_with(path, OpenMode::CreateIfMissing, LIMITS, keys).expect("an agent can go on");
+    let store = SqliteStore::open_with(path, OpenMode::CreateIfMissing, LIMITS, keys).expect("an agent can continue");
     let page = Page { after: None, limit: 10_000, newest_first: false };
     let problems = store.check();
     let list = store.list(&Filter::default(), &page).and_then(|listed| {
@@ -170,7 +171,7 @@ fn recovered_with(path: &Path, keys: &Keys) -> SqliteStore {
     }
     drop(store);
     opik_offline::store::recover(path, "found by the test", LIMITS, keys).map(drop).expect("it can be recovered");
-    SqliteStore::open_with(path, OpenMode::CreateIfMissing, LIMITS, keys).expect("an agent can go on")
+    SqliteStore::open_with(path, OpenMode::CreateIfMissing, LIMITS, keys).expect("an agent can continue")
 }
 
 /// Asserts that everything in the store is a message that was stored, as it was stored; returns which of them are gone.
@@ -200,8 +201,8 @@ fn a_store_without_its_first_page_loses_nothing() {
         let mut bytes = fs::read(&path).expect("ours");
         bytes[..4096].fill(0);
         fs::write(&path, &bytes).expect("ours");
-        let store =
-            SqliteStore::open_with(&path, OpenMode::CreateIfMissing, LIMITS, &sample.keys).expect("an agent can go on");
+        let store = SqliteStore::open_with(&path, OpenMode::CreateIfMissing, LIMITS, &sample.keys)
+            .expect("an agent can continue");
         assert_eq!(missing(&sample, &store), Vec::<i64>::new(), "whole messages were lost (log: {with_log})");
         let recoveries = store.condition().expect("it can be read").recoveries;
         assert_eq!(recoveries.len(), 1);
@@ -218,7 +219,7 @@ fn a_store_without_its_first_page_loses_nothing() {
             assert_ne!(listed.status, MessageStatus::Registered);
         }
         assert!(store.is_salvaged(&Sha256::new([7; 32])).expect("it can be read"), "an SDK's row would be sent twice");
-        let next = store.register(&[about_trace(&lane("team"), "next", Effect::Create, 9)]).expect("it goes on");
+        let next = store.register(&[about_trace(&lane("team"), "next", Effect::Create, 9)]).expect("it continues");
         assert!(next[0].0 > *sample.stored.keys().next_back().expect("some"), "a number is used twice");
     }
 }
@@ -233,7 +234,7 @@ fn pages_of_a_sealed_store_cost_what_stands_in_them() {
     every_page_costs_what_stands_in_it(&Sample::make_with(sealed_with(1), false));
 }
 
-/// The store was written anew, so that its trees stand in other places than those of a new one.
+/// The store was rewritten, so its trees are in other places than those of a new one.
 #[test]
 fn pages_of_a_store_that_was_sealed_later_cost_what_stands_in_them() {
     let mut sample = Sample::make(false);
@@ -261,7 +262,7 @@ fn every_page_costs_what_stands_in_it(sample: &Sample) {
         lost_most = lost_most.max(missing.len());
         assert!(missing.len() <= 45, "page {page} cost {} messages: {missing:?}", missing.len());
         let told: u64 = store.condition().expect("it can be read").recoveries.iter().map(|r| r.lost).sum();
-        assert!(told >= missing.len() as u64, "page {page}: {} are lost, and {told} are told of", missing.len());
+        assert!(told >= missing.len() as u64, "page {page}: {} are lost, and {told} are reported", missing.len());
     }
     assert!(lost_most > 0, "no page holds a message");
 }
@@ -316,7 +317,7 @@ fn a_log_without_its_database_is_not_thrown_away() {
         if let Some(bytes) = left {
             fs::write(&path, &fs::read(&whole).expect("ours")[..bytes]).expect("ours");
         }
-        let store = SqliteStore::open(&path, OpenMode::CreateIfMissing, LIMITS).expect("an agent can go on");
+        let store = SqliteStore::open(&path, OpenMode::CreateIfMissing, LIMITS).expect("an agent can continue");
         let found = listed(&store);
         assert_eq!(found.len(), ids.len(), "what the log holds is lost ({left:?})");
         assert!(found == before, "what the log holds was changed ({left:?})");
@@ -375,7 +376,7 @@ fn a_recovery_that_was_cut_off_goes_on_and_loses_nothing_more() {
             matches!(SqliteStore::open(&path, OpenMode::Existing, LIMITS), Err(StoreError::Damaged { .. })),
             "somebody who only looks sees a store that is not complete (step {step})"
         );
-        let store = SqliteStore::open(&path, OpenMode::CreateIfMissing, LIMITS).expect("it goes on");
+        let store = SqliteStore::open(&path, OpenMode::CreateIfMissing, LIMITS).expect("it continues");
         assert_eq!(missing(&sample, &store), Vec::<i64>::new(), "step {step}");
         assert_eq!(damaged_files(&path).len(), 1, "step {step}");
     }
@@ -501,7 +502,7 @@ fn whatever_happens_to_the_file_nothing_is_invented_and_the_agent_goes_on() {
             match SqliteStore::open(&path, OpenMode::CreateIfMissing, LIMITS) {
                 // A newer version may have written it, and a file that tells nothing of itself is left alone.
                 Err(StoreError::NewerSchema { .. } | StoreError::NotAStore { .. }) => return Ok(()),
-                Err(error) => panic!("the agent can't go on: {error}"),
+                Err(error) => panic!("the agent can't continue: {error}"),
                 Ok(_) => {}
             }
             let store = recovered(&path);
@@ -591,7 +592,7 @@ fn a_sealed_message_that_does_not_open_is_rejected_and_the_others_are_sent() {
     }
     sent.sort_unstable();
     let intact: Vec<i64> = waiting.iter().filter(|id| !tampered.contains(id)).copied().collect();
-    assert_eq!(sent, intact, "a message that is whole is not sent, or one that is not");
+    assert_eq!(sent, intact, "an intact message is not sent, or a damaged one is");
     for id in tampered {
         let listed = store.list(&Filter { ids: vec![MessageId(id)], ..Filter::default() }, &page).expect("it is there");
         assert_eq!(listed[0].status, MessageStatus::Rejected, "message {id} blocks its lane");
@@ -619,7 +620,7 @@ fn a_recovered_store_sends_creates_singly_whose_note_may_be_lost() {
         let mut bytes = fs::read(&path).expect("ours");
         bytes[..4096].fill(0);
         fs::write(&path, &bytes).expect("ours");
-        let store = SqliteStore::open(&path, OpenMode::CreateIfMissing, LIMITS).expect("an agent can go on");
+        let store = SqliteStore::open(&path, OpenMode::CreateIfMissing, LIMITS).expect("an agent can continue");
         let lease =
             store.acquire(&Owner::this_process("agent"), Duration::from_secs(600)).expect("nobody else replays");
         let work = store.lanes(&Filter::default(), now_ms()).expect("lanes can be read");

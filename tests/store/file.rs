@@ -1,4 +1,4 @@
-//! What only a file can do: permissions, other people's files, newer versions, removal, limits.
+//! Properties of files: permissions, other people's files, newer versions, removal, limits.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -65,7 +65,7 @@ fn a_store_is_the_same_when_it_is_opened_again_and_no_other_under_its_path_is() 
     // The system may give the next file the number of this one, as soon as nobody has it open.
     for _ in 0..20 {
         for suffix in ["", "-wal", "-shm"] {
-            // The last two go with whoever closes the store last.
+            // The last two are removed by the process that closes the store last.
             let _ = fs::remove_file(beside(&path, suffix));
         }
         assert_ne!(open(&path).identity(), first, "what was decided of other messages would be believed of these");
@@ -120,7 +120,7 @@ fn a_store_that_others_can_read_is_closed_when_it_is_opened() {
         assert_eq!(mode(&beside(&path, suffix)), 0o600, "opik_messages.db{suffix}");
     }
     for store in [&store, &again] {
-        store.register(&[about_trace(&lane("team"), "b", Effect::Create, 2)]).expect("both go on");
+        store.register(&[about_trace(&lane("team"), "b", Effect::Create, 2)]).expect("both continue");
     }
     // A folder that is not of our making stays as its owner wants it.
     set(temporary.path(), 0o755);
@@ -170,7 +170,7 @@ fn a_trap_on_the_way_to_the_store_is_refused_and_nothing_is_written_through_it()
         fs::remove_file(&trap).expect("it is ours");
     }
     open(&shared.join("mine.db")).register(&[about_trace(&lane("t"), "a", Effect::Create, 1)]).expect("a good place");
-    // A link of one's own goes on working, here and at home.
+    // A link of the same user keeps working, here and in the home directory.
     symlink(shared.join("mine.db"), temporary.path().join("link.db")).expect("the folder is ours");
     symlink(shared.join("mine.db"), shared.join("link.db")).expect("anybody may");
     for link in [temporary.path().join("link.db"), shared.join("link.db")] {
@@ -254,8 +254,8 @@ fn what_is_no_store_is_refused_with_its_reason_and_left_as_it_is() {
     let before = contents(folder.path());
     for (name, reason) in [
         ("folder.db", "it is a directory"),
-        ("text.db", "it is no SQLite database"),
-        ("short.db", "it is no SQLite database"),
+        ("text.db", "it is not an SQLite database"),
+        ("short.db", "it is not an SQLite database"),
         ("python sdk?#%.db", "leftover file of the Opik Python SDK"),
         ("foreign.db", "the database of another program"),
         ("marked.db", "the database of another program"),
@@ -353,7 +353,7 @@ fn a_damaged_file_is_called_damaged() {
     match SqliteStore::open(&path, OpenMode::Existing, LIMITS) {
         Err(error) => assert!(matches!(error, StoreError::Damaged { .. }), "{error}"),
         Ok(store) => {
-            assert_ne!(store.check().expect("a check says what is wrong"), Vec::<String>::new());
+            assert_ne!(store.check().expect("a check reports the fault"), Vec::<String>::new());
             let page = Page { after: None, limit: 1000, newest_first: false };
             let error = store.list(&Filter::default(), &page).expect_err("most pages are overwritten");
             assert!(matches!(error, StoreError::Damaged { .. }), "{error}");
@@ -375,7 +375,7 @@ fn a_message_in_a_removed_file_is_not_stored() {
 fn fill(store: &SqliteStore, limit: i64) -> (i64, Option<StoreError>) {
     for number in 0..limit {
         let mut message = about_trace(&lane("team"), &number.to_string(), Effect::Create, number);
-        // What its client compressed is kept as it is.
+        // A body that its client compressed is stored unchanged.
         message.request.body = Body::new(vec![b'x'; 20_000], Encoding::Gzip);
         if let Err(error) = store.register(&[message]) {
             return (number, Some(error));
@@ -470,7 +470,7 @@ fn a_store_whose_making_was_cut_off_is_made_anew() {
         store.register(&[about_trace(&lane("team"), "t", Effect::Create, 1)]).expect("it fits");
         assert_eq!(store.check().expect("it can be checked"), Vec::<String>::new());
     }
-    // What was there before belongs to somebody.
+    // An existing file belongs to another program.
     let folder = tempfile::tempdir().expect("a temporary folder");
     let path = folder.path().join("opik_messages.db");
     fs::write(&path, vec![0xa5; 4096]).expect("a file");

@@ -1,8 +1,8 @@
-//! Random histories: whatever happens to a store, the engine answers as the model does.
+//! Random histories: for any sequence of verbs, the engine answers like the model.
 //!
 //! After every step both stores list the same messages, count the same backlog and offer the same work; at the end the
-//! engine's own books agree with its messages. A *crash* goes on with a copy of the files as they are, without the store
-//! being closed: what a killed process leaves behind.
+//! engine's own books agree with its messages. A *crash* continues with a copy of the files as they are, without the
+//! store being closed: what a killed process leaves behind.
 //!
 //! `OPIK_OFFLINE_CASES` sets how many histories are tried.
 
@@ -41,7 +41,7 @@ fn lanes() -> [Lane; 3] {
 #[derive(Clone, Debug)]
 enum Step {
     Register(Vec<Message>),
-    /// A file of so many bytes, registered or given up.
+    /// A file of this many bytes, registered or given up.
     Attach {
         trace: String,
         lane: usize,
@@ -296,7 +296,7 @@ impl Side {
             }
             Step::ChangeReplayer => {
                 store.release(lease).expect("it is ours");
-                let next = store.acquire(next_owner, Duration::from_secs(600)).expect("it was given back");
+                let next = store.acquire(next_owner, Duration::from_secs(600)).expect("it was released");
                 self.earlier = Some(std::mem::replace(&mut self.lease, next));
                 String::new()
             }

@@ -1,5 +1,5 @@
-//! Who has a store open: a process that opens its own store again keeps the locks that keep others out of it, and lets go
-//! of a store that has to be proven.
+//! Open stores: a process that opens its own store again keeps the locks that keep others out of it, and closes an
+//! unproven store.
 
 use std::fs;
 use std::path::Path;
@@ -67,7 +67,7 @@ fn a_store_that_was_opened_again_is_not_taken_from_its_process() {
     assert_eq!(replay.status.code(), Some(0), "it can be opened, and nothing in it is for that server: {said}");
 }
 
-/// Says that a write or a sync of this store failed, as another process does.
+/// Marks the store as unproven, as another process does after a failed write or sync.
 fn mark_unproven(path: &Path) {
     let mut flag = path.as_os_str().to_owned();
     flag.push("-unproven");
@@ -122,7 +122,7 @@ fn a_store_is_proven_while_a_replay_that_waits_for_its_server_still_holds_it() {
     let held = slot.get().expect("it is open");
     mark_unproven(&path);
     wait_until_stored(&slot, 1);
-    // What the replay notes at last goes nowhere, and it is told so.
+    // The last outcomes of the replay are not stored, and it gets an error.
     for result in [store_one(held.as_ref(), 2), held.backlog(&Filter::default()).map(drop), held.compact().map(drop)] {
         assert!(matches!(&result, Err(StoreError::Unproven { .. })), "{result:?}");
     }
@@ -150,5 +150,5 @@ fn what_a_failed_commit_may_have_stored_is_not_overtaken_until_that_is_known() {
     };
     assert_eq!(["trace", "other", "third"].map(conflicts), [true, true, false]);
     wait_until_stored(&slot, 1);
-    assert_eq!(["trace", "other", "third"].map(conflicts), [false, true, false], "nothing of it is stored");
+    assert_eq!(["trace", "other", "third"].map(conflicts), [false, true, false], "none of it is stored");
 }

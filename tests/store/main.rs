@@ -1,7 +1,7 @@
-//! The store's promises: one story that every engine must pass, random histories against the model, and what only a file
-//! can do (permissions, other people's files, processes, kills).
+//! The store's promises: one story that every engine must pass, random histories against the model, and what only a
+//! file can do (permissions, other people's files, processes, kills).
 
-#![allow(clippy::unwrap_used, clippy::disallowed_methods, reason = "a test that cannot go on says so by failing")]
+#![allow(clippy::unwrap_used, clippy::disallowed_methods, reason = "a test that cannot continue fails")]
 
 mod committing;
 mod damage;

@@ -40,7 +40,7 @@ pub fn file(seed: u64, bytes: usize) -> Vec<u8> {
     .collect()
 }
 
-/// A message of one effect on one trace; the body says which.
+/// A message of one effect on one trace; the body names it.
 pub fn about_trace(lane: &Lane, id: &str, effect: Effect, accepted_at_ms: i64) -> Message {
     let (message_type, method, path) = match effect {
         Effect::Create => (MessageType::CreateTrace, "POST", "v1/private/traces".to_owned()),

@@ -1,6 +1,6 @@
 //! Several processes and threads on one file, and processes that are killed.
 //!
-//! Children are this test binary, started again with one test and a variable that says what to do there.
+//! Children are this test binary, started again with one test and a variable that selects its work.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{BufRead, BufReader, Read};
@@ -41,7 +41,7 @@ fn message(number: i64) -> Message {
     about_trace(&lane("team"), &number.to_string(), Effect::Create, number)
 }
 
-/// What a child does; nothing in the parent.
+/// The work of a child; nothing in the parent.
 #[test]
 fn child() {
     let Ok(child) = std::env::var(CHILD) else { return };
@@ -158,7 +158,7 @@ fn an_upload_killed_at_any_moment_leaves_neither_bytes_nor_half_a_file() {
     let path = folder.path().join("opik_messages.db");
     let store = open(&path);
     for round in 0..rounds {
-        // Somebody else's upload, which is not to be taken for a dead one.
+        // Another process's upload, which must not be considered dead.
         let mut others = AttachmentWriter::begin(&store as &dyn Store, None).expect("it fits");
         others.write(&file(77, PIECE_BYTES + 5)).expect("it fits");
         let mut child = start("attach-until-killed", &path);
@@ -173,7 +173,7 @@ fn an_upload_killed_at_any_moment_leaves_neither_bytes_nor_half_a_file() {
             }
         }
         child.wait().expect("it is dead");
-        // Whoever begins the next upload, starts an agent or replays finds what the dead one left.
+        // The next upload, start of an agent or replay finds what the dead one left.
         let lease = store.acquire(&Owner::this_process("agent"), Duration::from_secs(600)).expect("nobody else has it");
         store.return_in_flight(&lease).expect("we have the lease");
         let page = Page { after: None, limit: 1000, newest_first: false };
@@ -267,7 +267,7 @@ fn a_long_read_holds_up_no_write_and_a_long_write_no_read() {
     store.register(&[message(0)]).expect("it fits");
     let reader = rusqlite::Connection::open(&path).expect("a database");
     reader.execute_batch("BEGIN; SELECT count(*) FROM messages").expect("a snapshot");
-    store.register(&[message(1)]).expect("a reader is in nobody's way");
+    store.register(&[message(1)]).expect("a reader blocks nobody");
     reader.execute_batch("COMMIT; BEGIN IMMEDIATE").expect("the write lock");
     assert_eq!(store.ahead(&lane("team"), &[]).expect("a writer is in no reader's way").messages, 2);
     assert_eq!(store.backlog(&Filter::default()).expect("a writer is in no reader's way").messages(), 2);

@@ -25,7 +25,7 @@ fn open(path: &Path, when_full: WhenFull, room: RejectedRoom) -> SqliteStore {
 /// Stores one message of 20 kB about a trace of its own.
 fn store_one(store: &SqliteStore, number: usize, effect: Effect) -> Result<MessageId, StoreError> {
     let mut message = about_trace(&lane("team"), &format!("trace-{number}"), effect, number as i64);
-    // What its client compressed is kept as it is.
+    // A body that its client compressed is stored unchanged.
     message.request.body = Body::new(vec![b'x'; 20_000], Encoding::Gzip);
     store.register(&[message]).map(|ids| ids[0])
 }
@@ -156,7 +156,7 @@ fn a_rejected_create_that_something_waits_for_is_never_dropped() {
         follower.touches = touches;
         store.register(&[follower]).expect("there is room");
         let (_, error) = live(&store, 1000);
-        // All others went; this one is more than its share of nothing, and the reason says why it stays.
+        // All others went; this one is more than its share of nothing, and the reason explains why it stays.
         let error = error.expect("it is full in the end");
         assert_eq!(count(&store, MessageStatus::Rejected), 1, "{name}");
         assert_eq!(oldest(&store, MessageStatus::Rejected), Some(MessageId(1)), "{name}: its follower would go alone");

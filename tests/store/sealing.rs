@@ -1,5 +1,5 @@
-//! A sealed store: nothing of what it holds can be read from its files, no key but its own opens it, and changing the key
-//! loses nothing.
+//! A sealed store: nothing of what it holds can be read from its files, no key but its own opens it, and changing the
+//! key loses nothing.
 
 use std::fs;
 use std::io::Read;
@@ -21,7 +21,7 @@ use crate::story::{LIMITS, key, open, open_with, sealed_with};
 const ALL: Page = Page { after: None, limit: 1000, newest_first: false };
 const NO_KEY: Keys = Keys { current: None, previous: None };
 
-/// What nobody may find in the files, each in a text of its own.
+/// Texts that must not be found in the files.
 const SECRETS: [&str; 7] =
     ["BodyPlain", "BodyDeleted", "BodyRejected", "FileBytes", "HeaderValue", "QueryText", "AnswerText"];
 const API_KEY: &str = "ApiKeySecret-0123456789abcdef";
@@ -45,7 +45,7 @@ fn message(trace: &str, text: &str) -> Message {
     message
 }
 
-/// Fills a store with every kind of thing that is to be sealed, and with what was deleted again.
+/// Fills a store with every kind of value that must be encrypted, and with deleted ones.
 fn fill(store: &dyn Store) {
     let deleted: Vec<_> = (0..40).map(|n| message(&format!("d{n}"), "BodyDeleted")).collect();
     let ids = store.register(&deleted).expect("there is room");
@@ -166,13 +166,13 @@ fn converting_a_store_leaves_no_plain_text_and_loses_nothing() {
     let running = open(&path);
     fill(&running);
     let before = everything(&running);
-    // One that stays open with both keys, as an agent does, and one that has none.
+    // A store that stays open with both keys, like an agent's, and one without a key.
     let agent = SqliteStore::open_with(&path, OpenMode::Existing, LIMITS, &sealed_with(1)).expect("it is plain");
     assert_eq!(everything(&agent), before);
     let done = reseal(&path, LIMITS, &sealed_with(1), &mut go_on).expect("it can be sealed");
     assert!(matches!(done, Resealed::Complete(done) if done.done > 80), "{done:?}");
     assert_eq!(found_in_files(&path), Vec::<String>::new());
-    assert_eq!(everything(&agent), before, "the agent goes on with its key");
+    assert_eq!(everything(&agent), before, "the agent continues with its key");
     let refused = running.register(&[message("late", "BodyPlain")]);
     assert!(
         matches!(refused, Err(StoreError::KeyMissing { .. })),
@@ -194,7 +194,7 @@ fn converting_a_store_leaves_no_plain_text_and_loses_nothing() {
     let after = everything(&with_new);
     let rotate = Keys { current: Some(key(2)), previous: Some(key(1)) };
     assert!(matches!(reseal(&path, LIMITS, &rotate, &mut go_on), Ok(Resealed::Complete(_))));
-    assert!(matches!(with_new.get(id[0]), Err(StoreError::WrongKey { .. })), "the old key is of no use any more");
+    assert!(matches!(with_new.get(id[0]), Err(StoreError::WrongKey { .. })), "the old key is no longer of use");
     assert_eq!(everything(&open_with(&path, &sealed_with(2))), after);
     assert_eq!(found_in_files(&path), Vec::<String>::new());
     let unseal = Keys { current: None, previous: Some(key(2)) };
@@ -260,7 +260,7 @@ fn without_its_key_a_store_is_counted_and_purged_and_nothing_else() {
         assert_eq!(store.backlog(&Filter::default()).expect("it can be counted"), backlog);
         let condition = store.condition().expect("it can be asked");
         assert_eq!(condition.encryption.key, if is_missing { KeyState::Missing } else { KeyState::Wrong });
-        assert_eq!(condition.held.len(), 1, "that a lane is held is no secret");
+        assert_eq!(condition.held.len(), 1, "the hold of a lane is not a secret");
         assert!(store.get(MessageId(42)).is_err() && store.register(&[message("x", "y")]).is_err());
         assert_eq!(store.check().expect("the rest can be checked"), Vec::<String>::new());
         drop(store);
@@ -300,7 +300,7 @@ fn a_body_that_was_changed_or_swapped_in_the_file_is_named_and_not_sent() {
     assert!(store.get(ids[1]).expect("it is its own").is_some());
     let problems = store.check().expect("it can be checked").join("; ");
     assert!(problems.contains(&format!("body of message {}", ids[0])), "{problems}");
-    // One that does not open keeps the others from being left behind, and the user is told.
+    // One that does not open keeps the others from being left behind, and the user gets a report.
     let unseal = Keys { current: None, previous: Some(key(1)) };
     let refused = reseal(&path, LIMITS, &unseal, &mut go_on).expect_err("one body is damaged").to_string();
     assert!(refused.contains(&format!("body of message {}", ids[0])), "{refused}");

@@ -213,10 +213,10 @@ fn story(store: &dyn Store) {
     store.release(&lease).unwrap();
     assert!(store.condition().unwrap().lease.is_some(), "only its owner gives a lease back");
 
-    // Those who wait for a delivery, and intake, see the same.
+    // Flushing and intake see the same.
     let of_team = Whose::Lane(team.clone());
     assert_eq!(store.newest().unwrap(), MessageId(7));
-    assert_eq!(store.interrupted(team_id).unwrap(), 0, "nothing came back yet");
+    assert_eq!(store.interrupted(team_id).unwrap(), 0, "nothing was returned yet");
     let standing = store.standing(&of_team, MessageId(7)).unwrap();
     assert_eq!(standing, Standing { waits: true, waiting: 2, rejected: 1 });
     assert!(!store.standing(&of_team, MessageId(2)).unwrap().waits, "what was accepted later counts");
@@ -228,7 +228,7 @@ fn story(store: &dyn Store) {
     let seen = store.backlog_seen(&server, &about_z).unwrap();
     assert_eq!(seen, BacklogSeen::Holds { waiting: true, conflicting: false });
 
-    // Somebody purges while 3 and 4 are in flight and the rejected 1 lies there.
+    // A user purges while 3 and 4 are in flight and 1 is rejected.
     assert_eq!(store.purge(&updates, 10).unwrap().messages, 1);
     assert_eq!(
         store.purge(&Filter { statuses: vec![MessageStatus::Registered], ..Filter::default() }, 10).unwrap().messages,
@@ -253,7 +253,7 @@ fn story(store: &dyn Store) {
     store.compact().unwrap();
     assert_eq!(store.register(&[about_trace(&team, "d", Effect::Create, 30)]).unwrap(), [MessageId(8)], "ids are new");
 
-    // Who is here, and what happened last.
+    // The running agent, and the last replay.
     let agent =
         AgentRecord { pid: std::process::id(), listen: "127.0.0.1:1".into(), upstream: "u".into(), started_at_ms: 1 };
     store.announce(Some(&agent)).unwrap();
@@ -300,7 +300,7 @@ fn attachments_live_as_long_as_their_message_on_every_engine() {
         for (seed, size) in sizes.into_iter().enumerate() {
             let bytes = file(seed as u64, size);
             let mut writer = AttachmentWriter::begin(store, Some(size as u64)).unwrap();
-            // In whatever portions they come.
+            // In portions of any size.
             bytes.chunks(100_003).for_each(|portion| writer.write(portion).unwrap());
             assert_eq!(store.list(&Filter::default(), &ALL).unwrap().len(), 1 + seed, "a message without its bytes");
             let id = writer.register(&attachment(&team, "a", 2 + seed as i64)).unwrap(); // 2 to 7
@@ -440,7 +440,7 @@ fn salvage_story(store: &dyn Store) {
     let backlog = store.backlog(&Filter::default()).expect("it can be counted");
     assert_eq!((backlog.waiting(), backlog.rejected()), (2, 1));
     assert_eq!(store.requeue(&Filter::default()).expect("it can be asked"), 0, "a row without a request would be sent");
-    // What became of a message does not matter: its row is known for good.
+    // The message's outcome does not matter: its row is remembered forever.
     store.purge(&Filter::default(), 10).expect("it can be purged");
     assert_eq!(store.salvage(&[row(1, false)]).expect("there is room"), [None]);
 }

@@ -40,7 +40,7 @@ impl Home {
         for (name, folder) in [("XDG_CONFIG_HOME", "config"), ("XDG_DATA_HOME", "data"), ("XDG_STATE_HOME", "state")] {
             command.env(name, self.path().join(folder));
         }
-        // What other tests leave in the machine's own is not this home's.
+        // Files that other tests leave in the machine's own are not this home's.
         command.env("TMPDIR", self.path());
         if let Some(path) = std::env::var_os("PATH") {
             command.env("PATH", path);
@@ -315,7 +315,7 @@ impl Agent {
 impl Drop for Agent {
     fn drop(&mut self) {
         if let Some(mut child) = self.child.take() {
-            // Both fail only when it has ended by itself.
+            // Both fail only if it has already ended.
             let _ = child.kill();
             let _ = child.wait();
         }

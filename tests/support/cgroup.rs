@@ -11,7 +11,7 @@ pub struct MemoryCgroup {
 }
 
 impl MemoryCgroup {
-    /// Makes a cgroup with this limit and without swap. `Err` says why this machine does not allow it.
+    /// Makes a cgroup with this limit and without swap. `Err` is the reason why this machine does not allow it.
     pub fn new(limit_bytes: u64) -> Result<Self, String> {
         static NUMBER: AtomicUsize = AtomicUsize::new(0);
         let own = fs::read_to_string("/proc/self/cgroup").map_err(|error| format!("no /proc/self/cgroup: {error}"))?;

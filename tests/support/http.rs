@@ -1,5 +1,5 @@
 //! A small blocking HTTP/1.1 client that keeps its connection, and can also misbehave: send half a body, send it in
-//! chunks, hang up in the middle. It never repeats a request by itself.
+//! chunks, hang up in the middle. It never retries a request on its own.
 
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
@@ -64,7 +64,7 @@ impl Request {
         self.header("Content-Encoding", "gzip")
     }
 
-    /// Sends the body in chunks of so many bytes, without a length.
+    /// Sends the body in chunks of this many bytes, without a length.
     #[must_use]
     pub fn chunked(mut self, chunk_bytes: usize) -> Self {
         self.chunk_bytes = Some(chunk_bytes);
@@ -170,7 +170,7 @@ impl Client {
         self.expect(&Request::new("PATCH", path).json(body))
     }
 
-    /// Sends a request that is to be answered, whatever the status.
+    /// Sends a request that must be answered, with any status.
     #[track_caller]
     pub fn expect(&mut self, request: &Request) -> Response {
         match self.send(request) {

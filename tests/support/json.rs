@@ -9,7 +9,7 @@ use serde_json::{Map, Number, Value};
 /// How deep objects and arrays may be nested; Opik's own parser has the same limit.
 const DEPTH_MAX: usize = 1_000;
 
-/// Reads one JSON text leniently. The error says what is wrong and at which byte.
+/// Reads one JSON text leniently. The error describes the fault and its byte.
 pub fn parse_lenient(text: &[u8]) -> Result<Value, String> {
     let mut reader = Reader { text, at: 0 };
     let value = reader.value(0)?;

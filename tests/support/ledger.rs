@@ -1,4 +1,4 @@
-//! What a client was told, and whether the server's final state keeps those promises.
+//! The answers to a client, and whether the server's final state keeps those promises.
 //!
 //! The expected state of an entity is what the server's own rules ([`super::fake_opik::state`]) make of the accepted
 //! writes, in the order in which they were accepted. Two things may differ without anybody losing data: an update that
@@ -252,7 +252,7 @@ fn updates_after_create<'a>(entries: &[&'a Entry]) -> Vec<&'a Entry> {
     [&before[..], &entries[create..=create], &early[..], &entries[create + 1..]].concat()
 }
 
-/// What an entity may look like in the end.
+/// A permitted final state of an entity.
 fn possible_ends(entries: &[Entry]) -> Vec<Entity> {
     let unanswered: Vec<usize> = entries
         .iter()
@@ -268,7 +268,7 @@ fn possible_ends(entries: &[Entry]) -> Vec<Entity> {
         for order in [updates_after_create(&order), order] {
             let mut entity = Entity::default();
             for entry in order {
-                // What the server would refuse with 409 changes nothing.
+                // A write that the server would refuse with 409 changes nothing.
                 let _ = entity.apply(&entry.write.change, entry.at);
             }
             ends.push(entity);
@@ -277,7 +277,7 @@ fn possible_ends(entries: &[Entry]) -> Vec<Entity> {
     ends
 }
 
-/// What differs, from the user's point of view. The server's own times don't count.
+/// The differences, from the user's point of view. The server's own times don't count.
 fn difference(expected: &Entity, actual: &Entity) -> Vec<String> {
     let mut found = Vec::new();
     match (&expected.record, &actual.record) {

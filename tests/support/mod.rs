@@ -1,8 +1,8 @@
-//! What the end-to-end tests stand on: a fake Opik server, the agent as a real process, a plain HTTP client,
+//! The foundation of the end-to-end tests: a fake Opik server, the agent as a real process, a plain HTTP client,
 //! a ledger of what the client was told, and real tools from other hands.
 //!
-//! The rule of the house: a test waits for a condition and never for time to pass, and when it fails it says
-//! what the user would have lost.
+//! The rule of the house: a test waits for a condition and never for time to pass, and when it fails it describes the
+//! user's loss.
 #![allow(dead_code, reason = "each test binary uses another part of it")]
 
 pub mod agent;
@@ -23,7 +23,8 @@ pub mod tools;
 
 use std::time::{Duration, Instant};
 
-/// How long a test waits for something that is expected to happen soon, before it gives up and says what did not happen.
+/// How long a test waits for something that is expected to happen soon, before it gives up and reports what did not
+/// happen.
 pub const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Waits until `condition` holds.
@@ -60,8 +61,8 @@ pub fn uuid7_of(age: std::time::Duration) -> String {
 
 /// Keeps a loopback port, or a free one for 0, out of everybody's hands without listening on it.
 ///
-/// Connections to it are refused, and whoever asks for this very port with `SO_REUSEADDR` can still listen on it.
-/// `None` when somebody listens there already.
+/// Connections to it are refused, and a program that asks for this very port with `SO_REUSEADDR` can still listen on
+/// it. `None` when somebody listens there already.
 pub fn reserve_port(port: u16) -> Option<tokio::net::TcpSocket> {
     let socket = tokio::net::TcpSocket::new_v4().ok()?;
     socket.set_reuseaddr(true).ok()?;
@@ -69,7 +70,7 @@ pub fn reserve_port(port: u16) -> Option<tokio::net::TcpSocket> {
     Some(socket)
 }
 
-/// Returns text of so many characters that no compression makes much smaller; always the same.
+/// Returns incompressible text of this many characters; always the same.
 pub fn noise(characters: usize) -> String {
     use base64::Engine as _;
     let block = |number: usize| {

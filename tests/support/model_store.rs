@@ -1,5 +1,5 @@
-//! The store's promises in memory, written to be obviously right: the oracle for the engines, and a fast double for tests
-//! of whoever uses a store. It keeps everything in one list and looks through all of it for every answer.
+//! The store's promises in memory, written to be obviously right: the oracle for the engines, and a fast double for
+//! tests of the store's callers. It keeps everything in one list and scans it for every answer.
 
 #![allow(dead_code, reason = "every test binary uses its own part of it")]
 

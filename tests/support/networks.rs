@@ -1,4 +1,4 @@
-//! What stands between an agent and its server in a corporate network: TLS with an authority of one's own, client
+//! The network between an agent and its server in a company: TLS with an authority of one's own, client
 //! certificates, forward proxies, SOCKS servers. Real protocols on loopback; behind them the fake server.
 
 use std::convert::Infallible;
@@ -157,7 +157,7 @@ impl Front {
     }
 }
 
-/// What a forward proxy was asked for.
+/// A request to a forward proxy.
 #[derive(Clone, Debug)]
 pub struct Asked {
     line: String,
@@ -165,7 +165,7 @@ pub struct Asked {
 }
 
 impl Asked {
-    /// Method and target, as they stood in the request line.
+    /// Method and target, as in the request line.
     pub fn line(&self) -> &str {
         &self.line
     }
@@ -175,8 +175,8 @@ impl Asked {
     }
 }
 
-/// A forward proxy like Squid with its usual rules: `CONNECT` to port 443 only, and plain HTTP by absolute form. All that it
-/// is asked for leads to one port of this machine.
+/// A forward proxy like Squid with its usual rules: `CONNECT` to port 443 only, and plain HTTP by absolute form. All
+/// that it is asked for leads to one port of this machine.
 pub struct ForwardProxy {
     front: Front,
     asked: Arc<Mutex<Vec<Asked>>>,

@@ -6,11 +6,11 @@
 //! - Opik is served under `/api`, its OpenAPI file knows no prefix. The hop strips it.
 //! - Prism does not decompress: a gzip body is `invalid_json`. The hop decompresses.
 //! - The SDKs write nulls and `NaN` where the file says `string` or `number`. Opik's parser takes both; Prism takes
-//!   neither. The hop drops the nulls of an object and of a batch's items, and writes 0 for what is no JSON number. What
-//!   lies deeper is user data, and is left alone.
-//! - Opik's file has patterns like `(?s)^...`, which JavaScript can't compile. Prism then checks *nothing* of a body that
-//!   holds one, and says it is valid. They are replaced before Prism reads the file, and [`Prism::start`] sends one bad
-//!   request of its own to prove that bodies are checked.
+//!   neither. The hop drops the nulls of an object and of a batch's items, and writes 0 for values that are not JSON
+//!   numbers. Deeper values are user data, and are not changed.
+//! - Opik's file has patterns like `(?s)^...`, which JavaScript can't compile. Prism then checks *nothing* of a body
+//!   that holds one, and says it is valid. They are replaced before Prism reads the file, and [`Prism::start`] sends
+//!   one bad request of its own to prove that bodies are checked.
 
 use std::io::{self, BufReader};
 use std::net::{Shutdown, TcpListener, TcpStream};
@@ -155,7 +155,7 @@ impl Prism {
 impl Drop for Prism {
     fn drop(&mut self) {
         self.stop();
-        // Both fail only when it has ended by itself.
+        // Both fail only if it has already ended.
         let _ = self.child.kill();
         let _ = self.child.wait();
     }

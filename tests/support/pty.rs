@@ -35,7 +35,7 @@ impl OnTerminal {
         let side = OpenOptions::new().read(true).write(true).custom_flags(no_terminal_of_ours).open(path);
         let side = side.expect("the other side");
         tcsetwinsize(&side, Winsize { ws_row: 24, ws_col: columns, ws_xpixel: 0, ws_ypixel: 0 }).expect("a size");
-        // What is read is then what was written: no carriage returns that the terminal adds.
+        // Reading then returns exactly what was written: no carriage returns that the terminal adds.
         let mut modes = tcgetattr(&side).expect("modes");
         modes.output_modes.remove(OutputModes::OPOST);
         tcsetattr(&side, OptionalActions::Now, &modes).expect("modes");
@@ -92,7 +92,7 @@ impl OnTerminal {
 
 impl Drop for OnTerminal {
     fn drop(&mut self) {
-        // One that has ended can't be killed.
+        // A process that has ended can't be killed.
         let _ = self.child.kill();
         let _ = self.child.wait();
     }

@@ -97,8 +97,8 @@ impl SdkApp {
         Self::start_command(command, home, url)
     }
 
-    /// Starts an application within `agent -- COMMAND`, in an environment that names this server. The agent's store is the
-    /// home's [`Home::db`]; what it says goes to `said` in the home.
+    /// Starts an application within `agent -- COMMAND`, in an environment that names this server. The agent's store is
+    /// the home's [`Home::db`]; what it says goes to `said` in the home.
     #[track_caller]
     pub fn start_wrapped(using: Using, run: &str, url: &str) -> Self {
         let home = Home::new();
@@ -148,7 +148,7 @@ impl SdkApp {
     #[track_caller]
     pub fn flush(&mut self) {
         let done = self.run("flush");
-        assert_eq!(done["flushed"], true, "the SDK says that it could not send everything");
+        assert_eq!(done["flushed"], true, "the SDK reports that it could not send everything");
     }
 
     /// Ends the application and waits for it.
@@ -222,7 +222,7 @@ impl SdkApp {
         missing
     }
 
-    /// Waits until the server knows all that the application sent, and says what is lost when that does not happen.
+    /// Waits until the server has everything that the application sent, and reports the losses if that does not happen.
     #[track_caller]
     pub fn wait_until_all_on(&self, server: &FakeOpik) {
         let deadline = Instant::now() + PATIENCE;
@@ -289,7 +289,7 @@ impl SdkApp {
 
 impl Drop for SdkApp {
     fn drop(&mut self) {
-        // Both fail only when it has ended by itself.
+        // Both fail only if it has already ended.
         let _ = self.child.kill();
         let _ = self.child.wait();
     }

@@ -1,8 +1,8 @@
 //! Real tools from other hands, installed once under `target/tools/` by the test that needs them first.
 //!
 //! Several test processes may ask at once: a lock file lets one install while the others wait, and a marker written
-//! last tells a finished installation from an interrupted one. What is missing on the machine fails the test with
-//! the name of the package to install; nothing passes by skipping.
+//! last tells a finished installation from an interrupted one. A program that is missing on the machine fails the test
+//! with the name of the package to install; nothing passes by skipping.
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
@@ -28,7 +28,7 @@ const NODE_HINT: &str = "install Node.js 18 or newer with npm: apt-get install n
 ///
 /// # Panics
 ///
-/// When it can't be installed; the message says what to do.
+/// If it can't be installed; the message suggests a remedy.
 pub fn python_sdk(version: &str) -> PathBuf {
     python_with(&format!("opik-{version}"), &format!("opik=={version}"))
 }
@@ -37,7 +37,7 @@ pub fn python_sdk(version: &str) -> PathBuf {
 ///
 /// # Panics
 ///
-/// When it can't be installed; the message says what to do.
+/// If it can't be installed; the message suggests a remedy.
 pub fn python_otlp() -> PathBuf {
     let package = format!("opentelemetry-exporter-otlp-proto-http=={OTLP_PYTHON_VERSION}");
     python_with(&format!("otlp-python-{OTLP_PYTHON_VERSION}"), &package)
@@ -56,7 +56,7 @@ fn python_with(name: &str, package: &str) -> PathBuf {
 ///
 /// # Panics
 ///
-/// When it can't be installed; the message says what to do.
+/// If it can't be installed; the message suggests a remedy.
 pub fn prism() -> PathBuf {
     let package = format!("@stoplight/prism-cli@{PRISM_VERSION}");
     node_with(&format!("prism-{PRISM_VERSION}"), &[&package]).join(".bin/prism")
@@ -66,7 +66,7 @@ pub fn prism() -> PathBuf {
 ///
 /// # Panics
 ///
-/// When it can't be installed; the message says what to do.
+/// If it can't be installed; the message suggests a remedy.
 pub fn typescript_sdk() -> PathBuf {
     let package = format!("opik@{OPIK_TYPESCRIPT_VERSION}");
     node_with(&format!("opik-typescript-{OPIK_TYPESCRIPT_VERSION}"), &[&package])
@@ -76,7 +76,7 @@ pub fn typescript_sdk() -> PathBuf {
 ///
 /// # Panics
 ///
-/// When it can't be installed; the message says what to do.
+/// If it can't be installed; the message suggests a remedy.
 pub fn javascript_otlp() -> PathBuf {
     let (exporters, sdk) = OTLP_JAVASCRIPT_VERSIONS;
     let packages = [
@@ -101,14 +101,14 @@ fn node_with(name: &str, packages: &[&str]) -> PathBuf {
 
 /// Returns the folder of a tool, after `install` has filled it if nobody did so before.
 pub fn installed(name: &str, install: impl FnOnce(&Path)) -> PathBuf {
-    let tools = Path::new(env!("CARGO_TARGET_TMPDIR")).parent().expect("it lies in the target folder").join("tools");
+    let tools = Path::new(env!("CARGO_TARGET_TMPDIR")).parent().expect("it is in the target folder").join("tools");
     fs::create_dir_all(&tools).unwrap_or_else(|why| panic!("cannot make {}: {why}", tools.display()));
     let (folder, marker) = (tools.join(name), tools.join(format!("{name}.complete")));
     let lock = File::create(tools.join(format!("{name}.lock"))).expect("a lock file can be made");
     lock.lock().expect("a file can be locked");
     if !marker.exists() {
         if folder.exists() {
-            fs::remove_dir_all(&folder).expect("what an interrupted installation left can be removed");
+            fs::remove_dir_all(&folder).expect("the remains of an interrupted installation can be removed");
         }
         fs::create_dir_all(&folder).expect("a folder can be made");
         install(&folder);

@@ -1,6 +1,6 @@
 #!/usr/bin/env node
-// Runs the binary of this platform, which npm installed as an optional dependency. No script runs at installation and
-// nothing is downloaded. Signals and the exit code pass through, because a supervisor knows this process only.
+// Runs the binary of this platform, which npm installed as an optional dependency. Installation runs no script and downloads
+// nothing else. Signals and the exit code are passed through, because a supervisor sees only this process.
 "use strict";
 
 const { spawn } = require("node:child_process");

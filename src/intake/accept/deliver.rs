@@ -1,10 +1,10 @@
-//! The decision about a write: forwarded, stored or refused.
+//! Admission: the decision to forward, store or refuse a write.
 //!
-//! Taken once every earlier write that this one must not overtake is done ([`crate::intake::entity_locks`]), so the store
-//! knows by then what this one would overtake.
+//! It is taken once every earlier write that this one must not overtake is done ([`crate::intake::entity_locks`]), so
+//! the store knows by then what this one would overtake.
 
 use super::not_stored::NotStored;
-use super::write::{Forwarded, Write};
+use super::write::{Forwarded, WaitFor, Write};
 use crate::delivery::admission::{Admission, LaneState, Reachability, admit, unprotected};
 use crate::delivery::unprotected::{Passage, passage};
 use crate::intake::forward::{self, ClientAnswer};
@@ -20,8 +20,8 @@ impl Write {
         let ticket = shared.listener.entity_locks.lock(&self.message.lane, &self.message.touches, request).await;
         shared.refresh_store().await;
         let reachability = shared.reachability();
-        // While the server is away every write is stored, whatever is queued: that is not worth a query of the store,
-        // which costs more than reading the request.
+        // While the server is away every write is stored, whether or not earlier messages are queued: that is not worth
+        // a query of the store, which costs more than parsing the request.
         let lane = match reachability {
             Reachability::Unavailable if self.needs_answer.is_none() && shared.slot.try_get().is_ok() => {
                 LaneState::Clear
@@ -37,7 +37,7 @@ impl Write {
             Some(NeedsAnswer { follows_all, .. }) if let LaneState::StoreUnusable(known) = lane => {
                 unprotected(known, follows_all)
             }
-            Some(NeedsAnswer { follows_all: true, .. }) if matches!(lane, LaneState::Waiting | LaneState::Apart) => {
+            Some(NeedsAnswer { follows_all: true, .. }) if matches!(lane, LaneState::Waiting | LaneState::Disjoint) => {
                 shared.metrics.intake_refused.add(1);
                 let text = "earlier writes still wait for the Opik server, and this request depends on all of them";
                 return forward::own_answer(unavailable(text, shared.retry_after()));
@@ -57,7 +57,7 @@ impl Write {
         answer
     }
 
-    /// Answers a write that was to be stored and could not be.
+    /// Answers a write that could not be stored.
     async fn answer_unregistered(&self, not_stored: NotStored) -> ClientAnswer {
         let shared = &self.shared;
         shared.refresh_store().await;
@@ -76,7 +76,7 @@ impl Write {
 
     /// Forwards a write, and stores it if the server does not decide.
     async fn forward_or_register(&self) -> ClientAnswer {
-        match self.forward(true).await {
+        match self.forward(WaitFor::AnswerOrOutage).await {
             Forwarded::Answered(answer) => answer,
             Forwarded::Keep { fallback } => match self.register().await {
                 Ok(answer) => answer,
@@ -88,9 +88,9 @@ impl Write {
         }
     }
 
-    /// Forwards a write that can't be stored; its client gets the answer, whatever it is.
+    /// Forwards a write that can't be stored; its client gets any answer of the server's.
     async fn forward_only(&self) -> ClientAnswer {
-        match self.forward(false).await {
+        match self.forward(WaitFor::Answer).await {
             Forwarded::Answered(answer) | Forwarded::Keep { fallback: Some(answer) } => answer,
             Forwarded::Keep { fallback: None } => {
                 self.shared.metrics.intake_refused.add(1);

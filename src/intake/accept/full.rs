@@ -11,29 +11,30 @@
 //!
 //! # Load
 //!
-//! An unavailable server is probed by one write at a time, for [`AWAY_TIMEOUT`] at most. The others wait for their turn,
-//! for [`TURN_MAX`] at most, and don't probe once a probe that began after they arrived has failed, or one has succeeded.
-//! So however many writes are refused, one connection is tried; a server that refuses connections costs each write a
-//! fraction of a millisecond, and one that swallows them costs most writes a second.
+//! As behind a half-open circuit breaker, an unavailable server is probed by one write at a time, with
+//! [`AWAY_TIMEOUT`]. Concurrent writes wait for their turn, with [`TURN_TIMEOUT`], and don't probe once a probe that
+//! began after they arrived has failed, or one has succeeded. So one connection is tried for any number of refused
+//! writes: the added latency is a fraction of a millisecond if the server refuses connections, and mostly a second if
+//! it swallows them.
 
 use std::time::{Duration, Instant};
 
 use tracing::info;
 
 use super::not_stored::NotStored;
-use super::write::{Forwarded, Write};
+use super::write::{Forwarded, WaitFor, Write};
 use crate::intake::forward::ClientAnswer;
 use crate::intake::limits::AWAY_TIMEOUT;
 use crate::intake::shared::Shared;
 use crate::monitor::{Availability, Change};
 
-/// How long a write waits for those that probe the server before it.
-const TURN_MAX: Duration = Duration::from_secs(1);
+/// The timeout of a write that waits for those that probe the server before it.
+const TURN_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Why a write was not sent.
 const AWAY: &str = "the Opik server cannot be reached, or takes no such write now";
 
-/// What is done with a write that can't be stored.
+/// The decision about a write that can't be stored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum FullStoreAction {
     /// It is forwarded like any other.
@@ -64,24 +65,24 @@ impl Write {
         if let Some(why) = shared.must_not_overtake(lane, &self.message.touches, bucket) {
             return not_stored.refuse_unsent(shared, why);
         }
-        let in_trouble = shared.connection.lanes().is_in_trouble(lane);
+        let in_trouble = shared.connection.lanes().is_failing(lane);
         if action(shared.connection.availability(), in_trouble, came, None) == FullStoreAction::Forward {
-            let sent = self.forward(true).await;
+            let sent = self.forward(WaitFor::AnswerOrOutage).await;
             return not_stored.unless_answered(shared, sent);
         }
-        let Ok(mut failed) = tokio::time::timeout(TURN_MAX, shared.listener.full_store_probe.lock()).await else {
+        let Ok(mut failed) = tokio::time::timeout(TURN_TIMEOUT, shared.listener.full_store_probe.lock()).await else {
             return not_stored.refuse_unsent(shared, "the Opik server does not answer");
         };
         match action(shared.connection.availability(), in_trouble, came, *failed) {
             FullStoreAction::Forward => {
                 drop(failed);
-                let sent = self.forward(true).await;
+                let sent = self.forward(WaitFor::AnswerOrOutage).await;
                 not_stored.unless_answered(shared, sent)
             }
             FullStoreAction::Refuse => not_stored.refuse_unsent(shared, AWAY),
             FullStoreAction::Probe => {
                 let began = Instant::now();
-                let tried = tokio::time::timeout(AWAY_TIMEOUT, self.forward(false)).await;
+                let tried = tokio::time::timeout(AWAY_TIMEOUT, self.forward(WaitFor::Answer)).await;
                 let tried = tried.unwrap_or(Forwarded::Keep { fallback: None });
                 match tried {
                     Forwarded::Keep { .. } => *failed = Some(began),
@@ -99,12 +100,12 @@ impl Write {
 }
 
 impl NotStored {
-    /// Returns the server's answer, or the refusal when the server did not decide. Of its other answers only a rate limit
-    /// helps the client more than the refusal.
+    /// Returns the server's answer, or the refusal when the server did not decide. Of its other answers only a rate
+    /// limit helps the client more than the refusal.
     fn unless_answered(self, shared: &Shared, sent: Forwarded) -> ClientAnswer {
         match sent {
             Forwarded::Answered(answer) => {
-                shared.watch.full().passed_on();
+                shared.collector.full().passed_on();
                 answer
             }
             Forwarded::Keep { fallback: Some(answer) } if answer.status() == http::StatusCode::TOO_MANY_REQUESTS => {
@@ -121,7 +122,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_unavailable_server_is_probed_once_for_all_writes_that_came_before() {
+    fn an_unavailable_server_is_probed_once_for_concurrent_writes() {
         use Availability::{Available, Unavailable, Unknown};
         let start = Instant::now();
         let at = |second| start + Duration::from_secs(second);

@@ -7,8 +7,8 @@
 //!
 //! To the server it goes byte for byte as it arrived. Into the store it goes in pieces of a few MiB, so that replay,
 //! division and the memory budget handle nothing larger than usual; the client is answered once the last piece is
-//! committed. If that fails halfway, the client is asked to retry, and what is stored by then is sent twice at most, under
-//! the same ids.
+//! committed. If that fails halfway, the client is asked to retry, and what is stored by then is sent twice at most,
+//! under the same ids.
 
 use std::sync::Arc;
 

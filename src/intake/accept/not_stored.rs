@@ -40,7 +40,7 @@ impl NotStored {
             CommitError::Stopped => "opik-offline is stopping".to_owned(),
             CommitError::BehindMoved => failure.to_string(),
             CommitError::Store(error) => {
-                full = shared.watch.full().found_no_room(error);
+                full = shared.collector.full().found_no_room(error);
                 match error.as_ref() {
                     StoreError::Full { reason, .. } => format!("opik-offline's store is full: {reason}"),
                     StoreError::Busy { .. } => "another process keeps opik-offline's store locked".to_owned(),
@@ -66,7 +66,7 @@ impl NotStored {
     pub(in crate::intake) fn count(&self, shared: &Shared) {
         shared.metrics.intake_refused.add(1);
         if let Some(limit) = self.full {
-            shared.watch.full().refused(limit);
+            shared.collector.full().refused(limit);
         }
     }
 

@@ -1,7 +1,7 @@
-//! A body that is too large for memory, read in pieces.
+//! A body that is too large for memory, parsed in pieces.
 //!
-//! Each pass reads it from its beginning and decodes it on the way, so only one piece of it is in memory at a time
-//! ([`crate::protocol::item_stream`]).
+//! Each pass reads the payload from its beginning and decodes it as a stream, so only one piece of it is in memory at a
+//! time ([`crate::protocol::item_stream`]).
 
 use std::io::{self, BufRead, BufReader, Read};
 use std::sync::Arc;
@@ -138,7 +138,7 @@ pub(super) fn survey(route: &Protected, content: Content, sizes: Sizes) -> Resul
 }
 
 impl LargeBatch {
-    /// Returns what goes to the server.
+    /// Returns the payload as it goes to the server.
     pub(super) fn payload(&self) -> &Payload {
         &self.content.payload
     }
@@ -234,7 +234,7 @@ impl LargeBatch {
     }
 }
 
-/// What the pieces of a batch are about.
+/// The entities and counts of a batch, gathered from its pieces.
 #[derive(Default)]
 pub(super) struct BatchSummary {
     pub(super) touches: Vec<Touch>,

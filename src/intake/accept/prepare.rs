@@ -1,4 +1,4 @@
-//! Preparing a write: its body is decoded and inspected, and creates without an id get one.
+//! Preparing a write: its body is decoded, parsed and inspected, and creates without an id get one.
 
 use bytes::Bytes;
 use http::header::{self, HeaderMap};
@@ -132,7 +132,7 @@ struct Inspected {
     id: Option<String>,
 }
 
-/// Decodes a body and inspects it: the part of preparing that takes time.
+/// Decodes, parses and inspects a body: the part of preparing that takes CPU time.
 fn inspect_body(
     route: &Protected,
     otlp: Option<OtlpHead>,
@@ -166,13 +166,13 @@ fn inspect_body(
     Ok(Inspected { inspection, body: Body::new(filled, Encoding::Identity), id })
 }
 
-/// What the head of an OTLP request says about its body.
+/// The format and project of an OTLP request, from its head.
 struct OtlpHead {
     format: otlp::Format,
     project: Option<String>,
 }
 
-/// Returns what the head of an OTLP request says about its body, and `None` for all other writes.
+/// Parses the head of an OTLP request; `None` for all other writes.
 ///
 /// # Errors
 ///

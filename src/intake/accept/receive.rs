@@ -6,10 +6,11 @@
 //! | of any write | up to [`Sizes::batch`] | into memory |
 //! | of one entity, or OTLP | up to [`Sizes::whole`] | into memory, when there is some |
 //! | of any write | up to `max_body_size` | to disk ([`crate::intake::spool`]), while there is room |
-//! | all else | | through to the server while it is available ([`super::stream_through`]), else 413 or 503 |
+//! | all else | | through to the server while it is available ([`mod@super::stream_through`]), else 413 or 503 |
 //!
-//! A body that can't be divided is spooled as well before it streams through: whatever streams through locks its whole
-//! lane, which must not wait for a slow client. While the server is away it is refused before it is read.
+//! A body that can't be divided is spooled as well before it streams through: a write that streams through locks its
+//! whole lane, and a slow client must not cause head-of-line blocking there. While the server is away it is refused
+//! before it is read.
 //!
 //! A body that is small as sent may be large once it is decoded; the same sizes apply to that ([`measure`]).
 

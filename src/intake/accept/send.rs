@@ -6,7 +6,7 @@ use std::time::{Duration, Instant, SystemTime};
 use http::{header, response};
 use tracing::{debug, info, warn};
 
-use super::write::{Forwarded, Write};
+use super::write::{Forwarded, WaitFor, Write};
 use crate::delivery::admission::forward_patience;
 use crate::delivery::verdict::{ForwardVerdict, Trouble, forwarding, is_begun};
 use crate::intake::forward::{self, AnswerStart};
@@ -21,7 +21,7 @@ use crate::upstream::forward::ForwardBody;
 
 /// How a server answers that has a trace already (`Trace already exists`).
 const ALREADY_EXISTS: &[u8] = b"already exist";
-/// After this long without an answer to a write the server is pinged.
+/// The latency of an answer to a write after which the server is pinged.
 const SILENCE_DOUBTED_AFTER: Duration = Duration::from_secs(5);
 /// How often a write that waits for its answer checks whether waiting still makes sense.
 pub(super) const SILENCE_CHECK_INTERVAL: Duration = Duration::from_millis(500);
@@ -29,7 +29,7 @@ pub(super) const SILENCE_CHECK_INTERVAL: Duration = Duration::from_millis(500);
 /// The server's answer to a write.
 type ServerAnswer = Result<(response::Parts, AnswerStart), SendFailure>;
 
-/// What the server's answer means.
+/// The meaning of the server's answer.
 struct Judged<'answer> {
     recognised: Result<(u16, Recognised), &'answer SendFailure>,
     /// The items of an accepted write that the server rejected.
@@ -38,9 +38,8 @@ struct Judged<'answer> {
 }
 
 impl Write {
-    /// Sends the write to the server. A write that can be stored (`storable`) stops waiting once the server is known to
-    /// be unavailable.
-    pub(super) async fn forward(&self, storable: bool) -> Forwarded {
+    /// Sends the write to the server, and waits for its answer.
+    pub(super) async fn forward(&self, wait_for: WaitFor) -> Forwarded {
         let shared = &self.shared;
         let progress = Arc::<SendProgress>::default();
         let request = self.upstream_request(&progress);
@@ -50,7 +49,7 @@ impl Write {
         };
         let started = Instant::now();
         let noting = shared.ahead_notes.begin_noting(&self.message);
-        let result = self.wait_for_answer(request, &progress, started, timeout, storable).await;
+        let result = self.wait_for_answer(request, &progress, started, timeout, wait_for).await;
         let Judged { recognised, partial, verdict } = self.judge(&result);
         debug!(target: "intake", message_type = %self.route.message_type, ?verdict, elapsed = ?started.elapsed(), "forwarded");
         if let Some(noting) = noting {
@@ -105,17 +104,18 @@ impl Write {
         request
     }
 
-    /// Sends the request and waits for its answer, for as long as that makes sense.
+    /// Sends the request and waits for its answer, until the wait is over ([`WaitFor`]).
     async fn wait_for_answer(
         &self,
         request: http::Request<ForwardBody>,
         progress: &SendProgress,
         started: Instant,
         timeout: Duration,
-        storable: bool,
+        wait_for: WaitFor,
     ) -> ServerAnswer {
         let shared = &self.shared;
         let mut answer = std::pin::pin!(shared.send_write(request));
+        let storable = wait_for == WaitFor::AnswerOrOutage;
         let mut is_doubted = false;
         // A large body takes its time: the server counts as silent once it reads no more of it.
         let silence = || progress.idle().unwrap_or_else(|| started.elapsed());

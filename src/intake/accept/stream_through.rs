@@ -6,7 +6,7 @@
 //! else ─▶ the lock of the whole lane ─▶ streamed ─▶ the server's own answer
 //! ```
 //!
-//! Its client has the data until the server has it.
+//! Its client keeps the data until the server has it.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -96,7 +96,7 @@ struct Streaming {
     client: ClientUrl,
     lane: Lane,
     begun: PartialBody,
-    /// What its client still sends.
+    /// The part that its client still sends.
     rest: Option<Incoming>,
     /// The message that would be stored, as far as it is known without the body.
     unread: Message,

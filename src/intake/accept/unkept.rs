@@ -76,7 +76,7 @@ impl Unkept {
     }
 }
 
-/// What was read of a body.
+/// The part of a body that was read.
 pub(super) struct PartialBody {
     pub(super) payload: Payload,
     /// Memory for it.

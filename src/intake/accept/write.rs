@@ -30,7 +30,16 @@ pub(super) struct Write {
     pub(super) large: Option<Arc<LargeBatch>>,
 }
 
-/// What became of a forwarded write.
+/// How long a forwarded write waits for its answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum WaitFor {
+    /// Until the timeout, or until the server is known to be unavailable. The timeout is shorter when memory is short.
+    AnswerOrOutage,
+    /// Until the timeout: the write can't be stored.
+    Answer,
+}
+
+/// The outcome of a forwarded write.
 pub(super) enum Forwarded {
     /// The server has decided.
     Answered(ClientAnswer),

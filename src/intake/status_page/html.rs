@@ -1,36 +1,35 @@
 //! The page for people: is my data safe, is it moving, when will it be done.
 //!
-//! One self-contained document that is whole without JavaScript; a few lines of it, when they may run, ask for the page
-//! again and put in the parts that differ. Style and script are named by their digests in the Content-Security-Policy, so
-//! that nothing else could run even if a value were not escaped; every value is ([`escaped`]).
+//! One self-contained document that is complete without JavaScript. A few lines of script, if they may run, fetch the
+//! page again and replace the parts that differ. The Content-Security-Policy allows style and script by their digests,
+//! so that nothing else could run even if a value were not escaped; every value is ([`escaped`]).
 
 use std::borrow::Cow;
 use std::fmt::Write;
 use std::sync::LazyLock;
-use std::time::{Duration, UNIX_EPOCH};
+use std::time::Duration;
 
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
 use http::header::{self, HeaderName, HeaderValue};
 use ring::digest::{SHA256, digest};
 
-use super::plain;
 use super::plot::Plot;
-use crate::delivery::eta::{State, in_words};
+use super::text::{ago, elided, escaped, moment, number, rate, since, size, words};
+use crate::delivery::eta::{EtaState, in_words};
 use crate::intake::forward::ClientAnswer;
-use crate::intake::status::{LaneStatus, LiveWrites, ReplayStatus, Status};
-use crate::printable;
+use crate::overview::{EtaOverview, LaneOverview, LiveWrites, Overview, ReplayOverview};
 use crate::telemetry::history::{COARSE_INTERVAL, FINE_INTERVAL, FINE_MAX};
 
 const STYLE: &str = include_str!("page.css");
 const SCRIPT: &str = include_str!("page.js");
-/// A dot: a browser that is told of an icon does not ask the Opik server for one.
+/// A dot: a browser that finds an icon here does not request one from the Opik server.
 const ICON: &str = "data:image/svg+xml,%3Csvg xmlns='http://www.w3.org/2000/svg' viewBox='0 0 16 16'%3E%3Ccircle cx='8' cy='8' r='6' fill='%232f6299'/%3E%3C/svg%3E";
-/// Lanes that the page lists; `/-/status.json` has more.
+/// How many lanes the page lists; `/-/status.json` has more.
 const LANES_MAX: usize = 50;
-/// Rows of what is stored that it lists.
+/// How many rows of stored messages it lists.
 const GROUPS_MAX: usize = 100;
-/// How often a browser without JavaScript loads the page again, in seconds.
+/// How often a browser without JavaScript reloads the page, in seconds.
 const RELOAD_SECONDS: u32 = 10;
 
 static POLICY: LazyLock<String> = LazyLock::new(|| {
@@ -43,9 +42,8 @@ static POLICY: LazyLock<String> = LazyLock::new(|| {
     )
 });
 
-/// Returns the page as an answer.
-pub(super) fn page(status: &Status) -> ClientAnswer {
-    let mut answer = plain("text/html; charset=utf-8", document(status));
+/// Adds the headers that keep a browser from running anything but the page's own style and script.
+pub(super) fn secured(mut answer: ClientAnswer) -> ClientAnswer {
     let headers = answer.headers_mut();
     if let Ok(policy) = HeaderValue::from_str(&POLICY) {
         headers.insert(header::CONTENT_SECURITY_POLICY, policy);
@@ -56,12 +54,12 @@ pub(super) fn page(status: &Status) -> ClientAnswer {
     answer
 }
 
-/// Returns the whole document.
-fn document(status: &Status) -> String {
-    let (mark, verdict) = verdict(status);
-    let title = match status.store.usable {
-        true if status.store.full.is_some() => "store full · opik-offline".to_owned(),
-        true if status.store.waiting > 0 => format!("{} waiting · opik-offline", number(status.store.waiting)),
+/// Returns the page as a whole document.
+pub(super) fn document(overview: &Overview) -> String {
+    let (badge, verdict) = verdict(overview);
+    let title = match overview.store.usable {
+        true if overview.store.full.is_some() => "store full · opik-offline".to_owned(),
+        true if overview.store.waiting > 0 => format!("{} waiting · opik-offline", number(overview.store.waiting)),
         true => "opik-offline".to_owned(),
         false => "store unusable · opik-offline".to_owned(),
     };
@@ -69,14 +67,14 @@ fn document(status: &Status) -> String {
     let mut part = |id: &str, html: String| {
         let _ = write!(body, r#"<div data-part id="{id}">{html}</div>"#);
     };
-    part("tiles", tiles(status));
-    part("full", full(status));
-    part("plots", plots(status));
-    part("groups", groups(status));
-    part("lanes", lanes(status));
-    part("rejected", rejected(status));
-    part("replays", replays(status));
-    part("facts", facts(status));
+    part("tiles", tiles(overview));
+    part("full", full(overview));
+    part("plots", plots(overview));
+    part("groups", groups(overview));
+    part("lanes", lanes(overview));
+    part("rejected", rejected(overview));
+    part("replays", replays(overview));
+    part("facts", facts(overview));
     format!(
         r#"<!doctype html>
 <html lang="en">
@@ -104,21 +102,21 @@ fn document(status: &Status) -> String {
 </html>
 "#,
         escaped(&title),
-        mark.html(),
+        badge.html(),
         escaped(&verdict),
-        moment(status.at_ms),
+        moment(overview.at_ms),
     )
 }
 
-/// How something stands: a shape and a colour, always beside a word.
+/// A state as a shape and a colour, always beside a word.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Mark {
+enum Badge {
     Good,
     Warn,
     Bad,
 }
 
-impl Mark {
+impl Badge {
     fn html(self) -> &'static str {
         match self {
             Self::Good => {
@@ -134,19 +132,19 @@ impl Mark {
     }
 }
 
-/// The page in a sentence.
-fn verdict(status: &Status) -> (Mark, String) {
-    let store = &status.store;
-    let is_away = status.server.connection == "unavailable";
+/// Returns the page in one sentence.
+fn verdict(overview: &Overview) -> (Badge, String) {
+    let store = &overview.store;
+    let is_away = overview.server.connection == "unavailable";
     if !store.usable {
         return match is_away {
-            true => (Mark::Bad, "The Opik server is away, and the store can’t be used: writes are refused".into()),
+            true => (Badge::Bad, "The Opik server is away, and the store can’t be used: writes are refused".into()),
             false => {
-                (Mark::Bad, format!("The store can’t be used: the agent {}", LiveWrites::text_of(store.live_writes)))
+                (Badge::Bad, format!("The store can’t be used: the agent {}", LiveWrites::text_of(store.live_writes)))
             }
         };
     }
-    let state = status.eta.as_ref().map_or(State::Nothing, |eta| eta.eta.state);
+    let state = overview.eta.as_ref().map_or(EtaState::Nothing, |eta| eta.eta.state);
     let messages = messages(store.waiting);
     if let Some(full) = &store.full {
         let refused = match full.refused_writes {
@@ -154,24 +152,24 @@ fn verdict(status: &Status) -> (Mark, String) {
             refused => format!("; {} refused", words(refused, "write")),
         };
         return match is_away {
-            true => (Mark::Bad, format!("The store is full and the Opik server is away{refused}")),
-            false => (Mark::Bad, format!("The store is full: writes only go straight to the Opik server{refused}")),
+            true => (Badge::Bad, format!("The store is full and the Opik server is away{refused}")),
+            false => (Badge::Bad, format!("The store is full: writes only go straight to the Opik server{refused}")),
         };
     }
     match (is_away, state) {
-        (true, State::Nothing) => (Mark::Warn, "The Opik server is away; nothing waits for it yet".into()),
-        (true, _) => (Mark::Warn, format!("The Opik server is away; {messages} safe on disk")),
-        (false, State::Nothing) if store.rejected > 0 => {
-            (Mark::Warn, format!("Nothing waits; the server refused {}", words(store.rejected, "message")))
+        (true, EtaState::Nothing) => (Badge::Warn, "The Opik server is away; nothing waits for it yet".into()),
+        (true, _) => (Badge::Warn, format!("The Opik server is away; {messages} safe on disk")),
+        (false, EtaState::Nothing) if store.rejected > 0 => {
+            (Badge::Warn, format!("Nothing waits; the server refused {}", words(store.rejected, "message")))
         }
-        (false, State::Nothing) if status.server.connection == "unknown" => {
-            (Mark::Warn, "The agent has just started and looks for the Opik server".into())
+        (false, EtaState::Nothing) if overview.server.connection == "unknown" => {
+            (Badge::Warn, "The agent has just started and looks for the Opik server".into())
         }
-        (false, State::Nothing) => (Mark::Good, "The Opik server takes everything; nothing waits".into()),
-        (false, State::Held) => (Mark::Warn, format!("{messages} safe on disk; every lane is held")),
-        (false, State::Stalled) => (Mark::Bad, format!("{messages} safe on disk, and nothing gets through")),
-        (false, State::Growing) => (Mark::Warn, format!("{messages} safe on disk, and the backlog grows")),
-        (false, _) => (Mark::Good, format!("The Opik server is back; {messages} being delivered")),
+        (false, EtaState::Nothing) => (Badge::Good, "The Opik server takes everything; nothing waits".into()),
+        (false, EtaState::Held) => (Badge::Warn, format!("{messages} safe on disk; every lane is held")),
+        (false, EtaState::Stalled) => (Badge::Bad, format!("{messages} safe on disk, and nothing gets through")),
+        (false, EtaState::Growing) => (Badge::Warn, format!("{messages} safe on disk, and the backlog grows")),
+        (false, _) => (Badge::Good, format!("The Opik server is back; {messages} being delivered")),
     }
 }
 
@@ -181,94 +179,101 @@ fn messages(count: u64) -> String {
     format!("{} {is}", words(count, "message"))
 }
 
-fn tiles(status: &Status) -> String {
-    let mut html = r#"<div class="tiles">"#.to_owned();
-    let mut tile = |id: &str, name: &str, mark: Option<Mark>, big: &str, lines: &[String]| {
-        let _ = write!(
-            html,
-            r#"<section aria-labelledby="{id}"><h2 id="{id}">{name}</h2><p class="big">{}{}</p>"#,
-            mark.map_or("", Mark::html),
-            escaped(big)
-        );
-        for line in lines.iter().filter(|line| !line.is_empty()) {
-            let _ = write!(html, "<p>{}</p>", escaped(line));
-        }
-        html.push_str("</section>");
-    };
-    let server = &status.server;
-    let (mark, word) = match server.connection {
-        "available" => (Mark::Good, "Available"),
-        "unavailable" => (Mark::Bad, "Unavailable"),
-        _ => (Mark::Warn, "Not known yet"),
-    };
-    let since =
-        format!("for {}, since {} UTC", ago(status.at_ms, server.since_ms), since(status.at_ms, server.since_ms));
-    tile("t-server", "Opik server", Some(mark), word, &[since, server.reason.clone().unwrap_or_default()]);
+fn tiles(overview: &Overview) -> String {
+    let tiles = [server_tile(overview), waiting_tile(overview), rates_tile(overview), eta_tile(overview)].concat();
+    format!(r#"<div class="tiles">{tiles}</div>"#)
+}
 
-    let store = &status.store;
-    if store.usable {
-        let lines = match store.oldest_accepted_at_ms {
-            None => vec!["nothing has to be delivered".to_owned()],
-            Some(oldest) => vec![
-                format!("with {} in {}", words(store.items, "item"), size(store.body_bytes)),
-                format!("the oldest for {}", ago(status.at_ms, oldest)),
-            ],
-        };
-        let moved = store.moved_stores.iter().map(|path| format!("more in {path}, which was moved away: move it back"));
-        let lines: Vec<String> = lines.into_iter().chain(moved).collect();
-        tile("t-waiting", "Messages waiting, safe on disk", None, &number(store.waiting), &lines);
-    } else {
-        let reason = store.reason.clone().unwrap_or_default();
-        let mut lines = vec![reason];
-        if store.refused_while_unusable > 0 {
-            lines.push(format!("{} refused since, to be sent again", words(store.refused_while_unusable, "write")));
-        }
-        tile("t-waiting", "Messages waiting, safe on disk", Some(Mark::Bad), "Store unusable", &lines);
+fn tile(id: &str, name: &str, badge: Option<Badge>, big: &str, lines: &[String]) -> String {
+    let mut html = format!(
+        r#"<section aria-labelledby="{id}"><h2 id="{id}">{name}</h2><p class="big">{}{}</p>"#,
+        badge.map_or("", Badge::html),
+        escaped(big)
+    );
+    for line in lines.iter().filter(|line| !line.is_empty()) {
+        let _ = write!(html, "<p>{}</p>", escaped(line));
     }
-
-    match &status.rates {
-        None => tile("t-rates", "Messages a second", None, "Measuring", &["needs a few seconds".to_owned()]),
-        Some(rates) => {
-            let window = in_words(rates.window_seconds);
-            let lines = [
-                format!("{} forwarded at once", rate(rates.forwarded_per_second)),
-                format!("{} stored", rate(rates.stored_per_second)),
-                format!("{} delivered from the store", rate(rates.delivered_per_second)),
-                format!("over the last {}", if window == "1m" { "minute" } else { &window }),
-            ];
-            let big = format!("{} in, {} out", rate(rates.in_per_second), rate(rates.out_per_second));
-            tile("t-rates", "Messages a second", None, &big, &lines);
-        }
-    }
-
-    let (mark, big, line) = match &status.eta {
-        None => (Some(Mark::Bad), "Unknown".to_owned(), String::new()),
-        Some(told) => {
-            let time = told.eta.seconds.map(|seconds| in_words(seconds.max(1.0)));
-            match told.eta.state {
-                State::Nothing => (None, "Nothing to do".to_owned(), String::new()),
-                State::Growing => (Some(Mark::Warn), "Not in sight".to_owned(), told.text.clone()),
-                State::Stalled => (Some(Mark::Bad), "Stuck".to_owned(), told.text.clone()),
-                State::Moving => (None, time.unwrap_or_default(), told.text.clone()),
-                State::Held => (Some(Mark::Warn), "Held".to_owned(), told.text.clone()),
-                State::ServerAway | State::Idle => (None, "After the outage".to_owned(), told.text.clone()),
-            }
-        }
-    };
-    tile("t-eta", "Done in", mark, &big, &[line]);
-    html.push_str("</div>");
+    html.push_str("</section>");
     html
 }
 
-fn plots(status: &Status) -> String {
+fn server_tile(overview: &Overview) -> String {
+    let server = &overview.server;
+    let (badge, word) = match server.connection {
+        "available" => (Badge::Good, "Available"),
+        "unavailable" => (Badge::Bad, "Unavailable"),
+        _ => (Badge::Warn, "Not known yet"),
+    };
+    let since = server.since_ms.map_or(String::new(), |since_ms| {
+        format!("for {}, since {} UTC", ago(overview.at_ms, since_ms), since(overview.at_ms, since_ms))
+    });
+    tile("t-server", "Opik server", Some(badge), word, &[since, server.reason.clone().unwrap_or_default()])
+}
+
+fn waiting_tile(overview: &Overview) -> String {
+    let (id, name, store) = ("t-waiting", "Messages waiting, safe on disk", &overview.store);
+    if !store.usable {
+        let mut lines = vec![store.reason.clone().unwrap_or_default()];
+        if store.refused_while_unusable > 0 {
+            lines.push(format!("{} refused since, to be sent again", words(store.refused_while_unusable, "write")));
+        }
+        return tile(id, name, Some(Badge::Bad), "Store unusable", &lines);
+    }
+    let mut lines = match store.oldest_accepted_at_ms {
+        None => vec!["nothing has to be delivered".to_owned()],
+        Some(oldest) => vec![
+            format!("with {} in {}", words(store.items, "item"), size(store.body_bytes)),
+            format!("the oldest for {}", ago(overview.at_ms, oldest)),
+        ],
+    };
+    let moved = store.moved_stores.iter().map(|path| format!("more in {path}, which was moved away: move it back"));
+    lines.extend(moved);
+    tile(id, name, None, &number(store.waiting), &lines)
+}
+
+fn rates_tile(overview: &Overview) -> String {
+    let (id, name) = ("t-rates", "Messages a second");
+    let Some(rates) = &overview.rates else {
+        return tile(id, name, None, "Measuring", &["needs a few seconds".to_owned()]);
+    };
+    let window = in_words(rates.window_seconds);
+    let lines = [
+        format!("{} forwarded at once", rate(rates.forwarded_per_second)),
+        format!("{} stored", rate(rates.stored_per_second)),
+        format!("{} delivered from the store", rate(rates.delivered_per_second)),
+        format!("over the last {}", if window == "1m" { "minute" } else { &window }),
+    ];
+    let big = format!("{} in, {} out", rate(rates.in_per_second), rate(rates.out_per_second));
+    tile(id, name, None, &big, &lines)
+}
+
+fn eta_tile(overview: &Overview) -> String {
+    let (badge, big, line) = match &overview.eta {
+        None => (Some(Badge::Bad), "Unknown".to_owned(), String::new()),
+        Some(EtaOverview { eta, text }) => {
+            let time = eta.seconds.map(|seconds| in_words(seconds.max(1.0)));
+            match eta.state {
+                EtaState::Nothing => (None, "Nothing to do".to_owned(), String::new()),
+                EtaState::Growing => (Some(Badge::Warn), "Not in sight".to_owned(), text.clone()),
+                EtaState::Stalled => (Some(Badge::Bad), "Stuck".to_owned(), text.clone()),
+                EtaState::Moving => (None, time.unwrap_or_default(), text.clone()),
+                EtaState::Held => (Some(Badge::Warn), "Held".to_owned(), text.clone()),
+                EtaState::ServerAway | EtaState::Idle => (None, "After the outage".to_owned(), text.clone()),
+            }
+        }
+    };
+    tile("t-eta", "Done in", badge, &big, &[line])
+}
+
+fn plots(overview: &Overview) -> String {
     let recent = Plot {
         id: "recent",
         title: "Last 15 minutes",
         begin: "15 min ago",
         span: FINE_INTERVAL * FINE_MAX as u32,
         interval: FINE_INTERVAL,
-        samples: &status.history,
-        now_ms: status.at_ms,
+        samples: &overview.history,
+        now_ms: overview.at_ms,
     };
     let day = Plot {
         id: "day",
@@ -276,8 +281,8 @@ fn plots(status: &Status) -> String {
         begin: "24 h ago",
         span: Duration::from_secs(24 * 3600),
         interval: COARSE_INTERVAL,
-        samples: &status.day,
-        now_ms: status.at_ms,
+        samples: &overview.day,
+        now_ms: overview.at_ms,
     };
     format!(
         r#"<section aria-labelledby="h-plots"><h2 id="h-plots">Messages waiting</h2><div class="plots">{}{}</div></section>"#,
@@ -286,20 +291,20 @@ fn plots(status: &Status) -> String {
     )
 }
 
-/// A table in a section. Heads that begin with `>` are of columns of numbers.
-struct Table {
+/// A table in a section. A head that begins with `>` marks a column of numbers.
+struct HtmlTable {
     html: String,
     numbers: Vec<bool>,
 }
 
-/// A cell: text that may be broken into lines, a text that is not, or HTML of our own.
-enum Cell<'a> {
+/// A cell: text that may wrap, text that may not, or HTML of our own.
+enum HtmlCell<'a> {
     Long(&'a str),
     Short(Cow<'a, str>),
     Html(String),
 }
 
-impl Table {
+impl HtmlTable {
     fn new(id: &str, caption: &str, heads: &[&str]) -> Self {
         let mut html = format!(
             r#"<section><div class="scroll" role="region" aria-labelledby="{id}" tabindex="0"><table><caption id="{id}">{caption}</caption><thead><tr>"#
@@ -312,14 +317,14 @@ impl Table {
         Self { html, numbers: heads.iter().map(|head| head.starts_with('>')).collect() }
     }
 
-    fn row(&mut self, cells: &[Cell<'_>]) {
+    fn row(&mut self, cells: &[HtmlCell<'_>]) {
         self.html.push_str("<tr>");
         for (cell, is_number) in cells.iter().zip(&self.numbers) {
             let _ = match cell {
-                Cell::Long(text) => write!(self.html, r#"<td class="wrap">{}</td>"#, escaped(&elided(text))),
-                Cell::Short(text) if *is_number => write!(self.html, r#"<td class="n">{}</td>"#, escaped(text)),
-                Cell::Short(text) => write!(self.html, "<td>{}</td>", escaped(text)),
-                Cell::Html(html) => write!(self.html, "<td>{html}</td>"),
+                HtmlCell::Long(text) => write!(self.html, r#"<td class="wrap">{}</td>"#, escaped(&elided(text))),
+                HtmlCell::Short(text) if *is_number => write!(self.html, r#"<td class="n">{}</td>"#, escaped(text)),
+                HtmlCell::Short(text) => write!(self.html, "<td>{}</td>", escaped(text)),
+                HtmlCell::Html(html) => write!(self.html, "<td>{html}</td>"),
             };
         }
         self.html.push_str("</tr>");
@@ -335,66 +340,69 @@ impl Table {
     }
 }
 
-fn short(text: impl Into<String>) -> Cell<'static> {
-    Cell::Short(Cow::Owned(text.into()))
+fn short(text: impl Into<String>) -> HtmlCell<'static> {
+    HtmlCell::Short(Cow::Owned(text.into()))
 }
 
-fn groups(status: &Status) -> String {
-    if status.store.groups.is_empty() {
+fn groups(overview: &Overview) -> String {
+    if overview.store.groups.is_empty() {
         return String::new();
     }
-    let mut table =
-        Table::new("c-groups", "What is stored", &["Status", "Type", "Workspace", ">Messages", ">Items", ">Size"]);
-    for group in status.store.groups.iter().take(GROUPS_MAX) {
+    let mut table = HtmlTable::new(
+        "c-groups",
+        "What is stored",
+        &["Overview", "Type", "Workspace", ">Messages", ">Items", ">Size"],
+    );
+    for group in overview.store.groups.iter().take(GROUPS_MAX) {
         table.row(&[
             short(group.status),
             short(group.message_type.trim_end_matches("Message")),
-            Cell::Long(&group.workspace),
+            HtmlCell::Long(&group.workspace),
             short(number(group.messages)),
             short(number(group.items)),
             short(size(group.body_bytes)),
         ]);
     }
-    let more = status.store.groups.len().saturating_sub(GROUPS_MAX) as u64;
+    let more = overview.store.groups.len().saturating_sub(GROUPS_MAX) as u64;
     table.end(&if more == 0 { String::new() } else { format!("and {} more rows", number(more)) })
 }
 
-fn lanes(status: &Status) -> String {
-    if status.lanes.is_empty() {
+fn lanes(overview: &Overview) -> String {
+    if overview.lanes.is_empty() {
         return String::new();
     }
-    let mut table = Table::new("c-lanes", "Lanes", &["Workspace", "Key", ">Waiting", "State", "Why"]);
-    for lane in status.lanes.iter().take(LANES_MAX) {
-        let (mark, word) = lane_state(lane, status.at_ms);
+    let mut table = HtmlTable::new("c-lanes", "Lanes", &["Workspace", "Key", ">Waiting", "State", "Why"]);
+    for lane in overview.lanes.iter().take(LANES_MAX) {
+        let (badge, word) = lane_state(lane, overview.at_ms);
         table.row(&[
-            Cell::Long(&lane.workspace),
+            HtmlCell::Long(&lane.workspace),
             short(lane.key.as_deref().unwrap_or("none")),
             short(number(lane.waiting)),
-            Cell::Html(format!("{}{}", mark.map_or("", Mark::html), escaped(&word))),
-            Cell::Long(lane.held.as_ref().map_or("", |held| held.reason.as_str())),
+            HtmlCell::Html(format!("{}{}", badge.map_or("", Badge::html), escaped(&word))),
+            HtmlCell::Long(lane.held.as_ref().map_or("", |held| held.reason.as_str())),
         ]);
     }
-    let more = status.lanes_total.saturating_sub(LANES_MAX.min(status.lanes.len()) as u64);
+    let more = overview.lanes_total.saturating_sub(LANES_MAX.min(overview.lanes.len()) as u64);
     let more = if more == 0 { String::new() } else { format!("and {} more, whose messages are younger", number(more)) };
     table.end(&more)
 }
 
-fn lane_state(lane: &LaneStatus, now_ms: i64) -> (Option<Mark>, String) {
+fn lane_state(lane: &LaneOverview, now_ms: i64) -> (Option<Badge>, String) {
     match &lane.held {
         None => (None, "in turn".to_owned()),
-        Some(held) if held.until_ms <= now_ms => (Some(Mark::Warn), "tried again now".to_owned()),
-        Some(held) => (Some(Mark::Warn), format!("held for {}", ago(held.until_ms, now_ms))),
+        Some(held) if held.until_ms <= now_ms => (Some(Badge::Warn), "tried again now".to_owned()),
+        Some(held) => (Some(Badge::Warn), format!("held for {}", ago(held.until_ms, now_ms))),
     }
 }
 
-/// How the store is full, and what to do about it.
-fn full(status: &Status) -> String {
-    let Some(full) = &status.store.full else { return String::new() };
+/// Why the store is full, and what to do about it.
+fn full(overview: &Overview) -> String {
+    let Some(full) = &overview.store.full else { return String::new() };
     let since = full.since_ms.map_or("not met by a write yet".to_owned(), |since_ms| {
-        format!("for {}, since {} UTC", ago(status.at_ms, since_ms), since(status.at_ms, since_ms))
+        format!("for {}, since {} UTC", ago(overview.at_ms, since_ms), since(overview.at_ms, since_ms))
     });
-    let mut table = Table::new("c-full", "The store is full", &["What", "How"]);
-    let mut row = |name: &str, text: String| table.row(&[short(name), Cell::Html(escaped(&text).into_owned())]);
+    let mut table = HtmlTable::new("c-full", "The store is full", &["What", "How"]);
+    let mut row = |name: &str, text: String| table.row(&[short(name), HtmlCell::Html(escaped(&text).into_owned())]);
     row("Full", since);
     row("Why", full.reason.clone());
     row("Writes refused", number(full.refused_writes));
@@ -405,14 +413,14 @@ fn full(status: &Status) -> String {
     table.end("A refused write got a 503 with Retry-After: its client still has it.")
 }
 
-fn rejected(status: &Status) -> String {
-    if status.store.rejected_by_answer.is_empty() {
+fn rejected(overview: &Overview) -> String {
+    if overview.store.rejected_by_answer.is_empty() {
         return String::new();
     }
-    let mut table = Table::new("c-rejected", "Rejected by the server", &["Answer", ">Messages"]);
-    for by in &status.store.rejected_by_answer {
+    let mut table = HtmlTable::new("c-rejected", "Rejected by the server", &["Answer", ">Messages"]);
+    for by in &overview.store.rejected_by_answer {
         let answer = by.status.map_or("no answer".to_owned(), |code| code.to_string());
-        table.row(&[Cell::Html(format!("{}{answer}", Mark::Bad.html())), short(number(by.messages))]);
+        table.row(&[HtmlCell::Html(format!("{}{answer}", Badge::Bad.html())), short(number(by.messages))]);
     }
     table.end(
         "They are kept. See why with <code>opik-offline inspect --rejected</code>, try them again with \
@@ -420,14 +428,14 @@ fn rejected(status: &Status) -> String {
     )
 }
 
-fn replays(status: &Status) -> String {
-    if status.replays.is_empty() {
+fn replays(overview: &Overview) -> String {
+    if overview.replays.is_empty() {
         return String::new();
     }
     let heads = ["Ended (UTC)", "By", ">Delivered", ">Rejected", ">Left", ">Took", ">Per second"];
-    let mut table = Table::new("c-replays", "Recent replays", &heads);
-    for replay in &status.replays {
-        let ReplayStatus { by, started_at_ms, ended_at_ms, delivered, rejected, remaining } = replay;
+    let mut table = HtmlTable::new("c-replays", "Recent replays", &heads);
+    for replay in &overview.replays {
+        let ReplayOverview { by, started_at_ms, ended_at_ms, delivered, rejected, remaining } = replay;
         let seconds = (ended_at_ms - started_at_ms).max(1) as f64 / 1000.0;
         table.row(&[
             short(moment(*ended_at_ms)),
@@ -442,16 +450,16 @@ fn replays(status: &Status) -> String {
     table.end("")
 }
 
-fn facts(status: &Status) -> String {
+fn facts(overview: &Overview) -> String {
     let mut html = r#"<section aria-labelledby="h-facts"><h2 id="h-facts">Agent and store</h2><dl>"#.to_owned();
     let mut fact = |name: &str, value: String| {
         let _ = write!(html, "<dt>{name}</dt><dd>{}</dd>", escaped(&value));
     };
-    let agent = &status.agent;
-    fact("Server", status.server.url.clone());
+    let agent = &overview.agent;
+    fact("Server", overview.server.url.clone());
     fact("Agent", format!("version {}, process {}, on {}", agent.version, agent.pid, agent.listen));
     fact("Running for", in_words(agent.uptime_seconds as f64));
-    let store = &status.store;
+    let store = &overview.store;
     if store.usable {
         let max = store.size_max_bytes.map_or(String::new(), |max| format!(" of at most {}", size(max)));
         fact("Store", format!("{}{max}", size(store.file_bytes)));
@@ -489,94 +497,6 @@ fn facts(status: &Status) -> String {
     }
     html.push_str("</dl></section>");
     html
-}
-
-/// Returns a text with what means something in HTML, or turns the text around it, written so that it does not.
-pub(super) fn escaped(text: &str) -> Cow<'_, str> {
-    let text = printable::line(text);
-    if !text.contains(['&', '<', '>', '"', '\'']) {
-        return text;
-    }
-    let mut safe = String::with_capacity(text.len() + 16);
-    for c in text.chars() {
-        match c {
-            '&' => safe.push_str("&amp;"),
-            '<' => safe.push_str("&lt;"),
-            '>' => safe.push_str("&gt;"),
-            '"' => safe.push_str("&quot;"),
-            '\'' => safe.push_str("&#39;"),
-            c => safe.push(c),
-        }
-    }
-    Cow::Owned(safe)
-}
-
-/// Returns the beginning and the end of a text that would fill the page.
-fn elided(text: &str) -> Cow<'_, str> {
-    const CHARS_MAX: usize = 120;
-    const END_CHARS: usize = 40;
-    let count = text.chars().count();
-    if count <= CHARS_MAX {
-        return Cow::Borrowed(text);
-    }
-    let (begin, end) = (text.chars().take(CHARS_MAX - END_CHARS), text.chars().skip(count - END_CHARS));
-    Cow::Owned(begin.chain(['…']).chain(end).collect())
-}
-
-/// Returns a number with its thousands apart.
-pub(super) fn number(number: u64) -> String {
-    let digits = number.to_string();
-    let mut text = String::new();
-    for (at, digit) in digits.chars().enumerate() {
-        if at > 0 && (digits.len() - at).is_multiple_of(3) {
-            text.push(',');
-        }
-        text.push(digit);
-    }
-    text
-}
-
-fn words(count: u64, noun: &str) -> String {
-    format!("{} {noun}{}", number(count), if count == 1 { "" } else { "s" })
-}
-
-fn size(bytes: u64) -> String {
-    let units = [("GiB", 1_u64 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10)];
-    match units.into_iter().find(|(_, unit)| bytes >= *unit) {
-        Some((name, unit)) => format!("{:.1} {name}", bytes as f64 / unit as f64),
-        None => format!("{bytes} B"),
-    }
-}
-
-fn rate(per_second: f64) -> String {
-    match per_second {
-        rate if rate <= 0.0 => "0".to_owned(),
-        rate if rate < 0.1 => "< 0.1".to_owned(),
-        rate if rate < 10.0 => format!("{rate:.1}"),
-        rate => number(rate.round() as u64),
-    }
-}
-
-/// Returns how long it was from then to now.
-fn ago(now_ms: i64, then_ms: i64) -> String {
-    in_words(now_ms.saturating_sub(then_ms).max(0) as f64 / 1000.0)
-}
-
-/// Returns the time of day of what was within a day, else the date with it.
-fn since(now_ms: i64, then_ms: i64) -> String {
-    if (0..86_400_000).contains(&(now_ms - then_ms)) { clock(then_ms) } else { moment(then_ms) }
-}
-
-/// Returns a time in UTC: `2026-11-22 20:07:08`.
-fn moment(ms: i64) -> String {
-    let since = Duration::from_millis(u64::try_from(ms).unwrap_or(0));
-    let text = humantime::format_rfc3339_seconds(UNIX_EPOCH + since).to_string();
-    text.trim_end_matches('Z').replace('T', " ")
-}
-
-/// Returns the time of day in UTC.
-pub(super) fn clock(ms: i64) -> String {
-    moment(ms).split_once(' ').map_or(String::new(), |(_, clock)| clock.to_owned())
 }
 
 #[cfg(test)]

@@ -1,27 +1,27 @@
 //! A plot of the backlog, drawn by the agent: an inline SVG that shows without JavaScript.
 //!
-//! The drawing is stretched to the width that there is, so it has shapes only; what is to be read stands beside it.
+//! The drawing is stretched to the available width, so it contains only shapes; text is placed beside it.
 
 use std::fmt::Write;
 use std::time::Duration;
 
-use super::html::{clock, escaped, number};
+use super::text::{clock, escaped, number};
 use crate::delivery::eta::in_words;
 use crate::telemetry::history::Sample;
 
-/// Units of the drawing; peaks of what falls into one unit stay.
+/// The width of the drawing in units; of the samples in one unit, the peak is drawn.
 const WIDTH: i64 = 600;
 const HEIGHT: f64 = 100.0;
 
-/// What is plotted over which time.
+/// Samples, and the time span over which they are plotted.
 pub(super) struct Plot<'a> {
-    /// Names the elements of this plot.
+    /// The prefix of the ids of its elements.
     pub(super) id: &'a str,
     pub(super) title: &'a str,
-    /// What stands at the left end of the axis of time.
+    /// The label at the left end of the time axis.
     pub(super) begin: &'a str,
     pub(super) span: Duration,
-    /// How far apart samples are; what is missing for longer is a gap.
+    /// The time between two samples; a longer pause is a gap.
     pub(super) interval: Duration,
     pub(super) samples: &'a [Sample],
     pub(super) now_ms: i64,
@@ -53,7 +53,7 @@ impl Plot<'_> {
             let _ = write!(
                 lines,
                 r#"<path class="area" d="M{first} {HEIGHT}L{path}L{last} {HEIGHT}Z"/><path class="line" d="M{path}{}"/>"#,
-                // A single point is a line of no length, which round ends make a dot.
+                // A single point is a line of length zero, which its round caps turn into a dot.
                 if run.len() == 1 { "h0" } else { "" },
             );
         }
@@ -76,11 +76,11 @@ impl Plot<'_> {
         )
     }
 
-    /// Returns when the server was away, from and to.
+    /// Returns the start and end of each outage.
     fn outages(&self, seen: &[&Sample]) -> Vec<(i64, i64)> {
         let mut found: Vec<(i64, i64)> = Vec::new();
         for (number, sample) in seen.iter().enumerate().filter(|(_, sample)| sample.available == Some(false)) {
-            // It lasted until the next look at the latest.
+            // It lasted until the next sample at the latest.
             let next = seen.get(number + 1).map_or(self.now_ms, |next| next.at_ms);
             let to = next.min(sample.at_ms + 3 * millis(self.interval)).max(sample.at_ms);
             match found.last_mut().filter(|(_, end)| *end >= sample.at_ms) {
@@ -91,7 +91,7 @@ impl Plot<'_> {
         found
     }
 
-    /// Returns runs of what waited, by unit of the drawing; a run ends where nothing was measured.
+    /// Returns the backlog by unit of the drawing, in runs; a run ends at a gap.
     fn runs(&self, seen: &[&Sample], x: impl Fn(i64) -> i64) -> Vec<Vec<(i64, u64)>> {
         let mut runs: Vec<Vec<(i64, u64)>> = Vec::new();
         let mut before: Option<i64> = None;
@@ -100,11 +100,11 @@ impl Plot<'_> {
                 before = None;
                 continue;
             };
-            let goes_on =
+            let continues =
                 before.is_some_and(|before| (0..=3 * millis(self.interval)).contains(&(sample.at_ms - before)));
             before = Some(sample.at_ms);
             let at = x(sample.at_ms);
-            match runs.last_mut().filter(|_| goes_on) {
+            match runs.last_mut().filter(|_| continues) {
                 None => runs.push(vec![(at, waiting)]),
                 Some(run) => match run.last_mut().filter(|(last, _)| *last == at) {
                     Some((_, most)) => *most = (*most).max(waiting),
@@ -116,7 +116,7 @@ impl Plot<'_> {
     }
 }
 
-/// The drawing in words, for those who don't see it.
+/// Returns the drawing in words, for people who can't see it.
 fn most(peak: Option<(u64, i64)>) -> String {
     match peak {
         None => "Nothing was measured yet.".to_owned(),
@@ -129,7 +129,8 @@ fn millis(duration: Duration) -> i64 {
     i64::try_from(duration.as_millis()).unwrap_or(i64::MAX)
 }
 
-/// Returns the least of 2, 4, 10, 20, 50, 100 ... that is not less: half of it is a whole number, or reads well.
+/// Returns the top of the axis: the smallest of 2, 4, 6, 10, 20, 40 ... that is not below `most`. Half of it is a
+/// readable number.
 fn ceiling(most: u64) -> u64 {
     let mut decade: u64 = 1;
     loop {
@@ -161,7 +162,7 @@ mod tests {
     }
 
     #[test]
-    fn the_axis_ends_at_a_number_that_reads_well() {
+    fn the_axis_ends_at_a_readable_number() {
         let tops = [0, 1, 3, 5, 7, 10, 11, 60, 61, 1_000_001].map(ceiling);
         assert_eq!(tops, [2, 2, 4, 6, 10, 10, 20, 60, 100, 2_000_000]);
         assert!(ceiling(u64::MAX) == u64::MAX);
@@ -176,7 +177,7 @@ mod tests {
     }
 
     #[test]
-    fn an_outage_is_shaded_and_a_gap_is_no_line() {
+    fn outages_are_shaded_and_gaps_interrupt_the_line() {
         let drawn = plot(&[
             at(0, Some(0), true),
             at(5, Some(10), false),
@@ -192,7 +193,7 @@ mod tests {
     }
 
     #[test]
-    fn a_clock_that_was_set_back_does_no_harm() {
+    fn a_clock_that_is_set_back_breaks_nothing() {
         let drawn = plot(&[at(800, Some(1), true), at(100, Some(1), false), at(2000, Some(1), true)]);
         assert!(drawn.contains("At most 1 waited"), "{drawn}");
     }

@@ -1,27 +1,29 @@
-//! Root spans whose trace the server made before: how they reach it without making the trace again.
+//! Root spans of existing traces: how to deliver them without creating the trace again.
 //!
-//! # What the server does with a request (`OpenTelemetryService`, `OpenTelemetryMapper`, `TraceService`, `SpanService`)
+//! # How the server processes a request (`OpenTelemetryService`, `OpenTelemetryMapper`, `TraceService`, `SpanService`)
 //!
-//! 1. Each OTel trace gets an id of Opik's: 48 bits of time and 80 bits of the SHA-256 of the OTel id. The time is the
-//!    earliest start in the *first* request that named the trace; a cache with a time limit remembers it per project.
-//!    Ids of spans are made in the same way, with the time of their trace.
+//! 1. Each OTel trace gets an Opik id: 48 bits of time and 80 bits of the SHA-256 of the OTel id. The time is the
+//!    earliest start in the *first* request with that trace; an expiring cache keeps it per project.
+//!    Span ids are derived in the same way, with the time of their trace.
 //! 2. A span without a parent is a root, also one whose parent is its trace id (since 2.2.1). Each trace with a root is
-//!    made by a *single* create, one after the other; since 2.2.1 one for each trace, before that one for each root.
+//!    created by a *single* create, sequentially; since 2.2.1 once per trace, before that once per root.
 //! 3. Then all spans, the roots included, are inserted by one batch, which is an upsert.
 //!
-//! A trace that is there answers 409 `Trace already exists` in step 2, and nothing of step 3 happens. So a repeat of a
-//! root whose first attempt was processed, or failed between 2 and 3, never stores a span; without roots it is harmless.
+//! For an existing trace, step 2 fails with 409 `Trace already exists`, and step 3 is skipped. So a retry of a root
+//! whose first attempt was processed, or failed between 2 and 3, never stores a span; without roots a retry is
+//! idempotent.
 //!
-//! # The way around the create
+//! # How the create is avoided
 //!
-//! A span with the attribute `opik.trace_id` (since April 2026; a UUIDv7) belongs to that trace and makes none. It is then
-//! stored as it would have been: the id comes from the same cache, and the attribute itself is dropped. So the *whole*
-//! request is sent again with that attribute in its roots ([`Roots::attach`]). Whole, because the server takes usage out
-//! of parents whose children stand beside them, and names the integration by all scopes together.
+//! A span with the attribute `opik.trace_id` (since April 2026; a UUIDv7) belongs to that trace and creates none.
+//! Otherwise it is stored in the same way: its id comes from the same cache, and the attribute itself is dropped. So
+//! the *whole* request is retried with that attribute in its roots ([`Roots::attach`]). The whole request, because the
+//! server removes usage from parents whose children are in the same request, and derives the integration from all
+//! scopes together.
 //!
-//! Opik's id of the trace can't be computed, only recognised: by its 80 bits ([`RootTrace::is`]), in a page of the
-//! project's traces that begin when the roots do ([`Roots::search`]), and where another root made the trace, by the end of
-//! its id ([`RootTrace::search`]).
+//! The Opik id of the trace can't be computed, only recognised: by its 80 bits ([`RootTrace::is`]), in a page of the
+//! project's traces that start when the roots do ([`Roots::search`]), and if another root created the trace, by the
+//! suffix of its id ([`RootTrace::search`]).
 
 use std::collections::HashMap;
 use std::ops::Range;
@@ -33,25 +35,25 @@ use serde_json::{Value, json};
 use uuid::Uuid;
 
 use super::{
-    Fields, Format, NotOtlp, OPIK_TRACE_ATTRIBUTE, REQUEST, SPAN_FIELDS, SPAN_MEMBERS, Wire, attributes, check,
+    Fields, Format, NotOtlp, OPIK_TRACE_ATTRIBUTE, REQUEST, SPAN_FIELDS, SPAN_MEMBERS, WireValue, attributes, check,
     json_attributes, put_varint,
 };
 use crate::protocol::json::{Kind, NotJson, Scanner};
 use crate::protocol::readback::{EXCLUDED, PAGE_LIMIT, Read};
 
-/// Names the parent, but only beside [`OPIK_TRACE_ATTRIBUTE`].
+/// The attribute that names the parent; valid only together with [`OPIK_TRACE_ATTRIBUTE`].
 const OPIK_PARENT_ATTRIBUTE: &str = "opik.parent_span_id";
-/// Names the span itself.
+/// The attribute that names the span itself.
 const OPIK_SPAN_ATTRIBUTE: &str = "opik.span_id";
-/// A parent that is no UUID, which the server passes over: of attributes with one key it takes the first.
+/// A parent that is not a UUID, which the server ignores: of duplicate attributes it uses the first.
 const NO_PARENT: &str = "none";
 /// The field of a span's attributes (`trace.proto`).
 const ATTRIBUTES: u64 = 9;
 
-/// The last 80 bits of an id of Opik's that was made from an id of OpenTelemetry's.
+/// The last 80 bits of an Opik id, derived from an OpenTelemetry id.
 type Tail = [u8; 10];
 
-/// A span, as far as it matters here.
+/// The relevant parts of a span.
 #[derive(Clone, Debug, Default)]
 struct Span {
     trace: Vec<u8>,
@@ -61,12 +63,12 @@ struct Span {
     opik_trace: Option<Uuid>,
     opik_span: Option<Uuid>,
     names_parent: bool,
-    /// In JSON: what an attribute is put in place of, and what stands around it there.
-    place: Option<Place>,
+    /// In JSON: the span that an inserted attribute replaces, and the text around it.
+    place: Option<InsertionPoint>,
 }
 
 #[derive(Clone, Debug)]
-struct Place {
+struct InsertionPoint {
     at: Range<usize>,
     before: &'static str,
     after: &'static str,
@@ -78,7 +80,7 @@ impl Span {
         is_top && self.opik_trace.is_none() && !self.trace.is_empty()
     }
 
-    /// Notes an attribute. The server takes the first one of a key that has a text.
+    /// Records an attribute. The server uses the first one of a key with a text value.
     fn attribute(&mut self, key: &str, text: &str, seen: &mut (bool, bool)) {
         if text.trim().is_empty() {
             return;
@@ -93,35 +95,35 @@ impl Span {
     }
 }
 
-/// A trace that a request has roots of.
+/// A trace with roots in a request.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RootTrace {
     id: Vec<u8>,
     tails: Vec<Tail>,
     earliest_ms: u64,
-    /// When its first root begins, and its last.
+    /// Start times of its first and last root.
     roots_ms: (u64, u64),
 }
 
 impl RootTrace {
-    /// Says whether this is Opik's id of the trace.
+    /// Returns whether this is the Opik id of the trace.
     pub fn is(&self, id: Uuid) -> bool {
         self.tails.iter().any(|tail| id.as_bytes()[6..] == tail[..])
     }
 
-    /// Returns what names the trace in its request.
+    /// Returns the OTel id of the trace in its request.
     pub fn key(&self) -> &[u8] {
         &self.id
     }
 
-    /// Returns the reads of what ends like an id of this trace.
+    /// Returns the searches for ids with the suffix of this trace.
     pub fn search(&self, project: &str) -> Vec<Read> {
         let end = |tail: &Tail| opik_id(0, tail).to_string()[UUID_TIME_CHARACTERS..].to_owned();
         let filter = |tail| json!([{ "field": "id", "operator": "ends_with", "value": end(tail) }]);
         self.tails.iter().map(|tail| search(project, filter(tail), None)).collect()
     }
 
-    /// Returns Opik's id of the trace if this request was the first that named it.
+    /// Returns the Opik id of the trace if this request was the first with that trace.
     pub fn likely_id(&self) -> Option<Uuid> {
         self.tails.first().map(|tail| opik_id(self.earliest_ms, tail))
     }
@@ -136,11 +138,11 @@ pub struct Roots {
 }
 
 impl Roots {
-    /// Finds them.
+    /// Parses a request.
     ///
     /// # Errors
     ///
-    /// [`NotOtlp`] when no server could read the request.
+    /// [`NotOtlp`] if no server could parse the request.
     pub fn read(format: Format, content: &[u8]) -> Result<Self, NotOtlp> {
         let mut spans = Vec::new();
         match format {
@@ -176,17 +178,17 @@ impl Roots {
         Ok(Self { format, spans, traces })
     }
 
-    /// Returns how many spans the request has, roots and others.
+    /// Returns the number of all spans of the request.
     pub fn span_count(&self) -> usize {
         self.spans.len()
     }
 
-    /// Returns the traces that it has roots of.
+    /// Returns the traces with roots.
     pub fn traces(&self) -> &[RootTrace] {
         &self.traces
     }
 
-    /// Returns the read of a page of the traces that begin when these roots do, behind `after`.
+    /// Returns the request for a page of the traces that start when these roots do, after the cursor `after`.
     pub fn search(&self, project: &str, after: Option<&str>) -> Read {
         let first = self.traces.iter().map(|trace| trace.roots_ms.0).min().unwrap_or_default();
         let last = self.traces.iter().map(|trace| trace.roots_ms.1).max().unwrap_or_default();
@@ -198,7 +200,7 @@ impl Roots {
         search(project, filters, after)
     }
 
-    /// Returns the ids that the first root may have as a span of this trace of Opik's.
+    /// Returns the possible span ids of the first root in this Opik trace.
     pub fn span_ids(&self, trace: Uuid) -> Vec<Uuid> {
         let Some(root) = self.spans.iter().find(|span| span.is_root()) else { return Vec::new() };
         if let Some(id) = root.opik_span {
@@ -208,8 +210,8 @@ impl Roots {
         tails(self.format, &root.id).iter().map(|tail| opik_id(time_ms, tail)).collect()
     }
 
-    /// Returns the request with the roots of these traces attached to them, so that they are not made again. `ids` has
-    /// Opik's id for each of [`Roots::traces`], where it is known. Everything else is as the exporter wrote it.
+    /// Returns the request with its roots attached to existing traces, so that those are not created again. `ids` has
+    /// the Opik id of each of [`Roots::traces`], if known. All other bytes are unchanged.
     pub fn attach(&self, content: &[u8], ids: &[Option<Uuid>]) -> Vec<u8> {
         let known: HashMap<&[u8], Uuid> =
             self.traces.iter().zip(ids).filter_map(|(trace, id)| Some((&trace.id[..], (*id)?))).collect();
@@ -238,7 +240,9 @@ impl Roots {
             Format::Json => {
                 let mut copied = 0;
                 for span in &self.spans {
-                    let (Some(added), Some(Place { at, before, after })) = (added(span), &span.place) else { continue };
+                    let (Some(added), Some(InsertionPoint { at, before, after })) = (added(span), &span.place) else {
+                        continue;
+                    };
                     let objects: Vec<String> = added
                         .map(|(key, text)| json!({ "key": key, "value": { "stringValue": text } }).to_string())
                         .collect();
@@ -265,15 +269,15 @@ fn search(project: &str, filters: Value, after: Option<&str>) -> Read {
     Read { method: "POST", path: "v1/private/traces/search".to_owned(), body: Some(body.to_string()) }
 }
 
-/// How much of a UUIDv7's text is its time, with the hyphens.
+/// Characters of a UUIDv7's text that encode its time, hyphens included.
 const UUID_TIME_CHARACTERS: usize = 14;
-/// The last instant that a time in a filter can say: the end of the year 9999.
+/// The maximum time in a filter: the end of the year 9999.
 const TIME_MAX_MS: u64 = 253_402_300_799_999;
 
-/// Returns how ids of Opik's end that were made from this id.
+/// Returns the possible suffixes of Opik ids derived from this id.
 ///
-/// OTLP's JSON writes ids as hexadecimal digits, and protobuf's own mapping reads every byte field as base64: which of the
-/// two a server does is not known, so both are recognised.
+/// OTLP's JSON encodes ids as hexadecimal digits, and protobuf's own mapping decodes every byte field as base64: it is
+/// unknown which of the two a server does, so both are recognised.
 fn tails(format: Format, id: &[u8]) -> Vec<Tail> {
     match format {
         Format::Protobuf => vec![tail(id)],
@@ -290,7 +294,7 @@ fn from_hex(digits: &[u8]) -> Option<Vec<u8>> {
 fn tail(id: &[u8]) -> Tail {
     let hash = ring::digest::digest(&ring::digest::SHA256, id);
     let mut tail: Tail = std::array::from_fn(|at| hash.as_ref()[at]);
-    // Version 7 and the variant, which stand inside.
+    // Version 7 and the variant bits.
     tail[0] = tail[0] & 0x0f | 0x70;
     tail[2] = tail[2] & 0x3f | 0x80;
     tail
@@ -307,13 +311,13 @@ fn put_field(to: &mut Vec<u8>, number: u64, content: &[u8]) {
     to.extend_from_slice(content);
 }
 
-/// Reads the spans of a message that was checked.
+/// Parses the spans of a validated message.
 fn read_protobuf(fields: &[u64], content: &[u8], spans: &mut Vec<Span>) {
     let Some((field, deeper)) = fields.split_first() else { return };
     for (number, value) in (Fields { rest: content }) {
         match value {
-            Wire::Bytes(span) if number == *field && deeper.is_empty() => spans.push(protobuf_span(span)),
-            Wire::Bytes(inner) if number == *field => read_protobuf(deeper, inner, spans),
+            WireValue::Bytes(span) if number == *field && deeper.is_empty() => spans.push(protobuf_span(span)),
+            WireValue::Bytes(inner) if number == *field => read_protobuf(deeper, inner, spans),
             _ => {}
         }
     }
@@ -323,10 +327,10 @@ fn protobuf_span(content: &[u8]) -> Span {
     let mut span = Span::default();
     for (number, value) in (Fields { rest: content }) {
         match (number, value) {
-            (1, Wire::Bytes(id)) => span.trace = id.to_vec(),
-            (2, Wire::Bytes(id)) => span.id = id.to_vec(),
-            (4, Wire::Bytes(id)) => span.parent = id.to_vec(),
-            (7, Wire::Fixed64(nanoseconds)) => span.start_ms = nanoseconds / 1_000_000,
+            (1, WireValue::Bytes(id)) => span.trace = id.to_vec(),
+            (2, WireValue::Bytes(id)) => span.id = id.to_vec(),
+            (4, WireValue::Bytes(id)) => span.parent = id.to_vec(),
+            (7, WireValue::Fixed64(nanoseconds)) => span.start_ms = nanoseconds / 1_000_000,
             _ => {}
         }
     }
@@ -337,7 +341,7 @@ fn protobuf_span(content: &[u8]) -> Span {
     span
 }
 
-/// Writes a message with what is added to the beginning of each span.
+/// Copies a message with a prefix inserted into each span.
 fn attach_protobuf(
     fields: &[u64],
     content: &[u8],
@@ -348,11 +352,11 @@ fn attach_protobuf(
     let mut reader = Fields { rest: content };
     loop {
         let before = reader.rest;
-        // It was read to its end before.
+        // It was parsed to its end before.
         let Ok(Some((number, value))) = reader.next_field() else { return };
         let whole = &before[..before.len() - reader.rest.len()];
         match value {
-            Wire::Bytes(inner) if number == *field => {
+            WireValue::Bytes(inner) if number == *field => {
                 let mut changed = Vec::new();
                 if deeper.is_empty() {
                     changed = additions.next().unwrap_or_default();
@@ -410,10 +414,10 @@ fn json_span(scanner: &mut Scanner<'_>, content: &[u8]) -> Result<Span, NotJson>
             }
             ("attributes", Kind::Null) => {
                 let at = scanner.skip_value()?;
-                span.place = Some(Place { at, before: "[", after: "]" });
+                span.place = Some(InsertionPoint { at, before: "[", after: "]" });
             }
             ("attributes", Kind::Array) => {
-                // Of a list that is there twice the last one counts.
+                // Of a duplicate list the last one counts.
                 (span.opik_trace, span.opik_span, span.names_parent) = (None, None, false);
                 let mut seen = (false, false);
                 json_attributes(&mut scanner.clone(), |key, text| span.attribute(key, text, &mut seen))?;
@@ -423,15 +427,15 @@ fn json_span(scanner: &mut Scanner<'_>, content: &[u8]) -> Result<Span, NotJson>
                     scanner.skip_value().map(drop)
                 })?;
                 let at = array.start + 1;
-                span.place = Some(Place { at: at..at, before: "", after: if is_empty { "" } else { "," } });
+                span.place = Some(InsertionPoint { at: at..at, before: "", after: if is_empty { "" } else { "," } });
             }
             _ => return scanner.skip_value().map(drop),
         }
         Ok(())
     })?;
-    // An object that names its trace is not empty.
+    // An object that names its trace is not empty, so a comma is needed.
     let at = object.start + 1;
-    span.place.get_or_insert(Place { at: at..at, before: "\"attributes\":[", after: "]," });
+    span.place.get_or_insert(InsertionPoint { at: at..at, before: "\"attributes\":[", after: "]," });
     Ok(span)
 }
 
@@ -445,7 +449,7 @@ mod tests {
     const OPIK: &str = "01a20445-0b53-7443-881b-86277651b909";
     const START: u64 = 1_794_800_000_123;
 
-    /// A span as both encodings can say it.
+    /// A span to encode in either encoding.
     #[derive(Clone, Debug)]
     struct Given {
         trace: u8,
@@ -531,7 +535,7 @@ mod tests {
     }
 
     #[test]
-    fn ids_are_those_that_the_server_makes() {
+    fn derived_ids_match_the_server() {
         let roots = Roots::read(Format::Protobuf, &protobuf(&[given(1, 9, None)])).expect("a request");
         let id = roots.traces()[0].likely_id().expect("an id");
         let hash = ring::digest::digest(&ring::digest::SHA256, &[1; 16]);
@@ -540,7 +544,7 @@ mod tests {
         assert_eq!(u64::try_from(id.as_u128() >> 80), Ok(START + 9), "its time is the earliest start");
         assert_eq!((id.as_bytes()[7], &id.as_bytes()[9..]), (hash[1], &hash[3..10]));
         assert!(roots.traces()[0].is(id) && !roots.traces()[0].is(Uuid::nil()));
-        // The span has the time of its trace, whatever that is.
+        // The span has the time of its trace.
         let other = opik_id(77, &tail(&[1; 16]));
         let span = roots.span_ids(other)[0];
         assert_eq!(u64::try_from(span.as_u128() >> 80), Ok(77));
@@ -548,7 +552,7 @@ mod tests {
     }
 
     #[test]
-    fn json_ids_are_recognised_whether_the_server_reads_them_as_digits_or_as_base64() {
+    fn json_ids_are_recognised_as_digits_and_as_base64() {
         let roots = Roots::read(Format::Json, &json_request(&[given(1, 9, None)])).expect("a request");
         let as_base64 = STANDARD.decode(hex(&[1; 16])).expect("hexadecimal digits are base64, too");
         for bytes in [vec![1; 16], as_base64] {
@@ -558,14 +562,14 @@ mod tests {
     }
 
     #[test]
-    fn roots_are_spans_without_a_parent_that_name_no_trace_of_opiks() {
+    fn roots_are_spans_without_parent_and_without_opik_trace() {
         let with = |attributes| Given { attributes: Some(attributes), ..given(1, 1, None) };
         let parent_is_trace = Given { parent: Some(vec![1; 16]), ..given(1, 1, None) };
         for (span, roots) in [
             (given(1, 1, None), 1),
             (given(1, 1, Some(2)), 0),
             (Given { parent: Some(Vec::new()), ..given(1, 1, None) }, 1),
-            // Eight bytes are a parent, also when all are zero: the server looks at the length.
+            // Eight zero bytes are a parent as well: the server checks only the length.
             (given(1, 1, Some(0)), 0),
             (parent_is_trace, 1),
             (with(vec![]), 1),
@@ -583,7 +587,7 @@ mod tests {
     }
 
     #[test]
-    fn an_attached_root_is_none_any_more_and_all_else_is_as_it_was() {
+    fn attached_spans_are_no_longer_roots_and_all_else_is_unchanged() {
         let id = Uuid::try_parse(OPIK).expect("a UUID");
         let attributes = |attributes| Given { attributes: Some(attributes), ..given(1, 4, None) };
         let spans = [
@@ -611,7 +615,7 @@ mod tests {
     }
 
     #[test]
-    fn in_json_only_the_attribute_is_added() {
+    fn attaching_in_json_inserts_only_the_attribute() {
         let id = Uuid::try_parse(OPIK).expect("a UUID");
         let attribute = format!(r#"{{"key":"opik.trace_id","value":{{"stringValue":"{OPIK}"}}}}"#);
         for (before, after) in [
@@ -635,7 +639,7 @@ mod tests {
     }
 
     #[test]
-    fn searches_name_what_tells_the_trace() {
+    fn searches_filter_by_the_suffix_of_the_trace() {
         let spans = [given(1, 200, None), given(2, 3, None), given(2, 1, Some(3))];
         let roots = Roots::read(Format::Protobuf, &protobuf(&spans)).expect("a request");
         let body = |read: Read| -> Value { serde_json::from_str(&read.body.expect("a body")).expect("JSON") };
@@ -647,7 +651,7 @@ mod tests {
         let end = one["filters"][0]["value"].as_str().expect("an end").to_owned();
         let id = roots.traces()[1].likely_id().expect("an id").to_string();
         assert!(id.ends_with(&end) && end.len() == 22, "{end}");
-        // Times that no calendar has make no filter fail.
+        // Times out of range don't break the filter.
         let late = Given { start_ms: u64::MAX / 1_000_000, ..given(1, 1, None) };
         Roots::read(Format::Protobuf, &protobuf(&[late])).expect("a request").search("p", None);
     }
@@ -686,7 +690,7 @@ mod tests {
         }
 
         #[test]
-        fn no_bytes_make_the_reader_panic(bytes in prop::collection::vec(any::<u8>(), 0..60), flip in 0_usize..200, to: u8) {
+        fn arbitrary_bytes_never_panic(bytes in prop::collection::vec(any::<u8>(), 0..60), flip in 0_usize..200, to: u8) {
             let _ = Roots::read(Format::Protobuf, &bytes);
             let _ = Roots::read(Format::Json, &bytes);
             let id = Uuid::try_parse(OPIK).expect("a UUID");

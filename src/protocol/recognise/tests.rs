@@ -1,4 +1,4 @@
-//! Which answers of which fronts are taken for what, beside all of Opik's own.
+//! Table of responses of fronts and of Opik, with the expected recognition.
 
 use super::Endpoint::{Access, Ping, Read, Upload, UploadStart, Version, Write};
 use super::*;
@@ -25,7 +25,7 @@ fn letter(recognised: &Recognised) -> char {
 }
 
 #[test]
-fn opiks_own_answers_are_opiks_word() {
+fn opiks_own_responses_are_recognised() {
     let batch = Write(CreateTraceBatch);
     for (endpoint, status, content_type, body, expected, what) in [
         (Write(CreateTrace), 201, "", "", 'C', "created, with a Location"),
@@ -65,7 +65,7 @@ fn opiks_own_answers_are_opiks_word() {
         (Read, 200, JSON, r#"{"id":"01a2","name":"x","error_info":null}"#, 'C', "a trace"),
         (Read, 200, "application/octet-stream", "{\"id\":\"1\"}\n{\"id\":\"2\"}\n", 'C', "a search"),
         (Read, 200, "application/octet-stream", "", 'C', "a search that finds nothing"),
-        // Refusals: Dropwizard's shape, Opik's own, and what has no shape.
+        // Rejections: Dropwizard's schema, Opik's own, and those without a body.
         (batch, 400, JSON, r#"{"code":400,"message":"Unable to process JSON","details":"at line 1"}"#, 'R', "a parser"),
         (batch, 400, JSON, r#"{"code":400,"message":"Invalid UUID for id","details":"too_old"}"#, 'R', "the window"),
         (batch, 401, JSON, r#"{"code":401,"message":"API key should be provided"}"#, 'R', "no key"),
@@ -94,9 +94,9 @@ fn opiks_own_answers_are_opiks_word() {
         (Write(DeleteSpan), 501, "", "", 'R', "not implemented"),
         (batch, 301, JSON, r#"{"code":301,"message":"HTTP 301 Moved Permanently"}"#, 'R', "by its shape"),
         (Ping, 200, JSON, "", 'C', "what Prism makes of the OpenAPI file"),
-        (batch, 401, "", "", 'R', "a gate that says nothing: the key is not good, whoever says so"),
+        (batch, 401, "", "", 'R', "a gate that says nothing: the key is not good, regardless of the sender"),
         (batch, 403, "application/octet-stream", "Access denied: Invalid API key", 'R', "Opik's own auth gate"),
-        // An agent in front of an agent says what Opik says.
+        // An agent in front of an agent answers like Opik.
         (batch, 503, JSON, r#"{"code":503,"message":"the Opik server cannot be reached"}"#, 'R', "another agent"),
         (batch, 508, JSON, r#"{"code":508,"message":"this agent has met itself"}"#, 'R', "another agent"),
     ] {
@@ -106,7 +106,7 @@ fn opiks_own_answers_are_opiks_word() {
 }
 
 #[test]
-fn no_fronts_answer_is_opiks_word() {
+fn responses_of_fronts_are_foreign() {
     let batch = Write(CreateTraceBatch);
     let nginx = |status: &str| {
         format!(
@@ -115,11 +115,11 @@ fn no_fronts_answer_is_opiks_word() {
     };
     let page = |title: &str| format!("<!doctype html><html><head><title>{title}</title></head><body></body></html>");
     for (status, content_type, body, what) in [
-        // Pages that answer 200 to everything.
+        // Pages that answer everything with 200.
         (200, HTML, page("Sign in"), "Okta, Keycloak, a captive portal"),
         (200, HTML, page("Comet Opik"), "the UI's index.html"),
         (200, HTML, String::new(), "a page without content"),
-        // Successes that Opik never answers with.
+        // Success responses that Opik never sends.
         (203, JSON, "{}".into(), "a proxy that changes answers"),
         (205, "", String::new(), "reset content"),
         (206, JSON, "{}".into(), "a part of something"),
@@ -183,7 +183,7 @@ fn no_fronts_answer_is_opiks_word() {
         (410, "", String::new(), "whoever"),
         (400, "", String::new(), "whoever"),
         (409, TEXT, "conflict".into(), "whoever"),
-        // 401 and 403 of gates that say more than nothing.
+        // 401 and 403 of gates, with a body.
         (401, HTML, nginx("401 Authorization Required"), "nginx auth_request"),
         (403, HTML, page("Just a moment..."), "Cloudflare's challenge"),
         (403, HTML, page("Sign In"), "oauth2-proxy"),
@@ -214,7 +214,7 @@ fn no_fronts_answer_is_opiks_word() {
         (504, JSON, r#"{"message":"Endpoint request timed out"}"#.into(), "AWS API gateway"),
         (520, HTML, page("opik.example | 520: Web server is returning an unknown error"), "Cloudflare"),
         (501, "", String::new(), "whoever"),
-        // Redirects, and what is no final status.
+        // Redirects and interim statuses.
         (301, HTML, nginx("301 Moved Permanently"), "http to https"),
         (308, "", String::new(), "http to https"),
         (302, HTML, "<a href=\"/login\">Found</a>.".into(), "oauth2-proxy, Cloudflare Access"),
@@ -223,7 +223,7 @@ fn no_fronts_answer_is_opiks_word() {
         (999, TEXT, "Request denied".into(), "nonsense"),
     ] {
         for endpoint in [batch, Write(OtlpTraces), Upload, UploadStart, Access, Ping, Version, Read] {
-            // A read may show whatever object or list of JSON there is.
+            // A read may return any JSON object or list.
             if endpoint == Read && content_type == JSON && (200..300).contains(&status) {
                 continue;
             }
@@ -237,7 +237,7 @@ fn no_fronts_answer_is_opiks_word() {
 }
 
 #[test]
-fn a_ping_has_to_be_opiks_own() {
+fn pings_must_be_answered_by_opik() {
     for (status, content_type, body) in [
         (200, "", ""),
         (204, "", ""),
@@ -282,7 +282,7 @@ fn a_ping_has_to_be_opiks_own() {
 }
 
 #[test]
-fn an_answer_that_is_too_long_to_be_read_whole_is_still_recognised() {
+fn truncated_responses_are_recognised() {
     let long = format!(r#"{{"errors":["traces[0].id ä{}"#, "x".repeat(5000));
     let longer = format!(r#"{{"code":400,"message":"Unable to process JSON. {}"#, "x".repeat(5000));
     let entity = format!(r#"{{"id":"01a2","input":"{}"#, "x".repeat(5000));
@@ -294,7 +294,7 @@ fn an_answer_that_is_too_long_to_be_read_whole_is_still_recognised() {
         (Write(CreateTrace), 201, &"x".repeat(5000), 'C'),
         (Write(CreateTraceBatch), 200, &"x".repeat(5000), 'F'),
     ] {
-        // Also in the middle of a character.
+        // Truncated in the middle of a character as well.
         for cut in 20..body.len().min(60) {
             let body = &body.as_bytes()[..if expected == 'C' { body.len() } else { body.len().min(cut + 4000) }];
             let seen = Seen { status, content_type: Some(JSON), location: None, body, is_cut: true };
@@ -304,7 +304,7 @@ fn an_answer_that_is_too_long_to_be_read_whole_is_still_recognised() {
 }
 
 #[test]
-fn too_large_is_taken_at_its_word_from_every_front() {
+fn a_413_is_believed_from_every_front() {
     for (content_type, body) in [
         (HTML, "<html><head><title>413 Request Entity Too Large</title></head></html>"),
         (TEXT, "Payload Too Large"),
@@ -315,7 +315,7 @@ fn too_large_is_taken_at_its_word_from_every_front() {
 }
 
 #[test]
-fn an_operator_sees_status_type_and_first_words() {
+fn foreign_responses_show_status_type_and_an_excerpt() {
     let shown = |status, content_type, body| {
         at(Write(CreateTraceBatch), status, content_type, body).foreign().map(ToString::to_string).unwrap_or_default()
     };

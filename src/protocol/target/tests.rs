@@ -13,7 +13,7 @@ enum From {
     WithoutApi,
     /// Appended to its scheme and host (`get_base_url`): an intake token in its path is lost.
     Host,
-    /// The same, and meant for people: pages that are not below the base path.
+    /// The same, for people: pages that are not below the base path.
     HostForPeople,
 }
 
@@ -55,7 +55,7 @@ const DERIVED: &[(&str, From, &str)] = &[
     // cli/exports, cli/imports
     ("opik export", From::Whole, "v1/private/datasets/items/stream"),
     ("opik import", From::Whole, "v1/private/experiments/items/bulk"),
-    // cli/usage_report, configurator: keys and workspaces are asked at the host
+    // cli/usage_report, configurator: keys and workspaces are requested from the host
     ("opik usage-report", From::Host, "api/rest/v2/workspaces"),
     ("opik configure", From::Host, "api/rest/v2/account-details"),
     ("opik configure", From::HostForPeople, "api/my/settings/"),
@@ -89,7 +89,7 @@ fn of_agent(url: &str) -> (&str, Option<&str>) {
     rest.split_once('?').map_or((rest, None), |(path, query)| (path, Some(query)))
 }
 
-/// Returns where a request to the agent, or a person who follows a link to it, ends up.
+/// Returns the server address of a request to the agent, or of a link to it that a person follows.
 fn at_server(url: &str, server: &ServerAddress, is_for_people: bool) -> Option<String> {
     let (path, query) = of_agent(url);
     let target = Target::of(path, server).expect("no dot segment");
@@ -98,7 +98,7 @@ fn at_server(url: &str, server: &ServerAddress, is_for_people: bool) -> Option<S
 }
 
 #[test]
-fn every_address_that_an_sdk_derives_leads_where_it_leads_without_the_agent() {
+fn derived_addresses_reach_the_same_target_as_without_the_agent() {
     for base_url in SERVERS {
         let server = ServerAddress::new(base_url);
         for (what, from, rest) in DERIVED {
@@ -108,7 +108,7 @@ fn every_address_that_an_sdk_derives_leads_where_it_leads_without_the_agent() {
                 let found = at_server(&asked, &server, from.is_for_people());
                 assert_eq!(found.as_deref(), Some(&*expected), "{what}: {asked} at {base_url}");
             }
-            // With the token in its path; what is derived from the host alone comes without it, and gets 401.
+            // With the token in its path; addresses derived from the host alone lack the token and get a 401.
             let asked = from.derive("http://127.0.0.1:6745/-/token/T/api/", rest);
             match from {
                 From::Host | From::HostForPeople => assert!(!asked.contains("/-/token/"), "{asked}"),
@@ -122,7 +122,7 @@ fn every_address_that_an_sdk_derives_leads_where_it_leads_without_the_agent() {
 }
 
 #[test]
-fn a_client_need_not_know_the_base_path_of_the_server() {
+fn clients_need_not_know_the_servers_base_path() {
     let [local, cloud, bare] = SERVERS;
     let nested = "https://corp.example/tools/opik/api";
     for (base_url, asked, expected) in [
@@ -136,7 +136,7 @@ fn a_client_need_not_know_the_base_path_of_the_server() {
         (nested, "/tools/opik/api/v1/private/traces", "https://corp.example/tools/opik/api/v1/private/traces"),
         (nested, "/opik/api/v1/private/traces", "https://corp.example/tools/opik/api/v1/private/traces"),
         (nested, "/api/is-alive/ver", "https://corp.example/tools/opik/api/is-alive/ver"),
-        // Everything else by origin.
+        // All other paths by origin.
         (cloud, "/api/rest/v2/workspaces", "https://www.comet.com/api/rest/v2/workspaces"),
         (local, "/api/rest/v2/workspaces", "http://srv:5173/api/rest/v2/workspaces"),
         (local, "/opik/api/rest/v2/workspaces", "http://srv:5173/opik/api/rest/v2/workspaces"),
@@ -146,7 +146,7 @@ fn a_client_need_not_know_the_base_path_of_the_server() {
         (local, "/version/x", "http://srv:5173/version/x"),
         (local, "/api", "http://srv:5173/api"),
         (local, "*", "http://srv:5173/*"),
-        // As it came.
+        // Verbatim.
         (local, "/api//v1/private/traces/", "http://srv:5173/api//v1/private/traces/"),
         (cloud, "/%61pi/./%76%31//private/traces", "https://www.comet.com/opik/api/./%76%31//private/traces"),
         (cloud, "//opik///api/v1/private/traces", "https://www.comet.com/opik/api/v1/private/traces"),
@@ -163,7 +163,7 @@ fn a_client_need_not_know_the_base_path_of_the_server() {
 }
 
 #[test]
-fn every_spelling_of_a_write_is_the_same_write() {
+fn all_spellings_of_a_write_have_one_target() {
     let server = ServerAddress::new("http://srv:5173/api");
     for path in [
         "/api/v1/private/spans/x",
@@ -179,11 +179,11 @@ fn every_spelling_of_a_write_is_the_same_write() {
 }
 
 #[test]
-fn every_operation_is_the_same_in_every_spelling() {
+fn all_operations_are_recognised_in_every_spelling() {
     let server = ServerAddress::new("https://www.comet.com/opik/api");
     let others = OPERATIONS.iter().filter(|operation| !operation.path.starts_with("v1/"));
     assert!(others.clone().all(|operation| operation.class == Class::NeedsAnswer) && others.count() < 10);
-    // The others are for signing in. They are asked where the server says, and never kept.
+    // The others are for signing in. They are requested at the server's address, and never stored.
     for operation in OPERATIONS.iter().filter(|operation| operation.path.starts_with("v1/")) {
         let id = "01a20445-0b55-7feb-b47d-9a6087614672";
         let plain: Vec<&str> =
@@ -210,7 +210,7 @@ fn every_operation_is_the_same_in_every_spelling() {
 }
 
 #[test]
-fn no_spelling_of_the_agents_own_paths_reaches_the_server() {
+fn the_agents_own_paths_never_reach_the_server() {
     for base_url in SERVERS {
         let server = ServerAddress::new(base_url);
         for (path, expected) in [
@@ -236,7 +236,7 @@ fn no_spelling_of_the_agents_own_paths_reaches_the_server() {
             assert_eq!(target, Ok(Target::Own { path: expected.to_owned() }), "{path}");
             assert_eq!(target.expect("its own").url(&server), None, "{path}");
         }
-        // They are at the root, and nothing else is the agent's.
+        // They are at the root, and no other path is the agent's.
         for path in ["/api/-/flush", "/api//-/flush", "/api/metrics", "/metrics/x", "/-x", "/x/-/flush"] {
             assert!(matches!(Target::of(path, &server), Ok(Target::Origin { .. })), "{path}");
         }
@@ -244,7 +244,7 @@ fn no_spelling_of_the_agents_own_paths_reaches_the_server() {
 }
 
 #[test]
-fn a_link_leads_to_the_page_of_the_ui_and_to_no_other_host() {
+fn links_lead_to_the_ui_and_to_no_other_host() {
     let [local, cloud, bare] = SERVERS;
     let nested = "https://corp.example/tools/opik/api";
     let odd = "https://gateway.example/opik-backend";
@@ -257,7 +257,7 @@ fn a_link_leads_to_the_page_of_the_ui_and_to_no_other_host() {
         (odd, "/team/projects", "https://gateway.example/opik-backend/team/projects"),
         (odd, "/opik-backend/team/projects", "https://gateway.example/opik-backend/team/projects"),
         (bare, "/default/projects", "http://srv:8080/default/projects"),
-        // A client whose `url_override` ends in /opik/api, before a server whose doesn't.
+        // A client whose `url_override` ends in /opik/api, in front of a server whose address does not.
         (local, "/opik/default/projects/p", "http://srv:5173/default/projects/p"),
         (nested, "/opik/team/projects", "https://corp.example/tools/opik/team/projects"),
         (local, "/opik/projects/p", "http://srv:5173/opik/projects/p"),
@@ -266,10 +266,10 @@ fn a_link_leads_to_the_page_of_the_ui_and_to_no_other_host() {
         (nested, "/opik/pair/v1", "https://corp.example/opik/pair/v1"),
         (cloud, "/opik", "https://www.comet.com/opik"),
         (cloud, "/opikx/projects", "https://www.comet.com/opik/opikx/projects"),
-        // For people, and not of the UI.
+        // For people, but not part of the UI.
         (cloud, "/api/my/settings/", "https://www.comet.com/api/my/settings/"),
         (cloud, "/guardrails/docs", "https://www.comet.com/guardrails/docs"),
-        // However it is spelled, the host is the server's.
+        // In any spelling, the host is the server's.
         (local, "//evil.example/x", "http://srv:5173//evil.example/x"),
         (cloud, "//evil.example/x", "https://www.comet.com/opik//evil.example/x"),
         (local, "/@evil.example/x", "http://srv:5173/@evil.example/x"),
@@ -282,7 +282,7 @@ fn a_link_leads_to_the_page_of_the_ui_and_to_no_other_host() {
         assert_eq!(target.page_url(&server).as_deref(), Some(expected), "{asked} at {base_url}: {target:?}");
         assert!(target.is_link_target(), "{asked}");
     }
-    // A backslash is a slash to a browser, and would begin a host.
+    // Browsers treat a backslash as a slash, which would start a host.
     assert!(matches!(Target::of("/opik/\\evil.example", &ServerAddress::new(local)), Ok(target)
         if target.page_url(&ServerAddress::new(local)).is_some_and(|url| url.starts_with("http://srv:5173/"))));
     for path in ["/api/v1/private/traces", "/v1/session/redirect/projects/", "/-/flush", "/metrics"] {
@@ -292,7 +292,7 @@ fn a_link_leads_to_the_page_of_the_ui_and_to_no_other_host() {
 }
 
 #[test]
-fn pages_are_told_from_what_programs_ask() {
+fn pages_are_distinguished_from_paths_for_programs() {
     for (base_url, path, expected) in [
         ("http://srv:5173/api", "/default/projects", true),
         ("http://srv:5173/api", "/api/rest/v2/workspaces", false),
@@ -316,7 +316,7 @@ fn pages_are_told_from_what_programs_ask() {
 
 proptest::proptest! {
     #[test]
-    fn no_path_leads_to_another_host(path in "/[/.%;@:?#\\\\a-c2f-]{0,24}") {
+    fn paths_never_lead_to_another_host(path in "/[/.%;@:?#\\\\a-c2f-]{0,24}") {
         for base_url in SERVERS {
             let server = ServerAddress::new(base_url);
             let Ok(target) = Target::of(&path, &server) else { continue };

@@ -1,35 +1,38 @@
-//! Messages whose ids lie outside the server's window: cut off by the ids' times, and held.
+//! Messages whose ids are outside the server's window: divided by the ids' times, and held.
 
 use tracing::warn;
 
 use super::Batch;
-use crate::delivery::coalesce::Shipment;
+use super::answer::first_line;
+use super::division::touches;
+use crate::delivery::batching::coalesce::Shipment;
+use crate::delivery::batching::split::Divisible;
 use crate::delivery::id_window::{self, IdWindow, REMEDY, Side};
-use crate::delivery::split::Divisible;
 use crate::message::{Claimed, Effect};
 use crate::store::{LastAnswer, Outcome, Part};
 
 impl Batch<'_, '_> {
-    /// Learns from a refusal which ids the server refuses for their time; returns whether it is one of these.
+    /// Learns from a refusal which ids the server refuses for their time; returns whether the refusal was about that.
     pub(super) fn learn_id_window(&self, answer: &LastAnswer, server_ms: Option<i64>) -> bool {
         let Some(outside) = id_window::read(answer.status, &answer.text) else { return false };
         warn!(
             target: "replay_manager",
-            lane = %self.worker.work.lane, answer = super::first_line(&answer.text),
-            "the Opik server refuses ids outside its window: their messages are held, and tried again every {} s; to let them \
+            lane = %self.sender.work.lane, answer = first_line(&answer.text),
+            "the Opik server refuses ids outside its window: their messages are held, and retried every {} s; to let them \
              in, {REMEDY}",
-            self.worker.replay.settings.held_interval().as_secs()
+            self.sender.replay.settings.held_interval().as_secs()
         );
-        self.worker.replay.probes.learn_id_window(self.worker.work.id, &outside, server_ms, answer);
+        self.sender.replay.state.note_refused_ids(self.sender.work.id, &outside, server_ms, answer);
         true
     }
 
-    /// Holds what the server is known to refuse for the time in its ids, unsent; returns what is left of a shipment.
+    /// Holds messages that the server is known to refuse for the time in their ids, unsent; returns the rest of a
+    /// shipment.
     ///
     /// A stored batch with items on both sides is divided in two: its other items are sent with a later claim.
     pub(super) fn hold_outside_window(&mut self, shipment: Shipment) -> Option<Shipment> {
-        let probes = self.worker.replay.probes;
-        let Some((window, answer)) = probes.id_window(self.worker.work.id) else { return Some(shipment) };
+        let state = self.sender.replay.state;
+        let Some((window, answer)) = state.refused_ids(self.sender.work.id) else { return Some(shipment) };
         let (rest, cut_off) = shipment.without(|message| window.side(&message.touches) != Side::Inside);
         for message in cut_off {
             let outcome = match window.side(&message.touches) {
@@ -43,7 +46,7 @@ impl Batch<'_, '_> {
         rest
     }
 
-    /// Turns the rejection of what was refused only for the time in its ids into a hold.
+    /// Holds a message instead of rejecting it if it was refused only for the time in its ids.
     pub(super) fn held_instead(&self, outcome: Outcome) -> Outcome {
         match outcome {
             Outcome::Rejected { answer } if id_window::read(answer.status, &answer.text).is_some() => {
@@ -53,7 +56,8 @@ impl Batch<'_, '_> {
         }
     }
 
-    /// Notes which entities are not on the server because their create was refused: later messages of this batch wait.
+    /// Notes entities whose create was refused, so that the server does not have them: later messages of this batch
+    /// wait.
     pub(super) fn note_refused_creates(&mut self, message: &Claimed, outcome: &Outcome) {
         let refused: Vec<_> = match outcome {
             Outcome::Rejected { .. } | Outcome::Held { .. } => message.touches.iter().collect(),
@@ -67,7 +71,7 @@ impl Batch<'_, '_> {
         self.refused_creates.extend(creates.map(|touch| touch.key));
     }
 
-    /// Returns whether a shipment depends on a create that was refused in this batch. The store tells it of earlier ones.
+    /// Returns whether a shipment depends on a create that was refused in this batch. The store checks earlier ones.
     pub(super) fn is_stranded(&self, shipment: &Shipment) -> bool {
         !self.refused_creates.is_empty()
             && shipment.messages().any(|message| {
@@ -81,10 +85,7 @@ impl Batch<'_, '_> {
 fn cut(message: &Claimed, window: &IdWindow, answer: &LastAnswer) -> Outcome {
     let held = || Outcome::Held { answer: answer.clone() };
     let Some(divisible) = Divisible::of(message.message_type, &message.request) else { return held() };
-    let touches = |request: &_| {
-        // Cut out of what was read before; were it not, the whole message's entities are a safe answer.
-        divisible.touches(message.message_type, request).unwrap_or_else(|| message.touches.clone())
-    };
+    let touches = |request: &_| touches(message, &divisible, request);
     let (mut inside, mut outside) = (Vec::new(), Vec::new());
     for item in 0..divisible.len() {
         let piece = divisible.piece(&message.request, item..item + 1);

@@ -1,7 +1,7 @@
-//! A connection to a database that another program wrote: it can do no more than read the SDK's table, and not for ever.
+//! A restricted connection to a database that another program wrote: it can only read the SDK's table, within limits.
 //!
-//! After SQLite's own advice for untrusted files (<https://sqlite.org/security.html>). The schema of a file is a program: a
-//! view or a generated column that poses as the SDK's table can compute without an end, and names functions.
+//! This follows SQLite's advice for untrusted files (<https://sqlite.org/security.html>). The schema of a file is a
+//! program: a view or a generated column that poses as the SDK's table can call functions, and compute without end.
 
 use std::time::{Duration, Instant};
 
@@ -13,28 +13,28 @@ use rusqlite::{Connection, OptionalExtension};
 use super::queries;
 use crate::store::sqlite::APPLICATION_ID;
 
-/// Bytes of a row that are believed. The agent accepts bodies of half of that.
+/// The largest row that is read. The agent accepts bodies of half that size.
 pub(super) const ROW_BYTES_MAX: u32 = 256 * 1024 * 1024;
-/// Instructions of SQLite's virtual machine between two questions whether to go on.
+/// How many instructions SQLite's virtual machine executes between two checks for a stop.
 const INSTRUCTIONS: i32 = 10_000;
-/// The columns that the SDK's table has, in their order.
+/// The columns of the SDK's table, in their order.
 const COLUMNS: [&str; 4] = ["message_id", "status", "message_type", "message_json"];
 
-/// What a file's schema is.
+/// The schema of a file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Schema {
-    /// There is none.
+    /// It has no tables.
     Empty,
-    /// It has the SDK's table, and nothing that computes.
+    /// The SDK's table, and nothing that computes.
     Sdk,
-    /// It is a message store of ours.
+    /// A message store of ours.
     Ours,
-    /// It is something else, and what.
+    /// Another schema, and how it differs.
     Other(&'static str),
 }
 
-/// Takes from a new connection all that reading the SDK's table does not need. `is_over` is asked now and then whether a
-/// statement has to end.
+/// Takes from a new connection every capability that reading the SDK's table does not need. A statement is interrupted
+/// once `is_over` returns true.
 pub(super) fn distrust(
     connection: &mut Connection,
     is_over: impl FnMut() -> bool + Send + 'static,
@@ -70,7 +70,7 @@ pub(super) fn distrust(
     connection.progress_handler(INSTRUCTIONS, Some(is_over))
 }
 
-/// Returns a question that says yes once this long has passed.
+/// Returns a function that returns true once this time has passed.
 pub(super) fn after(time: Duration) -> impl FnMut() -> bool + Send + 'static {
     let until = Instant::now().checked_add(time);
     move || until.is_none_or(|until| Instant::now() >= until)
@@ -82,7 +82,7 @@ fn allowed(context: AuthContext<'_>) -> Authorization {
         AuthAction::Select => true,
         AuthAction::Read { table_name, column_name } => match table_name {
             "sqlite_master" | "sqlite_schema" => true,
-            // Without a column: that its rows are counted.
+            // Without a column, its rows are counted.
             "messages" => column_name.is_empty() || COLUMNS.contains(&column_name),
             _ => false,
         },
@@ -90,11 +90,11 @@ fn allowed(context: AuthContext<'_>) -> Authorization {
         AuthAction::Pragma { pragma_name, .. } => PRAGMAS.contains(&pragma_name),
         _ => false,
     };
-    // What asks from inside of a view or a trigger is not one of our statements.
+    // None of our statements runs inside a view or a trigger.
     if is_allowed && context.accessor.is_none() { Authorization::Allow } else { Authorization::Deny }
 }
 
-/// Reads what a file's schema is.
+/// Reads the schema of a file.
 pub(super) fn schema_of(connection: &Connection) -> rusqlite::Result<Schema> {
     let names: rusqlite::Result<Vec<String>> =
         connection.prepare(queries::TABLES)?.query_map([], |row| row.get(0))?.collect();
@@ -104,7 +104,7 @@ pub(super) fn schema_of(connection: &Connection) -> rusqlite::Result<Schema> {
         return Ok(Schema::Ours);
     }
     const COMPUTES: &str = "it has a view, a trigger or a virtual table, which the SDK never makes";
-    // Asked of the text of the schema, and of what SQLite made of it: the two need not agree.
+    // Both the schema table and SQLite's parsed schema are checked: they need not agree.
     if connection.prepare(queries::COMPUTES)?.exists([])? {
         return Ok(Schema::Other(COMPUTES));
     }
@@ -131,7 +131,7 @@ pub(super) fn schema_of(connection: &Connection) -> rusqlite::Result<Schema> {
         let is_key = i64::from(*name == COLUMNS[0]);
         columns.iter().any(|(column, hidden, key)| column == name && *hidden == 0 && *key == is_key)
     });
-    // Columns that are computed have a number above 1 here; no SDK has any.
+    // For computed columns this number is above 1; no SDK has any.
     if columns.iter().any(|(_, hidden, _)| *hidden != 0) {
         return Ok(Schema::Other("its table has computed columns, which the SDK never makes"));
     }

@@ -1,43 +1,48 @@
-//! A Python SDK's leftover file, read as it is, never changed.
+//! A leftover file of the Python SDK, opened as a private copy and read row by row. The original is never changed.
 //!
-//! The file and what SQLite keeps beside it (`-journal`, `-wal`) are opened once, if they can be trusted
-//! ([`crate::sdk::trust`]), and copied from these descriptors into a private folder by plain reads: no lock is ever
-//! taken on the original, and SQLite opens nothing that was not checked. A journal that a killed process left is rolled back in the copy. The copy's names are
-//! removed as soon as SQLite holds it open, so that nothing of it stays behind, whatever happens to this process.
+//! # Invariants
 //!
-//! Rows come one at a time, in the order of their ids. Where SQLite meets damage, the pages are read without it
-//! ([`pages`]). All of it ends soon after the shutdown is requested.
+//! - **Nothing untrusted is opened.** The file and what SQLite keeps beside it (`-journal`, `-wal`) are opened once,
+//!   if [`super::trust`] trusts them. They are copied from these descriptors: what was checked is what is read, and
+//!   SQLite opens nothing that was not checked.
+//! - **The original is not locked**, not even for a moment. A hot journal that a killed process left is rolled back in
+//!   the copy.
+//! - **No copy survives.** Its names are removed as soon as SQLite has it open, so nothing stays in the temporary
+//!   folder, even if this process is killed later.
+//! - **A strange schema computes nothing** ([`distrust`]).
+//! - **Rows come in the order of their ids, each once.** Where SQLite finds the file corrupt, its pages are decoded
+//!   without SQLite ([`pages`]).
+//!
+//! All of it stops soon after shutdown is requested.
 
+mod copy;
 mod distrust;
 mod pages;
 mod queries;
+mod row;
 
-use std::fs::{self, DirBuilder, File, OpenOptions};
-use std::io::{self, Read};
-use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
+use std::fs::{self, File};
+use std::io;
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
-use rusqlite::config::DbConfig;
-use rusqlite::types::ValueRef;
-use rusqlite::{Connection, ErrorCode, OpenFlags, OptionalExtension};
+use rusqlite::{Connection, ErrorCode, OpenFlags};
 use thiserror::Error;
 
+use self::copy::{CopyError, PrivateCopy};
 use self::distrust::{Schema, distrust, schema_of};
-use self::pages::{Pages, Place};
+use self::pages::ScannedRows;
+pub use self::row::StoredRow;
+use self::row::{is_damage, next_after, one_row};
 use super::orphan::{Holder, SDK_STORE_NAME, holder_of};
 use super::trust::{AttachmentFolders, FileOwner, Refusal, TrustedFile};
 use crate::shutdown::Shutdown;
 use crate::store::os::os_words;
 use crate::store::sqlite::immutable_uri;
 
-/// Files that belong to an SQLite database.
-const BESIDE: [&str; 2] = ["-journal", "-wal"];
 const MAGIC: &[u8] = b"SQLite format 3\0";
-/// How a rollback journal ends that names the journal of several databases (SQLite's "super-journal").
-const SUPER_JOURNAL: [u8; 8] = [0xd9, 0xd5, 0x05, 0xf9, 0x20, 0xa1, 0x63, 0xd7];
-/// Bytes that are copied between two looks at the shutdown.
-const COPY_BYTES: u64 = 16 * 1024 * 1024;
 /// How long counting the rows of a file may take.
 const COUNT_TIME_MAX: Duration = Duration::from_secs(2);
 
@@ -50,37 +55,37 @@ pub enum SdkFileError {
         /// The path.
         path: PathBuf,
     },
-    /// It is no SQLite database.
-    #[error("{path} is no SQLite database")]
+    /// It is not an SQLite database.
+    #[error("{path} is not an SQLite database")]
     NotADatabase {
         /// The path.
         path: PathBuf,
     },
     /// It is a message store of ours, which needs no salvage: it is replayed where it is.
-    #[error("{path} is a message store of opik-offline, no file that a Python process left")]
+    #[error("{path} is a message store of opik-offline, not a file that a Python process left")]
     OurStore {
         /// The path.
         path: PathBuf,
     },
-    /// It is a database, but none of the SDK's.
-    #[error("{path} is no store of the Opik Python SDK: {reason}")]
+    /// It is a database of another program.
+    #[error("{path} is not a store of the Opik Python SDK: {reason}")]
     OtherProgram {
         /// The path.
         path: PathBuf,
-        /// What it is instead.
+        /// How it differs.
         reason: String,
     },
-    /// The process that it belongs to lives.
+    /// The process that it belongs to is alive.
     #[error("{path} is in use by process {pid}{}", if name.is_empty() { String::new() } else { format!(" ({name})") })]
     Live {
         /// The path.
         path: PathBuf,
-        /// Who has it open.
+        /// The process that has it open.
         pid: u32,
-        /// The name of that process, when it is known.
+        /// The name of that process, if known.
         name: String,
     },
-    /// Another user may have chosen what is in it.
+    /// Another user may have chosen its content.
     #[error("{path} is not trusted: {reason}")]
     Untrusted {
         /// The path.
@@ -88,56 +93,71 @@ pub enum SdkFileError {
         /// Why.
         reason: String,
     },
-    /// The shutdown was requested.
+    /// Shutdown was requested.
     #[error("reading {path} was interrupted")]
     Interrupted {
         /// The path.
         path: PathBuf,
     },
-    /// It can't be read, or not be copied.
+    /// It cannot be read or copied.
     #[error("cannot read {path}: {reason}")]
     Unreadable {
         /// The path.
         path: PathBuf,
-        /// What the system says.
+        /// The error of the operating system or of SQLite.
         reason: String,
     },
 }
 
-/// One row as it is stored.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct StoredRow {
-    /// The SDK's number for it.
-    pub message_id: i64,
-    /// 1 registered, 2 delivered, 3 failed.
-    pub status: i64,
-    /// The SDK's name for its type.
-    pub message_type: String,
-    /// Its text, `None` when the column holds none.
-    pub json: Option<Vec<u8>>,
+impl SdkFileError {
+    fn unreadable(path: &Path, reason: impl Into<String>) -> Self {
+        Self::Unreadable { path: path.to_owned(), reason: reason.into() }
+    }
+
+    fn system(path: &Path, error: &io::Error) -> Self {
+        Self::unreadable(path, os_words(error))
+    }
+
+    fn refused(path: &Path, refusal: Refusal) -> Self {
+        match refusal {
+            Refusal::Untrusted(reason) => Self::Untrusted { path: path.to_owned(), reason },
+            Refusal::System(error) if error.kind() == io::ErrorKind::NotFound => {
+                Self::Missing { path: path.to_owned() }
+            }
+            Refusal::System(error) => Self::system(path, &error),
+        }
+    }
+
+    fn sqlite(path: &Path, error: &rusqlite::Error) -> Self {
+        match error.sqlite_error_code() {
+            Some(ErrorCode::OperationInterrupted) => Self::Interrupted { path: path.to_owned() },
+            _ => Self::unreadable(path, error.to_string()),
+        }
+    }
 }
 
-/// An SDK's file, open for reading.
+/// A file of the SDK, open for reading.
 pub struct SdkFile {
     path: PathBuf,
     original: TrustedFile,
     connection: Connection,
-    copy: File,
-    /// There is no table in it: its process was killed before it made one.
+    copy: Arc<File>,
+    /// Whether it has no table: its process was killed before it made one.
     is_empty: bool,
     shutdown: Shutdown,
+    /// Id of the last row that was returned.
     after: Option<i64>,
-    damage: Option<Damage>,
-    /// Why nobody can tell whether a process works with it.
-    unseen: Option<String>,
+    scan: Option<PageScan>,
+    /// Why it is unknown whether a process still uses it.
+    unknown_holder: Option<String>,
 }
 
-/// How a damaged file is read.
-struct Damage {
-    pages: Pages,
-    /// The next of the places to read.
+/// How far the pages of a damaged file are read.
+struct PageScan {
+    found: ScannedRows,
+    /// The index of the next row to read.
     next: usize,
-    /// Rows that are there and can't be read whole.
+    /// Rows that were found and cannot be read whole.
     unread: u64,
 }
 
@@ -148,64 +168,39 @@ impl SdkFile {
     ///
     /// [`SdkFileError`]; nothing was changed.
     pub fn open(path: &Path, scratch: &Path, whose: FileOwner, shutdown: &Shutdown) -> Result<Self, SdkFileError> {
-        let unreadable = |reason: String| SdkFileError::Unreadable { path: path.to_owned(), reason };
-        let in_words = |error: io::Error| unreadable(os_words(&error));
-        let refused = |refusal: Refusal| match refusal {
-            Refusal::Untrusted(reason) => SdkFileError::Untrusted { path: path.to_owned(), reason },
-            Refusal::System(error) if error.kind() == io::ErrorKind::NotFound => {
-                SdkFileError::Missing { path: path.to_owned() }
-            }
-            Refusal::System(error) => in_words(error),
-        };
-        let mut original = TrustedFile::open(path, whose).map_err(refused)?;
-        let unseen = match holder_of(&original.file, path) {
+        let mut original = TrustedFile::open(path, whose).map_err(|refusal| SdkFileError::refused(path, refusal))?;
+        let unknown_holder = match holder_of(&original.file, path) {
             Holder::Nobody => None,
             Holder::Process { pid, name } => return Err(SdkFileError::Live { path: path.to_owned(), pid, name }),
             Holder::Unknown(why) => Some(why),
         };
         // A process that was killed before it wrote anything leaves an empty file.
-        let bytes = original.file.metadata().map_err(in_words)?.len();
+        let bytes = original.file.metadata().map_err(|error| SdkFileError::system(path, &error))?.len();
         let is_new = bytes == 0 && path.file_name().is_some_and(|name| name == SDK_STORE_NAME);
         if !is_new && !starts_as_database(&original.file) {
             return Err(SdkFileError::NotADatabase { path: path.to_owned() });
         }
-        let no_copy = |error: io::Error| {
-            unreadable(format!("no copy can be made in {}: {}", scratch.display(), os_words(&error)))
-        };
-        let folder = PrivateFolder::make(scratch).map_err(no_copy)?;
-        let copy = folder.0.join("copy.db");
-        copy_file(&original.file, &copy, shutdown).map_err(no_copy)?;
-        for suffix in BESIDE {
-            let Some(beside) = original.open_beside(suffix).map_err(refused)? else { continue };
-            if ends_with_super_journal(&beside).map_err(in_words)? {
-                // SQLite would delete the file that it names, once it is rolled back.
-                let reason = format!("its {suffix} names a journal of several databases, which the SDK never has");
-                return Err(SdkFileError::Untrusted { path: path.to_owned(), reason });
+        let copy = PrivateCopy::make(&mut original, scratch, shutdown).map_err(|error| match error {
+            CopyError::Scratch(error) => {
+                let reason = format!("no copy can be made in {}: {}", scratch.display(), os_words(&error));
+                SdkFileError::unreadable(path, reason)
             }
-            copy_file(&beside, &with_suffix(&copy, suffix), shutdown).map_err(no_copy)?;
-        }
-        // Nothing is read from it, and it goes with the others.
-        original.open_beside("-shm").map_err(refused)?;
-        if shutdown.is_requested() {
-            return Err(SdkFileError::Interrupted { path: path.to_owned() });
-        }
-        let file = File::open(&copy).map_err(no_copy)?;
-        let connection = open_copy(&copy, shutdown).map_err(|error| match error.sqlite_error_code() {
-            Some(ErrorCode::OperationInterrupted) => SdkFileError::Interrupted { path: path.to_owned() },
-            _ => unreadable(error.to_string()),
+            CopyError::Source(refusal) => SdkFileError::refused(path, refusal),
+            CopyError::Interrupted => SdkFileError::Interrupted { path: path.to_owned() },
         })?;
+        let connection = copy.connect(shutdown).map_err(|error| SdkFileError::sqlite(path, &error))?;
         let mut file = Self {
             path: path.to_owned(),
             original,
             connection,
-            copy: file,
+            copy: copy.file.clone(),
             is_empty: false,
             shutdown: shutdown.clone(),
             after: None,
-            damage: None,
-            unseen,
+            scan: None,
+            unknown_holder,
         };
-        file.recognise()?;
+        file.check_schema()?;
         Ok(file)
     }
 
@@ -214,78 +209,88 @@ impl SdkFile {
         &self.path
     }
 
-    /// Returns the folders in which the files of its attachments are believed: `scratch` and `named` beside the SDK's own.
+    /// Returns the folders from which its attachments may be read: the SDK's own, `scratch` and `named`.
     pub fn attachment_folders(&self, scratch: &Path, named: &[PathBuf]) -> AttachmentFolders {
         AttachmentFolders::of(&self.original, scratch, named)
     }
 
-    /// Deletes the original and what SQLite keeps beside it, if they are still the files that were opened, and their folder
-    /// if it is the SDK's and empty.
+    /// Deletes the original and what SQLite keeps beside it, if they are still the files that were opened, and their
+    /// folder if it is the SDK's and empty.
     ///
     /// # Errors
     ///
-    /// What the system says, with the name of the first file that stays.
+    /// The error of the operating system, with the name of the first file that was not deleted.
     pub fn remove(&self) -> io::Result<()> {
         self.original.remove()
     }
 
-    /// Returns why nobody can tell whether a process still works with the file; `None` when none does.
-    pub fn unseen(&self) -> Option<&str> {
-        self.unseen.as_deref()
+    /// Returns why it is unknown whether a process still uses the file; `None` if none does.
+    pub fn unknown_holder(&self) -> Option<&str> {
+        self.unknown_holder.as_deref()
     }
 
-    /// Says whether the file is damaged, as far as it was read.
+    /// Returns whether the file is damaged, as far as it was read.
     pub fn is_damaged(&self) -> bool {
-        self.damage.is_some()
+        self.scan.is_some()
     }
 
-    /// Returns how many rows could not be read so far; an estimate, because pages that are gone can't be counted.
+    /// Returns how many rows could not be read so far; an estimate, because rows in lost pages cannot be counted.
     pub fn unread(&self) -> u64 {
-        self.damage.as_ref().map_or(0, |damage| damage.unread + damage.pages.lost)
+        self.scan.as_ref().map_or(0, |scan| scan.unread.saturating_add(scan.found.lost))
     }
 
     /// Returns the next row, in the order of ids, or `None` at the end.
     ///
     /// # Errors
     ///
-    /// [`SdkFileError::Unreadable`] when the copy itself can't be read.
+    /// [`SdkFileError::Unreadable`] if the copy itself cannot be read, [`SdkFileError::Interrupted`] after shutdown was
+    /// requested.
     pub fn next_row(&mut self) -> Result<Option<StoredRow>, SdkFileError> {
-        if self.shutdown.is_requested() {
-            return Err(SdkFileError::Interrupted { path: self.path.clone() });
-        }
+        self.check_shutdown()?;
         if self.is_empty {
             return Ok(None);
         }
-        if self.damage.is_none() {
+        if self.scan.is_none() {
             match next_after(&self.connection, self.after) {
                 Ok(None) => return Ok(None),
-                // A broken tree may lead back to where we were.
-                Ok(Some(row)) if self.after.is_some_and(|after| row.message_id <= after) => self.look_at_pages()?,
+                // A corrupt tree may lead back to an earlier row.
+                Ok(Some(row)) if self.after.is_some_and(|after| row.message_id <= after) => self.scan_pages()?,
                 Ok(Some(row)) => {
                     self.after = Some(row.message_id);
                     return Ok(Some(row));
                 }
-                Err(error) if is_damage(&error) => self.look_at_pages()?,
-                Err(error) => return Err(self.failed(&error)),
+                Err(error) if is_damage(&error) => self.scan_pages()?,
+                Err(error) => return Err(SdkFileError::sqlite(&self.path, &error)),
             }
         }
-        let Some(damage) = &mut self.damage else { return Ok(None) };
-        while let Some(place) = damage.pages.places.get(damage.next).copied() {
-            damage.next += 1;
+        self.next_scanned_row()
+    }
+
+    /// Returns the next row that the pages hold.
+    fn next_scanned_row(&mut self) -> Result<Option<StoredRow>, SdkFileError> {
+        let Some(scan) = &mut self.scan else { return Ok(None) };
+        while let Some(location) = scan.found.rows.get(scan.next).copied() {
+            scan.next += 1;
             if self.shutdown.is_requested() {
                 return Err(SdkFileError::Interrupted { path: self.path.clone() });
             }
-            if self.after.is_some_and(|after| place.message_id <= after) {
+            if self.after.is_some_and(|after| location.key <= after) {
                 continue;
             }
-            match row_at(&self.connection, &damage.pages, &self.copy, place) {
-                Found::Row(row) => {
-                    self.after = Some(row.message_id);
-                    return Ok(Some(row));
-                }
-                Found::Deleted => {}
-                Found::Broken => damage.unread += 1,
-            }
+            let row = match one_row(&self.connection, location.key) {
+                Ok(Some(row)) => row,
+                // The tree is intact there and has no such row: the one in the page was deleted.
+                Ok(None) => continue,
+                Err(_) => match scan.found.row(location) {
+                    Some(row) => row,
+                    None => {
+                        scan.unread += 1;
+                        continue;
+                    }
+                },
+            };
+            self.after = Some(row.message_id);
+            return Ok(Some(row));
         }
         Ok(None)
     }
@@ -293,74 +298,72 @@ impl SdkFile {
     /// Starts again with the first row.
     pub fn rewind(&mut self) {
         self.after = None;
-        self.damage = None;
+        self.scan = None;
     }
 
-    fn unreadable(&self, reason: String) -> SdkFileError {
-        SdkFileError::Unreadable { path: self.path.clone(), reason }
-    }
-
-    fn failed(&self, error: &rusqlite::Error) -> SdkFileError {
-        match error.sqlite_error_code() {
-            Some(ErrorCode::OperationInterrupted) => SdkFileError::Interrupted { path: self.path.clone() },
-            _ => self.unreadable(error.to_string()),
+    fn check_shutdown(&self) -> Result<(), SdkFileError> {
+        match self.shutdown.is_requested() {
+            true => Err(SdkFileError::Interrupted { path: self.path.clone() }),
+            false => Ok(()),
         }
     }
 
-    fn look_at_pages(&mut self) -> Result<(), SdkFileError> {
-        let pages = Pages::read(&self.copy, &|| self.shutdown.is_requested());
-        let pages = pages.map_err(|error| match error.kind() {
+    fn scan_pages(&mut self) -> Result<(), SdkFileError> {
+        let found = ScannedRows::scan(&self.copy, &|| self.shutdown.is_requested());
+        let found = found.map_err(|error| match error.kind() {
             io::ErrorKind::Interrupted => SdkFileError::Interrupted { path: self.path.clone() },
-            _ => self.unreadable(os_words(&error)),
+            _ => SdkFileError::system(&self.path, &error),
         })?;
-        self.damage = Some(Damage { pages, next: 0, unread: 0 });
+        self.scan = Some(PageScan { found, next: 0, unread: 0 });
         Ok(())
     }
 
-    fn other(&self, reason: &str) -> SdkFileError {
-        SdkFileError::OtherProgram { path: self.path.clone(), reason: reason.into() }
-    }
-
-    fn has_pages_besides_the_first(&self) -> bool {
-        const PAGE_BYTES_MAX: u64 = 65_536;
-        let page_bytes: i64 = self.connection.pragma_query_value(None, "page_size", |row| row.get(0)).unwrap_or(0);
-        let page_bytes = u64::try_from(page_bytes).unwrap_or(0).clamp(512, PAGE_BYTES_MAX);
-        self.copy.metadata().is_ok_and(|metadata| metadata.len() > page_bytes)
-    }
-
-    /// Where the first page is broken the rows tell whose file it is.
-    fn recognise_by_pages(&mut self) -> Result<(), SdkFileError> {
-        self.look_at_pages()?;
-        let places = self.damage.as_ref().map_or(0, |damage| damage.pages.places.len());
-        if places == 0 { Err(self.other("it is damaged, and no message can be found in it")) } else { Ok(()) }
-    }
-
-    /// Refuses what is not the SDK's.
-    fn recognise(&mut self) -> Result<(), SdkFileError> {
+    /// Refuses a file that is not the SDK's.
+    fn check_schema(&mut self) -> Result<(), SdkFileError> {
         match schema_of(&self.connection) {
-            // A first page that is broken lists no tables either, but there are others.
-            Ok(Schema::Empty) if self.has_pages_besides_the_first() => self.recognise_by_pages(),
-            // Killed before it made its table. Nothing can be read from it, and nothing is in it.
+            // A corrupt first page lists no tables either, but there are more pages.
+            Ok(Schema::Empty) if self.has_more_than_one_page() => self.check_scanned_rows(),
+            // Killed before it made its table: there is no message in it.
             Ok(Schema::Empty) => {
                 self.is_empty = true;
                 Ok(())
             }
             Ok(Schema::Sdk) => Ok(()),
             Ok(Schema::Ours) => Err(SdkFileError::OurStore { path: self.path.clone() }),
-            Ok(Schema::Other(reason)) => Err(self.other(reason)),
-            Err(error) if is_damage(&error) => self.recognise_by_pages(),
+            Ok(Schema::Other(reason)) => Err(self.other_program(reason)),
+            Err(error) if is_damage(&error) => self.check_scanned_rows(),
             Err(error) if error.sqlite_error_code() == Some(ErrorCode::NotADatabase) => {
                 Err(SdkFileError::NotADatabase { path: self.path.clone() })
             }
-            Err(error) => Err(self.failed(&error)),
+            Err(error) => Err(SdkFileError::sqlite(&self.path, &error)),
         }
+    }
+
+    /// Refuses a file in whose pages no row of the SDK is left. Where the first page is corrupt, only they tell.
+    fn check_scanned_rows(&mut self) -> Result<(), SdkFileError> {
+        self.scan_pages()?;
+        match self.scan.as_ref().is_none_or(|scan| scan.found.rows.is_empty()) {
+            true => Err(self.other_program("it is damaged, and no message can be found in it")),
+            false => Ok(()),
+        }
+    }
+
+    fn other_program(&self, reason: &str) -> SdkFileError {
+        SdkFileError::OtherProgram { path: self.path.clone(), reason: reason.into() }
+    }
+
+    fn has_more_than_one_page(&self) -> bool {
+        const PAGE_BYTES_MAX: u64 = 65_536;
+        let page_bytes: i64 = self.connection.pragma_query_value(None, "page_size", |row| row.get(0)).unwrap_or(0);
+        let page_bytes = u64::try_from(page_bytes).unwrap_or(0).clamp(512, PAGE_BYTES_MAX);
+        self.copy.metadata().is_ok_and(|metadata| metadata.len() > page_bytes)
     }
 }
 
-/// Counts the rows of an orphaned file for people, without a copy: no lock is taken, and nothing is written.
+/// Counts the rows of an orphaned file for a report, without a copy: it takes no lock and writes nothing.
 ///
-/// A transaction that a killed process left half done may be counted in. `None` when it can't be read that way, or not
-/// within a moment.
+/// A transaction that a killed process did not commit may be counted too. `None` if the file cannot be read that way,
+/// or not within two seconds.
 pub fn count_rows(path: &Path) -> Option<u64> {
     if fs::metadata(path).is_ok_and(|metadata| metadata.len() == 0) {
         return Some(0);
@@ -375,140 +378,25 @@ pub fn count_rows(path: &Path) -> Option<u64> {
     u64::try_from(rows).ok()
 }
 
-/// What stands at a place of a damaged file.
-enum Found {
-    Row(StoredRow),
-    /// The tree is whole there and has no such row: what the page holds was deleted.
-    Deleted,
-    Broken,
-}
-
-fn row_at(connection: &Connection, pages: &Pages, copy: &File, place: Place) -> Found {
-    match one_row(connection, place.message_id) {
-        Ok(Some(row)) => Found::Row(row),
-        Ok(None) => Found::Deleted,
-        Err(_) => pages.row(copy, place).map_or(Found::Broken, Found::Row),
-    }
-}
-
-fn next_after(connection: &Connection, after: Option<i64>) -> rusqlite::Result<Option<StoredRow>> {
-    match after {
-        None => connection.prepare_cached(queries::SDK_FIRST)?.query_row([], stored_row).optional(),
-        Some(after) => connection.prepare_cached(queries::SDK_NEXT)?.query_row([after], stored_row).optional(),
-    }
-}
-
-fn one_row(connection: &Connection, message_id: i64) -> rusqlite::Result<Option<StoredRow>> {
-    connection.prepare_cached(queries::SDK_ONE)?.query_row([message_id], stored_row).optional()
-}
-
-/// Takes whatever the columns hold: a file of strangers may hold anything in any of them.
-fn stored_row(row: &rusqlite::Row<'_>) -> rusqlite::Result<StoredRow> {
-    let bytes = |value: ValueRef<'_>| match value {
-        ValueRef::Text(bytes) | ValueRef::Blob(bytes) => Some(bytes.to_vec()),
-        ValueRef::Null | ValueRef::Integer(_) | ValueRef::Real(_) => None,
-    };
-    let status = match row.get_ref(1)? {
-        ValueRef::Integer(status) => status,
-        _ => 0,
-    };
-    let message_type = bytes(row.get_ref(2)?).unwrap_or_default();
-    Ok(StoredRow {
-        message_id: row.get(0)?,
-        status,
-        message_type: String::from_utf8_lossy(&message_type).into_owned(),
-        json: bytes(row.get_ref(3)?),
-    })
-}
-
-fn is_damage(error: &rusqlite::Error) -> bool {
-    match error.sqlite_error_code() {
-        Some(ErrorCode::DatabaseCorrupt | ErrorCode::SystemIoFailure | ErrorCode::TypeMismatch | ErrorCode::TooBig) => {
-            true
-        }
-        Some(_) => false,
-        None => true,
-    }
-}
-
 fn starts_as_database(file: &File) -> bool {
     let mut header = [0; 100];
     file.read_exact_at(&mut header, 0).is_ok() && header.starts_with(MAGIC)
-}
-
-/// Returns whether a rollback journal names a file that SQLite would delete after it.
-fn ends_with_super_journal(journal: &File) -> io::Result<bool> {
-    let mut end = [0; SUPER_JOURNAL.len()];
-    match journal.metadata()?.len().checked_sub(end.len() as u64) {
-        // Shorter than a journal with a page, which begins with these bytes, too.
-        None => Ok(false),
-        Some(at) => journal.read_exact_at(&mut end, at).map(|()| at > 0 && end == SUPER_JOURNAL),
-    }
-}
-
-/// Opens a private copy for reading.
-fn open_copy(copy: &Path, shutdown: &Shutdown) -> rusqlite::Result<Connection> {
-    let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX | OpenFlags::SQLITE_OPEN_NOFOLLOW;
-    let mut connection = Connection::open_with_flags(copy, flags)?;
-    // Lets a file be read that is shorter than its header says. (The pragma would read the file first.)
-    connection.set_db_config(DbConfig::SQLITE_DBCONFIG_WRITABLE_SCHEMA, true)?;
-    let shutdown = shutdown.clone();
-    distrust(&mut connection, move || shutdown.is_requested())?;
-    // Rolls the journal back: from here on its name is not needed. What is damaged says so later.
-    let tables = connection.query_row(queries::TABLES, [], |_| Ok(()));
-    match tables {
-        Ok(()) | Err(rusqlite::Error::QueryReturnedNoRows) => {}
-        Err(error) if is_damage(&error) => {}
-        Err(error) if error.sqlite_error_code() == Some(ErrorCode::NotADatabase) => {}
-        Err(error) => return Err(error),
-    }
-    Ok(connection)
-}
-
-/// A folder that only this user can look into, removed when dropped.
-struct PrivateFolder(PathBuf);
-
-impl PrivateFolder {
-    fn make(scratch: &Path) -> io::Result<Self> {
-        let path = scratch.join(format!("opik-offline-{}", uuid::Uuid::now_v7().simple()));
-        DirBuilder::new().mode(0o700).create(&path)?;
-        Ok(Self(path))
-    }
-}
-
-impl Drop for PrivateFolder {
-    fn drop(&mut self) {
-        if let Err(error) = fs::remove_dir_all(&self.0) {
-            tracing::warn!(target: "db_manager", "the private copy {} stays behind: {error}", self.0.display());
-        }
-    }
-}
-
-/// Copies an open file, from its beginning, until the shutdown is requested.
-fn copy_file(from: &File, to: &Path, shutdown: &Shutdown) -> io::Result<()> {
-    let mut to = OpenOptions::new().write(true).create_new(true).mode(0o600).open(to)?;
-    while !shutdown.is_requested() && io::copy(&mut from.take(COPY_BYTES), &mut to)? > 0 {}
-    Ok(())
-}
-
-/// Returns the path with this added to its last name.
-fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
-    let mut name = path.as_os_str().to_owned();
-    name.push(suffix);
-    name.into()
 }
 
 #[cfg(test)]
 mod tests {
     use std::os::unix::fs::PermissionsExt;
 
+    use rusqlite::config::DbConfig;
+
+    use super::copy::with_suffix;
     use super::*;
 
     fn fixture(name: &str) -> PathBuf {
         Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/sdk-store").join(name)
     }
 
-    /// Copies a file with what is beside it, for this user alone whatever the modes of the sources are.
+    /// Copies a file and its journals, for this user alone whatever the modes of the sources are.
     fn private(path: &Path) -> (tempfile::TempDir, PathBuf) {
         let folder = tempfile::tempdir().expect("a folder");
         let copy = folder.path().join(path.file_name().expect("a name"));
@@ -540,7 +428,7 @@ mod tests {
     }
 
     #[test]
-    fn a_whole_file_gives_its_rows_in_order() {
+    fn rows_of_an_intact_file_come_in_order() {
         let (rows, unread) = read(&fixture("all-types.db")).expect("it can be read");
         assert_eq!((ids(&rows), unread), ((0..25).collect(), 0));
         assert!(rows.iter().all(|row| row.status == 3 && row.json.is_some()));
@@ -550,17 +438,17 @@ mod tests {
     fn a_hot_journal_is_rolled_back_in_the_copy_only() {
         let before = fs::read(fixture("killed-hot-journal.db-journal")).expect("a journal");
         let (rows, unread) = read(&fixture("killed-hot-journal.db")).expect("it can be read");
-        assert_eq!((rows.len(), unread), (12, 0), "a row that was never committed is no row");
+        assert_eq!((rows.len(), unread), (12, 0), "a row that was never committed is read");
         assert_eq!(fs::read(fixture("killed-hot-journal.db-journal")).ok(), Some(before));
     }
 
     #[test]
-    fn a_truncated_file_gives_the_rows_that_are_left_and_counts_the_others() {
+    fn a_truncated_file_yields_the_rows_that_are_left_and_counts_the_others() {
         let (rows, unread) = read(&fixture("truncated.db")).expect("its head is there");
-        // 1003 rows were in the whole file, of which this is two fifths.
+        // The intact file had 1003 rows; this is two fifths of it.
         assert!(rows.len() > 350, "only {} rows", rows.len());
-        let told = rows.len() as u64 + unread;
-        assert!(told.abs_diff(1003) <= 3, "it tells of {told}");
+        let counted = rows.len() as u64 + unread;
+        assert!(counted.abs_diff(1003) <= 3, "{counted} rows are counted");
         assert!(ids(&rows).is_sorted());
         assert!(
             rows.iter()
@@ -569,16 +457,16 @@ mod tests {
     }
 
     #[test]
-    fn rows_behind_overwritten_pages_are_read() {
+    fn rows_behind_corrupt_pages_are_read() {
         let (whole, _) = read(&fixture("killed-mid-flight.db")).expect("it is whole");
         let (rows, unread) = read(&fixture("corrupt-pages.db")).expect("most of it is there");
         assert!(rows.len() > 12, "only {} rows", rows.len());
         assert_eq!(rows.len() as u64 + unread, whole.len() as u64);
-        assert!(rows.iter().all(|row| whole.contains(row)), "a row was read that is none");
+        assert!(rows.iter().all(|row| whole.contains(row)), "a row was read that was never stored");
     }
 
     #[test]
-    fn without_its_tree_and_its_schema_a_file_still_gives_its_rows() {
+    fn rows_are_found_without_the_tree_and_the_schema() {
         let (whole, _) = read(&fixture("killed-mid-flight.db")).expect("it is whole");
         let folder = tempfile::tempdir().expect("a folder");
         for broken in [100..4096, 4096..8192] {
@@ -592,7 +480,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_store_of_the_sdk_is_refused() {
+    fn files_of_other_programs_are_refused() {
         let folder = tempfile::tempdir().expect("a folder");
         assert!(matches!(read(&fixture("not-a-database.db")), Err(SdkFileError::NotADatabase { .. })));
         assert!(matches!(read(&folder.path().join("none.db")), Err(SdkFileError::Missing { .. })));
@@ -600,7 +488,7 @@ mod tests {
         let other = folder.path().join("other.db");
         Connection::open(&other)
             .and_then(|connection| connection.execute_batch("CREATE TABLE messages (message_id INTEGER, body TEXT)"))
-            .expect("another program's");
+            .expect("a database of another program");
         assert!(matches!(read(&other), Err(SdkFileError::OtherProgram { .. })));
         let empty = folder.path().join(SDK_STORE_NAME);
         fs::write(&empty, b"").expect("a file");
@@ -608,27 +496,13 @@ mod tests {
     }
 
     #[test]
-    fn a_private_copy_is_in_a_folder_that_only_this_user_can_enter() {
-        let scratch = tempfile::tempdir().expect("a folder");
-        let folder = PrivateFolder::make(scratch.path()).expect("it can be made");
-        let mode = |path: &Path| fs::metadata(path).expect("it is there").permissions().mode() & 0o777;
-        assert_eq!(mode(&folder.0), 0o700);
-        let from = File::open(fixture("all-types.db")).expect("a fixture");
-        copy_file(&from, &folder.0.join("copy.db"), &Shutdown::new()).expect("a copy");
-        assert_eq!(mode(&folder.0.join("copy.db")), 0o600);
-        let path = folder.0.clone();
-        drop(folder);
-        assert!(!path.exists(), "a copy is left for others to find");
-    }
-
-    #[test]
-    fn reading_ends_when_the_shutdown_is_requested() {
+    fn reading_ends_when_shutdown_is_requested() {
         let scratch = tempfile::tempdir().expect("a folder");
         for name in ["all-types.db", "corrupt-pages.db"] {
             let (_folder, path) = private(&fixture(name));
             let shutdown = Shutdown::new();
             let mut file = SdkFile::open(&path, scratch.path(), FileOwner::this_user(), &shutdown).expect("it is read");
-            // Of a damaged file, until its pages are read without SQLite.
+            // A damaged file is read until its pages are scanned.
             while name == "corrupt-pages.db" && !file.is_damaged() {
                 assert!(file.next_row().expect("a row").is_some());
             }
@@ -673,7 +547,7 @@ mod tests {
         let error = file.remove().expect_err("another file has its name");
         assert!(error.to_string().contains("another file has its name"), "{error}");
         assert!(path.exists() && kept.exists());
-        // A link in its place leads nowhere, and the folder is the one that it was read from.
+        // A link in its place is not followed, and the folder is the one that it was read from.
         fs::remove_file(&path).expect("it is ours");
         std::os::unix::fs::symlink(&kept, &path).expect("a link");
         file.remove().expect_err("a link has its name");

@@ -1,4 +1,4 @@
-//! What the system refuses about the files of a store.
+//! File permissions: what the system refuses about the files of a store.
 
 use std::path::Path;
 
@@ -7,8 +7,8 @@ use rustix::io::Errno;
 use crate::store::os::folder_of;
 use crate::store::room;
 
-/// Returns the error of a file system that is read-only since it failed: the kernel then refuses what is opened to be
-/// written, and not the question whether that is allowed. The file that is opened has no name and holds nothing.
+/// Returns the error of a file system that was remounted read-only after a failure: the kernel then refuses to open a
+/// file for writing, while `access(2)` still says yes. The file opened here has no name and no content.
 #[cfg(target_os = "linux")]
 fn became_read_only(folder: &Path) -> Option<Errno> {
     use rustix::fs::{Mode, OFlags, open};
@@ -21,9 +21,9 @@ fn became_read_only(_folder: &Path) -> Option<Errno> {
     None
 }
 
-/// Says what the system holds against reading and writing this file and files beside it, or `None` when it allows both.
+/// Returns why the system refuses to read and write this file or the files beside it, or `None` if it allows both.
 ///
-/// Asks without opening it: closing a second descriptor would drop the locks that SQLite holds in this process.
+/// Checks without opening the file: closing a second descriptor would drop the locks that SQLite holds in this process.
 pub(super) fn access_words(path: &Path) -> Option<String> {
     use rustix::fs::{Access, access};
     if let Err(errno) = access(path, Access::READ_OK | Access::WRITE_OK) {
@@ -37,7 +37,7 @@ pub(super) fn access_words(path: &Path) -> Option<String> {
             Err(errno) => return Some(format!("{what} {}: {}", Path::new(&file).display(), room::access_words(errno))),
         }
     }
-    // The write-ahead log is made there.
+    // The write-ahead log is created in the folder.
     let folder = folder_of(path);
     let refused = access(folder, Access::WRITE_OK | Access::EXEC_OK).err().or_else(|| became_read_only(folder))?;
     Some(format!("its folder {}: {}", folder.display(), room::access_words(refused)))

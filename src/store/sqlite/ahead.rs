@@ -1,15 +1,16 @@
 //! Notes about updates that reached the server before the create of their entity.
 //!
-//! Such an update leaves a partial row, which hides a later *batch* create and is completed by a *single* one (Opik issue
-//! 8121). A note says: an update of this trace or span reached the server, or may have, and no create of it is known to
-//! have reached it before. Claims hand it out with the create ([`Claimed::ahead`](crate::message::Claimed::ahead)). It
-//! is removed once the create was confirmed.
+//! Such an update leaves a partial row on the server, which hides a later *batch* create and is completed by a *single*
+//! one (Opik issue 8121). A note says: an update of this trace or span reached the server, or may have, and no create
+//! of it is known to have reached it before. Claims return the note with the create
+//! ([`Claimed::ahead`](crate::message::Claimed::ahead)). It is removed once the create is confirmed.
 //!
-//! Normal traffic writes no note: an update follows its create, and [`RecentCreates`] remembers the creates that this process saw
-//! confirmed. Notes are bounded by [`NOTES_MAX`]. When old ones are evicted, or lost with a damaged file,
-//! `counters.updated_ahead_unsure_before` says so: creates with an older UUIDv7 are sent singly.
+//! Normal traffic writes no notes: an update follows its create, and [`RecentCreates`] caches the creates that this
+//! process saw confirmed. The number of notes is bounded by [`NOTES_MAX`]. When old ones are evicted, or lost with a
+//! damaged file, `counters.updated_ahead_unsure_before` records it: creates with an older UUIDv7 are sent one at a
+//! time.
 //!
-//! A note belongs to a place ([`Lane::place`]) and not to a lane: another key of the workspace writes the same records.
+//! A note belongs to a place ([`Lane::place`]), not to a lane: another key of the workspace writes the same records.
 
 use std::collections::HashSet;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -20,21 +21,21 @@ use super::fault::Fault;
 use super::{lanes, queries};
 use crate::message::{Effect, EntityKey, Lane, MessageType, Touch};
 
-/// Notes at most (about 60 bytes each on the disk).
+/// The most notes that are kept (about 60 bytes each on disk).
 const NOTES_MAX: i64 = if cfg!(test) { 3000 } else { 200_000 };
-/// Notes evicted together.
+/// How many notes are evicted together.
 const EVICTED: i64 = 1000;
-/// Creates that are remembered in memory, up to twice (about 40 bytes each).
+/// How many creates one generation of the cache holds; there are two (about 40 bytes per create).
 const RECENT_MAX: usize = if cfg!(test) { 500 } else { 20_000 };
 
 const NOTES: &str = "updated_ahead";
 const UNSURE_BEFORE: &str = "updated_ahead_unsure_before";
 
-/// Traces and spans whose create this process saw confirmed, the newest of them.
+/// A cache of the traces and spans whose create this process saw confirmed most recently.
 #[derive(Debug, Default)]
 pub(super) struct RecentCreates(Mutex<Generations>);
 
-/// Two sets: when the newer one is full the older one is forgotten.
+/// Two sets: when the newer one is full, the older one is dropped.
 #[derive(Debug, Default)]
 struct Generations {
     newer: HashSet<(i64, EntityKey)>,
@@ -65,7 +66,7 @@ impl RecentCreates {
         recent.older.remove(&(place, entity));
     }
 
-    /// Takes in what a confirmed write made and ended.
+    /// Records what a confirmed write created and ended.
     pub(super) fn confirmed(&self, place: i64, touches: &[Touch]) {
         for touch in touches.iter().filter(|touch| touch.key.is_trace_or_span()) {
             match touch.effect {
@@ -77,7 +78,7 @@ impl RecentCreates {
     }
 }
 
-/// Returns the traces and spans that an update changes and whose create was not seen.
+/// Returns the traces and spans that an update changes and whose create this process has not seen.
 pub(super) fn unseen<'t>(
     recent: &'t RecentCreates,
     place: i64,
@@ -108,7 +109,7 @@ pub(super) fn place_of(connection: &Connection, lane: i64) -> Result<i64, Fault>
     Ok(Lane { server: lanes::server(row, 1)?, workspace: row.get(0)?, credential: None }.place())
 }
 
-/// Adds notes, and evicts the oldest when there are too many.
+/// Adds notes, and evicts the oldest if there are too many.
 pub(super) fn note(
     tx: &Transaction<'_>,
     notes: impl IntoIterator<Item = (i64, EntityKey)>,
@@ -151,7 +152,7 @@ fn evict(tx: &Transaction<'_>) -> Result<i64, Fault> {
     Ok(evicted)
 }
 
-/// Notes that creates of entities that are older than this may have lost their note.
+/// Records that creates of entities older than this may have lost their note.
 pub(super) fn set_unsure_before(tx: &Transaction<'_>, at_ms: i64) -> Result<(), Fault> {
     tx.prepare_cached(queries::RAISE_COUNTER)?.execute(params![UNSURE_BEFORE, at_ms])?;
     Ok(())
@@ -159,13 +160,14 @@ pub(super) fn set_unsure_before(tx: &Transaction<'_>, at_ms: i64) -> Result<(), 
 
 /// Removes the notes of entities whose create was confirmed, or that were ended.
 pub(super) fn forget(tx: &Transaction<'_>, place: i64, touches: &[Touch]) -> Result<(), Fault> {
-    let is_over = |touch: &&Touch| matches!(touch.effect, Effect::Create | Effect::End) && touch.key.is_trace_or_span();
+    let ends_note =
+        |touch: &&Touch| matches!(touch.effect, Effect::Create | Effect::End) && touch.key.is_trace_or_span();
     if counter(tx, NOTES)? == 0 {
         return Ok(());
     }
     let mut drop = tx.prepare_cached(queries::DROP_NOTE)?;
     let mut dropped = 0;
-    for touch in touches.iter().filter(is_over) {
+    for touch in touches.iter().filter(ends_note) {
         dropped += drop.execute(params![&touch.key.as_bytes()[..], place])? as i64;
     }
     if dropped > 0 {
@@ -174,7 +176,7 @@ pub(super) fn forget(tx: &Transaction<'_>, place: i64, touches: &[Touch]) -> Res
     Ok(())
 }
 
-/// Says whether a note about one of these is there that a confirmed single create or an end removes.
+/// Returns whether there is a note that a confirmed single create or an end with these touches removes.
 pub(super) fn has_any(connection: &Connection, place: i64, touches: &[Touch]) -> Result<bool, Fault> {
     if counter(connection, NOTES)? == 0 {
         return Ok(false);
@@ -190,7 +192,7 @@ pub(super) fn has_any(connection: &Connection, place: i64, touches: &[Touch]) ->
     Ok(false)
 }
 
-/// Takes in a message that was delivered under a lease: `touches` are those of the part that was.
+/// Records a message that was delivered under a lease; `touches` are those of the delivered part.
 pub(super) fn delivered(
     tx: &Transaction<'_>,
     recent: &RecentCreates,
@@ -209,7 +211,7 @@ pub(super) fn delivered(
     forget(tx, place, touches)
 }
 
-/// Notes what an update may have changed whose outcome is not known.
+/// Adds notes for an update whose outcome is unknown.
 pub(super) fn perhaps_delivered(
     tx: &Transaction<'_>,
     recent: &RecentCreates,
@@ -224,7 +226,8 @@ pub(super) fn perhaps_delivered(
     note(tx, unseen(recent, place, message_type, touches).map(|entity| (place, entity)), now_ms)
 }
 
-/// What one walk over a lane knows of updates ahead of creates: notes, and updates that it takes itself.
+/// The updates ahead of creates as one walk over a lane sees them: the notes, and the updates that the walk takes
+/// itself.
 pub(super) struct AheadLookup<'a> {
     connection: &'a Connection,
     recent: &'a RecentCreates,
@@ -275,7 +278,7 @@ impl<'a> AheadLookup<'a> {
         Ok(ahead)
     }
 
-    /// Takes in a message that is sent before those that the walk meets later.
+    /// Records a message that is sent before those that the walk reaches later.
     pub(super) fn take(&mut self, message_type: MessageType, touches: &[Touch]) {
         if message_type.makes_partial_rows() {
             let unseen = unseen(self.recent, self.place, message_type, touches);
@@ -310,7 +313,7 @@ mod tests {
     }
 
     #[test]
-    fn evicted_notes_leave_a_mark_that_their_creates_go_singly() {
+    fn creates_whose_note_was_evicted_are_sent_singly() {
         let mut connection = store();
         let tx = connection.transaction().expect("a transaction");
         let all = u32::try_from(NOTES_MAX).expect("it fits") + 1;
@@ -339,7 +342,7 @@ mod tests {
     }
 
     #[test]
-    fn a_create_that_was_seen_needs_no_note_and_an_end_takes_that_back() {
+    fn a_confirmed_create_needs_no_note_until_its_entity_ends() {
         let recent = RecentCreates::default();
         let touch = |effect| [Touch { key: trace(1), effect }];
         let is_noted = |touches: &[Touch]| unseen(&recent, 7, MessageType::UpdateTrace, touches).next().is_some();

@@ -1,11 +1,11 @@
 //! Attachment bytes, as durable as their message.
 //!
-//! A row of `attachments` stands for a file and its pieces lie in a table of their own. Whose they are is in the row:
+//! A row of `attachments` represents a file; its pieces are in a table of their own. The row says who owns the file:
 //!
 //! ```text
 //!           begin                 register (one commit with the message)
 //!   (none) ──────▶ being uploaded ──────▶ a message's
-//!                     │ abandon, owner gone   │ the message is deleted (in the same commit)
+//!                     │ abandon, owner dead   │ the message is deleted (in the same commit)
 //!                     ▼                       ▼
 //!                  released ◀─────────────────┘
 //!                     │ removed, some pieces per commit
@@ -13,10 +13,11 @@
 //!                  (none)
 //! ```
 //!
-//! Removing half a gigabyte takes a while, so it is no part of the commit that releases it, and a crash between the two
-//! leaves a released row, which whoever comes next removes.
+//! Removing half a gigabyte takes a while, so it is not part of the commit that releases the file. A crash in between
+//! leaves a released row, which the next process removes.
 //!
-//! A piece's key is computed, so that it needs no index: the file's number above 24 bits for the piece's own.
+//! The key of a piece is computed, so that it needs no index: the file's number, shifted by 24 bits, plus the piece's
+//! own.
 
 use std::borrow::Cow;
 use std::sync::OnceLock;
@@ -33,20 +34,20 @@ use crate::store::attachment::PIECE_BYTES;
 use crate::store::error::StoreError;
 use crate::store::work::AttachmentId;
 
-/// An upload to which nothing was added for so long is dead, wherever its process is.
+/// An upload that has received nothing for this long is dead, even if its process is alive.
 const IDLE_MS_MAX: i64 = 60 * 60 * 1000;
-/// Pieces that are removed in one commit: 16 MiB, a few ten milliseconds.
+/// Pieces removed in one commit: 16 MiB, some tens of milliseconds.
 const PIECES_PER_STEP: u32 = 32;
-/// Numbers of pieces that one file can have: 8 TiB.
+/// How many pieces one file can have: 8 TiB.
 const PIECES_MAX: i64 = 1 << 24;
 
-/// Tells this process from others that have, or had, its number.
+/// Identifies this process among all that have, or had, its pid.
 fn process() -> &'static str {
     static PROCESS: OnceLock<String> = OnceLock::new();
     PROCESS.get_or_init(|| uuid::Uuid::now_v7().simple().to_string())
 }
 
-/// Makes a place for an attachment that this process receives.
+/// Begins an attachment that this process receives.
 pub(super) fn begin(tx: &Transaction<'_>) -> Result<AttachmentId, Fault> {
     let now = Reading::now();
     let mut statement = tx.prepare_cached(queries::BEGIN_ATTACHMENT)?;
@@ -54,7 +55,7 @@ pub(super) fn begin(tx: &Transaction<'_>) -> Result<AttachmentId, Fault> {
     Ok(AttachmentId(statement.query_row(owner, |row| row.get(0))?))
 }
 
-/// Adds a piece in its place.
+/// Appends a piece.
 pub(super) fn add_piece(
     tx: &Transaction<'_>,
     sealer: &Sealer,
@@ -65,18 +66,18 @@ pub(super) fn add_piece(
     assert!(i64::from(number) < PIECES_MAX && piece.len() <= PIECE_BYTES, "pieces are numbered and bounded");
     let before = i64::from(number) * PIECE_BYTES as i64;
     let mut grow = tx.prepare_cached(queries::GROW_ATTACHMENT)?;
-    // Only the next piece finds its row: bytes so far are those of the whole pieces before it.
+    // Only the next piece matches its row: the bytes so far are those of the pieces before it.
     let grown = grow.execute(params![attachment.0, process(), before, piece.len() as i64, Reading::now().ms])?;
     if grown == 0 {
         return Err(StoreError::AttachmentGone.into());
     }
     let id = piece_id(attachment.0, number);
-    let (kept, is_sealed) = sealer.keep(&SealContext::Piece { piece: id }, piece)?;
+    let (kept, is_sealed) = sealer.seal(&SealContext::Piece { piece: id }, piece)?;
     tx.prepare_cached(queries::ADD_PIECE)?.execute(params![id, &kept[..], is_sealed])?;
     Ok(())
 }
 
-/// Gives an attachment to its message.
+/// Assigns an attachment to its message.
 pub(super) fn give(
     tx: &Transaction<'_>,
     sealer: &Sealer,
@@ -86,7 +87,7 @@ pub(super) fn give(
 ) -> Result<(), Fault> {
     let bytes = i64::try_from(file.bytes).unwrap_or(i64::MAX);
     let place = SealContext::Digest { message: message.0, attachment: attachment.0, bytes };
-    let (digest, _) = sealer.keep(&place, file.sha256.as_bytes())?;
+    let (digest, _) = sealer.seal(&place, file.sha256.as_bytes())?;
     let given = params![attachment.0, process(), bytes, message.0, &digest[..]];
     match tx.prepare_cached(queries::GIVE_ATTACHMENT)?.execute(given)? {
         0 => Err(StoreError::AttachmentGone.into()),
@@ -94,19 +95,19 @@ pub(super) fn give(
     }
 }
 
-/// Takes an upload's bytes from it, if it is still this process's.
+/// Abandons an upload, if it still belongs to this process.
 pub(super) fn abandon(tx: &Transaction<'_>, attachment: AttachmentId) -> Result<(), Fault> {
     tx.prepare_cached(queries::ABANDON_ATTACHMENT)?.execute(params![attachment.0, process()])?;
     Ok(())
 }
 
-/// Takes a message's bytes from it; part of the commit that deletes the message.
+/// Releases the file of a message; part of the commit that deletes the message.
 pub(super) fn release(tx: &Transaction<'_>, message: i64) -> Result<(), Fault> {
     tx.prepare_cached(queries::RELEASE_ATTACHMENT)?.execute([message])?;
     Ok(())
 }
 
-/// Releases what uploads left that can't come to their end any more.
+/// Releases the files of uploads that can no longer finish.
 pub(super) fn release_dead(tx: &Transaction<'_>) -> Result<(), Fault> {
     let now = Reading::now();
     let mut dead = Vec::new();
@@ -119,7 +120,7 @@ pub(super) fn release_dead(tx: &Transaction<'_>) -> Result<(), Fault> {
             let namespace: Option<String> = row.get(3)?;
             let boot: String = row.get(4)?;
             let idle_ms = now.ms.saturating_sub(row.get(5)?);
-            // A process that has our number and is not us was there before us.
+            // A process with our pid that is not this one ran before it.
             let replaced = pid == std::process::id() && namespace.as_deref() == pid_namespace() && owner != process();
             if boot != now.boot
                 || replaced
@@ -136,17 +137,17 @@ pub(super) fn release_dead(tx: &Transaction<'_>) -> Result<(), Fault> {
     Ok(())
 }
 
-/// Says whether there is anything that [`remove_a_step`] would remove, or an upload that may be dead.
+/// Returns whether there is a released file, or an upload that may be dead.
 pub(super) fn any_without_message(connection: &Connection) -> Result<bool, Fault> {
     Ok(connection.prepare_cached(queries::ANY_WITHOUT_MESSAGE)?.exists([])?)
 }
 
-/// Says whether there is anything to remove.
+/// Returns whether there is a released file.
 pub(super) fn any_released(connection: &Connection) -> Result<bool, Fault> {
     Ok(connection.prepare_cached(queries::RELEASED_ATTACHMENT)?.exists([])?)
 }
 
-/// Removes some released pieces; says whether there may be more.
+/// Removes some released pieces; returns whether there may be more.
 pub(super) fn remove_a_step(tx: &Transaction<'_>) -> Result<bool, Fault> {
     let released: Option<i64> =
         tx.prepare_cached(queries::RELEASED_ATTACHMENT)?.query_row([], |row| row.get(0)).optional()?;
@@ -159,7 +160,7 @@ pub(super) fn remove_a_step(tx: &Transaction<'_>) -> Result<bool, Fault> {
     Ok(true)
 }
 
-/// Returns what is known of a message's file.
+/// Returns the metadata of a message's file.
 pub(super) fn of(connection: &Connection, sealer: &Sealer, message: MessageId) -> Result<Option<Attachment>, Fault> {
     let mut statement = connection.prepare_cached(queries::ATTACHMENT)?;
     let mut found = statement.query([message.0])?;
@@ -170,7 +171,7 @@ pub(super) fn of(connection: &Connection, sealer: &Sealer, message: MessageId) -
     Ok(Some(Attachment { bytes: rows::unsigned(row, 1)?, sha256: Sha256::new(sha256) }))
 }
 
-/// Returns a digest that is kept as it is, with its 32 bytes, or sealed, with more.
+/// Returns a digest that is stored as plain text, in 32 bytes, or sealed, in more.
 pub(super) fn opened_digest(sealer: &Sealer, place: &SealContext<'_>, kept: &[u8]) -> Result<[u8; 32], Fault> {
     let opened = if kept.len() > 32 { sealer.open(place, kept)? } else { kept.to_vec() };
     opened.try_into().map_err(|_| Fault::Damaged("the digest of an attachment is unreadable".into()))
@@ -198,7 +199,7 @@ fn opened_piece<'row>(sealer: &Sealer, row: &'row Row<'_>) -> Result<Cow<'row, [
     }
 }
 
-/// Looks for files that are not what their rows say, in words.
+/// Describes every file that does not match its row.
 pub(super) fn problems(connection: &Connection, sealer: &Sealer) -> Result<Vec<String>, Fault> {
     let mut problems = Vec::new();
     for (query, wrong) in [

@@ -1,20 +1,20 @@
-//! Room on the disk that belongs to the store whatever other programs write: a full disk is left by delivering.
+//! Reserved disk space, so that a store can recover from a full disk by delivering messages.
 //!
-//! What was delivered has to be noted before it can make room, and a note goes through the write-ahead log into the
-//! database. On a disk without a free byte both only work where nothing new is allocated. So:
+//! A delivery has to be recorded before it can free space, and the record goes through the write-ahead log into the
+//! database. On a disk without a free byte both succeed only if nothing new is allocated. So:
 //!
-//! - **The log keeps blocks of its own.** On a disk that is nearly full it is extended with zeros, which are no valid
-//!   frames, and never cut below that. Every commit is written back at once, so that the next one begins at the start of
-//!   the log again and overwrites blocks that are there.
-//! - **The database has its blocks before anybody relies on them**, for the same reason: nothing is owed to it.
-//! - **A ballast file waits beside the store** (`<db>-ballast`, all zeros) for the time in which there is no log: it is
-//!   renamed to be the log before SQLite opens the store on a full disk. Renaming allocates nothing and lets nobody in
-//!   between, however fast another program writes. Where a write fails all the same, the file is given up for it.
-//! - **A store that is closed on a full disk keeps its log**, unless the ballast is whole.
+//! - **The log keeps its blocks.** On a nearly full disk it is extended with zeros, which are not valid frames, and
+//!   never truncated below that. Every commit is checkpointed at once, so that the next one starts at the beginning of
+//!   the log again and overwrites existing blocks.
+//! - **The database gets its blocks before they are needed**, for the same reason: nothing is owed to it.
+//! - **A ballast file is beside the store** (`<db>-ballast`, all zeros) while there is no log: it is renamed to become
+//!   the log before SQLite opens the store on a full disk. Renaming allocates nothing and is atomic, however fast
+//!   another program writes. If a write fails anyway, the file is removed to make room for it.
+//! - **A store that is closed on a full disk keeps its log**, unless the ballast is complete.
 //!
-//! File systems that never overwrite in place (ZFS) need new blocks for every write; there the ballast file, which is removed
-//! at the first failed write, is all that helps. On btrfs the store's files are made so that they are overwritten
-//! ([`super::in_place`]).
+//! File systems that never overwrite in place (ZFS) need new blocks for every write; there the ballast file, which is
+//! removed at the first failed write, is all that helps. On btrfs the store's files are created so that they are
+//! overwritten in place ([`super::in_place`]).
 
 use std::fs;
 use std::io::{self, Write as _};
@@ -32,34 +32,34 @@ use super::fault::Fault;
 use super::{checkpoint, in_place};
 use crate::store::room::Disk;
 
-/// The ballast of a large disk and a large store: room for the largest note of a batch.
+/// The largest ballast: room for the largest record of a batch.
 const BYTES_MAX: u64 = 4 * 1024 * 1024;
-/// The ballast of the smallest one.
+/// The smallest ballast.
 const BYTES_MIN: u64 = 256 * 1024;
-/// The part of the disk that the ballast may take, as a divisor.
+/// The share of the disk that the ballast may take, as a divisor.
 const DISK_SHARE: u64 = 64;
-/// The part of `max_size` that it may take, as a divisor.
+/// The share of `max_size` that the ballast may take, as a divisor.
 const SIZE_SHARE: u64 = 16;
-/// A disk with less is nearly full: another program could fill it before anybody looks again.
+/// A disk with less free space is nearly full: another program could fill it before the next check.
 const NEARLY_FULL_BYTES: u64 = 1024 * 1024 * 1024;
-/// Left free when the ballast is made.
+/// Free space that creating the ballast must leave.
 const MARGIN_BYTES: u64 = 512 * 1024;
-/// A disk with less is full: nothing is stored there.
+/// A disk with less free space is full: nothing is stored there.
 const FULL_BYTES: u64 = 64 * 1024;
-/// Released for the memory that processes share (`-shm`), which SQLite makes anew.
+/// Released for the memory that processes share (`-shm`), which SQLite recreates.
 const SHARED_BYTES: u64 = 64 * 1024;
-/// How long a full disk must have had room: on btrfs what is free jumps.
+/// How long a full disk must have had space before it counts as recovered: on btrfs the free space jumps.
 const ROOM_LASTS: Duration = Duration::from_secs(5);
-/// How long a disk counts as full after a write that found no room.
+/// How long a disk counts as full after a write that found no space.
 const SHORTAGE_LASTS: Duration = Duration::from_secs(30);
 
-/// Returns how many bytes are kept for delivering from a full disk.
+/// Returns how many bytes are reserved for delivering from a full disk.
 fn ballast_bytes(disk_bytes: u64, size_max: u64) -> u64 {
     let bytes = (disk_bytes / DISK_SHARE).min(size_max / SIZE_SHARE).clamp(BYTES_MIN, BYTES_MAX);
     bytes.next_multiple_of(4096)
 }
 
-/// What is kept free for one store.
+/// The reserved space of one store.
 pub(super) struct Ballast {
     path: PathBuf,
     log: PathBuf,
@@ -70,18 +70,18 @@ pub(super) struct Ballast {
     shortage: Mutex<Shortage>,
 }
 
-/// Whether the disk is full, as it was said last.
+/// Whether the disk is full, as last logged.
 #[derive(Default)]
 struct Shortage {
     is_full: bool,
-    /// When a write found no room.
+    /// When a write found no space.
     found_at: Option<Instant>,
-    /// When it was last seen without room.
+    /// When the disk was last seen full.
     without_room_at: Option<Instant>,
 }
 
-/// Decides whether a disk counts as full. One whose free bytes say nothing (a quota) is full for a while after each write
-/// that found no room.
+/// Decides whether a disk counts as full. If its free bytes mean nothing (a quota), it counts as full for a while after
+/// each write that found no space.
 fn counts_as_full(was_full: bool, free_bytes: u64, found_no_room: bool, found_ago: Option<Duration>) -> bool {
     let is_recent = found_ago.is_some_and(|ago| ago < SHORTAGE_LASTS);
     found_no_room || is_recent || free_bytes < if was_full { MARGIN_BYTES } else { FULL_BYTES }
@@ -93,9 +93,9 @@ impl Ballast {
         Self { path: path.to_owned(), log: log.to_owned(), file: file_of(log), size_max, log_is_kept, shortage }
     }
 
-    /// Does what a disk that is nearly full asks for, after a commit or when one failed.
+    /// Prepares for a full disk, after a commit or when one failed.
     ///
-    /// `connection` is the writer and in no transaction. Errors cost room, never data, so they are only told.
+    /// `connection` is the writer, outside a transaction. Errors cost space, never data, so they are only logged.
     pub(super) fn tend(&self, connection: &Connection, found_no_room: bool) {
         let Ok(disk) = Disk::of(&self.path) else { return };
         let is_short = self.note_room(disk, found_no_room);
@@ -106,17 +106,17 @@ impl Ballast {
         let bytes = ballast_bytes(disk.total_bytes, self.size_max);
         self.keep_log(connection, Some(bytes));
         if found_no_room {
-            self.give_up(connection);
+            self.release(connection);
         }
         if length(&self.log) < bytes
             && let Err(error) = extend_log(connection, &self.log, bytes)
         {
-            debug!(target: "db_manager", "the write-ahead log has no room of its own yet: {error}");
+            debug!(target: "db_manager", "cannot reserve space in the write-ahead log yet: {error}");
         }
         write_back(connection, &self.path);
     }
 
-    /// Returns whether the disk is full, and says so once when that changes.
+    /// Returns whether the disk is full, and logs it once when that changes.
     fn note_room(&self, disk: Disk, found_no_room: bool) -> bool {
         let mut shortage = self.shortage.lock().unwrap_or_else(PoisonError::into_inner);
         let found_ago = shortage.found_at.map(|at| at.elapsed());
@@ -145,8 +145,8 @@ impl Ballast {
         is_full
     }
 
-    /// Makes the ballast file, as far as there is room for it, and says whether it is whole.
-    pub(super) fn make(&self) -> bool {
+    /// Creates the ballast file, as far as there is space for it, and returns whether it is complete.
+    pub(super) fn create(&self) -> bool {
         let Ok(disk) = Disk::of(&self.path) else { return false };
         let bytes = ballast_bytes(disk.total_bytes, self.size_max);
         let found = length(&self.file);
@@ -159,20 +159,20 @@ impl Ballast {
         match append_zeros(&self.file, bytes, true) {
             Ok(()) => true,
             Err(error) => {
-                debug!(target: "db_manager", "{} can't be made: {error}", self.file.display());
+                debug!(target: "db_manager", "cannot create {}: {error}", self.file.display());
                 false
             }
         }
     }
 
-    /// Says whether the log may be cut to nothing: its blocks would be gone on a disk that is nearly full.
+    /// Returns whether the log may be truncated: on a nearly full disk its blocks would be lost.
     pub(super) fn may_cut_log(&self) -> bool {
         let Ok(disk) = Disk::of(&self.path) else { return true };
         disk.free_bytes >= 2 * ballast_bytes(disk.total_bytes, self.size_max) + MARGIN_BYTES
             && !self.shortage.lock().unwrap_or_else(PoisonError::into_inner).is_full
     }
 
-    /// Makes the last of these connections leave the log when it is closed, where a new one would find no room.
+    /// Makes closing these connections keep the log if a new one would find no space.
     pub(super) fn before_closing<'store>(&self, connections: impl IntoIterator<Item = &'store Connection>) {
         let is_whole = || {
             Disk::of(&self.path).is_ok_and(|disk| length(&self.file) >= ballast_bytes(disk.total_bytes, self.size_max))
@@ -182,12 +182,12 @@ impl Ballast {
         }
         for connection in connections {
             if let Err(error) = connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true) {
-                debug!(target: "db_manager", "the write-ahead log is removed on a full disk: {error}");
+                debug!(target: "db_manager", "cannot keep the write-ahead log on a full disk: {error}");
             }
         }
     }
 
-    /// Sets the length to which the log is cut when it begins anew; `None` restores the usual one.
+    /// Sets the length to which the log is truncated when it restarts; `None` restores the default.
     fn keep_log(&self, connection: &Connection, bytes: Option<u64>) {
         if self.log_is_kept.swap(bytes.is_some(), Ordering::Relaxed) == bytes.is_some() {
             return;
@@ -196,29 +196,29 @@ impl Ballast {
         // This pragma returns the new limit as a row.
         let set = connection.pragma_update_and_check(None, "journal_size_limit", limit as i64, |_| Ok(()));
         if let Err(error) = set {
-            debug!(target: "db_manager", "the length of the write-ahead log can't be set: {error}");
+            debug!(target: "db_manager", "cannot set the length of the write-ahead log: {error}");
         }
     }
 
-    /// Gives the ballast file up: its blocks go to the log at once, and to whatever SQLite lacks.
-    fn give_up(&self, connection: &Connection) {
+    /// Releases the ballast file: its blocks go to the log at once, and to anything else that SQLite needs.
+    fn release(&self, connection: &Connection) {
         let bytes = length(&self.file);
         if bytes == 0 || fs::remove_file(&self.file).is_err() {
             return;
         }
-        info!(target: "db_manager", "{} is given up to deliver from a full disk", self.file.display());
+        info!(target: "db_manager", "removed {} to deliver from a full disk", self.file.display());
         write_back(connection, &self.path);
         let wanted = length(&self.log) + bytes / 2;
         if let Err(error) = extend_log(connection, &self.log, wanted) {
-            debug!(target: "db_manager", "the ballast does not become part of the write-ahead log: {error}");
+            debug!(target: "db_manager", "cannot move the ballast into the write-ahead log: {error}");
         }
     }
 }
 
-/// Puts the ballast in the log's place where there is no log and the disk has no room for one.
+/// Renames the ballast to become the log if there is no log and the disk has no space for one.
 ///
-/// Called before SQLite opens the store. Nobody else's log is ever replaced: a name that is there stays.
-pub(super) fn put_in_place(path: &Path) {
+/// Called before SQLite opens the store. Never replaces an existing log.
+pub(super) fn rename_to_log_if_needed(path: &Path) {
     let Ok(real) = fs::canonicalize(path) else { return };
     let mut log = real.clone().into_os_string();
     log.push("-wal");
@@ -230,34 +230,35 @@ pub(super) fn put_in_place(path: &Path) {
     if !is_needed || !is_all_zeros(&file) {
         return;
     }
-    // What processes share to read the log needs a little room, too; the rest becomes the log.
+    // The shared memory for reading the log needs a little space as well; the rest becomes the log.
     let no_link = rustix::fs::OFlags::NOFOLLOW.bits() as i32;
     let shared = fs::OpenOptions::new().write(true).custom_flags(no_link).open(&file);
     if let Ok(shared) = shared
         && shared.set_len(length(&file) - SHARED_BYTES.min(length(&file) / 2)).is_err()
     {
-        debug!(target: "db_manager", "no room is made beside the write-ahead log");
+        debug!(target: "db_manager", "cannot make space for shared memory beside the write-ahead log");
     }
     use rustix::fs::{CWD, RenameFlags, renameat_with};
     match renameat_with(CWD, &file, CWD, &log, RenameFlags::NOREPLACE) {
         Ok(()) => {
-            debug!(target: "db_manager", "the ballast of {} is its write-ahead log: the disk is full", path.display())
+            debug!(target: "db_manager", "the ballast of {} became its write-ahead log: the disk is full", path.display())
         }
-        Err(errno) => debug!(target: "db_manager", "the ballast does not become the write-ahead log: {errno}"),
+        Err(errno) => debug!(target: "db_manager", "cannot use the ballast as the write-ahead log: {errno}"),
     }
 }
 
-/// Says whether the disk of the store at this path is full: it may have no room for the memory that processes share.
+/// Returns whether the disk of the store at this path is full: it may have no space for the memory that processes
+/// share.
 pub(super) fn is_full(path: &Path) -> bool {
     Disk::of(path).is_ok_and(|disk| disk.free_bytes < MARGIN_BYTES)
 }
 
-/// Says whether the log of the store at this path has to keep its blocks: the disk is nearly full.
+/// Returns whether the log of the store at this path has to keep its blocks: the disk is nearly full.
 pub(super) fn keeps_log(path: &Path) -> bool {
     Disk::of(path).is_ok_and(|disk| disk.free_bytes < 2 * BYTES_MAX + MARGIN_BYTES)
 }
 
-/// Returns where the ballast of the store with this log is.
+/// Returns the path of the ballast file of the store with this log.
 fn file_of(log: &Path) -> PathBuf {
     let name = log.as_os_str().as_encoded_bytes();
     let mut file =
@@ -270,15 +271,16 @@ fn length(path: &Path) -> u64 {
     fs::symlink_metadata(path).ok().filter(fs::Metadata::is_file).map_or(0, |found| found.size())
 }
 
-/// Says whether there is a file, and nothing in it that SQLite could take for a log.
+/// Returns whether there is a file without anything that SQLite could mistake for a log.
 fn is_all_zeros(path: &Path) -> bool {
     length(path) > 0
         && fs::read(path).is_ok_and(|bytes| bytes.len() as u64 <= BYTES_MAX && bytes.iter().all(|b| *b == 0))
 }
 
-/// Extends the log behind its last frame. Nobody appends to it or cuts it meanwhile: both need the write lock.
+/// Extends the log behind its last frame. No other connection appends to it or truncates it meanwhile: both need the
+/// write lock.
 ///
-/// SQLite takes no lock on the log's own file, so closing a descriptor of it drops none.
+/// SQLite takes no lock on the log file itself, so closing a descriptor of it drops none.
 fn extend_log(connection: &Connection, log: &Path, bytes: u64) -> io::Result<()> {
     connection.execute_batch("BEGIN IMMEDIATE").map_err(io::Error::other)?;
     let extended = append_zeros(log, bytes, false);
@@ -286,7 +288,7 @@ fn extend_log(connection: &Connection, log: &Path, bytes: u64) -> io::Result<()>
     extended
 }
 
-/// Appends zeros until the file has this length, as far as there is room.
+/// Appends zeros until the file has this length, as far as there is space.
 fn append_zeros(path: &Path, bytes: u64, make: bool) -> io::Result<()> {
     const CHUNK: usize = 64 * 1024;
     let flags = rustix::fs::OFlags::NOFOLLOW.bits() as i32;
@@ -307,12 +309,12 @@ fn append_zeros(path: &Path, bytes: u64, make: bool) -> io::Result<()> {
     file.sync_all()
 }
 
-/// Writes the log back into the database without waiting for readers, so that it begins at its start again.
+/// Checkpoints without waiting for readers, so that the log restarts.
 fn write_back(connection: &Connection, path: &Path) {
     if let Err(error) = connection.query_row("PRAGMA wal_checkpoint(PASSIVE)", [], |_| Ok(())) {
-        // Sorted as every fault of the engine is: on a broken disk more follows from it.
+        // Mapped like every fault of the engine: on a failing disk the store becomes unproven.
         let error = Fault::from(error).at(path);
-        debug!(target: "db_manager", "the write-ahead log is not written back yet: {error}");
+        debug!(target: "db_manager", "cannot checkpoint the write-ahead log yet: {error}");
     }
 }
 
@@ -323,7 +325,7 @@ mod tests {
     const MIB: u64 = 1024 * 1024;
 
     #[test]
-    fn the_ballast_is_a_small_part_of_the_disk_and_of_the_store() {
+    fn the_ballast_is_a_small_share_of_disk_and_store() {
         for (disk, size_max, expected) in [
             (1 << 40, 1 << 30, 4 * MIB),
             (64 * MIB, 1 << 30, MIB),
@@ -337,7 +339,7 @@ mod tests {
     }
 
     #[test]
-    fn a_disk_is_full_until_it_has_some_room_and_a_quota_for_a_while() {
+    fn a_disk_stays_full_until_it_has_a_margin() {
         let ago = |seconds| Some(Duration::from_secs(seconds));
         for (was_full, free, found_no_room, found_ago, expected) in [
             (false, 0, false, None, true),
@@ -354,7 +356,7 @@ mod tests {
     }
 
     #[test]
-    fn only_zeros_become_a_log() {
+    fn only_a_file_of_zeros_becomes_a_log() {
         let folder = tempfile::tempdir().unwrap();
         let file = folder.path().join("store.db-ballast");
         assert!(!is_all_zeros(&file));

@@ -1,13 +1,24 @@
-//! Which message of a lane may be sent next.
+//! Claiming: which messages of a lane may be sent next.
 //!
-//! One [`walk`] over the waiting messages in delivery order answers it, for [`choose`] and for [`lanes`] alike. It reads a
-//! snapshot, outside the write lock, so that intake commits meanwhile; [`mark`] then takes what is still there. What
-//! happens between the two can only be registering, requeueing, purging and settling, and each of them may as well have
-//! happened after the claim. Claims of one process don't overlap (see `SqliteStore::claim`), and the lease keeps those
-//! of others away.
+//! One [`walk`] over the waiting messages in delivery order answers that, for [`choose`] and [`lanes`] alike. It reads
+//! a snapshot, outside the write lock, so that intake can commit meanwhile; [`mark`] then takes the messages that still
+//! exist. Between the two, messages can only be registered, requeued, purged and settled, and each of these may just as
+//! well have happened after the claim. Claims of one process do not overlap (see the verb `claim`), and the lease
+//! excludes those of other processes.
 //!
-//! A filter narrows what is sent, not what is waited for: a selected message stays behind an earlier one about the same
-//! entity whether that one is selected or not ([`narrowed`]).
+//! A filter restricts what is sent, not what is waited for: a selected message stays behind an earlier one about the
+//! same entity whether or not that one is selected ([`narrowed`]).
+//!
+//! # Invariants
+//!
+//! - **Nothing is overtaken.** A message is taken only if it conflicts with no message that was left before it and with
+//!   none in flight. The walk remembers the entities of every message that it leaves ([`Footprint`]).
+//! - **Bounded memory.** The walk gives up after [`LEFT_MAX`] messages or [`BLOCKED_MAX`] entities; what comes behind
+//!   them has to wait as well.
+//! - **Only intact messages are sent.** The checksum is verified before a message is marked as in flight. A damaged one
+//!   is rejected, but only by a reader that has every key of the store.
+//! - **A claim names its epoch.** [`mark`] writes the lease's epoch, and an outcome is accepted only under that epoch
+//!   ([`super::settle`]).
 
 use std::collections::{HashSet, VecDeque};
 
@@ -17,7 +28,7 @@ use tracing::error;
 use super::ahead::{AheadLookup, RecentCreates};
 use super::fault::Fault;
 use super::lanes::LaneReader;
-use super::queries::{self, Selection, bind};
+use super::queries::{self, SqlFilter, bind};
 use super::request_reader::RequestReader;
 use super::seal::Sealer;
 use super::stranded::{self, Memo, Refused};
@@ -29,21 +40,21 @@ use crate::store::clock::now_ms;
 use crate::store::view::Filter;
 use crate::store::work::{ClaimLimits, Hold, LaneId, LaneWork, LastAnswer};
 
-/// A next attempt further away than this comes from a clock that was wrong, and counts as due.
+/// A next attempt later than this comes from a wrong clock, and counts as due.
 const BACKOFF_MS_MAX: i64 = 60 * 60 * 1000;
-/// Messages that one walk leaves before it gives up: what waits behind so many has to wait too.
+/// How many messages one walk leaves before it gives up: everything behind them has to wait as well.
 const LEFT_MAX: usize = 20_000;
-/// Entities of messages that one walk left, which bounds its memory (about 40 bytes each).
+/// How many entities of left messages one walk remembers, which bounds its memory (about 40 bytes each).
 const BLOCKED_MAX: usize = 200_000;
-/// Selected messages that are looked at together where a filter leaves others of the lane out (some 200 bytes each).
+/// Selected messages that are examined together where a filter leaves out others of the lane (about 200 bytes each).
 pub(super) const WINDOW_MAX: usize = 20_000;
 
-/// Says when a message may be tried again, as far as its own time tells.
+/// Returns when a message may be retried, by its own deadline.
 fn due_at_ms(next_attempt_at_ms: i64, now_ms: i64) -> i64 {
     if next_attempt_at_ms.saturating_sub(now_ms) > BACKOFF_MS_MAX { now_ms } else { next_attempt_at_ms }
 }
 
-/// What a walk over a lane reads: one snapshot, and what this process knows beside it.
+/// The input of a walk over a lane: one snapshot, and what this process knows in addition.
 #[derive(Clone, Copy)]
 pub(super) struct WalkScope<'a> {
     pub(super) connection: &'a Connection,
@@ -51,7 +62,7 @@ pub(super) struct WalkScope<'a> {
     pub(super) now_ms: i64,
     pub(super) recent: &'a RecentCreates,
     pub(super) memo: &'a Memo,
-    /// Selected messages that are examined together where a filter leaves others of the lane out.
+    /// Selected messages that are examined together where a filter leaves out others of the lane.
     pub(super) window_max: usize,
 }
 
@@ -61,12 +72,12 @@ struct Walk<'a, 'c> {
     look: &'a mut AheadLookup<'c>,
     limits: &'a [Hold],
     limited: Buckets,
-    /// What messages in flight, or left on the way, are about.
+    /// The entities of messages that are in flight or were left.
     blocked: Footprint,
     left: usize,
     /// The first position of a message in flight.
     in_flight_from: i64,
-    /// When the first of those becomes due that were left only for their time.
+    /// When the first message becomes due that was left only because of its deadline.
     soonest_ms: Option<i64>,
 }
 
@@ -89,9 +100,11 @@ impl<'a, 'c> Walk<'a, 'c> {
         Ok(walk)
     }
 
-    /// Returns how the next message may be sent; one that may not be sent holds back those behind it that conflict with it.
+    /// Returns how the next message may be sent. A message that may not be sent blocks later ones that conflict with
+    /// it.
     ///
-    /// The same as asking [`crate::message::conflict`] about every message that was left, at the price of one look-up.
+    /// Equivalent to checking [`crate::message::conflict`] against every message that was left, at the price of one
+    /// look-up.
     fn admits(&mut self, message: &WaitingMessage) -> Result<Option<Admitted>, Fault> {
         let touches = &message.touches;
         let mut due_at_ms = due_at_ms(message.next_attempt_at_ms, self.now_ms);
@@ -111,7 +124,7 @@ impl<'a, 'c> Walk<'a, 'c> {
         Ok(None)
     }
 
-    /// Leaves a message: those behind it that conflict with it wait.
+    /// Leaves a message: later ones that conflict with it have to wait.
     fn leave(&mut self, touches: &[Touch]) {
         self.blocked.add(touches);
         self.left += 1;
@@ -122,7 +135,7 @@ impl<'a, 'c> Walk<'a, 'c> {
     }
 }
 
-/// A failed message as a walk meets it.
+/// A failed message as a walk reads it.
 struct WaitingMessage {
     id: i64,
     next_attempt_at_ms: i64,
@@ -149,25 +162,25 @@ impl WaitingMessage {
     }
 }
 
-/// Whether a walk goes on after a message that may be sent.
+/// Whether a walk continues after a message that may be sent.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum WalkStep {
-    /// It is taken: those behind it need not wait for it.
+    /// It is taken: later messages need not wait for it.
     Taken,
-    /// Nothing more is wanted.
+    /// The walk is finished.
     Stop,
 }
 
-/// What a walk has seen.
+/// The findings of a walk.
 #[derive(Default)]
 struct WalkResult {
-    /// The first message that is selected.
+    /// The first selected message.
     first: Option<i64>,
-    /// When the first of those becomes due that were left only for their time.
+    /// When the first message becomes due that was left only because of its deadline.
     soonest_ms: Option<i64>,
     /// A refused create that a message waits for.
     waits_for: Option<i64>,
-    /// Whether a message of the lane is in flight, or the walk gave up: others may be free as soon as that is over.
+    /// Whether a message of the lane is in flight, or the walk gave up: others may become free once that is over.
     is_open: bool,
 }
 
@@ -175,7 +188,7 @@ struct WalkResult {
 fn walk(
     scope: &WalkScope<'_>,
     limits: &[Hold],
-    selection: &Selection,
+    selection: &SqlFilter,
     mut visit: impl FnMut(WaitingMessage, Admitted) -> Result<WalkStep, Fault>,
 ) -> Result<WalkResult, Fault> {
     let WalkScope { connection, lane, now_ms, recent, memo, .. } = *scope;
@@ -222,18 +235,18 @@ fn walk(
     seen.soonest_ms = walk.soonest_ms;
     seen.is_open = walk.in_flight_from < i64::MAX || walk.is_spent();
     if passed >= stranded::PASSED_MAX {
-        // The next walk begins where this one ended.
+        // The next walk starts where this one ended.
         seen.soonest_ms = Some(now_ms);
     }
     Ok(seen)
 }
 
-/// The walk where a filter leaves out messages of the lane that others may have to wait for.
+/// The walk for a filter that leaves out messages of the lane which others may have to wait for.
 ///
-/// It takes a window of selected messages, notes what they are about, and goes through the whole lane up to the last of
-/// them: of what is left out, and of what earlier windows left, it remembers only what concerns an entity of the window.
-/// A filter that selects a few of a million messages therefore costs their memory and not the million's, and one whose
-/// messages all have to wait goes through the lane once for every [`WINDOW_MAX`] of them.
+/// It reads a window of selected messages, notes their entities, and scans the whole lane up to the last of them: of
+/// messages that are left out, and of those that earlier windows left, it remembers only entities of the window. A
+/// filter that selects a few of a million messages therefore costs memory for the few. If all selected messages have to
+/// wait, the lane is scanned once per [`WINDOW_MAX`] of them.
 fn narrowed(
     scope: &WalkScope<'_>,
     (look, limits, refused): (&mut AheadLookup<'_>, &[Hold], &Refused),
@@ -257,7 +270,7 @@ fn narrowed(
         let mut walk = Walk::start(scope, look, limits)?;
         let mut all = connection.prepare_cached(queries::WAITING_TOUCHES)?;
         let mut all = all.query([lane])?;
-        // Both are in delivery order and of one snapshot, so the walk meets every message of the window.
+        // Both are in delivery order and from one snapshot, so the scan reaches every message of the window.
         while let (Some(next), Some(row)) = (window.front(), all.next()?) {
             let id: i64 = row.get(0)?;
             if next.id != id {
@@ -284,14 +297,14 @@ fn narrowed(
     }
 }
 
-/// A message that a walk chose, with its place in the counts.
+/// A message that a walk chose, with its group in the counts.
 pub(super) struct Chosen {
     claimed: Claimed,
     group: CountGroup,
     size: Size,
 }
 
-/// A message that can't be sent, because it is not any more what was stored.
+/// A message that cannot be sent, because it is no longer what was stored.
 pub(super) struct Broken {
     id: MessageId,
     reason: String,
@@ -299,18 +312,18 @@ pub(super) struct Broken {
     size: Size,
 }
 
-/// What a walk chose.
+/// The choice of a walk.
 #[derive(Default)]
 pub(super) struct Choice {
     chosen: Vec<Chosen>,
     broken: Vec<Broken>,
     /// The generation of the keys that it was read with.
     generation: i64,
-    /// The bytes of the first message, which is larger than what may be taken.
+    /// The size of the first message, if it exceeds the limit.
     pub(super) too_large: Option<u64>,
 }
 
-/// Chooses the next messages of a lane from a snapshot. Not even the first one may be larger than the limit.
+/// Chooses the next messages of a lane from a snapshot. Not even the first one may exceed the limit.
 pub(super) fn choose(
     scope: &WalkScope<'_>,
     sealer: &Sealer,
@@ -322,9 +335,9 @@ pub(super) fn choose(
     let mut choice = Choice { generation: sealer.generation(), ..Choice::default() };
     let mut bytes = 0;
     let limited = hold::limits_of(connection, lane, now_ms)?;
-    walk(scope, &limited, &Selection::of(filter), |message, (way, ahead)| {
+    walk(scope, &limited, &SqlFilter::of(filter), |message, (way, ahead)| {
         let WaitingMessage { id, touches, message_type, items, body_bytes, attempts, .. } = message;
-        // The file of an attachment is read as it is sent, so it takes no memory.
+        // The file of an attachment is streamed when it is sent, so it takes no memory.
         let held_bytes = match message_type {
             MessageType::CreateAttachment => 0,
             _ => body_bytes.unsigned_abs(),
@@ -347,24 +360,25 @@ pub(super) fn choose(
                 let claimed = Claimed { id, message_type, request, touches, items, attempts, ahead, way };
                 choice.chosen.push(Chosen { claimed, group, size });
             }
-            // Somebody else deleted it.
+            // It was deleted meanwhile.
             Ok(None) => {}
             Err(Fault::Message(reason)) => {
-                // Whoever lacks a key of the store can't tell damage from what is not for them to read.
+                // A reader that lacks a key of the store cannot tell damage from a value that it may not read.
                 sealer.unlocked()?;
                 choice.broken.push(Broken { id, reason, group, size });
             }
             Err(fault) => return Err(fault),
         }
-        // Stopping here and not at the next one spares a filtered claim the way to it, be it through the whole lane.
+        // Stopping here, not at the next message, spares a filtered claim the scan to that message, which may cross the
+        // whole lane.
         Ok(if taken + 1 < limits.messages_max { WalkStep::Taken } else { WalkStep::Stop })
     })?;
     Ok(choice)
 }
 
-/// Marks what was chosen as in flight, and returns what is still there. What is damaged is *rejected*, with the reason:
-/// only by a reader that has the keys of the store, as they are in this transaction. After a change of the key it is
-/// chosen again.
+/// Marks the chosen messages as in flight, and returns those that still exist. Damaged ones are *rejected* with the
+/// reason, but only by a reader that has the keys of the store as they are in this transaction: after a key rotation
+/// they are chosen again.
 pub(super) fn mark(tx: &Transaction<'_>, sealer: &Sealer, epoch: i64, choice: Choice) -> Result<Vec<Claimed>, Fault> {
     let Choice { chosen, mut broken, generation, .. } = choice;
     if generation != sealer.generation() || sealer.is_locked() {
@@ -394,7 +408,7 @@ pub(super) fn mark(tx: &Transaction<'_>, sealer: &Sealer, epoch: i64, choice: Ch
     Ok(claimed)
 }
 
-/// Returns the lanes that have failed messages, the one with the oldest first.
+/// Returns the lanes that have failed messages, ordered by their oldest message.
 pub(super) fn lanes(
     connection: &Connection,
     sealer: &Sealer,
@@ -402,7 +416,7 @@ pub(super) fn lanes(
     filter: &Filter,
     now_ms: i64,
 ) -> Result<Vec<LaneWork>, Fault> {
-    let selection = Selection::of(filter);
+    let selection = SqlFilter::of(filter);
     let mut names = LaneReader::default();
     let mut work = Vec::new();
     for (lane, failed) in failed_by_lane(connection, &selection)? {
@@ -432,7 +446,7 @@ pub(super) fn lanes(
     Ok(work.into_iter().map(|(_, lane_work)| lane_work).collect())
 }
 
-fn failed_by_lane(connection: &Connection, selection: &Selection) -> Result<Vec<(i64, u64)>, Fault> {
+fn failed_by_lane(connection: &Connection, selection: &SqlFilter) -> Result<Vec<(i64, u64)>, Fault> {
     let mut statement = connection.prepare_cached(&queries::failed_by_lane(selection))?;
     selection.bind(&mut statement)?;
     let mut found = statement.raw_query();
@@ -459,7 +473,7 @@ mod tests {
         Message { lane, message_type, request, touches, items: 1, project: None, accepted_at_ms: 0 }
     }
 
-    /// A lane with these messages, the first with id 1.
+    /// Returns a lane with these messages, the first with id 1.
     fn lane_with(messages: &[Message]) -> (Connection, i64) {
         let mut connection = Connection::open_in_memory().expect("memory");
         schema::migrate(&mut connection).expect("a schema");
@@ -472,11 +486,11 @@ mod tests {
         (connection, lane)
     }
 
-    fn of_type(message_type: MessageType) -> Selection {
-        Selection::of(&Filter { types: vec![message_type], ..Filter::default() })
+    fn of_type(message_type: MessageType) -> SqlFilter {
+        SqlFilter::of(&Filter { types: vec![message_type], ..Filter::default() })
     }
 
-    fn free(connection: &Connection, lane: i64, selection: &Selection, window_max: usize) -> Vec<i64> {
+    fn free(connection: &Connection, lane: i64, selection: &SqlFilter, window_max: usize) -> Vec<i64> {
         let mut ids = Vec::new();
         let (recent, memo) = (RecentCreates::default(), Memo::default());
         let scope = WalkScope { connection, lane, now_ms: 0, recent: &recent, memo: &memo, window_max };
@@ -489,7 +503,7 @@ mod tests {
     }
 
     fn any_message() -> impl Strategy<Value = Message> {
-        // No creates: they would move updates that came before them, which is another rule.
+        // No creates: they would move earlier updates, which is another rule.
         let effect = prop::sample::select(vec![Effect::End, Effect::Update, Effect::Annotate, Effect::Refer]);
         let touch = (0_u8..6, effect).prop_map(|(id, effect)| {
             let key = EntityKey::from_parts(EntityKind::Trace, [id; 16]);
@@ -502,7 +516,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn windows_of_any_size_let_go_what_waits_for_nothing(messages in prop::collection::vec(any_message(), 1..25)) {
+        fn windows_of_any_size_find_every_free_message(messages in prop::collection::vec(any_message(), 1..25)) {
             let (connection, lane) = lane_with(&messages);
             let mut left: Vec<&[Touch]> = Vec::new();
             let mut expected = Vec::new();
@@ -522,7 +536,7 @@ mod tests {
     }
 
     #[test]
-    fn one_free_message_is_found_behind_more_blocked_ones_than_a_window_holds() {
+    fn a_free_message_is_found_behind_more_blocked_ones_than_a_window() {
         let touch = |id: u32, effect| {
             let mut bytes = [0; 16];
             bytes[..4].copy_from_slice(&id.to_be_bytes());
@@ -537,7 +551,7 @@ mod tests {
         assert_eq!(found, [messages.len() as i64], "a message that waits for nothing is never sent");
     }
 
-    /// Rejects the first message of a lane, which makes trace 0, and stores updates of it before a free message.
+    /// Rejects the first message of a lane, which creates trace 0, and stores updates of it before a free message.
     fn lane_with_stranded(count: u32) -> (Connection, i64) {
         let touch = |id: u8, effect| Touch { key: EntityKey::from_parts(EntityKind::Trace, [id; 16]), effect };
         let mut messages = vec![message(MessageType::CreateTrace, vec![touch(0, Effect::Create)])];
@@ -554,7 +568,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_free_is_found_behind_more_stranded_messages_than_a_walk_leaves_and_the_next_walk_begins_there() {
+    fn free_messages_are_found_behind_any_number_of_stranded_ones() {
         let count = stranded::PASSED_MAX as u32 + 10;
         let (connection, lane) = lane_with_stranded(count);
         let (recent, memo) = (RecentCreates::default(), Memo::default());
@@ -566,7 +580,7 @@ mod tests {
             memo: &memo,
             window_max: WINDOW_MAX,
         };
-        let all = Selection::of(&Filter::default());
+        let all = SqlFilter::of(&Filter::default());
         let mut steps = Vec::new();
         for _ in 0..3 {
             let started = std::time::Instant::now();
@@ -581,13 +595,13 @@ mod tests {
             steps.push((found, started.elapsed()));
         }
         let free = i64::from(count) + 2;
-        assert!(steps[0].0.is_empty(), "one walk passes so many only");
-        assert_eq!((&*steps[1].0, &*steps[2].0), (&[free][..], &[free][..]), "what is free is never sent");
+        assert!(steps[0].0.is_empty(), "one walk passes that many at most");
+        assert_eq!((&*steps[1].0, &*steps[2].0), (&[free][..], &[free][..]), "free messages are never sent");
         assert!(steps[2].1 < steps[0].1 / 10, "each walk reads all that is stranded again: {steps:?}");
         let counted = stranded::count(&connection, &Sealer::off(), &memo).expect("it can be counted");
         assert_eq!((counted[0].messages, counted[0].create), (u64::from(count), MessageId(1)));
 
-        // Once the create is gone, everything is free, and the place is forgotten.
+        // Once the create is purged, everything is free, and the remembered position is dropped.
         connection
             .execute_batch(
                 "DELETE FROM messages WHERE message_id = 1; DELETE FROM message_touches WHERE message_id = 1;

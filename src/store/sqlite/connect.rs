@@ -1,4 +1,7 @@
-//! Opening connections to the file of a store.
+//! Opening connections to the file of a store, with the settings that its promises rest on.
+//!
+//! `synchronous=FULL` makes a commit durable. A connection does not checkpoint when it is closed unless the store is
+//! proven ([`super::unproven`]).
 
 use std::ffi::CStr;
 use std::path::Path;
@@ -12,19 +15,19 @@ use super::fault::Fault;
 use super::{ballast, queries, schema};
 use crate::store::error::StoreError;
 
-/// SQLite's way to a file for one process alone: it locks others out, and keeps in memory what they would share.
+/// The VFS for exclusive use by one process: it locks others out, and keeps in memory what processes would share.
 pub(super) const ALONE: &CStr = c"unix-excl";
 
-/// How long an opening alone waits for others to close the store.
+/// How long exclusive opening waits for others to close the store.
 const ALONE_TIMEOUT: Duration = Duration::from_millis(200);
 
-/// Memory for pages of one connection, in KiB.
+/// Page cache of one connection, in KiB.
 const CACHE_KIB: i32 = 4096;
 
-/// Statements kept prepared by one connection; more than we have, filters in their variants included.
+/// Prepared statements cached by one connection; more than there are, with all variants of filters.
 const STATEMENTS_KEPT: usize = 96;
 
-/// Opens the file as it is without its log, with no lock and no byte written.
+/// Opens the file without its log, without a lock and without writing a byte.
 pub(super) fn immutable(path: &Path) -> rusqlite::Result<Connection> {
     let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_URI | OpenFlags::SQLITE_OPEN_NO_MUTEX;
     Connection::open_with_flags(immutable_uri(path), flags)
@@ -53,8 +56,8 @@ fn connect(path: &Path) -> rusqlite::Result<Connection> {
     connect_by(path, None)
 }
 
-/// Opens a connection to a store that is not in service yet. On a full disk it is alone, unless others have it open: see
-/// [`open_with_room`].
+/// Opens a connection to a store that is not in use yet. On a full disk the connection is exclusive, unless others have
+/// the store open: see [`super::open`].
 pub(super) fn connect_with_room(path: &Path) -> rusqlite::Result<Connection> {
     if ballast::is_full(path) {
         let alone = connect_by(path, Some(ALONE))?;
@@ -73,7 +76,7 @@ pub(super) fn connect_by(path: &Path, vfs: Option<&CStr>) -> rusqlite::Result<Co
         None => Connection::open_with_flags(path, flags)?,
     };
     connection.busy_timeout(if vfs.is_some() { ALONE_TIMEOUT } else { BUSY_TIMEOUT })?;
-    // Whoever closes it in order allows it, where the store is proven: an unproven one keeps its log.
+    // An orderly close re-enables the checkpoint if the store is proven: an unproven one keeps its log.
     connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true)?;
     connection.set_prepared_statement_cache_capacity(STATEMENTS_KEPT);
     connection.pragma_update(None, "synchronous", "FULL")?;
@@ -84,7 +87,7 @@ pub(super) fn connect_by(path: &Path, vfs: Option<&CStr>) -> rusqlite::Result<Co
     Ok(connection)
 }
 
-/// Opens a connection that only reads; `is_alone`: of a store that this process has for itself.
+/// Opens a connection that only reads; `is_alone`: of a store that this process has exclusively.
 pub(super) fn open_reader(path: &Path, is_alone: bool) -> Result<Connection, StoreError> {
     open_reader_by(path, is_alone.then_some(ALONE))
 }

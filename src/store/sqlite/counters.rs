@@ -6,7 +6,7 @@ use super::fault::Fault;
 use super::queries;
 use crate::store::view::FullRecord;
 
-/// Returns a counter; 0 for one that nothing was added to yet.
+/// Returns a counter; 0 if nothing was ever added to it.
 pub(super) fn counter(connection: &Connection, name: &str) -> Result<u64, Fault> {
     let count: Option<i64> =
         connection.prepare_cached(queries::COUNTER)?.query_row([name], |row| row.get(0)).optional()?;
@@ -18,7 +18,7 @@ pub(super) const FULL_REFUSED: &str = "full_refused";
 
 const FULL_SINCE: &str = "full_since_ms";
 
-/// Records since when the store is full, and writes that it refused.
+/// Records since when the store is full, and how many writes it refused.
 pub(super) fn note_full(tx: &Transaction<'_>, since_ms: Option<i64>, refused: u64) -> Result<(), Fault> {
     let mut add = tx.prepare_cached(queries::ADD_TO_ANY_COUNTER)?;
     add.execute(params![FULL_REFUSED, i64::try_from(refused).unwrap_or(i64::MAX)])?;
@@ -27,7 +27,7 @@ pub(super) fn note_full(tx: &Transaction<'_>, since_ms: Option<i64>, refused: u6
     Ok(())
 }
 
-/// Returns what was recorded.
+/// Returns what [`note_full`] recorded.
 pub(super) fn full_record(connection: &Connection) -> Result<FullRecord, Fault> {
     let since_ms = counter(connection, FULL_SINCE)?;
     let since_ms = i64::try_from(since_ms).ok().filter(|since_ms| *since_ms > 0);

@@ -1,4 +1,4 @@
-//! Deleting a message with everything that hangs on it.
+//! Deleting a message with everything that belongs to it.
 
 use rusqlite::{CachedStatement, Transaction, params};
 
@@ -7,9 +7,9 @@ use super::summary::{CountChanges, CountGroup, Size, counted};
 use super::{attachments, queries, rows, touch_index};
 use crate::message::{MessageType, Touch};
 
-/// Deletes a message by a statement that returns what it was, with everything that hangs on it.
+/// Deletes a message with a statement that returns what it was, along with its body and its index entries.
 ///
-/// The bytes of its file are released only: removing them takes longer than others should wait.
+/// The bytes of its file are only released: removing them takes longer than other writers should wait.
 pub(super) fn delete_one(
     tx: &Transaction<'_>,
     delete: &mut CachedStatement<'_>,
@@ -22,7 +22,7 @@ pub(super) fn delete_one(
         let Some(row) = deleted.next()? else { return Ok(None) };
         let gone = (counted(row)?, rows::touches(row, 6)?);
         id = row.get::<_, i64>(7)?;
-        // The statement has to run to its end for the deletion to be complete.
+        // The statement has to be stepped until it is done, or the deletion is incomplete.
         while deleted.next()?.is_some() {}
         gone
     };
@@ -32,7 +32,7 @@ pub(super) fn delete_one(
         attachments::release(tx, id)?;
     }
     let mut drop_touch = tx.prepare_cached(queries::DROP_TOUCH)?;
-    for touch in touches.iter().filter(|touch| touch_index::is_looked_up(touch)) {
+    for touch in touches.iter().filter(|touch| touch_index::is_indexed(touch)) {
         drop_touch.execute(params![touch.effect as u8, &touch.key.as_bytes()[..], id])?;
     }
     changes.take(group, size);

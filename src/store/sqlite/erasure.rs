@@ -1,4 +1,4 @@
-//! Erasing credentials and header sets that nothing needs.
+//! Erasing credentials and header sets that no message needs any longer, from the file and from the log.
 
 use rusqlite::{Connection, OptionalExtension, Transaction, params};
 
@@ -6,11 +6,11 @@ use super::fault::Fault;
 use super::queries;
 use crate::store::clock::now_ms;
 
-/// With more messages than this, header sets are not looked through: no index says which of them are needed.
-const MESSAGES_LOOKED_THROUGH_MAX: i64 = 5000;
+/// With more messages than this, unused header sets are not searched for: no index tells which sets are in use.
+const MESSAGES_SCANNED_MAX: i64 = 5000;
 
-/// Returns whether something could be erased: a lane without messages, its credential, or a set of headers, which may hold
-/// a cookie or the token of a gate.
+/// Returns whether something can be erased: a lane without messages, its credential, or a header set, which may contain
+/// a cookie or a gateway's token.
 pub(super) fn any_to_erase(connection: &Connection) -> Result<bool, Fault> {
     let any_lane = connection.prepare_cached(queries::ANY_EMPTY_LANE)?.exists([now_ms()])?;
     Ok(any_lane || any_unused(connection, queries::ANY_UNUSED_CREDENTIAL)? || any_unused_header_set(connection)?)
@@ -22,31 +22,31 @@ fn any_unused(connection: &Connection, sql: &str) -> Result<bool, Fault> {
 
 fn any_unused_header_set(connection: &Connection) -> Result<bool, Fault> {
     let messages: i64 = connection.prepare_cached(queries::MESSAGES_IN_ALL)?.query_row([], |row| row.get(0))?;
-    Ok(messages <= MESSAGES_LOOKED_THROUGH_MAX && any_unused(connection, queries::ANY_UNUSED_HEADER_SET)?)
+    Ok(messages <= MESSAGES_SCANNED_MAX && any_unused(connection, queries::ANY_UNUSED_HEADER_SET)?)
 }
 
-/// Forgets lanes that hold nothing, and erases credentials and header sets that nothing needs; returns whether something
-/// secret was erased, and may still be in the log. `secure_delete` is on: what SQLite frees, it overwrites with zeros.
+/// Removes lanes without messages, and erases credentials and header sets that nothing uses. Returns whether a secret
+/// was erased that may still be in the log. `secure_delete` is on: SQLite overwrites freed pages with zeros.
 pub(super) fn erase(tx: &Transaction<'_>) -> Result<bool, Fault> {
     tx.execute(queries::FORGET_LANES, [now_ms()])?;
     tx.execute(queries::FORGET_LIMITS, [])?;
     let mut is_erased = false;
     if any_unused(tx, queries::ANY_UNUSED_CREDENTIAL)? {
         let (used, put_back) = (queries::USED_CREDENTIALS, queries::PUT_CREDENTIAL_BACK);
-        write_anew(tx, used, queries::CLEAR_CREDENTIALS, put_back)?;
+        rewrite_table(tx, used, queries::CLEAR_CREDENTIALS, put_back)?;
         is_erased = true;
     }
     if any_unused_header_set(tx)? {
         let (used, put_back) = (queries::USED_HEADER_SETS, queries::PUT_HEADER_SET_BACK);
-        write_anew(tx, used, queries::CLEAR_HEADER_SETS, put_back)?;
+        rewrite_table(tx, used, queries::CLEAR_HEADER_SETS, put_back)?;
         is_erased = true;
     }
     Ok(is_erased)
 }
 
-/// Writes what is needed of a table anew, into cleared pages. Deleting single rows would leave copies of them where SQLite
-/// has moved rows between pages.
-fn write_anew(tx: &Transaction<'_>, used: &str, clear: &str, put_back: &str) -> Result<(), Fault> {
+/// Rewrites the rows in use of a table into cleared pages. Deleting single rows would leave copies where SQLite has
+/// moved rows between pages.
+fn rewrite_table(tx: &Transaction<'_>, used: &str, clear: &str, put_back: &str) -> Result<(), Fault> {
     type Kept = (i64, Vec<u8>, Option<Vec<u8>>);
     let used: Vec<Kept> = {
         let mut statement = tx.prepare_cached(used)?;
@@ -61,7 +61,7 @@ fn write_anew(tx: &Transaction<'_>, used: &str, clear: &str, put_back: &str) -> 
     Ok(())
 }
 
-/// Empties the log, and returns whether that worked: another process that reads keeps it.
+/// Truncates the log, and returns whether that succeeded: another process that is reading prevents it.
 pub(super) fn empty_log(connection: &Connection) -> Result<bool, Fault> {
     let busy: Option<bool> = connection.query_row(queries::EMPTY_LOG, [], |row| row.get(0)).optional()?;
     Ok(busy == Some(false))

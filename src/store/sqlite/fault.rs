@@ -1,4 +1,4 @@
-//! What can go wrong inside the engine, and what of it callers see.
+//! Errors inside the engine, and how they are mapped to those of the trait.
 
 use std::path::Path;
 use std::time::Duration;
@@ -15,27 +15,27 @@ use crate::store::room::{self, NoRoom};
 
 /// How long a write waits for other processes.
 pub(super) const BUSY_TIMEOUT: Duration = Duration::from_secs(10);
-/// Why a file of another kind is refused.
-pub(super) const NO_DATABASE: &str = "it is no SQLite database";
+/// Why a file that is not a database is refused.
+pub(super) const NO_DATABASE: &str = "it is not an SQLite database";
 
-/// Why a step of ours failed, before the store puts its path to it.
+/// Why a step of the engine failed, before the store adds its path.
 #[derive(Debug)]
 pub(super) enum Fault {
-    /// SQLite says so.
+    /// An error of SQLite.
     Engine(rusqlite::Error),
-    /// Rows that no version of ours writes.
+    /// Rows that no version writes.
     Damaged(String),
-    /// A key is needed and none is there.
+    /// A key is needed, and none is configured.
     KeyMissing { needed: KeyId },
-    /// Another key is needed than those that are there.
+    /// A key is needed that is not among the configured ones.
     WrongKey { needed: KeyId, given: KeyId },
-    /// Things are kept under two keys already, and a third one is given.
+    /// Two keys are in use already, and a third is configured.
     TooManyKeys,
-    /// Why something can't be sealed, or compressed.
+    /// Why a value cannot be sealed or compressed.
     Sealing(&'static str),
-    /// One message is not what was stored; the store around it is whole.
+    /// One message is not what was stored; the rest of the store is intact.
     Message(String),
-    /// Already in the words of the trait.
+    /// Already an error of the trait.
     Store(StoreError),
 }
 
@@ -52,16 +52,17 @@ impl From<StoreError> for Fault {
 }
 
 impl Fault {
-    /// Returns whether others keep the store locked.
+    /// Returns whether other connections keep the store locked.
     pub(super) fn is_busy(&self) -> bool {
         let Self::Engine(error) = self else { return false };
         matches!(error.sqlite_error_code(), Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked))
     }
 
-    /// Returns what the disk has used up, when that is why the step failed.
+    /// Returns which resource of the disk is exhausted, if that is why the step failed.
     ///
-    /// SQLite names the lack of bytes. A quota, and no room for the log or for the memory that processes share, are told
-    /// apart from a fault of the disk by asking the system again. A failed sync is never one of these.
+    /// SQLite reports a lack of bytes. An exhausted quota, and a lack of space for the log or for the memory that
+    /// processes share, are distinguished from a failing disk by asking the system again. A failed sync is never one of
+    /// these.
     pub(super) fn no_room(&self, path: &Path) -> Option<NoRoom> {
         const WRITE: i32 = 778;
         const SHARED_MEMORY: [i32; 3] = [4618, 4874, 5386];
@@ -78,9 +79,9 @@ impl Fault {
         }
     }
 
-    /// Sorts the fault by what the caller can do about it.
+    /// Maps the fault to what the caller can do about it.
     ///
-    /// Every fault of the engine passes here, so this is where a failed write or sync makes the store unproven.
+    /// Every fault of the engine passes through here, so this is where a failed write or sync makes the store unproven.
     pub(super) fn at(self, path: &Path) -> StoreError {
         let path_buf = path.to_owned();
         if let Some(no_room) = self.no_room(path) {
@@ -107,7 +108,8 @@ impl Fault {
                     Some(ErrorCode::NotADatabase) => {
                         StoreError::NotAStore { at: path_buf.into(), reason: NO_DATABASE.into() }
                     }
-                    // What the file holds is not what this version wrote: a missing table, a column of another type.
+                    // The content of the file is not what this version wrote: a missing table, a column of another
+                    // type.
                     None => StoreError::Damaged { at: path_buf.into(), reason },
                     Some(ErrorCode::Unknown | ErrorCode::TypeMismatch | ErrorCode::ConstraintViolation) => {
                         StoreError::Damaged { at: path_buf.into(), reason }

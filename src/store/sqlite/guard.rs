@@ -1,7 +1,7 @@
-//! How a write begins.
+//! How every transaction begins: the checks that must hold before it reads or writes.
 //!
-//! Another process may have brought the schema up to date, changed the key or found the disk failing since the file was
-//! opened. So every write looks again, under the write lock: nobody changes any of it until the write is committed.
+//! Since the file was opened, another process may have migrated the schema, changed the key or found the disk failing.
+//! So every write checks again, under the write lock, which keeps all of it unchanged until the write commits.
 
 use std::path::Path;
 
@@ -10,15 +10,15 @@ use tracing::warn;
 
 use super::fault::Fault;
 use super::schema;
-use super::unproven::Watch;
+use super::unproven::UnprovenWatch;
 use crate::store::error::StoreError;
 
-/// The version of what stands in the place of a file that was closed. No file of ours has it.
+/// The schema version of the placeholder for a closed file. No real store has it.
 const CLOSED: i64 = -1_000_000_000;
 
-/// Closes the file of a connection that others may still hold, for good: as long as it is open nobody can prove it. What
-/// is tried with the connection afterwards fails.
-pub(super) fn close(connection: &mut Connection, watch: &Watch) {
+/// Closes the file of a connection for good, even while others hold the connection: a store that is open cannot be
+/// proven. Later calls on the connection fail.
+pub(super) fn close(connection: &mut Connection, watch: &UnprovenWatch) {
     watch.before_close(connection);
     let nothing = || -> rusqlite::Result<Connection> {
         let nothing = Connection::open_in_memory()?;
@@ -27,7 +27,9 @@ pub(super) fn close(connection: &mut Connection, watch: &Watch) {
     };
     match nothing() {
         Ok(nothing) => drop(std::mem::replace(connection, nothing)),
-        Err(error) => warn!(target: "db_manager", "the message store stays open, and can't be proven: {error}"),
+        Err(error) => {
+            warn!(target: "db_manager", "cannot close the message store, which must be closed to be proven: {error}")
+        }
     }
 }
 
@@ -36,17 +38,17 @@ pub(super) fn is_closed(connection: &Connection) -> bool {
     schema::version_seen(connection).is_ok_and(|version| version == CLOSED)
 }
 
-/// Begins a write under the write lock. Its tables are those of this version, and the store is proven.
-pub(super) fn begin<'c>(connection: &'c mut Connection, watch: &Watch) -> Result<Transaction<'c>, Fault> {
+/// Begins a write under the write lock, after checking that the schema is this version's and the store is proven.
+pub(super) fn begin<'c>(connection: &'c mut Connection, watch: &UnprovenWatch) -> Result<Transaction<'c>, Fault> {
     let tx = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
     refuse_newer(&tx, watch.path())?;
-    // Nobody continues a log that has a hole.
+    // A log with a hole must not be appended to.
     watch.vet()?;
     Ok(tx)
 }
 
-/// Fails when a newer version has brought the schema up to date since the file was opened. Asked in every transaction,
-/// so that nothing is done to tables that may mean something else by now.
+/// Fails if a newer version has migrated the schema since the file was opened. Checked in every transaction, because
+/// the tables may mean something else now.
 pub(super) fn refuse_newer(connection: &Connection, path: &Path) -> Result<(), Fault> {
     let version = schema::version_seen(connection)?;
     if version == CLOSED {
@@ -56,8 +58,9 @@ pub(super) fn refuse_newer(connection: &Connection, path: &Path) -> Result<(), F
     Ok(schema::refuse_newer(path, version)?)
 }
 
-/// Looks something up in one statement, which is a snapshot without the cost of a transaction around it. Versions only
-/// grow: what was seen a moment ago was seen in the schema of this version. Of a newer one a failure says nothing.
+/// Runs one read-only statement, which is a snapshot without the cost of a transaction. The version is checked
+/// afterwards: versions only grow, so if it is still ours, the result was read from our schema. Under a newer schema a
+/// failure means nothing.
 pub(super) fn look<T>(
     connection: &Connection,
     path: &Path,

@@ -1,4 +1,7 @@
-//! Holds and rate limits of lanes.
+//! Holds of lanes, and rate limits of one bucket of a lane.
+//!
+//! A hold stops a whole lane until a time: the server limits it, or a probe has to pass first. A limit stops one bucket
+//! of it. Both survive the process, so that every replayer respects them.
 
 use std::collections::BTreeSet;
 
@@ -12,10 +15,10 @@ use crate::message::{Bucket, Buckets, Lane};
 use crate::store::clock::now_ms;
 use crate::store::work::{Hold, LaneId};
 
-/// A wall clock that stands so much before the time at which a hold was made was set back since.
+/// A wall clock that is earlier than the hold's creation by more than this was set back since.
 const CLOCK_STEP_MS_MAX: i64 = 60 * 1000;
 
-/// Keeps a lane back, or lets it go.
+/// Holds a lane or one of its buckets, or releases the lane's hold.
 pub(super) fn hold(tx: &Transaction<'_>, lane: LaneId, hold: Option<&Hold>) -> Result<(), Fault> {
     match hold {
         Some(hold) if hold.bucket.is_some() => {
@@ -37,11 +40,12 @@ pub(super) fn hold(tx: &Transaction<'_>, lane: LaneId, hold: Option<&Hold>) -> R
     Ok(())
 }
 
-/// Says whether the clock was set back since a hold was made. How much of the hold has passed can't be known then, and it
-/// counts as over: the lane asks the server, which can repeat its limit, instead of waiting for hours that nobody asked for.
+/// Returns whether the clock was set back since the hold was made. How much of the hold has passed is unknown then, and
+/// it counts as over: the lane asks the server, which can repeat its limit, instead of waiting for hours that nobody
+/// asked for.
 ///
-/// A step by less than [`CLOCK_STEP_MS_MAX`] is borne: the hold lasts so much longer at most. A store of an earlier version
-/// does not say when a hold was made; there one that is longer than any can be shows the same.
+/// A step of less than [`CLOCK_STEP_MS_MAX`] is tolerated: the hold lasts longer by at most that. A store of an earlier
+/// version does not record when a hold was made; there, a hold longer than any possible one indicates the same.
 fn was_set_back(held_at_ms: Option<i64>, until_ms: i64, now_ms: i64) -> bool {
     match held_at_ms {
         Some(held_at_ms) => held_at_ms.saturating_sub(now_ms) > CLOCK_STEP_MS_MAX,
@@ -49,7 +53,7 @@ fn was_set_back(held_at_ms: Option<i64>, until_ms: i64, now_ms: i64) -> bool {
     }
 }
 
-/// Returns the hold of a lane that is in force, or that ended without a success since.
+/// Returns the hold of a lane that is in force, or has expired without a success since.
 pub(super) fn hold_of(connection: &Connection, lane: i64, now_ms: i64) -> Result<Option<Hold>, Fault> {
     let found = connection
         .prepare_cached(queries::HOLD)?
@@ -71,19 +75,19 @@ pub(super) fn hold_of(connection: &Connection, lane: i64, now_ms: i64) -> Result
     Ok((hold.until_ms > now_ms || !passed).then_some(hold))
 }
 
-/// Returns the lanes whose hold is in force, or over without a success since.
+/// Returns the lanes whose hold is in force, or has expired without a success since.
 pub(super) fn held(connection: &Connection, sealer: &Sealer, now_ms: i64) -> Result<Vec<(Lane, Hold)>, Fault> {
     let mut statement = connection.prepare_cached(queries::HELD_LANES)?;
-    let held_lanes = statement.query_map([now_ms], |row| row.get(0))?;
-    let mut held_lanes = held_lanes.collect::<rusqlite::Result<BTreeSet<i64>>>()?;
+    let lanes = statement.query_map([now_ms], |row| row.get(0))?;
+    let mut lanes = lanes.collect::<rusqlite::Result<BTreeSet<i64>>>()?;
     let mut statement = connection.prepare_cached(queries::LIMITED_LANES)?;
     let limited = statement.query_map([now_ms], |row| row.get(0))?;
-    held_lanes.extend(limited.collect::<rusqlite::Result<Vec<i64>>>()?);
+    lanes.extend(limited.collect::<rusqlite::Result<Vec<i64>>>()?);
     let mut names = LaneReader::default();
     let mut held = Vec::new();
-    for lane in held_lanes {
+    for lane in lanes {
         for hold in hold_of(connection, lane, now_ms)?.into_iter().chain(limits_of(connection, lane, now_ms)?) {
-            held.push((lanes::for_people(connection, sealer, &mut names, lane)?, hold));
+            held.push((lanes::without_secrets(connection, sealer, &mut names, lane)?, hold));
         }
     }
     Ok(held)
@@ -109,7 +113,7 @@ pub(super) fn buckets(limits: &[Hold]) -> Buckets {
     limits.iter().filter_map(|limit| limit.bucket).collect()
 }
 
-/// Limits a bucket, unless it is limited for longer.
+/// Limits a bucket, unless it is limited for longer already.
 fn limit(tx: &Transaction<'_>, lane: i64, bucket: Bucket, hold: &Hold) -> Result<(), Fault> {
     let now_ms = now_ms();
     let known = limits_of(tx, lane, now_ms)?.into_iter().find(|limit| limit.bucket == Some(bucket));
@@ -119,7 +123,7 @@ fn limit(tx: &Transaction<'_>, lane: i64, bucket: Bucket, hold: &Hold) -> Result
     Ok(())
 }
 
-/// A hold further away than this comes from a clock that was wrong, and counts as over.
+/// A hold that ends later than this comes from a wrong clock, and counts as over.
 const HOLD_MS_MAX: i64 = 24 * 60 * 60 * 1000;
 
 #[cfg(test)]
@@ -129,12 +133,12 @@ mod tests {
     const HOUR: i64 = 60 * 60 * 1000;
 
     #[test]
-    fn a_hold_ends_when_the_clock_was_set_back_and_lasts_as_long_as_asked_otherwise() {
+    fn a_hold_ends_if_the_clock_was_set_back() {
         let now = 100 * HOUR;
         for (held_at_ms, until_ms, expected, what) in [
             (Some(now), now + 10_000, false, "made just now"),
             (Some(now - HOUR), now + 10_000, false, "made an hour ago"),
-            (Some(now), now + 48 * HOUR, false, "as long as the user's own setting has it"),
+            (Some(now), now + 48 * HOUR, false, "as long as the user's setting allows"),
             (Some(now + 30_000), now + 40_000, false, "the clock was set by half a minute, as time servers do"),
             (Some(now + 6 * HOUR), now + 6 * HOUR + 10_000, true, "the clock was set back by six hours"),
             (Some(now - 6 * HOUR), now - 5 * HOUR, false, "over: the clock was set forward, or time has passed"),

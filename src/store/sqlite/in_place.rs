@@ -1,12 +1,12 @@
-//! Files that are overwritten in place, also on a file system that writes every change to new blocks (btrfs).
+//! Makes files that are overwritten in place even on a copy-on-write file system (btrfs).
 //!
-//! There a full disk, or a quota that is used up, takes no change at all: not even the note that a message was delivered,
-//! which would make room. Worse, the memory that processes share (`-shm`) is a mapped file, and a page of it that finds no
-//! new block ends the process with SIGBUS. A file with the NOCOW flag keeps its blocks. The flag can only be set while a
-//! file is empty, so the files that SQLite makes itself are made here first.
+//! On such a file system a full disk, or an exhausted quota, accepts no change at all: not even the note that a message
+//! was delivered, which would free space. Worse, the memory that processes share (`-shm`) is a mapped file, and
+//! touching a page that gets no new block kills the process with SIGBUS. A file with the NOCOW flag keeps its blocks.
+//! The flag can be set only while a file is empty, so the files that SQLite would create itself are created here first.
 //!
-//! It costs the file system's checksums for these files; messages and the log have checksums of their own, and what SQLite
-//! promises rests on files that are overwritten in place.
+//! The cost is the file system's checksums for these files. Messages and the log have their own checksums, and SQLite's
+//! guarantees assume files that are overwritten in place anyway.
 
 use std::fs;
 use std::io;
@@ -15,11 +15,11 @@ use std::path::{Path, PathBuf};
 
 use tracing::debug;
 
-/// The number of btrfs in `statfs(2)`.
+/// The magic number of btrfs in `statfs(2)`.
 #[cfg(target_os = "linux")]
 const BTRFS: u32 = 0x9123_683e;
 
-/// Makes a new, empty file one that is overwritten in place, where that has to be asked for.
+/// Sets a new, empty file to be overwritten in place, where the file system needs to be told.
 pub(super) fn overwrite_in_place(file: &fs::File) {
     #[cfg(target_os = "linux")]
     {
@@ -29,15 +29,15 @@ pub(super) fn overwrite_in_place(file: &fs::File) {
         }
         let set = ioctl_getflags(file).and_then(|flags| ioctl_setflags(file, flags | IFlags::NOCOW));
         if let Err(errno) = set {
-            debug!(target: "db_manager", "a file of the store is not overwritten in place: {errno}");
+            debug!(target: "db_manager", "cannot set a file of the store to be overwritten in place: {errno}");
         }
     }
     #[cfg(not(target_os = "linux"))]
     let _ = file;
 }
 
-/// Makes the log and the shared memory of the store at this path, where SQLite would make them with every change in a new
-/// block. Both are empty, which is nothing to SQLite.
+/// Creates the log and the shared memory file of the store at this path on a copy-on-write file system. Both are empty,
+/// which SQLite treats as missing.
 pub(super) fn prepare(path: &Path) {
     #[cfg(target_os = "linux")]
     {
@@ -50,7 +50,7 @@ pub(super) fn prepare(path: &Path) {
             if fs::symlink_metadata(&file).is_err()
                 && let Err(error) = make_empty(&file)
             {
-                debug!(target: "db_manager", "{} is not made in advance: {error}", file.display());
+                debug!(target: "db_manager", "cannot create {} in advance: {error}", file.display());
             }
         }
     }
@@ -58,9 +58,10 @@ pub(super) fn prepare(path: &Path) {
     let _ = path;
 }
 
-/// Makes an empty file under this name, unless there is one.
+/// Creates an empty file under this name, unless one exists.
 ///
-/// It is closed before it gets its name: closing a descriptor of a file drops the locks that SQLite holds on it here.
+/// It is closed before it gets its name: closing a descriptor of a file drops the locks that SQLite in this process
+/// holds on it.
 #[cfg(target_os = "linux")]
 fn make_empty(path: &Path) -> io::Result<()> {
     use rustix::fs::{CWD, RenameFlags, renameat_with};
@@ -80,12 +81,14 @@ fn beside(path: &Path, suffix: &str) -> PathBuf {
     name.into()
 }
 
-#[cfg(all(test, target_os = "linux"))]
+#[cfg(test)]
 mod tests {
+    #![cfg(target_os = "linux")]
+
     use super::*;
 
     #[test]
-    fn a_file_is_made_under_its_name_and_none_is_replaced() {
+    fn an_empty_file_is_created_and_existing_files_are_never_replaced() {
         let folder = tempfile::tempdir().unwrap();
         let file = folder.path().join("store.db-wal");
         make_empty(&file).unwrap();

@@ -1,4 +1,4 @@
-//! Changing the key of a store.
+//! Key rotation: making another key the current one, and recording that a rotation is complete.
 
 use std::sync::Arc;
 
@@ -7,15 +7,16 @@ use zeroize::Zeroizing;
 
 use super::fault::Fault;
 use super::seal::{KeyRing, Lookup, Sealer, SealingState};
-use super::unproven::Watch;
+use super::unproven::UnprovenWatch;
 use super::{guard, header_sets, queries};
 use crate::store::encryption::key::KeyId;
 
-/// Keeps everything under this key (or as it is) from now on, in one transaction with the credentials: a lane that is not
-/// found is a lane whose order is not kept. Header sets are taken along, so that hardly any comes twice. Says whether there was anything to change.
+/// Makes this key the current one (or none), in one transaction with the credentials: a lane that is not found is a
+/// lane whose order is not kept. The first header sets are re-encrypted with it, so that hardly any is stored twice.
+/// Returns whether anything changed.
 pub(super) fn change_key(
     connection: &mut Connection,
-    watch: &Watch,
+    watch: &UnprovenWatch,
     ring: &Arc<KeyRing>,
     target: Option<KeyId>,
 ) -> Result<bool, Fault> {
@@ -24,9 +25,9 @@ pub(super) fn change_key(
     }
     let tx = guard::begin(connection, watch)?;
     let before = SealingState::read(&tx)?;
-    // Another process may have been faster.
+    // Another process may have changed it meanwhile.
     let Some(mut state) = before.changed_to(target, ring)? else { return Ok(false) };
-    // In a store that never had anything there is nothing to be made good.
+    // A store that never held a message needs no rotation.
     if !tx.prepare(queries::EVER_USED)?.exists([])? {
         let generation = state.generation;
         state = state.completed(generation);
@@ -41,7 +42,7 @@ pub(super) fn change_key(
     };
     for (id, by, sealed) in credentials {
         let value = Zeroizing::new(sealer_before.value(Lookup::Credential, by, sealed.as_deref())?);
-        let (by, sealed) = sealer.keep_value(Lookup::Credential, &value)?;
+        let (by, sealed) = sealer.seal_value(Lookup::Credential, &value)?;
         let twin: Option<i64> =
             tx.prepare_cached(queries::CREDENTIAL_ID)?.query_row([&by], |row| row.get(0)).optional()?;
         match twin.filter(|twin| *twin != id) {
@@ -54,13 +55,18 @@ pub(super) fn change_key(
             }
         }
     }
-    header_sets::keep_first_header_sets(&tx, &sealer)?;
+    header_sets::reseal_first_header_sets(&tx, &sealer)?;
     tx.commit()?;
     Ok(true)
 }
 
-/// Notes that everything is kept as asked, and nothing of before is left. Says `false` when the key was changed meanwhile.
-pub(super) fn note_complete(connection: &mut Connection, watch: &Watch, generation_seen: i64) -> Result<bool, Fault> {
+/// Records that the rotation is complete: every value is stored as configured and no older data is left. Returns
+/// `false` if the key changed meanwhile.
+pub(super) fn note_complete(
+    connection: &mut Connection,
+    watch: &UnprovenWatch,
+    generation_seen: i64,
+) -> Result<bool, Fault> {
     let tx = guard::begin(connection, watch)?;
     let state = SealingState::read(&tx)?;
     if state.generation != generation_seen {

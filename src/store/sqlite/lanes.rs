@@ -1,4 +1,7 @@
-//! Lanes as rows.
+//! Lanes as rows: finding and adding them, and reading them back.
+//!
+//! A lane's credential is stored once per store and sealed where the store is encrypted; its server is stored with a
+//! checksum, because a damaged URL must not send a key to another host.
 
 use std::borrow::Cow;
 use std::collections::HashMap;
@@ -11,14 +14,14 @@ use super::seal::{Lookup, Sealer};
 use super::{header_sets, queries};
 use crate::message::{Credential, HeaderSet, Lane, Server};
 
-/// Returns the checksum of a server's URL as it is kept.
+/// Returns the checksum that is stored beside a server's URL.
 pub(super) fn server_check(base_url: &str) -> i64 {
     let mut crc = Crc::new();
     crc.update(base_url.as_bytes());
     i64::from(crc.sum())
 }
 
-/// Reads a server and, in the column behind it, its checksum: a damaged URL names another host.
+/// Reads a server and, in the next column, its checksum: a damaged URL would name another host.
 pub(super) fn server(row: &Row<'_>, column: usize) -> Result<Option<Server>, Fault> {
     let Some(base_url) = row.get::<_, Option<String>>(column)? else { return Ok(None) };
     match row.get::<_, Option<i64>>(column + 1)? == Some(server_check(&base_url)) {
@@ -32,14 +35,14 @@ pub(super) fn looked_up_by<'a>(sealer: &Sealer, lane: &'a Lane) -> Result<Option
     lane.credential.as_ref().map(|credential| sealer.lookup(Lookup::Credential, credential.reveal())).transpose()
 }
 
-/// Returns the number of a lane, or `None` when it never had a message.
+/// Returns the row id of a lane, or `None` if it never had a message.
 pub(super) fn lane_id(connection: &Connection, sealer: &Sealer, lane: &Lane) -> Result<Option<i64>, Fault> {
     let credential = looked_up_by(sealer, lane)?;
     let mut statement = connection.prepare_cached(queries::LANE_ID)?;
     Ok(statement.query_row(params![lane.workspace, credential, base_url(lane)], |row| row.get(0)).optional()?)
 }
 
-/// The lanes and header sets of one batch, each looked up once.
+/// The row ids of the lanes and header sets of one batch, each looked up once.
 #[derive(Default)]
 pub(super) struct BatchKeys<'batch> {
     lanes: HashMap<&'batch Lane, i64>,
@@ -47,6 +50,7 @@ pub(super) struct BatchKeys<'batch> {
 }
 
 impl<'batch> BatchKeys<'batch> {
+    /// Returns the row id of a lane, which is added if it is new.
     pub(super) fn lane(&mut self, tx: &Transaction<'_>, sealer: &Sealer, lane: &'batch Lane) -> Result<i64, Fault> {
         if let Some(id) = self.lanes.get(lane) {
             return Ok(*id);
@@ -54,7 +58,7 @@ impl<'batch> BatchKeys<'batch> {
         let id = match lane_id(tx, sealer, lane)? {
             Some(id) => id,
             None => {
-                let keep = |credential: &Credential| sealer.keep_value(Lookup::Credential, credential.reveal());
+                let keep = |credential: &Credential| sealer.seal_value(Lookup::Credential, credential.reveal());
                 let credential = lane.credential.as_ref().map(keep).transpose()?;
                 if let Some((by, sealed)) = &credential {
                     tx.prepare_cached(queries::KEEP_CREDENTIAL)?.execute(params![by, sealed])?;
@@ -70,6 +74,7 @@ impl<'batch> BatchKeys<'batch> {
         Ok(id)
     }
 
+    /// Returns the row id of a header set, which is added if it is new.
     pub(super) fn header_set(
         &mut self,
         tx: &Transaction<'_>,
@@ -85,17 +90,17 @@ impl<'batch> BatchKeys<'batch> {
     }
 }
 
-/// Returns the server of a lane as it is kept.
+/// Returns the server of a lane as it is stored.
 pub(super) fn base_url(lane: &Lane) -> Option<&str> {
     lane.server.as_ref().map(Server::base_url)
 }
 
-/// Lanes by their number, each read once.
+/// Lanes by row id, each read once.
 #[derive(Default)]
 pub(super) struct LaneReader(HashMap<i64, Lane>);
 
 impl LaneReader {
-    /// Returns whose messages this lane has.
+    /// Returns the lane with this row id.
     pub(super) fn get(&mut self, connection: &Connection, sealer: &Sealer, lane: i64) -> Result<Lane, Fault> {
         if let Some(lane) = self.0.get(&lane) {
             return Ok(lane.clone());
@@ -113,8 +118,9 @@ impl LaneReader {
     }
 }
 
-/// Returns a lane for people: without its credential where the key is missing. Which lanes there are is no secret.
-pub(super) fn for_people(
+/// Returns a lane to show to people: without its credential if the key is missing. The existence of a lane is not a
+/// secret.
+pub(super) fn without_secrets(
     connection: &Connection,
     sealer: &Sealer,
     names: &mut LaneReader,

@@ -1,17 +1,17 @@
 //! Large bodies, written and read in place.
 //!
-//! A statement copies a value that it is given, and builds the whole row beside that; a row that is read stands in memory
-//! beside what it is copied to. For a body of 60 MB that was three times its size on the way in and twice on the way out.
-//! A blob handle has no copy of its own: the bytes go from the caller's buffer into pages, and from pages into the
-//! caller's.
+//! A statement copies each value that is bound to it and builds the whole row beside that; a row that is read is in
+//! memory beside the buffer it is copied to. For a body of 60 MB that meant three times its size on the way in and
+//! twice on the way out. A blob handle has no copy of its own: bytes go from the caller's buffer straight into pages,
+//! and from pages into the caller's buffer.
 //!
-//! # Room without bytes
+//! # Reserving space without bytes
 //!
-//! A row is stored with room for its body (`zeroblob`), which SQLite makes twice in memory, once for the value and once for
-//! the row, unless no column behind it has bytes: NULL has none, and neither have 0 and 1. So the row of a body that is
-//! streamed has no checksum; that stands behind the compressed bytes in a frame that every zstd decoder skips (RFC 8878,
-//! section 3.1.2), also those of earlier releases, which deliver such a body without the check. The codec of a sealed body
-//! is another number: an encrypted store needs that memory.
+//! A row is stored with space for its body (`zeroblob`). SQLite allocates that twice, once for the value and once for
+//! the row, unless no later column has bytes: NULL has none, and neither have 0 and 1. So the row of a streamed body
+//! has no checksum; the checksum follows the compressed bytes in a frame that every zstd decoder skips (RFC 8878,
+//! section 3.1.2), including those of earlier releases, which deliver such a body without verifying it. The codec of a
+//! sealed body is another number: an encrypted store needs that memory.
 
 use std::io::{self, BufReader, BufWriter, Read, Write};
 
@@ -23,35 +23,35 @@ use super::codec::{Codec, DICTIONARY_1, Packed};
 use super::fault::Fault;
 use super::seal::KeptBody;
 
-/// Larger bodies are. [`super::queries::REQUEST`] has the same number.
+/// Bodies larger than this are large. [`super::record::SELECT_WITH_BODY`] has the same number.
 const BYTES_MIN: usize = 256 * 1024;
-/// The beginning of a skippable frame of eight bytes: our checksum.
+/// The header of a skippable frame of eight bytes, which holds our checksum.
 const CHECKSUM_FRAME: [u8; 8] = [0x5b, 0x2a, 0x4d, 0x18, 8, 0, 0, 0];
-/// What is read at once of a compressed body.
+/// How much of a compressed body is read at once.
 const PIECE_BYTES: usize = 64 * 1024;
 
 pub(super) fn is_large(bytes: &[u8]) -> bool {
     bytes.len() > BYTES_MIN
 }
 
-/// Returns what a row is stored with that [`fn@write`] or [`stream`] fills.
+/// Returns the placeholder that [`fn@write`] or [`stream`] fills.
 pub(super) fn room_of(bytes: usize) -> ZeroBlob {
     ZeroBlob(bytes as u64)
 }
 
-/// Fills the body of a message that was stored with room for it.
+/// Fills the body of a message that was stored with space for it.
 pub(super) fn write(tx: &Transaction<'_>, id: i64, bytes: &[u8]) -> Result<(), Fault> {
     let mut blob = tx.blob_open(MAIN_DB, c"bodies", c"body", id, false)?;
     blob.write_at(bytes, 0)?;
     Ok(blob.close()?)
 }
 
-/// Returns what a row is stored with that [`stream`] fills.
+/// Returns the placeholder that [`stream`] fills.
 pub(super) fn room_of_stream(packed: &Packed) -> ZeroBlob {
     room_of(packed.len() + CHECKSUM_FRAME.len() + size_of::<i64>())
 }
 
-/// Returns the checksum that a body was stored with, beside it or behind it; it is none of those that are sealed.
+/// Returns the checksum of a body that is not sealed, from its column or from behind it.
 pub(super) fn checksum_of(body: &KeptBody<'_>) -> Option<i64> {
     let is_compressed = body.codec == Codec::Zstd1 as i64;
     body.checksum.or_else(|| checksum_behind(&body.bytes).filter(|_| is_compressed))
@@ -62,7 +62,7 @@ fn checksum_behind(kept: &[u8]) -> Option<i64> {
     (frame == &CHECKSUM_FRAME).then_some(checksum).and_then(|bytes| Some(i64::from_le_bytes(bytes.try_into().ok()?)))
 }
 
-/// Fills the body of a message with what it is compressed to, which is never in memory as a whole, and its checksum.
+/// Compresses a body into its row, with its checksum, without ever having the result whole in memory.
 pub(super) fn stream(tx: &Transaction<'_>, id: i64, packed: &Packed, checksum: i64) -> Result<(), Fault> {
     let mut blob = Filled { blob: tx.blob_open(MAIN_DB, c"bodies", c"body", id, false)?, at: 0, failed: None };
     let streamed = {
@@ -75,8 +75,8 @@ pub(super) fn stream(tx: &Transaction<'_>, id: i64, packed: &Packed, checksum: i
     };
     match (streamed, blob.failed.take()) {
         (_, Some(error)) => Err(error.into()),
-        (Err(_), None) => Err(Fault::Sealing("a body can't be compressed again")),
-        // Compressed to something else than a moment ago.
+        (Err(_), None) => Err(Fault::Sealing("a body cannot be compressed again")),
+        // The result differs from the first run.
         (Ok(()), None) if blob.at != blob.blob.len() => {
             Err(Fault::Sealing("a body is compressed to another length than before"))
         }
@@ -84,7 +84,7 @@ pub(super) fn stream(tx: &Transaction<'_>, id: i64, packed: &Packed, checksum: i
     }
 }
 
-/// A blob that is filled from its beginning. Keeps the engine's own error, which says whether the disk is full.
+/// A blob that is written from its beginning. Keeps the engine's own error, which tells a full disk.
 struct Filled<'c> {
     blob: Blob<'c>,
     at: usize,
@@ -110,7 +110,7 @@ impl Write for Filled<'_> {
     }
 }
 
-/// Reads the body of a message as it is kept.
+/// Reads the body of a message as it is stored.
 pub(super) fn read(connection: &Connection, id: i64) -> Result<Vec<u8>, Fault> {
     let blob = open(connection, id)?;
     let mut bytes = vec![0; blob.len()];
@@ -118,12 +118,12 @@ pub(super) fn read(connection: &Connection, id: i64) -> Result<Vec<u8>, Fault> {
     Ok(bytes)
 }
 
-/// Reads a compressed body as it was sent, `bytes_sent` of it, without ever having it whole as it is kept, and the
-/// checksum behind it.
+/// Decompresses a body to the `bytes_sent` bytes that were sent, without ever having the compressed form whole in
+/// memory, and returns the checksum behind it.
 ///
 /// # Errors
 ///
-/// [`Fault::Damaged`] when it can't be decompressed, or has another length.
+/// [`Fault::Damaged`] if it cannot be decompressed, or has another length.
 pub(super) fn unpack(connection: &Connection, id: i64, bytes_sent: u64) -> Result<(bytes::Bytes, Option<i64>), Fault> {
     let damaged = || Fault::Damaged("a compressed body is unreadable".into());
     let length =

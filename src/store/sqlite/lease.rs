@@ -1,14 +1,15 @@
-//! The right to replay: one row, read and written under the write lock.
+//! The lease, which is the right to replay: one row, read and written under the write lock.
 //!
-//! Its end is measured on a clock that nobody sets and that runs on while the machine sleeps ([`since_boot`]), beside
-//! the id of this boot: a lease of an earlier boot has ended. Systems other than Linux have neither; there the monotonic
-//! clock stands in, and a lease granted at a later reading than now is taken as one of an earlier boot.
+//! It expires on a clock that nobody sets and that keeps running while the machine sleeps ([`since_boot`]); the id of
+//! this boot is stored beside it, and a lease of an earlier boot has expired. Systems other than Linux have neither:
+//! the monotonic clock is used there, and a lease granted at a later reading than now counts as one of an earlier boot.
 //!
-//! Every grant has a new epoch, and whatever a replayer writes (claim, settle, hold) is written in a transaction that has
-//! looked at the epoch: one that was stopped past its end changes nothing that its successor has taken over.
+//! Every grant has a new epoch, which is the fencing token: everything a replayer writes (claim, settle, hold) is
+//! written in a transaction that verifies the epoch. A replayer that was suspended past the end of its lease changes
+//! nothing that its successor has taken over.
 //!
-//! A lease also ends with its process, where that can be known: its process id has to mean the same to us, so both have
-//! to be of one pid namespace. An agent that was killed and started again then goes on at once.
+//! A lease also ends with its process, if that can be known: the pid has to mean the same to both, so both have to be
+//! in one pid namespace. An agent that was killed and restarted then resumes at once.
 
 use std::sync::OnceLock;
 use std::time::Duration;
@@ -21,7 +22,7 @@ use crate::store::clock::since_boot;
 use crate::store::error::StoreError;
 use crate::store::work::{Lease, Owner};
 
-/// A reading of the clock that leases are measured on.
+/// A reading of the clock that leases expire on.
 pub(super) struct Reading {
     pub(super) boot: &'static str,
     pub(super) ms: i64,
@@ -39,7 +40,7 @@ impl Reading {
     }
 }
 
-/// Returns who holds a living lease.
+/// Returns the holder of the lease, unless it has expired.
 pub(super) fn holder(connection: &Connection) -> Result<Option<Owner>, Fault> {
     let now = Reading::now();
     let found = connection
@@ -52,15 +53,15 @@ pub(super) fn holder(connection: &Connection) -> Result<Option<Owner>, Fault> {
     Ok(found.filter(|(owner, namespace)| !is_gone(owner.pid, namespace.as_deref())).map(|(owner, _)| owner))
 }
 
-/// Returns the name of the pid namespace that this process is in, or `None` where there are none.
+/// Returns the name of this process's pid namespace, or `None` where there are none.
 pub(super) fn pid_namespace() -> Option<&'static str> {
     static NAMESPACE: OnceLock<Option<String>> = OnceLock::new();
     let read = || std::fs::read_link("/proc/self/ns/pid").ok()?.into_os_string().into_string().ok();
     NAMESPACE.get_or_init(read).as_deref()
 }
 
-/// Says whether a process is known not to exist any more. A number that was given to another process counts as alive:
-/// the lease then ends by its time.
+/// Returns whether a process is known to have ended. A pid that was reused counts as alive: the lease then ends when it
+/// expires.
 pub(super) fn is_gone(pid: u32, namespace: Option<&str>) -> bool {
     if namespace.is_none() || namespace != pid_namespace() {
         return false;
@@ -69,7 +70,7 @@ pub(super) fn is_gone(pid: u32, namespace: Option<&str>) -> bool {
     pid.is_some_and(|pid| rustix::process::test_kill_process(pid) == Err(rustix::io::Errno::SRCH))
 }
 
-/// Gives the lease to this owner under a new epoch, unless another one has it.
+/// Grants the lease to this owner under a new epoch, unless another owner holds it.
 pub(super) fn acquire(tx: &Transaction, owner: &Owner, time_to_live: Duration) -> Result<Lease, Fault> {
     if let Some(holder) = holder(tx)?.filter(|holder| holder != owner) {
         return Err(StoreError::LeaseHeld { owner: holder }.into());
@@ -98,7 +99,7 @@ pub(super) fn renew(tx: &Transaction, lease: &Lease, time_to_live: Duration) -> 
     if renewed == 0 { Err(StoreError::LeaseLost.into()) } else { Ok(()) }
 }
 
-/// Gives the lease back, if it is still this one.
+/// Releases the lease, if it is still this one.
 pub(super) fn release(tx: &Transaction, lease: &Lease) -> Result<(), Fault> {
     tx.prepare_cached(queries::RELEASE_LEASE)?.execute(params![lease.epoch, lease.owner.nonce])?;
     Ok(())
@@ -106,7 +107,8 @@ pub(super) fn release(tx: &Transaction, lease: &Lease) -> Result<(), Fault> {
 
 /// Fails with [`StoreError::LeaseLost`] unless the lease is still this one.
 ///
-/// One that has run out but that nobody took is still ours: nobody else can have claimed anything.
+/// A lease that has expired but was not taken by another owner is still ours: no other process can have claimed
+/// anything.
 pub(super) fn verify(tx: &Transaction, lease: &Lease) -> Result<(), Fault> {
     let ours = tx.prepare_cached(queries::LEASE_IS_OURS)?.exists(params![lease.epoch, lease.owner.nonce])?;
     if ours { Ok(()) } else { Err(StoreError::LeaseLost.into()) }

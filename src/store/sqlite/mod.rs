@@ -2,25 +2,36 @@
 //!
 //! # How it keeps its promises
 //!
-//! - **Durable**: WAL with `synchronous=FULL`, so a commit returns after an fsync of the log. The folder entry is synced
-//!   when the file is made. Every commit of new messages looks whether the path still leads to the open file: a message
-//!   in a deleted file is not stored.
-//! - **Never in the way**: reads use connections of their own and don't wait for a commit; commits don't wait for reads.
-//!   Writes are short, and what may be long (purge, compact) is cut into steps.
-//! - **Constant cost**: the summary is kept in the transactions that change it, so counting doesn't scan. Claims walk an
-//!   index that holds waiting messages only.
-//! - **Bounded memory**: a few MiB of pages per connection, whatever the backlog; a claim is bounded by its limits.
+//! - **Durable**: WAL with `synchronous=FULL`, so a commit returns after an fsync of the log. The folder entry is
+//!   synced when the file is created. Every commit of new messages checks whether the path still leads to the open
+//!   file: a message in a deleted file is not stored.
+//! - **Concurrent**: reads use connections of their own and do not wait for a commit; commits do not wait for reads.
+//!   Writes are short, and long work (purge, compact) is split into steps.
+//! - **Constant cost**: the summary is updated in the transactions that change it, so counting does not scan. Claims
+//!   walk an index of waiting messages only.
+//! - **Bounded memory**: a few MiB of page cache per connection, whatever the backlog; a claim is bounded by its
+//!   limits.
 //!
 //! # Locking
 //!
-//! One writer and two readers, each behind a mutex of its own; the first reader answers `ahead` only, so that
-//! intake never waits for anybody's list. A thread takes at most one of these mutexes at a time, except that claims take
-//! `claiming` first. Between processes SQLite's locks do the same; who waits longer than ten seconds is told so.
+//! One writer and two readers, each behind its own mutex; the first reader answers `ahead` only, so that intake never
+//! waits for a list. A thread holds at most one of these mutexes at a time, except that claims take `claiming` first.
+//! Between processes SQLite's locks do the same; a process that waits longer than ten seconds gets
+//! [`Busy`](crate::store::StoreError::Busy).
+//!
+//! # Where things are
+//!
+//! A write arrives in [`verbs`], begins its transaction in [`guard`], and ends in the file that owns its subject; what
+//! it stores is a [`record`]. Imports point down only, in this order: files and errors ([`access`], [`unproven`],
+//! [`fault`], [`schema`], [`connect`]), encryption ([`seal`]), rows ([`lanes`], [`header_sets`], [`record`],
+//! [`summary`]), verbs by subject ([`register`], [`claim`], [`settle`], [`browse`], [`space`]), opening ([`place`],
+//! [`recovery`], [`proof`], [`upgrade`], [`open`]), and the [`store`] itself.
 
 mod access;
 mod ahead;
 mod attachments;
 mod ballast;
+mod browse;
 mod checkpoint;
 mod claim;
 mod codec;
@@ -41,7 +52,6 @@ mod lanes;
 mod large;
 mod lease;
 mod open;
-pub(in crate::store) mod people;
 mod place;
 mod proof;
 mod queries;
@@ -72,10 +82,10 @@ mod verbs;
 mod view;
 
 pub(crate) use self::connect::immutable_uri;
-pub(in crate::store) use self::open::prove;
-pub(in crate::store) use self::recovery::is_set_aside;
-pub(in crate::store) use self::reseal::reseal;
+pub(crate) use self::open::prove;
+pub(crate) use self::recovery::is_set_aside;
+pub(crate) use self::reseal::reseal;
 pub(crate) use self::schema::APPLICATION_ID;
 pub use self::store::SqliteStore;
-pub(in crate::store) use self::unproven::{errors as io_errors, unproven};
-pub(in crate::store) use self::view::BacklogView;
+pub(crate) use self::unproven::{errors as io_errors, unproven};
+pub(crate) use self::view::BacklogView;

@@ -1,7 +1,15 @@
-//! Finding out what stands at a path, making a new store there, and opening connections to it.
+//! Opening a store: what is at the path is examined, created, proven, migrated or recovered, and then connected to.
 //!
-//! Nothing here opens the database file except SQLite itself (and the one call that makes it): POSIX drops all of a
-//! process's locks on a file when any descriptor of it is closed, and SQLite's locks are among them.
+//! Nothing here opens the database file except SQLite itself (and the one call that creates it): POSIX drops all of a
+//! process's locks on a file when any descriptor of it is closed, including SQLite's locks.
+//!
+//! # Invariants
+//!
+//! - The folder's lock is held from the first look until the connections are open, so that no recovery moves the file
+//!   in between ([`super::folder_lock`]).
+//! - Nothing is written to a file before it is known to be ours, of a schema that we know, and readable with the
+//!   configured keys.
+//! - Symbolic links and files of other users are checked again after opening, before a message is written.
 
 use std::ffi::CStr;
 use std::fs;
@@ -16,16 +24,17 @@ use super::fault::Fault;
 use super::folder_lock::FolderLock;
 use super::place::examine::{create_or_examine, vet};
 use super::seal::{self, KeyRing, Sealer, SealingState};
-use super::unproven::{self, Watch};
+use super::unproven::{self, UnprovenWatch};
 use super::{ballast, checkpoint, in_place, key_change, proof, quick_check, recovery, schema, upgrade};
 use crate::store::error::StoreError;
+use crate::store::limits::OpenMode;
 use crate::store::os::{FileId, os_words};
-use crate::store::{OpenMode, place};
+use crate::store::place;
 
-/// The oldest SQLite without the WAL-reset fault, which can damage a file that several processes write.
+/// The oldest SQLite without the WAL-reset bug, which can corrupt a file that several processes write.
 const SQLITE_VERSION_MIN: i32 = 3_051_003;
 
-/// Makes "is it there? make it" one step for the threads of this process.
+/// Makes checking for a store and creating it atomic for the threads of this process.
 static OPENING: Mutex<()> = Mutex::new(());
 
 /// The connections of an open store.
@@ -34,15 +43,15 @@ pub(super) struct Opened {
     pub(super) readers: [Connection; 2],
     pub(super) file: FileId,
     pub(super) sealer: Sealer,
-    /// The write-ahead log. It lies beside the file itself, also when the path is a symbolic link to it.
+    /// The write-ahead log. It is beside the file itself, even if the path is a symbolic link.
     pub(super) log: PathBuf,
-    /// Whether no other process can open it.
+    /// Whether no other process can open the store.
     pub(super) is_alone: bool,
-    /// Tells whether an error of the disk made it unproven.
-    pub(super) watch: Watch,
+    /// Checks whether a disk error made the store unproven.
+    pub(super) watch: UnprovenWatch,
 }
 
-/// Opens the store at this path, makes it when the mode says so, and brings its schema up to date.
+/// Opens the store at this path, creates it if the mode says so, and migrates its schema.
 pub(super) fn open(path: &Path, mode: OpenMode, size_max: u64, keys: &Arc<KeyRing>) -> Result<Opened, StoreError> {
     assert!(
         rusqlite::version_number() >= SQLITE_VERSION_MIN,
@@ -61,7 +70,8 @@ pub(super) fn open(path: &Path, mode: OpenMode, size_max: u64, keys: &Arc<KeyRin
     }
 }
 
-/// Sets the file aside that was found damaged while it was open, unless another process did so, and opens the new store.
+/// Sets aside a file that was found damaged while it was open, unless another process already did, and opens the
+/// recovered store.
 pub(super) fn open_recovered(
     path: &Path,
     failed: FileId,
@@ -76,13 +86,13 @@ pub(super) fn open_recovered(
     open_sound(path, OpenMode::CreateIfMissing, size_max, keys)
 }
 
-/// Notes that the store is a new file by now, which was synced. Nothing of the old one is read again.
+/// Clears the unproven flag: the store is a new file now, which was synced. Nothing of the old one is read again.
 fn proven_by_recovery(path: &Path) -> Result<(), StoreError> {
     unproven::clear(path).map_err(|error| StoreError::Unusable { at: path.into(), reason: os_words(&error) })
 }
 
 /// Proves the store if it is unproven; see [`crate::store::prove`].
-pub(in crate::store) fn prove(path: &Path) -> Result<(), StoreError> {
+pub(crate) fn prove(path: &Path) -> Result<(), StoreError> {
     let _one_at_a_time = OPENING.lock().unwrap_or_else(PoisonError::into_inner);
     if unproven::unproven(path).is_none() {
         return Ok(());
@@ -97,21 +107,21 @@ pub(in crate::store) fn prove(path: &Path) -> Result<(), StoreError> {
 }
 
 fn open_sound(path: &Path, mode: OpenMode, size_max: u64, keys: &Arc<KeyRing>) -> Result<Opened, StoreError> {
-    let mut no_recovery = look_first(path, mode)?;
+    let mut no_recovery = examine_first(path, mode)?;
     if mode.recovers() {
         proof::prove_if_needed(path, Some(keys)).map_err(|fault| fault.at(path))?;
     }
     if upgrade::is_outdated(path, mode, keys).map_err(|fault| fault.at(path))? {
-        // Bringing it up to date writes, which a look at an unproven store does not.
+        // Migrating writes, which opening an unproven store to read it must not.
         let keys_needed = (mode != OpenMode::WithoutKey).then_some(keys.as_ref());
         proof::prove_if_needed(path, keys_needed).map_err(|fault| fault.at(path))?;
         drop(no_recovery);
         upgrade::upgrade(path)?;
-        no_recovery = look_first(path, mode)?;
+        no_recovery = examine_first(path, mode)?;
     }
     let _no_recovery = no_recovery;
     let opened = match open_with_room(path, mode, size_max, keys) {
-        // Its schema has to be made, which writes. A look at any other unproven store writes nothing.
+        // Its schema has to be created, which writes. Opening any other unproven store to read it writes nothing.
         Err(Fault::Store(StoreError::Unproven { .. })) => {
             let keys_needed = (mode != OpenMode::WithoutKey).then_some(keys.as_ref());
             proof::prove_if_needed(path, keys_needed).and_then(|()| open_with_room(path, mode, size_max, keys))
@@ -120,20 +130,20 @@ fn open_sound(path: &Path, mode: OpenMode, size_max: u64, keys: &Arc<KeyRing>) -
     };
     let (mut writer, vfs) = opened.map_err(|fault| fault.at(path))?;
     if mode.recovers() {
-        quick_check::look_through(&writer, path).map_err(|fault| fault.at(path))?;
+        quick_check::quick_check_if_small(&writer, path).map_err(|fault| fault.at(path))?;
     }
-    let watch = Watch::new(path);
-    let sealer = open_seals(&mut writer, &watch, mode, keys).map_err(|fault| fault.at(path))?;
+    let watch = UnprovenWatch::new(path);
+    let sealer = open_sealer(&mut writer, &watch, mode, keys).map_err(|fault| fault.at(path))?;
     if vfs.is_some() {
         warn!(
             target: "db_manager",
-            "{} is open for this process alone until its full disk has room: other processes find it busy",
+            "{} is open for this process only until its full disk has space: other processes find it busy",
             path.display()
         );
     }
     let readers = [open_reader_by(path, vfs)?, open_reader_by(path, vfs)?];
-    // Looked at again: by now it is there with all that belongs to it, and nobody else can put anything in its place. So
-    // what was put there between the first look and its making is found before a message is written.
+    // Checked again: now the store exists with all its files, and nobody can replace any of them. So a trap that was
+    // placed between the first check and the creation is found before a message is written.
     let place = vet(path, mode)?;
     place::tighten(&place).map_err(|(open, error)| StoreError::Unusable {
         at: path.into(),
@@ -146,11 +156,12 @@ fn open_sound(path: &Path, mode: OpenMode, size_max: u64, keys: &Arc<KeyRing>) -
     Ok(Opened { writer, readers, file, sealer, log: log.into(), is_alone: vfs.is_some(), watch })
 }
 
-/// Opens the writer, and says by which VFS.
+/// Opens the writer, and returns its VFS.
 ///
-/// The memory that processes share is a file beside the store. Without room for it one process alone can go on. SQLite
-/// writes a byte to each 4 KiB of that file, and where blocks are smaller the rest is found missing only when it is
-/// written to, by a SIGBUS. So on a full disk the store is opened alone, unless others have it open: then the file is there.
+/// The memory that processes share is a file beside the store. Without space for it, a single process can still work.
+/// SQLite writes one byte to each 4 KiB of that file; where blocks are smaller, missing blocks are noticed only when
+/// they are written to, by a SIGBUS. So on a full disk the store is opened exclusively, unless others have it open:
+/// then the file exists already.
 fn open_with_room(
     path: &Path,
     mode: OpenMode,
@@ -170,24 +181,28 @@ fn open_with_room(
     }
 }
 
-/// Keeps recoveries away, and finds out whether there is a store, or makes an empty file.
-fn look_first(path: &Path, mode: OpenMode) -> Result<FolderLock, StoreError> {
+/// Keeps recoveries out, and examines the path or creates an empty file.
+fn examine_first(path: &Path, mode: OpenMode) -> Result<FolderLock, StoreError> {
     let no_recovery = FolderLock::shared(path)?;
     if recovery::pending(path).is_some() {
         let how = if ballast::is_full(path) { "; its disk is full, free some space there" } else { "" };
-        let reason =
-            format!("its recovery did not come to its end; the agent and `opik-offline replay` go on with it{how}");
+        let reason = format!("its recovery is not finished; the agent and `opik-offline replay` resume it{how}");
         return Err(StoreError::Damaged { at: path.into(), reason });
     }
-    ballast::put_in_place(path);
+    ballast::rename_to_log_if_needed(path);
     create_or_examine(path, mode)?;
     in_place::prepare(path);
     Ok(no_recovery)
 }
 
-/// Looks whether the keys are those of the store, and where a store is made or taken into service, sees to it that new
-/// things are kept under the key that is asked for.
-fn open_seals(writer: &mut Connection, watch: &Watch, mode: OpenMode, keys: &Arc<KeyRing>) -> Result<Sealer, Fault> {
+/// Checks the keys against the store; where a store is created or put into use, makes the configured key the current
+/// one.
+fn open_sealer(
+    writer: &mut Connection,
+    watch: &UnprovenWatch,
+    mode: OpenMode,
+    keys: &Arc<KeyRing>,
+) -> Result<Sealer, Fault> {
     if let (OpenMode::CreateIfMissing, Some(key)) = (mode, keys.current()) {
         key_change::change_key(writer, watch, keys, Some(key))?;
     }
@@ -211,7 +226,7 @@ fn open_writer(
     connection.pragma_update(None, "journal_size_limit", checkpoint::log_bytes_kept(size_max) as i64)?;
     let application_id: i32 = connection.pragma_query_value(None, "application_id", |row| row.get(0))?;
     if application_id != schema::APPLICATION_ID && !tables(&connection)?.is_empty() {
-        // The file was ours when it was examined without its log.
+        // Without its log, the file was ours.
         return Err(Fault::Damaged("its write-ahead log is that of another database".into()));
     }
     let version = schema::version(&connection)?;
@@ -229,7 +244,7 @@ fn open_writer(
         return Err(StoreError::Unusable { at: path.into(), reason }.into());
     }
     if schema::version(&connection)? != schema::known_version() {
-        Watch::new(path).vet()?;
+        UnprovenWatch::new(path).vet()?;
     }
     schema::migrate(&mut connection)?;
     schema::refuse_newer(path, schema::version(&connection)?)?;
@@ -242,15 +257,16 @@ mod tests {
     use crate::store::Keys;
 
     #[test]
-    fn what_is_laid_beside_a_store_after_the_first_look_is_found_before_a_message_is_written() {
+    fn a_trap_placed_during_opening_is_found_before_a_message_is_written() {
         let folder = tempfile::tempdir().expect("a folder");
         let path = folder.path().join("store.db");
         let keys = Arc::new(KeyRing::new(&Keys::default()));
-        let look_and_open = || open_sound(&path, OpenMode::CreateIfMissing, 1 << 30, &keys).map(drop);
-        look_and_open().expect("nothing is in the way");
-        // As if it came between the first look, which is not part of this, and the opening. SQLite passes it over.
+        let open_again = || open_sound(&path, OpenMode::CreateIfMissing, 1 << 30, &keys).map(drop);
+        open_again().expect("nothing is in the way");
+        // As if it appeared between the first check, which is not part of this, and the opening. SQLite follows it
+        // silently.
         std::os::unix::fs::symlink("elsewhere", folder.path().join("store.db-journal")).expect("a link");
-        let error = look_and_open().expect_err("it is a trap").to_string();
+        let error = open_again().expect_err("it is a trap").to_string();
         assert!(error.contains("store.db-journal is not trusted"), "{error}");
     }
 }

@@ -1,44 +1,44 @@
-//! After a write or a sync failed: the store is *unproven* until everything in its log was written anew and synced.
+//! After a failed write or sync, the store is *unproven* until its whole log has been rewritten and synced.
 //!
-//! A kernel that can't write a page back reports that once, at the next sync, and marks the page clean: it is read as
-//! written, it is never written again, and it is not on the disk. Then two things must not happen. The log must not be
-//! continued by whoever opens it anew, because SQLite takes the failed commit's frames in the page cache for committed,
-//! and what is appended behind such a hole is gone after a power cut. And the log must not start over, because pages of
-//! the database that a checkpoint wrote may be such pages.
+//! A kernel that cannot write a page to disk reports that once, at the next sync, and marks the page clean: the page
+//! reads as written, is never written again, and is not on the disk. Two things must not happen then. The log must not
+//! be appended to by a process that opens it anew, because SQLite takes the failed commit's frames in the page cache
+//! for committed, and everything after such a hole is lost in a power cut. And the log must not restart, because pages
+//! that a checkpoint wrote to the database may be among the lost ones.
 //!
 //! ```text
-//!   in use ── a write, sync or truncation fails ──▶ unproven: flag file, no write, no checkpoint, all close it
-//!      ▲                                                 │ nobody else has it open
+//!   in use ── a write, sync or truncation fails ──▶ unproven: flag file, no write, no checkpoint, everyone closes it
+//!      ▲                                                 │ no other process has it open
 //!      │                                                 ▼
-//!      └── flag removed ◀── all of the log written into the database, synced ◀── page cache of both files dropped
+//!      └── flag removed ◀── whole log checkpointed and synced ◀── page cache of both files dropped
 //! ```
 //!
-//! - **The flag** is `<store>-unproven`, beside the store. It tells other processes, which look for it in every write and
-//!   once a second, and later starts. It is not synced: after a power cut nothing is left of the page cache, so what is
-//!   read is what is on the disk. Where it can't be made, this process remembers.
-//! - **The proof** takes the pages of both files out of the page cache first: from then on it reads what a power cut would
-//!   have left ([`forget_cached`] says why ext4 needs that for writing, too). It opens the store alone: with
-//!   `locking_mode=EXCLUSIVE` before the first read, SQLite fails while anybody else has it open, uses no `-shm` file, and
-//!   builds the log's index anew, in which no frame counts as written back. The log's bytes are written again in place and
-//!   synced, for file systems whose cache can't be dropped. Then `wal_checkpoint(TRUNCATE)` writes each page of the log into
-//!   the database, syncs it, and cuts the log.
-//! - Nothing of the kind happens while a connection of *this* process has the store open: closing a file that was not
-//!   opened by SQLite drops the locks that SQLite has on it. Those who only look ask [`none_runs`] first.
-//! - **At every start** a log that was left behind is proven in the same way: a process may have been killed between the
-//!   failure and the flag.
-//! - Connections to an unproven store neither write the log back nor delete it when they are closed.
+//! - **The flag** is `<store>-unproven`, beside the store. It tells other processes, which check for it in every write
+//!   and once a second, and later starts. It is not synced: after a power cut the page cache is gone, so reads return
+//!   what is on disk. If it cannot be created, this process remembers.
+//! - **The proof** first drops the pages of both files from the page cache: from then on it reads what a power cut
+//!   would have left ([`forget_cached`] explains why ext4 needs that for writing as well). It opens the store
+//!   exclusively: with `locking_mode=EXCLUSIVE` before the first read, SQLite fails while any other connection has it
+//!   open, uses no `-shm` file, and rebuilds the log's index, in which no frame counts as checkpointed. The log's bytes
+//!   are rewritten in place and synced, for file systems whose cache cannot be dropped. Then `wal_checkpoint(TRUNCATE)`
+//!   writes each page of the log to the database, syncs it, and truncates the log.
+//! - No proof runs while a connection of *this* process has the store open: closing a descriptor that SQLite did not
+//!   open drops SQLite's locks on the file. Code that only reads calls [`no_proof_runs`] first.
+//! - **At every start** a log that was left behind is proven in the same way: a process may have been killed between
+//!   the failure and the flag.
+//! - Connections to an unproven store neither checkpoint nor delete the log when they are closed.
 //!
 //! # What this guarantees
 //!
-//! Everything acknowledged before the failure is in the log or in the database, synced; everything acknowledged after it
-//! comes after the proof. The failed commit itself may be there or not, as its client was told.
+//! Everything acknowledged before the failure is in the log or in the database, and synced; everything acknowledged
+//! afterwards was written after the proof. The failed commit itself may or may not be there, as its client was told.
 //!
-//! Where the kernel evicts a page that it failed to write, or the proof does, the old content is read from the disk. In the
-//! log that breaks the chain of checksums, and the log ends there: before it is all that was acknowledged. In the database,
-//! readers that begin before the failure is known may see an old page that a checkpoint counted as written back; the proof
-//! writes it again. A *write* based on such a page, in the moments between the eviction and the next sync, is not excluded. Nor is
-//! one process with the store open, another one that is killed between the failure and the flag, and a third one that
-//! opens it after that.
+//! If the kernel, or the proof, evicts a page that the kernel failed to write, the old content is read from the disk.
+//! In the log that breaks the chain of checksums, and the log ends there: everything acknowledged comes before that
+//! point. In the database, readers that start before the failure is known may see an old page that a checkpoint counted
+//! as written; the proof writes it again. A *write* based on such a page, in the moments between the eviction and the
+//! next sync, is not excluded. Nor is this sequence: one process has the store open, a second is killed between the
+//! failure and the flag, and a third opens the store after that.
 
 use std::fs::{self, File, OpenOptions};
 use std::io;
@@ -62,20 +62,20 @@ use crate::store::os::{folder_of, os_words};
 use crate::store::room;
 use crate::store::view::Unproven;
 
-/// How long a proof waits for others to close the store; it is tried again.
+/// How long a proof waits for other processes to close the store before it is retried later.
 const ALONE_TIMEOUT: Duration = Duration::from_millis(500);
-/// Bytes written anew at a time.
+/// Bytes rewritten at a time.
 const CHUNK_BYTES: usize = 1 << 20;
-/// A database up to this size is written anew, too: one whose first commit, which no log has, may have failed.
+/// A database up to this size is rewritten as well: its very first commit, which is in no log, may have failed.
 const DATABASE_BYTES_MAX: u64 = 1 << 20;
 
-/// Held while a proof has descriptors of its own: closing one drops all locks that this process has on the file, so nobody
-/// else in it may get one meanwhile.
+/// Held while a proof has descriptors of its own: closing one drops every lock of this process on the file, so no other
+/// thread may open one meanwhile.
 static PROVING: RwLock<()> = RwLock::new(());
 
-/// Proves the store at this path if it has to be: because it is unproven, or because its log was left behind.
+/// Proves the store at this path if necessary: if it is unproven, or if its log was left behind.
 ///
-/// With `keys`, a store that they don't open is left as it is.
+/// With `keys`, a store that they do not open is left unchanged.
 pub(super) fn prove_if_needed(path: &Path, keys: Option<&KeyRing>) -> Result<(), Fault> {
     let before = unproven(path);
     let log = log_of(&fs::canonicalize(path).unwrap_or_else(|_| path.to_owned()));
@@ -92,24 +92,25 @@ pub(super) fn prove_if_needed(path: &Path, keys: Option<&KeyRing>) -> Result<(),
             clear(path).map_err(|error| unusable(path, &error))?;
             info!(
                 target: "db_manager",
-                "the message store {} is proven after {reason}: its log was written anew and synced", path.display()
+                "the message store {} is proven after {reason}: its log was rewritten and synced", path.display()
             );
             Ok(())
         }
-        // Another process was faster.
+        // Another process has proven the store meanwhile.
         (Err(_), Some(_)) if is_busy && unproven(path).is_none() => Ok(()),
         (Err(_), Some(Unproven { reason, .. })) if is_busy => {
             let reason = format!("{reason}, and another process still has it open");
             Err(StoreError::Unproven { at: path.into(), reason }.into())
         }
-        // It is in use, and those who use it know what they wrote.
+        // The store is in use, and its users know what they wrote.
         (Err(_), None) if is_busy => Ok(()),
         (result, _) => result,
     }
 }
 
-/// Keeps proofs of this process away while a connection is opened outside of [`super::open`]; `None` while there is one.
-pub(super) fn none_runs() -> Option<RwLockReadGuard<'static, ()>> {
+/// Keeps proofs of this process out while a connection is opened outside of [`super::open`]. Returns `None` while a
+/// proof runs.
+pub(super) fn no_proof_runs() -> Option<RwLockReadGuard<'static, ()>> {
     match PROVING.try_read() {
         Ok(guard) => Some(guard),
         Err(TryLockError::Poisoned(poisoned)) => Some(poisoned.into_inner()),
@@ -124,13 +125,13 @@ fn unusable(path: &Path, error: &io::Error) -> Fault {
 }
 
 fn unprovable(path: &Path, words: &str) -> Fault {
-    let reason = format!("it can't be proven after an error of the disk, or after it was not closed in order: {words}");
+    let reason = format!("it cannot be proven after a disk error or an unclean shutdown: {words}");
     StoreError::Unusable { at: path.into(), reason }.into()
 }
 
-/// Opens the store as [`open_alone`] does, and takes the lock that keeps others out.
-fn hold_alone(path: &Path, timeout: Duration) -> Result<Connection, Fault> {
-    let alone = open_alone(path, timeout)?;
+/// Opens the store as [`open_exclusively`] does, and takes the lock that keeps other processes out.
+fn lock_exclusively(path: &Path, timeout: Duration) -> Result<Connection, Fault> {
+    let alone = open_exclusively(path, timeout)?;
     alone.pragma_query_value(None, "application_id", |_| Ok(()))?;
     Ok(alone)
 }
@@ -138,14 +139,14 @@ fn hold_alone(path: &Path, timeout: Duration) -> Result<Connection, Fault> {
 fn prove(path: &Path, log_path: &Path, keys: Option<&KeyRing>, timeout: Duration) -> Result<(), Fault> {
     let failed = |error: io::Error| unusable(path, &error);
     let open_to_write = |path: &Path| OpenOptions::new().read(true).write(true).open(path);
-    let _nobody_else_opens = PROVING.write().unwrap_or_else(PoisonError::into_inner);
-    // Through SQLite first: where another connection of this process has it open, a descriptor that is opened and closed
-    // here would drop its lock, and let other processes prove the store under it.
-    let alone = hold_alone(path, timeout).map_err(|fault| match access_words(path) {
+    let _no_other_opens = PROVING.write().unwrap_or_else(PoisonError::into_inner);
+    // Through SQLite first: if another connection of this process had the file open, closing a descriptor here would
+    // drop its lock and let other processes prove the store at the same time.
+    let alone = lock_exclusively(path, timeout).map_err(|fault| match access_words(path) {
         Some(words) if !fault.is_busy() => unprovable(path, &words),
         _ => fault,
     })?;
-    // Closed after the connection: nobody in this process has a lock on it then.
+    // Closed after the connection, when this process holds no lock on the file.
     let file = open_to_write(path).map_err(failed)?;
     let log = match open_to_write(log_path) {
         Ok(log) => Some(log),
@@ -155,9 +156,9 @@ fn prove(path: &Path, log_path: &Path, keys: Option<&KeyRing>, timeout: Duration
     for file in std::iter::once(&file).chain(&log) {
         forget_cached(file).map_err(failed)?;
     }
-    // It may have read pages before they were dropped.
+    // It may have read pages before they were dropped from the cache.
     drop(alone);
-    let connection = open_alone(path, timeout)?;
+    let connection = open_exclusively(path, timeout)?;
     let application_id: i32 = connection.pragma_query_value(None, "application_id", |row| row.get(0))?;
     let version = schema::version(&connection)?;
     if application_id != schema::APPLICATION_ID && !connect::tables(&connection)?.is_empty() {
@@ -167,14 +168,14 @@ fn prove(path: &Path, log_path: &Path, keys: Option<&KeyRing>, timeout: Duration
     if let Some(keys) = keys {
         seal::verify_before_writing(&connection, keys)?;
     }
-    quick_check::look_through(&connection, path)?;
+    quick_check::quick_check_if_small(&connection, path)?;
     if file.metadata().map_err(failed)?.len() <= DATABASE_BYTES_MAX {
-        write_anew(&file).map_err(failed)?;
+        rewrite_in_place(&file).map_err(failed)?;
     }
     if let Some(log) = &log {
-        write_anew(log).map_err(failed)?;
+        rewrite_in_place(log).map_err(failed)?;
     }
-    // On a disk that is nearly full the log keeps its blocks: its frames were written anew, so it may be continued.
+    // On a nearly full disk the log keeps its blocks: its frames were rewritten, so it may be appended to.
     let write_back = if ballast::keeps_log(path) { queries::WRITE_LOG_BACK } else { queries::EMPTY_LOG };
     let is_busy: bool = connection.query_row(write_back, [], |row| row.get(0))?;
     if is_busy {
@@ -188,8 +189,8 @@ fn prove(path: &Path, log_path: &Path, keys: Option<&KeyRing>, timeout: Duration
     File::open(folder_of(log_path)).and_then(|folder| folder.sync_all()).map_err(failed)
 }
 
-/// Opens the store for this process alone. The mode has to be set before the first read.
-fn open_alone(path: &Path, timeout: Duration) -> rusqlite::Result<Connection> {
+/// Opens the store for this process only. The locking mode has to be set before the first read.
+fn open_exclusively(path: &Path, timeout: Duration) -> rusqlite::Result<Connection> {
     let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
     let connection = Connection::open_with_flags(path, flags)?;
     connection.busy_timeout(timeout)?;
@@ -200,19 +201,19 @@ fn open_alone(path: &Path, timeout: Duration) -> rusqlite::Result<Connection> {
     Ok(connection)
 }
 
-/// Takes a file's pages out of the page cache, so that what is read next is what the disk has.
+/// Drops a file's pages from the page cache, so that the next read returns what the disk has.
 ///
-/// ext4 needs that also for what is written next. A block that is new to a file stays marked as unwritten when its first
-/// write fails, but the page in the cache has forgotten that: written again, its bytes reach the block, and the mark stays.
-/// After a power cut such a block reads as zeros. A page that is read anew knows of the mark. A file system without a disk
-/// keeps its pages, which is as well.
+/// ext4 needs that for the next write as well. A block that is new to a file stays marked as unwritten when its first
+/// write fails, but the cached page has forgotten that: when it is written again, its bytes reach the block and the
+/// mark stays. After a power cut such a block reads as zeros. A page that is read again knows about the mark. A file
+/// system without a disk keeps its pages, which is fine.
 fn forget_cached(file: &File) -> io::Result<()> {
     file.sync_all()?;
     rustix::fs::fadvise(file, 0, None, rustix::fs::Advice::DontNeed).map_err(io::Error::from)
 }
 
-/// Makes every byte of a file one that has to be written to the disk, and writes it.
-fn write_anew(file: &File) -> io::Result<()> {
+/// Rewrites every byte of a file in place, and syncs it.
+fn rewrite_in_place(file: &File) -> io::Result<()> {
     let mut chunk = vec![0; CHUNK_BYTES];
     let mut at = 0;
     loop {
@@ -264,7 +265,7 @@ mod tests {
     }
 
     #[test]
-    fn an_unproven_store_is_read_but_not_written_until_its_log_is_in_the_database() {
+    fn an_unproven_store_is_read_only_until_it_is_proven() {
         let folder = tempfile::tempdir().expect("a temporary folder");
         let path = folder.path().join("opik_messages.db");
         let flag = flag_of(&path);
@@ -298,7 +299,7 @@ mod tests {
     }
 
     #[test]
-    fn a_log_that_was_left_behind_is_written_anew_at_the_next_start() {
+    fn a_log_left_behind_is_rewritten_at_the_next_start() {
         let folder = tempfile::tempdir().expect("a temporary folder");
         let (path, copy) = (folder.path().join("opik_messages.db"), folder.path().join("killed.db"));
         let store = open(&path, OpenMode::CreateIfMissing).expect("a new store");
@@ -314,14 +315,14 @@ mod tests {
         assert!(log_bytes(&copy) > 0);
         let next = open(&copy, OpenMode::CreateIfMissing).expect("it can be opened");
         assert_eq!((log_bytes(&copy), stored(&next)), (0, 1));
-        // In use, it is not cut.
+        // While it is in use, it is not truncated.
         let in_use = log_bytes(&path);
         open(&path, OpenMode::CreateIfMissing).expect("two may have it open");
         assert_eq!(log_bytes(&path), in_use);
     }
 
     #[test]
-    fn nothing_is_proven_while_another_process_has_it_open_and_all_leave_so_that_one_can() {
+    fn a_proof_waits_until_every_process_has_closed_the_store() {
         let folder = tempfile::tempdir().expect("a temporary folder");
         let path = folder.path().join("opik_messages.db");
         let slot = || StoreSlot::at(&path, LIMITS);

@@ -1,4 +1,10 @@
-//! What stands before a new write of a lane.
+//! Messages queued ahead of a new write of their lane: the check that intake makes before it forwards a write.
+//!
+//! # Invariants
+//!
+//! - The check is conservative: a reference is in no index, so an end conflicts with everything that waits, and so does
+//!   a write with more than [`Ahead::TOUCHES_MAX`] entities.
+//! - With nothing queued it costs one indexed look-up.
 
 use rusqlite::{Connection, params};
 
@@ -10,16 +16,16 @@ use crate::message::{Buckets, Effect, Lane, Touch};
 use crate::store::clock::now_ms;
 use crate::store::work::Ahead;
 
-/// How many messages a lane has that matter to a new write of it.
+/// How many messages of a lane matter to a new write.
 #[derive(Clone, Copy, Default)]
 pub(super) struct InLane {
-    /// That it still has to deliver.
+    /// Messages that still have to be delivered.
     pub(super) messages: u64,
-    /// That the server refused.
+    /// Messages that the server refused.
     pub(super) refused: u64,
 }
 
-/// Counts what a lane has, or returns `None` when the sealer is not of this generation any more.
+/// Counts the messages of a lane, or returns `None` if the sealer is of an older generation.
 pub(super) fn waiting(connection: &Connection, sealer: &Sealer, lane: &Lane) -> Result<Option<InLane>, Fault> {
     let credential = looked_up_by(sealer, lane)?;
     let (messages, generation, refused): (i64, i64, i64) = connection
@@ -32,7 +38,8 @@ pub(super) fn waiting(connection: &Connection, sealer: &Sealer, lane: &Lane) -> 
     Ok((generation == sealer.generation()).then_some(in_lane))
 }
 
-/// Returns what stands before a new write of a lane. The caller gives one snapshot, and a sealer that is of its generation.
+/// Returns what is queued ahead of a new write of a lane. The connection is a snapshot, and the sealer is of its
+/// generation.
 pub(super) fn ahead(connection: &Connection, sealer: &Sealer, lane: &Lane, touches: &[Touch]) -> Result<Ahead, Fault> {
     let InLane { messages, refused } = waiting(connection, sealer, lane)?.unwrap_or_default();
     if messages + refused == 0 || touches.is_empty() {
@@ -49,10 +56,10 @@ pub(super) fn ahead(connection: &Connection, sealer: &Sealer, lane: &Lane, touch
     Ok(Ahead { messages, conflicting, held, limited })
 }
 
-/// Says whether a write has to wait behind a message of its lane, or may have to.
+/// Returns whether a write has to wait behind a message of its lane, or may have to.
 fn waits_behind(connection: &Connection, lane: i64, touches: &[Touch]) -> Result<bool, Fault> {
     if touches.len() > Ahead::TOUCHES_MAX
-        // References are in no index: an end goes behind everything.
+        // References are in no index, so an end goes behind everything.
         || touches.iter().any(|touch| touch.effect == Effect::End)
         || connection.prepare_cached(queries::WAITS_UNINDEXED)?.exists([lane])?
     {

@@ -1,4 +1,4 @@
-//! Lanes as rows: which server they are for, moving their messages to another lane, and erasing credentials.
+//! Administering lanes: listing them, adopting those without a server, and moving messages to another lane.
 
 use rusqlite::{Connection, OptionalExtension, Transaction, params};
 
@@ -13,7 +13,7 @@ use crate::store::clock::now_ms;
 use crate::store::view::{AdoptionRecord, LaneListed};
 use crate::store::work::LaneId;
 
-/// Returns every lane that has a message.
+/// Returns every lane that has messages.
 pub(super) fn list(connection: &Connection, sealer: &Sealer, now_ms: i64) -> Result<Vec<LaneListed>, Fault> {
     let mut statement = connection.prepare_cached(queries::LANES)?;
     let mut found = statement.query([])?;
@@ -23,7 +23,7 @@ pub(super) fn list(connection: &Connection, sealer: &Sealer, now_ms: i64) -> Res
         let id = row.get(0)?;
         lanes.push(LaneListed {
             id: LaneId(id),
-            lane: lanes::for_people(connection, sealer, &mut names, id)?,
+            lane: lanes::without_secrets(connection, sealer, &mut names, id)?,
             waiting: rows::unsigned(row, 1)?,
             rejected: rows::unsigned(row, 2)?,
             hold: hold::hold_of(connection, id, now_ms)?,
@@ -37,7 +37,7 @@ pub(super) fn any_without_server(connection: &Connection) -> Result<bool, Fault>
     Ok(connection.prepare_cached(queries::LANES_WITHOUT_SERVER)?.exists([])?)
 }
 
-/// Gives the lanes that have no server to this one.
+/// Assigns this server to the lanes that have none.
 pub(super) fn adopt(tx: &Transaction<'_>, server: &Server) -> Result<u64, Fault> {
     let without: Vec<(i64, i64)> = {
         let mut statement = tx.prepare_cached(queries::LANES_WITHOUT_SERVER)?;
@@ -51,7 +51,7 @@ pub(super) fn adopt(tx: &Transaction<'_>, server: &Server) -> Result<u64, Fault>
         let sibling: Option<i64> =
             tx.prepare_cached(queries::SIBLING)?.query_row(params![lane, base_url], |row| row.get(0)).optional()?;
         match sibling {
-            // One client has one lane: a write that comes has to see all that waits.
+            // One client has one lane: a new write has to see everything that waits.
             Some(sibling) => {
                 tx.prepare_cached(queries::MERGE_MESSAGES)?.execute([lane, sibling])?;
                 tx.prepare_cached(queries::MERGE_SUMMARY)?.execute([lane, sibling])?;
@@ -76,7 +76,7 @@ pub(super) fn adopt(tx: &Transaction<'_>, server: &Server) -> Result<u64, Fault>
     Ok(messages)
 }
 
-/// Returns which servers were given messages of earlier versions.
+/// Returns which servers adopted messages of earlier versions.
 pub(super) fn adoptions(connection: &Connection) -> Result<Vec<AdoptionRecord>, Fault> {
     let mut statement = connection.prepare_cached(queries::ADOPTIONS)?;
     let mut found = statement.query([])?;
@@ -88,7 +88,8 @@ pub(super) fn adoptions(connection: &Connection) -> Result<Vec<AdoptionRecord>, 
     Ok(adoptions)
 }
 
-/// Gives messages of a lane to another one: the checksum covers whose they are, so it is made anew where that changes.
+/// Moves messages of a lane to another one. The checksum covers the lane, so it is replaced if workspace or credential
+/// change.
 pub(super) fn reassign(
     tx: &Transaction<'_>,
     sealer: &Sealer,
@@ -111,7 +112,7 @@ pub(super) fn reassign(
     let mut changes = CountChanges::default();
     for id in &ids {
         if is_covered {
-            cover_anew(tx, sealer, &mut requests, *id, to)?;
+            replace_checksum(tx, sealer, &mut requests, *id, to)?;
         }
         let (group, size) =
             tx.prepare_cached(queries::SET_LANE)?.query_row(params![id, target], |row| Ok(counted(row)))??;
@@ -119,14 +120,14 @@ pub(super) fn reassign(
         changes.add(group, size);
     }
     changes.write(tx)?;
-    // What waited behind a refused create of the old lane may be free, and the other way round.
+    // Messages that waited behind a refused create of the old lane may be free now, and the reverse.
     stranded::note_unstranded(tx)?;
     Ok(ids.len() as u64)
 }
 
-/// Makes the checksum of a message anew for another lane. One that is damaged already stays so, and is found when it is
-/// claimed; one of a version that made none gets none.
-fn cover_anew(
+/// Replaces the checksum of a message for another lane. A damaged message stays damaged, and is found when it is
+/// claimed; a message of a version without checksums gets none.
+fn replace_checksum(
     tx: &Transaction<'_>,
     sealer: &Sealer,
     requests: &mut RequestReader,

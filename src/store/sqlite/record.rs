@@ -1,23 +1,24 @@
 //! The record of one stored message: its row of `messages` and its row of `bodies`.
 //!
-//! Every message enters the store through [`Record::insert`], whether a client sent it, a server divided it or a recovery
-//! found it in a damaged file; every reader that needs the whole message reads the same columns in the same order. So a
-//! new column is a field here, a line in `insert`, a line in each reader that needs it, and a migration in
+//! Every message enters the store through [`Record::insert`], whether a client sent it, a server divided it or a
+//! recovery found it in a damaged file; every reader that needs the whole message reads the same columns in the same
+//! order. So a new column is a field here, a line in `insert`, a line in each reader that needs it, and a migration in
 //! [`super::schema`]. The test at the end of this file counts: it fails when another file names a column of `messages`
 //! without an entry in its list of queries that filter, sort or update by it.
 //!
 //! # The two halves of a record
 //!
-//! [`Content`] is what the client sent and what decides where it goes: it never changes while the message is stored, and
-//! the checksum covers it. The rest of a [`Record`] changes with every attempt (status, attempts, the last answer) or
-//! with the order of delivery (position), and is not covered.
+//! [`MessageContent`] is what the client sent and what decides where it goes: it never changes while the message is
+//! stored, and the checksum covers it. The rest of a [`Record`] changes with every attempt (status, attempts, the last
+//! answer) or with the order of delivery (position), and is not covered.
 //!
 //! # The checksum
 //!
 //! SQLite finds damage of its own structure, not of the values in it: a flipped bit in a body or a path goes unnoticed.
-//! So every message has a CRC-32 of all that reaches the server and of all that decides where it goes and when, computed
-//! when it is stored and verified when it is claimed or recovered. It covers the body as sent, not as it is encoded on
-//! disk, and the lane and headers themselves, not their row ids: recompressing bodies or copying a store leaves it valid.
+//! So every message has a CRC-32 of all that reaches the server and of all that decides where it goes and when,
+//! computed when it is stored and verified when it is claimed or recovered. It covers the body as sent, not as it is
+//! encoded on disk, and the lane and headers themselves, not their row ids: recompressing bodies or copying a store
+//! leaves it valid.
 //!
 //! It detects accidents, not forgery: anyone who can write the file can write the checksum.
 //!
@@ -35,16 +36,16 @@ use libdeflater::Crc;
 use rusqlite::{Row, Transaction, params};
 
 use super::codec::Packed;
-use super::damaged::Value;
 use super::fault::Fault;
 use super::schema::columns;
 use super::seal::{Destination, KeptBody, SealContext, Sealer};
 use super::{large, rows, touch_index};
 use crate::message::{Encoding, HeaderSet, Lane, MessageId, MessageStatus, MessageType, Request, Touch};
+use crate::sqlite_format::record::ColumnValue;
 use crate::store::work::LastAnswer;
 
-/// The columns of `messages` in the order of the schema, in which [`columns!`](super::schema::columns) selects them and a
-/// damaged file has them.
+/// The columns of `messages` in the order of the schema, in which [`columns!`](super::schema::columns) selects them and
+/// a damaged file has them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Column {
     Id,
@@ -99,8 +100,8 @@ const UPDATE_TEXTS: &str = "UPDATE messages SET path = ?2, answer_text = ?3 WHER
 const UPDATE_ANSWER: &str =
     "UPDATE messages SET answer_status = ?2, answer_text = ?3, answer_at_ms = ?4 WHERE message_id = ?1";
 
-/// What a client sent: all that the checksum covers beside the body.
-pub(super) struct Content<'a> {
+/// The content that a client sent: everything that the checksum covers beside the body.
+pub(super) struct MessageContent<'a> {
     pub(super) id: i64,
     /// The name as stored, which may be one that this version does not know.
     pub(super) message_type: Cow<'a, str>,
@@ -115,7 +116,7 @@ pub(super) struct Content<'a> {
     pub(super) accepted_at_ms: i64,
 }
 
-impl<'a> Content<'a> {
+impl<'a> MessageContent<'a> {
     /// Reads what is covered of a message whose request and lane were read already.
     pub(super) fn read(row: &Row<'_>, request: &'a Request, lane: &'a Lane) -> Result<Self, Fault> {
         Ok(Self {
@@ -166,7 +167,7 @@ impl<'a> Content<'a> {
 
 /// A message as it is stored.
 pub(super) struct Record<'a> {
-    pub(super) content: Content<'a>,
+    pub(super) content: MessageContent<'a>,
     pub(super) status: MessageStatus,
     /// Where it comes in the delivery order of its lane.
     pub(super) position: i64,
@@ -202,12 +203,12 @@ impl Record<'_> {
             claim_epoch,
             answer.map(|answer| answer.at_ms),
             answer.and_then(|answer| answer.status),
-            answer.map(|answer| sealer.keep_text(&context, answer.text_kept())).transpose()?,
+            answer.map(|answer| sealer.seal_text(&context, answer.text_kept())).transpose()?,
             content.items,
             body_bytes,
             content.project,
             content.method,
-            sealer.keep_path(content.id, &content.path)?,
+            sealer.seal_path(content.id, &content.path)?,
             keys.header_set,
             rows::encoding_code(content.encoding),
             Touch::to_bytes(&content.touches),
@@ -239,7 +240,7 @@ impl Record<'_> {
     ) -> Result<(), Fault> {
         self.insert_row(tx, sealer, keys)?;
         let id = self.content.id;
-        let kept = sealer.keep_body(id, &self.content.destination(), body)?;
+        let kept = sealer.seal_body(id, &self.content.destination(), body)?;
         tx.prepare_cached(INSERT_BODY)?.execute(params![id, &kept.bytes[..], kept.codec, kept.checksum])?;
         touch_index::add_touches(tx, id, &self.content.touches)
     }
@@ -249,7 +250,7 @@ impl Record<'_> {
         let (id, to) = (self.content.id, self.content.destination());
         let mut insert = tx.prepare_cached(INSERT_BODY)?;
         let kept = match packed.is_streamed() {
-            true => match sealer.keep_streamed(id, &to, packed, checksum)? {
+            true => match sealer.seal_streamed(id, &to, packed, checksum)? {
                 Some(kept) => kept,
                 None => {
                     let none: Option<i64> = None;
@@ -260,7 +261,7 @@ impl Record<'_> {
             false => {
                 let bytes = packed.bytes.as_ref().into();
                 let plain = KeptBody { bytes, codec: packed.codec as i64, checksum: Some(checksum) };
-                sealer.keep_body(id, &to, plain)?
+                sealer.seal_body(id, &to, plain)?
             }
         };
         match large::is_large(&kept.bytes) {
@@ -283,7 +284,7 @@ pub(super) fn position_of(id: i64) -> i64 {
     2 * id
 }
 
-/// What a part of a divided message inherits from the whole.
+/// The columns that a part of a divided message inherits from the whole.
 pub(super) struct Inherited {
     pub(super) message_type: String,
     pub(super) lane: i64,
@@ -316,7 +317,7 @@ pub(super) fn keep_answer(
     id: MessageId,
     answer: &LastAnswer,
 ) -> Result<(), Fault> {
-    let text = sealer.keep_text(&SealContext::Answer { message: id.0 }, answer.text_kept())?;
+    let text = sealer.seal_text(&SealContext::Answer { message: id.0 }, answer.text_kept())?;
     tx.prepare_cached(UPDATE_ANSWER)?.execute(params![id.0, answer.status, text, answer.at_ms])?;
     Ok(())
 }
@@ -331,8 +332,8 @@ pub(super) fn reseal_texts(tx: &Transaction<'_>, sealer: &Sealer, id: i64) -> Re
         let answer = sealer.text(&context, row.get_ref(Column::AnswerText as usize)?)?;
         (sealer.path(id, row.get_ref(Column::Path as usize)?)?, answer)
     };
-    let answer = answer.as_ref().map(|answer| sealer.keep_text(&context, answer)).transpose()?;
-    tx.prepare_cached(UPDATE_TEXTS)?.execute(params![id, sealer.keep_path(id, &path)?, answer])?;
+    let answer = answer.as_ref().map(|answer| sealer.seal_text(&context, answer)).transpose()?;
+    tx.prepare_cached(UPDATE_TEXTS)?.execute(params![id, sealer.seal_path(id, &path)?, answer])?;
     Ok(())
 }
 
@@ -345,15 +346,15 @@ pub(super) fn reseal_body(tx: &Transaction<'_>, sealer: &Sealer, id: i64) -> Res
         let method: String = row.get(Column::Method as usize)?;
         let path = sealer.path(id, row.get_ref(Column::Path as usize)?)?;
         let to = Destination { encoding: row.get(Column::Encoding as usize)?, method: &method, path: &path };
-        let kept = sealer.keep_body(id, &to, sealer.open_body(id, &to, kept_body(row)?)?)?;
+        let kept = sealer.seal_body(id, &to, sealer.open_body(id, &to, kept_body(row)?)?)?;
         (kept.bytes.into_owned(), kept.codec, kept.checksum)
     };
     tx.prepare_cached(UPDATE_BODY)?.execute(params![id, bytes, codec, checksum])?;
     Ok(())
 }
 
-/// Replaces the checksum of a message that goes to another lane: the checksum covers whose message it is. A message of a
-/// version that stored no checksum gets none.
+/// Replaces the checksum of a message that goes to another lane: the checksum covers whose message it is. A message of
+/// a version that stored no checksum gets none.
 pub(super) fn move_to_lane(
     tx: &Transaction<'_>,
     sealer: &Sealer,
@@ -371,11 +372,11 @@ pub(super) fn move_to_lane(
         if large::checksum_of(&opened).is_none() {
             return Ok(());
         }
-        let checksum = Content::read(row, request, lane)?.checksum(&request.body.bytes);
+        let checksum = MessageContent::read(row, request, lane)?.checksum(&request.body.bytes);
         (KeptBody { bytes: opened.bytes.into_owned().into(), ..opened }, checksum, encoding)
     };
     let to = Destination { encoding, method: &request.method, path: &request.path };
-    let kept = sealer.keep_body(id, &to, KeptBody { checksum: Some(checksum), ..kept })?;
+    let kept = sealer.seal_body(id, &to, KeptBody { checksum: Some(checksum), ..kept })?;
     tx.prepare_cached(UPDATE_BODY)?.execute(params![id, &kept.bytes[..], kept.codec, kept.checksum])?;
     Ok(())
 }
@@ -388,15 +389,15 @@ fn kept_body<'row>(row: &'row Row<'_>) -> Result<KeptBody<'row>, Fault> {
 
 /// A row of `messages` that a recovery found. Nothing in it is trusted before the checksum is verified.
 #[derive(Clone, Copy)]
-pub(super) struct FoundRow<'v>(&'v [Value]);
+pub(super) struct FoundRow<'v>(&'v [ColumnValue]);
 
 impl<'v> FoundRow<'v> {
     /// Returns the row, or `None` when it has other columns than a row of `messages`.
-    pub(super) fn of(row: &'v [Value]) -> Option<Self> {
+    pub(super) fn of(row: &'v [ColumnValue]) -> Option<Self> {
         (row.len() == COLUMNS).then_some(Self(row))
     }
 
-    pub(super) fn column(self, column: Column) -> &'v Value {
+    pub(super) fn column(self, column: Column) -> &'v ColumnValue {
         &self.0[column as usize]
     }
 
@@ -417,10 +418,10 @@ impl<'v> FoundRow<'v> {
     /// Returns the record, without its lane and headers: a damaged file may have several candidates for them.
     pub(super) fn record(self, id: i64, sealer: &Sealer, path: String) -> Option<Record<'static>> {
         let project = match self.column(Column::Project) {
-            Value::Null => None,
+            ColumnValue::Null => None,
             project => Some(Cow::Owned(project.text()?.to_owned())),
         };
-        let content = Content {
+        let content = MessageContent {
             id,
             message_type: Cow::Borrowed(self.message_type()?.name()),
             lane: Cow::Owned(Lane::default()),
@@ -455,5 +456,100 @@ impl<'v> FoundRow<'v> {
         let status = self.column(Column::AnswerStatus).integer().and_then(|status| u16::try_from(status).ok());
         let text = sealer.text(&SealContext::Answer { message: id }, self.column(Column::AnswerText).as_column());
         Some(LastAnswer { at_ms, status, text: text.ok().flatten().unwrap_or_default() })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::path::{Path, PathBuf};
+
+    use rusqlite::Connection;
+
+    use super::*;
+    use crate::store::sqlite::schema;
+
+    /// The columns that queries filter, sort or update messages by, and so name beside this file and the schema. A
+    /// column that is only stored and read belongs to neither: adding one changes two files.
+    const QUERIED: &[(&str, &str)] = &[
+        ("accepted_at_ms", "filters by age, and the age of the oldest message"),
+        ("answer_at_ms", "the held message that was refused longest ago is retried first"),
+        ("answer_status", "rejected messages are counted by the server's answer"),
+        ("answer_text", "texts that are not sealed as the settings ask are found"),
+        ("attempts", "counted up when a message fails, reset when it is requeued"),
+        ("body_bytes", "compared with the body by `check`"),
+        ("claim_epoch", "an outcome settles a claim of its own lease only"),
+        ("header_set_id", "header sets that no message uses are removed"),
+        ("items", "summed over the messages that a filter selects"),
+        ("lane_id", "messages are claimed, listed and moved by lane"),
+        ("message_type", "filters by type"),
+        ("method", "a message that cannot be sent is not requeued"),
+        ("next_attempt_at_ms", "set when a message fails, reset when it becomes due"),
+        ("path", "paths that are not sealed as the settings ask are found"),
+        ("position", "the delivery order"),
+        ("project", "filters by project"),
+        ("status", "the state of a message"),
+        ("touches", "filters by entity, and what waits for what"),
+    ];
+
+    fn columns_of_the_schema() -> Vec<String> {
+        let mut connection = Connection::open_in_memory().expect("memory");
+        schema::migrate(&mut connection).expect("a schema");
+        let mut statement = connection.prepare("PRAGMA table_info(messages)").expect("a table");
+        let names = statement.query_map([], |row| row.get(1)).expect("its columns");
+        names.collect::<rusqlite::Result<_>>().expect("names")
+    }
+
+    fn sources(folder: &Path) -> Vec<PathBuf> {
+        let entries = fs::read_dir(folder).expect("a folder").map(|entry| entry.expect("an entry").path());
+        entries.flat_map(|path| if path.is_dir() { sources(&path) } else { vec![path] }).collect()
+    }
+
+    /// Returns the string literals that read or write `messages`, without those of tests. Every condition of a filter
+    /// is one.
+    fn statements_about_messages<'source>(file: &str, source: &'source str) -> Vec<&'source str> {
+        let code = source.split("#[cfg(test)]\nmod tests").next().unwrap_or_default();
+        let literals = code.split('"').skip(1).step_by(2);
+        let tables = ["FROM messages", "INTO messages", "UPDATE messages", "JOIN messages", "FROM {source}"];
+        let is_condition = file == "queries/selection.rs";
+        literals.filter(|literal| is_condition || tables.iter().any(|table| literal.contains(table))).collect()
+    }
+
+    fn names(statement: &str, column: &str) -> bool {
+        statement.split(|c: char| !c.is_ascii_alphanumeric() && c != '_').any(|word| word == column)
+    }
+
+    #[test]
+    fn a_column_is_a_change_in_this_file_and_its_migration() {
+        let columns = columns_of_the_schema();
+        let listed: Vec<&str> = columns!().split(',').map(str::trim).collect();
+        assert_eq!(listed, columns, "the schema has other columns than `columns!` selects");
+        assert_eq!(columns.len(), COLUMNS, "a column is missing in `Column`");
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/store/sqlite");
+        let mut inserts = Vec::new();
+        let mut queried = Vec::new();
+        for path in sources(&folder).into_iter().filter(|path| path.extension().is_some_and(|end| end == "rs")) {
+            let source = fs::read_to_string(&path).expect("it can be read");
+            let file = path.strip_prefix(&folder).expect("it is inside").to_string_lossy().into_owned();
+            for statement in statements_about_messages(&file, &source) {
+                if statement.contains("INTO messages") {
+                    inserts.push(file.clone());
+                }
+                if file != "record.rs" && file != "schema.rs" {
+                    let named = columns.iter().filter(|column| *column != "message_id" && names(statement, column));
+                    queried.extend(named.map(|column| (column.clone(), file.clone())));
+                }
+            }
+        }
+        assert_eq!(inserts, ["record.rs"], "messages are inserted in more than one place");
+        for (column, file) in &queried {
+            assert!(
+                QUERIED.iter().any(|(known, _)| known == column) && file.starts_with("queries/"),
+                "{file} names the column {column}: read it through `Record`, or add it to the queries with a reason"
+            );
+        }
+        for (column, _) in QUERIED {
+            assert!(queried.iter().any(|(named, _)| named == column), "no query names {column}: remove its entry");
+        }
     }
 }

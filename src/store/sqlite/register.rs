@@ -1,4 +1,14 @@
-//! Storing messages, and the one exception to their order.
+//! Registering: storing new messages, and the one exception to their order.
+//!
+//! # Invariants
+//!
+//! - **Ids grow with acceptance** and are never reused: the next id is above every message that exists or existed
+//!   (`counters.deleted_id`).
+//! - **One transaction stores all messages of a call**, their bodies, index entries and counts. When it commits, the
+//!   caller may acknowledge all of them; if it fails, none exists.
+//! - **A message keeps its place.** The only one that moves is an update that waits before the first create of its
+//!   entity, and only if it changes nothing else ([`move_early_updates`]).
+//! - **A crash before the commit** loses messages that nobody acknowledged; the clients still have them.
 
 use std::borrow::Cow;
 
@@ -7,7 +17,7 @@ use rusqlite::{Transaction, params};
 use super::codec::Packed;
 use super::fault::Fault;
 use super::lanes::BatchKeys;
-use super::record::{Content, Record, RowKeys, position_of};
+use super::record::{MessageContent, Record, RowKeys, position_of};
 use super::seal::Sealer;
 use super::summary::{CountChanges, CountGroup, Size};
 use super::{hold, queries, rows, stranded};
@@ -15,7 +25,7 @@ use crate::message::{Effect, EntityKey, Lane, Message, MessageId, MessageStatus}
 use crate::store::clock::now_ms;
 use crate::store::work::{Hold, LaneId};
 
-/// Holds a lane, which may have no message yet, unless it is held for longer.
+/// Holds a lane, which may have no message yet, unless it is held for longer already.
 pub(super) fn limit(tx: &Transaction<'_>, sealer: &Sealer, lane: &Lane, hold: &Hold) -> Result<(), Fault> {
     let id = BatchKeys::default().lane(tx, sealer, lane)?;
     if hold.bucket.is_some() {
@@ -27,7 +37,7 @@ pub(super) fn limit(tx: &Transaction<'_>, sealer: &Sealer, lane: &Lane, hold: &H
     }
 }
 
-/// Stores messages as *failed*, in this order, with their bodies as they are to be kept.
+/// Stores messages as *failed*, in this order, with bodies that were packed already.
 pub(super) fn register(
     tx: &Transaction<'_>,
     sealer: &Sealer,
@@ -84,7 +94,7 @@ fn register_with_files(
 /// Returns the record of a message that waits for its first attempt.
 fn record_of(id: i64, message: &Message, file_bytes: i64) -> Record<'_> {
     let request = &message.request;
-    let content = Content {
+    let content = MessageContent {
         id,
         message_type: Cow::Borrowed(message.message_type.name()),
         lane: Cow::Borrowed(&message.lane),
@@ -101,11 +111,11 @@ fn record_of(id: i64, message: &Message, file_bytes: i64) -> Record<'_> {
     Record { content, status: MessageStatus::Failed, position: position_of(id), attempts: 0, answer: None, body_bytes }
 }
 
-/// Puts updates that wait before the first create of their entity right behind it.
+/// Moves updates that wait before the first create of their entity right behind it.
 ///
-/// Only an update that changes nothing but this entity moves: another one would leave its place in the order of its
-/// other entities. And if one can't move, none does, because updates of one entity keep their own order; nor do they pass
-/// the entity's end.
+/// Only an update that changes no other entity moves: others would leave their place in the order of those entities.
+/// And if one cannot move, none does, because updates of one entity keep their own order; nor do they pass the end of
+/// the entity.
 pub(super) fn move_early_updates(
     tx: &Transaction<'_>,
     lane: i64,

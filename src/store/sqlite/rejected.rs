@@ -1,9 +1,9 @@
-//! Making room by dropping rejected messages that hold more than their share; see [`crate::store::rejected_room`].
+//! Making space by dropping rejected messages that exceed their share; see [`crate::store::rejected_room`].
 //!
-//! Nothing here runs under the write lock but the deletion itself: which messages may go is read from a snapshot, and they
-//! are exported before. Between that and the deletion another process may have requeued one, which then stays, exported
-//! all the same; or two processes export the same ones, and one of them deletes. A crash between export and deletion
-//! leaves both, and the next export has them again: a line in two files is the price of a line in none.
+//! Only the deletion itself runs under the write lock: the messages to drop are chosen from a snapshot, and exported
+//! first. Between export and deletion another process may requeue one, which then stays although it was exported; or
+//! two processes export the same messages, and one of them deletes. A crash between export and deletion keeps both, and
+//! the next export has them again: a line in two files is better than a line in none.
 
 use std::collections::HashSet;
 use std::io;
@@ -24,31 +24,31 @@ use crate::message::{Effect, EntityKey, MessageId, MessageType, Touch};
 use crate::store::clock::now_ms;
 use crate::store::error::StoreError;
 use crate::store::full_state::FullLimit;
+use crate::store::limits::{Limits, WhenFull};
 use crate::store::rejected_room::{ExportFile, excess, helps, share};
 use crate::store::traits::{Attachments, Browse, Maintain};
-use crate::store::{Limits, WhenFull};
 
-/// After an attempt that made no room, none is made for so long: each looks through rejected and waiting messages.
+/// How long to wait after an attempt that freed nothing: each attempt scans rejected and waiting messages.
 const PAUSE: Duration = Duration::from_secs(5);
-/// Attempts for one write. Bodies share pages, so that deleting what is needed may free a little less.
+/// Attempts per write. Bodies share pages, so deleting what is needed may free a little less.
 const ROUNDS: usize = 4;
-/// Messages that are exported to one file and dropped in one commit.
+/// Messages exported to one file and dropped in one commit.
 const STEP: usize = 500;
-/// Waiting messages that are looked at for creates that they wait for; where there are more, no create is dropped.
-const WAITING_LOOK: usize = 2_000_000;
+/// How many waiting messages are scanned for creates that they depend on; if there are more, no create is dropped.
+const WAITING_SCAN_MAX: usize = 2_000_000;
 
-/// How rejected messages stand when a write finds no room.
+/// The rejected messages when a write finds no space.
 struct RejectedHeld {
     messages: u64,
     bytes: u64,
     share: u64,
-    /// Why those beyond the share are still there, if they are.
+    /// Why messages beyond the share were not dropped, if so.
     trouble: Option<String>,
 }
 
 impl SqliteStore {
-    /// Does this work in one transaction when `needed` bytes fit into the limits, after making room where the settings
-    /// allow it: rejected messages beyond their share go first, then those that have waited longest.
+    /// Does this work in one transaction once `needed` bytes fit into the limits, evicting messages if configured:
+    /// first rejected ones beyond their share, then those that have waited longest.
     pub(super) fn write_with_room<T>(
         &self,
         needed: u64,
@@ -76,7 +76,7 @@ impl SqliteStore {
             if *limit != FullLimit::MaxSize
                 && let Err(error) = self.compact()
             {
-                warn!(target: "db_manager", "the space of dropped messages is not given back to the disk yet: {error}");
+                warn!(target: "db_manager", "cannot return the space of dropped messages to the disk yet: {error}");
             }
             result = attempt(&sparing);
         }
@@ -111,8 +111,8 @@ impl SqliteStore {
         self.read(&self.reader, |connection, _| space::Space::of(connection, &self.path, &self.log))
     }
 
-    /// Drops the oldest rejected messages beyond their share, for as many bytes as are needed. Returns how those that are
-    /// left stand, and whether any was dropped.
+    /// Drops the oldest rejected messages beyond their share, for as many bytes as are needed. Returns the state of
+    /// those that are left, and whether any was dropped.
     fn drop_rejected(&self, needed: u64) -> Result<(RejectedHeld, bool), StoreError> {
         let mut seen = self.rejected.seen.lock().unwrap_or_else(PoisonError::into_inner);
         let (messages, bytes) = self.rejected_bytes(&mut seen)?;
@@ -158,7 +158,7 @@ impl SqliteStore {
                     warn!(target: "db_manager", "{text}");
                     seen.told = Some(text);
                 }
-                // The path and the system's words are for the operator: clients read this one.
+                // The path and the system's error are for the operator; this text goes to clients.
                 "they cannot be exported (rejected_export)".to_owned()
             }
             Err(DropError::Store(error)) => return Err(error),
@@ -190,8 +190,8 @@ impl SqliteStore {
         })
     }
 
-    /// Drops the oldest rejected messages that hold `wanted` bytes together, step by step; returns how many messages and
-    /// bytes that were. Each step is exported before it is deleted, where the user asked for it.
+    /// Drops the oldest rejected messages of `wanted` bytes in total, step by step; returns how many messages and bytes
+    /// were dropped. Each step is exported before it is deleted, if configured.
     fn export_and_drop(&self, wanted: u64) -> Result<(u64, u64), DropError> {
         let (mut messages, mut bytes) = (0, 0);
         let mut after = 0;
@@ -208,7 +208,8 @@ impl SqliteStore {
         Ok((messages, bytes))
     }
 
-    /// Writes the messages of a step to a file of the export folder, and takes out of it those that can't be read.
+    /// Writes the messages of a step to a file in the export folder, and removes those from the step that cannot be
+    /// read.
     fn export(&self, step: &mut DropStep) -> Result<(), DropError> {
         let (Some(export), Some(first)) = (&self.rejected.room.export, step.candidates.first()) else { return Ok(()) };
         let mut file = ExportFile::begin(export, first.id, now_ms()).map_err(DropError::Export)?;
@@ -219,7 +220,7 @@ impl SqliteStore {
                 // Purged meanwhile.
                 Ok(None) => continue,
                 Err(error) => {
-                    debug!(target: "db_manager", "message {} can't be exported and is kept: {error}", candidate.id);
+                    debug!(target: "db_manager", "cannot export message {}, which is kept: {error}", candidate.id);
                     continue;
                 }
             };
@@ -251,17 +252,17 @@ impl From<StoreError> for DropError {
 /// Rejected messages that are dropped together.
 struct DropStep {
     candidates: Vec<Candidate>,
-    /// The last rejected message that was looked at.
+    /// The last rejected message that was examined.
     last: i64,
     /// The newest message of the snapshot that they were chosen from.
     newest: i64,
-    /// What the counter `unstranded` was then.
+    /// The value of the counter `unstranded` in it.
     unstranded: i64,
 }
 
 impl DropStep {
-    /// Chooses the oldest rejected messages after this one that hold so many bytes together, and that no message which
-    /// has to be delivered depends on. `None` when no rejected message is left.
+    /// Chooses the oldest rejected messages after this one with `wanted` bytes in total that no undelivered message
+    /// depends on. Returns `None` if no rejected message is left.
     fn choose(connection: &Connection, after: i64, wanted: u64) -> Result<Option<Self>, Fault> {
         let newest = connection.prepare_cached(queries::NEXT_ID)?.query_row([], |row| row.get::<_, i64>(0))? - 1;
         let mut step = Self { candidates: Vec::new(), last: after, newest, unstranded: unstranded(connection)? };
@@ -280,9 +281,9 @@ impl DropStep {
         }
         let made = step.made();
         let mut awaited = HashSet::new();
-        let mut left = WAITING_LOOK;
+        let mut left = WAITING_SCAN_MAX;
         for lane in made.iter().map(|(lane, _)| *lane).collect::<HashSet<_>>() {
-            // A reference to an entity is in no index, so all that waits in the lane is read.
+            // A reference is in no index, so everything that waits in the lane is read.
             let mut waiting = connection.prepare_cached(queries::TOUCHES_ON_THEIR_WAY)?;
             let mut waiting = waiting.query([lane])?;
             while let Some(row) = waiting.next()? {
@@ -298,22 +299,23 @@ impl DropStep {
         Ok(Some(step))
     }
 
-    /// Returns the entities that these messages make, by lane.
+    /// Returns the entities that these messages create, by lane.
     fn made(&self) -> HashSet<(i64, EntityKey)> {
         let made = |candidate: &Candidate| candidate.makes.iter().map(|key| (candidate.lane, *key)).collect::<Vec<_>>();
         self.candidates.iter().flat_map(made).collect()
     }
 
-    /// Takes out the messages that make one of these entities: dropped, they would leave partial records on the server.
+    /// Keeps the messages that create one of these entities: dropping them would leave partial records on the server.
     fn spare(&mut self, awaited: &HashSet<(i64, EntityKey)>) {
         let is_awaited =
             |candidate: &Candidate| candidate.makes.iter().any(|key| awaited.contains(&(candidate.lane, *key)));
         self.candidates.retain(|candidate| !is_awaited(candidate));
     }
 
-    /// Deletes those that are still rejected, with all that hangs on them, and counts them; returns messages and bytes.
+    /// Deletes those that are still rejected, with everything that belongs to them, and counts them; returns messages
+    /// and bytes.
     fn drop(&mut self, tx: &Transaction<'_>) -> Result<(u64, u64), Fault> {
-        // Something was requeued since, which may depend on one of them: the next attempt sees it.
+        // A message was requeued since, which may depend on one of them: the next attempt sees it.
         if unstranded(tx)? != self.unstranded {
             return Ok((0, 0));
         }
@@ -336,7 +338,7 @@ impl DropStep {
                 bytes += candidate.bytes;
             }
         }
-        // The room is needed now, so the bytes of their files go at once.
+        // The space is needed now, so the pieces of their files are removed at once.
         while attachments::remove_a_step(tx)? {}
         let count = i64::try_from(messages).unwrap_or(i64::MAX);
         tx.prepare_cached(queries::ADD_TO_ANY_COUNTER)?.execute(params![counters::REJECTED_DROPPED, count])?;
@@ -352,7 +354,7 @@ struct Candidate {
     lane: i64,
     bytes: u64,
     has_file: bool,
-    /// What it makes, that later messages may wait for.
+    /// The entities that it creates and that later messages may wait for.
     makes: Vec<EntityKey>,
 }
 
@@ -360,7 +362,7 @@ impl Candidate {
     fn read(row: &Row<'_>) -> Result<Self, Fault> {
         let touches = rows::touches(row, 4)?;
         let makes = |touch: &&Touch| touch.effect == Effect::Create && touch.key.can_strand();
-        // For those nothing waits, see `stranded`.
+        // Nothing waits for those; see [`super::stranded`].
         let is_otlp = rows::message_type(row, 2)? == MessageType::OtlpTraces;
         Ok(Self {
             id: MessageId(row.get(0)?),
@@ -372,7 +374,7 @@ impl Candidate {
     }
 }
 
-/// Returns those of these entities for which a message with these touches waits.
+/// Returns those of these entities that a message with these touches waits for.
 fn awaits(lane: i64, touches: &[Touch], made: &HashSet<(i64, EntityKey)>) -> Vec<(i64, EntityKey)> {
     let keys = touches.iter().filter(|touch| touch.can_be_stranded()).map(|touch| (lane, touch.key));
     keys.filter(|key| made.contains(key)).collect()

@@ -1,25 +1,25 @@
-//! What rejected messages may keep, and what was measured of them.
+//! The share of rejected messages: what is configured, and what was measured last.
 
 use std::sync::Mutex;
 use std::time::Instant;
 
 use crate::store::rejected_room::RejectedRoom;
 
-/// What rejected messages may keep, and what was seen of them.
+/// The share of the store that rejected messages may keep, and what was measured of them.
 #[derive(Default)]
 pub(super) struct RejectedShare {
     pub(super) room: RejectedRoom,
-    /// One thread at a time makes room.
+    /// One thread at a time makes space.
     pub(super) seen: Mutex<RejectedSeen>,
 }
 
 #[derive(Default)]
 pub(super) struct RejectedSeen {
-    /// Messages and bytes as the summary counts them, and their bytes in the file: worth a walk once.
+    /// Messages and bytes in the summary, and their bytes in the file, which takes a scan to measure.
     pub(super) held: Option<((i64, i64), u64)>,
-    /// When room could not be made, and why.
+    /// When no space could be made, and why.
     pub(super) in_vain: Option<(Instant, String)>,
-    /// The trouble that was logged last.
+    /// The problem that was logged last.
     pub(super) told: Option<String>,
 }
 

@@ -1,4 +1,4 @@
-//! Reading requests of stored messages back, as they were sent.
+//! Reading the requests of stored messages back as they were sent.
 
 use std::collections::HashMap;
 
@@ -8,12 +8,12 @@ use rusqlite::{Connection, OptionalExtension, Row};
 use super::codec::{Codec, Unpacker};
 use super::fault::Fault;
 use super::lanes::LaneReader;
-use super::record::{self, COLUMNS, Column, Content};
+use super::record::{self, COLUMNS, Column, MessageContent};
 use super::seal::{Destination, KeptBody, Lookup, Sealer};
 use super::{large, queries, rows};
 use crate::message::{Body, HeaderSet, MessageId, Request};
 
-/// Reads requests: each header set once, and bodies as they were sent.
+/// Reads requests: each lane and header set once, and bodies decoded.
 #[derive(Default)]
 pub(super) struct RequestReader {
     lanes: LaneReader,
@@ -32,7 +32,7 @@ impl RequestReader {
             .optional()?
             .ok_or_else(|| Fault::Damaged(format!("header set {header_set} of a message does not exist")))?;
         let wire = sealer.value(Lookup::HeaderSet, wire, sealed.as_deref()).map_err(|fault| match fault {
-            // The messages with these headers are what it costs.
+            // It costs the messages with these headers.
             Fault::Damaged(reason) => Fault::Message(reason),
             fault => fault,
         })?;
@@ -41,7 +41,7 @@ impl RequestReader {
         Ok(headers)
     }
 
-    /// Returns the request of a message, or `None` when the message is gone.
+    /// Returns the request of a message, or `None` if the message does not exist.
     pub(super) fn request(
         &mut self,
         connection: &Connection,
@@ -54,11 +54,12 @@ impl RequestReader {
         Ok(Some(self.read(connection, sealer, id, row)?.0))
     }
 
-    /// Returns the request of a message that is to be sent, if it is still what was stored; `None` when it is gone.
+    /// Returns the request of a message for sending, after verifying its checksum; `None` if the message does not
+    /// exist.
     ///
     /// # Errors
     ///
-    /// [`Fault::Message`] when only this message is damaged.
+    /// [`Fault::Message`] if only this message is damaged.
     pub(super) fn verified(
         &mut self,
         connection: &Connection,
@@ -69,17 +70,17 @@ impl RequestReader {
         let mut found = statement.query([id.0])?;
         let Some(row) = found.next()? else { return Ok(None) };
         let (request, checksum) = self.read(connection, sealer, id, row)?;
-        // Stored by a version that made none.
+        // Stored by a version without checksums.
         let Some(checksum) = checksum else { return Ok(Some(request)) };
         let lane = self.lanes.get(connection, sealer, row.get(Column::Lane as usize)?)?;
-        let content = Content::read(row, &request, &lane)?;
+        let content = MessageContent::read(row, &request, &lane)?;
         match content.checksum(&request.body.bytes) == checksum {
             true => Ok(Some(request)),
             false => Err(Fault::Message("it is not what was stored: its checksum is wrong".into())),
         }
     }
 
-    /// Reads a row of [`record::SELECT_WITH_BODY`], with the checksum that the message was stored with.
+    /// Reads a row of [`record::SELECT_WITH_BODY`], with the stored checksum.
     fn read(
         &mut self,
         connection: &Connection,
@@ -87,7 +88,7 @@ impl RequestReader {
         id: MessageId,
         row: &Row<'_>,
     ) -> Result<(Request, Option<i64>), Fault> {
-        // What does not open or can't be unpacked costs this message and no other.
+        // A value that cannot be opened or decoded costs this message and no other.
         let one_message = |fault| match fault {
             Fault::Damaged(reason) => Fault::Message(reason),
             fault => fault,

@@ -1,11 +1,11 @@
-//! Columns read back into the words of the domain.
+//! Decoding single columns into domain types.
 
 use rusqlite::Row;
 
 use super::fault::Fault;
 use crate::message::{Encoding, MessageStatus, MessageType, Touch};
 
-/// Returns the number kept for an encoding.
+/// Returns the stored code of an encoding.
 pub(super) fn encoding_code(encoding: Encoding) -> u8 {
     match encoding {
         Encoding::Identity => 0,
@@ -14,7 +14,7 @@ pub(super) fn encoding_code(encoding: Encoding) -> u8 {
     }
 }
 
-/// Returns the encoding that this number is kept for.
+/// Returns the encoding with this stored code.
 pub(super) fn encoding_of(code: i64) -> Option<Encoding> {
     match code {
         0 => Some(Encoding::Identity),

@@ -1,4 +1,4 @@
-//! Rows of SDK files: stored once, whatever file they come from.
+//! Salvaged rows of SDK files: each is stored once, even if a copy of the file has it too.
 
 use rusqlite::{Connection, Transaction};
 
@@ -10,12 +10,12 @@ use super::{attachments, queries, record, register};
 use crate::message::{MessageId, MessageStatus, Sha256};
 use crate::store::work::{LastAnswer, SalvagedRow};
 
-/// Says whether a row was stored by an earlier salvage.
+/// Returns whether an earlier salvage stored a row.
 pub(super) fn is_salvaged(connection: &Connection, row: &Sha256) -> Result<bool, Fault> {
     Ok(connection.prepare_cached(queries::IS_SALVAGED)?.exists([&row.as_bytes()[..]])?)
 }
 
-/// Stores rows that are new, with their bodies as they are to be kept, and remembers them.
+/// Stores the rows that are new, with their packed bodies, and records their digests in the same transaction.
 pub(super) fn salvage(
     tx: &Transaction<'_>,
     sealer: &Sealer,
@@ -42,7 +42,7 @@ pub(super) fn salvage(
     Ok(ids)
 }
 
-/// Makes a message *rejected* that was stored as *failed* a moment ago.
+/// Marks a message as *rejected* that this transaction stored as *failed*.
 fn reject(
     tx: &Transaction<'_>,
     sealer: &Sealer,

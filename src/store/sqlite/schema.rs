@@ -1,7 +1,7 @@
-//! Tables and migrations; the list only grows.
+//! Tables and migrations.
 //!
-//! `user_version` counts the migrations that a file has had. A released migration is never edited: a change is a new one
-//! at the end.
+//! `user_version` counts the migrations that were applied to a file. A released migration is never edited: a change is
+//! a new migration at the end of the list.
 
 use std::path::Path;
 
@@ -10,8 +10,8 @@ use rusqlite::{Connection, TransactionBehavior};
 /// The columns of `messages` in the order of the schema: a column that a migration adds is added here at the end.
 ///
 /// The other arms are what queries return of a message: `listed` leaves out what no list shows and what is large,
-/// `counted` is what the summary counts it by ([`super::summary::counted`]), `deleted` is what its deletion needs to know
-/// beside that ([`super::delete::delete_one`]), and `waiting` is what a claim looks at ([`super::claim`]).
+/// `counted` is what the summary counts it by ([`super::summary::counted`]), `deleted` is what its deletion needs to
+/// know beside that ([`super::delete::delete_one`]), and `waiting` is what a claim looks at ([`super::claim`]).
 macro_rules! columns {
     () => {
         concat!(columns!(listed), ", touches")
@@ -59,17 +59,17 @@ const MIGRATIONS: [&str; 11] = [
 
 /// Version 1.
 ///
-/// - `messages` starts with the SDK's columns and holds all that changes, lists and counts; `bodies` holds the bytes. A
-///   status change rewrites a row, and a list reads many: both are to cost a hundred bytes per message, not its body.
-///   `position` is the delivery order within a lane: twice the id, or one more than the position of the create behind
-///   which an early update was put.
-/// - `message_touches` finds creates, updates and ends by their entity, for the order of early updates. Other effects need no
-///   look-up and would cost a page in every commit. Its key starts with the effect, so that one look says whether any
-///   update is stored at all, and so that neighbouring UUIDv7 share pages.
+/// - `messages` starts with the SDK's columns and holds everything that changes, is listed or is counted; `bodies`
+///   holds the bytes. A status change rewrites a row, and a list reads many: both should cost a hundred bytes per
+///   message, not its body. `position` is the delivery order within a lane: twice the id, or one more than the position
+///   of the create behind which an early update was moved.
+/// - `message_touches` finds creates, updates and ends by their entity, for the order of early updates. Other effects
+///   need no look-up and would cost a page in every commit. Its key starts with the effect, so that one look-up tells
+///   whether any update is stored at all, and so that adjacent UUIDv7 share pages.
 /// - `summary` counts messages per lane, status, type and (rejected only, else 0) status of the server's answer, in the
 ///   transactions that change them.
 /// - `lanes.credential_id` is 0 for a client that sends none; an empty one is a row of `credentials` like any other.
-/// - `counters.deleted_id` is the highest id of a message that is gone, so that no id is used twice without a write per
+/// - `counters.deleted_id` is the highest id of a deleted message, so that no id is reused without a write per
 ///   registration.
 const MESSAGES_LANES_AND_LEASE: &str = "
 CREATE TABLE messages (
@@ -181,9 +181,9 @@ CREATE TABLE last_replay (
 
 /// Version 2.
 ///
-/// `message_touches` also has what adds to an entity (scores, results), so that it answers whether a new write would
-/// overtake anything. Of messages up to the id in `counters.annotations_indexed_after` it has not: while one of those
-/// waits in a lane, nothing overtakes.
+/// `message_touches` also has the touches that add to an entity (scores, results), so that it shows if a new write
+/// would overtake anything. It lacks those of messages up to the id in `counters.annotations_indexed_after`: while one
+/// of these waits in a lane, nothing overtakes.
 const ALL_CHANGES_INDEXED: &str = "
 INSERT INTO counters SELECT 'annotations_indexed_after', coalesce(max(message_id), 0) FROM messages;
 ";
@@ -191,8 +191,8 @@ INSERT INTO counters SELECT 'annotations_indexed_after', coalesce(max(message_id
 /// Version 3.
 ///
 /// - `attachments` has a row per file: of a message, being uploaded by a process, or released; see
-///   [`super::attachments`]. Its numbers are never used twice, so that a writer that was taken for dead can't write into
-///   another file. `grown_at_ms` is a reading of the clock of leases.
+///   [`super::attachments`]. Its ids are never reused, so that a writer that was presumed dead cannot write into
+///   another file. `grown_at_ms` is a reading of the clock that leases expire on.
 /// - `attachment_pieces` holds the bytes. They count in the `body_bytes` of their message, beside its body.
 const ATTACHMENTS: &str = "
 CREATE TABLE attachments (
@@ -215,7 +215,8 @@ CREATE TABLE attachment_pieces (
 
 /// Version 4.
 ///
-/// - `salvaged` has the digest of every row that was ever taken from an SDK's file: 32 bytes for a row that may be sent once.
+/// - `salvaged` has the digest of every row that was ever taken from an SDK's file: 32 bytes per row, so that it is
+///   sent only once.
 const SALVAGED: &str = "
 CREATE TABLE salvaged (
     digest BLOB PRIMARY KEY
@@ -224,14 +225,15 @@ CREATE TABLE salvaged (
 
 /// Version 5.
 ///
-/// - `bodies.codec` says how the bytes of a body are kept ([`super::codec`]); those that are there already are kept as sent.
+/// - `bodies.codec` records how the bytes of a body are encoded ([`super::codec`]); those that exist already are stored
+///   as sent.
 const BODY_CODEC: &str = "ALTER TABLE bodies ADD COLUMN codec INTEGER NOT NULL DEFAULT 0";
 
 /// Version 6.
 ///
-/// - `bodies.checksum` covers the message with its body ([`super::checksum`]); NULL for those that are there already.
-/// - `recoveries` has a row for every damaged file that this store was recovered from, and where it lies.
-/// - `counters.expired` is how many messages were dropped because they had become too old.
+/// - `bodies.checksum` covers the message with its body ([`super::record`]); NULL for those that exist already.
+/// - `recoveries` has a row for every damaged file that this store was recovered from, with its path.
+/// - `counters.expired` counts messages that were dropped because they expired.
 const CHECKSUMS_AND_RECOVERIES: &str = "
 ALTER TABLE bodies ADD COLUMN checksum INTEGER;
 CREATE TABLE recoveries (
@@ -247,15 +249,16 @@ INSERT INTO counters VALUES ('expired', 0);
 
 /// Version 7.
 ///
-/// - `lanes.held_at_ms` is when the wall clock said that the hold was made: a clock that stands before it was set back.
+/// - `lanes.held_at_ms` is the wall-clock time at which the hold was made: an earlier clock was set back.
 const HELD_AT: &str = "ALTER TABLE lanes ADD COLUMN held_at_ms INTEGER";
 
 /// Version 8.
 ///
-/// - `sealing` says under which key things are kept, and under which other one some may still be; see [`super::seal`].
-/// - `credentials` and `header_sets` of a sealed store are looked up by a digest, which stands in the place of the value;
-///   the value itself is in `sealed`.
-/// - What a recovery can do nothing without lies a second time in an index, in another page.
+/// - `sealing` records which key values are sealed with, and which previous key some may still be sealed with; see
+///   [`super::seal`].
+/// - `credentials` and `header_sets` of a sealed store are looked up by a digest, which replaces the value; the value
+///   itself is in `sealed`.
+/// - Rows that a recovery cannot do without are stored a second time in an index, in another page.
 /// - A sealed body has a codec of its own, a sealed text is a blob, and a sealed digest is longer than a digest.
 const SEALING: &str = "
 CREATE TABLE sealing (
@@ -279,10 +282,10 @@ ALTER TABLE attachment_pieces ADD COLUMN is_sealed INTEGER NOT NULL DEFAULT 0;
 
 /// Version 9.
 ///
-/// - `lanes.server` is the base URL of the server that the lane's messages were accepted for; NULL for what an earlier
-///   version stored. `lanes.server_check` is its CRC-32: a damaged URL must not send a key to another host
-///   ([`super::lanes`]). The look-up index holds both, so that a recovery finds them in two places.
-/// - `lanes.hold_status` is the status of the answer that the lane is held for; NULL when none came.
+/// - `lanes.server` is the base URL of the server that the lane's messages were accepted for; NULL for those of an
+///   earlier version. `lanes.server_check` is its CRC-32: a damaged URL must not send a key to another host
+///   ([`super::lanes`]). The look-up index has both, so that a recovery finds them in two places.
+/// - `lanes.hold_status` is the status of the answer that caused the hold; NULL if there was none.
 /// - `adoption` has a row for every server that adopted messages of earlier versions.
 const DESTINATIONS: &str = "
 ALTER TABLE lanes ADD COLUMN server TEXT;
@@ -302,10 +305,10 @@ CREATE TABLE adoption (
 ///
 /// Updates that reached the server before their create, and limits per bucket.
 ///
-/// - `updated_ahead` has the traces and spans of which an update reached the server, or may have, before any create that is
-///   known; see [`super::ahead`]. `place` stands for the workspace ([`crate::message::Lane::place`]).
-/// - `counters.updated_ahead` is how many there are, and `updated_ahead_unsure_before` is the time before which the id of
-///   an entity has to be made for its note to be lost.
+/// - `updated_ahead` has the traces and spans of which an update reached the server, or may have, before any known
+///   create; see [`super::ahead`]. `place` identifies the workspace ([`crate::message::Lane::place`]).
+/// - `counters.updated_ahead` is the number of notes, and an entity whose id was made before
+///   `updated_ahead_unsure_before` may have lost its note.
 /// - `limits` has the rate limit of a lane's bucket ([`crate::message::Bucket`]).
 const UPDATES_AHEAD_AND_LIMITS: &str = "
 CREATE TABLE updated_ahead (
@@ -331,7 +334,8 @@ CREATE TABLE limits (
 ///
 /// - Status 5 is *held*; `messages_held` finds which of a lane was refused longest ago.
 /// - `counters.unstranded` changes whenever a waiting message may have become free that was stranded behind a refused
-///   create, so that a process can remember where the stranded ones at the head of a lane end ([`super::stranded`]).
+///   create, so that a process can remember where the stranded messages at the head of a lane end
+///   ([`super::stranded`]).
 const HELD_MESSAGES: &str = "
 INSERT INTO counters VALUES ('unstranded', 0);
 CREATE INDEX messages_held ON messages (lane_id, answer_at_ms) WHERE status = 5;
@@ -352,15 +356,15 @@ pub(super) fn version_seen(connection: &Connection) -> rusqlite::Result<i64> {
     connection.prepare_cached("PRAGMA user_version")?.query_row([], |row| row.get(0))
 }
 
-/// Brings the file to the newest version, one transaction per step: after a crash it stands at one version or the next.
+/// Migrates the file to the newest version, one transaction per step: after a crash it has one version or the next.
 ///
-/// Other processes may do the same at the same time; every step looks again under the write lock.
+/// Other processes may migrate at the same time; every step checks the version again under the write lock.
 pub(super) fn migrate(connection: &mut Connection) -> rusqlite::Result<()> {
     while version(connection)? < known_version() {
         let step = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
         let done = version(&step)?;
         if done < 0 {
-            // No version of ours writes that, and no step would lead away from it.
+            // No version writes that, and no step would change it.
             return Err(rusqlite::Error::IntegralValueOutOfRange(0, done));
         }
         if let Some(migration) = usize::try_from(done).ok().and_then(|done| MIGRATIONS.get(done)) {
@@ -383,14 +387,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_version_below_nothing_is_damage_and_not_waited_for() {
+    fn a_negative_version_is_damage() {
         let mut connection = Connection::open_in_memory().expect("a database");
         connection.pragma_update(None, "user_version", -1_i64).expect("a flipped bit");
         assert!(migrate(&mut connection).is_err());
     }
 
     #[test]
-    fn bodies_of_a_store_that_compressed_none_are_read_as_they_were_sent() {
+    fn bodies_from_before_compression_are_read_as_sent() {
         let mut connection = Connection::open_in_memory().expect("memory");
         connection.execute_batch(MESSAGES_LANES_AND_LEASE).expect("the first schema");
         connection.execute_batch("INSERT INTO bodies VALUES (1, x'7b7d'); PRAGMA user_version = 1").expect("a body");
@@ -403,7 +407,7 @@ mod tests {
     }
 
     #[test]
-    fn a_store_that_knew_no_sealing_is_kept_as_it_was() {
+    fn a_store_from_before_encryption_stays_plain() {
         let mut connection = Connection::open_in_memory().expect("memory");
         for step in &MIGRATIONS[..5] {
             connection.execute_batch(step).expect("an earlier schema");

@@ -1,4 +1,16 @@
-//! What became of messages: delivered, failed, rejected, returned, purged, requeued.
+//! Settling: writing the outcome of each claimed message, and returning, requeueing and purging messages.
+//!
+//! # Invariants
+//!
+//! - **An outcome belongs to a claim.** It is written only if the message is still in flight under the epoch of the
+//!   caller's lease; a message that was purged, or claimed under a newer epoch, is left alone. Settling the same
+//!   outcome twice is therefore idempotent.
+//! - **A delivered message is deleted in the same transaction that records its delivery**, with its body, index entries
+//!   and counts. A crash before the commit sends it again, and the server deduplicates by id.
+//! - **A divided message is replaced atomically**: its parts are stored, in its position, in the transaction that
+//!   deletes it.
+//! - **Every change of a status changes the summary** in the same transaction ([`super::summary`]).
+//! - **Anything that may free a stranded message raises `unstranded`** ([`super::stranded`]).
 
 use std::borrow::Cow;
 use std::collections::{BTreeSet, HashSet};
@@ -10,8 +22,8 @@ use super::codec::Packer;
 use super::delete::delete_one;
 use super::fault::Fault;
 use super::lanes::{BatchKeys, LaneReader};
-use super::queries::{self, Selection};
-use super::record::{Content, Inherited, Record, RowKeys, keep_answer};
+use super::queries::{self, SqlFilter};
+use super::record::{Inherited, MessageContent, Record, RowKeys, keep_answer};
 use super::seal::Sealer;
 use super::summary::{CountChanges, CountGroup, Size, counted};
 use super::{rows, stranded};
@@ -20,10 +32,10 @@ use crate::store::clock::now_ms;
 use crate::store::view::{Filter, Purged};
 use crate::store::work::{LaneId, LastAnswer, Outcome, Part};
 
-/// Messages of a lane among which those are looked for that were put back without a fault of their own. They were the first.
-const SPARED_LOOK: i64 = 2000;
+/// How many messages from the head of the lane are scanned for deferred ones.
+const DEFERRED_SCAN_MAX: i64 = 2000;
 
-/// What outcomes are written with.
+/// The tools for writing outcomes.
 pub(super) struct Settlement<'a> {
     pub(super) tx: &'a Transaction<'a>,
     pub(super) sealer: &'a Sealer,
@@ -93,12 +105,12 @@ fn keep(with: &Settlement<'_>, id: MessageId, group: CountGroup, outcome: &Outco
             keep_answer(tx, sealer, id, answer)?;
             Ok(CountGroup { status: MessageStatus::Held, ..group })
         }
-        // They leave the store: see `settle`.
+        // They leave the store: see [`settle`].
         Outcome::Delivered | Outcome::Divided { .. } => Ok(group),
     }
 }
 
-/// Returns whether the server may have processed what it did not confirm: no answer, or one that a proxy gave.
+/// Returns whether the server may have processed a write that it did not confirm: there was no answer, or a proxy's.
 fn is_outcome_unknown(answer: &LastAnswer) -> bool {
     answer.status.is_none_or(|status| status >= 500)
 }
@@ -109,7 +121,7 @@ fn touches_of(tx: &Transaction<'_>, id: MessageId) -> Result<Vec<Touch>, Fault> 
     found.next()?.map_or(Ok(Vec::new()), |row| rows::touches(row, 0))
 }
 
-/// Stores what is left of a message beside it; the message itself goes in the same transaction.
+/// Stores the parts of a divided message, which is deleted in the same transaction.
 fn add_parts(
     with: &Settlement<'_>,
     whole: MessageId,
@@ -119,7 +131,7 @@ fn add_parts(
 ) -> Result<(), Fault> {
     let Settlement { tx, sealer, packer, .. } = *with;
     let mut batch = BatchKeys::default();
-    // The table can't know what this very transaction has deleted, and no id is used twice.
+    // The table does not show what this transaction has deleted already, and no id is reused.
     let next: i64 = tx.prepare_cached(queries::NEXT_ID)?.query_row([], |row| row.get(0))?;
     let first = next.max(changes.highest_deleted() + 1);
     let inherited = Inherited::read(tx, whole)?;
@@ -137,11 +149,11 @@ fn add_parts(
     Ok(())
 }
 
-/// Returns the record of a part of a divided message, in the place of the whole.
+/// Returns the record of a part, at the position of the whole.
 fn part_record<'a>(id: i64, part: &'a Part, inherited: &'a Inherited, lane: &'a Lane) -> Record<'a> {
     let (status, answer) = part.status();
     let request = &part.request;
-    let content = Content {
+    let content = MessageContent {
         id,
         message_type: Cow::Borrowed(&inherited.message_type),
         lane: Cow::Borrowed(lane),
@@ -172,16 +184,16 @@ fn claimed(tx: &Transaction<'_>, id: MessageId, epoch: i64) -> Result<Option<(Co
     Ok(Some((group, Size { items: row.get(2)?, body_bytes: row.get(3)? })))
 }
 
-/// Makes *failed* again what was claimed under an earlier epoch.
+/// Returns messages to the queue that were claimed under an earlier epoch.
 ///
-/// Updates among them may have reached the server.
+/// Updates among them may have reached the server, and are noted.
 pub(super) fn return_in_flight(tx: &Transaction<'_>, epoch: i64, recent: &RecentCreates) -> Result<u64, Fault> {
     let now_ms = now_ms();
     let mut left = Vec::new();
     {
         let mut statement = tx.prepare_cached(queries::LEFT_WRITES)?;
         let mut writes = statement.query([epoch])?;
-        // An update was sent after its create, or in one request with it, where the create was in flight as well.
+        // An update was sent after its create, or in one request with it, if the create was in flight as well.
         let mut created: HashSet<(i64, EntityKey)> = HashSet::new();
         while let Some(row) = writes.next()? {
             let (lane, message_type) = (row.get::<_, i64>(0)?, rows::message_type(row, 1)?);
@@ -210,13 +222,14 @@ pub(super) fn return_in_flight(tx: &Transaction<'_>, epoch: i64, recent: &Recent
     Ok(returned)
 }
 
-/// Messages of a lane that are looked at for those that were in flight: more than all its workers claim.
-const INTERRUPTED_LOOK: usize = 8192;
+/// How many messages of a lane are scanned for interrupted ones: more than all its workers claim.
+const INTERRUPTED_SCAN_MAX: usize = 8192;
 
-/// Returns how far those reach that were in flight when their replayer ended.
+/// Returns how many of the lane's first messages have to be claimed for all of those that were in flight when their
+/// replayer ended.
 pub(super) fn interrupted(connection: &Connection, lane: LaneId) -> Result<usize, Fault> {
     let mut statement = connection.prepare_cached(queries::INTERRUPTED)?;
-    let mut rows = statement.query(params![lane.0, INTERRUPTED_LOOK as i64])?;
+    let mut rows = statement.query(params![lane.0, INTERRUPTED_SCAN_MAX as i64])?;
     let (mut looked, mut reach) = (0, 0);
     while let Some(row) = rows.next()? {
         looked += 1;
@@ -227,9 +240,9 @@ pub(super) fn interrupted(connection: &Connection, lane: LaneId) -> Result<usize
     Ok(reach)
 }
 
-/// Makes rejected and held messages *failed* again.
+/// Requeues rejected and held messages.
 pub(super) fn requeue(tx: &Transaction<'_>, filter: &Filter) -> Result<u64, Fault> {
-    let selection = Selection::of(filter);
+    let selection = SqlFilter::of(filter);
     let mut changes = CountChanges::default();
     let mut requeued = 0;
     for status in [MessageStatus::Rejected, MessageStatus::Held] {
@@ -244,7 +257,7 @@ pub(super) fn requeue(tx: &Transaction<'_>, filter: &Filter) -> Result<u64, Faul
     Ok(requeued)
 }
 
-/// Makes one held message *failed* again in each lane where the server refused none since then.
+/// Requeues one held message in each lane where the server refused none since then.
 pub(super) fn retry_held(tx: &Transaction<'_>, before_ms: i64) -> Result<Vec<(LaneId, MessageId)>, Fault> {
     let mut changes = CountChanges::default();
     let mut retried = Vec::new();
@@ -260,7 +273,7 @@ pub(super) fn retry_held(tx: &Transaction<'_>, before_ms: i64) -> Result<Vec<(La
     Ok(retried)
 }
 
-/// Makes up to `limit` held messages of a lane *failed* again.
+/// Requeues up to `limit` held messages of a lane.
 pub(super) fn release_held(tx: &Transaction<'_>, lane: LaneId, limit: usize) -> Result<u64, Fault> {
     let mut changes = CountChanges::default();
     let mut statement = tx.prepare_cached(queries::RELEASE_HELD)?;
@@ -283,9 +296,9 @@ fn move_to_failed(mut updated: rusqlite::Rows<'_>, changes: &mut CountChanges) -
     Ok(messages)
 }
 
-/// Deletes up to `limit` of the messages that the filter selects; those in flight only when nobody replays.
+/// Deletes up to `limit` of the messages that the filter selects; those in flight only if no process replays.
 pub(super) fn purge(tx: &Transaction<'_>, filter: &Filter, limit: usize, in_flight_too: bool) -> Result<Purged, Fault> {
-    let selection = Selection::of(filter);
+    let selection = SqlFilter::of(filter);
     let ids: Vec<i64> = {
         let mut statement = tx.prepare_cached(&queries::to_purge(&selection, in_flight_too))?;
         selection.bind(&mut statement)?;
@@ -309,9 +322,9 @@ pub(super) fn purge(tx: &Transaction<'_>, filter: &Filter, limit: usize, in_flig
     Ok(purged)
 }
 
-/// Lets messages go that wait for their next attempt: these, and those of the lane that no failure counts against.
+/// Makes deferred messages due: these, and among the first of the lane those that no failure counts against.
 pub(super) fn make_due(tx: &Transaction<'_>, lane: LaneId, messages: &[MessageId]) -> Result<(), Fault> {
-    tx.prepare_cached(queries::MAKE_SPARED_DUE)?.execute(params![lane.0, SPARED_LOOK])?;
+    tx.prepare_cached(queries::MAKE_DEFERRED_DUE)?.execute(params![lane.0, DEFERRED_SCAN_MAX])?;
     let mut make_due = tx.prepare_cached(queries::MAKE_DUE)?;
     for id in messages {
         make_due.execute([id.0])?;

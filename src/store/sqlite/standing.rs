@@ -1,4 +1,4 @@
-//! What waits of what was accepted up to a moment, and how it is hastened.
+//! Waiting until messages are delivered: how many of those accepted up to a moment still wait, and making them due.
 
 use rusqlite::{Connection, Row, Transaction, params};
 
@@ -11,9 +11,9 @@ use crate::message::MessageId;
 use crate::store::clock::now_ms;
 use crate::store::view::{Standing, Whose};
 
-/// Lanes that are looked at or hastened together, at most.
+/// The most lanes that are examined or made due together.
 const LANES_MAX: i64 = 10_000;
-/// Messages of a lane that are made due.
+/// How many messages of a lane are made due.
 const MADE_DUE_MAX: i64 = 4096;
 
 pub(super) fn newest(connection: &Connection) -> Result<MessageId, Fault> {
@@ -39,7 +39,7 @@ pub(super) fn standing(
     let count = |messages: i64| u64::try_from(messages).unwrap_or(0);
     let mut standing = Standing { waits: false, waiting: count(waiting), rejected: count(rejected) };
     for lane in lanes {
-        // A part of a divided message has its place, an update that waited for its create a later one.
+        // A part of a divided message has the position of the whole, an update that waited for its create a later one.
         let last = position_of(up_to.0).saturating_add(1);
         for sql in [queries::WAITS_UP_TO, queries::IN_FLIGHT_UP_TO, queries::WAITS_MOVED] {
             if standing.waiting > 0 && connection.prepare_cached(sql)?.exists(params![lane, up_to.0, last])? {
@@ -59,7 +59,7 @@ pub(super) fn hasten(tx: &Transaction<'_>, sealer: &Sealer, whose: &Whose) -> Re
     Ok(())
 }
 
-/// Returns the number of a lane, or those of all lanes of a server that have something to replay.
+/// Returns the row id of a lane, or those of all lanes of a server with messages to replay.
 fn lanes(connection: &Connection, sealer: &Sealer, whose: &Whose) -> Result<Vec<i64>, Fault> {
     match whose {
         Whose::Lane(lane) => Ok(lane_id(connection, sealer, lane)?.into_iter().collect()),

@@ -1,4 +1,13 @@
 //! The open store: its connections, and how a read and a write begin and end.
+//!
+//! # Invariants
+//!
+//! - Every write goes through [`SqliteStore::write`]: it begins under the write lock with the checks of
+//!   [`super::guard`], and its fault is mapped before anyone sees it, so that a failed sync makes the store unproven
+//!   before the next write.
+//! - What a replayer writes goes through [`SqliteStore::write_as`], which verifies the lease in the same transaction.
+//! - New messages are acknowledged only after [`SqliteStore::verify_stored`]: they must be in the file that the path
+//!   leads to.
 
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
@@ -14,17 +23,17 @@ use super::fault::Fault;
 use super::rejected_share::RejectedShare;
 use super::seal::{self, KeyRing, Sealer, SealingState};
 use super::stranded::Memo;
-use super::unproven::Watch;
+use super::unproven::UnprovenWatch;
 use super::{attachments, guard, lease, open, space};
 use crate::message::MessageId;
 use crate::store::encryption::key::Keys;
 use crate::store::error::StoreError;
+use crate::store::limits::{Limits, OpenMode};
 use crate::store::os::FileId;
 use crate::store::rejected_room::RejectedRoom;
 use crate::store::traits::Maintain;
 use crate::store::view::{Filter, StoreIdentity};
 use crate::store::work::Lease;
-use crate::store::{Limits, OpenMode};
 
 /// A store in one SQLite file.
 pub struct SqliteStore {
@@ -32,29 +41,29 @@ pub struct SqliteStore {
     pub(super) file: FileId,
     pub(super) identity: StoreIdentity,
     pub(super) log: PathBuf,
-    /// What is kept to deliver from a full disk.
+    /// The disk space reserved for delivering from a full disk.
     pub(super) ballast: Ballast,
-    /// Whether no other process can open it, because the disk has no room for the memory that they share.
+    /// Whether no other process can open the store, because the disk has no space for shared memory.
     pub(super) is_alone: bool,
-    pub(super) watch: Watch,
+    pub(super) watch: UnprovenWatch,
     pub(super) limits: Limits,
     pub(super) writer: Mutex<Connection>,
-    /// Answers `ahead`.
+    /// Answers `ahead` only.
     pub(super) quick_reader: Mutex<Connection>,
     pub(super) reader: Mutex<Connection>,
     pub(super) packer: Packer,
     pub(super) keys: Arc<KeyRing>,
-    /// Of the generation of the row of `sealing` that was seen last.
+    /// The sealer of the generation that was seen last.
     pub(super) sealer: RwLock<Arc<Sealer>>,
     /// Creates that were seen confirmed.
     pub(super) recent: RecentCreates,
-    /// Makes choosing and marking one step for the threads of this process.
+    /// Makes choosing and marking atomic for the threads of this process.
     pub(super) claiming: Mutex<()>,
-    /// Whether the log may hold credentials that were erased from the file: also those of an earlier process.
+    /// Whether the log may hold credentials that were erased from the file, including those of an earlier process.
     pub(super) log_is_unerased: AtomicBool,
-    /// Where walks over lanes begin.
+    /// Where walks over lanes start.
     pub(super) memo: Memo,
-    /// What rejected messages may keep.
+    /// The share that rejected messages may keep.
     pub(super) rejected: RejectedShare,
 }
 
@@ -88,7 +97,7 @@ impl SqliteStore {
     /// # Errors
     ///
     /// As [`crate::store::open_with`].
-    pub(in crate::store) fn recover(
+    pub(crate) fn recover(
         path: &Path,
         failed: FileId,
         reason: &str,
@@ -124,7 +133,7 @@ impl SqliteStore {
         }
     }
 
-    /// Sets what rejected messages may keep when room is needed.
+    /// Sets the share that rejected messages may keep when space is needed.
     #[must_use]
     pub fn with_rejected_room(mut self, room: RejectedRoom) -> Self {
         self.rejected = RejectedShare::new(room);
@@ -158,26 +167,26 @@ impl SqliteStore {
             tx.commit()?;
             Ok(result)
         })();
-        // Before the error is told to anybody: a failed sync makes the store unproven, and nothing is written to it then.
+        // Before anyone sees the error: a failed sync makes the store unproven, and nothing is written to it then.
         let found_no_room = result.as_ref().is_err_and(|fault: &Fault| fault.no_room(&self.path).is_some());
         let result = result.map_err(|fault| fault.at(&self.path));
-        // Also after a failure: what is kept for a full disk is needed then.
+        // Also after a failure: the reserved space is needed then.
         if self.watch.unproven().is_none() && !result.as_ref().is_err_and(StoreError::is_unproven) {
             self.ballast.tend(&connection, found_no_room);
         }
         result
     }
 
-    /// Keeps what is needed to deliver from a full disk: see [`Ballast`].
+    /// Maintains the disk space reserved for delivering from a full disk: see [`Ballast`].
     pub(super) fn tend_ballast(&self) {
         let connection = lock(&self.writer);
         if self.watch.unproven().is_none() && !guard::is_closed(&connection) {
             self.ballast.tend(&connection, false);
-            self.ballast.make();
+            self.ballast.create();
         }
     }
 
-    /// Does this work under the write lock after the lease has been verified, and commits it.
+    /// Does this work under the write lock after verifying the lease, and commits it.
     pub(super) fn write_as<T>(
         &self,
         lease: &Lease,
@@ -189,14 +198,14 @@ impl SqliteStore {
         })
     }
 
-    /// Writes the log back and cuts it, unless its frames have to be kept for a proof.
+    /// Checkpoints and truncates the log, unless its frames have to be kept for a proof.
     pub(super) fn truncate_log(&self, connection: &Connection) -> Result<(), StoreError> {
         self.watch.vet()?;
         space::truncate_log(connection).map_err(|error| Fault::from(error).at(&self.path))
     }
 
-    /// Says whether messages that were committed are in the file that stands at the path, and takes them back if not:
-    /// they are not acknowledged, and what a deleted file holds is stored again.
+    /// Checks that committed messages are in the file that the path leads to, and removes them if not: they are not
+    /// acknowledged, and messages in a deleted file are stored again.
     pub(super) fn verify_stored(&self, ids: &[MessageId]) -> Result<(), StoreError> {
         if FileId::at(&self.path) == Some(self.file) {
             return Ok(());
@@ -205,13 +214,13 @@ impl SqliteStore {
         if let Some(count) = Some(ids.len()).filter(|count| *count > 0)
             && let Err(error) = self.purge(&stored, count)
         {
-            warn!(target: "db_manager", "{count} messages that are not acknowledged stay in the old file: {error}");
+            warn!(target: "db_manager", "cannot remove {count} unacknowledged messages from the old file: {error}");
         }
         let reason = "its file was removed or replaced while it was open".into();
         Err(StoreError::Unusable { at: (&*self.path).into(), reason })
     }
 
-    /// Removes the bytes of uploads that can't come to their end any more, and of messages that are gone.
+    /// Removes the bytes of uploads that can no longer finish, and of deleted messages.
     pub(super) fn remove_unfinished(&self) -> Result<(), StoreError> {
         if !self.read(&self.reader, |connection, _| attachments::any_without_message(connection))? {
             return Ok(());
@@ -220,17 +229,17 @@ impl SqliteStore {
         self.remove_released()
     }
 
-    /// Removes the bytes of attachments that are nobody's any more, in steps between which others may write.
+    /// Removes the bytes of released attachments, in steps between which others may write.
     pub(super) fn remove_released(&self) -> Result<(), StoreError> {
         while self.write(|tx, _| attachments::remove_a_step(tx))? {}
         Ok(())
     }
 
-    /// Removes the bytes that a commit released. That commit has happened, so a failure of this is not its failure: the
-    /// next one who looks for such bytes removes them.
+    /// Removes the bytes that a commit released. That commit has succeeded, so a failure here is not its failure: the
+    /// next caller removes them.
     pub(super) fn remove_soon(&self, released: bool) {
         if released && let Err(error) = self.remove_released() {
-            warn!(target: "db_manager", "the bytes of deleted attachments stay for now: {error}");
+            warn!(target: "db_manager", "cannot remove the bytes of deleted attachments yet: {error}");
         }
     }
 
@@ -257,13 +266,13 @@ impl Drop for SqliteStore {
         for connection in [&mut self.writer, &mut self.quick_reader, &mut self.reader] {
             self.watch.before_close(connection.get_mut().unwrap_or_else(PoisonError::into_inner));
         }
-        // Only ever keeps a log that would be removed.
+        // This only ever keeps a log that would be removed.
         let connections = [&self.writer, &self.quick_reader, &self.reader].map(lock);
         self.ballast.before_closing(connections.iter().map(|connection| &**connection));
     }
 }
 
-/// A panic in another thread rolled its transaction back, so its connection is as good as before.
+/// A panic in another thread rolled its transaction back, so its connection is usable.
 pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -1,19 +1,19 @@
-//! Which waiting messages are stranded: they wait for a create that the server refused (see [`crate::store`]).
+//! Stranded messages: those that wait for a create that the server refused (see [`crate::store`]).
 //!
-//! A message is stranded when it touches an entity that an earlier refused message of its lane makes. One look-up per entity
-//! tells, in the index of creates; lanes without a refused create are spared even that. What conflicts with a stranded
-//! message waits behind it as behind any other that is left.
+//! A message is stranded if it touches an entity that an earlier refused message of its lane creates. One look-up per
+//! entity in the index of creates tells; lanes without a refused create skip even that. A message that conflicts with a
+//! stranded one waits behind it as behind any other that is left.
 //!
-//! # A million of them
+//! # A million stranded messages
 //!
-//! Stranded messages may wait for a person for weeks, and more come. A walk must neither read all of them again each time
-//! nor give up before it reaches what is free behind them. So the walk that finds the first waiting messages of a lane
-//! stranded remembers where they end ([`Memo`]), and the next one begins behind them. What a message behind that place
-//! has to wait for is then asked of the index instead of being collected in memory.
+//! Stranded messages may wait for a person for weeks, and more arrive. A walk must neither read all of them again each
+//! time nor give up before it reaches the free messages behind them. So a walk that finds the first waiting messages of
+//! a lane stranded remembers where they end ([`Memo`]), and the next one starts behind them. Everything that a message
+//! behind that position has to wait for is then looked up in the index instead of being collected in memory.
 //!
-//! That place stays right while nothing frees a message before it: the counter `unstranded` changes in every transaction
-//! that might, in whatever process. Nothing comes to wait before the place unseen: a message that is in flight keeps the
-//! place in front of it, and a new one goes to the end of the lane.
+//! That position stays valid while nothing before it becomes free: the counter `unstranded` changes in every
+//! transaction that might free a message, in any process. No message starts to wait before it unnoticed: one in flight
+//! keeps the remembered position in front of it, and a new one goes to the end of the lane.
 
 use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};
@@ -29,12 +29,12 @@ use crate::message::{Effect, Footprint, MessageId, MessageStatus, MessageType, T
 use crate::store::view::Stranded;
 use crate::store::work::LaneId;
 
-/// Stranded messages that one walk passes at the head of a lane before it lets others use the connection.
+/// How many stranded messages one walk skips at the head of a lane before it lets others use the connection.
 pub(super) const PASSED_MAX: usize = 50_000;
-/// Waiting messages of a lane that are looked at to count stranded ones behind the head.
+/// How many waiting messages of a lane are examined to count stranded ones behind the head.
 const COUNTED_MAX: usize = 10_000;
 
-/// A place in the order of delivery: position and id.
+/// A point in delivery order: position and id.
 type OrderKey = (i64, i64);
 
 /// Where the stranded messages at the head of each lane end.
@@ -44,29 +44,29 @@ pub(super) struct Memo(Mutex<HashMap<i64, StrandedHead>>);
 /// The stranded messages at the head of a lane.
 #[derive(Clone, Copy)]
 struct StrandedHead {
-    /// What the counter `unstranded` was.
+    /// The value of the counter `unstranded`.
     counter: i64,
     /// The last of them.
     through: OrderKey,
     /// The first of them.
     first: i64,
-    /// The refused create that it waits for.
+    /// The refused create that the first one waits for.
     create: i64,
 }
 
-/// What is refused in one lane, for one walk over its waiting messages.
+/// The refused creates of one lane, for one walk over its waiting messages.
 pub(super) struct Refused {
     lane: i64,
     /// Whether the lane has any refused create.
     any: bool,
     counter: i64,
     head: Option<StrandedHead>,
-    /// Of messages up to this id not all changes are indexed, so that they can't be asked about.
+    /// Not all changes of messages up to this id are indexed, so they cannot be looked up.
     unindexed_until: i64,
 }
 
 impl Refused {
-    /// Reads what is refused in this lane, from the snapshot of the walk.
+    /// Reads the refused creates of this lane from the snapshot of the walk.
     pub(super) fn of(connection: &Connection, lane: i64, memo: Option<&Memo>) -> Result<Self, Fault> {
         let mut refused = Self { lane, any: false, counter: 0, head: None, unindexed_until: 0 };
         let mut types = connection.prepare_cached(queries::REFUSED_TYPES)?;
@@ -84,7 +84,7 @@ impl Refused {
         Ok(refused)
     }
 
-    /// Returns where a walk begins: behind this place.
+    /// Returns the point after which a walk starts.
     pub(super) fn begin(&self) -> OrderKey {
         self.head.map_or((i64::MIN, i64::MIN), |head| head.through)
     }
@@ -94,7 +94,8 @@ impl Refused {
         (self.head.map(|head| head.first), self.head.map(|head| head.create))
     }
 
-    /// Returns the refused create that a message at this place has to wait for, be it behind one at the head of the lane.
+    /// Returns the refused create that a message at this point has to wait for, directly or behind a message at the
+    /// head of the lane.
     pub(super) fn strands(
         &self,
         connection: &Connection,
@@ -128,8 +129,8 @@ impl Refused {
         Ok(None)
     }
 
-    /// Adds a stranded message to the head of the lane: all that waits before it is stranded, and nothing before it is in
-    /// flight. Returns whether that can be remembered.
+    /// Adds a stranded message to the head of the lane: everything that waits before it is stranded, and nothing before
+    /// it is in flight. Returns whether that can be remembered.
     pub(super) fn pass(&mut self, place: OrderKey, create: i64) -> bool {
         if place.1 <= self.unindexed_until {
             return false;
@@ -155,9 +156,9 @@ impl Refused {
     }
 }
 
-/// Returns whether messages of this type may make entities that strand others.
+/// Returns whether messages of this type may create entities that strand others.
 fn may_create(message_type: MessageType) -> bool {
-    // Of the others too few are refused to be worth a list that could miss one.
+    // The others are refused too rarely to justify a list that could miss one.
     message_type != MessageType::OtlpTraces
 }
 
@@ -172,14 +173,14 @@ pub(super) fn is_stranded(connection: &Connection, lane: i64, touches: &[Touch])
     Ok(false)
 }
 
-/// Notes that a waiting message may have become free.
+/// Records that a waiting message may have become free.
 pub(super) fn note_unstranded(tx: &Transaction<'_>) -> Result<(), Fault> {
     tx.prepare_cached(queries::ADD_TO_COUNTER)?.execute(params!["unstranded", 1])?;
     Ok(())
 }
 
-/// Returns the held message of a lane that is to be tried next: the one that was refused longest ago, or the earliest held
-/// one that it has to follow.
+/// Returns the held message of a lane to retry next: the one refused longest ago, or the earliest held message
+/// that it has to follow.
 pub(super) fn to_retry(tx: &Transaction<'_>, lane: i64) -> Result<Option<i64>, Fault> {
     /// How many creates of one entity are followed back.
     const EARLIER_MAX: usize = 1000;
@@ -204,7 +205,7 @@ fn status_of(connection: &Connection, id: i64) -> Result<Option<MessageStatus>, 
     found.next()?.map(|row| rows::status(row, 0)).transpose()
 }
 
-/// Counts the stranded messages of every lane, as far as that is quick.
+/// Counts the stranded messages of every lane, as far as that is cheap.
 pub(super) fn count(connection: &Connection, sealer: &Sealer, memo: &Memo) -> Result<Vec<Stranded>, Fault> {
     let mut lanes = connection.prepare_cached(queries::LANES_WAITING)?;
     let lanes = lanes.query_map([], |row| row.get::<_, i64>(0))?.collect::<rusqlite::Result<Vec<_>>>()?;
@@ -226,7 +227,7 @@ pub(super) fn count(connection: &Connection, sealer: &Sealer, memo: &Memo) -> Re
         let (_, mut create) = refused.of_head();
         let mut waiting = connection.prepare_cached(queries::WAITING_BEHIND)?;
         let mut waiting = waiting.query(params![lane, begin.0, begin.1, COUNTED_MAX as i64])?;
-        // What is behind a stranded message waits with it.
+        // Messages behind a stranded one wait with it.
         let mut stranded = Footprint::default();
         while let Some(row) = waiting.next()? {
             let touches = rows::touches(row, 2)?;
@@ -239,13 +240,14 @@ pub(super) fn count(connection: &Connection, sealer: &Sealer, memo: &Memo) -> Re
         }
         let Some(create) = create else { continue };
         let Some(status) = status_of(connection, create)? else { continue };
-        let lane = lanes::for_people(connection, sealer, &mut names, lane)?;
+        let lane = lanes::without_secrets(connection, sealer, &mut names, lane)?;
         counted.push(Stranded { lane, messages, create: MessageId(create), status });
     }
     Ok(counted)
 }
 
-/// Returns the lanes whose held messages were all refused before then, or later than now: a clock was set back.
+/// Returns the lanes whose held messages were all refused before then, or later than now, because the clock was set
+/// back.
 pub(super) fn lanes_to_retry(tx: &Transaction<'_>, before_ms: i64, now_ms: i64) -> Result<Vec<LaneId>, Fault> {
     let mut lanes = tx.prepare_cached(queries::LANES_WITH_HELD)?;
     let lanes = lanes.query_map([], |row| row.get::<_, i64>(0))?.collect::<rusqlite::Result<Vec<_>>>()?;
@@ -259,7 +261,7 @@ pub(super) fn lanes_to_retry(tx: &Transaction<'_>, before_ms: i64, now_ms: i64) 
     Ok(due)
 }
 
-/// A panic elsewhere leaves no place half written.
+/// A panic elsewhere never leaves a half-written entry.
 fn lock(memo: &Memo) -> std::sync::MutexGuard<'_, HashMap<i64, StrandedHead>> {
     memo.0.lock().unwrap_or_else(PoisonError::into_inner)
 }

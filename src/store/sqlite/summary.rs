@@ -1,4 +1,4 @@
-//! What a transaction changes in the counts, gathered while it runs and written once at its end.
+//! The summary: changes of the counts, collected while a transaction runs and written once at its end.
 
 use std::collections::BTreeMap;
 
@@ -9,13 +9,13 @@ use super::queries;
 use super::rows;
 use crate::message::{MessageStatus, MessageType};
 
-/// What messages are counted by.
+/// A group that messages are counted in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct CountGroup {
     pub(super) lane: i64,
     pub(super) status: MessageStatus,
     pub(super) message_type: MessageType,
-    /// The status of the server's answer; 0 for none and for all that are not rejected.
+    /// The status of the server's answer; 0 for none and for all messages that are not rejected.
     pub(super) answer_status: u16,
 }
 
@@ -26,14 +26,14 @@ impl CountGroup {
     }
 }
 
-/// What is counted of a message.
+/// The counted sizes of a message.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Size {
     pub(super) items: i64,
     pub(super) body_bytes: i64,
 }
 
-/// Reads group and size from columns lane_id, status, message_type, answer_status, items, body_bytes.
+/// Reads group and size from the columns that [`columns!`](super::schema::columns) lists as `counted`.
 pub(super) fn counted(row: &Row<'_>) -> Result<(CountGroup, Size), Fault> {
     let status = rows::status(row, 1)?;
     let answer: Option<u16> = if status == MessageStatus::Rejected { row.get(3)? } else { None };
@@ -42,7 +42,7 @@ pub(super) fn counted(row: &Row<'_>) -> Result<(CountGroup, Size), Fault> {
     Ok((group, Size { items: row.get(4)?, body_bytes: row.get(5)? }))
 }
 
-/// CountChanges of the counts in one transaction.
+/// Changes of the counts in one transaction.
 #[derive(Debug, Default)]
 pub(super) struct CountChanges {
     groups: BTreeMap<CountGroup, (i64, Size)>,
@@ -70,7 +70,7 @@ impl CountChanges {
         self.highest_deleted = self.highest_deleted.max(id);
     }
 
-    /// Writes the changes; the last thing that a transaction does.
+    /// Writes the changes; the last statement of a transaction.
     pub(super) fn write(self, tx: &Transaction<'_>) -> Result<(), Fault> {
         let mut add = tx.prepare_cached(queries::ADD_TO_SUMMARY)?;
         for (group, (messages, size)) in self.groups {
@@ -98,7 +98,7 @@ impl CountChanges {
     }
 }
 
-/// Returns how many groups of the summary a recount of the messages does not confirm.
+/// Returns how many groups of the summary differ from a recount of the messages.
 pub(super) fn wrong_groups(connection: &Connection) -> Result<usize, Fault> {
     let mut counts: BTreeMap<CountGroup, (i64, Size)> = BTreeMap::new();
     let mut count = |group, messages, size: Size| {

@@ -1,4 +1,14 @@
-//! The flag of an unproven store.
+//! The flag of an unproven store: set after a failed write or sync, checked in every commit, cleared by a proof.
+//!
+//! [`super::proof`] explains what it means and how a store is proven again.
+//!
+//! # Invariants
+//!
+//! - Every error of the engine passes through [`judge`] before its caller sees it, so that no write follows a failed
+//!   sync.
+//! - This process remembers a failure before it creates the flag file: another thread must not write in between, and
+//!   the flag may be impossible to create.
+//! - The flag of another process is never overwritten and never followed through a link.
 
 use std::collections::BTreeMap;
 use std::fs::{self, OpenOptions};
@@ -18,21 +28,21 @@ use crate::store::clock::now_ms;
 use crate::store::error::StoreError;
 use crate::store::view::Unproven;
 
-/// What is added to the name of a store that is unproven.
+/// The suffix of the flag file's name.
 const SUFFIX: &str = "-unproven";
 
-/// Bytes of a reason that are read from a flag.
+/// How many bytes of a reason are read from a flag.
 const REASON_BYTES_MAX: usize = 500;
 
-/// Stores that this process found unproven.
+/// Stores that this process found unproven, by the path of their flag.
 static KNOWN: Mutex<BTreeMap<PathBuf, FlagSeen>> = Mutex::new(BTreeMap::new());
 
-/// Failed writes and syncs of this process.
+/// Failed writes and syncs in this process.
 static ERRORS: AtomicU64 = AtomicU64::new(0);
 
 pub(super) struct FlagSeen {
     what: Unproven,
-    /// Whether there is a flag file: another process that proves the store removes it.
+    /// Whether the flag file exists. If so, its removal means that another process has proven the store.
     has_flag: bool,
 }
 
@@ -41,29 +51,30 @@ pub(super) fn known() -> MutexGuard<'static, BTreeMap<PathBuf, FlagSeen>> {
 }
 
 /// Returns how many writes and syncs of stores failed in this process.
-pub(in crate::store) fn errors() -> u64 {
+pub(crate) fn errors() -> u64 {
     ERRORS.load(Ordering::Relaxed)
 }
 
-/// Returns the flag of the store at this path. It is beside the file itself, also when the path is a link to it.
+/// Returns the flag file of the store at this path. It is beside the file itself, even when the path is a link.
 pub(super) fn flag_of(path: &Path) -> PathBuf {
     let mut flag = fs::canonicalize(path).unwrap_or_else(|_| path.to_owned()).into_os_string();
     flag.push(SUFFIX);
     flag.into()
 }
 
-/// What a failed operation means for bytes that were written earlier.
+/// The effect of a failed operation on bytes that were written earlier.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Lost {
     Nothing,
-    /// Unless it is a quota that refused the write.
+    /// Lost, unless a quota refused the write.
     Perhaps(&'static str),
     Yes(&'static str),
 }
 
-/// Sorts an extended result code of SQLite.
+/// Classifies an extended result code of SQLite.
 ///
-/// `SQLITE_FULL` is a write that did not happen, reads change nothing, and nothing in a `-shm` file has to survive.
+/// `SQLITE_FULL` is a write that did not happen, reads change nothing, and nothing in a `-shm` file has to survive a
+/// crash.
 fn lost_by(extended_code: i32) -> Lost {
     match extended_code {
         ffi::SQLITE_IOERR_WRITE => Lost::Perhaps("a write failed"),
@@ -74,7 +85,7 @@ fn lost_by(extended_code: i32) -> Lost {
     }
 }
 
-/// Makes the store unproven if this error says that bytes may be lost, and returns the error for the caller then.
+/// Makes the store unproven if this error means that bytes may be lost, and if so returns the error for the caller.
 pub(super) fn judge(error: &rusqlite::Error, path: &Path) -> Option<StoreError> {
     let rusqlite::Error::SqliteFailure(code, _) = error else { return None };
     let (what, is_certain) = match lost_by(code.extended_code) {
@@ -82,21 +93,21 @@ pub(super) fn judge(error: &rusqlite::Error, path: &Path) -> Option<StoreError> 
         Lost::Perhaps(what) => (what, false),
         Lost::Yes(what) => (what, true),
     };
-    // What the system refuses never was on the disk, and nothing is lost; but SQLite does not tell it from a broken disk.
+    // A refused write never reached the disk, so nothing is lost; but SQLite reports it like a failing disk.
     let why = access_words(path).map_or(String::new(), |words| format!(": {words}"));
     let reason = format!("{what} (SQLite error {}){why}", code.extended_code);
     mark(path, &reason, is_certain).then(|| StoreError::Unproven { at: path.into(), reason })
 }
 
-/// Makes the store unproven, and returns whether it is. SQLite does not tell a quota from a broken disk; the flag's own
-/// bytes do.
+/// Marks the store as unproven, and returns whether it is. SQLite cannot tell an exhausted quota from a failing disk;
+/// writing the flag file can.
 pub(super) fn mark(path: &Path, reason: &str, is_certain: bool) -> bool {
     ERRORS.fetch_add(1, Ordering::Relaxed);
     let flag = flag_of(path);
     if found(&flag).is_some() {
         return true;
     }
-    // Remembered first: another thread must not write while the flag is made.
+    // Remembered first: another thread must not write while the flag is being created.
     let what = Unproven { since_ms: now_ms(), reason: reason.to_owned() };
     if known().insert(flag.clone(), FlagSeen { what, has_flag: false }).is_some() {
         return true;
@@ -105,7 +116,7 @@ pub(super) fn mark(path: &Path, reason: &str, is_certain: bool) -> bool {
     let is_quota = |error: &io::Error| error.raw_os_error() == Some(rustix::io::Errno::DQUOT.raw_os_error());
     if !is_certain && made.as_ref().err().is_some_and(is_quota) {
         known().remove(&flag);
-        // Nothing to say where it was not even made.
+        // It may not even have been created.
         let _ = fs::remove_file(&flag);
         return false;
     }
@@ -114,14 +125,14 @@ pub(super) fn mark(path: &Path, reason: &str, is_certain: bool) -> bool {
     }
     error!(
         target: "db_manager",
-        "the disk failed under the message store {}: {reason}; it is not used until its log was written anew and synced",
+        "the disk failed under the message store {}: {reason}; the store is not used until its log is rewritten and synced",
         path.display()
     );
     true
 }
 
 fn make_flag(flag: &Path, reason: &str) -> io::Result<()> {
-    // Never through a link, and never over the flag of another process.
+    // Never follows a link, and never overwrites the flag of another process.
     match OpenOptions::new().write(true).create_new(true).mode(0o600).open(flag) {
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
         Err(error) => Err(error),
@@ -129,20 +140,20 @@ fn make_flag(flag: &Path, reason: &str) -> io::Result<()> {
     }
 }
 
-/// Returns since when and why the store at this path is unproven.
-pub(in crate::store) fn unproven(path: &Path) -> Option<Unproven> {
+/// Returns since when and why the store at this path is unproven, or `None` if it is proven.
+pub(crate) fn unproven(path: &Path) -> Option<Unproven> {
     found(&flag_of(path))
 }
 
-/// Where to look whether an open store is unproven. One look is two look-ups, cheap enough for every commit.
+/// Checks whether an open store is unproven. One check is two look-ups, cheap enough for every commit.
 #[derive(Clone, Debug)]
-pub(super) struct Watch {
+pub(super) struct UnprovenWatch {
     path: PathBuf,
     flag: PathBuf,
 }
 
-impl Watch {
-    /// Watches the store at this path, which is there.
+impl UnprovenWatch {
+    /// Returns the watch of the store at this path, which must exist.
     pub(super) fn new(path: &Path) -> Self {
         Self { path: path.to_owned(), flag: flag_of(path) }
     }
@@ -155,7 +166,7 @@ impl Watch {
         found(&self.flag)
     }
 
-    /// Fails if the store is unproven.
+    /// Fails with [`StoreError::Unproven`] if the store is unproven.
     pub(super) fn vet(&self) -> Result<(), StoreError> {
         match self.unproven() {
             Some(Unproven { reason, .. }) => Err(StoreError::Unproven { at: (&*self.path).into(), reason }),
@@ -163,9 +174,9 @@ impl Watch {
         }
     }
 
-    /// Lets a connection that is about to be closed write the log back, unless the store is unproven.
+    /// Lets a connection checkpoint when it is closed, unless the store is unproven.
     pub(super) fn before_close(&self, connection: &Connection) {
-        // What can't be set stays as it was when the connection was opened: nothing is written.
+        // If this fails, the setting stays as at opening: closing writes nothing.
         let _ = connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, self.unproven().is_some());
     }
 }
@@ -174,7 +185,7 @@ fn found(flag: &Path) -> Option<Unproven> {
     let there = fs::symlink_metadata(flag).ok();
     let mut known = known();
     match (known.get(flag), there) {
-        // Another process has proven it.
+        // Another process has proven the store.
         (Some(FlagSeen { has_flag: true, .. }), None) => {
             known.remove(flag);
             None
@@ -189,7 +200,7 @@ fn found(flag: &Path) -> Option<Unproven> {
     }
 }
 
-/// Reads the reason from a flag of another process. It may be a text of anybody, so it can't control a terminal.
+/// Reads the reason from the flag of another process. Anyone may have written it, so control characters are removed.
 fn reason_in(flag: &Path) -> String {
     let mut bytes = [0; REASON_BYTES_MAX];
     let options = OpenOptions::new().read(true).custom_flags(libc_nonblock()).open(flag);
@@ -198,12 +209,12 @@ fn reason_in(flag: &Path) -> String {
     if text.is_empty() { "a write or a sync failed".into() } else { text }
 }
 
-/// A flag that is a pipe must not block.
+/// Opening a flag that is a pipe must not block.
 fn libc_nonblock() -> i32 {
     i32::try_from(rustix::fs::OFlags::NONBLOCK.bits()).unwrap_or_default()
 }
 
-/// Notes that the store at this path is proven.
+/// Clears the flag: the store at this path is proven.
 pub(super) fn clear(path: &Path) -> io::Result<()> {
     let flag = flag_of(path);
     match fs::remove_file(&flag) {

@@ -1,13 +1,13 @@
-//! Bringing the schema of an older version up to date, alone.
+//! Migrating the schema of an older version, with exclusive access.
 //!
-//! A released older version that has the file open does not look at the schema again: it would go on with tables that
-//! mean something else by now, and take whole messages for damaged. So the schema is raised only while no other process
-//! has the file open. In WAL mode every connection holds a shared lock for as long as it is open, so an exclusive lock
-//! tells, also about processes of another container, and keeps others out until the new schema is committed. An older
-//! version that comes later refuses the newer schema by itself.
+//! A released older version that has the file open does not check the schema again: it would continue with tables that
+//! now mean something else, and report intact messages as damaged. So the schema is migrated only while no other
+//! process has the file open. In WAL mode every connection holds a shared lock while it is open, so an exclusive lock
+//! proves that, across containers as well, and keeps others out until the new schema is committed. An older version
+//! that starts later refuses the newer schema.
 //!
-//! Processes of this version exclude each other by the folder's lock first; none of them keeps a file of an older schema
-//! open.
+//! Processes of this version exclude each other with the folder's lock first; none of them keeps a file of an older
+//! schema open.
 
 use std::path::Path;
 use std::time::Duration;
@@ -20,22 +20,22 @@ use super::connect::{connect_with_room, immutable};
 use super::fault::Fault;
 use super::folder_lock::FolderLock;
 use super::seal::{self, KeyRing};
-use super::{people, schema};
-use crate::store::OpenMode;
+use super::{browse, schema};
 use crate::store::error::StoreError;
+use crate::store::limits::OpenMode;
 
-/// How often the lock is tried, and how long between: a command that only looks is waited for, an agent is not.
+/// How often taking the lock is retried, and how long apart: a command that only reads is waited for, an agent is not.
 const TRIES: usize = 5;
 const PAUSE: Duration = Duration::from_millis(40);
 
-/// Returns whether the file has a schema that has to be brought up to date. What is locked is not written to.
+/// Returns whether the schema of the file has to be migrated. A store whose keys are missing is not written to.
 pub(super) fn is_outdated(path: &Path, mode: OpenMode, keys: &KeyRing) -> Result<bool, Fault> {
-    // Without its log, the file is as new as this or newer.
+    // With its log, the file can only be newer.
     let at_least = immutable(path).and_then(|connection| schema::version(&connection));
     if at_least.is_ok_and(|version| version >= schema::known_version()) {
         return Ok(false);
     }
-    let connection = connect_to_look(path)?;
+    let connection = connect_read_only(path)?;
     let application_id: i32 = connection.pragma_query_value(None, "application_id", |row| row.get(0))?;
     let is_outdated = application_id == schema::APPLICATION_ID
         && (1..schema::known_version()).contains(&schema::version(&connection)?);
@@ -45,11 +45,11 @@ pub(super) fn is_outdated(path: &Path, mode: OpenMode, keys: &KeyRing) -> Result
     Ok(is_outdated)
 }
 
-/// Brings the schema up to date, unless another process has the file open.
+/// Migrates the schema, unless another process has the file open.
 ///
 /// # Errors
 ///
-/// [`StoreError::OlderInUse`] when one has.
+/// [`StoreError::OlderInUse`] if one has.
 pub(super) fn upgrade(path: &Path) -> Result<(), StoreError> {
     let _alone = FolderLock::exclusive(path)?;
     for attempt in 0..TRIES {
@@ -65,18 +65,18 @@ pub(super) fn upgrade(path: &Path) -> Result<(), StoreError> {
     Err(StoreError::OlderInUse { at: path.into(), found, known: schema::known_version(), pids })
 }
 
-/// Says what a full disk keeps from being done: nothing is delivered meanwhile.
+/// Describes what a full disk prevents: nothing is delivered meanwhile.
 fn without_room(error: StoreError) -> StoreError {
     match error {
         StoreError::Full { at, reason, .. } => {
-            let reason = format!("its schema can't be brought up to date: {reason}; nothing is lost");
+            let reason = format!("its schema cannot be migrated: {reason}; nothing is lost");
             StoreError::Unusable { at, reason }
         }
         error => error,
     }
 }
 
-/// Migrates under an exclusive lock on the file, which is held from the first look on until the connection is closed.
+/// Migrates under an exclusive lock on the file, from the first read until the connection is closed.
 fn migrate_alone(path: &Path) -> rusqlite::Result<()> {
     let mut connection = connect_with_room(path)?;
     connection.busy_timeout(Duration::ZERO)?;
@@ -84,27 +84,27 @@ fn migrate_alone(path: &Path) -> rusqlite::Result<()> {
     schema::migrate(&mut connection)
 }
 
-/// Returns the schema version, and the agents that announced themselves and run.
+/// Returns the schema version, and the running agents that announced themselves.
 fn users(path: &Path) -> rusqlite::Result<(i64, Vec<u32>)> {
-    let connection = connect_to_look(path)?;
-    let agents = people::agents(&connection).unwrap_or_default();
+    let connection = connect_read_only(path)?;
+    let agents = browse::agents(&connection).unwrap_or_default();
     let pids = agents.into_iter().map(|agent| agent.pid).filter(|pid| *pid != std::process::id() && is_running(*pid));
     Ok((schema::version(&connection)?, pids.collect()))
 }
 
 /// Returns the schema version of a file that failed while it was open, if it can be read.
 pub(super) fn version_of(path: &Path) -> rusqlite::Result<i64> {
-    schema::version(&connect_to_look(path)?)
+    schema::version(&connect_read_only(path)?)
 }
 
 fn is_running(pid: u32) -> bool {
     let Some(pid) = i32::try_from(pid).ok().and_then(Pid::from_raw) else { return false };
-    // One of another user may not be signalled.
+    // A process of another user cannot be signalled.
     !matches!(test_kill_process(pid), Err(rustix::io::Errno::SRCH))
 }
 
-/// Opens a connection that writes nothing, also when it is closed.
-fn connect_to_look(path: &Path) -> rusqlite::Result<Connection> {
+/// Opens a connection that writes nothing, not even when it is closed.
+fn connect_read_only(path: &Path) -> rusqlite::Result<Connection> {
     let connection = connect_with_room(path)?;
     connection.pragma_update(None, "query_only", true)?;
     connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true)?;

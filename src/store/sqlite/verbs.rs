@@ -13,13 +13,14 @@ use super::seal::Sealer;
 use super::settle::Settlement;
 use super::store::{SqliteStore, lock};
 use super::{
-    ahead, attachments, claim, connect, counters, erasure, guard, header_sets, hold, lease, people, queue_ahead,
+    ahead, attachments, browse, claim, connect, counters, erasure, guard, header_sets, hold, lease, queue_ahead,
     reassign, register, salvaged, schema, settle, space, standing, stranded, view,
 };
 use crate::message::{Attachment, EntityKey, Lane, Message, MessageId, MessageType, Server, Sha256, Touch};
 use crate::store::clock::now_ms;
 use crate::store::error::StoreError;
 use crate::store::full_state::USUAL_BYTES;
+use crate::store::limits::{Limits, WhenFull};
 use crate::store::room;
 use crate::store::traits::{Attachments, Browse, Intake, Maintain, Replay};
 use crate::store::view::{
@@ -29,9 +30,8 @@ use crate::store::view::{
 use crate::store::work::{
     Ahead, AttachmentId, Claim, ClaimLimits, Hold, LaneId, LaneWork, Lease, Outcome, Owner, SalvagedRow,
 };
-use crate::store::{Limits, WhenFull};
 
-/// How long emptying the log waits for those who read it.
+/// How long truncating the log waits for readers.
 const LOG_ERASURE_TIMEOUT: Duration = Duration::from_millis(100);
 
 impl Intake for SqliteStore {
@@ -39,7 +39,7 @@ impl Intake for SqliteStore {
         if messages.is_empty() {
             return Ok(Vec::new());
         }
-        // Takes time, so it is done before the write lock is.
+        // Takes time, so it is done before taking the write lock.
         let bodies: Vec<_> = messages.iter().map(|message| self.packer.pack(&message.request.body)).collect();
         let needed = messages.iter().zip(&bodies).map(|(message, body)| space::bytes_needed(message, body)).sum();
         let ids = self.write_with_room(needed, |tx, sealer| register::register(tx, sealer, messages, &bodies))?;
@@ -48,7 +48,7 @@ impl Intake for SqliteStore {
     }
 
     fn ahead(&self, lane: &Lane, touches: &[Touch]) -> Result<Ahead, StoreError> {
-        // That is all while nothing waits. Only when something does, it is looked at more closely, in a snapshot of its own.
+        // That is all while nothing waits. Only if something does, a snapshot of its own is examined more closely.
         let quick = || {
             let reader = lock(&self.quick_reader);
             guard::look(&reader, &self.path, |reader| queue_ahead::waiting(reader, &self.known_sealer(), lane))
@@ -57,7 +57,7 @@ impl Intake for SqliteStore {
             Some(queue_ahead::InLane { messages, refused }) if messages + refused == 0 || touches.is_empty() => {
                 Ok(Ahead { messages, ..Ahead::default() })
             }
-            // Also when the key was changed: what a lane is looked up by is another one then.
+            // Also after a key rotation: a lane is looked up by another value then.
             Some(_) | None => self
                 .read(&self.quick_reader, |connection, sealer| queue_ahead::ahead(connection, sealer, lane, touches)),
         }
@@ -244,8 +244,8 @@ impl Replay for SqliteStore {
                 self.remove_soon(released);
                 Ok(())
             }
-            // What a full disk has room for is noted in smaller steps. In order: after a crash between them the later
-            // ones are sent again, never an older one alone.
+            // A full disk has space for smaller commits. In order: after a crash in between, later messages are sent
+            // again, never an older one alone.
             Err(StoreError::Full { .. }) if outcomes.len() > 1 => {
                 let (first, second) = outcomes.split_at(outcomes.len() / 2);
                 self.settle(lease, first)?;
@@ -260,7 +260,7 @@ impl Replay for SqliteStore {
     }
 
     fn release_held(&self, lease: &Lease, lane: LaneId) -> Result<u64, StoreError> {
-        /// As many as others wait for gladly.
+        /// A commit of this many is short.
         const STEP: usize = 2000;
         let mut released = 0;
         loop {
@@ -279,15 +279,15 @@ impl Browse for SqliteStore {
     }
 
     fn backlog(&self, filter: &Filter) -> Result<Backlog, StoreError> {
-        self.read(&self.reader, |connection, _| people::backlog(connection, filter))
+        self.read(&self.reader, |connection, _| browse::backlog(connection, filter))
     }
 
     fn list(&self, filter: &Filter, page: &Page) -> Result<Vec<Listed>, StoreError> {
-        self.read(&self.reader, |connection, sealer| people::list(connection, sealer, filter, page))
+        self.read(&self.reader, |connection, sealer| browse::list(connection, sealer, filter, page))
     }
 
     fn get(&self, id: MessageId) -> Result<Option<StoredMessage>, StoreError> {
-        self.read(&self.reader, |connection, sealer| people::get(connection, sealer, id))
+        self.read(&self.reader, |connection, sealer| browse::get(connection, sealer, id))
     }
 
     fn lane_list(&self, now_ms: i64) -> Result<Vec<LaneListed>, StoreError> {
@@ -318,8 +318,8 @@ impl Browse for SqliteStore {
                 capacity_bytes: Some(room::capacity(space.file_bytes, space.disk_free_bytes, &self.limits)),
                 schema_version: schema::version(connection)?,
                 lease: lease::holder(connection)?,
-                agents: people::agents(connection)?,
-                last_replay: people::last_replay(connection)?,
+                agents: browse::agents(connection)?,
+                last_replay: browse::last_replay(connection)?,
                 held: hold::held(connection, sealer, now_ms)?,
                 adoptions: reassign::adoptions(connection)?,
                 dropped: counters::counter(connection, "dropped")?,
@@ -334,7 +334,7 @@ impl Browse for SqliteStore {
                     WhenFull::DropOldest => u64::MAX,
                 },
                 full_record: counters::full_record(connection)?,
-                recoveries: people::recoveries(connection)?,
+                recoveries: browse::recoveries(connection)?,
                 encryption: sealer.encryption(),
                 unproven: self.watch.unproven(),
             })
@@ -342,9 +342,9 @@ impl Browse for SqliteStore {
     }
 
     fn check(&self) -> Result<Vec<String>, StoreError> {
-        // It takes long, so it has a connection of its own.
+        // It takes long, so it has its own connection.
         let reader = Mutex::new(connect::open_reader(&self.path, self.is_alone)?);
-        match self.read(&reader, people::check) {
+        match self.read(&reader, browse::check) {
             Err(StoreError::Damaged { reason, .. }) => Ok(vec![reason]),
             result => result,
         }
@@ -374,7 +374,7 @@ impl Maintain for SqliteStore {
     }
 
     fn expire(&self, accepted_before_ms: i64, limit: usize) -> Result<u64, StoreError> {
-        // Looked for outside the write lock: most of the time there is nothing.
+        // Searched outside the write lock: usually there is nothing.
         let old = self.read(&self.reader, |connection, _| space::expired(connection, accepted_before_ms, limit))?;
         if old.is_empty() {
             return Ok(0);
@@ -405,14 +405,14 @@ impl Maintain for SqliteStore {
             return Ok(true);
         }
         if !self.ballast.may_cut_log() {
-            // They are in blocks that nobody else gets, until there is room to do without them.
+            // They are in blocks that no other program gets, until there is space to do without them.
             return Ok(false);
         }
         let connection = lock(&self.writer);
         let emptied = || -> Result<bool, Fault> {
             guard::refuse_newer(&connection, &self.path)?;
             self.watch.vet()?;
-            // Whoever reads for long must not keep writers waiting for this.
+            // A long read must not block writers through this.
             connection.busy_timeout(LOG_ERASURE_TIMEOUT)?;
             let emptied = erasure::empty_log(&connection);
             connection.busy_timeout(BUSY_TIMEOUT)?;
@@ -425,7 +425,7 @@ impl Maintain for SqliteStore {
 
     fn compact(&self) -> Result<u64, StoreError> {
         self.remove_unfinished()?;
-        self.write(|tx, _| header_sets::forget_header_sets(tx))?;
+        self.write(|tx, _| header_sets::sweep_header_sets(tx))?;
         self.erase_credentials()?;
         let shrink = || -> Result<bool, Fault> {
             let connection = lock(&self.writer);
@@ -450,7 +450,7 @@ impl Maintain for SqliteStore {
     }
 
     fn announce(&self, agent: Option<&AgentRecord>) -> Result<(), StoreError> {
-        self.write(|tx, _| people::announce(tx, agent))?;
+        self.write(|tx, _| browse::announce(tx, agent))?;
         if agent.is_some() {
             self.remove_unfinished()?;
         }
@@ -458,7 +458,7 @@ impl Maintain for SqliteStore {
     }
 
     fn note_replay(&self, record: &ReplayRecord) -> Result<(), StoreError> {
-        self.write(|tx, _| people::note_replay(tx, record))
+        self.write(|tx, _| browse::note_replay(tx, record))
     }
 
     fn has_to_be_reopened(&self) -> bool {

@@ -1,10 +1,10 @@
-//! What can be seen of a backlog without a key and without writing.
+//! Reading a backlog without a key and without writing.
 //!
-//! Ids, lanes and statuses are readable in every store ([`super::seal`]). They tell whether a live write may conflict with
-//! what is stored, also while the store itself can't be used: its key is missing or wrong, its disk takes no write, or an
-//! older version still uses it. A credential is not readable, so every lane of the server is looked at.
+//! Ids, lanes and statuses are readable in every store ([`super::seal`]). They tell whether a live write may conflict
+//! with stored messages, even while the store itself cannot be used: its key is missing or wrong, its disk accepts no
+//! write, or an older version still uses it. Credentials are not readable, so every lane of the server is examined.
 //!
-//! A look reads one snapshot, as of now: other processes may store meanwhile. What can't be read is
+//! Each view reads one current snapshot: other processes may store messages meanwhile. A backlog that cannot be read is
 //! [`BacklogSeen::Unknown`], never empty.
 
 use std::fs;
@@ -20,27 +20,28 @@ use super::fault::Fault;
 use super::store::lock;
 use super::{ballast, proof, queries, quick_check, recovery, schema, unproven};
 use crate::message::{Effect, Server, Touch};
+use crate::store::limits::OpenMode;
 use crate::store::os::FileId;
+use crate::store::place;
 use crate::store::view::BacklogSeen;
 use crate::store::work::Ahead;
-use crate::store::{OpenMode, place};
 
-/// A look may run on a thread that serves clients, so it waits for nobody for long.
+/// A view may run on a thread that serves clients, so it never waits long.
 const BUSY_TIMEOUT: Duration = Duration::from_millis(200);
-/// After a look that saw nothing, which may have waited for others several times, so long nobody looks again: looks come one
-/// after the other, and each holds up a thread that serves clients.
-const LOOK_AGAIN_AFTER: Duration = Duration::from_secs(1);
-/// Before this schema version not all changes are indexed, nor is it known of which messages.
+/// How long after a failed view, which may have waited several times, the next one is tried: views run one after the
+/// other, and each blocks a thread that serves clients.
+const RETRY_AFTER: Duration = Duration::from_secs(1);
+/// Before this schema version not all changes are indexed, and it is unknown of which messages.
 const VERSION_MIN: i64 = 2;
 
-/// Sees the backlog of the store at a path that can't be opened.
+/// Reads the backlog of a store that cannot be opened.
 #[derive(Default)]
-pub(in crate::store) struct BacklogView(Mutex<View>);
+pub(crate) struct BacklogView(Mutex<View>);
 
 #[derive(Default)]
 struct View {
     reader: Option<ViewReader>,
-    /// The file that was looked through for damage: that takes time, and is done once.
+    /// The file that was checked for corruption: that takes time, and is done once.
     sound: Option<FileId>,
     /// When this file could not be opened last.
     in_vain: Option<(Option<FileId>, Instant)>,
@@ -49,13 +50,13 @@ struct View {
 struct ViewReader {
     connection: Connection,
     file: FileId,
-    /// Whether nobody else can use the store while it is open.
+    /// Whether no other process can use the store while this is open.
     is_alone: bool,
 }
 
 impl BacklogView {
-    /// Returns what can be seen of what is stored at this path for the server.
-    pub(in crate::store) fn look(&self, path: &Path, server: &Server, touches: &[Touch]) -> BacklogSeen {
+    /// Returns what can be read of the backlog of this server at this path.
+    pub(crate) fn look(&self, path: &Path, server: &Server, touches: &[Touch]) -> BacklogSeen {
         let mut view = lock(&self.0);
         let View { reader, sound, in_vain } = &mut *view;
         let file = FileId::at(path);
@@ -63,7 +64,7 @@ impl BacklogView {
             *reader = None;
         }
         if reader.is_none() {
-            if in_vain.is_some_and(|(of, at)| of == file && at.elapsed() < LOOK_AGAIN_AFTER) {
+            if in_vain.is_some_and(|(of, at)| of == file && at.elapsed() < RETRY_AFTER) {
                 return BacklogSeen::Unknown;
             }
             match open(path, file, sound) {
@@ -78,36 +79,36 @@ impl BacklogView {
         let is_alone = *is_alone;
         let (seen, is_current) = look(connection, server, touches).unwrap_or((BacklogSeen::Unknown, false));
         if !is_current || is_alone || unproven::unproven(path).is_some() {
-            // An open connection would keep others from bringing an older schema up to date, or from proving the store.
+            // An open connection would keep other processes from migrating or proving the store.
             *reader = None;
         }
         seen
     }
 
-    /// Closes the file until the next look.
-    pub(in crate::store) fn release(&self) {
+    /// Closes the file until the next view.
+    pub(crate) fn release(&self) {
         lock(&self.0).reader = None;
     }
 
-    /// Closes the file, and forgets it.
-    pub(in crate::store) fn close(&self) {
+    /// Closes the file, and drops what was cached about it.
+    pub(crate) fn close(&self) {
         *lock(&self.0) = View::default();
     }
 }
 
 fn open(path: &Path, file: Option<FileId>, sound: &mut Option<FileId>) -> Result<ViewReader, BacklogSeen> {
     let is_away = |error: &io::Error| matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory);
-    // It would drop the locks of what is opened here.
-    let _no_proof = proof::none_runs().ok_or(BacklogSeen::Unknown)?;
+    // A proof would drop the locks of the connection that is opened here.
+    let _no_proof = proof::no_proof_runs().ok_or(BacklogSeen::Unknown)?;
     if recovery::pending(path).is_some() {
         return Err(BacklogSeen::Unknown);
     }
-    // A log whose file is gone or empty still holds messages.
+    // A log whose database is missing or empty still holds messages.
     let without_file = |seen| if recovery::has_log_alone(path) { BacklogSeen::Unknown } else { seen };
     match fs::metadata(path) {
         Err(error) if is_away(&error) => return Err(without_file(BacklogSeen::NeverWas)),
         Err(_) => return Err(BacklogSeen::Unknown),
-        // No store was ever in a folder's place; another kind of file is never opened.
+        // No store was ever in place of a folder; another kind of file is never opened.
         Ok(found) if found.is_dir() => return Err(BacklogSeen::NeverWas),
         Ok(found) if !found.is_file() => return Err(BacklogSeen::Unknown),
         Ok(found) if found.len() == 0 => return Err(without_file(BacklogSeen::Empty)),
@@ -117,27 +118,27 @@ fn open(path: &Path, file: Option<FileId>, sound: &mut Option<FileId>) -> Result
         return Err(BacklogSeen::Unknown);
     }
     let file = file.ok_or(BacklogSeen::Unknown)?;
-    // A disk that takes no byte has no room for the memory that processes share: one of them does without it. Where others
-    // have it open, that memory is there.
+    // A full disk has no space for shared memory: a single process can work without it. If others have the store open,
+    // that memory exists.
     let is_full = ballast::is_full(path);
     let ways = [
         (OpenFlags::SQLITE_OPEN_READ_WRITE, is_full),
         (OpenFlags::SQLITE_OPEN_READ_WRITE, !is_full),
-        // A disk that was mounted anew as read-only.
+        // A disk that was remounted read-only.
         (OpenFlags::SQLITE_OPEN_READ_ONLY, false),
     ];
     let opened =
         ways.into_iter().find_map(|(access, is_alone)| Some((connect(path, access, is_alone).ok()?, is_alone)));
     let (connection, is_alone) = opened.ok_or(BacklogSeen::Unknown)?;
     if *sound != Some(file) {
-        // Pages that are damaged may read as empty.
-        quick_check::look_through(&connection, path).map_err(|_| BacklogSeen::Unknown)?;
+        // Damaged pages may read as empty.
+        quick_check::quick_check_if_small(&connection, path).map_err(|_| BacklogSeen::Unknown)?;
         *sound = Some(file);
     }
     Ok(ViewReader { connection, file, is_alone })
 }
 
-/// Opens the file. The caller keeps proofs away ([`proof::none_runs`]) until it has its lock.
+/// Opens the file. The caller keeps proofs out ([`proof::no_proof_runs`]) until it has its lock.
 fn connect(path: &Path, access: OpenFlags, is_alone: bool) -> rusqlite::Result<Connection> {
     let connection = Connection::open_with_flags(path, access | OpenFlags::SQLITE_OPEN_NO_MUTEX)?;
     connection.busy_timeout(BUSY_TIMEOUT)?;
@@ -145,14 +146,14 @@ fn connect(path: &Path, access: OpenFlags, is_alone: bool) -> rusqlite::Result<C
         connection.pragma_update(None, "locking_mode", "EXCLUSIVE")?;
     }
     connection.pragma_update(None, "query_only", true)?;
-    // Closing it must not write the log back.
+    // Closing it must not checkpoint.
     connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true)?;
     // Opens the file.
     schema::version(&connection)?;
     Ok(connection)
 }
 
-/// Returns what can be seen, and whether the schema is of this version.
+/// Returns what the snapshot shows, and whether the schema is of this version.
 fn look(connection: &mut Connection, server: &Server, touches: &[Touch]) -> Result<(BacklogSeen, bool), Fault> {
     let tx = connection.transaction_with_behavior(TransactionBehavior::Deferred)?;
     let application_id: i32 = tx.pragma_query_value(None, "application_id", |row| row.get(0))?;
@@ -165,8 +166,8 @@ fn look(connection: &mut Connection, server: &Server, touches: &[Touch]) -> Resu
     Ok((seen, version == schema::known_version()))
 }
 
-/// Returns what a snapshot of this schema version says. Entities of a write with more than [`Ahead::TOUCHES_MAX`] are not
-/// looked up, and nor are references, which are in no index: both then conflict with whatever waits.
+/// Returns what a snapshot of this schema version shows. Entities of a write with more than [`Ahead::TOUCHES_MAX`] are
+/// not looked up, nor are references, which are in no index: both conflict with anything that waits.
 pub(super) fn seen(
     connection: &Connection,
     version: i64,

@@ -1,4 +1,4 @@
-//! How the streaming client connects: names, proxies, TLS.
+//! Connection setup of the streaming client: DNS, proxies, TLS.
 
 use std::future::Future;
 use std::io;
@@ -22,19 +22,19 @@ use tokio_rustls::client::TlsStream;
 use tower_service::Service;
 
 use super::super::fault::ConnectFault;
-use super::super::handshake::{Handshake, Step, needs_address, usable};
-use super::super::route::{Leads, Proxy, ProxyKind, Target};
+use super::super::fault::words;
+use super::super::handshake::{Handshake, HandshakeStep, needs_address, usable};
+use super::super::route::{PeerAddress, Proxy, ProxyKind, ProxyMode};
 use super::super::tls::{self, TlsSource};
-use super::super::words;
 use super::{BoxError, innermost};
 
 type Pending<T> = Pin<Box<dyn Future<Output = Result<T, BoxError>> + Send>>;
-/// A connection in the clear, or TLS on top of it.
+/// A plain connection, or TLS over one.
 type Plain = MaybeHttpsStream<TokioIo<TcpStream>>;
 
-/// Returns what opens connections.
-pub(super) fn tcp_connector(connect_timeout: Duration) -> HttpConnector<Names> {
-    let mut connector = HttpConnector::new_with_resolver(Names(GaiResolver::new()));
+/// Returns the connector of plain TCP connections.
+pub(super) fn tcp_connector(connect_timeout: Duration) -> HttpConnector<SystemResolver> {
+    let mut connector = HttpConnector::new_with_resolver(SystemResolver(GaiResolver::new()));
     connector.enforce_http(false);
     connector.set_nodelay(true);
     connector.set_connect_timeout(Some(connect_timeout));
@@ -42,11 +42,11 @@ pub(super) fn tcp_connector(connect_timeout: Duration) -> HttpConnector<Names> {
     connector
 }
 
-/// Asks the system for the addresses of names, and says which name has none.
+/// The system's resolver, with errors that name the host.
 #[derive(Clone, Debug)]
-pub(super) struct Names(GaiResolver);
+pub(super) struct SystemResolver(GaiResolver);
 
-impl Service<Name> for Names {
+impl Service<Name> for SystemResolver {
     type Response = GaiAddrs;
     type Error = ConnectFault;
     type Future = Pin<Box<dyn Future<Output = Result<GaiAddrs, ConnectFault>> + Send>>;
@@ -62,14 +62,14 @@ impl Service<Name> for Names {
     }
 }
 
-/// Connects to servers directly.
+/// Connects to servers without a proxy.
 #[derive(Clone, Debug)]
-pub(super) struct Dialer {
-    pub http: HttpConnector<Names>,
+pub(super) struct DirectConnector {
+    pub http: HttpConnector<SystemResolver>,
     pub tls: Arc<TlsSource>,
 }
 
-impl Service<Uri> for Dialer {
+impl Service<Uri> for DirectConnector {
     type Response = Plain;
     type Error = BoxError;
     type Future = Pending<Plain>;
@@ -92,7 +92,7 @@ impl Service<Uri> for Dialer {
     }
 }
 
-/// Puts TLS on a connection.
+/// Adds TLS to a connection.
 async fn encrypted<T>(stream: T, host: &str, tls: &TlsSource) -> Result<TokioIo<TlsStream<TokioIo<T>>>, BoxError>
 where
     T: Read + Write + Unpin,
@@ -106,16 +106,16 @@ where
 
 /// Connects to a server through a proxy.
 #[derive(Clone, Debug)]
-pub(super) struct ProxyDialer {
-    pub dialer: Dialer,
+pub(super) struct ProxyConnector {
+    pub dialer: DirectConnector,
     pub proxy: Arc<Proxy>,
-    pub leads: Leads,
-    pub target: Target,
-    /// For all of it together.
+    pub leads: ProxyMode,
+    pub target: PeerAddress,
+    /// Timeout for all steps together.
     pub timeout: Duration,
 }
 
-impl Service<Uri> for ProxyDialer {
+impl Service<Uri> for ProxyConnector {
     type Response = ProxyStream;
     type Error = BoxError;
     type Future = Pending<ProxyStream>;
@@ -135,10 +135,10 @@ impl Service<Uri> for ProxyDialer {
     }
 }
 
-impl ProxyDialer {
+impl ProxyConnector {
     async fn connect(mut self) -> Result<ProxyStream, BoxError> {
         let mut stream = self.reach_proxy().await.map_err(|error| at_the_proxy(&*error))?;
-        if self.leads == Leads::ByAbsoluteForm {
+        if self.leads == ProxyMode::ByAbsoluteForm {
             return Ok(ProxyStream::ToProxy(stream));
         }
         let address = match needs_address(&self.proxy, &self.target) {
@@ -173,39 +173,39 @@ impl ProxyDialer {
     }
 }
 
-/// Asks a proxy for a tunnel.
+/// Opens a tunnel through a proxy.
 async fn tunnel(stream: &mut Plain, mut handshake: Handshake) -> Result<(), BoxError> {
     let mut stream = TokioIo::new(stream);
     let mut piece = [0; 4096];
     loop {
         match handshake.step()? {
-            Step::Send(bytes) => stream.write_all(&bytes).await.map_err(|error| at_the_proxy(&error))?,
-            Step::Read => match stream.read(&mut piece).await.map_err(|error| at_the_proxy(&error))? {
+            HandshakeStep::Send(bytes) => stream.write_all(&bytes).await.map_err(|error| at_the_proxy(&error))?,
+            HandshakeStep::Read => match stream.read(&mut piece).await.map_err(|error| at_the_proxy(&error))? {
                 0 => return Err(ConnectFault::at_the_proxy("it closes the connection without an answer").into()),
                 read => handshake.feed(&piece[..read]),
             },
-            Step::Done => return Ok(()),
+            HandshakeStep::Done => return Ok(()),
         }
     }
 }
 
-/// Says that what failed was the way to the proxy, not to the server.
+/// Marks an error as one of the connection to the proxy.
 fn at_the_proxy(error: &(dyn std::error::Error + 'static)) -> ConnectFault {
     let known = ConnectFault::find(error).map(ToString::to_string).or_else(|| tls::reason(error));
     ConnectFault::at_the_proxy(&known.unwrap_or_else(|| words(&innermost(error))))
 }
 
-/// A connection that leads through a proxy.
+/// A connection through a proxy.
 pub(super) enum ProxyStream {
-    /// To a proxy that gets the requests themselves.
+    /// To a proxy that takes requests in absolute form.
     ToProxy(Plain),
-    /// Through a proxy, in the clear.
+    /// A plain tunnel.
     Tunnel(Plain),
-    /// Through a proxy, with TLS to the server.
+    /// A tunnel with TLS to the server.
     Encrypted(Box<TokioIo<TlsStream<TokioIo<Plain>>>>),
 }
 
-/// Does the same with every kind of connection.
+/// Delegates to the connection of any variant.
 macro_rules! each {
     ($stream:expr, $inner:ident => $done:expr) => {
         match $stream {
@@ -249,7 +249,7 @@ impl Write for ProxyStream {
 
 impl Connection for ProxyStream {
     fn connected(&self) -> Connected {
-        // A connection through which requests go to a proxy makes hyper send them in absolute form.
+        // Marking the connection as a proxy's makes hyper send requests in absolute form.
         Connected::new().proxy(matches!(self, Self::ToProxy(_)))
     }
 }

@@ -44,7 +44,7 @@ pub fn bodies(input: &[u8]) {
                     assert_eq!(decoded.as_deref(), Ok(&expected[..]), "a gzip body is read as something else");
                 }
                 Ok(_) => assert!(decoded.is_err(), "a bomb is held whole"),
-                Err(_) => assert!(decoded.is_err(), "a damaged gzip body is taken for {decoded:?}"),
+                Err(_) => assert!(decoded.is_err(), "a damaged gzip body is decoded as {decoded:?}"),
             }
         }
     }
@@ -56,9 +56,9 @@ pub fn bodies(input: &[u8]) {
     for (encoded, encoding) in [(gzip, Encoding::Gzip), (zlib, Encoding::Deflate)] {
         let bytes_max = input.len() as u64;
         let decoded = Body::new(encoded.clone(), encoding).decode(bytes_max);
-        assert_eq!(decoded.as_deref(), Ok(input), "what was encoded comes back as something else");
+        assert_eq!(decoded.as_deref(), Ok(input), "encoded data is decoded as something else");
         let short = Body::new(encoded[..encoded.len() - 1].to_vec(), encoding).decode(bytes_max);
-        assert!(short.is_err(), "a body whose last byte is missing is taken for whole");
+        assert!(short.is_err(), "a body whose last byte is missing is accepted as complete");
     }
 }
 
@@ -73,13 +73,13 @@ pub fn inspection(input: &[u8]) {
     if is_read {
         assert_eq!(found.is_ok(), json_fault(&body).is_ok(), "it is JSON, and it is none");
     }
-    // What may be read of a body must not depend on its being sound.
+    // The readable part of a body must not depend on its being sound.
     let _ = readback::facts(write.message_type, &request.method, &request.path, &body);
     if let Some(other) = fallback(write.message_type, &request, 404, CONTENT_BYTES_MAX) {
         assert_eq!(json_fault(&other.body.bytes), Ok(()), "assertion results become a body that no server reads");
         let count = |path, content: &[u8]| match classify("PUT", path) {
             Route::Protected(write) => items_of(content, item_list(write.message_type).expect("a batch")).len(),
-            _ => panic!("{path} is no write"),
+            _ => panic!("{path} is not a write"),
         };
         let (before, after) = (count(&request.path, &body), count(&other.path, &other.body.bytes));
         assert_eq!(before, after, "assertion results get lost");
@@ -109,17 +109,17 @@ fn json(content: &[u8]) {
         assert!(fault.at <= content.len(), "the fault is behind the text");
     }
     let Ok(text) = std::str::from_utf8(content) else {
-        assert!(found.is_err(), "what is no UTF-8 is no JSON");
+        assert!(found.is_err(), "a text that is not UTF-8 is not JSON");
         return;
     };
     let strict = serde_json::from_str::<IgnoredAny>(text).is_ok();
     if strict {
-        assert_eq!(found, Ok(()), "what every server reads is refused");
+        assert_eq!(found, Ok(()), "JSON that every server reads is refused");
     }
     let tokens = tokens(text.strip_prefix('\u{feff}').unwrap_or(text));
     let has_extension = text.starts_with('\u{feff}') || words(&tokens).contains(['N', 'I']);
     if found.is_ok() && !has_extension {
-        assert!(strict, "what no server reads is taken");
+        assert!(strict, "JSON that no server reads is accepted");
     }
     assert_eq!(compact(text).is_some(), strict, "only JSON is exported");
     if let Some(compact) = compact(text) {
@@ -169,11 +169,11 @@ pub fn otlp(input: &[u8]) {
     }
     for format in [Format::Protobuf, Format::Json] {
         let Ok(whole) = Traces::read(format, input) else {
-            assert!(span_count(format, input).is_err(), "what can't be read is counted");
+            assert!(span_count(format, input).is_err(), "an unreadable item is counted");
             continue;
         };
         if format == Format::Json {
-            assert_eq!(json_fault(input), Ok(()), "what is no JSON is taken");
+            assert_eq!(json_fault(input), Ok(()), "a text that is not JSON is accepted");
         } else {
             assert!(to_json(input).is_some(), "a request that is kept can't be shown");
         }
@@ -212,7 +212,7 @@ pub fn sdk_rows(input: &[u8]) {
             assert_eq!(sdk_type(&name), Some(write.message_type), "a row becomes another write");
             assert_eq!(json_fault(&write.body), Ok(()), "a row becomes a body that no server reads");
             let Route::Protected(route) = classify(write.method, &write.path) else {
-                panic!("{} {} is no write that is kept", write.method, write.path)
+                panic!("{} {} is not a protected write", write.method, write.path)
             };
             assert_eq!(
                 (route.message_type, &route.path_id),

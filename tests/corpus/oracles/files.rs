@@ -1,8 +1,8 @@
 //! Damaged files: of the Python SDK, and our own, old and new.
 //!
-//! An input is no file but what happens to one, so that it stays small: a byte that chooses the file, and steps of eight
-//! bytes each. It is the damage that counts, and a fuzzer finds places in a file of 200 KB better with four bytes than by
-//! chance.
+//! An input is not a file but a series of changes to one, so that it stays small: a byte that chooses the file, and
+//! steps of eight bytes each. It is the damage that counts, and a fuzzer finds places in a file of 200 KB better with
+//! four bytes than by chance.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -18,7 +18,7 @@ const LIMITS: Limits = Limits { size_max: 1 << 30, disk_reserve: 0, when_full: W
 const PAGE_BYTES: usize = 4096;
 const STEPS_MAX: usize = 32;
 
-/// A database and what lies beside it.
+/// A database and the files beside it.
 type Files = Vec<(&'static str, Vec<u8>)>;
 
 fn fixture(name: &str) -> Vec<u8> {
@@ -66,7 +66,7 @@ fn damaged(input: &[u8], whole: &[Files]) -> Option<(usize, Files)> {
     Some((chosen, files))
 }
 
-/// What happens to a file of the Python SDK, or to the journal that a killed process left beside it.
+/// Changes to a file of the Python SDK, or to the journal that a killed process left beside it.
 pub fn sdk_files(input: &[u8]) {
     static WHOLE: OnceLock<Vec<Files>> = OnceLock::new();
     let whole = WHOLE.get_or_init(|| {
@@ -97,7 +97,7 @@ pub fn sdk_files(input: &[u8]) {
     }
 }
 
-/// What happens to a store of ours: of the first release, which is migrated, and of this one.
+/// Changes to a store of ours: of the first release, which is migrated, and of this one.
 pub fn own_files(input: &[u8]) {
     static WHOLE: OnceLock<Vec<Files>> = OnceLock::new();
     let whole = WHOLE.get_or_init(|| {

@@ -1,4 +1,4 @@
-//! What must hold for whatever strangers send: one function for each fuzz target.
+//! Properties that must hold for every input from strangers: one function for each fuzz target.
 //!
 //! An oracle takes any bytes and panics when a promise is broken. The fuzzers of `fuzz/` and the plain tests of
 //! `tests/corpus/main.rs` share these functions, so every input that was ever worth keeping is tried by `cargo test`.
@@ -38,14 +38,14 @@ pub const TARGETS: [Target; 11] = [
     ("settings", settings),
 ];
 
-/// Says what is wrong with a text that should be one JSON value.
+/// Returns the error of a text that should be one JSON value.
 fn json_fault(content: &[u8]) -> Result<(), NotJson> {
     let mut scanner = Scanner::new(content)?;
     scanner.skip_value()?;
     scanner.end()
 }
 
-/// Reads `METHOD path body`; `None` when it is no protected write.
+/// Reads `METHOD path body`; `None` if it is not a protected write.
 fn protected(input: &[u8]) -> Option<(Protected, Request)> {
     let mut parts = input.splitn(3, |byte| *byte == b' ');
     let method = std::str::from_utf8(parts.next()?).ok()?;

@@ -71,7 +71,7 @@ fn request(method: &str, path: &str) {
         Route::PassThrough => {
             let exact = fitting.iter().filter(|row| !row.path.contains('{'));
             let is_kept = exact.clone().any(|row| row.class != Class::NeedsAnswer);
-            assert!(!is_kept, "a write that is to be kept is passed through: {method} {below}");
+            assert!(!is_kept, "a protected write is passed through: {method} {below}");
             assert!(exact.count() > 0 || fitting.iter().all(|row| row.class == Class::NeedsAnswer));
         }
         Route::Upload(step) => assert!(fitting.iter().any(|row| row.class == Class::Upload(*step))),
@@ -88,7 +88,7 @@ fn request(method: &str, path: &str) {
     assert_eq!(classify(method, &format!("{below}/")), route, "a slash at the end changes what a request is");
 }
 
-/// Says whether a path fits a pattern, in the plainest way.
+/// Returns whether a path matches a pattern, in the simplest way.
 fn fits(pattern: &str, path: &str) -> bool {
     let (wanted, found): (Vec<_>, Vec<_>) = (pattern.split('/').collect(), path.split('/').collect());
     let fit = |(wanted, found): (&&str, &&str)| wanted == found || wanted.starts_with('{') && !found.is_empty();

@@ -1,4 +1,4 @@
-//! What users write: the SDKs' INI file, durations, sizes, addresses, keys.
+//! User input: the SDKs' INI file, durations, sizes, addresses, keys.
 
 use opik_offline::config::ServerUrl;
 use opik_offline::config::ini::read_section;
@@ -11,7 +11,7 @@ pub fn settings(input: &[u8]) {
     match read_section(text, "opik") {
         Ok(keys) => {
             let lowered = text.to_lowercase();
-            // The oracle itself looks through the whole text for each.
+            // The oracle itself scans the whole text for each.
             for (key, value) in keys.iter().take(64) {
                 assert!(!key.is_empty() && key.trim() == key, "a key has space around it: {key:?}");
                 assert!(lowered.contains(key.as_str()), "a key is invented: {key:?}");
@@ -40,7 +40,7 @@ pub fn settings(input: &[u8]) {
 fn server_url(url: &ServerUrl) {
     let text = url.to_string();
     assert_eq!(text.parse().as_ref(), Ok(url), "an address changes when printed: {text}");
-    assert!(url.port() != 0 && !url.host().is_empty() && !url.path().ends_with('/'), "{text} is no address");
+    assert!(url.port() != 0 && !url.host().is_empty() && !url.path().ends_with('/'), "{text} is not an address");
     assert!(url.path().is_empty() || url.path().starts_with('/'), "a path is appended to the host: {text}");
     assert!(!text.contains(['?', '#', ' ']), "a request's path can't be appended to {text}");
     assert!(!text[..text.len() - url.path().len()].contains('@'), "a password is in {text}");

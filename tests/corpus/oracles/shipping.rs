@@ -1,9 +1,9 @@
-//! What is sent instead of what was stored: messages put together and batches cut apart.
+//! Requests that replace stored messages: messages joined and batches cut apart.
 
 use std::ops::Range;
 
-use opik_offline::delivery::coalesce::{Shipment, plan};
-use opik_offline::delivery::split::{Divisible, Division, DivisionEnd};
+use opik_offline::delivery::batching::coalesce::{Shipment, plan};
+use opik_offline::delivery::batching::split::{Divisible, Division, DivisionEnd};
 use opik_offline::message::{Claimed, MessageId, MessageType, Touch, conflict};
 use opik_offline::protocol::inspection::{Inspection, ItemList, inspect, item_list};
 use opik_offline::protocol::json::{Kind, Scanner};
@@ -53,10 +53,10 @@ fn message(line: &[u8]) -> Option<Claimed> {
     })
 }
 
-/// Says what a request carries, piece by piece, until every message stands alone.
+/// Returns the contents of a request, piece by piece, until every message is alone.
 fn shipment(shipment: Shipment) {
     let request = shipment.request();
-    let content = request.body.decode(u64::MAX / 2).expect("what we encode can be decoded");
+    let content = request.body.decode(u64::MAX / 2).expect("our own encoding can be decoded");
     if let Some(only) = shipment.only() {
         assert_eq!(request, only.request, "a message that is sent alone is not as it was stored");
         return;
@@ -65,7 +65,7 @@ fn shipment(shipment: Shipment) {
     let is_folded =
         messages.iter().any(|m| matches!(m.message_type, MessageType::UpdateTrace | MessageType::UpdateSpan));
     let Route::Protected(write) = classify(&request.method, &request.path) else {
-        panic!("{} is no write", request.path)
+        panic!("{} is not a write", request.path)
     };
     let found = inspect(&write, &content).expect("a request that we make can be read");
     let creates: Vec<&Claimed> = if is_folded { vec![&messages[0]] } else { messages.iter().collect() };
@@ -94,7 +94,7 @@ fn shipment(shipment: Shipment) {
     parts.into_iter().for_each(self::shipment);
 }
 
-/// Returns the items of a batch as they stand there.
+/// Returns the items of a batch as written.
 pub fn items_of(content: &[u8], list: ItemList) -> Vec<Vec<u8>> {
     let mut items = Vec::new();
     let mut scanner = Scanner::new(content).expect("it was read before");
@@ -117,7 +117,7 @@ pub fn items_of(content: &[u8], list: ItemList) -> Vec<Vec<u8>> {
     items
 }
 
-/// `METHOD path body`, of which the last byte says which items are bad; it may belong to the body, too.
+/// `METHOD path body`, whose last byte selects the bad items; it may belong to the body, too.
 pub fn division(input: &[u8]) {
     let Some((write, request)) = protected(input) else { return };
     let Some(divisible) = Divisible::of(write.message_type, &request) else { return };
@@ -150,7 +150,7 @@ pub fn division(input: &[u8]) {
     divide(len, input.last().copied().unwrap_or_default());
 }
 
-/// Divides a batch of so many items for a server that takes some of them.
+/// Divides a batch of this many items for a server that accepts some of them.
 fn divide(len: usize, seed: u8) {
     let is_bad = |item: usize| seed >> (item % 7) & 1 == 1;
     let falters = seed & 0x80 != 0;
@@ -159,7 +159,7 @@ fn divide(len: usize, seed: u8) {
     let mut requests = 0;
     while let Some(items) = division.next() {
         requests += 1;
-        assert!(requests <= 4 * len + 4, "a division of {len} items does not come to an end");
+        assert!(requests <= 4 * len + 4, "a division of {len} items does not terminate");
         if !items.clone().any(is_bad) {
             division.passed(items.clone());
             passed.push(items);
@@ -173,7 +173,7 @@ fn divide(len: usize, seed: u8) {
     match division.end() {
         DivisionEnd::AllPassed => {}
         DivisionEnd::AllRefused | DivisionEnd::NothingDecided => {
-            assert!(passed.is_empty(), "what was delivered is sent again");
+            assert!(passed.is_empty(), "a delivered item is sent again");
             return;
         }
         DivisionEnd::Parts(parts) => seen.extend(parts.into_iter().map(|(items, _)| items)),

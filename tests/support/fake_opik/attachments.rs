@@ -1,7 +1,8 @@
 //! Attachments on the fake server: its own storage, or an object store with presigned URLs on the same port.
 //!
-//! Bytes are not kept, only their digests. What the real ones would refuse is a violation: a key or a workspace at the
-//! object store, a part without a length, parts that are not what was announced, an ETag that is not the one given.
+//! Bytes are not kept, only their digests. Anything that the real ones would refuse is a violation: a key or a
+//! workspace at the object store, a part without a length, parts that are not what was announced, an ETag that is not
+//! the one given.
 
 use std::collections::BTreeMap;
 
@@ -57,7 +58,7 @@ struct Multipart {
     after_entity: bool,
 }
 
-/// What is long about a presigned URL: real ones have several hundred bytes.
+/// The long part of a presigned URL: real ones have several hundred bytes.
 fn signature() -> String {
     format!("X-Amz-Signature={}&x=%2F", "5ec2e7".repeat(120))
 }

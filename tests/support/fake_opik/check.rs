@@ -1,7 +1,8 @@
-//! What the server would check in a request, and what the request writes.
+//! The server's checks of a request, and the writes that it contains.
 //!
-//! [`writes`] turns a request to one of the message endpoints, or to one of the other writes whose state is kept, into the [`Write`]s it asks for, one per entity, or
-//! says why the server refuses it. Facts come from the protocol dossier, sections a and f; unknown fields are
+//! [`writes`] turns a request to one of the message endpoints, or to one of the other writes whose state is kept, into
+//! the [`Write`]s it asks for, one per entity, or returns why the server refuses it. Facts come from the protocol
+//! dossier, sections a and f; unknown fields are
 //! ignored as the server ignores them, and a null field means "not given".
 
 use std::fmt;
@@ -57,7 +58,7 @@ impl fmt::Display for Key {
     }
 }
 
-/// What happens to one entity.
+/// A change of one entity.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Change {
     /// A create on its own: leaves a full record alone.
@@ -322,7 +323,7 @@ fn update(kind: Kind, id: &str, item: &Value) -> Result<Write, String> {
     Ok(Write { key: Key { kind, id: uuid7(id)? }, change: Change::Update(fields), id_invented: false })
 }
 
-/// What creates and updates of traces and spans have in common.
+/// The common part of creates and updates of traces and spans.
 fn entity_fields(kind: Kind, fields: &Fields) -> Result<(), String> {
     project(fields)?;
     time(fields, "end_time")?;
@@ -411,7 +412,7 @@ fn own_id(fields: &Fields) -> Result<(String, bool), String> {
 }
 
 fn uuid7(text: &str) -> Result<String, String> {
-    let id = Uuid::parse_str(text).map_err(|_| format!("{text:?} is no UUID"))?;
+    let id = Uuid::parse_str(text).map_err(|_| format!("{text:?} is not a UUID"))?;
     if id.get_version_num() != 7 {
         return Err(format!("{text} must be a version 7 UUID"));
     }

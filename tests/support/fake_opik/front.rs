@@ -1,4 +1,4 @@
-//! What Opik's nginx makes of a path before its server sees it: decoded once, `.` and `..` resolved, slashes merged, and
+//! The path that Opik's nginx passes to its server: decoded once, `.` and `..` resolved, slashes merged, and
 //! encoded again where it has to be.
 
 /// Returns the path as the server gets it, or `None` for one that nginx refuses.

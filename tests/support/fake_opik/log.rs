@@ -24,11 +24,11 @@ pub struct Received {
     pub headers: Vec<(String, String)>,
     /// The bytes as sent, maybe compressed.
     pub body: Bytes,
-    /// The body, decompressed and read leniently; `None` when it is no JSON.
+    /// The body, decompressed and read leniently; `None` if it is not JSON.
     pub json: Option<Arc<Value>>,
     pub workspace: String,
     pub authorization: Option<String>,
-    /// What it writes; empty for reads and for what was refused.
+    /// Its writes; empty for reads and for refused requests.
     pub writes: Vec<Write>,
     /// `None` when no answer was sent.
     pub answered_status: Option<u16>,

@@ -37,7 +37,7 @@ pub use log::{EarlyUpdate, Overlap, Received};
 pub use routes::decompressed;
 pub use script::{Answer, Then, When};
 
-/// What the server knows, by workspace.
+/// The server's data, by workspace.
 pub type State = BTreeMap<String, BTreeMap<Key, Entity>>;
 
 pub struct FakeOpik {
@@ -70,7 +70,7 @@ struct Shared {
     conflicts: Vec<String>,
     early_updates: Vec<EarlyUpdate>,
     stream_allowance: Option<usize>,
-    /// Entities that so many more reads don't show.
+    /// Entities that the next `n` reads don't show.
     hidden: HashMap<String, usize>,
     attachments: attachments::Attachments,
     id_window: Option<id_window::IdWindow>,
@@ -192,13 +192,12 @@ impl FakeOpik {
         self.add_fault(when, then, None)
     }
 
-    /// Puts a fault into the script for so many requests.
+    /// Adds a fault for `n` requests to the script.
     pub fn script_times(&self, times: usize, when: When, then: Then) -> Scripted<'_> {
         self.add_fault(when, then, Some(times))
     }
 
-    /// Says what the server does with a request whatever else goes wrong: before every fault, and after the script was
-    /// cleared, too.
+    /// Sets the server's reaction to a request in any case: before every fault, and after the script was cleared, too.
     pub fn always(&self, when: When, then: Then) -> Scripted<'_> {
         let scripted = self.add_fault(when, then, None);
         self.lock().fault(scripted.id).always = true;
@@ -214,7 +213,7 @@ impl FakeOpik {
         Scripted { server: self, id }
     }
 
-    /// Never answers anything any more, the ping included, until the fault is cleared.
+    /// Answers nothing, not even pings, until the fault is cleared.
     pub fn hang_all(&self) -> Scripted<'_> {
         self.script(When::any(), Then::Hang)
     }
@@ -248,7 +247,7 @@ impl FakeOpik {
         self.show_after(usize::MAX, ids);
     }
 
-    /// Shows entities only after so many reads of each that did not.
+    /// Shows entities only after `n` reads of each that did not.
     pub fn show_after<S: Into<String>>(&self, reads: usize, ids: impl IntoIterator<Item = S>) {
         self.lock().hidden.extend(ids.into_iter().map(|id| (id.into(), reads)));
     }
@@ -375,7 +374,7 @@ impl FakeOpik {
         self.lock().otlp.traces_of(workspace)
     }
 
-    /// Says where files are kept from now on.
+    /// Sets where files are kept from now on.
     pub fn keep_files_in(&self, place: FilesIn) {
         self.lock().attachments.files_in = place;
     }

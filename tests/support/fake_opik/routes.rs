@@ -43,7 +43,7 @@ const RECORDED: &[&str] = &[
     "/v1/private/*/feedback-scores/delete",
 ];
 
-/// What a request turned out to be.
+/// The kind of a request.
 pub enum Reading {
     Write(Endpoint),
     Refused { status: u16, message: String },
@@ -253,7 +253,7 @@ impl Shared {
         }
     }
 
-    /// Says whether an entity is hidden from this read, and uses one of the reads for which it is.
+    /// Returns whether an entity is hidden from this read, and uses up one of the reads for which it is.
     fn is_hidden(&mut self, id: &str) -> bool {
         self.hidden.get_mut(id).is_some_and(|reads| {
             let hidden = *reads > 0;

@@ -86,12 +86,12 @@ impl When {
         self.and(move |request| request.workspace.starts_with(&prefix))
     }
 
-    /// Matches bodies of more than so many bytes on the wire.
+    /// Matches bodies of more than this many bytes on the wire.
     pub fn larger_than(self, bytes: usize) -> Self {
         self.and(move |request| request.body.len() > bytes)
     }
 
-    /// Matches what comes beyond so many requests in a second, as a limited workspace does.
+    /// Matches requests beyond this many per second, like a rate-limited workspace.
     pub fn beyond_rate(self, per_second: usize) -> Self {
         let window = Mutex::new((Instant::now(), 0));
         self.and(move |_| {
@@ -130,7 +130,7 @@ pub(super) fn glob_matches(glob: &str, text: &str) -> bool {
     }
 }
 
-/// What happens to a request that matches.
+/// The reaction to a request that matches.
 #[derive(Clone, Debug)]
 pub enum Then {
     /// Answered so, and not processed.
@@ -150,7 +150,7 @@ pub enum Then {
     Reset,
     /// These bytes come instead of HTTP, and the connection is closed; nothing is processed.
     Garbage(&'static [u8]),
-    /// OTLP only: so many of its traces are made, then the server fails with 500; no span is stored.
+    /// OTLP only: this many of its traces are created, then the server fails with 500; no span is stored.
     ///
     /// The spans themselves are one insert, so the real server stores all of them or none.
     Halfway { traces: usize },
@@ -169,12 +169,12 @@ impl Then {
         Self::Answer(Answer::error(status, "scripted by the test"))
     }
 
-    /// Adds routes that the server does not have by itself.
+    /// Adds routes that the server does not have by default.
     pub fn respond(answer: impl Fn(&Received, &State) -> Option<Answer> + Send + Sync + 'static) -> Self {
         Self::Respond(Respond(Arc::new(answer)))
     }
 
-    /// What comes from a port on which something else listens.
+    /// Bytes from a port on which another program listens.
     pub fn garbage() -> Self {
         Self::Garbage(b"SSH-2.0-OpenSSH_9.6\r\n\0\x01\xfe no HTTP here\r\n")
     }
@@ -210,7 +210,7 @@ impl Answer {
         Self::json(status, &serde_json::json!({ "code": status, "message": message }))
     }
 
-    /// What something else says in the server's place.
+    /// The answer of another program in the server's place.
     pub fn raw(status: u16, content_type: &str, body: &str) -> Self {
         let answer = Self { body: body.as_bytes().to_vec(), ..Self::empty(status) };
         if content_type.is_empty() { answer } else { answer.with("Content-Type", content_type) }

@@ -13,7 +13,7 @@ use super::script::{Answer, Then};
 use super::wire::{self, Head};
 use super::{Fault, Inner, Shared};
 
-/// How often a waiting request looks whether its client is still there.
+/// How often a waiting request checks that its client is still connected.
 const LOOK_INTERVAL: Duration = Duration::from_millis(20);
 /// The pause between two chunks of a streamed answer.
 const CHUNK_PAUSE: Duration = Duration::from_millis(5);

@@ -1,7 +1,8 @@
-//! What the server knows about one entity, and how each write changes it.
+//! The server's state of one entity, and how each write changes it.
 //!
 //! The rules are those of the protocol dossier, section f: records are rows with a time, the newest row wins, and an
-//! update of an entity that isn't there makes a *partial* row, which a later batch create with an older time can't cover.
+//! update of an entity that isn't there makes a *partial* row, which a later batch create with an older time can't
+//! cover.
 
 use std::collections::BTreeMap;
 

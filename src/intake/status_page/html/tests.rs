@@ -1,11 +1,11 @@
-//! The page in every weather. `tests/page/check` has the same pages written to a folder and looks at them in a browser.
+//! The page in every state. `tests/page/check` writes the same pages to a folder and inspects them in a browser.
 
 use std::path::Path;
 
 use super::*;
 use crate::delivery::eta::{Situation, eta};
-use crate::intake::status::{
-    AgentStatus, GroupStatus, HeldStatus, RecoveryStatus, RejectedStatus, ServerStatus, StoreStatus,
+use crate::overview::{
+    AgentOverview, GroupOverview, HeldOverview, RecoveryOverview, RejectedOverview, ServerOverview, StoreOverview,
 };
 use crate::telemetry::history::{Rates, Sample};
 
@@ -13,7 +13,7 @@ use crate::telemetry::history::{Rates, Sample};
 const NOW_MS: i64 = 1_795_378_028_000;
 const HOSTILE: &str = "<script>alert('x')</script>&\"";
 
-fn calm() -> Status {
+fn calm() -> Overview {
     let sample = |seconds_ago: i64| Sample {
         at_ms: NOW_MS - seconds_ago * 1000,
         uptime_ms: (90_000 - seconds_ago).unsigned_abs() * 1000,
@@ -21,28 +21,28 @@ fn calm() -> Status {
         waiting: Some(0),
         ..Sample::default()
     };
-    Status {
+    Overview {
         schema_version: 1,
         at_ms: NOW_MS,
-        agent: AgentStatus {
+        agent: AgentOverview {
             pid: 2144,
-            version: "0.1.0",
+            version: "0.1.0".into(),
             listen: "127.0.0.1:6745".into(),
             uptime_seconds: 90_000,
             files_problem: None,
         },
-        server: ServerStatus {
+        server: ServerOverview {
             url: "https://opik.example/api".into(),
             connection: "available",
-            since_ms: NOW_MS - 90_000_000,
+            since_ms: Some(NOW_MS - 90_000_000),
             reason: None,
         },
-        store: StoreStatus {
+        store: StoreOverview {
             usable: true,
             file_bytes: 209_715,
             size_max_bytes: Some(10 << 30),
             disk_free_bytes: Some(33 << 30),
-            ..StoreStatus::default()
+            ..StoreOverview::default()
         },
         rates: Some(Rates {
             window_seconds: 60.0,
@@ -60,23 +60,23 @@ fn calm() -> Status {
     }
 }
 
-fn group(status: &'static str, message_type: &'static str, workspace: &str, messages: u64) -> GroupStatus {
+fn group(status: &'static str, message_type: &'static str, workspace: &str, messages: u64) -> GroupOverview {
     let workspace = workspace.to_owned();
-    GroupStatus { status, message_type, workspace, messages, items: messages * 3, body_bytes: messages * 1721 }
+    GroupOverview { status, message_type, workspace, messages, items: messages * 3, body_bytes: messages * 1721 }
 }
 
-fn lane(number: u64, held: Option<i64>) -> LaneStatus {
-    LaneStatus {
+fn lane(number: u64, held: Option<i64>) -> LaneOverview {
+    LaneOverview {
         workspace: format!("team-{number}"),
         key: Some("abcd***".into()),
         waiting: 1200 / (number + 1),
         held: held
-            .map(|until_ms| HeldStatus { until_ms, reason: "the server answered 429 and asks to wait 5m".into() }),
+            .map(|until_ms| HeldOverview { until_ms, reason: "the server answered 429 and asks to wait 5m".into() }),
     }
 }
 
 /// An outage of eight minutes, and one of the night before.
-fn outage() -> Status {
+fn outage() -> Overview {
     let mut status = calm();
     for sample in &mut status.history {
         let seconds = (sample.at_ms - (NOW_MS - 480_000)) / 1000;
@@ -96,13 +96,13 @@ fn outage() -> Status {
         (sample.available, sample.waiting) = (Some(false), Some(minute * 2400 + 1200));
     });
     let waiting = 19_204;
-    status.server = ServerStatus {
+    status.server = ServerOverview {
         connection: "unavailable",
-        since_ms: NOW_MS - 480_000,
+        since_ms: Some(NOW_MS - 480_000),
         reason: Some("cannot connect to https://opik.example/api: connection refused".into()),
         ..status.server
     };
-    status.store = StoreStatus {
+    status.store = StoreOverview {
         waiting,
         items: 57_612,
         body_bytes: 33_049_084,
@@ -115,8 +115,8 @@ fn outage() -> Status {
             group("rejected", "CreateTraceMessage", "team", 3),
         ],
         rejected_by_answer: vec![
-            RejectedStatus { status: Some(400), messages: 2 },
-            RejectedStatus { status: None, messages: 1 },
+            RejectedOverview { status: Some(400), messages: 2 },
+            RejectedOverview { status: None, messages: 1 },
         ],
         file_bytes: 48_000_000,
         ..status.store
@@ -142,15 +142,16 @@ fn outage() -> Status {
     status
 }
 
-fn replay(by: &str, seconds: i64, delivered: u64) -> ReplayStatus {
+fn replay(by: &str, seconds: i64, delivered: u64) -> ReplayOverview {
     let ended_at_ms = NOW_MS - 38_000_000;
     let started_at_ms = ended_at_ms - seconds * 1000;
-    ReplayStatus { by: by.into(), started_at_ms, ended_at_ms, delivered, rejected: 3, remaining: 0 }
+    ReplayOverview { by: by.into(), started_at_ms, ended_at_ms, delivered, rejected: 3, remaining: 0 }
 }
 
-fn draining() -> Status {
+fn draining() -> Overview {
     let mut status = outage();
-    status.server = ServerStatus { connection: "available", since_ms: NOW_MS - 12_000, reason: None, ..status.server };
+    status.server =
+        ServerOverview { connection: "available", since_ms: Some(NOW_MS - 12_000), reason: None, ..status.server };
     if let Some(last) = status.history.last_mut() {
         (last.available, last.waiting) = (Some(true), Some(11_000));
     }
@@ -168,17 +169,17 @@ fn draining() -> Status {
     status
 }
 
-fn just_started() -> Status {
+fn just_started() -> Overview {
     let mut status = calm();
     status.agent.uptime_seconds = 1;
-    status.server = ServerStatus { connection: "unknown", since_ms: NOW_MS - 1000, ..status.server };
+    status.server = ServerOverview { connection: "unknown", since_ms: Some(NOW_MS - 1000), ..status.server };
     status.rates = None;
     status.history.clear();
     status.day.clear();
     status
 }
 
-fn thirty_lanes() -> Status {
+fn thirty_lanes() -> Overview {
     let mut status = draining();
     status.lanes = (0..30).map(|n| lane(n, (n % 3 == 1).then_some(NOW_MS + n as i64 * 7000))).collect();
     status.lanes[4].workspace = "w".repeat(300);
@@ -188,7 +189,7 @@ fn thirty_lanes() -> Status {
     status
 }
 
-fn hostile() -> Status {
+fn hostile() -> Overview {
     let mut status = outage();
     status.server.url = HOSTILE.into();
     status.server.reason = Some(HOSTILE.into());
@@ -204,46 +205,47 @@ fn hostile() -> Status {
     status
 }
 
-/// What was lost: the page says it as long as somebody may have to know.
-fn losses() -> Status {
+/// Losses: the page shows them for as long as the store records them.
+fn losses() -> Overview {
     let mut status = draining();
     status.store.dropped_messages = 12;
     status.store.expired_messages = 1;
-    status.store.recoveries = vec![RecoveryStatus {
+    status.store.recoveries = vec![RecoveryOverview {
         at_ms: NOW_MS - 3_600_000,
         reason: HOSTILE.into(),
         recovered_messages: 19_204,
         lost_messages: 2,
+        set_aside: "/store.db.damaged".into(),
     }];
     status
 }
 
 #[test]
-fn what_was_lost_is_told() {
+fn losses_are_shown() {
     let page = document(&losses());
-    for told in [
+    for shown in [
         "<dt>Dropped</dt><dd>12 messages, because the store was full</dd>",
         "<dt>Expired</dt><dd>1 message, because of an age over max_age</dd>",
         "<dt>Recovered</dt><dd>19,204 messages of a damaged file, 2 lost, at 2026-11-22 19:07:08 UTC (&lt;script&gt;",
     ] {
-        assert!(page.contains(told), "nobody is told of it: {told}");
+        assert!(page.contains(shown), "a loss is not shown: {shown}");
     }
     assert_eq!(page.matches("<script").count(), 1, "ours");
     let calm = document(&calm());
     assert!(!calm.contains("<dt>Expired") && !calm.contains("<dt>Recovered"), "nothing is lost");
 }
 
-fn unusable() -> Status {
+fn unusable() -> Overview {
     let mut status = calm();
     let reason =
         Some("/var/lib/opik-offline/opik_messages.db is not a message store: it begins with other bytes".into());
-    status.store = StoreStatus { reason, ..StoreStatus::default() };
+    status.store = StoreOverview { reason, ..StoreOverview::default() };
     status.eta = None;
     status.history.iter_mut().rev().take(30).for_each(|sample| sample.waiting = None);
     status
 }
 
-fn pages() -> Vec<(&'static str, Status)> {
+fn pages() -> Vec<(&'static str, Overview)> {
     vec![
         ("calm", calm()),
         ("just-started", just_started()),
@@ -265,7 +267,7 @@ fn a_value_is_never_markup() {
 }
 
 #[test]
-fn every_page_is_whole_and_says_what_counts() {
+fn every_page_is_complete_and_has_its_verdict() {
     for (name, status) in pages() {
         let page = document(&status);
         assert!(page.starts_with("<!doctype html>") && page.ends_with("</html>\n"), "{name}");
@@ -292,7 +294,7 @@ fn a_list_of_lanes_is_bounded() {
 }
 
 #[test]
-fn numbers_read_well() {
+fn numbers_are_readable() {
     assert_eq!([0, 999, 1000, 1_234_567].map(number), ["0", "999", "1,000", "1,234,567"]);
     assert_eq!([0.0, 0.04, 0.1, 9.94, 10.0, 1234.5].map(rate), ["0", "< 0.1", "0.1", "9.9", "10", "1,235"]);
     assert_eq!(moment(NOW_MS), "2026-11-22 20:07:08");

@@ -1,4 +1,4 @@
-//! Making the file of a new store, and undoing a creation that was cut off.
+//! Creating the file of a new store, and rolling back a creation that a power cut interrupted.
 
 use std::fs;
 use std::io;
@@ -11,11 +11,11 @@ use crate::store::sqlite::connect::connect_with_room;
 use crate::store::sqlite::fault::Fault;
 use crate::store::sqlite::files::make_private;
 
-/// Says whether the file's first pages were being written when power failed: a rollback journal lies beside it, by which
-/// it was empty before. The journal was synced before a byte of the file was written, so it is whole.
+/// Returns whether there is a hot journal from the creation of the file: power failed while its first pages were being
+/// written. The journal was synced before the first byte of the file was written, so it is complete.
 ///
 /// Its format: <https://sqlite.org/fileformat2.html#the_rollback_journal>.
-pub(in crate::store::sqlite) fn has_hot_journal(path: &Path) -> bool {
+pub(crate) fn has_hot_journal(path: &Path) -> bool {
     use std::io::Read as _;
     const MAGIC: [u8; 8] = [0xd9, 0xd5, 0x05, 0xf9, 0x20, 0xa1, 0x63, 0xd7];
     let mut journal = path.as_os_str().to_owned();
@@ -25,8 +25,8 @@ pub(in crate::store::sqlite) fn has_hot_journal(path: &Path) -> bool {
     is_read && head[..8] == MAGIC && head[16..20] == [0; 4]
 }
 
-/// Lets SQLite undo a first commit that was cut off, and returns how many bytes the file has then.
-pub(in crate::store::sqlite) fn roll_back_creation(path: &Path) -> Result<u64, StoreError> {
+/// Lets SQLite roll back a first commit that was cut off, and returns the size of the file afterwards.
+pub(crate) fn roll_back_creation(path: &Path) -> Result<u64, StoreError> {
     let undo = || connect_with_room(path)?.pragma_query_value(None, "schema_version", |_| Ok(()));
     undo().map_err(|error: rusqlite::Error| Fault::from(error).at(path))?;
     fs::metadata(path)
@@ -34,22 +34,22 @@ pub(in crate::store::sqlite) fn roll_back_creation(path: &Path) -> Result<u64, S
         .map_err(|error| StoreError::Unusable { at: path.into(), reason: os_words(&error) })
 }
 
-/// Makes an empty file, and folders down to it, that only this user can read.
-pub(in crate::store::sqlite) fn make_file(path: &Path) -> Result<(), StoreError> {
+/// Creates an empty file, and the folders above it, that only this user can read.
+pub(crate) fn make_file(path: &Path) -> Result<(), StoreError> {
     let unusable = |reason: String| StoreError::Unusable { at: path.into(), reason };
     let folder = folder_of(path);
     let in_folder = |error: io::Error| unusable(format!("its folder {}: {}", folder.display(), os_words(&error)));
     make_folder(folder).map_err(in_folder)?;
     match make_private(path) {
         Ok(()) => {}
-        // Another process was faster; it makes the same.
+        // Another process created it meanwhile, in the same way.
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
         Err(error) => return Err(unusable(os_words(&error))),
     }
     fs::File::open(folder).and_then(|folder| folder.sync_all()).map_err(in_folder)
 }
 
-/// Makes a folder, and folders down to it, that only this user can read; each has its name on the disk.
+/// Creates a folder, and the folders above it, that only this user can read; each entry is synced.
 fn make_folder(folder: &Path) -> io::Result<()> {
     if folder.is_dir() {
         return Ok(());
@@ -57,9 +57,9 @@ fn make_folder(folder: &Path) -> io::Result<()> {
     let above = folder_of(folder);
     make_folder(above)?;
     match fs::DirBuilder::new().mode(0o700).create(folder) {
-        // The umask may have taken bits from it; it never adds any.
+        // The umask can only clear permission bits, never set them.
         Ok(()) => fs::set_permissions(folder, fs::Permissions::from_mode(0o700))?,
-        // Another process was faster; whether it is on the disk yet is not known.
+        // Another process created it meanwhile; it may not be on disk yet.
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists && folder.is_dir() => {}
         Err(error) => return Err(error),
     }

@@ -1,4 +1,4 @@
-//! Finding out what is at the path of a store, without changing a byte of it.
+//! Examining what is at the path of a store, without changing a byte of it.
 
 use std::fs;
 use std::io;
@@ -9,18 +9,21 @@ use rusqlite::Connection;
 
 use super::create::{has_hot_journal, make_file, roll_back_creation};
 use crate::store::error::StoreError;
+use crate::store::limits::OpenMode;
 use crate::store::os::os_words;
+use crate::store::place;
 use crate::store::sqlite::access::access_words;
 use crate::store::sqlite::connect::{immutable, tables};
 use crate::store::sqlite::fault::NO_DATABASE;
-use crate::store::sqlite::{queries, recovery, schema};
-use crate::store::{OpenMode, place};
+use crate::store::sqlite::queries;
+use crate::store::sqlite::recovery;
+use crate::store::sqlite::schema;
 
-/// Bytes of the header that every SQLite database starts with.
+/// Bytes of the header of every SQLite database.
 const HEADER_BYTES: u64 = 100;
 
-/// Refuses a place where another user has laid a trap, and returns where the store really is.
-pub(in crate::store::sqlite) fn vet(path: &Path, mode: OpenMode) -> Result<PathBuf, StoreError> {
+/// Refuses a path where another user has set a trap, and returns the real path of the store.
+pub(crate) fn vet(path: &Path, mode: OpenMode) -> Result<PathBuf, StoreError> {
     place::vet(path, mode).map_err(|trap| StoreError::Unusable {
         at: path.into(),
         reason: format!(
@@ -31,7 +34,7 @@ pub(in crate::store::sqlite) fn vet(path: &Path, mode: OpenMode) -> Result<PathB
     })
 }
 
-pub(in crate::store::sqlite) fn create_or_examine(path: &Path, mode: OpenMode) -> Result<(), StoreError> {
+pub(crate) fn create_or_examine(path: &Path, mode: OpenMode) -> Result<(), StoreError> {
     let unusable = |reason: String| StoreError::Unusable { at: path.into(), reason };
     let damaged = |reason: &str| StoreError::Damaged { at: path.into(), reason: reason.into() };
     let log_alone = "its file is missing or empty, and its write-ahead log is there";
@@ -51,7 +54,7 @@ pub(in crate::store::sqlite) fn create_or_examine(path: &Path, mode: OpenMode) -
                 return Err(not_a_store("it is a directory"));
             }
             if kind.is_fifo() || kind.is_socket() || kind.is_block_device() || kind.is_char_device() {
-                return Err(not_a_store("it is no regular file"));
+                return Err(not_a_store("it is not a regular file"));
             }
             if let Some(words) = access_words(path) {
                 return Err(unusable(words));
@@ -63,16 +66,16 @@ pub(in crate::store::sqlite) fn create_or_examine(path: &Path, mode: OpenMode) -
             };
             match bytes {
                 0 if recovery::has_log_alone(path) => Err(damaged(log_alone)),
-                // What a process left that was killed while it made a store, or what `touch` made: nothing is in it.
+                // Left by a process that was killed while it created a store, or by `touch`: it is empty.
                 0 if mode != OpenMode::CreateIfMissing => Err(StoreError::Missing { at: path.into() }),
                 0 => fs::set_permissions(path, fs::Permissions::from_mode(0o600))
                     .map_err(|error| unusable(os_words(&error))),
-                // SQLite would take a file of one byte for an empty one.
+                // SQLite would treat a file of one byte as empty.
                 1..HEADER_BYTES if recovery::has_log_alone(path) => Err(damaged("its file is cut off")),
                 1..HEADER_BYTES => Err(not_a_store(NO_DATABASE)),
                 _ => match examine(path) {
                     Err(StoreError::NotAStore { reason, .. }) if recovery::is_ours(path) => {
-                        Err(damaged(&format!("its first page says that {reason}")))
+                        Err(damaged(&format!("its first page is damaged: {reason}")))
                     }
                     result => result,
                 },
@@ -81,10 +84,10 @@ pub(in crate::store::sqlite) fn create_or_examine(path: &Path, mode: OpenMode) -
     }
 }
 
-/// Refuses what is not ours, without changing a byte of it.
+/// Refuses a file that is not ours, without changing a byte of it.
 ///
-/// Looks through an immutable connection: no lock, no log, no recovery. What it sees may therefore be older than what
-/// the write-ahead log says, so only a clear "not ours" counts here and [`open_writer`] looks again.
+/// Reads through an immutable connection: no lock, no log, no recovery. It may see an older state than the write-ahead
+/// log holds, so only a clear "not ours" counts here, and [`super::super::open`] checks again.
 fn examine(path: &Path) -> Result<(), StoreError> {
     let not_a_store = |reason: String| StoreError::NotAStore { at: path.into(), reason };
     let look = || -> rusqlite::Result<(i32, i64, Connection)> {
@@ -96,7 +99,7 @@ fn examine(path: &Path) -> Result<(), StoreError> {
     match look() {
         Ok((schema::APPLICATION_ID, found, _)) => schema::refuse_newer(path, found),
         Ok((0, 0, connection)) => match tables(&connection) {
-            // Made by us a moment ago and not filled yet; or the log knows more.
+            // Created by us a moment ago and still empty; or the log knows more.
             Ok(tables) if tables.is_empty() => Ok(()),
             Ok(tables) if tables == ["messages"] && has_sdk_columns(&connection) => Err(not_a_store(
                 "it is a leftover file of the Opik Python SDK, which `replay --from` and `inspect --from` read".into(),
@@ -109,7 +112,7 @@ fn examine(path: &Path) -> Result<(), StoreError> {
         Err(error) if error.sqlite_error_code() == Some(rusqlite::ErrorCode::NotADatabase) => {
             Err(not_a_store(NO_DATABASE.into()))
         }
-        // Perhaps only the log makes it whole.
+        // Perhaps it is intact only with its log.
         Err(_) => Ok(()),
     }
 }

@@ -1,32 +1,30 @@
 //! Lists, counts and bulk changes that a filter selects.
 
-use super::selection::Selection;
+use super::selection::SqlFilter;
 use crate::message::MessageStatus;
 use crate::store::sqlite::schema::columns;
 
-pub(in crate::store::sqlite) const DELETE_MESSAGE: &str = concat!(
+pub(crate) const DELETE_MESSAGE: &str = concat!(
     "
     DELETE FROM messages WHERE message_id = ?1
     RETURNING ",
     columns!(deleted)
 );
-pub(in crate::store::sqlite) const DELETE_BODY: &str = "DELETE FROM bodies WHERE message_id = ?1";
-pub(in crate::store::sqlite) const ANNOUNCE: &str = "INSERT OR REPLACE INTO agents VALUES (?1, ?2, ?3, ?4)";
-pub(in crate::store::sqlite) const TAKE_BACK_ANNOUNCEMENT: &str = "DELETE FROM agents WHERE pid = ?1 OR listen = ?2";
-pub(in crate::store::sqlite) const AGENTS: &str =
-    "SELECT pid, listen, upstream, started_at_ms FROM agents ORDER BY started_at_ms, pid";
-pub(in crate::store::sqlite) const NOTE_REPLAY: &str =
-    "INSERT OR REPLACE INTO last_replay VALUES (1, ?1, ?2, ?3, ?4, ?5, ?6)";
-pub(in crate::store::sqlite) const LAST_REPLAY: &str =
+pub(crate) const DELETE_BODY: &str = "DELETE FROM bodies WHERE message_id = ?1";
+pub(crate) const ANNOUNCE: &str = "INSERT OR REPLACE INTO agents VALUES (?1, ?2, ?3, ?4)";
+pub(crate) const TAKE_BACK_ANNOUNCEMENT: &str = "DELETE FROM agents WHERE pid = ?1 OR listen = ?2";
+pub(crate) const AGENTS: &str = "SELECT pid, listen, upstream, started_at_ms FROM agents ORDER BY started_at_ms, pid";
+pub(crate) const NOTE_REPLAY: &str = "INSERT OR REPLACE INTO last_replay VALUES (1, ?1, ?2, ?3, ?4, ?5, ?6)";
+pub(crate) const LAST_REPLAY: &str =
     "SELECT role, started_at_ms, ended_at_ms, delivered, rejected, remaining FROM last_replay";
 
-/// One message, with what it is about.
-pub(in crate::store::sqlite) fn one_message() -> String {
+/// One message with its touches.
+pub(crate) fn one_message() -> String {
     concat!("SELECT ", columns!(), " FROM messages WHERE message_id = ?1").to_owned()
 }
 
-/// A page of messages in the order of their ids, from `:after` on, at most `:limit`.
-pub(in crate::store::sqlite) fn page(selection: &Selection, newest_first: bool, continued: bool) -> String {
+/// A page of messages ordered by id, from `:after` on, at most `:limit`.
+pub(crate) fn page(selection: &SqlFilter, newest_first: bool, continued: bool) -> String {
     let (after, order) = match (continued, newest_first) {
         (false, false) => ("TRUE", "ASC"),
         (false, true) => ("TRUE", "DESC"),
@@ -38,8 +36,8 @@ pub(in crate::store::sqlite) fn page(selection: &Selection, newest_first: bool, 
     format!("SELECT {columns} FROM messages WHERE {after} AND {selected} ORDER BY message_id {order} LIMIT :limit")
 }
 
-/// The failed messages of `:lane` in delivery order, behind the one at `:position` with the id `:after`.
-pub(in crate::store::sqlite) fn waiting_in_order(selection: &Selection) -> String {
+/// The failed messages of `:lane` in delivery order, after the one at `:position` with the id `:after`.
+pub(crate) fn waiting_in_order(selection: &SqlFilter) -> String {
     let columns = columns!(waiting);
     let (in_lane, selected) = (selection.lane_condition(), selection.sql());
     format!(
@@ -50,13 +48,13 @@ pub(in crate::store::sqlite) fn waiting_in_order(selection: &Selection) -> Strin
 }
 
 /// How many failed messages each lane has.
-pub(in crate::store::sqlite) fn failed_by_lane(selection: &Selection) -> String {
+pub(crate) fn failed_by_lane(selection: &SqlFilter) -> String {
     let (source, count, selected) = (selection.source(), selection.count(), selection.sql());
     format!("SELECT lane_id, {count} FROM {source} WHERE status = 3 AND {selected} GROUP BY lane_id")
 }
 
 /// Messages, items and bytes per status, type and workspace.
-pub(in crate::store::sqlite) fn groups(selection: &Selection) -> String {
+pub(crate) fn groups(selection: &SqlFilter) -> String {
     let (source, count, selected) = (selection.source(), selection.count(), selection.sql());
     format!(
         "SELECT status, message_type,
@@ -67,8 +65,8 @@ pub(in crate::store::sqlite) fn groups(selection: &Selection) -> String {
     )
 }
 
-/// How many rejected messages there are per status of the answer, the commonest first.
-pub(in crate::store::sqlite) fn rejected_by_answer(selection: &Selection) -> String {
+/// How many rejected messages there are per status of the answer, the most frequent first.
+pub(crate) fn rejected_by_answer(selection: &SqlFilter) -> String {
     let (source, count, selected) = (selection.source(), selection.count(), selection.sql());
     format!(
         "SELECT nullif(answer_status, 0) AS answer, {count} AS found FROM {source}
@@ -77,12 +75,12 @@ pub(in crate::store::sqlite) fn rejected_by_answer(selection: &Selection) -> Str
 }
 
 /// When the oldest message in flight was accepted.
-pub(in crate::store::sqlite) fn oldest_in_flight(selection: &Selection) -> String {
+pub(crate) fn oldest_in_flight(selection: &SqlFilter) -> String {
     format!("SELECT min(accepted_at_ms) FROM messages WHERE status = 1 AND {}", selection.sql())
 }
 
 /// When the first message of `:lane` in delivery order was accepted.
-pub(in crate::store::sqlite) fn first_waiting(selection: &Selection) -> String {
+pub(crate) fn first_waiting(selection: &SqlFilter) -> String {
     let (in_lane, selected) = (selection.lane_condition(), selection.sql());
     format!(
         "SELECT accepted_at_ms FROM messages WHERE {in_lane} AND status = 3 AND {selected}
@@ -91,16 +89,17 @@ pub(in crate::store::sqlite) fn first_waiting(selection: &Selection) -> String {
 }
 
 /// Lanes that have failed messages.
-pub(in crate::store::sqlite) const LANES_WAITING: &str = "SELECT DISTINCT lane_id FROM summary WHERE status = 3";
+pub(crate) const LANES_WAITING: &str = "SELECT DISTINCT lane_id FROM summary WHERE status = 3";
 
-/// Up to `:limit` messages to delete, those in flight only on demand.
-pub(in crate::store::sqlite) fn to_purge(selection: &Selection, in_flight_too: bool) -> String {
+/// Up to `:limit` messages to delete; those in flight only on demand.
+pub(crate) fn to_purge(selection: &SqlFilter, in_flight_too: bool) -> String {
     let (spared, selected) = (if in_flight_too { "TRUE" } else { "status <> 1" }, selection.sql());
     format!("SELECT message_id FROM messages WHERE {spared} AND {selected} ORDER BY message_id LIMIT :limit")
 }
 
-/// Makes refused messages of one status *failed*. RETURNING shows a row as the update left it; the status before is known.
-pub(in crate::store::sqlite) fn requeue(selection: &Selection, status: MessageStatus) -> String {
+/// Makes refused messages of one status *failed*. RETURNING shows a row after the update; the status before it is
+/// known.
+pub(crate) fn requeue(selection: &SqlFilter, status: MessageStatus) -> String {
     let (status, selected) = (status.code(), selection.sql());
     format!(
         "UPDATE messages SET status = 3, attempts = 0, next_attempt_at_ms = 0

@@ -1,8 +1,7 @@
-//! The SQL, named after what it answers.
+//! All SQL but that of single records ([`super::record`]), named after the question it answers.
 //!
-//! Statements are constants, or put together from constants and the fixed fragments of [`Selection`]; values are always
-//! bound, never written into the text. Where one answer can come from the summary or from the messages, [`Selection`]
-//! says which.
+//! Statements are constants, or composed of constants and the fixed fragments of [`SqlFilter`]; values are always
+//! bound, never written into the text. Where both the summary and the messages can answer, [`SqlFilter`] decides.
 
 mod attachments;
 mod browse;
@@ -33,7 +32,7 @@ mod tests {
     use crate::store::Filter;
     use crate::store::sqlite::schema;
 
-    /// How SQLite goes about a statement, in its words.
+    /// Returns SQLite's query plan.
     fn plan(connection: &Connection, sql: &str) -> String {
         let mut statement =
             connection.prepare(&format!("EXPLAIN QUERY PLAN {sql}")).expect("the statement fits the schema");
@@ -42,14 +41,14 @@ mod tests {
     }
 
     #[test]
-    fn what_has_to_be_fast_walks_an_index() {
+    fn frequent_queries_use_an_index() {
         let mut connection = Connection::open_in_memory().expect("memory");
         schema::migrate(&mut connection).expect("a schema");
-        let all = Selection::of(&Filter::default());
-        let rejected = Selection::of(&Filter { statuses: vec![MessageStatus::Rejected], ..Filter::default() });
+        let all = SqlFilter::of(&Filter::default());
+        let rejected = SqlFilter::of(&Filter { statuses: vec![MessageStatus::Rejected], ..Filter::default() });
         let of_type =
-            Selection::of(&Filter { types: vec![crate::message::MessageType::UpdateTrace], ..Filter::default() });
-        let by_id = Selection::of(&Filter { ids: vec![crate::message::MessageId(1)], ..Filter::default() });
+            SqlFilter::of(&Filter { types: vec![crate::message::MessageType::UpdateTrace], ..Filter::default() });
+        let by_id = SqlFilter::of(&Filter { ids: vec![crate::message::MessageId(1)], ..Filter::default() });
         for (sql, expected) in [
             (WAITING.to_owned(), "SEARCH summary USING PRIMARY KEY (lane_id=? AND status=?)"),
             (BacklogQueries::of(11).change, "SEARCH message_touches USING PRIMARY KEY (effect=? AND entity=?)"),

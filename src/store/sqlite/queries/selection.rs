@@ -6,8 +6,8 @@ use rusqlite::{Statement, ToSql};
 use crate::message::{MessageStatus, workspaces_named};
 use crate::store::view::Filter;
 
-/// The conditions of a [`Filter`], as SQL with named parameters.
-pub(in crate::store::sqlite) struct Selection {
+/// The conditions of a [`Filter`] as SQL with named parameters.
+pub(crate) struct SqlFilter {
     conditions: Vec<&'static str>,
     parameters: Vec<(&'static str, Value)>,
     fine: bool,
@@ -15,9 +15,9 @@ pub(in crate::store::sqlite) struct Selection {
     divides_lanes: bool,
 }
 
-impl Selection {
+impl SqlFilter {
     /// Returns the conditions of this filter.
-    pub(in crate::store::sqlite) fn of(filter: &Filter) -> Self {
+    pub(crate) fn of(filter: &Filter) -> Self {
         let mut selection = Self {
             conditions: vec![statuses(&filter.statuses)],
             parameters: Vec::new(),
@@ -25,7 +25,7 @@ impl Selection {
             by_id: !filter.ids.is_empty(),
             divides_lanes: false,
         };
-        // Conditions that the summary can answer too.
+        // Conditions that the summary can answer as well.
         let types = filter.types.iter().map(|t| t.name());
         selection.any_of(":types", types, "message_type IN (SELECT value FROM json_each(:types))");
         let workspaces: Vec<String> = filter.workspaces.iter().flat_map(|name| workspaces_named(name)).collect();
@@ -47,7 +47,7 @@ impl Selection {
         selection.any_of(":projects", projects, "project IN (SELECT value FROM json_each(:projects))");
         let ids = filter.ids.iter().map(|id| id.0);
         selection.any_of(":ids", ids, "message_id IN (SELECT value FROM json_each(:ids))");
-        // References are in no index, so this looks through the messages.
+        // References are in no index, so this scans the messages.
         let entities = filter.entities.iter().map(|key| hex(key.as_bytes()));
         selection.any_of(
             ":entities",
@@ -67,22 +67,23 @@ impl Selection {
         selection
     }
 
-    /// Says whether it may select some messages of a lane that have a status and leave out others.
-    pub(in crate::store::sqlite) fn divides_lanes(&self) -> bool {
+    /// Returns whether it may select some messages of a lane with a given status and leave out others.
+    pub(crate) fn divides_lanes(&self) -> bool {
         self.divides_lanes
     }
 
-    /// Where counts come from: the summary, unless a condition needs the messages themselves.
+    /// Returns the table that counts come from: the summary, unless a condition needs the messages themselves.
     pub(super) fn source(&self) -> &'static str {
         if self.fine { "messages" } else { "summary" }
     }
 
-    /// How many messages a group of [`Selection::source`] has.
+    /// Returns the expression that counts the messages in a group of [`SqlFilter::source`].
     pub(super) fn count(&self) -> &'static str {
         if self.fine { "count(*)" } else { "sum(messages)" }
     }
 
-    /// Returns a condition on `:lane`. Where single messages are named it keeps SQLite from walking the lane for them.
+    /// Returns a condition on `:lane`. If single messages are named, it keeps SQLite from walking the whole lane for
+    /// them.
     pub(super) fn lane_condition(&self) -> &'static str {
         if self.by_id { "+lane_id = :lane" } else { "lane_id = :lane" }
     }
@@ -92,8 +93,8 @@ impl Selection {
         self.conditions.join(" AND ")
     }
 
-    /// Binds the values to a statement that was made with this selection.
-    pub(in crate::store::sqlite) fn bind(&self, statement: &mut Statement<'_>) -> rusqlite::Result<()> {
+    /// Binds the values to a statement that was built with this selection.
+    pub(crate) fn bind(&self, statement: &mut Statement<'_>) -> rusqlite::Result<()> {
         for (name, value) in &self.parameters {
             bind(statement, name, value)?;
         }
@@ -115,16 +116,12 @@ impl Selection {
 }
 
 /// Binds one named value.
-pub(in crate::store::sqlite) fn bind(
-    statement: &mut Statement<'_>,
-    name: &str,
-    value: &dyn ToSql,
-) -> rusqlite::Result<()> {
+pub(crate) fn bind(statement: &mut Statement<'_>, name: &str, value: &dyn ToSql) -> rusqlite::Result<()> {
     let index = statement.parameter_index(name)?.ok_or_else(|| rusqlite::Error::InvalidParameterName(name.into()))?;
     statement.raw_bind_parameter(index, value)
 }
 
-/// Literals, because SQLite uses a partial index only where the text itself implies its condition.
+/// Literals, because SQLite uses a partial index only if the text of the query implies its condition.
 fn statuses(statuses: &[MessageStatus]) -> &'static str {
     let bit = |status, bit| u8::from(statuses.is_empty() || statuses.contains(&status)) * bit;
     let wanted = bit(MessageStatus::Registered, 1)

@@ -1,4 +1,4 @@
-//! Candidates: what is left of each message in a damaged file, and which of it is intact.
+//! Candidates: the copies of each message that are left in a damaged file, and the search for an intact one.
 
 use std::borrow::Cow;
 use std::collections::HashSet;
@@ -7,18 +7,21 @@ use ring::digest::{Context, SHA256};
 use rusqlite::{Transaction, params};
 
 use crate::message::{Credential, Effect, HeaderSet, Lane, MessageStatus, MessageType, Server};
+use crate::sqlite_format::record::ColumnValue;
 use crate::store::attachment::PIECE_BYTES;
+use crate::store::sqlite::attachments;
 use crate::store::sqlite::codec::Unpacker;
-use crate::store::sqlite::damaged::{Damaged, FileRow, Name, Value};
+use crate::store::sqlite::damaged::{Damaged, FileRow, LookupKey};
 use crate::store::sqlite::fault::Fault;
 use crate::store::sqlite::lanes::BatchKeys;
-use crate::store::sqlite::record::{Column, Content, FoundRow, Record, RowKeys};
+use crate::store::sqlite::large;
+use crate::store::sqlite::queries;
+use crate::store::sqlite::record::{Column, FoundRow, MessageContent, Record, RowKeys};
 use crate::store::sqlite::register::move_early_updates;
 use crate::store::sqlite::seal::{Destination, KeptBody, Lookup, SEALED, SealContext, Sealer};
 use crate::store::sqlite::summary::{CountChanges, CountGroup, Size};
-use crate::store::sqlite::{attachments, large, queries};
 
-/// Bytes of the digest that a sealed key or header set is looked up by.
+/// Bytes of the digest that a sealed credential or header set is looked up by.
 const DIGEST_BYTES: usize = 32;
 
 /// A message that is exactly what was stored.
@@ -30,15 +33,15 @@ pub(super) struct Intact {
     file: Option<FileRow>,
 }
 
-/// Reads messages of a damaged store, and opens what is sealed of them.
+/// Reads messages of a damaged store, and opens their sealed values.
 pub(super) struct CandidateReader<'a> {
     old: &'a Damaged,
-    /// Opens what was sealed in the old store, and seals for the new one.
+    /// Opens values of the old store, and seals them for the new one.
     sealer: &'a Sealer,
     unpacker: Unpacker,
-    /// Whether anything was sealed and could be opened.
+    /// Whether any sealed value could be opened.
     has_opened: bool,
-    /// Which key something was sealed with that can't be opened.
+    /// The missing key of a sealed value.
     lacking: Option<Fault>,
 }
 
@@ -47,24 +50,23 @@ impl<'a> CandidateReader<'a> {
         Self { old, sealer, unpacker: Unpacker::default(), has_opened: false, lacking: None }
     }
 
-    /// Returns which key was missing, if nothing could be opened: with another key it would be another store, one that can
-    /// be recovered whole.
+    /// Returns the missing key if nothing could be opened: with that key, the store may be recovered completely.
     pub(super) fn into_lacking(self) -> Option<Fault> {
         self.lacking.filter(|_| !self.has_opened)
     }
 
-    /// Returns a message if there is a version of it that is whole.
+    /// Returns the message if an intact version of it is left.
     pub(super) fn find_intact(&mut self, id: i64) -> Option<Intact> {
         let old = self.old;
         if id <= 0 || id > i64::MAX / 4 {
             return None;
         }
-        let bodies: Vec<Vec<Value>> = old.bodies_of(id).collect();
-        let file = old.files.get(&id).into_iter().flatten().find(|file| self.is_file_whole(id, file));
+        let bodies: Vec<Vec<ColumnValue>> = old.bodies_of(id).collect();
+        let file = old.files.get(&id).into_iter().flatten().find(|file| self.is_file_intact(id, file));
         old.rows_of(&old.messages, id).find_map(|row| bodies.iter().find_map(|body| self.intact(id, &row, body, file)))
     }
 
-    /// Returns what was opened, and notes what there is no key for.
+    /// Returns the opened value, or records which key is missing.
     fn opened<T>(&mut self, opened: Result<T, Fault>) -> Option<T> {
         match opened {
             Ok(opened) => Some(opened),
@@ -76,11 +78,11 @@ impl<'a> CandidateReader<'a> {
         }
     }
 
-    fn intact(&mut self, id: i64, row: &[Value], body: &[Value], file: Option<&FileRow>) -> Option<Intact> {
+    fn intact(&mut self, id: i64, row: &[ColumnValue], body: &[ColumnValue], file: Option<&FileRow>) -> Option<Intact> {
         let row = FoundRow::of(row)?;
         let message_type = row.message_type()?;
         let body_bytes = u64::try_from(row.column(Column::BodyBytes).integer()?).ok()?;
-        // What can't be read is damaged whatever its path is sealed with.
+        // Unreadable columns are damage, even if the key of the path is missing.
         row.destination("")?;
         let path = self.opened(self.sealer.path(id, row.column(Column::Path).as_column()))?;
         let packed = self.open_body(id, &row.destination(&path)?, body)?;
@@ -102,11 +104,11 @@ impl<'a> CandidateReader<'a> {
     }
 
     /// Opens a body, which stays compressed.
-    fn open_body(&mut self, id: i64, to: &Destination<'_>, body: &[Value]) -> Option<KeptBody<'static>> {
+    fn open_body(&mut self, id: i64, to: &Destination<'_>, body: &[ColumnValue]) -> Option<KeptBody<'static>> {
         let kept = KeptBody {
             bytes: body.get(1)?.blob()?.into(),
-            codec: body.get(2).and_then(Value::integer).unwrap_or(0),
-            checksum: body.get(3).and_then(Value::integer),
+            codec: body.get(2).and_then(ColumnValue::integer).unwrap_or(0),
+            checksum: body.get(3).and_then(ColumnValue::integer),
         };
         let is_sealed = kept.codec >= SEALED;
         let opened = self.opened(self.sealer.open_body(id, to, kept))?;
@@ -114,7 +116,7 @@ impl<'a> CandidateReader<'a> {
         Some(KeptBody { bytes: opened.bytes.into_owned().into(), ..opened })
     }
 
-    /// Returns what a lane may have been.
+    /// Returns the candidates for a lane.
     fn lanes(&mut self, lane: i64, has_checksum: bool) -> Vec<Lane> {
         let mut lanes = Vec::new();
         for (workspace, credential, server) in self.old.lanes.get(&lane).into_iter().flatten() {
@@ -129,20 +131,20 @@ impl<'a> CandidateReader<'a> {
                 lanes.push(Lane { server: server.clone(), workspace: workspace.clone(), credential });
             }
         }
-        // A page of before the server was recorded must not make the message anybody's.
+        // An old page from before servers were recorded must not make the message adoptable by any server.
         if lanes.iter().any(|lane| lane.server.is_some()) {
             lanes.retain(|lane| lane.server.is_some());
         }
         lanes
     }
 
-    /// Returns what a key or header set may have been: what opens, and where values are kept as they are, that.
-    fn values(&mut self, of: Lookup, names: &HashSet<Name>, has_checksum: bool) -> Vec<Vec<u8>> {
+    /// Returns the candidates for a credential or header set: values that open, and plain ones.
+    fn values(&mut self, of: Lookup, names: &HashSet<LookupKey>, has_checksum: bool) -> Vec<Vec<u8>> {
         let sealer = self.sealer;
         let any_sealed = sealer.is_in_use();
         let mut values = Vec::new();
         for (by, sealed) in names {
-            // The digest alone is in an index. Only a checksum tells it from a value of that length.
+            // An index holds the digest alone. Only a checksum tells it from a value of that length.
             if sealed.is_none() && any_sealed && by.len() == DIGEST_BYTES && !has_checksum {
                 continue;
             }
@@ -151,7 +153,7 @@ impl<'a> CandidateReader<'a> {
         values
     }
 
-    /// Returns the pieces of a file in their order, `None` where one is missing.
+    /// Returns the pieces of a file in order, `None` for a missing one.
     fn pieces<'file>(&self, file: &'file FileRow) -> impl Iterator<Item = (i64, Option<Vec<u8>>)> + use<'_, 'file> {
         let (old, sealer) = (self.old, self.sealer);
         let count = file.bytes.div_ceil(PIECE_BYTES as u64);
@@ -161,7 +163,7 @@ impl<'a> CandidateReader<'a> {
             let expected = left.min(PIECE_BYTES as u64) as usize;
             let piece = old.rows_of(&old.pieces, id).find_map(|row| {
                 let piece = row.get(1)?.blob()?;
-                let piece = match row.get(2).and_then(Value::integer) {
+                let piece = match row.get(2).and_then(ColumnValue::integer) {
                     Some(1) => sealer.open(&SealContext::Piece { piece: id }, piece).ok()?,
                     _ => piece.to_vec(),
                 };
@@ -171,7 +173,7 @@ impl<'a> CandidateReader<'a> {
         })
     }
 
-    fn is_file_whole(&self, message: i64, file: &FileRow) -> bool {
+    fn is_file_intact(&self, message: i64, file: &FileRow) -> bool {
         let Some(expected) = self.digest(message, file) else { return false };
         let mut digest = Context::new(&SHA256);
         for (_, piece) in self.pieces(file) {
@@ -185,7 +187,7 @@ impl<'a> CandidateReader<'a> {
         attachments::opened_digest(self.sealer, &digest_place(message, file), &file.sha256).ok()
     }
 
-    /// Stores a message under its own number; says whether that could be done.
+    /// Stores a message under its own id; returns whether that was possible.
     pub(super) fn insert(
         &self,
         tx: &Transaction<'_>,
@@ -195,11 +197,11 @@ impl<'a> CandidateReader<'a> {
         let (sealer, content) = (self.sealer, &message.record.content);
         if let Some(file) = &message.file {
             let Some(digest) = self.digest(content.id, file) else { return Ok(false) };
-            let (digest, _) = sealer.keep(&digest_place(content.id, file), &digest)?;
+            let (digest, _) = sealer.seal(&digest_place(content.id, file), &digest)?;
             for (id, piece) in self.pieces(file) {
-                // It was there a moment ago; a disk that loses it now costs this message.
+                // It was readable a moment ago; a disk that loses it now costs this message.
                 let Some(piece) = piece else { return Ok(false) };
-                let (piece, is_sealed) = sealer.keep(&SealContext::Piece { piece: id }, &piece)?;
+                let (piece, is_sealed) = sealer.seal(&SealContext::Piece { piece: id }, &piece)?;
                 tx.prepare_cached(queries::ADD_PIECE)?.execute(params![id, &piece[..], is_sealed])?;
             }
             let bytes = i64::try_from(file.bytes).unwrap_or(i64::MAX);
@@ -233,10 +235,10 @@ fn digest_place(message: i64, file: &FileRow) -> SealContext<'static> {
     SealContext::Digest { message, attachment: file.attachment, bytes: i64::try_from(file.bytes).unwrap_or(i64::MAX) }
 }
 
-/// Puts the first lane and header set into the content that the checksum confirms, and returns the checksum; any of them
-/// where the message was stored without one.
+/// Sets the first lane and header set that the checksum confirms, and returns the checksum. A message that was stored
+/// without one gets the first of each.
 fn choose_names(
-    content: &mut Content<'_>,
+    content: &mut MessageContent<'_>,
     lanes: Vec<Lane>,
     header_sets: &[Vec<u8>],
     sent: &[u8],

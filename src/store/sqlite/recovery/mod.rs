@@ -1,12 +1,12 @@
-//! A damaged file set aside, and every message that is whole taken over into a new store.
+//! Recovery: a damaged file is set aside, and every intact message is copied to a new store.
 //!
 //! ```text
 //!  opik_messages.db{,-wal}                          the damaged store
 //!        │ renamed, the log first
 //!        ▼
-//!  opik_messages.db.recovering-TIME{,-wal}          pending: whoever opens the store next goes on here
-//!        │ read page by page (`damaged.rs`), messages that are whole are written to
-//!        │ opik_messages.db.rebuilding              worth nothing until it is complete and synced, and then renamed to
+//!  opik_messages.db.recovering-TIME{,-wal}          pending: the next process that opens the store resumes here
+//!        │ read page by page (`damaged.rs`); intact messages are written to
+//!        │ opik_messages.db.rebuilding              worthless until it is complete and synced, and then renamed to
 //!        ▼
 //!  opik_messages.db                                 the new store, with a row about its recovery
 //!        │ renamed
@@ -14,31 +14,36 @@
 //!  opik_messages.db.damaged-TIME{,-wal}             until a person removes it
 //! ```
 //!
-//! The names are the state: a crash between any two steps leaves one of these pictures, and the next recovery goes on
-//! from it. The damaged file itself is only read and renamed. Nothing in it is lost before what can be read of it is
-//! on the disk in the new store.
+//! The names are the state: a crash between any two steps leaves one of these pictures, and the next recovery resumes
+//! from it. The damaged file itself is only read and renamed. Nothing in it is given up before everything readable is
+//! on disk in the new store.
 //!
-//! A message is taken over when it is exactly what was stored: its checksum is right, or, where it was stored by a
-//! version that made none, its lengths are. It keeps its number and its place in the order; one that was in flight is
-//! *failed* again. Lanes, keys and header sets lie in the file twice, in their table and in its index, and the copy
-//! that makes the checksum right is the right one. A message that was delivered comes back only where its deletion can't
-//! be read any more; delivering it again is an upsert.
+//! A message is copied if it is exactly what was stored: its checksum is valid or, if it was stored by a version
+//! without checksums, its lengths match. It keeps its id and its place in the order; a message in flight is *failed*
+//! again. Lanes, keys and header sets are in the file twice, in their table and in its index, and the copy that makes
+//! the checksum valid is the right one. A delivered message comes back only if its deletion is no longer readable;
+//! delivering it again is idempotent.
 //!
 //! # Sealed stores
 //!
-//! A sealed store is recovered only by a process that has its keys; any other gets the error that opening the store would
-//! give, and does nothing to the file but give it the pending name. So what was sealed is opened and looked at like
-//! everything else, with its checksum, and is sealed anew under its own number in the new store, under the key that was in
-//! use. One sealed thing that does not open is damage, and costs its message. Which keys the store uses is in its row of
-//! `sealing`, which lies in the file twice, too; where both copies are gone, and nothing opens with the keys that are
-//! there, they are taken for the wrong ones.
+//! A sealed store is recovered only by a process that has its keys; any other gets the error that opening the store
+//! would return, and only gives the file its pending name. So sealed values are opened and verified like everything
+//! else, and sealed again for the same message in the new store, with the key that was in use. A single sealed value
+//! that does not open is damage, and costs its message. The row of `sealing` names the keys of the store, and is in the
+//! file twice as well; if both copies are lost and the configured keys open nothing, they count as wrong.
 //!
-//! # Several processes
+//! # Concurrent processes
 //!
-//! Opening a store holds a shared lock on its folder, recovering it an exclusive one, so that nobody opens one of the
-//! pictures above but the last. A process that has the damaged file open notices at its next commit that its path leads
-//! to another file, acknowledges nothing, and opens that one. What it committed before the rename is in the file or its
-//! log, and both are read after the rename, under the write lock of the file where SQLite still gives one.
+//! Opening a store holds a shared lock on its folder, recovering it an exclusive one, so that no process opens one of
+//! the pictures above but the last. A process that has the damaged file open notices at its next commit that the path
+//! leads to another file, acknowledges nothing, and opens that one. Its commits before the rename are in the file
+//! or its log, and both are read after the rename, under the write lock of the file if SQLite still grants one.
+//!
+//! # Invariants
+//!
+//! - The new store gets its final name only when it is complete and synced.
+//! - The log is renamed before the file: a database is never left without its log.
+//! - At most one recovery runs per store, across processes.
 
 mod candidates;
 mod rebuild;
@@ -54,7 +59,7 @@ use std::time::SystemTime;
 
 use tracing::{error, warn};
 
-use self::rebuild::Origin;
+use self::rebuild::DamagedSource;
 use super::damaged::Damaged;
 use super::fault::Fault;
 use super::files::make_private;
@@ -65,7 +70,7 @@ use super::{schema, upgrade};
 use crate::store::error::StoreError;
 use crate::store::os::{FileId, folder_of, os_words};
 
-/// Says whether there is a log that may hold messages although there is no database, or an empty one: SQLite would
+/// Returns whether there is a log that may hold messages while there is no database, or an empty one: SQLite would
 /// delete it.
 pub(super) fn has_log_alone(path: &Path) -> bool {
     const HEADER_AND_FRAME: u64 = 32 + 24 + 512;
@@ -75,7 +80,7 @@ pub(super) fn has_log_alone(path: &Path) -> bool {
             .is_ok_and(|found| found.is_ours())
 }
 
-/// Returns when a recovery began that did not come to its end.
+/// Returns when an unfinished recovery began.
 pub(super) fn pending(path: &Path) -> Option<String> {
     let mut prefix = path.file_name()?.to_owned();
     prefix.push(".recovering-");
@@ -88,8 +93,8 @@ pub(super) fn pending(path: &Path) -> Option<String> {
     })
 }
 
-/// Returns whether this file is beside the store at this path as one that was found damaged.
-pub(in crate::store) fn is_set_aside(file: FileId, path: &Path) -> bool {
+/// Returns whether this file was set aside as damaged, beside the store at this path.
+pub(crate) fn is_set_aside(file: FileId, path: &Path) -> bool {
     let Some(name) = path.file_name().and_then(|name| name.to_str()) else { return false };
     let Ok(entries) = fs::read_dir(folder_of(path)) else { return false };
     entries.filter_map(Result::ok).any(|entry| {
@@ -100,15 +105,15 @@ pub(in crate::store) fn is_set_aside(file: FileId, path: &Path) -> bool {
     })
 }
 
-/// Says whether a file that SQLite takes for no database, or for another program's, is a damaged store of ours.
+/// Returns whether a file that SQLite does not recognize, or takes for another program's, is a damaged store of ours.
 pub(super) fn is_ours(path: &Path) -> bool {
     let read = || Damaged::read(Some(File::open(path)?), File::open(log_of(path)).ok(), &HashMap::new());
     read().is_ok_and(|found: Damaged| found.is_ours())
 }
 
-/// Goes on with a recovery that did not come to its end, or sets the file aside and begins one.
+/// Resumes an unfinished recovery, or sets the file aside and begins one.
 ///
-/// With `failed`, does nothing when another file is at the path by now: somebody else was faster.
+/// With `failed`, does nothing if another file is at the path now: another process was faster.
 pub(super) fn recover(
     path: &Path,
     failed: Option<FileId>,
@@ -118,16 +123,16 @@ pub(super) fn recover(
     let _alone = FolderLock::exclusive(path)?;
     let unusable = |error: io::Error| StoreError::Unusable {
         at: path.into(),
-        reason: format!("it is damaged and can't be recovered now: {}", os_words(&error)),
+        reason: format!("it is damaged and cannot be recovered now: {}", os_words(&error)),
     };
     if let Some(time) = pending(path) {
-        return RecoveryRun { path, time, reason, keys }.resume().map_err(|fault| blocked(fault, path));
+        return RecoveryRun { path, time, reason, keys }.resume().map_err(|fault| postponed(fault, path));
     }
     if failed.is_some() && FileId::at(path) != failed {
         return Ok(());
     }
-    // A newer version may have changed tables under us: what fails then is the reader, and not the file. Asked while nobody
-    // else may open it: a version that can't be seen because the file is in use is no damage.
+    // A newer version may have changed the tables: then the reader is wrong, not the file. Checked while no other
+    // process may open it: a version that cannot be read because the file is in use is not damage.
     match failed.map(|_| upgrade::version_of(path).map_err(Fault::from)) {
         Some(Ok(found)) => schema::refuse_newer(path, found)?,
         Some(Err(fault)) if fault.is_busy() => return Err(fault.at(path)),
@@ -140,22 +145,22 @@ pub(super) fn recover(
     );
     let recovery = RecoveryRun { path, time: free_name(path), reason, keys };
     recovery.set_aside().map_err(unusable)?;
-    recovery.resume().map_err(|fault| blocked(fault, path))
+    recovery.resume().map_err(|fault| postponed(fault, path))
 }
 
-/// What keeps a recovery from its end is not the damage: it is tried again.
-fn blocked(fault: Fault, path: &Path) -> StoreError {
+/// A recovery that fails is not more damage: it is retried.
+fn postponed(fault: Fault, path: &Path) -> StoreError {
     match fault.at(path) {
         StoreError::Damaged { at, reason } => StoreError::Unusable { at, reason },
         StoreError::Full { at, reason, .. } => {
-            let reason = format!("it is damaged and can't be recovered now: {reason}; the damaged file is kept");
+            let reason = format!("it is damaged and cannot be recovered now: {reason}; the damaged file is kept");
             StoreError::Unusable { at, reason }
         }
         error => error,
     }
 }
 
-/// Returns a time by which no file is named yet.
+/// Returns a timestamp that no file is named by yet.
 fn free_name(path: &Path) -> String {
     let now = humantime::format_rfc3339_seconds(SystemTime::now()).to_string().replace(['-', ':'], "");
     let numbered = (2..).map(|number| format!("{now}-{number}"));
@@ -184,7 +189,7 @@ impl RecoveryRun<'_> {
         beside(self.path, &format!(".damaged-{}", self.time))
     }
 
-    /// Moves the file away, its log first: once the file itself is away, nothing of it is left behind.
+    /// Renames the files, the log first: once the database has moved, no part of the store is left behind.
     fn set_aside(&self) -> io::Result<()> {
         for suffix in ["-wal", "-shm", ""] {
             move_if_there(&beside(self.path, suffix), &beside(&self.pending(), suffix))?;
@@ -194,7 +199,7 @@ impl RecoveryRun<'_> {
         }
         let pending = self.pending();
         if !pending.exists() {
-            // There was a log alone.
+            // There was only a log.
             File::create_new(&pending)?;
         }
         fs::set_permissions(&pending, fs::Permissions::from_mode(0o600))?;
@@ -205,34 +210,34 @@ impl RecoveryRun<'_> {
         let io = |error: io::Error| {
             Fault::from(StoreError::Unusable {
                 at: (&*self.path).into(),
-                reason: format!("it is damaged and can't be recovered now: {}", os_words(&error)),
+                reason: format!("it is damaged and cannot be recovered now: {}", os_words(&error)),
             })
         };
         let pending = self.pending();
         if !pending.exists() {
-            // A crash between the log and the file.
+            // A crash between renaming the log and the file.
             self.set_aside().map_err(io)?;
         }
         if !self.path.exists() {
             let (recovered, lost) = self.rebuild()?;
             let aside = self.set_aside_name();
-            let hint = "remove it when nothing in it is needed any more";
+            let hint = "remove it when you no longer need anything in it";
             if lost > 0 {
                 error!(
                     target: "db_manager",
-                    "{recovered} messages were recovered from the damaged message store, {lost} are lost; it lies in {}: {hint}",
+                    "recovered {recovered} messages from the damaged message store, {lost} are lost; it is kept in {}: {hint}",
                     aside.display()
                 );
             } else if recovered == 0 {
                 error!(
                     target: "db_manager",
-                    "no message could be found in the damaged message store, and how many were in it can't be known; it lies in {}: {hint}",
+                    "found no message in the damaged message store, and the number of lost messages is unknown; it is kept in {}: {hint}",
                     aside.display()
                 );
             } else {
                 error!(
                     target: "db_manager",
-                    "{recovered} messages were recovered from the damaged message store, none is known to be lost; it lies in {}: {hint}",
+                    "recovered {recovered} messages from the damaged message store, none is known to be lost; it is kept in {}: {hint}",
                     aside.display()
                 );
             }
@@ -244,7 +249,8 @@ impl RecoveryRun<'_> {
         sync_folder(self.path).map_err(io)
     }
 
-    /// Makes the new store from what is left in the old one; says how many messages were recovered and how many not.
+    /// Builds the new store from what is left of the old one; returns how many messages were recovered and how many are
+    /// lost.
     fn rebuild(&self) -> Result<(u64, u64), Fault> {
         let new = beside(self.path, ".rebuilding");
         let unusable =
@@ -253,12 +259,12 @@ impl RecoveryRun<'_> {
             remove_if_there(&beside(&new, suffix)).map_err(unusable)?;
         }
         make_private(&new).map_err(unusable)?;
-        let origin = Origin { pending: &self.pending(), set_aside: &self.set_aside_name(), reason: self.reason };
+        let origin = DamagedSource { pending: &self.pending(), set_aside: &self.set_aside_name(), reason: self.reason };
         let result = rebuild::fill(&new, &origin, self.keys);
         if result.is_err() {
-            // Room that is needed more elsewhere.
+            // Frees its space.
             if let Err(error) = remove_if_there(&new) {
-                warn!(target: "db_manager", "{} stays behind: {error}", new.display());
+                warn!(target: "db_manager", "cannot remove {}: {error}", new.display());
             }
         }
         let counts = result?;

@@ -1,4 +1,4 @@
-//! The new store: made beside the damaged one, and filled with every message that is intact.
+//! Rebuilding: a new store is created beside the damaged one, and filled with every intact message.
 
 use std::collections::{BTreeSet, HashMap};
 use std::fs::{self, File};
@@ -12,33 +12,38 @@ use rusqlite::{Connection, OpenFlags, Transaction, TransactionBehavior, params};
 use tracing::{error, info};
 
 use super::candidates::CandidateReader;
+use crate::sqlite_format::record::ColumnValue;
 use crate::store::clock::now_ms;
 use crate::store::error::StoreError;
 use crate::store::os::os_words;
+use crate::store::sqlite::ballast;
 use crate::store::sqlite::connect::immutable_uri;
-use crate::store::sqlite::damaged::{Damaged, Value, log_is_whole};
+use crate::store::sqlite::counters;
+use crate::store::sqlite::damaged::{Damaged, log_is_intact};
 use crate::store::sqlite::fault::BUSY_TIMEOUT;
 use crate::store::sqlite::fault::Fault;
 use crate::store::sqlite::files::log_of;
+use crate::store::sqlite::queries;
+use crate::store::sqlite::quick_check;
+use crate::store::sqlite::schema;
 use crate::store::sqlite::seal::{KeyRing, Sealer, SealingState};
 use crate::store::sqlite::summary::CountChanges;
-use crate::store::sqlite::{ballast, counters, queries, quick_check, schema};
 
-/// Messages that are taken over in one transaction: the new file is worth nothing before its end, so this bounds memory.
+/// Messages copied in one transaction: the new file is worthless until it is complete, so this only bounds memory.
 const STEP: usize = 1000;
 
-/// Keeps other processes from writing into the file that is read, where SQLite can still open it.
-fn hold(path: &Path) -> Option<Connection> {
-    // An empty file would cost the log: SQLite deletes one that has no database.
+/// Keeps other processes from writing to the file that is being read, if SQLite can still open it.
+fn lock_writers(path: &Path) -> Option<Connection> {
+    // An empty file would cost the log: SQLite deletes a log without a database.
     if fs::metadata(path).ok()?.len() == 0 {
         return None;
     }
-    // On a full disk the memory that processes share can't be had: see `open_with_room`.
-    let alone = ballast::is_full(path).then(|| hold_by(path, "EXCLUSIVE")).flatten();
-    alone.or_else(|| hold_by(path, "NORMAL"))
+    // On a full disk there is no space for shared memory: see [`crate::store::sqlite::open`].
+    let alone = ballast::is_full(path).then(|| lock_writers_by(path, "EXCLUSIVE")).flatten();
+    alone.or_else(|| lock_writers_by(path, "NORMAL"))
 }
 
-fn hold_by(path: &Path, locking_mode: &str) -> Option<Connection> {
+fn lock_writers_by(path: &Path, locking_mode: &str) -> Option<Connection> {
     let connection = Connection::open_with_flags(path, OpenFlags::SQLITE_OPEN_READ_WRITE).ok()?;
     connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true).ok()?;
     connection.busy_timeout(BUSY_TIMEOUT).ok()?;
@@ -47,10 +52,10 @@ fn hold_by(path: &Path, locking_mode: &str) -> Option<Connection> {
     Some(connection)
 }
 
-/// Says whether a log is not the one of its database: whole in itself, and nonsense on top of a database that makes
-/// sense without it. Any other log is applied.
+/// Returns whether a log belongs to another database: complete in itself, but nonsense on top of a database that is
+/// sound without it. Any other log is applied.
 fn is_log_foreign(path: &Path, with_log: Option<&Connection>) -> bool {
-    let is_whole = File::open(log_of(path)).and_then(|log| log_is_whole(&log)).unwrap_or(false);
+    let is_whole = File::open(log_of(path)).and_then(|log| log_is_intact(&log)).unwrap_or(false);
     if !is_whole {
         return false;
     }
@@ -67,9 +72,9 @@ fn is_log_foreign(path: &Path, with_log: Option<&Connection>) -> bool {
     Connection::open_with_flags(immutable_uri(path), flags).is_ok_and(|connection| is_sound(&connection))
 }
 
-/// Returns where the trees of a store stand, as far as that can be known: as its own schema says, or else where every
-/// store of ours has them. Its tables are always made in the same order, and there is one other order, in which they are
-/// once the file was written anew; only what both agree on is known then.
+/// Returns the root pages of a store's trees, as far as they can be known: from its own schema, or else from the layout
+/// that every store has. Its tables are always created in the same order, and there is one other order, after `VACUUM`;
+/// only what both agree on is known then.
 fn roots(path: &Path, held: Option<&Connection>) -> Result<HashMap<u32, String>, Fault> {
     let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_URI;
     let own = held.and_then(|connection| roots_in(connection).ok());
@@ -95,8 +100,8 @@ fn roots_in(connection: &Connection) -> rusqlite::Result<HashMap<u32, String>> {
     roots.collect()
 }
 
-/// Reads what is left of a row of `sealing`.
-fn sealing(row: &[Value]) -> Option<SealingState> {
+/// Reads a copy of the row of `sealing`.
+fn sealing(row: &[ColumnValue]) -> Option<SealingState> {
     let [generation, key, check, previous, previous_check, is_complete] = row else { return None };
     let marks = [key.blob(), check.blob(), previous.blob(), previous_check.blob()];
     SealingState::of(generation.integer()?, marks, is_complete.integer()? == 1)
@@ -109,8 +114,8 @@ fn prepare(connection: &mut Connection) -> Result<(), Fault> {
     Ok(())
 }
 
-/// Makes an empty store that is not kept from harm by a journal: it is worth nothing before it is complete.
-fn make(path: &Path) -> Result<Connection, Fault> {
+/// Creates an empty store without a journal: until it is complete it is worthless anyway.
+fn create(path: &Path) -> Result<Connection, Fault> {
     let mut connection = Connection::open_with_flags(path, OpenFlags::SQLITE_OPEN_READ_WRITE)?;
     connection.pragma_update(None, "synchronous", "OFF")?;
     connection.pragma_update_and_check(None, "journal_mode", "OFF", |_| Ok(()))?;
@@ -119,24 +124,24 @@ fn make(path: &Path) -> Result<Connection, Fault> {
     Ok(connection)
 }
 
-/// Where what is recovered comes from.
-pub(super) struct Origin<'a> {
-    /// The damaged file, under the name that it has until the recovery is complete.
+/// The damaged store that messages are recovered from.
+pub(super) struct DamagedSource<'a> {
+    /// The damaged file, under its name until the recovery is complete.
     pub(super) pending: &'a Path,
-    /// The name that it has afterwards.
+    /// Its name afterwards.
     pub(super) set_aside: &'a Path,
     pub(super) reason: &'a str,
 }
 
 /// Fills the new store; returns how many messages were recovered and how many are lost.
-pub(super) fn fill(new: &Path, origin: &Origin<'_>, keys: &Arc<KeyRing>) -> Result<(u64, u64), Fault> {
+pub(super) fn fill(new: &Path, origin: &DamagedSource<'_>, keys: &Arc<KeyRing>) -> Result<(u64, u64), Fault> {
     let pending = origin.pending;
     let unreadable =
-        |error: io::Error| Fault::from(StoreError::Unusable { at: (&*pending).into(), reason: os_words(&error) });
-    let held = hold(pending);
+        |error: io::Error| Fault::from(StoreError::Unusable { at: pending.into(), reason: os_words(&error) });
+    let held = lock_writers(pending);
     let log = match is_log_foreign(pending, held.as_ref()) {
         true => {
-            error!(target: "db_manager", "{} belongs to another file and is left out", log_of(pending).display());
+            error!(target: "db_manager", "{} belongs to another file and is ignored", log_of(pending).display());
             None
         }
         false => File::open(log_of(pending)).ok(),
@@ -145,7 +150,7 @@ pub(super) fn fill(new: &Path, origin: &Origin<'_>, keys: &Arc<KeyRing>) -> Resu
         .map_err(unreadable)?;
     let states: Vec<SealingState> = old.sealing.iter().filter_map(|row| sealing(row)).collect();
     let sealer = Sealer::recovering(keys, &states)?;
-    let mut connection = make(new)?;
+    let mut connection = create(new)?;
     let (recovered, lost) = copy_messages(&old, &sealer, &mut connection)?;
     let tx = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
     sealer.write_state(&tx)?;
@@ -187,16 +192,17 @@ fn copy_messages(old: &Damaged, sealer: &Sealer, connection: &mut Connection) ->
     if let Some(fault) = reader.into_lacking() {
         return Err(fault);
     }
-    // Messages of which no trace is left are known by the old store's own count, as far as that can be read.
+    // Messages without any trace are known from the old store's own count, as far as that is readable.
     Ok((recovered, lost.max(old.counted.saturating_sub(recovered))))
 }
 
-/// Returns the ids of all messages of which a trace is left, ascending.
+/// Returns the ids of all messages with any trace, ascending.
 fn ids(old: &Damaged) -> Vec<i64> {
     let traces: BTreeSet<i64> = old.messages.iter().chain(&old.bodies).map(|place| place.key).collect();
     traces.into_iter().collect()
 }
 
+/// Copies the counters that survive a recovery.
 fn copy_counters(old: &Damaged, tx: &Transaction<'_>) -> Result<(), Fault> {
     for name in ["dropped", "expired", "deleted_id"] {
         let value = old.counters.get(name).copied().unwrap_or(0).max(0);
@@ -207,7 +213,7 @@ fn copy_counters(old: &Damaged, tx: &Transaction<'_>) -> Result<(), Fault> {
             tx.prepare_cached(queries::ADD_TO_ANY_COUNTER)?.execute(params![name, value])?;
         }
     }
-    // Notes are not recovered. Where the old store may have had any, older creates are sent singly.
+    // Notes are not recovered. If the old store may have had any, older creates are sent one at a time.
     let (notes, unsure_before) = ("updated_ahead", "updated_ahead_unsure_before");
     let unsure_before_ms = match old.counters.get(notes) {
         Some(0) => old.counters.get(unsure_before).copied().unwrap_or(0),
@@ -219,7 +225,7 @@ fn copy_counters(old: &Damaged, tx: &Transaction<'_>) -> Result<(), Fault> {
     Ok(())
 }
 
-/// Copies what the old store knew of salvaged rows and of its own recoveries.
+/// Copies the digests of salvaged rows and the history of earlier recoveries.
 fn copy_history(old: &Damaged, tx: &Transaction<'_>) -> Result<(), Fault> {
     for digest in &old.salvaged {
         tx.prepare_cached(queries::ADD_SALVAGED)?.execute([digest])?;
@@ -229,7 +235,7 @@ fn copy_history(old: &Damaged, tx: &Transaction<'_>) -> Result<(), Fault> {
         if let [_, at_ms, set_aside, reason, earlier, lost] = &row[..]
             && let (Some(at_ms), Some(set_aside)) = (at_ms.integer(), set_aside.blob())
         {
-            let count = |value: &Value| value.integer().unwrap_or(0).max(0);
+            let count = |value: &ColumnValue| value.integer().unwrap_or(0).max(0);
             add.execute(params![at_ms, set_aside, reason.text().unwrap_or_default(), count(earlier), count(lost)])?;
         }
     }

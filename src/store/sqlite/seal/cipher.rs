@@ -1,4 +1,4 @@
-//! Keys that are ready for use.
+//! Keys that are ready for use: sealing, opening and keyed digests.
 
 use std::borrow::Cow;
 
@@ -16,13 +16,13 @@ const NONCE_BYTES: usize = 24;
 
 const TAG_BYTES: usize = 16;
 
-/// What is sealed is larger by this.
-pub(in crate::store::sqlite) const SEAL_BYTES: usize = KeyId::LEN + NONCE_BYTES + TAG_BYTES;
+/// How many bytes sealing adds.
+pub(crate) const SEAL_BYTES: usize = KeyId::LEN + NONCE_BYTES + TAG_BYTES;
 
-/// What stands sealed in the row of `sealing`.
+/// The plain text of the check value in the row of `sealing`.
 pub(super) const CHECK: &[u8] = b"opik-offline";
 
-/// One key, ready for use. Everything secret in it is overwritten when it is dropped.
+/// One key, ready for use. All secrets in it are zeroized when it is dropped.
 pub(super) struct Cipher {
     pub(super) id: KeyId,
     aead: XChaCha20Poly1305,
@@ -40,7 +40,7 @@ impl Cipher {
         self.seal_joined(place, plain, &[])
     }
 
-    /// Seals two texts as one.
+    /// Seals the concatenation of two byte strings.
     pub(super) fn seal_joined(&self, place: &SealContext<'_>, plain: &[u8], end: &[u8]) -> Result<Vec<u8>, Fault> {
         self.seal_filled(place, plain.len() + end.len(), |bytes| {
             bytes.extend_from_slice(plain);
@@ -49,7 +49,7 @@ impl Cipher {
         })
     }
 
-    /// Seals what is put into the one buffer that is returned: a body may be large.
+    /// Seals what `fill` writes into the one buffer that is returned: a body may be large.
     pub(super) fn seal_filled(
         &self,
         place: &SealContext<'_>,
@@ -57,7 +57,7 @@ impl Cipher {
         fill: impl FnOnce(&mut Vec<u8>) -> Result<(), Fault>,
     ) -> Result<Vec<u8>, Fault> {
         let mut nonce = [0; NONCE_BYTES];
-        SystemRandom::new().fill(&mut nonce).map_err(|_| Fault::Sealing("the system gives no random numbers"))?;
+        SystemRandom::new().fill(&mut nonce).map_err(|_| Fault::Sealing("the system provides no random numbers"))?;
         let mut bytes = Vec::with_capacity(SEAL_BYTES + length);
         bytes.extend(self.id.0);
         bytes.extend(nonce);
@@ -68,13 +68,13 @@ impl Cipher {
         Ok(bytes)
     }
 
-    /// Opens what was sealed under this key.
+    /// Opens a value that was sealed with this key.
     pub(super) fn open(&self, place: &SealContext<'_>, sealed: Cow<'_, [u8]>) -> Result<Vec<u8>, Fault> {
         let changed =
-            || Fault::Damaged(format!("the sealed {place} does not open: it was changed, or belongs to another place"));
+            || Fault::Damaged(format!("the sealed {place} does not open: it was changed, or belongs to another row"));
         let sealed = match sealed {
             Cow::Borrowed(sealed) => sealed,
-            // In its own buffer: it may be large.
+            // In place: it may be large.
             Cow::Owned(mut bytes) => {
                 const HEAD: usize = KeyId::LEN + NONCE_BYTES;
                 let (text, tag) = bytes.split_last_chunk_mut::<TAG_BYTES>().ok_or_else(changed)?;
@@ -108,13 +108,13 @@ impl Cipher {
 }
 
 /// The keys of this process.
-pub(in crate::store::sqlite) struct KeyRing {
+pub(crate) struct KeyRing {
     pub(super) ciphers: Vec<Cipher>,
     current: Option<KeyId>,
 }
 
 impl KeyRing {
-    pub(in crate::store::sqlite) fn new(keys: &Keys) -> Self {
+    pub(crate) fn new(keys: &Keys) -> Self {
         let ciphers = keys.current.iter().chain(&keys.previous).map(Cipher::new).collect();
         Self { ciphers, current: keys.current.as_ref().map(EncryptionKey::id) }
     }
@@ -123,16 +123,16 @@ impl KeyRing {
         self.ciphers.iter().find(|cipher| cipher.id == id)
     }
 
-    /// Returns the key that new things are to be sealed under.
-    pub(in crate::store::sqlite) fn current(&self) -> Option<KeyId> {
+    /// Returns the key that new values are sealed with.
+    pub(crate) fn current(&self) -> Option<KeyId> {
         self.current
     }
 
-    pub(in crate::store::sqlite) fn is_empty(&self) -> bool {
+    pub(crate) fn is_empty(&self) -> bool {
         self.ciphers.is_empty()
     }
 
-    /// Says why something can't be opened that needs this key.
+    /// Returns why a value cannot be opened that needs this key.
     pub(super) fn lacks(&self, needed: KeyId) -> Fault {
         match self.ciphers.first() {
             None => Fault::KeyMissing { needed },
@@ -145,6 +145,6 @@ impl KeyRing {
 #[derive(Clone, Debug)]
 pub(super) struct KeyMark {
     pub(super) id: KeyId,
-    /// Something that only this key opens.
+    /// A sealed value that only this key opens.
     pub(super) check: Vec<u8>,
 }

@@ -1,11 +1,11 @@
-//! Where a sealed value belongs: the associated data that it is sealed with.
+//! The context of a sealed value: the associated data that it is sealed with.
 
 use std::fmt;
 
-/// Where a sealed thing belongs.
+/// The kind of a sealed value, and the row that it belongs to. Opening it in any other context fails.
 #[derive(Clone, Copy, Debug)]
-pub(in crate::store::sqlite) enum SealContext<'a> {
-    /// The body of a message that goes there.
+pub(crate) enum SealContext<'a> {
+    /// The body of a message, with its destination.
     Body { message: i64, codec: i64, encoding: i64, method: &'a str, path: &'a str },
     /// The path of a message.
     Path { message: i64 },
@@ -19,7 +19,7 @@ pub(in crate::store::sqlite) enum SealContext<'a> {
     Credential { digest: &'a [u8] },
     /// A header set, by its digest.
     HeaderSet { digest: &'a [u8] },
-    /// The row that says which key it is.
+    /// The check value of a key in the row of `sealing`.
     Check,
 }
 
@@ -39,7 +39,7 @@ impl fmt::Display for SealContext<'_> {
 }
 
 impl SealContext<'_> {
-    /// Returns the associated data: the kind, then numbers, then texts, each with its length before it.
+    /// Returns the associated data: the kind, then numbers, then texts, each preceded by its length.
     pub(super) fn bytes(&self) -> Vec<u8> {
         let (kind, numbers, texts): (u8, &[i64], &[&[u8]]) = match self {
             Self::Body { message, codec, encoding, method, path } => {
@@ -63,10 +63,10 @@ impl SealContext<'_> {
     }
 }
 
-/// What is looked for by a digest.
+/// A kind of value that is looked up by a digest.
 #[derive(Clone, Copy, Debug)]
 #[repr(u8)]
-pub(in crate::store::sqlite) enum Lookup {
+pub(crate) enum Lookup {
     Credential = 1,
     HeaderSet = 2,
 }
@@ -78,16 +78,16 @@ pub(super) fn named(of: Lookup, digest: &[u8]) -> SealContext<'_> {
     }
 }
 
-/// Where a body goes and how its bytes are to be read there.
+/// Where a body is sent, and how its bytes are encoded there.
 #[derive(Clone, Copy, Debug)]
-pub(in crate::store::sqlite) struct Destination<'a> {
-    pub(in crate::store::sqlite) encoding: i64,
-    pub(in crate::store::sqlite) method: &'a str,
-    pub(in crate::store::sqlite) path: &'a str,
+pub(crate) struct Destination<'a> {
+    pub(crate) encoding: i64,
+    pub(crate) method: &'a str,
+    pub(crate) path: &'a str,
 }
 
 impl<'a> Destination<'a> {
-    pub(in crate::store::sqlite) fn place(&self, message: i64, codec: i64) -> SealContext<'a> {
+    pub(crate) fn place(&self, message: i64, codec: i64) -> SealContext<'a> {
         let Self { encoding, method, path } = *self;
         SealContext::Body { message, codec, encoding, method, path }
     }

@@ -1,37 +1,47 @@
-//! What of a store is sealed, under which key, and how.
+//! Encryption: what of a store is sealed, with which key, and how.
 //!
 //! # What is sealed
 //!
-//! Bodies, the bytes and digests of attachments, paths that have a query, kept answers, header sets and credentials. What a
-//! store is searched, counted and ordered by stays readable: ids of messages and entities, types, statuses, counts, sizes,
-//! times, methods, paths without a query, workspaces, project names, why a lane is held, and the digests by which rows of
-//! SDK files are recognised. A credential or header set is found by a keyed digest (HMAC) that stands where its value
-//! stands in a store that is not sealed, so that the same statements find it.
+//! Sealed are bodies, the bytes and digests of attachments, paths with a query, stored answers, header sets and
+//! credentials. Everything that a store is searched, counted or ordered by stays readable: ids of messages and
+//! entities, types, statuses, counts, sizes, times, methods, paths without a query, workspaces, project names, the
+//! reasons of holds, and the digests that identify rows of SDK files. A credential or header set is looked up by a
+//! keyed digest (HMAC), which replaces its value in a sealed store, so that the same statements find it.
 //!
 //! # How
 //!
-//! XChaCha20-Poly1305, of RustCrypto: several processes seal for one store, none of which could keep a counter for all,
-//! and a random nonce of 192 bits never comes twice, whereas the 96 bits that ring's AEADs have are good for 2^32 messages
-//! of a key. The keys for sealing, for look-ups and for the key's name are derived from the user's by HKDF.
+//! XChaCha20-Poly1305, from RustCrypto: several processes seal for one store and cannot share a counter. A random nonce
+//! of 192 bits never repeats, whereas the 96-bit nonces of ring's AEADs are safe for 2^32 messages per key. The keys
+//! for sealing, for look-ups and for the key's name are derived from the user's key with HKDF.
 //!
 //! ```text
 //! sealed: name of the key (8) | nonce (24) | ciphertext | tag (16)
 //! ```
 //!
-//! Compression comes first; a body's codec says both. The checksum of a message ([`super::record`]) is sealed behind its
-//! body, because a CRC tells something of what it covers: the tag says that nobody changed the body, and the checksum that
-//! nothing else of the message was changed, or damaged. The associated data is the thing's [`SealContext`]: what is sealed for one
-//! message does not open as another's. It names only what stays as it is for the life of a message and what a recovery
-//! from a damaged file keeps; a part of a divided message is a message of its own and sealed anew.
+//! Compression comes first; the codec of a body records both. The checksum of a message ([`super::record`]) is sealed
+//! behind its body, because a CRC reveals something about what it covers: the tag proves that nobody changed the body,
+//! and the checksum that nothing else of the message was changed or damaged. The associated data is the
+//! [`SealContext`]: what is sealed for one message does not open as another's. It contains only what stays unchanged
+//! for the life of a message and survives a recovery from a damaged file; a part of a divided message is a message of
+//! its own and is sealed anew.
 //!
-//! It is kept from someone who reads the file. Someone who writes to it can still remove, repeat and add messages, or
-//! point one at another lane.
+//! This protects against someone who reads the file. Someone who writes to it can still remove, repeat and add
+//! messages, or move one to another lane.
 //!
-//! # Which key
+//! # Key rotation
 //!
-//! The row of `sealing` says under which key new things are kept (or none), and under which other one there may still be
-//! some. Its `generation` is raised with every change of that. Every transaction looks at it first, so that a process that
-//! has the store open goes on with the new key if it has it, and touches nothing if it does not.
+//! The row of `sealing` names the key that new values are sealed with (or none), and the previous key that some values
+//! may still be sealed with. Its `generation` is raised with every change. Every transaction reads it first, so that a
+//! process that has the store open continues with the new key if it has that key, and touches nothing if it does not.
+//!
+//! # Invariants
+//!
+//! - A lane is always found: credentials are re-encrypted in the transaction that changes the key
+//!   ([`super::key_change`]).
+//! - At most two keys are in use: a third is refused until everything is sealed with the current one
+//!   ([`super::reseal`]).
+//! - A reader that lacks a key of the store never reports damage: it cannot tell a damaged value from one that it may
+//!   not read.
 
 mod cipher;
 mod context;
@@ -68,7 +78,7 @@ mod tests {
 
     fn keep<'a>(sealer: &Sealer, message: i64, packed: &'a Packed, checksum: Option<i64>) -> KeptBody<'a> {
         let plain = KeptBody { bytes: packed.bytes.as_ref().into(), codec: packed.codec as i64, checksum };
-        sealer.keep_body(message, &TO, plain).expect("it is sealed")
+        sealer.seal_body(message, &TO, plain).expect("it is sealed")
     }
 
     fn sealed(codec: i64, bytes: &[u8]) -> KeptBody<'_> {
@@ -78,7 +88,7 @@ mod tests {
     const TO: Destination<'static> = Destination { encoding: 0, method: "POST", path: "v1/private/traces" };
 
     #[test]
-    fn nothing_opens_in_another_place_and_the_error_names_the_message() {
+    fn sealed_values_open_only_in_their_own_context() {
         let sealer = sealer(1);
         let packed = Packer::new().pack(&Body::new("{\"input\": \"a secret of the user\"}", Encoding::Identity));
         let KeptBody { bytes: kept, codec, .. } = keep(&sealer, 12, &packed, Some(7));
@@ -100,11 +110,11 @@ mod tests {
             assert!(reason.contains(&format!("body of message {message} does not open")), "{reason}");
         }
         let answer = sealer.cipher().seal(&SealContext::Answer { message: 12 }, b"no").expect("it is sealed");
-        assert!(sealer.open(&SealContext::Path { message: 12 }, &answer).is_err(), "an answer is no path");
+        assert!(sealer.open(&SealContext::Path { message: 12 }, &answer).is_err(), "an answer opened as a path");
     }
 
     #[test]
-    fn another_key_is_named_and_opens_nothing() {
+    fn a_wrong_key_is_reported_and_opens_nothing() {
         let sealed = sealer(1).cipher().seal(&SealContext::Answer { message: 1 }, b"text").expect("it is sealed");
         let place = SealContext::Answer { message: 1 };
         let locked = |sealer: Sealer| Sealer { is_locked: true, ..sealer };
@@ -120,7 +130,7 @@ mod tests {
     }
 
     #[test]
-    fn a_row_that_names_a_key_is_believed_only_when_the_key_opens_it() {
+    fn a_damaged_check_value_of_a_key_is_damage() {
         let ring = std::sync::Arc::new(KeyRing::new(&keys(1)));
         let mut mark = ring.ciphers[0].mark().expect("a mark");
         mark.check[40] ^= 1;
@@ -129,7 +139,7 @@ mod tests {
     }
 
     #[test]
-    fn places_are_told_apart_whatever_their_texts_are() {
+    fn contexts_differ_even_if_their_concatenated_texts_do_not() {
         let body = |method, path| SealContext::Body { message: 1, codec: 0, encoding: 0, method, path }.bytes();
         assert_ne!(body("PO", "STv1"), body("POST", "v1"));
         let bytes = [0; 8];
@@ -140,7 +150,7 @@ mod tests {
     }
 
     #[test]
-    fn a_store_of_an_earlier_release_keeps_its_digests() {
+    fn digests_are_those_of_earlier_releases() {
         // Made with Python's hmac and hashlib by RFC 5869: a change here would lose the lanes of every sealed store.
         let key = keys(0x5a ^ 1);
         let cipher = Cipher::new(key.current.as_ref().expect("a key"));
@@ -160,7 +170,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn what_is_sealed_opens_as_it_was_and_not_when_a_bit_of_it_changes(
+        fn sealed_bodies_round_trip_and_detect_every_changed_bit(
             bytes in proptest::collection::vec(any::<u8>(), 0..3000),
             checksum in prop::option::of(0..=i64::from(u32::MAX)),
             flip in any::<prop::sample::Index>(),

@@ -1,4 +1,4 @@
-//! Seals values, and opens them.
+//! The sealer: encrypts what is stored, decrypts what is read, as one generation of the row of `sealing` says.
 
 use std::borrow::Cow;
 use std::sync::Arc;
@@ -14,30 +14,30 @@ use crate::store::encryption::state::{Encryption, KeyState};
 use crate::store::sqlite::codec::Packed;
 use crate::store::sqlite::fault::Fault;
 
-/// What a codec's number is raised by when the body is sealed.
-pub(in crate::store::sqlite) const SEALED: i64 = 16;
+/// Added to the codec of a body that is sealed.
+pub(crate) const SEALED: i64 = 16;
 
-/// Bytes of the checksum that stands behind a compressed body before both are sealed.
+/// Bytes of the checksum that follows a compressed body before both are sealed.
 const CHECKSUM_BYTES: usize = 8;
 
-/// What stands there when there is none; a CRC is never negative.
+/// Stored in its place if there is none; a CRC is never negative.
 const NO_CHECKSUM: i64 = -1;
 
-/// Seals and opens, as one generation of the row of `sealing` says.
-pub(in crate::store::sqlite) struct Sealer {
+/// Seals and opens values, as one generation of the row of `sealing` says.
+pub(crate) struct Sealer {
     pub(super) ring: Arc<KeyRing>,
     pub(super) state: SealingState,
-    /// Whether the keys are those that the store needs.
+    /// Whether a key that the store needs is missing or wrong.
     pub(super) is_locked: bool,
 }
 
 impl Sealer {
-    /// Returns the sealer for this row. One whose key is not there still leaves everything readable that is not sealed.
+    /// Returns the sealer for this row. Without its keys, everything that is not sealed stays readable.
     ///
     /// # Errors
     ///
-    /// [`Fault::Damaged`] when the row does not fit the key that it names.
-    pub(in crate::store::sqlite) fn new(ring: &Arc<KeyRing>, state: SealingState) -> Result<Self, Fault> {
+    /// [`Fault::Damaged`] if the row does not match the key that it names.
+    pub(crate) fn new(ring: &Arc<KeyRing>, state: SealingState) -> Result<Self, Fault> {
         let is_locked = match state.verify(ring) {
             Ok(()) => false,
             Err(Fault::KeyMissing { .. } | Fault::WrongKey { .. }) => true,
@@ -46,20 +46,20 @@ impl Sealer {
         Ok(Self { ring: ring.clone(), state, is_locked })
     }
 
-    /// Returns the sealer of a new store that takes over what is left of a damaged one: it opens what was sealed there,
-    /// and keeps everything under the key that was in use there. `rows` are what is left of its row of `sealing`; without
-    /// any, things are kept as they are in a store that is made with these keys.
+    /// Returns the sealer for recovering a damaged store: it opens what was sealed there, and seals everything with the
+    /// key that was in use there. `rows` are the copies of its row of `sealing` that are left; without any, values are
+    /// sealed as in a new store with these keys.
     ///
     /// # Errors
     ///
-    /// [`Fault::KeyMissing`] and [`Fault::WrongKey`] when the row names a key that is not there.
-    pub(in crate::store::sqlite) fn recovering(ring: &Arc<KeyRing>, rows: &[SealingState]) -> Result<Self, Fault> {
+    /// [`Fault::KeyMissing`] and [`Fault::WrongKey`] if the row names a key that is not configured.
+    pub(crate) fn recovering(ring: &Arc<KeyRing>, rows: &[SealingState]) -> Result<Self, Fault> {
         let newest = rows.iter().map(|row| row.generation).max();
         let (mut known, mut lacking) = (None, None);
         for row in rows.iter().filter(|row| Some(row.generation) == newest) {
             match row.verify(ring) {
                 Ok(()) => known = Some(row),
-                // Of several copies, one is damaged; of one that is damaged nothing is believed.
+                // One of several copies may be damaged; a damaged copy is ignored.
                 Err(Fault::Damaged(_)) => {}
                 Err(fault) => lacking = Some(fault),
             }
@@ -71,46 +71,46 @@ impl Sealer {
         let key = target.map(|id| ring.get(id).ok_or_else(|| ring.lacks(id))?.mark()).transpose()?;
         let generation = known.map_or(0, |row| row.generation).saturating_add(1);
         let state = SealingState { generation, key, previous: None, is_complete: true };
-        // Where nobody knows which keys were in use, one that we don't have may have been.
+        // If it is unknown which keys were in use, a key that is not configured may have been among them.
         Ok(Self { ring: ring.clone(), state, is_locked: known.is_none() })
     }
 
     /// Writes the row of `sealing` of a new store.
-    pub(in crate::store::sqlite) fn write_state(&self, tx: &Transaction<'_>) -> Result<(), Fault> {
+    pub(crate) fn write_state(&self, tx: &Transaction<'_>) -> Result<(), Fault> {
         self.state.write(tx)
     }
 
-    /// Returns a sealer of a store that is not sealed.
+    /// Returns the sealer of a store without encryption.
     #[cfg(test)]
-    pub(in crate::store::sqlite) fn off() -> Self {
+    pub(crate) fn off() -> Self {
         let state = SealingState { generation: 0, key: None, previous: None, is_complete: true };
         Self { ring: Arc::new(KeyRing::new(&crate::store::encryption::key::Keys::default())), state, is_locked: false }
     }
 
-    pub(in crate::store::sqlite) fn generation(&self) -> i64 {
+    pub(crate) fn generation(&self) -> i64 {
         self.state.generation
     }
 
-    pub(in crate::store::sqlite) fn state(&self) -> &SealingState {
+    pub(crate) fn state(&self) -> &SealingState {
         &self.state
     }
 
-    /// Fails unless everything that the store may hold can be opened.
-    pub(in crate::store::sqlite) fn unlocked(&self) -> Result<(), Fault> {
+    /// Fails unless every key that the store needs is configured and correct.
+    pub(crate) fn unlocked(&self) -> Result<(), Fault> {
         self.state.verify(&self.ring)
     }
 
-    /// Says whether things are sealed, or may have been.
-    pub(in crate::store::sqlite) fn is_in_use(&self) -> bool {
+    /// Returns whether values are sealed, or may have been.
+    pub(crate) fn is_in_use(&self) -> bool {
         self.state.key.is_some() || !self.ring.is_empty()
     }
 
-    pub(in crate::store::sqlite) fn is_locked(&self) -> bool {
+    pub(crate) fn is_locked(&self) -> bool {
         self.is_locked
     }
 
-    /// Says how the store stands, for people.
-    pub(in crate::store::sqlite) fn encryption(&self) -> Encryption {
+    /// Returns the state of the encryption, for people.
+    pub(crate) fn encryption(&self) -> Encryption {
         let key = match (self.is_locked, self.ring.is_empty()) {
             (false, _) => KeyState::Usable,
             (true, true) => KeyState::Missing,
@@ -121,54 +121,46 @@ impl Sealer {
         Encryption { sealed_with: state.key(), previous, is_complete: state.is_complete, key }
     }
 
-    /// Returns the key that things are kept under, or `None` when they are kept as they are.
+    /// Returns the key that values are sealed with, or `None` if they are stored as plain text.
     pub(super) fn active(&self) -> Result<Option<&Cipher>, Fault> {
-        // What is stored now must open later, and a look-up must find what is there.
+        // Values stored now must open later, and a look-up must find what exists.
         if self.is_locked {
             self.unlocked()?;
         }
         self.state.key().map(|id| self.ring.get(id).ok_or_else(|| self.ring.lacks(id))).transpose()
     }
 
-    /// Returns bytes as they are to be kept, and whether they are sealed.
-    pub(in crate::store::sqlite) fn keep<'a>(
-        &self,
-        place: &SealContext<'_>,
-        plain: &'a [u8],
-    ) -> Result<(Cow<'a, [u8]>, bool), Fault> {
+    /// Seals bytes where the store is encrypted, and returns whether they are sealed.
+    pub(crate) fn seal<'a>(&self, place: &SealContext<'_>, plain: &'a [u8]) -> Result<(Cow<'a, [u8]>, bool), Fault> {
         Ok(match self.active()? {
             Some(cipher) => (cipher.seal(place, plain)?.into(), true),
             None => (plain.into(), false),
         })
     }
 
-    /// Opens what is sealed, under whichever of our keys.
-    pub(in crate::store::sqlite) fn open<'a>(
-        &self,
-        place: &SealContext<'_>,
-        sealed: impl Into<Cow<'a, [u8]>>,
-    ) -> Result<Vec<u8>, Fault> {
+    /// Opens a value that was sealed with any of the configured keys.
+    pub(crate) fn open<'a>(&self, place: &SealContext<'_>, sealed: impl Into<Cow<'a, [u8]>>) -> Result<Vec<u8>, Fault> {
         let sealed = sealed.into();
         let id = sealed.get(..KeyId::LEN).and_then(KeyId::from_bytes);
         let id = id.ok_or_else(|| Fault::Damaged(format!("the sealed {place} is cut off")))?;
         let cipher = self.ring.get(id).ok_or_else(|| match self.is_locked {
             true => self.ring.lacks(id),
-            // We have all keys of the store, so this one is none of them.
+            // All keys of the store are configured, and this is none of them.
             false => Fault::Damaged(format!("the sealed {place} names the key {id}, which the store does not use")),
         })?;
         cipher.open(place, sealed)
     }
 
-    /// Returns what a value is looked up by: itself, or its digest where values are sealed.
-    pub(in crate::store::sqlite) fn lookup<'a>(&self, of: Lookup, value: &'a [u8]) -> Result<Cow<'a, [u8]>, Fault> {
+    /// Returns what a value is looked up by: the value itself, or its digest where values are sealed.
+    pub(crate) fn lookup<'a>(&self, of: Lookup, value: &'a [u8]) -> Result<Cow<'a, [u8]>, Fault> {
         Ok(match self.active()? {
             Some(cipher) => cipher.digest(of, value).into(),
             None => value.into(),
         })
     }
 
-    /// Returns a compressed body as it is to be kept.
-    pub(in crate::store::sqlite) fn keep_body<'a>(
+    /// Seals a compressed body, with its message's checksum, where the store is encrypted.
+    pub(crate) fn seal_body<'a>(
         &self,
         message: i64,
         to: &Destination<'_>,
@@ -181,8 +173,8 @@ impl Sealer {
         Ok(KeptBody { bytes: sealed.into(), codec: codec + SEALED, checksum: None })
     }
 
-    /// Returns a body that is compressed while it is written as it is to be kept, or `None` when nothing is sealed.
-    pub(in crate::store::sqlite) fn keep_streamed(
+    /// Compresses a streamed body into one buffer and seals it there; returns `None` where the store is not encrypted.
+    pub(crate) fn seal_streamed(
         &self,
         message: i64,
         to: &Destination<'_>,
@@ -199,8 +191,8 @@ impl Sealer {
         Ok(Some(KeptBody { bytes: sealed.into(), codec: codec + SEALED, checksum: None }))
     }
 
-    /// Returns a body as it was before it was sealed: compressed, with its message's checksum.
-    pub(in crate::store::sqlite) fn open_body<'a>(
+    /// Opens a body: compressed, with its message's checksum.
+    pub(crate) fn open_body<'a>(
         &self,
         message: i64,
         to: &Destination<'_>,
@@ -218,90 +210,69 @@ impl Sealer {
         Ok(KeptBody { bytes: bytes.into(), codec, checksum: Some(checksum).filter(|found| *found != NO_CHECKSUM) })
     }
 
-    /// Returns text as it is to be kept: sealed text is a blob.
-    pub(in crate::store::sqlite) fn keep_text<'a>(
-        &self,
-        place: &SealContext<'_>,
-        text: &'a str,
-    ) -> Result<ToSqlOutput<'a>, Fault> {
+    /// Seals text where the store is encrypted. Sealed text is a blob.
+    pub(crate) fn seal_text<'a>(&self, place: &SealContext<'_>, text: &'a str) -> Result<ToSqlOutput<'a>, Fault> {
         Ok(match self.active()? {
             Some(cipher) => ToSqlOutput::Owned(Value::Blob(cipher.seal(place, text.as_bytes())?)),
             None => ToSqlOutput::Borrowed(ValueRef::Text(text.as_bytes())),
         })
     }
 
-    /// Returns a message's path as it is to be kept: sealed when it has a query, which may say anything.
-    pub(in crate::store::sqlite) fn keep_path<'a>(
-        &self,
-        message: i64,
-        path: &'a str,
-    ) -> Result<ToSqlOutput<'a>, Fault> {
+    /// Seals a message's path if it has a query, which may contain anything.
+    pub(crate) fn seal_path<'a>(&self, message: i64, path: &'a str) -> Result<ToSqlOutput<'a>, Fault> {
         match path.contains('?') {
-            true => self.keep_text(&SealContext::Path { message }, path),
+            true => self.seal_text(&SealContext::Path { message }, path),
             false => Ok(ToSqlOutput::Borrowed(ValueRef::Text(path.as_bytes()))),
         }
     }
 
-    /// Returns text as it was given, `None` for NULL.
-    pub(in crate::store::sqlite) fn text(
-        &self,
-        place: &SealContext<'_>,
-        kept: ValueRef<'_>,
-    ) -> Result<Option<String>, Fault> {
+    /// Returns the plain text of a column, `None` for NULL.
+    pub(crate) fn text(&self, place: &SealContext<'_>, kept: ValueRef<'_>) -> Result<Option<String>, Fault> {
         let bytes = match kept {
             ValueRef::Null => return Ok(None),
             ValueRef::Text(text) => text.to_vec(),
             ValueRef::Blob(sealed) => self.open(place, sealed)?,
-            ValueRef::Integer(_) | ValueRef::Real(_) => return Err(Fault::Damaged(format!("the {place} is no text"))),
+            ValueRef::Integer(_) | ValueRef::Real(_) => return Err(Fault::Damaged(format!("the {place} is not text"))),
         };
-        String::from_utf8(bytes).map(Some).map_err(|_| Fault::Damaged(format!("the {place} is no text")))
+        String::from_utf8(bytes).map(Some).map_err(|_| Fault::Damaged(format!("the {place} is not text")))
     }
 
-    /// Returns a message's path.
-    pub(in crate::store::sqlite) fn path(&self, message: i64, kept: ValueRef<'_>) -> Result<String, Fault> {
+    /// Returns the plain text of a message's path.
+    pub(crate) fn path(&self, message: i64, kept: ValueRef<'_>) -> Result<String, Fault> {
         let path = self.text(&SealContext::Path { message }, kept)?;
         path.ok_or_else(|| Fault::Damaged(format!("message {message} has no path")))
     }
 
-    /// Returns a credential or header set as it was given, from the column that it is looked up by and the sealed one.
-    pub(in crate::store::sqlite) fn value(
-        &self,
-        of: Lookup,
-        looked_up_by: Vec<u8>,
-        sealed: Option<&[u8]>,
-    ) -> Result<Vec<u8>, Fault> {
+    /// Returns the plain value of a credential or header set, from its look-up column and its sealed column.
+    pub(crate) fn value(&self, of: Lookup, looked_up_by: Vec<u8>, sealed: Option<&[u8]>) -> Result<Vec<u8>, Fault> {
         match sealed {
             None => Ok(looked_up_by),
             Some(sealed) => self.open(&named(of, &looked_up_by), sealed),
         }
     }
 
-    /// Returns what a credential or header set is looked up by, and what is kept beside it.
-    pub(in crate::store::sqlite) fn keep_value(
-        &self,
-        of: Lookup,
-        value: &[u8],
-    ) -> Result<(Vec<u8>, Option<Vec<u8>>), Fault> {
+    /// Returns the look-up column and the sealed column of a credential or header set.
+    pub(crate) fn seal_value(&self, of: Lookup, value: &[u8]) -> Result<(Vec<u8>, Option<Vec<u8>>), Fault> {
         let by = self.lookup(of, value)?.into_owned();
-        let (kept, is_sealed) = self.keep(&named(of, &by), value)?;
+        let (kept, is_sealed) = self.seal(&named(of, &by), value)?;
         let sealed = is_sealed.then(|| kept.into_owned());
         Ok((by, sealed))
     }
 }
 
-/// A body as the columns of `bodies` have it, sealed or only compressed.
+/// A body as the columns of `bodies` hold it, sealed or only compressed.
 #[derive(Clone, Debug)]
-pub(in crate::store::sqlite) struct KeptBody<'a> {
-    pub(in crate::store::sqlite) bytes: Cow<'a, [u8]>,
-    pub(in crate::store::sqlite) codec: i64,
-    /// The checksum of the message ([`super::super::checksum`]). `None` where the message was stored without one, and where the
-    /// body is sealed: it lies inside then, because it would tell something of the content.
-    pub(in crate::store::sqlite) checksum: Option<i64>,
+pub(crate) struct KeptBody<'a> {
+    pub(crate) bytes: Cow<'a, [u8]>,
+    pub(crate) codec: i64,
+    /// The checksum of the message ([`crate::store::sqlite::record`]). `None` for a message that was stored without
+    /// one, and for a sealed body, which contains it: a readable checksum would reveal something about the content.
+    pub(crate) checksum: Option<i64>,
 }
 
 impl KeptBody<'_> {
-    /// Returns the same without a copy of the bytes.
-    pub(in crate::store::sqlite) fn borrowed(&self) -> KeptBody<'_> {
+    /// Returns the same body without copying its bytes.
+    pub(crate) fn borrowed(&self) -> KeptBody<'_> {
         KeptBody { bytes: (&self.bytes[..]).into(), codec: self.codec, checksum: self.checksum }
     }
 }

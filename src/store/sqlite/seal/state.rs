@@ -10,21 +10,21 @@ use crate::store::sqlite::queries;
 
 /// The row of `sealing`.
 #[derive(Clone, Debug)]
-pub(in crate::store::sqlite) struct SealingState {
-    pub(in crate::store::sqlite) generation: i64,
+pub(crate) struct SealingState {
+    pub(crate) generation: i64,
     pub(super) key: Option<KeyMark>,
     pub(super) previous: Option<KeyMark>,
-    /// Whether everything is kept under `key`, and nothing of before lies in free pages.
+    /// True once every value is encrypted with `key` and no free page holds older data.
     pub(super) is_complete: bool,
 }
 
-/// Returns the generation of the row of `sealing`: all that a transaction needs to see while nothing changes.
-pub(in crate::store::sqlite) fn generation(connection: &Connection) -> Result<i64, Fault> {
+/// Returns the generation of the row of `sealing`: all that a transaction has to read while no key changes.
+pub(crate) fn generation(connection: &Connection) -> Result<i64, Fault> {
     Ok(connection.prepare_cached(queries::SEALING_GENERATION)?.query_row([], |row| row.get(0))?)
 }
 
 impl SealingState {
-    pub(in crate::store::sqlite) fn read(connection: &Connection) -> Result<Self, Fault> {
+    pub(crate) fn read(connection: &Connection) -> Result<Self, Fault> {
         connection
             .prepare_cached(queries::SEALING)?
             .query_row([], |row| {
@@ -39,8 +39,8 @@ impl SealingState {
             .map_err(Fault::from)
     }
 
-    /// Returns the row with this generation, whose keys have these names and checks; `None` when there is no such row.
-    pub(in crate::store::sqlite) fn of(
+    /// Returns the row with this generation, these key names and these check values; `None` if no valid row has them.
+    pub(crate) fn of(
         generation: i64,
         [key, check, previous, previous_check]: [Option<&[u8]>; 4],
         is_complete: bool,
@@ -53,7 +53,7 @@ impl SealingState {
         Some(Self { generation, key: mark(key, check)?, previous: mark(previous, previous_check)?, is_complete })
     }
 
-    pub(in crate::store::sqlite) fn write(&self, tx: &Transaction<'_>) -> Result<(), Fault> {
+    pub(crate) fn write(&self, tx: &Transaction<'_>) -> Result<(), Fault> {
         let columns = |mark: &Option<KeyMark>| match mark {
             Some(mark) => (Some(mark.id.0.to_vec()), Some(mark.check.clone())),
             None => (None, None),
@@ -64,12 +64,12 @@ impl SealingState {
         Ok(())
     }
 
-    /// Returns the key that things are kept under.
-    pub(in crate::store::sqlite) fn key(&self) -> Option<KeyId> {
+    /// Returns the key that values are sealed with.
+    pub(crate) fn key(&self) -> Option<KeyId> {
         self.key.as_ref().map(|mark| mark.id)
     }
 
-    pub(in crate::store::sqlite) fn is_complete(&self) -> bool {
+    pub(crate) fn is_complete(&self) -> bool {
         self.is_complete
     }
 
@@ -77,8 +77,8 @@ impl SealingState {
         self.key.iter().chain(&self.previous)
     }
 
-    /// Looks whether the keys that the store needs are there and are the ones.
-    pub(in crate::store::sqlite) fn verify(&self, ring: &KeyRing) -> Result<(), Fault> {
+    /// Checks that every key this store references is configured and correct.
+    pub(crate) fn verify(&self, ring: &KeyRing) -> Result<(), Fault> {
         for mark in self.marks() {
             let cipher = ring.get(mark.id).ok_or_else(|| ring.lacks(mark.id))?;
             cipher.open(&SealContext::Check, mark.check[..].into())?;
@@ -86,22 +86,18 @@ impl SealingState {
         Ok(())
     }
 
-    /// Returns this row with this generation, once everything is kept as it says.
-    pub(in crate::store::sqlite) fn completed(self, generation: i64) -> Self {
+    /// Returns this row with this generation, once all values are kept as it says.
+    pub(crate) fn completed(self, generation: i64) -> Self {
         Self { generation, previous: None, is_complete: true, ..self }
     }
 
-    /// Returns the row in which things are kept under this key from now on, or `None` when they are already.
+    /// Returns the row that makes this the current key, or `None` if it already is.
     ///
     /// # Errors
     ///
-    /// [`Fault::KeyMissing`] and [`Fault::WrongKey`] when a key that is in use is not there, and
-    /// [`Fault::TooManyKeys`] when there would be three.
-    pub(in crate::store::sqlite) fn changed_to(
-        &self,
-        target: Option<KeyId>,
-        ring: &KeyRing,
-    ) -> Result<Option<Self>, Fault> {
+    /// [`Fault::KeyMissing`] and [`Fault::WrongKey`] if a key in use is not configured, and [`Fault::TooManyKeys`] if a
+    /// third key would be in use.
+    pub(crate) fn changed_to(&self, target: Option<KeyId>, ring: &KeyRing) -> Result<Option<Self>, Fault> {
         self.verify(ring)?;
         if self.key() == target {
             return Ok(None);
@@ -119,9 +115,9 @@ impl SealingState {
     }
 }
 
-/// Looks whether the keys are those of the store, in a file that may not have been brought up to date yet: what is locked
-/// is not written to.
-pub(in crate::store::sqlite) fn verify_before_writing(connection: &Connection, ring: &KeyRing) -> Result<(), Fault> {
+/// Checks the keys against a file that may still have an older schema: a store whose keys are missing is not written
+/// to.
+pub(crate) fn verify_before_writing(connection: &Connection, ring: &KeyRing) -> Result<(), Fault> {
     let has_table = connection.prepare(queries::HAS_SEALING)?.exists([])?;
     if has_table { SealingState::read(connection)?.verify(ring) } else { Ok(()) }
 }

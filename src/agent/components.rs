@@ -1,0 +1,504 @@
+//! The list of an agent's components, and the state that they share.
+
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use http::HeaderValue;
+use tracing::{info, warn};
+
+use super::flush::FlushEnd;
+use super::service_manager::Notifier;
+use super::settings::AgentSettings;
+use super::supervisor::{Component, Loop, Stop, StopStage};
+use super::upkeep;
+use crate::intake::Intake;
+use crate::intake::site::SitePolicy;
+use crate::intake::spool::Spools;
+use crate::liveness::{Heartbeat, Liveness};
+use crate::memory::Budget;
+use crate::message::Server;
+use crate::monitor;
+use crate::monitor::connection::Connection;
+use crate::overview::collector::{Collector, Sources};
+use crate::overview::elsewhere;
+use crate::replay::{LEASE_TIME_TO_LIVE, ReplayManager, ReplaySettings};
+use crate::sdk::adoption::Adoption;
+use crate::shutdown::Shutdown;
+use crate::store::committer::Committer;
+use crate::store::slot::StoreSlot;
+use crate::store::{AgentRecord, Filter, Fullness, Limits, Owner, Store, StoreError, mount, now_ms};
+use crate::telemetry::metrics::Metrics;
+use crate::upstream::Upstream;
+use crate::upstream::forward::Forwarder;
+
+/// How long intake may go without a heartbeat: it waits for nothing.
+const INTAKE_SILENCE_MAX: Duration = Duration::from_secs(60);
+/// The same for components that wait for the disk: a commit on a busy disk finishes eventually, and a restart would not
+/// make it faster.
+const DISK_SILENCE_MAX: Duration = Duration::from_secs(300);
+/// How long stopping takes beside the waits that `shutdown_timeout` bounds.
+const STOPPING_MARGIN: Duration = Duration::from_secs(15);
+
+/// The result of an agent's run.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RunEnd {
+    /// Writes that were forwarded: the server answered them at once.
+    pub forwarded: u64,
+    /// Messages that were stored.
+    pub stored: u64,
+    /// Stored messages that the server confirmed.
+    pub delivered: u64,
+    /// Messages that the server rejected.
+    pub rejected: u64,
+    /// Messages that still have to reach the server; `None` if the store can't be read.
+    pub waiting: Option<u64>,
+    /// Writes that were refused because the store was unusable and they may conflict with messages in it.
+    pub refused_while_away: u64,
+    /// Writes that were refused because the store was full.
+    pub refused: u64,
+    /// Why the store was full when the last of them was refused.
+    pub full: Option<Fullness>,
+    /// How the flush ended, if there was one.
+    pub flush: Option<FlushEnd>,
+}
+
+/// The state that the components of an agent share.
+pub(super) struct Composition {
+    settings: AgentSettings,
+    address: SocketAddr,
+    pub(super) server: Server,
+    pub(super) slot: Arc<StoreSlot>,
+    pub(super) connection: Arc<Connection>,
+    committer: Arc<Committer>,
+    upstream: Arc<Upstream>,
+    /// This process's name among the agents that a request passes.
+    agent_mark: HeaderValue,
+    metrics: Arc<Metrics>,
+    memory: Arc<Budget>,
+    owner: Owner,
+    collector: Arc<Collector>,
+    intake_heartbeat: Arc<Heartbeat>,
+}
+
+impl Composition {
+    /// Opens the store and starts its committer; nothing else is started.
+    ///
+    /// # Errors
+    ///
+    /// When the committer's thread can't be started.
+    pub(super) fn new(settings: AgentSettings, address: SocketAddr, upstream: Upstream) -> io::Result<Self> {
+        let server = Server::new(&settings.upstream.base_url);
+        let slot = Arc::new(store_slot(&settings, address, &server));
+        log_capacity(&slot, &settings.store_limits);
+        let metrics = Arc::new(Metrics::default());
+        let memory = Budget::new(settings.memory_budget);
+        let connection = Arc::new(Connection::new(settings.monitor));
+        let committer = Arc::new(Committer::start(slot.clone())?);
+        let agent_mark = agent_mark();
+        let collector = Collector::new(Sources {
+            slot: slot.clone(),
+            connection: connection.clone(),
+            metrics: metrics.clone(),
+            pace: settings.replay.pace,
+            server_url: settings.upstream.base_url.clone(),
+            listen: address.to_string(),
+            files_problem: settings.files_problem.clone(),
+        });
+        Ok(Self {
+            upstream: Arc::new(upstream.marked(agent_mark.clone())),
+            owner: Owner::this_process("agent"),
+            collector: Arc::new(collector),
+            intake_heartbeat: Arc::default(),
+            settings,
+            address,
+            server,
+            slot,
+            connection,
+            committer,
+            agent_mark,
+            metrics,
+            memory,
+        })
+    }
+
+    /// Returns the components in the order in which they start; [`StopStage`] has the order in which they stop.
+    pub(super) fn components(&self) -> Vec<Component> {
+        let mut components = vec![self.committer(), self.monitor(), self.replay(), self.history()];
+        components.extend(self.settings.adopt.clone().map(|adoption| self.adoption(adoption)));
+        components.push(self.upkeep());
+        components.push(self.intake_component());
+        components
+    }
+
+    /// Already runs: intake and the liveness checks are built on it.
+    fn committer(&self) -> Component {
+        let committer = self.committer.clone();
+        let stop: Stop = Box::new(move || committer.stop());
+        let (committer, is_opening) = (self.committer.clone(), self.is_opening());
+        Component::new("committer", StopStage::Commit, || Ok(stop))
+            .checked(DISK_SILENCE_MAX, move || if is_opening() { Duration::ZERO } else { committer.silent_for() })
+    }
+
+    /// Is not waited for when it stops: the answer to a ping in flight no longer matters.
+    fn monitor(&self) -> Component {
+        let settings = self.settings.monitor;
+        let (connection, upstream) = (self.connection.clone(), self.upstream.clone());
+        let work = move |shutdown: &Shutdown| monitor::run(&connection, &upstream, settings, shutdown);
+        let connection = self.connection.clone();
+        let monitoring = Loop::new("connection-monitor", work).woken_by(move || connection.wake());
+        let shutdown = monitoring.shutdown();
+        let silence_max = DISK_SILENCE_MAX + settings.ping_interval + settings.check_timeout;
+        monitoring.component(StopStage::Monitor).checked(silence_max, move || shutdown.silent_for())
+    }
+
+    /// Has `shutdown_timeout` to settle the request in flight, and is abandoned after that.
+    fn replay(&self) -> Component {
+        let (slot, connection, upstream) = (self.slot.clone(), self.connection.clone(), self.upstream.clone());
+        let (metrics, memory, owner) = (self.metrics.clone(), self.memory.clone(), self.owner.clone());
+        let workers_max = usize::try_from(self.settings.files.replay_workers).unwrap_or(usize::MAX);
+        let (tick_interval, rekey) = (self.settings.replay_tick_interval, self.settings.rekey.clone());
+        let settings = ReplaySettings { filter: self.own_messages(), ..self.settings.replay.clone() };
+        let work = move |shutdown: &Shutdown| {
+            let manager = ReplayManager {
+                slot: &slot,
+                upstream: &upstream,
+                connection: &connection,
+                settings: settings.clone(),
+                tick_interval,
+                metrics: &metrics,
+                memory: &memory,
+                workers_max,
+                shutdown,
+                owner: owner.clone(),
+                rekey: rekey.clone(),
+            };
+            manager.run();
+        };
+        let (connection, slot, owner) = (self.connection.clone(), self.slot.clone(), self.owner.clone());
+        let replaying = Loop::new("replay-manager", work)
+            .woken_by(move || connection.wake())
+            .ends_within(self.settings.shutdown_timeout, move || abandon_replay(&slot, &owner));
+        let (shutdown, is_opening) = (replaying.shutdown(), self.is_opening());
+        replaying.component(StopStage::Delivery).checked(DISK_SILENCE_MAX + tick_interval * 2, move || {
+            if is_opening() { Duration::ZERO } else { shutdown.silent_for() }
+        })
+    }
+
+    /// Only reads, so it is not waited for when it stops.
+    fn history(&self) -> Component {
+        let collector = self.collector.clone();
+        Loop::new("history", move |shutdown: &Shutdown| collector.run(shutdown)).component(StopStage::Background)
+    }
+
+    fn adoption(&self, adoption: Adoption) -> Component {
+        let adoption = Adoption { listen: self.address, ..adoption };
+        let slot = self.slot.clone();
+        Loop::new("adoption", move |shutdown: &Shutdown| adoption.run(&slot, shutdown))
+            .ends_within(self.settings.shutdown_timeout, || {
+                // The next agent recognises what is stored already, and a file is removed only once all of it is
+                // stored.
+                warn!(target: "replay_manager", "a salvage did not end in time; the next agent continues it");
+            })
+            .component(StopStage::Background)
+    }
+
+    fn upkeep(&self) -> Component {
+        let (slot, max_age) = (self.slot.clone(), self.settings.max_age);
+        Loop::new("upkeep", move |shutdown: &Shutdown| upkeep::run(max_age, &slot, shutdown))
+            .ends_within(self.settings.shutdown_timeout, || {
+                warn!(target: "db_manager", "store maintenance did not end in time; the next agent continues it");
+            })
+            .component(StopStage::Background)
+    }
+
+    /// Runs on the caller's thread after everything else has started, and ends when the agent is asked to stop.
+    fn intake_component(&self) -> Component {
+        let (address, url) = (self.address, self.settings.upstream.base_url.clone());
+        let start = move || {
+            info!(target: "intake", "listening on http://{address} for {url}");
+            let stop: Stop = Box::new(|| {});
+            Ok(stop)
+        };
+        let heartbeat = self.intake_heartbeat.clone();
+        let intake = Component::new("intake", StopStage::Intake, start);
+        intake.checked(INTAKE_SILENCE_MAX, move || heartbeat.silent_for())
+    }
+
+    /// Returns the component that reports to the service manager, if one started the agent. It comes last, because it
+    /// reports the liveness of the others.
+    pub(super) fn notifier(&self, liveness: &Arc<Liveness>, shutdown: &Shutdown) -> Option<Component> {
+        let notifier = Notifier {
+            manager: self.settings.service_manager.clone()?,
+            liveness: liveness.clone(),
+            slot: self.slot.clone(),
+            server: self.server.clone(),
+            connection: self.connection.clone(),
+            stopping_max: self.settings.shutdown_timeout * 3 + STOPPING_MARGIN,
+            shutdown: shutdown.clone(),
+        };
+        Some(Component::new("service-manager", StopStage::Report, move || {
+            let notifying = notifier.start()?;
+            let stop: Stop = Box::new(move || {
+                if notifying.is_some_and(|thread| thread.join().is_err()) {
+                    warn!(target: "opik_offline", "internal error: the thread that notifies the service manager panicked");
+                }
+            });
+            Ok(stop)
+        }))
+    }
+
+    /// Returns the intake that feeds these components.
+    pub(super) fn intake(&self, forwarders: Vec<Forwarder>, liveness: Arc<Liveness>) -> Intake {
+        let settings = &self.settings;
+        let (size_max, reserve) = (settings.store_limits.size_max, settings.store_limits.disk_reserve);
+        Intake {
+            slot: self.slot.clone(),
+            committer: self.committer.clone(),
+            connection: self.connection.clone(),
+            forwarders,
+            metrics: self.metrics.clone(),
+            limits: settings.intake,
+            memory: self.memory.clone(),
+            spools: Arc::new(Spools::beside(&settings.store_path, size_max, reserve)),
+            token: settings.intake_token.clone(),
+            listen_host: settings.listen.ip().to_string(),
+            sites: SitePolicy::new(self.address.ip(), &settings.allowed_hosts),
+            agent_mark: self.agent_mark.clone(),
+            heartbeat: self.intake_heartbeat.clone(),
+            liveness,
+            collector: self.collector.clone(),
+        }
+    }
+
+    /// Leaves the store and returns what the agent did; for use once every component has stopped.
+    pub(super) fn end(self, flush: Option<FlushEnd>) -> RunEnd {
+        self.collector.full().close(&self.slot);
+        let (refused, full) = self.collector.full().total();
+        if let Err(error) = self.slot.with(|store| store.announce(None)) {
+            warn!(target: "db_manager", "cannot remove the agent's record from the store: {error}");
+        }
+        info!(target: "intake", "stopped");
+        let backlog = self.slot.with(|store| store.backlog(&self.own_messages()));
+        RunEnd {
+            forwarded: self.metrics.requests_forwarded.get(),
+            stored: self.metrics.messages_registered.get(),
+            delivered: self.metrics.messages_delivered.get(),
+            rejected: self.metrics.messages_rejected.get(),
+            waiting: backlog.ok().map(|backlog| backlog.waiting()),
+            refused_while_away: self.slot.refused(),
+            refused,
+            full,
+            flush,
+        }
+    }
+
+    /// Selects the messages for this agent's server.
+    fn own_messages(&self) -> Filter {
+        Filter::of_server(&self.server)
+    }
+
+    /// Returns whether the store is being opened. It may have to be recovered or migrated first, which takes long and
+    /// does not count as a stall.
+    fn is_opening(&self) -> impl Fn() -> bool + Send + Sync + 'static {
+        let slot = self.slot.clone();
+        move || slot.is_opening()
+    }
+}
+
+/// Returns the slot of the agent's store. Each store that is opened in it gets the agent's record.
+fn store_slot(settings: &AgentSettings, address: SocketAddr, server: &Server) -> StoreSlot {
+    let record = AgentRecord {
+        pid: std::process::id(),
+        listen: address.to_string(),
+        upstream: settings.upstream.base_url.clone(),
+        started_at_ms: now_ms(),
+    };
+    if let Some(found) = mount::look_at(&settings.store_path) {
+        let path = settings.store_path.display();
+        warn!(target: "db_manager", "{path} is on {}: {}; {}", found.name, found.problem(), found.hint());
+    }
+    let (limits, keys) = (settings.store_limits, settings.store_keys.clone());
+    let rejected = settings.store_rejected.clone();
+    let server = server.clone();
+    StoreSlot::with_rejected_room(&settings.store_path, limits, keys, rejected).whenever_opened(move |store| {
+        if let Err(error) = store.announce(Some(&record)) {
+            warn!(target: "db_manager", "cannot record the agent in the store: {error}");
+        }
+        adopt_unowned(store, &server)?;
+        warn_of_other_servers(store, &server)
+    })
+}
+
+/// Assigns messages of an earlier version, which recorded no server, to this agent's server, and logs it.
+fn adopt_unowned(store: &dyn Store, server: &Server) -> Result<(), StoreError> {
+    let adopted = store.adopt(server)?;
+    if adopted > 0 {
+        warn!(
+            target: "db_manager",
+            "{adopted} messages were stored by an earlier version, which did not record their server: they are for \
+             {server} now, the first server that an agent was started for"
+        );
+    }
+    Ok(())
+}
+
+/// Logs which messages wait in the store for other servers: this agent does not deliver them.
+fn warn_of_other_servers(store: &dyn Store, server: &Server) -> Result<(), StoreError> {
+    let all = store.backlog(&Filter::default())?;
+    if all.waiting() == store.backlog(&Filter::of_server(server))?.waiting() {
+        return Ok(());
+    }
+    for other in elsewhere(&all, server).into_iter().filter(|other| other.waiting > 0) {
+        let url = other.server.unwrap_or_default();
+        warn!(
+            target: "replay_manager",
+            "{} messages in this store are for {url}: `opik-offline replay --upstream {url}` or an agent for that server \
+             delivers them",
+            other.waiting
+        );
+    }
+    Ok(())
+}
+
+/// Logs how much the store can hold on its disk.
+fn log_capacity(slot: &StoreSlot, limits: &Limits) {
+    let Ok(condition) = slot.with(|store| store.condition()) else { return };
+    let (Some(capacity), Some(free)) = (condition.capacity_bytes, condition.disk_free_bytes) else { return };
+    let (max, reserve) = (limits.size_max, limits.disk_reserve);
+    let used = condition.file_bytes.saturating_sub(condition.free_bytes);
+    if capacity >= max {
+        info!(target: "db_manager", "the store can hold {max} bytes (max_size); its disk has {free} bytes free");
+    } else if capacity <= used {
+        warn!(
+            target: "db_manager",
+            "the store can take nothing: its disk has {free} bytes free, of which {reserve} are reserved \
+             (free_disk_reserve); free some space, or name a file on another disk with --db"
+        );
+    } else {
+        warn!(
+            target: "db_manager",
+            "the store can hold {capacity} bytes, not the {max} of max_size: its disk has {free} bytes free, of which \
+             {reserve} are reserved (free_disk_reserve)"
+        );
+    }
+}
+
+/// Returns a name for this process that no other agent has.
+fn agent_mark() -> HeaderValue {
+    let mark = uuid::Uuid::now_v7().simple().to_string();
+    HeaderValue::try_from(mark).unwrap_or_else(|_| HeaderValue::from_static("agent"))
+}
+
+/// Takes the lease away from a replay that waits for the server longer than stopping may take.
+///
+/// Its messages in flight are *failed* again and are sent once more later; the store refuses what it still writes.
+fn abandon_replay(slot: &StoreSlot, owner: &Owner) {
+    warn!(target: "replay_manager", "the server did not answer in time; messages in flight are kept and sent again");
+    let taken = slot.with(|store| {
+        let lease = store.acquire(owner, LEASE_TIME_TO_LIVE)?;
+        store.return_in_flight(&lease)?;
+        store.release(&lease)
+    });
+    if let Err(error) = taken {
+        let seconds = LEASE_TIME_TO_LIVE.as_secs();
+        warn!(target: "replay_manager", "cannot release the replay lease, it expires in {seconds} s: {error}");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::files::FileShares;
+    use super::super::supervisor::{checked, start_order, stop_order};
+    use super::*;
+    use crate::config::ServiceManager;
+    use crate::intake::IntakeLimits;
+    use crate::message::Lane;
+    use crate::monitor::MonitorSettings;
+    use crate::store::rejected_room::RejectedRoom;
+    use crate::store::{Keys, WhenFull};
+    use crate::upstream::UpstreamSettings;
+
+    const SECOND: Duration = Duration::from_secs(1);
+
+    /// Settings with everything that an agent may have.
+    fn settings(folder: &std::path::Path) -> AgentSettings {
+        let address: SocketAddr = "127.0.0.1:6745".parse().expect("an address");
+        AgentSettings {
+            listen: address,
+            intake_token: None,
+            allowed_hosts: Vec::new(),
+            store_path: folder.join("store.db"),
+            store_limits: Limits { size_max: u64::MAX, disk_reserve: 0, when_full: WhenFull::Refuse },
+            store_rejected: RejectedRoom::default(),
+            store_keys: Keys::default(),
+            max_age: None,
+            upstream: UpstreamSettings::plain("http://127.0.0.1:5173/api", SECOND),
+            asks_as: Lane::default(),
+            upstream_address: ("127.0.0.1".to_owned(), 5173),
+            monitor: MonitorSettings { ping_interval: SECOND, check_timeout: SECOND },
+            replay: ReplaySettings {
+                filter: Filter::default(),
+                limit: None,
+                pace: Default::default(),
+                retry_interval: SECOND,
+                attempts_max: 10,
+            },
+            replay_tick_interval: SECOND,
+            intake: IntakeLimits {
+                connections_max: 1,
+                body_bytes_max: 1,
+                inflated_bytes_max: 1,
+                attachment_bytes_max: 1,
+                client_timeout: SECOND,
+                forward_timeout: SECOND,
+                ping_interval: SECOND,
+                retry_interval: SECOND,
+            },
+            files: FileShares { clients: 1, idle_of_a_worker: 1, replay_workers: 1 },
+            files_problem: None,
+            memory_budget: 1 << 20,
+            shutdown_timeout: SECOND,
+            rekey: None,
+            adopt: Some(Adoption { temp_dir: folder.to_owned(), lane: Lane::default(), listen: address }),
+            service_manager: Some(ServiceManager { socket: folder.join("notify").into_os_string(), watchdog: None }),
+        }
+    }
+
+    #[test]
+    fn components_start_and_stop_in_the_promised_order() {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let settings = settings(folder.path());
+        let (address, upstream) = (settings.listen, Upstream::new(&settings.upstream));
+        let composition = Composition::new(settings, address, upstream).expect("a committer");
+        let mut components = composition.components();
+        components.extend(composition.notifier(&Arc::default(), &Shutdown::new()));
+        let started = start_order(&components);
+        let expected = [
+            "committer",
+            "connection-monitor",
+            "replay-manager",
+            "history",
+            "adoption",
+            "upkeep",
+            "intake",
+            "service-manager",
+        ];
+        assert_eq!(started, expected);
+        let expected = [
+            "intake",
+            "history",
+            "adoption",
+            "upkeep",
+            "committer",
+            "replay-manager",
+            "connection-monitor",
+            "service-manager",
+        ];
+        assert_eq!(stop_order(&components), expected, "a write that was acknowledged could be lost or overtaken");
+        let expected = ["intake", "committer", "replay-manager", "connection-monitor"];
+        assert_eq!(checked(&components), expected, "nobody would notice that one of them has stalled");
+        composition.committer.stop();
+    }
+}

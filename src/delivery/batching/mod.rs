@@ -1,0 +1,9 @@
+//! Batching: which stored messages share a request, and how a refused batch is taken apart again.
+//!
+//! - [`coalesce`]: many small creates become one batch create.
+//! - [`fold`]: updates go with the batch create of their entity.
+//! - [`split`]: a refused batch is cut into pieces, also inside one stored body.
+
+pub mod coalesce;
+pub mod fold;
+pub mod split;

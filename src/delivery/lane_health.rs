@@ -1,0 +1,494 @@
+//! Lane health: what a lane may do next, as one pure state machine.
+//!
+//! A lane is protected by a circuit breaker. [`LaneHealth`] is what a replayer remembers of one lane, a [`LaneTurn`] is
+//! one worker's stay with it, and [`LaneHealth::on`] takes what happened and returns what to do. No clock, no lock and
+//! no store: jitter and readings of the clock are arguments, waits are durations.
+//!
+//! ```text
+//!                 failures, a refused key
+//!      Closed ──────────────────────────────▶ Open ◀──────────┐
+//!        ▲                                     │              │
+//!        │ a message is delivered              │ hold ends    │ the probe fails
+//!        └───────────────── HalfOpen ◀─────────┘              │
+//!                              └──────────────────────────────┘
+//! ```
+//!
+//! - **Closed**: batches as large as the pace allows, or as the recovery window allows after an outage.
+//! - **Open**: nothing is sent until the hold ends. Only this state is persisted (the lane's hold in the store), so
+//!   that other processes see it and a restart keeps it.
+//! - **HalfOpen**: the hold has ended and no message was delivered since. One message is sent as a probe.
+//!
+//! # Invariants
+//!
+//! 1. *No lane starves.* A turn may always claim at least one message, every wait has an upper bound unless the server
+//!    asked for a longer one, and a message that fails as a probe is deferred behind the next ones, so that poison
+//!    messages do not keep their lane open. A bound remains: poison messages whose probes, with the holds between them,
+//!    together take longer than [`DEFER_MAX`] are due again before the message behind them was a probe.
+//! 2. *A failing server is not hammered.* A batch ends at [`TRANSIENT_FAILURES_MAX`] consecutive transient failures or
+//!    at [`TIMEOUTS_MAX`] timeouts, a half-open lane sends one message, and without a delivery the waits double up to
+//!    the retry interval.
+//! 3. *No message is rejected for a fault that is not its own.* A failure counts only if there is evidence that other
+//!    messages pass ([`blame`]), and a message is rejected only if the server answered its last attempt.
+//!
+//! Messages are remembered by their ids, so a `LaneHealth` is valid for one store only. A new process starts with an
+//! empty one and learns again.
+
+use std::collections::{HashMap, HashSet};
+use std::time::Duration;
+
+use super::backoff;
+use super::blame::{self, Evidence, FAILING_MAX};
+use super::id_window::{IdWindow, Outside};
+use super::pacing::{BatchEnd, Pace};
+use crate::message::MessageId;
+
+/// Consecutive transient failures that open the circuit breaker: enough to halve a full batch down to one message, few
+/// enough not to hammer a failing server.
+pub const TRANSIENT_FAILURES_MAX: u32 = 12;
+/// Consecutive timeouts that open it where nothing of the batch passed: each may take half a minute.
+pub const TIMEOUTS_MAX: u32 = 3;
+/// A transient failure that took this long is expensive to repeat.
+const SLOW_FAILURE: Duration = Duration::from_secs(2);
+/// The most messages in a batch after a slow failure, and in one beside a request that still waits for its answer. The
+/// messages of a request that failed slowly are divided into as many requests.
+const SLOW_BATCH_MAX: usize = 8;
+/// The longest time for which a failed probe is deferred: the time that a recovered server may still wait for it.
+const DEFER_MAX: Duration = backoff::WAIT_MAX;
+/// The most messages remembered per lane for a deferral, and for a timeout; beyond it each failure looks like the
+/// first.
+const REMEMBERED_MAX: usize = 10_000;
+/// How long a refusal of ids for their time is applied to other messages: long enough that a fast replay asks a
+/// handful of times, too short for an operator to change the server and still get the cached answer.
+const REFUSED_IDS_LIFE: Duration = Duration::from_secs(2);
+
+/// The state of a lane's circuit breaker, as one worker sees it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Circuit {
+    /// The lane is replayed.
+    Closed,
+    /// The hold has ended, and no message was delivered since.
+    HalfOpen {
+        /// Whether one message is sent before the rest: always, but for a hold that an earlier version stored for a
+        /// rate limit.
+        is_probe: bool,
+    },
+    /// Nothing more is sent before the hold ends.
+    Open,
+}
+
+/// The configured limits of the circuit breaker.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct BreakerSettings {
+    /// The longest time for which a lane is held, unless the server asked for a longer one.
+    pub retry_interval: Duration,
+    /// Counted attempts after which a message is rejected.
+    pub attempts_max: u32,
+}
+
+/// One worker's turn with a lane, and what its current batch has met so far.
+#[derive(Clone, Debug)]
+pub struct LaneTurn {
+    settings: BreakerSettings,
+    circuit: Circuit,
+    /// Whether another worker of the lane waits for an answer.
+    is_extra: bool,
+    /// Whether messages that another process deferred were already made due.
+    has_released: bool,
+    pace: Pace,
+    /// Requests of the batch that passed.
+    passes: usize,
+    /// Transient failures since one passed.
+    failures: u32,
+    /// Those of them that got no answer.
+    timeouts: u32,
+    /// Whether any request of the batch failed transiently.
+    has_failed: bool,
+    /// Whether a message of the batch was deferred.
+    has_deferred: bool,
+}
+
+impl LaneTurn {
+    /// Returns the pace in force.
+    pub fn pace(&self) -> &Pace {
+        &self.pace
+    }
+
+    /// Returns the state of the circuit breaker.
+    pub fn circuit(&self) -> Circuit {
+        self.circuit
+    }
+
+    /// Returns how many requests of the current batch passed.
+    pub fn passes(&self) -> usize {
+        self.passes
+    }
+
+    /// Starts the next batch.
+    pub fn begin_batch(&mut self) {
+        (self.passes, self.failures, self.timeouts) = (0, 0, 0);
+        (self.has_failed, self.has_deferred) = (false, false);
+    }
+}
+
+/// An event in a worker's turn.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Event {
+    /// A request passed.
+    Passed,
+    /// A request failed in a way that may pass, and the server is available.
+    TransientFailure(TransientFailure),
+    /// The server refuses the lane as a whole: its key, its plan, its address.
+    LaneRefused {
+        /// How long the server asked to wait.
+        asked: Option<Duration>,
+    },
+    /// The server limits the rate of one bucket of the lane.
+    RateLimited {
+        /// How long the server asked to wait.
+        asked: Option<Duration>,
+    },
+    /// All of the batch was sent, and this message had failed transiently in a request of its own.
+    FailedAlone(FailedAlone),
+    /// The outcomes of the batch are durable.
+    BatchSettled {
+        /// Whether a message was delivered.
+        delivered: bool,
+        /// Whether the batch ended early: the lane is held, the server is unavailable, or shutdown was requested.
+        halted: bool,
+        /// Whether the server limited the rate.
+        limited: bool,
+    },
+}
+
+/// A failure that may pass.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TransientFailure {
+    /// How long the server asked to wait.
+    pub asked: Option<Duration>,
+    /// Whether there was no answer of the server's own: then no number of attempts is the last.
+    pub is_unanswered: bool,
+    /// How long the request took.
+    pub took: Duration,
+}
+
+/// A message that failed in a request of its own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FailedAlone {
+    /// Which.
+    pub message: MessageId,
+    /// Attempts that counted against it before.
+    pub attempts: u32,
+    /// [`LaneTurn::passes`] when it first failed, alone or with others in one request.
+    pub passes: usize,
+    /// How.
+    pub failure: TransientFailure,
+    /// Whether the batch ended early.
+    pub halted: bool,
+}
+
+/// The reaction to an event.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Decision {
+    /// Nothing else: send the next request.
+    Continue,
+    /// Send what failed again, halved this many times.
+    Divide {
+        /// 1: in two, 3: in eight.
+        halvings: u32,
+    },
+    /// Hold the lane and send nothing more of the batch.
+    Open {
+        /// For how long.
+        wait: Duration,
+    },
+    /// Hold one bucket of the lane.
+    Limit {
+        /// For how long.
+        wait: Duration,
+    },
+    /// The failure counts against the message: retry it later.
+    Retry {
+        /// How much later.
+        wait: Duration,
+    },
+    /// The failure counts, and it was the last attempt: reject the message.
+    Reject,
+    /// The failure does not count: return the message to the queue.
+    Defer {
+        /// How long it makes room for others.
+        wait: Duration,
+        /// Hold the lane, too, for this long.
+        opens: Option<Duration>,
+    },
+    /// The lane delivers.
+    Recover {
+        /// Whether to remove its hold.
+        closes: bool,
+        /// Deferred messages to make due, with those that another process deferred; `None`: no need to ask the store.
+        releases: Option<Vec<MessageId>>,
+    },
+}
+
+/// Which ids the server refuses for the time in them, and its answer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RefusedIds {
+    /// The window as far as it is known.
+    pub window: IdWindow,
+    /// The beginning of the last answer that said so; its status was 400.
+    pub answer: String,
+    /// When it came, in milliseconds since the Unix epoch.
+    pub at_ms: i64,
+}
+
+/// A replayer's memory of one lane.
+#[derive(Clone, Debug, Default)]
+pub struct LaneHealth {
+    /// The pace of the last turn in this round.
+    pace: Option<Pace>,
+    /// How often the circuit opened, or a bucket was limited, since a request passed.
+    openings: u32,
+    /// The most messages in the next batch while the lane recovers; `None`: as many as the pace allows.
+    recovery_window: Option<usize>,
+    /// Batches with a deferred message since a request passed. A failed probe is deferred for longer the more there
+    /// were, so that the messages behind it get their turn as probes, however many poison messages are at the head.
+    failed_probes: u32,
+    /// Messages that failed since a request passed, as many as are worth telling apart.
+    failing: HashSet<MessageId>,
+    /// How many requests passed, ever.
+    passes: u64,
+    /// Messages whose last failure did not count, with `passes` as it was then: once another passed, the next counts.
+    deferred: HashMap<MessageId, u64>,
+    /// Those of them that wait behind the next probes.
+    waiting: HashSet<MessageId>,
+    /// How often a message got no answer in time.
+    timeouts: HashMap<MessageId, u32>,
+    refused_ids: Option<(RefusedIds, Duration)>,
+    /// The held message that is tried again on behalf of the lane's others.
+    held_probe: Option<MessageId>,
+}
+
+impl LaneHealth {
+    /// Starts a round: every lane begins at the configured pace.
+    pub fn begin_round(&mut self) {
+        self.pace = None;
+    }
+
+    /// Starts a worker's turn. `ended_hold` is whether the lane's last hold, if no message was delivered since, asks
+    /// for a probe; `is_extra`: another worker of the lane waits for an answer.
+    pub fn begin_turn(
+        &self,
+        settings: BreakerSettings,
+        start: Pace,
+        ended_hold: Option<bool>,
+        is_extra: bool,
+    ) -> LaneTurn {
+        let circuit = ended_hold.map_or(Circuit::Closed, |is_probe| Circuit::HalfOpen { is_probe });
+        LaneTurn {
+            settings,
+            circuit,
+            is_extra,
+            has_released: false,
+            pace: self.pace.unwrap_or(start),
+            passes: 0,
+            failures: 0,
+            timeouts: 0,
+            has_failed: false,
+            has_deferred: false,
+        }
+    }
+
+    /// Ends a worker's turn.
+    pub fn end_turn(&mut self, turn: &LaneTurn) {
+        self.pace = Some(turn.pace);
+    }
+
+    /// Returns how many messages the next batch may have.
+    pub fn batch_max(&self, turn: &LaneTurn) -> usize {
+        let most = match turn.circuit {
+            Circuit::HalfOpen { is_probe: true } => 1,
+            _ => self.recovery_window.unwrap_or(usize::MAX).min(turn.pace.batch()),
+        };
+        if turn.is_extra { most.min(SLOW_BATCH_MAX) } else { most }
+    }
+
+    /// Takes what happened in a turn, and returns what to do. `jitter` in 0.0 to 1.0 spreads the waits of lanes and
+    /// messages that failed together.
+    pub fn on(&mut self, turn: &mut LaneTurn, event: Event, jitter: f64) -> Decision {
+        let retry_interval = turn.settings.retry_interval;
+        match event {
+            Event::Passed => {
+                turn.passes += 1;
+                (turn.failures, turn.timeouts) = (0, 0);
+                (self.failed_probes, self.openings) = (0, 0);
+                self.failing.clear();
+                self.passes += 1;
+                Decision::Continue
+            }
+            Event::TransientFailure(failure) => self.on_transient_failure(turn, failure, jitter),
+            Event::LaneRefused { asked } => {
+                turn.circuit = Circuit::Open;
+                // A key is not renewed within seconds.
+                Decision::Open { wait: backoff::lane_wait(u32::MAX, jitter, asked, retry_interval) }
+            }
+            Event::RateLimited { asked } => {
+                self.openings = self.openings.saturating_add(1);
+                Decision::Limit { wait: backoff::lane_wait(self.openings, jitter, asked, retry_interval) }
+            }
+            Event::FailedAlone(failed) => self.on_failed_alone(turn, failed, jitter),
+            Event::BatchSettled { delivered, halted, limited } => {
+                let decision = if delivered { self.recover(turn) } else { Decision::Continue };
+                if !halted && !turn.has_failed {
+                    let (pace, window) = (turn.pace.batch(), self.recovery_window);
+                    self.recovery_window = window.map(|most| most.saturating_mul(2)).filter(|most| *most < pace);
+                }
+                let keeps_up = !halted && !limited;
+                turn.pace = turn.pace.after(if keeps_up { BatchEnd::KeptUp } else { BatchEnd::Strained });
+                decision
+            }
+        }
+    }
+
+    fn on_transient_failure(&mut self, turn: &mut LaneTurn, failure: TransientFailure, jitter: f64) -> Decision {
+        turn.has_failed = true;
+        turn.failures += 1;
+        turn.timeouts += u32::from(failure.is_unanswered);
+        let is_slow = failure.took >= SLOW_FAILURE;
+        if is_slow {
+            let most = self.recovery_window.unwrap_or(usize::MAX);
+            self.recovery_window = Some(most.min(SLOW_BATCH_MAX));
+        }
+        let is_silent = turn.passes == 0 && turn.timeouts >= TIMEOUTS_MAX;
+        if turn.failures >= TRANSIENT_FAILURES_MAX || is_silent {
+            return Decision::Open { wait: self.open(turn, failure.asked, jitter) };
+        }
+        Decision::Divide { halvings: if is_slow { SLOW_BATCH_MAX.ilog2() } else { 1 } }
+    }
+
+    /// Decides whether a failure counts against its message. One that does not is the server's: the lane is held and
+    /// another message is the next probe, so that a poison message can't keep the circuit open.
+    fn on_failed_alone(&mut self, turn: &mut LaneTurn, failed: FailedAlone, jitter: f64) -> Decision {
+        let FailedAlone { message, attempts, passes, failure, halted } = failed;
+        let passed_since_deferred = self.deferred.remove(&message).is_some_and(|earlier| self.passes > earlier);
+        let counts = blame::counts(Evidence {
+            passed_since: turn.passes > passes || passed_since_deferred,
+            passed_beside: turn.passes > 0,
+            is_suspect: attempts > 0,
+            failing: self.failing.len(),
+        });
+        if counts {
+            let attempts = attempts.saturating_add(1);
+            return match !failure.is_unanswered && backoff::is_exhausted(attempts, turn.settings.attempts_max) {
+                true => Decision::Reject,
+                false => Decision::Retry { wait: backoff::wait(attempts, jitter, failure.asked, failure.took) },
+            };
+        }
+        // Only the first of a batch makes room for the next probes.
+        let is_first = !std::mem::replace(&mut turn.has_deferred, true);
+        let opens = (is_first && !halted).then(|| self.open(turn, failure.asked, jitter));
+        let mut wait = Duration::ZERO;
+        if is_first {
+            self.failed_probes = self.failed_probes.saturating_add(1);
+            let intervals = self.failed_probes.saturating_add(2);
+            wait = turn.settings.retry_interval.saturating_mul(intervals).min(DEFER_MAX);
+        }
+        if self.deferred.len() < REMEMBERED_MAX {
+            self.deferred.insert(message, self.passes);
+            if is_first {
+                self.waiting.insert(message);
+            }
+        }
+        Decision::Defer { wait, opens }
+    }
+
+    /// Opens the circuit breaker; afterwards the lane recovers from a window of one message.
+    fn open(&mut self, turn: &mut LaneTurn, asked: Option<Duration>, jitter: f64) -> Duration {
+        turn.circuit = Circuit::Open;
+        self.openings = self.openings.saturating_add(1);
+        self.recovery_window = Some(1);
+        backoff::lane_wait(self.openings, jitter, asked, turn.settings.retry_interval)
+    }
+
+    fn recover(&mut self, turn: &mut LaneTurn) -> Decision {
+        let closes = matches!(turn.circuit, Circuit::HalfOpen { .. });
+        if closes {
+            turn.circuit = Circuit::Closed;
+        }
+        let waiting: Vec<MessageId> = match self.failed_probes {
+            0 => self.waiting.drain().collect(),
+            _ => Vec::new(),
+        };
+        // In its first delivery a turn also releases what a process deferred that may be dead by now.
+        let is_first = !std::mem::replace(&mut turn.has_released, true);
+        Decision::Recover { closes, releases: (is_first || !waiting.is_empty()).then_some(waiting) }
+    }
+
+    /// Adds messages that failed since a request passed.
+    pub fn note_failed(&mut self, messages: impl IntoIterator<Item = MessageId>) {
+        for message in messages {
+            if self.failing.len() <= FAILING_MAX {
+                self.failing.insert(message);
+            }
+        }
+    }
+
+    /// Returns whether the message failed before, and it is unknown whose fault it was.
+    pub fn is_deferred(&self, message: MessageId) -> bool {
+        self.deferred.contains_key(&message)
+    }
+
+    /// Counts a timeout of each of these messages.
+    pub fn note_timeouts(&mut self, messages: impl IntoIterator<Item = MessageId>) {
+        for message in messages {
+            if self.timeouts.len() < REMEMBERED_MAX || self.timeouts.contains_key(&message) {
+                let count = self.timeouts.entry(message).or_default();
+                *count = count.saturating_add(1);
+            }
+        }
+    }
+
+    /// Returns how often a message got no answer in time, as far as remembered.
+    pub fn timeouts(&self, message: MessageId) -> u32 {
+        self.timeouts.get(&message).copied().unwrap_or(0)
+    }
+
+    /// Learns from an answer which ids the server refuses for their time. `server_ms` is the answer's `Date`, `now` a reading
+    /// of a monotonic clock.
+    pub fn note_refused_ids(
+        &mut self,
+        outside: &Outside,
+        server_ms: Option<i64>,
+        (answer, at_ms): (&str, i64),
+        now: Duration,
+    ) {
+        let mut window = self.refused_ids(now).map(|known| known.window).unwrap_or_default();
+        window.learn(outside, server_ms);
+        self.refused_ids = Some((RefusedIds { window, answer: answer.to_owned(), at_ms }, now));
+    }
+
+    /// Returns which ids the server refuses, if it said so a moment ago.
+    pub fn refused_ids(&self, now: Duration) -> Option<&RefusedIds> {
+        let (refused, since) = self.refused_ids.as_ref()?;
+        (now.saturating_sub(*since) < REFUSED_IDS_LIFE).then_some(refused)
+    }
+
+    /// Notes that a held message is sent again as a probe for the others. An earlier one was answered since, or waits
+    /// in the lane like any other.
+    pub fn probe_held(&mut self, message: MessageId) {
+        self.refused_ids = None;
+        self.held_probe = Some(message);
+    }
+
+    /// Forgets messages whose outcome is final and durable; `delivered` are those that the server confirmed. Returns
+    /// whether one of them was the probe for held messages: the server accepts its id now, and perhaps the others'.
+    pub fn settled(&mut self, decided: &[MessageId], delivered: &[MessageId]) -> bool {
+        if !self.timeouts.is_empty() {
+            for message in decided {
+                self.timeouts.remove(message);
+            }
+        }
+        self.held_probe.take_if(|probe| delivered.contains(probe)).is_some()
+    }
+}
+
+#[cfg(test)]
+mod tests;

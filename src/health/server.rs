@@ -1,0 +1,105 @@
+//! Checks of the server: a ping, access to the workspace, and the smoke test.
+
+use std::time::Duration;
+
+use super::{Check, FailureCause, Health};
+use crate::protocol::answers::Answer;
+use crate::protocol::recognise::{Presence, Recognised};
+use crate::shutdown::Shutdown;
+use crate::upstream::smoke::{Passed, SmokeFailure};
+
+/// How long the smoke test waits for the server to show what it accepted: as long as the SDK's own.
+const SMOKE_TIMEOUT: Duration = Duration::from_secs(20);
+
+impl Health<'_> {
+    /// Pings the server; also returns whether access to it can be checked.
+    pub(super) fn server(&self) -> (Check, bool) {
+        const NAME: &str = "server";
+        let pong = match self.upstream.ping(self.timeout) {
+            Ok(pong) => pong,
+            Err(failure) => {
+                let hint = "start the server, check the network, or choose another server with --upstream";
+                return (Check::failed(NAME, FailureCause::Unreachable, failure.to_string(), hint), false);
+            }
+        };
+        let (cause, hint) = match &pong.presence {
+            Presence::There => {
+                let version = self.upstream.version(self.timeout);
+                let version = version.map_or(String::new(), |version| format!(", version {version}"));
+                let (url, latency) = (self.upstream.base_url(), pong.latency.as_millis());
+                return (Check::good(NAME, format!("{url} answers in {latency} ms{version}")), true);
+            }
+            Presence::Unauthorised(_) => (FailureCause::NotAuthorised, "check OPIK_API_KEY and OPIK_WORKSPACE"),
+            Presence::Foreign(foreign) => (FailureCause::Unreachable, foreign.hint()),
+            Presence::Unhealthy(_) => {
+                (FailureCause::Unreachable, "set --upstream to the URL of the API, such as http://127.0.0.1:5173/api")
+            }
+        };
+        let is_available = matches!(pong.presence, Presence::Unauthorised(_));
+        (Check::failed(NAME, cause, pong.presence.sentence(&self.upstream.described()), hint), is_available)
+    }
+
+    /// Checks whether the server accepts the credential for the workspace.
+    pub(super) fn access(&self) -> Check {
+        const NAME: &str = "access";
+        let workspace = self.lane.workspace_name();
+        match self.upstream.check_access(&self.lane, self.timeout) {
+            Ok(answer) if answer.is_confirmed() => {
+                Check::good(NAME, format!("this key has access to workspace {workspace}"))
+            }
+            Ok(Answer { recognised: Recognised::Foreign(foreign), .. }) => {
+                let is_refused = matches!(foreign.status, 401..=403);
+                let cause = if is_refused { FailureCause::NotAuthorised } else { FailureCause::Unreachable };
+                let text = format!("the access check got an answer that is {foreign}");
+                Check::failed(NAME, cause, text, foreign.hint())
+            }
+            Ok(answer) if answer.status == 404 => {
+                Check::note(NAME, "the server has no access check; local servers need none")
+            }
+            Ok(answer) if (401..=403).contains(&answer.status) => {
+                let text = format!("the server answers {} for workspace {workspace}", answer.status);
+                Check::failed(NAME, FailureCause::NotAuthorised, text, "check OPIK_API_KEY and OPIK_WORKSPACE")
+            }
+            Ok(answer) => {
+                let text = format!("the server answers {} to the access check", answer.status);
+                Check::failed(NAME, FailureCause::Failure, text, "check the server's log")
+            }
+            Err(failure) => Check::error(NAME, failure),
+        }
+    }
+
+    /// Writes a trace with a span and an image to the server, and reads it back.
+    pub fn smoke_test(&self, project: &str, shutdown: &Shutdown) -> (Check, Option<Passed>) {
+        const NAME: &str = "smoke test";
+        let failure = match self.upstream.smoke_test(&self.lane, project, SMOKE_TIMEOUT, shutdown) {
+            Ok(passed) => {
+                let text = format!(
+                    "trace {} with a span and an image, written in {} ms and read back after {} ms, project {project}",
+                    passed.trace_id,
+                    passed.written_in.as_millis(),
+                    passed.visible_after.as_millis()
+                );
+                return (Check::good(NAME, text), Some(passed));
+            }
+            Err(failure) => failure,
+        };
+        let (cause, hint) = match &failure {
+            SmokeFailure::Send(_) => {
+                (FailureCause::Unreachable, "the server became unavailable during the test; try again")
+            }
+            SmokeFailure::Refused { answer, .. } => match answer.recognised.foreign() {
+                _ if (401..=403).contains(&answer.status) => (
+                    FailureCause::NotAuthorised,
+                    "check OPIK_API_KEY and OPIK_WORKSPACE, and that the key may write to the project",
+                ),
+                Some(foreign) => (FailureCause::Unreachable, foreign.hint()),
+                None => (FailureCause::Failure, "check the server's log"),
+            },
+            SmokeFailure::NotVisible { .. } => (
+                FailureCause::Failure,
+                "the server accepts data but does not show it: check its database (ClickHouse) and its log",
+            ),
+        };
+        (Check::failed(NAME, cause, failure.to_string(), hint), None)
+    }
+}

@@ -1,0 +1,292 @@
+//! The agent's own collector: it samples the backlog and the counters, and gathers and caches overviews.
+
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant, UNIX_EPOCH};
+
+use super::full_watch::FullWatch;
+use super::lanes::{LaneOverview, held_for};
+use super::store::{FullOverview, LiveWrites, StoreOverview, elsewhere, waiting_sums};
+use super::{AgentOverview, ElsewhereOverview, Overview, ReplayOverview, ServerOverview, connection_word, pace_of};
+use crate::delivery::eta::{Situation, eta};
+use crate::delivery::pacing::PaceSettings;
+use crate::message::Server;
+use crate::monitor::Availability;
+use crate::monitor::connection::Connection;
+use crate::shutdown::Shutdown;
+use crate::store::full_state::remedies;
+use crate::store::slot::{SlotState, StoreSlot};
+use crate::store::{Backlog, Condition, Filter, LaneWork, ReplayRecord, StoreError, now_ms};
+use crate::telemetry::history::{self, History, Rates, Sample};
+use crate::telemetry::metrics::Metrics;
+
+/// How many replays are remembered.
+const REPLAYS_MAX: usize = 10;
+/// How many lanes an overview lists, those with the oldest messages first.
+const LANES_MAX: usize = 200;
+/// How long an overview is cached.
+const CACHED_FOR: Duration = Duration::from_secs(1);
+/// How many samples give the present pace: it changes by the second while replay speeds up.
+const RECENT_SAMPLES: usize = 4;
+
+/// The sources of an overview.
+pub struct Sources {
+    /// The store, which may come and go.
+    pub slot: Arc<StoreSlot>,
+    /// The connection to the server.
+    pub connection: Arc<Connection>,
+    /// The agent's counters.
+    pub metrics: Arc<Metrics>,
+    /// The pace that the user asked for.
+    pub pace: PaceSettings,
+    /// The base URL of the server's API.
+    pub server_url: String,
+    /// The address that the agent listens on.
+    pub listen: String,
+    /// The limits that follow from too few file descriptors, and what to do.
+    pub files_problem: Option<String>,
+}
+
+/// Gathers overviews of a running agent.
+pub struct Collector {
+    sources: Sources,
+    server: Server,
+    started: Instant,
+    history: History,
+    replays: Mutex<VecDeque<ReplayRecord>>,
+    full: FullWatch,
+    cached: Mutex<Option<(Instant, Arc<Overview>)>>,
+}
+
+/// The reads from the store for one overview.
+struct StoreReading {
+    backlog: Backlog,
+    condition: Condition,
+    lanes: Vec<LaneWork>,
+    elsewhere: Vec<ElsewhereOverview>,
+}
+
+impl Collector {
+    /// Returns the collector of an agent that starts now.
+    pub fn new(sources: Sources) -> Self {
+        Self {
+            server: Server::new(&sources.server_url),
+            full: FullWatch::new(sources.metrics.clone()),
+            sources,
+            started: Instant::now(),
+            history: History::default(),
+            replays: Mutex::default(),
+            cached: Mutex::default(),
+        }
+    }
+
+    /// Returns the limits that follow from too few file descriptors, and what to do.
+    pub fn files_problem(&self) -> Option<&str> {
+        self.sources.files_problem.as_deref()
+    }
+
+    /// Takes samples until shutdown.
+    pub fn run(&self, shutdown: &Shutdown) {
+        loop {
+            let own = Filter::of_server(&self.server);
+            let read = self.sources.slot.with(|store| Ok((store.backlog(&own)?, store.condition()?)));
+            if let Ok((_, condition)) = &read {
+                self.full.measured(&self.sources.slot, condition);
+                self.note_last_replay(condition);
+            }
+            self.history.note(self.sample(read.as_ref().ok().map(|(backlog, _)| backlog)));
+            if shutdown.sleep(history::FINE_INTERVAL) {
+                return;
+            }
+        }
+    }
+
+    /// Returns the watch over whether the store is full.
+    pub fn full(&self) -> &FullWatch {
+        &self.full
+    }
+
+    /// Returns how long the agent has been running.
+    fn uptime(&self) -> Duration {
+        self.started.elapsed()
+    }
+
+    /// Returns an overview that is at most a second old.
+    pub fn overview(&self) -> Arc<Overview> {
+        // Locked while it is gathered: concurrent requests share one overview.
+        let mut cached = lock(&self.cached);
+        if let Some((_, overview)) = cached.as_ref().filter(|(gathered, _)| gathered.elapsed() < CACHED_FOR) {
+            return overview.clone();
+        }
+        let overview = Arc::new(self.gather());
+        *cached = Some((Instant::now(), overview.clone()));
+        overview
+    }
+
+    fn gather(&self) -> Overview {
+        let now = now_ms();
+        let read = self.sources.slot.try_with(|store| {
+            let own = Filter::of_server(&self.server);
+            let elsewhere = elsewhere(&store.backlog(&Filter::default())?, &self.server);
+            let (backlog, condition) = (store.backlog(&own)?, store.condition()?);
+            Ok(StoreReading { backlog, condition, lanes: store.lanes(&own, now)?, elsewhere })
+        });
+        let sample = self.sample(read.as_ref().ok().map(|reading| &reading.backlog));
+        let mut history = self.history.recent();
+        history.push(sample);
+        let rates = history::rates(&history);
+        let (mut store, lanes) = match &read {
+            Err(error) => (self.unusable(error), &[][..]),
+            Ok(reading) => (self.usable(reading), &reading.lanes[..]),
+        };
+        store.moved_stores = self.sources.slot.moved().iter().map(|path| path.display().to_string()).collect();
+        let situation = self.situation(&store, held_for(lanes, now), &history, rates);
+        Overview {
+            schema_version: 1,
+            at_ms: now,
+            agent: self.agent(),
+            server: self.server_overview(),
+            eta: store.usable.then(|| eta(&situation).into()),
+            store,
+            rates,
+            lanes: lanes.iter().take(LANES_MAX).map(LaneOverview::of).collect(),
+            lanes_total: lanes.len() as u64,
+            replays: lock(&self.replays).iter().map(ReplayOverview::of).collect(),
+            day: self.history.day().into_iter().chain([sample]).collect(),
+            history,
+        }
+    }
+
+    fn agent(&self) -> AgentOverview {
+        AgentOverview {
+            pid: std::process::id(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            listen: self.sources.listen.clone(),
+            uptime_seconds: self.uptime().as_secs(),
+            files_problem: self.sources.files_problem.clone(),
+        }
+    }
+
+    fn server_overview(&self) -> ServerOverview {
+        let state = self.sources.connection.state();
+        ServerOverview {
+            url: self.sources.server_url.clone(),
+            connection: connection_word(state.availability),
+            since_ms: Some(state.since.duration_since(UNIX_EPOCH).map_or(0, |since| millis(since) as i64)),
+            reason: state.reason,
+        }
+    }
+
+    fn usable(&self, reading: &StoreReading) -> StoreOverview {
+        let StoreReading { backlog, condition, elsewhere, .. } = reading;
+        self.note_last_replay(condition);
+        let refused_writes = self.full.since_made(condition);
+        self.full.measured(&self.sources.slot, condition);
+        let mut store = StoreOverview { elsewhere: elsewhere.clone(), ..StoreOverview::usable(backlog, condition) };
+        store.full = self.full_overview(&store, condition);
+        store.refused_writes = refused_writes;
+        store
+    }
+
+    fn unusable(&self, error: &StoreError) -> StoreOverview {
+        let refused_while_unusable = match self.sources.slot.state() {
+            SlotState::Unavailable { refused, .. } => refused,
+            SlotState::Open => 0,
+        };
+        let live_writes = LiveWrites::of(&self.sources.slot, &self.server).word();
+        let unproven_since_ms = match error {
+            StoreError::Unproven { .. } => self.sources.slot.unproven().map(|unproven| unproven.since_ms),
+            _ => None,
+        };
+        let reason = Some(error.to_string());
+        StoreOverview { reason, unproven_since_ms, live_writes, refused_while_unusable, ..StoreOverview::default() }
+    }
+
+    /// Returns how the store is full: as writes have found it, or as it measures itself before any has.
+    fn full_overview(&self, store: &StoreOverview, condition: &Condition) -> Option<FullOverview> {
+        let episode = self.full.episode();
+        let fullness = episode.as_ref().map(|episode| &episode.fullness).or(condition.full.as_ref())?;
+        Some(FullOverview {
+            since_ms: episode.as_ref().map(|episode| episode.since_ms),
+            limit: fullness.limit.name().to_owned(),
+            reason: fullness.reason.clone(),
+            refused_writes: episode.as_ref().map_or(0, |episode| episode.refused),
+            passed_on_writes: episode.as_ref().map_or(0, |episode| episode.passed_on),
+            remedies: remedies(fullness.limit, store.waiting, store.rejected, ""),
+        })
+    }
+
+    /// Returns what an estimate of the time to go rests on; the last sample of the history is now.
+    fn situation(
+        &self,
+        store: &StoreOverview,
+        held_for: Option<Duration>,
+        history: &[Sample],
+        rates: Option<Rates>,
+    ) -> Situation {
+        let available = history.last().and_then(|sample| sample.available);
+        Situation {
+            waiting: store.waiting,
+            available,
+            is_replayed: true,
+            pace: self.sources.pace,
+            drained_per_second: drained_per_second(history, available),
+            stored_per_second: rates.map_or(0.0, |rates| rates.stored_per_second),
+            last_per_second: lock(&self.replays).iter().find_map(pace_of),
+            held_for,
+            is_stalled: history::is_stalled(history),
+        }
+    }
+
+    fn sample(&self, backlog: Option<&Backlog>) -> Sample {
+        let Sources { connection, metrics, .. } = &self.sources;
+        Sample {
+            at_ms: now_ms(),
+            uptime_ms: millis(self.uptime()),
+            available: match connection.availability() {
+                Availability::Unknown => None,
+                Availability::Available => Some(true),
+                Availability::Unavailable => Some(false),
+            },
+            waiting: backlog.map(Backlog::waiting),
+            waiting_bytes: backlog.map(|backlog| waiting_sums(backlog).2),
+            kept: backlog.map(Backlog::rejected),
+            forwarded: metrics.requests_forwarded.get(),
+            stored: metrics.messages_registered.get(),
+            delivered: metrics.messages_delivered.get(),
+            rejected: metrics.messages_rejected.get(),
+        }
+    }
+
+    /// Remembers the last replay. If it is known and has made progress since, it is updated.
+    fn note_last_replay(&self, condition: &Condition) {
+        let Some(record) = &condition.last_replay else { return };
+        let mut replays = lock(&self.replays);
+        match replays.iter_mut().find(|known| known.started_at_ms == record.started_at_ms && known.role == record.role)
+        {
+            Some(known) => *known = record.clone(),
+            None => {
+                replays.push_front(record.clone());
+                replays.truncate(REPLAYS_MAX);
+            }
+        }
+    }
+}
+
+/// Returns the present pace, or while the server is unavailable the last pace before that.
+fn drained_per_second(history: &[Sample], available: Option<bool>) -> Option<f64> {
+    if available == Some(false) {
+        return history::drain_rate(history);
+    }
+    let since = history.len().saturating_sub(RECENT_SAMPLES);
+    history::drain_rate(&history[since..])
+}
+
+fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
+/// Every change is one assignment, so the value is whole even after a panic elsewhere.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

@@ -1,0 +1,154 @@
+//! Details that only a command shows beside an overview: they take longer to read than a page may take, or contain
+//! paths of this machine.
+
+use std::time::Duration;
+
+use serde::Deserialize;
+
+use super::{EtaOverview, FullOverview, pace_of};
+use crate::delivery::eta::Situation;
+use crate::delivery::pacing::PaceSettings;
+use crate::message::MessageStatus;
+use crate::replay::near_id_window;
+use crate::store::{Backlog, BacklogGroup, Condition, Filter, Hold, KeyState, Page, Store, StoreError, Stranded};
+use crate::telemetry::history::{Rates, Sample};
+
+/// How many rejected messages, from the newest, are searched for the server's reasons.
+pub const REASONS_OF_NEWEST: usize = 200;
+/// How many different reasons are kept.
+const REASONS_MAX: usize = 10;
+/// How many characters of a reason are kept.
+const REASON_CHARS_MAX: usize = 200;
+
+/// A command's reads from a store.
+#[derive(Default)]
+pub struct StoreDetails {
+    /// Messages for all servers.
+    pub backlog: Backlog,
+    /// `None` if there is no store yet.
+    pub condition: Option<Condition>,
+    /// Why the server rejected the newest of the rejected messages, the most frequent reason first.
+    pub reasons: Vec<Reason>,
+    /// When the oldest waiting create was accepted, if its ids come near the server's window.
+    pub near_window_ms: Option<i64>,
+    /// Messages that wait for a create that the server refused, by lane.
+    pub stranded: Vec<Stranded>,
+}
+
+impl StoreDetails {
+    /// Reads a store.
+    ///
+    /// # Errors
+    ///
+    /// Those of the store.
+    pub fn read(store: &dyn Store, now_ms: i64) -> Result<Self, StoreError> {
+        let backlog = store.backlog(&Filter::default())?;
+        let condition = store.condition()?;
+        // The server's answers are encrypted, too.
+        let is_readable = backlog.rejected() > 0 && condition.encryption.key == KeyState::Usable;
+        let reasons = if is_readable { reasons(store)? } else { Vec::new() };
+        let near_window_ms = near_id_window(store, now_ms)?;
+        let stranded = store.stranded()?;
+        Ok(Self { backlog, condition: Some(condition), reasons, near_window_ms, stranded })
+    }
+
+    /// Returns what the store alone says about when it will be empty.
+    pub fn situation(&self, pace: PaceSettings, connection: &str, now_ms: i64) -> Situation {
+        let condition = self.condition.as_ref();
+        Situation {
+            waiting: self.backlog.waiting(),
+            available: match connection {
+                "available" => Some(true),
+                "unavailable" => Some(false),
+                _ => None,
+            },
+            is_replayed: condition.is_some_and(|condition| condition.lease.is_some()),
+            pace,
+            drained_per_second: None,
+            stored_per_second: 0.0,
+            last_per_second: condition.and_then(|condition| condition.last_replay.as_ref()).and_then(pace_of),
+            held_for: self.held_for(now_ms),
+            is_stalled: false,
+        }
+    }
+
+    /// Returns how long until the first lane is retried, if everything that waits is held.
+    fn held_for(&self, now_ms: i64) -> Option<Duration> {
+        let held = self.condition.as_ref().map_or(&[][..], |condition| &condition.held);
+        let mut waiting = self.backlog.groups.iter().filter(|group| group.status.is_on_its_way());
+        // A single create may go as a batch while single writes are rate limited, and the other way round.
+        let applies = |hold: &Hold, group: &BacklogGroup| {
+            let message_type = group.message_type;
+            hold.bucket.is_none_or(|bucket| bucket == message_type.bucket() && !message_type.is_single_create())
+        };
+        let is_held = |group: &BacklogGroup| {
+            let mut holds =
+                held.iter().filter(|(lane, hold)| lane.workspace_name() == group.workspace && hold.until_ms > now_ms);
+            holds.any(|(_, hold)| applies(hold, group))
+        };
+        let first = held.iter().map(|(_, hold)| hold.until_ms).filter(|until| *until > now_ms).min();
+        let first = first.filter(|_| waiting.all(is_held));
+        first.map(|until| Duration::from_millis((until - now_ms).unsigned_abs()))
+    }
+}
+
+/// An answer with which the server rejected messages.
+pub struct Reason {
+    pub status: Option<u16>,
+    pub text: String,
+    pub messages: u64,
+}
+
+/// Counts the server's answers to the newest rejected messages, the most frequent first. It takes a moment, whatever
+/// the size of the store.
+fn reasons(store: &dyn Store) -> Result<Vec<Reason>, StoreError> {
+    let filter = Filter { statuses: vec![MessageStatus::Rejected], ..Filter::default() };
+    let page = Page { after: None, limit: REASONS_OF_NEWEST, newest_first: true };
+    let mut reasons: Vec<Reason> = Vec::new();
+    for answer in store.list(&filter, &page)?.into_iter().filter_map(|message| message.answer) {
+        let text = first_words(&answer.text);
+        match reasons.iter_mut().find(|known| known.status == answer.status && known.text == text) {
+            Some(known) => known.messages += 1,
+            None => reasons.push(Reason { status: answer.status, text, messages: 1 }),
+        }
+    }
+    reasons.sort_by_key(|reason| std::cmp::Reverse(reason.messages));
+    reasons.truncate(REASONS_MAX);
+    Ok(reasons)
+}
+
+/// Returns the beginning of an answer in one line; of an error of Opik's, its message and details.
+fn first_words(text: &str) -> String {
+    let error: Option<serde_json::Value> = serde_json::from_str(text).ok();
+    let field = |name| error.as_ref().and_then(|error: &serde_json::Value| error[name].as_str());
+    let message = match (field("message"), field("details")) {
+        (Some(message), Some(details)) => format!("{message}: {details}"),
+        (Some(message), None) => message.to_owned(),
+        (None, _) => text.to_owned(),
+    };
+    // A server's text must not drive the terminal.
+    let message: String = message.chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
+    let words = message.split_whitespace().collect::<Vec<_>>().join(" ");
+    let is_long = words.chars().count() > REASON_CHARS_MAX;
+    if is_long { words.chars().take(REASON_CHARS_MAX - 1).chain(['…']).collect() } else { words }
+}
+
+/// The part of a running agent's overview that a command shows: the agent has seen more than the store records. Agents
+/// of other versions may leave fields out.
+#[derive(Default, Deserialize)]
+#[serde(default)]
+pub struct AgentsView {
+    pub rates: Option<Rates>,
+    pub eta: Option<EtaOverview>,
+    pub history: Vec<Sample>,
+    pub store: AgentsStoreView,
+}
+
+/// The agent's view of its store.
+#[derive(Default, Deserialize)]
+#[serde(default)]
+pub struct AgentsStoreView {
+    pub full: Option<FullOverview>,
+    pub refused_writes: Option<u64>,
+    pub moved_stores: Vec<String>,
+}

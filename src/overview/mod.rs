@@ -1,0 +1,154 @@
+//! How the agent, its server and its store are: gathered once, then rendered by the status page, by
+//! `/-/status.json` and by the command `status`.
+//!
+//! # Invariants
+//!
+//! - An overview holds counts and never a payload or a key: a lane shows its workspace and, as everywhere, at most the
+//!   beginning of its key.
+//! - The agent caches an overview for a second ([`collector`]), so that the store is read once for any number of
+//!   viewers.
+//! - [`Overview`] serializes to `/-/status.json`. Fields are only ever added within one schema version; what only the
+//!   command shows is skipped, or is in [`details`].
+
+pub mod asked;
+pub mod collector;
+pub mod details;
+pub mod full_watch;
+pub mod lanes;
+pub mod store;
+
+use serde::{Deserialize, Serialize};
+
+pub use self::collector::Collector;
+pub use self::lanes::{HeldOverview, LaneOverview};
+pub use self::store::{
+    ElsewhereOverview, FullOverview, GroupOverview, LiveWrites, RecoveryOverview, RejectedOverview, StoreOverview,
+    elsewhere,
+};
+use crate::delivery::eta::Eta;
+use crate::monitor::Availability;
+use crate::store::ReplayRecord;
+use crate::telemetry::history::{Rates, Sample};
+
+/// A snapshot of everything that is known about an agent, its server and its store.
+#[derive(Clone, Debug, Serialize)]
+pub struct Overview {
+    /// 1.
+    pub schema_version: u32,
+    /// When it was gathered, in milliseconds since the Unix epoch.
+    pub at_ms: i64,
+    pub agent: AgentOverview,
+    pub server: ServerOverview,
+    pub store: StoreOverview,
+    /// `null` for the first seconds.
+    pub rates: Option<Rates>,
+    /// `null` while the store can't be read.
+    pub eta: Option<EtaOverview>,
+    /// Lanes with messages to deliver, those with the oldest messages first; 200 at most.
+    pub lanes: Vec<LaneOverview>,
+    /// How many there are.
+    pub lanes_total: u64,
+    /// Replays that this agent saw, the newest first.
+    pub replays: Vec<ReplayOverview>,
+    /// A sample every 5 seconds of the last quarter of an hour, the oldest first.
+    pub history: Vec<Sample>,
+    /// A sample for each minute of the last day. Only for the page's plot: JSON for programs stays small.
+    #[serde(skip)]
+    pub day: Vec<Sample>,
+}
+
+/// The agent's process. All fields are empty where no agent runs, which only the command shows.
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct AgentOverview {
+    pub pid: u32,
+    pub version: String,
+    pub listen: String,
+    pub uptime_seconds: u64,
+    /// The limits that follow from too few file descriptors, and what to do.
+    pub files_problem: Option<String>,
+}
+
+/// The connection to the server.
+#[derive(Clone, Debug, Serialize)]
+pub struct ServerOverview {
+    pub url: String,
+    /// `available`, `unavailable` or `unknown`.
+    pub connection: &'static str,
+    /// In milliseconds since the Unix epoch; always known to an agent.
+    pub since_ms: Option<i64>,
+    /// Why it is unavailable.
+    pub reason: Option<String>,
+}
+
+/// An [`Eta`] with its words.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct EtaOverview {
+    #[serde(flatten)]
+    pub eta: Eta,
+    pub text: String,
+}
+
+impl From<Eta> for EtaOverview {
+    fn from(eta: Eta) -> Self {
+        Self { eta, text: eta.to_string() }
+    }
+}
+
+/// How a replay ended.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct ReplayOverview {
+    /// `agent` or `replay`.
+    pub by: String,
+    pub started_at_ms: i64,
+    pub ended_at_ms: i64,
+    pub delivered: u64,
+    pub rejected: u64,
+    pub remaining: u64,
+}
+
+impl ReplayOverview {
+    pub(crate) fn of(record: &ReplayRecord) -> Self {
+        Self {
+            by: record.role.clone(),
+            started_at_ms: record.started_at_ms,
+            ended_at_ms: record.ended_at_ms,
+            delivered: record.delivered,
+            rejected: record.rejected,
+            remaining: record.remaining,
+        }
+    }
+}
+
+/// Returns the messages per second of a replay; `None` if it finished before it was up to speed.
+fn pace_of(record: &ReplayRecord) -> Option<f64> {
+    const DELIVERED_MIN: u64 = 500;
+    let milliseconds = (record.ended_at_ms - record.started_at_ms).max(1) as f64;
+    (record.delivered >= DELIVERED_MIN).then(|| record.delivered as f64 * 1000.0 / milliseconds)
+}
+
+/// Returns the word for the state of the connection.
+pub fn connection_word(availability: Availability) -> &'static str {
+    match availability {
+        Availability::Unknown => "unknown",
+        Availability::Available => "available",
+        Availability::Unavailable => "unavailable",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_few_messages_give_no_pace() {
+        let record = |delivered| ReplayRecord {
+            role: "agent".into(),
+            started_at_ms: 1000,
+            ended_at_ms: 3000,
+            delivered,
+            rejected: 0,
+            remaining: 0,
+        };
+        assert_eq!([499, 500].map(|delivered| pace_of(&record(delivered))), [None, Some(250.0)]);
+    }
+}

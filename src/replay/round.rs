@@ -1,0 +1,248 @@
+//! One round: the lease is taken, due lanes get workers, and the round ends once nothing is due.
+
+use std::collections::VecDeque;
+use std::sync::mpsc;
+use std::thread::Scope;
+use std::time::{Duration, Instant};
+
+use tracing::{debug, info};
+
+use super::context::{DrainEnd, Replayer};
+use super::lane::{LaneWorker, claim_bytes_max};
+use super::lease::LeaseKeeper;
+use super::sender::Sender;
+use super::throttle::{MessageQuota, PauseGate};
+use super::workers::LaneWorkers;
+use crate::delivery::pacing::Pace;
+use crate::message::{MessageStatus, Server};
+use crate::monitor::Availability;
+use crate::store::{Filter, LaneWork, Owner, ReplayRecord, Store, StoreError, now_ms};
+
+/// How often a round lists the lanes that became due while others are being replayed.
+const LANES_INTERVAL: Duration = Duration::from_millis(100);
+
+/// Returns whether the store has held messages.
+pub(super) fn has_held(store: &dyn Store, servers: &[Server]) -> Result<bool, StoreError> {
+    let held = Filter { statuses: vec![MessageStatus::Held], servers: servers.to_vec(), ..Filter::default() };
+    Ok(store.backlog(&held)?.messages() > 0)
+}
+
+impl Replayer<'_> {
+    /// Replays all that is due, until nothing is, and returns how it ended.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError::LeaseHeld`] while another process replays this store, [`StoreError::LeaseLost`] if it took over in
+    /// the middle, and what else keeps the store from being used. The claimed messages are *failed* again, at once or
+    /// when the next round starts.
+    pub fn drain(&self, owner: &Owner) -> Result<DrainEnd, StoreError> {
+        let keeper = LeaseKeeper::acquire(self.store, owner)?;
+        self.state.begin(self.store.identity(), keeper.lease.epoch);
+        let started_at_ms = now_ms();
+        let before = self.delivered_and_rejected();
+        let result = self.store.return_in_flight(&keeper.lease).and_then(|returned| {
+            if returned > 0 {
+                self.state.interrupted();
+                info!(target: "replay_manager", "returned {returned} in-flight messages to the queue");
+            }
+            self.retry_held(&keeper)?;
+            self.replay_lanes(&keeper)
+        });
+        let after = self.delivered_and_rejected();
+        let (delivered, rejected) = (after.0 - before.0, after.1 - before.1);
+        if delivered + rejected > 0 {
+            self.note(owner, started_at_ms, delivered, rejected);
+        }
+        self.store.release(&keeper.lease)?;
+        result
+    }
+
+    /// Sends one held message of each lane again as a probe, if the last refusal is long enough ago.
+    fn retry_held(&self, keeper: &LeaseKeeper<'_>) -> Result<(), StoreError> {
+        // A person who selects messages means these and no others; an agent only names the servers that are its own.
+        let selects = self.settings.filter != self.own();
+        if selects || !self.state.is_held_check_due(self.settings.held_interval()) {
+            return Ok(());
+        }
+        let interval_ms = i64::try_from(self.settings.held_interval().as_millis()).unwrap_or(i64::MAX);
+        let probes = match has_held(self.store, &self.settings.filter.servers)? {
+            true => self.store.retry_held(&keeper.lease, now_ms().saturating_sub(interval_ms))?,
+            false => Vec::new(),
+        };
+        self.state.held_checked(&probes);
+        Ok(())
+    }
+
+    fn delivered_and_rejected(&self) -> (u64, u64) {
+        (self.metrics.messages_delivered.get(), self.metrics.messages_rejected.get())
+    }
+
+    /// Returns the filter for everything stored for the servers to which this replay delivers.
+    fn own(&self) -> Filter {
+        Filter { servers: self.settings.filter.servers.clone(), ..Filter::default() }
+    }
+
+    fn note(&self, owner: &Owner, started_at_ms: i64, delivered: u64, rejected: u64) {
+        let remaining = self.store.backlog(&self.own()).map_or(0, |backlog| backlog.waiting());
+        let role = owner.role.clone();
+        let round = ReplayRecord { role, started_at_ms, ended_at_ms: now_ms(), delivered, rejected, remaining };
+        let record = self.state.add_round(round);
+        // The record is for `status` only: if it cannot be written, the replay's own result still counts.
+        if let Err(error) = self.store.note_replay(&record) {
+            debug!(target: "replay_manager", %error, "the replay is not recorded");
+        }
+        info!(target: "replay_manager", delivered, rejected, remaining, "replayed");
+    }
+
+    /// Gives due lanes to workers until nothing is due and every worker has returned.
+    fn replay_lanes(&self, keeper: &LeaseKeeper<'_>) -> Result<DrainEnd, StoreError> {
+        let (gate, quota) = (PauseGate::default(), MessageQuota::new(self.settings.limit));
+        let (done, finished) = mpsc::channel();
+        let mut round = Round {
+            replay: self,
+            keeper,
+            gate: &gate,
+            quota: &quota,
+            workers: LaneWorkers::new(self.workers_max.max(1), self.upstream.answer_timeout()),
+            lanes: VecDeque::new(),
+            list_at: Instant::now(),
+            next_due_at_ms: i64::MAX,
+            failed: None,
+            done,
+        };
+        std::thread::scope(|scope| {
+            loop {
+                self.shutdown.beat();
+                if let Err(error) = keeper.renew_if_due() {
+                    round.fail(error);
+                }
+                if round.failed.is_none() && self.stop_reason(&quota).is_none() {
+                    round.list_lanes_if_due();
+                    round.start_workers(scope);
+                }
+                if round.workers.is_empty() {
+                    return round.end();
+                }
+                let mut ended = finished.recv_timeout(LANES_INTERVAL).ok();
+                while let Some((number, result)) = ended {
+                    round.workers.remove(number);
+                    if let Err(error) = result {
+                        round.fail(error);
+                    }
+                    ended = finished.try_recv().ok();
+                }
+            }
+        })
+    }
+
+    /// Returns the lanes with work, those whose last request failed at the end.
+    fn lanes(&self) -> Result<VecDeque<LaneWork>, StoreError> {
+        let mut lanes = self.store.lanes(&self.settings.filter, now_ms())?;
+        lanes.sort_by_key(|work| self.connection.lanes().is_failing(&work.lane));
+        Ok(lanes.into())
+    }
+
+    /// Returns why nothing more is sent, if so.
+    fn stop_reason(&self, quota: &MessageQuota) -> Option<DrainEnd> {
+        if self.shutdown.is_requested() {
+            Some(DrainEnd::Stopped)
+        } else if self.connection.availability() == Availability::Unavailable {
+            Some(DrainEnd::Unavailable)
+        } else if quota.is_spent() {
+            Some(DrainEnd::LimitReached)
+        } else {
+            None
+        }
+    }
+}
+
+/// A round in progress, as its coordinator sees it.
+struct Round<'r> {
+    replay: &'r Replayer<'r>,
+    keeper: &'r LeaseKeeper<'r>,
+    gate: &'r PauseGate,
+    quota: &'r MessageQuota,
+    workers: LaneWorkers,
+    /// Lanes with work that have no worker yet.
+    lanes: VecDeque<LaneWork>,
+    /// When the store is asked for lanes again.
+    list_at: Instant,
+    /// When the first lane becomes due that is not.
+    next_due_at_ms: i64,
+    /// The first error of the store: the round ends with it.
+    failed: Option<StoreError>,
+    /// Takes each worker's number and result.
+    done: mpsc::Sender<(u64, Result<(), StoreError>)>,
+}
+
+impl<'r> Round<'r> {
+    fn fail(&mut self, error: StoreError) {
+        self.failed.get_or_insert(error);
+    }
+
+    /// Lists the lanes again when the result may differ: with thousands of lanes that takes long.
+    fn list_lanes_if_due(&mut self) {
+        let started = Instant::now();
+        if !self.workers.is_empty() && (!self.lanes.is_empty() || self.list_at > started) {
+            return;
+        }
+        match self.replay.lanes() {
+            Err(error) => self.failed = Some(error),
+            Ok(found) => self.lanes = found,
+        }
+        self.list_at = started + LANES_INTERVAL.max(started.elapsed() * 4);
+        self.next_due_at_ms = i64::MAX;
+    }
+
+    /// Gives due lanes to workers. Those that find none now are listed again.
+    fn start_workers<'s>(&mut self, scope: &'s Scope<'s, '_>)
+    where
+        'r: 's,
+    {
+        let now = now_ms();
+        while let Some(work) = self.lanes.pop_front().filter(|_| self.failed.is_none()) {
+            if work.due_at_ms > now {
+                self.next_due_at_ms = self.next_due_at_ms.min(work.due_at_ms);
+                continue;
+            }
+            let is_failing = self.replay.connection.lanes().is_failing(&work.lane);
+            let is_extra = self.workers.has(work.id);
+            let Some(number) = self.workers.admit(&work, is_failing, Instant::now()) else {
+                if is_extra {
+                    continue;
+                }
+                self.lanes.push_front(work);
+                break;
+            };
+            let worker = self.worker(work, is_extra);
+            let done = self.done.clone();
+            scope.spawn(move || {
+                // The receiver outlives the scope, so sending can't fail.
+                let _ = done.send((number, worker.run_caught()));
+            });
+        }
+    }
+
+    fn worker(&self, work: LaneWork, is_extra: bool) -> LaneWorker<'r> {
+        let settings = self.replay.settings;
+        let turn = self.replay.state.begin_turn(&work, Pace::start(settings.pace), settings.breaker(), is_extra);
+        LaneWorker {
+            sender: Sender { replay: self.replay, keeper: self.keeper, work },
+            gate: self.gate,
+            quota: self.quota,
+            turn,
+            claim_bytes_max: claim_bytes_max(self.workers.len()),
+        }
+    }
+
+    /// Returns how the round ended.
+    fn end(&mut self) -> Result<DrainEnd, StoreError> {
+        if let Some(error) = self.failed.take() {
+            return Err(error);
+        }
+        Ok(self.replay.stop_reason(self.quota).unwrap_or(match self.next_due_at_ms {
+            i64::MAX => DrainEnd::Empty,
+            next_due_at_ms => DrainEnd::NotDue { next_due_at_ms },
+        }))
+    }
+}

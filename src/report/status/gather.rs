@@ -1,0 +1,152 @@
+//! Gathers the overview of the command `status`: from the store itself, so that it works with and without an agent, and
+//! from a running agent.
+
+use std::time::Instant;
+
+use crate::agent::wrapped::store_option;
+use crate::config::Config;
+use crate::delivery::eta::eta;
+use crate::message::Server;
+use crate::overview::asked::AskedAgent;
+use crate::overview::details::{AgentsStoreView, StoreDetails};
+use crate::overview::{FullOverview, Overview, ReplayOverview, ServerOverview, StoreOverview, elsewhere};
+use crate::protocol::recognise::Presence;
+use crate::store::full_state::remedies;
+use crate::store::{Backlog, Condition, FullLimit, StoreError, now_ms};
+use crate::telemetry::history::Sample;
+use crate::translate;
+use crate::upstream::{Pong, Upstream};
+
+/// An overview, and details that only the command shows.
+pub struct Gathered {
+    pub overview: Overview,
+    /// The agent that answered, if one did.
+    pub agent: Option<AskedAgent>,
+    /// How long the server took to answer a ping of ours; `None` if the agent was asked instead.
+    pub latency_ms: Option<u64>,
+    /// The details that this process read from the store, or why it could not.
+    pub store: Result<StoreDetails, StoreError>,
+    /// Whether the overview's `full` comes from the agent.
+    pub is_full_from_agent: bool,
+    /// The present sample, for `--watch` without an agent.
+    pub sample: Sample,
+}
+
+/// Asks store, agent and server. That one of them can't be asked is part of the overview.
+pub fn gather(config: &Config, upstream: &Upstream, started: Instant) -> Gathered {
+    let now = now_ms();
+    let store = translate::existing_store_without_key(config).and_then(|store| match store {
+        None => Ok(StoreDetails::default()),
+        Some(store) => StoreDetails::read(store.as_ref(), now),
+    });
+    let details = store.as_ref().ok();
+    let condition = details.and_then(|details| details.condition.as_ref());
+    let records = condition.map_or(&[][..], |condition| &condition.agents);
+    let agent = AskedAgent::ask(records, config.listen.value);
+    let view = agent.as_ref().map(AskedAgent::view).unwrap_or_default();
+    let (server, latency_ms) = match agent.as_ref().and_then(|agent| agent.server.clone()) {
+        Some(server) => (server, None),
+        None => ping(config, upstream),
+    };
+    let is_full_from_agent = view.store.full.is_some();
+    let store_overview = store_overview(config, &store, view.store, &Server::new(&server.url));
+    let eta = details.map(|details| match view.eta {
+        // The agent has seen how it went, but knows nothing of a store that it can't use.
+        Some(eta) if agent.as_ref().is_none_or(|agent| agent.store_problem.is_none()) => eta,
+        _ => eta(&details.situation(translate::pace(config), server.connection, now)).into(),
+    });
+    let sample = Sample {
+        at_ms: now,
+        uptime_ms: u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX),
+        waiting: details.map(|details| details.backlog.waiting()),
+        ..Sample::default()
+    };
+    let last_replay = condition.and_then(|condition| condition.last_replay.as_ref());
+    let overview = Overview {
+        schema_version: 1,
+        at_ms: now,
+        agent: agent.as_ref().map(|agent| agent.overview.clone()).unwrap_or_default(),
+        server,
+        store: store_overview,
+        rates: view.rates,
+        eta,
+        lanes: Vec::new(),
+        lanes_total: 0,
+        replays: last_replay.map(ReplayOverview::of).into_iter().collect(),
+        history: view.history,
+        day: Vec::new(),
+    };
+    Gathered { overview, agent, latency_ms, store, is_full_from_agent, sample }
+}
+
+/// Returns the store as this process read it, completed with the agent's view.
+fn store_overview(
+    config: &Config,
+    store: &Result<StoreDetails, StoreError>,
+    view: AgentsStoreView,
+    own: &Server,
+) -> StoreOverview {
+    let moved_stores = view.moved_stores;
+    let (details, condition) = match store {
+        Ok(details) => match &details.condition {
+            Some(condition) => (details, condition),
+            None => {
+                let refused_writes = view.refused_writes.unwrap_or_default();
+                return StoreOverview { moved_stores, refused_writes, ..StoreOverview::default() };
+            }
+        },
+        Err(error) => {
+            let refused_writes = view.refused_writes.unwrap_or_default();
+            let reason = Some(error.to_string());
+            return StoreOverview { reason, moved_stores, refused_writes, ..StoreOverview::default() };
+        }
+    };
+    let usable = StoreOverview::usable(&details.backlog, condition);
+    StoreOverview {
+        full: full(&store_option(config), view.full, &details.backlog, condition),
+        refused_writes: view.refused_writes.unwrap_or(usable.refused_writes),
+        elsewhere: elsewhere(&details.backlog, own),
+        moved_stores,
+        ..usable
+    }
+}
+
+/// Returns why the store is full: as the running agent has found it, or as the store measures itself.
+fn full(
+    store_option: &str,
+    seen: Option<FullOverview>,
+    backlog: &Backlog,
+    condition: &Condition,
+) -> Option<FullOverview> {
+    let full = match (seen, &condition.full) {
+        (Some(seen), _) => seen,
+        (None, Some(full)) => FullOverview {
+            since_ms: condition.full_record.since_ms,
+            limit: full.limit.name().to_owned(),
+            reason: full.reason.clone(),
+            refused_writes: 0,
+            passed_on_writes: 0,
+            remedies: Vec::new(),
+        },
+        (None, None) => return None,
+    };
+    let limit = FullLimit::ALL.into_iter().find(|known| known.name() == full.limit);
+    let remedies = limit.map(|limit| remedies(limit, backlog.waiting(), backlog.rejected(), store_option));
+    Some(FullOverview { remedies: remedies.unwrap_or_default(), ..full })
+}
+
+/// Pings the server, if no agent knows its state.
+fn ping(config: &Config, upstream: &Upstream) -> (ServerOverview, Option<u64>) {
+    let (connection, reason, latency) = match upstream.ping(config.connection_monitor_check_timeout.value) {
+        Ok(Pong { presence, latency, .. }) => {
+            let word = match presence {
+                Presence::There | Presence::Unauthorised(_) => "available",
+                Presence::Unhealthy(_) | Presence::Foreign(_) => "unavailable",
+            };
+            (word, presence.reason(), Some(latency))
+        }
+        Err(failure) => ("unavailable", Some(failure.to_string()), None),
+    };
+    let server = ServerOverview { url: upstream.base_url().to_owned(), connection, since_ms: None, reason };
+    (server, latency.map(|latency| u64::try_from(latency.as_millis()).unwrap_or(u64::MAX)))
+}

@@ -1,0 +1,492 @@
+//! The report of `status` as JSON and YAML: an overview in the fields of its schema.
+
+pub mod gather;
+pub mod screen;
+pub mod watch;
+
+use serde::Serialize;
+
+use self::gather::Gathered;
+use crate::config::Config;
+use crate::delivery::id_window;
+use crate::delivery::pacing::Pace;
+use crate::figures::time;
+use crate::message::Lane;
+use crate::overview::asked::{degraded_text, live_writes_text};
+use crate::overview::details::{REASONS_OF_NEWEST, StoreDetails};
+use crate::overview::{
+    ElsewhereOverview, EtaOverview, FullOverview, Overview, RecoveryOverview, ReplayOverview, StoreOverview,
+};
+use crate::report::groups::{GroupRow, groups};
+use crate::report::orphans::{OrphanLine, orphans};
+use crate::store::{AdoptionRecord, Encryption, Hold, KeyState, Stranded, mount};
+use crate::telemetry::history::{Rates, Sample};
+use crate::translate;
+
+/// Everything that `status` reports. Fields are only ever added within one schema version.
+#[derive(Serialize)]
+pub struct StatusReport {
+    pub schema_version: u32,
+    pub server: ServerReport,
+    pub agent: AgentReport,
+    /// `null` when the store can't be read.
+    pub backlog: Option<BacklogReport>,
+    pub rejected: Option<RejectedReport>,
+    /// Messages whose ids are outside the server's window; `null` when the store can't be read.
+    pub held_ids: Option<HeldIds>,
+    /// Messages that wait for a create that the server refused, by workspace; `null` when the store can't be read.
+    pub stranded: Option<Vec<StrandedLine>>,
+    /// The throughput; `null` when no agent answers.
+    pub rates: Option<Rates>,
+    /// When the backlog will have reached the server; `null` when the store can't be read.
+    pub eta: Option<EtaOverview>,
+    pub store: StoreReport,
+    pub held: Vec<HeldLane>,
+    /// Messages that were accepted for other servers than `server`.
+    pub elsewhere: Vec<ElsewhereOverview>,
+    /// Which servers the messages of earlier versions, which recorded no server, were assigned to.
+    pub adopted: Vec<Adopted>,
+    /// Stores that killed Python processes of this user left in the temporary folder.
+    pub orphans: Vec<OrphanLine>,
+    pub last_replay: Option<LastReplay>,
+    /// The agent's recent samples, for `--watch`; empty when no agent answers.
+    #[serde(skip)]
+    pub history: Vec<Sample>,
+    /// The present sample, for `--watch` without an agent.
+    #[serde(skip)]
+    pub sample: Sample,
+}
+
+impl StatusReport {
+    pub fn of(config: &Config, gathered: &Gathered) -> Self {
+        let overview = &gathered.overview;
+        let details = gathered.store.as_ref().ok();
+        let condition = details.and_then(|details| details.condition.as_ref());
+        let held = condition.map_or(&[][..], |condition| &condition.held);
+        let adoptions = condition.map_or(&[][..], |condition| &condition.adoptions);
+        Self {
+            schema_version: overview.schema_version,
+            server: ServerReport::of(gathered),
+            agent: AgentReport::of(gathered),
+            backlog: details.map(|details| BacklogReport::of(config, overview, details)),
+            rejected: details.map(RejectedReport::of),
+            held_ids: details.map(HeldIds::of),
+            stranded: details.map(|details| details.stranded.iter().map(StrandedLine::of).collect()),
+            rates: overview.rates,
+            eta: overview.eta.clone(),
+            store: StoreReport::of(config, gathered),
+            held: held.iter().map(|(lane, hold)| HeldLane::of(lane, hold, overview.at_ms)).collect(),
+            elsewhere: overview.store.elsewhere.clone(),
+            adopted: adoptions.iter().map(Adopted::of).collect(),
+            orphans: orphans(),
+            last_replay: overview.replays.first().map(LastReplay::of),
+            history: overview.history.clone(),
+            sample: gathered.sample,
+        }
+    }
+}
+
+#[derive(Serialize)]
+pub struct ServerReport {
+    pub url: String,
+    /// `available` or `unavailable`; `unknown` when an agent has just started.
+    pub connection: &'static str,
+    pub since: Option<String>,
+    pub reason: Option<String>,
+    pub latency_ms: Option<u64>,
+}
+
+impl ServerReport {
+    fn of(gathered: &Gathered) -> Self {
+        let server = &gathered.overview.server;
+        Self {
+            url: server.url.clone(),
+            connection: server.connection,
+            since: server.since_ms.map(time),
+            reason: server.reason.clone(),
+            latency_ms: gathered.latency_ms,
+        }
+    }
+}
+
+#[derive(Serialize)]
+pub struct AgentReport {
+    pub running: bool,
+    pub pid: Option<u32>,
+    pub listen: Option<String>,
+    pub version: Option<String>,
+    pub uptime_seconds: Option<u64>,
+    /// Why the agent can't use its store; this command may be able to.
+    pub store_problem: Option<String>,
+    /// The word for what it does with live writes meanwhile: [`crate::overview::LiveWrites::word`].
+    pub live_writes: Option<String>,
+    /// The limits that follow from too few file descriptors, and what to do.
+    pub files_problem: Option<String>,
+}
+
+impl AgentReport {
+    fn of(gathered: &Gathered) -> Self {
+        let agent = gathered.agent.as_ref();
+        let overview = agent.map(|agent| &agent.overview);
+        Self {
+            running: agent.is_some(),
+            pid: overview.map(|overview| overview.pid),
+            listen: overview.map(|overview| overview.listen.clone()),
+            version: overview.map(|overview| overview.version.clone()),
+            uptime_seconds: overview.map(|overview| overview.uptime_seconds),
+            store_problem: agent.and_then(|agent| agent.store_problem.clone()),
+            live_writes: agent.and_then(|agent| agent.live_writes.clone()),
+            files_problem: overview.and_then(|overview| overview.files_problem.clone()),
+        }
+    }
+
+    /// Returns for people what it does with live writes.
+    pub fn live_writes_text(&self) -> &'static str {
+        live_writes_text(self.live_writes.as_deref())
+    }
+
+    /// Returns for people that it can't use its store, and why.
+    pub fn degraded_text(&self) -> Option<String> {
+        degraded_text(self.live_writes.as_deref(), self.store_problem.as_deref())
+    }
+}
+
+#[derive(Serialize)]
+pub struct BacklogReport {
+    pub messages: u64,
+    pub items: u64,
+    pub body_bytes: u64,
+    pub oldest_accepted_at: Option<String>,
+    pub oldest_age_seconds: Option<u64>,
+    /// At the configured pace; replay is faster while the server keeps up.
+    pub eta_seconds_max: f64,
+    pub groups: Vec<GroupRow>,
+}
+
+impl BacklogReport {
+    fn of(config: &Config, overview: &Overview, details: &StoreDetails) -> Self {
+        let StoreOverview { waiting, items, body_bytes, oldest_accepted_at_ms: oldest, .. } = overview.store;
+        let age_ms = |oldest| overview.at_ms.saturating_sub(oldest);
+        Self {
+            messages: waiting,
+            items,
+            body_bytes,
+            oldest_accepted_at: oldest.map(time),
+            oldest_age_seconds: oldest.map(|oldest| u64::try_from(age_ms(oldest) / 1000).unwrap_or(0)),
+            eta_seconds_max: Pace::start(translate::pace(config)).pauses_for(waiting).as_secs_f64(),
+            groups: groups(&details.backlog),
+        }
+    }
+}
+
+#[derive(Serialize)]
+pub struct RejectedReport {
+    pub messages: u64,
+    pub by_answer: Vec<AnswerCount>,
+    /// The most frequent answers among the newest of them, `reasons_of_newest` at most.
+    pub reasons: Vec<ReasonReport>,
+    pub reasons_of_newest: u64,
+}
+
+impl RejectedReport {
+    fn of(details: &StoreDetails) -> Self {
+        let by_answer = details.backlog.rejected_by_answer.iter();
+        let reasons = details.reasons.iter().map(|reason| ReasonReport {
+            status: reason.status,
+            text: reason.text.clone(),
+            messages: reason.messages,
+        });
+        Self {
+            messages: details.backlog.rejected(),
+            reasons: reasons.collect(),
+            reasons_of_newest: REASONS_OF_NEWEST as u64,
+            by_answer: by_answer
+                .map(|(status, messages)| AnswerCount { status: *status, messages: *messages })
+                .collect(),
+        }
+    }
+}
+
+/// An answer with which the server rejected messages.
+#[derive(Serialize)]
+pub struct ReasonReport {
+    pub status: Option<u16>,
+    pub text: String,
+    pub messages: u64,
+}
+
+#[derive(Serialize)]
+pub struct AnswerCount {
+    pub status: Option<u16>,
+    pub messages: u64,
+}
+
+/// Messages that the server refuses because of the time in their ids.
+#[derive(Serialize)]
+pub struct HeldIds {
+    pub messages: u64,
+    /// The change that makes the server accept them.
+    pub remedy: &'static str,
+    /// When the oldest create that still waits was accepted, if it comes near the default window of 24 hours.
+    pub create_near_window_accepted_at: Option<String>,
+}
+
+impl HeldIds {
+    fn of(details: &StoreDetails) -> Self {
+        Self {
+            messages: details.backlog.held(),
+            remedy: id_window::REMEDY,
+            create_near_window_accepted_at: details.near_window_ms.map(time),
+        }
+    }
+}
+
+/// Messages of one workspace that wait for a create that the server refused.
+#[derive(Serialize)]
+pub struct StrandedLine {
+    pub workspace: String,
+    /// There are at least this many.
+    pub messages: u64,
+    /// The refused message that the first of them waits for.
+    pub create: i64,
+    /// `held` or `rejected`.
+    pub status: &'static str,
+}
+
+impl StrandedLine {
+    fn of(stranded: &Stranded) -> Self {
+        Self {
+            workspace: stranded.lane.workspace_name().to_owned(),
+            messages: stranded.messages,
+            create: stranded.create.0,
+            status: stranded.status.name(),
+        }
+    }
+}
+
+#[derive(Serialize)]
+pub struct StoreReport {
+    pub path: String,
+    /// `usable`, `none` (nothing was ever stored) or `unusable`.
+    pub state: &'static str,
+    pub reason: Option<String>,
+    /// Since when it has to be rewritten and synced before it is used again, because a write or a sync failed.
+    pub unproven_since: Option<String>,
+    /// The write or sync that failed.
+    pub unproven_reason: Option<String>,
+    pub file_bytes: Option<u64>,
+    pub size_max_bytes: Option<u64>,
+    /// Why the file system under it is less durable than a disk of this machine, if it is.
+    pub file_system_problem: Option<String>,
+    pub disk_free_bytes: Option<u64>,
+    /// The size that its files can reach: the limit, or less if the disk has no room for that.
+    pub capacity_bytes: Option<u64>,
+    /// Why it is full; `null` while it accepts messages, and when it can't be read.
+    pub full: Option<FullReport>,
+    /// Writes that agents refused because it was full, since it was created.
+    pub refused_writes: u64,
+    /// Bytes of the bodies and files of rejected messages.
+    pub rejected_body_bytes: u64,
+    /// Rejected messages evicted because they took more than `rejected_share` and room was needed.
+    pub rejected_dropped_messages: u64,
+    pub dropped_messages: u64,
+    /// Messages that expired: they were older than `max_age`.
+    pub expired_messages: u64,
+    /// Corrupt files that this store was recovered from, until they are deleted.
+    pub recoveries: Vec<RecoveryReport>,
+    /// Stores that were moved away under the running agent, with messages in them.
+    pub moved_stores: Vec<String>,
+    pub replaying: Option<String>,
+    /// `null` when there is no store, or none that can be read.
+    pub encryption: Option<EncryptionReport>,
+}
+
+impl StoreReport {
+    fn of(config: &Config, gathered: &Gathered) -> Self {
+        let path = &config.db.value;
+        let store = &gathered.overview.store;
+        let condition = gathered.store.as_ref().ok().and_then(|details| details.condition.as_ref());
+        let unproven = crate::store::unproven(path);
+        let mount = mount::look_at(path);
+        Self {
+            path: path.display().to_string(),
+            state: match (store.usable, &gathered.store) {
+                (true, _) => "usable",
+                (false, Err(_)) => "unusable",
+                (false, Ok(_)) => "none",
+            },
+            reason: store.reason.clone(),
+            unproven_since: unproven.as_ref().map(|unproven| time(unproven.since_ms)),
+            unproven_reason: unproven.map(|unproven| unproven.reason),
+            file_bytes: store.usable.then_some(store.file_bytes),
+            size_max_bytes: store.size_max_bytes,
+            file_system_problem: mount.map(|found| format!("on {}: {}", found.name, found.problem())),
+            disk_free_bytes: store.disk_free_bytes,
+            capacity_bytes: store.capacity_bytes,
+            full: store.full.as_ref().map(|full| FullReport::of(full, gathered.is_full_from_agent)),
+            refused_writes: store.refused_writes,
+            rejected_body_bytes: store.rejected_body_bytes,
+            rejected_dropped_messages: store.rejected_dropped_messages,
+            dropped_messages: store.dropped_messages,
+            expired_messages: store.expired_messages,
+            recoveries: store.recoveries.iter().map(RecoveryReport::of).collect(),
+            moved_stores: store.moved_stores.clone(),
+            replaying: store.replaying.clone(),
+            encryption: condition.map(|condition| EncryptionReport::of(&condition.encryption)),
+        }
+    }
+}
+
+/// Why the store is full, and what that has cost.
+#[derive(Serialize)]
+pub struct FullReport {
+    /// `null` if no agent has found it full.
+    pub since: Option<String>,
+    /// `max_size`, `disk_reserve`, `disk` or `rejected`.
+    pub limit: String,
+    pub reason: String,
+    /// Writes that the running agent refused since then; `null` when none answers.
+    pub refused_writes: Option<u64>,
+    /// Writes that the server took at once instead; `null` when no agent answers.
+    pub passed_on_writes: Option<u64>,
+    pub remedies: Vec<String>,
+}
+
+impl FullReport {
+    fn of(full: &FullOverview, is_from_agent: bool) -> Self {
+        Self {
+            since: full.since_ms.map(time),
+            limit: full.limit.clone(),
+            reason: full.reason.clone(),
+            refused_writes: is_from_agent.then_some(full.refused_writes),
+            passed_on_writes: is_from_agent.then_some(full.passed_on_writes),
+            remedies: full.remedies.clone(),
+        }
+    }
+}
+
+/// Whether the store is encrypted; this is known without the key.
+#[derive(Serialize)]
+pub struct EncryptionReport {
+    /// `on`, `off`, or `changing` while the files may still hold older data in its previous form.
+    pub state: &'static str,
+    /// The name of the key that new messages are encrypted with.
+    pub key: Option<String>,
+    /// Whether this command was given the keys that the store needs: `usable`, `missing` or `wrong`.
+    pub key_state: &'static str,
+}
+
+impl EncryptionReport {
+    fn of(encryption: &Encryption) -> Self {
+        let state = match (encryption.is_complete, encryption.sealed_with) {
+            (false, _) => "changing",
+            (true, Some(_)) => "on",
+            (true, None) => "off",
+        };
+        let key_state = match encryption.key {
+            KeyState::Usable => "usable",
+            KeyState::Missing => "missing",
+            KeyState::Wrong => "wrong",
+        };
+        Self { state, key: encryption.sealed_with.map(|key| key.to_string()), key_state }
+    }
+
+    pub fn text(&self) -> String {
+        let key = self.key.as_ref().map_or_else(|| "no key".to_owned(), |key| format!("key {key}"));
+        match (self.state, self.key_state) {
+            ("on", "wrong") => format!("on ({key}), and another key is set"),
+            ("on", _) => format!("on ({key})"),
+            ("off", _) => "off".to_owned(),
+            _ => format!("being changed to {key}: finish it with `opik-offline healthcheck --reseal`"),
+        }
+    }
+}
+
+#[derive(Serialize)]
+pub struct RecoveryReport {
+    pub at: String,
+    pub reason: String,
+    pub recovered_messages: u64,
+    pub lost_messages: u64,
+    pub set_aside: String,
+}
+
+impl RecoveryReport {
+    fn of(recovery: &RecoveryOverview) -> Self {
+        Self {
+            at: time(recovery.at_ms),
+            reason: recovery.reason.clone(),
+            recovered_messages: recovery.recovered_messages,
+            lost_messages: recovery.lost_messages,
+            set_aside: recovery.set_aside.clone(),
+        }
+    }
+}
+
+#[derive(Serialize)]
+pub struct Adopted {
+    pub at: String,
+    pub server: String,
+    pub messages: u64,
+}
+
+impl Adopted {
+    fn of(adoption: &AdoptionRecord) -> Self {
+        Self { at: time(adoption.at_ms), server: adoption.server.to_string(), messages: adoption.messages }
+    }
+}
+
+#[derive(Serialize)]
+pub struct HeldLane {
+    pub workspace: String,
+    /// `null` for messages of an earlier version.
+    pub server: Option<String>,
+    /// At most the first four characters of the key; `null` for clients that send none.
+    pub key: Option<String>,
+    /// The status of the answer that it is held for.
+    pub status: Option<u16>,
+    /// Whether the server refuses the key, so that another key may be accepted.
+    pub is_key_refused: bool,
+    pub reason: String,
+    pub until: String,
+    /// Whether that time has passed: the lane is being retried, and none of its messages has passed yet.
+    pub is_over: bool,
+}
+
+impl HeldLane {
+    fn of(lane: &Lane, hold: &Hold, now_ms: i64) -> Self {
+        Self {
+            workspace: lane.workspace_name().to_owned(),
+            server: lane.server.as_ref().map(ToString::to_string),
+            key: lane.credential.as_ref().map(ToString::to_string),
+            status: hold.status,
+            is_key_refused: hold.is_credential_refused(),
+            reason: hold.reason.clone(),
+            until: time(hold.until_ms),
+            is_over: hold.until_ms <= now_ms,
+        }
+    }
+}
+
+#[derive(Serialize)]
+pub struct LastReplay {
+    pub by: String,
+    pub started_at: String,
+    pub ended_at: String,
+    pub delivered: u64,
+    pub rejected: u64,
+    pub remaining: u64,
+}
+
+impl LastReplay {
+    fn of(replay: &ReplayOverview) -> Self {
+        Self {
+            by: replay.by.clone(),
+            started_at: time(replay.started_at_ms),
+            ended_at: time(replay.ended_at_ms),
+            delivered: replay.delivered,
+            rejected: replay.rejected,
+            remaining: replay.remaining,
+        }
+    }
+}

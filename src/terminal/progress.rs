@@ -1,0 +1,145 @@
+//! Progress and notes on stderr; no bar unless stderr is a terminal, and nothing with `--quiet`.
+
+use std::fmt;
+use std::time::Duration;
+
+use indicatif::{ProgressBar, ProgressState, ProgressStyle};
+
+use super::render::hanging;
+use super::{OutputStream, Shown};
+use crate::figures::short_duration;
+use crate::printable;
+
+/// Shows progress and notes to the user.
+pub struct ProgressDisplay {
+    quiet: bool,
+    bar: Option<ProgressBar>,
+}
+
+impl ProgressDisplay {
+    /// Returns a display without a bar.
+    pub fn new(quiet: bool) -> Self {
+        Self { quiet, bar: None }
+    }
+
+    /// Shows a bar for this many messages, on a terminal.
+    pub fn start(&mut self, messages: u64) {
+        if self.quiet || !OutputStream::Err.is_terminal() {
+            return;
+        }
+        let bar = ProgressBar::new(messages);
+        let style = ProgressStyle::with_template("{bar:30} {pos}/{len} messages  {pace}");
+        let style = style.unwrap_or_else(|_| ProgressStyle::default_bar());
+        bar.set_style(style.with_key("pace", |state: &ProgressState, text: &mut dyn fmt::Write| {
+            // A bar that can't be drawn is not worth an error.
+            let _ = text.write_str(&pace(state.pos(), state.per_sec(), state.eta()));
+        }));
+        bar.enable_steady_tick(Duration::from_millis(200));
+        self.bar = Some(bar);
+    }
+
+    /// Updates the bar.
+    pub fn at(&self, done: u64, total: u64) {
+        if let Some(bar) = &self.bar {
+            bar.set_length(total.max(done));
+            bar.set_position(done);
+        }
+    }
+
+    /// Removes the bar.
+    pub fn finish(&mut self) {
+        if let Some(bar) = self.bar.take() {
+            bar.finish_and_clear();
+        }
+    }
+
+    /// Prints a line, unless quiet.
+    pub fn note(&self, text: &str) {
+        self.note_shown(&hanging_line(text));
+    }
+
+    /// Prints several lines, unless quiet.
+    pub fn note_shown(&self, shown: &Shown) {
+        if self.quiet {
+            return;
+        }
+        match &self.bar {
+            Some(bar) => bar.suspend(|| show(shown)),
+            None => show(shown),
+        }
+    }
+}
+
+/// Prints a line to stderr.
+pub fn say(text: &str) {
+    show(&hanging_line(text));
+}
+
+/// Prints an error to stderr: a line for what failed, and one for what to do.
+pub fn say_error(message: &str, hint: Option<&str>) {
+    let mut shown = hanging_line(&format!("error: {message}"));
+    if let Some(hint) = hint {
+        shown.add(&hanging_line(&format!("hint: {hint}")));
+    }
+    show(&shown);
+}
+
+/// Prints a panic to stderr, escaped: its message may quote text from elsewhere.
+pub fn say_panic(panic: &std::panic::PanicHookInfo<'_>) {
+    let thread = std::thread::current();
+    let place = panic.location().map_or(String::new(), |place| format!(" at {place}"));
+    let payload = panic.payload();
+    let words =
+        payload.downcast_ref::<&str>().copied().or_else(|| payload.downcast_ref::<String>().map(String::as_str));
+    let words = words.unwrap_or("without a message");
+    let mut shown = panic_line(thread.name().unwrap_or("unnamed"), &place, words);
+    let backtrace = std::backtrace::Backtrace::capture();
+    if backtrace.status() == std::backtrace::BacktraceStatus::Captured {
+        shown.add_lines(&backtrace.to_string());
+    }
+    show(&shown);
+}
+
+fn panic_line(thread: &str, place: &str, words: &str) -> Shown {
+    Shown::line(&format!("thread '{thread}' panicked{place}: {words}"))
+}
+
+/// Ignores errors: if stderr is closed there is nothing left to report to, and `eprintln!` would panic.
+fn show(shown: &Shown) {
+    let _ = OutputStream::Err.show(shown);
+}
+
+fn hanging_line(text: &str) -> Shown {
+    Shown::lines(&(hanging(&printable::line(text), OutputStream::Err.columns(), "hint: ".len()) + "\n"))
+}
+
+/// Returns the rate and the remaining time; empty before the first message, when both are unknown.
+fn pace(done: u64, per_second: f64, eta: Duration) -> String {
+    match done {
+        0 => String::new(),
+        _ if per_second < 1.0 => format!("{:.0} a minute  ETA {}", per_second * 60.0, short_duration(eta)),
+        _ => format!("{per_second:.0} a second  ETA {}", short_duration(eta)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_message_of_a_panic_is_escaped() {
+        let words = "byte index 1 is not a char boundary of `\u{1b}]0;x\u{7}\u{202e}\nforged`";
+        assert_eq!(
+            panic_line("replay", " at src/x.rs:1:2", words).as_str(),
+            "thread 'replay' panicked at src/x.rs:1:2: byte index 1 is not a char boundary of \
+             `\\u{1b}]0;x\\u{7}\\u{202e}\\nforged`\n"
+        );
+    }
+
+    #[test]
+    fn a_bar_shows_no_rate_before_the_first_message() {
+        assert_eq!(pace(0, 0.0, Duration::ZERO), "");
+        assert_eq!(pace(1, 0.5, Duration::from_secs(90)), "30 a minute  ETA 1m30s");
+        assert_eq!(pace(100, 1234.5, Duration::from_secs(2)), "1234 a second  ETA 2s");
+    }
+}

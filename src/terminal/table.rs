@@ -1,0 +1,225 @@
+//! Tables for people, as wide as the terminal.
+//!
+//! This module decides which columns are shortened and how far; `comfy_table` lays out the escaped, shortened texts.
+
+use std::borrow::Cow;
+
+use comfy_table::{CellAlignment, ColumnConstraint, ContentArrangement, Width, presets};
+
+use super::{Shown, Style, terminal};
+use crate::printable::{self, cells};
+
+/// Cells between two columns.
+const GAP: u16 = 2;
+/// The minimum width of a shortened name, so that it can be distinguished from others.
+const ELIDED_MIN: usize = 8;
+/// The minimum width of a column of wrapped words.
+const WRAPPED_MIN: usize = 20;
+
+/// How the texts of a column fit into a terminal that is too narrow.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Fit {
+    /// They stay whole.
+    Whole,
+    /// They stay whole, right-aligned.
+    Number,
+    /// They wrap between words.
+    Wrapped,
+    /// Their middle is left out.
+    Elided,
+    /// Their end is left out.
+    Cut,
+}
+
+/// A table. No text of a row reaches into another row.
+#[derive(Clone, Debug)]
+pub struct TextTable {
+    heads: Vec<(String, Fit)>,
+    rows: Vec<Vec<String>>,
+    is_colored: bool,
+}
+
+impl TextTable {
+    /// Returns an empty table with these column heads. A head may begin with a sign for its column: `>` numbers, `…`
+    /// names whose middle may be left out, `<` texts whose end may be left out, `~` words that may wrap (only the last
+    /// column).
+    pub fn new(heads: &[&str], is_colored: bool) -> Self {
+        let head = |head: &&str| {
+            let fit = match head.chars().next() {
+                Some('>') => Fit::Number,
+                Some('~') => Fit::Wrapped,
+                Some('…') => Fit::Elided,
+                Some('<') => Fit::Cut,
+                _ => Fit::Whole,
+            };
+            (head.trim_start_matches(['>', '~', '…', '<']).to_owned(), fit)
+        };
+        Self { heads: heads.iter().map(head).collect(), rows: Vec::new(), is_colored }
+    }
+
+    /// Adds a row.
+    pub fn add_row(&mut self, texts: impl IntoIterator<Item = String>) {
+        self.rows.push(texts.into_iter().map(|text| printable::line(&text).into_owned()).collect());
+    }
+
+    /// Returns the table as text, fitted to the terminal of stdout; piped output is for grep and cut, and stays whole.
+    pub fn shown(&self) -> Shown {
+        // A terminal without a size is treated like a pipe.
+        self.shown_in(terminal().map(|terminal| terminal.columns))
+    }
+
+    fn shown_in(&self, columns: Option<usize>) -> Shown {
+        let laid_out = match columns {
+            Some(columns) => self.laid_out_in(&self.widths(columns)),
+            None => self.laid_out(),
+        };
+        let is_cut = self.heads.iter().any(|(_, fit)| *fit == Fit::Cut);
+        let mut shown = Shown::default();
+        for (number, line) in laid_out.lines().enumerate() {
+            let line = line.trim_end();
+            let line = match columns {
+                Some(columns) if is_cut => printable::cut(line, columns),
+                _ => line.into(),
+            };
+            // Styled after the layout, so that styles take no width. A head never wraps: it takes one line.
+            let style = (number == 0 && self.is_colored).then_some(Style::Bold);
+            shown.add_styled(style, &line);
+            shown.end_line();
+        }
+        shown
+    }
+
+    /// Lays out the whole texts.
+    fn laid_out(&self) -> comfy_table::Table {
+        self.filled(|_, text| text.into())
+    }
+
+    /// Lays out the texts in columns of these widths, shortened as their columns allow.
+    fn laid_out_in(&self, widths: &[usize]) -> comfy_table::Table {
+        let mut table = self.filled(|column, text| match self.heads[column].1 {
+            Fit::Elided => printable::elided(text, widths[column]),
+            Fit::Cut => printable::cut(text, widths[column]),
+            Fit::Whole | Fit::Number | Fit::Wrapped => text.into(),
+        });
+        for (column, width) in table.column_iter_mut().zip(widths) {
+            let width = u16::try_from(*width).unwrap_or(u16::MAX).saturating_add(column.padding_width());
+            column.set_constraint(ColumnConstraint::Absolute(Width::Fixed(width)));
+        }
+        table
+    }
+
+    fn filled<'a>(&'a self, fitting: impl Fn(usize, &'a str) -> Cow<'a, str>) -> comfy_table::Table {
+        let mut table = comfy_table::Table::new();
+        table.load_style(presets::NOTHING).set_content_arrangement(ContentArrangement::Disabled);
+        table.set_header(self.heads.iter().map(|(head, _)| head));
+        for row in &self.rows {
+            table.add_row(row.iter().enumerate().map(|(column, text)| fitting(column, text)));
+        }
+        let last = self.heads.len().saturating_sub(1);
+        for (at, (column, (_, fit))) in table.column_iter_mut().zip(&self.heads).enumerate() {
+            column.set_padding((0, if at == last { 0 } else { GAP }));
+            if *fit == Fit::Number {
+                column.set_cell_alignment(CellAlignment::Right);
+            }
+        }
+        table
+    }
+
+    /// Returns the width of each column on a terminal of `columns` cells.
+    fn widths(&self, columns: usize) -> Vec<usize> {
+        let natural = self.heads.iter().enumerate().map(|(column, (head, _))| {
+            let texts = self.rows.iter().filter_map(|row| row.get(column));
+            texts.map(|text| cells(text)).max().unwrap_or(0).max(cells(head))
+        });
+        let natural: Vec<usize> = natural.collect();
+        let fits = |column: usize| self.heads[column].1;
+        let least = |column: usize| {
+            let head = cells(&self.heads[column].0);
+            let least = match fits(column) {
+                Fit::Whole | Fit::Number => usize::MAX,
+                Fit::Elided => head.max(ELIDED_MIN),
+                Fit::Cut => head,
+                Fit::Wrapped => head.max(WRAPPED_MIN),
+            };
+            natural[column].min(least)
+        };
+        let mut widths: Vec<usize> = (0..natural.len()).map(least).collect();
+        let mut left =
+            columns.saturating_sub(widths.iter().sum::<usize>() + usize::from(GAP) * widths.len().saturating_sub(1));
+        // The narrowest of the shortened columns is widened first, names before words.
+        for wanted in [Fit::Elided, Fit::Wrapped, Fit::Cut] {
+            let is_short =
+                |column: &usize, widths: &[usize]| fits(*column) == wanted && widths[*column] < natural[*column];
+            while left > 0 {
+                let short = (0..widths.len()).filter(|column| is_short(column, &widths));
+                let Some(narrowest) = short.min_by_key(|column| widths[*column]) else { break };
+                widths[narrowest] += 1;
+                left -= 1;
+            }
+        }
+        widths
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn shown(heads: &[&str], rows: &[&[&str]], columns: Option<usize>) -> String {
+        let mut table = TextTable::new(heads, false);
+        for row in rows {
+            table.add_row(row.iter().map(|text| (*text).to_owned()));
+        }
+        table.shown_in(columns).as_str().to_owned()
+    }
+
+    #[test]
+    fn columns_are_aligned_by_cells() {
+        let rows: &[&[&str]] = &[&["1", "日本", "x"], &["10", "abc", "y"]];
+        let expected = "id  name  end\n 1  日本  x\n10  abc   y\n";
+        assert_eq!(shown(&[">id", "…name", "end"], rows, Some(80)), expected);
+        assert_eq!(shown(&[">id", "…name", "end"], rows, None), expected);
+    }
+
+    #[test]
+    fn the_layout_measures_cells_like_printable() {
+        for name in ["日本語", "e\u{301}te\u{301}", "❤\u{fe0f}", "👍🏽", "각", "ｱｲｳ", "עברית", "กำ", "…"]
+        {
+            for columns in [Some(80), Some(12), None] {
+                let table = shown(&["…name", ">id"], &[&[name, "7"], &["plain", "10"]], columns);
+                let widths: Vec<usize> = table.lines().map(cells).collect();
+                assert!(widths.iter().all(|width| *width == widths[0]), "{name} {columns:?}: {widths:?}\n{table}");
+            }
+        }
+    }
+
+    #[test]
+    fn the_longest_name_is_shortened_first_and_a_pipe_gets_everything() {
+        let long = "project-".repeat(30);
+        let rows: &[&[&str]] = &[&["7", "team", &long, "9 B", "400 a long answer of a server that says much"]];
+        let heads = [">id", "…workspace", "…project", ">size", "<answer"];
+        let narrow = shown(&heads, rows, Some(60));
+        assert!(narrow.lines().all(|line| cells(line) <= 60), "{narrow}");
+        let last = narrow.lines().last().unwrap_or_default();
+        assert!(last.contains("team") && last.contains("  9 B  400 a…"), "{narrow}");
+        let piped = shown(&heads, rows, None);
+        assert!(piped.contains(&long) && piped.contains("says much"), "{piped}");
+    }
+
+    #[test]
+    fn a_text_stays_in_its_row() {
+        let table =
+            shown(&["name", "~why"], &[&["a\nb\u{1b}[8m", "it is\ngone and more than one line of it"]], Some(40));
+        assert_eq!(
+            table,
+            "name           why\na\\nb\\u{1b}[8m  it is\\ngone and more than\n               one line of it\n"
+        );
+    }
+
+    #[test]
+    fn only_the_head_is_coloured() {
+        let mut table = TextTable::new(&["name"], true);
+        table.add_row(["x".to_owned()]);
+        assert_eq!(table.shown_in(None).as_str(), "\u{1b}[1mname\u{1b}[0m\nx\n");
+    }
+}

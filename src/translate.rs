@@ -1,0 +1,341 @@
+//! The configuration as the plain values that the rooms take.
+//!
+//! A room does not know the names and sources of settings: it takes values that are resolved here. An unusable setting
+//! is an error here, before anything is opened or sent.
+
+use std::fs::File;
+use std::io::Read as _;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use http::{HeaderMap, HeaderName, HeaderValue};
+use thiserror::Error;
+
+use crate::agent::AgentSettings;
+use crate::agent::files::{self, SoftLimit};
+use crate::config::{
+    self, Config, ConfigError, HeaderLines, KeyText, LogFormat, LogLevel, ProcessEnvironment, ProxyScheme,
+    ServiceManager, Sourced, temp_dir,
+};
+use crate::delivery::pacing::PaceSettings;
+use crate::export::export_line;
+use crate::intake::IntakeLimits;
+use crate::intake::workers::Workers;
+use crate::memory::limit;
+use crate::message::{Credential, Lane, Server};
+use crate::monitor::MonitorSettings;
+use crate::replay::ReplaySettings;
+use crate::sdk::adoption::Adoption;
+use crate::store::rejected_room::{RejectedExport, RejectedRoom};
+use crate::store::room::{self, Disk};
+use crate::store::{self, EncryptionKey, Filter, KeyError, Keys, Limits, OpenMode, Store, StoreError, WhenFull};
+use crate::telemetry::log;
+use crate::upstream::route::{Proxies, Proxy, ProxyKind};
+use crate::upstream::tls::{ClientCertificate, TlsSettings};
+use crate::upstream::{UpstreamError, UpstreamSettings};
+
+/// Why the server can't be reached with these settings.
+#[derive(Debug, Error)]
+pub enum NetworkError {
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    #[error(transparent)]
+    Upstream(#[from] UpstreamError),
+    #[error("cannot use the headers in {}, named by {origin}: {reason}", path.display())]
+    Headers { path: PathBuf, origin: String, reason: String },
+}
+
+/// Returns the configured lane: for messages whose client names no server, workspace or credential.
+pub fn lane(config: &Config) -> Lane {
+    let credential = config.api_key.value.as_ref().map(|key| Credential::new(key.expose()));
+    Lane { server: Some(server(config)), workspace: Some(config.workspace.value.clone()), credential }
+}
+
+/// Returns the configured server.
+pub fn server(config: &Config) -> Server {
+    Server::new(&config.upstream.value.to_string())
+}
+
+/// Returns how much of the store's disk stays free: the configured size, or a default for the size of the disk.
+pub fn disk_reserve(config: &Config) -> u64 {
+    let set = &config.free_disk_reserve;
+    match (&set.source, Disk::of(&config.db.value)) {
+        (config::Source::Default, Ok(disk)) => room::default_reserve(disk.total_bytes),
+        _ => set.value.bytes(),
+    }
+}
+
+pub fn store_limits(config: &Config) -> Limits {
+    Limits {
+        size_max: config.max_size.value.bytes(),
+        disk_reserve: disk_reserve(config),
+        when_full: match config.when_full.value {
+            config::WhenFull::Refuse => WhenFull::Refuse,
+            config::WhenFull::DropOldest => WhenFull::DropOldest,
+        },
+    }
+}
+
+/// Returns how many bytes of bodies may be in memory.
+pub fn memory_budget(config: &Config) -> u64 {
+    let named = config.memory_budget.value.map(config::ByteSize::bytes);
+    named.unwrap_or_else(|| limit::default_budget(limit::available()))
+}
+
+/// Returns how much of the store rejected messages may keep, and where they are exported when they are dropped.
+pub fn rejected_room(config: &Config) -> RejectedRoom {
+    let export = |folder: &PathBuf| RejectedExport { folder: folder.clone(), line: export_line };
+    RejectedRoom {
+        share_percent: config.rejected_share.value,
+        export: config.rejected_export.value.as_ref().map(export),
+    }
+}
+
+/// Reads the encryption keys of the store. The config room ensures that a variable and a file are not both set.
+pub fn store_keys(config: &Config) -> Result<Keys, KeyError> {
+    let key = |text: &Sourced<Option<KeyText>>, file: &Sourced<Option<PathBuf>>| match (&text.value, &file.value) {
+        (Some(key), _) => EncryptionKey::parse(key.expose(), &text.source.to_string()).map(Some),
+        (None, Some(path)) => EncryptionKey::read(path).map(Some),
+        (None, None) => Ok(None),
+    };
+    Ok(Keys {
+        current: key(&config.encryption_key, &config.encryption_key_file)?,
+        previous: key(&config.encryption_previous_key, &config.encryption_previous_key_file)?,
+    })
+}
+
+/// Opens the existing store for reading; `None` if nothing was ever stored.
+///
+/// # Errors
+///
+/// Fails if the store can't be opened.
+pub fn existing_store(config: &Config) -> Result<Option<Arc<dyn Store>>, StoreError> {
+    opened(config, OpenMode::Existing, &store_keys(config)?)
+}
+
+/// Opens the existing store even if its key is missing, for commands that need no contents.
+///
+/// # Errors
+///
+/// Fails if the store can't be opened.
+pub fn existing_store_without_key(config: &Config) -> Result<Option<Arc<dyn Store>>, StoreError> {
+    // A key that can't be used counts as missing; `healthcheck` reports why.
+    opened(config, OpenMode::WithoutKey, &store_keys(config).unwrap_or_default())
+}
+
+fn opened(config: &Config, mode: OpenMode, keys: &Keys) -> Result<Option<Arc<dyn Store>>, StoreError> {
+    match store::open_with(&config.db.value, mode, store_limits(config), keys) {
+        Ok(store) => Ok(Some(store)),
+        Err(StoreError::Missing { .. }) => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+/// Returns how the server is reached, for a command that needs it.
+///
+/// # Errors
+///
+/// Fails if a setting can't be used.
+pub fn upstream_settings(config: &Config) -> Result<UpstreamSettings, NetworkError> {
+    config.check_network()?;
+    let settings = UpstreamSettings { headers: own_headers(config)?, ..network(config) };
+    settings.check()?;
+    Ok(settings)
+}
+
+/// Returns how the server is reached, for a command that works without it. If a setting is unusable, no request
+/// bypasses the proxy or is sent without the configured headers: every request fails with the reason. Also returns the
+/// error.
+pub fn upstream_settings_or_none(config: &Config) -> (UpstreamSettings, Option<NetworkError>) {
+    let settings = network(config);
+    match config.check_network().map_err(NetworkError::from).and_then(|()| own_headers(config)) {
+        Ok(headers) => {
+            let settings = UpstreamSettings { headers, ..settings };
+            // Certificates are read again with every connection.
+            let error = settings.check().err().map(NetworkError::from);
+            (settings, error)
+        }
+        Err(error) => {
+            let reason = error.to_string();
+            let proxies = Proxies::chosen_by(move |_| Err(reason.clone()));
+            (UpstreamSettings { proxies, ..settings }, Some(error))
+        }
+    }
+}
+
+fn network(config: &Config) -> UpstreamSettings {
+    let certificate = config.client_cert_file.value.clone();
+    let key = config.client_key_file.value.clone();
+    let folders = config.ssl_cert_dir.value.as_deref().map(std::env::split_paths);
+    UpstreamSettings {
+        base_url: config.upstream.value.to_string(),
+        tls: TlsSettings {
+            check_certificate: config.check_tls_certificate.value,
+            ca_file: config.ssl_cert_file.value.clone(),
+            ca_folders: folders.into_iter().flatten().filter(|folder| !folder.as_os_str().is_empty()).collect(),
+            client_certificate: certificate.map(|certificate| ClientCertificate { certificate, key }),
+        },
+        proxies: proxies(config),
+        headers: HeaderMap::new(),
+        connect_timeout: config.connect_timeout.value,
+        answer_timeout: config.forward_timeout.value,
+    }
+}
+
+fn proxies(config: &Config) -> Proxies {
+    let rules = config.proxies.clone();
+    Proxies::chosen_by(move |target| {
+        let url = rules.proxy_for(target.is_https, &target.host, target.port)?;
+        Ok(url.map(|url| Proxy {
+            kind: match url.scheme() {
+                ProxyScheme::Http => ProxyKind::Http { over_tls: false },
+                ProxyScheme::Https => ProxyKind::Http { over_tls: true },
+                ProxyScheme::Socks4 => ProxyKind::Socks4 { resolves: false },
+                ProxyScheme::Socks4a => ProxyKind::Socks4 { resolves: true },
+                ProxyScheme::Socks5 => ProxyKind::Socks5 { resolves: false },
+                ProxyScheme::Socks5h => ProxyKind::Socks5 { resolves: true },
+            },
+            host: url.host().to_owned(),
+            port: url.port(),
+            credentials: url.credentials(),
+        }))
+    })
+}
+
+/// Returns the user's own headers: those of the variable, and those of the file under other names.
+fn own_headers(config: &Config) -> Result<HeaderMap, NetworkError> {
+    let mut lines = config.upstream_headers.value.clone();
+    if let Some(path) = &config.upstream_headers_file.value {
+        let in_file = headers_in(path).map_err(|reason| {
+            let origin = config.upstream_headers_file.source.to_string();
+            NetworkError::Headers { path: path.clone(), origin, reason }
+        })?;
+        lines = lines.before(in_file);
+    }
+    let mut headers = HeaderMap::new();
+    for (name, value) in lines.iter() {
+        // Both were validated when they were read.
+        if let (Ok(name), Ok(mut value)) = (name.parse::<HeaderName>(), HeaderValue::from_str(value.expose())) {
+            value.set_sensitive(true);
+            headers.insert(name, value);
+        }
+    }
+    Ok(headers)
+}
+
+fn headers_in(path: &Path) -> Result<HeaderLines, String> {
+    const FILE_BYTES_MAX: u64 = 1 << 20;
+    let mut text = String::new();
+    let file = File::open(path).map_err(|error| error.to_string())?;
+    file.take(FILE_BYTES_MAX).read_to_string(&mut text).map_err(|error| error.to_string())?;
+    HeaderLines::read(&text)
+}
+
+/// Returns the configured pace; where it is not configured, replay adapts its own.
+pub fn pace(config: &Config) -> PaceSettings {
+    let batch = &config.replay_batch_size;
+    let delay = &config.replay_batch_replay_delay;
+    PaceSettings {
+        batch: batch.is_set().then(|| usize::try_from(batch.value).unwrap_or(usize::MAX)),
+        delay: delay.is_set().then_some(delay.value),
+    }
+}
+
+pub fn monitor(config: &Config) -> MonitorSettings {
+    MonitorSettings {
+        ping_interval: config.connection_monitor_ping_interval.value,
+        check_timeout: config.connection_monitor_check_timeout.value,
+    }
+}
+
+fn log_level(level: LogLevel) -> log::Level {
+    match level {
+        LogLevel::Debug => log::Level::Debug,
+        LogLevel::Info => log::Level::Info,
+        LogLevel::Warning => log::Level::Warning,
+        LogLevel::Error => log::Level::Error,
+        LogLevel::Critical => log::Level::Critical,
+    }
+}
+
+pub fn log_settings(config: &Config, level: LogLevel, color: bool) -> log::LogSettings {
+    log::LogSettings {
+        console_level: log_level(level),
+        file_level: config.file_logging_level.value.map(log_level),
+        file_path: config.logging_file.value.clone(),
+        format: match config.log_format.value {
+            LogFormat::Text => log::LineFormat::Text,
+            LogFormat::Json => log::LineFormat::Json,
+        },
+        color,
+    }
+}
+
+/// Returns the settings of an agent.
+///
+/// # Errors
+///
+/// Fails if an encryption key can't be read.
+pub fn agent_settings(
+    config: &Config,
+    upstream_settings: UpstreamSettings,
+    service_manager: Option<ServiceManager>,
+) -> Result<AgentSettings, KeyError> {
+    let upstream = &config.upstream.value;
+    let (wanted, workers) = (u64::from(config.max_connections.value), Workers::count() as u64);
+    let shares = files::share(files::allowed(), wanted, workers);
+    let problem = files::problem(files::allowed(), wanted, workers);
+    Ok(AgentSettings {
+        files: shares,
+        files_problem: problem.map(|problem| format!("{problem}; {}", files::hint(wanted, workers))),
+        listen: config.listen.value,
+        allowed_hosts: config.allowed_hosts.value.entries().to_vec(),
+        intake_token: config.intake_token.value.as_ref().map(|token| token.expose().to_owned()),
+        store_path: config.db.value.clone(),
+        store_limits: store_limits(config),
+        store_rejected: rejected_room(config),
+        store_keys: store_keys(config)?,
+        max_age: config.max_age.value,
+        upstream: upstream_settings,
+        asks_as: lane(config),
+        upstream_address: (upstream.host().to_owned(), upstream.port()),
+        monitor: monitor(config),
+        replay: ReplaySettings {
+            filter: Filter::default(),
+            limit: None,
+            pace: pace(config),
+            retry_interval: config.retry_interval.value,
+            attempts_max: config.max_attempts.value,
+        },
+        replay_tick_interval: config.replay_tick_interval.value,
+        intake: IntakeLimits {
+            connections_max: usize::try_from(shares.clients).unwrap_or(usize::MAX),
+            body_bytes_max: config.max_body_size.value.bytes(),
+            inflated_bytes_max: config.max_inflated_size.value.bytes(),
+            attachment_bytes_max: config.max_attachment_size.value.bytes(),
+            client_timeout: config.client_timeout.value,
+            forward_timeout: config.forward_timeout.value,
+            retry_interval: config.retry_interval.value,
+            ping_interval: config.connection_monitor_ping_interval.value,
+        },
+        memory_budget: memory_budget(config),
+        shutdown_timeout: config.shutdown_timeout.value,
+        rekey: config.rekey_refused.value.then(|| lane(config)),
+        adopt: config.adopt_orphans.value.then(|| Adoption {
+            temp_dir: temp_dir(&ProcessEnvironment),
+            lane: lane(config),
+            listen: config.listen.value,
+        }),
+        service_manager,
+    })
+}
+
+/// Raises the soft limit on open files, and warns if it is too low for the configured concurrency.
+pub fn raise_files_allowed(config: &Config) -> SoftLimit {
+    let (wanted, workers) = (u64::from(config.max_connections.value), Workers::count() as u64);
+    let limit = SoftLimit::raise(wanted, workers);
+    if let Some(problem) = files::problem(files::allowed(), wanted, workers) {
+        tracing::warn!(target: "intake", "the limit on open files is low for this agent: {problem}; {}", files::hint(wanted, workers));
+    }
+    limit
+}
