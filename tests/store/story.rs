@@ -213,10 +213,10 @@ fn story(store: &dyn Store) {
     store.release(&lease).unwrap();
     assert!(store.condition().unwrap().lease.is_some(), "only its owner gives a lease back");
 
-    // Flushing clients and intake see the same.
+    // Flushing and intake see the same.
     let of_team = Whose::Lane(team.clone());
     assert_eq!(store.newest().unwrap(), MessageId(7));
-    assert_eq!(store.interrupted(team_id).unwrap(), 0, "nothing came back yet");
+    assert_eq!(store.interrupted(team_id).unwrap(), 0, "nothing was returned yet");
     let standing = store.standing(&of_team, MessageId(7)).unwrap();
     assert_eq!(standing, Standing { waits: true, waiting: 2, rejected: 1 });
     assert!(!store.standing(&of_team, MessageId(2)).unwrap().waits, "what was accepted later counts");
