@@ -119,11 +119,11 @@ impl ScannedRows {
         let mut previous = None;
         for (highest, child) in tree {
             if !intact.contains(child) {
-                lost += match (highest, previous) {
+                lost = lost.saturating_add(match (highest, previous) {
                     (Some(highest), Some(previous)) => highest.saturating_sub(previous).unsigned_abs(),
                     (Some(highest), None) => highest.saturating_add(1).unsigned_abs(),
                     (None, _) => per_leaf,
-                };
+                });
             }
             previous = highest.or(previous);
         }
