@@ -8,7 +8,9 @@ use std::ops::{Deref, Range};
 use ring::digest::{Context, SHA256};
 use tracing::warn;
 
-use super::{AttachmentId, Attachments, Store, StoreError};
+use super::error::StoreError;
+use super::traits::{Attachments, Store};
+use super::work::AttachmentId;
 use crate::message::{Attachment, Message, MessageId, Sha256};
 
 /// Bytes of a piece: large enough that a file of 500 MB costs a thousand commits, small enough that nobody waits for

@@ -22,7 +22,7 @@ use std::path::{Component, Path, PathBuf};
 
 use rustix::fs::{Access, access, statvfs};
 
-use super::OpenMode;
+use super::limits::OpenMode;
 
 /// What stands beside a SQLite file and is part of it, and what we keep beside it: another user's ballast could become
 /// the log, and their flag would keep the store unproven for ever.

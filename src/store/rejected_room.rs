@@ -12,7 +12,7 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{self, BufWriter, Write};
 use std::path::{Path, PathBuf};
 
-use super::StoredMessage;
+use super::view::StoredMessage;
 use crate::message::MessageId;
 
 /// The share of rejected messages, and where they go when they have to.

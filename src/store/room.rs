@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use rustix::io::Errno;
 
-use super::Limits;
+use super::limits::Limits;
 use super::os::os_words;
 
 /// The free-disk reserve of a large disk.

@@ -125,12 +125,12 @@ pub trait Attachments: Send + Sync {
     ///
     /// # Errors
     ///
-    /// [`StoreError::AttachmentGone`] when the store does not hold `file.bytes` bytes for it; otherwise as
+    /// [`StoreError::AttachmentGone`] when the store does not hold `attachment.bytes` bytes for it; otherwise as
     /// [`Intake::register`].
     fn register_attachment(
         &self,
-        attachment: AttachmentId,
-        file: &Attachment,
+        upload: AttachmentId,
+        attachment: &Attachment,
         message: &Message,
     ) -> Result<MessageId, StoreError>;
 
