@@ -8,7 +8,7 @@ use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::time::UNIX_EPOCH;
 
-use super::view::StoreIdentity;
+use super::identity::StoreIdentity;
 use crate::sqlite_format::ReadAt;
 
 /// Tells a file from any other: device and inode.

@@ -9,9 +9,10 @@
 use std::time::Duration;
 
 use super::error::StoreError;
+use super::identity::StoreIdentity;
 use super::view::{
     AgentRecord, Backlog, BacklogSeen, Condition, Filter, LaneListed, Listed, Page, Purged, ReplayRecord, Standing,
-    StoreIdentity, StoredMessage, Stranded, Whose,
+    StoredMessage, Stranded, Whose,
 };
 use super::work::{
     Ahead, AttachmentId, Claim, ClaimLimits, Hold, LaneId, LaneWork, Lease, Outcome, Owner, SalvagedRow,

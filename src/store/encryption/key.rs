@@ -51,14 +51,14 @@ pub enum KeyError {
 
 /// A name for a key by which nobody can find the key; shown to people as 16 hexadecimal digits.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct KeyId(pub(in crate::store) [u8; KeyId::LEN]);
+pub struct KeyId(pub(crate) [u8; KeyId::LEN]);
 
 impl KeyId {
     /// Bytes of a name.
-    pub(in crate::store) const LEN: usize = 8;
+    pub(crate) const LEN: usize = 8;
 
     /// Returns the name that stands in these bytes, or `None` when they have another length.
-    pub(in crate::store) fn from_bytes(bytes: &[u8]) -> Option<Self> {
+    pub(crate) fn from_bytes(bytes: &[u8]) -> Option<Self> {
         bytes.try_into().ok().map(Self)
     }
 }
@@ -151,7 +151,7 @@ impl EncryptionKey {
     }
 
     /// Returns bytes for this purpose, from which nobody can tell the key or those for another purpose.
-    pub(in crate::store) fn derive<const LEN: usize>(&self, purpose: &[u8]) -> [u8; LEN] {
+    pub(crate) fn derive<const LEN: usize>(&self, purpose: &[u8]) -> [u8; LEN] {
         struct Length(usize);
         impl KeyType for Length {
             fn len(&self) -> usize {

@@ -28,11 +28,12 @@ use super::{attachments, guard, lease, open, space};
 use crate::message::MessageId;
 use crate::store::encryption::key::Keys;
 use crate::store::error::StoreError;
+use crate::store::identity::StoreIdentity;
 use crate::store::limits::{Limits, OpenMode};
 use crate::store::os::FileId;
 use crate::store::rejected_room::RejectedRoom;
 use crate::store::traits::Maintain;
-use crate::store::view::{Filter, StoreIdentity};
+use crate::store::view::Filter;
 use crate::store::work::Lease;
 
 /// A store in one SQLite file.
