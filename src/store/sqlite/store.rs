@@ -218,7 +218,7 @@ impl SqliteStore {
             warn!(target: "db_manager", "cannot remove {count} unacknowledged messages from the old file: {error}");
         }
         let reason = "its file was removed or replaced while it was open".into();
-        Err(StoreError::Unusable { at: (&*self.path).into(), reason })
+        Err(StoreError::Unusable { at: self.path.as_path().into(), reason })
     }
 
     /// Removes the bytes of uploads that can no longer finish, and of deleted messages.
