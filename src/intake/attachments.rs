@@ -412,7 +412,7 @@ async fn blocking<T: Send + 'static>(
 
 /// Records why the store can't keep a file; returns the limit that was reached, if the store is full.
 fn record(shared: &Shared, store: &Arc<dyn Store>, failure: &Arc<StoreError>) -> Option<FullLimit> {
-    shared.slot.report(store, failure);
+    shared.slot.try_report(store, failure);
     let full = shared.collector.full().found_no_room(failure);
     if full.is_none() {
         warn!(target: "db_manager", "cannot store an attachment: {failure}");

@@ -25,8 +25,9 @@ use std::time::{Duration, Instant};
 use thiserror::Error;
 use tracing::error;
 
+use super::error::StoreError;
 use super::slot::StoreSlot;
-use super::{Store, StoreError};
+use super::traits::Store;
 use crate::message::{Message, MessageId};
 
 /// Messages that may wait for a commit.

@@ -69,6 +69,7 @@ pub mod committer;
 pub mod encryption;
 mod error;
 pub mod full_state;
+mod identity;
 mod limits;
 mod location;
 pub mod mount;
@@ -92,13 +93,14 @@ pub use self::encryption::reseal::{Resealed, Resealing};
 pub use self::encryption::state::{Encryption, KeyState};
 pub use self::error::StoreError;
 pub use self::full_state::{FullLimit, Fullness};
+pub use self::identity::StoreIdentity;
 pub use self::limits::{Limits, OpenMode, WhenFull};
 pub use self::location::Location;
 pub use self::open::{io_errors, open, open_with, prove, recover, reseal, unproven};
 pub use self::traits::{Attachments, Browse, Intake, Maintain, Replay, Store};
 pub use self::view::{
     AdoptionRecord, AgentRecord, Backlog, BacklogGroup, BacklogSeen, Condition, Filter, FullRecord, LaneListed, Listed,
-    Page, Purged, RecoveryRecord, ReplayRecord, Standing, StoreIdentity, StoredMessage, Stranded, Unproven, Whose,
+    Page, Purged, RecoveryRecord, ReplayRecord, Standing, StoredMessage, Stranded, Unproven, Whose,
 };
 pub use self::work::{
     Ahead, AttachmentId, Claim, ClaimLimits, Hold, LaneId, LaneWork, LastAnswer, Lease, Outcome, Owner, Part,

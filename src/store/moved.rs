@@ -9,9 +9,9 @@
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
-use super::BacklogSeen;
 use super::open::BacklogView;
 use super::os::FileId;
+use super::view::BacklogSeen;
 use crate::message::{Server, Touch};
 
 /// Moved stores that are watched; of more the oldest are forgotten.

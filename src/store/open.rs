@@ -16,14 +16,14 @@ use super::view::Unproven;
 
 /// How a slot opens its store, as often as it has to.
 #[derive(Clone)]
-pub(super) struct Opening {
+pub(super) struct SlotOpener {
     pub(super) path: PathBuf,
     pub(super) limits: Limits,
     pub(super) keys: Keys,
     pub(super) rejected: RejectedRoom,
 }
 
-impl Opening {
+impl SlotOpener {
     /// Opens the store, creating it if there is none.
     pub(super) fn open(&self) -> Result<Arc<dyn Store>, StoreError> {
         let Self { path, limits, keys, .. } = self;
@@ -68,7 +68,7 @@ pub fn open_with(path: &Path, mode: OpenMode, limits: Limits, keys: &Keys) -> Re
     Ok(Arc::new(sqlite::SqliteStore::open_with(path, mode, limits, keys)?))
 }
 
-/// Rewrites and syncs a store if an earlier write or sync of it failed. Opening it with a mode that recovers does the
+/// Rewrites and syncs a store if an earlier write or sync of it failed. SlotOpener it with a mode that recovers does the
 /// same; this is for callers that open it in another mode.
 ///
 /// # Errors

@@ -12,7 +12,10 @@ use std::time::Duration;
 use ring::digest::{Context, SHA256};
 
 use super::attachment::PIECE_BYTES;
-use super::{Filter, LastAnswer, Owner, Page, SalvagedRow, Store, StoreError, StoredMessage};
+use super::error::StoreError;
+use super::traits::Store;
+use super::view::{Filter, Page, StoredMessage};
+use super::work::{LastAnswer, Owner, SalvagedRow};
 use crate::message::{Message, MessageStatus, Sha256};
 
 const PAGE: usize = 100;

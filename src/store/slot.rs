@@ -27,7 +27,7 @@
 //!
 //! # Who opens
 //!
-//! Opening waits for other processes, migrates and recovers, so it may block for long. [`StoreSlot::get`] and
+//! SlotOpener waits for other processes, migrates and recovers, so it may block for long. [`StoreSlot::get`] and
 //! [`StoreSlot::with`] are for threads that may wait. A runtime that serves clients calls [`StoreSlot::try_get`] and
 //! [`StoreSlot::try_with`], which only read the state, and [`StoreSlot::refresh`], which opens on a thread of its own.
 //!
@@ -48,12 +48,17 @@ use std::time::{Duration, Instant};
 
 use tracing::{error, info, warn};
 
+use super::encryption::key::Keys;
+use super::error::StoreError;
+use super::limits::Limits;
 use super::moved::MovedStores;
-use super::open::{self, BacklogView, Opening};
+use super::open::{self, BacklogView, SlotOpener};
 use super::os::FileId;
 use super::rejected_room::RejectedRoom;
+use super::rescue;
 use super::said::Said;
-use super::{BacklogSeen, Keys, Limits, Store, StoreError, Unproven, rescue};
+use super::traits::Store;
+use super::view::{BacklogSeen, Unproven};
 use crate::message::{EntityKey, Lane, Message, Server, Touch};
 
 /// How long a slot waits before it tries to open its store again.
@@ -265,7 +270,7 @@ impl StoreSlot {
 
     /// Returns the slot of a store in which rejected messages may keep this much; otherwise as [`StoreSlot::at_with`].
     pub fn with_rejected_room(path: &Path, limits: Limits, keys: Keys, rejected: RejectedRoom) -> Self {
-        let opening = Opening { path: path.to_owned(), limits, keys, rejected };
+        let opening = SlotOpener { path: path.to_owned(), limits, keys, rejected };
         let keyless = opening.clone();
         let keyless = move || keyless.open_without_key();
         let opener = move |damage: Option<&Damage>| match damage {

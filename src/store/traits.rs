@@ -9,9 +9,10 @@
 use std::time::Duration;
 
 use super::error::StoreError;
+use super::identity::StoreIdentity;
 use super::view::{
     AgentRecord, Backlog, BacklogSeen, Condition, Filter, LaneListed, Listed, Page, Purged, ReplayRecord, Standing,
-    StoreIdentity, StoredMessage, Stranded, Whose,
+    StoredMessage, Stranded, Whose,
 };
 use super::work::{
     Ahead, AttachmentId, Claim, ClaimLimits, Hold, LaneId, LaneWork, Lease, Outcome, Owner, SalvagedRow,
@@ -125,12 +126,12 @@ pub trait Attachments: Send + Sync {
     ///
     /// # Errors
     ///
-    /// [`StoreError::AttachmentGone`] when the store does not hold `file.bytes` bytes for it; otherwise as
+    /// [`StoreError::AttachmentGone`] when the store does not hold `attachment.bytes` bytes for it; otherwise as
     /// [`Intake::register`].
     fn register_attachment(
         &self,
-        attachment: AttachmentId,
-        file: &Attachment,
+        upload: AttachmentId,
+        attachment: &Attachment,
         message: &Message,
     ) -> Result<MessageId, StoreError>;
 

@@ -6,20 +6,6 @@ use super::location::Location;
 use super::work::{Hold, LaneId, LastAnswer, Owner};
 use crate::message::{Attachment, EntityKey, Lane, MessageId, MessageStatus, MessageType, Request, Server, Touch};
 
-/// Tells a store from any other; see [`super::Browse::identity`]. Opaque: only equality means something.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct StoreIdentity([u8; 32]);
-
-impl StoreIdentity {
-    /// Returns the identity of the store that its engine tells from all others by these bytes.
-    pub fn of(distinguishing: &[u8]) -> Self {
-        let digest = ring::digest::digest(&ring::digest::SHA256, distinguishing);
-        let mut bytes = [0; 32];
-        bytes.copy_from_slice(digest.as_ref());
-        Self(bytes)
-    }
-}
-
 /// The visible part of a store's backlog, also if the store can't be used.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum BacklogSeen {

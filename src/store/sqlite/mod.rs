@@ -17,7 +17,7 @@
 //! One writer and two readers, each behind its own mutex; the first reader answers `ahead` only, so that intake never
 //! waits for a list. A thread holds at most one of these mutexes at a time, except that claims take `claiming` first.
 //! Between processes SQLite's locks do the same; a process that waits longer than ten seconds gets
-//! [`Busy`](crate::store::StoreError::Busy).
+//! [`Busy`](crate::store::error::StoreError::Busy).
 //!
 //! # Where things are
 //!

@@ -105,7 +105,7 @@ impl Work<'_> {
             if state.key() != target {
                 let reason =
                     "another process is changing its key to another one; run this again when it has finished".into();
-                return Err(StoreError::Unusable { at: (&*self.path).into(), reason }.into());
+                return Err(StoreError::Unusable { at: self.path.into(), reason }.into());
             }
             if state.is_complete() {
                 return Ok(Resealed::Complete(self.done));

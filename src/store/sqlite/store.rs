@@ -28,11 +28,12 @@ use super::{attachments, guard, lease, open, space};
 use crate::message::MessageId;
 use crate::store::encryption::key::Keys;
 use crate::store::error::StoreError;
+use crate::store::identity::StoreIdentity;
 use crate::store::limits::{Limits, OpenMode};
 use crate::store::os::FileId;
 use crate::store::rejected_room::RejectedRoom;
 use crate::store::traits::Maintain;
-use crate::store::view::{Filter, StoreIdentity};
+use crate::store::view::Filter;
 use crate::store::work::Lease;
 
 /// A store in one SQLite file.
@@ -217,7 +218,7 @@ impl SqliteStore {
             warn!(target: "db_manager", "cannot remove {count} unacknowledged messages from the old file: {error}");
         }
         let reason = "its file was removed or replaced while it was open".into();
-        Err(StoreError::Unusable { at: (&*self.path).into(), reason })
+        Err(StoreError::Unusable { at: self.path.as_path().into(), reason })
     }
 
     /// Removes the bytes of uploads that can no longer finish, and of deleted messages.

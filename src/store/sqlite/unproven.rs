@@ -169,7 +169,7 @@ impl UnprovenWatch {
     /// Fails with [`StoreError::Unproven`] if the store is unproven.
     pub(super) fn vet(&self) -> Result<(), StoreError> {
         match self.unproven() {
-            Some(Unproven { reason, .. }) => Err(StoreError::Unproven { at: (&*self.path).into(), reason }),
+            Some(Unproven { reason, .. }) => Err(StoreError::Unproven { at: self.path.as_path().into(), reason }),
             None => Ok(()),
         }
     }

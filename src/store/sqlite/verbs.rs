@@ -20,12 +20,13 @@ use crate::message::{Attachment, EntityKey, Lane, Message, MessageId, MessageTyp
 use crate::store::clock::now_ms;
 use crate::store::error::StoreError;
 use crate::store::full_state::USUAL_BYTES;
+use crate::store::identity::StoreIdentity;
 use crate::store::limits::{Limits, WhenFull};
 use crate::store::room;
 use crate::store::traits::{Attachments, Browse, Intake, Maintain, Replay};
 use crate::store::view::{
     AgentRecord, Backlog, BacklogSeen, Condition, Filter, LaneListed, Listed, Page, Purged, ReplayRecord, Standing,
-    StoreIdentity, StoredMessage, Stranded, Whose,
+    StoredMessage, Stranded, Whose,
 };
 use crate::store::work::{
     Ahead, AttachmentId, Claim, ClaimLimits, Hold, LaneId, LaneWork, Lease, Outcome, Owner, SalvagedRow,

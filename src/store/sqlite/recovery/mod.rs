@@ -209,7 +209,7 @@ impl RecoveryRun<'_> {
     fn resume(&self) -> Result<(), Fault> {
         let io = |error: io::Error| {
             Fault::from(StoreError::Unusable {
-                at: (&*self.path).into(),
+                at: self.path.into(),
                 reason: format!("it is damaged and cannot be recovered now: {}", os_words(&error)),
             })
         };
