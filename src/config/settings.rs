@@ -287,7 +287,7 @@ settings! {
     /// File with headers added to every request to the server, one `Name: value` per line
     upstream_headers_file: Option<PathBuf> = "none", "OPIK_OFFLINE_UPSTREAM_HEADERS_FILE", "--upstream-headers-file", ConfigYaml, plain(any);
 
-    /// What happens to a new message when the store is full: refuse or drop_oldest
+    /// Policy for new messages when the store is full: refuse or drop_oldest
     when_full: WhenFull = "refuse", "OPIK_OFFLINE_WHEN_FULL", "--when-full", ConfigYaml, plain(any);
 
     /// Workspace, sent as the `Comet-Workspace` header

@@ -1,4 +1,4 @@
-//! Many registrations, one commit: gathers what is waiting, commits it once, then answers. Knows no engine.
+//! Group commit: takes all queued registrations, commits them together, then answers. Independent of the engine.
 //!
 //! ```text
 //!   submit ─┐
@@ -7,14 +7,14 @@
 //!                                      └────────────────────────────────────────────────────────┘
 //! ```
 //!
-//! Nobody waits on purpose: a message that comes alone is committed alone, and while that commit runs the next batch
-//! gathers by itself. An answer is given after the commit, never before; each callback is called at most once.
+//! There is no artificial delay: a single message is committed alone, and while that commit runs the next batch
+//! accumulates in the queue. Callbacks run after the commit, never before, and at most once.
 //!
 //! # Limits
 //!
-//! The queue holds at most [`QUEUE_MESSAGES_MAX`] messages and [`QUEUE_BYTES_MAX`] bytes of bodies; past that a message
-//! is refused at once ([`CommitError::Busy`]), and the client still has it. One commit takes at most
-//! [`COMMIT_MESSAGES_MAX`] messages and [`COMMIT_BYTES_MAX`] bytes, or one message, whatever its size.
+//! The queue holds at most [`QUEUE_MESSAGES_MAX`] messages and [`QUEUE_BYTES_MAX`] bytes of payload; beyond that
+//! (backpressure) a message is rejected at once ([`CommitError::Busy`]), and the client still has it. One commit takes
+//! at most [`COMMIT_MESSAGES_MAX`] messages and [`COMMIT_BYTES_MAX`] bytes, or a single message of any size.
 
 use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -30,19 +30,19 @@ use super::slot::StoreSlot;
 use super::traits::Store;
 use crate::message::{Message, MessageId};
 
-/// Messages that may wait for a commit.
+/// Maximum number of queued messages.
 pub const QUEUE_MESSAGES_MAX: usize = 4096;
-/// Bytes of bodies that may wait for a commit.
+/// Maximum payload bytes of queued messages.
 pub const QUEUE_BYTES_MAX: usize = 128 * 1024 * 1024;
-/// Messages in one commit.
+/// Maximum number of messages in one commit.
 pub const COMMIT_MESSAGES_MAX: usize = 256;
-/// Bytes of bodies in one commit.
+/// Maximum payload bytes in one commit.
 pub const COMMIT_BYTES_MAX: usize = 16 * 1024 * 1024;
 
-/// Why a message was not stored. The client may not be told that it was.
+/// Why a message was not stored. It must not be acknowledged.
 #[derive(Clone, Debug, Error)]
 pub enum CommitError {
-    /// Too many messages wait for a commit already; try again shortly.
+    /// The queue is full; retry shortly.
     #[error("too many messages wait to be written to the message store")]
     Busy,
     /// The committer has stopped.
@@ -54,20 +54,20 @@ pub enum CommitError {
          them, send it again later"
     )]
     BehindMoved,
-    /// The store could not take it.
+    /// The store failed.
     #[error(transparent)]
     Store(Arc<StoreError>),
 }
 
-/// Called with the message's id once it is durable, or with the reason why it is not stored.
+/// Called with the message's id once it is durable, or with the error.
 ///
-/// Dropped uncalled when storing fails by a fault of our own: then nobody may be told that it was stored. It runs on
-/// the committing thread, so it hands the answer on and does nothing else.
+/// Dropped without a call on an internal error: the message must not be acknowledged then. It runs on
+/// the committing thread, so it must only pass the result on.
 pub type OnDone = Box<dyn FnOnce(Result<MessageId, CommitError>) + Send>;
 
-/// Gathers registrations from many threads into few commits.
+/// Batches the registrations of many threads into few commits.
 ///
-/// Dropping it stops it as [`Committer::stop`] does.
+/// Dropping it has the effect of [`Committer::stop`].
 pub struct Committer {
     queue: Arc<Queue>,
     thread: Mutex<Option<JoinHandle<()>>>,
@@ -78,18 +78,18 @@ impl Committer {
     ///
     /// # Errors
     ///
-    /// The system's, when it allows no more threads.
+    /// The system's error if it can't start a thread.
     pub fn start(stores: Arc<StoreSlot>) -> std::io::Result<Self> {
         let queue = Arc::new(Queue::default());
         let thread = std::thread::Builder::new().name("committer".into()).spawn({
             let queue = Arc::clone(&queue);
             move || {
-                // However this thread ends, nobody may wait for an answer that never comes.
+                // No caller may wait forever, no matter how this thread ends.
                 let _closes = CloseOnExit(&queue);
                 while let Some(batch) = queue.take_batch() {
-                    // A fault of our own costs this batch, whose clients are told so, and not the agent's store.
+                    // A panic costs this batch, whose clients get an error, but not the agent's store.
                     if catch_unwind(AssertUnwindSafe(|| commit(&stores, batch))).is_err() {
-                        error!(target: "db_manager", "storing failed by a fault of opik-offline's own");
+                        error!(target: "db_manager", "internal error while storing a batch");
                     }
                 }
             }
@@ -97,20 +97,20 @@ impl Committer {
         Ok(Self { queue, thread: Mutex::new(Some(thread)) })
     }
 
-    /// Stores a message with whatever else is waiting, and calls back when that is done.
+    /// Queues a message for the next commit; the callback gets the result.
     ///
-    /// Never blocks. When the message can't even wait, the callback is called at once, on this thread.
+    /// Never blocks. If the queue is full or closed, the callback is called at once, on this thread.
     pub fn submit(&self, message: Message, on_done: OnDone) {
         if let Some((on_done, error)) = self.queue.push(Waiting { message, on_done }) {
             on_done(Err(error));
         }
     }
 
-    /// Stores a message and waits until that is done.
+    /// Stores a message and waits for the commit.
     ///
     /// # Errors
     ///
-    /// As the callback of [`Committer::submit`] gets them.
+    /// The same as for the callback of [`Committer::submit`].
     pub fn store(&self, message: Message) -> Result<MessageId, CommitError> {
         let (answer, answered) = std::sync::mpsc::sync_channel(1);
         let on_done = move |result| answer.send(result).expect("the receiver below lives until it has its one answer");
@@ -118,8 +118,8 @@ impl Committer {
         answered.recv().unwrap_or(Err(CommitError::Stopped))
     }
 
-    /// Returns how long the committing thread has been busy with what it has in hand: zero while it waits for work, and
-    /// for ever when it has ended without being stopped.
+    /// Returns how long the committing thread has been busy with its current batch: zero while it is idle, and
+    /// forever if it ended without being stopped.
     pub fn silent_for(&self) -> Duration {
         let state = self.queue.state();
         match state.taken_at {
@@ -129,14 +129,14 @@ impl Committer {
         }
     }
 
-    /// Takes no more messages, commits those that were submitted, answers them and ends the thread.
+    /// Closes the queue, commits the queued messages, answers them and joins the thread.
     pub fn stop(&self) {
         self.queue.close();
         let thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner).take();
         if let Some(thread) = thread
             && thread.join().is_err()
         {
-            error!(target: "db_manager", "the committing thread had panicked; what waited for it was refused");
+            error!(target: "db_manager", "the committing thread panicked; its queued messages were rejected");
         }
     }
 }
@@ -169,14 +169,14 @@ struct QueueState {
     waiting: VecDeque<Waiting>,
     bytes: usize,
     closed: bool,
-    /// When the batch was taken that is being committed.
+    /// When the batch in progress was taken.
     taken_at: Option<Instant>,
-    /// Nobody takes batches any more, and nobody had asked for that.
+    /// The committing thread died.
     is_lost: bool,
 }
 
 impl Queue {
-    /// Adds a message, or returns whom to tell why it can't wait here.
+    /// Queues a message, or returns its callback with the error.
     fn push(&self, waiting: Waiting) -> Option<(OnDone, CommitError)> {
         let mut state = self.state();
         if state.closed {
@@ -184,7 +184,7 @@ impl Queue {
         }
         let bytes = waiting.bytes();
         let full = state.waiting.len() >= QUEUE_MESSAGES_MAX || state.bytes.saturating_add(bytes) > QUEUE_BYTES_MAX;
-        // One message alone always may wait: how large it may be is for intake to say.
+        // A single message is always queued: intake limits its size.
         if full && !state.waiting.is_empty() {
             return Some((waiting.on_done, CommitError::Busy));
         }
@@ -195,7 +195,7 @@ impl Queue {
         None
     }
 
-    /// Waits for messages and returns those of the next commit; `None` once closed and empty.
+    /// Waits for messages and returns the batch of the next commit; `None` once closed and empty.
     fn take_batch(&self) -> Option<Vec<Waiting>> {
         let mut state = self.state();
         state.taken_at = None;
@@ -227,7 +227,7 @@ impl Queue {
     }
 
     fn state(&self) -> MutexGuard<'_, QueueState> {
-        // Nothing in the critical sections above can panic half way.
+        // No critical section can panic halfway.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -248,7 +248,7 @@ impl Drop for CloseOnExit<'_> {
     }
 }
 
-/// Commits a batch and answers everyone in it.
+/// Commits a batch and calls its callbacks.
 fn commit(stores: &StoreSlot, batch: Vec<Waiting>) {
     let (messages, callbacks): (Vec<_>, Vec<_>) =
         batch.into_iter().map(|waiting| (waiting.message, waiting.on_done)).unzip();
@@ -265,13 +265,13 @@ fn register(stores: &StoreSlot, messages: &[Message]) -> Vec<Result<MessageId, C
         Ok(store) => store,
         Err(error) => return refused(error),
     };
-    // Asked after the slot: that is what finds out that a store was moved.
+    // Checked after the slot, which detects that a store was moved.
     if !stores.moved().is_empty() {
         return messages.iter().flat_map(|message| register_behind_moved(stores, &store, message)).collect();
     }
     match register_in(&store, messages) {
         Ok(ids) => ids.into_iter().map(Ok).collect(),
-        // A limit that stops many may let some of them through, in order, until it stops one.
+        // A limit that rejects the batch may admit its first messages, in order, until it rejects one.
         Err(error) if matches!(*error, StoreError::Full { .. }) && messages.len() > 1 => {
             let (first, second) = messages.split_at(messages.len() / 2);
             let mut results = register(stores, first);
@@ -283,7 +283,7 @@ fn register(stores: &StoreSlot, messages: &[Message]) -> Vec<Result<MessageId, C
                 stores.note_uncertain(messages);
             }
             stores.report(&store, &error);
-            // A store whose file was replaced is there again at once, and nothing of the batch is in it.
+            // A store whose file was replaced is reopened at once, and holds nothing of this batch.
             match stores.get() {
                 Ok(other) if !Arc::ptr_eq(&other, &store) && !stores.moved().is_empty() => {
                     messages.iter().flat_map(|message| register_behind_moved(stores, &other, message)).collect()
@@ -301,7 +301,7 @@ fn register(stores: &StoreSlot, messages: &[Message]) -> Vec<Result<MessageId, C
     }
 }
 
-/// Stores a message unless it may conflict with what waits in a store that was moved away.
+/// Stores a message unless it may conflict with messages in a store that was moved away.
 fn register_behind_moved(
     stores: &StoreSlot,
     store: &Arc<dyn Store>,

@@ -1,4 +1,4 @@
-//! Why a store can't do what it was asked.
+//! Errors of a store.
 
 use thiserror::Error;
 
@@ -7,21 +7,21 @@ use super::full_state::FullLimit;
 use super::location::Location;
 use super::work::Owner;
 
-/// Why a store can't do what it was asked, sorted by what the caller can do about it.
+/// An error of a store, classified by what the caller can do about it.
 #[derive(Debug, Error)]
 pub enum StoreError {
-    /// There is no store at this path yet: nothing was ever stored, or it is the wrong path.
+    /// There is no store yet: nothing was ever stored, or the location is wrong.
     #[error("there is no message store at {at}")]
     Missing {
-        /// Where it was looked for.
+        /// The location.
         at: Location,
     },
     /// There is something else: a directory, another kind of file, another program's database.
     #[error("{at} is not a message store: {reason}")]
     NotAStore {
-        /// The path given.
+        /// The location.
         at: Location,
-        /// What is there instead.
+        /// The reason.
         reason: String,
     },
     /// A newer opik-offline wrote it; it was left untouched.
@@ -31,7 +31,7 @@ pub enum StoreError {
         at: Location,
         /// Its `user_version`.
         found: i64,
-        /// The newest that we know.
+        /// The newest supported version.
         known: i64,
     },
     /// An older opik-offline uses it and would misread what a newer one writes: it is migrated once that one has ended.
@@ -54,7 +54,7 @@ pub enum StoreError {
     Damaged {
         /// The file.
         at: Location,
-        /// What the engine says.
+        /// The engine's error.
         reason: String,
     },
     /// It can't be read or written: permissions, a full disk, a failing disk.
@@ -62,7 +62,7 @@ pub enum StoreError {
     Unusable {
         /// The file.
         at: Location,
-        /// What the system says.
+        /// The system's error.
         reason: String,
     },
     /// A write or a sync failed: the store has to be rewritten and synced before it is used again.
@@ -73,7 +73,7 @@ pub enum StoreError {
     Unproven {
         /// The file.
         at: Location,
-        /// What failed.
+        /// The failed operation.
         reason: String,
     },
     /// A limit of ours would be exceeded.
@@ -81,9 +81,9 @@ pub enum StoreError {
     Full {
         /// The file.
         at: Location,
-        /// Which limit.
+        /// The limit.
         limit: FullLimit,
-        /// How many bytes were needed.
+        /// The bytes needed.
         needed: u64,
         /// The limit with its figures.
         reason: String,
@@ -93,19 +93,19 @@ pub enum StoreError {
     Busy {
         /// The file.
         at: Location,
-        /// How long was waited, in milliseconds.
+        /// The time waited, in milliseconds.
         waited_ms: u64,
     },
     /// Another process replays this store.
     #[error("another process replays this store: {owner}")]
     LeaseHeld {
-        /// Who has it.
+        /// The owner of the lease.
         owner: Owner,
     },
-    /// The bytes of an attachment that was not registered yet are not there any more.
+    /// The payload of an unregistered attachment was removed (its upload expired).
     #[error("the attachment's bytes were removed from the message store before the upload was complete")]
     AttachmentGone,
-    /// It is encrypted, and there is no key.
+    /// It is encrypted, and no key is configured.
     #[error("the message store {at} is encrypted with key {needed}, and no key is set")]
     KeyMissing {
         /// The file.
@@ -124,20 +124,20 @@ pub enum StoreError {
         given: KeyId,
     },
     /// An earlier key rotation has not finished.
-    #[error("the key of the message store {at} can't be changed: an earlier change has not come to its end")]
+    #[error("the key of the message store {at} can't be changed: an earlier change is not finished")]
     TooManyKeys {
         /// The file.
         at: Location,
     },
-    /// A key that was configured can't be used.
+    /// A configured key is unusable.
     #[error(transparent)]
     Key(#[from] KeyError),
-    /// Our lease ended and somebody else took it.
+    /// Our lease expired and another process acquired it.
     #[error("the replay lease was lost to another process")]
     LeaseLost,
 }
 
-/// Names processes inside a sentence.
+/// Formats process ids for use inside a sentence.
 fn by_pids(pids: &[u32]) -> String {
     match pids {
         [] => String::new(),
@@ -151,7 +151,7 @@ impl StoreError {
         matches!(self, Self::Unproven { .. })
     }
 
-    /// Returns whether nothing is wrong with the store but that this process lacks a key of it.
+    /// Returns whether the only problem is that this process lacks a key of the store.
     pub fn lacks_key(&self) -> bool {
         matches!(self, Self::KeyMissing { .. } | Self::WrongKey { .. } | Self::TooManyKeys { .. })
     }

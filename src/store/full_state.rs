@@ -1,30 +1,30 @@
-//! A full store as a state: since when, why, how many writes it cost, and what to do about it.
+//! The state of a full store: since when, why, how many writes were rejected, and the remedies.
 //!
-//! No clock and no I/O: time and room come in as arguments, and the caller logs what a change says.
+//! No clock and no I/O: time and capacity are arguments, and the caller logs the changes.
 //!
 //! ```text
 //!            a write finds no room                 room for it, and nothing found none for QUIET
 //!   taking ─────────────────────────▶ full ─────────────────────────────────────────────────────▶ taking
 //! ```
 //!
-//! A store at its limit takes a message whenever one was delivered and refuses the next: without [`QUIET`], that would
-//! be a change of state, and a log line, every time.
+//! A store at its limit accepts a message whenever one was delivered, and rejects the next: without [`QUIET`], that
+//! would be a state change, and a log line, every time.
 
 use std::time::{Duration, Instant};
 
-/// How long no write may have found the store full before the state ends.
+/// Time without a rejected write after which the state ends.
 pub const QUIET: Duration = Duration::from_secs(5);
-/// A store without room for a message of this size counts as full also when no write has met its limit yet.
+/// A store without capacity for a message of this size counts as full even before a write was rejected.
 pub const USUAL_BYTES: u64 = 16 * 1024;
 
-/// Which limit keeps messages out.
+/// The limit that rejects messages.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum FullLimit {
     /// The store's own size.
     MaxSize,
     /// The space that stays free on the disk.
     DiskReserve,
-    /// What is left of the disk is needed to deliver what is stored.
+    /// The rest of the disk is needed to deliver the stored messages.
     Disk,
     /// Messages that the server refused hold more than their share, and can't be dropped.
     Rejected,
@@ -34,7 +34,7 @@ impl FullLimit {
     /// All of them.
     pub const ALL: [Self; 4] = [Self::MaxSize, Self::DiskReserve, Self::Disk, Self::Rejected];
 
-    /// Returns the word for programs.
+    /// Returns the machine-readable name.
     pub fn name(self) -> &'static str {
         match self {
             Self::MaxSize => "max_size",
@@ -45,18 +45,18 @@ impl FullLimit {
     }
 }
 
-/// Why a store takes no more.
+/// Why a store is full.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Fullness {
     /// Which limit.
     pub limit: FullLimit,
-    /// The same with its figures, for people.
+    /// The limit with its figures, for people.
     pub reason: String,
 }
 
-/// Returns what a person can do about a full store, each with a command that can be pasted.
+/// Returns the remedies for a full store, each with a command that can be pasted.
 ///
-/// `options` follows every command: the option that names the store, where one is needed.
+/// `options` is appended to every command: the option that names the store, if needed.
 pub fn remedies(limit: FullLimit, waiting: u64, rejected: u64, options: &str) -> Vec<String> {
     let mut remedies = Vec::new();
     if limit == FullLimit::Rejected || rejected > 0 {
@@ -66,7 +66,9 @@ pub fn remedies(limit: FullLimit, waiting: u64, rejected: u64, options: &str) ->
         ));
     }
     if waiting > 0 {
-        remedies.push(format!("deliver what waits: an agent does so by itself, or `opik-offline replay{options}`"));
+        remedies.push(format!(
+            "deliver the backlog: an agent does so on its own, otherwise `opik-offline replay{options}`"
+        ));
     }
     match limit {
         FullLimit::MaxSize | FullLimit::Rejected => {
@@ -74,32 +76,32 @@ pub fn remedies(limit: FullLimit, waiting: u64, rejected: u64, options: &str) ->
         }
         FullLimit::DiskReserve => remedies
             .push("free disk space, or reserve less of it: `opik-offline agent --free-disk-reserve 64MiB`".to_owned()),
-        FullLimit::Disk => remedies.push("free disk space: `df -h` tells where".to_owned()),
+        FullLimit::Disk => remedies.push("free disk space: `df -h` shows where".to_owned()),
     }
     remedies
 }
 
-/// A time in which a store was full.
+/// A period in which a store was full.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct FullEpisode {
     /// Since when, in milliseconds since the Unix epoch.
     pub since_ms: i64,
-    /// Why, as it was last seen.
+    /// The reason, as last observed.
     pub fullness: Fullness,
-    /// Writes that were refused: their clients still have them.
+    /// Writes that were rejected: their clients still have them.
     pub refused: u64,
-    /// Writes that the server took at once instead.
+    /// Writes that were forwarded to the server instead.
     pub passed_on: u64,
 }
 
-/// What an observation changed.
+/// A state change.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum FullChange {
     /// Nothing.
     None,
     /// The store is full from now on.
     Began,
-    /// It was, and takes messages again.
+    /// The store accepts messages again.
     Ended(FullEpisode),
 }
 
@@ -112,14 +114,14 @@ pub struct FullState {
 #[derive(Clone, Debug)]
 struct Full {
     episode: FullEpisode,
-    /// The least that found no room.
+    /// The size of the smallest rejected write.
     needed_min: u64,
-    /// When a write last found none.
+    /// Time of the last rejected write.
     last: Instant,
 }
 
 impl FullState {
-    /// Takes a write of `needed` bytes that found no room.
+    /// Records a write of `needed` bytes for which there was no capacity.
     pub fn found_no_room(&mut self, needed: u64, fullness: Fullness, now: Instant, wall_ms: i64) -> FullChange {
         match &mut self.now {
             Some(full) => {
@@ -136,21 +138,21 @@ impl FullState {
         }
     }
 
-    /// Counts a write that was refused because of it.
+    /// Counts a rejected write.
     pub fn refused(&mut self) {
         if let Some(full) = &mut self.now {
             full.episode.refused += 1;
         }
     }
 
-    /// Counts a write that the server took although the store could not.
+    /// Counts a write that was forwarded although the store was full.
     pub fn passed_on(&mut self) {
         if let Some(full) = &mut self.now {
             full.episode.passed_on += 1;
         }
     }
 
-    /// Takes how many bytes would find room now.
+    /// Records the available capacity.
     pub fn measured(&mut self, room: u64, now: Instant) -> FullChange {
         let is_over = |full: &mut Full| room >= full.needed_min && now.saturating_duration_since(full.last) >= QUIET;
         match self.now.take_if(is_over) {
@@ -159,7 +161,7 @@ impl FullState {
         }
     }
 
-    /// Returns the episode that has not ended.
+    /// Returns the current episode.
     pub fn episode(&self) -> Option<&FullEpisode> {
         self.now.as_ref().map(|full| &full.episode)
     }

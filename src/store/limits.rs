@@ -1,34 +1,34 @@
-//! What a store may use, what happens when it is full, and what opening one may do.
+//! Limits of a store, the policy when it is full, and the modes of opening it.
 
-/// What a store may use.
+/// Limits of a store.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
     /// Bytes that the store may take at most.
     pub size_max: u64,
     /// Bytes that have to stay free on the disk.
     pub disk_reserve: u64,
-    /// What happens to new messages when a limit is reached.
+    /// The policy when a limit is reached.
     pub when_full: WhenFull,
 }
 
-/// What happens to new messages when the store is full.
+/// The policy for new messages when the store is full.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum WhenFull {
-    /// They are refused ([`super::StoreError::Full`]): the client still has them.
+    /// Rejects them ([`super::StoreError::Full`]): the client still has them.
     Refuse,
-    /// The oldest messages make room and are counted as dropped: first rejected ones beyond their share
-    /// ([`super::rejected_room`]), then those that wait.
+    /// Evicts the oldest messages and counts them as dropped: first rejected ones beyond their share
+    /// ([`super::rejected_room`]), then queued ones.
     DropOldest,
 }
 
-/// What opening a store may do.
+/// How a store is opened.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum OpenMode {
-    /// Create it, and its folder, if there is none.
+    /// Creates it, and its folder, if there is none.
     CreateIfMissing,
     /// [`super::StoreError::Missing`] if there is none. For readers: a damaged file stays where it is.
     Existing,
-    /// The same, even if the key is missing or wrong: what is not encrypted can be read, counted and deleted, and
+    /// The same, even if the key is missing or wrong: unencrypted values can be read, counted and deleted, and
     /// everything else fails as opening would.
     WithoutKey,
     /// The same as [`OpenMode::Existing`], and a damaged file is recovered.

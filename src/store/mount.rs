@@ -1,4 +1,4 @@
-//! The file system under a store: may what SQLite has synced be trusted on it?
+//! The file system under a store: does it keep the guarantees that SQLite relies on?
 //!
 //! # What is promised where
 //!
@@ -7,13 +7,13 @@
 //!
 //! - On a **network file system** the last does not hold between machines: two agents on two hosts would each believe
 //!   that the store is theirs, and damage it. Processes of one host are safe with each other, as far as the mount's
-//!   locks are. Nothing shows from here whether another host uses the file, so this is warned of and not refused: a
+//!   locks are. We can't detect whether another host uses the file, so this is a warning and not an error: a
 //!   home folder on NFS with one agent keeps what it acknowledged, and refusing would lose the very data that this tool
-//!   is to keep.
-//! - **FUSE** may be anything, from an encrypted home to a bucket; whether a sync means something is its own affair.
-//! - **tmpfs and ramfs** are memory: what is stored survives this process, and no reboot.
+//!   protects.
+//! - **FUSE** may be anything, from an encrypted home to a bucket; it decides whether a sync is durable.
+//! - **tmpfs and ramfs** are memory: messages survive this process, but not a reboot.
 //!
-//! The type is the number that `statfs` tells. It is asked of the store, or of the nearest folder above it.
+//! The type is the number returned by `statfs` for the store, or for the nearest existing folder above it.
 
 use std::path::Path;
 
@@ -40,7 +40,7 @@ impl Unsuitable {
                 "a network file system, on which processes of several machines would damage the store"
             }
             FileSystemKind::Fuse => "a file system run by a program, which may not write to a disk when it is asked to",
-            FileSystemKind::Memory => "in memory: what is stored there is gone after a reboot",
+            FileSystemKind::Memory => "in memory: stored messages are lost by a reboot",
         }
     }
 
@@ -48,10 +48,10 @@ impl Unsuitable {
     pub fn hint(self) -> &'static str {
         match self.kind {
             FileSystemKind::Network => {
-                "name a file on a local disk with --db, or see to it that only one machine uses this store"
+                "name a file on a local disk with --db, or ensure that only one machine uses this store"
             }
             FileSystemKind::Fuse => {
-                "name a file on a local disk with --db, unless you know that this one keeps what is synced"
+                "name a file on a local disk with --db, unless you know that this one makes synced data durable"
             }
             FileSystemKind::Memory => "name a file on a disk with --db",
         }
@@ -60,7 +60,7 @@ impl Unsuitable {
 
 /// Returns the problem of a file system of this type (`statfs(2)`, and `linux/magic.h`), if it has one.
 ///
-/// What is not named here counts as a local disk, overlayfs among them: it keeps what the file system under it keeps.
+/// All other types count as a local disk, including overlayfs, which has the guarantees of the file system under it.
 fn judge(magic: u32) -> Option<Unsuitable> {
     let (name, kind) = match magic {
         0x0000_6969 => ("NFS", FileSystemKind::Network),
@@ -80,14 +80,14 @@ fn judge(magic: u32) -> Option<Unsuitable> {
     Some(Unsuitable { name, kind })
 }
 
-/// Looks at the file system of a store that is there or would be. One that can't be examined is left to the process
+/// Examines the file system of an existing or future store. One that can't be examined is left to the process
 /// that opens it.
 pub fn look_at(path: &Path) -> Option<Unsuitable> {
     let absolute = std::path::absolute(path).ok()?;
     let found = absolute.ancestors().find(|path| path.exists())?;
     #[cfg(target_os = "linux")]
     {
-        // A word whose size and sign differ between machines; the number in it has 32 bits everywhere.
+        // The size and sign of this type differ between machines; the value has 32 bits everywhere.
         judge(rustix::fs::statfs(found).ok()?.f_type as u32)
     }
     #[cfg(not(target_os = "linux"))]

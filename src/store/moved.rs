@@ -1,10 +1,10 @@
 //! Stores that were moved away under a running agent, with messages in them.
 //!
-//! Whoever moved one has its messages: they are delivered when it is moved back, or named with `--db`. Until then live
-//! writes that may conflict with them would overtake them, so their clients have to wait. A moved file is found again
-//! by a descriptor that only names it (`O_PATH`): closing that drops none of the locks that SQLite holds on the file.
+//! Its messages are delivered when it is moved back, or named with `--db`. Until then live writes that may conflict
+//! with them would overtake them, so their clients have to wait. A moved file is located by a descriptor that only
+//! references it (`O_PATH`): closing that releases none of the locks that SQLite holds on the file.
 //!
-//! Known to this process alone: after a restart a moved store is one that this agent was never told of.
+//! Known only to this process: after a restart the agent does not know about moved stores.
 
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
@@ -14,24 +14,24 @@ use super::os::FileId;
 use super::view::BacklogSeen;
 use crate::message::{Server, Touch};
 
-/// Moved stores that are watched; of more the oldest are forgotten.
+/// Maximum number of watched stores; beyond it the oldest are forgotten.
 const MOVED_MAX: usize = 8;
 
-/// Where stores are that were moved away.
+/// The watched stores that were moved away.
 #[derive(Default)]
 pub(super) struct MovedStores(Mutex<Vec<MovedStore>>);
 
 struct MovedStore {
     name: Name,
     file: FileId,
-    /// Where it was when it was looked at last.
+    /// Its path at the last check.
     path: PathBuf,
     view: BacklogView,
 }
 
 impl MovedStores {
-    /// Begins to watch the file, which this process has open and which is not at its path any more. Where the system
-    /// can't tell where it is, nothing is watched. To be called before the file is closed.
+    /// Starts to watch the file, which this process has open and which was moved from its path. If the system
+    /// can't locate it, nothing is watched. Must be called before the file is closed.
     pub(super) fn watch(&self, file: FileId) {
         let Some((name, path)) = file.open_path().and_then(|path| Some((Name::of(&path, file)?, path))) else { return };
         let mut moved = self.0.lock().unwrap_or_else(PoisonError::into_inner);
@@ -44,8 +44,8 @@ impl MovedStores {
         moved.push(MovedStore { name, file, path, view: BacklogView::default() });
     }
 
-    /// Returns what they hold for this server, all together; `None` when there is nothing to wait for. `open` is the
-    /// file that is in service: one that was moved back is none of them any more.
+    /// Returns the combined backlog of the watched stores for this server; `None` if there is none. `open` is the
+    /// file in service: a store that was moved back is no longer watched.
     pub(super) fn seen(&self, open: Option<FileId>, server: &Server, touches: &[Touch]) -> Option<BacklogSeen> {
         let mut moved = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let mut seen = None;
@@ -57,7 +57,7 @@ impl MovedStores {
         seen
     }
 
-    /// Returns where they are.
+    /// Returns their paths.
     pub(super) fn paths(&self) -> Vec<PathBuf> {
         let moved = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         moved.iter().map(|moved| moved.path.clone()).collect()
@@ -65,20 +65,20 @@ impl MovedStores {
 }
 
 impl MovedStore {
-    /// Returns what it holds, or `None` once it holds nothing, was deleted, or is in service again.
+    /// Returns its backlog, or `None` once it is empty, was deleted, or is in service again.
     fn look(&mut self, open: Option<FileId>, server: &Server, touches: &[Touch]) -> Option<BacklogSeen> {
         if open == Some(self.file) {
             return None;
         }
         let path = self.name.path(self.file)?;
         if path != self.path {
-            // The log beside it is another one there.
+            // The log beside it there is another file.
             self.view.close();
             self.path = path;
         }
         let seen = self.view.look(&self.path, server, touches);
-        // Connections of one process share their view of a file's log, also of one that was opened where the file was
-        // before: what is kept open would never see that another process delivered what the file holds.
+        // Connections of one process share their view of a file's log, even if it was opened at the previous path:
+        // a connection kept open would never see that another process delivered the messages.
         self.view.release();
         match seen {
             BacklogSeen::Empty | BacklogSeen::NeverWas => None,
@@ -87,7 +87,7 @@ impl MovedStore {
     }
 }
 
-/// A name for a file that follows it.
+/// A reference to a file that follows its moves.
 #[cfg(target_os = "linux")]
 struct Name(std::os::fd::OwnedFd);
 
@@ -99,7 +99,7 @@ impl Name {
         (FileId::at(path) == Some(file)).then_some(Self(name))
     }
 
-    /// Returns where the file is, unless it was deleted.
+    /// Returns the file's current path, unless it was deleted.
     fn path(&self, file: FileId) -> Option<PathBuf> {
         use std::os::fd::AsRawFd as _;
         let path = std::fs::read_link(format!("/proc/self/fd/{}", self.0.as_raw_fd())).ok()?;

@@ -1,16 +1,16 @@
-//! The place where a store is, or would be: may this user write there, how much room is left, and has somebody else
-//! laid a trap on the way to it? Nothing is made.
+//! The path of an existing or future store: may this user write there, how much space is free, and has another user
+//! set a trap along it? Creates nothing.
 //!
 //! # Traps
 //!
-//! In a folder that others may write to (`/tmp`, a shared volume), another user can put a link, a folder or a file
-//! where a store is expected: what is stored would go to a place of theirs, or over a file of ours. So every entry on
-//! the way in such a folder has to belong to this user, to root, or to the owner of the folder, who could do anything
-//! there anyway. That is the kernel's own rule for links in sticky folders (`fs.protected_symlinks`), for folders that
-//! are not sticky and for files and folders, too. A link that users made in a folder of their own keeps working, to
-//! another disk say.
+//! In a folder that others may write to (`/tmp`, a shared volume), another user can plant a link, a folder or a file
+//! where a store is expected: messages would be written to a file of theirs, or over a file of ours. So every entry on
+//! the path in such a folder has to belong to this user, to root, or to the owner of the folder, who could do anything
+//! there anyway. That is the kernel's rule for links in sticky folders (`fs.protected_symlinks`), extended to folders
+//! that are not sticky, and to files and folders. A link in the user's own folder keeps working, for example to another
+//! disk.
 //!
-//! Root who only looks at or delivers from a store that is there takes files and folders of others, but not their
+//! Root accepts files and folders of others, if it only reads or delivers from an existing store, but not their
 //! links.
 
 use std::collections::VecDeque;
@@ -24,14 +24,14 @@ use rustix::fs::{Access, access, statvfs};
 
 use super::limits::OpenMode;
 
-/// What stands beside a SQLite file and is part of it, and what we keep beside it: another user's ballast could become
-/// the log, and their flag would keep the store unproven for ever.
+/// Suffixes of files beside a SQLite file that are part of it, or ours: another user's ballast could become
+/// the log, and their flag would keep the store unproven forever.
 const BESIDE: [&str; 5] = ["-wal", "-shm", "-journal", "-ballast", "-unproven"];
-/// Links that are followed on the way to a store; the system's own limit.
+/// Maximum number of links that are followed; the system's own limit.
 const LINKS_MAX: usize = 40;
-/// Permissions of others: the bits of group and everybody.
+/// Permission bits of group and others.
 const OTHERS: u32 = 0o077;
-/// The folder that opik-offline makes for its store in the user's data folder.
+/// The folder that opik-offline creates for its store in the user's data folder.
 const OWN_FOLDER: &str = "opik-offline";
 
 /// The relevant facts about an entry on the way to a store.
@@ -87,7 +87,7 @@ pub fn vet(path: &Path, mode: OpenMode) -> Result<PathBuf, Trap> {
         let Ok(entry) = fs::symlink_metadata(&beside) else { continue };
         judge(&beside, &entry, &folder, user, mode)?;
         if !entry.is_file() {
-            let reason = "it is no regular file, and part of the store would be written to it".into();
+            let reason = "it is not a regular file, and part of the store would be written to it".into();
             return Err(Trap { path: beside, reason });
         }
     }
@@ -155,12 +155,12 @@ fn beside(path: &Path) -> impl Iterator<Item = PathBuf> {
     })
 }
 
-/// Takes from others what they may do with a store that is there: with its files, and with the folder that opik-offline
-/// made for it. Other folders are their owner's to open; the files in them stay closed nonetheless.
+/// Removes the permissions of other users on an existing store: on its files, and on the folder that opik-offline
+/// created for it. Other folders keep their permissions; the files in them are protected nonetheless.
 ///
 /// # Errors
 ///
-/// The file that others can read or write, and what the system says.
+/// The file that others can still access, and the system's error.
 pub fn tighten(path: &Path) -> Result<(), (PathBuf, io::Error)> {
     let user = rustix::process::geteuid().as_raw();
     for file in beside(path).chain([path.to_owned()]) {
@@ -194,18 +194,18 @@ fn close(path: &Path, metadata: &fs::Metadata, mode: u32) -> io::Result<()> {
     }
 }
 
-/// The facts about a place.
+/// The properties of a store's path.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Place {
-    /// The file, or the nearest folder above it that is there.
+    /// The file, or the nearest existing folder above it.
     pub found: PathBuf,
     /// Whether this user may write: the file, or into the folder.
     pub is_writable: bool,
-    /// Bytes that are free for this user on its disk.
+    /// Free bytes for this user on its disk.
     pub free_bytes: u64,
 }
 
-/// Looks at a store's place.
+/// Examines a store's path.
 ///
 /// # Errors
 ///
@@ -243,9 +243,9 @@ mod tests {
             (STRANGER, sticky, ROOT, false, false),
             (ME, sticky, ME, true, true),
             (ROOT, sticky, ME, true, true),
-            // Who owns the folder can do anything in it.
+            // The owner of a folder can do anything in it.
             (STRANGER, theirs, ME, true, true),
-            // Nobody else can have put it there but root.
+            // Only root can have created it.
             (ME, mine, ME, true, true),
             (STRANGER, mine, ME, true, true),
         ] {
@@ -268,7 +268,7 @@ mod tests {
         for mode in [OpenMode::Existing, OpenMode::CreateIfMissing] {
             assert_eq!(vet(&folder.join("store.db"), mode), Ok(folder.join("disk/deep/there.db")));
         }
-        // A loop is for whoever opens it to complain about.
+        // A loop of links is reported when it is opened.
         std::os::unix::fs::symlink("loop", folder.join("loop")).expect("a link");
         assert!(vet(&folder.join("loop"), OpenMode::Existing).is_ok());
         // SQLite would write its log through it.

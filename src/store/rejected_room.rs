@@ -1,12 +1,12 @@
-//! The room of rejected messages: they have a share of the store, and what they hold beyond it is live traffic's.
+//! The share of rejected messages: they are guaranteed part of the store, and beyond it they yield to live traffic.
 //!
-//! Nobody delivers a rejected message until a person has seen to it, which may take weeks; meanwhile they must not end
-//! the protection of what an application sends now. When a new message finds no room and rejected messages hold more
-//! than their share, the oldest of them go: counted, and written to a folder before, if the user named one. *Held*
-//! messages are not among them, because they are tried again by themselves.
+//! A rejected message (dead letter) is not delivered until someone handles it, which may take weeks; meanwhile it must
+//! not end the protection of live traffic. If there is no capacity for a new message and rejected messages hold more
+//! than their share, the oldest of them are evicted: counted, and exported to a folder first, if the user named one.
+//! *Held* messages are exempt, because they are retried automatically.
 //!
-//! A rejected create for which waiting messages wait is never dropped: without it the server would make partial records
-//! of them. What it keeps out is refused, with the reason and the command.
+//! A rejected create with stranded messages is never evicted: without it the server would create partial records
+//! from them. New messages are then refused, with the reason and the command.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, BufWriter, Write};
@@ -15,16 +15,16 @@ use std::path::{Path, PathBuf};
 use super::view::StoredMessage;
 use crate::message::MessageId;
 
-/// The share of rejected messages, and where they go when they have to.
+/// The share of rejected messages, and the export before eviction.
 #[derive(Clone, Debug)]
 pub struct RejectedRoom {
-    /// How much of what the store can hold they may keep when room is needed, in percent.
+    /// Their share of the store's capacity when space is needed, in percent.
     pub share_percent: u32,
-    /// Where they are written before they are dropped.
+    /// The export before eviction.
     pub export: Option<RejectedExport>,
 }
 
-/// A quarter: three quarters are always there for what still has to be delivered.
+/// A quarter: three quarters always remain for the backlog.
 pub const SHARE_PERCENT: u32 = 25;
 
 impl Default for RejectedRoom {
@@ -33,13 +33,13 @@ impl Default for RejectedRoom {
     }
 }
 
-/// Returns how many bytes rejected messages may keep in a store that can hold `capacity`.
+/// Returns the share of rejected messages in a store with this capacity, in bytes.
 pub fn share(capacity: u64, percent: u32) -> u64 {
     (capacity / 100).saturating_mul(u64::from(percent))
 }
 
-/// Returns how many bytes of rejected messages are to go so that `needed` bytes find room: what is asked for and at
-/// least `step`, so that not every message asks again, but nothing of their share.
+/// Returns how many bytes of rejected messages to evict for `needed` bytes: these and at
+/// least `step`, so that not every message evicts again, but nothing of their share.
 pub fn excess(held: u64, share: u64, needed: u64, step: u64) -> u64 {
     needed.max(step).min(held.saturating_sub(share))
 }
@@ -50,20 +50,20 @@ pub fn helps(held: u64, share: u64, free_in_file: u64, disk_lacks: u64) -> bool 
     held.saturating_sub(share).saturating_add(free_in_file) >= disk_lacks
 }
 
-/// Where rejected messages are written before they are dropped, and how.
+/// Export of rejected messages before eviction.
 #[derive(Clone, Debug)]
 pub struct RejectedExport {
     /// The folder.
     pub folder: PathBuf,
-    /// Returns a message as a line, without its end.
+    /// Formats a message as a line, without its line end.
     pub line: fn(StoredMessage) -> Result<String, String>,
 }
 
-/// Rejected messages on their way to a file of the export folder. The file appears whole, or not at all.
+/// A file of the export folder that is being written. It appears atomically: complete, or not at all.
 pub struct ExportFile<'a> {
     export: &'a RejectedExport,
     partial: PathBuf,
-    /// Files of attachments, which go again unless it is finished.
+    /// Files of attachments, which are deleted unless it is finished.
     files: Vec<PathBuf>,
     lines: BufWriter<File>,
     first: MessageId,
@@ -72,11 +72,11 @@ pub struct ExportFile<'a> {
 }
 
 impl<'a> ExportFile<'a> {
-    /// Begins a file.
+    /// Starts a file.
     ///
     /// # Errors
     ///
-    /// The system's.
+    /// The system's error.
     pub fn begin(export: &'a RejectedExport, first: MessageId, at_ms: i64) -> io::Result<Self> {
         make_folder(&export.folder)?;
         let partial = export.folder.join(format!(".rejected-{at_ms}-{first}-{}.partial", std::process::id()));
@@ -88,7 +88,7 @@ impl<'a> ExportFile<'a> {
     ///
     /// # Errors
     ///
-    /// The system's, or why it can't be written as a line.
+    /// The system's error, or why the message can't be formatted as a line.
     pub fn add(&mut self, message: StoredMessage) -> io::Result<()> {
         self.last = message.listed.id;
         let line = (self.export.line)(message).map_err(io::Error::other)?;
@@ -96,11 +96,11 @@ impl<'a> ExportFile<'a> {
         self.lines.write_all(b"\n")
     }
 
-    /// Writes the file of an attachment beside it, durably.
+    /// Writes the file of an attachment durably into the same folder.
     ///
     /// # Errors
     ///
-    /// The system's, or the one of `piece`.
+    /// The system's error, or the one of `piece`.
     pub fn add_file(
         &mut self,
         message: MessageId,
@@ -117,18 +117,18 @@ impl<'a> ExportFile<'a> {
         file.sync_all()
     }
 
-    /// Makes the file durable and gives it its name, which is returned.
+    /// Syncs the file and renames it to its final name, which is returned.
     ///
     /// # Errors
     ///
-    /// The system's; then nothing may be dropped.
+    /// The system's error; then nothing may be evicted.
     pub fn finish(mut self) -> io::Result<PathBuf> {
         self.lines.flush()?;
         self.lines.get_ref().sync_all()?;
         let name = format!("rejected-{}-{}-{}.jsonl", self.at_ms, self.first, self.last);
         let path = self.export.folder.join(name);
         fs::rename(&self.partial, &path)?;
-        // Whatever happens from here on, the lines name them.
+        // From here on the lines refer to them.
         self.files.clear();
         File::open(&self.export.folder)?.sync_all()?;
         Ok(path)
@@ -137,15 +137,15 @@ impl<'a> ExportFile<'a> {
 
 impl Drop for ExportFile<'_> {
     fn drop(&mut self) {
-        // Gone already when it was finished; else what is in them is still stored. Left behind, they would fill a disk
-        // that was too full for them, with every attempt.
+        // Already renamed if it was finished; otherwise their messages are still stored. Left behind, they would fill a
+        // disk that has no space for them, with every attempt.
         for file in self.files.iter().chain([&self.partial]) {
             let _ = fs::remove_file(file);
         }
     }
 }
 
-/// Makes the folder, for this user only, and its entry durable.
+/// Creates the folder, for this user only, and syncs its entry.
 fn make_folder(folder: &Path) -> io::Result<()> {
     use std::os::unix::fs::DirBuilderExt;
     if folder.is_dir() {
@@ -158,7 +158,7 @@ fn make_folder(folder: &Path) -> io::Result<()> {
     }
 }
 
-/// Creates a file for this user only. One that is there, or a link, is somebody else's.
+/// Creates a file for this user only. Fails on an existing file or link, which may be another user's.
 fn create(path: &Path) -> io::Result<File> {
     use std::os::unix::fs::OpenOptionsExt;
     OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)

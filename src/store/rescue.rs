@@ -1,11 +1,11 @@
 //! Messages of a store whose file was deleted while it was open.
 //!
 //! The system keeps a deleted file for as long as a process has it open, so every acknowledged message can still be
-//! read. It is stored anew, in its order, and each message once: two processes that had the file open may both do this,
-//! and an attempt that a full disk interrupted is repeated, so every message has a digest by which the new store knows
-//! it.
+//! read. Messages are copied to the new store, in order and exactly once: two processes that had the file open may both
+//! do this, and an attempt interrupted by a full disk is retried, so the new store deduplicates messages by their
+//! digest.
 //!
-//! The lease of the old store is taken for it: what another thread of ours is sending from there is settled before.
+//! This needs the lease of the old store: messages in flight on another thread are settled first.
 
 use std::time::Duration;
 
@@ -19,17 +19,17 @@ use super::work::{LastAnswer, Owner, SalvagedRow};
 use crate::message::{Message, MessageStatus, Sha256};
 
 const PAGE: usize = 100;
-/// Bytes of bodies that are stored in one commit, unless a single one is larger.
+/// Payload bytes per commit, unless a single message is larger.
 const BYTES_MAX: usize = 4 << 20;
 /// Longer than any commit takes.
 const TIME_TO_LIVE: Duration = Duration::from_secs(60);
 
-/// Stores everything that one store holds in another one; returns how many messages that were.
+/// Copies all messages of a store to another one; returns their number.
 ///
 /// # Errors
 ///
-/// [`StoreError::LeaseHeld`] while the old store's messages are being sent, [`StoreError::Full`], and what else keeps
-/// either of them from being used. What was stored by then is known when it is tried again.
+/// [`StoreError::LeaseHeld`] while the old store's messages are in flight, [`StoreError::Full`], and any other error of
+/// either store. A retry skips messages that were copied before the error.
 pub(super) fn rescue(from: &dyn Store, to: &dyn Store) -> Result<u64, StoreError> {
     let lease = from.acquire(&Owner::this_process("rescue"), TIME_TO_LIVE)?;
     let mut rescued = 0;
@@ -59,7 +59,7 @@ pub(super) fn rescue(from: &dyn Store, to: &dyn Store) -> Result<u64, StoreError
 
 fn store(to: &dyn Store, rows: &mut Vec<SalvagedRow>) -> Result<u64, StoreError> {
     let stored = to.salvage(rows)?;
-    // A file whose row was stored already has no message.
+    // A file whose row was already stored has no message.
     for (row, id) in rows.drain(..).zip(&stored) {
         if let (Some((attachment, _)), None) = (row.file, id) {
             to.abandon_attachment(attachment)?;

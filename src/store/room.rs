@@ -1,4 +1,4 @@
-//! What a disk has room for, and in whose words it refuses more.
+//! The capacity of a disk, and the cause if it refuses a write.
 
 use std::fs;
 use std::io;
@@ -15,17 +15,17 @@ pub const RESERVE_MAX: u64 = 256 * 1024 * 1024;
 /// The part of a small disk that is reserved, as a divisor.
 const RESERVE_SHARE: u64 = 10;
 
-/// Left on the disk whatever is reserved: what was delivered has to be noted in the log before it can make room.
+/// Always left free on the disk: a delivery has to be recorded in the log before it can free space.
 pub(super) const OWN_NEEDS_BYTES: u64 = 512 * 1024;
 
-/// How large a disk is, and how much of it is free for this user.
+/// The size of a disk, and its free space for this user.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Disk {
     /// Bytes of the file system.
     pub total_bytes: u64,
     /// Bytes free for this user.
     pub free_bytes: u64,
-    /// Files that can still be made; `None` where the file system makes as many as it has bytes for.
+    /// Free inodes; `None` if the file system does not limit them.
     pub free_files: Option<u64>,
 }
 
@@ -34,7 +34,7 @@ impl Disk {
     ///
     /// # Errors
     ///
-    /// The system's.
+    /// The system's error.
     pub fn of(path: &Path) -> io::Result<Self> {
         let mut place = path;
         loop {
@@ -43,7 +43,7 @@ impl Disk {
                     return Ok(Self {
                         total_bytes: found.f_blocks.saturating_mul(found.f_frsize),
                         free_bytes: found.f_bavail.saturating_mul(found.f_frsize),
-                        // btrfs has no fixed number of files, and says 0 of 0.
+                        // btrfs has no fixed number of inodes, and reports 0 of 0.
                         free_files: (found.f_files > 0).then_some(found.f_favail),
                     });
                 }
@@ -58,19 +58,19 @@ impl Disk {
     }
 }
 
-/// Returns the free-disk reserve for a file system of this size, where the user has set none: on a small volume 256 MiB
-/// would leave no room for a single message.
+/// Returns the default free-disk reserve for a file system of this size: on a small volume 256 MiB
+/// would leave no capacity for a single message.
 pub fn default_reserve(total_bytes: u64) -> u64 {
     RESERVE_MAX.min(total_bytes / RESERVE_SHARE)
 }
 
-/// Returns how many bytes a store with files of this size can reach.
+/// Returns the maximum size of a store whose files have this size.
 pub fn capacity(file_bytes: u64, disk_free_bytes: u64, limits: &Limits) -> u64 {
     let room = disk_free_bytes.saturating_sub(limits.disk_reserve.max(OWN_NEEDS_BYTES));
     limits.size_max.min(file_bytes.saturating_add(room))
 }
 
-/// Why a disk takes no more, although nothing is wrong with it.
+/// Why a healthy disk refuses a write.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum NoRoom {
     /// All of its bytes are used.
@@ -82,7 +82,7 @@ pub enum NoRoom {
 }
 
 impl NoRoom {
-    /// Returns what is used up, and what to do about it.
+    /// Returns the cause and the remedy.
     pub fn words(self) -> &'static str {
         match self {
             Self::Bytes => "its disk is full; free some space there",
@@ -105,30 +105,30 @@ impl NoRoom {
     }
 }
 
-/// Returns what the system holds against writing to a file or a folder, and what to do about it.
+/// Returns why the system denies writing to a file or folder, and the remedy.
 pub fn access_words(errno: Errno) -> String {
     let words = os_words(&errno.into());
     match errno {
-        // Permissions give EACCES; EPERM is what the flags give.
+        // Permissions cause EACCES; EPERM is caused by flags.
         Errno::PERM => format!("{words}: it is immutable (`lsattr -d` shows the flag, `chattr -i` removes it)"),
         Errno::NOSPC => format!("{words}: {}", NoRoom::Bytes.words()),
         Errno::DQUOT => NoRoom::Quota.words().to_owned(),
-        Errno::ROFS => format!("{words}: remount it with `mount -o remount,rw`; the kernel's log says why it is"),
+        Errno::ROFS => format!("{words}: remount it with `mount -o remount,rw`; the kernel's log has the cause"),
         _ => words,
     }
 }
 
-/// Asks the disk of this file whether it takes a few more bytes in a new file, and returns why it does not.
+/// Probes the disk of this file by writing a few bytes to a new file, and returns why that fails.
 ///
-/// SQLite's error does not tell a quota or a lack of inodes from a broken disk. `None` when the disk takes them, and
-/// when something else than room is missing.
+/// SQLite's error does not distinguish a quota or a lack of inodes from a broken disk. `None` if the write succeeds, or
+/// fails for another reason.
 pub fn refusal(path: &Path) -> Option<NoRoom> {
     /// More than an inode holds inline, and a block of any file system.
     const BYTES: usize = 64 * 1024;
     let mut name = path.as_os_str().to_owned();
     name.push(format!("-probe-{}", std::process::id()));
     let probe = PathBuf::from(name);
-    // What stands there, of a process that was killed or of another user who put a link there, is removed and not
+    // A file left by a killed process, or a link planted by another user, is removed and not
     // written.
     let make = || match fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&probe) {
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
@@ -144,7 +144,7 @@ pub fn refusal(path: &Path) -> Option<NoRoom> {
         file.sync_data()
     };
     let refused = try_it().err();
-    // It was never made where the disk has no inodes.
+    // Without inodes it was never created.
     let _ = fs::remove_file(&probe);
     NoRoom::of(&refused?, Disk::of(path).ok())
 }

@@ -1,17 +1,18 @@
-//! Which troubles of a store were said in the log: each once for an outage, however often it is tried or comes back.
+//! Deduplicates log lines about a store's problems: each is logged once per outage, regardless of the number of
+//! retries.
 //!
-//! No clock and no I/O: time comes in as an argument, and the caller logs.
+//! No clock and no I/O: time is an argument, and the caller logs.
 
 use std::time::{Duration, Instant};
 
-/// How long the same trouble is not said again.
+/// Interval after which the same problem is logged again.
 const SAY_AGAIN_AFTER: Duration = Duration::from_secs(600);
-/// A store that worked for so long had another outage before: all is said anew.
+/// A store that worked for this long starts a new outage: everything is logged again.
 const WORKED_FOR: Duration = Duration::from_secs(60);
-/// Different troubles that are remembered.
+/// Maximum number of remembered problems.
 const TROUBLES_MAX: usize = 16;
 
-/// The troubles that were said.
+/// The problems that were logged.
 #[derive(Debug, Default)]
 pub(super) struct Said {
     troubles: Vec<(String, Instant)>,
@@ -19,7 +20,7 @@ pub(super) struct Said {
 }
 
 impl Said {
-    /// Takes a trouble, and returns whether it has to be said. Figures in its words don't make it another one.
+    /// Records a problem; returns whether to log it. Different figures in its text don't make it a different problem.
     pub(super) fn is_new(&mut self, words: &str, now: Instant) -> bool {
         if self.works_since.take().is_some_and(|since| now.saturating_duration_since(since) >= WORKED_FOR) {
             self.troubles.clear();
@@ -36,7 +37,7 @@ impl Said {
         true
     }
 
-    /// Takes that the store works.
+    /// Records that the store works.
     pub(super) fn works(&mut self, now: Instant) {
         self.works_since = Some(now);
     }

@@ -1,7 +1,7 @@
-//! The key under which a store's contents are sealed: reading it, refusing what is no key, and never showing it.
+//! The encryption key of a store: parsing and validating it, and never displaying it.
 //!
-//! A key is 32 random bytes, written as base64 or as hexadecimal digits, in a file of its own or in the environment.
-//! What is kept of it in memory is overwritten when it is dropped.
+//! A key is 32 random bytes, encoded as base64 or hexadecimal digits, in a file of its own or in the environment.
+//! Its copies in memory are zeroized on drop.
 
 use std::fmt;
 use std::fs;
@@ -20,44 +20,44 @@ use crate::store::os::os_words;
 
 /// Bytes of a key.
 const KEY_BYTES: usize = 32;
-/// A key file is a line; anything longer is another file.
+/// Maximum size of a key file, which is a single line.
 const FILE_BYTES_MAX: u64 = 4096;
-/// Who else may do what with a key file is refused: others may not read it, and nobody but its owner may change it. The
-/// group may read it, because that is how Kubernetes hands a secret to a process that is not root.
+/// Permission bits that are rejected: others may not read a key file, and only its owner may change it. The
+/// group may read it, because Kubernetes passes secrets to non-root processes that way.
 const MODE_REFUSED: u32 = 0o027;
-/// Separates what is derived from a key here from whatever else somebody may derive from it.
+/// Domain separation from other uses of the same key.
 const SALT: &[u8] = b"opik-offline encryption at rest, version 1";
 
-/// Why there is no key to use.
+/// Why a key is unusable.
 #[derive(Clone, Debug, Error, PartialEq, Eq)]
 pub enum KeyError {
-    /// The file that was named holds none, or can't or should not be read.
+    /// The named file has no valid key, is unreadable, or has unsafe permissions.
     #[error("cannot use the encryption key file {path}: {reason}")]
     File {
         /// The file.
         path: PathBuf,
-        /// What is wrong with it.
+        /// The reason.
         reason: String,
     },
-    /// The text is none.
+    /// The text is not a valid key.
     #[error("cannot use the encryption key from {origin}: {reason}")]
     Text {
-        /// Where it came from.
+        /// The source.
         origin: String,
-        /// What is wrong with it; never the text.
+        /// The reason; never quotes the text.
         reason: String,
     },
 }
 
-/// A name for a key by which nobody can find the key; shown to people as 16 hexadecimal digits.
+/// The fingerprint of a key, from which the key can't be derived; displayed as 16 hexadecimal digits.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct KeyId(pub(crate) [u8; KeyId::LEN]);
 
 impl KeyId {
-    /// Bytes of a name.
+    /// Bytes of a fingerprint.
     pub(crate) const LEN: usize = 8;
 
-    /// Returns the name that stands in these bytes, or `None` when they have another length.
+    /// Decodes a fingerprint; `None` if the length is wrong.
     pub(crate) fn from_bytes(bytes: &[u8]) -> Option<Self> {
         bytes.try_into().ok().map(Self)
     }
@@ -75,7 +75,7 @@ impl fmt::Debug for KeyId {
     }
 }
 
-/// A key. Shows its name only.
+/// A key. Displays only its fingerprint.
 #[derive(Clone)]
 pub struct EncryptionKey(Zeroizing<[u8; KEY_BYTES]>);
 
@@ -86,11 +86,11 @@ impl fmt::Debug for EncryptionKey {
 }
 
 impl EncryptionKey {
-    /// Reads a key from text.
+    /// Parses a key.
     ///
     /// # Errors
     ///
-    /// [`KeyError::Text`] with what is wrong with it, never with the text.
+    /// [`KeyError::Text`] with the reason, never with the text.
     pub fn parse(text: &str, origin: &str) -> Result<Self, KeyError> {
         Self::read_text(text).map_err(|reason| KeyError::Text { origin: origin.to_owned(), reason })
     }
@@ -99,16 +99,16 @@ impl EncryptionKey {
     ///
     /// # Errors
     ///
-    /// [`KeyError::File`] when it can't be read, when others may read or change it, or when it holds no key.
+    /// [`KeyError::File`] if it is unreadable, has unsafe permissions, or has no valid key.
     pub fn read(path: &Path) -> Result<Self, KeyError> {
         Self::read_file(path).map_err(|reason| KeyError::File { path: path.to_owned(), reason })
     }
 
     fn read_file(path: &Path) -> Result<Self, String> {
         let words = |error: io::Error| os_words(&error);
-        // A pipe or a device could keep us waiting for ever.
+        // A pipe or a device could block forever.
         if !fs::metadata(path).map_err(words)?.is_file() {
-            return Err("it is no regular file".into());
+            return Err("it is not a regular file".into());
         }
         let file = fs::File::open(path).map_err(words)?;
         let metadata = file.metadata().map_err(words)?;
@@ -120,12 +120,12 @@ impl EncryptionKey {
         if metadata.uid() != user && metadata.uid() != 0 {
             return Err(format!("it belongs to another user (uid {})", metadata.uid()));
         }
-        // As large as it may get, so that no copy of the key is left behind by growing.
+        // Allocated at its maximum size, so that growing leaves no copy of the key in memory.
         let mut bytes = Zeroizing::new(Vec::with_capacity(FILE_BYTES_MAX as usize + 1));
         file.take(FILE_BYTES_MAX + 1).read_to_end(&mut bytes).map_err(words)?;
         match std::str::from_utf8(&bytes) {
             Ok(text) if bytes.len() as u64 <= FILE_BYTES_MAX => Self::read_text(text),
-            Ok(_) | Err(_) => Err(not_a_key("it is no line of text")),
+            Ok(_) | Err(_) => Err(not_a_key("it is not a line of text")),
         }
     }
 
@@ -145,12 +145,12 @@ impl EncryptionKey {
         Ok(key)
     }
 
-    /// Returns the key's name.
+    /// Returns the key's fingerprint.
     pub fn id(&self) -> KeyId {
         KeyId(self.derive(b"name"))
     }
 
-    /// Returns bytes for this purpose, from which nobody can tell the key or those for another purpose.
+    /// Derives bytes for this purpose, from which neither the key nor the bytes for another purpose can be derived.
     pub(crate) fn derive<const LEN: usize>(&self, purpose: &[u8]) -> [u8; LEN] {
         struct Length(usize);
         impl KeyType for Length {
@@ -176,7 +176,7 @@ fn decode(text: &str) -> Option<Vec<u8>> {
     if text.is_empty() {
         return None;
     }
-    // A key in base64 has 43 characters, or ends with `=`: there is no text that means two keys.
+    // A key in base64 has 43 characters, or ends with `=`: no text is valid in both encodings.
     if text.len().is_multiple_of(2) && text.bytes().all(|byte| byte.is_ascii_hexdigit()) {
         return (0..text.len() / 2).map(|at| u8::from_str_radix(&text[2 * at..2 * at + 2], 16).ok()).collect();
     }
@@ -185,12 +185,12 @@ fn decode(text: &str) -> Option<Vec<u8>> {
     alphabets.iter().find_map(|alphabet| GeneralPurpose::new(alphabet, any_padding).decode(text).ok())
 }
 
-/// The keys that a process has.
+/// The configured keys of a process.
 #[derive(Clone, Debug, Default)]
 pub struct Keys {
-    /// Seals what is stored from now on.
+    /// Encrypts new values.
     pub current: Option<EncryptionKey>,
-    /// Opens what was sealed before the key was changed.
+    /// Decrypts values from before a key rotation.
     pub previous: Option<EncryptionKey>,
 }
 
@@ -217,7 +217,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_key_is_refused_without_being_shown() {
+    fn invalid_keys_are_rejected_without_being_shown() {
         for (text, reason) in [
             ("", "it is empty"),
             ("correct horse battery staple", "neither base64 nor hexadecimal"),

@@ -200,9 +200,7 @@ impl Damaged {
                 self.bodies.push(row.location);
             }
             [by, sealed] if by.is_blob() && (sealed.is_null() || sealed.is_blob()) => {
-                if by.value_bytes() + sealed.value_bytes() <= LOOKUP_BYTES_MAX {
-                    self.note_sealed_lookup(row);
-                }
+                self.note_sealed_lookup(row, by.value_bytes() + sealed.value_bytes());
             }
             [blob] if blob.is_blob() => self.note_single_blob(row, *blob),
             // Versions before 7 wrote seven columns, those before 9 eight; the row id is one of them.
@@ -255,7 +253,10 @@ impl Damaged {
         }
     }
 
-    fn note_sealed_lookup(&mut self, row: &CandidateRow<'_>) {
+    fn note_sealed_lookup(&mut self, row: &CandidateRow<'_>, bytes: u64) {
+        if bytes > LOOKUP_BYTES_MAX {
+            return;
+        }
         let Some(values) = row.values(&self.pager) else { return };
         if let [_, ColumnValue::Blob(by), sealed] = &values[..] {
             let key = (by.clone(), sealed.blob().map(<[u8]>::to_vec));
