@@ -13,7 +13,7 @@ use crate::bodies::{Sent, span_batches};
 const PATH: &str = "v1/private/spans/batch";
 
 /// Stores messages for this server, each with this many spans of 1 KB, as the Python SDK sends them.
-pub fn fill(home: &Path, server: &str, messages: usize, spans: usize) {
+pub(crate) fn fill(home: &Path, server: &str, messages: usize, spans: usize) {
     let limits = Limits { size_max: 100 << 30, disk_reserve: 0, when_full: WhenFull::Refuse };
     let store = store::open(&store_path(home), OpenMode::CreateIfMissing, limits).expect("a new store");
     let Route::Protected(write) = classify("POST", PATH) else { panic!("spans are protected") };

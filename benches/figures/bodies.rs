@@ -7,7 +7,7 @@ use uuid::Uuid;
 
 /// How a body is sent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Sent {
+pub(crate) enum Sent {
     /// As the Python SDK sends it: `spans/batch`, JSON with spaces, gzip.
     Python,
     /// As the TypeScript SDK sends it: `spans/batch`, compact JSON, uncompressed.
@@ -15,14 +15,14 @@ pub enum Sent {
 }
 
 /// A source of numbers that gives the same ones in every run (splitmix64).
-pub struct Numbers(u64);
+pub(crate) struct Numbers(u64);
 
 impl Numbers {
-    pub fn new(seed: u64) -> Self {
+    pub(crate) fn new(seed: u64) -> Self {
         Self(seed)
     }
 
-    pub fn next(&mut self) -> u64 {
+    pub(crate) fn next(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut z = self.0;
         z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -30,7 +30,7 @@ impl Numbers {
         z ^ (z >> 31)
     }
 
-    pub fn below(&mut self, bound: u64) -> u64 {
+    pub(crate) fn below(&mut self, bound: u64) -> u64 {
         self.next() % bound
     }
 }
@@ -86,7 +86,7 @@ fn span(numbers: &mut Numbers, words: &[&str], bytes: usize, sent: Sent) -> Stri
 }
 
 /// Returns bodies of `spans/batch`, each of this many spans of about this many bytes, as an SDK sends them.
-pub fn span_batches(seed: u64, count: usize, spans: usize, bytes: usize, sent: Sent) -> Vec<Vec<u8>> {
+pub(crate) fn span_batches(seed: u64, count: usize, spans: usize, bytes: usize, sent: Sent) -> Vec<Vec<u8>> {
     let words: Vec<&str> = WORDS.split_whitespace().collect();
     let mut numbers = Numbers::new(seed);
     let mut bodies = Vec::with_capacity(count);
@@ -101,7 +101,7 @@ pub fn span_batches(seed: u64, count: usize, spans: usize, bytes: usize, sent: S
 }
 
 /// Returns a body of `spans/batch` whose gzip has about this many bytes.
-pub fn gzip_of_size(seed: u64, bytes: usize) -> Vec<u8> {
+pub(crate) fn gzip_of_size(seed: u64, bytes: usize) -> Vec<u8> {
     let words: Vec<&str> = WORDS.split_whitespace().collect();
     let mut content = bytes;
     loop {
@@ -122,7 +122,7 @@ fn gzip(content: &[u8]) -> Vec<u8> {
 }
 
 /// Returns the whole HTTP request that carries a body of `spans/batch`, with the headers of its SDK.
-pub fn request(body: &[u8], sent: Sent) -> Vec<u8> {
+pub(crate) fn request(body: &[u8], sent: Sent) -> Vec<u8> {
     let headers = match sent {
         Sent::Python => {
             "Accept: */*\r\nConnection: keep-alive\r\nUser-Agent: python-httpx/0.28.1\r\n\

@@ -15,7 +15,7 @@ use crate::{Size, load};
 
 const BODY_BYTES: usize = 8_500;
 
-pub fn run(size: Size, rows: &mut Vec<Row>) {
+pub(crate) fn run(size: Size, rows: &mut Vec<Row>) {
     let sink = Sink::start(Duration::ZERO);
     // Different spans, as an application has them.
     let bodies: Vec<_> = (0..size.pick(8, 256, 512)).map(|seed| gzip_of_size(seed, BODY_BYTES)).collect();

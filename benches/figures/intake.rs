@@ -21,7 +21,7 @@ struct Case {
     reach: f64,
 }
 
-pub fn run(size: Size, rows: &mut Vec<Row>) {
+pub(crate) fn run(size: Size, rows: &mut Vec<Row>) {
     let count = |full: usize| size.pick(full / 200, full / 4, full);
     let cases = [
         Case {
@@ -92,7 +92,7 @@ pub fn run(size: Size, rows: &mut Vec<Row>) {
 }
 
 /// The disk space of a stored span.
-pub fn disk(size: Size, rows: &mut Vec<Row>) {
+pub(crate) fn disk(size: Size, rows: &mut Vec<Row>) {
     let count = size.pick(200, 10_000, 40_000);
     let sdk = sdk::write(size.pick(50, 1_000, 3_000));
     for (sent, name) in [(Sent::Python, "Python SDK (gzip)"), (Sent::TypeScript, "TypeScript SDK (uncompressed)")] {

@@ -13,7 +13,7 @@ use crate::report::{Row, median, number};
 use crate::sink::Sink;
 use crate::{Size, backlog};
 
-pub fn run(size: Size, rows: &mut Vec<Row>) {
+pub(crate) fn run(size: Size, rows: &mut Vec<Row>) {
     let count = size.pick(500, 50_000, 1_000_000);
     let home = folder();
     // The server that the backlog is for: away until the drain.

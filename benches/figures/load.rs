@@ -11,10 +11,10 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
 /// Whole requests, shared by all connections.
-pub type Requests = Arc<Vec<Vec<u8>>>;
+pub(crate) type Requests = Arc<Vec<Vec<u8>>>;
 
 /// How a load went.
-pub struct Went {
+pub(crate) struct Went {
     /// From the first request to the last answer.
     pub took: Duration,
     /// Sorted.
@@ -22,19 +22,19 @@ pub struct Went {
 }
 
 impl Went {
-    pub fn per_second(&self) -> f64 {
+    pub(crate) fn per_second(&self) -> f64 {
         self.latencies.len() as f64 / self.took.as_secs_f64()
     }
 
     /// Returns the latency that this share of the requests did not pass.
-    pub fn latency(&self, share: f64) -> Duration {
+    pub(crate) fn latency(&self, share: f64) -> Duration {
         let last = self.latencies.len() - 1;
         self.latencies[((last as f64) * share).round() as usize]
     }
 }
 
 /// Sends each request once over this many connections; every answer must be a success.
-pub fn run(address: SocketAddr, connections: usize, requests: &Requests) -> Went {
+pub(crate) fn run(address: SocketAddr, connections: usize, requests: &Requests) -> Went {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
     let local = tokio::task::LocalSet::new();
     local.block_on(&runtime, async {

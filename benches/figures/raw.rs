@@ -4,7 +4,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 /// Writes each body as a row, this many rows per transaction, and returns how long that took.
-pub fn write(folder: &Path, bodies: &[Vec<u8>], rows: usize) -> Duration {
+pub(crate) fn write(folder: &Path, bodies: &[Vec<u8>], rows: usize) -> Duration {
     let connection = rusqlite::Connection::open(folder.join("raw.db")).expect("a new database");
     connection
         .execute_batch(

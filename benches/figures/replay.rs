@@ -14,7 +14,7 @@ use crate::{Size, backlog, load, sdk};
 /// The round-trip time in the drain over a slow line.
 const ROUND_TRIP: Duration = Duration::from_millis(50);
 
-pub fn run(size: Size, rows: &mut Vec<Row>) {
+pub(crate) fn run(size: Size, rows: &mut Vec<Row>) {
     let sink = Sink::start(Duration::ZERO);
     for (full, spans, reach) in [(10_000, 1, 1.0), (2_000, 10, 0.5)] {
         let count = size.pick(full / 50, full / 5, full);

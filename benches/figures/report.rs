@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 
 /// One row: a figure, what it is compared with, and what has to be reached.
-pub struct Row {
+pub(crate) struct Row {
     what: String,
     ours: String,
     theirs: String,
@@ -14,7 +14,7 @@ pub struct Row {
 
 impl Row {
     /// A row whose ratio is `ours / theirs` and must be at least `reach`.
-    pub fn at_least(what: &str, (ours, theirs): (f64, f64), unit: &str, than: &str, reach: f64) -> Self {
+    pub(crate) fn at_least(what: &str, (ours, theirs): (f64, f64), unit: &str, than: &str, reach: f64) -> Self {
         let ratio = ours / theirs;
         Self {
             what: what.into(),
@@ -27,13 +27,13 @@ impl Row {
     }
 
     /// A row whose ratio is `ours / theirs` and must be at most `reach`.
-    pub fn at_most(what: &str, (ours, theirs): (f64, f64), unit: &str, than: &str, reach: f64) -> Self {
+    pub(crate) fn at_most(what: &str, (ours, theirs): (f64, f64), unit: &str, than: &str, reach: f64) -> Self {
         let row = Self::at_least(what, (ours, theirs), unit, than, reach);
         Self { reach: format!("<= {reach}"), reached: Some(ours / theirs <= reach), ..row }
     }
 
     /// A row with a figure that must be at most `reach` by itself; `theirs` is only for comparison.
-    pub fn bound(what: &str, ours: f64, unit: &str, theirs: &str, reach: f64) -> Self {
+    pub(crate) fn bound(what: &str, ours: f64, unit: &str, theirs: &str, reach: f64) -> Self {
         Self {
             what: what.into(),
             ours: format!("{}{unit}", number(ours)),
@@ -45,14 +45,14 @@ impl Row {
     }
 
     /// A row that only tells.
-    pub fn told(what: &str, ours: &str, theirs: &str) -> Self {
+    pub(crate) fn told(what: &str, ours: &str, theirs: &str) -> Self {
         let (what, ours, theirs) = (what.into(), ours.into(), theirs.into());
         Self { what, ours, theirs, ratio: String::new(), reach: String::new(), reached: None }
     }
 }
 
 /// Returns the table.
-pub fn table(rows: &[Row]) -> String {
+pub(crate) fn table(rows: &[Row]) -> String {
     let mut table = String::from("| what | opik-offline | compared with | ratio | to reach | |\n");
     table.push_str("| --- | ---: | ---: | ---: | ---: | --- |\n");
     for row in rows {
@@ -68,7 +68,7 @@ pub fn table(rows: &[Row]) -> String {
 }
 
 /// Writes a number with three figures that count.
-pub fn number(value: f64) -> String {
+pub(crate) fn number(value: f64) -> String {
     let digits = if value.abs() >= 100.0 {
         0
     } else if value.abs() >= 10.0 {
@@ -89,7 +89,7 @@ pub fn number(value: f64) -> String {
 }
 
 /// Returns the middle value.
-pub fn median(values: impl IntoIterator<Item = f64>) -> f64 {
+pub(crate) fn median(values: impl IntoIterator<Item = f64>) -> f64 {
     let mut values: Vec<f64> = values.into_iter().collect();
     values.sort_by(f64::total_cmp);
     values[values.len() / 2]

@@ -10,13 +10,13 @@ use crate::agent::folder;
 use crate::tools;
 
 /// How the SDK's own store did.
-pub struct Written {
+pub(crate) struct Written {
     pub per_second: f64,
     pub bytes_per_message: f64,
 }
 
 /// Makes the SDK store this many spans of 2 KB, one by one, as it does during an outage.
-pub fn write(count: usize) -> Written {
+pub(crate) fn write(count: usize) -> Written {
     let folder = folder();
     let result = python("sdk_store.py", &[&count.to_string(), &folder.path().to_string_lossy()], &[]);
     Written { per_second: figure(&result, "per_second"), bytes_per_message: figure(&result, "bytes_per_message") }
@@ -25,7 +25,7 @@ pub fn write(count: usize) -> Written {
 /// Makes the SDK replay this many messages of this many spans to this URL, and returns the seconds that it took.
 ///
 /// `tuned` is the largest batch and no delay; otherwise its defaults.
-pub fn replay(count: usize, spans: usize, url: &str, tuned: bool) -> f64 {
+pub(crate) fn replay(count: usize, spans: usize, url: &str, tuned: bool) -> f64 {
     let (batch, delay) = if tuned { ("1000", "0") } else { ("50", "0.5") };
     let env =
         [("OPIK_URL_OVERRIDE", url), ("OPIK_REPLAY_BATCH_SIZE", batch), ("OPIK_REPLAY_BATCH_REPLAY_DELAY", delay)];

@@ -9,7 +9,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 
 /// A running sink; lives as long as the process.
-pub struct Sink {
+pub(crate) struct Sink {
     pub address: SocketAddr,
     counts: Arc<Counts>,
 }
@@ -21,12 +21,12 @@ struct Counts {
 
 impl Sink {
     /// Starts a sink whose answers take this long, on a thread of its own.
-    pub fn start(delay: Duration) -> Self {
+    pub(crate) fn start(delay: Duration) -> Self {
         Self::start_at(SocketAddr::from(([127, 0, 0, 1], 0)), delay)
     }
 
     /// Starts a sink at this address: a server that was away and comes back.
-    pub fn start_at(address: SocketAddr, delay: Duration) -> Self {
+    pub(crate) fn start_at(address: SocketAddr, delay: Duration) -> Self {
         let counts = Arc::new(Counts::default());
         let (told, bound) = std::sync::mpsc::channel();
         std::thread::spawn({
@@ -47,12 +47,12 @@ impl Sink {
         Self { address: bound.recv().expect("the sink starts"), counts }
     }
 
-    pub fn url(&self) -> String {
+    pub(crate) fn url(&self) -> String {
         format!("http://{}/api", self.address)
     }
 
     /// Returns how many writes came so far.
-    pub fn writes(&self) -> u64 {
+    pub(crate) fn writes(&self) -> u64 {
         self.counts.writes.load(Ordering::Relaxed)
     }
 }

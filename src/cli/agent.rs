@@ -62,7 +62,7 @@ Exit codes:
 /// log file.
 #[derive(Args, Debug)]
 #[command(after_long_help = AFTER_HELP)]
-pub struct AgentArgs {
+pub(super) struct AgentArgs {
     /// Listen on this address [default: 127.0.0.1:6745]
     #[arg(long, value_name = "HOST:PORT")]
     listen: Option<OsString>,
@@ -201,7 +201,7 @@ pub struct AgentArgs {
     command: Vec<OsString>,
 }
 
-pub fn run(common: &Common, args: &AgentArgs) -> Result<ExitCode, Failure> {
+pub(super) fn run(common: &Common, args: &AgentArgs) -> Result<ExitCode, Failure> {
     let config = configuration(&args.flags(common.flags()))?;
     super::selection::refuse_jsonl(common.format)?;
     if let Some((program, arguments)) = args.command.split_first() {

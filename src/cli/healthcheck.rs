@@ -48,7 +48,7 @@ Exit codes:
 /// check, with a hint if something is wrong. If several checks fail, the first one determines the exit code.
 #[derive(Args, Debug)]
 #[command(after_long_help = AFTER_HELP)]
-pub struct HealthcheckArgs {
+pub(super) struct HealthcheckArgs {
     /// Retry for up to this long until all checks pass
     #[arg(long, value_name = "DURATION", value_parser = duration)]
     wait: Option<Duration>,
@@ -144,7 +144,7 @@ impl From<Check> for CheckReport {
 /// Columns before the text of a check.
 const INDENT: usize = 17;
 
-pub fn run(common: &Common, args: &HealthcheckArgs) -> Result<(), Failure> {
+pub(super) fn run(common: &Common, args: &HealthcheckArgs) -> Result<(), Failure> {
     refuse_jsonl(common.format)?;
     let config = configuration(&common.flags())?;
     let renderer = common.renderer();

@@ -58,7 +58,7 @@ Environment:
 /// harmless.
 #[derive(Args, Debug)]
 #[command(after_long_help = AFTER_HELP)]
-pub struct InspectArgs {
+pub(super) struct InspectArgs {
     /// Show this message in full
     #[arg(value_name = "ID", value_parser = id, conflicts_with_all = ["status", "rejected", "types", "workspace", "server", "project", "ids", "trace", "older_than", "newer_than"])]
     id: Option<i64>,
@@ -104,7 +104,7 @@ const FOLLOW_INTERVAL: Duration = Duration::from_millis(200);
 /// Bodies larger than this are not written as YAML, whose writer has several copies of a text in memory.
 const YAML_BYTES_MAX: usize = 16 * 1024 * 1024;
 
-pub fn run(common: &Common, args: &InspectArgs) -> Result<(), Failure> {
+pub(super) fn run(common: &Common, args: &InspectArgs) -> Result<(), Failure> {
     if args.follow && matches!(common.format, OutputFormat::Json | OutputFormat::Yaml) {
         return Err(Failure::new(
             Exit::Usage,

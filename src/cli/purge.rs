@@ -32,7 +32,7 @@ Exit codes:
 /// a replay is sending at the moment are kept. The freed space is returned to the file system.
 #[derive(Args, Debug)]
 #[command(after_long_help = AFTER_HELP)]
-pub struct PurgeArgs {
+pub(super) struct PurgeArgs {
     /// Show what would be deleted, and delete nothing
     #[arg(long)]
     dry_run: bool,
@@ -69,7 +69,7 @@ struct PurgeReport {
 /// Messages deleted per commit: few enough that intake never waits for a purge.
 const PURGE_STEP: usize = 1000;
 
-pub fn run(common: &Common, args: &PurgeArgs) -> Result<(), Failure> {
+pub(super) fn run(common: &Common, args: &PurgeArgs) -> Result<(), Failure> {
     refuse_jsonl(common.format)?;
     let config = configuration(&common.flags())?;
     let renderer = common.renderer();

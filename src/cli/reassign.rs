@@ -18,7 +18,7 @@ use crate::terminal::{Shown, is_interactive};
 /// Selects lanes that get another destination.
 #[derive(Args, Clone, Debug, Default)]
 #[command(next_help_heading = "Server moved, key changed")]
-pub struct ReassignArgs {
+pub(super) struct ReassignArgs {
     /// Deliver messages for this server to --upstream instead
     ///
     /// For a server that moved: all messages stored for URL, including rejected ones, are reassigned to the server of
@@ -49,12 +49,12 @@ pub struct ReassignArgs {
 
 impl ReassignArgs {
     /// Returns whether lanes get another destination.
-    pub fn is_asked(&self) -> bool {
+    pub(super) fn is_asked(&self) -> bool {
         self.readdress.is_some() || self.rekey
     }
 
     /// Returns which lanes get which destination.
-    pub fn reassignment(&self, config: &Config, workspaces: &[String]) -> Reassignment {
+    pub(super) fn reassignment(&self, config: &Config, workspaces: &[String]) -> Reassignment {
         Reassignment {
             own: translate::lane(config),
             is_server_configured: config.upstream.is_set(),
@@ -68,7 +68,7 @@ impl ReassignArgs {
 
 /// A lane that gets another destination, as reported.
 #[derive(Serialize)]
-pub struct Reassigned {
+pub(super) struct Reassigned {
     lane: i64,
     server: Option<String>,
     workspace: String,
@@ -100,7 +100,7 @@ impl From<LaneMove> for Reassigned {
 }
 
 /// Returns a table of the moves.
-pub fn text(renderer: &Renderer, moves: &[Reassigned]) -> Shown {
+pub(super) fn text(renderer: &Renderer, moves: &[Reassigned]) -> Shown {
     let readdressed = moves.iter().any(|it| it.server != it.to_server);
     let rekeyed = moves.iter().any(|it| it.key != it.to_key);
     let mut columns = vec![">lane", "…workspace", ">waiting", ">rejected"];
@@ -128,12 +128,12 @@ pub fn text(renderer: &Renderer, moves: &[Reassigned]) -> Shown {
 }
 
 /// Returns how many messages move, with the noun.
-pub fn sum(moves: &[Reassigned]) -> String {
+pub(super) fn sum(moves: &[Reassigned]) -> String {
     count(moves.iter().map(|it| it.waiting + it.rejected).sum(), "message")
 }
 
 /// Asks for confirmation on a terminal; fails unless the answer is yes.
-pub fn ask(moves: &[LaneMove]) -> Result<(), Failure> {
+pub(super) fn ask(moves: &[LaneMove]) -> Result<(), Failure> {
     let messages = count(moves.iter().map(LaneMove::messages).sum(), "message");
     if !is_interactive() {
         let message = format!("{messages} would get another destination, and there is no terminal to ask on");

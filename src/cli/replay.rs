@@ -66,7 +66,7 @@ Exit codes:
 /// replayed.
 #[derive(Args, Debug)]
 #[command(after_long_help = AFTER_HELP)]
-pub struct ReplayArgs {
+pub(super) struct ReplayArgs {
     /// Replay this many messages, then pause
     ///
     /// If unset, replay starts at 50 and speeds up while the server keeps up.
@@ -175,7 +175,7 @@ impl ReplayReport {
     }
 }
 
-pub fn run(common: &Common, args: &ReplayArgs) -> Result<(), Failure> {
+pub(super) fn run(common: &Common, args: &ReplayArgs) -> Result<(), Failure> {
     refuse_jsonl(common.format)?;
     let flags = Flags {
         replay_batch_size: args.batch_size.clone(),

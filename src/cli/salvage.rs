@@ -23,7 +23,7 @@ use crate::terminal::render::{OutputFormat, Renderer};
 
 /// The outcome for one file.
 #[derive(Serialize)]
-pub struct SourceReport {
+pub(super) struct SourceReport {
     path: String,
     /// Messages that were queued.
     messages: u64,
@@ -55,7 +55,7 @@ impl From<SalvagedFile> for SourceReport {
 
 impl SourceReport {
     /// Returns what happened to the file as a line, without its end.
-    pub fn text(&self, dry_run: bool) -> String {
+    pub(super) fn text(&self, dry_run: bool) -> String {
         let verb = if dry_run { "would take" } else { "took" };
         let mut text = format!("{verb} {} from {}", count(self.messages, "message"), self.path);
         let mut add = |number: u64, what: &str| {
@@ -72,7 +72,7 @@ impl SourceReport {
 }
 
 /// The files to salvage, as the command line names them.
-pub struct Given<'a> {
+pub(super) struct Given<'a> {
     pub files: &'a [PathBuf],
     pub attachments: &'a [PathBuf],
     pub owner: Option<&'a str>,
@@ -95,7 +95,7 @@ fn owner(named: Option<&str>) -> Result<FileOwner, Failure> {
 
 /// Salvages these files, or reports what that would do. Also returns whether a file failed, which costs the others
 /// nothing. A file that names another server than the configured one is refused, unless it names `readdress`.
-pub fn take_in(
+pub(super) fn take_in(
     config: &Config,
     given: &Given<'_>,
     readdress: Option<&Server>,
@@ -189,7 +189,7 @@ fn row(stored: &StoredRow, folders: &AttachmentFolders) -> Row {
 }
 
 /// Lists the rows of one file.
-pub fn list(common: &Common, path: &Path, named: Option<&str>, limit: usize) -> Result<(), Failure> {
+pub(super) fn list(common: &Common, path: &Path, named: Option<&str>, limit: usize) -> Result<(), Failure> {
     let renderer = common.renderer();
     // Nothing is stored here; a signal is handled only so that the folder of the copy is removed.
     let shutdown = Shutdown::new();

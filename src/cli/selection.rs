@@ -18,7 +18,7 @@ use crate::terminal::render::{hanging, nothing};
 /// Selects messages.
 #[derive(Args, Clone, Debug, Default)]
 #[command(next_help_heading = "Which messages")]
-pub struct SelectionArgs {
+pub(super) struct SelectionArgs {
     /// Only messages with this status (may be given more than once)
     #[arg(long, value_name = "STATUS", ignore_case = true, value_parser = status(), hide_short_help = true)]
     pub status: Vec<MessageStatus>,
@@ -73,7 +73,7 @@ pub struct SelectionArgs {
 
 impl SelectionArgs {
     /// Returns the filter of the store.
-    pub fn filter(&self, now_ms: i64) -> Filter {
+    pub(super) fn filter(&self, now_ms: i64) -> Filter {
         let mut statuses = self.status.clone();
         if self.rejected && !statuses.contains(&MessageStatus::Rejected) {
             statuses.push(MessageStatus::Rejected);
@@ -99,7 +99,7 @@ impl SelectionArgs {
     /// # Errors
     ///
     /// Fails if the store can't be read.
-    pub fn nothing(&self, store: &dyn Store) -> Result<String, StoreError> {
+    pub(super) fn nothing(&self, store: &dyn Store) -> Result<String, StoreError> {
         if let Some(unknown) = self.unknown(store)? {
             return Ok(unknown);
         }
@@ -111,7 +111,7 @@ impl SelectionArgs {
     /// # Errors
     ///
     /// Fails if the store can't be read.
-    pub fn unknown(&self, store: &dyn Store) -> Result<Option<String>, StoreError> {
+    pub(super) fn unknown(&self, store: &dyn Store) -> Result<Option<String>, StoreError> {
         let stored = store.backlog(&Filter::default())?;
         let workspaces = names(stored.groups.iter().map(|group| group.workspace.as_str()));
         if let Some(unknown) = self.workspace.iter().find(|name| !workspaces.contains(&name.as_str())) {
@@ -158,28 +158,28 @@ fn no_such(noun: &str, unknown: &str, stored: &[&str]) -> Option<String> {
 }
 
 /// Parses a duration such as `500ms`, `10s` or `7d`.
-pub fn duration(text: &str) -> Result<Duration, String> {
+pub(super) fn duration(text: &str) -> Result<Duration, String> {
     parse_duration(text).map_err(|error| error.to_string())
 }
 
 /// Parses the base URL of a server.
-pub fn server(text: &str) -> Result<Server, String> {
+pub(super) fn server(text: &str) -> Result<Server, String> {
     let url: ServerUrl = text.parse().map_err(|error: ServerUrlError| error.to_string())?;
     Ok(Server::new(&url.to_string()))
 }
 
 /// Parses the id of a message.
-pub fn id(text: &str) -> Result<i64, String> {
+pub(super) fn id(text: &str) -> Result<i64, String> {
     text.parse().map_err(|_| "expected a number, as `opik-offline inspect` lists it".to_owned())
 }
 
 /// Parses a number of messages.
-pub fn number(text: &str) -> Result<u64, String> {
+pub(super) fn number(text: &str) -> Result<u64, String> {
     text.parse().map_err(|_| "expected a whole number".to_owned())
 }
 
 /// Parses a number of messages, at least one.
-pub fn number_from_one(text: &str) -> Result<u64, String> {
+pub(super) fn number_from_one(text: &str) -> Result<u64, String> {
     number(text).ok().filter(|number| *number > 0).ok_or_else(|| "expected a whole number from 1".to_owned())
 }
 
@@ -197,7 +197,7 @@ fn type_help() -> String {
 }
 
 /// Suggests types for an unknown type name; there are too many to list them all.
-pub fn suggest_types(error: &mut clap::Error) {
+pub(super) fn suggest_types(error: &mut clap::Error) {
     let is_type =
         matches!(error.get(ContextKind::InvalidArg), Some(ContextValue::String(arg)) if arg.starts_with("--type "));
     if !is_type || error.kind() != ErrorKind::InvalidValue {
@@ -229,7 +229,7 @@ fn message_type() -> impl TypedValueParser<Value = MessageType> {
 }
 
 /// Rejects a format that the command does not support.
-pub fn refuse_jsonl(format: crate::terminal::render::OutputFormat) -> Result<(), Failure> {
+pub(super) fn refuse_jsonl(format: crate::terminal::render::OutputFormat) -> Result<(), Failure> {
     match format {
         crate::terminal::render::OutputFormat::Jsonl => Err(Failure::new(
             Exit::Usage,

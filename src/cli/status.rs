@@ -33,7 +33,7 @@ Exit codes:
 /// It reads the store itself, so that it works with and without an agent running.
 #[derive(Args, Debug)]
 #[command(after_long_help = AFTER_HELP)]
-pub struct StatusArgs {
+pub(super) struct StatusArgs {
     /// Show it again every 2 seconds until interrupted
     #[arg(long)]
     watch: bool,
@@ -50,7 +50,7 @@ pub struct StatusArgs {
 /// How often `--watch` refreshes.
 const WATCH_INTERVAL: Duration = Duration::from_secs(2);
 
-pub fn run(common: &Common, args: &StatusArgs) -> Result<(), Failure> {
+pub(super) fn run(common: &Common, args: &StatusArgs) -> Result<(), Failure> {
     refuse_jsonl(common.format)?;
     let config = configuration(&common.flags())?;
     let renderer = common.renderer();

@@ -27,7 +27,7 @@ use crate::message::{Effect, EntityKey, Lane, Request, Touch};
 
 /// The locks of all lanes.
 #[derive(Clone, Default)]
-pub struct EntityLocks {
+pub(super) struct EntityLocks {
     queues: Arc<Mutex<LockQueues>>,
 }
 
@@ -132,7 +132,7 @@ impl RequestIdentity {
 type Done = Arc<Semaphore>;
 
 /// The right to decide about a write, until it is dropped.
-pub struct Ticket {
+pub(super) struct Ticket {
     locks: EntityLocks,
     lane: Arc<Lane>,
     keys: Vec<EntityKey>,
@@ -145,7 +145,7 @@ impl EntityLocks {
     /// `request` is all that the write sends to the server, if that is one request in memory.
     ///
     /// The place in the queue is taken when this is called, not when its future is first polled.
-    pub fn lock(
+    pub(super) fn lock(
         &self,
         lane: &Lane,
         touches: &[Touch],
@@ -171,7 +171,7 @@ impl EntityLocks {
     /// Waits until every earlier write of the lane that names an entity is done; later ones wait for this ticket.
     ///
     /// For a write whose entities are unknown. The place in the queue is taken when this is called.
-    pub fn lock_lane(&self, lane: &Lane) -> impl Future<Output = Ticket> + Send + use<> {
+    pub(super) fn lock_lane(&self, lane: &Lane) -> impl Future<Output = Ticket> + Send + use<> {
         let lane = Arc::new(lane.clone());
         let done: Done = Arc::new(Semaphore::new(0));
         let mut earlier = Vec::new();

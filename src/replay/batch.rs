@@ -117,7 +117,7 @@ type RequestQueue = VecDeque<(Shipment, Option<usize>)>;
 
 impl<'w, 'a> Batch<'w, 'a> {
     /// Returns a batch of which nothing was sent yet.
-    pub fn new(sender: &'w Sender<'a>, turn: &'w mut LaneTurn) -> Self {
+    pub(super) fn new(sender: &'w Sender<'a>, turn: &'w mut LaneTurn) -> Self {
         Self {
             sender,
             turn,
@@ -138,7 +138,7 @@ impl<'w, 'a> Batch<'w, 'a> {
     /// # Errors
     ///
     /// What keeps the store from being used.
-    pub fn send_all(&mut self, claimed: Vec<Claimed>) -> Result<(), StoreError> {
+    pub(super) fn send_all(&mut self, claimed: Vec<Claimed>) -> Result<(), StoreError> {
         let mut requests = self.requests(claimed);
         while let Some((shipment, first_failed)) = requests.pop_front() {
             let Some(shipment) = self.admit(shipment) else { continue };

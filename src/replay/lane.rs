@@ -47,7 +47,7 @@ impl LaneWorker<'_> {
     /// # Errors
     ///
     /// What keeps the store from being used.
-    pub fn run_caught(self) -> Result<(), StoreError> {
+    pub(super) fn run_caught(self) -> Result<(), StoreError> {
         let (replay, keeper, lane) = (self.sender.replay, self.sender.keeper, self.sender.work.id);
         caught(|| self.run()).unwrap_or_else(|| {
             error!(target: "replay_manager", "internal error while replaying a lane; its messages are kept");

@@ -29,7 +29,7 @@ impl<'a> LeaseKeeper<'a> {
     /// # Errors
     ///
     /// [`StoreError::LeaseHeld`] while another process replays this store.
-    pub fn acquire(store: &'a dyn Store, owner: &Owner) -> Result<Self, StoreError> {
+    pub(super) fn acquire(store: &'a dyn Store, owner: &Owner) -> Result<Self, StoreError> {
         // Read before the call: the lease may last longer than this, never shorter.
         let renewed = since_boot();
         let lease = store.acquire(owner, LEASE_TIME_TO_LIVE)?;
@@ -37,7 +37,7 @@ impl<'a> LeaseKeeper<'a> {
     }
 
     /// Returns whether enough of the lease is left to send one more request.
-    pub fn may_send(&self) -> bool {
+    pub(super) fn may_send(&self) -> bool {
         !self.lost.load(Ordering::Relaxed) && suffices(*lock(&self.renewed), since_boot())
     }
 
@@ -46,7 +46,7 @@ impl<'a> LeaseKeeper<'a> {
     /// # Errors
     ///
     /// [`StoreError::LeaseLost`] when another process took it: nothing more is sent.
-    pub fn renew_if_due(&self) -> Result<(), StoreError> {
+    pub(super) fn renew_if_due(&self) -> Result<(), StoreError> {
         let now = since_boot();
         if now.saturating_sub(*lock(&self.renewed)) < LEASE_RENEW_INTERVAL {
             return Ok(());

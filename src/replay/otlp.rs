@@ -68,7 +68,7 @@ impl KnownTraces {
     /// Returns a request with its roots of these traces attached to them; `None` when it has none.
     ///
     /// Otherwise, pieces of a request whose roots share a trace would get the conflict one by one.
-    pub fn attach(&self, request: &Request) -> Option<Request> {
+    pub(super) fn attach(&self, request: &Request) -> Option<Request> {
         if self.0.is_empty() {
             return None;
         }

@@ -25,7 +25,12 @@ pub(super) struct Sender<'a> {
 
 impl Sender<'_> {
     /// Sends a request or, if the server is too old for it, an equivalent one.
-    pub fn send(&self, message_type: MessageType, request: &Request, timeout: Duration) -> Result<Answer, SendFailure> {
+    pub(super) fn send(
+        &self,
+        message_type: MessageType,
+        request: &Request,
+        timeout: Duration,
+    ) -> Result<Answer, SendFailure> {
         let replay = self.replay;
         replay.metrics.replay_requests.add(1);
         let endpoint = Endpoint::Write(message_type);
@@ -44,18 +49,18 @@ impl Sender<'_> {
     }
 
     /// Takes what happened to the lane, and returns what to do.
-    pub fn on(&self, turn: &mut LaneTurn, event: Event) -> Decision {
+    pub(super) fn on(&self, turn: &mut LaneTurn, event: Event) -> Decision {
         self.replay.state.on(self.work.id, turn, event)
     }
 
     /// Persists a hold of the lane or of one bucket, or removes the lane's.
-    pub fn hold(&self, hold: Option<&Hold>) -> Result<(), StoreError> {
+    pub(super) fn hold(&self, hold: Option<&Hold>) -> Result<(), StoreError> {
         self.replay.store.hold(&self.keeper.lease, self.work.id, hold)
     }
 
     /// Settles and counts. If the store cannot take the outcomes, the server's decisions are remembered, so that these
     /// messages are not sent again.
-    pub fn settle(&self, outcomes: &[(MessageId, Outcome)]) -> Result<(), StoreError> {
+    pub(super) fn settle(&self, outcomes: &[(MessageId, Outcome)]) -> Result<(), StoreError> {
         let replay = self.replay;
         if let Err(error) = replay.store.settle(&self.keeper.lease, outcomes) {
             replay.state.keep_unsettled(outcomes);

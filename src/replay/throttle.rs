@@ -14,12 +14,12 @@ pub(super) struct PauseGate {
 
 impl PauseGate {
     /// Closes the gate for this long.
-    pub fn close_for(&self, pause: Duration) {
+    pub(super) fn close_for(&self, pause: Duration) {
         *lock(&self.opens) = Some(Instant::now() + pause);
     }
 
     /// Returns how long it stays closed.
-    pub fn opens_in(&self) -> Duration {
+    pub(super) fn opens_in(&self) -> Duration {
         lock(&self.opens).map_or(Duration::ZERO, |opens| opens.saturating_duration_since(Instant::now()))
     }
 }
@@ -31,12 +31,12 @@ pub(super) struct MessageQuota {
 
 impl MessageQuota {
     /// Returns a quota of this many messages; `None`: without limit.
-    pub fn new(limit: Option<u64>) -> Self {
+    pub(super) fn new(limit: Option<u64>) -> Self {
         Self { left: limit.map(Mutex::new) }
     }
 
     /// Takes up to this many, and returns how many.
-    pub fn take(&self, wanted: usize) -> usize {
+    pub(super) fn take(&self, wanted: usize) -> usize {
         let Some(left) = &self.left else { return wanted };
         let mut left = lock(left);
         let taken = wanted.min(usize::try_from(*left).unwrap_or(usize::MAX));
@@ -45,14 +45,14 @@ impl MessageQuota {
     }
 
     /// Returns unused messages to the quota.
-    pub fn give_back(&self, unused: usize) {
+    pub(super) fn give_back(&self, unused: usize) {
         if let Some(left) = &self.left {
             *lock(left) += unused as u64;
         }
     }
 
     /// Returns whether the limit is reached.
-    pub fn is_spent(&self) -> bool {
+    pub(super) fn is_spent(&self) -> bool {
         self.left.as_ref().is_some_and(|left| *lock(left) == 0)
     }
 }

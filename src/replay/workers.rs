@@ -41,13 +41,13 @@ struct BusyWorker {
 
 impl LaneWorkers {
     /// Returns none busy, of this many at most.
-    pub fn new(most: usize, answer_timeout: Duration) -> Self {
+    pub(super) fn new(most: usize, answer_timeout: Duration) -> Self {
         Self { most, answer_timeout, busy: Vec::new(), next_number: 0 }
     }
 
     /// Gives a due lane a worker if one more is allowed, and returns its number. `is_failing`: the lane's last request
     /// failed.
-    pub fn admit(&mut self, work: &LaneWork, is_failing: bool, now: Instant) -> Option<u64> {
+    pub(super) fn admit(&mut self, work: &LaneWork, is_failing: bool, now: Instant) -> Option<u64> {
         let is_slow = |worker: &BusyWorker| now.saturating_duration_since(worker.since) >= SLOW_AFTER;
         let count = |of: &dyn Fn(&BusyWorker) -> bool| self.busy.iter().filter(|worker| of(worker)).count();
         let here = count(&|worker| worker.lane == work.id);
@@ -77,22 +77,22 @@ impl LaneWorkers {
     }
 
     /// Notes that a worker's turn is over.
-    pub fn remove(&mut self, number: u64) {
+    pub(super) fn remove(&mut self, number: u64) {
         self.busy.retain(|worker| worker.number != number);
     }
 
     /// Returns whether a lane has a worker.
-    pub fn has(&self, lane: LaneId) -> bool {
+    pub(super) fn has(&self, lane: LaneId) -> bool {
         self.busy.iter().any(|worker| worker.lane == lane)
     }
 
     /// Returns how many workers are busy.
-    pub fn len(&self) -> usize {
+    pub(super) fn len(&self) -> usize {
         self.busy.len()
     }
 
     /// Returns whether no worker is busy.
-    pub fn is_empty(&self) -> bool {
+    pub(super) fn is_empty(&self) -> bool {
         self.busy.is_empty()
     }
 }

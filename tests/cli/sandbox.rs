@@ -17,34 +17,34 @@ use crate::support::agent::Home;
 use crate::support::fake_opik::FakeOpik;
 use crate::support::process::{Output, run};
 
-pub const BINARY: &str = env!("CARGO_BIN_EXE_opik-offline");
+pub(crate) const BINARY: &str = env!("CARGO_BIN_EXE_opik-offline");
 
 /// Nothing of this may ever be printed.
-pub const CREDENTIAL: &str = "credential-of-a-client-4711";
-pub const HEADER_SECRET: &str = "header-of-a-client-4712";
-pub const API_KEY: &str = "key-in-the-environment-4713";
-pub const TOKEN: &str = "token-of-the-intake-4714";
+pub(crate) const CREDENTIAL: &str = "credential-of-a-client-4711";
+pub(crate) const HEADER_SECRET: &str = "header-of-a-client-4712";
+pub(crate) const API_KEY: &str = "key-in-the-environment-4713";
+pub(crate) const TOKEN: &str = "token-of-the-intake-4714";
 
 /// Nobody listens there.
-pub const NO_SERVER: &str = "http://127.0.0.1:9/api";
+pub(crate) const NO_SERVER: &str = "http://127.0.0.1:9/api";
 
 /// 2026-01-02T03:04:05Z
-pub const ACCEPTED_AT_MS: i64 = 1_767_323_045_000;
+pub(crate) const ACCEPTED_AT_MS: i64 = 1_767_323_045_000;
 
-pub const TRACE: &str = "019b7c3f-5f20-7000-8000-000000000001";
-pub const OTHER_TRACE: &str = "019b7c3f-5f20-7000-8000-000000000002";
-pub const BAD_TRACE: &str = "019b7c3f-5f20-7000-8000-000000000003";
-pub const SPANS: [&str; 3] = [
+pub(crate) const TRACE: &str = "019b7c3f-5f20-7000-8000-000000000001";
+pub(crate) const OTHER_TRACE: &str = "019b7c3f-5f20-7000-8000-000000000002";
+pub(crate) const BAD_TRACE: &str = "019b7c3f-5f20-7000-8000-000000000003";
+pub(crate) const SPANS: [&str; 3] = [
     "019b7c3f-5f20-7000-8000-000000000011",
     "019b7c3f-5f20-7000-8000-000000000012",
     "019b7c3f-5f20-7000-8000-000000000013",
 ];
 
-pub fn team() -> Lane {
+pub(crate) fn team() -> Lane {
     team_of(NO_SERVER)
 }
 
-pub fn team_of(url: &str) -> Lane {
+pub(crate) fn team_of(url: &str) -> Lane {
     Lane {
         server: Some(Server::new(url)),
         workspace: Some("team".into()),
@@ -52,13 +52,13 @@ pub fn team_of(url: &str) -> Lane {
     }
 }
 
-pub fn open(path: &Path) -> std::sync::Arc<dyn Store> {
+pub(crate) fn open(path: &Path) -> std::sync::Arc<dyn Store> {
     let limits = Limits { size_max: 1 << 40, disk_reserve: 0, when_full: WhenFull::Refuse };
     store::open(path, OpenMode::CreateIfMissing, limits).unwrap()
 }
 
 /// A message of these items, the `number`th to be accepted.
-pub fn message(
+pub(crate) fn message(
     number: i64,
     lane: &Lane,
     message_type: MessageType,
@@ -86,7 +86,7 @@ pub fn message(
 }
 
 /// A trace that waits.
-pub fn create_trace(number: i64, lane: &Lane, id: &str) -> Message {
+pub(crate) fn create_trace(number: i64, lane: &Lane, id: &str) -> Message {
     let body = json!({ "id": id, "name": "question", "project_name": "demo", "start_time": "2026-01-02T03:04:05Z" });
     let touches = [(EntityKind::Trace, id, Effect::Create)];
     message(number, lane, MessageType::CreateTrace, ("POST", "v1/private/traces"), &touches, &body)
@@ -107,7 +107,7 @@ fn create_spans(number: i64, lane: &Lane) -> Message {
 }
 
 /// Four messages that wait in two workspaces, and a rejected one.
-pub fn fill(path: &Path) {
+pub(crate) fn fill(path: &Path) {
     let store = open(path);
     let nobody = Lane { server: Some(Server::new(NO_SERVER)), ..Lane::default() };
     store.register(&[create_trace(0, &team(), BAD_TRACE)]).unwrap();
@@ -137,7 +137,7 @@ pub fn fill(path: &Path) {
 }
 
 /// A home, and the server of its commands.
-pub struct Sandbox {
+pub(crate) struct Sandbox {
     pub home: Home,
     upstream: String,
     env: Vec<(String, String)>,
@@ -145,12 +145,12 @@ pub struct Sandbox {
 
 impl Sandbox {
     /// A home without a store, and a server that is not there.
-    pub fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self { home: Home::new(), upstream: NO_SERVER.into(), env: Vec::new() }
     }
 
     /// A home with the messages of [`fill`].
-    pub fn filled() -> Self {
+    pub(crate) fn filled() -> Self {
         let sandbox = Self::new();
         fill(&sandbox.home.db());
         sandbox
@@ -158,7 +158,7 @@ impl Sandbox {
 
     /// Tells the commands of another server; what is stored is for that one, too.
     #[must_use]
-    pub fn with_server(mut self, server: &FakeOpik) -> Self {
+    pub(crate) fn with_server(mut self, server: &FakeOpik) -> Self {
         self.upstream = server.url();
         if self.home.db().exists() {
             let store = open(&self.home.db());
@@ -173,12 +173,12 @@ impl Sandbox {
     }
 
     #[must_use]
-    pub fn with_env(mut self, name: &str, value: &str) -> Self {
+    pub(crate) fn with_env(mut self, name: &str, value: &str) -> Self {
         self.env.push((name.to_owned(), value.to_owned()));
         self
     }
 
-    pub fn command(&self, args: &[&str]) -> Command {
+    pub(crate) fn command(&self, args: &[&str]) -> Command {
         let mut command = self.home.command(BINARY);
         command.env("OPIK_OFFLINE_DB", self.home.db()).env("OPIK_OFFLINE_UPSTREAM", &self.upstream);
         command.env("OPIK_OFFLINE_LISTEN", "127.0.0.1:7");
@@ -187,14 +187,14 @@ impl Sandbox {
     }
 
     /// Runs a command and returns everything that can be seen of it, masked: stdout, `--- stderr` and the exit code.
-    pub fn run(&self, args: &[&str]) -> String {
+    pub(crate) fn run(&self, args: &[&str]) -> String {
         let Output { status, stdout, stderr } = run(&mut self.command(args));
         let code = status.code().map_or("killed".to_owned(), |code| code.to_string());
         let stderr = if stderr.is_empty() { String::new() } else { format!("--- stderr\n{stderr}") };
         self.masked(&format!("{stdout}{stderr}--- exit {code}\n"))
     }
 
-    pub fn output(&self, args: &[&str]) -> Output {
+    pub(crate) fn output(&self, args: &[&str]) -> Output {
         run(&mut self.command(args))
     }
 
@@ -234,7 +234,7 @@ fn masked_after(line: &str, after: &str, mask: &str, is_masked: impl Fn(char) ->
 
 /// Compares whole texts and shows both when they differ.
 #[track_caller]
-pub fn assert_text(found: &str, expected: &str) {
+pub(crate) fn assert_text(found: &str, expected: &str) {
     let expected = expected.strip_prefix('\n').unwrap_or(expected);
     assert!(found == expected, "--- found\n{found}--- expected\n{expected}");
 }

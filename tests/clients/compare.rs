@@ -14,7 +14,7 @@ const VOLATILE: &[&str] =
 const OTEL_VOLATILE: &[&str] = &["traceId", "spanId", "parentSpanId", "startTimeUnixNano", "endTimeUnixNano"];
 
 /// How values of one client are made comparable.
-pub struct Scrubber {
+pub(crate) struct Scrubber {
     /// Members that differ from run to run.
     volatile: &'static [&'static str],
     /// Texts with what stands for them, such as addresses.
@@ -22,7 +22,7 @@ pub struct Scrubber {
 }
 
 impl Scrubber {
-    pub fn new(volatile: &'static [&'static str], replaced: Vec<(String, &'static str)>) -> Self {
+    pub(crate) fn new(volatile: &'static [&'static str], replaced: Vec<(String, &'static str)>) -> Self {
         Self { volatile, replaced }
     }
 
@@ -46,7 +46,7 @@ impl Scrubber {
     }
 
     /// Replaces addresses, and everything that looks like an id or a time.
-    pub fn text(&self, text: &str) -> String {
+    pub(crate) fn text(&self, text: &str) -> String {
         let mut text = text.to_owned();
         for (from, to) in &self.replaced {
             text = text.replace(from, to);
@@ -83,7 +83,7 @@ fn varies(word: &str) -> bool {
 }
 
 /// Returns everything that the server knows, one line for each trace with all that belongs to it, in a fixed order.
-pub fn state(server: &FakeOpik, scrubber: &Scrubber) -> Vec<String> {
+pub(crate) fn state(server: &FakeOpik, scrubber: &Scrubber) -> Vec<String> {
     let mut lines = Vec::new();
     for (workspace, entities) in server.state() {
         let mut tree = Tree { entities: &entities, scrubber, told: BTreeSet::new() };
@@ -198,7 +198,7 @@ const SHOWN: usize = 200;
 const LINES: usize = 8;
 
 /// Returns what only one of two lists holds, `None` when they hold the same lines.
-pub fn difference(without: &[String], with: &[String]) -> Option<String> {
+pub(crate) fn difference(without: &[String], with: &[String]) -> Option<String> {
     let mut counts: BTreeMap<&str, i64> = BTreeMap::new();
     without.iter().for_each(|line| *counts.entry(line).or_default() -= 1);
     with.iter().for_each(|line| *counts.entry(line).or_default() += 1);

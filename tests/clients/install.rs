@@ -12,17 +12,17 @@ const PYTHON_HINT: &str =
     "install Python 3.11 or newer with venv and pip: apt-get install python3 python3-venv python3-pip";
 
 /// Returns a path in this folder of the repository.
-pub fn here(name: &str) -> PathBuf {
+pub(crate) fn here(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/clients").join(name)
 }
 
 /// Returns the `bin` folder of a virtual environment with the packages of `requirements/NAME.txt`.
-pub fn python(name: &str) -> PathBuf {
+pub(crate) fn python(name: &str) -> PathBuf {
     python_by("python3".as_ref(), name)
 }
 
 /// Returns the same, with this interpreter.
-pub fn python_by(interpreter: &Path, name: &str) -> PathBuf {
+pub(crate) fn python_by(interpreter: &Path, name: &str) -> PathBuf {
     let list = here(&format!("requirements/{name}.txt"));
     let folder = installed(&named(name, &list), |folder| {
         run(Command::new(interpreter).args(["-m", "venv"]).arg(folder), PYTHON_HINT);
@@ -33,7 +33,7 @@ pub fn python_by(interpreter: &Path, name: &str) -> PathBuf {
 }
 
 /// Returns an interpreter of this name that works: from the search path, or one that pyenv keeps beside it.
-pub fn newer_python(name: &str) -> Option<PathBuf> {
+pub(crate) fn newer_python(name: &str) -> Option<PathBuf> {
     let root = std::env::var_os("PYENV_ROOT").map(PathBuf::from);
     let root = root.or_else(|| Some(PathBuf::from(std::env::var_os("HOME")?).join(".pyenv")));
     let kept =
@@ -44,13 +44,13 @@ pub fn newer_python(name: &str) -> Option<PathBuf> {
 }
 
 /// Returns whether this machine has a program.
-pub fn has(program: &str) -> bool {
+pub(crate) fn has(program: &str) -> bool {
     let path = std::env::var_os("PATH").unwrap_or_default();
     std::env::split_paths(&path).any(|folder| folder.join(program).is_file())
 }
 
 /// Returns the application in `go/`.
-pub fn go() -> PathBuf {
+pub(crate) fn go() -> PathBuf {
     let folder = installed(&named("go", &here("go/go.sum")), |folder| {
         let mut go = Command::new("go");
         run(
@@ -62,7 +62,7 @@ pub fn go() -> PathBuf {
 }
 
 /// Returns the class path of the application in `java/`, with the exporter that this profile of `pom.xml` names.
-pub fn java(profile: &str) -> String {
+pub(crate) fn java(profile: &str) -> String {
     let folder = installed(&named(&format!("java-{profile}"), &here("java/pom.xml")), |folder| {
         let mut maven = Command::new("mvn");
         maven.args(["--quiet", "--batch-mode", "--activate-profiles", profile]);

@@ -10,7 +10,7 @@ use crate::support::http::{Client, Request};
 const REDIRECTS_MAX: usize = 5;
 
 /// Returns the addresses on this machine in what a client printed.
-pub fn of(said: &str) -> Vec<String> {
+pub(crate) fn of(said: &str) -> Vec<String> {
     let ends = |c: char| c.is_whitespace() || "\"'<>()[]{}|,".contains(c);
     let starts = said.match_indices("http://127.0.0.1:").map(|(at, _)| &said[at..]);
     let links = starts.map(|rest| &rest[..rest.find(ends).unwrap_or(rest.len())]);
@@ -18,7 +18,7 @@ pub fn of(said: &str) -> Vec<String> {
 }
 
 /// Follows links as a browser does, up to the server's user interface.
-pub fn lead_to(links: &[String], server: &str) -> BTreeSet<String> {
+pub(crate) fn lead_to(links: &[String], server: &str) -> BTreeSet<String> {
     // The API itself is for programs.
     let is_api = |link: &&String| link.contains("/api") && !link.contains("/session/redirect/");
     links.iter().filter(|link| !is_api(link)).map(|link| follow(link, server)).collect()
@@ -49,7 +49,7 @@ fn follow(link: &str, server: &str) -> String {
 }
 
 /// Replaces every address of this machine in a line, also within the `path` of a link, which is in base64.
-pub fn without_addresses(line: &str) -> String {
+pub(crate) fn without_addresses(line: &str) -> String {
     let mut text = String::new();
     let mut rest = line;
     while let Some(at) = rest.find("http://127.0.0.1:") {

@@ -11,7 +11,7 @@ use crate::support::http::Client;
 use crate::support::uuid7;
 
 /// The project that is there before the client comes.
-pub const SEEDED: &str = "seeded";
+pub(crate) const SEEDED: &str = "seeded";
 /// Something that any client may be told.
 const PROJECT_ID: &str = "01900000-0000-7000-8000-000000000001";
 /// Lists that are empty.
@@ -24,12 +24,12 @@ const EMPTY: &[&str] = &[
 ];
 
 /// Adds the routes to a server.
-pub fn serve(server: &FakeOpik) {
+pub(crate) fn serve(server: &FakeOpik) {
     server.always(When::any(), Then::respond(answer));
 }
 
 /// Gives a server two traces with their spans and scores.
-pub fn seed(server: &FakeOpik) {
+pub(crate) fn seed(server: &FakeOpik) {
     let mut client = Client::new(&server.url());
     for number in 1..=2 {
         let (trace, span) = (uuid7(), uuid7());

@@ -22,7 +22,7 @@ const HALFWAY: &str = "halfway";
 
 /// Which address a client is given.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Reads {
+pub(crate) enum Reads {
     /// `OPIK_URL_OVERRIDE` with a slash at its end, as `opik configure` writes it.
     OpikUrl,
     /// `OTEL_EXPORTER_OTLP_ENDPOINT`.
@@ -32,7 +32,7 @@ pub enum Reads {
 }
 
 /// A program that uses a client library, or the client itself.
-pub struct Client {
+pub(crate) struct Client {
     pub program: PathBuf,
     pub args: Vec<String>,
     pub env: Vec<(&'static str, String)>,
@@ -47,41 +47,41 @@ pub struct Client {
 
 impl Client {
     /// A script in `apps/`, run by this interpreter.
-    pub fn script(interpreter: PathBuf, name: &str) -> Self {
+    pub(crate) fn script(interpreter: PathBuf, name: &str) -> Self {
         let script = crate::install::here(&format!("apps/{name}")).display().to_string();
         Self::program(interpreter, vec![script])
     }
 
     /// A program that is given its server as the Opik SDKs are.
-    pub fn program(program: PathBuf, args: Vec<String>) -> Self {
+    pub(crate) fn program(program: PathBuf, args: Vec<String>) -> Self {
         Self { program, args, env: Vec::new(), reads: Reads::OpikUrl, volatile: &[], chatter: &[], seeded: false }
     }
 
     #[must_use]
-    pub fn env(mut self, name: &'static str, value: &str) -> Self {
+    pub(crate) fn env(mut self, name: &'static str, value: &str) -> Self {
         self.env.push((name, value.to_owned()));
         self
     }
 
     #[must_use]
-    pub fn volatile(self, volatile: &'static [&'static str]) -> Self {
+    pub(crate) fn volatile(self, volatile: &'static [&'static str]) -> Self {
         Self { volatile, ..self }
     }
 
     /// Lets the server know something before the client comes.
     #[must_use]
-    pub fn seeded(self) -> Self {
+    pub(crate) fn seeded(self) -> Self {
         Self { seeded: true, ..self }
     }
 
     #[must_use]
-    pub fn reading(self, reads: Reads) -> Self {
+    pub(crate) fn reading(self, reads: Reads) -> Self {
         Self { reads, ..self }
     }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Scenario {
+pub(crate) enum Scenario {
     /// Without an agent.
     Direct,
     /// With a standing agent, and the server is there.
@@ -98,7 +98,8 @@ pub enum Scenario {
 
 impl Scenario {
     /// The results that must equal those without an agent.
-    pub const WITH_AGENT: [Self; 5] = [Self::Online, Self::Outage, Self::Middle, Self::Wrapped, Self::WrappedOutage];
+    pub(crate) const WITH_AGENT: [Self; 5] =
+        [Self::Online, Self::Outage, Self::Middle, Self::Wrapped, Self::WrappedOutage];
 
     fn is_server_away(self) -> bool {
         matches!(self, Self::Outage | Self::WrappedOutage)
@@ -136,13 +137,13 @@ struct Stage<'a> {
 
 /// Runs a client in every scenario and compares each with the run without an agent.
 #[track_caller]
-pub fn is_as_without_an_agent(client: &Client) {
+pub(crate) fn is_as_without_an_agent(client: &Client) {
     is_as_without_an_agent_in(client, &Scenario::WITH_AGENT);
 }
 
 /// Runs a client in these scenarios and compares each with the run without an agent.
 #[track_caller]
-pub fn is_as_without_an_agent_in(client: &Client, scenarios: &[Scenario]) {
+pub(crate) fn is_as_without_an_agent_in(client: &Client, scenarios: &[Scenario]) {
     let direct = Stage::set(client, Scenario::Direct).run();
     assert!(direct.status.success(), "the client fails without an agent, too ({}):\n{direct}", direct.status);
     assert!(!direct.state.is_empty(), "the client sends nothing, even without an agent:\n{direct}");

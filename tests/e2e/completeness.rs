@@ -17,10 +17,10 @@ const CLIENTS: u64 = 4;
 const ROUNDS: u64 = 150;
 
 /// Numbers that look random and are the same in every run (Knuth's MMIX generator).
-pub struct Numbers(pub u64);
+pub(crate) struct Numbers(pub u64);
 
 impl Numbers {
-    pub fn below(&mut self, limit: u64) -> u64 {
+    pub(crate) fn below(&mut self, limit: u64) -> u64 {
         self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
         (self.0 >> 33) % limit
     }
@@ -31,7 +31,7 @@ fn json_request(method: &str, path: &str, body: &Value) -> Request {
 }
 
 /// The writes about a few new entities, from their making to their end.
-pub fn life(numbers: &mut Numbers, client: u64) -> Vec<Request> {
+pub(crate) fn life(numbers: &mut Numbers, client: u64) -> Vec<Request> {
     let at = "2026-03-01T04:00:16Z";
     let (trace, span, thread) = (uuid7(), uuid7(), format!("thread-{client}"));
     let mut item = json!({ "id": trace, "start_time": at, "name": "n", "thread_id": thread });

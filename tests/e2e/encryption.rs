@@ -24,11 +24,11 @@ const BINARY: &str = env!("CARGO_BIN_EXE_opik-offline");
 const API_KEY: &str = "ApiKeyMarker-0123456789";
 /// A text that must not be found in the files. Random enough that compression leaves it as it is.
 const BODY: &str = "Body0x8f3aQzMarker";
-pub const KEYS: [&str; 2] =
+pub(crate) const KEYS: [&str; 2] =
     ["AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8=", "dHh8AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGx8="];
 
 /// Writes the keys and the file that names them, for every process of this home.
-pub fn configure(home: &Home, current: Option<&str>, previous: Option<&str>) {
+pub(crate) fn configure(home: &Home, current: Option<&str>, previous: Option<&str>) {
     let folder = home.path().join("config/opik-offline");
     fs::create_dir_all(&folder).expect("a folder");
     let mut yaml = String::new();

@@ -14,7 +14,7 @@ use crate::unusable_store::a_limit_on_the_size_of_files_is_survived_and_nothing_
 use crate::writes::{Told, create, trace, update};
 
 /// A small file system in place of a home directory, for processes that enter the namespace in which it is mounted.
-pub struct Small {
+pub(crate) struct Small {
     holder: Child,
     namespaces: &'static [&'static str],
     /// The file that a file system of blocks is made in.
@@ -24,7 +24,7 @@ pub struct Small {
 /// The mount on the agent's home: a tmpfs or the home itself in a namespace of its own, where this user may make
 /// one, or a file system of blocks, for root alone.
 #[derive(Clone, Copy, Debug)]
-pub enum Made {
+pub(crate) enum Made {
     Tmpfs(&'static str),
     /// The home as it is; it can be mounted anew, read-only.
     Bound,
@@ -34,7 +34,7 @@ pub enum Made {
 
 impl Small {
     /// Mounts it, or returns why not.
-    pub fn mount(home: &Home, made: Made) -> Result<Self, String> {
+    pub(crate) fn mount(home: &Home, made: Made) -> Result<Self, String> {
         let image = crate::support::tempdir();
         let file = image.path().join("image");
         let (program, namespaces): (&[&str], &'static [&'static str]) = match made {
@@ -61,7 +61,7 @@ impl Small {
     }
 
     /// Returns the command that starts another one in the namespace.
-    pub fn enter(&self) -> Vec<String> {
+    pub(crate) fn enter(&self) -> Vec<String> {
         let holder = self.holder.id().to_string();
         let mut command: Vec<String> = ["nsenter", "--target", &holder].map(str::to_owned).into();
         command.extend(self.namespaces.iter().map(|&namespace| namespace.to_owned()));
@@ -72,7 +72,7 @@ impl Small {
     }
 
     /// Runs a shell command as root of the small file system, with the home directory as `$0`.
-    pub fn root(&self, home: &Home, script: &str) {
+    pub(crate) fn root(&self, home: &Home, script: &str) {
         let mut command = home_command(self, home, "sh");
         let output = crate::support::process::run(command.args(["-c", script]).arg(home.path()));
         assert!(output.status.success(), "{script}: {}{}", output.stdout, output.stderr);
@@ -149,13 +149,13 @@ fn a_full_file_system_loses_nothing_acknowledged_and_is_left_by_delivering() {
 }
 
 /// Less is free between two writes of a program that takes every byte, or never given to anybody by the file system.
-pub const CRUMBS: u64 = 128 * 1024;
+pub(crate) const CRUMBS: u64 = 128 * 1024;
 
 /// A program that takes every byte that becomes free, for as long as it lives.
-pub struct Filler(Child);
+pub(crate) struct Filler(Child);
 
 impl Filler {
-    pub fn start(small: &Small, home: &Home) -> Self {
+    pub(crate) fn start(small: &Small, home: &Home) -> Self {
         // The last write of each round ends within a page, so that nothing is left over.
         let script = "while :; do cat /dev/zero >>\"$0\"/filler; done 2>/dev/null";
         let mut command = home_command(small, home, "sh");
@@ -172,14 +172,14 @@ impl Drop for Filler {
 }
 
 /// Returns the command that starts this program in the namespace.
-pub fn home_command(small: &Small, home: &Home, program: &str) -> std::process::Command {
+pub(crate) fn home_command(small: &Small, home: &Home, program: &str) -> std::process::Command {
     let mut command = home.command("env");
     command.args(small.enter()).arg(program);
     command
 }
 
 /// Returns how many bytes are free on the small file system.
-pub fn bytes_free(small: &Small, home: &Home) -> u64 {
+pub(crate) fn bytes_free(small: &Small, home: &Home) -> u64 {
     let mut command = home_command(small, home, "df");
     command.args(["--output=avail", "--block-size=1"]).arg(home.path());
     let output = crate::support::process::run(&mut command);
@@ -198,7 +198,7 @@ enum Meanwhile {
 
 /// Stores this many creates, each with an input of 500 to `500 + bytes` bytes, and returns their ids.
 #[track_caller]
-pub fn store_backlog(app: &mut Told<'_>, count: usize, bytes: usize) -> Vec<String> {
+pub(crate) fn store_backlog(app: &mut Told<'_>, count: usize, bytes: usize) -> Vec<String> {
     let mut store = |number: usize| {
         let id = uuid7();
         let mut body = trace(&id, "waits");
@@ -210,7 +210,7 @@ pub fn store_backlog(app: &mut Told<'_>, count: usize, bytes: usize) -> Vec<Stri
 }
 
 /// For every event meanwhile: with `OPIK_OFFLINE_FULL_DISKS=all` on each file system, else all on one.
-pub fn assert_left_by_delivering(made: Made) {
+pub(crate) fn assert_left_by_delivering(made: Made) {
     use Meanwhile::{FilledWhileStopped, Killed, Nothing, Replayed, Stopped};
     let all = [Nothing, FilledWhileStopped, Stopped, Killed, Replayed];
     let is_small = std::env::var_os("OPIK_OFFLINE_FULL_DISKS").is_none() && !format!("{made:?}").contains("ext4");

@@ -16,14 +16,14 @@ const PATH: &str = "/v1/private/traces";
 const JSON: &str = "Content-Type: application/json\r\n";
 const CREATED: &[u8] = b"HTTP/1.1 201 Created\r\nContent-Length: 0\r\n\r\n";
 
-pub fn wait_until_it_is(state: &str, agent: &Agent) {
+pub(crate) fn wait_until_it_is(state: &str, agent: &Agent) {
     wait_until("the agent knows how its server is", PATIENCE, || {
         Client::new(&agent.origin()).get("/-/ready").json()["server"]["connection"] == state
     });
 }
 
 /// Sends these bytes, closes the sending side if asked to, and reads until the agent closes the connection.
-pub fn raw(agent: &Agent, wire: &[u8], half_closes: bool) -> String {
+pub(crate) fn raw(agent: &Agent, wire: &[u8], half_closes: bool) -> String {
     let mut stream = TcpStream::connect(("127.0.0.1", agent.port())).unwrap();
     stream.set_read_timeout(Some(PATIENCE)).unwrap();
     stream.write_all(wire).unwrap();
@@ -35,7 +35,7 @@ pub fn raw(agent: &Agent, wire: &[u8], half_closes: bool) -> String {
     String::from_utf8_lossy(&answer).into_owned()
 }
 
-pub fn statuses(answers: &str) -> Vec<&str> {
+pub(crate) fn statuses(answers: &str) -> Vec<&str> {
     answers.split("HTTP/1.").skip(1).map(|answer| &answer[2..5]).collect()
 }
 

@@ -24,14 +24,14 @@ const WRITERS: u64 = 3;
 
 /// Answers that writers got.
 #[derive(Default)]
-pub struct Met {
+pub(crate) struct Met {
     pub sent: AtomicU64,
     pub refused: AtomicU64,
     pub unanswered: AtomicU64,
 }
 
 /// Applications that send each write through any of some agents, until they are stopped.
-pub struct Writers<'a> {
+pub(crate) struct Writers<'a> {
     pub urls: &'a [String],
     pub ledger: &'a ClientLedger,
     pub stop: &'a AtomicBool,
@@ -40,7 +40,7 @@ pub struct Writers<'a> {
 
 impl Writers<'_> {
     /// Writes about one entity after another.
-    pub fn run(&self, seed: u64) {
+    pub(crate) fn run(&self, seed: u64) {
         let mut dice = Dice::new(seed);
         let mut apps: Vec<Told<'_>> = self.urls.iter().map(|url| Told::new(url, self.ledger)).collect();
         while !self.stop.load(Ordering::Relaxed) {
@@ -94,7 +94,7 @@ fn life(dice: &mut Dice) -> Vec<Request> {
 
 /// Shows what is wrong, and fails when anything is.
 #[track_caller]
-pub fn assert_nothing_overtaken(server: &FakeOpik, ledger: &ClientLedger, met: &Met) {
+pub(crate) fn assert_nothing_overtaken(server: &FakeOpik, ledger: &ClientLedger, met: &Met) {
     let differences = server.differences(ledger);
     println!(
         "{} writes sent, {} refused, {} not answered; {} differences to what clients were told about {} entities",

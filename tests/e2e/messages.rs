@@ -27,7 +27,7 @@ fn row(message_type: MessageType, method: &str, path: &str, body: &Value, items:
 }
 
 /// A span in protobuf: OTLP's `ExportTraceServiceRequest` with one span, by hand.
-pub fn otlp_protobuf(trace: &[u8; 16], span: &[u8; 8], name: &str, service: &str) -> Vec<u8> {
+pub(crate) fn otlp_protobuf(trace: &[u8; 16], span: &[u8; 8], name: &str, service: &str) -> Vec<u8> {
     let field = |number: u8, content: &[u8]| -> Vec<u8> {
         assert!(content.len() < 16_384);
         let length = [(content.len() & 0x7f) as u8 | 0x80, (content.len() >> 7) as u8];

@@ -15,13 +15,13 @@ use crate::tls::{assert_everything_gets_there, state};
 use crate::writes::create;
 
 /// Runs a command of the agent's in a home of its own, with these variables.
-pub fn cli(home: &Home, args: &[&str], variables: &[(&str, &str)]) -> Output {
+pub(crate) fn cli(home: &Home, args: &[&str], variables: &[(&str, &str)]) -> Output {
     let mut command = home.command(env!("CARGO_BIN_EXE_opik-offline"));
     command.args(args).envs(variables.iter().copied());
     run(&mut command)
 }
 
-pub fn unwrapped(text: &str) -> String {
+pub(crate) fn unwrapped(text: &str) -> String {
     text.split_whitespace().collect::<Vec<_>>().join(" ")
 }
 

@@ -21,16 +21,16 @@ use crate::writes::{assert_error, create, create_batch, update};
 
 /// Prefixes and spellings of the API's root, as clients concatenate them.
 const ROOTS: [&str; 8] = ["/api/", "/api/.", "//api", "/opik//api", "/", "/%61pi/.//", "/api;a=b", "/api/%2E/%2e"];
-pub const TOKEN: &str = "made-up-token-13579";
+pub(crate) const TOKEN: &str = "made-up-token-13579";
 
-pub fn wait_until_it_is(state: &str, agent: &Agent) {
+pub(crate) fn wait_until_it_is(state: &str, agent: &Agent) {
     wait_until("the agent knows how its server is", PATIENCE, || {
         Client::new(&agent.origin()).get("/-/ready").json()["server"]["connection"] == state
     });
 }
 
 /// Returns the paths and queries of what the server received, as sent, without pings.
-pub fn sent_to(server: &FakeOpik) -> Vec<String> {
+pub(crate) fn sent_to(server: &FakeOpik) -> Vec<String> {
     let requests = server.requests().into_iter().filter(|got| got.route() != "/is-alive/ping");
     requests
         .map(|got| format!("{}{}", got.path, got.query.map_or_else(String::new, |query| format!("?{query}"))))

@@ -23,13 +23,13 @@ fn agent(host: &str, front: &Front, authority: Option<&Path>) -> AgentBuilder {
     }
 }
 
-pub fn state(agent: &Agent) -> serde_json::Value {
+pub(crate) fn state(agent: &Agent) -> serde_json::Value {
     Client::new(&agent.origin()).get("/-/ready").json()["server"].clone()
 }
 
 /// Everything that needs the server, by either client.
 #[track_caller]
-pub fn assert_everything_gets_there(agent: &Agent, server: &FakeOpik) {
+pub(crate) fn assert_everything_gets_there(agent: &Agent, server: &FakeOpik) {
     wait_until("a ping gets there", PATIENCE, || state(agent)["connection"] == "available");
     let mut client = Client::new(&agent.url());
     assert_eq!(client.get("/is-alive/ver").status, 200, "passing through");

@@ -202,7 +202,7 @@ fn a_file_that_is_moved_under_the_agent_is_whole_where_it_is_now() {
 
 #[cfg(target_os = "linux")]
 #[test]
-pub fn a_limit_on_the_size_of_files_is_survived_and_nothing_acknowledged_is_lost() {
+pub(crate) fn a_limit_on_the_size_of_files_is_survived_and_nothing_acknowledged_is_lost() {
     use rustix::process::{Pid, Resource, getrlimit, prlimit};
     let server = FakeOpik::start_new();
     let mut agent = Agent::builder(&server.url()).impatient().start();

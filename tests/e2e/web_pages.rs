@@ -22,7 +22,7 @@ const TYPES_OF_FORMS: [&str; 3] =
     ["text/plain", "application/x-www-form-urlencoded", "multipart/form-data; boundary=x"];
 
 /// Sends a request and returns the status and the whole answer. The agent closes the connection.
-pub fn raw(agent: &Agent, request_line: &str, headers: &str, body: &str) -> (u16, String) {
+pub(crate) fn raw(agent: &Agent, request_line: &str, headers: &str, body: &str) -> (u16, String) {
     let length = if body.is_empty() { String::new() } else { format!("Content-Length: {}\r\n", body.len()) };
     let wire = format!("{request_line}\r\n{headers}{length}Connection: close\r\n\r\n{body}");
     let mut stream = TcpStream::connect(("127.0.0.1", agent.port())).unwrap();

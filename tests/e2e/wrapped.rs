@@ -18,11 +18,11 @@ use crate::support::tools::OPIK_VERSION;
 use crate::support::{PATIENCE, noise, uuid7, wait_until};
 use crate::writes::{Told, create, trace, update};
 
-pub const BINARY: &str = env!("CARGO_BIN_EXE_opik-offline");
+pub(crate) const BINARY: &str = env!("CARGO_BIN_EXE_opik-offline");
 
 /// Returns a command that wraps another, on the home's store. Signals that the tests' parent process ignores are
 /// handled.
-pub fn wrapping(home: &Home, db: &Path, server: &str, args: &[&str], inner: &[&str]) -> Command {
+pub(crate) fn wrapping(home: &Home, db: &Path, server: &str, args: &[&str], inner: &[&str]) -> Command {
     let mut command = home.command("env");
     command.args(["--default-signal=HUP,INT,QUIT,TERM,USR1,USR2", BINARY, "agent", "--upstream", server, "--db"]);
     command.arg(db).args(args).arg("--").args(inner);
@@ -34,7 +34,7 @@ fn wrapped(home: &Home, server: &str, args: &[&str], inner: &[&str]) -> Output {
 }
 
 /// A wrapped command that runs until its standard input ends; the test is the application.
-pub struct Running {
+pub(crate) struct Running {
     child: Child,
     said: PathBuf,
     pub url: String,
@@ -42,7 +42,7 @@ pub struct Running {
 }
 
 impl Running {
-    pub fn start(home: &Home, db: &Path, server: &str, args: &[&str], name: &str) -> Self {
+    pub(crate) fn start(home: &Home, db: &Path, server: &str, args: &[&str], name: &str) -> Self {
         let (said, tells) = (home.path().join(format!("{name}.said")), home.path().join(format!("{name}.tells")));
         let script = format!("echo $$ $OPIK_URL_OVERRIDE . > {}; read line; exit 4", tells.display());
         let mut command = wrapping(home, db, server, args, &["sh", "-c", &script]);
@@ -56,21 +56,21 @@ impl Running {
         Self { child, said, url: words.next().unwrap().to_owned(), pid }
     }
 
-    pub fn said(&self) -> String {
+    pub(crate) fn said(&self) -> String {
         fs::read_to_string(&self.said).unwrap()
     }
 
-    pub fn signal(&self, signal: Signal) {
+    pub(crate) fn signal(&self, signal: Signal) {
         kill_process(Pid::from_child(&self.child), signal).unwrap();
     }
 
     /// Ends the command, and returns the agent's exit code.
-    pub fn end(&mut self) -> Option<i32> {
+    pub(crate) fn end(&mut self) -> Option<i32> {
         drop(self.child.stdin.take());
         self.wait()
     }
 
-    pub fn wait(&mut self) -> Option<i32> {
+    pub(crate) fn wait(&mut self) -> Option<i32> {
         let mut status = None;
         wait_until("the agent ends", PATIENCE, || {
             status = self.child.try_wait().unwrap();

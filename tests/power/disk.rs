@@ -81,7 +81,7 @@ impl Naming {
 
 /// The part of the pending data that a cut keeps.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Keeps {
+pub(crate) enum Keeps {
     Everything,
     Nothing,
     /// Each change or not.
@@ -93,13 +93,13 @@ pub enum Keeps {
 }
 
 impl Keeps {
-    pub fn any(dice: &mut Dice) -> Self {
+    pub(crate) fn any(dice: &mut Dice) -> Self {
         [Self::Everything, Self::Nothing, Self::Some, Self::Sectors, Self::Both][dice.below(5) as usize]
     }
 }
 
 #[derive(Clone)]
-pub struct Disk {
+pub(crate) struct Disk {
     root: PathBuf,
     contents: Vec<Content>,
     /// Which content an inode has now; a removed file's number may be given to another one.
@@ -111,7 +111,7 @@ pub struct Disk {
 
 impl Disk {
     /// Takes a folder as it is now as the durable state.
-    pub fn new(root: &Path) -> Self {
+    pub(crate) fn new(root: &Path) -> Self {
         let mut disk = Self {
             root: root.to_owned(),
             contents: Vec::new(),
@@ -140,7 +140,7 @@ impl Disk {
     }
 
     /// Does what the run did.
-    pub fn apply(&mut self, what: &What) {
+    pub(crate) fn apply(&mut self, what: &What) {
         match what {
             What::Create { path, inode } => {
                 self.by_inode.insert(*inode, self.contents.len());
@@ -183,7 +183,7 @@ impl Disk {
     }
 
     /// Writes the disk as a power cut now may leave it to another folder.
-    pub fn cut(&self, keeps: Keeps, dice: &mut Dice, to: &Path) {
+    pub(crate) fn cut(&self, keeps: Keeps, dice: &mut Dice, to: &Path) {
         let (mut files, mut folders) = (self.files.clone(), self.folders.clone());
         for naming in &self.naming {
             let kept = match keeps {

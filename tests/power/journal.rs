@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 #[derive(Clone, Debug)]
-pub struct Record {
+pub(crate) struct Record {
     /// The operation's number, from 1. One that changes nothing leaves no record; one with a later loss in the
     /// background leaves two.
     pub operation: u64,
@@ -11,7 +11,7 @@ pub struct Record {
 }
 
 #[derive(Clone, Debug)]
-pub enum What {
+pub(crate) enum What {
     Create {
         path: PathBuf,
         inode: u64,
@@ -56,7 +56,7 @@ const HEADER_BYTES: usize = 40;
 
 /// Reads a journal. A record that a kill cut off is the last, and its operation may have been done: it is left out, as
 /// if power had failed right before it.
-pub fn read(path: &Path) -> Vec<Record> {
+pub(crate) fn read(path: &Path) -> Vec<Record> {
     let all = std::fs::read(path).expect("the journal can be read");
     let mut rest = &all[..];
     let mut records = Vec::new();

@@ -12,7 +12,7 @@ use crate::support::tempdir;
 
 /// Two of `enum counter` in `disk.c`, by their places.
 #[derive(Clone, Copy)]
-pub enum Counter {
+pub(crate) enum Counter {
     Operations = 0,
     /// Errors that the layer made.
     Failed = 5,
@@ -22,7 +22,7 @@ const COUNTERS: usize = 6;
 /// Bytes of what `disk.c` keeps after them: 64 times `struct mapping`, and `struct outage`.
 const MAPPINGS: usize = 64 * 32 + 16;
 /// The store, below the watched folder.
-pub const DB: &str = "local/share/opik-offline/opik_messages.db";
+pub(crate) const DB: &str = "local/share/opik-offline/opik_messages.db";
 
 /// Returns the layer as a library to preload.
 fn library() -> &'static Path {
@@ -43,12 +43,12 @@ fn library() -> &'static Path {
 }
 
 /// A watched folder with its counters and journal beside it.
-pub struct Layer {
+pub(crate) struct Layer {
     dir: TempDir,
 }
 
 impl Layer {
-    pub fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let dir = tempdir();
         let layer = Self { dir };
         fs::write(layer.counters(), [0; 8 * COUNTERS + MAPPINGS]).expect("a file can be made");
@@ -58,11 +58,11 @@ impl Layer {
     }
 
     /// Returns the watched folder.
-    pub fn root(&self) -> PathBuf {
+    pub(crate) fn root(&self) -> PathBuf {
         fs::canonicalize(self.dir.path()).expect("it is there").join("disk")
     }
 
-    pub fn journal(&self) -> PathBuf {
+    pub(crate) fn journal(&self) -> PathBuf {
         self.dir.path().join("journal")
     }
 
@@ -71,12 +71,12 @@ impl Layer {
     }
 
     /// Returns where the store is: below folders that the agent makes, as in a new user's home.
-    pub fn db(&self) -> PathBuf {
+    pub(crate) fn db(&self) -> PathBuf {
         self.root().join(DB)
     }
 
     /// Returns what a process needs in its environment to be watched.
-    pub fn env(&self) -> Vec<(&'static str, String)> {
+    pub(crate) fn env(&self) -> Vec<(&'static str, String)> {
         let text = |path: PathBuf| path.to_str().expect("a path of ours").to_owned();
         vec![
             ("LD_PRELOAD", text(library().to_owned())),
@@ -86,13 +86,13 @@ impl Layer {
     }
 
     /// The same, with all that changes the disk in the journal.
-    pub fn recording(&self) -> Vec<(&'static str, String)> {
+    pub(crate) fn recording(&self) -> Vec<(&'static str, String)> {
         let journal = self.journal().to_str().expect("a path of ours").to_owned();
         [self.env(), vec![("OPIK_DISK_JOURNAL", journal)]].concat()
     }
 
     /// Returns a count of what was done so far. Everything acknowledged before this call was done by then.
-    pub fn count(&self, counter: Counter) -> u64 {
+    pub(crate) fn count(&self, counter: Counter) -> u64 {
         let mut bytes = [0; 8];
         let file = File::open(self.counters()).expect("it is there");
         file.read_exact_at(&mut bytes, 8 * counter as u64).expect("it has all counters");
@@ -100,7 +100,7 @@ impl Layer {
     }
 
     /// Returns how many operations were done so far.
-    pub fn now(&self) -> u64 {
+    pub(crate) fn now(&self) -> u64 {
         self.count(Counter::Operations)
     }
 }

@@ -11,7 +11,7 @@ use crate::layer::Layer;
 use crate::support::fake_opik::{FakeOpik, Then, When};
 use crate::support::http::{Client, Request};
 
-pub const LIMITS: Limits = Limits { size_max: 1 << 30, disk_reserve: 0, when_full: WhenFull::Refuse };
+pub(crate) const LIMITS: Limits = Limits { size_max: 1 << 30, disk_reserve: 0, when_full: WhenFull::Refuse };
 
 /// When what was not acknowledged was.
 const NEVER: u64 = u64::MAX;
@@ -30,7 +30,7 @@ struct Told {
 }
 
 #[derive(Default)]
-pub struct Promises {
+pub(crate) struct Promises {
     told: Mutex<Vec<Told>>,
     /// Operations done when an item had reached the server.
     arrived: Arc<Mutex<BTreeMap<Item, u64>>>,
@@ -59,19 +59,19 @@ fn items(path: &str, body: &Value) -> BTreeMap<Item, Value> {
 impl Promises {
     /// Sends a write that has to be acknowledged, and notes when it was.
     #[track_caller]
-    pub fn send(&self, layer: &Layer, client: &mut Client, request: &Request) {
+    pub(crate) fn send(&self, layer: &Layer, client: &mut Client, request: &Request) {
         let answer = client.expect(request);
         assert!((200..300).contains(&answer.status), "{} {}", answer.status, answer.text());
         self.note(layer, request);
     }
 
     /// Notes that a write was acknowledged.
-    pub fn note(&self, layer: &Layer, request: &Request) {
+    pub(crate) fn note(&self, layer: &Layer, request: &Request) {
         self.add(layer.now(), request);
     }
 
     /// Notes that a write was sent, and no answer came: it may be there or not.
-    pub fn unanswered(&self, request: &Request) {
+    pub(crate) fn unanswered(&self, request: &Request) {
         self.add(NEVER, request);
     }
 
@@ -88,7 +88,7 @@ impl Promises {
     }
 
     /// Notes from now on what the server takes: everything but requests with one of these ids, which it refuses.
-    pub fn watch(&self, layer: &Arc<Layer>, server: &FakeOpik, refused: &BTreeSet<String>) {
+    pub(crate) fn watch(&self, layer: &Arc<Layer>, server: &FakeOpik, refused: &BTreeSet<String>) {
         let (layer, arrived, refused) = (Arc::clone(layer), Arc::clone(&self.arrived), refused.clone());
         let sees = When::write().and(move |request| {
             if !refused.iter().any(|id| request.touches_id(id)) {
@@ -104,7 +104,7 @@ impl Promises {
     }
 
     /// Returns the items, except those of these ids, that were promised and are not on the server.
-    pub fn missing(&self, refused: &BTreeSet<String>) -> usize {
+    pub(crate) fn missing(&self, refused: &BTreeSet<String>) -> usize {
         let arrived = self.arrived.lock().expect("no thread panicked");
         let told = self.told.lock().expect("no thread panicked");
         let all = told.iter().filter(|told| told.at != NEVER).flat_map(|told| told.items.keys());
@@ -112,26 +112,26 @@ impl Promises {
     }
 
     /// Notes that a purge took what has this path.
-    pub fn purged(&self, path: &str, began: u64, done: u64) {
+    pub(crate) fn purged(&self, path: &str, began: u64, done: u64) {
         for told in self.told.lock().expect("no thread panicked").iter_mut().filter(|told| told.path == path) {
             told.purged = Some((began, done));
         }
     }
 
     /// Checks a store as a power cut right after this operation left it.
-    pub fn check(&self, db: &Path, cut: u64) -> Result<(), String> {
+    pub(crate) fn check(&self, db: &Path, cut: u64) -> Result<(), String> {
         let lost = self.lost(db, cut)?;
         if lost.is_empty() { Ok(()) } else { Err(format!("{} of them: {}", lost.len(), lost.join("; "))) }
     }
 
     /// Returns how many items were acknowledged.
-    pub fn acknowledged(&self) -> usize {
+    pub(crate) fn acknowledged(&self) -> usize {
         let told = self.told.lock().expect("no thread panicked");
         told.iter().filter(|told| told.at != NEVER).map(|told| told.items.len()).sum()
     }
 
     /// Returns what was acknowledged by the time of a cut, and is neither in the store that it left nor at the server.
-    pub fn lost(&self, db: &Path, cut: u64) -> Result<Vec<String>, String> {
+    pub(crate) fn lost(&self, db: &Path, cut: u64) -> Result<Vec<String>, String> {
         let mut kept = BTreeSet::new();
         let told = self.told.lock().expect("no thread panicked");
         for message in messages(db)? {
@@ -167,7 +167,7 @@ impl Promises {
 }
 
 /// Opens a store as one who only looks does, who repairs nothing; `None` when there is none, or an empty file.
-pub fn sound(db: &Path) -> Result<Option<Arc<dyn Store>>, String> {
+pub(crate) fn sound(db: &Path) -> Result<Option<Arc<dyn Store>>, String> {
     match store::open(db, OpenMode::Existing, LIMITS) {
         Ok(store) => {
             let wrong = store.check().map_err(|why| why.to_string())?;
@@ -179,7 +179,7 @@ pub fn sound(db: &Path) -> Result<Option<Arc<dyn Store>>, String> {
 }
 
 /// Returns all that is stored, after a check for damage.
-pub fn messages(db: &Path) -> Result<Vec<StoredMessage>, String> {
+pub(crate) fn messages(db: &Path) -> Result<Vec<StoredMessage>, String> {
     let Some(store) = sound(db)? else { return Ok(Vec::new()) };
     let all = Page { after: None, limit: 100_000, newest_first: false };
     let listed = store.list(&Filter::default(), &all).map_err(|why| why.to_string())?;
@@ -188,7 +188,7 @@ pub fn messages(db: &Path) -> Result<Vec<StoredMessage>, String> {
 }
 
 /// Checks that the next agent takes the store as it is, and sets nothing aside.
-pub fn opens_unrepaired(db: &Path) -> Result<(), String> {
+pub(crate) fn opens_unrepaired(db: &Path) -> Result<(), String> {
     let before = messages(db)?.len();
     let store =
         store::open(db, OpenMode::CreateIfMissing, LIMITS).map_err(|why| format!("no agent can start: {why}"))?;

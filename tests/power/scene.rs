@@ -15,7 +15,7 @@ use crate::support::process::{Written, listening_port};
 use crate::support::uuid7;
 use crate::writes::{create, create_batch, update};
 
-pub struct Scene {
+pub(crate) struct Scene {
     pub layer: Arc<Layer>,
     pub promises: Promises,
     refused: BTreeSet<String>,
@@ -24,7 +24,7 @@ pub struct Scene {
 }
 
 /// How a scene ended.
-pub struct End {
+pub(crate) struct End {
     pub status: ExitStatus,
     pub stderr: String,
     /// Writes that the server accepts, that were promised, and that did not reach it.
@@ -32,14 +32,14 @@ pub struct End {
 }
 
 impl Scene {
-    pub fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let (layer, server) = (Arc::new(Layer::new()), FakeOpik::new_stopped());
         Self { layer, promises: Promises::default(), refused: BTreeSet::new(), server, home: Home::new() }
     }
 
     /// Plays it with this in the agent's environment; it ends when the agent died, or when it stopped as it was asked
     /// to.
-    pub fn play(&mut self, env: &[(&'static str, String)]) -> End {
+    pub(crate) fn play(&mut self, env: &[(&'static str, String)]) -> End {
         let mut command = self.home.command(env!("CARGO_BIN_EXE_opik-offline"));
         command
             .args(["agent", "--listen", "127.0.0.1:0", "--upstream", &self.server.url(), "--db"])

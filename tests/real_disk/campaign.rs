@@ -33,7 +33,7 @@ const BACK: Duration = Duration::from_secs(20);
 const CUTS_BEFORE: u64 = 2;
 const CUTS_AFTERWARDS: u64 = 8;
 
-pub struct Campaign {
+pub(crate) struct Campaign {
     file_system: &'static str,
     pub make: &'static str,
     pub package: &'static str,
@@ -45,7 +45,7 @@ pub struct Campaign {
     file: &'static str,
 }
 
-pub const EXT4: Campaign = Campaign {
+pub(crate) const EXT4: Campaign = Campaign {
     file_system: "ext4",
     make: "mkfs.ext4",
     package: "e2fsprogs",
@@ -55,7 +55,7 @@ pub const EXT4: Campaign = Campaign {
     file: DB,
 };
 
-pub const XFS: Campaign = Campaign {
+pub(crate) const XFS: Campaign = Campaign {
     file_system: "xfs",
     make: "mkfs.xfs",
     package: "xfsprogs",
@@ -67,7 +67,7 @@ pub const XFS: Campaign = Campaign {
 };
 
 /// How a campaign ended.
-pub enum Verdict {
+pub(crate) enum Verdict {
     Passed,
     Failed,
     /// The machine does not let it set up its first disk.
@@ -75,7 +75,7 @@ pub enum Verdict {
 }
 
 /// Begins each line for the process outside.
-pub const FIGURES: &str = "real_disk: ";
+pub(crate) const FIGURES: &str = "real_disk: ";
 
 fn seed_and_rounds() -> (u64, u64) {
     let setting = std::env::var("OPIK_OFFLINE_REAL_DISK").unwrap_or_else(|_| "1:1".into());
@@ -84,7 +84,7 @@ fn seed_and_rounds() -> (u64, u64) {
 }
 
 /// Returns how long a campaign may take.
-pub fn time_limit() -> Duration {
+pub(crate) fn time_limit() -> Duration {
     Duration::from_secs(120 + 60 * seed_and_rounds().1)
 }
 
@@ -116,12 +116,12 @@ struct Round {
 
 impl Campaign {
     /// Returns the campaign in which the blocks of this file fail.
-    pub const fn failing(self, file: &'static str) -> Self {
+    pub(crate) const fn failing(self, file: &'static str) -> Self {
         Self { file, ..self }
     }
 
     /// Plays its rounds.
-    pub fn run(&self) -> Verdict {
+    pub(crate) fn run(&self) -> Verdict {
         let (first, rounds) = seed_and_rounds();
         if let Err(why) = self.set_up(&tempdir()) {
             println!("\n{FIGURES}{why}");

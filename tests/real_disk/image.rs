@@ -21,7 +21,7 @@ use fuser::{
 
 use crate::dice::Dice;
 
-pub const NAME: &str = "image";
+pub(crate) const NAME: &str = "image";
 const BLOCK: usize = 4096;
 /// The unit that a disk writes atomically.
 const SECTOR: usize = 512;
@@ -29,7 +29,7 @@ const FILE: INodeNo = INodeNo(2);
 const TTL: Duration = Duration::from_secs(60);
 
 #[derive(Clone)]
-pub struct Image(Arc<Mutex<State>>);
+pub(crate) struct Image(Arc<Mutex<State>>);
 
 struct State {
     /// The contents that a read returns.
@@ -44,7 +44,7 @@ struct State {
 }
 
 impl Image {
-    pub fn new(bytes: usize) -> Self {
+    pub(crate) fn new(bytes: usize) -> Self {
         // Zeroed memory takes room when it is written to.
         let state = State {
             current: vec![0; bytes],
@@ -58,24 +58,24 @@ impl Image {
     }
 
     /// Mounts it here until the session is dropped.
-    pub fn mount(&self, at: &Path) -> io::Result<BackgroundSession> {
+    pub(crate) fn mount(&self, at: &Path) -> io::Result<BackgroundSession> {
         let mut config = Config::default();
         config.mount_options = vec![MountOption::FSName("opik-offline-test".into()), MountOption::NoAtime];
         fuser::spawn_mount(self.clone(), at, &config)
     }
 
     /// Fails each write that touches one of these ranges of bytes, until it is called again.
-    pub fn fail(&self, ranges: Vec<Range<u64>>) {
+    pub(crate) fn fail(&self, ranges: Vec<Range<u64>>) {
         self.state().failing = ranges;
     }
 
     /// Returns how many writes have failed.
-    pub fn failed(&self) -> u64 {
+    pub(crate) fn failed(&self) -> u64 {
         self.state().failed
     }
 
     /// Writes the disk as a power cut at this moment leaves it to a file. Returns how much of the unflushed it kept.
-    pub fn cut(&self, dice: &mut Dice, to: &Path) -> io::Result<&'static str> {
+    pub(crate) fn cut(&self, dice: &mut Dice, to: &Path) -> io::Result<&'static str> {
         let state = self.state();
         let mut after = state.durable.clone();
         let (keeps, name) =

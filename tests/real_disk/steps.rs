@@ -12,7 +12,7 @@ const STEP: Duration = Duration::from_secs(30);
 /// # Errors
 ///
 /// What it complained about, or that it took too long and was killed.
-pub fn step(program: &str, args: &[&str]) -> Result<String, String> {
+pub(crate) fn step(program: &str, args: &[&str]) -> Result<String, String> {
     let mut command = Command::new(program);
     command.args(args).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
     let mut child = command.spawn().map_err(|why| format!("cannot run {program}: {why}"))?;
@@ -34,16 +34,16 @@ pub fn step(program: &str, args: &[&str]) -> Result<String, String> {
 }
 
 /// Returns whether a program of this name can be run.
-pub fn is_program(name: &str) -> bool {
+pub(crate) fn is_program(name: &str) -> bool {
     let folders = std::env::var_os("PATH").unwrap_or_default();
     std::env::split_paths(&folders).any(|folder| folder.join(name).exists())
 }
 
 /// A mounted file system. Unmounted when it is dropped, at the latest when the namespace ends.
-pub struct Mounted(PathBuf);
+pub(crate) struct Mounted(PathBuf);
 
 impl Mounted {
-    pub fn new(kind: &str, options: &str, device: &Path, at: &Path) -> Result<Self, String> {
+    pub(crate) fn new(kind: &str, options: &str, device: &Path, at: &Path) -> Result<Self, String> {
         std::fs::create_dir_all(at).map_err(|why| why.to_string())?;
         step("mount", &["-t", kind, "-o", options, text(device), text(at)])?;
         Ok(Self(at.to_owned()))
@@ -59,18 +59,18 @@ impl Drop for Mounted {
 }
 
 /// Attaches a file to a loop device past the page cache. Detached when it is no longer used.
-pub fn attach(file: &Path) -> Result<PathBuf, String> {
+pub(crate) fn attach(file: &Path) -> Result<PathBuf, String> {
     step("losetup", &["--find", "--show", "--direct-io=on", text(file)]).map(PathBuf::from)
 }
 
-pub fn detach(device: &Path) {
+pub(crate) fn detach(device: &Path) {
     // Does not fail while it is mounted: then the kernel does so after the last use.
     let _ = step("losetup", &["--detach", text(device)]);
 }
 
 /// Returns where on the disk the blocks of a file are, in bytes. With `writes_back` its dirty pages are written back
 /// first, and the result is not reported, as when the kernel does so on its own.
-pub fn extents(file: &Path, writes_back: bool) -> Result<Vec<Range<u64>>, String> {
+pub(crate) fn extents(file: &Path, writes_back: bool) -> Result<Vec<Range<u64>>, String> {
     let mut args = vec!["-v", "-b4096"];
     if writes_back {
         args.push("-s");
@@ -87,6 +87,6 @@ pub fn extents(file: &Path, writes_back: bool) -> Result<Vec<Range<u64>>, String
     Ok(said.lines().filter_map(parse).collect())
 }
 
-pub fn text(path: &Path) -> &str {
+pub(crate) fn text(path: &Path) -> &str {
     path.to_str().expect("paths of ours are text")
 }

@@ -5,7 +5,7 @@ use opik_offline::message::{
     Touch,
 };
 
-pub fn lane(workspace: &str) -> Lane {
+pub(crate) fn lane(workspace: &str) -> Lane {
     Lane {
         server: Some(Server::new("http://opik.example/api")),
         workspace: Some(workspace.into()),
@@ -13,12 +13,12 @@ pub fn lane(workspace: &str) -> Lane {
     }
 }
 
-pub fn touch(kind: EntityKind, id: &str, effect: Effect) -> Touch {
+pub(crate) fn touch(kind: EntityKind, id: &str, effect: Effect) -> Touch {
     Touch { key: EntityKey::new(kind, id), effect }
 }
 
 /// A message that attaches a file to a trace.
-pub fn attachment(lane: &Lane, trace: &str, accepted_at_ms: i64) -> Message {
+pub(crate) fn attachment(lane: &Lane, trace: &str, accepted_at_ms: i64) -> Message {
     let mut message = about_trace(lane, trace, Effect::Annotate, accepted_at_ms);
     message.message_type = MessageType::CreateAttachment;
     message.request.method = "POST".into();
@@ -27,7 +27,7 @@ pub fn attachment(lane: &Lane, trace: &str, accepted_at_ms: i64) -> Message {
 }
 
 /// Bytes that differ from place to place and from file to file.
-pub fn file(seed: u64, bytes: usize) -> Vec<u8> {
+pub(crate) fn file(seed: u64, bytes: usize) -> Vec<u8> {
     let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
     std::iter::repeat_with(|| {
         state ^= state << 13;
@@ -41,7 +41,7 @@ pub fn file(seed: u64, bytes: usize) -> Vec<u8> {
 }
 
 /// A message of one effect on one trace; the body names it.
-pub fn about_trace(lane: &Lane, id: &str, effect: Effect, accepted_at_ms: i64) -> Message {
+pub(crate) fn about_trace(lane: &Lane, id: &str, effect: Effect, accepted_at_ms: i64) -> Message {
     let (message_type, method, path) = match effect {
         Effect::Create => (MessageType::CreateTrace, "POST", "v1/private/traces".to_owned()),
         Effect::Update => (MessageType::UpdateTrace, "PATCH", format!("v1/private/traces/{id}")),

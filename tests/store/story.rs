@@ -17,26 +17,26 @@ use crate::memory_store::MemoryStore;
 use crate::messages::{about_trace, attachment, file, lane, touch};
 use crate::model_store::ModelStore;
 
-pub const LIMITS: Limits = Limits { size_max: 1 << 30, disk_reserve: 0, when_full: WhenFull::Refuse };
+pub(crate) const LIMITS: Limits = Limits { size_max: 1 << 30, disk_reserve: 0, when_full: WhenFull::Refuse };
 const MINUTE: Duration = Duration::from_secs(60);
 const NOW_MS: i64 = 1_800_000_000_000;
 const MANY: ClaimLimits = ClaimLimits { messages_max: 100, bytes_max: 1 << 20 };
 
-pub fn open(path: &Path) -> SqliteStore {
+pub(crate) fn open(path: &Path) -> SqliteStore {
     open_with(path, &Keys::default())
 }
 
-pub fn open_with(path: &Path, keys: &Keys) -> SqliteStore {
+pub(crate) fn open_with(path: &Path, keys: &Keys) -> SqliteStore {
     SqliteStore::open_with(path, OpenMode::CreateIfMissing, LIMITS, keys).expect("a store can be made in a new folder")
 }
 
 /// A key that only tests use.
-pub fn key(byte: u8) -> EncryptionKey {
+pub(crate) fn key(byte: u8) -> EncryptionKey {
     EncryptionKey::parse(&format!("{byte:02x}{}", "5a".repeat(31)), "a test").expect("a key")
 }
 
 /// Seals with this key.
-pub fn sealed_with(byte: u8) -> Keys {
+pub(crate) fn sealed_with(byte: u8) -> Keys {
     Keys { current: Some(key(byte)), previous: None }
 }
 

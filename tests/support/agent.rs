@@ -11,30 +11,30 @@ use super::process::{Output, Written, listening_port, run};
 use super::{PATIENCE, reserve_port, tempdir, wait_until};
 
 /// The binary under test, or another build of it that the tests are to run against: what an earlier version did.
-pub fn program() -> PathBuf {
+pub(crate) fn program() -> PathBuf {
     std::env::var_os("OPIK_OFFLINE_BINARY").unwrap_or_else(|| env!("CARGO_BIN_EXE_opik-offline").into()).into()
 }
 
 /// A home directory that no other test and no user shares, and the environment that goes with it.
-pub struct Home {
+pub(crate) struct Home {
     dir: TempDir,
 }
 
 impl Home {
-    pub fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self { dir: tempdir() }
     }
 
-    pub fn path(&self) -> &Path {
+    pub(crate) fn path(&self) -> &Path {
         self.dir.path()
     }
 
-    pub fn db(&self) -> PathBuf {
+    pub(crate) fn db(&self) -> PathBuf {
         self.path().join("opik_messages.db")
     }
 
     /// Returns a command that inherits nothing but the search path.
-    pub fn command(&self, program: impl AsRef<std::ffi::OsStr>) -> Command {
+    pub(crate) fn command(&self, program: impl AsRef<std::ffi::OsStr>) -> Command {
         let mut command = Command::new(program);
         command.env_clear().env("HOME", self.path()).current_dir(self.path());
         for (name, folder) in [("XDG_CONFIG_HOME", "config"), ("XDG_DATA_HOME", "data"), ("XDG_STATE_HOME", "state")] {
@@ -50,13 +50,13 @@ impl Home {
     }
 
     /// Runs the command line tool, with `args` as they are.
-    pub fn cli(&self, args: &[&str]) -> Output {
+    pub(crate) fn cli(&self, args: &[&str]) -> Output {
         run(self.command(program()).args(args))
     }
 }
 
 /// How an agent is started.
-pub struct AgentBuilder {
+pub(crate) struct AgentBuilder {
     home: Home,
     program: PathBuf,
     upstream: String,
@@ -71,57 +71,57 @@ pub struct AgentBuilder {
 
 impl AgentBuilder {
     #[must_use]
-    pub fn arg(mut self, arg: &str) -> Self {
+    pub(crate) fn arg(mut self, arg: &str) -> Self {
         self.args.push(arg.to_owned());
         self
     }
 
     #[must_use]
-    pub fn env(mut self, name: &str, value: &str) -> Self {
+    pub(crate) fn env(mut self, name: &str, value: &str) -> Self {
         self.env.push((name.to_owned(), value.to_owned()));
         self
     }
 
     /// Makes the connection monitor look often, so that a test need not wait for the default ten seconds.
     #[must_use]
-    pub fn impatient(self) -> Self {
+    pub(crate) fn impatient(self) -> Self {
         self.env("OPIK_CONNECTION_MONITOR_PING_INTERVAL", "0.2").env("OPIK_CONNECTION_MONITOR_CHECK_TIMEOUT", "1")
     }
 
     /// Listens on this port instead of any free one.
     #[must_use]
-    pub fn on_port(self, port: u16) -> Self {
+    pub(crate) fn on_port(self, port: u16) -> Self {
         Self { port, ..self }
     }
 
     /// Leaves it to the environment where the store is.
     #[must_use]
-    pub fn without_db(self) -> Self {
+    pub(crate) fn without_db(self) -> Self {
         Self { names_db: false, ..self }
     }
 
     /// Starts the agent and its other commands by this one, which becomes the command that it is given.
     #[must_use]
-    pub fn within(mut self, command: &[String]) -> Self {
+    pub(crate) fn within(mut self, command: &[String]) -> Self {
         self.within = command.to_vec();
         self
     }
 
     /// Runs this build instead of the one under test.
     #[must_use]
-    pub fn program(self, program: &Path) -> Self {
+    pub(crate) fn program(self, program: &Path) -> Self {
         Self { program: program.to_owned(), ..self }
     }
 
     #[must_use]
-    pub fn home(mut self, home: Home) -> Self {
+    pub(crate) fn home(mut self, home: Home) -> Self {
         self.home = home;
         self
     }
 
     /// Starts the agent and waits until it listens.
     #[track_caller]
-    pub fn start(self) -> Agent {
+    pub(crate) fn start(self) -> Agent {
         let port = self.port;
         let mut agent = Agent { setup: self, child: None, stderr: Written::default(), port, reservation: None };
         agent.launch();
@@ -129,7 +129,7 @@ impl AgentBuilder {
     }
 
     /// Runs an agent that is expected to refuse to start, and returns how it ended.
-    pub fn refused(self) -> Output {
+    pub(crate) fn refused(self) -> Output {
         run(&mut self.command(0))
     }
 
@@ -153,7 +153,7 @@ impl AgentBuilder {
     }
 }
 
-pub struct Agent {
+pub(crate) struct Agent {
     setup: AgentBuilder,
     child: Option<Child>,
     stderr: Written,
@@ -164,7 +164,7 @@ pub struct Agent {
 
 impl Agent {
     /// Prepares an agent in front of the server at this base URL.
-    pub fn builder(upstream: &str) -> AgentBuilder {
+    pub(crate) fn builder(upstream: &str) -> AgentBuilder {
         AgentBuilder {
             home: Home::new(),
             program: program(),
@@ -179,43 +179,43 @@ impl Agent {
 
     /// Starts an agent in front of `server` that looks for it often.
     #[track_caller]
-    pub fn start(server: &FakeOpik) -> Self {
+    pub(crate) fn start(server: &FakeOpik) -> Self {
         Self::builder(&server.url()).impatient().start()
     }
 
-    pub fn port(&self) -> u16 {
+    pub(crate) fn port(&self) -> u16 {
         self.port
     }
 
     /// Returns the base URL for clients: `http://127.0.0.1:PORT/api`.
-    pub fn url(&self) -> String {
+    pub(crate) fn url(&self) -> String {
         format!("{}/api", self.origin())
     }
 
     /// Returns the URL without a path: `http://127.0.0.1:PORT`.
-    pub fn origin(&self) -> String {
+    pub(crate) fn origin(&self) -> String {
         format!("http://127.0.0.1:{}", self.port)
     }
 
-    pub fn home(&self) -> &Home {
+    pub(crate) fn home(&self) -> &Home {
         &self.setup.home
     }
 
-    pub fn db(&self) -> PathBuf {
+    pub(crate) fn db(&self) -> PathBuf {
         self.home().db()
     }
 
-    pub fn pid(&self) -> u32 {
+    pub(crate) fn pid(&self) -> u32 {
         self.child.as_ref().expect("the agent runs").id()
     }
 
     /// Returns what the agent has written to standard error so far, over all its starts.
-    pub fn stderr(&self) -> String {
+    pub(crate) fn stderr(&self) -> String {
         self.stderr.text()
     }
 
     /// Runs a subcommand on this agent's store and server.
-    pub fn cli(&self, args: &[&str]) -> Output {
+    pub(crate) fn cli(&self, args: &[&str]) -> Output {
         let db = self.db();
         let mut command = self.setup.binary();
         run(command.args(args).arg("--db").arg(db).args(["--upstream", &self.setup.upstream]))
@@ -223,47 +223,47 @@ impl Agent {
 
     /// Returns how many messages still have to reach the server.
     #[track_caller]
-    pub fn backlog(&self) -> u64 {
+    pub(crate) fn backlog(&self) -> u64 {
         let output = self.cli(&["status", "--format", "json"]);
         let status = output.json();
         status["backlog"]["messages"].as_u64().unwrap_or_else(|| panic!("no backlog.messages in {status}"))
     }
 
     #[track_caller]
-    pub fn wait_until_delivered(&self) {
+    pub(crate) fn wait_until_delivered(&self) {
         wait_until("the agent's backlog is empty", PATIENCE, || self.backlog() == 0);
     }
 
     /// Kills the agent as a power cut would, and waits until it is gone.
-    pub fn kill9(&mut self) {
+    pub(crate) fn kill9(&mut self) {
         self.signal(Signal::KILL);
         self.wait();
     }
 
     /// Asks the agent to stop (SIGTERM) and returns how it ended.
-    pub fn terminate(&mut self) -> ExitStatus {
+    pub(crate) fn terminate(&mut self) -> ExitStatus {
         self.signal(Signal::TERM);
         self.wait()
     }
 
     /// Asks the agent to stop as Ctrl-C does (SIGINT) and returns how it ended.
-    pub fn interrupt(&mut self) -> ExitStatus {
+    pub(crate) fn interrupt(&mut self) -> ExitStatus {
         self.signal(Signal::INT);
         self.wait()
     }
 
-    pub fn signal(&self, signal: Signal) {
+    pub(crate) fn signal(&self, signal: Signal) {
         let child = self.child.as_ref().expect("the agent runs");
         kill_process(Pid::from_child(child), signal).expect("our own child can be signalled");
     }
 
-    pub fn is_running(&mut self) -> bool {
+    pub(crate) fn is_running(&mut self) -> bool {
         self.child.as_mut().is_some_and(|child| child.try_wait().expect("a child can be waited for").is_none())
     }
 
     /// Waits until the agent has ended.
     #[track_caller]
-    pub fn wait(&mut self) -> ExitStatus {
+    pub(crate) fn wait(&mut self) -> ExitStatus {
         let mut child = self.child.take().expect("the agent runs");
         let mut status = None;
         wait_until("the agent ends", PATIENCE, || {
@@ -276,7 +276,7 @@ impl Agent {
 
     /// Starts the agent again after it ended, on the same port and the same store.
     #[track_caller]
-    pub fn restart_on_same_port(&mut self) {
+    pub(crate) fn restart_on_same_port(&mut self) {
         assert!(self.child.is_none(), "end the agent before it is started again");
         self.reservation = None;
         self.launch();
@@ -284,7 +284,7 @@ impl Agent {
 
     /// Starts the agent again after it ended, by this command, on the same store.
     #[track_caller]
-    pub fn again_within(mut self, command: Vec<String>) -> Self {
+    pub(crate) fn again_within(mut self, command: Vec<String>) -> Self {
         self.setup.within = command;
         self.restart_on_same_port();
         self

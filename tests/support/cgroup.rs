@@ -5,14 +5,14 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-pub struct MemoryCgroup {
+pub(crate) struct MemoryCgroup {
     path: PathBuf,
     is_v2: bool,
 }
 
 impl MemoryCgroup {
     /// Makes a cgroup with this limit and without swap. `Err` is the reason why this machine does not allow it.
-    pub fn new(limit_bytes: u64) -> Result<Self, String> {
+    pub(crate) fn new(limit_bytes: u64) -> Result<Self, String> {
         static NUMBER: AtomicUsize = AtomicUsize::new(0);
         let own = fs::read_to_string("/proc/self/cgroup").map_err(|error| format!("no /proc/self/cgroup: {error}"))?;
         let line = |wanted: &dyn Fn(&str) -> bool| {
@@ -42,13 +42,13 @@ impl MemoryCgroup {
     }
 
     /// Returns the command that starts another one in this cgroup.
-    pub fn enter(&self) -> Vec<String> {
+    pub(crate) fn enter(&self) -> Vec<String> {
         let procs = self.path.join("cgroup.procs").display().to_string();
         ["sh", "-c", "echo $$ > \"$0\" && exec \"$@\"", &procs].map(str::to_owned).into()
     }
 
     /// Returns how many processes were killed for want of memory.
-    pub fn kills(&self) -> u64 {
+    pub(crate) fn kills(&self) -> u64 {
         let file = if self.is_v2 { "memory.events" } else { "memory.oom_control" };
         let text = fs::read_to_string(self.path.join(file)).unwrap_or_default();
         text.lines().find_map(|line| line.strip_prefix("oom_kill ")?.trim().parse().ok()).unwrap_or(0)

@@ -11,7 +11,7 @@ use super::PATIENCE;
 use super::fake_opik::wire::read_chunk;
 
 #[derive(Clone, Debug)]
-pub struct Request {
+pub(crate) struct Request {
     pub method: String,
     /// After the client's base URL: `/v1/private/traces`.
     pub path: String,
@@ -22,51 +22,51 @@ pub struct Request {
 }
 
 impl Request {
-    pub fn new(method: &str, path: &str) -> Self {
+    pub(crate) fn new(method: &str, path: &str) -> Self {
         let (method, path) = (method.into(), path.into());
         Self { method, path, headers: Vec::new(), body: Vec::new(), chunk_bytes: None, is_untyped: false }
     }
 
     #[must_use]
-    pub fn header(mut self, name: &str, value: &str) -> Self {
+    pub(crate) fn header(mut self, name: &str, value: &str) -> Self {
         self.headers.push((name.to_owned(), value.to_owned()));
         self
     }
 
     /// Sends the same to another path.
     #[must_use]
-    pub fn to(self, path: &str) -> Self {
+    pub(crate) fn to(self, path: &str) -> Self {
         Self { path: path.to_owned(), ..self }
     }
 
     #[must_use]
-    pub fn json(self, body: &Value) -> Self {
+    pub(crate) fn json(self, body: &Value) -> Self {
         self.header("Content-Type", "application/json").bytes(body.to_string())
     }
 
     #[must_use]
-    pub fn bytes(mut self, body: impl Into<Vec<u8>>) -> Self {
+    pub(crate) fn bytes(mut self, body: impl Into<Vec<u8>>) -> Self {
         self.body = body.into();
         self
     }
 
     /// Leaves the body without the type that every client of Opik gives it; that of a file has none.
     #[must_use]
-    pub fn untyped(mut self) -> Self {
+    pub(crate) fn untyped(mut self) -> Self {
         self.is_untyped = true;
         self
     }
 
     /// Compresses the body that is there so far.
     #[must_use]
-    pub fn gzip(mut self) -> Self {
+    pub(crate) fn gzip(mut self) -> Self {
         self.body = gzip(&self.body);
         self.header("Content-Encoding", "gzip")
     }
 
     /// Sends the body in chunks of this many bytes, without a length.
     #[must_use]
-    pub fn chunked(mut self, chunk_bytes: usize) -> Self {
+    pub(crate) fn chunked(mut self, chunk_bytes: usize) -> Self {
         self.chunk_bytes = Some(chunk_bytes);
         self
     }
@@ -106,28 +106,28 @@ impl Request {
 }
 
 #[derive(Clone, Debug)]
-pub struct Response {
+pub(crate) struct Response {
     pub status: u16,
     pub headers: Vec<(String, String)>,
     pub body: Vec<u8>,
 }
 
 impl Response {
-    pub fn header(&self, name: &str) -> Option<&str> {
+    pub(crate) fn header(&self, name: &str) -> Option<&str> {
         self.headers.iter().find(|(found, _)| found.eq_ignore_ascii_case(name)).map(|(_, value)| value.as_str())
     }
 
     #[track_caller]
-    pub fn json(&self) -> Value {
+    pub(crate) fn json(&self) -> Value {
         serde_json::from_slice(&self.body).unwrap_or_else(|why| panic!("{why} in the answer {:?}", self.text()))
     }
 
-    pub fn text(&self) -> String {
+    pub(crate) fn text(&self) -> String {
         String::from_utf8_lossy(&self.body).into_owned()
     }
 }
 
-pub struct Client {
+pub(crate) struct Client {
     host: String,
     prefix: String,
     headers: Vec<(String, String)>,
@@ -136,7 +136,7 @@ pub struct Client {
 
 impl Client {
     /// Makes a client for a base URL like `http://127.0.0.1:6745/api`; it connects with the first request.
-    pub fn new(base_url: &str) -> Self {
+    pub(crate) fn new(base_url: &str) -> Self {
         let rest = base_url.strip_prefix("http://").expect("an http URL");
         let (host, prefix) = rest.split_at(rest.find('/').unwrap_or(rest.len()));
         let prefix = prefix.trim_end_matches('/').to_owned();
@@ -145,34 +145,34 @@ impl Client {
 
     /// Sends this header with every request.
     #[must_use]
-    pub fn with_header(mut self, name: &str, value: &str) -> Self {
+    pub(crate) fn with_header(mut self, name: &str, value: &str) -> Self {
         self.headers.push((name.to_owned(), value.to_owned()));
         self
     }
 
     #[track_caller]
-    pub fn get(&mut self, path: &str) -> Response {
+    pub(crate) fn get(&mut self, path: &str) -> Response {
         self.expect(&Request::new("GET", path))
     }
 
     #[track_caller]
-    pub fn post(&mut self, path: &str, body: &Value) -> Response {
+    pub(crate) fn post(&mut self, path: &str, body: &Value) -> Response {
         self.expect(&Request::new("POST", path).json(body))
     }
 
     #[track_caller]
-    pub fn put(&mut self, path: &str, body: &Value) -> Response {
+    pub(crate) fn put(&mut self, path: &str, body: &Value) -> Response {
         self.expect(&Request::new("PUT", path).json(body))
     }
 
     #[track_caller]
-    pub fn patch(&mut self, path: &str, body: &Value) -> Response {
+    pub(crate) fn patch(&mut self, path: &str, body: &Value) -> Response {
         self.expect(&Request::new("PATCH", path).json(body))
     }
 
     /// Sends a request that must be answered, with any status.
     #[track_caller]
-    pub fn expect(&mut self, request: &Request) -> Response {
+    pub(crate) fn expect(&mut self, request: &Request) -> Response {
         match self.send(request) {
             Ok(response) => response,
             Err(why) => panic!("{} {} got no answer: {why}", request.method, request.path),
@@ -180,19 +180,19 @@ impl Client {
     }
 
     /// Sends a request and reads its answer whole.
-    pub fn send(&mut self, request: &Request) -> io::Result<Response> {
+    pub(crate) fn send(&mut self, request: &Request) -> io::Result<Response> {
         self.open(request)?.finish()
     }
 
     /// Sends a request and reads the head of its answer only.
-    pub fn open(&mut self, request: &Request) -> io::Result<Incoming<'_>> {
+    pub(crate) fn open(&mut self, request: &Request) -> io::Result<Incoming<'_>> {
         let wire = [request.head(self), request.body_on_the_wire()].concat();
         self.connection()?.get_mut().write_all(&wire).inspect_err(|_| self.connection = None)?;
         self.read_head(&request.method)
     }
 
     /// Sends the head of a request and the first `bytes` of its body as they go over the wire.
-    pub fn send_part(&mut self, request: &Request, bytes: usize) -> io::Result<Unfinished<'_>> {
+    pub(crate) fn send_part(&mut self, request: &Request, bytes: usize) -> io::Result<Unfinished<'_>> {
         let (head, body) = (request.head(self), request.body_on_the_wire());
         let (now, later) = body.split_at(bytes);
         self.connection()?.get_mut().write_all(&[&head, now].concat())?;
@@ -200,7 +200,7 @@ impl Client {
     }
 
     /// Closes the connection; the next request opens a new one.
-    pub fn disconnect(&mut self) {
+    pub(crate) fn disconnect(&mut self) {
         self.connection = None;
     }
 
@@ -248,7 +248,7 @@ impl Client {
 
 /// A request whose body has not been sent whole. Dropping it leaves the connection to the client as it is;
 /// [`Unfinished::hang_up`] closes it.
-pub struct Unfinished<'a> {
+pub(crate) struct Unfinished<'a> {
     client: &'a mut Client,
     method: String,
     rest: Vec<u8>,
@@ -256,13 +256,13 @@ pub struct Unfinished<'a> {
 
 impl Unfinished<'_> {
     /// Sends the rest and reads the answer.
-    pub fn finish(self) -> io::Result<Response> {
+    pub(crate) fn finish(self) -> io::Result<Response> {
         self.client.connection()?.get_mut().write_all(&self.rest)?;
         self.client.read_head(&self.method)?.finish()
     }
 
     /// Closes the connection in the middle of the body.
-    pub fn hang_up(self) {
+    pub(crate) fn hang_up(self) {
         self.client.disconnect();
     }
 }
@@ -275,7 +275,7 @@ enum Left {
 }
 
 /// An answer whose head was read. Dropping it before its end closes the connection.
-pub struct Incoming<'a> {
+pub(crate) struct Incoming<'a> {
     client: &'a mut Client,
     from: BufReader<TcpStream>,
     pub head: Response,
@@ -284,7 +284,7 @@ pub struct Incoming<'a> {
 
 impl Incoming<'_> {
     /// Waits for more of the body and returns it; `None` at its end.
-    pub fn next_piece(&mut self) -> io::Result<Option<Vec<u8>>> {
+    pub(crate) fn next_piece(&mut self) -> io::Result<Option<Vec<u8>>> {
         let mut piece = Vec::new();
         match &mut self.left {
             Left::Nothing | Left::Bytes(0) => return Ok(None),
@@ -313,7 +313,7 @@ impl Incoming<'_> {
     }
 
     /// Reads the rest and gives the connection back for the next request.
-    pub fn finish(mut self) -> io::Result<Response> {
+    pub(crate) fn finish(mut self) -> io::Result<Response> {
         while let Some(piece) = self.next_piece()? {
             self.head.body.extend_from_slice(&piece);
         }
@@ -324,7 +324,7 @@ impl Incoming<'_> {
     }
 }
 
-pub fn gzip(bytes: &[u8]) -> Vec<u8> {
+pub(crate) fn gzip(bytes: &[u8]) -> Vec<u8> {
     let mut encoder = GzEncoder::new(Vec::new(), Compression::default());
     encoder.write_all(bytes).and_then(|()| encoder.finish()).expect("writing into memory can't fail")
 }

@@ -10,7 +10,7 @@ use serde_json::{Map, Number, Value};
 const DEPTH_MAX: usize = 1_000;
 
 /// Reads one JSON text leniently. The error describes the fault and its byte.
-pub fn parse_lenient(text: &[u8]) -> Result<Value, String> {
+pub(crate) fn parse_lenient(text: &[u8]) -> Result<Value, String> {
     let mut reader = Reader { text, at: 0 };
     let value = reader.value(0)?;
     reader.space();

@@ -17,7 +17,7 @@ use super::http::{Request, Response};
 const UNANSWERED_MAX: usize = 8;
 
 #[derive(Default)]
-pub struct ClientLedger {
+pub(crate) struct ClientLedger {
     entries: Mutex<Vec<Entry>>,
 }
 
@@ -33,7 +33,7 @@ struct Entry {
 type ByEntity = BTreeMap<(String, Key), Vec<Entry>>;
 
 impl ClientLedger {
-    pub fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self::default()
     }
 
@@ -43,7 +43,7 @@ impl ClientLedger {
     ///
     /// When a success was answered to what the server could never take.
     #[track_caller]
-    pub fn accepted(&self, method: &str, path: &str, headers: &[(String, String)], body: &[u8], status: u16) {
+    pub(crate) fn accepted(&self, method: &str, path: &str, headers: &[(String, String)], body: &[u8], status: u16) {
         if (200..300).contains(&status) {
             self.note(method, path, headers, body, None, true);
         }
@@ -51,7 +51,7 @@ impl ClientLedger {
 
     /// Records a request whose answer never came: it may have been taken or not.
     #[track_caller]
-    pub fn unanswered(&self, method: &str, path: &str, headers: &[(String, String)], body: &[u8]) {
+    pub(crate) fn unanswered(&self, method: &str, path: &str, headers: &[(String, String)], body: &[u8]) {
         self.note(method, path, headers, body, None, false);
     }
 
@@ -59,7 +59,7 @@ impl ClientLedger {
     ///
     /// A create without an id is found on the server by the id in `Location`.
     #[track_caller]
-    pub fn told<E>(&self, request: &Request, answer: &Result<Response, E>) {
+    pub(crate) fn told<E>(&self, request: &Request, answer: &Result<Response, E>) {
         let Request { method, path, headers, body, .. } = request;
         match answer {
             Ok(answer) if (200..300).contains(&answer.status) => {
@@ -72,25 +72,25 @@ impl ClientLedger {
     }
 
     /// Returns what clients were told about everything but these ids.
-    pub fn without(&self, ids: &BTreeSet<String>) -> Self {
+    pub(crate) fn without(&self, ids: &BTreeSet<String>) -> Self {
         let entries = self.entries.lock().expect("no thread panicked");
         let others = entries.iter().filter(|entry| !ids.contains(&entry.write.key.id)).cloned().collect();
         Self { entries: Mutex::new(others) }
     }
 
     /// Returns the accepted writes about these ids, each with its workspace, in the order of acceptance.
-    pub fn accepted_about(&self, ids: &BTreeSet<String>) -> Vec<(String, Write)> {
+    pub(crate) fn accepted_about(&self, ids: &BTreeSet<String>) -> Vec<(String, Write)> {
         let entries = self.entries.lock().expect("no thread panicked");
         let about = entries.iter().filter(|entry| entry.accepted && ids.contains(&entry.write.key.id));
         about.map(|entry| (entry.workspace.clone(), entry.write.clone())).collect()
     }
 
-    pub fn is_empty(&self) -> bool {
+    pub(crate) fn is_empty(&self) -> bool {
         self.entries.lock().expect("no thread panicked").is_empty()
     }
 
     /// Returns the entities about which the client holds a promise.
-    pub fn entities(&self) -> Vec<(String, Key)> {
+    pub(crate) fn entities(&self) -> Vec<(String, Key)> {
         self.by_entity().into_iter().filter(|(_, entries)| entries.iter().any(|e| e.accepted)).map(|(k, _)| k).collect()
     }
 
@@ -141,20 +141,20 @@ impl FakeOpik {
     ///
     /// When it does not; the message lists what the user would have lost.
     #[track_caller]
-    pub fn assert_equals(&self, ledger: &ClientLedger) {
+    pub(crate) fn assert_equals(&self, ledger: &ClientLedger) {
         self.assert_equals_besides(ledger, &BTreeSet::new());
     }
 
     /// Checks the same of everything but what these ids name, whose writes are not all there.
     #[track_caller]
-    pub fn assert_equals_besides(&self, ledger: &ClientLedger, ids: &BTreeSet<String>) {
+    pub(crate) fn assert_equals_besides(&self, ledger: &ClientLedger, ids: &BTreeSet<String>) {
         let lost = self.differences_besides(&ledger.without(ids), ids);
         let shown: Vec<&str> = lost.iter().take(40).map(String::as_str).collect();
         assert!(lost.is_empty(), "{} differences to what the client was told:\n{}", lost.len(), shown.join("\n"));
     }
 
     /// Returns what [`FakeOpik::assert_equals`] would complain about.
-    pub fn differences(&self, ledger: &ClientLedger) -> Vec<String> {
+    pub(crate) fn differences(&self, ledger: &ClientLedger) -> Vec<String> {
         self.differences_besides(ledger, &BTreeSet::new())
     }
 
@@ -188,7 +188,7 @@ impl FakeOpik {
     /// Repeats don't count, and neither does a write that the server never processed: that is a loss, and
     /// [`FakeOpik::assert_equals`] tells it.
     #[track_caller]
-    pub fn assert_order(&self, ledger: &ClientLedger) {
+    pub(crate) fn assert_order(&self, ledger: &ClientLedger) {
         let mut arrived: BTreeMap<(String, Key), Vec<(usize, Change)>> = BTreeMap::new();
         for request in self.requests().into_iter().filter(|request| request.processed) {
             for write in request.writes {

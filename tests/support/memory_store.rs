@@ -29,7 +29,7 @@ const HOUR_MS: i64 = 60 * MINUTE_MS;
 type Place = (i64, i64);
 
 /// A store that is gone with its process.
-pub struct MemoryStore {
+pub(crate) struct MemoryStore {
     identity: StoreIdentity,
     contents: Mutex<Contents>,
 }

@@ -5,27 +5,27 @@
 //! user's loss.
 #![allow(dead_code, reason = "each test binary uses another part of it")]
 
-pub mod agent;
+pub(crate) mod agent;
 #[cfg(target_os = "linux")]
-pub mod cgroup;
-pub mod fake_opik;
-pub mod http;
-pub mod json;
-pub mod ledger;
-pub mod networks;
-pub mod not_run;
-pub mod prism;
-pub mod process;
-pub mod pty;
-pub mod sdk;
-pub mod sink;
-pub mod tools;
+pub(crate) mod cgroup;
+pub(crate) mod fake_opik;
+pub(crate) mod http;
+pub(crate) mod json;
+pub(crate) mod ledger;
+pub(crate) mod networks;
+pub(crate) mod not_run;
+pub(crate) mod prism;
+pub(crate) mod process;
+pub(crate) mod pty;
+pub(crate) mod sdk;
+pub(crate) mod sink;
+pub(crate) mod tools;
 
 use std::time::{Duration, Instant};
 
 /// How long a test waits for something that is expected to happen soon, before it gives up and reports what did not
 /// happen.
-pub const PATIENCE: Duration = Duration::from_secs(60);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Waits until `condition` holds.
 ///
@@ -33,7 +33,7 @@ pub const PATIENCE: Duration = Duration::from_secs(60);
 ///
 /// When it does not hold within `timeout`; the message names `what` was awaited.
 #[track_caller]
-pub fn wait_until(what: &str, timeout: Duration, mut condition: impl FnMut() -> bool) {
+pub(crate) fn wait_until(what: &str, timeout: Duration, mut condition: impl FnMut() -> bool) {
     let deadline = Instant::now() + timeout;
     while !condition() {
         assert!(Instant::now() < deadline, "waited {timeout:?} in vain until {what}");
@@ -42,17 +42,17 @@ pub fn wait_until(what: &str, timeout: Duration, mut condition: impl FnMut() -> 
 }
 
 /// Makes a directory that is removed with everything in it when the value is dropped.
-pub fn tempdir() -> tempfile::TempDir {
+pub(crate) fn tempdir() -> tempfile::TempDir {
     tempfile::Builder::new().prefix("opik-offline-test-").tempdir().expect("a temporary directory can be made")
 }
 
 /// Returns a new version 7 UUID, as the SDKs make them.
-pub fn uuid7() -> String {
+pub(crate) fn uuid7() -> String {
     uuid::Uuid::now_v7().to_string()
 }
 
 /// Returns the id of something that was made this long ago.
-pub fn uuid7_of(age: std::time::Duration) -> String {
+pub(crate) fn uuid7_of(age: std::time::Duration) -> String {
     let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).expect("it is later than 1970");
     let at = since - age;
     let timestamp = uuid::Timestamp::from_unix(uuid::NoContext, at.as_secs(), at.subsec_nanos());
@@ -63,7 +63,7 @@ pub fn uuid7_of(age: std::time::Duration) -> String {
 ///
 /// Connections to it are refused, and a program that asks for this very port with `SO_REUSEADDR` can still listen on
 /// it. `None` when somebody listens there already.
-pub fn reserve_port(port: u16) -> Option<tokio::net::TcpSocket> {
+pub(crate) fn reserve_port(port: u16) -> Option<tokio::net::TcpSocket> {
     let socket = tokio::net::TcpSocket::new_v4().ok()?;
     socket.set_reuseaddr(true).ok()?;
     socket.bind(([127, 0, 0, 1], port).into()).ok()?;
@@ -71,7 +71,7 @@ pub fn reserve_port(port: u16) -> Option<tokio::net::TcpSocket> {
 }
 
 /// Returns incompressible text of this many characters; always the same.
-pub fn noise(characters: usize) -> String {
+pub(crate) fn noise(characters: usize) -> String {
     use base64::Engine as _;
     let block = |number: usize| {
         let digest = ring::digest::digest(&ring::digest::SHA256, &number.to_le_bytes());

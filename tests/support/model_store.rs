@@ -22,10 +22,10 @@ use opik_offline::store::{
 const HOUR_MS: i64 = 60 * 60 * 1000;
 
 /// Asked before every registration, so that a test can make it slow or let it fail.
-pub type BeforeRegister = Box<dyn Fn(&[Message]) -> Result<(), StoreError> + Send + Sync>;
+pub(crate) type BeforeRegister = Box<dyn Fn(&[Message]) -> Result<(), StoreError> + Send + Sync>;
 
 /// Messages in memory.
-pub struct ModelStore {
+pub(crate) struct ModelStore {
     identity: StoreIdentity,
     state: Mutex<State>,
     before_register: Option<BeforeRegister>,
@@ -347,7 +347,7 @@ impl State {
 
 impl ModelStore {
     /// Returns a store that asks this before every registration.
-    pub fn with_register(before_register: BeforeRegister) -> Self {
+    pub(crate) fn with_register(before_register: BeforeRegister) -> Self {
         Self { before_register: Some(before_register), ..Self::default() }
     }
 

@@ -22,20 +22,20 @@ use tokio_rustls::rustls::server::WebPkiClientVerifier;
 use tokio_rustls::rustls::{RootCertStore, ServerConfig};
 
 /// An authority that only the test trusts.
-pub struct Authority {
+pub(crate) struct Authority {
     issuer: CertifiedIssuer<'static, KeyPair>,
     pub file: PathBuf,
     folder: tempfile::TempDir,
 }
 
 #[derive(Clone, Copy, PartialEq)]
-pub enum Age {
+pub(crate) enum Age {
     Valid,
     Expired,
 }
 
 impl Authority {
-    pub fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let mut params = CertificateParams::new(Vec::new()).unwrap();
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         let issuer = CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap();
@@ -46,16 +46,16 @@ impl Authority {
     }
 
     /// The folder with `authority.pem` in it.
-    pub fn folder(&self) -> &Path {
+    pub(crate) fn folder(&self) -> &Path {
         self.folder.path()
     }
 
-    pub fn server(&self, host: &str, age: Age) -> ServerConfig {
+    pub(crate) fn server(&self, host: &str, age: Age) -> ServerConfig {
         self.server_wanting(host, age, None)
     }
 
     /// The configuration of a server that wants certificates of this authority from its clients.
-    pub fn server_wanting(&self, host: &str, age: Age, clients: Option<&Authority>) -> ServerConfig {
+    pub(crate) fn server_wanting(&self, host: &str, age: Age, clients: Option<&Authority>) -> ServerConfig {
         let mut params = CertificateParams::new(vec![host.to_owned()]).unwrap();
         if age == Age::Expired {
             (params.not_before, params.not_after) = (date_time_ymd(2019, 1, 1), date_time_ymd(2020, 1, 1));
@@ -79,7 +79,7 @@ impl Authority {
     }
 
     /// Returns a client's certificate and its key in PEM form.
-    pub fn client(&self) -> (String, String) {
+    pub(crate) fn client(&self) -> (String, String) {
         let mut params = CertificateParams::new(vec!["agent".to_owned()]).unwrap();
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
         let key = KeyPair::generate().unwrap();
@@ -88,7 +88,7 @@ impl Authority {
 }
 
 /// A listener on a loopback port that can be taken away and comes back.
-pub struct Front {
+pub(crate) struct Front {
     pub port: u16,
     is_away: tokio::sync::watch::Sender<bool>,
     open: Arc<AtomicUsize>,
@@ -96,7 +96,7 @@ pub struct Front {
 }
 
 impl Front {
-    pub fn serving<F>(serve: impl Fn(TcpStream) -> F + Send + 'static) -> Self
+    pub(crate) fn serving<F>(serve: impl Fn(TcpStream) -> F + Send + 'static) -> Self
     where
         F: Future<Output = std::io::Result<()>> + Send + 'static,
     {
@@ -124,7 +124,7 @@ impl Front {
     }
 
     /// Closes every connection, and each new one at once.
-    pub fn set_away(&self, is_away: bool) {
+    pub(crate) fn set_away(&self, is_away: bool) {
         self.is_away.send(is_away).unwrap();
         if is_away {
             super::wait_until("every connection is closed", super::PATIENCE, || self.open.load(Ordering::SeqCst) == 0);
@@ -132,7 +132,7 @@ impl Front {
     }
 
     /// TLS in front of a server on this machine.
-    pub fn tls(config: ServerConfig, behind: u16) -> Self {
+    pub(crate) fn tls(config: ServerConfig, behind: u16) -> Self {
         let acceptor = TlsAcceptor::from(Arc::new(config));
         Self::serving(move |stream| {
             let acceptor = acceptor.clone();
@@ -145,7 +145,7 @@ impl Front {
     }
 
     /// TLS whose configuration the test changes while it runs.
-    pub fn renewable_tls(config: Arc<Mutex<Arc<ServerConfig>>>, behind: u16) -> Self {
+    pub(crate) fn renewable_tls(config: Arc<Mutex<Arc<ServerConfig>>>, behind: u16) -> Self {
         Self::serving(move |stream| {
             let acceptor = TlsAcceptor::from(config.lock().unwrap().clone());
             async move {
@@ -159,25 +159,25 @@ impl Front {
 
 /// A request to a forward proxy.
 #[derive(Clone, Debug)]
-pub struct Asked {
+pub(crate) struct Asked {
     line: String,
     headers: http::HeaderMap,
 }
 
 impl Asked {
     /// Method and target, as in the request line.
-    pub fn line(&self) -> &str {
+    pub(crate) fn line(&self) -> &str {
         &self.line
     }
 
-    pub fn has(&self, header: &str) -> bool {
+    pub(crate) fn has(&self, header: &str) -> bool {
         self.headers.contains_key(header)
     }
 }
 
 /// A forward proxy like Squid with its usual rules: `CONNECT` to port 443 only, and plain HTTP by absolute form. All
 /// that it is asked for leads to one port of this machine.
-pub struct ForwardProxy {
+pub(crate) struct ForwardProxy {
     front: Front,
     asked: Arc<Mutex<Vec<Asked>>>,
     refusal: Arc<Mutex<Option<u16>>>,
@@ -187,7 +187,7 @@ type ProxyBody = BoxBody<Bytes, hyper::Error>;
 
 impl ForwardProxy {
     /// Starts one that wants this `Proxy-Authorization`.
-    pub fn start(behind: u16, credentials: Option<&'static str>) -> Self {
+    pub(crate) fn start(behind: u16, credentials: Option<&'static str>) -> Self {
         let (asked, refusal) = (Arc::new(Mutex::new(Vec::new())), Arc::new(Mutex::new(None)));
         let (notes, refuses) = (asked.clone(), refusal.clone());
         let front = Front::serving(move |stream| {
@@ -207,21 +207,21 @@ impl ForwardProxy {
         Self { front, asked, refusal }
     }
 
-    pub fn port(&self) -> u16 {
+    pub(crate) fn port(&self) -> u16 {
         self.front.port
     }
 
     /// Returns what it was asked for since the last time.
-    pub fn take_asked(&self) -> Vec<Asked> {
+    pub(crate) fn take_asked(&self) -> Vec<Asked> {
         std::mem::take(&mut *self.asked.lock().unwrap())
     }
 
     /// Answers everything with a page of its own.
-    pub fn refuse_with(&self, status: Option<u16>) {
+    pub(crate) fn refuse_with(&self, status: Option<u16>) {
         *self.refusal.lock().unwrap() = status;
     }
 
-    pub fn set_away(&self, is_away: bool) {
+    pub(crate) fn set_away(&self, is_away: bool) {
         self.front.set_away(is_away);
     }
 }
@@ -272,26 +272,26 @@ async fn proxied(
 }
 
 /// A SOCKS server (RFC 1928, RFC 1929, and SOCKS 4a). All that it is asked for leads to one port of this machine.
-pub struct SocksServer {
+pub(crate) struct SocksServer {
     pub front: Front,
     asked: Arc<Mutex<Vec<String>>>,
 }
 
 impl SocksServer {
     /// Starts one that wants this user and password.
-    pub fn start(behind: u16, credentials: Option<(&'static str, &'static str)>) -> Self {
+    pub(crate) fn start(behind: u16, credentials: Option<(&'static str, &'static str)>) -> Self {
         let asked = Arc::new(Mutex::new(Vec::new()));
         let notes = asked.clone();
         let front = Front::serving(move |stream| socks(stream, behind, credentials, notes.clone()));
         Self { front, asked }
     }
 
-    pub fn port(&self) -> u16 {
+    pub(crate) fn port(&self) -> u16 {
         self.front.port
     }
 
     /// Returns the hosts and ports that it was asked for since the last time, as they were given: names or addresses.
-    pub fn take_asked(&self) -> Vec<String> {
+    pub(crate) fn take_asked(&self) -> Vec<String> {
         std::mem::take(&mut *self.asked.lock().unwrap())
     }
 }

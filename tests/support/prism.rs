@@ -35,7 +35,7 @@ const PATTERN: (&str, &str) = (r"pattern: (?s)^\s*(\S.*\S|\S)\s*$", r"pattern: \
 
 /// One request that went through to Prism, and what Prism said.
 #[derive(Clone, Debug)]
-pub struct Checked {
+pub(crate) struct Checked {
     pub method: String,
     pub path: String,
     /// As Prism got it.
@@ -46,12 +46,12 @@ pub struct Checked {
 
 impl Checked {
     /// Whether this is a request that changes something, in which a violation would lose data.
-    pub fn is_write(&self) -> bool {
+    pub(crate) fn is_write(&self) -> bool {
         self.method != "GET" && !self.path.ends_with("/search") && !self.path.ends_with("/retrieve")
     }
 }
 
-pub struct Prism {
+pub(crate) struct Prism {
     child: Child,
     hop: Arc<Hop>,
     port: u16,
@@ -71,7 +71,7 @@ struct Hop {
 impl Prism {
     /// Installs Prism if need be, starts it and waits until it answers.
     #[track_caller]
-    pub fn start() -> Self {
+    pub(crate) fn start() -> Self {
         let (home, folder) = (Home::new(), tempdir());
         let spec = folder.path().join("openapi.yaml");
         std::fs::write(&spec, spec_for_prism()).expect("a temporary file can be written");
@@ -100,12 +100,12 @@ impl Prism {
     }
 
     /// Returns the base URL for clients and agents: `http://127.0.0.1:PORT/api`.
-    pub fn url(&self) -> String {
+    pub(crate) fn url(&self) -> String {
         format!("http://127.0.0.1:{}/api", self.port)
     }
 
     /// Goes away as a killed server does.
-    pub fn stop(&mut self) {
+    pub(crate) fn stop(&mut self) {
         let Some(thread) = self.accepting.take() else { return };
         self.hop.running.store(false, Ordering::SeqCst);
         // Wakes the accepting thread; refused when it is already gone.
@@ -118,7 +118,7 @@ impl Prism {
     }
 
     /// Comes back on the same port.
-    pub fn resume(&mut self) {
+    pub(crate) fn resume(&mut self) {
         if self.accepting.is_some() {
             return;
         }
@@ -129,13 +129,13 @@ impl Prism {
     }
 
     /// Returns every request with Prism's answer, in the order of the answers.
-    pub fn checked(&self) -> Vec<Checked> {
+    pub(crate) fn checked(&self) -> Vec<Checked> {
         self.hop.checked.lock().expect("no thread panicked").clone()
     }
 
     /// Checks that Prism has found every write so far to fit Opik's OpenAPI file, and that there was one.
     #[track_caller]
-    pub fn assert_all_writes_valid(&self) {
+    pub(crate) fn assert_all_writes_valid(&self) {
         let writes: Vec<Checked> = self.checked().into_iter().filter(Checked::is_write).collect();
         assert!(!writes.is_empty(), "no write has reached prism");
         let refused = writes.iter().filter(|write| write.status >= 300);

@@ -8,19 +8,19 @@ use std::thread::JoinHandle;
 const LISTENING: &str = "listening on http://";
 
 #[derive(Debug)]
-pub struct Output {
+pub(crate) struct Output {
     pub status: ExitStatus,
     pub stdout: String,
     pub stderr: String,
 }
 
 impl Output {
-    pub fn code(&self) -> Option<i32> {
+    pub(crate) fn code(&self) -> Option<i32> {
         self.status.code()
     }
 
     #[track_caller]
-    pub fn json(&self) -> serde_json::Value {
+    pub(crate) fn json(&self) -> serde_json::Value {
         serde_json::from_str(&self.stdout)
             .unwrap_or_else(|why| panic!("{why} in {:?}, standard error {:?}", self.stdout, self.stderr))
     }
@@ -28,7 +28,7 @@ impl Output {
 
 /// Runs a command to its end.
 #[track_caller]
-pub fn run(command: &mut Command) -> Output {
+pub(crate) fn run(command: &mut Command) -> Output {
     let output = command.output().unwrap_or_else(|why| panic!("cannot run {:?}: {why}", command.get_program()));
     Output {
         status: output.status,
@@ -39,13 +39,13 @@ pub fn run(command: &mut Command) -> Output {
 
 /// The lines that a process has written so far, over all its starts.
 #[derive(Clone, Default)]
-pub struct Written(Arc<Mutex<String>>);
+pub(crate) struct Written(Arc<Mutex<String>>);
 
 impl Written {
     /// Adds everything that comes from here, line by line, until it ends.
     ///
     /// The returned thread ends when all has been read.
-    pub fn follow(&self, from: impl Read + Send + 'static) -> JoinHandle<()> {
+    pub(crate) fn follow(&self, from: impl Read + Send + 'static) -> JoinHandle<()> {
         let all = Arc::clone(&self.0);
         std::thread::spawn(move || {
             for line in BufReader::new(from).lines().map_while(Result::ok) {
@@ -56,13 +56,13 @@ impl Written {
         })
     }
 
-    pub fn text(&self) -> String {
+    pub(crate) fn text(&self) -> String {
         self.0.lock().expect("no thread panicked").clone()
     }
 }
 
 /// Finds the port in a line that says `listening on http://HOST:PORT`.
-pub fn listening_port(text: &str) -> Option<u16> {
+pub(crate) fn listening_port(text: &str) -> Option<u16> {
     let rest = &text[text.find(LISTENING)? + LISTENING.len()..];
     let address = rest.split(|c: char| c.is_whitespace() || c == '/' || c == '"').next()?;
     address.rsplit(':').next()?.parse().ok()

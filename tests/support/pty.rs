@@ -14,7 +14,7 @@ use rustix::termios::{OptionalActions, OutputModes, Winsize, tcgetattr, tcsetatt
 use super::{PATIENCE, wait_until};
 
 /// A process whose standard streams are a terminal of 24 rows.
-pub struct OnTerminal {
+pub(crate) struct OnTerminal {
     child: Child,
     terminal: File,
     received: Arc<Mutex<Vec<u8>>>,
@@ -24,7 +24,7 @@ pub struct OnTerminal {
 impl OnTerminal {
     /// Starts a command on a terminal of this width.
     #[track_caller]
-    pub fn start(command: &mut Command, columns: u16) -> Self {
+    pub(crate) fn start(command: &mut Command, columns: u16) -> Self {
         let controller = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC).expect("a terminal");
         grantpt(&controller).expect("our own terminal");
         unlockpt(&controller).expect("our own terminal");
@@ -60,28 +60,28 @@ impl OnTerminal {
     }
 
     /// Returns what was written so far.
-    pub fn text(&self) -> String {
+    pub(crate) fn text(&self) -> String {
         String::from_utf8_lossy(&self.received.lock().expect("no thread panicked")).into_owned()
     }
 
     /// Waits until this was written.
     #[track_caller]
-    pub fn wait_for(&self, words: &str) {
+    pub(crate) fn wait_for(&self, words: &str) {
         wait_until(words, PATIENCE, || self.text().contains(words));
     }
 
     /// Types this.
-    pub fn type_in(&mut self, text: &str) {
+    pub(crate) fn type_in(&mut self, text: &str) {
         self.terminal.write_all(text.as_bytes()).expect("the terminal takes it");
     }
 
-    pub fn pid(&self) -> u32 {
+    pub(crate) fn pid(&self) -> u32 {
         self.child.id()
     }
 
     /// Waits for the end and returns all that was written.
     #[track_caller]
-    pub fn finish(mut self) -> (ExitStatus, String) {
+    pub(crate) fn finish(mut self) -> (ExitStatus, String) {
         let status = self.child.wait().expect("it was started");
         if let Some(reader) = self.reader.take() {
             reader.join().expect("no thread panicked");

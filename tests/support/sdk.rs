@@ -28,7 +28,7 @@ struct Expected {
 
 /// Which client the application uses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Using {
+pub(crate) enum Using {
     /// The Python SDK in this version.
     Python(&'static str),
     TypeScript,
@@ -60,7 +60,7 @@ impl Using {
     }
 }
 
-pub struct SdkApp {
+pub(crate) struct SdkApp {
     child: Child,
     stdin: ChildStdin,
     lines: Receiver<String>,
@@ -73,19 +73,19 @@ pub struct SdkApp {
 impl SdkApp {
     /// Starts an application that sends to this base URL. `run` marks all it makes.
     #[track_caller]
-    pub fn start(run: &str, url: &str) -> Self {
+    pub(crate) fn start(run: &str, url: &str) -> Self {
         Self::start_with(Using::Python(OPIK_VERSION), run, url)
     }
 
     /// Starts an application that looks for its server often, so that its own store is in use soon after an outage.
     #[track_caller]
-    pub fn start_impatient(run: &str, url: &str) -> Self {
+    pub(crate) fn start_impatient(run: &str, url: &str) -> Self {
         Self::start_in(Using::Python(OPIK_VERSION), run, url, &[("OPIK_CONNECTION_MONITOR_PING_INTERVAL", "0.5")])
     }
 
     /// Starts an application that uses another client.
     #[track_caller]
-    pub fn start_with(using: Using, run: &str, url: &str) -> Self {
+    pub(crate) fn start_with(using: Using, run: &str, url: &str) -> Self {
         Self::start_in(using, run, url, &[])
     }
 
@@ -100,7 +100,7 @@ impl SdkApp {
     /// Starts an application within `agent -- COMMAND`, in an environment that names this server. The agent's store is
     /// the home's [`Home::db`]; what it says goes to `said` in the home.
     #[track_caller]
-    pub fn start_wrapped(using: Using, run: &str, url: &str) -> Self {
+    pub(crate) fn start_wrapped(using: Using, run: &str, url: &str) -> Self {
         let home = Home::new();
         let inner = using.command(&home);
         let mut command = home.command(env!("CARGO_BIN_EXE_opik-offline"));
@@ -137,7 +137,7 @@ impl SdkApp {
 
     /// Runs one command of the application (see `tests/sdk/app.py`) and notes what the server has to know from now on.
     #[track_caller]
-    pub fn run(&mut self, command: &str) -> Value {
+    pub(crate) fn run(&mut self, command: &str) -> Value {
         writeln!(self.stdin, "{command}")
             .and_then(|()| self.stdin.flush())
             .expect("the application reads its commands");
@@ -146,48 +146,48 @@ impl SdkApp {
 
     /// Sends everything that is still in the SDK's queues.
     #[track_caller]
-    pub fn flush(&mut self) {
+    pub(crate) fn flush(&mut self) {
         let done = self.run("flush");
         assert_eq!(done["flushed"], true, "the SDK reports that it could not send everything");
     }
 
     /// Ends the application and waits for it.
     #[track_caller]
-    pub fn quit(&mut self) {
+    pub(crate) fn quit(&mut self) {
         self.run("quit");
         let status = self.child.wait().expect("a child can be waited for");
         assert!(status.success(), "the application ended with {status}");
     }
 
     /// Ends the application by a signal that it does not handle, and waits until it is gone.
-    pub fn kill(&mut self, signal: Signal) {
+    pub(crate) fn kill(&mut self, signal: Signal) {
         kill_process(Pid::from_child(&self.child), signal).expect("our own child can be signalled");
         self.child.wait().expect("a child can be waited for");
     }
 
-    pub fn pid(&self) -> u32 {
+    pub(crate) fn pid(&self) -> u32 {
         self.child.id()
     }
 
     /// Returns the stores that the SDK has made so far.
-    pub fn stores(&self) -> Vec<PathBuf> {
+    pub(crate) fn stores(&self) -> Vec<PathBuf> {
         let entries = std::fs::read_dir(self.home.path()).expect("the application's home").flatten();
         let folders = entries.filter(|entry| entry.file_name().to_string_lossy().starts_with("tmp"));
         folders.map(|folder| folder.path().join("opik_messages.db")).filter(|path| path.exists()).collect()
     }
 
     /// Returns how many traces, spans and threads the server has to know.
-    pub fn expected_count(&self, kind: Kind) -> usize {
+    pub(crate) fn expected_count(&self, kind: Kind) -> usize {
         self.expected.keys().filter(|key| key.kind == kind).count()
     }
 
     /// Returns the folders in which the SDK keeps its own store.
-    pub fn home(&self) -> &Home {
+    pub(crate) fn home(&self) -> &Home {
         &self.home
     }
 
     /// Returns what the server lacks of that which the application sent.
-    pub fn missing_on(&self, server: &FakeOpik) -> Vec<String> {
+    pub(crate) fn missing_on(&self, server: &FakeOpik) -> Vec<String> {
         let mut missing = Vec::new();
         for (key, expected) in &self.expected {
             let entity = server.entity("default", key.kind, &key.id).unwrap_or_default();
@@ -224,7 +224,7 @@ impl SdkApp {
 
     /// Waits until the server has everything that the application sent, and reports the losses if that does not happen.
     #[track_caller]
-    pub fn wait_until_all_on(&self, server: &FakeOpik) {
+    pub(crate) fn wait_until_all_on(&self, server: &FakeOpik) {
         let deadline = Instant::now() + PATIENCE;
         while !self.missing_on(server).is_empty() && Instant::now() < deadline {
             std::thread::sleep(Duration::from_millis(20));
@@ -234,7 +234,7 @@ impl SdkApp {
 
     /// Checks that the server knows all that the application sent, and no trace or span besides.
     #[track_caller]
-    pub fn assert_all_on(&self, server: &FakeOpik) {
+    pub(crate) fn assert_all_on(&self, server: &FakeOpik) {
         let missing = self.missing_on(server);
         let shown: Vec<&str> = missing.iter().take(20).map(String::as_str).collect();
         assert!(

@@ -13,7 +13,7 @@ use super::reserve_port;
 /// How much of a body is kept to read the id of what it creates.
 const BEGINNING: usize = 4096;
 
-pub struct Sink {
+pub(crate) struct Sink {
     port: u16,
     taken: Arc<Mutex<HashMap<String, usize>>>,
     is_slow: Arc<AtomicBool>,
@@ -22,22 +22,22 @@ pub struct Sink {
 
 impl Sink {
     /// Keeps a port that refuses connections until [`Sink::start`].
-    pub fn new_stopped() -> Self {
+    pub(crate) fn new_stopped() -> Self {
         let reservation = reserve_port(0).expect("there is a free port");
         let port = reservation.local_addr().expect("it is bound").port();
         Self { port, taken: Arc::default(), is_slow: Arc::default(), reservation: Mutex::new(Some(reservation)) }
     }
 
-    pub fn url(&self) -> String {
+    pub(crate) fn url(&self) -> String {
         format!("http://127.0.0.1:{}/api", self.port)
     }
 
     /// Waits a while before it answers a write, as a busy server does.
-    pub fn be_slow(&self, is_slow: bool) {
+    pub(crate) fn be_slow(&self, is_slow: bool) {
         self.is_slow.store(is_slow, Ordering::Relaxed);
     }
 
-    pub fn start(&self) {
+    pub(crate) fn start(&self) {
         self.reservation.lock().expect("nobody panicked").take();
         let listener = TcpListener::bind(("127.0.0.1", self.port)).expect("the port is kept for this");
         let (taken, is_slow) = (self.taken.clone(), self.is_slow.clone());
@@ -50,7 +50,7 @@ impl Sink {
     }
 
     /// Returns the ids of the traces that were created, each with the times that it came.
-    pub fn taken(&self) -> HashMap<String, usize> {
+    pub(crate) fn taken(&self) -> HashMap<String, usize> {
         self.taken.lock().expect("nobody panicked").clone()
     }
 }

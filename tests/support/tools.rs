@@ -9,17 +9,17 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 /// The Python SDK that the protocol dossier describes.
-pub const OPIK_VERSION: &str = "2.2.122";
+pub(crate) const OPIK_VERSION: &str = "2.2.122";
 /// An older Python SDK of the same major version.
-pub const OPIK_VERSION_OLDER: &str = "2.0.40";
+pub(crate) const OPIK_VERSION_OLDER: &str = "2.0.40";
 /// The TypeScript SDK that the protocol dossier describes.
-pub const OPIK_TYPESCRIPT_VERSION: &str = "2.0.40";
+pub(crate) const OPIK_TYPESCRIPT_VERSION: &str = "2.0.40";
 /// The OTLP/HTTP exporter for Python that the protocol dossier describes.
-pub const OTLP_PYTHON_VERSION: &str = "1.45.2";
+pub(crate) const OTLP_PYTHON_VERSION: &str = "1.45.2";
 /// Exporters for JavaScript that run on Node 18: newer ones ask for 22.
-pub const OTLP_JAVASCRIPT_VERSIONS: (&str, &str) = ("0.57.2", "1.30.1");
+pub(crate) const OTLP_JAVASCRIPT_VERSIONS: (&str, &str) = ("0.57.2", "1.30.1");
 /// The newest Prism that still runs on Node 18 and 20.
-pub const PRISM_VERSION: &str = "5.14.2";
+pub(crate) const PRISM_VERSION: &str = "5.14.2";
 
 const PYTHON_HINT: &str = "install Python with venv and pip: apt-get install python3 python3-venv python3-pip";
 const NODE_HINT: &str = "install Node.js 18 or newer with npm: apt-get install nodejs npm";
@@ -29,7 +29,7 @@ const NODE_HINT: &str = "install Node.js 18 or newer with npm: apt-get install n
 /// # Panics
 ///
 /// If it can't be installed; the message suggests a remedy.
-pub fn python_sdk(version: &str) -> PathBuf {
+pub(crate) fn python_sdk(version: &str) -> PathBuf {
     python_with(&format!("opik-{version}"), &format!("opik=={version}"))
 }
 
@@ -38,7 +38,7 @@ pub fn python_sdk(version: &str) -> PathBuf {
 /// # Panics
 ///
 /// If it can't be installed; the message suggests a remedy.
-pub fn python_otlp() -> PathBuf {
+pub(crate) fn python_otlp() -> PathBuf {
     let package = format!("opentelemetry-exporter-otlp-proto-http=={OTLP_PYTHON_VERSION}");
     python_with(&format!("otlp-python-{OTLP_PYTHON_VERSION}"), &package)
 }
@@ -57,7 +57,7 @@ fn python_with(name: &str, package: &str) -> PathBuf {
 /// # Panics
 ///
 /// If it can't be installed; the message suggests a remedy.
-pub fn prism() -> PathBuf {
+pub(crate) fn prism() -> PathBuf {
     let package = format!("@stoplight/prism-cli@{PRISM_VERSION}");
     node_with(&format!("prism-{PRISM_VERSION}"), &[&package]).join(".bin/prism")
 }
@@ -67,7 +67,7 @@ pub fn prism() -> PathBuf {
 /// # Panics
 ///
 /// If it can't be installed; the message suggests a remedy.
-pub fn typescript_sdk() -> PathBuf {
+pub(crate) fn typescript_sdk() -> PathBuf {
     let package = format!("opik@{OPIK_TYPESCRIPT_VERSION}");
     node_with(&format!("opik-typescript-{OPIK_TYPESCRIPT_VERSION}"), &[&package])
 }
@@ -77,7 +77,7 @@ pub fn typescript_sdk() -> PathBuf {
 /// # Panics
 ///
 /// If it can't be installed; the message suggests a remedy.
-pub fn javascript_otlp() -> PathBuf {
+pub(crate) fn javascript_otlp() -> PathBuf {
     let (exporters, sdk) = OTLP_JAVASCRIPT_VERSIONS;
     let packages = [
         "@opentelemetry/api@1.9.0".to_owned(),
@@ -100,7 +100,7 @@ fn node_with(name: &str, packages: &[&str]) -> PathBuf {
 }
 
 /// Returns the folder of a tool, after `install` has filled it if nobody did so before.
-pub fn installed(name: &str, install: impl FnOnce(&Path)) -> PathBuf {
+pub(crate) fn installed(name: &str, install: impl FnOnce(&Path)) -> PathBuf {
     let tools = Path::new(env!("CARGO_TARGET_TMPDIR")).parent().expect("it is in the target folder").join("tools");
     fs::create_dir_all(&tools).unwrap_or_else(|why| panic!("cannot make {}: {why}", tools.display()));
     let (folder, marker) = (tools.join(name), tools.join(format!("{name}.complete")));
@@ -123,7 +123,7 @@ pub fn installed(name: &str, install: impl FnOnce(&Path)) -> PathBuf {
 ///
 /// When it fails; the message ends with the hint.
 #[track_caller]
-pub fn run(command: &mut Command, hint: &str) {
+pub(crate) fn run(command: &mut Command, hint: &str) {
     let program = command.get_program().to_string_lossy().into_owned();
     let output = command.output().unwrap_or_else(|why| panic!("cannot run {program}: {why}\nhint: {hint}"));
     let stderr = String::from_utf8_lossy(&output.stderr);

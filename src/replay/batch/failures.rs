@@ -13,7 +13,7 @@ impl Batch<'_, '_> {
     /// # Errors
     ///
     /// What keeps the store from taking the hold.
-    pub fn conclude_failures(&mut self) -> Result<(), StoreError> {
+    pub(crate) fn conclude_failures(&mut self) -> Result<(), StoreError> {
         for FailedMessage { message, failed, passes } in std::mem::take(&mut self.failed) {
             let halted = self.halt.is_some();
             let (id, attempts, failure) = (message.id, message.attempts, failed.failure);

@@ -26,7 +26,7 @@ use super::{json_fault, protected};
 const CONTENT_BYTES_MAX: u64 = 1024 * 1024;
 
 /// Bytes of a body in any encoding, or content to be encoded.
-pub fn bodies(input: &[u8]) {
+pub(crate) fn bodies(input: &[u8]) {
     for encoding in [Encoding::Identity, Encoding::Gzip, Encoding::Deflate] {
         let body = Body::new(input.to_vec(), encoding);
         let decoded = body.decode(CONTENT_BYTES_MAX);
@@ -63,7 +63,7 @@ pub fn bodies(input: &[u8]) {
 }
 
 /// `METHOD path body`, or a body alone.
-pub fn inspection(input: &[u8]) {
+pub(crate) fn inspection(input: &[u8]) {
     let body = protected(input).map_or_else(|| input.to_vec(), |(_, request)| request.body.bytes.to_vec());
     json(&body);
     let Some((write, request)) = protected(input) else { return };
@@ -163,7 +163,7 @@ fn walk(text: &str, mut see: impl FnMut(char, bool)) {
 }
 
 /// An OTLP request in either format.
-pub fn otlp(input: &[u8]) {
+pub(crate) fn otlp(input: &[u8]) {
     if let Some(shown) = to_json(input) {
         assert!(Traces::read(Format::Protobuf, input).is_ok(), "people are shown {shown}, which no server reads");
     }
@@ -203,7 +203,7 @@ pub fn otlp(input: &[u8]) {
 }
 
 /// A message type and a row's text behind it, on a line of its own or not.
-pub fn sdk_rows(input: &[u8]) {
+pub(crate) fn sdk_rows(input: &[u8]) {
     let end = input.iter().position(|byte| *byte == b'\n').unwrap_or(input.len());
     let (name, json) = (&input[..end], &input[(end + 1).min(input.len())..]);
     let name = String::from_utf8_lossy(name);
@@ -249,7 +249,7 @@ fn strings(content: &[u8]) -> BTreeSet<String> {
 }
 
 /// `RateLimit-Reset`, `Retry-After` and a body of an answer, on lines of their own.
-pub fn answers(input: &[u8]) {
+pub(crate) fn answers(input: &[u8]) {
     let text = String::from_utf8_lossy(input);
     let mut lines = text.splitn(3, '\n');
     let (reset, after) = (lines.next(), lines.next());

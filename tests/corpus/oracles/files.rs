@@ -67,7 +67,7 @@ fn damaged(input: &[u8], whole: &[Files]) -> Option<(usize, Files)> {
 }
 
 /// Changes to a file of the Python SDK, or to the journal that a killed process left beside it.
-pub fn sdk_files(input: &[u8]) {
+pub(crate) fn sdk_files(input: &[u8]) {
     static WHOLE: OnceLock<Vec<Files>> = OnceLock::new();
     let whole = WHOLE.get_or_init(|| {
         let beside = ("sdk.db-journal", fixture("sdk-store/killed-hot-journal.db-journal"));
@@ -98,7 +98,7 @@ pub fn sdk_files(input: &[u8]) {
 }
 
 /// Changes to a store of ours: of the first release, which is migrated, and of this one.
-pub fn own_files(input: &[u8]) {
+pub(crate) fn own_files(input: &[u8]) {
     static WHOLE: OnceLock<Vec<Files>> = OnceLock::new();
     let whole = WHOLE.get_or_init(|| {
         let old = fixture("stores/version-1.db");

@@ -14,17 +14,17 @@ use opik_offline::message::{Body, Encoding, HeaderSet, Request};
 use opik_offline::protocol::json::{NotJson, Scanner};
 use opik_offline::protocol::routes::{Protected, Route, classify};
 
-pub use content::{answers, bodies, inspection, otlp, sdk_rows};
-pub use files::{own_files, sdk_files};
-pub use requests::requests;
-pub use settings::settings;
-pub use shipping::{delivery, division};
+pub(crate) use content::{answers, bodies, inspection, otlp, sdk_rows};
+pub(crate) use files::{own_files, sdk_files};
+pub(crate) use requests::requests;
+pub(crate) use settings::settings;
+pub(crate) use shipping::{delivery, division};
 
 /// A fuzz target by its name, which is also the name of its corpus.
-pub type Target = (&'static str, fn(&[u8]));
+pub(crate) type Target = (&'static str, fn(&[u8]));
 
 /// All of them.
-pub const TARGETS: [Target; 11] = [
+pub(crate) const TARGETS: [Target; 11] = [
     ("answers", answers),
     ("bodies", bodies),
     ("delivery", delivery),

@@ -9,7 +9,7 @@ use opik_offline::protocol::routes::{Route, classify};
 use opik_offline::protocol::target::{ServerAddress, Target};
 
 /// Lines of `METHOD target`.
-pub fn requests(input: &[u8]) {
+pub(crate) fn requests(input: &[u8]) {
     let headers = HeaderSet::from_wire(input);
     assert_eq!(HeaderSet::from_wire(&headers.to_wire()).to_wire(), headers.to_wire(), "a header changes in the store");
 

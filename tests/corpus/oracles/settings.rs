@@ -6,7 +6,7 @@ use opik_offline::config::server_url::inside_api_key;
 use opik_offline::config::units::{ByteSize, parse_duration, print_duration};
 
 /// A text that is tried as an INI file, and its first line as everything else.
-pub fn settings(input: &[u8]) {
+pub(crate) fn settings(input: &[u8]) {
     let Ok(text) = std::str::from_utf8(input) else { return };
     match read_section(text, "opik") {
         Ok(keys) => {

@@ -16,7 +16,7 @@ use super::{json_fault, protected};
 const MESSAGES_MAX: usize = 64;
 
 /// Lines of `METHOD path body`, each a stored message.
-pub fn delivery(input: &[u8]) {
+pub(crate) fn delivery(input: &[u8]) {
     let messages: Vec<Claimed> = input.split(|byte| *byte == b'\n').filter_map(message).take(MESSAGES_MAX).collect();
     let numbered = |(message, number): (Claimed, i64)| Claimed { id: MessageId(number), ..message };
     let messages: Vec<Claimed> = messages.into_iter().zip(1..).map(numbered).collect();
@@ -95,7 +95,7 @@ fn shipment(shipment: Shipment) {
 }
 
 /// Returns the items of a batch as written.
-pub fn items_of(content: &[u8], list: ItemList) -> Vec<Vec<u8>> {
+pub(super) fn items_of(content: &[u8], list: ItemList) -> Vec<Vec<u8>> {
     let mut items = Vec::new();
     let mut scanner = Scanner::new(content).expect("it was read before");
     let mut read = |scanner: &mut Scanner<'_>| {
@@ -118,7 +118,7 @@ pub fn items_of(content: &[u8], list: ItemList) -> Vec<Vec<u8>> {
 }
 
 /// `METHOD path body`, whose last byte selects the bad items; it may belong to the body, too.
-pub fn division(input: &[u8]) {
+pub(crate) fn division(input: &[u8]) {
     let Some((write, request)) = protected(input) else { return };
     let Some(divisible) = Divisible::of(write.message_type, &request) else { return };
     let len = divisible.len();

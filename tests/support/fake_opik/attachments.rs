@@ -21,7 +21,7 @@ const PART_BYTES: usize = 5 * 1024 * 1024;
 
 /// Where a server keeps files.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum FilesIn {
+pub(crate) enum FilesIn {
     /// With itself: the local flow.
     #[default]
     Itself,
@@ -31,7 +31,7 @@ pub enum FilesIn {
 
 /// A file that is there, whole.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct StoredFile {
+pub(crate) struct StoredFile {
     pub bytes: u64,
     pub sha256: String,
     pub mime_type: Option<String>,
@@ -42,10 +42,10 @@ pub struct StoredFile {
 }
 
 /// Entity id and file name, in a workspace.
-pub type FileKey = (String, String, String);
+pub(crate) type FileKey = (String, String, String);
 
 #[derive(Default)]
-pub struct Attachments {
+pub(crate) struct Attachments {
     pub files_in: FilesIn,
     uploads: BTreeMap<String, Multipart>,
     uploads_count: u64,
@@ -63,7 +63,7 @@ fn signature() -> String {
     format!("X-Amz-Signature={}&x=%2F", "5ec2e7".repeat(120))
 }
 
-pub fn sha256(bytes: &[u8]) -> String {
+pub(crate) fn sha256(bytes: &[u8]) -> String {
     hex(digest(&SHA256, bytes).as_ref())
 }
 

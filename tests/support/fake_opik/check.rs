@@ -12,7 +12,7 @@ use uuid::Uuid;
 
 use super::clock;
 
-pub type Fields = Map<String, Value>;
+pub(crate) type Fields = Map<String, Value>;
 
 /// Items that one batch may hold.
 const BATCH_ITEMS_MAX: usize = 1_000;
@@ -23,7 +23,7 @@ const SOURCES: &[&str] = &["sdk", "experiment", "playground", "optimization", "e
 const SCORE_SOURCES: &[&str] = &["ui", "sdk", "online_scoring"];
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Kind {
+pub(crate) enum Kind {
     Trace,
     Span,
     Thread,
@@ -37,7 +37,7 @@ pub enum Kind {
 
 /// One entity of a workspace: the unit of order.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Key {
+pub(crate) struct Key {
     pub kind: Kind,
     pub id: String,
 }
@@ -60,7 +60,7 @@ impl fmt::Display for Key {
 
 /// A change of one entity.
 #[derive(Clone, Debug, PartialEq)]
-pub enum Change {
+pub(crate) enum Change {
     /// A create on its own: leaves a full record alone.
     CreateOne(Fields),
     /// A create in a batch: the newest `last_updated_at` wins.
@@ -82,18 +82,18 @@ pub enum Change {
 
 impl Change {
     /// Returns whether both ask for the same, however they travelled: a create keeps its meaning in a batch.
-    pub fn same_content(&self, other: &Self) -> bool {
+    pub(crate) fn same_content(&self, other: &Self) -> bool {
         match (self, other) {
             (Self::CreateOne(a) | Self::CreateInBatch(a), Self::CreateOne(b) | Self::CreateInBatch(b)) => a == b,
             _ => self == other,
         }
     }
 
-    pub fn is_create(&self) -> bool {
+    pub(crate) fn is_create(&self) -> bool {
         matches!(self, Self::CreateOne(_) | Self::CreateInBatch(_))
     }
 
-    pub fn is_update(&self) -> bool {
+    pub(crate) fn is_update(&self) -> bool {
         matches!(self, Self::Update(_))
     }
 }
@@ -114,7 +114,7 @@ impl fmt::Display for Change {
 }
 
 #[derive(Clone, Debug, PartialEq)]
-pub struct Write {
+pub(crate) struct Write {
     pub key: Key,
     pub change: Change,
     /// The client gave no id, so the server made this one up: a repeat would make a second record.
@@ -123,7 +123,7 @@ pub struct Write {
 
 /// One of the message endpoints.
 #[derive(Clone, Debug, PartialEq)]
-pub enum Endpoint {
+pub(crate) enum Endpoint {
     CreateOne(Kind),
     CreateBatch(Kind),
     Update(Kind, String),
@@ -144,7 +144,7 @@ pub enum Endpoint {
 
 impl Endpoint {
     /// Finds the endpoint by method and by the path after the prefix.
-    pub fn of(method: &str, path: &str) -> Option<Self> {
+    pub(crate) fn of(method: &str, path: &str) -> Option<Self> {
         let path = path.strip_prefix("/v1/private/")?;
         Some(match (method, path) {
             ("POST", "traces") => Self::CreateOne(Kind::Trace),
@@ -188,7 +188,7 @@ impl Endpoint {
         })
     }
 
-    pub fn success_status(&self) -> u16 {
+    pub(crate) fn success_status(&self) -> u16 {
         match self {
             Self::CreateOne(_) => 201,
             Self::Otlp => 200,
@@ -198,7 +198,7 @@ impl Endpoint {
 }
 
 /// Returns what a request asks for, or why the server refuses it.
-pub fn writes(endpoint: &Endpoint, body: &Value) -> Result<Vec<Write>, String> {
+pub(crate) fn writes(endpoint: &Endpoint, body: &Value) -> Result<Vec<Write>, String> {
     match endpoint {
         Endpoint::CreateOne(kind @ (Kind::Dataset | Kind::Experiment)) => Ok(vec![named(*kind, body)?]),
         Endpoint::CreateOne(kind) => Ok(vec![create(*kind, body, false)?]),

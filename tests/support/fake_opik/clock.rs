@@ -3,15 +3,15 @@
 use std::time::{SystemTime, UNIX_EPOCH};
 
 /// Nanoseconds since 1970.
-pub type Stamp = i128;
+pub(crate) type Stamp = i128;
 
-pub fn now() -> Stamp {
+pub(crate) fn now() -> Stamp {
     let elapsed = SystemTime::now().duration_since(UNIX_EPOCH).expect("the clock is past 1970");
     elapsed.as_nanos().try_into().expect("nanoseconds fit")
 }
 
 /// Reads `2026-03-01T09:30:15.123456+05:30` or `...Z`; `None` when it is no such time.
-pub fn parse(text: &str) -> Option<Stamp> {
+pub(crate) fn parse(text: &str) -> Option<Stamp> {
     let (date, rest) = text.split_once(['T', 't'])?;
     let offset_at = rest.find(['Z', 'z', '+', '-'])?;
     let (time, offset) = rest.split_at(offset_at);

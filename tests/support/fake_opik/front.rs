@@ -2,7 +2,7 @@
 //! encoded again where it has to be.
 
 /// Returns the path as the server gets it, or `None` for one that nginx refuses.
-pub fn resolved(path: &str) -> Option<String> {
+pub(crate) fn resolved(path: &str) -> Option<String> {
     let mut decoded = Vec::new();
     let mut bytes = path.bytes();
     while let Some(byte) = bytes.next() {

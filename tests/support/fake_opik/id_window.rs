@@ -7,7 +7,7 @@ use super::check::Kind;
 use super::log::Received;
 use super::script::Answer;
 
-pub struct IdWindow {
+pub(super) struct IdWindow {
     pub window: Duration,
     /// Workspaces that are not checked.
     pub bypass: BTreeSet<String>,
@@ -15,7 +15,7 @@ pub struct IdWindow {
 
 impl IdWindow {
     /// Returns the server's refusal of a request; the first item outside the window decides.
-    pub fn refuses(&self, request: &Received) -> Option<Answer> {
+    pub(super) fn refuses(&self, request: &Received) -> Option<Answer> {
         if self.bypass.contains(&request.workspace) {
             return None;
         }

@@ -10,7 +10,7 @@ use super::check::{Key, Write};
 
 /// One request, as it arrived and as it was answered.
 #[derive(Clone, Debug)]
-pub struct Received {
+pub(crate) struct Received {
     /// Counts requests in the order in which they were read whole.
     pub seq: usize,
     pub at: Instant,
@@ -41,19 +41,19 @@ pub struct Received {
 
 impl Received {
     /// Returns the path after `/api` or `/opik/api`; the whole path when it has no such prefix.
-    pub fn route(&self) -> &str {
+    pub(crate) fn route(&self) -> &str {
         route(&self.resolved).unwrap_or(&self.resolved)
     }
 
-    pub fn header(&self, name: &str) -> Option<&str> {
+    pub(crate) fn header(&self, name: &str) -> Option<&str> {
         self.headers.iter().find(|(found, _)| found.eq_ignore_ascii_case(name)).map(|(_, value)| value.as_str())
     }
 
-    pub fn touches(&self, key: &Key) -> bool {
+    pub(crate) fn touches(&self, key: &Key) -> bool {
         self.writes.iter().any(|write| write.key == *key)
     }
 
-    pub fn touches_id(&self, id: &str) -> bool {
+    pub(crate) fn touches_id(&self, id: &str) -> bool {
         self.writes.iter().any(|write| write.key.id == id)
     }
 }
@@ -65,7 +65,7 @@ pub(super) fn route(path: &str) -> Option<&str> {
 
 /// An update that reached the server before the create of its entity.
 #[derive(Clone, Debug)]
-pub struct EarlyUpdate {
+pub(crate) struct EarlyUpdate {
     pub seq: usize,
     pub workspace: String,
     pub key: Key,
@@ -73,7 +73,7 @@ pub struct EarlyUpdate {
 
 /// Two requests that were in flight at once and write the same entity.
 #[derive(Clone, Debug)]
-pub struct Overlap {
+pub(crate) struct Overlap {
     pub first: usize,
     pub second: usize,
     pub workspace: String,

@@ -8,18 +8,18 @@
 //! The port stays reserved for the life of the value: while the server is stopped, connections are refused and nobody
 //! else can get the port.
 
-pub mod attachments;
-pub mod check;
-pub mod clock;
-pub mod front;
+pub(crate) mod attachments;
+pub(crate) mod check;
+pub(crate) mod clock;
+pub(crate) mod front;
 mod id_window;
 mod log;
-pub mod otlp;
+pub(crate) mod otlp;
 mod routes;
 mod script;
 mod server;
-pub mod state;
-pub mod wire;
+pub(crate) mod state;
+pub(crate) mod wire;
 
 use std::collections::{BTreeMap, HashMap};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
@@ -32,15 +32,15 @@ use bytes::Bytes;
 use check::{Key, Kind, Write};
 use state::Entity;
 
-pub use attachments::{FilesIn, StoredFile};
-pub use log::{EarlyUpdate, Overlap, Received};
-pub use routes::decompressed;
-pub use script::{Answer, Then, When};
+pub(crate) use attachments::{FilesIn, StoredFile};
+pub(crate) use log::{EarlyUpdate, Overlap, Received};
+pub(crate) use routes::decompressed;
+pub(crate) use script::{Answer, Then, When};
 
 /// The server's data, by workspace.
-pub type State = BTreeMap<String, BTreeMap<Key, Entity>>;
+pub(crate) type State = BTreeMap<String, BTreeMap<Key, Entity>>;
 
-pub struct FakeOpik {
+pub(crate) struct FakeOpik {
     inner: Arc<Inner>,
     address: SocketAddr,
     accepting: Mutex<Option<JoinHandle<()>>>,
@@ -90,19 +90,19 @@ struct Fault {
 }
 
 /// A fault in the script. Dropping this leaves it in force.
-pub struct Scripted<'a> {
+pub(crate) struct Scripted<'a> {
     server: &'a FakeOpik,
     id: u64,
 }
 
 impl Scripted<'_> {
     /// Returns how many requests it has met.
-    pub fn hits(&self) -> usize {
+    pub(crate) fn hits(&self) -> usize {
         self.server.lock().fault(self.id).hits
     }
 
     /// Ends the fault, and with it every request that hangs or is held by it.
-    pub fn clear(self) {
+    pub(crate) fn clear(self) {
         self.server.lock().fault(self.id).cleared = true;
         self.server.inner.changed.notify_all();
     }
@@ -121,7 +121,7 @@ impl Shared {
 
 impl FakeOpik {
     /// Starts a server on a free loopback port.
-    pub fn start_new() -> Self {
+    pub(crate) fn start_new() -> Self {
         let reservation = reserve_port(0).expect("a loopback port is free");
         let address = reservation.local_addr().expect("a bound socket has an address");
         let inner = Arc::new(Inner { shared: Mutex::default(), changed: Condvar::new() });
@@ -131,23 +131,23 @@ impl FakeOpik {
     }
 
     /// Reserves a port on which nothing answers until [`FakeOpik::start`].
-    pub fn new_stopped() -> Self {
+    pub(crate) fn new_stopped() -> Self {
         let server = Self::start_new();
         server.stop();
         server
     }
 
-    pub fn port(&self) -> u16 {
+    pub(crate) fn port(&self) -> u16 {
         self.address.port()
     }
 
     /// Returns the base URL as a user would configure it: `http://127.0.0.1:PORT/api`.
-    pub fn url(&self) -> String {
+    pub(crate) fn url(&self) -> String {
         format!("http://{}/api", self.address)
     }
 
     /// Listens again on the same port; what the server knew is still there.
-    pub fn start(&self) {
+    pub(crate) fn start(&self) {
         let mut accepting = self.accepting.lock().expect("no thread panicked");
         if accepting.is_some() {
             return;
@@ -164,7 +164,7 @@ impl FakeOpik {
     }
 
     /// Goes away as a killed server does: the listener is closed, every connection is cut, nothing more is processed.
-    pub fn stop(&self) {
+    pub(crate) fn stop(&self) {
         let mut accepting = self.accepting.lock().expect("no thread panicked");
         let Some(thread) = accepting.take() else {
             return;
@@ -188,17 +188,17 @@ impl FakeOpik {
     }
 
     /// Puts a fault into the script until it is cleared. The newest one that matches a request decides.
-    pub fn script(&self, when: When, then: Then) -> Scripted<'_> {
+    pub(crate) fn script(&self, when: When, then: Then) -> Scripted<'_> {
         self.add_fault(when, then, None)
     }
 
     /// Adds a fault for `n` requests to the script.
-    pub fn script_times(&self, times: usize, when: When, then: Then) -> Scripted<'_> {
+    pub(crate) fn script_times(&self, times: usize, when: When, then: Then) -> Scripted<'_> {
         self.add_fault(when, then, Some(times))
     }
 
     /// Sets the server's reaction to a request in any case: before every fault, and after the script was cleared, too.
-    pub fn always(&self, when: When, then: Then) -> Scripted<'_> {
+    pub(crate) fn always(&self, when: When, then: Then) -> Scripted<'_> {
         let scripted = self.add_fault(when, then, None);
         self.lock().fault(scripted.id).always = true;
         scripted
@@ -214,28 +214,28 @@ impl FakeOpik {
     }
 
     /// Answers nothing, not even pings, until the fault is cleared.
-    pub fn hang_all(&self) -> Scripted<'_> {
+    pub(crate) fn hang_all(&self) -> Scripted<'_> {
         self.script(When::any(), Then::Hang)
     }
 
     /// Answers everything with this status, the ping included.
-    pub fn status_all(&self, status: u16) -> Scripted<'_> {
+    pub(crate) fn status_all(&self, status: u16) -> Scripted<'_> {
         self.script(When::any(), Then::status(status))
     }
 
     /// Refuses every request that writes one of these entities as the server refuses bad data.
-    pub fn reject_ids<S: Into<String>>(&self, ids: impl IntoIterator<Item = S>) -> Scripted<'_> {
+    pub(crate) fn reject_ids<S: Into<String>>(&self, ids: impl IntoIterator<Item = S>) -> Scripted<'_> {
         self.script(When::ids(ids), Then::status(400))
     }
 
     /// Refuses creates whose ids name a time further from now than this, but for these workspaces; `None` takes all.
-    pub fn set_id_window(&self, window: Option<std::time::Duration>, bypass: &[&str]) {
+    pub(crate) fn set_id_window(&self, window: Option<std::time::Duration>, bypass: &[&str]) {
         let bypass = bypass.iter().map(|workspace| (*workspace).to_owned()).collect();
         self.lock().id_window = window.map(|window| id_window::IdWindow { window, bypass });
     }
 
     /// Refuses the creates of one trace with this status.
-    pub fn refuse_creates_of(&self, id: &str, status: u16) -> Scripted<'_> {
+    pub(crate) fn refuse_creates_of(&self, id: &str, status: u16) -> Scripted<'_> {
         let id = id.to_owned();
         let creates = When::path("/v1/private/traces*").method("POST");
         let when = creates.and(move |request| request.writes.iter().any(|write| write.key.id == id));
@@ -243,17 +243,17 @@ impl FakeOpik {
     }
 
     /// Takes entities without ever showing them, as a server that loses what it confirmed.
-    pub fn swallow<S: Into<String>>(&self, ids: impl IntoIterator<Item = S>) {
+    pub(crate) fn swallow<S: Into<String>>(&self, ids: impl IntoIterator<Item = S>) {
         self.show_after(usize::MAX, ids);
     }
 
     /// Shows entities only after `n` reads of each that did not.
-    pub fn show_after<S: Into<String>>(&self, reads: usize, ids: impl IntoIterator<Item = S>) {
+    pub(crate) fn show_after<S: Into<String>>(&self, reads: usize, ids: impl IntoIterator<Item = S>) {
         self.lock().hidden.extend(ids.into_iter().map(|id| (id.into(), reads)));
     }
 
     /// Clears the whole script, but for what the server always does.
-    pub fn clear_script(&self) {
+    pub(crate) fn clear_script(&self) {
         for fault in &mut self.lock().faults {
             fault.cleared = !fault.always;
         }
@@ -261,44 +261,44 @@ impl FakeOpik {
     }
 
     /// Lets streamed answers send only their first `chunks` chunks, until [`FakeOpik::release_streams`].
-    pub fn hold_streams_after(&self, chunks: usize) {
+    pub(crate) fn hold_streams_after(&self, chunks: usize) {
         self.lock().stream_allowance = Some(chunks);
     }
 
-    pub fn release_streams(&self) {
+    pub(crate) fn release_streams(&self) {
         self.lock().stream_allowance = None;
         self.inner.changed.notify_all();
     }
 
     /// Returns every request that was read whole, in that order.
-    pub fn requests(&self) -> Vec<Received> {
+    pub(crate) fn requests(&self) -> Vec<Received> {
         self.lock().requests.clone()
     }
 
     /// Returns the requests to one method and path after the prefix, `*` standing for anything.
-    pub fn requests_to(&self, method: &str, path: &str) -> Vec<Received> {
+    pub(crate) fn requests_to(&self, method: &str, path: &str) -> Vec<Received> {
         let when = When::path(path).method(method);
         self.lock().requests.iter().filter(|request| when.matches(request)).cloned().collect()
     }
 
     /// Returns the requests that write one entity, in the order received.
-    pub fn sequence_for(&self, id: &str) -> Vec<Received> {
+    pub(crate) fn sequence_for(&self, id: &str) -> Vec<Received> {
         self.lock().requests.iter().filter(|request| request.touches_id(id)).cloned().collect()
     }
 
     /// Returns how many requests broke off before they were read whole.
-    pub fn unfinished(&self) -> usize {
+    pub(crate) fn unfinished(&self) -> usize {
         self.lock().unfinished
     }
 
     /// Returns how many requests that match are in progress: read whole, and neither answered nor broken off.
-    pub fn open(&self, when: &When) -> usize {
+    pub(crate) fn open(&self, when: &When) -> usize {
         let shared = self.lock();
         shared.requests.iter().filter(|request| request.ended_step.is_none() && when.matches(request)).count()
     }
 
     /// Returns how many requests that match were in progress at once, at most.
-    pub fn open_at_once(&self, when: &When) -> usize {
+    pub(crate) fn open_at_once(&self, when: &When) -> usize {
         let shared = self.lock();
         let mut steps: Vec<(u64, i64)> = Vec::new();
         for request in shared.requests.iter().filter(|request| when.matches(request)) {
@@ -315,17 +315,17 @@ impl FakeOpik {
     }
 
     /// Returns what the server would have refused as malformed.
-    pub fn violations(&self) -> Vec<String> {
+    pub(crate) fn violations(&self) -> Vec<String> {
         self.lock().violations.clone()
     }
 
     /// Returns what was refused with 409.
-    pub fn conflicts(&self) -> Vec<String> {
+    pub(crate) fn conflicts(&self) -> Vec<String> {
         self.lock().conflicts.clone()
     }
 
     /// Returns the updates that made a partial record.
-    pub fn early_updates(&self) -> Vec<EarlyUpdate> {
+    pub(crate) fn early_updates(&self) -> Vec<EarlyUpdate> {
         self.lock().early_updates.clone()
     }
 
@@ -333,7 +333,7 @@ impl FakeOpik {
     ///
     /// A request is in flight from when it was read whole until just before its answer is sent, or until its
     /// connection is gone.
-    pub fn overlaps(&self) -> Vec<Overlap> {
+    pub(crate) fn overlaps(&self) -> Vec<Overlap> {
         let shared = self.lock();
         let mut last: HashMap<(&str, Option<&str>, &Key), Vec<&Received>> = HashMap::new();
         let mut found = Vec::new();
@@ -355,60 +355,60 @@ impl FakeOpik {
     }
 
     /// Lets OTLP be taken as this version of the server takes it, and its traces be read so.
-    pub fn takes_otlp_like(&self, version: otlp::Version) {
+    pub(crate) fn takes_otlp_like(&self, version: otlp::Version) {
         self.lock().otlp.version = version;
     }
 
     /// Forgets under which ids OTel traces are known, as the server's cache does in time.
-    pub fn forget_otel_ids(&self) {
+    pub(crate) fn forget_otel_ids(&self) {
         self.lock().otlp.forget();
     }
 
     /// Returns the OTLP spans of a workspace by trace and id, as [`Kind::OtelSpan`] names them.
-    pub fn otel_spans(&self, workspace: &str) -> BTreeMap<String, otlp::StoredSpan> {
+    pub(crate) fn otel_spans(&self, workspace: &str) -> BTreeMap<String, otlp::StoredSpan> {
         self.lock().otlp.spans_of(workspace)
     }
 
     /// Returns how many traces OTLP made in a workspace.
-    pub fn otel_traces(&self, workspace: &str) -> usize {
+    pub(crate) fn otel_traces(&self, workspace: &str) -> usize {
         self.lock().otlp.traces_of(workspace)
     }
 
     /// Sets where files are kept from now on.
-    pub fn keep_files_in(&self, place: FilesIn) {
+    pub(crate) fn keep_files_in(&self, place: FilesIn) {
         self.lock().attachments.files_in = place;
     }
 
     /// Returns the files that are there whole.
-    pub fn files(&self) -> BTreeMap<attachments::FileKey, StoredFile> {
+    pub(crate) fn files(&self) -> BTreeMap<attachments::FileKey, StoredFile> {
         self.lock().attachments.files.clone()
     }
 
-    pub fn state(&self) -> State {
+    pub(crate) fn state(&self) -> State {
         self.lock().state.clone()
     }
 
     /// Returns what the server knows about one entity.
-    pub fn entity(&self, workspace: &str, kind: Kind, id: &str) -> Option<Entity> {
+    pub(crate) fn entity(&self, workspace: &str, kind: Kind, id: &str) -> Option<Entity> {
         let key = Key { kind, id: id.to_owned() };
         self.lock().state.get(workspace)?.get(&key).cloned()
     }
 
     /// Counts the records of one kind in a workspace.
-    pub fn count(&self, workspace: &str, kind: Kind) -> usize {
+    pub(crate) fn count(&self, workspace: &str, kind: Kind) -> usize {
         let shared = self.lock();
         let entities = shared.state.get(workspace).into_iter().flatten();
         entities.filter(|(key, entity)| key.kind == kind && entity.record.is_some()).count()
     }
 
     #[track_caller]
-    pub fn assert_no_violations(&self) {
+    pub(crate) fn assert_no_violations(&self) {
         let violations = self.violations();
         assert!(violations.is_empty(), "the server would have refused:\n{}", violations.join("\n"));
     }
 
     #[track_caller]
-    pub fn assert_no_update_before_create(&self) {
+    pub(crate) fn assert_no_update_before_create(&self) {
         let early = self.early_updates();
         let lines: Vec<String> = early.iter().map(|e| format!("request {}: {}", e.seq, e.key)).collect();
         assert!(
@@ -419,7 +419,7 @@ impl FakeOpik {
     }
 
     #[track_caller]
-    pub fn assert_no_overlaps(&self) {
+    pub(crate) fn assert_no_overlaps(&self) {
         let overlaps = self.overlaps();
         let lines: Vec<String> =
             overlaps.iter().map(|o| format!("requests {} and {}: {}", o.first, o.second, o.key)).collect();
@@ -437,7 +437,12 @@ impl FakeOpik {
 
 /// Returns what a request asks of a message endpoint, or why the server would refuse it. A request to another endpoint
 /// asks for nothing.
-pub fn writes_of(method: &str, path: &str, headers: &[(String, String)], body: &[u8]) -> Result<Vec<Write>, String> {
+pub(crate) fn writes_of(
+    method: &str,
+    path: &str,
+    headers: &[(String, String)],
+    body: &[u8],
+) -> Result<Vec<Write>, String> {
     let target = if path.contains("/api/") { path.to_owned() } else { format!("/api{path}") };
     let head = wire::Head { method: method.to_owned(), target, headers: headers.to_vec() };
     let mut request = routes::received(&head, Bytes::copy_from_slice(body));

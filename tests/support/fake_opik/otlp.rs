@@ -16,7 +16,7 @@ use super::script::Answer;
 
 /// Which server it is.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Version {
+pub(crate) enum Version {
     /// Takes `opik.trace_id`, and makes one trace for all roots that share it.
     #[default]
     New,
@@ -38,7 +38,7 @@ impl Version {
 
 /// A span as the server keeps it.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct StoredSpan {
+pub(crate) struct StoredSpan {
     pub id: Uuid,
     pub trace: Uuid,
     pub parent: Option<Uuid>,
@@ -52,7 +52,7 @@ struct Trace {
 }
 
 #[derive(Debug, Default)]
-pub struct Otlp {
+pub(crate) struct Otlp {
     pub version: Version,
     /// The cache: workspace, project and OTel id.
     ids: HashMap<(String, String, String), Uuid>,
@@ -61,26 +61,26 @@ pub struct Otlp {
 }
 
 impl Otlp {
-    pub fn forget(&mut self) {
+    pub(crate) fn forget(&mut self) {
         self.ids.clear();
     }
 
-    pub fn spans_of(&self, workspace: &str) -> BTreeMap<String, StoredSpan> {
+    pub(crate) fn spans_of(&self, workspace: &str) -> BTreeMap<String, StoredSpan> {
         let spans = self.spans.iter().filter(|((of, _), _)| of == workspace);
         spans.map(|((_, id), span)| (id.clone(), span.clone())).collect()
     }
 
-    pub fn traces_of(&self, workspace: &str) -> usize {
+    pub(crate) fn traces_of(&self, workspace: &str) -> usize {
         self.traces.keys().filter(|(of, _)| of == workspace).count()
     }
 
     /// Returns all that searches show of a workspace.
-    pub fn found(&self, workspace: &str) -> Vec<(Key, Value)> {
+    pub(crate) fn found(&self, workspace: &str) -> Vec<(Key, Value)> {
         if self.version == Version::WithoutSearch { Vec::new() } else { self.all(workspace) }
     }
 
     /// Returns all that reads show of a workspace.
-    pub fn all(&self, workspace: &str) -> Vec<(Key, Value)> {
+    pub(crate) fn all(&self, workspace: &str) -> Vec<(Key, Value)> {
         if matches!(self.version, Version::WithoutReads | Version::Late) {
             return Vec::new();
         }
@@ -99,7 +99,7 @@ impl Otlp {
         traces.chain(spans).collect()
     }
 
-    pub fn as_read(&self, workspace: &str, kind: Kind, id: &str) -> Option<Value> {
+    pub(crate) fn as_read(&self, workspace: &str, kind: Kind, id: &str) -> Option<Value> {
         self.all(workspace).into_iter().find(|(key, _)| key.kind == kind && key.id == id).map(|(_, body)| body)
     }
 
@@ -223,14 +223,14 @@ impl Shared {
 }
 
 /// A filter of a search, as far as tests use one.
-pub enum Filter {
+pub(crate) enum Filter {
     From(clock::Stamp),
     To(clock::Stamp),
     IdEnds(String),
 }
 
 impl Filter {
-    pub fn of(filter: &Value) -> Option<Self> {
+    pub(crate) fn of(filter: &Value) -> Option<Self> {
         let text = |name: &str| filter[name].as_str();
         match (text("field")?, text("operator")?, text("value")?) {
             ("start_time", ">=", time) => Some(Self::From(clock::parse(time)?)),
@@ -240,7 +240,7 @@ impl Filter {
         }
     }
 
-    pub fn meets(&self, body: &Value) -> bool {
+    pub(crate) fn meets(&self, body: &Value) -> bool {
         let start = || body.get("start_time").and_then(Value::as_str).and_then(clock::parse);
         match self {
             Self::From(time) => start().is_some_and(|start| start >= *time),

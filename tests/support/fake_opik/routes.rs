@@ -44,13 +44,13 @@ const RECORDED: &[&str] = &[
 ];
 
 /// The kind of a request.
-pub enum Reading {
+pub(super) enum Reading {
     Write(Endpoint),
     Refused { status: u16, message: String },
     Other,
 }
 
-pub fn received(head: &Head, body: Bytes) -> Received {
+pub(super) fn received(head: &Head, body: Bytes) -> Received {
     let (path, query) = match head.target.split_once('?') {
         Some((path, query)) => (path.to_owned(), Some(query.to_owned())),
         None => (head.target.clone(), None),
@@ -76,7 +76,7 @@ pub fn received(head: &Head, body: Bytes) -> Received {
 }
 
 /// Decodes the body, and checks it when it goes to a message endpoint.
-pub fn read(request: &mut Received) -> Reading {
+pub(super) fn read(request: &mut Received) -> Reading {
     let endpoint = route(&request.resolved).and_then(|path| Endpoint::of(&request.method, path));
     let refused = |status, message| Reading::Refused { status, message };
     if request.method == "PUT"
@@ -123,7 +123,7 @@ pub fn read(request: &mut Received) -> Reading {
 }
 
 /// Returns a body without its compression, or the status and text with which the server refuses it.
-pub fn decompressed(encoding: Option<&str>, body: &[u8]) -> Result<Vec<u8>, (u16, String)> {
+pub(crate) fn decompressed(encoding: Option<&str>, body: &[u8]) -> Result<Vec<u8>, (u16, String)> {
     let mut plain = Vec::new();
     let limit = INFLATED_BYTES_MAX + 1;
     let read = match encoding {

@@ -13,7 +13,7 @@ type Responder = dyn Fn(&Received, &State) -> Option<Answer> + Send + Sync;
 
 /// Answers a request from what the server knows; `None` leaves it to the server.
 #[derive(Clone)]
-pub struct Respond(Arc<Responder>);
+pub(crate) struct Respond(Arc<Responder>);
 
 impl Respond {
     pub(super) fn answer(&self, request: &Received, state: &State) -> Option<Answer> {
@@ -29,7 +29,7 @@ impl std::fmt::Debug for Respond {
 
 /// Which requests a fault meets; everything that is not set matches.
 #[derive(Clone, Default)]
-pub struct When {
+pub(crate) struct When {
     method: Option<String>,
     path: Option<String>,
     workspace: Option<String>,
@@ -39,39 +39,39 @@ pub struct When {
 }
 
 impl When {
-    pub fn any() -> Self {
+    pub(crate) fn any() -> Self {
         Self::default()
     }
 
     /// Matches the path after the prefix, where `*` stands for anything: `/v1/private/traces/*`.
-    pub fn path(glob: &str) -> Self {
+    pub(crate) fn path(glob: &str) -> Self {
         Self { path: Some(glob.to_owned()), ..Self::default() }
     }
 
     /// Matches requests that write one of these entities.
-    pub fn ids<S: Into<String>>(ids: impl IntoIterator<Item = S>) -> Self {
+    pub(crate) fn ids<S: Into<String>>(ids: impl IntoIterator<Item = S>) -> Self {
         Self { ids: Some(ids.into_iter().map(Into::into).collect()), ..Self::default() }
     }
 
     /// Matches every write to a message endpoint.
-    pub fn write() -> Self {
+    pub(crate) fn write() -> Self {
         Self::any().and(|request| !request.writes.is_empty())
     }
 
-    pub fn method(self, method: &str) -> Self {
+    pub(crate) fn method(self, method: &str) -> Self {
         Self { method: Some(method.to_owned()), ..self }
     }
 
-    pub fn workspace(self, workspace: &str) -> Self {
+    pub(crate) fn workspace(self, workspace: &str) -> Self {
         Self { workspace: Some(workspace.to_owned()), ..self }
     }
 
-    pub fn authorization(self, key: &str) -> Self {
+    pub(crate) fn authorization(self, key: &str) -> Self {
         Self { authorization: Some(key.to_owned()), ..self }
     }
 
     /// Matches when this holds, too. It is asked last, and once for each request that everything before it matches.
-    pub fn and(self, predicate: impl Fn(&Received) -> bool + Send + Sync + 'static) -> Self {
+    pub(crate) fn and(self, predicate: impl Fn(&Received) -> bool + Send + Sync + 'static) -> Self {
         match self.predicate.clone() {
             None => Self { predicate: Some(Arc::new(predicate)), ..self },
             Some(earlier) => {
@@ -81,18 +81,18 @@ impl When {
     }
 
     /// Matches the requests of these workspaces.
-    pub fn workspaces(self, prefix: &str) -> Self {
+    pub(crate) fn workspaces(self, prefix: &str) -> Self {
         let prefix = prefix.to_owned();
         self.and(move |request| request.workspace.starts_with(&prefix))
     }
 
     /// Matches bodies of more than this many bytes on the wire.
-    pub fn larger_than(self, bytes: usize) -> Self {
+    pub(crate) fn larger_than(self, bytes: usize) -> Self {
         self.and(move |request| request.body.len() > bytes)
     }
 
     /// Matches requests beyond this many per second, like a rate-limited workspace.
-    pub fn beyond_rate(self, per_second: usize) -> Self {
+    pub(crate) fn beyond_rate(self, per_second: usize) -> Self {
         let window = Mutex::new((Instant::now(), 0));
         self.and(move |_| {
             let mut window = window.lock().expect("no thread panicked");
@@ -105,7 +105,7 @@ impl When {
     }
 
     /// Matches in every second period of this length, beginning with the first.
-    pub fn flapping(self, period: Duration) -> Self {
+    pub(crate) fn flapping(self, period: Duration) -> Self {
         let begin = Instant::now();
         self.and(move |_| (begin.elapsed().as_millis() / period.as_millis().max(1)).is_multiple_of(2))
     }
@@ -132,7 +132,7 @@ pub(super) fn glob_matches(glob: &str, text: &str) -> bool {
 
 /// The reaction to a request that matches.
 #[derive(Clone, Debug)]
-pub enum Then {
+pub(crate) enum Then {
     /// Answered so, and not processed.
     Answer(Answer),
     /// Answered by the test's own function where it has an answer, and processed otherwise.
@@ -165,22 +165,22 @@ pub enum Then {
 }
 
 impl Then {
-    pub fn status(status: u16) -> Self {
+    pub(crate) fn status(status: u16) -> Self {
         Self::Answer(Answer::error(status, "scripted by the test"))
     }
 
     /// Adds routes that the server does not have by default.
-    pub fn respond(answer: impl Fn(&Received, &State) -> Option<Answer> + Send + Sync + 'static) -> Self {
+    pub(crate) fn respond(answer: impl Fn(&Received, &State) -> Option<Answer> + Send + Sync + 'static) -> Self {
         Self::Respond(Respond(Arc::new(answer)))
     }
 
     /// Bytes from a port on which another program listens.
-    pub fn garbage() -> Self {
+    pub(crate) fn garbage() -> Self {
         Self::Garbage(b"SSH-2.0-OpenSSH_9.6\r\n\0\x01\xfe no HTTP here\r\n")
     }
 
     /// A 429 as the server sends it.
-    pub fn rate_limited(reset_seconds: u64) -> Self {
+    pub(crate) fn rate_limited(reset_seconds: u64) -> Self {
         let answer = Answer::error(429, "Too Many Requests");
         Self::Answer(answer.with("RateLimit-Reset", &reset_seconds.to_string()))
     }
@@ -188,7 +188,7 @@ impl Then {
 
 /// An answer to a request.
 #[derive(Clone, Debug)]
-pub struct Answer {
+pub(crate) struct Answer {
     pub status: u16,
     pub headers: Vec<(String, String)>,
     pub body: Vec<u8>,
@@ -197,27 +197,27 @@ pub struct Answer {
 }
 
 impl Answer {
-    pub fn empty(status: u16) -> Self {
+    pub(crate) fn empty(status: u16) -> Self {
         Self { status, headers: Vec::new(), body: Vec::new(), stream: None }
     }
 
-    pub fn json(status: u16, body: &serde_json::Value) -> Self {
+    pub(crate) fn json(status: u16, body: &serde_json::Value) -> Self {
         Self { body: body.to_string().into_bytes(), ..Self::empty(status) }.with("Content-Type", "application/json")
     }
 
     /// Opik's error shape.
-    pub fn error(status: u16, message: &str) -> Self {
+    pub(crate) fn error(status: u16, message: &str) -> Self {
         Self::json(status, &serde_json::json!({ "code": status, "message": message }))
     }
 
     /// The answer of another program in the server's place.
-    pub fn raw(status: u16, content_type: &str, body: &str) -> Self {
+    pub(crate) fn raw(status: u16, content_type: &str, body: &str) -> Self {
         let answer = Self { body: body.as_bytes().to_vec(), ..Self::empty(status) };
         if content_type.is_empty() { answer } else { answer.with("Content-Type", content_type) }
     }
 
     #[must_use]
-    pub fn with(mut self, name: &str, value: &str) -> Self {
+    pub(crate) fn with(mut self, name: &str, value: &str) -> Self {
         self.headers.push((name.to_owned(), value.to_owned()));
         self
     }

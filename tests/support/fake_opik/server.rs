@@ -18,7 +18,7 @@ const LOOK_INTERVAL: Duration = Duration::from_millis(20);
 /// The pause between two chunks of a streamed answer.
 const CHUNK_PAUSE: Duration = Duration::from_millis(5);
 
-pub fn accept(inner: &Arc<Inner>, listener: &TcpListener, run: u64) {
+pub(super) fn accept(inner: &Arc<Inner>, listener: &TcpListener, run: u64) {
     for stream in listener.incoming() {
         let mut shared = inner.lock();
         if !shared.is_run(run) {

@@ -12,7 +12,7 @@ use super::check::{Change, Fields};
 use super::clock::{self, Stamp};
 
 #[derive(Clone, Debug, PartialEq)]
-pub struct Record {
+pub(crate) struct Record {
     /// The fields as last written, without nulls. `last_updated_at` is gone once the server has set its own.
     pub fields: Fields,
     /// Only updates have arrived so far.
@@ -21,7 +21,7 @@ pub struct Record {
 }
 
 #[derive(Clone, Debug, Default, PartialEq)]
-pub struct Entity {
+pub(crate) struct Entity {
     pub record: Option<Record>,
     pub scores: BTreeMap<String, Fields>,
     pub assertions: BTreeMap<String, Fields>,
@@ -29,7 +29,7 @@ pub struct Entity {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub enum Effect {
+pub(crate) enum Effect {
     Applied,
     /// An update came before its create and made a partial record.
     EarlyUpdate,
@@ -37,7 +37,7 @@ pub enum Effect {
 
 impl Entity {
     /// Applies one write at the server's time `now`; the error is the text of a 409.
-    pub fn apply(&mut self, change: &Change, now: Stamp) -> Result<Effect, String> {
+    pub(crate) fn apply(&mut self, change: &Change, now: Stamp) -> Result<Effect, String> {
         match change {
             Change::CreateOne(fields) => self.create_one(fields, now),
             Change::CreateInBatch(fields) => self.create_in_batch(fields, now),

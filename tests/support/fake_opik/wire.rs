@@ -10,14 +10,14 @@ use super::script::Answer;
 const HEAD_BYTES_MAX: usize = 64 * 1024;
 const BODY_BYTES_MAX: usize = 1024 * 1024 * 1024;
 
-pub struct Head {
+pub(crate) struct Head {
     pub method: String,
     pub target: String,
     pub headers: Vec<(String, String)>,
 }
 
 impl Head {
-    pub fn header(&self, name: &str) -> Option<&str> {
+    pub(crate) fn header(&self, name: &str) -> Option<&str> {
         self.headers.iter().find(|(found, _)| found.eq_ignore_ascii_case(name)).map(|(_, value)| value.as_str())
     }
 
@@ -25,13 +25,13 @@ impl Head {
         self.header(name).is_some_and(|value| value.split(',').any(|part| part.trim().eq_ignore_ascii_case(token)))
     }
 
-    pub fn wants_close(&self) -> bool {
+    pub(crate) fn wants_close(&self) -> bool {
         self.has_token("Connection", "close")
     }
 }
 
 /// Reads the head of the next request; `None` when the client closed the connection between two requests.
-pub fn read_head(from: &mut BufReader<TcpStream>) -> io::Result<Option<Head>> {
+pub(crate) fn read_head(from: &mut BufReader<TcpStream>) -> io::Result<Option<Head>> {
     let mut lines = Vec::new();
     let mut bytes = 0;
     loop {
@@ -66,7 +66,7 @@ pub fn read_head(from: &mut BufReader<TcpStream>) -> io::Result<Option<Head>> {
 }
 
 /// Reads the body that follows `head`.
-pub fn read_body(from: &mut BufReader<TcpStream>, head: &Head) -> io::Result<Vec<u8>> {
+pub(crate) fn read_body(from: &mut BufReader<TcpStream>, head: &Head) -> io::Result<Vec<u8>> {
     if head.has_token("Expect", "100-continue") {
         from.get_mut().write_all(b"HTTP/1.1 100 Continue\r\n\r\n")?;
     }
@@ -82,7 +82,7 @@ pub fn read_body(from: &mut BufReader<TcpStream>, head: &Head) -> io::Result<Vec
 }
 
 /// Reads one chunk to the end of `body`; `false` when it was the last one.
-pub fn read_chunk(from: &mut impl BufRead, body: &mut Vec<u8>) -> io::Result<bool> {
+pub(crate) fn read_chunk(from: &mut impl BufRead, body: &mut Vec<u8>) -> io::Result<bool> {
     let size = line(from)?;
     let size = size.split(';').next().unwrap_or("");
     let size = usize::from_str_radix(size.trim(), 16).map_err(|_| broken("no chunk size"))?;
@@ -113,7 +113,7 @@ fn broken(what: &str) -> io::Error {
 }
 
 /// Sends an answer whole, except when it is a stream or answers a HEAD: then only its head.
-pub fn write_answer(mut to: &TcpStream, answer: &Answer, is_head: bool, close: bool) -> io::Result<()> {
+pub(crate) fn write_answer(mut to: &TcpStream, answer: &Answer, is_head: bool, close: bool) -> io::Result<()> {
     let mut bytes = head_bytes(answer, close);
     if !is_head {
         bytes.extend_from_slice(&answer.body);
@@ -122,7 +122,7 @@ pub fn write_answer(mut to: &TcpStream, answer: &Answer, is_head: bool, close: b
 }
 
 /// Sends an answer that breaks off: half of its body where it has one, else the middle of its head.
-pub fn write_truncated(mut to: &TcpStream, answer: &Answer) -> io::Result<()> {
+pub(crate) fn write_truncated(mut to: &TcpStream, answer: &Answer) -> io::Result<()> {
     let mut bytes = head_bytes(answer, false);
     if answer.body.is_empty() {
         bytes.truncate("HTTP/1.1 204 No".len());
@@ -132,7 +132,7 @@ pub fn write_truncated(mut to: &TcpStream, answer: &Answer) -> io::Result<()> {
     to.write_all(&bytes)
 }
 
-pub fn write_chunk(mut to: &TcpStream, chunk: &[u8]) -> io::Result<()> {
+pub(crate) fn write_chunk(mut to: &TcpStream, chunk: &[u8]) -> io::Result<()> {
     let mut bytes = format!("{:x}\r\n", chunk.len()).into_bytes();
     bytes.extend_from_slice(chunk);
     bytes.extend_from_slice(b"\r\n");
@@ -158,13 +158,13 @@ fn head_bytes(answer: &Answer, close: bool) -> Vec<u8> {
 }
 
 /// Closes a connection by a TCP reset. It needs the last handle of the connection.
-pub fn reset(stream: TcpStream) {
+pub(crate) fn reset(stream: TcpStream) {
     let socket = tokio::net::TcpSocket::from_std_stream(stream);
     socket.set_zero_linger().expect("a socket can be told not to linger");
 }
 
 /// Returns whether the other side has closed the connection, without taking anything from it.
-pub fn is_closed(stream: &TcpStream) -> bool {
+pub(crate) fn is_closed(stream: &TcpStream) -> bool {
     let patience = stream.read_timeout().ok().flatten();
     let set = |timeout| stream.set_read_timeout(timeout).is_ok();
     let closed = !set(Some(Duration::from_millis(1)))
