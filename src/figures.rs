@@ -1,6 +1,6 @@
 //! Figures as people read them: counts with their noun, sizes, times and durations.
 //!
-//! Pure and at the bottom of the house, so that a room can put a figure into a message, and the command line and the page
+//! Pure and imported by many, so that a room can put a figure into a message, and the command line and the page
 //! write the same figure alike.
 
 use std::time::{Duration, UNIX_EPOCH};

@@ -9,33 +9,34 @@
 //! replay: lease ─▶ claim from store ─▶ coalesce ─▶ upstream ─▶ verdict ─▶ settle in store
 //! ```
 //!
-//! An application takes the agent for its Opik server. [`intake`] reads a write whole, [`protocol`] says what it is about,
-//! and [`delivery`] decides: forwarded at once while the server is there and nothing of the same lane waits, otherwise
-//! registered in the [`store`] and acknowledged after the commit. [`monitor`] pings the server; when it is back,
-//! [`replay`] takes the lease, claims what waits in the order in which it was accepted, sends it through [`upstream`],
+//! To an application, the agent is its Opik server. [`intake`] reads the whole write, [`protocol`] finds the entities
+//! that it touches, and [`delivery`] decides: it is forwarded at once if the server is available and no queued message
+//! of the same lane conflicts with it; otherwise it is registered in the [`store`] and acknowledged after the commit.
+//! [`monitor`] pings the server; when it is back,
+//! [`replay`] takes the lease, claims queued messages in the order of acceptance, sends them through [`upstream`],
 //! and deletes each message once the server confirmed it.
 //!
-//! Nothing acknowledged is ever only in memory: between any two steps either the client still has it (no answer yet), or
-//! the disk has it, or the server has it.
+//! Nothing acknowledged is ever only in memory: between any two steps either the client still has it (no answer yet),
+//! or the disk has it, or the server has it.
 //!
 //! # The rooms
 //!
 //! | room | what it is for |
 //! | --- | --- |
-//! | [`message`] | pure words of the domain |
+//! | [`message`] | the domain's vocabulary, as plain values: message, entity, lane |
 //! | [`protocol`] | pure facts about Opik's HTTP interface |
 //! | [`delivery`] | pure policy: admission, verdicts, batching, backoff, pacing, lane health |
 //! | `sqlite_format` | SQLite's file format, read without SQLite |
-//! | [`store`] | bytes that survive, behind one trait |
+//! | [`store`] | the durable queue: bytes that survive, behind five small traits |
 //! | [`sdk`] | files that killed processes of the Python SDK left behind |
 //! | [`upstream`] | the only connections to the server |
-//! | [`monitor`] | is the server there? |
-//! | [`replay`] | what is stored reaches the server |
-//! | [`overview`] | how agent, server and store are, gathered once for the page, JSON and `status` |
+//! | [`monitor`] | whether the server is available |
+//! | [`replay`] | delivers stored messages to the server |
+//! | [`overview`] | the state of agent, server and store, gathered once for the page, JSON and `status` |
 //! | [`intake`] | the HTTP interface for clients; the only asynchronous room |
 //! | [`export`] | stored messages as documents |
 //! | [`health`] | checks of server, access, store and disk |
-//! | [`agent`] | builds and starts all of it, and stops it in order |
+//! | [`agent`] | the composition root: builds, starts and stops the components in order |
 //! | [`config`] | every setting once, with its source |
 //! | [`telemetry`] | logs and metrics |
 //! | [`translate`] | the configuration as the plain values that the rooms take |

@@ -21,7 +21,7 @@ use crate::terminal::progress::say_error;
 use crate::translate::NetworkError;
 use crate::upstream::UpstreamError;
 
-/// How a command ended; the numbers are part of the contract (man page, design.md section 6).
+/// How a command ended; the numbers are part of the contract (man page).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub enum Exit {

@@ -64,7 +64,7 @@ Exit codes:
   0    Done
   1    Failure
   2    Invalid usage or configuration; nothing was done
-  3    The Opik server can't be reached
+  3    The Opik server can't be reached, or what answers is not Opik
   4    Messages remain or were rejected, or a threshold was exceeded
   5    The server rejects the API key or the workspace
   126  agent -- COMMAND: the command can't be executed

@@ -24,7 +24,7 @@ Examples:
 Exit codes:
   0    Shown; no threshold is exceeded
   1    The store can't be read
-  2    Wrong usage or configuration
+  2    Invalid usage or configuration
   4    A threshold is exceeded
   130  Interrupted (--watch)";
 

@@ -1,8 +1,8 @@
 //! The table of settings.
 //!
 //! The table below is the only definition of a setting's key, type, default, variable, flag and limit. [`Config`],
-//! [`Flags`], the output of `healthcheck` and the generated reference all derive from it, so a new setting is one
-//! new entry.
+//! [`Flags`], the output of `healthcheck` and the generated reference all derive from it, so a new setting is one new
+//! entry; a flag also needs its argument in `src/cli/`.
 
 use std::ffi::OsString;
 use std::fmt;

@@ -39,7 +39,7 @@ pub enum Admission {
     Refuse(&'static str),
 }
 
-/// Decides about a protected write (design.md, section 3).
+/// Decides about a protected write.
 ///
 /// A write never overtakes an earlier one of its lane about the same entity, available server or not; and during an
 /// outage nothing is tried, so that an application gets its answer without latency.

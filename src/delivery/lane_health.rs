@@ -1,7 +1,8 @@
 //! Lane health: what a lane may do next, as one pure state machine.
 //!
-//! A lane is protected by a circuit breaker. [`LaneHealth`] is what a replayer remembers of one lane, a [`LaneTurn`] is
-//! one worker's stay with it, and [`LaneHealth::on`] takes what happened and returns what to do. No clock, no lock and
+//! A lane is protected by a circuit breaker. [`LaneHealth`] is what a replayer remembers of one lane, a [`LaneTurn`]
+//! is one worker's turn with it, and [`LaneHealth::on`] takes what happened and returns what to do. No clock, no lock
+//! and
 //! no store: jitter and readings of the clock are arguments, waits are durations.
 //!
 //! ```text
@@ -45,7 +46,7 @@ use crate::message::MessageId;
 /// Consecutive transient failures that open the circuit breaker: enough to halve a full batch down to one message, few
 /// enough not to hammer a failing server.
 pub const TRANSIENT_FAILURES_MAX: u32 = 12;
-/// Consecutive timeouts that open it where nothing of the batch passed: each may take half a minute.
+/// Consecutive timeouts that open it if nothing of the batch passed: each may take the whole `forward_timeout`.
 pub const TIMEOUTS_MAX: u32 = 3;
 /// A transient failure that took this long is expensive to repeat.
 const SLOW_FAILURE: Duration = Duration::from_secs(2);
@@ -68,7 +69,7 @@ pub enum Circuit {
     Closed,
     /// The hold has ended, and no message was delivered since.
     HalfOpen {
-        /// Whether one message is sent before the rest: always, but for a hold that an earlier version stored for a
+        /// Whether one message is sent before the rest: always, except for a hold that an earlier version stored for a
         /// rate limit.
         is_probe: bool,
     },
@@ -135,7 +136,7 @@ impl LaneTurn {
 pub enum Event {
     /// A request passed.
     Passed,
-    /// A request failed in a way that may pass, and the server is available.
+    /// A request failed transiently, and the server is available.
     TransientFailure(TransientFailure),
     /// The server refuses the lane as a whole: its key, its plan, its address.
     LaneRefused {
@@ -160,12 +161,12 @@ pub enum Event {
     },
 }
 
-/// A failure that may pass.
+/// A transient failure.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct TransientFailure {
     /// How long the server asked to wait.
     pub asked: Option<Duration>,
-    /// Whether there was no answer of the server's own: then no number of attempts is the last.
+    /// Whether the server gave no answer of its own: then the message is never rejected for it.
     pub is_unanswered: bool,
     /// How long the request took.
     pub took: Duration,
@@ -174,13 +175,13 @@ pub struct TransientFailure {
 /// A message that failed in a request of its own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct FailedAlone {
-    /// Which.
+    /// The message.
     pub message: MessageId,
     /// Attempts that counted against it before.
     pub attempts: u32,
     /// [`LaneTurn::passes`] when it first failed, alone or with others in one request.
     pub passes: usize,
-    /// How.
+    /// Its failure.
     pub failure: TransientFailure,
     /// Whether the batch ended early.
     pub halted: bool,
@@ -215,7 +216,7 @@ pub enum Decision {
     Reject,
     /// The failure does not count: return the message to the queue.
     Defer {
-        /// How long it makes room for others.
+        /// How long it is deferred, so that others are tried in its place.
         wait: Duration,
         /// Hold the lane, too, for this long.
         opens: Option<Duration>,
@@ -451,8 +452,8 @@ impl LaneHealth {
         self.timeouts.get(&message).copied().unwrap_or(0)
     }
 
-    /// Learns from an answer which ids the server refuses for their time. `server_ms` is the answer's `Date`, `now` a reading
-    /// of a monotonic clock.
+    /// Learns from an answer which ids the server refuses for their time. `server_ms` is the answer's `Date`, `now` a
+    /// reading of a monotonic clock.
     pub fn note_refused_ids(
         &mut self,
         outside: &Outside,

@@ -1,15 +1,15 @@
 //! Policy, pure: no clock, socket, disk or log. Everything that decides about delivery is a function that a test can
 //! call.
 //!
-//! - [`admission`]: what happens to a protected write at the door.
-//! - [`unprotected`]: what of that passes while the message store can't be used.
+//! - [`admission`]: whether a protected write is forwarded, stored or refused.
+//! - [`unprotected`]: which writes are forwarded while the message store can't be used.
 //! - [`verdict`]: what an answer means, when forwarding and when replaying.
-//! - [`batching`]: which messages share a request, and how a refused batch is taken apart again.
-//! - [`generation`]: in what order requests go, so that few commits have to stand between them.
-//! - [`id_window`]: which ids a server refuses for the time in them.
+//! - [`batching`]: which messages share a request, and how a refused batch is divided.
+//! - [`generation`]: the order of requests that needs the fewest commits between them.
+//! - [`id_window`]: which ids a server refuses for their timestamps.
 //! - [`lane_health`]: what a lane may do next, after which failures: a circuit breaker.
 //! - [`blame`]: whether a fault counts against a message.
-//! - [`backoff`]: how long a message waits after a bad attempt.
+//! - [`backoff`]: how long a message waits after a failed attempt.
 //! - [`pacing`]: how fast a backlog is replayed.
 //! - [`eta`]: when a backlog will have reached the server.
 

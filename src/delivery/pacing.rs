@@ -3,7 +3,7 @@
 //! The documented pace is 50 messages, then 0.5 s of pause, and if configured it is exact. Otherwise replay only
 //! starts with it: while the server keeps up, the batch doubles and the pause halves; a sign of backpressure (a rate
 //! limit, a failure) slows both down at once, but never below the documented pace, because the pauses for a backlog of
-//! N messages must not exceed ceil(N/50) times 0.5 s (design.md, section 4).
+//! N messages must not exceed ceil(N/50) times 0.5 s.
 
 use std::time::Duration;
 

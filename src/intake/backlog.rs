@@ -1,4 +1,4 @@
-//! Earlier messages that a write must not overtake: the seam between the asynchronous side and the store.
+//! Earlier messages that a write must not overtake: the boundary between the asynchronous side and the store.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -35,6 +35,9 @@ pub(super) fn why_not_sent(ahead: Ahead, touches: &[Touch], bucket: Bucket) -> O
     ahead.limited.contains(bucket).then_some("the Opik server rate-limits such writes now")
 }
 
+/// How long a write waits for the store to be reopened. A disk that hangs must not hold its entity locks forever.
+const REFRESH_WAIT_MAX: Duration = Duration::from_secs(30);
+
 impl Shared {
     pub(super) fn reachability(&self) -> Reachability {
         match self.connection.availability() {
@@ -43,13 +46,18 @@ impl Shared {
         }
     }
 
-    /// Waits until the store was checked, or opened again, where that is due. A thread of its own does that: opening
-    /// takes as long as there is to migrate or to recover. Whoever comes meanwhile goes on with the state as it is.
+    /// Waits until a due check or reopening of the store has finished, [`REFRESH_WAIT_MAX`] at most. A separate thread
+    /// does that: opening takes as long as migration or recovery does. Concurrent writes continue with the current
+    /// state.
     pub(super) async fn refresh_store(&self) {
+        if !self.slot.is_due() {
+            return;
+        }
         let (done, wait) = tokio::sync::oneshot::channel::<()>();
         if self.slot.refresh(move || drop(done)) {
-            // The sender is dropped without a word.
-            drop(wait.await);
+            // The sender is dropped without a value. After a timeout the write continues with the current state as
+            // well.
+            drop(tokio::time::timeout(REFRESH_WAIT_MAX, wait).await);
         }
     }
 

@@ -12,7 +12,7 @@
 //!   clients: they share their place. (A load test that posts one body over many connections would otherwise be
 //!   serialized.)
 //! - *No deadlock*: the locks for all entities of a write are taken at once, so tickets can't wait for each other in a
-//!   circle.
+//!   cycle.
 //! - *Memory*: one entry per entity of a write in flight. A ticket that is dropped removes its entries.
 
 use std::collections::HashMap;

@@ -1,6 +1,6 @@
 //! One request in flight through intake: its head, its body, and the state that it shares with others.
 //!
-//! After the habit of pingora's `Session`: functions take the exchange instead of its parts.
+//! Modelled on pingora's `Session`: functions take the exchange instead of its parts.
 
 use std::sync::Arc;
 use std::time::Duration;

@@ -7,7 +7,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 /// Concurrent clients at most.
 pub(super) const WAITING_MAX: usize = 64;
-/// How often a server that is away is pinged, and lanes are made due.
+/// How often an unavailable server is pinged, and lanes are made due.
 pub(super) const PUSH_INTERVAL: Duration = Duration::from_secs(1);
 
 /// The clients that wait for a flush.

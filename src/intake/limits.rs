@@ -18,7 +18,7 @@ pub struct IntakeLimits {
     pub client_timeout: Duration,
     /// The timeout of a forwarded write, which is then stored instead.
     pub forward_timeout: Duration,
-    /// The interval of pings while the server is away. A client whose read fails is asked to retry after this.
+    /// The interval of pings while the server is unavailable. A client whose read fails is asked to retry after this.
     pub ping_interval: Duration,
     /// The longest hold of a lane that the server rate-limits without a `Retry-After`.
     pub retry_interval: Duration,

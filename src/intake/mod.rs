@@ -56,7 +56,7 @@
 //! | its framing | unambiguous for every parser ([`framing`]) | 400 |
 //! | concurrent requests on an HTTP/2 connection | [`http2`] | refused there, and retried by the client |
 //! | its host, and the page that sends it | the agent's own ([`site`]) | 403 |
-//! | its path | no segments that lead up, nothing that no server reads ([`crate::protocol::path`]) | 400 |
+//! | its path | no `..`, no malformed percent-encoding ([`crate::protocol::path`]) | 400 |
 //! | its content type | what the server reads ([`crate::protocol::media`]) | 415 |
 //! | time for the head, and between requests | `client_timeout` | closed |
 //! | time for a piece of a body | `client_timeout`, and a kilobyte per second ([`pace`]) | 408 |

@@ -41,7 +41,7 @@ pub(super) const STORE_RETRY_AFTER: Duration = Duration::from_secs(10);
 /// The timeout of a large body that waits for memory. Then its client is asked to retry.
 const MEMORY_WAIT_MAX: Duration = Duration::from_secs(30);
 
-/// IntakeService's dependencies on the rest of the agent.
+/// Intake's dependencies on the rest of the agent.
 pub struct IntakeService {
     /// The store, which may be unavailable.
     pub slot: Arc<StoreSlot>,
@@ -67,7 +67,7 @@ pub struct IntakeService {
     pub sites: SitePolicy,
     /// This process's value of [`AGENT_HEADER`](crate::upstream::AGENT_HEADER).
     pub agent_mark: HeaderValue,
-    /// IntakeService's own heartbeat.
+    /// Intake's own heartbeat.
     pub heartbeat: Arc<Heartbeat>,
     /// Whether every part of the agent is alive, for `/-/healthy`.
     pub liveness: Arc<Liveness>,
@@ -185,7 +185,7 @@ impl Shared {
         (self.connection.availability() == Availability::Unavailable).then_some(AWAY_TIMEOUT)
     }
 
-    /// Returns when a client is asked to retry while the server is away.
+    /// Returns when a client is asked to retry while the server is unavailable.
     pub(super) fn retry_after(&self) -> Duration {
         self.limits.ping_interval
     }

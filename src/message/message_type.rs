@@ -156,8 +156,7 @@ impl MessageType {
         })
     }
 
-    /// Returns whether the message creates entities, so that a 409 for a single one means "already there" (design.md,
-    /// section 4).
+    /// Returns whether the message creates entities, so that a 409 for a single one means "already there".
     pub fn is_create(self) -> bool {
         matches!(
             self,

@@ -1,7 +1,7 @@
 //! Pure facts about Opik's HTTP interface, as far as delivery depends on them.
 //!
-//! Each fact names its source: the protocol dossier (`protocol/README.md` beside the server's OpenAPI file), the
-//! OpenAPI file itself, or what the published SDKs were seen to send. No clock, socket, disk or log.
+//! Each fact names its source: the protocol dossier (our notes, not part of this repository), the server's OpenAPI
+//! file (`tests/fixtures/openapi.yaml`), or what the published SDKs were seen to send. No clock, socket, disk or log.
 
 pub mod answers;
 pub mod attachment;

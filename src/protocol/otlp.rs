@@ -235,7 +235,7 @@ impl Traces {
 
 // Pieces.
 
-/// FieldSchema numbers on the path to the spans of a protobuf request: resource_spans, scope_spans, spans
+/// Field numbers on the path to the spans of a protobuf request: resource_spans, scope_spans, spans
 /// (`trace.proto`).
 const SPAN_FIELDS: [u64; 3] = [1, 2, 2];
 /// The same path in OTLP's JSON, each member in its two spellings.
@@ -726,7 +726,7 @@ fn json_of(message: &MessageSchema, content: &[u8]) -> Value {
             },
             (Type::Time, WireValue::Fixed64(nanoseconds)) => json!(nanoseconds.to_string()),
             (Type::Flags, WireValue::Fixed32(bits)) => json!(bits),
-            // WireValue type differs from the schema: skipped like an unknown field.
+            // The wire type differs from the schema: skipped like an unknown field.
             _ => continue,
         };
         match (field.is_repeated, shown.get_mut(field.name)) {

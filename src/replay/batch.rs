@@ -13,7 +13,7 @@
 //!
 //! 1. *Every claimed message gets exactly one outcome* from [`Batch::send_all`] and [`Batch::conclude_failures`]
 //!    together, unless the store fails: then the messages stay in flight until the next round requeues them.
-//! 2. *Nothing is sent before everything is settled that it conflicts with* (`unsettled`): a crash then repeats the
+//! 2. *A request is sent only after all that it conflicts with is settled* (`unsettled`): a crash then repeats the
 //!    newest write of each entity only, never an older one over a newer one.
 //! 3. *No message overtakes an earlier one that conflicts with it*: once a message is left for a later claim (`left`),
 //!    the later ones about its entities are left, too.
@@ -112,7 +112,7 @@ struct FailedAttempt {
     halvings: u32,
 }
 
-/// RequestQueue to send. With each: [`LaneTurn::passes`] when it first failed as a part of a larger one.
+/// Requests to send, each with [`LaneTurn::passes`] as it was when it first failed as a part of a larger one.
 type RequestQueue = VecDeque<(Shipment, Option<usize>)>;
 
 impl<'w, 'a> Batch<'w, 'a> {
@@ -217,8 +217,8 @@ impl<'w, 'a> Batch<'w, 'a> {
 
     /// Sends a batch in pieces where it must not be sent whole; returns whether that decided it.
     ///
-    /// So it is if an update of one of its entities may have reached the server before it, and if it is a suspect: its
-    /// other items must not wait for one bad item, nor does it have to fail as a whole once more.
+    /// That applies if an update of one of its entities may have reached the server before it, or if it is a suspect:
+    /// its other items must not wait for one bad item, and it need not fail as a whole again.
     fn send_in_pieces(&mut self, shipment: &Shipment) -> Result<bool, StoreError> {
         let Some(message) = shipment.only() else { return Ok(false) };
         if !message.ahead.is_empty()
@@ -272,7 +272,7 @@ impl<'w, 'a> Batch<'w, 'a> {
         }
     }
 
-    /// Sends OTLP that failed before as a whole once more, and returns whether that decided it.
+    /// Retries OTLP that failed before as a whole, and returns whether that decided it.
     ///
     /// The server processes the spans of a request together: it removes usage from parents whose children are in the
     /// same request, and derives the integration from all scopes. Pieces would overwrite the spans of a first attempt

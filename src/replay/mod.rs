@@ -22,8 +22,8 @@
 //! 2. *A message is deleted only by the settle that follows its confirmation*, one commit per batch. A crash between
 //!    the two sends it again, which is an idempotent upsert; for the few messages where it is not
 //!    ([`MessageType::repeat_is_harmless`]), the settle follows each single answer.
-//! 3. *A crash never puts an older write over a newer one*: nothing is sent before everything is settled that it
-//!    conflicts with, so that only the newest write of each entity is ever repeated.
+//! 3. *A crash never applies an older write over a newer one*: a message is sent only after everything that it
+//!    conflicts with is settled, so that only the newest write of each entity is ever repeated.
 //! 4. *No lane waits for another's slow server, rate limit or poison message*: lanes are replayed concurrently.
 //!
 //! # One sender
@@ -141,13 +141,17 @@ impl ReplayManager<'_> {
             pause = self.tick_interval;
             if ages_checked.is_none_or(|looked| looked.elapsed() >= AGE_CHECK_INTERVAL) {
                 self.warn_near_id_window(&mut warned);
+                self.shutdown.beat();
                 ages_checked = Some(Instant::now());
             }
             if !self.connection.wait_until_available(self.tick_interval, self.shutdown) {
                 continue;
             }
             // The thread that opens the store reports why it is unavailable.
-            let Ok(store) = self.slot.get() else { continue };
+            let store = self.slot.get();
+            // Opening may have taken longer than the liveness check allows.
+            self.shutdown.beat();
+            let Ok(store) = store else { continue };
             if let Some(own) = &self.rekey
                 && let Err(error) = reassign::rekey_refused(store.as_ref(), &self.owner, own, self.shutdown)
             {

@@ -40,7 +40,7 @@ struct BusyWorker {
 }
 
 impl LaneWorkers {
-    /// Returns none busy, of this many at most.
+    /// Returns a set without busy workers, of this many at most.
     pub(super) fn new(most: usize, answer_timeout: Duration) -> Self {
         Self { most, answer_timeout, busy: Vec::new(), next_number: 0 }
     }

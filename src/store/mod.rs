@@ -1,4 +1,4 @@
-//! Bytes that survive: messages that were acknowledged and are not on the server yet.
+//! The durable queue: messages that were acknowledged and are not on the server yet.
 //!
 //! [`Store`] keeps promises about bytes and order and decides nothing: what an answer means, when to retry and how fast
 //! to go are policy ([`crate::delivery`]), and neither room knows the other. It is five small traits, one per caller:
@@ -20,35 +20,35 @@
 //! - **Exclusive**: only the holder of the [`Lease`] claims and settles. Every acquisition raises its epoch, a fencing
 //!   token: writes under an older epoch fail with [`StoreError::LeaseLost`].
 //! - **Complete**: a message and the bytes of its attachment are stored, and deleted, in the same commit.
-//! - **Isolated**: a message never changes its lane but by [`Maintain::adopt`] and [`Maintain::reassign`], which a
-//!   person asks for.
+//! - **Isolated**: a message changes its lane only by [`Maintain::reassign`], which a person or `rekey_refused` asks
+//!   for, and once by [`Maintain::adopt`], if an earlier version stored it without a server.
 //! - **Deduplicated**: a salvaged row is stored at most once, from however many copies of its file.
 //!
 //! # Order
 //!
 //! Messages leave in the order in which they were accepted, per lane, with one exception. An *update* that was accepted
 //! before the first create of its entity moves right behind that create when the create arrives, because the server
-//! would let the partial record of an early PATCH win (protocol dossier, section f, rule 2; design.md, section 4).
+//! would let the partial record of an early PATCH win (protocol dossier, section f, rule 2).
 //!
 //! It moves only while it waits, only if no earlier create of the entity is ahead of it and no end of the entity waits,
-//! and only if it changes no other entity: its position among the messages about another entity is just as much a
-//! promise. Updates of one entity keep their order, so one that may not move keeps the others in place. An *end*
+//! and only if it changes no other entity: its position among the messages about another entity must be kept as well.
+//! Updates of one entity keep their order, so one that may not move keeps the others in place. An *end*
 //! (deletion, closing) keeps its position even relative to messages that only refer to its entity.
 //!
 //! # Refused creates
 //!
 //! While a message that creates an entity is refused (*rejected*, or *held* for the time in its ids), later messages of
 //! its lane that touch the entity in any way are *stranded*: they wait with it, because the server would make a partial
-//! record of an update or a score, and show children without their parent. Which messages are stranded follows from
-//! what is stored; it is not a state of theirs. They follow the create when it is requeued, and become free when it is
+//! record of an update or a score, and show children without their parent. Which messages are stranded is derived from
+//! what is stored; it is not a status. They follow the create when it is requeued, and become free when it is
 //! purged, dropped or expired. An OpenTelemetry trace strands nothing ([`crate::message::EntityKey::can_strand`]).
 //!
 //! Rejected messages have a share of the store ([`rejected_room`]). Beyond it the oldest are evicted when a new message
 //! needs their space, but never a create that another message waits for: that message would become free and leave a
 //! partial record.
 //!
-//! A refused *repeat* of a create strands the messages behind it as well: nothing in a store says that the entity is
-//! on the server already, and the repeat may be the write that completes it.
+//! A refused *second* create of an entity strands the messages behind it as well: the store does not record that the
+//! entity is on the server already, and the second create may be the write that completes it.
 //!
 //! # Attachments
 //!
@@ -59,8 +59,9 @@
 //! # Concurrency
 //!
 //! Any process may register, read, purge and requeue at any time. Claiming and settling need the [`Lease`]: one
-//! replayer at a time per store. A lease expires after its time to live, measured on a clock that nobody sets, so a
-//! killed replayer is replaced; a replayer that was stopped for longer gets [`StoreError::LeaseLost`] and writes
+//! replayer at a time per store. A lease expires after its time to live, measured on a monotonic clock that counts
+//! suspended time, so a killed replayer is replaced; a replayer that was stopped for longer gets
+//! [`StoreError::LeaseLost`] and writes
 //! nothing.
 
 pub mod attachment;

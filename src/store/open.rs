@@ -68,7 +68,7 @@ pub fn open_with(path: &Path, mode: OpenMode, limits: Limits, keys: &Keys) -> Re
     Ok(Arc::new(sqlite::SqliteStore::open_with(path, mode, limits, keys)?))
 }
 
-/// Rewrites and syncs a store if an earlier write or sync of it failed. SlotOpener it with a mode that recovers does the
+/// Rewrites and syncs a store if an earlier write or sync of it failed. Opening it with a mode that recovers does the
 /// same; this is for callers that open it in another mode.
 ///
 /// # Errors

@@ -1,7 +1,7 @@
 //! A store that may be unavailable for a while.
 //!
-//! An agent whose store can't be used forwards what overtakes nothing, and retries (design.md, section 5). It holds a
-//! slot instead of a store: either an open one, or the reason why there is none.
+//! An agent whose store can't be used forwards only writes that overtake nothing, and keeps retrying. It holds a slot
+//! instead of a store: either an open one, or the reason why there is none.
 //!
 //! ```text
 //!              opened                    report(unusable, damaged ...)
@@ -17,7 +17,7 @@
 //! - its file was **deleted** while it was open: we still have it open, and its messages are stored again
 //!   (`rescue.rs`);
 //! - its file was **moved**: its log is checkpointed, so that the file is whole wherever it is now, and nothing is
-//!   copied: it belongs to whoever moved it;
+//!   copied: the file belongs to the person who moved it;
 //! - a write or sync **failed**, here or in another process: it is closed, so that one of its users can open it alone,
 //!   rewrite it and sync it (`sqlite/proof.rs`); opening does that, and fails until it is done;
 //! - anything else: it is opened again.
@@ -27,7 +27,7 @@
 //!
 //! # Who opens
 //!
-//! SlotOpener waits for other processes, migrates and recovers, so it may block for long. [`StoreSlot::get`] and
+//! Opening waits for other processes, migrates and recovers, so it may block for long. [`StoreSlot::get`] and
 //! [`StoreSlot::with`] are for threads that may wait. A runtime that serves clients calls [`StoreSlot::try_get`] and
 //! [`StoreSlot::try_with`], which only read the state, and [`StoreSlot::refresh`], which opens on a thread of its own.
 //!
@@ -66,7 +66,7 @@ const RETRY_AFTER: Duration = Duration::from_secs(3);
 /// How often a slot checks that the file is still the one that it opened.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 
-/// How long the log line about refused writes is not repeated.
+/// Minimum interval between two log lines about refused writes.
 const SAY_AGAIN_AFTER: Duration = Duration::from_secs(600);
 
 /// How many entities of failed commits are remembered; beyond that all count as uncertain.
@@ -75,9 +75,9 @@ const UNCERTAIN_MAX: usize = 100_000;
 /// Minimum time between two recoveries: where recovering does not help, a loop would fill the disk.
 const RECOVER_AGAIN_AFTER: Duration = Duration::from_secs(60);
 
-/// Opens the store; the one that was found damaged is set aside first.
+/// Opens the store; a damaged one is set aside first.
 type Opener = Box<dyn Fn(Option<&Damage>) -> Result<Arc<dyn Store>, StoreError> + Send + Sync>;
-/// Opens the store without a key of it.
+/// Opens the store without its key.
 type KeylessOpener = Box<dyn Fn() -> Result<Arc<dyn Store>, StoreError> + Send + Sync>;
 type OnOpen = Box<dyn Fn(&dyn Store) -> Result<(), StoreError> + Send + Sync>;
 
@@ -91,11 +91,13 @@ pub struct StoreSlot {
     inner: Mutex<Inner>,
     /// When a damaged file was set aside.
     recovered_at: Mutex<Option<Instant>>,
-    /// Held while the store is opened, which may take as long as other processes keep it locked. Nobody waits for it.
+    /// Held while the store is opened, which may take as long as other processes keep it locked. Never waited for.
     opening: Mutex<()>,
-    /// Whether a thread of its own checks the store and opens it.
+    /// Whether a background thread is checking or opening the store.
     is_refreshing: AtomicBool,
-    /// Sees what the file holds while it can't be opened.
+    /// Whether `opening` is held. Probing that lock itself could make another thread's attempt fail.
+    is_in_retry: AtomicBool,
+    /// Reads the file's backlog while the store can't be opened.
     view: BacklogView,
     /// Writes that were refused since the start, because they may conflict with what is stored.
     refused: AtomicU64,
@@ -103,7 +105,7 @@ pub struct StoreSlot {
     refusal_said_at: Mutex<Option<Instant>>,
     /// The entities of writes whose commit failed but may have stored them nonetheless.
     uncertain: Mutex<Uncertain>,
-    /// Which troubles were logged.
+    /// The problems that were logged.
     said: Mutex<Said>,
     /// Stores that were moved away while they held messages.
     moved: MovedStores,
@@ -155,6 +157,22 @@ impl Unavailable {
     }
 }
 
+/// Marks that a thread opens the store, until it is dropped.
+struct InRetry<'a>(&'a AtomicBool);
+
+impl<'a> InRetry<'a> {
+    fn new(flag: &'a AtomicBool) -> Self {
+        flag.store(true, Ordering::Release);
+        Self(flag)
+    }
+}
+
+impl Drop for InRetry<'_> {
+    fn drop(&mut self) {
+        self.0.store(false, Ordering::Release);
+    }
+}
+
 /// The one thread that refreshes a slot, until it is dropped.
 struct Refreshing(Arc<StoreSlot>);
 
@@ -183,8 +201,8 @@ struct Detached {
 }
 
 impl Detached {
-    /// Checkpoints the store's log into its file, wherever that is, and removes what is beside it out of the way of a
-    /// new one, which would read the log as its own and share the memory of the old one.
+    /// Checkpoints the store's log into its file, wherever that is, and removes the files beside it: a new store would
+    /// read the log as its own and map the shared memory of the old one.
     ///
     /// With `only_if_written` a log that could not be checkpointed stays: its file is elsewhere without it, and the
     /// process that opens a store here next recovers its messages.
@@ -227,7 +245,7 @@ impl Inner {
     }
 }
 
-/// Logs that the store became unavailable. Once for each reason, however often it comes and goes.
+/// Logs that the store became unavailable: once per reason, however often that recurs.
 fn warn_of_loss(said: &mut Said, error: &StoreError) {
     if !said.is_new(&error.to_string(), Instant::now()) {
         return;
@@ -235,7 +253,7 @@ fn warn_of_loss(said: &mut Said, error: &StoreError) {
     error!(
         target: "db_manager",
         "some network resiliency features were disabled: until the store can be used, nothing is stored, and writes are \
-         passed on only where they overtake nothing that waits in it: {error}"
+         forwarded only if they overtake none of its messages: {error}"
     );
 }
 
@@ -307,6 +325,7 @@ impl StoreSlot {
             recovered_at,
             opening,
             is_refreshing: AtomicBool::new(false),
+            is_in_retry: AtomicBool::new(false),
             view,
             refused,
             refusal_said_at,
@@ -404,8 +423,8 @@ impl StoreSlot {
     /// Checks the store, and opens it if it is unavailable, on a thread of its own, when either is due. Calls `done` at
     /// the end.
     ///
-    /// Returns whether that began. It does not while another thread is at it, or when nothing is due: then `done` is
-    /// dropped, and what [`StoreSlot::try_get`] returns is as fresh as [`StoreSlot::get`] would make it.
+    /// Returns whether that began. It does not while another thread does it, or if nothing is due: then `done` is
+    /// dropped, and [`StoreSlot::try_get`] returns the current state.
     pub fn refresh(self: &Arc<Self>, done: impl FnOnce() + Send + 'static) -> bool {
         if !self.is_due() || self.is_refreshing.swap(true, Ordering::AcqRel) {
             return false;
@@ -424,11 +443,11 @@ impl StoreSlot {
         spawned.is_ok()
     }
 
-    /// Returns whether [`StoreSlot::get`] would do more than read the state.
-    fn is_due(&self) -> bool {
+    /// Returns whether a check or an attempt to open the store is due, and no other thread is opening it.
+    pub(crate) fn is_due(&self) -> bool {
         match &*self.inner() {
             Inner::Open { looked_at, .. } => self.file.is_some() && looked_at.elapsed() >= LOOK_EVERY,
-            Inner::Unavailable(unavailable) => unavailable.is_retry_due(),
+            Inner::Unavailable(unavailable) => unavailable.is_retry_due() && !self.is_in_retry.load(Ordering::Acquire),
         }
     }
 
@@ -439,10 +458,11 @@ impl StoreSlot {
     /// Why it could not be opened, now or by the other thread.
     pub fn retry(&self) -> Result<Arc<dyn Store>, Arc<StoreError>> {
         let Ok(_opening) = self.opening.try_lock() else { return self.current() };
+        let _in_retry = InRetry::new(&self.is_in_retry);
         if let Ok(store) = self.current() {
             return Ok(store);
         }
-        // This process or another one may need the file for itself.
+        // This process or another one may need exclusive access to the file.
         self.view.release();
         if self.file.as_deref().is_some_and(|path| open::unproven(path).is_some()) {
             self.close_failed();
@@ -465,7 +485,7 @@ impl StoreSlot {
                 *inner = Inner::open(Arc::clone(&store), self.file.as_deref());
                 drop(inner);
                 self.view.close();
-                // Whether they are stored can be seen from now on.
+                // From now on, the store itself shows whether they are stored.
                 *self.uncertain() = Uncertain::default();
                 Ok(store)
             }
@@ -628,8 +648,8 @@ impl StoreSlot {
             // A known remedy is applied at once; a failing disk is given time.
             let tried_at = (!replaced && matches!(cause, Cause::Nothing)).then(Instant::now);
             warn_of_loss(&mut self.said(), error);
-            // Every process has to close an unproven store before it is used again. One of a newer schema is not for us
-            // to read, and open here it would be in the way of the next upgrade.
+            // Every process has to close an unproven store before it is used again. One of a newer schema can't be
+            // read by this version, and an open handle would block the next migration.
             let is_of_use = !error.is_unproven() && !matches!(**error, StoreError::NewerSchema { .. });
             let failed = is_of_use.then(|| Arc::clone(store));
             let is_gone = matches!(cause, Cause::Deleted(_) | Cause::Moved(_));
@@ -762,12 +782,12 @@ impl StoreSlot {
         }
     }
 
-    /// Does what [`StoreSlot::check_replaced`] says, and returns a store that has to be closed.
+    /// The locked part of [`StoreSlot::check_replaced`]; returns a store that has to be closed.
     fn take_replaced(&self, inner: &mut Inner) -> Option<Arc<dyn Store>> {
         let path = self.file.as_deref()?;
         let (store, file, beside, looked_at) = match &mut *inner {
             Inner::Open { store, file, beside, looked_at } => (store, file, beside, looked_at),
-            // Nobody can prove a store that this process keeps open only to look at it.
+            // A store can't be proven while this process keeps it open only to read it.
             Inner::Unavailable(away) if away.failed.is_some() && open::unproven(path).is_some() => {
                 return away.take_failed();
             }
@@ -802,7 +822,7 @@ impl StoreSlot {
         None
     }
 
-    /// Says what became of the file of an open store that is not at its path any more.
+    /// Returns what happened to the file of an open store that is no longer at its path.
     fn gone(&self, store: &Arc<dyn Store>, file: FileId, beside: &[(PathBuf, FileId)]) -> Cause {
         let Some(path) = self.file.as_deref() else { return Cause::Nothing };
         if file.is_deleted() {
@@ -815,16 +835,16 @@ impl StoreSlot {
         }
         error!(
             target: "db_manager",
-            "{} was moved while it was in use; what it holds is delivered only when it is moved back or named with --db",
+            "{} was moved while it was in use; its messages are delivered once it is moved back or named with --db",
             path.display()
         );
         self.moved.watch(file);
         Cause::Moved(Detached { store: Arc::clone(store), beside: beside.to_vec() })
     }
 
-    /// Returns what waits for this server in stores that were moved away, all together; `None` when nothing does.
+    /// Returns the combined backlog for this server in stores that were moved away; `None` if there is none.
     ///
-    /// To be asked after [`StoreSlot::get`]: that is what finds out that a store was moved.
+    /// Call it after [`StoreSlot::get`], which detects that a store was moved.
     pub fn seen_in_moved(&self, server: &Server, touches: &[Touch]) -> Option<BacklogSeen> {
         let open = match &*self.inner() {
             Inner::Open { file, .. } => *file,
@@ -840,7 +860,7 @@ impl StoreSlot {
         matches!(seen, Some(BacklogSeen::Unknown | BacklogSeen::Holds { conflicting: true, .. }))
     }
 
-    /// Returns where stores are that were moved away with messages in them.
+    /// Returns the current paths of stores that were moved away with messages in them.
     pub fn moved(&self) -> Vec<PathBuf> {
         self.moved.paths()
     }
@@ -850,7 +870,7 @@ impl StoreSlot {
     }
 
     fn inner(&self) -> MutexGuard<'_, Inner> {
-        // Every change is one assignment, so a panic elsewhere left it whole.
+        // Every change is one assignment, so a panic elsewhere leaves it consistent.
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -1,6 +1,6 @@
 //! The verbs of a store, one small trait per caller.
 //!
-//! Every engine implements every verb; there is no default that pretends. Nothing here names a path, an inode or a
+//! Every engine implements every verb; there are no default implementations. Nothing here names a path, an inode or a
 //! file: an engine may keep its bytes in a file, in memory, or in another store that it decorates.
 //!
 //! Every verb that writes is one commit: after a crash either all of it has happened or none of it, and once it
@@ -65,7 +65,7 @@ pub trait Intake: Send + Sync {
     /// before the client of a forwarded update is answered.
     fn note_updates_ahead(&self, updates: &[(Lane, EntityKey)]) -> Result<(), StoreError>;
 
-    /// Takes in a forwarded write that the server confirmed: notes about what it created are removed.
+    /// Records that the server confirmed a forwarded write: notes about what it created are removed.
     ///
     /// Writes only where a single create or an end meets a note.
     fn confirmed(&self, lane: &Lane, message_type: MessageType, touches: &[Touch]) -> Result<(), StoreError>;
@@ -80,7 +80,7 @@ pub trait Intake: Send + Sync {
     /// were.
     ///
     /// Returns the id of each that is new, `None` if it was salvaged earlier, from any file: a copy has the same rows.
-    /// That is remembered for good, so that a row is never sent a second time because its file came back.
+    /// That is remembered permanently, so that a row is never sent again because its file came back.
     ///
     /// A full store refuses rows, also under [`super::WhenFull::DropOldest`]: their file still has them.
     ///
@@ -147,7 +147,7 @@ pub trait Attachments: Send + Sync {
 
 /// Sending what is stored, under the lease.
 pub trait Replay: Send + Sync {
-    /// Takes the right to replay this store for `time_to_live`, or longer by [`Replay::renew`].
+    /// Acquires the right to replay this store for `time_to_live`; [`Replay::renew`] extends it.
     ///
     /// # Errors
     ///
@@ -161,10 +161,10 @@ pub trait Replay: Send + Sync {
     /// [`StoreError::LeaseLost`] when another process acquired it since: stop sending at once.
     fn renew(&self, lease: &Lease, time_to_live: Duration) -> Result<(), StoreError>;
 
-    /// Gives the lease back. A lease that was lost meanwhile is not an error.
+    /// Releases the lease. A lease that was lost meanwhile is not an error.
     fn release(&self, lease: &Lease) -> Result<(), StoreError>;
 
-    /// Makes *failed* again what earlier leases left in flight; returns how many messages those were.
+    /// Returns messages that earlier leases left in flight to the queue (*failed*); returns how many.
     fn return_in_flight(&self, lease: &Lease) -> Result<u64, StoreError>;
 
     /// Returns how many of the lane's first failed messages, in delivery order, have to be claimed to claim all of
@@ -205,7 +205,7 @@ pub trait Replay: Send + Sync {
         now_ms: i64,
     ) -> Result<Claim, StoreError>;
 
-    /// Writes what became of claimed messages, in one commit.
+    /// Records the outcomes of claimed messages, in one commit.
     ///
     /// Delivered messages are deleted, failed ones wait for the next replay, rejected ones stay with the server's
     /// answer. A message that `outcomes` does not name stays in flight until [`Replay::return_in_flight`].
@@ -230,7 +230,7 @@ pub trait Replay: Send + Sync {
 
 /// Reading stored messages, for people and for callers that wait for a delivery. Read-only.
 pub trait Browse: Send + Sync {
-    /// Tells this store from any other, also from one that takes its place under the same name. A reopened store keeps
+    /// Identifies this store, even against one that replaces it under the same name. A reopened store keeps
     /// it. Ids of messages and lanes are valid in this store only.
     fn identity(&self) -> StoreIdentity;
 
@@ -262,16 +262,15 @@ pub trait Browse: Send + Sync {
     /// Returns who works with the store, what is held and how close it is to its limits.
     fn condition(&self) -> Result<Condition, StoreError>;
 
-    /// Looks for damage and for counts that don't agree with the messages; returns what is wrong, in words.
+    /// Checks for corruption and for counts that disagree with the messages; returns the problems as text.
     ///
     /// Reads the whole store: some ten seconds for a gigabyte. Nobody else waits for it.
     fn check(&self) -> Result<Vec<String>, StoreError>;
 }
 
-/// Keeping a store in order: decisions about whole lanes, deletion, space, records, the end.
+/// Maintenance: decisions about whole lanes, deletion, space, records, closing.
 pub trait Maintain: Send + Sync {
-    /// Gives what an earlier version stored, which recorded no server, to this one; returns how many messages that
-    /// were.
+    /// Assigns messages that an earlier version stored without a server to this one; returns how many.
     ///
     /// Costs one look-up once all lanes have a server. Recorded in [`Condition::adoptions`].
     fn adopt(&self, server: &Server) -> Result<u64, StoreError>;
@@ -308,7 +307,7 @@ pub trait Maintain: Send + Sync {
     /// Returns whether all are erased. Those that another process still reads are erased by the next call.
     fn erase_credentials(&self) -> Result<bool, StoreError>;
 
-    /// Gives the space of deleted messages back; returns how many bytes the store takes now.
+    /// Returns free pages to the file system; returns the store's size in bytes.
     fn compact(&self) -> Result<u64, StoreError>;
 
     /// Reserves what is needed to deliver from a full disk, as far as there is room for it. Called every second by an

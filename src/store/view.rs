@@ -9,7 +9,7 @@ use crate::message::{Attachment, EntityKey, Lane, MessageId, MessageStatus, Mess
 /// The visible part of a store's backlog, also if the store can't be used.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum BacklogSeen {
-    /// There is no store: nothing was ever kept.
+    /// There is no store: nothing was ever stored.
     NeverWas,
     /// Nothing of the server is stored.
     Empty,
@@ -275,7 +275,7 @@ pub struct Condition {
     pub adoptions: Vec<AdoptionRecord>,
     /// Messages dropped because the store was full, since it was made.
     pub dropped: u64,
-    /// Messages dropped because they had become too old, since it was made.
+    /// Messages that expired, since it was created.
     pub expired: u64,
     /// Rejected messages dropped because they held more than their share and room was needed, since it was made.
     pub rejected_dropped: u64,

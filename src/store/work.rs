@@ -28,7 +28,7 @@ impl std::fmt::Display for Owner {
     }
 }
 
-/// The right to replay one store. Worth nothing once [`StoreError::LeaseLost`] was seen.
+/// The right to replay one store. Invalid once [`StoreError::LeaseLost`] was returned.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Lease {
     /// Its holder.
@@ -37,7 +37,7 @@ pub struct Lease {
     pub epoch: i64,
 }
 
-/// Names the bytes of an attachment in one store while they belong to no message; never used twice.
+/// Identifies the bytes of an attachment in one store while they belong to no message; never reused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct AttachmentId(pub i64);
 
@@ -54,7 +54,7 @@ pub struct SalvagedRow {
     pub file: Option<(AttachmentId, Attachment)>,
 }
 
-/// Names a lane in one store.
+/// Identifies a lane in one store.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct LaneId(pub i64);
 
@@ -182,14 +182,14 @@ pub enum Outcome {
         /// The server's answer or the failure, for people; `None` when the message was not sent.
         answer: Option<LastAnswer>,
     },
-    /// The server refused it for good: kept until a person replays or purges it.
+    /// The server refused it permanently: kept until a person replays or purges it.
     Rejected {
-        /// The server's words.
+        /// The server's answer.
         answer: LastAnswer,
     },
-    /// The server refused it for the time in its ids: kept, and retried now and then.
+    /// The server refused it for the timestamps in its ids: kept, and retried periodically.
     Held {
-        /// The server's words.
+        /// The server's answer.
         answer: LastAnswer,
     },
     /// It was divided. Items outside these parts were delivered; each part takes the message's position in the order,
@@ -229,14 +229,14 @@ pub struct Part {
     pub touches: Vec<Touch>,
     /// How many items it carries.
     pub items: u32,
-    /// The server's words when it refused this part for good; `None` when it waits for another try.
+    /// The server's answer if it refused this part permanently; `None` if it waits for a retry.
     pub rejected: Option<LastAnswer>,
-    /// The server's words when it refused this part for the time in its ids, which is then its status.
+    /// The server's answer if it refused this part for the timestamps in its ids: then the part is *held*.
     pub held: Option<LastAnswer>,
 }
 
 impl Part {
-    /// Returns the status that it is stored with, and the server's words to it.
+    /// Returns the status that it is stored with, and the server's answer to it.
     pub fn status(&self) -> (MessageStatus, Option<&LastAnswer>) {
         match (&self.rejected, &self.held) {
             (Some(answer), _) => (MessageStatus::Rejected, Some(answer)),

@@ -33,7 +33,8 @@ fn reason(agent: &Agent) -> String {
 
 /// Returns the log line about a request that could not be passed on; logging at DEBUG.
 fn passing_failed(agent: &Agent) -> String {
-    let found = || agent.stderr().lines().find(|line| line.contains("passing through failed")).map(str::to_owned);
+    let found =
+        || agent.stderr().lines().find(|line| line.contains("cannot pass a request through")).map(str::to_owned);
     wait_until("the failure is logged", PATIENCE, || found().is_some());
     found().unwrap_or_default()
 }

@@ -60,7 +60,7 @@ fn clients_are_served_while_replay_runs(files: u64, clients: usize) {
     let lanes: usize = (0..60).map(|lane| server.count(&format!("lane-{lane}"), Kind::Trace)).sum();
     assert_eq!((lanes, server.count("default", Kind::Trace)), (60, clients * 6));
     let written = agent.stderr();
-    assert_eq!(written.matches("few open files").count(), 1, "it is reported once: {written}");
+    assert_eq!(written.matches("limit on open files is low").count(), 1, "it is reported once: {written}");
     assert!(!written.contains("Too many open files") && !written.contains("os error 24"), "{written}");
     let status = agent.cli(&["status", "--format", "json"]).json();
     let problem = status["agent"]["files_problem"].as_str().unwrap_or_default();
@@ -90,7 +90,7 @@ fn the_soft_limit_on_open_files_is_raised_as_far_as_the_hard_limit_allows() {
     assert!(soft_limit(agent.pid()) > 1024, "{}", soft_limit(agent.pid()));
     let agent = Agent::builder(&server.url()).impatient().within(&limited("ulimit -Sn 256 && ulimit -Hn 512")).start();
     assert_eq!(soft_limit(agent.pid()), 512);
-    wait_until("it is said", PATIENCE, || agent.stderr().contains("few open files"));
+    wait_until("it is logged", PATIENCE, || agent.stderr().contains("limit on open files is low"));
 }
 
 #[test]

@@ -84,7 +84,7 @@ fn a_certificate_that_cannot_be_trusted_is_refused_with_its_reason_and_what_to_d
         // It waits for a certificate that can be trusted.
         assert_eq!(client.expect(&create(&uuid7())).status, 201, "{what}");
         let log = agent.stderr();
-        let passed = log.lines().find(|line| line.contains("passing through failed")).unwrap_or_default();
+        let passed = log.lines().find(|line| line.contains("cannot pass a request through")).unwrap_or_default();
         let mut healthcheck = agent.home().command(env!("CARGO_BIN_EXE_opik-offline"));
         healthcheck.args(["healthcheck", "--upstream", &format!("https://localhost:{}/api", front.port)]);
         if let Some(file) = trusted {

@@ -203,7 +203,7 @@ fn the_command_keeps_its_environment_and_is_led_to_the_agent() {
     let collector = [("OTEL_EXPORTER_OTLP_ENDPOINT", "http://collector.invalid:4318")];
     let output = env(&[], &collector);
     assert_eq!(value(&output, collector[0].0).as_deref(), Some(collector[0].1));
-    assert!(output.stderr.contains("OTEL_EXPORTER_OTLP_ENDPOINT leads elsewhere"), "{}", output.stderr);
+    assert!(output.stderr.contains("OTEL_EXPORTER_OTLP_ENDPOINT points elsewhere"), "{}", output.stderr);
 }
 
 /// Notes every signal that it gets in a file, and ends with 9 at the second SIGTERM.

@@ -120,7 +120,7 @@ fn each_signal_of_opentelemetry_is_decided_for_itself() {
         assert_eq!(value(&output, GENERAL), expected, "{variables:?}");
         assert_eq!(value(&output, "OTEL_EXPORTER_OTLP_METRICS_ENDPOINT"), None);
         let elsewhere = |name| format!("opik-offline: {name} points elsewhere and is left unchanged\n");
-        assert_eq!(output.stderr.matches("leads elsewhere").count(), usize::from(left.is_some()), "{}", output.stderr);
+        assert_eq!(output.stderr.matches("points elsewhere").count(), usize::from(left.is_some()), "{}", output.stderr);
         assert!(left.is_none_or(|name| output.stderr.contains(&elsewhere(name))), "{}", output.stderr);
     }
     let (output, origin) = environment(&home, &server.url(), &["--all-otlp-traces"], &[(GENERAL, collector)]);
@@ -149,7 +149,7 @@ fn other_clients_of_the_server_are_led_through_the_agent() {
     assert_eq!(value(&output, "OPIK_BASE_URL"), Some(format!("{agent}/api")));
     assert_eq!(value(&output, "COMET_URL_OVERRIDE"), Some(agent));
     assert_eq!(value(&output, "OPIK_API_BASE_URL").as_deref(), Some("https://elsewhere.invalid/api"));
-    assert!(output.stderr.contains("OPIK_API_BASE_URL leads elsewhere"), "{}", output.stderr);
+    assert!(output.stderr.contains("OPIK_API_BASE_URL points elsewhere"), "{}", output.stderr);
 }
 
 #[test]

@@ -1,4 +1,4 @@
-//! Batching: which stored messages share a request, and how a refused batch is taken apart again.
+//! Batching: which stored messages share a request, and how a refused batch is divided.
 //!
 //! - [`coalesce`]: many small creates become one batch create.
 //! - [`fold`]: updates go with the batch create of their entity.

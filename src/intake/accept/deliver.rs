@@ -20,13 +20,23 @@ impl Write {
         let ticket = shared.listener.entity_locks.lock(&self.message.lane, &self.message.touches, request).await;
         shared.refresh_store().await;
         let reachability = shared.reachability();
-        // While the server is away every write is stored, whether or not earlier messages are queued: that is not worth
+        // During an outage every write is stored, whether or not earlier messages are queued: that is not worth
         // a query of the store, which costs more than parsing the request.
         let lane = match reachability {
             Reachability::Unavailable if self.needs_answer.is_none() && shared.slot.try_get().is_ok() => {
                 LaneState::Clear
             }
-            _ => shared.lane_state(&self.message),
+            _ => match shared.lane_state(&self.message) {
+                // The query itself may have found the store corrupt or replaced: then it is reopened at once.
+                LaneState::StoreUnusable(known) => {
+                    shared.refresh_store().await;
+                    match shared.slot.try_get() {
+                        Ok(_) => shared.lane_state(&self.message),
+                        Err(_) => LaneState::StoreUnusable(known),
+                    }
+                }
+                lane => lane,
+            },
         };
         let follows_all = self.needs_answer.is_some_and(|needs| needs.follows_all);
         if let Some(why) = shared.behind_moved(&self.message.touches, follows_all) {

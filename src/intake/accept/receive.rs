@@ -9,8 +9,8 @@
 //! | all else | | through to the server while it is available ([`mod@super::stream_through`]), else 413 or 503 |
 //!
 //! A body that can't be divided is spooled as well before it streams through: a write that streams through locks its
-//! whole lane, and a slow client must not cause head-of-line blocking there. While the server is away it is refused
-//! before it is read.
+//! whole lane, and a slow client must not cause head-of-line blocking there. While the server is unavailable it is
+//! refused before it is read.
 //!
 //! A body that is small as sent may be large once it is decoded; the same sizes apply to that ([`measure`]).
 
@@ -31,7 +31,7 @@ use crate::monitor::Availability;
 use crate::protocol::answers::{Reply, error};
 use crate::protocol::inspection::item_list;
 
-/// A body that was received, or began to be.
+/// A body that was received, in full or in part.
 pub(super) enum Received {
     /// All of it, in memory.
     InMemory(Bytes, Grant),

@@ -34,7 +34,7 @@ impl Unkept {
         }
     }
 
-    /// Returns the answer to its client while the server is away: 413 when it can never be kept, 503 when a retry may
+    /// Returns the answer while the server is unavailable: 413 when it can never be kept, 503 when a retry may
     /// help.
     pub(super) fn reply(self) -> Reply {
         let too_large = |text: String| error(413, &text);

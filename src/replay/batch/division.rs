@@ -10,7 +10,7 @@ use crate::protocol::readback;
 use crate::protocol::recognise::Recognised;
 use crate::store::{LastAnswer, Outcome, Part, StoreError};
 
-/// BatchInPieces of a batch that fail transiently, without one that passed, before the rest is not sent.
+/// Pieces of a batch that may fail transiently, while none has passed, before the rest is left unsent.
 const FAILED_PIECES_MAX: u32 = 4;
 /// Entities of one batch that are read back before they are taken out of it.
 const READS_MAX: usize = 50;

@@ -14,7 +14,7 @@
 //!
 //! # Invariants
 //!
-//! - Nothing is requeued before a server has answered a ping: while all are away, rejected messages keep their status.
+//! - Nothing is requeued before a server has answered a ping: until then rejected messages keep their status.
 //! - A replay of rejected or held messages sends these only. Once requeued, their status no longer tells them from
 //!   other messages, so they are selected by id, [`REQUEUED_MAX`] at a time.
 //! - The configured credential and headers go to the configured server only.
@@ -178,7 +178,7 @@ pub enum Ending {
     Complete,
     /// The user interrupted it.
     Interrupted,
-    /// A server was away or was not Opik, or could not be read from.
+    /// A server was unavailable or not Opik, or could not be read from.
     Unreachable,
     /// Messages remain or were rejected, or the server does not show some that were delivered.
     Remaining,

@@ -112,7 +112,7 @@ impl ScannedRows {
         if tree.is_empty() {
             // Ids count from 0, and most of those that are missing were in lost pages.
             let highest = self.rows.last().map_or(-1, |row| row.key);
-            return u64::try_from(highest + 1 - self.rows.len() as i64).unwrap_or(0);
+            return u64::try_from(highest.saturating_add(1).saturating_sub(self.rows.len() as i64)).unwrap_or(0);
         }
         let per_leaf = (self.rows.len() as u64).div_ceil(intact.len().max(1) as u64).max(1);
         let mut lost: u64 = 0;

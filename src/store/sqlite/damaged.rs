@@ -9,7 +9,7 @@
 //! - **Every page is visited once**, whether a tree leads to it or not. Only pages that are free are left out.
 //! - **Candidates, not messages.** Rows of deleted messages may be among them where the list of free pages is corrupt,
 //!   and older versions of rows where newer ones are lost. Whether a message is intact is decided by its checksum
-//!   (`recovery.rs`); whether it was delivered already may then be unknown, and it is delivered again.
+//!   (`recovery/candidates.rs`); whether it was delivered already may then be unknown, and it is delivered again.
 //! - **In doubt, more candidates**: a row without a known table counts for each table that it has the shape of. A lane
 //!   is the exception: one whose server fails its checksum is dropped, or its messages would go elsewhere.
 //! - **Read-only**, and memory grows by 16 bytes per message, not by its body: rows are located now and read later.

@@ -392,7 +392,8 @@ fn kept_body<'row>(row: &'row Row<'_>) -> Result<KeptBody<'row>, Fault> {
 pub(super) struct FoundRow<'v>(&'v [ColumnValue]);
 
 impl<'v> FoundRow<'v> {
-    /// Returns the row, or `None` when it has other columns than a row of `messages`.
+    /// Returns the row, or `None` when it has other columns than a row of `messages`. SQLite does not rewrite rows
+    /// when a migration adds a column: from then on, this must accept rows without that column as well.
     pub(super) fn of(row: &'v [ColumnValue]) -> Option<Self> {
         (row.len() == COLUMNS).then_some(Self(row))
     }

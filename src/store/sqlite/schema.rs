@@ -7,7 +7,7 @@ use std::path::Path;
 
 use rusqlite::{Connection, TransactionBehavior};
 
-/// The columns of `messages` in the order of the schema: a column that a migration adds is added here at the end.
+/// The columns of `messages` in the order of the schema: a new column is added to the first arm, after `touches`.
 ///
 /// The other arms are what queries return of a message: `listed` leaves out what no list shows and what is large,
 /// `counted` is what the summary counts it by ([`super::summary::counted`]), `deleted` is what its deletion needs to
