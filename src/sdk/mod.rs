@@ -15,7 +15,7 @@
 //! | --- | --- |
 //! | [`orphan`] | finds stores that no living process has open |
 //! | [`trust`] | decides which files are opened, and which files their rows may name |
-//! | [`file`] | opens a private copy and reads its rows, even if it is damaged |
+//! | [`mod@file`] | opens a private copy and reads its rows, even if it is damaged |
 //! | [`rows`] | converts a row to the request that the SDK would send; pure |
 //! | [`conversion`] | makes the request a message, or keeps the row as rejected |
 //! | [`salvage`] | commits the rows of one file, then removes it |

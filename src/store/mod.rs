@@ -3,7 +3,7 @@
 //! [`Store`] keeps promises about bytes and order and decides nothing: what an answer means, when to retry and how fast
 //! to go are policy ([`crate::delivery`]), and neither room knows the other. It is five small traits, one per caller:
 //! [`Intake`], [`Attachments`], [`Replay`], [`Browse`] and [`Maintain`]. No SQL, row, path or error of an engine
-//! crosses them; [`open`] is the only function that names one. There is one engine, [`sqlite`]; tests have two more in
+//! crosses them; [`open()`] is the only function that names one. There is one engine, [`sqlite`]; tests have two more in
 //! memory.
 //!
 //! ```text

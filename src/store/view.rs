@@ -279,7 +279,7 @@ pub struct Condition {
     pub expired: u64,
     /// Rejected messages dropped because they held more than their share and room was needed, since it was made.
     pub rejected_dropped: u64,
-    /// Why it has no room for a message of the usual size, if so. Where [`WhenFull::DropOldest`] makes room, it has.
+    /// Why it has no room for a message of the usual size, if so. Where [`super::WhenFull::DropOldest`] makes room, it has.
     pub full: Option<Fullness>,
     /// Bytes of the file for which there is room.
     pub room_bytes: u64,

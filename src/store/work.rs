@@ -28,7 +28,7 @@ impl std::fmt::Display for Owner {
     }
 }
 
-/// The right to replay one store. Invalid once [`StoreError::LeaseLost`] was returned.
+/// The right to replay one store. Invalid once [`super::StoreError::LeaseLost`] was returned.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Lease {
     /// Its holder.

@@ -423,7 +423,7 @@ impl Intake for ModelStore {
         let waiting: Vec<&Record> = stored.iter().copied().filter(|record| record.still_has_to_go()).collect();
         let is_stranded = |touch: &Touch| {
             let strands = |record: &&Record| record.status.is_refused() && record.does(Effect::Create, &touch.key);
-            touch.can_be_stranded() && stored.iter().any(|record| strands(record))
+            touch.can_be_stranded() && stored.iter().any(strands)
         };
         let any_may_conflict = touches.is_empty()
             || touches.len() > Ahead::TOUCHES_MAX

@@ -9,7 +9,7 @@
 //!   the copy.
 //! - **No copy survives.** Its names are removed as soon as SQLite has it open, so nothing stays in the temporary
 //!   folder, even if this process is killed later.
-//! - **A strange schema computes nothing** ([`distrust`]).
+//! - **A strange schema computes nothing** ([`mod@distrust`]).
 //! - **Rows come in the order of their ids, each once.** Where SQLite finds the file corrupt, its pages are decoded
 //!   without SQLite ([`pages`]).
 //!

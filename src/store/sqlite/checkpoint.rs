@@ -4,7 +4,7 @@
 //! pages without a sync and counts their frames as checkpointed. If the kernel then fails to write such a page, the
 //! sync of the next complete checkpoint reports it, once. A second checkpoint finds those frames already counted,
 //! succeeds, and the log restarts over pages that never reached the disk. So every connection that commits has a hook
-//! here instead, and a failed checkpoint makes the store *unproven* ([`super::unproven`]).
+//! here instead, and a failed checkpoint makes the store *unproven* ([`mod@super::unproven`]).
 //!
 //! It runs when and where the automatic one would: in the commit that leaves more frames in the log than the threshold.
 //! It is `PASSIVE` and waits for no one, so under a permanent reader the log grows as it did before. The commit itself

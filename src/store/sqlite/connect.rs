@@ -1,7 +1,7 @@
 //! Opening connections to the file of a store, with the settings that its promises rest on.
 //!
 //! `synchronous=FULL` makes a commit durable. A connection does not checkpoint when it is closed unless the store is
-//! proven ([`super::unproven`]).
+//! proven ([`mod@super::unproven`]).
 
 use std::ffi::CStr;
 use std::path::Path;

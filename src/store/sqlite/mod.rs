@@ -22,7 +22,7 @@
 //! # Where things are
 //!
 //! A write arrives in [`verbs`], begins its transaction in [`guard`], and ends in the file that owns its subject; what
-//! it stores is a [`record`]. Imports point down only, in this order: files and errors ([`access`], [`unproven`],
+//! it stores is a [`record`]. Imports point down only, in this order: files and errors ([`access`], [`mod@unproven`],
 //! [`fault`], [`schema`], [`connect`]), encryption ([`seal`]), rows ([`lanes`], [`header_sets`], [`record`],
 //! [`summary`]), verbs by subject ([`register`], [`claim`], [`settle`], [`browse`], [`space`]), opening ([`place`],
 //! [`recovery`], [`proof`], [`upgrade`], [`open`]), and the [`store`] itself.

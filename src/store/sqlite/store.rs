@@ -69,11 +69,11 @@ pub struct SqliteStore {
 }
 
 impl SqliteStore {
-    /// Opens the store at this path; see [`crate::store::open`].
+    /// Opens the store at this path; see [`crate::store::open()`].
     ///
     /// # Errors
     ///
-    /// As [`crate::store::open`].
+    /// As [`crate::store::open()`].
     pub fn open(path: &Path, mode: OpenMode, limits: Limits) -> Result<Self, StoreError> {
         Self::open_with(path, mode, limits, &Keys::default())
     }

@@ -39,7 +39,7 @@
 //! - A lane is always found: credentials are re-encrypted in the transaction that changes the key
 //!   ([`super::key_change`]).
 //! - At most two keys are in use: a third is refused until everything is sealed with the current one
-//!   ([`super::reseal`]).
+//!   ([`mod@super::reseal`]).
 //! - A reader that lacks a key of the store never reports damage: it cannot tell a damaged value from one that it may
 //!   not read.
 
