@@ -12,9 +12,8 @@
 //! To an application, the agent is its Opik server. [`intake`] reads the whole write, [`protocol`] finds the entities
 //! that it touches, and [`delivery`] decides: it is forwarded at once if the server is available and no queued message
 //! of the same lane conflicts with it; otherwise it is registered in the [`store`] and acknowledged after the commit.
-//! [`monitor`] pings the server; when it is back,
-//! [`replay`] takes the lease, claims queued messages in the order of acceptance, sends them through [`upstream`],
-//! and deletes each message once the server confirmed it.
+//! [`monitor`] pings the server; when it is back, [`replay`] takes the lease, claims queued messages in the order of
+//! acceptance, sends them through [`upstream`], and deletes each message once the server confirmed it.
 //!
 //! Nothing acknowledged is ever only in memory: between any two steps either the client still has it (no answer yet),
 //! or the disk has it, or the server has it.

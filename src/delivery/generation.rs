@@ -3,9 +3,8 @@
 //! Confirmed messages are settled, in one commit, before a request is sent that conflicts with one of them: a crash
 //! then repeats only the newest write of each entity, never an older one over a newer one. In the order of acceptance,
 //! a backlog of N updates for each of M entities would need a commit for nearly every request. Sorted by *generation*,
-//! it needs one per generation: first all requests that conflict with no earlier one, then those that conflict with
-//! the first generation only, and so on.
-//! Order changes only between requests that don't conflict.
+//! it needs one per generation: first all requests that conflict with no earlier one, then those that conflict with the
+//! first generation only, and so on. Order changes only between requests that don't conflict.
 
 use std::collections::HashMap;
 

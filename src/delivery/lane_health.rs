@@ -1,8 +1,7 @@
 //! Lane health: what a lane may do next, as one pure state machine.
 //!
-//! A lane is protected by a circuit breaker. [`LaneHealth`] is what a replayer remembers of one lane, a [`LaneTurn`]
-//! is one worker's turn with it, and [`LaneHealth::on`] takes what happened and returns what to do. No clock, no lock
-//! and
+//! A lane is protected by a circuit breaker. [`LaneHealth`] is what a replayer remembers of one lane, a [`LaneTurn`] is
+//! one worker's turn with it, and [`LaneHealth::on`] takes what happened and returns what to do. No clock, no lock and
 //! no store: jitter and readings of the clock are arguments, waits are durations.
 //!
 //! ```text

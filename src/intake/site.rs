@@ -59,9 +59,9 @@ impl SitePolicy {
         Self { listener: listener.to_canonical(), allowed }
     }
 
-    /// Refuses a request that a page of another site may have sent.
-    /// `has_token`: whether the request has the intake token that the agent asks for. `is_link_target`: whether people
-    /// follow links to this path: a browser that navigates there shows the answer to its user and to no page.
+    /// Refuses a request that a page of another site may have sent. `has_token`: whether the request has the intake
+    /// token that the agent asks for. `is_link_target`: whether people follow links to this path: a browser that
+    /// navigates there shows the answer to its user and to no page.
     ///
     /// # Errors
     ///

@@ -2,8 +2,8 @@
 //!
 //! The server may be available and yet limit, refuse or fail one workspace or one key. While a lane fails, its new
 //! writes are stored behind its backlog instead of being forwarded: they would only time out, fail, or exceed a rate
-//! limit. In memory
-//! only, for a new process observes it again; until when a lane is held is in the store, where other processes see it.
+//! limit. In memory only, for a new process observes it again; until when a lane is held is in the store, where other
+//! processes see it.
 
 use std::collections::HashSet;
 use std::sync::atomic::{AtomicUsize, Ordering};

@@ -61,8 +61,7 @@
 //! Any process may register, read, purge and requeue at any time. Claiming and settling need the [`Lease`]: one
 //! replayer at a time per store. A lease expires after its time to live, measured on a monotonic clock that counts
 //! suspended time, so a killed replayer is replaced; a replayer that was stopped for longer gets
-//! [`StoreError::LeaseLost`] and writes
-//! nothing.
+//! [`StoreError::LeaseLost`] and writes nothing.
 
 pub mod attachment;
 mod clock;

@@ -2,8 +2,7 @@
 //!
 //! They take plain values and import no other room but `printable`, so that every room but the pure ones may use them.
 //! Payloads, API keys and tokens never get here. Nothing is logged per message: a backlog of a million would be a log
-//! of
-//! a million lines.
+//! of a million lines.
 
 pub mod history;
 pub mod log;

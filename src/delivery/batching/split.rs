@@ -2,9 +2,8 @@
 //!
 //! A client's batch of 1,000 items with one bad item is one message. If the server refuses it, its items are sent in
 //! halves of halves: the pieces that pass are delivered, and only the items that are refused alone are kept as
-//! rejected, each as a message of its own. That costs at most 2 log2(n) requests for one bad item among n, and for b
-//! of them at most b times
-//! that.
+//! rejected, each as a message of its own. That costs at most 2 log2(n) requests for one bad item among n, and for b of
+//! them at most b times that.
 //!
 //! Pieces are byte ranges of the content: every byte of an item is as the client sent it, and the other members of the
 //! body (`entity_type`, `batch_group_id`) are in every piece. The items of an OTLP request are its spans; each keeps

@@ -81,11 +81,10 @@ impl<'m> BatchInPieces<'m> {
 impl Batch<'_, '_> {
     /// Sends a batch in pieces until each bad item is alone: after the refusal of the `whole`, or as a suspect.
     ///
-    /// All of it is settled at once, afterwards: a crash in the middle repeats pieces, which are idempotent upserts.
-    /// So a piece is kept for later, with those behind it, if one of its items is about an entity of a piece that
-    /// passed: repeated after a crash, that one would put an older write over a newer one. Returns `None` when the
-    /// message waits for another
-    /// attempt as a whole, like one that got no answer.
+    /// All of it is settled at once, afterwards: a crash in the middle repeats pieces, which are idempotent upserts. So
+    /// a piece is kept for later, with those behind it, if one of its items is about an entity of a piece that passed:
+    /// repeated after a crash, that one would put an older write over a newer one. Returns `None` when the message
+    /// waits for another attempt as a whole, like one that got no answer.
     pub(super) fn divide(
         &mut self,
         message: &Claimed,
