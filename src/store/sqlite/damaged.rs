@@ -21,7 +21,7 @@ use std::io;
 use rusqlite::types::ValueRef;
 
 use super::lanes::server_check;
-use super::record::{COLUMNS, FoundRow};
+use super::record::{FoundRow, may_have_columns};
 use super::schema::PAGE_BYTES;
 use super::seal::SEAL_BYTES;
 use crate::sqlite_format::btree::{PageKind, RecordCell, RowLocation, cell_offsets};
@@ -188,7 +188,7 @@ impl Damaged {
             return;
         }
         match columns {
-            _ if row.types.len() == COLUMNS => self.messages.push(row.location),
+            _ if may_have_columns(row.types.len()) => self.messages.push(row.location),
             // A body without a checksum has the shape of a piece with its flag for encryption.
             [piece, is_sealed] if piece.is_blob() && is_sealed.is_integer() && row.may_be_piece() => {
                 self.pieces.push(row.location);

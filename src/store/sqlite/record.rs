@@ -74,6 +74,15 @@ pub(super) enum Column {
 /// How many columns `messages` has; the columns that a query selects beside them follow.
 pub(super) const COLUMNS: usize = Column::Touches as usize + 1;
 
+/// How many columns a row in a file has at least: SQLite does not rewrite rows when a migration adds a column, so rows
+/// of earlier versions lack the newest ones. Stays as it is when a column is added.
+const COLUMNS_MIN: usize = 20;
+
+/// Returns whether a row with this many columns may be one of `messages`.
+pub(super) fn may_have_columns(columns: usize) -> bool {
+    (COLUMNS_MIN..=COLUMNS).contains(&columns)
+}
+
 const INSERT: &str = concat!(
     "INSERT INTO messages (",
     columns!(),
@@ -392,14 +401,15 @@ fn kept_body<'row>(row: &'row Row<'_>) -> Result<KeptBody<'row>, Fault> {
 pub(super) struct FoundRow<'v>(&'v [ColumnValue]);
 
 impl<'v> FoundRow<'v> {
-    /// Returns the row, or `None` when it has other columns than a row of `messages`. SQLite does not rewrite rows
-    /// when a migration adds a column: from then on, this must accept rows without that column as well.
+    /// Returns the row, or `None` when it has other columns than a row of `messages`.
     pub(super) fn of(row: &'v [ColumnValue]) -> Option<Self> {
-        (row.len() == COLUMNS).then_some(Self(row))
+        may_have_columns(row.len()).then_some(Self(row))
     }
 
+    /// Returns a column; `Null` if the row is older than the column.
     pub(super) fn column(self, column: Column) -> &'v ColumnValue {
-        &self.0[column as usize]
+        const MISSING: &ColumnValue = &ColumnValue::Null;
+        self.0.get(column as usize).unwrap_or(MISSING)
     }
 
     pub(super) fn message_type(self) -> Option<MessageType> {
